@@ -1,1 +1,19 @@
+//! The engine: what turns requests into steps of a group of ranks.
+//!
+//! | module | what it is |
+//! |---|---|
+//! | [`step`] | what travels in one step: plan, late values, candidates |
+//! | [`backend`] | the contract of one rank's compute |
+//! | [`collective`] | the contract of communication inside a step |
+//! | [`leaf_tree`] | the fixed tree in which partial sums are joined |
+
 #![forbid(unsafe_code)]
+
+pub mod backend;
+pub mod collective;
+pub mod leaf_tree;
+pub mod step;
+
+pub use backend::{Backend, BackendError, FormSpec, KvCapacity, LoadProgress, Ticket};
+pub use collective::{Abort, Collective, CollectiveError, LeafLayout};
+pub use step::{Era, Late, LogitShard, Plan, PlanRow, RowCandidates, SampleKey, StepOutput, TokenRef};

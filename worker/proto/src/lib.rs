@@ -1,1 +1,16 @@
+//! gRPC contracts: [`v1`] between the parts of Llamero, `vllm` toward applications (the crate `vllm-proto`), and the
+//! descriptors of both for gRPC reflection.
+
 #![forbid(unsafe_code)]
+
+/// `llamero.v1`: rank control, telemetry, demand and completion. The documentation is in the `.proto` files.
+#[allow(missing_docs, clippy::all, unreachable_pub)]
+pub mod v1 {
+    tonic::include_proto!("llamero.v1");
+}
+
+/// Encoded `FileDescriptorSet` of `llamero.v1`.
+pub const LLAMERO_DESCRIPTORS: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/llamero.bin"));
+
+/// Encoded `FileDescriptorSet` of the public contract, package `vllm`.
+pub const VLLM_DESCRIPTORS: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/vllm.bin"));

@@ -1,0 +1,112 @@
+//! The fixed binary tree in which the leaves of a reduction are joined.
+//!
+//! The tree over leaves `a .. b` splits after the largest power of two smaller than `b - a` leaves, as the Merkle tree
+//! of RFC 6962 §2.1 does. A rank that owns leaves `a .. b` joins the maximal complete subtrees inside its range and
+//! sends only their roots; everybody joins the roots in the same order, so the sum has the same bits for every split.
+
+use std::ops::Range;
+
+/// A subtree as the range of leaves below it.
+pub type Subtree = Range<u32>;
+
+/// Where the tree over `node` splits: the first leaf of the right half. `node` must have at least two leaves.
+#[must_use]
+pub fn split(node: &Subtree) -> u32 {
+    let leaves = node.end - node.start;
+    let half = 1 << (u32::BITS - 1 - (leaves - 1).leading_zeros());
+    node.start + half
+}
+
+/// The maximal subtrees of the tree over `0 .. leaves` that lie inside `owned`, in ascending order.
+#[must_use]
+pub fn maximal_subtrees(leaves: u32, owned: &Subtree) -> Vec<Subtree> {
+    let mut found = Vec::new();
+    if leaves > 0 && owned.start < owned.end {
+        collect(&(0..leaves), owned, &mut found);
+    }
+    found
+}
+
+fn collect(node: &Subtree, owned: &Subtree, found: &mut Vec<Subtree>) {
+    if owned.start <= node.start && node.end <= owned.end {
+        found.push(node.clone());
+    } else if node.start < owned.end && owned.start < node.end {
+        let middle = split(node);
+        collect(&(node.start..middle), owned, found);
+        collect(&(middle..node.end), owned, found);
+    }
+}
+
+/// Join `values` (one per subtree of `parts`, in ascending order, together covering `node`) into the value of `node`.
+/// `join(left, right)` is called in the tree's order; `node` must be a node of the tree.
+pub fn join<T>(node: &Subtree, parts: &mut impl Iterator<Item = (Subtree, T)>, join_two: &mut impl FnMut(T, T) -> T) -> Option<T> {
+    fn go<T, I: Iterator<Item = (Subtree, T)>>(
+        node: &Subtree,
+        parts: &mut std::iter::Peekable<&mut I>,
+        join_two: &mut impl FnMut(T, T) -> T,
+    ) -> Option<T> {
+        if parts.peek()?.0 == *node {
+            return parts.next().map(|(_, value)| value);
+        }
+        if node.end - node.start < 2 {
+            return None;
+        }
+        let middle = split(node);
+        let left = go(&(node.start..middle), parts, join_two)?;
+        let right = go(&(middle..node.end), parts, join_two)?;
+        Some(join_two(left, right))
+    }
+    go(node, &mut parts.peekable(), join_two)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn splits_after_the_largest_smaller_power_of_two() {
+        assert_eq!(split(&(0..2)), 1);
+        assert_eq!(split(&(0..9)), 8);
+        assert_eq!(split(&(0..24)), 16);
+        assert_eq!(split(&(16..24)), 20);
+        assert_eq!(split(&(0..32)), 16);
+    }
+
+    #[test]
+    fn a_rank_owns_maximal_subtrees() {
+        assert_eq!(maximal_subtrees(9, &(0..9)), vec![0..9]);
+        assert_eq!(maximal_subtrees(9, &(0..5)), vec![0..4, 4..5]);
+        assert_eq!(maximal_subtrees(9, &(5..9)), vec![5..6, 6..8, 8..9]);
+        assert_eq!(maximal_subtrees(24, &(5..5)), Vec::<Subtree>::new());
+    }
+
+    #[test]
+    fn any_split_gives_the_same_bits() {
+        let leaves: Vec<f32> = (0..24).map(|i| 1.1_f32.powi(i) * if i % 3 == 0 { -1e6 } else { 1.0 }).collect();
+        let whole = sum(&leaves, &[0..24]);
+        for cut in 1..24 {
+            assert_eq!(sum(&leaves, &[0..cut, cut..24]).to_bits(), whole.to_bits(), "cut at {cut}");
+        }
+    }
+
+    #[test]
+    fn the_order_is_the_trees_and_not_the_chains() {
+        // (2^24 + 1) + (1 + -2^24) in f32: 2^24 + 1 rounds to 2^24, 1 - 2^24 is exact.
+        let leaves = [16_777_216.0, 1.0, 1.0, -16_777_216.0];
+        assert_eq!(sum(&leaves, &[0..4]), 1.0);
+        assert_eq!(leaves.iter().sum::<f32>(), 0.0);
+    }
+
+    fn sum(leaves: &[f32], ranks: &[Range<u32>]) -> f32 {
+        let all = 0..u32::try_from(leaves.len()).unwrap();
+        let value = |tree: &Subtree| {
+            let mut each = (tree.start..tree.end).map(|i| (i..i + 1, leaves[i as usize]));
+            join(tree, &mut each, &mut |a, b| a + b).unwrap()
+        };
+        let mut roots = ranks
+            .iter()
+            .flat_map(|owned| maximal_subtrees(all.end, owned))
+            .map(|tree| (tree.clone(), value(&tree)));
+        join(&all, &mut roots, &mut |a, b| a + b).unwrap()
+    }
+}
