@@ -5,15 +5,18 @@
 //! | [`step`] | what travels in one step: plan, late values, candidates |
 //! | [`backend`] | the contract of one rank's compute |
 //! | [`collective`] | the contract of communication inside a step |
+//! | [`block_tables`] | which KV blocks hold the positions of each slot |
 //! | [`leaf_tree`] | the fixed tree in which partial sums are joined |
 
 #![forbid(unsafe_code)]
 
 pub mod backend;
+pub mod block_tables;
 pub mod collective;
 pub mod leaf_tree;
 pub mod step;
 
 pub use backend::{Backend, BackendError, FormSpec, KvCapacity, LoadProgress, Ticket};
+pub use block_tables::{BlockTableError, BlockTables};
 pub use collective::{Abort, Collective, CollectiveError, LeafLayout};
 pub use step::{Era, Late, LogitShard, Plan, PlanRow, RowCandidates, SampleKey, StepOutput, TokenRef};
