@@ -7,6 +7,7 @@
 //! | [`collective`] | the contract of communication inside a step |
 //! | [`block_tables`] | which KV blocks hold the positions of each slot |
 //! | [`leaf_tree`] | the fixed tree in which partial sums are joined |
+//! | [`sampling`] | from candidates to a token |
 
 #![forbid(unsafe_code)]
 
@@ -14,6 +15,7 @@ pub mod backend;
 pub mod block_tables;
 pub mod collective;
 pub mod leaf_tree;
+pub mod sampling;
 pub mod step;
 
 pub use backend::{Backend, BackendError, FormSpec, KvCapacity, LoadProgress, Ticket};
