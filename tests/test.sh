@@ -1,0 +1,45 @@
+#!/usr/bin/env bash
+# The tests, in stages: `test.sh` runs lint, unit and cluster; a stage's name runs that one; `long` runs every combination.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+
+say() { printf '\n\033[1m== %s\033[0m (%s s)\n' "$*" "$SECONDS"; }
+
+prepare() {
+  say "Packages, models"
+  tests/cluster/install-debian.sh
+  make --no-print-directory model
+}
+
+lint() {
+  say "Formatting"
+  cargo fmt --all --check
+  say "Generated files"
+  cargo run --release -q -p llamero-api --bin llamero-crdgen -- --check
+  say "Clippy"
+  cargo clippy --workspace --all-targets --release -q -- -D warnings
+}
+
+unit() {
+  say "Unit, property and real-model tests"
+  cargo test --workspace --release --no-fail-fast "$@"
+}
+
+cluster() {
+  say "End-to-end tests on a real cluster"
+  make --no-print-directory cluster-build images
+  tests/e2e.sh "$@"
+}
+
+case "${1:-all}" in
+  lint) prepare; lint ;;
+  unit) prepare; unit ;;
+  cluster) prepare; cluster ;;
+  long)
+    prepare
+    PROPTEST_CASES=4096 unit -- --include-ignored
+    LLAMERO_LONG=1 cluster
+    ;;
+  all) prepare; lint; unit; cluster; say "All tests passed" ;;
+  *) echo "usage: test.sh [lint|unit|cluster|long]" >&2; exit 2 ;;
+esac
