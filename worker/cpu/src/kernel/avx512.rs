@@ -1,0 +1,143 @@
+//! The dot-product tile with AVX-512: `VDPBF16PS` for the sums, `VPERMI2B` (VBMI) to widen E4M3 to bf16 exactly.
+//!
+//! A bf16 has the sign, eight exponent and seven mantissa bits; for an E4M3 magnitude (seven bits) both of its bytes come
+//! from a table of 128 entries held in two registers each, and the sign is put in by one ternary-logic instruction.
+
+use std::arch::x86_64::{
+    __m512bh, __m512i, _mm512_dpbf16_ps, _mm512_loadu_ps, _mm512_loadu_si512, _mm512_permutex2var_epi8,
+    _mm512_set1_epi8, _mm512_set1_epi32, _mm512_storeu_ps, _mm512_ternarylogic_epi32, _mm512_unpackhi_epi8,
+    _mm512_unpacklo_epi8,
+};
+use std::mem::transmute;
+
+use super::pack::{Element, LANES};
+use super::portable::e4m3;
+use super::tile::Tile;
+
+/// Whether the CPU (and the operating system) has what [`run`] uses.
+pub(super) fn is_supported() -> bool {
+    is_x86_feature_detected!("avx512f")
+        && is_x86_feature_detected!("avx512bw")
+        && is_x86_feature_detected!("avx512vl")
+        && is_x86_feature_detected!("avx512dq")
+        && is_x86_feature_detected!("avx512vbmi")
+        && is_x86_feature_detected!("avx512bf16")
+        && is_x86_feature_detected!("avx2")
+        && is_x86_feature_detected!("fma")
+}
+
+/// Byte 0 (low) or 1 (high) of the bf16 of every E4M3 magnitude.
+const fn table(byte: u32) -> [u8; 128] {
+    let mut bytes = [0; 128];
+    let mut code = 0;
+    while code < 128 {
+        bytes[code] = (e4m3(code as u8).to_bits() >> (16 + 8 * byte)) as u8;
+        code += 1;
+    }
+    bytes
+}
+
+static LOW: [u8; 128] = table(0);
+static HIGH: [u8; 128] = table(1);
+
+/// See [`Tile`]. `blocks` must be 1, 2 or 4 and `blocks * rows` at most 8, as [`super::tile::blocks_at_once`] says.
+///
+/// # Safety
+/// [`is_supported`], and the lengths of the slices must cover the shape.
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vbmi,avx512bf16")]
+pub(super) unsafe fn run(tile: Tile<'_>, sums: &mut [f32]) {
+    macro_rules! choose {
+        ($(($rows:literal, $blocks:literal)),*) => {
+            match (tile.rows, tile.blocks, tile.element) {
+                $(
+                    // SAFETY: the caller's promises are passed on.
+                    ($rows, $blocks, Element::Bf16) => unsafe { chains::<$rows, $blocks, false>(tile, sums) },
+                    // SAFETY: as above.
+                    ($rows, $blocks, Element::E4m3) => unsafe { chains::<$rows, $blocks, true>(tile, sums) },
+                )*
+                _ => unreachable!("no tile of {} rows and {} blocks", tile.rows, tile.blocks),
+            }
+        };
+    }
+    choose!(
+        (1, 1),
+        (1, 2),
+        (1, 4),
+        (2, 1),
+        (2, 2),
+        (2, 4),
+        (3, 1),
+        (3, 2),
+        (4, 1),
+        (4, 2),
+        (5, 1),
+        (6, 1),
+        (7, 1),
+        (8, 1)
+    );
+}
+
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vbmi,avx512bf16")]
+unsafe fn chains<const ROWS: usize, const BLOCKS: usize, const E4M3: bool>(tile: Tile<'_>, sums: &mut [f32]) {
+    let step_bytes = tile.element.step_bytes();
+    let sums = sums.as_mut_ptr();
+    // SAFETY: all reads and writes lie inside the slices: rows, blocks and steps are within the shape whose lengths the
+    // caller checked; unaligned loads are used throughout; the tables are 128 bytes.
+    unsafe {
+        let low = [
+            _mm512_loadu_si512(LOW.as_ptr().cast()),
+            _mm512_loadu_si512(LOW.as_ptr().add(64).cast()),
+        ];
+        let high = [
+            _mm512_loadu_si512(HIGH.as_ptr().cast()),
+            _mm512_loadu_si512(HIGH.as_ptr().add(64).cast()),
+        ];
+        let sign = _mm512_set1_epi8(i8::MIN);
+        let mut acc = [[[_mm512_loadu_ps(sums); 2]; ROWS]; BLOCKS];
+        for b in 0..BLOCKS {
+            for r in 0..ROWS {
+                let at = sums.add((b * ROWS + r) * LANES);
+                acc[b][r] = [_mm512_loadu_ps(at), _mm512_loadu_ps(at.add(16))];
+            }
+        }
+        for step in 0..tile.steps {
+            let inputs = tile.inputs.as_ptr().add(step);
+            for b in 0..BLOCKS {
+                let at = tile
+                    .weights
+                    .as_ptr()
+                    .add(b * tile.block_stride + step * step_bytes);
+                let first = _mm512_loadu_si512(at.cast());
+                let weights: [__m512i; 2] = if E4M3 {
+                    let lows = _mm512_permutex2var_epi8(low[0], first, low[1]);
+                    let highs = _mm512_permutex2var_epi8(high[0], first, high[1]);
+                    // highs | (first & sign)
+                    let highs = _mm512_ternarylogic_epi32::<0xf8>(highs, first, sign);
+                    [
+                        _mm512_unpacklo_epi8(lows, highs),
+                        _mm512_unpackhi_epi8(lows, highs),
+                    ]
+                } else {
+                    [first, _mm512_loadu_si512(at.add(64).cast())]
+                };
+                for r in 0..ROWS {
+                    let input = _mm512_set1_epi32(inputs.add(r * tile.input_stride).read() as i32);
+                    for half in 0..2 {
+                        acc[b][r][half] = _mm512_dpbf16_ps(
+                            acc[b][r][half],
+                            transmute::<__m512i, __m512bh>(input),
+                            transmute::<__m512i, __m512bh>(weights[half]),
+                        );
+                    }
+                }
+            }
+        }
+        for b in 0..BLOCKS {
+            for r in 0..ROWS {
+                let at = sums.add((b * ROWS + r) * LANES);
+                _mm512_storeu_ps(at, acc[b][r][0]);
+                _mm512_storeu_ps(at.add(16), acc[b][r][1]);
+            }
+        }
+    }
+}
