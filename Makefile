@@ -36,9 +36,9 @@ test-cluster: ## End-to-end tests on a real local Kubernetes
 test-long: ## The same with every combination and every write cut (hours)
 	@tests/test.sh long
 
-.PHONY: crds
-crds: ## Generate the CRDs and the chart's copy
-	@cargo run --release -q -p llamero-api --bin llamero-crdgen
+.PHONY: generate
+generate: ## Generate the CRDs, the chart's copy and the kustomize base
+	@tests/generate.sh
 
 .PHONY: bench-engine
 bench-engine: model ## Decode and prefill speed beside this machine's own bounds

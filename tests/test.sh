@@ -15,7 +15,9 @@ lint() {
   say "Formatting"
   cargo fmt --all --check
   say "Generated files"
-  cargo run --release -q -p llamero-api --bin llamero-crdgen -- --check
+  make --no-print-directory cluster-build
+  tests/generate.sh --check
+  .local/bin/helm lint --quiet --strict charts/llamero
   say "Clippy"
   cargo clippy --workspace --all-targets --release -q -- -D warnings
 }
