@@ -1,1 +1,65 @@
-fn main() {}
+//! Writes the CustomResourceDefinitions to `crds/` and the chart, or checks that they are up to date.
+#![forbid(unsafe_code)]
+
+use std::{path::Path, process::ExitCode};
+
+const FOLDERS: [&str; 2] = ["crds", "charts/llamero/crds"];
+
+const HELP: &str = "usage: llamero-crdgen [--check] [ROOT]
+Writes crds/*.yaml and charts/llamero/crds/*.yaml below ROOT (default: the present folder).
+--check writes nothing and fails when a file differs from the types.";
+
+fn main() -> ExitCode {
+    let mut check = false;
+    let mut root = None;
+    for argument in std::env::args().skip(1) {
+        match argument.as_str() {
+            "--check" => check = true,
+            "-h" | "--help" => {
+                println!("{HELP}");
+                return ExitCode::SUCCESS;
+            }
+            _ if argument.starts_with('-') || root.is_some() => {
+                eprintln!("unexpected argument {argument:?}\n{HELP}");
+                return ExitCode::from(2);
+            }
+            _ => root = Some(argument),
+        }
+    }
+    let root = root.unwrap_or_else(|| ".".to_owned());
+    match run(Path::new(&root), check) {
+        Ok(0) => ExitCode::SUCCESS,
+        Ok(_) => ExitCode::FAILURE,
+        Err(error) => {
+            eprintln!("{error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// Number of files that differ (with `check`).
+fn run(root: &Path, check: bool) -> Result<usize, Box<dyn std::error::Error>> {
+    let files = llamero_api::crds::files()?;
+    let mut differing = 0;
+    for folder in FOLDERS {
+        let folder = root.join(folder);
+        if !check {
+            std::fs::create_dir_all(&folder)
+                .map_err(|error| format!("cannot make {}: {error}", folder.display()))?;
+        }
+        for (name, text) in &files {
+            let path = folder.join(name);
+            if !check {
+                std::fs::write(&path, text)
+                    .map_err(|error| format!("cannot write {}: {error}", path.display()))?;
+            } else if std::fs::read_to_string(&path).ok().as_ref() != Some(text) {
+                eprintln!(
+                    "{} differs from the types in operator/api: run llamero-crdgen and commit the result",
+                    path.display()
+                );
+                differing += 1;
+            }
+        }
+    }
+    Ok(differing)
+}

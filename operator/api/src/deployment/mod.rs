@@ -1,0 +1,243 @@
+//! `LlamaDeployment`: what a user wants served.
+
+mod engine;
+mod model;
+mod scaling;
+mod status;
+mod worker;
+
+use kube::{CustomResource, KubeSchema};
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+use crate::duration::Duration;
+
+pub use engine::{Engine, KvCache};
+pub use model::{HostPathSource, ImageSource, ModelSpec, PersistentVolumeClaimSource, Source};
+pub use scaling::{Autoscaling, Rollout};
+pub use status::{
+    AutoscalingState, CheckpointStatus, GroupSummary, LlamaDeploymentStatus, PlanStatus, condition, reason,
+};
+pub use worker::{PullPolicy, Resources, Worker};
+
+/// A Llama model that is to be served by a number of groups of worker pods.
+#[derive(CustomResource, KubeSchema, Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[kube(
+    group = "llamero.dev",
+    version = "v1alpha1",
+    kind = "LlamaDeployment",
+    plural = "llamadeployments",
+    shortname = "lld",
+    category = "llamero",
+    namespaced,
+    cel,
+    derive = "PartialEq",
+    status = "LlamaDeploymentStatus",
+    doc = "A Llama model, served by replicas: groups of worker pods that answer as one.",
+    scale(
+        spec_replicas_path = ".spec.replicas",
+        status_replicas_path = ".status.replicas",
+        label_selector_path = ".status.selector"
+    ),
+    printcolumn(name = "Phase", type_ = "string", json_path = ".status.phase"),
+    printcolumn(name = "Ready", type_ = "string", json_path = ".status.ready", description = "Ready groups / wanted groups"),
+    printcolumn(name = "Loaded", type_ = "string", json_path = ".status.loaded", description = "Bytes of weights in memory / bytes to load, over all groups"),
+    printcolumn(name = "Model", type_ = "string", json_path = ".status.model", priority = 1),
+    printcolumn(name = "Message", type_ = "string", json_path = ".status.message", priority = 1),
+    printcolumn(name = "Age", type_ = "date", json_path = ".metadata.creationTimestamp"),
+    validation = Rule::new("size(self.metadata.name) <= 40 && self.metadata.name.matches('^[a-z]([-a-z0-9]*[a-z0-9])?$')")
+        .message("metadata.name must be at most 40 lower-case letters, digits and dashes and begin with a letter: pods and Services are named after it")
+)]
+#[x_kube(
+    validation = Rule::new("!(has(self.replicas) && has(self.autoscaling))")
+        .message("remove spec.replicas or spec.autoscaling: with autoscaling the operator decides the number of replicas"),
+    validation = Rule::new("!has(self.accelerator) || !has(self.accelerator.perNode) || self.parallelism.tensor <= self.accelerator.perNode || self.parallelism.tensor % self.accelerator.perNode == 0")
+        .message("parallelism.tensor must be at most accelerator.perNode or a multiple of it, so that every pod holds equally many ranks")
+)]
+#[serde(rename_all = "camelCase")]
+pub struct LlamaDeploymentSpec {
+    /// What is served and where its weights lie.
+    pub model: ModelSpec,
+    /// How many ranks share one copy of the model.
+    pub parallelism: Parallelism,
+    /// What the ranks run on. Absent: one CPU rank per pod.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub accelerator: Option<Accelerator>,
+    /// Number of groups. Absent, without autoscaling: 1. The scale subresource (kubectl scale, HPA, KEDA) writes this field.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 0, max = 1000))]
+    pub replicas: Option<i32>,
+    /// Lets the operator choose the number of groups by load. Forbidden beside replicas.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub autoscaling: Option<Autoscaling>,
+    /// Where groups go and how long they may take to get there.
+    #[serde(default)]
+    pub placement: Placement,
+    /// How groups are replaced when their template changes.
+    #[serde(default)]
+    pub rollout: Rollout,
+    /// What happens when a rank is lost or stuck.
+    #[serde(default)]
+    pub recovery: Recovery,
+    /// Settings of the inference engine.
+    #[serde(default)]
+    pub engine: Engine,
+    /// Settings of the worker pods.
+    #[serde(default)]
+    pub worker: Worker,
+}
+
+/// How the model is split over ranks.
+#[derive(KubeSchema, Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[x_kube(validation = Rule::new("self.pipeline == 1").message("parallelism.pipeline must be 1: pipeline parallelism is not available yet; use a larger parallelism.tensor"))]
+#[serde(rename_all = "camelCase")]
+pub struct Parallelism {
+    /// Tensor-parallel ranks; at most the model's number of query heads.
+    #[schemars(range(min = 1, max = 256))]
+    pub tensor: i32,
+    /// Pipeline stages. Only 1 for now.
+    #[serde(default = "one")]
+    #[schemars(range(min = 1, max = 64))]
+    pub pipeline: i32,
+}
+
+/// The device that a rank runs on.
+#[derive(KubeSchema, Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[x_kube(validation = Rule::new("!has(self.resource) || self.resource.matches('^[a-z0-9]([-a-z0-9.]*[a-z0-9])?/[A-Za-z0-9]([-A-Za-z0-9_.]*[A-Za-z0-9])?$')")
+    .message("accelerator.resource must be an extended resource with a domain, for example nvidia.com/gpu; leave it out for the CPU backend"))]
+#[serde(rename_all = "camelCase")]
+pub struct Accelerator {
+    /// Extended resource, one per rank, for example `nvidia.com/gpu`. Absent: CPU backend.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(min = 3, max = 128))]
+    pub resource: Option<String>,
+    /// Ranks per pod; a group has at most one pod on a node.
+    #[serde(default = "one")]
+    #[schemars(range(min = 1, max = 64))]
+    pub per_node: i32,
+    /// Memory of one device. Absent: from the nodes' `nvidia.com/gpu.memory` label.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(schema_with = "crate::schema::quantity")]
+    pub memory: Option<k8s_openapi::apimachinery::pkg::api::resource::Quantity>,
+}
+
+/// How binding `topologyKey` is.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub enum TopologyPolicy {
+    /// All pods of a group in one domain, or the group waits.
+    Required,
+    /// One domain if it has room, else several.
+    #[default]
+    Preferred,
+}
+
+/// What to do when no room is found.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub enum WhenFull {
+    /// Hold nothing and try again when the cluster changes.
+    #[default]
+    Wait,
+}
+
+/// Where groups go.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct Placement {
+    /// Node label whose value names a domain of fast links, for example `topology.kubernetes.io/zone`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(min = 1, max = 317))]
+    pub topology_key: Option<String>,
+    /// Whether a group may span domains.
+    #[serde(default)]
+    pub policy: TopologyPolicy,
+    /// What to do when no room is found.
+    #[serde(default)]
+    pub when_full: WhenFull,
+    /// All pods of a group must be scheduled within this time, or all of them are taken back.
+    #[serde(default = "Placement::default_deadline")]
+    pub deadline: Duration,
+}
+
+impl Placement {
+    const fn default_deadline() -> Duration {
+        Duration::from_secs(120)
+    }
+}
+
+impl Default for Placement {
+    fn default() -> Self {
+        Self {
+            topology_key: None,
+            policy: TopologyPolicy::default(),
+            when_full: WhenFull::default(),
+            deadline: Self::default_deadline(),
+        }
+    }
+}
+
+/// What happens when a rank is lost or stuck.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", default)]
+pub struct Recovery {
+    /// A group that completes no step for this long is stuck; also the time-out of every wait between ranks.
+    pub stall_timeout: Duration,
+    /// Replacements of members that are charged within `restartWindow` before the operator stops trying. Evictions are not charged.
+    #[schemars(range(min = 0, max = 60))]
+    pub restart_budget: i32,
+    /// Replacements older than this are forgiven.
+    pub restart_window: Duration,
+    /// Wait before the second replacement within the window; doubles with each further one, up to five minutes.
+    pub backoff: Duration,
+}
+
+impl Default for Recovery {
+    fn default() -> Self {
+        Self {
+            stall_timeout: Duration::from_secs(30),
+            restart_budget: 10,
+            restart_window: Duration::from_secs(3600),
+            backoff: Duration::from_secs(10),
+        }
+    }
+}
+
+const fn one() -> i32 {
+    1
+}
+
+impl LlamaDeploymentSpec {
+    /// Ranks of one group.
+    #[must_use]
+    pub fn ranks(&self) -> i32 {
+        self.parallelism
+            .tensor
+            .max(1)
+            .saturating_mul(self.parallelism.pipeline.max(1))
+    }
+
+    /// Ranks in one pod.
+    #[must_use]
+    pub fn ranks_per_pod(&self) -> i32 {
+        let per_node = self.accelerator.as_ref().map_or(1, |a| a.per_node.max(1));
+        per_node.min(self.ranks())
+    }
+
+    /// Pods of one group.
+    #[must_use]
+    pub fn pods(&self) -> i32 {
+        (self.ranks() + self.ranks_per_pod() - 1) / self.ranks_per_pod()
+    }
+}
+
+impl LlamaDeployment {
+    /// The name that clients ask for: `spec.model.name`, else the object's name.
+    #[must_use]
+    pub fn model_name(&self) -> &str {
+        self.spec
+            .model
+            .name
+            .as_deref()
+            .or(self.metadata.name.as_deref())
+            .unwrap_or_default()
+    }
+}

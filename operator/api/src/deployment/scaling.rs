@@ -1,0 +1,68 @@
+//! How many groups there are, and how they change.
+
+use kube::KubeSchema;
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+use crate::duration::Duration;
+
+/// Lets the operator choose the number of groups by load.
+#[derive(KubeSchema, Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[x_kube(validation = Rule::new("self.minReplicas <= self.maxReplicas")
+    .message("autoscaling.minReplicas must not exceed autoscaling.maxReplicas"))]
+#[serde(rename_all = "camelCase")]
+pub struct Autoscaling {
+    /// Fewest groups; 0 lets an idle deployment release everything. A request then waits at the gateway while a group starts.
+    #[serde(default = "one")]
+    #[schemars(range(min = 0, max = 1000))]
+    pub min_replicas: i32,
+    /// Most groups.
+    #[schemars(range(min = 1, max = 1000))]
+    pub max_replicas: i32,
+    /// Running and waiting requests that one group should have.
+    #[serde(default = "sixteen")]
+    #[schemars(range(min = 1, max = 100_000))]
+    pub target_requests_per_group: i32,
+    /// The load must have asked for fewer groups for this long before groups go. Choose at least the time a group takes to start.
+    #[serde(default = "five_minutes")]
+    pub scale_down_stabilization: Duration,
+    /// With minReplicas 0: how long without any request until the last group goes.
+    #[serde(default = "fifteen_minutes")]
+    pub idle_timeout_to_zero: Duration,
+}
+
+const fn one() -> i32 {
+    1
+}
+
+const fn sixteen() -> i32 {
+    16
+}
+
+const fn five_minutes() -> Duration {
+    Duration::from_secs(300)
+}
+
+const fn fifteen_minutes() -> Duration {
+    Duration::from_secs(900)
+}
+
+/// How groups are replaced when their template changes.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", default)]
+pub struct Rollout {
+    /// Ready groups that may be missing while others are replaced. A group is replaced by a new one; revisions never mix in a group.
+    #[schemars(range(min = 1, max = 1000))]
+    pub max_unavailable: i32,
+    /// Leave groups of older revisions alone.
+    pub paused: bool,
+}
+
+impl Default for Rollout {
+    fn default() -> Self {
+        Self {
+            max_unavailable: 1,
+            paused: false,
+        }
+    }
+}

@@ -1,0 +1,210 @@
+//! What the operator reports about a `LlamaDeployment`.
+
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+use crate::{
+    group::{GroupPhase, MemberFailure},
+    summary::CheckpointSummary,
+};
+
+/// Types of conditions.
+pub mod condition {
+    /// The specification can be served: the checkpoint was read and fits.
+    pub const ACCEPTED: &str = "Accepted";
+    /// Every wanted group has its nodes.
+    pub const PLACED: &str = "Placed";
+    /// As many groups serve as are wanted.
+    pub const READY: &str = "Ready";
+    /// The operator works toward what is wanted.
+    pub const PROGRESSING: &str = "Progressing";
+    /// Something is wrong that needs a human, or costs capacity.
+    pub const DEGRADED: &str = "Degraded";
+}
+
+/// Reasons of conditions.
+pub mod reason {
+    /// All is as wanted.
+    pub const AS_WANTED: &str = "AsWanted";
+    /// The checkpoint's headers are being read.
+    pub const INSPECTING: &str = "Inspecting";
+    /// The checkpoint cannot be read.
+    pub const SOURCE_UNREADABLE: &str = "SourceUnreadable";
+    /// The checkpoint does not fit what was asked for.
+    pub const DOES_NOT_FIT: &str = "DoesNotFit";
+    /// No nodes have room for a whole group.
+    pub const NO_ROOM: &str = "NoRoom";
+    /// The scheduler did not place all pods in time; all were taken back.
+    pub const DEADLINE_EXCEEDED: &str = "DeadlineExceeded";
+    /// Pods are being scheduled.
+    pub const PLACING: &str = "Placing";
+    /// Groups start, load or connect.
+    pub const STARTING: &str = "Starting";
+    /// A member is being replaced.
+    pub const RECOVERING: &str = "Recovering";
+    /// The restart budget of a group is spent.
+    pub const RESTART_BUDGET_SPENT: &str = "RestartBudgetSpent";
+    /// The steps of a group stand still.
+    pub const STALLED: &str = "Stalled";
+    /// Groups of an older revision are being replaced.
+    pub const ROLLING_OUT: &str = "RollingOut";
+    /// The rollout is paused.
+    pub const PAUSED: &str = "Paused";
+    /// Wanted are zero groups.
+    pub const SCALED_TO_ZERO: &str = "ScaledToZero";
+    /// Groups are being removed.
+    pub const SCALING_DOWN: &str = "ScalingDown";
+    /// Pods cannot start, for example because an image cannot be pulled.
+    pub const PODS_NOT_STARTING: &str = "PodsNotStarting";
+}
+
+/// Observed state of a `LlamaDeployment`.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct LlamaDeploymentStatus {
+    /// `metadata.generation` that this status speaks of.
+    #[serde(default)]
+    pub observed_generation: i64,
+    /// The least advanced thing that is going on, in one word.
+    #[serde(default)]
+    pub phase: String,
+    /// `ready/desired`, for people.
+    #[serde(default)]
+    pub ready: String,
+    /// Loaded bytes of all groups, for people: `1.2/4.0 GiB`.
+    #[serde(default)]
+    pub loaded: String,
+    /// The name that clients ask for.
+    #[serde(default)]
+    pub model: String,
+    /// What a human should know or do, in one sentence.
+    #[serde(default)]
+    pub message: String,
+    /// Groups that exist.
+    #[serde(default)]
+    pub replicas: i32,
+    /// Groups that serve.
+    #[serde(default)]
+    pub ready_replicas: i32,
+    /// Groups that are wanted: `spec.replicas`, or what autoscaling chose.
+    #[serde(default)]
+    pub desired_replicas: i32,
+    /// Label selector that matches the leaders' pods only, so that an HPA counts groups, not pods.
+    #[serde(default)]
+    pub selector: String,
+    /// The revision that new groups get.
+    #[serde(default)]
+    pub revision: String,
+    /// What sizing decided, or why it refuses.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub plan: Option<PlanStatus>,
+    /// What the checkpoint is.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub checkpoint: Option<CheckpointStatus>,
+    /// Memory of the autoscaler.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub autoscaling: Option<AutoscalingState>,
+    /// The groups.
+    #[serde(default)]
+    pub groups: Vec<GroupSummary>,
+    /// Accepted, Placed, Ready, Progressing, Degraded.
+    #[serde(default)]
+    #[schemars(schema_with = "crate::schema::conditions")]
+    pub conditions: Vec<Condition>,
+}
+
+/// What sizing decided. Sizes are for the rank that needs most.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct PlanStatus {
+    /// Whether a group can be made.
+    pub fits: bool,
+    /// Why not, and what would fit; or empty.
+    #[serde(default)]
+    pub message: String,
+    /// Ranks of a group.
+    #[serde(default)]
+    pub ranks: i32,
+    /// Pods, and so nodes, of a group.
+    #[serde(default)]
+    pub nodes: i32,
+    /// Ranks of a pod.
+    #[serde(default)]
+    pub ranks_per_pod: i32,
+    /// Longest context in tokens.
+    #[serde(default)]
+    pub max_context_length: i64,
+    /// Bytes of weights on a rank.
+    #[serde(default)]
+    pub weight_bytes_per_rank: i64,
+    /// Bytes of key/value cache of a token on a rank.
+    #[serde(default)]
+    pub kv_bytes_per_token_per_rank: i64,
+    /// Bytes for keys and values on a rank.
+    #[serde(default)]
+    pub kv_bytes_per_rank: i64,
+    /// Tokens that the key/value cache of a group holds.
+    #[serde(default)]
+    pub kv_tokens: i64,
+    /// Bytes of memory that a rank needs in all.
+    #[serde(default)]
+    pub memory_bytes_per_rank: i64,
+}
+
+/// What the inspect pod found.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct CheckpointStatus {
+    /// Digest of the source and tensor-parallel size that were inspected.
+    pub key: String,
+    /// When.
+    pub inspected_at: Time,
+    /// What was found; absent when the checkpoint could not be read.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub summary: Option<CheckpointSummary>,
+    /// Why the checkpoint could not be read, and what to do.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub error: Option<String>,
+}
+
+/// Memory of the autoscaler, so that a restarted operator goes on where the last one stopped.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct AutoscalingState {
+    /// Since when the load has asked for fewer groups than there are.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub lower_since: Option<Time>,
+    /// The most groups the load asked for since then.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub lower_peak: Option<i32>,
+    /// Since when there has been no request.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub idle_since: Option<Time>,
+    /// Why the number of groups is what it is.
+    #[serde(default)]
+    pub message: String,
+}
+
+/// One group at a glance.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct GroupSummary {
+    /// Name of the `LlamaGroup`.
+    pub name: String,
+    /// Revision it runs.
+    pub revision: String,
+    /// Membership.
+    pub generation: i64,
+    /// How far it is.
+    pub phase: GroupPhase,
+    /// Whether it serves.
+    pub ready: bool,
+    /// Bytes of weights in memory, over all ranks.
+    pub loaded_bytes: i64,
+    /// Bytes of weights to load, over all ranks.
+    pub total_bytes: i64,
+    /// The latest failure of a member.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub last_failure: Option<MemberFailure>,
+}

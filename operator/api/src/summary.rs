@@ -1,0 +1,97 @@
+//! What an inspect pod found in a checkpoint's headers.
+
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+/// The checkpoint as its headers describe it, and how it would be sharded. Written by `llamero-worker inspect --json` to the
+/// pod's termination message (at most 4096 bytes), kept in `status.checkpoint` of the deployment.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct CheckpointSummary {
+    /// Version of this format: 1.
+    pub format_version: i32,
+    /// First entry of `architectures` in `config.json`.
+    pub architecture: String,
+    /// Width of the residual stream.
+    pub hidden_size: i64,
+    /// Number of transformer layers.
+    pub layers: i64,
+    /// Query heads per layer; the largest tensor-parallel size.
+    pub q_heads: i64,
+    /// Key/value heads per layer.
+    pub kv_heads: i64,
+    /// Width of one head.
+    pub head_dim: i64,
+    /// Width of the feed-forward layer.
+    pub ffn_size: i64,
+    /// Tokens in the vocabulary.
+    pub vocab_size: i64,
+    /// Longest context that the checkpoint was made for.
+    pub max_position_embeddings: i64,
+    /// `fp8`, `bf16` or `mixed`.
+    pub weights: String,
+    /// `fbgemm_fp8`, `compressed-tensors`, `modelopt`, or absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub quantization: Option<String>,
+    /// Number of weights.
+    pub parameters: i64,
+    /// Bytes of all tensors in the files.
+    pub checkpoint_bytes: i64,
+    /// Usable tensor-parallel sizes.
+    pub plans: Vec<ShardPlan>,
+    /// Why the wanted tensor-parallel size cannot be used, in words.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub problem: Option<String>,
+}
+
+/// What one rank needs at a tensor-parallel size; maxima over the ranks.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct ShardPlan {
+    /// Number of tensor-parallel ranks.
+    pub tensor: i64,
+    /// Bytes of weights that a rank keeps in memory.
+    pub weight_bytes_per_rank: i64,
+    /// Bytes of key/value cache that one token takes on a rank, in bf16.
+    pub kv_bytes_per_token_per_rank: i64,
+}
+
+/// What an inspect pod writes: a summary, or a sentence that says what is wrong.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(untagged)]
+pub enum InspectOutcome {
+    /// The checkpoint cannot be read.
+    Error {
+        /// What is wrong and what to do about it.
+        error: String,
+    },
+    /// What the checkpoint is.
+    Summary(Box<CheckpointSummary>),
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn reads_both_outcomes() {
+        let summary = r#"{"formatVersion":1,"architecture":"LlamaForCausalLM","hiddenSize":576,"layers":30,"qHeads":9,"kvHeads":3,
+            "headDim":64,"ffnSize":1536,"vocabSize":49152,"maxPositionEmbeddings":8192,"weights":"fp8","quantization":null,
+            "parameters":134515008,"checkpointBytes":135000000,
+            "plans":[{"tensor":1,"weightBytesPerRank":134000000,"kvBytesPerTokenPerRank":23040}],"problem":null}"#;
+        let InspectOutcome::Summary(read) = serde_json::from_str(summary).unwrap() else {
+            panic!("no summary")
+        };
+        assert_eq!(
+            (read.q_heads, read.plans[0].kv_bytes_per_token_per_rank),
+            (9, 23040)
+        );
+        let failed: InspectOutcome = serde_json::from_str(r#"{"error":"no config.json in /model"}"#).unwrap();
+        assert_eq!(
+            failed,
+            InspectOutcome::Error {
+                error: "no config.json in /model".into()
+            }
+        );
+    }
+}

@@ -1,0 +1,162 @@
+//! The rules of the definitions, evaluated as the API server evaluates them: what is refused, and what the user is told.
+
+use llamero_api::{LlamaDeployment, LlamaGroup};
+use serde_json::{Value, json};
+
+fn deployment(change: impl FnOnce(&mut Value)) -> LlamaDeployment {
+    let mut object = json!({
+        "apiVersion": "llamero.dev/v1alpha1",
+        "kind": "LlamaDeployment",
+        "metadata": {"name": "llama"},
+        "spec": {
+            "model": {"source": {"persistentVolumeClaim": {"claimName": "weights"}}},
+            "parallelism": {"tensor": 2}
+        }
+    });
+    change(&mut object);
+    serde_json::from_value(object).unwrap()
+}
+
+fn refused(object: &LlamaDeployment) -> String {
+    object.validate_cel().unwrap_err().to_string()
+}
+
+#[test]
+fn the_smallest_deployment_is_accepted() {
+    let object = deployment(|_| {});
+    object.validate_cel().unwrap();
+    assert_eq!(
+        (
+            object.spec.ranks(),
+            object.spec.ranks_per_pod(),
+            object.spec.pods()
+        ),
+        (2, 1, 2)
+    );
+    assert_eq!(object.model_name(), "llama");
+    assert_eq!(object.spec.recovery.stall_timeout.to_string(), "30s");
+}
+
+#[test]
+fn two_sources_are_refused() {
+    let two = deployment(|o| o["spec"]["model"]["source"]["hostPath"] = json!({"path": "/models"}));
+    assert!(refused(&two).contains("give exactly one of model.source"));
+    let none = deployment(|o| o["spec"]["model"]["source"] = json!({}));
+    assert!(refused(&none).contains("give exactly one of model.source"));
+}
+
+#[test]
+fn replicas_beside_autoscaling_are_refused() {
+    let both = deployment(|o| {
+        o["spec"]["replicas"] = json!(2);
+        o["spec"]["autoscaling"] = json!({"maxReplicas": 3});
+    });
+    assert!(refused(&both).contains("remove spec.replicas or spec.autoscaling"));
+}
+
+#[test]
+fn bounds_of_autoscaling_are_ordered() {
+    let crossed = deployment(|o| o["spec"]["autoscaling"] = json!({"minReplicas": 4, "maxReplicas": 3}));
+    assert!(refused(&crossed).contains("minReplicas must not exceed"));
+    deployment(|o| o["spec"]["autoscaling"] = json!({"minReplicas": 0, "maxReplicas": 3}))
+        .validate_cel()
+        .unwrap();
+}
+
+#[test]
+fn a_resource_without_domain_is_refused() {
+    for name in ["gpu", "nvidia.com/", "/gpu", "nvidia.com/gpu/0", "NVIDIA.com/gpu"] {
+        let object = deployment(|o| o["spec"]["accelerator"] = json!({"resource": name}));
+        assert!(refused(&object).contains("for example nvidia.com/gpu"), "{name}");
+    }
+    deployment(|o| o["spec"]["accelerator"] = json!({"resource": "nvidia.com/gpu"}))
+        .validate_cel()
+        .unwrap();
+}
+
+#[test]
+fn every_pod_holds_equally_many_ranks() {
+    let uneven = deployment(|o| {
+        o["spec"]["parallelism"]["tensor"] = json!(9);
+        o["spec"]["accelerator"] = json!({"resource": "nvidia.com/gpu", "perNode": 8});
+    });
+    assert!(refused(&uneven).contains("a multiple of it"));
+}
+
+#[test]
+fn pipeline_stages_are_refused_for_now() {
+    let staged = deployment(|o| o["spec"]["parallelism"]["pipeline"] = json!(2));
+    assert!(refused(&staged).contains("pipeline parallelism is not available yet"));
+}
+
+#[test]
+fn names_that_pods_cannot_bear_are_refused() {
+    for name in ["8b", "llama.8b", &"l".repeat(41)] {
+        let object = deployment(|o| o["metadata"]["name"] = json!(name));
+        assert!(
+            refused(&object).contains("at most 40 lower-case letters"),
+            "{name}"
+        );
+    }
+}
+
+#[test]
+fn paths_stay_inside_the_volume() {
+    for path in ["/abs", "../up", "a/../../b"] {
+        let object =
+            deployment(|o| o["spec"]["model"]["source"]["persistentVolumeClaim"]["path"] = json!(path));
+        assert!(refused(&object).contains("relative to the volume"), "{path}");
+    }
+}
+
+fn group(change: impl FnOnce(&mut Value)) -> LlamaGroup {
+    let mut object = json!({
+        "apiVersion": "llamero.dev/v1alpha1",
+        "kind": "LlamaGroup",
+        "metadata": {"name": "llama-0"},
+        "spec": {
+            "deployment": "llama",
+            "revision": "r1",
+            "template": {
+                "modelName": "llama",
+                "source": {"hostPath": {"path": "/models"}},
+                "maxContextLength": 2048,
+                "tensor": 1, "pipeline": 1, "ranksPerPod": 1,
+                "kvBytesPerRank": 1, "weightBytesPerRank": 1,
+                "stallTimeout": "30s"
+            },
+            "generation": 3,
+            "members": [{"index": 0, "attempt": 0}],
+            "intent": "Run"
+        }
+    });
+    change(&mut object);
+    serde_json::from_value(object).unwrap()
+}
+
+#[test]
+fn a_group_keeps_its_template_and_its_generation_only_grows() {
+    let old = group(|_| {});
+    group(|o| o["spec"]["generation"] = json!(4))
+        .validate_cel_update(&old)
+        .unwrap();
+    let shrunk = group(|o| o["spec"]["generation"] = json!(2))
+        .validate_cel_update(&old)
+        .unwrap_err();
+    assert!(shrunk.to_string().contains("only grows"));
+    let changed = group(|o| o["spec"]["template"]["tensor"] = json!(2))
+        .validate_cel_update(&old)
+        .unwrap_err();
+    assert!(
+        changed
+            .to_string()
+            .contains("never changes its deployment, revision or template")
+    );
+}
+
+#[test]
+fn a_draining_group_stays_so() {
+    let draining = group(|o| o["spec"]["intent"] = json!("Drain"));
+    let back = group(|_| {}).validate_cel_update(&draining).unwrap_err();
+    assert!(back.to_string().contains("cannot be put back"));
+}
