@@ -6,6 +6,7 @@
 //! | [`backend`] | the contract of one rank's compute |
 //! | [`collective`] | the contract of communication inside a step |
 //! | [`block_tables`] | which KV blocks hold the positions of each slot |
+//! | [`schedule`] | what is computed next: admission, batches, KV blocks, preemption |
 //! | [`leaf_tree`] | the fixed tree in which partial sums are joined |
 //! | [`sampling`] | from candidates to a token |
 
@@ -16,6 +17,7 @@ pub mod block_tables;
 pub mod collective;
 pub mod leaf_tree;
 pub mod sampling;
+pub mod schedule;
 pub mod step;
 
 pub use backend::{Backend, BackendError, FormSpec, KvCapacity, LoadProgress, Ticket};
