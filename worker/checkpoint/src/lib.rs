@@ -1,1 +1,45 @@
-#![deny(unsafe_code)]
+//! Llama checkpoints: find, validate, convert, quantise, shard and stream weights. Headers come first: everything that
+//! can be wrong with shapes, types and sizes is said before a byte of data is read.
+//!
+//! | module | what it is |
+//! |---|---|
+//! | [`checkpoint`] | an open folder: configuration and headers of all files |
+//! | [`config`] | `config.json`, `generation_config.json`, quantisation schemes |
+//! | [`safetensors`] | reader by byte range, index, writer |
+//! | [`layout`] | the logical tensors of a Llama, checked against the headers |
+//! | [`shard`] | which heads, leaves and vocabulary rows a rank holds |
+//! | [`load`] | streaming a rank's shard |
+//! | [`summary`] | the figures that sizing needs |
+//! | [`e4m3`], [`dtype`] | number formats |
+//! | [`gguf`] | GGUF files: reader and dequantisation |
+//! | [`convert`] | GGUF to a Hugging Face folder |
+//! | [`quantize`] | bf16 to Meta's row-wise FP8 |
+//!
+//! The way to a rank's weights: [`Checkpoint::open`] → [`ModelLayout::check`] → [`ShardPlan::new`] →
+//! [`load::load_rank`].
+
+#![forbid(unsafe_code)]
+
+pub mod checkpoint;
+pub mod config;
+pub mod convert;
+pub mod dtype;
+pub mod e4m3;
+mod error;
+pub mod gguf;
+pub mod layout;
+pub mod load;
+pub mod progress;
+pub mod quantize;
+pub mod safetensors;
+pub mod shard;
+pub mod summary;
+
+pub use checkpoint::Checkpoint;
+pub use config::{GenerationConfig, LlamaConfig};
+pub use dtype::Dtype;
+pub use error::{Error, IoError, Result};
+pub use layout::{ModelLayout, Tensor, TensorId, TensorKind};
+pub use progress::Progress;
+pub use shard::{FfnLeaves, RankShard, ShardPlan, Slice, VOCAB_TILE};
+pub use summary::{CheckpointSummary, TensorPlan};

@@ -1,0 +1,148 @@
+//! A checkpoint folder: configuration and the headers of all safetensors files.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+use crate::config::{GenerationConfig, LlamaConfig};
+use crate::error::Result;
+use crate::safetensors::{
+    INDEX_NAME, SINGLE_NAME, SafetensorsError, SafetensorsFile, TensorInfo, WeightIndex,
+};
+
+/// An open checkpoint. Opening reads configuration and headers only; reads are positioned and may run in parallel.
+#[derive(Debug)]
+pub struct Checkpoint {
+    folder: PathBuf,
+    config: LlamaConfig,
+    generation: GenerationConfig,
+    files: Vec<SafetensorsFile>,
+    file_of: BTreeMap<String, usize>,
+}
+
+impl Checkpoint {
+    /// Open the Hugging Face folder `folder`: `config.json` and either `model.safetensors` or the files of
+    /// `model.safetensors.index.json`.
+    pub fn open(folder: &Path) -> Result<Self> {
+        let config = LlamaConfig::read(&folder.join("config.json"))?;
+        let generation = GenerationConfig::read(&folder.join("generation_config.json"))?;
+        let (files, file_of) = open_files(folder)?;
+        Ok(Self {
+            folder: folder.to_path_buf(),
+            config,
+            generation,
+            files,
+            file_of,
+        })
+    }
+
+    /// Where it is.
+    #[must_use]
+    pub fn folder(&self) -> &Path {
+        &self.folder
+    }
+
+    /// Its configuration.
+    #[must_use]
+    pub fn config(&self) -> &LlamaConfig {
+        &self.config
+    }
+
+    /// Its defaults of generation.
+    #[must_use]
+    pub fn generation(&self) -> &GenerationConfig {
+        &self.generation
+    }
+
+    /// Tokens that end a text: those of `generation_config.json`, else those of `config.json`.
+    #[must_use]
+    pub fn eos_token_ids(&self) -> &[u32] {
+        match self.generation.eos_token_ids.as_slice() {
+            [] => &self.config.eos_token_ids,
+            ids => ids,
+        }
+    }
+
+    /// The safetensors files.
+    #[must_use]
+    pub fn files(&self) -> &[SafetensorsFile] {
+        &self.files
+    }
+
+    /// All tensors by name.
+    pub fn tensors(&self) -> impl Iterator<Item = (&str, &TensorInfo)> {
+        self.file_of
+            .keys()
+            .filter_map(|name| Some((name.as_str(), self.tensor(name)?)))
+    }
+
+    /// The tensor of that name.
+    #[must_use]
+    pub fn tensor(&self, name: &str) -> Option<&TensorInfo> {
+        self.files[*self.file_of.get(name)?].tensor(name)
+    }
+
+    /// Fill `buffer` with the bytes of tensor `name` from `offset` on.
+    pub fn read_at(&self, name: &str, offset: u64, buffer: &mut [u8]) -> Result<()> {
+        let Some(file) = self.file_of.get(name) else {
+            let end = offset.saturating_add(buffer.len() as u64);
+            let (path, tensor) = (self.folder.clone(), name.to_owned());
+            return Err(SafetensorsError::OutOfRange {
+                path,
+                tensor,
+                start: offset,
+                end,
+                size: 0,
+            }
+            .into());
+        };
+        self.files[*file].read_at(name, offset, buffer)
+    }
+
+    /// Bytes of all tensors.
+    #[must_use]
+    pub fn bytes(&self) -> u64 {
+        self.tensors().map(|(_, info)| info.bytes()).sum()
+    }
+}
+
+fn open_files(folder: &Path) -> Result<(Vec<SafetensorsFile>, BTreeMap<String, usize>)> {
+    let index_path = folder.join(INDEX_NAME);
+    if !index_path.exists() {
+        let single = folder.join(SINGLE_NAME);
+        if !single.exists() {
+            return Err(SafetensorsError::NothingThere {
+                path: folder.to_path_buf(),
+            }
+            .into());
+        }
+        let file = SafetensorsFile::open(&single)?;
+        let file_of = file
+            .header()
+            .tensors
+            .keys()
+            .map(|name| (name.clone(), 0))
+            .collect();
+        return Ok((vec![file], file_of));
+    }
+    let index = WeightIndex::read(&index_path)?;
+    let mut files = Vec::new();
+    let mut number = BTreeMap::new();
+    for name in index.files() {
+        number.insert(name, files.len());
+        files.push(SafetensorsFile::open(&folder.join(name))?);
+    }
+    let mut file_of = BTreeMap::new();
+    for (tensor, file) in &index.weight_map {
+        let file = number[file.as_str()];
+        if files[file].tensor(tensor).is_none() {
+            let path = files[file].path().to_path_buf();
+            return Err(SafetensorsError::NotInFile {
+                path,
+                tensor: tensor.clone(),
+            }
+            .into());
+        }
+        file_of.insert(tensor.clone(), file);
+    }
+    Ok((files, file_of))
+}

@@ -1,0 +1,98 @@
+//! `generation_config.json`: when to stop and how to sample unless the request says otherwise.
+
+use std::fs;
+use std::path::Path;
+
+use serde::Deserialize;
+
+use super::ConfigError;
+use super::llama::TokenIds;
+use crate::error::{IoError, Result};
+
+/// Defaults of generation; a field is none or empty when the file does not have it.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct GenerationConfig {
+    /// Tokens that end a text.
+    pub eos_token_ids: Vec<u32>,
+    /// Token that starts a text.
+    pub bos_token_id: Option<u32>,
+    /// Whether the authors advise to sample (else greedy).
+    pub do_sample: Option<bool>,
+    /// Advised temperature.
+    pub temperature: Option<f32>,
+    /// Advised nucleus mass.
+    pub top_p: Option<f32>,
+    /// Advised number of candidates.
+    pub top_k: Option<u32>,
+}
+
+#[derive(Deserialize)]
+struct Raw {
+    #[serde(default)]
+    eos_token_id: TokenIds,
+    bos_token_id: Option<u32>,
+    do_sample: Option<bool>,
+    temperature: Option<f32>,
+    top_p: Option<f32>,
+    top_k: Option<u32>,
+}
+
+impl GenerationConfig {
+    /// Read the file at `path`; a file that is not there is the default.
+    pub fn read(path: &Path) -> Result<Self> {
+        if !path.exists() {
+            return Ok(Self::default());
+        }
+        let bytes = fs::read(path).map_err(IoError::at("read", path))?;
+        let raw: Raw = serde_json::from_slice(&bytes).map_err(|source| ConfigError::Json {
+            path: path.to_path_buf(),
+            source,
+        })?;
+        Ok(Self {
+            eos_token_ids: raw.eos_token_id.into_vec(),
+            bos_token_id: raw.bos_token_id,
+            do_sample: raw.do_sample,
+            temperature: raw.temperature,
+            top_p: raw.top_p,
+            top_k: raw.top_k,
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn one_id_several_or_no_file() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("generation_config.json");
+        assert_eq!(
+            GenerationConfig::read(&path).unwrap(),
+            GenerationConfig::default()
+        );
+        fs::write(
+            &path,
+            r#"{"eos_token_id": 2, "temperature": 0.6, "use_cache": true}"#,
+        )
+        .unwrap();
+        let config = GenerationConfig::read(&path).unwrap();
+        assert_eq!((config.eos_token_ids, config.temperature), (vec![2], Some(0.6)));
+        fs::write(
+            &path,
+            r#"{"eos_token_id": [128001, 128009], "bos_token_id": null}"#,
+        )
+        .unwrap();
+        assert_eq!(
+            GenerationConfig::read(&path).unwrap().eos_token_ids,
+            [128_001, 128_009]
+        );
+        fs::write(&path, "{").unwrap();
+        assert!(
+            GenerationConfig::read(&path)
+                .unwrap_err()
+                .to_string()
+                .contains("generation_config.json")
+        );
+    }
+}

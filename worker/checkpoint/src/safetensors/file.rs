@@ -1,0 +1,124 @@
+//! One open safetensors file, read by positioned reads.
+
+use std::fs::File;
+use std::ops::Range;
+use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
+
+use super::{Header, SafetensorsError, TensorInfo};
+use crate::error::{IoError, Result};
+
+/// An open file with its checked header. Reads are positioned, so one file may be read from several threads.
+#[derive(Debug)]
+pub struct SafetensorsFile {
+    path: PathBuf,
+    file: File,
+    header: Header,
+    data_start: u64,
+}
+
+impl SafetensorsFile {
+    /// Open `path`, read its header and check that the file is as long as the header says.
+    pub fn open(path: &Path) -> Result<Self> {
+        let file = File::open(path).map_err(IoError::at("open", path))?;
+        let size = file.metadata().map_err(IoError::at("inspect", path))?.len();
+        let owned = || path.to_path_buf();
+        if size < 8 {
+            return Err(SafetensorsError::HeaderCutOff {
+                path: owned(),
+                size,
+                needed: 8,
+            }
+            .into());
+        }
+        let mut length = [0; 8];
+        file.read_exact_at(&mut length, 0)
+            .map_err(IoError::at("read", path))?;
+        let length = u64::from_le_bytes(length);
+        if length > Header::MAX_BYTES {
+            return Err(SafetensorsError::HeaderTooLong {
+                path: owned(),
+                length,
+                limit: Header::MAX_BYTES,
+            }
+            .into());
+        }
+        let data_start = 8 + length;
+        if size < data_start {
+            return Err(SafetensorsError::HeaderCutOff {
+                path: owned(),
+                size,
+                needed: data_start,
+            }
+            .into());
+        }
+        let mut json = vec![0; length as usize];
+        file.read_exact_at(&mut json, 8)
+            .map_err(IoError::at("read", path))?;
+        let header = Header::parse(&json).map_err(|reason| SafetensorsError::BadHeader {
+            path: owned(),
+            reason,
+        })?;
+        let needed = data_start.saturating_add(header.data_bytes());
+        if size < needed {
+            return Err(SafetensorsError::DataCutOff {
+                path: owned(),
+                size,
+                needed,
+            }
+            .into());
+        }
+        if size > needed {
+            let reason = format!("{} bytes follow the last tensor", size - needed);
+            return Err(SafetensorsError::BadHeader {
+                path: owned(),
+                reason,
+            }
+            .into());
+        }
+        Ok(Self {
+            path: owned(),
+            file,
+            header,
+            data_start,
+        })
+    }
+
+    /// Where the file is.
+    #[must_use]
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Its header.
+    #[must_use]
+    pub fn header(&self) -> &Header {
+        &self.header
+    }
+
+    /// The tensor of that name.
+    #[must_use]
+    pub fn tensor(&self, name: &str) -> Option<&TensorInfo> {
+        self.header.tensors.get(name)
+    }
+
+    /// Fill `buffer` with the bytes of tensor `name` from `offset` on.
+    pub fn read_at(&self, name: &str, offset: u64, buffer: &mut [u8]) -> Result<()> {
+        let range: Range<u64> = offset..offset.saturating_add(buffer.len() as u64);
+        let Some(info) = self.tensor(name).filter(|info| range.end <= info.bytes()) else {
+            return Err(SafetensorsError::OutOfRange {
+                path: self.path.clone(),
+                tensor: name.to_owned(),
+                start: range.start,
+                end: range.end,
+                size: self.tensor(name).map_or(0, TensorInfo::bytes),
+            }
+            .into());
+        };
+        let position = self.data_start + info.range.start + offset;
+        self.file
+            .read_exact_at(buffer, position)
+            .map_err(IoError::at("read", &self.path))?;
+        Ok(())
+    }
+}

@@ -1,0 +1,64 @@
+//! `model.safetensors.index.json`: which file holds which tensor.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs;
+use std::path::Path;
+
+use serde::{Deserialize, Serialize};
+
+use super::SafetensorsError;
+use crate::error::{IoError, Result};
+
+/// Name of the index of a checkpoint in several files.
+pub const INDEX_NAME: &str = "model.safetensors.index.json";
+/// Name of a checkpoint in one file.
+pub const SINGLE_NAME: &str = "model.safetensors";
+
+/// The index of a checkpoint in several files.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct WeightIndex {
+    /// Holds `total_size`, the bytes of all tensors; other keys occur.
+    #[serde(default)]
+    pub metadata: serde_json::Map<String, serde_json::Value>,
+    /// File name by tensor name.
+    pub weight_map: BTreeMap<String, String>,
+}
+
+impl WeightIndex {
+    /// Read the index at `path` and check that every file it names lies beside it.
+    pub fn read(path: &Path) -> Result<Self> {
+        let bytes = fs::read(path).map_err(IoError::at("read", path))?;
+        let damaged = |reason| SafetensorsError::BadIndex {
+            path: path.to_path_buf(),
+            reason,
+        };
+        let index: Self = serde_json::from_slice(&bytes).map_err(|error| damaged(error.to_string()))?;
+        let files = index.files();
+        if let Some(odd) = files
+            .iter()
+            .find(|file| file.contains(['/', '\0']) || file.is_empty())
+        {
+            return Err(damaged(format!("the file name {odd:?} leads out of the folder")).into());
+        }
+        let missing: Vec<_> = files
+            .iter()
+            .filter(|file| !path.with_file_name(file).is_file())
+            .collect();
+        if let Some(first) = missing.first() {
+            return Err(SafetensorsError::MissingFile {
+                path: path.to_path_buf(),
+                file: (**first).to_owned(),
+                missing: missing.len(),
+                total: files.len(),
+            }
+            .into());
+        }
+        Ok(index)
+    }
+
+    /// The files that the index names.
+    #[must_use]
+    pub fn files(&self) -> BTreeSet<&str> {
+        self.weight_map.values().map(String::as_str).collect()
+    }
+}

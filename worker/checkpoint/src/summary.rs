@@ -1,0 +1,139 @@
+//! What a checkpoint is, in the few figures that sizing needs.
+
+use serde::Serialize;
+
+use crate::checkpoint::Checkpoint;
+use crate::dtype::Dtype;
+use crate::layout::{ModelLayout, TensorKind};
+use crate::load::rank_bytes;
+use crate::shard::ShardPlan;
+
+/// Group sizes that are listed where the model allows them, beside the one asked for.
+const LISTED: [u32; 9] = [1, 2, 3, 4, 5, 8, 9, 16, 32];
+
+/// What one group size costs; the largest of its ranks counts.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct TensorPlan {
+    /// Ranks in the group.
+    pub tensor: u32,
+    /// Bytes of weights that a rank holds.
+    pub weight_bytes_per_rank: u64,
+    /// Bytes that one token takes in a rank's KV cache, in bf16.
+    pub kv_bytes_per_token_per_rank: u64,
+}
+
+/// Facts about a checkpoint, from its headers alone.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct CheckpointSummary {
+    /// Version of this form: 1.
+    pub format_version: u32,
+    /// `LlamaForCausalLM`.
+    pub architecture: String,
+    /// Width of the residual stream.
+    pub hidden_size: u32,
+    /// Transformer layers.
+    pub layers: u32,
+    /// Query heads of a layer.
+    pub q_heads: u32,
+    /// Key and value heads of a layer.
+    pub kv_heads: u32,
+    /// Width of one head.
+    pub head_dim: u32,
+    /// Width of the feed-forward layer.
+    pub ffn_size: u32,
+    /// Number of token ids.
+    pub vocab_size: u32,
+    /// Longest sequence the model was trained for.
+    pub max_position_embeddings: u32,
+    /// `fp8` if every matrix of every layer is, `bf16` (any plain float) if none is, else `mixed`.
+    pub weights: String,
+    /// `quant_method` of the configuration.
+    pub quantization: Option<String>,
+    /// Number of parameters, tied ones once.
+    pub parameters: u64,
+    /// Bytes of all tensors on disk.
+    pub checkpoint_bytes: u64,
+    /// What usable group sizes cost.
+    pub plans: Vec<TensorPlan>,
+    /// Why the group size asked for cannot be used.
+    pub problem: Option<String>,
+}
+
+impl CheckpointSummary {
+    /// Sum up a checked checkpoint for groups of `tensor` ranks.
+    #[must_use]
+    pub fn new(checkpoint: &Checkpoint, layout: &ModelLayout, tensor: u32) -> Self {
+        let config = checkpoint.config();
+        let mut sizes = LISTED.to_vec();
+        sizes.push(tensor);
+        sizes.sort_unstable();
+        sizes.dedup();
+        Self {
+            format_version: 1,
+            architecture: "LlamaForCausalLM".to_owned(),
+            hidden_size: config.hidden_size,
+            layers: config.layers,
+            q_heads: config.q_heads,
+            kv_heads: config.kv_heads,
+            head_dim: config.head_dim,
+            ffn_size: config.ffn_size,
+            vocab_size: config.vocab_size,
+            max_position_embeddings: config.max_position_embeddings,
+            weights: weight_form(layout).to_owned(),
+            quantization: config
+                .quantization
+                .as_ref()
+                .map(|quantization| quantization.method.name().to_owned()),
+            parameters: parameters(layout),
+            checkpoint_bytes: checkpoint.bytes(),
+            plans: sizes
+                .into_iter()
+                .filter_map(|tensor| plan(checkpoint, layout, tensor))
+                .collect(),
+            problem: ShardPlan::all(config, tensor)
+                .err()
+                .map(|error| error.to_string()),
+        }
+    }
+}
+
+fn plan(checkpoint: &Checkpoint, layout: &ModelLayout, tensor: u32) -> Option<TensorPlan> {
+    let config = checkpoint.config();
+    let shards = ShardPlan::all(config, tensor).ok()?;
+    let per_head = config.kv_bytes_per_head() * u64::from(config.layers);
+    Some(TensorPlan {
+        tensor,
+        weight_bytes_per_rank: shards.iter().map(|shard| rank_bytes(layout, shard)).max()?,
+        kv_bytes_per_token_per_rank: shards
+            .iter()
+            .map(|shard| per_head * shard.kv_heads.len() as u64)
+            .max()?,
+    })
+}
+
+fn weight_form(layout: &ModelLayout) -> &'static str {
+    let of_layers = || {
+        layout
+            .tensors
+            .iter()
+            .filter(|tensor| tensor.id.layer.is_some() && tensor.id.kind.is_linear())
+    };
+    if of_layers().all(|tensor| tensor.dtype == Dtype::F8E4M3) {
+        "fp8"
+    } else if of_layers().any(|tensor| tensor.dtype == Dtype::F8E4M3) {
+        "mixed"
+    } else {
+        "bf16"
+    }
+}
+
+fn parameters(layout: &ModelLayout) -> u64 {
+    let tied = |name: &str| name.starts_with("model.embed_tokens");
+    let counted = layout
+        .tensors
+        .iter()
+        .filter(|tensor| tensor.id.kind != TensorKind::Head || !tied(&tensor.name));
+    counted.map(|tensor| tensor.rows * tensor.cols).sum()
+}
