@@ -1,0 +1,79 @@
+#!/usr/bin/env bash
+# Builds container images without a base image and without Docker, into .local/images/NAME.tar (docker archives).
+#
+#   images/build.sh                    llamero and llamero-worker, from the release build
+#   images/build.sh pause              the image that the local cluster's pods stand on
+#   images/build.sh weights NAME DIR   llamero-weights-NAME:dev, the files of DIR as an image
+#
+# An archive is left alone while what goes into it has not changed.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+
+version=$(sed -n '/^\[workspace.package\]/,/^\[/s/^version = "\(.*\)"/\1/p' Cargo.toml)
+out=$PWD/.local/images
+target=${CARGO_TARGET_DIR:-.local/target}
+work=
+mkdir -p "$out"
+trap '[ -z "$work" ] || rm -rf "$work"' EXIT
+
+# pack NAME REFERENCE DOCKERFILE STAGE CONTEXT
+pack() {
+  local name=$1 reference=$2 dockerfile=$3 stage=$4 context=$5 hash
+  hash=$({ cat "$dockerfile"; echo "$reference"; cd "$context" && find . -type f -print0 | sort -z | xargs -0 sha256sum; } | sha256sum)
+  if [ -f "$out/$name.tar" ] && [ "$(cat "$out/$name.hash" 2>/dev/null)" = "$hash" ]; then
+    return
+  fi
+  local storage=$work/storage
+  local buildah=(buildah --root "$storage" --runroot "$work/run" --storage-driver vfs)
+  rm -f "$out/$name.tar" "$out/$name.hash"
+  # A time of long ago: the same files make the same image.
+  "${buildah[@]}" bud --quiet --isolation chroot --timestamp 0 --target "$stage" --file "$dockerfile" --tag "$reference" "$context" >/dev/null
+  "${buildah[@]}" push --quiet "$reference" "docker-archive:$out/$name.tar:$reference" >/dev/null
+  echo "$hash" >"$out/$name.hash"
+  echo "images: $reference, $(($(stat -c %s "$out/$name.tar") / 1000000)) MB"
+}
+
+# programs CONTEXT CRATE...: puts the stripped programs of the crates there.
+programs() {
+  local context=$1 program
+  shift
+  mkdir -p "$context"
+  for program in "$@"; do
+    if ! file=$(ls "$target"/*-linux-*/release/"$program" 2>/dev/null); then
+      echo "images: there is no $target/*/release/$program" >&2
+      exit 1
+    fi
+    strip -o "$context/$program" "$file"
+    if readelf --program-headers "$context/$program" | grep -q INTERP; then
+      echo "images: $program is not linked statically; it cannot run in an image without a C library" >&2
+      exit 1
+    fi
+  done
+}
+
+work=$(mktemp -d)
+case ${1:-} in
+  '')
+    cargo build --release -p llamero-operator -p llamero-gateway -p llamero-worker
+    programs "$work/llamero" llamero-operator llamero-gateway
+    programs "$work/worker" llamero-worker
+    pack llamero "docker.io/library/llamero:$version" images/Dockerfile.llamero prebuilt "$work/llamero"
+    pack llamero-worker "docker.io/library/llamero-worker:$version" images/Dockerfile.worker prebuilt "$work/worker"
+    ;;
+  pause)
+    mkdir "$work/pause"
+    gcc -Os -static -s -o "$work/pause/pause" images/pause.c
+    pack pause llamero.dev/pause:1 images/Dockerfile.pause prebuilt "$work/pause"
+    ;;
+  weights)
+    if [ $# -ne 3 ] || [ ! -d "$3" ]; then
+      echo "usage: images/build.sh weights NAME DIR" >&2
+      exit 2
+    fi
+    pack "weights-$2" "docker.io/library/llamero-weights-$2:dev" images/Dockerfile.weights 0 "$3"
+    ;;
+  *)
+    echo "usage: images/build.sh [pause | weights NAME DIR]" >&2
+    exit 2
+    ;;
+esac

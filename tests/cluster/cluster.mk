@@ -1,0 +1,25 @@
+# The local cluster and the images. Included by the top Makefile.
+CLUSTER := cargo run --quiet --release --package llamero-tests --bin llamero-cluster --
+
+.PHONY: cluster-packages cluster-build cluster-up cluster-down cluster-status cluster-load images
+cluster-packages:
+	@tests/cluster/install-debian.sh
+
+cluster-build: cluster-packages ## Build Kubernetes and its tools from pinned sources into .local/bin (once, about 10 minutes)
+	@$(CLUSTER) build
+	@images/build.sh pause
+
+cluster-up: cluster-build ## Start a real Kubernetes on this machine: make cluster-up NODES=3
+	@$(CLUSTER) up --nodes $(NODES)
+
+cluster-down: ## Stop the cluster and take everything back
+	@$(CLUSTER) down
+
+cluster-status: ## Show what of the cluster runs
+	@$(CLUSTER) status
+
+images: cluster-packages ## Build the container images into .local/images
+	@images/build.sh
+
+cluster-load: images ## Make the images known to the nodes of the running cluster
+	@$(CLUSTER) import-image .local/images/llamero.tar .local/images/llamero-worker.tar

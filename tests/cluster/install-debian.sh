@@ -1,0 +1,26 @@
+#!/usr/bin/env bash
+# Installs the Debian packages that the local cluster and the images need, those that are missing. Needs root only then.
+set -euo pipefail
+
+packages=(
+  binutils buildah conntrack containernetworking-plugins curl gcc iproute2 jq libc6-dev
+  libseccomp-dev make mount nftables pkg-config procps util-linux
+)
+
+missing=()
+for package in "${packages[@]}"; do
+  if [ "$(dpkg-query --show --showformat='${db:Status-Status}' "$package" 2>/dev/null)" != installed ]; then
+    missing+=("$package")
+  fi
+done
+if [ ${#missing[@]} -eq 0 ]; then
+  exit 0
+fi
+if ! command -v apt-get >/dev/null; then
+  echo "This is no Debian: install what provides ${missing[*]} by hand." >&2
+  exit 1
+fi
+echo "Installing ${missing[*]}"
+export DEBIAN_FRONTEND=noninteractive
+apt-get update -qq
+apt-get install -y -qq --no-install-recommends "${missing[@]}" >/dev/null

@@ -1,0 +1,186 @@
+//! `llamero-cluster`: builds, starts, disturbs and stops the local cluster.
+#![forbid(unsafe_code)]
+
+use std::path::PathBuf;
+
+use anyhow::{Context, Result, bail, ensure};
+use clap::{Args, Parser, Subcommand};
+use llamero_tests::cluster::{Cluster, PodProcess, Signal, go_build, network, process};
+
+/// A real Kubernetes on this machine, for development and tests. Needs root.
+#[derive(Parser)]
+#[command(version)]
+struct Arguments {
+    #[command(subcommand)]
+    command: Action,
+}
+
+#[derive(Subcommand)]
+enum Action {
+    /// Build the programs from their pinned Go modules (the first time takes about ten minutes)
+    Build,
+    /// Start a cluster, or add nodes to the running one
+    Up {
+        /// How many nodes there should be at least
+        #[arg(long, default_value_t = 3)]
+        nodes: u8,
+    },
+    /// Stop the cluster, or what a crash has left, and take everything back
+    Down,
+    /// Show what runs
+    Status,
+    /// Print the path of the administrator's kubeconfig
+    Kubeconfig,
+    /// Make the images of archives known to all nodes
+    ImportImage {
+        /// Archives as `docker save` writes them
+        #[arg(required = true)]
+        archives: Vec<PathBuf>,
+    },
+    /// Add a node
+    NodeAdd,
+    /// End a node as a power cut would, and delete it from the cluster
+    NodeRemove { node: String },
+    /// Pull a node's cable
+    LinkCut { node: String },
+    /// Plug a node's cable in again
+    LinkRestore { node: String },
+    /// Print the bytes that a node has received and sent over its cable
+    LinkBytes { node: String },
+    /// List the processes of a pod
+    Processes(Target),
+    /// Suspend processes of a pod (SIGSTOP)
+    Pause(Target),
+    /// Let suspended processes go on (SIGCONT)
+    Resume(Target),
+    /// Kill processes of a pod (SIGKILL)
+    Kill(Target),
+    /// Stop the API server
+    ApiserverStop,
+    /// Start the API server again
+    ApiserverStart,
+    /// Give a node an extended resource
+    SetExtended {
+        node: String,
+        /// For example nvidia.com/gpu=8; 0 takes the resource away
+        #[arg(value_parser = parse_resource)]
+        resource: (String, u32),
+    },
+}
+
+/// Processes of a pod.
+#[derive(Args)]
+struct Target {
+    /// NAMESPACE/POD
+    pod: String,
+    /// Only this container
+    #[arg(long)]
+    container: Option<String>,
+    /// Only processes whose command line holds this text
+    #[arg(long)]
+    process_match: Option<String>,
+}
+
+fn main() -> Result<()> {
+    let action = Arguments::parse().command;
+    if !matches!(action, Action::Build | Action::Kubeconfig) {
+        ensure!(rustix::process::geteuid().is_root(), "the cluster makes namespaces and links: run this as root");
+    }
+    run(action)
+}
+
+fn run(action: Action) -> Result<()> {
+    match action {
+        Action::Build => go_build::build(),
+        Action::Up { nodes } => {
+            let cluster = Cluster::up(nodes)?;
+            println!("export KUBECONFIG={}", cluster.kubeconfig().display());
+            Ok(())
+        }
+        Action::Down => Cluster::down(),
+        Action::Status => status(),
+        Action::Kubeconfig => {
+            println!("{}", llamero_tests::cluster::Layout::default().kubeconfig().display());
+            Ok(())
+        }
+        Action::ImportImage { archives } => {
+            let cluster = Cluster::connect()?;
+            archives.iter().try_for_each(|archive| cluster.import_image(archive))
+        }
+        Action::NodeAdd => {
+            println!("{}", Cluster::connect()?.add_node()?.name());
+            Ok(())
+        }
+        Action::NodeRemove { node } => Cluster::connect()?.remove_node(&node),
+        Action::LinkCut { node } => Cluster::connect()?.cut_link(&node),
+        Action::LinkRestore { node } => Cluster::connect()?.restore_link(&node),
+        Action::LinkBytes { node } => {
+            let bytes = Cluster::connect()?.link_bytes(&node)?;
+            println!("received {} sent {}", bytes.received, bytes.sent);
+            Ok(())
+        }
+        Action::Processes(target) => {
+            find(&target)?.iter().for_each(print_process);
+            Ok(())
+        }
+        Action::Pause(target) => signal(&target, Signal::STOP),
+        Action::Resume(target) => signal(&target, Signal::CONT),
+        Action::Kill(target) => signal(&target, Signal::KILL),
+        Action::ApiserverStop => Cluster::connect()?.stop_api_server(),
+        Action::ApiserverStart => Cluster::connect()?.start_api_server(),
+        Action::SetExtended { node, resource: (name, count) } => {
+            Cluster::connect()?.set_extended(&node, &name, count)
+        }
+    }
+}
+
+fn signal(target: &Target, signal: Signal) -> Result<()> {
+    for process in find(target)? {
+        process.signal(signal)?;
+        print_process(&process);
+    }
+    Ok(())
+}
+
+fn find(target: &Target) -> Result<Vec<PodProcess>> {
+    let (namespace, pod) = target.pod.split_once('/').context("name the pod as NAMESPACE/POD")?;
+    let mut found = Cluster::connect()?.pod_processes(namespace, pod)?;
+    found.retain(|process| {
+        target.container.as_ref().is_none_or(|name| process.container == *name)
+            && target.process_match.as_ref().is_none_or(|text| process.command.contains(text))
+    });
+    if found.is_empty() {
+        bail!("no such process: does the pod {} run?", target.pod);
+    }
+    Ok(found)
+}
+
+fn print_process(process: &PodProcess) {
+    println!("{} {} {} {}", process.pid, process.node, process.container, process.command);
+}
+
+fn status() -> Result<()> {
+    let daemons = process::all()?;
+    if daemons.is_empty() {
+        println!("no cluster is running");
+        let left = Cluster::leftovers()?;
+        ensure!(left.is_empty(), "a crash has left {}: `make cluster-down` clears it", left.join(", "));
+        return Ok(());
+    }
+    let mut parts: Vec<&str> = daemons.iter().map(|daemon| daemon.part.as_str()).collect();
+    parts.dedup();
+    println!("running: {}", parts.join(" "));
+    let cluster = Cluster::connect()?;
+    for node in cluster.nodes()? {
+        let link = if network::is_connected(node.index()) { "" } else { " (cable pulled)" };
+        println!("{} {}{link}", node.name(), node.index().address());
+    }
+    println!("export KUBECONFIG={}", cluster.kubeconfig().display());
+    print!("{}", cluster.kubectl().run(&["get", "nodes,pods", "-A", "-o", "wide", "--request-timeout=5s"])?);
+    Ok(())
+}
+
+fn parse_resource(text: &str) -> Result<(String, u32)> {
+    let (name, count) = text.split_once('=').context("write NAME=COUNT, for example nvidia.com/gpu=8")?;
+    Ok((name.to_owned(), count.parse().context("the count is a whole number")?))
+}

@@ -1,0 +1,112 @@
+//! etcd, API server, controller manager and scheduler, in the machine's own namespaces.
+
+use std::path::Path;
+use std::process::Command;
+use std::time::Duration;
+
+use anyhow::{Context, Result};
+use rustix::process::Signal;
+
+use super::addresses::{API_PORT, DOMAIN, ETCD_PORT, HOST, POD_NETWORK, SERVICE_NETWORK};
+use super::kubectl::Kubectl;
+use super::process;
+use crate::{paths, poll};
+
+pub(super) const API_SERVER: &str = "kube-apiserver";
+
+pub(super) fn start_etcd(state: &Path) -> Result<()> {
+    let client = format!("http://127.0.0.1:{ETCD_PORT}");
+    let peer = format!("http://127.0.0.1:{}", ETCD_PORT + 1);
+    let mut command = Command::new(paths::program("etcd"));
+    command.args([
+        "--name=llamero".to_owned(),
+        format!("--data-dir={}", state.join("etcd").display()),
+        format!("--listen-client-urls={client}"),
+        format!("--advertise-client-urls={client}"),
+        format!("--listen-peer-urls={peer}"),
+        format!("--initial-advertise-peer-urls={peer}"),
+        format!("--initial-cluster=llamero={peer}"),
+        // The data need not outlive the machine.
+        "--unsafe-no-fsync".to_owned(),
+        "--log-level=warn".to_owned(),
+    ]);
+    process::start("etcd", &mut command)
+}
+
+pub(super) fn start_api_server(certificates: &Path) -> Result<()> {
+    let file = |name: &str| certificates.join(name).display().to_string();
+    let mut command = Command::new(paths::program(API_SERVER));
+    command.args([
+        format!("--etcd-servers=http://127.0.0.1:{ETCD_PORT}"),
+        format!("--bind-address={HOST}"),
+        format!("--advertise-address={HOST}"),
+        format!("--secure-port={API_PORT}"),
+        format!("--tls-cert-file={}", file("apiserver.crt")),
+        format!("--tls-private-key-file={}", file("apiserver.key")),
+        format!("--client-ca-file={}", file("ca.crt")),
+        format!("--kubelet-client-certificate={}", file("kubelet-client.crt")),
+        format!("--kubelet-client-key={}", file("kubelet-client.key")),
+        "--kubelet-preferred-address-types=InternalIP".to_owned(),
+        format!("--service-account-key-file={}", file("service-accounts.pub")),
+        format!("--service-account-signing-key-file={}", file("service-accounts.key")),
+        format!("--service-account-issuer=https://kubernetes.default.svc.{DOMAIN}"),
+        format!("--service-cluster-ip-range={SERVICE_NETWORK}"),
+        "--authorization-mode=Node,RBAC".to_owned(),
+        "--allow-privileged=true".to_owned(),
+        "--max-requests-inflight=1000".to_owned(),
+        "--max-mutating-requests-inflight=1000".to_owned(),
+        "--profiling=false".to_owned(),
+    ]);
+    process::start(API_SERVER, &mut command)
+}
+
+/// Ends the API server. It waits for its watches, which never end: after some seconds it is killed.
+pub(super) fn stop_api_server() -> Result<()> {
+    let daemons: Vec<_> = process::find(API_SERVER, API_SERVER)?.into_iter().collect();
+    process::end(&daemons, Signal::TERM, Duration::from_secs(2))
+}
+
+pub(super) fn wait_for_api_server(kubectl: &Kubectl) -> Result<()> {
+    let ready = || {
+        process::find(API_SERVER, API_SERVER)?.context("the API server has ended")?;
+        Ok(Some(kubectl.run(&["get", "--raw=/readyz", "--request-timeout=2s"])?))
+    };
+    poll::until("API server ready", Duration::from_secs(60), ready)
+        .with_context(|| format!("its log is {}", process::log_file(API_SERVER).display()))?;
+    Ok(())
+}
+
+pub(super) fn start_controller_manager(certificates: &Path, kubeconfig: &Path) -> Result<()> {
+    let mut command = Command::new(paths::program("kube-controller-manager"));
+    command.args([
+        format!("--kubeconfig={}", kubeconfig.display()),
+        format!("--service-account-private-key-file={}", certificates.join("service-accounts.key").display()),
+        format!("--root-ca-file={}", certificates.join("ca.crt").display()),
+        "--use-service-account-credentials=true".to_owned(),
+        // Every node's network is in the address plan.
+        "--allocate-node-cidrs=false".to_owned(),
+        format!("--cluster-cidr={POD_NETWORK}"),
+        // A node whose cable is cut is NotReady within half a minute, not one.
+        "--node-monitor-period=2s".to_owned(),
+        "--node-monitor-grace-period=25s".to_owned(),
+        "--leader-elect=false".to_owned(),
+        "--kube-api-qps=1000".to_owned(),
+        "--kube-api-burst=2000".to_owned(),
+        "--secure-port=0".to_owned(),
+        "--profiling=false".to_owned(),
+    ]);
+    process::start("kube-controller-manager", &mut command)
+}
+
+pub(super) fn start_scheduler(kubeconfig: &Path) -> Result<()> {
+    let mut command = Command::new(paths::program("kube-scheduler"));
+    command.args([
+        format!("--kubeconfig={}", kubeconfig.display()),
+        "--leader-elect=false".to_owned(),
+        "--kube-api-qps=1000".to_owned(),
+        "--kube-api-burst=2000".to_owned(),
+        "--secure-port=0".to_owned(),
+        "--profiling=false".to_owned(),
+    ]);
+    process::start("kube-scheduler", &mut command)
+}

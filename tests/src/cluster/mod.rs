@@ -1,0 +1,255 @@
+//! A real Kubernetes on this machine.
+//!
+//! Control plane and DNS run as ordinary processes; a node is a process with network, mounts and process ids of its own, in which containerd, kubelet
+//! and kube-proxy run. Nodes are joined by a bridge, so that pods on different nodes really cross a network. All nodes see the machine's files.
+//!
+//! | module | what it holds |
+//! |---|---|
+//! | [`addresses`] | names and addresses |
+//! | [`go_build`] | building the programs from their pinned Go modules |
+//! | [`kubectl`] | talking to the API server |
+//! | [`network`] | bridge, cables, routes |
+//! | [`node`] | a node and what starts on it |
+//! | [`pod_process`] | finding and signalling processes of pods |
+//! | [`process`] | the cluster's daemons |
+
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail};
+use serde_json::json;
+
+pub mod addresses;
+mod certs;
+mod cgroup;
+mod containerd;
+mod control_plane;
+mod dns;
+mod down;
+pub mod go_build;
+mod kube_proxy;
+pub mod kubectl;
+mod kubelet;
+mod layout;
+mod lock;
+pub mod network;
+pub mod node;
+pub mod pod_process;
+pub mod process;
+mod sysctl;
+mod up;
+
+pub use kubectl::Kubectl;
+pub use layout::Layout;
+pub use network::LinkBytes;
+pub use node::Node;
+pub use pod_process::{PodProcess, Signal};
+
+use lock::Lock;
+
+/// The cluster of this checkout, which is running.
+#[derive(Clone, Debug)]
+pub struct Cluster {
+    layout: Layout,
+}
+
+impl Cluster {
+    /// The cluster that runs already.
+    ///
+    /// # Errors
+    /// No cluster runs.
+    pub fn connect() -> Result<Self> {
+        let cluster = Self { layout: Layout::default() };
+        if Node::all()?.is_empty() {
+            bail!("no cluster is running: start one with `make cluster-up`");
+        }
+        Ok(cluster)
+    }
+
+    /// A cluster with at least `nodes` nodes: the running one, with nodes added to it, or a new one.
+    ///
+    /// # Errors
+    /// Something does not start; the message names the log to look into. What has started is taken back.
+    pub fn up(nodes: u8) -> Result<Self> {
+        let _lock = Lock::take()?;
+        let cluster = Self { layout: Layout::default() };
+        if cluster.answers() {
+            while Node::all()?.len() < usize::from(nodes) {
+                up::add(&cluster.layout, &Node::all()?)?;
+            }
+            let names: Vec<String> = Node::all()?.iter().map(|node| node.name()).collect();
+            up::wait_until_ready(&cluster.layout, &names)?;
+            return Ok(cluster);
+        }
+        // What a crash has left would be in the way.
+        down::run(&cluster.layout)?;
+        if let Err(error) = up::run(&cluster.layout, nodes) {
+            let _ = down::run(&cluster.layout);
+            return Err(error);
+        }
+        Ok(cluster)
+    }
+
+    /// Stops the cluster, or what is left of one, and takes back all that it has made.
+    ///
+    /// # Errors
+    /// Something resists; the message says what is left. Calling again goes on.
+    pub fn down() -> Result<()> {
+        let _lock = Lock::take()?;
+        down::run(&Layout::default())
+    }
+
+    /// What of a cluster is on the machine. Empty when it is down.
+    ///
+    /// # Errors
+    /// The machine cannot be looked at.
+    pub fn leftovers() -> Result<Vec<String>> {
+        down::leftovers(&Layout::default())
+    }
+
+    fn answers(&self) -> bool {
+        Node::all().is_ok_and(|nodes| !nodes.is_empty())
+            && self.kubectl().run(&["get", "--raw=/readyz", "--request-timeout=3s"]).is_ok()
+    }
+
+    /// Where the cluster keeps its files.
+    #[must_use]
+    pub fn layout(&self) -> &Layout {
+        &self.layout
+    }
+
+    /// The administrator's kubeconfig.
+    #[must_use]
+    pub fn kubeconfig(&self) -> PathBuf {
+        self.layout.kubeconfig()
+    }
+
+    /// `kubectl` as administrator.
+    #[must_use]
+    pub fn kubectl(&self) -> Kubectl {
+        self.layout.kubectl()
+    }
+
+    /// The running nodes, in the order of their names' numbers.
+    ///
+    /// # Errors
+    /// `/proc` cannot be read.
+    pub fn nodes(&self) -> Result<Vec<Node>> {
+        Node::all()
+    }
+
+    /// The node of that name.
+    ///
+    /// # Errors
+    /// There is none; the message names those that are.
+    pub fn node(&self, name: &str) -> Result<Node> {
+        let nodes = self.nodes()?;
+        nodes.iter().find(|node| node.name() == name).copied().with_context(|| {
+            let names: Vec<String> = nodes.iter().map(|node| node.name()).collect();
+            format!("no node `{name}`: there are {}", names.join(", "))
+        })
+    }
+
+    /// Makes the images of an archive known to all nodes.
+    ///
+    /// # Errors
+    /// The archive is missing or no image archive.
+    pub fn import_image(&self, archive: &Path) -> Result<()> {
+        up::in_parallel(&self.nodes()?, |node| containerd::import(node, archive))?;
+        Ok(())
+    }
+
+    /// Adds a node and waits until it is Ready. It has the pause image only: import the others again.
+    ///
+    /// # Errors
+    /// The node does not start.
+    pub fn add_node(&self) -> Result<Node> {
+        let _lock = Lock::take()?;
+        up::add(&self.layout, &Node::all()?)
+    }
+
+    /// Ends a node as a power cut would, and removes it from the cluster.
+    ///
+    /// # Errors
+    /// There is no such node, or the API server does not answer.
+    pub fn remove_node(&self, name: &str) -> Result<()> {
+        let _lock = Lock::take()?;
+        let node = self.node(name)?;
+        let index = node.index();
+        let daemons: Vec<_> =
+            process::all()?.into_iter().filter(|daemon| node::owns(index, &daemon.part)).collect();
+        process::end(&daemons, Signal::KILL, Duration::ZERO)?;
+        let empty = || Ok(Some(cgroup::remove(name)?));
+        crate::poll::until("empty control groups", Duration::from_secs(10), empty)?;
+        let others: Vec<_> = Node::all()?.iter().map(|node| (node.index(), node.init())).collect();
+        network::unroute(index, &others)?;
+        // The Service network may have led through this node.
+        network::route(&others)?;
+        std::fs::remove_dir_all(node::folder(index))?;
+        self.kubectl().run(&["delete", "node", name])?;
+        Ok(())
+    }
+
+    /// Pulls the node's cable.
+    ///
+    /// # Errors
+    /// There is no such node.
+    pub fn cut_link(&self, name: &str) -> Result<()> {
+        network::set_link(self.node(name)?.index(), false)
+    }
+
+    /// Plugs the node's cable in again.
+    ///
+    /// # Errors
+    /// There is no such node.
+    pub fn restore_link(&self, name: &str) -> Result<()> {
+        network::set_link(self.node(name)?.index(), true)
+    }
+
+    /// Traffic over the node's cable since the node was started.
+    ///
+    /// # Errors
+    /// There is no such node.
+    pub fn link_bytes(&self, name: &str) -> Result<LinkBytes> {
+        network::bytes(self.node(name)?.index())
+    }
+
+    /// Processes of the pod's containers, wherever it runs. Works while the API server is stopped.
+    ///
+    /// # Errors
+    /// `/proc` cannot be read.
+    pub fn pod_processes(&self, namespace: &str, pod: &str) -> Result<Vec<PodProcess>> {
+        pod_process::find(&self.nodes()?, namespace, pod)
+    }
+
+    /// Stops the API server; everything else goes on.
+    ///
+    /// # Errors
+    /// It cannot be ended.
+    pub fn stop_api_server(&self) -> Result<()> {
+        control_plane::stop_api_server()
+    }
+
+    /// Starts the API server again, and waits until it is ready.
+    ///
+    /// # Errors
+    /// It does not become ready.
+    pub fn start_api_server(&self) -> Result<()> {
+        if process::find(control_plane::API_SERVER, control_plane::API_SERVER)?.is_none() {
+            control_plane::start_api_server(&self.layout.certificates())?;
+        }
+        control_plane::wait_for_api_server(&self.kubectl())
+    }
+
+    /// Gives the node `count` of an extended resource, for example `nvidia.com/gpu`; 0 takes it away.
+    ///
+    /// # Errors
+    /// The API server refuses the name, or does not answer.
+    pub fn set_extended(&self, node: &str, resource: &str, count: u32) -> Result<()> {
+        let value = (count > 0).then(|| count.to_string());
+        let change = json!({resource: value});
+        let patch = json!({"status": {"capacity": change, "allocatable": change}}).to_string();
+        self.kubectl().run(&["patch", "node", node, "--subresource=status", "--type=merge", "-p", &patch])?;
+        Ok(())
+    }
+}

@@ -1,0 +1,14 @@
+//! What the tests of Llamero stand on.
+//!
+//! | module | what it holds |
+//! |---|---|
+//! | [`cluster`] | a real Kubernetes on this machine: build, start, disturb, stop |
+//! | [`command`] | running a program and reporting its words when it fails |
+//! | [`paths`] | where things lie in the checkout |
+//! | [`poll`] | waiting for a condition with a deadline |
+#![forbid(unsafe_code)]
+
+pub mod cluster;
+pub mod command;
+pub mod paths;
+pub mod poll;

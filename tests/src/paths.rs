@@ -1,0 +1,34 @@
+//! Where things lie in the checkout.
+
+use std::path::{Path, PathBuf};
+
+/// Top folder of the checkout.
+#[must_use]
+pub fn repository() -> &'static Path {
+    let here = Path::new(env!("CARGO_MANIFEST_DIR"));
+    here.parent().unwrap_or(here)
+}
+
+/// Folder of everything that is built or running; not under version control.
+#[must_use]
+pub fn local() -> PathBuf {
+    repository().join(".local")
+}
+
+/// Folder of the cluster's programs and of the tools (`kubectl`, `helm`, `grpcurl`).
+#[must_use]
+pub fn bin() -> PathBuf {
+    local().join("bin")
+}
+
+/// Path of one program in [`bin`].
+#[must_use]
+pub fn program(name: &str) -> PathBuf {
+    bin().join(name)
+}
+
+/// Folder of the image archives that `make images` writes.
+#[must_use]
+pub fn images() -> PathBuf {
+    local().join("images")
+}

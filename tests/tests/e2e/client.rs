@@ -1,0 +1,108 @@
+//! Asking the gateway as an application does, with `curl`.
+
+use std::io::{BufRead, BufReader};
+use std::process::{Child, Command, Stdio};
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+use llamero_tests::cluster::Cluster;
+use llamero_tests::poll;
+use serde_json::{Value, json};
+
+/// Address of a ready gateway pod.
+pub fn gateway(cluster: &Cluster) -> Result<String> {
+    poll::until("a ready gateway", Duration::from_secs(60), || {
+        let words = ["-n", "llamero-system", "pods", "-l", "app.kubernetes.io/name=llamero-gateway"];
+        let pods = cluster.kubectl().get(&words)?;
+        let ready = |pod: &&Value| {
+            let conditions = pod["status"]["conditions"].as_array();
+            conditions.is_some_and(|all| all.iter().any(|one| one["type"] == "Ready" && one["status"] == "True"))
+                && pod["metadata"]["deletionTimestamp"].is_null()
+        };
+        let found = pods["items"].as_array().and_then(|all| all.iter().find(ready));
+        Ok(found.and_then(|pod| pod["status"]["podIP"].as_str()).map(|ip| format!("{ip}:8000")))
+    })
+}
+
+/// A chat request with temperature 0.
+pub fn chat(model: &str, prompt: &str, tokens: u32) -> Value {
+    json!({
+        "model": model, "temperature": 0, "max_tokens": tokens,
+        "messages": [{"role": "user", "content": prompt}]
+    })
+}
+
+/// Posts `body` and returns status code and answer.
+pub fn post(cluster: &Cluster, path: &str, body: &[u8]) -> Result<(u16, Value)> {
+    let url = format!("http://{}{path}", gateway(cluster)?);
+    let mut command = Command::new("curl");
+    command.args(["-sS", "--max-time", "180", "-w", "\n%{http_code}", "-H", "content-type: application/json"]);
+    command.args(["--data-binary", "@-", &url]);
+    let output = llamero_tests::command::output_with_input(&mut command, body)?;
+    let (answer, code) = output.trim_end().rsplit_once('\n').context("curl printed no status code")?;
+    let value = serde_json::from_str(answer).with_context(|| format!("the answer is no JSON: {answer}"))?;
+    Ok((code.parse()?, value))
+}
+
+/// The whole answer's text.
+pub fn ask(cluster: &Cluster, request: &Value) -> Result<String> {
+    let (code, answer) = post(cluster, "/v1/chat/completions", request.to_string().as_bytes())?;
+    ensure!(code == 200, "HTTP {code}: {answer}");
+    let text = answer["choices"][0]["message"]["content"].as_str();
+    Ok(text.with_context(|| format!("no text in {answer}"))?.to_owned())
+}
+
+/// A running stream of chat chunks.
+pub struct Stream {
+    curl: Child,
+    lines: std::io::Lines<BufReader<std::process::ChildStdout>>,
+    pub text: String,
+    pub finish: Option<String>,
+}
+
+impl Stream {
+    pub fn start(cluster: &Cluster, mut request: Value) -> Result<Self> {
+        request["stream"] = json!(true);
+        let url = format!("http://{}/v1/chat/completions", gateway(cluster)?);
+        let mut curl = Command::new("curl")
+            .args(["-sSN", "--max-time", "180", "-H", "content-type: application/json"])
+            .args(["--data-binary", &request.to_string(), &url])
+            .stdout(Stdio::piped())
+            .spawn()?;
+        let lines = BufReader::new(curl.stdout.take().context("curl has no output")?).lines();
+        Ok(Self { curl, lines, text: String::new(), finish: None })
+    }
+
+    /// Reads on until the text has `bytes` bytes or the stream ends; true while it goes on.
+    pub fn read_to(&mut self, bytes: usize) -> Result<bool> {
+        while self.text.len() < bytes {
+            let Some(line) = self.lines.next() else { return Ok(false) };
+            let line = line?;
+            let Some(data) = line.strip_prefix("data: ") else { continue };
+            if data == "[DONE]" {
+                return Ok(false);
+            }
+            let chunk: Value = serde_json::from_str(data).with_context(|| format!("no JSON: {data}"))?;
+            ensure!(chunk["error"].is_null(), "the stream ended with {chunk}");
+            self.text.push_str(chunk["choices"][0]["delta"]["content"].as_str().unwrap_or_default());
+            if let Some(reason) = chunk["choices"][0]["finish_reason"].as_str() {
+                self.finish = Some(reason.to_owned());
+            }
+        }
+        Ok(true)
+    }
+
+    /// Reads the rest and returns the whole text.
+    pub fn finish(mut self) -> Result<String> {
+        self.read_to(usize::MAX)?;
+        ensure!(self.finish.is_some(), "the stream ended without a finish reason after {:?}", self.text);
+        Ok(std::mem::take(&mut self.text))
+    }
+}
+
+impl Drop for Stream {
+    fn drop(&mut self) {
+        let _ = self.curl.kill();
+        let _ = self.curl.wait();
+    }
+}

@@ -1,0 +1,19 @@
+//! Llamero on a real cluster: needs a cluster with the chart installed (`tests/e2e.sh` sees to that) and real weights.
+//!
+//! | module | what it shows |
+//! |---|---|
+//! | [`answers`] | text of ranks on different nodes is the text of one process; OpenAI's client and grpcurl work |
+//! | [`faults`] | a killed rank, a deleted pod: streams go on, survivors keep their weights |
+//! | [`placement`] | whole groups or nothing |
+//! | [`refusals`] | what the API server and the gateway refuse, and how |
+//! | [`scaling`] | up, down, to zero and back |
+//! | [`writes`] | the operator dies at a write of a placement and a new one converges |
+
+mod answers;
+mod client;
+mod faults;
+mod fixture;
+mod placement;
+mod refusals;
+mod scaling;
+mod writes;

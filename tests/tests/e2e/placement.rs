@@ -1,0 +1,107 @@
+//! Whole groups or nothing.
+
+use anyhow::{Result, ensure};
+use llamero_tests::cluster::Cluster;
+use llamero_tests::poll;
+use serde_json::{Value, json};
+
+use crate::fixture::{Deployment, NAMESPACE, SOON, node_of};
+
+const GPU: &str = "nvidia.com/gpu";
+
+/// Gives nodes GPUs and takes them away again.
+struct Gpus {
+    cluster: Cluster,
+    nodes: Vec<String>,
+}
+
+impl Gpus {
+    fn new(counts: &[u32]) -> Result<Self> {
+        let cluster = Cluster::connect()?;
+        let nodes: Vec<String> = cluster.nodes()?.iter().map(|node| node.name()).collect();
+        let gpus = Self { cluster, nodes };
+        for (node, count) in gpus.nodes.iter().zip(counts) {
+            gpus.cluster.set_extended(node, GPU, *count)?;
+        }
+        Ok(gpus)
+    }
+}
+
+impl Drop for Gpus {
+    fn drop(&mut self) {
+        for node in &self.nodes {
+            if let Err(error) = self.cluster.set_extended(node, GPU, 0) {
+                eprintln!("left behind: {error:#}");
+            }
+        }
+    }
+}
+
+#[test]
+fn a_group_that_does_not_fit_holds_nothing_and_starts_when_room_appears() -> Result<()> {
+    let gpus = Gpus::new(&[1, 0, 0])?;
+    let deployment = Deployment::create("room", json!({"accelerator": {"resource": GPU, "perNode": 1, "memory": "80Gi"}}))?;
+    let message = deployment.wait_condition("Placed", "False")?;
+    ensure!(message.contains(GPU), "the message does not say what is missing: {message}");
+    ensure!(holding(&deployment)?.is_empty(), "pods hold accelerators: {:?}", holding(&deployment)?);
+
+    gpus.cluster.set_extended(&gpus.nodes[1], GPU, 1)?;
+    deployment.wait_ready(1)?;
+    ensure!(holding(&deployment)?.len() == 2, "two nodes have a GPU in use");
+    Ok(())
+}
+
+#[test]
+fn an_attempt_whose_room_is_taken_is_taken_back_whole_and_placed_later() -> Result<()> {
+    let gpus = Gpus::new(&[1, 1, 0])?;
+    // A pod that the operator's reservations do not know: it arrives through the node's name, past the scheduler.
+    let thief = |node: &str| {
+        json!({
+            "apiVersion": "v1", "kind": "Pod",
+            "metadata": {"name": "thief", "namespace": NAMESPACE},
+            "spec": {
+                "nodeName": node, "terminationGracePeriodSeconds": 0,
+                "securityContext": {"runAsNonRoot": true, "runAsUser": 65532, "seccompProfile": {"type": "RuntimeDefault"}},
+                "containers": [{
+                    "name": "sit", "image": "llamero-worker:0.1.0", "imagePullPolicy": "Never",
+                    "args": ["serve", "--help"],
+                    "securityContext": {"allowPrivilegeEscalation": false, "capabilities": {"drop": ["ALL"]}},
+                    "resources": {"limits": {GPU: "1"}}
+                }]
+            }
+        })
+    };
+    let deployment = Deployment::create(
+        "taken",
+        json!({"accelerator": {"resource": GPU, "perNode": 1, "memory": "80Gi"}, "placement": {"deadline": "5s"}, "replicas": 0}),
+    )?;
+    let kubectl = deployment.kubectl();
+    // The scheduler sleeps while the operator places, and the room is gone when it wakes.
+    let scheduler = gpus.cluster.pause_scheduler()?;
+    kubectl.run(&["-n", NAMESPACE, "scale", "llamadeployment", "taken", "--replicas=1"])?;
+    let pods = poll::until("ungated pods", SOON, || {
+        let pods = deployment.pods()?;
+        let ungated = |pod: &Value| pod["spec"]["schedulingGates"].as_array().is_none_or(Vec::is_empty);
+        Ok((pods.len() == 2 && pods.iter().all(ungated)).then_some(pods))
+    })?;
+    let node = pinned_node(&pods[1]);
+    kubectl.apply(&thief(&node))?;
+    drop(scheduler);
+    poll::until("the attempt to be taken back whole", SOON, || {
+        let now: Vec<Value> = deployment.pods()?.iter().map(|pod| pod["metadata"]["uid"].clone()).collect();
+        Ok((!pods.iter().any(|pod| now.contains(&pod["metadata"]["uid"]))).then_some(()))
+    })?;
+    kubectl.run(&["-n", NAMESPACE, "delete", "pod", "thief", "--force", "--grace-period=0", "--ignore-not-found"])?;
+    deployment.wait_ready(1)
+}
+
+/// Names of the nodes on which the deployment's pods hold an accelerator.
+fn holding(deployment: &Deployment) -> Result<Vec<String>> {
+    let holds = |pod: &&Value| !node_of(pod).is_empty() && pod["spec"]["containers"][0]["resources"]["limits"][GPU] != Value::Null;
+    Ok(deployment.pods()?.iter().filter(holds).map(|pod| node_of(pod).to_owned()).collect())
+}
+
+fn pinned_node(pod: &Value) -> String {
+    let terms = &pod["spec"]["affinity"]["nodeAffinity"]["requiredDuringSchedulingIgnoredDuringExecution"]["nodeSelectorTerms"];
+    terms[0]["matchFields"][0]["values"][0].as_str().unwrap_or_default().to_owned()
+}
