@@ -9,6 +9,7 @@
 //! | [`schedule`] | what is computed next: admission, batches, KV blocks, preemption |
 //! | [`leaf_tree`] | the fixed tree in which partial sums are joined |
 //! | [`sampling`] | from candidates to a token |
+//! | [`text`] | from messages to a validated request, from tokens to text |
 
 #![forbid(unsafe_code)]
 
@@ -19,6 +20,7 @@ pub mod leaf_tree;
 pub mod sampling;
 pub mod schedule;
 pub mod step;
+pub mod text;
 
 pub use backend::{Backend, BackendError, FormSpec, KvCapacity, LoadProgress, Ticket};
 pub use block_tables::{BlockTableError, BlockTables};

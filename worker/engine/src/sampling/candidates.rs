@@ -20,7 +20,13 @@ pub fn by_logit(a: &(u32, f32), b: &(u32, f32)) -> Ordering {
 /// The answer of a rank whose vocabulary shard starts at `first_token` (a multiple of the tile width) and has the given
 /// logits (biases and masks applied). `position` is that of the token to be sampled.
 #[must_use]
-pub fn candidates(row: u32, first_token: u32, logits: &[f32], key: &SampleKey, position: u32) -> RowCandidates {
+pub fn candidates(
+    row: u32,
+    first_token: u32,
+    logits: &[f32],
+    key: &SampleKey,
+    position: u32,
+) -> RowCandidates {
     let mut order: Vec<(u32, f32)> = (first_token..).zip(logits.iter().copied()).collect();
     let gumbel = (key.temperature > 0.0)
         .then(|| {
@@ -41,7 +47,11 @@ pub fn candidates(row: u32, first_token: u32, logits: &[f32], key: &SampleKey, p
         top: order,
         first_tile: first_token / VOCAB_TILE as u32,
         tile_lse: mass::tiles(logits, key.temperature),
-        tile_lse_raw: if key.logprobs { mass::tiles(logits, 0.0) } else { Vec::new() },
+        tile_lse_raw: if key.logprobs {
+            mass::tiles(logits, 0.0)
+        } else {
+            Vec::new()
+        },
         gumbel,
     }
 }

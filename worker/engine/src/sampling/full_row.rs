@@ -25,7 +25,11 @@ pub fn sample_full_row(
         order.iter().copied().min_by(by_logit)
     } else if params.restricts() {
         order.sort_unstable_by(by_logit);
-        winner(&kept(order.into_iter(), params, mass.scaled).tokens, noise, params.temperature)
+        winner(
+            &kept(order.into_iter(), params, mass.scaled).tokens,
+            noise,
+            params.temperature,
+        )
     } else {
         winner(&order, noise, params.temperature)
     }

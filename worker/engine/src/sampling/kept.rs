@@ -14,7 +14,11 @@ pub(super) struct Kept {
 /// Take tokens in order until a rule excludes one. Both ways of sampling use this one walk, so they sum the same
 /// probabilities in the same order and agree on the last bit.
 pub(super) fn kept(order: impl Iterator<Item = (u32, f32)>, params: &SamplingParams, total: f64) -> Kept {
-    let limit = if params.top_k == 0 { usize::MAX } else { params.top_k as usize };
+    let limit = if params.top_k == 0 {
+        usize::MAX
+    } else {
+        params.top_k as usize
+    };
     let mut tokens = Vec::new();
     let mut mass = 0.0_f64;
     let mut floor = f64::NEG_INFINITY;
@@ -40,7 +44,9 @@ pub(super) fn winner(tokens: &[(u32, f32)], noise: Noise, temperature: f32) -> O
     let mut best: Option<(u32, f32, f32)> = None;
     for &(id, logit) in tokens {
         let value = noise.perturb(id, logit, temperature);
-        if best.is_none_or(|(best_id, best_value, _)| value > best_value || (value == best_value && id < best_id)) {
+        if best.is_none_or(|(best_id, best_value, _)| {
+            value > best_value || (value == best_value && id < best_id)
+        }) {
             best = Some((id, value, logit));
         }
     }

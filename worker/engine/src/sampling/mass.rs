@@ -23,16 +23,22 @@ impl Mass {
         let mut next = 0_usize;
         for rank in ranks {
             if rank.first_tile as usize != next {
-                return Err(SamplingError::Inconsistent("the vocabulary tiles leave a gap or overlap"));
+                return Err(SamplingError::Inconsistent(
+                    "the vocabulary tiles leave a gap or overlap",
+                ));
             }
             if logprobs && rank.tile_lse_raw.len() != rank.tile_lse.len() {
-                return Err(SamplingError::Inconsistent("log-probabilities were asked for, but tiles lack them"));
+                return Err(SamplingError::Inconsistent(
+                    "log-probabilities were asked for, but tiles lack them",
+                ));
             }
             next += rank.tile_lse.len();
         }
         let scaled = join(ranks.iter().flat_map(|rank| rank.tile_lse.iter().copied()))?;
         let raw = if logprobs {
-            Some(join(ranks.iter().flat_map(|rank| rank.tile_lse_raw.iter().copied()))?)
+            Some(join(
+                ranks.iter().flat_map(|rank| rank.tile_lse_raw.iter().copied()),
+            )?)
         } else {
             None
         };
@@ -46,17 +52,27 @@ pub fn tile_lse(logits: &[f32], temperature: f32) -> f32 {
     let best = logits.iter().fold(f32::NEG_INFINITY, |best, &x| best.max(x));
     if best == f32::NEG_INFINITY {
         // All masked, or all NaN, which must not pass for masked.
-        return if logits.iter().any(|x| x.is_nan()) { f32::NAN } else { best };
+        return if logits.iter().any(|x| x.is_nan()) {
+            f32::NAN
+        } else {
+            best
+        };
     }
     let best = f64::from(scale(best, temperature));
-    let sum: f64 = logits.iter().map(|&x| (f64::from(scale(x, temperature)) - best).exp()).sum();
+    let sum: f64 = logits
+        .iter()
+        .map(|&x| (f64::from(scale(x, temperature)) - best).exp())
+        .sum();
     (best + sum.ln()) as f32
 }
 
 /// [`tile_lse`] of every tile of a shard.
 #[must_use]
 pub fn tiles(logits: &[f32], temperature: f32) -> Vec<f32> {
-    logits.chunks(VOCAB_TILE).map(|tile| tile_lse(tile, temperature)).collect()
+    logits
+        .chunks(VOCAB_TILE)
+        .map(|tile| tile_lse(tile, temperature))
+        .collect()
 }
 
 fn join(tiles: impl Iterator<Item = f32> + Clone) -> Result<f64, SamplingError> {
@@ -64,5 +80,9 @@ fn join(tiles: impl Iterator<Item = f32> + Clone) -> Result<f64, SamplingError> 
     let best = f64::from(best);
     let sum: f64 = tiles.map(|tile| (f64::from(tile) - best).exp()).sum();
     let total = best + sum.ln();
-    if total.is_finite() { Ok(total) } else { Err(SamplingError::NotFinite) }
+    if total.is_finite() {
+        Ok(total)
+    } else {
+        Err(SamplingError::NotFinite)
+    }
 }

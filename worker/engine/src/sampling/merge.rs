@@ -19,10 +19,16 @@ pub enum Outcome {
 ///
 /// # Errors
 /// [`SamplingError`] when the logits are not finite or the answers do not fit together.
-pub fn merge(params: &SamplingParams, noise: Noise, ranks: &[&RowCandidates]) -> Result<Outcome, SamplingError> {
+pub fn merge(
+    params: &SamplingParams,
+    noise: Noise,
+    ranks: &[&RowCandidates],
+) -> Result<Outcome, SamplingError> {
     let mass = Mass::of_ranks(ranks, params.logprobs)?;
     let Known { order, complete } = known_order(ranks)?;
-    let &(best, best_logit) = order.first().ok_or(SamplingError::Inconsistent("no candidates"))?;
+    let &(best, best_logit) = order
+        .first()
+        .ok_or(SamplingError::Inconsistent("no candidates"))?;
     if !best_logit.is_finite() {
         return Err(SamplingError::NotFinite);
     }
@@ -42,8 +48,8 @@ pub fn merge(params: &SamplingParams, noise: Noise, ranks: &[&RowCandidates]) ->
     if !kept.closed && !complete {
         return Ok(Outcome::NeedFullRow);
     }
-    let (token, logit) =
-        winner(&kept.tokens, noise, params.temperature).ok_or(SamplingError::Inconsistent("no candidates"))?;
+    let (token, logit) = winner(&kept.tokens, noise, params.temperature)
+        .ok_or(SamplingError::Inconsistent("no candidates"))?;
     Ok(Outcome::Token(sampled(token, logit, &mass)))
 }
 
@@ -58,7 +64,10 @@ struct Known {
 /// the order is certain up to the best of those last entries.
 fn known_order(ranks: &[&RowCandidates]) -> Result<Known, SamplingError> {
     let mut order: Vec<(u32, f32)> = ranks.iter().flat_map(|rank| rank.top.iter().copied()).collect();
-    if order.iter().any(|&(_, logit)| logit.is_nan() || logit == f32::INFINITY) {
+    if order
+        .iter()
+        .any(|&(_, logit)| logit.is_nan() || logit == f32::INFINITY)
+    {
         return Err(SamplingError::NotFinite);
     }
     order.sort_unstable_by(by_logit);
@@ -73,7 +82,10 @@ fn known_order(ranks: &[&RowCandidates]) -> Result<Known, SamplingError> {
         let certain = order.partition_point(|entry| by_logit(entry, last).is_le());
         order.truncate(certain);
     }
-    Ok(Known { complete: last_certain.is_none(), order })
+    Ok(Known {
+        complete: last_certain.is_none(),
+        order,
+    })
 }
 
 /// The best perturbed token of all ranks, ties by lower id.
@@ -83,13 +95,19 @@ fn best_of_all(ranks: &[&RowCandidates]) -> Result<(u32, f32), SamplingError> {
         let Some((id, value, logit)) = rank.gumbel else {
             return Err(SamplingError::Inconsistent("a rank sampled greedily"));
         };
-        if best.is_none_or(|(best_id, best_value, _)| value > best_value || (value == best_value && id < best_id)) {
+        if best.is_none_or(|(best_id, best_value, _)| {
+            value > best_value || (value == best_value && id < best_id)
+        }) {
             best = Some((id, value, logit));
         }
     }
-    best.map(|(id, _, logit)| (id, logit)).ok_or(SamplingError::Inconsistent("no candidates"))
+    best.map(|(id, _, logit)| (id, logit))
+        .ok_or(SamplingError::Inconsistent("no candidates"))
 }
 
 pub(super) fn sampled(token: u32, logit: f32, mass: &Mass) -> Sampled {
-    Sampled { token, logprob: mass.raw.map(|total| (f64::from(logit) - total) as f32) }
+    Sampled {
+        token,
+        logprob: mass.raw.map(|total| (f64::from(logit) - total) as f32),
+    }
 }

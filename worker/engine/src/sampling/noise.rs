@@ -56,7 +56,11 @@ impl Noise {
 #[inline]
 #[must_use]
 pub fn scale(logit: f32, temperature: f32) -> f32 {
-    if temperature > 0.0 { logit / temperature } else { logit }
+    if temperature > 0.0 {
+        logit / temperature
+    } else {
+        logit
+    }
 }
 
 /// `-ln(-ln u)` with `u = (bits >> 8 + ½) / 2²⁴`, in f64, then rounded to f32. Grows with `bits`; never infinite.
@@ -89,8 +93,9 @@ mod tests {
     #[test]
     fn moments_are_those_of_a_gumbel_distribution() {
         let draws = 200_000_u32;
-        let noise: Vec<f64> =
-            (0..draws).map(|i| f64::from(Noise::new(7, i / 1000).gumbel(i % 1000))).collect();
+        let noise: Vec<f64> = (0..draws)
+            .map(|i| f64::from(Noise::new(7, i / 1000).gumbel(i % 1000)))
+            .collect();
         let mean = noise.iter().sum::<f64>() / f64::from(draws);
         let variance = noise.iter().map(|g| (g - mean).powi(2)).sum::<f64>() / f64::from(draws);
         // Euler's constant and π²/6; four standard errors wide.
@@ -100,10 +105,17 @@ mod tests {
 
     #[test]
     fn neighbouring_keys_are_unrelated() {
-        let streams = [Noise::new(1, 5), Noise::new(1, 6), Noise::new(2, 5), Noise::new(6, 1)];
+        let streams = [
+            Noise::new(1, 5),
+            Noise::new(1, 6),
+            Noise::new(2, 5),
+            Noise::new(6, 1),
+        ];
         for (i, a) in streams.iter().enumerate() {
             for b in &streams[i + 1..] {
-                let equal = (0..10_000).map(|id| (a.bits(id) ^ b.bits(id)).count_ones()).sum::<u32>();
+                let equal = (0..10_000)
+                    .map(|id| (a.bits(id) ^ b.bits(id)).count_ones())
+                    .sum::<u32>();
                 let fraction = f64::from(equal) / 320_000.0;
                 assert!((fraction - 0.5).abs() < 0.005, "{fraction}");
             }

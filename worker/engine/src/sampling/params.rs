@@ -45,7 +45,11 @@ impl SamplingParams {
     /// What the ranks need to know of it.
     #[must_use]
     pub fn key(&self) -> SampleKey {
-        SampleKey { seed: self.seed, temperature: self.temperature, logprobs: self.logprobs }
+        SampleKey {
+            seed: self.seed,
+            temperature: self.temperature,
+            logprobs: self.logprobs,
+        }
     }
 
     /// Whether top-k, top-p or min-p can exclude a token.

@@ -53,14 +53,23 @@ fn by_definition(logits: &[f32], params: &SamplingParams) -> u32 {
             && weight(id) >= f64::from(params.min_p)
     });
     let value = |id: usize| noise(params).perturb(id as u32, logits[id], params.temperature);
-    kept.max_by(|&a, &b| value(a).total_cmp(&value(b)).then(b.cmp(&a))).unwrap() as u32
+    kept.max_by(|&a, &b| value(a).total_cmp(&value(b)).then(b.cmp(&a)))
+        .unwrap() as u32
 }
 
 fn any_logits() -> impl Strategy<Value = Vec<f32>> {
     // Few distinct values make ties; a wide scale makes peaked rows, a narrow one flat rows.
     (1_usize..1200, 0.1_f32..30.0, any::<bool>()).prop_flat_map(|(len, scale, coarse)| {
         prop::collection::vec(-1.0_f32..1.0, len).prop_map(move |row| {
-            row.into_iter().map(|x| if coarse { (x * 4.0).round() * scale / 4.0 } else { x * x * x * scale }).collect()
+            row.into_iter()
+                .map(|x| {
+                    if coarse {
+                        (x * 4.0).round() * scale / 4.0
+                    } else {
+                        x * x * x * scale
+                    }
+                })
+                .collect()
         })
     })
 }
@@ -74,15 +83,17 @@ fn any_params() -> impl Strategy<Value = SamplingParams> {
         any::<u64>(),
         any::<bool>(),
     )
-        .prop_map(|(temperature, top_k, top_p, min_p, seed, logprobs)| SamplingParams {
-            temperature,
-            top_k,
-            top_p,
-            min_p,
-            seed,
-            logprobs,
-            ..SamplingParams::greedy()
-        })
+        .prop_map(
+            |(temperature, top_k, top_p, min_p, seed, logprobs)| SamplingParams {
+                temperature,
+                top_k,
+                top_p,
+                min_p,
+                seed,
+                logprobs,
+                ..SamplingParams::greedy()
+            },
+        )
 }
 
 proptest! {
@@ -115,10 +126,24 @@ proptest! {
 
 #[test]
 fn flat_rows_need_the_full_row_and_peaked_ones_do_not() {
-    let params = SamplingParams { temperature: 1.0, top_p: 0.5, ..SamplingParams::greedy() };
+    let params = SamplingParams {
+        temperature: 1.0,
+        top_p: 0.5,
+        ..SamplingParams::greedy()
+    };
     let flat = vec![0.0_f32; 1024];
     // Half of a flat row of 1024 are its first 512 tokens; most winners over everything are not among the first 64.
-    let needs = (0..50).filter(|&seed| both(&flat, &[4], &SamplingParams { seed, ..params.clone() }).0 == Outcome::NeedFullRow);
+    let needs = (0..50).filter(|&seed| {
+        both(
+            &flat,
+            &[4],
+            &SamplingParams {
+                seed,
+                ..params.clone()
+            },
+        )
+        .0 == Outcome::NeedFullRow
+    });
     assert!(needs.count() > 30);
 
     let mut peaked = flat;
@@ -135,19 +160,31 @@ fn frequencies_follow_the_kept_probabilities() {
     let draws = 30_000;
     let mut counts = [0_u32; 4];
     for seed in 0..draws {
-        let params = SamplingParams { temperature: 1.0, top_k: 3, seed, ..SamplingParams::greedy() };
+        let params = SamplingParams {
+            temperature: 1.0,
+            top_k: 3,
+            seed,
+            ..SamplingParams::greedy()
+        };
         counts[both(&logits, &[], &params).1.token as usize] += 1;
     }
     for (count, share) in counts.iter().zip([4.0 / 9.0, 3.0 / 9.0, 2.0 / 9.0, 0.0]) {
         // Four standard errors.
-        assert!((f64::from(*count) / draws as f64 - share).abs() <= 0.0116, "{counts:?}");
+        assert!(
+            (f64::from(*count) / draws as f64 - share).abs() <= 0.0116,
+            "{counts:?}"
+        );
     }
 }
 
 #[test]
 fn logprob_is_at_temperature_one() {
     let logits: Vec<f32> = [1.0_f32, 3.0].iter().map(|x| x.ln()).collect();
-    let params = SamplingParams { temperature: 0.0, logprobs: true, ..SamplingParams::greedy() };
+    let params = SamplingParams {
+        temperature: 0.0,
+        logprobs: true,
+        ..SamplingParams::greedy()
+    };
     let (merged, full) = both(&logits, &[], &params);
     assert_eq!(merged, Outcome::Token(full));
     assert!((full.logprob.unwrap() - 0.75_f32.ln()).abs() < 1e-6);
@@ -158,7 +195,12 @@ fn masked_tokens_are_never_sampled() {
     let mut logits = vec![f32::NEG_INFINITY; 300];
     logits[130] = -3.0;
     for seed in 0..20 {
-        let params = SamplingParams { temperature: 1.5, top_p: 0.9, seed, ..SamplingParams::greedy() };
+        let params = SamplingParams {
+            temperature: 1.5,
+            top_p: 0.9,
+            seed,
+            ..SamplingParams::greedy()
+        };
         let (merged, full) = both(&logits, &[1, 2], &params);
         assert_eq!((merged, full.token), (Outcome::Token(full), 130));
     }
@@ -168,12 +210,27 @@ fn masked_tokens_are_never_sampled() {
 fn broken_answers_are_refused() {
     let params = SamplingParams::greedy();
     let nan = candidates(0, 0, &[0.0, f32::NAN], &params.key(), POSITION);
-    assert_eq!(merge(&params, noise(&params), &[&nan]), Err(SamplingError::NotFinite));
+    assert_eq!(
+        merge(&params, noise(&params), &[&nan]),
+        Err(SamplingError::NotFinite)
+    );
     let late = candidates(0, 128, &[0.0; 128], &params.key(), POSITION);
-    assert!(matches!(merge(&params, noise(&params), &[&late]), Err(SamplingError::Inconsistent(_))));
+    assert!(matches!(
+        merge(&params, noise(&params), &[&late]),
+        Err(SamplingError::Inconsistent(_))
+    ));
     let masked = candidates(0, 0, &[f32::NEG_INFINITY; 5], &params.key(), POSITION);
-    assert_eq!(merge(&params, noise(&params), &[&masked]), Err(SamplingError::NotFinite));
-    let hot = SamplingParams { temperature: 1.0, ..params };
+    assert_eq!(
+        merge(&params, noise(&params), &[&masked]),
+        Err(SamplingError::NotFinite)
+    );
+    let hot = SamplingParams {
+        temperature: 1.0,
+        ..params
+    };
     let cold = candidates(0, 0, &[0.0; 5], &SamplingParams::greedy().key(), POSITION);
-    assert!(matches!(merge(&hot, noise(&hot), &[&cold]), Err(SamplingError::Inconsistent(_))));
+    assert!(matches!(
+        merge(&hot, noise(&hot), &[&cold]),
+        Err(SamplingError::Inconsistent(_))
+    ));
 }

@@ -1,0 +1,45 @@
+//! A small byte-level tokenizer for tests: 256 bytes, some pieces of characters and words, one special token.
+
+use super::byte_level;
+use super::tokenizer::Tokenizer;
+
+/// The special token `<|end|>`.
+pub(super) const SPECIAL: u32 = 261;
+
+pub(super) fn tokenizer() -> Tokenizer {
+    let mut letters: Vec<(u8, char)> = (0..0x200)
+        .filter_map(char::from_u32)
+        .filter_map(|c| Some((byte_level::byte_of(c)?, c)))
+        .collect();
+    letters.sort_unstable();
+    let letter = |byte: u8| letters[usize::from(byte)].1.to_string();
+    let mut vocab = serde_json::Map::new();
+    for (byte, character) in &letters {
+        vocab.insert(character.to_string(), serde_json::json!(byte));
+    }
+    // Merges within characters of two, three and four bytes, and of letters.
+    let pairs: [&[u8]; 5] = [
+        &[0xc3, 0xa9],
+        &[0xe2, 0x82],
+        &[0xf0, 0x9f],
+        &[0x68, 0x65],
+        &[0x20, 0x61],
+    ];
+    let mut merges = Vec::new();
+    for (index, pair) in pairs.iter().enumerate() {
+        let (a, b) = (letter(pair[0]), letter(pair[1]));
+        vocab.insert(format!("{a}{b}"), serde_json::json!(256 + index));
+        merges.push(format!("{a} {b}"));
+    }
+    let json = serde_json::json!({
+        "version": "1.0",
+        "added_tokens": [{"id": SPECIAL, "content": "<|end|>", "single_word": false, "lstrip": false,
+            "rstrip": false, "normalized": false, "special": true}],
+        "normalizer": null,
+        "pre_tokenizer": {"type": "ByteLevel", "add_prefix_space": false, "trim_offsets": true, "use_regex": true},
+        "post_processor": null,
+        "decoder": {"type": "ByteLevel", "add_prefix_space": true, "trim_offsets": true, "use_regex": true},
+        "model": {"type": "BPE", "vocab": vocab, "merges": merges},
+    });
+    Tokenizer::new(tokenizers::Tokenizer::from_bytes(json.to_string()).unwrap()).unwrap()
+}
