@@ -1,0 +1,33 @@
+//! One end of a data link.
+
+use std::net::TcpStream;
+
+/// A connection for collectives, non-blocking, in one era. Frames are numbered per direction within a step.
+#[derive(Debug)]
+pub struct DataLink {
+    pub(super) stream: TcpStream,
+    pub(super) peer: u32,
+    pub(super) sent: u32,
+    pub(super) received: u32,
+    /// Whether a frame is half written; nothing else may be sent then.
+    pub(super) torn: bool,
+}
+
+impl DataLink {
+    /// A link over a connection whose handshake is done.
+    #[must_use]
+    pub fn new(stream: TcpStream, peer: u32) -> Self {
+        Self { stream, peer, sent: 0, received: 0, torn: false }
+    }
+
+    /// The rank at the other end.
+    #[must_use]
+    pub fn peer(&self) -> u32 {
+        self.peer
+    }
+
+    pub(super) fn begin_step(&mut self) {
+        self.sent = 0;
+        self.received = 0;
+    }
+}

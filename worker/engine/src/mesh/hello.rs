@@ -1,0 +1,192 @@
+//! The handshake: who dials, for which era, over which model in which arithmetic.
+
+use serde::{Deserialize, Serialize};
+
+use crate::step::Era;
+
+/// Version of everything that ranks say to each other.
+pub const PROTOCOL: u16 = 1;
+
+/// What a link is for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub enum LinkKind {
+    /// Plans, late values and answers, between rank 0 and another rank.
+    Plan,
+    /// Collectives.
+    Data,
+}
+
+/// First message on a link, from the dialler.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Hello {
+    /// [`PROTOCOL`] of the dialler.
+    pub protocol: u16,
+    /// metadata.uid of the group.
+    pub group_uid: String,
+    /// The era the link is for.
+    pub era: Era,
+    /// The dialler's rank.
+    pub from: u32,
+    /// The rank it wants.
+    pub to: u32,
+    /// What for.
+    pub link: LinkKind,
+    /// Ranks of the group.
+    pub world: u32,
+    /// Kernel family: ranks of one class compute the same bits.
+    pub numerics: String,
+    /// Fingerprint of the model's configuration and weights index.
+    pub model: String,
+}
+
+/// Why a link is refused.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum RefusalCode {
+    /// Other version of the protocol.
+    Protocol,
+    /// Other group.
+    OtherGroup,
+    /// Lower generation, or an epoch that is over.
+    OldEra,
+    /// The membership of that generation has not been told to this rank yet. Try again.
+    NotFormed,
+    /// Still loading. Try again.
+    NotReady,
+    /// This is another rank, or the group has another size.
+    WrongRank,
+    /// Other kernel family.
+    OtherNumerics,
+    /// Other model.
+    OtherModel,
+    /// The link exists already.
+    Duplicate,
+}
+
+/// Second message on a link, from the one that accepted.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Answer {
+    /// The link is for use from here on.
+    Welcome,
+    /// It is not.
+    Refused {
+        /// For programs.
+        code: RefusalCode,
+        /// For people.
+        sentence: String,
+        /// The latest era seen there, so that a leader that was restarted can choose a later one.
+        latest: Era,
+    },
+}
+
+/// What a rank knows about itself when somebody says Hello.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Identity {
+    /// metadata.uid of the group.
+    pub group_uid: String,
+    /// This rank.
+    pub rank: u32,
+    /// Ranks of the group.
+    pub world: u32,
+    /// Kernel family.
+    pub numerics: String,
+    /// Fingerprint of the model.
+    pub model: String,
+}
+
+impl Identity {
+    /// A Hello from this rank.
+    #[must_use]
+    pub fn hello(&self, era: Era, to: u32, link: LinkKind) -> Hello {
+        Hello {
+            protocol: PROTOCOL,
+            group_uid: self.group_uid.clone(),
+            era,
+            from: self.rank,
+            to,
+            link,
+            world: self.world,
+            numerics: self.numerics.clone(),
+            model: self.model.clone(),
+        }
+    }
+
+    /// Check everything in a Hello that does not change during a generation.
+    ///
+    /// # Errors
+    /// The code and a sentence that says what differs.
+    pub fn check(&self, hello: &Hello) -> Result<(), (RefusalCode, String)> {
+        let refuse = |code, sentence| Err((code, sentence));
+        if hello.protocol != PROTOCOL {
+            let sentence = format!(
+                "protocol {} is spoken there and {PROTOCOL} here: run the same image on all ranks",
+                hello.protocol
+            );
+            return refuse(RefusalCode::Protocol, sentence);
+        }
+        if hello.group_uid != self.group_uid {
+            let sentence = format!("this rank belongs to group {} and not to {}", self.group_uid, hello.group_uid);
+            return refuse(RefusalCode::OtherGroup, sentence);
+        }
+        if hello.to != self.rank || hello.world != self.world || hello.from >= self.world || hello.from == self.rank {
+            let sentence = format!(
+                "this is rank {} of {}; rank {} wanted rank {} of {}",
+                self.rank, self.world, hello.from, hello.to, hello.world
+            );
+            return refuse(RefusalCode::WrongRank, sentence);
+        }
+        if hello.link == LinkKind::Plan && hello.from != 0 {
+            let sentence = format!("plans come from rank 0 and not from rank {}", hello.from);
+            return refuse(RefusalCode::WrongRank, sentence);
+        }
+        if hello.numerics != self.numerics {
+            let sentence = format!(
+                "rank {} computes as {} and rank {} as {}: a group needs processors of one kind",
+                hello.from, hello.numerics, self.rank, self.numerics
+            );
+            return refuse(RefusalCode::OtherNumerics, sentence);
+        }
+        if hello.model != self.model {
+            let sentence = format!(
+                "rank {} has loaded another checkpoint ({}) than rank {} ({}): give both the same files",
+                hello.from, hello.model, self.rank, self.model
+            );
+            return refuse(RefusalCode::OtherModel, sentence);
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_difference_has_its_own_refusal() {
+        let identity = |rank| Identity {
+            group_uid: "g".into(),
+            rank,
+            world: 3,
+            numerics: "x86-avx512bf16-v1".into(),
+            model: "m".into(),
+        };
+        let good = identity(0).hello(Era { generation: 1, epoch: 1 }, 2, LinkKind::Plan);
+        let code = |change: &dyn Fn(&mut Hello)| {
+            let mut hello = good.clone();
+            change(&mut hello);
+            identity(2).check(&hello).map_err(|(code, sentence)| {
+                assert!(sentence.len() > 20);
+                code
+            })
+        };
+        assert_eq!(code(&|_| ()), Ok(()));
+        assert_eq!(code(&|hello| hello.protocol = 9), Err(RefusalCode::Protocol));
+        assert_eq!(code(&|hello| hello.group_uid = "h".into()), Err(RefusalCode::OtherGroup));
+        assert_eq!(code(&|hello| hello.to = 1), Err(RefusalCode::WrongRank));
+        assert_eq!(code(&|hello| hello.world = 4), Err(RefusalCode::WrongRank));
+        assert_eq!(code(&|hello| hello.from = 3), Err(RefusalCode::WrongRank));
+        assert_eq!(code(&|hello| hello.from = 2), Err(RefusalCode::WrongRank));
+        assert_eq!(code(&|hello| hello.from = 1), Err(RefusalCode::WrongRank), "rank 1 sends no plans");
+        assert_eq!(code(&|hello| hello.numerics = "generic-v1".into()), Err(RefusalCode::OtherNumerics));
+        assert_eq!(code(&|hello| hello.model = "n".into()), Err(RefusalCode::OtherModel));
+    }
+}

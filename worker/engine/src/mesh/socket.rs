@@ -1,0 +1,169 @@
+//! Non-blocking sockets with deadlines, and the abort that ends all waits of an era.
+
+use std::io::{self, ErrorKind, Read, Write};
+use std::net::{Shutdown, TcpStream};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use rustix::event::{PollFd, PollFlags, Timespec};
+
+use super::frame::{FrameError, HEADER, Header};
+use crate::collective::Abort;
+
+/// Why a read or write failed.
+#[derive(Debug, thiserror::Error)]
+pub enum SocketError {
+    /// The peer closed the connection.
+    #[error("the connection was closed")]
+    Closed,
+    /// Not done by the deadline.
+    #[error("no answer in time")]
+    Deadline,
+    /// The operating system's word.
+    #[error(transparent)]
+    Io(#[from] io::Error),
+    /// What came is not a frame.
+    #[error(transparent)]
+    Frame(#[from] FrameError),
+    /// A frame of the right form with unusable content.
+    #[error("{0}")]
+    Content(String),
+}
+
+/// All sockets of one era. Aborting closes them, which wakes whoever waits on them.
+#[derive(Debug, Default)]
+pub struct EraAbort {
+    aborted: AtomicBool,
+    streams: Mutex<Vec<TcpStream>>,
+}
+
+impl EraAbort {
+    /// Close this socket too when the era ends; at once when it is over.
+    ///
+    /// # Errors
+    /// The process has no file descriptor left.
+    pub fn watch(&self, stream: &TcpStream) -> io::Result<()> {
+        let copy = stream.try_clone()?;
+        self.streams.lock().unwrap_or_else(PoisonError::into_inner).push(copy);
+        if self.is_aborted() {
+            self.close_all();
+        }
+        Ok(())
+    }
+
+    /// Whether the era was ended from outside.
+    #[must_use]
+    pub fn is_aborted(&self) -> bool {
+        self.aborted.load(Ordering::Acquire)
+    }
+
+    fn close_all(&self) {
+        for stream in self.streams.lock().unwrap_or_else(PoisonError::into_inner).drain(..) {
+            // An error means that it is closed already.
+            let _ = stream.shutdown(Shutdown::Both);
+        }
+    }
+}
+
+impl Abort for EraAbort {
+    fn abort(&self) {
+        self.aborted.store(true, Ordering::Release);
+        self.close_all();
+    }
+}
+
+/// Prepare a fresh connection: no delay, non-blocking.
+///
+/// # Errors
+/// The operating system's word.
+pub(super) fn prepare(stream: &TcpStream) -> io::Result<()> {
+    stream.set_nodelay(true)?;
+    stream.set_nonblocking(true)
+}
+
+/// Whether the peer has closed, as far as is known without waiting.
+pub(crate) fn is_closed(stream: &TcpStream) -> bool {
+    match stream.peek(&mut [0]) {
+        Ok(0) => true,
+        Ok(_) => false,
+        Err(error) => !matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::Interrupted),
+    }
+}
+
+/// Wait until one of `fds` is ready. False at the deadline.
+pub(super) fn wait_any(fds: &mut [PollFd<'_>], deadline: Instant) -> io::Result<bool> {
+    loop {
+        let left = deadline.saturating_duration_since(Instant::now());
+        if left.is_zero() {
+            return Ok(false);
+        }
+        // A day at most: `Timespec` cannot hold every `Duration`.
+        let left = left.min(Duration::from_secs(86_400));
+        let timeout = Timespec { tv_sec: left.as_secs() as i64, tv_nsec: i64::from(left.subsec_nanos()) };
+        match rustix::event::poll(fds, Some(&timeout)) {
+            Ok(0) | Err(rustix::io::Errno::INTR) => {}
+            Ok(_) => return Ok(true),
+            Err(error) => return Err(error.into()),
+        }
+    }
+}
+
+fn wait_for(stream: &TcpStream, what: PollFlags, deadline: Instant) -> Result<(), SocketError> {
+    if wait_any(&mut [PollFd::new(stream, what)], deadline)? { Ok(()) } else { Err(SocketError::Deadline) }
+}
+
+pub(super) fn read_exact(mut stream: &TcpStream, mut into: &mut [u8], deadline: Instant) -> Result<(), SocketError> {
+    while !into.is_empty() {
+        match stream.read(into) {
+            Ok(0) => return Err(SocketError::Closed),
+            Ok(count) => into = &mut into[count..],
+            Err(error) if error.kind() == ErrorKind::Interrupted => {}
+            Err(error) if error.kind() == ErrorKind::WouldBlock => wait_for(stream, PollFlags::IN, deadline)?,
+            Err(error) => return Err(error.into()),
+        }
+    }
+    Ok(())
+}
+
+pub(super) fn write_all(mut stream: &TcpStream, mut from: &[u8], deadline: Instant) -> Result<(), SocketError> {
+    while !from.is_empty() {
+        match stream.write(from) {
+            Ok(0) => return Err(SocketError::Closed),
+            Ok(count) => from = &from[count..],
+            Err(error) if error.kind() == ErrorKind::Interrupted => {}
+            Err(error) if error.kind() == ErrorKind::WouldBlock => wait_for(stream, PollFlags::OUT, deadline)?,
+            Err(error) => return Err(error.into()),
+        }
+    }
+    Ok(())
+}
+
+/// Read one frame. The payload grows with what arrives, never with what is announced.
+pub(super) fn read_frame(stream: &TcpStream, deadline: Instant) -> Result<(Header, Vec<u8>), SocketError> {
+    const CHUNK: usize = 1 << 16;
+    let mut header = [0; HEADER];
+    read_exact(stream, &mut header, deadline)?;
+    let header = Header::decode(&header)?;
+    let length = header.length as usize;
+    let mut payload = Vec::with_capacity(length.min(CHUNK));
+    while payload.len() < length {
+        let from = payload.len();
+        payload.resize(length.min(from + CHUNK), 0);
+        read_exact(stream, &mut payload[from..], deadline)?;
+    }
+    Ok((header, payload))
+}
+
+/// A frame as bytes.
+pub(super) fn frame_bytes(header: Header, payload: &[u8]) -> Result<Vec<u8>, SocketError> {
+    let length = u32::try_from(payload.len()).ok().filter(|length| *length <= header.kind.longest());
+    let Some(length) = length else {
+        let sentence = format!("a {:?} frame of {} bytes is too long to send", header.kind, payload.len());
+        return Err(SocketError::Content(sentence));
+    };
+    let mut bytes = Vec::with_capacity(HEADER + payload.len());
+    bytes.extend_from_slice(&Header { length, ..header }.encode());
+    bytes.extend_from_slice(payload);
+    Ok(bytes)
+}
