@@ -1,0 +1,241 @@
+//! What is to be done: the output of [`crate::decide`].
+
+use std::collections::BTreeMap;
+
+use llamero_api::{
+    deployment::{AutoscalingState, CheckpointStatus, PlanStatus},
+    group::LlamaGroupSpec,
+};
+
+use crate::time::Millis;
+
+/// Namespace and name of an object.
+#[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Key {
+    /// `metadata.namespace`.
+    pub namespace: String,
+    /// `metadata.name`.
+    pub name: String,
+}
+
+impl std::fmt::Display for Key {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{}/{}", self.namespace, self.name)
+    }
+}
+
+/// Steps in the order in which they are to be applied, and what the report needs to know.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Plan {
+    /// Steps. Any subset may be applied; deciding again converges.
+    pub steps: Vec<Step>,
+    /// What was found out about each deployment.
+    pub verdicts: BTreeMap<Key, Verdict>,
+    /// When to decide again although nothing was seen to change.
+    pub next_at: Option<Millis>,
+}
+
+/// One step and why.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Step {
+    /// What to do.
+    pub action: Action,
+    /// One word in CamelCase, for Events and metrics.
+    pub reason: &'static str,
+    /// A sentence for people.
+    pub message: String,
+    /// Which kind of Event to record once the step was applied.
+    pub event: EventKind,
+}
+
+/// Whether a step is worth an Event.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum EventKind {
+    /// No Event.
+    None,
+    /// Type Normal.
+    Normal,
+    /// Type Warning.
+    Warning,
+}
+
+/// A pod that exists.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PodRef {
+    /// Namespace and name.
+    pub key: Key,
+    /// UID: precondition of whatever is done to it.
+    pub uid: String,
+}
+
+/// What to do. Everything names its object; nothing depends on another step having been applied.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Action {
+    /// Create a `LlamaGroup` owned by the deployment. That it exists already, with the same owner, is success.
+    CreateGroup {
+        /// The deployment.
+        deployment: Key,
+        /// Its UID, for the owner reference.
+        deployment_uid: String,
+        /// Name of the group.
+        name: String,
+        /// Its specification.
+        spec: Box<LlamaGroupSpec>,
+    },
+    /// Replace a group's specification, fenced by its resource version. On conflict: drop it and decide again.
+    WriteGroup {
+        /// The group.
+        group: Key,
+        /// `metadata.resourceVersion` that was read.
+        resource_version: String,
+        /// The new specification.
+        spec: Box<LlamaGroupSpec>,
+        /// What an uncached list of the group's pods must show first; else drop the step and decide again.
+        confirm: Confirm,
+    },
+    /// Create the gated pod of a member from the group's template. That it exists already, with the same owner UID, is success.
+    CreatePod {
+        /// The group.
+        group: Key,
+        /// Name of the pod.
+        name: String,
+        /// The member.
+        index: i32,
+        /// Its attempt.
+        attempt: i32,
+    },
+    /// One JSON patch: `test` the UID, pin the pod to the node by required affinity on `metadata.name`, remove the placement gate.
+    Ungate {
+        /// The group.
+        group: Key,
+        /// The pod.
+        pod: PodRef,
+        /// The node.
+        node: String,
+    },
+    /// Delete a pod with its UID as precondition. That it is gone is success.
+    DeletePod {
+        /// The object that gets the Event: the group, or the deployment of an inspect pod.
+        owner: Key,
+        /// The pod.
+        pod: PodRef,
+        /// Grace in seconds; absent: the pod's own.
+        grace_seconds: Option<i64>,
+    },
+    /// Push `RankControl.Form` to the targets. Idempotent.
+    Form {
+        /// The group.
+        group: Key,
+        /// Its UID.
+        group_uid: String,
+        /// Generation.
+        generation: i64,
+        /// All ranks in rank order.
+        members: Vec<FormMember>,
+        /// Pods that do not hold this generation yet.
+        targets: Vec<FormTarget>,
+    },
+    /// Call `RankControl.Drain` on the leader. Idempotent.
+    DrainGroup {
+        /// The group.
+        group: Key,
+        /// The leader's pod.
+        leader: FormTarget,
+    },
+    /// Delete a `LlamaGroup` with its UID as precondition, in the background: its pods follow by their owner references.
+    DeleteGroup {
+        /// The group.
+        group: Key,
+        /// Its UID.
+        uid: String,
+    },
+    /// Server-side apply the Service in front of the leaders.
+    ApplyService {
+        /// The deployment.
+        deployment: Key,
+        /// Its UID, for the owner reference.
+        deployment_uid: String,
+    },
+    /// Server-side apply the group's PodDisruptionBudget.
+    ApplyPdb {
+        /// The group.
+        group: Key,
+        /// Its UID, for the owner reference.
+        group_uid: String,
+        /// `spec.minAvailable`.
+        min_available: i32,
+    },
+    /// Create the pod that inspects the checkpoint. That it exists already is success.
+    CreateInspectPod {
+        /// The deployment.
+        deployment: Key,
+        /// Name of the pod.
+        name: String,
+        /// Value of the inspect label.
+        key: String,
+    },
+}
+
+/// What an uncached list of a group's pods must show before a write.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Confirm {
+    /// UIDs that exist and are not being deleted.
+    pub present: Vec<String>,
+    /// UIDs that do not exist, or are being deleted, or have ended.
+    pub gone: Vec<String>,
+}
+
+/// A rank in `Form`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct FormMember {
+    /// Rank in the group.
+    pub rank: u32,
+    /// Its pod.
+    pub pod_uid: String,
+    /// Address of its pod.
+    pub ip: String,
+    /// Port for its peers.
+    pub port: u16,
+}
+
+/// A pod that a call goes to, at the control port.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct FormTarget {
+    /// Its UID.
+    pub pod_uid: String,
+    /// Its address.
+    pub ip: String,
+}
+
+/// What was found out about a deployment, for the report.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Verdict {
+    /// Whether its specification can be served.
+    pub acceptance: Acceptance,
+    /// What sizing found, once the checkpoint is known.
+    pub plan: Option<PlanStatus>,
+    /// What the checkpoint is, as it is to be kept in the status.
+    pub checkpoint: Option<CheckpointStatus>,
+    /// The revision of new groups.
+    pub revision: String,
+    /// Wanted groups.
+    pub desired: i32,
+    /// Memory of the autoscaler.
+    pub autoscaling: Option<AutoscalingState>,
+    /// By group: what is missing for its placement.
+    pub no_room: BTreeMap<String, String>,
+}
+
+/// Whether a specification can be served.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub enum Acceptance {
+    /// The checkpoint's headers are being read; why that takes long, or empty.
+    Inspecting(String),
+    /// The checkpoint cannot be read: why, and what to do.
+    Unreadable(String),
+    /// It does not fit: why, and what would.
+    Refused(String),
+    /// It can.
+    #[default]
+    Accepted,
+}

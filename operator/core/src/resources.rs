@@ -1,0 +1,202 @@
+//! Amounts of CPU, memory, pods and devices.
+
+use std::collections::BTreeMap;
+
+use k8s_openapi::{
+    api::core::v1::{Container, PodSpec, ResourceRequirements},
+    apimachinery::pkg::api::resource::Quantity,
+};
+use llamero_api::{group::GroupTemplate, quantity};
+
+/// CPU, in thousandths of a processor.
+pub const CPU: &str = "cpu";
+/// Memory, in bytes.
+pub const MEMORY: &str = "memory";
+/// Pods, in pieces.
+pub const PODS: &str = "pods";
+
+/// Amounts by resource name: CPU in thousandths, everything else in whole units. What is not named is zero.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Resources(BTreeMap<String, i64>);
+
+impl Resources {
+    /// Nothing.
+    #[must_use]
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// With an amount set.
+    #[must_use]
+    pub fn with(mut self, name: &str, amount: i64) -> Self {
+        self.0.insert(name.to_owned(), amount);
+        self
+    }
+
+    /// From a map as the API writes it. Amounts that cannot be read are taken as zero; the API server lets none through.
+    #[must_use]
+    pub fn from_quantities(map: &BTreeMap<String, Quantity>) -> Self {
+        Self(
+            map.iter()
+                .map(|(name, amount)| (name.clone(), read(name, amount)))
+                .collect(),
+        )
+    }
+
+    /// The amount of a resource.
+    #[must_use]
+    pub fn get(&self, name: &str) -> i64 {
+        self.0.get(name).copied().unwrap_or(0)
+    }
+
+    /// All named amounts.
+    pub fn iter(&self) -> impl Iterator<Item = (&str, i64)> {
+        self.0.iter().map(|(name, amount)| (name.as_str(), *amount))
+    }
+
+    /// Adds amounts.
+    pub fn add(&mut self, other: &Self) {
+        for (name, amount) in &other.0 {
+            let sum = self.0.entry(name.clone()).or_insert(0);
+            *sum = sum.saturating_add(*amount);
+        }
+    }
+
+    /// Takes amounts away; the result may be negative.
+    pub fn subtract(&mut self, other: &Self) {
+        for (name, amount) in &other.0 {
+            let rest = self.0.entry(name.clone()).or_insert(0);
+            *rest = rest.saturating_sub(*amount);
+        }
+    }
+
+    /// Whether these amounts cover a request.
+    #[must_use]
+    pub fn covers(&self, request: &Self) -> bool {
+        request
+            .0
+            .iter()
+            .all(|(name, amount)| *amount <= 0 || self.get(name) >= *amount)
+    }
+
+    fn raise_to(&mut self, other: &Self) {
+        for (name, amount) in &other.0 {
+            let mine = self.0.entry(name.clone()).or_insert(0);
+            *mine = (*mine).max(*amount);
+        }
+    }
+}
+
+fn read(name: &str, amount: &Quantity) -> i64 {
+    if name == CPU {
+        quantity::milli(amount)
+    } else {
+        quantity::units(amount)
+    }
+    .unwrap_or(0)
+}
+
+/// An amount for people: `1.5` processors, `3.1 GiB`, `8`.
+#[must_use]
+pub fn show(name: &str, amount: i64) -> String {
+    match name {
+        CPU if amount % 1000 != 0 => format!("{}m", amount),
+        CPU => (amount / 1000).to_string(),
+        MEMORY | "ephemeral-storage" => quantity::human(amount),
+        _ => amount.to_string(),
+    }
+}
+
+/// What the pod of a group asks of its node.
+#[must_use]
+pub fn of_template(template: &GroupTemplate) -> Resources {
+    let mut request = Resources::new();
+    if let Some(resources) = &template.worker.resources {
+        // As the API server does: a limit without a request is the request.
+        request = Resources::from_quantities(&resources.limits);
+        request
+            .0
+            .extend(Resources::from_quantities(&resources.requests).0);
+    }
+    if let Some(name) = &template.accelerator_resource {
+        request = request.with(name, i64::from(template.ranks_per_pod));
+    }
+    request.with(PODS, 1)
+}
+
+/// What any pod asks of its node: the larger of its containers together and each init container (with the sidecars started before it),
+/// plus overhead. Source: <https://kubernetes.io/docs/concepts/workloads/pods/init-containers/#resource-sharing-within-containers>.
+#[must_use]
+pub fn of_pod(spec: &PodSpec) -> Resources {
+    let mut running = Resources::new();
+    let mut peak = Resources::new();
+    for init in spec.init_containers.iter().flatten() {
+        let mut at_once = running.clone();
+        at_once.add(&of_container(init));
+        if init.restart_policy.as_deref() == Some("Always") {
+            running = at_once.clone();
+        }
+        peak.raise_to(&at_once);
+    }
+    for container in &spec.containers {
+        running.add(&of_container(container));
+    }
+    running.raise_to(&peak);
+    if let Some(overhead) = &spec.overhead {
+        running.add(&Resources::from_quantities(overhead));
+    }
+    running.with(PODS, 1)
+}
+
+fn of_container(container: &Container) -> Resources {
+    let Some(ResourceRequirements { limits, requests, .. }) = &container.resources else {
+        return Resources::new();
+    };
+    let mut amounts = limits
+        .as_ref()
+        .map(Resources::from_quantities)
+        .unwrap_or_default();
+    amounts.0.extend(
+        requests
+            .as_ref()
+            .map(Resources::from_quantities)
+            .unwrap_or_default()
+            .0,
+    );
+    amounts
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sidecars_run_beside_what_follows() {
+        let container = |cpu: &str, always: bool| Container {
+            resources: Some(ResourceRequirements {
+                requests: Some([(CPU.to_owned(), Quantity(cpu.to_owned()))].into()),
+                ..Default::default()
+            }),
+            restart_policy: always.then(|| "Always".to_owned()),
+            ..Default::default()
+        };
+        let spec = PodSpec {
+            init_containers: Some(vec![
+                container("3", false),
+                container("1", true),
+                container("2", false),
+            ]),
+            containers: vec![container("500m", false), container("500m", false)],
+            ..Default::default()
+        };
+        // First init alone 3; sidecar 1 + second init 2 = 3; sidecar 1 + containers 1 = 2.
+        assert_eq!(of_pod(&spec), Resources::new().with(CPU, 3000).with(PODS, 1));
+    }
+
+    #[test]
+    fn covering_ignores_what_is_not_asked_for() {
+        let free = Resources::new().with(CPU, 1000).with("nvidia.com/gpu", -1);
+        assert!(free.covers(&Resources::new().with(CPU, 1000).with("nvidia.com/gpu", 0)));
+        assert!(!free.covers(&Resources::new().with("nvidia.com/gpu", 1)));
+    }
+}

@@ -1,0 +1,27 @@
+//! Instants as milliseconds since the Unix epoch.
+
+use k8s_openapi::{apimachinery::pkg::apis::meta::v1::Time, jiff::Timestamp};
+
+/// Milliseconds since the Unix epoch.
+pub type Millis = i64;
+
+/// As Kubernetes writes it, in whole seconds (rounded down), so that an instant reads back as it was written.
+#[must_use]
+pub fn to_time(millis: Millis) -> Time {
+    Time(Timestamp::from_second(millis.div_euclid(1000)).unwrap_or(Timestamp::UNIX_EPOCH))
+}
+
+/// From what Kubernetes wrote.
+#[must_use]
+pub fn millis(time: &Time) -> Millis {
+    time.0.as_millisecond()
+}
+
+/// The earlier of an optional instant and another.
+#[must_use]
+pub fn earlier(one: Option<Millis>, other: Option<Millis>) -> Option<Millis> {
+    match (one, other) {
+        (Some(a), Some(b)) => Some(a.min(b)),
+        (a, b) => a.or(b),
+    }
+}
