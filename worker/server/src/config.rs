@@ -1,0 +1,76 @@
+//! What the supervisor tells a rank's process when it starts it.
+
+use std::net::IpAddr;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use clap::Args;
+use serde::{Deserialize, Serialize};
+
+use crate::duration;
+
+/// The model and how it is served; the same on every rank of a group.
+#[derive(Debug, Clone, PartialEq, Args, Serialize, Deserialize)]
+pub struct EngineArgs {
+    /// Folder of the checkpoint in Hugging Face's layout: config.json, tokenizer.json, *.safetensors
+    #[arg(long, value_name = "DIR")]
+    pub model_dir: PathBuf,
+    /// Name that clients ask for; the folder's name when absent
+    #[arg(long, value_name = "NAME", default_value = "")]
+    pub model_name: String,
+    /// Number of ranks that share every layer
+    #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=1024))]
+    pub tensor: u32,
+    /// Number of pipeline stages; only 1 is served so far
+    #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=1))]
+    pub pipeline: u32,
+    /// Longest prompt and answer together, in tokens; the model's own limit when absent
+    #[arg(long, value_name = "TOKENS", value_parser = clap::value_parser!(u32).range(1..))]
+    pub max_context_length: Option<u32>,
+    /// Most tokens computed in one step
+    #[arg(long, value_name = "TOKENS", default_value_t = 512, value_parser = clap::value_parser!(u32).range(1..=65_536))]
+    pub max_batched_tokens: u32,
+    /// Most sequences at once
+    #[arg(long, value_name = "N", default_value_t = 32, value_parser = clap::value_parser!(u32).range(1..=4_096))]
+    pub max_sequences: u32,
+    /// Bytes of each rank's KV cache; room for four full-length sequences, at most 1 GiB, when absent
+    #[arg(long, value_name = "BYTES")]
+    pub kv_memory: Option<u64>,
+    /// Threads of each rank; the cores that this container may use, shared among its ranks, when absent
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=1_024))]
+    pub threads: Option<u32>,
+    /// A group that completes no step for this long is not ready
+    #[arg(long, value_name = "DURATION", default_value = "30s", value_parser = duration::parse)]
+    pub stall_timeout: Duration,
+    /// Time between "not ready" and "no new requests" while draining
+    #[arg(long, value_name = "DURATION", default_value = "5s", value_parser = duration::parse)]
+    pub drain_grace: Duration,
+}
+
+impl EngineArgs {
+    /// The name under which the model is served.
+    #[must_use]
+    pub fn served_name(&self) -> String {
+        if !self.model_name.is_empty() {
+            return self.model_name.clone();
+        }
+        self.model_dir.file_name().map_or_else(|| "model".to_owned(), |name| name.to_string_lossy().into_owned())
+    }
+}
+
+/// Everything a rank's process needs; the first line on its link.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct RankConfig {
+    /// The model.
+    pub engine: EngineArgs,
+    /// This rank, `0 .. tensor × pipeline`.
+    pub rank: u32,
+    /// Compute threads.
+    pub threads: u32,
+    /// Address to listen on.
+    pub listen: IpAddr,
+    /// Port for the other ranks; 0 lets the kernel choose.
+    pub rank_port: u16,
+    /// Port for clients on rank 0; 0 lets the kernel choose.
+    pub inference_port: u16,
+}

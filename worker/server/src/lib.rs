@@ -1,0 +1,19 @@
+//! The worker pod: a supervisor, one process per rank, gRPC; and the tools that prepare and inspect checkpoints.
+//!
+//! | module | what it is |
+//! |---|---|
+//! | [`cli`] | the command line |
+//! | [`supervisor`] | the pod's first process: keeps ranks alive, talks to operator and kubelet |
+//! | [`link`], [`config`] | what supervisor and rank say to each other |
+//! | [`grpc`] | what the gRPC servers have in common |
+//! | [`duration`], [`exit`] | durations and exit codes of the command line |
+
+#![forbid(unsafe_code)]
+
+pub mod cli;
+pub mod config;
+pub mod duration;
+pub mod exit;
+pub mod grpc;
+pub mod link;
+pub mod supervisor;

@@ -1,0 +1,203 @@
+//! What a supervisor and a rank's process say to each other: one JSON object a line, over a socket pair.
+//!
+//! The rank's end is its standard input, so that nothing has to be inherited by number, and so that the rank notices
+//! the end of its supervisor as the end of its input. The first byte carries the memory file of the weights
+//! (`SCM_RIGHTS`, see unix(7)); JSON lines follow.
+
+use std::io::{self, IoSlice, IoSliceMut};
+use std::mem::MaybeUninit;
+use std::net::IpAddr;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+
+use llamero_proto::v1::Phase;
+use rustix::net::{
+    RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer, SendAncillaryMessage, SendFlags,
+};
+use serde::{Deserialize, Serialize};
+
+use crate::config::RankConfig;
+
+/// From the supervisor to a rank.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Down {
+    /// The first line: who the rank is. Boxed, because it is large and comes once.
+    Start(Box<RankConfig>),
+    /// The members of the group.
+    Form(Membership),
+    /// Stop: not ready, grace, finish, tell the others. Only rank 0 acts on it.
+    Drain,
+}
+
+/// The members of a group, in rank order.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Membership {
+    /// UID of the group.
+    pub group_uid: String,
+    /// Only grows.
+    pub generation: u64,
+    /// Where each rank listens for its peers.
+    pub members: Vec<RankAddress>,
+}
+
+/// Where one rank listens.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RankAddress {
+    /// UID of the pod that runs the rank; a replacement has another one.
+    pub pod_uid: String,
+    /// Address of the pod.
+    pub ip: IpAddr,
+    /// The rank's port.
+    pub port: u16,
+}
+
+/// From a rank to its supervisor.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Up {
+    /// The rank listens. `inference_port` is there on rank 0 only.
+    Listening {
+        /// Port for the other ranks.
+        rank_port: u16,
+        /// Port for clients.
+        inference_port: Option<u16>,
+    },
+    /// The whole present state.
+    State(RankState),
+    /// The group was told to end; the process exits next and is not started again.
+    Left,
+}
+
+/// State of a rank, as its process sees it.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub struct RankState {
+    /// A value of [`Phase`].
+    pub phase: i32,
+    /// Bytes of this rank's shard in memory.
+    pub loaded_bytes: u64,
+    /// Bytes of this rank's shard.
+    pub total_bytes: u64,
+    /// Bytes this process read from the checkpoint.
+    pub read_bytes: u64,
+    /// Generation the rank belongs to.
+    pub generation: u64,
+    /// Epoch within the generation.
+    pub epoch: u64,
+    /// Steps entered within the epoch.
+    pub entered: u64,
+    /// Steps completed within the epoch.
+    pub completed: u64,
+    /// Milliseconds since a step was completed last.
+    pub idle_millis: Option<u64>,
+    /// Why the rank is not further, in words.
+    pub message: String,
+    /// Rank 0 only: a step of the whole group was completed within the stall time-out, and nothing drains.
+    pub group_serving: bool,
+    /// Rank 0 only: the group drains.
+    pub draining: bool,
+    /// Rank 0 only: load of the group.
+    pub load: Option<Load>,
+}
+
+impl RankState {
+    /// The phase as its type.
+    #[must_use]
+    pub fn phase(&self) -> Phase {
+        Phase::try_from(self.phase).unwrap_or(Phase::Unspecified)
+    }
+}
+
+/// Load of the group, for metrics.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub struct Load {
+    /// Sequences that run.
+    pub running: u32,
+    /// Sequences that wait.
+    pub waiting: u32,
+    /// KV blocks in use.
+    pub kv_blocks_used: u32,
+    /// KV blocks in all.
+    pub kv_blocks_total: u32,
+    /// Prompt tokens since the process started.
+    pub prompt_tokens: u64,
+    /// Output tokens since the process started.
+    pub output_tokens: u64,
+}
+
+/// Sends the memory file. The first thing on a new link.
+///
+/// # Errors
+/// What the kernel says.
+pub fn send_file(link: impl AsFd, file: BorrowedFd<'_>) -> io::Result<()> {
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+    let mut ancillary = SendAncillaryBuffer::new(&mut space);
+    let files = [file];
+    if !ancillary.push(SendAncillaryMessage::ScmRights(&files)) {
+        return Err(io::Error::other("no room for a file descriptor"));
+    }
+    rustix::net::sendmsg(link, &[IoSlice::new(b"\n")], &mut ancillary, SendFlags::NOSIGNAL)?;
+    Ok(())
+}
+
+/// Receives what [`send_file`] sent; the link must be blocking.
+///
+/// # Errors
+/// What the kernel says, or that no file came.
+pub fn receive_file(link: impl AsFd) -> io::Result<OwnedFd> {
+    let mut byte = [0];
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+    let mut ancillary = RecvAncillaryBuffer::new(&mut space);
+    rustix::net::recvmsg(link, &mut [IoSliceMut::new(&mut byte)], &mut ancillary, RecvFlags::CMSG_CLOEXEC)?;
+    ancillary
+        .drain()
+        .find_map(|message| match message {
+            RecvAncillaryMessage::ScmRights(mut files) => files.next(),
+            _ => None,
+        })
+        .ok_or_else(|| {
+            io::Error::other("no memory file came: `llamero-worker rank` is started by `llamero-worker serve` only")
+        })
+}
+
+/// One message as a line.
+///
+/// # Errors
+/// Only if the message cannot be written as JSON.
+pub fn line<T: Serialize>(message: &T) -> io::Result<Vec<u8>> {
+    let mut line = serde_json::to_vec(message)?;
+    line.push(b'\n');
+    Ok(line)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::{Read, Seek, Write};
+    use std::os::unix::net::UnixStream;
+
+    use super::*;
+
+    #[test]
+    fn a_file_crosses_and_lines_follow() {
+        let (mut here, mut there) = UnixStream::pair().unwrap();
+        let mut file = tempfile::tempfile().unwrap();
+        file.write_all(b"weights").unwrap();
+        send_file(&here, file.as_fd()).unwrap();
+        here.write_all(&line(&Down::Drain).unwrap()).unwrap();
+        drop(here);
+        let mut received = std::fs::File::from(receive_file(&there).unwrap());
+        received.rewind().unwrap();
+        let mut text = String::new();
+        received.read_to_string(&mut text).unwrap();
+        assert_eq!(text, "weights");
+        text.clear();
+        there.read_to_string(&mut text).unwrap();
+        assert_eq!(text, "\"drain\"\n");
+    }
+
+    #[test]
+    fn a_byte_without_a_file_is_refused() {
+        let (mut here, there) = UnixStream::pair().unwrap();
+        here.write_all(b"\n").unwrap();
+        assert!(receive_file(&there).unwrap_err().to_string().contains("llamero-worker serve"));
+    }
+}

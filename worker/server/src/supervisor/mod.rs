@@ -1,0 +1,233 @@
+//! The first process of a worker pod. It holds no engine and touches no accelerator, so that it survives what may
+//! kill a rank: it starts one process per rank, keeps the memory files of their weights, and talks to the operator.
+//!
+//! | module | what it is |
+//! |---|---|
+//! | [`pod`] | state of the ranks, pure |
+//! | [`process`] | keeps one rank's process running |
+//! | [`backoff`] | how long to wait before a restart |
+//! | [`last_words`] | standard error of a rank, and why it ended |
+//! | [`control`] | `llamero.v1.RankControl` |
+//! | [`http`], [`metrics`] | `/livez`, `/readyz`, `/metrics` |
+//! | [`signals`], [`reaper`] | duties of process 1 |
+
+pub mod backoff;
+pub mod control;
+pub mod http;
+pub mod last_words;
+pub mod metrics;
+pub mod pod;
+pub mod process;
+pub mod reaper;
+pub mod signals;
+
+use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::{Context as _, anyhow, bail};
+use llamero_proto::v1::Phase;
+use llamero_proto::v1::rank_control_server::RankControlServer;
+use tokio::net::TcpListener;
+use tokio::sync::watch;
+use tokio::task::JoinSet;
+use tonic::transport::server::TcpIncoming;
+
+use self::control::Control;
+use self::pod::{Identity, Pod};
+use self::process::{Ended, Keeper, Orders};
+use self::signals::Terminations;
+use crate::cli::serve::{LocalRanks, ServeArgs};
+use crate::config::RankConfig;
+use crate::exit::{FAILED, INPUT_UNUSABLE};
+use crate::grpc;
+use crate::link::{Membership, RankAddress};
+
+/// Group UID of a worker that stands alone.
+const ALONE: &str = "standalone";
+
+/// Run until the group ends. Returns the exit code.
+///
+/// # Errors
+/// When the arguments do not fit or a port cannot be opened.
+pub async fn run(args: ServeArgs) -> anyhow::Result<u8> {
+    let mut terminations = Terminations::install()?;
+    let local = args.local_ranks().map_err(|why| anyhow!(why))?;
+    let listen = args.listen_address();
+    let control_listener = bind(listen, args.control_port, "--control-port").await?;
+    let http_listener = bind(listen, args.http_port, "--http-port").await?;
+    let ports = (control_listener.local_addr()?.port(), http_listener.local_addr()?.port());
+
+    let (pod, orders) = shared_state(&args, local);
+    let control = Control { pod: pod.clone(), orders: orders.clone() };
+    let mut services = JoinSet::new();
+    services.spawn(serve_control(control.clone(), control_listener));
+    services.spawn(async move { Ok(axum::serve(http_listener, http::routes(control.pod)).await?) });
+    let control = Control { pod: pod.clone(), orders: orders.clone() };
+    let mut helpers = JoinSet::new();
+    helpers.spawn(reaper::reap_orphans());
+    helpers.spawn(when_all_listen(args.clone(), control.clone(), ports));
+
+    let mut keepers = start_keepers(&args, local, &control)?;
+    let mut ends = Vec::new();
+    let mut terminating = false;
+    let leave_anyway = orphaned(control.pod.subscribe(), args.engine.drain_grace + Duration::from_secs(5));
+    tokio::pin!(leave_anyway);
+    loop {
+        tokio::select! {
+            Some(end) = keepers.join_next() => {
+                match end.context("a keeper")? {
+                    Ok(Ended::Unusable(exit)) => {
+                        // The rank has said why on standard error.
+                        tracing::debug!("{}", exit.message);
+                        return Ok(INPUT_UNUSABLE);
+                    }
+                    end => ends.push(end.context("a rank's process cannot be kept")?),
+                }
+                if keepers.is_empty() {
+                    let died = ends.iter().any(|end| *end != Ended::Left);
+                    return Ok(if died { FAILED } else { 0 });
+                }
+            }
+            () = terminations.next() => {
+                if control.pod.borrow().leads() {
+                    if std::mem::replace(&mut terminating, true) {
+                        bail!("told to stop twice: leaving at once");
+                    }
+                    tracing::info!("told to stop: draining (a second signal stops at once)");
+                    control.drain();
+                } else if !std::mem::replace(&mut terminating, true) {
+                    tracing::info!("told to stop: waiting until the leader ends the group");
+                }
+            }
+            () = &mut leave_anyway, if terminating && !control.pod.borrow().leads() => {
+                tracing::info!("the group is not connected: nothing to wait for");
+                return Ok(0);
+            }
+            Some(service) = services.join_next() => {
+                service.context("a service")??;
+                bail!("a service of the supervisor ended");
+            }
+        }
+    }
+}
+
+fn shared_state(args: &ServeArgs, local: LocalRanks) -> (Arc<watch::Sender<Pod>>, Arc<watch::Sender<Orders>>) {
+    let identity = Identity {
+        pod_uid: args.pod_uid.clone(),
+        group_uid: args.group_uid.clone().unwrap_or_else(|| ALONE.to_owned()),
+        first_rank: local.first,
+        world: local.world,
+        stall_timeout: args.engine.stall_timeout,
+    };
+    let pod = watch::Sender::new(Pod::new(identity, local.count));
+    (Arc::new(pod), Arc::new(watch::Sender::new(Orders::default())))
+}
+
+async fn bind(ip: IpAddr, port: u16, flag: &str) -> anyhow::Result<TcpListener> {
+    let address = SocketAddr::new(ip, port);
+    TcpListener::bind(address)
+        .await
+        .with_context(|| format!("cannot listen on {address}: stop what uses it, or choose another port with {flag}"))
+}
+
+async fn serve_control(control: Control, listener: TcpListener) -> anyhow::Result<()> {
+    let (health, health_service) = tonic_health::server::health_reporter();
+    health.set_serving::<RankControlServer<Control>>().await;
+    let services = grpc::reflection(&["llamero.v1.RankControl", "grpc.health.v1.Health"])?
+        .add_service(RankControlServer::new(control))
+        .add_service(health_service);
+    tonic::transport::Server::builder()
+        .add_routes(grpc::with_fallback(services))
+        .serve_with_incoming(TcpIncoming::from(listener).with_nodelay(Some(true)))
+        .await?;
+    Ok(())
+}
+
+type Keepers = JoinSet<std::io::Result<Ended>>;
+
+fn start_keepers(args: &ServeArgs, local: LocalRanks, control: &Control) -> anyhow::Result<Keepers> {
+    let mut keepers = JoinSet::new();
+    for index in 0..local.count {
+        let rank_port = match args.rank_port {
+            0 => 0,
+            first => u16::try_from(u32::from(first) + index).context("--rank-port leaves no room for all ranks")?,
+        };
+        let config = RankConfig {
+            engine: args.engine.clone(),
+            rank: local.first + index,
+            threads: args.threads(local.count),
+            listen: args.listen_address(),
+            rank_port,
+            inference_port: args.inference_port,
+        };
+        let keeper = Keeper {
+            index: index as usize,
+            config,
+            pod: control.pod.clone(),
+            orders: control.orders.subscribe(),
+            give_up: args.group_uid.is_none(),
+        };
+        keepers.spawn(keeper.keep());
+    }
+    Ok(keepers)
+}
+
+/// Once all local ranks listen: tells the ports, and connects the group when the worker stands alone.
+async fn when_all_listen(args: ServeArgs, control: Control, (control_port, http_port): (u16, u16)) {
+    let mut pod = control.pod.subscribe();
+    let listening = |pod: &Pod| pod.ranks.iter().all(|rank| rank.rank_port.is_some());
+    let (rank_ports, inference_port) = match pod.wait_for(listening).await {
+        Ok(pod) => {
+            let ports: Vec<u16> = pod.ranks.iter().filter_map(|rank| rank.rank_port).collect();
+            (ports, pod.ranks.first().and_then(|rank| rank.inference_port))
+        }
+        Err(_) => return,
+    };
+    tracing::info!(control_port, http_port, inference_port, ?rank_ports, "listening");
+    if args.group_uid.is_none() {
+        let member = |port: &u16| RankAddress { pod_uid: args.pod_uid.clone(), ip: loopback(&args), port: *port };
+        let members = rank_ports.iter().map(member).collect();
+        let membership = Membership { group_uid: ALONE.to_owned(), generation: 1, members };
+        if let Err(why) = control.form(membership) {
+            tracing::error!("{why}");
+        }
+    }
+    if let Some(path) = &args.ports_file {
+        let ports = serde_json::json!({
+            "control": control_port, "http": http_port, "inference": inference_port, "ranks": rank_ports,
+        });
+        let written = path.with_extension("part");
+        let outcome = std::fs::write(&written, ports.to_string()).and_then(|()| std::fs::rename(&written, path));
+        if let Err(error) = outcome {
+            tracing::error!("{} cannot be written: {error}", path.display());
+        }
+    }
+}
+
+fn loopback(args: &ServeArgs) -> IpAddr {
+    let listen = args.listen_address();
+    match listen {
+        IpAddr::V4(ip) if ip.is_unspecified() => IpAddr::V4(std::net::Ipv4Addr::LOCALHOST),
+        IpAddr::V6(ip) if ip.is_unspecified() => IpAddr::V6(std::net::Ipv6Addr::LOCALHOST),
+        ip => ip,
+    }
+}
+
+/// Returns once no local rank was part of a connected group for `patience`: a member that was told to stop then has
+/// no leader to wait for.
+async fn orphaned(mut pod: watch::Receiver<Pod>, patience: Duration) {
+    let connected = |pod: &Pod| {
+        let serving = |state: &(crate::link::RankState, _)| matches!(state.0.phase(), Phase::Serving | Phase::Draining);
+        pod.ranks.iter().any(|rank| rank.pid.is_some() && rank.state.as_ref().is_some_and(serving))
+    };
+    loop {
+        if pod.wait_for(|pod| !connected(pod)).await.is_err() {
+            return;
+        }
+        match tokio::time::timeout(patience, pod.wait_for(connected)).await {
+            Ok(Ok(_)) => {}
+            Ok(Err(_)) | Err(_) => return,
+        }
+    }
+}

@@ -1,0 +1,294 @@
+//! The state of a pod's ranks as their supervisor knows it. Pure: time comes in as an argument.
+
+use std::time::{Duration, Instant};
+
+use llamero_proto::v1::{Phase, PodReport, RankExit, RankReport};
+
+use crate::link::{Membership, RankState};
+
+/// Who this pod is; does not change.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Identity {
+    /// `metadata.uid` of the pod; empty outside Kubernetes.
+    pub pod_uid: String,
+    /// UID of the only group this pod serves.
+    pub group_uid: String,
+    /// First rank of this pod.
+    pub first_rank: u32,
+    /// Ranks of the group.
+    pub world: u32,
+    /// A rank that was silent for longer cannot vouch for the group.
+    pub stall_timeout: Duration,
+}
+
+/// One rank of the pod.
+#[derive(Debug, Clone, Default)]
+pub struct RankView {
+    /// Process id while it runs.
+    pub pid: Option<u32>,
+    /// How often it was started again.
+    pub restarts: u32,
+    /// What it said last, and when.
+    pub state: Option<(RankState, Instant)>,
+    /// How it ended last.
+    pub last_exit: Option<RankExit>,
+    /// Where it listens for its peers.
+    pub rank_port: Option<u16>,
+    /// Where it listens for clients.
+    pub inference_port: Option<u16>,
+    /// It was told that the group ends.
+    pub left: bool,
+}
+
+/// All ranks of the pod.
+#[derive(Debug, Clone)]
+pub struct Pod {
+    /// Who this pod is.
+    pub identity: Identity,
+    /// Its ranks, by local index.
+    pub ranks: Vec<RankView>,
+    /// The members the pod was told last.
+    pub membership: Option<Membership>,
+    /// The pod was asked to drain.
+    pub draining: bool,
+}
+
+/// Why a [`Membership`] is not taken.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum FormRefusal {
+    /// The pod belongs to another group.
+    #[error("this pod belongs to the group with uid {own:?}, not to {asked:?}")]
+    OtherGroup {
+        /// The pod's group.
+        own: String,
+        /// The group that was named.
+        asked: String,
+    },
+    /// A later membership is known already.
+    #[error("generation {asked} is over: this pod holds generation {held}; send a higher one")]
+    Old {
+        /// The generation that was sent.
+        asked: u64,
+        /// The generation that is held.
+        held: u64,
+    },
+    /// The same generation cannot mean two memberships.
+    #[error("generation {0} was formed with other members; send other members under a higher generation")]
+    Changed(u64),
+    /// The members do not fit this pod.
+    #[error("{0}")]
+    Members(String),
+}
+
+impl Pod {
+    /// A pod whose ranks have not started.
+    #[must_use]
+    pub fn new(identity: Identity, ranks: u32) -> Self {
+        let ranks = (0..ranks).map(|_| RankView::default()).collect();
+        Self { identity, ranks, membership: None, draining: false }
+    }
+
+    /// Whether rank 0 lives here.
+    #[must_use]
+    pub fn leads(&self) -> bool {
+        self.identity.first_rank == 0
+    }
+
+    /// Take new members. True when they differ from what was known.
+    ///
+    /// # Errors
+    /// [`FormRefusal`]; the pod is unchanged then.
+    pub fn form(&mut self, membership: Membership) -> Result<bool, FormRefusal> {
+        let Identity { pod_uid, group_uid, first_rank, world, .. } = &self.identity;
+        if membership.group_uid != *group_uid {
+            return Err(FormRefusal::OtherGroup { own: group_uid.clone(), asked: membership.group_uid });
+        }
+        if let Some(known) = &self.membership {
+            if membership.generation < known.generation {
+                return Err(FormRefusal::Old { asked: membership.generation, held: known.generation });
+            }
+            if membership.generation == known.generation {
+                return if membership == *known { Ok(false) } else { Err(FormRefusal::Changed(known.generation)) };
+            }
+        }
+        if membership.members.len() != *world as usize {
+            let sent = membership.members.len();
+            return Err(FormRefusal::Members(format!("{sent} members were sent; this group has {world} ranks")));
+        }
+        for rank in (*first_rank..).take(self.ranks.len()) {
+            let named = &membership.members[rank as usize].pod_uid;
+            if !pod_uid.is_empty() && named != pod_uid {
+                return Err(FormRefusal::Members(format!(
+                    "rank {rank} lives in the pod with uid {pod_uid:?}, but the members name {named:?}"
+                )));
+            }
+        }
+        self.membership = Some(membership);
+        Ok(true)
+    }
+
+    /// Whether a step of the whole group completed within the stall time-out. Only ever true on the leader's pod.
+    #[must_use]
+    pub fn group_serving(&self, now: Instant) -> bool {
+        let Some(RankView { state: Some((state, heard)), pid: Some(_), .. }) = self.ranks.first() else {
+            return false;
+        };
+        let idle = age(*heard, now) + Duration::from_millis(state.idle_millis.unwrap_or(0));
+        self.leads() && state.group_serving && !self.draining && idle <= self.identity.stall_timeout
+    }
+
+    /// Whether the pod counts as ready, or the sentence that says why not.
+    ///
+    /// # Errors
+    /// That sentence.
+    pub fn ready(&self, now: Instant) -> Result<(), String> {
+        if self.draining {
+            return Err("draining".to_owned());
+        }
+        for (rank, view) in (self.identity.first_rank..).zip(&self.ranks) {
+            let report = view.report(rank, now);
+            if report.phase() != Phase::Serving {
+                let phase = report.phase().as_str_name().to_ascii_lowercase();
+                return Err(format!("rank {rank} is {phase}: {}", report.message));
+            }
+        }
+        if self.leads() && !self.group_serving(now) {
+            return Err(format!(
+                "no step of the whole group was completed within {} s",
+                self.identity.stall_timeout.as_secs_f32()
+            ));
+        }
+        Ok(())
+    }
+
+    /// The pod's report for the operator.
+    #[must_use]
+    pub fn report(&self, now: Instant) -> PodReport {
+        PodReport {
+            pod_uid: self.identity.pod_uid.clone(),
+            group_uid: self.identity.group_uid.clone(),
+            generation: self.membership.as_ref().map_or(0, |membership| membership.generation),
+            ranks: (self.identity.first_rank..)
+                .zip(&self.ranks)
+                .map(|(rank, view)| view.report(rank, now))
+                .collect(),
+            group_serving: self.group_serving(now),
+            draining: self.draining || self.ranks.iter().filter_map(|rank| rank.state.as_ref()).any(|s| s.0.draining),
+        }
+    }
+}
+
+impl RankView {
+    fn report(&self, rank: u32, now: Instant) -> RankReport {
+        let (state, heard) = match &self.state {
+            Some((state, heard)) => (state.clone(), *heard),
+            None => (RankState { phase: Phase::Preflight.into(), ..RankState::default() }, now),
+        };
+        let (phase, message) = match (self.pid, &self.last_exit) {
+            (Some(_), _) => (state.phase, state.message),
+            (None, Some(exit)) => (Phase::Failed.into(), exit.message.clone()),
+            (None, None) => (Phase::Preflight.into(), "the process is being started".to_owned()),
+        };
+        let waited = u64::try_from(age(heard, now).as_millis()).unwrap_or(u64::MAX);
+        RankReport {
+            rank,
+            phase,
+            loaded_bytes: state.loaded_bytes,
+            total_bytes: state.total_bytes,
+            generation: state.generation,
+            epoch: state.epoch,
+            entered: state.entered,
+            completed: state.completed,
+            idle_millis: state.idle_millis.map(|idle| idle.saturating_add(waited)),
+            pid: self.pid.unwrap_or(0),
+            restarts: self.restarts,
+            last_exit: self.last_exit.clone(),
+            message,
+            read_bytes: state.read_bytes,
+        }
+    }
+}
+
+fn age(heard: Instant, now: Instant) -> Duration {
+    now.saturating_duration_since(heard)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::{IpAddr, Ipv4Addr};
+
+    use super::*;
+    use crate::link::RankAddress;
+
+    fn pod() -> Pod {
+        let identity = Identity {
+            pod_uid: "me".into(),
+            group_uid: "g".into(),
+            first_rank: 0,
+            world: 2,
+            stall_timeout: Duration::from_secs(3),
+        };
+        Pod::new(identity, 1)
+    }
+
+    fn members(generation: u64, second: &str) -> Membership {
+        let member = |uid: &str| RankAddress {
+            pod_uid: uid.into(),
+            ip: IpAddr::V4(Ipv4Addr::LOCALHOST),
+            port: 50_100,
+        };
+        Membership { group_uid: "g".into(), generation, members: vec![member("me"), member(second)] }
+    }
+
+    #[test]
+    fn generations_only_grow_and_mean_one_membership() {
+        let mut pod = pod();
+        assert_eq!(pod.form(members(2, "b")), Ok(true));
+        assert_eq!(pod.form(members(2, "b")), Ok(false));
+        assert_eq!(pod.form(members(2, "c")), Err(FormRefusal::Changed(2)));
+        assert_eq!(pod.form(members(1, "b")), Err(FormRefusal::Old { asked: 1, held: 2 }));
+        assert_eq!(pod.form(members(3, "c")), Ok(true));
+        let other = Membership { group_uid: "h".into(), ..members(9, "c") };
+        assert!(matches!(pod.form(other), Err(FormRefusal::OtherGroup { .. })));
+        let mut few = members(9, "c");
+        few.members.pop();
+        assert!(matches!(pod.form(few), Err(FormRefusal::Members(_))));
+        let mut foreign = members(9, "c");
+        foreign.members.swap(0, 1);
+        assert!(matches!(pod.form(foreign), Err(FormRefusal::Members(_))));
+        assert_eq!(pod.membership.unwrap().generation, 3);
+    }
+
+    #[test]
+    fn a_silent_leader_does_not_vouch_for_its_group() {
+        let start = Instant::now();
+        let mut pod = pod();
+        assert!(pod.ready(start).is_err());
+        let state = RankState {
+            phase: Phase::Serving.into(),
+            group_serving: true,
+            idle_millis: Some(1_000),
+            ..RankState::default()
+        };
+        pod.ranks[0].pid = Some(7);
+        pod.ranks[0].state = Some((state, start));
+        assert_eq!(pod.ready(start), Ok(()));
+        assert!(pod.group_serving(start + Duration::from_secs(2)));
+        assert!(!pod.group_serving(start + Duration::from_millis(2_001)));
+        assert_eq!(pod.report(start + Duration::from_secs(2)).ranks[0].idle_millis, Some(3_000));
+        pod.draining = true;
+        assert!(!pod.group_serving(start));
+    }
+
+    #[test]
+    fn a_dead_rank_has_failed_with_its_last_words() {
+        let now = Instant::now();
+        let mut pod = pod();
+        pod.ranks[0].last_exit =
+            Some(RankExit { signal: Some(9), message: "killed".into(), ..RankExit::default() });
+        let report = pod.report(now);
+        assert_eq!(report.ranks[0].phase(), Phase::Failed);
+        assert_eq!(report.ranks[0].message, "killed");
+        assert!(pod.ready(now).unwrap_err().contains("killed"));
+    }
+}

@@ -1,0 +1,207 @@
+//! Keeps one rank's process running.
+
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::net::UnixStream as StdUnixStream;
+use std::process::Stdio;
+use std::sync::Arc;
+use std::time::{Instant, SystemTime};
+
+use llamero_proto::v1::RankExit;
+use rustix::fs::MemfdFlags;
+use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader};
+use tokio::net::UnixStream;
+use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
+use tokio::process::{Child, Command};
+use tokio::sync::watch;
+
+use super::backoff::Backoff;
+use super::last_words;
+use super::pod::Pod;
+use crate::config::RankConfig;
+use crate::exit::INPUT_UNUSABLE;
+use crate::link::{self, Down, Membership, Up};
+
+/// What the ranks shall do. Level-triggered: a rank that starts late is told as well.
+#[derive(Debug, Clone, Default)]
+pub struct Orders {
+    /// Connect with these members.
+    pub membership: Option<Membership>,
+    /// Stop serving.
+    pub drain: bool,
+}
+
+/// What a keeper works with.
+pub struct Keeper {
+    /// Local index of the rank.
+    pub index: usize,
+    /// The rank's configuration; ports that the kernel chose are filled in from then on.
+    pub config: RankConfig,
+    /// The pod's state.
+    pub pod: Arc<watch::Sender<Pod>>,
+    /// What the ranks shall do.
+    pub orders: watch::Receiver<Orders>,
+    /// Give up when the process says that its input cannot be used, instead of trying again.
+    pub give_up: bool,
+}
+
+/// How keeping ended.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Ended {
+    /// The group ended.
+    Left,
+    /// Its process died while the group drained, and was not started again.
+    DiedDraining(RankExit),
+    /// The input cannot be used.
+    Unusable(RankExit),
+}
+
+impl Keeper {
+    /// Run the rank's process, again and again, until the group ends.
+    ///
+    /// # Errors
+    /// When no memory file can be made.
+    pub async fn keep(mut self) -> io::Result<Ended> {
+        let name = format!("llamero-weights-{}", self.config.rank);
+        let weights = rustix::fs::memfd_create(name, MemfdFlags::CLOEXEC)?;
+        let mut backoff = Backoff::default();
+        loop {
+            let started = Instant::now();
+            let exit = match self.run_once(&weights).await {
+                Ok(exit) => exit,
+                Err(error) => RankExit {
+                    message: format!("the process of rank {} cannot be run: {error}", self.config.rank),
+                    unix_millis: last_words::unix_millis(SystemTime::now()),
+                    ..RankExit::default()
+                },
+            };
+            let mut left = false;
+            self.pod.send_modify(|pod| {
+                let view = &mut pod.ranks[self.index];
+                view.pid = None;
+                view.last_exit = Some(exit.clone());
+                left = view.left;
+            });
+            if left {
+                return Ok(Ended::Left);
+            }
+            if self.orders.borrow().drain {
+                return Ok(Ended::DiedDraining(exit));
+            }
+            if self.give_up && exit.code == Some(i32::from(INPUT_UNUSABLE)) {
+                return Ok(Ended::Unusable(exit));
+            }
+            let wait = backoff.after(started.elapsed());
+            tracing::warn!(rank = self.config.rank, "{}; it is started again in {wait:?}", exit.message);
+            tokio::time::sleep(wait).await;
+            self.pod.send_modify(|pod| pod.ranks[self.index].restarts += 1);
+        }
+    }
+
+    async fn run_once(&mut self, weights: &OwnedFd) -> io::Result<RankExit> {
+        let (mut child, link) = spawn(self.config.rank)?;
+        let pid = child.id();
+        self.pod.send_modify(|pod| {
+            let view = &mut pod.ranks[self.index];
+            view.pid = pid;
+            view.state = None;
+        });
+        let stderr = child.stderr.take();
+        let words = tokio::spawn(async move {
+            match stderr {
+                Some(stderr) => last_words::forward(stderr).await,
+                None => Default::default(),
+            }
+        });
+        let (reader, writer) = link.into_split();
+        let status = {
+            let talk = async {
+                if let Err(error) = link::send_file(writer.as_ref(), weights.as_fd()) {
+                    tracing::warn!("the weights file cannot be handed over: {error}");
+                    return;
+                }
+                // Either side ends when the process does; `wait` tells more than the broken link.
+                tokio::join!(instruct(writer, self.config.clone(), self.orders.clone()), listen(reader, |up| {
+                    hear(&self.pod, self.index, up, &mut self.config);
+                }));
+            };
+            tokio::pin!(talk);
+            tokio::select! {
+                status = child.wait() => status?,
+                () = &mut talk => child.wait().await?,
+            }
+        };
+        let words = words.await.unwrap_or_default();
+        Ok(last_words::exit_report(status, &words, SystemTime::now()))
+    }
+}
+
+fn spawn(rank: u32) -> io::Result<(Child, UnixStream)> {
+    let (here, there) = StdUnixStream::pair()?;
+    here.set_nonblocking(true)?;
+    let child = Command::new("/proc/self/exe")
+        .arg0("llamero-worker")
+        .args(["rank", "--rank", &rank.to_string()])
+        .stdin(Stdio::from(OwnedFd::from(there)))
+        .stdout(Stdio::null())
+        .stderr(Stdio::piped())
+        // Ctrl-C at a terminal reaches the supervisor only, which drains.
+        .process_group(0)
+        .kill_on_drop(true)
+        .spawn()?;
+    Ok((child, UnixStream::from_std(here)?))
+}
+
+async fn instruct(mut to: OwnedWriteHalf, config: RankConfig, mut orders: watch::Receiver<Orders>) {
+    let mut told = Orders::default();
+    let mut lines = link::line(&Down::Start(Box::new(config)));
+    loop {
+        let Ok(line) = lines else { return };
+        if to.write_all(&line).await.is_err() {
+            return;
+        }
+        lines = loop {
+            let wanted = orders.borrow_and_update().clone();
+            if wanted.membership != told.membership
+                && let Some(membership) = wanted.membership
+            {
+                told.membership = Some(membership.clone());
+                break link::line(&Down::Form(membership));
+            }
+            if wanted.drain && !told.drain {
+                told.drain = true;
+                break link::line(&Down::Drain);
+            }
+            if orders.changed().await.is_err() {
+                return;
+            }
+        };
+    }
+}
+
+async fn listen(from: OwnedReadHalf, mut hear: impl FnMut(Up)) {
+    let mut lines = BufReader::new(from).lines();
+    while let Ok(Some(line)) = lines.next_line().await {
+        match serde_json::from_str(&line) {
+            Ok(up) => hear(up),
+            Err(error) => tracing::warn!("a rank said something unknown: {error}"),
+        }
+    }
+}
+
+fn hear(pod: &watch::Sender<Pod>, index: usize, up: Up, config: &mut RankConfig) {
+    pod.send_modify(|pod| {
+        let view = &mut pod.ranks[index];
+        match up {
+            Up::Listening { rank_port, inference_port } => {
+                // A restarted process takes the same ports, so that the members stay valid.
+                config.rank_port = rank_port;
+                config.inference_port = inference_port.unwrap_or(config.inference_port);
+                view.rank_port = Some(rank_port);
+                view.inference_port = inference_port;
+            }
+            Up::State(state) => view.state = Some((state, Instant::now())),
+            Up::Left => view.left = true,
+        }
+    });
+}
