@@ -1,1 +1,4 @@
+//! `llamero-operator`.
+#![forbid(unsafe_code)]
+
 fn main() {}

@@ -1,0 +1,119 @@
+//! What worker and inspect pods share.
+
+use k8s_openapi::{
+    api::core::v1::{
+        Capabilities, Container, HostPathVolumeSource, ImageVolumeSource, PersistentVolumeClaimVolumeSource, PodSecurityContext,
+        PodSpec, SeccompProfile, SecurityContext, Volume, VolumeMount,
+    },
+    apimachinery::pkg::apis::meta::v1::OwnerReference,
+};
+use kube::{Resource, ResourceExt as _};
+use llamero_api::deployment::{Source, Worker};
+
+/// Where the checkpoint is mounted.
+pub const MODEL_DIR: &str = "/model";
+/// User and group of every container; the images have no other.
+const USER: i64 = 65532;
+
+/// Owner reference that makes `owner` the controller. Objects without a name or uid have none: they do not exist yet.
+pub fn owner_reference<K: Resource<DynamicType = ()>>(owner: &K) -> Option<OwnerReference> {
+    owner.controller_owner_ref(&()).map(|reference| OwnerReference { block_owner_deletion: Some(true), ..reference })
+}
+
+/// Label values that every object of a deployment carries.
+pub fn common_labels(deployment: &str, app: &str) -> std::collections::BTreeMap<String, String> {
+    use llamero_api::labels;
+    [
+        (labels::DEPLOYMENT, deployment),
+        (labels::APP_NAME, app),
+        (labels::APP_MANAGED_BY, labels::FIELD_MANAGER),
+        (labels::APP_PART_OF, labels::PART_OF),
+    ]
+    .map(|(key, value)| (key.to_owned(), value.to_owned()))
+    .into()
+}
+
+/// Pod-level security that the *restricted* Pod Security Standard asks for.
+pub fn pod_security() -> PodSecurityContext {
+    PodSecurityContext {
+        run_as_non_root: Some(true),
+        run_as_user: Some(USER),
+        run_as_group: Some(USER),
+        seccomp_profile: Some(SeccompProfile { type_: "RuntimeDefault".to_owned(), localhost_profile: None }),
+        ..PodSecurityContext::default()
+    }
+}
+
+/// Container-level security that the *restricted* Pod Security Standard asks for, and a read-only root.
+pub fn container_security() -> SecurityContext {
+    SecurityContext {
+        allow_privilege_escalation: Some(false),
+        read_only_root_filesystem: Some(true),
+        capabilities: Some(Capabilities { drop: Some(vec!["ALL".to_owned()]), add: None }),
+        ..SecurityContext::default()
+    }
+}
+
+/// The volume `model` and its mount at [`MODEL_DIR`]. Read-only at both ends, so that a ReadOnlyMany claim can be attached to many nodes.
+pub fn model_volume(source: &Source) -> (Volume, VolumeMount) {
+    let mut volume = Volume { name: "model".to_owned(), ..Volume::default() };
+    let mut sub_path = None;
+    if let Some(claim) = &source.persistent_volume_claim {
+        volume.persistent_volume_claim =
+            Some(PersistentVolumeClaimVolumeSource { claim_name: claim.claim_name.clone(), read_only: Some(true) });
+        sub_path.clone_from(&claim.path);
+    } else if let Some(image) = &source.image {
+        volume.image = Some(ImageVolumeSource {
+            reference: Some(image.reference.clone()),
+            pull_policy: image.pull_policy.map(|policy| policy.as_str().to_owned()),
+        });
+        sub_path.clone_from(&image.path);
+    } else if let Some(host) = &source.host_path {
+        volume.host_path = Some(HostPathVolumeSource { path: host.path.clone(), type_: Some("Directory".to_owned()) });
+    }
+    let mount = VolumeMount {
+        name: "model".to_owned(),
+        mount_path: MODEL_DIR.to_owned(),
+        read_only: Some(true),
+        sub_path: sub_path.filter(|path| !path.is_empty() && path != "."),
+        ..VolumeMount::default()
+    };
+    (volume, mount)
+}
+
+/// A pod of one container with the user's settings for worker pods. `/tmp` is the only place that can be written.
+pub fn pod_spec(worker: &Worker, source: &Source, mut container: Container) -> PodSpec {
+    let (volume, mount) = model_volume(source);
+    let tmp = VolumeMount { name: "tmp".to_owned(), mount_path: "/tmp".to_owned(), ..VolumeMount::default() };
+    container.volume_mounts = Some(vec![mount, tmp]);
+    container.security_context = Some(container_security());
+    container.image = worker.image.clone();
+    container.image_pull_policy = worker.image_pull_policy.map(|policy| policy.as_str().to_owned());
+    PodSpec {
+        containers: vec![container],
+        volumes: Some(vec![
+            volume,
+            Volume { name: "tmp".to_owned(), empty_dir: Some(Default::default()), ..Volume::default() },
+        ]),
+        security_context: Some(pod_security()),
+        automount_service_account_token: Some(false),
+        enable_service_links: Some(false),
+        service_account_name: worker.service_account_name.clone(),
+        image_pull_secrets: some_list(&worker.image_pull_secrets),
+        node_selector: Some(worker.node_selector.clone()).filter(|map| !map.is_empty()),
+        tolerations: some_list(&worker.tolerations),
+        affinity: worker.affinity.clone(),
+        priority_class_name: worker.priority_class_name.clone(),
+        ..PodSpec::default()
+    }
+}
+
+/// The list, or nothing when it is empty.
+pub fn some_list<T: Clone>(list: &[T]) -> Option<Vec<T>> {
+    if list.is_empty() { None } else { Some(list.to_vec()) }
+}
+
+/// Namespace of an object of a namespaced kind.
+pub fn namespace_of(object: &impl Resource) -> String {
+    object.namespace().unwrap_or_else(|| "default".to_owned())
+}

@@ -1,0 +1,158 @@
+//! The worker pod of a member.
+
+use std::collections::BTreeMap;
+
+use k8s_openapi::{
+    api::core::v1::{
+        Container, ContainerPort, EnvVar, EnvVarSource, HTTPGetAction, ObjectFieldSelector, Pod, PodSchedulingGate,
+        Probe, ResourceRequirements,
+    },
+    apimachinery::pkg::{api::resource::Quantity, apis::meta::v1::ObjectMeta, util::intstr::IntOrString},
+};
+use kube::ResourceExt as _;
+use llamero_api::{
+    LlamaGroup,
+    group::GroupTemplate,
+    labels::{self, CONTROL_PORT, HEALTH_PORT, INFERENCE_PORT, RANK_PORT},
+};
+
+use super::parts;
+
+/// The gated pod of member `index` in its `attempt`.
+///
+/// Its name tells group, index and attempt, so that making it twice finds the first. It is tied to no node yet: see [`super::bind`].
+#[must_use]
+pub fn member_pod(group: &LlamaGroup, index: i32, attempt: i32) -> Pod {
+    let template = &group.spec.template;
+    let group_name = group.name_any();
+    let container = Container {
+        name: "worker".to_owned(),
+        args: Some(arguments(template, &group.uid().unwrap_or_default(), index)),
+        env: Some(environment(template)),
+        ports: Some(ports(template)),
+        resources: Some(resources(template)),
+        liveness_probe: Some(probe("/livez", 10, 3)),
+        readiness_probe: Some(probe("/readyz", 1, 1)),
+        termination_message_policy: Some("FallbackToLogsOnError".to_owned()),
+        ..Container::default()
+    };
+    let mut spec = parts::pod_spec(&template.worker, &template.source, container);
+    spec.scheduling_gates = Some(vec![PodSchedulingGate { name: labels::PLACEMENT_GATE.to_owned() }]);
+    spec.termination_grace_period_seconds = Some(template.grace_seconds());
+    // The supervisor restarts ranks itself; the kubelet restarts the supervisor.
+    spec.restart_policy = Some("Always".to_owned());
+
+    let role = if index == 0 { labels::ROLE_LEADER } else { labels::ROLE_MEMBER };
+    let mut pod_labels = parts::common_labels(&group.spec.deployment, labels::WORKER_APP);
+    for (key, value) in [
+        (labels::GROUP_NAME, group_name.as_str()),
+        (labels::MEMBER, &index.to_string()),
+        (labels::ATTEMPT, &attempt.to_string()),
+        (labels::ROLE, role),
+        (labels::REVISION, &group.spec.revision),
+    ] {
+        pod_labels.insert(key.to_owned(), value.to_owned());
+    }
+    Pod {
+        metadata: ObjectMeta {
+            name: Some(labels::pod_name(&group_name, index, attempt)),
+            namespace: group.namespace(),
+            labels: Some(pod_labels),
+            annotations: Some([("kubectl.kubernetes.io/default-container".to_owned(), "worker".to_owned())].into()),
+            owner_references: parts::owner_reference(group).map(|reference| vec![reference]),
+            ..ObjectMeta::default()
+        },
+        spec: Some(spec),
+        status: None,
+    }
+}
+
+fn arguments(template: &GroupTemplate, group_uid: &str, index: i32) -> Vec<String> {
+    let mut arguments = vec!["serve".to_owned()];
+    let mut flag = |name: &str, value: String| arguments.extend([format!("--{name}"), value]);
+    flag("model-dir", parts::MODEL_DIR.to_owned());
+    flag("model-name", template.model_name.clone());
+    flag("group-uid", group_uid.to_owned());
+    flag("member", index.to_string());
+    flag("ranks-per-pod", template.ranks_per_pod.to_string());
+    flag("tensor", template.tensor.to_string());
+    flag("pipeline", template.pipeline.to_string());
+    flag("max-context-length", template.max_context_length.to_string());
+    if let Some(tokens) = template.engine.max_batched_tokens {
+        flag("max-batched-tokens", tokens.to_string());
+    }
+    if let Some(sequences) = template.engine.max_sequences {
+        flag("max-sequences", sequences.to_string());
+    }
+    if template.kv_bytes_per_rank > 0 {
+        flag("kv-memory", template.kv_bytes_per_rank.to_string());
+    }
+    if let Some(threads) = template.engine.threads {
+        flag("threads", threads.to_string());
+    }
+    flag("stall-timeout", template.stall_timeout.to_string());
+    flag("drain-grace", "5s".to_owned());
+    arguments
+}
+
+/// The user's variables first; ours come last and so win.
+fn environment(template: &GroupTemplate) -> Vec<EnvVar> {
+    let field = |name: &str, path: &str| EnvVar {
+        name: name.to_owned(),
+        value: None,
+        value_from: Some(EnvVarSource {
+            field_ref: Some(ObjectFieldSelector { api_version: None, field_path: path.to_owned() }),
+            ..EnvVarSource::default()
+        }),
+    };
+    let ours = [
+        field("LLAMERO_POD_UID", "metadata.uid"),
+        field("LLAMERO_POD_IP", "status.podIP"),
+        field("LLAMERO_POD_NAME", "metadata.name"),
+        field("LLAMERO_NODE_NAME", "spec.nodeName"),
+    ];
+    let theirs = template.worker.env.iter().filter(|env| ours.iter().all(|our| our.name != env.name)).cloned();
+    theirs.chain(ours.iter().cloned()).collect()
+}
+
+fn ports(template: &GroupTemplate) -> Vec<ContainerPort> {
+    let port = |name: String, number: u16| ContainerPort {
+        name: Some(name),
+        container_port: i32::from(number),
+        ..ContainerPort::default()
+    };
+    let fixed = [("inference", INFERENCE_PORT), ("control", CONTROL_PORT), ("http", HEALTH_PORT)];
+    let ranks = (0..u16::try_from(template.ranks_per_pod).unwrap_or(1)).map(|local| port(format!("rank-{local}"), RANK_PORT + local));
+    fixed.into_iter().map(|(name, number)| port(name.to_owned(), number)).chain(ranks).collect()
+}
+
+/// What sizing and the user asked for, and the accelerators: one for each rank of the pod.
+fn resources(template: &GroupTemplate) -> ResourceRequirements {
+    let (mut requests, mut limits) = template
+        .worker
+        .resources
+        .as_ref()
+        .map(|resources| (resources.requests.clone(), resources.limits.clone()))
+        .unwrap_or_default();
+    if let Some(accelerator) = &template.accelerator_resource {
+        let count = Quantity(template.ranks_per_pod.to_string());
+        requests.insert(accelerator.clone(), count.clone());
+        limits.insert(accelerator.clone(), count);
+    }
+    let some = |map: BTreeMap<String, Quantity>| Some(map).filter(|map| !map.is_empty());
+    ResourceRequirements { requests: some(requests), limits: some(limits), claims: None }
+}
+
+fn probe(path: &str, period_seconds: i32, failure_threshold: i32) -> Probe {
+    Probe {
+        http_get: Some(HTTPGetAction {
+            path: Some(path.to_owned()),
+            port: IntOrString::String("http".to_owned()),
+            ..HTTPGetAction::default()
+        }),
+        period_seconds: Some(period_seconds),
+        timeout_seconds: Some(2),
+        failure_threshold: Some(failure_threshold),
+        ..Probe::default()
+    }
+}

@@ -1,0 +1,14 @@
+//! Open gRPC streams to worker pods and gateways.
+//!
+//! | module | what |
+//! |---|---|
+//! | [`pool`] | one subscription per peer, reconnecting; the latest message of each |
+//! | [`subscribe`] | what is subscribed to: rank reports, load, demand |
+//! | [`form`] | `Form` and `Drain` calls to worker pods |
+
+pub mod form;
+pub mod pool;
+pub mod subscribe;
+
+pub use pool::{Pool, Received};
+pub use subscribe::{Demand, Load, Ranks};

@@ -1,0 +1,141 @@
+//! Command line and environment.
+
+use std::{net::SocketAddr, time::Duration};
+
+use clap::{Parser, ValueEnum};
+
+/// How log lines are written.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum LogFormat {
+    /// For people.
+    Text,
+    /// One JSON object a line, for log collectors.
+    Json,
+}
+
+/// Runs LlamaDeployments on Kubernetes: places whole groups of worker pods and keeps them serving.
+#[derive(Clone, Debug, Parser)]
+#[command(name = "llamero-operator", version)]
+pub struct Options {
+    /// Only serve LlamaDeployments of this namespace. Default: all namespaces.
+    #[arg(long, env = "LLAMERO_NAMESPACE")]
+    pub namespace: Option<String>,
+
+    /// Namespace of the leader lease.
+    #[arg(long, env = "LLAMERO_LEASE_NAMESPACE", default_value = "llamero-system")]
+    pub lease_namespace: String,
+
+    /// Name of the leader lease.
+    #[arg(long, env = "LLAMERO_LEASE_NAME", default_value = "llamero-operator")]
+    pub lease_name: String,
+
+    /// How long another replica waits before it takes over from a holder that no longer renews, in seconds.
+    #[arg(long, env = "LLAMERO_LEASE_SECONDS", default_value_t = 15, value_parser = clap::value_parser!(u32).range(3..=3600))]
+    pub lease_seconds: u32,
+
+    /// Name of this process in the lease; must differ between replicas. Default: host name and process id.
+    #[arg(long, env = "POD_NAME")]
+    pub identity: Option<String>,
+
+    /// Image of worker pods whose LlamaDeployment has no spec.worker.image.
+    #[arg(long, env = "LLAMERO_WORKER_IMAGE", default_value = concat!("llamero-worker:", env!("CARGO_PKG_VERSION")))]
+    pub worker_image: String,
+
+    /// Label selector (equalities, comma-separated) of the gateway pods that report demand.
+    #[arg(long, env = "LLAMERO_GATEWAY_SELECTOR", default_value = "app.kubernetes.io/name=llamero-gateway")]
+    pub gateway_selector: LabelSelector,
+
+    /// Namespace of the gateway pods. Default: the namespace of the lease.
+    #[arg(long, env = "LLAMERO_GATEWAY_NAMESPACE")]
+    pub gateway_namespace: Option<String>,
+
+    /// Address of /livez, /readyz and /metrics.
+    #[arg(long, env = "LLAMERO_HTTP_ADDRESS", default_value = "[::]:8080")]
+    pub http_address: SocketAddr,
+
+    /// How log lines are written.
+    #[arg(long, env = "LLAMERO_LOG_FORMAT", value_enum, default_value_t = LogFormat::Text)]
+    pub log_format: LogFormat,
+}
+
+impl Options {
+    /// Name of this process in the lease.
+    #[must_use]
+    pub fn identity(&self) -> String {
+        self.identity.clone().unwrap_or_else(|| {
+            let host = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
+            format!("{}-{}", host.trim(), std::process::id())
+        })
+    }
+
+    /// How long a lease lasts without renewal.
+    #[must_use]
+    pub fn lease_duration(&self) -> Duration {
+        Duration::from_secs(u64::from(self.lease_seconds))
+    }
+
+    /// Namespace whose gateway pods are believed. Labels alone are not enough: anyone who may create a pod may label it.
+    #[must_use]
+    pub fn gateway_namespace(&self) -> &str {
+        self.gateway_namespace.as_deref().unwrap_or(&self.lease_namespace)
+    }
+}
+
+/// A conjunction of `label=value`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct LabelSelector(Vec<(String, String)>);
+
+/// A label selector that is not a list of equalities.
+#[derive(Debug, thiserror::Error)]
+#[error("{0:?} is not label=value; write for example app.kubernetes.io/name=llamero-gateway")]
+pub struct BadSelector(String);
+
+impl std::str::FromStr for LabelSelector {
+    type Err = BadSelector;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        text.split(',')
+            .map(|part| match part.trim().split_once('=') {
+                Some((key, value)) if !key.is_empty() && !key.ends_with('!') => {
+                    Ok((key.trim().to_owned(), value.trim_start_matches('=').trim().to_owned()))
+                }
+                _ => Err(BadSelector(part.to_owned())),
+            })
+            .collect::<Result<_, _>>()
+            .map(Self)
+    }
+}
+
+impl LabelSelector {
+    /// Whether all the labels are there with the value asked for.
+    #[must_use]
+    pub fn matches(&self, labels: Option<&std::collections::BTreeMap<String, String>>) -> bool {
+        self.0.iter().all(|(key, value)| labels.and_then(|labels| labels.get(key)) == Some(value))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn selector_is_a_conjunction_of_equalities() {
+        let selector: LabelSelector = "a=1, b==2".parse().unwrap();
+        let labels = |pairs: &[(&str, &str)]| {
+            pairs.iter().map(|(k, v)| (k.to_string(), v.to_string())).collect::<std::collections::BTreeMap<_, _>>()
+        };
+        assert!(selector.matches(Some(&labels(&[("a", "1"), ("b", "2"), ("c", "3")]))));
+        assert!(!selector.matches(Some(&labels(&[("a", "1")]))));
+        assert!(!selector.matches(None));
+        assert!("a".parse::<LabelSelector>().is_err());
+        assert!("a!=1".parse::<LabelSelector>().is_err());
+    }
+
+    #[test]
+    fn flags_parse_with_defaults() {
+        let options = Options::try_parse_from(["llamero-operator", "--lease-namespace", "x", "--identity", "me"]).unwrap();
+        assert_eq!(options.gateway_namespace(), "x");
+        assert_eq!(options.identity(), "me");
+        assert!(Options::try_parse_from(["llamero-operator", "--lease-seconds", "1"]).is_err());
+    }
+}

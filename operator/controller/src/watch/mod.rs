@@ -1,0 +1,14 @@
+//! Caches of what the API server knows, kept fresh by watches.
+//!
+//! | module | what |
+//! |---|---|
+//! | [`cache`] | one reflector and the newest `resourceVersion` it has seen |
+//! | [`caches`] | the four caches the operator decides from |
+//! | [`slim`] | what is dropped from objects before they are cached |
+
+pub mod cache;
+pub mod caches;
+pub mod slim;
+
+pub use cache::Cache;
+pub use caches::Caches;
