@@ -1,0 +1,19 @@
+#!/usr/bin/env bash
+# End-to-end tests: the local cluster tests itself, then a fresh cluster gets the chart and every test of tests/tests/e2e runs in turn.
+# Nothing is left running, also after a failure. Words after the script's name choose tests.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+
+down() { .local/bin/llamero-cluster down || true; }
+trap down EXIT
+
+tests/python-client.sh
+if [ $# -eq 0 ]; then
+  cargo test --release -q -p llamero-tests --features cluster --test cluster
+fi
+make --no-print-directory cluster-up NODES=3
+for image in .local/images/llamero.tar .local/images/llamero-worker.tar; do
+  .local/bin/llamero-cluster import-image "$image"
+done
+tests/install.sh
+cargo test --release -p llamero-tests --features cluster --test e2e -- --test-threads=1 "$@"
