@@ -3,6 +3,7 @@
 #
 #   images/build.sh                    llamero and llamero-worker, from the release build
 #   images/build.sh pause              the image that the local cluster's pods stand on
+#   images/build.sh toolbox            BusyBox, for tests: llamero.dev/toolbox:1
 #   images/build.sh weights NAME DIR   llamero-weights-NAME:dev, the files of DIR as an image
 #
 # An archive is left alone while what goes into it has not changed.
@@ -65,6 +66,11 @@ case ${1:-} in
     gcc -Os -static -s -o "$work/pause/pause" images/pause.c
     pack pause llamero.dev/pause:1 images/Dockerfile.pause prebuilt "$work/pause"
     ;;
+  toolbox)
+    mkdir "$work/toolbox"
+    cp "$(command -v busybox)" "$work/toolbox/busybox"
+    pack toolbox llamero.dev/toolbox:1 images/Dockerfile.toolbox prebuilt "$work/toolbox"
+    ;;
   weights)
     if [ $# -ne 3 ] || [ ! -d "$3" ]; then
       echo "usage: images/build.sh weights NAME DIR" >&2
@@ -73,7 +79,7 @@ case ${1:-} in
     pack "weights-$2" "docker.io/library/llamero-weights-$2:dev" images/Dockerfile.weights 0 "$3"
     ;;
   *)
-    echo "usage: images/build.sh [pause | weights NAME DIR]" >&2
+    echo "usage: images/build.sh [pause | toolbox | weights NAME DIR]" >&2
     exit 2
     ;;
 esac

@@ -8,6 +8,7 @@ cluster-packages:
 cluster-build: cluster-packages ## Build Kubernetes and its tools from pinned sources into .local/bin (once, about 10 minutes)
 	@$(CLUSTER) build
 	@images/build.sh pause
+	@images/build.sh toolbox
 
 cluster-up: cluster-build ## Start a real Kubernetes on this machine: make cluster-up NODES=3
 	@$(CLUSTER) up --nodes $(NODES)

@@ -3,7 +3,7 @@
 set -euo pipefail
 
 packages=(
-  binutils buildah conntrack containernetworking-plugins curl gcc iproute2 jq libc6-dev
+  binutils buildah busybox-static conntrack containernetworking-plugins curl gcc iproute2 jq libc6-dev
   libseccomp-dev make mount nftables pkg-config procps util-linux
 )
 

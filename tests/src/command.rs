@@ -29,9 +29,12 @@ fn finish(command: &mut Command, input: Option<&[u8]>) -> Result<String> {
         .spawn()
         .with_context(|| format!("cannot start `{shown}`"))?;
     if let (Some(input), Some(mut pipe)) = (input, child.stdin.take()) {
-        pipe.write_all(input).with_context(|| format!("cannot write to `{shown}`"))?;
+        pipe.write_all(input)
+            .with_context(|| format!("cannot write to `{shown}`"))?;
     }
-    let output = child.wait_with_output().with_context(|| format!("cannot wait for `{shown}`"))?;
+    let output = child
+        .wait_with_output()
+        .with_context(|| format!("cannot wait for `{shown}`"))?;
     if !output.status.success() {
         let words = String::from_utf8_lossy(&output.stderr);
         bail!("`{shown}` failed ({}): {}", output.status, words.trim());

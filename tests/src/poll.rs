@@ -31,7 +31,10 @@ pub fn until<T>(what: &str, limit: Duration, mut probe: impl FnMut() -> Result<O
 pub(crate) fn pause(time: Duration) {
     let end = Instant::now() + time;
     // A stray unpark may end the wait early.
-    while let Some(rest) = end.checked_duration_since(Instant::now()).filter(|rest| !rest.is_zero()) {
+    while let Some(rest) = end
+        .checked_duration_since(Instant::now())
+        .filter(|rest| !rest.is_zero())
+    {
         std::thread::park_timeout(rest);
     }
 }

@@ -84,7 +84,10 @@ struct Target {
 fn main() -> Result<()> {
     let action = Arguments::parse().command;
     if !matches!(action, Action::Build | Action::Kubeconfig) {
-        ensure!(rustix::process::geteuid().is_root(), "the cluster makes namespaces and links: run this as root");
+        ensure!(
+            rustix::process::geteuid().is_root(),
+            "the cluster makes namespaces and links: run this as root"
+        );
     }
     run(action)
 }
@@ -100,12 +103,17 @@ fn run(action: Action) -> Result<()> {
         Action::Down => Cluster::down(),
         Action::Status => status(),
         Action::Kubeconfig => {
-            println!("{}", llamero_tests::cluster::Layout::default().kubeconfig().display());
+            println!(
+                "{}",
+                llamero_tests::cluster::Layout::default().kubeconfig().display()
+            );
             Ok(())
         }
         Action::ImportImage { archives } => {
             let cluster = Cluster::connect()?;
-            archives.iter().try_for_each(|archive| cluster.import_image(archive))
+            archives
+                .iter()
+                .try_for_each(|archive| cluster.import_image(archive))
         }
         Action::NodeAdd => {
             println!("{}", Cluster::connect()?.add_node()?.name());
@@ -128,9 +136,10 @@ fn run(action: Action) -> Result<()> {
         Action::Kill(target) => signal(&target, Signal::KILL),
         Action::ApiserverStop => Cluster::connect()?.stop_api_server(),
         Action::ApiserverStart => Cluster::connect()?.start_api_server(),
-        Action::SetExtended { node, resource: (name, count) } => {
-            Cluster::connect()?.set_extended(&node, &name, count)
-        }
+        Action::SetExtended {
+            node,
+            resource: (name, count),
+        } => Cluster::connect()?.set_extended(&node, &name, count),
     }
 }
 
@@ -143,11 +152,20 @@ fn signal(target: &Target, signal: Signal) -> Result<()> {
 }
 
 fn find(target: &Target) -> Result<Vec<PodProcess>> {
-    let (namespace, pod) = target.pod.split_once('/').context("name the pod as NAMESPACE/POD")?;
+    let (namespace, pod) = target
+        .pod
+        .split_once('/')
+        .context("name the pod as NAMESPACE/POD")?;
     let mut found = Cluster::connect()?.pod_processes(namespace, pod)?;
     found.retain(|process| {
-        target.container.as_ref().is_none_or(|name| process.container == *name)
-            && target.process_match.as_ref().is_none_or(|text| process.command.contains(text))
+        target
+            .container
+            .as_ref()
+            .is_none_or(|name| process.container == *name)
+            && target
+                .process_match
+                .as_ref()
+                .is_none_or(|text| process.command.contains(text))
     });
     if found.is_empty() {
         bail!("no such process: does the pod {} run?", target.pod);
@@ -156,7 +174,10 @@ fn find(target: &Target) -> Result<Vec<PodProcess>> {
 }
 
 fn print_process(process: &PodProcess) {
-    println!("{} {} {} {}", process.pid, process.node, process.container, process.command);
+    println!(
+        "{} {} {} {}",
+        process.pid, process.node, process.container, process.command
+    );
 }
 
 fn status() -> Result<()> {
@@ -164,7 +185,11 @@ fn status() -> Result<()> {
     if daemons.is_empty() {
         println!("no cluster is running");
         let left = Cluster::leftovers()?;
-        ensure!(left.is_empty(), "a crash has left {}: `make cluster-down` clears it", left.join(", "));
+        ensure!(
+            left.is_empty(),
+            "a crash has left {}: `make cluster-down` clears it",
+            left.join(", ")
+        );
         return Ok(());
     }
     let mut parts: Vec<&str> = daemons.iter().map(|daemon| daemon.part.as_str()).collect();
@@ -172,15 +197,29 @@ fn status() -> Result<()> {
     println!("running: {}", parts.join(" "));
     let cluster = Cluster::connect()?;
     for node in cluster.nodes()? {
-        let link = if network::is_connected(node.index()) { "" } else { " (cable pulled)" };
+        let link = if network::is_connected(node.index()) {
+            ""
+        } else {
+            " (cable pulled)"
+        };
         println!("{} {}{link}", node.name(), node.index().address());
     }
     println!("export KUBECONFIG={}", cluster.kubeconfig().display());
-    print!("{}", cluster.kubectl().run(&["get", "nodes,pods", "-A", "-o", "wide", "--request-timeout=5s"])?);
+    print!(
+        "{}",
+        cluster
+            .kubectl()
+            .run(&["get", "nodes,pods", "-A", "-o", "wide", "--request-timeout=5s"])?
+    );
     Ok(())
 }
 
 fn parse_resource(text: &str) -> Result<(String, u32)> {
-    let (name, count) = text.split_once('=').context("write NAME=COUNT, for example nvidia.com/gpu=8")?;
-    Ok((name.to_owned(), count.parse().context("the count is a whole number")?))
+    let (name, count) = text
+        .split_once('=')
+        .context("write NAME=COUNT, for example nvidia.com/gpu=8")?;
+    Ok((
+        name.to_owned(),
+        count.parse().context("the count is a whole number")?,
+    ))
 }

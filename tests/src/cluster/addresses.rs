@@ -76,7 +76,13 @@ mod tests {
             let node = NodeIndex::new(index).unwrap();
             assert_eq!(NodeIndex::from_name(&node.name()), Some(node));
         }
-        for wrong in ["llamero-node-0", "llamero-node-01", "llamero-node-101", "node-1", "llamero-node-"] {
+        for wrong in [
+            "llamero-node-0",
+            "llamero-node-01",
+            "llamero-node-101",
+            "node-1",
+            "llamero-node-",
+        ] {
             assert_eq!(NodeIndex::from_name(wrong), None, "{wrong}");
         }
     }

@@ -8,8 +8,8 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
 use rcgen::{
-    BasicConstraints, CertificateParams, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair, KeyUsagePurpose,
-    SanType,
+    BasicConstraints, CertificateParams, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair,
+    KeyUsagePurpose, SanType,
 };
 
 use super::addresses::{DOMAIN, HOST, KUBERNETES_SERVICE};
@@ -31,7 +31,10 @@ impl Authority {
         let accounts = KeyPair::generate()?;
         fs::write(folder.join("service-accounts.pub"), accounts.public_key_pem())?;
         write_private(&folder.join("service-accounts.key"), &accounts.serialize_pem())?;
-        Ok(Self { folder: folder.to_owned(), issuer: Issuer::new(parameters(), key) })
+        Ok(Self {
+            folder: folder.to_owned(),
+            issuer: Issuer::new(parameters(), key),
+        })
     }
 
     /// The authority that [`Self::create`] has left in `folder`.
@@ -39,7 +42,10 @@ impl Authority {
         let file = folder.join("ca.key");
         let key = fs::read_to_string(&file).with_context(|| format!("cannot read {}", file.display()))?;
         let issuer = Issuer::new(parameters(), KeyPair::from_pem(&key)?);
-        Ok(Self { folder: folder.to_owned(), issuer })
+        Ok(Self {
+            folder: folder.to_owned(),
+            issuer,
+        })
     }
 
     /// Issues `name.crt` and `name.key` with which a client proves to be `user`, member of `group`.
@@ -47,7 +53,9 @@ impl Authority {
         let mut parameters = CertificateParams::default();
         parameters.distinguished_name.push(DnType::CommonName, user);
         if let Some(group) = group {
-            parameters.distinguished_name.push(DnType::OrganizationName, group);
+            parameters
+                .distinguished_name
+                .push(DnType::OrganizationName, group);
         }
         self.issue(name, parameters, ExtendedKeyUsagePurpose::ClientAuth)
     }
@@ -55,18 +63,35 @@ impl Authority {
     /// Issues `name.crt` and `name.key` of the API server, under all of its names.
     pub(super) fn api_server(&self, name: &str) -> Result<()> {
         let mut parameters = CertificateParams::default();
-        parameters.distinguished_name.push(DnType::CommonName, "kube-apiserver");
+        parameters
+            .distinguished_name
+            .push(DnType::CommonName, "kube-apiserver");
         let in_cluster = format!("kubernetes.default.svc.{DOMAIN}");
-        for name in ["localhost", "kubernetes", "kubernetes.default", "kubernetes.default.svc", &in_cluster] {
-            parameters.subject_alt_names.push(SanType::DnsName(name.try_into()?));
+        for name in [
+            "localhost",
+            "kubernetes",
+            "kubernetes.default",
+            "kubernetes.default.svc",
+            &in_cluster,
+        ] {
+            parameters
+                .subject_alt_names
+                .push(SanType::DnsName(name.try_into()?));
         }
         for address in [HOST, KUBERNETES_SERVICE, Ipv4Addr::LOCALHOST] {
-            parameters.subject_alt_names.push(SanType::IpAddress(IpAddr::V4(address)));
+            parameters
+                .subject_alt_names
+                .push(SanType::IpAddress(IpAddr::V4(address)));
         }
         self.issue(name, parameters, ExtendedKeyUsagePurpose::ServerAuth)
     }
 
-    fn issue(&self, name: &str, mut parameters: CertificateParams, usage: ExtendedKeyUsagePurpose) -> Result<()> {
+    fn issue(
+        &self,
+        name: &str,
+        mut parameters: CertificateParams,
+        usage: ExtendedKeyUsagePurpose,
+    ) -> Result<()> {
         let key = KeyPair::generate()?;
         parameters.use_authority_key_identifier_extension = true;
         parameters.key_usages = vec![KeyUsagePurpose::DigitalSignature];
@@ -80,7 +105,9 @@ impl Authority {
 /// What the authority's own certificate says; a function of nothing, so that the issuer can be rebuilt from its key.
 fn parameters() -> CertificateParams {
     let mut parameters = CertificateParams::default();
-    parameters.distinguished_name.push(DnType::CommonName, "llamero-local-cluster");
+    parameters
+        .distinguished_name
+        .push(DnType::CommonName, "llamero-local-cluster");
     parameters.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
     parameters.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::DigitalSignature];
     parameters

@@ -18,7 +18,8 @@ fn name(node: &str) -> String {
 pub(super) fn create(node: &str) -> Result<String> {
     for hierarchy in hierarchies()? {
         let group = hierarchy.join(node);
-        fs::create_dir_all(&group).with_context(|| format!("cannot make the control group {}", group.display()))?;
+        fs::create_dir_all(&group)
+            .with_context(|| format!("cannot make the control group {}", group.display()))?;
         if is_unified() {
             // A controller must be handed down from the root before a child can hand it on.
             for folder in [&hierarchy, &group] {
@@ -41,7 +42,8 @@ pub(super) fn remove(node: &str) -> Result<()> {
     for hierarchy in hierarchies()? {
         let group = hierarchy.join(node);
         if group.exists() {
-            remove_tree(&group).with_context(|| format!("cannot remove the control group {}", group.display()))?;
+            remove_tree(&group)
+                .with_context(|| format!("cannot remove the control group {}", group.display()))?;
         }
     }
     Ok(())
@@ -116,7 +118,8 @@ fn hierarchies() -> Result<Vec<PathBuf>> {
     let found = mounts.lines().filter_map(|line| {
         let mut fields = line.split(' ').skip(1);
         let (place, kind) = (fields.next()?, fields.next()?);
-        (kind == "cgroup").then(|| PathBuf::from(place))
+        // Both versions may be mounted side by side.
+        matches!(kind, "cgroup" | "cgroup2").then(|| PathBuf::from(place))
     });
     Ok(found.collect())
 }

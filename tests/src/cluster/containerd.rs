@@ -43,7 +43,10 @@ pub(super) fn wait(node: &Node) -> Result<()> {
 /// Makes the images of an archive (`docker save`, or an OCI layout in a tar file) known to the node.
 pub(super) fn import(node: &Node, archive: &Path) -> Result<()> {
     if !archive.is_file() {
-        bail!("there is no image archive {}: run `make images`", archive.display());
+        bail!(
+            "there is no image archive {}: run `make images`",
+            archive.display()
+        );
     }
     let archive = archive.canonicalize()?;
     output(ctr_command(node, &["image", "import", "--local"]).arg(archive))
@@ -57,7 +60,9 @@ fn ctr(node: &Node, words: &[&str]) -> Result<String> {
 
 fn ctr_command(node: &Node, words: &[&str]) -> std::process::Command {
     let mut command = node.command(&paths::program("ctr"));
-    command.args(["--address", SOCKET, "--namespace", "k8s.io"]).args(words);
+    command
+        .args(["--address", SOCKET, "--namespace", "k8s.io"])
+        .args(words);
     command
 }
 
@@ -95,7 +100,7 @@ disable = true
 /// overlayfs cannot keep its layers on overlayfs, which is what the checkout lies on inside a container.
 fn snapshotter() -> &'static str {
     const OVERLAYFS: u64 = 0x794c_7630;
-    match rustix::fs::statfs(&paths::local()) {
+    match rustix::fs::statfs(paths::local()) {
         Ok(system) if u64::try_from(system.f_type).is_ok_and(|kind| kind == OVERLAYFS) => "native",
         _ => "overlayfs",
     }

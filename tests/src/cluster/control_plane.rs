@@ -48,7 +48,10 @@ pub(super) fn start_api_server(certificates: &Path) -> Result<()> {
         format!("--kubelet-client-key={}", file("kubelet-client.key")),
         "--kubelet-preferred-address-types=InternalIP".to_owned(),
         format!("--service-account-key-file={}", file("service-accounts.pub")),
-        format!("--service-account-signing-key-file={}", file("service-accounts.key")),
+        format!(
+            "--service-account-signing-key-file={}",
+            file("service-accounts.key")
+        ),
         format!("--service-account-issuer=https://kubernetes.default.svc.{DOMAIN}"),
         format!("--service-cluster-ip-range={SERVICE_NETWORK}"),
         "--authorization-mode=Node,RBAC".to_owned(),
@@ -69,18 +72,25 @@ pub(super) fn stop_api_server() -> Result<()> {
 pub(super) fn wait_for_api_server(kubectl: &Kubectl) -> Result<()> {
     let ready = || {
         process::find(API_SERVER, API_SERVER)?.context("the API server has ended")?;
-        Ok(Some(kubectl.run(&["get", "--raw=/readyz", "--request-timeout=2s"])?))
+        Ok(Some(kubectl.run(&[
+            "get",
+            "--raw=/readyz",
+            "--request-timeout=2s",
+        ])?))
     };
     poll::until("API server ready", Duration::from_secs(60), ready)
         .with_context(|| format!("its log is {}", process::log_file(API_SERVER).display()))?;
     Ok(())
 }
 
-pub(super) fn start_controller_manager(certificates: &Path, kubeconfig: &Path) -> Result<()> {
+pub(super) fn start_controller_manager(state: &Path, certificates: &Path, kubeconfig: &Path) -> Result<()> {
     let mut command = Command::new(paths::program("kube-controller-manager"));
     command.args([
         format!("--kubeconfig={}", kubeconfig.display()),
-        format!("--service-account-private-key-file={}", certificates.join("service-accounts.key").display()),
+        format!(
+            "--service-account-private-key-file={}",
+            certificates.join("service-accounts.key").display()
+        ),
         format!("--root-ca-file={}", certificates.join("ca.crt").display()),
         "--use-service-account-credentials=true".to_owned(),
         // Every node's network is in the address plan.
@@ -89,6 +99,11 @@ pub(super) fn start_controller_manager(certificates: &Path, kubeconfig: &Path) -
         // A node whose cable is cut is NotReady within half a minute, not one.
         "--node-monitor-period=2s".to_owned(),
         "--node-monitor-grace-period=25s".to_owned(),
+        // It makes this folder, by default on the machine.
+        format!(
+            "--flex-volume-plugin-dir={}",
+            state.join("flex-volumes").display()
+        ),
         "--leader-elect=false".to_owned(),
         "--kube-api-qps=1000".to_owned(),
         "--kube-api-burst=2000".to_owned(),

@@ -16,7 +16,9 @@ pub(super) fn run(layout: &Layout) -> Result<()> {
     process::end(&process::all()?, Signal::KILL, Duration::ZERO)?;
     for name in cgroup::left(is_node)? {
         // The kernel counts a process out of its group shortly after its end.
-        poll::until("empty control groups", Duration::from_secs(10), || Ok(Some(cgroup::remove(&name)?)))?;
+        poll::until("empty control groups", Duration::from_secs(10), || {
+            Ok(Some(cgroup::remove(&name)?))
+        })?;
     }
     network::remove_all()?;
     sysctl::restore(&layout.sysctls())?;
@@ -38,9 +40,15 @@ pub(super) fn run(layout: &Layout) -> Result<()> {
 /// # Errors
 /// The machine cannot be looked at.
 pub(super) fn leftovers(layout: &Layout) -> Result<Vec<String>> {
-    let mut left: Vec<String> =
-        process::all()?.iter().map(|daemon| format!("process {} ({})", daemon.pid, daemon.part)).collect();
-    left.extend(cgroup::left(is_node)?.iter().map(|name| format!("control group {name}")));
+    let mut left: Vec<String> = process::all()?
+        .iter()
+        .map(|daemon| format!("process {} ({})", daemon.pid, daemon.part))
+        .collect();
+    left.extend(
+        cgroup::left(is_node)?
+            .iter()
+            .map(|name| format!("control group {name}")),
+    );
     left.extend(network::links()?.iter().map(|name| format!("link {name}")));
     left.extend(network::routes()?.iter().map(|route| format!("route {route}")));
     left.extend(mounts(layout)?.iter().map(|place| format!("mount {place}")));

@@ -27,7 +27,14 @@ struct Part {
     defines: &'static str,
 }
 
-const PLAIN: Part = Part { name: "", programs: &[], package: "tool", tags: "", cgo: false, defines: "" };
+const PLAIN: Part = Part {
+    name: "",
+    programs: &[],
+    package: "tool",
+    tags: "",
+    cgo: false,
+    defines: "",
+};
 
 const PARTS: &[Part] = &[
     Part {
@@ -40,7 +47,13 @@ const PARTS: &[Part] = &[
         tags: "no_btrfs no_devmapper no_zfs",
         ..PLAIN
     },
-    Part { name: "runc", programs: &[("runc", "runc")], tags: "seccomp", cgo: true, ..PLAIN },
+    Part {
+        name: "runc",
+        programs: &[("runc", "runc")],
+        tags: "seccomp",
+        cgo: true,
+        ..PLAIN
+    },
     Part {
         name: "kubernetes",
         programs: &[
@@ -57,9 +70,22 @@ const PARTS: &[Part] = &[
                   -X k8s.io/component-base/version.gitMajor=1 -X k8s.io/component-base/version.gitMinor=36",
         ..PLAIN
     },
-    Part { name: "coredns", programs: &[("coredns", "coredns")], package: ".", ..PLAIN },
-    Part { name: "helm", programs: &[("helm", "helm")], ..PLAIN },
-    Part { name: "grpcurl", programs: &[("grpcurl", "grpcurl")], ..PLAIN },
+    Part {
+        name: "coredns",
+        programs: &[("coredns", "coredns")],
+        package: ".",
+        ..PLAIN
+    },
+    Part {
+        name: "helm",
+        programs: &[("helm", "helm")],
+        ..PLAIN
+    },
+    Part {
+        name: "grpcurl",
+        programs: &[("grpcurl", "grpcurl")],
+        ..PLAIN
+    },
 ];
 
 /// Builds every part whose pins have changed since it was last built; says what it does on standard error.
@@ -67,8 +93,9 @@ const PARTS: &[Part] = &[
 /// # Errors
 /// The Go tool is missing, the module proxy cannot be reached, or a part does not compile.
 pub fn build() -> Result<()> {
-    let go = command::output(&mut command::command("go", &["version"]))
-        .context("the cluster's programs are built with Go: install Go 1.26.6 or later (https://go.dev/dl)")?;
+    let go = command::output(&mut command::command("go", &["version"])).context(
+        "the cluster's programs are built with Go: install Go 1.26.6 or later (https://go.dev/dl)",
+    )?;
     for (index, part) in PARTS.iter().enumerate() {
         let pins = pins(part, &go)?;
         if is_built(part, &pins) {
@@ -106,8 +133,9 @@ fn pins_file(part: &Part) -> PathBuf {
 fn pins(part: &Part, go: &str) -> Result<String> {
     let mut hash = Sha256::new();
     hash.update(format!("{go}\n{}\n{}\n{}\n", part.tags, part.cgo, part.defines));
-    let mut files: Vec<PathBuf> =
-        std::fs::read_dir(module(part))?.map(|entry| Ok(entry?.path())).collect::<Result<_>>()?;
+    let mut files: Vec<PathBuf> = std::fs::read_dir(module(part))?
+        .map(|entry| Ok(entry?.path()))
+        .collect::<Result<_>>()?;
     files.sort();
     for file in files {
         hash.update(std::fs::read(&file).with_context(|| format!("cannot read {}", file.display()))?);
@@ -121,16 +149,25 @@ fn pins(part: &Part, go: &str) -> Result<String> {
 
 fn is_built(part: &Part, pins: &str) -> bool {
     std::fs::read_to_string(pins_file(part)).is_ok_and(|built| built == pins)
-        && part.programs.iter().all(|(_, program)| paths::program(program).exists())
+        && part
+            .programs
+            .iter()
+            .all(|(_, program)| paths::program(program).exists())
 }
 
 fn compile(part: &Part, title: &str) -> Result<()> {
     let start = Instant::now();
     eprintln!("{title}: fetching modules");
-    let total = command::output(&mut go(part, "list", &["-deps"]))?.lines().count();
+    let total = command::output(&mut go(part, "list", &["-deps"]))?
+        .lines()
+        .count();
     let folder = paths::bin().join(format!(".{}.new", part.name));
     std::fs::create_dir_all(&folder)?;
-    let mut build = go(part, "build", &["-v", "-trimpath", "-o", &format!("{}/", folder.display())]);
+    let mut build = go(
+        part,
+        "build",
+        &["-v", "-trimpath", "-o", &format!("{}/", folder.display())],
+    );
     build.stdout(Stdio::null()).stderr(Stdio::piped());
     let words = follow(build.spawn()?, title, total, start)?;
     if let Some(words) = words {
@@ -180,13 +217,19 @@ fn follow(mut child: Child, title: &str, total: usize, start: Instant) -> Result
                 words.push(line);
             }
             Err(RecvTimeoutError::Timeout) => {
-                eprintln!("{title}: {compiled} of at most {total} packages, {} s", start.elapsed().as_secs());
+                eprintln!(
+                    "{title}: {compiled} of at most {total} packages, {} s",
+                    start.elapsed().as_secs()
+                );
                 next = Instant::now() + interval;
             }
             Err(RecvTimeoutError::Disconnected) => break,
         }
     }
-    reader.join().ok().context("the reader of the compiler's words has panicked")?;
+    reader
+        .join()
+        .ok()
+        .context("the reader of the compiler's words has panicked")?;
     let failed = !child.wait()?.success();
     Ok(failed.then(|| words[words.len().saturating_sub(40)..].join("\n")))
 }
@@ -195,5 +238,8 @@ fn follow(mut child: Child, title: &str, total: usize, start: Instant) -> Result
 #[must_use]
 pub(super) fn search_path() -> String {
     let inherited = std::env::var("PATH").unwrap_or_default();
-    format!("{}:{inherited}:/usr/sbin:/sbin", Path::new(&paths::bin()).display())
+    format!(
+        "{}:{inherited}:/usr/sbin:/sbin",
+        Path::new(&paths::bin()).display()
+    )
 }

@@ -78,7 +78,9 @@ impl Kubectl {
     /// # Errors
     /// As [`Self::run`].
     pub fn apply(&self, manifest: &Value) -> Result<()> {
-        let text = manifest.as_str().map_or_else(|| manifest.to_string(), str::to_owned);
+        let text = manifest
+            .as_str()
+            .map_or_else(|| manifest.to_string(), str::to_owned);
         output_with_input(&mut self.command(&["apply", "-f", "-"]), text.as_bytes())?;
         Ok(())
     }

@@ -15,7 +15,10 @@ use crate::paths;
 pub(super) fn start(node: &Node, certificates: &Path, kubeconfig: &Path, group: &str) -> Result<()> {
     let disk = node.disk();
     fs::write(disk.join("resolv.conf"), format!("nameserver {HOST}\n"))?;
-    fs::write(disk.join("kubelet.json"), configuration(certificates, group).to_string())?;
+    fs::write(
+        disk.join("kubelet.json"),
+        configuration(certificates, group).to_string(),
+    )?;
     let mut command = node.command(&paths::program("kubelet"));
     command.args([
         "--config=/run/node/kubelet.json".to_owned(),

@@ -13,7 +13,9 @@ pub struct Layout {
 
 impl Default for Layout {
     fn default() -> Self {
-        Self { state: paths::local().join("cluster") }
+        Self {
+            state: paths::local().join("cluster"),
+        }
     }
 }
 

@@ -59,7 +59,9 @@ impl Cluster {
     /// # Errors
     /// No cluster runs.
     pub fn connect() -> Result<Self> {
-        let cluster = Self { layout: Layout::default() };
+        let cluster = Self {
+            layout: Layout::default(),
+        };
         if Node::all()?.is_empty() {
             bail!("no cluster is running: start one with `make cluster-up`");
         }
@@ -72,7 +74,9 @@ impl Cluster {
     /// Something does not start; the message names the log to look into. What has started is taken back.
     pub fn up(nodes: u8) -> Result<Self> {
         let _lock = Lock::take()?;
-        let cluster = Self { layout: Layout::default() };
+        let cluster = Self {
+            layout: Layout::default(),
+        };
         if cluster.answers() {
             while Node::all()?.len() < usize::from(nodes) {
                 up::add(&cluster.layout, &Node::all()?)?;
@@ -109,7 +113,10 @@ impl Cluster {
 
     fn answers(&self) -> bool {
         Node::all().is_ok_and(|nodes| !nodes.is_empty())
-            && self.kubectl().run(&["get", "--raw=/readyz", "--request-timeout=3s"]).is_ok()
+            && self
+                .kubectl()
+                .run(&["get", "--raw=/readyz", "--request-timeout=3s"])
+                .is_ok()
     }
 
     /// Where the cluster keeps its files.
@@ -144,10 +151,14 @@ impl Cluster {
     /// There is none; the message names those that are.
     pub fn node(&self, name: &str) -> Result<Node> {
         let nodes = self.nodes()?;
-        nodes.iter().find(|node| node.name() == name).copied().with_context(|| {
-            let names: Vec<String> = nodes.iter().map(|node| node.name()).collect();
-            format!("no node `{name}`: there are {}", names.join(", "))
-        })
+        nodes
+            .iter()
+            .find(|node| node.name() == name)
+            .copied()
+            .with_context(|| {
+                let names: Vec<String> = nodes.iter().map(|node| node.name()).collect();
+                format!("no node `{name}`: there are {}", names.join(", "))
+            })
     }
 
     /// Makes the images of an archive known to all nodes.
@@ -176,12 +187,17 @@ impl Cluster {
         let _lock = Lock::take()?;
         let node = self.node(name)?;
         let index = node.index();
-        let daemons: Vec<_> =
-            process::all()?.into_iter().filter(|daemon| node::owns(index, &daemon.part)).collect();
+        let daemons: Vec<_> = process::all()?
+            .into_iter()
+            .filter(|daemon| node::owns(index, &daemon.part))
+            .collect();
         process::end(&daemons, Signal::KILL, Duration::ZERO)?;
         let empty = || Ok(Some(cgroup::remove(name)?));
         crate::poll::until("empty control groups", Duration::from_secs(10), empty)?;
-        let others: Vec<_> = Node::all()?.iter().map(|node| (node.index(), node.init())).collect();
+        let others: Vec<_> = Node::all()?
+            .iter()
+            .map(|node| (node.index(), node.init()))
+            .collect();
         network::unroute(index, &others)?;
         // The Service network may have led through this node.
         network::route(&others)?;
@@ -249,7 +265,15 @@ impl Cluster {
         let value = (count > 0).then(|| count.to_string());
         let change = json!({resource: value});
         let patch = json!({"status": {"capacity": change, "allocatable": change}}).to_string();
-        self.kubectl().run(&["patch", "node", node, "--subresource=status", "--type=merge", "-p", &patch])?;
+        self.kubectl().run(&[
+            "patch",
+            "node",
+            node,
+            "--subresource=status",
+            "--type=merge",
+            "-p",
+            &patch,
+        ])?;
         Ok(())
     }
 }

@@ -41,7 +41,9 @@ pub(super) fn links() -> Result<Vec<String>> {
     let mut links = Vec::new();
     for entry in std::fs::read_dir("/sys/class/net")? {
         let name = entry?.file_name().to_string_lossy().into_owned();
-        let is_cable = name.strip_prefix("llamero-v").is_some_and(|rest| rest.parse::<u8>().is_ok());
+        let is_cable = name
+            .strip_prefix("llamero-v")
+            .is_some_and(|rest| rest.parse::<u8>().is_ok());
         if name == BRIDGE || is_cable {
             links.push(name);
         }
@@ -54,7 +56,13 @@ pub(super) fn routes() -> Result<Vec<String>> {
     let ours = ["10.213.", "10.214.", "10.215."];
     let table = ip(&["-4", "route", "show", "table", "all"])?;
     let lines = table.lines().map(str::trim);
-    Ok(lines.filter(|line| line.split(' ').any(|word| ours.iter().any(|net| word.starts_with(net)))).map(str::to_owned).collect())
+    Ok(lines
+        .filter(|line| {
+            line.split(' ')
+                .any(|word| ours.iter().any(|net| word.starts_with(net)))
+        })
+        .map(str::to_owned)
+        .collect())
 }
 
 /// Plugs the node, whose first process is `init`, into the bridge and gives it its address.
@@ -65,7 +73,16 @@ pub(super) fn plug(node: NodeIndex, init: i32) -> Result<()> {
     words.extend(peer.iter().map(String::as_str));
     ip(&words)?;
     ip(&["link", "set", &link, "master", BRIDGE, "up"])?;
-    inside(init, &["address", "add", &format!("{}/{NODE_PREFIX}", node.address()), "dev", "eth0"])?;
+    inside(
+        init,
+        &[
+            "address",
+            "add",
+            &format!("{}/{NODE_PREFIX}", node.address()),
+            "dev",
+            "eth0",
+        ],
+    )?;
     inside(init, &["link", "set", "eth0", "up"])?;
     inside(init, &["route", "add", "default", "via", &HOST.to_string()])?;
     Ok(())
@@ -82,7 +99,15 @@ pub(super) fn route(nodes: &[(NodeIndex, i32)]) -> Result<()> {
     }
     // Every node translates Service addresses; the machine asks the first one.
     if let Some((first, _)) = nodes.iter().min() {
-        ip(&["route", "replace", SERVICE_NETWORK, "via", &first.address().to_string(), "dev", BRIDGE])?;
+        ip(&[
+            "route",
+            "replace",
+            SERVICE_NETWORK,
+            "via",
+            &first.address().to_string(),
+            "dev",
+            BRIDGE,
+        ])?;
     }
     Ok(())
 }
@@ -114,10 +139,15 @@ pub(super) fn bytes(node: NodeIndex) -> Result<LinkBytes> {
     let read = |name: &str| -> Result<u64> {
         let file = format!("/sys/class/net/{link}/statistics/{name}");
         let text = std::fs::read_to_string(&file).with_context(|| format!("no link of {}", node.name()))?;
-        text.trim().parse().with_context(|| format!("{file} does not hold a number"))
+        text.trim()
+            .parse()
+            .with_context(|| format!("{file} does not hold a number"))
     };
     // What the machine's end sends is what the node receives.
-    Ok(LinkBytes { received: read("tx_bytes")?, sent: read("rx_bytes")? })
+    Ok(LinkBytes {
+        received: read("tx_bytes")?,
+        sent: read("rx_bytes")?,
+    })
 }
 
 fn ip(words: &[&str]) -> Result<String> {

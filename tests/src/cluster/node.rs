@@ -34,7 +34,10 @@ impl Node {
 
     fn of(daemon: &Daemon) -> Option<Self> {
         let index = NodeIndex::from_name(daemon.part.strip_prefix("node/")?)?;
-        daemon.runs("bash").then_some(Self { index, init: daemon.pid })
+        daemon.runs("bash").then_some(Self {
+            index,
+            init: daemon.pid,
+        })
     }
 
     /// The node's place in the address plan.
@@ -83,7 +86,16 @@ impl Node {
         std::fs::create_dir_all(&folder)?;
         let mut command = command::command(
             "unshare",
-            &["--fork", "--kill-child", "--pid", "--mount", "--net", "--mount-proc", "--propagation", "private"],
+            &[
+                "--fork",
+                "--kill-child",
+                "--pid",
+                "--mount",
+                "--net",
+                "--mount-proc",
+                "--propagation",
+                "private",
+            ],
         );
         command.args(["bash", "-c", INIT, "node-init"]).arg(&folder);
         process::start(&part, &mut command)?;

@@ -67,7 +67,9 @@ struct BundleLinux {
 
 impl Bundle {
     fn annotation(&self, name: &str) -> &str {
-        self.annotations.get(&format!("io.kubernetes.cri.{name}")).map_or("", String::as_str)
+        self.annotations
+            .get(&format!("io.kubernetes.cri.{name}"))
+            .map_or("", String::as_str)
     }
 }
 
@@ -75,10 +77,14 @@ impl Bundle {
 pub(super) fn find(nodes: &[Node], namespace: &str, pod: &str) -> Result<Vec<PodProcess>> {
     let mut found = Vec::new();
     for node in nodes {
-        let Ok(bundles) = std::fs::read_dir(node.file(BUNDLES)) else { continue };
+        let Ok(bundles) = std::fs::read_dir(node.file(BUNDLES)) else {
+            continue;
+        };
         for entry in bundles.flatten() {
             // A container may go while we look.
-            let Some(bundle) = read(&entry.path()) else { continue };
+            let Some(bundle) = read(&entry.path()) else {
+                continue;
+            };
             let is_wanted = bundle.annotation("container-type") == "container"
                 && bundle.annotation("sandbox-namespace") == namespace
                 && bundle.annotation("sandbox-name") == pod;
@@ -100,8 +106,16 @@ fn read(folder: &Path) -> Option<Bundle> {
 fn describe(pid: i32, node: Node, container: &str) -> Option<PodProcess> {
     let started = start_time(pid)?;
     let words = std::fs::read(format!("/proc/{pid}/cmdline")).ok()?;
-    let command = String::from_utf8_lossy(&words).trim_end_matches('\0').replace('\0', " ");
-    Some(PodProcess { pid, node: node.name(), container: container.to_owned(), command, started })
+    let command = String::from_utf8_lossy(&words)
+        .trim_end_matches('\0')
+        .replace('\0', " ");
+    Some(PodProcess {
+        pid,
+        node: node.name(),
+        container: container.to_owned(),
+        command,
+        started,
+    })
 }
 
 /// Field 22 of `/proc/<pid>/stat`, see proc(5); `None` for a process that is gone or a zombie.

@@ -73,7 +73,9 @@ pub fn log_file(part: &str) -> PathBuf {
 /// Removes the logs of an earlier cluster.
 pub(super) fn clear_logs() -> Result<()> {
     match std::fs::remove_dir_all(log_folder()) {
-        Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(error).context("cannot remove old logs"),
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+            Err(error).context("cannot remove old logs")
+        }
         _ => Ok(()),
     }
 }
@@ -99,7 +101,9 @@ pub fn all() -> Result<Vec<Daemon>> {
 /// # Errors
 /// `/proc` cannot be read.
 pub fn find(part: &str, program: &str) -> Result<Option<Daemon>> {
-    Ok(all()?.into_iter().find(|daemon| daemon.part == part && daemon.runs(program)))
+    Ok(all()?
+        .into_iter()
+        .find(|daemon| daemon.part == part && daemon.runs(program)))
 }
 
 /// Ends the daemons with `signal` and waits until they are gone; what still lives after `limit` is killed.
@@ -119,7 +123,10 @@ impl Daemon {
     pub fn lives(&self) -> bool {
         // The handle becomes readable when its process ends.
         let mut handles = [PollFd::new(&self.handle, PollFlags::IN)];
-        matches!(rustix::event::poll(&mut handles, Some(&Timespec::default())), Ok(0))
+        matches!(
+            rustix::event::poll(&mut handles, Some(&Timespec::default())),
+            Ok(0)
+        )
     }
 
     fn signal(&self, signal: Signal) {
@@ -130,7 +137,9 @@ impl Daemon {
     pub(super) fn runs(&self, program: &str) -> bool {
         let words = std::fs::read(format!("/proc/{}/cmdline", self.pid)).unwrap_or_default();
         let first = words.split(|byte| *byte == 0).next().unwrap_or_default();
-        Path::new(&*String::from_utf8_lossy(first)).file_name().is_some_and(|name| name == program)
+        Path::new(&*String::from_utf8_lossy(first))
+            .file_name()
+            .is_some_and(|name| name == program)
     }
 }
 
@@ -144,9 +153,19 @@ fn daemon(pid: i32) -> Option<Daemon> {
     let environment = std::fs::read(format!("/proc/{pid}/environ")).ok()?;
     let variable = |name: &str| {
         environment.split(|byte| *byte == 0).find_map(|entry| {
-            Some(std::str::from_utf8(entry).ok()?.strip_prefix(name)?.strip_prefix('=')?.to_owned())
+            Some(
+                std::str::from_utf8(entry)
+                    .ok()?
+                    .strip_prefix(name)?
+                    .strip_prefix('=')?
+                    .to_owned(),
+            )
         })
     };
     (variable(CLUSTER)? == marker()).then_some(())?;
-    Some(Daemon { pid, part: variable(PART)?, handle })
+    Some(Daemon {
+        pid,
+        part: variable(PART)?,
+        handle,
+    })
 }

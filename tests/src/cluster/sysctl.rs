@@ -31,7 +31,9 @@ pub(super) fn save(file: &Path) -> Result<()> {
 
 /// Puts back what [`save`] has noted; without a note there is nothing to do.
 pub(super) fn restore(file: &Path) -> Result<()> {
-    let Ok(noted) = std::fs::read(file) else { return Ok(()) };
+    let Ok(noted) = std::fs::read(file) else {
+        return Ok(());
+    };
     let values: BTreeMap<String, String> =
         serde_json::from_slice(&noted).with_context(|| format!("cannot read {}", file.display()))?;
     for (name, value) in values {

@@ -36,6 +36,7 @@ pub(super) fn run(layout: &Layout, count: u8) -> Result<()> {
     control_plane::wait_for_api_server(&layout.kubectl())?;
     step("controller manager, scheduler, DNS, kubelets, proxies");
     control_plane::start_controller_manager(
+        &layout.state(),
         &layout.certificates(),
         &layout.kubeconfig_of("kube-controller-manager"),
     )?;
@@ -57,7 +58,11 @@ pub(super) fn add(layout: &Layout, others: &[Node]) -> Result<Node> {
         .with_context(|| format!("the cluster already has {MOST_NODES} nodes"))?;
     let authority = Authority::open(&layout.certificates())?;
     let node = start_node(index)?;
-    let ends: Vec<_> = others.iter().chain([&node]).map(|node| (node.index(), node.init())).collect();
+    let ends: Vec<_> = others
+        .iter()
+        .chain([&node])
+        .map(|node| (node.index(), node.init()))
+        .collect();
     network::route(&ends)?;
     node.join(&authority, layout)?;
     wait_until_ready(layout, &[node.name()])?;
@@ -70,7 +75,10 @@ pub(super) fn wait_until_ready(layout: &Layout, names: &[String]) -> Result<()> 
     let mut words = vec!["wait", "--for=condition=Ready", "--timeout=60s", "node"];
     words.extend(names.iter().map(String::as_str));
     kubectl.run(&words).with_context(|| {
-        format!("the logs of kubelet and containerd are in {}", process::log_folder().display())
+        format!(
+            "the logs of kubelet and containerd are in {}",
+            process::log_folder().display()
+        )
     })?;
     poll::until("the default service account", Duration::from_secs(30), || {
         Ok(Some(kubectl.run(&["get", "serviceaccount", "default"])?))
@@ -89,7 +97,11 @@ fn prepare_clients(layout: &Layout) -> Result<Authority> {
     let certificates = layout.certificates();
     let authority = Authority::create(&certificates)?;
     authority.api_server("apiserver")?;
-    authority.client("kubelet-client", "kube-apiserver-kubelet-client", Some("system:masters"))?;
+    authority.client(
+        "kubelet-client",
+        "kube-apiserver-kubelet-client",
+        Some("system:masters"),
+    )?;
     authority.client("admin", "llamero-admin", Some("system:masters"))?;
     kubectl::write_kubeconfig(&layout.kubeconfig(), &certificates, "admin")?;
     for name in ["kube-controller-manager", "kube-scheduler", "kube-proxy"] {
@@ -100,12 +112,19 @@ fn prepare_clients(layout: &Layout) -> Result<Authority> {
 }
 
 /// Does `work` for every item at the same time and returns the results in the items' order.
-pub(super) fn in_parallel<I: Sync, T: Send>(items: &[I], work: impl Fn(&I) -> Result<T> + Sync) -> Result<Vec<T>> {
+pub(super) fn in_parallel<I: Sync, T: Send>(
+    items: &[I],
+    work: impl Fn(&I) -> Result<T> + Sync,
+) -> Result<Vec<T>> {
     std::thread::scope(|scope| {
         let threads: Vec<_> = items.iter().map(|item| scope.spawn(|| work(item))).collect();
         threads
             .into_iter()
-            .map(|thread| thread.join().map_err(|_| anyhow!("a thread of the cluster has panicked"))?)
+            .map(|thread| {
+                thread
+                    .join()
+                    .map_err(|_| anyhow!("a thread of the cluster has panicked"))?
+            })
             .collect()
     })
 }

@@ -23,14 +23,20 @@ fn two_nodes_answer_as_one_process_and_the_traffic_is_seen_on_both_links() -> Re
     let pods = two.pods()?;
     let nodes: Vec<&str> = pods.iter().map(node_of).collect();
     ensure!(nodes.len() == 2 && nodes[0] != nodes[1], "pods are on {nodes:?}");
-    let before: Vec<_> = nodes.iter().map(|node| two.cluster.link_bytes(node)).collect::<Result<_>>()?;
+    let before: Vec<_> = nodes
+        .iter()
+        .map(|node| two.cluster.link_bytes(node))
+        .collect::<Result<_>>()?;
     let got = ask(&two.cluster, &chat("two", "Why do llamas hum?", 48))?;
     ensure!(got == expected, "two nodes: {got:?}\none process: {expected:?}");
     for (node, before) in nodes.iter().zip(before) {
         // 48 tokens, 30 layers, two reductions of at least one 576-wide f32 row each.
         let least = 48 * 30 * 2 * 576 * 4;
         let sent = two.cluster.link_bytes(node)?.sent - before.sent;
-        ensure!(sent > least, "{node} sent {sent} bytes, fewer than the partial sums of {least}");
+        ensure!(
+            sent > least,
+            "{node} sent {sent} bytes, fewer than the partial sums of {least}"
+        );
     }
     Ok(())
 }
@@ -71,24 +77,44 @@ fn grpcurl_lists_and_calls() -> Result<()> {
     let deployment = Deployment::create("grpc", json!({}))?;
     deployment.wait_ready(1)?;
     let groups = deployment.groups()?;
-    let leader = groups[0]["status"]["leaderAddress"].as_str().context("no leader address")?;
+    let leader = groups[0]["status"]["leaderAddress"]
+        .as_str()
+        .context("no leader address")?;
     let grpcurl = |words: &[&str]| {
-        command::output(Command::new(paths::binaries().join("grpcurl")).arg("-plaintext").args(words))
+        command::output(
+            Command::new(paths::binaries().join("grpcurl"))
+                .arg("-plaintext")
+                .args(words),
+        )
     };
     let services = grpcurl(&[leader, "list"])?;
-    for service in ["vllm.Inference", "vllm.Control", "grpc.health.v1.Health", "llamero.v1.Completion"] {
+    for service in [
+        "vllm.Inference",
+        "vllm.Control",
+        "grpc.health.v1.Health",
+        "llamero.v1.Completion",
+    ] {
         ensure!(services.contains(service), "{service} is not among {services}");
     }
     let health = grpcurl(&[leader, "grpc.health.v1.Health/Check"])?;
-    ensure!(health.contains("SERVING") && !health.contains("NOT_SERVING"), "{health}");
+    ensure!(
+        health.contains("SERVING") && !health.contains("NOT_SERVING"),
+        "{health}"
+    );
     let request = r#"{"text": "Llamas are", "temperature": 0, "stopping": {"max_new_tokens": 8}, "response": {"output_text": true}}"#;
     let answer = grpcurl(&["-d", request, leader, "vllm.Inference/Generate"])?;
     ensure!(answer.contains("LENGTH") || answer.contains("STOP"), "{answer}");
     let info = grpcurl(&[leader, "vllm.Control/GetServerInfo"])?;
     ensure!(info.contains("\"tensorParallelSize\": 2"), "{info}");
     let pods = deployment.pods()?;
-    let control = format!("{}:50052", pods[0]["status"]["podIP"].as_str().context("no pod IP")?);
+    let control = format!(
+        "{}:50052",
+        pods[0]["status"]["podIP"].as_str().context("no pod IP")?
+    );
     let services = grpcurl(&[&control, "list"])?;
-    ensure!(services.contains("llamero.v1.RankControl"), "{services} in {NAMESPACE}");
+    ensure!(
+        services.contains("llamero.v1.RankControl"),
+        "{services} in {NAMESPACE}"
+    );
     Ok(())
 }

@@ -12,15 +12,25 @@ use serde_json::{Value, json};
 /// Address of a ready gateway pod.
 pub fn gateway(cluster: &Cluster) -> Result<String> {
     poll::until("a ready gateway", Duration::from_secs(60), || {
-        let words = ["-n", "llamero-system", "pods", "-l", "app.kubernetes.io/name=llamero-gateway"];
+        let words = [
+            "-n",
+            "llamero-system",
+            "pods",
+            "-l",
+            "app.kubernetes.io/name=llamero-gateway",
+        ];
         let pods = cluster.kubectl().get(&words)?;
         let ready = |pod: &&Value| {
             let conditions = pod["status"]["conditions"].as_array();
-            conditions.is_some_and(|all| all.iter().any(|one| one["type"] == "Ready" && one["status"] == "True"))
-                && pod["metadata"]["deletionTimestamp"].is_null()
+            conditions.is_some_and(|all| {
+                all.iter()
+                    .any(|one| one["type"] == "Ready" && one["status"] == "True")
+            }) && pod["metadata"]["deletionTimestamp"].is_null()
         };
         let found = pods["items"].as_array().and_then(|all| all.iter().find(ready));
-        Ok(found.and_then(|pod| pod["status"]["podIP"].as_str()).map(|ip| format!("{ip}:8000")))
+        Ok(found
+            .and_then(|pod| pod["status"]["podIP"].as_str())
+            .map(|ip| format!("{ip}:8000")))
     })
 }
 
@@ -36,10 +46,21 @@ pub fn chat(model: &str, prompt: &str, tokens: u32) -> Value {
 pub fn post(cluster: &Cluster, path: &str, body: &[u8]) -> Result<(u16, Value)> {
     let url = format!("http://{}{path}", gateway(cluster)?);
     let mut command = Command::new("curl");
-    command.args(["-sS", "--max-time", "180", "-w", "\n%{http_code}", "-H", "content-type: application/json"]);
+    command.args([
+        "-sS",
+        "--max-time",
+        "180",
+        "-w",
+        "\n%{http_code}",
+        "-H",
+        "content-type: application/json",
+    ]);
     command.args(["--data-binary", "@-", &url]);
     let output = llamero_tests::command::output_with_input(&mut command, body)?;
-    let (answer, code) = output.trim_end().rsplit_once('\n').context("curl printed no status code")?;
+    let (answer, code) = output
+        .trim_end()
+        .rsplit_once('\n')
+        .context("curl printed no status code")?;
     let value = serde_json::from_str(answer).with_context(|| format!("the answer is no JSON: {answer}"))?;
     Ok((code.parse()?, value))
 }
@@ -65,26 +86,45 @@ impl Stream {
         request["stream"] = json!(true);
         let url = format!("http://{}/v1/chat/completions", gateway(cluster)?);
         let mut curl = Command::new("curl")
-            .args(["-sSN", "--max-time", "180", "-H", "content-type: application/json"])
+            .args([
+                "-sSN",
+                "--max-time",
+                "180",
+                "-H",
+                "content-type: application/json",
+            ])
             .args(["--data-binary", &request.to_string(), &url])
             .stdout(Stdio::piped())
             .spawn()?;
         let lines = BufReader::new(curl.stdout.take().context("curl has no output")?).lines();
-        Ok(Self { curl, lines, text: String::new(), finish: None })
+        Ok(Self {
+            curl,
+            lines,
+            text: String::new(),
+            finish: None,
+        })
     }
 
     /// Reads on until the text has `bytes` bytes or the stream ends; true while it goes on.
     pub fn read_to(&mut self, bytes: usize) -> Result<bool> {
         while self.text.len() < bytes {
-            let Some(line) = self.lines.next() else { return Ok(false) };
+            let Some(line) = self.lines.next() else {
+                return Ok(false);
+            };
             let line = line?;
-            let Some(data) = line.strip_prefix("data: ") else { continue };
+            let Some(data) = line.strip_prefix("data: ") else {
+                continue;
+            };
             if data == "[DONE]" {
                 return Ok(false);
             }
             let chunk: Value = serde_json::from_str(data).with_context(|| format!("no JSON: {data}"))?;
             ensure!(chunk["error"].is_null(), "the stream ended with {chunk}");
-            self.text.push_str(chunk["choices"][0]["delta"]["content"].as_str().unwrap_or_default());
+            self.text.push_str(
+                chunk["choices"][0]["delta"]["content"]
+                    .as_str()
+                    .unwrap_or_default(),
+            );
             if let Some(reason) = chunk["choices"][0]["finish_reason"].as_str() {
                 self.finish = Some(reason.to_owned());
             }
@@ -95,7 +135,11 @@ impl Stream {
     /// Reads the rest and returns the whole text.
     pub fn finish(mut self) -> Result<String> {
         self.read_to(usize::MAX)?;
-        ensure!(self.finish.is_some(), "the stream ended without a finish reason after {:?}", self.text);
+        ensure!(
+            self.finish.is_some(),
+            "the stream ended without a finish reason after {:?}",
+            self.text
+        );
         Ok(std::mem::take(&mut self.text))
     }
 }

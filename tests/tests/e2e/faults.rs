@@ -26,11 +26,19 @@ fn a_killed_rank_costs_no_token_and_no_survivor() -> Result<()> {
     ensure!(stream.finish()? == expected, "the interrupted stream differs");
 
     ensure!(survivor.lives(), "the surviving rank was restarted");
-    let again = poll::until("the rank to be back", SOON, || rank_process(&deployment, name_of(&follower)).map(Some))?;
+    let again = poll::until("the rank to be back", SOON, || {
+        rank_process(&deployment, name_of(&follower)).map(Some)
+    })?;
     ensure!(again.pid != victim.pid, "the rank was not restarted");
     let (leader_now, follower_now) = members(&deployment)?;
-    ensure!(leader_now["metadata"]["uid"] == leader["metadata"]["uid"], "the leader's pod was replaced");
-    ensure!(follower_now["metadata"]["uid"] == follower["metadata"]["uid"], "the follower's pod was replaced");
+    ensure!(
+        leader_now["metadata"]["uid"] == leader["metadata"]["uid"],
+        "the leader's pod was replaced"
+    );
+    ensure!(
+        follower_now["metadata"]["uid"] == follower["metadata"]["uid"],
+        "the follower's pod was replaced"
+    );
     every_byte_loaded(&deployment)
 }
 
@@ -46,15 +54,32 @@ fn a_deleted_pod_is_replaced_and_the_stream_goes_on() -> Result<()> {
     let mut stream = Stream::start(&deployment.cluster, chat("deleted", QUESTION, TOKENS))?;
     ensure!(stream.read_to(100)?, "the stream ended early");
     let pod = name_of(&follower);
-    deployment.kubectl().run(&["-n", NAMESPACE, "delete", "pod", pod, "--grace-period=0", "--force"])?;
+    deployment.kubectl().run(&[
+        "-n",
+        NAMESPACE,
+        "delete",
+        "pod",
+        pod,
+        "--grace-period=0",
+        "--force",
+    ])?;
     ensure!(stream.finish()? == expected, "the interrupted stream differs");
 
     ensure!(survivor.lives(), "the surviving rank was restarted");
     let (leader_now, follower_now) = members(&deployment)?;
-    ensure!(leader_now["metadata"]["uid"] == leader["metadata"]["uid"], "the leader's pod was replaced");
-    ensure!(follower_now["metadata"]["uid"] != follower["metadata"]["uid"], "the deleted pod is still there");
+    ensure!(
+        leader_now["metadata"]["uid"] == leader["metadata"]["uid"],
+        "the leader's pod was replaced"
+    );
+    ensure!(
+        follower_now["metadata"]["uid"] != follower["metadata"]["uid"],
+        "the deleted pod is still there"
+    );
     let now = deployment.groups()?[0]["spec"]["generation"].clone();
-    ensure!(now.as_i64() > generation.as_i64(), "generation was {generation} and is {now}");
+    ensure!(
+        now.as_i64() > generation.as_i64(),
+        "generation was {generation} and is {now}"
+    );
     deployment.wait_ready(1)?;
     every_byte_loaded(&deployment)
 }
@@ -63,20 +88,27 @@ fn a_deleted_pod_is_replaced_and_the_stream_goes_on() -> Result<()> {
 fn members(deployment: &Deployment) -> Result<(Value, Value)> {
     poll::until("two running members", SOON, || {
         let mut pods = deployment.pods()?;
-        pods.retain(|pod| pod["metadata"]["deletionTimestamp"].is_null() && pod["status"]["phase"] == "Running");
+        pods.retain(|pod| {
+            pod["metadata"]["deletionTimestamp"].is_null() && pod["status"]["phase"] == "Running"
+        });
         ensure!(pods.len() == 2, "{} pods run", pods.len());
         let leads = |pod: &Value| pod["metadata"]["labels"]["llamero.dev/role"] == "leader";
         pods.sort_by_key(|pod| !leads(pod));
         let follower = pods.pop().context("no follower")?;
         let leader = pods.pop().context("no leader")?;
-        ensure!(leads(&leader) && !leads(&follower), "there is not exactly one leader");
+        ensure!(
+            leads(&leader) && !leads(&follower),
+            "there is not exactly one leader"
+        );
         Ok(Some((leader, follower)))
     })
 }
 
 fn rank_process(deployment: &Deployment, pod: &str) -> Result<PodProcess> {
     let processes = deployment.cluster.pod_processes(NAMESPACE, pod)?;
-    let rank = processes.into_iter().find(|one| one.command.split(' ').nth(1) == Some("rank"));
+    let rank = processes
+        .into_iter()
+        .find(|one| one.command.split(' ').nth(1) == Some("rank"));
     rank.with_context(|| format!("no rank process in {pod}"))
 }
 
@@ -84,7 +116,8 @@ fn every_byte_loaded(deployment: &Deployment) -> Result<()> {
     poll::until("all bytes loaded in status", SOON, || {
         let group = deployment.groups()?[0]["status"].clone();
         let ranks = group["ranks"].as_array().context("no ranks in status")?;
-        let whole = |rank: &Value| rank["loadedBytes"] == rank["totalBytes"] && rank["totalBytes"].as_i64() > Some(0);
+        let whole =
+            |rank: &Value| rank["loadedBytes"] == rank["totalBytes"] && rank["totalBytes"].as_i64() > Some(0);
         ensure!(ranks.len() == 2 && ranks.iter().all(whole), "{ranks:?}");
         Ok(Some(()))
     })

@@ -33,7 +33,10 @@ impl Deployment {
             "worker": {"resources": {"requests": {"cpu": "50m", "memory": "256Mi"}}}
         });
         merge(&mut spec, change);
-        let this = Self { cluster, name: name.to_owned() };
+        let this = Self {
+            cluster,
+            name: name.to_owned(),
+        };
         this.remove()?;
         this.kubectl().apply(&json!({
             "apiVersion": "llamero.dev/v1alpha1",
@@ -49,7 +52,8 @@ impl Deployment {
     }
 
     pub fn get(&self) -> Result<Value> {
-        self.kubectl().get(&["-n", NAMESPACE, "llamadeployment", &self.name])
+        self.kubectl()
+            .get(&["-n", NAMESPACE, "llamadeployment", &self.name])
     }
 
     /// The deployment's pods, in the order of their names.
@@ -62,7 +66,13 @@ impl Deployment {
     pub fn groups(&self) -> Result<Vec<Value>> {
         let list = self.kubectl().get(&["-n", NAMESPACE, "llamagroups"])?;
         let mine = |group: &Value| group["spec"]["deployment"] == self.name.as_str();
-        Ok(list["items"].as_array().into_iter().flatten().filter(|group| mine(group)).cloned().collect())
+        Ok(list["items"]
+            .as_array()
+            .into_iter()
+            .flatten()
+            .filter(|group| mine(group))
+            .cloned()
+            .collect())
     }
 
     /// Waits until exactly `count` groups are ready and no other is there.
@@ -80,15 +90,27 @@ impl Deployment {
     pub fn wait_condition(&self, kind: &str, status: &str) -> Result<String> {
         poll::until(&format!("{kind}={status} on {}", self.name), SOON, || {
             let object = self.get()?;
-            let conditions = object["status"]["conditions"].as_array().context("no conditions yet")?;
-            let found = conditions.iter().find(|one| one["type"] == kind && one["status"] == status);
+            let conditions = object["status"]["conditions"]
+                .as_array()
+                .context("no conditions yet")?;
+            let found = conditions
+                .iter()
+                .find(|one| one["type"] == kind && one["status"] == status);
             let found = found.with_context(|| format!("conditions are {conditions:?}"))?;
             Ok(found["message"].as_str().map(str::to_owned))
         })
     }
 
     fn remove(&self) -> Result<()> {
-        let words = ["-n", NAMESPACE, "delete", "llamadeployment", &self.name, "--ignore-not-found", "--timeout=60s"];
+        let words = [
+            "-n",
+            NAMESPACE,
+            "delete",
+            "llamadeployment",
+            &self.name,
+            "--ignore-not-found",
+            "--timeout=60s",
+        ];
         self.kubectl().run(&words)?;
         poll::until("pods to go", SOON, || {
             let pods = self.pods()?;

@@ -40,10 +40,20 @@ impl Drop for Gpus {
 #[test]
 fn a_group_that_does_not_fit_holds_nothing_and_starts_when_room_appears() -> Result<()> {
     let gpus = Gpus::new(&[1, 0, 0])?;
-    let deployment = Deployment::create("room", json!({"accelerator": {"resource": GPU, "perNode": 1, "memory": "80Gi"}}))?;
+    let deployment = Deployment::create(
+        "room",
+        json!({"accelerator": {"resource": GPU, "perNode": 1, "memory": "80Gi"}}),
+    )?;
     let message = deployment.wait_condition("Placed", "False")?;
-    ensure!(message.contains(GPU), "the message does not say what is missing: {message}");
-    ensure!(holding(&deployment)?.is_empty(), "pods hold accelerators: {:?}", holding(&deployment)?);
+    ensure!(
+        message.contains(GPU),
+        "the message does not say what is missing: {message}"
+    );
+    ensure!(
+        holding(&deployment)?.is_empty(),
+        "pods hold accelerators: {:?}",
+        holding(&deployment)?
+    );
 
     gpus.cluster.set_extended(&gpus.nodes[1], GPU, 1)?;
     deployment.wait_ready(1)?;
@@ -78,30 +88,64 @@ fn an_attempt_whose_room_is_taken_is_taken_back_whole_and_placed_later() -> Resu
     let kubectl = deployment.kubectl();
     // The scheduler sleeps while the operator places, and the room is gone when it wakes.
     let scheduler = gpus.cluster.pause_scheduler()?;
-    kubectl.run(&["-n", NAMESPACE, "scale", "llamadeployment", "taken", "--replicas=1"])?;
+    kubectl.run(&[
+        "-n",
+        NAMESPACE,
+        "scale",
+        "llamadeployment",
+        "taken",
+        "--replicas=1",
+    ])?;
     let pods = poll::until("ungated pods", SOON, || {
         let pods = deployment.pods()?;
-        let ungated = |pod: &Value| pod["spec"]["schedulingGates"].as_array().is_none_or(Vec::is_empty);
+        let ungated = |pod: &Value| {
+            pod["spec"]["schedulingGates"]
+                .as_array()
+                .is_none_or(Vec::is_empty)
+        };
         Ok((pods.len() == 2 && pods.iter().all(ungated)).then_some(pods))
     })?;
     let node = pinned_node(&pods[1]);
     kubectl.apply(&thief(&node))?;
     drop(scheduler);
     poll::until("the attempt to be taken back whole", SOON, || {
-        let now: Vec<Value> = deployment.pods()?.iter().map(|pod| pod["metadata"]["uid"].clone()).collect();
+        let now: Vec<Value> = deployment
+            .pods()?
+            .iter()
+            .map(|pod| pod["metadata"]["uid"].clone())
+            .collect();
         Ok((!pods.iter().any(|pod| now.contains(&pod["metadata"]["uid"]))).then_some(()))
     })?;
-    kubectl.run(&["-n", NAMESPACE, "delete", "pod", "thief", "--force", "--grace-period=0", "--ignore-not-found"])?;
+    kubectl.run(&[
+        "-n",
+        NAMESPACE,
+        "delete",
+        "pod",
+        "thief",
+        "--force",
+        "--grace-period=0",
+        "--ignore-not-found",
+    ])?;
     deployment.wait_ready(1)
 }
 
 /// Names of the nodes on which the deployment's pods hold an accelerator.
 fn holding(deployment: &Deployment) -> Result<Vec<String>> {
-    let holds = |pod: &&Value| !node_of(pod).is_empty() && pod["spec"]["containers"][0]["resources"]["limits"][GPU] != Value::Null;
-    Ok(deployment.pods()?.iter().filter(holds).map(|pod| node_of(pod).to_owned()).collect())
+    let holds = |pod: &&Value| {
+        !node_of(pod).is_empty() && pod["spec"]["containers"][0]["resources"]["limits"][GPU] != Value::Null
+    };
+    Ok(deployment
+        .pods()?
+        .iter()
+        .filter(holds)
+        .map(|pod| node_of(pod).to_owned())
+        .collect())
 }
 
 fn pinned_node(pod: &Value) -> String {
     let terms = &pod["spec"]["affinity"]["nodeAffinity"]["requiredDuringSchedulingIgnoredDuringExecution"]["nodeSelectorTerms"];
-    terms[0]["matchFields"][0]["values"][0].as_str().unwrap_or_default().to_owned()
+    terms[0]["matchFields"][0]["values"][0]
+        .as_str()
+        .unwrap_or_default()
+        .to_owned()
 }

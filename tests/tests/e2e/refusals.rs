@@ -12,20 +12,37 @@ fn samples_pass_and_mistakes_are_refused_by_the_api_server() -> Result<()> {
     let kubectl = Cluster::connect()?.kubectl();
     let samples = paths::root().join("manifests/samples");
     let samples = samples.to_str().context("the checkout's path is not UTF-8")?;
-    kubectl.run(&["-n", NAMESPACE, "apply", "--dry-run=server", "--validate=strict", "-f", samples])?;
+    kubectl.run(&[
+        "-n",
+        NAMESPACE,
+        "apply",
+        "--dry-run=server",
+        "--validate=strict",
+        "-f",
+        samples,
+    ])?;
 
     let good = json!({
         "model": {"source": {"persistentVolumeClaim": {"claimName": "weights"}}},
         "parallelism": {"tensor": 2}
     });
     let wrong = [
-        (json!({"replicas": 1, "autoscaling": {"maxReplicas": 2}}), "remove spec.replicas or spec.autoscaling"),
-        (json!({"model": {"source": {"persistentVolumeClaim": {"claimName": "a"}, "hostPath": {"path": "/b"}}}}), "exactly one of"),
+        (
+            json!({"replicas": 1, "autoscaling": {"maxReplicas": 2}}),
+            "remove spec.replicas or spec.autoscaling",
+        ),
+        (
+            json!({"model": {"source": {"persistentVolumeClaim": {"claimName": "a"}, "hostPath": {"path": "/b"}}}}),
+            "exactly one of",
+        ),
         (json!({"model": {"source": {}}}), "exactly one of"),
         (json!({"replikas": 1}), "unknown field \"spec.replikas\""),
         (json!({"accelerator": {"resource": "gpu"}}), "nvidia.com/gpu"),
         (json!({"parallelism": {"tensor": 0}}), "tensor"),
-        (json!({"autoscaling": {"minReplicas": 3, "maxReplicas": 2}}), "must not exceed"),
+        (
+            json!({"autoscaling": {"minReplicas": 3, "maxReplicas": 2}}),
+            "must not exceed",
+        ),
     ];
     for (change, words) in wrong {
         let mut spec = good.clone();
@@ -39,7 +56,10 @@ fn samples_pass_and_mistakes_are_refused_by_the_api_server() -> Result<()> {
                 kubectl.run(&["-n", NAMESPACE, "delete", "llamadeployment", "wrong"])?;
                 bail!("accepted: {change}");
             }
-            Err(error) => ensure!(format!("{error:#}").contains(words), "{change} was refused with {error:#}, not with {words:?}"),
+            Err(error) => ensure!(
+                format!("{error:#}").contains(words),
+                "{change} was refused with {error:#}, not with {words:?}"
+            ),
         }
     }
     Ok(())
@@ -75,7 +95,11 @@ fn the_gateway_refuses_in_openais_form() -> Result<()> {
     let long = "llama ".repeat(4000);
     let wrong: Vec<(Vec<u8>, u16)> = vec![
         (b"{\"model\": ".to_vec(), 400),
-        (b"{\"model\": \"polite\", \"messages\": [{\"role\": \"user\", \"content\": \"\xff\xfe\"}]}".to_vec(), 400),
+        (
+            b"{\"model\": \"polite\", \"messages\": [{\"role\": \"user\", \"content\": \"\xff\xfe\"}]}"
+                .to_vec(),
+            400,
+        ),
         (with("model", json!("nobody")), 404),
         (with("temperature", json!(-1)), 400),
         (with("top_p", json!(7)), 400),
@@ -88,7 +112,10 @@ fn the_gateway_refuses_in_openais_form() -> Result<()> {
         let (got, answer) = post(&deployment.cluster, "/v1/chat/completions", &body)?;
         ensure!(got == code, "HTTP {got} instead of {code} for {shown}: {answer}");
         let message = answer["error"]["message"].as_str().unwrap_or_default();
-        ensure!(message.len() > 10 && answer["error"]["type"].is_string(), "{answer} for {shown}");
+        ensure!(
+            message.len() > 10 && answer["error"]["type"].is_string(),
+            "{answer} for {shown}"
+        );
     }
     Ok(())
 }

@@ -12,7 +12,9 @@ fn the_scale_subresource_moves_between_one_three_and_none() -> Result<()> {
     deployment.wait_ready(1)?;
     for replicas in [3, 0] {
         let count = format!("--replicas={replicas}");
-        deployment.kubectl().run(&["-n", NAMESPACE, "scale", "llamadeployment", "scaled", &count])?;
+        deployment
+            .kubectl()
+            .run(&["-n", NAMESPACE, "scale", "llamadeployment", "scaled", &count])?;
         deployment.wait_ready(replicas)?;
     }
     ensure!(deployment.pods()?.is_empty(), "pods are left at zero replicas");
@@ -55,12 +57,19 @@ fn load_brings_a_second_group_and_its_end_takes_it_away() -> Result<()> {
         let asking: Vec<_> = (0..6)
             .map(|i| {
                 let cluster = &deployment.cluster;
-                scope.spawn(move || ask(cluster, &chat("busy", &format!("Count from {i} to one thousand."), 1200)))
+                scope.spawn(move || {
+                    ask(
+                        cluster,
+                        &chat("busy", &format!("Count from {i} to one thousand."), 1200),
+                    )
+                })
             })
             .collect();
         deployment.wait_ready(2)?;
         for request in asking {
-            request.join().map_err(|_| anyhow::anyhow!("a request panicked"))??;
+            request
+                .join()
+                .map_err(|_| anyhow::anyhow!("a request panicked"))??;
         }
         Ok::<_, anyhow::Error>(())
     })?;
