@@ -1,11 +1,40 @@
-//! The CPU backend: kernels, forward pass of Llama, paged KV cache.
+//! The CPU backend: one rank of a tensor-parallel Llama on SIMD kernels.
 //!
 //! | module | what it is |
 //! |---|---|
-//! | [`kernel`] | kernels and their choice at run time |
+//! | [`backend`] | [`CpuBackend`]: the engine's contract, step by step |
+//! | [`kernel`] | kernels and their choice at run time; what "the same bits" means |
+//! | `shape`, `layout`, `weights`, `region`, `load` | a rank's sizes, and its packed weights in one piece of memory |
+//! | `leaves`, `matmul` | matrix products in the model's order of summation |
+//! | `kv`, `attention`, `rope` | paged cache, attention by chunks of absolute positions, rotary tables |
+//! | `forward` | the layers |
+//! | `plan`, `sample` | checks of a plan; candidates from logits |
+//! | [`collective`] | groups without a network: one rank alone, or ranks as threads |
 //! | [`pool`] | threads that share the work of one rank |
+//! | [`bench`] | speed beside the machine's own bounds |
+//!
+//! Logits have the same bits whatever the batch, the prefill chunks, the number of threads, the number of ranks and the
+//! kernel: each sum has one order that belongs to the model.
 
+mod attention;
+pub mod backend;
+pub mod bench;
+pub mod collective;
+mod forward;
 pub mod kernel;
+mod kv;
+mod layout;
+mod leaves;
+mod load;
+mod matmul;
+mod plan;
 pub mod pool;
+mod region;
+mod rope;
+mod sample;
+mod shape;
+mod shared;
+mod weights;
 
+pub use backend::{CpuBackend, CpuOptions};
 pub use kernel::{Kernel, KernelError, Level};

@@ -61,15 +61,6 @@ multiversion! {
 }
 
 multiversion! {
-    /// `values *= scale`, element by element.
-    pub(crate) fn scale_by(values: &mut [f32], scale: &[f32]) {
-        for (value, scale) in values.iter_mut().zip(scale) {
-            *value *= scale;
-        }
-    }
-}
-
-multiversion! {
     /// `left += right`: one join of the leaf tree.
     pub(crate) fn join(left: &mut [f32], right: &[f32]) {
         for (left, right) in left.iter_mut().zip(right) {
@@ -138,12 +129,12 @@ multiversion! {
 }
 
 multiversion! {
-    /// `log Σ e^(values · scale)` as (largest scaled value, sum of `e^(value - largest)`).
-    pub(crate) fn sum_exp(values: &[f32], scale: f32) -> (f32, f32) {
+    /// `log Σ e^(values / divisor)` as (largest scaled value, sum of `e^(value - largest)`).
+    pub(crate) fn sum_exp(values: &[f32], divisor: f32) -> (f32, f32) {
         let mut most = [f32::NEG_INFINITY; SUMS];
         for chunk in values.chunks(SUMS) {
             for (most, value) in most.iter_mut().zip(chunk) {
-                let value = value * scale;
+                let value = value / divisor;
                 *most = if value > *most { value } else { *most };
             }
         }
@@ -154,7 +145,7 @@ multiversion! {
         let mut sums = [0.0; SUMS];
         for chunk in values.chunks(SUMS) {
             for (sum, value) in sums.iter_mut().zip(chunk) {
-                *sum += exp(value * scale - max);
+                *sum += exp(value / divisor - max);
             }
         }
         (max, tree(sums))

@@ -1,0 +1,205 @@
+//! Causal attention over the paged cache.
+//!
+//! Each query row walks over absolute chunks of 256 positions in order and merges their partial results by their
+//! maxima (Milakov and Gimelshein, 2018). Nothing in a row's arithmetic depends on which rows share its tile, so batch mates and prefill
+//! chunks do not change its bits: positions that a row must not see have the weight zero at the end of its chains.
+
+use crate::kernel::math::exp;
+use crate::kernel::pack::{Element, LANES};
+use crate::kernel::tile::{MAX_ROWS, Tile};
+use crate::kernel::{Kernel, vector};
+use crate::kv::{CHUNK, KvCache};
+use crate::pool::Pool;
+use crate::shape::Shape;
+use crate::shared::Shared;
+
+/// Consecutive tokens of one sequence in a batch.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Span {
+    /// Index of the first token in the batch.
+    pub(crate) first: usize,
+    /// Number of tokens.
+    pub(crate) len: usize,
+    /// Absolute position of the first token.
+    pub(crate) start: usize,
+    /// Physical blocks of the sequence.
+    pub(crate) table: Vec<u32>,
+}
+
+/// Up to eight query rows of one sequence that attend to the same kv head.
+struct Task<'a> {
+    span: &'a Span,
+    kv_head: usize,
+    rows: [Row; MAX_ROWS],
+    len: usize,
+}
+
+#[derive(Debug, Clone, Copy, Default)]
+struct Row {
+    /// Index of the token in the batch.
+    token: usize,
+    /// The rank's query head.
+    head: usize,
+    position: usize,
+}
+
+/// Largest head that is supported, in elements.
+pub(crate) const MAX_HEAD_DIM: usize = 256;
+
+/// `out[token][head]` (bf16 pairs) of all tokens, from rotated `queries[token][head]` (bf16 pairs).
+pub(crate) fn attend(
+    pool: &mut Pool,
+    kernel: Kernel,
+    shape: &Shape,
+    cache: &KvCache,
+    layer: usize,
+    spans: &[Span],
+    queries: &[u32],
+    out: &mut [u32],
+) {
+    let tasks = tasks(shape, spans);
+    let out = Shared::new(out);
+    pool.run(tasks.len(), &|index| {
+        run(kernel, shape, cache, layer, &tasks[index], queries, &out)
+    });
+}
+
+fn tasks<'a>(shape: &Shape, spans: &'a [Span]) -> Vec<Task<'a>> {
+    let mut tasks = Vec::new();
+    for span in spans {
+        for kv_head in 0..shape.kv_heads.len() {
+            let heads: Vec<usize> = (0..shape.q_heads.len())
+                .filter(|q| shape.kv_head_of(*q) == kv_head)
+                .collect();
+            let mut task = Task {
+                span,
+                kv_head,
+                rows: [Row::default(); MAX_ROWS],
+                len: 0,
+            };
+            for i in 0..span.len {
+                for head in &heads {
+                    if task.len == MAX_ROWS {
+                        tasks.push(task);
+                        task = Task {
+                            span,
+                            kv_head,
+                            rows: [Row::default(); MAX_ROWS],
+                            len: 0,
+                        };
+                    }
+                    task.rows[task.len] = Row {
+                        token: span.first + i,
+                        head: *head,
+                        position: span.start + i,
+                    };
+                    task.len += 1;
+                }
+            }
+            tasks.push(task);
+        }
+    }
+    // The longest first, so that threads end together.
+    tasks.sort_by_key(|task| std::cmp::Reverse(task.rows[..task.len].last().map_or(0, |row| row.position)));
+    tasks
+}
+
+fn run(
+    kernel: Kernel,
+    shape: &Shape,
+    cache: &KvCache,
+    layer: usize,
+    task: &Task<'_>,
+    queries: &[u32],
+    out: &Shared<'_, u32>,
+) {
+    let rows = &task.rows[..task.len];
+    let Some(last) = rows.last() else { return };
+    let (head_dim, pairs) = (shape.head_dim, shape.head_dim / 2);
+    let kv = cache.shape();
+    let mut q = [0u32; MAX_ROWS * MAX_HEAD_DIM / 2];
+    for (i, row) in rows.iter().enumerate() {
+        let at = (row.token * shape.q_heads.len() + row.head) * pairs;
+        q[i * pairs..][..pairs].copy_from_slice(&queries[at..at + pairs]);
+    }
+    let scale = 1.0 / (head_dim as f32).sqrt();
+    let sums_len = kv.groups() * rows.len() * LANES;
+    let mut scores = [0.0f32; MAX_ROWS * CHUNK];
+    let mut weights = [0u32; MAX_ROWS * CHUNK / 2];
+    let mut total = [0.0f32; MAX_ROWS * MAX_HEAD_DIM];
+    let mut state = [(f32::NEG_INFINITY, 0.0f32); MAX_ROWS];
+    for chunk in (0..=last.position).step_by(CHUNK) {
+        let end = CHUNK.min(last.position + 1 - chunk);
+        for at in (0..end).step_by(kv.tile()) {
+            let mut sums = [0.0; MAX_ROWS * LANES];
+            let (keys, _) = cache.tile(layer, &task.span.table, task.kv_head, chunk + at);
+            let tile = Tile {
+                element: Element::Bf16,
+                weights: bytemuck::cast_slice(keys),
+                block_stride: 0,
+                blocks: 1,
+                steps: pairs,
+                inputs: &q,
+                input_stride: pairs,
+                rows: rows.len(),
+            };
+            tile.run(kernel, &mut sums);
+            for i in 0..rows.len() {
+                scores[i * CHUNK + at..][..kv.tile()].copy_from_slice(&sums[i * LANES..][..kv.tile()]);
+            }
+        }
+        let mut part = [(f32::NEG_INFINITY, 0.0f32); MAX_ROWS];
+        for (i, row) in rows.iter().enumerate() {
+            let seen = (row.position + 1).saturating_sub(chunk).min(CHUNK);
+            let weights = &mut weights[i * CHUNK / 2..][..CHUNK / 2];
+            if seen == 0 {
+                weights.fill(0);
+            } else {
+                part[i] = vector::softmax_chunk(kernel, &mut scores[i * CHUNK..][..seen], scale, weights);
+            }
+        }
+        let mut sums = [0.0f32; MAX_ROWS * MAX_HEAD_DIM];
+        for at in (0..end).step_by(kv.tile()) {
+            let (_, values) = cache.tile(layer, &task.span.table, task.kv_head, chunk + at);
+            let tile = Tile {
+                element: Element::Bf16,
+                weights: bytemuck::cast_slice(values),
+                block_stride: kv.value_group() * size_of::<u16>(),
+                blocks: kv.groups(),
+                steps: kv.tile() / 2,
+                inputs: &weights[at / 2..],
+                input_stride: CHUNK / 2,
+                rows: rows.len(),
+            };
+            tile.run(kernel, &mut sums[..sums_len]);
+        }
+        for i in 0..rows.len() {
+            let (max, mass) = part[i];
+            if mass == 0.0 && max == f32::NEG_INFINITY {
+                continue;
+            }
+            let most = if max > state[i].0 { max } else { state[i].0 };
+            // The first chunk meets an empty state: its weight is then zero and ours one.
+            let (a, b) = if chunk == 0 {
+                (0.0, 1.0)
+            } else {
+                (exp(state[i].0 - most), exp(max - most))
+            };
+            state[i] = (most, state[i].1.mul_add(a, mass * b));
+            for group in 0..kv.groups() {
+                let from = &sums[(group * rows.len() + i) * LANES..][..LANES];
+                let to = &mut total[i * MAX_HEAD_DIM + group * LANES..][..LANES];
+                vector::merge(kernel, to, a, from, b);
+            }
+        }
+    }
+    for (i, row) in rows.iter().enumerate() {
+        let values = &mut total[i * MAX_HEAD_DIM..][..head_dim];
+        for value in &mut *values {
+            *value /= state[i].1;
+        }
+        let at = (row.token * shape.q_heads.len() + row.head) * pairs;
+        // SAFETY: every (token, head) belongs to one row of one task.
+        vector::round(kernel, values, unsafe { out.part(at..at + pairs) });
+    }
+}

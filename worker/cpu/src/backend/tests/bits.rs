@@ -1,0 +1,166 @@
+//! The same bits whatever the batch and the sharding.
+
+use std::path::{Path, PathBuf};
+
+use super::group::{Group, Way};
+use super::tiny;
+use crate::{Kernel, Level};
+
+/// FNV-1a over the bits of all logits.
+fn hash(logits: &[Vec<f32>]) -> u64 {
+    let bytes = logits
+        .iter()
+        .flatten()
+        .flat_map(|logit| logit.to_bits().to_le_bytes());
+    bytes.fold(0xcbf2_9ce4_8422_2325, |hash, byte| {
+        (hash ^ u64::from(byte)).wrapping_mul(0x0000_0100_0000_01b3)
+    })
+}
+
+fn levels(wanted: &[Level]) -> Vec<Level> {
+    let runs: Vec<Level> = wanted
+        .iter()
+        .copied()
+        .filter(|level| Kernel::new(*level).is_ok())
+        .collect();
+    if runs.len() < wanted.len() {
+        println!("note: of {wanted:?} this CPU runs only {runs:?}; the others are not tested here");
+    }
+    runs
+}
+
+fn prompt(len: u32, vocab: u32) -> Vec<u32> {
+    (0..len).map(|i| (i * i * 31 + i * 7 + 3) % vocab).collect()
+}
+
+/// Every combination gives one hash, which is returned.
+fn one_hash(folder: &Path, main: &[u32], groups: &[(u32, usize, Level)], ways: &[Way]) -> u64 {
+    let mut first = None;
+    for (tensor, threads, level) in groups.iter().copied() {
+        let mut group = Group::load(folder, tensor, threads, level);
+        for way in ways {
+            let logits = group.logits(main, *way);
+            assert!(logits.iter().flatten().all(|logit| logit.is_finite()));
+            let got = hash(&logits);
+            let want = *first.get_or_insert(got);
+            assert_eq!(got, want, "tensor {tensor}, {threads} threads, {level}, {way:?}");
+        }
+    }
+    first.unwrap()
+}
+
+fn ways(chunks: &[usize], mates: &[u32]) -> Vec<Way> {
+    chunks
+        .iter()
+        .flat_map(|chunk| {
+            mates.iter().map(|mates| Way {
+                chunk: *chunk,
+                mates: *mates,
+            })
+        })
+        .collect()
+}
+
+fn groups(tensors: &[u32], threads: &[usize], levels: &[Level]) -> Vec<(u32, usize, Level)> {
+    let mut all = Vec::new();
+    for level in levels {
+        for tensor in tensors {
+            all.extend(threads.iter().map(|threads| (*tensor, *threads, *level)));
+        }
+    }
+    all
+}
+
+/// 300 positions, so that the second chunk of attention is entered.
+#[test]
+fn a_small_model_has_one_hash() {
+    let main = prompt(300, tiny::VOCAB);
+    let fast = levels(&[Level::Avx512, Level::Avx2])[..1].to_vec();
+    for fp8 in [false, true] {
+        let folder = tiny::checkpoint(fp8);
+        let want = one_hash(folder.path(), &main, &[(1, 1, fast[0])], &ways(&[64], &[0]));
+        let some = one_hash(
+            folder.path(),
+            &main,
+            &groups(&[2, 3, 8], &[1, 2], &fast),
+            &ways(&[7, 512], &[0, 5]),
+        );
+        let slow = one_hash(
+            folder.path(),
+            &main[..],
+            &[(3, 1, Level::Avx2)],
+            &ways(&[512], &[1]),
+        );
+        let single = one_hash(folder.path(), &main, &[(4, 1, fast[0])], &ways(&[1], &[1]));
+        assert_eq!([some, slow, single], [want; 3]);
+    }
+}
+
+/// The same in plain Rust without any CPU feature, over fewer positions because it is slow.
+#[test]
+fn the_portable_kernel_gives_the_same_hash() {
+    let main = prompt(40, tiny::VOCAB);
+    let folder = tiny::checkpoint(true);
+    let levels = levels(&[Level::Portable, Level::Avx512]);
+    one_hash(
+        folder.path(),
+        &main,
+        &groups(&[2], &[1], &levels),
+        &ways(&[64, 3], &[1]),
+    );
+}
+
+#[test]
+fn swapped_leaves_are_seen() {
+    let main = prompt(20, tiny::VOCAB);
+    let folder = tiny::checkpoint(false);
+    let way = Way { chunk: 20, mates: 0 };
+    let mut group = Group::load(folder.path(), 1, 1, Kernel::detect().level());
+    let before = hash(&group.logits(&main, way));
+    assert_eq!(hash(&group.logits(&main, way)), before);
+    group.ranks[0].swap_leaves_of_down(1, 2);
+    assert_ne!(hash(&group.logits(&main, way)), before);
+}
+
+/// Every combination, on a small model.
+#[test]
+#[ignore = "long: run by make test-long"]
+fn a_small_model_has_one_hash_in_every_combination() {
+    let main = prompt(300, tiny::VOCAB);
+    for fp8 in [false, true] {
+        let folder = tiny::checkpoint(fp8);
+        let all = levels(&[Level::Avx512, Level::Avx2, Level::Portable]);
+        let all = groups(&[1, 2, 3, 4, 8], &[1, 2], &all);
+        one_hash(folder.path(), &main, &all, &ways(&[1, 7, 64, 512], &[0, 1, 5]));
+    }
+}
+
+/// Every combination, on SmolLM2.
+#[test]
+#[ignore = "long: run by make test-long"]
+fn smollm2_has_one_hash_in_every_combination() {
+    for name in ["SmolLM2-135M-Instruct", "SmolLM2-135M-Instruct-FP8"] {
+        let folder = model(name);
+        let main = prompt(70, 49_152);
+        let all = levels(&[Level::Avx512, Level::Avx2]);
+        one_hash(
+            &folder,
+            &main,
+            &groups(&[1, 2, 3, 4, 8], &[1, 2], &all),
+            &ways(&[1, 7, 64, 512], &[0, 1, 5]),
+        );
+    }
+}
+
+/// A model that the repository makes.
+pub(super) fn model(name: &str) -> PathBuf {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR"))
+        .join("../../.local/models")
+        .join(name);
+    assert!(
+        folder.join("config.json").exists(),
+        "{} is not there: run `make model` first",
+        folder.display()
+    );
+    folder
+}

@@ -1,0 +1,6 @@
+//! The backend as the engine sees it, on a small random model and on SmolLM2.
+
+mod bits;
+mod contract;
+mod group;
+mod tiny;

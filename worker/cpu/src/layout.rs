@@ -1,0 +1,127 @@
+//! Where every tensor of a rank lies in its region of memory.
+
+use crate::kernel::pack::{Element, LANES};
+use crate::shape::Shape;
+
+/// Bytes before the first tensor: see [`crate::weights`].
+pub(crate) const HEADER_BYTES: usize = 4096;
+/// Tensors start at multiples of a cache line, which is also the width of a register.
+const ALIGN: usize = 64;
+
+/// A matrix of the model that is multiplied with.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub(crate) enum Role {
+    Q,
+    K,
+    V,
+    O,
+    Gate,
+    Up,
+    Down,
+}
+
+impl Role {
+    pub(crate) const ALL: [Self; 7] = [
+        Self::Q,
+        Self::K,
+        Self::V,
+        Self::O,
+        Self::Gate,
+        Self::Up,
+        Self::Down,
+    ];
+}
+
+/// A packed matrix and its row scales.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub(crate) struct MatrixAt {
+    pub(crate) element: Element,
+    /// Outputs of this rank.
+    pub(crate) n: usize,
+    /// Inputs of this rank.
+    pub(crate) k: usize,
+    /// First byte of the weights.
+    pub(crate) weights: usize,
+    /// First byte of the f32 scales, one per output, padded to whole blocks.
+    pub(crate) scales: usize,
+}
+
+/// One layer.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub(crate) struct LayerAt {
+    /// f32 `[hidden]`.
+    pub(crate) input_norm: usize,
+    /// f32 `[hidden]`.
+    pub(crate) post_norm: usize,
+    matrices: [MatrixAt; 7],
+}
+
+impl LayerAt {
+    pub(crate) fn matrix(&self, role: Role) -> MatrixAt {
+        self.matrices[role as usize]
+    }
+}
+
+/// All of a rank's tensors.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub(crate) struct Layout {
+    /// bf16 `[vocab, hidden]`, row-major: it is only looked up.
+    pub(crate) embedding: usize,
+    pub(crate) layers: Vec<LayerAt>,
+    /// f32 `[hidden]`.
+    pub(crate) final_norm: usize,
+    pub(crate) head: MatrixAt,
+    /// Length of the region.
+    pub(crate) bytes: usize,
+}
+
+impl Layout {
+    /// `element_of(layer, role)` is the type of each matrix; `head` that of the head.
+    pub(crate) fn new(shape: &Shape, element_of: impl Fn(usize, Role) -> Element, head: Element) -> Self {
+        let mut end = HEADER_BYTES;
+        let mut take = |bytes: usize| {
+            let at = end;
+            end = (end + bytes).next_multiple_of(ALIGN);
+            at
+        };
+        let embedding = take(shape.vocab_size * shape.hidden * size_of::<u16>());
+        let norm_bytes = shape.hidden * size_of::<f32>();
+        let matrix = |take: &mut dyn FnMut(usize) -> usize, element: Element, n: usize, k: usize| MatrixAt {
+            element,
+            n,
+            k,
+            weights: take(element.packed_bytes(n, k)),
+            scales: take(n.next_multiple_of(LANES) * size_of::<f32>()),
+        };
+        let layers = (0..shape.layers)
+            .map(|layer| LayerAt {
+                input_norm: take(norm_bytes),
+                matrices: Role::ALL.map(|role| {
+                    let (n, k) = sizes(shape, role);
+                    matrix(&mut take, element_of(layer, role), n, k)
+                }),
+                post_norm: take(norm_bytes),
+            })
+            .collect();
+        let final_norm = take(norm_bytes);
+        let head = matrix(&mut take, head, shape.vocab.len(), shape.hidden);
+        Self {
+            embedding,
+            layers,
+            final_norm,
+            head,
+            bytes: end,
+        }
+    }
+}
+
+/// Outputs and inputs of this rank's part of a matrix.
+fn sizes(shape: &Shape, role: Role) -> (usize, usize) {
+    match role {
+        Role::Q => (shape.q_width(), shape.hidden),
+        Role::K | Role::V => (shape.kv_width(), shape.hidden),
+        Role::O => (shape.hidden, shape.q_width()),
+        Role::Gate | Role::Up => (shape.ffn.len(), shape.hidden),
+        Role::Down => (shape.hidden, shape.ffn.len()),
+    }
+}

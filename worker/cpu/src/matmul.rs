@@ -1,0 +1,209 @@
+//! Matrix products: packed weights times rows of bf16 inputs.
+
+use crate::kernel::pack::{Element, LANES};
+use crate::kernel::tile::{MAX_ROWS, Tile, blocks_at_once};
+use crate::kernel::{Kernel, vector};
+use crate::leaves::{LeafProgram, Op};
+use crate::pool::Pool;
+use crate::shared::Shared;
+
+/// Sums of one tile at most: 8 rows of one block, or 2 rows of 4 blocks.
+const TILE_SUMS: usize = MAX_ROWS * LANES;
+
+/// Packed weights `[n, k]` of one rank (see [`crate::kernel::pack`]).
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Matrix<'a> {
+    /// Element type.
+    pub(crate) element: Element,
+    /// Outputs.
+    pub(crate) n: usize,
+    /// Inputs of this rank.
+    pub(crate) k: usize,
+    /// The packed weights.
+    pub(crate) weights: &'a [u8],
+    /// Factor of each output, `[n]`.
+    pub(crate) scale: &'a [f32],
+}
+
+/// Rows of bf16 pairs: row `r` starts at `r * stride`.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Inputs<'a> {
+    pub(crate) pairs: &'a [u32],
+    pub(crate) stride: usize,
+    pub(crate) rows: usize,
+}
+
+/// Where a product goes: `values[root][row][column]`, with row `r` of a root at `r * stride`.
+pub(crate) struct Product<'a> {
+    pub(crate) matrix: Matrix<'a>,
+    pub(crate) leaves: &'a LeafProgram,
+    /// `[roots, rows, stride]`; only the first `n` columns of each row are written.
+    pub(crate) out: &'a mut [f32],
+    pub(crate) stride: usize,
+    /// Multiply by the rows' scales: only for products that no reduction follows.
+    pub(crate) scaled: bool,
+}
+
+/// Compute all `products` of the same `inputs`; the work is shared by blocks of outputs.
+pub(crate) fn multiply(pool: &mut Pool, kernel: Kernel, inputs: Inputs<'_>, products: &mut [Product<'_>]) {
+    let group = blocks_at_once(inputs.rows.min(MAX_ROWS));
+    let parts: Vec<Part<'_>> = products
+        .iter_mut()
+        .map(|product| Part {
+            matrix: product.matrix,
+            leaves: product.leaves,
+            tasks: product.matrix.n.div_ceil(group * LANES),
+            stride: product.stride,
+            scaled: product.scaled,
+            out: Shared::new(product.out),
+        })
+        .collect();
+    let tasks = parts.iter().map(|part| part.tasks).sum();
+    pool.run(tasks, &|mut task| {
+        for part in &parts {
+            if task < part.tasks {
+                part.run(kernel, inputs, task * group, group);
+                return;
+            }
+            task -= part.tasks;
+        }
+    });
+}
+
+struct Part<'a> {
+    matrix: Matrix<'a>,
+    leaves: &'a LeafProgram,
+    tasks: usize,
+    stride: usize,
+    scaled: bool,
+    out: Shared<'a, f32>,
+}
+
+impl Part<'_> {
+    /// All rows of up to `group` blocks from block `first`.
+    fn run(&self, kernel: Kernel, inputs: Inputs<'_>, first: usize, group: usize) {
+        let blocks = group.min(self.matrix.n.div_ceil(LANES) - first);
+        let block_stride = self.matrix.element.block_bytes(self.matrix.k);
+        let weights = &self.matrix.weights[first * block_stride..];
+        // One tile per level of the stack; a tree of 2^14 leaves fits.
+        let mut stack = [[0.0f32; TILE_SUMS]; 16];
+        assert!(self.leaves.depth() <= stack.len());
+        for row in (0..inputs.rows).step_by(MAX_ROWS) {
+            let rows = MAX_ROWS.min(inputs.rows - row);
+            // The last rows may be fewer than `group` was chosen for, never more.
+            let sums = blocks * rows * LANES;
+            for (root, ops) in self.leaves.roots().iter().enumerate() {
+                let mut level = 0;
+                for op in ops {
+                    match *op {
+                        Op::Leaf { start, steps } => {
+                            let top = &mut stack[level][..sums];
+                            top.fill(0.0);
+                            let tile = Tile {
+                                element: self.matrix.element,
+                                weights: &weights[start * self.matrix.element.step_bytes()..],
+                                block_stride,
+                                blocks,
+                                steps,
+                                inputs: &inputs.pairs[row * inputs.stride + start..],
+                                input_stride: inputs.stride,
+                                rows,
+                            };
+                            tile.run(kernel, top);
+                            level += 1;
+                        }
+                        Op::Join => {
+                            level -= 1;
+                            let (below, top) = stack.split_at_mut(level);
+                            vector::join(kernel, &mut below[level - 1][..sums], &top[0][..sums]);
+                        }
+                    }
+                }
+                self.store(root * inputs.rows + row, rows, first, blocks, &stack[0]);
+            }
+        }
+    }
+
+    fn store(&self, first_row: usize, rows: usize, first_block: usize, blocks: usize, sums: &[f32]) {
+        for block in 0..blocks {
+            let column = (first_block + block) * LANES;
+            let width = LANES.min(self.matrix.n - column);
+            for row in 0..rows {
+                let from = &sums[(block * rows + row) * LANES..][..width];
+                let at = (first_row + row) * self.stride + column;
+                // SAFETY: blocks of outputs are disjoint between tasks, and within a task nothing else is alive.
+                let to = unsafe { self.out.part(at..at + width) };
+                if self.scaled {
+                    for ((to, from), scale) in to.iter_mut().zip(from).zip(&self.matrix.scale[column..]) {
+                        *to = from * scale;
+                    }
+                } else {
+                    to.copy_from_slice(from);
+                }
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::kernel::pack::pack_row;
+    use half::bf16;
+
+    /// Small integers are exact in bf16 and f32, so any order gives the true product.
+    #[test]
+    fn products_of_small_integers_are_exact() {
+        let (n, k) = (70, 24);
+        let weight = |o: usize, i: usize| ((o * 7 + i * 5) % 13) as f32 - 6.0;
+        let input = |r: usize, i: usize| ((r * 3 + i) % 9) as f32 - 4.0;
+        let mut packed = vec![0; Element::Bf16.packed_bytes(n, k)];
+        for o in 0..n {
+            let bytes: Vec<u8> = (0..k)
+                .flat_map(|i| bf16::from_f32(weight(o, i)).to_le_bytes())
+                .collect();
+            pack_row(Element::Bf16, &mut packed, k, o, 0, &bytes);
+        }
+        let scale: Vec<f32> = (0..n).map(|o| 1.0 + o as f32).collect();
+        let matrix = Matrix {
+            element: Element::Bf16,
+            n,
+            k,
+            weights: &packed,
+            scale: &scale,
+        };
+        let leaves = LeafProgram::tree(6, &(0..6), 4);
+        let mut pool = Pool::new(2).unwrap();
+        for rows in [1, 2, 5, 8, 19] {
+            let pairs: Vec<u32> = (0..rows)
+                .flat_map(|r| {
+                    (0..k / 2).map(move |i| crate::kernel::math::pair(input(r, 2 * i), input(r, 2 * i + 1)))
+                })
+                .collect();
+            let mut out = vec![f32::NAN; rows * 80];
+            let product = Product {
+                matrix,
+                leaves: &leaves,
+                out: &mut out,
+                stride: 80,
+                scaled: true,
+            };
+            let inputs = Inputs {
+                pairs: &pairs,
+                stride: k / 2,
+                rows,
+            };
+            multiply(&mut pool, Kernel::detect(), inputs, &mut [product]);
+            for r in 0..rows {
+                for o in 0..n {
+                    let want: f32 = (0..k).map(|i| input(r, i) * weight(o, i)).sum();
+                    assert_eq!(out[r * 80 + o], want * scale[o], "row {r} output {o}");
+                }
+                assert!(
+                    out[r * 80 + n..][..10].iter().all(|v| v.is_nan()),
+                    "columns past n stay untouched"
+                );
+            }
+        }
+    }
+}

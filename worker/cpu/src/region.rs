@@ -1,0 +1,80 @@
+//! One contiguous piece of memory for a rank's weights: anonymous, or a file in memory that outlives the process.
+
+use std::os::fd::{AsFd, OwnedFd};
+use std::ptr::NonNull;
+
+use rustix::mm::{Advice, MapFlags, ProtFlags, madvise, mmap, mmap_anonymous, munmap};
+
+/// A mapping of fixed length, page aligned, readable and writable.
+pub(crate) struct Region {
+    start: NonNull<u8>,
+    len: usize,
+}
+
+// SAFETY: the mapping is owned by this value alone and has no thread affinity.
+unsafe impl Send for Region {}
+// SAFETY: shared access only reads.
+unsafe impl Sync for Region {}
+
+impl Region {
+    /// Fresh zeroed memory.
+    pub(crate) fn anonymous(len: usize) -> std::io::Result<Self> {
+        // SAFETY: a new private mapping at an address of the kernel's choice touches no memory of ours.
+        let start = unsafe {
+            mmap_anonymous(
+                std::ptr::null_mut(),
+                len,
+                ProtFlags::READ | ProtFlags::WRITE,
+                MapFlags::PRIVATE,
+            )
+        }?;
+        Self::adopt(start.cast(), len)
+    }
+
+    /// The first `len` bytes of `file`, which is made that long. What it holds already stays; new bytes are zero.
+    pub(crate) fn of_file(file: &OwnedFd, len: usize) -> std::io::Result<Self> {
+        let size = u64::try_from(len).map_err(std::io::Error::other)?;
+        if u64::try_from(rustix::fs::fstat(file)?.st_size).ok() != Some(size) {
+            rustix::fs::ftruncate(file, size)?;
+        }
+        // SAFETY: a new mapping at an address of the kernel's choice. The file is an anonymous memory file that only
+        // this rank's supervisor and its one rank process hold; nobody shrinks or writes it while it is mapped here.
+        let start = unsafe {
+            mmap(
+                std::ptr::null_mut(),
+                len,
+                ProtFlags::READ | ProtFlags::WRITE,
+                MapFlags::SHARED,
+                file.as_fd(),
+                0,
+            )
+        }?;
+        Self::adopt(start.cast(), len)
+    }
+
+    fn adopt(start: *mut u8, len: usize) -> std::io::Result<Self> {
+        let start = NonNull::new(start).ok_or_else(|| std::io::Error::other("mmap returned null"))?;
+        let region = Self { start, len };
+        // SAFETY: the range is our own mapping, and the advice changes no content. Weights are read from end to end
+        // for every token, where large pages save address look-ups; without them all works the same.
+        let _ = unsafe { madvise(region.start.as_ptr().cast(), len, Advice::LinuxHugepage) };
+        Ok(region)
+    }
+
+    pub(crate) fn bytes(&self) -> &[u8] {
+        // SAFETY: the mapping is `len` bytes long, initialised by the kernel, and lives as long as `self`.
+        unsafe { std::slice::from_raw_parts(self.start.as_ptr(), self.len) }
+    }
+
+    pub(crate) fn bytes_mut(&mut self) -> &mut [u8] {
+        // SAFETY: as above, and the borrow of `self` is exclusive.
+        unsafe { std::slice::from_raw_parts_mut(self.start.as_ptr(), self.len) }
+    }
+}
+
+impl Drop for Region {
+    fn drop(&mut self) {
+        // SAFETY: the mapping is ours and no slice of it outlives `self`. A failure would leave the memory mapped.
+        let _ = unsafe { munmap(self.start.as_ptr().cast(), self.len) };
+    }
+}
