@@ -10,6 +10,7 @@
 //! | [`shard`] | which heads, leaves and vocabulary rows a rank holds |
 //! | [`load`] | streaming a rank's shard |
 //! | [`summary`] | the figures that sizing needs |
+//! | [`inspect`] | a report for people |
 //! | [`e4m3`], [`dtype`] | number formats |
 //! | [`gguf`] | GGUF files: reader and dequantisation |
 //! | [`convert`] | GGUF to a Hugging Face folder |
@@ -27,6 +28,7 @@ pub mod dtype;
 pub mod e4m3;
 mod error;
 pub mod gguf;
+pub mod inspect;
 pub mod layout;
 pub mod load;
 pub mod progress;

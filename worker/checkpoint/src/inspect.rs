@@ -1,0 +1,214 @@
+//! What a checkpoint is and how it would be sharded, for people.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::path::{Path, PathBuf};
+
+use crate::checkpoint::Checkpoint;
+use crate::dtype::Dtype;
+use crate::error::Result;
+use crate::layout::{ModelLayout, TensorId};
+use crate::load::rank_bytes;
+use crate::shard::{RankShard, ShardPlan};
+use crate::summary::CheckpointSummary;
+
+/// A report on a checkpoint, from its headers alone. Its `Display` is for people; `summary` is for machines.
+#[derive(Clone, Debug)]
+pub struct Report {
+    /// The figures that sizing needs.
+    pub summary: CheckpointSummary,
+    /// The folder.
+    pub folder: PathBuf,
+    /// Number of safetensors files.
+    pub files: usize,
+    /// Tensors and bytes by element type.
+    pub dtypes: BTreeMap<Dtype, (usize, u64)>,
+    /// Every rank of the group that was asked for; empty when the model cannot be split so.
+    pub ranks: Vec<RankReport>,
+    /// Tensors that no Llama has, which are ignored.
+    pub unknown_tensors: Vec<String>,
+}
+
+/// What one rank would hold.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct RankReport {
+    /// Its part of the model.
+    pub shard: RankShard,
+    /// Bytes of its weights.
+    pub weight_bytes: u64,
+    /// Bytes that one token takes in its KV cache, in bf16.
+    pub kv_bytes_per_token: u64,
+}
+
+/// Report on the checkpoint in `folder` for groups of `tensor` ranks.
+///
+/// # Errors
+/// The folder is not a Llama checkpoint, or it is damaged or incomplete. That `tensor` does not fit is no error but
+/// `summary.problem`.
+pub fn inspect(folder: &Path, tensor: u32) -> Result<Report> {
+    let checkpoint = Checkpoint::open(folder)?;
+    let layout = ModelLayout::check(&checkpoint)?;
+    let config = checkpoint.config();
+    let shards = ShardPlan::all(config, tensor).unwrap_or_default();
+    let per_head = config.kv_bytes_per_head() * u64::from(config.layers);
+    let ranks = shards.into_iter().map(|shard| RankReport {
+        weight_bytes: rank_bytes(&layout, &shard),
+        kv_bytes_per_token: per_head * shard.kv_heads.len() as u64,
+        shard,
+    });
+    let mut dtypes: BTreeMap<Dtype, (usize, u64)> = BTreeMap::new();
+    for (_, info) in checkpoint.tensors() {
+        let entry = dtypes.entry(info.dtype).or_default();
+        *entry = (entry.0 + 1, entry.1 + info.bytes());
+    }
+    Ok(Report {
+        summary: CheckpointSummary::new(&checkpoint, &layout, tensor),
+        folder: folder.to_path_buf(),
+        files: checkpoint.files().len(),
+        dtypes,
+        ranks: ranks.collect(),
+        unknown_tensors: unknown_tensors(&checkpoint, &layout),
+    })
+}
+
+/// Names that belong to no module of the model; scales and other companions of a known module are fine.
+fn unknown_tensors(checkpoint: &Checkpoint, layout: &ModelLayout) -> Vec<String> {
+    let known: std::collections::BTreeSet<String> =
+        TensorId::all(checkpoint.config()).map(TensorId::module).collect();
+    let used = |name: &str| layout.tensors.iter().any(|tensor| tensor.name == name);
+    let belongs = |name: &str| {
+        name.rsplit_once('.')
+            .is_some_and(|(module, _)| known.contains(module))
+    };
+    checkpoint
+        .tensors()
+        .map(|(name, _)| name)
+        .filter(|name| !belongs(name) && !used(name))
+        .map(str::to_owned)
+        .collect()
+}
+
+impl fmt::Display for Report {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let summary = &self.summary;
+        writeln!(f, "{}", self.folder.display())?;
+        writeln!(
+            f,
+            "  {}, {} parameters, {} in {} file{}",
+            summary.architecture,
+            count(summary.parameters),
+            size(summary.checkpoint_bytes),
+            self.files,
+            if self.files == 1 { "" } else { "s" }
+        )?;
+        writeln!(
+            f,
+            "  {} layers, hidden {}, {} q heads and {} kv heads of {}, ffn {}, vocabulary {}, context {}",
+            summary.layers,
+            summary.hidden_size,
+            summary.q_heads,
+            summary.kv_heads,
+            summary.head_dim,
+            summary.ffn_size,
+            summary.vocab_size,
+            summary.max_position_embeddings
+        )?;
+        let scheme = summary.quantization.as_deref().unwrap_or("not quantised");
+        write!(f, "  weights {} ({scheme}):", summary.weights)?;
+        for (dtype, (tensors, bytes)) in &self.dtypes {
+            write!(f, " {tensors} x {dtype} = {};", size(*bytes))?;
+        }
+        writeln!(f)?;
+        if !self.unknown_tensors.is_empty() {
+            writeln!(
+                f,
+                "  ignored: {} tensors that no Llama has, such as {}",
+                self.unknown_tensors.len(),
+                self.unknown_tensors[0]
+            )?;
+        }
+        write_plans(f, summary)?;
+        write_ranks(f, &self.ranks)?;
+        if let Some(problem) = &summary.problem {
+            writeln!(f, "\nProblem: {problem}")?;
+        }
+        Ok(())
+    }
+}
+
+fn write_plans(f: &mut fmt::Formatter<'_>, summary: &CheckpointSummary) -> fmt::Result {
+    writeln!(f, "\n  tensor  weights a rank  KV a token and rank")?;
+    for plan in &summary.plans {
+        writeln!(
+            f,
+            "  {:>6}  {:>14}  {:>19}",
+            plan.tensor,
+            size(plan.weight_bytes_per_rank),
+            size(plan.kv_bytes_per_token_per_rank)
+        )?;
+    }
+    Ok(())
+}
+
+fn write_ranks(f: &mut fmt::Formatter<'_>, ranks: &[RankReport]) -> fmt::Result {
+    if ranks.len() < 2 {
+        return Ok(());
+    }
+    writeln!(
+        f,
+        "\n  rank  q heads  kv heads  ffn leaves  vocabulary rows    weights  KV a token"
+    )?;
+    for rank in ranks {
+        let shard = &rank.shard;
+        let range = |range: &std::ops::Range<u32>| format!("{}..{}", range.start, range.end);
+        writeln!(
+            f,
+            "  {:>4}  {:>7}  {:>8}  {:>10}  {:>15}  {:>9}  {:>10}",
+            shard.rank,
+            range(&shard.q_heads),
+            range(&shard.kv_heads),
+            range(&shard.ffn_leaves),
+            range(&shard.vocab),
+            size(rank.weight_bytes),
+            size(rank.kv_bytes_per_token)
+        )?;
+    }
+    Ok(())
+}
+
+/// Bytes with a decimal unit, as disks and models are sold.
+fn size(bytes: u64) -> String {
+    scaled(bytes, &[" B", " kB", " MB", " GB", " TB"])
+}
+
+fn count(number: u64) -> String {
+    scaled(number, &["", " thousand", " million", " billion"])
+}
+
+fn scaled(number: u64, units: &[&str]) -> String {
+    let mut value = number as f64;
+    let mut unit = 0;
+    while value >= 1000.0 && unit + 1 < units.len() {
+        value /= 1000.0;
+        unit += 1;
+    }
+    if unit == 0 {
+        format!("{number}{}", units[0])
+    } else {
+        format!("{value:.1}{}", units[unit])
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sizes_read_well() {
+        assert_eq!(
+            [size(0), size(999), size(134_500_000), size(812_000_000_000)],
+            ["0 B", "999 B", "134.5 MB", "812.0 GB"]
+        );
+        assert_eq!(count(405_853_388_800), "405.9 billion");
+    }
+}

@@ -1,0 +1,203 @@
+//! Damaged, incomplete and unsuitable checkpoints are refused with a sentence that says what to do.
+
+mod common;
+
+use std::fs::{self, File, OpenOptions};
+use std::path::Path;
+
+use common::{TINY, config_json, write_checkpoint, write_sparse};
+use llamero_checkpoint::{Checkpoint, ModelLayout, Result};
+use serde_json::{Value, json};
+
+fn open(folder: &Path) -> Result<()> {
+    let checkpoint = Checkpoint::open(folder)?;
+    ModelLayout::check(&checkpoint)?;
+    Ok(())
+}
+
+fn refusal(folder: &Path) -> String {
+    open(folder).expect_err("must be refused").to_string()
+}
+
+fn tiny(edit: impl FnOnce(&Path)) -> String {
+    let folder = tempfile::tempdir().unwrap();
+    write_checkpoint(folder.path(), TINY, 5, |_| true);
+    open(folder.path()).unwrap();
+    edit(folder.path());
+    refusal(folder.path())
+}
+
+fn assert_says(refusal: &str, parts: &[&str]) {
+    for part in parts {
+        assert!(refusal.contains(part), "{refusal:?} should say {part:?}");
+    }
+}
+
+#[test]
+fn a_missing_file_is_named() {
+    let said = tiny(|folder| fs::remove_file(folder.join("model-2.safetensors")).unwrap());
+    assert_says(
+        &said,
+        &["model-2.safetensors", "not there", "1 of ", "finish the download"],
+    );
+}
+
+#[test]
+fn a_truncated_file_is_named() {
+    let cut = |folder: &Path, by: u64| {
+        let file = OpenOptions::new()
+            .write(true)
+            .open(folder.join("model-1.safetensors"))
+            .unwrap();
+        file.set_len(file.metadata().unwrap().len() - by).unwrap();
+    };
+    assert_says(
+        &tiny(|folder| cut(folder, 1)),
+        &["model-1.safetensors", "cut off", "download it again"],
+    );
+    let header = |folder: &Path, len| {
+        File::options()
+            .write(true)
+            .open(folder.join("model-1.safetensors"))
+            .unwrap()
+            .set_len(len)
+            .unwrap()
+    };
+    assert_says(&tiny(|folder| header(folder, 100)), &["cut off", "has 100 bytes"]);
+    assert_says(&tiny(|folder| header(folder, 3)), &["cut off", "has 3 bytes"]);
+    assert_says(&tiny(|folder| header(folder, 0)), &["cut off"]);
+}
+
+#[test]
+fn an_absurd_header_length_is_refused_before_memory_is_taken() {
+    let said = tiny(|folder| fs::write(folder.join("model-0.safetensors"), [0xff; 64]).unwrap());
+    assert_says(&said, &["18446744073709551615 bytes", "not a safetensors file"]);
+    let said =
+        tiny(|folder| fs::write(folder.join("model-0.safetensors"), b"<html>\n<body>Not found").unwrap());
+    assert_says(&said, &["not a safetensors file"]);
+}
+
+#[test]
+fn offsets_that_overlap_or_leave_holes_are_refused() {
+    let with_header = |header: Value, data: u64| {
+        tiny(|folder| write_sparse(&folder.join("model-0.safetensors"), &header, data))
+    };
+    let entry =
+        |start: u64, end: u64| json!({"dtype": "U8", "shape": [end - start], "data_offsets": [start, end]});
+    assert_says(
+        &with_header(json!({"a": entry(0, 8), "b": entry(4, 12)}), 12),
+        &["b starts at byte 4, inside"],
+    );
+    assert_says(
+        &with_header(json!({"a": entry(0, 8), "b": entry(9, 12)}), 12),
+        &["bytes 8..9 belong to no tensor"],
+    );
+    assert_says(
+        &with_header(json!({"a": entry(0, 8)}), 9),
+        &["1 bytes follow the last tensor"],
+    );
+    assert_says(&with_header(json!({"a": entry(0, 8)}), 7), &["cut off"]);
+    assert_says(
+        &with_header(json!({"a": entry(0, 8)}), 8),
+        &["index", "different downloads"],
+    );
+}
+
+#[test]
+fn a_damaged_index_is_named() {
+    let index =
+        |text: &str| tiny(|folder| fs::write(folder.join("model.safetensors.index.json"), text).unwrap());
+    assert_says(&index("{"), &["index.json", "damaged"]);
+    assert_says(
+        &index(r#"{"weight_map": {"a": "../b.safetensors"}}"#),
+        &["leads out of the folder"],
+    );
+    assert_says(
+        &index(r#"{"weight_map": {}}"#),
+        &["lacks the tensor model.embed_tokens.weight"],
+    );
+    let said = tiny(|folder| fs::remove_file(folder.join("model.safetensors.index.json")).unwrap());
+    assert_says(
+        &said,
+        &["neither model.safetensors nor", "llamero-worker convert"],
+    );
+    let said = tiny(|folder| fs::remove_file(folder.join("config.json")).unwrap());
+    assert_says(&said, &["cannot read", "config.json"]);
+}
+
+#[test]
+fn shapes_are_checked_against_the_configuration() {
+    let config = |field: &str, value: Value| {
+        tiny(|folder| {
+            let mut json = config_json(TINY);
+            json[field] = value;
+            fs::write(folder.join("config.json"), json.to_string()).unwrap();
+        })
+    };
+    assert_says(
+        &config("vocab_size", json!(301)),
+        &[
+            "model.embed_tokens.weight",
+            "[300, 64]",
+            "[301, 64]",
+            "vocab_size",
+        ],
+    );
+    assert_says(
+        &config("num_key_value_heads", json!(1)),
+        &["k_proj", "[32, 64]", "[16, 64]", "duplicated kv heads"],
+    );
+    assert_says(
+        &config("intermediate_size", json!(512)),
+        &["gate_proj", "[256, 64]", "[512, 64]"],
+    );
+    assert_says(
+        &config("num_hidden_layers", json!(3)),
+        &["lacks the tensor model.layers.2"],
+    );
+}
+
+#[test]
+fn element_types_and_scales_are_checked() {
+    let replace = |name: &str, change: &dyn Fn(&mut Value)| {
+        tiny(|folder| {
+            for entry in fs::read_dir(folder).unwrap() {
+                let path = entry.unwrap().path();
+                if path
+                    .extension()
+                    .is_none_or(|extension| extension != "safetensors")
+                {
+                    continue;
+                }
+                let bytes = fs::read(&path).unwrap();
+                let length = u64::from_le_bytes(bytes[..8].try_into().unwrap()) as usize;
+                let mut header: Value = serde_json::from_slice(&bytes[8..8 + length]).unwrap();
+                if let Some(entry) = header.get_mut(name) {
+                    change(entry);
+                    write_sparse(&path, &header, (bytes.len() - 8 - length) as u64);
+                }
+            }
+        })
+    };
+    let q = "model.layers.0.self_attn.q_proj.weight";
+    assert_says(
+        &replace(q, &|entry| entry["dtype"] = json!("I8")),
+        &[q, "element type I8", "F8_E4M3"],
+    );
+    let norm = "model.norm.weight";
+    assert_says(
+        &replace(norm, &|entry| {
+            entry["dtype"] = json!("I16");
+        }),
+        &[norm, "BF16, F16 or F32 can be used"],
+    );
+    let scale = "model.layers.1.mlp.up_proj.weight_scale";
+    assert_says(
+        &replace(scale, &|entry| entry["shape"] = json!([2, 128])),
+        &[scale, "[2, 128]", "256 rows", "block-wise"],
+    );
+    assert_says(
+        &replace(scale, &|entry| entry["dtype"] = json!("I32")),
+        &[scale, "element type I32"],
+    );
+}
