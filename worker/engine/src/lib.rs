@@ -8,6 +8,7 @@
 //! | [`block_tables`] | which KV blocks hold the positions of each slot |
 //! | [`schedule`] | what is computed next: admission, batches, KV blocks, preemption |
 //! | [`mesh`] | links between the ranks of a group, and the TCP collective |
+//! | [`runtime`] | the loops of leader and followers, from loading to draining |
 //! | [`leaf_tree`] | the fixed tree in which partial sums are joined |
 //! | [`sampling`] | from candidates to a token |
 //! | [`text`] | from messages to a validated request, from tokens to text |
@@ -19,6 +20,7 @@ pub mod block_tables;
 pub mod collective;
 pub mod leaf_tree;
 pub mod mesh;
+pub mod runtime;
 pub mod sampling;
 pub mod schedule;
 pub mod step;

@@ -1,6 +1,9 @@
 //! One end of a data link.
 
+use std::io;
 use std::net::TcpStream;
+
+use super::socket::EraAbort;
 
 /// A connection for collectives, non-blocking, in one era. Frames are numbered per direction within a step.
 #[derive(Debug)]
@@ -24,6 +27,14 @@ impl DataLink {
     #[must_use]
     pub fn peer(&self) -> u32 {
         self.peer
+    }
+
+    /// Close this link too when the era ends.
+    ///
+    /// # Errors
+    /// The process has no file descriptor left.
+    pub fn watch(&self, abort: &EraAbort) -> io::Result<()> {
+        abort.watch(&self.stream)
     }
 
     pub(super) fn begin_step(&mut self) {

@@ -55,7 +55,7 @@ fn greet(address: SocketAddr, hello: &Hello, wait: Duration) -> Result<(TcpStrea
     let payload = postcard::to_stdvec(hello).map_err(content)?;
     let header = Header { kind: Kind::Hello, era: hello.era, step: 0, sequence: 0, length: 0 };
     socket::write_all(&stream, &socket::frame_bytes(header, &payload)?, deadline)?;
-    let (header, payload) = socket::read_frame(&stream, deadline)?;
+    let (header, payload) = socket::read_handshake(&stream, deadline)?;
     if header.kind != Kind::Answer {
         return Err(SocketError::Content(format!("a {:?} frame instead of an answer", header.kind)));
     }

@@ -11,6 +11,8 @@
 //! | [`socket`] | non-blocking reads and writes with deadlines, and the era's abort |
 //! | [`control_link`] | plans, late values and answers between rank 0 and another rank |
 //! | [`dial`] | connecting to a peer |
+//! | [`listener`] | accepting peers, and surviving everybody else |
+//! | [`inbox`] | accepted links that wait for their era |
 //! | [`data_link`] | frames of f32 between two ranks |
 //! | [`exchange`] | moving frames to and from many peers at once |
 //! | [`tcp_collective`] | [`crate::Collective`] over data links |
@@ -22,6 +24,8 @@ pub mod dial;
 pub mod exchange;
 pub mod frame;
 pub mod hello;
+pub mod inbox;
+pub mod listener;
 pub mod local;
 pub mod socket;
 pub mod tcp_collective;
@@ -32,5 +36,7 @@ mod collective_tests;
 pub use control_link::{ControlLink, Message};
 pub use data_link::DataLink;
 pub use hello::{Answer, Hello, LinkKind, RefusalCode};
+pub use inbox::{Inbox, Membership};
+pub use listener::Listener;
 pub use socket::EraAbort;
 pub use tcp_collective::TcpCollective;

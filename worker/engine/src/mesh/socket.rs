@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, Timespec};
 
-use super::frame::{FrameError, HEADER, Header};
+use super::frame::{FrameError, HEADER, Header, Kind};
 use crate::collective::Abort;
 
 /// Why a read or write failed.
@@ -137,6 +137,19 @@ pub(super) fn write_all(mut stream: &TcpStream, mut from: &[u8], deadline: Insta
         }
     }
     Ok(())
+}
+
+/// Read one frame of a handshake, which is short.
+pub(super) fn read_handshake(stream: &TcpStream, deadline: Instant) -> Result<(Header, Vec<u8>), SocketError> {
+    let mut bytes = [0; HEADER];
+    read_exact(stream, &mut bytes, deadline)?;
+    let header = Header::decode(&bytes)?;
+    if !matches!(header.kind, Kind::Hello | Kind::Answer) {
+        return Err(SocketError::Content(format!("a {:?} frame before the handshake", header.kind)));
+    }
+    let mut payload = vec![0; header.length as usize];
+    read_exact(stream, &mut payload, deadline)?;
+    Ok((header, payload))
 }
 
 /// Read one frame. The payload grows with what arrives, never with what is announced.

@@ -225,6 +225,12 @@ impl Scheduler {
         Some(sequence.len())
     }
 
+    /// Whether a running sequence has all the tokens it may come to hold.
+    #[must_use]
+    pub fn is_full(&self, id: SequenceId) -> bool {
+        self.running.iter().any(|sequence| sequence.id == id && sequence.len() >= sequence.longest)
+    }
+
     /// Take a sequence out, finished or cancelled, and free what it holds. `None` when it is not here.
     pub fn remove(&mut self, id: SequenceId) -> Option<Sequence> {
         if let Some(index) = self.running.iter().position(|sequence| sequence.id == id) {

@@ -1,0 +1,117 @@
+//! Accepting peers, and surviving everybody else.
+
+use std::io;
+use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use super::dial::content;
+use super::frame::Kind;
+use super::hello::{Answer, Hello};
+use super::inbox::Inbox;
+use super::socket::{self, SocketError};
+
+/// A stranger has this long to say a whole Hello.
+pub const HELLO_DEADLINE: Duration = Duration::from_secs(5);
+/// Handshakes at once; further connections are closed until one has ended.
+const HANDSHAKES: usize = 64;
+
+/// The thread that accepts connections on the rank port. Ends when dropped.
+#[derive(Debug)]
+pub struct Listener {
+    address: SocketAddr,
+    stopped: Arc<AtomicBool>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl Listener {
+    /// Accept on `socket` for `inbox`.
+    ///
+    /// # Errors
+    /// The operating system's word.
+    pub fn start(socket: TcpListener, inbox: Arc<Inbox>) -> io::Result<Self> {
+        let address = socket.local_addr()?;
+        let stopped = Arc::new(AtomicBool::new(false));
+        let seen = Arc::clone(&stopped);
+        let thread = std::thread::Builder::new()
+            .name("rank-listener".into())
+            .spawn(move || accept_all(&socket, &inbox, &seen))?;
+        Ok(Self { address, stopped, thread: Some(thread) })
+    }
+
+    /// Where it listens.
+    #[must_use]
+    pub fn address(&self) -> SocketAddr {
+        self.address
+    }
+}
+
+impl Drop for Listener {
+    fn drop(&mut self) {
+        self.stopped.store(true, Ordering::Release);
+        let mut address = self.address;
+        if address.ip().is_unspecified() {
+            address.set_ip(Ipv4Addr::LOCALHOST.into());
+        }
+        // Wakes the thread from `accept`. Without that it would be waited for in vain.
+        if TcpStream::connect_timeout(&address, Duration::from_secs(1)).is_ok()
+            && let Some(thread) = self.thread.take()
+        {
+            let _ = thread.join();
+        }
+    }
+}
+
+fn accept_all(socket: &TcpListener, inbox: &Arc<Inbox>, stopped: &AtomicBool) {
+    let busy = Arc::new(AtomicUsize::new(0));
+    while !stopped.load(Ordering::Acquire) {
+        let (stream, from) = match socket.accept() {
+            Ok(accepted) => accepted,
+            Err(error) => {
+                tracing::warn!(%error, "cannot accept on the rank port");
+                // Out of descriptors, most likely: do not turn in circles.
+                std::thread::park_timeout(Duration::from_millis(50));
+                continue;
+            }
+        };
+        if busy.fetch_add(1, Ordering::AcqRel) >= HANDSHAKES {
+            busy.fetch_sub(1, Ordering::AcqRel);
+            tracing::warn!(%from, "too many handshakes at once; closed");
+            continue;
+        }
+        let (inbox, count) = (Arc::clone(inbox), Arc::clone(&busy));
+        let spawned = std::thread::Builder::new().name("rank-handshake".into()).spawn(move || {
+            match shake_hands(stream, &inbox) {
+                Ok((hello, Answer::Welcome)) => {
+                    tracing::debug!(%from, rank = hello.from, link = ?hello.link, era = ?hello.era, "link accepted");
+                }
+                Ok((hello, Answer::Refused { sentence, .. })) => {
+                    tracing::info!(%from, rank = hello.from, "link refused: {sentence}");
+                }
+                Err(error) => tracing::warn!(%from, "closed a connection that is no peer's: {error}"),
+            }
+            count.fetch_sub(1, Ordering::AcqRel);
+        });
+        if let Err(error) = spawned {
+            busy.fetch_sub(1, Ordering::AcqRel);
+            tracing::warn!(%error, "cannot start a thread for a handshake");
+        }
+    }
+}
+
+fn shake_hands(stream: TcpStream, inbox: &Inbox) -> Result<(Hello, Answer), SocketError> {
+    let deadline = Instant::now() + HELLO_DEADLINE;
+    socket::prepare(&stream)?;
+    let (header, payload) = socket::read_handshake(&stream, deadline)?;
+    if header.kind != Kind::Hello {
+        return Err(SocketError::Content(format!("a {:?} frame instead of a Hello", header.kind)));
+    }
+    let hello: Hello = postcard::from_bytes(&payload).map_err(content)?;
+    if hello.era != header.era {
+        return Err(SocketError::Content("a Hello whose era differs from its frame's".into()));
+    }
+    let answer = inbox.offer(&hello, stream);
+    Ok((hello, answer))
+}

@@ -1,0 +1,110 @@
+//! Submitting and cancelling, from other threads.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, mpsc};
+use std::time::{Duration, Instant};
+
+use super::control::Shared;
+use super::load::{LoadCell, LoadSnapshot};
+use super::request::{Event, EventSink, GenerationRequest};
+use crate::schedule::SequenceId;
+
+/// What the leader's thread is told.
+pub(super) enum Input {
+    Submit { id: SequenceId, request: GenerationRequest, sink: EventSink, at: Instant },
+    Cancel(SequenceId),
+    /// Look at the shared state again.
+    Wake,
+}
+
+/// Why a request is not taken.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum SubmitError {
+    /// The group is about to end.
+    #[error("this group is draining: send the request to another replica")]
+    Draining,
+    /// The rank's thread has ended.
+    #[error("the engine has stopped: send the request to another replica")]
+    Stopped,
+}
+
+/// The way to the leader's queue. Cheap to clone.
+#[derive(Debug, Clone)]
+pub struct EngineHandle {
+    inputs: mpsc::Sender<Input>,
+    next: Arc<AtomicU64>,
+    load: Arc<LoadCell>,
+    shared: Arc<Shared>,
+}
+
+/// A request that was taken. Dropping it cancels the request, which is harmless after its end.
+#[derive(Debug)]
+pub struct Submission {
+    id: SequenceId,
+    inputs: mpsc::Sender<Input>,
+}
+
+impl EngineHandle {
+    pub(super) fn new(inputs: mpsc::Sender<Input>, load: Arc<LoadCell>, shared: Arc<Shared>) -> Self {
+        Self { inputs, next: Arc::default(), load, shared }
+    }
+
+    /// Queue a request; `sink` takes its events.
+    ///
+    /// # Errors
+    /// [`SubmitError`]. Requests that can never fit are refused by [`Event::Failed`].
+    pub fn submit(&self, request: GenerationRequest, sink: EventSink) -> Result<Submission, SubmitError> {
+        if self.shared.refuses() {
+            return Err(SubmitError::Draining);
+        }
+        let id = SequenceId(self.next.fetch_add(1, Ordering::Relaxed));
+        let input = Input::Submit { id, request, sink, at: Instant::now() };
+        self.inputs.send(input).map_err(|_| SubmitError::Stopped)?;
+        Ok(Submission { id, inputs: self.inputs.clone() })
+    }
+
+    /// Queue a request whose events come through a channel.
+    ///
+    /// # Errors
+    /// As [`Self::submit`].
+    pub fn submit_channel(
+        &self,
+        request: GenerationRequest,
+    ) -> Result<(Submission, mpsc::Receiver<Event>), SubmitError> {
+        let (sender, receiver) = mpsc::channel();
+        let submission = self.submit(request, Box::new(move |event| sender.send(event).is_ok()))?;
+        Ok((submission, receiver))
+    }
+
+    /// Load of the group.
+    #[must_use]
+    pub fn load(&self) -> LoadSnapshot {
+        self.load.snapshot(self.shared.is_draining())
+    }
+
+    /// Time since the last step of the whole group; none before the first. Readiness compares it with the stall
+    /// time-out.
+    #[must_use]
+    pub fn canary_age(&self) -> Option<Duration> {
+        self.load().last_step_at.map(|at| at.elapsed())
+    }
+}
+
+impl Submission {
+    /// Number of the request in this engine.
+    #[must_use]
+    pub fn id(&self) -> u64 {
+        self.id.0
+    }
+
+    /// End the request; its last event is [`super::FinishReason::Cancelled`] unless it has ended before.
+    pub fn cancel(&self) {
+        let _ = self.inputs.send(Input::Cancel(self.id));
+    }
+}
+
+impl Drop for Submission {
+    fn drop(&mut self) {
+        self.cancel();
+    }
+}

@@ -1,0 +1,73 @@
+//! A request and the events of its answer, in token ids.
+
+use crate::sampling::SamplingParams;
+
+/// What a client wants, tokenised and validated.
+#[derive(Debug, Clone, PartialEq)]
+pub struct GenerationRequest {
+    /// The prompt.
+    pub prompt: Vec<u32>,
+    /// Output that the client has already: generation goes on behind it. Counts toward `max_tokens`.
+    pub resume: Vec<u32>,
+    /// Most output tokens, resumed ones included.
+    pub max_tokens: u32,
+    /// Tokens that end the answer (the checkpoint's end-of-turn tokens unless they are to be ignored).
+    pub stop_tokens: Vec<u32>,
+    /// How to sample.
+    pub sampling: SamplingParams,
+}
+
+/// Why an answer ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum FinishReason {
+    /// This stop token was sampled; it is not sent as [`Event::Token`].
+    StopToken(u32),
+    /// `max_tokens` were generated.
+    Length,
+    /// Cancelled.
+    Cancelled,
+}
+
+/// Whose fault a failure is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum FailureKind {
+    /// The request can never be served here.
+    Invalid,
+    /// Something broke here.
+    Internal,
+}
+
+/// What happens to a request, in order. The last event is [`Event::Finished`] or [`Event::Failed`].
+#[derive(Debug, Clone, PartialEq)]
+pub enum Event {
+    /// It is in the queue.
+    Accepted {
+        /// Tokens of the prompt.
+        prompt_tokens: u32,
+    },
+    /// One more output token.
+    Token {
+        /// Vocabulary id.
+        id: u32,
+        /// Its log-probability, when asked for.
+        logprob: Option<f32>,
+    },
+    /// The end.
+    Finished {
+        /// Why.
+        reason: FinishReason,
+        /// Output tokens in all: resumed ones and a stop token included.
+        output_tokens: u32,
+    },
+    /// The end, without a usable answer.
+    Failed {
+        /// Whose fault.
+        kind: FailureKind,
+        /// A sentence for the client.
+        message: String,
+    },
+}
+
+/// Takes the events of one request. Called on the leader's thread, so it must not wait; false when nobody listens any
+/// more, which cancels the request.
+pub type EventSink = Box<dyn FnMut(Event) -> bool + Send>;

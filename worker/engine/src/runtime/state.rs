@@ -1,0 +1,131 @@
+//! Phase and counters of a rank, for whoever watches.
+
+use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use crate::step::Era;
+
+/// How far a rank is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Phase {
+    /// Started; nothing done.
+    #[default]
+    Preflight,
+    /// Reading weights.
+    Loading,
+    /// Weights are there; waits for its members or peers.
+    Connecting,
+    /// Forming: KV and workspace are made, then the first step.
+    Warming,
+    /// Steps are completed.
+    Serving,
+    /// Finishes what runs; the leader then tells the others to leave.
+    Draining,
+}
+
+/// A rank as its supervisor reports it.
+#[derive(Debug, Clone, Default)]
+pub struct RankState {
+    /// How far it is.
+    pub phase: Phase,
+    /// Bytes of its shard in memory.
+    pub loaded: u64,
+    /// Bytes of its shard.
+    pub total: u64,
+    /// Bytes read from the checkpoint by this process.
+    pub read_bytes: u64,
+    /// The present or last era.
+    pub era: Era,
+    /// Steps of that era that it began. After a stall the rank with the lowest number is to blame.
+    pub entered: u64,
+    /// Steps of that era that it ended.
+    pub completed: u64,
+    /// When the last step ended; on the leader, when all ranks had answered.
+    pub last_step_at: Option<Instant>,
+    /// Why it is not further, in words; empty while all is well.
+    pub message: String,
+    /// KV blocks of the group as this rank knows them.
+    pub kv_blocks: u32,
+}
+
+/// The state, and a way to wait for its changes.
+#[derive(Debug, Default)]
+pub struct StateWatch {
+    state: Mutex<(u64, RankState)>,
+    changed: Condvar,
+}
+
+impl StateWatch {
+    fn lock(&self) -> MutexGuard<'_, (u64, RankState)> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The present state.
+    #[must_use]
+    pub fn get(&self) -> RankState {
+        self.lock().1.clone()
+    }
+
+    /// Wait until the version differs from `seen`, or for `wait`. Returns the present version and state.
+    #[must_use]
+    pub fn changed(&self, seen: u64, wait: Duration) -> (u64, RankState) {
+        let done = self.changed.wait_timeout_while(self.lock(), wait, |(version, _)| *version == seen);
+        let (version, state) = &*done.unwrap_or_else(PoisonError::into_inner).0;
+        (*version, state.clone())
+    }
+
+    /// Wait until `what` holds. `None` when it does not within `wait`.
+    #[must_use]
+    pub fn wait_for(&self, wait: Duration, what: impl Fn(&RankState) -> bool) -> Option<RankState> {
+        let (done, result) = self
+            .changed
+            .wait_timeout_while(self.lock(), wait, |(_, state)| !what(state))
+            .unwrap_or_else(PoisonError::into_inner);
+        (!result.timed_out()).then(|| done.1.clone())
+    }
+
+    pub(super) fn update(&self, change: impl FnOnce(&mut RankState)) {
+        let mut state = self.lock();
+        change(&mut state.1);
+        state.0 += 1;
+        drop(state);
+        self.changed.notify_all();
+    }
+
+    pub(super) fn phase(&self, phase: Phase, message: impl Into<String>) {
+        self.update(|state| {
+            state.phase = phase;
+            state.message = message.into();
+        });
+    }
+
+    /// Say why it is not further, when that is news.
+    pub(super) fn explain(&self, message: &str) {
+        if self.lock().1.message != message {
+            self.update(|state| message.clone_into(&mut state.message));
+        }
+    }
+
+    pub(super) fn enter_era(&self, era: Era) {
+        self.update(|state| {
+            state.era = era;
+            state.entered = 0;
+            state.completed = 0;
+        });
+    }
+
+    pub(super) fn entered(&self, step: u64) {
+        self.update(|state| state.entered = step);
+    }
+
+    pub(super) fn completed(&self, step: u64, phase: Phase) {
+        self.update(|state| {
+            state.completed = step;
+            state.last_step_at = Some(Instant::now());
+            if state.phase != phase {
+                state.phase = phase;
+                state.message.clear();
+            }
+        });
+    }
+}
