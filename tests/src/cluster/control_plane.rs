@@ -13,6 +13,7 @@ use super::process;
 use crate::{paths, poll};
 
 pub(super) const API_SERVER: &str = "kube-apiserver";
+pub(super) const SCHEDULER: &str = "kube-scheduler";
 
 pub(super) fn start_etcd(state: &Path) -> Result<()> {
     let client = format!("http://127.0.0.1:{ETCD_PORT}");
@@ -114,7 +115,7 @@ pub(super) fn start_controller_manager(state: &Path, certificates: &Path, kubeco
 }
 
 pub(super) fn start_scheduler(kubeconfig: &Path) -> Result<()> {
-    let mut command = Command::new(paths::program("kube-scheduler"));
+    let mut command = Command::new(paths::program(SCHEDULER));
     command.args([
         format!("--kubeconfig={}", kubeconfig.display()),
         "--leader-elect=false".to_owned(),
@@ -123,5 +124,5 @@ pub(super) fn start_scheduler(kubeconfig: &Path) -> Result<()> {
         "--secure-port=0".to_owned(),
         "--profiling=false".to_owned(),
     ]);
-    process::start("kube-scheduler", &mut command)
+    process::start(SCHEDULER, &mut command)
 }

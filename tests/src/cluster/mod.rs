@@ -257,6 +257,17 @@ impl Cluster {
         control_plane::wait_for_api_server(&self.kubectl())
     }
 
+    /// Stops the scheduler in its tracks until the returned value is dropped.
+    ///
+    /// # Errors
+    /// The scheduler does not run.
+    pub fn pause_scheduler(&self) -> Result<Paused> {
+        let daemon = process::find(control_plane::SCHEDULER, control_plane::SCHEDULER)?;
+        let daemon = daemon.context("the scheduler does not run")?;
+        daemon.signal(Signal::STOP);
+        Ok(Paused(daemon))
+    }
+
     /// Gives the node `count` of an extended resource, for example `nvidia.com/gpu`; 0 takes it away.
     ///
     /// # Errors
@@ -275,5 +286,16 @@ impl Cluster {
             &patch,
         ])?;
         Ok(())
+    }
+}
+
+/// A daemon that is stopped in its tracks. It goes on when this is dropped.
+#[derive(Debug)]
+#[must_use = "the daemon goes on when this is dropped"]
+pub struct Paused(process::Daemon);
+
+impl Drop for Paused {
+    fn drop(&mut self) {
+        self.0.signal(Signal::CONT);
     }
 }

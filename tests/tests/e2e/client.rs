@@ -10,7 +10,7 @@ use llamero_tests::poll;
 use serde_json::{Value, json};
 
 /// Address of a ready gateway pod.
-pub fn gateway(cluster: &Cluster) -> Result<String> {
+pub(crate) fn gateway(cluster: &Cluster) -> Result<String> {
     poll::until("a ready gateway", Duration::from_secs(60), || {
         let words = [
             "-n",
@@ -35,7 +35,7 @@ pub fn gateway(cluster: &Cluster) -> Result<String> {
 }
 
 /// A chat request with temperature 0.
-pub fn chat(model: &str, prompt: &str, tokens: u32) -> Value {
+pub(crate) fn chat(model: &str, prompt: &str, tokens: u32) -> Value {
     json!({
         "model": model, "temperature": 0, "max_tokens": tokens,
         "messages": [{"role": "user", "content": prompt}]
@@ -43,7 +43,7 @@ pub fn chat(model: &str, prompt: &str, tokens: u32) -> Value {
 }
 
 /// Posts `body` and returns status code and answer.
-pub fn post(cluster: &Cluster, path: &str, body: &[u8]) -> Result<(u16, Value)> {
+pub(crate) fn post(cluster: &Cluster, path: &str, body: &[u8]) -> Result<(u16, Value)> {
     let url = format!("http://{}{path}", gateway(cluster)?);
     let mut command = Command::new("curl");
     command.args([
@@ -66,7 +66,7 @@ pub fn post(cluster: &Cluster, path: &str, body: &[u8]) -> Result<(u16, Value)> 
 }
 
 /// The whole answer's text.
-pub fn ask(cluster: &Cluster, request: &Value) -> Result<String> {
+pub(crate) fn ask(cluster: &Cluster, request: &Value) -> Result<String> {
     let (code, answer) = post(cluster, "/v1/chat/completions", request.to_string().as_bytes())?;
     ensure!(code == 200, "HTTP {code}: {answer}");
     let text = answer["choices"][0]["message"]["content"].as_str();
@@ -74,15 +74,15 @@ pub fn ask(cluster: &Cluster, request: &Value) -> Result<String> {
 }
 
 /// A running stream of chat chunks.
-pub struct Stream {
+pub(crate) struct Stream {
     curl: Child,
     lines: std::io::Lines<BufReader<std::process::ChildStdout>>,
-    pub text: String,
-    pub finish: Option<String>,
+    pub(crate) text: String,
+    pub(crate) finish: Option<String>,
 }
 
 impl Stream {
-    pub fn start(cluster: &Cluster, mut request: Value) -> Result<Self> {
+    pub(crate) fn start(cluster: &Cluster, mut request: Value) -> Result<Self> {
         request["stream"] = json!(true);
         let url = format!("http://{}/v1/chat/completions", gateway(cluster)?);
         let mut curl = Command::new("curl")
@@ -106,7 +106,7 @@ impl Stream {
     }
 
     /// Reads on until the text has `bytes` bytes or the stream ends; true while it goes on.
-    pub fn read_to(&mut self, bytes: usize) -> Result<bool> {
+    pub(crate) fn read_to(&mut self, bytes: usize) -> Result<bool> {
         while self.text.len() < bytes {
             let Some(line) = self.lines.next() else {
                 return Ok(false);
@@ -133,7 +133,7 @@ impl Stream {
     }
 
     /// Reads the rest and returns the whole text.
-    pub fn finish(mut self) -> Result<String> {
+    pub(crate) fn finish(mut self) -> Result<String> {
         self.read_to(usize::MAX)?;
         ensure!(
             self.finish.is_some(),

@@ -8,19 +8,19 @@ use llamero_tests::poll;
 use serde_json::{Value, json};
 
 /// Namespace that enforces the restricted Pod Security Standard and has the claim `weights`.
-pub const NAMESPACE: &str = "demo";
+pub(crate) const NAMESPACE: &str = "demo";
 /// Long enough for a loaded machine, short enough to notice a hang.
-pub const SOON: Duration = Duration::from_secs(90);
+pub(crate) const SOON: Duration = Duration::from_secs(90);
 
 /// A `LlamaDeployment` of SmolLM2 that goes when the test ends.
-pub struct Deployment {
-    pub cluster: Cluster,
-    pub name: String,
+pub(crate) struct Deployment {
+    pub(crate) cluster: Cluster,
+    pub(crate) name: String,
 }
 
 impl Deployment {
     /// Applies the sample with `change` merged over its `spec`.
-    pub fn create(name: &str, change: Value) -> Result<Self> {
+    pub(crate) fn create(name: &str, change: Value) -> Result<Self> {
         let cluster = Cluster::connect()?;
         let mut spec = json!({
             "model": {
@@ -47,23 +47,23 @@ impl Deployment {
         Ok(this)
     }
 
-    pub fn kubectl(&self) -> Kubectl {
+    pub(crate) fn kubectl(&self) -> Kubectl {
         self.cluster.kubectl()
     }
 
-    pub fn get(&self) -> Result<Value> {
+    pub(crate) fn get(&self) -> Result<Value> {
         self.kubectl()
             .get(&["-n", NAMESPACE, "llamadeployment", &self.name])
     }
 
     /// The deployment's pods, in the order of their names.
-    pub fn pods(&self) -> Result<Vec<Value>> {
+    pub(crate) fn pods(&self) -> Result<Vec<Value>> {
         let selector = format!("llamero.dev/deployment={},llamero.dev/group", self.name);
         let list = self.kubectl().get(&["-n", NAMESPACE, "pods", "-l", &selector])?;
         Ok(list["items"].as_array().cloned().unwrap_or_default())
     }
 
-    pub fn groups(&self) -> Result<Vec<Value>> {
+    pub(crate) fn groups(&self) -> Result<Vec<Value>> {
         let list = self.kubectl().get(&["-n", NAMESPACE, "llamagroups"])?;
         let mine = |group: &Value| group["spec"]["deployment"] == self.name.as_str();
         Ok(list["items"]
@@ -76,7 +76,7 @@ impl Deployment {
     }
 
     /// Waits until exactly `count` groups are ready and no other is there.
-    pub fn wait_ready(&self, count: i64) -> Result<()> {
+    pub(crate) fn wait_ready(&self, count: i64) -> Result<()> {
         poll::until(&format!("{count} ready groups of {}", self.name), SOON, || {
             let status = &self.get()?["status"];
             let at_rest = status["readyReplicas"].as_i64().unwrap_or(0) == count
@@ -87,7 +87,7 @@ impl Deployment {
     }
 
     /// Waits for a condition of that type with that status and returns its message.
-    pub fn wait_condition(&self, kind: &str, status: &str) -> Result<String> {
+    pub(crate) fn wait_condition(&self, kind: &str, status: &str) -> Result<String> {
         poll::until(&format!("{kind}={status} on {}", self.name), SOON, || {
             let object = self.get()?;
             let conditions = object["status"]["conditions"]
@@ -139,10 +139,10 @@ fn merge(into: &mut Value, change: Value) {
     }
 }
 
-pub fn name_of(object: &Value) -> &str {
+pub(crate) fn name_of(object: &Value) -> &str {
     object["metadata"]["name"].as_str().unwrap_or_default()
 }
 
-pub fn node_of(pod: &Value) -> &str {
+pub(crate) fn node_of(pod: &Value) -> &str {
     pod["spec"]["nodeName"].as_str().unwrap_or_default()
 }
