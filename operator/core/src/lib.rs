@@ -9,14 +9,35 @@
 //! | [`observed`] | (input) the cluster as the caches show it |
 //! | [`plan`] | (output) typed steps, and verdicts for the report |
 //! | [`resources`] | amounts of CPU, memory, pods and devices |
+//! | [`sizing`] | from a checkpoint's headers to memory per rank, or a refusal that says what would fit |
+//! | [`inspect`] | when to look into a checkpoint |
+//! | [`revision`] | the template of new groups, and its semantic digest |
+//! | [`scale`] | how many groups there should be |
+//! | [`rollout`] | which groups come and go |
+//! | [`groups`] | what each group needs next |
+//! | [`recovery`] | which members are lost, who is to blame, and whether the budget allows another try |
+//! | [`placement`] | which nodes have room for a whole group |
+//! | [`status`] | what is reported |
 //!
-//! The contract of `decide` is in the crate's README.
+//! The contract of [`decide`] is in the crate's README.
 #![forbid(unsafe_code)]
 
+mod decide;
+pub mod groups;
+pub mod inspect;
 pub mod observed;
+pub mod placement;
 pub mod plan;
+pub mod recovery;
 pub mod resources;
+pub mod revision;
+pub mod rollout;
+pub mod scale;
+pub mod sizing;
+pub mod status;
 pub mod time;
 
+pub use decide::decide;
 pub use observed::Observed;
 pub use plan::{Action, Key, Plan, Step};
+pub use status::report;

@@ -207,6 +207,8 @@ pub struct Exit {
 pub struct Report {
     /// When it was received.
     pub received_at: Millis,
+    /// When the supervisor was last known to be reachable: this report, or a later keep-alive of the open stream.
+    pub alive_at: Millis,
     /// Generation the pod holds; 0 before the first Form.
     pub generation: i64,
     /// Its ranks.

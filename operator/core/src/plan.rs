@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use llamero_api::{
     deployment::{AutoscalingState, CheckpointStatus, PlanStatus},
     group::LlamaGroupSpec,
@@ -16,6 +17,26 @@ pub struct Key {
     pub namespace: String,
     /// `metadata.name`.
     pub name: String,
+}
+
+impl Key {
+    /// Of an object's metadata.
+    #[must_use]
+    pub fn of(metadata: &ObjectMeta) -> Self {
+        Self {
+            namespace: metadata.namespace.clone().unwrap_or_default(),
+            name: metadata.name.clone().unwrap_or_default(),
+        }
+    }
+
+    /// Another name in the same namespace.
+    #[must_use]
+    pub fn sibling(&self, name: &str) -> Self {
+        Self {
+            namespace: self.namespace.clone(),
+            name: name.to_owned(),
+        }
+    }
 }
 
 impl std::fmt::Display for Key {

@@ -1,0 +1,265 @@
+//! Writes of `spec.members`: take back what is overdue, replace what is lost, record what exists.
+
+use std::collections::BTreeSet;
+
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
+use llamero_api::group::{LlamaGroupSpec, Member, MemberFailure};
+
+use super::{Context, GroupView, MemberView};
+use crate::{
+    placement::Assignment,
+    plan::{Action, Confirm, EventKind, Step},
+    recovery::{self, Loss},
+    time::{self, Millis},
+};
+
+/// Failures kept in the specification; more than the largest budget counts.
+const KEPT_FAILURES: usize = 64;
+/// First wait after a placement was taken back; doubles up to [`LONGEST_BACKOFF`].
+const FIRST_BACKOFF: Millis = 5_000;
+const LONGEST_BACKOFF: Millis = 120_000;
+
+/// A write that fences by the resource version that was read.
+#[must_use]
+pub fn write(view: &GroupView<'_>, spec: LlamaGroupSpec, confirm: Confirm) -> Action {
+    Action::WriteGroup {
+        group: view.key.clone(),
+        resource_version: view
+            .group
+            .object
+            .metadata
+            .resource_version
+            .clone()
+            .unwrap_or_default(),
+        spec: Box::new(spec),
+        confirm,
+    }
+}
+
+/// Reserves nodes: the first thing that happens to members, before any pod exists.
+#[must_use]
+pub fn assign(view: &GroupView<'_>, assignments: &[Assignment], now: Millis) -> Step {
+    let mut spec = view.spec().clone();
+    for assignment in assignments {
+        for member in spec
+            .members
+            .iter_mut()
+            .filter(|m| m.index == assignment.index && m.node.is_none())
+        {
+            member.node = Some(assignment.node.clone());
+            member.placed_at = Some(time::to_time(now));
+        }
+    }
+    spec.place_after = None;
+    let places: Vec<String> = assignments
+        .iter()
+        .map(|a| format!("{} on {}", a.index, a.node))
+        .collect();
+    Step {
+        action: write(view, spec, Confirm::default()),
+        reason: "Reserved",
+        message: format!("reserved room for members {}", places.join(", ")),
+        event: EventKind::Normal,
+    }
+}
+
+/// Replaces lost members by their next attempt. Survivors stay as they are, unless a pod of the lost member's own placement still waits
+/// for the scheduler: then the group was never whole, nobody has read a weight, and that placement is taken back with it.
+#[must_use]
+pub fn replace_lost(view: &GroupView<'_>, context: &Context<'_>) -> Option<Step> {
+    let mut lost: Vec<(usize, Loss)> = view
+        .members
+        .iter()
+        .enumerate()
+        .filter(|(_, m)| m.recorded())
+        .filter_map(|(at, m)| Some((at, recovery::loss(m.pod, context.nodes)?)))
+        .collect();
+    if lost.is_empty() {
+        lost = recovery::stalled(view, context.nodes, context.now);
+    }
+    if lost.is_empty() {
+        return None;
+    }
+    let mut spec = view.spec().clone();
+    let mut confirm = Confirm::default();
+    let mut words = Vec::new();
+    let batches: BTreeSet<Option<Millis>> = lost
+        .iter()
+        .map(|(at, _)| batch(view.members[*at].member))
+        .collect();
+    for (at, loss) in &lost {
+        let member = &view.members[*at];
+        if matches!(loss.reason, "Deleted" | "Evicted" | "Exited") {
+            confirm.gone.extend(member.member.pod_uid.clone());
+        }
+        words.push(describe(member.member, loss));
+        keep(&mut spec.failures, failure(member, loss, context.now));
+        reset(&mut spec.members[*at]);
+    }
+    for (at, member) in view.members.iter().enumerate() {
+        if batches.contains(&batch(member.member))
+            && unfinished(view, batch(member.member))
+            && !lost.iter().any(|(l, _)| *l == at)
+        {
+            reset(&mut spec.members[at]);
+        }
+    }
+    spec.placement_failures = 0;
+    spec.place_after = None;
+    Some(Step {
+        action: write(view, spec, confirm),
+        reason: "MemberLost",
+        message: words.join("; "),
+        event: EventKind::Warning,
+    })
+}
+
+/// Takes a placement back whole when not all of its pods were scheduled by the deadline.
+#[must_use]
+pub fn take_back_overdue(view: &GroupView<'_>, context: &Context<'_>) -> Option<Step> {
+    let deadline = context.placement.deadline.millis();
+    let overdue: BTreeSet<Millis> = waiting(view).filter(|at| at + deadline <= context.now).collect();
+    if overdue.is_empty() {
+        return None;
+    }
+    let mut spec = view.spec().clone();
+    let mut words = Vec::new();
+    for (at, member) in view.members.iter().enumerate() {
+        if !batch(member.member).is_some_and(|batch| overdue.contains(&batch)) {
+            continue;
+        }
+        if !member.scheduled() {
+            let said = member
+                .pod
+                .and_then(|pod| pod.unschedulable.clone())
+                .unwrap_or_else(|| "not scheduled".to_owned());
+            let loss = Loss {
+                reason: "Unschedulable",
+                exit_code: None,
+                message: said,
+                charged: false,
+            };
+            words.push(describe(member.member, &loss));
+            keep(&mut spec.failures, failure(member, &loss, context.now));
+        }
+        reset(&mut spec.members[at]);
+    }
+    spec.placement_failures = spec.placement_failures.saturating_add(1);
+    let doublings = u32::try_from(spec.placement_failures - 1).unwrap_or(0).min(10);
+    let wait = (FIRST_BACKOFF << doublings).min(LONGEST_BACKOFF);
+    spec.place_after = Some(time::to_time(context.now + wait));
+    Some(Step {
+        action: write(view, spec, Confirm::default()),
+        reason: "TakenBack",
+        message: format!(
+            "not all pods were scheduled within {}, so the placement is taken back; next try in {} s ({})",
+            context.placement.deadline,
+            wait / 1000,
+            words.join("; ")
+        ),
+        event: EventKind::Warning,
+    })
+}
+
+/// When the next placement becomes overdue.
+#[must_use]
+pub fn next_deadline(view: &GroupView<'_>, context: &Context<'_>) -> Option<Millis> {
+    waiting(view)
+        .min()
+        .map(|at| at + context.placement.deadline.millis())
+}
+
+/// Records the UIDs of pods that all exist, and begins a new generation.
+#[must_use]
+pub fn record(view: &GroupView<'_>) -> Option<Step> {
+    if view.members.iter().all(MemberView::recorded) {
+        return None;
+    }
+    let mut spec = view.spec().clone();
+    let mut present = Vec::new();
+    for (at, member) in view.members.iter().enumerate() {
+        let uid = member.pod.filter(|_| member.healthy())?.uid.clone();
+        spec.members[at].pod_uid = Some(uid.clone());
+        present.push(uid);
+    }
+    spec.generation = spec.generation.saturating_add(1);
+    Some(Step {
+        reason: "Recorded",
+        message: format!(
+            "all {} pods exist; generation {} begins",
+            present.len(),
+            spec.generation
+        ),
+        action: write(
+            view,
+            spec,
+            Confirm {
+                present,
+                gone: Vec::new(),
+            },
+        ),
+        event: EventKind::None,
+    })
+}
+
+/// Members placed together have equal times.
+fn batch(member: &Member) -> Option<Millis> {
+    member.placed_at.as_ref().map(time::millis)
+}
+
+/// Times of placements that have a pod left to schedule.
+fn waiting<'a>(view: &'a GroupView<'_>) -> impl Iterator<Item = Millis> + 'a {
+    view.members
+        .iter()
+        .filter(|m| !m.unplaced() && !m.scheduled())
+        .filter_map(|m| batch(m.member))
+}
+
+/// A pod of this placement exists and waits for the scheduler.
+fn unfinished(view: &GroupView<'_>, of: Option<Millis>) -> bool {
+    view.members
+        .iter()
+        .any(|m| batch(m.member) == of && m.healthy() && !m.scheduled())
+}
+
+fn reset(member: &mut Member) {
+    *member = Member {
+        index: member.index,
+        attempt: member.attempt.saturating_add(1),
+        node: None,
+        placed_at: None,
+        pod_uid: None,
+    };
+}
+
+fn failure(member: &MemberView<'_>, loss: &Loss, now: Millis) -> MemberFailure {
+    let time: Time = time::to_time(now);
+    MemberFailure {
+        time,
+        index: member.member.index,
+        attempt: member.member.attempt,
+        node: member.member.node.clone(),
+        reason: loss.reason.to_owned(),
+        exit_code: loss.exit_code,
+        message: loss.message.chars().take(512).collect(),
+        charged: loss.charged,
+    }
+}
+
+fn keep(failures: &mut Vec<MemberFailure>, failure: MemberFailure) {
+    failures.push(failure);
+    let surplus = failures.len().saturating_sub(KEPT_FAILURES);
+    failures.drain(..surplus);
+}
+
+fn describe(member: &Member, loss: &Loss) -> String {
+    let node = member.node.as_deref().unwrap_or("no node");
+    let code = loss
+        .exit_code
+        .map(|code| format!(" with code {code}"))
+        .unwrap_or_default();
+    format!(
+        "member {} on {node}: {}{code}: {}",
+        member.index, loss.reason, loss.message
+    )
+}

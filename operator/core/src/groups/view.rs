@@ -1,0 +1,189 @@
+//! Members and their pods side by side.
+
+use std::collections::BTreeSet;
+
+use llamero_api::group::{GroupPhase, Intent, LlamaGroupSpec, Member};
+
+use crate::{
+    observed::{Group, Pod, PodPhase},
+    plan::{Key, PodRef},
+    recovery,
+    time::Millis,
+};
+
+/// A group, its members with their pods, and pods that are nobody's.
+#[derive(Clone, Debug)]
+pub struct GroupView<'a> {
+    /// Namespace and name.
+    pub key: Key,
+    /// What was observed.
+    pub group: &'a Group,
+    /// Members as `spec.members` records them.
+    pub members: Vec<MemberView<'a>>,
+    /// Pods that no member claims; they are to go.
+    pub strays: Vec<&'a Pod>,
+    /// The group answers.
+    pub ready: bool,
+}
+
+/// A member and its pod.
+#[derive(Clone, Copy, Debug)]
+pub struct MemberView<'a> {
+    /// The record.
+    pub member: &'a Member,
+    /// The pod with this index and attempt, and the recorded UID if there is one.
+    pub pod: Option<&'a Pod>,
+}
+
+impl MemberView<'_> {
+    /// No node is chosen.
+    #[must_use]
+    pub const fn unplaced(&self) -> bool {
+        self.member.node.is_none()
+    }
+
+    /// Its pod is recorded, so its gate may be lifted.
+    #[must_use]
+    pub const fn recorded(&self) -> bool {
+        self.member.node.is_some() && self.member.pod_uid.is_some()
+    }
+
+    /// Its pod is bound to a node.
+    #[must_use]
+    pub fn scheduled(&self) -> bool {
+        self.pod.is_some_and(|pod| pod.node.is_some())
+    }
+
+    /// Its pod exists and is not on its way out.
+    #[must_use]
+    pub fn healthy(&self) -> bool {
+        self.pod
+            .is_some_and(|pod| pod.deletion.is_none() && !pod.phase.ended())
+    }
+}
+
+impl<'a> GroupView<'a> {
+    /// Puts members and pods side by side.
+    #[must_use]
+    pub fn of(group: &'a Group, now: Millis) -> Self {
+        let mut claimed = BTreeSet::new();
+        let members: Vec<MemberView<'a>> = group
+            .object
+            .spec
+            .members
+            .iter()
+            .map(|member| {
+                let pod = group.pods.iter().find(|pod| claims(member, pod));
+                claimed.extend(pod.map(|pod| pod.uid.as_str()));
+                MemberView { member, pod }
+            })
+            .collect();
+        let strays = group
+            .pods
+            .iter()
+            .filter(|pod| !claimed.contains(pod.uid.as_str()))
+            .collect();
+        let mut view = Self {
+            key: Key::of(&group.object.metadata),
+            group,
+            members,
+            strays,
+            ready: false,
+        };
+        view.ready = view.is_ready(now);
+        view
+    }
+
+    /// The group's specification.
+    #[must_use]
+    pub fn spec(&self) -> &'a LlamaGroupSpec {
+        &self.group.object.spec
+    }
+
+    /// The group's UID.
+    #[must_use]
+    pub fn uid(&self) -> String {
+        self.group.object.metadata.uid.clone().unwrap_or_default()
+    }
+
+    /// The group object is being deleted.
+    #[must_use]
+    pub fn deleting(&self) -> bool {
+        self.group.object.metadata.deletion_timestamp.is_some()
+    }
+
+    /// The group is to serve.
+    #[must_use]
+    pub fn wanted(&self) -> bool {
+        !self.deleting() && self.spec().intent == Intent::Run
+    }
+
+    /// All members are recorded and their pods are bound and healthy.
+    #[must_use]
+    pub fn whole(&self) -> bool {
+        !self.members.is_empty()
+            && self
+                .members
+                .iter()
+                .all(|m| m.recorded() && m.healthy() && m.scheduled())
+    }
+
+    /// The pod of rank 0.
+    #[must_use]
+    pub fn leader(&self) -> Option<&'a Pod> {
+        self.members.iter().find(|m| m.member.index == 0)?.pod
+    }
+
+    /// The phase that was last reported.
+    #[must_use]
+    pub fn last_phase(&self) -> GroupPhase {
+        self.group
+            .object
+            .status
+            .as_ref()
+            .map(|s| s.phase)
+            .unwrap_or_default()
+    }
+
+    /// A pod of the group, for a step.
+    #[must_use]
+    pub fn pod_ref(&self, pod: &Pod) -> PodRef {
+        PodRef {
+            key: self.key.sibling(&pod.name),
+            uid: pod.uid.clone(),
+        }
+    }
+
+    /// The leader says so; while nobody hears it (this operator has just started), the kubelet's probe and what was last reported do.
+    fn is_ready(&self, now: Millis) -> bool {
+        let Some(leader) = self
+            .leader()
+            .filter(|pod| pod.phase == PodPhase::Running && pod.deletion.is_none())
+        else {
+            return false;
+        };
+        if !self.wanted() || leader.ip.is_none() {
+            return false;
+        }
+        match recovery::fresh(leader, now) {
+            Some(report) => report.serving && !report.draining,
+            None => {
+                leader.ready
+                    && self
+                        .group
+                        .object
+                        .status
+                        .as_ref()
+                        .is_some_and(|status| status.ready)
+            }
+        }
+    }
+}
+
+/// While no node is chosen there is no pod; once a UID is recorded, only that pod will do.
+fn claims(member: &Member, pod: &Pod) -> bool {
+    member.node.is_some()
+        && pod.index == member.index
+        && pod.attempt == member.attempt
+        && member.pod_uid.as_ref().is_none_or(|uid| *uid == pod.uid)
+}

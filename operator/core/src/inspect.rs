@@ -1,0 +1,141 @@
+//! When to look into a checkpoint, and what was seen.
+
+use llamero_api::{CheckpointSummary, deployment::CheckpointStatus, labels, summary::InspectOutcome};
+
+use crate::{
+    observed::{Deployment, InspectPod, PodPhase},
+    plan::{Action, EventKind, Key, PodRef, Step},
+    revision,
+    time::{self, Millis},
+};
+
+/// How long after a failure a checkpoint is looked into again; the user may have mended it.
+const RETRY_MILLIS: Millis = 60_000;
+/// The one version of the summary's format that this code reads.
+const FORMAT_VERSION: i32 = 1;
+
+/// What is known of a checkpoint.
+#[derive(Clone, Debug, Default)]
+pub struct Inspection {
+    /// For the status; absent while nothing was found out.
+    pub checkpoint: Option<CheckpointStatus>,
+    /// Why it takes long, or empty.
+    pub waiting: String,
+    /// When to look again.
+    pub next_at: Option<Millis>,
+}
+
+impl Inspection {
+    /// What the checkpoint is.
+    #[must_use]
+    pub fn summary(&self) -> Option<&CheckpointSummary> {
+        self.checkpoint.as_ref()?.summary.as_ref()
+    }
+}
+
+/// Looks into the checkpoint of a deployment once for each source and split; the answer is kept in its status.
+#[must_use]
+pub fn inspect(deployment: &Deployment, key: &Key, now: Millis, steps: &mut Vec<Step>) -> Inspection {
+    let wanted = revision::inspect_key(&deployment.object.spec);
+    let recorded = deployment
+        .object
+        .status
+        .as_ref()
+        .and_then(|s| s.checkpoint.clone())
+        .filter(|c| c.key == wanted);
+    let recorded_at = recorded.as_ref().map(|c| time::millis(&c.inspected_at));
+    let mut inspection = Inspection {
+        checkpoint: recorded,
+        ..Inspection::default()
+    };
+    let mut pod_exists = false;
+
+    for pod in &deployment.inspect {
+        let of_wanted = pod.key == wanted;
+        pod_exists |= of_wanted;
+        // A pod that was made before the recorded inspection is the one that was recorded.
+        let news = of_wanted && recorded_at.is_none_or(|at| pod.created_at > at);
+        if news && pod.phase.ended() {
+            inspection.checkpoint = Some(read(pod, &wanted, now));
+        } else if news {
+            inspection.waiting = pod.waiting.clone().unwrap_or_default();
+        }
+        if !news && !pod.terminating {
+            steps.push(delete(key, pod));
+        }
+    }
+    let retry_at = match &inspection.checkpoint {
+        None => Some(now),
+        Some(checkpoint) if checkpoint.summary.is_none() => {
+            Some(time::millis(&checkpoint.inspected_at) + RETRY_MILLIS)
+        }
+        Some(_) => None,
+    };
+    if let Some(at) = retry_at.filter(|_| !pod_exists) {
+        if at <= now {
+            steps.push(Step {
+                action: Action::CreateInspectPod {
+                    deployment: key.clone(),
+                    name: labels::inspect_pod_name(&key.name, &wanted),
+                    key: wanted,
+                },
+                reason: "Inspecting",
+                message: "reading the checkpoint's headers".to_owned(),
+                event: EventKind::Normal,
+            });
+        } else {
+            inspection.next_at = Some(at);
+        }
+    }
+    inspection
+}
+
+fn read(pod: &InspectPod, key: &str, now: Millis) -> CheckpointStatus {
+    let text = pod.result.as_deref().unwrap_or_default().trim();
+    let outcome = match serde_json::from_str::<InspectOutcome>(text) {
+        Ok(InspectOutcome::Summary(summary)) if pod.phase == PodPhase::Succeeded => {
+            match summary.format_version {
+                FORMAT_VERSION => Ok(*summary),
+                other => Err(format!(
+                    "the worker image writes version {other} of the checkpoint summary, this operator reads {FORMAT_VERSION}: use images of one release"
+                )),
+            }
+        }
+        Ok(InspectOutcome::Error { error }) => Err(error),
+        _ if text.is_empty() => Err("the inspect pod ended without a word: see its log".to_owned()),
+        _ => Err(format!("the inspect pod ended with: {}", shorten(text))),
+    };
+    let (summary, error) = match outcome {
+        Ok(summary) => (Some(summary), None),
+        Err(error) => (None, Some(error)),
+    };
+    CheckpointStatus {
+        key: key.to_owned(),
+        inspected_at: time::to_time(now),
+        summary,
+        error,
+    }
+}
+
+fn shorten(text: &str) -> String {
+    text.chars().take(400).collect()
+}
+
+fn delete(owner: &Key, pod: &InspectPod) -> Step {
+    Step {
+        action: Action::DeletePod {
+            owner: owner.clone(),
+            pod: PodRef {
+                key: Key {
+                    namespace: owner.namespace.clone(),
+                    name: pod.name.clone(),
+                },
+                uid: pod.uid.clone(),
+            },
+            grace_seconds: Some(0),
+        },
+        reason: "Inspected",
+        message: "the checkpoint's headers were read".to_owned(),
+        event: EventKind::None,
+    }
+}

@@ -1,0 +1,195 @@
+//! Taints, selectors and affinity: whether pods of a template may run on a node at all.
+
+use k8s_openapi::api::core::v1::{NodeSelectorRequirement, NodeSelectorTerm, Taint, Toleration};
+use llamero_api::group::GroupTemplate;
+
+use crate::observed::Node;
+
+/// Why a node is out of the question, in a few words that can be counted.
+///
+/// # Errors
+/// The reason.
+pub fn check(template: &GroupTemplate, node: &Node) -> Result<(), String> {
+    if !node.ready {
+        return Err("is not ready".to_owned());
+    }
+    if node.unschedulable {
+        return Err("is cordoned".to_owned());
+    }
+    let worker = &template.worker;
+    for taint in node
+        .taints
+        .iter()
+        .filter(|t| matches!(t.effect.as_str(), "NoSchedule" | "NoExecute"))
+    {
+        if !worker
+            .tolerations
+            .iter()
+            .any(|toleration| tolerates(toleration, taint))
+        {
+            return Err(format!("has the taint {} that is not tolerated", taint.key));
+        }
+    }
+    if let Some((key, value)) = worker
+        .node_selector
+        .iter()
+        .find(|(key, value)| node.labels.get(*key) != Some(*value))
+    {
+        return Err(format!("lacks the label {key}={value} of worker.nodeSelector"));
+    }
+    let required = worker
+        .affinity
+        .as_ref()
+        .and_then(|affinity| affinity.node_affinity.as_ref())
+        .and_then(|affinity| {
+            affinity
+                .required_during_scheduling_ignored_during_execution
+                .as_ref()
+        });
+    if let Some(selector) = required
+        && !selector
+            .node_selector_terms
+            .iter()
+            .any(|term| term_matches(term, node))
+    {
+        return Err("does not match the required node affinity".to_owned());
+    }
+    Ok(())
+}
+
+/// <https://kubernetes.io/docs/concepts/scheduling-eviction/taint-and-toleration/>
+fn tolerates(toleration: &Toleration, taint: &Taint) -> bool {
+    let effect = toleration.effect.as_deref().unwrap_or_default();
+    let key = toleration.key.as_deref().unwrap_or_default();
+    let exists = toleration.operator.as_deref() == Some("Exists");
+    (effect.is_empty() || effect == taint.effect)
+        && ((key.is_empty() && exists) || key == taint.key)
+        && (exists
+            || toleration.value.as_deref().unwrap_or_default() == taint.value.as_deref().unwrap_or_default())
+}
+
+/// A term without any requirement matches nothing.
+fn term_matches(term: &NodeSelectorTerm, node: &Node) -> bool {
+    let expressions = term.match_expressions.as_deref().unwrap_or_default();
+    let fields = term.match_fields.as_deref().unwrap_or_default();
+    if expressions.is_empty() && fields.is_empty() {
+        return false;
+    }
+    expressions
+        .iter()
+        .all(|r| requirement(r, node.labels.get(&r.key).map(String::as_str)))
+        && fields
+            .iter()
+            .all(|r| r.key == "metadata.name" && requirement(r, Some(&node.name)))
+}
+
+fn requirement(requirement: &NodeSelectorRequirement, value: Option<&str>) -> bool {
+    let values = requirement.values.as_deref().unwrap_or_default();
+    let listed = || value.is_some_and(|value| values.iter().any(|v| v == value));
+    let number = |text: &str| text.parse::<i64>().ok();
+    let bound = || values.first().and_then(|v| number(v));
+    match requirement.operator.as_str() {
+        "In" => listed(),
+        "NotIn" => !listed(),
+        "Exists" => value.is_some(),
+        "DoesNotExist" => value.is_none(),
+        "Gt" => value
+            .and_then(number)
+            .zip(bound())
+            .is_some_and(|(v, bound)| v > bound),
+        "Lt" => value
+            .and_then(number)
+            .zip(bound())
+            .is_some_and(|(v, bound)| v < bound),
+        _ => false,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn taint(key: &str, value: &str, effect: &str) -> Taint {
+        Taint {
+            key: key.into(),
+            value: Some(value.into()),
+            effect: effect.into(),
+            ..Taint::default()
+        }
+    }
+
+    fn toleration(
+        key: Option<&str>,
+        operator: Option<&str>,
+        value: Option<&str>,
+        effect: Option<&str>,
+    ) -> Toleration {
+        let own = |text: Option<&str>| text.map(str::to_owned);
+        Toleration {
+            key: own(key),
+            operator: own(operator),
+            value: own(value),
+            effect: own(effect),
+            ..Toleration::default()
+        }
+    }
+
+    #[test]
+    fn tolerations_match_as_documented() {
+        let gpu = taint("nvidia.com/gpu", "present", "NoSchedule");
+        assert!(tolerates(&toleration(None, Some("Exists"), None, None), &gpu));
+        assert!(tolerates(
+            &toleration(Some("nvidia.com/gpu"), Some("Exists"), None, Some("NoSchedule")),
+            &gpu
+        ));
+        assert!(tolerates(
+            &toleration(Some("nvidia.com/gpu"), None, Some("present"), None),
+            &gpu
+        ));
+        assert!(!tolerates(
+            &toleration(Some("nvidia.com/gpu"), None, Some("absent"), None),
+            &gpu
+        ));
+        assert!(!tolerates(
+            &toleration(Some("nvidia.com/gpu"), Some("Exists"), None, Some("NoExecute")),
+            &gpu
+        ));
+        assert!(!tolerates(
+            &toleration(Some("other"), Some("Exists"), None, None),
+            &gpu
+        ));
+    }
+
+    #[test]
+    fn requirements_match_as_documented() {
+        let node = Node {
+            name: "n1".into(),
+            labels: [("gen".into(), "9".into())].into(),
+            ..Node::default()
+        };
+        let expression = |operator: &str, values: &[&str]| NodeSelectorTerm {
+            match_expressions: Some(vec![NodeSelectorRequirement {
+                key: "gen".into(),
+                operator: operator.into(),
+                values: Some(values.iter().map(|v| (*v).to_owned()).collect()),
+            }]),
+            match_fields: None,
+        };
+        for (operator, values, expected) in [
+            ("In", &["8", "9"][..], true),
+            ("NotIn", &["9"][..], false),
+            ("Exists", &[][..], true),
+            ("DoesNotExist", &[][..], false),
+            ("Gt", &["8"][..], true),
+            ("Lt", &["9"][..], false),
+            ("Like", &["9"][..], false),
+        ] {
+            assert_eq!(
+                term_matches(&expression(operator, values), &node),
+                expected,
+                "{operator} {values:?}"
+            );
+        }
+        assert!(!term_matches(&NodeSelectorTerm::default(), &node));
+    }
+}

@@ -1,0 +1,63 @@
+//! Which nodes have room for a whole group.
+//!
+//! One serial placer keeps a ledger of the cluster: free = allocatable − bound (terminating ones too) − nominated − own reservations. The
+//! scheduler stays kube-scheduler; a chosen node is reserved in `LlamaGroup.spec` before any pod exists, and pods are pinned to it.
+//!
+//! | module | what it holds |
+//! |---|---|
+//! | [`ledger`] | what is free on every node |
+//! | [`eligible`] | taints, selectors and affinity |
+//! | [`native`] | whole groups on the stock scheduler |
+
+pub mod eligible;
+pub mod ledger;
+pub mod native;
+
+use std::collections::BTreeSet;
+
+use llamero_api::group::GroupTemplate;
+
+use crate::resources::Resources;
+
+pub use ledger::Ledger;
+pub use native::Native;
+
+/// Members of one group that need nodes.
+#[derive(Clone, Debug)]
+pub struct Ask<'a> {
+    /// What their pods are made from.
+    pub template: &'a GroupTemplate,
+    /// What each asks of its node.
+    pub request: Resources,
+    /// Priority of the pods: lower ones count as room.
+    pub priority: i32,
+    /// The members.
+    pub indices: Vec<i32>,
+    /// Nodes of the group's other members.
+    pub occupied: BTreeSet<String>,
+    /// Nodes where members of the group failed lately: taken only when nothing else fits.
+    pub avoid: BTreeSet<String>,
+}
+
+/// A member and its node.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Assignment {
+    /// The member.
+    pub index: i32,
+    /// Name of its node.
+    pub node: String,
+}
+
+/// Why an [`Ask`] cannot be met, for people.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{0}")]
+pub struct NoRoom(pub String);
+
+/// Something that chooses nodes for whole groups.
+pub trait Placer {
+    /// Nodes for all members of the ask, or none at all. Does not reserve them.
+    ///
+    /// # Errors
+    /// When not all members fit, with what is missing.
+    fn place(&self, ledger: &Ledger<'_>, ask: &Ask<'_>) -> Result<Vec<Assignment>, NoRoom>;
+}

@@ -1,0 +1,298 @@
+//! Which members are lost, who is to blame for a stall, and whether the budget allows another try.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use llamero_api::{
+    deployment::Recovery,
+    group::{MemberFailure, RankPhase},
+};
+
+use crate::{
+    groups::GroupView,
+    observed::{Node, Pod, PodPhase, Report},
+    time::{self, Millis},
+};
+
+/// A supervisor that was not reachable for this long says nothing about the present.
+pub const STALE_AFTER: Millis = 10_000;
+/// Longest wait between replacements.
+const LONGEST_BACKOFF: Millis = 300_000;
+
+/// How a member was lost.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Loss {
+    /// Deleted, Evicted, Exited, NodeLost, Stalled, Unreachable.
+    pub reason: &'static str,
+    /// Exit code of its container.
+    pub exit_code: Option<i32>,
+    /// Last words.
+    pub message: String,
+    /// Whether it counts against the budget: what the cluster does to a pod does not.
+    pub charged: bool,
+}
+
+impl Loss {
+    fn new(reason: &'static str, message: impl Into<String>, charged: bool) -> Self {
+        Self {
+            reason,
+            exit_code: None,
+            message: message.into(),
+            charged,
+        }
+    }
+}
+
+/// Whether a recorded member's pod is lost for good.
+#[must_use]
+pub fn loss(pod: Option<&Pod>, nodes: &BTreeMap<&str, &Node>) -> Option<Loss> {
+    let Some(pod) = pod else {
+        return Some(Loss::new("Deleted", "the pod was deleted", false));
+    };
+    if pod.evicted && (pod.deletion.is_some() || pod.phase.ended()) {
+        return Some(Loss::new("Evicted", "the pod was evicted", false));
+    }
+    if pod.deletion.is_some() {
+        return Some(Loss::new("Deleted", "the pod was deleted", false));
+    }
+    if pod.phase.ended() {
+        let exit = pod.exit.clone().unwrap_or_default();
+        let code = pod.exit.as_ref().map(|exit| exit.code);
+        let words = if exit.message.is_empty() {
+            exit.reason
+        } else {
+            exit.message
+        };
+        let message = words.trim().chars().take(512).collect::<String>();
+        return Some(Loss {
+            reason: "Exited",
+            exit_code: code,
+            message,
+            charged: true,
+        });
+    }
+    if let Some(node) = pod.node.as_deref().filter(|node| !nodes.contains_key(node)) {
+        return Some(Loss::new("NodeLost", format!("node {node} is gone"), false));
+    }
+    None
+}
+
+/// Who is to blame when a group's steps stand still: members by position in the view, and how they are lost.
+#[must_use]
+pub fn stalled(view: &GroupView<'_>, nodes: &BTreeMap<&str, &Node>, now: Millis) -> Vec<(usize, Loss)> {
+    if view.ready || !view.whole() {
+        return Vec::new();
+    }
+    let patience = view.spec().template.stall_timeout.millis().max(1);
+    let silent = silent(view, nodes, patience, now);
+    if silent.is_empty() {
+        lowest(view, patience, now).into_iter().collect()
+    } else {
+        silent
+    }
+}
+
+/// Members that cannot be reached. A node that is not ready costs nothing while its ranks still step; when they do not, and the
+/// supervisor is silent too, it is lost. On a ready node twice the patience must pass, and a peer must prove that the fault is not ours.
+fn silent(
+    view: &GroupView<'_>,
+    nodes: &BTreeMap<&str, &Node>,
+    patience: Millis,
+    now: Millis,
+) -> Vec<(usize, Loss)> {
+    let silence = |pod: &Pod| pod.report.as_ref().map(|report| now - report.alive_at);
+    let pods = || {
+        view.members
+            .iter()
+            .enumerate()
+            .filter_map(|(at, m)| Some((at, m.pod?)))
+    };
+    let peer_answers =
+        |at: usize| pods().any(|(other, pod)| other != at && silence(pod).is_some_and(|s| s <= STALE_AFTER));
+    pods()
+        .filter_map(|(at, pod)| {
+            let silence = silence(pod)?;
+            let node = pod.node.as_deref()?;
+            let node_ready = nodes.get(node).is_some_and(|node| node.ready);
+            let message = format!("no answer for {} s from node {node}", silence / 1000);
+            match node_ready {
+                false if silence > patience => Some((at, Loss::new("NodeLost", message, false))),
+                true if silence > 2 * patience && peer_answers(at) => {
+                    Some((at, Loss::new("Unreachable", message, true)))
+                }
+                _ => None,
+            }
+        })
+        .collect()
+}
+
+/// The member whose ranks are furthest behind, when they are behind everyone else; else it is a link, and nobody is to blame.
+fn lowest(view: &GroupView<'_>, patience: Millis, now: Millis) -> Option<(usize, Loss)> {
+    let mut progress = Vec::new();
+    let mut quiet = Millis::MAX;
+    for (at, member) in view.members.iter().enumerate() {
+        let report = fresh(member.pod?, now)?;
+        for rank in &report.ranks {
+            if !matches!(
+                rank.phase,
+                RankPhase::Connecting | RankPhase::Warming | RankPhase::Serving
+            ) {
+                return None;
+            }
+            if let Some(idle) = rank.idle_millis {
+                quiet = quiet.min(idle + (now - report.received_at));
+            }
+            progress.push(((report.generation, rank.epoch, rank.entered), at, rank.rank));
+        }
+    }
+    if quiet == Millis::MAX || quiet <= patience {
+        return None;
+    }
+    let behind = progress.iter().map(|(steps, ..)| *steps).min()?;
+    let mut blamed = progress.iter().filter(|(steps, ..)| *steps == behind);
+    let (_, at, rank) = *blamed.next()?;
+    let alone = blamed.all(|(_, other, _)| *other == at) && progress.iter().any(|(_, other, _)| *other != at);
+    alone.then(|| {
+        let message = format!(
+            "rank {rank} entered {} steps, fewer than its peers, and none was completed for {} s",
+            behind.2,
+            quiet / 1000
+        );
+        (at, Loss::new("Stalled", message, true))
+    })
+}
+
+/// The latest report of a pod, if it still speaks of the present.
+#[must_use]
+pub fn fresh(pod: &Pod, now: Millis) -> Option<&Report> {
+    pod.report
+        .as_ref()
+        .filter(|report| pod.phase == PodPhase::Running && now - report.alive_at <= STALE_AFTER)
+}
+
+/// Whether lost members may be replaced.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Permit {
+    /// At once.
+    Now,
+    /// Not before.
+    At(Millis),
+    /// The budget is spent until then.
+    SpentUntil(Millis),
+}
+
+/// Charged incidents within the window, oldest first. Members lost at one time are one incident.
+#[must_use]
+pub fn incidents(failures: &[MemberFailure], policy: &Recovery, now: Millis) -> Vec<Millis> {
+    let since = now - policy.restart_window.millis();
+    let times = failures
+        .iter()
+        .filter(|f| f.charged)
+        .map(|f| time::millis(&f.time))
+        .filter(|at| *at > since);
+    times.collect::<BTreeSet<_>>().into_iter().collect()
+}
+
+/// Whether the budget and the backoff allow a replacement.
+#[must_use]
+pub fn permit(failures: &[MemberFailure], policy: &Recovery, now: Millis) -> Permit {
+    let incidents = incidents(failures, policy, now);
+    let Some(last) = incidents.last() else {
+        return Permit::Now;
+    };
+    let budget = usize::try_from(policy.restart_budget).unwrap_or(0);
+    if incidents.len() > budget {
+        return Permit::SpentUntil(incidents[incidents.len() - budget - 1] + policy.restart_window.millis());
+    }
+    let doublings = u32::try_from(incidents.len().saturating_sub(2))
+        .unwrap_or(u32::MAX)
+        .min(20);
+    let wait = if incidents.len() < 2 {
+        0
+    } else {
+        (policy.backoff.millis() << doublings).min(LONGEST_BACKOFF)
+    };
+    if now >= last + wait {
+        Permit::Now
+    } else {
+        Permit::At(last + wait)
+    }
+}
+
+/// Nodes on which members failed within the window, for whatever reason that may lie in the node.
+#[must_use]
+pub fn avoid(failures: &[MemberFailure], policy: &Recovery, now: Millis) -> BTreeSet<String> {
+    let since = now - policy.restart_window.millis();
+    failures
+        .iter()
+        .filter(|f| time::millis(&f.time) > since && !matches!(f.reason.as_str(), "Deleted" | "Evicted"))
+        .filter_map(|f| f.node.clone())
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const T: Millis = 1_000_000_000;
+
+    fn failure(at: Millis, reason: &str, charged: bool) -> MemberFailure {
+        MemberFailure {
+            time: time::to_time(at),
+            index: 1,
+            attempt: 0,
+            node: Some("n1".into()),
+            reason: reason.into(),
+            exit_code: None,
+            message: String::new(),
+            charged,
+        }
+    }
+
+    fn policy(budget: i32) -> Recovery {
+        Recovery {
+            restart_budget: budget,
+            ..Recovery::default()
+        }
+    }
+
+    #[test]
+    fn the_first_replacement_is_free_and_then_waits_double() {
+        assert_eq!(permit(&[failure(T, "Exited", true)], &policy(10), T), Permit::Now);
+        let mut failures = vec![failure(T, "Exited", true), failure(T + 1000, "Exited", true)];
+        assert_eq!(permit(&failures, &policy(10), T + 1000), Permit::At(T + 11_000));
+        failures.push(failure(T + 20_000, "Exited", true));
+        assert_eq!(permit(&failures, &policy(10), T + 20_000), Permit::At(T + 40_000));
+        assert_eq!(permit(&failures, &policy(10), T + 40_000), Permit::Now);
+    }
+
+    #[test]
+    fn a_spent_budget_recovers_with_the_window() {
+        let failures = vec![failure(T, "Exited", true), failure(T + 5000, "Exited", true)];
+        assert_eq!(
+            permit(&failures, &policy(1), T + 5000),
+            Permit::SpentUntil(T + 3_600_000)
+        );
+        assert_eq!(permit(&failures, &policy(1), T + 3_600_000), Permit::Now);
+        assert_eq!(
+            permit(&[failure(T, "Exited", true)], &policy(0), T),
+            Permit::SpentUntil(T + 3_600_000)
+        );
+    }
+
+    #[test]
+    fn evictions_are_not_charged_and_members_lost_together_are_one_incident() {
+        let failures = vec![
+            failure(T, "Evicted", false),
+            failure(T, "Exited", true),
+            failure(T, "Exited", true),
+        ];
+        assert_eq!(incidents(&failures, &policy(1), T), vec![T]);
+        assert_eq!(permit(&failures, &policy(1), T), Permit::Now);
+    }
+
+    #[test]
+    fn nodes_of_deleted_pods_are_not_avoided() {
+        assert!(avoid(&[failure(T, "Deleted", false)], &policy(1), T).is_empty());
+        assert!(avoid(&[failure(T, "Unschedulable", false)], &policy(1), T).contains("n1"));
+    }
+}

@@ -1,0 +1,214 @@
+//! The template of new groups, and a digest that changes exactly when a user changed what pods are made from.
+//!
+//! The digest is taken over a semantic, versioned view of the user's own words: defaults that the operator resolves (its worker image,
+//! sizes that follow from the checkpoint) are not in it, so that upgrading the operator rolls nobody's pods. When a field is
+//! added to the API, it enters the view only where it differs from its default.
+
+use std::collections::BTreeMap;
+
+use llamero_api::{
+    LlamaDeployment, LlamaDeploymentSpec,
+    deployment::{PlanStatus, Resources as WorkerResources, TopologyPolicy},
+    group::GroupTemplate,
+    quantity,
+};
+use serde_json::{Map, Value, json};
+use sha2::{Digest, Sha256};
+
+use crate::{observed::Settings, resources};
+
+/// Digest of the template, ten hexadecimal digits.
+#[must_use]
+pub fn digest(spec: &LlamaDeploymentSpec, model_name: &str) -> String {
+    hex(&view(spec, model_name), 10)
+}
+
+/// Digest of the source and split that an inspection looks into, eight hexadecimal digits.
+#[must_use]
+pub fn inspect_key(spec: &LlamaDeploymentSpec) -> String {
+    hex(
+        &json!({"version": 1, "source": value(&spec.model.source), "tensor": spec.parallelism.tensor}),
+        8,
+    )
+}
+
+/// The snapshot that a new group keeps.
+#[must_use]
+pub fn template(object: &LlamaDeployment, plan: &PlanStatus, settings: &Settings) -> GroupTemplate {
+    let spec = &object.spec;
+    let mut worker = spec.worker.clone();
+    worker.image.get_or_insert_with(|| settings.worker_image.clone());
+    let resources = worker.resources.get_or_insert_with(WorkerResources::default);
+    let accelerator_resource = spec.accelerator.as_ref().and_then(|a| a.resource.clone());
+    let names_memory = resources.requests.contains_key(resources::MEMORY)
+        || resources.limits.contains_key(resources::MEMORY);
+    if !names_memory && accelerator_resource.is_none() {
+        let bytes = plan
+            .memory_bytes_per_rank
+            .saturating_mul(i64::from(plan.ranks_per_pod.max(1)));
+        resources
+            .requests
+            .insert(resources::MEMORY.to_owned(), quantity::bytes(bytes));
+    }
+    GroupTemplate {
+        model_name: object.model_name().to_owned(),
+        source: spec.model.source.clone(),
+        max_context_length: plan.max_context_length,
+        tensor: spec.parallelism.tensor,
+        pipeline: spec.parallelism.pipeline,
+        ranks_per_pod: plan.ranks_per_pod,
+        accelerator_resource,
+        kv_bytes_per_rank: plan.kv_bytes_per_rank,
+        weight_bytes_per_rank: plan.weight_bytes_per_rank,
+        topology_key: spec.placement.topology_key.clone(),
+        topology_policy: spec.placement.policy,
+        stall_timeout: spec.recovery.stall_timeout,
+        engine: spec.engine.clone(),
+        worker,
+    }
+}
+
+fn view(spec: &LlamaDeploymentSpec, model_name: &str) -> Value {
+    let amount = |q: Option<&k8s_openapi::apimachinery::pkg::api::resource::Quantity>| {
+        q.and_then(|q| quantity::milli(q).ok())
+    };
+    let mut worker = value(&spec.worker);
+    if let (Some(map), Some(resources)) = (worker.as_object_mut(), &spec.worker.resources) {
+        let amounts = |map| {
+            resources::Resources::from_quantities(map)
+                .iter()
+                .map(|(n, a)| (n.to_owned(), json!(a)))
+                .collect::<Map<_, _>>()
+        };
+        map.insert(
+            "resources".into(),
+            json!({"requests": amounts(&resources.requests), "limits": amounts(&resources.limits)}),
+        );
+    }
+    let mut engine = value(&spec.engine);
+    if let Some(map) = engine.as_object_mut() {
+        let kv = spec
+            .engine
+            .kv_cache
+            .as_ref()
+            .and_then(|kv| amount(kv.memory.as_ref()));
+        map.insert("kvCache".into(), json!({"memory": kv}));
+    }
+    let accelerator = spec.accelerator.as_ref();
+    json!({
+        "version": 1,
+        "modelName": model_name,
+        "source": value(&spec.model.source),
+        "maxContextLength": spec.model.max_context_length,
+        "tensor": spec.parallelism.tensor,
+        "pipeline": spec.parallelism.pipeline,
+        "ranksPerPod": spec.ranks_per_pod(),
+        "acceleratorResource": accelerator.and_then(|a| a.resource.as_deref()),
+        "acceleratorMemory": accelerator.and_then(|a| amount(a.memory.as_ref())),
+        "topologyKey": spec.placement.topology_key,
+        "topologyRequired": (spec.placement.policy == TopologyPolicy::Required).then_some(true),
+        "stallTimeout": spec.recovery.stall_timeout.millis(),
+        "engine": engine,
+        "worker": worker,
+    })
+}
+
+/// Types of the API always have a JSON form; null stands in so that this stays total.
+fn value<T: serde::Serialize>(part: &T) -> Value {
+    serde_json::to_value(part).unwrap_or(Value::Null)
+}
+
+fn hex(view: &Value, digits: usize) -> String {
+    let canonical = prune(view.clone()).map(|v| v.to_string()).unwrap_or_default();
+    let mut text: String = Sha256::digest(canonical)
+        .iter()
+        .map(|byte| format!("{byte:02x}"))
+        .collect();
+    text.truncate(digits);
+    text
+}
+
+/// Without nulls and empty containers: absent and empty mean the same. Keys go in sorted, whatever order the map type keeps.
+fn prune(value: Value) -> Option<Value> {
+    match value {
+        Value::Null => None,
+        Value::Object(map) => {
+            let kept: Map<_, _> = map
+                .into_iter()
+                .filter_map(|(key, v)| Some((key, prune(v)?)))
+                .collect();
+            (!kept.is_empty()).then_some(Value::Object(kept))
+        }
+        Value::Array(items) => {
+            let kept: Vec<_> = items.into_iter().filter_map(prune).collect();
+            (!kept.is_empty()).then_some(Value::Array(kept))
+        }
+        other => Some(other),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn spec(change: impl FnOnce(&mut Value)) -> LlamaDeploymentSpec {
+        let mut whole = json!({
+            "model": {"source": {"hostPath": {"path": "/m"}}},
+            "parallelism": {"tensor": 2},
+            "worker": {"resources": {"requests": {"cpu": "1", "memory": "1Gi"}}}
+        });
+        change(&mut whole);
+        serde_json::from_value(whole).unwrap()
+    }
+
+    /// A change of this value rolls every user's pods when the operator is upgraded.
+    #[test]
+    fn digest_is_golden() {
+        assert_eq!(digest(&spec(|_| {}), "llama"), "0fc80c83b0");
+    }
+
+    #[test]
+    fn other_words_for_the_same_are_the_same() {
+        let base = digest(&spec(|_| {}), "llama");
+        let same: [fn(&mut Value); 5] = [
+            |s| s["worker"]["resources"]["requests"]["memory"] = json!("1024Mi"),
+            |s| s["worker"]["resources"]["requests"]["cpu"] = json!("1000m"),
+            |s| s["worker"]["tolerations"] = json!([]),
+            |s| s["parallelism"]["pipeline"] = json!(1),
+            |s| s["accelerator"] = json!({"perNode": 1}),
+        ];
+        for change in same {
+            assert_eq!(digest(&spec(change), "llama"), base);
+        }
+    }
+
+    #[test]
+    fn what_pods_do_not_see_changes_nothing() {
+        let base = digest(&spec(|_| {}), "llama");
+        let same: [fn(&mut Value); 4] = [
+            |s| s["replicas"] = json!(5),
+            |s| s["autoscaling"] = json!({"maxReplicas": 5}),
+            |s| s["placement"] = json!({"deadline": "9m"}),
+            |s| s["rollout"] = json!({"paused": true}),
+        ];
+        for change in same {
+            assert_eq!(digest(&spec(change), "llama"), base);
+        }
+    }
+
+    #[test]
+    fn what_pods_see_changes_it() {
+        let base = digest(&spec(|_| {}), "llama");
+        let other: [fn(&mut Value); 5] = [
+            |s| s["worker"]["image"] = json!("worker:2"),
+            |s| s["worker"]["resources"]["requests"]["cpu"] = json!("2"),
+            |s| s["parallelism"]["tensor"] = json!(4),
+            |s| s["model"]["maxContextLength"] = json!(512),
+            |s| s["recovery"] = json!({"stallTimeout": "5s"}),
+        ];
+        for change in other {
+            assert_ne!(digest(&spec(change), "llama"), base);
+        }
+        assert_ne!(digest(&spec(|_| {}), "another"), base);
+    }
+}

@@ -1,0 +1,332 @@
+//! From a checkpoint's headers to memory per rank, or a refusal that says what would fit, before any accelerator is taken.
+
+use llamero_api::{
+    CheckpointSummary, LlamaDeploymentSpec,
+    deployment::PlanStatus,
+    quantity::{self, human},
+    summary::ShardPlan,
+};
+
+use crate::{
+    observed::Node,
+    resources::{self, Resources},
+};
+
+/// Memory of a CPU rank beside weights and cache: activations, buffers, the process itself.
+const CPU_WORKSPACE: i64 = 256 << 20;
+/// Memory of a device beside weights and cache: context, kernels, workspace, collective buffers.
+const DEVICE_WORKSPACE: i64 = 2 << 30;
+/// Full contexts that the cache of a CPU rank holds when memory allows more.
+const CPU_SEQUENCES: i64 = 16;
+/// Full contexts that the cache holds when nobody said how much memory there is.
+const UNKNOWN_MEMORY_SEQUENCES: i64 = 4;
+
+/// What is known of the memory that a rank may use.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Budget {
+    bytes: Option<i64>,
+    /// Which field says so.
+    field: &'static str,
+    workspace: i64,
+    device: bool,
+}
+
+/// Sizes a group. `fits: false` comes with a message that says why and what would fit.
+#[must_use]
+pub fn plan(spec: &LlamaDeploymentSpec, summary: &CheckpointSummary, nodes: &[Node]) -> PlanStatus {
+    let context = spec
+        .model
+        .max_context_length
+        .unwrap_or(summary.max_position_embeddings);
+    let mut plan = PlanStatus {
+        ranks: spec.ranks(),
+        nodes: spec.pods(),
+        ranks_per_pod: spec.ranks_per_pod(),
+        max_context_length: context,
+        ..PlanStatus::default()
+    };
+    match size(spec, summary, &budget(spec, nodes), context, &mut plan) {
+        Ok(note) => {
+            plan.fits = true;
+            plan.message = note;
+        }
+        Err(refusal) => plan.message = refusal,
+    }
+    plan
+}
+
+fn size(
+    spec: &LlamaDeploymentSpec,
+    summary: &CheckpointSummary,
+    budget: &Budget,
+    context: i64,
+    plan: &mut PlanStatus,
+) -> Result<String, String> {
+    if context > summary.max_position_embeddings {
+        return Err(format!(
+            "model.maxContextLength is {context}, but the checkpoint was made for at most {}: lower model.maxContextLength",
+            summary.max_position_embeddings
+        ));
+    }
+    let tensor = i64::from(spec.parallelism.tensor);
+    let Some(shard) = summary.plans.iter().find(|shard| shard.tensor == tensor) else {
+        let usable: Vec<String> = summary
+            .plans
+            .iter()
+            .map(|shard| shard.tensor.to_string())
+            .collect();
+        let why = summary
+            .problem
+            .clone()
+            .unwrap_or_else(|| format!("the checkpoint cannot be split over {tensor} ranks"));
+        return Err(format!("{why}; parallelism.tensor can be {}", usable.join(", ")));
+    };
+    plan.weight_bytes_per_rank = shard.weight_bytes_per_rank;
+    plan.kv_bytes_per_token_per_rank = shard.kv_bytes_per_token_per_rank;
+
+    let one_context = context.saturating_mul(shard.kv_bytes_per_token_per_rank);
+    let wanted = spec
+        .engine
+        .kv_cache
+        .as_ref()
+        .and_then(|kv| kv.memory.as_ref())
+        .and_then(|m| quantity::units(m).ok());
+    if let Some(wanted) = wanted.filter(|wanted| *wanted < one_context) {
+        return Err(format!(
+            "engine.kvCache.memory is {}, but one context of {context} tokens takes {} on each rank: raise it, or lower model.maxContextLength",
+            human(wanted),
+            human(one_context)
+        ));
+    }
+    let fixed = shard.weight_bytes_per_rank.saturating_add(budget.workspace);
+    let at_least = fixed.saturating_add(wanted.unwrap_or(one_context));
+    if let Some(bytes) = budget.bytes.filter(|bytes| *bytes < at_least) {
+        return Err(format!(
+            "a rank needs {} (weights {}, keys and values {}, workspace {}), but {} gives it {}; {}",
+            human(at_least),
+            human(shard.weight_bytes_per_rank),
+            human(wanted.unwrap_or(one_context)),
+            human(budget.workspace),
+            budget.field,
+            human(bytes),
+            what_would_fit(summary, shard, budget.workspace, bytes, context)
+        ));
+    }
+    let sequences = |n: i64| n.max(1).saturating_mul(one_context);
+    let max_sequences = spec.engine.max_sequences.map_or(CPU_SEQUENCES, i64::from);
+    plan.kv_bytes_per_rank = match (wanted, budget.bytes) {
+        (Some(wanted), _) => wanted,
+        (None, Some(bytes)) if budget.device => bytes - fixed,
+        (None, Some(bytes)) => (bytes - fixed).min(sequences(max_sequences)),
+        // A device whose memory nobody knows: the worker measures it.
+        (None, None) if budget.device => 0,
+        (None, None) => sequences(max_sequences.min(UNKNOWN_MEMORY_SEQUENCES)),
+    };
+    plan.kv_tokens = plan.kv_bytes_per_rank / shard.kv_bytes_per_token_per_rank.max(1);
+    plan.memory_bytes_per_rank = fixed.saturating_add(plan.kv_bytes_per_rank);
+    Ok(match budget.bytes {
+        None if budget.device => {
+            "the memory of the device is not known, so it was not checked that the model fits: set accelerator.memory".to_owned()
+        }
+        _ => String::new(),
+    })
+}
+
+fn what_would_fit(
+    summary: &CheckpointSummary,
+    shard: &ShardPlan,
+    workspace: i64,
+    bytes: i64,
+    context: i64,
+) -> String {
+    let need = |plan: &ShardPlan, tokens: i64| {
+        plan.weight_bytes_per_rank
+            .saturating_add(workspace)
+            .saturating_add(tokens.saturating_mul(plan.kv_bytes_per_token_per_rank))
+    };
+    let mut offers = Vec::new();
+    let larger = summary
+        .plans
+        .iter()
+        .filter(|plan| plan.tensor > shard.tensor && need(plan, context) <= bytes);
+    if let Some(plan) = larger.min_by_key(|plan| plan.tensor) {
+        offers.push(format!("parallelism.tensor {}", plan.tensor));
+    }
+    let rest = bytes - need(shard, 0);
+    let tokens = rest / shard.kv_bytes_per_token_per_rank.max(1);
+    if tokens >= 256 {
+        offers.push(format!("model.maxContextLength {}", tokens - tokens % 256));
+    }
+    offers.push(format!("{} a rank", human(need(shard, context))));
+    format!("what would fit: {}", offers.join(", or "))
+}
+
+fn budget(spec: &LlamaDeploymentSpec, nodes: &[Node]) -> Budget {
+    let accelerator = spec.accelerator.as_ref();
+    if let Some(name) = accelerator.and_then(|a| a.resource.as_deref()) {
+        let stated = accelerator
+            .and_then(|a| a.memory.as_ref())
+            .and_then(|m| quantity::units(m).ok());
+        return Budget {
+            bytes: stated.or_else(|| device_memory(nodes, name)),
+            field: if stated.is_some() {
+                "accelerator.memory"
+            } else {
+                "the nodes' label nvidia.com/gpu.memory"
+            },
+            workspace: DEVICE_WORKSPACE,
+            device: true,
+        };
+    }
+    let resources = spec.worker.resources.as_ref();
+    let of = |map: Option<Resources>| map.map(|r| r.get(resources::MEMORY)).filter(|bytes| *bytes > 0);
+    let limit = of(resources.map(|r| Resources::from_quantities(&r.limits)));
+    let request = of(resources.map(|r| Resources::from_quantities(&r.requests)));
+    Budget {
+        bytes: limit
+            .or(request)
+            .map(|bytes| bytes / i64::from(spec.ranks_per_pod())),
+        field: if limit.is_some() {
+            "worker.resources.limits.memory"
+        } else {
+            "worker.resources.requests.memory"
+        },
+        workspace: CPU_WORKSPACE,
+        device: false,
+    }
+}
+
+/// Memory of the smallest device of this kind, from the label that NVIDIA's feature discovery writes in MiB.
+fn device_memory(nodes: &[Node], resource: &str) -> Option<i64> {
+    nodes
+        .iter()
+        .filter(|node| node.allocatable.get(resource) > 0)
+        .filter_map(|node| {
+            node.labels
+                .get("nvidia.com/gpu.memory")?
+                .parse::<i64>()
+                .ok()?
+                .checked_mul(1 << 20)
+        })
+        .min()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    fn spec(value: serde_json::Value) -> LlamaDeploymentSpec {
+        let mut whole = json!({"model": {"source": {"hostPath": {"path": "/m"}}, "maxContextLength": 4096}, "parallelism": {"tensor": 2}});
+        for (key, part) in value.as_object().unwrap() {
+            whole[key] = part.clone();
+        }
+        serde_json::from_value(whole).unwrap()
+    }
+
+    /// 70 GiB of weights, 1 MiB of cache a token, at TP 1.
+    fn summary() -> CheckpointSummary {
+        let plans = [1, 2, 4, 8].map(|tensor| ShardPlan {
+            tensor,
+            weight_bytes_per_rank: (70 << 30) / tensor,
+            kv_bytes_per_token_per_rank: (1 << 20) / tensor,
+        });
+        CheckpointSummary {
+            format_version: 1,
+            architecture: "LlamaForCausalLM".into(),
+            hidden_size: 8192,
+            layers: 80,
+            q_heads: 64,
+            kv_heads: 8,
+            head_dim: 128,
+            ffn_size: 28672,
+            vocab_size: 128_256,
+            max_position_embeddings: 8192,
+            weights: "fp8".into(),
+            quantization: None,
+            parameters: 70 << 30,
+            checkpoint_bytes: 70 << 30,
+            plans: plans.to_vec(),
+            problem: Some("tensor 3 does not divide".into()),
+        }
+    }
+
+    #[test]
+    fn a_device_with_room_gives_the_rest_to_the_cache() {
+        let plan = plan(
+            &spec(json!({"accelerator": {"resource": "nvidia.com/gpu", "memory": "48Gi"}})),
+            &summary(),
+            &[],
+        );
+        assert!(plan.fits, "{}", plan.message);
+        assert_eq!(plan.kv_bytes_per_rank, (48 - 35 - 2) << 30);
+        assert_eq!(plan.kv_tokens, 11 << 11);
+        assert_eq!((plan.ranks, plan.nodes), (2, 2));
+    }
+
+    #[test]
+    fn a_refusal_says_what_would_fit() {
+        let refused = plan(
+            &spec(json!({"accelerator": {"resource": "nvidia.com/gpu", "memory": "38Gi"}})),
+            &summary(),
+            &[],
+        );
+        assert!(!refused.fits);
+        assert_eq!(
+            refused.message,
+            "a rank needs 39.0 GiB (weights 35.0 GiB, keys and values 2.0 GiB, workspace 2.0 GiB), but accelerator.memory gives it 38.0 GiB; \
+             what would fit: parallelism.tensor 4, or model.maxContextLength 2048, or 39.0 GiB a rank"
+        );
+    }
+
+    #[test]
+    fn an_unusable_split_names_the_usable_ones() {
+        let refused = plan(&spec(json!({"parallelism": {"tensor": 3}})), &summary(), &[]);
+        assert_eq!(
+            refused.message,
+            "tensor 3 does not divide; parallelism.tensor can be 1, 2, 4, 8"
+        );
+    }
+
+    #[test]
+    fn a_context_beyond_the_checkpoint_is_refused() {
+        let model = json!({"model": {"source": {"hostPath": {"path": "/m"}}, "maxContextLength": 9000}});
+        assert!(
+            plan(&spec(model), &summary(), &[])
+                .message
+                .contains("at most 8192")
+        );
+    }
+
+    #[test]
+    fn memory_of_devices_comes_from_node_labels() {
+        let node = Node {
+            labels: [("nvidia.com/gpu.memory".into(), (48 << 10).to_string())].into(),
+            allocatable: Resources::new().with("nvidia.com/gpu", 8),
+            ..Node::default()
+        };
+        let sized = plan(
+            &spec(json!({"accelerator": {"resource": "nvidia.com/gpu"}})),
+            &summary(),
+            &[node],
+        );
+        assert_eq!(sized.kv_bytes_per_rank, 11 << 30);
+        let unknown = plan(
+            &spec(json!({"accelerator": {"resource": "nvidia.com/gpu"}})),
+            &summary(),
+            &[],
+        );
+        assert!(unknown.fits && unknown.message.contains("set accelerator.memory"));
+    }
+
+    #[test]
+    fn a_cpu_rank_without_limit_asks_for_what_it_needs() {
+        let sized = plan(&spec(json!({})), &summary(), &[]);
+        assert!(sized.fits);
+        assert_eq!(sized.kv_tokens, 4 * 4096);
+        assert_eq!(
+            sized.memory_bytes_per_rank,
+            (35 << 30) + (8 << 30) + CPU_WORKSPACE
+        );
+    }
+}

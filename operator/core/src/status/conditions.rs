@@ -1,0 +1,285 @@
+//! Accepted, Placed, Ready, Progressing, Degraded: reason and a message that a human can act on.
+
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
+use llamero_api::{
+    deployment::{condition, reason},
+    group::{GroupPhase, RankPhase},
+};
+
+use super::Row;
+use crate::{
+    groups::MemberView,
+    observed::Deployment,
+    plan::{Acceptance, Verdict},
+    time::{self, Millis},
+};
+
+/// What conditions are made from.
+#[derive(Clone, Copy, Debug)]
+pub struct Facts<'a> {
+    /// What was observed.
+    pub deployment: &'a Deployment,
+    /// What was decided.
+    pub verdict: &'a Verdict,
+    /// Its groups.
+    pub rows: &'a [Row<'a>],
+    /// Groups that serve.
+    pub ready: i32,
+}
+
+/// Status, reason and message of a condition.
+struct Finding(&'static str, &'static str, String);
+
+fn yes(reason: &'static str, message: impl Into<String>) -> Finding {
+    Finding("True", reason, message.into())
+}
+
+fn no(reason: &'static str, message: impl Into<String>) -> Finding {
+    Finding("False", reason, message.into())
+}
+
+/// All conditions; the time of a transition is kept while the status of a condition stays.
+#[must_use]
+pub fn all(facts: &Facts<'_>, previous: &[Condition], now: Millis) -> Vec<Condition> {
+    let generation = facts.deployment.object.metadata.generation;
+    [
+        (condition::ACCEPTED, accepted(facts)),
+        (condition::PLACED, placed(facts)),
+        (condition::READY, ready(facts)),
+        (condition::PROGRESSING, progressing(facts)),
+        (condition::DEGRADED, degraded(facts)),
+    ]
+    .into_iter()
+    .map(|(type_, Finding(status, reason, message))| {
+        let kept = previous.iter().find(|c| c.type_ == type_ && c.status == status);
+        Condition {
+            type_: type_.to_owned(),
+            status: status.to_owned(),
+            reason: reason.to_owned(),
+            // The API server takes 32768 characters.
+            message: message.chars().take(4096).collect(),
+            observed_generation: generation,
+            last_transition_time: kept.map_or_else(|| time::to_time(now), |c| c.last_transition_time.clone()),
+        }
+    })
+    .collect()
+}
+
+/// What a human should read first.
+#[must_use]
+pub fn headline(conditions: &[Condition]) -> String {
+    const ORDER: [(&str, &str); 5] = [
+        (condition::ACCEPTED, "False"),
+        (condition::DEGRADED, "True"),
+        (condition::PLACED, "False"),
+        (condition::READY, "False"),
+        (condition::PROGRESSING, "True"),
+    ];
+    ORDER
+        .iter()
+        .find_map(|(type_, status)| {
+            conditions
+                .iter()
+                .find(|c| c.type_ == *type_ && c.status == *status && !c.message.is_empty())
+        })
+        .map(|c| c.message.clone())
+        .unwrap_or_default()
+}
+
+fn accepted(facts: &Facts<'_>) -> Finding {
+    match &facts.verdict.acceptance {
+        Acceptance::Accepted => {
+            let plan = facts.verdict.plan.as_ref();
+            yes(
+                reason::AS_WANTED,
+                plan.map(|plan| plan.message.clone()).unwrap_or_default(),
+            )
+        }
+        Acceptance::Inspecting(waiting) if waiting.is_empty() => Finding(
+            "Unknown",
+            reason::INSPECTING,
+            "reading the checkpoint's headers".to_owned(),
+        ),
+        Acceptance::Inspecting(waiting) => Finding(
+            "Unknown",
+            reason::INSPECTING,
+            format!("the pod that reads the checkpoint's headers does not start: {waiting}"),
+        ),
+        Acceptance::Unreadable(error) => no(reason::SOURCE_UNREADABLE, error.clone()),
+        Acceptance::Refused(why) => no(reason::DOES_NOT_FIT, why.clone()),
+    }
+}
+
+fn wanted<'a>(facts: &'a Facts<'_>) -> impl Iterator<Item = &'a Row<'a>> {
+    facts.rows.iter().filter(|row| row.view.wanted())
+}
+
+fn placed(facts: &Facts<'_>) -> Finding {
+    if facts.verdict.desired == 0 {
+        return yes(reason::SCALED_TO_ZERO, "no group is wanted");
+    }
+    if let Some((group, missing)) = facts.verdict.no_room.iter().next() {
+        return no(reason::NO_ROOM, format!("group {group} {missing}"));
+    }
+    let open = |row: &&Row<'_>| {
+        row.view
+            .members
+            .iter()
+            .any(|m: &MemberView<'_>| m.unplaced() || !m.scheduled())
+    };
+    if let Some(row) = wanted(facts).find(open) {
+        let taken_back =
+            row.view.spec().placement_failures > 0 && row.view.members.iter().any(MemberView::unplaced);
+        let reason = if taken_back {
+            reason::DEADLINE_EXCEEDED
+        } else {
+            reason::PLACING
+        };
+        return no(
+            reason,
+            format!("group {}: {}", row.view.key.name, row.status.message),
+        );
+    }
+    if wanted(facts).count() < usize::try_from(facts.verdict.desired).unwrap_or(0) {
+        return no(reason::PLACING, not_yet(facts));
+    }
+    yes(reason::AS_WANTED, "")
+}
+
+/// Why there are fewer groups than are wanted.
+fn not_yet(facts: &Facts<'_>) -> String {
+    match facts.verdict.acceptance {
+        Acceptance::Accepted => "groups are being created".to_owned(),
+        _ => "no group is made before the checkpoint is known to fit".to_owned(),
+    }
+}
+
+fn ready(facts: &Facts<'_>) -> Finding {
+    let desired = facts.verdict.desired;
+    if facts.ready >= desired {
+        return if desired == 0 {
+            yes(reason::SCALED_TO_ZERO, "a request wakes a group")
+        } else {
+            yes(reason::AS_WANTED, "")
+        };
+    }
+    let row = wanted(facts).find(|row| !row.status.ready);
+    let reason = match row.map(|row| row.status.phase) {
+        Some(GroupPhase::Failed) => reason::RESTART_BUDGET_SPENT,
+        Some(GroupPhase::Recovering) => reason::RECOVERING,
+        Some(GroupPhase::Pending | GroupPhase::Placing) => reason::PLACING,
+        Some(_) => reason::STARTING,
+        None if matches!(facts.verdict.acceptance, Acceptance::Inspecting(_)) => reason::INSPECTING,
+        None => reason::PLACING,
+    };
+    let detail = row.map_or_else(
+        || not_yet(facts),
+        |row| {
+            format!(
+                "group {} is {}: {}",
+                row.view.key.name,
+                row.status.phase.as_str(),
+                row.status.message
+            )
+        },
+    );
+    no(
+        reason,
+        format!("{} of {desired} groups serve; {detail}", facts.ready),
+    )
+}
+
+fn progressing(facts: &Facts<'_>) -> Finding {
+    let rows = facts.rows;
+    let outdated = wanted(facts)
+        .filter(|row| row.view.spec().revision != facts.verdict.revision)
+        .count();
+    if outdated > 0 && facts.verdict.acceptance == Acceptance::Accepted {
+        return if facts.deployment.object.spec.rollout.paused {
+            no(
+                reason::PAUSED,
+                format!(
+                    "{outdated} groups are of an older revision; set rollout.paused to false to replace them"
+                ),
+            )
+        } else {
+            yes(
+                reason::ROLLING_OUT,
+                format!("{outdated} groups are of an older revision"),
+            )
+        };
+    }
+    if rows.iter().any(|row| !row.view.wanted()) {
+        return yes(reason::SCALING_DOWN, "groups finish what they run and go");
+    }
+    match &facts.verdict.acceptance {
+        Acceptance::Inspecting(_) => return yes(reason::INSPECTING, "reading the checkpoint's headers"),
+        Acceptance::Unreadable(_) => {
+            return no(
+                reason::SOURCE_UNREADABLE,
+                "waits for the source or the specification to change",
+            );
+        }
+        Acceptance::Refused(_) => return no(reason::DOES_NOT_FIT, "waits for the specification to change"),
+        Acceptance::Accepted => {}
+    }
+    if facts.ready >= facts.verdict.desired {
+        return no(reason::AS_WANTED, "");
+    }
+    let phases = || wanted(facts).map(|row| row.status.phase);
+    if phases().any(|phase| phase == GroupPhase::Recovering) {
+        yes(reason::RECOVERING, "a member is being replaced")
+    } else if !facts.verdict.no_room.is_empty() {
+        no(reason::NO_ROOM, "waits for room; nothing is held meanwhile")
+    } else if phases().any(|phase| phase == GroupPhase::Failed) {
+        no(
+            reason::RESTART_BUDGET_SPENT,
+            "waits until failures are old enough to be forgiven, or for the specification to change",
+        )
+    } else if phases().any(|phase| matches!(phase, GroupPhase::Pending | GroupPhase::Placing)) {
+        yes(reason::PLACING, "pods are being placed")
+    } else {
+        yes(reason::STARTING, "groups start")
+    }
+}
+
+fn degraded(facts: &Facts<'_>) -> Finding {
+    let of = |row: &Row<'_>| format!("group {}: {}", row.view.key.name, row.status.message);
+    let find = |phase| wanted(facts).find(|row| row.status.phase == phase);
+    if let Some(row) = find(GroupPhase::Failed) {
+        return yes(reason::RESTART_BUDGET_SPENT, of(row));
+    }
+    if let Some(row) = find(GroupPhase::Recovering) {
+        return yes(reason::RECOVERING, of(row));
+    }
+    let stuck = |row: &&Row<'_>| {
+        let trouble = |words: &String| {
+            [
+                "ImagePull",
+                "ErrImage",
+                "CreateContainer",
+                "InvalidImage",
+                "RunContainer",
+            ]
+            .iter()
+            .any(|w| words.contains(w))
+        };
+        row.view
+            .members
+            .iter()
+            .filter_map(|m| m.pod?.waiting.as_ref())
+            .any(trouble)
+    };
+    if let Some(row) = wanted(facts).find(stuck) {
+        return yes(reason::PODS_NOT_STARTING, of(row));
+    }
+    if let Some(row) = wanted(facts).find(|row| {
+        row.status
+            .ranks
+            .iter()
+            .any(|rank| rank.phase == RankPhase::Failed)
+    }) {
+        return yes(reason::STARTING, of(row));
+    }
+    no(reason::AS_WANTED, "")
+}
