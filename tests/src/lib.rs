@@ -6,9 +6,11 @@
 //! | [`command`] | running a program and reporting its words when it fails |
 //! | [`paths`] | where things lie in the checkout |
 //! | [`poll`] | waiting for a condition with a deadline |
+//! | [`write_cutter`] | a proxy that cuts off a client of the API server after a chosen write |
 #![forbid(unsafe_code)]
 
 pub mod cluster;
 pub mod command;
 pub mod paths;
 pub mod poll;
+pub mod write_cutter;

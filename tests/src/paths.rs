@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 /// Top folder of the checkout.
 #[must_use]
-pub fn repository() -> &'static Path {
+pub fn root() -> &'static Path {
     let here = Path::new(env!("CARGO_MANIFEST_DIR"));
     here.parent().unwrap_or(here)
 }
@@ -12,19 +12,19 @@ pub fn repository() -> &'static Path {
 /// Folder of everything that is built or running; not under version control.
 #[must_use]
 pub fn local() -> PathBuf {
-    repository().join(".local")
+    root().join(".local")
 }
 
 /// Folder of the cluster's programs and of the tools (`kubectl`, `helm`, `grpcurl`).
 #[must_use]
-pub fn bin() -> PathBuf {
+pub fn binaries() -> PathBuf {
     local().join("bin")
 }
 
-/// Path of one program in [`bin`].
+/// Path of one program in [`binaries`].
 #[must_use]
 pub fn program(name: &str) -> PathBuf {
-    bin().join(name)
+    binaries().join(name)
 }
 
 /// Folder of the image archives that `make images` writes.

@@ -78,7 +78,7 @@ struct Target {
     container: Option<String>,
     /// Only processes whose command line holds this text
     #[arg(long)]
-    process_match: Option<String>,
+    process: Option<String>,
 }
 
 fn main() -> Result<()> {
@@ -163,7 +163,7 @@ fn find(target: &Target) -> Result<Vec<PodProcess>> {
             .as_ref()
             .is_none_or(|name| process.container == *name)
             && target
-                .process_match
+                .process
                 .as_ref()
                 .is_none_or(|text| process.command.contains(text))
     });

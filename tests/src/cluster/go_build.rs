@@ -122,11 +122,11 @@ pub fn require() -> Result<()> {
 }
 
 fn module(part: &Part) -> PathBuf {
-    paths::repository().join("tests/cluster").join(part.name)
+    paths::root().join("tests/cluster").join(part.name)
 }
 
 fn pins_file(part: &Part) -> PathBuf {
-    paths::bin().join(format!(".{}.pins", part.name))
+    paths::binaries().join(format!(".{}.pins", part.name))
 }
 
 /// Hash of all that decides what comes out of the compiler.
@@ -161,7 +161,7 @@ fn compile(part: &Part, title: &str) -> Result<()> {
     let total = command::output(&mut go(part, "list", &["-deps"]))?
         .lines()
         .count();
-    let folder = paths::bin().join(format!(".{}.new", part.name));
+    let folder = paths::binaries().join(format!(".{}.new", part.name));
     std::fs::create_dir_all(&folder)?;
     let mut build = go(
         part,
@@ -240,6 +240,6 @@ pub(super) fn search_path() -> String {
     let inherited = std::env::var("PATH").unwrap_or_default();
     format!(
         "{}:{inherited}:/usr/sbin:/sbin",
-        Path::new(&paths::bin()).display()
+        Path::new(&paths::binaries()).display()
     )
 }

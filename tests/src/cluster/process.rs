@@ -129,7 +129,7 @@ impl Daemon {
         )
     }
 
-    fn signal(&self, signal: Signal) {
+    pub(super) fn signal(&self, signal: Signal) {
         // Fails only when the process is gone, which is what the caller wants.
         let _ = pidfd_send_signal(&self.handle, signal);
     }

@@ -1,8 +1,12 @@
 //! Faults that can be caused, and that they end.
 
+use std::process::Command;
+
 use anyhow::{Context, Result, ensure};
 use llamero_tests::cluster::{Cluster, PodProcess, Signal};
-use llamero_tests::poll;
+use llamero_tests::command::output;
+use llamero_tests::write_cutter::WriteCutter;
+use llamero_tests::{paths, poll};
 use serde_json::Value;
 
 use crate::SOON;
@@ -29,7 +33,7 @@ pub(crate) fn processes_are_signalled(cluster: &Cluster, pods: &Pods) -> Result<
         "a process that has ended cannot be signalled"
     );
     ensure!(
-        crate::disturb::server(cluster, "first")?.pid != server.pid,
+        self::server(cluster, "first")?.pid != server.pid,
         "another process has taken over"
     );
     Ok(())
@@ -75,6 +79,45 @@ pub(crate) fn the_api_server_stops_and_starts(cluster: &Cluster, pods: &Pods) ->
     Ok(())
 }
 
+pub(crate) fn a_client_is_cut_off_after_a_write(cluster: &Cluster, pods: &Pods) -> Result<()> {
+    let cutter = WriteCutter::start(cluster.layout())?;
+    let create = |name: &str| {
+        let words = [
+            "--server",
+            &cutter.url(),
+            "--namespace",
+            NAMESPACE,
+            "create",
+            "configmap",
+            name,
+        ];
+        output(
+            Command::new(paths::program("kubectl"))
+                .args(["--kubeconfig", "/dev/null"])
+                .args(words),
+        )
+    };
+    create("before")?;
+    cutter.cut_after(2);
+    create("first")?;
+    ensure!(
+        create("second").is_err(),
+        "the answer to the last write is swallowed"
+    );
+    cutter.wait_for_cut(SOON)?;
+    ensure!(create("third").is_err(), "nothing passes after the cut");
+    let made = pods.run(&["get", "configmaps", "--output", "name"])?;
+    ensure!(
+        made.contains("second") && !made.contains("third"),
+        "what was passed on was done: {made}"
+    );
+    let paths: Vec<String> = cutter.writes().into_iter().map(|write| write.path).collect();
+    ensure!(paths.len() == 2, "both writes are told: {paths:?}");
+    cutter.open();
+    create("third")?;
+    Ok(())
+}
+
 pub(crate) fn a_cut_node_is_not_ready(cluster: &Cluster, pods: &Pods, node: &str) -> Result<()> {
     let url = pods.url("second")?;
     cluster.cut_link(node)?;
@@ -95,7 +138,7 @@ pub(crate) fn a_cut_node_is_not_ready(cluster: &Cluster, pods: &Pods, node: &str
 pub(crate) fn nodes_come_and_go(cluster: &Cluster, pods: &Pods) -> Result<()> {
     let node = cluster.add_node()?;
     let name = node.name();
-    cluster.import_image(&llamero_tests::paths::images().join("toolbox.tar"))?;
+    cluster.import_image(&paths::images().join("toolbox.tar"))?;
     pods.start("third", &name)?;
     ensure!(
         pods.fetch("first", &pods.url("third")?)?.trim() == "third",

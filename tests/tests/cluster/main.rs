@@ -49,6 +49,7 @@ fn checks(cluster: &Cluster) -> Result<()> {
     disturb::processes_are_signalled(cluster, &pods)?;
     disturb::extended_resources_come_and_go(cluster, &nodes[0])?;
     disturb::the_api_server_stops_and_starts(cluster, &pods)?;
+    disturb::a_client_is_cut_off_after_a_write(cluster, &pods)?;
     disturb::a_cut_node_is_not_ready(cluster, &pods, &nodes[1])?;
     disturb::nodes_come_and_go(cluster, &pods)
 }
