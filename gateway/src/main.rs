@@ -1,1 +1,106 @@
-fn main() {}
+//! `llamero-gateway`: reads its options and runs the gateway.
+
+use std::net::{IpAddr, Ipv6Addr, SocketAddr};
+use std::time::Duration;
+
+use anyhow::Context;
+use clap::Parser;
+use llamero_gateway::discovery::{fixed::FixedModel, kubernetes};
+use llamero_gateway::server::{Ending, Listeners, serve};
+use llamero_gateway::{Gateway, Settings};
+use tokio::net::TcpListener;
+use tokio::signal::unix::{SignalKind, signal};
+use tracing_subscriber::EnvFilter;
+
+/// One OpenAI-compatible address for all LlamaDeployments of a cluster.
+#[derive(Debug, Parser)]
+#[command(version)]
+struct Options {
+    /// Address to listen on; all interfaces unless told.
+    #[arg(long, env = "LLAMERO_LISTEN", default_value_t = IpAddr::V6(Ipv6Addr::UNSPECIFIED))]
+    listen: IpAddr,
+    /// Port of the OpenAI API.
+    #[arg(long, env = "LLAMERO_HTTP_PORT", default_value_t = 8000)]
+    http_port: u16,
+    /// Port of llamero.v1.Demand, for the operator.
+    #[arg(long, env = "LLAMERO_GRPC_PORT", default_value_t = llamero_api::labels::DEMAND_PORT)]
+    grpc_port: u16,
+    /// Port of /livez, /readyz and /metrics.
+    #[arg(long, env = "LLAMERO_HEALTH_PORT", default_value_t = 8081)]
+    health_port: u16,
+    /// Serve these leaders instead of watching Kubernetes: MODEL=IP:PORT[,IP:PORT…]. May be repeated.
+    #[arg(long = "static", value_name = "MODEL=IP:PORT,…")]
+    fixed: Vec<FixedModel>,
+    /// How long a request waits for a group of a deployment that has none ready.
+    #[arg(long, env = "LLAMERO_HOLD_TIMEOUT", default_value = "10m", value_parser = duration)]
+    hold_timeout: Duration,
+    /// Most requests that wait so, for each deployment; more are refused with 503.
+    #[arg(long, env = "LLAMERO_HOLD_LIMIT", default_value_t = 1000)]
+    hold_limit: u32,
+    /// How long a request that lost its leader waits for one that goes on with it.
+    #[arg(long, env = "LLAMERO_CONTINUATION_TIMEOUT", default_value = "2m", value_parser = duration)]
+    continuation_timeout: Duration,
+    /// Largest request body in bytes.
+    #[arg(long, env = "LLAMERO_BODY_LIMIT", default_value_t = 8 << 20)]
+    body_limit: usize,
+    /// After SIGTERM: pause before connections are refused.
+    #[arg(long, env = "LLAMERO_STOP_DELAY", default_value = "3s", value_parser = duration)]
+    stop_delay: Duration,
+    /// After SIGTERM: time for answers that still run.
+    #[arg(long, env = "LLAMERO_STOP_GRACE", default_value = "110s", value_parser = duration)]
+    stop_grace: Duration,
+}
+
+fn duration(text: &str) -> Result<Duration, String> {
+    let parsed: llamero_api::Duration = text.parse().map_err(|error| format!("{error}"))?;
+    Ok(Duration::from_millis(parsed.millis().unsigned_abs()))
+}
+
+#[tokio::main]
+async fn main() -> anyhow::Result<()> {
+    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info"));
+    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).init();
+    let options = Options::parse();
+    let gateway = Gateway::new(Settings {
+        hold_timeout: options.hold_timeout,
+        hold_limit: options.hold_limit,
+        continuation_timeout: options.continuation_timeout,
+        body_limit: options.body_limit,
+        ..Settings::default()
+    });
+    if options.fixed.is_empty() {
+        let client = kube::Client::try_default()
+            .await
+            .context("cannot reach Kubernetes; inside a cluster give the pod a service account, outside set KUBECONFIG, or use --static")?;
+        tokio::spawn(kubernetes::watch(client, gateway.clone()));
+    } else {
+        gateway.directory.publish(options.fixed.iter().map(FixedModel::found).collect());
+    }
+    let listeners = Listeners {
+        http: bind(options.listen, options.http_port).await?,
+        grpc: bind(options.listen, options.grpc_port).await?,
+        health: bind(options.listen, options.health_port).await?,
+    };
+    tracing::info!(port = options.http_port, "serving the OpenAI API");
+    let mut terminate = signal(SignalKind::terminate()).context("cannot handle SIGTERM")?;
+    let mut interrupt = signal(SignalKind::interrupt()).context("cannot handle SIGINT")?;
+    let stop = async move {
+        tokio::select! {
+            _ = terminate.recv() => {}
+            _ = interrupt.recv() => {}
+        }
+    };
+    serve(gateway, listeners, Ending { delay: options.stop_delay, grace: options.stop_grace }, stop).await?;
+    Ok(())
+}
+
+/// Hosts without IPv6 get the same on IPv4.
+async fn bind(listen: IpAddr, port: u16) -> anyhow::Result<TcpListener> {
+    let listener = match TcpListener::bind(SocketAddr::new(listen, port)).await {
+        Err(error) if listen == IpAddr::V6(Ipv6Addr::UNSPECIFIED) && error.kind() != std::io::ErrorKind::AddrInUse => {
+            TcpListener::bind(SocketAddr::from(([0, 0, 0, 0], port))).await
+        }
+        other => other,
+    };
+    listener.with_context(|| format!("cannot listen on port {port}; is another program using it?"))
+}

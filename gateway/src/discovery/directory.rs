@@ -1,0 +1,178 @@
+//! The present state of all deployments.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::sync::Arc;
+
+use tokio::sync::watch;
+
+use crate::upstream::Leader;
+
+/// Namespace and name of a `LlamaDeployment`.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct DeploymentKey {
+    /// `metadata.namespace`.
+    pub namespace: String,
+    /// `metadata.name`.
+    pub name: String,
+}
+
+impl std::fmt::Display for DeploymentKey {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{}/{}", self.namespace, self.name)
+    }
+}
+
+/// A deployment as discovery found it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Found {
+    /// Which one.
+    pub key: DeploymentKey,
+    /// The name clients ask for.
+    pub model: String,
+    /// Unix seconds.
+    pub created: i64,
+    /// Why no group will ever be ready unless somebody changes something; a request is then refused, not held.
+    pub problem: Option<String>,
+    /// `ip:port` of leaders that serve.
+    pub leaders: BTreeSet<String>,
+}
+
+/// A deployment with its live leaders.
+#[derive(Debug, Clone)]
+pub struct Deployment {
+    /// Which one.
+    pub key: DeploymentKey,
+    /// The name clients ask for.
+    pub model: String,
+    /// Unix seconds.
+    pub created: i64,
+    /// See [`Found::problem`].
+    pub problem: Option<String>,
+    /// Leaders that serve, by address.
+    pub leaders: Vec<Arc<Leader>>,
+}
+
+/// All deployments at one time.
+#[derive(Debug, Clone, Default)]
+pub struct Snapshot {
+    deployments: BTreeMap<DeploymentKey, Deployment>,
+    /// Whether discovery has seen everything once.
+    pub complete: bool,
+}
+
+impl Snapshot {
+    /// The deployment with this key.
+    #[must_use]
+    pub fn get(&self, key: &DeploymentKey) -> Option<&Deployment> {
+        self.deployments.get(key)
+    }
+
+    /// The deployment that serves a model. Of several, one that is ready goes before one that is not, then the oldest.
+    #[must_use]
+    pub fn by_model(&self, model: &str) -> Option<&Deployment> {
+        let candidates = self.deployments.values().filter(|deployment| deployment.model == model);
+        candidates.min_by_key(|found| (found.leaders.is_empty(), found.problem.is_some(), found.created))
+    }
+
+    /// All, by namespace and name.
+    pub fn deployments(&self) -> impl Iterator<Item = &Deployment> {
+        self.deployments.values()
+    }
+}
+
+/// Publishes snapshots. Leaders live on from one to the next while their address stays.
+#[derive(Debug)]
+pub struct Directory {
+    snapshot: watch::Sender<Arc<Snapshot>>,
+}
+
+impl Default for Directory {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl Directory {
+    /// An empty directory that is not complete.
+    #[must_use]
+    pub fn new() -> Self {
+        Self { snapshot: watch::Sender::new(Arc::default()) }
+    }
+
+    /// The present state.
+    #[must_use]
+    pub fn snapshot(&self) -> Arc<Snapshot> {
+        self.snapshot.borrow().clone()
+    }
+
+    /// Changes of the state.
+    #[must_use]
+    pub fn subscribe(&self) -> watch::Receiver<Arc<Snapshot>> {
+        self.snapshot.subscribe()
+    }
+
+    /// Replace the state. Addresses that cannot be dialled are left out with a warning.
+    pub fn publish(&self, found: Vec<Found>) {
+        let before = self.snapshot();
+        let known: HashMap<&str, &Arc<Leader>> = before
+            .deployments()
+            .flat_map(|deployment| deployment.leaders.iter())
+            .map(|leader| (leader.address(), leader))
+            .collect();
+        let live = |address: &String| match known.get(address.as_str()) {
+            Some(leader) => Some(Arc::clone(leader)),
+            None => match Leader::connect(address) {
+                Ok(leader) => Some(leader),
+                Err(error) => {
+                    tracing::warn!(%address, %error, "a group has an address that cannot be dialled");
+                    None
+                }
+            },
+        };
+        let deployments = found
+            .into_iter()
+            .map(|found| {
+                let leaders = found.leaders.iter().filter_map(live).collect();
+                let Found { key, model, created, problem, .. } = found;
+                (key.clone(), Deployment { key, model, created, problem, leaders })
+            })
+            .collect();
+        self.snapshot.send_replace(Arc::new(Snapshot { deployments, complete: true }));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn found(name: &str, model: &str, created: i64, leaders: &[&str]) -> Found {
+        Found {
+            key: DeploymentKey { namespace: "ns".to_owned(), name: name.to_owned() },
+            model: model.to_owned(),
+            created,
+            problem: None,
+            leaders: leaders.iter().map(|&address| address.to_owned()).collect(),
+        }
+    }
+
+    #[tokio::test]
+    async fn leaders_outlive_snapshots_by_address() {
+        let directory = Directory::new();
+        directory.publish(vec![found("a", "m", 1, &["127.0.0.1:9", "127.0.0.1:10"])]);
+        let first = directory.snapshot().by_model("m").unwrap().leaders.clone();
+        directory.publish(vec![found("a", "m", 1, &["127.0.0.1:9", "not an address"])]);
+        let second = directory.snapshot().by_model("m").unwrap().leaders.clone();
+        assert_eq!(second.len(), 1);
+        assert!(first.iter().any(|leader| Arc::ptr_eq(leader, &second[0])));
+    }
+
+    #[tokio::test]
+    async fn of_two_deployments_with_a_model_the_ready_one_answers_then_the_oldest() {
+        let directory = Directory::new();
+        directory.publish(vec![found("a", "m", 3, &[]), found("b", "m", 2, &[])]);
+        assert_eq!(directory.snapshot().by_model("m").unwrap().key.name, "b");
+        directory.publish(vec![found("a", "m", 3, &["127.0.0.1:9"]), found("b", "m", 2, &[])]);
+        assert_eq!(directory.snapshot().by_model("m").unwrap().key.name, "a");
+        assert!(directory.snapshot().by_model("n").is_none());
+    }
+}

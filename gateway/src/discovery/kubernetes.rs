@@ -1,0 +1,176 @@
+//! Watches `LlamaDeployments` and `LlamaGroups` of all namespaces.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+
+use futures::{Stream, StreamExt, future::ready};
+use kube::api::Api;
+use kube::runtime::reflector::{self, Store};
+use kube::runtime::{WatchStreamExt, watcher};
+use kube::{Client, ResourceExt};
+use llamero_api::deployment::condition;
+use llamero_api::group::{GroupPhase, Intent};
+use llamero_api::{LlamaDeployment, LlamaGroup};
+
+use super::{DeploymentKey, Found};
+use crate::Gateway;
+
+/// Watch until the gateway stops, publishing every change. While the API server is away the last known state stays.
+pub async fn watch(client: Client, gateway: Arc<Gateway>) {
+    let (deployments, deployment_events) = reflect::<LlamaDeployment>(client.clone());
+    let (groups, group_events) = reflect::<LlamaGroup>(client);
+    let mut events = futures::stream::select(deployment_events, group_events);
+    let both_listed = async {
+        // A writer that is gone would be a stream that ended, which `events` tells.
+        let _ = deployments.wait_until_ready().await;
+        let _ = groups.wait_until_ready().await;
+    };
+    let mut both_listed = std::pin::pin!(both_listed);
+    let mut listed = false;
+    loop {
+        tokio::select! {
+            () = gateway.stopping.cancelled() => return,
+            () = &mut both_listed, if !listed => listed = true,
+            event = events.next() => if event.is_none() { return },
+        }
+        if listed {
+            gateway.directory.publish(collect(&deployments.state(), &groups.state()));
+        }
+    }
+}
+
+fn reflect<K>(client: Client) -> (Store<K>, impl Stream<Item = ()> + Unpin + Send)
+where
+    K: kube::Resource<DynamicType = ()>
+        + Clone
+        + std::fmt::Debug
+        + Send
+        + Sync
+        + serde::de::DeserializeOwned
+        + 'static,
+{
+    let (reader, writer) = reflector::store();
+    let events = watcher(Api::<K>::all(client), watcher::Config::default())
+        .default_backoff()
+        .reflect(writer)
+        .filter_map(|event| {
+            if let Err(error) = &event {
+                tracing::warn!(%error, "watching the API server failed; trying again");
+            }
+            ready(event.ok().map(|_| ()))
+        });
+    (reader, Box::pin(events))
+}
+
+/// Deployments with the leaders of their groups.
+fn collect(deployments: &[Arc<LlamaDeployment>], groups: &[Arc<LlamaGroup>]) -> Vec<Found> {
+    let mut leaders: BTreeMap<DeploymentKey, BTreeSet<String>> = BTreeMap::new();
+    for group in groups {
+        let Some(status) = &group.status else { continue };
+        let serves = status.phase == GroupPhase::Serving && status.ready && group.spec.intent == Intent::Run;
+        if let (true, Some(address)) = (serves, &status.leader_address) {
+            let key = DeploymentKey {
+                namespace: group.namespace().unwrap_or_default(),
+                name: group.spec.deployment.clone(),
+            };
+            leaders.entry(key).or_default().insert(address.clone());
+        }
+    }
+    let found = |deployment: &Arc<LlamaDeployment>| {
+        let key = DeploymentKey {
+            namespace: deployment.namespace().unwrap_or_default(),
+            name: deployment.name_any(),
+        };
+        Found {
+            model: deployment.spec.model.name.clone().unwrap_or_else(|| key.name.clone()),
+            created: deployment.creation_timestamp().map_or(0, |time| time.0.as_second()),
+            problem: problem(deployment),
+            leaders: leaders.remove(&key).unwrap_or_default(),
+            key,
+        }
+    };
+    deployments.iter().map(found).collect()
+}
+
+/// Why waiting is pointless.
+fn problem(deployment: &LlamaDeployment) -> Option<String> {
+    if deployment.spec.autoscaling.is_none() && deployment.spec.replicas == Some(0) {
+        let name = deployment.name_any();
+        return Some(format!(
+            "The deployment is scaled to 0 replicas by hand; run: kubectl scale llamadeployment {name} --replicas=1"
+        ));
+    }
+    let conditions = deployment.status.as_ref().map_or(&[][..], |status| &status.conditions);
+    let refused = conditions.iter().find(|found| found.type_ == condition::ACCEPTED && found.status == "False")?;
+    Some(format!("The deployment cannot be served: {}", refused.message))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn deployment(json: serde_json::Value) -> Arc<LlamaDeployment> {
+        let mut whole = serde_json::json!({
+            "apiVersion": "llamero.dev/v1alpha1", "kind": "LlamaDeployment",
+            "metadata": {"name": "smol", "namespace": "ns", "creationTimestamp": "2025-01-01T00:00:00Z"},
+            "spec": {"model": {"source": {"hostPath": {"path": "/m"}}}, "parallelism": {"tensor": 1}},
+        });
+        merge(&mut whole, json);
+        Arc::new(serde_json::from_value(whole).unwrap())
+    }
+
+    fn group(name: &str, phase: &str, ready: bool, intent: &str, address: &str) -> Arc<LlamaGroup> {
+        let json = serde_json::json!({
+            "apiVersion": "llamero.dev/v1alpha1", "kind": "LlamaGroup",
+            "metadata": {"name": name, "namespace": "ns"},
+            "spec": {
+                "deployment": "smol", "revision": "r", "generation": 1, "members": [], "intent": intent,
+                "template": {"modelName": "m", "source": {"hostPath": {"path": "/m"}}, "maxContextLength": 128,
+                    "tensor": 1, "pipeline": 1, "ranksPerPod": 1, "kvBytesPerRank": 1, "weightBytesPerRank": 1,
+                    "stallTimeout": "30s"},
+            },
+            "status": {"phase": phase, "ready": ready, "leaderAddress": address},
+        });
+        Arc::new(serde_json::from_value(json).unwrap())
+    }
+
+    fn merge(into: &mut serde_json::Value, from: serde_json::Value) {
+        match (into, from) {
+            (serde_json::Value::Object(into), serde_json::Value::Object(from)) => {
+                for (key, value) in from {
+                    merge(into.entry(key).or_insert(serde_json::Value::Null), value);
+                }
+            }
+            (into, from) => *into = from,
+        }
+    }
+
+    #[test]
+    fn only_groups_that_serve_count() {
+        let groups = [
+            group("a", "Serving", true, "Run", "10.0.0.1:50051"),
+            group("b", "Serving", false, "Run", "10.0.0.2:50051"),
+            group("c", "Recovering", true, "Run", "10.0.0.3:50051"),
+            group("d", "Serving", true, "Drain", "10.0.0.4:50051"),
+        ];
+        let found = collect(&[deployment(serde_json::json!({}))], &groups);
+        assert_eq!(found.len(), 1);
+        assert_eq!(found[0].model, "smol");
+        assert_eq!(found[0].created, 1_735_689_600);
+        assert_eq!(found[0].leaders.iter().collect::<Vec<_>>(), ["10.0.0.1:50051"]);
+        assert_eq!(found[0].problem, None);
+    }
+
+    #[test]
+    fn the_model_has_its_own_name_and_hopeless_deployments_say_why() {
+        let named = deployment(serde_json::json!({"spec": {"model": {"name": "org/smol"}, "replicas": 0}}));
+        let found = collect(&[named], &[]);
+        assert_eq!(found[0].model, "org/smol");
+        assert!(found[0].problem.as_ref().unwrap().contains("--replicas=1"));
+
+        let refused = deployment(serde_json::json!({"status": {"conditions": [{"type": "Accepted", "status": "False",
+            "reason": "DoesNotFit", "message": "tensor 10 is more than 9 q heads",
+            "lastTransitionTime": "2025-01-01T00:00:00Z"}]}}));
+        assert!(collect(&[refused], &[])[0].problem.as_ref().unwrap().contains("9 q heads"));
+    }
+}

@@ -1,0 +1,13 @@
+//! Which deployments and leaders there are.
+//!
+//! | module | what it is |
+//! |---|---|
+//! | [`directory`] | the present state, and a signal when it changes |
+//! | [`kubernetes`] | from `LlamaDeployments` and `LlamaGroups` |
+//! | [`fixed`] | from the command line |
+
+pub mod directory;
+pub mod fixed;
+pub mod kubernetes;
+
+pub use directory::{Deployment, DeploymentKey, Directory, Found, Snapshot};

@@ -1,0 +1,37 @@
+//! The gateway: one OpenAI-compatible address for all deployments.
+//!
+//! ```text
+//! HTTP request -> routes -> relay -> upstream (a leader) -> llamero.v1.Completion
+//!                             |          ^
+//!                             |   discovery (LlamaDeployments, LlamaGroups, or a fixed list)
+//!                             +-> demand (who waits for what; the operator wakes deployments by it)
+//! ```
+//!
+//! | module | what it is |
+//! |---|---|
+//! | [`routes`] | OpenAI's routes: types, validation, conversion |
+//! | [`relay`] | one answer: waits for a leader, continues on another when it is lost |
+//! | [`upstream`] | leaders: connection, load, choice of the least loaded |
+//! | [`discovery`] | which deployments and leaders there are |
+//! | [`demand`] | held and running requests per deployment, and the gRPC service that tells them |
+//! | [`error`] | errors in OpenAI's form |
+//! | [`metrics`] | Prometheus metrics |
+//! | [`health`] | liveness, readiness and metrics over HTTP |
+//! | [`server`] | the listening sockets and an orderly end |
+//!
+//! Prompts and answers are never logged.
+
+#![forbid(unsafe_code)]
+
+pub mod demand;
+pub mod discovery;
+pub mod error;
+pub mod health;
+pub mod metrics;
+pub mod relay;
+pub mod routes;
+pub mod server;
+pub mod state;
+pub mod upstream;
+
+pub use state::{Gateway, Settings};

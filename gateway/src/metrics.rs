@@ -1,0 +1,143 @@
+//! Prometheus metrics. Labels name models that exist, never what a client made up.
+
+use std::fmt;
+
+use prometheus_client::encoding::EncodeLabelSet;
+use prometheus_client::encoding::text::encode;
+use prometheus_client::metrics::counter::Counter;
+use prometheus_client::metrics::family::Family;
+use prometheus_client::metrics::gauge::Gauge;
+use prometheus_client::metrics::histogram::Histogram;
+use prometheus_client::registry::Registry;
+
+use crate::demand::Demand;
+
+/// A request that has ended.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct Ended {
+    route: &'static str,
+    model: String,
+    status: String,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct Model {
+    model: String,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct Deployment {
+    namespace: String,
+    name: String,
+}
+
+/// All metrics of the gateway.
+#[derive(Debug)]
+pub struct Metrics {
+    registry: Registry,
+    requests: Family<Ended, Counter>,
+    first_token: Family<Model, Histogram, fn() -> Histogram>,
+    duration: Family<Model, Histogram, fn() -> Histogram>,
+    prompt_tokens: Family<Model, Counter>,
+    output_tokens: Family<Model, Counter>,
+    continuations: Family<Model, Counter>,
+    held: Family<Deployment, Gauge>,
+    in_flight: Family<Deployment, Gauge>,
+}
+
+impl Default for Metrics {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl Metrics {
+    /// Registered under `llamero_gateway_`.
+    #[must_use]
+    pub fn new() -> Self {
+        let seconds: fn() -> Histogram =
+            || Histogram::new([0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0, 300.0]);
+        let mut registry = Registry::with_prefix("llamero_gateway");
+        let requests = Family::default();
+        registry.register("requests", "Requests that have ended, by HTTP status or 'cancelled'", requests.clone());
+        let first_token = Family::new_with_constructor(seconds);
+        registry.register(
+            "time_to_first_token_seconds",
+            "From the arrival of a request to its first text",
+            first_token.clone(),
+        );
+        let duration = Family::new_with_constructor(seconds);
+        registry.register(
+            "request_duration_seconds",
+            "From the arrival of a request to the end of its answer",
+            duration.clone(),
+        );
+        let prompt_tokens = Family::default();
+        registry.register("prompt_tokens", "Tokens of answered prompts", prompt_tokens.clone());
+        let output_tokens = Family::default();
+        registry.register("output_tokens", "Tokens of answers", output_tokens.clone());
+        let continuations = Family::default();
+        registry.register(
+            "continuations",
+            "Requests that went on after their leader was lost",
+            continuations.clone(),
+        );
+        let held = Family::default();
+        registry.register("held_requests", "Requests that wait because no group is ready", held.clone());
+        let in_flight = Family::default();
+        registry.register("in_flight_requests", "Requests that run on a group", in_flight.clone());
+        Self {
+            registry,
+            requests,
+            first_token,
+            duration,
+            prompt_tokens,
+            output_tokens,
+            continuations,
+            held,
+            in_flight,
+        }
+    }
+
+    /// A request has ended; `model` is absent when it named none that exists.
+    pub fn ended(&self, route: &'static str, model: Option<&str>, status: &str) {
+        let model = model.unwrap_or("unknown").to_owned();
+        self.requests.get_or_create(&Ended { route, model, status: status.to_owned() }).inc();
+    }
+
+    /// The first text of an answer came.
+    pub fn first_token(&self, model: &str, seconds: f64) {
+        self.first_token.get_or_create(&label(model)).observe(seconds);
+    }
+
+    /// An answer is complete.
+    pub fn answered(&self, model: &str, seconds: f64, prompt_tokens: u32, output_tokens: u32) {
+        self.duration.get_or_create(&label(model)).observe(seconds);
+        self.prompt_tokens.get_or_create(&label(model)).inc_by(prompt_tokens.into());
+        self.output_tokens.get_or_create(&label(model)).inc_by(output_tokens.into());
+    }
+
+    /// A request goes on after its leader was lost.
+    pub fn continued(&self, model: &str) {
+        self.continuations.get_or_create(&label(model)).inc();
+    }
+
+    /// All metrics in the OpenMetrics text format.
+    ///
+    /// # Errors
+    /// When formatting fails, which a `String` never does.
+    pub fn render(&self, demand: &Demand) -> Result<String, fmt::Error> {
+        for (key, counts) in demand.counts() {
+            let label = Deployment { namespace: key.namespace, name: key.name };
+            self.held.get_or_create(&label).set(counts.held.into());
+            self.in_flight.get_or_create(&label).set(counts.in_flight.into());
+        }
+        let mut text = String::new();
+        encode(&mut text, &self.registry)?;
+        Ok(text)
+    }
+}
+
+fn label(model: &str) -> Model {
+    Model { model: model.to_owned() }
+}

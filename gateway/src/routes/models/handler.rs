@@ -1,0 +1,26 @@
+//! The handlers.
+
+use std::sync::Arc;
+
+use axum::Json;
+use axum::extract::{Path, State};
+
+use super::convert;
+use super::types::{Model, ModelList};
+use crate::Gateway;
+use crate::error::ApiError;
+
+/// `GET /v1/models`.
+pub async fn list(State(gateway): State<Arc<Gateway>>) -> Json<ModelList> {
+    Json(convert::list(&gateway.directory.snapshot()))
+}
+
+/// `GET /v1/models/{id}`; ids may contain slashes.
+///
+/// # Errors
+/// 404.
+pub async fn get(State(gateway): State<Arc<Gateway>>, Path(id): Path<String>) -> Result<Json<Model>, ApiError> {
+    let snapshot = gateway.directory.snapshot();
+    let deployment = snapshot.by_model(&id).ok_or_else(|| ApiError::unknown_model(&id))?;
+    Ok(Json(convert::model(deployment)))
+}

@@ -1,0 +1,25 @@
+//! Model objects of the OpenAI API.
+
+use serde::Serialize;
+
+/// One model.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Model {
+    /// The name to ask for.
+    pub id: String,
+    /// `model`.
+    pub object: &'static str,
+    /// Unix seconds: when its deployment was created.
+    pub created: i64,
+    /// Namespace and name of its deployment.
+    pub owned_by: String,
+}
+
+/// All models.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct ModelList {
+    /// `list`.
+    pub object: &'static str,
+    /// The models, each once.
+    pub data: Vec<Model>,
+}

@@ -1,0 +1,110 @@
+//! The listening sockets and an orderly end.
+
+use std::future::Future;
+use std::sync::Arc;
+use std::time::Duration;
+
+use llamero_proto::v1::demand_server::DemandServer;
+use tokio::net::TcpListener;
+use tonic::transport::server::TcpIncoming;
+
+use crate::Gateway;
+use crate::demand::DemandService;
+use crate::{health, routes};
+
+/// The three sockets.
+#[derive(Debug)]
+pub struct Listeners {
+    /// Clients.
+    pub http: TcpListener,
+    /// The operator: `llamero.v1.Demand`, health, reflection.
+    pub grpc: TcpListener,
+    /// Probes and metrics.
+    pub health: TcpListener,
+}
+
+/// Times of an orderly end.
+#[derive(Debug, Clone, Copy)]
+pub struct Ending {
+    /// Between not being ready any more and refusing connections, so that Services learn of it.
+    pub delay: Duration,
+    /// For answers that still run.
+    pub grace: Duration,
+}
+
+/// Why serving ended badly.
+#[derive(Debug, thiserror::Error)]
+pub enum ServeError {
+    /// A socket failed.
+    #[error("a listening socket failed: {0}")]
+    Io(#[from] std::io::Error),
+    /// The gRPC server failed.
+    #[error("the gRPC server failed: {0}")]
+    Grpc(#[from] tonic::transport::Error),
+    /// The descriptors for reflection are broken.
+    #[error("gRPC reflection cannot be offered: {0}")]
+    Reflection(#[from] tonic_reflection::server::Error),
+}
+
+/// Serve until `stop`, then end in order: not ready, pause, no new connections, running answers finish.
+///
+/// # Errors
+/// [`ServeError`].
+pub async fn serve(
+    gateway: Arc<Gateway>,
+    listeners: Listeners,
+    ending: Ending,
+    stop: impl Future<Output = ()> + Send + 'static,
+) -> Result<(), ServeError> {
+    let stopping = gateway.stopping.clone();
+    let signal = {
+        let stopping = stopping.clone();
+        tokio::spawn(async move {
+            stop.await;
+            tracing::info!("stopping: no new requests, running answers finish");
+            stopping.cancel();
+        })
+    };
+    // Probes and metrics stay up to the very end.
+    let probes = axum::serve(listeners.health, health::router(Arc::clone(&gateway)));
+    let probes = tokio::spawn(probes.into_future());
+
+    let paused = {
+        let stopping = stopping.clone();
+        async move {
+            stopping.cancelled().await;
+            tokio::time::sleep(ending.delay).await;
+        }
+    };
+    let http = axum::serve(listeners.http, routes::router(Arc::clone(&gateway))).with_graceful_shutdown(paused);
+    let (health_reporter, health_service) = tonic_health::server::health_reporter();
+    health_reporter.set_serving::<DemandServer<DemandService>>().await;
+    let reflection = tonic_reflection::server::Builder::configure()
+        .register_encoded_file_descriptor_set(llamero_proto::LLAMERO_DESCRIPTORS)
+        .build_v1()?;
+    let grpc = tonic::transport::Server::builder()
+        .add_service(health_service)
+        .add_service(reflection)
+        .add_service(DemandServer::new(DemandService::new(gateway.demand.clone(), stopping.clone())))
+        .serve_with_incoming_shutdown(TcpIncoming::from(listeners.grpc), stopping.clone().cancelled_owned());
+
+    let served = async {
+        tokio::try_join!(async { http.await.map_err(ServeError::from) }, async {
+            grpc.await.map_err(ServeError::from)
+        })
+    };
+    let overdue = async {
+        stopping.cancelled().await;
+        tokio::time::sleep(ending.delay + ending.grace).await;
+    };
+    let result = tokio::select! {
+        result = served => result.map(|_| ()),
+        () = overdue => {
+            tracing::warn!("some answers did not finish in time and are cut off");
+            Ok(())
+        }
+    };
+    signal.abort();
+    probes.abort();
+    result
+}

@@ -1,0 +1,71 @@
+//! What all requests share.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio_util::sync::CancellationToken;
+
+use crate::demand::Demand;
+use crate::discovery::Directory;
+use crate::metrics::Metrics;
+
+/// How the gateway behaves.
+#[derive(Debug, Clone)]
+pub struct Settings {
+    /// How long a request waits for a group of a deployment that has none ready.
+    pub hold_timeout: Duration,
+    /// Most requests that wait so, per deployment.
+    pub hold_limit: u32,
+    /// How long a request that lost its leader, or could not reach any, may stand still before it fails.
+    pub continuation_timeout: Duration,
+    /// Largest request body in bytes.
+    pub body_limit: usize,
+    /// How long a streaming request waits for the first sign of an answer before it gets its headers; within this time
+    /// errors still have their own HTTP status.
+    pub first_chunk_wait: Duration,
+    /// Time between comments that keep a silent stream open.
+    pub keep_alive: Duration,
+}
+
+impl Default for Settings {
+    fn default() -> Self {
+        Self {
+            hold_timeout: Duration::from_secs(600),
+            hold_limit: 1000,
+            continuation_timeout: Duration::from_secs(120),
+            body_limit: 8 << 20,
+            first_chunk_wait: Duration::from_secs(2),
+            keep_alive: Duration::from_secs(10),
+        }
+    }
+}
+
+/// The gateway's state; cheap to clone through the `Arc`.
+#[derive(Debug)]
+pub struct Gateway {
+    /// How it behaves.
+    pub settings: Settings,
+    /// Which deployments and leaders there are.
+    pub directory: Directory,
+    /// Who waits for what.
+    pub demand: Demand,
+    /// Counters.
+    pub metrics: Metrics,
+    /// Cancelled when the process is asked to end: requests that wait for a group fail then, so that clients go to
+    /// another gateway.
+    pub stopping: CancellationToken,
+}
+
+impl Gateway {
+    /// A gateway that knows no deployment yet.
+    #[must_use]
+    pub fn new(settings: Settings) -> Arc<Self> {
+        Arc::new(Self {
+            settings,
+            directory: Directory::new(),
+            demand: Demand::new(),
+            metrics: Metrics::new(),
+            stopping: CancellationToken::new(),
+        })
+    }
+}

@@ -1,0 +1,207 @@
+//! One leader: its connection, how loaded it is, and whether it failed lately.
+
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use llamero_proto::v1::{
+    LoadRequest, LoadSample, completion_client::CompletionClient, telemetry_client::TelemetryClient,
+};
+use tokio::task::AbortHandle;
+use tokio::time::Instant;
+use tonic::transport::{Channel, Endpoint};
+
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
+/// A dead node sends nothing, not even a reset: after this silence a ping is sent, and `PING_TIMEOUT` later the
+/// connection counts as broken.
+const PING_INTERVAL: Duration = Duration::from_secs(5);
+const PING_TIMEOUT: Duration = Duration::from_secs(5);
+/// A leader that failed is avoided this long, doubled with every failure in a row.
+const AVOID_FIRST: Duration = Duration::from_millis(200);
+const AVOID_MOST: Duration = Duration::from_secs(5);
+/// Pause before the load stream is opened again.
+const TELEMETRY_RETRY: Duration = Duration::from_secs(1);
+/// A sample older than this says nothing.
+const STALE: Duration = Duration::from_secs(5);
+
+/// The leader of a group that serves.
+#[derive(Debug)]
+pub struct Leader {
+    address: String,
+    channel: Channel,
+    load: Arc<Mutex<Load>>,
+    telemetry: AbortHandle,
+}
+
+#[derive(Debug, Default)]
+struct Load {
+    /// Requests of this gateway.
+    own: u32,
+    /// Requests of others at the last sample, and when that was.
+    others: Option<(u32, Instant)>,
+    draining: bool,
+    failures: u32,
+    avoid_until: Option<Instant>,
+}
+
+impl Leader {
+    /// Dial `ip:port`, lazily, and follow its load. One HTTP/2 connection carries everything.
+    ///
+    /// # Errors
+    /// When the address does not make a URI.
+    pub fn connect(address: &str) -> Result<Arc<Self>, tonic::transport::Error> {
+        let endpoint = Endpoint::from_shared(format!("http://{address}"))?
+            .connect_timeout(CONNECT_TIMEOUT)
+            .tcp_nodelay(true)
+            .http2_keep_alive_interval(PING_INTERVAL)
+            .keep_alive_timeout(PING_TIMEOUT)
+            .keep_alive_while_idle(true);
+        let channel = endpoint.connect_lazy();
+        let load = Arc::new(Mutex::new(Load::default()));
+        let telemetry = tokio::spawn(follow(channel.clone(), Arc::clone(&load))).abort_handle();
+        Ok(Arc::new(Self { address: address.to_owned(), channel, load, telemetry }))
+    }
+
+    /// `ip:port`.
+    #[must_use]
+    pub fn address(&self) -> &str {
+        &self.address
+    }
+
+    /// A client on the shared connection.
+    #[must_use]
+    pub fn completion(&self) -> CompletionClient<Channel> {
+        CompletionClient::new(self.channel.clone())
+    }
+
+    /// Requests running and waiting there: our own exactly, those of others as of the last sample.
+    #[must_use]
+    pub fn load(&self, now: Instant) -> u32 {
+        let load = lock(&self.load);
+        let others = load.others.filter(|&(_, at)| now.duration_since(at) < STALE).map_or(0, |(others, _)| others);
+        load.own.saturating_add(others)
+    }
+
+    /// Whether it said that it takes no new requests.
+    #[must_use]
+    pub fn draining(&self) -> bool {
+        lock(&self.load).draining
+    }
+
+    /// Until when it is better left alone.
+    #[must_use]
+    pub fn avoid_until(&self) -> Option<Instant> {
+        lock(&self.load).avoid_until
+    }
+
+    /// Count a request until the guard is dropped.
+    #[must_use]
+    pub fn begin(self: &Arc<Self>) -> Running {
+        lock(&self.load).own += 1;
+        Running { leader: Arc::clone(self) }
+    }
+
+    /// It answered: trust it again.
+    pub fn succeeded(&self) {
+        let mut load = lock(&self.load);
+        load.failures = 0;
+        load.avoid_until = None;
+    }
+
+    /// It failed: avoid it for a while.
+    pub fn failed(&self, now: Instant) {
+        let mut load = lock(&self.load);
+        let pause = AVOID_FIRST.saturating_mul(1 << load.failures.min(10)).min(AVOID_MOST);
+        load.failures = load.failures.saturating_add(1);
+        load.avoid_until = Some(now + pause);
+    }
+}
+
+impl Drop for Leader {
+    fn drop(&mut self) {
+        self.telemetry.abort();
+    }
+}
+
+/// A request that runs on a leader.
+#[derive(Debug)]
+pub struct Running {
+    leader: Arc<Leader>,
+}
+
+impl Running {
+    /// Where it runs.
+    #[must_use]
+    pub fn leader(&self) -> &Arc<Leader> {
+        &self.leader
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        let mut load = lock(&self.leader.load);
+        load.own = load.own.saturating_sub(1);
+    }
+}
+
+/// Follow the load stream for ever. Its failures are not failures of requests: the leader then only counts as unloaded
+/// by others.
+async fn follow(channel: Channel, load: Arc<Mutex<Load>>) {
+    loop {
+        let mut client = TelemetryClient::new(channel.clone());
+        if let Ok(response) = client.watch(LoadRequest { interval_millis: 500 }).await {
+            let mut samples = response.into_inner();
+            while let Ok(Some(sample)) = samples.message().await {
+                take(&load, &sample);
+            }
+        }
+        tokio::time::sleep(TELEMETRY_RETRY).await;
+    }
+}
+
+fn take(load: &Mutex<Load>, sample: &LoadSample) {
+    let mut load = lock(load);
+    let total = sample.running.saturating_add(sample.waiting);
+    load.others = Some((total.saturating_sub(load.own), Instant::now()));
+    load.draining = sample.draining;
+}
+
+/// Nothing panics while it holds the lock, and the numbers are valid at every time.
+fn lock(load: &Mutex<Load>) -> MutexGuard<'_, Load> {
+    load.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn own_requests_are_not_counted_twice() {
+        let leader = Leader::connect("127.0.0.1:9").unwrap();
+        let now = Instant::now();
+        let first = leader.begin();
+        let second = leader.begin();
+        take(&leader.load, &LoadSample { running: 4, waiting: 1, ..LoadSample::default() });
+        assert_eq!(leader.load(now), 5);
+        drop(first);
+        assert_eq!(leader.load(now), 4);
+        drop(second);
+        assert_eq!(leader.load(now), 3);
+        assert_eq!(leader.load(now + STALE * 2), 0);
+    }
+
+    #[tokio::test]
+    async fn pauses_grow_and_end_with_success() {
+        let leader = Leader::connect("127.0.0.1:9").unwrap();
+        let now = Instant::now();
+        leader.failed(now);
+        assert_eq!(leader.avoid_until(), Some(now + AVOID_FIRST));
+        leader.failed(now);
+        assert_eq!(leader.avoid_until(), Some(now + AVOID_FIRST * 2));
+        for _ in 0..40 {
+            leader.failed(now);
+        }
+        assert_eq!(leader.avoid_until(), Some(now + AVOID_MOST));
+        leader.succeeded();
+        assert_eq!(leader.avoid_until(), None);
+    }
+}
