@@ -37,7 +37,10 @@ impl BlockTables {
     /// Empty tables of `slots` slots over `blocks` physical blocks.
     #[must_use]
     pub fn new(slots: u32, blocks: u32) -> Self {
-        Self { tables: vec![Vec::new(); slots as usize], blocks }
+        Self {
+            tables: vec![Vec::new(); slots as usize],
+            blocks,
+        }
     }
 
     /// Apply frees, then appends.
@@ -45,15 +48,25 @@ impl BlockTables {
     /// # Errors
     /// [`BlockTableError`] when a slot or block (of a copy too) does not exist, with nothing changed.
     pub fn apply(&mut self, deltas: &BlockDeltas) -> Result<(), BlockTableError> {
-        for slot in deltas.frees.iter().chain(deltas.appends.iter().map(|(slot, _)| slot)) {
+        for slot in deltas
+            .frees
+            .iter()
+            .chain(deltas.appends.iter().map(|(slot, _)| slot))
+        {
             if *slot as usize >= self.tables.len() {
-                return Err(BlockTableError::Slot { slot: *slot, slots: self.tables.len() });
+                return Err(BlockTableError::Slot {
+                    slot: *slot,
+                    slots: self.tables.len(),
+                });
             }
         }
         let appended = deltas.appends.iter().flat_map(|(_, blocks)| blocks.iter());
         let copied = deltas.copies.iter().flat_map(|(from, to)| [from, to]);
         if let Some(block) = appended.chain(copied).find(|block| **block >= self.blocks) {
-            return Err(BlockTableError::Block { block: *block, blocks: self.blocks });
+            return Err(BlockTableError::Block {
+                block: *block,
+                blocks: self.blocks,
+            });
         }
         for slot in &deltas.frees {
             self.tables[*slot as usize].clear();
@@ -131,9 +144,18 @@ mod tests {
     #[test]
     fn frees_come_before_appends() {
         let mut tables = BlockTables::new(2, 8);
-        tables.apply(&BlockDeltas { appends: vec![(0, vec![3, 1]), (1, vec![7])], ..BlockDeltas::default() }).unwrap();
         tables
-            .apply(&BlockDeltas { frees: vec![0], appends: vec![(0, vec![5])], copies: vec![(7, 6)] })
+            .apply(&BlockDeltas {
+                appends: vec![(0, vec![3, 1]), (1, vec![7])],
+                ..BlockDeltas::default()
+            })
+            .unwrap();
+        tables
+            .apply(&BlockDeltas {
+                frees: vec![0],
+                appends: vec![(0, vec![5])],
+                copies: vec![(7, 6)],
+            })
             .unwrap();
         assert_eq!(tables.table(0), [5]);
         assert_eq!(tables.table(1), [7]);
@@ -143,12 +165,28 @@ mod tests {
     #[test]
     fn what_does_not_exist_is_refused_and_changes_nothing() {
         let mut tables = BlockTables::new(2, 8);
-        tables.apply(&BlockDeltas { appends: vec![(0, vec![3])], ..BlockDeltas::default() }).unwrap();
+        tables
+            .apply(&BlockDeltas {
+                appends: vec![(0, vec![3])],
+                ..BlockDeltas::default()
+            })
+            .unwrap();
         let before = tables.clone();
         for deltas in [
-            BlockDeltas { frees: vec![0, 2], ..BlockDeltas::default() },
-            BlockDeltas { frees: vec![0], appends: vec![(1, vec![8])], ..BlockDeltas::default() },
-            BlockDeltas { frees: vec![0], copies: vec![(0, 8)], ..BlockDeltas::default() },
+            BlockDeltas {
+                frees: vec![0, 2],
+                ..BlockDeltas::default()
+            },
+            BlockDeltas {
+                frees: vec![0],
+                appends: vec![(1, vec![8])],
+                ..BlockDeltas::default()
+            },
+            BlockDeltas {
+                frees: vec![0],
+                copies: vec![(0, 8)],
+                ..BlockDeltas::default()
+            },
         ] {
             tables.apply(&deltas).unwrap_err();
             assert_eq!(tables, before);
@@ -159,7 +197,12 @@ mod tests {
     fn the_hash_tells_slots_and_borders_apart() {
         let with = |appends: Vec<(u32, Vec<u32>)>| {
             let mut tables = BlockTables::new(4, 16);
-            tables.apply(&BlockDeltas { appends, ..BlockDeltas::default() }).unwrap();
+            tables
+                .apply(&BlockDeltas {
+                    appends,
+                    ..BlockDeltas::default()
+                })
+                .unwrap();
             tables.hash()
         };
         let hashes = [
@@ -172,7 +215,10 @@ mod tests {
         for (i, a) in hashes.iter().enumerate() {
             assert!(hashes[i + 1..].iter().all(|b| a != b));
         }
-        assert_eq!(with(vec![(0, vec![1]), (0, vec![2])]), with(vec![(0, vec![1, 2])]));
+        assert_eq!(
+            with(vec![(0, vec![1]), (0, vec![2])]),
+            with(vec![(0, vec![1, 2])])
+        );
     }
 
     #[test]

@@ -8,7 +8,10 @@ use crate::collective::{Collective, CollectiveError, LeafLayout};
 use crate::leaf_tree::{self, Subtree};
 use crate::step::Era;
 
-const ERA: Era = Era { generation: 3, epoch: 2 };
+const ERA: Era = Era {
+    generation: 3,
+    epoch: 2,
+};
 
 fn mesh(world: u32, deadline: Duration) -> Vec<TcpCollective> {
     local_mesh(world, ERA, Waits::new(deadline)).unwrap()
@@ -23,7 +26,11 @@ fn on_all<T: Send>(mesh: Vec<TcpCollective>, work: impl Fn(TcpCollective) -> T +
 }
 
 fn layout(leaves: u32, world: u32) -> LeafLayout {
-    LeafLayout { owners: (0..world).map(|r| r * leaves / world..(r + 1) * leaves / world).collect() }
+    LeafLayout {
+        owners: (0..world)
+            .map(|r| r * leaves / world..(r + 1) * leaves / world)
+            .collect(),
+    }
 }
 
 /// Values whose sum depends on the order in every bit.
@@ -45,14 +52,18 @@ fn sum(collective: &mut TcpCollective, layout: &LeafLayout, rows: usize, width: 
         .flat_map(|tree| (0..rows * width).map(|element| node(tree, element)))
         .collect();
     let mut out = vec![0.0; rows * width];
-    collective.reduce_tree(layout, rows, width, &roots, &mut out).unwrap();
+    collective
+        .reduce_tree(layout, rows, width, &roots, &mut out)
+        .unwrap();
     out
 }
 
 #[test]
 fn sums_have_the_same_bits_in_every_world_and_both_ways() {
     for (leaves, rows, width) in [(9, 1, 1), (9, 1, 576), (24, 3, 577), (32, 2, 2048)] {
-        let whole: Vec<u32> = (0..rows * width).map(|element| node(&(0..leaves), element).to_bits()).collect();
+        let whole: Vec<u32> = (0..rows * width)
+            .map(|element| node(&(0..leaves), element).to_bits())
+            .collect();
         for world in 1..=5 {
             for scatter_bytes in [0, usize::MAX] {
                 let sums = on_all(mesh(world, Duration::from_secs(20)), |mut collective| {
@@ -62,7 +73,10 @@ fn sums_have_the_same_bits_in_every_world_and_both_ways() {
                 });
                 for sum in sums {
                     let bits: Vec<u32> = sum.iter().map(|value| value.to_bits()).collect();
-                    assert!(bits == whole, "{leaves} leaves of [{rows}, {width}], world {world}");
+                    assert!(
+                        bits == whole,
+                        "{leaves} leaves of [{rows}, {width}], world {world}"
+                    );
                 }
             }
         }
@@ -71,8 +85,12 @@ fn sums_have_the_same_bits_in_every_world_and_both_ways() {
 
 #[test]
 fn a_rank_without_leaves_takes_part() {
-    let layout = LeafLayout { owners: vec![0..2, 2..2, 2..3] };
-    let sums = on_all(mesh(3, Duration::from_secs(20)), |mut collective| sum(&mut collective, &layout, 1, 4));
+    let layout = LeafLayout {
+        owners: vec![0..2, 2..2, 2..3],
+    };
+    let sums = on_all(mesh(3, Duration::from_secs(20)), |mut collective| {
+        sum(&mut collective, &layout, 1, 4)
+    });
     let whole: Vec<f32> = (0..4).map(|element| node(&(0..3), element)).collect();
     assert!(sums.iter().all(|sum| *sum == whole));
 }
@@ -145,12 +163,19 @@ fn a_lost_peer_is_an_error_everywhere() {
             return None;
         }
         let error = collective.all_gather(&[1; 4], &[0.0], &mut [0.0; 4]).unwrap_err();
-        assert_eq!(collective.all_gather(&[1; 4], &[0.0], &mut [0.0; 4]), Err(error.clone()), "it stays failed");
+        assert_eq!(
+            collective.all_gather(&[1; 4], &[0.0], &mut [0.0; 4]),
+            Err(error.clone()),
+            "it stays failed"
+        );
         seen.wait();
         Some(error)
     });
     for error in &errors[..3] {
-        assert!(matches!(error, Some(CollectiveError::PeerLost { rank: 3, .. })), "{error:?}");
+        assert!(
+            matches!(error, Some(CollectiveError::PeerLost { rank: 3, .. })),
+            "{error:?}"
+        );
     }
 }
 
@@ -160,7 +185,12 @@ fn ranks_that_diverge_are_found() {
         collective.begin_step(7 + u64::from(collective.rank()));
         collective.all_gather(&[1; 2], &[0.0], &mut [0.0; 2]).unwrap_err()
     });
-    assert!(errors.iter().any(|error| matches!(error, CollectiveError::Protocol { .. })), "{errors:?}");
+    assert!(
+        errors
+            .iter()
+            .any(|error| matches!(error, CollectiveError::Protocol { .. })),
+        "{errors:?}"
+    );
 }
 
 #[test]
@@ -178,7 +208,11 @@ fn abort_ends_a_wait() {
 fn buffers_of_wrong_size_are_refused() {
     let mut alone = mesh(1, Duration::from_secs(1)).pop().unwrap();
     let layout = LeafLayout { owners: vec![0..4] };
-    assert!(alone.reduce_tree(&layout, 2, 3, &[0.0; 5], &mut [0.0; 6]).is_err());
+    assert!(
+        alone
+            .reduce_tree(&layout, 2, 3, &[0.0; 5], &mut [0.0; 6])
+            .is_err()
+    );
     assert!(alone.all_gather(&[2], &[0.0], &mut [0.0; 2]).is_err());
     assert!(alone.send(0, &[0.0]).is_err());
 }

@@ -85,7 +85,12 @@ impl ControlLink {
     /// A link over a connection whose handshake is done.
     #[must_use]
     pub fn new(stream: TcpStream, peer: u32, era: Era, abort: Arc<EraAbort>) -> Self {
-        Self { stream, peer, era, abort }
+        Self {
+            stream,
+            peer,
+            era,
+            abort,
+        }
     }
 
     /// The rank at the other end.
@@ -107,13 +112,24 @@ impl ControlLink {
     pub fn encode(era: Era, step: u64, messages: &[Message]) -> Result<Vec<u8>, CollectiveError> {
         let mut bytes = Vec::new();
         for message in messages {
-            let header = Header { kind: Kind::Control, era, step, sequence: 0, length: 0 };
+            let header = Header {
+                kind: Kind::Control,
+                era,
+                step,
+                sequence: 0,
+                length: 0,
+            };
             let frame = postcard::to_stdvec(message)
                 .map_err(|error| SocketError::Content(error.to_string()))
                 .and_then(|payload| socket::frame_bytes(header, &payload));
             match frame {
                 Ok(frame) => bytes.extend_from_slice(&frame),
-                Err(error) => return Err(CollectiveError::Protocol { rank: 0, reason: error.to_string() }),
+                Err(error) => {
+                    return Err(CollectiveError::Protocol {
+                        rank: 0,
+                        reason: error.to_string(),
+                    });
+                }
             }
         }
         Ok(bytes)
@@ -141,16 +157,28 @@ impl ControlLink {
     /// # Errors
     /// [`CollectiveError`]; the link is unusable then. A peer's [`Message::Failed`] is an error too.
     pub fn receive(&mut self, wait: Duration) -> Result<(u64, Message), CollectiveError> {
-        let (header, payload) =
-            socket::read_frame(&self.stream, Instant::now() + wait).map_err(|error| self.lost(error, wait))?;
+        let (header, payload) = socket::read_frame(&self.stream, Instant::now() + wait)
+            .map_err(|error| self.lost(error, wait))?;
         if header.kind != Kind::Control || header.era != self.era {
-            let reason = format!("a {:?} frame of era {:?} came on the plan link of {:?}", header.kind, header.era, self.era);
-            return Err(CollectiveError::Protocol { rank: self.peer, reason });
+            let reason = format!(
+                "a {:?} frame of era {:?} came on the plan link of {:?}",
+                header.kind, header.era, self.era
+            );
+            return Err(CollectiveError::Protocol {
+                rank: self.peer,
+                reason,
+            });
         }
         match postcard::from_bytes(&payload) {
-            Ok(Message::Failed { reason }) => Err(CollectiveError::PeerLost { rank: self.peer, reason }),
+            Ok(Message::Failed { reason }) => Err(CollectiveError::PeerLost {
+                rank: self.peer,
+                reason,
+            }),
             Ok(message) => Ok((header.step, message)),
-            Err(error) => Err(CollectiveError::Protocol { rank: self.peer, reason: error.to_string() }),
+            Err(error) => Err(CollectiveError::Protocol {
+                rank: self.peer,
+                reason: error.to_string(),
+            }),
         }
     }
 
@@ -158,7 +186,10 @@ impl ControlLink {
     #[must_use]
     pub fn unexpected(&self, step: u64, message: &Message) -> CollectiveError {
         let reason = format!("unexpected {} in step {step}", message.name());
-        CollectiveError::Protocol { rank: self.peer, reason }
+        CollectiveError::Protocol {
+            rank: self.peer,
+            reason,
+        }
     }
 
     fn lost(&self, error: SocketError, wait: Duration) -> CollectiveError {
@@ -174,9 +205,13 @@ pub(super) fn blame(rank: u32, error: SocketError, wait: Duration, abort: &EraAb
     let millis = u64::try_from(wait.as_millis()).unwrap_or(u64::MAX);
     match error {
         SocketError::Deadline => CollectiveError::Deadline { rank, millis },
-        SocketError::Frame(_) | SocketError::Content(_) => {
-            CollectiveError::Protocol { rank, reason: error.to_string() }
-        }
-        SocketError::Closed | SocketError::Io(_) => CollectiveError::PeerLost { rank, reason: error.to_string() },
+        SocketError::Frame(_) | SocketError::Content(_) => CollectiveError::Protocol {
+            rank,
+            reason: error.to_string(),
+        },
+        SocketError::Closed | SocketError::Io(_) => CollectiveError::PeerLost {
+            rank,
+            reason: error.to_string(),
+        },
     }
 }

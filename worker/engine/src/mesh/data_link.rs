@@ -20,7 +20,13 @@ impl DataLink {
     /// A link over a connection whose handshake is done.
     #[must_use]
     pub fn new(stream: TcpStream, peer: u32) -> Self {
-        Self { stream, peer, sent: 0, received: 0, torn: false }
+        Self {
+            stream,
+            peer,
+            sent: 0,
+            received: 0,
+            torn: false,
+        }
     }
 
     /// The rank at the other end.

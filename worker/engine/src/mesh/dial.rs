@@ -40,11 +40,24 @@ pub enum DialError {
 /// # Errors
 /// [`DialError`].
 pub fn dial(address: SocketAddr, hello: &Hello, wait: Duration) -> Result<TcpStream, DialError> {
-    let unreachable = |source| DialError::Unreachable { rank: hello.to, address, source };
+    let unreachable = |source| DialError::Unreachable {
+        rank: hello.to,
+        address,
+        source,
+    };
     let (stream, answer) = greet(address, hello, wait).map_err(unreachable)?;
     match answer {
         Answer::Welcome => Ok(stream),
-        Answer::Refused { code, sentence, latest } => Err(DialError::Refused { rank: hello.to, code, sentence, latest }),
+        Answer::Refused {
+            code,
+            sentence,
+            latest,
+        } => Err(DialError::Refused {
+            rank: hello.to,
+            code,
+            sentence,
+            latest,
+        }),
     }
 }
 
@@ -53,11 +66,20 @@ fn greet(address: SocketAddr, hello: &Hello, wait: Duration) -> Result<(TcpStrea
     let stream = TcpStream::connect_timeout(&address, wait)?;
     socket::prepare(&stream)?;
     let payload = postcard::to_stdvec(hello).map_err(content)?;
-    let header = Header { kind: Kind::Hello, era: hello.era, step: 0, sequence: 0, length: 0 };
+    let header = Header {
+        kind: Kind::Hello,
+        era: hello.era,
+        step: 0,
+        sequence: 0,
+        length: 0,
+    };
     socket::write_all(&stream, &socket::frame_bytes(header, &payload)?, deadline)?;
     let (header, payload) = socket::read_handshake(&stream, deadline)?;
     if header.kind != Kind::Answer {
-        return Err(SocketError::Content(format!("a {:?} frame instead of an answer", header.kind)));
+        return Err(SocketError::Content(format!(
+            "a {:?} frame instead of an answer",
+            header.kind
+        )));
     }
     Ok((stream, postcard::from_bytes(&payload).map_err(content)?))
 }

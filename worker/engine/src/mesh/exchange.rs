@@ -55,7 +55,10 @@ struct Progress<'a> {
 /// # Errors
 /// [`CollectiveError`], blaming the first peer that is still owed something.
 pub(super) fn exchange(context: Context<'_>, jobs: Vec<Job<'_>>) -> Result<(), CollectiveError> {
-    let mut all = jobs.into_iter().map(|job| Progress::new(&context, job)).collect::<Result<Vec<_>, _>>()?;
+    let mut all = jobs
+        .into_iter()
+        .map(|job| Progress::new(&context, job))
+        .collect::<Result<Vec<_>, _>>()?;
     let start = Instant::now();
     let deadline = start + context.wait;
     let mut idle_since = start;
@@ -76,7 +79,10 @@ pub(super) fn exchange(context: Context<'_>, jobs: Vec<Job<'_>>) -> Result<(), C
         } else if now.duration_since(idle_since) < context.spin {
             std::hint::spin_loop();
         } else if !wait_any(&all, deadline)? {
-            let late = all.iter().find(|progress| !progress.is_received()).or_else(|| all.first());
+            let late = all
+                .iter()
+                .find(|progress| !progress.is_received())
+                .or_else(|| all.first());
             return Err(match late {
                 Some(progress) => progress.lost(SocketError::Deadline, &context),
                 None => CollectiveError::Aborted,
@@ -110,9 +116,19 @@ pub(super) fn say_goodbye(links: &[DataLink], era: Era, step: u64, error: &Colle
         CollectiveError::Protocol { rank, reason } => Farewell::Protocol { rank, reason },
         CollectiveError::Aborted => return,
     };
-    let header = Header { kind: Kind::Goodbye, era, step, sequence: 0, length: 0 };
-    let Ok(payload) = postcard::to_stdvec(&farewell) else { return };
-    let Ok(bytes) = socket::frame_bytes(header, &payload) else { return };
+    let header = Header {
+        kind: Kind::Goodbye,
+        era,
+        step,
+        sequence: 0,
+        length: 0,
+    };
+    let Ok(payload) = postcard::to_stdvec(&farewell) else {
+        return;
+    };
+    let Ok(bytes) = socket::frame_bytes(header, &payload) else {
+        return;
+    };
     for link in links.iter().filter(|link| !link.torn) {
         let _ = (&link.stream).write(&bytes);
     }
@@ -120,18 +136,39 @@ pub(super) fn say_goodbye(links: &[DataLink], era: Era, step: u64, error: &Colle
 
 impl<'a> Progress<'a> {
     fn new(context: &Context<'_>, job: Job<'a>) -> Result<Self, CollectiveError> {
-        let length = u32::try_from(job.out.map_or(0, <[u8]>::len)).ok().filter(|l| *l <= context.kind.longest());
+        let length = u32::try_from(job.out.map_or(0, <[u8]>::len))
+            .ok()
+            .filter(|l| *l <= context.kind.longest());
         let Some(length) = length else {
-            let reason = format!("a {:?} frame longer than {} bytes is to be sent", context.kind, context.kind.longest());
-            return Err(CollectiveError::Protocol { rank: job.link.peer, reason });
+            let reason = format!(
+                "a {:?} frame longer than {} bytes is to be sent",
+                context.kind,
+                context.kind.longest()
+            );
+            return Err(CollectiveError::Protocol {
+                rank: job.link.peer,
+                reason,
+            });
         };
         let Context { kind, era, step, .. } = *context;
-        let header = Header { kind, era, step, sequence: job.link.sent, length };
+        let header = Header {
+            kind,
+            era,
+            step,
+            sequence: job.link.sent,
+            length,
+        };
         if job.out.is_some() {
             job.link.sent += 1;
             job.link.torn = true;
         }
-        Ok(Self { job, out_header: header.encode(), sent: 0, in_header: [0; HEADER], received: 0 })
+        Ok(Self {
+            job,
+            out_header: header.encode(),
+            sent: 0,
+            in_header: [0; HEADER],
+            received: 0,
+        })
     }
 
     fn is_sent(&self) -> bool {
@@ -139,7 +176,10 @@ impl<'a> Progress<'a> {
     }
 
     fn is_received(&self) -> bool {
-        self.job.into.as_ref().is_none_or(|into| self.received == HEADER + into.len())
+        self.job
+            .into
+            .as_ref()
+            .is_none_or(|into| self.received == HEADER + into.len())
     }
 
     fn is_done(&self) -> bool {

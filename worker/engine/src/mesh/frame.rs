@@ -143,7 +143,10 @@ impl Header {
         }
         Ok(Self {
             kind,
-            era: Era { generation: u64_at(bytes, 8), epoch: u64_at(bytes, 16) },
+            era: Era {
+                generation: u64_at(bytes, 8),
+                epoch: u64_at(bytes, 16),
+            },
             step: u64_at(bytes, 24),
             sequence: u32_at(bytes, 32),
             length,
@@ -174,7 +177,10 @@ mod tests {
 
     const SAMPLE: Header = Header {
         kind: Kind::Scatter,
-        era: Era { generation: 0x0123_4567_89ab_cdef, epoch: 7 },
+        era: Era {
+            generation: 0x0123_4567_89ab_cdef,
+            epoch: 7,
+        },
         step: u64::MAX,
         sequence: 9,
         length: 4096,
@@ -196,10 +202,17 @@ mod tests {
 
     #[test]
     fn an_absurd_length_is_refused() {
-        let header = Header { kind: Kind::Hello, length: u32::MAX, ..SAMPLE };
+        let header = Header {
+            kind: Kind::Hello,
+            length: u32::MAX,
+            ..SAMPLE
+        };
         assert_eq!(
             Header::decode(&header.encode()),
-            Err(FrameError::Length { kind: Kind::Hello, length: u32::MAX })
+            Err(FrameError::Length {
+                kind: Kind::Hello,
+                length: u32::MAX
+            })
         );
     }
 

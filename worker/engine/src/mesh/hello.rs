@@ -124,10 +124,17 @@ impl Identity {
             return refuse(RefusalCode::Protocol, sentence);
         }
         if hello.group_uid != self.group_uid {
-            let sentence = format!("this rank belongs to group {} and not to {}", self.group_uid, hello.group_uid);
+            let sentence = format!(
+                "this rank belongs to group {} and not to {}",
+                self.group_uid, hello.group_uid
+            );
             return refuse(RefusalCode::OtherGroup, sentence);
         }
-        if hello.to != self.rank || hello.world != self.world || hello.from >= self.world || hello.from == self.rank {
+        if hello.to != self.rank
+            || hello.world != self.world
+            || hello.from >= self.world
+            || hello.from == self.rank
+        {
             let sentence = format!(
                 "this is rank {} of {}; rank {} wanted rank {} of {}",
                 self.rank, self.world, hello.from, hello.to, hello.world
@@ -169,7 +176,14 @@ mod tests {
             numerics: "x86-avx512bf16-v1".into(),
             model: "m".into(),
         };
-        let good = identity(0).hello(Era { generation: 1, epoch: 1 }, 2, LinkKind::Plan);
+        let good = identity(0).hello(
+            Era {
+                generation: 1,
+                epoch: 1,
+            },
+            2,
+            LinkKind::Plan,
+        );
         let code = |change: &dyn Fn(&mut Hello)| {
             let mut hello = good.clone();
             change(&mut hello);
@@ -180,13 +194,26 @@ mod tests {
         };
         assert_eq!(code(&|_| ()), Ok(()));
         assert_eq!(code(&|hello| hello.protocol = 9), Err(RefusalCode::Protocol));
-        assert_eq!(code(&|hello| hello.group_uid = "h".into()), Err(RefusalCode::OtherGroup));
+        assert_eq!(
+            code(&|hello| hello.group_uid = "h".into()),
+            Err(RefusalCode::OtherGroup)
+        );
         assert_eq!(code(&|hello| hello.to = 1), Err(RefusalCode::WrongRank));
         assert_eq!(code(&|hello| hello.world = 4), Err(RefusalCode::WrongRank));
         assert_eq!(code(&|hello| hello.from = 3), Err(RefusalCode::WrongRank));
         assert_eq!(code(&|hello| hello.from = 2), Err(RefusalCode::WrongRank));
-        assert_eq!(code(&|hello| hello.from = 1), Err(RefusalCode::WrongRank), "rank 1 sends no plans");
-        assert_eq!(code(&|hello| hello.numerics = "generic-v1".into()), Err(RefusalCode::OtherNumerics));
-        assert_eq!(code(&|hello| hello.model = "n".into()), Err(RefusalCode::OtherModel));
+        assert_eq!(
+            code(&|hello| hello.from = 1),
+            Err(RefusalCode::WrongRank),
+            "rank 1 sends no plans"
+        );
+        assert_eq!(
+            code(&|hello| hello.numerics = "generic-v1".into()),
+            Err(RefusalCode::OtherNumerics)
+        );
+        assert_eq!(
+            code(&|hello| hello.model = "n".into()),
+            Err(RefusalCode::OtherModel)
+        );
     }
 }

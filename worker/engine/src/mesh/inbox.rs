@@ -71,7 +71,10 @@ impl Inbox {
             current: None,
             interrupted: false,
         };
-        Self { state: Mutex::new(state), changed: Condvar::new() }
+        Self {
+            state: Mutex::new(state),
+            changed: Condvar::new(),
+        }
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
@@ -108,7 +111,10 @@ impl Inbox {
                 return Ok(false);
             }
         }
-        state.latest = Era { generation: membership.generation, epoch: 0 };
+        state.latest = Era {
+            generation: membership.generation,
+            epoch: 0,
+        };
         state.membership = Some(Arc::new(membership));
         state.links.clear();
         state.end_current();
@@ -171,13 +177,19 @@ impl Inbox {
     /// Wait for a link of `era`, for its end, or for `wait`.
     pub fn wait_for_link(&self, era: Era, wait: Duration) {
         self.wait_while(wait, |state| {
-            let goes_on = state.current.as_ref().is_some_and(|(current, abort)| *current == era && !abort.is_aborted());
+            let goes_on = state
+                .current
+                .as_ref()
+                .is_some_and(|(current, abort)| *current == era && !abort.is_aborted());
             goes_on && !state.links.iter().any(|link| link.era == era)
         });
     }
 
     fn wait_while(&self, wait: Duration, vain: impl Fn(&State) -> bool) {
-        drop(self.changed.wait_timeout_while(self.lock(), wait, |state| !state.interrupted && vain(state)));
+        drop(
+            self.changed
+                .wait_timeout_while(self.lock(), wait, |state| !state.interrupted && vain(state)),
+        );
     }
 
     /// Decide about a Hello, answer it, and keep the link when it is welcome. The answer is sent under the lock: whoever
@@ -186,9 +198,19 @@ impl Inbox {
         let mut state = self.lock();
         let answer = match state.judge(hello) {
             Ok(()) => Answer::Welcome,
-            Err((code, sentence)) => Answer::Refused { code, sentence, latest: state.latest },
+            Err((code, sentence)) => Answer::Refused {
+                code,
+                sentence,
+                latest: state.latest,
+            },
         };
-        let header = Header { kind: Kind::Answer, era: hello.era, step: 0, sequence: 0, length: 0 };
+        let header = Header {
+            kind: Kind::Answer,
+            era: hello.era,
+            step: 0,
+            sequence: 0,
+            length: 0,
+        };
         let sent = postcard::to_stdvec(&answer)
             .ok()
             .and_then(|payload| socket::frame_bytes(header, &payload).ok())
@@ -232,22 +254,38 @@ impl State {
         }
         identity.check(hello)?;
         if hello.from > hello.to {
-            let sentence = format!("rank {} waits for rank {} to dial, not the other way round", hello.from, hello.to);
+            let sentence = format!(
+                "rank {} waits for rank {} to dial, not the other way round",
+                hello.from, hello.to
+            );
             return Err((RefusalCode::WrongRank, sentence));
         }
         if hello.era.generation > membership.generation {
-            let sentence = format!("rank {} has not been told generation {} yet", self.rank, hello.era.generation);
+            let sentence = format!(
+                "rank {} has not been told generation {} yet",
+                self.rank, hello.era.generation
+            );
             return Err((RefusalCode::NotFormed, sentence));
         }
         if let Some(why) = &self.not_ready {
-            return Err((RefusalCode::NotReady, format!("rank {} is not ready: {why}", self.rank)));
+            return Err((
+                RefusalCode::NotReady,
+                format!("rank {} is not ready: {why}", self.rank),
+            ));
         }
-        let over = self.current.as_ref().is_some_and(|(era, abort)| *era == hello.era && abort.is_aborted());
+        let over = self
+            .current
+            .as_ref()
+            .is_some_and(|(era, abort)| *era == hello.era && abort.is_aborted());
         if hello.era < self.latest || hello.era.epoch == 0 || over {
-            let sentence = format!("epoch {} is over: epoch {} was the latest", hello.era.epoch, self.latest.epoch);
+            let sentence = format!(
+                "epoch {} is over: epoch {} was the latest",
+                hello.era.epoch, self.latest.epoch
+            );
             return Err((RefusalCode::OldEra, sentence));
         }
-        let same = |link: &&Accepted| link.from == hello.from && link.link == hello.link && link.era >= hello.era;
+        let same =
+            |link: &&Accepted| link.from == hello.from && link.link == hello.link && link.era >= hello.era;
         if self.links.iter().any(|link| same(&link)) {
             let sentence = format!("rank {} has this link to rank {} already", hello.from, hello.to);
             return Err((RefusalCode::Duplicate, sentence));
@@ -262,9 +300,13 @@ impl State {
             self.end_current();
         }
         let latest = self.latest;
-        self.links.retain(|link| {
-            link.era >= latest && !(link.from == hello.from && link.link == hello.link)
+        self.links
+            .retain(|link| link.era >= latest && !(link.from == hello.from && link.link == hello.link));
+        self.links.push(Accepted {
+            era: hello.era,
+            from: hello.from,
+            link: hello.link,
+            stream,
         });
-        self.links.push(Accepted { era: hello.era, from: hello.from, link: hello.link, stream });
     }
 }

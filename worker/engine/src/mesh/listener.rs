@@ -38,7 +38,11 @@ impl Listener {
         let thread = std::thread::Builder::new()
             .name("rank-listener".into())
             .spawn(move || accept_all(&socket, &inbox, &seen))?;
-        Ok(Self { address, stopped, thread: Some(thread) })
+        Ok(Self {
+            address,
+            stopped,
+            thread: Some(thread),
+        })
     }
 
     /// Where it listens.
@@ -106,11 +110,16 @@ fn shake_hands(stream: TcpStream, inbox: &Inbox) -> Result<(Hello, Answer), Sock
     socket::prepare(&stream)?;
     let (header, payload) = socket::read_handshake(&stream, deadline)?;
     if header.kind != Kind::Hello {
-        return Err(SocketError::Content(format!("a {:?} frame instead of a Hello", header.kind)));
+        return Err(SocketError::Content(format!(
+            "a {:?} frame instead of a Hello",
+            header.kind
+        )));
     }
     let hello: Hello = postcard::from_bytes(&payload).map_err(content)?;
     if hello.era != header.era {
-        return Err(SocketError::Content("a Hello whose era differs from its frame's".into()));
+        return Err(SocketError::Content(
+            "a Hello whose era differs from its frame's".into(),
+        ));
     }
     let answer = inbox.offer(&hello, stream);
     Ok((hello, answer))

@@ -45,7 +45,10 @@ impl EraAbort {
     /// The process has no file descriptor left.
     pub fn watch(&self, stream: &TcpStream) -> io::Result<()> {
         let copy = stream.try_clone()?;
-        self.streams.lock().unwrap_or_else(PoisonError::into_inner).push(copy);
+        self.streams
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .push(copy);
         if self.is_aborted() {
             self.close_all();
         }
@@ -59,7 +62,12 @@ impl EraAbort {
     }
 
     fn close_all(&self) {
-        for stream in self.streams.lock().unwrap_or_else(PoisonError::into_inner).drain(..) {
+        for stream in self
+            .streams
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .drain(..)
+        {
             // An error means that it is closed already.
             let _ = stream.shutdown(Shutdown::Both);
         }
@@ -100,7 +108,10 @@ pub(super) fn wait_any(fds: &mut [PollFd<'_>], deadline: Instant) -> io::Result<
         }
         // A day at most: `Timespec` cannot hold every `Duration`.
         let left = left.min(Duration::from_secs(86_400));
-        let timeout = Timespec { tv_sec: left.as_secs() as i64, tv_nsec: i64::from(left.subsec_nanos()) };
+        let timeout = Timespec {
+            tv_sec: left.as_secs() as i64,
+            tv_nsec: i64::from(left.subsec_nanos()),
+        };
         match rustix::event::poll(fds, Some(&timeout)) {
             Ok(0) | Err(rustix::io::Errno::INTR) => {}
             Ok(_) => return Ok(true),
@@ -110,10 +121,18 @@ pub(super) fn wait_any(fds: &mut [PollFd<'_>], deadline: Instant) -> io::Result<
 }
 
 fn wait_for(stream: &TcpStream, what: PollFlags, deadline: Instant) -> Result<(), SocketError> {
-    if wait_any(&mut [PollFd::new(stream, what)], deadline)? { Ok(()) } else { Err(SocketError::Deadline) }
+    if wait_any(&mut [PollFd::new(stream, what)], deadline)? {
+        Ok(())
+    } else {
+        Err(SocketError::Deadline)
+    }
 }
 
-pub(super) fn read_exact(mut stream: &TcpStream, mut into: &mut [u8], deadline: Instant) -> Result<(), SocketError> {
+pub(super) fn read_exact(
+    mut stream: &TcpStream,
+    mut into: &mut [u8],
+    deadline: Instant,
+) -> Result<(), SocketError> {
     while !into.is_empty() {
         match stream.read(into) {
             Ok(0) => return Err(SocketError::Closed),
@@ -126,13 +145,19 @@ pub(super) fn read_exact(mut stream: &TcpStream, mut into: &mut [u8], deadline: 
     Ok(())
 }
 
-pub(super) fn write_all(mut stream: &TcpStream, mut from: &[u8], deadline: Instant) -> Result<(), SocketError> {
+pub(super) fn write_all(
+    mut stream: &TcpStream,
+    mut from: &[u8],
+    deadline: Instant,
+) -> Result<(), SocketError> {
     while !from.is_empty() {
         match stream.write(from) {
             Ok(0) => return Err(SocketError::Closed),
             Ok(count) => from = &from[count..],
             Err(error) if error.kind() == ErrorKind::Interrupted => {}
-            Err(error) if error.kind() == ErrorKind::WouldBlock => wait_for(stream, PollFlags::OUT, deadline)?,
+            Err(error) if error.kind() == ErrorKind::WouldBlock => {
+                wait_for(stream, PollFlags::OUT, deadline)?
+            }
             Err(error) => return Err(error.into()),
         }
     }
@@ -140,12 +165,18 @@ pub(super) fn write_all(mut stream: &TcpStream, mut from: &[u8], deadline: Insta
 }
 
 /// Read one frame of a handshake, which is short.
-pub(super) fn read_handshake(stream: &TcpStream, deadline: Instant) -> Result<(Header, Vec<u8>), SocketError> {
+pub(super) fn read_handshake(
+    stream: &TcpStream,
+    deadline: Instant,
+) -> Result<(Header, Vec<u8>), SocketError> {
     let mut bytes = [0; HEADER];
     read_exact(stream, &mut bytes, deadline)?;
     let header = Header::decode(&bytes)?;
     if !matches!(header.kind, Kind::Hello | Kind::Answer) {
-        return Err(SocketError::Content(format!("a {:?} frame before the handshake", header.kind)));
+        return Err(SocketError::Content(format!(
+            "a {:?} frame before the handshake",
+            header.kind
+        )));
     }
     let mut payload = vec![0; header.length as usize];
     read_exact(stream, &mut payload, deadline)?;
@@ -170,9 +201,15 @@ pub(super) fn read_frame(stream: &TcpStream, deadline: Instant) -> Result<(Heade
 
 /// A frame as bytes.
 pub(super) fn frame_bytes(header: Header, payload: &[u8]) -> Result<Vec<u8>, SocketError> {
-    let length = u32::try_from(payload.len()).ok().filter(|length| *length <= header.kind.longest());
+    let length = u32::try_from(payload.len())
+        .ok()
+        .filter(|length| *length <= header.kind.longest());
     let Some(length) = length else {
-        let sentence = format!("a {:?} frame of {} bytes is too long to send", header.kind, payload.len());
+        let sentence = format!(
+            "a {:?} frame of {} bytes is too long to send",
+            header.kind,
+            payload.len()
+        );
         return Err(SocketError::Content(sentence));
     };
     let mut bytes = Vec::with_capacity(HEADER + payload.len());

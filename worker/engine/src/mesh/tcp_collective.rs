@@ -45,7 +45,10 @@ impl Waits {
     /// 30 µs of spinning, which covers a hop between two hosts.
     #[must_use]
     pub fn new(deadline: Duration) -> Self {
-        Self { deadline, spin: Duration::from_micros(30) }
+        Self {
+            deadline,
+            spin: Duration::from_micros(30),
+        }
     }
 }
 
@@ -95,13 +98,29 @@ impl TcpCollective {
         links.sort_by_key(DataLink::peer);
         let peers = links.iter().map(DataLink::peer);
         if rank >= world || !peers.clone().eq((0..world).filter(|peer| *peer != rank)) {
-            let reason = format!("rank {rank} of {world} has links to {:?}", peers.collect::<Vec<_>>());
+            let reason = format!(
+                "rank {rank} of {world} has links to {:?}",
+                peers.collect::<Vec<_>>()
+            );
             return Err(CollectiveError::Protocol { rank, reason });
         }
         let buffers = vec![Vec::new(); world as usize];
         Ok(Self {
-            core: Core { rank, world, era, step: 0, waits, links, abort, failed: None },
-            scratch: Scratch { incoming: buffers.clone(), outgoing: buffers, spare: Vec::new() },
+            core: Core {
+                rank,
+                world,
+                era,
+                step: 0,
+                waits,
+                links,
+                abort,
+                failed: None,
+            },
+            scratch: Scratch {
+                incoming: buffers.clone(),
+                outgoing: buffers,
+                spare: Vec::new(),
+            },
             scatter_bytes: SCATTER_BYTES,
         })
     }
@@ -124,9 +143,19 @@ impl Core {
             return Err(error.clone());
         }
         let Self { era, step, abort, .. } = self;
-        let context =
-            Context { kind, era: *era, step: *step, wait: self.waits.deadline, spin: self.waits.spin, abort };
-        let jobs = self.links.iter_mut().zip(parts).filter(|(_, (out, into))| out.is_some() || into.is_some());
+        let context = Context {
+            kind,
+            era: *era,
+            step: *step,
+            wait: self.waits.deadline,
+            spin: self.waits.spin,
+            abort,
+        };
+        let jobs = self
+            .links
+            .iter_mut()
+            .zip(parts)
+            .filter(|(_, (out, into))| out.is_some() || into.is_some());
         let jobs = jobs.map(|(link, (out, into))| Job {
             link,
             out: out.map(bytemuck::cast_slice),
@@ -142,19 +171,28 @@ impl Core {
 
     /// An error of this rank's own caller.
     fn misuse(&self, reason: String) -> CollectiveError {
-        CollectiveError::Protocol { rank: self.rank, reason }
+        CollectiveError::Protocol {
+            rank: self.rank,
+            reason,
+        }
     }
 
     fn others<T>(&self, all: impl IntoIterator<Item = T>) -> impl Iterator<Item = T> {
         let rank = self.rank as usize;
-        all.into_iter().enumerate().filter(move |(index, _)| *index != rank).map(|(_, item)| item)
+        all.into_iter()
+            .enumerate()
+            .filter(move |(index, _)| *index != rank)
+            .map(|(_, item)| item)
     }
 
     /// Complete `out`, of which this rank's piece is there, by everybody else's.
     fn gather(&mut self, counts: &[usize], out: &mut [f32]) -> Result<(), CollectiveError> {
         let mut pieces = pieces(counts, out);
         let mine: &[f32] = pieces.remove(self.rank as usize);
-        self.exchange(Kind::Gather, pieces.into_iter().map(|piece| (Some(mine), Some(piece))))
+        self.exchange(
+            Kind::Gather,
+            pieces.into_iter().map(|piece| (Some(mine), Some(piece))),
+        )
     }
 }
 
@@ -186,11 +224,18 @@ impl Collective for TcpCollective {
         roots: &[f32],
         out: &mut [f32],
     ) -> Result<(), CollectiveError> {
-        let Self { core, scratch, scatter_bytes } = self;
+        let Self {
+            core,
+            scratch,
+            scatter_bytes,
+        } = self;
         let (rank, world, n) = (core.rank as usize, core.world as usize, rows * width);
         let leaves = layout.owners.last().map_or(0, |owned| owned.end);
-        let trees: Vec<Vec<Subtree>> =
-            layout.owners.iter().map(|owned| leaf_tree::maximal_subtrees(leaves, owned)).collect();
+        let trees: Vec<Vec<Subtree>> = layout
+            .owners
+            .iter()
+            .map(|owned| leaf_tree::maximal_subtrees(leaves, owned))
+            .collect();
         if trees.len() != world || leaves == 0 || out.len() != n || roots.len() != trees[rank].len() * n {
             let reason = format!(
                 "a sum of [{rows}, {width}] over {leaves} leaves of {} ranks got {} values of roots and room for {}",
@@ -203,21 +248,31 @@ impl Collective for TcpCollective {
         let by_parts = world > 2 && n * size_of::<f32>() * (world - 1) >= *scatter_bytes;
         // What this rank joins, and how many values of that each root has.
         let part = if by_parts { part(rank, world, n) } else { 0..n };
-        for (peer, incoming) in scratch.incoming.iter_mut().enumerate().filter(|(peer, _)| *peer != rank) {
+        for (peer, incoming) in scratch
+            .incoming
+            .iter_mut()
+            .enumerate()
+            .filter(|(peer, _)| *peer != rank)
+        {
             incoming.resize(trees[peer].len() * part.len(), 0.0);
         }
         if by_parts {
             for (peer, outgoing) in scratch.outgoing.iter_mut().enumerate() {
                 outgoing.clear();
                 let wanted = self::part(peer, world, n);
-                roots.chunks_exact(n.max(1)).for_each(|root| outgoing.extend_from_slice(&root[wanted.clone()]));
+                roots
+                    .chunks_exact(n.max(1))
+                    .for_each(|root| outgoing.extend_from_slice(&root[wanted.clone()]));
             }
             let out = scratch.outgoing.iter().map(|all| Some(all.as_slice()));
             let into = scratch.incoming.iter_mut().map(|all| Some(all.as_mut_slice()));
             let parts: Vec<_> = core.others(out.zip(into)).collect();
             core.exchange(Kind::Scatter, parts)?;
         } else {
-            let into = scratch.incoming.iter_mut().map(|all| (Some(roots), Some(all.as_mut_slice())));
+            let into = scratch
+                .incoming
+                .iter_mut()
+                .map(|all| (Some(roots), Some(all.as_mut_slice())));
             let parts: Vec<_> = core.others(into).collect();
             core.exchange(Kind::Roots, parts)?;
         }
@@ -233,7 +288,10 @@ impl Collective for TcpCollective {
             }
         }
         if !join(leaves, &all, &mut out[part], &mut scratch.spare) {
-            return Err(core.misuse(format!("the leaves {:?} are not all owned, in rank order", layout.owners)));
+            return Err(core.misuse(format!(
+                "the leaves {:?} are not all owned, in rank order",
+                layout.owners
+            )));
         }
         if by_parts {
             let counts: Vec<usize> = (0..world).map(|peer| self::part(peer, world, n).len()).collect();
@@ -247,7 +305,11 @@ impl Collective for TcpCollective {
         let rank = core.rank as usize;
         let fits = counts.len() == core.world as usize && counts.iter().sum::<usize>() == out.len();
         if !fits || counts[rank] != mine.len() {
-            let reason = format!("a gather of {counts:?} got {} values and room for {}", mine.len(), out.len());
+            let reason = format!(
+                "a gather of {counts:?} got {} values and room for {}",
+                mine.len(),
+                out.len()
+            );
             return Err(core.misuse(reason));
         }
         let start: usize = counts[..rank].iter().sum();
@@ -260,7 +322,10 @@ impl Collective for TcpCollective {
         if !peers.contains(&to) {
             return Err(self.core.misuse(format!("rank {to} is not a peer")));
         }
-        self.core.exchange(Kind::Direct, peers.iter().map(|peer| ((*peer == to).then_some(data), None)))
+        self.core.exchange(
+            Kind::Direct,
+            peers.iter().map(|peer| ((*peer == to).then_some(data), None)),
+        )
     }
 
     fn recv(&mut self, from: u32, data: &mut [f32]) -> Result<(), CollectiveError> {
@@ -269,7 +334,10 @@ impl Collective for TcpCollective {
             return Err(self.core.misuse(format!("rank {from} is not a peer")));
         }
         let mut data = Some(data);
-        self.core.exchange(Kind::Direct, peers.iter().map(|peer| (None, data.take_if(|_| *peer == from))))
+        self.core.exchange(
+            Kind::Direct,
+            peers.iter().map(|peer| (None, data.take_if(|_| *peer == from))),
+        )
     }
 
     fn abort_handle(&self) -> Arc<dyn Abort> {
@@ -301,9 +369,12 @@ enum Partial<'a> {
 fn join(leaves: u32, roots: &[(Subtree, &[f32])], out: &mut [f32], spare: &mut Vec<Vec<f32>>) -> bool {
     for (index, out) in out.chunks_mut(PIECE).enumerate() {
         let from = index * PIECE;
-        let mut pieces =
-            roots.iter().map(|(tree, values)| (tree.clone(), Partial::Root(&values[from..from + out.len()])));
-        match leaf_tree::join(&(0..leaves), &mut pieces, &mut |left, right| add(left, right, spare)) {
+        let mut pieces = roots
+            .iter()
+            .map(|(tree, values)| (tree.clone(), Partial::Root(&values[from..from + out.len()])));
+        match leaf_tree::join(&(0..leaves), &mut pieces, &mut |left, right| {
+            add(left, right, spare)
+        }) {
             Some(Partial::Root(values)) => out.copy_from_slice(values),
             Some(Partial::Sum(values)) => {
                 out.copy_from_slice(&values);

@@ -27,7 +27,10 @@ pub(super) struct Book {
 
 impl Book {
     pub(super) fn new(load: Arc<LoadCell>) -> Self {
-        Self { entries: BTreeMap::new(), load }
+        Self {
+            entries: BTreeMap::new(),
+            load,
+        }
     }
 
     /// Queue a request, or tell its client why not.
@@ -39,7 +42,13 @@ impl Book {
         mut sink: EventSink,
         at: Instant,
     ) {
-        let GenerationRequest { prompt, resume, max_tokens, stop_tokens, sampling } = request;
+        let GenerationRequest {
+            prompt,
+            resume,
+            max_tokens,
+            stop_tokens,
+            sampling,
+        } = request;
         let prompt_tokens = length(&prompt);
         let resumed = length(&resume);
         // An interrupted answer may have been complete already.
@@ -48,7 +57,10 @@ impl Book {
         let ended = ended.or_else(|| (resumed > 0 && resumed >= max_tokens).then_some(FinishReason::Length));
         if let Some(reason) = ended {
             sink(Event::Accepted { prompt_tokens });
-            sink(Event::Finished { reason, output_tokens: resumed });
+            sink(Event::Finished {
+                reason,
+                output_tokens: resumed,
+            });
             return;
         }
         let counts = TokenCounts::of(&resume);
@@ -56,17 +68,28 @@ impl Book {
         let longest = prompt_tokens.saturating_add(max_tokens);
         match scheduler.add(Sequence::new(id, tokens, longest, sampling.key())) {
             Ok(()) => {
-                self.load.update(|figures| figures.prompt_tokens += u64::from(prompt_tokens));
+                self.load
+                    .update(|figures| figures.prompt_tokens += u64::from(prompt_tokens));
                 if !sink(Event::Accepted { prompt_tokens }) {
                     scheduler.remove(id);
                     return;
                 }
-                let entry =
-                    Entry { sink, sampling, stop_tokens, counts, prompt_tokens, last_at: at, first_token_sent: false };
+                let entry = Entry {
+                    sink,
+                    sampling,
+                    stop_tokens,
+                    counts,
+                    prompt_tokens,
+                    last_at: at,
+                    first_token_sent: false,
+                };
                 self.entries.insert(id, entry);
             }
             Err(refusal) => {
-                sink(Event::Failed { kind: FailureKind::Invalid, message: refusal.to_string() });
+                sink(Event::Failed {
+                    kind: FailureKind::Invalid,
+                    message: refusal.to_string(),
+                });
             }
         }
     }
@@ -74,14 +97,25 @@ impl Book {
     /// A client went away or changed its mind.
     pub(super) fn cancel(&mut self, scheduler: &mut Scheduler, id: SequenceId) {
         if let (Some(mut entry), Some(sequence)) = (self.entries.remove(&id), scheduler.remove(id)) {
+            self.publish(scheduler);
             let output_tokens = sequence.len() - entry.prompt_tokens;
-            (entry.sink)(Event::Finished { reason: FinishReason::Cancelled, output_tokens });
+            (entry.sink)(Event::Finished {
+                reason: FinishReason::Cancelled,
+                output_tokens,
+            });
         }
     }
 
     /// A request cannot go on.
-    pub(super) fn fail(&mut self, scheduler: &mut Scheduler, id: SequenceId, kind: FailureKind, message: String) {
+    pub(super) fn fail(
+        &mut self,
+        scheduler: &mut Scheduler,
+        id: SequenceId,
+        kind: FailureKind,
+        message: String,
+    ) {
         scheduler.remove(id);
+        self.publish(scheduler);
         if let Some(mut entry) = self.entries.remove(&id) {
             (entry.sink)(Event::Failed { kind, message });
         }
@@ -95,14 +129,21 @@ impl Book {
 
     /// A request's next token.
     pub(super) fn token(&mut self, scheduler: &mut Scheduler, id: SequenceId, sampled: Sampled) {
-        let (Some(entry), Some(length)) = (self.entries.get_mut(&id), scheduler.push(id, sampled.token)) else { return };
+        let (Some(entry), Some(length)) = (self.entries.get_mut(&id), scheduler.push(id, sampled.token))
+        else {
+            return;
+        };
         let now = Instant::now();
         let waited = now.duration_since(entry.last_at);
         let first = !std::mem::replace(&mut entry.first_token_sent, true);
         entry.last_at = now;
         self.load.update(|figures| {
             figures.output_tokens += 1;
-            let histogram = if first { &mut figures.first_token } else { &mut figures.inter_token };
+            let histogram = if first {
+                &mut figures.first_token
+            } else {
+                &mut figures.inter_token
+            };
             histogram.record(waited);
         });
         entry.counts.record(sampled.token);
@@ -110,7 +151,10 @@ impl Book {
         let mut heard = true;
         let stopped = entry.stop_tokens.contains(&sampled.token);
         if !stopped {
-            heard = (entry.sink)(Event::Token { id: sampled.token, logprob: sampled.logprob });
+            heard = (entry.sink)(Event::Token {
+                id: sampled.token,
+                logprob: sampled.logprob,
+            });
         }
         let full = scheduler.is_full(id);
         if stopped || full || !heard {
@@ -119,10 +163,26 @@ impl Book {
                 (false, true) => FinishReason::Length,
                 (false, false) => FinishReason::Cancelled,
             };
-            (entry.sink)(Event::Finished { reason, output_tokens });
+            // Freed first: whoever hears of the end finds it in the figures.
             scheduler.remove(id);
-            self.entries.remove(&id);
+            self.publish(scheduler);
+            if let Some(mut entry) = self.entries.remove(&id) {
+                (entry.sink)(Event::Finished {
+                    reason,
+                    output_tokens,
+                });
+            }
         }
+    }
+
+    /// Renew the figures about the queue.
+    pub(super) fn publish(&self, scheduler: &Scheduler) {
+        let count = |n: usize| u32::try_from(n).unwrap_or(u32::MAX);
+        self.load.update(|figures| {
+            figures.running = count(scheduler.running());
+            figures.waiting = count(scheduler.waiting());
+            figures.kv = scheduler.kv_blocks();
+        });
     }
 }
 

@@ -90,7 +90,10 @@ impl RankConfig {
     }
 
     pub(super) fn waits(&self) -> Waits {
-        Waits { deadline: self.stall_timeout, spin: self.spin }
+        Waits {
+            deadline: self.stall_timeout,
+            spin: self.spin,
+        }
     }
 
     /// Limits with `blocks` KV blocks; before these are known, as many as the longest sequence needs.

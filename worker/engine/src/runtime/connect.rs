@@ -39,7 +39,14 @@ impl Dialling {
         dial_timeout: Duration,
     ) -> Self {
         let others = membership.members.len().saturating_sub(1);
-        Self { membership, identity, era, abort, dial_timeout, plans: (0..others).map(|_| None).collect() }
+        Self {
+            membership,
+            identity,
+            era,
+            abort,
+            dial_timeout,
+            plans: (0..others).map(|_| None).collect(),
+        }
     }
 
     /// Dial everybody who is missing, once.
@@ -49,7 +56,10 @@ impl Dialling {
             match plan {
                 Some(stream) if is_closed(stream) => {
                     let why = format!("rank {rank} went away while the others were connected");
-                    return Reached::Over { epoch: self.era.epoch, why };
+                    return Reached::Over {
+                        epoch: self.era.epoch,
+                        why,
+                    };
                 }
                 Some(_) => {}
                 None => match self.membership.members.get(rank as usize) {
@@ -67,14 +77,24 @@ impl Dialling {
                 },
             }
             if self.abort.is_aborted() {
-                return Reached::Over { epoch: self.era.epoch, why: "interrupted".into() };
+                return Reached::Over {
+                    epoch: self.era.epoch,
+                    why: "interrupted".into(),
+                };
             }
         }
-        if missing.is_empty() { self.data_links() } else { Reached::Missing(missing.join("; ")) }
+        if missing.is_empty() {
+            self.data_links()
+        } else {
+            Reached::Missing(missing.join("; "))
+        }
     }
 
     fn data_links(&mut self) -> Reached {
-        let over = |why: String| Reached::Over { epoch: self.era.epoch, why };
+        let over = |why: String| Reached::Over {
+            epoch: self.era.epoch,
+            why,
+        };
         let mut data = Vec::new();
         for (rank, address) in (0..).zip(&self.membership.members).skip(1) {
             let hello = self.identity.hello(self.era, rank, LinkKind::Data);
@@ -101,10 +121,22 @@ impl Dialling {
 
 /// Whether a refusal means that this era can never be connected.
 fn over(error: &DialError, era: Era) -> Option<Reached> {
-    let DialError::Refused { code: RefusalCode::OldEra | RefusalCode::Duplicate, latest, .. } = error else {
+    let DialError::Refused {
+        code: RefusalCode::OldEra | RefusalCode::Duplicate,
+        latest,
+        ..
+    } = error
+    else {
         return None;
     };
     // A later generation over there is the operator's to tell us; until then this one goes on trying.
-    let epoch = if latest.generation == era.generation { latest.epoch.max(era.epoch) } else { era.epoch };
-    Some(Reached::Over { epoch, why: error.to_string() })
+    let epoch = if latest.generation == era.generation {
+        latest.epoch.max(era.epoch)
+    } else {
+        era.epoch
+    };
+    Some(Reached::Over {
+        epoch,
+        why: error.to_string(),
+    })
 }

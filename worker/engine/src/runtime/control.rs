@@ -44,7 +44,11 @@ impl Shared {
 
     fn wake(&self) {
         // Nobody there to wake is fine.
-        let _ = self.inputs.lock().unwrap_or_else(PoisonError::into_inner).send(Input::Wake);
+        let _ = self
+            .inputs
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .send(Input::Wake);
     }
 }
 

@@ -35,7 +35,9 @@ impl<B: Backend> Follower<'_, B> {
     pub(super) fn run(mut self) -> Outcome {
         let mut over = Era::default();
         loop {
-            let Some((membership, era)) = self.next_era(over) else { return Outcome::Stopped };
+            let Some((membership, era)) = self.next_era(over) else {
+                return Outcome::Stopped;
+            };
             let abort = Arc::new(EraAbort::default());
             self.shared.inbox.enter(era, Arc::clone(&abort));
             let error = match self.one_era(&membership, era, &abort) {
@@ -50,7 +52,7 @@ impl<B: Backend> Follower<'_, B> {
             over = era;
             let why = error.to_string();
             tracing::warn!(?era, "the era ended: {why}");
-            self.shared.state.phase(Phase::Connecting, why);
+            self.shared.state.lost(why);
         }
     }
 
@@ -66,28 +68,51 @@ impl<B: Backend> Follower<'_, B> {
                 Some(membership) if latest.epoch > 0 && latest > over => return Some((membership, latest)),
                 Some(_) if over == Era::default() => self.shared.state.explain("waits for rank 0 to connect"),
                 Some(_) => {}
-                None => self.shared.state.explain("waits to be told the members of its group"),
+                None => self
+                    .shared
+                    .state
+                    .explain("waits to be told the members of its group"),
             }
             inbox.wait_for_era(over, Duration::from_secs(1));
         }
     }
 
     /// Ends well when rank 0 says that everybody leaves.
-    fn one_era(&mut self, membership: &Membership, era: Era, abort: &Arc<EraAbort>) -> Result<(), BackendError> {
+    fn one_era(
+        &mut self,
+        membership: &Membership,
+        era: Era,
+        abort: &Arc<EraAbort>,
+    ) -> Result<(), BackendError> {
         let Links { plan, data } = self.connect(membership, era, abort)?;
-        let Some(mut plan) = plan else { return Err(CollectiveError::Aborted.into()) };
-        let ended = self.form(membership, era, &mut plan, data, abort).and_then(|()| self.serve(&mut plan));
+        let Some(mut plan) = plan else {
+            return Err(CollectiveError::Aborted.into());
+        };
+        let ended = self
+            .form(membership, era, &mut plan, data, abort)
+            .and_then(|()| self.serve(&mut plan));
         if let Err(error) = &ended
             && !abort.is_aborted()
         {
             // So that the leader knows more than that a connection is gone.
-            let _ = plan.send(0, &Message::Failed { reason: error.to_string() }, LOOK);
+            let _ = plan.send(
+                0,
+                &Message::Failed {
+                    reason: error.to_string(),
+                },
+                LOOK,
+            );
         }
         ended
     }
 
     /// Collect the links of an era: rank 0's two, and one to each other rank.
-    fn connect(&self, membership: &Membership, era: Era, abort: &Arc<EraAbort>) -> Result<Links, BackendError> {
+    fn connect(
+        &self,
+        membership: &Membership,
+        era: Era,
+        abort: &Arc<EraAbort>,
+    ) -> Result<Links, BackendError> {
         let rank = self.config.rank;
         let world = u32::try_from(membership.members.len()).unwrap_or(u32::MAX);
         let identity = Identity {
@@ -98,11 +123,16 @@ impl<B: Backend> Follower<'_, B> {
             model: self.config.model.clone(),
         };
         let lost = |rank, reason: String| CollectiveError::PeerLost { rank, reason };
-        let mut links = Links { plan: None, data: Vec::new() };
+        let mut links = Links {
+            plan: None,
+            data: Vec::new(),
+        };
         let mut dial_at = Instant::now();
         loop {
             while let Some(accepted) = self.shared.inbox.take(era) {
-                abort.watch(&accepted.stream).map_err(|error| lost(accepted.from, error.to_string()))?;
+                abort
+                    .watch(&accepted.stream)
+                    .map_err(|error| lost(accepted.from, error.to_string()))?;
                 match accepted.link {
                     LinkKind::Plan => {
                         links.plan = Some(ControlLink::new(accepted.stream, 0, era, Arc::clone(abort)));
@@ -115,7 +145,11 @@ impl<B: Backend> Follower<'_, B> {
                 for peer in rank + 1..world {
                     if missing(&links, peer) {
                         let hello = identity.hello(era, peer, LinkKind::Data);
-                        match dial(membership.members[peer as usize], &hello, self.config.dial_timeout) {
+                        match dial(
+                            membership.members[peer as usize],
+                            &hello,
+                            self.config.dial_timeout,
+                        ) {
                             Ok(stream) => {
                                 let link = DataLink::new(stream, peer);
                                 link.watch(abort).map_err(|error| lost(peer, error.to_string()))?;
@@ -159,11 +193,27 @@ impl<B: Backend> Follower<'_, B> {
         };
         self.shared.state.enter_era(era);
         self.shared.state.phase(Phase::Warming, "");
-        let collective =
-            TcpCollective::new(self.config.rank, world, era, data, Arc::clone(abort), self.config.waits())?;
-        let capacity = self.backend.form(&self.config.form_spec(era, setup), (self.wrap)(collective))?;
-        self.shared.state.update(|state| state.kv_blocks = capacity.blocks);
-        Ok(plan.send(0, &Message::Ready { blocks: capacity.blocks }, self.config.stall_timeout)?)
+        let collective = TcpCollective::new(
+            self.config.rank,
+            world,
+            era,
+            data,
+            Arc::clone(abort),
+            self.config.waits(),
+        )?;
+        let capacity = self
+            .backend
+            .form(&self.config.form_spec(era, setup), (self.wrap)(collective))?;
+        self.shared
+            .state
+            .update(|state| state.kv_blocks = capacity.blocks);
+        Ok(plan.send(
+            0,
+            &Message::Ready {
+                blocks: capacity.blocks,
+            },
+            self.config.stall_timeout,
+        )?)
     }
 
     fn serve(&mut self, link: &mut ControlLink) -> Result<(), BackendError> {
@@ -172,7 +222,9 @@ impl<B: Backend> Follower<'_, B> {
         let mut last: Option<(u64, Ticket)> = None;
         loop {
             match link.receive(wait)? {
-                (step, Message::Plan(plan)) if step == last.map_or(0, |(step, _)| step) + 1 && step == plan.step => {
+                (step, Message::Plan(plan))
+                    if step == last.map_or(0, |(step, _)| step) + 1 && step == plan.step =>
+                {
                     if let Some((_, ticket)) = last {
                         self.backend.release(ticket);
                     }

@@ -11,7 +11,12 @@ use crate::schedule::SequenceId;
 
 /// What the leader's thread is told.
 pub(super) enum Input {
-    Submit { id: SequenceId, request: GenerationRequest, sink: EventSink, at: Instant },
+    Submit {
+        id: SequenceId,
+        request: GenerationRequest,
+        sink: EventSink,
+        at: Instant,
+    },
     Cancel(SequenceId),
     /// Look at the shared state again.
     Wake,
@@ -46,7 +51,12 @@ pub struct Submission {
 
 impl EngineHandle {
     pub(super) fn new(inputs: mpsc::Sender<Input>, load: Arc<LoadCell>, shared: Arc<Shared>) -> Self {
-        Self { inputs, next: Arc::default(), load, shared }
+        Self {
+            inputs,
+            next: Arc::default(),
+            load,
+            shared,
+        }
     }
 
     /// Queue a request; `sink` takes its events.
@@ -58,9 +68,17 @@ impl EngineHandle {
             return Err(SubmitError::Draining);
         }
         let id = SequenceId(self.next.fetch_add(1, Ordering::Relaxed));
-        let input = Input::Submit { id, request, sink, at: Instant::now() };
+        let input = Input::Submit {
+            id,
+            request,
+            sink,
+            at: Instant::now(),
+        };
         self.inputs.send(input).map_err(|_| SubmitError::Stopped)?;
-        Ok(Submission { id, inputs: self.inputs.clone() })
+        Ok(Submission {
+            id,
+            inputs: self.inputs.clone(),
+        })
     }
 
     /// Queue a request whose events come through a channel.

@@ -87,12 +87,12 @@ impl<'a, B: Backend> Leader<'a, B> {
                 Err(End::Era(error)) => {
                     let why = error.to_string();
                     tracing::warn!(era = ?self.last, "the era ended: {why}");
-                    self.shared.state.phase(Phase::Connecting, why);
+                    self.shared.state.lost(why);
                     self.backend.dissolve();
                     let limits = *self.scheduler.limits();
                     // The limits are the same, so nothing is refused.
                     self.scheduler.requeue_all(limits);
-                    self.publish();
+                    self.book.publish(&self.scheduler);
                     if let Err(outcome) = self.pause() {
                         return outcome;
                     }
@@ -104,7 +104,10 @@ impl<'a, B: Backend> Leader<'a, B> {
     fn one_era(&mut self) -> Result<std::convert::Infallible, End> {
         let membership = self.membership()?;
         if self.last.generation != membership.generation {
-            self.last = Era { generation: membership.generation, epoch: 0 };
+            self.last = Era {
+                generation: membership.generation,
+                epoch: 0,
+            };
         }
         self.last.epoch += 1;
         let era = self.last;
@@ -112,7 +115,9 @@ impl<'a, B: Backend> Leader<'a, B> {
         self.shared.inbox.enter(era, Arc::clone(&abort));
         let ended = self.connect(&membership, era, &abort).and_then(|(links, data)| {
             let mut links = links;
-            let ended = self.form(era, &mut links, data, &abort).and_then(|()| self.serve(era, &mut links, &abort));
+            let ended = self
+                .form(era, &mut links, data, &abort)
+                .and_then(|()| self.serve(era, &mut links, &abort));
             if let Err(End::Outcome(Outcome::Drained)) = &ended {
                 for link in &mut links {
                     // Who does not hear it is ended by the kubelet.
@@ -134,7 +139,9 @@ impl<'a, B: Backend> Leader<'a, B> {
             if let Some(membership) = self.shared.inbox.membership() {
                 return Ok(membership);
             }
-            self.shared.state.explain("waits to be told the members of its group");
+            self.shared
+                .state
+                .explain("waits to be told the members of its group");
             self.take_inputs(self.config.heartbeat).map_err(End::Outcome)?;
         }
     }
@@ -152,8 +159,13 @@ impl<'a, B: Backend> Leader<'a, B> {
             numerics: self.config.numerics.clone(),
             model: self.config.model.clone(),
         };
-        let mut dialling =
-            Dialling::new(Arc::clone(membership), identity, era, Arc::clone(abort), self.config.dial_timeout);
+        let mut dialling = Dialling::new(
+            Arc::clone(membership),
+            identity,
+            era,
+            Arc::clone(abort),
+            self.config.dial_timeout,
+        );
         let mut pause = self.config.backoff.0;
         loop {
             match dialling.attempt() {
@@ -187,7 +199,10 @@ impl<'a, B: Backend> Leader<'a, B> {
             link.send(0, &Message::Setup(setup), self.config.stall_timeout)?;
         }
         let collective = TcpCollective::new(0, world, era, data, Arc::clone(abort), self.config.waits())?;
-        let mut blocks = self.backend.form(&self.config.form_spec(era, setup), (self.wrap)(collective))?.blocks;
+        let mut blocks = self
+            .backend
+            .form(&self.config.form_spec(era, setup), (self.wrap)(collective))?
+            .blocks;
         for link in links {
             match link.receive(self.config.form_timeout)? {
                 (_, Message::Ready { blocks: theirs }) => blocks = blocks.min(theirs),
@@ -195,10 +210,15 @@ impl<'a, B: Backend> Leader<'a, B> {
             }
         }
         for (sequence, refusal) in self.scheduler.requeue_all(self.config.limits(Some(blocks))) {
-            self.book.fail(&mut self.scheduler, sequence.id, FailureKind::Invalid, refusal.to_string());
+            self.book.fail(
+                &mut self.scheduler,
+                sequence.id,
+                FailureKind::Invalid,
+                refusal.to_string(),
+            );
         }
         self.shared.state.update(|state| state.kv_blocks = blocks);
-        self.publish();
+        self.book.publish(&self.scheduler);
         Ok(())
     }
 
@@ -228,18 +248,38 @@ impl<'a, B: Backend> Leader<'a, B> {
     }
 
     fn step(&mut self, era: Era, step: u64, links: &mut [ControlLink]) -> Result<(), End> {
-        let Batch { rows, sequences, blocks, state_hash, .. } = self.scheduler.batch();
-        let plan = Plan { era, step, micro_batch: 0, rows, blocks, state_hash };
+        let Batch {
+            rows,
+            sequences,
+            blocks,
+            state_hash,
+            ..
+        } = self.scheduler.batch();
+        let plan = Plan {
+            era,
+            step,
+            micro_batch: 0,
+            rows,
+            blocks,
+            state_hash,
+        };
         let sampled: Vec<(u32, SequenceId)> = (0..)
             .zip(plan.rows.iter().zip(sequences))
             .filter(|(_, (row, _))| row.sample.is_some())
             .map(|(index, (_, id))| (index, id))
             .collect();
-        let biases = sampled.iter().filter_map(|(row, id)| Some((*row, self.book.sampling(*id)?.1)));
-        let late = Late { biases: biases.filter(|(_, biases)| !biases.is_empty()).collect(), ..Late::default() };
+        let biases = sampled
+            .iter()
+            .filter_map(|(row, id)| Some((*row, self.book.sampling(*id)?.1)));
+        let late = Late {
+            biases: biases.filter(|(_, biases)| !biases.is_empty()).collect(),
+            ..Late::default()
+        };
         let messages = [Message::Plan(plan), Message::Late(late)];
         let bytes = ControlLink::encode(era, step, &messages)?;
-        let [Message::Plan(plan), Message::Late(late)] = messages else { return Ok(()) };
+        let [Message::Plan(plan), Message::Late(late)] = messages else {
+            return Ok(());
+        };
         for link in links.iter_mut() {
             link.send_bytes(&bytes, self.config.stall_timeout)?;
         }
@@ -254,21 +294,26 @@ impl<'a, B: Backend> Leader<'a, B> {
         merge::check(&plan, &outputs)?;
         let chosen = self.choose(&plan, &sampled, &outputs, ticket, links)?;
         self.backend.release(ticket);
-        let phase = if self.shared.is_draining() { Phase::Draining } else { Phase::Serving };
+        let phase = if self.shared.is_draining() {
+            Phase::Draining
+        } else {
+            Phase::Serving
+        };
+        self.load.update(|figures| {
+            figures.steps += 1;
+            figures.last_step_at = Some(Instant::now());
+        });
         self.shared.state.completed(step, phase);
         for (id, choice) in chosen {
             match choice {
                 Choice::Token(token) => self.book.token(&mut self.scheduler, id, token),
                 Choice::Unusable(error) => {
-                    self.book.fail(&mut self.scheduler, id, FailureKind::Internal, error.to_string());
+                    self.book
+                        .fail(&mut self.scheduler, id, FailureKind::Internal, error.to_string());
                 }
             }
         }
-        self.load.update(|figures| {
-            figures.steps += 1;
-            figures.last_step_at = Some(Instant::now());
-        });
-        self.publish();
+        self.book.publish(&self.scheduler);
         Ok(())
     }
 
@@ -282,7 +327,9 @@ impl<'a, B: Backend> Leader<'a, B> {
     ) -> Result<Vec<(SequenceId, Choice)>, End> {
         let mut chosen = Vec::with_capacity(sampled.len());
         for (nth, (row, id)) in sampled.iter().enumerate() {
-            let Some((params, _)) = self.book.sampling(*id) else { continue };
+            let Some((params, _)) = self.book.sampling(*id) else {
+                continue;
+            };
             let sampling = Sampling::new(plan, (nth, *row), params, outputs);
             let choice = match sampling.by_candidates() {
                 Some(choice) => choice,
@@ -321,13 +368,18 @@ impl<'a, B: Backend> Leader<'a, B> {
         let refuses = self.shared.refuses();
         while let Some(input) = next {
             match input {
-                Input::Submit { id, request, sink, at } => self.book.submit(&mut self.scheduler, id, request, sink, at),
+                Input::Submit {
+                    id,
+                    request,
+                    sink,
+                    at,
+                } => self.book.submit(&mut self.scheduler, id, request, sink, at),
                 Input::Cancel(id) => self.book.cancel(&mut self.scheduler, id),
                 Input::Wake => {}
             }
             next = self.inputs.try_recv().ok();
         }
-        self.publish();
+        self.book.publish(&self.scheduler);
         if self.shared.is_stopped() {
             return Err(Outcome::Stopped);
         }
@@ -347,21 +399,16 @@ impl<'a, B: Backend> Leader<'a, B> {
         let generation = self.last.generation;
         loop {
             let left = until.saturating_duration_since(Instant::now());
-            let superseded = self.shared.inbox.membership().is_some_and(|now| now.generation > generation);
+            let superseded = self
+                .shared
+                .inbox
+                .membership()
+                .is_some_and(|now| now.generation > generation);
             if left.is_zero() || superseded {
                 return self.take_inputs(Duration::ZERO);
             }
             self.take_inputs(left)?;
         }
-    }
-
-    fn publish(&self) {
-        let count = |n: usize| u32::try_from(n).unwrap_or(u32::MAX);
-        self.load.update(|figures| {
-            figures.running = count(self.scheduler.running());
-            figures.waiting = count(self.scheduler.waiting());
-            figures.kv = self.scheduler.kv_blocks();
-        });
     }
 }
 
@@ -383,7 +430,11 @@ pub(super) fn execute<B: Backend>(
         }
         if Instant::now() > deadline {
             let millis = u64::try_from(config.stall_timeout.as_millis()).unwrap_or(u64::MAX);
-            return Err(CollectiveError::Deadline { rank: config.rank, millis }.into());
+            return Err(CollectiveError::Deadline {
+                rank: config.rank,
+                millis,
+            }
+            .into());
         }
         std::thread::yield_now();
     }

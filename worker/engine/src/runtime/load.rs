@@ -4,8 +4,9 @@ use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 /// Upper bounds in seconds, from a millisecond to two minutes.
-pub const BOUNDS: [f64; 16] =
-    [0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0];
+pub const BOUNDS: [f64; 16] = [
+    0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0,
+];
 
 #[derive(Debug, Clone, Default)]
 pub(super) struct Histogram {
@@ -27,7 +28,11 @@ impl Histogram {
             total += count;
             total
         });
-        HistogramSnapshot { cumulative: cumulative[..BOUNDS.len()].to_vec(), count: total, sum_seconds: self.sum }
+        HistogramSnapshot {
+            cumulative: cumulative[..BOUNDS.len()].to_vec(),
+            count: total,
+            sum_seconds: self.sum,
+        }
     }
 }
 

@@ -21,10 +21,23 @@ pub(super) enum Choice {
 
 /// Check that every rank answered every sampled row, in plan order.
 pub(super) fn check(plan: &Plan, outputs: &[StepOutput]) -> Result<(), CollectiveError> {
-    let sampled = || (0..).zip(&plan.rows).filter(|(_, row)| row.sample.is_some()).map(|(index, _): (u32, _)| index);
+    let sampled = || {
+        (0..)
+            .zip(&plan.rows)
+            .filter(|(_, row)| row.sample.is_some())
+            .map(|(index, _): (u32, _)| index)
+    };
     for (rank, output) in (0..).zip(outputs) {
-        if !output.candidates.iter().map(|candidates| candidates.row).eq(sampled()) {
-            let reason = format!("the answer to step {} has other rows than were sampled", plan.step);
+        if !output
+            .candidates
+            .iter()
+            .map(|candidates| candidates.row)
+            .eq(sampled())
+        {
+            let reason = format!(
+                "the answer to step {} has other rows than were sampled",
+                plan.step
+            );
             return Err(CollectiveError::Protocol { rank, reason });
         }
     }
@@ -41,7 +54,9 @@ impl<'a> Sampling<'a> {
     ) -> Self {
         let planned = &plan.rows[row as usize];
         // The new token's own position.
-        let position = planned.start.saturating_add(u32::try_from(planned.tokens.len()).unwrap_or(u32::MAX));
+        let position = planned
+            .start
+            .saturating_add(u32::try_from(planned.tokens.len()).unwrap_or(u32::MAX));
         Self {
             row,
             params,
@@ -65,7 +80,9 @@ impl<'a> Sampling<'a> {
         let mut logits = Vec::new();
         for shard in shards {
             if shard.first_token as usize != logits.len() && !shard.logits.is_empty() {
-                return Choice::Unusable(SamplingError::Inconsistent("the parts of the row leave a gap or overlap"));
+                return Choice::Unusable(SamplingError::Inconsistent(
+                    "the parts of the row leave a gap or overlap",
+                ));
             }
             logits.extend(shard.logits);
         }

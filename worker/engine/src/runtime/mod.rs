@@ -37,7 +37,7 @@ mod tests;
 
 pub use config::RankConfig;
 pub use control::RankControl;
-pub use handle::{EngineHandle, SubmitError, Submission};
+pub use handle::{EngineHandle, Submission, SubmitError};
 pub use load::{HistogramSnapshot, LoadSnapshot};
 pub use rank::{Outcome, RankRuntime};
 pub use request::{Event, FailureKind, FinishReason, GenerationRequest};

@@ -47,11 +47,24 @@ impl<B: Backend> RankRuntime<B> {
     /// # Errors
     /// The operating system's word.
     pub fn new(backend: B, wrap: Wrap<B>, config: RankConfig, socket: TcpListener) -> io::Result<Self> {
-        let inbox = Arc::new(Inbox::new(config.rank, config.numerics.clone(), config.model.clone()));
+        let inbox = Arc::new(Inbox::new(
+            config.rank,
+            config.numerics.clone(),
+            config.model.clone(),
+        ));
         let listener = Listener::start(socket, Arc::clone(&inbox))?;
         let (sender, inputs) = mpsc::channel();
         let shared = Arc::new(Shared::new(inbox, sender.clone()));
-        Ok(Self { backend, wrap, config, listener, shared, inputs, sender, load: Arc::default() })
+        Ok(Self {
+            backend,
+            wrap,
+            config,
+            listener,
+            shared,
+            inputs,
+            sender,
+            load: Arc::default(),
+        })
     }
 
     /// Where peers reach this rank.
@@ -63,13 +76,19 @@ impl<B: Backend> RankRuntime<B> {
     /// Form, drain, stop, and the state.
     #[must_use]
     pub fn control(&self) -> RankControl {
-        RankControl { shared: Arc::clone(&self.shared) }
+        RankControl {
+            shared: Arc::clone(&self.shared),
+        }
     }
 
     /// The way to the queue; of use on rank 0 only.
     #[must_use]
     pub fn engine(&self) -> EngineHandle {
-        EngineHandle::new(self.sender.clone(), Arc::clone(&self.load), Arc::clone(&self.shared))
+        EngineHandle::new(
+            self.sender.clone(),
+            Arc::clone(&self.load),
+            Arc::clone(&self.shared),
+        )
     }
 
     /// Load the weights, then serve until drained, told to leave, or stopped. Lost peers do not end it.
@@ -91,15 +110,31 @@ impl<B: Backend> RankRuntime<B> {
             shared.state.explain(&error.to_string());
             return Err(error);
         }
-        shared.state.update(|state| state.read_bytes = read.load(Ordering::Relaxed));
+        shared
+            .state
+            .update(|state| state.read_bytes = read.load(Ordering::Relaxed));
         shared.inbox.set_ready(None);
         shared.state.phase(Phase::Connecting, "");
         let outcome = if self.config.rank == 0 {
             let (backend, wrap, config) = (&mut self.backend, &self.wrap, &self.config);
-            Leader::new(backend, wrap, config, shared, &self.inputs, Arc::clone(&self.load)).run()
+            Leader::new(
+                backend,
+                wrap,
+                config,
+                shared,
+                &self.inputs,
+                Arc::clone(&self.load),
+            )
+            .run()
         } else {
             let (backend, wrap, config) = (&mut self.backend, &self.wrap, &self.config);
-            Follower { backend, wrap, config, shared }.run()
+            Follower {
+                backend,
+                wrap,
+                config,
+                shared,
+            }
+            .run()
         };
         self.backend.dissolve();
         Ok(outcome)

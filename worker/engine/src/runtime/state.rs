@@ -36,7 +36,7 @@ pub struct RankState {
     pub read_bytes: u64,
     /// The present or last era.
     pub era: Era,
-    /// Steps of that era that it began. After a stall the rank with the lowest number is to blame.
+    /// Steps of that era that it began. After a stall the rank with the lowest (era, number) is to blame.
     pub entered: u64,
     /// Steps of that era that it ended.
     pub completed: u64,
@@ -44,6 +44,8 @@ pub struct RankState {
     pub last_step_at: Option<Instant>,
     /// Why it is not further, in words; empty while all is well.
     pub message: String,
+    /// Why the last era ended; stays when the next one serves. Empty before the first loss.
+    pub last_failure: String,
     /// KV blocks of the group as this rank knows them.
     pub kv_blocks: u32,
 }
@@ -69,7 +71,9 @@ impl StateWatch {
     /// Wait until the version differs from `seen`, or for `wait`. Returns the present version and state.
     #[must_use]
     pub fn changed(&self, seen: u64, wait: Duration) -> (u64, RankState) {
-        let done = self.changed.wait_timeout_while(self.lock(), wait, |(version, _)| *version == seen);
+        let done = self
+            .changed
+            .wait_timeout_while(self.lock(), wait, |(version, _)| *version == seen);
         let (version, state) = &*done.unwrap_or_else(PoisonError::into_inner).0;
         (*version, state.clone())
     }
@@ -96,6 +100,15 @@ impl StateWatch {
         self.update(|state| {
             state.phase = phase;
             state.message = message.into();
+        });
+    }
+
+    /// The era ended.
+    pub(super) fn lost(&self, why: String) {
+        self.update(|state| {
+            state.phase = Phase::Connecting;
+            state.last_failure.clone_from(&why);
+            state.message = why;
         });
     }
 

@@ -11,7 +11,10 @@ impl BlockAllocator {
     /// All of `total` blocks free; the lowest id is handed out first.
     #[must_use]
     pub fn new(total: u32) -> Self {
-        Self { free: (0..total).rev().collect(), references: vec![0; total as usize] }
+        Self {
+            free: (0..total).rev().collect(),
+            references: vec![0; total as usize],
+        }
     }
 
     /// Number of blocks in all.

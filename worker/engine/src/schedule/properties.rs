@@ -8,7 +8,11 @@ use super::*;
 use crate::block_tables::BlockTables;
 use crate::step::{SampleKey, TokenRef};
 
-const KEY: SampleKey = SampleKey { seed: 0, temperature: 0.0, logprobs: false };
+const KEY: SampleKey = SampleKey {
+    seed: 0,
+    temperature: 0.0,
+    logprobs: false,
+};
 
 #[derive(Debug, Clone)]
 enum Act {
@@ -29,7 +33,10 @@ fn act() -> impl Strategy<Value = Act> {
 
 /// The token every "model" here says next: a function of the history alone, as greedy decoding is.
 fn next_token(history: &[u32]) -> u32 {
-    history.iter().fold(7_u32, |hash, token| hash.wrapping_mul(31).wrapping_add(*token)) % 1000
+    history
+        .iter()
+        .fold(7_u32, |hash, token| hash.wrapping_mul(31).wrapping_add(*token))
+        % 1000
 }
 
 /// A group that executes plans literally: KV is the token written at each physical position.
@@ -43,7 +50,12 @@ struct Mirror {
 impl Mirror {
     fn new(limits: Limits) -> Self {
         let tables = BlockTables::new(limits.max_sequences, limits.blocks);
-        Self { limits, tables, kv: BTreeMap::new(), in_use: BTreeSet::new() }
+        Self {
+            limits,
+            tables,
+            kv: BTreeMap::new(),
+            in_use: BTreeSet::new(),
+        }
     }
 
     /// Execute a batch; returns the sampled token of each row.
@@ -70,7 +82,9 @@ impl Mirror {
             .iter()
             .map(|row| {
                 for (position, token) in (row.start..).zip(&row.tokens) {
-                    let TokenRef::Known(token) = token else { panic!("all tokens are known here") };
+                    let TokenRef::Known(token) = token else {
+                        panic!("all tokens are known here")
+                    };
                     self.kv.insert(self.place(row.slot, position), *token);
                 }
                 let end = row.start + u32::try_from(row.tokens.len()).unwrap();
@@ -110,10 +124,14 @@ impl World {
     fn arrive(&mut self, prompt: u32, output: u32) {
         let id = SequenceId(self.next_id);
         self.next_id += 1;
-        let tokens: Vec<u32> = (0..prompt).map(|i| i * 3 + u32::try_from(id.0).unwrap()).collect();
+        let tokens: Vec<u32> = (0..prompt)
+            .map(|i| i * 3 + u32::try_from(id.0).unwrap())
+            .collect();
         let longest = prompt + output;
         let fits = longest <= self.mirror.limits.longest();
-        let taken = self.scheduler.add(Sequence::new(id, tokens.clone(), longest, KEY));
+        let taken = self
+            .scheduler
+            .add(Sequence::new(id, tokens.clone(), longest, KEY));
         assert_eq!(taken.is_ok(), fits, "exactly what can never fit is refused");
         if fits {
             self.alive.insert(id, (tokens, longest));
@@ -156,11 +174,17 @@ impl World {
     }
 
     fn era(&mut self) {
-        let before: Vec<(SequenceId, Vec<u32>)> =
-            self.scheduler.sequences().map(|sequence| (sequence.id, sequence.tokens.clone())).collect();
+        let before: Vec<(SequenceId, Vec<u32>)> = self
+            .scheduler
+            .sequences()
+            .map(|sequence| (sequence.id, sequence.tokens.clone()))
+            .collect();
         assert!(self.scheduler.requeue_all(self.mirror.limits).is_empty());
-        let after: Vec<(SequenceId, Vec<u32>)> =
-            self.scheduler.sequences().map(|sequence| (sequence.id, sequence.tokens.clone())).collect();
+        let after: Vec<(SequenceId, Vec<u32>)> = self
+            .scheduler
+            .sequences()
+            .map(|sequence| (sequence.id, sequence.tokens.clone()))
+            .collect();
         assert_eq!(before, after);
         assert_eq!(self.scheduler.running(), 0);
         self.mirror = Mirror::new(self.mirror.limits);
@@ -215,13 +239,23 @@ proptest! {
 
 #[test]
 fn decode_goes_before_prefill() {
-    let mut scheduler =
-        Scheduler::new(Limits { max_sequences: 4, max_batched_tokens: 4, max_context: 64, block_size: 4, blocks: 16 });
-    scheduler.add(Sequence::new(SequenceId(1), vec![1, 2], 10, KEY)).unwrap();
-    scheduler.add(Sequence::new(SequenceId(2), vec![5; 9], 20, KEY)).unwrap();
+    let mut scheduler = Scheduler::new(Limits {
+        max_sequences: 4,
+        max_batched_tokens: 4,
+        max_context: 64,
+        block_size: 4,
+        blocks: 16,
+    });
+    scheduler
+        .add(Sequence::new(SequenceId(1), vec![1, 2], 10, KEY))
+        .unwrap();
+    scheduler
+        .add(Sequence::new(SequenceId(2), vec![5; 9], 20, KEY))
+        .unwrap();
     let spans = |batch: &Batch| -> Vec<(u64, u32, usize, bool)> {
         let rows = batch.rows.iter().zip(&batch.sequences);
-        rows.map(|(row, id)| (id.0, row.start, row.tokens.len(), row.sample.is_some())).collect()
+        rows.map(|(row, id)| (id.0, row.start, row.tokens.len(), row.sample.is_some()))
+            .collect()
     };
     assert_eq!(spans(&scheduler.batch()), [(1, 0, 2, true), (2, 0, 2, false)]);
     scheduler.push(SequenceId(1), 3);
@@ -234,10 +268,19 @@ fn decode_goes_before_prefill() {
 
 #[test]
 fn the_youngest_gives_way() {
-    let mut scheduler =
-        Scheduler::new(Limits { max_sequences: 2, max_batched_tokens: 16, max_context: 64, block_size: 2, blocks: 4 });
-    scheduler.add(Sequence::new(SequenceId(1), vec![1, 2, 3], 8, KEY)).unwrap();
-    scheduler.add(Sequence::new(SequenceId(2), vec![1, 2, 3], 8, KEY)).unwrap();
+    let mut scheduler = Scheduler::new(Limits {
+        max_sequences: 2,
+        max_batched_tokens: 16,
+        max_context: 64,
+        block_size: 2,
+        blocks: 4,
+    });
+    scheduler
+        .add(Sequence::new(SequenceId(1), vec![1, 2, 3], 8, KEY))
+        .unwrap();
+    scheduler
+        .add(Sequence::new(SequenceId(2), vec![1, 2, 3], 8, KEY))
+        .unwrap();
     assert_eq!(scheduler.batch().rows.len(), 2);
     for id in [1, 2] {
         scheduler.push(SequenceId(id), 9);
@@ -254,22 +297,62 @@ fn the_youngest_gives_way() {
 
 #[test]
 fn what_could_never_fit_is_refused_with_a_sentence() {
-    let limits = Limits { max_sequences: 2, max_batched_tokens: 16, max_context: 64, block_size: 2, blocks: 4 };
+    let limits = Limits {
+        max_sequences: 2,
+        max_batched_tokens: 16,
+        max_context: 64,
+        block_size: 2,
+        blocks: 4,
+    };
     let mut scheduler = Scheduler::new(limits);
-    let refusal = scheduler.add(Sequence::new(SequenceId(1), vec![1; 5], 10, KEY)).unwrap_err();
-    assert_eq!(refusal, Refusal::TooLong { wanted: 10, longest: 9 });
-    assert!(refusal.to_string().contains("shorten the prompt or lower max_tokens"));
-    assert_eq!(scheduler.add(Sequence::new(SequenceId(2), vec![], 10, KEY)), Err(Refusal::Empty));
-    assert_eq!(scheduler.add(Sequence::new(SequenceId(3), vec![1; 5], 5, KEY)), Err(Refusal::NothingToGenerate));
+    let refusal = scheduler
+        .add(Sequence::new(SequenceId(1), vec![1; 5], 10, KEY))
+        .unwrap_err();
+    assert_eq!(
+        refusal,
+        Refusal::TooLong {
+            wanted: 10,
+            longest: 9
+        }
+    );
+    assert!(
+        refusal
+            .to_string()
+            .contains("shorten the prompt or lower max_tokens")
+    );
+    assert_eq!(
+        scheduler.add(Sequence::new(SequenceId(2), vec![], 10, KEY)),
+        Err(Refusal::Empty)
+    );
+    assert_eq!(
+        scheduler.add(Sequence::new(SequenceId(3), vec![1; 5], 5, KEY)),
+        Err(Refusal::NothingToGenerate)
+    );
 }
 
 #[test]
 fn a_smaller_group_gives_back_what_it_cannot_hold() {
-    let limits = Limits { max_sequences: 2, max_batched_tokens: 16, max_context: 64, block_size: 2, blocks: 8 };
+    let limits = Limits {
+        max_sequences: 2,
+        max_batched_tokens: 16,
+        max_context: 64,
+        block_size: 2,
+        blocks: 8,
+    };
     let mut scheduler = Scheduler::new(limits);
-    scheduler.add(Sequence::new(SequenceId(1), vec![1; 5], 17, KEY)).unwrap();
-    scheduler.add(Sequence::new(SequenceId(2), vec![1; 5], 8, KEY)).unwrap();
+    scheduler
+        .add(Sequence::new(SequenceId(1), vec![1; 5], 17, KEY))
+        .unwrap();
+    scheduler
+        .add(Sequence::new(SequenceId(2), vec![1; 5], 8, KEY))
+        .unwrap();
     let refused = scheduler.requeue_all(Limits { blocks: 4, ..limits });
-    assert_eq!(refused.iter().map(|(sequence, _)| sequence.id).collect::<Vec<_>>(), [SequenceId(1)]);
+    assert_eq!(
+        refused
+            .iter()
+            .map(|(sequence, _)| sequence.id)
+            .collect::<Vec<_>>(),
+        [SequenceId(1)]
+    );
     assert_eq!(scheduler.waiting(), 1);
 }

@@ -56,7 +56,9 @@ pub enum Refusal {
     #[error("the prompt is empty: give at least one token")]
     Empty,
     /// No room for even one new token was asked for.
-    #[error("no token is left to generate: max_tokens must be larger than the number of tokens to resume behind")]
+    #[error(
+        "no token is left to generate: max_tokens must be larger than the number of tokens to resume behind"
+    )]
     NothingToGenerate,
 }
 
@@ -116,7 +118,10 @@ impl Scheduler {
             return Err(Refusal::NothingToGenerate);
         }
         if sequence.longest > limits.longest() {
-            return Err(Refusal::TooLong { wanted: sequence.longest, longest: limits.longest() });
+            return Err(Refusal::TooLong {
+                wanted: sequence.longest,
+                longest: limits.longest(),
+            });
         }
         Ok(())
     }
@@ -143,7 +148,11 @@ impl Scheduler {
         }
         batch.blocks.frees = std::mem::take(&mut self.frees);
         let applied = self.tables.apply(&batch.blocks);
-        debug_assert_eq!(applied, Ok(()), "slots and blocks come from this scheduler's own lists");
+        debug_assert_eq!(
+            applied,
+            Ok(()),
+            "slots and blocks come from this scheduler's own lists"
+        );
         batch.state_hash = self.tables.hash();
         batch
     }
@@ -168,12 +177,16 @@ impl Scheduler {
     fn grow(&mut self, index: usize, batch: &mut Batch) -> bool {
         let sequence = &mut self.running[index];
         let needed = sequence.len().div_ceil(self.limits.block_size);
-        let Some(placed) = &mut sequence.placed else { return false };
+        let Some(placed) = &mut sequence.placed else {
+            return false;
+        };
         let missing = needed.saturating_sub(u32::try_from(placed.blocks.len()).unwrap_or(u32::MAX));
         if missing == 0 {
             return true;
         }
-        let Some(blocks) = self.allocator.allocate(missing) else { return false };
+        let Some(blocks) = self.allocator.allocate(missing) else {
+            return false;
+        };
         placed.blocks.extend_from_slice(&blocks);
         batch.blocks.appends.push((placed.slot, blocks));
         true
@@ -204,9 +217,11 @@ impl Scheduler {
             if self.free_slots.is_empty() || self.allocator.free() < needed {
                 break;
             }
-            let (Some(mut sequence), Some(slot), Some(blocks)) =
-                (self.waiting.pop_front(), self.free_slots.pop(), self.allocator.allocate(needed))
-            else {
+            let (Some(mut sequence), Some(slot), Some(blocks)) = (
+                self.waiting.pop_front(),
+                self.free_slots.pop(),
+                self.allocator.allocate(needed),
+            ) else {
                 break;
             };
             batch.blocks.appends.push((slot, blocks.clone()));
@@ -228,7 +243,9 @@ impl Scheduler {
     /// Whether a running sequence has all the tokens it may come to hold.
     #[must_use]
     pub fn is_full(&self, id: SequenceId) -> bool {
-        self.running.iter().any(|sequence| sequence.id == id && sequence.len() >= sequence.longest)
+        self.running
+            .iter()
+            .any(|sequence| sequence.id == id && sequence.len() >= sequence.longest)
     }
 
     /// Take a sequence out, finished or cancelled, and free what it holds. `None` when it is not here.
@@ -294,7 +311,10 @@ impl Scheduler {
     /// KV blocks in use and in all.
     #[must_use]
     pub fn kv_blocks(&self) -> (u32, u32) {
-        (self.allocator.total() - self.allocator.free(), self.allocator.total())
+        (
+            self.allocator.total() - self.allocator.free(),
+            self.allocator.total(),
+        )
     }
 
     /// The present limits.
@@ -315,7 +335,10 @@ fn push_row(sequence: &mut Sequence, count: u32, batch: &mut Batch) {
     batch.rows.push(PlanRow {
         slot: placed.slot,
         start: sequence.computed,
-        tokens: sequence.tokens[from..to].iter().map(|token| TokenRef::Known(*token)).collect(),
+        tokens: sequence.tokens[from..to]
+            .iter()
+            .map(|token| TokenRef::Known(*token))
+            .collect(),
         drafts: 0,
         sample: (to == sequence.tokens.len()).then_some(sequence.sample),
     });

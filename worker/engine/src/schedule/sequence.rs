@@ -35,7 +35,14 @@ impl Sequence {
     /// A sequence that waits with `tokens` as its history.
     #[must_use]
     pub fn new(id: SequenceId, tokens: Vec<u32>, longest: u32, sample: SampleKey) -> Self {
-        Self { id, tokens, longest, sample, computed: 0, placed: None }
+        Self {
+            id,
+            tokens,
+            longest,
+            sample,
+            computed: 0,
+            placed: None,
+        }
     }
 
     /// Number of tokens.

@@ -1,0 +1,142 @@
+//! Ranks are lost, replaced and stalled; streams go on.
+
+use std::time::Duration;
+
+use super::fake::reference;
+use super::group::{Group, LONG, Rank, greedy, rest, token};
+use crate::runtime::{Event, FinishReason, Phase};
+use crate::sampling::SamplingParams;
+
+#[test]
+fn a_lost_rank_costs_no_token() {
+    for victim in 0..3 {
+        let group = Group::start(3);
+        let prompts: [&[u32]; 3] = [&[1, 2, 3], &[9; 30], &[5]];
+        let engine = &group.leader().engine;
+        let streams: Vec<_> = prompts
+            .iter()
+            .map(|prompt| engine.submit_channel(greedy(prompt, 50)).unwrap())
+            .collect();
+        let mut heads = Vec::new();
+        for (_, events) in &streams {
+            assert!(matches!(events.recv_timeout(LONG), Ok(Event::Accepted { .. })));
+            heads.push((0..5).map(|_| token(events)).collect::<Vec<u32>>());
+        }
+        group.ranks[victim].faults.cut();
+        for ((prompt, head), (_submission, events)) in prompts.iter().zip(heads).zip(&streams) {
+            let (tail, reason) = rest(events);
+            assert_eq!(reason, FinishReason::Length);
+            assert_eq!(
+                [head, tail].concat(),
+                reference(prompt, &SamplingParams::greedy(), 50),
+                "victim {victim}"
+            );
+        }
+        for rank in &group.ranks {
+            let state = rank.wait_for(|state| state.era.epoch > 1 && state.phase == Phase::Serving);
+            assert_eq!(state.era.generation, 1, "no help from outside was needed");
+            assert_eq!(rank.faults.loads(), 1, "weights are kept");
+        }
+    }
+}
+
+#[test]
+fn a_replaced_member_joins_in_the_next_generation() {
+    let mut group = Group::start(3);
+    let (_submission, events) = group.leader().engine.submit_channel(greedy(&[6, 7], 60)).unwrap();
+    assert!(matches!(events.recv_timeout(LONG), Ok(Event::Accepted { .. })));
+    let head: Vec<u32> = (0..5).map(|_| token(&events)).collect();
+
+    let lost = group.ranks.pop().unwrap();
+    lost.control.stop();
+    lost.outcome();
+    let missing = |message: &str| message.contains("rank 2") && message.contains("cannot be reached");
+    group
+        .leader()
+        .wait_for(|state| state.phase == Phase::Connecting && missing(&state.message));
+
+    group.ranks.push(Rank::start(2, LONG));
+    group.form();
+    let (tail, _) = rest(&events);
+    assert_eq!(
+        [head, tail].concat(),
+        reference(&[6, 7], &SamplingParams::greedy(), 60)
+    );
+    for rank in &group.ranks {
+        rank.wait_for(|state| state.era.generation == 2 && state.phase == Phase::Serving);
+        assert_eq!(rank.faults.loads(), 1);
+    }
+}
+
+#[test]
+fn a_restarted_leader_finds_a_later_epoch() {
+    let mut group = Group::start(2);
+    group.leader().wait_for(|state| state.phase == Phase::Serving);
+    group.ranks[1].faults.cut();
+    group
+        .leader()
+        .wait_for(|state| state.era.epoch > 1 && state.phase == Phase::Serving);
+    let before = group.leader().control.state().era;
+    let address = group.ranks[0].address;
+    drop(std::mem::replace(&mut group.ranks[0], Rank::start(0, LONG)));
+    // The old leader's address is of no account: nobody dials rank 0.
+    assert_ne!(group.ranks[0].address, address);
+    assert_eq!(group.ranks[0].control.form(group.membership()), Ok(true));
+    let state = group.leader().wait_for(|state| state.phase == Phase::Serving);
+    assert!(state.era > before, "{:?} after {before:?}", state.era);
+    assert_eq!(group.ranks[1].faults.loads(), 1);
+}
+
+#[test]
+fn a_stalled_rank_is_named_by_everybody_and_has_the_lowest_counter() {
+    let group = Group::with_stall(3, Duration::from_millis(400));
+    let (_submission, events) = group.leader().engine.submit_channel(greedy(&[3], 60)).unwrap();
+    assert!(matches!(events.recv_timeout(LONG), Ok(Event::Accepted { .. })));
+    let head: Vec<u32> = (0..3).map(|_| token(&events)).collect();
+    group.ranks[2].faults.stall(true);
+    let late =
+        |rank: &Rank| rank.wait_for(|state| state.last_failure == "rank 2 did not answer within 400 ms");
+    let (zero, one) = (late(&group.ranks[0]), late(&group.ranks[1]));
+    let two = group.ranks[2].control.state();
+    assert!(
+        two.entered < zero.entered && two.entered < one.entered,
+        "{two:?} {zero:?} {one:?}"
+    );
+    group.ranks[2].faults.stall(false);
+    let (tail, _) = rest(&events);
+    assert_eq!(
+        [head, tail].concat(),
+        reference(&[3], &SamplingParams::greedy(), 60)
+    );
+}
+
+#[test]
+fn memberships_only_grow() {
+    let mut group = Group::start(2);
+    let first = group.membership();
+    group.form();
+    let control = &group.ranks[1].control;
+    assert_eq!(
+        control.form(group.membership()),
+        Ok(false),
+        "the same one again changes nothing"
+    );
+    assert!(
+        control
+            .form(first.clone())
+            .unwrap_err()
+            .contains("generation 1 is old")
+    );
+    let other = crate::mesh::Membership {
+        group_uid: "other".into(),
+        generation: 9,
+        ..first.clone()
+    };
+    assert!(control.form(other).unwrap_err().contains("belongs to group"));
+    let small = crate::mesh::Membership {
+        generation: 9,
+        members: first.members[..1].to_vec(),
+        ..first
+    };
+    assert!(control.form(small).unwrap_err().contains("only 1 members"));
+}

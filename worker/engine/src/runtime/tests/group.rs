@@ -1,0 +1,148 @@
+//! Ranks in threads.
+
+use std::net::{Ipv4Addr, SocketAddr, TcpListener};
+use std::sync::Arc;
+use std::sync::mpsc::Receiver;
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use super::fake::{Fake, Faults};
+use crate::mesh::Membership;
+use crate::runtime::{
+    EngineHandle, Event, FinishReason, GenerationRequest, Outcome, RankConfig, RankControl, RankRuntime,
+    RankState,
+};
+use crate::sampling::SamplingParams;
+
+/// Far more than anything here takes; reached only by a bug.
+pub(super) const LONG: Duration = Duration::from_secs(60);
+
+pub(super) struct Rank {
+    pub(super) control: RankControl,
+    pub(super) engine: EngineHandle,
+    pub(super) faults: Arc<Faults>,
+    pub(super) address: SocketAddr,
+    thread: Option<JoinHandle<Outcome>>,
+}
+
+impl Rank {
+    pub(super) fn start(rank: u32, stall: Duration) -> Self {
+        let faults = Arc::new(Faults::default());
+        let config = RankConfig {
+            max_sequences: 4,
+            max_batched_tokens: 16,
+            block_size: 4,
+            stall_timeout: stall,
+            form_timeout: LONG,
+            heartbeat: Duration::from_millis(20),
+            spin: Duration::ZERO,
+            ..RankConfig::new(rank, 90, "test-v1", "tiny")
+        };
+        let socket = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
+        let backend = Fake::new(Arc::clone(&faults));
+        let runtime = RankRuntime::new(backend, Box::new(|links| Box::new(links)), config, socket).unwrap();
+        let (control, engine, address) = (runtime.control(), runtime.engine(), runtime.address());
+        let thread = std::thread::spawn(move || runtime.run().unwrap());
+        Self {
+            control,
+            engine,
+            faults,
+            address,
+            thread: Some(thread),
+        }
+    }
+
+    pub(super) fn wait_for(&self, what: impl Fn(&RankState) -> bool) -> RankState {
+        self.control
+            .watch()
+            .wait_for(LONG, what)
+            .unwrap_or_else(|| panic!("stays {:?}", self.control.state()))
+    }
+
+    pub(super) fn outcome(mut self) -> Outcome {
+        self.thread.take().unwrap().join().unwrap()
+    }
+}
+
+impl Drop for Rank {
+    fn drop(&mut self) {
+        self.faults.stall(false);
+        self.control.stop();
+        if let Some(thread) = self.thread.take()
+            && !std::thread::panicking()
+        {
+            thread.join().unwrap();
+        }
+    }
+}
+
+pub(super) struct Group {
+    pub(super) ranks: Vec<Rank>,
+    pub(super) generation: u64,
+}
+
+impl Group {
+    pub(super) fn start(world: u32) -> Self {
+        Self::with_stall(world, LONG)
+    }
+
+    pub(super) fn with_stall(world: u32, stall: Duration) -> Self {
+        let ranks = (0..world).map(|rank| Rank::start(rank, stall)).collect();
+        let mut group = Self { ranks, generation: 0 };
+        group.form();
+        group
+    }
+
+    pub(super) fn membership(&self) -> Membership {
+        Membership {
+            group_uid: "group".into(),
+            generation: self.generation,
+            members: self.ranks.iter().map(|rank| rank.address).collect(),
+        }
+    }
+
+    /// The next generation, with the present members.
+    pub(super) fn form(&mut self) {
+        self.generation += 1;
+        for rank in &self.ranks {
+            assert_eq!(rank.control.form(self.membership()), Ok(true));
+        }
+    }
+
+    pub(super) fn leader(&self) -> &Rank {
+        &self.ranks[0]
+    }
+}
+
+pub(super) fn greedy(prompt: &[u32], max_tokens: u32) -> GenerationRequest {
+    GenerationRequest {
+        prompt: prompt.to_vec(),
+        resume: Vec::new(),
+        max_tokens,
+        stop_tokens: Vec::new(),
+        sampling: SamplingParams::greedy(),
+    }
+}
+
+pub(super) fn token(events: &Receiver<Event>) -> u32 {
+    match events.recv_timeout(LONG).unwrap() {
+        Event::Token { id, .. } => id,
+        other => panic!("{other:?} instead of a token"),
+    }
+}
+
+/// All tokens up to the end, and how that came.
+pub(super) fn rest(events: &Receiver<Event>) -> (Vec<u32>, FinishReason) {
+    let mut tokens = Vec::new();
+    loop {
+        match events.recv_timeout(LONG).unwrap() {
+            Event::Accepted { .. } => {}
+            Event::Token { id, .. } => tokens.push(id),
+            Event::Finished { reason, .. } => {
+                assert!(events.recv_timeout(LONG).is_err(), "nothing follows the end");
+                return (tokens, reason);
+            }
+            Event::Failed { message, .. } => panic!("{message}"),
+        }
+    }
+}

@@ -1,0 +1,151 @@
+//! Strangers and impostors on the rank port.
+
+use std::io::{Read, Write};
+use std::net::{Shutdown, TcpStream};
+
+use super::fake::reference;
+use super::group::{Group, LONG, Rank, greedy, rest, token};
+use crate::mesh::dial::{DialError, dial};
+use crate::mesh::frame::{HEADER, Header, Kind};
+use crate::mesh::hello::{Hello, Identity, LinkKind, RefusalCode};
+use crate::runtime::{Event, Phase};
+use crate::sampling::SamplingParams;
+use crate::step::Era;
+
+fn identity(world: u32) -> Identity {
+    Identity {
+        group_uid: "group".into(),
+        rank: 0,
+        world,
+        numerics: "test-v1".into(),
+        model: "tiny".into(),
+    }
+}
+
+fn refusal(rank: &Rank, hello: &Hello) -> RefusalCode {
+    match dial(rank.address, hello, LONG) {
+        Err(DialError::Refused { code, .. }) => code,
+        other => panic!("{other:?}"),
+    }
+}
+
+#[test]
+fn impostors_are_refused_and_the_stream_goes_on() {
+    let mut group = Group::start(2);
+    group.form();
+    let (_submission, events) = group.leader().engine.submit_channel(greedy(&[2], 60)).unwrap();
+    assert!(matches!(events.recv_timeout(LONG), Ok(Event::Accepted { .. })));
+    let head = token(&events);
+    let member = &group.ranks[1];
+    let hello = |era, change: &dyn Fn(&mut Hello)| {
+        let mut hello = identity(2).hello(era, 1, LinkKind::Plan);
+        change(&mut hello);
+        hello
+    };
+    let old = Era {
+        generation: 1,
+        epoch: 99,
+    };
+    assert_eq!(refusal(member, &hello(old, &|_| ())), RefusalCode::OldEra);
+    let now = group.leader().control.state().era;
+    assert_eq!(
+        refusal(member, &hello(Era { epoch: 0, ..now }, &|_| ())),
+        RefusalCode::OldEra
+    );
+    let next = Era {
+        epoch: now.epoch + 1,
+        ..now
+    };
+    assert_eq!(
+        refusal(member, &hello(next, &|hello| hello.group_uid = "x".into())),
+        RefusalCode::OtherGroup
+    );
+    assert_eq!(
+        refusal(member, &hello(next, &|hello| hello.numerics = "x".into())),
+        RefusalCode::OtherNumerics
+    );
+    assert_eq!(
+        refusal(member, &hello(next, &|hello| hello.model = "x".into())),
+        RefusalCode::OtherModel
+    );
+    assert_eq!(
+        refusal(member, &hello(next, &|hello| hello.to = 0)),
+        RefusalCode::WrongRank
+    );
+    assert_eq!(
+        refusal(
+            member,
+            &hello(
+                Era {
+                    generation: 3,
+                    epoch: 1
+                },
+                &|_| ()
+            )
+        ),
+        RefusalCode::NotFormed
+    );
+    assert_eq!(
+        [vec![head], rest(&events).0].concat(),
+        reference(&[2], &SamplingParams::greedy(), 60)
+    );
+    assert_eq!(group.leader().control.state().era, now, "no era was lost to them");
+}
+
+#[test]
+fn garbage_is_closed_and_harms_nobody() {
+    let group = Group::start(2);
+    group.leader().wait_for(|state| state.phase == Phase::Serving);
+    let era = group.leader().control.state().era;
+    let absurd = Header {
+        kind: Kind::Hello,
+        era,
+        step: 0,
+        sequence: 0,
+        length: u32::MAX,
+    }
+    .encode();
+    let early = Header {
+        kind: Kind::Control,
+        era,
+        step: 0,
+        sequence: 0,
+        length: 8,
+    }
+    .encode();
+    let broken = [
+        &Header {
+            kind: Kind::Hello,
+            era,
+            step: 0,
+            sequence: 0,
+            length: 4,
+        }
+        .encode()[..],
+        &[0xff; 4],
+    ]
+    .concat();
+    let garbage: [&[u8]; 6] = [
+        b"GET / HTTP/1.1\r\nHost: rank\r\nAccept: everything\r\n\r\n",
+        &[0; 4096],
+        &[0xff; HEADER],
+        &absurd,
+        &early,
+        &broken,
+    ];
+    for bytes in garbage {
+        for rank in &group.ranks {
+            let mut stranger = TcpStream::connect(rank.address).unwrap();
+            stranger.set_read_timeout(Some(LONG)).unwrap();
+            // It may close before it has read everything, which is a failed write or read here.
+            let _ = stranger.write_all(bytes);
+            let _ = stranger.shutdown(Shutdown::Write);
+            let mut answer = Vec::new();
+            let _ = stranger.read_to_end(&mut answer);
+            assert_eq!(answer, [], "nothing is said to strangers");
+        }
+    }
+    let (_submission, events) = group.leader().engine.submit_channel(greedy(&[2], 10)).unwrap();
+    assert_eq!(rest(&events).0, reference(&[2], &SamplingParams::greedy(), 10));
+    assert_eq!(group.leader().control.state().era, era);
+}
