@@ -3,6 +3,9 @@
 //! Each query row walks over absolute chunks of 256 positions in order and merges their partial results by their
 //! maxima (Milakov and Gimelshein, 2018). Nothing in a row's arithmetic depends on which rows share its tile, so batch mates and prefill
 //! chunks do not change its bits: positions that a row must not see have the weight zero at the end of its chains.
+//!
+//! Keys and values are bf16 in the cache. Queries and softmax weights enter the dot products as two bf16 parts each, so
+//! that attention adds hardly any rounding of its own: some models amplify it at the first positions of a text.
 
 use crate::kernel::math::exp;
 use crate::kernel::pack::{Element, LANES};
@@ -46,7 +49,8 @@ struct Row {
 /// Largest head that is supported, in elements.
 pub(crate) const MAX_HEAD_DIM: usize = 256;
 
-/// `out[token][head]` (bf16 pairs) of all tokens, from rotated `queries[token][head]` (bf16 pairs).
+/// `out[token][head]` (bf16 pairs) of all tokens, from rotated `queries[token][head]`: the high and the low parts, each
+/// bf16 pairs.
 pub(crate) fn attend(
     pool: &mut Pool,
     kernel: Kernel,
@@ -54,7 +58,7 @@ pub(crate) fn attend(
     cache: &KvCache,
     layer: usize,
     spans: &[Span],
-    queries: &[u32],
+    queries: [&[u32]; 2],
     out: &mut [u32],
 ) {
     let tasks = tasks(shape, spans);
@@ -110,22 +114,24 @@ fn run(
     cache: &KvCache,
     layer: usize,
     task: &Task<'_>,
-    queries: &[u32],
+    queries: [&[u32]; 2],
     out: &Shared<'_, u32>,
 ) {
     let rows = &task.rows[..task.len];
     let Some(last) = rows.last() else { return };
     let (head_dim, pairs) = (shape.head_dim, shape.head_dim / 2);
     let kv = cache.shape();
-    let mut q = [0u32; MAX_ROWS * MAX_HEAD_DIM / 2];
-    for (i, row) in rows.iter().enumerate() {
-        let at = (row.token * shape.q_heads.len() + row.head) * pairs;
-        q[i * pairs..][..pairs].copy_from_slice(&queries[at..at + pairs]);
+    let mut q = [[0u32; MAX_ROWS * MAX_HEAD_DIM / 2]; 2];
+    for (q, queries) in q.iter_mut().zip(queries) {
+        for (i, row) in rows.iter().enumerate() {
+            let at = (row.token * shape.q_heads.len() + row.head) * pairs;
+            q[i * pairs..][..pairs].copy_from_slice(&queries[at..at + pairs]);
+        }
     }
     let scale = 1.0 / (head_dim as f32).sqrt();
     let sums_len = kv.groups() * rows.len() * LANES;
     let mut scores = [0.0f32; MAX_ROWS * CHUNK];
-    let mut weights = [0u32; MAX_ROWS * CHUNK / 2];
+    let mut weights = [[0u32; MAX_ROWS * CHUNK / 2]; 2];
     let mut total = [0.0f32; MAX_ROWS * MAX_HEAD_DIM];
     let mut state = [(f32::NEG_INFINITY, 0.0f32); MAX_ROWS];
     for chunk in (0..=last.position).step_by(CHUNK) {
@@ -139,11 +145,16 @@ fn run(
                 block_stride: 0,
                 blocks: 1,
                 steps: pairs,
-                inputs: &q,
+                inputs: &q[0],
                 input_stride: pairs,
                 rows: rows.len(),
             };
             tile.run(kernel, &mut sums);
+            Tile {
+                inputs: &q[1],
+                ..tile
+            }
+            .run(kernel, &mut sums);
             for i in 0..rows.len() {
                 scores[i * CHUNK + at..][..kv.tile()].copy_from_slice(&sums[i * LANES..][..kv.tile()]);
             }
@@ -151,12 +162,15 @@ fn run(
         let mut part = [(f32::NEG_INFINITY, 0.0f32); MAX_ROWS];
         for (i, row) in rows.iter().enumerate() {
             let seen = (row.position + 1).saturating_sub(chunk).min(CHUNK);
-            let weights = &mut weights[i * CHUNK / 2..][..CHUNK / 2];
-            if seen == 0 {
-                weights.fill(0);
-            } else {
-                part[i] = vector::softmax_chunk(kernel, &mut scores[i * CHUNK..][..seen], scale, weights);
+            let scores = &mut scores[i * CHUNK..][..CHUNK];
+            if seen > 0 {
+                part[i] = vector::softmax_chunk(kernel, &mut scores[..seen], scale);
             }
+            scores[seen..].fill(0.0);
+            let [high, low] = weights
+                .each_mut()
+                .map(|part| &mut part[i * CHUNK / 2..][..CHUNK / 2]);
+            vector::split(kernel, scores, high, low);
         }
         let mut sums = [0.0f32; MAX_ROWS * MAX_HEAD_DIM];
         for at in (0..end).step_by(kv.tile()) {
@@ -167,11 +181,16 @@ fn run(
                 block_stride: kv.value_group() * size_of::<u16>(),
                 blocks: kv.groups(),
                 steps: kv.tile() / 2,
-                inputs: &weights[at / 2..],
+                inputs: &weights[0][at / 2..],
                 input_stride: CHUNK / 2,
                 rows: rows.len(),
             };
             tile.run(kernel, &mut sums[..sums_len]);
+            Tile {
+                inputs: &weights[1][at / 2..],
+                ..tile
+            }
+            .run(kernel, &mut sums[..sums_len]);
         }
         for i in 0..rows.len() {
             let (max, mass) = part[i];

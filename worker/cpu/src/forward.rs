@@ -57,7 +57,8 @@ pub(crate) struct Workspace {
     q: Vec<f32>,
     k: Vec<f32>,
     v: Vec<f32>,
-    queries: Vec<u32>,
+    /// The high and the low parts.
+    queries: [Vec<u32>; 2],
     attended: Vec<u32>,
     gate: Vec<f32>,
     up: Vec<f32>,
@@ -82,7 +83,7 @@ impl Workspace {
             q: floats(shape.q_width()),
             k: floats(shape.kv_width()),
             v: floats(shape.kv_width()),
-            queries: pairs(shape.q_width()),
+            queries: [pairs(shape.q_width()), pairs(shape.q_width())],
             attended: pairs(shape.q_width()),
             gate: floats(shape.ffn.len()),
             up: floats(shape.ffn.len()),
@@ -171,7 +172,10 @@ impl Model<'_> {
             ],
         );
         self.rotate_and_store(cache, work, layer, spans);
-        let queries = &work.queries[..rows * shape.q_width() / 2];
+        let queries = work
+            .queries
+            .each_ref()
+            .map(|part| &part[..rows * shape.q_width() / 2]);
         attend(
             pool,
             self.kernel,
@@ -299,11 +303,11 @@ impl Model<'_> {
                 let q = &mut work.q[token * q_width..][..q_width];
                 q.chunks_exact_mut(head_dim)
                     .for_each(|head| vector::rotate(self.kernel, head, cos, sin));
-                vector::round(
-                    self.kernel,
-                    q,
-                    &mut work.queries[token * q_width / 2..][..q_width / 2],
-                );
+                let [high, low] = work
+                    .queries
+                    .each_mut()
+                    .map(|part| &mut part[token * q_width / 2..][..q_width / 2]);
+                vector::split(self.kernel, q, high, low);
                 let keys = work.k[token * kv_width..][..kv_width].chunks_exact_mut(head_dim);
                 let values = work.v[token * kv_width..][..kv_width].chunks_exact(head_dim);
                 for (head, (key, value)) in keys.zip(values).enumerate() {

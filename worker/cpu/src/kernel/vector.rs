@@ -1,6 +1,6 @@
 //! Element-wise work between the matrix products, each in a fixed order of operations.
 
-use super::math::{exp, from_bf16, pair, to_bf16};
+use super::math::{exp, from_bf16, pair};
 use super::multiversion;
 
 /// Partial sums of a reduction over a vector: element `i` goes to sum `i % 16`, and the sums join in a binary tree.
@@ -92,9 +92,19 @@ multiversion! {
 }
 
 multiversion! {
-    /// Softmax weights of one chunk: `scores` are scaled, then replaced by `bf16(e^(score - max))`, whose pairs go to
-    /// `out` (zero past the scores). Gives the largest scaled score and the sum of the rounded weights.
-    pub(crate) fn softmax_chunk(scores: &mut [f32], scale: f32, out: &mut [u32]) -> (f32, f32) {
+    /// Split a row into bf16 pairs and the bf16 pairs of what that rounding left, which together hold 16 bits.
+    pub(crate) fn split(values: &[f32], high: &mut [u32], low: &mut [u32]) {
+        for ((high, low), values) in high.iter_mut().zip(low).zip(values.as_chunks::<2>().0) {
+            *high = pair(values[0], values[1]);
+            *low = pair(values[0] - from_bf16(*high as u16), values[1] - from_bf16((*high >> 16) as u16));
+        }
+    }
+}
+
+multiversion! {
+    /// Softmax weights of one chunk: `scores` are scaled, then replaced by `e^(score - max)`. Gives the largest scaled
+    /// score and the sum of the weights.
+    pub(crate) fn softmax_chunk(scores: &mut [f32], scale: f32) -> (f32, f32) {
         let mut most = [f32::NEG_INFINITY; SUMS];
         for chunk in scores.chunks_mut(SUMS) {
             for (most, score) in most.iter_mut().zip(chunk) {
@@ -106,14 +116,9 @@ multiversion! {
         let mut sums = [0.0; SUMS];
         for chunk in scores.chunks_mut(SUMS) {
             for (sum, score) in sums.iter_mut().zip(chunk) {
-                *score = from_bf16(to_bf16(exp(*score - max)));
+                *score = exp(*score - max);
                 *sum += *score;
             }
-        }
-        for (i, out) in out.iter_mut().enumerate() {
-            let even = scores.get(2 * i).map_or(0, |p| p.to_bits() >> 16);
-            let odd = scores.get(2 * i + 1).map_or(0, |p| p.to_bits() >> 16);
-            *out = even | odd << 16;
         }
         (max, tree(sums))
     }
@@ -177,8 +182,11 @@ mod tests {
             silu_mul(kernel, &x, &y, &mut pairs);
             bits.extend_from_slice(&pairs);
             let mut scores = x.clone();
-            let (max, sum) = softmax_chunk(kernel, &mut scores, 0.3, &mut pairs);
+            let (max, sum) = softmax_chunk(kernel, &mut scores, 0.3);
+            let mut low = vec![0; 101];
+            split(kernel, &scores, &mut pairs, &mut low);
             bits.extend_from_slice(&pairs);
+            bits.extend_from_slice(&low);
             let (most, mass) = sum_exp(kernel, &x, 1.7);
             let mut all = x.clone();
             merge(kernel, &mut all, 0.3, &y, 0.6);
@@ -198,11 +206,22 @@ mod tests {
     }
 
     #[test]
-    fn softmax_weights_past_the_scores_are_zero() {
-        let mut out = [u32::MAX; 4];
-        let (max, sum) = softmax_chunk(Kernel::detect(), &mut [1.0, 1.0, 1.0], 2.0, &mut out);
-        assert_eq!((max, sum), (2.0, 3.0));
-        assert_eq!(out, [0x3f80_3f80, 0x0000_3f80, 0, 0]);
+    fn both_parts_of_a_split_hold_sixteen_bits() {
+        let x = values(64, 9);
+        let (mut high, mut low) = (vec![0; 32], vec![0; 32]);
+        split(Kernel::detect(), &x, &mut high, &mut low);
+        for (i, x) in x.iter().enumerate() {
+            let part = |pairs: &[u32]| from_bf16((pairs[i / 2] >> (16 * (i % 2))) as u16);
+            assert!((part(&high) + part(&low) - x).abs() <= x.abs() / 65536.0);
+        }
+    }
+
+    #[test]
+    fn softmax_weights_are_relative_to_the_largest() {
+        let mut scores = [1.0, 1.0, 0.0];
+        let (max, sum) = softmax_chunk(Kernel::detect(), &mut scores, 2.0);
+        assert_eq!((max, scores[0], scores[1]), (2.0, 1.0, 1.0));
+        assert!((sum - 2.0 - (-2.0f32).exp()).abs() < 1e-6);
     }
 
     #[test]

@@ -110,11 +110,13 @@ fn the_portable_kernel_gives_the_same_hash() {
     );
 }
 
+/// A different order changes sums by their last bit, and only where that tips the rounding of an activation to bf16 do
+/// logits change: hence so many positions.
 #[test]
 fn swapped_leaves_are_seen() {
-    let main = prompt(20, tiny::VOCAB);
+    let main = prompt(500, tiny::VOCAB);
     let folder = tiny::checkpoint(false);
-    let way = Way { chunk: 20, mates: 0 };
+    let way = Way { chunk: 500, mates: 0 };
     let mut group = Group::load(folder.path(), 1, 1, Kernel::detect().level());
     let before = hash(&group.logits(&main, way));
     assert_eq!(hash(&group.logits(&main, way)), before);

@@ -3,4 +3,5 @@
 mod bits;
 mod contract;
 mod group;
+mod reference;
 mod tiny;
