@@ -73,4 +73,8 @@ pub struct RankConfig {
     pub rank_port: u16,
     /// Port for clients on rank 0; 0 lets the kernel choose.
     pub inference_port: u16,
+    /// More compute threads run here than there are cores, so waiting must not spin.
+    pub oversubscribed: bool,
+    /// Names this server towards clients.
+    pub instance_id: String,
 }

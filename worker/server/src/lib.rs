@@ -4,6 +4,8 @@
 //! |---|---|
 //! | [`cli`] | the command line |
 //! | [`supervisor`] | the pod's first process: keeps ranks alive, talks to operator and kubelet |
+//! | [`rank`] | one rank's process: the engine |
+//! | [`inference`] | gRPC for clients, on rank 0 |
 //! | [`link`], [`config`] | what supervisor and rank say to each other |
 //! | [`grpc`] | what the gRPC servers have in common |
 //! | [`duration`], [`exit`] | durations and exit codes of the command line |
@@ -15,5 +17,7 @@ pub mod config;
 pub mod duration;
 pub mod exit;
 pub mod grpc;
+pub mod inference;
 pub mod link;
+pub mod rank;
 pub mod supervisor;

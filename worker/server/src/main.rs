@@ -1,1 +1,7 @@
-fn main() {}
+//! The program `llamero-worker`; everything is in the library.
+
+#![forbid(unsafe_code)]
+
+fn main() -> std::process::ExitCode {
+    llamero_worker::cli::main()
+}

@@ -95,11 +95,19 @@ impl ServeArgs {
     /// Compute threads of each rank.
     #[must_use]
     pub fn threads(&self, local_ranks: u32) -> u32 {
-        self.engine.threads.unwrap_or_else(|| {
-            let cores = std::thread::available_parallelism().map_or(1, |n| u32::try_from(n.get()).unwrap_or(1));
-            (cores / local_ranks.max(1)).max(1)
-        })
+        self.engine.threads.unwrap_or_else(|| (cores() / local_ranks.max(1)).max(1))
     }
+
+    /// Whether the local ranks have more threads than there are cores.
+    #[must_use]
+    pub fn oversubscribed(&self, local_ranks: u32) -> bool {
+        self.threads(local_ranks).saturating_mul(local_ranks) > cores()
+    }
+}
+
+/// Cores that this container may use; honours cgroup quotas.
+fn cores() -> u32 {
+    std::thread::available_parallelism().map_or(1, |n| u32::try_from(n.get()).unwrap_or(u32::MAX))
 }
 
 #[cfg(test)]

@@ -160,6 +160,8 @@ fn start_keepers(args: &ServeArgs, local: LocalRanks, control: &Control) -> anyh
             listen: args.listen_address(),
             rank_port,
             inference_port: args.inference_port,
+            oversubscribed: args.oversubscribed(local.count),
+            instance_id: if args.pod_uid.is_empty() { ALONE.to_owned() } else { args.pod_uid.clone() },
         };
         let keeper = Keeper {
             index: index as usize,

@@ -1,0 +1,104 @@
+//! gRPC for clients, on rank 0.
+//!
+//! | module | what it is |
+//! |---|---|
+//! | [`model`] | tokenizer, template, limits |
+//! | [`answer`] | tokens become text and end where the request says |
+//! | [`running`] | requests under way, by id |
+//! | [`completion`] | `llamero.v1.Completion` |
+//! | [`vllm`] | `vllm.Inference` and `vllm.Control` |
+//! | [`telemetry`] | `llamero.v1.Telemetry` |
+//! | [`health`] | `grpc.health.v1`: whether the whole group steps |
+
+pub mod answer;
+pub mod completion;
+pub mod health;
+pub mod model;
+pub mod running;
+pub mod telemetry;
+pub mod vllm;
+
+use std::net::TcpListener;
+use std::sync::Arc;
+use std::time::Duration;
+
+use llamero_engine::runtime::EngineHandle;
+use llamero_proto::v1::completion_server::CompletionServer;
+use llamero_proto::v1::telemetry_server::TelemetryServer;
+use tokio::sync::oneshot;
+use tonic::transport::Server;
+use tonic::transport::server::TcpIncoming;
+use vllm_proto::control_server::ControlServer;
+use vllm_proto::inference_server::InferenceServer;
+
+pub use self::model::Model;
+use self::running::Running;
+use crate::grpc;
+
+/// Answers still on their way after the last request may take this long to leave.
+const FLUSH: Duration = Duration::from_secs(3);
+/// A client that does not answer a ping within this time is gone, and its requests are cancelled.
+const KEEPALIVE: Duration = Duration::from_secs(10);
+
+/// What the services share.
+#[derive(Clone)]
+pub struct Services {
+    /// The model.
+    pub model: Arc<Model>,
+    /// The queue.
+    pub engine: EngineHandle,
+    /// Requests under way.
+    pub running: Running,
+}
+
+/// Serve clients until `stopped`, then let answers leave.
+///
+/// # Errors
+/// When the server cannot run.
+pub async fn serve(
+    listener: TcpListener,
+    model: Model,
+    engine: EngineHandle,
+    stopped: oneshot::Receiver<()>,
+) -> anyhow::Result<()> {
+    listener.set_nonblocking(true)?;
+    let incoming = TcpIncoming::from(tokio::net::TcpListener::from_std(listener)?).with_nodelay(Some(true));
+    let services = Services { model: Arc::new(model), engine, running: Running::default() };
+    let (health, health_service) = tonic_health::server::health_reporter();
+    let watching = tokio::spawn(health::follow(services.clone(), health));
+    let routes = grpc::reflection(&[
+        "vllm.Inference",
+        "vllm.Control",
+        "llamero.v1.Completion",
+        "llamero.v1.Telemetry",
+        "grpc.health.v1.Health",
+    ])?
+    .add_service(InferenceServer::new(services.clone()))
+    .add_service(ControlServer::new(services.clone()))
+    .add_service(CompletionServer::new(services.clone()))
+    .add_service(TelemetryServer::new(services))
+    .add_service(health_service);
+
+    let (closing, closed) = oneshot::channel();
+    let server = Server::builder()
+        .http2_keepalive_interval(Some(KEEPALIVE))
+        .http2_keepalive_timeout(Some(KEEPALIVE))
+        .add_routes(grpc::with_fallback(routes))
+        .serve_with_incoming_shutdown(incoming, async move {
+            // A dropped sender means the same.
+            let _ = stopped.await;
+            let _ = closing.send(());
+        });
+    tokio::pin!(server);
+    tokio::select! {
+        ended = &mut server => ended?,
+        _ = closed => {
+            // Streams without an end (health, telemetry) would keep the server for ever.
+            if let Ok(ended) = tokio::time::timeout(FLUSH, server).await {
+                ended?;
+            }
+        }
+    }
+    watching.abort();
+    Ok(())
+}

@@ -1,0 +1,125 @@
+//! What rank 0 knows of the model it answers for.
+
+use std::hash::{BuildHasher, RandomState};
+use std::time::Duration;
+
+use llamero_checkpoint::Checkpoint;
+use llamero_engine::runtime;
+use llamero_engine::text::{
+    ChatMessage, ChatTemplate, ChatTemplateError, GenerationDefaults, GenerationRequest, RequestDraft,
+    RequestLimits, Tokenizer,
+};
+use tonic::Status;
+
+use crate::config::RankConfig;
+
+/// A model and the limits it is served with.
+#[derive(Debug)]
+pub struct Model {
+    /// The name that clients ask for.
+    pub name: String,
+    /// Its tokenizer.
+    pub tokenizer: Tokenizer,
+    /// Its defaults of sampling and its stop tokens.
+    pub defaults: GenerationDefaults,
+    /// Temperature that its authors advise, if they do.
+    pub advised_temperature: Option<f32>,
+    /// Vocabulary and context.
+    pub limits: RequestLimits,
+    /// Ranks of a tensor-parallel group.
+    pub tensor: u32,
+    /// Tokens per KV block.
+    pub block_size: u32,
+    /// Sequences at once.
+    pub max_sequences: u32,
+    /// Tokens in one step.
+    pub max_batched_tokens: u32,
+    /// A group that completes no step for this long is not ready.
+    pub stall_timeout: Duration,
+    /// Names this server.
+    pub instance_id: String,
+    /// Missing in base models, which can complete text only.
+    chat_template: Result<ChatTemplate, String>,
+}
+
+impl Model {
+    /// Read tokenizer, template and defaults.
+    ///
+    /// # Errors
+    /// When there is no usable tokenizer, or the defaults cannot be read. A missing template is an error of chat
+    /// requests only.
+    pub fn open(config: &RankConfig, settings: &runtime::RankConfig, checkpoint: &Checkpoint) -> anyhow::Result<Self> {
+        let dir = &config.engine.model_dir;
+        let chat_template = match ChatTemplate::from_dir(dir) {
+            Ok(template) => Ok(template),
+            Err(missing @ ChatTemplateError::Missing(_)) => Err(missing.to_string()),
+            Err(broken) => {
+                tracing::warn!("chat is not available: {broken}");
+                Err(broken.to_string())
+            }
+        };
+        Ok(Self {
+            name: config.engine.served_name(),
+            tokenizer: Tokenizer::from_dir(dir)?,
+            defaults: GenerationDefaults::from_dir(dir)?,
+            advised_temperature: checkpoint.generation().temperature,
+            limits: RequestLimits {
+                vocab_size: checkpoint.config().vocab_size,
+                max_context: settings.max_context,
+            },
+            tensor: config.engine.tensor,
+            block_size: settings.block_size,
+            max_sequences: settings.max_sequences,
+            max_batched_tokens: settings.max_batched_tokens,
+            stall_timeout: settings.stall_timeout,
+            instance_id: config.instance_id.clone(),
+            chat_template,
+        })
+    }
+
+    /// Accept the name of this model, or none.
+    ///
+    /// # Errors
+    /// NOT_FOUND.
+    pub fn check_name(&self, asked: &str) -> Result<(), Status> {
+        if asked.is_empty() || asked == self.name {
+            return Ok(());
+        }
+        Err(Status::not_found(format!("the model {asked:?} is not served here; this server has {:?}", self.name)))
+    }
+
+    /// Tokens of a plain text.
+    ///
+    /// # Errors
+    /// INVALID_ARGUMENT.
+    pub fn tokens_of_text(&self, text: &str) -> Result<Vec<u32>, Status> {
+        self.tokenizer.encode(text, true).map_err(|error| Status::invalid_argument(error.to_string()))
+    }
+
+    /// Tokens of a conversation.
+    ///
+    /// # Errors
+    /// FAILED_PRECONDITION when the model has no chat template, INVALID_ARGUMENT when the template refuses.
+    pub fn tokens_of_chat(&self, messages: &[ChatMessage], tools_json: &str) -> Result<Vec<u32>, Status> {
+        let template = self.chat_template.as_ref().map_err(|why| Status::failed_precondition(why.clone()))?;
+        let tools = (!tools_json.is_empty()).then_some(tools_json);
+        let now = jiff::Timestamp::now().to_zoned(jiff::tz::TimeZone::UTC).datetime();
+        let rendered = template
+            .render(messages, tools, now)
+            .map_err(|error| Status::invalid_argument(error.to_string()))?;
+        // The template has written the special tokens already.
+        self.tokenizer.encode(&rendered, false).map_err(|error| Status::invalid_argument(error.to_string()))
+    }
+
+    /// Check a request against the model.
+    ///
+    /// # Errors
+    /// INVALID_ARGUMENT with a sentence for the user.
+    pub fn validate(&self, draft: RequestDraft) -> Result<GenerationRequest, Status> {
+        // Randomly keyed hashing is the standard library's source of randomness.
+        let random_seed = RandomState::new().hash_one(0);
+        draft
+            .validate(&self.defaults, self.limits, random_seed)
+            .map_err(|error| Status::invalid_argument(error.to_string()))
+    }
+}

@@ -1,0 +1,64 @@
+//! `llamero.v1.Telemetry`: load of the group, for routing and scaling.
+
+use std::pin::Pin;
+use std::time::{Duration, SystemTime};
+
+use futures::{Stream, StreamExt as _};
+use llamero_engine::runtime::load::BOUNDS;
+use llamero_engine::runtime::{HistogramSnapshot, LoadSnapshot};
+use llamero_proto::v1::telemetry_server::Telemetry;
+use llamero_proto::v1::{Histogram, LoadRequest, LoadSample};
+use tokio_stream::wrappers::IntervalStream;
+use tonic::{Request, Response, Status};
+
+use super::Services;
+use crate::supervisor::last_words::unix_millis;
+
+const USUAL_MILLIS: u64 = 1_000;
+const SHORTEST_MILLIS: u64 = 100;
+
+#[tonic::async_trait]
+impl Telemetry for Services {
+    type WatchStream = Pin<Box<dyn Stream<Item = Result<LoadSample, Status>> + Send>>;
+
+    async fn watch(&self, request: Request<LoadRequest>) -> Result<Response<Self::WatchStream>, Status> {
+        let millis = match u64::from(request.into_inner().interval_millis) {
+            0 => USUAL_MILLIS,
+            millis @ SHORTEST_MILLIS.. => millis,
+            millis => {
+                return Err(Status::invalid_argument(format!(
+                    "interval_millis is {millis}; ask for at least {SHORTEST_MILLIS}, or 0 for {USUAL_MILLIS}"
+                )));
+            }
+        };
+        let engine = self.engine.clone();
+        let ticks = IntervalStream::new(tokio::time::interval(Duration::from_millis(millis)));
+        let samples = ticks.map(move |_| Ok(sample(engine.load(), SystemTime::now())));
+        Ok(Response::new(Box::pin(samples)))
+    }
+}
+
+fn sample(load: LoadSnapshot, now: SystemTime) -> LoadSample {
+    LoadSample {
+        unix_millis: unix_millis(now),
+        running: load.running,
+        waiting: load.waiting,
+        kv_blocks_used: load.kv_blocks_used,
+        kv_blocks_total: load.kv_blocks_total,
+        steps: load.steps,
+        prompt_tokens: load.prompt_tokens,
+        output_tokens: load.output_tokens,
+        time_to_first_token: Some(histogram(load.time_to_first_token)),
+        inter_token_latency: Some(histogram(load.inter_token_latency)),
+        draining: load.draining,
+    }
+}
+
+fn histogram(snapshot: HistogramSnapshot) -> Histogram {
+    Histogram {
+        upper_bounds_seconds: BOUNDS.to_vec(),
+        cumulative_counts: snapshot.cumulative,
+        count: snapshot.count,
+        sum_seconds: snapshot.sum_seconds,
+    }
+}

@@ -1,0 +1,177 @@
+//! A `GenerateRequest` becomes a request of the engine. What is not served is refused by name: a field that is
+//! silently ignored gives answers that look right and are not.
+
+use llamero_engine::text::RequestDraft;
+use tonic::Status;
+use vllm_proto::generate_request::Prompt;
+use vllm_proto::{
+    DecodingParameters, GenerateRequest, KvCacheParameters, RandomSampling, ResponseOptions, StoppingCriteria,
+};
+
+use crate::inference::model::Model;
+
+/// `max_new_tokens` when it is 0, as the contract documents it.
+pub const DEFAULT_NEW_TOKENS: u32 = 20;
+
+/// What the answer is to contain.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Wanted {
+    /// The text.
+    pub text: bool,
+    /// The ids of output tokens.
+    pub token_ids: bool,
+    /// The ids of the prompt's tokens.
+    pub prompt_token_ids: bool,
+}
+
+/// Split a request into what the engine needs and what the answer is to contain.
+///
+/// # Errors
+/// UNIMPLEMENTED for a field that is not served, INVALID_ARGUMENT for one that makes no sense.
+pub fn draft(model: &Model, request: GenerateRequest) -> Result<(RequestDraft, Wanted), Status> {
+    refuse_unserved(&request)?;
+    let mut prompt = match request.prompt {
+        Some(Prompt::Text(text)) => model.tokens_of_text(&text)?,
+        Some(Prompt::TokenIds(tokens)) => tokens.ids,
+        None => return Err(Status::invalid_argument("there is no prompt; send text or token_ids")),
+    };
+    let keep = request.truncate_prompt_tokens as usize;
+    if keep > 0 && prompt.len() > keep {
+        // The end of a prompt matters most; this is what the contract's own server keeps.
+        prompt.drain(..prompt.len() - keep);
+    }
+    let sampling = request.sampling.unwrap_or_default();
+    let decoding = request.decoding.unwrap_or_default();
+    let stopping = request.stopping.unwrap_or_default();
+    let response = request.response.unwrap_or_default();
+    let left = model.limits.max_context.saturating_sub(u32::try_from(prompt.len()).unwrap_or(u32::MAX));
+    let draft = RequestDraft {
+        max_tokens: Some(match stopping.max_new_tokens {
+            0 => DEFAULT_NEW_TOKENS.min(left.max(1)),
+            most => most,
+        }),
+        prompt,
+        // "Model-specific default or 0".
+        temperature: Some(request.temperature.or(model.advised_temperature).unwrap_or(0.0)),
+        top_p: sampling.top_p,
+        top_k: sampling.top_k,
+        min_p: sampling.min_p,
+        presence_penalty: Some(decoding.presence_penalty),
+        frequency_penalty: Some(decoding.frequency_penalty),
+        logit_bias: decoding.logit_bias.into_iter().collect(),
+        seed: sampling.seed.map(i64::cast_unsigned),
+        stop: stopping.stop_strings,
+        stop_tokens: stopping.stop_token_ids,
+        ignore_eos: stopping.ignore_eos,
+        logprobs: false,
+        resume_tokens: Vec::new(),
+    };
+    let wanted = Wanted {
+        text: response.output_text.unwrap_or(true),
+        token_ids: response.output_token_ids,
+        prompt_token_ids: response.prompt_token_ids,
+    };
+    Ok((draft, wanted))
+}
+
+/// Names the first field that is set and not served. Fields whose only effect is on something this server does not
+/// have (a prefix cache to bypass or to salt, a watermark to switch off) are served by doing nothing.
+fn refuse_unserved(request: &GenerateRequest) -> Result<(), Status> {
+    let sampling = request.sampling.iter().flat_map(unserved_sampling);
+    let decoding = request.decoding.iter().flat_map(unserved_decoding);
+    let stopping = request.stopping.iter().flat_map(unserved_stopping);
+    let response = request.response.iter().flat_map(unserved_response);
+    let kv = request.kv.iter().flat_map(unserved_kv);
+    let own = [
+        ("priority", request.priority != 0),
+        ("session_id", request.session_id.is_some()),
+        ("media", !request.media.is_empty()),
+        ("lora_name", !request.lora_name.is_empty()),
+        ("kv_hints", request.kv_hints.is_some()),
+        ("engine_reasoning_gate", request.engine_reasoning_gate.is_some()),
+    ];
+    let mut all = own.into_iter().chain(sampling).chain(decoding).chain(stopping).chain(response).chain(kv);
+    match all.find(|(_, set)| *set) {
+        Some((field, _)) => Err(Status::unimplemented(format!("{field} is not served yet; leave it out"))),
+        None => Ok(()),
+    }
+}
+
+type Field = (&'static str, bool);
+
+fn unserved_sampling(sampling: &RandomSampling) -> [Field; 1] {
+    [("sampling.num_sequences above 1", sampling.num_sequences > 1)]
+}
+
+fn unserved_decoding(decoding: &DecodingParameters) -> [Field; 4] {
+    // 1 is the neutral value of a repetition penalty, 0 the protocol's "absent".
+    let repetition = decoding.repetition_penalty != 0.0 && decoding.repetition_penalty != 1.0;
+    [
+        ("decoding.repetition_penalty", repetition),
+        ("decoding.allowed_token_ids", !decoding.allowed_token_ids.is_empty()),
+        ("decoding.structured_output", decoding.structured_output.is_some()),
+        ("decoding.bad_words_token_ids", !decoding.bad_words_token_ids.is_empty()),
+    ]
+}
+
+fn unserved_stopping(stopping: &StoppingCriteria) -> [Field; 3] {
+    [
+        ("stopping.min_new_tokens", stopping.min_new_tokens > 0),
+        ("stopping.include_stop_strings", stopping.include_stop_strings),
+        ("stopping.thinking_token_budget", stopping.thinking_token_budget.is_some_and(|budget| budget != -1)),
+    ]
+}
+
+fn unserved_response(response: &ResponseOptions) -> [Field; 5] {
+    [
+        ("response.prompt_logprobs", response.prompt_logprobs),
+        ("response.prompt_candidates", response.prompt_candidates.is_some()),
+        ("response.output_logprobs", response.output_logprobs),
+        ("response.output_candidates", response.output_candidates.is_some()),
+        ("response.skip_special_tokens = false", response.skip_special_tokens == Some(false)),
+    ]
+}
+
+fn unserved_kv(kv: &KvCacheParameters) -> [Field; 2] {
+    [
+        ("kv.kv_transfer_params", kv.kv_transfer_params.is_some()),
+        ("kv.ec_transfer_params", kv.ec_transfer_params.is_some()),
+    ]
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn refusal(request: GenerateRequest) -> Option<String> {
+        refuse_unserved(&request).err().map(|status| {
+            assert_eq!(status.code(), tonic::Code::Unimplemented);
+            status.message().to_owned()
+        })
+    }
+
+    #[test]
+    fn what_is_not_served_is_named() {
+        let decoding = DecodingParameters { repetition_penalty: 1.2, ..Default::default() };
+        let said = refusal(GenerateRequest { decoding: Some(decoding), ..Default::default() });
+        assert!(said.unwrap().contains("decoding.repetition_penalty"));
+        let response = ResponseOptions { output_logprobs: true, ..Default::default() };
+        let said = refusal(GenerateRequest { response: Some(response), ..Default::default() });
+        assert!(said.unwrap().contains("response.output_logprobs"));
+        let said = refusal(GenerateRequest { lora_name: "x".into(), ..Default::default() });
+        assert!(said.unwrap().contains("lora_name"));
+    }
+
+    #[test]
+    fn neutral_values_are_no_wish() {
+        let request = GenerateRequest {
+            sampling: Some(RandomSampling { num_sequences: 1, ..Default::default() }),
+            decoding: Some(DecodingParameters { repetition_penalty: 1.0, ..Default::default() }),
+            stopping: Some(StoppingCriteria { thinking_token_budget: Some(-1), ..Default::default() }),
+            response: Some(ResponseOptions { skip_special_tokens: Some(true), ..Default::default() }),
+            kv: Some(KvCacheParameters { bypass_prefix_cache: true, ..Default::default() }),
+            ..Default::default()
+        };
+        assert_eq!(refusal(request), None);
+    }
+}

@@ -1,0 +1,136 @@
+//! One rank's process: the engine on a thread of its own, the link to the supervisor, and gRPC on rank 0.
+//!
+//! | module | what it is |
+//! |---|---|
+//! | [`settings`] | from command line and checkpoint to the engine's settings |
+//! | [`report`] | orders from the supervisor, states to it |
+//! | [`metered`] | counts what is read from the checkpoint |
+
+pub mod metered;
+pub mod report;
+pub mod settings;
+
+use std::io::BufReader;
+use std::net::{SocketAddr, TcpListener};
+use std::os::fd::AsFd;
+use std::os::unix::net::UnixStream;
+use std::thread;
+
+use anyhow::Context as _;
+use llamero_cpu::{CpuBackend, CpuOptions, Kernel};
+use llamero_engine::runtime::{Outcome, RankRuntime};
+use tokio::sync::oneshot;
+
+use self::metered::Metered;
+use self::report::Reports;
+use crate::config::RankConfig;
+use crate::exit::FAILED;
+use crate::inference;
+use crate::link::{self, Up};
+
+/// Run the rank whose supervisor is at the other end of standard input. Returns the exit code.
+///
+/// # Errors
+/// When the checkpoint cannot be used, a port not opened, or nobody started this process properly.
+pub fn run(rank: u32) -> anyhow::Result<u8> {
+    // Shown by `ps`; nothing depends on it.
+    let _ = std::fs::write("/proc/self/comm", format!("llamero-rank-{rank}"));
+    let stdin = UnixStream::from(std::io::stdin().as_fd().try_clone_to_owned()?);
+    let weights = link::receive_file(&stdin).context("no link to a supervisor on standard input")?;
+    let reports = Reports::new(stdin.try_clone()?);
+    let mut orders = BufReader::new(stdin);
+    let config = report::start(&mut orders)?;
+
+    let rank_listener = bind(&config, config.rank_port)?;
+    let rank_port = rank_listener.local_addr()?.port();
+    let client_listener = (config.rank == 0).then(|| bind(&config, config.inference_port)).transpose()?;
+    let inference_port = match &client_listener {
+        Some(listener) => Some(listener.local_addr()?.port()),
+        None => None,
+    };
+
+    let options = CpuOptions {
+        tensor: config.engine.tensor,
+        rank: config.rank,
+        memory: Some(weights),
+        threads: config.threads as usize,
+        kernel: Kernel::detect(),
+    };
+    let backend = CpuBackend::new(&config.engine.model_dir, options)?;
+    let mut settings = settings::settings(&config, backend.checkpoint(), backend.numerics_class())?;
+    tracing::info!(rank, kernel = %settings.numerics, threads = config.threads, rank_port, "started");
+    let model = match client_listener.is_some() {
+        true => Some(inference::Model::open(&config, &settings, backend.checkpoint())?),
+        false => None,
+    };
+    let backend = Metered::new(backend);
+    settings.read_bytes = backend.read_bytes();
+    let runtime = RankRuntime::new(backend, Box::new(|tcp| Box::new(tcp)), settings, rank_listener)?;
+    let (control, engine) = (runtime.control(), runtime.engine());
+
+    let (stall_timeout, grace) = (config.engine.stall_timeout, config.engine.drain_grace);
+    let clients = match (client_listener, model) {
+        (Some(listener), Some(model)) => Some(serve_clients(listener, model, engine.clone())?),
+        _ => None,
+    };
+    reports.send(&Up::Listening { rank_port, inference_port })?;
+    thread::Builder::new().name("reports".into()).spawn({
+        let (reports, control) = (reports.clone(), control.clone());
+        let engine = (rank == 0).then_some(engine);
+        move || reports.follow(&control, engine.as_ref(), stall_timeout)
+    })?;
+    thread::Builder::new().name("orders".into()).spawn(move || {
+        if let Err(error) = report::obey(orders, &control, grace) {
+            tracing::error!("the supervisor cannot be understood: {error:#}");
+        }
+        // Nobody is left who would start or stop this process: it must not outlive its supervisor.
+        std::process::exit(FAILED.into());
+    })?;
+
+    let outcome = runtime.run()?;
+    tracing::info!(rank, ?outcome, "the group ends");
+    if let Some(clients) = clients {
+        clients.finish();
+    }
+    if matches!(outcome, Outcome::Drained | Outcome::Left) {
+        reports.send(&Up::Left)?;
+    }
+    Ok(0)
+}
+
+fn bind(config: &RankConfig, port: u16) -> anyhow::Result<TcpListener> {
+    let address = SocketAddr::new(config.listen, port);
+    TcpListener::bind(address).with_context(|| format!("cannot listen on {address}: another process uses the port"))
+}
+
+/// The thread that answers clients.
+struct Clients {
+    stop: oneshot::Sender<()>,
+    thread: thread::JoinHandle<()>,
+}
+
+fn serve_clients(
+    listener: TcpListener,
+    model: inference::Model,
+    engine: llamero_engine::runtime::EngineHandle,
+) -> anyhow::Result<Clients> {
+    let (stop, stopped) = oneshot::channel();
+    let tokio = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
+    let thread = thread::Builder::new().name("clients".into()).spawn(move || {
+        if let Err(error) = tokio.block_on(inference::serve(listener, model, engine, stopped)) {
+            tracing::error!("clients can no longer be served: {error:#}");
+            std::process::exit(FAILED.into());
+        }
+        tokio.shutdown_background();
+    })?;
+    Ok(Clients { stop, thread })
+}
+
+impl Clients {
+    /// Let answers reach their clients, then close.
+    fn finish(self) {
+        // Either may have ended by itself.
+        let _ = self.stop.send(());
+        let _ = self.thread.join();
+    }
+}
