@@ -2,14 +2,14 @@
 
 use std::f64::consts::TAU;
 
-use serde::{Deserialize, Serialize};
+use serde::Deserialize;
 use serde_json::Value;
 
 use super::ConfigError;
 use super::llama::value;
 
 /// The parameters of `rope_type: llama3`.
-#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Deserialize)]
 pub struct Llama3Rope {
     /// By how much low frequencies are slowed.
     pub factor: f64,

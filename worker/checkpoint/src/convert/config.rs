@@ -1,7 +1,5 @@
 //! `config.json` from GGUF metadata.
 
-use std::f64::consts::TAU;
-
 use serde_json::{Value, json};
 
 use super::ConvertError;
@@ -58,7 +56,7 @@ pub(super) fn from_gguf(gguf: &GgufFile) -> Result<Converted> {
         "max_position_embeddings": number("context_length")?,
         "rms_norm_eps": exact(gguf.require("llama.attention.layer_norm_rms_epsilon", GgufValue::as_f32)?),
         "rope_theta": theta,
-        "rope_scaling": rope_scaling(gguf, theta, head_dim)?,
+        "rope_scaling": rope_scaling(gguf, theta, head_dim)?.map(scaling_json),
         "tie_word_embeddings": !gguf.tensors().contains_key("output.weight"),
         "hidden_act": "silu",
         "attention_bias": false,
@@ -74,6 +72,16 @@ pub(super) fn from_gguf(gguf: &GgufFile) -> Result<Converted> {
 /// The shortest decimal that is this f32: 1e-5 rather than 9.999999747378752e-6.
 fn exact(value: f32) -> f64 {
     value.to_string().parse().unwrap_or_else(|_| f64::from(value))
+}
+
+fn scaling_json(rope: Llama3Rope) -> Value {
+    json!({
+        "rope_type": "llama3",
+        "factor": rope.factor,
+        "low_freq_factor": rope.low_freq_factor,
+        "high_freq_factor": rope.high_freq_factor,
+        "original_max_position_embeddings": rope.original_max_position_embeddings,
+    })
 }
 
 /// llama.cpp stores Llama 3.1's scaling as one factor for each frequency. The parameters behind them are the published
@@ -112,6 +120,6 @@ fn rope_scaling(gguf: &GgufFile, theta: f64, head_dim: u32) -> Result<Option<Lla
     };
     match [8.0, 32.0].map(known).into_iter().find(matches) {
         Some(rope) => Ok(Some(rope)),
-        None => Err(unsupported(format!("{} factors, wavelengths from {TAU:.2}", factors.len())).into()),
+        None => Err(unsupported(format!("a list of {} other factors", factors.len())).into()),
     }
 }

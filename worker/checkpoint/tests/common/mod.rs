@@ -1,6 +1,8 @@
 //! Small checkpoints for tests, and where the fixtures and the test model are.
 #![allow(dead_code, unreachable_pub, reason = "each test file uses a part")]
 
+pub mod gguf;
+
 use std::fs::{self, File};
 use std::io::Write;
 use std::path::{Path, PathBuf};

@@ -1,0 +1,279 @@
+//! GGUF files become checkpoints that can be opened, or are refused with a sentence.
+
+mod common;
+
+use std::fs;
+use std::path::Path;
+
+use common::gguf::{FFN, Gguf, HIDDEN, add_tensors, tiny};
+use llamero_checkpoint::config::Llama3Rope;
+use llamero_checkpoint::convert::{ConvertOptions, gguf_to_hugging_face};
+use llamero_checkpoint::dtype::extend_f32;
+use llamero_checkpoint::gguf::GgufFile;
+use llamero_checkpoint::quantize::{QuantizeOptions, to_fbgemm_fp8};
+use llamero_checkpoint::{Checkpoint, Dtype, ModelLayout, Result};
+use proptest::prelude::*;
+use serde_json::Value;
+
+fn convert(folder: &Path, bytes: &[u8]) -> Result<Checkpoint> {
+    let (source, target) = (folder.join("model.gguf"), folder.join("converted"));
+    fs::write(&source, bytes).unwrap();
+    gguf_to_hugging_face(
+        &source,
+        &target,
+        ConvertOptions { max_file_bytes: 1500 },
+        &mut |_| (),
+    )?;
+    let checkpoint = Checkpoint::open(&target)?;
+    ModelLayout::check(&checkpoint)?;
+    Ok(checkpoint)
+}
+
+fn refusal(gguf: &Gguf) -> String {
+    let folder = tempfile::tempdir().unwrap();
+    let said = convert(folder.path(), &gguf.bytes())
+        .expect_err("must be refused")
+        .to_string();
+    assert!(!folder.path().join("converted").exists());
+    assert_eq!(
+        fs::read_dir(folder.path()).unwrap().count(),
+        1,
+        "nothing is left behind"
+    );
+    said
+}
+
+fn values(checkpoint: &Checkpoint, name: &str) -> Vec<f32> {
+    let info = checkpoint.tensor(name).unwrap();
+    let mut bytes = vec![0; info.bytes() as usize];
+    checkpoint.read_at(name, 0, &mut bytes).unwrap();
+    let mut values = Vec::new();
+    assert!(extend_f32(info.dtype, &bytes, &mut values));
+    values
+}
+
+fn json(path: &Path) -> Value {
+    serde_json::from_slice(&fs::read(path).unwrap()).unwrap()
+}
+
+#[test]
+fn a_small_llama() {
+    let mut gguf = tiny();
+    add_tensors(&mut gguf, false);
+    let folder = tempfile::tempdir().unwrap();
+    let checkpoint = convert(folder.path(), &gguf.bytes()).unwrap();
+    assert!(checkpoint.files().len() > 2, "1500 bytes a file make several");
+    let config = checkpoint.config();
+    assert!(!config.tie_word_embeddings && config.rope_scaling.is_none());
+    assert_eq!((config.rms_norm_eps, config.rope_theta), (1e-5, 500_000.0));
+    assert_eq!(checkpoint.eos_token_ids(), [5]);
+
+    // The embedding counts up from 1; v and others keep their order; q and k get theirs back, head by head.
+    assert_eq!(
+        values(&checkpoint, "model.embed_tokens.weight")[..3],
+        [1.0, 2.0, 3.0]
+    );
+    let gguf = GgufFile::open(&folder.path().join("model.gguf")).unwrap();
+    let stored = |name: &str| {
+        let tensor = &gguf.tensors()[name];
+        let mut values = Vec::new();
+        gguf.read_f32(tensor, 0, tensor.rows, &mut values).unwrap();
+        values
+    };
+    assert_eq!(
+        values(&checkpoint, "model.layers.0.self_attn.v_proj.weight"),
+        stored("blk.0.attn_v.weight")
+    );
+    let permuted = stored("blk.0.attn_q.weight");
+    let rows: Vec<_> = permuted.chunks(HIDDEN as usize).collect();
+    let wanted: Vec<f32> = [0, 2, 4, 6, 1, 3, 5, 7, 8, 10, 12, 14, 9, 11, 13, 15]
+        .iter()
+        .flat_map(|row| rows[*row])
+        .copied()
+        .collect();
+    assert_eq!(
+        values(&checkpoint, "model.layers.0.self_attn.q_proj.weight"),
+        wanted
+    );
+
+    let tokenizer = json(&checkpoint.folder().join("tokenizer.json"));
+    assert_eq!(tokenizer["model"]["vocab"]["ab"], 2);
+    assert_eq!(tokenizer["added_tokens"][1]["content"], "<|end|>");
+    assert_eq!(tokenizer["post_processor"]["type"], "TemplateProcessing");
+    assert_eq!(tokenizer["model"]["ignore_merges"], true);
+    assert_eq!(
+        json(&checkpoint.folder().join("tokenizer_config.json"))["chat_template"],
+        "{{ messages }}"
+    );
+}
+
+#[test]
+fn a_tied_model_is_untied_by_quantising_its_head_and_stays_tied_otherwise() {
+    let mut gguf = tiny();
+    add_tensors(&mut gguf, true);
+    let folder = tempfile::tempdir().unwrap();
+    let plain = convert(folder.path(), &gguf.bytes()).unwrap();
+    assert!(plain.config().tie_word_embeddings);
+
+    let quantize = |name: &str, keep: &[&str]| {
+        let target = folder.path().join(name);
+        let options = QuantizeOptions {
+            keep: keep.iter().map(ToString::to_string).collect(),
+            ..Default::default()
+        };
+        to_fbgemm_fp8(plain.folder(), &target, &options, &mut |_| ()).unwrap();
+        let checkpoint = Checkpoint::open(&target).unwrap();
+        ModelLayout::check(&checkpoint).unwrap();
+        checkpoint
+    };
+    let all = quantize("all", &[]);
+    assert!(!all.config().tie_word_embeddings);
+    assert_eq!(all.tensor("lm_head.weight").unwrap().dtype, Dtype::F8E4M3);
+    assert_eq!(all.tensor("lm_head.weight_scale").unwrap().shape, [6, 1]);
+    assert_eq!(
+        all.tensor("model.embed_tokens.weight").unwrap().dtype,
+        Dtype::BF16
+    );
+    assert_eq!(
+        all.config().quantization.as_ref().unwrap().activation_scale_ub,
+        Some(1200.0)
+    );
+    assert!(all.folder().join("tokenizer.json").exists());
+
+    let some = quantize("some", &["lm_head", "model.layers.0.self_attn"]);
+    assert!(some.config().tie_word_embeddings && some.tensor("lm_head.weight").is_none());
+    assert_eq!(
+        some.tensor("model.layers.0.self_attn.q_proj.weight")
+            .unwrap()
+            .dtype,
+        Dtype::BF16
+    );
+    assert_eq!(
+        some.tensor("model.layers.0.mlp.up_proj.weight").unwrap().dtype,
+        Dtype::F8E4M3
+    );
+    assert_eq!(some.config().quantization.as_ref().unwrap().excluded.len(), 2);
+
+    let again = to_fbgemm_fp8(
+        all.folder(),
+        &folder.path().join("again"),
+        &QuantizeOptions::default(),
+        &mut |_| (),
+    );
+    assert!(again.unwrap_err().to_string().contains("F8_E4M3 already"));
+    let target = to_fbgemm_fp8(
+        plain.folder(),
+        all.folder(),
+        &QuantizeOptions::default(),
+        &mut |_| (),
+    );
+    assert!(target.unwrap_err().to_string().contains("not empty"));
+}
+
+#[test]
+fn llama_3_1s_rotary_factors_become_its_parameters() {
+    let mut gguf = tiny();
+    gguf.number("llama.attention.key_length", 8);
+    add_tensors(&mut gguf, false);
+    let rope = Llama3Rope {
+        factor: 8.0,
+        low_freq_factor: 1.0,
+        high_freq_factor: 4.0,
+        original_max_position_embeddings: 8192,
+    };
+    let factors = |rope: Llama3Rope| {
+        let frequency = |index: i32| 500_000f64.powf(-2.0 * f64::from(index) / 8.0);
+        (0..4)
+            .map(|index| (frequency(index) / rope.scale(frequency(index))) as f32)
+            .collect()
+    };
+    let mut other = tiny();
+    add_tensors(&mut other, false);
+    gguf.tensor("rope_freqs.weight", &[4], factors(rope));
+    other.tensor(
+        "rope_freqs.weight",
+        &[4],
+        factors(Llama3Rope { factor: 5.0, ..rope }),
+    );
+
+    let folder = tempfile::tempdir().unwrap();
+    assert_eq!(
+        convert(folder.path(), &gguf.bytes())
+            .unwrap()
+            .config()
+            .rope_scaling,
+        Some(rope)
+    );
+    assert!(refusal(&other).contains("Llama 3.1's and 3.2's can be converted"));
+}
+
+#[test]
+fn other_models_are_refused_by_name() {
+    let mut other = Gguf::new();
+    other.text("general.architecture", "qwen2");
+    assert!(refusal(&other).contains("qwen2"));
+
+    let empty = tiny();
+    assert!(refusal(&empty).contains("tensor token_embd.weight is missing"));
+
+    let mut wide = tiny();
+    wide.number("llama.attention.key_length", 4);
+    add_tensors(&mut wide, false);
+    assert!(refusal(&wide).contains("asks for 8 x 16"), "{}", refusal(&wide));
+
+    let mut experts = tiny();
+    experts.number("llama.expert_count", 8);
+    add_tensors(&mut experts, false);
+    assert!(refusal(&experts).contains("experts"));
+
+    let mut tokenizer = tiny();
+    tokenizer.text("tokenizer.ggml.pre", "deepseek");
+    add_tensors(&mut tokenizer, false);
+    assert!(refusal(&tokenizer).contains("deepseek"));
+}
+
+#[test]
+fn damaged_files_are_refused() {
+    let mut gguf = tiny();
+    add_tensors(&mut gguf, false);
+    let good = gguf.bytes();
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("model.gguf");
+    let refusal = |bytes: &[u8]| {
+        fs::write(&path, bytes).unwrap();
+        GgufFile::open(&path).expect_err("must be refused").to_string()
+    };
+    assert!(refusal(b"<html>").contains("not a GGUF file"));
+    assert!(refusal(&good[..2]).contains("cut off"));
+    assert!(refusal(&good[..good.len() - 4]).contains("ends beyond the end of the file"));
+    let with = |at: usize, bytes: &[u8]| {
+        let mut changed = good.clone();
+        changed[at..at + bytes.len()].copy_from_slice(bytes);
+        changed
+    };
+    assert!(refusal(&with(4, &9u32.to_le_bytes())).contains("version 9"));
+    assert!(refusal(&with(8, &u64::MAX.to_le_bytes())).contains("more than it can hold"));
+    assert!(refusal(&with(16, &(1u64 << 40).to_le_bytes())).contains("more than it can hold"));
+    let name = good.windows(6).position(|window| window == b"blk.0.").unwrap();
+    let code = name + "blk.0.attn_norm.weight".len() + 4 + 8;
+    assert!(refusal(&with(code, &11u32.to_le_bytes())).contains("ggml type 11"));
+    // Every cut inside the header is noticed.
+    for length in (0..good.len() - FFN as usize * 4).step_by(7) {
+        refusal(&good[..length]);
+    }
+}
+
+proptest! {
+    /// Whatever a few flipped bytes make of a file, it is opened or refused; nothing panics or takes memory it should not.
+    #[test]
+    fn flipped_bytes_never_panic(flips in proptest::collection::vec((0..2000usize, any::<u8>()), 1..4)) {
+        let mut gguf = tiny();
+        add_tensors(&mut gguf, false);
+        let mut bytes = gguf.bytes();
+        for (at, value) in flips {
+            bytes[at] = value;
+        }
+        let folder = tempfile::tempdir().unwrap();
+        let _ = convert(folder.path(), &bytes);
+    }
+}
