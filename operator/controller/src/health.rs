@@ -67,7 +67,8 @@ impl Health {
 
     fn alive(&self) -> bool {
         let began = self.0.pass_began.load(Ordering::Acquire);
-        began == 0 || self.millis().saturating_sub(began) < u64::try_from(PASS_LIMIT.as_millis()).unwrap_or(u64::MAX)
+        began == 0
+            || self.millis().saturating_sub(began) < u64::try_from(PASS_LIMIT.as_millis()).unwrap_or(u64::MAX)
     }
 
     fn ready(&self) -> bool {
@@ -86,12 +87,18 @@ pub async fn serve(
     stop: tokio_util::sync::CancellationToken,
 ) -> std::io::Result<()> {
     let listener = tokio::net::TcpListener::bind(address).await?;
-    axum::serve(listener, router(health, Arc::new(registry))).with_graceful_shutdown(stop.cancelled_owned()).await
+    axum::serve(listener, router(health, Arc::new(registry)))
+        .with_graceful_shutdown(stop.cancelled_owned())
+        .await
 }
 
 fn router(health: Health, registry: Arc<Registry>) -> Router {
     let probe = |good: bool, bad: &'static str| {
-        if good { (StatusCode::OK, "ok\n") } else { (StatusCode::SERVICE_UNAVAILABLE, bad) }
+        if good {
+            (StatusCode::OK, "ok\n")
+        } else {
+            (StatusCode::SERVICE_UNAVAILABLE, bad)
+        }
     };
     Router::new()
         .route(

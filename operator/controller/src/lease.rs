@@ -15,10 +15,7 @@ use k8s_openapi::{
     apimachinery::pkg::apis::meta::v1::{MicroTime, ObjectMeta},
     jiff::Timestamp,
 };
-use kube::{
-    Api, Client,
-    api::PostParams,
-};
+use kube::{Api, Client, api::PostParams};
 use tokio::{sync::watch, time::Instant};
 use tracing::{info, warn};
 
@@ -61,7 +58,9 @@ pub enum LeaseError {
         holder: String,
     },
     /// The API server could not be reached in time.
-    #[error("the leader lease {namespace}/{name} could not be renewed in time; this process stops, and starts again as a candidate")]
+    #[error(
+        "the leader lease {namespace}/{name} could not be renewed in time; this process stops, and starts again as a candidate"
+    )]
     RenewalTimedOut {
         /// Namespace of the lease.
         namespace: String,
@@ -108,7 +107,9 @@ enum Step {
 
 /// Decides from the record, the time we have seen it unchanged for, and our name.
 fn next_step(spec: Option<&LeaseSpec>, unchanged_for: Duration, identity: &str) -> Step {
-    let holder = spec.and_then(|spec| spec.holder_identity.as_deref()).unwrap_or("");
+    let holder = spec
+        .and_then(|spec| spec.holder_identity.as_deref())
+        .unwrap_or("");
     let duration = spec.and_then(|spec| spec.lease_duration_seconds).unwrap_or(0);
     let duration = Duration::from_secs(u64::try_from(duration).unwrap_or(0));
     if holder == identity {
@@ -126,10 +127,15 @@ fn next_spec(old: Option<&LeaseSpec>, step: Step, config: &LeaseConfig, now: Tim
     LeaseSpec {
         holder_identity: Some(config.identity.clone()),
         lease_duration_seconds: i32::try_from(config.duration.as_secs()).ok(),
-        acquire_time: old.filter(|_| renewed).and_then(|old| old.acquire_time.clone()).or(Some(MicroTime(now))),
+        acquire_time: old
+            .filter(|_| renewed)
+            .and_then(|old| old.acquire_time.clone())
+            .or(Some(MicroTime(now))),
         renew_time: Some(MicroTime(now)),
         lease_transitions: Some(old.map_or(0, |old| {
-            old.lease_transitions.unwrap_or(0).saturating_add(i32::from(!renewed))
+            old.lease_transitions
+                .unwrap_or(0)
+                .saturating_add(i32::from(!renewed))
         })),
         ..LeaseSpec::default()
     }
@@ -141,10 +147,18 @@ pub fn hold(
     client: Client,
     config: LeaseConfig,
     stop: tokio_util::sync::CancellationToken,
-) -> (Leadership, impl Future<Output = Result<(), LeaseError>> + Send + 'static) {
+) -> (
+    Leadership,
+    impl Future<Output = Result<(), LeaseError>> + Send + 'static,
+) {
     let (sender, receiver) = watch::channel(None);
     let api = Api::<Lease>::namespaced(client, &config.namespace);
-    let elector = Elector { api, config, held_until: sender, last: Arc::default() };
+    let elector = Elector {
+        api,
+        config,
+        held_until: sender,
+        last: Arc::default(),
+    };
     (Leadership(receiver), elector.run(stop))
 }
 
@@ -158,7 +172,10 @@ struct Elector {
 
 impl Elector {
     async fn run(self, stop: tokio_util::sync::CancellationToken) -> Result<(), LeaseError> {
-        let mut seen = Seen { resource_version: None, since: Instant::now() };
+        let mut seen = Seen {
+            resource_version: None,
+            since: Instant::now(),
+        };
         let mut held_until: Option<Instant> = None;
         loop {
             let started = Instant::now();
@@ -205,7 +222,10 @@ impl Elector {
     async fn attempt(&self, seen: &mut Seen) -> kube::Result<Step> {
         let Some(lease) = self.api.get_opt(&self.config.name).await? else {
             let fresh = Lease {
-                metadata: ObjectMeta { name: Some(self.config.name.clone()), ..ObjectMeta::default() },
+                metadata: ObjectMeta {
+                    name: Some(self.config.name.clone()),
+                    ..ObjectMeta::default()
+                },
                 spec: Some(next_spec(None, Step::Acquire, &self.config, Timestamp::now())),
             };
             let written = self.api.create(&PostParams::default(), &fresh).await?;
@@ -213,7 +233,10 @@ impl Elector {
             return Ok(Step::Acquire);
         };
         if seen.resource_version != lease.metadata.resource_version {
-            *seen = Seen { resource_version: lease.metadata.resource_version.clone(), since: Instant::now() };
+            *seen = Seen {
+                resource_version: lease.metadata.resource_version.clone(),
+                since: Instant::now(),
+            };
         }
         let step = next_step(lease.spec.as_ref(), seen.since.elapsed(), &self.config.identity);
         if step == Step::Wait {
@@ -222,7 +245,14 @@ impl Elector {
         let spec = next_spec(lease.spec.as_ref(), step, &self.config, Timestamp::now());
         let written = self
             .api
-            .replace(&self.config.name, &PostParams::default(), &Lease { spec: Some(spec), ..lease })
+            .replace(
+                &self.config.name,
+                &PostParams::default(),
+                &Lease {
+                    spec: Some(spec),
+                    ..lease
+                },
+            )
             .await?;
         self.remember(written);
         Ok(step)
@@ -235,7 +265,9 @@ impl Elector {
     async fn lost(&self) -> LeaseError {
         self.held_until.send_replace(None);
         let holder = self.api.get_opt(&self.config.name).await.ok().flatten();
-        let holder = holder.and_then(|lease| lease.spec).and_then(|spec| spec.holder_identity);
+        let holder = holder
+            .and_then(|lease| lease.spec)
+            .and_then(|spec| spec.holder_identity);
         LeaseError::TakenOver {
             namespace: self.config.namespace.clone(),
             name: self.config.name.clone(),
@@ -245,7 +277,9 @@ impl Elector {
 
     /// Gives the lease back so that a standby need not wait for it to expire.
     async fn release(&self) {
-        let Some(mut lease) = self.last.lock().unwrap_or_else(PoisonError::into_inner).take() else { return };
+        let Some(mut lease) = self.last.lock().unwrap_or_else(PoisonError::into_inner).take() else {
+            return;
+        };
         if let Some(spec) = &mut lease.spec {
             spec.holder_identity = None;
             spec.lease_duration_seconds = Some(1);

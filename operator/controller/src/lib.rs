@@ -8,13 +8,32 @@
 //!
 //! All decisions are in `llamero-core`; here are only the observations it needs and the effects it asks for. One serial loop over the
 //! whole state makes the passes, so that there is a single placer.
+//!
+//! | module | what |
+//! |---|---|
+//! | [`run`] | puts the parts together |
+//! | [`reconcile`] | the loop |
+//! | [`watch`] | caches kept by watches |
+//! | [`links`] | gRPC streams to workers and gateways |
+//! | [`observe`] | from both to one `Observed` |
+//! | [`apply`] | the only writer |
+//! | [`build`] | the objects it writes |
+//! | [`report`] | what refused effects add to the statuses |
+//! | [`events`], [`metrics`], [`health`] | what people and machines can see of it |
+//! | [`lease`], [`options`], [`wake`] | plumbing |
 #![forbid(unsafe_code)]
 
+pub mod apply;
 pub mod build;
+pub mod events;
 pub mod health;
 pub mod lease;
 pub mod links;
 pub mod metrics;
+pub mod observe;
 pub mod options;
+pub mod reconcile;
+pub mod report;
+pub mod run;
 pub mod wake;
 pub mod watch;

@@ -1,7 +1,8 @@
 //! Prometheus metrics.
 
-use std::sync::atomic::AtomicU64;
+use std::{collections::BTreeMap, sync::atomic::AtomicU64};
 
+use llamero_api::group::{GroupPhase, LlamaGroupStatus};
 use prometheus_client::{
     metrics::{
         counter::Counter,
@@ -11,6 +12,18 @@ use prometheus_client::{
     },
     registry::{Registry, Unit},
 };
+
+const PHASES: [GroupPhase; 9] = [
+    GroupPhase::Pending,
+    GroupPhase::Placing,
+    GroupPhase::Starting,
+    GroupPhase::Loading,
+    GroupPhase::Forming,
+    GroupPhase::Serving,
+    GroupPhase::Recovering,
+    GroupPhase::Draining,
+    GroupPhase::Failed,
+];
 
 type Labels<const N: usize> = [(&'static str, String); N];
 
@@ -35,8 +48,6 @@ pub struct Metrics {
     pub streams: Family<Labels<2>, Gauge>,
     /// Passes after which the caches did not show our own writes in time.
     pub stale_caches: Counter,
-    /// Time from group creation until it first serves.
-    pub start_seconds: Histogram,
     /// Unix time of the last complete pass.
     pub last_pass: Gauge<f64, AtomicU64>,
 }
@@ -55,34 +66,78 @@ impl Metrics {
             leading: Gauge::default(),
             streams: Family::default(),
             stale_caches: Counter::default(),
-            start_seconds: Histogram::new(exponential_buckets(1.0, 2.0, 12)),
             last_pass: Gauge::default(),
         };
         let all = registry.sub_registry_with_prefix("llamero");
-        all.register_with_unit("reconcile", "Time of reconcile passes, effects included", Unit::Seconds, metrics.pass_seconds.clone());
-        all.register("reconcile_cut", "Passes cut short because the lease was lost", metrics.passes_cut.clone());
+        all.register_with_unit(
+            "reconcile",
+            "Time of reconcile passes, effects included",
+            Unit::Seconds,
+            metrics.pass_seconds.clone(),
+        );
+        all.register(
+            "reconcile_cut",
+            "Passes cut short because the lease was lost",
+            metrics.passes_cut.clone(),
+        );
         all.register("effects", "Effects by kind and result", metrics.effects.clone());
         all.register("groups", "Groups by phase", metrics.groups.clone());
         all.register("deployments", "LlamaDeployments", metrics.deployments.clone());
         all.register("ready_groups", "Groups that serve", metrics.ready_groups.clone());
-        all.register("leading", "1 while this process holds the lease", metrics.leading.clone());
-        all.register("streams", "gRPC streams to workers and gateways by kind and state", metrics.streams.clone());
-        all.register("stale_caches", "Passes after which the caches did not show our own writes in time", metrics.stale_caches.clone());
-        all.register_with_unit("group_start", "Time from a group's creation until it first serves", Unit::Seconds, metrics.start_seconds.clone());
-        all.register_with_unit("last_reconcile", "Unix time of the last complete pass", Unit::Seconds, metrics.last_pass.clone());
+        all.register(
+            "leading",
+            "1 while this process holds the lease",
+            metrics.leading.clone(),
+        );
+        all.register(
+            "streams",
+            "gRPC streams to workers and gateways by kind and state",
+            metrics.streams.clone(),
+        );
+        all.register(
+            "stale_caches",
+            "Passes after which the caches did not show our own writes in time",
+            metrics.stale_caches.clone(),
+        );
+        all.register_with_unit(
+            "last_reconcile",
+            "Unix time of the last complete pass",
+            Unit::Seconds,
+            metrics.last_pass.clone(),
+        );
         metrics
+    }
+
+    /// Sets the numbers of groups by phase, and of those that serve.
+    pub fn count_groups<'a>(&self, statuses: impl Iterator<Item = &'a LlamaGroupStatus>) {
+        let mut counts: BTreeMap<&str, i64> = PHASES.iter().map(|phase| (phase.as_str(), 0)).collect();
+        let mut ready = 0;
+        for status in statuses {
+            *counts.entry(status.phase.as_str()).or_default() += 1;
+            ready += i64::from(status.ready);
+        }
+        for (phase, count) in counts {
+            self.groups
+                .get_or_create(&[("phase", phase.to_owned())])
+                .set(count);
+        }
+        self.ready_groups.set(ready);
     }
 
     /// Counts an effect.
     pub fn effect(&self, kind: &str, result: &str) {
-        self.effects.get_or_create(&[("kind", kind.to_owned()), ("result", result.to_owned())]).inc();
+        self.effects
+            .get_or_create(&[("kind", kind.to_owned()), ("result", result.to_owned())])
+            .inc();
     }
 
     /// Notes how many streams of a kind are wanted and open.
     pub fn stream_counts(&self, kind: &str, (wanted, open): (usize, usize)) {
         for (state, count) in [("wanted", wanted), ("open", open)] {
             let labels = [("kind", kind.to_owned()), ("state", state.to_owned())];
-            self.streams.get_or_create(&labels).set(i64::try_from(count).unwrap_or(i64::MAX));
+            self.streams
+                .get_or_create(&labels)
+                .set(i64::try_from(count).unwrap_or(i64::MAX));
         }
     }
 }
@@ -98,12 +153,21 @@ mod tests {
         metrics.effect("CreatePod", "ok");
         metrics.stream_counts("ranks", (2, 1));
         metrics.pass_seconds.observe(0.1);
+        let serving = LlamaGroupStatus {
+            phase: GroupPhase::Serving,
+            ready: true,
+            ..LlamaGroupStatus::default()
+        };
+        metrics.count_groups([serving].iter());
         let mut text = String::new();
         prometheus_client::encoding::text::encode(&mut text, &registry).unwrap();
         for line in [
             "llamero_effects_total{kind=\"CreatePod\",result=\"ok\"} 1",
             "llamero_streams{kind=\"ranks\",state=\"open\"} 1",
             "llamero_reconcile_seconds_count 1",
+            "llamero_groups{phase=\"Serving\"} 1",
+            "llamero_groups{phase=\"Pending\"} 0",
+            "llamero_ready_groups 1",
         ] {
             assert!(text.contains(line), "{line} is not in\n{text}");
         }

@@ -42,7 +42,11 @@ pub struct Options {
     pub worker_image: String,
 
     /// Label selector (equalities, comma-separated) of the gateway pods that report demand.
-    #[arg(long, env = "LLAMERO_GATEWAY_SELECTOR", default_value = "app.kubernetes.io/name=llamero-gateway")]
+    #[arg(
+        long,
+        env = "LLAMERO_GATEWAY_SELECTOR",
+        default_value = "app.kubernetes.io/name=llamero-gateway"
+    )]
     pub gateway_selector: LabelSelector,
 
     /// Namespace of the gateway pods. Default: the namespace of the lease.
@@ -96,9 +100,10 @@ impl std::str::FromStr for LabelSelector {
     fn from_str(text: &str) -> Result<Self, Self::Err> {
         text.split(',')
             .map(|part| match part.trim().split_once('=') {
-                Some((key, value)) if !key.is_empty() && !key.ends_with('!') => {
-                    Ok((key.trim().to_owned(), value.trim_start_matches('=').trim().to_owned()))
-                }
+                Some((key, value)) if !key.is_empty() && !key.ends_with('!') => Ok((
+                    key.trim().to_owned(),
+                    value.trim_start_matches('=').trim().to_owned(),
+                )),
                 _ => Err(BadSelector(part.to_owned())),
             })
             .collect::<Result<_, _>>()
@@ -110,7 +115,9 @@ impl LabelSelector {
     /// Whether all the labels are there with the value asked for.
     #[must_use]
     pub fn matches(&self, labels: Option<&std::collections::BTreeMap<String, String>>) -> bool {
-        self.0.iter().all(|(key, value)| labels.and_then(|labels| labels.get(key)) == Some(value))
+        self.0
+            .iter()
+            .all(|(key, value)| labels.and_then(|labels| labels.get(key)) == Some(value))
     }
 }
 
@@ -122,7 +129,10 @@ mod tests {
     fn selector_is_a_conjunction_of_equalities() {
         let selector: LabelSelector = "a=1, b==2".parse().unwrap();
         let labels = |pairs: &[(&str, &str)]| {
-            pairs.iter().map(|(k, v)| (k.to_string(), v.to_string())).collect::<std::collections::BTreeMap<_, _>>()
+            pairs
+                .iter()
+                .map(|(k, v)| (k.to_string(), v.to_string()))
+                .collect::<std::collections::BTreeMap<_, _>>()
         };
         assert!(selector.matches(Some(&labels(&[("a", "1"), ("b", "2"), ("c", "3")]))));
         assert!(!selector.matches(Some(&labels(&[("a", "1")]))));
@@ -133,7 +143,9 @@ mod tests {
 
     #[test]
     fn flags_parse_with_defaults() {
-        let options = Options::try_parse_from(["llamero-operator", "--lease-namespace", "x", "--identity", "me"]).unwrap();
+        let options =
+            Options::try_parse_from(["llamero-operator", "--lease-namespace", "x", "--identity", "me"])
+                .unwrap();
         assert_eq!(options.gateway_namespace(), "x");
         assert_eq!(options.identity(), "me");
         assert!(Options::try_parse_from(["llamero-operator", "--lease-seconds", "1"]).is_err());

@@ -24,14 +24,19 @@ pub enum BindError {
 pub fn bind_patch(pod: &Pod, uid: &str, node: &str) -> Result<Patch<Value>, BindError> {
     let spec = pod.spec.as_ref().ok_or(BindError::NotGated)?;
     let gates = spec.scheduling_gates.as_deref().unwrap_or_default();
-    let gate = gates.iter().position(|gate| gate.name == PLACEMENT_GATE).ok_or(BindError::NotGated)?;
+    let gate = gates
+        .iter()
+        .position(|gate| gate.name == PLACEMENT_GATE)
+        .ok_or(BindError::NotGated)?;
     let operations = json!([
         {"op": "test", "path": "/metadata/uid", "value": uid},
         {"op": "add", "path": "/spec/affinity", "value": pinned(spec.affinity.as_ref(), node)},
         {"op": "test", "path": format!("/spec/schedulingGates/{gate}/name"), "value": PLACEMENT_GATE},
         {"op": "remove", "path": format!("/spec/schedulingGates/{gate}")},
     ]);
-    serde_json::from_value(operations).map(Patch::Json).map_err(|error| BindError::Malformed(error.to_string()))
+    serde_json::from_value(operations)
+        .map(Patch::Json)
+        .map_err(|error| BindError::Malformed(error.to_string()))
 }
 
 /// The affinity, narrowed to one node. Terms are alternatives, so each of them gets the node's name.
@@ -41,16 +46,20 @@ fn pinned(affinity: Option<&Affinity>, node: &str) -> Affinity {
         .node_affinity
         .get_or_insert_default()
         .required_during_scheduling_ignored_during_execution
-        .get_or_insert_with(|| NodeSelector { node_selector_terms: Vec::new() });
+        .get_or_insert_with(|| NodeSelector {
+            node_selector_terms: Vec::new(),
+        });
     if required.node_selector_terms.is_empty() {
         required.node_selector_terms.push(NodeSelectorTerm::default());
     }
     for term in &mut required.node_selector_terms {
-        term.match_fields.get_or_insert_default().push(NodeSelectorRequirement {
-            key: "metadata.name".to_owned(),
-            operator: "In".to_owned(),
-            values: Some(vec![node.to_owned()]),
-        });
+        term.match_fields
+            .get_or_insert_default()
+            .push(NodeSelectorRequirement {
+                key: "metadata.name".to_owned(),
+                operator: "In".to_owned(),
+                values: Some(vec![node.to_owned()]),
+            });
     }
     affinity
 }
@@ -72,7 +81,9 @@ mod tests {
 
     #[test]
     fn pins_and_lifts_the_gate_of_this_very_pod() {
-        let pod = pod(json!({"containers": [], "schedulingGates": [{"name": "other"}, {"name": "llamero.dev/placement"}]}));
+        let pod = pod(
+            json!({"containers": [], "schedulingGates": [{"name": "other"}, {"name": "llamero.dev/placement"}]}),
+        );
         let term = json!({"matchFields": [{"key": "metadata.name", "operator": "In", "values": ["node-a"]}]});
         assert_eq!(
             written(&pod),
@@ -88,7 +99,8 @@ mod tests {
 
     #[test]
     fn narrows_every_alternative_of_the_user() {
-        let zone = |zone: &str| json!({"matchExpressions": [{"key": "zone", "operator": "In", "values": [zone]}]});
+        let zone =
+            |zone: &str| json!({"matchExpressions": [{"key": "zone", "operator": "In", "values": [zone]}]});
         let pod = pod(json!({
             "containers": [],
             "schedulingGates": [{"name": "llamero.dev/placement"}],
@@ -99,7 +111,8 @@ mod tests {
         }));
         let affinity = written(&pod)[1]["value"].clone();
         assert_eq!(affinity["podAntiAffinity"], json!({}));
-        let terms = &affinity["nodeAffinity"]["requiredDuringSchedulingIgnoredDuringExecution"]["nodeSelectorTerms"];
+        let terms =
+            &affinity["nodeAffinity"]["requiredDuringSchedulingIgnoredDuringExecution"]["nodeSelectorTerms"];
         for (index, zone) in ["a", "b"].into_iter().enumerate() {
             assert_eq!(terms[index]["matchExpressions"][0]["values"], json!([zone]));
             assert_eq!(terms[index]["matchFields"][0]["values"], json!(["node-a"]));
@@ -108,6 +121,9 @@ mod tests {
 
     #[test]
     fn an_ungated_pod_is_left_alone() {
-        assert_eq!(bind_patch(&pod(json!({"containers": []})), "u", "n").unwrap_err(), BindError::NotGated);
+        assert_eq!(
+            bind_patch(&pod(json!({"containers": []})), "u", "n").unwrap_err(),
+            BindError::NotGated
+        );
     }
 }

@@ -7,7 +7,7 @@ use k8s_openapi::{
     apimachinery::pkg::{api::resource::Quantity, apis::meta::v1::ObjectMeta},
 };
 use kube::ResourceExt as _;
-use llamero_api::{LlamaDeployment, labels, summary::InspectOutcome};
+use llamero_api::{LlamaDeployment, labels};
 
 use super::parts;
 
@@ -29,7 +29,12 @@ pub fn inspect_pod(deployment: &LlamaDeployment, key: &str, default_image: &str)
     ]
     .map(str::to_owned);
     let quantities = |pairs: &[(&str, &str)]| -> Option<BTreeMap<String, Quantity>> {
-        Some(pairs.iter().map(|(key, value)| ((*key).to_owned(), Quantity((*value).to_owned()))).collect())
+        Some(
+            pairs
+                .iter()
+                .map(|(key, value)| ((*key).to_owned(), Quantity((*value).to_owned())))
+                .collect(),
+        )
     };
     let container = Container {
         name: "inspect".to_owned(),
@@ -61,33 +66,4 @@ pub fn inspect_pod(deployment: &LlamaDeployment, key: &str, default_image: &str)
         spec: Some(spec),
         status: None,
     }
-}
-
-/// What a finished inspect pod found; nothing while it runs.
-#[must_use]
-pub fn outcome(pod: &Pod) -> Option<InspectOutcome> {
-    let status = pod.status.as_ref()?;
-    let terminated = status
-        .container_statuses
-        .as_ref()
-        .and_then(|statuses| statuses.iter().find(|status| status.name == "inspect"))
-        .and_then(|status| status.state.as_ref())
-        .and_then(|state| state.terminated.as_ref());
-    let Some(terminated) = terminated else {
-        // Evicted before the container ended, or never started.
-        return (status.phase.as_deref() == Some("Failed")).then(|| InspectOutcome::Error {
-            error: format!(
-                "the pod that reads the checkpoint failed: {}",
-                status.message.as_deref().or(status.reason.as_deref()).unwrap_or("no reason is known")
-            ),
-        });
-    };
-    let message = terminated.message.as_deref().unwrap_or("").trim();
-    Some(serde_json::from_str(message).unwrap_or_else(|_| InspectOutcome::Error {
-        error: match (terminated.exit_code, message) {
-            (137, _) => "the pod that reads the checkpoint was killed, out of memory or by its node".to_owned(),
-            (code, "") => format!("the pod that reads the checkpoint ended with code {code} and said nothing; is spec.worker.image a llamero-worker?"),
-            (code, said) => format!("the pod that reads the checkpoint ended with code {code}: {said}"),
-        },
-    }))
 }

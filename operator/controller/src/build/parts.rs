@@ -2,8 +2,8 @@
 
 use k8s_openapi::{
     api::core::v1::{
-        Capabilities, Container, HostPathVolumeSource, ImageVolumeSource, PersistentVolumeClaimVolumeSource, PodSecurityContext,
-        PodSpec, SeccompProfile, SecurityContext, Volume, VolumeMount,
+        Capabilities, Container, HostPathVolumeSource, ImageVolumeSource, PersistentVolumeClaimVolumeSource,
+        PodSecurityContext, PodSpec, SeccompProfile, SecurityContext, Volume, VolumeMount,
     },
     apimachinery::pkg::apis::meta::v1::OwnerReference,
 };
@@ -17,7 +17,10 @@ const USER: i64 = 65532;
 
 /// Owner reference that makes `owner` the controller. Objects without a name or uid have none: they do not exist yet.
 pub fn owner_reference<K: Resource<DynamicType = ()>>(owner: &K) -> Option<OwnerReference> {
-    owner.controller_owner_ref(&()).map(|reference| OwnerReference { block_owner_deletion: Some(true), ..reference })
+    owner.controller_owner_ref(&()).map(|reference| OwnerReference {
+        block_owner_deletion: Some(true),
+        ..reference
+    })
 }
 
 /// Label values that every object of a deployment carries.
@@ -39,7 +42,10 @@ pub fn pod_security() -> PodSecurityContext {
         run_as_non_root: Some(true),
         run_as_user: Some(USER),
         run_as_group: Some(USER),
-        seccomp_profile: Some(SeccompProfile { type_: "RuntimeDefault".to_owned(), localhost_profile: None }),
+        seccomp_profile: Some(SeccompProfile {
+            type_: "RuntimeDefault".to_owned(),
+            localhost_profile: None,
+        }),
         ..PodSecurityContext::default()
     }
 }
@@ -49,18 +55,26 @@ pub fn container_security() -> SecurityContext {
     SecurityContext {
         allow_privilege_escalation: Some(false),
         read_only_root_filesystem: Some(true),
-        capabilities: Some(Capabilities { drop: Some(vec!["ALL".to_owned()]), add: None }),
+        capabilities: Some(Capabilities {
+            drop: Some(vec!["ALL".to_owned()]),
+            add: None,
+        }),
         ..SecurityContext::default()
     }
 }
 
 /// The volume `model` and its mount at [`MODEL_DIR`]. Read-only at both ends, so that a ReadOnlyMany claim can be attached to many nodes.
 pub fn model_volume(source: &Source) -> (Volume, VolumeMount) {
-    let mut volume = Volume { name: "model".to_owned(), ..Volume::default() };
+    let mut volume = Volume {
+        name: "model".to_owned(),
+        ..Volume::default()
+    };
     let mut sub_path = None;
     if let Some(claim) = &source.persistent_volume_claim {
-        volume.persistent_volume_claim =
-            Some(PersistentVolumeClaimVolumeSource { claim_name: claim.claim_name.clone(), read_only: Some(true) });
+        volume.persistent_volume_claim = Some(PersistentVolumeClaimVolumeSource {
+            claim_name: claim.claim_name.clone(),
+            read_only: Some(true),
+        });
         sub_path.clone_from(&claim.path);
     } else if let Some(image) = &source.image {
         volume.image = Some(ImageVolumeSource {
@@ -69,7 +83,10 @@ pub fn model_volume(source: &Source) -> (Volume, VolumeMount) {
         });
         sub_path.clone_from(&image.path);
     } else if let Some(host) = &source.host_path {
-        volume.host_path = Some(HostPathVolumeSource { path: host.path.clone(), type_: Some("Directory".to_owned()) });
+        volume.host_path = Some(HostPathVolumeSource {
+            path: host.path.clone(),
+            type_: Some("Directory".to_owned()),
+        });
     }
     let mount = VolumeMount {
         name: "model".to_owned(),
@@ -84,7 +101,11 @@ pub fn model_volume(source: &Source) -> (Volume, VolumeMount) {
 /// A pod of one container with the user's settings for worker pods. `/tmp` is the only place that can be written.
 pub fn pod_spec(worker: &Worker, source: &Source, mut container: Container) -> PodSpec {
     let (volume, mount) = model_volume(source);
-    let tmp = VolumeMount { name: "tmp".to_owned(), mount_path: "/tmp".to_owned(), ..VolumeMount::default() };
+    let tmp = VolumeMount {
+        name: "tmp".to_owned(),
+        mount_path: "/tmp".to_owned(),
+        ..VolumeMount::default()
+    };
     container.volume_mounts = Some(vec![mount, tmp]);
     container.security_context = Some(container_security());
     container.image = worker.image.clone();
@@ -93,7 +114,11 @@ pub fn pod_spec(worker: &Worker, source: &Source, mut container: Container) -> P
         containers: vec![container],
         volumes: Some(vec![
             volume,
-            Volume { name: "tmp".to_owned(), empty_dir: Some(Default::default()), ..Volume::default() },
+            Volume {
+                name: "tmp".to_owned(),
+                empty_dir: Some(Default::default()),
+                ..Volume::default()
+            },
         ]),
         security_context: Some(pod_security()),
         automount_service_account_token: Some(false),
@@ -110,7 +135,11 @@ pub fn pod_spec(worker: &Worker, source: &Source, mut container: Container) -> P
 
 /// The list, or nothing when it is empty.
 pub fn some_list<T: Clone>(list: &[T]) -> Option<Vec<T>> {
-    if list.is_empty() { None } else { Some(list.to_vec()) }
+    if list.is_empty() {
+        None
+    } else {
+        Some(list.to_vec())
+    }
 }
 
 /// Namespace of an object of a namespaced kind.

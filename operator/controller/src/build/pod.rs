@@ -4,8 +4,8 @@ use std::collections::BTreeMap;
 
 use k8s_openapi::{
     api::core::v1::{
-        Container, ContainerPort, EnvVar, EnvVarSource, HTTPGetAction, ObjectFieldSelector, Pod, PodSchedulingGate,
-        Probe, ResourceRequirements,
+        Container, ContainerPort, EnvVar, EnvVarSource, HTTPGetAction, ObjectFieldSelector, Pod,
+        PodSchedulingGate, Probe, ResourceRequirements,
     },
     apimachinery::pkg::{api::resource::Quantity, apis::meta::v1::ObjectMeta, util::intstr::IntOrString},
 };
@@ -37,12 +37,18 @@ pub fn member_pod(group: &LlamaGroup, index: i32, attempt: i32) -> Pod {
         ..Container::default()
     };
     let mut spec = parts::pod_spec(&template.worker, &template.source, container);
-    spec.scheduling_gates = Some(vec![PodSchedulingGate { name: labels::PLACEMENT_GATE.to_owned() }]);
+    spec.scheduling_gates = Some(vec![PodSchedulingGate {
+        name: labels::PLACEMENT_GATE.to_owned(),
+    }]);
     spec.termination_grace_period_seconds = Some(template.grace_seconds());
-    // The supervisor restarts ranks itself; the kubelet restarts the supervisor.
-    spec.restart_policy = Some("Always".to_owned());
+    // The supervisor restarts ranks itself. When it ends its weights are gone too, and the member is replaced, elsewhere if that is better.
+    spec.restart_policy = Some("Never".to_owned());
 
-    let role = if index == 0 { labels::ROLE_LEADER } else { labels::ROLE_MEMBER };
+    let role = if index == 0 {
+        labels::ROLE_LEADER
+    } else {
+        labels::ROLE_MEMBER
+    };
     let mut pod_labels = parts::common_labels(&group.spec.deployment, labels::WORKER_APP);
     for (key, value) in [
         (labels::GROUP_NAME, group_name.as_str()),
@@ -58,7 +64,13 @@ pub fn member_pod(group: &LlamaGroup, index: i32, attempt: i32) -> Pod {
             name: Some(labels::pod_name(&group_name, index, attempt)),
             namespace: group.namespace(),
             labels: Some(pod_labels),
-            annotations: Some([("kubectl.kubernetes.io/default-container".to_owned(), "worker".to_owned())].into()),
+            annotations: Some(
+                [(
+                    "kubectl.kubernetes.io/default-container".to_owned(),
+                    "worker".to_owned(),
+                )]
+                .into(),
+            ),
             owner_references: parts::owner_reference(group).map(|reference| vec![reference]),
             ..ObjectMeta::default()
         },
@@ -101,7 +113,10 @@ fn environment(template: &GroupTemplate) -> Vec<EnvVar> {
         name: name.to_owned(),
         value: None,
         value_from: Some(EnvVarSource {
-            field_ref: Some(ObjectFieldSelector { api_version: None, field_path: path.to_owned() }),
+            field_ref: Some(ObjectFieldSelector {
+                api_version: None,
+                field_path: path.to_owned(),
+            }),
             ..EnvVarSource::default()
         }),
     };
@@ -111,7 +126,12 @@ fn environment(template: &GroupTemplate) -> Vec<EnvVar> {
         field("LLAMERO_POD_NAME", "metadata.name"),
         field("LLAMERO_NODE_NAME", "spec.nodeName"),
     ];
-    let theirs = template.worker.env.iter().filter(|env| ours.iter().all(|our| our.name != env.name)).cloned();
+    let theirs = template
+        .worker
+        .env
+        .iter()
+        .filter(|env| ours.iter().all(|our| our.name != env.name))
+        .cloned();
     theirs.chain(ours.iter().cloned()).collect()
 }
 
@@ -121,9 +141,18 @@ fn ports(template: &GroupTemplate) -> Vec<ContainerPort> {
         container_port: i32::from(number),
         ..ContainerPort::default()
     };
-    let fixed = [("inference", INFERENCE_PORT), ("control", CONTROL_PORT), ("http", HEALTH_PORT)];
-    let ranks = (0..u16::try_from(template.ranks_per_pod).unwrap_or(1)).map(|local| port(format!("rank-{local}"), RANK_PORT + local));
-    fixed.into_iter().map(|(name, number)| port(name.to_owned(), number)).chain(ranks).collect()
+    let fixed = [
+        ("inference", INFERENCE_PORT),
+        ("control", CONTROL_PORT),
+        ("http", HEALTH_PORT),
+    ];
+    let ranks = (0..u16::try_from(template.ranks_per_pod).unwrap_or(1))
+        .map(|local| port(format!("rank-{local}"), RANK_PORT + local));
+    fixed
+        .into_iter()
+        .map(|(name, number)| port(name.to_owned(), number))
+        .chain(ranks)
+        .collect()
 }
 
 /// What sizing and the user asked for, and the accelerators: one for each rank of the pod.
@@ -140,7 +169,11 @@ fn resources(template: &GroupTemplate) -> ResourceRequirements {
         limits.insert(accelerator.clone(), count);
     }
     let some = |map: BTreeMap<String, Quantity>| Some(map).filter(|map| !map.is_empty());
-    ResourceRequirements { requests: some(requests), limits: some(limits), claims: None }
+    ResourceRequirements {
+        requests: some(requests),
+        limits: some(limits),
+        claims: None,
+    }
 }
 
 fn probe(path: &str, period_seconds: i32, failure_threshold: i32) -> Probe {

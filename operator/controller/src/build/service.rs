@@ -20,7 +20,10 @@ use super::parts;
 #[must_use]
 pub fn leader_service(deployment: &LlamaDeployment) -> Service {
     let name = deployment.name_any();
-    let selector = [(labels::DEPLOYMENT, name.as_str()), (labels::ROLE, labels::ROLE_LEADER)];
+    let selector = [
+        (labels::DEPLOYMENT, name.as_str()),
+        (labels::ROLE, labels::ROLE_LEADER),
+    ];
     Service {
         metadata: ObjectMeta {
             name: Some(labels::service_name(&name)),
@@ -31,7 +34,11 @@ pub fn leader_service(deployment: &LlamaDeployment) -> Service {
         },
         spec: Some(ServiceSpec {
             cluster_ip: Some("None".to_owned()),
-            selector: Some(selector.map(|(key, value)| (key.to_owned(), value.to_owned())).into()),
+            selector: Some(
+                selector
+                    .map(|(key, value)| (key.to_owned(), value.to_owned()))
+                    .into(),
+            ),
             ports: Some(vec![ServicePort {
                 name: Some("grpc".to_owned()),
                 port: i32::from(labels::INFERENCE_PORT),
@@ -47,7 +54,7 @@ pub fn leader_service(deployment: &LlamaDeployment) -> Service {
 
 /// Budget that allows no voluntary disruption of a single pod: a group is whole or useless, so the operator moves whole groups.
 #[must_use]
-pub fn disruption_budget(group: &LlamaGroup) -> PodDisruptionBudget {
+pub fn disruption_budget(group: &LlamaGroup, min_available: i32) -> PodDisruptionBudget {
     let name = group.name_any();
     let selector = [(labels::GROUP_NAME.to_owned(), name.clone())];
     PodDisruptionBudget {
@@ -59,8 +66,11 @@ pub fn disruption_budget(group: &LlamaGroup) -> PodDisruptionBudget {
             ..ObjectMeta::default()
         },
         spec: Some(PodDisruptionBudgetSpec {
-            min_available: Some(IntOrString::Int(group.spec.template.pods())),
-            selector: Some(LabelSelector { match_labels: Some(selector.into()), match_expressions: None }),
+            min_available: Some(IntOrString::Int(min_available)),
+            selector: Some(LabelSelector {
+                match_labels: Some(selector.into()),
+                match_expressions: None,
+            }),
             ..PodDisruptionBudgetSpec::default()
         }),
         status: None,

@@ -32,7 +32,9 @@ impl CallError {
     fn new(call: &'static str, status: &Status) -> Self {
         let message = status.message().to_owned();
         match status.code() {
-            Code::FailedPrecondition | Code::InvalidArgument | Code::Unimplemented => Self::Refused { call, message },
+            Code::FailedPrecondition | Code::InvalidArgument | Code::Unimplemented => {
+                Self::Refused { call, message }
+            }
             _ => Self::Unreachable { call, message },
         }
     }
@@ -44,7 +46,9 @@ impl CallError {
 /// When the pod cannot be reached or refuses.
 pub async fn form(channel: Channel, request: v1::FormRequest) -> Result<u64, CallError> {
     let mut client = RankControlClient::new(channel);
-    limit("Form", client.form(request)).await.map(|response| response.generation)
+    limit("Form", client.form(request))
+        .await
+        .map(|response| response.generation)
 }
 
 /// Asks a group's leader to finish what runs and to go.
@@ -63,6 +67,9 @@ async fn limit<T>(
     match tokio::time::timeout(TIMEOUT, answer).await {
         Ok(Ok(response)) => Ok(response.into_inner()),
         Ok(Err(status)) => Err(CallError::new(call, &status)),
-        Err(_) => Err(CallError::new(call, &Status::deadline_exceeded("no answer in time"))),
+        Err(_) => Err(CallError::new(
+            call,
+            &Status::deadline_exceeded("no answer in time"),
+        )),
     }
 }

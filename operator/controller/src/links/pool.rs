@@ -28,8 +28,16 @@ pub struct Received<M> {
     pub message: M,
     /// When it came, by our clock.
     pub at: Timestamp,
-    /// Whether the stream that brought it is still open.
-    pub connected: bool,
+    /// When the stream that brought it broke; absent while it is open. Keep-alives break a stream whose peer is silent for six seconds.
+    pub broken_at: Option<Timestamp>,
+}
+
+impl<M> Received<M> {
+    /// When the peer was last known to be there: now, while the stream is open.
+    #[must_use]
+    pub fn alive_at(&self, now: Timestamp) -> Timestamp {
+        self.broken_at.unwrap_or(now)
+    }
 }
 
 /// Subscriptions to a changing set of peers, by a key such as the pod's uid.
@@ -55,13 +63,17 @@ impl<S: Subscribe> Pool<S> {
     /// A pool without peers.
     #[must_use]
     pub fn new(wake: Wake) -> Self {
-        Self { peers: HashMap::new(), wake }
+        Self {
+            peers: HashMap::new(),
+            wake,
+        }
     }
 
     /// Subscribes to exactly these peers: key and `ip:port`. A peer whose address changed is a new one.
     pub fn set_peers(&mut self, wanted: impl IntoIterator<Item = (String, String)>) {
         let wanted: HashMap<String, String> = wanted.into_iter().collect();
-        self.peers.retain(|key, peer| wanted.get(key) == Some(&peer.address));
+        self.peers
+            .retain(|key, peer| wanted.get(key) == Some(&peer.address));
         for (key, address) in wanted {
             if self.peers.contains_key(&key) {
                 continue;
@@ -77,8 +89,21 @@ impl<S: Subscribe> Pool<S> {
                 .keep_alive_while_idle(true)
                 .connect_lazy();
             let latest = Arc::new(Mutex::new(None));
-            let task = tokio::spawn(follow::<S>(channel.clone(), Arc::clone(&latest), self.wake.clone(), address.clone()));
-            self.peers.insert(key, Peer { address, channel, latest, task });
+            let task = tokio::spawn(follow::<S>(
+                channel.clone(),
+                Arc::clone(&latest),
+                self.wake.clone(),
+                address.clone(),
+            ));
+            self.peers.insert(
+                key,
+                Peer {
+                    address,
+                    channel,
+                    latest,
+                    task,
+                },
+            );
         }
     }
 
@@ -93,16 +118,26 @@ impl<S: Subscribe> Pool<S> {
         self.peers.values().filter_map(|peer| lock(&peer.latest).clone())
     }
 
-    /// A connection to the peer, for other calls.
+    /// Whether there is a subscription to this peer.
     #[must_use]
-    pub fn channel(&self, key: &str) -> Option<Channel> {
-        self.peers.get(key).map(|peer| peer.channel.clone())
+    pub fn contains(&self, key: &str) -> bool {
+        self.peers.contains_key(key)
+    }
+
+    /// Connections to all peers by key, for other calls.
+    pub fn channels(&self) -> impl Iterator<Item = (String, Channel)> + '_ {
+        self.peers
+            .iter()
+            .map(|(key, peer)| (key.clone(), peer.channel.clone()))
     }
 
     /// Number of peers, and of those whose stream is open.
     #[must_use]
     pub fn counts(&self) -> (usize, usize) {
-        (self.peers.len(), self.all().filter(|received| received.connected).count())
+        (
+            self.peers.len(),
+            self.all().filter(|received| received.broken_at.is_none()).count(),
+        )
     }
 }
 
@@ -123,7 +158,11 @@ async fn follow<S: Subscribe>(
                 match stream.message().await {
                     Ok(Some(message)) => {
                         backoff = FIRST_BACKOFF;
-                        *lock(&latest) = Some(Received { message, at: Timestamp::now(), connected: true });
+                        *lock(&latest) = Some(Received {
+                            message,
+                            at: Timestamp::now(),
+                            broken_at: None,
+                        });
                         wake.wake();
                     }
                     Ok(None) => break,
@@ -136,8 +175,11 @@ async fn follow<S: Subscribe>(
             Ok(Err(status)) => debug!(%address, %status, "cannot subscribe yet"),
             Err(_) => debug!(%address, "no answer to a subscription"),
         }
-        let was_connected = lock(&latest).as_mut().is_some_and(|last| std::mem::replace(&mut last.connected, false));
-        if was_connected {
+        let broke = lock(&latest)
+            .as_mut()
+            .filter(|last| last.broken_at.is_none())
+            .map(|last| last.broken_at = Some(Timestamp::now()));
+        if broke.is_some() {
             wake.wake();
         }
         tokio::time::sleep(backoff).await;
@@ -166,14 +208,26 @@ mod tests {
 
         async fn watch(&self, _: Request<v1::DemandRequest>) -> Result<Response<Self::WatchStream>, Status> {
             let (sender, receiver) = tokio::sync::mpsc::channel(4);
-            self.0.send(sender).await.map_err(|_| Status::unavailable("test over"))?;
+            self.0
+                .send(sender)
+                .await
+                .map_err(|_| Status::unavailable("test over"))?;
             Ok(Response::new(Box::pin(ReceiverStream::new(receiver))))
         }
     }
 
     fn sample(held: u32) -> v1::DemandSample {
-        let model = v1::ModelDemand { namespace: "n".into(), name: "m".into(), held, in_flight: 0, total: 0 };
-        v1::DemandSample { unix_millis: 0, models: vec![model] }
+        let model = v1::ModelDemand {
+            namespace: "n".into(),
+            name: "m".into(),
+            held,
+            in_flight: 0,
+            total: 0,
+        };
+        v1::DemandSample {
+            unix_millis: 0,
+            models: vec![model],
+        }
     }
 
     #[tokio::test]
@@ -194,16 +248,20 @@ mod tests {
         stream.send(Ok(sample(1))).await.unwrap();
         wake.woken().await;
         let first = pool.latest("uid").unwrap();
-        assert_eq!((first.message, first.connected), (sample(1), true));
+        assert_eq!((first.message, first.broken_at), (sample(1), None));
 
         drop(stream);
         wake.woken().await;
         let broken = pool.latest("uid").unwrap();
-        assert_eq!((broken.message, broken.connected), (sample(1), false));
+        assert_eq!(broken.message, sample(1));
+        assert!(broken.broken_at.is_some_and(|at| at >= broken.at));
 
         streams.recv().await.unwrap().send(Ok(sample(2))).await.unwrap();
         wake.woken().await;
-        assert_eq!(pool.all().map(|received| received.message).collect::<Vec<_>>(), [sample(2)]);
+        assert_eq!(
+            pool.all().map(|received| received.message).collect::<Vec<_>>(),
+            [sample(2)]
+        );
 
         pool.set_peers([]);
         assert_eq!(pool.latest("uid"), None);

@@ -34,7 +34,12 @@ impl Subscribe for Load {
 
     async fn subscribe(channel: Channel) -> Result<Streaming<Self::Message>, Status> {
         let mut client = v1::telemetry_client::TelemetryClient::new(channel);
-        Ok(client.watch(v1::LoadRequest { interval_millis: 1000 }).await?.into_inner())
+        Ok(client
+            .watch(v1::LoadRequest {
+                interval_millis: 1000,
+            })
+            .await?
+            .into_inner())
     }
 }
 

@@ -66,28 +66,30 @@ where
     K: Resource<DynamicType = ()> + Clone + DeserializeOwned + Debug + Send + Sync + 'static,
     K::DynamicType: Eq + Hash + Clone + Default,
 {
-    /// Starts the watch in a task of its own; it runs until the runtime ends. `slim` sees every object before it is cached;
-    /// `relevant` says whether a change of this object is worth a pass.
+    /// Starts the watch in a task of its own; it runs until the runtime ends. `slim` sees every object before it is cached.
     pub fn start(
         api: Api<K>,
+        config: watcher::Config,
         wake: Wake,
         slim: impl Fn(&mut K) + Send + Sync + 'static,
-        relevant: impl Fn(&K) -> bool + Send + Sync + 'static,
     ) -> Self {
         let (store, writer) = reflector::store::<K>();
         let (progress, seen) = channel::channel(0);
-        let stream = watcher(api, watcher::Config::default()).modify(move |object| slim(object)).backoff(backoff());
+        let stream = watcher(api, config)
+            .modify(move |object| slim(object))
+            .backoff(backoff());
         let mut stream = Box::pin(reflector(writer, stream));
         tokio::spawn(async move {
             let kind = K::kind(&());
             while let Some(event) = stream.next().await {
                 match event {
                     Ok(event) => {
-                        if let Event::Apply(object) | Event::Delete(object) | Event::InitApply(object) = &event {
+                        if let Event::Apply(object) | Event::Delete(object) | Event::InitApply(object) =
+                            &event
+                        {
                             advance(&progress, object.resource_version());
                         }
                         match &event {
-                            Event::Apply(object) | Event::Delete(object) if !relevant(object) => {}
                             Event::Init | Event::InitApply(_) => {}
                             Event::Apply(_) | Event::Delete(_) | Event::InitDone => wake.wake(),
                         }

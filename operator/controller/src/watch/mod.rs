@@ -3,7 +3,7 @@
 //! | module | what |
 //! |---|---|
 //! | [`cache`] | one reflector and the newest `resourceVersion` it has seen |
-//! | [`caches`] | the four caches the operator decides from |
+//! | [`caches`] | all caches the operator decides from |
 //! | [`slim`] | what is dropped from objects before they are cached |
 
 pub mod cache;
@@ -11,4 +11,4 @@ pub mod caches;
 pub mod slim;
 
 pub use cache::Cache;
-pub use caches::Caches;
+pub use caches::{Caches, Written};

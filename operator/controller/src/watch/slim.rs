@@ -7,7 +7,10 @@ use llamero_api::labels;
 /// Whether the pod belongs to a group, or was started to look at a checkpoint.
 #[must_use]
 pub fn is_ours(pod: &Pod) -> bool {
-    pod.metadata.labels.as_ref().is_some_and(|labels| labels.contains_key(labels::DEPLOYMENT))
+    pod.metadata
+        .labels
+        .as_ref()
+        .is_some_and(|labels| labels.contains_key(labels::DEPLOYMENT))
 }
 
 /// Keeps our own pods nearly whole, of others what placement needs and by which gateways are found.
@@ -23,7 +26,9 @@ pub fn slim_pod(pod: &mut Pod) {
         pod.spec = Some(PodSpec {
             node_name: spec.node_name,
             containers: spec.containers.into_iter().map(slim_container).collect(),
-            init_containers: spec.init_containers.map(|list| list.into_iter().map(slim_container).collect()),
+            init_containers: spec
+                .init_containers
+                .map(|list| list.into_iter().map(slim_container).collect()),
             overhead: spec.overhead,
             resources: spec.resources,
             priority: spec.priority,

@@ -1,0 +1,281 @@
+//! Worker and inspect pods, as the decisions take them.
+
+use k8s_openapi::{
+    api::core::v1::{ContainerState, ContainerStateTerminated, Pod, PodStatus},
+    jiff::Timestamp,
+};
+use kube::ResourceExt as _;
+use llamero_api::labels;
+use llamero_core::{
+    observed::{self, PodPhase},
+    time,
+};
+use llamero_proto::v1;
+
+use super::streams;
+use crate::links::Received;
+
+/// `status.phase`.
+#[must_use]
+pub fn phase(pod: &Pod) -> PodPhase {
+    match pod.status.as_ref().and_then(|status| status.phase.as_deref()) {
+        Some("Running") => PodPhase::Running,
+        Some("Succeeded") => PodPhase::Succeeded,
+        Some("Failed") => PodPhase::Failed,
+        _ => PodPhase::Pending,
+    }
+}
+
+/// `status.podIP`.
+#[must_use]
+pub fn ip(pod: &Pod) -> Option<&str> {
+    pod.status
+        .as_ref()
+        .and_then(|status| status.pod_ip.as_deref())
+        .filter(|ip| !ip.is_empty())
+}
+
+/// Whether the condition is True.
+#[must_use]
+pub fn condition(pod: &Pod, type_: &str) -> bool {
+    conditions(pod, type_).is_some_and(|condition| condition.status == "True")
+}
+
+fn conditions<'a>(pod: &'a Pod, type_: &str) -> Option<&'a k8s_openapi::api::core::v1::PodCondition> {
+    let conditions = pod
+        .status
+        .as_ref()
+        .and_then(|status| status.conditions.as_ref())?;
+    conditions.iter().find(|condition| condition.type_ == type_)
+}
+
+/// A pod of a group; nothing when its labels do not say which member it is.
+#[must_use]
+pub fn worker_pod(
+    pod: &Pod,
+    report: Option<&Received<v1::PodReport>>,
+    now: Timestamp,
+) -> Option<observed::Pod> {
+    let number = |label: &str| pod.labels().get(label).and_then(|value| value.parse().ok());
+    Some(observed::Pod {
+        name: pod.name_any(),
+        uid: pod.uid().unwrap_or_default(),
+        index: number(labels::MEMBER)?,
+        attempt: number(labels::ATTEMPT)?,
+        node: pod.spec.as_ref().and_then(|spec| spec.node_name.clone()),
+        gated: pod
+            .spec
+            .as_ref()
+            .and_then(|spec| spec.scheduling_gates.as_ref())
+            .is_some_and(|gates| gates.iter().any(|gate| gate.name == labels::PLACEMENT_GATE)),
+        phase: phase(pod),
+        deletion: pod.metadata.deletion_timestamp.as_ref().map(time::millis),
+        ready: condition(pod, "Ready"),
+        ip: ip(pod).map(str::to_owned),
+        evicted: condition(pod, "DisruptionTarget"),
+        exit: pod.status.as_ref().and_then(exit),
+        waiting: pod.status.as_ref().and_then(waiting),
+        unschedulable: unschedulable(pod),
+        report: report.map(|report| streams::report(report, now)),
+    })
+}
+
+/// A pod that reads a checkpoint's headers.
+#[must_use]
+pub fn inspect_pod(pod: &Pod) -> observed::InspectPod {
+    let status = pod.status.as_ref();
+    observed::InspectPod {
+        name: pod.name_any(),
+        uid: pod.uid().unwrap_or_default(),
+        key: pod.labels().get(labels::INSPECT).cloned().unwrap_or_default(),
+        created_at: pod.metadata.creation_timestamp.as_ref().map_or(0, time::millis),
+        phase: phase(pod),
+        terminating: pod.metadata.deletion_timestamp.is_some(),
+        result: status
+            .and_then(terminated)
+            .map(|state| state.message.clone().unwrap_or_default()),
+        waiting: unschedulable(pod)
+            .or_else(|| status.and_then(waiting))
+            .or_else(|| {
+                // Refused by the kubelet before a container could run.
+                status
+                    .filter(|_| phase(pod) == PodPhase::Failed)
+                    .and_then(|status| status.message.clone())
+            }),
+    }
+}
+
+fn states(status: &PodStatus) -> impl Iterator<Item = &ContainerState> {
+    status
+        .container_statuses
+        .iter()
+        .flatten()
+        .filter_map(|container| container.state.as_ref())
+}
+
+fn terminated(status: &PodStatus) -> Option<&ContainerStateTerminated> {
+    states(status).find_map(|state| state.terminated.as_ref())
+}
+
+fn exit(status: &PodStatus) -> Option<observed::Exit> {
+    if let Some(state) = terminated(status) {
+        return Some(observed::Exit {
+            code: state.exit_code,
+            reason: state.reason.clone().unwrap_or_default(),
+            message: state.message.clone().unwrap_or_default().trim().to_owned(),
+        });
+    }
+    // The kubelet refused the pod (OutOfcpu, UnexpectedAdmissionError) or lost it with its node: no container says why.
+    (status.phase.as_deref() == Some("Failed")).then(|| observed::Exit {
+        code: -1,
+        reason: status.reason.clone().unwrap_or_else(|| "Failed".to_owned()),
+        message: status.message.clone().unwrap_or_default(),
+    })
+}
+
+/// Why the container does not start; nothing while it is on its way.
+fn waiting(status: &PodStatus) -> Option<String> {
+    let waiting = states(status).find_map(|state| state.waiting.as_ref())?;
+    let reason = waiting.reason.as_deref().unwrap_or("Waiting");
+    match (
+        reason,
+        waiting.message.as_deref().filter(|message| !message.is_empty()),
+    ) {
+        ("ContainerCreating" | "PodInitializing", None) => None,
+        (reason, None) => Some(reason.to_owned()),
+        (reason, Some(message)) => Some(format!("{reason}: {message}")),
+    }
+}
+
+fn unschedulable(pod: &Pod) -> Option<String> {
+    let condition = conditions(pod, "PodScheduled")?;
+    let said = condition.status == "False" && condition.reason.as_deref() != Some("SchedulingGated");
+    said.then(|| condition.message.clone().or_else(|| condition.reason.clone()))
+        .flatten()
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::{Value, json};
+
+    use super::*;
+
+    fn pod(spec: Value, status: Value) -> Pod {
+        serde_json::from_value(json!({
+            "metadata": {
+                "name": "d-0-1-2", "uid": "u",
+                "labels": {"llamero.dev/member": "1", "llamero.dev/attempt": "2", "llamero.dev/inspect": "k"},
+            },
+            "spec": spec, "status": status,
+        }))
+        .unwrap()
+    }
+
+    #[test]
+    fn a_running_pod() {
+        let pod = pod(
+            json!({"containers": [], "nodeName": "n"}),
+            json!({
+                "phase": "Running", "podIP": "10.0.0.9",
+                "conditions": [{"type": "Ready", "status": "True"}, {"type": "PodScheduled", "status": "True"}],
+                "containerStatuses": [{"name": "worker", "image": "", "imageID": "", "ready": true, "restartCount": 0,
+                    "state": {"running": {}}}],
+            }),
+        );
+        let expected = observed::Pod {
+            name: "d-0-1-2".into(),
+            uid: "u".into(),
+            index: 1,
+            attempt: 2,
+            node: Some("n".into()),
+            phase: PodPhase::Running,
+            ready: true,
+            ip: Some("10.0.0.9".into()),
+            ..observed::Pod::default()
+        };
+        assert_eq!(worker_pod(&pod, None, Timestamp::UNIX_EPOCH), Some(expected));
+    }
+
+    #[test]
+    fn a_gated_pod_is_not_called_unschedulable() {
+        let gated = pod(
+            json!({"containers": [], "schedulingGates": [{"name": "llamero.dev/placement"}]}),
+            json!({"phase": "Pending", "conditions": [{"type": "PodScheduled", "status": "False", "reason": "SchedulingGated",
+                "message": "Scheduling is blocked due to non-empty scheduling gates"}]}),
+        );
+        let seen = worker_pod(&gated, None, Timestamp::UNIX_EPOCH).unwrap();
+        assert!(seen.gated);
+        assert_eq!(seen.unschedulable, None);
+        let full = pod(
+            json!({"containers": []}),
+            json!({"conditions": [{"type": "PodScheduled", "status": "False", "reason": "Unschedulable",
+                "message": "0/3 nodes are available"}]}),
+        );
+        assert_eq!(
+            worker_pod(&full, None, Timestamp::UNIX_EPOCH)
+                .unwrap()
+                .unschedulable
+                .as_deref(),
+            Some("0/3 nodes are available")
+        );
+    }
+
+    #[test]
+    fn why_a_pod_ended_or_waits() {
+        let state = |state: Value| {
+            json!({"phase": "Failed", "containerStatuses": [{"name": "c", "image": "", "imageID": "", "ready": false,
+                "restartCount": 0, "state": state}]})
+        };
+        let killed = pod(
+            json!({"containers": []}),
+            state(json!({"terminated": {"exitCode": 137, "reason": "OOMKilled"}})),
+        );
+        let exit = worker_pod(&killed, None, Timestamp::UNIX_EPOCH)
+            .unwrap()
+            .exit
+            .unwrap();
+        assert_eq!((exit.code, exit.reason.as_str()), (137, "OOMKilled"));
+        assert_eq!(inspect_pod(&killed).result.as_deref(), Some(""));
+
+        let pulling = pod(
+            json!({"containers": []}),
+            state(json!({"waiting": {"reason": "ImagePullBackOff", "message": "no such image"}})),
+        );
+        assert_eq!(
+            worker_pod(&pulling, None, Timestamp::UNIX_EPOCH)
+                .unwrap()
+                .waiting
+                .as_deref(),
+            Some("ImagePullBackOff: no such image")
+        );
+        let creating = pod(
+            json!({"containers": []}),
+            state(json!({"waiting": {"reason": "ContainerCreating"}})),
+        );
+        assert_eq!(
+            worker_pod(&creating, None, Timestamp::UNIX_EPOCH)
+                .unwrap()
+                .waiting,
+            None
+        );
+
+        let refused = pod(
+            json!({"containers": []}),
+            json!({"phase": "Failed", "reason": "OutOfcpu", "message": "no cpu"}),
+        );
+        let exit = worker_pod(&refused, None, Timestamp::UNIX_EPOCH)
+            .unwrap()
+            .exit
+            .unwrap();
+        assert_eq!(
+            (exit.code, exit.reason.as_str(), exit.message.as_str()),
+            (-1, "OutOfcpu", "no cpu")
+        );
+    }
+
+    #[test]
+    fn a_pod_without_a_member_label_is_none_of_ours() {
+        let pod: Pod = serde_json::from_value(json!({"metadata": {"name": "x"}})).unwrap();
+        assert_eq!(worker_pod(&pod, None, Timestamp::UNIX_EPOCH), None);
+    }
+}

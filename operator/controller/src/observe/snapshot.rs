@@ -1,0 +1,181 @@
+//! The input of a pass, and how it becomes one value.
+
+use std::{
+    collections::{BTreeMap, BTreeSet, HashMap},
+    sync::Arc,
+};
+
+use k8s_openapi::{
+    api::{
+        core::v1::{Node, Pod, Service},
+        policy::v1::PodDisruptionBudget,
+        scheduling::v1::PriorityClass,
+    },
+    apimachinery::pkg::util::intstr::IntOrString,
+    jiff::Timestamp,
+};
+use kube::{Resource, ResourceExt as _};
+use llamero_api::{LlamaDeployment, LlamaGroup, labels};
+use llamero_core::{Observed, observed};
+use llamero_proto::v1;
+
+use super::{nodes, pods, streams};
+use crate::{build::parts::namespace_of, links::Received};
+
+/// What the caches and streams hold at one moment.
+#[derive(Clone, Debug, Default)]
+pub struct Snapshot {
+    /// All LlamaDeployments served.
+    pub deployments: Vec<Arc<LlamaDeployment>>,
+    /// All LlamaGroups.
+    pub groups: Vec<Arc<LlamaGroup>>,
+    /// All pods of the cluster.
+    pub pods: Vec<Arc<Pod>>,
+    /// All nodes.
+    pub nodes: Vec<Arc<Node>>,
+    /// Services that we manage.
+    pub services: Vec<Arc<Service>>,
+    /// Disruption budgets that we manage.
+    pub budgets: Vec<Arc<PodDisruptionBudget>>,
+    /// All priority classes.
+    pub priority_classes: Vec<Arc<PriorityClass>>,
+    /// Rank reports by pod UID.
+    pub reports: HashMap<String, Received<v1::PodReport>>,
+    /// Load by UID of the leader's pod.
+    pub loads: HashMap<String, Received<v1::LoadSample>>,
+    /// One entry for each ready gateway.
+    pub gateways: Vec<Option<Received<v1::DemandSample>>>,
+}
+
+/// Puts everything where it belongs: by the UID of the controlling owner, never by label alone.
+#[must_use]
+pub fn observe(snapshot: &Snapshot, worker_image: &str, now: Timestamp) -> Observed {
+    let pods_by_owner = by_owner(&snapshot.pods);
+    let groups_by_owner = by_owner(&snapshot.groups);
+    let services = by_owner(&snapshot.services);
+    let budgets = by_owner(&snapshot.budgets);
+
+    let group = |object: &Arc<LlamaGroup>| {
+        let uid = object.uid().unwrap_or_default();
+        let owned = pods_by_owner.get(&uid).map(Vec::as_slice).unwrap_or_default();
+        let mut seen: Vec<_> = owned
+            .iter()
+            .filter_map(|pod| {
+                let report = pod
+                    .metadata
+                    .uid
+                    .as_ref()
+                    .and_then(|uid| snapshot.reports.get(uid));
+                pods::worker_pod(pod, report, now)
+            })
+            .collect();
+        seen.sort_by(|one, other| {
+            (one.index, one.attempt, &one.uid).cmp(&(other.index, other.attempt, &other.uid))
+        });
+        let leader = seen
+            .iter()
+            .filter(|pod| pod.index == 0 && !pod.phase.ended())
+            .max_by_key(|pod| pod.attempt);
+        observed::Group {
+            load: leader
+                .and_then(|pod| snapshot.loads.get(&pod.uid))
+                .map(streams::load),
+            pdb_min_available: budgets
+                .get(&uid)
+                .and_then(|list| list.iter().find_map(|budget| min_available(budget))),
+            pods: seen,
+            object: Arc::clone(object),
+        }
+    };
+
+    let deployment = |object: &Arc<LlamaDeployment>| {
+        let uid = object.uid().unwrap_or_default();
+        let (namespace, name) = (namespace_of(object.as_ref()), object.name_any());
+        let owned = groups_by_owner.get(&uid).map(Vec::as_slice).unwrap_or_default();
+        let mut groups: Vec<_> = owned.iter().copied().map(group).collect();
+        groups.sort_by_key(|group| group.object.name_any());
+        let mut inspect: Vec<_> = pods_by_owner
+            .get(&uid)
+            .map(Vec::as_slice)
+            .unwrap_or_default()
+            .iter()
+            .filter(|pod| pod.labels().contains_key(labels::INSPECT))
+            .map(|pod| pods::inspect_pod(pod))
+            .collect();
+        inspect.sort_by(|one, other| (&one.name, &one.uid).cmp(&(&other.name, &other.uid)));
+        observed::Deployment {
+            names_in_use: names_in_use(snapshot, &namespace, &groups),
+            groups,
+            inspect,
+            has_service: services.contains_key(&uid),
+            demand: streams::demand(&snapshot.gateways, &namespace, &name),
+            object: Arc::clone(object),
+        }
+    };
+
+    let mut deployments: Vec<_> = snapshot.deployments.iter().map(deployment).collect();
+    deployments.sort_by_key(|deployment| {
+        (
+            namespace_of(deployment.object.as_ref()),
+            deployment.object.name_any(),
+        )
+    });
+    Observed {
+        settings: observed::Settings {
+            worker_image: worker_image.to_owned(),
+        },
+        nodes: nodes::nodes(&snapshot.nodes, &snapshot.pods),
+        priority_classes: snapshot
+            .priority_classes
+            .iter()
+            .map(|class| (class.name_any(), class.value))
+            .collect(),
+        default_priority: snapshot
+            .priority_classes
+            .iter()
+            .find(|class| class.global_default == Some(true))
+            .map_or(0, |class| class.value),
+        deployments,
+    }
+}
+
+/// Objects by the UID of their controller.
+fn by_owner<K: Resource>(objects: &[Arc<K>]) -> BTreeMap<String, Vec<&Arc<K>>> {
+    let mut owned: BTreeMap<String, Vec<&Arc<K>>> = BTreeMap::new();
+    for object in objects {
+        let controller = object
+            .owner_references()
+            .iter()
+            .find(|owner| owner.controller == Some(true));
+        if let Some(owner) = controller {
+            owned.entry(owner.uid.clone()).or_default().push(object);
+        }
+    }
+    owned
+}
+
+/// Names in the namespace that other groups bear, or pods that still exist carry, other than those of `groups`.
+fn names_in_use(snapshot: &Snapshot, namespace: &str, groups: &[observed::Group]) -> BTreeSet<String> {
+    let of_groups = snapshot
+        .groups
+        .iter()
+        .filter(|group| namespace_of(group.as_ref()) == namespace)
+        .map(|group| group.name_any());
+    let of_pods = snapshot
+        .pods
+        .iter()
+        .filter(|pod| pod.metadata.namespace.as_deref() == Some(namespace))
+        .filter_map(|pod| pod.metadata.labels.as_ref()?.get(labels::GROUP_NAME).cloned());
+    let mut names: BTreeSet<String> = of_groups.chain(of_pods).collect();
+    for group in groups {
+        names.remove(&group.object.name_any());
+    }
+    names
+}
+
+fn min_available(budget: &PodDisruptionBudget) -> Option<i32> {
+    match budget.spec.as_ref()?.min_available.as_ref()? {
+        IntOrString::Int(number) => Some(*number),
+        IntOrString::String(_) => None,
+    }
+}

@@ -1,0 +1,235 @@
+//! Messages of workers and gateways, as the decisions take them.
+
+use k8s_openapi::jiff::Timestamp;
+use llamero_api::group::RankPhase;
+use llamero_core::observed;
+use llamero_proto::v1;
+
+use crate::links::Received;
+
+/// A supervisor's report. Counters that do not fit are cut: they only serve comparison and display.
+#[must_use]
+pub fn report(received: &Received<v1::PodReport>, now: Timestamp) -> observed::Report {
+    let report = &received.message;
+    observed::Report {
+        received_at: received.at.as_millisecond(),
+        alive_at: received.alive_at(now).as_millisecond(),
+        generation: signed(report.generation),
+        ranks: report.ranks.iter().map(rank).collect(),
+        serving: report.group_serving,
+        draining: report.draining,
+    }
+}
+
+fn rank(rank: &v1::RankReport) -> observed::Rank {
+    observed::Rank {
+        rank: small(rank.rank),
+        phase: phase(rank.phase()),
+        loaded_bytes: signed(rank.loaded_bytes),
+        total_bytes: signed(rank.total_bytes),
+        read_bytes: signed(rank.read_bytes),
+        epoch: signed(rank.epoch),
+        entered: signed(rank.entered),
+        completed: signed(rank.completed),
+        idle_millis: rank.idle_millis.map(signed),
+        pid: small(rank.pid),
+        restarts: small(rank.restarts),
+        last_exit: rank.last_exit.as_ref().map(exit),
+        message: rank.message.clone(),
+    }
+}
+
+fn phase(phase: v1::Phase) -> RankPhase {
+    match phase {
+        v1::Phase::Unspecified => RankPhase::Unknown,
+        v1::Phase::Preflight => RankPhase::Preflight,
+        v1::Phase::Loading => RankPhase::Loading,
+        v1::Phase::Connecting => RankPhase::Connecting,
+        v1::Phase::Warming => RankPhase::Warming,
+        v1::Phase::Serving => RankPhase::Serving,
+        v1::Phase::Draining => RankPhase::Draining,
+        v1::Phase::Failed => RankPhase::Failed,
+    }
+}
+
+fn exit(exit: &v1::RankExit) -> String {
+    let how = match (exit.code, exit.signal) {
+        (_, Some(signal)) => format!("ended by signal {signal}"),
+        (Some(code), None) => format!("ended with code {code}"),
+        (None, None) => "ended".to_owned(),
+    };
+    if exit.message.is_empty() {
+        how
+    } else {
+        format!("{how}: {}", exit.message)
+    }
+}
+
+/// A leader's load.
+#[must_use]
+pub fn load(received: &Received<v1::LoadSample>) -> observed::Load {
+    observed::Load {
+        running: received.message.running,
+        waiting: received.message.waiting,
+        received_at: received.at.as_millisecond(),
+    }
+}
+
+/// The demand for one deployment: the sum over all gateways. `gateways` holds one entry for each ready gateway, without a message
+/// where none has come yet. A model that a gateway does not mention has no demand there.
+///
+/// While a gateway has not spoken nobody can say that there is no demand, so the sum then counts as stale; unless somebody already waits,
+/// which is enough to know.
+#[must_use]
+pub fn demand(
+    gateways: &[Option<Received<v1::DemandSample>>],
+    namespace: &str,
+    name: &str,
+) -> Option<observed::Demand> {
+    if gateways.is_empty() {
+        return None;
+    }
+    let mut sum = observed::Demand {
+        received_at: i64::MAX,
+        ..observed::Demand::default()
+    };
+    for received in gateways.iter().flatten() {
+        sum.received_at = sum.received_at.min(received.at.as_millisecond());
+        for model in &received.message.models {
+            if model.namespace == namespace && model.name == name {
+                sum.held = sum.held.saturating_add(model.held);
+                sum.in_flight = sum.in_flight.saturating_add(model.in_flight);
+            }
+        }
+    }
+    let silent = gateways.iter().any(Option::is_none);
+    if sum.received_at == i64::MAX || (silent && sum.held == 0) {
+        sum.received_at = 0;
+    }
+    Some(sum)
+}
+
+fn signed(value: u64) -> i64 {
+    i64::try_from(value).unwrap_or(i64::MAX)
+}
+
+fn small(value: u32) -> i32 {
+    i32::try_from(value).unwrap_or(i32::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn at<M>(seconds: i64, message: M) -> Received<M> {
+        Received {
+            message,
+            at: Timestamp::from_second(seconds).unwrap(),
+            broken_at: None,
+        }
+    }
+
+    fn gateway(seconds: i64, models: &[(&str, u32, u32)]) -> Option<Received<v1::DemandSample>> {
+        let models = models
+            .iter()
+            .map(|&(name, held, in_flight)| v1::ModelDemand {
+                namespace: "n".into(),
+                name: name.into(),
+                held,
+                in_flight,
+                total: 9,
+            })
+            .collect();
+        Some(at(
+            seconds,
+            v1::DemandSample {
+                unix_millis: 0,
+                models,
+            },
+        ))
+    }
+
+    #[test]
+    fn demand_is_summed_and_as_old_as_its_oldest_part() {
+        let gateways = [
+            gateway(20, &[("a", 1, 2), ("b", 7, 7)]),
+            gateway(10, &[("a", 3, 4)]),
+        ];
+        let expected = observed::Demand {
+            held: 4,
+            in_flight: 6,
+            received_at: 10_000,
+        };
+        assert_eq!(demand(&gateways, "n", "a"), Some(expected));
+        assert_eq!(demand(&gateways, "other", "a").map(|sum| sum.held), Some(0));
+        assert_eq!(demand(&[], "n", "a"), None);
+    }
+
+    #[test]
+    fn a_silent_gateway_makes_zero_demand_stale_but_not_a_waiting_request() {
+        let stale = demand(&[gateway(10, &[]), None], "n", "a").unwrap();
+        assert_eq!(stale.received_at, 0);
+        let waiting = demand(&[gateway(10, &[("a", 1, 0)]), None], "n", "a").unwrap();
+        assert_eq!((waiting.held, waiting.received_at), (1, 10_000));
+        assert_eq!(demand(&[None], "n", "a").map(|sum| sum.received_at), Some(0));
+    }
+
+    #[test]
+    fn reports_keep_every_field() {
+        let message = v1::PodReport {
+            pod_uid: "u".into(),
+            group_uid: "g".into(),
+            generation: 3,
+            group_serving: true,
+            draining: false,
+            ranks: vec![v1::RankReport {
+                rank: 1,
+                phase: v1::Phase::Loading.into(),
+                loaded_bytes: 5,
+                total_bytes: 9,
+                generation: 3,
+                epoch: 2,
+                entered: 12,
+                completed: 11,
+                idle_millis: Some(40),
+                pid: 77,
+                restarts: 1,
+                last_exit: Some(v1::RankExit {
+                    code: None,
+                    signal: Some(9),
+                    message: "killed".into(),
+                    unix_millis: 1,
+                }),
+                message: "reads layer 3".into(),
+                read_bytes: 5,
+            }],
+        };
+        let expected = observed::Report {
+            received_at: 8_000,
+            alive_at: 9_000,
+            generation: 3,
+            serving: true,
+            draining: false,
+            ranks: vec![observed::Rank {
+                rank: 1,
+                phase: RankPhase::Loading,
+                loaded_bytes: 5,
+                total_bytes: 9,
+                read_bytes: 5,
+                epoch: 2,
+                entered: 12,
+                completed: 11,
+                idle_millis: Some(40),
+                pid: 77,
+                restarts: 1,
+                last_exit: Some("ended by signal 9: killed".into()),
+                message: "reads layer 3".into(),
+            }],
+        };
+        let now = Timestamp::from_second(9).unwrap();
+        let mut received = at(8, message);
+        assert_eq!(report(&received, now), expected);
+        received.broken_at = Some(received.at);
+        assert_eq!(report(&received, now).alive_at, 8_000);
+    }
+}

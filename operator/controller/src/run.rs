@@ -1,0 +1,101 @@
+//! Puts the parts together.
+
+use std::time::Duration;
+
+use kube::{Client, Config};
+use prometheus_client::registry::Registry;
+use tokio_util::sync::CancellationToken;
+use tracing::info;
+
+use crate::{
+    health::{self, Health},
+    lease::{self, LeaseConfig, LeaseError},
+    metrics::Metrics,
+    options::Options,
+    reconcile::Reconciler,
+    wake::Wake,
+    watch::Caches,
+};
+
+/// Why the operator stops.
+#[derive(Debug, thiserror::Error)]
+pub enum RunError {
+    /// No way to the API server is configured.
+    #[error("no Kubernetes API server is configured: run inside a cluster, or set KUBECONFIG: {0}")]
+    Config(#[source] Box<dyn std::error::Error + Send + Sync>),
+    /// The client could not be made.
+    #[error("cannot make a client for the Kubernetes API server: {0}")]
+    Client(#[source] kube::Error),
+    /// The address of the health endpoints cannot be used.
+    #[error(
+        "cannot listen on {address} for /livez, /readyz and /metrics: {error}. Choose another --http-address"
+    )]
+    Listen {
+        /// The address.
+        address: std::net::SocketAddr,
+        /// Why.
+        #[source]
+        error: std::io::Error,
+    },
+    /// Leadership was lost.
+    #[error(transparent)]
+    Lease(#[from] LeaseError),
+}
+
+/// Runs until `stop`, or until the lease is lost: then the process must end, so that nothing it still does can meet the new holder's work.
+///
+/// # Errors
+/// When it cannot start, or has lost its lease.
+pub async fn run(options: Options, stop: CancellationToken) -> Result<(), RunError> {
+    let client = client().await?;
+    let mut registry = Registry::default();
+    let metrics = Metrics::register(&mut registry);
+    let health = Health::default();
+    let wake = Wake::default();
+    let lease = LeaseConfig {
+        namespace: options.lease_namespace.clone(),
+        name: options.lease_name.clone(),
+        identity: options.identity(),
+        duration: options.lease_duration(),
+    };
+    info!(identity = %lease.identity, namespace = options.namespace.as_deref().unwrap_or("(all)"), "starting");
+    let caches = Caches::start(&client, options.namespace.as_deref(), &wake);
+
+    // The lease is given back only after the loop has stopped writing.
+    let stop_lease = CancellationToken::new();
+    let (leadership, lease) = lease::hold(client.clone(), lease, stop_lease.clone());
+    let mut lease = tokio::spawn(lease);
+    let address = options.http_address;
+    let mut health_server = tokio::spawn(health::serve(address, health.clone(), registry, stop.clone()));
+    let reconciler = Reconciler::new(&client, options, caches, wake, leadership, metrics, health);
+    let mut reconciling = tokio::spawn(reconciler.run(stop.clone()));
+
+    let result = tokio::select! {
+        ended = &mut lease => flatten(ended).map_err(RunError::from),
+        served = &mut health_server => flatten(served).map_err(|error| RunError::Listen { address, error }),
+        ended = &mut reconciling => flatten(ended.map(Ok)),
+    };
+    reconciling.abort();
+    let _ = (&mut reconciling).await;
+    stop_lease.cancel();
+    if !lease.is_finished() {
+        let _ = tokio::time::timeout(Duration::from_secs(3), lease).await;
+    }
+    result
+}
+
+/// A panic in a task is a panic here.
+fn flatten<T, E>(joined: Result<Result<T, E>, tokio::task::JoinError>) -> Result<T, E> {
+    match joined {
+        Ok(result) => result,
+        Err(error) => std::panic::resume_unwind(error.into_panic()),
+    }
+}
+
+async fn client() -> Result<Client, RunError> {
+    let mut config = Config::infer()
+        .await
+        .map_err(|error| RunError::Config(error.into()))?;
+    config.connect_timeout = Some(Duration::from_secs(5));
+    Client::try_from(config).map_err(RunError::Client)
+}
