@@ -189,3 +189,134 @@ fn probe(path: &str, period_seconds: i32, failure_threshold: i32) -> Probe {
         ..Probe::default()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use serde_json::{Value, json};
+
+    use super::*;
+
+    fn group(template: Value) -> LlamaGroup {
+        let mut base = json!({
+            "modelName": "smol", "maxContextLength": 2048, "tensor": 2, "pipeline": 1, "ranksPerPod": 1,
+            "source": {"persistentVolumeClaim": {"claimName": "weights", "path": "smol-fp8"}},
+            "kvBytesPerRank": 1048576, "weightBytesPerRank": 7, "stallTimeout": "10s",
+            "worker": {"image": "llamero-worker:1", "resources": {"requests": {"cpu": "250m", "memory": "512Mi"}}},
+        });
+        for (key, value) in template.as_object().unwrap() {
+            base[key] = value.clone();
+        }
+        serde_json::from_value(json!({
+            "apiVersion": "llamero.dev/v1alpha1", "kind": "LlamaGroup",
+            "metadata": {"name": "smol-0", "namespace": "models", "uid": "g-uid"},
+            "spec": {"deployment": "smol", "revision": "r1", "generation": 1, "template": base,
+                "members": [{"index": 0, "attempt": 0}, {"index": 1, "attempt": 2}]},
+        }))
+        .unwrap()
+    }
+
+    #[test]
+    fn a_member_of_a_group_on_two_nodes() {
+        let pod = serde_json::to_value(member_pod(&group(json!({})), 1, 2)).unwrap();
+        assert_eq!(
+            pod["metadata"],
+            json!({
+                "name": "smol-0-1-2", "namespace": "models",
+                "labels": {
+                    "llamero.dev/deployment": "smol", "llamero.dev/group": "smol-0", "llamero.dev/member": "1",
+                    "llamero.dev/attempt": "2", "llamero.dev/role": "member", "llamero.dev/revision": "r1",
+                    "app.kubernetes.io/name": "llamero-worker", "app.kubernetes.io/part-of": "llamero",
+                    "app.kubernetes.io/managed-by": "llamero-operator",
+                },
+                "annotations": {"kubectl.kubernetes.io/default-container": "worker"},
+                "ownerReferences": [{"apiVersion": "llamero.dev/v1alpha1", "kind": "LlamaGroup", "name": "smol-0",
+                    "uid": "g-uid", "controller": true, "blockOwnerDeletion": true}],
+            })
+        );
+        let field = |name: &str, path: &str| json!({"name": name, "valueFrom": {"fieldRef": {"fieldPath": path}}});
+        let probe = |path: &str, period: i32, failures: i32| {
+            json!({"httpGet": {"path": path, "port": "http"}, "periodSeconds": period, "timeoutSeconds": 2,
+                "failureThreshold": failures})
+        };
+        assert_eq!(
+            pod["spec"],
+            json!({
+                "schedulingGates": [{"name": "llamero.dev/placement"}],
+                "restartPolicy": "Never",
+                "terminationGracePeriodSeconds": 60,
+                "automountServiceAccountToken": false,
+                "enableServiceLinks": false,
+                "securityContext": {"runAsNonRoot": true, "runAsUser": 65532, "runAsGroup": 65532,
+                    "seccompProfile": {"type": "RuntimeDefault"}},
+                "volumes": [
+                    {"name": "model", "persistentVolumeClaim": {"claimName": "weights", "readOnly": true}},
+                    {"name": "tmp", "emptyDir": {}},
+                ],
+                "containers": [{
+                    "name": "worker",
+                    "image": "llamero-worker:1",
+                    "args": ["serve", "--model-dir", "/model", "--model-name", "smol", "--group-uid", "g-uid", "--member", "1",
+                        "--ranks-per-pod", "1", "--tensor", "2", "--pipeline", "1", "--max-context-length", "2048",
+                        "--kv-memory", "1048576", "--stall-timeout", "10s", "--drain-grace", "5s"],
+                    "env": [
+                        field("LLAMERO_POD_UID", "metadata.uid"), field("LLAMERO_POD_IP", "status.podIP"),
+                        field("LLAMERO_POD_NAME", "metadata.name"), field("LLAMERO_NODE_NAME", "spec.nodeName"),
+                    ],
+                    "ports": [
+                        {"name": "inference", "containerPort": 50051}, {"name": "control", "containerPort": 50052},
+                        {"name": "http", "containerPort": 8080}, {"name": "rank-0", "containerPort": 50100},
+                    ],
+                    "resources": {"requests": {"cpu": "250m", "memory": "512Mi"}},
+                    "livenessProbe": probe("/livez", 10, 3),
+                    "readinessProbe": probe("/readyz", 1, 1),
+                    "terminationMessagePolicy": "FallbackToLogsOnError",
+                    "securityContext": {"allowPrivilegeEscalation": false, "readOnlyRootFilesystem": true,
+                        "capabilities": {"drop": ["ALL"]}},
+                    "volumeMounts": [
+                        {"name": "model", "mountPath": "/model", "readOnly": true, "subPath": "smol-fp8"},
+                        {"name": "tmp", "mountPath": "/tmp"},
+                    ],
+                }],
+            })
+        );
+    }
+
+    #[test]
+    fn accelerators_and_settings_of_the_engine() {
+        let group = group(json!({
+            "tensor": 16, "ranksPerPod": 8, "acceleratorResource": "nvidia.com/gpu", "kvBytesPerRank": 0,
+            "engine": {"maxBatchedTokens": 4096, "maxSequences": 256, "threads": 4},
+            "worker": {"image": "w", "env": [{"name": "RUST_LOG", "value": "debug"}, {"name": "LLAMERO_POD_IP", "value": "0.0.0.0"}],
+                "terminationGracePeriodSeconds": 600},
+        }));
+        let pod = serde_json::to_value(member_pod(&group, 0, 0)).unwrap();
+        let container = &pod["spec"]["containers"][0];
+        let count = json!({"nvidia.com/gpu": "8"});
+        assert_eq!(container["resources"], json!({"requests": count, "limits": count}));
+        assert_eq!(container["ports"].as_array().unwrap().len(), 3 + 8);
+        let arguments = serde_json::to_string(&container["args"]).unwrap();
+        assert!(arguments.contains(r#""--max-batched-tokens","4096","--max-sequences","256","--threads","4""#), "{arguments}");
+        assert!(!arguments.contains("--kv-memory"));
+        assert_eq!(pod["metadata"]["labels"]["llamero.dev/role"], "leader");
+        assert_eq!(pod["spec"]["terminationGracePeriodSeconds"], 600);
+        let env = container["env"].as_array().unwrap();
+        let named: Vec<_> = env.iter().filter(|env| env["name"] == "LLAMERO_POD_IP").collect();
+        assert!(named.len() == 1 && named[0]["value"].is_null(), "a user cannot replace {named:?}");
+        assert_eq!(env[0]["value"], "debug");
+    }
+
+    #[test]
+    fn every_source_is_mounted_read_only() {
+        let mounted = |source: Value| {
+            let pod = serde_json::to_value(member_pod(&group(json!({"source": source})), 0, 0)).unwrap();
+            let spec = &pod["spec"];
+            (spec["volumes"][0].clone(), spec["containers"][0]["volumeMounts"][0].clone())
+        };
+        let (volume, mount) = mounted(json!({"hostPath": {"path": "/srv/weights"}}));
+        assert_eq!(volume, json!({"name": "model", "hostPath": {"path": "/srv/weights", "type": "Directory"}}));
+        assert_eq!(mount, json!({"name": "model", "mountPath": "/model", "readOnly": true}));
+        let (volume, mount) = mounted(json!({"image": {"reference": "r/m:1", "pullPolicy": "IfNotPresent", "path": "w"}}));
+        assert_eq!(volume, json!({"name": "model", "image": {"reference": "r/m:1", "pullPolicy": "IfNotPresent"}}));
+        assert_eq!(mount["subPath"], "w");
+    }
+}
