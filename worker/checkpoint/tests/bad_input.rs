@@ -1,4 +1,9 @@
 //! Damaged, incomplete and unsuitable checkpoints are refused with a sentence that says what to do.
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    reason = "a test fails by panicking"
+)]
 
 mod common;
 

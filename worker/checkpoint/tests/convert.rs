@@ -1,4 +1,9 @@
 //! GGUF files become checkpoints that can be opened, or are refused with a sentence.
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    reason = "a test fails by panicking"
+)]
 
 mod common;
 

@@ -1,4 +1,9 @@
 //! Equality, bit for bit, with what gguf, torch and transformers make of the same numbers.
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    reason = "a test fails by panicking"
+)]
 
 mod common;
 

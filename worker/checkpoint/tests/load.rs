@@ -1,4 +1,9 @@
 //! The shards of all ranks together are the checkpoint, byte for byte.
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    reason = "a test fails by panicking"
+)]
 
 mod common;
 
