@@ -51,6 +51,10 @@ pub(crate) const MAX_HEAD_DIM: usize = 256;
 
 /// `out[token][head]` (bf16 pairs) of all tokens, from rotated `queries[token][head]`: the high and the low parts, each
 /// bf16 pairs.
+#[allow(
+    clippy::too_many_arguments,
+    reason = "what is read, where it goes, and who computes"
+)]
 pub(crate) fn attend(
     pool: &mut Pool,
     kernel: Kernel,

@@ -142,6 +142,10 @@ impl Model<'_> {
         multiply(pool, self.kernel, inputs, &mut [self.product(head, out)]);
     }
 
+    #[allow(
+        clippy::too_many_arguments,
+        reason = "the step's state is borrowed part by part"
+    )]
     fn attention(
         &self,
         pool: &mut Pool,

@@ -62,7 +62,12 @@ pub(crate) fn multiply(pool: &mut Pool, kernel: Kernel, inputs: Inputs<'_>, prod
     pool.run(tasks, &|mut task| {
         for part in &parts {
             if task < part.tasks {
-                part.run(kernel, inputs, task * group, group);
+                // Clearing a deep stack costs more than a small product.
+                match part.leaves.depth() {
+                    1 => part.run::<1>(kernel, inputs, task * group, group),
+                    2..=8 => part.run::<8>(kernel, inputs, task * group, group),
+                    _ => part.run::<32>(kernel, inputs, task * group, group),
+                }
                 return;
             }
             task -= part.tasks;
@@ -80,14 +85,12 @@ struct Part<'a> {
 }
 
 impl Part<'_> {
-    /// All rows of up to `group` blocks from block `first`.
-    fn run(&self, kernel: Kernel, inputs: Inputs<'_>, first: usize, group: usize) {
+    /// All rows of up to `group` blocks from block `first`, with at most `DEPTH` sums on the stack.
+    fn run<const DEPTH: usize>(&self, kernel: Kernel, inputs: Inputs<'_>, first: usize, group: usize) {
         let blocks = group.min(self.matrix.n.div_ceil(LANES) - first);
         let block_stride = self.matrix.element.block_bytes(self.matrix.k);
         let weights = &self.matrix.weights[first * block_stride..];
-        // One tile per level of the stack; a tree of 2^14 leaves fits.
-        let mut stack = [[0.0f32; TILE_SUMS]; 16];
-        assert!(self.leaves.depth() <= stack.len());
+        let mut stack = [[0.0f32; TILE_SUMS]; DEPTH];
         for row in (0..inputs.rows).step_by(MAX_ROWS) {
             let rows = MAX_ROWS.min(inputs.rows - row);
             // The last rows may be fewer than `group` was chosen for, never more.

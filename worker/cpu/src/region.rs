@@ -54,11 +54,15 @@ impl Region {
 
     fn adopt(start: *mut u8, len: usize) -> std::io::Result<Self> {
         let start = NonNull::new(start).ok_or_else(|| std::io::Error::other("mmap returned null"))?;
-        let region = Self { start, len };
-        // SAFETY: the range is our own mapping, and the advice changes no content. Weights are read from end to end
-        // for every token, where large pages save address look-ups; without them all works the same.
-        let _ = unsafe { madvise(region.start.as_ptr().cast(), len, Advice::LinuxHugepage) };
-        Ok(region)
+        Ok(Self { start, len })
+    }
+
+    /// Ask for large pages: for what is read from end to end again and again, where they save address look-ups. Not for
+    /// what is touched piece by piece, where the kernel would clear, or first assemble, a large page for every small piece.
+    pub(crate) fn prefer_large_pages(self) -> Self {
+        // SAFETY: the range is our own mapping, and the advice changes no content. If it is refused all works the same.
+        let _ = unsafe { madvise(self.start.as_ptr().cast(), self.len, Advice::LinuxHugepage) };
+        self
     }
 
     pub(crate) fn bytes(&self) -> &[u8] {

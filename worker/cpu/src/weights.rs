@@ -32,6 +32,7 @@ impl Weights {
             Some(file) => Region::of_file(file, layout.bytes)?,
             None => Region::anonymous(layout.bytes)?,
         };
+        let region = region.prefer_large_pages();
         let mut weights = Self {
             region,
             layout,

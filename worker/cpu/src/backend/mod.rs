@@ -121,6 +121,12 @@ impl CpuBackend {
         (layout.bytes - embedding - crate::layout::HEADER_BYTES) as u64
     }
 
+    /// Bytes of KV cache that one token takes on this rank, for blocks of 32 tokens and more.
+    #[must_use]
+    pub fn kv_bytes_per_token(&self) -> u64 {
+        (self.shape.layers * self.shape.kv_heads.len() * self.shape.head_dim * 2 * size_of::<u16>()) as u64
+    }
+
     /// Multiply-adds per token in the matrices, without attention.
     #[must_use]
     pub fn products_per_token(&self) -> u64 {

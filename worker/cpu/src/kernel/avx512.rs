@@ -78,6 +78,10 @@ pub(super) unsafe fn run(tile: Tile<'_>, sums: &mut [f32]) {
 }
 
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vbmi,avx512bf16")]
+#[allow(
+    clippy::needless_range_loop,
+    reason = "indices also compute addresses; loops of constant length unroll"
+)]
 unsafe fn chains<const ROWS: usize, const BLOCKS: usize, const E4M3: bool>(tile: Tile<'_>, sums: &mut [f32]) {
     let step_bytes = tile.element.step_bytes();
     let sums = sums.as_mut_ptr();

@@ -89,7 +89,7 @@ pub(super) fn agrees_with_portable(kernel: Kernel) -> bool {
     // Exponents near 1, so that rounding shows, and a few subnormals.
     let mut value = |i: usize| {
         (next() & 0x807f) as u16
-            | if i % 37 == 0 {
+            | if i.is_multiple_of(37) {
                 0
             } else {
                 (120 + (i % 12) as u16) << 7
