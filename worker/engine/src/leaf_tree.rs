@@ -39,7 +39,11 @@ fn collect(node: &Subtree, owned: &Subtree, found: &mut Vec<Subtree>) {
 
 /// Join `values` (one per subtree of `parts`, in ascending order, together covering `node`) into the value of `node`.
 /// `join(left, right)` is called in the tree's order; `node` must be a node of the tree.
-pub fn join<T>(node: &Subtree, parts: &mut impl Iterator<Item = (Subtree, T)>, join_two: &mut impl FnMut(T, T) -> T) -> Option<T> {
+pub fn join<T>(
+    node: &Subtree,
+    parts: &mut impl Iterator<Item = (Subtree, T)>,
+    join_two: &mut impl FnMut(T, T) -> T,
+) -> Option<T> {
     fn go<T, I: Iterator<Item = (Subtree, T)>>(
         node: &Subtree,
         parts: &mut std::iter::Peekable<&mut I>,
@@ -82,10 +86,16 @@ mod tests {
 
     #[test]
     fn any_split_gives_the_same_bits() {
-        let leaves: Vec<f32> = (0..24).map(|i| 1.1_f32.powi(i) * if i % 3 == 0 { -1e6 } else { 1.0 }).collect();
-        let whole = sum(&leaves, &[0..24]);
+        let leaves: Vec<f32> = (0..24)
+            .map(|i| 1.1_f32.powi(i) * if i % 3 == 0 { -1e6 } else { 1.0 })
+            .collect();
+        let whole = sum(&leaves, std::slice::from_ref(&(0..24)));
         for cut in 1..24 {
-            assert_eq!(sum(&leaves, &[0..cut, cut..24]).to_bits(), whole.to_bits(), "cut at {cut}");
+            assert_eq!(
+                sum(&leaves, &[0..cut, cut..24]).to_bits(),
+                whole.to_bits(),
+                "cut at {cut}"
+            );
         }
     }
 
@@ -93,7 +103,7 @@ mod tests {
     fn the_order_is_the_trees_and_not_the_chains() {
         // (2^24 + 1) + (1 + -2^24) in f32: 2^24 + 1 rounds to 2^24, 1 - 2^24 is exact.
         let leaves = [16_777_216.0, 1.0, 1.0, -16_777_216.0];
-        assert_eq!(sum(&leaves, &[0..4]), 1.0);
+        assert_eq!(sum(&leaves, std::slice::from_ref(&(0..4))), 1.0);
         assert_eq!(leaves.iter().sum::<f32>(), 0.0);
     }
 

@@ -155,6 +155,22 @@ fn a_stalled_peer_is_named_by_everybody() {
 }
 
 #[test]
+fn who_is_to_blame_is_passed_on() {
+    // Rank 0 gives up soon; rank 1, which has rank 0's part already and would wait for minutes, hears of it.
+    let done = std::sync::Barrier::new(3);
+    let mut mesh = mesh(3, Duration::from_millis(200));
+    mesh[1].set_deadline(Duration::from_secs(600));
+    let errors = on_all(mesh, |mut collective| {
+        let error = (collective.rank() < 2)
+            .then(|| collective.all_gather(&[1; 3], &[0.0], &mut [0.0; 3]).unwrap_err());
+        done.wait();
+        error
+    });
+    let late = Some(CollectiveError::Deadline { rank: 2, millis: 200 });
+    assert_eq!(errors, [late.clone(), late, None]);
+}
+
+#[test]
 fn a_lost_peer_is_an_error_everywhere() {
     let seen = std::sync::Barrier::new(3);
     let errors = on_all(mesh(4, Duration::from_secs(20)), |mut collective| {
@@ -207,7 +223,7 @@ fn abort_ends_a_wait() {
 #[test]
 fn buffers_of_wrong_size_are_refused() {
     let mut alone = mesh(1, Duration::from_secs(1)).pop().unwrap();
-    let layout = LeafLayout { owners: vec![0..4] };
+    let layout = layout(4, 1);
     assert!(
         alone
             .reduce_tree(&layout, 2, 3, &[0.0; 5], &mut [0.0; 6])

@@ -48,6 +48,8 @@ struct Progress<'a> {
     sent: usize,
     in_header: [u8; HEADER],
     received: usize,
+    /// The peer's next frame has begun to come, or its end; that is for a later call.
+    ahead: bool,
 }
 
 /// Carry out all jobs.
@@ -71,14 +73,20 @@ pub(super) fn exchange(context: Context<'_>, jobs: Vec<Job<'_>>) -> Result<(), C
             return Ok(());
         }
         let now = Instant::now();
+        if moved {
+            idle_since = now;
+        } else if now.duration_since(idle_since) < context.spin && !context.abort.is_aborted() {
+            std::hint::spin_loop();
+            continue;
+        }
+        // Peers whose part is done may know why the others' is not.
+        for progress in &mut all {
+            progress.listen(&context, deadline)?;
+        }
         if context.abort.is_aborted() {
             return Err(CollectiveError::Aborted);
         }
-        if moved {
-            idle_since = now;
-        } else if now.duration_since(idle_since) < context.spin {
-            std::hint::spin_loop();
-        } else if !wait_any(&all, deadline)? {
+        if !moved && !wait_any(&all, deadline)? {
             let late = all
                 .iter()
                 .find(|progress| !progress.is_received())
@@ -96,7 +104,7 @@ fn wait_any(all: &[Progress<'_>], deadline: Instant) -> Result<bool, CollectiveE
         .iter()
         .filter_map(|progress| {
             let mut flags = PollFlags::empty();
-            flags.set(PollFlags::IN, !progress.is_received());
+            flags.set(PollFlags::IN, !progress.is_received() || !progress.ahead);
             flags.set(PollFlags::OUT, !progress.is_sent());
             (!flags.is_empty()).then(|| PollFd::new(&progress.job.link.stream, flags))
         })
@@ -168,6 +176,7 @@ impl<'a> Progress<'a> {
             sent: 0,
             in_header: [0; HEADER],
             received: 0,
+            ahead: false,
         })
     }
 
@@ -228,6 +237,32 @@ impl<'a> Progress<'a> {
             moved |= count > 0;
         }
         Ok(moved)
+    }
+
+    /// Hear a peer whose frame is here already: its Goodbye ends this exchange too, at once and with the right one to
+    /// blame.
+    fn listen(&mut self, context: &Context<'_>, deadline: Instant) -> Result<(), CollectiveError> {
+        if self.ahead || !self.is_received() {
+            return Ok(());
+        }
+        let mut bytes = [0; HEADER];
+        match self.job.link.stream.peek(&mut bytes) {
+            Ok(HEADER) => {
+                let goodbye = Header::decode(&bytes).ok();
+                let goodbye =
+                    goodbye.filter(|header| header.kind == Kind::Goodbye && header.era == context.era);
+                if let Some(header) = goodbye {
+                    let read = socket::read_exact(&self.job.link.stream, &mut bytes, deadline);
+                    read.map_err(|error| self.lost(error, context))?;
+                    return Err(self.farewell(header, context, deadline));
+                }
+                self.ahead = true;
+            }
+            Err(error) if matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::Interrupted) => {}
+            // A peer may close after its last part; if more was to come from it, the next call fails.
+            Ok(_) | Err(_) => self.ahead = true,
+        }
+        Ok(())
     }
 
     fn check_header(&mut self, context: &Context<'_>, deadline: Instant) -> Result<(), CollectiveError> {

@@ -125,6 +125,11 @@ impl TcpCollective {
         })
     }
 
+    /// Change how long each wait may last.
+    pub fn set_deadline(&mut self, deadline: Duration) {
+        self.core.waits.deadline = deadline;
+    }
+
     /// Change where reduce-scatter begins to pay. All ranks must agree.
     pub fn set_scatter_bytes(&mut self, bytes: usize) {
         self.scatter_bytes = bytes;

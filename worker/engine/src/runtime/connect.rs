@@ -27,7 +27,7 @@ pub(super) enum Reached {
     /// Somebody is missing, as the sentence says. Try again after a while.
     Missing(String),
     /// This era cannot come about; the next needs an epoch above this one.
-    Over { epoch: u64, why: String },
+    Over { epoch: u64, rank: u32, why: String },
 }
 
 impl Dialling {
@@ -58,6 +58,7 @@ impl Dialling {
                     let why = format!("rank {rank} went away while the others were connected");
                     return Reached::Over {
                         epoch: self.era.epoch,
+                        rank,
                         why,
                     };
                 }
@@ -68,7 +69,7 @@ impl Dialling {
                         let hello = self.identity.hello(self.era, rank, LinkKind::Plan);
                         match dial(*address, &hello, self.dial_timeout) {
                             Ok(stream) => *plan = Some(stream),
-                            Err(error) => match over(&error, self.era) {
+                            Err(error) => match refused_for_good(rank, &error, self.era) {
                                 Some(over) => return over,
                                 None => missing.push(error.to_string()),
                             },
@@ -79,6 +80,7 @@ impl Dialling {
             if self.abort.is_aborted() {
                 return Reached::Over {
                     epoch: self.era.epoch,
+                    rank,
                     why: "interrupted".into(),
                 };
             }
@@ -91,8 +93,9 @@ impl Dialling {
     }
 
     fn data_links(&mut self) -> Reached {
-        let over = |why: String| Reached::Over {
+        let over = |rank, why: String| Reached::Over {
             epoch: self.era.epoch,
+            rank,
             why,
         };
         let mut data = Vec::new();
@@ -100,19 +103,22 @@ impl Dialling {
             let hello = self.identity.hello(self.era, rank, LinkKind::Data);
             match dial(*address, &hello, self.dial_timeout) {
                 Ok(stream) => data.push(DataLink::new(stream, rank)),
-                Err(error) => return self::over(&error, self.era).unwrap_or_else(|| over(error.to_string())),
+                Err(error) => {
+                    let refused = refused_for_good(rank, &error, self.era);
+                    return refused.unwrap_or_else(|| over(rank, error.to_string()));
+                }
             }
         }
         let mut plans = Vec::new();
         for (rank, stream) in (1..).zip(self.plans.iter_mut().filter_map(Option::take)) {
             if let Err(error) = self.abort.watch(&stream) {
-                return over(error.to_string());
+                return over(rank, error.to_string());
             }
             plans.push(ControlLink::new(stream, rank, self.era, Arc::clone(&self.abort)));
         }
         for link in &data {
             if let Err(error) = link.watch(&self.abort) {
-                return over(error.to_string());
+                return over(link.peer(), error.to_string());
             }
         }
         Reached::All(plans, data)
@@ -120,7 +126,7 @@ impl Dialling {
 }
 
 /// Whether a refusal means that this era can never be connected.
-fn over(error: &DialError, era: Era) -> Option<Reached> {
+fn refused_for_good(rank: u32, error: &DialError, era: Era) -> Option<Reached> {
     let DialError::Refused {
         code: RefusalCode::OldEra | RefusalCode::Duplicate,
         latest,
@@ -137,6 +143,7 @@ fn over(error: &DialError, era: Era) -> Option<Reached> {
     };
     Some(Reached::Over {
         epoch,
+        rank,
         why: error.to_string(),
     })
 }

@@ -50,9 +50,8 @@ impl<B: Backend> Follower<'_, B> {
             abort.abort();
             self.backend.dissolve();
             over = era;
-            let why = error.to_string();
-            tracing::warn!(?era, "the era ended: {why}");
-            self.shared.state.lost(why);
+            tracing::warn!(?era, "the era ended: {error}");
+            self.shared.state.lost(&error);
         }
     }
 

@@ -85,9 +85,8 @@ impl<'a, B: Backend> Leader<'a, B> {
                 Ok(never) => match never {},
                 Err(End::Outcome(outcome)) => return outcome,
                 Err(End::Era(error)) => {
-                    let why = error.to_string();
-                    tracing::warn!(era = ?self.last, "the era ended: {why}");
-                    self.shared.state.lost(why);
+                    tracing::warn!(era = ?self.last, "the era ended: {error}");
+                    self.shared.state.lost(&error);
                     self.backend.dissolve();
                     let limits = *self.scheduler.limits();
                     // The limits are the same, so nothing is refused.
@@ -170,9 +169,10 @@ impl<'a, B: Backend> Leader<'a, B> {
         loop {
             match dialling.attempt() {
                 Reached::All(plans, data) => return Ok((plans, data)),
-                Reached::Over { epoch, why } => {
+                Reached::Over { .. } if abort.is_aborted() => return Err(CollectiveError::Aborted.into()),
+                Reached::Over { epoch, rank, why } => {
                     self.last.epoch = self.last.epoch.max(epoch);
-                    return Err(CollectiveError::PeerLost { rank: 0, reason: why }.into());
+                    return Err(CollectiveError::PeerLost { rank, reason: why }.into());
                 }
                 Reached::Missing(why) => self.shared.state.explain(&why),
             }

@@ -3,6 +3,8 @@
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
+use crate::backend::BackendError;
+use crate::collective::CollectiveError;
 use crate::step::Era;
 
 /// How far a rank is.
@@ -103,12 +105,17 @@ impl StateWatch {
         });
     }
 
-    /// The era ended.
-    pub(super) fn lost(&self, why: String) {
+    /// The era ended. An end that was ordered from outside is no failure.
+    pub(super) fn lost(&self, error: &BackendError) {
         self.update(|state| {
             state.phase = Phase::Connecting;
-            state.last_failure.clone_from(&why);
-            state.message = why;
+            state.message = match error {
+                BackendError::Collective(CollectiveError::Aborted) => "connects again in a later era".into(),
+                error => {
+                    state.last_failure = error.to_string();
+                    state.last_failure.clone()
+                }
+            };
         });
     }
 

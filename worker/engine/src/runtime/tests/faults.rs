@@ -89,13 +89,13 @@ fn a_restarted_leader_finds_a_later_epoch() {
 
 #[test]
 fn a_stalled_rank_is_named_by_everybody_and_has_the_lowest_counter() {
-    let group = Group::with_stall(3, Duration::from_millis(400));
+    let group = Group::with_stall(3, Duration::from_millis(1500));
     let (_submission, events) = group.leader().engine.submit_channel(greedy(&[3], 60)).unwrap();
     assert!(matches!(events.recv_timeout(LONG), Ok(Event::Accepted { .. })));
     let head: Vec<u32> = (0..3).map(|_| token(&events)).collect();
     group.ranks[2].faults.stall(true);
     let late =
-        |rank: &Rank| rank.wait_for(|state| state.last_failure == "rank 2 did not answer within 400 ms");
+        |rank: &Rank| rank.wait_for(|state| state.last_failure == "rank 2 did not answer within 1500 ms");
     let (zero, one) = (late(&group.ranks[0]), late(&group.ranks[1]));
     let two = group.ranks[2].control.state();
     assert!(
