@@ -4,7 +4,7 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
-down() { .local/bin/llamero-cluster down || true; }
+down() { make --no-print-directory cluster-down || true; }
 trap down EXIT
 
 tests/python-client.sh
@@ -12,8 +12,6 @@ if [ $# -eq 0 ]; then
   cargo test --release -q -p llamero-tests --features cluster --test cluster
 fi
 make --no-print-directory cluster-up NODES=3
-for image in .local/images/llamero.tar .local/images/llamero-worker.tar; do
-  .local/bin/llamero-cluster import-image "$image"
-done
+make --no-print-directory cluster-load
 tests/install.sh
 cargo test --release -p llamero-tests --features cluster --test e2e -- --test-threads=1 "$@"
