@@ -161,15 +161,18 @@ pub struct GroupTemplate {
     /// Longest context in tokens.
     pub max_context_length: i64,
     /// Tensor-parallel ranks.
+    #[schemars(range(min = 1, max = 256))]
     pub tensor: i32,
     /// Pipeline stages.
+    #[schemars(range(min = 1, max = 64))]
     pub pipeline: i32,
     /// Ranks in each pod.
+    #[schemars(range(min = 1, max = 64))]
     pub ranks_per_pod: i32,
     /// Extended resource, one for each rank. Absent: CPU backend.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub accelerator_resource: Option<String>,
-    /// Bytes for keys and values on each rank.
+    /// Bytes for keys and values on each rank; 0: the worker takes what its device has left.
     pub kv_bytes_per_rank: i64,
     /// Bytes of weights on the rank that needs most.
     pub weight_bytes_per_rank: i64,
@@ -189,6 +192,9 @@ pub struct GroupTemplate {
     pub worker: Worker,
 }
 
+/// Ranks that `parallelism` can ask for.
+const MAX_RANKS: i32 = 256 * 64;
+
 impl GroupTemplate {
     /// Seconds a deleted pod may take to finish, when the user did not say.
     pub const DEFAULT_GRACE_SECONDS: i64 = 60;
@@ -196,14 +202,16 @@ impl GroupTemplate {
     /// Ranks of the group.
     #[must_use]
     pub fn ranks(&self) -> i32 {
-        self.tensor.max(1).saturating_mul(self.pipeline.max(1))
+        self.tensor
+            .max(1)
+            .saturating_mul(self.pipeline.max(1))
+            .min(MAX_RANKS)
     }
 
     /// Pods of the group.
     #[must_use]
     pub fn pods(&self) -> i32 {
-        let per_pod = self.ranks_per_pod.max(1);
-        (self.ranks() + per_pod - 1) / per_pod
+        (self.ranks() - 1) / self.ranks_per_pod.max(1) + 1
     }
 
     /// Seconds a deleted pod may take to finish.

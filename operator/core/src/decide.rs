@@ -15,6 +15,9 @@ use crate::{
     time::{self, Millis},
 };
 
+/// What the API lets a deployment ask for.
+const MOST_GROUPS: i32 = 1000;
+
 /// Decides about the whole cluster. Total and deterministic; the contract is in the crate's README.
 #[must_use]
 pub fn decide(observed: &Observed, now: Millis) -> Plan {
@@ -170,7 +173,7 @@ fn wanted(
 ) {
     let object = &deployment.object;
     let Some(autoscaling) = &object.spec.autoscaling else {
-        verdict.desired = object.spec.replicas.unwrap_or(1).max(0);
+        verdict.desired = object.spec.replicas.unwrap_or(1).clamp(0, MOST_GROUPS);
         return;
     };
     let status = object.status.as_ref();
@@ -188,7 +191,7 @@ fn wanted(
         demand: deployment.demand,
     };
     let wanted = scale::wanted(autoscaling, &sight, now);
-    verdict.desired = wanted.groups;
+    verdict.desired = wanted.groups.clamp(0, MOST_GROUPS);
     verdict.autoscaling = Some(wanted.state);
     plan.next_at = time::earlier(plan.next_at, wanted.next_at);
 }

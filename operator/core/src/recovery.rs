@@ -85,7 +85,7 @@ pub fn stalled(view: &GroupView<'_>, nodes: &BTreeMap<&str, &Node>, now: Millis)
     let patience = view.spec().template.stall_timeout.millis().max(1);
     let silent = silent(view, nodes, patience, now);
     if silent.is_empty() {
-        lowest(view, patience, now).into_iter().collect()
+        hanging(view, patience, now).into_iter().collect()
     } else {
         silent
     }
@@ -125,40 +125,54 @@ fn silent(
         .collect()
 }
 
-/// The member whose ranks are furthest behind, when they are behind everyone else; else it is a link, and nobody is to blame.
-fn lowest(view: &GroupView<'_>, patience: Millis, now: Millis) -> Option<(usize, Loss)> {
-    let mut progress = Vec::new();
-    let mut quiet = Millis::MAX;
+/// The pod that holds the others up. A rank that claims to serve while its peers have left the step to connect anew hangs in it. When all
+/// hang in one step, the one that entered fewest steps is to blame; when none is behind, it is a link between nodes, which workers get a
+/// while to mend themselves before the last member is moved to another node.
+fn hanging(view: &GroupView<'_>, patience: Millis, now: Millis) -> Option<(usize, Loss)> {
+    /// Patience with a link, as a multiple of the patience with a rank.
+    const LINK: Millis = 3;
+    let mut hung = Vec::new();
+    let mut others = false;
     for (at, member) in view.members.iter().enumerate() {
         let report = fresh(member.pod?, now)?;
         for rank in &report.ranks {
-            if !matches!(
-                rank.phase,
-                RankPhase::Connecting | RankPhase::Warming | RankPhase::Serving
-            ) {
-                return None;
+            let idle = rank
+                .idle_millis
+                .map_or(0, |idle| idle.saturating_add(now - report.received_at));
+            match rank.phase {
+                RankPhase::Serving if idle > patience => hung.push((rank.entered, at, rank.rank, idle)),
+                // Somebody still steps, or has just begun to.
+                RankPhase::Serving => return None,
+                RankPhase::Connecting | RankPhase::Warming => others = true,
+                // Somebody is not there yet.
+                _ => return None,
             }
-            if let Some(idle) = rank.idle_millis {
-                quiet = quiet.min(idle + (now - report.received_at));
-            }
-            progress.push(((report.generation, rank.epoch, rank.entered), at, rank.rank));
         }
     }
-    if quiet == Millis::MAX || quiet <= patience {
-        return None;
+    let (behind, at, rank, idle) = *hung.iter().min()?;
+    let peers = || hung.iter().filter(|(_, other, ..)| *other != at);
+    let stalled = |at, message| Some((at, Loss::new("Stalled", message, true)));
+    let secs = idle / 1000;
+    if peers().next().is_none() && (others || view.members.len() == 1) {
+        return stalled(at, format!("rank {rank} hangs in a step for {secs} s"));
     }
-    let behind = progress.iter().map(|(steps, ..)| *steps).min()?;
-    let mut blamed = progress.iter().filter(|(steps, ..)| *steps == behind);
-    let (_, at, rank) = *blamed.next()?;
-    let alone = blamed.all(|(_, other, _)| *other == at) && progress.iter().any(|(_, other, _)| *other != at);
-    alone.then(|| {
-        let message = format!(
-            "rank {rank} entered {} steps, fewer than its peers, and none was completed for {} s",
-            behind.2,
-            quiet / 1000
+    if !others && peers().next().is_some() && peers().all(|(entered, ..)| *entered > behind) {
+        return stalled(
+            at,
+            format!(
+                "rank {rank} entered {behind} steps, fewer than its peers, and completed none for {secs} s"
+            ),
         );
-        (at, Loss::new("Stalled", message, true))
-    })
+    }
+    let last = view.members.len().checked_sub(1)?;
+    (!others && hung.iter().all(|(.., idle)| *idle > LINK * patience)).then(|| {
+        stalled(
+            last,
+            format!(
+                "no step was completed for {secs} s and no rank is behind: a link between nodes may be broken"
+            ),
+        )
+    })?
 }
 
 /// The latest report of a pod, if it still speaks of the present.
@@ -209,7 +223,11 @@ pub fn permit(failures: &[MemberFailure], policy: &Recovery, now: Millis) -> Per
     let wait = if incidents.len() < 2 {
         0
     } else {
-        (policy.backoff.millis() << doublings).min(LONGEST_BACKOFF)
+        policy
+            .backoff
+            .millis()
+            .saturating_mul(1 << doublings)
+            .min(LONGEST_BACKOFF)
     };
     if now >= last + wait {
         Permit::Now

@@ -133,11 +133,11 @@ fn prune(value: Value) -> Option<Value> {
     match value {
         Value::Null => None,
         Value::Object(map) => {
-            let kept: Map<_, _> = map
+            let kept: BTreeMap<_, _> = map
                 .into_iter()
                 .filter_map(|(key, v)| Some((key, prune(v)?)))
                 .collect();
-            (!kept.is_empty()).then_some(Value::Object(kept))
+            (!kept.is_empty()).then(|| Value::Object(kept.into_iter().collect()))
         }
         Value::Array(items) => {
             let kept: Vec<_> = items.into_iter().filter_map(prune).collect();

@@ -225,7 +225,7 @@ impl LlamaDeploymentSpec {
     /// Pods of one group.
     #[must_use]
     pub fn pods(&self) -> i32 {
-        (self.ranks() + self.ranks_per_pod() - 1) / self.ranks_per_pod()
+        (self.ranks() - 1) / self.ranks_per_pod() + 1
     }
 }
 

@@ -131,7 +131,7 @@ fn form_members(view: &GroupView<'_>) -> Option<Vec<FormMember>> {
                 rank: rank.unsigned_abs(),
                 pod_uid: pod.uid.clone(),
                 ip: pod.ip.clone()?,
-                port: labels::RANK_PORT + u16::try_from(rank % per_pod).ok()?,
+                port: labels::RANK_PORT.checked_add(u16::try_from(rank % per_pod).ok()?)?,
             })
         })
         .collect()

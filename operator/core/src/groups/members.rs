@@ -63,8 +63,8 @@ pub fn assign(view: &GroupView<'_>, assignments: &[Assignment], now: Millis) -> 
     }
 }
 
-/// Replaces lost members by their next attempt. Survivors stay as they are, unless a pod of the lost member's own placement still waits
-/// for the scheduler: then the group was never whole, nobody has read a weight, and that placement is taken back with it.
+/// Replaces lost members by their next attempt. Survivors stay as they are and keep their weights; when the group was never formed
+/// there are none to keep, and the placement is taken back whole, so that no part of a group holds accelerators.
 #[must_use]
 pub fn replace_lost(view: &GroupView<'_>, context: &Context<'_>) -> Option<Step> {
     let mut lost: Vec<(usize, Loss)> = view
@@ -83,10 +83,6 @@ pub fn replace_lost(view: &GroupView<'_>, context: &Context<'_>) -> Option<Step>
     let mut spec = view.spec().clone();
     let mut confirm = Confirm::default();
     let mut words = Vec::new();
-    let batches: BTreeSet<Option<Millis>> = lost
-        .iter()
-        .map(|(at, _)| batch(view.members[*at].member))
-        .collect();
     for (at, loss) in &lost {
         let member = &view.members[*at];
         if matches!(loss.reason, "Deleted" | "Evicted" | "Exited") {
@@ -96,11 +92,8 @@ pub fn replace_lost(view: &GroupView<'_>, context: &Context<'_>) -> Option<Step>
         keep(&mut spec.failures, failure(member, loss, context.now));
         reset(&mut spec.members[*at]);
     }
-    for (at, member) in view.members.iter().enumerate() {
-        if batches.contains(&batch(member.member))
-            && unfinished(view, batch(member.member))
-            && !lost.iter().any(|(l, _)| *l == at)
-        {
+    if !view.formed() {
+        for at in (0..spec.members.len()).filter(|at| !lost.iter().any(|(lost, _)| lost == at)) {
             reset(&mut spec.members[at]);
         }
     }
@@ -213,13 +206,6 @@ fn waiting<'a>(view: &'a GroupView<'_>) -> impl Iterator<Item = Millis> + 'a {
         .iter()
         .filter(|m| !m.unplaced() && !m.scheduled())
         .filter_map(|m| batch(m.member))
-}
-
-/// A pod of this placement exists and waits for the scheduler.
-fn unfinished(view: &GroupView<'_>, of: Option<Millis>) -> bool {
-    view.members
-        .iter()
-        .any(|m| batch(m.member) == of && m.healthy() && !m.scheduled())
 }
 
 fn reset(member: &mut Member) {

@@ -128,6 +128,21 @@ impl<'a> GroupView<'a> {
                 .all(|m| m.recorded() && m.healthy() && m.scheduled())
     }
 
+    /// The group was formed once: a pod holds a generation, or that was seen before this operator started.
+    #[must_use]
+    pub fn formed(&self) -> bool {
+        let told = |m: &MemberView<'_>| {
+            m.pod
+                .and_then(|pod| pod.report.as_ref())
+                .is_some_and(|report| report.generation > 0)
+        };
+        let seen = matches!(
+            self.last_phase(),
+            GroupPhase::Loading | GroupPhase::Forming | GroupPhase::Serving | GroupPhase::Recovering
+        );
+        seen || self.members.iter().any(told)
+    }
+
     /// The pod of rank 0.
     #[must_use]
     pub fn leader(&self) -> Option<&'a Pod> {

@@ -1,0 +1,314 @@
+//! Objects for tests, in few words.
+
+use std::{collections::BTreeSet, sync::Arc};
+
+use llamero_api::{
+    CheckpointSummary, LlamaDeployment, LlamaGroup, LlamaGroupStatus,
+    deployment::CheckpointStatus,
+    group::{GroupPhase, LlamaGroupSpec, RankPhase},
+    summary::ShardPlan,
+};
+use llamero_core::{
+    observed::{Deployment, Exit, Group, Node, Observed, Pod, PodPhase, Rank, Report, Settings},
+    placement::ledger,
+    plan::{Action, Plan},
+    resources::Resources,
+    revision, sizing,
+    time::{self, Millis},
+};
+use serde_json::{Value, json};
+
+/// The present of table tests.
+pub const NOW: Millis = 1_800_000_000_000;
+pub const GPU: &str = "nvidia.com/gpu";
+
+/// A checkpoint of 8 GiB with 8 heads.
+pub fn summary() -> CheckpointSummary {
+    let plans = [1, 2, 4, 8].map(|tensor| ShardPlan {
+        tensor,
+        weight_bytes_per_rank: (8 << 30) / tensor,
+        kv_bytes_per_token_per_rank: 1024,
+    });
+    CheckpointSummary {
+        format_version: 1,
+        architecture: "LlamaForCausalLM".into(),
+        hidden_size: 4096,
+        layers: 32,
+        q_heads: 8,
+        kv_heads: 8,
+        head_dim: 128,
+        ffn_size: 14336,
+        vocab_size: 128_256,
+        max_position_embeddings: 8192,
+        weights: "fp8".into(),
+        quantization: None,
+        parameters: 8 << 30,
+        checkpoint_bytes: 8 << 30,
+        plans: plans.to_vec(),
+        problem: None,
+    }
+}
+
+/// A deployment of two GPU ranks on two nodes, whose checkpoint is known.
+pub fn deployment(change: impl FnOnce(&mut Value)) -> Deployment {
+    let mut object = json!({
+        "apiVersion": "llamero.dev/v1alpha1", "kind": "LlamaDeployment",
+        "metadata": {"name": "llama", "namespace": "ns", "uid": "uid-llama", "generation": 1, "creationTimestamp": "2026-01-01T00:00:00Z"},
+        "spec": {
+            "model": {"source": {"persistentVolumeClaim": {"claimName": "w"}}},
+            "parallelism": {"tensor": 2},
+            "accelerator": {"resource": GPU, "perNode": 1, "memory": "80Gi"},
+            "replicas": 1,
+            "recovery": {"restartBudget": 3}
+        }
+    });
+    change(&mut object);
+    let mut object: LlamaDeployment = serde_json::from_value(object).unwrap();
+    let status = object.status.get_or_insert_default();
+    if status.checkpoint.is_none() {
+        status.checkpoint = Some(CheckpointStatus {
+            key: revision::inspect_key(&object.spec),
+            inspected_at: time::to_time(NOW - 3_600_000),
+            summary: Some(summary()),
+            error: None,
+        });
+    }
+    Deployment {
+        object: Arc::new(object),
+        groups: vec![],
+        names_in_use: BTreeSet::new(),
+        inspect: vec![],
+        has_service: true,
+        demand: None,
+    }
+}
+
+/// A node with so many GPUs.
+pub fn node(name: &str, gpus: i64) -> Node {
+    Node {
+        name: name.into(),
+        ready: true,
+        allocatable: Resources::new()
+            .with("cpu", 16_000)
+            .with("memory", 64 << 30)
+            .with("pods", 110)
+            .with(GPU, gpus),
+        ..Node::default()
+    }
+}
+
+/// The deployment on three nodes with one GPU each.
+pub fn observed(deployment: Deployment) -> Observed {
+    Observed {
+        settings: Settings {
+            worker_image: "worker:1".into(),
+        },
+        nodes: vec![node("a", 1), node("b", 1), node("c", 1)],
+        deployments: vec![deployment],
+        ..Observed::default()
+    }
+}
+
+/// A group as a deployment would make it, with members at (attempt, node, recorded UID).
+pub fn group(deployment: &Deployment, name: &str, members: &[(i32, Option<&str>, Option<&str>)]) -> Group {
+    let object = &deployment.object;
+    let plan = sizing::plan(&object.spec, &summary(), &[]);
+    let template = revision::template(
+        object,
+        &plan,
+        &Settings {
+            worker_image: "worker:1".into(),
+        },
+    );
+    let members = members.iter().enumerate().map(|(index, (attempt, node, uid))| {
+        json!({"index": index, "attempt": attempt, "node": node, "podUID": uid,
+               "placedAt": node.map(|_| time::to_time(NOW - 1000))})
+    });
+    let recorded = members.clone().all(|m| m["podUID"].is_string());
+    let spec: LlamaGroupSpec = serde_json::from_value(json!({
+        "deployment": "llama",
+        "revision": revision::digest(&object.spec, object.model_name()),
+        "template": template,
+        "generation": i64::from(recorded),
+        "members": members.collect::<Vec<_>>(),
+    }))
+    .unwrap();
+    let mut object = LlamaGroup::new(name, spec);
+    object.metadata.namespace = Some("ns".into());
+    object.metadata.uid = Some(format!("uid-{name}"));
+    object.metadata.resource_version = Some("7".into());
+    Group {
+        object: Arc::new(object),
+        pods: vec![],
+        pdb_min_available: Some(members_len(recorded, &deployment.object)),
+        load: None,
+    }
+}
+
+fn members_len(_: bool, object: &LlamaDeployment) -> i32 {
+    object.spec.pods()
+}
+
+/// A gated pod of a member.
+pub fn gated(group: &str, index: i32, attempt: i32, uid: &str) -> Pod {
+    Pod {
+        name: format!("{group}-{index}-{attempt}"),
+        uid: uid.into(),
+        index,
+        attempt,
+        gated: true,
+        ..Pod::default()
+    }
+}
+
+/// A running pod of a member that has reported a rank in this phase.
+pub fn running(
+    group: &str,
+    index: i32,
+    attempt: i32,
+    uid: &str,
+    node: &str,
+    generation: i64,
+    phase: RankPhase,
+) -> Pod {
+    let rank = Rank {
+        rank: index,
+        phase,
+        loaded_bytes: 1 << 30,
+        total_bytes: 4 << 30,
+        pid: 10,
+        ..Rank::default()
+    };
+    Pod {
+        gated: false,
+        node: Some(node.into()),
+        phase: PodPhase::Running,
+        ip: Some(format!("10.0.0.{}", index + 1)),
+        report: Some(Report {
+            received_at: NOW,
+            alive_at: NOW,
+            generation,
+            ranks: vec![rank],
+            serving: phase == RankPhase::Serving && index == 0,
+            draining: false,
+        }),
+        ..gated(group, index, attempt, uid)
+    }
+}
+
+/// A pod that has ended.
+pub fn ended(pod: Pod, code: i32, message: &str) -> Pod {
+    Pod {
+        phase: if code == 0 {
+            PodPhase::Succeeded
+        } else {
+            PodPhase::Failed
+        },
+        exit: Some(Exit {
+            code,
+            reason: "Error".into(),
+            message: message.into(),
+        }),
+        ..pod
+    }
+}
+
+/// A serving group of two pods on nodes a and b.
+pub fn serving(deployment: &Deployment, name: &str, nodes: [&str; 2]) -> Group {
+    let (u0, u1) = (format!("{name}-u0"), format!("{name}-u1"));
+    let mut group = group(
+        deployment,
+        name,
+        &[(0, Some(nodes[0]), Some(&u0)), (0, Some(nodes[1]), Some(&u1))],
+    );
+    group.pods = vec![
+        running(name, 0, 0, &u0, nodes[0], 1, RankPhase::Serving),
+        running(name, 1, 0, &u1, nodes[1], 1, RankPhase::Serving),
+    ];
+    status(&mut group, |status| {
+        status.phase = GroupPhase::Serving;
+        status.ready = true;
+    });
+    group
+}
+
+pub fn status(group: &mut Group, change: impl FnOnce(&mut LlamaGroupStatus)) {
+    let object = Arc::make_mut(&mut group.object);
+    change(object.status.get_or_insert_default());
+}
+
+pub fn spec(group: &mut Group, change: impl FnOnce(&mut LlamaGroupSpec)) {
+    change(&mut Arc::make_mut(&mut group.object).spec);
+}
+
+/// Counts bound pods on their nodes, as the controller does.
+pub fn count_usage(observed: &mut Observed) {
+    let groups = observed.deployments.iter().flat_map(|d| &d.groups);
+    let bound: Vec<(String, Resources)> = groups
+        .flat_map(|g| g.pods.iter().map(move |pod| (g, pod)))
+        .filter(|(_, pod)| !pod.phase.ended())
+        .filter_map(|(g, pod)| {
+            Some((
+                pod.node.clone()?,
+                llamero_core::resources::of_template(&g.object.spec.template),
+            ))
+        })
+        .collect();
+    for (name, request) in bound {
+        if let Some(node) = observed.nodes.iter_mut().find(|node| node.name == name) {
+            node.used.entry(0).or_default().add(&request);
+        }
+    }
+}
+
+/// The steps in one word each, with what they are about.
+pub fn words(plan: &Plan) -> Vec<String> {
+    plan.steps
+        .iter()
+        .map(|step| match &step.action {
+            Action::CreateGroup { name, .. } => format!("create group {name}"),
+            Action::WriteGroup { group, .. } => format!("write {}: {}", group.name, step.reason),
+            Action::CreatePod { name, .. } => format!("create pod {name}"),
+            Action::Ungate { pod, node, .. } => format!("ungate {} to {node}", pod.key.name),
+            Action::DeletePod {
+                pod, grace_seconds, ..
+            } => match grace_seconds {
+                Some(grace) => format!("delete pod {} in {grace}", pod.key.name),
+                None => format!("delete pod {}", pod.key.name),
+            },
+            Action::Form {
+                group,
+                generation,
+                targets,
+                ..
+            } => {
+                format!(
+                    "form {} generation {generation} at {} pods",
+                    group.name,
+                    targets.len()
+                )
+            }
+            Action::DrainGroup { group, .. } => format!("drain {}", group.name),
+            Action::DeleteGroup { group, .. } => format!("delete group {}", group.name),
+            Action::ApplyService { .. } => "apply service".into(),
+            Action::ApplyPdb { min_available, .. } => format!("apply pdb {min_available}"),
+            Action::CreateInspectPod { .. } => "create inspect pod".into(),
+        })
+        .collect()
+}
+
+/// The specification that the plan writes to a group.
+pub fn written<'a>(plan: &'a Plan, name: &str) -> &'a LlamaGroupSpec {
+    plan.steps
+        .iter()
+        .find_map(|step| match &step.action {
+            Action::WriteGroup { group, spec, .. } if group.name == name => Some(&**spec),
+            _ => None,
+        })
+        .unwrap_or_else(|| panic!("nothing is written to {name}: {:?}", words(plan)))
+}
+
+/// Reserved members of a node.
+pub fn reserved(observed: &Observed, node: &str) -> usize {
+    ledger::reservations(observed).get(node).map_or(0, Vec::len)
+}

@@ -1,0 +1,10 @@
+//! Tests of the decisions: tables that read "given these pods, this plan", and properties over a simulated cluster.
+
+mod build;
+mod garbage;
+mod properties;
+mod sim;
+mod table_fleet;
+mod table_members;
+mod table_placement;
+mod table_status;

@@ -1,0 +1,83 @@
+//! Properties of the planner over a simulated cluster. Sixty-four cases each; `PROPTEST_CASES=5000` for a long run.
+
+use proptest::prelude::*;
+
+use crate::sim::{Fault, World};
+
+fn config() -> ProptestConfig {
+    let cases = std::env::var("PROPTEST_CASES")
+        .ok()
+        .and_then(|n| n.parse().ok())
+        .unwrap_or(64);
+    ProptestConfig {
+        cases,
+        max_shrink_iters: 2000,
+        failure_persistence: None,
+        ..ProptestConfig::default()
+    }
+}
+
+fn fault() -> impl Strategy<Value = Fault> {
+    prop_oneof![
+        3 => (0usize..8).prop_map(Fault::Crash),
+        3 => (0usize..8).prop_map(Fault::Delete),
+        2 => (0usize..8).prop_map(Fault::Evict),
+        2 => (0usize..8).prop_map(Fault::Stall),
+        1 => (0usize..6).prop_map(Fault::RemoveNode),
+        2 => (0usize..6).prop_map(Fault::AddNode),
+        2 => (0usize..6, 0i64..=2).prop_map(|(node, gpus)| Fault::Foreign(node, gpus)),
+        1 => (0i32..4).prop_map(Fault::Scale),
+        1 => (1u8..3).prop_map(Fault::Image),
+        2 => (1u8..40).prop_map(Fault::Wait),
+    ]
+}
+
+/// What is applied of a plan: which steps, and whether the status is written.
+fn pass() -> impl Strategy<Value = (u64, bool)> {
+    prop_oneof![
+        4 => Just((u64::MAX, true)),
+        // Cut after k steps.
+        2 => (0u32..8).prop_map(|k| ((1u64 << k) - 1, false)),
+        // Any subset.
+        2 => (any::<u64>(), any::<bool>()),
+    ]
+}
+
+proptest! {
+    #![proptest_config(config())]
+
+    /// In a fair environment every group serves, or waits holding nothing because there is no room, and then the plan is empty.
+    #[test]
+    fn comes_to_rest(nodes in 0usize..6, replicas in 0i32..4) {
+        let mut world = World::new(nodes, replicas);
+        world.settle();
+    }
+
+    /// Whatever subset of plans was applied, and whatever went wrong meanwhile: invariants hold at each step, and deciding again converges.
+    #[test]
+    fn converges_after_faults_and_cut_plans(
+        nodes in 1usize..6,
+        replicas in 1i32..4,
+        script in prop::collection::vec((pass(), prop::option::weighted(0.3, fault())), 1..60),
+    ) {
+        let mut world = World::new(nodes, replicas);
+        for ((mask, write_status), fault) in script {
+            world.pass(mask, write_status);
+            if let Some(fault) = fault {
+                world.fault(&fault);
+            }
+        }
+        world.settle();
+    }
+
+    /// Faults strike a cluster at rest, one after another, and each time it comes to rest again.
+    #[test]
+    fn heals_from_rest(nodes in 2usize..6, faults in prop::collection::vec(fault(), 1..6)) {
+        let mut world = World::new(nodes, 2);
+        for fault in faults {
+            world.settle();
+            world.fault(&fault);
+        }
+        world.settle();
+    }
+}

@@ -1,0 +1,430 @@
+//! Given these pods, this plan: one group from nodes to serving, and through losses.
+
+use llamero_api::group::{GroupPhase, Intent, RankPhase};
+use llamero_core::{decide, observed::Observed, plan::Action, time};
+
+use crate::build::*;
+
+fn with(change: impl FnOnce(&mut llamero_core::observed::Deployment)) -> Observed {
+    let mut deployment = deployment(|_| {});
+    change(&mut deployment);
+    let mut observed = observed(deployment);
+    count_usage(&mut observed);
+    observed
+}
+
+#[test]
+fn a_new_deployment_gets_its_group() {
+    let plan = decide(&with(|_| {}), NOW);
+    assert_eq!(words(&plan), ["create group llama-0"]);
+    let Action::CreateGroup { spec, .. } = &plan.steps[0].action else {
+        panic!()
+    };
+    assert_eq!(spec.members.len(), 2);
+    assert_eq!(spec.template.worker.image.as_deref(), Some("worker:1"));
+    assert!(
+        spec.members
+            .iter()
+            .all(|m| m.node.is_none() && m.pod_uid.is_none())
+    );
+}
+
+#[test]
+fn step_1_nodes_are_written_before_any_pod() {
+    let observed = with(|d| d.groups = vec![group(d, "llama-0", &[(0, None, None), (0, None, None)])]);
+    let plan = decide(&observed, NOW);
+    assert_eq!(words(&plan), ["write llama-0: Reserved"]);
+    let nodes: Vec<_> = written(&plan, "llama-0")
+        .members
+        .iter()
+        .map(|m| m.node.as_deref())
+        .collect();
+    assert_eq!(nodes, [Some("a"), Some("b")]);
+    assert_eq!(written(&plan, "llama-0").generation, 0);
+}
+
+#[test]
+fn step_2_all_pods_are_created_gated() {
+    let observed = with(|d| {
+        d.groups = vec![group(d, "llama-0", &[(0, Some("a"), None), (0, Some("b"), None)])];
+        d.groups[0].pods = vec![gated("llama-0", 0, 0, "u0")];
+    });
+    assert_eq!(words(&decide(&observed, NOW)), ["create pod llama-0-1-0"]);
+}
+
+#[test]
+fn step_3_pods_are_recorded_before_any_gate_is_lifted() {
+    let observed = with(|d| {
+        d.groups = vec![group(d, "llama-0", &[(0, Some("a"), None), (0, Some("b"), None)])];
+        d.groups[0].pods = vec![gated("llama-0", 0, 0, "u0"), gated("llama-0", 1, 0, "u1")];
+    });
+    let plan = decide(&observed, NOW);
+    assert_eq!(words(&plan), ["write llama-0: Recorded"]);
+    assert_eq!(written(&plan, "llama-0").generation, 1);
+    let Action::WriteGroup {
+        confirm,
+        resource_version,
+        ..
+    } = &plan.steps[0].action
+    else {
+        panic!()
+    };
+    assert_eq!(confirm.present, ["u0", "u1"]);
+    assert_eq!(resource_version, "7");
+}
+
+#[test]
+fn step_4_gates_are_lifted_to_the_recorded_nodes() {
+    let observed = with(|d| {
+        d.groups = vec![group(
+            d,
+            "llama-0",
+            &[(0, Some("a"), Some("u0")), (0, Some("b"), Some("u1"))],
+        )];
+        d.groups[0].pods = vec![gated("llama-0", 0, 0, "u0"), gated("llama-0", 1, 0, "u1")];
+    });
+    assert_eq!(
+        words(&decide(&observed, NOW)),
+        ["ungate llama-0-0-0 to a", "ungate llama-0-1-0 to b"]
+    );
+}
+
+#[test]
+fn step_5_past_the_deadline_the_whole_attempt_is_taken_back() {
+    let observed = with(|d| {
+        d.groups = vec![group(
+            d,
+            "llama-0",
+            &[(0, Some("a"), Some("u0")), (0, Some("b"), Some("u1"))],
+        )];
+        let mut unscheduled = gated("llama-0", 1, 0, "u1");
+        unscheduled.gated = false;
+        unscheduled.unschedulable = Some("0/3 nodes: insufficient nvidia.com/gpu".into());
+        let mut bound = gated("llama-0", 0, 0, "u0");
+        bound.gated = false;
+        bound.node = Some("a".into());
+        d.groups[0].pods = vec![bound, unscheduled];
+    });
+    let deadline = NOW - 1000 + 120_000;
+    assert!(words(&decide(&observed, deadline - 1)).is_empty());
+    assert_eq!(decide(&observed, NOW).next_at, Some(deadline));
+
+    let plan = decide(&observed, deadline);
+    assert_eq!(words(&plan), ["write llama-0: TakenBack"]);
+    let spec = written(&plan, "llama-0");
+    assert!(
+        spec.members
+            .iter()
+            .all(|m| m.attempt == 1 && m.node.is_none() && m.pod_uid.is_none())
+    );
+    assert_eq!(spec.place_after.as_ref().map(time::millis), Some(deadline + 5000));
+    assert_eq!(spec.failures[0].reason, "Unschedulable");
+    assert!(plan.steps[0].message.contains("insufficient nvidia.com/gpu"));
+}
+
+#[test]
+fn pods_of_a_taken_back_attempt_go() {
+    let observed = with(|d| {
+        d.groups = vec![group(d, "llama-0", &[(1, None, None), (1, None, None)])];
+        spec(&mut d.groups[0], |s| {
+            s.place_after = Some(time::to_time(NOW + 5000))
+        });
+        d.groups[0].pods = vec![gated("llama-0", 0, 0, "u0"), gated("llama-0", 1, 0, "u1")];
+    });
+    let plan = decide(&observed, NOW);
+    assert_eq!(words(&plan), ["delete pod llama-0-0-0", "delete pod llama-0-1-0"]);
+    assert_eq!(plan.next_at, Some(NOW + 5000));
+}
+
+#[test]
+fn form_waits_for_all_addresses_and_goes_to_those_that_do_not_know() {
+    let mut observed = with(|d| {
+        d.groups = vec![group(
+            d,
+            "llama-0",
+            &[(0, Some("a"), Some("u0")), (0, Some("b"), Some("u1"))],
+        )];
+        d.groups[0].pods = vec![
+            running("llama-0", 0, 0, "u0", "a", 1, RankPhase::Connecting),
+            running("llama-0", 1, 0, "u1", "b", 0, RankPhase::Preflight),
+        ];
+    });
+    let plan = decide(&observed, NOW);
+    assert_eq!(words(&plan), ["form llama-0 generation 1 at 1 pods"]);
+    let Action::Form { members, targets, .. } = &plan.steps[0].action else {
+        panic!()
+    };
+    let ports: Vec<_> = members.iter().map(|m| (m.rank, m.ip.as_str(), m.port)).collect();
+    assert_eq!(ports, [(0, "10.0.0.1", 50100), (1, "10.0.0.2", 50100)]);
+    assert_eq!(targets[0].pod_uid, "u1");
+    observed.deployments[0].groups[0].pods[0].ip = None;
+    assert!(words(&decide(&observed, NOW)).is_empty());
+}
+
+#[test]
+fn a_serving_group_needs_nothing() {
+    let plan = decide(&with(|d| d.groups = vec![serving(d, "llama-0", ["a", "b"])]), NOW);
+    assert!(plan.steps.is_empty(), "{:?}", words(&plan));
+}
+
+#[test]
+fn a_deleted_pod_is_replaced_and_the_survivor_kept() {
+    let mut observed = with(|d| {
+        d.groups = vec![serving(d, "llama-0", ["a", "b"])];
+        d.groups[0].pods.remove(1);
+    });
+    let plan = decide(&observed, NOW);
+    assert_eq!(words(&plan), ["write llama-0: MemberLost"]);
+    let after = written(&plan, "llama-0");
+    assert_eq!(
+        (after.members[0].attempt, after.members[0].pod_uid.as_deref()),
+        (0, Some("llama-0-u0"))
+    );
+    assert_eq!(
+        (after.members[1].attempt, after.members[1].node.as_deref()),
+        (1, None)
+    );
+    assert_eq!((after.failures[0].charged, after.generation), (false, 1));
+
+    let after = after.clone();
+    spec(&mut observed.deployments[0].groups[0], |s| *s = after);
+    let plan = decide(&observed, NOW);
+    assert_eq!(written(&plan, "llama-0").members[1].node.as_deref(), Some("b"));
+}
+
+#[test]
+fn a_crashed_pod_avoids_its_node_and_is_charged() {
+    let mut observed = with(|d| {
+        d.groups = vec![serving(d, "llama-0", ["a", "b"])];
+        let crashed = ended(d.groups[0].pods[1].clone(), 137, "out of memory");
+        d.groups[0].pods[1] = crashed;
+    });
+    let plan = decide(&observed, NOW);
+    let after = written(&plan, "llama-0").clone();
+    assert_eq!(
+        (after.failures[0].charged, after.failures[0].exit_code),
+        (true, Some(137))
+    );
+    assert!(plan.steps[0].message.contains("out of memory"));
+    spec(&mut observed.deployments[0].groups[0], |s| *s = after);
+    let plan = decide(&observed, NOW);
+    assert_eq!(
+        words(&plan),
+        ["delete pod llama-0-1-0", "write llama-0: Reserved"]
+    );
+    assert_eq!(written(&plan, "llama-0").members[1].node.as_deref(), Some("c"));
+    // The failed node is taken when it is the only fit.
+    observed.nodes.retain(|node| node.name != "c");
+    assert_eq!(
+        written(&decide(&observed, NOW), "llama-0").members[1]
+            .node
+            .as_deref(),
+        Some("b")
+    );
+}
+
+#[test]
+fn a_spent_budget_replaces_nobody() {
+    let mut observed = with(|d| {
+        d.groups = vec![serving(d, "llama-0", ["a", "b"])];
+        d.groups[0].pods.remove(1);
+        d.groups[0].pods[0].report.as_mut().unwrap().serving = false;
+        spec(&mut d.groups[0], |s| {
+            s.members[1] = serde_json::from_value(serde_json::json!({"index": 1, "attempt": 4})).unwrap();
+            s.failures = (1..=4)
+                .map(|i| serde_json::from_value(serde_json::json!({
+                    "time": time::to_time(NOW - i * 1000), "index": 1, "attempt": 1, "reason": "Exited", "charged": true, "exitCode": 2,
+                    "message": "no such file", "node": "b"
+                })).unwrap())
+                .collect();
+        });
+    });
+    let plan = decide(&observed, NOW);
+    assert!(plan.steps.is_empty(), "{:?}", words(&plan));
+    let report = llamero_core::report(&observed, &plan, NOW);
+    let status = report.groups.values().next().unwrap();
+    assert_eq!(status.phase, GroupPhase::Failed);
+    assert!(
+        status.message.contains("restart budget of 3") && status.message.contains("code 2: no such file"),
+        "{}",
+        status.message
+    );
+    // A larger budget helps at once, after the backoff.
+    observed.deployments[0] = {
+        let mut other = deployment(|d| d["spec"]["recovery"] = serde_json::json!({"restartBudget": 9}));
+        other.groups = observed.deployments[0].groups.clone();
+        other
+    };
+    assert_eq!(
+        words(&decide(&observed, NOW + 60_000)),
+        ["write llama-0: Reserved"]
+    );
+}
+
+#[test]
+fn before_a_group_was_formed_a_loss_takes_the_placement_back_whole() {
+    let observed = with(|d| {
+        d.groups = vec![group(
+            d,
+            "llama-0",
+            &[(0, Some("a"), Some("u0")), (0, Some("b"), Some("u1"))],
+        )];
+        let mut bound = gated("llama-0", 0, 0, "u0");
+        bound.gated = false;
+        bound.node = Some("a".into());
+        d.groups[0].pods = vec![bound];
+    });
+    let plan = decide(&observed, NOW);
+    assert!(
+        written(&plan, "llama-0")
+            .members
+            .iter()
+            .all(|m| m.attempt == 1 && m.node.is_none())
+    );
+}
+
+#[test]
+fn the_rank_that_is_behind_is_blamed_for_a_stall() {
+    let observed = with(|d| {
+        d.groups = vec![serving(d, "llama-0", ["a", "b"])];
+        for (at, entered) in [(0, 9), (1, 8)] {
+            let report = d.groups[0].pods[at].report.as_mut().unwrap();
+            report.serving = false;
+            report.ranks[0].entered = entered;
+            report.ranks[0].idle_millis = Some(31_000);
+        }
+    });
+    let plan = decide(&observed, NOW);
+    let after = written(&plan, "llama-0");
+    assert_eq!((after.members[0].attempt, after.members[1].attempt), (0, 1));
+    assert_eq!(
+        (after.failures[0].reason.as_str(), after.failures[0].index),
+        ("Stalled", 1)
+    );
+}
+
+#[test]
+fn a_stall_with_equal_steps_is_a_link_and_blames_nobody_for_a_while() {
+    let mut observed = with(|d| d.groups = vec![serving(d, "llama-0", ["a", "b"])]);
+    let mut after = |idle| {
+        for pod in &mut observed.deployments[0].groups[0].pods {
+            let report = pod.report.as_mut().unwrap();
+            report.serving = false;
+            report.ranks[0].entered = 9;
+            report.ranks[0].idle_millis = Some(idle);
+        }
+        decide(&observed, NOW)
+    };
+    assert!(after(90_000).steps.is_empty());
+    let plan = after(90_001);
+    assert!(
+        plan.steps[0]
+            .message
+            .contains("a link between nodes may be broken")
+    );
+    assert_eq!(written(&plan, "llama-0").members[1].attempt, 1);
+}
+
+#[test]
+fn a_rank_that_hangs_in_a_step_that_its_peers_have_left_is_blamed() {
+    let observed = with(|d| {
+        d.groups = vec![serving(d, "llama-0", ["a", "b"])];
+        let leader = d.groups[0].pods[0].report.as_mut().unwrap();
+        leader.serving = false;
+        leader.ranks[0].phase = RankPhase::Connecting;
+        d.groups[0].pods[1].report.as_mut().unwrap().ranks[0].idle_millis = Some(31_000);
+    });
+    let plan = decide(&observed, NOW);
+    assert_eq!(
+        written(&plan, "llama-0").failures[0].message,
+        "rank 1 hangs in a step for 31 s"
+    );
+}
+
+#[test]
+fn a_replacement_that_has_just_loaded_is_not_blamed_for_the_time_it_took() {
+    let observed = with(|d| {
+        d.groups = vec![serving(d, "llama-0", ["a", "b"])];
+        for pod in &mut d.groups[0].pods {
+            let report = pod.report.as_mut().unwrap();
+            report.serving = false;
+            report.ranks[0].phase = RankPhase::Connecting;
+            report.ranks[0].idle_millis = (pod.index == 0).then_some(400_000);
+        }
+    });
+    assert!(decide(&observed, NOW).steps.is_empty());
+}
+
+#[test]
+fn a_node_that_is_not_ready_costs_nothing_while_its_ranks_step() {
+    let mut observed = with(|d| d.groups = vec![serving(d, "llama-0", ["a", "b"])]);
+    observed.nodes[1].ready = false;
+    assert!(decide(&observed, NOW).steps.is_empty());
+    // Once the group stands still and the supervisor is silent too, the node is lost, and nobody is charged.
+    let group = &mut observed.deployments[0].groups[0];
+    group.pods[0].report.as_mut().unwrap().serving = false;
+    group.pods[1].report.as_mut().unwrap().alive_at = NOW - 31_000;
+    let plan = decide(&observed, NOW);
+    let after = written(&plan, "llama-0");
+    assert_eq!(
+        (after.failures[0].reason.as_str(), after.failures[0].charged),
+        ("NodeLost", false)
+    );
+    assert_eq!(after.members[0].attempt, 0);
+}
+
+#[test]
+fn a_superseded_member_that_terminates_slowly_is_hurried() {
+    let observed = with(|d| {
+        d.groups = vec![serving(d, "llama-0", ["a", "b"])];
+        d.groups[0].pods[1].deletion = Some(NOW + 60_000);
+        spec(&mut d.groups[0], |s| {
+            s.members[1] = serde_json::from_value(serde_json::json!({"index": 1, "attempt": 1})).unwrap();
+        });
+    });
+    assert_eq!(
+        words(&decide(&observed, NOW)),
+        ["delete pod llama-0-1-0 in 5", "write llama-0: Reserved"]
+    );
+}
+
+#[test]
+fn after_a_restart_of_the_operator_a_group_that_nobody_hears_yet_stays_ready() {
+    let observed = with(|d| {
+        d.groups = vec![serving(d, "llama-0", ["a", "b"])];
+        for pod in &mut d.groups[0].pods {
+            pod.report = None;
+            pod.ready = true;
+        }
+    });
+    let plan = decide(&observed, NOW);
+    assert!(plan.steps.is_empty(), "{:?}", words(&plan));
+    let reports = llamero_core::report(&observed, &plan, NOW);
+    let status = reports.groups.values().next().unwrap();
+    assert_eq!(
+        (status.phase, status.leader_address.as_deref()),
+        (GroupPhase::Serving, Some("10.0.0.1:50051"))
+    );
+}
+
+#[test]
+fn a_draining_group_finishes_and_goes() {
+    let mut observed = with(|d| {
+        d.groups = vec![serving(d, "llama-0", ["a", "b"])];
+        spec(&mut d.groups[0], |s| {
+            s.intent = Intent::Drain;
+            s.drain_since = Some(time::to_time(NOW));
+        });
+    });
+    let mut step = |change: &dyn Fn(&mut llamero_core::observed::Pod), now| {
+        change(&mut observed.deployments[0].groups[0].pods[0]);
+        words(&decide(&observed, now))
+    };
+    assert_eq!(step(&|_| {}, NOW), ["drain llama-0"]);
+    assert!(step(&|leader| leader.report.as_mut().unwrap().draining = true, NOW).is_empty());
+    assert_eq!(step(&|_| {}, NOW + 60_000), ["delete group llama-0"]);
+    assert_eq!(
+        step(&|leader| *leader = ended(leader.clone(), 0, ""), NOW),
+        ["delete group llama-0"]
+    );
+}
