@@ -15,10 +15,18 @@ use tonic::{Request, Response, Status};
 
 use crate::discovery::DeploymentKey;
 
-/// At most ten samples a second.
-const SHORTEST: Duration = Duration::from_millis(100);
-/// At least one sample every two seconds, so that a silent gateway is known to be gone.
-const LONGEST: Duration = Duration::from_secs(2);
+/// Pauses between samples: at most ten a second, and at least one every two seconds, so that a gateway that is gone is
+/// noticed.
+const PACE: Pace = Pace {
+    shortest: Duration::from_millis(100),
+    longest: Duration::from_secs(2),
+};
+
+#[derive(Debug, Clone, Copy)]
+struct Pace {
+    shortest: Duration,
+    longest: Duration,
+}
 
 /// Requests of one deployment.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -53,7 +61,12 @@ impl Demand {
     /// Nothing counted yet.
     #[must_use]
     pub fn new() -> Self {
-        Self { inner: Arc::new(Inner { counts: Mutex::default(), changed: watch::Sender::new(()) }) }
+        Self {
+            inner: Arc::new(Inner {
+                counts: Mutex::default(),
+                changed: watch::Sender::new(()),
+            }),
+        }
     }
 
     /// A request came.
@@ -109,7 +122,11 @@ impl Demand {
     }
 
     fn counted(&self, key: &DeploymentKey, undo: fn(&mut Counts)) -> Counted {
-        Counted { inner: Arc::clone(&self.inner), key: key.clone(), undo }
+        Counted {
+            inner: Arc::clone(&self.inner),
+            key: key.clone(),
+            undo,
+        }
     }
 }
 
@@ -158,7 +175,7 @@ impl demand_server::Demand for DemandService {
     type WatchStream = Pin<Box<dyn Stream<Item = Result<DemandSample, Status>> + Send>>;
 
     async fn watch(&self, _request: Request<DemandRequest>) -> Result<Response<Self::WatchStream>, Status> {
-        let samples = samples(self.demand.clone(), self.stopping.clone());
+        let samples = samples(self.demand.clone(), self.stopping.clone(), PACE);
         Ok(Response::new(Box::pin(samples)))
     }
 }
@@ -166,24 +183,28 @@ impl demand_server::Demand for DemandService {
 fn samples(
     demand: Demand,
     stopping: CancellationToken,
+    pace: Pace,
 ) -> impl Stream<Item = Result<DemandSample, Status>> + Send {
     let changes = demand.subscribe();
-    stream::unfold((demand, changes, stopping, None), |(demand, mut changes, stopping, last)| async move {
-        if let Some(last) = last {
-            let next = async {
-                // The sender lives as long as `demand`.
-                let _ = tokio::time::timeout_at(last + LONGEST, changes.changed()).await;
-                tokio::time::sleep_until(last + SHORTEST).await;
-            };
-            tokio::select! {
-                () = stopping.cancelled() => return None,
-                () = next => {}
+    stream::unfold(
+        (demand, changes, stopping, None),
+        move |(demand, mut changes, stopping, last)| async move {
+            if let Some(last) = last {
+                let next = async {
+                    // The sender lives as long as `demand`.
+                    let _ = tokio::time::timeout_at(last + pace.longest, changes.changed()).await;
+                    tokio::time::sleep_until(last + pace.shortest).await;
+                };
+                tokio::select! {
+                    () = stopping.cancelled() => return None,
+                    () = next => {}
+                }
             }
-        }
-        changes.mark_unchanged();
-        let sample = demand.sample();
-        Some((Ok(sample), (demand, changes, stopping, Some(Instant::now()))))
-    })
+            changes.mark_unchanged();
+            let sample = demand.sample();
+            Some((Ok(sample), (demand, changes, stopping, Some(Instant::now()))))
+        },
+    )
 }
 
 #[cfg(test)]
@@ -193,7 +214,10 @@ mod tests {
     use super::*;
 
     fn key() -> DeploymentKey {
-        DeploymentKey { namespace: "ns".to_owned(), name: "smol".to_owned() }
+        DeploymentKey {
+            namespace: "ns".to_owned(),
+            name: "smol".to_owned(),
+        }
     }
 
     #[test]
@@ -203,32 +227,55 @@ mod tests {
         let held = demand.hold(&key(), 1).unwrap();
         assert!(demand.hold(&key(), 1).is_none());
         let running = demand.run(&key());
-        assert_eq!(demand.counts()[&key()], Counts { held: 1, in_flight: 1, total: 1 });
+        assert_eq!(
+            demand.counts()[&key()],
+            Counts {
+                held: 1,
+                in_flight: 1,
+                total: 1
+            }
+        );
         drop((held, running));
-        assert_eq!(demand.counts()[&key()], Counts { held: 0, in_flight: 0, total: 1 });
+        assert_eq!(
+            demand.counts()[&key()],
+            Counts {
+                held: 0,
+                in_flight: 0,
+                total: 1
+            }
+        );
     }
 
-    #[tokio::test(start_paused = true)]
+    #[tokio::test]
     async fn a_sample_at_once_then_at_changes_and_never_silence() {
         let demand = Demand::new();
         let stopping = CancellationToken::new();
-        let mut samples = Box::pin(samples(demand.clone(), stopping.clone()));
-        let start = Instant::now();
-        assert!(samples.next().await.unwrap().unwrap().models.is_empty());
-        assert_eq!(start.elapsed(), Duration::ZERO);
-
-        // Two changes at once make one sample, not sooner than a tenth of a second after the last.
+        // The next sample without a change is a day away.
+        let pace = Pace {
+            shortest: Duration::from_millis(20),
+            longest: Duration::from_secs(86_400),
+        };
+        let mut patient = Box::pin(samples(demand.clone(), stopping.clone(), pace));
+        assert!(patient.next().await.unwrap().unwrap().models.is_empty());
+        let before = Instant::now();
+        // Two changes make one sample, not sooner than the pace allows.
         demand.arrived(&key());
         let held = demand.hold(&key(), 9).unwrap();
-        let sample = samples.next().await.unwrap().unwrap();
+        let sample = patient.next().await.unwrap().unwrap();
         assert_eq!((sample.models[0].held, sample.models[0].total), (1, 1));
-        assert!(start.elapsed() >= SHORTEST && start.elapsed() < LONGEST);
+        assert!(before.elapsed() >= Duration::from_millis(15));
+        assert!(futures::poll!(patient.next()).is_pending());
 
-        let before = Instant::now();
-        samples.next().await.unwrap().unwrap();
-        assert!(before.elapsed() >= LONGEST - Duration::from_millis(1));
+        let pace = Pace {
+            shortest: Duration::from_millis(1),
+            longest: Duration::from_millis(2),
+        };
+        let mut chatty = Box::pin(samples(demand.clone(), stopping.clone(), pace));
+        for _ in 0..3 {
+            assert_eq!(chatty.next().await.unwrap().unwrap().models[0].held, 1);
+        }
         drop(held);
         stopping.cancel();
-        assert!(samples.next().await.is_none());
+        assert!(chatty.next().await.is_none());
     }
 }

@@ -54,7 +54,10 @@ impl ApiError {
     /// 400: a parameter asks for something that is not built.
     #[must_use]
     pub fn unsupported(param: &str, message: impl Into<String>) -> Self {
-        Self { code: Some("unsupported_parameter"), ..Self::invalid(Some(param), message) }
+        Self {
+            code: Some("unsupported_parameter"),
+            ..Self::invalid(Some(param), message)
+        }
     }
 
     /// 404: no deployment serves this model.
@@ -115,7 +118,9 @@ impl IntoResponse for ApiError {
     fn into_response(self) -> Response {
         let mut response = (self.status, Json(self.body())).into_response();
         if let Some(seconds) = self.retry_after {
-            response.headers_mut().insert(RETRY_AFTER, HeaderValue::from(seconds));
+            response
+                .headers_mut()
+                .insert(RETRY_AFTER, HeaderValue::from(seconds));
         }
         response
     }

@@ -25,7 +25,11 @@ async fn ready(State(gateway): State<Arc<Gateway>>) -> Response {
     } else if gateway.directory.snapshot().complete {
         "ok\n".into_response()
     } else {
-        (StatusCode::SERVICE_UNAVAILABLE, "has not yet read all LlamaDeployments and LlamaGroups\n").into_response()
+        (
+            StatusCode::SERVICE_UNAVAILABLE,
+            "has not yet read all LlamaDeployments and LlamaGroups\n",
+        )
+            .into_response()
     }
 }
 

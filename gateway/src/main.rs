@@ -59,7 +59,10 @@ fn duration(text: &str) -> Result<Duration, String> {
 #[tokio::main]
 async fn main() -> anyhow::Result<()> {
     let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info"));
-    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).init();
+    tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr)
+        .init();
     let options = Options::parse();
     let gateway = Gateway::new(Settings {
         hold_timeout: options.hold_timeout,
@@ -74,7 +77,9 @@ async fn main() -> anyhow::Result<()> {
             .context("cannot reach Kubernetes; inside a cluster give the pod a service account, outside set KUBECONFIG, or use --static")?;
         tokio::spawn(kubernetes::watch(client, gateway.clone()));
     } else {
-        gateway.directory.publish(options.fixed.iter().map(FixedModel::found).collect());
+        gateway
+            .directory
+            .publish(options.fixed.iter().map(FixedModel::found).collect());
     }
     let listeners = Listeners {
         http: bind(options.listen, options.http_port).await?,
@@ -90,14 +95,26 @@ async fn main() -> anyhow::Result<()> {
             _ = interrupt.recv() => {}
         }
     };
-    serve(gateway, listeners, Ending { delay: options.stop_delay, grace: options.stop_grace }, stop).await?;
+    serve(
+        gateway,
+        listeners,
+        Ending {
+            delay: options.stop_delay,
+            grace: options.stop_grace,
+        },
+        stop,
+    )
+    .await?;
     Ok(())
 }
 
 /// Hosts without IPv6 get the same on IPv4.
 async fn bind(listen: IpAddr, port: u16) -> anyhow::Result<TcpListener> {
     let listener = match TcpListener::bind(SocketAddr::new(listen, port)).await {
-        Err(error) if listen == IpAddr::V6(Ipv6Addr::UNSPECIFIED) && error.kind() != std::io::ErrorKind::AddrInUse => {
+        Err(error)
+            if listen == IpAddr::V6(Ipv6Addr::UNSPECIFIED)
+                && error.kind() != std::io::ErrorKind::AddrInUse =>
+        {
             TcpListener::bind(SocketAddr::from(([0, 0, 0, 0], port))).await
         }
         other => other,

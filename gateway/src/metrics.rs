@@ -59,7 +59,11 @@ impl Metrics {
             || Histogram::new([0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0, 300.0]);
         let mut registry = Registry::with_prefix("llamero_gateway");
         let requests = Family::default();
-        registry.register("requests", "Requests that have ended, by HTTP status or 'cancelled'", requests.clone());
+        registry.register(
+            "requests",
+            "Requests that have ended, by HTTP status or 'cancelled'",
+            requests.clone(),
+        );
         let first_token = Family::new_with_constructor(seconds);
         registry.register(
             "time_to_first_token_seconds",
@@ -73,7 +77,11 @@ impl Metrics {
             duration.clone(),
         );
         let prompt_tokens = Family::default();
-        registry.register("prompt_tokens", "Tokens of answered prompts", prompt_tokens.clone());
+        registry.register(
+            "prompt_tokens",
+            "Tokens of answered prompts",
+            prompt_tokens.clone(),
+        );
         let output_tokens = Family::default();
         registry.register("output_tokens", "Tokens of answers", output_tokens.clone());
         let continuations = Family::default();
@@ -83,9 +91,17 @@ impl Metrics {
             continuations.clone(),
         );
         let held = Family::default();
-        registry.register("held_requests", "Requests that wait because no group is ready", held.clone());
+        registry.register(
+            "held_requests",
+            "Requests that wait because no group is ready",
+            held.clone(),
+        );
         let in_flight = Family::default();
-        registry.register("in_flight_requests", "Requests that run on a group", in_flight.clone());
+        registry.register(
+            "in_flight_requests",
+            "Requests that run on a group",
+            in_flight.clone(),
+        );
         Self {
             registry,
             requests,
@@ -102,7 +118,13 @@ impl Metrics {
     /// A request has ended; `model` is absent when it named none that exists.
     pub fn ended(&self, route: &'static str, model: Option<&str>, status: &str) {
         let model = model.unwrap_or("unknown").to_owned();
-        self.requests.get_or_create(&Ended { route, model, status: status.to_owned() }).inc();
+        self.requests
+            .get_or_create(&Ended {
+                route,
+                model,
+                status: status.to_owned(),
+            })
+            .inc();
     }
 
     /// The first text of an answer came.
@@ -113,8 +135,12 @@ impl Metrics {
     /// An answer is complete.
     pub fn answered(&self, model: &str, seconds: f64, prompt_tokens: u32, output_tokens: u32) {
         self.duration.get_or_create(&label(model)).observe(seconds);
-        self.prompt_tokens.get_or_create(&label(model)).inc_by(prompt_tokens.into());
-        self.output_tokens.get_or_create(&label(model)).inc_by(output_tokens.into());
+        self.prompt_tokens
+            .get_or_create(&label(model))
+            .inc_by(prompt_tokens.into());
+        self.output_tokens
+            .get_or_create(&label(model))
+            .inc_by(output_tokens.into());
     }
 
     /// A request goes on after its leader was lost.
@@ -128,7 +154,10 @@ impl Metrics {
     /// When formatting fails, which a `String` never does.
     pub fn render(&self, demand: &Demand) -> Result<String, fmt::Error> {
         for (key, counts) in demand.counts() {
-            let label = Deployment { namespace: key.namespace, name: key.name };
+            let label = Deployment {
+                namespace: key.namespace,
+                name: key.name,
+            };
             self.held.get_or_create(&label).set(counts.held.into());
             self.in_flight.get_or_create(&label).set(counts.in_flight.into());
         }
@@ -139,5 +168,7 @@ impl Metrics {
 }
 
 fn label(model: &str) -> Model {
-    Model { model: model.to_owned() }
+    Model {
+        model: model.to_owned(),
+    }
 }

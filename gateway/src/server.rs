@@ -76,7 +76,8 @@ pub async fn serve(
             tokio::time::sleep(ending.delay).await;
         }
     };
-    let http = axum::serve(listeners.http, routes::router(Arc::clone(&gateway))).with_graceful_shutdown(paused);
+    let http =
+        axum::serve(listeners.http, routes::router(Arc::clone(&gateway))).with_graceful_shutdown(paused);
     let (health_reporter, health_service) = tonic_health::server::health_reporter();
     health_reporter.set_serving::<DemandServer<DemandService>>().await;
     let reflection = tonic_reflection::server::Builder::configure()
@@ -85,8 +86,14 @@ pub async fn serve(
     let grpc = tonic::transport::Server::builder()
         .add_service(health_service)
         .add_service(reflection)
-        .add_service(DemandServer::new(DemandService::new(gateway.demand.clone(), stopping.clone())))
-        .serve_with_incoming_shutdown(TcpIncoming::from(listeners.grpc), stopping.clone().cancelled_owned());
+        .add_service(DemandServer::new(DemandService::new(
+            gateway.demand.clone(),
+            stopping.clone(),
+        )))
+        .serve_with_incoming_shutdown(
+            TcpIncoming::from(listeners.grpc),
+            stopping.clone().cancelled_owned(),
+        );
 
     let served = async {
         tokio::try_join!(async { http.await.map_err(ServeError::from) }, async {

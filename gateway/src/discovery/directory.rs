@@ -70,7 +70,10 @@ impl Snapshot {
     /// The deployment that serves a model. Of several, one that is ready goes before one that is not, then the oldest.
     #[must_use]
     pub fn by_model(&self, model: &str) -> Option<&Deployment> {
-        let candidates = self.deployments.values().filter(|deployment| deployment.model == model);
+        let candidates = self
+            .deployments
+            .values()
+            .filter(|deployment| deployment.model == model);
         candidates.min_by_key(|found| (found.leaders.is_empty(), found.problem.is_some(), found.created))
     }
 
@@ -96,7 +99,9 @@ impl Directory {
     /// An empty directory that is not complete.
     #[must_use]
     pub fn new() -> Self {
-        Self { snapshot: watch::Sender::new(Arc::default()) }
+        Self {
+            snapshot: watch::Sender::new(Arc::default()),
+        }
     }
 
     /// The present state.
@@ -133,11 +138,29 @@ impl Directory {
             .into_iter()
             .map(|found| {
                 let leaders = found.leaders.iter().filter_map(live).collect();
-                let Found { key, model, created, problem, .. } = found;
-                (key.clone(), Deployment { key, model, created, problem, leaders })
+                let Found {
+                    key,
+                    model,
+                    created,
+                    problem,
+                    ..
+                } = found;
+                (
+                    key.clone(),
+                    Deployment {
+                        key,
+                        model,
+                        created,
+                        problem,
+                        leaders,
+                    },
+                )
             })
             .collect();
-        self.snapshot.send_replace(Arc::new(Snapshot { deployments, complete: true }));
+        self.snapshot.send_replace(Arc::new(Snapshot {
+            deployments,
+            complete: true,
+        }));
     }
 }
 
@@ -147,7 +170,10 @@ mod tests {
 
     fn found(name: &str, model: &str, created: i64, leaders: &[&str]) -> Found {
         Found {
-            key: DeploymentKey { namespace: "ns".to_owned(), name: name.to_owned() },
+            key: DeploymentKey {
+                namespace: "ns".to_owned(),
+                name: name.to_owned(),
+            },
             model: model.to_owned(),
             created,
             problem: None,
@@ -171,7 +197,10 @@ mod tests {
         let directory = Directory::new();
         directory.publish(vec![found("a", "m", 3, &[]), found("b", "m", 2, &[])]);
         assert_eq!(directory.snapshot().by_model("m").unwrap().key.name, "b");
-        directory.publish(vec![found("a", "m", 3, &["127.0.0.1:9"]), found("b", "m", 2, &[])]);
+        directory.publish(vec![
+            found("a", "m", 3, &["127.0.0.1:9"]),
+            found("b", "m", 2, &[]),
+        ]);
         assert_eq!(directory.snapshot().by_model("m").unwrap().key.name, "a");
         assert!(directory.snapshot().by_model("n").is_none());
     }

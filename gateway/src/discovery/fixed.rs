@@ -28,12 +28,18 @@ impl FromStr for FixedModel {
     fn from_str(text: &str) -> Result<Self, FixedModelError> {
         let error = || FixedModelError(text.to_owned());
         let (model, leaders) = text.split_once('=').ok_or_else(error)?;
-        let leaders = leaders.split(',').filter(|address| !address.is_empty()).map(str::parse);
+        let leaders = leaders
+            .split(',')
+            .filter(|address| !address.is_empty())
+            .map(str::parse);
         let leaders: Vec<SocketAddr> = leaders.collect::<Result<_, _>>().map_err(|_| error())?;
         if model.is_empty() {
             return Err(error());
         }
-        Ok(Self { model: model.to_owned(), leaders })
+        Ok(Self {
+            model: model.to_owned(),
+            leaders,
+        })
     }
 }
 
@@ -42,7 +48,10 @@ impl FixedModel {
     #[must_use]
     pub fn found(&self) -> Found {
         Found {
-            key: DeploymentKey { namespace: NAMESPACE.to_owned(), name: self.model.clone() },
+            key: DeploymentKey {
+                namespace: NAMESPACE.to_owned(),
+                name: self.model.clone(),
+            },
             model: self.model.clone(),
             created: 0,
             problem: None,

@@ -34,7 +34,9 @@ pub async fn watch(client: Client, gateway: Arc<Gateway>) {
             event = events.next() => if event.is_none() { return },
         }
         if listed {
-            gateway.directory.publish(collect(&deployments.state(), &groups.state()));
+            gateway
+                .directory
+                .publish(collect(&deployments.state(), &groups.state()));
         }
     }
 }
@@ -82,8 +84,15 @@ fn collect(deployments: &[Arc<LlamaDeployment>], groups: &[Arc<LlamaGroup>]) -> 
             name: deployment.name_any(),
         };
         Found {
-            model: deployment.spec.model.name.clone().unwrap_or_else(|| key.name.clone()),
-            created: deployment.creation_timestamp().map_or(0, |time| time.0.as_second()),
+            model: deployment
+                .spec
+                .model
+                .name
+                .clone()
+                .unwrap_or_else(|| key.name.clone()),
+            created: deployment
+                .creation_timestamp()
+                .map_or(0, |time| time.0.as_second()),
             problem: problem(deployment),
             leaders: leaders.remove(&key).unwrap_or_default(),
             key,
@@ -100,8 +109,13 @@ fn problem(deployment: &LlamaDeployment) -> Option<String> {
             "The deployment is scaled to 0 replicas by hand; run: kubectl scale llamadeployment {name} --replicas=1"
         ));
     }
-    let conditions = deployment.status.as_ref().map_or(&[][..], |status| &status.conditions);
-    let refused = conditions.iter().find(|found| found.type_ == condition::ACCEPTED && found.status == "False")?;
+    let conditions = deployment
+        .status
+        .as_ref()
+        .map_or(&[][..], |status| &status.conditions);
+    let refused = conditions
+        .iter()
+        .find(|found| found.type_ == condition::ACCEPTED && found.status == "False")?;
     Some(format!("The deployment cannot be served: {}", refused.message))
 }
 
@@ -168,9 +182,17 @@ mod tests {
         assert_eq!(found[0].model, "org/smol");
         assert!(found[0].problem.as_ref().unwrap().contains("--replicas=1"));
 
-        let refused = deployment(serde_json::json!({"status": {"conditions": [{"type": "Accepted", "status": "False",
+        let refused = deployment(
+            serde_json::json!({"status": {"conditions": [{"type": "Accepted", "status": "False",
             "reason": "DoesNotFit", "message": "tensor 10 is more than 9 q heads",
-            "lastTransitionTime": "2025-01-01T00:00:00Z"}]}}));
-        assert!(collect(&[refused], &[])[0].problem.as_ref().unwrap().contains("9 q heads"));
+            "lastTransitionTime": "2025-01-01T00:00:00Z"}]}}),
+        );
+        assert!(
+            collect(&[refused], &[])[0]
+                .problem
+                .as_ref()
+                .unwrap()
+                .contains("9 q heads")
+        );
     }
 }

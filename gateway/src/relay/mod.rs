@@ -67,7 +67,13 @@ impl Relay {
     #[must_use]
     pub fn new(gateway: Arc<Gateway>, deployment: &Deployment, request: CompletionRequest) -> Self {
         let waiting = wait::Waiting::new(&gateway, deployment.key.clone());
-        Self { gateway, waiting, model: deployment.model.clone(), request, attempt: None }
+        Self {
+            gateway,
+            waiting,
+            model: deployment.model.clone(),
+            request,
+            attempt: None,
+        }
     }
 
     /// The pieces of the answer. Ends after the piece with `finish`, or after an error.
@@ -124,12 +130,18 @@ impl Relay {
         request: &CompletionRequest,
     ) -> Result<Attempt, ApiError> {
         loop {
-            let leader = waiting.leader(gateway, !request.resume_token_ids.is_empty()).await?;
+            let leader = waiting
+                .leader(gateway, !request.resume_token_ids.is_empty())
+                .await?;
             let running = leader.begin();
             let counted = gateway.demand.run(waiting.key());
             match leader.completion().complete(request.clone()).await {
                 Ok(response) => {
-                    return Ok(Attempt { chunks: response.into_inner(), running, _counted: counted });
+                    return Ok(Attempt {
+                        chunks: response.into_inner(),
+                        running,
+                        _counted: counted,
+                    });
                 }
                 Err(status) => match classify(&status) {
                     Failure::Final(error) => return Err(error),
@@ -161,7 +173,9 @@ impl Relay {
             )));
         }
         if matches!(finish, Some(FinishReason::Abort | FinishReason::Unspecified)) {
-            return Err(ApiError::internal("The request was aborted at the model's workers; please send it again."));
+            return Err(ApiError::internal(
+                "The request was aborted at the model's workers; please send it again.",
+            ));
         }
         Ok(Step::Deliver(Delta {
             text: chunk.text,

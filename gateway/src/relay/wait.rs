@@ -28,7 +28,12 @@ impl Waiting {
     /// A request that has just arrived.
     #[must_use]
     pub fn new(gateway: &Gateway, key: DeploymentKey) -> Self {
-        Self { key, directory: gateway.directory.subscribe(), arrived: Instant::now(), stalled: None }
+        Self {
+            key,
+            directory: gateway.directory.subscribe(),
+            arrived: Instant::now(),
+            stalled: None,
+        }
     }
 
     /// Which deployment is to answer.
@@ -69,7 +74,10 @@ impl Waiting {
                 Pick::Leader(leader) => return Ok(leader),
                 Pick::RetryAt(at) => {
                     held = None;
-                    (Some(at), self.stalled.unwrap_or(now) + settings.continuation_timeout)
+                    (
+                        Some(at),
+                        self.stalled.unwrap_or(now) + settings.continuation_timeout,
+                    )
                 }
                 Pick::None => {
                     if let (Some(problem), false) = (&deployment.problem, begun) {
@@ -77,7 +85,12 @@ impl Waiting {
                     }
                     if held.is_none() {
                         let limit = if begun { u32::MAX } else { settings.hold_limit };
-                        held = Some(gateway.demand.hold(&self.key, limit).ok_or_else(|| too_many(limit))?);
+                        held = Some(
+                            gateway
+                                .demand
+                                .hold(&self.key, limit)
+                                .ok_or_else(|| too_many(limit))?,
+                        );
                     }
                     let deadline = if begun {
                         self.stalled.unwrap_or(now) + settings.continuation_timeout
@@ -105,7 +118,8 @@ impl Waiting {
         let settings = &gateway.settings;
         if unreachable {
             let seconds = Duration::as_secs(&settings.continuation_timeout);
-            let message = format!("No group of the model could take or go on with the request for {seconds} s; {look}");
+            let message =
+                format!("No group of the model could take or go on with the request for {seconds} s; {look}");
             ApiError::unavailable("no_group_reachable", message, RETRY_AFTER)
         } else {
             let seconds = Duration::as_secs(&settings.hold_timeout);
@@ -121,5 +135,9 @@ fn too_many(limit: u32) -> ApiError {
 }
 
 fn stopping() -> ApiError {
-    ApiError::unavailable("gateway_stopping", "This gateway is being stopped; send the request again.", 1)
+    ApiError::unavailable(
+        "gateway_stopping",
+        "This gateway is being stopped; send the request again.",
+        1,
+    )
 }

@@ -76,7 +76,11 @@ pub fn order(
         let error = if snapshot.complete {
             ApiError::unknown_model(&request.model)
         } else {
-            ApiError::unavailable("gateway_starting", "The gateway has not yet read which models there are.", 2)
+            ApiError::unavailable(
+                "gateway_starting",
+                "The gateway has not yet read which models there are.",
+                2,
+            )
         };
         return Err((record, error));
     };
@@ -87,12 +91,25 @@ pub fn order(
     };
     request.request_id.clone_from(&id);
     request.seed.get_or_insert(seed);
-    let created = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
-    let envelope = Envelope { id, created, model: deployment.model.clone() };
+    let created = SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .map_or(0, |since| since.as_secs());
+    let envelope = Envelope {
+        id,
+        created,
+        model: deployment.model.clone(),
+    };
     gateway.demand.arrived(&deployment.key);
     let relay = Relay::new(Arc::clone(&gateway), deployment, request);
     let deltas: Pin<Box<dyn Stream<Item = _> + Send>> = Box::pin(relay.into_stream());
-    Ok((envelope, Answer { deltas: Box::pin(deltas.peekable()), gateway, record }))
+    Ok((
+        envelope,
+        Answer {
+            deltas: Box::pin(deltas.peekable()),
+            gateway,
+            record,
+        },
+    ))
 }
 
 impl Answer {
@@ -107,10 +124,16 @@ impl Answer {
             self.record.delta(&delta);
             text.push_str(&delta.text);
             if let Some(reason) = delta.finish {
-                return Ok(Whole { text, finish_reason: reason_word(reason), usage: Usage::of(&delta) });
+                return Ok(Whole {
+                    text,
+                    finish_reason: reason_word(reason),
+                    usage: Usage::of(&delta),
+                });
             }
         }
-        Err(ApiError::internal("The answer ended early; please send the request again."))
+        Err(ApiError::internal(
+            "The answer ended early; please send the request again.",
+        ))
     }
 
     /// Pass it on as it comes. An error within the first moments still has its own HTTP status; later ones come as an
@@ -123,7 +146,9 @@ impl Answer {
             self.record.failed(&error);
             return error.into_response();
         }
-        let keep_alive = KeepAlive::new().interval(settings.keep_alive).text("waiting for the model");
+        let keep_alive = KeepAlive::new()
+            .interval(settings.keep_alive)
+            .text("waiting for the model");
         let opening = stream::iter(writer.opening().map(|chunk| event(&chunk)));
         let mut record = self.record;
         let chunks = self.deltas.flat_map(move |delta| {
@@ -133,7 +158,9 @@ impl Answer {
             }
             stream::iter(events(&writer, delta))
         });
-        Sse::new(opening.chain(chunks)).keep_alive(keep_alive).into_response()
+        Sse::new(opening.chain(chunks))
+            .keep_alive(keep_alive)
+            .into_response()
     }
 }
 

@@ -11,7 +11,9 @@ use crate::error::ApiError;
 /// # Errors
 /// 413 for a larger body, 400 for one that is not UTF-8, not JSON or has a wrong type somewhere.
 pub async fn read_json<T: DeserializeOwned>(body: Body, limit: usize) -> Result<T, ApiError> {
-    let bytes = to_bytes(body, limit).await.map_err(|error| read_error(&error, limit))?;
+    let bytes = to_bytes(body, limit)
+        .await
+        .map_err(|error| read_error(&error, limit))?;
     parse(&bytes)
 }
 
@@ -21,14 +23,20 @@ fn parse<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, ApiError> {
     }
     let text = std::str::from_utf8(bytes).map_err(|error| {
         let at = error.valid_up_to();
-        ApiError::invalid(None, format!("The body is not valid UTF-8 (at byte {at}); send JSON in UTF-8."))
+        ApiError::invalid(
+            None,
+            format!("The body is not valid UTF-8 (at byte {at}); send JSON in UTF-8."),
+        )
     })?;
     let mut json = serde_json::Deserializer::from_str(text);
     let value = serde_path_to_error::deserialize(&mut json).map_err(|error| {
         let path = error.path().to_string();
         let named = path != "." && !error.inner().is_syntax() && !error.inner().is_eof();
         if named {
-            ApiError::invalid(Some(&path), format!("'{path}' is not as expected: {}", error.inner()))
+            ApiError::invalid(
+                Some(&path),
+                format!("'{path}' is not as expected: {}", error.inner()),
+            )
         } else {
             not_json(error.inner())
         }
@@ -72,7 +80,10 @@ mod tests {
 
     fn complaint(bytes: &[u8]) -> (Option<String>, String) {
         let error = parse::<Sample>(bytes).unwrap_err();
-        assert_eq!((error.status, error.kind), (StatusCode::BAD_REQUEST, "invalid_request_error"));
+        assert_eq!(
+            (error.status, error.kind),
+            (StatusCode::BAD_REQUEST, "invalid_request_error")
+        );
         (error.param, error.message)
     }
 
@@ -85,10 +96,17 @@ mod tests {
             (b"{\"model\": \"m\"} x", None, "not a valid JSON"),
             (b"{}", None, "missing field `model`"),
             (b"{\"model\": 1}", Some("model"), "expected a string"),
-            (b"{\"model\": \"m\", \"temperature\": \"hot\"}", Some("temperature"), "expected f32"),
+            (
+                b"{\"model\": \"m\", \"temperature\": \"hot\"}",
+                Some("temperature"),
+                "expected f32",
+            ),
         ] {
             let (named, message) = complaint(body);
-            assert!(named.as_deref() == param && message.contains(words), "{named:?} {message}");
+            assert!(
+                named.as_deref() == param && message.contains(words),
+                "{named:?} {message}"
+            );
         }
     }
 
@@ -99,7 +117,9 @@ mod tests {
 
     #[tokio::test]
     async fn a_large_body_is_refused() {
-        let error = read_json::<Sample>(Body::from(vec![b' '; 11]), 10).await.unwrap_err();
+        let error = read_json::<Sample>(Body::from(vec![b' '; 11]), 10)
+            .await
+            .unwrap_err();
         assert_eq!(error.status, StatusCode::PAYLOAD_TOO_LARGE);
     }
 }

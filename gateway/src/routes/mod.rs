@@ -50,12 +50,20 @@ async fn unknown_route(method: Method, uri: Uri) -> ApiError {
         "There is no {method} {}; use /v1/models, /v1/chat/completions or /v1/completions.",
         uri.path()
     );
-    ApiError { status: StatusCode::NOT_FOUND, code: Some("unknown_url"), ..ApiError::invalid(None, message) }
+    ApiError {
+        status: StatusCode::NOT_FOUND,
+        code: Some("unknown_url"),
+        ..ApiError::invalid(None, message)
+    }
 }
 
 async fn wrong_method(method: Method, uri: Uri) -> ApiError {
     let path = uri.path();
-    let right = if path.starts_with("/v1/models") || path == "/" { "GET" } else { "POST" };
+    let right = if path.starts_with("/v1/models") || path == "/" {
+        "GET"
+    } else {
+        "POST"
+    };
     let message = format!("{method} is not allowed for {path}; use {right}.");
     ApiError {
         status: StatusCode::METHOD_NOT_ALLOWED,

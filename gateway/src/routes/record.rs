@@ -23,7 +23,14 @@ impl Record {
     /// A request has arrived.
     #[must_use]
     pub fn new(gateway: Arc<Gateway>, route: &'static str) -> Self {
-        Self { gateway, route, model: None, arrived: Instant::now(), first_text: false, ended: false }
+        Self {
+            gateway,
+            route,
+            model: None,
+            arrived: Instant::now(),
+            first_text: false,
+            ended: false,
+        }
     }
 
     /// It names a model that exists.
@@ -40,7 +47,9 @@ impl Record {
             self.gateway.metrics.first_token(model, seconds);
         }
         if delta.finish.is_some() {
-            self.gateway.metrics.answered(model, seconds, delta.prompt_tokens, delta.output_tokens);
+            self.gateway
+                .metrics
+                .answered(model, seconds, delta.prompt_tokens, delta.output_tokens);
             self.end("200");
         }
     }
@@ -53,7 +62,9 @@ impl Record {
     fn end(&mut self, status: &str) {
         if !self.ended {
             self.ended = true;
-            self.gateway.metrics.ended(self.route, self.model.as_deref(), status);
+            self.gateway
+                .metrics
+                .ended(self.route, self.model.as_deref(), status);
         }
     }
 }

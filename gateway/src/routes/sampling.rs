@@ -65,11 +65,15 @@ impl Sampling {
     /// # Errors
     /// 400 naming the parameter, its value and what it may be.
     pub fn apply(&self, request: &mut CompletionRequest) -> Result<(), ApiError> {
-        request.max_tokens = self.max_tokens.map(|(value, name)| positive(name, value)).transpose()?;
+        request.max_tokens = self
+            .max_tokens
+            .map(|(value, name)| positive(name, value))
+            .transpose()?;
         request.temperature = within("temperature", self.temperature, 0.0, 2.0)?;
         request.top_p = within("top_p", self.top_p, 0.0, 1.0)?;
         if request.top_p == Some(0.0) {
-            let message = "'top_p' is 0; it must be above 0 and at most 1 (for the likeliest token use temperature 0).";
+            let message =
+                "'top_p' is 0; it must be above 0 and at most 1 (for the likeliest token use temperature 0).";
             return Err(ApiError::invalid(Some("top_p"), message));
         }
         request.top_k = self.top_k.map(top_k).transpose()?;
@@ -81,7 +85,10 @@ impl Sampling {
             let token: u32 = key.parse().map_err(|_| {
                 ApiError::invalid(
                     Some("logit_bias"),
-                    format!("'logit_bias' has the key '{}'; keys must be token ids.", shorten(key)),
+                    format!(
+                        "'logit_bias' has the key '{}'; keys must be token ids.",
+                        shorten(key)
+                    ),
                 )
             })?;
             within("logit_bias", Some(bias), -100.0, 100.0)?;
@@ -104,10 +111,16 @@ impl Sampling {
         at_most("stop", stops.len(), MAX_STOPS)?;
         for stop in &stops {
             if stop.is_empty() {
-                return Err(ApiError::invalid(Some("stop"), "A stop string is empty; leave it out."));
+                return Err(ApiError::invalid(
+                    Some("stop"),
+                    "A stop string is empty; leave it out.",
+                ));
             }
             if stop.len() > MAX_STOP_BYTES {
-                let message = format!("A stop string has {} bytes; use at most {MAX_STOP_BYTES}.", stop.len());
+                let message = format!(
+                    "A stop string has {} bytes; use at most {MAX_STOP_BYTES}.",
+                    stop.len()
+                );
                 return Err(ApiError::invalid(Some("stop"), message));
             }
         }
@@ -116,9 +129,15 @@ impl Sampling {
 }
 
 fn positive(name: &'static str, value: i64) -> Result<u32, ApiError> {
-    u32::try_from(value).ok().filter(|&value| value > 0).ok_or_else(|| {
-        ApiError::invalid(Some(name), format!("'{name}' is {value}; it must be at least 1 (or leave it out)."))
-    })
+    u32::try_from(value)
+        .ok()
+        .filter(|&value| value > 0)
+        .ok_or_else(|| {
+            ApiError::invalid(
+                Some(name),
+                format!("'{name}' is {value}; it must be at least 1 (or leave it out)."),
+            )
+        })
 }
 
 fn top_k(value: i64) -> Result<u32, ApiError> {
@@ -126,15 +145,19 @@ fn top_k(value: i64) -> Result<u32, ApiError> {
         return Ok(0);
     }
     u32::try_from(value).map_err(|_| {
-        ApiError::invalid(Some("top_k"), format!("'top_k' is {value}; it must be at least 1, or 0 for no limit."))
+        ApiError::invalid(
+            Some("top_k"),
+            format!("'top_k' is {value}; it must be at least 1, or 0 for no limit."),
+        )
     })
 }
 
 fn within(name: &'static str, value: Option<f32>, low: f32, high: f32) -> Result<Option<f32>, ApiError> {
     match value {
-        Some(value) if !(low..=high).contains(&value) => {
-            Err(ApiError::invalid(Some(name), format!("'{name}' is {value}; it must be from {low} to {high}.")))
-        }
+        Some(value) if !(low..=high).contains(&value) => Err(ApiError::invalid(
+            Some(name),
+            format!("'{name}' is {value}; it must be from {low} to {high}."),
+        )),
         value => Ok(value),
     }
 }
@@ -143,7 +166,10 @@ fn at_most(name: &'static str, count: usize, most: usize) -> Result<(), ApiError
     if count <= most {
         return Ok(());
     }
-    Err(ApiError::invalid(Some(name), format!("'{name}' has {count} entries; send at most {most}.")))
+    Err(ApiError::invalid(
+        Some(name),
+        format!("'{name}' has {count} entries; send at most {most}."),
+    ))
 }
 
 fn shorten(text: &str) -> String {
@@ -176,8 +202,14 @@ mod tests {
             ..Sampling::default()
         })
         .unwrap();
-        assert_eq!((request.max_tokens, request.temperature, request.top_k), (Some(5), Some(0.0), Some(0)));
-        assert_eq!((request.seed, request.stop), (Some(u64::MAX), vec!["x".to_owned()]));
+        assert_eq!(
+            (request.max_tokens, request.temperature, request.top_k),
+            (Some(5), Some(0.0), Some(0))
+        );
+        assert_eq!(
+            (request.seed, request.stop),
+            (Some(u64::MAX), vec!["x".to_owned()])
+        );
         assert_eq!(request.logit_bias[&7], -100.0);
     }
 
@@ -185,29 +217,76 @@ mod tests {
     fn each_mistake_gets_its_sentence() {
         type Change = fn(&mut Sampling);
         let cases: &[(Change, &str, &str)] = &[
-            (|s| s.max_tokens = Some((0, "max_completion_tokens")), "max_completion_tokens", "at least 1"),
+            (
+                |s| s.max_tokens = Some((0, "max_completion_tokens")),
+                "max_completion_tokens",
+                "at least 1",
+            ),
             (|s| s.max_tokens = Some((-4, "max_tokens")), "max_tokens", "-4"),
-            (|s| s.max_tokens = Some((1 << 40, "max_tokens")), "max_tokens", "1099511627776"),
+            (
+                |s| s.max_tokens = Some((1 << 40, "max_tokens")),
+                "max_tokens",
+                "1099511627776",
+            ),
             (|s| s.temperature = Some(-1.0), "temperature", "from 0 to 2"),
             (|s| s.temperature = Some(1e9), "temperature", "from 0 to 2"),
-            (|s| s.temperature = Some(f32::INFINITY), "temperature", "from 0 to 2"),
+            (
+                |s| s.temperature = Some(f32::INFINITY),
+                "temperature",
+                "from 0 to 2",
+            ),
             (|s| s.top_p = Some(0.0), "top_p", "above 0"),
             (|s| s.top_p = Some(1.5), "top_p", "from 0 to 1"),
             (|s| s.top_k = Some(-2), "top_k", "at least 1"),
-            (|s| s.presence_penalty = Some(3.0), "presence_penalty", "from -2 to 2"),
-            (|s| s.frequency_penalty = Some(-3.0), "frequency_penalty", "from -2 to 2"),
-            (|s| s.logit_bias = Some(BTreeMap::from([("a".to_owned(), 1.0)])), "logit_bias", "token ids"),
-            (|s| s.logit_bias = Some(BTreeMap::from([("1".to_owned(), 101.0)])), "logit_bias", "from -100 to 100"),
-            (|s| s.stop = Some(Stop::Many(vec!["a".to_owned(); 17])), "stop", "at most 16"),
-            (|s| s.stop = Some(Stop::One(String::new())), "stop", "leave it out"),
-            (|s| s.stop = Some(Stop::One("a".repeat(257))), "stop", "at most 256"),
-            (|s| s.stop_token_ids = Some(vec![1; 1025]), "stop_token_ids", "at most 1024"),
+            (
+                |s| s.presence_penalty = Some(3.0),
+                "presence_penalty",
+                "from -2 to 2",
+            ),
+            (
+                |s| s.frequency_penalty = Some(-3.0),
+                "frequency_penalty",
+                "from -2 to 2",
+            ),
+            (
+                |s| s.logit_bias = Some(BTreeMap::from([("a".to_owned(), 1.0)])),
+                "logit_bias",
+                "token ids",
+            ),
+            (
+                |s| s.logit_bias = Some(BTreeMap::from([("1".to_owned(), 101.0)])),
+                "logit_bias",
+                "from -100 to 100",
+            ),
+            (
+                |s| s.stop = Some(Stop::Many(vec!["a".to_owned(); 17])),
+                "stop",
+                "at most 16",
+            ),
+            (
+                |s| s.stop = Some(Stop::One(String::new())),
+                "stop",
+                "leave it out",
+            ),
+            (
+                |s| s.stop = Some(Stop::One("a".repeat(257))),
+                "stop",
+                "at most 256",
+            ),
+            (
+                |s| s.stop_token_ids = Some(vec![1; 1025]),
+                "stop_token_ids",
+                "at most 1024",
+            ),
         ];
         for (change, param, words) in cases {
             let mut sampling = Sampling::default();
             change(&mut sampling);
             let error = apply(sampling).unwrap_err();
-            assert!(error.param.as_deref() == Some(param) && error.message.contains(words), "{error:?}");
+            assert!(
+                error.param.as_deref() == Some(param) && error.message.contains(words),
+                "{error:?}"
+            );
         }
     }
 }

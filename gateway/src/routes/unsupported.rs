@@ -16,7 +16,14 @@ pub fn refuse(param: &str, value: Option<&Value>, harmless: &[&str], instead: &s
         Some(Value::Number(number)) => number.as_f64() != Some(0.0),
         Some(Value::Bool(true) | Value::Object(_)) => true,
     };
-    if asks { Err(ApiError::unsupported(param, format!("'{param}' is not supported; {instead}."))) } else { Ok(()) }
+    if asks {
+        Err(ApiError::unsupported(
+            param,
+            format!("'{param}' is not supported; {instead}."),
+        ))
+    } else {
+        Ok(())
+    }
 }
 
 /// Refuse a number of answers other than 1.
@@ -27,7 +34,9 @@ pub fn refuse_several(param: &str, value: Option<i64>) -> Result<(), ApiError> {
     match value {
         None | Some(1) => Ok(()),
         Some(count) => {
-            let message = format!("'{param}' is {count}, but only 1 answer a request is supported; send several requests.");
+            let message = format!(
+                "'{param}' is {count}, but only 1 answer a request is supported; send several requests."
+            );
             Err(ApiError::unsupported(param, message))
         }
     }
@@ -38,7 +47,8 @@ pub fn refuse_several(param: &str, value: Option<i64>) -> Result<(), ApiError> {
 /// # Errors
 /// 400.
 pub fn refuse_format(value: Option<&Value>) -> Result<(), ApiError> {
-    let plain = value.is_none_or(|format| format.is_null() || format.get("type").is_some_and(|kind| kind == "text"));
+    let plain =
+        value.is_none_or(|format| format.is_null() || format.get("type").is_some_and(|kind| kind == "text"));
     if plain {
         return Ok(());
     }

@@ -30,7 +30,11 @@ pub fn pick(leaders: &[Arc<Leader>], now: Instant) -> Pick {
     if let Some(leader) = usable.min_by_key(|leader| (leader.draining(), leader.load(now))) {
         return Pick::Leader(Arc::clone(leader));
     }
-    leaders.iter().filter_map(|leader| leader.avoid_until()).min().map_or(Pick::None, Pick::RetryAt)
+    leaders
+        .iter()
+        .filter_map(|leader| leader.avoid_until())
+        .min()
+        .map_or(Pick::None, Pick::RetryAt)
 }
 
 #[cfg(test)]
@@ -40,7 +44,9 @@ mod tests {
     use super::*;
 
     fn leaders(count: u16) -> Vec<Arc<Leader>> {
-        (0..count).map(|index| Leader::connect(&format!("127.0.0.1:{}", 9000 + index)).unwrap()).collect()
+        (0..count)
+            .map(|index| Leader::connect(&format!("127.0.0.1:{}", 9000 + index)).unwrap())
+            .collect()
     }
 
     fn picked(leaders: &[Arc<Leader>], now: Instant) -> Arc<Leader> {
@@ -68,10 +74,15 @@ mod tests {
         assert!(Arc::ptr_eq(&picked(&leaders, now), &leaders[1]));
         leaders[1].failed(now);
         leaders[1].failed(now);
-        let Pick::RetryAt(at) = pick(&leaders, now) else { panic!() };
+        let Pick::RetryAt(at) = pick(&leaders, now) else {
+            panic!()
+        };
         assert_eq!(Some(at), leaders[0].avoid_until());
         assert!(Arc::ptr_eq(&picked(&leaders, at), &leaders[0]));
-        assert!(Arc::ptr_eq(&picked(&leaders, at + Duration::from_secs(60)), &leaders[0]));
+        assert!(Arc::ptr_eq(
+            &picked(&leaders, at + Duration::from_secs(60)),
+            &leaders[0]
+        ));
         drop(busy);
         assert!(matches!(pick(&[], now), Pick::None));
     }

@@ -25,8 +25,13 @@ pub fn classify(status: &Status) -> Failure {
     }
     let message = status.message().to_owned();
     Failure::Final(match status.code() {
-        Code::InvalidArgument | Code::OutOfRange | Code::FailedPrecondition => ApiError::invalid(None, message),
-        Code::Unimplemented => ApiError { code: Some("unsupported_parameter"), ..ApiError::invalid(None, message) },
+        Code::InvalidArgument | Code::OutOfRange | Code::FailedPrecondition => {
+            ApiError::invalid(None, message)
+        }
+        Code::Unimplemented => ApiError {
+            code: Some("unsupported_parameter"),
+            ..ApiError::invalid(None, message)
+        },
         Code::NotFound => ApiError {
             status: StatusCode::NOT_FOUND,
             code: Some("model_not_found"),
@@ -43,15 +48,33 @@ mod tests {
 
     #[test]
     fn mistakes_of_the_user_are_final_and_lost_leaders_are_not() {
-        assert!(matches!(classify(&Status::unavailable("draining")), Failure::Lost(_)));
-        assert!(matches!(classify(&Status::aborted("re-forming")), Failure::Lost(_)));
+        assert!(matches!(
+            classify(&Status::unavailable("draining")),
+            Failure::Lost(_)
+        ));
+        assert!(matches!(
+            classify(&Status::aborted("re-forming")),
+            Failure::Lost(_)
+        ));
         let broken = Status::from_error(Box::new(std::io::Error::other("connection reset")));
         assert!(matches!(classify(&broken), Failure::Lost(_)));
-        let Failure::Final(error) = classify(&Status::invalid_argument("the prompt is empty")) else { panic!() };
-        assert_eq!((error.status, error.message.as_str()), (StatusCode::BAD_REQUEST, "the prompt is empty"));
-        let Failure::Final(error) = classify(&Status::resource_exhausted("queue full")) else { panic!() };
-        assert_eq!((error.status, error.retry_after), (StatusCode::SERVICE_UNAVAILABLE, Some(5)));
-        let Failure::Final(error) = classify(&Status::internal("oops")) else { panic!() };
+        let Failure::Final(error) = classify(&Status::invalid_argument("the prompt is empty")) else {
+            panic!()
+        };
+        assert_eq!(
+            (error.status, error.message.as_str()),
+            (StatusCode::BAD_REQUEST, "the prompt is empty")
+        );
+        let Failure::Final(error) = classify(&Status::resource_exhausted("queue full")) else {
+            panic!()
+        };
+        assert_eq!(
+            (error.status, error.retry_after),
+            (StatusCode::SERVICE_UNAVAILABLE, Some(5))
+        );
+        let Failure::Final(error) = classify(&Status::internal("oops")) else {
+            panic!()
+        };
         assert_eq!(error.status, StatusCode::INTERNAL_SERVER_ERROR);
     }
 }

@@ -58,7 +58,12 @@ impl Leader {
         let channel = endpoint.connect_lazy();
         let load = Arc::new(Mutex::new(Load::default()));
         let telemetry = tokio::spawn(follow(channel.clone(), Arc::clone(&load))).abort_handle();
-        Ok(Arc::new(Self { address: address.to_owned(), channel, load, telemetry }))
+        Ok(Arc::new(Self {
+            address: address.to_owned(),
+            channel,
+            load,
+            telemetry,
+        }))
     }
 
     /// `ip:port`.
@@ -77,7 +82,10 @@ impl Leader {
     #[must_use]
     pub fn load(&self, now: Instant) -> u32 {
         let load = lock(&self.load);
-        let others = load.others.filter(|&(_, at)| now.duration_since(at) < STALE).map_or(0, |(others, _)| others);
+        let others = load
+            .others
+            .filter(|&(_, at)| now.duration_since(at) < STALE)
+            .map_or(0, |(others, _)| others);
         load.own.saturating_add(others)
     }
 
@@ -97,7 +105,9 @@ impl Leader {
     #[must_use]
     pub fn begin(self: &Arc<Self>) -> Running {
         lock(&self.load).own += 1;
-        Running { leader: Arc::clone(self) }
+        Running {
+            leader: Arc::clone(self),
+        }
     }
 
     /// It answered: trust it again.
@@ -110,7 +120,9 @@ impl Leader {
     /// It failed: avoid it for a while.
     pub fn failed(&self, now: Instant) {
         let mut load = lock(&self.load);
-        let pause = AVOID_FIRST.saturating_mul(1 << load.failures.min(10)).min(AVOID_MOST);
+        let pause = AVOID_FIRST
+            .saturating_mul(1 << load.failures.min(10))
+            .min(AVOID_MOST);
         load.failures = load.failures.saturating_add(1);
         load.avoid_until = Some(now + pause);
     }
@@ -180,7 +192,14 @@ mod tests {
         let now = Instant::now();
         let first = leader.begin();
         let second = leader.begin();
-        take(&leader.load, &LoadSample { running: 4, waiting: 1, ..LoadSample::default() });
+        take(
+            &leader.load,
+            &LoadSample {
+                running: 4,
+                waiting: 1,
+                ..LoadSample::default()
+            },
+        );
         assert_eq!(leader.load(now), 5);
         drop(first);
         assert_eq!(leader.load(now), 4);

@@ -18,14 +18,22 @@ use crate::routes::usage::Usage;
 pub fn request(request: ChatRequest, messages: Vec<TextMessage>) -> Result<CompletionRequest, ApiError> {
     let messages = messages
         .into_iter()
-        .map(|message| ChatMessage { role: message.role.to_owned(), content: message.content })
+        .map(|message| ChatMessage {
+            role: message.role.to_owned(),
+            content: message.content,
+        })
         .collect();
     let mut converted = CompletionRequest {
         model: request.model,
-        prompt: Some(Prompt::Chat(ChatPrompt { messages, tools_json: String::new() })),
+        prompt: Some(Prompt::Chat(ChatPrompt {
+            messages,
+            tools_json: String::new(),
+        })),
         ..CompletionRequest::default()
     };
-    let newer = request.max_completion_tokens.map(|value| (value, "max_completion_tokens"));
+    let newer = request
+        .max_completion_tokens
+        .map(|value| (value, "max_completion_tokens"));
     let sampling = Sampling {
         max_tokens: newer.or(request.max_tokens.map(|value| (value, "max_tokens"))),
         temperature: request.temperature,
@@ -53,7 +61,11 @@ pub fn whole(envelope: Envelope, answer: Whole) -> ChatCompletion {
         model: envelope.model,
         choices: [Choice {
             index: 0,
-            message: AssistantMessage { role: "assistant", content: answer.text, refusal: None },
+            message: AssistantMessage {
+                role: "assistant",
+                content: answer.text,
+                refusal: None,
+            },
             logprobs: None,
             finish_reason: answer.finish_reason,
         }],
@@ -72,13 +84,25 @@ pub struct Chunks {
 
 impl Chunks {
     fn chunk(&self, delta: ChunkDelta, finish_reason: Option<&'static str>) -> ChatCompletionChunk {
-        let choice = ChunkChoice { index: 0, delta, logprobs: None, finish_reason };
+        let choice = ChunkChoice {
+            index: 0,
+            delta,
+            logprobs: None,
+            finish_reason,
+        };
         self.with(vec![choice], self.include_usage.then_some(None))
     }
 
     fn with(&self, choices: Vec<ChunkChoice>, usage: Option<Option<Usage>>) -> ChatCompletionChunk {
         let Envelope { id, created, model } = self.envelope.clone();
-        ChatCompletionChunk { id, object: "chat.completion.chunk", created, model, choices, usage }
+        ChatCompletionChunk {
+            id,
+            object: "chat.completion.chunk",
+            created,
+            model,
+            choices,
+            usage,
+        }
     }
 }
 
@@ -86,11 +110,23 @@ impl ChunkWriter for Chunks {
     type Chunk = ChatCompletionChunk;
 
     fn opening(&self) -> Option<ChatCompletionChunk> {
-        Some(self.chunk(ChunkDelta { role: Some("assistant"), content: Some(String::new()) }, None))
+        Some(self.chunk(
+            ChunkDelta {
+                role: Some("assistant"),
+                content: Some(String::new()),
+            },
+            None,
+        ))
     }
 
     fn text(&self, text: String) -> ChatCompletionChunk {
-        self.chunk(ChunkDelta { role: None, content: Some(text) }, None)
+        self.chunk(
+            ChunkDelta {
+                role: None,
+                content: Some(text),
+            },
+            None,
+        )
     }
 
     fn finish(&self, reason: &'static str) -> ChatCompletionChunk {
@@ -98,6 +134,7 @@ impl ChunkWriter for Chunks {
     }
 
     fn usage(&self, usage: Usage) -> Option<ChatCompletionChunk> {
-        self.include_usage.then(|| self.with(Vec::new(), Some(Some(usage))))
+        self.include_usage
+            .then(|| self.with(Vec::new(), Some(Some(usage))))
     }
 }

@@ -22,18 +22,51 @@ pub fn validate(request: &ChatRequest) -> Result<Vec<TextMessage>, ApiError> {
     let without = "leave it out";
     refuse("logprobs", request.logprobs.as_ref(), &[], without)?;
     refuse("top_logprobs", request.top_logprobs.as_ref(), &[], without)?;
-    refuse("tools", request.tools.as_ref(), &[], "describe tools in the prompt")?;
-    refuse("tool_choice", request.tool_choice.as_ref(), &["none", "auto"], without)?;
-    refuse("functions", request.functions.as_ref(), &[], "describe functions in the prompt")?;
-    refuse("function_call", request.function_call.as_ref(), &["none", "auto"], without)?;
+    refuse(
+        "tools",
+        request.tools.as_ref(),
+        &[],
+        "describe tools in the prompt",
+    )?;
+    refuse(
+        "tool_choice",
+        request.tool_choice.as_ref(),
+        &["none", "auto"],
+        without,
+    )?;
+    refuse(
+        "functions",
+        request.functions.as_ref(),
+        &[],
+        "describe functions in the prompt",
+    )?;
+    refuse(
+        "function_call",
+        request.function_call.as_ref(),
+        &["none", "auto"],
+        without,
+    )?;
     refuse("audio", request.audio.as_ref(), &[], without)?;
     refuse("prediction", request.prediction.as_ref(), &[], without)?;
-    refuse("web_search_options", request.web_search_options.as_ref(), &[], without)?;
+    refuse(
+        "web_search_options",
+        request.web_search_options.as_ref(),
+        &[],
+        without,
+    )?;
     refuse_format(request.response_format.as_ref())?;
     if request.messages.is_empty() {
-        return Err(ApiError::invalid(Some("messages"), "'messages' is empty; send at least one message."));
+        return Err(ApiError::invalid(
+            Some("messages"),
+            "'messages' is empty; send at least one message.",
+        ));
     }
-    request.messages.iter().enumerate().map(|(index, found)| message(index, found)).collect()
+    request
+        .messages
+        .iter()
+        .enumerate()
+        .map(|(index, found)| message(index, found))
+        .collect()
 }
 
 fn message(index: usize, message: &Message) -> Result<TextMessage, ApiError> {
@@ -44,7 +77,10 @@ fn message(index: usize, message: &Message) -> Result<TextMessage, ApiError> {
         "user" => "user",
         "assistant" => "assistant",
         "tool" | "function" => {
-            return Err(ApiError::unsupported(&at("role"), "Tool calls are not supported; send results as user messages."));
+            return Err(ApiError::unsupported(
+                &at("role"),
+                "Tool calls are not supported; send results as user messages.",
+            ));
         }
         other => {
             let shown: String = other.chars().take(64).collect();
@@ -52,7 +88,12 @@ fn message(index: usize, message: &Message) -> Result<TextMessage, ApiError> {
             return Err(ApiError::invalid(Some(&at("role")), message));
         }
     };
-    refuse(&at("tool_calls"), message.tool_calls.as_ref(), &[], "send what the assistant said as text")?;
+    refuse(
+        &at("tool_calls"),
+        message.tool_calls.as_ref(),
+        &[],
+        "send what the assistant said as text",
+    )?;
     let content = match &message.content {
         Some(Content::Text(text)) => text.clone(),
         Some(Content::Parts(parts)) => {
@@ -66,7 +107,10 @@ fn message(index: usize, message: &Message) -> Result<TextMessage, ApiError> {
             parts.iter().map(text).collect::<Result<Vec<_>, _>>()?.concat()
         }
         None => {
-            return Err(ApiError::invalid(Some(&at("content")), "The message has no content; send its text."));
+            return Err(ApiError::invalid(
+                Some(&at("content")),
+                "The message has no content; send its text.",
+            ));
         }
     };
     Ok(TextMessage { role, content })
@@ -80,7 +124,10 @@ mod tests {
 
     fn check(extra: Value) -> Result<Vec<TextMessage>, ApiError> {
         let mut request = json!({"model": "m", "messages": [{"role": "user", "content": "hi"}]});
-        request.as_object_mut().unwrap().extend(extra.as_object().unwrap().clone());
+        request
+            .as_object_mut()
+            .unwrap()
+            .extend(extra.as_object().unwrap().clone());
         validate(&serde_json::from_value(request).unwrap())
     }
 
@@ -91,14 +138,19 @@ mod tests {
             {"role": "assistant", "content": "c", "refusal": null},
         ]}))
         .unwrap();
-        let texts: Vec<_> = messages.iter().map(|found| (found.role, found.content.as_str())).collect();
+        let texts: Vec<_> = messages
+            .iter()
+            .map(|found| (found.role, found.content.as_str()))
+            .collect();
         assert_eq!(texts, [("system", "ab"), ("assistant", "c")]);
     }
 
     #[test]
     fn values_that_ask_for_nothing_pass() {
-        check(json!({"n": 1, "tools": [], "tool_choice": "none", "logprobs": false, "top_logprobs": 0,
-            "response_format": {"type": "text"}, "user": "u", "metadata": {}, "store": true, "made_up": 1}))
+        check(
+            json!({"n": 1, "tools": [], "tool_choice": "none", "logprobs": false, "top_logprobs": 0,
+            "response_format": {"type": "text"}, "user": "u", "metadata": {}, "store": true, "made_up": 1}),
+        )
         .unwrap();
     }
 
@@ -111,14 +163,29 @@ mod tests {
             (json!({"tools": [{"type": "function"}]}), "tools"),
             (json!({"tool_choice": {"type": "function"}}), "tool_choice"),
             (json!({"functions": [{}]}), "functions"),
-            (json!({"response_format": {"type": "json_object"}}), "response_format"),
+            (
+                json!({"response_format": {"type": "json_object"}}),
+                "response_format",
+            ),
             (json!({"audio": {}}), "audio"),
             (json!({"messages": []}), "messages"),
-            (json!({"messages": [{"role": "robot", "content": "x"}]}), "messages[0].role"),
-            (json!({"messages": [{"role": "tool", "content": "x"}]}), "messages[0].role"),
+            (
+                json!({"messages": [{"role": "robot", "content": "x"}]}),
+                "messages[0].role",
+            ),
+            (
+                json!({"messages": [{"role": "tool", "content": "x"}]}),
+                "messages[0].role",
+            ),
             (json!({"messages": [{"role": "user"}]}), "messages[0].content"),
-            (json!({"messages": [{"role": "assistant", "content": null, "tool_calls": [{}]}]}), "messages[0].tool_calls"),
-            (json!({"messages": [{"role": "user", "content": [{"type": "image_url"}]}]}), "messages[0].content"),
+            (
+                json!({"messages": [{"role": "assistant", "content": null, "tool_calls": [{}]}]}),
+                "messages[0].tool_calls",
+            ),
+            (
+                json!({"messages": [{"role": "user", "content": [{"type": "image_url"}]}]}),
+                "messages[0].content",
+            ),
         ] {
             let error = check(extra).unwrap_err();
             assert_eq!(error.param.as_deref(), Some(param), "{error:?}");

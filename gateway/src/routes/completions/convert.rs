@@ -16,8 +16,11 @@ const DEFAULT_MAX_TOKENS: i64 = 16;
 /// # Errors
 /// 400 when a sampling value is out of range.
 pub fn request(request: TextRequest, prompt: Prompt) -> Result<CompletionRequest, ApiError> {
-    let mut converted =
-        CompletionRequest { model: request.model, prompt: Some(prompt), ..CompletionRequest::default() };
+    let mut converted = CompletionRequest {
+        model: request.model,
+        prompt: Some(prompt),
+        ..CompletionRequest::default()
+    };
     let sampling = Sampling {
         max_tokens: Some((request.max_tokens.unwrap_or(DEFAULT_MAX_TOKENS), "max_tokens")),
         temperature: request.temperature,
@@ -38,13 +41,25 @@ pub fn request(request: TextRequest, prompt: Prompt) -> Result<CompletionRequest
 /// The whole answer.
 #[must_use]
 pub fn whole(envelope: Envelope, answer: Whole) -> TextCompletion {
-    let choice = Choice { index: 0, text: answer.text, logprobs: None, finish_reason: Some(answer.finish_reason) };
+    let choice = Choice {
+        index: 0,
+        text: answer.text,
+        logprobs: None,
+        finish_reason: Some(answer.finish_reason),
+    };
     completion(envelope, vec![choice], Some(Some(answer.usage)))
 }
 
 fn completion(envelope: Envelope, choices: Vec<Choice>, usage: Option<Option<Usage>>) -> TextCompletion {
     let Envelope { id, created, model } = envelope;
-    TextCompletion { id, object: "text_completion", created, model, choices, usage }
+    TextCompletion {
+        id,
+        object: "text_completion",
+        created,
+        model,
+        choices,
+        usage,
+    }
 }
 
 /// Writes the chunks of a stream.
@@ -58,8 +73,17 @@ pub struct Chunks {
 
 impl Chunks {
     fn chunk(&self, text: String, finish_reason: Option<&'static str>) -> TextCompletion {
-        let choice = Choice { index: 0, text, logprobs: None, finish_reason };
-        completion(self.envelope.clone(), vec![choice], self.include_usage.then_some(None))
+        let choice = Choice {
+            index: 0,
+            text,
+            logprobs: None,
+            finish_reason,
+        };
+        completion(
+            self.envelope.clone(),
+            vec![choice],
+            self.include_usage.then_some(None),
+        )
     }
 }
 
@@ -79,6 +103,7 @@ impl ChunkWriter for Chunks {
     }
 
     fn usage(&self, usage: Usage) -> Option<TextCompletion> {
-        self.include_usage.then(|| completion(self.envelope.clone(), Vec::new(), Some(Some(usage))))
+        self.include_usage
+            .then(|| completion(self.envelope.clone(), Vec::new(), Some(Some(usage))))
     }
 }

@@ -24,7 +24,10 @@ pub async fn create(State(gateway): State<Arc<Gateway>>, body: Body) -> Result<R
     let parsed = async {
         let request: TextRequest = read_json(body, gateway.settings.body_limit).await?;
         let streamed = request.stream.unwrap_or(false);
-        let include_usage = request.stream_options.and_then(|options| options.include_usage).unwrap_or(false);
+        let include_usage = request
+            .stream_options
+            .and_then(|options| options.include_usage)
+            .unwrap_or(false);
         let prompt = validate::validate(&request)?;
         Ok((convert::request(request, prompt)?, streamed, include_usage))
     };
@@ -35,7 +38,12 @@ pub async fn create(State(gateway): State<Arc<Gateway>>, body: Body) -> Result<R
             error
         })?;
     if streamed {
-        return Ok(answer.stream(convert::Chunks { envelope, include_usage }).await);
+        return Ok(answer
+            .stream(convert::Chunks {
+                envelope,
+                include_usage,
+            })
+            .await);
     }
     Ok(Json(convert::whole(envelope, answer.whole().await?)).into_response())
 }

@@ -37,7 +37,10 @@ pub struct TextRequest {
 
 /// Text or tokens, alone or in a list.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
-#[serde(untagged, expecting = "a string, a list of token ids, or a list with one of these")]
+#[serde(
+    untagged,
+    expecting = "a string, a list of token ids, or a list with one of these"
+)]
 pub enum Prompt {
     /// Text.
     Text(String),

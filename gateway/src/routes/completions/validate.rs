@@ -15,10 +15,24 @@ pub fn validate(request: &TextRequest) -> Result<completion_request::Prompt, Api
     refuse_several("n", request.n)?;
     refuse_several("best_of", request.best_of)?;
     // Here even 0 asks for the log-probability of the token itself.
-    let logprobs = request.logprobs.as_ref().filter(|value| !value.is_null()).map(|_| Value::Bool(true));
+    let logprobs = request
+        .logprobs
+        .as_ref()
+        .filter(|value| !value.is_null())
+        .map(|_| Value::Bool(true));
     refuse("logprobs", logprobs.as_ref(), &[], "leave it out")?;
-    refuse("echo", request.echo.as_ref(), &[], "put the prompt before the answer yourself")?;
-    refuse("suffix", request.suffix.as_ref(), &[""], "the model only writes forward")?;
+    refuse(
+        "echo",
+        request.echo.as_ref(),
+        &[],
+        "put the prompt before the answer yourself",
+    )?;
+    refuse(
+        "suffix",
+        request.suffix.as_ref(),
+        &[""],
+        "the model only writes forward",
+    )?;
     refuse_format(request.response_format.as_ref())?;
     prompt(&request.prompt)
 }
@@ -43,7 +57,10 @@ fn prompt(prompt: &Prompt) -> Result<completion_request::Prompt, ApiError> {
         completion_request::Prompt::Chat(chat) => chat.messages.is_empty(),
     };
     if empty {
-        return Err(ApiError::invalid(Some("prompt"), "'prompt' is empty; send some text to go on from."));
+        return Err(ApiError::invalid(
+            Some("prompt"),
+            "'prompt' is empty; send some text to go on from.",
+        ));
     }
     Ok(found)
 }
@@ -64,7 +81,10 @@ mod tests {
 
     fn check(extra: Value) -> Result<completion_request::Prompt, ApiError> {
         let mut request = json!({"model": "m", "prompt": "hi"});
-        request.as_object_mut().unwrap().extend(extra.as_object().unwrap().clone());
+        request
+            .as_object_mut()
+            .unwrap()
+            .extend(extra.as_object().unwrap().clone());
         validate(&serde_json::from_value(request).unwrap())
     }
 

@@ -19,7 +19,14 @@ pub fn model(deployment: &Deployment) -> Model {
 /// Every model once, by name.
 #[must_use]
 pub fn list(snapshot: &Snapshot) -> ModelList {
-    let names: BTreeSet<&str> = snapshot.deployments().map(|deployment| deployment.model.as_str()).collect();
-    let data = names.into_iter().filter_map(|name| snapshot.by_model(name)).map(model).collect();
+    let names: BTreeSet<&str> = snapshot
+        .deployments()
+        .map(|deployment| deployment.model.as_str())
+        .collect();
+    let data = names
+        .into_iter()
+        .filter_map(|name| snapshot.by_model(name))
+        .map(model)
+        .collect();
     ModelList { object: "list", data }
 }

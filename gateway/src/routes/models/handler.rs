@@ -19,8 +19,13 @@ pub async fn list(State(gateway): State<Arc<Gateway>>) -> Json<ModelList> {
 ///
 /// # Errors
 /// 404.
-pub async fn get(State(gateway): State<Arc<Gateway>>, Path(id): Path<String>) -> Result<Json<Model>, ApiError> {
+pub async fn get(
+    State(gateway): State<Arc<Gateway>>,
+    Path(id): Path<String>,
+) -> Result<Json<Model>, ApiError> {
     let snapshot = gateway.directory.snapshot();
-    let deployment = snapshot.by_model(&id).ok_or_else(|| ApiError::unknown_model(&id))?;
+    let deployment = snapshot
+        .by_model(&id)
+        .ok_or_else(|| ApiError::unknown_model(&id))?;
     Ok(Json(convert::model(deployment)))
 }

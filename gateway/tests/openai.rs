@@ -1,0 +1,334 @@
+//! The OpenAI API over real HTTP, with a scripted worker behind.
+#![allow(clippy::unwrap_used, clippy::expect_used, missing_docs, unreachable_pub)]
+
+mod support;
+
+use hyper::{Method, StatusCode};
+use llamero_gateway::Settings;
+use llamero_proto::v1::{FinishReason, completion_request::Prompt};
+use serde_json::{Value, json};
+use support::client::{get, post, send};
+use support::worker::Worker;
+use support::{Served, gateway};
+
+const MODEL: &str = "org/smol";
+
+async fn with_worker() -> (Served, Worker) {
+    let served = gateway(Settings::default()).await;
+    let worker = Worker::start();
+    served.publish(MODEL, &[worker.address]);
+    (served, worker)
+}
+
+fn chat(extra: Value) -> Value {
+    let mut request = json!({"model": MODEL, "messages": [{"role": "user", "content": "hi"}]});
+    request
+        .as_object_mut()
+        .unwrap()
+        .extend(extra.as_object().unwrap().clone());
+    request
+}
+
+#[tokio::test]
+async fn models_are_listed_and_found() {
+    let (served, _worker) = with_worker().await;
+    let expected = json!({"id": MODEL, "object": "model", "created": 7, "owned_by": "ns/smol"});
+    let list = get(served.http, "/v1/models").await.json().await;
+    assert_eq!(list, json!({"object": "list", "data": [expected]}));
+    assert_eq!(
+        get(served.http, "/v1/models/org/smol").await.json().await,
+        expected
+    );
+    let missing = get(served.http, "/v1/models/other").await;
+    assert_eq!(missing.status(), StatusCode::NOT_FOUND);
+    assert_eq!(missing.json().await["error"]["code"], "model_not_found");
+}
+
+#[tokio::test]
+async fn a_chat_answer_comes_whole() {
+    let (served, mut worker) = with_worker().await;
+    let request = post(
+        served.http,
+        "/v1/chat/completions",
+        chat(json!({"max_completion_tokens": 9, "seed": 4})),
+    );
+    let (reply, ()) = tokio::join!(request, async {
+        let call = worker.call().await;
+        let Some(Prompt::Chat(chat)) = &call.request.prompt else {
+            panic!("{:?}", call.request)
+        };
+        assert_eq!(
+            (chat.messages[0].role.as_str(), chat.messages[0].content.as_str()),
+            ("user", "hi")
+        );
+        assert_eq!((call.request.max_tokens, call.request.seed), (Some(9), Some(4)));
+        assert_eq!((call.request.temperature, call.request.top_p), (None, None));
+        call.answer(&["Hel", "lo"]).await;
+    });
+    assert_eq!(reply.status(), StatusCode::OK);
+    let mut answer = reply.json().await;
+    assert!(answer["id"].as_str().unwrap().starts_with("chatcmpl-"));
+    assert!(answer["created"].as_u64().unwrap() > 1_700_000_000);
+    answer["id"].take();
+    answer["created"].take();
+    assert_eq!(
+        answer,
+        json!({
+            "id": null, "object": "chat.completion", "created": null, "model": MODEL,
+            "choices": [{"index": 0, "message": {"role": "assistant", "content": "Hello", "refusal": null},
+                "logprobs": null, "finish_reason": "stop"}],
+            "usage": {"prompt_tokens": 5, "completion_tokens": 2, "total_tokens": 7},
+        })
+    );
+}
+
+#[tokio::test]
+async fn a_chat_answer_streams_with_usage() {
+    let (served, mut worker) = with_worker().await;
+    let extra = json!({"stream": true, "stream_options": {"include_usage": true}});
+    let request = post(served.http, "/v1/chat/completions", chat(extra));
+    let (mut reply, ()) = tokio::join!(request, async {
+        let call = worker.call().await;
+        assert!(
+            call.request.seed.is_some(),
+            "an answer without a seed could not go on elsewhere"
+        );
+        call.answer(&["Hé", "llo"]).await;
+    });
+    assert_eq!(reply.header("content-type"), Some("text/event-stream"));
+    let mut events = Vec::new();
+    while let Some(event) = reply.event().await {
+        events.push(event);
+    }
+    assert_eq!(events.pop().unwrap(), "[DONE]");
+    let events: Vec<Value> = events
+        .iter()
+        .map(|event| serde_json::from_str(event).unwrap())
+        .collect();
+    let deltas: Vec<&Value> = events[..4]
+        .iter()
+        .map(|event| &event["choices"][0]["delta"])
+        .collect();
+    let expected = [
+        json!({"role": "assistant", "content": ""}),
+        json!({"content": "Hé"}),
+        json!({"content": "llo"}),
+        json!({}),
+    ];
+    assert!(deltas.into_iter().eq(&expected));
+    assert_eq!(events[3]["choices"][0]["finish_reason"], "stop");
+    assert!(
+        events[..4]
+            .iter()
+            .all(|event| event["usage"].is_null() && event.get("usage").is_some())
+    );
+    assert_eq!(events[4]["choices"], json!([]));
+    assert_eq!(
+        events[4]["usage"],
+        json!({"prompt_tokens": 5, "completion_tokens": 2, "total_tokens": 7})
+    );
+    assert!(
+        events
+            .iter()
+            .all(|event| event["object"] == "chat.completion.chunk" && event["id"] == events[0]["id"])
+    );
+}
+
+#[tokio::test]
+async fn text_completion_both_ways() {
+    let (served, mut worker) = with_worker().await;
+    let request = json!({"model": MODEL, "prompt": "Once", "stop": "."});
+    let (reply, ()) = tokio::join!(post(served.http, "/v1/completions", request.clone()), async {
+        let call = worker.call().await;
+        assert_eq!(call.request.prompt, Some(Prompt::Text("Once".to_owned())));
+        assert_eq!(
+            (call.request.max_tokens, &call.request.stop[..]),
+            (Some(16), &[".".to_owned()][..])
+        );
+        let mut answering = call.accept().await;
+        answering.send(" upon", &[1], Some(FinishReason::Length)).await;
+    });
+    let answer = reply.json().await;
+    assert_eq!(answer["object"], "text_completion");
+    assert_eq!(
+        answer["choices"],
+        json!([{"index": 0, "text": " upon", "logprobs": null, "finish_reason": "length"}])
+    );
+    let mut streamed = request;
+    streamed["stream"] = json!(true);
+    let (mut reply, ()) = tokio::join!(post(served.http, "/v1/completions", streamed), async {
+        worker.call().await.answer(&[" upon", " a time"]).await;
+    });
+    assert_eq!(reply.piece().await.unwrap(), " upon");
+    assert_eq!(reply.piece().await.unwrap(), " a time");
+    let last: Value = serde_json::from_str(&reply.event().await.unwrap()).unwrap();
+    assert_eq!(last["choices"][0]["finish_reason"], "stop");
+    assert!(last.get("usage").is_none());
+    assert_eq!(reply.event().await.unwrap(), "[DONE]");
+    assert_eq!(reply.event().await, None);
+}
+
+#[tokio::test]
+async fn bad_requests_get_a_sentence_in_openai_s_form() {
+    let served = gateway(Settings {
+        body_limit: 1000,
+        ..Settings::default()
+    })
+    .await;
+    served.publish(MODEL, &[]);
+    let chat_route = "/v1/chat/completions";
+    let big = chat(json!({"user": "x".repeat(1000)})).to_string().into_bytes();
+    let cases: [(Method, &str, Vec<u8>, u16, &str); 10] = [
+        (
+            Method::POST,
+            chat_route,
+            b"{\"model\":".to_vec(),
+            400,
+            "not a valid JSON",
+        ),
+        (
+            Method::POST,
+            chat_route,
+            b"{\"model\":\"\xff\"}".to_vec(),
+            400,
+            "UTF-8",
+        ),
+        (Method::POST, chat_route, b"".to_vec(), 400, "empty"),
+        (
+            Method::POST,
+            chat_route,
+            chat(json!({"temperature": -1})).to_string().into(),
+            400,
+            "from 0 to 2",
+        ),
+        (
+            Method::POST,
+            chat_route,
+            chat(json!({"temperature": "hot"})).to_string().into(),
+            400,
+            "temperature",
+        ),
+        (
+            Method::POST,
+            chat_route,
+            chat(json!({"n": 2})).to_string().into(),
+            400,
+            "send several requests",
+        ),
+        (
+            Method::POST,
+            chat_route,
+            chat(json!({"model": "nope"})).to_string().into(),
+            404,
+            "/v1/models",
+        ),
+        (Method::POST, chat_route, big, 413, "larger than 1000 bytes"),
+        (Method::GET, chat_route, Vec::new(), 405, "use POST"),
+        (
+            Method::POST,
+            "/v1/embeddings",
+            b"{}".to_vec(),
+            404,
+            "/v1/chat/completions",
+        ),
+    ];
+    for (method, path, body, status, words) in cases {
+        let reply = send(served.http, method, path, body).await;
+        assert_eq!(reply.status().as_u16(), status, "{words}");
+        let error = reply.json().await["error"].clone();
+        let message = error["message"].as_str().unwrap();
+        assert!(message.contains(words), "{message}");
+        assert_eq!(error["type"], "invalid_request_error");
+        assert!(error.get("param").is_some() && error.get("code").is_some());
+    }
+}
+
+#[tokio::test]
+async fn the_worker_s_sentence_reaches_the_client_with_its_status_also_when_streaming() {
+    let (served, mut worker) = with_worker().await;
+    for stream in [false, true] {
+        let (reply, ()) = tokio::join!(
+            post(
+                served.http,
+                "/v1/chat/completions",
+                chat(json!({"stream": stream}))
+            ),
+            async {
+                worker.call().await.refuse(tonic::Status::invalid_argument(
+                    "the prompt has 9 tokens too many",
+                ));
+            }
+        );
+        assert_eq!(reply.status(), StatusCode::BAD_REQUEST);
+        assert_eq!(
+            reply.json().await["error"]["message"],
+            "the prompt has 9 tokens too many"
+        );
+    }
+}
+
+#[tokio::test]
+async fn an_error_behind_the_first_text_comes_as_an_event() {
+    let (served, mut worker) = with_worker().await;
+    let request = post(served.http, "/v1/chat/completions", chat(json!({"stream": true})));
+    let (mut reply, ()) = tokio::join!(request, async {
+        let mut answering = worker.call().await.accept().await;
+        answering.send("Hel", &[1], None).await;
+        answering.fail(tonic::Status::internal("out of cheese")).await;
+    });
+    assert_eq!(reply.piece().await.unwrap(), "Hel");
+    let error: Value = serde_json::from_str(&reply.event().await.unwrap()).unwrap();
+    assert!(
+        error["error"]["message"]
+            .as_str()
+            .unwrap()
+            .contains("out of cheese")
+    );
+    assert_eq!(reply.event().await, None);
+}
+
+#[tokio::test]
+async fn metrics_and_probes_tell_what_happened() {
+    let (served, mut worker) = with_worker().await;
+    let (reply, ()) = tokio::join!(
+        post(served.http, "/v1/chat/completions", chat(json!({}))),
+        async {
+            worker.call().await.answer(&["a"]).await;
+        }
+    );
+    reply.json().await;
+    post(
+        served.http,
+        "/v1/chat/completions",
+        chat(json!({"model": "made-up"})),
+    )
+    .await
+    .json()
+    .await;
+    assert_eq!(get(served.health, "/livez").await.status(), StatusCode::OK);
+    assert_eq!(get(served.health, "/readyz").await.status(), StatusCode::OK);
+    let metrics = get(served.health, "/metrics").await.text().await;
+    for line in [
+        "llamero_gateway_requests_total{route=\"chat_completions\",model=\"org/smol\",status=\"200\"} 1",
+        "llamero_gateway_requests_total{route=\"chat_completions\",model=\"unknown\",status=\"404\"} 1",
+        "llamero_gateway_output_tokens_total{model=\"org/smol\"} 1",
+        "llamero_gateway_in_flight_requests{namespace=\"ns\",name=\"smol\"} 0",
+    ] {
+        assert!(metrics.contains(line), "{line}\n{metrics}");
+    }
+    assert!(!metrics.contains("made-up"));
+}
+
+#[tokio::test]
+async fn a_gateway_that_has_read_nothing_yet_is_not_ready() {
+    let served = gateway(Settings::default()).await;
+    assert_eq!(
+        get(served.health, "/readyz").await.status(),
+        StatusCode::SERVICE_UNAVAILABLE
+    );
+    let reply = post(served.http, "/v1/chat/completions", chat(json!({}))).await;
+    assert_eq!(
+        (reply.status(), reply.header("retry-after")),
+        (StatusCode::SERVICE_UNAVAILABLE, Some("2"))
+    );
+}

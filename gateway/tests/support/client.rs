@@ -1,0 +1,113 @@
+//! HTTP/1.1 over a connection of its own for each request, as `curl` does it.
+
+use std::net::SocketAddr;
+
+use bytes::Bytes;
+use http_body_util::{BodyExt, Full};
+use hyper::body::Incoming;
+use hyper::{Method, Request, Response, StatusCode};
+use hyper_util::rt::TokioIo;
+use serde_json::Value;
+use tokio::net::TcpStream;
+
+use super::soon;
+
+/// An answer whose body has not been read yet. Dropping it closes the connection.
+pub struct Reply {
+    response: Response<Incoming>,
+    connection: tokio::task::JoinHandle<()>,
+    buffer: String,
+}
+
+pub async fn send(address: SocketAddr, method: Method, path: &str, body: impl Into<Bytes>) -> Reply {
+    let stream = TcpStream::connect(address).await.unwrap();
+    let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream))
+        .await
+        .unwrap();
+    let connection = tokio::spawn(async move { drop(connection.await) });
+    let request = Request::builder()
+        .method(method)
+        .uri(path)
+        .header("host", "gateway")
+        .header("content-type", "application/json")
+        .body(Full::new(body.into()))
+        .unwrap();
+    let response = soon(sender.send_request(request)).await.unwrap();
+    Reply {
+        response,
+        connection,
+        buffer: String::new(),
+    }
+}
+
+pub async fn get(address: SocketAddr, path: &str) -> Reply {
+    send(address, Method::GET, path, "").await
+}
+
+pub async fn post(address: SocketAddr, path: &str, body: Value) -> Reply {
+    send(address, Method::POST, path, body.to_string()).await
+}
+
+impl Reply {
+    pub fn status(&self) -> StatusCode {
+        self.response.status()
+    }
+
+    pub fn header(&self, name: &str) -> Option<&str> {
+        self.response.headers().get(name)?.to_str().ok()
+    }
+
+    pub async fn text(mut self) -> String {
+        let body = soon(self.response.body_mut().collect()).await.unwrap();
+        String::from_utf8(body.to_bytes().to_vec()).unwrap()
+    }
+
+    pub async fn json(self) -> Value {
+        serde_json::from_str(&self.text().await).unwrap()
+    }
+
+    /// The next server-sent event or comment; none at the end.
+    pub async fn block(&mut self) -> Option<String> {
+        loop {
+            if let Some((block, rest)) = self.buffer.split_once("\n\n") {
+                let (block, rest) = (block.to_owned(), rest.to_owned());
+                self.buffer = rest;
+                return Some(block);
+            }
+            let frame = soon(self.response.body_mut().frame()).await?.unwrap();
+            let data = frame.into_data().unwrap();
+            self.buffer.push_str(std::str::from_utf8(&data).unwrap());
+        }
+    }
+
+    /// The next event's data, skipping comments.
+    pub async fn event(&mut self) -> Option<String> {
+        loop {
+            let block = self.block().await?;
+            if let Some(data) = block.strip_prefix("data: ") {
+                return Some(data.to_owned());
+            }
+            assert!(block.starts_with(':'), "{block}");
+        }
+    }
+
+    /// Text of the next chunk that has some, of chat or text completion.
+    pub async fn piece(&mut self) -> Option<String> {
+        loop {
+            let event: Value = serde_json::from_str(&self.event().await?).unwrap();
+            let choice = &event["choices"][0];
+            let text = choice["delta"]["content"]
+                .as_str()
+                .or(choice["text"].as_str())
+                .unwrap_or_default();
+            if !text.is_empty() {
+                return Some(text.to_owned());
+            }
+        }
+    }
+
+    /// Close the connection.
+    pub fn hang_up(self) {
+        self.connection.abort();
+    }
+}

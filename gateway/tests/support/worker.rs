@@ -1,0 +1,206 @@
+//! A leader that answers as the test tells it.
+
+use std::net::SocketAddr;
+use std::pin::Pin;
+use std::time::Duration;
+
+use futures::Stream;
+use llamero_proto::v1::completion_server::{Completion, CompletionServer};
+use llamero_proto::v1::telemetry_server::{Telemetry, TelemetryServer};
+use llamero_proto::v1::{CompletionChunk, CompletionRequest, Finish, FinishReason, LoadRequest, LoadSample};
+use tokio::net::TcpListener;
+use tokio::runtime::Runtime;
+use tokio::sync::{mpsc, oneshot, watch};
+use tokio_stream::wrappers::{ReceiverStream, WatchStream};
+use tonic::transport::server::TcpIncoming;
+use tonic::{Request, Response, Status};
+
+use super::soon;
+
+type Reply = Result<mpsc::Receiver<Result<CompletionChunk, Status>>, Status>;
+
+/// A worker with a runtime of its own, so that it can die at once with all its connections.
+pub struct Worker {
+    pub address: SocketAddr,
+    calls: mpsc::Receiver<Call>,
+    load: watch::Sender<LoadSample>,
+    runtime: Option<Runtime>,
+}
+
+/// A request that waits for what the test does with it.
+pub struct Call {
+    pub request: CompletionRequest,
+    reply: oneshot::Sender<Reply>,
+}
+
+/// An accepted request.
+pub struct Answering {
+    chunks: mpsc::Sender<Result<CompletionChunk, Status>>,
+    sent: u32,
+}
+
+impl Worker {
+    pub fn start() -> Self {
+        Self::start_at("127.0.0.1:0".parse().unwrap())
+    }
+
+    pub fn start_at(address: SocketAddr) -> Self {
+        let runtime = tokio::runtime::Builder::new_multi_thread()
+            .worker_threads(1)
+            .enable_all()
+            .build()
+            .unwrap();
+        let (calls_in, calls) = mpsc::channel(64);
+        let load = watch::Sender::new(LoadSample::default());
+        let service = Service {
+            calls: calls_in,
+            load: load.clone(),
+        };
+        let listener = std::net::TcpListener::bind(address).unwrap();
+        listener.set_nonblocking(true).unwrap();
+        let address = listener.local_addr().unwrap();
+        runtime.spawn(async move {
+            let incoming = TcpIncoming::from(TcpListener::from_std(listener).unwrap());
+            tonic::transport::Server::builder()
+                .add_service(CompletionServer::new(service.clone()))
+                .add_service(TelemetryServer::new(service))
+                .serve_with_incoming(incoming)
+                .await
+                .unwrap();
+        });
+        Self {
+            address,
+            calls,
+            load,
+            runtime: Some(runtime),
+        }
+    }
+
+    /// The next request that the gateway passes on.
+    pub async fn call(&mut self) -> Call {
+        soon(self.calls.recv()).await.unwrap()
+    }
+
+    pub fn has_call(&self) -> bool {
+        !self.calls.is_empty()
+    }
+
+    /// Tell the gateway how loaded this worker is.
+    pub fn tell_load(&self, running: u32, waiting: u32) {
+        self.load.send_replace(LoadSample {
+            running,
+            waiting,
+            ..LoadSample::default()
+        });
+    }
+
+    /// Die: all sockets are closed when this returns.
+    pub async fn kill(mut self) -> SocketAddr {
+        let runtime = self.runtime.take().unwrap();
+        let end = tokio::task::spawn_blocking(|| runtime.shutdown_timeout(Duration::from_secs(10)));
+        soon(end).await.unwrap();
+        self.address
+    }
+}
+
+impl Drop for Worker {
+    fn drop(&mut self) {
+        if let Some(runtime) = self.runtime.take() {
+            runtime.shutdown_background();
+        }
+    }
+}
+
+impl Call {
+    /// Accept: the first chunk has no text.
+    pub async fn accept(self) -> Answering {
+        let (chunks, receiver) = mpsc::channel(64);
+        let resumed = self.request.resume_token_ids.len() as u32;
+        let mut answering = Answering {
+            chunks,
+            sent: resumed,
+        };
+        answering.send("", &[], None).await;
+        self.reply.send(Ok(receiver)).ok().unwrap();
+        answering
+    }
+
+    pub fn refuse(self, status: Status) {
+        self.reply.send(Err(status)).ok().unwrap();
+    }
+
+    /// Answer with a token per word and stop.
+    pub async fn answer(self, words: &[&str]) {
+        let mut answering = self.accept().await;
+        for (index, word) in words.iter().enumerate() {
+            let finish = (index + 1 == words.len()).then_some(FinishReason::Stop);
+            answering.send(word, &[index as u32 + 100], finish).await;
+        }
+    }
+}
+
+impl Answering {
+    pub async fn send(&mut self, text: &str, tokens: &[u32], finish: Option<FinishReason>) {
+        self.sent += tokens.len() as u32;
+        let chunk = CompletionChunk {
+            prompt_tokens: 5,
+            output_tokens: self.sent,
+            text: text.to_owned(),
+            token_ids: tokens.to_vec(),
+            finish: finish.map(|reason| Finish {
+                reason: reason.into(),
+                stop_string: String::new(),
+            }),
+        };
+        self.chunks.send(Ok(chunk)).await.unwrap();
+    }
+
+    pub async fn fail(self, status: Status) {
+        self.chunks.send(Err(status)).await.unwrap();
+    }
+
+    /// The gateway has dropped the stream.
+    pub async fn cancelled(&self) {
+        soon(self.chunks.closed()).await;
+    }
+}
+
+#[derive(Clone)]
+struct Service {
+    calls: mpsc::Sender<Call>,
+    load: watch::Sender<LoadSample>,
+}
+
+#[tonic::async_trait]
+impl Completion for Service {
+    type CompleteStream = ReceiverStream<Result<CompletionChunk, Status>>;
+
+    async fn complete(
+        &self,
+        request: Request<CompletionRequest>,
+    ) -> Result<Response<Self::CompleteStream>, Status> {
+        let (reply, answer) = oneshot::channel();
+        let call = Call {
+            request: request.into_inner(),
+            reply,
+        };
+        self.calls
+            .send(call)
+            .await
+            .map_err(|_| Status::unavailable("the test is over"))?;
+        let chunks = answer
+            .await
+            .map_err(|_| Status::unavailable("the test dropped the call"))??;
+        Ok(Response::new(ReceiverStream::new(chunks)))
+    }
+}
+
+#[tonic::async_trait]
+impl Telemetry for Service {
+    type WatchStream = Pin<Box<dyn Stream<Item = Result<LoadSample, Status>> + Send>>;
+
+    async fn watch(&self, _request: Request<LoadRequest>) -> Result<Response<Self::WatchStream>, Status> {
+        let samples = WatchStream::new(self.load.subscribe());
+        Ok(Response::new(Box::pin(futures::StreamExt::map(samples, Ok))))
+    }
+}
