@@ -54,9 +54,11 @@ pub trait ChunkWriter: Send + 'static {
     fn usage(&self, usage: Usage) -> Option<Self::Chunk>;
 }
 
+type Deltas = Pin<Box<dyn Stream<Item = Result<Delta, ApiError>> + Send>>;
+
 /// An answer that has been ordered.
 pub struct Answer {
-    deltas: Pin<Box<Peekable<Pin<Box<dyn Stream<Item = Result<Delta, ApiError>> + Send>>>>>,
+    deltas: Pin<Box<Peekable<Deltas>>>,
     gateway: Arc<Gateway>,
     record: Record,
 }
@@ -70,7 +72,7 @@ pub fn order(
     mut record: Record,
     prefix: &str,
     mut request: CompletionRequest,
-) -> Result<(Envelope, Answer), (Record, ApiError)> {
+) -> Result<(Envelope, Answer), ApiError> {
     let snapshot = gateway.directory.snapshot();
     let Some(deployment) = snapshot.by_model(&request.model) else {
         let error = if snapshot.complete {
@@ -82,12 +84,17 @@ pub fn order(
                 2,
             )
         };
-        return Err((record, error));
+        record.failed(&error);
+        return Err(error);
     };
     record.model(&deployment.model);
     let (id, seed) = match (random(), random(), random()) {
         (Ok(high), Ok(low), Ok(seed)) => (format!("{prefix}-{high:016x}{low:016x}"), seed),
-        _ => return Err((record, ApiError::internal("The system gave no random numbers."))),
+        _ => {
+            let error = ApiError::internal("The system gave no random numbers.");
+            record.failed(&error);
+            return Err(error);
+        }
     };
     request.request_id.clone_from(&id);
     request.seed.get_or_insert(seed);
@@ -101,7 +108,7 @@ pub fn order(
     };
     gateway.demand.arrived(&deployment.key);
     let relay = Relay::new(Arc::clone(&gateway), deployment, request);
-    let deltas: Pin<Box<dyn Stream<Item = _> + Send>> = Box::pin(relay.into_stream());
+    let deltas: Deltas = Box::pin(relay.into_stream());
     Ok((
         envelope,
         Answer {

@@ -17,10 +17,16 @@ pub enum Failure {
 }
 
 /// Read a status. Statuses that the transport made up (a broken connection, a reset stream) carry their cause as source;
-/// those that the leader sent do not.
+/// those that the leader sent do not. ALREADY_EXISTS means that the leader has not yet noticed that our last stream with
+/// this request id broke.
 #[must_use]
 pub fn classify(status: &Status) -> Failure {
-    if status.source().is_some() || matches!(status.code(), Code::Unavailable | Code::Aborted) {
+    if status.source().is_some()
+        || matches!(
+            status.code(),
+            Code::Unavailable | Code::Aborted | Code::AlreadyExists
+        )
+    {
         return Failure::Lost(status.to_string());
     }
     let message = status.message().to_owned();
@@ -54,6 +60,10 @@ mod tests {
         ));
         assert!(matches!(
             classify(&Status::aborted("re-forming")),
+            Failure::Lost(_)
+        ));
+        assert!(matches!(
+            classify(&Status::already_exists("under way")),
             Failure::Lost(_)
         ));
         let broken = Status::from_error(Box::new(std::io::Error::other("connection reset")));

@@ -32,11 +32,7 @@ pub async fn create(State(gateway): State<Arc<Gateway>>, body: Body) -> Result<R
         Ok((convert::request(request, messages)?, streamed, include_usage))
     };
     let (request, streamed, include_usage) = parsed.await.inspect_err(|error| record.failed(error))?;
-    let (envelope, answer) =
-        answer::order(gateway, record, "chatcmpl", request).map_err(|(mut record, error)| {
-            record.failed(&error);
-            error
-        })?;
+    let (envelope, answer) = answer::order(gateway, record, "chatcmpl", request)?;
     if streamed {
         return Ok(answer
             .stream(convert::Chunks {
