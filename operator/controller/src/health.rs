@@ -1,7 +1,7 @@
 //! `/livez`, `/readyz` and `/metrics`.
 
 use std::{
-    net::SocketAddr,
+    net::{Ipv4Addr, Ipv6Addr, SocketAddr},
     sync::{
         Arc,
         atomic::{AtomicBool, AtomicU64, Ordering},
@@ -17,7 +17,7 @@ use axum::{
     routing::get,
 };
 use prometheus_client::registry::Registry;
-use tokio::time::Instant;
+use tokio::{net::TcpListener, time::Instant};
 
 /// What the probes ask. Readiness is not tied to the lease: a standby is as ready as it can be, and a rollout that waited for every
 /// replica to lead would never end.
@@ -86,10 +86,20 @@ pub async fn serve(
     registry: Registry,
     stop: tokio_util::sync::CancellationToken,
 ) -> std::io::Result<()> {
-    let listener = tokio::net::TcpListener::bind(address).await?;
+    let listener = bind(address).await?;
     axum::serve(listener, router(health, Arc::new(registry)))
         .with_graceful_shutdown(stop.cancelled_owned())
         .await
+}
+
+/// `[::]` takes IPv4 as well, but does not exist where the kernel has no IPv6.
+async fn bind(address: SocketAddr) -> std::io::Result<TcpListener> {
+    match TcpListener::bind(address).await {
+        Err(_) if address.ip() == Ipv6Addr::UNSPECIFIED => {
+            TcpListener::bind((Ipv4Addr::UNSPECIFIED, address.port())).await
+        }
+        other => other,
+    }
 }
 
 fn router(health: Health, registry: Arc<Registry>) -> Router {

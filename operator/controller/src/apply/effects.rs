@@ -97,7 +97,7 @@ async fn run_chain(tools: &Tools<'_>, subject: Subject, steps: Vec<&Step>) -> Ou
             Ok(()) => {
                 outcome.applied += 1;
                 tools.metrics.effect(action, "ok");
-                info!(?subject, action, reason = step.reason, "{}", step.message);
+                info!(%subject, action, reason = step.reason, "{}", step.message);
                 if step.event != EventKind::None {
                     let warning = step.event == EventKind::Warning;
                     tools
@@ -109,10 +109,10 @@ async fn run_chain(tools: &Tools<'_>, subject: Subject, steps: Vec<&Step>) -> Ou
                 tools.metrics.effect(action, error.class());
                 let remedy = error.remedy();
                 match remedy {
-                    Remedy::Decide => debug!(?subject, action, %error, "dropped"),
-                    Remedy::Retry => warn!(?subject, action, %error, "failed; trying again"),
+                    Remedy::Decide => debug!(%subject, action, %error, "dropped"),
+                    Remedy::Retry => warn!(%subject, action, %error, "failed; trying again"),
                     Remedy::User => {
-                        warn!(?subject, action, %error, "refused");
+                        warn!(%subject, action, %error, "refused");
                         tools.events.publish(
                             tools.view,
                             &subject,

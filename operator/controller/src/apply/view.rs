@@ -19,6 +19,15 @@ pub enum Subject {
     Group(Key),
 }
 
+impl std::fmt::Display for Subject {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Deployment(key) => write!(f, "LlamaDeployment {key}"),
+            Self::Group(key) => write!(f, "LlamaGroup {key}"),
+        }
+    }
+}
+
 /// Objects by namespace and name.
 #[derive(Clone, Debug, Default)]
 pub struct View {

@@ -233,7 +233,8 @@ mod tests {
                     "uid": "g-uid", "controller": true, "blockOwnerDeletion": true}],
             })
         );
-        let field = |name: &str, path: &str| json!({"name": name, "valueFrom": {"fieldRef": {"fieldPath": path}}});
+        let field =
+            |name: &str, path: &str| json!({"name": name, "valueFrom": {"fieldRef": {"fieldPath": path}}});
         let probe = |path: &str, period: i32, failures: i32| {
             json!({"httpGet": {"path": path, "port": "http"}, "periodSeconds": period, "timeoutSeconds": 2,
                 "failureThreshold": failures})
@@ -292,16 +293,25 @@ mod tests {
         let pod = serde_json::to_value(member_pod(&group, 0, 0)).unwrap();
         let container = &pod["spec"]["containers"][0];
         let count = json!({"nvidia.com/gpu": "8"});
-        assert_eq!(container["resources"], json!({"requests": count, "limits": count}));
+        assert_eq!(
+            container["resources"],
+            json!({"requests": count, "limits": count})
+        );
         assert_eq!(container["ports"].as_array().unwrap().len(), 3 + 8);
         let arguments = serde_json::to_string(&container["args"]).unwrap();
-        assert!(arguments.contains(r#""--max-batched-tokens","4096","--max-sequences","256","--threads","4""#), "{arguments}");
+        assert!(
+            arguments.contains(r#""--max-batched-tokens","4096","--max-sequences","256","--threads","4""#),
+            "{arguments}"
+        );
         assert!(!arguments.contains("--kv-memory"));
         assert_eq!(pod["metadata"]["labels"]["llamero.dev/role"], "leader");
         assert_eq!(pod["spec"]["terminationGracePeriodSeconds"], 600);
         let env = container["env"].as_array().unwrap();
         let named: Vec<_> = env.iter().filter(|env| env["name"] == "LLAMERO_POD_IP").collect();
-        assert!(named.len() == 1 && named[0]["value"].is_null(), "a user cannot replace {named:?}");
+        assert!(
+            named.len() == 1 && named[0]["value"].is_null(),
+            "a user cannot replace {named:?}"
+        );
         assert_eq!(env[0]["value"], "debug");
     }
 
@@ -310,13 +320,26 @@ mod tests {
         let mounted = |source: Value| {
             let pod = serde_json::to_value(member_pod(&group(json!({"source": source})), 0, 0)).unwrap();
             let spec = &pod["spec"];
-            (spec["volumes"][0].clone(), spec["containers"][0]["volumeMounts"][0].clone())
+            (
+                spec["volumes"][0].clone(),
+                spec["containers"][0]["volumeMounts"][0].clone(),
+            )
         };
         let (volume, mount) = mounted(json!({"hostPath": {"path": "/srv/weights"}}));
-        assert_eq!(volume, json!({"name": "model", "hostPath": {"path": "/srv/weights", "type": "Directory"}}));
-        assert_eq!(mount, json!({"name": "model", "mountPath": "/model", "readOnly": true}));
-        let (volume, mount) = mounted(json!({"image": {"reference": "r/m:1", "pullPolicy": "IfNotPresent", "path": "w"}}));
-        assert_eq!(volume, json!({"name": "model", "image": {"reference": "r/m:1", "pullPolicy": "IfNotPresent"}}));
+        assert_eq!(
+            volume,
+            json!({"name": "model", "hostPath": {"path": "/srv/weights", "type": "Directory"}})
+        );
+        assert_eq!(
+            mount,
+            json!({"name": "model", "mountPath": "/model", "readOnly": true})
+        );
+        let (volume, mount) =
+            mounted(json!({"image": {"reference": "r/m:1", "pullPolicy": "IfNotPresent", "path": "w"}}));
+        assert_eq!(
+            volume,
+            json!({"name": "model", "image": {"reference": "r/m:1", "pullPolicy": "IfNotPresent"}})
+        );
         assert_eq!(mount["subPath"], "w");
     }
 }

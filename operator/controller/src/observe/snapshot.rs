@@ -179,3 +179,106 @@ fn min_available(budget: &PodDisruptionBudget) -> Option<i32> {
         IntOrString::String(_) => None,
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use serde::de::DeserializeOwned;
+    use serde_json::{Value, json};
+
+    use super::*;
+
+    fn object<K: DeserializeOwned>(value: Value) -> Arc<K> {
+        Arc::new(serde_json::from_value(value).unwrap())
+    }
+
+    fn deployment(name: &str, uid: &str) -> Arc<LlamaDeployment> {
+        object(json!({
+            "apiVersion": "llamero.dev/v1alpha1", "kind": "LlamaDeployment",
+            "metadata": {"name": name, "namespace": "n", "uid": uid},
+            "spec": {"model": {"source": {"hostPath": {"path": "/w"}}}, "parallelism": {"tensor": 1}},
+        }))
+    }
+
+    fn group(name: &str, uid: &str, owner: &str) -> Arc<LlamaGroup> {
+        object(json!({
+            "apiVersion": "llamero.dev/v1alpha1", "kind": "LlamaGroup",
+            "metadata": {"name": name, "namespace": "n", "uid": uid, "ownerReferences": owned(owner)},
+            "spec": {"deployment": "d", "revision": "r", "generation": 1, "members": [{"index": 0, "attempt": 0}],
+                "template": {"modelName": "m", "source": {"hostPath": {"path": "/w"}}, "maxContextLength": 1, "tensor": 1,
+                    "pipeline": 1, "ranksPerPod": 1, "kvBytesPerRank": 1, "weightBytesPerRank": 1, "stallTimeout": "1s"}},
+        }))
+    }
+
+    fn owned(uid: &str) -> Value {
+        json!([{"apiVersion": "v", "kind": "k", "name": "o", "uid": uid, "controller": true}])
+    }
+
+    fn pod(uid: &str, owner: &str, labels: Value) -> Arc<Pod> {
+        object(
+            json!({"metadata": {"name": uid, "namespace": "n", "uid": uid, "labels": labels, "ownerReferences": owned(owner)}}),
+        )
+    }
+
+    fn member(group: &str) -> Value {
+        json!({"llamero.dev/deployment": "d", "llamero.dev/group": group, "llamero.dev/member": "0", "llamero.dev/attempt": "0"})
+    }
+
+    #[test]
+    fn everything_belongs_to_its_owner_by_uid() {
+        let snapshot = Snapshot {
+            deployments: vec![deployment("d", "d-uid")],
+            groups: vec![
+                group("d-0", "g-uid", "d-uid"),
+                group("d-9", "other", "an earlier d"),
+            ],
+            pods: vec![
+                pod("p", "g-uid", member("d-0")),
+                pod("same label", "somebody", member("d-0")),
+                pod("left", "gone", member("d-7")),
+                pod(
+                    "i",
+                    "d-uid",
+                    json!({"llamero.dev/deployment": "d", "llamero.dev/inspect": "key"}),
+                ),
+            ],
+            services: vec![object(
+                json!({"metadata": {"name": "s", "ownerReferences": owned("d-uid")}}),
+            )],
+            budgets: vec![object(
+                json!({"metadata": {"name": "d-0", "ownerReferences": owned("g-uid")}, "spec": {"minAvailable": 1}}),
+            )],
+            priority_classes: vec![object(
+                json!({"metadata": {"name": "high"}, "value": 9, "globalDefault": true}),
+            )],
+            ..Snapshot::default()
+        };
+        let seen = observe(&snapshot, "image", Timestamp::UNIX_EPOCH);
+        let [deployment] = seen.deployments.as_slice() else {
+            panic!("one deployment")
+        };
+        let [group] = deployment.groups.as_slice() else {
+            panic!("one group")
+        };
+        assert_eq!(
+            group.pods.iter().map(|pod| pod.uid.as_str()).collect::<Vec<_>>(),
+            ["p"]
+        );
+        assert_eq!(group.pdb_min_available, Some(1));
+        assert_eq!(
+            deployment
+                .inspect
+                .iter()
+                .map(|pod| pod.key.as_str())
+                .collect::<Vec<_>>(),
+            ["key"]
+        );
+        assert!(deployment.has_service);
+        assert_eq!(
+            deployment.names_in_use,
+            BTreeSet::from(["d-7".to_owned(), "d-9".to_owned()])
+        );
+        assert_eq!(deployment.demand, None);
+        assert_eq!((seen.default_priority, seen.priority_classes["high"]), (9, 9));
+        assert_eq!(seen.settings.worker_image, "image");
+    }
+}
