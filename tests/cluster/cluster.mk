@@ -1,7 +1,7 @@
 # The local cluster and the images. Included by the top Makefile.
 CLUSTER := .local/bin/llamero-cluster
 
-.PHONY: cluster-packages cluster-program cluster-build cluster-up cluster-down cluster-status images
+.PHONY: cluster-packages cluster-program cluster-build cluster-up cluster-down cluster-status cluster-load images
 cluster-packages:
 	@tests/cluster/install-debian.sh
 
@@ -27,3 +27,6 @@ cluster-status: cluster-program ## Show what of the cluster runs
 
 images: cluster-packages ## Build the container images into .local/images
 	@images/build.sh
+
+cluster-load: images cluster-program ## Make the images known to the nodes of the running cluster
+	@$(CLUSTER) import-image .local/images/llamero.tar .local/images/llamero-worker.tar

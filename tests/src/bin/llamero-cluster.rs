@@ -1,11 +1,13 @@
 //! `llamero-cluster`: builds, starts, disturbs and stops the local cluster.
 #![forbid(unsafe_code)]
 
+use std::fmt::Display;
+use std::io::Write as _;
 use std::path::PathBuf;
 
 use anyhow::{Context, Result, bail, ensure};
 use clap::{Args, Parser, Subcommand};
-use llamero_tests::cluster::{Cluster, PodProcess, Signal, go_build, network, process};
+use llamero_tests::cluster::{Cluster, Layout, PodProcess, Signal, go_build, network, process};
 
 /// A real Kubernetes on this machine, for development and tests. Needs root.
 #[derive(Parser)]
@@ -97,16 +99,16 @@ fn run(action: Action) -> Result<()> {
         Action::Build => go_build::build(),
         Action::Up { nodes } => {
             let cluster = Cluster::up(nodes)?;
-            println!("export KUBECONFIG={}", cluster.kubeconfig().display());
+            show(format_args!(
+                "export KUBECONFIG={}",
+                cluster.kubeconfig().display()
+            ));
             Ok(())
         }
         Action::Down => Cluster::down(),
         Action::Status => status(),
         Action::Kubeconfig => {
-            println!(
-                "{}",
-                llamero_tests::cluster::Layout::default().kubeconfig().display()
-            );
+            show(Layout::default().kubeconfig().display());
             Ok(())
         }
         Action::ImportImage { archives } => {
@@ -116,7 +118,7 @@ fn run(action: Action) -> Result<()> {
                 .try_for_each(|archive| cluster.import_image(archive))
         }
         Action::NodeAdd => {
-            println!("{}", Cluster::connect()?.add_node()?.name());
+            show(Cluster::connect()?.add_node()?.name());
             Ok(())
         }
         Action::NodeRemove { node } => Cluster::connect()?.remove_node(&node),
@@ -124,7 +126,7 @@ fn run(action: Action) -> Result<()> {
         Action::LinkRestore { node } => Cluster::connect()?.restore_link(&node),
         Action::LinkBytes { node } => {
             let bytes = Cluster::connect()?.link_bytes(&node)?;
-            println!("received {} sent {}", bytes.received, bytes.sent);
+            show(format_args!("received {} sent {}", bytes.received, bytes.sent));
             Ok(())
         }
         Action::Processes(target) => {
@@ -174,16 +176,16 @@ fn find(target: &Target) -> Result<Vec<PodProcess>> {
 }
 
 fn print_process(process: &PodProcess) {
-    println!(
+    show(format_args!(
         "{} {} {} {}",
         process.pid, process.node, process.container, process.command
-    );
+    ));
 }
 
 fn status() -> Result<()> {
     let daemons = process::all()?;
     if daemons.is_empty() {
-        println!("no cluster is running");
+        show("no cluster is running");
         let left = Cluster::leftovers()?;
         ensure!(
             left.is_empty(),
@@ -194,7 +196,7 @@ fn status() -> Result<()> {
     }
     let mut parts: Vec<&str> = daemons.iter().map(|daemon| daemon.part.as_str()).collect();
     parts.dedup();
-    println!("running: {}", parts.join(" "));
+    show(format_args!("running: {}", parts.join(" ")));
     let cluster = Cluster::connect()?;
     for node in cluster.nodes()? {
         let link = if network::is_connected(node.index()) {
@@ -202,16 +204,20 @@ fn status() -> Result<()> {
         } else {
             " (cable pulled)"
         };
-        println!("{} {}{link}", node.name(), node.index().address());
+        show(format_args!("{} {}{link}", node.name(), node.index().address()));
     }
-    println!("export KUBECONFIG={}", cluster.kubeconfig().display());
-    print!(
-        "{}",
-        cluster
-            .kubectl()
-            .run(&["get", "nodes,pods", "-A", "-o", "wide", "--request-timeout=5s"])?
-    );
+    show(format_args!(
+        "export KUBECONFIG={}",
+        cluster.kubeconfig().display()
+    ));
+    let words = ["get", "nodes,pods", "-A", "-o", "wide", "--request-timeout=5s"];
+    show(cluster.kubectl().run(&words)?.trim_end());
     Ok(())
+}
+
+/// Prints a line. A reader that has gone away, such as `head`, is no error.
+fn show(line: impl Display) {
+    let _ = writeln!(std::io::stdout(), "{line}");
 }
 
 fn parse_resource(text: &str) -> Result<(String, u32)> {

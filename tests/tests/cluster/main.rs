@@ -43,6 +43,7 @@ fn checks(cluster: &Cluster) -> Result<()> {
 
     serve::traffic_crosses_the_cable(cluster, &pods, &nodes[1])?;
     serve::names_and_service_addresses_work(&pods)?;
+    serve::pods_reach_the_api_server(&pods)?;
     serve::the_machine_reaches_pods_and_services(&pods)?;
     serve::an_image_is_a_volume(&pods)?;
     serve::ports_are_forwarded(cluster, &pods)?;

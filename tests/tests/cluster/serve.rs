@@ -45,6 +45,17 @@ pub(crate) fn names_and_service_addresses_work(pods: &Pods) -> Result<()> {
     Ok(())
 }
 
+pub(crate) fn pods_reach_the_api_server(pods: &Pods) -> Result<()> {
+    // It speaks TLS; a plain request is enough to see that it is there.
+    let ask = "echo | /bin/busybox nc -w 2 kubernetes.default 443";
+    let answer = pods.exec("first", &["sh", "-c", ask])?;
+    ensure!(
+        answer.contains("HTTP request to an HTTPS server"),
+        "the API server answers {answer:?}"
+    );
+    Ok(())
+}
+
 pub(crate) fn the_machine_reaches_pods_and_services(pods: &Pods) -> Result<()> {
     ensure!(
         fetch(&pods.url("second")?)?.trim() == "second",
