@@ -1,0 +1,101 @@
+//! Starting with bad input, and ending well.
+
+use std::process::{Command, Stdio};
+
+use rustix::process::Signal;
+use tonic::Code;
+
+use crate::harness::{Worker, begin, complete, exists, finish, model_dir, story, turn, until};
+
+#[tokio::test]
+async fn a_drain_finishes_what_runs_and_refuses_the_rest() {
+    let _turn = turn().await;
+    let mut worker = Worker::alone(2, &["--drain-grace", "100ms"]).await;
+    let reference = complete(&worker, story(400)).await.unwrap();
+    let pids: Vec<u32> = worker.report().await.ranks.iter().map(|rank| rank.pid).collect();
+    let (whole, mut stream) = begin(&worker, story(400), 3).await;
+    worker.signal(Signal::TERM);
+    worker.report_when("it drains", |report| report.draining && !report.group_serving).await;
+    assert_eq!(worker.get("/readyz").await.0, 503);
+    let status = until("new requests are refused", async || complete(&worker, story(1)).await.err()).await;
+    assert_eq!(status.code(), Code::Unavailable, "{status}");
+    assert!(status.message().contains("draining"), "{status}");
+    assert_eq!(finish(whole, &mut stream).await.unwrap(), reference);
+    assert_eq!(worker.exit().await.code(), Some(0));
+    assert!(pids.iter().all(|pid| !exists(*pid)));
+}
+
+fn serve_fails(args: &[&str]) -> (Option<i32>, String) {
+    let ports = ["--inference-port", "0", "--control-port", "0", "--http-port", "0", "--rank-port", "0"];
+    let output = Command::new(env!("CARGO_BIN_EXE_llamero-worker"))
+        .arg("serve")
+        .args(ports)
+        .args(args)
+        .stdin(Stdio::null())
+        .output()
+        .unwrap();
+    (output.status.code(), String::from_utf8(output.stderr).unwrap())
+}
+
+#[tokio::test]
+async fn what_cannot_be_served_is_said_at_once() {
+    let _turn = turn().await;
+    let model = model_dir();
+    let model = model.to_str().unwrap();
+    let (code, said) = serve_fails(&["--model-dir", "/does/not/exist"]);
+    assert_eq!(code, Some(2), "{said}");
+    assert!(said.contains("/does/not/exist/config.json"), "{said}");
+    let (code, said) = serve_fails(&["--model-dir", model, "--tensor", "10"]);
+    assert_eq!(code, Some(2), "{said}");
+    assert!(said.contains("9 q heads"), "{said}");
+    let (code, said) = serve_fails(&["--model-dir", model, "--max-context-length", "9000"]);
+    assert_eq!(code, Some(2), "{said}");
+    assert!(said.contains("8192"), "{said}");
+    let (code, said) = serve_fails(&["--model-dir", model, "--stall-timeout", "soon"]);
+    assert_eq!(code, Some(2), "{said}");
+    assert!(said.contains("500ms, 30s"), "{said}");
+    let (code, said) = serve_fails(&["--model-dir", model, "--group-uid", "g", "--ranks-per-pod", "2", "--tensor", "3"]);
+    assert_ne!(code, Some(0), "{said}");
+    assert!(said.contains("must divide"), "{said}");
+}
+
+#[test]
+fn a_rank_needs_a_supervisor() {
+    let output = Command::new(env!("CARGO_BIN_EXE_llamero-worker"))
+        .args(["rank", "--rank", "0"])
+        .stdin(Stdio::null())
+        .output()
+        .unwrap();
+    let said = String::from_utf8(output.stderr).unwrap();
+    assert_eq!(output.status.code(), Some(1), "{said}");
+    assert!(said.contains("standard input"), "{said}");
+}
+
+#[test]
+fn inspect_says_what_a_checkpoint_is() {
+    let dir = tempfile::tempdir().unwrap();
+    let log = dir.path().join("termination-log");
+    let output = Command::new(env!("CARGO_BIN_EXE_llamero-worker"))
+        .args(["inspect", "--json", "--tensor", "7", "--model-dir"])
+        .arg(model_dir())
+        .arg("--termination-log")
+        .arg(&log)
+        .output()
+        .unwrap();
+    assert!(output.status.success());
+    let summary: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+    let written = std::fs::read(&log).unwrap();
+    assert!(written.len() <= 4096);
+    assert_eq!(summary, serde_json::from_slice::<serde_json::Value>(&written).unwrap());
+    assert_eq!((&summary["weights"], &summary["qHeads"]), (&"fp8".into(), &9.into()));
+    assert!(summary["plans"].as_array().unwrap().iter().any(|plan| plan["tensor"] == 7));
+
+    let output = Command::new(env!("CARGO_BIN_EXE_llamero-worker"))
+        .args(["inspect", "/does/not/exist", "--termination-log"])
+        .arg(&log)
+        .output()
+        .unwrap();
+    assert_eq!(output.status.code(), Some(2));
+    let refusal: serde_json::Value = serde_json::from_slice(&std::fs::read(&log).unwrap()).unwrap();
+    assert!(refusal["error"].as_str().unwrap().contains("config.json"), "{refusal}");
+}

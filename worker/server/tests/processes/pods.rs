@@ -1,0 +1,99 @@
+//! Pods of one group, formed from outside as the operator does it.
+
+use llamero_proto::v1::{DrainRequest, FormRequest, FormResponse, Member};
+use rustix::process::Signal;
+use tonic::{Code, Status};
+
+use crate::harness::{Worker, all_serve, begin, complete, finish, sampled_story, turn};
+
+async fn pod(member: u32, uid: &str) -> Worker {
+    let member = member.to_string();
+    let group = ["--group-uid", "group", "--tensor", "2", "--ranks-per-pod", "1"];
+    let own = ["--member", &member, "--pod-uid", uid, "--drain-grace", "100ms"];
+    Worker::start(&[&group[..], &own].concat()).await
+}
+
+fn members(generation: u64, pods: [(&Worker, &str); 2]) -> FormRequest {
+    let member = |(rank, (worker, uid)): (u32, (&Worker, &str))| Member {
+        rank,
+        pod_uid: uid.into(),
+        ip: "127.0.0.1".into(),
+        port: worker.ports.ranks[0].into(),
+    };
+    FormRequest { group_uid: "group".into(), generation, members: (0..).zip(pods).map(member).collect() }
+}
+
+async fn form(worker: &Worker, request: &FormRequest) -> Result<FormResponse, Status> {
+    worker.control().form(request.clone()).await.map(tonic::Response::into_inner)
+}
+
+#[tokio::test]
+async fn pods_form_lose_a_member_take_another_and_leave() {
+    let _turn = turn().await;
+    let mut leader = pod(0, "a").await;
+    let first = pod(1, "b").await;
+    assert_eq!((leader.ports.inference.is_some(), first.ports.inference), (true, None));
+    assert_eq!(leader.get("/readyz").await.0, 503);
+
+    let two = members(2, [(&leader, "a"), (&first, "b")]);
+    for worker in [&leader, &first] {
+        assert_eq!(form(worker, &two).await.unwrap().generation, 2);
+        assert_eq!(form(worker, &two).await.unwrap().generation, 2, "the same again changes nothing");
+    }
+    leader.report_when("the group serves", |report| report.group_serving).await;
+    first.report_when("the member serves", all_serve).await;
+    assert_eq!((leader.get("/readyz").await.0, first.get("/readyz").await.0), (200, 200));
+    refusals(&leader, &first).await;
+
+    // The member's pod is lost in the middle of an answer; another one takes its place.
+    let reference = complete(&leader, sampled_story(200)).await.unwrap();
+    let before = leader.report().await.ranks[0].clone();
+    let (whole, mut stream) = begin(&leader, sampled_story(200), 10).await;
+    drop(first);
+    let mut second = pod(1, "c").await;
+    let three = members(3, [(&leader, "a"), (&second, "c")]);
+    for worker in [&leader, &second] {
+        assert_eq!(form(worker, &three).await.unwrap().generation, 3);
+    }
+    assert_eq!(finish(whole, &mut stream).await.unwrap(), reference);
+    let after = leader.report_when("the group serves again", |report| report.group_serving).await;
+    assert_eq!((after.ranks[0].pid, after.ranks[0].restarts, after.ranks[0].generation), (before.pid, 0, 3));
+    assert_eq!(after.ranks[0].loaded_bytes, before.loaded_bytes);
+
+    // A member ignores SIGTERM while its group serves, and goes when the leader goes.
+    let status = second.control().drain(DrainRequest {}).await.unwrap_err();
+    assert_eq!(status.code(), Code::FailedPrecondition, "{status}");
+    second.signal(Signal::TERM);
+    assert_eq!(complete(&leader, sampled_story(200)).await.unwrap(), reference);
+    assert!(second.is_running());
+    leader.control().drain(DrainRequest {}).await.unwrap();
+    assert_eq!(leader.exit().await.code(), Some(0));
+    assert_eq!(second.exit().await.code(), Some(0));
+}
+
+async fn refusals(leader: &Worker, first: &Worker) {
+    let good = members(3, [(leader, "a"), (first, "b")]);
+    let refused = async |request: FormRequest, code, part: &str| {
+        let status = form(leader, &request).await.unwrap_err();
+        assert_eq!(status.code(), code, "{status}");
+        assert!(status.message().contains(part), "{:?} does not say {part:?}", status.message());
+    };
+    let old = FormRequest { generation: 1, ..good.clone() };
+    refused(old, Code::FailedPrecondition, "generation 1 is over").await;
+    let changed = members(2, [(leader, "a"), (first, "other")]);
+    refused(changed, Code::FailedPrecondition, "higher generation").await;
+    let foreign = FormRequest { group_uid: "other".into(), ..good.clone() };
+    refused(foreign, Code::InvalidArgument, "belongs to the group").await;
+    let mut few = good.clone();
+    few.members.pop();
+    refused(few, Code::InvalidArgument, "2 ranks").await;
+    let mut swapped = good.clone();
+    swapped.members.swap(0, 1);
+    refused(swapped, Code::InvalidArgument, "in order").await;
+    let mut nowhere = good.clone();
+    nowhere.members[1].ip = "somewhere".into();
+    refused(nowhere, Code::InvalidArgument, "no IP address").await;
+    let elsewhere = members(3, [(leader, "z"), (first, "b")]);
+    refused(elsewhere, Code::InvalidArgument, "lives in the pod").await;
+    assert_eq!(leader.report().await.generation, 2);
+}
