@@ -47,7 +47,7 @@ pub(crate) fn names_and_service_addresses_work(pods: &Pods) -> Result<()> {
 
 pub(crate) fn pods_reach_the_api_server(pods: &Pods) -> Result<()> {
     // It speaks TLS; a plain request is enough to see that it is there.
-    let ask = "echo | /bin/busybox nc -w 2 kubernetes.default 443";
+    let ask = r#"printf "GET / HTTP/1.0\r\n\r\n" | /bin/busybox nc -w 2 kubernetes.default 443"#;
     let answer = pods.exec("first", &["sh", "-c", ask])?;
     ensure!(
         answer.contains("HTTP request to an HTTPS server"),
