@@ -11,7 +11,9 @@ use std::fs::{self, File, OpenOptions};
 use std::path::Path;
 
 use common::{TINY, config_json, write_checkpoint, write_sparse};
+use llamero_checkpoint::safetensors::SafetensorsFile;
 use llamero_checkpoint::{Checkpoint, ModelLayout, Result};
+use proptest::prelude::*;
 use serde_json::{Value, json};
 
 fn open(folder: &Path) -> Result<()> {
@@ -205,4 +207,27 @@ fn element_types_and_scales_are_checked() {
         &replace(scale, &|entry| entry["dtype"] = json!("I32")),
         &[scale, "element type I32"],
     );
+}
+
+proptest! {
+    /// Whatever a few changed bytes make of a file, it is opened or refused; nothing panics.
+    #[test]
+    fn changed_bytes_never_panic(changes in proptest::collection::vec((0..250usize, any::<u8>()), 1..4)) {
+        let entry = |start: u64| json!({"dtype": "BF16", "shape": [2, 4], "data_offsets": [start, start + 16]});
+        let header = json!({"__metadata__": {"format": "pt"}, "a": entry(0), "b": entry(16), "c": entry(32)}).to_string();
+        let mut bytes = (header.len() as u64).to_le_bytes().to_vec();
+        bytes.extend(header.as_bytes());
+        bytes.resize(bytes.len() + 48, 7);
+        for (at, value) in changes {
+            bytes[at] = value;
+        }
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("model.safetensors");
+        fs::write(&path, bytes).unwrap();
+        if let Ok(file) = SafetensorsFile::open(&path) {
+            for (name, info) in &file.header().tensors {
+                file.read_at(name, 0, &mut vec![0; info.bytes() as usize]).unwrap();
+            }
+        }
+    }
 }
