@@ -4,7 +4,6 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 export KUBECONFIG=$PWD/.local/cluster/kubeconfig
 kubectl() { .local/bin/kubectl "$@"; }
-cluster() { cargo run --quiet --release --package llamero-tests --bin llamero-cluster -- "$@"; }
 say() { printf '\n\033[1m== %s\033[0m\n' "$*"; }
 
 say "Packages, model and binaries (slow only the first time)"
@@ -13,7 +12,7 @@ make --no-print-directory cluster-build model images
 
 say "Three nodes"
 make --no-print-directory cluster-up NODES=3
-make --no-print-directory cluster-load
+.local/bin/llamero-cluster import-image .local/images/llamero.tar .local/images/llamero-worker.tar
 
 say "helm install llamero charts/llamero"
 tests/install.sh
@@ -45,7 +44,7 @@ ask "$question" > .local/demo-answer-again &
 stream=$!
 tail -f -n +1 --pid=$stream .local/demo-answer-again &
 until [ "$(wc -c < .local/demo-answer-again)" -gt 150 ]; do sleep 0.02; done
-cluster kill "demo/$follower" --process 'exe rank' 
+.local/bin/llamero-cluster kill "demo/$follower" --process 'worker rank'
 printf '\033[31m[killed the rank of %s]\033[0m' "$follower"
 wait $stream
 wait

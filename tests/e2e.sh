@@ -12,6 +12,6 @@ if [ $# -eq 0 ]; then
   cargo test --release -q -p llamero-tests --features cluster --test cluster
 fi
 make --no-print-directory cluster-up NODES=3
-make --no-print-directory cluster-load
+.local/bin/llamero-cluster import-image .local/images/llamero.tar .local/images/llamero-worker.tar
 tests/install.sh
 cargo test --release -p llamero-tests --features cluster --test e2e -- --test-threads=1 "$@"
