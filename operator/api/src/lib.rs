@@ -20,7 +20,8 @@
 #![forbid(unsafe_code)]
 #![allow(
     unreachable_pub,
-    reason = "the KubeSchema derive copies each public struct into a function body"
+    clippy::duplicated_attributes,
+    reason = "the KubeSchema derive copies each public struct into a function body; printer columns repeat their keys"
 )]
 
 pub mod crds;

@@ -19,9 +19,32 @@ pub(crate) fn resources(generator: &mut SchemaGenerator) -> Schema {
     })
 }
 
-/// Affinity rules; their long schema is left to the API server's own check of the pods.
-pub(crate) fn free_form(_: &mut SchemaGenerator) -> Schema {
-    json_schema!({"type": "object", "x-kubernetes-preserve-unknown-fields": true})
+/// Affinity rules as in a pod, without their long descriptions. The whole schema stands here so that an object which the API server
+/// accepts can always be read.
+pub(crate) fn affinity(generator: &mut SchemaGenerator) -> Schema {
+    use k8s_openapi::api::core::v1::Affinity;
+    let mut value = generator.subschema_for::<Affinity>().to_value();
+    if let Some(definition) = value
+        .pointer("/$ref")
+        .and_then(|r| r.as_str())
+        .and_then(|r| r.rsplit('/').next())
+        .map(str::to_owned)
+    {
+        value = generator.definitions().get(&definition).cloned().unwrap_or(value);
+    }
+    strip(&mut value);
+    Schema::try_from(value).unwrap_or_default()
+}
+
+fn strip(value: &mut serde_json::Value) {
+    match value {
+        serde_json::Value::Object(map) => {
+            map.retain(|key, value| key != "description" || !value.is_string());
+            map.values_mut().for_each(strip);
+        }
+        serde_json::Value::Array(items) => items.iter_mut().for_each(strip),
+        _ => {}
+    }
 }
 
 /// Conditions, merged by type.

@@ -1,5 +1,7 @@
 //! The rules of the definitions, evaluated as the API server evaluates them: what is refused, and what the user is told.
 
+#![allow(clippy::unwrap_used, reason = "a test may fail")]
+
 use llamero_api::{LlamaDeployment, LlamaGroup};
 use serde_json::{Value, json};
 

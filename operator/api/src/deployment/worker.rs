@@ -71,7 +71,7 @@ pub struct Worker {
     pub tolerations: Vec<Toleration>,
     /// Affinity of the pods, in the form of `pod.spec.affinity`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[schemars(schema_with = "crate::schema::free_form")]
+    #[schemars(schema_with = "crate::schema::affinity")]
     pub affinity: Option<Affinity>,
     /// PriorityClass of the pods; pods of lower priority count as room.
     #[serde(default, skip_serializing_if = "Option::is_none")]

@@ -19,11 +19,11 @@ use llamero_core::{
 use serde_json::{Value, json};
 
 /// The present of table tests.
-pub const NOW: Millis = 1_800_000_000_000;
-pub const GPU: &str = "nvidia.com/gpu";
+pub(crate) const NOW: Millis = 1_800_000_000_000;
+pub(crate) const GPU: &str = "nvidia.com/gpu";
 
 /// A checkpoint of 8 GiB with 8 heads.
-pub fn summary() -> CheckpointSummary {
+pub(crate) fn summary() -> CheckpointSummary {
     let plans = [1, 2, 4, 8].map(|tensor| ShardPlan {
         tensor,
         weight_bytes_per_rank: (8 << 30) / tensor,
@@ -50,7 +50,7 @@ pub fn summary() -> CheckpointSummary {
 }
 
 /// A deployment of two GPU ranks on two nodes, whose checkpoint is known.
-pub fn deployment(change: impl FnOnce(&mut Value)) -> Deployment {
+pub(crate) fn deployment(change: impl FnOnce(&mut Value)) -> Deployment {
     let mut object = json!({
         "apiVersion": "llamero.dev/v1alpha1", "kind": "LlamaDeployment",
         "metadata": {"name": "llama", "namespace": "ns", "uid": "uid-llama", "generation": 1, "creationTimestamp": "2026-01-01T00:00:00Z"},
@@ -84,7 +84,7 @@ pub fn deployment(change: impl FnOnce(&mut Value)) -> Deployment {
 }
 
 /// A node with so many GPUs.
-pub fn node(name: &str, gpus: i64) -> Node {
+pub(crate) fn node(name: &str, gpus: i64) -> Node {
     Node {
         name: name.into(),
         ready: true,
@@ -98,7 +98,7 @@ pub fn node(name: &str, gpus: i64) -> Node {
 }
 
 /// The deployment on three nodes with one GPU each.
-pub fn observed(deployment: Deployment) -> Observed {
+pub(crate) fn observed(deployment: Deployment) -> Observed {
     Observed {
         settings: Settings {
             worker_image: "worker:1".into(),
@@ -110,7 +110,11 @@ pub fn observed(deployment: Deployment) -> Observed {
 }
 
 /// A group as a deployment would make it, with members at (attempt, node, recorded UID).
-pub fn group(deployment: &Deployment, name: &str, members: &[(i32, Option<&str>, Option<&str>)]) -> Group {
+pub(crate) fn group(
+    deployment: &Deployment,
+    name: &str,
+    members: &[(i32, Option<&str>, Option<&str>)],
+) -> Group {
     let object = &deployment.object;
     let plan = sizing::plan(&object.spec, &summary(), &[]);
     let template = revision::template(
@@ -140,17 +144,13 @@ pub fn group(deployment: &Deployment, name: &str, members: &[(i32, Option<&str>,
     Group {
         object: Arc::new(object),
         pods: vec![],
-        pdb_min_available: Some(members_len(recorded, &deployment.object)),
+        pdb_min_available: Some(deployment.object.spec.pods()),
         load: None,
     }
 }
 
-fn members_len(_: bool, object: &LlamaDeployment) -> i32 {
-    object.spec.pods()
-}
-
 /// A gated pod of a member.
-pub fn gated(group: &str, index: i32, attempt: i32, uid: &str) -> Pod {
+pub(crate) fn gated(group: &str, index: i32, attempt: i32, uid: &str) -> Pod {
     Pod {
         name: format!("{group}-{index}-{attempt}"),
         uid: uid.into(),
@@ -162,7 +162,7 @@ pub fn gated(group: &str, index: i32, attempt: i32, uid: &str) -> Pod {
 }
 
 /// A running pod of a member that has reported a rank in this phase.
-pub fn running(
+pub(crate) fn running(
     group: &str,
     index: i32,
     attempt: i32,
@@ -197,7 +197,7 @@ pub fn running(
 }
 
 /// A pod that has ended.
-pub fn ended(pod: Pod, code: i32, message: &str) -> Pod {
+pub(crate) fn ended(pod: Pod, code: i32, message: &str) -> Pod {
     Pod {
         phase: if code == 0 {
             PodPhase::Succeeded
@@ -214,7 +214,7 @@ pub fn ended(pod: Pod, code: i32, message: &str) -> Pod {
 }
 
 /// A serving group of two pods on nodes a and b.
-pub fn serving(deployment: &Deployment, name: &str, nodes: [&str; 2]) -> Group {
+pub(crate) fn serving(deployment: &Deployment, name: &str, nodes: [&str; 2]) -> Group {
     let (u0, u1) = (format!("{name}-u0"), format!("{name}-u1"));
     let mut group = group(
         deployment,
@@ -232,17 +232,17 @@ pub fn serving(deployment: &Deployment, name: &str, nodes: [&str; 2]) -> Group {
     group
 }
 
-pub fn status(group: &mut Group, change: impl FnOnce(&mut LlamaGroupStatus)) {
+pub(crate) fn status(group: &mut Group, change: impl FnOnce(&mut LlamaGroupStatus)) {
     let object = Arc::make_mut(&mut group.object);
     change(object.status.get_or_insert_default());
 }
 
-pub fn spec(group: &mut Group, change: impl FnOnce(&mut LlamaGroupSpec)) {
+pub(crate) fn spec(group: &mut Group, change: impl FnOnce(&mut LlamaGroupSpec)) {
     change(&mut Arc::make_mut(&mut group.object).spec);
 }
 
 /// Counts bound pods on their nodes, as the controller does.
-pub fn count_usage(observed: &mut Observed) {
+pub(crate) fn count_usage(observed: &mut Observed) {
     let groups = observed.deployments.iter().flat_map(|d| &d.groups);
     let bound: Vec<(String, Resources)> = groups
         .flat_map(|g| g.pods.iter().map(move |pod| (g, pod)))
@@ -262,7 +262,7 @@ pub fn count_usage(observed: &mut Observed) {
 }
 
 /// The steps in one word each, with what they are about.
-pub fn words(plan: &Plan) -> Vec<String> {
+pub(crate) fn words(plan: &Plan) -> Vec<String> {
     plan.steps
         .iter()
         .map(|step| match &step.action {
@@ -298,7 +298,7 @@ pub fn words(plan: &Plan) -> Vec<String> {
 }
 
 /// The specification that the plan writes to a group.
-pub fn written<'a>(plan: &'a Plan, name: &str) -> &'a LlamaGroupSpec {
+pub(crate) fn written<'a>(plan: &'a Plan, name: &str) -> &'a LlamaGroupSpec {
     plan.steps
         .iter()
         .find_map(|step| match &step.action {
@@ -309,6 +309,6 @@ pub fn written<'a>(plan: &'a Plan, name: &str) -> &'a LlamaGroupSpec {
 }
 
 /// Reserved members of a node.
-pub fn reserved(observed: &Observed, node: &str) -> usize {
+pub(crate) fn reserved(observed: &Observed, node: &str) -> usize {
     ledger::reservations(observed).get(node).map_or(0, Vec::len)
 }

@@ -154,6 +154,6 @@ proptest! {
         observed.nodes[0].used.insert(numbers.1, Resources::new().with(GPU, numbers.3));
         let plan = decide(&observed, NOW);
         prop_assert_eq!(&plan, &decide(&observed, NOW));
-        report(&observed, &plan, NOW);
+        prop_assert_eq!(report(&observed, &plan, NOW), report(&observed, &plan, NOW));
     }
 }

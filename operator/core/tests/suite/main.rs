@@ -1,5 +1,7 @@
 //! Tests of the decisions: tables that read "given these pods, this plan", and properties over a simulated cluster.
 
+#![allow(clippy::unwrap_used, reason = "a test may fail")]
+
 mod build;
 mod garbage;
 mod properties;

@@ -42,13 +42,13 @@ struct SimGroup {
 }
 
 /// The cluster.
-pub struct World {
-    pub now: Millis,
-    pub nodes: BTreeMap<String, Node>,
+pub(crate) struct World {
+    pub(crate) now: Millis,
+    pub(crate) nodes: BTreeMap<String, Node>,
     /// Room taken by others, by node.
-    pub foreign: BTreeMap<String, Resources>,
-    pub object: LlamaDeployment,
-    pub requests: u32,
+    pub(crate) foreign: BTreeMap<String, Resources>,
+    pub(crate) object: LlamaDeployment,
+    pub(crate) requests: u32,
     groups: Vec<SimGroup>,
     inspect: Option<InspectPod>,
     service: bool,
@@ -56,7 +56,7 @@ pub struct World {
 }
 
 impl World {
-    pub fn new(nodes: usize, replicas: i32) -> Self {
+    pub(crate) fn new(nodes: usize, replicas: i32) -> Self {
         let mut deployment = build::deployment(|d| {
             d["spec"]["replicas"] = replicas.into();
             d["spec"]["recovery"] =
@@ -87,7 +87,7 @@ impl World {
     }
 
     /// What the controller would observe.
-    pub fn observe(&self) -> Observed {
+    pub(crate) fn observe(&self) -> Observed {
         let mut nodes: Vec<Node> = self.nodes.values().cloned().collect();
         for node in &mut nodes {
             node.used = [(0, self.used(&node.name))].into();
@@ -170,7 +170,7 @@ impl World {
     }
 
     /// Decides, applies the steps that the mask selects, writes the status if `write_status`, and lets the cluster go on for a tick.
-    pub fn pass(&mut self, mask: u64, write_status: bool) -> Plan {
+    pub(crate) fn pass(&mut self, mask: u64, write_status: bool) -> Plan {
         let observed = self.observe();
         let plan = decide(&observed, self.now);
         assert_eq!(
@@ -462,7 +462,7 @@ impl World {
     }
 
     /// One second of the cluster's own life.
-    pub fn tick(&mut self) {
+    pub(crate) fn tick(&mut self) {
         self.now += 1000;
         let now = self.now;
         if let Some(inspect) = &mut self.inspect {
@@ -559,7 +559,7 @@ impl World {
         (count > 0).then(|| pods.swap_remove(number % count))
     }
 
-    pub fn fault(&mut self, fault: &Fault) {
+    pub(crate) fn fault(&mut self, fault: &Fault) {
         let now = self.now;
         match fault {
             Fault::Crash(n) => {
@@ -617,7 +617,7 @@ impl World {
     }
 
     /// Lets the operator work undisturbed until there is nothing left to do.
-    pub fn settle(&mut self) {
+    pub(crate) fn settle(&mut self) {
         let mut quiet = 0;
         for _ in 0..2000 {
             let plan = self.pass(u64::MAX, true);
@@ -772,7 +772,7 @@ fn step_group(group: &mut SimGroup) {
 
 /// What goes wrong.
 #[derive(Clone, Debug)]
-pub enum Fault {
+pub(crate) enum Fault {
     Crash(usize),
     Delete(usize),
     Evict(usize),
