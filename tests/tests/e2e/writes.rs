@@ -23,7 +23,11 @@ fn an_operator_killed_at_any_write_is_succeeded_without_loss() -> Result<()> {
     let _away = InClusterOperator::away(cluster.kubectl())?;
     let cutter = WriteCutter::start(cluster.layout())?;
     let long = std::env::var_os("LLAMERO_LONG").is_some();
-    let cuts: Vec<usize> = if long { (0..200).collect() } else { vec![1, 4, 6, 9] };
+    let cuts: Vec<usize> = if long {
+        (0..200).collect()
+    } else {
+        vec![1, 4, 6, 9]
+    };
     for cut in cuts {
         if !placement_survives(&cutter, cut).with_context(|| format!("cut after write {cut}"))? {
             println!("a placement takes {cut} writes or fewer");
@@ -47,7 +51,9 @@ fn placement_survives(cutter: &WriteCutter, cut: usize) -> Result<bool> {
     drop(first);
     cutter.open();
     let second = Operator::start(cutter, "second")?;
-    deployment.wait_ready(1).with_context(|| format!("writes before the cut: {writes:?}"))?;
+    deployment
+        .wait_ready(1)
+        .with_context(|| format!("writes before the cut: {writes:?}"))?;
     converged(&deployment).with_context(|| format!("writes before the cut: {writes:?}"))?;
     // The operator that saw the deployment go is the one that takes its pods back.
     drop(deployment);
@@ -66,7 +72,10 @@ fn converged(deployment: &Deployment) -> Result<()> {
     recorded.sort_by_key(|uid| uid.to_string());
     there.sort_by_key(|uid| uid.to_string());
     let names: Vec<&str> = pods.iter().map(name_of).collect();
-    ensure!(recorded == there, "members are {recorded:?}, pods are {there:?} ({names:?}) in {NAMESPACE}");
+    ensure!(
+        recorded == there,
+        "members are {recorded:?}, pods are {there:?} ({names:?}) in {NAMESPACE}"
+    );
     Ok(())
 }
 
@@ -81,7 +90,14 @@ impl Operator {
         let log = File::create(folder.join(format!("operator-{identity}.log")))?;
         let child = Command::new(program("llamero-operator")?)
             .env("KUBECONFIG", kubeconfig)
-            .args(["--lease-seconds", "3", "--http-address", "127.0.0.1:0", "--identity", identity])
+            .args([
+                "--lease-seconds",
+                "3",
+                "--http-address",
+                "127.0.0.1:0",
+                "--identity",
+                identity,
+            ])
             .stdin(Stdio::null())
             .stdout(log.try_clone()?)
             .stderr(log)
@@ -102,10 +118,23 @@ struct InClusterOperator(Kubectl);
 
 impl InClusterOperator {
     fn away(kubectl: Kubectl) -> Result<Self> {
-        kubectl.run(&["-n", SYSTEM, "scale", "deployment", "llamero-operator", "--replicas=0"])?;
+        kubectl.run(&[
+            "-n",
+            SYSTEM,
+            "scale",
+            "deployment",
+            "llamero-operator",
+            "--replicas=0",
+        ])?;
         let this = Self(kubectl);
         poll::until("the operator to go", Duration::from_secs(60), || {
-            let words = ["-n", SYSTEM, "pods", "-l", "app.kubernetes.io/name=llamero-operator"];
+            let words = [
+                "-n",
+                SYSTEM,
+                "pods",
+                "-l",
+                "app.kubernetes.io/name=llamero-operator",
+            ];
             let pods = this.0.get(&words)?;
             Ok(pods["items"].as_array().is_some_and(Vec::is_empty).then_some(()))
         })?;
@@ -115,7 +144,14 @@ impl InClusterOperator {
 
 impl Drop for InClusterOperator {
     fn drop(&mut self) {
-        let words = ["-n", SYSTEM, "scale", "deployment", "llamero-operator", "--replicas=1"];
+        let words = [
+            "-n",
+            SYSTEM,
+            "scale",
+            "deployment",
+            "llamero-operator",
+            "--replicas=1",
+        ];
         if let Err(error) = self.0.run(&words) {
             eprintln!("the operator is still away: {error:#}");
         }
@@ -126,8 +162,15 @@ impl Drop for InClusterOperator {
 fn program(name: &str) -> Result<PathBuf> {
     // This test lies in <target>/<triple>/release/deps.
     let test = std::env::current_exe()?;
-    let release = test.ancestors().nth(2).context("the test lies at an unexpected place")?;
+    let release = test
+        .ancestors()
+        .nth(2)
+        .context("the test lies at an unexpected place")?;
     let program = release.join(name);
-    ensure!(program.is_file(), "{} is missing: run `make images`", program.display());
+    ensure!(
+        program.is_file(),
+        "{} is missing: run `make images`",
+        program.display()
+    );
     Ok(program)
 }
