@@ -1,11 +1,11 @@
 //! `inspect`: what a checkpoint is and how it would be sharded, from its headers alone.
 
-use std::fmt::Write as _;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use anyhow::Context as _;
 use clap::Args;
-use llamero_checkpoint::{Checkpoint, CheckpointSummary, ModelLayout};
+use llamero_checkpoint::CheckpointSummary;
+use llamero_checkpoint::inspect::inspect as report_on;
 
 use crate::exit::INPUT_UNUSABLE;
 
@@ -40,9 +40,9 @@ pub struct InspectArgs {
 /// The checkpoint cannot be used.
 pub fn inspect(args: &InspectArgs) -> anyhow::Result<u8> {
     let dir = args.dir.as_deref().or(args.model_dir.as_deref()).context("no folder is given")?;
-    let outcome = summary(dir, args.tensor);
+    let outcome = report_on(dir, args.tensor);
     let json = match &outcome {
-        Ok(summary) => fit(summary, args.tensor)?,
+        Ok(report) => fit(&report.summary, args.tensor)?,
         Err(error) => refusal(&format!("{error:#}")),
     };
     if let Some(path) = &args.termination_log {
@@ -51,23 +51,12 @@ pub fn inspect(args: &InspectArgs) -> anyhow::Result<u8> {
     if args.json {
         println!("{json}");
     }
-    let summary = outcome?;
-    if !args.json {
-        print!("{}", table(&summary));
+    let report = outcome?;
+    if args.json {
+        return Ok(0);
     }
-    match &summary.problem {
-        Some(problem) if !args.json => {
-            eprintln!("error: {problem}");
-            Ok(INPUT_UNUSABLE)
-        }
-        _ => Ok(0),
-    }
-}
-
-fn summary(dir: &Path, tensor: u32) -> Result<CheckpointSummary, llamero_checkpoint::Error> {
-    let checkpoint = Checkpoint::open(dir)?;
-    let layout = ModelLayout::check(&checkpoint)?;
-    Ok(CheckpointSummary::new(&checkpoint, &layout, tensor))
+    print!("{report}");
+    Ok(if report.summary.problem.is_some() { INPUT_UNUSABLE } else { 0 })
 }
 
 /// The summary as JSON within the limit; if need be without the largest sizes that were not asked for.
@@ -91,39 +80,10 @@ fn refusal(message: &str) -> String {
         if json.len() <= TERMINATION_LIMIT {
             return json;
         }
-        end = message.floor_char_boundary(end.saturating_sub(json.len() - TERMINATION_LIMIT));
+        // A byte becomes at most six in JSON, so this never cuts more than it must.
+        let excess = json.len() - TERMINATION_LIMIT;
+        end = message.floor_char_boundary(end.saturating_sub(excess.div_ceil(6)));
     }
-}
-
-fn table(summary: &CheckpointSummary) -> String {
-    let gib = |bytes: u64| bytes as f64 / f64::from(1 << 30);
-    let quantization = summary.quantization.as_deref().unwrap_or("none");
-    let mut text = format!(
-        "{}: {:.3} billion parameters, {} weights (quantisation: {quantization}), {:.3} GiB on disk\n\
-         {} layers, hidden size {}, {} q heads, {} kv heads of {}, feed-forward {}, {} tokens, context {}\n\n\
-         {:>6}  {:>16}  {:>20}\n",
-        summary.architecture,
-        summary.parameters as f64 / 1e9,
-        summary.weights,
-        gib(summary.checkpoint_bytes),
-        summary.layers,
-        summary.hidden_size,
-        summary.q_heads,
-        summary.kv_heads,
-        summary.head_dim,
-        summary.ffn_size,
-        summary.vocab_size,
-        summary.max_position_embeddings,
-        "tensor",
-        "weights per rank",
-        "KV bytes per token"
-    );
-    for plan in &summary.plans {
-        let weights = format!("{:.3} GiB", gib(plan.weight_bytes_per_rank));
-        // Writing to a string cannot fail.
-        let _ = writeln!(text, "{:>6}  {weights:>16}  {:>20}", plan.tensor, plan.kv_bytes_per_token_per_rank);
-    }
-    text
 }
 
 #[cfg(test)]
