@@ -1,17 +1,22 @@
-//! Events for `kubectl describe`. They never hold up a pass: a task of its own sends them, and when it is far behind some are left out.
+//! Events (events.k8s.io/v1) for `kubectl describe`. They never hold up a pass: a task of its own sends them, and when it is far behind
+//! some are left out. What is said again about an object becomes a series of the first Event; other words make a new one.
 
-use std::{
-    collections::HashMap,
-    sync::{Mutex, PoisonError},
-    time::Duration,
+use std::{collections::HashMap, time::Duration};
+
+use k8s_openapi::{
+    api::{
+        core::v1::ObjectReference,
+        events::v1::{Event, EventSeries},
+    },
+    apimachinery::pkg::apis::meta::v1::{MicroTime, ObjectMeta},
+    jiff::Timestamp,
 };
-
-use k8s_openapi::api::core::v1::ObjectReference;
 use kube::{
-    Client,
-    runtime::events::{Event, EventType, Recorder, Reporter},
+    Api, Client,
+    api::{Patch, PatchParams, PostParams},
 };
 use llamero_api::labels::FIELD_MANAGER;
+use serde_json::json;
 use tokio::{sync::mpsc, time::Instant};
 use tracing::debug;
 
@@ -20,28 +25,37 @@ use crate::apply::{Subject, View};
 const QUEUE: usize = 256;
 /// The same thing is said about an object at most this often.
 const REPEAT: Duration = Duration::from_secs(60);
+/// What was not said again for this long begins a new Event.
+const SERIES: Duration = Duration::from_secs(360);
 /// Longest note that the API server takes, in bytes.
 const NOTE: usize = 1024;
 
-/// Where Events are dropped off.
-pub struct Events {
-    queue: mpsc::Sender<(Event, ObjectReference)>,
-    said: Mutex<HashMap<(String, String, String), Instant>>,
+/// Something to say about an object.
+#[derive(Clone, Debug, PartialEq)]
+struct Saying {
+    about: ObjectReference,
+    related: Option<ObjectReference>,
+    warning: bool,
+    reason: String,
+    action: String,
+    note: String,
 }
+
+/// Where Events are dropped off.
+pub struct Events(mpsc::Sender<Saying>);
 
 impl Events {
     /// Starts the task that sends them.
     #[must_use]
     pub fn start(client: Client, instance: String) -> Self {
-        let reporter = Reporter {
-            controller: FIELD_MANAGER.to_owned(),
-            instance: Some(instance),
-        };
-        let recorder = Recorder::new(client, reporter);
-        let (queue, mut events) = mpsc::channel::<(Event, ObjectReference)>(QUEUE);
+        let (queue, mut sayings) = mpsc::channel::<Saying>(QUEUE);
         tokio::spawn(async move {
-            while let Some((event, reference)) = events.recv().await {
-                let send = recorder.publish(&event, &reference);
+            let mut memory = Memory::default();
+            while let Some(saying) = sayings.recv().await {
+                let Some(delivery) = memory.deliver(&saying) else {
+                    continue;
+                };
+                let send = send(&client, &instance, &saying, &delivery);
                 match tokio::time::timeout(Duration::from_secs(5), send).await {
                     Ok(Ok(())) => {}
                     Ok(Err(error)) => debug!(%error, "could not record an Event"),
@@ -49,10 +63,7 @@ impl Events {
                 }
             }
         });
-        Self {
-            queue,
-            said: Mutex::default(),
-        }
+        Self(queue)
     }
 
     /// Records an Event about the subject; what is said of a group is also said of its deployment, where people look first.
@@ -65,50 +76,124 @@ impl Events {
         action: &str,
         note: &str,
     ) {
+        let own = view.reference(subject);
         let deployment = view.deployment_of(subject).map(Subject::Deployment);
-        let about: Vec<_> = [
-            Some(subject.clone()),
-            deployment.filter(|deployment| deployment != subject),
-        ]
-        .into_iter()
-        .flatten()
-        .filter_map(|subject| view.reference(&subject))
-        .collect();
-        for (index, reference) in about.iter().enumerate() {
-            if !self.is_news(reference.uid.as_deref().unwrap_or_default(), reason, note) {
-                continue;
-            }
-            let event = Event {
-                type_: if warning {
-                    EventType::Warning
-                } else {
-                    EventType::Normal
-                },
+        let deployment = deployment
+            .filter(|deployment| deployment != subject)
+            .and_then(|deployment| view.reference(&deployment));
+        for (about, related) in [(own.clone(), deployment.clone()), (deployment, own)] {
+            let Some(about) = about else { continue };
+            let saying = Saying {
+                about,
+                related,
+                warning,
                 reason: reason.to_owned(),
-                note: Some(cut(note).to_owned()),
                 action: action.to_owned(),
-                secondary: about
-                    .get(1 - index.min(1))
-                    .filter(|other| *other != reference)
-                    .cloned(),
+                note: cut(note).to_owned(),
             };
-            if self.queue.try_send((event, reference.clone())).is_err() {
+            if self.0.try_send(saying).is_err() {
                 debug!(reason, "too many Events wait; one is left out");
             }
         }
     }
+}
 
-    fn is_news(&self, uid: &str, reason: &str, note: &str) -> bool {
-        let mut said = self.said.lock().unwrap_or_else(PoisonError::into_inner);
+/// How a saying reaches the API server.
+#[derive(Clone, Debug, PartialEq, Eq)]
+enum Delivery {
+    /// As a new Event of this name.
+    First(String),
+    /// As the so many-th of the series of this Event.
+    Again(String, i32),
+}
+
+/// What was said lately.
+#[derive(Debug, Default)]
+struct Memory(HashMap<(Option<String>, String, String), Said>);
+
+#[derive(Debug)]
+struct Said {
+    name: String,
+    count: i32,
+    at: Instant,
+}
+
+impl Memory {
+    /// How to deliver the saying; not at all when the same was said a moment ago.
+    fn deliver(&mut self, saying: &Saying) -> Option<Delivery> {
         let now = Instant::now();
-        said.retain(|_, at| now.duration_since(*at) < REPEAT);
-        let mut news = false;
-        said.entry((uid.to_owned(), reason.to_owned(), note.to_owned()))
-            .or_insert_with(|| {
-                news = true;
-                now
-            });
-        news
+        self.0.retain(|_, said| now.duration_since(said.at) < SERIES);
+        let key = (
+            saying.about.uid.clone(),
+            saying.reason.clone(),
+            saying.note.clone(),
+        );
+        if let Some(said) = self.0.get_mut(&key) {
+            if now.duration_since(said.at) < REPEAT {
+                return None;
+            }
+            said.at = now;
+            said.count = said.count.saturating_add(1);
+            return Some(Delivery::Again(said.name.clone(), said.count));
+        }
+        let name = event_name(
+            saying.about.name.as_deref().unwrap_or(FIELD_MANAGER),
+            Timestamp::now(),
+        );
+        self.0.insert(
+            key,
+            Said {
+                name: name.clone(),
+                count: 1,
+                at: now,
+            },
+        );
+        Some(Delivery::First(name))
+    }
+}
+
+/// As other controllers name them: the object, a dot, the time.
+fn event_name(object: &str, now: Timestamp) -> String {
+    format!("{object}.{:x}", now.as_nanosecond())
+}
+
+async fn send(client: &Client, instance: &str, saying: &Saying, delivery: &Delivery) -> kube::Result<()> {
+    let namespace = saying.about.namespace.as_deref().unwrap_or("default");
+    let api = Api::<Event>::namespaced(client.clone(), namespace);
+    match delivery {
+        Delivery::First(name) => {
+            let event = event(instance, saying, namespace, name, Timestamp::now());
+            api.create(&PostParams::default(), &event).await?;
+        }
+        Delivery::Again(name, count) => {
+            let series = EventSeries {
+                count: *count,
+                last_observed_time: MicroTime(Timestamp::now()),
+            };
+            let patch = Patch::Merge(json!({"series": series}));
+            api.patch(name, &PatchParams::default(), &patch).await?;
+        }
+    }
+    Ok(())
+}
+
+fn event(instance: &str, saying: &Saying, namespace: &str, name: &str, now: Timestamp) -> Event {
+    Event {
+        metadata: ObjectMeta {
+            name: Some(name.to_owned()),
+            namespace: Some(namespace.to_owned()),
+            ..ObjectMeta::default()
+        },
+        event_time: Some(MicroTime(now)),
+        type_: Some(if saying.warning { "Warning" } else { "Normal" }.to_owned()),
+        reason: Some(saying.reason.clone()),
+        action: Some(saying.action.clone()),
+        note: Some(saying.note.clone()),
+        regarding: Some(saying.about.clone()),
+        related: saying.related.clone(),
+        reporting_controller: Some(FIELD_MANAGER.to_owned()),
+        reporting_instance: Some(instance.to_owned()),
+        ..Event::default()
     }
 }
 
@@ -124,18 +209,48 @@ fn cut(note: &str) -> &str {
 mod tests {
     use super::*;
 
+    fn saying(note: &str) -> Saying {
+        Saying {
+            about: ObjectReference {
+                name: Some("d".into()),
+                uid: Some("u".into()),
+                ..ObjectReference::default()
+            },
+            related: None,
+            warning: true,
+            reason: "MemberLost".into(),
+            action: "WriteGroup".into(),
+            note: note.into(),
+        }
+    }
+
     #[tokio::test(start_paused = true)]
-    async fn the_same_is_said_once_a_minute() {
-        let (queue, _events) = mpsc::channel(1);
-        let events = Events {
-            queue,
-            said: Mutex::default(),
+    async fn the_same_becomes_a_series_and_other_words_a_new_event() {
+        let mut memory = Memory::default();
+        let Some(Delivery::First(name)) = memory.deliver(&saying("member 0")) else {
+            panic!("new")
         };
-        assert!(events.is_news("u", "Refused", "no"));
-        assert!(!events.is_news("u", "Refused", "no"));
-        assert!(events.is_news("u", "Refused", "still no"));
+        assert!(name.starts_with("d."));
+        assert_eq!(memory.deliver(&saying("member 0")), None);
+        assert!(matches!(
+            memory.deliver(&saying("member 1")),
+            Some(Delivery::First(_))
+        ));
         tokio::time::advance(REPEAT).await;
-        assert!(events.is_news("u", "Refused", "no"));
+        assert_eq!(
+            memory.deliver(&saying("member 0")),
+            Some(Delivery::Again(name.clone(), 2))
+        );
+        tokio::time::advance(REPEAT).await;
+        assert_eq!(
+            memory.deliver(&saying("member 0")),
+            Some(Delivery::Again(name, 3))
+        );
+        tokio::time::advance(SERIES).await;
+        assert!(matches!(
+            memory.deliver(&saying("member 0")),
+            Some(Delivery::First(_))
+        ));
     }
 
     #[test]

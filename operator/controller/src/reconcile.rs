@@ -12,7 +12,7 @@ use tracing::{debug, warn};
 
 use crate::{
     apply::{
-        self, Outcome, View, Writer,
+        self, Holds, Outcome, View, Writer,
         calls::{self, Channels},
         effects::Tools,
         error::Remedy,
@@ -52,6 +52,7 @@ pub struct Reconciler {
     metrics: Metrics,
     health: Health,
     throttle: Throttle,
+    holds: Holds,
     ranks: Pool<Ranks>,
     loads: Pool<Load>,
     gateways: Pool<Demand>,
@@ -77,6 +78,7 @@ impl Reconciler {
             loads: Pool::new(wake.clone()),
             gateways: Pool::new(wake.clone()),
             throttle: Throttle::default(),
+            holds: Holds::default(),
             retry: FIRST_RETRY,
             options,
             caches,
@@ -141,6 +143,7 @@ impl Reconciler {
         );
         let status_due = self.write_statuses(&observed, &reports).await;
 
+        self.holds.forget();
         self.count(&observed, &reports);
         self.metrics.pass_seconds.observe(began.elapsed().as_secs_f64());
         self.metrics
@@ -206,6 +209,7 @@ impl Reconciler {
             view,
             channels: &channels,
             events: &self.events,
+            holds: &self.holds,
             metrics: &self.metrics,
             worker_image: &self.options.worker_image,
         };

@@ -7,7 +7,7 @@ use llamero_core::{Action, Step, plan::EventKind};
 use tracing::{debug, info, warn};
 
 use super::{
-    EffectError, Subject, View, Writer,
+    EffectError, Holds, Subject, View, Writer,
     calls::{self, Channels},
     error::Remedy,
     objects, pods,
@@ -49,6 +49,8 @@ pub struct Tools<'a> {
     pub channels: &'a Channels,
     /// Where Events go.
     pub events: &'a Events,
+    /// Refused steps that wait.
+    pub holds: &'a Holds,
     /// Counters.
     pub metrics: &'a Metrics,
     /// Image of inspect pods whose deployment names none.
@@ -93,9 +95,14 @@ async fn run_chain(tools: &Tools<'_>, subject: Subject, steps: Vec<&Step>) -> Ou
     let mut outcome = Outcome::default();
     for step in steps {
         let action = action_name(&step.action);
+        if let Some(failure) = tools.holds.held(&subject, action, &step.action) {
+            outcome.failures.push(failure);
+            break;
+        }
         match run(tools, &step.action).await {
             Ok(()) => {
                 outcome.applied += 1;
+                tools.holds.release(&subject, action);
                 tools.metrics.effect(action, "ok");
                 info!(%subject, action, reason = step.reason, "{}", step.message);
                 if step.event != EventKind::None {
@@ -107,33 +114,40 @@ async fn run_chain(tools: &Tools<'_>, subject: Subject, steps: Vec<&Step>) -> Ou
             }
             Err(error) => {
                 tools.metrics.effect(action, error.class());
-                let remedy = error.remedy();
-                match remedy {
-                    Remedy::Decide => debug!(%subject, action, %error, "dropped"),
-                    Remedy::Retry => warn!(%subject, action, %error, "failed; trying again"),
-                    Remedy::User => {
-                        warn!(%subject, action, %error, "refused");
-                        tools.events.publish(
-                            tools.view,
-                            &subject,
-                            true,
-                            "Refused",
-                            action,
-                            &error.to_string(),
-                        );
-                    }
-                }
-                outcome.failures.push(Failure {
+                let failure = Failure {
                     subject,
                     action,
                     message: error.to_string(),
-                    remedy,
-                });
+                    remedy: error.remedy(),
+                };
+                refused(tools, &step.action, &failure);
+                outcome.failures.push(failure);
                 break;
             }
         }
     }
     outcome
+}
+
+/// Says what went wrong to whom it concerns.
+fn refused(tools: &Tools<'_>, action: &Action, failure: &Failure) {
+    let Failure {
+        subject,
+        action: kind,
+        message,
+        remedy,
+    } = failure;
+    match remedy {
+        Remedy::Decide => debug!(%subject, action = kind, "dropped: {message}"),
+        Remedy::Retry => warn!(%subject, action = kind, "failed, to be tried again: {message}"),
+        Remedy::User => {
+            warn!(%subject, action = kind, "refused: {message}");
+            tools.holds.refuse(action, failure);
+            tools
+                .events
+                .publish(tools.view, subject, true, "Refused", kind, message);
+        }
+    }
 }
 
 async fn run(tools: &Tools<'_>, action: &Action) -> Result<(), EffectError> {

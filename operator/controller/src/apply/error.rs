@@ -9,7 +9,7 @@ pub enum EffectError {
     #[error("this process does not hold the leader lease any more")]
     NotLeading,
     /// The state is another than the decision was made from; the next pass decides from the new one.
-    #[error("dropped: {0}")]
+    #[error("{0}")]
     Dropped(String),
     /// An object of this name belongs to somebody else.
     #[error("{kind} {name} exists and belongs to something else; rename or remove it")]

@@ -5,6 +5,7 @@
 //! | [`error`] | why an effect did not happen, and whose turn it is |
 //! | [`view`] | the objects of a pass by name |
 //! | [`effects`] | runs steps in order: one chain a group, chains side by side |
+//! | [`holds`] | refused steps wait before they are tried again |
 //! | [`writer`] | fenced access to the API server |
 //! | [`objects`] | LlamaGroups, Services, budgets |
 //! | [`pods`] | create, bind and delete pods |
@@ -14,6 +15,7 @@
 pub mod calls;
 pub mod effects;
 pub mod error;
+pub mod holds;
 pub mod objects;
 pub mod pods;
 pub mod statuses;
@@ -22,5 +24,6 @@ pub mod writer;
 
 pub use effects::{Failure, Outcome, apply};
 pub use error::EffectError;
+pub use holds::Holds;
 pub use view::{Subject, View};
 pub use writer::Writer;
