@@ -27,7 +27,7 @@ pub fn classify(status: &Status) -> Failure {
             Code::Unavailable | Code::Aborted | Code::AlreadyExists
         )
     {
-        return Failure::Lost(status.to_string());
+        return Failure::Lost(format!("{:?}: {}", status.code(), status.message()));
     }
     let message = status.message().to_owned();
     Failure::Final(match status.code() {
