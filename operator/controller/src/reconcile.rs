@@ -16,8 +16,7 @@ use crate::{
         calls::{self, Channels},
         effects::Tools,
         error::Remedy,
-        statuses::{Statuses, Throttle},
-        view::key_of,
+        statuses::{self, Throttle},
     },
     events::Events,
     health::Health,
@@ -28,7 +27,7 @@ use crate::{
     options::Options,
     report,
     wake::Wake,
-    watch::{Caches, Written},
+    watch::Caches,
 };
 
 /// Changes that come together make one pass.
@@ -141,7 +140,14 @@ impl Reconciler {
             &outcome.failures,
             now,
         );
-        let status_due = self.write_statuses(&observed, &reports).await;
+        let status_due = statuses::write(
+            &self.writer,
+            &self.metrics,
+            &mut self.throttle,
+            &observed,
+            &reports,
+        )
+        .await;
 
         self.holds.forget();
         self.count(&observed, &reports);
@@ -214,43 +220,6 @@ impl Reconciler {
             worker_image: &self.options.worker_image,
         };
         apply::apply(&tools, &plan.steps).await
-    }
-
-    /// When a status that was held back is due.
-    async fn write_statuses(&mut self, observed: &Observed, reports: &Reports) -> Option<Instant> {
-        let mut statuses = Statuses {
-            writer: &self.writer,
-            throttle: &mut self.throttle,
-            metrics: &self.metrics,
-        };
-        let mut due: Option<Instant> = None;
-        for deployment in &observed.deployments {
-            for group in &deployment.groups {
-                let object = group.object.as_ref();
-                let Some(wanted) = reports.groups.get(&key_of(object)) else {
-                    continue;
-                };
-                if let Some((at, written)) = statuses.write(object, object.status.as_ref(), wanted).await {
-                    match &written {
-                        Some(object) => self.writer.note(|slots| Written::note(&mut slots.groups, object)),
-                        None => due = Some(due.map_or(at, |due| due.min(at))),
-                    }
-                }
-            }
-            let object = deployment.object.as_ref();
-            let Some(wanted) = reports.deployments.get(&key_of(object)) else {
-                continue;
-            };
-            if let Some((at, written)) = statuses.write(object, object.status.as_ref(), wanted).await {
-                match &written {
-                    Some(object) => self
-                        .writer
-                        .note(|slots| Written::note(&mut slots.deployments, object)),
-                    None => due = Some(due.map_or(at, |due| due.min(at))),
-                }
-            }
-        }
-        due
     }
 
     fn count(&self, observed: &Observed, reports: &Reports) {

@@ -2,17 +2,22 @@
 
 use std::{collections::HashMap, fmt::Debug, time::Duration};
 
+use futures::StreamExt as _;
 use kube::{Resource, ResourceExt as _, api::Patch, core::NamespaceResourceScope};
+use llamero_api::{LlamaDeployment, LlamaGroup, deployment::LlamaDeploymentStatus, group::LlamaGroupStatus};
+use llamero_core::{Observed, status::Reports};
 use serde::{Serialize, de::DeserializeOwned};
 use serde_json::{Value, json};
 use tokio::time::Instant;
 use tracing::{debug, warn};
 
-use super::{EffectError, Writer, error::Remedy, writer::apply_params};
-use crate::{build::parts::namespace_of, metrics::Metrics};
+use super::{EffectError, Writer, error::Remedy, view::key_of, writer::apply_params};
+use crate::{build::parts::namespace_of, metrics::Metrics, watch::Written};
 
 /// At most one write of an object's status in this time.
 const INTERVAL: Duration = Duration::from_secs(1);
+/// Writes that are under way at the same time.
+const CONCURRENCY: usize = 8;
 
 /// When which object's status was written last.
 #[derive(Debug, Default)]
@@ -46,68 +51,123 @@ impl Throttle {
     }
 }
 
-/// Writes the statuses of one kind.
-pub struct Statuses<'a> {
-    /// Fenced access to the API server.
-    pub writer: &'a Writer,
-    /// When which object was written.
-    pub throttle: &'a mut Throttle,
-    /// Counters.
-    pub metrics: &'a Metrics,
+/// A status to be written.
+enum Job<'a> {
+    Group(&'a LlamaGroup, &'a LlamaGroupStatus),
+    Deployment(&'a LlamaDeployment, &'a LlamaDeploymentStatus),
 }
 
-impl Statuses<'_> {
-    /// Writes one object's status if it differs; the instant to come back at, if it was written a moment ago or could not be.
-    pub async fn write<K, S>(
-        &mut self,
-        object: &K,
-        current: Option<&S>,
-        wanted: &S,
-    ) -> Option<(Instant, Option<K>)>
-    where
-        K: Resource<Scope = NamespaceResourceScope, DynamicType = ()> + Clone + DeserializeOwned + Debug,
-        S: Serialize + PartialEq,
-    {
-        let uid = object.uid().unwrap_or_default();
-        match self.throttle.due(&uid, current, wanted) {
-            Due::Nothing => return None,
-            Due::At(at) => return Some((at, None)),
-            Due::Now => {}
+impl Job<'_> {
+    fn uid(&self) -> String {
+        match self {
+            Self::Group(object, _) => object.uid(),
+            Self::Deployment(object, _) => object.uid(),
         }
-        self.throttle.forget();
-        self.throttle.0.insert(uid, Instant::now());
-        let again = Instant::now() + INTERVAL;
-        match self.send(object, wanted).await {
-            Ok(written) => {
-                self.metrics.effect("WriteStatus", "ok");
-                Some((again, Some(written)))
-            }
-            Err(error) => {
-                self.metrics.effect("WriteStatus", error.class());
-                match error.remedy() {
-                    Remedy::Decide => {
-                        debug!(kind = %K::kind(&()), name = object.name_any(), %error, "status dropped")
-                    }
-                    _ => {
-                        warn!(kind = %K::kind(&()), name = object.name_any(), %error, "cannot write a status; trying again")
-                    }
-                }
-                Some((again, None))
-            }
+        .unwrap_or_default()
+    }
+
+    fn due(&self, throttle: &Throttle, uid: &str) -> Due {
+        match self {
+            Self::Group(object, wanted) => throttle.due(uid, object.status.as_ref(), wanted),
+            Self::Deployment(object, wanted) => throttle.due(uid, object.status.as_ref(), wanted),
         }
     }
 
-    async fn send<K, S>(&self, object: &K, wanted: &S) -> Result<K, EffectError>
-    where
-        K: Resource<Scope = NamespaceResourceScope, DynamicType = ()> + Clone + DeserializeOwned + Debug,
-        S: Serialize,
-    {
-        let api = self.writer.api::<K>(&namespace_of(object));
-        let patch = Patch::Apply(status_patch(object, wanted));
-        self.writer
-            .send(api.patch_status(&object.name_any(), &apply_params(), &patch))
-            .await
+    async fn run(self, writer: &Writer, metrics: &Metrics) -> bool {
+        let (result, subject) = match self {
+            Self::Group(object, wanted) => {
+                let result = send(writer, object, wanted).await.map(|written| {
+                    writer.note(|slots| Written::note(&mut slots.groups, &written));
+                });
+                (result, format!("LlamaGroup {}", key_of(object)))
+            }
+            Self::Deployment(object, wanted) => {
+                let result = send(writer, object, wanted).await.map(|written| {
+                    writer.note(|slots| Written::note(&mut slots.deployments, &written));
+                });
+                (result, format!("LlamaDeployment {}", key_of(object)))
+            }
+        };
+        metrics.effect(
+            "WriteStatus",
+            result.as_ref().map_or_else(EffectError::class, |()| "ok"),
+        );
+        if let Err(error) = &result {
+            match error.remedy() {
+                Remedy::Decide => debug!(subject, %error, "status dropped"),
+                _ => warn!(subject, %error, "cannot write a status; trying again"),
+            }
+        }
+        result.is_ok()
     }
+}
+
+/// Writes what differs and is due; when to come back for what was written a moment ago or could not be.
+pub async fn write(
+    writer: &Writer,
+    metrics: &Metrics,
+    throttle: &mut Throttle,
+    observed: &Observed,
+    reports: &Reports,
+) -> Option<Instant> {
+    throttle.forget();
+    let mut again: Option<Instant> = None;
+    let mut sooner = |at: Instant| again = Some(again.map_or(at, |again| again.min(at)));
+    let mut runs = Vec::new();
+    for job in jobs(observed, reports) {
+        let uid = job.uid();
+        match job.due(throttle, &uid) {
+            Due::Nothing => {}
+            Due::At(at) => sooner(at),
+            Due::Now => {
+                throttle.0.insert(uid, Instant::now());
+                runs.push(job.run(writer, metrics));
+            }
+        }
+    }
+    let results: Vec<bool> = futures::stream::iter(runs)
+        .buffer_unordered(CONCURRENCY)
+        .collect()
+        .await;
+    if results.contains(&false) {
+        sooner(Instant::now() + INTERVAL);
+    }
+    again
+}
+
+fn jobs<'a>(observed: &'a Observed, reports: &'a Reports) -> Vec<Job<'a>> {
+    let mut jobs = Vec::new();
+    for deployment in &observed.deployments {
+        for group in &deployment.groups {
+            let object = group.object.as_ref();
+            jobs.extend(
+                reports
+                    .groups
+                    .get(&key_of(object))
+                    .map(|wanted| Job::Group(object, wanted)),
+            );
+        }
+        let object = deployment.object.as_ref();
+        jobs.extend(
+            reports
+                .deployments
+                .get(&key_of(object))
+                .map(|wanted| Job::Deployment(object, wanted)),
+        );
+    }
+    jobs
+}
+
+async fn send<K, S>(writer: &Writer, object: &K, wanted: &S) -> Result<K, EffectError>
+where
+    K: Resource<Scope = NamespaceResourceScope, DynamicType = ()> + Clone + DeserializeOwned + Debug,
+    S: Serialize,
+{
+    let api = writer.api::<K>(&namespace_of(object));
+    let patch = Patch::Apply(status_patch(object, wanted));
+    writer
+        .send(api.patch_status(&object.name_any(), &apply_params(), &patch))
+        .await
 }
 
 /// With the UID, so that an object of the same name made meanwhile is left alone.
