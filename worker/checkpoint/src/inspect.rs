@@ -114,11 +114,16 @@ impl fmt::Display for Report {
             summary.max_position_embeddings
         )?;
         let scheme = summary.quantization.as_deref().unwrap_or("not quantised");
-        write!(f, "  weights {} ({scheme}):", summary.weights)?;
-        for (dtype, (tensors, bytes)) in &self.dtypes {
-            write!(f, " {tensors} x {dtype} = {};", size(*bytes))?;
-        }
-        writeln!(f)?;
+        let dtypes = self
+            .dtypes
+            .iter()
+            .map(|(dtype, (tensors, bytes))| format!("{tensors} x {dtype} = {}", size(*bytes)));
+        writeln!(
+            f,
+            "  weights {} ({scheme}): {}",
+            summary.weights,
+            dtypes.collect::<Vec<_>>().join(", ")
+        )?;
         if !self.unknown_tensors.is_empty() {
             writeln!(
                 f,

@@ -96,6 +96,12 @@ const MAX_SIZE: u32 = 1 << 24;
 impl LlamaConfig {
     /// Read `config.json` at `path`; when it has no `quantization_config`, look for modelopt's `hf_quant_config.json`.
     pub fn read(path: &Path) -> Result<Self> {
+        if !path.exists() {
+            return Err(ConfigError::NotThere {
+                path: path.to_path_buf(),
+            }
+            .into());
+        }
         let read = |path: &Path| fs::read(path).map_err(IoError::at("read", path));
         let json = |path: &Path, bytes: &[u8]| -> Result<Value> {
             Ok(serde_json::from_slice(bytes).map_err(|source| ConfigError::Json {

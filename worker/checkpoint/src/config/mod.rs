@@ -15,6 +15,15 @@ use std::path::PathBuf;
 /// Why a configuration is refused.
 #[derive(Debug, thiserror::Error)]
 pub enum ConfigError {
+    /// The folder is not one of a checkpoint.
+    #[error(
+        "{} is not there; give the folder of a Hugging Face checkpoint (a GGUF file becomes one with \
+         `llamero-worker convert`)", path.display()
+    )]
+    NotThere {
+        /// Where `config.json` should be.
+        path: PathBuf,
+    },
     /// Not JSON, or a value of the wrong type.
     #[error("{}: {source}; this must be the file of a Hugging Face checkpoint", path.display())]
     Json {
