@@ -39,6 +39,11 @@ impl LeaseConfig {
         self.duration * 2 / 3
     }
 
+    /// One request that hangs, for example on a connection to an API server that went, leaves time for another.
+    fn attempt_limit(&self) -> Duration {
+        self.duration / 3
+    }
+
     fn retry(&self) -> Duration {
         self.duration / 6
     }
@@ -142,7 +147,6 @@ fn next_spec(old: Option<&LeaseSpec>, step: Step, config: &LeaseConfig, now: Tim
 }
 
 /// Starts as a candidate; the future ends when leadership, once won, is lost. It ends with `Ok` after `stop`, having given the lease back.
-#[must_use]
 pub fn hold(
     client: Client,
     config: LeaseConfig,
@@ -180,7 +184,7 @@ impl Elector {
         loop {
             let started = Instant::now();
             let outcome = tokio::select! {
-                outcome = tokio::time::timeout(self.config.renew_deadline(), self.attempt(&mut seen)) => outcome,
+                outcome = tokio::time::timeout(self.config.attempt_limit(), self.attempt(&mut seen)) => outcome,
                 () = stop.cancelled() => break,
             };
             match outcome {
@@ -343,6 +347,7 @@ mod tests {
     #[test]
     fn a_holder_stops_writing_before_others_may_start() {
         assert!(config().renew_deadline() < config().duration);
+        assert!(config().attempt_limit() + config().retry() < config().renew_deadline());
     }
 
     #[tokio::test(start_paused = true)]
