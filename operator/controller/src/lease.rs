@@ -41,7 +41,7 @@ impl LeaseConfig {
 
     /// One request that hangs, for example on a connection to an API server that went, leaves time for another.
     fn attempt_limit(&self) -> Duration {
-        self.duration / 3
+        (self.duration / 3).max(self.renew_deadline().min(Duration::from_secs(2)))
     }
 
     fn retry(&self) -> Duration {
