@@ -19,7 +19,7 @@ lint() {
   tests/generate.sh --check
   .local/bin/helm lint --quiet --strict charts/llamero
   say "Clippy"
-  cargo clippy --workspace --all-targets --release -q -- -D warnings
+  cargo clippy --workspace --all-targets --all-features --release -q -- -D warnings
 }
 
 unit() {

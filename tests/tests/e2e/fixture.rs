@@ -30,7 +30,7 @@ impl Deployment {
             "parallelism": {"tensor": 2},
             "placement": {"deadline": "20s"},
             "recovery": {"stallTimeout": "10s"},
-            "worker": {"resources": {"requests": {"cpu": "50m", "memory": "256Mi"}}}
+            "worker": {"resources": {"requests": {"cpu": "50m", "memory": "640Mi"}}}
         });
         merge(&mut spec, change);
         let this = Self {
