@@ -54,7 +54,9 @@ impl EngineArgs {
         if !self.model_name.is_empty() {
             return self.model_name.clone();
         }
-        self.model_dir.file_name().map_or_else(|| "model".to_owned(), |name| name.to_string_lossy().into_owned())
+        self.model_dir
+            .file_name()
+            .map_or_else(|| "model".to_owned(), |name| name.to_string_lossy().into_owned())
     }
 }
 

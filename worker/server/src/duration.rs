@@ -15,7 +15,11 @@ pub fn parse(text: &str) -> Result<Duration, String> {
         "s" | "" => 1_000,
         "m" => 60_000,
         "h" => 3_600_000,
-        other => return Err(format!("unknown unit {other:?}: write a duration such as 500ms, 30s, 5m or 1h")),
+        other => {
+            return Err(format!(
+                "unknown unit {other:?}: write a duration such as 500ms, 30s, 5m or 1h"
+            ));
+        }
     };
     number
         .parse::<u64>()
@@ -29,7 +33,11 @@ pub fn parse(text: &str) -> Result<Duration, String> {
 #[must_use]
 pub fn show(duration: Duration) -> String {
     let millis = duration.as_millis();
-    if millis.is_multiple_of(1_000) { format!("{}s", millis / 1_000) } else { format!("{millis}ms") }
+    if millis.is_multiple_of(1_000) {
+        format!("{}s", millis / 1_000)
+    } else {
+        format!("{millis}ms")
+    }
 }
 
 #[cfg(test)]
@@ -42,7 +50,10 @@ mod tests {
         assert_eq!(parse("30s"), Ok(Duration::from_secs(30)));
         assert_eq!(parse("7"), Ok(Duration::from_secs(7)));
         assert_eq!(parse("2m"), Ok(Duration::from_secs(120)));
-        assert_eq!(parse(&show(Duration::from_millis(1_500))), Ok(Duration::from_millis(1_500)));
+        assert_eq!(
+            parse(&show(Duration::from_millis(1_500))),
+            Ok(Duration::from_millis(1_500))
+        );
     }
 
     #[test]

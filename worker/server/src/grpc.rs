@@ -26,10 +26,12 @@ pub fn reflection(services: &[&str]) -> Result<Routes, Error> {
 /// Answers calls to services that are not here with a sentence.
 #[must_use]
 pub fn with_fallback(routes: Routes) -> Routes {
-    let router = routes.into_axum_router().fallback(|request: axum::extract::Request| async move {
-        let method = request.uri().path().trim_start_matches('/').to_owned();
-        let sentence = format!("{method} is not served here; gRPC reflection lists what is");
-        Status::unimplemented(sentence).into_http::<axum::body::Body>()
-    });
+    let router = routes
+        .into_axum_router()
+        .fallback(|request: axum::extract::Request| async move {
+            let method = request.uri().path().trim_start_matches('/').to_owned();
+            let sentence = format!("{method} is not served here; gRPC reflection lists what is");
+            Status::unimplemented(sentence).into_http::<axum::body::Body>()
+        });
     Routes::from(router)
 }

@@ -11,7 +11,8 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use llamero_proto::v1::Phase;
 use rustix::net::{
-    RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer, SendAncillaryMessage, SendFlags,
+    RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer, SendAncillaryMessage,
+    SendFlags,
 };
 use serde::{Deserialize, Serialize};
 
@@ -147,7 +148,12 @@ pub fn receive_file(link: impl AsFd) -> io::Result<OwnedFd> {
     let mut byte = [0];
     let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
     let mut ancillary = RecvAncillaryBuffer::new(&mut space);
-    rustix::net::recvmsg(link, &mut [IoSliceMut::new(&mut byte)], &mut ancillary, RecvFlags::CMSG_CLOEXEC)?;
+    rustix::net::recvmsg(
+        link,
+        &mut [IoSliceMut::new(&mut byte)],
+        &mut ancillary,
+        RecvFlags::CMSG_CLOEXEC,
+    )?;
     ancillary
         .drain()
         .find_map(|message| match message {
@@ -155,7 +161,9 @@ pub fn receive_file(link: impl AsFd) -> io::Result<OwnedFd> {
             _ => None,
         })
         .ok_or_else(|| {
-            io::Error::other("no memory file came: `llamero-worker rank` is started by `llamero-worker serve` only")
+            io::Error::other(
+                "no memory file came: `llamero-worker rank` is started by `llamero-worker serve` only",
+            )
         })
 }
 
@@ -198,6 +206,11 @@ mod tests {
     fn a_byte_without_a_file_is_refused() {
         let (mut here, there) = UnixStream::pair().unwrap();
         here.write_all(b"\n").unwrap();
-        assert!(receive_file(&there).unwrap_err().to_string().contains("llamero-worker serve"));
+        assert!(
+            receive_file(&there)
+                .unwrap_err()
+                .to_string()
+                .contains("llamero-worker serve")
+        );
     }
 }

@@ -46,9 +46,13 @@ pub enum Scheme {
 /// The file cannot be used, or the folder not written.
 pub fn convert(args: &ConvertArgs) -> anyhow::Result<()> {
     let mut line = ProgressLine::new(format!("converting {}", args.gguf.display()));
-    let options = ConvertOptions { max_file_bytes: args.max_file_bytes };
-    gguf_to_hugging_face(&args.gguf, &args.out, options, &mut |progress| line.report(progress))
-        .with_context(|| format!("{} was not converted", args.gguf.display()))?;
+    let options = ConvertOptions {
+        max_file_bytes: args.max_file_bytes,
+    };
+    gguf_to_hugging_face(&args.gguf, &args.out, options, &mut |progress| {
+        line.report(progress)
+    })
+    .with_context(|| format!("{} was not converted", args.gguf.display()))?;
     println!("{}", args.out.display());
     Ok(())
 }
@@ -60,8 +64,13 @@ pub fn convert(args: &ConvertArgs) -> anyhow::Result<()> {
 pub fn quantize(args: &QuantizeArgs) -> anyhow::Result<()> {
     let Scheme::FbgemmFp8 = args.scheme;
     let mut line = ProgressLine::new(format!("quantising {}", args.source.display()));
-    to_fbgemm_fp8(&args.source, &args.out, &QuantizeOptions::default(), &mut |progress| line.report(progress))
-        .with_context(|| format!("{} was not quantised", args.source.display()))?;
+    to_fbgemm_fp8(
+        &args.source,
+        &args.out,
+        &QuantizeOptions::default(),
+        &mut |progress| line.report(progress),
+    )
+    .with_context(|| format!("{} was not quantised", args.source.display()))?;
     println!("{}", args.out.display());
     Ok(())
 }

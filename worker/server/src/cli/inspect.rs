@@ -39,7 +39,11 @@ pub struct InspectArgs {
 /// # Errors
 /// The checkpoint cannot be used.
 pub fn inspect(args: &InspectArgs) -> anyhow::Result<u8> {
-    let dir = args.dir.as_deref().or(args.model_dir.as_deref()).context("no folder is given")?;
+    let dir = args
+        .dir
+        .as_deref()
+        .or(args.model_dir.as_deref())
+        .context("no folder is given")?;
     let outcome = report_on(dir, args.tensor);
     let json = match &outcome {
         Ok(report) => fit(&report.summary, args.tensor)?,
@@ -56,7 +60,11 @@ pub fn inspect(args: &InspectArgs) -> anyhow::Result<u8> {
         return Ok(0);
     }
     print!("{report}");
-    Ok(if report.summary.problem.is_some() { INPUT_UNUSABLE } else { 0 })
+    Ok(if report.summary.problem.is_some() {
+        INPUT_UNUSABLE
+    } else {
+        0
+    })
 }
 
 /// The summary as JSON within the limit; if need be without the largest sizes that were not asked for.
@@ -94,7 +102,11 @@ mod tests {
     fn a_refusal_fits_a_termination_message() {
         assert_eq!(refusal("no"), r#"{"error":"no"}"#);
         let long = refusal(&"ü\"".repeat(5_000));
-        assert!(long.len() <= TERMINATION_LIMIT && long.len() > TERMINATION_LIMIT - 16, "{}", long.len());
+        assert!(
+            long.len() <= TERMINATION_LIMIT && long.len() > TERMINATION_LIMIT - 16,
+            "{}",
+            long.len()
+        );
         assert!(serde_json::from_str::<serde_json::Value>(&long).is_ok());
     }
 

@@ -5,8 +5,10 @@
 //! | [`serve`] | `serve`: a worker pod |
 //! | [`convert`] | `convert`, `quantize`: making checkpoints |
 //! | [`inspect`] | `inspect`: what a checkpoint is |
+//! | [`bench`] | `bench`: speed beside the machine's bounds |
 //! | [`progress`] | progress on standard error |
 
+pub mod bench;
 pub mod convert;
 pub mod inspect;
 pub mod progress;
@@ -49,6 +51,8 @@ pub enum Command {
     Quantize(convert::QuantizeArgs),
     /// What a checkpoint is.
     Inspect(inspect::InspectArgs),
+    /// Speed beside the machine's bounds.
+    Bench(bench::BenchArgs),
 }
 
 /// Run the program.
@@ -68,6 +72,7 @@ pub fn main() -> ExitCode {
         Command::Convert(args) => convert::convert(args).map(|()| 0),
         Command::Quantize(args) => convert::quantize(args).map(|()| 0),
         Command::Inspect(args) => inspect::inspect(args),
+        Command::Bench(args) => bench::bench(args).map(|()| 0),
     };
     match outcome {
         Ok(code) => ExitCode::from(code),
@@ -79,7 +84,10 @@ pub fn main() -> ExitCode {
 }
 
 fn serve(args: serve::ServeArgs) -> anyhow::Result<u8> {
-    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(2)
+        .enable_all()
+        .build()?;
     let code = runtime.block_on(supervisor::run(args));
     runtime.shutdown_background();
     code

@@ -20,7 +20,12 @@ impl ProgressLine {
     /// Begin to report on `what`, a present participle with its object.
     #[must_use]
     pub fn new(what: impl Into<String>) -> Self {
-        Self { what: what.into(), terminal: stderr().is_terminal(), started: Instant::now(), reported: None }
+        Self {
+            what: what.into(),
+            terminal: stderr().is_terminal(),
+            started: Instant::now(),
+            reported: None,
+        }
     }
 
     /// Take the next figure.
@@ -45,9 +50,17 @@ impl ProgressLine {
 fn render(what: &str, Progress { done, total }: Progress, elapsed: Duration) -> String {
     let seconds = elapsed.as_secs_f64();
     let mega = |bytes: u64| bytes as f64 / 1e6;
-    let percent = if total == 0 { 0.0 } else { 100.0 * done as f64 / total as f64 };
+    let percent = if total == 0 {
+        0.0
+    } else {
+        100.0 * done as f64 / total as f64
+    };
     let rate = if seconds > 0.0 { mega(done) / seconds } else { 0.0 };
-    format!("{what}: {:.0} of {:.0} MB ({percent:.0} %), {rate:.0} MB/s", mega(done), mega(total))
+    format!(
+        "{what}: {:.0} of {:.0} MB ({percent:.0} %), {rate:.0} MB/s",
+        mega(done),
+        mega(total)
+    )
 }
 
 #[cfg(test)]
@@ -56,7 +69,14 @@ mod tests {
 
     #[test]
     fn a_line_has_share_and_rate() {
-        let line = render("reading", Progress { done: 25_000_000, total: 100_000_000 }, Duration::from_secs(5));
+        let line = render(
+            "reading",
+            Progress {
+                done: 25_000_000,
+                total: 100_000_000,
+            },
+            Duration::from_secs(5),
+        );
         assert_eq!(line, "reading: 25 of 100 MB (25 %), 5 MB/s");
         let nothing = render("reading", Progress::default(), Duration::ZERO);
         assert_eq!(nothing, "reading: 0 of 0 MB (0 %), 0 MB/s");

@@ -67,7 +67,11 @@ impl ServeArgs {
     pub fn local_ranks(&self) -> Result<LocalRanks, String> {
         let world = self.engine.tensor * self.engine.pipeline;
         let Some(count) = self.ranks_per_pod else {
-            return Ok(LocalRanks { first: 0, count: world, world });
+            return Ok(LocalRanks {
+                first: 0,
+                count: world,
+                world,
+            });
         };
         if !world.is_multiple_of(count) {
             return Err(format!(
@@ -77,9 +81,16 @@ impl ServeArgs {
         }
         let pods = world / count;
         if self.member >= pods {
-            return Err(format!("--member {} is out of range: the group has {pods} pods, counted from 0", self.member));
+            return Err(format!(
+                "--member {} is out of range: the group has {pods} pods, counted from 0",
+                self.member
+            ));
         }
-        Ok(LocalRanks { first: self.member * count, count, world })
+        Ok(LocalRanks {
+            first: self.member * count,
+            count,
+            world,
+        })
     }
 
     /// Address to listen on.
@@ -95,7 +106,9 @@ impl ServeArgs {
     /// Compute threads of each rank.
     #[must_use]
     pub fn threads(&self, local_ranks: u32) -> u32 {
-        self.engine.threads.unwrap_or_else(|| (cores() / local_ranks.max(1)).max(1))
+        self.engine
+            .threads
+            .unwrap_or_else(|| (cores() / local_ranks.max(1)).max(1))
     }
 
     /// Whether the local ranks have more threads than there are cores.
@@ -123,15 +136,31 @@ mod tests {
     }
 
     fn serve(args: &str) -> ServeArgs {
-        let words = ["serve", "--model-dir", "/m"].into_iter().chain(args.split_ascii_whitespace());
+        let words = ["serve", "--model-dir", "/m"]
+            .into_iter()
+            .chain(args.split_ascii_whitespace());
         Cli::try_parse_from(words).unwrap().serve
     }
 
     #[test]
     fn ranks_are_dealt_to_pods_in_order() {
-        assert_eq!(serve("--tensor 3").local_ranks(), Ok(LocalRanks { first: 0, count: 3, world: 3 }));
+        assert_eq!(
+            serve("--tensor 3").local_ranks(),
+            Ok(LocalRanks {
+                first: 0,
+                count: 3,
+                world: 3
+            })
+        );
         let pod = serve("--group-uid g --member 1 --ranks-per-pod 2 --tensor 4");
-        assert_eq!(pod.local_ranks(), Ok(LocalRanks { first: 2, count: 2, world: 4 }));
+        assert_eq!(
+            pod.local_ranks(),
+            Ok(LocalRanks {
+                first: 2,
+                count: 2,
+                world: 4
+            })
+        );
     }
 
     #[test]

@@ -59,11 +59,15 @@ impl Answer {
     ) -> Result<Self, Status> {
         let count = |tokens: &[u32]| u32::try_from(tokens.len()).unwrap_or(u32::MAX);
         let mut text = OutputText::new(model.tokenizer.clone(), &request.stop, request.max_tokens);
-        let over = text.resume(&request.resume_tokens).map(|finished| match finished {
-            Finished::Stop(Some(string)) => Ending::StopString(string),
-            Finished::Stop(None) => Ending::StopToken(request.resume_tokens.last().copied().unwrap_or_default()),
-            Finished::Length => Ending::Length,
-        });
+        let over = text
+            .resume(&request.resume_tokens)
+            .map(|finished| match finished {
+                Finished::Stop(Some(string)) => Ending::StopString(string),
+                Finished::Stop(None) => {
+                    Ending::StopToken(request.resume_tokens.last().copied().unwrap_or_default())
+                }
+                Finished::Length => Ending::Length,
+            });
         let (sender, events) = unbounded_channel();
         let (prompt_tokens, output_tokens) = (count(&request.prompt), count(&request.resume_tokens));
         let submission = match over {
@@ -80,7 +84,15 @@ impl Answer {
                 Some(submitted.map_err(refused)?)
             }
         };
-        Ok(Self { events, submission, text, prompt_tokens, output_tokens, abort, over })
+        Ok(Self {
+            events,
+            submission,
+            text,
+            prompt_tokens,
+            output_tokens,
+            abort,
+            over,
+        })
     }
 
     /// Tokens of the prompt.
@@ -109,7 +121,10 @@ impl Answer {
     /// # Errors
     /// When the engine cannot finish the answer.
     pub async fn next(&mut self) -> Result<Chunk, Status> {
-        let mut chunk = Chunk { output_tokens: self.output_tokens, ..Chunk::default() };
+        let mut chunk = Chunk {
+            output_tokens: self.output_tokens,
+            ..Chunk::default()
+        };
         if let Some(ending) = self.over.take() {
             chunk.ending = Some(ending);
             return Ok(chunk);
@@ -152,7 +167,10 @@ impl Answer {
                     Finished::Length => Ending::Length,
                 });
             }
-            Event::Finished { reason, output_tokens } => {
+            Event::Finished {
+                reason,
+                output_tokens,
+            } => {
                 chunk.text.push_str(&self.text.rest());
                 chunk.output_tokens = output_tokens;
                 chunk.ending = Some(match reason {

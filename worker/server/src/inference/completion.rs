@@ -29,14 +29,21 @@ impl Completion for Services {
         let mut answer = Answer::begin(&self.engine, &self.model, request, entry.abort.clone())?;
         answer.accepted().await?;
         let prompt_tokens = answer.prompt_tokens();
-        let first = CompletionChunk { prompt_tokens, output_tokens: resumed, ..CompletionChunk::default() };
+        let first = CompletionChunk {
+            prompt_tokens,
+            output_tokens: resumed,
+            ..CompletionChunk::default()
+        };
         // The answer and its entry live as long as the stream: a client that goes away drops both.
         let rest = futures::stream::unfold(Some((answer, entry)), move |state| async move {
             let (mut answer, entry) = state?;
             match answer.next().await {
                 Ok(chunk) => {
                     let last = chunk.ending.is_some();
-                    Some((Ok(message(prompt_tokens, chunk)), (!last).then_some((answer, entry))))
+                    Some((
+                        Ok(message(prompt_tokens, chunk)),
+                        (!last).then_some((answer, entry)),
+                    ))
                 }
                 Err(status) => Some((Err(status), None)),
             }
@@ -54,11 +61,18 @@ fn draft(model: &Model, request: CompletionRequest) -> Result<RequestDraft, Stat
             let messages: Vec<ChatMessage> = chat
                 .messages
                 .into_iter()
-                .map(|message| ChatMessage { role: message.role, content: message.content })
+                .map(|message| ChatMessage {
+                    role: message.role,
+                    content: message.content,
+                })
                 .collect();
             model.tokens_of_chat(&messages, &chat.tools_json)?
         }
-        None => return Err(Status::invalid_argument("there is no prompt; send text, token_ids or chat")),
+        None => {
+            return Err(Status::invalid_argument(
+                "there is no prompt; send text, token_ids or chat",
+            ));
+        }
     };
     Ok(RequestDraft {
         prompt,
@@ -87,7 +101,10 @@ fn message(prompt_tokens: u32, chunk: Chunk) -> CompletionChunk {
             Ending::Length => (FinishReason::Length, String::new()),
             Ending::Aborted => (FinishReason::Abort, String::new()),
         };
-        Finish { reason: reason.into(), stop_string }
+        Finish {
+            reason: reason.into(),
+            stop_string,
+        }
     });
     CompletionChunk {
         prompt_tokens,

@@ -10,8 +10,13 @@ use super::Services;
 use crate::rank::report::serves;
 
 /// Services whose health is the group's; the empty name is the server as a whole.
-pub const NAMES: [&str; 5] =
-    ["", "vllm.Inference", "vllm.Control", "llamero.v1.Completion", "llamero.v1.Telemetry"];
+pub const NAMES: [&str; 5] = [
+    "",
+    "vllm.Inference",
+    "vllm.Control",
+    "llamero.v1.Completion",
+    "llamero.v1.Telemetry",
+];
 
 /// How often the group is looked at.
 const INTERVAL: Duration = Duration::from_millis(100);
@@ -25,7 +30,11 @@ pub async fn follow(services: Services, reporter: HealthReporter) {
         if known != Some(serving) {
             known = Some(serving);
             tracing::info!(serving, "health");
-            let status = if serving { ServingStatus::Serving } else { ServingStatus::NotServing };
+            let status = if serving {
+                ServingStatus::Serving
+            } else {
+                ServingStatus::NotServing
+            };
             for name in NAMES {
                 reporter.set_service_status(name, status).await;
             }

@@ -63,7 +63,11 @@ pub async fn serve(
 ) -> anyhow::Result<()> {
     listener.set_nonblocking(true)?;
     let incoming = TcpIncoming::from(tokio::net::TcpListener::from_std(listener)?).with_nodelay(Some(true));
-    let services = Services { model: Arc::new(model), engine, running: Running::default() };
+    let services = Services {
+        model: Arc::new(model),
+        engine,
+        running: Running::default(),
+    };
     let (health, health_service) = tonic_health::server::health_reporter();
     let watching = tokio::spawn(health::follow(services.clone(), health));
     let routes = grpc::reflection(&[

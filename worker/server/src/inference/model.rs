@@ -48,7 +48,11 @@ impl Model {
     /// # Errors
     /// When there is no usable tokenizer, or the defaults cannot be read. A missing template is an error of chat
     /// requests only.
-    pub fn open(config: &RankConfig, settings: &runtime::RankConfig, checkpoint: &Checkpoint) -> anyhow::Result<Self> {
+    pub fn open(
+        config: &RankConfig,
+        settings: &runtime::RankConfig,
+        checkpoint: &Checkpoint,
+    ) -> anyhow::Result<Self> {
         let dir = &config.engine.model_dir;
         let chat_template = match ChatTemplate::from_dir(dir) {
             Ok(template) => Ok(template),
@@ -85,7 +89,10 @@ impl Model {
         if asked.is_empty() || asked == self.name {
             return Ok(());
         }
-        Err(Status::not_found(format!("the model {asked:?} is not served here; this server has {:?}", self.name)))
+        Err(Status::not_found(format!(
+            "the model {asked:?} is not served here; this server has {:?}",
+            self.name
+        )))
     }
 
     /// Tokens of a plain text.
@@ -93,7 +100,9 @@ impl Model {
     /// # Errors
     /// INVALID_ARGUMENT.
     pub fn tokens_of_text(&self, text: &str) -> Result<Vec<u32>, Status> {
-        self.tokenizer.encode(text, true).map_err(|error| Status::invalid_argument(error.to_string()))
+        self.tokenizer
+            .encode(text, true)
+            .map_err(|error| Status::invalid_argument(error.to_string()))
     }
 
     /// Tokens of a conversation.
@@ -101,14 +110,21 @@ impl Model {
     /// # Errors
     /// FAILED_PRECONDITION when the model has no chat template, INVALID_ARGUMENT when the template refuses.
     pub fn tokens_of_chat(&self, messages: &[ChatMessage], tools_json: &str) -> Result<Vec<u32>, Status> {
-        let template = self.chat_template.as_ref().map_err(|why| Status::failed_precondition(why.clone()))?;
+        let template = self
+            .chat_template
+            .as_ref()
+            .map_err(|why| Status::failed_precondition(why.clone()))?;
         let tools = (!tools_json.is_empty()).then_some(tools_json);
-        let now = jiff::Timestamp::now().to_zoned(jiff::tz::TimeZone::UTC).datetime();
+        let now = jiff::Timestamp::now()
+            .to_zoned(jiff::tz::TimeZone::UTC)
+            .datetime();
         let rendered = template
             .render(messages, tools, now)
             .map_err(|error| Status::invalid_argument(error.to_string()))?;
         // The template has written the special tokens already.
-        self.tokenizer.encode(&rendered, false).map_err(|error| Status::invalid_argument(error.to_string()))
+        self.tokenizer
+            .encode(&rendered, false)
+            .map_err(|error| Status::invalid_argument(error.to_string()))
     }
 
     /// Check a request against the model.

@@ -37,7 +37,11 @@ impl Running {
             }
             requests.insert(id.to_owned(), abort.clone());
         }
-        Ok(Entry { id: id.to_owned(), requests: Arc::clone(&self.0), abort })
+        Ok(Entry {
+            id: id.to_owned(),
+            requests: Arc::clone(&self.0),
+            abort,
+        })
     }
 
     /// Abort a request. That there is none is fine: it has just ended.
@@ -51,7 +55,10 @@ impl Running {
 impl Drop for Entry {
     fn drop(&mut self) {
         if !self.id.is_empty() {
-            self.requests.lock().unwrap_or_else(PoisonError::into_inner).remove(&self.id);
+            self.requests
+                .lock()
+                .unwrap_or_else(PoisonError::into_inner)
+                .remove(&self.id);
         }
     }
 }

@@ -19,7 +19,10 @@ impl Metered {
     /// Count for `backend`.
     #[must_use]
     pub fn new(backend: CpuBackend) -> Self {
-        Self { backend, read_bytes: Arc::default() }
+        Self {
+            backend,
+            read_bytes: Arc::default(),
+        }
     }
 
     /// The counter.
@@ -36,12 +39,17 @@ impl Backend for Metered {
         let mut found = None;
         self.backend.load(&mut |now| {
             let found = *found.get_or_insert(now.loaded);
-            self.read_bytes.store(now.loaded.saturating_sub(found), Ordering::Relaxed);
+            self.read_bytes
+                .store(now.loaded.saturating_sub(found), Ordering::Relaxed);
             progress(now);
         })
     }
 
-    fn form(&mut self, spec: &FormSpec, collective: Box<Self::Collective>) -> Result<KvCapacity, BackendError> {
+    fn form(
+        &mut self,
+        spec: &FormSpec,
+        collective: Box<Self::Collective>,
+    ) -> Result<KvCapacity, BackendError> {
         self.backend.form(spec, collective)
     }
 

@@ -43,7 +43,9 @@ pub fn run(rank: u32) -> anyhow::Result<u8> {
 
     let rank_listener = bind(&config, config.rank_port)?;
     let rank_port = rank_listener.local_addr()?.port();
-    let client_listener = (config.rank == 0).then(|| bind(&config, config.inference_port)).transpose()?;
+    let client_listener = (config.rank == 0)
+        .then(|| bind(&config, config.inference_port))
+        .transpose()?;
     let inference_port = match &client_listener {
         Some(listener) => Some(listener.local_addr()?.port()),
         None => None,
@@ -73,7 +75,10 @@ pub fn run(rank: u32) -> anyhow::Result<u8> {
         (Some(listener), Some(model)) => Some(serve_clients(listener, model, engine.clone())?),
         _ => None,
     };
-    reports.send(&Up::Listening { rank_port, inference_port })?;
+    reports.send(&Up::Listening {
+        rank_port,
+        inference_port,
+    })?;
     thread::Builder::new().name("reports".into()).spawn({
         let (reports, control) = (reports.clone(), control.clone());
         let engine = (rank == 0).then_some(engine);
@@ -100,7 +105,8 @@ pub fn run(rank: u32) -> anyhow::Result<u8> {
 
 fn bind(config: &RankConfig, port: u16) -> anyhow::Result<TcpListener> {
     let address = SocketAddr::new(config.listen, port);
-    TcpListener::bind(address).with_context(|| format!("cannot listen on {address}: another process uses the port"))
+    TcpListener::bind(address)
+        .with_context(|| format!("cannot listen on {address}: another process uses the port"))
 }
 
 /// The thread that answers clients.
@@ -115,7 +121,10 @@ fn serve_clients(
     engine: llamero_engine::runtime::EngineHandle,
 ) -> anyhow::Result<Clients> {
     let (stop, stopped) = oneshot::channel();
-    let tokio = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
+    let tokio = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(2)
+        .enable_all()
+        .build()?;
     let thread = thread::Builder::new().name("clients".into()).spawn(move || {
         if let Err(error) = tokio.block_on(inference::serve(listener, model, engine, stopped)) {
             tracing::error!("clients can no longer be served: {error:#}");

@@ -27,7 +27,9 @@ impl Reports {
     /// Write to `stream`.
     #[must_use]
     pub fn new(stream: UnixStream) -> Self {
-        Self { stream: Arc::new(Mutex::new(stream)) }
+        Self {
+            stream: Arc::new(Mutex::new(stream)),
+        }
     }
 
     /// Send one message.
@@ -36,7 +38,10 @@ impl Reports {
     /// When the supervisor is gone.
     pub fn send(&self, up: &Up) -> std::io::Result<()> {
         let line = link::line(up)?;
-        self.stream.lock().unwrap_or_else(PoisonError::into_inner).write_all(&line)
+        self.stream
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .write_all(&line)
     }
 
     /// Report the rank's state until the supervisor is gone.
@@ -45,7 +50,10 @@ impl Reports {
         loop {
             let (version, state) = control.watch().changed(seen, REPEAT);
             seen = version;
-            if self.send(&Up::State(rank_state(&state, engine, stall_timeout))).is_err() {
+            if self
+                .send(&Up::State(rank_state(&state, engine, stall_timeout)))
+                .is_err()
+            {
                 return;
             }
             std::thread::park_timeout(PAUSE);
@@ -63,9 +71,17 @@ pub fn obey(orders: impl BufRead, control: &RankControl, grace: Duration) -> any
             Down::Start(_) => bail!("started twice"),
             Down::Drain => control.drain(grace),
             Down::Form(membership) => {
-                let members = membership.members.iter().map(|member| (member.ip, member.port).into()).collect();
+                let members = membership
+                    .members
+                    .iter()
+                    .map(|member| (member.ip, member.port).into())
+                    .collect();
                 let (group_uid, generation) = (membership.group_uid, membership.generation);
-                if let Err(why) = control.form(Membership { group_uid, generation, members }) {
+                if let Err(why) = control.form(Membership {
+                    group_uid,
+                    generation,
+                    members,
+                }) {
                     tracing::error!("the members are not taken: {why}");
                 }
             }
@@ -94,7 +110,11 @@ pub fn serves(engine: &EngineHandle, stall_timeout: Duration) -> bool {
     !load.draining && load.last_step_at.is_some_and(|at| at.elapsed() <= stall_timeout)
 }
 
-fn rank_state(state: &runtime::RankState, engine: Option<&EngineHandle>, stall_timeout: Duration) -> RankState {
+fn rank_state(
+    state: &runtime::RankState,
+    engine: Option<&EngineHandle>,
+    stall_timeout: Duration,
+) -> RankState {
     let load = engine.map(EngineHandle::load);
     let message = match (state.message.as_str(), state.phase) {
         ("", runtime::Phase::Connecting) => "waits for its members",
@@ -109,7 +129,9 @@ fn rank_state(state: &runtime::RankState, engine: Option<&EngineHandle>, stall_t
         epoch: state.era.epoch,
         entered: state.entered,
         completed: state.completed,
-        idle_millis: state.last_step_at.map(|at| u64::try_from(at.elapsed().as_millis()).unwrap_or(u64::MAX)),
+        idle_millis: state
+            .last_step_at
+            .map(|at| u64::try_from(at.elapsed().as_millis()).unwrap_or(u64::MAX)),
         message: message.to_owned(),
         group_serving: engine.is_some_and(|engine| serves(engine, stall_timeout)),
         draining: load.as_ref().is_some_and(|load| load.draining),

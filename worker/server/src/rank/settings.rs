@@ -17,7 +17,9 @@ const DEFAULT_KV_BYTES: u64 = 1 << 30;
 #[derive(Debug, thiserror::Error)]
 pub enum SettingsError {
     /// More context than the model was trained for.
-    #[error("--max-context-length {asked} is more than the {most} tokens that the model was trained for; lower it")]
+    #[error(
+        "--max-context-length {asked} is more than the {most} tokens that the model was trained for; lower it"
+    )]
     Context {
         /// What was asked for.
         asked: u32,
@@ -42,7 +44,10 @@ pub fn settings(
     let most = model.max_position_embeddings;
     let max_context = config.engine.max_context_length.unwrap_or(most);
     if max_context > most {
-        return Err(SettingsError::Context { asked: max_context, most });
+        return Err(SettingsError::Context {
+            asked: max_context,
+            most,
+        });
     }
     let stall_timeout = config.engine.stall_timeout;
     let usual = runtime::RankConfig::new(config.rank, max_context, numerics, fingerprint(checkpoint));
@@ -56,13 +61,18 @@ pub fn settings(
         stall_timeout,
         heartbeat: usual.heartbeat.min(stall_timeout / 4),
         dial_timeout: usual.dial_timeout.min(stall_timeout),
-        spin: if config.oversubscribed { Duration::ZERO } else { usual.spin },
+        spin: if config.oversubscribed {
+            Duration::ZERO
+        } else {
+            usual.spin
+        },
         ..usual
     })
 }
 
 fn kv_bytes(config: &RankConfig, model: &LlamaConfig, longest: u32) -> Result<u64, SettingsError> {
-    let shard = ShardPlan::new(model, config.engine.tensor, config.rank).map_err(llamero_checkpoint::Error::from)?;
+    let shard =
+        ShardPlan::new(model, config.engine.tensor, config.rank).map_err(llamero_checkpoint::Error::from)?;
     let per_token = model.kv_bytes_per_head() * shard.kv_heads.len() as u64 * u64::from(model.layers);
     let one = per_token * u64::from(longest);
     Ok((one * DEFAULT_SEQUENCES).min(DEFAULT_KV_BYTES).max(one))

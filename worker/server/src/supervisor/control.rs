@@ -74,7 +74,9 @@ impl RankControl for Control {
 
     async fn drain(&self, _: Request<DrainRequest>) -> Result<Response<DrainResponse>, Status> {
         if !self.pod.borrow().leads() {
-            return Err(Status::failed_precondition("this pod does not lead its group: ask the pod of rank 0"));
+            return Err(Status::failed_precondition(
+                "this pod does not lead its group: ask the pod of rank 0",
+            ));
         }
         tracing::info!("asked to drain");
         Control::drain(self);
@@ -93,18 +95,29 @@ fn membership(request: FormRequest) -> Result<Membership, Status> {
         }
         members.push(address(member)?);
     }
-    Ok(Membership { group_uid: request.group_uid, generation: request.generation, members })
+    Ok(Membership {
+        group_uid: request.group_uid,
+        generation: request.generation,
+        members,
+    })
 }
 
 fn address(member: Member) -> Result<RankAddress, Status> {
-    let Member { rank, pod_uid, ip, port } = member;
-    let ip = ip
-        .parse()
-        .map_err(|_| Status::invalid_argument(format!("the ip of rank {rank} is {ip:?}, which is no IP address")))?;
+    let Member {
+        rank,
+        pod_uid,
+        ip,
+        port,
+    } = member;
+    let ip = ip.parse().map_err(|_| {
+        Status::invalid_argument(format!("the ip of rank {rank} is {ip:?}, which is no IP address"))
+    })?;
     let port = u16::try_from(port)
         .ok()
         .filter(|port| *port != 0)
-        .ok_or_else(|| Status::invalid_argument(format!("the port of rank {rank} is {port}; ports are 1 to 65535")))?;
+        .ok_or_else(|| {
+            Status::invalid_argument(format!("the port of rank {rank} is {port}; ports are 1 to 65535"))
+        })?;
     Ok(RankAddress { pod_uid, ip, port })
 }
 

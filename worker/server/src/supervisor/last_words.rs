@@ -1,9 +1,9 @@
 //! Forwards a rank's standard error and keeps its end, which says best why a process died.
 
 use std::collections::VecDeque;
+use std::os::unix::process::ExitStatusExt;
 use std::process::ExitStatus;
 use std::time::{SystemTime, UNIX_EPOCH};
-use std::os::unix::process::ExitStatusExt;
 
 use llamero_proto::v1::RankExit;
 use tokio::io::{AsyncBufReadExt, AsyncRead, AsyncWriteExt, BufReader};
@@ -28,14 +28,23 @@ pub async fn forward(from: impl AsyncRead + Unpin) -> VecDeque<String> {
         if kept.len() == KEPT_LINES {
             kept.pop_front();
         }
-        kept.push_back(String::from_utf8_lossy(&line).trim().chars().take(LONGEST_LINE).collect());
+        kept.push_back(
+            String::from_utf8_lossy(&line)
+                .trim()
+                .chars()
+                .take(LONGEST_LINE)
+                .collect(),
+        );
     }
 }
 
 /// How a process ended, with one sentence that says why.
 #[must_use]
 pub fn exit_report(status: ExitStatus, words: &VecDeque<String>, now: SystemTime) -> RankExit {
-    let said = words.iter().rev().find(|line| !line.is_empty() && !line.starts_with("note: "));
+    let said = words
+        .iter()
+        .rev()
+        .find(|line| !line.is_empty() && !line.starts_with("note: "));
     let how = match (status.code(), status.signal()) {
         (Some(code), _) => format!("exit code {code}"),
         (None, Some(9)) => "killed (SIGKILL; by hand, or out of memory)".to_owned(),
@@ -57,7 +66,10 @@ pub fn exit_report(status: ExitStatus, words: &VecDeque<String>, now: SystemTime
 /// Milliseconds since 1970.
 #[must_use]
 pub fn unix_millis(now: SystemTime) -> i64 {
-    now.duration_since(UNIX_EPOCH).ok().and_then(|since| i64::try_from(since.as_millis()).ok()).unwrap_or(0)
+    now.duration_since(UNIX_EPOCH)
+        .ok()
+        .and_then(|since| i64::try_from(since.as_millis()).ok())
+        .unwrap_or(0)
 }
 
 #[cfg(test)]
@@ -70,10 +82,18 @@ mod tests {
 
     #[test]
     fn says_how_and_why() {
-        let lines = words(&["loading", "error: model.safetensors is cut short", "note: run with RUST_BACKTRACE=1", ""]);
+        let lines = words(&[
+            "loading",
+            "error: model.safetensors is cut short",
+            "note: run with RUST_BACKTRACE=1",
+            "",
+        ]);
         let report = exit_report(ExitStatus::from_raw(2 << 8), &lines, UNIX_EPOCH);
         assert_eq!((report.code, report.signal), (Some(2), None));
-        assert_eq!(report.message, "exit code 2: error: model.safetensors is cut short");
+        assert_eq!(
+            report.message,
+            "exit code 2: error: model.safetensors is cut short"
+        );
         let report = exit_report(ExitStatus::from_raw(9), &lines, UNIX_EPOCH);
         assert_eq!((report.code, report.signal), (None, Some(9)));
         assert!(report.message.starts_with("killed"));

@@ -21,11 +21,17 @@ use crate::link::Load;
 /// Only if the text cannot be written to memory.
 pub fn render(pod: &Pod, now: Instant) -> Result<String, fmt::Error> {
     let mut registry = Registry::with_prefix("llamero");
-    registry.register_collector(Box::new(Snapshot { pod: pod.clone(), now }));
+    registry.register_collector(Box::new(Snapshot {
+        pod: pod.clone(),
+        now,
+    }));
     let mut text = String::new();
     encode(&mut text, &registry)?;
     Ok(text)
 }
+
+/// One number of a rank.
+type Figure = fn(&Rank) -> u64;
 
 #[derive(Debug)]
 struct Snapshot {
@@ -37,16 +43,33 @@ impl Collector for Snapshot {
     fn encode(&self, mut to: DescriptorEncoder<'_>) -> fmt::Result {
         let report = self.pod.report(self.now);
         let ranks = || report.ranks.iter();
-        let mut phases = to.encode_descriptor("rank_phase", "1 for the phase a rank is in", None, MetricType::Gauge)?;
+        let mut phases = to.encode_descriptor(
+            "rank_phase",
+            "1 for the phase a rank is in",
+            None,
+            MetricType::Gauge,
+        )?;
         for rank in ranks() {
             let phase = rank.phase().as_str_name().to_ascii_lowercase();
             let labels = [("rank", rank.rank.to_string()), ("phase", phase)];
             ConstGauge::new(1_i64).encode(phases.encode_family(&labels)?)?;
         }
-        let gauges: [(&str, &str, Option<Unit>, fn(&_) -> u64); 3] = [
-            ("rank_loaded", "Weights of the rank that are in memory", Some(Unit::Bytes), |r: &Rank| r.loaded_bytes),
-            ("rank_weights", "Weights of the rank", Some(Unit::Bytes), |r: &Rank| r.total_bytes),
-            ("rank_epoch", "Connection attempt within the generation", None, |r: &Rank| r.epoch),
+        let gauges: [(&str, &str, Option<Unit>, Figure); 3] = [
+            (
+                "rank_loaded",
+                "Weights of the rank that are in memory",
+                Some(Unit::Bytes),
+                |r| r.loaded_bytes,
+            ),
+            ("rank_weights", "Weights of the rank", Some(Unit::Bytes), |r| {
+                r.total_bytes
+            }),
+            (
+                "rank_epoch",
+                "Connection attempt within the generation",
+                None,
+                |r| r.epoch,
+            ),
         ];
         for (name, help, unit, value) in gauges {
             let mut family = to.encode_descriptor(name, help, unit.as_ref(), MetricType::Gauge)?;
@@ -55,10 +78,22 @@ impl Collector for Snapshot {
                 ConstGauge::new(to_i64(value(rank))).encode(family.encode_family(&labels)?)?;
             }
         }
-        let counters: [(&str, &str, fn(&_) -> u64); 3] = [
-            ("rank_restarts", "How often the rank's process was started again", |r: &Rank| u64::from(r.restarts)),
-            ("rank_steps_entered", "Steps the rank entered within the epoch", |r: &Rank| r.entered),
-            ("rank_steps_completed", "Steps the rank completed within the epoch", |r: &Rank| r.completed),
+        let counters: [(&str, &str, Figure); 3] = [
+            (
+                "rank_restarts",
+                "How often the rank's process was started again",
+                |r| u64::from(r.restarts),
+            ),
+            (
+                "rank_steps_entered",
+                "Steps the rank entered within the epoch",
+                |r| r.entered,
+            ),
+            (
+                "rank_steps_completed",
+                "Steps the rank completed within the epoch",
+                |r| r.completed,
+            ),
         ];
         for (name, help, value) in counters {
             let mut family = to.encode_descriptor(name, help, None, MetricType::Counter)?;
@@ -67,10 +102,20 @@ impl Collector for Snapshot {
                 ConstCounter::new(value(rank)).encode(family.encode_family(&labels)?)?;
             }
         }
-        gauge(&mut to, "generation", "Membership of the group that this pod knows", report.generation)?;
+        gauge(
+            &mut to,
+            "generation",
+            "Membership of the group that this pod knows",
+            report.generation,
+        )?;
         if self.pod.leads() {
             let serving = u64::from(report.group_serving);
-            gauge(&mut to, "group_serving", "1 while steps of the whole group complete in time", serving)?;
+            gauge(
+                &mut to,
+                "group_serving",
+                "1 while steps of the whole group complete in time",
+                serving,
+            )?;
             if let Some(load) = self.load() {
                 load.encode(&mut to)?;
             }
@@ -87,9 +132,19 @@ impl Snapshot {
 
 impl Load {
     fn encode(&self, to: &mut DescriptorEncoder<'_>) -> fmt::Result {
-        gauge(to, "requests_running", "Sequences that are computed", self.running.into())?;
+        gauge(
+            to,
+            "requests_running",
+            "Sequences that are computed",
+            self.running.into(),
+        )?;
         gauge(to, "requests_waiting", "Sequences that wait", self.waiting.into())?;
-        gauge(to, "kv_blocks_used", "KV blocks in use", self.kv_blocks_used.into())?;
+        gauge(
+            to,
+            "kv_blocks_used",
+            "KV blocks in use",
+            self.kv_blocks_used.into(),
+        )?;
         gauge(to, "kv_blocks", "KV blocks in all", self.kv_blocks_total.into())?;
         counter(to, "prompt_tokens", "Prompt tokens taken in", self.prompt_tokens)?;
         counter(to, "output_tokens", "Tokens generated", self.output_tokens)
@@ -126,9 +181,15 @@ mod tests {
             stall_timeout: Duration::from_secs(1),
         };
         let text = render(&Pod::new(identity, 2), Instant::now()).unwrap();
-        assert!(text.contains("llamero_rank_phase{rank=\"1\",phase=\"preflight\"} 1"), "{text}");
+        assert!(
+            text.contains("llamero_rank_phase{rank=\"1\",phase=\"preflight\"} 1"),
+            "{text}"
+        );
         assert!(text.contains("llamero_rank_loaded_bytes{rank=\"0\"} 0"), "{text}");
-        assert!(text.contains("llamero_rank_restarts_total{rank=\"0\"} 0"), "{text}");
+        assert!(
+            text.contains("llamero_rank_restarts_total{rank=\"0\"} 0"),
+            "{text}"
+        );
         assert!(text.contains("llamero_group_serving 0"), "{text}");
         assert!(text.ends_with("# EOF\n"));
     }

@@ -56,14 +56,23 @@ pub async fn run(args: ServeArgs) -> anyhow::Result<u8> {
     let listen = args.listen_address();
     let control_listener = bind(listen, args.control_port, "--control-port").await?;
     let http_listener = bind(listen, args.http_port, "--http-port").await?;
-    let ports = (control_listener.local_addr()?.port(), http_listener.local_addr()?.port());
+    let ports = (
+        control_listener.local_addr()?.port(),
+        http_listener.local_addr()?.port(),
+    );
 
     let (pod, orders) = shared_state(&args, local);
-    let control = Control { pod: pod.clone(), orders: orders.clone() };
+    let control = Control {
+        pod: pod.clone(),
+        orders: orders.clone(),
+    };
     let mut services = JoinSet::new();
     services.spawn(serve_control(control.clone(), control_listener));
     services.spawn(async move { Ok(axum::serve(http_listener, http::routes(control.pod)).await?) });
-    let control = Control { pod: pod.clone(), orders: orders.clone() };
+    let control = Control {
+        pod: pod.clone(),
+        orders: orders.clone(),
+    };
     let mut helpers = JoinSet::new();
     helpers.spawn(reaper::reap_orphans());
     helpers.spawn(when_all_listen(args.clone(), control.clone(), ports));
@@ -71,7 +80,10 @@ pub async fn run(args: ServeArgs) -> anyhow::Result<u8> {
     let mut keepers = start_keepers(&args, local, &control)?;
     let mut ends = Vec::new();
     let mut terminating = false;
-    let leave_anyway = orphaned(control.pod.subscribe(), args.engine.drain_grace + Duration::from_secs(5));
+    let leave_anyway = orphaned(
+        control.pod.subscribe(),
+        args.engine.drain_grace + Duration::from_secs(5),
+    );
     tokio::pin!(leave_anyway);
     loop {
         tokio::select! {
@@ -112,7 +124,10 @@ pub async fn run(args: ServeArgs) -> anyhow::Result<u8> {
     }
 }
 
-fn shared_state(args: &ServeArgs, local: LocalRanks) -> (Arc<watch::Sender<Pod>>, Arc<watch::Sender<Orders>>) {
+fn shared_state(
+    args: &ServeArgs,
+    local: LocalRanks,
+) -> (Arc<watch::Sender<Pod>>, Arc<watch::Sender<Orders>>) {
     let identity = Identity {
         pod_uid: args.pod_uid.clone(),
         group_uid: args.group_uid.clone().unwrap_or_else(|| ALONE.to_owned()),
@@ -126,9 +141,9 @@ fn shared_state(args: &ServeArgs, local: LocalRanks) -> (Arc<watch::Sender<Pod>>
 
 async fn bind(ip: IpAddr, port: u16, flag: &str) -> anyhow::Result<TcpListener> {
     let address = SocketAddr::new(ip, port);
-    TcpListener::bind(address)
-        .await
-        .with_context(|| format!("cannot listen on {address}: stop what uses it, or choose another port with {flag}"))
+    TcpListener::bind(address).await.with_context(|| {
+        format!("cannot listen on {address}: stop what uses it, or choose another port with {flag}")
+    })
 }
 
 async fn serve_control(control: Control, listener: TcpListener) -> anyhow::Result<()> {
@@ -151,7 +166,9 @@ fn start_keepers(args: &ServeArgs, local: LocalRanks, control: &Control) -> anyh
     for index in 0..local.count {
         let rank_port = match args.rank_port {
             0 => 0,
-            first => u16::try_from(u32::from(first) + index).context("--rank-port leaves no room for all ranks")?,
+            first => {
+                u16::try_from(u32::from(first) + index).context("--rank-port leaves no room for all ranks")?
+            }
         };
         let config = RankConfig {
             engine: args.engine.clone(),
@@ -161,7 +178,11 @@ fn start_keepers(args: &ServeArgs, local: LocalRanks, control: &Control) -> anyh
             rank_port,
             inference_port: args.inference_port,
             oversubscribed: args.oversubscribed(local.count),
-            instance_id: if args.pod_uid.is_empty() { ALONE.to_owned() } else { args.pod_uid.clone() },
+            instance_id: if args.pod_uid.is_empty() {
+                ALONE.to_owned()
+            } else {
+                args.pod_uid.clone()
+            },
         };
         let keeper = Keeper {
             index: index as usize,
@@ -188,9 +209,17 @@ async fn when_all_listen(args: ServeArgs, control: Control, (control_port, http_
     };
     tracing::info!(control_port, http_port, inference_port, ?rank_ports, "listening");
     if args.group_uid.is_none() {
-        let member = |port: &u16| RankAddress { pod_uid: args.pod_uid.clone(), ip: loopback(&args), port: *port };
+        let member = |port: &u16| RankAddress {
+            pod_uid: args.pod_uid.clone(),
+            ip: loopback(&args),
+            port: *port,
+        };
         let members = rank_ports.iter().map(member).collect();
-        let membership = Membership { group_uid: ALONE.to_owned(), generation: 1, members };
+        let membership = Membership {
+            group_uid: ALONE.to_owned(),
+            generation: 1,
+            members,
+        };
         if let Err(why) = control.form(membership) {
             tracing::error!("{why}");
         }
@@ -200,7 +229,8 @@ async fn when_all_listen(args: ServeArgs, control: Control, (control_port, http_
             "control": control_port, "http": http_port, "inference": inference_port, "ranks": rank_ports,
         });
         let written = path.with_extension("part");
-        let outcome = std::fs::write(&written, ports.to_string()).and_then(|()| std::fs::rename(&written, path));
+        let outcome =
+            std::fs::write(&written, ports.to_string()).and_then(|()| std::fs::rename(&written, path));
         if let Err(error) = outcome {
             tracing::error!("{} cannot be written: {error}", path.display());
         }
@@ -220,8 +250,11 @@ fn loopback(args: &ServeArgs) -> IpAddr {
 /// no leader to wait for.
 async fn orphaned(mut pod: watch::Receiver<Pod>, patience: Duration) {
     let connected = |pod: &Pod| {
-        let serving = |state: &(crate::link::RankState, _)| matches!(state.0.phase(), Phase::Serving | Phase::Draining);
-        pod.ranks.iter().any(|rank| rank.pid.is_some() && rank.state.as_ref().is_some_and(serving))
+        let serving =
+            |state: &(crate::link::RankState, _)| matches!(state.0.phase(), Phase::Serving | Phase::Draining);
+        pod.ranks
+            .iter()
+            .any(|rank| rank.pid.is_some() && rank.state.as_ref().is_some_and(serving))
     };
     loop {
         if pod.wait_for(|pod| !connected(pod)).await.is_err() {

@@ -85,7 +85,12 @@ impl Pod {
     #[must_use]
     pub fn new(identity: Identity, ranks: u32) -> Self {
         let ranks = (0..ranks).map(|_| RankView::default()).collect();
-        Self { identity, ranks, membership: None, draining: false }
+        Self {
+            identity,
+            ranks,
+            membership: None,
+            draining: false,
+        }
     }
 
     /// Whether rank 0 lives here.
@@ -99,21 +104,39 @@ impl Pod {
     /// # Errors
     /// [`FormRefusal`]; the pod is unchanged then.
     pub fn form(&mut self, membership: Membership) -> Result<bool, FormRefusal> {
-        let Identity { pod_uid, group_uid, first_rank, world, .. } = &self.identity;
+        let Identity {
+            pod_uid,
+            group_uid,
+            first_rank,
+            world,
+            ..
+        } = &self.identity;
         if membership.group_uid != *group_uid {
-            return Err(FormRefusal::OtherGroup { own: group_uid.clone(), asked: membership.group_uid });
+            return Err(FormRefusal::OtherGroup {
+                own: group_uid.clone(),
+                asked: membership.group_uid,
+            });
         }
         if let Some(known) = &self.membership {
             if membership.generation < known.generation {
-                return Err(FormRefusal::Old { asked: membership.generation, held: known.generation });
+                return Err(FormRefusal::Old {
+                    asked: membership.generation,
+                    held: known.generation,
+                });
             }
             if membership.generation == known.generation {
-                return if membership == *known { Ok(false) } else { Err(FormRefusal::Changed(known.generation)) };
+                return if membership == *known {
+                    Ok(false)
+                } else {
+                    Err(FormRefusal::Changed(known.generation))
+                };
             }
         }
         if membership.members.len() != *world as usize {
             let sent = membership.members.len();
-            return Err(FormRefusal::Members(format!("{sent} members were sent; this group has {world} ranks")));
+            return Err(FormRefusal::Members(format!(
+                "{sent} members were sent; this group has {world} ranks"
+            )));
         }
         for rank in (*first_rank..).take(self.ranks.len()) {
             let named = &membership.members[rank as usize].pod_uid;
@@ -130,7 +153,12 @@ impl Pod {
     /// Whether a step of the whole group completed within the stall time-out. Only ever true on the leader's pod.
     #[must_use]
     pub fn group_serving(&self, now: Instant) -> bool {
-        let Some(RankView { state: Some((state, heard)), pid: Some(_), .. }) = self.ranks.first() else {
+        let Some(RankView {
+            state: Some((state, heard)),
+            pid: Some(_),
+            ..
+        }) = self.ranks.first()
+        else {
             return false;
         };
         let idle = age(*heard, now) + Duration::from_millis(state.idle_millis.unwrap_or(0));
@@ -167,13 +195,21 @@ impl Pod {
         PodReport {
             pod_uid: self.identity.pod_uid.clone(),
             group_uid: self.identity.group_uid.clone(),
-            generation: self.membership.as_ref().map_or(0, |membership| membership.generation),
+            generation: self
+                .membership
+                .as_ref()
+                .map_or(0, |membership| membership.generation),
             ranks: (self.identity.first_rank..)
                 .zip(&self.ranks)
                 .map(|(rank, view)| view.report(rank, now))
                 .collect(),
             group_serving: self.group_serving(now),
-            draining: self.draining || self.ranks.iter().filter_map(|rank| rank.state.as_ref()).any(|s| s.0.draining),
+            draining: self.draining
+                || self
+                    .ranks
+                    .iter()
+                    .filter_map(|rank| rank.state.as_ref())
+                    .any(|s| s.0.draining),
         }
     }
 }
@@ -182,7 +218,13 @@ impl RankView {
     fn report(&self, rank: u32, now: Instant) -> RankReport {
         let (state, heard) = match &self.state {
             Some((state, heard)) => (state.clone(), *heard),
-            None => (RankState { phase: Phase::Preflight.into(), ..RankState::default() }, now),
+            None => (
+                RankState {
+                    phase: Phase::Preflight.into(),
+                    ..RankState::default()
+                },
+                now,
+            ),
         };
         let (phase, message) = match (self.pid, &self.last_exit) {
             (Some(_), _) => (state.phase, state.message),
@@ -237,7 +279,11 @@ mod tests {
             ip: IpAddr::V4(Ipv4Addr::LOCALHOST),
             port: 50_100,
         };
-        Membership { group_uid: "g".into(), generation, members: vec![member("me"), member(second)] }
+        Membership {
+            group_uid: "g".into(),
+            generation,
+            members: vec![member("me"), member(second)],
+        }
     }
 
     #[test]
@@ -246,9 +292,15 @@ mod tests {
         assert_eq!(pod.form(members(2, "b")), Ok(true));
         assert_eq!(pod.form(members(2, "b")), Ok(false));
         assert_eq!(pod.form(members(2, "c")), Err(FormRefusal::Changed(2)));
-        assert_eq!(pod.form(members(1, "b")), Err(FormRefusal::Old { asked: 1, held: 2 }));
+        assert_eq!(
+            pod.form(members(1, "b")),
+            Err(FormRefusal::Old { asked: 1, held: 2 })
+        );
         assert_eq!(pod.form(members(3, "c")), Ok(true));
-        let other = Membership { group_uid: "h".into(), ..members(9, "c") };
+        let other = Membership {
+            group_uid: "h".into(),
+            ..members(9, "c")
+        };
         assert!(matches!(pod.form(other), Err(FormRefusal::OtherGroup { .. })));
         let mut few = members(9, "c");
         few.members.pop();
@@ -275,7 +327,10 @@ mod tests {
         assert_eq!(pod.ready(start), Ok(()));
         assert!(pod.group_serving(start + Duration::from_secs(2)));
         assert!(!pod.group_serving(start + Duration::from_millis(2_001)));
-        assert_eq!(pod.report(start + Duration::from_secs(2)).ranks[0].idle_millis, Some(3_000));
+        assert_eq!(
+            pod.report(start + Duration::from_secs(2)).ranks[0].idle_millis,
+            Some(3_000)
+        );
         pod.draining = true;
         assert!(!pod.group_serving(start));
     }
@@ -284,8 +339,11 @@ mod tests {
     fn a_dead_rank_has_failed_with_its_last_words() {
         let now = Instant::now();
         let mut pod = pod();
-        pod.ranks[0].last_exit =
-            Some(RankExit { signal: Some(9), message: "killed".into(), ..RankExit::default() });
+        pod.ranks[0].last_exit = Some(RankExit {
+            signal: Some(9),
+            message: "killed".into(),
+            ..RankExit::default()
+        });
         let report = pod.report(now);
         assert_eq!(report.ranks[0].phase(), Phase::Failed);
         assert_eq!(report.ranks[0].message, "killed");

@@ -1,5 +1,6 @@
 //! Keeps one rank's process running.
 
+use std::convert::Infallible;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::UnixStream as StdUnixStream;
@@ -92,7 +93,11 @@ impl Keeper {
                 return Ok(Ended::Unusable(exit));
             }
             let wait = backoff.after(started.elapsed());
-            tracing::warn!(rank = self.config.rank, "{}; it is started again in {wait:?}", exit.message);
+            tracing::warn!(
+                rank = self.config.rank,
+                "{}; it is started again in {wait:?}",
+                exit.message
+            );
             tokio::time::sleep(wait).await;
             self.pod.send_modify(|pod| pod.ranks[self.index].restarts += 1);
         }
@@ -113,23 +118,21 @@ impl Keeper {
                 None => Default::default(),
             }
         });
+        // On failure the child is killed as it is dropped.
+        link::send_file(&link, weights.as_fd())?;
         let (reader, writer) = link.into_split();
-        let status = {
-            let talk = async {
-                if let Err(error) = link::send_file(writer.as_ref(), weights.as_fd()) {
-                    tracing::warn!("the weights file cannot be handed over: {error}");
-                    return;
-                }
-                // Either side ends when the process does; `wait` tells more than the broken link.
-                tokio::join!(instruct(writer, self.config.clone(), self.orders.clone()), listen(reader, |up| {
-                    hear(&self.pod, self.index, up, &mut self.config);
-                }));
-            };
-            tokio::pin!(talk);
-            tokio::select! {
-                status = child.wait() => status?,
-                () = &mut talk => child.wait().await?,
-            }
+        let instructions = instruct(writer, self.config.clone(), self.orders.clone());
+        let instructing = async {
+            instructions.await;
+            // The process is ending or gone; that is for `wait` to say.
+            std::future::pending::<Infallible>().await
+        };
+        let status = tokio::select! {
+            // What the process said last counts: the link is read to its end, also after the process has ended.
+            (status, ()) = async {
+                tokio::join!(child.wait(), listen(reader, |up| hear(&self.pod, self.index, up, &mut self.config)))
+            } => status?,
+            never = instructing => match never {},
         };
         let words = words.await.unwrap_or_default();
         Ok(last_words::exit_report(status, &words, SystemTime::now()))
@@ -193,7 +196,10 @@ fn hear(pod: &watch::Sender<Pod>, index: usize, up: Up, config: &mut RankConfig)
     pod.send_modify(|pod| {
         let view = &mut pod.ranks[index];
         match up {
-            Up::Listening { rank_port, inference_port } => {
+            Up::Listening {
+                rank_port,
+                inference_port,
+            } => {
                 // A restarted process takes the same ports, so that the members stay valid.
                 config.rank_port = rank_port;
                 config.inference_port = inference_port.unwrap_or(config.inference_port);

@@ -28,7 +28,9 @@ pub async fn reap_orphans() {
 
 /// Children of `parent` that are dead and not collected.
 fn dead_children(parent: i32) -> HashSet<i32> {
-    let Ok(entries) = fs::read_dir("/proc") else { return HashSet::new() };
+    let Ok(entries) = fs::read_dir("/proc") else {
+        return HashSet::new();
+    };
     entries
         .filter_map(|entry| {
             let pid: i32 = entry.ok()?.file_name().to_str()?.parse().ok()?;

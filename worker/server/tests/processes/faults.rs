@@ -14,13 +14,20 @@ async fn a_killed_rank_costs_no_token_and_no_byte() {
     let worker = Worker::alone(3, &[]).await;
     let reference = complete(&worker, sampled_story(160)).await.unwrap();
     let before = worker.report_when("all serve", all_serve).await;
-    assert!(before.ranks.iter().all(|rank| rank.read_bytes == rank.total_bytes && rank.total_bytes > 0));
+    assert!(
+        before
+            .ranks
+            .iter()
+            .all(|rank| rank.read_bytes == rank.total_bytes && rank.total_bytes > 0)
+    );
 
     let (whole, mut stream) = begin(&worker, sampled_story(160), 10).await;
     let killed = Instant::now();
     send(before.ranks[1].pid, Signal::KILL);
     let after = worker
-        .report_when("the rank serves again", |report| report.ranks[1].restarts == 1 && all_serve(report))
+        .report_when("the rank serves again", |report| {
+            report.ranks[1].restarts == 1 && all_serve(report)
+        })
         .await;
     let back = killed.elapsed();
     assert_eq!(finish(whole, &mut stream).await.unwrap(), reference);
@@ -29,13 +36,22 @@ async fn a_killed_rank_costs_no_token_and_no_byte() {
     assert!(back < Duration::from_secs(10), "back only after {back:?}");
     for rank in [0, 2] {
         let (before, after) = (&before.ranks[rank], &after.ranks[rank]);
-        assert_eq!((before.pid, before.restarts, before.loaded_bytes), (after.pid, 0, after.loaded_bytes));
+        assert_eq!(
+            (before.pid, before.restarts, before.loaded_bytes),
+            (after.pid, 0, after.loaded_bytes)
+        );
     }
     let restarted = &after.ranks[1];
-    assert_eq!((restarted.read_bytes, restarted.loaded_bytes), (0, before.ranks[1].loaded_bytes));
+    assert_eq!(
+        (restarted.read_bytes, restarted.loaded_bytes),
+        (0, before.ranks[1].loaded_bytes)
+    );
     assert_ne!(restarted.pid, before.ranks[1].pid);
     assert_eq!(restarted.last_exit.as_ref().and_then(|exit| exit.signal), Some(9));
-    assert_eq!((after.generation, after.ranks[0].generation), (before.generation, before.generation));
+    assert_eq!(
+        (after.generation, after.ranks[0].generation),
+        (before.generation, before.generation)
+    );
     assert!(after.ranks[0].epoch > before.ranks[0].epoch);
     assert_eq!(complete(&worker, sampled_story(160)).await.unwrap(), reference);
 }
@@ -48,16 +64,23 @@ async fn health_is_the_whole_groups() {
     let stuck = worker.report().await.ranks[1].pid;
     send(stuck, Signal::STOP);
     worker.wait_for_health(false).await;
-    let report = worker.report_when("the group is down", |report| !report.group_serving).await;
+    let report = worker
+        .report_when("the group is down", |report| !report.group_serving)
+        .await;
     let (code, why) = worker.get("/readyz").await;
     assert_eq!(code, 503, "{why}");
     assert_eq!(worker.get("/livez").await.0, 200);
-    assert!(report.ranks[1].entered <= report.ranks[0].entered, "the stuck rank does not show: {report:?}");
+    assert!(
+        report.ranks[1].entered <= report.ranks[0].entered,
+        "the stuck rank does not show: {report:?}"
+    );
     assert!(worker.get("/metrics").await.1.contains("llamero_group_serving 0"));
 
     send(stuck, Signal::CONT);
     worker.wait_for_health(true).await;
-    worker.report_when("the group is back", |report| report.group_serving).await;
+    worker
+        .report_when("the group is back", |report| report.group_serving)
+        .await;
     assert!(complete(&worker, sampled_story(8)).await.is_ok());
 }
 
@@ -70,7 +93,12 @@ async fn garbage_on_a_rank_port_disturbs_nobody() {
     let (whole, mut stream) = begin(&worker, sampled_story(96), 5).await;
     let mut talkers = Vec::new();
     for port in &worker.ports.ranks {
-        for noise in [&b"GET / HTTP/1.1\r\nHost: x\r\n\r\n"[..], &[0xff; 4096], &[0; 64], b""] {
+        for noise in [
+            &b"GET / HTTP/1.1\r\nHost: x\r\n\r\n"[..],
+            &[0xff; 4096],
+            &[0; 64],
+            b"",
+        ] {
             let mut talker = TcpStream::connect(("127.0.0.1", *port)).unwrap();
             // The rank may close while we still talk.
             let _ = talker.write_all(noise);
@@ -92,5 +120,8 @@ async fn ranks_do_not_outlive_their_supervisor() {
     assert!(pids.iter().all(|pid| exists(*pid)));
     worker.signal(Signal::KILL);
     worker.exit().await;
-    crate::harness::until("the ranks end", async || pids.iter().all(|pid| !exists(*pid)).then_some(())).await;
+    crate::harness::until("the ranks end", async || {
+        pids.iter().all(|pid| !exists(*pid)).then_some(())
+    })
+    .await;
 }

@@ -11,13 +11,18 @@ use crate::harness::{Worker, begin, complete, exists, finish, model_dir, story, 
 async fn a_drain_finishes_what_runs_and_refuses_the_rest() {
     let _turn = turn().await;
     let mut worker = Worker::alone(2, &["--drain-grace", "100ms"]).await;
-    let reference = complete(&worker, story(400)).await.unwrap();
+    let reference = complete(&worker, story(250)).await.unwrap();
     let pids: Vec<u32> = worker.report().await.ranks.iter().map(|rank| rank.pid).collect();
-    let (whole, mut stream) = begin(&worker, story(400), 3).await;
+    let (whole, mut stream) = begin(&worker, story(250), 3).await;
     worker.signal(Signal::TERM);
-    worker.report_when("it drains", |report| report.draining && !report.group_serving).await;
+    worker
+        .report_when("it drains", |report| report.draining && !report.group_serving)
+        .await;
     assert_eq!(worker.get("/readyz").await.0, 503);
-    let status = until("new requests are refused", async || complete(&worker, story(1)).await.err()).await;
+    let status = until("new requests are refused", async || {
+        complete(&worker, story(1)).await.err()
+    })
+    .await;
     assert_eq!(status.code(), Code::Unavailable, "{status}");
     assert!(status.message().contains("draining"), "{status}");
     assert_eq!(finish(whole, &mut stream).await.unwrap(), reference);
@@ -26,7 +31,16 @@ async fn a_drain_finishes_what_runs_and_refuses_the_rest() {
 }
 
 fn serve_fails(args: &[&str]) -> (Option<i32>, String) {
-    let ports = ["--inference-port", "0", "--control-port", "0", "--http-port", "0", "--rank-port", "0"];
+    let ports = [
+        "--inference-port",
+        "0",
+        "--control-port",
+        "0",
+        "--http-port",
+        "0",
+        "--rank-port",
+        "0",
+    ];
     let output = Command::new(env!("CARGO_BIN_EXE_llamero-worker"))
         .arg("serve")
         .args(ports)
@@ -54,7 +68,16 @@ async fn what_cannot_be_served_is_said_at_once() {
     let (code, said) = serve_fails(&["--model-dir", model, "--stall-timeout", "soon"]);
     assert_eq!(code, Some(2), "{said}");
     assert!(said.contains("500ms, 30s"), "{said}");
-    let (code, said) = serve_fails(&["--model-dir", model, "--group-uid", "g", "--ranks-per-pod", "2", "--tensor", "3"]);
+    let (code, said) = serve_fails(&[
+        "--model-dir",
+        model,
+        "--group-uid",
+        "g",
+        "--ranks-per-pod",
+        "2",
+        "--tensor",
+        "3",
+    ]);
     assert_ne!(code, Some(0), "{said}");
     assert!(said.contains("must divide"), "{said}");
 }
@@ -86,9 +109,21 @@ fn inspect_says_what_a_checkpoint_is() {
     let summary: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
     let written = std::fs::read(&log).unwrap();
     assert!(written.len() <= 4096);
-    assert_eq!(summary, serde_json::from_slice::<serde_json::Value>(&written).unwrap());
-    assert_eq!((&summary["weights"], &summary["qHeads"]), (&"fp8".into(), &9.into()));
-    assert!(summary["plans"].as_array().unwrap().iter().any(|plan| plan["tensor"] == 7));
+    assert_eq!(
+        summary,
+        serde_json::from_slice::<serde_json::Value>(&written).unwrap()
+    );
+    assert_eq!(
+        (&summary["weights"], &summary["qHeads"]),
+        (&"fp8".into(), &9.into())
+    );
+    assert!(
+        summary["plans"]
+            .as_array()
+            .unwrap()
+            .iter()
+            .any(|plan| plan["tensor"] == 7)
+    );
 
     let output = Command::new(env!("CARGO_BIN_EXE_llamero-worker"))
         .args(["inspect", "/does/not/exist", "--termination-log"])
@@ -97,5 +132,8 @@ fn inspect_says_what_a_checkpoint_is() {
         .unwrap();
     assert_eq!(output.status.code(), Some(2));
     let refusal: serde_json::Value = serde_json::from_slice(&std::fs::read(&log).unwrap()).unwrap();
-    assert!(refusal["error"].as_str().unwrap().contains("config.json"), "{refusal}");
+    assert!(
+        refusal["error"].as_str().unwrap().contains("config.json"),
+        "{refusal}"
+    );
 }

@@ -1,5 +1,11 @@
 //! Real processes on loopback with the real model.
 
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    reason = "helpers of tests may panic as tests may"
+)]
+
 mod faults;
 mod harness;
 mod lifecycle;

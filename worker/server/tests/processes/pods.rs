@@ -20,11 +20,19 @@ fn members(generation: u64, pods: [(&Worker, &str); 2]) -> FormRequest {
         ip: "127.0.0.1".into(),
         port: worker.ports.ranks[0].into(),
     };
-    FormRequest { group_uid: "group".into(), generation, members: (0..).zip(pods).map(member).collect() }
+    FormRequest {
+        group_uid: "group".into(),
+        generation,
+        members: (0..).zip(pods).map(member).collect(),
+    }
 }
 
 async fn form(worker: &Worker, request: &FormRequest) -> Result<FormResponse, Status> {
-    worker.control().form(request.clone()).await.map(tonic::Response::into_inner)
+    worker
+        .control()
+        .form(request.clone())
+        .await
+        .map(tonic::Response::into_inner)
 }
 
 #[tokio::test]
@@ -32,23 +40,35 @@ async fn pods_form_lose_a_member_take_another_and_leave() {
     let _turn = turn().await;
     let mut leader = pod(0, "a").await;
     let first = pod(1, "b").await;
-    assert_eq!((leader.ports.inference.is_some(), first.ports.inference), (true, None));
+    assert_eq!(
+        (leader.ports.inference.is_some(), first.ports.inference),
+        (true, None)
+    );
     assert_eq!(leader.get("/readyz").await.0, 503);
 
     let two = members(2, [(&leader, "a"), (&first, "b")]);
     for worker in [&leader, &first] {
         assert_eq!(form(worker, &two).await.unwrap().generation, 2);
-        assert_eq!(form(worker, &two).await.unwrap().generation, 2, "the same again changes nothing");
+        assert_eq!(
+            form(worker, &two).await.unwrap().generation,
+            2,
+            "the same again changes nothing"
+        );
     }
-    leader.report_when("the group serves", |report| report.group_serving).await;
+    leader
+        .report_when("the group serves", |report| report.group_serving)
+        .await;
     first.report_when("the member serves", all_serve).await;
-    assert_eq!((leader.get("/readyz").await.0, first.get("/readyz").await.0), (200, 200));
+    assert_eq!(
+        (leader.get("/readyz").await.0, first.get("/readyz").await.0),
+        (200, 200)
+    );
     refusals(&leader, &first).await;
 
     // The member's pod is lost in the middle of an answer; another one takes its place.
-    let reference = complete(&leader, sampled_story(200)).await.unwrap();
+    let reference = complete(&leader, sampled_story(120)).await.unwrap();
     let before = leader.report().await.ranks[0].clone();
-    let (whole, mut stream) = begin(&leader, sampled_story(200), 10).await;
+    let (whole, mut stream) = begin(&leader, sampled_story(120), 10).await;
     drop(first);
     let mut second = pod(1, "c").await;
     let three = members(3, [(&leader, "a"), (&second, "c")]);
@@ -56,15 +76,24 @@ async fn pods_form_lose_a_member_take_another_and_leave() {
         assert_eq!(form(worker, &three).await.unwrap().generation, 3);
     }
     assert_eq!(finish(whole, &mut stream).await.unwrap(), reference);
-    let after = leader.report_when("the group serves again", |report| report.group_serving).await;
-    assert_eq!((after.ranks[0].pid, after.ranks[0].restarts, after.ranks[0].generation), (before.pid, 0, 3));
+    let after = leader
+        .report_when("the group serves again", |report| report.group_serving)
+        .await;
+    assert_eq!(
+        (
+            after.ranks[0].pid,
+            after.ranks[0].restarts,
+            after.ranks[0].generation
+        ),
+        (before.pid, 0, 3)
+    );
     assert_eq!(after.ranks[0].loaded_bytes, before.loaded_bytes);
 
     // A member ignores SIGTERM while its group serves, and goes when the leader goes.
     let status = second.control().drain(DrainRequest {}).await.unwrap_err();
     assert_eq!(status.code(), Code::FailedPrecondition, "{status}");
     second.signal(Signal::TERM);
-    assert_eq!(complete(&leader, sampled_story(200)).await.unwrap(), reference);
+    assert_eq!(complete(&leader, sampled_story(120)).await.unwrap(), reference);
     assert!(second.is_running());
     leader.control().drain(DrainRequest {}).await.unwrap();
     assert_eq!(leader.exit().await.code(), Some(0));
@@ -76,13 +105,23 @@ async fn refusals(leader: &Worker, first: &Worker) {
     let refused = async |request: FormRequest, code, part: &str| {
         let status = form(leader, &request).await.unwrap_err();
         assert_eq!(status.code(), code, "{status}");
-        assert!(status.message().contains(part), "{:?} does not say {part:?}", status.message());
+        assert!(
+            status.message().contains(part),
+            "{:?} does not say {part:?}",
+            status.message()
+        );
     };
-    let old = FormRequest { generation: 1, ..good.clone() };
+    let old = FormRequest {
+        generation: 1,
+        ..good.clone()
+    };
     refused(old, Code::FailedPrecondition, "generation 1 is over").await;
     let changed = members(2, [(leader, "a"), (first, "other")]);
     refused(changed, Code::FailedPrecondition, "higher generation").await;
-    let foreign = FormRequest { group_uid: "other".into(), ..good.clone() };
+    let foreign = FormRequest {
+        group_uid: "other".into(),
+        ..good.clone()
+    };
     refused(foreign, Code::InvalidArgument, "belongs to the group").await;
     let mut few = good.clone();
     few.members.pop();

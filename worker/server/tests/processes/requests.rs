@@ -11,8 +11,8 @@ use vllm_proto::control_client::ControlClient;
 use vllm_proto::finish_info::FinishReason as VllmReason;
 use vllm_proto::inference_client::InferenceClient;
 use vllm_proto::{
-    AbortRequest, DecodingParameters, GenerateRequest, GetModelInfoRequest, GetServerInfoRequest, IsPausedRequest,
-    ResponseOptions, StoppingCriteria, generate_request,
+    AbortRequest, DecodingParameters, GenerateRequest, GetModelInfoRequest, GetServerInfoRequest,
+    IsPausedRequest, ResponseOptions, StoppingCriteria, generate_request,
 };
 
 use crate::harness::{Worker, begin, complete, finish, refused, story, turn, until};
@@ -33,49 +33,178 @@ async fn requests_are_answered_or_refused_with_a_sentence() {
 async fn chat_and_stops(worker: &Worker) {
     let chat = |content: &str| CompletionRequest {
         prompt: Some(Prompt::Chat(ChatPrompt {
-            messages: vec![ChatMessage { role: "user".into(), content: content.into() }],
+            messages: vec![ChatMessage {
+                role: "user".into(),
+                content: content.into(),
+            }],
             tools_json: String::new(),
         })),
         model: "smol".into(),
         temperature: Some(0.0),
         ..CompletionRequest::default()
     };
-    let answer = complete(worker, chat("What is the capital of France? Answer in one word.")).await.unwrap();
+    let answer = complete(worker, chat("What is the capital of France? Answer in one word."))
+        .await
+        .unwrap();
     assert!(answer.text.contains("Paris"), "{answer:?}");
     assert_eq!(answer.reason, Some(FinishReason::Stop));
 
     let whole = complete(worker, story(32)).await.unwrap();
-    let middle = whole.text.char_indices().nth(whole.text.chars().count() / 2).unwrap().0;
+    let middle = whole
+        .text
+        .char_indices()
+        .nth(whole.text.chars().count() / 2)
+        .unwrap()
+        .0;
     let stop: String = whole.text[middle..].chars().take(6).collect();
-    let stopped = complete(worker, CompletionRequest { stop: vec![stop.clone()], ..story(32) }).await.unwrap();
+    let stopped = complete(
+        worker,
+        CompletionRequest {
+            stop: vec![stop.clone()],
+            ..story(32)
+        },
+    )
+    .await
+    .unwrap();
     assert_eq!(stopped.text, whole.text[..whole.text.find(&stop).unwrap()]);
-    assert_eq!((stopped.reason, stopped.stop_string), (Some(FinishReason::Stop), stop));
+    assert_eq!(
+        (stopped.reason, stopped.stop_string),
+        (Some(FinishReason::Stop), stop)
+    );
 
     let token = whole.token_ids[9];
     let first = whole.token_ids.iter().position(|id| *id == token).unwrap();
-    let stopped = complete(worker, CompletionRequest { stop_token_ids: vec![token], ..story(32) }).await.unwrap();
+    let stopped = complete(
+        worker,
+        CompletionRequest {
+            stop_token_ids: vec![token],
+            ..story(32)
+        },
+    )
+    .await
+    .unwrap();
     assert_eq!(stopped.token_ids, whole.token_ids[..first]);
     assert_eq!(stopped.reason, Some(FinishReason::Stop));
 }
 
 async fn bad_input(worker: &Worker) {
     let invalid = async |request, part| refused(worker, request, Code::InvalidArgument, part).await;
-    refused(worker, CompletionRequest { model: "other".into(), ..story(8) }, Code::NotFound, "\"smol\"").await;
-    invalid(CompletionRequest { prompt: None, ..story(8) }, "there is no prompt").await;
-    invalid(CompletionRequest { prompt: Some(Prompt::TokenIds(TokenIds::default())), ..story(8) }, "empty").await;
-    invalid(CompletionRequest { prompt: Some(ids(vec![1; 2_000])), ..story(8) }, "shorten the prompt").await;
-    invalid(CompletionRequest { prompt: Some(ids(vec![1; 1_000])), ..story(500) }, "lower max_tokens").await;
-    invalid(CompletionRequest { prompt: Some(ids(vec![70_000])), ..story(8) }, "tokens 0 to 49151").await;
-    invalid(CompletionRequest { temperature: Some(-1.0), ..story(8) }, "temperature is -1").await;
-    invalid(CompletionRequest { temperature: Some(f32::NAN), ..story(8) }, "temperature is NaN").await;
-    invalid(CompletionRequest { temperature: Some(1e9), ..story(8) }, "from 0 to 2").await;
-    invalid(CompletionRequest { top_p: Some(0.0), ..story(8) }, "top_p").await;
-    invalid(CompletionRequest { presence_penalty: Some(9.0), ..story(8) }, "presence_penalty").await;
-    invalid(CompletionRequest { stop: vec![String::new()], ..story(8) }, "stop string is empty").await;
+    refused(
+        worker,
+        CompletionRequest {
+            model: "other".into(),
+            ..story(8)
+        },
+        Code::NotFound,
+        "\"smol\"",
+    )
+    .await;
+    invalid(
+        CompletionRequest {
+            prompt: None,
+            ..story(8)
+        },
+        "there is no prompt",
+    )
+    .await;
+    invalid(
+        CompletionRequest {
+            prompt: Some(Prompt::TokenIds(TokenIds::default())),
+            ..story(8)
+        },
+        "empty",
+    )
+    .await;
+    invalid(
+        CompletionRequest {
+            prompt: Some(ids(vec![1; 2_000])),
+            ..story(8)
+        },
+        "shorten the prompt",
+    )
+    .await;
+    invalid(
+        CompletionRequest {
+            prompt: Some(ids(vec![1; 1_000])),
+            ..story(500)
+        },
+        "lower max_tokens",
+    )
+    .await;
+    invalid(
+        CompletionRequest {
+            prompt: Some(ids(vec![70_000])),
+            ..story(8)
+        },
+        "tokens 0 to 49151",
+    )
+    .await;
+    invalid(
+        CompletionRequest {
+            temperature: Some(-1.0),
+            ..story(8)
+        },
+        "temperature is -1",
+    )
+    .await;
+    invalid(
+        CompletionRequest {
+            temperature: Some(f32::NAN),
+            ..story(8)
+        },
+        "temperature is NaN",
+    )
+    .await;
+    invalid(
+        CompletionRequest {
+            temperature: Some(1e9),
+            ..story(8)
+        },
+        "from 0 to 2",
+    )
+    .await;
+    invalid(
+        CompletionRequest {
+            top_p: Some(0.0),
+            ..story(8)
+        },
+        "top_p",
+    )
+    .await;
+    invalid(
+        CompletionRequest {
+            presence_penalty: Some(9.0),
+            ..story(8)
+        },
+        "presence_penalty",
+    )
+    .await;
+    invalid(
+        CompletionRequest {
+            stop: vec![String::new()],
+            ..story(8)
+        },
+        "stop string is empty",
+    )
+    .await;
     invalid(story(0), "ask for at least 1").await;
-    invalid(CompletionRequest { resume_token_ids: vec![1; 9], ..story(8) }, "resumed").await;
+    invalid(
+        CompletionRequest {
+            resume_token_ids: vec![1; 9],
+            ..story(8)
+        },
+        "resumed",
+    )
+    .await;
     let nobody = Prompt::Chat(ChatPrompt::default());
-    invalid(CompletionRequest { prompt: Some(nobody), ..story(8) }, "no messages").await;
+    invalid(
+        CompletionRequest {
+            prompt: Some(nobody),
+            ..story(8)
+        },
+        "no messages",
+    )
+    .await;
 }
 
 fn ids(ids: Vec<u32>) -> Prompt {
@@ -84,7 +213,11 @@ fn ids(ids: Vec<u32>) -> Prompt {
 
 async fn load(worker: &Worker) -> LoadSample {
     let mut client = TelemetryClient::new(worker.channel());
-    let mut samples = client.watch(LoadRequest { interval_millis: 100 }).await.unwrap().into_inner();
+    let mut samples = client
+        .watch(LoadRequest { interval_millis: 100 })
+        .await
+        .unwrap()
+        .into_inner();
     samples.message().await.unwrap().unwrap()
 }
 
@@ -97,31 +230,51 @@ async fn cancelling(worker: &Worker) {
     drop(stream);
     until("a client that goes away ends its request", idle).await;
     let after = load(worker).await;
-    assert!(after.output_tokens - before.output_tokens < 900, "it ran to its end");
+    assert!(
+        after.output_tokens - before.output_tokens < 900,
+        "it ran to its end"
+    );
     assert_eq!(after.kv_blocks_used, 0);
     assert!(after.steps > before.steps && after.time_to_first_token.unwrap().count > 0);
 
-    let request = CompletionRequest { request_id: "mine".into(), ..story(900) };
+    let request = CompletionRequest {
+        request_id: "mine".into(),
+        ..story(900)
+    };
     let (whole, mut stream) = begin(worker, request.clone(), 3).await;
     refused(worker, request, Code::AlreadyExists, "its own id").await;
     let mut control = ControlClient::new(worker.channel());
-    control.abort(AbortRequest { request_ids: vec!["mine".into(), "unknown".into()] }).await.unwrap();
+    control
+        .abort(AbortRequest {
+            request_ids: vec!["mine".into(), "unknown".into()],
+        })
+        .await
+        .unwrap();
     let whole = finish(whole, &mut stream).await.unwrap();
     assert_eq!(whole.reason, Some(FinishReason::Abort));
     until("an aborted request ends", idle).await;
 
-    let status = TelemetryClient::new(worker.channel()).watch(LoadRequest { interval_millis: 5 }).await.unwrap_err();
+    let status = TelemetryClient::new(worker.channel())
+        .watch(LoadRequest { interval_millis: 5 })
+        .await
+        .unwrap_err();
     assert!(status.message().contains("at least 100"), "{status}");
 }
 
 fn generate(text: &str) -> GenerateRequest {
-    GenerateRequest { prompt: Some(generate_request::Prompt::Text(text.into())), ..GenerateRequest::default() }
+    GenerateRequest {
+        prompt: Some(generate_request::Prompt::Text(text.into())),
+        ..GenerateRequest::default()
+    }
 }
 
 async fn vllm(worker: &Worker) {
     let mut client = InferenceClient::new(worker.channel());
     let request = GenerateRequest {
-        stopping: Some(StoppingCriteria { ignore_eos: true, ..StoppingCriteria::default() }),
+        stopping: Some(StoppingCriteria {
+            ignore_eos: true,
+            ..StoppingCriteria::default()
+        }),
         response: Some(ResponseOptions {
             output_token_ids: true,
             prompt_token_ids: true,
@@ -134,13 +287,20 @@ async fn vllm(worker: &Worker) {
     assert!(outputs.text.contains("Paris"), "{outputs:?}");
     assert_eq!(prompt.token_ids.len(), prompt.num_prompt_tokens as usize);
     let finish = outputs.finish_info.unwrap();
-    assert_eq!((finish.num_output_tokens, finish.finish_reason()), (20, VllmReason::Length));
+    assert_eq!(
+        (finish.num_output_tokens, finish.finish_reason()),
+        (20, VllmReason::Length)
+    );
     assert_eq!((outputs.num_tokens, outputs.token_ids.len()), (20, 20));
 
     let mut stream = client.generate_stream(request).await.unwrap().into_inner();
     let (mut text, mut token_ids, mut ends) = (String::new(), Vec::new(), 0);
     while let Some(part) = stream.message().await.unwrap() {
-        assert_eq!(part.prompt_info.is_some(), token_ids.is_empty(), "the prompt comes first, and once");
+        assert_eq!(
+            part.prompt_info.is_some(),
+            token_ids.is_empty(),
+            "the prompt comes first, and once"
+        );
         let outputs = part.outputs.unwrap();
         text.push_str(&outputs.text);
         token_ids.extend(outputs.token_ids);
@@ -149,21 +309,63 @@ async fn vllm(worker: &Worker) {
     assert_eq!((text, token_ids, ends), (outputs.text, outputs.token_ids, 1));
 
     let mut control = ControlClient::new(worker.channel());
-    let info = control.get_server_info(GetServerInfoRequest {}).await.unwrap().into_inner();
-    assert_eq!((info.max_model_len, info.parallelism.unwrap().tensor_parallel_size), (1024, 1));
+    let info = control
+        .get_server_info(GetServerInfoRequest {})
+        .await
+        .unwrap()
+        .into_inner();
+    assert_eq!(
+        (info.max_model_len, info.parallelism.unwrap().tensor_parallel_size),
+        (1024, 1)
+    );
     assert!(info.total_kv_blocks > 0);
-    let info = control.get_model_info(GetModelInfoRequest {}).await.unwrap().into_inner();
+    let info = control
+        .get_model_info(GetModelInfoRequest {})
+        .await
+        .unwrap()
+        .into_inner();
     assert_eq!(info.served_model_name, "smol");
 }
 
 async fn vllm_refusals(worker: &Worker) {
     let mut client = InferenceClient::new(worker.channel());
-    let decoding = DecodingParameters { allowed_token_ids: vec![1], ..DecodingParameters::default() };
+    let decoding = DecodingParameters {
+        allowed_token_ids: vec![1],
+        ..DecodingParameters::default()
+    };
     let cases = [
-        (GenerateRequest { decoding: Some(decoding), ..generate("x") }, Code::Unimplemented, "allowed_token_ids"),
-        (GenerateRequest { lora_name: "l".into(), ..generate("x") }, Code::Unimplemented, "lora_name"),
-        (GenerateRequest { temperature: Some(-0.5), ..generate("x") }, Code::InvalidArgument, "temperature"),
-        (GenerateRequest { model: "m".into(), ..generate("x") }, Code::NotFound, "\"smol\""),
+        (
+            GenerateRequest {
+                decoding: Some(decoding),
+                ..generate("x")
+            },
+            Code::Unimplemented,
+            "allowed_token_ids",
+        ),
+        (
+            GenerateRequest {
+                lora_name: "l".into(),
+                ..generate("x")
+            },
+            Code::Unimplemented,
+            "lora_name",
+        ),
+        (
+            GenerateRequest {
+                temperature: Some(-0.5),
+                ..generate("x")
+            },
+            Code::InvalidArgument,
+            "temperature",
+        ),
+        (
+            GenerateRequest {
+                model: "m".into(),
+                ..generate("x")
+            },
+            Code::NotFound,
+            "\"smol\"",
+        ),
         (GenerateRequest::default(), Code::InvalidArgument, "no prompt"),
     ];
     for (request, code, part) in cases {
@@ -176,7 +378,10 @@ async fn vllm_refusals(worker: &Worker) {
 }
 
 async fn unknown_methods(worker: &Worker) {
-    let status = ControlClient::new(worker.channel()).is_paused(IsPausedRequest {}).await.unwrap_err();
+    let status = ControlClient::new(worker.channel())
+        .is_paused(IsPausedRequest {})
+        .await
+        .unwrap_err();
     assert_eq!(status.code(), Code::Unimplemented);
     assert!(status.message().contains("vllm.Control/IsPaused"), "{status}");
 
@@ -185,7 +390,10 @@ async fn unknown_methods(worker: &Worker) {
         raw.ready().await.unwrap();
         let codec = tonic_prost::ProstCodec::<IsPausedRequest, AbortRequest>::default();
         let path = tonic::codegen::http::uri::PathAndQuery::from_static(method);
-        let status = raw.unary(Request::new(IsPausedRequest {}), path, codec).await.unwrap_err();
+        let status = raw
+            .unary(Request::new(IsPausedRequest {}), path, codec)
+            .await
+            .unwrap_err();
         assert_eq!(status.code(), Code::Unimplemented, "{status}");
     }
 }
@@ -200,11 +408,16 @@ async fn reflection(worker: &Worker) {
     ];
     let request = v1::ServerReflectionRequest {
         host: String::new(),
-        message_request: Some(v1::server_reflection_request::MessageRequest::ListServices(String::new())),
+        message_request: Some(v1::server_reflection_request::MessageRequest::ListServices(
+            String::new(),
+        )),
     };
     let mut client = v1::server_reflection_client::ServerReflectionClient::new(worker.channel());
-    let mut answers =
-        client.server_reflection_info(tokio_stream::iter([request])).await.unwrap().into_inner();
+    let mut answers = client
+        .server_reflection_info(tokio_stream::iter([request]))
+        .await
+        .unwrap()
+        .into_inner();
     let Some(v1::server_reflection_response::MessageResponse::ListServicesResponse(list)) =
         answers.message().await.unwrap().unwrap().message_response
     else {
@@ -216,15 +429,19 @@ async fn reflection(worker: &Worker) {
 
     let request = v1alpha::ServerReflectionRequest {
         host: String::new(),
-        message_request: Some(v1alpha::server_reflection_request::MessageRequest::FileContainingSymbol(
-            "vllm.Inference".into(),
-        )),
+        message_request: Some(
+            v1alpha::server_reflection_request::MessageRequest::FileContainingSymbol("vllm.Inference".into()),
+        ),
     };
     let mut client = v1alpha::server_reflection_client::ServerReflectionClient::new(worker.channel());
-    let mut answers =
-        client.server_reflection_info(tokio_stream::iter([request])).await.unwrap().into_inner();
+    let mut answers = client
+        .server_reflection_info(tokio_stream::iter([request]))
+        .await
+        .unwrap()
+        .into_inner();
     let answer = answers.message().await.unwrap().unwrap().message_response;
-    let Some(v1alpha::server_reflection_response::MessageResponse::FileDescriptorResponse(files)) = answer else {
+    let Some(v1alpha::server_reflection_response::MessageResponse::FileDescriptorResponse(files)) = answer
+    else {
         panic!("no descriptors: {answer:?}");
     };
     assert!(!files.file_descriptor_proto.is_empty());

@@ -12,8 +12,15 @@ async fn the_text_is_the_same_on_one_two_and_three_ranks() {
         let worker = Worker::alone(tensor, &[]).await;
         let greedy = complete(&worker, story(48)).await.unwrap();
         let sampled = complete(&worker, sampled_story(48)).await.unwrap();
-        assert_eq!((greedy.reason, greedy.output_tokens), (Some(FinishReason::Length), 48));
-        assert!(greedy.text.split_whitespace().count() > 20, "no text: {:?}", greedy.text);
+        assert_eq!(
+            (greedy.reason, greedy.output_tokens),
+            (Some(FinishReason::Length), 48)
+        );
+        assert!(
+            greedy.text.split_whitespace().count() > 20,
+            "no text: {:?}",
+            greedy.text
+        );
         answers.push((greedy, sampled));
     }
     assert_eq!(answers[0], answers[1]);
@@ -31,7 +38,15 @@ async fn an_answer_goes_on_behind_tokens_of_another_group() {
         request.resume_token_ids = whole.token_ids[..cut].to_vec();
         let rest = complete(&worker, request).await.unwrap();
         assert_eq!(rest.token_ids, whole.token_ids[cut..], "cut at {cut}");
-        assert!(whole.text.ends_with(&rest.text), "{:?} is not the end of {:?}", rest.text, whole.text);
-        assert_eq!((rest.output_tokens, rest.reason), (40, Some(FinishReason::Length)));
+        assert!(
+            whole.text.ends_with(&rest.text),
+            "{:?} is not the end of {:?}",
+            rest.text,
+            whole.text
+        );
+        assert_eq!(
+            (rest.output_tokens, rest.reason),
+            (40, Some(FinishReason::Length))
+        );
     }
 }

@@ -4,7 +4,8 @@
 use tonic::{Request, Response, Status};
 use vllm_proto::control_server::Control;
 use vllm_proto::{
-    AbortRequest, AbortResponse, GetModelInfoRequest, GetServerInfoRequest, ModelInfo, ParallelismInfo, ServerInfo,
+    AbortRequest, AbortResponse, GetModelInfoRequest, GetServerInfoRequest, ModelInfo, ParallelismInfo,
+    ServerInfo,
 };
 
 use crate::inference::Services;

@@ -31,13 +31,26 @@ impl Generation {
         let entry = services.running.enter(&request.request_id)?;
         let (draft, wanted) = request::draft(model, request)?;
         let request = model.validate(draft)?;
-        let token_ids = if wanted.prompt_token_ids { request.prompt.clone() } else { Vec::new() };
+        let token_ids = if wanted.prompt_token_ids {
+            request.prompt.clone()
+        } else {
+            Vec::new()
+        };
         let mut answer = Answer::begin(&services.engine, model, request, entry.abort.clone())?;
         answer.accepted().await?;
-        let prompt =
-            PromptInfo { num_prompt_tokens: answer.prompt_tokens(), token_ids, ..PromptInfo::default() };
+        let prompt = PromptInfo {
+            num_prompt_tokens: answer.prompt_tokens(),
+            token_ids,
+            ..PromptInfo::default()
+        };
         let eos_tokens = model.defaults.eos_tokens.clone();
-        Ok(Self { answer, wanted, prompt: Some(prompt), eos_tokens, _entry: entry })
+        Ok(Self {
+            answer,
+            wanted,
+            prompt: Some(prompt),
+            eos_tokens,
+            _entry: entry,
+        })
     }
 
     /// The next response, and whether it is the last.
@@ -45,11 +58,22 @@ impl Generation {
         let chunk = self.answer.next().await?;
         let last = chunk.ending.is_some();
         let outputs = Some(self.output(chunk));
-        Ok((GenerateResponse { prompt_info: self.prompt.take(), outputs }, last))
+        Ok((
+            GenerateResponse {
+                prompt_info: self.prompt.take(),
+                outputs,
+            },
+            last,
+        ))
     }
 
     fn output(&self, chunk: Chunk) -> SequenceOutput {
-        let Chunk { text, mut token_ids, output_tokens, ending } = chunk;
+        let Chunk {
+            text,
+            mut token_ids,
+            output_tokens,
+            ending,
+        } = chunk;
         // In this contract a stop token is a token of the answer, without text.
         if let Some(Ending::StopToken(id)) = ending {
             token_ids.push(id);
@@ -58,7 +82,11 @@ impl Generation {
             index: 0,
             text: if self.wanted.text { text } else { String::new() },
             num_tokens: u32::try_from(token_ids.len()).unwrap_or(u32::MAX),
-            token_ids: if self.wanted.token_ids { token_ids } else { Vec::new() },
+            token_ids: if self.wanted.token_ids {
+                token_ids
+            } else {
+                Vec::new()
+            },
             finish_info: ending.map(|ending| self.finish(output_tokens, ending)),
             ..SequenceOutput::default()
         }
@@ -85,7 +113,10 @@ impl Generation {
 
 #[tonic::async_trait]
 impl Inference for Services {
-    async fn generate(&self, request: Request<GenerateRequest>) -> Result<Response<GenerateResponse>, Status> {
+    async fn generate(
+        &self,
+        request: Request<GenerateRequest>,
+    ) -> Result<Response<GenerateResponse>, Status> {
         let mut generation = Generation::begin(self, request.into_inner()).await?;
         let (mut whole, mut last) = generation.next().await?;
         while !last {

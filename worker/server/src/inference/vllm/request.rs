@@ -33,7 +33,11 @@ pub fn draft(model: &Model, request: GenerateRequest) -> Result<(RequestDraft, W
     let mut prompt = match request.prompt {
         Some(Prompt::Text(text)) => model.tokens_of_text(&text)?,
         Some(Prompt::TokenIds(tokens)) => tokens.ids,
-        None => return Err(Status::invalid_argument("there is no prompt; send text or token_ids")),
+        None => {
+            return Err(Status::invalid_argument(
+                "there is no prompt; send text or token_ids",
+            ));
+        }
     };
     let keep = request.truncate_prompt_tokens as usize;
     if keep > 0 && prompt.len() > keep {
@@ -44,7 +48,10 @@ pub fn draft(model: &Model, request: GenerateRequest) -> Result<(RequestDraft, W
     let decoding = request.decoding.unwrap_or_default();
     let stopping = request.stopping.unwrap_or_default();
     let response = request.response.unwrap_or_default();
-    let left = model.limits.max_context.saturating_sub(u32::try_from(prompt.len()).unwrap_or(u32::MAX));
+    let left = model
+        .limits
+        .max_context
+        .saturating_sub(u32::try_from(prompt.len()).unwrap_or(u32::MAX));
     let draft = RequestDraft {
         max_tokens: Some(match stopping.max_new_tokens {
             0 => DEFAULT_NEW_TOKENS.min(left.max(1)),
@@ -90,9 +97,17 @@ fn refuse_unserved(request: &GenerateRequest) -> Result<(), Status> {
         ("kv_hints", request.kv_hints.is_some()),
         ("engine_reasoning_gate", request.engine_reasoning_gate.is_some()),
     ];
-    let mut all = own.into_iter().chain(sampling).chain(decoding).chain(stopping).chain(response).chain(kv);
+    let mut all = own
+        .into_iter()
+        .chain(sampling)
+        .chain(decoding)
+        .chain(stopping)
+        .chain(response)
+        .chain(kv);
     match all.find(|(_, set)| *set) {
-        Some((field, _)) => Err(Status::unimplemented(format!("{field} is not served yet; leave it out"))),
+        Some((field, _)) => Err(Status::unimplemented(format!(
+            "{field} is not served yet; leave it out"
+        ))),
         None => Ok(()),
     }
 }
@@ -108,9 +123,15 @@ fn unserved_decoding(decoding: &DecodingParameters) -> [Field; 4] {
     let repetition = decoding.repetition_penalty != 0.0 && decoding.repetition_penalty != 1.0;
     [
         ("decoding.repetition_penalty", repetition),
-        ("decoding.allowed_token_ids", !decoding.allowed_token_ids.is_empty()),
+        (
+            "decoding.allowed_token_ids",
+            !decoding.allowed_token_ids.is_empty(),
+        ),
         ("decoding.structured_output", decoding.structured_output.is_some()),
-        ("decoding.bad_words_token_ids", !decoding.bad_words_token_ids.is_empty()),
+        (
+            "decoding.bad_words_token_ids",
+            !decoding.bad_words_token_ids.is_empty(),
+        ),
     ]
 }
 
@@ -118,7 +139,10 @@ fn unserved_stopping(stopping: &StoppingCriteria) -> [Field; 3] {
     [
         ("stopping.min_new_tokens", stopping.min_new_tokens > 0),
         ("stopping.include_stop_strings", stopping.include_stop_strings),
-        ("stopping.thinking_token_budget", stopping.thinking_token_budget.is_some_and(|budget| budget != -1)),
+        (
+            "stopping.thinking_token_budget",
+            stopping.thinking_token_budget.is_some_and(|budget| budget != -1),
+        ),
     ]
 }
 
@@ -128,7 +152,10 @@ fn unserved_response(response: &ResponseOptions) -> [Field; 5] {
         ("response.prompt_candidates", response.prompt_candidates.is_some()),
         ("response.output_logprobs", response.output_logprobs),
         ("response.output_candidates", response.output_candidates.is_some()),
-        ("response.skip_special_tokens = false", response.skip_special_tokens == Some(false)),
+        (
+            "response.skip_special_tokens = false",
+            response.skip_special_tokens == Some(false),
+        ),
     ]
 }
 
@@ -152,24 +179,54 @@ mod tests {
 
     #[test]
     fn what_is_not_served_is_named() {
-        let decoding = DecodingParameters { repetition_penalty: 1.2, ..Default::default() };
-        let said = refusal(GenerateRequest { decoding: Some(decoding), ..Default::default() });
+        let decoding = DecodingParameters {
+            repetition_penalty: 1.2,
+            ..Default::default()
+        };
+        let said = refusal(GenerateRequest {
+            decoding: Some(decoding),
+            ..Default::default()
+        });
         assert!(said.unwrap().contains("decoding.repetition_penalty"));
-        let response = ResponseOptions { output_logprobs: true, ..Default::default() };
-        let said = refusal(GenerateRequest { response: Some(response), ..Default::default() });
+        let response = ResponseOptions {
+            output_logprobs: true,
+            ..Default::default()
+        };
+        let said = refusal(GenerateRequest {
+            response: Some(response),
+            ..Default::default()
+        });
         assert!(said.unwrap().contains("response.output_logprobs"));
-        let said = refusal(GenerateRequest { lora_name: "x".into(), ..Default::default() });
+        let said = refusal(GenerateRequest {
+            lora_name: "x".into(),
+            ..Default::default()
+        });
         assert!(said.unwrap().contains("lora_name"));
     }
 
     #[test]
     fn neutral_values_are_no_wish() {
         let request = GenerateRequest {
-            sampling: Some(RandomSampling { num_sequences: 1, ..Default::default() }),
-            decoding: Some(DecodingParameters { repetition_penalty: 1.0, ..Default::default() }),
-            stopping: Some(StoppingCriteria { thinking_token_budget: Some(-1), ..Default::default() }),
-            response: Some(ResponseOptions { skip_special_tokens: Some(true), ..Default::default() }),
-            kv: Some(KvCacheParameters { bypass_prefix_cache: true, ..Default::default() }),
+            sampling: Some(RandomSampling {
+                num_sequences: 1,
+                ..Default::default()
+            }),
+            decoding: Some(DecodingParameters {
+                repetition_penalty: 1.0,
+                ..Default::default()
+            }),
+            stopping: Some(StoppingCriteria {
+                thinking_token_budget: Some(-1),
+                ..Default::default()
+            }),
+            response: Some(ResponseOptions {
+                skip_special_tokens: Some(true),
+                ..Default::default()
+            }),
+            kv: Some(KvCacheParameters {
+                bypass_prefix_cache: true,
+                ..Default::default()
+            }),
             ..Default::default()
         };
         assert_eq!(refusal(request), None);

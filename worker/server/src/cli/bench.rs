@@ -1,0 +1,89 @@
+//! `bench`: how fast the machine serves a checkpoint, beside what the machine could do.
+
+use std::path::PathBuf;
+
+use clap::Args;
+use llamero_checkpoint::Progress;
+use llamero_cpu::bench::{self, BenchOptions, Report};
+use llamero_cpu::{CpuBackend, CpuOptions, Kernel};
+use llamero_engine::Backend as _;
+
+use super::progress::ProgressLine;
+
+/// Measure decode and prefill speed beside the machine's own bounds
+///
+/// Decoding one sequence reads every weight once a token, so its bound is the memory bandwidth; a prompt is bound by
+/// the peak of bf16 dot products. Both bounds are measured in the same run, and speeds are printed as parts of them.
+#[derive(Debug, Clone, Args)]
+pub struct BenchArgs {
+    /// Folder of the checkpoint
+    pub dir: PathBuf,
+    /// Threads that compute
+    #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=1_024))]
+    pub threads: u32,
+    /// Tokens to decode
+    #[arg(long, value_name = "N", default_value_t = BenchOptions::default().decode, value_parser = clap::value_parser!(u32).range(1..))]
+    pub decode: u32,
+    /// Tokens of the prompt
+    #[arg(long, value_name = "N", default_value_t = BenchOptions::default().prefill, value_parser = clap::value_parser!(u32).range(1..))]
+    pub prefill: u32,
+    /// Sequences decoded at once in the batched measurement
+    #[arg(long, value_name = "N", default_value_t = BenchOptions::default().batch, value_parser = clap::value_parser!(u32).range(1..=1_024))]
+    pub batch: u32,
+    /// Print JSON
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// Run `bench`.
+///
+/// # Errors
+/// The checkpoint cannot be used, or there is too little memory.
+pub fn bench(args: &BenchArgs) -> anyhow::Result<()> {
+    let threads = args.threads as usize;
+    let kernel = Kernel::detect();
+    let options = CpuOptions {
+        tensor: 1,
+        rank: 0,
+        memory: None,
+        threads,
+        kernel,
+    };
+    let mut backend = CpuBackend::new(&args.dir, options)?;
+    let mut line = ProgressLine::new(format!("loading {}", args.dir.display()));
+    backend.load(&mut |now| {
+        line.report(Progress {
+            done: now.loaded,
+            total: now.total,
+        })
+    })?;
+    eprintln!("measuring with the kernels {}", backend.numerics_class());
+    let options = BenchOptions {
+        threads,
+        decode: args.decode,
+        prefill: args.prefill,
+        batch: args.batch,
+    };
+    let report = bench::run(&mut backend, options)?;
+    if args.json {
+        println!("{}", json(args, backend.numerics_class(), &report));
+    } else {
+        println!("model     {}\n{report}", args.dir.display());
+    }
+    Ok(())
+}
+
+fn json(args: &BenchArgs, kernel: &str, report: &Report) -> serde_json::Value {
+    serde_json::json!({
+        "model": args.dir,
+        "kernel": kernel,
+        "threads": report.threads,
+        "bandwidthBytesPerSecond": report.bandwidth,
+        "flopsPerSecond": report.flops,
+        "bytesPerToken": report.bytes_per_token,
+        "operationsPerToken": report.operations_per_token,
+        "decode": {"tokensPerSecond": report.decode, "ratioToBandwidth": report.decode_ratio()},
+        "decodeBatch": {"sequences": report.batch, "tokensPerSecond": report.decode_batch},
+        "prefill": {"tokens": args.prefill, "tokensPerSecond": report.prefill, "ratioToPeak": report.prefill_ratio()},
+    })
+}
