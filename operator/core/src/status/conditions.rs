@@ -195,18 +195,30 @@ fn progressing(facts: &Facts<'_>) -> Finding {
         .filter(|row| row.view.spec().revision != facts.verdict.revision)
         .count();
     if outdated > 0 && facts.verdict.acceptance == Acceptance::Accepted {
-        return if facts.deployment.object.spec.rollout.paused {
-            no(
+        let rollout = &facts.deployment.object.spec.rollout;
+        let text = format!("{outdated} groups are of an older revision");
+        if rollout.paused {
+            return no(
                 reason::PAUSED,
+                format!("{text}; set rollout.paused to false to replace them"),
+            );
+        }
+        let floor = facts.verdict.desired - rollout.max_unavailable;
+        let at_floor = facts.ready > 0
+            && facts.ready <= floor
+            && wanted(facts).all(|row| row.view.ready || row.view.spec().revision == facts.verdict.revision);
+        return if at_floor {
+            let ready = facts.ready;
+            let desired = facts.verdict.desired;
+            yes(
+                reason::ROLLING_OUT,
                 format!(
-                    "{outdated} groups are of an older revision; set rollout.paused to false to replace them"
+                    "{text}; {ready} of {desired} groups serve, so replacing more waits until others serve (rollout.maxUnavailable {})",
+                    rollout.max_unavailable
                 ),
             )
         } else {
-            yes(
-                reason::ROLLING_OUT,
-                format!("{outdated} groups are of an older revision"),
-            )
+            yes(reason::ROLLING_OUT, text)
         };
     }
     if rows.iter().any(|row| !row.view.wanted()) {

@@ -77,6 +77,44 @@ fn a_changed_template_replaces_groups_one_by_one() {
 }
 
 #[test]
+fn a_rollout_waits_when_too_few_serve_and_says_so() {
+    let mut observed = fleet(
+        |d| d["spec"]["replicas"] = json!(3),
+        &[("llama-0", ["a", "b"]), ("llama-1", ["c", "d"])],
+    );
+    let mut changed = deployment(|d| {
+        d["spec"]["replicas"] = json!(3);
+        d["spec"]["worker"] = json!({"image": "worker:2"});
+    });
+    changed.groups = one(&mut observed).groups.clone();
+    changed
+        .groups
+        .push(group(&changed, "llama-2", &[(0, None, None), (0, None, None)]));
+    observed.deployments = vec![changed];
+    observed.nodes.truncate(4);
+    let plan = decide(&observed, NOW);
+    assert!(plan.steps.is_empty(), "{:?}", words(&plan));
+    let status = llamero_core::report(&observed, &plan, NOW)
+        .deployments
+        .into_values()
+        .next()
+        .unwrap();
+    let progressing = status
+        .conditions
+        .iter()
+        .find(|c| c.type_ == "Progressing")
+        .unwrap();
+    assert_eq!(progressing.reason, "RollingOut");
+    assert!(
+        progressing
+            .message
+            .contains("2 of 3 groups serve, so replacing more waits"),
+        "{}",
+        progressing.message
+    );
+}
+
+#[test]
 fn a_paused_rollout_replaces_nothing() {
     let mut observed = fleet(|d| d["spec"]["replicas"] = json!(1), &[("llama-0", ["a", "b"])]);
     let mut changed = deployment(|d| {
