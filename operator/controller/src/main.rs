@@ -1,7 +1,7 @@
 //! `llamero-operator`.
 #![forbid(unsafe_code)]
 
-use std::io::IsTerminal as _;
+use std::{io::IsTerminal as _, process::ExitCode};
 
 use clap::Parser as _;
 use llamero_operator::options::{LogFormat, Options};
@@ -10,7 +10,17 @@ use tokio_util::sync::CancellationToken;
 use tracing_subscriber::EnvFilter;
 
 #[tokio::main]
-async fn main() -> anyhow::Result<()> {
+async fn main() -> ExitCode {
+    match start().await {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            tracing::error!("{error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+async fn start() -> anyhow::Result<()> {
     let options = Options::parse();
     // The client's own lines say again, with less, what ours say.
     let filter = EnvFilter::try_from_default_env()

@@ -75,8 +75,11 @@ pub async fn run(options: Options, stop: CancellationToken) -> Result<(), RunErr
         served = &mut health_server => flatten(served).map_err(|error| RunError::Listen { address, error }),
         ended = &mut reconciling => flatten(ended.map(Ok)),
     };
+    // A task that has ended may have been awaited above, and must not be awaited again.
     reconciling.abort();
-    let _ = (&mut reconciling).await;
+    if !reconciling.is_finished() {
+        let _ = (&mut reconciling).await;
+    }
     stop_lease.cancel();
     if !lease.is_finished() {
         let _ = tokio::time::timeout(Duration::from_secs(3), lease).await;
