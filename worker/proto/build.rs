@@ -23,7 +23,14 @@ fn main() -> Result<(), Box<dyn Error>> {
 
 /// Folder of a dependency, as cargo resolved it.
 fn package_dir(name: &str) -> Result<PathBuf, Box<dyn Error>> {
-    let output = Command::new(env::var("CARGO")?).args(["metadata", "--format-version=1", "--filter-platform", &env::var("TARGET")?]).output()?;
+    let output = Command::new(env::var("CARGO")?)
+        .args([
+            "metadata",
+            "--format-version=1",
+            "--filter-platform",
+            &env::var("TARGET")?,
+        ])
+        .output()?;
     let metadata: serde_json::Value = serde_json::from_slice(&output.stdout)
         .map_err(|e| format!("cargo metadata: {e}: {}", String::from_utf8_lossy(&output.stderr)))?;
     let manifest = metadata["packages"]
@@ -31,5 +38,8 @@ fn package_dir(name: &str) -> Result<PathBuf, Box<dyn Error>> {
         .and_then(|all| all.iter().find(|package| package["name"] == name))
         .and_then(|package| package["manifest_path"].as_str())
         .ok_or_else(|| format!("{name} is not a dependency"))?;
-    Ok(Path::new(manifest).parent().ok_or("manifest without folder")?.to_owned())
+    Ok(Path::new(manifest)
+        .parent()
+        .ok_or("manifest without folder")?
+        .to_owned())
 }

@@ -82,7 +82,11 @@ pub trait Backend: Send {
     ///
     /// # Errors
     /// [`BackendError::Memory`] when not even one full-length sequence fits; [`BackendError::NotReady`] before `load`.
-    fn form(&mut self, spec: &FormSpec, collective: Box<Self::Collective>) -> Result<KvCapacity, BackendError>;
+    fn form(
+        &mut self,
+        spec: &FormSpec,
+        collective: Box<Self::Collective>,
+    ) -> Result<KvCapacity, BackendError>;
 
     /// Enqueue a step. Applies block deltas; does not wait.
     ///

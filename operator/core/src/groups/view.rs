@@ -128,19 +128,26 @@ impl<'a> GroupView<'a> {
                 .all(|m| m.recorded() && m.healthy() && m.scheduled())
     }
 
-    /// The group was formed once: a pod holds a generation, or that was seen before this operator started.
+    /// Some member may have weights to keep: its pod holds a generation, or, while nobody hears it, was last reported with loaded bytes.
     #[must_use]
     pub fn formed(&self) -> bool {
-        let told = |m: &MemberView<'_>| {
-            m.pod
-                .and_then(|pod| pod.report.as_ref())
-                .is_some_and(|report| report.generation > 0)
-        };
-        let seen = matches!(
-            self.last_phase(),
-            GroupPhase::Loading | GroupPhase::Forming | GroupPhase::Serving | GroupPhase::Recovering
-        );
-        seen || self.members.iter().any(told)
+        let reported = self
+            .group
+            .object
+            .status
+            .as_ref()
+            .map(|s| s.ranks.as_slice())
+            .unwrap_or_default();
+        self.members
+            .iter()
+            .filter(|m| m.healthy())
+            .filter_map(|m| m.pod)
+            .any(|pod| match &pod.report {
+                Some(report) => report.generation > 0,
+                None => reported
+                    .iter()
+                    .any(|rank| rank.pod == pod.name && rank.loaded_bytes > 0),
+            })
     }
 
     /// The pod of rank 0.
