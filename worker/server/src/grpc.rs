@@ -1,8 +1,11 @@
 //! What the gRPC servers of supervisor and rank have in common.
 
+use axum::extract::Request;
+use axum::middleware::{Next, from_fn};
+use axum::response::Response;
 use llamero_proto::{LLAMERO_DESCRIPTORS, VLLM_DESCRIPTORS};
-use tonic::Status;
 use tonic::service::Routes;
+use tonic::{Code, Status};
 use tonic_reflection::server::{Builder, Error};
 
 /// Reflection v1 and v1alpha of the named services.
@@ -23,15 +26,24 @@ pub fn reflection(services: &[&str]) -> Result<Routes, Error> {
     Ok(Routes::new(build().build_v1()?).add_service(build().build_v1alpha()?))
 }
 
-/// Answers calls to services that are not here with a sentence.
+/// Gives calls of services and methods that are not here a sentence; without it they get a bare code.
 #[must_use]
 pub fn with_fallback(routes: Routes) -> Routes {
-    let router = routes
-        .into_axum_router()
-        .fallback(|request: axum::extract::Request| async move {
-            let method = request.uri().path().trim_start_matches('/').to_owned();
-            let sentence = format!("{method} is not served here; gRPC reflection lists what is");
-            Status::unimplemented(sentence).into_http::<axum::body::Body>()
-        });
-    Routes::from(router)
+    Routes::from(routes.into_axum_router().layer(from_fn(explain_unimplemented)))
+}
+
+async fn explain_unimplemented(request: Request, next: Next) -> Response {
+    let method = request.uri().path().trim_start_matches('/').to_owned();
+    let response = next.run(request).await;
+    let unimplemented = i32::from(Code::Unimplemented).to_string();
+    let headers = response.headers();
+    let bare = headers
+        .get(Status::GRPC_STATUS)
+        .is_some_and(|code| code.as_bytes() == unimplemented.as_bytes())
+        && !headers.contains_key(Status::GRPC_MESSAGE);
+    if bare {
+        let sentence = format!("{method} is not served here; gRPC reflection lists what is");
+        return Status::unimplemented(sentence).into_http();
+    }
+    response
 }

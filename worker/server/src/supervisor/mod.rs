@@ -7,6 +7,8 @@
 //! | [`process`] | keeps one rank's process running |
 //! | [`backoff`] | how long to wait before a restart |
 //! | [`last_words`] | standard error of a rank, and why it ended |
+//! | [`listening`] | tells the ports, connects a group that stands alone |
+//! | [`orphaned`] | a member without a leader to wait for |
 //! | [`control`] | `llamero.v1.RankControl` |
 //! | [`http`], [`metrics`] | `/livez`, `/readyz`, `/metrics` |
 //! | [`signals`], [`reaper`] | duties of process 1 |
@@ -15,7 +17,9 @@ pub mod backoff;
 pub mod control;
 pub mod http;
 pub mod last_words;
+pub mod listening;
 pub mod metrics;
+pub mod orphaned;
 pub mod pod;
 pub mod process;
 pub mod reaper;
@@ -26,7 +30,6 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context as _, anyhow, bail};
-use llamero_proto::v1::Phase;
 use llamero_proto::v1::rank_control_server::RankControlServer;
 use tokio::net::TcpListener;
 use tokio::sync::watch;
@@ -41,7 +44,6 @@ use crate::cli::serve::{LocalRanks, ServeArgs};
 use crate::config::RankConfig;
 use crate::exit::{FAILED, INPUT_UNUSABLE};
 use crate::grpc;
-use crate::link::{Membership, RankAddress};
 
 /// Group UID of a worker that stands alone.
 const ALONE: &str = "standalone";
@@ -75,12 +77,12 @@ pub async fn run(args: ServeArgs) -> anyhow::Result<u8> {
     };
     let mut helpers = JoinSet::new();
     helpers.spawn(reaper::reap_orphans());
-    helpers.spawn(when_all_listen(args.clone(), control.clone(), ports));
+    helpers.spawn(listening::when_all_listen(args.clone(), control.clone(), ports));
 
     let mut keepers = start_keepers(&args, local, &control)?;
     let mut ends = Vec::new();
     let mut terminating = false;
-    let leave_anyway = orphaned(
+    let leave_anyway = orphaned::orphaned(
         control.pod.subscribe(),
         args.engine.drain_grace + Duration::from_secs(5),
     );
@@ -194,75 +196,4 @@ fn start_keepers(args: &ServeArgs, local: LocalRanks, control: &Control) -> anyh
         keepers.spawn(keeper.keep());
     }
     Ok(keepers)
-}
-
-/// Once all local ranks listen: tells the ports, and connects the group when the worker stands alone.
-async fn when_all_listen(args: ServeArgs, control: Control, (control_port, http_port): (u16, u16)) {
-    let mut pod = control.pod.subscribe();
-    let listening = |pod: &Pod| pod.ranks.iter().all(|rank| rank.rank_port.is_some());
-    let (rank_ports, inference_port) = match pod.wait_for(listening).await {
-        Ok(pod) => {
-            let ports: Vec<u16> = pod.ranks.iter().filter_map(|rank| rank.rank_port).collect();
-            (ports, pod.ranks.first().and_then(|rank| rank.inference_port))
-        }
-        Err(_) => return,
-    };
-    tracing::info!(control_port, http_port, inference_port, ?rank_ports, "listening");
-    if args.group_uid.is_none() {
-        let member = |port: &u16| RankAddress {
-            pod_uid: args.pod_uid.clone(),
-            ip: loopback(&args),
-            port: *port,
-        };
-        let members = rank_ports.iter().map(member).collect();
-        let membership = Membership {
-            group_uid: ALONE.to_owned(),
-            generation: 1,
-            members,
-        };
-        if let Err(why) = control.form(membership) {
-            tracing::error!("{why}");
-        }
-    }
-    if let Some(path) = &args.ports_file {
-        let ports = serde_json::json!({
-            "control": control_port, "http": http_port, "inference": inference_port, "ranks": rank_ports,
-        });
-        let written = path.with_extension("part");
-        let outcome =
-            std::fs::write(&written, ports.to_string()).and_then(|()| std::fs::rename(&written, path));
-        if let Err(error) = outcome {
-            tracing::error!("{} cannot be written: {error}", path.display());
-        }
-    }
-}
-
-fn loopback(args: &ServeArgs) -> IpAddr {
-    let listen = args.listen_address();
-    match listen {
-        IpAddr::V4(ip) if ip.is_unspecified() => IpAddr::V4(std::net::Ipv4Addr::LOCALHOST),
-        IpAddr::V6(ip) if ip.is_unspecified() => IpAddr::V6(std::net::Ipv6Addr::LOCALHOST),
-        ip => ip,
-    }
-}
-
-/// Returns once no local rank was part of a connected group for `patience`: a member that was told to stop then has
-/// no leader to wait for.
-async fn orphaned(mut pod: watch::Receiver<Pod>, patience: Duration) {
-    let connected = |pod: &Pod| {
-        let serving =
-            |state: &(crate::link::RankState, _)| matches!(state.0.phase(), Phase::Serving | Phase::Draining);
-        pod.ranks
-            .iter()
-            .any(|rank| rank.pid.is_some() && rank.state.as_ref().is_some_and(serving))
-    };
-    loop {
-        if pod.wait_for(|pod| !connected(pod)).await.is_err() {
-            return;
-        }
-        match tokio::time::timeout(patience, pod.wait_for(connected)).await {
-            Ok(Ok(_)) => {}
-            Ok(Err(_)) | Err(_) => return,
-        }
-    }
 }

@@ -60,7 +60,7 @@ async fn a_killed_rank_costs_no_token_and_no_byte() {
 async fn health_is_the_whole_groups() {
     let _turn = turn().await;
     let worker = Worker::alone(2, &["--stall-timeout", "2s"]).await;
-    assert_eq!(worker.get("/readyz").await.0, 200);
+    worker.wait_for_ready().await;
     let stuck = worker.report().await.ranks[1].pid;
     send(stuck, Signal::STOP);
     worker.wait_for_health(false).await;

@@ -184,6 +184,14 @@ impl Worker {
         .await;
     }
 
+    /// Wait until the pod counts as ready; its supervisor hears of the group a moment after clients may.
+    pub(crate) async fn wait_for_ready(&self) {
+        until("the pod is ready", async || {
+            (self.get("/readyz").await.0 == 200).then_some(())
+        })
+        .await;
+    }
+
     /// Status code and body of an HTTP GET.
     pub(crate) async fn get(&self, path: &str) -> (u16, String) {
         use tokio::io::{AsyncReadExt, AsyncWriteExt};

@@ -59,10 +59,8 @@ async fn pods_form_lose_a_member_take_another_and_leave() {
         .report_when("the group serves", |report| report.group_serving)
         .await;
     first.report_when("the member serves", all_serve).await;
-    assert_eq!(
-        (leader.get("/readyz").await.0, first.get("/readyz").await.0),
-        (200, 200)
-    );
+    leader.wait_for_ready().await;
+    first.wait_for_ready().await;
     refusals(&leader, &first).await;
 
     // The member's pod is lost in the middle of an answer; another one takes its place.

@@ -395,6 +395,7 @@ async fn unknown_methods(worker: &Worker) {
             .await
             .unwrap_err();
         assert_eq!(status.code(), Code::Unimplemented, "{status}");
+        assert!(status.message().contains(&method[1..]), "{status}");
     }
 }
 
