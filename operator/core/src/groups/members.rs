@@ -63,8 +63,8 @@ pub fn assign(view: &GroupView<'_>, assignments: &[Assignment], now: Millis) -> 
     }
 }
 
-/// Replaces lost members by their next attempt. Survivors stay as they are and keep their weights; when the group was never formed
-/// there are none to keep, and the placement is taken back whole, so that no part of a group holds accelerators.
+/// Replaces lost members by their next attempt. Survivors stay as they are and keep their weights; when
+/// nobody has weights there are none to keep, and the placement is taken back whole, so that no part of a group holds accelerators.
 #[must_use]
 pub fn replace_lost(view: &GroupView<'_>, context: &Context<'_>) -> Option<Step> {
     let mut lost: Vec<(usize, Loss)> = view
@@ -92,10 +92,11 @@ pub fn replace_lost(view: &GroupView<'_>, context: &Context<'_>) -> Option<Step>
         keep(&mut spec.failures, failure(member, loss, context.now));
         reset(&mut spec.members[*at]);
     }
-    if !view.formed() {
-        for at in (0..spec.members.len()).filter(|at| !lost.iter().any(|(lost, _)| lost == at)) {
-            reset(&mut spec.members[at]);
-        }
+    let is_lost = |at: usize| lost.iter().any(|(lost, _)| *lost == at);
+    if !view.has_survivors(is_lost) {
+        (0..spec.members.len())
+            .filter(|at| !is_lost(*at))
+            .for_each(|at| reset(&mut spec.members[at]));
     }
     spec.placement_failures = 0;
     spec.place_after = None;

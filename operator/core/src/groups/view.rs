@@ -128,9 +128,10 @@ impl<'a> GroupView<'a> {
                 .all(|m| m.recorded() && m.healthy() && m.scheduled())
     }
 
-    /// Some member may have weights to keep: its pod holds a generation, or, while nobody hears it, was last reported with loaded bytes.
+    /// Some member beside the lost ones may have weights to keep: its pod holds a generation, or, while nobody hears it, was last reported
+    /// with loaded bytes.
     #[must_use]
-    pub fn formed(&self) -> bool {
+    pub fn has_survivors(&self, lost: impl Fn(usize) -> bool) -> bool {
         let reported = self
             .group
             .object
@@ -138,16 +139,17 @@ impl<'a> GroupView<'a> {
             .as_ref()
             .map(|s| s.ranks.as_slice())
             .unwrap_or_default();
-        self.members
+        let rest = self
+            .members
             .iter()
-            .filter(|m| m.healthy())
-            .filter_map(|m| m.pod)
-            .any(|pod| match &pod.report {
-                Some(report) => report.generation > 0,
-                None => reported
-                    .iter()
-                    .any(|rank| rank.pod == pod.name && rank.loaded_bytes > 0),
-            })
+            .enumerate()
+            .filter(|(at, m)| m.healthy() && !lost(*at));
+        rest.filter_map(|(_, m)| m.pod).any(|pod| match &pod.report {
+            Some(report) => report.generation > 0,
+            None => reported
+                .iter()
+                .any(|rank| rank.pod == pod.name && rank.loaded_bytes > 0),
+        })
     }
 
     /// The pod of rank 0.
