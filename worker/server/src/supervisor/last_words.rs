@@ -25,6 +25,8 @@ pub async fn forward(from: impl AsyncRead + Unpin) -> VecDeque<String> {
         }
         // A closed standard error must not stop the rank.
         let _ = to.write_all(&line).await;
+        // Written in the background otherwise, and lost when the supervisor ends together with the rank.
+        let _ = to.flush().await;
         if kept.len() == KEPT_LINES {
             kept.pop_front();
         }
