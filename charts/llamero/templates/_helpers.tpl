@@ -6,7 +6,6 @@
 {{- end }}
 {{- define "llamero.labels" -}}
 app.kubernetes.io/part-of: llamero
-app.kubernetes.io/instance: {{ .Release.Name }}
 app.kubernetes.io/version: {{ .Chart.AppVersion | quote }}
 app.kubernetes.io/managed-by: {{ .Release.Service }}
 {{- end }}

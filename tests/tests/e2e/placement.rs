@@ -44,11 +44,7 @@ fn a_group_that_does_not_fit_holds_nothing_and_starts_when_room_appears() -> Res
         "room",
         json!({"accelerator": {"resource": GPU, "perNode": 1, "memory": "80Gi"}}),
     )?;
-    let message = deployment.wait_condition("Placed", "False")?;
-    ensure!(
-        message.contains(GPU),
-        "the message does not say what is missing: {message}"
-    );
+    names_what_is_missing(&deployment)?;
     ensure!(
         holding(&deployment)?.is_empty(),
         "pods hold accelerators: {:?}",
@@ -86,6 +82,7 @@ fn an_attempt_whose_room_is_taken_is_taken_back_whole_and_placed_later() -> Resu
         json!({"accelerator": {"resource": GPU, "perNode": 1, "memory": "80Gi"}, "placement": {"deadline": "5s"}, "replicas": 0}),
     )?;
     let kubectl = deployment.kubectl();
+    deployment.wait_condition("Accepted", "True")?;
     // The scheduler sleeps while the operator places, and the room is gone when it wakes.
     let scheduler = gpus.cluster.pause_scheduler()?;
     kubectl.run(&[
@@ -127,6 +124,15 @@ fn an_attempt_whose_room_is_taken_is_taken_back_whole_and_placed_later() -> Resu
         "--ignore-not-found",
     ])?;
     deployment.wait_ready(1)
+}
+
+/// Waits until status says that accelerators are missing, not that the checkpoint is still being read.
+fn names_what_is_missing(deployment: &Deployment) -> Result<()> {
+    poll::until("the missing accelerators in status", SOON, || {
+        let message = deployment.wait_condition("Placed", "False")?;
+        ensure!(message.contains(GPU), "the message is {message}");
+        Ok(Some(()))
+    })
 }
 
 /// Names of the nodes on which the deployment's pods hold an accelerator.
