@@ -1,0 +1,257 @@
+//! Applies steps as the API server and workers would, and checks each against the planner's invariants.
+
+use super::*;
+
+impl World {
+    pub(super) fn apply(&mut self, action: &Action) {
+        match action.clone() {
+            Action::CreateGroup { name, spec, .. } => {
+                if self.find(&name).is_none() {
+                    let mut object = LlamaGroup::new(&name, *spec);
+                    object.metadata.namespace = Some("ns".into());
+                    object.metadata.uid = Some(self.uid());
+                    object.metadata.resource_version = Some("1".into());
+                    self.groups.push(SimGroup {
+                        object,
+                        pods: vec![],
+                        pdb: None,
+                        formed: BTreeSet::new(),
+                    });
+                }
+            }
+            Action::WriteGroup {
+                group,
+                resource_version,
+                spec,
+                confirm,
+            } => self.write(&group.name, &resource_version, *spec, &confirm),
+            Action::CreatePod {
+                group,
+                name,
+                index,
+                attempt,
+            } => {
+                let uid = self.uid();
+                let Some(group) = self.find(&group.name) else {
+                    return;
+                };
+                let recorded = group
+                    .object
+                    .spec
+                    .members
+                    .iter()
+                    .any(|m| m.index == index && m.attempt == attempt && m.node.is_some());
+                assert!(recorded, "pod {name} is created for no placed member");
+                if group.pods.iter().all(|p| p.pod.name != name) {
+                    let pod = Pod {
+                        name,
+                        uid,
+                        index,
+                        attempt,
+                        gated: true,
+                        ..Pod::default()
+                    };
+                    group.pods.push(SimPod {
+                        pod,
+                        pinned: None,
+                        stuck: false,
+                    });
+                }
+            }
+            Action::Ungate { group, pod, node } => {
+                let Some(group) = self.find(&group.name) else {
+                    return;
+                };
+                let spec = &group.object.spec;
+                let complete = spec.members.iter().all(|m| {
+                    m.pod_uid
+                        .as_ref()
+                        .is_some_and(|uid| group.pods.iter().any(|p| p.pod.uid == *uid))
+                });
+                assert!(
+                    complete,
+                    "a gate is lifted while members are not recorded or pods do not exist"
+                );
+                let own = spec
+                    .members
+                    .iter()
+                    .any(|m| m.pod_uid.as_ref() == Some(&pod.uid) && m.node.as_ref() == Some(&node));
+                assert!(own, "a pod is sent to a node that is not its member's");
+                for p in group.pods.iter_mut().filter(|p| p.pod.uid == pod.uid) {
+                    p.pod.gated = false;
+                    p.pinned = Some(node.clone());
+                }
+            }
+            Action::DeletePod { pod, .. } => {
+                let now = self.now;
+                self.inspect = self.inspect.take().filter(|i| i.uid != pod.uid);
+                for group in &mut self.groups {
+                    let recorded = group
+                        .object
+                        .spec
+                        .members
+                        .iter()
+                        .any(|m| m.pod_uid.as_ref() == Some(&pod.uid));
+                    for p in group.pods.iter_mut().filter(|p| p.pod.uid == pod.uid) {
+                        assert!(!recorded, "a recorded pod is deleted: {}", p.pod.name);
+                        p.pod.deletion = Some(now + 1000);
+                    }
+                }
+            }
+            Action::Form {
+                group,
+                generation,
+                members,
+                targets,
+                ..
+            } => {
+                let Some(group) = self.find(&group.name) else {
+                    return;
+                };
+                assert_eq!(generation, group.object.spec.generation);
+                assert!(
+                    group
+                        .pods
+                        .iter()
+                        .filter(|p| targets.iter().any(|t| t.pod_uid == p.pod.uid))
+                        .all(|p| p.pod.node.is_some())
+                );
+                group.formed = members.iter().map(|m| m.pod_uid.clone()).collect();
+                for p in group
+                    .pods
+                    .iter_mut()
+                    .filter(|p| targets.iter().any(|t| t.pod_uid == p.pod.uid))
+                {
+                    let report = p.pod.report.as_mut().unwrap();
+                    assert!(generation > report.generation, "generations only grow");
+                    report.generation = generation;
+                }
+            }
+            Action::DrainGroup { group, leader } => {
+                let Some(group) = self.find(&group.name) else {
+                    return;
+                };
+                assert_eq!(group.object.spec.intent, Intent::Drain);
+                for p in group.pods.iter_mut().filter(|p| p.pod.uid == leader.pod_uid) {
+                    if let Some(report) = &mut p.pod.report {
+                        report.draining = true;
+                    }
+                }
+            }
+            Action::DeleteGroup { group, uid } => {
+                if let Some(found) = self.find(&group.name) {
+                    assert_eq!(
+                        found.object.spec.intent,
+                        Intent::Drain,
+                        "a group is deleted that was not drained"
+                    );
+                    assert_eq!(found.object.metadata.uid.as_ref(), Some(&uid));
+                    self.groups
+                        .retain(|g| g.object.metadata.uid.as_ref() != Some(&uid));
+                }
+            }
+            Action::ApplyService { .. } => self.service = true,
+            Action::ApplyPdb {
+                group, min_available, ..
+            } => {
+                if let Some(group) = self.find(&group.name) {
+                    group.pdb = Some(min_available);
+                }
+            }
+            Action::CreateInspectPod { name, key, .. } => {
+                let uid = self.uid();
+                let created_at = self.now;
+                self.inspect.get_or_insert_with(|| InspectPod {
+                    name,
+                    uid,
+                    key,
+                    created_at,
+                    ..InspectPod::default()
+                });
+            }
+        }
+    }
+
+    fn write(&mut self, name: &str, version: &str, spec: LlamaGroupSpec, confirm: &Confirm) {
+        let (now, deadline) = (self.now, self.object.spec.placement.deadline.millis());
+        let nodes: BTreeSet<String> = self.nodes.keys().cloned().collect();
+        let Some(group) = self.find(name) else { return };
+        if group.object.metadata.resource_version.as_deref() != Some(version) {
+            return;
+        }
+        let exists = |uid: &String| {
+            group
+                .pods
+                .iter()
+                .any(|p| p.pod.uid == *uid && p.pod.deletion.is_none() && !p.pod.phase.ended())
+        };
+        if !confirm.present.iter().all(exists) || confirm.gone.iter().any(exists) {
+            return;
+        }
+        let old = group.object.spec.clone();
+        assert!(spec.generation >= old.generation, "generations only grow");
+        assert_eq!(
+            (&spec.template, &spec.revision),
+            (&old.template, &old.revision),
+            "revisions never mix"
+        );
+        assert!(old.intent == Intent::Run || spec.intent == Intent::Drain);
+        for (before, after) in old.members.iter().zip(&spec.members) {
+            assert!(after.attempt >= before.attempt, "attempts only grow");
+            if after.attempt == before.attempt {
+                continue;
+            }
+            let Some(p) = group
+                .pods
+                .iter()
+                .find(|p| Some(&p.pod.uid) == before.pod_uid.as_ref())
+            else {
+                continue;
+            };
+            let formed = p.pod.report.as_ref().is_some_and(|r| r.generation > 0);
+            let on_a_node = p.pod.node.as_ref().is_some_and(|node| nodes.contains(node));
+            let healthy =
+                p.pod.phase == PodPhase::Running && p.pod.deletion.is_none() && on_a_node && !p.stuck;
+            assert!(
+                !(formed && healthy),
+                "survivor {} is given up to repair a peer",
+                p.pod.name
+            );
+        }
+        let placed: Vec<String> = spec
+            .members
+            .iter()
+            .zip(&old.members)
+            .filter(|(after, before)| after.node.is_some() && before.node.is_none())
+            .filter_map(|(after, _)| after.node.clone())
+            .collect();
+        let taken_back = spec.placement_failures > old.placement_failures;
+        if taken_back {
+            let overdue = old
+                .members
+                .iter()
+                .zip(&spec.members)
+                .filter(|(b, a)| a.attempt > b.attempt);
+            let times: BTreeSet<_> = overdue.clone().filter_map(|(b, _)| b.placed_at.clone()).collect();
+            assert!(
+                times.iter().all(|at| at.0.as_millisecond() + deadline <= now),
+                "taken back before the deadline"
+            );
+            let left = old.members.iter().zip(&spec.members).filter(|(b, a)| {
+                b.attempt == a.attempt && b.placed_at.as_ref().is_some_and(|t| times.contains(t))
+            });
+            assert_eq!(left.count(), 0, "an attempt is taken back whole");
+        }
+        group.object.spec = spec;
+        group.object.metadata.resource_version = Some(format!("{}", version.parse::<u64>().unwrap() + 1));
+        for node in placed {
+            let mut sum = self.used(&node);
+            sum.add(&self.reserved(&node));
+            let allocatable = &self.nodes[&node].allocatable;
+            assert!(
+                allocatable.covers(&sum),
+                "{node} is promised more than it has: {sum:?} of {allocatable:?}"
+            );
+        }
+    }
+}

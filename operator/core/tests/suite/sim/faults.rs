@@ -1,0 +1,88 @@
+//! What goes wrong.
+
+use super::*;
+
+/// What goes wrong.
+#[derive(Clone, Debug)]
+pub(crate) enum Fault {
+    Crash(usize),
+    Delete(usize),
+    Evict(usize),
+    Stall(usize),
+    RemoveNode(usize),
+    AddNode(usize),
+    Foreign(usize, i64),
+    Scale(i32),
+    Image(u8),
+    Wait(u8),
+}
+
+impl World {
+    fn pods(&mut self) -> Vec<&mut SimPod> {
+        self.groups.iter_mut().flat_map(|g| g.pods.iter_mut()).collect()
+    }
+
+    /// A pod by number, whatever there is.
+    fn pod(&mut self, number: usize) -> Option<&mut SimPod> {
+        let mut pods = self.pods();
+        let count = pods.len();
+        (count > 0).then(|| pods.swap_remove(number % count))
+    }
+
+    pub(crate) fn fault(&mut self, fault: &Fault) {
+        let now = self.now;
+        match fault {
+            Fault::Crash(n) => {
+                if let Some(p) = self.pod(*n).filter(|p| p.pod.phase == PodPhase::Running) {
+                    p.pod.phase = PodPhase::Failed;
+                    p.pod.exit = Some(Exit {
+                        code: 1,
+                        reason: "Error".into(),
+                        message: "crashed".into(),
+                    });
+                }
+            }
+            Fault::Delete(n) => {
+                if let Some(p) = self.pod(*n) {
+                    p.pod.deletion = Some(now + 3000);
+                }
+            }
+            Fault::Evict(n) => {
+                if let Some(p) = self.pod(*n) {
+                    p.pod.evicted = true;
+                    p.pod.deletion = Some(now + 1000);
+                }
+            }
+            Fault::Stall(n) => {
+                if let Some(p) = self.pod(*n) {
+                    p.stuck = true;
+                }
+            }
+            Fault::RemoveNode(n) => {
+                let name = format!("n{n}");
+                self.nodes.remove(&name);
+            }
+            Fault::AddNode(n) => {
+                let name = format!("n{n}");
+                self.nodes
+                    .entry(name.clone())
+                    .or_insert_with(|| build::node(&name, 2));
+            }
+            Fault::Foreign(n, gpus) => {
+                let name = format!("n{n}");
+                let mut free = self.nodes.get(&name).map_or(0, |node| node.allocatable.get(GPU))
+                    - self.used(&name).get(GPU);
+                free += self.foreign.get(&name).map_or(0, |f| f.get(GPU));
+                self.foreign
+                    .insert(name, Resources::new().with(GPU, (*gpus).min(free)));
+            }
+            Fault::Scale(n) => self.object.spec.replicas = Some(*n),
+            Fault::Image(n) => self.object.spec.worker.image = Some(format!("worker:{n}")),
+            Fault::Wait(seconds) => {
+                for _ in 0..*seconds {
+                    self.tick();
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,141 @@
+//! What the cluster does by itself: kubelets, the scheduler, workers.
+
+use super::*;
+
+impl World {
+    /// One second of the cluster's own life.
+    pub(crate) fn tick(&mut self) {
+        self.now += 1000;
+        let now = self.now;
+        if let Some(inspect) = &mut self.inspect {
+            inspect.phase = PodPhase::Succeeded;
+            inspect.result = Some(serde_json::to_string(&build::summary()).unwrap());
+        }
+        // Kubelets of nodes that are gone, and deletions that have had their time.
+        let nodes: BTreeSet<String> = self.nodes.keys().cloned().collect();
+        for group in &mut self.groups {
+            group.pods.retain(|p| {
+                p.pod.deletion.is_none_or(|at| at > now)
+                    && p.pod.node.as_ref().is_none_or(|n| nodes.contains(n))
+            });
+        }
+        self.schedule();
+        for group in &mut self.groups {
+            let total = group.object.spec.template.weight_bytes_per_rank;
+            for p in &mut group.pods {
+                if p.pod.node.is_none() || p.pod.phase.ended() {
+                    continue;
+                }
+                p.pod.phase = PodPhase::Running;
+                p.pod.ip = Some(format!("10.0.{}.{}", p.pod.index, p.pod.attempt));
+                let rank = Rank {
+                    rank: p.pod.index,
+                    phase: RankPhase::Preflight,
+                    total_bytes: total,
+                    pid: 1,
+                    ..Rank::default()
+                };
+                let report = p.pod.report.get_or_insert_with(|| Report {
+                    ranks: vec![rank],
+                    ..Report::default()
+                });
+                (report.received_at, report.alive_at) = (now, now);
+                let rank = &mut report.ranks[0];
+                if report.generation > 0 {
+                    rank.loaded_bytes = (rank.loaded_bytes + READ).min(total);
+                    rank.phase = if rank.loaded_bytes < total {
+                        RankPhase::Loading
+                    } else {
+                        RankPhase::Connecting
+                    };
+                }
+            }
+            step_group(group);
+        }
+    }
+
+    /// The stock scheduler: binds pods without gate to the node they are pinned to, if it has room.
+    fn schedule(&mut self) {
+        for at in 0..self.groups.len() {
+            let request = resources::of_template(&self.groups[at].object.spec.template);
+            for p in 0..self.groups[at].pods.len() {
+                let sim = &self.groups[at].pods[p];
+                let Some(node) = sim
+                    .pinned
+                    .clone()
+                    .filter(|_| !sim.pod.gated && sim.pod.node.is_none() && sim.pod.deletion.is_none())
+                else {
+                    continue;
+                };
+                let free = self.nodes.get(&node).map(|n| {
+                    let mut free = n.allocatable.clone();
+                    free.subtract(&self.used(&node));
+                    free
+                });
+                let pod = &mut self.groups[at].pods[p].pod;
+                if free.is_some_and(|free| free.covers(&request)) {
+                    pod.node = Some(node);
+                    pod.unschedulable = None;
+                } else {
+                    pod.unschedulable = Some("0 nodes are available".into());
+                }
+            }
+        }
+    }
+}
+
+/// Workers: a group serves while exactly the pods that were formed together are there, loaded, and none is stuck.
+fn step_group(group: &mut SimGroup) {
+    let generation = |p: &SimPod| p.pod.report.as_ref().map_or(0, |r| r.generation);
+    let formed: Vec<usize> = (0..group.pods.len())
+        .filter(|at| group.formed.contains(&group.pods[*at].pod.uid))
+        .collect();
+    let newest = formed
+        .iter()
+        .map(|at| generation(&group.pods[*at]))
+        .max()
+        .unwrap_or(0);
+    let together = !formed.is_empty()
+        && formed.len() == group.formed.len()
+        && formed.iter().all(|at| {
+            let p = &group.pods[*at];
+            let loaded = p
+                .pod
+                .report
+                .as_ref()
+                .is_some_and(|r| r.ranks[0].phase == RankPhase::Connecting);
+            p.pod.phase == PodPhase::Running && generation(p) == newest && loaded
+        });
+    let stuck = formed.iter().any(|at| group.pods[*at].stuck);
+    for p in &mut group.pods {
+        let (leads, hangs) = (p.pod.index == 0, p.stuck);
+        let Some(report) = &mut p.pod.report else { continue };
+        let member = group.formed.contains(&p.pod.uid);
+        report.serving = leads && member && together && !stuck && !report.draining;
+        let rank = &mut report.ranks[0];
+        if member && together {
+            rank.phase = RankPhase::Serving;
+            if stuck {
+                // All but the stuck rank enter the next step and wait in it.
+                rank.entered = rank.completed + i64::from(!hangs);
+                rank.idle_millis = Some(rank.idle_millis.unwrap_or(0) + 1000);
+            } else {
+                rank.entered = 100;
+                rank.completed = 100;
+                rank.idle_millis = Some(0);
+            }
+        }
+        if leads && report.draining && p.pod.phase == PodPhase::Running {
+            p.pod.phase = PodPhase::Succeeded;
+            report.serving = false;
+        }
+    }
+    // Completed steps are one number for the whole group.
+    if together && stuck {
+        for at in formed {
+            if let Some(report) = &mut group.pods[at].pod.report {
+                report.ranks[0].completed = 100;
+            }
+        }
+    }
+}

@@ -1,0 +1,225 @@
+//! A cluster that obeys plans, with a scheduler, kubelets and workers, and with faults. Every step that is applied is checked against the
+//! invariants of the planner.
+
+mod apply;
+mod faults;
+mod life;
+mod rest;
+
+pub(crate) use faults::Fault;
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+};
+
+use llamero_api::{
+    LlamaDeployment, LlamaGroup,
+    group::{Intent, LlamaGroupSpec, RankPhase},
+};
+use llamero_core::{
+    Action, Plan, decide,
+    observed::{
+        Demand, Deployment, Exit, Group, InspectPod, Load, Node, Observed, Pod, PodPhase, Rank, Report,
+        Settings,
+    },
+    plan::Confirm,
+    report,
+    resources::{self, Resources},
+    time::Millis,
+};
+
+use crate::build::{self, GPU, NOW};
+
+/// Bytes that a rank reads in one tick.
+const READ: i64 = 2 << 30;
+
+struct SimPod {
+    pod: Pod,
+    pinned: Option<String>,
+    stuck: bool,
+}
+
+struct SimGroup {
+    object: LlamaGroup,
+    pods: Vec<SimPod>,
+    pdb: Option<i32>,
+    /// Membership that was pushed last.
+    formed: BTreeSet<String>,
+}
+
+/// The cluster.
+pub(crate) struct World {
+    pub(crate) now: Millis,
+    pub(crate) nodes: BTreeMap<String, Node>,
+    /// Room taken by others, by node.
+    pub(crate) foreign: BTreeMap<String, Resources>,
+    pub(crate) object: LlamaDeployment,
+    pub(crate) requests: u32,
+    groups: Vec<SimGroup>,
+    inspect: Option<InspectPod>,
+    service: bool,
+    serial: u64,
+}
+
+impl World {
+    pub(crate) fn new(nodes: usize, replicas: i32) -> Self {
+        let mut deployment = build::deployment(|d| {
+            d["spec"]["replicas"] = replicas.into();
+            d["spec"]["recovery"] =
+                serde_json::json!({"restartBudget": 60, "backoff": "1s", "stallTimeout": "5s"});
+            d["spec"]["placement"] = serde_json::json!({"deadline": "20s"});
+        });
+        let mut object = Arc::make_mut(&mut deployment.object).clone();
+        object.status = None;
+        let nodes = (0..nodes)
+            .map(|n| (format!("n{n}"), build::node(&format!("n{n}"), 2)))
+            .collect();
+        Self {
+            now: NOW,
+            nodes,
+            foreign: BTreeMap::new(),
+            object,
+            requests: 0,
+            groups: Vec::new(),
+            inspect: None,
+            service: false,
+            serial: 0,
+        }
+    }
+
+    fn uid(&mut self) -> String {
+        self.serial += 1;
+        format!("uid-{}", self.serial)
+    }
+
+    /// What the controller would observe.
+    pub(crate) fn observe(&self) -> Observed {
+        let mut nodes: Vec<Node> = self.nodes.values().cloned().collect();
+        for node in &mut nodes {
+            node.used = [(0, self.used(&node.name))].into();
+        }
+        let groups = self
+            .groups
+            .iter()
+            .map(|group| {
+                let pods: Vec<Pod> = group.pods.iter().map(|p| p.pod.clone()).collect();
+                let serves = self.serves(group);
+                Group {
+                    object: Arc::new(group.object.clone()),
+                    pods,
+                    pdb_min_available: group.pdb,
+                    load: serves.then_some(Load {
+                        running: self.requests,
+                        waiting: 0,
+                        received_at: self.now,
+                    }),
+                }
+            })
+            .collect();
+        Observed {
+            settings: Settings {
+                worker_image: "worker:1".into(),
+            },
+            nodes,
+            deployments: vec![Deployment {
+                object: Arc::new(self.object.clone()),
+                groups,
+                names_in_use: BTreeSet::new(),
+                inspect: self.inspect.iter().cloned().collect(),
+                has_service: self.service,
+                demand: Some(Demand {
+                    held: 0,
+                    in_flight: self.requests,
+                    received_at: self.now,
+                }),
+            }],
+            ..Observed::default()
+        }
+    }
+
+    fn used(&self, node: &str) -> Resources {
+        let mut used = self.foreign.get(node).cloned().unwrap_or_default();
+        for group in &self.groups {
+            let request = resources::of_template(&group.object.spec.template);
+            for p in group
+                .pods
+                .iter()
+                .filter(|p| p.pod.node.as_deref() == Some(node) && !p.pod.phase.ended())
+            {
+                let _ = p;
+                used.add(&request);
+            }
+        }
+        used
+    }
+
+    fn reserved(&self, node: &str) -> Resources {
+        let mut reserved = Resources::new();
+        for group in &self.groups {
+            let request = resources::of_template(&group.object.spec.template);
+            for member in group
+                .object
+                .spec
+                .members
+                .iter()
+                .filter(|m| m.node.as_deref() == Some(node))
+            {
+                let bound = group.pods.iter().any(|p| {
+                    p.pod.index == member.index && p.pod.attempt == member.attempt && p.pod.node.is_some()
+                });
+                if !bound {
+                    reserved.add(&request);
+                }
+            }
+        }
+        reserved
+    }
+
+    /// Decides, applies the steps that the mask selects, writes the status if `write_status`, and lets the cluster go on for a tick.
+    pub(crate) fn pass(&mut self, mask: u64, write_status: bool) -> Plan {
+        let observed = self.observe();
+        let plan = decide(&observed, self.now);
+        assert_eq!(
+            plan,
+            decide(&observed, self.now),
+            "the same sight gives the same plan"
+        );
+        let mut writes = BTreeSet::new();
+        for step in &plan.steps {
+            if let Action::WriteGroup { group, .. } = &step.action {
+                assert!(writes.insert(group.clone()), "two writes to {group} in one plan");
+            }
+            assert!(!step.message.is_empty());
+        }
+        for (at, step) in plan.steps.iter().enumerate() {
+            if mask & (1 << (at % 64)) != 0 {
+                self.apply(&step.action);
+            }
+        }
+        if write_status {
+            let reports = report(&observed, &plan, self.now);
+            self.object.status = reports.deployments.into_values().next();
+            for (key, status) in reports.groups {
+                if let Some(group) = self.find(&key.name) {
+                    group.object.status = Some(status);
+                }
+            }
+        }
+        self.tick();
+        plan
+    }
+
+    fn find(&mut self, name: &str) -> Option<&mut SimGroup> {
+        self.groups
+            .iter_mut()
+            .find(|g| g.object.metadata.name.as_deref() == Some(name))
+    }
+
+    fn serves(&self, group: &SimGroup) -> bool {
+        group
+            .pods
+            .iter()
+            .any(|p| p.pod.report.as_ref().is_some_and(|r| r.serving))
+    }
+}

@@ -1,0 +1,108 @@
+//! How a cluster looks in which there is nothing left to do.
+
+use super::*;
+
+impl World {
+    /// Lets the operator work undisturbed until there is nothing left to do.
+    pub(crate) fn settle(&mut self) {
+        let mut quiet = 0;
+        for _ in 0..2000 {
+            let plan = self.pass(u64::MAX, true);
+            quiet = if plan.steps.is_empty() { quiet + 1 } else { 0 };
+            if quiet < 12 {
+                continue;
+            }
+            match plan.next_at.filter(|_| !self.all_settled()) {
+                // Nothing to do before a deadline or a backoff ends: wait for it, with the kubelets alive.
+                Some(at) => {
+                    while self.now < at {
+                        self.tick();
+                    }
+                }
+                None => return self.check_settled(),
+            }
+        }
+        panic!("the planner does not come to rest: {:?}", self.states());
+    }
+
+    fn all_settled(&self) -> bool {
+        self.groups.iter().all(|g| self.serves(g))
+    }
+
+    fn states(&self) -> Vec<String> {
+        self.groups
+            .iter()
+            .map(|g| {
+                let pods: Vec<_> = g
+                    .pods
+                    .iter()
+                    .map(|p| {
+                        format!(
+                            "{} {:?} {:?} gated {}",
+                            p.pod.name, p.pod.node, p.pod.phase, p.pod.gated
+                        )
+                    })
+                    .collect();
+                format!(
+                    "{:?} {:?} {:?}",
+                    g.object.metadata.name, g.object.spec.members, pods
+                )
+            })
+            .collect()
+    }
+
+    fn check_settled(&self) {
+        let status = self.object.status.as_ref().unwrap();
+        let wanted = usize::try_from(self.object.spec.replicas.unwrap()).unwrap();
+        assert_eq!(self.groups.len(), wanted, "{:?}", self.states());
+        for group in &self.groups {
+            let spec = &group.object.spec;
+            let floor = self.object.spec.replicas.unwrap() - self.object.spec.rollout.max_unavailable;
+            // Replacing another one would leave too few; nothing but room for a missing group can help.
+            let at_floor = self.serves(group) && status.ready_replicas <= floor;
+            assert!(
+                spec.revision == status.revision || at_floor,
+                "an old revision is left"
+            );
+            assert_eq!(group.pdb, Some(2));
+            let name = group.object.metadata.name.as_deref().unwrap();
+            if self.serves(group) {
+                let recorded: BTreeSet<_> = spec.members.iter().filter_map(|m| m.pod_uid.clone()).collect();
+                let running: BTreeSet<_> = group.pods.iter().map(|p| p.pod.uid.clone()).collect();
+                assert_eq!(recorded, running, "exactly the recorded pods run");
+                continue;
+            }
+            let summary = status.groups.iter().find(|g| g.name == name).unwrap();
+            let unplaced = spec.members.iter().filter(|m| m.node.is_none()).count();
+            assert!(
+                unplaced > 0,
+                "{name} neither serves nor waits: {:?} {:?}",
+                summary,
+                self.states()
+            );
+            let formed = group
+                .pods
+                .iter()
+                .any(|p| p.pod.report.as_ref().is_some_and(|r| r.generation > 0));
+            let holds = group.pods.iter().any(|p| p.pod.node.is_some());
+            assert!(
+                formed || !holds,
+                "a part of a group that was never whole holds accelerators: {:?}",
+                self.states()
+            );
+            // There is truly no room for what is missing.
+            let occupied: BTreeSet<_> = spec.members.iter().filter_map(|m| m.node.clone()).collect();
+            let fits = self.nodes.iter().filter(|(node, n)| {
+                let mut free = n.allocatable.clone();
+                free.subtract(&self.used(node));
+                free.subtract(&self.reserved(node));
+                !occupied.contains(*node) && free.covers(&resources::of_template(&spec.template))
+            });
+            assert!(
+                fits.count() < unplaced,
+                "{name} waits although there is room: {:?}",
+                self.states()
+            );
+        }
+    }
+}
