@@ -55,7 +55,7 @@ programs() {
 work=$(mktemp -d)
 case ${1:-} in
   '')
-    cargo build --release -p llamero-operator -p llamero-gateway -p llamero-worker
+    cargo build --release --workspace --bin llamero-operator --bin llamero-gateway --bin llamero-worker
     programs "$work/llamero" llamero-operator llamero-gateway
     programs "$work/worker" llamero-worker
     pack llamero "docker.io/library/llamero:$version" images/Dockerfile.llamero prebuilt "$work/llamero"

@@ -9,9 +9,9 @@ trap down EXIT
 
 tests/python-client.sh
 if [ $# -eq 0 ]; then
-  cargo test --release -q -p llamero-tests --features cluster --test cluster
+  cargo test --release -q --workspace --features llamero-tests/cluster --test cluster
 fi
 make --no-print-directory cluster-up NODES=3
 .local/bin/llamero-cluster import-image .local/images/llamero.tar .local/images/llamero-worker.tar
 tests/install.sh
-cargo test --release -p llamero-tests --features cluster --test e2e -- --test-threads=1 "$@"
+cargo test --release --workspace --features llamero-tests/cluster --test e2e -- --test-threads=1 "$@"

@@ -2,7 +2,8 @@
 # Writes what is generated: CRDs, the chart's copy, and the kustomize base (the chart rendered with its defaults). `--check` only compares.
 set -euo pipefail
 cd "$(dirname "$0")/.."
-crdgen() { cargo run --release -q -p llamero-api --bin llamero-crdgen -- "$@"; }
+cargo build --release -q --workspace --bin llamero-crdgen
+crdgen() { "${CARGO_TARGET_DIR:-.local/target}"/*-linux-*/release/llamero-crdgen "$@"; }
 render() {
   echo "# Generated from charts/llamero by \`make generate\`; do not edit."
   .local/bin/helm template llamero charts/llamero --namespace llamero-system --set networkPolicy.enabled=true |

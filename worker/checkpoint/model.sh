@@ -28,7 +28,8 @@ if [[ -f $models/$name/config.json && -f $models/$name-FP8/config.json ]]; then
 fi
 
 echo "Building llamero-worker"
-cargo build --quiet --release -p llamero-worker
-worker=$(cargo metadata --format-version 1 --no-deps | python3 -c 'import json, sys; print(json.load(sys.stdin)["target_directory"])')/release/llamero-worker
+# The whole workspace is selected, so that every command compiles the dependencies with the same features, once.
+cargo build --quiet --release --workspace --bin llamero-worker
+worker=$(ls "${CARGO_TARGET_DIR:-.local/target}"/*-linux-*/release/llamero-worker)
 [[ -f $models/$name/config.json ]] || "$worker" convert "$models/$name.Q4_1.gguf" "$models/$name"
 [[ -f $models/$name-FP8/config.json ]] || "$worker" quantize --scheme fbgemm-fp8 "$models/$name" "$models/$name-FP8"
