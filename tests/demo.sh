@@ -20,7 +20,7 @@ tests/install.sh
 say "kubectl apply -f manifests/samples/smollm2.yaml"
 kubectl -n demo delete llamadeployment smollm2 --ignore-not-found --wait >/dev/null
 kubectl -n demo apply -f manifests/samples/smollm2.yaml
-kubectl -n demo get llamadeployments -w &
+.local/bin/kubectl -n demo get llamadeployments -w & # not the function: its process id would be that of a subshell
 watch=$!
 trap 'kill $watch 2>/dev/null || true' EXIT
 kubectl -n demo wait --for=condition=Ready llamadeployment/smollm2 --timeout=120s >/dev/null
@@ -30,7 +30,7 @@ kubectl -n demo get pods -o wide
 gateway=$(kubectl -n llamero-system get pods -l app.kubernetes.io/name=llamero-gateway -o jsonpath='{.items[0].status.podIP}'):8000
 ask() { # ask PROMPT: stream the answer's text
   curl -sSN "http://$gateway/v1/chat/completions" -H 'content-type: application/json' \
-    -d "{\"model\": \"smollm2\", \"stream\": true, \"temperature\": 0, \"max_tokens\": 300, \"messages\": [{\"role\": \"user\", \"content\": \"$1\"}]}" |
+    -d "{\"model\": \"smollm2\", \"stream\": true, \"temperature\": 0, \"max_tokens\": 160, \"messages\": [{\"role\": \"user\", \"content\": \"$1\"}]}" |
     sed -un 's/^data: \({.*\)/\1/p' | jq --unbuffered -rj '.choices[0].delta.content // empty'
 }
 question="Tell me how llamas carry loads over mountains."
@@ -39,7 +39,7 @@ say "A chat answer, undisturbed"
 ask "$question" | tee .local/demo-answer
 
 say "The same again; one rank is killed (SIGKILL) in the middle of it"
-follower=$(kubectl -n demo get pods -l llamero.dev/deployment=smollm2,llamero.dev/role=member -o jsonpath='{.items[0].metadata.name}')
+follower=$(kubectl -n demo get pods -l llamero.dev/deployment=smollm2,llamero.dev/role=member --sort-by=.metadata.creationTimestamp -o jsonpath='{.items[-1:].metadata.name}')
 ask "$question" > .local/demo-answer-again &
 stream=$!
 tail -f -n +1 --pid=$stream .local/demo-answer-again &
