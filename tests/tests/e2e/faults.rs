@@ -84,6 +84,43 @@ fn a_deleted_pod_is_replaced_and_the_stream_goes_on() -> Result<()> {
     every_byte_loaded(&deployment)
 }
 
+/// As a drained node does it: the leader gets its signal and a grace, the other member nothing.
+#[test]
+fn a_deleted_leader_finishes_its_answer_and_leaves_the_other_its_weights() -> Result<()> {
+    let deployment = Deployment::create("headless", json!({}))?;
+    deployment.wait_ready(1)?;
+    let expected = ask(&deployment.cluster, &chat("headless", QUESTION, TOKENS))?;
+    let (leader, follower) = members(&deployment)?;
+    let survivor = rank_process(&deployment, name_of(&follower))?;
+
+    let mut stream = Stream::start(&deployment.cluster, chat("headless", QUESTION, TOKENS))?;
+    ensure!(stream.read_to(100)?, "the stream ended early");
+    let delete = ["-n", NAMESPACE, "delete", "pod", name_of(&leader), "--wait=false"];
+    deployment.kubectl().run(&delete)?;
+    ensure!(stream.finish()? == expected, "the interrupted stream differs");
+
+    poll::until("another leader", SOON, || {
+        let (now, _) = members(&deployment)?;
+        ensure!(
+            now["metadata"]["uid"] != leader["metadata"]["uid"],
+            "the deleted leader is still there"
+        );
+        Ok(Some(()))
+    })?;
+    deployment.wait_ready(1)?;
+    ensure!(
+        ask(&deployment.cluster, &chat("headless", QUESTION, TOKENS))? == expected,
+        "the new leader answers differently"
+    );
+    ensure!(survivor.lives(), "the surviving rank was restarted");
+    let (_, follower_now) = members(&deployment)?;
+    ensure!(
+        follower_now["metadata"]["uid"] == follower["metadata"]["uid"],
+        "the follower's pod was replaced"
+    );
+    every_byte_loaded(&deployment)
+}
+
 /// The group's pods: the leader's and the other's.
 fn members(deployment: &Deployment) -> Result<(Value, Value)> {
     poll::until("two running members", SOON, || {

@@ -26,7 +26,7 @@ pub enum Down {
     Start(Box<RankConfig>),
     /// The members of the group.
     Form(Membership),
-    /// Stop: not ready, grace, finish, tell the others. Only rank 0 acts on it.
+    /// Stop. Rank 0: not ready, grace, finish, tell the others. Others: go on until rank 0 has left.
     Drain,
 }
 

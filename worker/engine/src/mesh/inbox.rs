@@ -54,6 +54,7 @@ struct State {
     links: Vec<Accepted>,
     current: Option<(Era, Arc<EraAbort>)>,
     interrupted: bool,
+    nudges: u64,
 }
 
 impl Inbox {
@@ -70,6 +71,7 @@ impl Inbox {
             links: Vec::new(),
             current: None,
             interrupted: false,
+            nudges: 0,
         };
         Self {
             state: Mutex::new(state),
@@ -159,6 +161,12 @@ impl Inbox {
         self.changed.notify_all();
     }
 
+    /// Let who waits here look around, once.
+    pub fn nudge(&self) {
+        self.lock().nudges += 1;
+        self.changed.notify_all();
+    }
+
     /// Take a link of an era out.
     #[must_use]
     pub fn take(&self, era: Era) -> Option<Accepted> {
@@ -186,10 +194,11 @@ impl Inbox {
     }
 
     fn wait_while(&self, wait: Duration, vain: impl Fn(&State) -> bool) {
-        drop(
-            self.changed
-                .wait_timeout_while(self.lock(), wait, |state| !state.interrupted && vain(state)),
-        );
+        let state = self.lock();
+        let nudges = state.nudges;
+        drop(self.changed.wait_timeout_while(state, wait, |state| {
+            !state.interrupted && state.nudges == nudges && vain(state)
+        }));
     }
 
     /// Decide about a Hello, answer it, and keep the link when it is welcome. The answer is sent under the lock: whoever

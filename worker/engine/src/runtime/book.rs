@@ -121,6 +121,13 @@ impl Book {
         }
     }
 
+    /// No request goes on here; another leader can take them.
+    pub(super) fn fail_all(&mut self, scheduler: &mut Scheduler, message: &str) {
+        while let Some(id) = self.entries.keys().next().copied() {
+            self.fail(scheduler, id, FailureKind::Unavailable, message.to_owned());
+        }
+    }
+
     /// How a request samples, and the biases of its next token.
     pub(super) fn sampling(&self, id: SequenceId) -> Option<(&SamplingParams, Vec<(u32, f32)>)> {
         let entry = self.entries.get(&id)?;

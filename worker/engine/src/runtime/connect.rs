@@ -28,6 +28,8 @@ pub(super) enum Reached {
     Missing(String),
     /// This era cannot come about; the next needs an epoch above this one.
     Over { epoch: u64, rank: u32, why: String },
+    /// The others belong to a later generation, which this rank has not been told.
+    Superseded { rank: u32, why: String },
 }
 
 impl Dialling {
@@ -135,15 +137,14 @@ fn refused_for_good(rank: u32, error: &DialError, era: Era) -> Option<Reached> {
     else {
         return None;
     };
-    // A later generation over there is the operator's to tell us; until then this one goes on trying.
+    let why = error.to_string();
+    if latest.generation > era.generation {
+        return Some(Reached::Superseded { rank, why });
+    }
     let epoch = if latest.generation == era.generation {
         latest.epoch.max(era.epoch)
     } else {
         era.epoch
     };
-    Some(Reached::Over {
-        epoch,
-        rank,
-        why: error.to_string(),
-    })
+    Some(Reached::Over { epoch, rank, why })
 }

@@ -70,10 +70,11 @@ impl RankControl {
         Ok(news)
     }
 
-    /// On the leader: refuse new requests after `grace`, finish what is there, tell the others to leave, end. Others
-    /// end when the leader tells them, so there it changes nothing.
+    /// On the leader: refuse new requests after `grace`, finish what is there, tell the others, end. Other ranks go on
+    /// until the leader has left, and then end; ranks that do not drain stay, for the leader's replacement.
     pub fn drain(&self, grace: Duration) {
         let _ = self.shared.drain_at.set(Instant::now() + grace);
+        self.shared.inbox.nudge();
         self.shared.wake();
     }
 

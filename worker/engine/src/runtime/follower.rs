@@ -31,22 +31,24 @@ struct Links {
 }
 
 impl<B: Backend> Follower<'_, B> {
-    /// Follow until told to leave, or stopped.
+    /// Follow until stopped, or until rank 0 has left and this rank drains: a rank that is to stay keeps its weights for
+    /// the next leader.
     pub(super) fn run(mut self) -> Outcome {
         let mut over = Era::default();
+        let mut leaderless = false;
         loop {
-            let Some((membership, era)) = self.next_era(over) else {
-                return Outcome::Stopped;
+            let (membership, era) = match self.next_era(over, leaderless) {
+                Ok(next) => next,
+                Err(outcome) => return outcome,
             };
             let abort = Arc::new(EraAbort::default());
             self.shared.inbox.enter(era, Arc::clone(&abort));
-            let error = match self.one_era(&membership, era, &abort) {
-                Ok(()) => {
-                    abort.abort();
-                    return Outcome::Left;
-                }
-                Err(error) => error,
-            };
+            let ended = self.one_era(&membership, era, &abort);
+            leaderless = ended.is_ok();
+            let error = ended.err().unwrap_or_else(|| {
+                let (rank, reason) = (0, "it was told to stop".into());
+                CollectiveError::PeerLost { rank, reason }.into()
+            });
             abort.abort();
             self.backend.dissolve();
             over = era;
@@ -55,16 +57,20 @@ impl<B: Backend> Follower<'_, B> {
         }
     }
 
-    /// Wait until rank 0 announces an era after `over`. `None` when the rank is stopped.
-    fn next_era(&self, over: Era) -> Option<(Arc<Membership>, Era)> {
+    /// Wait until rank 0 announces an era after `over`. An outcome when there is none to wait for: the rank is stopped,
+    /// or it drains and rank 0 has left.
+    fn next_era(&self, over: Era, leaderless: bool) -> Result<(Arc<Membership>, Era), Outcome> {
         let inbox = &self.shared.inbox;
         loop {
             if self.shared.is_stopped() {
-                return None;
+                return Err(Outcome::Stopped);
+            }
+            if leaderless && self.shared.is_draining() {
+                return Err(Outcome::Left);
             }
             let latest = inbox.latest();
             match inbox.membership() {
-                Some(membership) if latest.epoch > 0 && latest > over => return Some((membership, latest)),
+                Some(membership) if latest.epoch > 0 && latest > over => return Ok((membership, latest)),
                 Some(_) if over == Era::default() => self.shared.state.explain("waits for rank 0 to connect"),
                 Some(_) => {}
                 None => self
@@ -76,7 +82,7 @@ impl<B: Backend> Follower<'_, B> {
         }
     }
 
-    /// Ends well when rank 0 says that everybody leaves.
+    /// Ends well when rank 0 says that it leaves.
     fn one_era(
         &mut self,
         membership: &Membership,

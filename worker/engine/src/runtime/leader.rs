@@ -174,6 +174,15 @@ impl<'a, B: Backend> Leader<'a, B> {
                     self.last.epoch = self.last.epoch.max(epoch);
                     return Err(CollectiveError::PeerLost { rank, reason: why }.into());
                 }
+                // Who is to go will not be told.
+                Reached::Superseded { why, .. } if self.shared.is_draining() => {
+                    self.book
+                        .fail_all(&mut self.scheduler, &format!("rank 0 was replaced: {why}"));
+                    return Err(End::Outcome(Outcome::Drained));
+                }
+                Reached::Superseded { rank, why } => {
+                    return Err(CollectiveError::PeerLost { rank, reason: why }.into());
+                }
                 Reached::Missing(why) => self.shared.state.explain(&why),
             }
             self.take_inputs(pause).map_err(End::Outcome)?;

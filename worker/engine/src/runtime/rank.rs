@@ -23,7 +23,7 @@ pub type Wrap<B> = Box<dyn Fn(TcpCollective) -> Box<<B as Backend>::Collective> 
 pub enum Outcome {
     /// The leader finished its requests and told the others to leave.
     Drained,
-    /// The leader told this rank to leave.
+    /// This rank drains, and the leader has left.
     Left,
     /// [`RankControl::stop`].
     Stopped,

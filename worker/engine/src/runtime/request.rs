@@ -35,6 +35,8 @@ pub enum FailureKind {
     Invalid,
     /// Something broke here.
     Internal,
+    /// This leader ends; another one can go on with the request.
+    Unavailable,
 }
 
 /// What happens to a request, in order. The last event is [`Event::Finished`] or [`Event::Failed`].

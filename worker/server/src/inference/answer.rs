@@ -193,6 +193,7 @@ fn failed(kind: FailureKind, message: String) -> Status {
     match kind {
         FailureKind::Invalid => Status::invalid_argument(message),
         FailureKind::Internal => Status::internal(message),
+        FailureKind::Unavailable => Status::unavailable(message),
     }
 }
 

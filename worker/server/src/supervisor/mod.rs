@@ -80,7 +80,6 @@ pub async fn run(args: ServeArgs) -> anyhow::Result<u8> {
     helpers.spawn(listening::when_all_listen(args.clone(), control.clone(), ports));
 
     let mut keepers = start_keepers(&args, local, &control)?;
-    let mut ends = Vec::new();
     let mut terminating = false;
     let leave_anyway = orphaned::orphaned(
         control.pod.subscribe(),
@@ -96,11 +95,13 @@ pub async fn run(args: ServeArgs) -> anyhow::Result<u8> {
                         tracing::debug!("{}", exit.message);
                         return Ok(INPUT_UNUSABLE);
                     }
-                    end => ends.push(end.context("a rank's process cannot be kept")?),
-                }
-                if keepers.is_empty() {
-                    let died = ends.iter().any(|end| *end != Ended::Left);
-                    return Ok(if died { FAILED } else { 0 });
+                    Ok(Ended::DiedDraining(exit)) => {
+                        tracing::error!("{}", exit.message);
+                        return Ok(FAILED);
+                    }
+                    Ok(Ended::Left) if keepers.is_empty() => return Ok(0),
+                    Ok(Ended::Left) => {}
+                    Err(error) => return Err(error).context("a rank's process cannot be kept"),
                 }
             }
             () = terminations.next() => {
@@ -112,6 +113,7 @@ pub async fn run(args: ServeArgs) -> anyhow::Result<u8> {
                     control.drain();
                 } else if !std::mem::replace(&mut terminating, true) {
                     tracing::info!("told to stop: waiting until the leader ends the group");
+                    control.orders.send_modify(|orders| orders.drain = true);
                 }
             }
             () = &mut leave_anyway, if terminating && !control.pod.borrow().leads() => {

@@ -51,7 +51,7 @@ pub struct Keeper {
 pub enum Ended {
     /// The group ended.
     Left,
-    /// Its process died while the group drained, and was not started again.
+    /// The process of rank 0 died while the group drained: nothing is left to finish.
     DiedDraining(RankExit),
     /// The input cannot be used.
     Unusable(RankExit),
@@ -86,7 +86,7 @@ impl Keeper {
             if left {
                 return Ok(Ended::Left);
             }
-            if self.orders.borrow().drain {
+            if self.config.rank == 0 && self.orders.borrow().drain {
                 return Ok(Ended::DiedDraining(exit));
             }
             if self.give_up && exit.code == Some(i32::from(INPUT_UNUSABLE)) {

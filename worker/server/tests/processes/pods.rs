@@ -36,7 +36,7 @@ async fn form(worker: &Worker, request: &FormRequest) -> Result<FormResponse, St
 }
 
 #[tokio::test]
-async fn pods_form_lose_a_member_take_another_and_leave() {
+async fn pods_form_lose_members_take_others_and_leave() {
     let _turn = turn().await;
     let mut leader = pod(0, "a").await;
     let first = pod(1, "b").await;
@@ -86,6 +86,22 @@ async fn pods_form_lose_a_member_take_another_and_leave() {
         (before.pid, 0, 3)
     );
     assert_eq!(after.ranks[0].loaded_bytes, before.loaded_bytes);
+
+    // The leader's pod is told to stop: it finishes its answer, and the member keeps its weights for the next leader.
+    let before = second.report().await.ranks[0].clone();
+    let (whole, mut stream) = begin(&leader, sampled_story(120), 10).await;
+    leader.signal(Signal::TERM);
+    assert_eq!(finish(whole, &mut stream).await.unwrap(), reference);
+    assert_eq!(leader.exit().await.code(), Some(0));
+    let mut leader = pod(0, "d").await;
+    let four = members(4, [(&leader, "d"), (&second, "c")]);
+    for worker in [&leader, &second] {
+        assert_eq!(form(worker, &four).await.unwrap().generation, 4);
+    }
+    leader.wait_for_ready().await;
+    let after = second.report_when("the member serves again", all_serve).await;
+    assert_eq!((after.ranks[0].pid, after.ranks[0].restarts), (before.pid, 0));
+    assert_eq!(after.ranks[0].read_bytes, before.read_bytes);
 
     // A member ignores SIGTERM while its group serves, and goes when the leader goes.
     let status = second.control().drain(DrainRequest {}).await.unwrap_err();

@@ -10,6 +10,8 @@ use crate::collective::local_group;
 use crate::{CpuBackend, CpuOptions, Kernel, Level};
 
 pub(super) const BLOCK: u32 = 32;
+/// Positions that the longest mate reaches, at most.
+const MATES_REACH: usize = 128;
 
 /// How the same tokens are computed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -82,7 +84,7 @@ pub(super) fn spec(era: Era, tokens: usize) -> FormSpec {
         era,
         max_sequences: 6,
         max_batched_tokens: 600,
-        max_context: tokens.max(64) as u32,
+        max_context: tokens.max(MATES_REACH) as u32,
         block_size: BLOCK,
         kv_bytes: 1 << 30,
     }

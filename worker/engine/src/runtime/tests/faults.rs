@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use super::fake::reference;
 use super::group::{Group, LONG, Rank, greedy, rest, token};
-use crate::runtime::{Event, FinishReason, Phase};
+use crate::runtime::{Event, FailureKind, FinishReason, Outcome, Phase};
 use crate::sampling::SamplingParams;
 
 #[test]
@@ -66,6 +66,54 @@ fn a_replaced_member_joins_in_the_next_generation() {
         rank.wait_for(|state| state.era.generation == 2 && state.phase == Phase::Serving);
         assert_eq!(rank.faults.loads(), 1);
     }
+}
+
+#[test]
+fn members_outlive_a_leader_that_is_told_to_stop() {
+    let mut group = Group::start(3);
+    let (_submission, events) = group.leader().engine.submit_channel(greedy(&[6, 7], 60)).unwrap();
+    group.leader().control.drain(Duration::ZERO);
+    assert_eq!(
+        rest(&events).0,
+        reference(&[6, 7], &SamplingParams::greedy(), 60),
+        "what runs is finished"
+    );
+    assert_eq!(group.ranks.remove(0).outcome(), Outcome::Drained);
+    for rank in &group.ranks {
+        rank.wait_for(|state| state.phase == Phase::Connecting && state.message.contains("told to stop"));
+    }
+    group.ranks.insert(0, Rank::start(0, LONG));
+    group.form();
+    for rank in &group.ranks {
+        rank.wait_for(|state| state.era.generation == 2 && state.phase == Phase::Serving);
+        assert_eq!(rank.faults.loads(), 1, "weights are kept");
+    }
+    // A member that is told to stop after its leader has left has nothing to wait for.
+    group.leader().control.drain(Duration::ZERO);
+    assert_eq!(group.ranks.remove(0).outcome(), Outcome::Drained);
+    for rank in group.ranks {
+        rank.control.drain(Duration::ZERO);
+        assert_eq!(rank.outcome(), Outcome::Left);
+    }
+}
+
+#[test]
+fn a_replaced_leader_that_is_told_to_stop_hands_its_requests_back() {
+    let mut group = Group::start(2);
+    let (_submission, events) = group.leader().engine.submit_channel(greedy(&[6, 7], 80)).unwrap();
+    assert!(matches!(events.recv_timeout(LONG), Ok(Event::Accepted { .. })));
+    token(&events);
+    let old = group.ranks.remove(0);
+    old.control.drain(Duration::ZERO);
+    group.ranks.insert(0, Rank::start(0, LONG));
+    group.form();
+    let last = events.iter().last();
+    assert!(
+        matches!(&last, Some(Event::Failed { kind: FailureKind::Unavailable, message }) if message.contains("replaced")),
+        "{last:?}"
+    );
+    assert_eq!(old.outcome(), Outcome::Drained);
+    group.leader().wait_for(|state| state.phase == Phase::Serving);
 }
 
 #[test]

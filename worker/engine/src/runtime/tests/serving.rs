@@ -174,7 +174,9 @@ fn a_drained_group_finishes_and_leaves() {
     let (_submission, events) = engine.submit_channel(greedy(&[1, 2, 3], 40)).unwrap();
     assert!(matches!(events.recv_timeout(LONG), Ok(Event::Accepted { .. })));
     let first = token(&events);
-    group.leader().control.drain(std::time::Duration::ZERO);
+    for rank in &group.ranks {
+        rank.control.drain(std::time::Duration::ZERO);
+    }
     assert_eq!(
         engine.submit_channel(greedy(&[1], 1)).err(),
         Some(SubmitError::Draining)
