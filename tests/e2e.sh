@@ -12,6 +12,7 @@ if [ $# -eq 0 ]; then
   cargo test --release -q --workspace --features llamero-tests/cluster --test cluster
 fi
 make --no-print-directory cluster-up NODES=3
-.local/bin/llamero-cluster import-image .local/images/llamero.tar .local/images/llamero-worker.tar
+images/build.sh weights smollm2 .local/models/SmolLM2-135M-Instruct-FP8
+.local/bin/llamero-cluster import-image .local/images/{llamero,llamero-worker,weights-smollm2}.tar
 tests/install.sh
 cargo test --release --workspace --features llamero-tests/cluster --test e2e -- --test-threads=1 "$@"

@@ -15,12 +15,18 @@ pub(crate) const SOON: Duration = Duration::from_secs(90);
 /// A `LlamaDeployment` of SmolLM2 that goes when the test ends.
 pub(crate) struct Deployment {
     pub(crate) cluster: Cluster,
+    pub(crate) namespace: String,
     pub(crate) name: String,
 }
 
 impl Deployment {
-    /// Applies the sample with `change` merged over its `spec`.
+    /// Applies the sample with `change` merged over its `spec`, in [`NAMESPACE`].
     pub(crate) fn create(name: &str, change: Value) -> Result<Self> {
+        Self::create_in(NAMESPACE, name, change)
+    }
+
+    /// The same in another namespace.
+    pub(crate) fn create_in(namespace: &str, name: &str, change: Value) -> Result<Self> {
         let cluster = Cluster::connect()?;
         let mut spec = json!({
             "model": {
@@ -35,13 +41,14 @@ impl Deployment {
         merge(&mut spec, change);
         let this = Self {
             cluster,
+            namespace: namespace.to_owned(),
             name: name.to_owned(),
         };
         this.remove()?;
         this.kubectl().apply(&json!({
             "apiVersion": "llamero.dev/v1alpha1",
             "kind": "LlamaDeployment",
-            "metadata": {"name": name, "namespace": NAMESPACE},
+            "metadata": {"name": name, "namespace": namespace},
             "spec": spec
         }))?;
         Ok(this)
@@ -53,18 +60,20 @@ impl Deployment {
 
     pub(crate) fn get(&self) -> Result<Value> {
         self.kubectl()
-            .get(&["-n", NAMESPACE, "llamadeployment", &self.name])
+            .get(&["-n", &self.namespace, "llamadeployment", &self.name])
     }
 
     /// The deployment's pods, in the order of their names.
     pub(crate) fn pods(&self) -> Result<Vec<Value>> {
         let selector = format!("llamero.dev/deployment={},llamero.dev/group", self.name);
-        let list = self.kubectl().get(&["-n", NAMESPACE, "pods", "-l", &selector])?;
+        let list = self
+            .kubectl()
+            .get(&["-n", &self.namespace, "pods", "-l", &selector])?;
         Ok(list["items"].as_array().cloned().unwrap_or_default())
     }
 
     pub(crate) fn groups(&self) -> Result<Vec<Value>> {
-        let list = self.kubectl().get(&["-n", NAMESPACE, "llamagroups"])?;
+        let list = self.kubectl().get(&["-n", &self.namespace, "llamagroups"])?;
         let mine = |group: &Value| group["spec"]["deployment"] == self.name.as_str();
         Ok(list["items"]
             .as_array()
@@ -104,7 +113,7 @@ impl Deployment {
     fn remove(&self) -> Result<()> {
         let words = [
             "-n",
-            NAMESPACE,
+            &self.namespace,
             "delete",
             "llamadeployment",
             &self.name,
@@ -127,12 +136,16 @@ impl Drop for Deployment {
     }
 }
 
-/// JSON merge of objects (RFC 7396 without deletion).
+/// JSON merge patch (RFC 7396).
 fn merge(into: &mut Value, change: Value) {
     match (into, change) {
         (Value::Object(into), Value::Object(change)) => {
             for (key, value) in change {
-                merge(into.entry(key).or_insert(Value::Null), value);
+                if value.is_null() {
+                    into.remove(&key);
+                } else {
+                    merge(into.entry(key).or_insert(Value::Null), value);
+                }
             }
         }
         (into, change) => *into = change,

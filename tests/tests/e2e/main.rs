@@ -6,6 +6,7 @@
 //! | [`faults`] | a killed rank, a deleted pod: streams go on, survivors keep their weights |
 //! | [`placement`] | whole groups or nothing |
 //! | [`refusals`] | what the API server and the gateway refuse, and how |
+//! | [`sources`] | a claim, an image and a directory hold the same weights |
 //! | [`scaling`] | up, down, to zero and back |
 //! | [`writes`] | the operator dies at a write of a placement and a new one converges |
 
@@ -16,4 +17,5 @@ mod fixture;
 mod placement;
 mod refusals;
 mod scaling;
+mod sources;
 mod writes;

@@ -20,7 +20,7 @@ pub fn inspect_pod(deployment: &LlamaDeployment, key: &str, default_image: &str)
     let arguments = [
         "inspect",
         "--model-dir",
-        parts::MODEL_DIR,
+        &parts::model_dir(&deployment.spec.model.source),
         "--json",
         "--tensor",
         &deployment.spec.parallelism.tensor.to_string(),

@@ -10,8 +10,8 @@ use k8s_openapi::{
 use kube::{Resource, ResourceExt as _};
 use llamero_api::deployment::{Source, Worker};
 
-/// Where the checkpoint is mounted.
-pub const MODEL_DIR: &str = "/model";
+/// Where the source is mounted.
+const MODEL_MOUNT: &str = "/model";
 /// User and group of every container; the images have no other.
 const USER: i64 = 65532;
 
@@ -63,25 +63,36 @@ pub fn container_security() -> SecurityContext {
     }
 }
 
-/// The volume `model` and its mount at [`MODEL_DIR`]. Read-only at both ends, so that a ReadOnlyMany claim can be attached to many nodes.
-pub fn model_volume(source: &Source) -> (Volume, VolumeMount) {
+/// Where the checkpoint lies in the container. Not a `subPath`: the kubelet makes a missing one as an empty directory
+/// inside the user's volume, and image volumes know it only in newer versions of Kubernetes.
+pub fn model_dir(source: &Source) -> String {
+    let claim = source.persistent_volume_claim.as_ref();
+    let image = source.image.as_ref();
+    let path = claim
+        .and_then(|claim| claim.path.as_deref())
+        .or_else(|| image.and_then(|image| image.path.as_deref()));
+    match path {
+        None | Some("" | ".") => MODEL_MOUNT.to_owned(),
+        Some(path) => format!("{MODEL_MOUNT}/{path}"),
+    }
+}
+
+/// The volume `model` and its mount at [`MODEL_MOUNT`]. Read-only at both ends, so that a ReadOnlyMany claim can be attached to many nodes.
+fn model_volume(source: &Source) -> (Volume, VolumeMount) {
     let mut volume = Volume {
         name: "model".to_owned(),
         ..Volume::default()
     };
-    let mut sub_path = None;
     if let Some(claim) = &source.persistent_volume_claim {
         volume.persistent_volume_claim = Some(PersistentVolumeClaimVolumeSource {
             claim_name: claim.claim_name.clone(),
             read_only: Some(true),
         });
-        sub_path.clone_from(&claim.path);
     } else if let Some(image) = &source.image {
         volume.image = Some(ImageVolumeSource {
             reference: Some(image.reference.clone()),
             pull_policy: image.pull_policy.map(|policy| policy.as_str().to_owned()),
         });
-        sub_path.clone_from(&image.path);
     } else if let Some(host) = &source.host_path {
         volume.host_path = Some(HostPathVolumeSource {
             path: host.path.clone(),
@@ -90,9 +101,8 @@ pub fn model_volume(source: &Source) -> (Volume, VolumeMount) {
     }
     let mount = VolumeMount {
         name: "model".to_owned(),
-        mount_path: MODEL_DIR.to_owned(),
+        mount_path: MODEL_MOUNT.to_owned(),
         read_only: Some(true),
-        sub_path: sub_path.filter(|path| !path.is_empty() && path != "."),
         ..VolumeMount::default()
     };
     (volume, mount)

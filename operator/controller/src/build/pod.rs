@@ -82,7 +82,7 @@ pub fn member_pod(group: &LlamaGroup, index: i32, attempt: i32) -> Pod {
 fn arguments(template: &GroupTemplate, group_uid: &str, index: i32) -> Vec<String> {
     let mut arguments = vec!["serve".to_owned()];
     let mut flag = |name: &str, value: String| arguments.extend([format!("--{name}"), value]);
-    flag("model-dir", parts::MODEL_DIR.to_owned());
+    flag("model-dir", parts::model_dir(&template.source));
     flag("model-name", template.model_name.clone());
     flag("group-uid", group_uid.to_owned());
     flag("member", index.to_string());
@@ -256,7 +256,7 @@ mod tests {
                 "containers": [{
                     "name": "worker",
                     "image": "llamero-worker:1",
-                    "args": ["serve", "--model-dir", "/model", "--model-name", "smol", "--group-uid", "g-uid", "--member", "1",
+                    "args": ["serve", "--model-dir", "/model/smol-fp8", "--model-name", "smol", "--group-uid", "g-uid", "--member", "1",
                         "--ranks-per-pod", "1", "--tensor", "2", "--pipeline", "1", "--max-context-length", "2048",
                         "--kv-memory", "1048576", "--stall-timeout", "10s", "--drain-grace", "5s"],
                     "env": [
@@ -274,7 +274,7 @@ mod tests {
                     "securityContext": {"allowPrivilegeEscalation": false, "readOnlyRootFilesystem": true,
                         "capabilities": {"drop": ["ALL"]}},
                     "volumeMounts": [
-                        {"name": "model", "mountPath": "/model", "readOnly": true, "subPath": "smol-fp8"},
+                        {"name": "model", "mountPath": "/model", "readOnly": true},
                         {"name": "tmp", "mountPath": "/tmp"},
                     ],
                 }],
@@ -323,23 +323,22 @@ mod tests {
             (
                 spec["volumes"][0].clone(),
                 spec["containers"][0]["volumeMounts"][0].clone(),
+                spec["containers"][0]["args"][2].clone(),
             )
         };
-        let (volume, mount) = mounted(json!({"hostPath": {"path": "/srv/weights"}}));
+        let at_root = json!({"name": "model", "mountPath": "/model", "readOnly": true});
+        let (volume, mount, dir) = mounted(json!({"hostPath": {"path": "/srv/weights"}}));
         assert_eq!(
             volume,
             json!({"name": "model", "hostPath": {"path": "/srv/weights", "type": "Directory"}})
         );
-        assert_eq!(
-            mount,
-            json!({"name": "model", "mountPath": "/model", "readOnly": true})
-        );
-        let (volume, mount) =
+        assert_eq!((mount, dir), (at_root.clone(), json!("/model")));
+        let (volume, mount, dir) =
             mounted(json!({"image": {"reference": "r/m:1", "pullPolicy": "IfNotPresent", "path": "w"}}));
         assert_eq!(
             volume,
             json!({"name": "model", "image": {"reference": "r/m:1", "pullPolicy": "IfNotPresent"}})
         );
-        assert_eq!(mount["subPath"], "w");
+        assert_eq!((mount, dir), (at_root, json!("/model/w")));
     }
 }
