@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Writes what is generated: CRDs, the chart's copy, and the kustomize base (the chart rendered with its defaults). `--check` only compares.
+# Writes what is generated: CRDs, the chart's copy, the page about them, and the kustomize base (the chart rendered with its defaults). `--check` only compares.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 cargo build --release -q --workspace --bin llamero-crdgen

@@ -14,6 +14,7 @@
 //! | [`duration`] | durations as users write them, `1m30s` |
 //! | [`quantity`] | Kubernetes quantities to whole numbers and back |
 //! | [`crds`] | the CustomResourceDefinitions as YAML |
+//! | [`reference`] | the resources as a page to read |
 //!
 //! Unknown fields: the API server prunes them. `kubectl` (1.27 and newer) validates strictly by default and refuses them by name;
 //! other clients can ask for the same with `fieldValidation=Strict`.
@@ -30,6 +31,7 @@ pub mod duration;
 pub mod group;
 pub mod labels;
 pub mod quantity;
+pub mod reference;
 mod schema;
 pub mod summary;
 

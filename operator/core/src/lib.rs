@@ -15,7 +15,7 @@
 //! | [`scale`] | how many groups there should be |
 //! | [`rollout`] | which groups come and go |
 //! | [`groups`] | what each group needs next |
-//! | [`recovery`] | which members are lost, who is to blame, and whether the budget allows another try |
+//! | [`recovery`] | whether the budget allows another try, and where not |
 //! | [`placement`] | which nodes have room for a whole group |
 //! | [`status`] | what is reported |
 //!

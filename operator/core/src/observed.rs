@@ -18,6 +18,9 @@ use llamero_api::{LlamaDeployment, LlamaGroup, group::RankPhase};
 
 use crate::{resources::Resources, time::Millis};
 
+/// Who was not heard for this long says nothing about the present.
+pub const STALE_AFTER: Millis = 10_000;
+
 /// Everything that decisions are made from.
 #[derive(Clone, Debug, Default)]
 pub struct Observed {
@@ -189,6 +192,16 @@ pub struct Pod {
     pub unschedulable: Option<String>,
     /// The latest report of its supervisor, if its control port was ever reached.
     pub report: Option<Report>,
+}
+
+impl Pod {
+    /// Its latest report, if that still speaks of the present.
+    #[must_use]
+    pub fn fresh_report(&self, now: Millis) -> Option<&Report> {
+        self.report
+            .as_ref()
+            .filter(|report| self.phase == PodPhase::Running && now - report.alive_at <= STALE_AFTER)
+    }
 }
 
 /// How a container ended.

@@ -6,12 +6,9 @@
 use llamero_api::deployment::{Autoscaling, AutoscalingState};
 
 use crate::{
-    observed::{Demand, Load},
+    observed::{Demand, Load, STALE_AFTER},
     time::{self, Millis},
 };
-
-/// Samples older than this hold the decision.
-pub const STALE_AFTER: Millis = 10_000;
 
 /// What autoscaling looks at.
 #[derive(Clone, Debug, Default)]

@@ -29,6 +29,7 @@ fn an_operator_killed_at_any_write_is_succeeded_without_loss() -> Result<()> {
         vec![1, 4, 6, 9]
     };
     for cut in cuts {
+        println!("cut after write {cut}");
         if !placement_survives(&cutter, cut).with_context(|| format!("cut after write {cut}"))? {
             println!("a placement takes {cut} writes or fewer");
             break;

@@ -1,12 +1,14 @@
-//! Writes the CustomResourceDefinitions to `crds/` and the chart, or checks that they are up to date.
+//! Writes the CustomResourceDefinitions to `crds/` and the chart, and the page about them, or checks that all are up to date.
 #![forbid(unsafe_code)]
 
 use std::{path::Path, process::ExitCode};
 
+use llamero_api::{crds, reference};
+
 const FOLDERS: [&str; 2] = ["crds", "charts/llamero/crds"];
 
 const HELP: &str = "usage: llamero-crdgen [--check] [ROOT]
-Writes crds/*.yaml and charts/llamero/crds/*.yaml below ROOT (default: the present folder).
+Writes crds/*.yaml, charts/llamero/crds/*.yaml and docs/resources.md below ROOT (default: the present folder).
 --check writes nothing and fails when a file differs from the types.";
 
 fn main() -> ExitCode {
@@ -39,26 +41,25 @@ fn main() -> ExitCode {
 
 /// Number of files that differ (with `check`).
 fn run(root: &Path, check: bool) -> Result<usize, Box<dyn std::error::Error>> {
-    let files = llamero_api::crds::files()?;
+    let mut files = vec![(root.join(reference::FILE), reference::page()?)];
+    for (name, text) in crds::files()? {
+        files.extend(FOLDERS.map(|folder| (root.join(folder).join(&name), text.clone())));
+    }
     let mut differing = 0;
-    for folder in FOLDERS {
-        let folder = root.join(folder);
+    for (path, text) in files {
         if !check {
-            std::fs::create_dir_all(&folder)
-                .map_err(|error| format!("cannot make {}: {error}", folder.display()))?;
-        }
-        for (name, text) in &files {
-            let path = folder.join(name);
-            if !check {
-                std::fs::write(&path, text)
-                    .map_err(|error| format!("cannot write {}: {error}", path.display()))?;
-            } else if std::fs::read_to_string(&path).ok().as_ref() != Some(text) {
-                eprintln!(
-                    "{} differs from the types in operator/api: run llamero-crdgen and commit the result",
-                    path.display()
-                );
-                differing += 1;
+            if let Some(folder) = path.parent() {
+                std::fs::create_dir_all(folder)
+                    .map_err(|error| format!("cannot make {}: {error}", folder.display()))?;
             }
+            std::fs::write(&path, text)
+                .map_err(|error| format!("cannot write {}: {error}", path.display()))?;
+        } else if std::fs::read_to_string(&path).ok() != Some(text) {
+            eprintln!(
+                "{} differs from the types in operator/api: run llamero-crdgen and commit the result",
+                path.display()
+            );
+            differing += 1;
         }
     }
     Ok(differing)

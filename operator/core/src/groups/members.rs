@@ -5,11 +5,13 @@ use std::collections::BTreeSet;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use llamero_api::group::{LlamaGroupSpec, Member, MemberFailure};
 
-use super::{Context, GroupView, MemberView};
+use super::{
+    Context, GroupView, MemberView,
+    losses::{self, Loss},
+};
 use crate::{
     placement::Assignment,
     plan::{Action, Confirm, EventKind, Step},
-    recovery::{self, Loss},
     time::{self, Millis},
 };
 
@@ -72,10 +74,10 @@ pub fn replace_lost(view: &GroupView<'_>, context: &Context<'_>) -> Option<Step>
         .iter()
         .enumerate()
         .filter(|(_, m)| m.recorded())
-        .filter_map(|(at, m)| Some((at, recovery::loss(m.pod, context.nodes)?)))
+        .filter_map(|(at, m)| Some((at, losses::loss(m.pod, context.nodes)?)))
         .collect();
     if lost.is_empty() {
-        lost = recovery::stalled(view, context.nodes, context.now);
+        lost = losses::stalled(view, context.nodes, context.now);
     }
     if lost.is_empty() {
         return None;

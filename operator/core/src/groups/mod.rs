@@ -11,11 +11,13 @@
 //! |---|---|
 //! | [`view`] | members and their pods side by side |
 //! | [`members`] | writes: take back, replace, record |
+//! | [`losses`] | which members are lost, and who is to blame for a stall |
 //! | [`effects`] | pods, gates, Form, the disruption budget |
 //! | [`drain`] | how a group goes |
 
 pub mod drain;
 pub mod effects;
+pub mod losses;
 pub mod members;
 pub mod view;
 

@@ -7,7 +7,6 @@ use llamero_api::group::{GroupPhase, Intent, LlamaGroupSpec, Member};
 use crate::{
     observed::{Group, Pod, PodPhase},
     plan::{Key, PodRef},
-    recovery,
     time::Millis,
 };
 
@@ -189,7 +188,7 @@ impl<'a> GroupView<'a> {
         if !self.wanted() || leader.ip.is_none() {
             return false;
         }
-        match recovery::fresh(leader, now) {
+        match leader.fresh_report(now) {
             Some(report) => report.serving && !report.draining,
             None => {
                 leader.ready

@@ -6,7 +6,7 @@ use std::path::Path;
 use serde::Deserialize;
 use serde_json::Value;
 
-use super::{ConfigError, Llama3Rope, Quantization, rope};
+use super::{ConfigError, Llama3Rope, Quantization, rope, value};
 use crate::error::{IoError, Result};
 
 /// A checked Llama configuration. Every size is at least 1, `q_heads` is a multiple of `kv_heads`, `head_dim` is even.
@@ -243,14 +243,6 @@ fn size(field: &'static str, given: Option<u32>) -> Result<u32, ConfigError> {
         return Err(value(field, given, "it must lie between 1 and 16777216"));
     }
     Ok(given)
-}
-
-pub(super) fn value(field: &'static str, value: impl ToString, reason: &'static str) -> ConfigError {
-    ConfigError::Value {
-        field,
-        value: value.to_string(),
-        reason,
-    }
 }
 
 #[cfg(test)]

@@ -63,3 +63,11 @@ pub enum ConfigError {
         hint: &'static str,
     },
 }
+
+fn value(field: &'static str, value: impl ToString, reason: &'static str) -> ConfigError {
+    ConfigError::Value {
+        field,
+        value: value.to_string(),
+        reason,
+    }
+}

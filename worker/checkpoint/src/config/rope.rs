@@ -5,8 +5,7 @@ use std::f64::consts::TAU;
 use serde::Deserialize;
 use serde_json::Value;
 
-use super::ConfigError;
-use super::llama::value;
+use super::{ConfigError, value};
 
 /// The parameters of `rope_type: llama3`.
 #[derive(Clone, Copy, Debug, PartialEq, Deserialize)]

@@ -10,6 +10,7 @@ pub(crate) mod math;
 mod multiversion;
 pub(crate) mod pack;
 pub(crate) mod portable;
+mod run;
 pub(crate) mod tile;
 pub(crate) mod vector;
 
@@ -67,7 +68,7 @@ impl Kernel {
             #[cfg(target_arch = "x86_64")]
             Level::Avx2 => is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma"),
             #[cfg(target_arch = "x86_64")]
-            Level::Avx512 => avx512::is_supported() && tile::agrees_with_portable(kernel),
+            Level::Avx512 => avx512::is_supported() && run::agrees_with_portable(kernel),
             #[cfg(not(target_arch = "x86_64"))]
             _ => false,
         };

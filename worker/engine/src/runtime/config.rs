@@ -4,6 +4,8 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
 use std::time::Duration;
 
+use crate::backend::Backend;
+use crate::mesh::TcpCollective;
 use crate::mesh::control_link::Setup;
 use crate::mesh::tcp_collective::Waits;
 use crate::schedule::Limits;
@@ -107,3 +109,6 @@ impl RankConfig {
         }
     }
 }
+
+/// Makes the backend's kind of collective from links over TCP.
+pub type Wrap<B> = Box<dyn Fn(TcpCollective) -> Box<<B as Backend>::Collective> + Send>;

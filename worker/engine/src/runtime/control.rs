@@ -4,7 +4,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError, mpsc};
 use std::time::{Duration, Instant};
 
-use super::handle::Input;
+use super::input::Input;
 use super::state::{RankState, StateWatch};
 use crate::mesh::{Inbox, Membership};
 

@@ -3,11 +3,10 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use super::config::RankConfig;
+use super::compute::compute;
+use super::config::{RankConfig, Wrap};
 use super::control::Shared;
-use super::leader::execute;
-use super::rank::{Outcome, Wrap};
-use super::state::Phase;
+use super::state::{Outcome, Phase};
 use crate::backend::{Backend, BackendError, Ticket};
 use crate::collective::{Abort, CollectiveError};
 use crate::mesh::dial::dial;
@@ -237,7 +236,7 @@ impl<B: Backend> Follower<'_, B> {
                         (at, Message::Late(late)) if at == step => late,
                         (at, message) => return Err(link.unexpected(at, &message).into()),
                     };
-                    let (ticket, output) = execute(self.backend, self.shared, self.config, &plan, &late)?;
+                    let (ticket, output) = compute(self.backend, self.shared, self.config, &plan, &late)?;
                     link.send(step, &Message::Output(output), self.config.stall_timeout)?;
                     self.shared.state.completed(step, Phase::Serving);
                     last = Some((step, ticket));

@@ -5,22 +5,10 @@ use std::sync::{Arc, mpsc};
 use std::time::{Duration, Instant};
 
 use super::control::Shared;
+use super::input::Input;
 use super::load::{LoadCell, LoadSnapshot};
 use super::request::{Event, EventSink, GenerationRequest};
 use crate::schedule::SequenceId;
-
-/// What the leader's thread is told.
-pub(super) enum Input {
-    Submit {
-        id: SequenceId,
-        request: GenerationRequest,
-        sink: EventSink,
-        at: Instant,
-    },
-    Cancel(SequenceId),
-    /// Look at the shared state again.
-    Wake,
-}
 
 /// Why a request is not taken.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]

@@ -5,15 +5,15 @@ use std::sync::mpsc::{Receiver, RecvTimeoutError};
 use std::time::{Duration, Instant};
 
 use super::book::Book;
-use super::config::RankConfig;
+use super::compute::compute;
+use super::config::{RankConfig, Wrap};
 use super::connect::{Dialling, Reached};
 use super::control::Shared;
-use super::handle::Input;
+use super::input::Input;
 use super::load::LoadCell;
 use super::merge::{self, Choice, Sampling};
-use super::rank::{Outcome, Wrap};
 use super::request::FailureKind;
-use super::state::Phase;
+use super::state::{Outcome, Phase};
 use crate::backend::{Backend, BackendError, Ticket};
 use crate::collective::{Abort, CollectiveError};
 use crate::mesh::hello::Identity;
@@ -292,7 +292,7 @@ impl<'a, B: Backend> Leader<'a, B> {
         for link in links.iter_mut() {
             link.send_bytes(&bytes, self.config.stall_timeout)?;
         }
-        let (ticket, mine) = execute(self.backend, self.shared, self.config, &plan, &late)?;
+        let (ticket, mine) = compute(self.backend, self.shared, self.config, &plan, &late)?;
         let mut outputs = vec![mine];
         for link in links.iter_mut() {
             match link.receive(self.config.stall_timeout)? {
@@ -418,33 +418,5 @@ impl<'a, B: Backend> Leader<'a, B> {
             }
             self.take_inputs(left)?;
         }
-    }
-}
-
-/// Compute a step on this rank: the counters tell a stall before it from one inside.
-pub(super) fn execute<B: Backend>(
-    backend: &mut B,
-    shared: &Shared,
-    config: &RankConfig,
-    plan: &Plan,
-    late: &Late,
-) -> Result<(Ticket, StepOutput), BackendError> {
-    let ticket = backend.submit(plan)?;
-    backend.bind(ticket, late)?;
-    shared.state.entered(plan.step);
-    let deadline = Instant::now() + config.stall_timeout;
-    loop {
-        if let Some(output) = backend.poll(ticket)? {
-            return Ok((ticket, output));
-        }
-        if Instant::now() > deadline {
-            let millis = u64::try_from(config.stall_timeout.as_millis()).unwrap_or(u64::MAX);
-            return Err(CollectiveError::Deadline {
-                rank: config.rank,
-                millis,
-            }
-            .into());
-        }
-        std::thread::yield_now();
     }
 }

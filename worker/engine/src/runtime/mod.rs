@@ -9,6 +9,7 @@
 //! | [`config`] | what a rank is told at its start |
 //! | [`control`] | form, drain and stop, from other threads |
 //! | [`state`] | phase and counters, for whoever watches |
+//! | [`input`] | what other threads tell the leader's |
 //! | [`request`] | a request and the events of its answer |
 //! | [`handle`] | submitting and cancelling, from other threads |
 //! | [`load`] | how busy the group is |
@@ -16,15 +17,18 @@
 //! | [`book`] | requests that are not finished |
 //! | [`connect`] | rank 0 reaches everybody |
 //! | [`leader`] | the steps of rank 0 |
+//! | [`compute`] | one step on one rank |
 //! | [`merge`] | tokens from the answers of all ranks |
 //! | [`follower`] | the steps of every other rank |
 
 mod book;
+mod compute;
 pub mod config;
 mod connect;
 pub mod control;
 mod follower;
 pub mod handle;
+mod input;
 mod leader;
 pub mod load;
 mod merge;
@@ -39,6 +43,6 @@ pub use config::RankConfig;
 pub use control::RankControl;
 pub use handle::{EngineHandle, Submission, SubmitError};
 pub use load::{HistogramSnapshot, LoadSnapshot};
-pub use rank::{Outcome, RankRuntime};
+pub use rank::RankRuntime;
 pub use request::{Event, FailureKind, FinishReason, GenerationRequest};
-pub use state::{Phase, RankState, StateWatch};
+pub use state::{Outcome, Phase, RankState, StateWatch};

@@ -5,29 +5,16 @@ use std::net::{SocketAddr, TcpListener};
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, mpsc};
 
-use super::config::RankConfig;
+use super::config::{RankConfig, Wrap};
 use super::control::{RankControl, Shared};
 use super::follower::Follower;
-use super::handle::{EngineHandle, Input};
+use super::handle::EngineHandle;
+use super::input::Input;
 use super::leader::Leader;
 use super::load::LoadCell;
-use super::state::Phase;
+use super::state::{Outcome, Phase};
 use crate::backend::{Backend, BackendError};
-use crate::mesh::{Inbox, Listener, TcpCollective};
-
-/// Makes the backend's kind of collective from links over TCP.
-pub type Wrap<B> = Box<dyn Fn(TcpCollective) -> Box<<B as Backend>::Collective> + Send>;
-
-/// Why a rank ended.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Outcome {
-    /// The leader finished its requests and told the others to leave.
-    Drained,
-    /// This rank drains, and the leader has left.
-    Left,
-    /// [`RankControl::stop`].
-    Stopped,
-}
+use crate::mesh::{Inbox, Listener};
 
 /// One rank of a group.
 pub struct RankRuntime<B: Backend> {

@@ -149,3 +149,14 @@ impl StateWatch {
         });
     }
 }
+
+/// Why a rank ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Outcome {
+    /// The leader finished its requests and told the others to leave.
+    Drained,
+    /// This rank drains, and the leader has left.
+    Left,
+    /// [`super::RankControl::stop`].
+    Stopped,
+}

@@ -1,0 +1,168 @@
+//! Which members are lost, and who is to blame for a stall.
+
+use std::collections::BTreeMap;
+
+use llamero_api::group::RankPhase;
+
+use super::GroupView;
+use crate::{
+    observed::{Node, Pod, STALE_AFTER},
+    time::Millis,
+};
+
+/// How a member was lost.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Loss {
+    /// Deleted, Evicted, Exited, NodeLost, Stalled, Unreachable.
+    pub reason: &'static str,
+    /// Exit code of its container.
+    pub exit_code: Option<i32>,
+    /// Last words.
+    pub message: String,
+    /// Whether it counts against the budget: what the cluster does to a pod does not.
+    pub charged: bool,
+}
+
+impl Loss {
+    fn new(reason: &'static str, message: impl Into<String>, charged: bool) -> Self {
+        Self {
+            reason,
+            exit_code: None,
+            message: message.into(),
+            charged,
+        }
+    }
+}
+
+/// Whether a recorded member's pod is lost for good.
+#[must_use]
+pub fn loss(pod: Option<&Pod>, nodes: &BTreeMap<&str, &Node>) -> Option<Loss> {
+    let Some(pod) = pod else {
+        return Some(Loss::new("Deleted", "the pod was deleted", false));
+    };
+    if pod.evicted && (pod.deletion.is_some() || pod.phase.ended()) {
+        return Some(Loss::new("Evicted", "the pod was evicted", false));
+    }
+    if pod.deletion.is_some() {
+        return Some(Loss::new("Deleted", "the pod was deleted", false));
+    }
+    if pod.phase.ended() {
+        let exit = pod.exit.clone().unwrap_or_default();
+        let code = pod.exit.as_ref().map(|exit| exit.code);
+        let words = if exit.message.is_empty() {
+            exit.reason
+        } else {
+            exit.message
+        };
+        let message = words.trim().chars().take(512).collect::<String>();
+        return Some(Loss {
+            reason: "Exited",
+            exit_code: code,
+            message,
+            charged: true,
+        });
+    }
+    if let Some(node) = pod.node.as_deref().filter(|node| !nodes.contains_key(node)) {
+        return Some(Loss::new("NodeLost", format!("node {node} is gone"), false));
+    }
+    None
+}
+
+/// Who is to blame when a group's steps stand still: members by position in the view, and how they are lost.
+#[must_use]
+pub fn stalled(view: &GroupView<'_>, nodes: &BTreeMap<&str, &Node>, now: Millis) -> Vec<(usize, Loss)> {
+    if view.ready || !view.whole() {
+        return Vec::new();
+    }
+    let patience = view.spec().template.stall_timeout.millis().max(1);
+    let silent = silent(view, nodes, patience, now);
+    if silent.is_empty() {
+        hanging(view, patience, now).into_iter().collect()
+    } else {
+        silent
+    }
+}
+
+/// Members that cannot be reached. A node that is not ready costs nothing while its ranks still step; when they do not, and the
+/// supervisor is silent too, it is lost. On a ready node twice the patience must pass, and a peer must prove that the fault is not ours.
+fn silent(
+    view: &GroupView<'_>,
+    nodes: &BTreeMap<&str, &Node>,
+    patience: Millis,
+    now: Millis,
+) -> Vec<(usize, Loss)> {
+    let silence = |pod: &Pod| pod.report.as_ref().map(|report| now - report.alive_at);
+    let pods = || {
+        view.members
+            .iter()
+            .enumerate()
+            .filter_map(|(at, m)| Some((at, m.pod?)))
+    };
+    let peer_answers =
+        |at: usize| pods().any(|(other, pod)| other != at && silence(pod).is_some_and(|s| s <= STALE_AFTER));
+    pods()
+        .filter_map(|(at, pod)| {
+            let silence = silence(pod)?;
+            let node = pod.node.as_deref()?;
+            let node_ready = nodes.get(node).is_some_and(|node| node.ready);
+            let message = format!("no answer for {} s from node {node}", silence / 1000);
+            match node_ready {
+                false if silence > patience => Some((at, Loss::new("NodeLost", message, false))),
+                true if silence > 2 * patience && peer_answers(at) => {
+                    Some((at, Loss::new("Unreachable", message, true)))
+                }
+                _ => None,
+            }
+        })
+        .collect()
+}
+
+/// The pod that holds the others up. A rank that claims to serve while its peers have left the step to connect anew hangs in it. When all
+/// hang in one step, the one that entered fewest steps is to blame; when none is behind, it is a link between nodes, which workers get a
+/// while to mend themselves before the last member is moved to another node.
+fn hanging(view: &GroupView<'_>, patience: Millis, now: Millis) -> Option<(usize, Loss)> {
+    /// Patience with a link, as a multiple of the patience with a rank.
+    const LINK: Millis = 3;
+    let mut hung = Vec::new();
+    let mut others = false;
+    for (at, member) in view.members.iter().enumerate() {
+        let report = member.pod?.fresh_report(now)?;
+        for rank in &report.ranks {
+            let idle = rank
+                .idle_millis
+                .map_or(0, |idle| idle.saturating_add(now - report.received_at));
+            match rank.phase {
+                RankPhase::Serving if idle > patience => hung.push((rank.entered, at, rank.rank, idle)),
+                // Somebody still steps, or has just begun to.
+                RankPhase::Serving => return None,
+                RankPhase::Connecting | RankPhase::Warming => others = true,
+                // Somebody is not there yet.
+                _ => return None,
+            }
+        }
+    }
+    let (behind, at, rank, idle) = *hung.iter().min()?;
+    let peers = || hung.iter().filter(|(_, other, ..)| *other != at);
+    let stalled = |at, message| Some((at, Loss::new("Stalled", message, true)));
+    let secs = idle / 1000;
+    if peers().next().is_none() && (others || view.members.len() == 1) {
+        return stalled(at, format!("rank {rank} hangs in a step for {secs} s"));
+    }
+    if !others && peers().next().is_some() && peers().all(|(entered, ..)| *entered > behind) {
+        return stalled(
+            at,
+            format!(
+                "rank {rank} entered {behind} steps, fewer than its peers, and completed none for {secs} s"
+            ),
+        );
+    }
+    let last = view.members.len().checked_sub(1)?;
+    (!others && hung.iter().all(|(.., idle)| *idle > LINK * patience)).then(|| {
+        stalled(
+            last,
+            format!(
+                "no step was completed for {secs} s and no rank is behind: a link between nodes may be broken"
+            ),
+        )
+    })?
+}
