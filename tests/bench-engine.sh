@@ -1,11 +1,26 @@
 #!/usr/bin/env bash
-# Decode and prefill speed of the FP8 and bf16 model beside the machine's own bounds, each measured in the same run.
+# Decode and prefill speed of the FP8 and bf16 model beside the machine's own bounds, each measured in the same run; draws
+# docs/engine-speed.svg. ROUNDS runs (default 3) of each are made in turn, and medians are drawn: machines are noisy.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 cargo build --release -q --workspace --bin llamero-worker
-worker=$(ls .local/target/*/release/llamero-worker)
-for model in SmolLM2-135M-Instruct-FP8 SmolLM2-135M-Instruct; do
-  for threads in 1 2; do
-    "$worker" bench ".local/models/$model" --threads "$threads"
+worker=$(ls "${CARGO_TARGET_DIR:-.local/target}"/*-linux-*/release/llamero-worker)
+results=.local/bench-engine.jsonl
+: > "$results"
+for round in $(seq "${ROUNDS:-3}"); do
+  for model in SmolLM2-135M-Instruct-FP8 SmolLM2-135M-Instruct; do
+    for threads in 1 2; do
+      echo "round $round: $model, $threads threads" >&2
+      "$worker" bench ".local/models/$model" --threads "$threads" --json >> "$results"
+    done
   done
 done
+
+venv=.local/venv-plot
+pin=matplotlib==3.10.3
+if [ "$(cat $venv/pin 2>/dev/null)" != "$pin" ]; then
+  python3 -m venv "$venv"
+  "$venv/bin/pip" install -q "$pin"
+  echo "$pin" > "$venv/pin"
+fi
+"$venv/bin/python" tests/plot-engine.py "$results" docs/engine-speed.svg

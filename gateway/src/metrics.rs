@@ -141,6 +141,8 @@ impl Metrics {
         self.output_tokens
             .get_or_create(&label(model))
             .inc_by(output_tokens.into());
+        // It is there from the first answer on: a rate does not see a counter that appears with its first count.
+        drop(self.continuations.get_or_create(&label(model)));
     }
 
     /// A request goes on after its leader was lost.

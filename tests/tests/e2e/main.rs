@@ -3,6 +3,7 @@
 //! | module | what it shows |
 //! |---|---|
 //! | [`answers`] | text of ranks on different nodes is the text of one process; OpenAI's client and grpcurl work |
+//! | [`dashboard`] | the dashboard's metrics are exported |
 //! | [`faults`] | a killed rank, a deleted pod: streams go on, survivors keep their weights |
 //! | [`placement`] | whole groups or nothing |
 //! | [`refusals`] | what the API server and the gateway refuse, and how |
@@ -12,6 +13,7 @@
 
 mod answers;
 mod client;
+mod dashboard;
 mod faults;
 mod fixture;
 mod placement;

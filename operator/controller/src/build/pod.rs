@@ -65,10 +65,12 @@ pub fn member_pod(group: &LlamaGroup, index: i32, attempt: i32) -> Pod {
             namespace: group.namespace(),
             labels: Some(pod_labels),
             annotations: Some(
-                [(
-                    "kubectl.kubernetes.io/default-container".to_owned(),
-                    "worker".to_owned(),
-                )]
+                [
+                    ("kubectl.kubernetes.io/default-container", "worker".to_owned()),
+                    ("prometheus.io/scrape", "true".to_owned()),
+                    ("prometheus.io/port", labels::HEALTH_PORT.to_string()),
+                ]
+                .map(|(key, value)| (key.to_owned(), value))
                 .into(),
             ),
             owner_references: parts::owner_reference(group).map(|reference| vec![reference]),
@@ -228,7 +230,8 @@ mod tests {
                     "app.kubernetes.io/name": "llamero-worker", "app.kubernetes.io/part-of": "llamero",
                     "app.kubernetes.io/managed-by": "llamero-operator",
                 },
-                "annotations": {"kubectl.kubernetes.io/default-container": "worker"},
+                "annotations": {"kubectl.kubernetes.io/default-container": "worker", "prometheus.io/port": "8080",
+                    "prometheus.io/scrape": "true"},
                 "ownerReferences": [{"apiVersion": "llamero.dev/v1alpha1", "kind": "LlamaGroup", "name": "smol-0",
                     "uid": "g-uid", "controller": true, "blockOwnerDeletion": true}],
             })
