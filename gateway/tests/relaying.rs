@@ -24,8 +24,13 @@ async fn ask(served: &Served, stream: bool) -> Reply {
     post(served.http, "/v1/chat/completions", chat(stream)).await
 }
 
-/// Wait until the counts of the only deployment are these.
-async fn counted(served: &Served, expected: Counts) {
+/// Wait until so many requests of the only deployment are held, in flight, and have come in all.
+async fn counted(served: &Served, (held, in_flight, total): (u32, u32, u64)) {
+    let expected = Counts {
+        held,
+        in_flight,
+        total,
+    };
     let mut changes = served.gateway.demand.subscribe();
     soon(async {
         while served.gateway.demand.counts().into_values().next() != Some(expected) {
@@ -224,41 +229,17 @@ async fn a_client_that_hangs_up_cancels_its_request() {
     answering.send("a", &[1], None).await;
     let mut reply = soon(request).await.unwrap();
     assert_eq!(reply.piece().await.unwrap(), "a");
-    counted(
-        &served,
-        Counts {
-            held: 0,
-            in_flight: 1,
-            total: 1,
-        },
-    )
-    .await;
+    counted(&served, (0, 1, 1)).await;
     reply.hang_up();
     answering.cancelled().await;
-    counted(
-        &served,
-        Counts {
-            held: 0,
-            in_flight: 0,
-            total: 1,
-        },
-    )
-    .await;
+    counted(&served, (0, 0, 1)).await;
 
     // The same without streaming, while the worker still computes.
     let request = tokio::spawn(post(served.http, "/v1/chat/completions", chat(false)));
     let answering = worker.call().await.accept().await;
     request.abort();
     answering.cancelled().await;
-    counted(
-        &served,
-        Counts {
-            held: 0,
-            in_flight: 0,
-            total: 2,
-        },
-    )
-    .await;
+    counted(&served, (0, 0, 2)).await;
 }
 
 #[tokio::test]
@@ -318,15 +299,7 @@ async fn holding_is_bounded_in_number_and_time() {
     let served = gateway(settings).await;
     served.publish("m", &[]);
     let first = tokio::spawn(post(served.http, "/v1/chat/completions", chat(false)));
-    counted(
-        &served,
-        Counts {
-            held: 1,
-            in_flight: 0,
-            total: 1,
-        },
-    )
-    .await;
+    counted(&served, (1, 0, 1)).await;
     let second = ask(&served, false).await;
     assert_eq!(
         (second.status(), second.header("retry-after")),
@@ -336,15 +309,7 @@ async fn holding_is_bounded_in_number_and_time() {
     let first = soon(first).await.unwrap();
     assert_eq!(first.status(), StatusCode::SERVICE_UNAVAILABLE);
     assert_eq!(first.json().await["error"]["code"], "no_group_ready");
-    counted(
-        &served,
-        Counts {
-            held: 0,
-            in_flight: 0,
-            total: 2,
-        },
-    )
-    .await;
+    counted(&served, (0, 0, 2)).await;
 }
 
 #[tokio::test]
@@ -375,15 +340,7 @@ async fn stopping_lets_answers_finish_and_sends_waiting_requests_away() {
     assert_eq!(running.piece().await.unwrap(), "a");
     served.publish("m", &[]);
     let waiting = tokio::spawn(post(served.http, "/v1/chat/completions", chat(false)));
-    counted(
-        &served,
-        Counts {
-            held: 1,
-            in_flight: 1,
-            total: 2,
-        },
-    )
-    .await;
+    counted(&served, (1, 1, 2)).await;
 
     served.stop.cancel();
     let waiting = soon(waiting).await.unwrap();

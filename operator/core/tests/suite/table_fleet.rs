@@ -54,18 +54,24 @@ fn scaling_down_takes_the_group_that_serves_nobody() {
     assert_eq!(words(&decide(&observed, NOW)), ["write llama-0: Draining"]);
 }
 
-#[test]
-fn a_changed_template_replaces_groups_one_by_one() {
+/// Two serving groups of a deployment that wants `replicas` of them with another image.
+fn outdated(replicas: i32) -> Observed {
     let mut observed = fleet(
-        |d| d["spec"]["replicas"] = json!(2),
+        |d| d["spec"]["replicas"] = json!(replicas),
         &[("llama-0", ["a", "b"]), ("llama-1", ["c", "d"])],
     );
     let mut changed = deployment(|d| {
-        d["spec"]["replicas"] = json!(2);
+        d["spec"]["replicas"] = json!(replicas);
         d["spec"]["worker"] = json!({"image": "worker:2"});
     });
     changed.groups = one(&mut observed).groups.clone();
     observed.deployments = vec![changed];
+    observed
+}
+
+#[test]
+fn a_changed_template_replaces_groups_one_by_one() {
+    let mut observed = outdated(2);
     assert_eq!(words(&decide(&observed, NOW)), ["write llama-1: Draining"]);
     // A group that does not serve goes at once and does not block.
     one(&mut observed).groups[0].pods[0]
@@ -78,19 +84,10 @@ fn a_changed_template_replaces_groups_one_by_one() {
 
 #[test]
 fn a_rollout_waits_when_too_few_serve_and_says_so() {
-    let mut observed = fleet(
-        |d| d["spec"]["replicas"] = json!(3),
-        &[("llama-0", ["a", "b"]), ("llama-1", ["c", "d"])],
-    );
-    let mut changed = deployment(|d| {
-        d["spec"]["replicas"] = json!(3);
-        d["spec"]["worker"] = json!({"image": "worker:2"});
-    });
-    changed.groups = one(&mut observed).groups.clone();
-    changed
-        .groups
-        .push(group(&changed, "llama-2", &[(0, None, None), (0, None, None)]));
-    observed.deployments = vec![changed];
+    let mut observed = outdated(3);
+    let changed = one(&mut observed);
+    let third = group(changed, "llama-2", &[(0, None, None), (0, None, None)]);
+    changed.groups.push(third);
     observed.nodes.truncate(4);
     let plan = decide(&observed, NOW);
     assert!(plan.steps.is_empty(), "{:?}", words(&plan));

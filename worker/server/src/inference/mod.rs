@@ -26,6 +26,7 @@ use llamero_engine::runtime::EngineHandle;
 use llamero_proto::v1::completion_server::CompletionServer;
 use llamero_proto::v1::telemetry_server::TelemetryServer;
 use tokio::sync::oneshot;
+use tokio_util::sync::CancellationToken;
 use tonic::transport::Server;
 use tonic::transport::server::TcpIncoming;
 use vllm_proto::control_server::ControlServer;
@@ -49,6 +50,8 @@ pub struct Services {
     pub engine: EngineHandle,
     /// Requests under way.
     pub running: Running,
+    /// Cancelled when the server closes: streams without an end of their own end then.
+    pub closing: CancellationToken,
 }
 
 /// Serve clients until `stopped`, then let answers leave.
@@ -63,10 +66,12 @@ pub async fn serve(
 ) -> anyhow::Result<()> {
     listener.set_nonblocking(true)?;
     let incoming = TcpIncoming::from(tokio::net::TcpListener::from_std(listener)?).with_nodelay(Some(true));
+    let closing = CancellationToken::new();
     let services = Services {
         model: Arc::new(model),
         engine,
         running: Running::default(),
+        closing: closing.clone(),
     };
     let (health, health_service) = tonic_health::server::health_reporter();
     let watching = tokio::spawn(health::follow(services.clone(), health));
@@ -83,7 +88,7 @@ pub async fn serve(
     .add_service(TelemetryServer::new(services))
     .add_service(health_service);
 
-    let (closing, closed) = oneshot::channel();
+    let close = closing.clone();
     let server = Server::builder()
         .http2_keepalive_interval(Some(KEEPALIVE))
         .http2_keepalive_timeout(Some(KEEPALIVE))
@@ -91,13 +96,13 @@ pub async fn serve(
         .serve_with_incoming_shutdown(incoming, async move {
             // A dropped sender means the same.
             let _ = stopped.await;
-            let _ = closing.send(());
+            close.cancel();
         });
     tokio::pin!(server);
     tokio::select! {
         ended = &mut server => ended?,
-        _ = closed => {
-            // Streams without an end (health, telemetry) would keep the server for ever.
+        () = closing.cancelled() => {
+            // Watchers of health and reflection, whose streams have no end, would keep the server for ever.
             if let Ok(ended) = tokio::time::timeout(FLUSH, server).await {
                 ended?;
             }

@@ -34,7 +34,8 @@ impl Telemetry for Services {
         let engine = self.engine.clone();
         let ticks = IntervalStream::new(tokio::time::interval(Duration::from_millis(millis)));
         let samples = ticks.map(move |_| Ok(sample(engine.load(), SystemTime::now())));
-        Ok(Response::new(Box::pin(samples)))
+        let closing = self.closing.clone().cancelled_owned();
+        Ok(Response::new(Box::pin(samples.take_until(closing))))
     }
 }
 
