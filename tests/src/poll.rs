@@ -4,11 +4,16 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 
-/// Calls `probe` until it returns a value; fails with `what` once `limit` has passed.
+/// Multiplies every limit: for machines that are emulated or overloaded.
+const PATIENCE: &str = "LLAMERO_PATIENCE";
+
+/// Calls `probe` until it returns a value; fails with `what` once `limit` has passed, times the whole number in the environment
+/// variable `LLAMERO_PATIENCE` if there is one.
 ///
 /// # Errors
 /// An error of `probe` means "not yet"; the last one is part of the message at the deadline.
 pub fn until<T>(what: &str, limit: Duration, mut probe: impl FnMut() -> Result<Option<T>>) -> Result<T> {
+    let limit = limit * patience()?;
     let deadline = Instant::now() + limit;
     loop {
         let last = match probe() {
@@ -24,6 +29,15 @@ pub fn until<T>(what: &str, limit: Duration, mut probe: impl FnMut() -> Result<O
             };
         }
         pause(Duration::from_millis(100));
+    }
+}
+
+fn patience() -> Result<u32> {
+    match std::env::var(PATIENCE) {
+        Ok(factor) => factor
+            .parse()
+            .with_context(|| format!("{PATIENCE} is {factor:?}; give a whole number")),
+        Err(_) => Ok(1),
     }
 }
 

@@ -6,8 +6,6 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result};
 
 const MOUNT: &str = "/sys/fs/cgroup";
-/// Controllers that kubelet insists on under version 2.
-const CONTROLLERS: &str = "+cpuset +cpu +io +memory +pids";
 
 /// Name of a node's group below each hierarchy's root.
 fn name(node: &str) -> String {
@@ -102,10 +100,12 @@ fn is_unified() -> bool {
     Path::new(MOUNT).join("cgroup.controllers").exists()
 }
 
-/// Hands every controller down one by one; one that the kernel lacks must not keep the others back.
+/// Hands every controller down that the group has: kubelet insists on most of them. One by one, because one that cannot be handed
+/// down must not keep the others back.
 fn hand_down(group: &Path) {
-    for controller in CONTROLLERS.split(' ') {
-        let _ = fs::write(group.join("cgroup.subtree_control"), controller);
+    let has = fs::read_to_string(group.join("cgroup.controllers")).unwrap_or_default();
+    for controller in has.split_whitespace() {
+        let _ = fs::write(group.join("cgroup.subtree_control"), format!("+{controller}"));
     }
 }
 

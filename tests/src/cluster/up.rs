@@ -72,9 +72,10 @@ pub(super) fn add(layout: &Layout, others: &[Node]) -> Result<Node> {
 /// Waits until the nodes are Ready and the service account that every pod needs exists.
 pub(super) fn wait_until_ready(layout: &Layout, names: &[String]) -> Result<()> {
     let kubectl = layout.kubectl();
-    let mut words = vec!["wait", "--for=condition=Ready", "--timeout=60s", "node"];
+    let mut words = vec!["wait", "--for=condition=Ready", "--timeout=5s", "node"];
     words.extend(names.iter().map(String::as_str));
-    kubectl.run(&words).with_context(|| {
+    let ready = || Ok(Some(kubectl.run(&words)?));
+    poll::until("all nodes Ready", Duration::from_secs(60), ready).with_context(|| {
         format!(
             "the logs of kubelet and containerd are in {}",
             process::log_folder().display()
