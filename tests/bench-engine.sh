@@ -16,11 +16,5 @@ for round in $(seq "${ROUNDS:-3}"); do
   done
 done
 
-venv=.local/venv-plot
-pin=matplotlib==3.10.3
-if [ "$(cat $venv/pin 2>/dev/null)" != "$pin" ]; then
-  python3 -m venv "$venv"
-  "$venv/bin/pip" install -q "$pin"
-  echo "$pin" > "$venv/pin"
-fi
-"$venv/bin/python" tests/plot-engine.py "$results" docs/engine-speed.svg
+tests/venv.sh plot matplotlib==3.10.3
+.local/venv-plot/bin/python tests/plot-engine.py "$results" docs/engine-speed.svg

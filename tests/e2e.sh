@@ -7,7 +7,7 @@ cd "$(dirname "$0")/.."
 down() { make --no-print-directory cluster-down || true; }
 trap down EXIT
 
-tests/python-client.sh
+tests/venv.sh openai openai==1.109.1 # OpenAI's own client streams a chat
 if [ $# -eq 0 ]; then
   cargo test --release -q --workspace --features llamero-tests/cluster --test cluster
 fi

@@ -134,15 +134,16 @@ impl Metrics {
 
     /// An answer is complete.
     pub fn answered(&self, model: &str, seconds: f64, prompt_tokens: u32, output_tokens: u32) {
-        self.duration.get_or_create(&label(model)).observe(seconds);
+        let label = label(model);
+        self.duration.get_or_create(&label).observe(seconds);
         self.prompt_tokens
-            .get_or_create(&label(model))
+            .get_or_create(&label)
             .inc_by(prompt_tokens.into());
         self.output_tokens
-            .get_or_create(&label(model))
+            .get_or_create(&label)
             .inc_by(output_tokens.into());
         // It is there from the first answer on: a rate does not see a counter that appears with its first count.
-        drop(self.continuations.get_or_create(&label(model)));
+        drop(self.continuations.get_or_create(&label));
     }
 
     /// A request goes on after its leader was lost.

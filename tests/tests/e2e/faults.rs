@@ -13,9 +13,7 @@ const TOKENS: u32 = 400;
 
 #[test]
 fn a_killed_rank_costs_no_token_and_no_survivor() -> Result<()> {
-    let deployment = Deployment::create("killed", json!({}))?;
-    deployment.wait_ready(1)?;
-    let expected = ask(&deployment.cluster, &chat("killed", QUESTION, TOKENS))?;
+    let (deployment, expected) = answering("killed")?;
     let (leader, follower) = members(&deployment)?;
     let survivor = rank_process(&deployment, name_of(&leader))?;
     let victim = rank_process(&deployment, name_of(&follower))?;
@@ -44,9 +42,7 @@ fn a_killed_rank_costs_no_token_and_no_survivor() -> Result<()> {
 
 #[test]
 fn a_deleted_pod_is_replaced_and_the_stream_goes_on() -> Result<()> {
-    let deployment = Deployment::create("deleted", json!({}))?;
-    deployment.wait_ready(1)?;
-    let expected = ask(&deployment.cluster, &chat("deleted", QUESTION, TOKENS))?;
+    let (deployment, expected) = answering("deleted")?;
     let generation = deployment.groups()?[0]["spec"]["generation"].clone();
     let (leader, follower) = members(&deployment)?;
     let survivor = rank_process(&deployment, name_of(&leader))?;
@@ -87,9 +83,7 @@ fn a_deleted_pod_is_replaced_and_the_stream_goes_on() -> Result<()> {
 /// As a drained node does it: the leader gets its signal and a grace, the other member nothing.
 #[test]
 fn a_deleted_leader_finishes_its_answer_and_leaves_the_other_its_weights() -> Result<()> {
-    let deployment = Deployment::create("headless", json!({}))?;
-    deployment.wait_ready(1)?;
-    let expected = ask(&deployment.cluster, &chat("headless", QUESTION, TOKENS))?;
+    let (deployment, expected) = answering("headless")?;
     let (leader, follower) = members(&deployment)?;
     let survivor = rank_process(&deployment, name_of(&follower))?;
 
@@ -119,6 +113,14 @@ fn a_deleted_leader_finishes_its_answer_and_leaves_the_other_its_weights() -> Re
         "the follower's pod was replaced"
     );
     every_byte_loaded(&deployment)
+}
+
+/// A deployment that serves, and what it answers when nothing disturbs it.
+fn answering(name: &str) -> Result<(Deployment, String)> {
+    let deployment = Deployment::create(name, json!({}))?;
+    deployment.wait_ready(1)?;
+    let expected = ask(&deployment.cluster, &chat(name, QUESTION, TOKENS))?;
+    Ok((deployment, expected))
 }
 
 /// The group's pods: the leader's and the other's.

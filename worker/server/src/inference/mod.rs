@@ -25,7 +25,6 @@ use std::time::Duration;
 use llamero_engine::runtime::EngineHandle;
 use llamero_proto::v1::completion_server::CompletionServer;
 use llamero_proto::v1::telemetry_server::TelemetryServer;
-use tokio::sync::oneshot;
 use tokio_util::sync::CancellationToken;
 use tonic::transport::Server;
 use tonic::transport::server::TcpIncoming;
@@ -54,7 +53,7 @@ pub struct Services {
     pub closing: CancellationToken,
 }
 
-/// Serve clients until `stopped`, then let answers leave.
+/// Serve clients until `closing` is cancelled, then let answers leave.
 ///
 /// # Errors
 /// When the server cannot run.
@@ -62,11 +61,10 @@ pub async fn serve(
     listener: TcpListener,
     model: Model,
     engine: EngineHandle,
-    stopped: oneshot::Receiver<()>,
+    closing: CancellationToken,
 ) -> anyhow::Result<()> {
     listener.set_nonblocking(true)?;
     let incoming = TcpIncoming::from(tokio::net::TcpListener::from_std(listener)?).with_nodelay(Some(true));
-    let closing = CancellationToken::new();
     let services = Services {
         model: Arc::new(model),
         engine,
@@ -88,16 +86,11 @@ pub async fn serve(
     .add_service(TelemetryServer::new(services))
     .add_service(health_service);
 
-    let close = closing.clone();
     let server = Server::builder()
         .http2_keepalive_interval(Some(KEEPALIVE))
         .http2_keepalive_timeout(Some(KEEPALIVE))
         .add_routes(grpc::with_fallback(routes))
-        .serve_with_incoming_shutdown(incoming, async move {
-            // A dropped sender means the same.
-            let _ = stopped.await;
-            close.cancel();
-        });
+        .serve_with_incoming_shutdown(incoming, closing.clone().cancelled_owned());
     tokio::pin!(server);
     tokio::select! {
         ended = &mut server => ended?,

@@ -19,7 +19,7 @@ use std::thread;
 use anyhow::Context as _;
 use llamero_cpu::{CpuBackend, CpuOptions, Kernel};
 use llamero_engine::runtime::{Outcome, RankRuntime};
-use tokio::sync::oneshot;
+use tokio_util::sync::CancellationToken;
 
 use self::metered::Metered;
 use self::report::Reports;
@@ -111,7 +111,7 @@ fn bind(config: &RankConfig, port: u16) -> anyhow::Result<TcpListener> {
 
 /// The thread that answers clients.
 struct Clients {
-    stop: oneshot::Sender<()>,
+    stop: CancellationToken,
     thread: thread::JoinHandle<()>,
 }
 
@@ -120,13 +120,14 @@ fn serve_clients(
     model: inference::Model,
     engine: llamero_engine::runtime::EngineHandle,
 ) -> anyhow::Result<Clients> {
-    let (stop, stopped) = oneshot::channel();
+    let stop = CancellationToken::new();
+    let closing = stop.clone();
     let tokio = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(2)
         .enable_all()
         .build()?;
     let thread = thread::Builder::new().name("clients".into()).spawn(move || {
-        if let Err(error) = tokio.block_on(inference::serve(listener, model, engine, stopped)) {
+        if let Err(error) = tokio.block_on(inference::serve(listener, model, engine, closing)) {
             tracing::error!("clients can no longer be served: {error:#}");
             std::process::exit(FAILED.into());
         }
@@ -138,8 +139,8 @@ fn serve_clients(
 impl Clients {
     /// Let answers reach their clients, then close.
     fn finish(self) {
-        // Either may have ended by itself.
-        let _ = self.stop.send(());
+        self.stop.cancel();
+        // It may have ended by itself.
         let _ = self.thread.join();
     }
 }

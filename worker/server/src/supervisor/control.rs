@@ -29,9 +29,9 @@ pub struct Control {
 }
 
 impl Control {
-    /// Begin to drain; the leader's pod only.
+    /// Begin to drain. A member's pod goes on serving until its leader has left.
     pub fn drain(&self) {
-        self.pod.send_modify(|pod| pod.draining = true);
+        self.pod.send_modify(|pod| pod.draining = pod.leads());
         self.orders.send_modify(|orders| orders.drain = true);
     }
 

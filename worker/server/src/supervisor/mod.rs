@@ -63,18 +63,11 @@ pub async fn run(args: ServeArgs) -> anyhow::Result<u8> {
         http_listener.local_addr()?.port(),
     );
 
-    let (pod, orders) = shared_state(&args, local);
-    let control = Control {
-        pod: pod.clone(),
-        orders: orders.clone(),
-    };
+    let control = shared_state(&args, local);
     let mut services = JoinSet::new();
     services.spawn(serve_control(control.clone(), control_listener));
-    services.spawn(async move { Ok(axum::serve(http_listener, http::routes(control.pod)).await?) });
-    let control = Control {
-        pod: pod.clone(),
-        orders: orders.clone(),
-    };
+    let routes = http::routes(control.pod.clone());
+    services.spawn(async move { Ok(axum::serve(http_listener, routes).await?) });
     let mut helpers = JoinSet::new();
     helpers.spawn(reaper::reap_orphans());
     helpers.spawn(listening::when_all_listen(args.clone(), control.clone(), ports));
@@ -105,16 +98,14 @@ pub async fn run(args: ServeArgs) -> anyhow::Result<u8> {
                 }
             }
             () = terminations.next() => {
-                if control.pod.borrow().leads() {
-                    if std::mem::replace(&mut terminating, true) {
-                        bail!("told to stop twice: leaving at once");
-                    }
-                    tracing::info!("told to stop: draining (a second signal stops at once)");
-                    control.drain();
-                } else if !std::mem::replace(&mut terminating, true) {
-                    tracing::info!("told to stop: waiting until the leader ends the group");
-                    control.orders.send_modify(|orders| orders.drain = true);
+                let leads = control.pod.borrow().leads();
+                match (leads, std::mem::replace(&mut terminating, true)) {
+                    (true, true) => bail!("told to stop twice: leaving at once"),
+                    (true, false) => tracing::info!("told to stop: draining (a second signal stops at once)"),
+                    (false, false) => tracing::info!("told to stop: waiting until the leader ends the group"),
+                    (false, true) => {}
                 }
+                control.drain();
             }
             () = &mut leave_anyway, if terminating && !control.pod.borrow().leads() => {
                 tracing::info!("the group is not connected: nothing to wait for");
@@ -128,10 +119,7 @@ pub async fn run(args: ServeArgs) -> anyhow::Result<u8> {
     }
 }
 
-fn shared_state(
-    args: &ServeArgs,
-    local: LocalRanks,
-) -> (Arc<watch::Sender<Pod>>, Arc<watch::Sender<Orders>>) {
+fn shared_state(args: &ServeArgs, local: LocalRanks) -> Control {
     let identity = Identity {
         pod_uid: args.pod_uid.clone(),
         group_uid: args.group_uid.clone().unwrap_or_else(|| ALONE.to_owned()),
@@ -139,8 +127,10 @@ fn shared_state(
         world: local.world,
         stall_timeout: args.engine.stall_timeout,
     };
-    let pod = watch::Sender::new(Pod::new(identity, local.count));
-    (Arc::new(pod), Arc::new(watch::Sender::new(Orders::default())))
+    Control {
+        pod: Arc::new(watch::Sender::new(Pod::new(identity, local.count))),
+        orders: Arc::new(watch::Sender::new(Orders::default())),
+    }
 }
 
 async fn bind(ip: IpAddr, port: u16, flag: &str) -> anyhow::Result<TcpListener> {

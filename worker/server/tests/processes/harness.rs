@@ -60,6 +60,18 @@ pub(crate) struct Ports {
     pub(crate) ranks: Vec<u16>,
 }
 
+/// Every port of a worker, chosen by the kernel.
+pub(crate) const ANY_PORTS: [&str; 8] = [
+    "--inference-port",
+    "0",
+    "--control-port",
+    "0",
+    "--http-port",
+    "0",
+    "--rank-port",
+    "0",
+];
+
 /// A worker's supervisor; its ranks end with it.
 pub(crate) struct Worker {
     child: Child,
@@ -90,16 +102,7 @@ impl Worker {
                 "--max-context-length",
                 "1024",
             ])
-            .args([
-                "--inference-port",
-                "0",
-                "--control-port",
-                "0",
-                "--http-port",
-                "0",
-                "--rank-port",
-                "0",
-            ])
+            .args(ANY_PORTS)
             .arg("--model-dir")
             .arg(model_dir())
             .arg("--ports-file")

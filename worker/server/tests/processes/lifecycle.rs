@@ -5,7 +5,7 @@ use std::process::{Command, Stdio};
 use rustix::process::Signal;
 use tonic::Code;
 
-use crate::harness::{Worker, begin, complete, exists, finish, model_dir, story, turn, until};
+use crate::harness::{ANY_PORTS, Worker, begin, complete, exists, finish, model_dir, story, turn, until};
 
 #[tokio::test]
 async fn a_drain_finishes_what_runs_and_refuses_the_rest() {
@@ -31,19 +31,9 @@ async fn a_drain_finishes_what_runs_and_refuses_the_rest() {
 }
 
 fn serve_fails(args: &[&str]) -> (Option<i32>, String) {
-    let ports = [
-        "--inference-port",
-        "0",
-        "--control-port",
-        "0",
-        "--http-port",
-        "0",
-        "--rank-port",
-        "0",
-    ];
     let output = Command::new(env!("CARGO_BIN_EXE_llamero-worker"))
         .arg("serve")
-        .args(ports)
+        .args(ANY_PORTS)
         .args(args)
         .stdin(Stdio::null())
         .output()
