@@ -105,6 +105,7 @@ impl Part<'_> {
                             let tile = Tile {
                                 element: self.matrix.element,
                                 weights: &weights[start * self.matrix.element.step_bytes()..],
+                                upper: None,
                                 block_stride,
                                 blocks,
                                 steps,

@@ -56,6 +56,7 @@ pub fn flops(kernel: Kernel, threads: usize) -> f64 {
     let tile = Tile {
         element: Element::Bf16,
         weights: &weights,
+        upper: None,
         block_stride: 0,
         blocks: 1,
         steps: STEPS,
