@@ -8,6 +8,7 @@
 //! | [`safetensors`] | reader by byte range, index, writer |
 //! | [`layout`] | the logical tensors of a Llama, checked against the headers |
 //! | [`shard`] | which heads, leaves and vocabulary rows a rank holds |
+//! | [`runs`] | sets of heads, leaves or rows |
 //! | [`load`] | streaming a rank's shard |
 //! | [`summary`] | the figures that sizing needs |
 //! | [`inspect`] | a report for people |
@@ -33,6 +34,7 @@ pub mod layout;
 pub mod load;
 pub mod progress;
 pub mod quantize;
+pub mod runs;
 pub mod safetensors;
 pub mod shard;
 pub mod summary;
@@ -43,5 +45,6 @@ pub use dtype::Dtype;
 pub use error::{Error, IoError, Result};
 pub use layout::{ModelLayout, Tensor, TensorId, TensorKind};
 pub use progress::Progress;
+pub use runs::Runs;
 pub use shard::{FfnLeaves, RankShard, ShardPlan, Slice, VOCAB_TILE};
 pub use summary::{CheckpointSummary, TensorPlan};
