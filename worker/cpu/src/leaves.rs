@@ -113,10 +113,7 @@ mod tests {
         let program = LeafProgram::tree(9, &Runs::from(3..6), 4);
         // Of the tree over 0..9 a rank with 3..6 owns 3..4 and 4..6.
         let leaf = |start| Op::Leaf { start, steps: 2 };
-        assert_eq!(
-            program.roots(),
-            [vec![leaf(0)], vec![leaf(2), leaf(4), Op::Join]]
-        );
+        assert_eq!(program.roots(), [vec![leaf(0)], vec![leaf(2), leaf(4), Op::Join]]);
         assert_eq!(program.depth(), 2);
         assert_eq!(LeafProgram::tree(32, &Runs::from(0..32), 2).depth(), 6);
         assert!(LeafProgram::tree(32, &Runs::default(), 2).roots().is_empty());
@@ -124,11 +121,7 @@ mod tests {
         let program = LeafProgram::tree(9, &Runs::new([1..2, 4..6, 8..9]), 4);
         assert_eq!(
             program.roots(),
-            [
-                vec![leaf(0)],
-                vec![leaf(2), leaf(4), Op::Join],
-                vec![leaf(6)]
-            ]
+            [vec![leaf(0)], vec![leaf(2), leaf(4), Op::Join], vec![leaf(6)]]
         );
     }
 }

@@ -186,7 +186,9 @@ fn check_tokens(plan: &Plan, row: &PlanRow, spec: &FormSpec, vocab_size: usize) 
         return Err(format!("the row of slot {slot} has no tokens"));
     }
     if let Some(adapter) = row.adapter {
-        return Err(format!("slot {slot} wants adapter {adapter}, and none was agreed on"));
+        return Err(format!(
+            "slot {slot} wants adapter {adapter}, and none was agreed on"
+        ));
     }
     let end = u64::from(row.start) + row.tokens.len() as u64;
     if end > u64::from(spec.max_context) {

@@ -29,6 +29,12 @@ impl Rope {
         tokens * head_dim * size_of::<f32>()
     }
 
+    /// What the tables of this value take.
+    #[cfg(test)]
+    pub(crate) fn allocated(&self) -> usize {
+        (self.cos.len() + self.sin.len()) * size_of::<f32>()
+    }
+
     /// The angles of all tokens of `spans`: in f64, rounded once.
     pub(crate) fn turn(&mut self, spans: &[Span]) {
         let half = self.frequencies.len();

@@ -110,7 +110,9 @@ fn shares_may_have_gaps_or_be_empty() {
                 collective.set_scatter_bytes(scatter_bytes);
                 sum(&mut collective, &layout, 40)
             });
-            let whole: Vec<f32> = (0..40).map(|element| node(&(0..layout.leaves), element)).collect();
+            let whole: Vec<f32> = (0..40)
+                .map(|element| node(&(0..layout.leaves), element))
+                .collect();
             assert!(sums.iter().all(|sum| *sum == whole));
         }
     }
@@ -152,7 +154,9 @@ fn stages_sum_apart_and_pass_data_on() {
                     let mut all = [0.0; 2];
                     collective.all_gather(&[1, 1], &data, &mut all).unwrap();
                     if rank < 2 {
-                        collective.send(rank + 2, &[all[0] * 10.0 + all[1] + rank as f32]).unwrap();
+                        collective
+                            .send(rank + 2, &[all[0] * 10.0 + all[1] + rank as f32])
+                            .unwrap();
                     }
                     all
                 })
@@ -177,7 +181,10 @@ fn a_stalled_peer_is_named() {
     assert!(
         matches!(
             errors[0],
-            Some(Err(BackendError::Lost(MeshError::Deadline { rank: 1, millis: 100 })))
+            Some(Err(BackendError::Lost(MeshError::Deadline {
+                rank: 1,
+                millis: 100
+            })))
         ),
         "{:?}",
         errors[0]

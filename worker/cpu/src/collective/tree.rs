@@ -101,7 +101,11 @@ impl Collective {
         // All-to-all holds the roots of the others; by parts, a part of everybody's in and of its own out.
         let whole = (SCATTER_BYTES / size_of::<f32>() / (world - 1)).min(n) * (roots - mine);
         let parts = n.div_ceil(world) * (roots - mine) + n * mine;
-        let values = if world > 2 { whole.max(parts) } else { n * (roots - mine) };
+        let values = if world > 2 {
+            whole.max(parts)
+        } else {
+            n * (roots - mine)
+        };
         values * size_of::<f32>()
     }
 
@@ -194,7 +198,9 @@ impl Collective {
     /// Give everybody its part of this rank's roots, and take this rank's part of theirs.
     fn scatter(&mut self, roots: &[f32], n: usize) -> Result<(), BackendError> {
         let world = self.world();
-        let Scratch { incoming, outgoing, .. } = &mut self.scratch;
+        let Scratch {
+            incoming, outgoing, ..
+        } = &mut self.scratch;
         for (peer, outgoing) in outgoing.iter_mut().enumerate() {
             outgoing.clear();
             let wanted = part(peer, world, n);

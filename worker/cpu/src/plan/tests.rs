@@ -116,10 +116,13 @@ fn a_copy_brings_along_how_much_is_computed() {
     deltas.copies = vec![(5, 6)];
     both.step(row(), deltas);
     assert_eq!(&*both.state.table(1), [3, 6]);
-    both.step(vec![], BlockDeltas {
-        truncates: vec![(1, 1)],
-        ..none()
-    });
+    both.step(
+        vec![],
+        BlockDeltas {
+            truncates: vec![(1, 1)],
+            ..none()
+        },
+    );
     assert_eq!(&*both.state.table(1), [3]);
 }
 
@@ -150,20 +153,33 @@ fn what_breaks_the_contract_is_named() {
     assert!(with(&|row| row.output = sample(0, 0.0, 1)).contains("0 of 1"));
     assert!(with(&|row| row.output = sample(1, f32::NAN, 1)).contains("temperature"));
     assert!(with(&|row| row.output = sample(1, 0.0, 65)).contains("candidates"));
-    assert!(with(&|row| row.output = RowOutput::Score { ids: vec![100], top: 0 }).contains("vocabulary"));
-    assert!(with(&|row| row.output = RowOutput::Score { ids: vec![1; 2], top: 0 }).contains("2 of 1"));
+    assert!(
+        with(&|row| row.output = RowOutput::Score {
+            ids: vec![100],
+            top: 0
+        })
+        .contains("vocabulary")
+    );
+    assert!(
+        with(&|row| row.output = RowOutput::Score {
+            ids: vec![1; 2],
+            top: 0
+        })
+        .contains("2 of 1")
+    );
     assert!(with(&|row| row.adapter = Some(0)).contains("adapter"));
     assert!(with(&|row| row.tokens = vec![TokenRef::Known(100)]).contains("vocabulary"));
     assert!(with(&|row| row.tokens = vec![TokenRef::Late(0)]).contains("late token"));
-    assert!(
-        Both::new()
-            .refusal(vec![], appends(0, &[8]))
-            .contains("block 8")
-    );
+    assert!(Both::new().refusal(vec![], appends(0, &[8])).contains("block 8"));
     let mut both = Both::new();
     let (mut wrong, _) = both.plan(vec![], appends(0, &[1]));
     wrong.state_hash ^= 1;
-    assert!(both.state.advance(&wrong, &SPEC, 100).unwrap_err().contains("hash"));
+    assert!(
+        both.state
+            .advance(&wrong, &SPEC, 100)
+            .unwrap_err()
+            .contains("hash")
+    );
     assert!(both.state.table(0).is_empty());
 }
 

@@ -107,7 +107,13 @@ fn every_kernel_gives_the_bits_of_the_definition() {
                 by_hand(&tile, &matrix, &mut want);
                 // The same weights with lanes 0 to 15 and 16 to 31 apart, as keys of two blocks of 16 positions are.
                 let halves = [0, 1].map(|half| -> Vec<u8> {
-                    packed.chunks_exact(64).skip(half).step_by(2).flatten().copied().collect()
+                    packed
+                        .chunks_exact(64)
+                        .skip(half)
+                        .step_by(2)
+                        .flatten()
+                        .copied()
+                        .collect()
                 });
                 let apart = Tile {
                     weights: &halves[0],
