@@ -5,6 +5,7 @@
 //! | [`step`] | what travels in one step: plan, late values, candidates |
 //! | [`backend`] | the contract of one rank's compute |
 //! | [`collective`] | the contract of communication inside a step |
+//! | [`hash`] | hashes that are the same in every process |
 //! | [`block_tables`] | which KV blocks hold the positions of each slot |
 //! | [`schedule`] | what is computed next: admission, batches, KV blocks, preemption |
 //! | [`mesh`] | links between the ranks of a group, and the TCP collective |
@@ -18,6 +19,7 @@
 pub mod backend;
 pub mod block_tables;
 pub mod collective;
+pub mod hash;
 pub mod leaf_tree;
 pub mod mesh;
 pub mod runtime;
