@@ -4,6 +4,7 @@
 //! |---|---|
 //! | [`step`] | what travels in one step: plan, late values, candidates |
 //! | [`backend`] | the contract of one rank's compute |
+pub mod hash;
 //! | [`block_tables`] | which KV blocks hold the positions of each slot |
 //! | [`schedule`] | what is computed next: admission, batches, KV blocks, preemption |
 //! | [`mesh`] | links between the ranks of a group, on which backends build their collectives |
@@ -16,6 +17,7 @@
 
 pub mod backend;
 pub mod block_tables;
+pub mod hash;
 pub mod leaf_tree;
 pub mod mesh;
 pub mod runtime;

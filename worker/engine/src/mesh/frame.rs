@@ -12,7 +12,7 @@
 //! | 36 | 4 | length of the payload |
 //! | 40 | 4 | FNV-1a of the 40 bytes before, folded to 32 bits |
 
-use crate::block_tables::Fnv1a;
+use crate::hash::Fnv1a;
 use crate::step::Era;
 
 /// Bytes of a header.
