@@ -40,3 +40,9 @@ mod workspace;
 pub use backend::{CpuBackend, CpuOptions};
 pub use collective::Waits;
 pub use kernel::{Kernel, KernelError, Level};
+
+/// Processors that this process may use: affinity and the quotas of cgroups (version 1 and 2) count.
+#[must_use]
+pub fn cores() -> usize {
+    std::thread::available_parallelism().map_or(1, usize::from)
+}

@@ -4,7 +4,7 @@
 //! |---|---|
 //! | [`step`] | what travels in one step: plan, late values, candidates |
 //! | [`backend`] | the contract of one rank's compute |
-pub mod hash;
+//! | [`hash`] | hashes that are the same in every build |
 //! | [`block_tables`] | which KV blocks hold the positions of each slot |
 //! | [`schedule`] | what is computed next: admission, batches, KV blocks, preemption |
 //! | [`mesh`] | links between the ranks of a group, on which backends build their collectives |
@@ -20,7 +20,7 @@ pub mod block_tables;
 pub mod hash;
 pub mod leaf_tree;
 pub mod mesh;
-pub mod runtime;
+//pub mod runtime;
 pub mod sampling;
 pub mod schedule;
 pub mod step;
@@ -28,7 +28,7 @@ pub mod text;
 
 pub use backend::{
     Backend, BackendError, FormSpec, KvCapacity, KvDtype, LoadProgress, LoadWatch, MemoryPlan, StepProgress,
-    Ticket, Waited,
+    Ticket, Unwatched, Waited,
 };
 pub use block_tables::{BlockTableError, BlockTables};
 pub use leaf_tree::LeafLayout;

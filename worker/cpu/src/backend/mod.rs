@@ -51,6 +51,21 @@ pub struct CpuOptions {
     pub waits: Waits,
 }
 
+impl CpuOptions {
+    /// A rank alone in its group, whose weights live in this process.
+    #[must_use]
+    pub fn alone(threads: usize, kernel: Kernel) -> Self {
+        Self {
+            topology: Topology::tensor(1),
+            rank: 0,
+            memory: None,
+            threads,
+            kernel,
+            waits: Waits::new(std::time::Duration::from_secs(30), threads > crate::cores()),
+        }
+    }
+}
+
 /// One rank that computes on the CPU.
 pub struct CpuBackend {
     checkpoint: Checkpoint,

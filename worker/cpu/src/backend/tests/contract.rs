@@ -9,11 +9,11 @@ use llamero_engine::mesh::local::local_mesh;
 use llamero_engine::step::BlockDeltas;
 use llamero_engine::{
     Backend, BackendError, BlockTables, Era, FormSpec, KvDtype, Late, LoadProgress, LoadWatch, MeshError,
-    Plan, PlanRow, RowOutput, SampleKey, Ticket, TokenRef, Waited,
+    Plan, PlanRow, RowOutput, SampleKey, Ticket, TokenRef, Unwatched, Waited,
 };
 use rustix::fs::{MemfdFlags, memfd_create};
 
-use super::group::{GREEDY, Group, Unwatched, Way, done, options, row, spec};
+use super::group::{GREEDY, Group, Way, done, options, row, spec};
 use super::tiny;
 use crate::{CpuBackend, CpuOptions, Kernel};
 

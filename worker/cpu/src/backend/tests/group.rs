@@ -8,8 +8,8 @@ use llamero_checkpoint::Topology;
 use llamero_engine::mesh::local::local_mesh;
 use llamero_engine::step::{BlockDeltas, SampleKey};
 use llamero_engine::{
-    Backend, BackendError, BlockTables, Era, FormSpec, KvDtype, Late, LoadProgress, LoadWatch, Plan, PlanRow,
-    RowOutput, StepOutput, Ticket, TokenRef, Waited,
+    Backend, BackendError, BlockTables, Era, FormSpec, KvDtype, Late, Plan, PlanRow, RowOutput, StepOutput,
+    Ticket, TokenRef, Unwatched, Waited,
 };
 
 use crate::collective::Waits;
@@ -40,17 +40,6 @@ impl Way {
             block: 16,
             in_flight: 1,
         }
-    }
-}
-
-/// Watches nothing and goes on.
-pub(super) struct Unwatched;
-
-impl LoadWatch for Unwatched {
-    fn progress(&self, _: LoadProgress) {}
-
-    fn is_cancelled(&self) -> bool {
-        false
     }
 }
 

@@ -66,7 +66,7 @@ fn true_8b_layers_form_with_what_sizing_grants() {
 fn a_sparse_8b_forms_and_answers() {
     let folder = tiny::sparse_8b(2);
     let mut backend = CpuBackend::new(folder.path(), options(1, 0, 1, Kernel::detect().level())).unwrap();
-    backend.load(&super::group::Unwatched).unwrap();
+    backend.load(&llamero_engine::Unwatched).unwrap();
     let era = llamero_engine::Era::default();
     let mut spec = FormSpec {
         max_context: 131_072,
