@@ -20,7 +20,7 @@ pub mod block_tables;
 pub mod hash;
 pub mod leaf_tree;
 pub mod mesh;
-//pub mod runtime;
+pub mod runtime;
 pub mod sampling;
 pub mod schedule;
 pub mod step;

@@ -40,6 +40,8 @@ pub mod socket;
 pub mod tcp;
 
 #[cfg(test)]
+mod handshake_tests;
+#[cfg(test)]
 mod tests;
 
 pub use contract::{Abort, Label, Mesh, MeshError, Transfer, Wait};

@@ -24,6 +24,8 @@ fn members(generation: u64, pods: [(&Worker, &str); 2]) -> FormRequest {
         group_uid: "group".into(),
         generation,
         members: (0..).zip(pods).map(member).collect(),
+        // One for each generation.
+        key: vec![generation as u8; 32],
     }
 }
 
@@ -146,6 +148,12 @@ async fn refusals(leader: &Worker, first: &Worker) {
     let mut nowhere = good.clone();
     nowhere.members[1].ip = "somewhere".into();
     refused(nowhere, Code::InvalidArgument, "no IP address").await;
+    let mut keyless = good.clone();
+    keyless.key.clear();
+    refused(keyless, Code::InvalidArgument, "send 32 random ones").await;
+    let mut rekeyed = members(2, [(leader, "a"), (first, "b")]);
+    rekeyed.key[0] ^= 1;
+    refused(rekeyed, Code::FailedPrecondition, "another key").await;
     let elsewhere = members(3, [(leader, "z"), (first, "b")]);
     refused(elsewhere, Code::InvalidArgument, "lives in the pod").await;
     assert_eq!(leader.report().await.generation, 2);
