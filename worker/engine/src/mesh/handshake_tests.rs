@@ -124,7 +124,13 @@ fn a_stranger_learns_nothing_and_ends_nothing() {
         ));
     }
     let (stream, _) = rank.challenged();
-    assert_eq!(answer(stream, b"GET / HTTP/1.1\r\nHost: rank\r\nAccept: everything\r\n\r\n"), []);
+    assert_eq!(
+        answer(
+            stream,
+            b"GET / HTTP/1.1\r\nHost: rank\r\nAccept: everything\r\n\r\n"
+        ),
+        []
+    );
     assert!(!abort.is_aborted(), "the era goes on");
     assert_eq!(rank.inbox.latest(), era);
 
@@ -168,14 +174,24 @@ fn members_are_refused_with_words() {
     let former = rank.form(1);
     let key = rank.form(2);
     assert_eq!(rank.refusal(&hello(1, 9), &former), RefusalCode::OldEra);
-    assert_eq!(rank.refusal(&hello(2, 9), &former), RefusalCode::OldEra, "by its key");
+    assert_eq!(
+        rank.refusal(&hello(2, 9), &former),
+        RefusalCode::OldEra,
+        "by its key"
+    );
     let refusal = |change: &dyn Fn(&mut Hello)| {
         let mut hello = hello(2, 1);
         change(&mut hello);
         rank.refusal(&hello, &key)
     };
-    assert_eq!(refusal(&|hello| hello.content = "d".into()), RefusalCode::OtherContent);
-    assert_eq!(refusal(&|hello| hello.numerics = "m".into()), RefusalCode::OtherNumerics);
+    assert_eq!(
+        refusal(&|hello| hello.content = "d".into()),
+        RefusalCode::OtherContent
+    );
+    assert_eq!(
+        refusal(&|hello| hello.numerics = "m".into()),
+        RefusalCode::OtherNumerics
+    );
     assert_eq!(
         refusal(&|hello| hello.topology = Topology::tensor(3)),
         RefusalCode::WrongRank

@@ -1,6 +1,6 @@
 //! Pods of one group, formed from outside as the operator does it.
 
-use llamero_proto::v1::{DrainRequest, FormRequest, FormResponse, Member};
+use llamero_proto::v1::{DrainRequest, FormRequest, FormResponse, Member, PodReport};
 use rustix::process::Signal;
 use tonic::{Code, Status};
 
@@ -64,6 +64,14 @@ async fn pods_form_lose_members_take_others_and_leave() {
     leader.wait_for_ready().await;
     first.wait_for_ready().await;
     refusals(&leader, &first).await;
+    let about = |report: PodReport| {
+        let rank = report.ranks[0].clone();
+        assert!(rank.layers > 0 && rank.still_millis.is_some(), "{rank:?}");
+        (rank.content_identity, rank.numerics)
+    };
+    let ours = about(leader.report().await);
+    assert_eq!(ours, about(first.report().await));
+    assert!(!ours.0.is_empty() && ours.1.contains("kv-bf16"), "{ours:?}");
 
     // The member's pod is lost in the middle of an answer; another one takes its place.
     let reference = complete(&leader, sampled_story(120)).await.unwrap();
