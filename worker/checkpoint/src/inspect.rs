@@ -8,7 +8,7 @@ use crate::checkpoint::Checkpoint;
 use crate::dtype::Dtype;
 use crate::error::Result;
 use crate::layout::{ModelLayout, TensorId};
-use crate::load::rank_bytes;
+use crate::piece::rank_bytes;
 use crate::shard::{RankShard, ShardPlan};
 use crate::summary::{CheckpointSummary, kv_bytes_per_token};
 use crate::topology::Topology;

@@ -6,7 +6,7 @@ use crate::checkpoint::Checkpoint;
 use crate::config::LlamaConfig;
 use crate::dtype::Dtype;
 use crate::layout::{ModelLayout, TensorKind};
-use crate::load::rank_bytes;
+use crate::piece::rank_bytes;
 use crate::shard::{RankShard, ShardPlan};
 use crate::topology::Topology;
 
