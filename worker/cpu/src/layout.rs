@@ -104,7 +104,7 @@ impl Layout {
             })
             .collect();
         let final_norm = take(norm_bytes);
-        let head = matrix(&mut take, head, shape.vocab.len(), shape.hidden);
+        let head = matrix(&mut take, head, shape.vocab_width(), shape.hidden);
         Self {
             embedding,
             layers,
@@ -121,7 +121,7 @@ fn sizes(shape: &Shape, role: Role) -> (usize, usize) {
         Role::Q => (shape.q_width(), shape.hidden),
         Role::K | Role::V => (shape.kv_width(), shape.hidden),
         Role::O => (shape.hidden, shape.q_width()),
-        Role::Gate | Role::Up => (shape.ffn.len(), shape.hidden),
-        Role::Down => (shape.hidden, shape.ffn.len()),
+        Role::Gate | Role::Up => (shape.ffn, shape.hidden),
+        Role::Down => (shape.hidden, shape.ffn),
     }
 }

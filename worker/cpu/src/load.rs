@@ -7,6 +7,8 @@ use llamero_checkpoint::dtype::{extend_bf16, extend_f32};
 use llamero_checkpoint::load::{Rows, SinkError, load_rank};
 use llamero_checkpoint::{Checkpoint, Dtype, ModelLayout, Progress, RankShard, TensorId, TensorKind};
 
+use llamero_engine::{BackendError, LoadProgress, LoadWatch};
+
 use crate::kernel::pack::{Element, LANES};
 use crate::layout::{Layout, MatrixAt, Role};
 use crate::shape::Shape;
@@ -89,13 +91,30 @@ pub(crate) fn load(
     shard: &RankShard,
     hidden: usize,
     weights: &mut Weights,
-    report: &mut dyn FnMut(Progress),
-) -> llamero_checkpoint::Result<()> {
+    watch: &dyn LoadWatch,
+) -> Result<(), BackendError> {
     let mut scratch = Vec::new();
-    let mut sink = |rows: Rows<'_>| store(weights, hidden, &rows, &mut scratch);
-    load_rank(checkpoint, model, shard, &mut sink, report)?;
-    weights.set_complete();
-    Ok(())
+    let mut sink = |rows: Rows<'_>| {
+        if watch.is_cancelled() {
+            return Err("cancelled".into());
+        }
+        store(weights, hidden, &rows, &mut scratch)
+    };
+    let mut report = |state: Progress| {
+        watch.progress(LoadProgress {
+            loaded: state.done,
+            total: state.total,
+            read: state.done,
+        });
+    };
+    match load_rank(checkpoint, model, shard, &mut sink, &mut report) {
+        Err(_) if watch.is_cancelled() => Err(BackendError::Cancelled),
+        Err(error) => Err(error.into()),
+        Ok(()) => {
+            weights.set_complete();
+            Ok(())
+        }
+    }
 }
 
 /// A weight that is not a number would turn every answer into nonsense.

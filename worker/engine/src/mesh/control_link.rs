@@ -6,9 +6,10 @@ use std::time::{Duration, Instant};
 
 use serde::{Deserialize, Serialize};
 
+use super::contract::MeshError;
 use super::frame::{Header, Kind};
 use super::socket::{self, EraAbort, SocketError};
-use crate::collective::CollectiveError;
+use crate::backend::KvDtype;
 use crate::step::{Era, Late, LogitShard, Plan, StepOutput};
 
 /// What travels on a plan link.
@@ -23,14 +24,16 @@ pub enum Message {
     },
     /// Leader: execute this step.
     Plan(Plan),
-    /// Leader: the values that the plan left open. Follows each plan.
+    /// Leader: values that the plan of that step left open, or rows of it that nobody wants any more.
     Late(Late),
     /// Follower: the step's answer.
     Output(StepOutput),
-    /// Leader: send this rank's part of a sampled row of the last step.
-    FetchRow {
+    /// Leader: send this rank's part of the logits of a sampled position of that step.
+    Fetch {
         /// Index into [`Plan::rows`].
         row: u32,
+        /// Position among the row's answered ones.
+        offset: u32,
     },
     /// Follower: the part.
     Row(LogitShard),
@@ -54,6 +57,12 @@ pub struct Setup {
     pub max_context: u32,
     /// See [`crate::FormSpec::block_size`].
     pub block_size: u32,
+    /// See [`crate::FormSpec::steps_in_flight`].
+    pub steps_in_flight: u32,
+    /// See [`crate::FormSpec::kv_dtype`].
+    pub kv_dtype: KvDtype,
+    /// See [`crate::FormSpec::max_adapters`].
+    pub max_adapters: u32,
 }
 
 impl Message {
@@ -64,7 +73,7 @@ impl Message {
             Self::Plan(_) => "Plan",
             Self::Late(_) => "Late",
             Self::Output(_) => "Output",
-            Self::FetchRow { .. } => "FetchRow",
+            Self::Fetch { .. } => "Fetch",
             Self::Row(_) => "Row",
             Self::Leave => "Leave",
             Self::Failed { .. } => "Failed",
@@ -108,24 +117,18 @@ impl ControlLink {
     /// The messages as one run of bytes, so that a plan for many ranks is encoded once.
     ///
     /// # Errors
-    /// [`CollectiveError::Protocol`] when a message is too long to send.
-    pub fn encode(era: Era, step: u64, messages: &[Message]) -> Result<Vec<u8>, CollectiveError> {
+    /// [`MeshError::Protocol`] when a message is too long to send.
+    pub fn encode(era: Era, step: u64, messages: &[Message]) -> Result<Vec<u8>, MeshError> {
         let mut bytes = Vec::new();
         for message in messages {
-            let header = Header {
-                kind: Kind::Control,
-                era,
-                step,
-                sequence: 0,
-                length: 0,
-            };
+            let header = Header::of(Kind::Control, era, step);
             let frame = postcard::to_stdvec(message)
                 .map_err(|error| SocketError::Content(error.to_string()))
                 .and_then(|payload| socket::frame_bytes(header, &payload));
             match frame {
                 Ok(frame) => bytes.extend_from_slice(&frame),
                 Err(error) => {
-                    return Err(CollectiveError::Protocol {
+                    return Err(MeshError::Protocol {
                         rank: 0,
                         reason: error.to_string(),
                     });
@@ -138,16 +141,16 @@ impl ControlLink {
     /// Send what [`Self::encode`] made.
     ///
     /// # Errors
-    /// [`CollectiveError`]; the link is unusable then.
-    pub fn send_bytes(&mut self, bytes: &[u8], wait: Duration) -> Result<(), CollectiveError> {
+    /// [`MeshError`]; the link is unusable then.
+    pub fn send_bytes(&mut self, bytes: &[u8], wait: Duration) -> Result<(), MeshError> {
         socket::write_all(&self.stream, bytes, Instant::now() + wait).map_err(|error| self.lost(error, wait))
     }
 
     /// Send one message.
     ///
     /// # Errors
-    /// [`CollectiveError`]; the link is unusable then.
-    pub fn send(&mut self, step: u64, message: &Message, wait: Duration) -> Result<(), CollectiveError> {
+    /// [`MeshError`]; the link is unusable then.
+    pub fn send(&mut self, step: u64, message: &Message, wait: Duration) -> Result<(), MeshError> {
         let bytes = Self::encode(self.era, step, std::slice::from_ref(message))?;
         self.send_bytes(&bytes, wait)
     }
@@ -155,8 +158,8 @@ impl ControlLink {
     /// Receive one message and the step it belongs to.
     ///
     /// # Errors
-    /// [`CollectiveError`]; the link is unusable then. A peer's [`Message::Failed`] is an error too.
-    pub fn receive(&mut self, wait: Duration) -> Result<(u64, Message), CollectiveError> {
+    /// [`MeshError`]; the link is unusable then. A peer's [`Message::Failed`] is an error too.
+    pub fn receive(&mut self, wait: Duration) -> Result<(u64, Message), MeshError> {
         let (header, payload) = socket::read_frame(&self.stream, Instant::now() + wait)
             .map_err(|error| self.lost(error, wait))?;
         if header.kind != Kind::Control || header.era != self.era {
@@ -164,18 +167,18 @@ impl ControlLink {
                 "a {:?} frame of era {:?} came on the plan link of {:?}",
                 header.kind, header.era, self.era
             );
-            return Err(CollectiveError::Protocol {
+            return Err(MeshError::Protocol {
                 rank: self.peer,
                 reason,
             });
         }
         match postcard::from_bytes(&payload) {
-            Ok(Message::Failed { reason }) => Err(CollectiveError::PeerLost {
+            Ok(Message::Failed { reason }) => Err(MeshError::PeerLost {
                 rank: self.peer,
                 reason,
             }),
             Ok(message) => Ok((header.step, message)),
-            Err(error) => Err(CollectiveError::Protocol {
+            Err(error) => Err(MeshError::Protocol {
                 rank: self.peer,
                 reason: error.to_string(),
             }),
@@ -184,32 +187,32 @@ impl ControlLink {
 
     /// The error for a message that is well formed but out of place.
     #[must_use]
-    pub fn unexpected(&self, step: u64, message: &Message) -> CollectiveError {
+    pub fn unexpected(&self, step: u64, message: &Message) -> MeshError {
         let reason = format!("unexpected {} in step {step}", message.name());
-        CollectiveError::Protocol {
+        MeshError::Protocol {
             rank: self.peer,
             reason,
         }
     }
 
-    fn lost(&self, error: SocketError, wait: Duration) -> CollectiveError {
+    fn lost(&self, error: SocketError, wait: Duration) -> MeshError {
         blame(self.peer, error, wait, &self.abort)
     }
 }
 
 /// What a socket's failure means for the era.
-pub(super) fn blame(rank: u32, error: SocketError, wait: Duration, abort: &EraAbort) -> CollectiveError {
+pub(super) fn blame(rank: u32, error: SocketError, wait: Duration, abort: &EraAbort) -> MeshError {
     if abort.is_aborted() {
-        return CollectiveError::Aborted;
+        return MeshError::Aborted;
     }
-    let millis = u64::try_from(wait.as_millis()).unwrap_or(u64::MAX);
+    let millis = u64::try_from(wait.as_micros().div_ceil(1000)).unwrap_or(u64::MAX);
     match error {
-        SocketError::Deadline => CollectiveError::Deadline { rank, millis },
-        SocketError::Frame(_) | SocketError::Content(_) => CollectiveError::Protocol {
+        SocketError::Deadline => MeshError::Deadline { rank, millis },
+        SocketError::Frame(_) | SocketError::Content(_) => MeshError::Protocol {
             rank,
             reason: error.to_string(),
         },
-        SocketError::Closed | SocketError::Io(_) => CollectiveError::PeerLost {
+        SocketError::Closed | SocketError::Io(_) => MeshError::PeerLost {
             rank,
             reason: error.to_string(),
         },
