@@ -13,6 +13,7 @@
 //! | `strips` | which byte ranges to read for some rows and columns of a tensor |
 //! | [`piece`] | the parts of tensors that a rank holds |
 //! | [`load`] | streaming a rank's shard |
+//! | [`pod`] | who of a pod reads what of the tensors that are split by columns |
 //! | [`identity`] | which weights these are |
 //! | [`lfs`], `tied` | refusals: Git-LFS pointers, a tied model with another head |
 //! | [`summary`] | the figures that sizing needs |
@@ -40,6 +41,7 @@ pub mod layout;
 pub mod lfs;
 pub mod load;
 pub mod piece;
+pub mod pod;
 pub mod progress;
 pub mod quantize;
 pub mod runs;

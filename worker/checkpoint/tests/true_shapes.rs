@@ -24,7 +24,7 @@ fn meta(id: TensorId) -> bool {
 fn report(sizes: Sizes, tensor: u32, fp8: impl Fn(TensorId) -> bool) -> Report {
     let folder = tempfile::tempdir().unwrap();
     write_checkpoint(folder.path(), sizes, 40, fp8);
-    inspect(folder.path(), tensor).unwrap()
+    inspect(folder.path(), Topology::tensor(tensor)).unwrap()
 }
 
 fn billions(number: u64) -> f64 {
@@ -100,6 +100,41 @@ fn too_many_ranks_are_a_problem_and_not_an_error() {
             .contains("33 is more than 32 q heads")
     );
     assert!(report.to_string().contains("Problem: tensor 33"));
+}
+
+#[test]
+fn a_report_shows_stages_tables_and_identity() {
+    let folder = tempfile::tempdir().unwrap();
+    write_checkpoint(folder.path(), LLAMA_70B, 40, |id| id.layer.is_some());
+    let topology = Topology {
+        tensor: 4,
+        pipeline: 2,
+    };
+    let report = inspect(folder.path(), topology).unwrap();
+    let text = report.to_string();
+    assert!(
+        text.contains("tensor 4 x pipeline 2; embedding and head are split"),
+        "{text}"
+    );
+    assert!(
+        text.contains(&format!("content identity {}", report.identity)),
+        "{text}"
+    );
+    let (first, last) = (&report.ranks[0], &report.ranks[7]);
+    assert_eq!(
+        (first.shard.layers.clone(), last.shard.layers.clone()),
+        (0..40, 40..80)
+    );
+    assert!(text.contains("40..80"), "{text}");
+    // A quarter of 2.1 GB each: the embedding in the first stage, the head in the last.
+    let quarter = 128_256 * 8192 * 2 / 4;
+    assert!(
+        first.table_bytes.abs_diff(quarter) < 3_000_000 && last.table_bytes.abs_diff(quarter) < 3_000_000
+    );
+    assert_eq!(
+        first.kv_bytes_per_token,
+        report.summary.plans[3].kv_bytes_per_token_per_rank / 2
+    );
 }
 
 /// A rank of a 405B finds its last rows inside the files, at offsets beyond 4 GiB.
