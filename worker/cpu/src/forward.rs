@@ -91,16 +91,42 @@ impl Model<'_> {
         Ok(())
     }
 
+    /// Look the tokens up. Every rank has the rows of its own vocabulary and sends those of the batch to all others, as
+    /// they are stored: that is exact.
     fn embed(&self, machine: &mut Machine<'_>, tokens: &[u32]) -> Result<(), BackendError> {
-        let hidden = self.shape.hidden;
-        let rows = machine.work.residual.chunks_exact_mut(hidden);
-        for (token, row) in tokens.iter().zip(rows) {
-            for (to, from) in row
-                .iter_mut()
-                .zip(self.weights.embedding(*token as usize, hidden))
-            {
-                *to = from_bf16(*from);
+        let Machine { collective, work, .. } = machine;
+        let (shape, hidden) = (self.shape, self.shape.hidden);
+        let len = tokens.len() * hidden;
+        // Two halves of a buffer that is free until the first sum.
+        let (mine, all) = bytemuck::cast_slice_mut::<f32, u16>(&mut work.sum[..len]).split_at_mut(len);
+        let owner = |token: u32| shape.vocabularies.iter().position(|vocab| vocab.contains(token));
+        let owners: Vec<usize> = tokens.iter().map(|token| owner(*token).unwrap_or(0)).collect();
+        let mut counts = vec![0; shape.vocabularies.len()];
+        owners.iter().for_each(|owner| counts[*owner] += hidden);
+        let mut free = mine.chunks_exact_mut(hidden);
+        for row in tokens.iter().filter_map(|token| shape.vocab.position(*token)) {
+            if let Some(out) = free.next() {
+                self.weights.embed(row as usize, out);
             }
+        }
+        let mine = &mine[..counts[shape.index]];
+        if collective.world() == counts.len() {
+            collective.all_gather(&counts, mine, all)?;
+        } else {
+            // A rank that warms up alone computes on whatever is there.
+            all.fill(0);
+        }
+        // Where the next row of each owner is.
+        let mut next: Vec<usize> = counts
+            .iter()
+            .scan(0, |end, count| Some(std::mem::replace(end, *end + count)))
+            .collect();
+        for (owner, out) in owners.iter().zip(work.residual.chunks_exact_mut(hidden)) {
+            let row = &all[next[*owner]..][..hidden];
+            next[*owner] += hidden;
+            out.iter_mut()
+                .zip(row)
+                .for_each(|(to, from)| *to = from_bf16(*from));
         }
         Ok(())
     }

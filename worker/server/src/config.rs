@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use clap::Args;
 use clap::builder::RangedI64ValueParser;
+use llamero_checkpoint::identity::ContentIdentity;
 use llamero_proto::limits;
 use serde::{Deserialize, Serialize};
 
@@ -48,6 +49,9 @@ pub struct EngineArgs {
     /// Threads of each rank; the cores that this container may use, shared among its ranks, when absent
     #[arg(long, value_name = "N", value_parser = within(limits::THREADS))]
     pub threads: Option<u32>,
+    /// What the weights are, when that is known: the digest of the image that they came in; else it is computed from samples
+    #[arg(long, value_name = "SHA256")]
+    pub content_identity: Option<ContentIdentity>,
     /// A group that completes no step for this long is not ready
     #[arg(long, value_name = "DURATION", default_value = "30s", value_parser = duration::parse)]
     pub stall_timeout: Duration,

@@ -174,7 +174,8 @@ impl CpuBackend {
     #[must_use]
     pub fn bytes_per_token(&self) -> u64 {
         let layout = load::layout(&self.shape, &self.model);
-        let embedding = self.shape.vocab_size * self.shape.hidden * 2;
+        let table = self.shape.vocab_width() * self.shape.hidden * size_of::<u16>();
+        let embedding = layout.embedding.map_or(0, |_| table);
         (layout.bytes - embedding - crate::layout::HEADER_BYTES) as u64
     }
 
@@ -282,7 +283,7 @@ impl Backend for CpuBackend {
             BackendError::Unusable(format!("cannot map {bytes} bytes for the weights: {error}"))
         })?;
         if weights.is_complete() {
-            let total = llamero_checkpoint::load::rank_bytes(&self.model, &self.shard);
+            let total = llamero_checkpoint::piece::rank_bytes(&self.model, &self.shard);
             tracing::info!(bytes = total, "the weights are in memory already");
             watch.progress(LoadProgress {
                 loaded: total,
@@ -294,8 +295,9 @@ impl Backend for CpuBackend {
                 &self.checkpoint,
                 &self.model,
                 &self.shard,
-                self.shape.hidden,
                 &mut weights,
+                self.memory.as_ref(),
+                self.pool.threads(),
                 watch,
             )?;
         }

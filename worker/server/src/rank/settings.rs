@@ -1,9 +1,8 @@
 //! From the command line and the checkpoint to the engine's settings.
 
-use llamero_checkpoint::Checkpoint;
+use llamero_checkpoint::identity::ContentIdentity;
 use llamero_cpu::CpuBackend;
 use llamero_engine::{Backend as _, BackendError, Era, FormSpec, KvDtype, runtime};
-use sha2::{Digest, Sha256};
 
 use crate::config::RankConfig;
 
@@ -25,6 +24,9 @@ pub enum SettingsError {
         /// The model's limit.
         most: u32,
     },
+    /// The checkpoint cannot be read.
+    #[error(transparent)]
+    Checkpoint(#[from] llamero_checkpoint::Error),
     /// The backend cannot compute it so.
     #[error(transparent)]
     Backend(#[from] BackendError),
@@ -44,13 +46,17 @@ pub fn settings(config: &RankConfig, backend: &CpuBackend) -> Result<runtime::Ra
             most,
         });
     }
+    let content = match config.engine.content_identity {
+        Some(known) => known,
+        None => ContentIdentity::of(checkpoint)?,
+    };
     let stall_timeout = config.engine.stall_timeout;
     let usual = runtime::RankConfig::new(
         config.rank,
         backend.topology(),
         max_context,
         backend.numerics_class(KvDtype::default()),
-        fingerprint(checkpoint),
+        content.to_string(),
     );
     let settings = runtime::RankConfig {
         max_sequences: config.engine.max_sequences,
@@ -83,16 +89,4 @@ fn usual_kv_bytes(settings: &runtime::RankConfig, backend: &CpuBackend) -> Resul
     let blocks = settings.max_context.div_ceil(settings.block_size);
     let one = memory.kv_block * u64::from(blocks);
     Ok((one * DEFAULT_SEQUENCES).min(DEFAULT_KV_BYTES).max(one))
-}
-
-/// Tells models apart in the handshake between ranks: configuration, names, types and shapes of all tensors. Not where
-/// the files lie or when they were written, which may differ between nodes.
-fn fingerprint(checkpoint: &Checkpoint) -> String {
-    let mut hash = Sha256::new();
-    hash.update(format!("{:?}", checkpoint.config()));
-    for (name, tensor) in checkpoint.tensors() {
-        hash.update(format!("{name} {:?} {:?}\n", tensor.dtype, tensor.shape));
-    }
-    let digest = hash.finalize();
-    digest.iter().take(16).map(|byte| format!("{byte:02x}")).collect()
 }
