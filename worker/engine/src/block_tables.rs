@@ -192,7 +192,9 @@ mod tests {
 
     fn filled() -> BlockTables {
         let mut tables = BlockTables::new(2, 8);
-        tables.apply(&appends(vec![(0, vec![3, 1]), (1, vec![7])])).unwrap();
+        tables
+            .apply(&appends(vec![(0, vec![3, 1]), (1, vec![7])]))
+            .unwrap();
         tables
     }
 

@@ -75,7 +75,9 @@ impl<B: Backend> Follower<'_, B> {
             let latest = inbox.latest();
             match inbox.membership() {
                 Some(membership) if latest.epoch > 0 && latest > over => return Ok((membership, latest)),
-                Some(_) if over == Era::default() => self.context.state.explain("waits for rank 0 to connect"),
+                Some(_) if over == Era::default() => {
+                    self.context.state.explain("waits for rank 0 to connect")
+                }
                 Some(_) => {}
                 None => self
                     .context

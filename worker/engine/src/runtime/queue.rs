@@ -48,7 +48,11 @@ impl QueueGauge {
     pub(super) fn enter(&self, tokens: u64) -> Result<(), QueueFull> {
         let max = self.max_requests;
         let one_more = |waiting: u64| (waiting < max).then_some(waiting + 1);
-        if self.requests.fetch_update(Ordering::AcqRel, Ordering::Acquire, one_more).is_err() {
+        if self
+            .requests
+            .fetch_update(Ordering::AcqRel, Ordering::Acquire, one_more)
+            .is_err()
+        {
             return Err(self.full(format!("{max} requests wait already, which is the most")));
         }
         let max = self.max_tokens.load(Ordering::Relaxed);
@@ -56,7 +60,10 @@ impl QueueGauge {
             let all = waiting.saturating_add(tokens);
             (waiting == 0 || all <= max).then_some(all)
         };
-        if let Err(waiting) = self.tokens.fetch_update(Ordering::AcqRel, Ordering::Acquire, fits) {
+        if let Err(waiting) = self
+            .tokens
+            .fetch_update(Ordering::AcqRel, Ordering::Acquire, fits)
+        {
             self.requests.fetch_sub(1, Ordering::AcqRel);
             return Err(self.full(format!(
                 "requests with {waiting} tokens wait already, and {max} may: {tokens} more are too many"
@@ -119,7 +126,11 @@ mod tests {
         let queue = QueueGauge::new(3, 100);
         queue.enter(60).unwrap();
         let full = queue.enter(60).unwrap_err();
-        assert!(full.message.contains("60 tokens wait already, and 100 may"), "{}", full.message);
+        assert!(
+            full.message.contains("60 tokens wait already, and 100 may"),
+            "{}",
+            full.message
+        );
         queue.enter(20).unwrap();
         queue.enter(20).unwrap();
         let full = queue.enter(0).unwrap_err();
@@ -131,7 +142,11 @@ mod tests {
             queue.leave(tokens);
         }
         queue.enter(1000).unwrap();
-        assert_eq!(queue.waiting(), (1, 1000), "alone it may be longer than the queue");
+        assert_eq!(
+            queue.waiting(),
+            (1, 1000),
+            "alone it may be longer than the queue"
+        );
     }
 
     #[test]

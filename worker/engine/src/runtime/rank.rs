@@ -169,8 +169,10 @@ impl<B: Backend> RankRuntime<B> {
             let planner = std::thread::Builder::new()
                 .name("planner".into())
                 .spawn_scoped(scope, move || leader.run())
-                .map_err(|error| BackendError::Bug(format!("no thread for the planner can be started: {error}")))?;
-            let computed = compute(backend, config, context, &local, sender);
+                .map_err(|error| {
+                    BackendError::Bug(format!("no thread for the planner can be started: {error}"))
+                })?;
+            let computed = compute(backend, config, context, local, sender);
             let outcome = planner
                 .join()
                 .map_err(|_| BackendError::Bug("the planner's thread panicked".into()))?;
@@ -194,7 +196,7 @@ fn compute<B: Backend>(
     backend: &mut B,
     config: &RankConfig,
     context: &RankContext,
-    eras: &mpsc::Receiver<LocalEra>,
+    eras: mpsc::Receiver<LocalEra>,
     inputs: &mpsc::Sender<Input>,
 ) -> Result<(), BackendError> {
     let _guard = ComputeGuard(inputs);

@@ -88,7 +88,10 @@ pub fn scored((row, offset): (u32, u32), shard: ShardLogits<'_>, id: u32, top: u
         tile_lse: Vec::new(),
         tile_lse_raw: mass::tiles(shard.logits, 0.0),
         gumbel: None,
-        scored: shard.tokens().find(|(token, _)| *token == id).map(|(_, logit)| logit),
+        scored: shard
+            .tokens()
+            .find(|(token, _)| *token == id)
+            .map(|(_, logit)| logit),
     }
 }
 

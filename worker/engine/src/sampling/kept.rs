@@ -13,7 +13,11 @@ pub(super) struct Kept {
 
 /// Take tokens in order until a rule excludes one. Both ways of sampling use this one walk, so they sum the same
 /// probabilities in the same order and agree on the last bit. `total` is the scaled mass of the row, which top-p needs.
-pub(super) fn kept(order: impl Iterator<Item = (u32, f32)>, params: &SamplingParams, total: Option<f64>) -> Kept {
+pub(super) fn kept(
+    order: impl Iterator<Item = (u32, f32)>,
+    params: &SamplingParams,
+    total: Option<f64>,
+) -> Kept {
     let limit = if params.top_k == 0 {
         usize::MAX
     } else {

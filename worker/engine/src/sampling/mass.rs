@@ -26,8 +26,16 @@ impl Mass {
     pub fn of_ranks(ranks: &[&RowCandidates], scaled: bool, raw: bool) -> Result<Self, SamplingError> {
         let total = |values: Values| join(&in_tile_order(ranks, values)?).map(Some);
         Ok(Self {
-            scaled: if scaled { total(|rank| &rank.tile_lse)? } else { None },
-            raw: if raw { total(|rank| &rank.tile_lse_raw)? } else { None },
+            scaled: if scaled {
+                total(|rank| &rank.tile_lse)?
+            } else {
+                None
+            },
+            raw: if raw {
+                total(|rank| &rank.tile_lse_raw)?
+            } else {
+                None
+            },
         })
     }
 }

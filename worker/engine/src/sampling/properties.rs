@@ -32,9 +32,16 @@ fn logits_of(tiles: &Runs, row: &[f32]) -> LogitShard {
 fn shares(row: &[f32], owners: &[usize]) -> Vec<Runs> {
     let tiles = row.len().div_ceil(VOCAB_TILE) as u32;
     let ranks = owners.iter().max().map_or(1, |most| most + 1);
-    let owner = |tile: u32| owners.get(tile as usize % owners.len().max(1)).copied().unwrap_or(0);
+    let owner = |tile: u32| {
+        owners
+            .get(tile as usize % owners.len().max(1))
+            .copied()
+            .unwrap_or(0)
+    };
     let of = |rank| (0..tiles).filter(move |tile| owner(*tile) == rank);
-    (0..ranks).map(|rank| Runs::new(of(rank).map(|tile| tile..tile + 1))).collect()
+    (0..ranks)
+        .map(|rank| Runs::new(of(rank).map(|tile| tile..tile + 1)))
+        .collect()
 }
 
 fn noise(params: &SamplingParams) -> Noise {
@@ -237,7 +244,11 @@ fn broken_answers_are_refused() {
     ] {
         for row in [[0.0, f32::NAN], [f32::NEG_INFINITY; 2], [f32::INFINITY, 1.0]] {
             let broken = answer(&whole, &row, &params);
-            assert_eq!(merged(&params, &[&broken]), Err(SamplingError::NotFinite), "{row:?}");
+            assert_eq!(
+                merged(&params, &[&broken]),
+                Err(SamplingError::NotFinite),
+                "{row:?}"
+            );
         }
     }
     let logprobs = SamplingParams {
@@ -246,8 +257,14 @@ fn broken_answers_are_refused() {
     };
     let second = answer(&Runs::from(1..2), &[0.0; 256], &logprobs);
     let inconsistent = |result| matches!(result, Err(SamplingError::Inconsistent(_)));
-    assert!(inconsistent(merged(&logprobs, &[&second])), "the first tile is missing");
-    assert!(inconsistent(merged(&logprobs, &[&second, &second])), "a tile is there twice");
+    assert!(
+        inconsistent(merged(&logprobs, &[&second])),
+        "the first tile is missing"
+    );
+    assert!(
+        inconsistent(merged(&logprobs, &[&second, &second])),
+        "a tile is there twice"
+    );
     let without = answer(&whole, &[0.0; 128], &params);
     assert!(matches!(merged(&logprobs, &[&without]), Err(_)));
     let hot = SamplingParams {
@@ -283,12 +300,21 @@ fn scores_come_from_the_rank_that_holds_the_token() {
         .iter()
         .map(|tiles| {
             let shard = logits_of(tiles, &row);
-            let shard = ShardLogits { tiles, logits: &shard.logits };
+            let shard = ShardLogits {
+                tiles,
+                logits: &shard.logits,
+            };
             candidates::scored((2, 1), shard, 130, 2)
         })
         .collect();
-    assert_eq!(ranks.iter().map(|rank| rank.scored).collect::<Vec<_>>(), [None, Some(row[130])]);
-    let mass = Mass::of_ranks(&ranks.iter().collect::<Vec<_>>(), false, true).unwrap().raw.unwrap();
+    assert_eq!(
+        ranks.iter().map(|rank| rank.scored).collect::<Vec<_>>(),
+        [None, Some(row[130])]
+    );
+    let mass = Mass::of_ranks(&ranks.iter().collect::<Vec<_>>(), false, true)
+        .unwrap()
+        .raw
+        .unwrap();
     let exact: f64 = row.iter().map(|x| f64::from(*x).exp()).sum::<f64>().ln();
     assert!((mass - exact).abs() < 1e-5);
 }

@@ -83,7 +83,10 @@ mod tests {
 
     #[test]
     fn a_fast_host_gets_all_tokens_soon() {
-        assert_eq!(settled(Duration::from_micros(100), Duration::from_millis(2), 3), 512);
+        assert_eq!(
+            settled(Duration::from_micros(100), Duration::from_millis(2), 3),
+            512
+        );
     }
 
     #[test]

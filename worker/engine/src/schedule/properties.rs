@@ -18,7 +18,10 @@ const KEY: SampleKey = SampleKey {
 
 #[derive(Debug, Clone)]
 enum Act {
-    Arrive { prompt: u32, output: u32 },
+    Arrive {
+        prompt: u32,
+        output: u32,
+    },
     /// Make a batch and send it.
     Plan,
     /// The oldest batch in flight is done.
@@ -181,7 +184,10 @@ impl World {
         let late: Vec<u32> = batch.late.iter().map(|late| value(late).unwrap_or(0)).collect();
         for late in &batch.late {
             if let Some((history, _)) = self.alive.get(&late.sequence) {
-                assert!((late.position as usize) < history.len(), "sampled by an earlier batch");
+                assert!(
+                    (late.position as usize) < history.len(),
+                    "sampled by an earlier batch"
+                );
             }
         }
         let sampled = self.mirror.run(&batch, &late);
@@ -332,9 +338,18 @@ fn decode_goes_before_prefill() {
         spans(scheduler.batch(u32::MAX))
     };
     assert_eq!(next(&[]), [(1, 0, 2, true), (2, 0, 2, false)]);
-    assert_eq!(next(&[(1, Some(3)), (2, None)]), [(1, 2, 1, true), (2, 2, 3, false)]);
-    assert_eq!(next(&[(1, Some(4)), (2, None)]), [(1, 3, 1, true), (2, 5, 3, false)]);
-    assert_eq!(next(&[(1, Some(5)), (2, None)]), [(1, 4, 1, true), (2, 8, 1, true)]);
+    assert_eq!(
+        next(&[(1, Some(3)), (2, None)]),
+        [(1, 2, 1, true), (2, 2, 3, false)]
+    );
+    assert_eq!(
+        next(&[(1, Some(4)), (2, None)]),
+        [(1, 3, 1, true), (2, 5, 3, false)]
+    );
+    assert_eq!(
+        next(&[(1, Some(5)), (2, None)]),
+        [(1, 4, 1, true), (2, 8, 1, true)]
+    );
     // While that one is in flight the next holds what it samples.
     assert_eq!(next(&[]), [(1, 5, 1, true), (2, 9, 1, true)]);
 }
@@ -349,10 +364,14 @@ fn a_short_budget_shortens_prefill_and_not_decode() {
         blocks: 200,
     });
     for id in 0..30 {
-        scheduler.add(Sequence::new(SequenceId(id), vec![1], 100, KEY)).unwrap();
+        scheduler
+            .add(Sequence::new(SequenceId(id), vec![1], 100, KEY))
+            .unwrap();
     }
     assert_eq!(scheduler.batch(64).unwrap().rows.len(), 30);
-    scheduler.add(Sequence::new(SequenceId(30), vec![1; 400], 500, KEY)).unwrap();
+    scheduler
+        .add(Sequence::new(SequenceId(30), vec![1; 400], 500, KEY))
+        .unwrap();
     let lengths = |batch: Option<Batch>| -> Vec<usize> {
         batch.unwrap().rows.iter().map(|row| row.tokens.len()).collect()
     };
@@ -398,19 +417,27 @@ fn blocks_are_kept_while_a_row_is_in_flight() {
         blocks: 4,
     });
     for id in [1, 2] {
-        scheduler.add(Sequence::new(SequenceId(id), vec![1, 2, 3], 8, KEY)).unwrap();
+        scheduler
+            .add(Sequence::new(SequenceId(id), vec![1, 2, 3], 8, KEY))
+            .unwrap();
     }
     assert_eq!(scheduler.batch(64).unwrap().rows.len(), 2);
     assert_eq!(scheduler.batch(64).unwrap().rows.len(), 2);
     // The third token of each needs a block. The younger one gives way, but its rows are in flight.
     assert_eq!(scheduler.batch(64), None);
-    assert_eq!((scheduler.running(), scheduler.waiting(), scheduler.kv_blocks().0), (1, 1, 4));
+    assert_eq!(
+        (scheduler.running(), scheduler.waiting(), scheduler.kv_blocks().0),
+        (1, 1, 4)
+    );
     assert_eq!(scheduler.row_done(SequenceId(2), Some(9)), Some(4));
     assert_eq!(scheduler.kv_blocks().0, 4);
     assert_eq!(scheduler.row_done(SequenceId(2), Some(9)), Some(5));
     assert_eq!(scheduler.kv_blocks().0, 2);
     let batch = scheduler.batch(64).unwrap();
-    assert_eq!((batch.sequences, batch.blocks.frees.len()), (vec![SequenceId(1)], 1));
+    assert_eq!(
+        (batch.sequences, batch.blocks.frees.len()),
+        (vec![SequenceId(1)], 1)
+    );
     assert!(batch.admitted.is_empty(), "five tokens do not fit beside it");
 }
 

@@ -237,7 +237,9 @@ impl Scheduler {
 
     /// Send the youngest running sequence back to the queue. Returns how many blocks it still holds.
     fn preempt_youngest(&mut self, batch: &mut Batch) -> u32 {
-        let Some(sequence) = self.running.pop() else { return 0 };
+        let Some(sequence) = self.running.pop() else {
+            return 0;
+        };
         batch.preempted.push(sequence.id);
         let blocks = if sequence.rows_in_flight > 0 {
             held(&sequence)
@@ -353,7 +355,8 @@ impl Scheduler {
         if then == Then::Requeue {
             sequence.reset();
             let younger = self.waiting.iter().position(|other| other.id > sequence.id);
-            self.waiting.insert(younger.unwrap_or(self.waiting.len()), sequence);
+            self.waiting
+                .insert(younger.unwrap_or(self.waiting.len()), sequence);
         }
     }
 

@@ -82,7 +82,8 @@ impl Executor {
             // Nobody was owed for until now.
             self.movement.moved(now);
         }
-        self.steps.push_back(StepAnswers::new(plan.step, self.links.len()));
+        self.steps
+            .push_back(StepAnswers::new(plan.step, self.links.len()));
         self.send(vec![(plan.step, Message::Plan(plan))], now)
     }
 

@@ -72,12 +72,7 @@ mod tests {
         movement.progressed(1, 7);
         movement.progressed(2, 9);
         assert_eq!(check(&movement, &[0, 1, 2], 2009), Ok(()));
-        let blamed = |rank| {
-            Err(MeshError::Deadline {
-                rank,
-                millis: 30_000,
-            })
-        };
+        let blamed = |rank| Err(MeshError::Deadline { rank, millis: 30_000 });
         assert_eq!(check(&movement, &[0, 1, 2], 2010), blamed(1));
         assert_eq!(check(&movement, &[0, 2], 2010), blamed(2));
         assert_eq!(check(&movement, &[], 2010), Ok(()), "an idle group owes nothing");

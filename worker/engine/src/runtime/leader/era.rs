@@ -7,9 +7,7 @@ use std::time::{Duration, Instant};
 use super::connect::{Dialling, Reached};
 use super::{End, Leader, LocalEra};
 use crate::mesh::hello::Identity;
-use crate::mesh::{
-    Abort, ControlLink, DataLink, EraAbort, Membership, MeshError, TcpMesh,
-};
+use crate::mesh::{Abort, ControlLink, DataLink, EraAbort, Membership, MeshError, TcpMesh};
 use crate::runtime::executor::{Executor, LeaderLink};
 use crate::runtime::input::Input;
 use crate::runtime::state::{Outcome, Phase};

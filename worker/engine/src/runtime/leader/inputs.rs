@@ -31,8 +31,11 @@ impl Leader<'_> {
         // A broken era is left when all inputs are taken: requests among them must not be lost.
         let mut ended = Ok(());
         while let Some(input) = next {
-            let taken = self.take(input, executor.as_deref_mut());
-            ended = ended.and(taken);
+            match self.take(input, executor.as_deref_mut()) {
+                // Nothing goes on after this, whatever else has ended.
+                Err(End::ComputeEnded) => ended = Err(End::ComputeEnded),
+                taken => ended = ended.and(taken),
+            }
             next = self.inputs.try_recv().ok();
         }
         if self.context.is_stopped() {

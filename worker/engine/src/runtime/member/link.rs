@@ -27,10 +27,7 @@ pub(in crate::runtime) enum Reports {
     /// To the leader's thread in this process.
     Local { era: Era, inputs: Sender<Input> },
     /// Over the network.
-    Remote {
-        link: Arc<ControlLink>,
-        wait: Duration,
-    },
+    Remote { link: Arc<ControlLink>, wait: Duration },
 }
 
 impl Reports {

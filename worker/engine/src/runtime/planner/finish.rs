@@ -17,7 +17,9 @@ impl Planner {
         executor: &mut Executor,
         now: &impl Fn() -> Instant,
     ) -> Result<(), MeshError> {
-        let Some(step) = self.steps.pop_front() else { return Ok(()) };
+        let Some(step) = self.steps.pop_front() else {
+            return Ok(());
+        };
         let choices = step.merging.map(|merging| merging.choices).unwrap_or_default();
         let mut news = Vec::new();
         for (row, choice) in step.rows.iter().zip(choices) {
@@ -75,9 +77,9 @@ impl Planner {
         let Some(next) = self.steps.front_mut() else {
             return executor.late(values, now());
         };
-        next.began = now();
         values.extend(next.late_values(&self.scheduler).map(|late| (next.number, late)));
         executor.late(values, now())?;
+        next.began = now();
         match next.sampling(&self.requests) {
             Some(sampling) => executor.late(vec![(next.number, sampling)], now()),
             None => Ok(()),
@@ -95,4 +97,3 @@ impl Planner {
         });
     }
 }
-

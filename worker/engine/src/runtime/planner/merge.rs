@@ -150,7 +150,10 @@ fn align(step: &PlannedStep, outputs: Vec<StepOutput>) -> Result<Vec<Answers>, M
         for (row, offset, cancelled) in asked() {
             let answer = given.next_if(|answer| answer.row == row && answer.offset == offset);
             if answer.is_none() && !cancelled {
-                let reason = format!("row {row} of step {} is not answered, or not in order", step.number);
+                let reason = format!(
+                    "row {row} of step {} is not answered, or not in order",
+                    step.number
+                );
                 return Err(MeshError::Protocol { rank, reason });
             }
             aligned.push(answer);

@@ -106,7 +106,8 @@ impl Planner {
     pub(super) fn fail_all(&mut self, message: &str) {
         for id in self.requests.ids() {
             self.scheduler.remove(id);
-            self.requests.failed(id, FailureKind::Unavailable, message.to_owned());
+            self.requests
+                .failed(id, FailureKind::Unavailable, message.to_owned());
         }
         self.show();
     }
@@ -221,11 +222,6 @@ impl Planner {
         self.requests.is_empty()
     }
 
-    /// The limits that requests are measured by.
-    pub(super) fn limits(&self) -> &Limits {
-        self.scheduler.limits()
-    }
-
     /// Renew the figures about the queue.
     pub(super) fn show(&self) {
         let count = |n: usize| u32::try_from(n).unwrap_or(u32::MAX);
@@ -234,6 +230,23 @@ impl Planner {
             figures.waiting = count(self.scheduler.waiting());
             figures.kv = self.scheduler.kv_blocks();
         });
+    }
+
+    /// Rows that the oldest step in flight samples.
+    #[cfg(test)]
+    pub(super) fn sampled_rows(&self) -> Vec<u32> {
+        let rows = self.steps.front().map_or(&[][..], |step| &step.rows);
+        (0..)
+            .zip(rows)
+            .filter(|(_, row)| row.samples)
+            .map(|(index, _)| index)
+            .collect()
+    }
+
+    /// When the oldest step in flight had all that it needed to begin.
+    #[cfg(test)]
+    pub(super) fn late_sent_at(&self) -> Option<Instant> {
+        self.steps.front().map(|step| step.began)
     }
 
     #[cfg(test)]

@@ -188,7 +188,13 @@ impl Requests {
         let prompt_tokens = self.open.get(&id).map_or(0, |request| request.prompt_tokens);
         let output_tokens = history.map_or(0, |history| length(&history).saturating_sub(prompt_tokens));
         let reason = FinishReason::Cancelled;
-        self.end(id, Event::Finished { reason, output_tokens });
+        self.end(
+            id,
+            Event::Finished {
+                reason,
+                output_tokens,
+            },
+        );
     }
 
     /// A request cannot go on.

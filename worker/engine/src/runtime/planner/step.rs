@@ -90,7 +90,9 @@ impl PlannedStep {
         if !std::mem::take(&mut self.sampling_due) {
             return None;
         }
-        let wanted = (0..).zip(&self.rows).filter(|(_, row)| row.samples && !row.cancelled);
+        let wanted = (0..)
+            .zip(&self.rows)
+            .filter(|(_, row)| row.samples && !row.cancelled);
         let biases = wanted.map(|(index, row)| (index, requests.biases(row.sequence)));
         Some(Late::Sampling {
             biases: biases.filter(|(_, biases)| !biases.is_empty()).collect(),

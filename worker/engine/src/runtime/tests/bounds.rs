@@ -85,7 +85,10 @@ fn the_queue_is_bounded_and_says_so_at_once() {
         assert_eq!(rest(events).1, FinishReason::Length);
     }
     let rank = group.leader();
-    assert!(rank.engine.submit_channel(greedy(&[1, 2], 2)).is_ok(), "there is room again");
+    assert!(
+        rank.engine.submit_channel(greedy(&[1, 2], 2)).is_ok(),
+        "there is room again"
+    );
 
     let rank = Rank::start_with(limited(Some(10)), Arc::default());
     let mut interrupted = greedy(&[1; 4], 20);
@@ -123,7 +126,10 @@ fn memory_that_cannot_suffice_is_found_before_weights_are_read() {
     let (control, faults) = (rank.control.clone(), Arc::clone(&rank.faults));
     match rank.ended() {
         Err(BackendError::Unusable(why)) => {
-            assert!(why.contains("needs 23 KV blocks of 400 bytes, 9200 bytes in all"), "{why}");
+            assert!(
+                why.contains("needs 23 KV blocks of 400 bytes, 9200 bytes in all"),
+                "{why}"
+            );
             assert_eq!(control.state().message, why);
         }
         other => panic!("{other:?}"),
@@ -136,7 +142,9 @@ fn what_cannot_heal_ends_the_rank_and_the_leader_knows_why() {
     let mut group = Group::start(3);
     group.leader().wait_for(|state| state.phase == Phase::Serving);
     let (_submission, events) = group.leader().engine.submit_channel(greedy(&[6, 7], 60)).unwrap();
-    group.ranks[1].faults.unusable("the device has no memory left: free some");
+    group.ranks[1]
+        .faults
+        .unusable("the device has no memory left: free some");
     group.ranks[2].faults.cut();
     let broken = group.ranks.remove(1);
     let control = broken.control.clone();
@@ -145,9 +153,11 @@ fn what_cannot_heal_ends_the_rank_and_the_leader_knows_why() {
         other => panic!("{other:?}"),
     }
     assert!(control.state().message.contains("free some"));
-    group
-        .leader()
-        .wait_for(|state| state.last_failure.contains("lost rank 1: the device has no memory left: free some"));
+    group.leader().wait_for(|state| {
+        state
+            .last_failure
+            .contains("lost rank 1: the device has no memory left: free some")
+    });
     group.ranks.insert(1, Rank::start(1, 3, LONG));
     group.form();
     assert_eq!(rest(&events).0, reference(&[6, 7], &SamplingParams::greedy(), 60));

@@ -9,7 +9,8 @@ use llamero_checkpoint::Runs;
 use super::faults_of_fake::Faults;
 use super::model::{self, LEAVES, VOCAB};
 use crate::backend::{
-    Backend, BackendError, FormSpec, KvCapacity, LoadProgress, LoadWatch, MemoryPlan, StepProgress, Ticket, Waited,
+    Backend, BackendError, FormSpec, KvCapacity, LoadProgress, LoadWatch, MemoryPlan, StepProgress, Ticket,
+    Waited,
 };
 use crate::block_tables::BlockTables;
 use crate::leaf_tree;
@@ -242,7 +243,11 @@ impl Formed {
     fn tiles(&self) -> Runs {
         let (rank, world) = (self.mesh.rank(), self.mesh.topology().ranks());
         let tiles = (VOCAB / VOCAB_TILE) as u32;
-        Runs::new((0..tiles).filter(|tile| tile % world == rank).map(|tile| tile..tile + 1))
+        Runs::new(
+            (0..tiles)
+                .filter(|tile| tile % world == rank)
+                .map(|tile| tile..tile + 1),
+        )
     }
 
     fn place(&self, slot: u32, position: u32) -> (u32, u32) {
@@ -276,7 +281,10 @@ impl Formed {
             .map(|(_, slot, length)| model::hash(&self.history(slot, length)))
             .collect();
         let sums = if solo {
-            hashes.iter().map(|hash| model::tree_value(&(0..LEAVES), *hash)).collect()
+            hashes
+                .iter()
+                .map(|hash| model::tree_value(&(0..LEAVES), *hash))
+                .collect()
         } else {
             sum_over_ranks(self.mesh.as_mut(), ticket.0, &hashes, patience)?
         };
@@ -347,7 +355,10 @@ fn sum_over_ranks(
         values.flat_map(f32::to_le_bytes).collect()
     };
     let mine = roots(mesh.rank());
-    let mut all: Vec<Vec<u8>> = trees.iter().map(|trees| vec![0; trees.len() * hashes.len() * 4]).collect();
+    let mut all: Vec<Vec<u8>> = trees
+        .iter()
+        .map(|trees| vec![0; trees.len() * hashes.len() * 4])
+        .collect();
     let rank = mesh.rank();
     let mut frames: Vec<Transfer<'_>> = (0..)
         .zip(&mut all)

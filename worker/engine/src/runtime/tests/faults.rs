@@ -2,8 +2,8 @@
 
 use std::time::Duration;
 
-use super::model::reference;
 use super::group::{Group, LONG, Rank, greedy, rest, token};
+use super::model::reference;
 use crate::runtime::{Event, FailureKind, FinishReason, Outcome, Phase};
 use crate::sampling::SamplingParams;
 

@@ -3,7 +3,6 @@
 use std::io::{Read, Write};
 use std::net::{Shutdown, TcpStream};
 
-
 use super::group::{Group, LONG, Rank, greedy, rest, token};
 use super::model::reference;
 use crate::mesh::dial::{DialError, dial};
@@ -45,10 +44,28 @@ fn impostors_are_refused_and_the_stream_goes_on() {
     let head = token(&events);
     let member = &group.ranks[1];
     let now = group.leader().control.state().era;
-    let (early, next) = (Era { epoch: 0, ..now }, Era { epoch: now.epoch + 1, ..now });
+    let (early, next) = (
+        Era { epoch: 0, ..now },
+        Era {
+            epoch: now.epoch + 1,
+            ..now
+        },
+    );
     let stranger = dial(member.address, &hello(next), &GroupKey::random().unwrap(), LONG);
-    assert!(matches!(stranger, Err(DialError::Unreachable { .. })), "{stranger:?}");
-    let (old, later) = (Era { generation: 1, epoch: 99 }, Era { generation: 3, epoch: 1 });
+    assert!(
+        matches!(stranger, Err(DialError::Unreachable { .. })),
+        "{stranger:?}"
+    );
+    let (old, later) = (
+        Era {
+            generation: 1,
+            epoch: 99,
+        },
+        Era {
+            generation: 3,
+            epoch: 1,
+        },
+    );
     assert_eq!(refusal(member, &hello(old), &former), RefusalCode::OldEra);
     let changed = |era, change: &dyn Fn(&mut Hello)| {
         let mut hello = hello(era);
@@ -57,9 +74,18 @@ fn impostors_are_refused_and_the_stream_goes_on() {
     };
     assert_eq!(changed(early, &|_| ()), RefusalCode::OldEra);
     assert_eq!(changed(later, &|_| ()), RefusalCode::OldEra);
-    assert_eq!(changed(next, &|hello| hello.group_uid = "x".into()), RefusalCode::OtherGroup);
-    assert_eq!(changed(next, &|hello| hello.numerics = "x".into()), RefusalCode::OtherNumerics);
-    assert_eq!(changed(next, &|hello| hello.content = "x".into()), RefusalCode::OtherContent);
+    assert_eq!(
+        changed(next, &|hello| hello.group_uid = "x".into()),
+        RefusalCode::OtherGroup
+    );
+    assert_eq!(
+        changed(next, &|hello| hello.numerics = "x".into()),
+        RefusalCode::OtherNumerics
+    );
+    assert_eq!(
+        changed(next, &|hello| hello.content = "x".into()),
+        RefusalCode::OtherContent
+    );
     assert_eq!(changed(next, &|hello| hello.to = 0), RefusalCode::WrongRank);
     assert_eq!(
         [vec![head], rest(&events).0].concat(),
@@ -122,8 +148,7 @@ fn garbage_is_closed_and_harms_nobody() {
             let mut answer = Vec::new();
             let _ = stranger.read_to_end(&mut answer);
             let challenge = answer.first_chunk().map(Header::decode);
-            let only_challenge =
-                matches!(challenge, Some(Ok(header)) if answer.len() == HEADER + header.length as usize && header.kind == Kind::Challenge);
+            let only_challenge = matches!(challenge, Some(Ok(header)) if answer.len() == HEADER + header.length as usize && header.kind == Kind::Challenge);
             assert!(
                 answer.is_empty() || only_challenge,
                 "a random number is all that strangers are told, not {answer:?}"

@@ -156,7 +156,13 @@ impl Simulation {
             Arc::default(),
             Arc::clone(&queue),
         );
-        let (start, era) = (Instant::now(), Era { generation: 1, epoch: 1 });
+        let (start, era) = (
+            Instant::now(),
+            Era {
+                generation: 1,
+                epoch: 1,
+            },
+        );
         let (executor, members, blocks) = form(&config, era, start);
         planner.enter(era, config.limits(blocks));
         Self {
@@ -283,7 +289,10 @@ impl Client {
     fn check(&self) {
         let events = self.events.lock().unwrap();
         let Self { request, .. } = self;
-        assert!(matches!(events.first(), Some(Event::Accepted { .. })), "{events:?}");
+        assert!(
+            matches!(events.first(), Some(Event::Accepted { .. })),
+            "{events:?}"
+        );
         let tokens: Vec<u32> = events
             .iter()
             .filter_map(|event| match event {
@@ -293,15 +302,26 @@ impl Client {
             .collect();
         let right = reference(&request.prompt, &request.sampling, request.max_tokens as usize);
         let stop = right.iter().position(|token| request.stop_tokens.contains(token));
-        assert_eq!(tokens, right[..tokens.len()], "no token lost, repeated or reordered");
+        assert_eq!(
+            tokens,
+            right[..tokens.len()],
+            "no token lost, repeated or reordered"
+        );
         assert_eq!(events.len(), tokens.len() + 2, "{events:?}");
-        let Some(Event::Finished { reason, output_tokens }) = events.last() else {
+        let Some(Event::Finished {
+            reason,
+            output_tokens,
+        }) = events.last()
+        else {
             panic!("{events:?}");
         };
         match (reason, stop) {
             (FinishReason::Cancelled, _) => assert!(*output_tokens as usize >= tokens.len()),
             (FinishReason::StopToken(token), Some(at)) => {
-                assert_eq!((tokens.len(), *token, *output_tokens as usize), (at, right[at], at + 1));
+                assert_eq!(
+                    (tokens.len(), *token, *output_tokens as usize),
+                    (at, right[at], at + 1)
+                );
             }
             (FinishReason::Length, None) => assert_eq!(tokens.len(), right.len()),
             other => panic!("{other:?}"),
@@ -436,10 +456,17 @@ fn the_next_step_is_sent_while_one_computes_and_clients_hear_after_the_members()
         incoming.try_iter().map(Result::unwrap).collect()
     };
     let names = |messages: &[(u64, Message)]| -> Vec<(u64, &'static str)> {
-        messages.iter().map(|(step, message)| (*step, message.name())).collect()
+        messages
+            .iter()
+            .map(|(step, message)| (*step, message.name()))
+            .collect()
     };
     let both = sent(&simulation);
-    assert_eq!(names(&both), [(1, "Plan"), (2, "Plan")], "two steps are in flight at once");
+    assert_eq!(
+        names(&both),
+        [(1, "Plan"), (2, "Plan")],
+        "two steps are in flight at once"
+    );
     for (step, message) in both {
         let member = &mut simulation.members[0];
         member.steps.take(&mut member.backend, step, message).unwrap();
@@ -447,6 +474,9 @@ fn the_next_step_is_sent_while_one_computes_and_clients_hear_after_the_members()
     assert!(simulation.act(0), "the first is computed");
     assert!(!simulation.act(0), "the second waits for its token");
     assert!(simulation.deliver(0));
-    assert_eq!(names(&sent(&simulation)), [(1, "Release"), (2, "Late"), (3, "Plan")]);
+    assert_eq!(
+        names(&sent(&simulation)),
+        [(1, "Release"), (2, "Late"), (3, "Plan")]
+    );
     assert_eq!(simulation.clients[0].events.lock().unwrap().len(), 2);
 }
