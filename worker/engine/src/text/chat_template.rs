@@ -14,12 +14,16 @@ use super::template_files::TemplateFiles;
 use super::tokenizer::Tokenizer;
 
 /// Most messages of a conversation.
-pub const MAX_MESSAGES: usize = 32_768;
-/// Steps that a template may take for itself, for every message, and for every byte it is given. A step is one instruction or 64 bytes
-/// of text; the template of Llama 3.1 takes about 200, 60 and a quarter. They bound time, and memory at 64 bytes each.
+pub const MAX_MESSAGES: usize = 16_384;
+/// Steps that a template may take for itself, for every message, for every four bytes that it is given, and in all. A step is one
+/// instruction or 64 bytes of text. They bound time, memory at 64 bytes each, and how deep values can be nested.
 const STEPS: u64 = 200_000;
-const STEPS_A_MESSAGE: u64 = 1_000;
-const STEPS_A_BYTE: u64 = 16;
+const STEPS_A_MESSAGE: u64 = 256;
+const BYTES_A_STEP: u64 = 4;
+const MOST_STEPS: u64 = 3_000_000;
+/// Stack of a thread that renders. Values are dropped, compared and written recursively, and with the most steps a template can nest
+/// them some 400,000 deep. Only what is used of it takes memory.
+const STACK: usize = 1 << 30;
 
 /// Why there is no prompt.
 #[derive(Debug, thiserror::Error)]
@@ -118,7 +122,8 @@ impl ChatTemplate {
         environment.set_syntax(syntax.map_err(|error| ChatTemplateError::Syntax(describe(&error)))?);
         python::install(&mut environment);
         let markers = Markers::new(tokenizer).map_err(ChatTemplateError::Syntax)?;
-        let source = markers.mark(&python::translate(&files.source));
+        let source = python::translate(&files.source).map_err(ChatTemplateError::Syntax)?;
+        let source = markers.mark(&source);
         environment
             .add_template_owned(NAME, source)
             .map_err(|error| ChatTemplateError::Syntax(describe(&error)))?;
@@ -145,8 +150,19 @@ impl ChatTemplate {
         };
         let mut environment = self.environment.clone();
         environment.set_fuel(Some(steps));
-        let template = environment.get_template(NAME).map_err(failed)?;
-        let rendered = template.render(variables).map_err(failed)?;
+        let render = move || environment.get_template(NAME)?.render(variables);
+        let rendered = std::thread::scope(|scope| {
+            let thread = std::thread::Builder::new()
+                .name("template".to_owned())
+                .stack_size(STACK);
+            let thread = thread
+                .spawn_scoped(scope, render)
+                .map_err(|error| ChatTemplateError::Render(format!("no thread can be started: {error}")))?;
+            match thread.join() {
+                Ok(rendered) => rendered.map_err(failed),
+                Err(_) => Err(ChatTemplateError::Render("a fault of the server".to_owned())),
+            }
+        })?;
         Ok(self.markers.read(&rendered))
     }
 
@@ -193,10 +209,11 @@ fn steps(conversation: &Conversation<'_>) -> u64 {
     let texts = [conversation.tools_json, conversation.variables_json];
     let messages: usize = conversation.messages.iter().map(ChatMessage::bytes).sum();
     let bytes = messages + texts.into_iter().flatten().map(str::len).sum::<usize>();
-    let steps = STEPS_A_MESSAGE
-        .saturating_mul(count(conversation.messages.len()))
-        .saturating_add(STEPS_A_BYTE.saturating_mul(count(bytes)));
-    STEPS.saturating_add(steps)
+    let messages = STEPS_A_MESSAGE.saturating_mul(count(conversation.messages.len()));
+    STEPS
+        .saturating_add(messages)
+        .saturating_add(count(bytes) / BYTES_A_STEP)
+        .min(MOST_STEPS)
 }
 
 fn describe(error: &Error) -> String {

@@ -1,17 +1,22 @@
 //! What chat templates expect of Python, since they were written for Jinja2 under `transformers`.
 
 use std::borrow::Cow;
-use std::io::{Result as IoResult, Write};
+use std::io::{Error as IoError, Result as IoResult, Write};
 
 use minijinja::value::{Kwargs, StringInput};
 use minijinja::{Environment, Error, ErrorKind, State, Value};
 use serde::Serialize as _;
 use serde_json::ser::{Formatter, PrettyFormatter};
 
-use super::percent;
+use super::operators;
 
 /// Marks errors raised by the template itself.
 pub(super) const RAISED: &str = "raise_exception: ";
+
+/// Deepest value that is written as JSON.
+const MAX_DEPTH: usize = 256;
+/// As MiniJinja counts.
+const BYTES_A_STEP: usize = 64;
 
 /// Add the functions, filters and methods.
 pub(super) fn install(environment: &mut Environment<'static>) {
@@ -19,12 +24,19 @@ pub(super) fn install(environment: &mut Environment<'static>) {
     environment.add_function("raise_exception", raise_exception);
     environment.add_filter("tojson", tojson);
     environment.add_filter("trim", trim);
-    environment.add_filter(percent::FILTER, percent::percent);
+    environment.add_filter(operators::PERCENT, operators::percent);
+    environment.add_filter(operators::SIZED, operators::sized);
+    environment.add_filter("sum", sum);
+    // Jinja2 has no such filter, and MiniJinja's adds lists that no fuel pays for.
+    environment.remove_filter("chain");
 }
 
 /// A template's source as MiniJinja takes it.
-pub(super) fn translate(source: &str) -> String {
-    percent::with_filter(&without_generation_tags(source))
+///
+/// # Errors
+/// A sentence about what cannot be taken.
+pub(super) fn translate(source: &str) -> Result<String, String> {
+    operators::with_filters(&without_generation_tags(source))
 }
 
 /// `{% generation %}` marks what a model is trained on; for a prompt it only opens a scope. Jinja2 has it from an extension, and
@@ -67,6 +79,20 @@ fn is_space(character: char) -> bool {
     character.is_whitespace() || ('\u{1c}'..='\u{1f}').contains(&character)
 }
 
+/// The sum of numbers. Jinja2's also adds lists, which no fuel would pay for.
+fn sum(values: &Value) -> Result<Value, Error> {
+    let mut whole = 0_i64;
+    let mut broken = None;
+    for value in values.try_iter()? {
+        let number = f64::try_from(value.clone())?;
+        match (i64::try_from(value), broken) {
+            (Ok(value), None) => whole = whole.saturating_add(value),
+            (_, before) => broken = Some(before.unwrap_or(0.0) + number),
+        }
+    }
+    Ok(broken.map_or_else(|| Value::from(whole), |broken| Value::from(broken + whole as f64)))
+}
+
 fn trim(value: StringInput<'_>, characters: Option<Cow<'_, str>>) -> Value {
     let text = value.as_str();
     Value::from(match characters {
@@ -84,25 +110,76 @@ fn method(state: &mut State<'_, '_>, value: &Value, name: &str, arguments: &[Val
     }
 }
 
-/// JSON as Python's `json.dumps(value, ensure_ascii=False, indent=indent)` writes it, since models saw that in training.
-fn tojson(value: &Value, options: Kwargs) -> Result<String, Error> {
+/// JSON as Python's `json.dumps(value, ensure_ascii=False, indent=indent)` writes it, since models saw that in training. What is written
+/// is paid for as it comes: a value that holds itself twice at every level is short to say and endless to write.
+fn tojson(state: &State<'_, '_>, value: &Value, options: Kwargs) -> Result<String, Error> {
     let indent: Option<usize> = options.get("indent")?;
     options.assert_all_used()?;
-    let invalid = |error: serde_json::Error| Error::new(ErrorKind::BadSerialization, error.to_string());
-    let mut json = Vec::new();
     let spaces = b" ".repeat(indent.unwrap_or_default().min(32));
     let formatter = PythonJson {
         pretty: indent.map(|_| PrettyFormatter::with_indent(&spaces)),
+        depth: 0,
     };
-    value
-        .serialize(&mut serde_json::Serializer::with_formatter(&mut json, formatter))
-        .map_err(invalid)?;
-    String::from_utf8(json).map_err(|error| Error::new(ErrorKind::BadSerialization, error.to_string()))
+    let mut json = Paid {
+        state,
+        bytes: Vec::new(),
+        unpaid: 0,
+        out_of_fuel: None,
+    };
+    let written = value.serialize(&mut serde_json::Serializer::with_formatter(&mut json, formatter));
+    if let Some(error) = json.out_of_fuel {
+        return Err(error);
+    }
+    let invalid = |error: String| Error::new(ErrorKind::BadSerialization, error);
+    written.map_err(|error| invalid(error.to_string()))?;
+    String::from_utf8(json.bytes).map_err(|error| invalid(error.to_string()))
+}
+
+/// Bytes that the template's fuel pays for.
+struct Paid<'a, 'b, 'c> {
+    state: &'a State<'b, 'c>,
+    bytes: Vec<u8>,
+    unpaid: usize,
+    out_of_fuel: Option<Error>,
+}
+
+impl Write for Paid<'_, '_, '_> {
+    fn write(&mut self, bytes: &[u8]) -> IoResult<usize> {
+        self.bytes.extend_from_slice(bytes);
+        self.unpaid += bytes.len();
+        let steps = self.unpaid / BYTES_A_STEP;
+        self.unpaid %= BYTES_A_STEP;
+        self.state
+            .consume_fuel(steps as u64)
+            .map(|()| bytes.len())
+            .map_err(|error| {
+                self.out_of_fuel = Some(error);
+                IoError::other("out of fuel")
+            })
+    }
+
+    fn flush(&mut self) -> IoResult<()> {
+        Ok(())
+    }
 }
 
 /// Python's separators, `, ` and `: `, and its numbers; indented or in one line.
 struct PythonJson<'a> {
     pretty: Option<PrettyFormatter<'a>>,
+    depth: usize,
+}
+
+impl PythonJson<'_> {
+    /// As deep as JSON is read, twice over.
+    fn deeper(&mut self) -> IoResult<()> {
+        self.depth += 1;
+        if self.depth > MAX_DEPTH {
+            return Err(IoError::other(format!(
+                "the value is nested more than {MAX_DEPTH} deep"
+            )));
+        }
+        Ok(())
+    }
 }
 
 impl Formatter for PythonJson<'_> {
@@ -111,6 +188,7 @@ impl Formatter for PythonJson<'_> {
     }
 
     fn begin_array<W: ?Sized + Write>(&mut self, writer: &mut W) -> IoResult<()> {
+        self.deeper()?;
         match &mut self.pretty {
             Some(pretty) => pretty.begin_array(writer),
             None => writer.write_all(b"["),
@@ -118,6 +196,7 @@ impl Formatter for PythonJson<'_> {
     }
 
     fn end_array<W: ?Sized + Write>(&mut self, writer: &mut W) -> IoResult<()> {
+        self.depth -= 1;
         match &mut self.pretty {
             Some(pretty) => pretty.end_array(writer),
             None => writer.write_all(b"]"),
@@ -138,6 +217,7 @@ impl Formatter for PythonJson<'_> {
     }
 
     fn begin_object<W: ?Sized + Write>(&mut self, writer: &mut W) -> IoResult<()> {
+        self.deeper()?;
         match &mut self.pretty {
             Some(pretty) => pretty.begin_object(writer),
             None => writer.write_all(b"{"),
@@ -145,6 +225,7 @@ impl Formatter for PythonJson<'_> {
     }
 
     fn end_object<W: ?Sized + Write>(&mut self, writer: &mut W) -> IoResult<()> {
+        self.depth -= 1;
         match &mut self.pretty {
             Some(pretty) => pretty.end_object(writer),
             None => writer.write_all(b"}"),

@@ -103,7 +103,7 @@ fn the_template_s_own_words_reach_the_user() {
     assert!(error.contains("at least one"), "{error}");
     let many = vec![ChatMessage::new("user", "x"); MAX_MESSAGES + 1];
     let error = render(TEMPLATE, &many).unwrap_err().to_string();
-    assert!(error.contains("32769") && error.contains("at most"), "{error}");
+    assert!(error.contains("16385") && error.contains("at most"), "{error}");
     let error = render("{% if %}", &[]).unwrap_err().to_string();
     assert!(error.contains("line 1"), "{error}");
 }
@@ -185,7 +185,11 @@ fn a_template_that_does_not_end_is_stopped() {
         "{% set n = namespace(s='xx') %}{% for i in range(64) %}{% set n.s = n.s.join(n.s) %}{% endfor %}",
         "{% macro f(x) %}{{ f(x ~ x) }}{% endmacro %}{{ f('xxxxxxxx') }}",
         "{{ '%99999999d' | format(1) }}",
+        "{% set n = namespace(s=[1]) %}{% for i in range(64) %}{% set n.s = [n.s, n.s] | sum(start=[]) %}{% endfor %}",
+        "{% set n = namespace(s=[1]) %}{% for i in range(64) %}{% set n.s = n.s | chain(n.s) %}{% endfor %}",
+        "{% set n = namespace(s=[1]) %}{% for i in range(64) %}{% set n.s = n.s * 2 %}{% endfor %}{{ n.s | list }}",
         "{{ [messages] * 99999999 | tojson }}",
+        "{{ ([messages] * 99999) | tojson }}",
         "{% set n = namespace(s=[1]) %}{% for i in range(64) %}{% set n.s = [n.s, n.s] %}{% endfor %}{{ n.s | tojson }}",
     ];
     for source in hostile {
@@ -195,6 +199,26 @@ fn a_template_that_does_not_end_is_stopped() {
             ChatTemplateError::TooManySteps { .. } | ChatTemplateError::Render(_)
         );
         assert!(expected, "{source}: {error}");
+    }
+}
+
+/// Dropping, writing and comparing a value goes down to its bottom.
+#[test]
+fn deeply_nested_values_break_nothing() {
+    let nested = "{% set n = namespace(s=1, t=1) %}{% for i in range(300) %}{% for j in range(3000) %}{% set n.s = [n.s] %}{% endfor %}{% endfor %}";
+    let text = "x".repeat(16 << 20);
+    let messages = [ChatMessage::new("user", &text)];
+    assert!(render(nested, &messages).is_err());
+    let nested = nested.replace("300)", "50)");
+    for used in [
+        "",
+        "{{ n.s }}",
+        "{{ n.s | tojson }}",
+        "{{ n.s == [n.s] }}",
+        "{{ n.s | string | length }}",
+        "{{ n.s | list }}",
+    ] {
+        let _ = render(&format!("{nested}{used}"), &messages);
     }
 }
 
