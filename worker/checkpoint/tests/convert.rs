@@ -71,7 +71,7 @@ fn a_small_llama() {
     let config = checkpoint.config();
     assert!(!config.tie_word_embeddings && config.rope_scaling.is_none());
     assert_eq!((config.rms_norm_eps, config.rope_theta), (1e-5, 500_000.0));
-    assert_eq!(checkpoint.eos_token_ids(), [5]);
+    assert_eq!(checkpoint.generation().eos_token_ids, [5]);
 
     // The embedding counts up from 1; v and others keep their order; q and k get theirs back, head by head.
     assert_eq!(

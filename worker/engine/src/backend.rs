@@ -93,6 +93,18 @@ pub trait LoadWatch {
     fn is_cancelled(&self) -> bool;
 }
 
+/// Nobody watches: a load that goes on to its end.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Unwatched;
+
+impl LoadWatch for Unwatched {
+    fn progress(&self, _: LoadProgress) {}
+
+    fn is_cancelled(&self) -> bool {
+        false
+    }
+}
+
 /// Why a rank could not do what was asked. The kind decides what happens next.
 #[derive(Debug, thiserror::Error)]
 pub enum BackendError {

@@ -28,7 +28,7 @@ pub mod text;
 
 pub use backend::{
     Backend, BackendError, FormSpec, KvCapacity, KvDtype, LoadProgress, LoadWatch, MemoryPlan, StepProgress,
-    Ticket, Waited,
+    Ticket, Unwatched, Waited,
 };
 pub use block_tables::{BlockTableError, BlockTables};
 pub use leaf_tree::LeafLayout;

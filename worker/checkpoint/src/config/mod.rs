@@ -54,6 +54,16 @@ pub enum ConfigError {
         /// Why it is refused and what would be taken.
         reason: &'static str,
     },
+    /// Advice that no request could follow.
+    #[error("generation_config.json: {field} is {value}: {reason}; correct it or delete the field")]
+    Generation {
+        /// The field.
+        field: &'static str,
+        /// What it says.
+        value: String,
+        /// What would be taken.
+        reason: &'static str,
+    },
     /// A quantisation scheme that is not supported.
     #[error("the weights are quantised as {found}, which is not supported; {hint}")]
     Scheme {

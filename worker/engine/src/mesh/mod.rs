@@ -8,7 +8,6 @@
 //! | module | what it is |
 //! |---|---|
 //! | [`contract`] | [`Mesh`]: what a backend builds its communicators on |
-//! | [`topology`] | how many ranks share what |
 //! | [`frame`] | the fixed header in front of every message |
 //! | [`key`] | the key of a generation, and the proof of knowing it |
 //! | [`hello`] | what is said in a handshake, and its refusals |
@@ -41,8 +40,9 @@ pub mod membership;
 pub mod message;
 pub mod socket;
 pub mod tcp;
-pub mod topology;
 
+#[cfg(test)]
+mod handshake_tests;
 #[cfg(test)]
 mod tests;
 
@@ -53,8 +53,8 @@ pub use hello::{Answer, Hello, Identity, LinkKind, RefusalCode};
 pub use inbox::Inbox;
 pub use key::GroupKey;
 pub use listener::Listener;
+pub use llamero_checkpoint::Topology;
 pub use membership::Membership;
 pub use message::{Failure, Message, Setup};
 pub use socket::EraAbort;
 pub use tcp::TcpMesh;
-pub use topology::Topology;

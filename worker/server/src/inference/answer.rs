@@ -186,7 +186,9 @@ impl Answer {
 }
 
 fn refused(error: SubmitError) -> Status {
-    Status::unavailable(error.to_string())
+    match error {
+        SubmitError::Draining | SubmitError::Stopped => Status::unavailable(error.to_string()),
+    }
 }
 
 fn failed(kind: FailureKind, message: String) -> Status {
