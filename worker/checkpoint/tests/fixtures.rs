@@ -53,6 +53,10 @@ fn all_block_formats_are_dequantised_exactly() {
         ("Q5_0", GgmlType::Q5_0),
         ("Q5_1", GgmlType::Q5_1),
         ("Q8_0", GgmlType::Q8_0),
+        ("Q2_K", GgmlType::Q2K),
+        ("Q3_K", GgmlType::Q3K),
+        ("Q4_K", GgmlType::Q4K),
+        ("Q5_K", GgmlType::Q5K),
         ("Q6_K", GgmlType::Q6K),
     ];
     assert_eq!(file.header().tensors.len(), 2 * kinds.len());
