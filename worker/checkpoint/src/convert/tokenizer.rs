@@ -22,6 +22,8 @@ pub(super) struct Converted {
 struct Family {
     pre_tokenizer: Value,
     ignore_merges: bool,
+    /// Whether texts start with the first token where `tokenizer.ggml.add_bos_token` is absent, as llama.cpp has it.
+    add_bos: bool,
 }
 
 pub(super) fn from_gguf(gguf: &GgufFile) -> Result<Converted> {
@@ -36,6 +38,16 @@ pub(super) fn from_gguf(gguf: &GgufFile) -> Result<Converted> {
         .into());
     }
     let family = family(gguf.require("tokenizer.ggml.pre", GgufValue::as_str)?)?;
+    let flag = |key: &str| gguf.metadata().get(key).and_then(GgufValue::as_bool);
+    if flag("tokenizer.ggml.add_eos_token") == Some(true) {
+        return Err(ConvertError::Unsupported {
+            what: "tokenizer.ggml.add_eos_token",
+            found: "true".to_owned(),
+            supported: "a tokenizer that ends every text with a token cannot be converted",
+        }
+        .into());
+    }
+    let add_bos = flag("tokenizer.ggml.add_bos_token").unwrap_or(family.add_bos);
     let tokens = texts(gguf, "tokenizer.ggml.tokens")?;
     let merges = texts(gguf, "tokenizer.ggml.merges")?;
     let kinds = gguf
@@ -55,7 +67,7 @@ pub(super) fn from_gguf(gguf: &GgufFile) -> Result<Converted> {
         "added_tokens": added_tokens(&tokens, kinds),
         "normalizer": null,
         "pre_tokenizer": family.pre_tokenizer,
-        "post_processor": post_processor(gguf, &tokens),
+        "post_processor": post_processor(gguf, &tokens, add_bos),
         "decoder": byte_level(true),
         "model": {
             "type": "BPE",
@@ -84,6 +96,7 @@ fn family(pre: &str) -> Result<Family, ConvertError> {
                 "pretokenizers": [{ "type": "Digits", "individual_digits": true }, byte_level(true)],
             }),
             ignore_merges: false,
+            add_bos: false,
         }),
         "llama-bpe" | "llama3" | "llama-v3" => Ok(Family {
             pre_tokenizer: json!({
@@ -94,6 +107,7 @@ fn family(pre: &str) -> Result<Family, ConvertError> {
                 ],
             }),
             ignore_merges: true,
+            add_bos: true,
         }),
         other => Err(ConvertError::Unsupported {
             what: "the pre-tokenizer",
@@ -140,17 +154,12 @@ fn named_token<'a>(gguf: &GgufFile, tokens: &[&'a str], key: &str) -> Option<&'a
 }
 
 /// Models that want it get the first token in front of every text.
-fn post_processor(gguf: &GgufFile, tokens: &[&str]) -> Value {
-    let wanted = gguf
-        .metadata()
-        .get("tokenizer.ggml.add_bos_token")
-        .and_then(GgufValue::as_bool)
-        == Some(true);
+fn post_processor(gguf: &GgufFile, tokens: &[&str], add_bos: bool) -> Value {
     let id = gguf
         .metadata()
         .get("tokenizer.ggml.bos_token_id")
         .and_then(GgufValue::as_u32);
-    let (true, Some(id), Some(bos)) = (wanted, id, named_token(gguf, tokens, "bos")) else {
+    let (true, Some(id), Some(bos)) = (add_bos, id, named_token(gguf, tokens, "bos")) else {
         return json!({ "type": "ByteLevel", "add_prefix_space": true, "trim_offsets": false, "use_regex": true });
     };
     let special = |type_id: u32| json!({ "SpecialToken": { "id": bos, "type_id": type_id } });

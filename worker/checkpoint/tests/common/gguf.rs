@@ -58,6 +58,17 @@ impl Gguf {
         values.iter().for_each(|value| out.extend(value.to_le_bytes()));
     }
 
+    /// Give a key another name of the same length.
+    pub fn rename(&mut self, from: &str, to: &str) {
+        assert_eq!(from.len(), to.len());
+        let at = self
+            .keys
+            .windows(from.len())
+            .position(|window| window == from.as_bytes());
+        let at = at.unwrap();
+        self.keys[at..at + to.len()].copy_from_slice(to.as_bytes());
+    }
+
     /// An f32 tensor; `dims` in GGUF's order, columns first.
     pub fn tensor(&mut self, name: &str, dims: &[u64], values: Vec<f32>) {
         assert_eq!(dims.iter().product::<u64>(), values.len() as u64);
