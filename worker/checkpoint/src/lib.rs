@@ -6,6 +6,7 @@
 //! | [`checkpoint`] | an open folder: configuration and headers of all files |
 //! | [`config`] | `config.json`, `generation_config.json`, quantisation schemes |
 //! | [`safetensors`] | reader by byte range, index, writer |
+//! | `companions` | what may lie beside the weights |
 //! | [`layout`] | the logical tensors of a Llama, checked against the headers |
 //! | [`shard`] | which heads, leaves and vocabulary rows a rank holds |
 //! | [`load`] | streaming a rank's shard |
@@ -22,6 +23,7 @@
 #![forbid(unsafe_code)]
 
 pub mod checkpoint;
+mod companions;
 pub mod config;
 pub mod convert;
 pub mod dtype;
