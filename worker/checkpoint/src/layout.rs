@@ -65,6 +65,12 @@ impl TensorKind {
         !self.is_norm() && self != Self::Embed
     }
 
+    /// Whether it is a matrix of the feed-forward layer.
+    #[must_use]
+    pub fn is_feed_forward(self) -> bool {
+        matches!(self, Self::Gate | Self::Up | Self::Down)
+    }
+
     /// Rows and columns; a norm is one row.
     #[must_use]
     pub fn shape(self, config: &LlamaConfig) -> (u64, u64) {

@@ -15,7 +15,7 @@
 //! | [`e4m3`], [`dtype`] | number formats |
 //! | [`gguf`] | GGUF files: reader and dequantisation |
 //! | [`convert`] | GGUF to a Hugging Face folder |
-//! | [`quantize`] | bf16 to Meta's row-wise FP8 |
+//! | [`quantize`] | bf16 to row-wise FP8 |
 //!
 //! The way to a rank's weights: [`Checkpoint::open`] → [`ModelLayout::check`] → [`ShardPlan::new`] →
 //! [`load::load_rank`].

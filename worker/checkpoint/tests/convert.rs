@@ -15,8 +15,7 @@ use llamero_checkpoint::config::Llama3Rope;
 use llamero_checkpoint::convert::{ConvertOptions, gguf_to_hugging_face};
 use llamero_checkpoint::dtype::extend_f32;
 use llamero_checkpoint::gguf::GgufFile;
-use llamero_checkpoint::quantize::{QuantizeOptions, to_fbgemm_fp8};
-use llamero_checkpoint::{Checkpoint, Dtype, ModelLayout, Result};
+use llamero_checkpoint::{Checkpoint, ModelLayout, Result};
 use proptest::prelude::*;
 use serde_json::Value;
 
@@ -110,69 +109,6 @@ fn a_small_llama() {
         json(&checkpoint.folder().join("tokenizer_config.json"))["chat_template"],
         "{{ messages }}"
     );
-}
-
-#[test]
-fn a_tied_model_is_untied_by_quantising_its_head_and_stays_tied_otherwise() {
-    let mut gguf = tiny();
-    add_tensors(&mut gguf, true);
-    let folder = tempfile::tempdir().unwrap();
-    let plain = convert(folder.path(), &gguf.bytes()).unwrap();
-    assert!(plain.config().tie_word_embeddings);
-
-    let quantize = |name: &str, keep: &[&str]| {
-        let target = folder.path().join(name);
-        let options = QuantizeOptions {
-            keep: keep.iter().map(ToString::to_string).collect(),
-            ..Default::default()
-        };
-        to_fbgemm_fp8(plain.folder(), &target, &options, &mut |_| ()).unwrap();
-        let checkpoint = Checkpoint::open(&target).unwrap();
-        ModelLayout::check(&checkpoint).unwrap();
-        checkpoint
-    };
-    let all = quantize("all", &[]);
-    assert!(!all.config().tie_word_embeddings);
-    assert_eq!(all.tensor("lm_head.weight").unwrap().dtype, Dtype::F8E4M3);
-    assert_eq!(all.tensor("lm_head.weight_scale").unwrap().shape, [6, 1]);
-    assert_eq!(
-        all.tensor("model.embed_tokens.weight").unwrap().dtype,
-        Dtype::BF16
-    );
-    assert_eq!(
-        all.config().quantization.as_ref().unwrap().activation_scale_ub,
-        Some(1200.0)
-    );
-    assert!(all.folder().join("tokenizer.json").exists());
-
-    let some = quantize("some", &["lm_head", "model.layers.0.self_attn"]);
-    assert!(some.config().tie_word_embeddings && some.tensor("lm_head.weight").is_none());
-    assert_eq!(
-        some.tensor("model.layers.0.self_attn.q_proj.weight")
-            .unwrap()
-            .dtype,
-        Dtype::BF16
-    );
-    assert_eq!(
-        some.tensor("model.layers.0.mlp.up_proj.weight").unwrap().dtype,
-        Dtype::F8E4M3
-    );
-    assert_eq!(some.config().quantization.as_ref().unwrap().excluded.len(), 2);
-
-    let again = to_fbgemm_fp8(
-        all.folder(),
-        &folder.path().join("again"),
-        &QuantizeOptions::default(),
-        &mut |_| (),
-    );
-    assert!(again.unwrap_err().to_string().contains("F8_E4M3 already"));
-    let target = to_fbgemm_fp8(
-        plain.folder(),
-        all.folder(),
-        &QuantizeOptions::default(),
-        &mut |_| (),
-    );
-    assert!(target.unwrap_err().to_string().contains("not empty"));
 }
 
 #[test]
