@@ -258,6 +258,11 @@ fn other_models_are_refused_by_name() {
     bias.tensor("blk.0.attn_q.bias", &[HIDDEN], vec![0.5; HIDDEN as usize]);
     assert!(refusal(&bias).contains("blk.0.attn_q.bias"));
 
+    let mut more = tiny();
+    more.texts("tokenizer.ggml.tokens", &["a", "b", "c", "d", "e", "f", "g"]);
+    add_tensors(&mut more, false);
+    assert!(refusal(&more).contains("lists 7 tokens and has embeddings for 6"));
+
     let mut ends = tiny();
     ends.flag("tokenizer.ggml.add_eos_token", true);
     add_tensors(&mut ends, false);

@@ -197,7 +197,9 @@ fn plain_fp8_by_tensor() {
     assert_eq!(checkpoint.generation().temperature, None);
 
     let form = |id| every_layer(id, Some(("weight_scale_inv", Dtype::F32, Shape::Scalar)));
-    let published = write("transformers5-8b-fp8-dynamic", form, |_| vec![]);
+    let published = write("transformers5-8b-fp8-dynamic", form, |id| {
+        beside(id, &["activation_scale"])
+    });
     check_small("transformers5-8b-fp8-dynamic", &published, method);
     check_defaults(&published, Some(LLAMA_3_1), &EOS);
 }

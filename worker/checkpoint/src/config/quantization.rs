@@ -103,7 +103,11 @@ impl Quantization {
                 return refused(format.to_owned());
             }
         }
-        for weights in groups.iter().map(|group| &group["weights"]) {
+        for weights in groups
+            .iter()
+            .map(|group| &group["weights"])
+            .filter(|weights| !weights.is_null())
+        {
             let (kind, bits, strategy) = (
                 text(weights, "type"),
                 &weights["num_bits"],
@@ -113,7 +117,7 @@ impl Quantization {
             if weights["symmetric"] == false {
                 return refused(format!("{kind} of {bits} bits a {strategy}, asymmetric"));
             }
-            if !weights.is_null() && !(float8 && matches!(strategy, "channel" | "tensor")) {
+            if !float8 || !matches!(strategy, "channel" | "tensor") {
                 return refused(format!("{kind} of {bits} bits a {strategy}"));
             }
         }

@@ -4,7 +4,7 @@ use serde_json::{Map, Value, json};
 
 use super::ConvertError;
 use crate::error::Result;
-use crate::gguf::{GgufFile, GgufValue};
+use crate::gguf::{GgufError, GgufFile, GgufValue};
 
 /// Kinds of tokens in `tokenizer.ggml.token_type`.
 const CONTROL: u32 = 3;
@@ -38,17 +38,8 @@ pub(super) fn from_gguf(gguf: &GgufFile) -> Result<Converted> {
         .into());
     }
     let family = family(gguf.require("tokenizer.ggml.pre", GgufValue::as_str)?)?;
-    let flag = |key: &str| gguf.metadata().get(key).and_then(GgufValue::as_bool);
-    if flag("tokenizer.ggml.add_eos_token") == Some(true) {
-        return Err(ConvertError::Unsupported {
-            what: "tokenizer.ggml.add_eos_token",
-            found: "true".to_owned(),
-            supported: "a tokenizer that ends every text with a token cannot be converted",
-        }
-        .into());
-    }
-    let add_bos = flag("tokenizer.ggml.add_bos_token").unwrap_or(family.add_bos);
-    let tokens = texts(gguf, "tokenizer.ggml.tokens")?;
+    let add_bos = add_bos(gguf, &family)?;
+    let tokens = tokens(gguf)?;
     let merges = texts(gguf, "tokenizer.ggml.merges")?;
     let kinds = gguf
         .metadata()
@@ -86,6 +77,35 @@ pub(super) fn from_gguf(gguf: &GgufFile) -> Result<Converted> {
         tokenizer,
         config: tokenizer_config(gguf, &tokens),
     })
+}
+
+/// Whether every text starts with the first token. No model that writes answers wants its end token after every text.
+fn add_bos(gguf: &GgufFile, family: &Family) -> Result<bool, ConvertError> {
+    let flag = |key: &str| gguf.metadata().get(key).and_then(GgufValue::as_bool);
+    if flag("tokenizer.ggml.add_eos_token") == Some(true) {
+        return Err(ConvertError::Unsupported {
+            what: "tokenizer.ggml.add_eos_token",
+            found: "true".to_owned(),
+            supported: "a tokenizer that ends every text with a token cannot be converted",
+        });
+    }
+    Ok(flag("tokenizer.ggml.add_bos_token").unwrap_or(family.add_bos))
+}
+
+fn tokens(gguf: &GgufFile) -> Result<Vec<&str>> {
+    let tokens = texts(gguf, "tokenizer.ggml.tokens")?;
+    let rows = gguf.require_tensor("token_embd.weight")?.rows;
+    if tokens.len() as u64 > rows {
+        return Err(GgufError::Damaged {
+            path: gguf.path().to_path_buf(),
+            reason: format!(
+                "it lists {} tokens and has embeddings for {rows}; the file is damaged",
+                tokens.len()
+            ),
+        }
+        .into());
+    }
+    Ok(tokens)
 }
 
 fn family(pre: &str) -> Result<Family, ConvertError> {
