@@ -286,6 +286,7 @@ fn damaged_files_are_refused() {
         GgufFile::open(&path).expect_err("must be refused").to_string()
     };
     assert!(refusal(b"<html>").contains("not a GGUF file"));
+    assert!(refusal(b"version https://git-lfs.github.com/spec/v1\n").contains("git lfs pull"));
     assert!(refusal(&good[..2]).contains("cut off"));
     assert!(refusal(&good[..good.len() - 4]).contains("ends beyond the end of the file"));
     let with = |at: usize, bytes: &[u8]| {

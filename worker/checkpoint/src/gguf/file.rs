@@ -164,8 +164,15 @@ struct RawTensor {
 fn parse_metadata(
     parser: &mut Parser<impl std::io::Read>,
 ) -> Result<(u64, BTreeMap<String, GgufValue>), String> {
-    if parser.bytes::<4>()? != *b"GGUF" {
-        return Err("this is not a GGUF file (its first bytes are not \"GGUF\")".to_owned());
+    match &parser.bytes::<4>()? {
+        b"GGUF" => {}
+        // "version https://git-lfs.github.com/spec/v1"
+        b"vers" => {
+            return Err(
+                "this is a Git LFS pointer and not the file; fetch it with `git lfs pull`".to_owned(),
+            );
+        }
+        _ => return Err("this is not a GGUF file (its first bytes are not \"GGUF\")".to_owned()),
     }
     match parser.u32()? {
         2 | 3 => {}

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use half::bf16;
 use llamero_checkpoint::layout::TensorId;
 use llamero_checkpoint::load::{Rows, load_rank};
-use llamero_checkpoint::{Checkpoint, Dtype, LlamaConfig, ModelLayout, ShardPlan, TensorKind};
+use llamero_checkpoint::{Checkpoint, Dtype, LlamaConfig, ModelLayout, ShardPlan, TensorKind, Topology};
 use serde_json::{Map, Value, json};
 
 use super::header;
@@ -160,7 +160,7 @@ fn write_files(folder: &Path, tensors: &[(String, Dtype, Vec<u64>, Vec<u8>)]) {
 /// What one rank that holds everything is given, as values: code times scale, or the plain value.
 pub fn loaded(checkpoint: &Checkpoint) -> BTreeMap<TensorId, Vec<f32>> {
     let layout = ModelLayout::check(checkpoint).unwrap();
-    let whole = ShardPlan::new(checkpoint.config(), 1, 0).unwrap();
+    let plan = ShardPlan::new(checkpoint.config(), Topology::tensor(1)).unwrap();
     let mut values: BTreeMap<TensorId, Vec<f32>> = BTreeMap::new();
     let mut sink = |rows: Rows<'_>| {
         let all = values.entry(rows.piece.tensor.id).or_default();
@@ -175,7 +175,14 @@ pub fn loaded(checkpoint: &Checkpoint) -> BTreeMap<TensorId, Vec<f32>> {
             .for_each(|(row, scale)| row.iter_mut().for_each(|value| *value *= scale));
         Ok(())
     };
-    load_rank(checkpoint, &layout, &whole, &mut sink, &mut |_| ()).unwrap();
+    load_rank(
+        checkpoint,
+        &layout,
+        plan.member(0).unwrap(),
+        &mut sink,
+        &mut |_| (),
+    )
+    .unwrap();
     values
 }
 
