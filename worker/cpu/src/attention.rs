@@ -180,25 +180,25 @@ fn run(
             vector::split(kernel, scores, high, low);
         }
         let mut sums = [0.0f32; MAX_ROWS * MAX_HEAD_DIM];
-        for at in (0..end).step_by(kv.tile()) {
-            let values = cache.values(layer, &task.span.table, task.kv_head, chunk + at);
-            let tile = Tile {
-                element: Element::Bf16,
-                weights: bytemuck::cast_slice(values),
-                upper: None,
-                block_stride: kv.value_group() * size_of::<u16>(),
-                blocks: kv.groups(),
-                steps: kv.tile() / 2,
-                inputs: &weights[0][at / 2..],
-                input_stride: CHUNK / 2,
-                rows: rows.len(),
-            };
-            tile.run(kernel, &mut sums[..sums_len]);
-            Tile {
-                inputs: &weights[1][at / 2..],
-                ..tile
+        // By 32 positions for every size of blocks, so that the order of summation is one.
+        for at in (0..end).step_by(LANES) {
+            for weights in &weights {
+                for at in (at..(at + LANES).min(end)).step_by(kv.tile()) {
+                    let values = cache.values(layer, &task.span.table, task.kv_head, chunk + at);
+                    let tile = Tile {
+                        element: Element::Bf16,
+                        weights: bytemuck::cast_slice(values),
+                        upper: None,
+                        block_stride: kv.value_group() * size_of::<u16>(),
+                        blocks: kv.groups(),
+                        steps: kv.tile() / 2,
+                        inputs: &weights[at / 2..],
+                        input_stride: CHUNK / 2,
+                        rows: rows.len(),
+                    };
+                    tile.run(kernel, &mut sums[..sums_len]);
+                }
             }
-            .run(kernel, &mut sums[..sums_len]);
         }
         for i in 0..rows.len() {
             let (max, mass) = part[i];

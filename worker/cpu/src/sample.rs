@@ -309,8 +309,8 @@ mod tests {
         assert_eq!(row, [0.0, f32::NEG_INFINITY, 0.0, 0.5]);
         adjustments.apply(2, &vocab, &mut row);
         assert_eq!(row, [0.0, f32::NEG_INFINITY, 0.0, 0.5]);
-        let mut row = [0.0; 4];
-        adjustments.apply(1, &Runs::new([0..2, 11..13]), &mut row);
-        assert_eq!(row, [0.0, 0.0, 0.5, f32::NEG_INFINITY]);
+        let mut row = [0.0; 5];
+        adjustments.apply(1, &Runs::new([0..2, 9..12]), &mut row);
+        assert_eq!(row, [0.0, 0.0, f32::NEG_INFINITY, 0.0, 0.5]);
     }
 }

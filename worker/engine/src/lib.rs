@@ -4,7 +4,7 @@
 //! |---|---|
 //! | [`step`] | what travels in one step: plan, late values, candidates |
 //! | [`backend`] | the contract of one rank's compute |
-//! | [`hash`] | hashes that are the same in every build |
+//! | [`hash`] | hashes that are the same in every process |
 //! | [`block_tables`] | which KV blocks hold the positions of each slot |
 //! | [`schedule`] | what is computed next: admission, batches, KV blocks, preemption |
 //! | [`mesh`] | links between the ranks of a group, on which backends build their collectives |
@@ -20,7 +20,7 @@ pub mod block_tables;
 pub mod hash;
 pub mod leaf_tree;
 pub mod mesh;
-//pub mod runtime;
+pub mod runtime;
 pub mod sampling;
 pub mod schedule;
 pub mod step;

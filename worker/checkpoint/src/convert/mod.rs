@@ -5,7 +5,7 @@ pub(crate) mod error;
 mod tokenizer;
 mod weights;
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use serde_json::json;
 

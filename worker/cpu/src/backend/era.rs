@@ -127,8 +127,9 @@ impl Era {
         progress: &StepProgress,
     ) -> Result<Waited, BackendError> {
         let index = self.index(ticket)?;
+        let mut computed = false;
         for number in 0..=index {
-            if number > 0 && !self.steps[number].is_done() && Instant::now() >= until {
+            if computed && Instant::now() >= until {
                 return Ok(Waited::Pending);
             }
             if matches!(self.steps[number].stage, Stage::Submitted) {
@@ -142,6 +143,7 @@ impl Era {
                 };
                 let normed = forward(model, machine, step)?;
                 self.steps[number].stage = Stage::Forwarded(normed);
+                computed = true;
             }
             let step = &mut self.steps[number];
             if !step.is_done() && !step.sample(model, pool, &mut self.work.logits) {

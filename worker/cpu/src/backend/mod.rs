@@ -152,6 +152,12 @@ impl CpuBackend {
         format!("{} kv-{kv}", self.kernel.numerics_class())
     }
 
+    /// How the group shares the model.
+    #[must_use]
+    pub fn topology(&self) -> Topology {
+        self.shard.topology
+    }
+
     /// The kernel in use.
     #[must_use]
     pub fn kernel(&self) -> Kernel {

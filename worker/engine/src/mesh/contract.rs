@@ -8,7 +8,7 @@ use super::Topology;
 use crate::step::Era;
 
 /// Why peers could not be talked to. Every error ends the era on every rank.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error, serde::Serialize, serde::Deserialize)]
 pub enum MeshError {
     /// The connection to a peer broke.
     #[error("lost rank {rank}: {reason}")]

@@ -85,6 +85,12 @@ impl GroupKey {
     }
 }
 
+impl From<[u8; SECRET_BYTES]> for GroupKey {
+    fn from(bytes: [u8; SECRET_BYTES]) -> Self {
+        Self(bytes)
+    }
+}
+
 impl TryFrom<&[u8]> for GroupKey {
     type Error = KeyLength;
 

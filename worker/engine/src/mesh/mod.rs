@@ -13,7 +13,8 @@
 //! | [`hello`] | what is said in a handshake, and its refusals |
 //! | [`membership`] | who belongs to a group |
 //! | [`socket`] | non-blocking reads and writes with deadlines, and the era's abort |
-//! | [`control_link`] | plans, late values and answers between rank 0 and another rank |
+//! | [`message`] | what rank 0 and the members say to each other: plans, late values, answers |
+//! | [`control_link`] | messages between rank 0 and another rank |
 //! | [`dial`] | connecting to a peer |
 //! | [`listener`] | accepting peers, and surviving everybody else |
 //! | [`inbox`] | accepted links that wait for their era |
@@ -36,14 +37,17 @@ pub mod key;
 pub mod listener;
 pub mod local;
 pub mod membership;
+pub mod message;
 pub mod socket;
 pub mod tcp;
 
 #[cfg(test)]
+mod handshake_tests;
+#[cfg(test)]
 mod tests;
 
 pub use contract::{Abort, Label, Mesh, MeshError, Transfer, Wait};
-pub use control_link::{ControlLink, Message};
+pub use control_link::ControlLink;
 pub use data_link::DataLink;
 pub use hello::{Answer, Hello, Identity, LinkKind, RefusalCode};
 pub use inbox::Inbox;
@@ -51,5 +55,6 @@ pub use key::GroupKey;
 pub use listener::Listener;
 pub use llamero_checkpoint::Topology;
 pub use membership::Membership;
+pub use message::{Failure, Message, Setup};
 pub use socket::EraAbort;
 pub use tcp::TcpMesh;

@@ -6,8 +6,10 @@ use anyhow::Context as _;
 use clap::Args;
 use llamero_checkpoint::inspect::inspect as report_on;
 use llamero_checkpoint::{CheckpointSummary, Topology};
+use llamero_proto::limits;
 
-use crate::exit::INPUT_UNUSABLE;
+use crate::config::within;
+use crate::exit::UNUSABLE;
 
 /// What the kubelet keeps of a termination message.
 const TERMINATION_LIMIT: usize = 4096;
@@ -24,10 +26,10 @@ pub struct InspectArgs {
     #[arg(long, value_name = "DIR", conflicts_with = "dir")]
     pub model_dir: Option<PathBuf>,
     /// Also check and show this tensor-parallel size
-    #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..))]
+    #[arg(long, value_name = "N", default_value_t = 1, value_parser = within(limits::TENSOR))]
     pub tensor: u32,
     /// Pipeline stages to check and show with it
-    #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..))]
+    #[arg(long, value_name = "N", default_value_t = 1, value_parser = within(limits::PIPELINE))]
     pub pipeline: u32,
     /// Print JSON
     #[arg(long)]
@@ -70,7 +72,7 @@ pub fn inspect(args: &InspectArgs) -> anyhow::Result<u8> {
     }
     print!("{report}");
     Ok(if report.summary.problem.is_some() {
-        INPUT_UNUSABLE
+        UNUSABLE
     } else {
         0
     })
