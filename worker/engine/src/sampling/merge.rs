@@ -4,7 +4,7 @@ use super::candidates::by_logit;
 use super::kept::{kept, winner};
 use super::mass::Mass;
 use super::{Noise, Sampled, SamplingError, SamplingParams};
-use crate::step::{RowCandidates, TOP_CANDIDATES};
+use crate::step::RowCandidates;
 
 /// What the candidates tell.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -15,7 +15,7 @@ pub enum Outcome {
     NeedFullRow,
 }
 
-/// Sample from the answers of all ranks to one row, in rank order. `noise` is that of the token's position.
+/// Sample from the answers of all ranks to one position. `noise` is that of the new token's position.
 ///
 /// # Errors
 /// [`SamplingError`] when the logits are not finite or the answers do not fit together.
@@ -24,33 +24,34 @@ pub fn merge(
     noise: Noise,
     ranks: &[&RowCandidates],
 ) -> Result<Outcome, SamplingError> {
-    let mass = Mass::of_ranks(ranks, params.logprobs)?;
-    let Known { order, complete } = known_order(ranks)?;
-    let &(best, best_logit) = order
-        .first()
-        .ok_or(SamplingError::Inconsistent("no candidates"))?;
-    if !best_logit.is_finite() {
-        return Err(SamplingError::NotFinite);
-    }
+    let mass = Mass::of_ranks(ranks, params.needs_mass(), params.logprobs)?;
     if params.temperature == 0.0 {
-        return Ok(Outcome::Token(sampled(best, best_logit, &mass)));
+        let best = ranks.iter().filter_map(|rank| rank.top.first());
+        let (token, logit) = best
+            .min_by(|a, b| by_logit(a, b))
+            .ok_or(SamplingError::Inconsistent("no candidates"))?;
+        return sampled(*token, *logit, &mass).map(Outcome::Token);
     }
-
     let (free, free_logit) = best_of_all(ranks)?;
+    let free_token = sampled(free, free_logit, &mass)?;
     if !params.restricts() {
-        return Ok(Outcome::Token(sampled(free, free_logit, &mass)));
+        return Ok(Outcome::Token(free_token));
+    }
+    let Known { order, complete } = known_order(ranks, params.key().top.into())?;
+    if order.first().is_none_or(|(_, logit)| !logit.is_finite()) {
+        return Err(SamplingError::NotFinite);
     }
     let kept = kept(order.into_iter(), params, mass.scaled);
     // The winner over everything also wins over any set that contains it.
     if kept.tokens.iter().any(|&(id, _)| id == free) {
-        return Ok(Outcome::Token(sampled(free, free_logit, &mass)));
+        return Ok(Outcome::Token(free_token));
     }
     if !kept.closed && !complete {
         return Ok(Outcome::NeedFullRow);
     }
     let (token, logit) = winner(&kept.tokens, noise, params.temperature)
         .ok_or(SamplingError::Inconsistent("no candidates"))?;
-    Ok(Outcome::Token(sampled(token, logit, &mass)))
+    sampled(token, logit, &mass).map(Outcome::Token)
 }
 
 /// The tokens whose place in the order of the whole vocabulary is certain.
@@ -60,9 +61,9 @@ struct Known {
     complete: bool,
 }
 
-/// Join the ranks' lists. A list that was cut at [`TOP_CANDIDATES`] says nothing about what follows its last entry, so
-/// the order is certain up to the best of those last entries.
-fn known_order(ranks: &[&RowCandidates]) -> Result<Known, SamplingError> {
+/// Join the ranks' lists of up to `longest` entries. A list that was cut says nothing about what follows its last entry,
+/// so the order is certain up to the best of those last entries.
+fn known_order(ranks: &[&RowCandidates], longest: usize) -> Result<Known, SamplingError> {
     let mut order: Vec<(u32, f32)> = ranks.iter().flat_map(|rank| rank.top.iter().copied()).collect();
     if order
         .iter()
@@ -73,7 +74,7 @@ fn known_order(ranks: &[&RowCandidates]) -> Result<Known, SamplingError> {
     order.sort_unstable_by(by_logit);
     let last_certain = ranks
         .iter()
-        .filter(|rank| rank.top.len() >= TOP_CANDIDATES)
+        .filter(|rank| rank.top.len() >= longest)
         .filter_map(|rank| rank.top.last())
         // Behind a masked token there are only masked ones.
         .filter(|(_, logit)| *logit != f32::NEG_INFINITY)
@@ -88,26 +89,21 @@ fn known_order(ranks: &[&RowCandidates]) -> Result<Known, SamplingError> {
     })
 }
 
-/// The best perturbed token of all ranks, ties by lower id.
+/// The best perturbed token of all ranks, ties by lower id; NaN comes first.
 fn best_of_all(ranks: &[&RowCandidates]) -> Result<(u32, f32), SamplingError> {
-    let mut best: Option<(u32, f32, f32)> = None;
-    for rank in ranks {
-        let Some((id, value, logit)) = rank.gumbel else {
-            return Err(SamplingError::Inconsistent("a rank sampled greedily"));
-        };
-        if best.is_none_or(|(best_id, best_value, _)| {
-            value > best_value || (value == best_value && id < best_id)
-        }) {
-            best = Some((id, value, logit));
-        }
-    }
-    best.map(|(id, _, logit)| (id, logit))
-        .ok_or(SamplingError::Inconsistent("no candidates"))
+    // A rank whose share is empty has none.
+    let best = ranks.iter().filter_map(|rank| rank.gumbel);
+    best.min_by(|a, b| by_logit(&(a.0, a.1), &(b.0, b.1)))
+        .map(|(id, _, logit)| (id, logit))
+        .ok_or(SamplingError::Inconsistent("no rank sampled with noise"))
 }
 
-pub(super) fn sampled(token: u32, logit: f32, mass: &Mass) -> Sampled {
-    Sampled {
+pub(super) fn sampled(token: u32, logit: f32, mass: &Mass) -> Result<Sampled, SamplingError> {
+    if !logit.is_finite() {
+        return Err(SamplingError::NotFinite);
+    }
+    Ok(Sampled {
         token,
         logprob: mass.raw.map(|total| (f64::from(logit) - total) as f32),
-    }
+    })
 }

@@ -69,7 +69,7 @@ impl Dialling {
                     None => missing.push(format!("rank {rank} has no address")),
                     Some(address) => {
                         let hello = self.identity.hello(self.era, rank, LinkKind::Plan);
-                        match dial(*address, &hello, self.dial_timeout) {
+                        match dial(*address, &hello, &self.membership.key, self.dial_timeout) {
                             Ok(stream) => *plan = Some(stream),
                             Err(error) => match refused_for_good(rank, &error, self.era) {
                                 Some(over) => return over,
@@ -103,7 +103,7 @@ impl Dialling {
         let mut data = Vec::new();
         for (rank, address) in (0..).zip(&self.membership.members).skip(1) {
             let hello = self.identity.hello(self.era, rank, LinkKind::Data);
-            match dial(*address, &hello, self.dial_timeout) {
+            match dial(*address, &hello, &self.membership.key, self.dial_timeout) {
                 Ok(stream) => data.push(DataLink::new(stream, rank)),
                 Err(error) => {
                     let refused = refused_for_good(rank, &error, self.era);
