@@ -55,6 +55,9 @@ pub struct EngineArgs {
     /// A group that completes no step for this long is not ready
     #[arg(long, value_name = "DURATION", default_value = "30s", value_parser = duration::parse)]
     pub stall_timeout: Duration,
+    /// Take names of control tokens in chat messages for those tokens, as servers did before; else they are text
+    #[arg(long)]
+    pub parse_special_tokens_in_messages: bool,
     /// Time between "not ready" and "no new requests" while draining
     #[arg(long, value_name = "DURATION", default_value = "5s", value_parser = duration::parse)]
     pub drain_grace: Duration,

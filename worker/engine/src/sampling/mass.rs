@@ -40,29 +40,37 @@ impl Mass {
     }
 }
 
-/// One value for each tile of the vocabulary.
-fn in_tile_order(ranks: &[&RowCandidates], values: Values) -> Result<Vec<f32>, SamplingError> {
-    let tiles: usize = ranks.iter().map(|rank| values(rank).len()).sum();
-    let mut all: Vec<Option<f32>> = vec![None; tiles];
+/// The values of all tiles of the vocabulary, as runs of consecutive tiles in order.
+fn in_tile_order<'a>(ranks: &[&'a RowCandidates], values: Values) -> Result<Vec<&'a [f32]>, SamplingError> {
+    let mut runs: Vec<(u32, &[f32])> = Vec::with_capacity(ranks.len());
     for rank in ranks {
-        if rank.tiles.len() as usize != values(rank).len() {
+        let mut rest = values(rank);
+        for run in rank.tiles.as_slice() {
+            let Some((these, others)) = rest.split_at_checked((run.end - run.start) as usize) else {
+                return Err(SamplingError::Inconsistent(
+                    "a rank gave fewer masses than it has tiles",
+                ));
+            };
+            runs.push((run.start, these));
+            rest = others;
+        }
+        if !rest.is_empty() {
             return Err(SamplingError::Inconsistent(
-                "a rank gave another number of masses than it has tiles",
+                "a rank gave more masses than it has tiles",
             ));
         }
-        for (tile, value) in rank.tiles.iter().zip(values(rank)) {
-            match all.get_mut(tile as usize) {
-                Some(place @ None) => *place = Some(*value),
-                _ => {
-                    return Err(SamplingError::Inconsistent(
-                        "the vocabulary tiles leave a gap or overlap",
-                    ));
-                }
-            }
-        }
     }
-    // As many values as places and none twice: every place is filled.
-    Ok(all.into_iter().flatten().collect())
+    runs.sort_unstable_by_key(|(start, _)| *start);
+    let mut next = 0;
+    for (start, values) in &runs {
+        if *start as usize != next {
+            return Err(SamplingError::Inconsistent(
+                "the vocabulary tiles leave a gap or overlap",
+            ));
+        }
+        next += values.len();
+    }
+    Ok(runs.into_iter().map(|(_, values)| values).collect())
 }
 
 /// Log-sum-exp of one tile of logits, each divided by `temperature` first (0: as they are).
@@ -94,9 +102,10 @@ pub fn tiles(logits: &[f32], temperature: f32) -> Vec<f32> {
         .collect()
 }
 
-fn join(tiles: &[f32]) -> Result<f64, SamplingError> {
-    let best = f64::from(tiles.iter().copied().fold(f32::NEG_INFINITY, f32::max));
-    let sum: f64 = tiles.iter().map(|tile| (f64::from(*tile) - best).exp()).sum();
+fn join(runs: &[&[f32]]) -> Result<f64, SamplingError> {
+    let tiles = || runs.iter().copied().flatten().copied();
+    let best = f64::from(tiles().fold(f32::NEG_INFINITY, f32::max));
+    let sum: f64 = tiles().map(|tile| (f64::from(tile) - best).exp()).sum();
     let total = best + sum.ln();
     if total.is_finite() {
         Ok(total)

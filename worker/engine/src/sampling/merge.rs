@@ -24,7 +24,7 @@ pub fn merge(
     noise: Noise,
     ranks: &[&RowCandidates],
 ) -> Result<Outcome, SamplingError> {
-    let mass = Mass::of_ranks(ranks, params.needs_mass(), params.logprobs)?;
+    let mass = Mass::of_ranks(ranks, false, params.logprobs)?;
     if params.temperature == 0.0 {
         let best = ranks.iter().filter_map(|rank| rank.top.first());
         let (token, logit) = best
@@ -37,16 +37,22 @@ pub fn merge(
     if !params.restricts() {
         return Ok(Outcome::Token(free_token));
     }
-    let Known { order, complete } = known_order(ranks, params.key().top.into())?;
-    if order.first().is_none_or(|(_, logit)| !logit.is_finite()) {
+    let mut order = CertainOrder::new(ranks, params.key().top.into());
+    let (best, best_logit) = order.head().ok_or(SamplingError::Inconsistent("no candidates"))?;
+    if !best_logit.is_finite() {
         return Err(SamplingError::NotFinite);
     }
-    let kept = kept(order.into_iter(), params, mass.scaled);
-    // The winner over everything also wins over any set that contains it.
+    // The best token is always kept, and the winner over everything also wins over any set that contains it.
+    if best == free {
+        return Ok(Outcome::Token(free_token));
+    }
+    // Dear, so not before it is needed.
+    let total = Mass::of_ranks(ranks, params.needs_mass(), false)?.scaled;
+    let kept = kept(order.by_ref(), params, total);
     if kept.tokens.iter().any(|&(id, _)| id == free) {
         return Ok(Outcome::Token(free_token));
     }
-    if !kept.closed && !complete {
+    if !kept.closed && !order.is_complete() {
         return Ok(Outcome::NeedFullRow);
     }
     let (token, logit) = winner(&kept.tokens, noise, params.temperature)
@@ -54,39 +60,63 @@ pub fn merge(
     sampled(token, logit, &mass).map(Outcome::Token)
 }
 
-/// The tokens whose place in the order of the whole vocabulary is certain.
-struct Known {
-    order: Vec<(u32, f32)>,
-    /// Whether that is every token with any probability.
-    complete: bool,
+/// The tokens whose place in the order of the whole vocabulary is certain, best first: the ranks' sorted lists merged,
+/// until one ends that was cut, since that says nothing about what follows its last entry.
+struct CertainOrder<'a> {
+    lists: Vec<List<'a>>,
+    /// Set when the order may go on with a token that is in no list.
+    uncertain: bool,
 }
 
-/// Join the ranks' lists of up to `longest` entries. A list that was cut says nothing about what follows its last entry,
-/// so the order is certain up to the best of those last entries.
-fn known_order(ranks: &[&RowCandidates], longest: usize) -> Result<Known, SamplingError> {
-    let mut order: Vec<(u32, f32)> = ranks.iter().flat_map(|rank| rank.top.iter().copied()).collect();
-    if order
-        .iter()
-        .any(|&(_, logit)| logit.is_nan() || logit == f32::INFINITY)
-    {
-        return Err(SamplingError::NotFinite);
+struct List<'a> {
+    rest: &'a [(u32, f32)],
+    cut: bool,
+}
+
+impl<'a> CertainOrder<'a> {
+    /// Lists of up to `longest` entries are whole, longer ones were cut there.
+    fn new(ranks: &[&'a RowCandidates], longest: usize) -> Self {
+        let list = |rank: &&'a RowCandidates| List {
+            rest: &rank.top,
+            // Behind a masked token there are only masked ones.
+            cut: rank.top.len() >= longest && rank.top.last().is_some_and(|last| last.1 != f32::NEG_INFINITY),
+        };
+        Self {
+            lists: ranks.iter().map(list).collect(),
+            uncertain: false,
+        }
     }
-    order.sort_unstable_by(by_logit);
-    let last_certain = ranks
-        .iter()
-        .filter(|rank| rank.top.len() >= longest)
-        .filter_map(|rank| rank.top.last())
-        // Behind a masked token there are only masked ones.
-        .filter(|(_, logit)| *logit != f32::NEG_INFINITY)
-        .min_by(|a, b| by_logit(a, b));
-    if let Some(last) = last_certain {
-        let certain = order.partition_point(|entry| by_logit(entry, last).is_le());
-        order.truncate(certain);
+
+    fn best(&self) -> Option<usize> {
+        let heads = self.lists.iter().enumerate();
+        let heads = heads.filter_map(|(index, list)| Some((index, list.rest.first()?)));
+        heads.min_by(|a, b| by_logit(a.1, b.1)).map(|(index, _)| index)
     }
-    Ok(Known {
-        complete: last_certain.is_none(),
-        order,
-    })
+
+    fn head(&self) -> Option<(u32, f32)> {
+        self.lists[self.best()?].rest.first().copied()
+    }
+
+    /// Whether what was given is every token with any probability.
+    fn is_complete(&self) -> bool {
+        !self.uncertain
+    }
+}
+
+impl Iterator for CertainOrder<'_> {
+    type Item = (u32, f32);
+
+    fn next(&mut self) -> Option<(u32, f32)> {
+        if self.uncertain {
+            return None;
+        }
+        let index = self.best()?;
+        let list = &mut self.lists[index];
+        let (first, rest) = list.rest.split_first()?;
+        list.rest = rest;
+        self.uncertain = rest.is_empty() && list.cut;
+        Some(*first)
+    }
 }
 
 /// The best perturbed token of all ranks, ties by lower id; NaN comes first.

@@ -42,7 +42,8 @@ impl Leader<'_> {
             return Err(End::Outcome(Outcome::Stopped));
         }
         ended?;
-        if refuses && self.planner.is_idle() {
+        // Members that leave while others compute would seem lost to those.
+        if refuses && self.planner.is_idle() && self.planner.is_resting() {
             return Err(End::Outcome(Outcome::Drained));
         }
         if self.context.is_draining() && self.context.state.phase_now() == Phase::Serving {

@@ -77,10 +77,10 @@ impl MemberEra<'_> {
         Ok(self.link.reports.send(0, Message::Ready { blocks })?)
     }
 
-    /// The limits, once all links of the group are there.
+    /// The limits, once rank 0 has reached everybody.
     fn setup(&self) -> Result<Setup, MeshError> {
         loop {
-            match self.link.receive(self.config.stall_timeout)? {
+            match self.link.receive(self.config.form_timeout)? {
                 (_, Message::Setup(setup)) => return Ok(setup),
                 (_, Message::Alive) => {}
                 (step, message) => return Err(message.out_of_place(0, step)),

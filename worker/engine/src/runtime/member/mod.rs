@@ -15,4 +15,3 @@ mod watch;
 
 pub(super) use era::{MemberEra, serve_era};
 pub(super) use link::{MemberLink, Reports};
-pub(super) use steps::{MemberSteps, Taken};

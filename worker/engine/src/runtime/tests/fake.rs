@@ -46,12 +46,15 @@ struct Formed {
 struct Submitted {
     plan: Plan,
     tokens: Option<Vec<u32>>,
-    biases: Option<Vec<(u32, Vec<(u32, f32)>)>>,
+    biases: Option<Vec<RowBiases>>,
     cancelled: Vec<u32>,
     /// Sums over the leaves for each sampled row, once computed.
     sums: Option<Vec<f32>>,
     logits: HashMap<u32, Vec<f32>>,
 }
+
+/// What is added to the logits of a row.
+type RowBiases = (u32, Vec<(u32, f32)>);
 
 fn bug(reason: impl Into<String>) -> BackendError {
     BackendError::Bug(reason.into())

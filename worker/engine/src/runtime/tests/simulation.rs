@@ -17,7 +17,7 @@ use crate::backend::Backend;
 use crate::mesh::{Abort, Label, Mesh, MeshError, Message, Topology, Transfer, Wait};
 use crate::runtime::executor::{Executor, LeaderLink};
 use crate::runtime::member::link::Incoming;
-use crate::runtime::member::{MemberSteps, Taken};
+use crate::runtime::member::steps::{MemberSteps, Taken};
 use crate::runtime::planner::Planner;
 use crate::runtime::queue::QueueGauge;
 use crate::runtime::{Event, FinishReason, GenerationRequest, RankConfig};
@@ -85,14 +85,17 @@ impl Member {
                 }
                 true
             }
-            Err(_) if self.steps.can_advance() => {
-                if let Some((step, output)) = self.steps.advance(&mut self.backend, now).unwrap() {
-                    self.outgoing.push_back((step, Message::Output(output)));
-                }
-                true
-            }
-            Err(_) => false,
+            Err(_) => self.compute(now),
         }
+    }
+
+    /// Compute without looking for messages, as one does while they travel.
+    fn compute(&mut self, now: Instant) -> bool {
+        let can = self.steps.can_advance();
+        if let Some((step, output)) = self.steps.advance(&mut self.backend, now).unwrap() {
+            self.outgoing.push_back((step, Message::Output(output)));
+        }
+        can
     }
 }
 
@@ -339,6 +342,7 @@ enum Act {
         patience: usize,
     },
     Member(usize),
+    Compute(usize),
     Deliver(usize),
     Cancel(usize),
     Heartbeat,
@@ -356,6 +360,7 @@ fn act() -> impl Strategy<Value = Act> {
     prop_oneof![
         6 => arrive.prop_map(|(prompt, output, sampling, stop, patience)| Act::Arrive { prompt, output, sampling, stop, patience }),
         60 => (0_usize..3).prop_map(Act::Member),
+        20 => (0_usize..3).prop_map(Act::Compute),
         40 => (0_usize..3).prop_map(Act::Deliver),
         2 => any::<usize>().prop_map(Act::Cancel),
         2 => Just(Act::Heartbeat),
@@ -417,6 +422,10 @@ impl Simulation {
             }
             Act::Member(rank) => {
                 self.act(rank % ranks);
+            }
+            Act::Compute(rank) => {
+                let now = self.now();
+                self.members[rank % ranks].compute(now);
             }
             Act::Deliver(rank) => {
                 self.deliver(rank % ranks);

@@ -28,18 +28,22 @@ const ERA: Era = Era {
     epoch: 1,
 };
 
-/// A link over loopback whose other end reads and forgets.
-fn link(rank: u32) -> ControlLink {
+/// A link over loopback, and its other end, which nobody waits at: members on other hosts take no time here.
+fn link(rank: u32) -> (ControlLink, TcpStream) {
     let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
     let here = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
-    let (mut there, _) = listener.accept().unwrap();
+    let (there, _) = listener.accept().unwrap();
     here.set_nodelay(true).unwrap();
     here.set_nonblocking(true).unwrap();
-    std::thread::spawn(move || {
-        let mut bytes = [0; 1 << 16];
-        while there.read(&mut bytes).is_ok_and(|count| count > 0) {}
-    });
-    ControlLink::new(here, rank, ERA, Arc::new(EraAbort::default()))
+    there.set_nonblocking(true).unwrap();
+    let link = ControlLink::new(here, rank, ERA, Arc::new(EraAbort::default()));
+    (link, there)
+}
+
+/// Read and forget all that has come.
+fn empty(mut stream: &TcpStream) {
+    let mut bytes = [0; 1 << 16];
+    while stream.read(&mut bytes).is_ok_and(|count| count > 0) {}
 }
 
 /// The answer of every rank to a step in which every row samples as `request` does.
@@ -52,7 +56,11 @@ fn answers(request: &GenerationRequest) -> Vec<StepOutput> {
             let logits: Vec<f32> = owned
                 .scaled(VOCAB_TILE as u32, VOCAB)
                 .iter()
-                .map(|token| (token.wrapping_mul(0x9e37_79b9) >> 16) as f32 / 4096.0)
+                // A few likely tokens and a long tail, as a language model has.
+                .map(|token| {
+                    let noise = (token.wrapping_mul(0x9e37_79b9) >> 16) as f32 / 16_384.0;
+                    if token % 1000 == 0 { noise + 12.0 } else { noise }
+                })
                 .collect();
             let shard = ShardLogits {
                 tiles: &owned,
@@ -87,9 +95,10 @@ fn measure(name: &str, sampling: &SamplingParams) {
     let queue = Arc::new(QueueGauge::new(1000, 1 << 30));
     let limits = config.limits(20_000);
     let mut planner = Planner::new(limits, 2, config.step_target, Arc::default(), queue.clone());
-    let links = (0..RANKS)
-        .map(|rank| LeaderLink::Remote(Arc::new(link(rank))))
-        .collect();
+    let (local, own) = std::sync::mpsc::channel();
+    let (links, ends): (Vec<_>, Vec<_>) = (1..RANKS).map(link).unzip();
+    let remote = links.into_iter().map(|link| LeaderLink::Remote(Arc::new(link)));
+    let links = std::iter::once(LeaderLink::Local(local)).chain(remote).collect();
     let mut executor = Executor::new(ERA, links, config.patience(), Instant::now());
     for rank in 0..RANKS {
         let ready = Message::Ready { blocks: 20_000 };
@@ -100,10 +109,12 @@ fn measure(name: &str, sampling: &SamplingParams) {
         sampling: sampling.clone(),
         ..greedy(&[7; 16], 4000)
     };
+    // One thread streams all answers.
+    let (tokens, received) = std::sync::mpsc::channel();
+    std::thread::spawn(move || received.iter().count());
     for id in 0..ROWS {
         queue.enter(16).unwrap();
-        let (tokens, received) = std::sync::mpsc::channel();
-        std::thread::spawn(move || received.iter().count());
+        let tokens = tokens.clone();
         let sink = Box::new(move |event| tokens.send(event).is_ok());
         planner.submit(SequenceId(id), request.clone(), sink, Instant::now());
     }
@@ -111,6 +122,8 @@ fn measure(name: &str, sampling: &SamplingParams) {
     let (mut work, mut late) = (Vec::new(), Vec::new());
     planner.advance(&mut executor, Instant::now).unwrap();
     for step in 1..=STEPS {
+        ends.iter().for_each(empty);
+        own.try_iter().for_each(drop);
         let rows = planner.sampled_rows();
         for (rank, answer) in (0..).zip(&answers) {
             let mut answer = answer.clone();
