@@ -82,6 +82,10 @@ pub fn join<T>(
 }
 
 #[cfg(test)]
+#[expect(
+    clippy::single_range_in_vec_init,
+    reason = "sets of leaves are written as lists of ranges"
+)]
 mod tests {
     use super::*;
 

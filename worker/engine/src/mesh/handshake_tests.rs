@@ -102,7 +102,7 @@ fn answer(mut stream: TcpStream, say: &[u8]) -> Vec<u8> {
 fn a_rank_that_is_not_formed_says_nothing_at_all() {
     let rank = Rank::start();
     let stream = TcpStream::connect(rank.listener.address()).unwrap();
-    assert_eq!(answer(stream, &[]), []);
+    assert_eq!(answer(stream, &[]), [0_u8; 0]);
 }
 
 #[test]
@@ -117,7 +117,7 @@ fn a_stranger_learns_nothing_and_ends_nothing() {
     let stranger = GroupKey::random().unwrap();
     for later in [hello(2, 5), hello(3, 1)] {
         let (stream, challenge) = rank.challenged();
-        assert_eq!(answer(stream, &signed(&later, &stranger, &challenge)), []);
+        assert_eq!(answer(stream, &signed(&later, &stranger, &challenge)), [0_u8; 0]);
         assert!(matches!(
             rank.dial(&later, &stranger),
             Err(DialError::Unreachable { .. })
@@ -129,7 +129,7 @@ fn a_stranger_learns_nothing_and_ends_nothing() {
             stream,
             b"GET / HTTP/1.1\r\nHost: rank\r\nAccept: everything\r\n\r\n"
         ),
-        []
+        [0_u8; 0]
     );
     assert!(!abort.is_aborted(), "the era goes on");
     assert_eq!(rank.inbox.latest(), era);
@@ -150,13 +150,13 @@ fn what_was_heard_on_the_wire_is_of_no_use_again() {
     let later = rank.form(2);
     let (stream, other) = rank.challenged();
     assert_ne!(challenge, other);
-    assert_eq!(answer(stream, &heard), []);
+    assert_eq!(answer(stream, &heard), [0_u8; 0]);
     // Nor does the right proof for another text pass.
     let (stream, challenge) = rank.challenged();
     let mut changed = signed(&hello(2, 8), &later, &challenge);
     let last = changed.len() - 80;
     changed[last] ^= 1;
-    assert_eq!(answer(stream, &changed), []);
+    assert_eq!(answer(stream, &changed), [0_u8; 0]);
     assert_eq!(rank.inbox.latest().epoch, 0);
 }
 

@@ -192,7 +192,8 @@ impl Executor {
         let released = self.released.drain(..).map(|step| (step, Message::Release));
         let outgoing = Outgoing::new(self.era, released.chain(messages).collect());
         self.spoke_at = now;
-        for link in &self.links {
+        // This rank's own compute last: it would take the processor that the others' messages need.
+        for link in self.links.iter().rev() {
             link.send(&outgoing, self.patience.stall)?;
         }
         Ok(())

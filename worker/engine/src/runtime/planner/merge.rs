@@ -166,3 +166,63 @@ fn align(step: &PlannedStep, outputs: Vec<StepOutput>) -> Result<Vec<Answers>, M
     }
     Ok(answers)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::schedule::SequenceId;
+
+    fn row(answered: u32, cancelled: bool) -> PlannedRow {
+        PlannedRow {
+            sequence: SequenceId(0),
+            answered,
+            position: 9,
+            samples: true,
+            cancelled,
+        }
+    }
+
+    fn output(places: &[(u32, u32)]) -> StepOutput {
+        let candidates = places.iter().map(|(row, offset)| RowCandidates {
+            row: *row,
+            offset: *offset,
+            ..RowCandidates::default()
+        });
+        StepOutput {
+            candidates: candidates.collect(),
+            hidden: Vec::new(),
+        }
+    }
+
+    #[test]
+    fn every_asked_position_is_answered_once_and_in_order() {
+        let step = PlannedStep {
+            number: 4,
+            // Drafts or scores, a chunk of prefill, a row that nobody wants any more, and one token.
+            rows: vec![row(2, false), row(0, false), row(1, true), row(1, false)],
+            late: Vec::new(),
+            sampling_due: false,
+            tokens: 4,
+            began: Instant::now(),
+            merging: None,
+        };
+        let full = [(0, 0), (0, 1), (2, 0), (3, 0)];
+        let without = [(0, 0), (0, 1), (3, 0)];
+        let answers = align(&step, vec![output(&full), output(&without)]).unwrap();
+        let at = |at| candidates(&answers, at).len();
+        assert_eq!([at(0), at(1), at(2), at(3)], [2, 2, 1, 2]);
+        let wrong: [&[(u32, u32)]; 5] = [
+            &[(0, 0), (3, 0)],
+            &[(0, 1), (0, 0), (3, 0)],
+            &[(0, 0), (0, 1), (0, 2), (3, 0)],
+            &[(0, 0), (0, 1), (1, 0), (3, 0)],
+            &[(0, 0), (0, 1), (3, 0), (3, 0)],
+        ];
+        for places in wrong {
+            match align(&step, vec![output(&full), output(places)]) {
+                Err(MeshError::Protocol { rank: 1, .. }) => {}
+                other => panic!("{places:?}: {}", other.is_ok()),
+            }
+        }
+    }
+}
