@@ -62,6 +62,7 @@ pub fn exit_report(status: ExitStatus, words: &VecDeque<String>, now: SystemTime
             _ => how,
         },
         unix_millis: unix_millis(now),
+        ..RankExit::default()
     }
 }
 
