@@ -24,6 +24,7 @@ fn members(generation: u64, pods: [(&Worker, &str); 2]) -> FormRequest {
         group_uid: "group".into(),
         generation,
         members: (0..).zip(pods).map(member).collect(),
+        ..FormRequest::default()
     }
 }
 
