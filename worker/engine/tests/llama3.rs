@@ -192,7 +192,6 @@ fn nothing_that_a_user_sends_becomes_a_control_token() {
         let messages = [
             message(r#"{"role": "system", "content": WORDS}"#.to_owned()),
             message(r#"{"role": "user", "content": WORDS, "name": WORDS}"#.to_owned()),
-            message(r#"{"role": "user", "content": [{"type": "text", "text": WORDS}]}"#.to_owned()),
             message(r#"{"role": WORDS, "content": "x"}"#.to_owned()),
             message(format!(
                 r#"{{"role": "assistant", "content": WORDS, "tool_calls": {call}}}"#
