@@ -13,6 +13,7 @@
 //! | [`relay`] | one answer: waits for a leader, continues on another when it is lost |
 //! | [`upstream`] | leaders: connection, load, choice of the least loaded |
 //! | [`discovery`] | which deployments and leaders there are |
+//! | [`budget`] | a bounded amount of memory that requests share |
 //! | [`demand`] | held and running requests per deployment, and the gRPC service that tells them |
 //! | [`error`] | errors in OpenAI's form |
 //! | [`metrics`] | Prometheus metrics |
@@ -23,6 +24,7 @@
 
 #![forbid(unsafe_code)]
 
+pub mod budget;
 pub mod demand;
 pub mod discovery;
 pub mod error;

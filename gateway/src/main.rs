@@ -38,12 +38,12 @@ struct Options {
     /// Most requests that wait so, for each deployment; more are refused with 503.
     #[arg(long, env = "LLAMERO_HOLD_LIMIT", default_value_t = 1000)]
     hold_limit: u32,
+    /// Bytes of all waiting requests over all deployments; more are refused with 503.
+    #[arg(long, env = "LLAMERO_HOLD_BYTES", default_value_t = 128 << 20)]
+    hold_bytes: usize,
     /// How long a request that lost its leader waits for one that goes on with it.
     #[arg(long, env = "LLAMERO_CONTINUATION_TIMEOUT", default_value = "2m", value_parser = duration)]
     continuation_timeout: Duration,
-    /// Largest request body in bytes.
-    #[arg(long, env = "LLAMERO_BODY_LIMIT", default_value_t = 8 << 20)]
-    body_limit: usize,
     /// After SIGTERM: pause before connections are refused.
     #[arg(long, env = "LLAMERO_STOP_DELAY", default_value = "3s", value_parser = duration)]
     stop_delay: Duration,
@@ -59,7 +59,7 @@ fn duration(text: &str) -> Result<Duration, String> {
 
 #[tokio::main]
 async fn main() -> anyhow::Result<()> {
-    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info"));
+    let filter = log_filter(std::env::var("LLAMERO_LOG").ok().as_deref())?;
     tracing_subscriber::fmt()
         .with_env_filter(filter)
         .with_ansi(std::io::stderr().is_terminal())
@@ -69,8 +69,8 @@ async fn main() -> anyhow::Result<()> {
     let gateway = Gateway::new(Settings {
         hold_timeout: options.hold_timeout,
         hold_limit: options.hold_limit,
+        hold_bytes: options.hold_bytes,
         continuation_timeout: options.continuation_timeout,
-        body_limit: options.body_limit,
         ..Settings::default()
     });
     if options.fixed.is_empty() {
@@ -110,6 +110,14 @@ async fn main() -> anyhow::Result<()> {
     Ok(())
 }
 
+/// What is logged: a filter such as `info` or `llamero_gateway=debug`.
+fn log_filter(written: Option<&str>) -> anyhow::Result<EnvFilter> {
+    let written = written.unwrap_or("info");
+    EnvFilter::try_new(written).with_context(|| {
+        format!("LLAMERO_LOG is {written:?}; write a filter such as info or llamero_gateway=debug")
+    })
+}
+
 /// Hosts without IPv6 get the same on IPv4.
 async fn bind(listen: IpAddr, port: u16) -> anyhow::Result<TcpListener> {
     let listener = match TcpListener::bind(SocketAddr::new(listen, port)).await {
@@ -122,4 +130,21 @@ async fn bind(listen: IpAddr, port: u16) -> anyhow::Result<TcpListener> {
         other => other,
     };
     listener.with_context(|| format!("cannot listen on port {port}; is another program using it?"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn options_are_consistent_and_a_wrong_filter_is_told() {
+        <Options as clap::CommandFactory>::command().debug_assert();
+        assert_eq!(log_filter(None).unwrap().to_string(), "info");
+        assert_eq!(
+            log_filter(Some("llamero_gateway=debug")).unwrap().to_string(),
+            "llamero_gateway=debug"
+        );
+        let error = log_filter(Some("llamero=loud=er")).unwrap_err().to_string();
+        assert!(error.contains("LLAMERO_LOG"), "{error}");
+    }
 }

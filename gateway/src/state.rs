@@ -3,8 +3,10 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use llamero_proto::limits::MAX_REQUEST_BYTES;
 use tokio_util::sync::CancellationToken;
 
+use crate::budget::Budget;
 use crate::demand::Demand;
 use crate::discovery::Directory;
 use crate::metrics::Metrics;
@@ -16,6 +18,8 @@ pub struct Settings {
     pub hold_timeout: Duration,
     /// Most requests that wait so, per deployment.
     pub hold_limit: u32,
+    /// Bytes of all requests that wait for a leader, over all deployments.
+    pub hold_bytes: usize,
     /// How long a request that lost its leader, or could not reach any, may stand still before it fails.
     pub continuation_timeout: Duration,
     /// Largest request body in bytes.
@@ -32,8 +36,9 @@ impl Default for Settings {
         Self {
             hold_timeout: Duration::from_secs(600),
             hold_limit: 1000,
+            hold_bytes: 128 << 20,
             continuation_timeout: Duration::from_secs(120),
-            body_limit: 8 << 20,
+            body_limit: MAX_REQUEST_BYTES,
             first_chunk_wait: Duration::from_secs(2),
             keep_alive: Duration::from_secs(10),
         }
@@ -49,6 +54,8 @@ pub struct Gateway {
     pub directory: Directory,
     /// Who waits for what.
     pub demand: Demand,
+    /// Memory of requests that wait for a leader.
+    pub held_bytes: Budget,
     /// Counters.
     pub metrics: Metrics,
     /// Cancelled when the process is asked to end: requests that wait for a group fail then, so that clients go to
@@ -61,6 +68,7 @@ impl Gateway {
     #[must_use]
     pub fn new(settings: Settings) -> Arc<Self> {
         Arc::new(Self {
+            held_bytes: Budget::new(settings.hold_bytes),
             settings,
             directory: Directory::new(),
             demand: Demand::new(),

@@ -8,14 +8,20 @@ use axum::response::sse::{Event, KeepAlive, Sse};
 use axum::response::{IntoResponse, Response};
 use futures::stream::Peekable;
 use futures::{Stream, StreamExt, stream};
+use llamero_proto::limits::MAX_REQUEST_BYTES;
 use llamero_proto::v1::{CompletionRequest, FinishReason};
+use prost::Message;
 use serde::Serialize;
 
 use super::record::Record;
 use super::usage::Usage;
 use crate::Gateway;
 use crate::error::ApiError;
-use crate::relay::{Delta, Relay};
+use crate::relay::{Delta, Relay, Wishes};
+
+/// Room in a request's message for the tokens of its own answer: it must still be small enough when it goes on at
+/// another leader. 131,072 tokens of a vocabulary below 2^21 take 384 KiB.
+const RESUME_BYTES: usize = 512 << 10;
 
 /// What all objects of one answer carry.
 #[derive(Debug, Clone)]
@@ -88,6 +94,11 @@ pub fn order(
         return Err(error);
     };
     record.model(&deployment.model);
+    if request.encoded_len() > MAX_REQUEST_BYTES - RESUME_BYTES {
+        let error = ApiError::too_large(MAX_REQUEST_BYTES - RESUME_BYTES);
+        record.failed(&error);
+        return Err(error);
+    }
     let (id, seed) = match (random(), random(), random()) {
         (Ok(high), Ok(low), Ok(seed)) => (format!("{prefix}-{high:016x}{low:016x}"), seed),
         _ => {
@@ -107,7 +118,7 @@ pub fn order(
         model: deployment.model.clone(),
     };
     gateway.demand.arrived(&deployment.key);
-    let relay = Relay::new(Arc::clone(&gateway), deployment, request);
+    let relay = Relay::new(Arc::clone(&gateway), deployment, request, Wishes::default());
     let deltas: Deltas = Box::pin(relay.into_stream());
     Ok((
         envelope,

@@ -1,20 +1,60 @@
 //! Reading a JSON body, with a sentence for everything that can be wrong with it.
 
-use axum::body::{Body, to_bytes};
-use axum::http::StatusCode;
+use std::time::Duration;
+
+use axum::body::{Body, Bytes, HttpBody};
+use http_body_util::BodyExt;
 use serde::de::DeserializeOwned;
 
 use crate::error::ApiError;
+
+/// What a client may still send of a body that was refused for its size, and for how long. Who closes a connection
+/// with unread bytes resets it, and the client never sees the sentence that says why.
+const LINGER_BYTES: usize = 64 << 20;
+const LINGER: Duration = Duration::from_secs(10);
 
 /// Read at most `limit` bytes and parse them. The content type is not looked at, as OpenAI's API does not either.
 ///
 /// # Errors
 /// 413 for a larger body, 400 for one that is not UTF-8, not JSON or has a wrong type somewhere.
 pub async fn read_json<T: DeserializeOwned>(body: Body, limit: usize) -> Result<T, ApiError> {
-    let bytes = to_bytes(body, limit)
-        .await
-        .map_err(|error| read_error(&error, limit))?;
+    let bytes = read(body, limit).await?;
     parse(&bytes)
+}
+
+async fn read(mut body: Body, limit: usize) -> Result<Vec<u8>, ApiError> {
+    let announced = usize::try_from(body.size_hint().lower()).unwrap_or(usize::MAX);
+    if announced > limit {
+        tokio::spawn(linger(body));
+        return Err(ApiError::too_large(limit));
+    }
+    let mut bytes = Vec::with_capacity(announced);
+    while let Some(frame) = body.frame().await {
+        let frame = frame
+            .map_err(|error| ApiError::invalid(None, format!("The body could not be read: {error}.")))?;
+        let Ok(data) = frame.into_data() else { continue };
+        if bytes.len() + data.len() > limit {
+            tokio::spawn(linger(body));
+            return Err(ApiError::too_large(limit));
+        }
+        bytes.extend_from_slice(&data);
+    }
+    Ok(bytes)
+}
+
+/// Read and forget, within bounds, what the client sends after its request was refused.
+async fn linger(mut body: Body) {
+    let rest = async {
+        let mut read = 0;
+        while let Some(Ok(frame)) = body.frame().await {
+            read += frame.data_ref().map_or(0, Bytes::len);
+            if read > LINGER_BYTES {
+                return;
+            }
+        }
+    };
+    // A client that is still sending then has been told long ago.
+    let _ = tokio::time::timeout(LINGER, rest).await;
 }
 
 fn parse<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, ApiError> {
@@ -49,25 +89,10 @@ fn not_json(error: &serde_json::Error) -> ApiError {
     ApiError::invalid(None, format!("The body is not a valid JSON request: {error}."))
 }
 
-fn read_error(error: &axum::Error, limit: usize) -> ApiError {
-    let mut source: Option<&(dyn std::error::Error + 'static)> = Some(error);
-    while let Some(cause) = source {
-        // `axum::body::to_bytes` names its limit only in words.
-        if cause.to_string().contains("length limit") {
-            let message = format!("The body is larger than {limit} bytes; send a shorter conversation.");
-            return ApiError {
-                status: StatusCode::PAYLOAD_TOO_LARGE,
-                code: Some("request_too_large"),
-                ..ApiError::invalid(None, message)
-            };
-        }
-        source = cause.source();
-    }
-    ApiError::invalid(None, format!("The body could not be read: {error}."))
-}
-
 #[cfg(test)]
 mod tests {
+    use axum::http::StatusCode;
+
     use super::*;
 
     #[derive(Debug, serde::Deserialize)]

@@ -37,6 +37,7 @@ pub struct Call {
 pub struct Answering {
     chunks: mpsc::Sender<Result<CompletionChunk, Status>>,
     sent: u32,
+    identity: String,
 }
 
 impl Worker {
@@ -114,11 +115,17 @@ impl Drop for Worker {
 impl Call {
     /// Accept: the first chunk has no text.
     pub async fn accept(self) -> Answering {
+        self.accept_as("").await
+    }
+
+    /// Accept with weights of this identity.
+    pub async fn accept_as(self, identity: &str) -> Answering {
         let (chunks, receiver) = mpsc::channel(64);
         let resumed = self.request.resume_token_ids.len() as u32;
         let mut answering = Answering {
             chunks,
             sent: resumed,
+            identity: identity.to_owned(),
         };
         answering.send("", &[], None).await;
         self.reply.send(Ok(receiver)).ok().unwrap();
@@ -151,6 +158,7 @@ impl Answering {
                 reason: reason.into(),
                 stop_string: String::new(),
             }),
+            content_identity: std::mem::take(&mut self.identity),
         };
         self.chunks.send(Ok(chunk)).await.unwrap();
     }

@@ -3,6 +3,8 @@
 
 #![forbid(unsafe_code)]
 
+pub mod limits;
+
 /// `llamero.v1`: rank control, telemetry, demand and completion. The documentation is in the `.proto` files.
 #[allow(missing_docs, clippy::all, unreachable_pub)]
 pub mod v1 {
