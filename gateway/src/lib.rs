@@ -1,10 +1,10 @@
 //! The gateway: one OpenAI-compatible address for all deployments.
 //!
 //! ```text
-//! HTTP request -> routes -> relay -> upstream (a leader) -> llamero.v1.Completion
-//!                             |          ^
-//!                             |   discovery (LlamaDeployments, LlamaGroups, or a fixed list)
-//!                             +-> demand (who waits for what; the operator wakes deployments by it)
+//! HTTP request -> listener -> routes -> relay -> upstream (a leader) -> llamero.v1.Completion
+//!                                         |          ^
+//!                                         |   discovery (LlamaDeployments, LlamaGroups, or a fixed list)
+//!                                         +-> demand (who waits for what; the operator wakes deployments by it)
 //! ```
 //!
 //! | module | what it is |
@@ -17,6 +17,7 @@
 //! | [`demand`] | held and running requests per deployment, and the gRPC service that tells them |
 //! | [`error`] | errors in OpenAI's form |
 //! | [`metrics`] | Prometheus metrics |
+//! | [`listener`] | the socket that clients reach, and its bounds |
 //! | [`health`] | liveness, readiness and metrics over HTTP |
 //! | [`server`] | the listening sockets and an orderly end |
 //!
@@ -29,6 +30,7 @@ pub mod demand;
 pub mod discovery;
 pub mod error;
 pub mod health;
+pub mod listener;
 pub mod metrics;
 pub mod relay;
 pub mod routes;

@@ -2,13 +2,17 @@
 
 use std::io::IsTerminal;
 use std::net::{IpAddr, Ipv6Addr, SocketAddr};
+use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context;
 use clap::Parser;
 use llamero_gateway::discovery::{fixed::FixedModel, kubernetes};
+use llamero_gateway::listener::{Limits, Tls, tls};
 use llamero_gateway::server::{Ending, Listeners, serve};
 use llamero_gateway::{Gateway, Settings};
+use rustix::process::{Resource, getrlimit, setrlimit};
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
 use tracing_subscriber::EnvFilter;
@@ -41,6 +45,18 @@ struct Options {
     /// Bytes of all waiting requests over all deployments; more are refused with 503.
     #[arg(long, env = "LLAMERO_HOLD_BYTES", default_value_t = 128 << 20)]
     hold_bytes: usize,
+    /// PEM file with the certificate of the OpenAI API and its chain; without it the API is plain text.
+    #[arg(long, env = "LLAMERO_TLS_CERT", requires = "tls_key")]
+    tls_cert: Option<PathBuf>,
+    /// PEM file with the certificate's key. Both are read again when they change.
+    #[arg(long, env = "LLAMERO_TLS_KEY", requires = "tls_cert")]
+    tls_key: Option<PathBuf>,
+    /// Most connections of clients at once; more are answered with 503.
+    #[arg(long, env = "LLAMERO_MAX_CONNECTIONS", default_value_t = Limits::default().connections)]
+    max_connections: usize,
+    /// Most requests of clients at once, waiting ones included; more are answered with 503.
+    #[arg(long, env = "LLAMERO_MAX_REQUESTS", default_value_t = Limits::default().requests)]
+    max_requests: usize,
     /// How long a request that lost its leader waits for one that goes on with it.
     #[arg(long, env = "LLAMERO_CONTINUATION_TIMEOUT", default_value = "2m", value_parser = duration)]
     continuation_timeout: Duration,
@@ -71,24 +87,33 @@ async fn main() -> anyhow::Result<()> {
         hold_limit: options.hold_limit,
         hold_bytes: options.hold_bytes,
         continuation_timeout: options.continuation_timeout,
+        limits: Limits {
+            connections: options.max_connections,
+            requests: options.max_requests,
+            ..Limits::default()
+        },
         ..Settings::default()
     });
+    let tls = tls(options.tls_cert, options.tls_key)?;
+    allow_descriptors();
     if options.fixed.is_empty() {
         let client = kube::Client::try_default()
             .await
             .context("cannot reach Kubernetes; inside a cluster give the pod a service account, outside set KUBECONFIG, or use --static")?;
         tokio::spawn(kubernetes::watch(client, gateway.clone()));
     } else {
-        gateway
-            .directory
-            .publish(options.fixed.iter().map(FixedModel::found).collect());
+        gateway.publish(options.fixed.iter().map(FixedModel::found).collect());
     }
     let listeners = Listeners {
         http: bind(options.listen, options.http_port).await?,
         grpc: bind(options.listen, options.grpc_port).await?,
         health: bind(options.listen, options.health_port).await?,
     };
-    tracing::info!(port = options.http_port, "serving the OpenAI API");
+    tracing::info!(
+        port = options.http_port,
+        encrypted = tls.is_some(),
+        "serving the OpenAI API"
+    );
     let mut terminate = signal(SignalKind::terminate()).context("cannot handle SIGTERM")?;
     let mut interrupt = signal(SignalKind::interrupt()).context("cannot handle SIGINT")?;
     let stop = async move {
@@ -100,6 +125,7 @@ async fn main() -> anyhow::Result<()> {
     serve(
         gateway,
         listeners,
+        tls,
         Ending {
             delay: options.stop_delay,
             grace: options.stop_grace,
@@ -108,6 +134,21 @@ async fn main() -> anyhow::Result<()> {
     )
     .await?;
     Ok(())
+}
+
+fn tls(certificate: Option<PathBuf>, key: Option<PathBuf>) -> anyhow::Result<Option<Arc<Tls>>> {
+    let files = certificate.zip(key);
+    let files = files.map(|(certificate, key)| tls::Files { certificate, key });
+    Ok(files.map(Tls::load).transpose()?.map(Arc::new))
+}
+
+/// Every connection takes a descriptor, and hosts hand out few unless asked for as many as are allowed.
+fn allow_descriptors() {
+    let mut limit = getrlimit(Resource::Nofile);
+    limit.current = limit.maximum;
+    if let Err(error) = setrlimit(Resource::Nofile, limit) {
+        tracing::warn!(%error, "cannot raise the limit of open files; there may be fewer connections");
+    }
 }
 
 /// What is logged: a filter such as `info` or `llamero_gateway=debug`.

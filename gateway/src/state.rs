@@ -1,5 +1,6 @@
 //! What all requests share.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -8,7 +9,8 @@ use tokio_util::sync::CancellationToken;
 
 use crate::budget::Budget;
 use crate::demand::Demand;
-use crate::discovery::Directory;
+use crate::discovery::{DeploymentKey, Directory, Found};
+use crate::listener::Limits;
 use crate::metrics::Metrics;
 
 /// How the gateway behaves.
@@ -24,10 +26,14 @@ pub struct Settings {
     pub continuation_timeout: Duration,
     /// Largest request body in bytes.
     pub body_limit: usize,
+    /// Bytes of all bodies that are being read.
+    pub body_bytes: usize,
+    /// Bounds of the listener.
+    pub limits: Limits,
     /// How long a streaming request waits for the first sign of an answer before it gets its headers; within this time
     /// errors still have their own HTTP status.
     pub first_chunk_wait: Duration,
-    /// Time between comments that keep a silent stream open.
+    /// Time between the empty pieces that keep a silent stream open.
     pub keep_alive: Duration,
 }
 
@@ -39,6 +45,8 @@ impl Default for Settings {
             hold_bytes: 128 << 20,
             continuation_timeout: Duration::from_secs(120),
             body_limit: MAX_REQUEST_BYTES,
+            body_bytes: 128 << 20,
+            limits: Limits::default(),
             first_chunk_wait: Duration::from_secs(2),
             keep_alive: Duration::from_secs(10),
         }
@@ -56,6 +64,8 @@ pub struct Gateway {
     pub demand: Demand,
     /// Memory of requests that wait for a leader.
     pub held_bytes: Budget,
+    /// Memory of bodies that are being read.
+    pub body_bytes: Budget,
     /// Counters.
     pub metrics: Metrics,
     /// Cancelled when the process is asked to end: requests that wait for a group fail then, so that clients go to
@@ -69,11 +79,21 @@ impl Gateway {
     pub fn new(settings: Settings) -> Arc<Self> {
         Arc::new(Self {
             held_bytes: Budget::new(settings.hold_bytes),
+            body_bytes: Budget::new(settings.body_bytes),
             settings,
             directory: Directory::new(),
             demand: Demand::new(),
             metrics: Metrics::new(),
             stopping: CancellationToken::new(),
         })
+    }
+
+    /// Take what discovery found, and forget the counts of deployments that are gone.
+    pub fn publish(&self, found: Vec<Found>) {
+        let keys: BTreeSet<DeploymentKey> = found.iter().map(|found| found.key.clone()).collect();
+        let models: BTreeSet<String> = found.iter().map(|found| found.model.clone()).collect();
+        self.directory.publish(found);
+        self.demand.keep(&keys);
+        self.metrics.keep(&keys, &models);
     }
 }

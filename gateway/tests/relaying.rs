@@ -317,7 +317,7 @@ async fn a_hopeless_deployment_says_why_at_once() {
     let served = gateway(Settings::default()).await;
     let mut hopeless = found("m", &[]);
     hopeless.problem = Some("tensor 10 is more than 9 q heads".to_owned());
-    served.gateway.directory.publish(vec![hopeless]);
+    served.gateway.publish(vec![hopeless]);
     let reply = ask(&served, false).await;
     assert_eq!(reply.status(), StatusCode::SERVICE_UNAVAILABLE);
     assert!(
@@ -533,7 +533,7 @@ async fn holding_is_bounded_in_bytes_over_all_deployments() {
     let served = gateway(settings).await;
     let mut second = found("n", &[]);
     second.key.name = "other".to_owned();
-    served.gateway.directory.publish(vec![found("m", &[]), second]);
+    served.gateway.publish(vec![found("m", &[]), second]);
     let long = |model: &str| json!({"model": model, "messages": [{"role": "user", "content": "x".repeat(60 << 10)}]});
     let first = tokio::spawn(post(served.http, "/v1/chat/completions", long("m")));
     counted(&served, (1, 0, 1)).await;
@@ -554,7 +554,7 @@ async fn holding_is_bounded_in_bytes_over_all_deployments() {
     let mut worker = Worker::start();
     let mut ready = found("n", &[worker.address]);
     ready.key.name = "other".to_owned();
-    served.gateway.directory.publish(vec![ready]);
+    served.gateway.publish(vec![ready]);
     worker.call().await.answer(&["x"]).await;
     assert_eq!(soon(again).await.unwrap().status(), StatusCode::OK);
     assert_eq!(served.gateway.held_bytes.used(), 0);

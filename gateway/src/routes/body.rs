@@ -3,9 +3,12 @@
 use std::time::Duration;
 
 use axum::body::{Body, Bytes, HttpBody};
+use axum::http::StatusCode;
 use http_body_util::BodyExt;
 use serde::de::DeserializeOwned;
 
+use crate::Gateway;
+use crate::budget::{Budget, Share};
 use crate::error::ApiError;
 
 /// What a client may still send of a body that was refused for its size, and for how long. Who closes a connection
@@ -13,22 +16,30 @@ use crate::error::ApiError;
 const LINGER_BYTES: usize = 64 << 20;
 const LINGER: Duration = Duration::from_secs(10);
 
-/// Read at most `limit` bytes and parse them. The content type is not looked at, as OpenAI's API does not either.
+/// Read and parse a body within the gateway's bounds of size, memory and time. The content type is not looked at, as
+/// OpenAI's API does not either.
 ///
 /// # Errors
-/// 413 for a larger body, 400 for one that is not UTF-8, not JSON or has a wrong type somewhere.
-pub async fn read_json<T: DeserializeOwned>(body: Body, limit: usize) -> Result<T, ApiError> {
-    let bytes = read(body, limit).await?;
+/// 413 for a larger body, 408 for one that does not come in time, 503 when too many come at once, 400 for one that is
+/// not UTF-8, not JSON or has a wrong type somewhere.
+pub async fn read_json<T: DeserializeOwned>(gateway: &Gateway, body: Body) -> Result<T, ApiError> {
+    let time = gateway.settings.limits.body_timeout;
+    let reading = read(body, gateway.settings.body_limit, &gateway.body_bytes);
+    // The share is kept until the body has been parsed.
+    let (bytes, _share) = tokio::time::timeout(time, reading)
+        .await
+        .map_err(|_| late(time))??;
     parse(&bytes)
 }
 
-async fn read(mut body: Body, limit: usize) -> Result<Vec<u8>, ApiError> {
+async fn read(mut body: Body, limit: usize, budget: &Budget) -> Result<(Vec<u8>, Share), ApiError> {
     let announced = usize::try_from(body.size_hint().lower()).unwrap_or(usize::MAX);
     if announced > limit {
         tokio::spawn(linger(body));
         return Err(ApiError::too_large(limit));
     }
-    let mut bytes = Vec::with_capacity(announced);
+    let mut share = budget.take(0).ok_or_else(full)?;
+    let mut bytes = Vec::new();
     while let Some(frame) = body.frame().await {
         let frame = frame
             .map_err(|error| ApiError::invalid(None, format!("The body could not be read: {error}.")))?;
@@ -37,9 +48,33 @@ async fn read(mut body: Body, limit: usize) -> Result<Vec<u8>, ApiError> {
             tokio::spawn(linger(body));
             return Err(ApiError::too_large(limit));
         }
+        if !share.grow(data.len()) {
+            tokio::spawn(linger(body));
+            return Err(full());
+        }
         bytes.extend_from_slice(&data);
     }
-    Ok(bytes)
+    Ok((bytes, share))
+}
+
+fn late(time: Duration) -> ApiError {
+    let message = format!(
+        "The body did not come within {} s; send the request again.",
+        time.as_secs()
+    );
+    ApiError {
+        status: StatusCode::REQUEST_TIMEOUT,
+        code: Some("request_timeout"),
+        ..ApiError::invalid(None, message)
+    }
+}
+
+fn full() -> ApiError {
+    ApiError::unavailable(
+        "too_many_requests",
+        "This gateway reads as many request bodies as it has memory for; send the request again.",
+        1,
+    )
 }
 
 /// Read and forget, within bounds, what the client sends after its request was refused.
@@ -91,8 +126,6 @@ fn not_json(error: &serde_json::Error) -> ApiError {
 
 #[cfg(test)]
 mod tests {
-    use axum::http::StatusCode;
-
     use super::*;
 
     #[derive(Debug, serde::Deserialize)]
@@ -141,10 +174,30 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_large_body_is_refused() {
-        let error = read_json::<Sample>(Body::from(vec![b' '; 11]), 10)
-            .await
-            .unwrap_err();
-        assert_eq!(error.status, StatusCode::PAYLOAD_TOO_LARGE);
+    async fn a_large_body_is_refused_announced_or_not() {
+        let budget = Budget::new(100);
+        let whole = Body::from(vec![b' '; 11]);
+        let parts = Body::from_stream(futures::stream::iter([
+            Ok::<_, std::io::Error>(vec![b' '; 6]),
+            Ok(vec![b' '; 5]),
+        ]));
+        for body in [whole, parts] {
+            let error = read(body, 10, &budget).await.unwrap_err();
+            assert_eq!(error.status, StatusCode::PAYLOAD_TOO_LARGE);
+        }
+        assert_eq!(budget.used(), 0);
+    }
+
+    #[tokio::test]
+    async fn bodies_share_their_memory() {
+        let budget = Budget::new(100);
+        let first = read(Body::from(vec![b' '; 60]), 80, &budget).await.unwrap();
+        let error = read(Body::from(vec![b' '; 60]), 80, &budget).await.unwrap_err();
+        assert_eq!(
+            (error.status, error.retry_after),
+            (StatusCode::SERVICE_UNAVAILABLE, Some(1))
+        );
+        drop(first);
+        read(Body::from(vec![b' '; 60]), 80, &budget).await.unwrap();
     }
 }

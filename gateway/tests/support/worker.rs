@@ -24,12 +24,15 @@ pub struct Worker {
     pub address: SocketAddr,
     calls: mpsc::Receiver<Call>,
     load: watch::Sender<LoadSample>,
+    moved: watch::Sender<u64>,
     runtime: Option<Runtime>,
 }
 
 /// A request that waits for what the test does with it.
 pub struct Call {
     pub request: CompletionRequest,
+    pub metadata: tonic::metadata::MetadataMap,
+    moved: watch::Sender<u64>,
     reply: oneshot::Sender<Reply>,
 }
 
@@ -38,6 +41,7 @@ pub struct Answering {
     chunks: mpsc::Sender<Result<CompletionChunk, Status>>,
     sent: u32,
     identity: String,
+    moved: watch::Sender<u64>,
 }
 
 impl Worker {
@@ -53,9 +57,11 @@ impl Worker {
             .unwrap();
         let (calls_in, calls) = mpsc::channel(64);
         let load = watch::Sender::new(LoadSample::default());
+        let moved = watch::Sender::new(0);
         let service = Service {
             calls: calls_in,
             load: load.clone(),
+            moved: moved.clone(),
         };
         let listener = std::net::TcpListener::bind(address).unwrap();
         listener.set_nonblocking(true).unwrap();
@@ -73,6 +79,7 @@ impl Worker {
             address,
             calls,
             load,
+            moved,
             runtime: Some(runtime),
         }
     }
@@ -93,6 +100,13 @@ impl Worker {
             waiting,
             ..LoadSample::default()
         });
+    }
+
+    /// Wait until nothing that was sent with `try_send` moves any more.
+    pub async fn quiet(&self) {
+        let mut moved = self.moved.subscribe();
+        let still = Duration::from_millis(300);
+        soon(async { while tokio::time::timeout(still, moved.changed()).await.is_ok() {} }).await;
     }
 
     /// Die: all sockets are closed when this returns.
@@ -126,6 +140,7 @@ impl Call {
             chunks,
             sent: resumed,
             identity: identity.to_owned(),
+            moved: self.moved,
         };
         answering.send("", &[], None).await;
         self.reply.send(Ok(receiver)).ok().unwrap();
@@ -148,8 +163,21 @@ impl Call {
 
 impl Answering {
     pub async fn send(&mut self, text: &str, tokens: &[u32], finish: Option<FinishReason>) {
+        let chunk = self.chunk(text, tokens, finish);
+        self.chunks.send(Ok(chunk)).await.unwrap();
+    }
+
+    /// False when the gateway has dropped the stream.
+    pub async fn try_send(&mut self, text: &str, tokens: &[u32]) -> bool {
+        let chunk = self.chunk(text, tokens, None);
+        let sent = self.chunks.send(Ok(chunk)).await.is_ok();
+        self.moved.send_modify(|count| *count += 1);
+        sent
+    }
+
+    fn chunk(&mut self, text: &str, tokens: &[u32], finish: Option<FinishReason>) -> CompletionChunk {
         self.sent += tokens.len() as u32;
-        let chunk = CompletionChunk {
+        CompletionChunk {
             prompt_tokens: 5,
             output_tokens: self.sent,
             text: text.to_owned(),
@@ -159,8 +187,7 @@ impl Answering {
                 stop_string: String::new(),
             }),
             content_identity: std::mem::take(&mut self.identity),
-        };
-        self.chunks.send(Ok(chunk)).await.unwrap();
+        }
     }
 
     pub async fn fail(self, status: Status) {
@@ -177,6 +204,7 @@ impl Answering {
 struct Service {
     calls: mpsc::Sender<Call>,
     load: watch::Sender<LoadSample>,
+    moved: watch::Sender<u64>,
 }
 
 #[tonic::async_trait]
@@ -188,8 +216,11 @@ impl Completion for Service {
         request: Request<CompletionRequest>,
     ) -> Result<Response<Self::CompleteStream>, Status> {
         let (reply, answer) = oneshot::channel();
+        let (metadata, _, request) = request.into_parts();
         let call = Call {
-            request: request.into_inner(),
+            request,
+            metadata,
+            moved: self.moved.clone(),
             reply,
         };
         self.calls

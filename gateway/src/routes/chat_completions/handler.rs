@@ -22,7 +22,7 @@ use crate::routes::record::Record;
 pub async fn create(State(gateway): State<Arc<Gateway>>, body: Body) -> Result<Response, ApiError> {
     let mut record = Record::new(Arc::clone(&gateway), "chat_completions");
     let parsed = async {
-        let request: ChatRequest = read_json(body, gateway.settings.body_limit).await?;
+        let request: ChatRequest = read_json(&gateway, body).await?;
         let streamed = request.stream.unwrap_or(false);
         let include_usage = request
             .stream_options
