@@ -5,6 +5,8 @@ use axum::http::{HeaderName, HeaderValue, StatusCode, header::RETRY_AFTER};
 use axum::response::{IntoResponse, Response};
 use serde::Serialize;
 
+use crate::routes::completion::route::Route;
+
 const SHOULD_RETRY: HeaderName = HeaderName::from_static("x-should-retry");
 
 /// An error as the client sees it. The message says what to do.
@@ -132,6 +134,15 @@ impl ApiError {
             retry_after: None,
             final_answer: false,
         }
+    }
+
+    /// As it is on this route: only there it is known what the prompt is called.
+    #[must_use]
+    pub fn on(mut self, route: Route) -> Self {
+        if self.code == Some("context_length_exceeded") {
+            self.param = Some(route.prompt().to_owned());
+        }
+        self
     }
 
     /// What is sent, also within a stream.

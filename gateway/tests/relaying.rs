@@ -12,7 +12,7 @@ use llamero_gateway::demand::Counts;
 use llamero_proto::v1::demand_client::DemandClient;
 use llamero_proto::v1::{CompletionRequest, DemandRequest, DemandSample, FinishReason};
 use serde_json::{Value, json};
-use support::client::{Reply, get, post};
+use support::client::{Reply, get, post, send_with};
 use support::worker::Worker;
 use support::{Served, found, gateway, soon};
 
@@ -269,9 +269,21 @@ async fn a_request_at_zero_is_held_told_and_answered() {
         while told(&samples.message().await.unwrap().unwrap()) != Some(("smol".to_owned(), 2, 0, 2)) {}
     })
     .await;
-    // The opening, then comments keep the stream open.
-    streamed.event().await.unwrap();
-    assert!(streamed.block().await.unwrap().starts_with(':'));
+    // The opening, then pieces that say nothing keep the stream open. Parsers that refuse comments, or take each blank
+    // line for an event, read them.
+    let opening: Value = serde_json::from_str(&streamed.event().await.unwrap()).unwrap();
+    assert_eq!(
+        opening["choices"][0]["delta"],
+        json!({"role": "assistant", "content": ""})
+    );
+    for _ in 0..2 {
+        let silence: Value = serde_json::from_str(&streamed.event().await.unwrap()).unwrap();
+        assert_eq!(silence["choices"][0]["delta"], json!({}));
+        assert_eq!(
+            (&silence["object"], &silence["id"]),
+            (&json!("chat.completion.chunk"), &opening["id"])
+        );
+    }
 
     let mut worker = Worker::start();
     served.publish("m", &[worker.address]);
@@ -558,4 +570,60 @@ async fn holding_is_bounded_in_bytes_over_all_deployments() {
     worker.call().await.answer(&["x"]).await;
     assert_eq!(soon(again).await.unwrap().status(), StatusCode::OK);
     assert_eq!(served.gateway.held_bytes.used(), 0);
+}
+
+#[tokio::test]
+async fn a_silent_text_completion_sends_empty_text() {
+    let settings = Settings {
+        first_chunk_wait: Duration::from_millis(10),
+        keep_alive: Duration::from_millis(10),
+        ..Settings::default()
+    };
+    let served = gateway(settings).await;
+    let mut worker = Worker::start();
+    served.publish("m", &[worker.address]);
+    let request = json!({"model": "m", "prompt": "hi", "stream": true});
+    let mut reply = post(served.http, "/v1/completions", request).await;
+    let silence: Value = serde_json::from_str(&reply.event().await.unwrap()).unwrap();
+    assert_eq!(
+        (
+            &silence["choices"][0]["text"],
+            &silence["choices"][0]["finish_reason"]
+        ),
+        (&json!(""), &Value::Null)
+    );
+    // Also in the middle of an answer.
+    let mut answering = worker.call().await.accept().await;
+    answering.send("a", &[1], None).await;
+    assert_eq!(reply.piece().await.unwrap(), "a");
+    let silence: Value = serde_json::from_str(&reply.event().await.unwrap()).unwrap();
+    assert_eq!(silence["choices"][0]["text"], "");
+    answering.send("b", &[2], Some(FinishReason::Stop)).await;
+    assert_eq!(reply.piece().await.unwrap(), "b");
+}
+
+#[tokio::test]
+async fn a_held_request_waits_as_long_as_its_client_wants() {
+    let served = gateway(Settings::default()).await;
+    served.publish("m", &[]);
+    let body = chat(false).to_string();
+    let headers = [("prefer", "wait=0")];
+    let reply = send_with(
+        served.http,
+        hyper::Method::POST,
+        "/v1/chat/completions",
+        &headers,
+        body,
+    )
+    .await;
+    assert_eq!(
+        (
+            reply.status(),
+            reply.header("retry-after"),
+            reply.header("preference-applied")
+        ),
+        (StatusCode::SERVICE_UNAVAILABLE, Some("10"), Some("wait=0"))
+    );
+    // Nothing was sent before, so the status is the first thing that came.
+    assert_eq!(reply.json().await["error"]["code"], "no_group_ready");
 }

@@ -44,7 +44,23 @@ pub struct Delta {
     /// Content identity of the weights, if the group tells it.
     pub identity: Option<Arc<str>>,
     /// Set on the last one.
-    pub finish: Option<FinishReason>,
+    pub end: Option<End>,
+}
+
+/// How an answer ended.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct End {
+    /// Why.
+    pub reason: FinishReason,
+    stop_string: String,
+}
+
+impl End {
+    /// The stop string that ended it, if one did.
+    #[must_use]
+    pub fn stop_string(&self) -> Option<&str> {
+        (!self.stop_string.is_empty()).then_some(&self.stop_string)
+    }
 }
 
 /// What the client wants beside the answer itself.
@@ -107,7 +123,7 @@ impl Relay {
         stream::unfold(Some(self), |relay| async move {
             let mut relay = relay?;
             match relay.next().await {
-                Ok(delta) if delta.finish.is_none() => Some((Ok(delta), Some(relay))),
+                Ok(delta) if delta.end.is_none() => Some((Ok(delta), Some(relay))),
                 last => Some((last, None)),
             }
         })
@@ -202,8 +218,11 @@ impl Relay {
 
     fn take(&mut self, chunk: CompletionChunk) -> Result<Delta, Failure> {
         self.same_weights(&chunk.content_identity)?;
-        let finish = chunk.finish.map(|finish| finish.reason());
-        if !chunk.token_ids.is_empty() || finish.is_some() {
+        let end = chunk.finish.map(|finish| End {
+            reason: finish.reason(),
+            stop_string: finish.stop_string,
+        });
+        if !chunk.token_ids.is_empty() || end.is_some() {
             self.waiting.progressed();
         }
         self.request.resume_token_ids.extend(&chunk.token_ids);
@@ -213,14 +232,15 @@ impl Relay {
             }
         }
         let counted = u32::try_from(self.request.resume_token_ids.len()).unwrap_or(u32::MAX);
-        if finish.is_none() && counted != chunk.output_tokens {
+        if end.is_none() && counted != chunk.output_tokens {
             // Rather no answer than one with a hole.
             return Err(Failure::Final(ApiError::internal(format!(
                 "The workers counted {} tokens of this answer, but {counted} arrived; please send the request again.",
                 chunk.output_tokens
             ))));
         }
-        if matches!(finish, Some(FinishReason::Abort | FinishReason::Unspecified)) {
+        let reason = end.as_ref().map(|end| end.reason);
+        if matches!(reason, Some(FinishReason::Abort | FinishReason::Unspecified)) {
             return Err(Failure::Final(ApiError::internal(
                 "The request was aborted at the model's workers; please send it again.",
             )));
@@ -230,7 +250,7 @@ impl Relay {
             prompt_tokens: chunk.prompt_tokens,
             output_tokens: chunk.output_tokens,
             identity: self.identity.clone(),
-            finish,
+            end,
         })
     }
 

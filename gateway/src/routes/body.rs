@@ -5,7 +5,8 @@ use std::time::Duration;
 use axum::body::{Body, Bytes, HttpBody};
 use axum::http::StatusCode;
 use http_body_util::BodyExt;
-use serde::de::DeserializeOwned;
+use serde::de::DeserializeSeed;
+use serde_path_to_error::Track;
 
 use crate::Gateway;
 use crate::budget::{Budget, Share};
@@ -16,20 +17,26 @@ use crate::error::ApiError;
 const LINGER_BYTES: usize = 64 << 20;
 const LINGER: Duration = Duration::from_secs(10);
 
+/// Longest path to a wrong value that is shown.
+const MAX_PATH: usize = 128;
+
 /// Read and parse a body within the gateway's bounds of size, memory and time. The content type is not looked at, as
 /// OpenAI's API does not either.
 ///
 /// # Errors
 /// 413 for a larger body, 408 for one that does not come in time, 503 when too many come at once, 400 for one that is
 /// not UTF-8, not JSON or has a wrong type somewhere.
-pub async fn read_json<T: DeserializeOwned>(gateway: &Gateway, body: Body) -> Result<T, ApiError> {
+pub async fn read_json<T, S>(gateway: &Gateway, reader: S, body: Body) -> Result<T, ApiError>
+where
+    S: for<'de> DeserializeSeed<'de, Value = T>,
+{
     let time = gateway.settings.limits.body_timeout;
     let reading = read(body, gateway.settings.body_limit, &gateway.body_bytes);
     // The share is kept until the body has been parsed.
     let (bytes, _share) = tokio::time::timeout(time, reading)
         .await
         .map_err(|_| late(time))??;
-    parse(&bytes)
+    parse(reader, &bytes)
 }
 
 async fn read(mut body: Body, limit: usize, budget: &Budget) -> Result<(Vec<u8>, Share), ApiError> {
@@ -92,7 +99,7 @@ async fn linger(mut body: Body) {
     let _ = tokio::time::timeout(LINGER, rest).await;
 }
 
-fn parse<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, ApiError> {
+fn parse<'de, S: DeserializeSeed<'de>>(reader: S, bytes: &'de [u8]) -> Result<S::Value, ApiError> {
     if bytes.is_empty() {
         return Err(ApiError::invalid(None, "The body is empty; send a JSON object."));
     }
@@ -104,16 +111,15 @@ fn parse<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, ApiError> {
         )
     })?;
     let mut json = serde_json::Deserializer::from_str(text);
-    let value = serde_path_to_error::deserialize(&mut json).map_err(|error| {
-        let path = error.path().to_string();
-        let named = path != "." && !error.inner().is_syntax() && !error.inner().is_eof();
+    let mut track = Track::new();
+    let read = reader.deserialize(serde_path_to_error::Deserializer::new(&mut json, &mut track));
+    let value = read.map_err(|error| {
+        let path: String = track.path().to_string().chars().take(MAX_PATH).collect();
+        let named = path != "." && !error.is_syntax() && !error.is_eof();
         if named {
-            ApiError::invalid(
-                Some(&path),
-                format!("'{path}' is not as expected: {}", error.inner()),
-            )
+            ApiError::invalid(Some(&path), format!("'{path}' is not as expected: {error}"))
         } else {
-            not_json(error.inner())
+            not_json(&error)
         }
     })?;
     json.end().map_err(|error| not_json(&error))?;
@@ -126,6 +132,8 @@ fn not_json(error: &serde_json::Error) -> ApiError {
 
 #[cfg(test)]
 mod tests {
+    use std::marker::PhantomData;
+
     use super::*;
 
     #[derive(Debug, serde::Deserialize)]
@@ -137,7 +145,7 @@ mod tests {
     }
 
     fn complaint(bytes: &[u8]) -> (Option<String>, String) {
-        let error = parse::<Sample>(bytes).unwrap_err();
+        let error = parse(PhantomData::<Sample>, bytes).unwrap_err();
         assert_eq!(
             (error.status, error.kind),
             (StatusCode::BAD_REQUEST, "invalid_request_error")
@@ -170,7 +178,7 @@ mod tests {
 
     #[test]
     fn unknown_fields_are_tolerated() {
-        parse::<Sample>(br#"{"model": "m", "store": true}"#).unwrap();
+        parse(PhantomData::<Sample>, br#"{"model": "m", "store": true}"#).unwrap();
     }
 
     #[tokio::test]

@@ -110,7 +110,7 @@ impl Reply {
         serde_json::from_str(&self.text().await).unwrap()
     }
 
-    /// The next server-sent event or comment; none at the end.
+    /// The next server-sent event, or whatever stands in its place; none at the end.
     pub async fn block(&mut self) -> Option<String> {
         loop {
             if let Some((block, rest)) = self.buffer.split_once("\n\n") {
@@ -124,15 +124,11 @@ impl Reply {
         }
     }
 
-    /// The next event's data, skipping comments.
+    /// The next event's data. Nothing but data may come: some parsers refuse comments.
     pub async fn event(&mut self) -> Option<String> {
-        loop {
-            let block = self.block().await?;
-            if let Some(data) = block.strip_prefix("data: ") {
-                return Some(data.to_owned());
-            }
-            assert!(block.starts_with(':'), "{block}");
-        }
+        let block = self.block().await?;
+        let data = block.strip_prefix("data: ");
+        Some(data.unwrap_or_else(|| panic!("{block}")).to_owned())
     }
 
     /// Text of the next chunk that has some, of chat or text completion.

@@ -190,6 +190,13 @@ impl Answering {
         }
     }
 
+    /// End with a stop string.
+    pub async fn stop_at(mut self, stop_string: &str) {
+        let mut chunk = self.chunk("", &[], Some(FinishReason::Stop));
+        chunk.finish.as_mut().unwrap().stop_string = stop_string.to_owned();
+        self.chunks.send(Ok(chunk)).await.unwrap();
+    }
+
     pub async fn fail(self, status: Status) {
         self.chunks.send(Err(status)).await.unwrap();
     }
