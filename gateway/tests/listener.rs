@@ -106,13 +106,13 @@ async fn a_body_over_the_limit_is_refused_before_it_comes() {
 }
 
 #[tokio::test]
-async fn a_request_too_large_for_the_workers_is_refused_not_retried() {
+async fn a_request_too_large_for_memory_is_refused_not_retried() {
     let served = gateway(Settings::default()).await;
     let worker = Worker::start();
     served.publish("m", &[worker.address]);
-    // As JSON it is within the limit of the body, but not with the room that a resumed answer needs.
-    let content = "x".repeat((8 << 20) - 1000);
-    let body = json!({"model": "m", "messages": [{"role": "user", "content": content}]});
+    // Each answer's message is small enough, but not the two together.
+    let content = "x".repeat(5 << 20);
+    let body = json!({"model": "m", "n": 2, "messages": [{"role": "user", "content": content}]});
     let reply = post(served.http, "/v1/chat/completions", body).await;
     assert_eq!(reply.status(), StatusCode::PAYLOAD_TOO_LARGE);
     let error = reply.json().await;

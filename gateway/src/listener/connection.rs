@@ -56,7 +56,7 @@ where
             }
             () = alarm.as_mut() => match activity.expires(&limits) {
                 Some(at) if at <= Instant::now() => {
-                    if activity.said_farewell.swap(true, Ordering::Relaxed) {
+                    if activity.never_asked() || activity.asked_to_end.swap(true, Ordering::Relaxed) {
                         return;
                     }
                     connection.as_mut().graceful_shutdown();
@@ -93,7 +93,7 @@ fn builder(limits: &Limits) -> auto::Builder<TokioExecutor> {
 #[derive(Debug)]
 pub struct Activity {
     state: Mutex<State>,
-    said_farewell: AtomicBool,
+    asked_to_end: AtomicBool,
     /// Told when the connection must be dropped at once.
     pub hang_up: Notify,
 }
@@ -119,7 +119,7 @@ impl Activity {
                 active: 0,
                 idle: Idle::UntilFirst(first),
             }),
-            said_farewell: AtomicBool::new(false),
+            asked_to_end: AtomicBool::new(false),
             hang_up: Notify::new(),
         }
     }
@@ -131,6 +131,11 @@ impl Activity {
         Active {
             activity: Arc::clone(self),
         }
+    }
+
+    /// Whether no request has come yet; such a connection is owed no orderly end.
+    fn never_asked(&self) -> bool {
+        self.change(|state| matches!((state.active, state.idle), (0, Idle::UntilFirst(_))))
     }
 
     /// When the connection has been idle for too long; `None` while a request is under way.

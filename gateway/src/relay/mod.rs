@@ -226,10 +226,12 @@ impl Relay {
             self.waiting.progressed();
         }
         self.request.resume_token_ids.extend(&chunk.token_ids);
-        if let (Some(identity), true) = (&self.identity, self.request.content_identity.is_empty()) {
-            if !chunk.token_ids.is_empty() {
-                self.request.content_identity = identity.to_string();
-            }
+        // From the first token on, only these weights will do.
+        if let Some(identity) = &self.identity
+            && !self.bound()
+            && !chunk.token_ids.is_empty()
+        {
+            self.request.content_identity = identity.to_string();
         }
         let counted = u32::try_from(self.request.resume_token_ids.len()).unwrap_or(u32::MAX);
         if end.is_none() && counted != chunk.output_tokens {

@@ -97,7 +97,7 @@ impl Leader {
         load.own.saturating_add(others)
     }
 
-    /// Whether it said that it takes no new requests.
+    /// Whether it takes no new requests, as of its last sample.
     #[must_use]
     pub fn draining(&self) -> bool {
         lock(&self.load).draining

@@ -31,7 +31,7 @@ impl Refusals {
         self.entries.push((Arc::downgrade(leader), refusal));
     }
 
-    /// What `leader` said.
+    /// How `leader` refused, if it did.
     #[must_use]
     pub fn of(&self, leader: &Arc<Leader>) -> Option<Refusal> {
         let entry = self

@@ -107,7 +107,7 @@ fn message(index: usize, message: Message) -> Result<ChatMessage, ApiError> {
             .is_some_and(|asked| !Harmless::Nothing.covers(asked))
         {
             let field = at(field);
-            let message = format!("'{field}' is not supported; send what the assistant said as text.");
+            let message = format!("'{field}' is not supported; send the assistant's text as content.");
             return Err(ApiError::unsupported(&field, message));
         }
     }
@@ -119,7 +119,7 @@ fn message(index: usize, message: Message) -> Result<ChatMessage, ApiError> {
             ));
         }
         Some(Content { text, .. }) => text,
-        // An assistant may have said nothing.
+        // An assistant's message may be empty.
         None if role == "assistant" => String::new(),
         None => {
             return Err(ApiError::invalid(

@@ -60,7 +60,7 @@ pub struct Choice<'a> {
     pub stop_reason: Option<&'a str>,
 }
 
-/// What the model said.
+/// The model's message.
 #[derive(Debug, Clone, Serialize)]
 #[allow(missing_docs, reason = "the fields are those of the OpenAI API")]
 pub struct Message<'a> {

@@ -17,11 +17,9 @@ use crate::discovery::Deployment;
 use crate::error::ApiError;
 use crate::relay::{Delta, Relay, Wishes};
 
-/// Room in a request's message for the tokens of its own answer: it must still be small enough when it goes on at
-/// another leader. 131,072 tokens of a vocabulary below 2^21 take 384 KiB.
-const RESUME_BYTES: usize = 512 << 10;
-/// Most bytes of the messages of one request, over all its answers.
-const MESSAGE_BYTES: usize = MAX_REQUEST_BYTES - RESUME_BYTES;
+/// Most bytes of the messages to the workers for one request, over all its answers: the texts of a request are never
+/// longer than their JSON, but `n` answers carry them `n` times.
+const MESSAGE_BYTES: usize = MAX_REQUEST_BYTES;
 
 /// What all objects of one answer carry.
 #[derive(Debug, Clone)]

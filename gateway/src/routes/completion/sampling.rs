@@ -88,7 +88,7 @@ impl<'de> Deserialize<'de> for Biases {
 /// How to sample and when to stop, as the client wrote it.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct Sampling {
-    /// Most tokens of the answer, and the parameter that said so.
+    /// Most tokens of the answer, and the parameter that sets it.
     pub max_tokens: Option<(i64, &'static str)>,
     /// 0 to 2.
     pub temperature: Option<f32>,
