@@ -1,10 +1,14 @@
 //! Parameters that chat and text completion share.
 
 use std::collections::BTreeMap;
+use std::fmt;
 
 use llamero_proto::v1::CompletionRequest;
 use serde::Deserialize;
+use serde::de::value::SeqAccessDeserializer;
+use serde::de::{Deserializer, Error, MapAccess, SeqAccess, Visitor};
 
+use super::bounded::Bounded;
 use crate::error::ApiError;
 
 /// Most stop strings.
@@ -15,8 +19,7 @@ const MAX_STOP_BYTES: usize = 256;
 const MAX_TOKENS_LISTED: usize = 1024;
 
 /// `stop`: one string or several.
-#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
-#[serde(untagged, expecting = "a string or a list of strings")]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Stop {
     /// One.
     One(String),
@@ -24,18 +27,68 @@ pub enum Stop {
     Many(Vec<String>),
 }
 
-/// `stream_options`.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize)]
-pub struct StreamOptions {
-    /// Send a last chunk with `usage`.
-    #[serde(default)]
-    pub include_usage: Option<bool>,
+impl<'de> Deserialize<'de> for Stop {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Strings;
+
+        impl<'de> Visitor<'de> for Strings {
+            type Value = Stop;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("a string or a list of strings")
+            }
+
+            fn visit_str<E>(self, stop: &str) -> Result<Stop, E> {
+                Ok(Stop::One(stop.to_owned()))
+            }
+
+            fn visit_seq<A: SeqAccess<'de>>(self, list: A) -> Result<Stop, A::Error> {
+                let list = SeqAccessDeserializer::new(list);
+                Bounded::<String, MAX_STOPS>::deserialize(list).map(|stops| Stop::Many(stops.0))
+            }
+        }
+
+        deserializer.deserialize_any(Strings)
+    }
+}
+
+/// `logit_bias`, refused while it is being read when it has too many entries.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct Biases(pub BTreeMap<String, f32>);
+
+impl<'de> Deserialize<'de> for Biases {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Entries;
+
+        impl<'de> Visitor<'de> for Entries {
+            type Value = Biases;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("an object of token ids and numbers")
+            }
+
+            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Biases, A::Error> {
+                let mut biases = BTreeMap::new();
+                while let Some((token, bias)) = map.next_entry()? {
+                    biases.insert(token, bias);
+                    if biases.len() > MAX_TOKENS_LISTED {
+                        return Err(A::Error::custom(format_args!(
+                            "more than {MAX_TOKENS_LISTED} entries; send fewer"
+                        )));
+                    }
+                }
+                Ok(Biases(biases))
+            }
+        }
+
+        deserializer.deserialize_map(Entries)
+    }
 }
 
 /// How to sample and when to stop, as the client wrote it.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct Sampling {
-    /// Most tokens of the answer, and the parameter that said so.
+    /// Most tokens of the answer, and the parameter that sets it.
     pub max_tokens: Option<(i64, &'static str)>,
     /// 0 to 2.
     pub temperature: Option<f32>,
