@@ -8,6 +8,7 @@ pub(crate) mod error;
 use std::fmt;
 
 use crate::checkpoint::Checkpoint;
+use crate::companions;
 use crate::config::LlamaConfig;
 use crate::dtype::Dtype;
 use crate::tied::check_own_head;
@@ -67,6 +68,12 @@ impl TensorKind {
     #[must_use]
     pub fn is_linear(self) -> bool {
         !self.is_norm() && self != Self::Embed
+    }
+
+    /// Whether it is a matrix of the feed-forward layer.
+    #[must_use]
+    pub fn is_feed_forward(self) -> bool {
+        matches!(self, Self::Gate | Self::Up | Self::Down)
     }
 
     /// Rows and columns; a norm is one row.
@@ -174,6 +181,7 @@ pub struct Tensor {
     pub scale: Option<Scale>,
 }
 
+<<<<<<< HEAD
 const EMBED: TensorId = TensorId {
     layer: None,
     kind: TensorKind::Embed,
@@ -182,6 +190,63 @@ const HEAD: TensorId = TensorId {
     layer: None,
     kind: TensorKind::Head,
 };
+=======
+/// Why tensors do not fit the configuration.
+#[derive(Debug, thiserror::Error)]
+pub enum LayoutError {
+    /// A tensor is not there.
+    #[error(
+        "the checkpoint lacks the tensor {name}; it is incomplete or config.json belongs to another model"
+    )]
+    Missing {
+        /// Its name.
+        name: String,
+    },
+    /// A shape that does not follow from the configuration.
+    #[error("{name} has the shape {found:?}, config.json asks for {expected:?}{hint}")]
+    Shape {
+        /// The tensor.
+        name: String,
+        /// Its shape.
+        found: Vec<u64>,
+        /// The shape that follows from the configuration.
+        expected: Vec<u64>,
+        /// What may have happened.
+        hint: &'static str,
+    },
+    /// An element type that cannot be used there.
+    #[error("{name} has the element type {found}; {wanted} can be used there")]
+    Dtype {
+        /// The tensor.
+        name: String,
+        /// Its type.
+        found: Dtype,
+        /// What can be used.
+        wanted: &'static str,
+    },
+    /// A tensor that is no part of this Llama.
+    #[error("{name} is not a tensor of this Llama: {hint}")]
+    Unknown {
+        /// Its name.
+        name: String,
+        /// What it means.
+        hint: String,
+    },
+    /// A scale of another shape.
+    #[error(
+        "{name} has the shape {found:?}; one scale for the matrix or one for each of its {rows} rows can be used \
+         (block-wise scales are not supported)"
+    )]
+    ScaleShape {
+        /// The scale.
+        name: String,
+        /// Its shape.
+        found: Vec<u64>,
+        /// Rows of the matrix.
+        rows: u64,
+    },
+}
+>>>>>>> main
 
 /// All tensors of a checkpoint that fits its configuration.
 #[derive(Clone, Debug, PartialEq)]
@@ -198,6 +263,7 @@ impl ModelLayout {
     /// [`LayoutError`].
     pub fn check(checkpoint: &Checkpoint) -> Result<Self, LayoutError> {
         let tensors = TensorId::all(checkpoint.config()).map(|id| check_tensor(checkpoint, id));
+<<<<<<< HEAD
         let layout = Self {
             tensors: tensors.collect::<Result<_, _>>()?,
         };
@@ -211,6 +277,11 @@ impl ModelLayout {
     #[must_use]
     pub fn is_tied(&self) -> bool {
         self.get(HEAD).is_some_and(|head| head.name == EMBED.name())
+=======
+        let tensors = tensors.collect::<Result<_, _>>()?;
+        companions::check(checkpoint)?;
+        Ok(Self { tensors })
+>>>>>>> main
     }
 
     /// The tensor with that identity.
@@ -275,10 +346,13 @@ fn check_tensor(checkpoint: &Checkpoint, id: TensorId) -> Result<Tensor, LayoutE
 }
 
 fn check_scale(checkpoint: &Checkpoint, weight: &str, rows: u64) -> Result<Scale, LayoutError> {
-    let name = format!("{weight}_scale");
-    let info = checkpoint
-        .tensor(&name)
-        .ok_or_else(|| LayoutError::Missing { name: name.clone() })?;
+    // transformers' own fp8 writes `weight_scale_inv`, which is multiplied all the same.
+    let names = [format!("{weight}_scale"), format!("{weight}_scale_inv")];
+    let found = names
+        .iter()
+        .find_map(|name| Some((name.clone(), checkpoint.tensor(name)?)));
+    let [missing, _] = names;
+    let (name, info) = found.ok_or(LayoutError::Missing { name: missing })?;
     let per_row = match info.shape.as_slice() {
         [] | [1] | [1, 1] => false,
         [count] | [count, 1] if *count == rows => true,
