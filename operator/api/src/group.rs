@@ -80,7 +80,7 @@ pub struct LlamaGroupSpec {
     /// When draining began.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub drain_since: Option<Time>,
-    /// How often in a row a placement was taken back.
+    /// How often in a row a placement was rolled back.
     #[serde(default)]
     #[schemars(range(min = 0))]
     pub placement_failures: i32,
@@ -137,7 +137,7 @@ pub struct MemberFailure {
     /// Where it ran.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub node: Option<String>,
-    /// One word: Deleted, Evicted, Exited, NodeLost, Stalled.
+    /// One word: Deleted, Evicted, Exited, NodeLost, Refused, Stalled, Unreachable, Unschedulable, Unusable.
     pub reason: String,
     /// Exit code of the container, if it ended.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -304,6 +304,12 @@ pub struct LlamaGroupStatus {
     /// Why the group is not further, in words.
     #[serde(default)]
     pub message: String,
+    /// What the weights are, on which all ranks agree: sampled chunks of every tensor, hashed.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub content_identity: Option<String>,
+    /// What the numbers depend on beside the weights: kernels and the type of the cache.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub numerics: Option<String>,
 }
 
 /// How far a rank is.

@@ -58,6 +58,19 @@ pub const RANK_PORT: u16 = 50100;
 /// Longest name of a `LlamaDeployment`: the names of its pods must still fit a label.
 pub const MAX_DEPLOYMENT_NAME: usize = 40;
 
+/// Labels that every object of a deployment carries.
+#[must_use]
+pub fn common(deployment: &str, app: &str) -> std::collections::BTreeMap<String, String> {
+    [
+        (DEPLOYMENT, deployment),
+        (APP_NAME, app),
+        (APP_MANAGED_BY, FIELD_MANAGER),
+        (APP_PART_OF, PART_OF),
+    ]
+    .map(|(key, value)| (key.to_owned(), value.to_owned()))
+    .into()
+}
+
 /// Name of a member's pod.
 #[must_use]
 pub fn pod_name(group: &str, index: i32, attempt: i32) -> String {
@@ -68,6 +81,12 @@ pub fn pod_name(group: &str, index: i32, attempt: i32) -> String {
 #[must_use]
 pub fn group_name(deployment: &str, ordinal: u32) -> String {
     format!("{deployment}-{ordinal}")
+}
+
+/// Name of the `ControllerRevision` that keeps the revision with this digest.
+#[must_use]
+pub fn revision_name(deployment: &str, digest: &str) -> String {
+    format!("{deployment}-{digest}")
 }
 
 /// Name of the Service in front of a deployment's leaders.

@@ -18,7 +18,7 @@
 //! | [`observe`] | from both to one `Observed` |
 //! | [`apply`] | the only writer |
 //! | [`build`] | the objects it writes |
-//! | [`report`] | what refused effects add to the statuses |
+//! | [`form_keys`] | the keys by which ranks of a group know each other |
 //! | [`events`], [`metrics`], [`health`] | what people and machines can see of it |
 //! | [`lease`], [`options`], [`wake`] | plumbing |
 #![forbid(unsafe_code)]
@@ -26,6 +26,7 @@
 pub mod apply;
 pub mod build;
 pub mod events;
+pub mod form_keys;
 pub mod health;
 pub mod lease;
 pub mod links;
@@ -33,7 +34,6 @@ pub mod metrics;
 pub mod observe;
 pub mod options;
 pub mod reconcile;
-pub mod report;
 pub mod run;
 pub mod wake;
 pub mod watch;

@@ -59,6 +59,9 @@ pub struct CheckpointSummary {
     pub plans: Vec<TensorPlan>,
     /// Why the group size asked for cannot be used.
     pub problem: Option<String>,
+    /// What the program that wrote this can compute on: `cpu`, `cuda`. Left empty here, where nothing is computed.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub backends: Vec<String>,
 }
 
 impl CheckpointSummary {
@@ -95,6 +98,7 @@ impl CheckpointSummary {
             problem: ShardPlan::all(config, tensor)
                 .err()
                 .map(|error| error.to_string()),
+            backends: Vec::new(),
         }
     }
 }

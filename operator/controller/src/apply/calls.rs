@@ -41,6 +41,7 @@ pub(super) async fn form(
     generation: i64,
     members: &[FormMember],
     targets: &[FormTarget],
+    key: [u8; 32],
 ) -> Result<(), EffectError> {
     if !writer.leads() {
         return Err(EffectError::NotLeading);
@@ -57,6 +58,7 @@ pub(super) async fn form(
                 port: u32::from(member.port),
             })
             .collect(),
+        key: key.to_vec(),
     };
     let mut calls = Vec::new();
     for target in targets {

@@ -26,7 +26,7 @@ pub fn member_pod(group: &LlamaGroup, index: i32, attempt: i32) -> Pod {
     let template = &group.spec.template;
     let group_name = group.name_any();
     let container = Container {
-        name: "worker".to_owned(),
+        name: parts::WORKER.to_owned(),
         args: Some(arguments(template, &group.uid().unwrap_or_default(), index)),
         env: Some(environment(template)),
         ports: Some(ports(template)),
@@ -49,7 +49,7 @@ pub fn member_pod(group: &LlamaGroup, index: i32, attempt: i32) -> Pod {
     } else {
         labels::ROLE_MEMBER
     };
-    let mut pod_labels = parts::common_labels(&group.spec.deployment, labels::WORKER_APP);
+    let mut pod_labels = labels::common(&group.spec.deployment, labels::WORKER_APP);
     for (key, value) in [
         (labels::GROUP_NAME, group_name.as_str()),
         (labels::MEMBER, &index.to_string()),
@@ -63,8 +63,9 @@ pub fn member_pod(group: &LlamaGroup, index: i32, attempt: i32) -> Pod {
         metadata: ObjectMeta {
             name: Some(labels::pod_name(&group_name, index, attempt)),
             namespace: group.namespace(),
-            labels: Some(pod_labels),
-            annotations: Some(
+            labels: parts::pod_labels(&template.worker, pod_labels),
+            annotations: parts::pod_annotations(
+                &template.worker,
                 [
                     ("kubectl.kubernetes.io/default-container", "worker".to_owned()),
                     ("prometheus.io/scrape", "true".to_owned()),
@@ -290,7 +291,7 @@ mod tests {
         let group = group(json!({
             "tensor": 16, "ranksPerPod": 8, "acceleratorResource": "nvidia.com/gpu", "kvBytesPerRank": 0,
             "engine": {"maxBatchedTokens": 4096, "maxSequences": 256, "threads": 4},
-            "worker": {"image": "w", "env": [{"name": "RUST_LOG", "value": "debug"}, {"name": "LLAMERO_POD_IP", "value": "0.0.0.0"}],
+            "worker": {"image": "w", "env": [{"name": "LLAMERO_LOG", "value": "debug"}, {"name": "LLAMERO_POD_IP", "value": "0.0.0.0"}],
                 "terminationGracePeriodSeconds": 600},
         }));
         let pod = serde_json::to_value(member_pod(&group, 0, 0)).unwrap();

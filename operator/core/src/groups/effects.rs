@@ -1,24 +1,21 @@
-//! What follows from a group's specification: pods, gates, Form, the disruption budget.
+//! What follows from a group's specification: pods, gates, Form.
 
 use llamero_api::labels;
 
 use super::{GroupView, MemberView};
-use crate::{
-    plan::{Action, EventKind, FormMember, FormTarget, Step},
-    time::Millis,
-};
+use crate::plan::{Action, EventKind, FormMember, FormTarget, Step};
 
-/// Grace of a stray that is already terminating but would hold its node for long.
-const STRAY_GRACE_SECONDS: i64 = 5;
+/// Grace of an orphan that is already terminating but would hold its node for long.
+const ORPHAN_GRACE_SECONDS: i64 = 5;
 
 /// Deletes pods that no member claims. One that terminates already, like a deleted member that was replaced, would go on until its grace
 /// ends, because members ignore SIGTERM: its grace is cut, so that the replacement gets its room. A leader's is not: it drains.
-pub fn delete_strays(view: &GroupView<'_>, now: Millis, steps: &mut Vec<Step>) {
-    for pod in &view.strays {
+pub fn delete_orphans(view: &GroupView<'_>, steps: &mut Vec<Step>) {
+    for pod in &view.orphans {
         let grace_seconds = match pod.deletion {
             None => None,
-            Some(at) if pod.index != 0 && !pod.phase.ended() && at > now + 2 * STRAY_GRACE_SECONDS * 1000 => {
-                Some(STRAY_GRACE_SECONDS)
+            Some(grace) if pod.index != 0 && !pod.phase.ended() && grace > ORPHAN_GRACE_SECONDS => {
+                Some(ORPHAN_GRACE_SECONDS)
             }
             Some(_) => continue,
         };
@@ -135,21 +132,4 @@ fn form_members(view: &GroupView<'_>) -> Option<Vec<FormMember>> {
             })
         })
         .collect()
-}
-
-/// One disruption budget a group, that lets none of its pods be evicted alone.
-pub fn pdb(view: &GroupView<'_>, steps: &mut Vec<Step>) {
-    let min_available = i32::try_from(view.members.len()).unwrap_or(i32::MAX);
-    if view.group.pdb_min_available != Some(min_available) {
-        steps.push(Step {
-            action: Action::ApplyPdb {
-                group: view.key.clone(),
-                group_uid: view.uid(),
-                min_available,
-            },
-            reason: "Protected",
-            message: format!("no voluntary disruption of single pods: minAvailable {min_available}"),
-            event: EventKind::None,
-        });
-    }
 }

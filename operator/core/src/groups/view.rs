@@ -20,7 +20,7 @@ pub struct GroupView<'a> {
     /// Members as `spec.members` records them.
     pub members: Vec<MemberView<'a>>,
     /// Pods that no member claims; they are to go.
-    pub strays: Vec<&'a Pod>,
+    pub orphans: Vec<&'a Pod>,
     /// The group answers.
     pub ready: bool,
 }
@@ -77,7 +77,7 @@ impl<'a> GroupView<'a> {
                 MemberView { member, pod }
             })
             .collect();
-        let strays = group
+        let orphans = group
             .pods
             .iter()
             .filter(|pod| !claimed.contains(pod.uid.as_str()))
@@ -86,7 +86,7 @@ impl<'a> GroupView<'a> {
             key: Key::of(&group.object.metadata),
             group,
             members,
-            strays,
+            orphans,
             ready: false,
         };
         view.ready = view.is_ready(now);

@@ -9,6 +9,8 @@ use llamero_checkpoint::inspect::inspect as report_on;
 
 use crate::exit::INPUT_UNUSABLE;
 
+/// What this program can compute on.
+const BACKENDS: [&str; 1] = ["cpu"];
 /// What the kubelet keeps of a termination message.
 const TERMINATION_LIMIT: usize = 4096;
 
@@ -44,7 +46,10 @@ pub fn inspect(args: &InspectArgs) -> anyhow::Result<u8> {
         .as_deref()
         .or(args.model_dir.as_deref())
         .context("no folder is given")?;
-    let outcome = report_on(dir, args.tensor);
+    let mut outcome = report_on(dir, args.tensor);
+    if let Ok(report) = &mut outcome {
+        report.summary.backends = BACKENDS.map(str::to_owned).into();
+    }
     let json = match &outcome {
         Ok(report) => fit(&report.summary, args.tensor)?,
         Err(error) => refusal(&format!("{error:#}")),

@@ -6,6 +6,22 @@ impl World {
     pub(super) fn apply(&mut self, action: &Action) {
         match action.clone() {
             Action::CreateGroup { name, spec, .. } => {
+                let most = usize::try_from(self.object.spec.replicas).unwrap();
+                let alive = self
+                    .groups
+                    .iter()
+                    .filter(|g| g.object.spec.intent == Intent::Run)
+                    .count();
+                assert!(
+                    alive < most,
+                    "group {name} is made although spec.replicas is {most}: the number is written first"
+                );
+                let kept = self.revisions.iter().find(|r| r.digest == spec.revision);
+                assert_eq!(
+                    kept.and_then(|r| r.template.as_ref()),
+                    Some(&spec.template),
+                    "a group is made from another snapshot than that of its revision"
+                );
                 if self.find(&name).is_none() {
                     let mut object = LlamaGroup::new(&name, *spec);
                     object.metadata.namespace = Some("ns".into());
@@ -14,7 +30,7 @@ impl World {
                     self.groups.push(SimGroup {
                         object,
                         pods: vec![],
-                        pdb: None,
+                        budget: None,
                         formed: BTreeSet::new(),
                     });
                 }
@@ -32,6 +48,10 @@ impl World {
                 attempt,
             } => {
                 let uid = self.uid();
+                if self.groups.iter().map(|g| g.pods.len()).sum::<usize>() >= self.quota {
+                    self.refuse(&group.name, action);
+                    return;
+                }
                 let Some(group) = self.find(&group.name) else {
                     return;
                 };
@@ -53,6 +73,7 @@ impl World {
                     };
                     group.pods.push(SimPod {
                         pod,
+                        gone_at: None,
                         pinned: None,
                         stuck: false,
                     });
@@ -94,7 +115,8 @@ impl World {
                         .any(|m| m.pod_uid.as_ref() == Some(&pod.uid));
                     for p in group.pods.iter_mut().filter(|p| p.pod.uid == pod.uid) {
                         assert!(!recorded, "a recorded pod is deleted: {}", p.pod.name);
-                        p.pod.deletion = Some(now + 1000);
+                        p.pod.deletion = Some(1);
+                        p.gone_at.get_or_insert(now + 1000);
                     }
                 }
             }
@@ -150,25 +172,86 @@ impl World {
                         .retain(|g| g.object.metadata.uid.as_ref() != Some(&uid));
                 }
             }
-            Action::ApplyService { .. } => self.service = true,
-            Action::ApplyPdb {
-                group, min_available, ..
-            } => {
-                if let Some(group) = self.find(&group.name) {
-                    group.pdb = Some(min_available);
+            Action::Apply { owner, object, .. } => match object {
+                ManagedObject::Service(service) => self.service = Some(Arc::new(*service)),
+                ManagedObject::Budget(budget) => {
+                    if let Some(group) = self.find(&owner.name) {
+                        group.budget = Some(Arc::new(*budget));
+                    }
                 }
+            },
+            Action::ScaleDeployment {
+                resource_version,
+                replicas,
+                ..
+            } => {
+                assert!(
+                    self.object.spec.autoscaling.is_some(),
+                    "the number belongs to the user"
+                );
+                if self.object.metadata.resource_version == Some(resource_version) {
+                    self.object.spec.replicas = replicas;
+                    self.replicas_manager = Some("llamero-operator".into());
+                    self.touch();
+                }
+            }
+            Action::CreateRevision {
+                name,
+                digest,
+                number,
+                template,
+                ..
+            } => {
+                let uid = self.uid();
+                if self.revisions.iter().all(|r| r.name != name) {
+                    self.revisions.push(Revision {
+                        name,
+                        uid,
+                        digest,
+                        number,
+                        template: Some(*template),
+                    });
+                }
+            }
+            Action::RenumberRevision { uid, number, .. } => {
+                for revision in self.revisions.iter_mut().filter(|r| r.uid == uid) {
+                    revision.number = number;
+                }
+            }
+            Action::DeleteRevision { uid, .. } => {
+                let used = |r: &Revision| self.groups.iter().any(|g| g.object.spec.revision == r.digest);
+                assert!(
+                    !self.revisions.iter().any(|r| r.uid == uid && used(r)),
+                    "a revision goes that a group runs"
+                );
+                self.revisions.retain(|r| r.uid != uid);
             }
             Action::CreateInspectPod { name, key, .. } => {
                 let uid = self.uid();
-                let created_at = self.now;
                 self.inspect.get_or_insert_with(|| InspectPod {
                     name,
                     uid,
                     key,
-                    created_at,
                     ..InspectPod::default()
                 });
             }
+        }
+    }
+
+    fn refuse(&mut self, group: &str, action: &Action) {
+        let (target, now) = (action.target(), self.now);
+        let refusals = self.refusals.entry(group.to_owned()).or_default();
+        match refusals.iter_mut().find(|refusal| refusal.target == target) {
+            Some(refusal) => {
+                refusal.times += 1;
+                refusal.at = now;
+            }
+            None => refusals.push(Refusal {
+                target,
+                message: "exceeded quota".into(),
+                at: now,
+                times: 1,
+            }),
         }
     }
 
@@ -225,8 +308,17 @@ impl World {
             .filter(|(after, before)| after.node.is_some() && before.node.is_none())
             .filter_map(|(after, _)| after.node.clone())
             .collect();
-        let taken_back = spec.placement_failures > old.placement_failures;
-        if taken_back {
+        let rolled_back = spec.placement_failures > old.placement_failures;
+        let refused =
+            spec.failures.last().is_some_and(|f| f.reason == "Refused") && spec.failures != old.failures;
+        if rolled_back && refused {
+            let held = spec
+                .members
+                .iter()
+                .filter(|m| m.node.is_some() && m.pod_uid.is_none());
+            assert_eq!(held.count(), 0, "a refused placement still holds room");
+        }
+        if rolled_back && !refused {
             let overdue = old
                 .members
                 .iter()
@@ -235,12 +327,12 @@ impl World {
             let times: BTreeSet<_> = overdue.clone().filter_map(|(b, _)| b.placed_at.clone()).collect();
             assert!(
                 times.iter().all(|at| at.0.as_millisecond() + deadline <= now),
-                "taken back before the deadline"
+                "rolled back before the deadline"
             );
             let left = old.members.iter().zip(&spec.members).filter(|(b, a)| {
                 b.attempt == a.attempt && b.placed_at.as_ref().is_some_and(|t| times.contains(t))
             });
-            assert_eq!(left.count(), 0, "an attempt is taken back whole");
+            assert_eq!(left.count(), 0, "an attempt is rolled back whole");
         }
         group.object.spec = spec;
         group.object.metadata.resource_version = Some(format!("{}", version.parse::<u64>().unwrap() + 1));

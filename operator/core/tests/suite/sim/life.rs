@@ -15,8 +15,7 @@ impl World {
         let nodes: BTreeSet<String> = self.nodes.keys().cloned().collect();
         for group in &mut self.groups {
             group.pods.retain(|p| {
-                p.pod.deletion.is_none_or(|at| at > now)
-                    && p.pod.node.as_ref().is_none_or(|n| nodes.contains(n))
+                p.gone_at.is_none_or(|at| at > now) && p.pod.node.as_ref().is_none_or(|n| nodes.contains(n))
             });
         }
         self.schedule();

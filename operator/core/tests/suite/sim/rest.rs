@@ -1,11 +1,14 @@
 //! How a cluster looks in which there is nothing left to do.
 
+use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
+
 use super::*;
 
 impl World {
     /// Lets the operator work undisturbed until there is nothing left to do.
     pub(crate) fn settle(&mut self) {
         let mut quiet = 0;
+        self.quota = usize::MAX;
         for _ in 0..2000 {
             let plan = self.pass(u64::MAX, true);
             quiet = if plan.steps.is_empty() { quiet + 1 } else { 0 };
@@ -53,18 +56,27 @@ impl World {
 
     fn check_settled(&self) {
         let status = self.object.status.as_ref().unwrap();
-        let wanted = usize::try_from(self.object.spec.replicas.unwrap()).unwrap();
+        assert!(
+            self.object.spec.autoscaling.is_none() || self.requests == 0 || self.object.spec.replicas > 0,
+            "requests wait and no group is wanted"
+        );
+        let wanted = usize::try_from(self.object.spec.replicas).unwrap();
         assert_eq!(self.groups.len(), wanted, "{:?}", self.states());
         for group in &self.groups {
             let spec = &group.object.spec;
-            let floor = self.object.spec.replicas.unwrap() - self.object.spec.rollout.max_unavailable;
+            let floor = self.object.spec.replicas - self.object.spec.rollout.max_unavailable;
             // Replacing another one would leave too few; nothing but room for a missing group can help.
             let at_floor = self.serves(group) && status.ready_replicas <= floor;
             assert!(
                 spec.revision == status.revision || at_floor,
                 "an old revision is left"
             );
-            assert_eq!(group.pdb, Some(2));
+            let budget = group
+                .budget
+                .as_ref()
+                .and_then(|budget| budget.spec.clone())
+                .unwrap();
+            assert_eq!(budget.min_available, Some(IntOrString::Int(2)));
             let name = group.object.metadata.name.as_deref().unwrap();
             if self.serves(group) {
                 let recorded: BTreeSet<_> = spec.members.iter().filter_map(|m| m.pod_uid.clone()).collect();
