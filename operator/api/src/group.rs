@@ -84,6 +84,9 @@ pub struct LlamaGroupSpec {
     #[serde(default)]
     #[schemars(range(min = 0))]
     pub placement_failures: i32,
+    /// Since when a node of the group is being taken away.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub disrupted_since: Option<Time>,
     /// No new placement before this time.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub place_after: Option<Time>,
@@ -119,6 +122,25 @@ pub struct Member {
     /// When the node was chosen. Members with equal times are placed together or not at all.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub placed_at: Option<Time>,
+    /// The pod, once it exists; recorded before its scheduling gate is lifted.
+    #[serde(default, rename = "podUID", skip_serializing_if = "Option::is_none")]
+    pub pod_uid: Option<String>,
+    /// The pod that is to take over, because the node is being taken away; it loads while this one still serves.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub successor: Option<Successor>,
+}
+
+/// The next attempt of a member, beside the present one.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct Successor {
+    /// Its attempt.
+    #[schemars(range(min = 0))]
+    pub attempt: i32,
+    /// The node it goes to.
+    pub node: String,
+    /// When the node was chosen.
+    pub placed_at: Time,
     /// The pod, once it exists; recorded before its scheduling gate is lifted.
     #[serde(default, rename = "podUID", skip_serializing_if = "Option::is_none")]
     pub pod_uid: Option<String>,

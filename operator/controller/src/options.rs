@@ -55,6 +55,24 @@ pub struct Options {
     #[arg(long, env = "LLAMERO_FORM_KEYS_SECRET", default_value = "llamero-form-keys")]
     pub form_keys_secret: String,
 
+    /// Keys of taints that say that a node is being taken away, comma-separated. Cordoned nodes always count.
+    #[arg(
+        long,
+        env = "LLAMERO_DISRUPTION_TAINTS",
+        value_delimiter = ',',
+        default_value = "karpenter.sh/disrupted,ToBeDeletedByClusterAutoscaler,aws-node-termination-handler/scheduled-maintenance,aws-node-termination-handler/asg-lifecycle-termination,aws-node-termination-handler/rebalance-recommendation"
+    )]
+    pub disruption_taints: Vec<String>,
+
+    /// Keys of taints that say that a node goes within two minutes: its members are replaced at once.
+    #[arg(
+        long,
+        env = "LLAMERO_URGENT_TAINTS",
+        value_delimiter = ',',
+        default_value = "aws-node-termination-handler/spot-itn,cloud.google.com/impending-node-termination,node.kubernetes.io/out-of-service"
+    )]
+    pub urgent_taints: Vec<String>,
+
     /// Label selector (equalities, comma-separated) of the gateway pods that report demand.
     #[arg(
         long,
@@ -98,6 +116,8 @@ impl Options {
         Settings {
             worker_image: self.worker_image.clone(),
             pull_policy: self.worker_pull_policy,
+            disruption_taints: self.disruption_taints.clone(),
+            urgent_taints: self.urgent_taints.clone(),
             pull_secrets: self
                 .worker_pull_secrets
                 .iter()

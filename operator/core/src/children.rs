@@ -67,7 +67,7 @@ pub fn of_deployment(deployment: &Deployment, key: &Key) -> Option<Step> {
 /// What is to be applied for a group.
 #[must_use]
 pub fn of_group(view: &GroupView<'_>) -> Option<Step> {
-    let wanted = disruption_budget(&view.group.object, view.members.len());
+    let wanted = disruption_budget(&view.group.object, view.members.len(), holds_weights(view));
     if view
         .group
         .budget
@@ -89,6 +89,19 @@ pub fn of_group(view: &GroupView<'_>) -> Option<Step> {
         ),
         event: EventKind::None,
     })
+}
+
+/// Some rank of the group has weights to lose.
+fn holds_weights(view: &GroupView<'_>) -> bool {
+    let pods = view.members.iter().filter_map(|m| m.pod);
+    let mut reports = pods.filter_map(|pod| pod.report.as_ref()).peekable();
+    if reports.peek().is_none() {
+        let status = view.group.object.status.as_ref();
+        return status.is_some_and(|status| status.loaded_bytes > 0);
+    }
+    reports
+        .flat_map(|report| &report.ranks)
+        .any(|rank| rank.loaded_bytes > 0)
 }
 
 /// Whether an object has every field as wanted; fields that are not ours may be anything.
@@ -153,9 +166,10 @@ pub fn leader_service(deployment: &LlamaDeployment) -> Service {
     }
 }
 
-/// Budget that allows no voluntary disruption of a single pod: a group is whole or useless.
+/// Budget that allows no voluntary disruption of a single pod: a group is whole or useless. Pods that are not ready may be evicted as long
+/// as no rank holds weights; survivors, which are not ready while they form anew, may not.
 #[must_use]
-pub fn disruption_budget(group: &LlamaGroup, pods: usize) -> PodDisruptionBudget {
+pub fn disruption_budget(group: &LlamaGroup, pods: usize, holds_weights: bool) -> PodDisruptionBudget {
     let name = group.metadata.name.clone().unwrap_or_default();
     let selector = [(labels::GROUP_NAME.to_owned(), name.clone())];
     PodDisruptionBudget {
@@ -172,6 +186,14 @@ pub fn disruption_budget(group: &LlamaGroup, pods: usize) -> PodDisruptionBudget
                 match_labels: Some(selector.into()),
                 match_expressions: None,
             }),
+            unhealthy_pod_eviction_policy: Some(
+                if holds_weights {
+                    "IfHealthyBudget"
+                } else {
+                    "AlwaysAllow"
+                }
+                .to_owned(),
+            ),
             ..PodDisruptionBudgetSpec::default()
         }),
         status: None,

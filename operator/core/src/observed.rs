@@ -52,6 +52,10 @@ pub struct Settings {
     pub pull_policy: Option<PullPolicy>,
     /// Secrets with registry credentials, beside those that a deployment names.
     pub pull_secrets: Vec<String>,
+    /// Keys of taints that say that a node is being taken away.
+    pub disruption_taints: Vec<String>,
+    /// Keys of taints that say that a node goes within two minutes.
+    pub urgent_taints: Vec<String>,
 }
 
 /// A node.

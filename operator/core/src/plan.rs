@@ -328,6 +328,8 @@ pub struct Verdict {
     pub autoscaling: Option<AutoscalingState>,
     /// By group: what is missing for its placement.
     pub no_room: BTreeMap<String, String>,
+    /// By group: what is missing for successors of members whose nodes are being taken away.
+    pub no_room_to_move: BTreeMap<String, String>,
     /// Another, older deployment that the model name belongs to.
     pub name_owner: Option<Key>,
     /// Why a step about the deployment itself was refused, in the words of who refused it.

@@ -6,7 +6,6 @@
 use std::collections::BTreeSet;
 
 use llamero_api::{
-    deployment::Rollout,
     group::{GroupTemplate, Intent, LlamaGroupSpec, Member},
     labels,
 };
@@ -18,9 +17,11 @@ use crate::{
     time::Millis,
 };
 
-/// What new groups are made from.
+/// How many groups there are to be, and what new ones are made from.
 #[derive(Clone, Debug)]
 pub struct Target {
+    /// Groups.
+    pub groups: i32,
     /// Digest of the template.
     pub revision: String,
     /// The template; absent while the checkpoint is not known or does not fit. Then no group is made and none is replaced.
@@ -33,11 +34,11 @@ pub fn fleet(
     key: &Key,
     views: &[GroupView<'_>],
     target: &Target,
-    desired: i32,
+    leaving: &BTreeSet<String>,
     now: Millis,
     steps: &mut Vec<Step>,
 ) -> BTreeSet<String> {
-    let desired = usize::try_from(desired).unwrap_or(0);
+    let desired = usize::try_from(target.groups).unwrap_or(0);
     let mut alive: Vec<&GroupView<'_>> = views.iter().filter(|view| view.wanted()).collect();
     // The ones to lose first: not ready, then of an older revision, then less far, then the highest number.
     alive.sort_by_key(|v| {
@@ -54,16 +55,23 @@ pub fn fleet(
         steps.push(drain::begin(view, &format!("{desired} groups are wanted"), now));
         going.insert(view.key.name.clone());
     }
+    let floor =
+        desired.saturating_sub(usize::try_from(deployment.object.spec.rollout.max_unavailable).unwrap_or(0));
+    let mut budget = Budget {
+        ready: alive.iter().filter(|view| view.ready).count(),
+        floor,
+    };
+    // Who must leave before who may: a node that goes takes its group with it anyway.
+    for view in alive.iter().filter(|view| leaving.contains(&view.key.name)) {
+        if budget.spend(view) {
+            let why = "a node is being taken away, and there was no room to move within disruption.deadline";
+            steps.push(drain::begin(view, why, now));
+            going.insert(view.key.name.clone());
+        }
+    }
     if target.template.is_some() && !deployment.object.spec.rollout.paused {
-        replace_outdated(
-            &alive,
-            target,
-            desired,
-            &deployment.object.spec.rollout,
-            now,
-            steps,
-            &mut going,
-        );
+        alive.retain(|view| !going.contains(&view.key.name));
+        replace_outdated(&alive, target, &mut budget, now, steps, &mut going);
     }
     if let Some(template) = &target.template {
         create_missing(deployment, key, views, target, template, desired, steps);
@@ -71,26 +79,40 @@ pub fn fleet(
     going
 }
 
+/// How many groups may go: one budget for rollout and disruption.
+struct Budget {
+    ready: usize,
+    floor: usize,
+}
+
+impl Budget {
+    /// Whether the group may go; a group that does not serve always may.
+    const fn spend(&mut self, view: &GroupView<'_>) -> bool {
+        if !view.ready {
+            return true;
+        }
+        if self.ready <= self.floor {
+            return false;
+        }
+        self.ready -= 1;
+        true
+    }
+}
+
 fn replace_outdated(
     alive: &[&GroupView<'_>],
     target: &Target,
-    desired: usize,
-    rollout: &Rollout,
+    budget: &mut Budget,
     now: Millis,
     steps: &mut Vec<Step>,
     going: &mut BTreeSet<String>,
 ) {
-    let floor = desired.saturating_sub(usize::try_from(rollout.max_unavailable).unwrap_or(0));
-    let mut ready = alive.iter().filter(|view| view.ready).count();
     for view in alive
         .iter()
         .filter(|view| view.spec().revision != target.revision)
     {
-        if view.ready {
-            if ready <= floor {
-                continue;
-            }
-            ready -= 1;
+        if !budget.spend(view) {
+            continue;
         }
         steps.push(drain::begin(
             view,
@@ -125,6 +147,7 @@ fn create_missing(
                 node: None,
                 placed_at: None,
                 pod_uid: None,
+                successor: None,
             })
             .collect();
         let spec = LlamaGroupSpec {
@@ -136,6 +159,7 @@ fn create_missing(
             intent: Intent::Run,
             drain_since: None,
             placement_failures: 0,
+            disrupted_since: None,
             place_after: None,
             failures: Vec::new(),
         };

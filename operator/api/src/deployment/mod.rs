@@ -86,6 +86,9 @@ pub struct LlamaDeploymentSpec {
     /// What happens when a rank is lost or stuck.
     #[serde(default)]
     pub recovery: Recovery,
+    /// What happens when a node is being taken away: cordoned, drained, or tainted by who is about to remove it.
+    #[serde(default)]
+    pub disruption: Disruption,
     /// Settings of the inference engine.
     #[serde(default)]
     pub engine: Engine,
@@ -204,6 +207,23 @@ impl Default for Recovery {
             restart_budget: 10,
             restart_window: Duration::from_secs(3600),
             backoff: Duration::from_secs(10),
+        }
+    }
+}
+
+/// What happens when a node is being taken away.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", default)]
+pub struct Disruption {
+    /// A member on such a node gets a successor that loads while the old one serves. When there has been no room for it for this long,
+    /// the group finishes what runs and leaves.
+    pub deadline: Duration,
+}
+
+impl Default for Disruption {
+    fn default() -> Self {
+        Self {
+            deadline: Duration::from_secs(600),
         }
     }
 }

@@ -63,6 +63,8 @@ pub mod reason {
     pub const RESTART_BUDGET_SPENT: &str = "RestartBudgetSpent";
     /// The steps of a group stand still.
     pub const STALLED: &str = "Stalled";
+    /// Members move off nodes that are being taken away.
+    pub const MOVING: &str = "Moving";
     /// Groups of an older revision are being replaced.
     pub const ROLLING_OUT: &str = "RollingOut";
     /// The rollout is paused.

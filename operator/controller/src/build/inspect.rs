@@ -97,6 +97,7 @@ mod tests {
             worker_image: "default:1".into(),
             pull_policy: Some(llamero_api::deployment::PullPolicy::Always),
             pull_secrets: vec!["chart".into()],
+            ..Settings::default()
         };
         serde_json::to_value(inspect_pod(&deployment, "k", &settings)).unwrap()
     }

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use k8s_openapi::{
     api::core::v1::{
         Container, ContainerPort, EnvVar, EnvVarSource, HTTPGetAction, ObjectFieldSelector, Pod,
-        PodSchedulingGate, Probe, ResourceRequirements,
+        PodSchedulingGate, Probe, ResourceRequirements, Toleration,
     },
     apimachinery::pkg::{api::resource::Quantity, apis::meta::v1::ObjectMeta, util::intstr::IntOrString},
 };
@@ -41,6 +41,10 @@ pub fn member_pod(group: &LlamaGroup, index: i32, attempt: i32) -> Pod {
         name: labels::PLACEMENT_GATE.to_owned(),
     }]);
     spec.termination_grace_period_seconds = Some(template.grace_seconds());
+    // A node that is not ready costs nothing while its ranks step: the operator judges, not a time-out.
+    spec.tolerations
+        .get_or_insert_default()
+        .extend(["node.kubernetes.io/not-ready", "node.kubernetes.io/unreachable"].map(tolerated));
     // The supervisor restarts ranks itself. When it ends its weights are gone too, and the member is replaced, elsewhere if that is better.
     spec.restart_policy = Some("Never".to_owned());
 
@@ -179,6 +183,16 @@ fn resources(template: &GroupTemplate) -> ResourceRequirements {
     }
 }
 
+/// Without bound.
+fn tolerated(taint: &str) -> Toleration {
+    Toleration {
+        key: Some(taint.to_owned()),
+        operator: Some("Exists".to_owned()),
+        effect: Some("NoExecute".to_owned()),
+        ..Toleration::default()
+    }
+}
+
 fn probe(path: &str, period_seconds: i32, failure_threshold: i32) -> Probe {
     Probe {
         http_get: Some(HTTPGetAction {
@@ -251,6 +265,10 @@ mod tests {
                 "terminationGracePeriodSeconds": 60,
                 "automountServiceAccountToken": false,
                 "enableServiceLinks": false,
+                "tolerations": [
+                    {"key": "node.kubernetes.io/not-ready", "operator": "Exists", "effect": "NoExecute"},
+                    {"key": "node.kubernetes.io/unreachable", "operator": "Exists", "effect": "NoExecute"},
+                ],
                 "securityContext": {"runAsNonRoot": true, "runAsUser": 65532, "runAsGroup": 65532,
                     "seccompProfile": {"type": "RuntimeDefault"}},
                 "volumes": [

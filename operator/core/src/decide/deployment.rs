@@ -8,7 +8,7 @@ use super::queue::Queued;
 use crate::{
     autoscaling::{self, AutoscalerInput},
     backends, children,
-    groups::{self, Context, GroupView},
+    groups::{self, Context, GroupView, disruption},
     history,
     inspect::{self, Inspection},
     names::NameOwners,
@@ -52,10 +52,7 @@ pub(super) fn decide<'a>(
     let inspection = inspect::inspect(deployment, &key, &cluster.observed.settings, now, &mut steps);
     plan.next_at = time::earlier(plan.next_at, inspection.next_at);
     let resolved = accept(cluster, deployment, inspection, &mut verdict);
-    let target = Target {
-        template: history::snapshot(deployment, &key, &verdict.revision, resolved, &mut steps),
-        revision: verdict.revision.clone(),
-    };
+    let template = history::snapshot(deployment, &key, &verdict.revision, resolved, &mut steps);
 
     let views: Vec<GroupView<'a>> = deployment
         .groups
@@ -63,21 +60,32 @@ pub(super) fn decide<'a>(
         .map(|group| GroupView::of(group, now))
         .collect();
     desired(deployment, &key, &views, now, &mut verdict, plan, &mut steps);
-    let going = rollout::fleet(
-        deployment,
-        &key,
-        &views,
-        &target,
-        verdict.desired,
+    let target = Target {
+        groups: verdict.desired,
+        revision: verdict.revision.clone(),
+        template,
+    };
+    let context = Context {
+        placement: &object.spec.placement,
+        recovery: &object.spec.recovery,
+        nodes: cluster.nodes,
+        settings: &cluster.observed.settings,
+        disruption: &object.spec.disruption,
+        priority: cluster.observed.default_priority,
         now,
-        &mut steps,
-    );
+    };
+    let leaving = views
+        .iter()
+        .filter(|view| disruption::leaves(view, &context, &object.spec.disruption))
+        .map(|view| view.key.name.clone())
+        .collect();
+    let going = rollout::fleet(deployment, &key, &views, &target, &leaving, now, &mut steps);
     let held = refusals::hold_each(&mut steps, &deployment.refusals, now);
     plan.next_at = time::earlier(plan.next_at, held);
     plan.steps.extend(steps);
 
     for view in views.into_iter().filter(|view| !going.contains(&view.key.name)) {
-        group(cluster, deployment, &key, view, plan, requests);
+        group(cluster, deployment, &context, view, plan, requests);
     }
     plan.verdicts.insert(key, verdict);
 }
@@ -169,7 +177,7 @@ fn desired(
 fn group<'a>(
     cluster: &Cluster<'a>,
     deployment: &'a Deployment,
-    key: &Key,
+    context: &Context<'_>,
     view: GroupView<'a>,
     plan: &mut Plan,
     requests: &mut Vec<Queued<'a>>,
@@ -180,20 +188,14 @@ fn group<'a>(
         Some(class) => observed.priority_classes.get(class).copied().unwrap_or(0),
         None => observed.default_priority,
     };
-    let context = Context {
-        placement: &deployment.object.spec.placement,
-        recovery: &deployment.object.spec.recovery,
-        nodes: cluster.nodes,
-        priority,
-        now: cluster.now,
-    };
+    let context = Context { priority, ..*context };
     let mut next = groups::next_steps(&view, &context);
     let held = refusals::hold_rest(&mut next.steps, &view.group.refusals, cluster.now);
     plan.next_at = time::earlier(plan.next_at, time::earlier(next.next_at, held));
     plan.steps.extend(next.steps);
     if let Some(request) = next.request {
         requests.push(Queued {
-            deployment: key.clone(),
+            deployment: Key::of(&deployment.object.metadata),
             view,
             request,
         });

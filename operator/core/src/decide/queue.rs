@@ -3,7 +3,7 @@
 use std::cmp::Reverse;
 
 use crate::{
-    groups::{GroupView, members},
+    groups::{GroupView, disruption, members},
     observed::Observed,
     placement::{Ledger, PlacementRequest, Placer},
     plan::{Key, Plan},
@@ -64,11 +64,20 @@ pub(super) fn place(
                 for assignment in &assignments {
                     ledger.reserve(&assignment.node, &request.amounts);
                 }
-                plan.steps.push(members::assign(&view, &assignments, now));
+                plan.steps.push(if request.successors {
+                    disruption::assign(&view, &assignments, now)
+                } else {
+                    members::assign(&view, &assignments, now)
+                });
             }
             Err(missing) => {
                 if let Some(verdict) = plan.verdicts.get_mut(&deployment) {
-                    verdict.no_room.insert(view.key.name.clone(), missing.0);
+                    let missing_of = if request.successors {
+                        &mut verdict.no_room_to_move
+                    } else {
+                        &mut verdict.no_room
+                    };
+                    missing_of.insert(view.key.name.clone(), missing.0);
                 }
             }
         }

@@ -13,6 +13,7 @@ const ORPHAN_GRACE_SECONDS: i64 = 5;
 pub fn delete_orphans(view: &GroupView<'_>, steps: &mut Vec<Step>) {
     for pod in &view.orphans {
         let grace_seconds = match pod.deletion {
+            None if view.hands_over(pod) => continue,
             None => None,
             Some(grace) if pod.index != 0 && !pod.phase.ended() && grace > ORPHAN_GRACE_SECONDS => {
                 Some(ORPHAN_GRACE_SECONDS)
@@ -37,20 +38,26 @@ pub fn create_pods(view: &GroupView<'_>, steps: &mut Vec<Step>) -> bool {
     let before = steps.len();
     for member in view.members.iter().filter(|m| m.pod.is_none()) {
         let (index, attempt) = (member.member.index, member.member.attempt);
-        let name = labels::pod_name(&view.key.name, index, attempt);
-        steps.push(Step {
-            reason: "Created",
-            message: format!("creating pod {name}, gated"),
-            action: Action::CreatePod {
-                group: view.key.clone(),
-                name,
-                index,
-                attempt,
-            },
-            event: EventKind::None,
-        });
+        steps.push(create_pod(view, index, attempt));
     }
     steps.len() > before
+}
+
+/// Creates the gated pod of an attempt.
+#[must_use]
+pub fn create_pod(view: &GroupView<'_>, index: i32, attempt: i32) -> Step {
+    let name = labels::pod_name(&view.key.name, index, attempt);
+    Step {
+        reason: "Created",
+        message: format!("creating pod {name}, gated"),
+        action: Action::CreatePod {
+            group: view.key.clone(),
+            name,
+            index,
+            attempt,
+        },
+        event: EventKind::None,
+    }
 }
 
 /// Lifts the gates of a group whose members all exist and are recorded.
@@ -58,7 +65,7 @@ pub fn lift_gates(view: &GroupView<'_>, steps: &mut Vec<Step>) {
     if !view.members.iter().all(|m| m.recorded() && m.healthy()) {
         return;
     }
-    for MemberView { member, pod } in &view.members {
+    for MemberView { member, pod, .. } in &view.members {
         if let (Some(pod), Some(node)) = (pod.filter(|pod| pod.gated), &member.node) {
             steps.push(Step {
                 action: Action::Ungate {

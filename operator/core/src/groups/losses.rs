@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use llamero_api::group::RankPhase;
 
-use super::GroupView;
+use super::{Context, GroupView, disruption};
 use crate::{
     observed::{Node, Pod, STALE_AFTER},
     time::Millis,
@@ -39,7 +39,7 @@ pub const UNUSABLE: &str = "Unusable";
 
 /// Whether a recorded member's pod is lost for good.
 #[must_use]
-pub fn loss(pod: Option<&Pod>, nodes: &BTreeMap<&str, &Node>) -> Option<Loss> {
+pub fn loss(pod: Option<&Pod>, context: &Context<'_>) -> Option<Loss> {
     let Some(pod) = pod else {
         return Some(Loss::new("Deleted", "the pod was deleted", false));
     };
@@ -73,10 +73,15 @@ pub fn loss(pod: Option<&Pod>, nodes: &BTreeMap<&str, &Node>) -> Option<Loss> {
             charged: true,
         });
     }
-    if let Some(node) = pod.node.as_deref().filter(|node| !nodes.contains_key(node)) {
-        return Some(Loss::new("NodeLost", format!("node {node} is gone"), false));
+    let name = pod.node.as_deref()?;
+    match context.nodes.get(name) {
+        None => Some(Loss::new("NodeLost", format!("node {name} is gone"), false)),
+        Some(node) if disruption::urgent(node, context.settings) => {
+            let message = format!("node {name} goes too soon for a successor to load");
+            Some(Loss::new("Disrupted", message, false))
+        }
+        Some(_) => None,
     }
-    None
 }
 
 /// Why a rank of the pod can never work as it is configured, in its own words.

@@ -4,12 +4,12 @@ use std::collections::BTreeSet;
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use llamero_api::{
-    group::{LlamaGroupSpec, Member, MemberFailure},
+    group::{LlamaGroupSpec, Member, MemberFailure, Successor},
     labels,
 };
 
 use super::{
-    Context, GroupView, MemberView,
+    Context, GroupView, MemberView, disruption,
     losses::{self, Loss},
 };
 use crate::{
@@ -77,7 +77,7 @@ pub fn replace_lost(view: &GroupView<'_>, context: &Context<'_>) -> Option<Step>
         .iter()
         .enumerate()
         .filter(|(_, m)| m.recorded())
-        .filter_map(|(at, m)| Some((at, losses::loss(m.pod, context.nodes)?)))
+        .filter_map(|(at, m)| Some((at, losses::loss(m.pod, context)?)))
         .collect();
     if lost.is_empty() {
         lost = losses::stalled(view, context.nodes, context.now);
@@ -95,14 +95,17 @@ pub fn replace_lost(view: &GroupView<'_>, context: &Context<'_>) -> Option<Step>
         }
         words.push(describe(member.member, loss));
         keep(&mut spec.failures, failure(member, loss, context.now));
-        reset(&mut spec.members[*at]);
+        replace(&mut spec, *at, member);
     }
     let is_lost = |at: usize| lost.iter().any(|(lost, _)| *lost == at);
     // What one rank cannot do as configured its peers cannot do either, or not without it: nobody holds accelerators meanwhile.
     let unusable = lost.iter().any(|(_, loss)| loss.reason == losses::UNUSABLE);
     if unusable || !view.has_survivors(is_lost) {
         (0..spec.members.len())
-            .filter(|at| !is_lost(*at))
+            .filter(|at| !is_lost(*at) || unusable)
+            .filter(|at| spec.members[*at].node.is_some())
+            .collect::<Vec<_>>()
+            .into_iter()
             .for_each(|at| reset(&mut spec.members[at]));
     }
     spec.placement_failures = 0;
@@ -202,7 +205,7 @@ pub fn roll_back_refused(view: &GroupView<'_>, context: &Context<'_>) -> Option<
 }
 
 /// Sets the time of the next placement; the wait is returned.
-fn back_off(spec: &mut LlamaGroupSpec, now: Millis) -> Millis {
+pub fn back_off(spec: &mut LlamaGroupSpec, now: Millis) -> Millis {
     spec.placement_failures = spec.placement_failures.saturating_add(1);
     let doublings = u32::try_from(spec.placement_failures - 1).unwrap_or(0).min(10);
     let wait = (FIRST_BACKOFF << doublings).min(LONGEST_BACKOFF);
@@ -271,7 +274,46 @@ fn reset(member: &mut Member) {
         node: None,
         placed_at: None,
         pod_uid: None,
+        successor: None,
     };
+}
+
+/// Puts a lost member's successor in its place, if that is on its way, else its next attempt.
+fn replace(spec: &mut LlamaGroupSpec, at: usize, member: &MemberView<'_>) {
+    let alive = |pod: &crate::observed::Pod| pod.deletion.is_none() && !pod.phase.ended();
+    let Some(successor) = spec.members[at].successor.take() else {
+        return reset(&mut spec.members[at]);
+    };
+    if successor.pod_uid.is_some() && !member.successor.is_some_and(alive) {
+        spec.members[at].attempt = successor.attempt;
+        return reset(&mut spec.members[at]);
+    }
+    if successor.pod_uid.is_some() {
+        spec.generation = spec.generation.saturating_add(1);
+    }
+    spec.members[at] = disruption::promoted(member.member.index, successor);
+}
+
+/// Remembers an attempt that came to nothing, uncharged.
+pub fn keep_attempt(
+    spec: &mut LlamaGroupSpec,
+    index: i32,
+    successor: &Successor,
+    reason: &str,
+    message: String,
+    now: Millis,
+) {
+    let failure = MemberFailure {
+        time: time::to_time(now),
+        index,
+        attempt: successor.attempt,
+        node: Some(successor.node.clone()),
+        reason: reason.to_owned(),
+        exit_code: None,
+        message,
+        charged: false,
+    };
+    keep(&mut spec.failures, failure);
 }
 
 fn failure(member: &MemberView<'_>, loss: &Loss, now: Millis) -> MemberFailure {

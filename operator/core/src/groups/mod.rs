@@ -12,9 +12,11 @@
 //! | [`view`] | members and their pods side by side |
 //! | [`members`] | writes: roll back, replace, record |
 //! | [`losses`] | which members are lost, and who is to blame for a stall |
+//! | [`disruption`] | members move off nodes that are being taken away |
 //! | [`effects`] | pods, gates, Form |
 //! | [`drain`] | how a group goes |
 
+pub mod disruption;
 pub mod drain;
 pub mod effects;
 pub mod losses;
@@ -24,13 +26,13 @@ pub mod view;
 use std::collections::BTreeMap;
 
 use llamero_api::{
-    deployment::{Placement, Recovery},
+    deployment::{Disruption, Placement, Recovery},
     group::Intent,
 };
 
 use crate::{
     children,
-    observed::Node,
+    observed::{Node, Settings},
     placement::PlacementRequest,
     plan::Step,
     recovery::{self, Permit},
@@ -49,6 +51,10 @@ pub struct Context<'a> {
     pub recovery: &'a Recovery,
     /// All nodes by name.
     pub nodes: &'a BTreeMap<&'a str, &'a Node>,
+    /// How the operator was installed.
+    pub settings: &'a Settings,
+    /// What happens when a node is being taken away.
+    pub disruption: &'a Disruption,
     /// Value of the pods' priority class.
     pub priority: i32,
     /// The present.
@@ -100,6 +106,10 @@ pub fn next_steps<'a>(view: &GroupView<'a>, context: &Context<'_>) -> NextSteps<
     }
     effects::lift_gates(view, &mut next.steps);
     effects::form(view, &mut next.steps);
+    if view.whole() {
+        disruption::advance(view, context, &mut next);
+        next.next_at = time::earlier(next.next_at, disruption::deadline(view, context.disruption));
+    }
     next
 }
 
@@ -130,6 +140,7 @@ fn request_nodes<'a>(view: &GroupView<'a>, context: &Context<'_>, next: &mut Nex
         indices: unplaced.iter().map(|m| m.member.index).collect(),
         occupied: placed.iter().filter_map(|m| m.member.node.clone()).collect(),
         avoid: recovery::avoid(&spec.failures, context.recovery, context.now),
+        successors: false,
     });
 }
 

@@ -37,6 +37,8 @@ pub struct PlacementRequest<'a> {
     pub occupied: BTreeSet<String>,
     /// Nodes where members of the group failed lately: taken only when nothing else fits.
     pub avoid: BTreeSet<String>,
+    /// The nodes are for successors of these members, which still serve.
+    pub successors: bool,
 }
 
 /// A member and its node.

@@ -249,6 +249,14 @@ fn progressing(facts: &Facts<'_>) -> Finding {
         Acceptance::NoBackend(_) => return no(reason::NO_BACKEND, "waits for the specification to change"),
         Acceptance::Accepted => {}
     }
+    if let Some(row) = wanted(facts).find(|row| row.view.spec().disrupted_since.is_some()) {
+        let missing = facts.verdict.no_room_to_move.get(&row.view.key.name);
+        let detail = missing.map_or_else(
+            || row.status.message.clone(),
+            |missing| format!("no room for a successor: {missing}"),
+        );
+        return yes(reason::MOVING, format!("group {}: {detail}", row.view.key.name));
+    }
     if facts.ready >= facts.verdict.desired {
         return no(reason::AS_WANTED, "");
     }

@@ -232,7 +232,7 @@ fn message(
     let pods = || view.members.iter().filter_map(|m| m.pod);
     let last = || spec.failures.last().map(describe).unwrap_or_default();
     match phase {
-        GroupPhase::Serving => String::new(),
+        GroupPhase::Serving => moving(view),
         GroupPhase::Draining => "finishes what runs, then goes".to_owned(),
         GroupPhase::Failed => {
             if let Permit::UnusableUntil(_) = recovery::permit(&spec.failures, policy, now) {
@@ -292,6 +292,22 @@ fn message(
             }
         }
     }
+}
+
+/// Which members move to other nodes; the way out where there is none.
+fn moving(view: &GroupView<'_>) -> String {
+    let moves: Vec<String> = view
+        .members
+        .iter()
+        .filter_map(|m| {
+            let (from, to) = (m.member.node.as_deref()?, &m.member.successor.as_ref()?.node);
+            Some(format!("member {} moves from {from} to {to}", m.member.index))
+        })
+        .collect();
+    if moves.is_empty() && view.spec().disrupted_since.is_some() {
+        return "a node is being taken away, and there is no room for a successor yet: add a node, or let the group leave".to_owned();
+    }
+    moves.join(", ")
 }
 
 fn waiting(view: &GroupView<'_>, missing: Option<&str>, now: Millis) -> String {

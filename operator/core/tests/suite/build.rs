@@ -120,10 +120,26 @@ pub(crate) fn node(name: &str, gpus: i64) -> Node {
 }
 
 /// The deployment on three nodes with one GPU each.
-pub(crate) fn observed(deployment: Deployment) -> Observed {
+pub(crate) fn observed(mut deployment: Deployment) -> Observed {
+    for group in deployment
+        .groups
+        .iter_mut()
+        .filter(|group| group.budget.is_some())
+    {
+        let ranks = group
+            .pods
+            .iter()
+            .flat_map(|pod| &pod.report)
+            .flat_map(|report| &report.ranks);
+        let holds_weights = ranks.into_iter().any(|rank| rank.loaded_bytes > 0);
+        let pods = group.object.spec.members.len();
+        group.budget = Some(Arc::new(disruption_budget(&group.object, pods, holds_weights)));
+    }
     Observed {
         settings: Settings {
             worker_image: "worker:1".into(),
+            disruption_taints: vec!["going".into()],
+            urgent_taints: vec!["gone-soon".into()],
             ..Settings::default()
         },
         nodes: vec![node("a", 1), node("b", 1), node("c", 1)],
@@ -166,7 +182,11 @@ pub(crate) fn group(
     object.metadata.namespace = Some("ns".into());
     object.metadata.uid = Some(format!("uid-{name}"));
     object.metadata.resource_version = Some("7".into());
-    let budget = disruption_budget(&object, usize::try_from(deployment.object.spec.pods()).unwrap());
+    let budget = disruption_budget(
+        &object,
+        usize::try_from(deployment.object.spec.pods()).unwrap(),
+        false,
+    );
     Group {
         object: Arc::new(object),
         pods: vec![],
@@ -256,6 +276,7 @@ pub(crate) fn serving(deployment: &Deployment, name: &str, nodes: [&str; 2]) -> 
         status.phase = GroupPhase::Serving;
         status.ready = true;
     });
+    group.budget = Some(Arc::new(disruption_budget(&group.object, 2, true)));
     group
 }
 

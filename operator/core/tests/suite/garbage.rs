@@ -28,6 +28,7 @@ fn member() -> impl Strategy<Value = Member> {
             node,
             pod_uid,
             placed_at: placed.map(time::to_time),
+            successor: None,
         })
 }
 

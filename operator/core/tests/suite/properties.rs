@@ -29,6 +29,7 @@ fn fault() -> impl Strategy<Value = Fault> {
         1 => (0i32..4).prop_map(Fault::Scale),
         1 => (1u8..3).prop_map(Fault::Image),
         2 => (1u8..40).prop_map(Fault::Wait),
+        3 => (0usize..6, any::<bool>()).prop_map(|(node, on)| Fault::Cordon(node, on)),
         1 => prop_oneof![0usize..6, Just(usize::MAX)].prop_map(Fault::Quota),
     ]
 }

@@ -55,12 +55,10 @@ impl World {
                 let Some(group) = self.find(&group.name) else {
                     return;
                 };
-                let recorded = group
-                    .object
-                    .spec
-                    .members
-                    .iter()
-                    .any(|m| m.index == index && m.attempt == attempt && m.node.is_some());
+                let recorded = group.object.spec.members.iter().any(|m| {
+                    let successor = m.successor.as_ref().is_some_and(|s| s.attempt == attempt);
+                    m.index == index && (successor || (m.attempt == attempt && m.node.is_some()))
+                });
                 assert!(recorded, "pod {name} is created for no placed member");
                 if group.pods.iter().all(|p| p.pod.name != name) {
                     let pod = Pod {
@@ -93,10 +91,11 @@ impl World {
                     complete,
                     "a gate is lifted while members are not recorded or pods do not exist"
                 );
-                let own = spec
-                    .members
-                    .iter()
-                    .any(|m| m.pod_uid.as_ref() == Some(&pod.uid) && m.node.as_ref() == Some(&node));
+                let own = spec.members.iter().any(|m| {
+                    let successor = m.successor.as_ref();
+                    (m.pod_uid.as_ref() == Some(&pod.uid) && m.node.as_ref() == Some(&node))
+                        || successor.is_some_and(|s| s.pod_uid.as_ref() == Some(&pod.uid) && s.node == node)
+                });
                 assert!(own, "a pod is sent to a node that is not its member's");
                 for p in group.pods.iter_mut().filter(|p| p.pod.uid == pod.uid) {
                     p.pod.gated = false;
@@ -107,12 +106,10 @@ impl World {
                 let now = self.now;
                 self.inspect = self.inspect.take().filter(|i| i.uid != pod.uid);
                 for group in &mut self.groups {
-                    let recorded = group
-                        .object
-                        .spec
-                        .members
-                        .iter()
-                        .any(|m| m.pod_uid.as_ref() == Some(&pod.uid));
+                    let recorded = group.object.spec.members.iter().any(|m| {
+                        let successor = m.successor.as_ref().and_then(|s| s.pod_uid.as_ref());
+                        m.pod_uid.as_ref() == Some(&pod.uid) || successor == Some(&pod.uid)
+                    });
                     for p in group.pods.iter_mut().filter(|p| p.pod.uid == pod.uid) {
                         assert!(!recorded, "a recorded pod is deleted: {}", p.pod.name);
                         p.pod.deletion = Some(1);
@@ -292,6 +289,19 @@ impl World {
                 continue;
             };
             let formed = p.pod.report.as_ref().is_some_and(|r| r.generation > 0);
+            let successor = before
+                .successor
+                .as_ref()
+                .filter(|s| s.pod_uid.is_some() && s.pod_uid == after.pod_uid);
+            let loaded = |uid: &Option<String>| {
+                let mut pods = group.pods.iter();
+                let pod = pods.find(|p| Some(&p.pod.uid) == uid.as_ref());
+                pod.and_then(|p| p.pod.report.as_ref())
+                    .is_some_and(|r| r.ranks[0].phase == RankPhase::Connecting)
+            };
+            if successor.is_some_and(|s| loaded(&s.pod_uid)) {
+                continue;
+            }
             let on_a_node = p.pod.node.as_ref().is_some_and(|node| nodes.contains(node));
             let healthy =
                 p.pod.phase == PodPhase::Running && p.pod.deletion.is_none() && on_a_node && !p.stuck;
@@ -301,6 +311,13 @@ impl World {
                 p.pod.name
             );
         }
+        let succeeded: Vec<String> = spec
+            .members
+            .iter()
+            .zip(&old.members)
+            .filter(|(after, before)| after.successor.is_some() && before.successor.is_none())
+            .filter_map(|(after, _)| after.successor.as_ref().map(|s| s.node.clone()))
+            .collect();
         let placed: Vec<String> = spec
             .members
             .iter()
@@ -336,7 +353,7 @@ impl World {
         }
         group.object.spec = spec;
         group.object.metadata.resource_version = Some(format!("{}", version.parse::<u64>().unwrap() + 1));
-        for node in placed {
+        for node in placed.into_iter().chain(succeeded) {
             let mut sum = self.used(&node);
             sum.add(&self.reserved(&node));
             let allocatable = &self.nodes[&node].allocatable;

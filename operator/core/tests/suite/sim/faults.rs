@@ -16,6 +16,7 @@ pub(crate) enum Fault {
     Image(u8),
     Wait(u8),
     Quota(usize),
+    Cordon(usize, bool),
     Requests(u32),
     /// Somebody else writes the number of replicas.
     Meddle(i32),
@@ -84,6 +85,11 @@ impl World {
             }
             Fault::Scale(n) => self.object.spec.replicas = *n,
             Fault::Image(n) => self.object.spec.worker.image = Some(format!("worker:{n}")),
+            Fault::Cordon(n, on) => {
+                if let Some(node) = self.nodes.get_mut(&format!("n{n}")) {
+                    node.unschedulable = *on;
+                }
+            }
             Fault::Quota(pods) => self.quota = *pods,
             Fault::Requests(n) => self.requests = *n,
             Fault::Meddle(n) => {

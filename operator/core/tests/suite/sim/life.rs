@@ -39,15 +39,14 @@ impl World {
                     ..Report::default()
                 });
                 (report.received_at, report.alive_at) = (now, now);
+                // A rank reads its shard as soon as it runs; only connecting waits for Form.
                 let rank = &mut report.ranks[0];
-                if report.generation > 0 {
-                    rank.loaded_bytes = (rank.loaded_bytes + READ).min(total);
-                    rank.phase = if rank.loaded_bytes < total {
-                        RankPhase::Loading
-                    } else {
-                        RankPhase::Connecting
-                    };
-                }
+                rank.loaded_bytes = (rank.loaded_bytes + READ).min(total);
+                rank.phase = if rank.loaded_bytes < total {
+                    RankPhase::Loading
+                } else {
+                    RankPhase::Connecting
+                };
             }
             step_group(group);
         }

@@ -219,6 +219,19 @@ impl World {
                     reserved.add(&request);
                 }
             }
+            let successors = group
+                .object
+                .spec
+                .members
+                .iter()
+                .filter_map(|m| Some((m.index, m.successor.as_ref()?)));
+            for (index, successor) in successors.filter(|(_, s)| s.node == node) {
+                let mut pods = group.pods.iter();
+                let pod = pods.find(|p| p.pod.index == index && p.pod.attempt == successor.attempt);
+                if pod.is_none_or(|p| p.pod.node.is_none()) {
+                    reserved.add(&request);
+                }
+            }
         }
         reserved
     }

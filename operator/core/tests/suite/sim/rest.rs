@@ -54,6 +54,34 @@ impl World {
             .collect()
     }
 
+    /// Nodes that have room for another pod of the group.
+    fn fitting(&self, group: &SimGroup, occupied: &BTreeSet<String>) -> usize {
+        let request = resources::of_template(&group.object.spec.template);
+        let fits = self.nodes.iter().filter(|(node, n)| {
+            let mut free = n.allocatable.clone();
+            free.subtract(&self.used(node));
+            free.subtract(&self.reserved(node));
+            !n.unschedulable && !occupied.contains(*node) && free.covers(&request)
+        });
+        fits.count()
+    }
+
+    /// Members sit on cordoned nodes, and all of them could be elsewhere.
+    fn could_move(&self, group: &SimGroup) -> bool {
+        let nodes: BTreeSet<String> = group
+            .object
+            .spec
+            .members
+            .iter()
+            .filter_map(|m| m.node.clone())
+            .collect();
+        let cordoned = nodes
+            .iter()
+            .filter(|name| self.nodes.get(*name).is_some_and(|node| node.unschedulable));
+        let moving = cordoned.count();
+        moving > 0 && self.fitting(group, &nodes) >= moving
+    }
+
     fn check_settled(&self) {
         let status = self.object.status.as_ref().unwrap();
         assert!(
@@ -82,6 +110,11 @@ impl World {
                 let recorded: BTreeSet<_> = spec.members.iter().filter_map(|m| m.pod_uid.clone()).collect();
                 let running: BTreeSet<_> = group.pods.iter().map(|p| p.pod.uid.clone()).collect();
                 assert_eq!(recorded, running, "exactly the recorded pods run");
+                assert!(
+                    !self.could_move(group),
+                    "{name} stays on a cordoned node although there is room: {:?}",
+                    self.states()
+                );
                 continue;
             }
             let summary = status.groups.iter().find(|g| g.name == name).unwrap();
@@ -104,14 +137,8 @@ impl World {
             );
             // There is truly no room for what is missing.
             let occupied: BTreeSet<_> = spec.members.iter().filter_map(|m| m.node.clone()).collect();
-            let fits = self.nodes.iter().filter(|(node, n)| {
-                let mut free = n.allocatable.clone();
-                free.subtract(&self.used(node));
-                free.subtract(&self.reserved(node));
-                !occupied.contains(*node) && free.covers(&resources::of_template(&spec.template))
-            });
             assert!(
-                fits.count() < unplaced,
+                self.fitting(group, &occupied) < unplaced,
                 "{name} waits although there is room: {:?}",
                 self.states()
             );
