@@ -62,6 +62,7 @@ pub fn inspect(
         ..Inspection::default()
     };
     let mut pod_exists = false;
+    let made_with = revision::settings_digest(&revision::worker(&deployment.object.spec.worker, settings));
 
     for pod in &deployment.inspect {
         let of_wanted = pod.key == wanted;
@@ -72,7 +73,9 @@ pub fn inspect(
         } else if news {
             inspection.waiting = pod.waiting.clone().unwrap_or_default();
         }
-        if !news && !pod.terminating {
+        // It cannot start, or runs something else than it should: what the user has corrected meanwhile is tried at once.
+        let corrected = news && !pod.phase.ended() && !pod.settings.is_empty() && pod.settings != made_with;
+        if (!news || corrected) && !pod.terminating {
             steps.push(delete(key, pod));
         }
     }

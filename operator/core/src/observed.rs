@@ -132,6 +132,8 @@ pub struct InspectPod {
     pub terminating: bool,
     /// The image it was made with.
     pub image: String,
+    /// Digest of the settings it was made with; empty on pods of an operator that wrote none.
+    pub settings: String,
     /// The image it ran, as the container runtime names it.
     pub image_id: Option<String>,
     /// Termination message of its container.

@@ -79,6 +79,12 @@ pub fn template(
     }
 }
 
+/// Digest of the settings of pods, eight hexadecimal digits.
+#[must_use]
+pub fn settings_digest(worker: &Worker) -> String {
+    hex(&value(worker), 8)
+}
+
 /// The digest that the worker's image had when an inspect pod ran it, so that a tag that moves changes no group. Only for an image that
 /// nodes pull: one that was loaded onto them is not known there by a digest of a repository.
 fn pinned(checkpoint: &CheckpointStatus, worker: &Worker) -> Option<String> {

@@ -94,7 +94,7 @@ mod tests {
 
     #[test]
     fn addresses_of_both_families() {
-        assert_eq!(address("10.0.0.1", 50052), "10.0.0.1:50052");
-        assert_eq!(address("fd00::1", 50052), "[fd00::1]:50052");
+        assert_eq!(address("10.0.0.1", 18052), "10.0.0.1:18052");
+        assert_eq!(address("fd00::1", 18052), "[fd00::1]:18052");
     }
 }

@@ -24,6 +24,8 @@ pub mod pods;
 pub mod refusals;
 pub mod revisions;
 pub mod statuses;
+#[cfg(test)]
+mod tests;
 pub mod writer;
 
 pub use effects::{Failure, Outcome, apply};

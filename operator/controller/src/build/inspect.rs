@@ -48,7 +48,10 @@ pub fn inspect_pod(deployment: &LlamaDeployment, key: &str, settings: &Settings)
             name: Some(labels::inspect_pod_name(&name, key)),
             namespace: deployment.namespace(),
             labels: parts::pod_labels(&worker, pod_labels),
-            annotations: parts::pod_annotations(&worker, BTreeMap::new()),
+            annotations: parts::pod_annotations(
+                &worker,
+                [(labels::SETTINGS.to_owned(), revision::settings_digest(&worker))].into(),
+            ),
             owner_references: parts::owner_reference(deployment).map(|reference| vec![reference]),
             ..ObjectMeta::default()
         },

@@ -152,10 +152,11 @@ pub fn pod_labels(worker: &Worker, ours: BTreeMap<String, String>) -> Option<BTr
     Some(all)
 }
 
-/// Annotations of a pod: the user's, over ours, which are only hints for tools.
+/// Annotations of a pod: the user's, over our hints for tools; not over what is ours alone.
 pub fn pod_annotations(worker: &Worker, ours: BTreeMap<String, String>) -> Option<BTreeMap<String, String>> {
     let mut all = ours;
-    all.extend(worker.annotations.clone());
+    let theirs = worker.annotations.iter().filter(|(key, _)| !key.starts_with("llamero.dev/"));
+    all.extend(theirs.map(|(key, value)| (key.clone(), value.clone())));
     Some(all).filter(|all| !all.is_empty())
 }
 

@@ -286,8 +286,8 @@ mod tests {
                         field("LLAMERO_POD_NAME", "metadata.name"), field("LLAMERO_NODE_NAME", "spec.nodeName"),
                     ],
                     "ports": [
-                        {"name": "inference", "containerPort": 50051}, {"name": "control", "containerPort": 50052},
-                        {"name": "http", "containerPort": 8080}, {"name": "rank-0", "containerPort": 50100},
+                        {"name": "inference", "containerPort": 18051}, {"name": "control", "containerPort": 18052},
+                        {"name": "http", "containerPort": 8080}, {"name": "rank-0", "containerPort": 18100},
                     ],
                     "resources": {"requests": {"cpu": "250m", "memory": "512Mi"}},
                     "livenessProbe": probe("/livez", 10, 3),

@@ -208,6 +208,33 @@ fn an_unreadable_checkpoint_is_told_and_tried_again() {
 }
 
 #[test]
+fn a_corrected_setting_heals_an_inspect_pod_that_cannot_start() {
+    let unknown = |image: &'static str| {
+        move |d: &mut Value| {
+            d["spec"]["worker"] = json!({"image": image});
+            d["status"] = json!({"checkpoint": {"key": "other", "inspectedAt": "2026-01-01T00:00:00Z", "error": "x"}});
+        }
+    };
+    let mut observed = observed(deployment(unknown("worker:typo")));
+    let object = one(&mut observed).object.clone();
+    one(&mut observed).inspect = vec![InspectPod {
+        name: "i".into(),
+        uid: "i".into(),
+        key: llamero_core::revision::inspect_key(&object.spec),
+        settings: llamero_core::revision::settings_digest(&object.spec.worker),
+        waiting: Some("ImagePullBackOff".into()),
+        ..InspectPod::default()
+    }];
+    assert!(decide(&observed, NOW).steps.is_empty());
+    let mut corrected = deployment(unknown("worker:1"));
+    corrected.inspect = one(&mut observed).inspect.clone();
+    observed.deployments = vec![corrected];
+    assert_eq!(words(&decide(&observed, NOW)), ["delete pod i in 0"]);
+    one(&mut observed).inspect.clear();
+    assert_eq!(words(&decide(&observed, NOW)), ["create inspect pod"]);
+}
+
+#[test]
 fn what_does_not_fit_takes_no_accelerator() {
     let observed = observed(deployment(|d| d["spec"]["accelerator"]["memory"] = json!("5Gi")));
     let plan = decide(&observed, NOW);

@@ -160,7 +160,7 @@ fn form_waits_for_all_addresses_and_goes_to_those_that_do_not_know() {
         panic!()
     };
     let ports: Vec<_> = members.iter().map(|m| (m.rank, m.ip.as_str(), m.port)).collect();
-    assert_eq!(ports, [(0, "10.0.0.1", 50100), (1, "10.0.0.2", 50100)]);
+    assert_eq!(ports, [(0, "10.0.0.1", 18100), (1, "10.0.0.2", 18100)]);
     assert_eq!(targets[0].pod_uid, "u1");
     observed.deployments[0].groups[0].pods[0].ip = None;
     assert!(words(&decide(&observed, NOW)).is_empty());
@@ -408,7 +408,7 @@ fn after_a_restart_of_the_operator_a_group_that_nobody_hears_yet_stays_ready() {
     let status = reports.groups.values().next().unwrap();
     assert_eq!(
         (status.phase, status.leader_address.as_deref()),
-        (GroupPhase::Serving, Some("10.0.0.1:50051"))
+        (GroupPhase::Serving, Some("10.0.0.1:18051"))
     );
 }
 
@@ -501,7 +501,8 @@ fn what_can_never_work_gives_its_room_back_and_is_not_tried_at_once() {
     spec(group, |s| *s = after);
     observed.nodes.iter_mut().for_each(|node| node.used.clear());
     let plan = decide(&observed, NOW + 600_000);
-    assert!(plan.steps.is_empty(), "{:?}", words(&plan));
+    // Nobody holds weights any more, so the budget opens; no node is taken.
+    assert_eq!(words(&plan), ["apply pdb Some(Int(2))"]);
     let status = llamero_core::report(&observed, &plan, NOW + 600_000)
         .deployments
         .into_values()
@@ -517,10 +518,8 @@ fn what_can_never_work_gives_its_room_back_and_is_not_tried_at_once() {
         "{}",
         degraded.message
     );
-    assert_eq!(
-        words(&decide(&observed, NOW + 900_000)),
-        ["write llama-0: Reserved"]
-    );
+    let words = words(&decide(&observed, NOW + 900_000));
+    assert!(words.contains(&"write llama-0: Reserved".to_owned()), "{words:?}");
 }
 
 #[test]
