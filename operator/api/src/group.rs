@@ -326,6 +326,9 @@ pub struct LlamaGroupStatus {
     /// Why the group is not further, in words.
     #[serde(default)]
     pub message: String,
+    /// Since when no nodes have room for the group; absent while it has its nodes, or nobody has looked.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub unplaceable_since: Option<Time>,
     /// What the weights are, on which all ranks agree: sampled chunks of every tensor, hashed.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub content_identity: Option<String>,

@@ -58,6 +58,15 @@ fn replicas_default_to_one_and_may_stand_beside_autoscaling() {
 }
 
 #[test]
+fn a_rollout_that_can_replace_nothing_is_refused() {
+    let stuck = deployment(|o| o["spec"]["rollout"] = json!({"maxSurge": 0, "maxUnavailable": 0}));
+    assert!(refused(&stuck).contains("must not both be 0"));
+    deployment(|o| o["spec"]["rollout"] = json!({"maxUnavailable": 0}))
+        .validate_cel()
+        .unwrap();
+}
+
+#[test]
 fn bounds_of_autoscaling_are_ordered() {
     let crossed = deployment(|o| o["spec"]["autoscaling"] = json!({"minReplicas": 4, "maxReplicas": 3}));
     assert!(refused(&crossed).contains("minReplicas must not exceed"));

@@ -51,7 +51,11 @@ impl ApiServer {
 
     /// Requests that were given an answer, in their order.
     pub(crate) fn asked(&self) -> Vec<Asked> {
-        self.0.asked.lock().unwrap_or_else(PoisonError::into_inner).clone()
+        self.0
+            .asked
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .clone()
     }
 }
 
@@ -63,17 +67,24 @@ async fn answer(
     body: Bytes,
 ) -> (StatusCode, Json<Value>) {
     let mut answers = server.0.answers.lock().unwrap_or_else(PoisonError::into_inner);
-    let found = answers.iter().position(|(m, p, ..)| method.as_str() == *m && uri.path() == *p);
+    let found = answers
+        .iter()
+        .position(|(m, p, ..)| method.as_str() == *m && uri.path() == *p);
     let Some((_, _, code, answer)) = found.and_then(|at| answers.remove(at)) else {
         return (StatusCode::NOT_FOUND, Json(failure(404, "NotFound", "not found")));
     };
     let header = headers.get("content-type").and_then(|value| value.to_str().ok());
-    server.0.asked.lock().unwrap_or_else(PoisonError::into_inner).push(Asked {
-        method: method.to_string(),
-        path: uri.path().to_owned(),
-        content_type: header.unwrap_or_default().to_owned(),
-        body: serde_json::from_slice(&body).unwrap_or(Value::Null),
-    });
+    server
+        .0
+        .asked
+        .lock()
+        .unwrap_or_else(PoisonError::into_inner)
+        .push(Asked {
+            method: method.to_string(),
+            path: uri.path().to_owned(),
+            content_type: header.unwrap_or_default().to_owned(),
+            body: serde_json::from_slice(&body).unwrap_or(Value::Null),
+        });
     (StatusCode::from_u16(code).unwrap(), Json(answer))
 }
 

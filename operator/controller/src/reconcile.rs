@@ -26,7 +26,7 @@ use crate::{
     form_keys::FormKeys,
     health::Health,
     lease::Leadership,
-    links::{Demand, Load, Pool, Ranks},
+    links::{DemandStream, LoadStream, Pool, RankStream},
     metrics::Metrics,
     observe::{self, Snapshot, pods},
     options::Options,
@@ -58,9 +58,9 @@ pub struct Reconciler {
     refusals: Refusals,
     settings: Settings,
     client: Client,
-    ranks: Pool<Ranks>,
-    loads: Pool<Load>,
-    gateways: Pool<Demand>,
+    ranks: Pool<RankStream>,
+    loads: Pool<LoadStream>,
+    gateways: Pool<DemandStream>,
     retry: Duration,
 }
 

@@ -1,7 +1,8 @@
 //! Which groups come and go.
 //!
-//! A group keeps the template it was made from; a changed template means another group. Voluntary steps never leave fewer than
-//! `desired − maxUnavailable` ready groups and never make more than `desired` groups. Groups that are not ready go first and never block.
+//! A group keeps the template it was made from; a changed template means another group. There are never more than `desired + maxSurge`
+//! groups, and while a surge has room no serving group goes before its replacement serves. Where it has none, voluntary steps never
+//! leave fewer than `desired − maxUnavailable` ready groups. Groups that are not ready go first and never block.
 
 use std::collections::BTreeSet;
 
@@ -11,7 +12,7 @@ use llamero_api::{
 };
 
 use crate::{
-    groups::{GroupView, drain},
+    groups::{GroupView, MemberView, drain},
     observed::Deployment,
     plan::{Action, EventKind, Key, Step},
     time::Millis,
@@ -49,7 +50,13 @@ pub fn fleet(
             std::cmp::Reverse((v.key.name.len(), v.key.name.clone())),
         )
     });
-    let surplus = alive.len().saturating_sub(desired);
+    let rolling = target.template.is_some() && !deployment.object.spec.rollout.paused;
+    let outdated = alive.iter().any(|view| view.spec().revision != target.revision);
+    let surge = match rolling && outdated {
+        true => usize::try_from(deployment.object.spec.rollout.max_surge).unwrap_or(0),
+        false => 0,
+    };
+    let surplus = alive.len().saturating_sub(desired + surge);
     let mut going = BTreeSet::new();
     for view in alive.drain(..surplus) {
         steps.push(drain::begin(view, &format!("{desired} groups are wanted"), now));
@@ -57,6 +64,10 @@ pub fn fleet(
     }
     let floor =
         desired.saturating_sub(usize::try_from(deployment.object.spec.rollout.max_unavailable).unwrap_or(0));
+    let fits = surge > 0
+        && !alive
+            .iter()
+            .any(|view| view.spec().revision == target.revision && homeless(view));
     let mut budget = Budget {
         ready: alive.iter().filter(|view| view.ready).count(),
         floor,
@@ -69,14 +80,33 @@ pub fn fleet(
             going.insert(view.key.name.clone());
         }
     }
-    if target.template.is_some() && !deployment.object.spec.rollout.paused {
+    if rolling {
         alive.retain(|view| !going.contains(&view.key.name));
+        if fits {
+            budget.floor = desired;
+        }
         replace_outdated(&alive, target, &mut budget, now, steps, &mut going);
     }
     if let Some(template) = &target.template {
-        create_missing(deployment, key, views, target, template, desired, steps);
+        let current = alive
+            .iter()
+            .filter(|view| view.spec().revision == target.revision);
+        let room = (desired + surge).saturating_sub(views.len());
+        let missing = if surge > 0 {
+            room.min(desired.saturating_sub(current.count()))
+        } else {
+            room
+        };
+        create_missing(deployment, key, views, target, template, missing, steps);
     }
     going
+}
+
+/// No nodes have room for any of it, or a quota has none.
+fn homeless(view: &GroupView<'_>) -> bool {
+    let status = view.group.object.status.as_ref();
+    let no_room = status.is_some_and(|status| status.unplaceable_since.is_some());
+    view.members.iter().all(MemberView::unplaced) && (no_room || view.spec().placement_failures > 0)
 }
 
 /// How many groups may go: one budget for rollout and disruption.
@@ -130,11 +160,10 @@ fn create_missing(
     views: &[GroupView<'_>],
     target: &Target,
     template: &GroupTemplate,
-    desired: usize,
+    missing: usize,
     steps: &mut Vec<Step>,
 ) {
     let mut names: BTreeSet<String> = views.iter().map(|view| view.key.name.clone()).collect();
-    let missing = desired.saturating_sub(names.len());
     names.extend(deployment.names_in_use.iter().cloned());
     let free = (0u32..)
         .map(|ordinal| labels::group_name(&key.name, ordinal))

@@ -1,11 +1,7 @@
 //! Effects against an API server that refuses, conflicts, and answers late to who is faster.
 
 use k8s_openapi::jiff::Timestamp;
-use llamero_core::{
-    Action, Key, Step,
-    observed::Settings,
-    plan::EventKind,
-};
+use llamero_core::{Action, Key, Step, observed::Settings, plan::EventKind};
 use prometheus_client::registry::Registry;
 use serde_json::{Value, json};
 
@@ -63,7 +59,9 @@ fn snapshot() -> Snapshot {
     });
     Snapshot {
         deployments: vec![std::sync::Arc::new(serde_json::from_value(deployment).unwrap())],
-        groups: vec![std::sync::Arc::new(serde_json::from_value(group_json("7")).unwrap())],
+        groups: vec![std::sync::Arc::new(
+            serde_json::from_value(group_json("7")).unwrap(),
+        )],
         ..Snapshot::default()
     }
 }
@@ -136,7 +134,13 @@ async fn the_number_of_groups_is_written_through_scale_with_the_version_that_was
     let asked = server.asked();
     let asked = asked.iter().find(|asked| asked.path == SCALE).unwrap();
     assert_eq!(asked.body["spec"]["replicas"], 4);
-    assert_eq!((&asked.body["metadata"]["resourceVersion"], &asked.body["metadata"]["uid"]), (&json!("3"), &json!("d-uid")));
+    assert_eq!(
+        (
+            &asked.body["metadata"]["resourceVersion"],
+            &asked.body["metadata"]["uid"]
+        ),
+        (&json!("3"), &json!("d-uid"))
+    );
     let conflict = failure(409, "Conflict", "the object has been modified");
     let (outcome, _) = run(vec![("PUT", SCALE, 409, conflict)], vec![scale()]).await;
     assert_eq!(remedies(&outcome), [Remedy::Decide]);
@@ -156,41 +160,93 @@ async fn a_group_is_patched_where_it_differs_and_a_lost_race_is_decided_again() 
             {"op": "replace", "path": "/spec/generation", "value": 1},
         ])
     );
-    let lost = failure(422, "Invalid", "the server rejected our request due to an error in our request");
+    let lost = failure(
+        422,
+        "Invalid",
+        "the server rejected our request due to an error in our request",
+    );
     let (outcome, _) = run(vec![("PATCH", GROUP, 422, lost)], vec![write_group()]).await;
     assert_eq!(remedies(&outcome), [Remedy::Decide]);
-    let mut invalid = failure(422, "Invalid", "LlamaGroup is invalid: spec.generation only grows");
-    invalid["details"] = json!({"causes": [{"reason": "FieldValueInvalid", "message": "only grows", "field": "spec"}]});
+    let mut invalid = failure(
+        422,
+        "Invalid",
+        "LlamaGroup is invalid: spec.generation only grows",
+    );
+    invalid["details"] =
+        json!({"causes": [{"reason": "FieldValueInvalid", "message": "only grows", "field": "spec"}]});
     let (outcome, _) = run(vec![("PATCH", GROUP, 422, invalid)], vec![write_group()]).await;
     assert_eq!(remedies(&outcome), [Remedy::User]);
 }
 
 #[tokio::test]
 async fn a_quota_s_refusal_is_input_of_the_next_decision_and_releases_the_room() {
-    let quota = failure(403, "Forbidden", "pods \"d-0-0-0\" is forbidden: exceeded quota: gpus");
-    let (outcome, _) = run(vec![("POST", PODS, 403, quota)], vec![create_pod(), write_group()]).await;
-    let [Failure { subject, target, remedy, .. }] = outcome.failures.as_slice() else {
+    let quota = failure(
+        403,
+        "Forbidden",
+        "pods \"d-0-0-0\" is forbidden: exceeded quota: gpus",
+    );
+    let (outcome, _) = run(
+        vec![("POST", PODS, 403, quota)],
+        vec![create_pod(), write_group()],
+    )
+    .await;
+    let [
+        Failure {
+            subject,
+            target,
+            remedy,
+            ..
+        },
+    ] = outcome.failures.as_slice()
+    else {
         panic!("one failure ends the chain: {:?}", outcome.failures)
     };
-    assert_eq!((subject, target.as_str(), *remedy), (&Subject::Group(key("d-0")), "CreatePod d-0-0-0", Remedy::User));
+    assert_eq!(
+        (subject, target.as_str(), *remedy),
+        (&Subject::Group(key("d-0")), "CreatePod d-0-0-0", Remedy::User)
+    );
 
     let now = Timestamp::now();
     let mut refusals = Refusals::default();
     refusals.record(&outcome, now.as_millisecond());
     let observed = observe(&snapshot(), &Settings::default(), &refusals, now);
     let plan = llamero_core::decide(&observed, now.as_millisecond());
-    let rolled_back = plan.steps.iter().find(|step| step.reason == "RolledBack").unwrap();
-    assert!(rolled_back.message.contains("exceeded quota: gpus"), "{}", rolled_back.message);
-    assert!(plan.steps.iter().all(|step| !matches!(step.action, Action::CreatePod { .. })));
+    let rolled_back = plan
+        .steps
+        .iter()
+        .find(|step| step.reason == "RolledBack")
+        .unwrap();
+    assert!(
+        rolled_back.message.contains("exceeded quota: gpus"),
+        "{}",
+        rolled_back.message
+    );
+    assert!(
+        plan.steps
+            .iter()
+            .all(|step| !matches!(step.action, Action::CreatePod { .. }))
+    );
     let status = llamero_core::report(&observed, &plan, now.as_millisecond());
-    let degraded = status.deployments.values().flat_map(|status| &status.conditions).find(|c| c.type_ == "Degraded").unwrap();
-    assert_eq!((degraded.status.as_str(), degraded.reason.as_str()), ("True", "Refused"));
+    let degraded = status
+        .deployments
+        .values()
+        .flat_map(|status| &status.conditions)
+        .find(|c| c.type_ == "Degraded")
+        .unwrap();
+    assert_eq!(
+        (degraded.status.as_str(), degraded.reason.as_str()),
+        ("True", "Refused")
+    );
 }
 
 #[tokio::test]
 async fn outages_are_tried_again_and_remembered_by_nobody() {
     for (code, reason) in [(500, "InternalError"), (429, "TooManyRequests")] {
-        let (outcome, _) = run(vec![("POST", PODS, code, failure(code, reason, "later"))], vec![create_pod()]).await;
+        let (outcome, _) = run(
+            vec![("POST", PODS, code, failure(code, reason, "later"))],
+            vec![create_pod()],
+        )
+        .await;
         assert_eq!(remedies(&outcome), [Remedy::Retry], "{code}");
         let mut refusals = Refusals::default();
         refusals.record(&outcome, 0);
@@ -206,23 +262,40 @@ async fn a_pod_of_our_group_that_exists_already_is_success_and_a_foreign_one_is_
             "resourceVersion": "9", "ownerReferences": owner("LlamaGroup", "d-0", uid)}})
     };
     let found = "/api/v1/namespaces/n/pods/d-0-0-0";
-    let (outcome, _) = run(vec![("POST", PODS, 409, exists()), ("GET", found, 200, pod("g"))], vec![create_pod()]).await;
+    let (outcome, _) = run(
+        vec![("POST", PODS, 409, exists()), ("GET", found, 200, pod("g"))],
+        vec![create_pod()],
+    )
+    .await;
     assert!(outcome.failures.is_empty(), "{:?}", outcome.failures);
-    let (outcome, _) = run(vec![("POST", PODS, 409, exists()), ("GET", found, 200, pod("x"))], vec![create_pod()]).await;
+    let (outcome, _) = run(
+        vec![("POST", PODS, 409, exists()), ("GET", found, 200, pod("x"))],
+        vec![create_pod()],
+    )
+    .await;
     assert_eq!(remedies(&outcome), [Remedy::User]);
 }
 
 #[tokio::test]
 async fn the_master_key_is_made_once_and_a_faster_operator_s_counts() {
     let secrets = "/api/v1/namespaces/system/secrets";
-    let (client, server) = ApiServer::start(vec![("POST", secrets, 201, json!({"metadata": {"name": "keys"}}))]).await;
+    let (client, server) = ApiServer::start(vec![(
+        "POST",
+        secrets,
+        201,
+        json!({"metadata": {"name": "keys"}}),
+    )])
+    .await;
     let made = FormKeys::load(&client, "system", "keys").await;
     let body = server.asked()[0].body.clone();
     let secret: k8s_openapi::api::core::v1::Secret = serde_json::from_value(body).unwrap();
     let bytes = secret.data.unwrap().remove("master-key").unwrap().0;
     let master: [u8; 32] = bytes.try_into().unwrap();
     assert_ne!(master, [0; 32]);
-    assert_eq!(made.of_generation("g", 1), FormKeys::new(master).of_generation("g", 1));
+    assert_eq!(
+        made.of_generation("g", 1),
+        FormKeys::new(master).of_generation("g", 1)
+    );
 
     let one = "/api/v1/namespaces/system/secrets/keys";
     let theirs = json!({"metadata": {"name": "keys"}, "data": {"master-key": "AgICAgICAgICAgICAgICAgICAgICAgICAgICAgICAgI="}});
@@ -233,5 +306,8 @@ async fn the_master_key_is_made_once_and_a_faster_operator_s_counts() {
     ])
     .await;
     let taken = FormKeys::load(&client, "system", "keys").await;
-    assert_eq!(taken.of_generation("g", 1), FormKeys::new([2; 32]).of_generation("g", 1));
+    assert_eq!(
+        taken.of_generation("g", 1),
+        FormKeys::new([2; 32]).of_generation("g", 1)
+    );
 }

@@ -155,7 +155,10 @@ pub fn pod_labels(worker: &Worker, ours: BTreeMap<String, String>) -> Option<BTr
 /// Annotations of a pod: the user's, over our hints for tools; not over what is ours alone.
 pub fn pod_annotations(worker: &Worker, ours: BTreeMap<String, String>) -> Option<BTreeMap<String, String>> {
     let mut all = ours;
-    let theirs = worker.annotations.iter().filter(|(key, _)| !key.starts_with("llamero.dev/"));
+    let theirs = worker
+        .annotations
+        .iter()
+        .filter(|(key, _)| !key.starts_with("llamero.dev/"));
     all.extend(theirs.map(|(key, value)| (key.clone(), value.clone())));
     Some(all).filter(|all| !all.is_empty())
 }

@@ -110,7 +110,11 @@ pub fn inspect_pod(pod: &Pod) -> observed::InspectPod {
             .find(|container| container.name == parts::INSPECT)
             .and_then(|container| container.image.clone())
             .unwrap_or_default(),
-        settings: pod.annotations().get(labels::SETTINGS).cloned().unwrap_or_default(),
+        settings: pod
+            .annotations()
+            .get(labels::SETTINGS)
+            .cloned()
+            .unwrap_or_default(),
         image_id: status
             .and_then(own)
             .map(|container| container.image_id.clone())

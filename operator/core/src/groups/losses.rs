@@ -84,8 +84,22 @@ pub fn loss(pod: Option<&Pod>, context: &Context<'_>) -> Option<Loss> {
     }
 }
 
+/// What the worker's program ends with when it can never work as it is configured.
+const UNUSABLE_EXIT: i32 = 2;
+
 /// Why a rank of the pod can never work as it is configured, in its own words.
 fn unusable(pod: &Pod) -> Option<String> {
+    if let Some(exit) = pod
+        .exit
+        .as_ref()
+        .filter(|exit| pod.phase.ended() && exit.code == UNUSABLE_EXIT)
+    {
+        return Some(if exit.message.is_empty() {
+            exit.reason.clone()
+        } else {
+            exit.message.clone()
+        });
+    }
     let ranks = pod.report.iter().flat_map(|report| &report.ranks);
     ranks
         .filter(|rank| rank.phase == RankPhase::Failed || pod.phase.ended())

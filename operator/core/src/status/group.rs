@@ -43,6 +43,15 @@ pub fn status(
         restarts: i32::try_from(recovery::incidents(&spec.failures, policy, now).len()).unwrap_or(i32::MAX),
         last_failure: spec.failures.last().cloned(),
         message: message(view, phase, &ranks, policy, missing, now),
+        unplaceable_since: missing.map(|_| {
+            let before = view
+                .group
+                .object
+                .status
+                .as_ref()
+                .and_then(|s| s.unplaceable_since.clone());
+            before.unwrap_or_else(|| time::to_time(now))
+        }),
         content_identity: identity(view, |rank| &rank.content_identity),
         numerics: identity(view, |rank| &rank.numerics),
         ranks,

@@ -55,13 +55,14 @@ fn scaling_down_takes_the_group_that_serves_nobody() {
 }
 
 /// Two serving groups of a deployment that wants `replicas` of them with another image.
-fn outdated(replicas: i32) -> Observed {
+fn outdated(replicas: i32, surge: i32) -> Observed {
     let mut observed = fleet(
         |d| d["spec"]["replicas"] = json!(replicas),
         &[("llama-0", ["a", "b"]), ("llama-1", ["c", "d"])],
     );
     let mut changed = deployment(|d| {
         d["spec"]["replicas"] = json!(replicas);
+        d["spec"]["rollout"] = json!({"maxSurge": surge});
         d["spec"]["worker"] = json!({"image": "worker:2"});
     });
     changed.groups = one(&mut observed).groups.clone();
@@ -71,7 +72,7 @@ fn outdated(replicas: i32) -> Observed {
 
 #[test]
 fn a_changed_template_replaces_groups_one_by_one() {
-    let mut observed = outdated(2);
+    let mut observed = outdated(2, 0);
     assert_eq!(words(&decide(&observed, NOW)), ["write llama-1: Draining"]);
     // A group that does not serve goes at once and does not block.
     one(&mut observed).groups[0].pods[0]
@@ -83,8 +84,65 @@ fn a_changed_template_replaces_groups_one_by_one() {
 }
 
 #[test]
+fn a_serving_group_goes_only_when_its_replacement_serves() {
+    let mut observed = outdated(2, 1);
+    assert_eq!(words(&decide(&observed, NOW)), ["create group llama-2"]);
+    let changed = one(&mut observed);
+    let mut surge = serving(changed, "llama-2", ["e", "f"]);
+    surge.pods[0].report.as_mut().unwrap().serving = false;
+    changed.groups.push(surge);
+    count_usage(&mut observed);
+    assert!(
+        decide(&observed, NOW).steps.is_empty(),
+        "it loads: {:?}",
+        words(&decide(&observed, NOW))
+    );
+    one(&mut observed).groups[2].pods[0]
+        .report
+        .as_mut()
+        .unwrap()
+        .serving = true;
+    assert_eq!(words(&decide(&observed, NOW)), ["write llama-1: Draining"]);
+}
+
+#[test]
+fn a_mistyped_image_takes_no_serving_group_down() {
+    let mut observed = outdated(2, 1);
+    let changed = one(&mut observed);
+    let mut stuck = serving(changed, "llama-2", ["e", "f"]);
+    for pod in &mut stuck.pods {
+        (pod.report, pod.ready, pod.waiting) = (None, false, Some("ImagePullBackOff".into()));
+    }
+    status(&mut stuck, |status| status.ready = false);
+    changed.groups.push(stuck);
+    let plan = decide(&observed, NOW + 3_600_000);
+    assert!(
+        words(&plan).iter().all(|word| !word.contains("Draining")),
+        "{:?}",
+        words(&plan)
+    );
+}
+
+#[test]
+fn where_a_surge_finds_no_room_one_group_goes_first() {
+    let mut observed = outdated(2, 1);
+    observed.nodes.truncate(4);
+    let changed = one(&mut observed);
+    let surge = group(changed, "llama-2", &[(0, None, None), (0, None, None)]);
+    changed.groups.push(surge);
+    assert!(
+        decide(&observed, NOW).steps.is_empty(),
+        "nobody has looked for room yet"
+    );
+    status(&mut one(&mut observed).groups[2], |status| {
+        status.unplaceable_since = Some(time::to_time(NOW))
+    });
+    assert_eq!(words(&decide(&observed, NOW)), ["write llama-1: Draining"]);
+}
+
+#[test]
 fn a_rollout_waits_when_too_few_serve_and_says_so() {
-    let mut observed = outdated(3);
+    let mut observed = outdated(3, 0);
     let changed = one(&mut observed);
     let third = group(changed, "llama-2", &[(0, None, None), (0, None, None)]);
     changed.groups.push(third);
@@ -212,7 +270,8 @@ fn a_corrected_setting_heals_an_inspect_pod_that_cannot_start() {
     let unknown = |image: &'static str| {
         move |d: &mut Value| {
             d["spec"]["worker"] = json!({"image": image});
-            d["status"] = json!({"checkpoint": {"key": "other", "inspectedAt": "2026-01-01T00:00:00Z", "error": "x"}});
+            d["status"] =
+                json!({"checkpoint": {"key": "other", "inspectedAt": "2026-01-01T00:00:00Z", "error": "x"}});
         }
     };
     let mut observed = observed(deployment(unknown("worker:typo")));

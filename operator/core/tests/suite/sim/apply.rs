@@ -6,7 +6,8 @@ impl World {
     pub(super) fn apply(&mut self, action: &Action) {
         match action.clone() {
             Action::CreateGroup { name, spec, .. } => {
-                let most = usize::try_from(self.object.spec.replicas).unwrap();
+                let surge = self.object.spec.rollout.max_surge;
+                let most = usize::try_from(self.object.spec.replicas + surge).unwrap();
                 let alive = self
                     .groups
                     .iter()
