@@ -157,7 +157,10 @@ fn desired(
     let groups = recommendation.groups.clamp(0, MOST_GROUPS);
     let mut state = recommendation.state;
     replicas::remember(&mut state, durable.foreign_writer, now);
-    if groups != object.spec.replicas {
+    if groups == object.spec.replicas {
+        // It stands there already, whoever wrote it.
+        verdict.desired = groups;
+    } else {
         steps.push(Step {
             reason: "Rescaled",
             message: format!("{groups} groups instead of {}: {}", durable.groups, state.message),

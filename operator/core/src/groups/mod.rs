@@ -108,7 +108,8 @@ pub fn next_steps<'a>(view: &GroupView<'a>, context: &Context<'_>) -> NextSteps<
     effects::form(view, &mut next.steps);
     if view.whole() {
         disruption::advance(view, context, &mut next);
-        next.next_at = time::earlier(next.next_at, disruption::deadline(view, context.disruption));
+        let leaves_at = disruption::deadline(view, context.disruption).filter(|at| *at > context.now);
+        next.next_at = time::earlier(next.next_at, leaves_at);
     }
     next
 }

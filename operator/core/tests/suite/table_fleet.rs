@@ -115,7 +115,7 @@ fn a_mistyped_image_takes_no_serving_group_down() {
     }
     status(&mut stuck, |status| status.ready = false);
     changed.groups.push(stuck);
-    let plan = decide(&observed, NOW + 3_600_000);
+    let plan = decide(&observed, NOW);
     assert!(
         words(&plan).iter().all(|word| !word.contains("Draining")),
         "{:?}",
@@ -409,6 +409,14 @@ fn a_foreign_writer_is_told_and_written_over() {
         "{}",
         scalable.message
     );
+}
+
+#[test]
+fn a_foreign_writer_who_guesses_right_is_followed() {
+    // The decision was written, then somebody wrote the same number again before any status told it.
+    let mut observed = autoscaled(1, Some("kubectl-scale"), Some(0), &[]);
+    one(&mut observed).demand = demand(1);
+    assert_eq!(words(&decide(&observed, NOW)), ["create group llama-0"]);
 }
 
 #[test]
