@@ -30,7 +30,7 @@ pub struct CheckpointSummary {
     pub max_position_embeddings: i64,
     /// `fp8`, `bf16` or `mixed`.
     pub weights: String,
-    /// `fbgemm_fp8`, `compressed-tensors`, `modelopt`, or absent.
+    /// `fbgemm_fp8`, `compressed-tensors`, `modelopt`, `fp8`, or absent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub quantization: Option<String>,
     /// Number of weights.

@@ -24,7 +24,10 @@ impl Checkpoint {
     /// `model.safetensors.index.json`.
     pub fn open(folder: &Path) -> Result<Self> {
         let config = LlamaConfig::read(&folder.join("config.json"))?;
-        let generation = GenerationConfig::read(&folder.join("generation_config.json"))?;
+        let mut generation = GenerationConfig::read(&folder.join("generation_config.json"))?;
+        if generation.eos_token_ids.is_empty() {
+            generation.eos_token_ids.clone_from(&config.eos_token_ids);
+        }
         let (files, file_of) = open_files(folder)?;
         Ok(Self {
             folder: folder.to_path_buf(),
@@ -47,19 +50,11 @@ impl Checkpoint {
         &self.config
     }
 
-    /// Its defaults of generation.
+    /// Its defaults of generation; the tokens that end a text are those of `generation_config.json`, else those of
+    /// `config.json`.
     #[must_use]
     pub fn generation(&self) -> &GenerationConfig {
         &self.generation
-    }
-
-    /// Tokens that end a text: those of `generation_config.json`, else those of `config.json`.
-    #[must_use]
-    pub fn eos_token_ids(&self) -> &[u32] {
-        match self.generation.eos_token_ids.as_slice() {
-            [] => &self.config.eos_token_ids,
-            ids => ids,
-        }
     }
 
     /// The safetensors files.

@@ -10,7 +10,8 @@ use crate::error::Result;
 use crate::layout::{ModelLayout, TensorId};
 use crate::load::rank_bytes;
 use crate::shard::{RankShard, ShardPlan};
-use crate::summary::CheckpointSummary;
+use crate::summary::{CheckpointSummary, kv_bytes_per_token};
+use crate::topology::Topology;
 
 /// A report on a checkpoint, from its headers alone. Its `Display` is for people; `summary` is for machines.
 #[derive(Clone, Debug)]
@@ -49,13 +50,17 @@ pub fn inspect(folder: &Path, tensor: u32) -> Result<Report> {
     let checkpoint = Checkpoint::open(folder)?;
     let layout = ModelLayout::check(&checkpoint)?;
     let config = checkpoint.config();
-    let shards = ShardPlan::all(config, tensor).unwrap_or_default();
-    let per_head = config.kv_bytes_per_head() * u64::from(config.layers);
-    let ranks = shards.into_iter().map(|shard| RankReport {
-        weight_bytes: rank_bytes(&layout, &shard),
-        kv_bytes_per_token: per_head * shard.kv_heads.len() as u64,
-        shard,
-    });
+    let ranks = ShardPlan::new(config, Topology::tensor(tensor)).map_or_else(
+        |_| Vec::new(),
+        |split| {
+            let report = |shard: &RankShard| RankReport {
+                weight_bytes: rank_bytes(&layout, shard),
+                kv_bytes_per_token: kv_bytes_per_token(config, shard),
+                shard: shard.clone(),
+            };
+            split.shards().iter().map(report).collect()
+        },
+    );
     let mut dtypes: BTreeMap<Dtype, (usize, u64)> = BTreeMap::new();
     for (_, info) in checkpoint.tensors() {
         let entry = dtypes.entry(info.dtype).or_default();
@@ -66,7 +71,7 @@ pub fn inspect(folder: &Path, tensor: u32) -> Result<Report> {
         folder: folder.to_path_buf(),
         files: checkpoint.files().len(),
         dtypes,
-        ranks: ranks.collect(),
+        ranks,
         unknown_tensors: unknown_tensors(&checkpoint, &layout),
     })
 }
@@ -165,15 +170,14 @@ fn write_ranks(f: &mut fmt::Formatter<'_>, ranks: &[RankReport]) -> fmt::Result 
     )?;
     for rank in ranks {
         let shard = &rank.shard;
-        let range = |range: &std::ops::Range<u32>| format!("{}..{}", range.start, range.end);
         writeln!(
             f,
             "  {:>4}  {:>7}  {:>8}  {:>10}  {:>15}  {:>9}  {:>10}",
             shard.rank,
-            range(&shard.q_heads),
-            range(&shard.kv_heads),
-            range(&shard.ffn_leaves),
-            range(&shard.vocab),
+            shard.q_heads,
+            shard.kv_heads,
+            shard.ffn_leaves,
+            shard.vocab(),
             size(rank.weight_bytes),
             size(rank.kv_bytes_per_token)
         )?;

@@ -6,6 +6,7 @@
 use std::fmt;
 
 use crate::checkpoint::Checkpoint;
+use crate::companions;
 use crate::config::LlamaConfig;
 use crate::dtype::Dtype;
 
@@ -62,6 +63,12 @@ impl TensorKind {
     #[must_use]
     pub fn is_linear(self) -> bool {
         !self.is_norm() && self != Self::Embed
+    }
+
+    /// Whether it is a matrix of the feed-forward layer.
+    #[must_use]
+    pub fn is_feed_forward(self) -> bool {
+        matches!(self, Self::Gate | Self::Up | Self::Down)
     }
 
     /// Rows and columns; a norm is one row.
@@ -202,6 +209,14 @@ pub enum LayoutError {
         /// What can be used.
         wanted: &'static str,
     },
+    /// A tensor that is no part of this Llama.
+    #[error("{name} is not a tensor of this Llama: {hint}")]
+    Unknown {
+        /// Its name.
+        name: String,
+        /// What it means.
+        hint: String,
+    },
     /// A scale of another shape.
     #[error(
         "{name} has the shape {found:?}; one scale for the matrix or one for each of its {rows} rows can be used \
@@ -228,9 +243,9 @@ impl ModelLayout {
     /// Check every tensor's presence, shape, type and scale from the headers.
     pub fn check(checkpoint: &Checkpoint) -> Result<Self, LayoutError> {
         let tensors = TensorId::all(checkpoint.config()).map(|id| check_tensor(checkpoint, id));
-        Ok(Self {
-            tensors: tensors.collect::<Result<_, _>>()?,
-        })
+        let tensors = tensors.collect::<Result<_, _>>()?;
+        companions::check(checkpoint)?;
+        Ok(Self { tensors })
     }
 
     /// The tensor with that identity.
@@ -299,10 +314,13 @@ fn check_tensor(checkpoint: &Checkpoint, id: TensorId) -> Result<Tensor, LayoutE
 }
 
 fn check_scale(checkpoint: &Checkpoint, weight: &str, rows: u64) -> Result<Scale, LayoutError> {
-    let name = format!("{weight}_scale");
-    let info = checkpoint
-        .tensor(&name)
-        .ok_or_else(|| LayoutError::Missing { name: name.clone() })?;
+    // transformers' own fp8 writes `weight_scale_inv`, which is multiplied all the same.
+    let names = [format!("{weight}_scale"), format!("{weight}_scale_inv")];
+    let found = names
+        .iter()
+        .find_map(|name| Some((name.clone(), checkpoint.tensor(name)?)));
+    let [missing, _] = names;
+    let (name, info) = found.ok_or(LayoutError::Missing { name: missing })?;
     let per_row = match info.shape.as_slice() {
         [] | [1] | [1, 1] => false,
         [count] | [count, 1] if *count == rows => true,

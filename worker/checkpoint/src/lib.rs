@@ -6,15 +6,19 @@
 //! | [`checkpoint`] | an open folder: configuration and headers of all files |
 //! | [`config`] | `config.json`, `generation_config.json`, quantisation schemes |
 //! | [`safetensors`] | reader by byte range, index, writer |
+//! | `companions` | what may lie beside the weights |
 //! | [`layout`] | the logical tensors of a Llama, checked against the headers |
-//! | [`shard`] | which heads, leaves and vocabulary rows a rank holds |
+//! | [`topology`] | tensor ranks and pipeline stages |
+//! | [`shard`] | which layers, heads, leaves and vocabulary rows a rank holds |
+//! | [`runs`] | sets of heads, leaves or rows |
+//! | `strips` | which byte ranges to read for some rows and columns of a tensor |
 //! | [`load`] | streaming a rank's shard |
 //! | [`summary`] | the figures that sizing needs |
 //! | [`inspect`] | a report for people |
 //! | [`e4m3`], [`dtype`] | number formats |
 //! | [`gguf`] | GGUF files: reader and dequantisation |
 //! | [`convert`] | GGUF to a Hugging Face folder |
-//! | [`quantize`] | bf16 to Meta's row-wise FP8 |
+//! | [`quantize`] | bf16 to row-wise FP8 |
 //!
 //! The way to a rank's weights: [`Checkpoint::open`] → [`ModelLayout::check`] → [`ShardPlan::new`] →
 //! [`load::load_rank`].
@@ -22,6 +26,7 @@
 #![forbid(unsafe_code)]
 
 pub mod checkpoint;
+mod companions;
 pub mod config;
 pub mod convert;
 pub mod dtype;
@@ -33,9 +38,12 @@ pub mod layout;
 pub mod load;
 pub mod progress;
 pub mod quantize;
+pub mod runs;
 pub mod safetensors;
 pub mod shard;
+mod strips;
 pub mod summary;
+pub mod topology;
 
 pub use checkpoint::Checkpoint;
 pub use config::{GenerationConfig, LlamaConfig};
@@ -43,5 +51,7 @@ pub use dtype::Dtype;
 pub use error::{Error, IoError, Result};
 pub use layout::{ModelLayout, Tensor, TensorId, TensorKind};
 pub use progress::Progress;
+pub use runs::Runs;
 pub use shard::{FfnLeaves, RankShard, ShardPlan, Slice, VOCAB_TILE};
 pub use summary::{CheckpointSummary, TensorPlan};
+pub use topology::Topology;

@@ -1,17 +1,18 @@
 //! Streaming a rank's shard: only its own byte ranges are read, in chunks of whole rows.
 //!
 //! ```no_run
-//! # use llamero_checkpoint::{Checkpoint, ModelLayout, ShardPlan, load::{self, Rows}};
+//! # use llamero_checkpoint::{Checkpoint, ModelLayout, ShardPlan, Topology, load::{self, Rows}};
 //! # fn main() -> llamero_checkpoint::Result<()> {
 //! let checkpoint = Checkpoint::open("model".as_ref())?;
 //! let layout = ModelLayout::check(&checkpoint)?;
-//! let shard = ShardPlan::new(checkpoint.config(), 2, 0)?;
+//! let plan = ShardPlan::new(checkpoint.config(), Topology::tensor(2))?;
+//! let shard = plan.member(0)?;
 //! let mut pack = |rows: Rows<'_>| {
 //!     // rows.piece says which tensor; rows.first .. rows.first + rows.count are rows of the piece
 //!     let _ = (rows.piece.tensor.id, rows.piece.tensor.dtype, rows.first, rows.bytes, rows.scales);
 //!     Ok(())
 //! };
-//! load::load_rank(&checkpoint, &layout, &shard, &mut pack, &mut |progress| println!("{progress:?}"))?;
+//! load::load_rank(&checkpoint, &layout, shard, &mut pack, &mut |progress| println!("{progress:?}"))?;
 //! # Ok(()) }
 //! ```
 
@@ -22,7 +23,9 @@ use crate::dtype::extend_f32;
 use crate::error::{Error, Result};
 use crate::layout::{ModelLayout, Tensor};
 use crate::progress::{Meter, Progress};
+use crate::runs::Runs;
 use crate::shard::{RankShard, Slice};
+use crate::strips::{Spans, strips};
 
 /// Chunks hold a multiple of so many rows, except the last of a piece.
 pub const ROW_MULTIPLE: u64 = 64;
@@ -44,13 +47,13 @@ impl Piece<'_> {
     /// Rows of the part.
     #[must_use]
     pub fn rows(&self) -> u64 {
-        self.slice.rows.end - self.slice.rows.start
+        u64::from(self.slice.rows.len())
     }
 
     /// Columns of the part.
     #[must_use]
     pub fn cols(&self) -> u64 {
-        self.slice.cols.end - self.slice.cols.start
+        u64::from(self.slice.cols.len())
     }
 
     /// Bytes of one row of the part.
@@ -98,9 +101,10 @@ pub fn pieces<'a>(layout: &'a ModelLayout, shard: &RankShard) -> Vec<Piece<'a>> 
     layout
         .tensors
         .iter()
+        .filter(|tensor| shard.has(tensor.id))
         .map(|tensor| Piece {
             tensor,
-            slice: shard.slice(tensor.id.kind),
+            slice: shard.slice(tensor.id),
         })
         .collect()
 }
@@ -155,16 +159,16 @@ pub fn read_scales(checkpoint: &Checkpoint, piece: &Piece<'_>) -> Result<Vec<f32
     let Some(scale) = &piece.tensor.scale else {
         return Ok(Vec::new());
     };
-    let wanted = if scale.per_row {
-        piece.slice.rows.clone()
-    } else {
-        0..1
-    };
+    let one = Runs::from(0..1);
+    let wanted = if scale.per_row { &piece.slice.rows } else { &one };
     let size = scale.dtype.size();
-    let mut bytes = vec![0; ((wanted.end - wanted.start) * size) as usize];
-    checkpoint.read_at(&scale.name, wanted.start * size, &mut bytes)?;
+    let mut bytes = Vec::new();
     let mut scales = Vec::new();
-    extend_f32(scale.dtype, &bytes, &mut scales);
+    for run in wanted.as_slice() {
+        bytes.resize((u64::from(run.end - run.start) * size) as usize, 0);
+        checkpoint.read_at(&scale.name, u64::from(run.start) * size, &mut bytes)?;
+        extend_f32(scale.dtype, &bytes, &mut scales);
+    }
     if !scale.per_row {
         scales.resize(piece.rows() as usize, scales[0]);
     }
@@ -179,33 +183,15 @@ pub fn read_rows(
     buffer: &mut [u8],
 ) -> Result<()> {
     debug_assert_eq!(buffer.len() as u64, (rows.end - rows.start) * piece.row_bytes());
-    let size = piece.tensor.dtype.size();
+    let rows = piece.slice.rows.part(rows.start as u32..rows.end as u32);
     let name = &piece.tensor.name;
-    let (stride, strip) = (piece.tensor.cols * size, piece.row_bytes());
-    let start = (piece.slice.rows.start + rows.start) * stride + piece.slice.cols.start * size;
-    if strip == stride || rows.end - rows.start <= 1 {
-        return checkpoint.read_at(name, start, buffer);
+    let mut spans = Spans::default();
+    for strip in strips(piece.tensor, &rows, &piece.slice.cols) {
+        spans.add(strip);
     }
-    let strips = buffer.chunks_exact_mut(strip as usize);
-    if !reads_through_gaps(stride, strip) {
-        for (row, target) in strips.enumerate() {
-            checkpoint.read_at(name, start + row as u64 * stride, target)?;
-        }
-        return Ok(());
-    }
-    let mut whole = vec![0; ((rows.end - rows.start - 1) * stride + strip) as usize];
-    checkpoint.read_at(name, start, &mut whole)?;
-    for (row, target) in strips.enumerate() {
-        let at = row * stride as usize;
-        target.copy_from_slice(&whole[at..at + strip as usize]);
-    }
-    Ok(())
-}
-
-/// Strips of a column split are read one by one unless the disk would read the gaps anyway (a page is 4 KiB) or the
-/// gaps are no more than the strips.
-fn reads_through_gaps(stride: u64, strip: u64) -> bool {
-    strip < 4096 || 2 * strip >= stride
+    spans.read(buffer, &mut |offset, target| {
+        checkpoint.read_at(name, offset, target)
+    })
 }
 
 fn chunk_rows(row_bytes: u64) -> u64 {

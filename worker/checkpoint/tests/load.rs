@@ -12,7 +12,9 @@ use std::fs;
 
 use common::{Sizes, config_json, header, model, tensors};
 use llamero_checkpoint::load::{Rows, load_rank, rank_bytes};
-use llamero_checkpoint::{Checkpoint, Error, LlamaConfig, ModelLayout, ShardPlan, TensorId, TensorKind};
+use llamero_checkpoint::{
+    Checkpoint, Error, LlamaConfig, ModelLayout, ShardPlan, TensorId, TensorKind, Topology,
+};
 
 /// A whole tensor and how often every byte of it has been seen.
 type Seen = BTreeMap<TensorId, (Vec<u8>, Vec<u8>)>;
@@ -24,16 +26,21 @@ fn gather(checkpoint: &Checkpoint, layout: &ModelLayout, tensor: u32) -> Seen {
         .map(|tensor| (tensor.rows * tensor.cols * tensor.dtype.size(), tensor.id))
         .map(|(size, id)| (id, (vec![0; size as usize], vec![0; size as usize])))
         .collect();
-    for shard in ShardPlan::all(checkpoint.config(), tensor).unwrap() {
+    let plan = ShardPlan::new(checkpoint.config(), Topology::tensor(tensor)).unwrap();
+    for shard in plan.shards() {
         let mut progress = Vec::new();
         let mut sink = |rows: Rows<'_>| {
             let (tensor, slice) = (rows.piece.tensor, &rows.piece.slice);
             let (stride, size) = (tensor.cols * tensor.dtype.size(), tensor.dtype.size());
             let (whole, times) = seen.get_mut(&tensor.id).unwrap();
-            for (row, bytes) in
-                (slice.rows.start + rows.first..).zip(rows.bytes.chunks(rows.piece.row_bytes() as usize))
+            for (row, bytes) in slice
+                .rows
+                .iter()
+                .skip(rows.first as usize)
+                .zip(rows.bytes.chunks(rows.piece.row_bytes() as usize))
             {
-                let at = (row * stride + slice.cols.start * size) as usize;
+                let at =
+                    (u64::from(row) * stride + u64::from(slice.cols.as_slice()[0].start) * size) as usize;
                 whole[at..at + bytes.len()].copy_from_slice(bytes);
                 times[at..at + bytes.len()]
                     .iter_mut()
@@ -42,14 +49,14 @@ fn gather(checkpoint: &Checkpoint, layout: &ModelLayout, tensor: u32) -> Seen {
             assert_eq!(rows.bytes.len() as u64, rows.count * rows.piece.row_bytes());
             Ok(())
         };
-        load_rank(checkpoint, layout, &shard, &mut sink, &mut |now| {
+        load_rank(checkpoint, layout, shard, &mut sink, &mut |now| {
             progress.push(now)
         })
         .unwrap();
         let last = progress.last().unwrap();
         assert_eq!(
             (last.done, last.total),
-            (rank_bytes(layout, &shard), rank_bytes(layout, &shard))
+            (rank_bytes(layout, shard), rank_bytes(layout, shard))
         );
         assert!(progress.is_sorted_by_key(|progress| progress.done));
     }
@@ -127,7 +134,8 @@ fn scales_go_with_their_rows() {
     let mut stored = Vec::new();
     llamero_checkpoint::dtype::extend_f32(llamero_checkpoint::Dtype::F32, &bytes, &mut stored);
     let mut found = Vec::new();
-    for shard in ShardPlan::all(checkpoint.config(), 5).unwrap() {
+    let plan = ShardPlan::new(checkpoint.config(), Topology::tensor(5)).unwrap();
+    for shard in plan.shards() {
         let mut sink = |rows: Rows<'_>| {
             if rows.piece.tensor.id
                 == (TensorId {
@@ -140,7 +148,7 @@ fn scales_go_with_their_rows() {
             }
             Ok(())
         };
-        load_rank(&checkpoint, &layout, &shard, &mut sink, &mut |_| ()).unwrap();
+        load_rank(&checkpoint, &layout, shard, &mut sink, &mut |_| ()).unwrap();
     }
     assert_eq!(found, stored);
 }
@@ -149,13 +157,14 @@ fn scales_go_with_their_rows() {
 fn a_sink_can_stop_the_load() {
     let checkpoint = Checkpoint::open(&model("SmolLM2-135M-Instruct-FP8")).unwrap();
     let layout = ModelLayout::check(&checkpoint).unwrap();
-    let shard = ShardPlan::new(checkpoint.config(), 2, 0).unwrap();
+    let plan = ShardPlan::new(checkpoint.config(), Topology::tensor(2)).unwrap();
+    let shard = plan.member(0).unwrap();
     let mut calls = 0;
     let mut sink = |_: Rows<'_>| {
         calls += 1;
         if calls == 3 { Err("enough".into()) } else { Ok(()) }
     };
-    let error = load_rank(&checkpoint, &layout, &shard, &mut sink, &mut |_| ()).unwrap_err();
+    let error = load_rank(&checkpoint, &layout, shard, &mut sink, &mut |_| ()).unwrap_err();
     assert!(matches!(error, Error::Sink(_)) && error.to_string().contains("enough"));
     assert_eq!(calls, 3);
 }

@@ -10,7 +10,7 @@ mod common;
 use common::{LLAMA_8B, LLAMA_70B, LLAMA_405B, Sizes, write_checkpoint};
 use llamero_checkpoint::inspect::{Report, inspect};
 use llamero_checkpoint::load::{pieces, read_rows, read_scales};
-use llamero_checkpoint::{Checkpoint, ModelLayout, ShardPlan, TensorId, TensorKind};
+use llamero_checkpoint::{Checkpoint, ModelLayout, ShardPlan, TensorId, TensorKind, Topology};
 
 /// Meta keeps attention, the first and the last layer and the head in bf16.
 fn meta(id: TensorId) -> bool {
@@ -109,8 +109,9 @@ fn the_far_end_of_a_large_checkpoint_can_be_read() {
     let config = write_checkpoint(folder.path(), LLAMA_405B, 400, meta);
     let checkpoint = Checkpoint::open(folder.path()).unwrap();
     let layout = ModelLayout::check(&checkpoint).unwrap();
-    let shard = ShardPlan::new(&config, 16, 15).unwrap();
-    for piece in pieces(&layout, &shard)
+    let plan = ShardPlan::new(&config, Topology::tensor(16)).unwrap();
+    let shard = plan.member(15).unwrap();
+    for piece in pieces(&layout, shard)
         .iter()
         .filter(|piece| piece.tensor.id.layer.is_none_or(|layer| layer > 123))
     {

@@ -51,7 +51,8 @@ fn role_of(kind: TensorKind) -> Option<Role> {
 pub(crate) fn fingerprint(checkpoint: &Checkpoint, shard: &RankShard, layout: &Layout) -> u64 {
     let mut hash = Fnv1a(0xcbf2_9ce4_8422_2325);
     layout.hash(&mut hash);
-    (shard.tensor, shard.rank).hash(&mut hash);
+    (shard.topology, shard.rank).hash(&mut hash);
+    (&shard.q_heads, &shard.ffn_leaves, &shard.vocab_tiles).hash(&mut hash);
     for file in checkpoint.files() {
         file.path().hash(&mut hash);
         if let Ok(facts) = file.path().metadata() {

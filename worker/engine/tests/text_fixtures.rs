@@ -4,8 +4,9 @@
 
 use std::path::{Path, PathBuf};
 
+use llamero_checkpoint::Checkpoint;
 use llamero_checkpoint::safetensors::SafetensorsFile;
-use llamero_engine::text::{ChatMessage, ChatTemplate, Detokenizer, GenerationDefaults, Tokenizer};
+use llamero_engine::text::{ChatMessage, ChatTemplate, Detokenizer, Tokenizer};
 
 fn root() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../..")
@@ -97,7 +98,10 @@ fn token_ids_and_streamed_text_are_the_reference_s() {
 fn the_model_s_own_files_make_a_prompt() {
     let tokenizer = Tokenizer::from_dir(&model()).unwrap();
     assert_eq!(tokenizer.vocab_size(), 49_152);
-    assert_eq!(GenerationDefaults::from_dir(&model()).unwrap().eos_tokens, [2]);
+    assert_eq!(
+        Checkpoint::open(&model()).unwrap().generation().eos_token_ids,
+        [2]
+    );
     let template = ChatTemplate::from_dir(&model()).unwrap();
     let message = |role: &str, content: &str| ChatMessage {
         role: role.to_owned(),

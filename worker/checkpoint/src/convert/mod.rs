@@ -59,6 +59,12 @@ pub enum ConvertError {
         /// Its type.
         dtype: crate::dtype::Dtype,
     },
+    /// Every matrix is to be left as it is.
+    #[error("with these options no matrix of the {layers} layers is quantised; use the source as it is")]
+    NothingToQuantize {
+        /// Layers of the model.
+        layers: u32,
+    },
     /// A weight that has no finite value.
     #[error("row {row} of {tensor} has a value that is not finite; the weights are damaged")]
     NotFinite {

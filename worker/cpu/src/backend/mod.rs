@@ -2,10 +2,11 @@
 
 mod era;
 
+use std::ops::Range;
 use std::os::fd::OwnedFd;
 use std::path::Path;
 
-use llamero_checkpoint::{Checkpoint, ModelLayout, RankShard, ShardPlan};
+use llamero_checkpoint::{Checkpoint, ModelLayout, RankShard, Runs, ShardPlan, Topology};
 use llamero_engine::{
     Backend, BackendError, Collective, FormSpec, KvCapacity, Late, LeafLayout, LoadProgress, LogitShard,
     Plan, StepOutput, Ticket,
@@ -63,10 +64,13 @@ impl CpuBackend {
         let checkpoint = Checkpoint::open(checkpoint)?;
         let model = ModelLayout::check(&checkpoint).map_err(llamero_checkpoint::Error::from)?;
         let config = checkpoint.config();
-        let shards = ShardPlan::all(config, options.tensor).map_err(llamero_checkpoint::Error::from)?;
-        let shard =
-            ShardPlan::new(config, options.tensor, options.rank).map_err(llamero_checkpoint::Error::from)?;
-        let shape = shape(&checkpoint, &shard, &shards);
+        let plan = ShardPlan::new(config, Topology::tensor(options.tensor))
+            .map_err(llamero_checkpoint::Error::from)?;
+        let shard = plan
+            .member(options.rank)
+            .map_err(llamero_checkpoint::Error::from)?
+            .clone();
+        let shape = shape(&checkpoint, &shard, plan.shards())?;
         if !shape.head_dim.is_multiple_of(LANES)
             || shape.head_dim > MAX_HEAD_DIM
             || !shape.hidden.is_multiple_of(2)
@@ -153,28 +157,42 @@ impl CpuBackend {
     }
 }
 
-fn shape(checkpoint: &Checkpoint, shard: &RankShard, shards: &[RankShard]) -> Shape {
+fn shape(checkpoint: &Checkpoint, shard: &RankShard, shards: &[RankShard]) -> Result<Shape, BackendError> {
     let config = checkpoint.config();
-    let range = |range: &std::ops::Range<u32>| range.start as usize..range.end as usize;
-    Shape {
+    let range = |runs: &Runs| -> Result<_, BackendError> {
+        let run = one_run(runs)?;
+        Ok(run.start as usize..run.end as usize)
+    };
+    let owners = |share: fn(&RankShard) -> &Runs| {
+        let owners = shards.iter().map(|shard| one_run(share(shard)));
+        Ok::<_, BackendError>(LeafLayout {
+            owners: owners.collect::<Result<_, _>>()?,
+        })
+    };
+    Ok(Shape {
         hidden: config.hidden_size as usize,
-        layers: config.layers as usize,
+        layers: shard.layers.len(),
         head_dim: config.head_dim as usize,
         group: (config.q_heads / config.kv_heads) as usize,
-        q_heads: range(&shard.q_heads),
-        kv_heads: range(&shard.kv_heads),
-        ffn: range(&shard.ffn()),
+        q_heads: range(&shard.q_heads)?,
+        kv_heads: range(&shard.kv_heads)?,
+        ffn: range(&shard.ffn())?,
         ffn_leaf: shard.leaves.width as usize,
-        vocab: range(&shard.vocab),
+        vocab: range(&shard.vocab())?,
         vocab_size: config.vocab_size as usize,
         epsilon: config.rms_norm_eps as f32,
-        attention_leaves: LeafLayout {
-            owners: shards.iter().map(|shard| shard.q_heads.clone()).collect(),
-        },
-        ffn_leaves: LeafLayout {
-            owners: shards.iter().map(|shard| shard.ffn_leaves.clone()).collect(),
-        },
+        attention_leaves: owners(|shard| &shard.q_heads)?,
+        ffn_leaves: owners(|shard| &shard.ffn_leaves)?,
         rank: shard.rank as usize,
+    })
+}
+
+fn one_run(runs: &Runs) -> Result<Range<u32>, BackendError> {
+    match runs.as_slice() {
+        [run] => Ok(run.clone()),
+        _ => Err(BackendError::Memory(format!(
+            "this rank's share {runs} has gaps, which the CPU backend cannot compute yet"
+        ))),
     }
 }
 

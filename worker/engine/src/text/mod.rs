@@ -7,13 +7,11 @@
 //! | [`stop`] | stop strings across the borders of tokens |
 //! | [`output`] | the text of one answer: detokeniser, stop tokens and stop strings together |
 //! | [`chat_template`] | messages to the prompt the model was trained on |
-//! | [`generation_config`] | the checkpoint's sampling defaults and end-of-text tokens |
 //! | [`request`] | a validated request |
 
 mod byte_level;
 pub mod chat_template;
 pub mod detokenizer;
-pub mod generation_config;
 pub mod output;
 pub mod request;
 pub mod stop;
@@ -24,7 +22,6 @@ mod testing;
 
 pub use chat_template::{ChatMessage, ChatTemplate, ChatTemplateError};
 pub use detokenizer::Detokenizer;
-pub use generation_config::{GenerationConfigError, GenerationDefaults};
 pub use output::{Finished, OutputText, Piece};
 pub use request::{GenerationRequest, RequestDraft, RequestError, RequestLimits, StopConditions};
 pub use tokenizer::{Tokenizer, TokenizerError};

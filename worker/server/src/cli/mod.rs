@@ -18,7 +18,7 @@ use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 use llamero_engine::BackendError;
-use llamero_engine::text::{GenerationConfigError, TokenizerError};
+use llamero_engine::text::TokenizerError;
 use tracing_subscriber::EnvFilter;
 
 use crate::exit::{FAILED, INPUT_UNUSABLE};
@@ -99,7 +99,6 @@ fn exit_code(error: &anyhow::Error) -> u8 {
         cause.is::<llamero_checkpoint::Error>()
             || cause.is::<rank::settings::SettingsError>()
             || cause.is::<TokenizerError>()
-            || cause.is::<GenerationConfigError>()
             || matches!(cause.downcast_ref(), Some(BackendError::Checkpoint(_)))
     });
     if unusable { INPUT_UNUSABLE } else { FAILED }

@@ -3,11 +3,10 @@
 use std::hash::{BuildHasher, RandomState};
 use std::time::Duration;
 
-use llamero_checkpoint::Checkpoint;
+use llamero_checkpoint::{Checkpoint, GenerationConfig};
 use llamero_engine::runtime;
 use llamero_engine::text::{
-    ChatMessage, ChatTemplate, ChatTemplateError, GenerationDefaults, GenerationRequest, RequestDraft,
-    RequestLimits, Tokenizer,
+    ChatMessage, ChatTemplate, ChatTemplateError, GenerationRequest, RequestDraft, RequestLimits, Tokenizer,
 };
 use tonic::Status;
 
@@ -21,9 +20,7 @@ pub struct Model {
     /// Its tokenizer.
     pub tokenizer: Tokenizer,
     /// Its defaults of sampling and its stop tokens.
-    pub defaults: GenerationDefaults,
-    /// Temperature that its authors advise, if they do.
-    pub advised_temperature: Option<f32>,
+    pub defaults: GenerationConfig,
     /// Vocabulary and context.
     pub limits: RequestLimits,
     /// Ranks of a tensor-parallel group.
@@ -46,7 +43,7 @@ impl Model {
     /// Read tokenizer, template and defaults.
     ///
     /// # Errors
-    /// When there is no usable tokenizer, or the defaults cannot be read. A missing template is an error of chat
+    /// When there is no usable tokenizer. A missing template is an error of chat
     /// requests only.
     pub fn open(
         config: &RankConfig,
@@ -65,8 +62,7 @@ impl Model {
         Ok(Self {
             name: config.engine.served_name(),
             tokenizer: Tokenizer::from_dir(dir)?,
-            defaults: GenerationDefaults::from_dir(dir)?,
-            advised_temperature: checkpoint.generation().temperature,
+            defaults: checkpoint.generation().clone(),
             limits: RequestLimits {
                 vocab_size: checkpoint.config().vocab_size,
                 max_context: settings.max_context,

@@ -2,7 +2,8 @@
 
 use std::time::Duration;
 
-use llamero_checkpoint::{Checkpoint, LlamaConfig, ShardPlan};
+use llamero_checkpoint::summary::kv_bytes_per_token;
+use llamero_checkpoint::{Checkpoint, LlamaConfig, ShardPlan, Topology};
 use llamero_engine::runtime;
 use sha2::{Digest, Sha256};
 
@@ -71,9 +72,12 @@ pub fn settings(
 }
 
 fn kv_bytes(config: &RankConfig, model: &LlamaConfig, longest: u32) -> Result<u64, SettingsError> {
-    let shard =
-        ShardPlan::new(model, config.engine.tensor, config.rank).map_err(llamero_checkpoint::Error::from)?;
-    let per_token = model.kv_bytes_per_head() * shard.kv_heads.len() as u64 * u64::from(model.layers);
+    let plan = ShardPlan::new(model, Topology::tensor(config.engine.tensor))
+        .map_err(llamero_checkpoint::Error::from)?;
+    let shard = plan
+        .member(config.rank)
+        .map_err(llamero_checkpoint::Error::from)?;
+    let per_token = kv_bytes_per_token(model, shard);
     let one = per_token * u64::from(longest);
     Ok((one * DEFAULT_SEQUENCES).min(DEFAULT_KV_BYTES).max(one))
 }

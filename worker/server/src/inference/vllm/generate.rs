@@ -43,7 +43,7 @@ impl Generation {
             token_ids,
             ..PromptInfo::default()
         };
-        let eos_tokens = model.defaults.eos_tokens.clone();
+        let eos_tokens = model.defaults.eos_token_ids.clone();
         Ok(Self {
             answer,
             wanted,
