@@ -1,0 +1,94 @@
+//! Runs tests on the emulator.
+//!
+//! A process finds `libcuda.so.1` by the `LD_LIBRARY_PATH` it was started with, and one process has one emulated machine.
+//! So a test starts its own binary again, once for each machine, and its body runs in there.
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use crate::layout::lay_out;
+
+/// Names the test whose body a process is to run.
+const INSIDE: &str = "LLAMERO_GPU_EMULATOR_TEST";
+
+/// Warp orders in which a kernel must give the same result.
+pub const ORDERS: [&str; 3] = ["order=forward", "order=reverse", "order=seed:1"];
+
+/// Define tests that run on emulated machines.
+///
+/// ```ignore
+/// emulated! {
+///     fn adds_vectors() on ORDERS { … }
+/// }
+/// ```
+#[macro_export]
+macro_rules! emulated {
+    ($(fn $name:ident() on $machines:expr, $body:block)*) => {
+        $(
+            #[test]
+            fn $name() {
+                let path = concat!(module_path!(), "::", stringify!($name));
+                $crate::harness::on_machines(path, &$machines, || $body);
+            }
+        )*
+    };
+}
+
+/// Where the toolchain's script put NVRTC.
+///
+/// # Panics
+/// It is not there.
+#[must_use]
+pub fn nvrtc() -> PathBuf {
+    let venv = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../.local/venv-nvrtc/lib");
+    let pythons = std::fs::read_dir(&venv).into_iter().flatten().flatten();
+    let found = pythons
+        .map(|python| python.path().join("site-packages/nvidia/cu13/lib"))
+        .find(|folder| folder.is_dir());
+    match found {
+        Some(folder) => folder,
+        None => panic!("NVRTC is not in {}: run `make gpu-toolchain`", venv.display()),
+    }
+}
+
+/// Run `body` on each machine, in a process of its own. `path` is the test's, with its crate.
+///
+/// # Panics
+/// The body fails on one of them, with its output.
+pub fn on_machines(path: &str, machines: &[&str], body: impl FnOnce()) {
+    let test = path.split_once("::").map_or(path, |(_, test)| test);
+    if std::env::var(INSIDE).is_ok_and(|inside| inside == test) {
+        return body();
+    }
+    let folder = std::env::temp_dir().join(format!("llamero-gpu-emulator-{}", std::process::id()));
+    let libraries = folder.join("lib");
+    if let Err(error) = lay_out(&libraries, &[nvrtc()]) {
+        panic!("{}: {error}", libraries.display());
+    }
+    for machine in machines {
+        run(test, machine, &libraries);
+    }
+}
+
+fn run(test: &str, machine: &str, libraries: &Path) {
+    let program = match std::env::current_exe() {
+        Ok(program) => program,
+        Err(error) => panic!("{error}"),
+    };
+    let output = Command::new(program)
+        .args([test, "--exact", "--nocapture", "--include-ignored"])
+        .env("LD_LIBRARY_PATH", libraries)
+        .env("LLAMERO_GPU_EMULATOR", machine)
+        .env(INSIDE, test)
+        .output();
+    let output = match output {
+        Ok(output) => output,
+        Err(error) => panic!("{error}"),
+    };
+    let text = String::from_utf8_lossy(&output.stdout);
+    // A name that matches no test would pass by doing nothing.
+    if !output.status.success() || !text.contains("1 passed") {
+        let errors = String::from_utf8_lossy(&output.stderr);
+        panic!("on `{machine}`: {}\n{text}\n{errors}", output.status);
+    }
+}
