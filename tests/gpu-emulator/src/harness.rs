@@ -51,7 +51,22 @@ pub fn nvrtc() -> PathBuf {
     }
 }
 
-/// Run `body` on each machine, in a process of its own. `path` is the test's, with its crate.
+/// Lines of the log of this machine, which was asked for by `log={folder}/log`.
+///
+/// # Panics
+/// There is no log.
+#[must_use]
+pub fn log() -> Vec<String> {
+    let machine = std::env::var("LLAMERO_GPU_EMULATOR").unwrap_or_default();
+    let path = machine.split(',').find_map(|item| item.strip_prefix("log="));
+    match path.map(std::fs::read_to_string) {
+        Some(Ok(text)) => text.lines().map(str::to_owned).collect(),
+        other => panic!("no log: {other:?}"),
+    }
+}
+
+/// Run `body` on each machine, in a process of its own. `path` is the test's, with its crate. `{folder}` in a machine is
+/// a folder of that process.
 ///
 /// # Panics
 /// The body fails on one of them, with its output.
@@ -60,14 +75,21 @@ pub fn on_machines(path: &str, machines: &[&str], body: impl FnOnce()) {
     if std::env::var(INSIDE).is_ok_and(|inside| inside == test) {
         return body();
     }
-    let folder = std::env::temp_dir().join(format!("llamero-gpu-emulator-{}", std::process::id()));
+    let name = format!("llamero-gpu-emulator-{}-{}", std::process::id(), test.replace(':', "-"));
+    let folder = std::env::temp_dir().join(name);
     let libraries = folder.join("lib");
     if let Err(error) = lay_out(&libraries, &[nvrtc()]) {
         panic!("{}: {error}", libraries.display());
     }
-    for machine in machines {
-        run(test, machine, &libraries);
+    for (number, machine) in machines.iter().enumerate() {
+        let own = folder.join(number.to_string());
+        if let Err(error) = std::fs::create_dir_all(&own) {
+            panic!("{}: {error}", own.display());
+        }
+        run(test, &machine.replace("{folder}", &own.to_string_lossy()), &libraries);
     }
+    // After a failure the logs stay.
+    let _ = std::fs::remove_dir_all(&folder);
 }
 
 fn run(test: &str, machine: &str, libraries: &Path) {

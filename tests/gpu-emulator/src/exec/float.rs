@@ -148,7 +148,7 @@ fn unary(op: Float1, a: f32) -> f32 {
     match op {
         Float1::Abs => a.abs(),
         Float1::Neg => -a,
-        Float1::Rcp => 1.0 / a,
+        Float1::Rcp | Float1::RcpGuess => 1.0 / a,
         Float1::Sqrt => a.sqrt(),
         Float1::Rsqrt => (1.0 / f64::from(a).sqrt()) as f32,
         Float1::Ex2 => a.exp2(),
@@ -164,6 +164,7 @@ fn unary_double(op: Float1) -> fn(f64) -> f64 {
         Float1::Abs => f64::abs,
         Float1::Neg => |a| -a,
         Float1::Rcp => |a| 1.0 / a,
+        Float1::RcpGuess => |a| f64::from_bits((1.0 / a).to_bits() & !0xffff_ffff),
         Float1::Sqrt => f64::sqrt,
         Float1::Rsqrt => |a| 1.0 / a.sqrt(),
         // The forms table knows the others for f32 only.

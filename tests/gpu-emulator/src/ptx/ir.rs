@@ -143,6 +143,8 @@ pub(crate) enum Float1 {
     Abs,
     Neg,
     Rcp,
+    /// A first guess for Newton's method: the reciprocal with the lower half of its bits zero.
+    RcpGuess,
     Sqrt,
     Rsqrt,
     Ex2,

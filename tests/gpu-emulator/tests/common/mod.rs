@@ -1,9 +1,10 @@
 //! A compiled kernel on an emulated device.
+#![allow(dead_code, reason = "each test binary uses a part")]
 
 use std::sync::Arc;
 
 use cudarc::driver::{CudaContext, CudaFunction, CudaStream, DriverError, LaunchArgs, LaunchConfig};
-use cudarc::nvrtc::{CompileOptions, compile_ptx_with_opts};
+use cudarc::nvrtc::{CompileOptions, Ptx, compile_ptx_with_opts};
 
 /// One kernel, ready to launch.
 pub(crate) struct Gpu {
@@ -19,14 +20,14 @@ impl Gpu {
     }
 
     pub(crate) fn on(device: usize, source: &str, name: &str) -> Self {
+        Self::load(device, compile(source), name)
+    }
+
+    /// Load `name` of PTX text.
+    pub(crate) fn load(device: usize, ptx: Ptx, name: &str) -> Self {
         let context = CudaContext::new(device).unwrap();
         // SAFETY: everything here happens on one stream.
         unsafe { context.disable_event_tracking() };
-        let options = CompileOptions {
-            arch: Some("compute_80"),
-            ..CompileOptions::default()
-        };
-        let ptx = compile_ptx_with_opts(source, options).unwrap();
         let module = context.load_module(ptx).unwrap();
         Self {
             stream: context.new_stream().unwrap(),
@@ -34,6 +35,15 @@ impl Gpu {
             context,
         }
     }
+}
+
+/// PTX for any device from 8.0 on.
+pub(crate) fn compile(source: &str) -> Ptx {
+    let options = CompileOptions {
+        arch: Some("compute_80"),
+        ..CompileOptions::default()
+    };
+    compile_ptx_with_opts(source, options).unwrap()
 }
 
 pub(crate) fn shape(blocks: u32, threads: u32, shared: u32) -> LaunchConfig {

@@ -113,10 +113,7 @@ fn two(name: &str, middle: &[&str], ty: Type) -> Option<(Float2, FloatMode)> {
 }
 
 fn one(name: &str, middle: &[&str], ty: Type) -> Option<(Float1, FloatMode)> {
-    let ftz = match middle {
-        [.., "ftz"] => true,
-        _ => false,
-    };
+    let ftz = matches!(middle, [.., "ftz"]);
     let kind = if ftz { &middle[..middle.len() - 1] } else { middle };
     let op = match (name, kind) {
         ("abs", []) => Float1::Abs,
@@ -131,9 +128,10 @@ fn one(name: &str, middle: &[&str], ty: Type) -> Option<(Float1, FloatMode)> {
         ("sin", ["approx"]) if ty == Type::F32 => Float1::Sin,
         ("cos", ["approx"]) if ty == Type::F32 => Float1::Cos,
         ("tanh", ["approx"]) if ty == Type::F32 && !ftz => Float1::Tanh,
+        ("rcp", ["approx"]) if ftz => Float1::RcpGuess,
         _ => return None,
     };
-    (!ftz || ty == Type::F32).then_some((
+    (!ftz || ty == Type::F32 || op == Float1::RcpGuess).then_some((
         op,
         FloatMode {
             ftz,
