@@ -3,8 +3,8 @@
 use std::io;
 use std::path::{Path, PathBuf};
 
-/// Name under which programs ask for the driver.
-const DRIVER: &str = "libcuda.so.1";
+/// Names under which programs ask for the driver and for the management library.
+const NAMES: [&str; 2] = ["libcuda.so.1", "libnvidia-ml.so.1"];
 /// Name under which cargo builds it.
 const BUILT: &str = "libllamero_gpu_emulator.so";
 
@@ -15,7 +15,9 @@ const BUILT: &str = "libllamero_gpu_emulator.so";
 /// The library was not built, or the links cannot be made.
 pub fn lay_out(folder: &Path, others: &[PathBuf]) -> io::Result<()> {
     std::fs::create_dir_all(folder)?;
-    link(&built()?, &folder.join(DRIVER))?;
+    for name in NAMES {
+        link(&built()?, &folder.join(name))?;
+    }
     for other in others {
         for entry in std::fs::read_dir(other)? {
             let entry = entry?;

@@ -61,6 +61,14 @@ pub(super) fn of_launch(faults: &[Fault], count: u64) -> Option<Kind> {
     due.map(|fault| fault.kind)
 }
 
+/// Whether an uncorrectable memory error has happened by the `count`-th launch.
+pub(super) fn ecc_happened(faults: &[Fault], count: u64) -> bool {
+    faults.iter().filter(|fault| fault.kind == Kind::Ecc).any(|fault| match &fault.when {
+        When::Count(at) => *at <= count,
+        When::File(path) => path.exists(),
+    })
+}
+
 /// Whether the `count`-th allocation fails.
 pub(super) fn of_allocation(faults: &[Fault], count: u64) -> bool {
     faults.iter().any(|fault| fault.kind == Kind::OutOfMemory && fault.due(count))

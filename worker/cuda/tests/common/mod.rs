@@ -1,4 +1,5 @@
 //! Kernels on the first device, and numbers to feed them.
+#![allow(dead_code, reason = "each test binary uses a part")]
 
 use std::path::Path;
 

@@ -8,7 +8,7 @@ use crate::driver::error::{describe, fail};
 use crate::driver::state::{driver, initialise};
 
 /// CUDA 13.5, whose PTX version is 9.5.
-const VERSION: i32 = 13_050;
+pub(super) const VERSION: i32 = 13_050;
 
 calls! {
     fn cuInit(flags: u32) {

@@ -7,6 +7,7 @@ mod context;
 mod device;
 mod event;
 mod launch;
+mod management;
 mod memory;
 mod module;
 mod shared;
