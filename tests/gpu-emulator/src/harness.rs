@@ -23,8 +23,9 @@ pub const ORDERS: [&str; 3] = ["order=forward", "order=reverse", "order=seed:1"]
 /// ```
 #[macro_export]
 macro_rules! emulated {
-    ($(fn $name:ident() on $machines:expr, $body:block)*) => {
+    ($($(#[$meta:meta])* fn $name:ident() on $machines:expr, $body:block)*) => {
         $(
+            $(#[$meta])*
             #[test]
             fn $name() {
                 let path = concat!(module_path!(), "::", stringify!($name));
@@ -65,6 +66,12 @@ pub fn log() -> Vec<String> {
     }
 }
 
+/// Whether this process runs the body of a test.
+#[must_use]
+pub fn inside() -> bool {
+    std::env::var_os(INSIDE).is_some()
+}
+
 /// Run `body` on each machine, in a process of its own. `path` is the test's, with its crate. `{folder}` in a machine is
 /// a folder of that process.
 ///
@@ -75,7 +82,11 @@ pub fn on_machines(path: &str, machines: &[&str], body: impl FnOnce()) {
     if std::env::var(INSIDE).is_ok_and(|inside| inside == test) {
         return body();
     }
-    let name = format!("llamero-gpu-emulator-{}-{}", std::process::id(), test.replace(':', "-"));
+    let name = format!(
+        "llamero-gpu-emulator-{}-{}",
+        std::process::id(),
+        test.replace(':', "-")
+    );
     let folder = std::env::temp_dir().join(name);
     let libraries = folder.join("lib");
     if let Err(error) = lay_out(&libraries, &[nvrtc()]) {
@@ -86,7 +97,11 @@ pub fn on_machines(path: &str, machines: &[&str], body: impl FnOnce()) {
         if let Err(error) = std::fs::create_dir_all(&own) {
             panic!("{}: {error}", own.display());
         }
-        run(test, &machine.replace("{folder}", &own.to_string_lossy()), &libraries);
+        run(
+            test,
+            &machine.replace("{folder}", &own.to_string_lossy()),
+            &libraries,
+        );
     }
     // After a failure the logs stay.
     let _ = std::fs::remove_dir_all(&folder);

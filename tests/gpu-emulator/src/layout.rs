@@ -30,11 +30,19 @@ pub fn lay_out(folder: &Path, others: &[PathBuf]) -> io::Result<()> {
 /// Cargo puts the library of a dependency beside the test that uses it.
 fn built() -> io::Result<PathBuf> {
     let program = std::env::current_exe()?;
-    let found = program.ancestors().skip(1).take(2).map(|folder| folder.join(BUILT)).find(|path| path.exists());
+    let found = program
+        .ancestors()
+        .skip(1)
+        .take(2)
+        .map(|folder| folder.join(BUILT))
+        .find(|path| path.exists());
     found.ok_or_else(|| {
         io::Error::new(
             io::ErrorKind::NotFound,
-            format!("{BUILT} is not beside {}: build with tests/gpu-emulator/test.sh", program.display()),
+            format!(
+                "{BUILT} is not beside {}: build with tests/gpu-emulator/test.sh",
+                program.display()
+            ),
         )
     })
 }

@@ -129,6 +129,20 @@ emulated! {
         assert_eq!(run(), Err(sys::CUresult::CUDA_ERROR_ECC_UNCORRECTABLE), "it stays");
     }
 
+    fn a_fault_comes_when_a_file_appears() on ["fault=hang@{folder}/hang,timeout=1"], {
+        let gpu = Gpu::new(SUM, "sum");
+        let x = gpu.stream.alloc_zeros::<f32>(64).unwrap();
+        let mut out = gpu.stream.alloc_zeros::<f32>(1).unwrap();
+        let mut run = || launch(&gpu, 1, 32, 0, |args| { args.arg(&x).arg(&mut out).arg(&64i32); }).map_err(|e| e.0);
+        assert_eq!(run(), Ok(()));
+        let machine = std::env::var("LLAMERO_GPU_EMULATOR").unwrap();
+        let path = machine.split(',').next().unwrap().split_once('@').unwrap().1;
+        std::fs::write(path, "").unwrap();
+        let started = std::time::Instant::now();
+        assert_eq!(run(), Err(sys::CUresult::CUDA_ERROR_LAUNCH_TIMEOUT));
+        assert!(started.elapsed().as_millis() >= 1000, "it hung");
+    }
+
     fn a_launch_that_never_ends_is_given_up() on ["timeout=1"], {
         let gpu = Gpu::new("extern \"C\" __global__ void spin(volatile int* flag) { while (*flag == 0) {} }", "spin");
         let flag = gpu.stream.alloc_zeros::<i32>(1).unwrap();

@@ -13,7 +13,10 @@ use llamero_gpu_emulator::harness::log;
 fn fault(source: &str, words: usize, threads: u32) -> (sys::CUresult, String) {
     let gpu = Gpu::new(source, "k");
     let mut out = gpu.stream.alloc_zeros::<u32>(words).unwrap();
-    let error = launch(&gpu, 1, threads, 0, |args| { args.arg(&mut out); }).unwrap_err();
+    let error = launch(&gpu, 1, threads, 0, |args| {
+        args.arg(&mut out);
+    })
+    .unwrap_err();
     (error.0, log().last().unwrap().clone())
 }
 
@@ -46,8 +49,15 @@ fn without(source: &str, what: &str) -> Ptx {
 fn reversed(ptx: Ptx) -> bool {
     let gpu = Gpu::load(0, ptx, "k");
     let mut out = gpu.stream.alloc_zeros::<i32>(256).unwrap();
-    launch(&gpu, 1, 256, 0, |args| { args.arg(&mut out); }).unwrap();
-    gpu.stream.clone_dtoh(&out).unwrap().into_iter().eq((0..256).rev())
+    launch(&gpu, 1, 256, 0, |args| {
+        args.arg(&mut out);
+    })
+    .unwrap();
+    gpu.stream
+        .clone_dtoh(&out)
+        .unwrap()
+        .into_iter()
+        .eq((0..256).rev())
 }
 
 fn copied(ptx: Ptx) -> bool {
@@ -55,7 +65,10 @@ fn copied(ptx: Ptx) -> bool {
     let from: Vec<i32> = (0..128).collect();
     let on_device = gpu.stream.clone_htod(&from).unwrap();
     let mut out = gpu.stream.alloc_zeros::<i32>(128).unwrap();
-    launch(&gpu, 1, 32, 0, |args| { args.arg(&on_device).arg(&mut out); }).unwrap();
+    launch(&gpu, 1, 32, 0, |args| {
+        args.arg(&on_device).arg(&mut out);
+    })
+    .unwrap();
     gpu.stream.clone_dtoh(&out).unwrap() == from
 }
 

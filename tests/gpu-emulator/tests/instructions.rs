@@ -12,7 +12,10 @@ use llamero_gpu_emulator::harness::ORDERS;
 fn words(source: &str, threads: u32, count: usize) -> Vec<u32> {
     let gpu = Gpu::new(source, "k");
     let mut out = gpu.stream.alloc_zeros::<u32>(count).unwrap();
-    launch(&gpu, 1, threads, 0, |args| { args.arg(&mut out); }).unwrap();
+    launch(&gpu, 1, threads, 0, |args| {
+        args.arg(&mut out);
+    })
+    .unwrap();
     gpu.stream.clone_dtoh(&out).unwrap()
 }
 

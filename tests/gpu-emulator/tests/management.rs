@@ -19,7 +19,8 @@ impl Management {
         let mut value = T::default();
         // SAFETY: the functions that are asked for take a device and a pointer to a number of this size.
         let code = unsafe {
-            let function: Symbol<'_, extern "C" fn(u64, *mut T) -> u32> = self.0.get(name.as_bytes()).unwrap();
+            let function: Symbol<'_, extern "C" fn(u64, *mut T) -> u32> =
+                self.0.get(name.as_bytes()).unwrap();
             function(device, &mut value)
         };
         assert_eq!(code, 0, "{name}");

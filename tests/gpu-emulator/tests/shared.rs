@@ -21,7 +21,9 @@ fn map(handle: u64) -> u64 {
     };
     // SAFETY: the pointers lead to values that live through the calls.
     unsafe {
-        sys::cuMemAddressReserve(&mut address, SIZE, 0, 0, 0).result().unwrap();
+        sys::cuMemAddressReserve(&mut address, SIZE, 0, 0, 0)
+            .result()
+            .unwrap();
         sys::cuMemMap(address, SIZE, 0, handle, 0).result().unwrap();
         sys::cuMemSetAccess(address, SIZE, &access, 1).result().unwrap();
     }
@@ -41,17 +43,22 @@ fn create(size: usize) -> Result<u64, cudarc::driver::DriverError> {
     properties.location = location();
     let mut handle = 0;
     // SAFETY: the pointers lead to values that live through the call.
-    unsafe { sys::cuMemCreate(&mut handle, size, &properties, 0) }.result().map(|()| handle)
+    unsafe { sys::cuMemCreate(&mut handle, size, &properties, 0) }
+        .result()
+        .map(|()| handle)
 }
 
-const POSIX: sys::CUmemAllocationHandleType = sys::CUmemAllocationHandleType::CU_MEM_HANDLE_TYPE_POSIX_FILE_DESCRIPTOR;
+const POSIX: sys::CUmemAllocationHandleType =
+    sys::CUmemAllocationHandleType::CU_MEM_HANDLE_TYPE_POSIX_FILE_DESCRIPTOR;
 
 /// The second process: add one to each byte of what the first shares.
 fn second(path: &str) {
     let file = File::options().read(true).write(true).open(path).unwrap();
     let mut handle = 0;
     // SAFETY: the descriptor is open; it stands in the pointer.
-    unsafe { sys::cuMemImportFromShareableHandle(&mut handle, file.as_raw_fd() as usize as *mut _, POSIX) }.result().unwrap();
+    unsafe { sys::cuMemImportFromShareableHandle(&mut handle, file.as_raw_fd() as usize as *mut _, POSIX) }
+        .result()
+        .unwrap();
     let address = map(handle);
     let mut bytes = vec![0u8; SIZE];
     // SAFETY: the mapping has as many bytes.

@@ -30,7 +30,9 @@ pub enum KernelError {
         reason: String,
     },
     /// The driver refuses the module, or has no such kernel.
-    #[error("the NVIDIA driver refuses {what}: {reason}. A driver older than the compiler does not know its PTX: update it")]
+    #[error(
+        "the NVIDIA driver refuses {what}: {reason}. A driver older than the compiler does not know its PTX: update it"
+    )]
     Load {
         /// The file or the kernel.
         what: String,
@@ -116,7 +118,9 @@ pub fn arch((major, minor): (i32, i32)) -> String {
 /// All but [`KernelError::Load`].
 pub fn ptx(source: Source, arch: &str, folder: Option<&Path>) -> Result<String, KernelError> {
     let text = source.text();
-    let Some(folder) = folder else { return compile(source, &text, arch) };
+    let Some(folder) = folder else {
+        return compile(source, &text, arch);
+    };
     let path = folder.join(format!("{}.ptx", hash(&text, arch)));
     let keep = |reason| KernelError::Keep {
         path: path.clone(),

@@ -56,7 +56,9 @@ pub enum DeviceError {
         seen: String,
     },
     /// Older than what the kernels need.
-    #[error("{name} has compute capability {major}.{minor}; 8.0 (Ampere) or later is needed for bf16 products")]
+    #[error(
+        "{name} has compute capability {major}.{minor}; 8.0 (Ampere) or later is needed for bf16 products"
+    )]
     TooOld {
         /// Name of the device.
         name: String,
@@ -106,7 +108,11 @@ pub fn devices(_driver: Driver) -> Result<Vec<Device>, DeviceError> {
 /// [`DeviceError::NotSeen`], and those of [`devices`].
 pub fn find(driver: Driver, wanted: Uuid) -> Result<Device, DeviceError> {
     let all = devices(driver)?;
-    let seen = all.iter().map(|device| device.uuid.to_string()).collect::<Vec<_>>().join(", ");
+    let seen = all
+        .iter()
+        .map(|device| device.uuid.to_string())
+        .collect::<Vec<_>>()
+        .join(", ");
     let found = all.into_iter().find(|device| device.uuid == wanted);
     found.ok_or(DeviceError::NotSeen { wanted, seen })
 }
@@ -138,8 +144,20 @@ mod tests {
     fn uuids_are_written_as_the_tools_do() {
         let text = "GPU-01234567-89ab-cdef-0123-456789abcdef";
         assert_eq!(text.parse::<Uuid>().unwrap().to_string(), text);
-        for wrong in ["", "GPU-", "01234567-89ab-cdef-0123-456789abcdef", "GPU-0123456789abcdef0123456789abcdeg"] {
-            assert!(wrong.parse::<Uuid>().unwrap_err().to_string().contains("GPU-0123"), "{wrong}");
+        for wrong in [
+            "",
+            "GPU-",
+            "01234567-89ab-cdef-0123-456789abcdef",
+            "GPU-0123456789abcdef0123456789abcdeg",
+        ] {
+            assert!(
+                wrong
+                    .parse::<Uuid>()
+                    .unwrap_err()
+                    .to_string()
+                    .contains("GPU-0123"),
+                "{wrong}"
+            );
         }
     }
 }

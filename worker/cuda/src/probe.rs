@@ -53,7 +53,11 @@ pub fn driver() -> Result<Driver, Absent> {
 /// [`Absent::Compiler`].
 pub fn compiler() -> Result<Compiler, Absent> {
     // SAFETY: as above.
-    if unsafe { nvrtc::sys::is_culib_present() } { Ok(Compiler(())) } else { Err(Absent::Compiler) }
+    if unsafe { nvrtc::sys::is_culib_present() } {
+        Ok(Compiler(()))
+    } else {
+        Err(Absent::Compiler)
+    }
 }
 
 /// What the driver says about an error; its number where it says nothing.

@@ -22,7 +22,15 @@ impl Batch {
     fn new(q_heads: usize, kv_heads: usize, dim: usize, block_tokens: usize, contexts: &[usize]) -> Self {
         let longest = *contexts.iter().max().unwrap();
         let table_stride = longest.div_ceil(block_tokens);
-        let shape = AttentionShape { q_heads, kv_heads, dim, block_tokens, table_stride, longest, leaf_width: dim };
+        let shape = AttentionShape {
+            q_heads,
+            kv_heads,
+            dim,
+            block_tokens,
+            table_stride,
+            longest,
+            leaf_width: dim,
+        };
         let blocks = contexts.len() * table_stride;
         let size = blocks * kv_heads * block_tokens * dim;
         let mut tables: Vec<u32> = (0..blocks as u32).collect();
@@ -30,7 +38,10 @@ impl Batch {
         tables.reverse();
         Self {
             shape,
-            q: numbers(1, contexts.len() * q_heads * dim).iter().map(|x| 4.0 * x).collect(),
+            q: numbers(1, contexts.len() * q_heads * dim)
+                .iter()
+                .map(|x| 4.0 * x)
+                .collect(),
             keys: to_bf16(&numbers(2, size)),
             values: to_bf16(&numbers(3, size)),
             contexts: contexts.to_vec(),
@@ -39,13 +50,24 @@ impl Batch {
     }
 
     fn place(&self, row: usize, kv_head: usize, position: usize) -> usize {
-        let AttentionShape { kv_heads, dim, block_tokens, table_stride, .. } = self.shape;
+        let AttentionShape {
+            kv_heads,
+            dim,
+            block_tokens,
+            table_stride,
+            ..
+        } = self.shape;
         let block = self.tables[row * table_stride + position / block_tokens] as usize;
         ((block * kv_heads + kv_head) * block_tokens + position % block_tokens) * dim
     }
 
     fn wanted(&self) -> Vec<f64> {
-        let AttentionShape { q_heads, kv_heads, dim, .. } = self.shape;
+        let AttentionShape {
+            q_heads,
+            kv_heads,
+            dim,
+            ..
+        } = self.shape;
         let mut out = Vec::new();
         for (row, context) in self.contexts.iter().enumerate() {
             for head in 0..q_heads {
@@ -53,7 +75,11 @@ impl Batch {
                 let place = |position| self.place(row, head / (q_heads / kv_heads), position);
                 let score = |position| -> f64 {
                     let keys = &self.keys[place(position)..][..dim];
-                    q.iter().zip(keys).map(|(q, k)| f64::from(*q) * of_bf16(*k)).sum::<f64>() / (dim as f64).sqrt()
+                    q.iter()
+                        .zip(keys)
+                        .map(|(q, k)| f64::from(*q) * of_bf16(*k))
+                        .sum::<f64>()
+                        / (dim as f64).sqrt()
                 };
                 let scores: Vec<f64> = (0..*context).map(score).collect();
                 let top = scores.iter().copied().fold(f64::MIN, f64::max);
@@ -73,18 +99,37 @@ impl Batch {
     /// The rows of `which`.
     fn run(&self, ops: &mut Ops, which: std::ops::Range<usize>) -> Vec<u16> {
         let (rows, stream) = (which.len(), ops.stream().clone());
-        let AttentionShape { q_heads, dim, table_stride, .. } = self.shape;
+        let AttentionShape {
+            q_heads,
+            dim,
+            table_stride,
+            ..
+        } = self.shape;
         let width = q_heads * dim;
-        let shape = AttentionShape { longest: *self.contexts[which.clone()].iter().max().unwrap(), ..self.shape };
-        let q = stream.clone_htod(&self.q[which.start * width..which.end * width]).unwrap();
+        let shape = AttentionShape {
+            longest: *self.contexts[which.clone()].iter().max().unwrap(),
+            ..self.shape
+        };
+        let q = stream
+            .clone_htod(&self.q[which.start * width..which.end * width])
+            .unwrap();
         let [keys, values] = [&self.keys, &self.values].map(|values| stream.clone_htod(values).unwrap());
-        let positions: Vec<u32> = self.contexts[which.clone()].iter().map(|context| *context as u32 - 1).collect();
+        let positions: Vec<u32> = self.contexts[which.clone()]
+            .iter()
+            .map(|context| *context as u32 - 1)
+            .collect();
         let positions = stream.clone_htod(&positions).unwrap();
-        let tables = stream.clone_htod(&self.tables[which.start * table_stride..which.end * table_stride]).unwrap();
+        let tables = stream
+            .clone_htod(&self.tables[which.start * table_stride..which.end * table_stride])
+            .unwrap();
         let mut parts = stream.alloc_zeros(shape.parts(rows)).unwrap();
         let mut y = stream.alloc_zeros(rows * width).unwrap();
-        let cache = Cache { keys: &keys, values: &values };
-        ops.attention(shape, &q, &cache, (&positions, &tables), &mut parts, &mut y, rows).unwrap();
+        let cache = Cache {
+            keys: &keys,
+            values: &values,
+        };
+        ops.attention(shape, &q, &cache, (&positions, &tables), &mut parts, &mut y, rows)
+            .unwrap();
         stream.clone_dtoh(&y).unwrap()
     }
 
@@ -95,7 +140,12 @@ impl Batch {
         let width = self.shape.q_heads * self.shape.dim;
         for row in 0..self.contexts.len() {
             let alone = self.run(&mut ops, row..row + 1);
-            assert_eq!(alone, all[row * width..][..width], "a row of {} tokens alone", self.contexts[row]);
+            assert_eq!(
+                alone,
+                all[row * width..][..width],
+                "a row of {} tokens alone",
+                self.contexts[row]
+            );
         }
     }
 }

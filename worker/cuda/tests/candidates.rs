@@ -22,34 +22,81 @@ fn run(ops: &mut Ops, logits: &[Vec<f32>], keys: &[SampleKey], positions: &[u32]
     let on_device = stream.clone_htod(&logits.concat()).unwrap();
     let temperatures: Vec<f32> = keys.iter().map(|key| key.temperature).collect();
     let seeds: Vec<u64> = keys.iter().map(|key| key.seed).collect();
-    let (temperatures, seeds) = (stream.clone_htod(&temperatures).unwrap(), stream.clone_htod(&seeds).unwrap());
+    let (temperatures, seeds) = (
+        stream.clone_htod(&temperatures).unwrap(),
+        stream.clone_htod(&seeds).unwrap(),
+    );
     let positions = stream.clone_htod(positions).unwrap();
     let mut work = stream.alloc_zeros(rows * segments * TOP).unwrap();
-    let (mut tokens, mut values) = (stream.alloc_zeros(rows * TOP).unwrap(), stream.alloc_zeros(rows * TOP).unwrap());
-    let (mut counts, mut lse) = (stream.alloc_zeros(rows).unwrap(), stream.alloc_zeros(rows * tiles).unwrap());
+    let (mut tokens, mut values) = (
+        stream.alloc_zeros(rows * TOP).unwrap(),
+        stream.alloc_zeros(rows * TOP).unwrap(),
+    );
+    let (mut counts, mut lse) = (
+        stream.alloc_zeros(rows).unwrap(),
+        stream.alloc_zeros(rows * tiles).unwrap(),
+    );
     let mut best = stream.alloc_zeros(rows * segments).unwrap();
-    ops.top(&on_device, (rows, vocab, FIRST), &mut work, &mut tokens, &mut values, &mut counts).unwrap();
-    ops.tile_lse(&on_device, (rows, vocab), &temperatures, &mut lse).unwrap();
-    ops.best_perturbed(&on_device, (rows, vocab, FIRST), (&temperatures, &seeds, &positions), &mut best).unwrap();
-    let (tokens, values) = (stream.clone_dtoh(&tokens).unwrap(), stream.clone_dtoh(&values).unwrap());
-    let (counts, lse) = (stream.clone_dtoh(&counts).unwrap(), stream.clone_dtoh(&lse).unwrap());
+    ops.top(
+        &on_device,
+        (rows, vocab, FIRST),
+        &mut work,
+        &mut tokens,
+        &mut values,
+        &mut counts,
+    )
+    .unwrap();
+    ops.tile_lse(&on_device, (rows, vocab), &temperatures, &mut lse)
+        .unwrap();
+    ops.best_perturbed(
+        &on_device,
+        (rows, vocab, FIRST),
+        (&temperatures, &seeds, &positions),
+        &mut best,
+    )
+    .unwrap();
+    let (tokens, values) = (
+        stream.clone_dtoh(&tokens).unwrap(),
+        stream.clone_dtoh(&values).unwrap(),
+    );
+    let (counts, lse) = (
+        stream.clone_dtoh(&counts).unwrap(),
+        stream.clone_dtoh(&lse).unwrap(),
+    );
     let best = stream.clone_dtoh(&best).unwrap();
     (0..rows)
         .map(|row| {
             let count = counts[row] as usize;
-            let top = tokens[row * TOP..][..count].iter().copied().zip(values[row * TOP..][..count].iter().copied());
-            let winner = best[row * segments..][..segments].iter().max().filter(|key| **key != 0);
-            (top.collect(), lse[row * tiles..][..tiles].to_vec(), winner.map(|key| !(*key as u32)))
+            let top = tokens[row * TOP..][..count]
+                .iter()
+                .copied()
+                .zip(values[row * TOP..][..count].iter().copied());
+            let winner = best[row * segments..][..segments]
+                .iter()
+                .max()
+                .filter(|key| **key != 0);
+            (
+                top.collect(),
+                lse[row * tiles..][..tiles].to_vec(),
+                winner.map(|key| !(*key as u32)),
+            )
         })
         .collect()
 }
 
 fn same(found: &Found, wanted: &RowCandidates) {
-    let bits = |top: &[(u32, f32)]| top.iter().map(|(token, value)| (*token, value.to_bits())).collect::<Vec<_>>();
+    let bits = |top: &[(u32, f32)]| {
+        top.iter()
+            .map(|(token, value)| (*token, value.to_bits()))
+            .collect::<Vec<_>>()
+    };
     assert_eq!(bits(&found.0), bits(&wanted.top));
     assert_eq!(found.2, wanted.gumbel.map(|gumbel| gumbel.0));
     for (found, wanted) in found.1.iter().zip(&wanted.tile_lse) {
-        assert!(found == wanted || (found - wanted).abs() <= 1e-5 * wanted.abs().max(1.0), "{found} {wanted}");
+        assert!(
+            found == wanted || (found - wanted).abs() <= 1e-5 * wanted.abs().max(1.0),
+            "{found} {wanted}"
+        );
     }
     assert_eq!(found.1.len(), wanted.tile_lse.len());
 }

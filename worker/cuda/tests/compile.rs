@@ -9,14 +9,21 @@ use llamero_cuda::source::Source;
 use llamero_gpu_emulator::emulated;
 
 fn text(chars: &[c_char]) -> String {
-    let bytes: Vec<u8> = chars.iter().map(|byte| byte.cast_unsigned()).take_while(|byte| *byte != 0).collect();
+    let bytes: Vec<u8> = chars
+        .iter()
+        .map(|byte| byte.cast_unsigned())
+        .take_while(|byte| *byte != 0)
+        .collect();
     String::from_utf8(bytes).unwrap()
 }
 
 /// What the assembler says about each kernel of a file.
 fn assembler_log(source: Source, arch: &str) -> String {
     let program = result::create_program(&CString::new(source.text()).unwrap(), None).unwrap();
-    let options = [format!("--gpu-architecture={arch}"), "--ptxas-options=-v".to_owned()];
+    let options = [
+        format!("--gpu-architecture={arch}"),
+        "--ptxas-options=-v".to_owned(),
+    ];
     // SAFETY: the program was made above and is destroyed last.
     unsafe {
         result::compile_program(program, &options).unwrap();

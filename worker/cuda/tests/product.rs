@@ -12,7 +12,11 @@ use llamero_gpu_emulator::harness::ORDERS;
 /// The value of an E4M3 code (OCP 8-bit floating point, revision 1.0).
 fn of_e4m3(code: u8) -> f64 {
     let (exponent, mantissa) = (i32::from(code >> 3 & 15), f64::from(code & 7));
-    let size = if exponent == 0 { mantissa / 512.0 } else { (8.0 + mantissa) * 2f64.powi(exponent - 10) };
+    let size = if exponent == 0 {
+        mantissa / 512.0
+    } else {
+        (8.0 + mantissa) * 2f64.powi(exponent - 10)
+    };
     if code & 0x80 != 0 { -size } else { size }
 }
 
@@ -32,11 +36,20 @@ impl Matrix {
             // All codes but NaN.
             Element::E4m3 => {
                 let draw = |x: &f32| ((x + 1.0) * 126.9) as u16;
-                numbers(1, outputs * inputs).iter().map(|x| draw(x) | u16::from(x.to_bits() & 1 != 0) << 7).collect()
+                numbers(1, outputs * inputs)
+                    .iter()
+                    .map(|x| draw(x) | u16::from(x.to_bits() & 1 != 0) << 7)
+                    .collect()
             }
         };
         let scales = numbers(2, outputs).iter().map(|x| x + 1.5).collect();
-        Self { element, outputs, inputs, codes, scales }
+        Self {
+            element,
+            outputs,
+            inputs,
+            codes,
+            scales,
+        }
     }
 
     fn value(&self, output: usize, input: usize) -> f64 {
@@ -50,7 +63,10 @@ impl Matrix {
     /// The columns of these leaves, on the device.
     fn upload(&self, ops: &Ops, leaves: Leaves, first: usize, scaled: bool) -> Weights {
         let columns = first * leaves.width..(first + leaves.count) * leaves.width;
-        let rows = self.codes.chunks(self.inputs).flat_map(|row| padded(&row[columns.clone()], leaves.width));
+        let rows = self
+            .codes
+            .chunks(self.inputs)
+            .flat_map(|row| padded(&row[columns.clone()], leaves.width));
         let bytes: Vec<u8> = match self.element {
             Element::Bf16 => rows.flat_map(u16::to_le_bytes).collect(),
             Element::E4m3 => rows.map(|code| code as u8).collect(),
@@ -71,14 +87,19 @@ impl Matrix {
 fn run(ops: &mut Ops, weights: &Weights, x: &[u16], rows: usize) -> Vec<f32> {
     let stream = ops.stream().clone();
     let x = stream.clone_htod(x).unwrap();
-    let mut y = stream.alloc_zeros(weights.leaves.roots.len() * rows * weights.outputs).unwrap();
+    let mut y = stream
+        .alloc_zeros(weights.leaves.roots.len() * rows * weights.outputs)
+        .unwrap();
     ops.product(weights, &x, rows, &mut y).unwrap();
     stream.clone_dtoh(&y).unwrap()
 }
 
 fn inputs(seed: u64, rows: usize, leaves: usize, width: usize) -> (Vec<u16>, Vec<u16>) {
     let x = to_bf16(&numbers(seed, rows * leaves * width));
-    let laid_out = x.chunks(leaves * width).flat_map(|row| padded(row, width)).collect();
+    let laid_out = x
+        .chunks(leaves * width)
+        .flat_map(|row| padded(row, width))
+        .collect();
     (x, laid_out)
 }
 
@@ -94,7 +115,11 @@ fn check(ops: &mut Ops, element: Element, outputs: usize, leaves: u32, width: us
         .map(|i| {
             let (row, output) = (i / outputs, i % outputs);
             let x = &x[row * matrix.inputs..][..matrix.inputs];
-            let sum: f64 = x.iter().enumerate().map(|(k, x)| of_bf16(*x) * matrix.value(output, k)).sum();
+            let sum: f64 = x
+                .iter()
+                .enumerate()
+                .map(|(k, x)| of_bf16(*x) * matrix.value(output, k))
+                .sum();
             sum * f64::from(matrix.scales[output])
         })
         .collect();
@@ -103,8 +128,14 @@ fn check(ops: &mut Ops, element: Element, outputs: usize, leaves: u32, width: us
         // The last rows, so that each stands in another column than in the whole batch.
         let first = most - rows;
         let part = run(ops, &weights, &laid_out[first * stride..], *rows);
-        let same = part.iter().zip(&all[first * outputs..]).all(|(a, b)| a.to_bits() == b.to_bits());
-        assert!(same, "{element:?}: {rows} rows differ from the same rows among {most}");
+        let same = part
+            .iter()
+            .zip(&all[first * outputs..])
+            .all(|(a, b)| a.to_bits() == b.to_bits());
+        assert!(
+            same,
+            "{element:?}: {rows} rows differ from the same rows among {most}"
+        );
     }
 }
 
@@ -120,6 +151,14 @@ emulated! {
     fn products_of_many_leaves() on ORDERS, {
         check(&mut ops(), Element::E4m3, 16, 32, 448, &[1, 3]);
         check(&mut ops(), Element::Bf16, 17, 24, 64, &[1, 9]);
+    }
+
+    #[ignore = "minutes on a small machine"]
+    fn true_shapes() on ["order=forward"], {
+        // `qkv` and `down` of 8B, one rank of TP 8 of `down` of 405B.
+        check(&mut ops(), Element::Bf16, 6144, 8, 512, &[1]);
+        check(&mut ops(), Element::E4m3, 4096, 32, 448, &[1]);
+        check(&mut ops(), Element::E4m3, 16384, 4, 1664, &[1]);
     }
 
     fn every_code_is_widened_exactly() on ["order=forward"], {

@@ -138,13 +138,22 @@ mod tests {
 
     #[test]
     fn understands_what_it_documents_and_nothing_else() {
-        let config = Config::parse("devices=2,cc=8.9,memory=24GiB,order=seed:7,streams=deferred,fault=oom@3").unwrap();
+        let config =
+            Config::parse("devices=2,cc=8.9,memory=24GiB,order=seed:7,streams=deferred,fault=oom@3").unwrap();
         assert_eq!(config.capability, (8, 9));
         assert_eq!(config.memory, 24 << 30);
         assert_eq!(config.order, Order::Seeded(7));
         assert_eq!(config.streams, Streams::Deferred);
         assert_eq!(config.faults.len(), 1);
-        for wrong in ["devices=0", "cc=9", "memory=1TB", "order=sideways", "speed=fast", "fault=fire", "log"] {
+        for wrong in [
+            "devices=0",
+            "cc=9",
+            "memory=1TB",
+            "order=sideways",
+            "speed=fast",
+            "fault=fire",
+            "log",
+        ] {
             let refused = Config::parse(wrong);
             assert!(wrong == "log" || refused.unwrap_err().contains(wrong), "{wrong}");
         }

@@ -57,19 +57,26 @@ impl Fault {
 
 /// The fault of the `count`-th launch, if one is due.
 pub(super) fn of_launch(faults: &[Fault], count: u64) -> Option<Kind> {
-    let due = faults.iter().find(|fault| fault.kind != Kind::OutOfMemory && fault.due(count));
+    let due = faults
+        .iter()
+        .find(|fault| fault.kind != Kind::OutOfMemory && fault.due(count));
     due.map(|fault| fault.kind)
 }
 
 /// Whether an uncorrectable memory error has happened by the `count`-th launch.
 pub(super) fn ecc_happened(faults: &[Fault], count: u64) -> bool {
-    faults.iter().filter(|fault| fault.kind == Kind::Ecc).any(|fault| match &fault.when {
-        When::Count(at) => *at <= count,
-        When::File(path) => path.exists(),
-    })
+    faults
+        .iter()
+        .filter(|fault| fault.kind == Kind::Ecc)
+        .any(|fault| match &fault.when {
+            When::Count(at) => *at <= count,
+            When::File(path) => path.exists(),
+        })
 }
 
 /// Whether the `count`-th allocation fails.
 pub(super) fn of_allocation(faults: &[Fault], count: u64) -> bool {
-    faults.iter().any(|fault| fault.kind == Kind::OutOfMemory && fault.due(count))
+    faults
+        .iter()
+        .any(|fault| fault.kind == Kind::OutOfMemory && fault.due(count))
 }

@@ -12,7 +12,14 @@ pub(super) fn complain(call: &str, reason: &str) {
 
 /// Append `{"kernel","device","grid","block","fault","buffers":[[base,size,read,written],…]}`; buffers that were not
 /// touched are left out.
-pub(super) fn launch(config: &Config, kernel: &str, device: usize, shape: [[u32; 3]; 2], fault: Option<&str>, memory: &Global) {
+pub(super) fn launch(
+    config: &Config,
+    kernel: &str,
+    device: usize,
+    shape: [[u32; 3]; 2],
+    fault: Option<&str>,
+    memory: &Global,
+) {
     let Some(path) = &config.log else { return };
     let buffers: Vec<String> = memory
         .regions()

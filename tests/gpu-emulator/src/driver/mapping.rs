@@ -3,7 +3,7 @@
 use std::os::fd::{AsRawFd, BorrowedFd};
 use std::ptr;
 
-use super::error::{Result, error, Code};
+use super::error::{Code, Result, error};
 
 /// Fresh memory gets this, so that a read before the first write shows: as a float it is a huge negative number, as a
 /// bf16 too. Large mappings stay untouched, since filling them would make them resident.
@@ -45,7 +45,10 @@ impl Mapping {
         if base == libc::MAP_FAILED {
             return Err(error(Code::OutOfMemory, format!("the host has no {len} bytes")));
         }
-        Ok(Self { base: base as u64, len })
+        Ok(Self {
+            base: base as u64,
+            len,
+        })
     }
 
     pub(super) fn base(&self) -> u64 {
@@ -57,8 +60,21 @@ impl Mapping {
     }
 
     /// Put `size` bytes of a file at `offset` of this range.
-    pub(super) fn attach(&self, offset: usize, size: usize, file: BorrowedFd<'_>, file_offset: i64) -> Result<()> {
-        self.replace(offset, size, libc::MAP_SHARED, file.as_raw_fd(), file_offset, libc::PROT_READ | libc::PROT_WRITE)
+    pub(super) fn attach(
+        &self,
+        offset: usize,
+        size: usize,
+        file: BorrowedFd<'_>,
+        file_offset: i64,
+    ) -> Result<()> {
+        self.replace(
+            offset,
+            size,
+            libc::MAP_SHARED,
+            file.as_raw_fd(),
+            file_offset,
+            libc::PROT_READ | libc::PROT_WRITE,
+        )
     }
 
     /// Take the memory away, keep the addresses.
@@ -67,7 +83,15 @@ impl Mapping {
         self.replace(offset, size, flags, -1, 0, libc::PROT_NONE)
     }
 
-    fn replace(&self, offset: usize, size: usize, flags: i32, fd: i32, at: i64, protection: i32) -> Result<()> {
+    fn replace(
+        &self,
+        offset: usize,
+        size: usize,
+        flags: i32,
+        fd: i32,
+        at: i64,
+        protection: i32,
+    ) -> Result<()> {
         if offset.checked_add(size).is_none_or(|end| end > self.len) {
             return Err(error(Code::InvalidValue, "the range leaves the reservation"));
         }
@@ -76,7 +100,10 @@ impl Mapping {
         // since the caller holds the stream's order.
         let mapped = unsafe { libc::mmap(base, size, protection, flags | libc::MAP_FIXED, fd, at) };
         if mapped == libc::MAP_FAILED {
-            return Err(error(Code::OutOfMemory, std::io::Error::last_os_error().to_string()));
+            return Err(error(
+                Code::OutOfMemory,
+                std::io::Error::last_os_error().to_string(),
+            ));
         }
         Ok(())
     }

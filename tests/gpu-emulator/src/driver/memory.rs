@@ -14,7 +14,10 @@ pub(super) enum Place {
     /// Pinned: every device reaches it.
     Host,
     /// Mapped: devices reach it as `cuMemSetAccess` said. A bit for each, for reading and for writing.
-    Mapped { read: u64, write: u64 },
+    Mapped {
+        read: u64,
+        write: u64,
+    },
 }
 
 /// One allocation.
@@ -52,7 +55,10 @@ impl Allocations {
     pub(super) fn charge(&mut self, device: usize, size: u64, capacity: u64) -> Result<()> {
         let left = capacity.saturating_sub(self.used[device]);
         if size > left {
-            fail!(OutOfMemory, "{size} bytes are asked of device {device}, which has {left} of {capacity} left");
+            fail!(
+                OutOfMemory,
+                "{size} bytes are asked of device {device}, which has {left} of {capacity} left"
+            );
         }
         self.used[device] += size;
         Ok(())
@@ -87,7 +93,10 @@ impl Allocations {
     /// Give back what starts at `base`.
     pub(super) fn free(&mut self, base: u64) -> Result<Allocation> {
         let Some(allocation) = self.all.remove(&base) else {
-            fail!(InvalidValue, "nothing was allocated at {base:#x}, or it was freed before");
+            fail!(
+                InvalidValue,
+                "nothing was allocated at {base:#x}, or it was freed before"
+            );
         };
         if let Place::Device(device) = allocation.place {
             self.credit(device, allocation.size);
@@ -97,7 +106,8 @@ impl Allocations {
 
     /// Give back everything on a device.
     pub(super) fn forget(&mut self, device: usize) {
-        self.all.retain(|_, allocation| allocation.place != Place::Device(device));
+        self.all
+            .retain(|_, allocation| allocation.place != Place::Device(device));
         self.used[device] = 0;
     }
 
@@ -119,7 +129,9 @@ impl Allocations {
     /// Check that `size` bytes at `address` lie in one allocation, and keep it alive.
     pub(super) fn span(&self, address: u64, size: u64) -> Result<Option<Arc<Mapping>>> {
         match self.find(address) {
-            Some((base, allocation)) if address - base + size <= allocation.size => Ok(allocation.mapping.clone()),
+            Some((base, allocation)) if address - base + size <= allocation.size => {
+                Ok(allocation.mapping.clone())
+            }
             Some((base, allocation)) => fail!(
                 InvalidValue,
                 "{size} bytes at {address:#x} leave the allocation of {} bytes at {base:#x}",

@@ -51,9 +51,16 @@ impl Loaded {
     fn check_target(self, config: &Config) -> Result<Self> {
         let (major, minor) = config.capability;
         let (have, want) = (10 * major + minor, self.module.target);
-        let fits = if self.module.exact_target { have == want } else { have >= want };
+        let fits = if self.module.exact_target {
+            have == want
+        } else {
+            have >= want
+        };
         if !fits {
-            fail!(NoBinaryForGpu, "the module is made for sm_{want}, the device is sm_{have}");
+            fail!(
+                NoBinaryForGpu,
+                "the module is made for sm_{want}, the device is sm_{have}"
+            );
         }
         Ok(self)
     }
@@ -117,7 +124,10 @@ impl Function {
             6 => (10 * config.capability.0 + config.capability.1) as i32,
             8 => self.dynamic_shared as i32,
             9 => -1,
-            other => fail!(InvalidValue, "the emulator does not know function attribute {other}"),
+            other => fail!(
+                InvalidValue,
+                "the emulator does not know function attribute {other}"
+            ),
         })
     }
 
@@ -127,7 +137,10 @@ impl Function {
         let fixed = self.kernel().shared_bytes as u32;
         match (attribute, u32::try_from(value)) {
             (8, Ok(bytes)) if bytes + fixed <= most => self.dynamic_shared = bytes,
-            (8, _) => fail!(InvalidValue, "{value} bytes of dynamic shared memory; with {fixed} static ones {most} are there"),
+            (8, _) => fail!(
+                InvalidValue,
+                "{value} bytes of dynamic shared memory; with {fixed} static ones {most} are there"
+            ),
             // How shared memory and L1 divide their bytes is not modelled.
             (9, _) => {}
             (other, _) => fail!(InvalidValue, "function attribute {other} cannot be set"),

@@ -88,7 +88,9 @@ pub(super) fn initialise() -> Result<()> {
 
 /// The driver.
 pub(super) fn driver() -> Result<&'static Driver> {
-    DRIVER.get().ok_or_else(|| error(Code::NotInitialized, "cuInit was not called"))
+    DRIVER
+        .get()
+        .ok_or_else(|| error(Code::NotInitialized, "cuInit was not called"))
 }
 
 /// A lock whose holder may have panicked; the tables are changed in single steps, so they are whole.
@@ -120,7 +122,9 @@ impl Driver {
     /// The device of a context, if no fault has stuck to it.
     pub(super) fn healthy(&self, context: u64) -> Result<usize> {
         match self.tables().contexts.get(&context) {
-            Some(Context { sticky: Some(error), .. }) => Err(error.clone()),
+            Some(Context {
+                sticky: Some(error), ..
+            }) => Err(error.clone()),
             Some(context) => Ok(context.device),
             None => fail!(ContextIsDestroyed, "context {context:#x} is gone"),
         }
@@ -139,7 +143,10 @@ impl Driver {
         let (context, _) = self.current()?;
         let tables = self.tables();
         let handle = match handle {
-            0..=2 => tables.contexts.get(&context).map_or(0, |context| context.default_stream),
+            0..=2 => tables
+                .contexts
+                .get(&context)
+                .map_or(0, |context| context.default_stream),
             handle => handle,
         };
         match tables.streams.get(&handle) {
@@ -173,7 +180,10 @@ impl Driver {
     pub(super) fn primary(&self, device: usize, retain: bool) -> Result<u64> {
         let found = {
             let mut tables = self.tables();
-            let found = tables.contexts.iter_mut().find(|(_, context)| context.device == device);
+            let found = tables
+                .contexts
+                .iter_mut()
+                .find(|(_, context)| context.device == device);
             found.map(|(handle, context)| {
                 context.references += u32::from(retain);
                 *handle
@@ -200,7 +210,9 @@ impl Driver {
         tables.contexts.remove(&handle);
         tables.streams.retain(|_, stream| stream.context != handle);
         tables.modules.retain(|_, module| module.device != device);
-        tables.functions.retain(|_, function| function.loaded.device != device);
+        tables
+            .functions
+            .retain(|_, function| function.loaded.device != device);
         tables.memory.forget(device);
         Ok(())
     }
@@ -216,7 +228,9 @@ impl Tables {
 
 /// The thread's current context.
 pub(super) fn current() -> Option<u64> {
-    CURRENT.with_borrow(|stack| stack.last().copied()).filter(|handle| *handle != 0)
+    CURRENT
+        .with_borrow(|stack| stack.last().copied())
+        .filter(|handle| *handle != 0)
 }
 
 /// Replace the thread's current context; none for 0.

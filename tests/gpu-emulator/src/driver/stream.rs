@@ -81,7 +81,9 @@ impl Stream {
 
 impl Event {
     pub(super) fn complete(&self) -> bool {
-        self.recorded.as_ref().is_none_or(|(stream, upto)| stream.done() >= *upto)
+        self.recorded
+            .as_ref()
+            .is_none_or(|(stream, upto)| stream.done() >= *upto)
     }
 }
 
@@ -142,7 +144,13 @@ impl Driver {
 
     /// Wait for all streams of a context.
     pub(super) fn synchronise_all(&self, context: u64) -> Result<()> {
-        let streams: Vec<_> = self.tables().streams.values().filter(|stream| stream.context == context).cloned().collect();
+        let streams: Vec<_> = self
+            .tables()
+            .streams
+            .values()
+            .filter(|stream| stream.context == context)
+            .cloned()
+            .collect();
         for stream in streams {
             self.synchronise(&stream)?;
         }
@@ -155,7 +163,10 @@ impl Driver {
         if let Some(capture) = self.tables().captures.get_mut(&id) {
             capture.invalid.get_or_insert_with(|| what.to_owned());
         }
-        fail!(StreamCaptureUnsupported, "{what} is not possible while it captures")
+        fail!(
+            StreamCaptureUnsupported,
+            "{what} is not possible while it captures"
+        )
     }
 
     /// `cuEventRecord`.
@@ -172,14 +183,21 @@ impl Driver {
             event.captured = captured;
             event.recorded = captured.is_none().then(|| (stream.clone(), upto));
         }
-        if captured.is_some() { Ok(()) } else { self.enqueue(stream, Work::Record(mark)) }
+        if captured.is_some() {
+            Ok(())
+        } else {
+            self.enqueue(stream, Work::Record(mark))
+        }
     }
 
     /// `cuStreamWaitEvent`. Waiting for an event of a capture joins it.
     pub(super) fn wait_event(&self, stream: &Arc<Stream>, event: &Event) -> Result<()> {
         if let Some(id) = event.captured {
             if !self.tables().captures.contains_key(&id) {
-                fail!(StreamCaptureInvalidated, "the capture that recorded the event has ended");
+                fail!(
+                    StreamCaptureInvalidated,
+                    "the capture that recorded the event has ended"
+                );
             }
             lock(&stream.queue).capture = Some(id);
             return Ok(());
@@ -235,7 +253,10 @@ impl Driver {
             fail!(StreamCaptureInvalidated, "the capture was spoilt by {reason}");
         }
         if capture.origin != handle {
-            fail!(StreamCaptureUnjoined, "a capture ends on the stream where it began");
+            fail!(
+                StreamCaptureUnjoined,
+                "a capture ends on the stream where it began"
+            );
         }
         let graph = tables.handle();
         tables.graphs.insert(graph, Arc::new(capture.work));

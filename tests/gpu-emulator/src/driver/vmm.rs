@@ -23,7 +23,10 @@ pub(super) struct Shareable {
 
 fn whole(size: u64, what: &str) -> Result<()> {
     if size == 0 || !size.is_multiple_of(GRANULARITY) {
-        fail!(InvalidValue, "{what} of {size:#x} is no multiple of the granularity {GRANULARITY:#x}");
+        fail!(
+            InvalidValue,
+            "{what} of {size:#x} is no multiple of the granularity {GRANULARITY:#x}"
+        );
     }
     Ok(())
 }
@@ -94,7 +97,12 @@ impl Driver {
     pub(super) fn release(&self, handle: u64) -> Result<()> {
         let mut tables = self.tables();
         tables.shareable(handle)?;
-        if let Some(Shareable { size, device: Some(device), .. }) = tables.shareable.remove(&handle) {
+        if let Some(Shareable {
+            size,
+            device: Some(device),
+            ..
+        }) = tables.shareable.remove(&handle)
+        {
             tables.memory.credit(device, size);
         }
         Ok(())
@@ -133,7 +141,11 @@ impl Driver {
         }
         let shared = tables.shareable(handle)?;
         if offset.checked_add(size).is_none_or(|end| end > shared.size) {
-            fail!(InvalidValue, "the mapping leaves the {} bytes of its memory", shared.size);
+            fail!(
+                InvalidValue,
+                "the mapping leaves the {} bytes of its memory",
+                shared.size
+            );
         }
         let at = (address - mapping.base()) as usize;
         mapping.attach(at, size as usize, shared.file.as_fd(), offset as i64)?;
@@ -193,7 +205,11 @@ impl Tables {
     }
 
     fn reservation(&mut self, address: u64) -> Result<Arc<Mapping>> {
-        let found = self.reservations.range(..=address).next_back().map(|(_, mapping)| mapping.clone());
+        let found = self
+            .reservations
+            .range(..=address)
+            .next_back()
+            .map(|(_, mapping)| mapping.clone());
         match found {
             Some(mapping) if address - mapping.base() < mapping.len() as u64 => Ok(mapping),
             _ => fail!(InvalidValue, "{address:#x} is not reserved"),

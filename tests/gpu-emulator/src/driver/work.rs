@@ -19,9 +19,18 @@ use crate::exec::grid::Launch;
 #[derive(Clone)]
 pub(super) enum Work {
     Launch(Arc<KernelLaunch>),
-    Copy { to: u64, from: Source, size: u64 },
+    Copy {
+        to: u64,
+        from: Source,
+        size: u64,
+    },
     /// `count` elements of `width` bytes.
-    Fill { to: u64, value: u32, width: u64, count: u64 },
+    Fill {
+        to: u64,
+        value: u32,
+        width: u64,
+        count: u64,
+    },
     Free(u64),
     Record(Arc<Mutex<Option<Instant>>>),
     /// Until a stream has done so much.
@@ -68,18 +77,30 @@ impl KernelLaunch {
         let threads: u64 = self.block.iter().map(|n| u64::from(*n)).product();
         let [x, y, z] = self.grid;
         if x == 0 || y == 0 || z == 0 || threads == 0 || x > i32::MAX as u32 || y > 65_535 || z > 65_535 {
-            fail!(InvalidValue, "`{name}`: a grid of {:?} blocks of {:?} threads", self.grid, self.block);
+            fail!(
+                InvalidValue,
+                "`{name}`: a grid of {:?} blocks of {:?} threads",
+                self.grid,
+                self.block
+            );
         }
         if self.block[0] > 1024 || self.block[1] > 1024 || self.block[2] > 64 || threads > 1024 {
             fail!(InvalidValue, "`{name}`: blocks of {:?} threads", self.block);
         }
         if threads > u64::from(self.function.max_threads()) {
             let most = self.function.max_threads();
-            fail!(LaunchOutOfResources, "`{name}`: {threads} threads, it was compiled for {most}");
+            fail!(
+                LaunchOutOfResources,
+                "`{name}`: {threads} threads, it was compiled for {most}"
+            );
         }
         if self.shared > self.function.dynamic_shared {
             let most = self.function.dynamic_shared;
-            fail!(InvalidValue, "`{name}`: {} bytes of dynamic shared memory, {most} were allowed", self.shared);
+            fail!(
+                InvalidValue,
+                "`{name}`: {} bytes of dynamic shared memory, {most} were allowed",
+                self.shared
+            );
         }
         if self.cooperative {
             let shared = self.shared + self.function.kernel().shared_bytes as u32;
@@ -87,7 +108,10 @@ impl KernelLaunch {
             let most = u64::from(each) * u64::from(driver.config.multiprocessors);
             let blocks: u64 = self.grid.iter().map(|n| u64::from(*n)).product();
             if blocks > most {
-                fail!(CooperativeLaunchTooLarge, "`{name}`: {blocks} blocks, {most} are resident at once");
+                fail!(
+                    CooperativeLaunchTooLarge,
+                    "`{name}`: {blocks} blocks, {most} are resident at once"
+                );
             }
         }
         Ok(())
@@ -103,9 +127,16 @@ impl Driver {
         }
         self.healthy(stream.context)?;
         match work {
-            Work::Launch(launch) => self.run(stream, launch).inspect_err(|fault| self.stick(stream.context, fault)),
+            Work::Launch(launch) => self
+                .run(stream, launch)
+                .inspect_err(|fault| self.stick(stream.context, fault)),
             Work::Copy { to, from, size } => self.copy(*to, from, *size),
-            Work::Fill { to, value, width, count } => self.fill(*to, *value, *width, *count),
+            Work::Fill {
+                to,
+                value,
+                width,
+                count,
+            } => self.fill(*to, *value, *width, *count),
             Work::Free(base) => self.tables().memory.free(*base).map(|_| ()),
             Work::Wait(other, upto) => self.drain(other, *upto),
             Work::Host(call) => {
@@ -121,7 +152,10 @@ impl Driver {
         let number = self.count_launch();
         let (global, keep) = {
             let tables = self.tables();
-            let peers = tables.contexts.get(&stream.context).map_or(0, |context| context.peers);
+            let peers = tables
+                .contexts
+                .get(&stream.context)
+                .map_or(0, |context| context.peers);
             tables.memory.reachable(stream.device, peers)
         };
         let kernel = launch.function.kernel();
@@ -145,7 +179,14 @@ impl Driver {
             None => run.run().map_err(|fault| of_fault(&fault)),
         };
         let reason = result.as_ref().err().map(|error| error.reason.as_str());
-        log::launch(&self.config, &kernel.name, stream.device, [launch.grid, launch.block], reason, &global);
+        log::launch(
+            &self.config,
+            &kernel.name,
+            stream.device,
+            [launch.grid, launch.block],
+            reason,
+            &global,
+        );
         drop(keep);
         result
     }
@@ -175,7 +216,9 @@ impl Driver {
         let bytes = value.to_le_bytes();
         for at in 0..count {
             // SAFETY: the whole range lies in an allocation that is kept.
-            unsafe { std::ptr::copy_nonoverlapping(bytes.as_ptr(), (to + at * width) as *mut u8, width as usize) };
+            unsafe {
+                std::ptr::copy_nonoverlapping(bytes.as_ptr(), (to + at * width) as *mut u8, width as usize)
+            };
         }
         Ok(())
     }
@@ -184,7 +227,10 @@ impl Driver {
     pub(super) fn count_allocation(&self, size: u64) -> Result<()> {
         let count = self.allocations.fetch_add(1, Relaxed) + 1;
         if faults::of_allocation(&self.config.faults, count) {
-            fail!(OutOfMemory, "allocation {count}, of {size} bytes, fails on demand");
+            fail!(
+                OutOfMemory,
+                "allocation {count}, of {size} bytes, fails on demand"
+            );
         }
         Ok(())
     }

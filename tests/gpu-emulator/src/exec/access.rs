@@ -27,7 +27,9 @@ pub(super) fn addresses(regs: &Registers, address: Address) -> Lanes<u64> {
         Base::Absolute => [offset; WARP],
         Base::Reg64(reg) => regs.r64[usize::from(reg)].map(|base| base.wrapping_add(offset)),
         // 32-bit addresses wrap around as 32-bit numbers.
-        Base::Reg32(reg) => regs.r32[usize::from(reg)].map(|base| u64::from(base.wrapping_add(offset as u32))),
+        Base::Reg32(reg) => {
+            regs.r32[usize::from(reg)].map(|base| u64::from(base.wrapping_add(offset as u32)))
+        }
     }
 }
 
@@ -48,8 +50,14 @@ impl Reach<'_, '_> {
 
     fn private(&mut self, space: Space, lane: usize) -> Private<'_> {
         match space {
-            Space::Shared => Private { space: "shared", bytes: self.shared },
-            Space::Param => Private { space: "parameter", bytes: self.params },
+            Space::Shared => Private {
+                space: "shared",
+                bytes: self.shared,
+            },
+            Space::Param => Private {
+                space: "parameter",
+                bytes: self.params,
+            },
             _ => Private {
                 space: "local",
                 bytes: &mut self.local[lane * self.local_bytes..][..self.local_bytes],
@@ -83,7 +91,13 @@ impl Reach<'_, '_> {
         Ok(values)
     }
 
-    fn write(&mut self, (space, address): (Space, u64), lane: usize, bytes: usize, values: &[u64]) -> Result<(), Cause> {
+    fn write(
+        &mut self,
+        (space, address): (Space, u64),
+        lane: usize,
+        bytes: usize,
+        values: &[u64],
+    ) -> Result<(), Cause> {
         let parts = values.iter().zip((0..).map(|i| i * bytes as u64));
         if space == Space::Global {
             self.global.check_write(address, values.len() * bytes)?;
@@ -148,8 +162,13 @@ impl Reach<'_, '_> {
         }
         for lane in lanes(mask) {
             let row: [u64; 4] = std::array::from_fn(|part| parts[part][lane]);
-            self.write(Self::resolve(space, to[lane]), lane, ty.bytes(), &row[..values.len()])
-                .map_err(|cause| (lane, cause))?;
+            self.write(
+                Self::resolve(space, to[lane]),
+                lane,
+                ty.bytes(),
+                &row[..values.len()],
+            )
+            .map_err(|cause| (lane, cause))?;
         }
         Ok(())
     }
@@ -168,7 +187,11 @@ impl Reach<'_, '_> {
     ) -> Result<(), LaneFault> {
         let at = addresses(regs, at);
         let read = |src| {
-            if ty.wide() { u64::read(regs, src) } else { u32::read(regs, src).map(u64::from) }
+            if ty.wide() {
+                u64::read(regs, src)
+            } else {
+                u32::read(regs, src).map(u64::from)
+            }
         };
         let (b, c) = (read(b), c.map_or([0; WARP], read));
         let mut old = [0; WARP];
@@ -187,14 +210,23 @@ impl Reach<'_, '_> {
             old[lane] = before.map_err(|cause| (lane, cause))?;
         }
         if let Some(reg) = d {
-            let d = AnyReg { reg, bytes: ty.bytes() as u8 };
+            let d = AnyReg {
+                reg,
+                bytes: ty.bytes() as u8,
+            };
             regs.set_any(d, mask, &old);
         }
         Ok(())
     }
 
     /// `ldmatrix`: rows of eight 16-bit elements, whose addresses eight lanes each give.
-    pub(super) fn matrices(&mut self, regs: &mut Registers, d: &[Reg], trans: bool, from: Address) -> Result<(), LaneFault> {
+    pub(super) fn matrices(
+        &mut self,
+        regs: &mut Registers,
+        d: &[Reg],
+        trans: bool,
+        from: Address,
+    ) -> Result<(), LaneFault> {
         let from = addresses(regs, from);
         for (matrix, d) in d.iter().enumerate() {
             let mut rows = [[0u16; 8]; 8];
@@ -208,7 +240,13 @@ impl Reach<'_, '_> {
             }
             let values = std::array::from_fn(|lane| {
                 let (major, minor) = (lane / 4, 2 * (lane % 4));
-                let at = |minor: usize| u32::from(if trans { rows[minor][major] } else { rows[major][minor] });
+                let at = |minor: usize| {
+                    u32::from(if trans {
+                        rows[minor][major]
+                    } else {
+                        rows[major][minor]
+                    })
+                };
                 at(minor) | at(minor + 1) << 16
             });
             u32::write(regs, *d, !0, values);
@@ -263,9 +301,13 @@ impl Copies {
             let source_bytes = wanted.map_or(u64::from(bytes), |wanted| u64::from(wanted[lane]));
             let check = |reach: &mut Reach<'_, '_>| {
                 if source_bytes > u64::from(bytes) {
-                    return Err(Cause::Operands(format!("{source_bytes} source bytes for a copy of {bytes}")));
+                    return Err(Cause::Operands(format!(
+                        "{source_bytes} source bytes for a copy of {bytes}"
+                    )));
                 }
-                reach.private(Space::Shared, lane).check("write", to[lane], usize::from(bytes))?;
+                reach
+                    .private(Space::Shared, lane)
+                    .check("write", to[lane], usize::from(bytes))?;
                 if from[lane] % u64::from(bytes) != 0 {
                     return Err(Cause::Misaligned {
                         access: "read",
@@ -314,7 +356,8 @@ impl Copies {
             let finished = under_way.is_none_or(|groups| copy.group + groups < committed[copy.lane]);
             mask >> copy.lane & 1 != 0 && finished
         };
-        let (now, later): (Vec<Copy>, Vec<Copy>) = std::mem::take(&mut self.pending).into_iter().partition(done);
+        let (now, later): (Vec<Copy>, Vec<Copy>) =
+            std::mem::take(&mut self.pending).into_iter().partition(done);
         self.pending = later;
         for copy in now {
             copy.perform(reach).map_err(|cause| (copy.lane, cause))?;
@@ -325,16 +368,30 @@ impl Copies {
 
 /// Whole copies go by words, partial ones by bytes.
 fn pieces(source_bytes: u64, bytes: u64) -> (u64, u64) {
-    if source_bytes == bytes { (1, bytes) } else { (source_bytes, 1) }
+    if source_bytes == bytes {
+        (1, bytes)
+    } else {
+        (source_bytes, 1)
+    }
 }
 
 impl Copy {
     fn perform(&self, reach: &mut Reach<'_, '_>) -> Result<(), Cause> {
-        let word = if self.source_bytes == self.bytes { self.bytes.min(8) } else { 1 };
+        let word = if self.source_bytes == self.bytes {
+            self.bytes.min(8)
+        } else {
+            1
+        };
         for at in (0..self.bytes).step_by(word as usize) {
             // What the source does not cover is zero.
-            let value = if at < self.source_bytes { reach.global.read(self.from + at, word as usize)? } else { 0 };
-            reach.private(Space::Shared, self.lane).write(self.to + at, word as usize, value)?;
+            let value = if at < self.source_bytes {
+                reach.global.read(self.from + at, word as usize)?
+            } else {
+                0
+            };
+            reach
+                .private(Space::Shared, self.lane)
+                .write(self.to + at, word as usize, value)?;
         }
         Ok(())
     }

@@ -31,13 +31,35 @@ fn body(op: &Op, regs: &mut Registers, mask: u32) -> bool {
         Op::Count { op, ty, d, a } => integer::count(regs, mask, op, ty, d, a),
         Op::MulWide { ty, d, a, b, c } => integer::mul_wide(regs, mask, ty, d, a, b, c),
         Op::Mad { ty, high, d, a, b, c } => integer::mad(regs, mask, ty, high, d, (a, b, c)),
-        Op::Field { op, ty, d, a, b, position, length } => {
+        Op::Field {
+            op,
+            ty,
+            d,
+            a,
+            b,
+            position,
+            length,
+        } => {
             integer::field(regs, mask, op, ty, d, (a, b), position, length);
         }
-        Op::Funnel { left, wrap, d, low, high, by } => integer::funnel(regs, mask, (left, wrap), d, (low, high, by)),
+        Op::Funnel {
+            left,
+            wrap,
+            d,
+            low,
+            high,
+            by,
+        } => integer::funnel(regs, mask, (left, wrap), d, (low, high, by)),
         Op::Prmt { d, a, b, selector } => integer::permute(regs, mask, d, (a, b, selector)),
         Op::Lop3 { d, a, b, c, table } => integer::lop3(regs, mask, d, (a, b, c), table),
-        Op::Float2 { op, ty, mode, d, a, b } => float::two(regs, mask, op, ty, mode, d, (a, b)),
+        Op::Float2 {
+            op,
+            ty,
+            mode,
+            d,
+            a,
+            b,
+        } => float::two(regs, mask, op, ty, mode, d, (a, b)),
         Op::Float1 { op, ty, mode, d, a } => float::one(regs, mask, op, ty, mode, d, a),
         Op::Fma { ty, mode, d, a, b, c } => float::fma(regs, mask, ty, mode, d, (a, b, c)),
         Op::FmaBf16x2 { d, a, b, c } => float::fma_bf16x2(regs, mask, d, (a, b, c)),
@@ -56,7 +78,16 @@ fn moves(op: &Op, regs: &mut Registers, mask: u32) -> bool {
     match *op {
         Op::Pack { ty, d, ref parts } => pack(regs, mask, ty, d, parts),
         Op::Unpack { ty, ref parts, a } => unpack(regs, mask, ty, parts, a),
-        Op::Setp { compare, ty, ftz, d, inverse, a, b, join } => {
+        Op::Setp {
+            compare,
+            ty,
+            ftz,
+            d,
+            inverse,
+            a,
+            b,
+            join,
+        } => {
             let holds = comparison(regs, compare, ty, ftz, a, b);
             let (value, other) = match join {
                 None => (holds, !holds),
@@ -83,13 +114,25 @@ fn moves(op: &Op, regs: &mut Registers, mask: u32) -> bool {
             regs.set_pred(d, mask, value);
         }
         Op::PredMov { d, a } => set(regs, mask, d, a),
-        Op::Cvta { space, to_space, d, a } => {
+        Op::Cvta {
+            space,
+            to_space,
+            d,
+            a,
+        } => {
             let window = super::memory::window(space);
-            map1(regs, mask, d, a, |a: u64| if to_space { a.wrapping_sub(window) } else { a.wrapping_add(window) });
+            map1(regs, mask, d, a, |a: u64| {
+                if to_space {
+                    a.wrapping_sub(window)
+                } else {
+                    a.wrapping_add(window)
+                }
+            });
         }
         Op::IsSpace { space, d, a } => {
             let addresses = u64::read(regs, a);
-            let value = bits(|lane| super::memory::space_of(addresses[lane]) == space || space == Space::Generic);
+            let value =
+                bits(|lane| super::memory::space_of(addresses[lane]) == space || space == Space::Generic);
             regs.set_pred(d, mask, value);
         }
         Op::ActiveMask { d } => u32::write(regs, d, mask, [mask; WARP]),
@@ -121,7 +164,11 @@ fn pack(regs: &mut Registers, mask: u32, ty: Type, d: Reg, parts: &[Src]) {
     let width = 8 * ty.bytes() / parts.len();
     let mut whole = [0u64; WARP];
     for (i, part) in parts.iter().enumerate() {
-        let values = if width == 32 { u32::read(regs, *part) } else { u16::read(regs, *part).map(u32::from) };
+        let values = if width == 32 {
+            u32::read(regs, *part)
+        } else {
+            u16::read(regs, *part).map(u32::from)
+        };
         for (whole, value) in whole.iter_mut().zip(values) {
             *whole |= u64::from(value) << (width * i);
         }
@@ -135,7 +182,11 @@ fn pack(regs: &mut Registers, mask: u32, ty: Type, d: Reg, parts: &[Src]) {
 
 fn unpack(regs: &mut Registers, mask: u32, ty: Type, parts: &[Option<Reg>], a: Src) {
     let width = 8 * ty.bytes() / parts.len();
-    let whole = if ty.wide() { u64::read(regs, a) } else { u32::read(regs, a).map(u64::from) };
+    let whole = if ty.wide() {
+        u64::read(regs, a)
+    } else {
+        u32::read(regs, a).map(u64::from)
+    };
     for (i, part) in parts.iter().enumerate() {
         let Some(d) = *part else { continue };
         let values = whole.map(|value| (value >> (width * i)) as u32);
@@ -171,8 +222,18 @@ fn integers(regs: &Registers, compare: Compare, ty: Type, a: Src, b: Src) -> u32
         let (a, b) = (u32::read(regs, a), u32::read(regs, b));
         return bits(|lane| ordered(compare, (a[lane] ^ flip).cmp(&(b[lane] ^ flip))));
     }
-    let flip = if ty.signed() { 1u64 << (8 * ty.bytes() - 1) } else { 0 };
-    let read = |src| if ty.wide() { u64::read(regs, src) } else { u16::read(regs, src).map(u64::from) };
+    let flip = if ty.signed() {
+        1u64 << (8 * ty.bytes() - 1)
+    } else {
+        0
+    };
+    let read = |src| {
+        if ty.wide() {
+            u64::read(regs, src)
+        } else {
+            u16::read(regs, src).map(u64::from)
+        }
+    };
     let (a, b) = (read(a), read(b));
     bits(|lane| ordered(compare, (a[lane] ^ flip).cmp(&(b[lane] ^ flip))))
 }

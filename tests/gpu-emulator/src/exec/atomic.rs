@@ -6,7 +6,13 @@ use crate::ptx::types::Type;
 /// The value that replaces `old`; `b` and `c` are PTX's operands.
 pub(super) fn next(op: Atomic, ty: Type, old: u64, b: u64, c: u64) -> u64 {
     let narrow = |value: u64| if ty.wide() { value } else { value & 0xffff_ffff };
-    let signed = |value: u64| if ty.wide() { value.cast_signed() } else { i64::from(value as u32 as i32) };
+    let signed = |value: u64| {
+        if ty.wide() {
+            value.cast_signed()
+        } else {
+            i64::from(value as u32 as i32)
+        }
+    };
     let result = match (op, ty) {
         (Atomic::Add, Type::F32) => {
             u64::from((f32::from_bits(old as u32) + f32::from_bits(b as u32)).to_bits())
@@ -23,8 +29,20 @@ pub(super) fn next(op: Atomic, ty: Type, old: u64, b: u64, c: u64) -> u64 {
         (Atomic::Exch, _) => b,
         (Atomic::Cas, _) if old == narrow(b) => c,
         (Atomic::Cas, _) => old,
-        (Atomic::Inc, _) => if old >= narrow(b) { 0 } else { old + 1 },
-        (Atomic::Dec, _) => if old == 0 || old > narrow(b) { b } else { old - 1 },
+        (Atomic::Inc, _) => {
+            if old >= narrow(b) {
+                0
+            } else {
+                old + 1
+            }
+        }
+        (Atomic::Dec, _) => {
+            if old == 0 || old > narrow(b) {
+                b
+            } else {
+                old - 1
+            }
+        }
     };
     narrow(result)
 }

@@ -2,12 +2,12 @@
 
 use super::access::Reach;
 use super::fault::{Cause, Fault};
-use super::lanes::{WARP, Value, lanes};
+use super::grid::Launch;
+use super::lanes::{Value, WARP, lanes};
 use super::memory::GlobalPort;
 use super::order::Turns;
 use super::special::Position;
 use super::warp::{Fragment, Wait, Warp, WarpFault};
-use super::grid::Launch;
 use crate::ptx::ir::{BarOp, BarReduce};
 
 /// How a turn of a block ended.
@@ -81,7 +81,11 @@ impl<'a> Block<'a> {
             return Ok(Progress::Done);
         }
         moved |= self.release_barriers();
-        if moved { Ok(Progress::Moved) } else { Err(self.stuck()) }
+        if moved {
+            Ok(Progress::Moved)
+        } else {
+            Err(self.stuck())
+        }
     }
 
     fn fault(&self, warp: usize, (pc, (lane, cause)): WarpFault) -> Fault {
@@ -130,7 +134,10 @@ impl<'a> Block<'a> {
     fn release_barriers(&mut self) -> bool {
         let mut released = false;
         for id in 0..BARRIERS {
-            if self.barrier(id).is_some_and(|(arrived, needed)| arrived >= needed) {
+            if self
+                .barrier(id)
+                .is_some_and(|(arrived, needed)| arrived >= needed)
+            {
                 self.release(id);
                 released = true;
             }
@@ -151,8 +158,12 @@ impl<'a> Block<'a> {
                 if let Some(BarReduce { op, d, .. }) = reduce {
                     match op {
                         BarOp::Popc => u32::write(&mut warp.regs, d, fragment.mask, [joined.0; WARP]),
-                        BarOp::And => warp.regs.set_pred(d, fragment.mask, if joined.1 { !0 } else { 0 }),
-                        BarOp::Or => warp.regs.set_pred(d, fragment.mask, if joined.0 > 0 { !0 } else { 0 }),
+                        BarOp::And => warp
+                            .regs
+                            .set_pred(d, fragment.mask, if joined.1 { !0 } else { 0 }),
+                        BarOp::Or => warp
+                            .regs
+                            .set_pred(d, fragment.mask, if joined.0 > 0 { !0 } else { 0 }),
                     }
                 }
                 fragment.wait = None;
@@ -165,7 +176,11 @@ impl<'a> Block<'a> {
     fn reduce(&self, id: u32) -> (u32, bool) {
         let (mut holds, mut all) = (0, 0);
         for (warp, fragment) in self.waiting() {
-            if let Some(Wait::Barrier { id: at, reduce: Some(reduce), .. }) = fragment.wait
+            if let Some(Wait::Barrier {
+                id: at,
+                reduce: Some(reduce),
+                ..
+            }) = fragment.wait
                 && at == id
             {
                 let votes = self.warps[warp].regs.pred(reduce.a) & fragment.mask;
@@ -188,7 +203,11 @@ impl<'a> Block<'a> {
             },
             Some(Wait::Barrier { id, .. }) => {
                 let (arrived, expected) = self.barrier(id).unwrap_or_default();
-                Cause::Barrier { id, arrived, expected }
+                Cause::Barrier {
+                    id,
+                    arrived,
+                    expected,
+                }
             }
             None => Cause::Timeout,
         };

@@ -1,7 +1,7 @@
 //! Instructions that lanes of a warp perform together.
 
 use super::lanes::{Lanes, Registers, Value, lanes};
-use crate::ptx::ir::{Reg, Redux, Shuffle, Src, Vote};
+use crate::ptx::ir::{Redux, Reg, Shuffle, Src, Vote};
 use crate::ptx::types::Type;
 
 /// Where each lane reads, and whether that lane is inside its segment.
@@ -36,7 +36,9 @@ pub(super) fn shuffle(
     for lane in lanes(mask) {
         let (from, ok) = source(mode, lane as u32, b[lane], c[lane]);
         if mask >> from & 1 == 0 {
-            return Err(format!("lane {lane} reads lane {from}, which takes no part in the shuffle"));
+            return Err(format!(
+                "lane {lane} reads lane {from}, which takes no part in the shuffle"
+            ));
         }
         values[lane] = a[from as usize];
         inside |= u32::from(ok) << lane;

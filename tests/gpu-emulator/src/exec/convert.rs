@@ -79,7 +79,11 @@ fn from_integer(bits: u64, how: Convert) -> u64 {
     match how.to {
         Type::F32 => {
             let value = value as f32;
-            let value = if how.mode.sat { value.clamp(0.0, 1.0) } else { value };
+            let value = if how.mode.sat {
+                value.clamp(0.0, 1.0)
+            } else {
+                value
+            };
             u64::from(value.to_bits())
         }
         _ => (value as f64).to_bits(),
@@ -110,7 +114,11 @@ fn number(bits: u64, ty: Type, ftz: bool) -> f64 {
     match ty {
         Type::F32 => {
             let value = f32::from_bits(bits as u32);
-            f64::from(if ftz && value.is_subnormal() { 0f32.copysign(value) } else { value })
+            f64::from(if ftz && value.is_subnormal() {
+                0f32.copysign(value)
+            } else {
+                value
+            })
         }
         Type::Bf16 => f64::from(f32::from_bits((bits as u32) << 16)),
         Type::F16 => f64::from(f32_of_f16(bits as u16)),
@@ -124,7 +132,11 @@ fn between_floats(bits: u64, how: Convert) -> u64 {
         value = integral(value, how.mode.round);
     }
     if how.mode.sat {
-        value = if value.is_nan() { 0.0 } else { value.clamp(0.0, 1.0) };
+        value = if value.is_nan() {
+            0.0
+        } else {
+            value.clamp(0.0, 1.0)
+        };
     }
     match how.to {
         Type::F32 => u64::from(single(value, how.mode).to_bits()),
@@ -136,7 +148,11 @@ fn between_floats(bits: u64, how: Convert) -> u64 {
 
 fn single(value: f64, mode: FloatMode) -> f32 {
     let value = round_to_f32(value, 0.0, mode.round);
-    if mode.ftz && value.is_subnormal() { 0f32.copysign(value) } else { value }
+    if mode.ftz && value.is_subnormal() {
+        0f32.copysign(value)
+    } else {
+        value
+    }
 }
 
 /// Two floats into one register, the first of PTX's operands in the upper half.
@@ -207,7 +223,14 @@ pub(super) fn bf16_of_f64(value: f64) -> u16 {
     let bits = if value.is_infinite() {
         0x7f80
     } else {
-        encode(value, &Small { mantissa: 7, smallest: -126 }).min(0x7f80)
+        encode(
+            value,
+            &Small {
+                mantissa: 7,
+                smallest: -126,
+            },
+        )
+        .min(0x7f80)
     };
     (bits | sign(value, 15)) as u16
 }
@@ -220,7 +243,14 @@ pub(super) fn f16_of_f64(value: f64) -> u16 {
     let bits = if value.is_infinite() {
         0x7c00
     } else {
-        encode(value, &Small { mantissa: 10, smallest: -14 }).min(0x7c00)
+        encode(
+            value,
+            &Small {
+                mantissa: 10,
+                smallest: -14,
+            },
+        )
+        .min(0x7c00)
     };
     (bits | sign(value, 15)) as u16
 }
@@ -230,7 +260,13 @@ fn e4m3_of_f64(value: f64) -> u8 {
     if value.is_nan() {
         return 0x7f;
     }
-    let bits = encode(value.clamp(-448.0, 448.0), &Small { mantissa: 3, smallest: -6 });
+    let bits = encode(
+        value.clamp(-448.0, 448.0),
+        &Small {
+            mantissa: 3,
+            smallest: -6,
+        },
+    );
     (bits | sign(value, 7)) as u8
 }
 
@@ -284,8 +320,20 @@ mod tests {
         assert_eq!(bf16_of_f64(1.0 + 1.0 / 256.0), 0x3f80);
         assert_eq!(bf16_of_f64(1.0 + 3.0 / 256.0), 0x3f82);
         assert_eq!(bf16_of_f64(3.4e38), 0x7f80);
-        for value in [1.0f32 + 1.0 / 256.0, 1.0 + 3.0 / 256.0, 3.4e38, 1e-45, -1e-40, 0.1, -0.0] {
-            assert_eq!(bf16_of_f32(value) as u16, bf16_of_f64(f64::from(value)), "{value}");
+        for value in [
+            1.0f32 + 1.0 / 256.0,
+            1.0 + 3.0 / 256.0,
+            3.4e38,
+            1e-45,
+            -1e-40,
+            0.1,
+            -0.0,
+        ] {
+            assert_eq!(
+                bf16_of_f32(value) as u16,
+                bf16_of_f64(f64::from(value)),
+                "{value}"
+            );
         }
         assert_eq!(f16_of_f64(65_520.0), 0x7c00);
         assert_eq!(e4m3_of_f64(1000.0), 0x7e);

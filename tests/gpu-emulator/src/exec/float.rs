@@ -9,7 +9,11 @@ use crate::ptx::types::Type;
 
 #[inline(always)]
 fn flush(x: f32, ftz: bool) -> f32 {
-    if ftz && x.is_subnormal() { 0f32.copysign(x) } else { x }
+    if ftz && x.is_subnormal() {
+        0f32.copysign(x)
+    } else {
+        x
+    }
 }
 
 #[inline(always)]
@@ -73,7 +77,15 @@ pub(super) fn fma(regs: &mut Registers, mask: u32, ty: Type, mode: FloatMode, d:
 
 /// `d = a op b`.
 #[inline(always)]
-pub(super) fn two(regs: &mut Registers, mask: u32, op: Float2, ty: Type, mode: FloatMode, d: Reg, ab: (Src, Src)) {
+pub(super) fn two(
+    regs: &mut Registers,
+    mask: u32,
+    op: Float2,
+    ty: Type,
+    mode: FloatMode,
+    d: Reg,
+    ab: (Src, Src),
+) {
     if ty == Type::F64 {
         return map2(regs, mask, d, ab, double(op));
     }
@@ -86,7 +98,10 @@ pub(super) fn two(regs: &mut Registers, mask: u32, op: Float2, ty: Type, mode: F
         }
     }
     map2(regs, mask, d, ab, |a: f32, b: f32| {
-        finish(single(op, flush(a, mode.ftz), flush(b, mode.ftz), mode.round), mode)
+        finish(
+            single(op, flush(a, mode.ftz), flush(b, mode.ftz), mode.round),
+            mode,
+        )
     });
 }
 
@@ -139,7 +154,9 @@ pub(super) fn one(regs: &mut Registers, mask: u32, op: Float1, ty: Type, mode: F
         // Signs change in the bits, so that NaNs and zeros keep theirs.
         (Float1::Neg, Type::F32) if !mode.ftz => map1(regs, mask, d, a, |a: u32| a ^ 1 << 31),
         (Float1::Abs, Type::F32) if !mode.ftz => map1(regs, mask, d, a, |a: u32| a & !(1 << 31)),
-        (_, Type::F32) => map1(regs, mask, d, a, |a: f32| flush(unary(op, flush(a, mode.ftz)), mode.ftz)),
+        (_, Type::F32) => map1(regs, mask, d, a, |a: f32| {
+            flush(unary(op, flush(a, mode.ftz)), mode.ftz)
+        }),
         _ => map1(regs, mask, d, a, unary_double(op)),
     }
 }
@@ -207,7 +224,11 @@ fn fma_bf16(a: f32, b: f32, c: f32) -> u32 {
     let error = (product - (sum - high)) + (c - high);
     let mut bits = sum.to_bits();
     if error != 0.0 && bits & 1 == 0 && sum.is_finite() {
-        bits = if (error > 0.0) == (sum > 0.0) { bits + 1 } else { bits - 1 };
+        bits = if (error > 0.0) == (sum > 0.0) {
+            bits + 1
+        } else {
+            bits - 1
+        };
     }
     u32::from(super::convert::bf16_of_f64(f64::from_bits(bits)))
 }

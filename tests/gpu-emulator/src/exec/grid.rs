@@ -72,7 +72,11 @@ impl Launch<'_> {
             stop: AtomicBool::new(false),
             fault: Mutex::new(None),
         };
-        let threads = self.host_threads.clamp(1, 64).min(self.blocks().try_into().unwrap_or(64)).max(1);
+        let threads = self
+            .host_threads
+            .clamp(1, 64)
+            .min(self.blocks().try_into().unwrap_or(64))
+            .max(1);
         if threads == 1 {
             work.run(0, 1);
         } else {
@@ -83,7 +87,11 @@ impl Launch<'_> {
                 }
             });
         }
-        match work.fault.into_inner().unwrap_or_else(std::sync::PoisonError::into_inner) {
+        match work
+            .fault
+            .into_inner()
+            .unwrap_or_else(std::sync::PoisonError::into_inner)
+        {
             Some(fault) => Err(fault),
             None => Ok(()),
         }
@@ -100,10 +108,17 @@ struct Work<'a> {
 
 impl Work<'_> {
     fn run(&self, thread: u64, threads: u64) {
-        let result = if self.launch.cooperative { self.together(thread, threads) } else { self.one_by_one() };
+        let result = if self.launch.cooperative {
+            self.together(thread, threads)
+        } else {
+            self.one_by_one()
+        };
         if let Err(fault) = result {
             self.stop.store(true, Relaxed);
-            let mut first = self.fault.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+            let mut first = self
+                .fault
+                .lock()
+                .unwrap_or_else(std::sync::PoisonError::into_inner);
             first.get_or_insert(fault);
         }
     }
@@ -113,7 +128,12 @@ impl Work<'_> {
         let count = self.launch.blocks();
         let mut blocks: Vec<Block<'_>> = (thread..count)
             .step_by(threads as usize)
-            .map(|i| Block::new(self.launch, self.launch.index(block_at(self.launch.order, i, count))))
+            .map(|i| {
+                Block::new(
+                    self.launch,
+                    self.launch.index(block_at(self.launch.order, i, count)),
+                )
+            })
             .collect();
         while !blocks.is_empty() && !self.stop.load(Relaxed) {
             let mut left = Vec::with_capacity(blocks.len());
@@ -134,8 +154,15 @@ impl Work<'_> {
             if i >= count {
                 return Ok(());
             }
-            let mut block = Block::new(self.launch, self.launch.index(block_at(self.launch.order, i, count)));
-            while !self.stop.load(Relaxed) && self.turn(&mut block)? == Progress::Moved {}
+            let mut block = Block::new(
+                self.launch,
+                self.launch.index(block_at(self.launch.order, i, count)),
+            );
+            while self.turn(&mut block)? == Progress::Moved {
+                if self.stop.load(Relaxed) {
+                    return Ok(());
+                }
+            }
         }
         Ok(())
     }

@@ -25,9 +25,9 @@ macro_rules! int {
                     (Int2::Sub, _) => |a, b| a.wrapping_sub(b),
                     (Int2::MulLo, _) => |a, b| a.wrapping_mul(b),
                     (Int2::MulHi, false) => |a, b| high(a as $double * b as $double),
-                    (Int2::MulHi, true) => {
-                        |a, b| high((a as $signed as $signed_double * b as $signed as $signed_double) as $double)
-                    }
+                    (Int2::MulHi, true) => |a, b| {
+                        high((a as $signed as $signed_double * b as $signed as $signed_double) as $double)
+                    },
                     (Int2::Div, false) => |a, b| a.checked_div(b).unwrap_or(!0),
                     (Int2::Div, true) => |a, b| match b {
                         0 => !0,
@@ -145,10 +145,26 @@ pub(super) fn two(regs: &mut Registers, mask: u32, op: Int2, ty: Type, d: Reg, a
 #[inline(always)]
 fn shift(regs: &mut Registers, mask: u32, left: bool, ty: Type, d: Reg, a: Src, b: Src) {
     match (left, ty.signed(), ty.bytes()) {
-        (true, _, 4) => map2(regs, mask, d, (a, b), |a: u32, n: u32| if n < 32 { a << n } else { 0 }),
-        (false, false, 4) => map2(regs, mask, d, (a, b), |a: u32, n: u32| if n < 32 { a >> n } else { 0 }),
-        (false, true, 4) => map2(regs, mask, d, (a, b), |a: u32, n: u32| (a.cast_signed() >> n.min(31)) as u32),
-        (true, ..) => by_width!(ty, T => map2(regs, mask, d, (a, b), |a: T, n: u32| a.checked_shl(n).unwrap_or(0))),
+        (true, _, 4) => map2(
+            regs,
+            mask,
+            d,
+            (a, b),
+            |a: u32, n: u32| if n < 32 { a << n } else { 0 },
+        ),
+        (false, false, 4) => map2(
+            regs,
+            mask,
+            d,
+            (a, b),
+            |a: u32, n: u32| if n < 32 { a >> n } else { 0 },
+        ),
+        (false, true, 4) => map2(regs, mask, d, (a, b), |a: u32, n: u32| {
+            (a.cast_signed() >> n.min(31)) as u32
+        }),
+        (true, ..) => {
+            by_width!(ty, T => map2(regs, mask, d, (a, b), |a: T, n: u32| a.checked_shl(n).unwrap_or(0)))
+        }
         (false, false, _) => {
             by_width!(ty, T => map2(regs, mask, d, (a, b), |a: T, n: u32| a.checked_shr(n).unwrap_or(0)))
         }
@@ -167,7 +183,9 @@ pub(super) fn one(regs: &mut Registers, mask: u32, op: Int1, ty: Type, d: Reg, a
 #[inline(always)]
 pub(super) fn mad(regs: &mut Registers, mask: u32, ty: Type, high: bool, d: Reg, abc: (Src, Src, Src)) {
     if ty.bytes() == 4 && !high {
-        return map3(regs, mask, d, abc, |a: u32, b: u32, c: u32| a.wrapping_mul(b).wrapping_add(c));
+        return map3(regs, mask, d, abc, |a: u32, b: u32, c: u32| {
+            a.wrapping_mul(b).wrapping_add(c)
+        });
     }
     let signed = ty.signed();
     by_width!(ty, T => map3(regs, mask, d, abc, |a: T, b: T, c: T| a.mad(b, c, signed, high)));
@@ -182,13 +200,17 @@ pub(super) fn mul_wide(regs: &mut Registers, mask: u32, ty: Type, d: Reg, a: Src
             (u64::from(a) * u64::from(b)).wrapping_add(c)
         }),
         Type::S32 => map3(regs, mask, d, (a, b, c), |a: u32, b: u32, c: u64| {
-            (i64::from(a.cast_signed()) * i64::from(b.cast_signed())).cast_unsigned().wrapping_add(c)
+            (i64::from(a.cast_signed()) * i64::from(b.cast_signed()))
+                .cast_unsigned()
+                .wrapping_add(c)
         }),
         Type::U16 => map3(regs, mask, d, (a, b, c), |a: u16, b: u16, c: u32| {
             (u32::from(a) * u32::from(b)).wrapping_add(c)
         }),
         _ => map3(regs, mask, d, (a, b, c), |a: u16, b: u16, c: u32| {
-            (i32::from(a.cast_signed()) * i32::from(b.cast_signed())).cast_unsigned().wrapping_add(c)
+            (i32::from(a.cast_signed()) * i32::from(b.cast_signed()))
+                .cast_unsigned()
+                .wrapping_add(c)
         }),
     }
 }
@@ -264,11 +286,21 @@ fn extract(a: u64, bits: u32, position: u32, length: u32, signed: bool) -> u64 {
 }
 
 /// `shf`: the upper (left) or lower (right) half of a 64-bit shift.
-pub(super) fn funnel(regs: &mut Registers, mask: u32, (left, wrap): (bool, bool), d: Reg, words: (Src, Src, Src)) {
+pub(super) fn funnel(
+    regs: &mut Registers,
+    mask: u32,
+    (left, wrap): (bool, bool),
+    d: Reg,
+    words: (Src, Src, Src),
+) {
     map3(regs, mask, d, words, |low: u32, high: u32, by: u32| {
         let by = if wrap { by & 31 } else { by.min(32) };
         let both = u64::from(high) << 32 | u64::from(low);
-        if left { (both << by >> 32) as u32 } else { (both >> by) as u32 }
+        if left {
+            (both << by >> 32) as u32
+        } else {
+            (both >> by) as u32
+        }
     });
 }
 

@@ -139,7 +139,12 @@ pub(super) fn map3<A: Value, B: Value, C: Value, D: Value>(
     f: impl Fn(A, B, C) -> D,
 ) {
     let (a, b, c) = (A::read(regs, a), B::read(regs, b), C::read(regs, c));
-    D::write(regs, d, mask, std::array::from_fn(|lane| f(a[lane], b[lane], c[lane])));
+    D::write(
+        regs,
+        d,
+        mask,
+        std::array::from_fn(|lane| f(a[lane], b[lane], c[lane])),
+    );
 }
 
 /// The lanes of a mask, from the lowest.

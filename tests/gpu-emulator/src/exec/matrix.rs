@@ -26,7 +26,13 @@ pub(super) fn mma(regs: &mut Registers, half: bool, d: [Reg; 4], a: [Reg; 4], b:
         c: [[0.0; N]; M],
     };
     let words = |reg: Reg| &regs.r32[usize::from(reg)];
-    gather(&mut tile, half, a.map(words), b.map(words), c.map(|c| f32::read(regs, c)));
+    gather(
+        &mut tile,
+        half,
+        a.map(words),
+        b.map(words),
+        c.map(|c| f32::read(regs, c)),
+    );
     multiply(&mut tile);
     for (part, d) in d.into_iter().enumerate() {
         let values: Lanes<f32> = std::array::from_fn(|lane| {

@@ -114,7 +114,10 @@ impl Global {
     }
 
     fn missing(&self, access: &'static str, address: u64, bytes: usize) -> Cause {
-        let before = self.regions.partition_point(|region| region.base <= address).checked_sub(1);
+        let before = self
+            .regions
+            .partition_point(|region| region.base <= address)
+            .checked_sub(1);
         let reason = match before.map(|index| &self.regions[index]) {
             Some(region) if address - region.base < region.size.saturating_add(1 << 20) => format!(
                 "{} bytes behind the end of the {} bytes at {:#x}",
@@ -220,7 +223,12 @@ impl<'a> GlobalPort<'a> {
     }
 
     /// Atomically replace a value, and return what it was.
-    pub(super) fn update(&mut self, address: u64, bytes: usize, next: impl Fn(u64) -> u64) -> Result<u64, Cause> {
+    pub(super) fn update(
+        &mut self,
+        address: u64,
+        bytes: usize,
+        next: impl Fn(u64) -> u64,
+    ) -> Result<u64, Cause> {
         self.locate("atomic", address, bytes)?;
         let counts = &mut self.counts[self.last];
         counts.0 += bytes as u64;

@@ -41,7 +41,9 @@ pub(super) struct Turns {
 impl Turns {
     pub(super) fn new(order: Order, warps: usize, block: [u32; 3]) -> Self {
         let seed = if let Order::Seeded(seed) = order { seed } else { 0 };
-        let block = block.iter().fold(0u64, |all, index| all << 20 | u64::from(*index));
+        let block = block
+            .iter()
+            .fold(0u64, |all, index| all << 20 | u64::from(*index));
         Self {
             order,
             warps,
@@ -56,7 +58,9 @@ impl Turns {
             Order::Forward => all.map(|warp| (warp, LONG_TURN)).collect(),
             Order::Reverse => all.rev().map(|warp| (warp, LONG_TURN)).collect(),
             Order::Seeded(_) => {
-                let mut turns: Vec<_> = all.map(|warp| (warp, 1 + self.random.below(SHORT_TURN))).collect();
+                let mut turns: Vec<_> = all
+                    .map(|warp| (warp, 1 + self.random.below(SHORT_TURN)))
+                    .collect();
                 for i in (1..turns.len()).rev() {
                     turns.swap(i, self.random.below(i as u64 + 1) as usize);
                 }
@@ -99,7 +103,11 @@ mod tests {
                 blocks.sort_unstable();
                 assert!(blocks.iter().copied().eq(0..count), "{order:?} {count}");
             }
-            let mut warps: Vec<_> = Turns::new(order, 9, [1, 2, 3]).next().iter().map(|turn| turn.0).collect();
+            let mut warps: Vec<_> = Turns::new(order, 9, [1, 2, 3])
+                .next()
+                .iter()
+                .map(|turn| turn.0)
+                .collect();
             warps.sort_unstable();
             assert!(warps.into_iter().eq(0..9));
         }

@@ -54,7 +54,8 @@ pub(super) unsafe fn update(address: u64, bytes: usize, next: impl Fn(u64) -> u6
             u64::from(old.unwrap_or_else(|old| old))
         } else {
             let word = AtomicU64::from_ptr(address as *mut u64);
-            word.fetch_update(SeqCst, SeqCst, |old| Some(next(old))).unwrap_or_else(|old| old)
+            word.fetch_update(SeqCst, SeqCst, |old| Some(next(old)))
+                .unwrap_or_else(|old| old)
         }
     }
 }

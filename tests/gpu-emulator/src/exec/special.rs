@@ -35,7 +35,15 @@ impl Position {
     }
 
     /// Write a special register's value to `d`.
-    pub(super) fn read(&self, regs: &mut Registers, mask: u32, wide: bool, d: Reg, from: Special, steps: u64) {
+    pub(super) fn read(
+        &self,
+        regs: &mut Registers,
+        mask: u32,
+        wide: bool,
+        d: Reg,
+        from: Special,
+        steps: u64,
+    ) {
         if wide {
             return u64::write(regs, d, mask, [self.wide(from, steps); WARP]);
         }

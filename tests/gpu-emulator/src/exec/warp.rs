@@ -74,11 +74,18 @@ impl Warp {
 
     /// Lanes that have not exited.
     pub(super) fn live(&self) -> u32 {
-        self.fragments.iter().fold(0, |mask, fragment| mask | fragment.mask)
+        self.fragments
+            .iter()
+            .fold(0, |mask, fragment| mask | fragment.mask)
     }
 
     /// Run up to `budget` instructions, until no lane can move. Returns how many were executed.
-    pub(super) fn run(&mut self, code: &[Inst], reach: &mut Reach<'_, '_>, budget: u64) -> Result<u64, WarpFault> {
+    pub(super) fn run(
+        &mut self,
+        code: &[Inst],
+        reach: &mut Reach<'_, '_>,
+        budget: u64,
+    ) -> Result<u64, WarpFault> {
         let start = self.steps;
         while self.steps - start < budget {
             let Some(index) = self.pick() else { break };
@@ -102,14 +109,21 @@ impl Warp {
                 fragment.wait = None;
             }
         }
-        let runnable = self.fragments.iter().enumerate().filter(|(_, fragment)| fragment.wait.is_none());
-        runnable.min_by_key(|(_, fragment)| fragment.pc).map(|(index, _)| index)
+        let runnable = self
+            .fragments
+            .iter()
+            .enumerate()
+            .filter(|(_, fragment)| fragment.wait.is_none());
+        runnable
+            .min_by_key(|(_, fragment)| fragment.pc)
+            .map(|(index, _)| index)
     }
 
     fn join(&mut self) {
         self.fragments.sort_by_key(|fragment| fragment.pc);
         self.fragments.dedup_by(|next, kept| {
-            let both_at_barrier = [&next.wait, &kept.wait].map(|wait| matches!(wait, Some(Wait::Barrier { .. })));
+            let both_at_barrier =
+                [&next.wait, &kept.wait].map(|wait| matches!(wait, Some(Wait::Barrier { .. })));
             // A lane that has yet to arrive at a barrier must still execute it.
             let meet = next.pc == kept.pc && both_at_barrier[0] == both_at_barrier[1];
             if meet {
@@ -139,7 +153,9 @@ impl Warp {
                     return Ok(());
                 }
                 None if active == 0 => Flow::Next,
-                None => self.execute(&inst.op, active, reach).map_err(|fault| (fragment.pc, fault))?,
+                None => self
+                    .execute(&inst.op, active, reach)
+                    .map_err(|fault| (fragment.pc, fault))?,
             };
             match flow {
                 Flow::Next => fragment.pc += 1,
@@ -149,7 +165,11 @@ impl Warp {
                     return Ok(());
                 }
             }
-            if self.fragments.iter().any(|other| self.yields_to(&fragment, other)) {
+            if self
+                .fragments
+                .iter()
+                .any(|other| self.yields_to(&fragment, other))
+            {
                 break;
             }
         }
@@ -177,7 +197,11 @@ impl Warp {
             Flow::Jump(target) => (target, None),
             Flow::Wait(wait) => (fragment.pc, Some(wait)),
         };
-        self.fragments.push(Fragment { pc, mask: active, wait });
+        self.fragments.push(Fragment {
+            pc,
+            mask: active,
+            wait,
+        });
     }
 
     /// The lanes that a `.sync` instruction names, when some of them are not here yet.
@@ -204,7 +228,9 @@ impl Warp {
 
     fn execute(&mut self, op: &Op, mask: u32, reach: &mut Reach<'_, '_>) -> Result<Flow, LaneFault> {
         if matches!(op, Op::Mma { .. } | Op::LdMatrix { .. }) && mask != !0 {
-            let cause = Cause::Operands(format!("only lanes {mask:#010x} execute an instruction of the whole warp"));
+            let cause = Cause::Operands(format!(
+                "only lanes {mask:#010x} execute an instruction of the whole warp"
+            ));
             return Err((mask.trailing_zeros() as usize, cause));
         }
         if alu::execute(op, &mut self.regs, mask) {
@@ -223,7 +249,8 @@ impl Warp {
                 }))
             }
             Op::MovSpecial { wide, d, from } => {
-                self.position.read(&mut self.regs, mask, wide, d, from, self.steps);
+                self.position
+                    .read(&mut self.regs, mask, wide, d, from, self.steps);
                 Ok(Flow::Next)
             }
             _ => self.together(op, mask, reach).map(|()| Flow::Next),
@@ -234,20 +261,51 @@ impl Warp {
     fn together(&mut self, op: &Op, mask: u32, reach: &mut Reach<'_, '_>) -> Result<(), LaneFault> {
         let regs = &mut self.regs;
         match *op {
-            Op::Load { space, ty, ref d, from } => reach.load(regs, mask, space, ty, d, from),
-            Op::Store { space, ty, to, ref values } => reach.store(regs, mask, space, ty, to, values),
-            Op::Atom { space, op, ty, d, at, b, c } => reach.atomic(regs, mask, space, (op, ty), d, at, (b, c)),
+            Op::Load {
+                space,
+                ty,
+                ref d,
+                from,
+            } => reach.load(regs, mask, space, ty, d, from),
+            Op::Store {
+                space,
+                ty,
+                to,
+                ref values,
+            } => reach.store(regs, mask, space, ty, to, values),
+            Op::Atom {
+                space,
+                op,
+                ty,
+                d,
+                at,
+                b,
+                c,
+            } => reach.atomic(regs, mask, space, (op, ty), d, at, (b, c)),
             Op::LdMatrix { ref d, trans, from } => reach.matrices(regs, d, trans, from),
-            Op::CpAsync { bytes, to, from, source_bytes } => {
-                self.copies.start(regs, mask, reach, bytes, (to, from), source_bytes)
-            }
+            Op::CpAsync {
+                bytes,
+                to,
+                from,
+                source_bytes,
+            } => self
+                .copies
+                .start(regs, mask, reach, bytes, (to, from), source_bytes),
             Op::CpCommit => {
                 self.copies.commit(mask);
                 Ok(())
             }
             Op::CpWait { pending } => self.copies.wait(mask, Some(pending), reach),
             Op::CpWaitAll => self.copies.wait(mask, None, reach),
-            Op::Shfl { mode, d, valid, a, b, c, .. } => collective::shuffle(regs, mask, mode, (d, valid), (a, b, c))
+            Op::Shfl {
+                mode,
+                d,
+                valid,
+                a,
+                b,
+                c,
+                ..
+            } => collective::shuffle(regs, mask, mode, (d, valid), (a, b, c))
                 .map_err(|reason| (mask.trailing_zeros() as usize, Cause::Operands(reason))),
             Op::Vote { mode, d, a, members } => {
                 let holds = collective::vote(mode, regs.pred(a), self.members(members, mask) & mask);
@@ -259,7 +317,13 @@ impl Warp {
                 u32::write(&mut self.regs, d, mask, [votes; WARP]);
                 Ok(())
             }
-            Op::Redux { op, ty, d, a, members } => {
+            Op::Redux {
+                op,
+                ty,
+                d,
+                a,
+                members,
+            } => {
                 let members = self.members(members, mask) & mask;
                 let value = collective::reduce(op, ty, &u32::read(&self.regs, a), members);
                 u32::write(&mut self.regs, d, mask, [value; WARP]);

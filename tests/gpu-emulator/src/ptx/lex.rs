@@ -155,7 +155,9 @@ mod tests {
 
     #[test]
     fn splits_an_instruction_and_counts_lines() {
-        let tokens = lex("// head\n@!%p1 ld.global.L2::128B.v2.u32 {%r1, %r2}, [%rd1+-8]; /* a\nb */ L1:\n0f3F800000").unwrap();
+        let tokens =
+            lex("// head\n@!%p1 ld.global.L2::128B.v2.u32 {%r1, %r2}, [%rd1+-8]; /* a\nb */ L1:\n0f3F800000")
+                .unwrap();
         let words: Vec<_> = tokens.iter().map(|lexed| (&lexed.token, lexed.line)).collect();
         assert!(words.contains(&(&Token::Word("ld.global.L2::128B.v2.u32".into()), 2)));
         assert!(words.contains(&(&Token::Word("L1".into()), 3)));

@@ -33,7 +33,9 @@ pub enum PtxError {
         reason: String,
     },
     /// It may be PTX, but this interpreter does not know the form.
-    #[error("PTX line {line}: the form `{form}` is not among those the emulator interprets; add it to ptx/forms")]
+    #[error(
+        "PTX line {line}: the form `{form}` is not among those the emulator interprets; add it to ptx/forms"
+    )]
     Form {
         /// Line, from 1.
         line: u32,

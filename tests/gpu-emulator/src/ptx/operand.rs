@@ -269,12 +269,14 @@ pub(super) fn address(base: Option<AnyReg>, offset: i64) -> Option<Address> {
 
 /// The special register that PTX writes so.
 pub(super) fn special(name: &str) -> Option<Special> {
-    let axis = |name: &str| Some(match name {
-        "x" => 0,
-        "y" => 1,
-        "z" => 2,
-        _ => return None,
-    });
+    let axis = |name: &str| {
+        Some(match name {
+            "x" => 0,
+            "y" => 1,
+            "z" => 2,
+            _ => return None,
+        })
+    };
     Some(match name.split_once('.') {
         Some(("%tid", rest)) => Special::Tid(axis(rest)?),
         Some(("%ntid", rest)) => Special::Ntid(axis(rest)?),

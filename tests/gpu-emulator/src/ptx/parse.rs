@@ -172,7 +172,8 @@ impl Parser {
     }
 
     fn word_or_number(&mut self) {
-        if matches!(self.peek(), Some(Token::Word(word)) if word.len() <= 4) || matches!(self.peek(), Some(Token::Int(_)))
+        if matches!(self.peek(), Some(Token::Word(word)) if word.len() <= 4)
+            || matches!(self.peek(), Some(Token::Int(_)))
         {
             self.at += 1;
         }
@@ -212,7 +213,8 @@ impl Parser {
                 ".align" => align = Some(self.size()?),
                 ".attribute" => return Err(PtxError::form(line, word)),
                 _ => {
-                    break Type::named(word.trim_start_matches('.')).ok_or_else(|| PtxError::form(line, word))?;
+                    break Type::named(word.trim_start_matches('.'))
+                        .ok_or_else(|| PtxError::form(line, word))?;
                 }
             }
         };
@@ -381,7 +383,11 @@ impl Parser {
             ".shared" | ".local" => {
                 self.at -= 1;
                 let declared = self.declaration(false)?;
-                let layout = if declared.space == Space::Shared { &mut self.shared } else { &mut body.local };
+                let layout = if declared.space == Space::Shared {
+                    &mut self.shared
+                } else {
+                    &mut body.local
+                };
                 let at = layout.add(declared.size, declared.align);
                 self.symbols.insert(declared.name, Symbol::At(at as u64));
             }
@@ -483,7 +489,9 @@ impl Parser {
                 return Ok(Operand::Register(register));
             }
             let other = self.word()?;
-            let other = body.register(&other).ok_or_else(|| self.wrong(format!("`{other}` is not declared")))?;
+            let other = body
+                .register(&other)
+                .ok_or_else(|| self.wrong(format!("`{other}` is not declared")))?;
             return Ok(Operand::Two(register, other));
         }
         if word == "_" {

@@ -40,7 +40,11 @@ impl AttentionShape {
     }
 
     fn check(&self) -> Result<(), OpError> {
-        let group = if self.kv_heads == 0 { 0 } else { self.q_heads / self.kv_heads };
+        let group = if self.kv_heads == 0 {
+            0
+        } else {
+            self.q_heads / self.kv_heads
+        };
         let width = self.q_heads * self.dim;
         let fits = matches!(self.dim, 64 | 128)
             && (1..=MAX_GROUP).contains(&group)
@@ -91,7 +95,10 @@ impl Ops {
     ///
     /// # Errors
     /// [`OpError`]. Positions must be below `longest`, and tables in the cache, which the caller checks.
-    #[allow(clippy::too_many_arguments, reason = "what is read, the workspace, and where it goes")]
+    #[allow(
+        clippy::too_many_arguments,
+        reason = "what is read, the workspace, and where it goes"
+    )]
     pub fn attention(
         &mut self,
         heads: AttentionShape,
@@ -108,7 +115,11 @@ impl Ops {
         at_least("the positions", positions, rows)?;
         at_least("the block tables", tables, rows * heads.table_stride)?;
         at_least("the workspace", parts, heads.parts(rows))?;
-        at_least("the outputs", y, rows * (width / heads.leaf_width) * heads.leaf_width.next_multiple_of(64))?;
+        at_least(
+            "the outputs",
+            y,
+            rows * (width / heads.leaf_width) * heads.leaf_width.next_multiple_of(64),
+        )?;
         let chunks = word("chunks", heads.chunks())?;
         let (q_heads, kv_heads) = (word("heads", heads.q_heads)?, word("heads", heads.kv_heads)?);
         let rows = word("rows", rows)?;
@@ -126,7 +137,11 @@ impl Ops {
             chunks,
             scale: 1.0 / (heads.dim as f32).sqrt(),
         });
-        let name = if heads.dim == 64 { "attention_64" } else { "attention_128" };
+        let name = if heads.dim == 64 {
+            "attention_64"
+        } else {
+            "attention_128"
+        };
         let function = self.function(Source::Attention, name)?;
         let mut launch = self.stream.launch_builder(&function);
         launch.arg(&parameters);
@@ -135,7 +150,14 @@ impl Ops {
         let merge = self.function(Source::Attention, "attention_merge")?;
         let (dim, leaf_width) = (word("a head", heads.dim)?, word("a leaf", heads.leaf_width)?);
         let mut launch = self.stream.launch_builder(&merge);
-        launch.arg(&*parts).arg(positions).arg(y).arg(&q_heads).arg(&dim).arg(&chunks).arg(&leaf_width);
+        launch
+            .arg(&*parts)
+            .arg(positions)
+            .arg(y)
+            .arg(&q_heads)
+            .arg(&dim)
+            .arg(&chunks)
+            .arg(&leaf_width);
         // SAFETY: as above.
         unsafe { launch.launch(shape((q_heads, rows, 1), 128, 0)) }?;
         Ok(())

@@ -18,7 +18,10 @@ impl Ops {
     ///
     /// # Errors
     /// [`OpError`].
-    #[allow(clippy::too_many_arguments, reason = "what is read, the workspace, and three results")]
+    #[allow(
+        clippy::too_many_arguments,
+        reason = "what is read, the workspace, and three results"
+    )]
     pub fn top(
         &mut self,
         logits: &CudaSlice<f32>,
@@ -34,7 +37,11 @@ impl Ops {
         at_least("the tokens", tokens, rows * TOP)?;
         at_least("their logits", values, rows * TOP)?;
         at_least("the counts", counts, rows)?;
-        let (rows, vocab, segments) = (word("rows", rows)?, word("vocab", vocab)?, word("segments", segments)?);
+        let (rows, vocab, segments) = (
+            word("rows", rows)?,
+            word("vocab", vocab)?,
+            word("segments", segments)?,
+        );
         let function = self.function(Source::Candidates, "top_of_segment")?;
         let mut launch = self.stream.launch_builder(&function);
         launch.arg(logits).arg(&mut *keys).arg(&vocab).arg(&first);
@@ -42,7 +49,15 @@ impl Ops {
         unsafe { launch.launch(shape((segments, rows, 1), 256, 0)) }?;
         let function = self.function(Source::Candidates, "top_of_row")?;
         let mut launch = self.stream.launch_builder(&function);
-        launch.arg(&*keys).arg(logits).arg(tokens).arg(values).arg(counts).arg(&segments).arg(&vocab).arg(&first);
+        launch
+            .arg(&*keys)
+            .arg(logits)
+            .arg(tokens)
+            .arg(values)
+            .arg(counts)
+            .arg(&segments)
+            .arg(&vocab)
+            .arg(&first);
         // SAFETY: as above.
         unsafe { launch.launch(shape((rows, 1, 1), 256, 0)) }?;
         Ok(())
@@ -91,9 +106,20 @@ impl Ops {
         at_least("the positions", positions, rows)?;
         at_least("the results", best, rows * segments)?;
         let function = self.function(Source::Candidates, "best_perturbed")?;
-        let (rows, vocab, segments) = (word("rows", rows)?, word("vocab", vocab)?, word("segments", segments)?);
+        let (rows, vocab, segments) = (
+            word("rows", rows)?,
+            word("vocab", vocab)?,
+            word("segments", segments)?,
+        );
         let mut launch = self.stream.launch_builder(&function);
-        launch.arg(logits).arg(temperatures).arg(seeds).arg(positions).arg(best).arg(&vocab).arg(&first);
+        launch
+            .arg(logits)
+            .arg(temperatures)
+            .arg(seeds)
+            .arg(positions)
+            .arg(best)
+            .arg(&vocab)
+            .arg(&first);
         // SAFETY: as above.
         unsafe { launch.launch(shape((segments, rows, 1), 256, 0)) }?;
         Ok(())

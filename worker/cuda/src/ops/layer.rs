@@ -52,7 +52,10 @@ impl Ops {
     ///
     /// # Errors
     /// [`OpError`].
-    #[allow(clippy::too_many_arguments, reason = "what is read, how it joins, and where it goes")]
+    #[allow(
+        clippy::too_many_arguments,
+        reason = "what is read, how it joins, and where it goes"
+    )]
     pub fn add_norm(
         &mut self,
         hidden: &mut CudaSlice<f32>,
@@ -65,11 +68,17 @@ impl Ops {
     ) -> Result<(), OpError> {
         let width = weight.len();
         if leaf_width == 0 || !width.is_multiple_of(leaf_width) || width > MAX_WIDTH {
-            let reason = format!("a width of {width} with leaves of {leaf_width}; at most {MAX_WIDTH}, in whole leaves");
+            let reason = format!(
+                "a width of {width} with leaves of {leaf_width}; at most {MAX_WIDTH}, in whole leaves"
+            );
             return Err(OpError::Shape(reason));
         }
         at_least("the hidden rows", hidden, rows * width)?;
-        at_least("the normed rows", y, rows * (width / leaf_width) * leaf_width.next_multiple_of(64))?;
+        at_least(
+            "the normed rows",
+            y,
+            rows * (width / leaf_width) * leaf_width.next_multiple_of(64),
+        )?;
         let (joins, count) = match roots {
             Some((roots, count, joins)) => {
                 at_least("the roots", roots, count * rows * width)?;
@@ -80,14 +89,25 @@ impl Ops {
             }
             None => (0, 0),
         };
-        let none = self.stream.null::<f32>()?;
-        let no_joins = self.stream.null::<u8>()?;
+        let added = roots.map_or(0, |roots| self.address(roots.0));
+        let program = roots.map_or(0, |roots| self.address(roots.2));
         let function = self.function(Source::Layer, "add_norm")?;
         let (joins, count) = (word("joins", joins)?, word("roots", count)?);
-        let (width, leaf_width, rows) = (word("width", width)?, word("leaf", leaf_width)?, word("rows", rows)?);
+        let (width, leaf_width, rows) = (
+            word("width", width)?,
+            word("leaf", leaf_width)?,
+            word("rows", rows)?,
+        );
         let mut launch = self.stream.launch_builder(&function);
-        launch.arg(hidden).arg(roots.map_or(&none, |roots| roots.0)).arg(roots.map_or(&no_joins, |roots| roots.2));
-        launch.arg(&joins).arg(&count).arg(weight).arg(y).arg(&width).arg(&leaf_width).arg(&epsilon);
+        launch.arg(hidden).arg(&added).arg(&program);
+        launch
+            .arg(&joins)
+            .arg(&count)
+            .arg(weight)
+            .arg(y)
+            .arg(&width)
+            .arg(&leaf_width)
+            .arg(&epsilon);
         // SAFETY: as above; without roots their pointers are not read.
         unsafe { launch.launch(shape((rows, 1, 1), THREADS, 4 * width)) }?;
         Ok(())
@@ -108,7 +128,13 @@ impl Ops {
         (keys, values): (&mut CudaSlice<u16>, &mut CudaSlice<u16>),
         rows: usize,
     ) -> Result<(), OpError> {
-        let RopeShape { q_heads, kv_heads, dim, block_tokens, table_stride } = heads;
+        let RopeShape {
+            q_heads,
+            kv_heads,
+            dim,
+            block_tokens,
+            table_stride,
+        } = heads;
         at_least("the projections", qkv, rows * (q_heads + 2 * kv_heads) * dim)?;
         at_least("the positions", positions, rows)?;
         at_least("the block tables", tables, rows * table_stride)?;
@@ -121,8 +147,21 @@ impl Ops {
         }
         let [q_heads, kv_heads, dim, block_tokens, table_stride, rows] = words;
         let mut launch = self.stream.launch_builder(&function);
-        launch.arg(qkv).arg(cos).arg(sin).arg(positions).arg(tables).arg(&table_stride);
-        launch.arg(q).arg(keys).arg(values).arg(&q_heads).arg(&kv_heads).arg(&dim).arg(&block_tokens);
+        launch
+            .arg(qkv)
+            .arg(cos)
+            .arg(sin)
+            .arg(positions)
+            .arg(tables)
+            .arg(&table_stride);
+        launch
+            .arg(q)
+            .arg(keys)
+            .arg(values)
+            .arg(&q_heads)
+            .arg(&kv_heads)
+            .arg(&dim)
+            .arg(&block_tokens);
         // SAFETY: as above.
         unsafe { launch.launch(shape((rows, 1, 1), THREADS, 0)) }?;
         Ok(())
@@ -141,13 +180,19 @@ impl Ops {
         leaf_width: usize,
     ) -> Result<(), OpError> {
         if leaf_width == 0 || !width.is_multiple_of(leaf_width) {
-            return Err(OpError::Shape(format!("a width of {width} is not made of leaves of {leaf_width}")));
+            return Err(OpError::Shape(format!(
+                "a width of {width} is not made of leaves of {leaf_width}"
+            )));
         }
         let padded = width / leaf_width * leaf_width.next_multiple_of(64);
         at_least("gates and ups", gate_up, rows * 2 * width)?;
         at_least("the outputs", y, rows * padded)?;
         let function = self.function(Source::Layer, "silu_mul")?;
-        let (width, leaf_width, rows) = (word("width", width)?, word("leaf", leaf_width)?, word("rows", rows)?);
+        let (width, leaf_width, rows) = (
+            word("width", width)?,
+            word("leaf", leaf_width)?,
+            word("rows", rows)?,
+        );
         let blocks = word("width", padded)?.div_ceil(THREADS);
         let mut launch = self.stream.launch_builder(&function);
         launch.arg(gate_up).arg(y).arg(&width).arg(&leaf_width);

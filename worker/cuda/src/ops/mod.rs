@@ -11,7 +11,7 @@ mod product;
 use std::collections::HashMap;
 use std::sync::Arc;
 
-use cudarc::driver::{CudaFunction, CudaStream, DeviceRepr, DevicePtr, DriverError, LaunchConfig};
+use cudarc::driver::{CudaFunction, CudaStream, DevicePtr, DeviceRepr, DriverError, LaunchConfig};
 
 pub use attention::{AttentionShape, Cache};
 pub use candidates::{SEGMENT, TILE, TOP};
@@ -90,7 +90,10 @@ fn at_least<T>(what: &str, buffer: &impl DevicePtr<T>, needed: usize) -> Result<
     if buffer.len() >= needed {
         return Ok(());
     }
-    Err(OpError::Shape(format!("{what} has {} elements, {needed} are needed", buffer.len())))
+    Err(OpError::Shape(format!(
+        "{what} has {} elements, {needed} are needed",
+        buffer.len()
+    )))
 }
 
 /// A size as a kernel takes it.

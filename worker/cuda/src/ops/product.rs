@@ -57,7 +57,9 @@ impl Leaves {
     pub fn tree(total: u32, owned: &Range<u32>, width: usize) -> Result<Self, OpError> {
         let count = owned.len();
         if count == 0 || count > MAX_LEAVES || owned.end > total {
-            return Err(OpError::Shape(format!("{owned:?} of {total} leaves; 1 to {MAX_LEAVES} can be had")));
+            return Err(OpError::Shape(format!(
+                "{owned:?} of {total} leaves; 1 to {MAX_LEAVES} can be had"
+            )));
         }
         let mut leaves = Self {
             count,
@@ -79,7 +81,8 @@ impl Leaves {
         let middle = split(node);
         self.join(&(node.start..middle), first);
         self.join(&(middle..node.end), first);
-        self.joins.push(((node.start - first) as u8, (middle - first) as u8));
+        self.joins
+            .push(((node.start - first) as u8, (middle - first) as u8));
     }
 
     /// Inputs of a leaf with the zeros behind it.
@@ -100,9 +103,17 @@ impl Leaves {
     /// [`OpError::Shape`] where it names leaves that are not there, or too many.
     pub fn program(&self) -> Result<Vec<u8>, OpError> {
         let there = |slot: &u8| usize::from(*slot) < self.count;
-        let slots: Vec<u8> = self.joins.iter().flat_map(|(to, from)| [*to, *from]).chain(self.roots.clone()).collect();
+        let slots: Vec<u8> = self
+            .joins
+            .iter()
+            .flat_map(|(to, from)| [*to, *from])
+            .chain(self.roots.clone())
+            .collect();
         if self.count == 0 || self.count > MAX_LEAVES || self.roots.is_empty() || !slots.iter().all(there) {
-            return Err(OpError::Shape(format!("{} leaves cannot be joined so: {slots:?}", self.count)));
+            return Err(OpError::Shape(format!(
+                "{} leaves cannot be joined so: {slots:?}",
+                self.count
+            )));
         }
         if let Some((leaf, _)) = self.joins.iter().find(|(to, from)| to == from) {
             return Err(OpError::Shape(format!("leaf {leaf} is joined with itself")));
@@ -159,7 +170,11 @@ fn variant(element: Element, rows: usize) -> Result<(&'static str, u32), OpError
         (Element::Bf16, 9..=16) => ("product_bf16_16", 16),
         (Element::Bf16, 17..=32) => ("product_bf16_32", 32),
         (Element::Bf16, 33..=64) => ("product_bf16_64", 64),
-        _ => return Err(OpError::Shape(format!("{rows} rows; a product takes 1 to {MAX_ROWS}"))),
+        _ => {
+            return Err(OpError::Shape(format!(
+                "{rows} rows; a product takes 1 to {MAX_ROWS}"
+            )));
+        }
     })
 }
 
@@ -178,7 +193,11 @@ impl Ops {
         let (name, columns) = variant(weights.element, rows)?;
         let leaves = &weights.leaves;
         let (stride, roots) = (leaves.stride(), leaves.roots.len());
-        at_least("the weights", &weights.values, weights.outputs * stride * weights.element.bytes())?;
+        at_least(
+            "the weights",
+            &weights.values,
+            weights.outputs * stride * weights.element.bytes(),
+        )?;
         at_least("the inputs", x, rows * stride)?;
         at_least("the outputs", y, roots * rows * weights.outputs)?;
         at_least("the program", &weights.program, 2 * leaves.joins.len() + roots)?;
@@ -224,7 +243,10 @@ mod tests {
             joins: joins.to_vec(),
             roots: roots.to_vec(),
         };
-        assert_eq!(leaves(&[(0, 1), (2, 3), (0, 2)], &[0]).program().unwrap(), [0, 1, 2, 3, 0, 2, 0]);
+        assert_eq!(
+            leaves(&[(0, 1), (2, 3), (0, 2)], &[0]).program().unwrap(),
+            [0, 1, 2, 3, 0, 2, 0]
+        );
         assert!(leaves(&[(0, 4)], &[0]).program().is_err());
         assert!(leaves(&[(0, 0)], &[0]).program().is_err());
         assert!(leaves(&[], &[]).program().is_err());

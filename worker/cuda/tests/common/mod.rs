@@ -30,7 +30,10 @@ pub(crate) fn numbers(seed: u64, count: usize) -> Vec<f32> {
 }
 
 pub(crate) fn to_bf16(values: &[f32]) -> Vec<u16> {
-    values.iter().map(|value| bf16::from_f32(*value).to_bits()).collect()
+    values
+        .iter()
+        .map(|value| bf16::from_f32(*value).to_bits())
+        .collect()
 }
 
 pub(crate) fn of_bf16(bits: u16) -> f64 {
@@ -44,7 +47,10 @@ pub(crate) fn close(found: impl IntoIterator<Item = f64>, wanted: &[f64], bound:
     let size: f64 = wanted.iter().map(|x| x * x).sum();
     let distance: f64 = found.iter().zip(wanted).map(|(a, b)| (a - b) * (a - b)).sum();
     let relative = (distance / size.max(f64::MIN_POSITIVE)).sqrt();
-    assert!(relative <= bound, "relative L2 distance {relative:e}, at most {bound:e} is allowed");
+    assert!(
+        relative <= bound,
+        "relative L2 distance {relative:e}, at most {bound:e} is allowed"
+    );
 }
 
 /// Put leaves of `width` elements behind each other with zeros between them.

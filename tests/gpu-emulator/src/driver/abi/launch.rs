@@ -41,7 +41,12 @@ fn launch(
     let stream = driver.stream(stream)?;
     let function = driver.function(function)?;
     if function.loaded.device != stream.device {
-        fail!(InvalidHandle, "the function is on device {}, the stream on {}", function.loaded.device, stream.device);
+        fail!(
+            InvalidHandle,
+            "the function is on device {}, the stream on {}",
+            function.loaded.device,
+            stream.device
+        );
     }
     let launch = KernelLaunch {
         params: parameters(&function, values, extra)?,
@@ -87,7 +92,11 @@ fn cooperative(configuration: &Configuration) -> Result<bool> {
             0 | 1 | 6 | 8 | 9 | 10 | 14 => {}
             2 => cooperative = attribute.value[0] != 0,
             4 if attribute.value[..3] == [1, 1, 1] => {}
-            other => fail!(NotSupported, "the emulator does not know launch attribute {other} with {:?}", attribute.value),
+            other => fail!(
+                NotSupported,
+                "the emulator does not know launch attribute {other} with {:?}",
+                attribute.value
+            ),
         }
     }
     Ok(cooperative)

@@ -62,16 +62,29 @@ fn config() -> Result<Config> {
 /// Handles are numbers of devices, from 1.
 fn device_of(handle: u64) -> Result<(Config, usize)> {
     let config = config()?;
-    match usize::try_from(handle).ok().and_then(|handle| handle.checked_sub(1)) {
+    match usize::try_from(handle)
+        .ok()
+        .and_then(|handle| handle.checked_sub(1))
+    {
         Some(device) if device < config.devices => Ok((config, device)),
         _ => fail!(InvalidDevice, "{handle:#x} is no device"),
     }
 }
 
 fn uuid_text(device: usize) -> String {
-    let hex: Vec<String> = device::uuid(device).iter().map(|byte| format!("{byte:02x}")).collect();
+    let hex: Vec<String> = device::uuid(device)
+        .iter()
+        .map(|byte| format!("{byte:02x}"))
+        .collect();
     let part = |range: std::ops::Range<usize>| hex[range].concat();
-    format!("GPU-{}-{}-{}-{}-{}", part(0..4), part(4..6), part(6..8), part(8..10), part(10..16))
+    format!(
+        "GPU-{}-{}-{}-{}-{}",
+        part(0..4),
+        part(4..6),
+        part(6..8),
+        part(8..10),
+        part(10..16)
+    )
 }
 
 calls! {

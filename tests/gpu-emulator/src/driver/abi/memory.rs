@@ -18,7 +18,10 @@ fn allocate(size: usize) -> Result<u64> {
         fail!(InvalidValue, "0 bytes");
     }
     driver.count_allocation(size as u64)?;
-    driver.tables().memory.allocate(device, size as u64, driver.config.memory)
+    driver
+        .tables()
+        .memory
+        .allocate(device, size as u64, driver.config.memory)
 }
 
 fn pinned(size: usize) -> Result<*mut c_void> {
@@ -101,7 +104,15 @@ impl Driver {
             return Ok(());
         }
         self.tables().memory.span(to, width * count)?;
-        self.enqueue(&stream, Work::Fill { to, value, width, count })
+        self.enqueue(
+            &stream,
+            Work::Fill {
+                to,
+                value,
+                width,
+                count,
+            },
+        )
     }
 }
 

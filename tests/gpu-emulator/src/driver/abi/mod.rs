@@ -44,7 +44,10 @@ impl<T> Out<T> {
 impl Out<u8> {
     /// Write a text and its NUL into `room` bytes, cut where it does not fit.
     fn set_text(self, text: &str, room: i32) -> Result<()> {
-        let Some(room) = usize::try_from(room).ok().filter(|room| *room > 0 && !self.0.is_null()) else {
+        let Some(room) = usize::try_from(room)
+            .ok()
+            .filter(|room| *room > 0 && !self.0.is_null())
+        else {
             fail!(InvalidValue, "there is no room for a text");
         };
         let len = text.len().min(room - 1);

@@ -20,7 +20,10 @@ fn text<'a>(pointer: *const c_char) -> Result<&'a str> {
     // SAFETY: not null, and by the C interface ended by NUL; cubins and fat binaries begin with bytes other than NUL.
     let bytes = unsafe { CStr::from_ptr(pointer) };
     if bytes.to_bytes().starts_with(ELF) || bytes.to_bytes().starts_with(FATBIN) {
-        fail!(NoBinaryForGpu, "the emulator runs PTX, not machine code: give it the PTX");
+        fail!(
+            NoBinaryForGpu,
+            "the emulator runs PTX, not machine code: give it the PTX"
+        );
     }
     match bytes.to_str() {
         Ok(text) => Ok(text),
@@ -46,7 +49,12 @@ fn function(module: u64, name: *const c_char) -> Result<u64> {
     let Some(loaded) = tables.modules.get(&module).cloned() else {
         fail!(InvalidHandle, "{module:#x} is no module");
     };
-    let Some(index) = loaded.module.kernels.iter().position(|kernel| kernel.name == name) else {
+    let Some(index) = loaded
+        .module
+        .kernels
+        .iter()
+        .position(|kernel| kernel.name == name)
+    else {
         fail!(NotFound, "the module has no kernel `{name}`");
     };
     let handle = tables.handle();

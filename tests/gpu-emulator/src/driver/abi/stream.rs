@@ -14,7 +14,9 @@ fn create() -> Result<u64> {
     let (context, device) = driver.current()?;
     let mut tables = driver.tables();
     let handle = tables.handle();
-    tables.streams.insert(handle, Arc::new(Stream::new(context, device)));
+    tables
+        .streams
+        .insert(handle, Arc::new(Stream::new(context, device)));
     Ok(handle)
 }
 

@@ -52,7 +52,10 @@ pub(super) fn decode(parts: &[&str], operands: &mut Operands) -> Result<Option<O
 
 fn negate(pred: Pred) -> Pred {
     match pred {
-        Pred::Reg { reg, negated } => Pred::Reg { reg, negated: !negated },
+        Pred::Reg { reg, negated } => Pred::Reg {
+            reg,
+            negated: !negated,
+        },
         Pred::Const(value) => Pred::Const(!value),
     }
 }
@@ -69,7 +72,12 @@ fn logic(name: &str) -> Option<Logic> {
 fn mov(ty: Type, operands: &mut Operands) -> Result<Op> {
     if operands.at_vector() {
         let parts = operands.vector_dst()?;
-        check_parts(ty, parts.len(), parts.iter().flatten().map(|part| part.bytes), operands)?;
+        check_parts(
+            ty,
+            parts.len(),
+            parts.iter().flatten().map(|part| part.bytes),
+            operands,
+        )?;
         return Ok(Op::Unpack {
             ty,
             parts: parts.into_iter().map(|part| part.map(|part| part.reg)).collect(),
@@ -104,7 +112,12 @@ fn mov(ty: Type, operands: &mut Operands) -> Result<Op> {
 }
 
 /// Parts have equal widths that make up the whole.
-fn check_parts(ty: Type, count: usize, mut widths: impl Iterator<Item = u8>, operands: &Operands) -> Result<()> {
+fn check_parts(
+    ty: Type,
+    count: usize,
+    mut widths: impl Iterator<Item = u8>,
+    operands: &Operands,
+) -> Result<()> {
     let fits = count > 1 && widths.all(|bytes| usize::from(bytes) * count == ty.bytes());
     if fits {
         return Ok(());
@@ -143,7 +156,8 @@ fn compare(name: &str, ty: Type) -> Option<Compare> {
 }
 
 fn setp(name: &str, rest: &[&str], ty: &str, operands: &mut Operands) -> Result<Option<Op>> {
-    let Some(ty) = Type::named(ty).filter(|ty| ty.bytes() > 1 && !matches!(ty, Type::F16 | Type::Bf16)) else {
+    let Some(ty) = Type::named(ty).filter(|ty| ty.bytes() > 1 && !matches!(ty, Type::F16 | Type::Bf16))
+    else {
         return Ok(None);
     };
     let Some(compare) = compare(name, ty) else {

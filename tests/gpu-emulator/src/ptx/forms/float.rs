@@ -25,7 +25,14 @@ pub(super) fn decode(parts: &[&str], operands: &mut Operands) -> Result<Option<O
     if let Some(op) = two(name, middle, ty) {
         let (op, mode) = op;
         let (d, a, b) = (operands.dst(ty)?, operands.src(ty)?, operands.src(ty)?);
-        return Ok(Some(Op::Float2 { op, ty, mode, d, a, b }));
+        return Ok(Some(Op::Float2 {
+            op,
+            ty,
+            mode,
+            d,
+            a,
+            b,
+        }));
     }
     if let Some((op, mode)) = one(name, middle, ty) {
         let (d, a) = (operands.dst(ty)?, operands.src(ty)?);

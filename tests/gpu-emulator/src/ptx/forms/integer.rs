@@ -106,7 +106,9 @@ fn wide(parts: &[&str], operands: &mut Operands) -> Result<Option<Op>> {
         ["popc", ty @ ("b32" | "b64")] => count(Count::Popc, ty, operands)?,
         ["clz", ty @ ("b32" | "b64")] => count(Count::Clz, ty, operands)?,
         ["bfind", ty @ ("u32" | "s32" | "u64" | "s64")] => count(Count::Bfind, ty, operands)?,
-        ["bfind", "shiftamt", ty @ ("u32" | "s32" | "u64" | "s64")] => count(Count::BfindShift, ty, operands)?,
+        ["bfind", "shiftamt", ty @ ("u32" | "s32" | "u64" | "s64")] => {
+            count(Count::BfindShift, ty, operands)?
+        }
         ["bfe", ty @ ("u32" | "s32" | "u64" | "s64")] => field(Field::Extract, ty, operands)?,
         ["bfi", ty @ ("b32" | "b64")] => field(Field::Insert, ty, operands)?,
         ["shf", side @ ("l" | "r"), mode @ ("wrap" | "clamp"), "b32"] => Op::Funnel {

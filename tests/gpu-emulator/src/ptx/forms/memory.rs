@@ -108,7 +108,12 @@ fn store(rest: &[&str], ty: &str, operands: &mut Operands) -> Result<Option<Op>>
     if values.len() != count || matches!(space, Space::Const | Space::Param) {
         return Err(operands.wrong("the values do not fit the type or the space cannot be written"));
     }
-    Ok(Some(Op::Store { space, ty, to, values }))
+    Ok(Some(Op::Store {
+        space,
+        ty,
+        to,
+        values,
+    }))
 }
 
 fn atomic(rest: &[&str], op: &str, ty: &str, result: bool, operands: &mut Operands) -> Result<Option<Op>> {
@@ -121,7 +126,11 @@ fn atomic(rest: &[&str], op: &str, ty: &str, result: bool, operands: &mut Operan
     };
     let d = if result { operands.dst_or_sink(ty)? } else { None };
     let (at, b) = (operands.memory()?, operands.src(ty)?);
-    let c = if op == Atomic::Cas { Some(operands.src(ty)?) } else { None };
+    let c = if op == Atomic::Cas {
+        Some(operands.src(ty)?)
+    } else {
+        None
+    };
     Ok(Some(Op::Atom {
         space,
         op,
@@ -157,14 +166,23 @@ fn cp_async(rest: &[&str], operands: &mut Operands) -> Result<Option<Op>> {
             pending: u32::try_from(operands.constant()?).map_err(|_| operands.wrong("too many groups"))?,
         },
         [cache @ ("ca" | "cg"), "shared" | "shared::cta", "global"]
-        | [cache @ ("ca" | "cg"), "shared" | "shared::cta", "global", "L2::64B" | "L2::128B" | "L2::256B"] => {
+        | [
+            cache @ ("ca" | "cg"),
+            "shared" | "shared::cta",
+            "global",
+            "L2::64B" | "L2::128B" | "L2::256B",
+        ] => {
             let (to, from) = (operands.memory()?, operands.memory()?);
             let bytes = operands.constant()?;
             // `.cg` bypasses L1, which works on whole 16-byte pieces only.
             if !(bytes == 16 || (*cache == "ca" && matches!(bytes, 4 | 8))) {
                 return Ok(None);
             }
-            let source_bytes = if operands.left() > 0 { Some(operands.src(Type::U32)?) } else { None };
+            let source_bytes = if operands.left() > 0 {
+                Some(operands.src(Type::U32)?)
+            } else {
+                None
+            };
             Op::CpAsync {
                 bytes: bytes as u8,
                 to,

@@ -65,7 +65,14 @@ mod tests {
             "wgmma.fence.sync.aligned;",
         ] {
             let opcode = form.split(' ').next().unwrap().trim_end_matches(';').to_owned();
-            assert_eq!(refusal(form), PtxError::Form { line: 11, form: opcode }, "{form}");
+            assert_eq!(
+                refusal(form),
+                PtxError::Form {
+                    line: 11,
+                    form: opcode
+                },
+                "{form}"
+            );
         }
     }
 
@@ -87,6 +94,9 @@ mod tests {
             );
         }
         // An f32 constant is no integer.
-        assert!(matches!(refusal("add.s32 %r1, %r2, 0f3F800000;"), PtxError::Syntax { line: 11, .. }));
+        assert!(matches!(
+            refusal("add.s32 %r1, %r2, 0f3F800000;"),
+            PtxError::Syntax { line: 11, .. }
+        ));
     }
 }

@@ -41,17 +41,24 @@ pub(super) fn decode(parts: &[&str], operands: &mut Operands) -> Result<Option<O
         ["bar" | "barrier", "red", op, ty] | ["bar" | "barrier", "cta", "red", op, ty] => {
             return reducing(op, ty, operands);
         }
-        ["mma", "sync", "aligned", "m16n8k16", "row", "col", "f32", kind @ ("bf16" | "f16"), other, "f32"]
-            if kind == other =>
-        {
-            Op::Mma {
-                half: kind == "f16",
-                d: operands.dsts()?,
-                a: operands.dsts()?,
-                b: operands.dsts()?,
-                c: operands.srcs()?,
-            }
-        }
+        [
+            "mma",
+            "sync",
+            "aligned",
+            "m16n8k16",
+            "row",
+            "col",
+            "f32",
+            kind @ ("bf16" | "f16"),
+            other,
+            "f32",
+        ] if kind == other => Op::Mma {
+            half: kind == "f16",
+            d: operands.dsts()?,
+            a: operands.dsts()?,
+            b: operands.dsts()?,
+            c: operands.srcs()?,
+        },
         _ => return without_effect(parts, operands),
     }))
 }
@@ -129,7 +136,11 @@ fn redux(op: &str, ty: &str, operands: &mut Operands) -> Result<Option<Op>> {
 fn barrier(reduce: Option<BarReduce>, operands: &mut Operands) -> Result<Op> {
     let id = operands.src(Type::U32)?;
     let more = operands.left() > 0;
-    let threads: Option<Src> = if more { Some(operands.src(Type::U32)?) } else { None };
+    let threads: Option<Src> = if more {
+        Some(operands.src(Type::U32)?)
+    } else {
+        None
+    };
     Ok(Op::Bar { id, threads, reduce })
 }
 
@@ -141,7 +152,11 @@ fn reducing(op: &str, ty: &str, operands: &mut Operands) -> Result<Option<Op>> {
         _ => return Ok(None),
     };
     let id = operands.src(Type::U32)?;
-    let threads = if operands.left() > 1 { Some(operands.src(Type::U32)?) } else { None };
+    let threads = if operands.left() > 1 {
+        Some(operands.src(Type::U32)?)
+    } else {
+        None
+    };
     let a: Pred = operands.pred()?;
     let reduce = Some(BarReduce { op, d, a });
     Ok(Some(Op::Bar { id, threads, reduce }))
