@@ -34,9 +34,7 @@ pub async fn watch(client: Client, gateway: Arc<Gateway>) {
             event = events.next() => if event.is_none() { return },
         }
         if listed {
-            gateway
-                .directory
-                .publish(collect(&deployments.state(), &groups.state()));
+            gateway.publish(collect(&deployments.state(), &groups.state()));
         }
     }
 }

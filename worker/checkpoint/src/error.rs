@@ -46,7 +46,7 @@ pub enum Error {
     Gguf(#[from] crate::gguf::GgufError),
     /// Conversion or quantisation cannot be done.
     #[error(transparent)]
-    Convert(#[from] crate::convert::ConvertError),
+    Convert(#[from] crate::convert::error::ConvertError),
     /// A file is not there, only its Git-LFS pointer.
     #[error(transparent)]
     Lfs(#[from] crate::lfs::LfsPointer),

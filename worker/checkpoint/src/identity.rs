@@ -98,7 +98,7 @@ fn tensors(checkpoint: &Checkpoint) -> Result<Vec<[u8; 32]>> {
         let mut readers = Vec::new();
         for _ in 1..READERS {
             // Fewer threads take longer, no more.
-            readers.extend(std::thread::Builder::new().spawn_scoped(scope, &reader));
+            readers.extend(std::thread::Builder::new().spawn_scoped(scope, reader));
         }
         let mut results = vec![reader()];
         results.extend(readers.into_iter().map(|reader| match reader.join() {

@@ -8,6 +8,7 @@ pub(crate) mod error;
 use std::fmt;
 
 use crate::checkpoint::Checkpoint;
+use crate::companions;
 use crate::config::LlamaConfig;
 use crate::dtype::Dtype;
 use crate::tied::check_own_head;
@@ -67,6 +68,12 @@ impl TensorKind {
     #[must_use]
     pub fn is_linear(self) -> bool {
         !self.is_norm() && self != Self::Embed
+    }
+
+    /// Whether it is a matrix of the feed-forward layer.
+    #[must_use]
+    pub fn is_feed_forward(self) -> bool {
+        matches!(self, Self::Gate | Self::Up | Self::Down)
     }
 
     /// Rows and columns; a norm is one row.
@@ -201,6 +208,10 @@ impl ModelLayout {
         let layout = Self {
             tensors: tensors.collect::<Result<_, _>>()?,
         };
+        companions::check(
+            checkpoint,
+            &TensorId::all(checkpoint.config()).map(TensorId::module).collect(),
+        )?;
         if layout.is_tied() {
             check_own_head(checkpoint, &HEAD.name(), &EMBED.name())?;
         }
@@ -275,10 +286,13 @@ fn check_tensor(checkpoint: &Checkpoint, id: TensorId) -> Result<Tensor, LayoutE
 }
 
 fn check_scale(checkpoint: &Checkpoint, weight: &str, rows: u64) -> Result<Scale, LayoutError> {
-    let name = format!("{weight}_scale");
-    let info = checkpoint
-        .tensor(&name)
-        .ok_or_else(|| LayoutError::Missing { name: name.clone() })?;
+    // transformers' own fp8 writes `weight_scale_inv`, which is multiplied all the same.
+    let names = [format!("{weight}_scale"), format!("{weight}_scale_inv")];
+    let found = names
+        .iter()
+        .find_map(|name| Some((name.clone(), checkpoint.tensor(name)?)));
+    let [missing, _] = names;
+    let (name, info) = found.ok_or(LayoutError::Missing { name: missing })?;
     let per_row = match info.shape.as_slice() {
         [] | [1] | [1, 1] => false,
         [count] | [count, 1] if *count == rows => true,

@@ -6,6 +6,7 @@
 //! | [`checkpoint`] | an open folder: configuration and headers of all files |
 //! | [`config`] | `config.json`, `generation_config.json`, quantisation schemes |
 //! | [`safetensors`] | reader by byte range, index, writer |
+//! | `companions` | what may lie beside the weights |
 //! | [`layout`] | the logical tensors of a Llama, checked against the headers |
 //! | [`topology`] | tensor ranks and pipeline stages |
 //! | [`shard`] | which layers, heads, leaves and vocabulary rows a rank holds |
@@ -21,7 +22,7 @@
 //! | [`e4m3`], [`dtype`] | number formats |
 //! | [`gguf`] | GGUF files: reader and dequantisation |
 //! | [`convert`] | GGUF to a Hugging Face folder |
-//! | [`quantize`] | bf16 to Meta's row-wise FP8 |
+//! | [`quantize`] | bf16 to row-wise FP8 |
 //!
 //! The way to a rank's weights: [`Checkpoint::open`] → [`ModelLayout::check`] → [`ShardPlan::new`] →
 //! [`load::load_rank`].
@@ -29,6 +30,7 @@
 #![forbid(unsafe_code)]
 
 pub mod checkpoint;
+mod companions;
 pub mod config;
 pub mod convert;
 pub mod dtype;

@@ -134,7 +134,7 @@ mod tests {
                 .all(|(bytes, _)| bytes.end - bytes.start <= MAX_SPAN)
         );
         assert_eq!(strided.iter().map(|(_, strips)| strips).sum::<usize>(), 4096);
-        assert_eq!(spans([0..3 * MAX_SPAN]), [(0..3 * MAX_SPAN, 1)]);
+        assert_eq!(spans(std::iter::once(0..3 * MAX_SPAN)), [(0..3 * MAX_SPAN, 1)]);
     }
 
     #[test]

@@ -4,6 +4,7 @@ mod generation;
 mod llama;
 mod quantization;
 mod rope;
+mod unsupported;
 
 pub use generation::GenerationConfig;
 pub use llama::LlamaConfig;

@@ -35,6 +35,14 @@ pub enum LayoutError {
         /// What can be used.
         wanted: &'static str,
     },
+    /// A tensor that is no part of this Llama.
+    #[error("{name} is not a tensor of this Llama: {hint}")]
+    Unknown {
+        /// Its name.
+        name: String,
+        /// What it means.
+        hint: String,
+    },
     /// A scale of another shape.
     #[error(
         "{name} has the shape {found:?}; one scale for the matrix or one for each of its {rows} rows can be used \

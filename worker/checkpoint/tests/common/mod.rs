@@ -2,6 +2,7 @@
 #![allow(dead_code, unreachable_pub, reason = "each test file uses a part")]
 
 pub mod gguf;
+pub mod published;
 
 use std::fs::{self, File};
 use std::io::Write;

@@ -6,8 +6,8 @@ use minijinja::value::ValueKind;
 use super::chat_template::ChatTemplateError;
 use super::markers::guard;
 
-/// A message: an object with at least a `role`. What else it has (`content`, `tool_calls`, `name`, `tool_call_id`), absent or null,
-/// is for the template to say.
+/// A message: an object with at least a `role`. What else it has (`content`, `tool_calls`, `name`, `tool_call_id`) is for the template to
+/// say; what is null counts as absent.
 #[derive(Debug, Clone)]
 pub struct ChatMessage {
     fields: Value,
@@ -37,8 +37,14 @@ impl ChatMessage {
                 reason: "it must be an object with a \"role\" that is a string".to_owned(),
             });
         }
+        // As transformers: what is null is not there, since many templates only ask whether a field is.
+        let held = fields.try_iter().into_iter().flatten();
+        let held = held.filter_map(|name| {
+            let value = fields.get_item(&name).unwrap_or_default();
+            (!value.is_none()).then_some((name, value))
+        });
         Ok(Self {
-            fields,
+            fields: Value::from_pairs(held),
             bytes: json.len(),
         })
     }

@@ -115,6 +115,10 @@ fn method(state: &mut State<'_, '_>, value: &Value, name: &str, arguments: &[Val
 fn tojson(state: &State<'_, '_>, value: &Value, options: Kwargs) -> Result<String, Error> {
     let indent: Option<usize> = options.get("indent")?;
     options.assert_all_used()?;
+    if value.is_undefined() {
+        let message = "a value that is not there cannot be written as JSON";
+        return Err(Error::new(ErrorKind::BadSerialization, message));
+    }
     let spaces = b" ".repeat(indent.unwrap_or_default().min(32));
     let formatter = PythonJson {
         pretty: indent.map(|_| PrettyFormatter::with_indent(&spaces)),

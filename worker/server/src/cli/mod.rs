@@ -95,7 +95,9 @@ fn serve(args: serve::ServeArgs) -> anyhow::Result<u8> {
 
 /// Whether another start can help.
 fn exit_code(error: &anyhow::Error) -> u8 {
-    let backend = error.chain().find_map(|cause| cause.downcast_ref::<BackendError>());
+    let backend = error
+        .chain()
+        .find_map(|cause| cause.downcast_ref::<BackendError>());
     match backend {
         Some(BackendError::Unusable(_)) => return UNUSABLE,
         Some(BackendError::Bug(_)) => return BUG,

@@ -44,7 +44,9 @@ mod tests {
     #[test]
     fn doubles_up_to_a_bound_and_forgets_after_a_stable_run() {
         let mut backoff = Backoff::default();
-        let waits: Vec<_> = (0..12).map(|_| backoff.after(ExitKind::Crashed, Duration::ZERO)).collect();
+        let waits: Vec<_> = (0..12)
+            .map(|_| backoff.after(ExitKind::Crashed, Duration::ZERO))
+            .collect();
         assert_eq!(waits[..3], [FIRST, FIRST * 2, FIRST * 4]);
         assert_eq!(waits[11], LONGEST);
         assert_eq!(backoff.after(ExitKind::Bug, STABLE), FIRST);

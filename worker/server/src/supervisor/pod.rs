@@ -73,7 +73,9 @@ pub enum FormRefusal {
         held: u64,
     },
     /// The same generation cannot mean two memberships.
-    #[error("generation {0} was formed with other members or another key; send others under a higher generation")]
+    #[error(
+        "generation {0} was formed with other members or another key; send others under a higher generation"
+    )]
     Changed(u64),
     /// The members do not fit this pod.
     #[error("{0}")]
@@ -251,6 +253,7 @@ impl RankView {
             last_exit: self.last_exit.clone(),
             message,
             read_bytes: state.read_bytes,
+            ..RankReport::default()
         }
     }
 }

@@ -88,9 +88,24 @@ async fn a_pod_whose_rank_cannot_work_says_what_to_change() {
     let mut serve = Command::new(env!("CARGO_BIN_EXE_llamero-worker"))
         .arg("serve")
         .args(ANY_PORTS)
-        .args(["--listen", "127.0.0.1", "--control-port", &port.to_string(), "--model-dir"])
+        .args([
+            "--listen",
+            "127.0.0.1",
+            "--control-port",
+            &port.to_string(),
+            "--model-dir",
+        ])
         .arg(model_dir())
-        .args(["--group-uid", "g", "--tensor", "2", "--ranks-per-pod", "1", "--kv-memory", "1000"])
+        .args([
+            "--group-uid",
+            "g",
+            "--tensor",
+            "2",
+            "--ranks-per-pod",
+            "1",
+            "--kv-memory",
+            "1000",
+        ])
         .stdin(Stdio::null())
         .spawn()
         .unwrap();
@@ -101,7 +116,11 @@ async fn a_pod_whose_rank_cannot_work_says_what_to_change() {
     .await;
     let rank = &report.ranks[0];
     let exit = rank.last_exit.as_ref().unwrap();
-    assert_eq!((exit.kind(), exit.code), (ExitKind::Unusable, Some(2)), "{exit:?}");
+    assert_eq!(
+        (exit.kind(), exit.code),
+        (ExitKind::Unusable, Some(2)),
+        "{exit:?}"
+    );
     assert!(rank.message.contains("1000 "), "{}", rank.message);
     assert_eq!((rank.phase(), rank.restarts), (Phase::Failed, 0));
     serve.kill().unwrap();

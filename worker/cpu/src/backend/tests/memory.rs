@@ -40,9 +40,10 @@ fn true_8b_layers_form_with_what_sizing_grants() {
     const CONTEXT: u32 = 131_072;
     let folder = tiny::sparse_8b(2);
     let backend = CpuBackend::new(folder.path(), options(1, 0, 1, Kernel::detect().level())).unwrap();
-    let summary = llamero_checkpoint::inspect::inspect(folder.path(), llamero_checkpoint::Topology::tensor(1))
-        .unwrap()
-        .summary;
+    let summary =
+        llamero_checkpoint::inspect::inspect(folder.path(), llamero_checkpoint::Topology::tensor(1))
+            .unwrap()
+            .summary;
     let granted = u64::from(CONTEXT) * summary.plans[0].kv_bytes_per_token_per_rank;
     assert_eq!(granted, 1_073_741_824);
     for block_size in [16, 32, 64, 128, 256] {
