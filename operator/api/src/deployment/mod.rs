@@ -166,11 +166,19 @@ pub struct Placement {
     /// All pods of a group must be scheduled within this time, or all of them are rolled back.
     #[serde(default = "Placement::default_deadline")]
     pub deadline: Duration,
+    /// All containers of a group must run within this time after that, pulled images included, or the group is rolled back and tried again
+    /// later: what cannot start holds no accelerators.
+    #[serde(default = "Placement::default_start_deadline")]
+    pub start_deadline: Duration,
 }
 
 impl Placement {
     const fn default_deadline() -> Duration {
         Duration::from_secs(120)
+    }
+
+    const fn default_start_deadline() -> Duration {
+        Duration::from_secs(1800)
     }
 }
 
@@ -181,6 +189,7 @@ impl Default for Placement {
             policy: TopologyPolicy::default(),
             when_full: WhenFull::default(),
             deadline: Self::default_deadline(),
+            start_deadline: Self::default_start_deadline(),
         }
     }
 }

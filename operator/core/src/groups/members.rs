@@ -13,6 +13,7 @@ use super::{
     losses::{self, Loss},
 };
 use crate::{
+    observed::{Pod, PodPhase},
     placement::Assignment,
     plan::{Action, Confirm, EventKind, Step},
     time::{self, Millis},
@@ -118,11 +119,13 @@ pub fn replace_lost(view: &GroupView<'_>, context: &Context<'_>) -> Option<Step>
     })
 }
 
-/// Rolls a placement back whole when not all of its pods were scheduled by the deadline.
+/// Rolls a placement back whole when not all of its pods were scheduled by the deadline, or not all of their containers run by theirs.
 #[must_use]
 pub fn roll_back_overdue(view: &GroupView<'_>, context: &Context<'_>) -> Option<Step> {
-    let deadline = context.placement.deadline.millis();
-    let overdue: BTreeSet<Millis> = waiting(view).filter(|at| at + deadline <= context.now).collect();
+    let overdue: BTreeSet<Millis> = deadlines(view, context)
+        .filter(|(_, at)| *at <= context.now)
+        .map(|(batch, _)| batch)
+        .collect();
     if overdue.is_empty() {
         return None;
     }
@@ -132,17 +135,7 @@ pub fn roll_back_overdue(view: &GroupView<'_>, context: &Context<'_>) -> Option<
         if !batch(member.member).is_some_and(|batch| overdue.contains(&batch)) {
             continue;
         }
-        if !member.scheduled() {
-            let why = member
-                .pod
-                .and_then(|pod| pod.unschedulable.clone())
-                .unwrap_or_else(|| "not scheduled".to_owned());
-            let loss = Loss {
-                reason: "Unschedulable",
-                exit_code: None,
-                message: why,
-                charged: false,
-            };
+        if let Some(loss) = not_yet(member) {
             words.push(describe(member.member, &loss));
             keep(&mut spec.failures, failure(member, &loss, context.now));
         }
@@ -153,13 +146,49 @@ pub fn roll_back_overdue(view: &GroupView<'_>, context: &Context<'_>) -> Option<
         action: write(view, spec, Confirm::default()),
         reason: "RolledBack",
         message: format!(
-            "not all pods were scheduled within {}, so the placement is rolled back; next try in {} s ({})",
+            "not all pods were scheduled within {} and ran within {} after that, so the placement is rolled back; next try in {} s ({})",
             context.placement.deadline,
+            context.placement.start_deadline,
             wait / 1000,
             words.join("; ")
         ),
         event: EventKind::Warning,
     })
+}
+
+/// What a member that was placed is still short of.
+fn not_yet(member: &MemberView<'_>) -> Option<Loss> {
+    let words =
+        |words: Option<&String>, otherwise: &str| words.cloned().unwrap_or_else(|| otherwise.to_owned());
+    let pod = member.pod;
+    let (reason, message) = if !member.scheduled() {
+        (
+            "Unschedulable",
+            words(pod.and_then(|pod| pod.unschedulable.as_ref()), "not scheduled"),
+        )
+    } else if starts(member) {
+        (
+            "NotStarted",
+            words(
+                pod.and_then(|pod| pod.waiting.as_ref()),
+                "the container does not run yet",
+            ),
+        )
+    } else {
+        return None;
+    };
+    Some(Loss {
+        reason,
+        exit_code: None,
+        message,
+        charged: false,
+    })
+}
+
+/// The pod is on its node and its container does not run yet.
+fn starts(member: &MemberView<'_>) -> bool {
+    let pending = |pod: &Pod| pod.phase == PodPhase::Pending && pod.report.is_none();
+    member.scheduled() && member.pod.is_some_and(pending)
 }
 
 /// Rolls a placement back whole when the API server refuses one of its pods: what refused it does not heal soon, and the room is free for
@@ -216,9 +245,7 @@ pub fn back_off(spec: &mut LlamaGroupSpec, now: Millis) -> Millis {
 /// When the next placement becomes overdue.
 #[must_use]
 pub fn next_deadline(view: &GroupView<'_>, context: &Context<'_>) -> Option<Millis> {
-    waiting(view)
-        .min()
-        .map(|at| at + context.placement.deadline.millis())
+    deadlines(view, context).map(|(_, at)| at).min()
 }
 
 /// Records the UIDs of pods that all exist, and begins a new generation.
@@ -259,12 +286,26 @@ fn batch(member: &Member) -> Option<Millis> {
     member.placed_at.as_ref().map(time::millis)
 }
 
-/// Times of placements that have a pod left to schedule.
-fn waiting<'a>(view: &'a GroupView<'_>) -> impl Iterator<Item = Millis> + 'a {
+/// Placements that have a pod left to schedule or to start, and until when that may take.
+fn deadlines<'a>(
+    view: &'a GroupView<'_>,
+    context: &Context<'_>,
+) -> impl Iterator<Item = (Millis, Millis)> + 'a {
+    let deadline = context.placement.deadline.millis();
+    let start = context.placement.start_deadline.millis();
     view.members
         .iter()
-        .filter(|m| !m.unplaced() && !m.scheduled())
-        .filter_map(|m| batch(m.member))
+        .filter(|m| !m.unplaced())
+        .filter_map(move |m| {
+            let batch = batch(m.member)?;
+            if !m.scheduled() {
+                Some((batch, batch.saturating_add(deadline)))
+            } else if starts(m) {
+                Some((batch, batch.saturating_add(deadline).saturating_add(start)))
+            } else {
+                None
+            }
+        })
 }
 
 fn reset(member: &mut Member) {
@@ -280,7 +321,7 @@ fn reset(member: &mut Member) {
 
 /// Puts a lost member's successor in its place, if that is on its way, else its next attempt.
 fn replace(spec: &mut LlamaGroupSpec, at: usize, member: &MemberView<'_>) {
-    let alive = |pod: &crate::observed::Pod| pod.deletion.is_none() && !pod.phase.ended();
+    let alive = |pod: &Pod| pod.deletion.is_none() && !pod.phase.ended();
     let Some(successor) = spec.members[at].successor.take() else {
         return reset(&mut spec.members[at]);
     };
