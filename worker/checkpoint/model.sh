@@ -32,4 +32,4 @@ echo "Building llamero-worker"
 cargo build --quiet --release --workspace --bin llamero-worker
 worker=$(ls "${CARGO_TARGET_DIR:-.local/target}"/*-linux-*/release/llamero-worker)
 [[ -f $models/$name/config.json ]] || "$worker" convert "$models/$name.Q4_1.gguf" "$models/$name"
-[[ -f $models/$name-FP8/config.json ]] || "$worker" quantize --scheme fbgemm-fp8 "$models/$name" "$models/$name-FP8"
+[[ -f $models/$name-FP8/config.json ]] || "$worker" quantize --scheme fbgemm-fp8 --quantize-head "$models/$name" "$models/$name-FP8"

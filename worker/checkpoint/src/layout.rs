@@ -3,11 +3,17 @@
 //! The dtype in the header decides how a matrix is stored, not the configuration's list of modules: Meta's 405B keeps
 //! attention and two whole layers in bf16, others quantise everything but the head.
 
+pub(crate) mod error;
+
 use std::fmt;
 
 use crate::checkpoint::Checkpoint;
+use crate::companions;
 use crate::config::LlamaConfig;
 use crate::dtype::Dtype;
+use crate::tied::check_own_head;
+
+pub use error::LayoutError;
 
 /// What a tensor is for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -62,6 +68,12 @@ impl TensorKind {
     #[must_use]
     pub fn is_linear(self) -> bool {
         !self.is_norm() && self != Self::Embed
+    }
+
+    /// Whether it is a matrix of the feed-forward layer.
+    #[must_use]
+    pub fn is_feed_forward(self) -> bool {
+        matches!(self, Self::Gate | Self::Up | Self::Down)
     }
 
     /// Rows and columns; a norm is one row.
@@ -169,53 +181,14 @@ pub struct Tensor {
     pub scale: Option<Scale>,
 }
 
-/// Why tensors do not fit the configuration.
-#[derive(Debug, thiserror::Error)]
-pub enum LayoutError {
-    /// A tensor is not there.
-    #[error(
-        "the checkpoint lacks the tensor {name}; it is incomplete or config.json belongs to another model"
-    )]
-    Missing {
-        /// Its name.
-        name: String,
-    },
-    /// A shape that does not follow from the configuration.
-    #[error("{name} has the shape {found:?}, config.json asks for {expected:?}{hint}")]
-    Shape {
-        /// The tensor.
-        name: String,
-        /// Its shape.
-        found: Vec<u64>,
-        /// The shape that follows from the configuration.
-        expected: Vec<u64>,
-        /// What may have happened.
-        hint: &'static str,
-    },
-    /// An element type that cannot be used there.
-    #[error("{name} has the element type {found}; {wanted} can be used there")]
-    Dtype {
-        /// The tensor.
-        name: String,
-        /// Its type.
-        found: Dtype,
-        /// What can be used.
-        wanted: &'static str,
-    },
-    /// A scale of another shape.
-    #[error(
-        "{name} has the shape {found:?}; one scale for the matrix or one for each of its {rows} rows can be used \
-         (block-wise scales are not supported)"
-    )]
-    ScaleShape {
-        /// The scale.
-        name: String,
-        /// Its shape.
-        found: Vec<u64>,
-        /// Rows of the matrix.
-        rows: u64,
-    },
-}
+const EMBED: TensorId = TensorId {
+    layer: None,
+    kind: TensorKind::Embed,
+};
+const HEAD: TensorId = TensorId {
+    layer: None,
+    kind: TensorKind::Head,
+};
 
 /// All tensors of a checkpoint that fits its configuration.
 #[derive(Clone, Debug, PartialEq)]
@@ -225,12 +198,30 @@ pub struct ModelLayout {
 }
 
 impl ModelLayout {
-    /// Check every tensor's presence, shape, type and scale from the headers.
+    /// Check every tensor's presence, shape, type and scale from the headers. Of a tied model that has a head
+    /// nevertheless, samples of both tables are compared.
+    ///
+    /// # Errors
+    /// [`LayoutError`].
     pub fn check(checkpoint: &Checkpoint) -> Result<Self, LayoutError> {
         let tensors = TensorId::all(checkpoint.config()).map(|id| check_tensor(checkpoint, id));
-        Ok(Self {
+        let layout = Self {
             tensors: tensors.collect::<Result<_, _>>()?,
-        })
+        };
+        companions::check(
+            checkpoint,
+            &TensorId::all(checkpoint.config()).map(TensorId::module).collect(),
+        )?;
+        if layout.is_tied() {
+            check_own_head(checkpoint, &HEAD.name(), &EMBED.name())?;
+        }
+        Ok(layout)
+    }
+
+    /// Whether one table serves as embedding and as head.
+    #[must_use]
+    pub fn is_tied(&self) -> bool {
+        self.get(HEAD).is_some_and(|head| head.name == EMBED.name())
     }
 
     /// The tensor with that identity.
@@ -243,11 +234,7 @@ impl ModelLayout {
 fn check_tensor(checkpoint: &Checkpoint, id: TensorId) -> Result<Tensor, LayoutError> {
     let config = checkpoint.config();
     let name = if id.kind == TensorKind::Head && config.tie_word_embeddings {
-        TensorId {
-            layer: None,
-            kind: TensorKind::Embed,
-        }
-        .name()
+        EMBED.name()
     } else {
         id.name()
     };
@@ -299,10 +286,13 @@ fn check_tensor(checkpoint: &Checkpoint, id: TensorId) -> Result<Tensor, LayoutE
 }
 
 fn check_scale(checkpoint: &Checkpoint, weight: &str, rows: u64) -> Result<Scale, LayoutError> {
-    let name = format!("{weight}_scale");
-    let info = checkpoint
-        .tensor(&name)
-        .ok_or_else(|| LayoutError::Missing { name: name.clone() })?;
+    // transformers' own fp8 writes `weight_scale_inv`, which is multiplied all the same.
+    let names = [format!("{weight}_scale"), format!("{weight}_scale_inv")];
+    let found = names
+        .iter()
+        .find_map(|name| Some((name.clone(), checkpoint.tensor(name)?)));
+    let [missing, _] = names;
+    let (name, info) = found.ok_or(LayoutError::Missing { name: missing })?;
     let per_row = match info.shape.as_slice() {
         [] | [1] | [1, 1] => false,
         [count] | [count, 1] if *count == rows => true,

@@ -1,4 +1,5 @@
-//! Row-wise FP8 as Meta's `fbgemm_fp8` stores it: `weight` F8_E4M3 `[N, K]` and `weight_scale` F32 `[N, 1]`.
+//! Row-wise FP8: `weight` F8_E4M3 `[N, K]` and `weight_scale` F32 `[N, 1]`, announced as Meta's `fbgemm_fp8` or as
+//! Red Hat's compressed-tensors; the bytes are the same.
 //!
 //! `scale = max(absmax / 448, 1 / (448 · 512))`, `code = e4m3(value / scale)`, all in f32; the guard keeps a row of
 //! zeros from dividing by zero.
@@ -13,7 +14,7 @@ use crate::convert::ConvertError;
 use crate::dtype::{Dtype, extend_f32};
 use crate::e4m3;
 use crate::error::{IoError, Result};
-use crate::layout::{ModelLayout, Tensor, TensorKind};
+use crate::layout::{ModelLayout, Tensor, TensorId, TensorKind};
 use crate::progress::{Meter, Progress};
 use crate::safetensors::{OutputDir, ShardedWriter, TensorSpec};
 
@@ -34,10 +35,26 @@ const COMPANIONS: [&str; 7] = [
     "USE_POLICY.md",
 ];
 
-/// Options of [`to_fbgemm_fp8`].
+/// How the configuration announces the weights, and which matrices are quantised.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Scheme {
+    /// `fbgemm_fp8`, every matrix of every layer.
+    #[default]
+    FbgemmFp8,
+    /// `fbgemm_fp8` as Meta's 405B has it: the feed-forward layers only, without those of the first and last layer.
+    FbgemmFp8Meta,
+    /// compressed-tensors `float-quantized` with one scale a row (`channel`), every matrix of every layer.
+    CompressedTensorsChannel,
+}
+
+/// Options of [`to_fp8`].
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct QuantizeOptions {
-    /// Modules left as they are: exact names or dotted prefixes, such as `lm_head` or `model.layers.0`.
+    /// The form.
+    pub scheme: Scheme,
+    /// Whether the head is quantised too, which no publisher does: it costs accuracy and saves little.
+    pub head: bool,
+    /// Further modules left as they are: exact names or dotted prefixes, such as `model.layers.0`.
     pub keep: Vec<String>,
     /// Largest safetensors file, in bytes of data.
     pub max_file_bytes: u64,
@@ -46,6 +63,8 @@ pub struct QuantizeOptions {
 impl Default for QuantizeOptions {
     fn default() -> Self {
         Self {
+            scheme: Scheme::default(),
+            head: false,
             keep: Vec::new(),
             max_file_bytes: 5_000_000_000,
         }
@@ -53,21 +72,32 @@ impl Default for QuantizeOptions {
 }
 
 impl QuantizeOptions {
-    fn keeps(&self, module: &str) -> bool {
-        self.keep.iter().any(|kept| {
+    /// Whether a matrix of a model of `layers` layers is quantised.
+    fn quantizes(&self, id: TensorId, layers: u32) -> bool {
+        let module = id.module();
+        let kept = self.keep.iter().any(|kept| {
             module
                 .strip_prefix(kept.as_str())
                 .is_some_and(|rest| rest.is_empty() || rest.starts_with('.'))
-        })
+        });
+        let by_scheme = match (id.kind, id.layer) {
+            (TensorKind::Head, _) => self.head,
+            (kind, Some(layer)) if self.scheme == Scheme::FbgemmFp8Meta => {
+                kind.is_feed_forward() && layer != 0 && layer + 1 != layers
+            }
+            _ => true,
+        };
+        id.kind.is_linear() && by_scheme && !kept
     }
 }
 
-/// Quantise the Hugging Face folder `source` into the new folder `target`. A tied head becomes a matrix of its own,
-/// quantised, while the embedding stays as it is. The folder appears whole or not at all.
+/// Quantise the Hugging Face folder `source` into the new folder `target`. A tied head that is
+/// quantised becomes a matrix of its own, while the embedding stays as it is. The folder appears whole or not at all.
 ///
 /// # Errors
-/// The source is damaged or quantised already, a weight is not finite, or the target is not empty.
-pub fn to_fbgemm_fp8(
+/// The source is damaged or quantised already, a weight is not finite, nothing would be quantised, or the target is not
+/// empty.
+pub fn to_fp8(
     source: &Path,
     target: &Path,
     options: &QuantizeOptions,
@@ -80,7 +110,11 @@ pub fn to_fbgemm_fp8(
         return Err(ConvertError::AlreadyQuantized { tensor, dtype }.into());
     }
     let tied = checkpoint.config().tie_word_embeddings;
-    let quantized = |tensor: &Tensor| tensor.id.kind.is_linear() && !options.keeps(&tensor.id.module());
+    let layers = checkpoint.config().layers;
+    let quantized = |tensor: &Tensor| options.quantizes(tensor.id, layers);
+    if !layout.tensors.iter().any(quantized) {
+        return Err(ConvertError::NothingToQuantize { layers }.into());
+    }
     // A tied head that is kept needs no copy.
     let untie = tied
         && layout
@@ -96,7 +130,16 @@ pub fn to_fbgemm_fp8(
             output.copy(name, &from)?;
         }
     }
-    output.write_json("config.json", &quantized_config(source, tied && !untie, options)?)?;
+    let left = layout
+        .tensors
+        .iter()
+        .filter(|tensor| tensor.id.kind.is_linear() && !quantized(tensor))
+        .map(|tensor| tensor.id.module())
+        .collect();
+    output.write_json(
+        "config.json",
+        &quantized_config(source, tied && !untie, options.scheme, left)?,
+    )?;
     let specs: Vec<_> = layout
         .tensors
         .iter()
@@ -158,7 +201,9 @@ fn specs(tensor: &Tensor, quantized: bool) -> Vec<TensorSpec> {
     ]
 }
 
-fn quantized_config(source: &Path, tied: bool, options: &QuantizeOptions) -> Result<Value> {
+/// The source's configuration with the scheme. `left` names every matrix that is not quantised, leaf by leaf: readers
+/// differ in what they make of a prefix, a whole name is understood by all.
+fn quantized_config(source: &Path, tied: bool, scheme: Scheme, left: Vec<String>) -> Result<Value> {
     let path = source.join("config.json");
     let bytes = fs::read(&path).map_err(IoError::at("read", &path))?;
     let mut config: Value =
@@ -167,12 +212,38 @@ fn quantized_config(source: &Path, tied: bool, options: &QuantizeOptions) -> Res
             source,
         })?;
     config["tie_word_embeddings"] = json!(tied);
-    config["quantization_config"] = json!({
-        "quant_method": "fbgemm_fp8",
-        "activation_scale_ub": ACTIVATION_SCALE_UB,
-        "modules_to_not_convert": options.keep,
-    });
+    config["quantization_config"] = match scheme {
+        Scheme::FbgemmFp8 | Scheme::FbgemmFp8Meta => json!({
+            "quant_method": "fbgemm_fp8",
+            "activation_scale_ub": ACTIVATION_SCALE_UB,
+            "modules_to_not_convert": left,
+        }),
+        Scheme::CompressedTensorsChannel => compressed_tensors(left),
+    };
     Ok(config)
+}
+
+/// As `llm-compressor` writes its scheme `FP8_DYNAMIC`.
+fn compressed_tensors(left: Vec<String>) -> Value {
+    let float8 = |strategy: &str, dynamic: bool| {
+        json!({
+            "num_bits": 8, "type": "float", "symmetric": true, "strategy": strategy, "dynamic": dynamic,
+            "group_size": null, "block_structure": null, "actorder": null,
+        })
+    };
+    json!({
+        "quant_method": "compressed-tensors",
+        "format": "float-quantized",
+        "quantization_status": "compressed",
+        "kv_cache_scheme": null,
+        "config_groups": { "group_0": {
+            "targets": ["Linear"],
+            "weights": float8("channel", false),
+            "input_activations": float8("token", true),
+            "output_activations": null,
+        } },
+        "ignore": left,
+    })
 }
 
 /// Call `each` with the bytes of whole rows of `tensor` and the number of the first.

@@ -1,241 +1,118 @@
-//! Which part of every tensor a rank of a tensor-parallel group holds.
+//! Which part of every tensor a rank of a group holds.
 //!
-//! - Attention splits by *q head*, contiguously and unevenly where it must (9 heads over 2 ranks: 5 + 4). A rank holds
-//!   every kv head that its q heads read, so kv heads may be held twice.
+//! - Layers split by *stage* of the pipeline; the embedding belongs to the first stage, last norm and head to the last.
+//! - Attention splits by *q head*, unevenly where it must (9 heads over 2 ranks: 5 + 4). A rank holds every kv head that
+//!   its q heads read, so kv heads may be held twice.
 //! - The feed-forward layer splits by *leaves*: equal pieces of its width that belong to the model, not to the rank, so
 //!   that sums have the same bits for every number of ranks. There are 32 leaves if that makes them a multiple of 64
 //!   wide (all Llama 3.1 shapes), else leaves of 64 (24 of them for SmolLM2-135M).
-//! - The head splits by tiles of 128 vocabulary rows; embedding and norms are held whole.
+//! - Embedding and head split by tiles of 128 vocabulary rows, both alike, so that a tied table is held once. Norms are
+//!   held whole.
+//!
+//! Shares are sets ([`Runs`]), not ranges: when a rank is lost, the others keep what they have and add a part of what it
+//! had ([`ShardPlan::without`]).
+
+pub(crate) mod error;
+mod leaves;
+mod plan;
 
 use std::ops::Range;
 
-use crate::config::LlamaConfig;
-use crate::layout::TensorKind;
+use crate::layout::{TensorId, TensorKind};
+use crate::runs::Runs;
+use crate::topology::Topology;
 
-/// Vocabulary rows of one tile of the head.
+pub use error::ShardError;
+pub use leaves::FfnLeaves;
+pub use plan::ShardPlan;
+
+/// Vocabulary rows of one tile of the embedding and of the head.
 pub const VOCAB_TILE: u32 = 128;
-const LEAVES: u32 = 32;
-const LEAF_UNIT: u32 = 64;
 
-/// Why a model cannot be split as asked.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-pub enum ShardError {
-    /// More ranks than pieces.
-    #[error("tensor {tensor} is more than {limit} {what}: use tensor {limit} or less{hint}")]
-    TooManyRanks {
-        /// Ranks asked for.
-        tensor: u32,
-        /// Pieces there are.
-        limit: u32,
-        /// What the pieces are.
-        what: &'static str,
-        /// What else helps.
-        hint: &'static str,
-    },
-    /// No ranks, or a rank outside the group.
-    #[error("rank {rank} of a group of {tensor}: tensor must be at least 1 and the rank below it")]
-    NoSuchRank {
-        /// Ranks asked for.
-        tensor: u32,
-        /// The rank.
-        rank: u32,
-    },
-    /// The feed-forward width cannot be cut into leaves.
-    #[error("intermediate_size {ffn_size} is not a multiple of 64: such a model cannot be served")]
-    OddFfn {
-        /// Width of the feed-forward layer.
-        ffn_size: u32,
-    },
-}
-
-/// The leaves of the feed-forward layer: a property of the model.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct FfnLeaves {
-    /// How many there are.
-    pub count: u32,
-    /// Columns of `down` in each.
-    pub width: u32,
-}
-
-impl FfnLeaves {
-    /// 32 leaves if their width is a multiple of 64, else leaves of 64.
-    pub fn of(ffn_size: u32) -> Result<Self, ShardError> {
-        if ffn_size == 0 || !ffn_size.is_multiple_of(LEAF_UNIT) {
-            return Err(ShardError::OddFfn { ffn_size });
-        }
-        if ffn_size.is_multiple_of(LEAVES * LEAF_UNIT) {
-            return Ok(Self {
-                count: LEAVES,
-                width: ffn_size / LEAVES,
-            });
-        }
-        Ok(Self {
-            count: ffn_size / LEAF_UNIT,
-            width: LEAF_UNIT,
-        })
-    }
-}
-
-/// How a model is split over a group.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct ShardPlan;
-
-impl ShardPlan {
-    /// The shard of `rank` in a group of `tensor` ranks.
-    ///
-    /// # Errors
-    /// More ranks than q heads, leaves or vocabulary tiles; a rank outside the group; a width without leaves.
-    #[allow(
-        clippy::new_ret_no_self,
-        reason = "a plan is only ever asked for one rank or for all"
-    )]
-    pub fn new(config: &LlamaConfig, tensor: u32, rank: u32) -> Result<RankShard, ShardError> {
-        let leaves = FfnLeaves::of(config.ffn_size)?;
-        if rank >= tensor {
-            return Err(ShardError::NoSuchRank { tensor, rank });
-        }
-        let tiles = config.vocab_size.div_ceil(VOCAB_TILE);
-        Self::check_limit(config, leaves, tiles, tensor)?;
-        let q_heads = part(config.q_heads, tensor, rank);
-        let per_kv = config.q_heads / config.kv_heads;
-        let tiles = part(tiles, tensor, rank);
-        Ok(RankShard {
-            tensor,
-            rank,
-            kv_heads: q_heads.start / per_kv..q_heads.end.div_ceil(per_kv),
-            q_heads,
-            ffn_leaves: part(leaves.count, tensor, rank),
-            leaves,
-            vocab: tiles.start * VOCAB_TILE..(tiles.end * VOCAB_TILE).min(config.vocab_size),
-            hidden_size: config.hidden_size,
-            head_dim: config.head_dim,
-            vocab_size: config.vocab_size,
-        })
-    }
-
-    /// The shards of all ranks of a group, in order of rank.
-    pub fn all(config: &LlamaConfig, tensor: u32) -> Result<Vec<RankShard>, ShardError> {
-        if tensor == 0 {
-            return Err(ShardError::NoSuchRank { tensor, rank: 0 });
-        }
-        // The first rank fails for every reason that a later one could, before anything is collected.
-        Self::new(config, tensor, 0)?;
-        (0..tensor).map(|rank| Self::new(config, tensor, rank)).collect()
-    }
-
-    fn check_limit(
-        config: &LlamaConfig,
-        leaves: FfnLeaves,
-        tiles: u32,
-        tensor: u32,
-    ) -> Result<(), ShardError> {
-        let limits = [
-            (
-                config.q_heads,
-                "q heads",
-                ", and more replicas for more throughput",
-            ),
-            (leaves.count, "leaves of the feed-forward layer", ""),
-            (tiles, "tiles of 128 vocabulary rows", ""),
-        ];
-        match limits.into_iter().find(|(limit, ..)| tensor > *limit) {
-            Some((limit, what, hint)) => Err(ShardError::TooManyRanks {
-                tensor,
-                limit,
-                what,
-                hint,
-            }),
-            None => Ok(()),
-        }
-    }
-}
-
-/// Part `index` of `0 .. count` in `parts` contiguous parts; the first `count % parts` are one larger.
-fn part(count: u32, parts: u32, index: u32) -> Range<u32> {
-    let (base, larger) = (count / parts, count % parts);
-    let start = |index: u32| index * base + index.min(larger);
-    start(index)..start(index + 1)
-}
-
-/// What one rank holds.
+/// What one rank holds. Sets count in the whole model.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct RankShard {
-    /// Ranks in the group.
-    pub tensor: u32,
-    /// This rank.
+    /// Arrangement of the whole group.
+    pub topology: Topology,
+    /// This rank in the whole group.
     pub rank: u32,
+    /// The layers of its stage.
+    pub layers: Range<u32>,
     /// Its q heads.
-    pub q_heads: Range<u32>,
+    pub q_heads: Runs,
     /// The kv heads that its q heads read.
-    pub kv_heads: Range<u32>,
+    pub kv_heads: Runs,
     /// Its leaves of the feed-forward layer.
-    pub ffn_leaves: Range<u32>,
+    pub ffn_leaves: Runs,
     /// Number and width of the model's leaves.
     pub leaves: FfnLeaves,
-    /// Its vocabulary rows of the head; starts at a multiple of [`VOCAB_TILE`].
-    pub vocab: Range<u32>,
+    /// Its tiles of [`VOCAB_TILE`] vocabulary rows.
+    pub vocab_tiles: Runs,
     hidden_size: u32,
     head_dim: u32,
     vocab_size: u32,
+    q_heads_per_kv: u32,
 }
 
-/// A rectangle of a tensor.
-#[derive(Clone, Debug, PartialEq, Eq)]
+/// The part of a tensor that a rank holds: all columns of some rows, or some columns of all rows. Empty sets where it
+/// holds nothing.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Slice {
     /// Rows of the whole tensor.
-    pub rows: Range<u64>,
+    pub rows: Runs,
     /// Columns of the whole tensor.
-    pub cols: Range<u64>,
+    pub cols: Runs,
 }
 
 impl RankShard {
-    /// The elements of the feed-forward layer that the rank holds: rows of `gate` and `up`, columns of `down`.
+    /// The stage of the pipeline.
     #[must_use]
-    pub fn ffn(&self) -> Range<u32> {
-        self.ffn_leaves.start * self.leaves.width..self.ffn_leaves.end * self.leaves.width
+    pub fn stage(&self) -> u32 {
+        self.topology.stage(self.rank)
     }
 
-    /// The part of a tensor of `kind` that the rank holds.
+    /// The elements of the feed-forward layer that the rank holds: rows of `gate` and `up`, columns of `down`.
     #[must_use]
-    pub fn slice(&self, kind: TensorKind) -> Slice {
-        let scaled = |range: &Range<u32>, by: u32| {
-            u64::from(range.start) * u64::from(by)..u64::from(range.end) * u64::from(by)
-        };
-        let hidden = 0..u64::from(self.hidden_size);
-        match kind {
-            TensorKind::InputNorm | TensorKind::PostAttentionNorm | TensorKind::FinalNorm => Slice {
-                rows: 0..1,
-                cols: hidden,
-            },
-            TensorKind::Embed => Slice {
-                rows: 0..u64::from(self.vocab_size),
-                cols: hidden,
-            },
-            TensorKind::Head => Slice {
-                rows: scaled(&self.vocab, 1),
-                cols: hidden,
-            },
-            TensorKind::Q => Slice {
-                rows: scaled(&self.q_heads, self.head_dim),
-                cols: hidden,
-            },
-            TensorKind::K | TensorKind::V => Slice {
-                rows: scaled(&self.kv_heads, self.head_dim),
-                cols: hidden,
-            },
-            TensorKind::O => Slice {
-                rows: hidden,
-                cols: scaled(&self.q_heads, self.head_dim),
-            },
-            TensorKind::Gate | TensorKind::Up => Slice {
-                rows: scaled(&self.ffn(), 1),
-                cols: hidden,
-            },
-            TensorKind::Down => Slice {
-                rows: hidden,
-                cols: scaled(&self.ffn(), 1),
-            },
+    pub fn ffn(&self) -> Runs {
+        self.ffn_leaves.scaled(self.leaves.width, u32::MAX)
+    }
+
+    /// Its vocabulary rows.
+    #[must_use]
+    pub fn vocab(&self) -> Runs {
+        self.vocab_tiles.scaled(VOCAB_TILE, self.vocab_size)
+    }
+
+    /// Whether the rank's stage has that tensor.
+    #[must_use]
+    pub fn has(&self, id: TensorId) -> bool {
+        match (id.layer, id.kind) {
+            (Some(layer), _) => self.layers.contains(&layer),
+            (None, TensorKind::Embed) => self.stage() == 0,
+            (None, _) => self.stage() + 1 == self.topology.pipeline,
         }
+    }
+
+    /// The part of a tensor that the rank holds.
+    #[must_use]
+    pub fn slice(&self, id: TensorId) -> Slice {
+        if !self.has(id) {
+            return Slice::default();
+        }
+        let heads = |heads: &Runs| heads.scaled(self.head_dim, u32::MAX);
+        let hidden = Runs::from(0..self.hidden_size);
+        let (rows, cols) = match id.kind {
+            TensorKind::InputNorm | TensorKind::PostAttentionNorm | TensorKind::FinalNorm => {
+                (Runs::from(0..1), hidden)
+            }
+            TensorKind::Embed | TensorKind::Head => (self.vocab(), hidden),
+            TensorKind::Q => (heads(&self.q_heads), hidden),
+            TensorKind::K | TensorKind::V => (heads(&self.kv_heads), hidden),
+            TensorKind::O => (hidden, heads(&self.q_heads)),
+            TensorKind::Gate | TensorKind::Up => (self.ffn(), hidden),
+            TensorKind::Down => (hidden, self.ffn()),
+        };
+        Slice { rows, cols }
     }
 }
 

@@ -3,10 +3,12 @@
 use serde::Serialize;
 
 use crate::checkpoint::Checkpoint;
+use crate::config::LlamaConfig;
 use crate::dtype::Dtype;
 use crate::layout::{ModelLayout, TensorKind};
-use crate::load::rank_bytes;
-use crate::shard::ShardPlan;
+use crate::piece::rank_bytes;
+use crate::shard::{RankShard, ShardPlan};
+use crate::topology::Topology;
 
 /// Group sizes that are listed where the model allows them, beside the one asked for.
 const LISTED: [u32; 9] = [1, 2, 3, 4, 5, 8, 9, 16, 32];
@@ -59,15 +61,18 @@ pub struct CheckpointSummary {
     pub plans: Vec<TensorPlan>,
     /// Why the group size asked for cannot be used.
     pub problem: Option<String>,
+    /// What the program that wrote this can compute on: `cpu`, `cuda`. Left empty here, where nothing is computed.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub backends: Vec<String>,
 }
 
 impl CheckpointSummary {
-    /// Sum up a checked checkpoint for groups of `tensor` ranks.
+    /// Sum up a checked checkpoint for groups of that `topology`.
     #[must_use]
-    pub fn new(checkpoint: &Checkpoint, layout: &ModelLayout, tensor: u32) -> Self {
+    pub fn new(checkpoint: &Checkpoint, layout: &ModelLayout, topology: Topology) -> Self {
         let config = checkpoint.config();
         let mut sizes = LISTED.to_vec();
-        sizes.push(tensor);
+        sizes.push(topology.tensor);
         sizes.sort_unstable();
         sizes.dedup();
         Self {
@@ -92,25 +97,32 @@ impl CheckpointSummary {
                 .into_iter()
                 .filter_map(|tensor| plan(checkpoint, layout, tensor))
                 .collect(),
-            problem: ShardPlan::all(config, tensor)
+            problem: ShardPlan::new(config, topology)
                 .err()
                 .map(|error| error.to_string()),
+            backends: Vec::new(),
         }
     }
 }
 
 fn plan(checkpoint: &Checkpoint, layout: &ModelLayout, tensor: u32) -> Option<TensorPlan> {
     let config = checkpoint.config();
-    let shards = ShardPlan::all(config, tensor).ok()?;
-    let per_head = config.kv_bytes_per_head() * u64::from(config.layers);
+    let split = ShardPlan::new(config, Topology::tensor(tensor)).ok()?;
+    let shards = split.shards();
     Some(TensorPlan {
         tensor,
         weight_bytes_per_rank: shards.iter().map(|shard| rank_bytes(layout, shard)).max()?,
         kv_bytes_per_token_per_rank: shards
             .iter()
-            .map(|shard| per_head * shard.kv_heads.len() as u64)
+            .map(|shard| kv_bytes_per_token(config, shard))
             .max()?,
     })
+}
+
+/// Bytes that one token takes in the KV cache of a rank, in bf16.
+#[must_use]
+pub fn kv_bytes_per_token(config: &LlamaConfig, shard: &RankShard) -> u64 {
+    config.kv_bytes_per_head() * shard.layers.len() as u64 * u64::from(shard.kv_heads.len())
 }
 
 fn weight_form(layout: &ModelLayout) -> &'static str {
@@ -130,10 +142,7 @@ fn weight_form(layout: &ModelLayout) -> &'static str {
 }
 
 fn parameters(layout: &ModelLayout) -> u64 {
-    let tied = |name: &str| name.starts_with("model.embed_tokens");
-    let counted = layout
-        .tensors
-        .iter()
-        .filter(|tensor| tensor.id.kind != TensorKind::Head || !tied(&tensor.name));
+    let again = |kind| kind == TensorKind::Head && layout.is_tied();
+    let counted = layout.tensors.iter().filter(|tensor| !again(tensor.id.kind));
     counted.map(|tensor| tensor.rows * tensor.cols).sum()
 }

@@ -15,8 +15,7 @@ use llamero_checkpoint::config::Llama3Rope;
 use llamero_checkpoint::convert::{ConvertOptions, gguf_to_hugging_face};
 use llamero_checkpoint::dtype::extend_f32;
 use llamero_checkpoint::gguf::GgufFile;
-use llamero_checkpoint::quantize::{QuantizeOptions, to_fbgemm_fp8};
-use llamero_checkpoint::{Checkpoint, Dtype, ModelLayout, Result};
+use llamero_checkpoint::{Checkpoint, ModelLayout, Result};
 use proptest::prelude::*;
 use serde_json::Value;
 
@@ -71,7 +70,7 @@ fn a_small_llama() {
     let config = checkpoint.config();
     assert!(!config.tie_word_embeddings && config.rope_scaling.is_none());
     assert_eq!((config.rms_norm_eps, config.rope_theta), (1e-5, 500_000.0));
-    assert_eq!(checkpoint.eos_token_ids(), [5]);
+    assert_eq!(checkpoint.generation().eos_token_ids, [5]);
 
     // The embedding counts up from 1; v and others keep their order; q and k get theirs back, head by head.
     assert_eq!(
@@ -113,69 +112,6 @@ fn a_small_llama() {
 }
 
 #[test]
-fn a_tied_model_is_untied_by_quantising_its_head_and_stays_tied_otherwise() {
-    let mut gguf = tiny();
-    add_tensors(&mut gguf, true);
-    let folder = tempfile::tempdir().unwrap();
-    let plain = convert(folder.path(), &gguf.bytes()).unwrap();
-    assert!(plain.config().tie_word_embeddings);
-
-    let quantize = |name: &str, keep: &[&str]| {
-        let target = folder.path().join(name);
-        let options = QuantizeOptions {
-            keep: keep.iter().map(ToString::to_string).collect(),
-            ..Default::default()
-        };
-        to_fbgemm_fp8(plain.folder(), &target, &options, &mut |_| ()).unwrap();
-        let checkpoint = Checkpoint::open(&target).unwrap();
-        ModelLayout::check(&checkpoint).unwrap();
-        checkpoint
-    };
-    let all = quantize("all", &[]);
-    assert!(!all.config().tie_word_embeddings);
-    assert_eq!(all.tensor("lm_head.weight").unwrap().dtype, Dtype::F8E4M3);
-    assert_eq!(all.tensor("lm_head.weight_scale").unwrap().shape, [6, 1]);
-    assert_eq!(
-        all.tensor("model.embed_tokens.weight").unwrap().dtype,
-        Dtype::BF16
-    );
-    assert_eq!(
-        all.config().quantization.as_ref().unwrap().activation_scale_ub,
-        Some(1200.0)
-    );
-    assert!(all.folder().join("tokenizer.json").exists());
-
-    let some = quantize("some", &["lm_head", "model.layers.0.self_attn"]);
-    assert!(some.config().tie_word_embeddings && some.tensor("lm_head.weight").is_none());
-    assert_eq!(
-        some.tensor("model.layers.0.self_attn.q_proj.weight")
-            .unwrap()
-            .dtype,
-        Dtype::BF16
-    );
-    assert_eq!(
-        some.tensor("model.layers.0.mlp.up_proj.weight").unwrap().dtype,
-        Dtype::F8E4M3
-    );
-    assert_eq!(some.config().quantization.as_ref().unwrap().excluded.len(), 2);
-
-    let again = to_fbgemm_fp8(
-        all.folder(),
-        &folder.path().join("again"),
-        &QuantizeOptions::default(),
-        &mut |_| (),
-    );
-    assert!(again.unwrap_err().to_string().contains("F8_E4M3 already"));
-    let target = to_fbgemm_fp8(
-        plain.folder(),
-        all.folder(),
-        &QuantizeOptions::default(),
-        &mut |_| (),
-    );
-    assert!(target.unwrap_err().to_string().contains("not empty"));
-}
-
-#[test]
 fn llama_3_1s_rotary_factors_become_its_parameters() {
     let mut gguf = tiny();
     gguf.number("llama.attention.key_length", 8);
@@ -212,6 +148,67 @@ fn llama_3_1s_rotary_factors_become_its_parameters() {
     assert!(refusal(&other).contains("Llama 3.1's and 3.2's can be converted"));
 }
 
+fn converted(change: impl FnOnce(&mut Gguf)) -> (Value, Value, Value) {
+    let mut gguf = tiny();
+    change(&mut gguf);
+    add_tensors(&mut gguf, false);
+    let folder = tempfile::tempdir().unwrap();
+    let checkpoint = convert(folder.path(), &gguf.bytes()).unwrap();
+    let read = |name: &str| json(&checkpoint.folder().join(name));
+    (
+        read("config.json"),
+        read("generation_config.json"),
+        read("tokenizer.json"),
+    )
+}
+
+#[test]
+fn every_token_that_ends_an_answer_joins_the_list() {
+    let (config, generation, _) = converted(|_| ());
+    assert_eq!(
+        (&config["eos_token_id"], &generation["eos_token_id"]),
+        (&5.into(), &5.into())
+    );
+
+    let (config, generation, _) = converted(|gguf| {
+        gguf.number("tokenizer.ggml.eot_token_id", 3);
+        gguf.number("tokenizer.ggml.eom_token_id", 4);
+    });
+    let wanted = serde_json::json!([3, 4, 5]);
+    assert_eq!(
+        (&config["eos_token_id"], &generation["eos_token_id"]),
+        (&wanted, &wanted)
+    );
+
+    // As llama.cpp converts Llama 3.1 Instruct: only eos is named, the others are known by their texts.
+    let texts = [
+        "a",
+        "<|end_of_text|>",
+        "ab",
+        "<|eom_id|>",
+        "<|begin_of_text|>",
+        "<|eot_id|>",
+    ];
+    let (config, ..) = converted(|gguf| gguf.texts("tokenizer.ggml.tokens", &texts));
+    assert_eq!(config["eos_token_id"], serde_json::json!([1, 3, 5]));
+}
+
+#[test]
+fn without_a_flag_the_family_decides_whether_texts_start_with_a_token() {
+    let starts = |flag: Option<bool>, pre: &str| {
+        let (.., tokenizer) = converted(|gguf| {
+            gguf.text("tokenizer.ggml.pre", pre);
+            match flag {
+                Some(flag) => gguf.flag("tokenizer.ggml.add_bos_token", flag),
+                None => gguf.rename("tokenizer.ggml.add_bos_token", "tokenizer.ggml.add_bos_other"),
+            }
+        });
+        tokenizer["post_processor"]["type"] == "TemplateProcessing"
+    };
+    assert!(starts(None, "llama-bpe") && !starts(None, "smollm"));
+    assert!(starts(Some(true), "smollm") && !starts(Some(false), "llama-bpe"));
+}
+
 #[test]
 fn other_models_are_refused_by_name() {
     let mut other = Gguf::new();
@@ -231,6 +228,46 @@ fn other_models_are_refused_by_name() {
     add_tensors(&mut experts, false);
     assert!(refusal(&experts).contains("experts"));
 
+    let mut split = tiny();
+    split.number("split.no", 0);
+    split.number("split.count", 4);
+    let said = refusal(&split);
+    assert!(
+        said.contains("part 1 of a model in 4 files") && said.contains("--merge"),
+        "{said}"
+    );
+
+    let with = |key: &str, value: u32| {
+        let mut gguf = tiny();
+        gguf.number(key, value);
+        add_tensors(&mut gguf, false);
+        refusal(&gguf)
+    };
+    assert!(with("llama.attention.sliding_window", 64).contains("sliding_window"));
+    assert!(with("llama.attention.value_length", 4).contains("value_length"));
+    assert!(with("llama.rope.dimension_count", 4).contains("dimension_count"));
+    assert!(with("tokenizer.ggml.eot_token_id", 6).contains("not one of the 6 tokens"));
+
+    let mut linear = tiny();
+    linear.float("llama.rope.scaling.factor", 4.0);
+    add_tensors(&mut linear, false);
+    assert!(refusal(&linear).contains("linear by 4"));
+
+    let mut bias = tiny();
+    add_tensors(&mut bias, false);
+    bias.tensor("blk.0.attn_q.bias", &[HIDDEN], vec![0.5; HIDDEN as usize]);
+    assert!(refusal(&bias).contains("blk.0.attn_q.bias"));
+
+    let mut more = tiny();
+    more.texts("tokenizer.ggml.tokens", &["a", "b", "c", "d", "e", "f", "g"]);
+    add_tensors(&mut more, false);
+    assert!(refusal(&more).contains("lists 7 tokens and has embeddings for 6"));
+
+    let mut ends = tiny();
+    ends.flag("tokenizer.ggml.add_eos_token", true);
+    add_tensors(&mut ends, false);
+    assert!(refusal(&ends).contains("add_eos_token"));
+
     let mut tokenizer = tiny();
     tokenizer.text("tokenizer.ggml.pre", "deepseek");
     add_tensors(&mut tokenizer, false);
@@ -249,6 +286,7 @@ fn damaged_files_are_refused() {
         GgufFile::open(&path).expect_err("must be refused").to_string()
     };
     assert!(refusal(b"<html>").contains("not a GGUF file"));
+    assert!(refusal(b"version https://git-lfs.github.com/spec/v1\n").contains("git lfs pull"));
     assert!(refusal(&good[..2]).contains("cut off"));
     assert!(refusal(&good[..good.len() - 4]).contains("ends beyond the end of the file"));
     let with = |at: usize, bytes: &[u8]| {
@@ -261,7 +299,20 @@ fn damaged_files_are_refused() {
     assert!(refusal(&with(16, &(1u64 << 40).to_le_bytes())).contains("more than it can hold"));
     let name = good.windows(6).position(|window| window == b"blk.0.").unwrap();
     let code = name + "blk.0.attn_norm.weight".len() + 4 + 8;
-    assert!(refusal(&with(code, &11u32.to_le_bytes())).contains("ggml type 11"));
+    for (number, name) in [
+        (23u32, "IQ4_XS"),
+        (39, "MXFP4"),
+        (34, "TQ1_0"),
+        (15, "Q8_K"),
+        (99, "number 99"),
+    ] {
+        let said = refusal(&with(code, &number.to_le_bytes()));
+        assert!(
+            said.contains(&format!("ggml type {name}, which cannot be converted")),
+            "{said}"
+        );
+    }
+    assert!(refusal(&with(4, &3u32.to_be_bytes())).contains("big-endian"));
     // Every cut inside the header is noticed.
     for length in (0..good.len() - FFN as usize * 4).step_by(7) {
         refusal(&good[..length]);

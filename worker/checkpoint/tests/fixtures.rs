@@ -10,8 +10,9 @@ mod common;
 use std::collections::BTreeMap;
 use std::fs;
 
+use common::gguf::Gguf;
 use common::{bytes, fixture, floats, model};
-use llamero_checkpoint::gguf::{GgmlType, GgufFile};
+use llamero_checkpoint::gguf::GgufFile;
 use llamero_checkpoint::quantize::quantize_row;
 use llamero_checkpoint::safetensors::SafetensorsFile;
 use llamero_checkpoint::{Checkpoint, e4m3};
@@ -41,24 +42,40 @@ fn same_bits(ours: &[f32], wanted: &[f32], what: &str) {
     }
 }
 
+/// Of every type by its number in a file, two rows that are read one by one.
 #[test]
 fn all_block_formats_are_dequantised_exactly() {
     let file = SafetensorsFile::open(&fixture("ggml-blocks.safetensors")).unwrap();
     let kinds = [
-        ("F32", GgmlType::F32),
-        ("F16", GgmlType::F16),
-        ("BF16", GgmlType::BF16),
-        ("Q4_0", GgmlType::Q4_0),
-        ("Q4_1", GgmlType::Q4_1),
-        ("Q5_0", GgmlType::Q5_0),
-        ("Q5_1", GgmlType::Q5_1),
-        ("Q8_0", GgmlType::Q8_0),
-        ("Q6_K", GgmlType::Q6K),
+        ("F32", 0),
+        ("F16", 1),
+        ("BF16", 30),
+        ("Q4_0", 2),
+        ("Q4_1", 3),
+        ("Q5_0", 6),
+        ("Q5_1", 7),
+        ("Q8_0", 8),
+        ("Q2_K", 10),
+        ("Q3_K", 11),
+        ("Q4_K", 12),
+        ("Q5_K", 13),
+        ("Q6_K", 14),
     ];
     assert_eq!(file.header().tensors.len(), 2 * kinds.len());
-    for (name, kind) in kinds {
+    let mut gguf = Gguf::new();
+    for (name, code) in kinds {
+        let cols = floats(&file, &format!("{name}.values")).len() as u64 / 2;
+        gguf.stored(name, &[cols, 2], code, bytes(&file, &format!("{name}.raw")));
+    }
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("blocks.gguf");
+    fs::write(&path, gguf.bytes()).unwrap();
+    let gguf = GgufFile::open(&path).unwrap();
+    for (name, _) in kinds {
         let mut values = Vec::new();
-        kind.dequantize(&bytes(&file, &format!("{name}.raw")), &mut values);
+        for row in 0..2 {
+            gguf.read_f32(&gguf.tensors()[name], row, 1, &mut values).unwrap();
+        }
         same_bits(&values, &floats(&file, &format!("{name}.values")), name);
     }
 }

@@ -12,7 +12,7 @@ use crate::error::{IoError, Result};
 /// Defaults of generation; a field is none or empty when the file does not have it.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct GenerationConfig {
-    /// Tokens that end a text.
+    /// Tokens that end a text (Llama 3.1 Instruct: `<|end_of_text|>`, `<|eom_id|>`, `<|eot_id|>`).
     pub eos_token_ids: Vec<u32>,
     /// Token that starts a text.
     pub bos_token_id: Option<u32>,
@@ -39,6 +39,9 @@ struct Raw {
 
 impl GenerationConfig {
     /// Read the file at `path`; a file that is not there is the default.
+    ///
+    /// # Errors
+    /// Not JSON, a value of another type, or an advised value that no request could ask for.
     pub fn read(path: &Path) -> Result<Self> {
         if !path.exists() {
             return Ok(Self::default());
@@ -48,6 +51,13 @@ impl GenerationConfig {
             path: path.to_path_buf(),
             source,
         })?;
+        // Written so that NaN fails.
+        if let Some(given) = raw.temperature.filter(|given| !(0.0..=2.0).contains(given)) {
+            return Err(advice("temperature", given, "it must lie from 0 to 2").into());
+        }
+        if let Some(given) = raw.top_p.filter(|given| !(*given > 0.0 && *given <= 1.0)) {
+            return Err(advice("top_p", given, "it must lie above 0 and at most at 1").into());
+        }
         Ok(Self {
             eos_token_ids: raw.eos_token_id.into_vec(),
             bos_token_id: raw.bos_token_id,
@@ -56,6 +66,14 @@ impl GenerationConfig {
             top_p: raw.top_p,
             top_k: raw.top_k,
         })
+    }
+}
+
+fn advice(field: &'static str, given: f32, reason: &'static str) -> ConfigError {
+    ConfigError::Generation {
+        field,
+        value: given.to_string(),
+        reason,
     }
 }
 
@@ -87,6 +105,17 @@ mod tests {
             GenerationConfig::read(&path).unwrap().eos_token_ids,
             [128_001, 128_009]
         );
+        for (text, field) in [
+            (r#"{"temperature": 2.5}"#, "temperature is 2.5"),
+            (r#"{"top_p": 0}"#, "top_p is 0"),
+        ] {
+            fs::write(&path, text).unwrap();
+            let refusal = GenerationConfig::read(&path).unwrap_err().to_string();
+            assert!(
+                refusal.contains(field) && refusal.contains("generation_config.json"),
+                "{refusal}"
+            );
+        }
         fs::write(&path, "{").unwrap();
         assert!(
             GenerationConfig::read(&path)

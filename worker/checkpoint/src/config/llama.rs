@@ -6,7 +6,7 @@ use std::path::Path;
 use serde::Deserialize;
 use serde_json::Value;
 
-use super::{ConfigError, Llama3Rope, Quantization, rope, value};
+use super::{ConfigError, Llama3Rope, Quantization, rope, unsupported, value};
 use crate::error::{IoError, Result};
 
 /// A checked Llama configuration. Every size is at least 1, `q_heads` is a multiple of `kv_heads`, `head_dim` is even.
@@ -56,15 +56,8 @@ struct Raw {
     intermediate_size: Option<u32>,
     vocab_size: Option<u32>,
     rms_norm_eps: Option<f64>,
-    rope_theta: Option<f64>,
-    rope_scaling: Option<Value>,
-    rope_parameters: Option<Value>,
     tie_word_embeddings: Option<bool>,
     max_position_embeddings: Option<u32>,
-    quantization_config: Option<Value>,
-    hidden_act: Option<String>,
-    attention_bias: Option<bool>,
-    mlp_bias: Option<bool>,
     #[serde(default)]
     eos_token_id: TokenIds,
     bos_token_id: Option<u32>,
@@ -72,7 +65,7 @@ struct Raw {
 
 /// One id, several, or none.
 #[derive(Default, Deserialize)]
-#[serde(untagged)]
+#[serde(untagged, expecting = "an id of a token, or a list of ids, was expected")]
 pub(super) enum TokenIds {
     #[default]
     None,
@@ -118,18 +111,20 @@ impl LlamaConfig {
         })?;
         let sidecar = path.with_file_name("hf_quant_config.json");
         if config.quantization.is_none() && sidecar.is_file() {
-            config.quantization = Some(Quantization::from_sidecar(&json(&sidecar, &read(&sidecar)?)?)?);
+            config.quantization = Quantization::from_sidecar(&json(&sidecar, &read(&sidecar)?)?)?;
         }
         Ok(config)
     }
 
     /// Check a parsed `config.json`.
     pub fn from_json(json: Value) -> Result<Self, ConfigError> {
-        let raw: Raw = serde_json::from_value(json).map_err(|source| ConfigError::Json {
+        let raw = Raw::deserialize(&json).map_err(|source| ConfigError::Json {
             path: "config.json".into(),
             source,
         })?;
         check_architecture(&raw)?;
+        unsupported::check(&json)?;
+        let (rope_theta, rope_scaling) = rope::parse(&json)?;
         let hidden_size = size("hidden_size", raw.hidden_size)?;
         let q_heads = size("num_attention_heads", raw.num_attention_heads)?;
         let kv_heads = size("num_key_value_heads", raw.num_key_value_heads.or(Some(q_heads)))?;
@@ -161,20 +156,6 @@ impl LlamaConfig {
         if !(rms_norm_eps > 0.0 && rms_norm_eps < 1.0) {
             return Err(value("rms_norm_eps", rms_norm_eps, "it must lie between 0 and 1"));
         }
-        // transformers 5 moved both rotary fields into `rope_parameters`.
-        let parameters = raw.rope_parameters.as_ref();
-        let rope_theta = raw
-            .rope_theta
-            .or_else(|| parameters.and_then(|object| object.get("rope_theta")?.as_f64()))
-            .unwrap_or(10_000.0);
-        if !(rope_theta.is_finite() && rope_theta > 1.0) {
-            return Err(value("rope_theta", rope_theta, "it must be larger than 1"));
-        }
-        let scaling = raw
-            .rope_scaling
-            .as_ref()
-            .or(parameters)
-            .filter(|value| !value.is_null());
         Ok(Self {
             hidden_size,
             layers: size("num_hidden_layers", raw.num_hidden_layers)?,
@@ -185,15 +166,10 @@ impl LlamaConfig {
             vocab_size: size("vocab_size", raw.vocab_size)?,
             rms_norm_eps,
             rope_theta,
-            rope_scaling: scaling.map(rope::parse_scaling).transpose()?.flatten(),
+            rope_scaling,
             tie_word_embeddings: raw.tie_word_embeddings.unwrap_or(false),
             max_position_embeddings: size("max_position_embeddings", raw.max_position_embeddings)?,
-            quantization: raw
-                .quantization_config
-                .as_ref()
-                .filter(|value| !value.is_null())
-                .map(Quantization::from_config)
-                .transpose()?,
+            quantization: Quantization::from_config(&json)?,
             eos_token_ids: raw.eos_token_id.into_vec(),
             bos_token_id: raw.bos_token_id,
         })
@@ -221,18 +197,6 @@ fn check_architecture(raw: &Raw) -> Result<(), ConfigError> {
             });
         }
         (_, None) => return Err(ConfigError::Missing { field: "model_type" }),
-    }
-    if let Some(other) = raw.hidden_act.as_deref().filter(|act| *act != "silu") {
-        return Err(value("hidden_act", other, "only \"silu\" is supported"));
-    }
-    for (field, set) in [("attention_bias", raw.attention_bias), ("mlp_bias", raw.mlp_bias)] {
-        if set == Some(true) {
-            return Err(value(
-                field,
-                true,
-                "Llama 3 models have no biases; such weights are not supported",
-            ));
-        }
     }
     Ok(())
 }
@@ -298,6 +262,46 @@ mod tests {
             plain.unwrap().rope_scaling.is_some(),
             "rope_scaling wins where both exist"
         );
+        let mut inside = llama_8b();
+        inside["rope_scaling"] = Value::Null;
+        inside["rope_parameters"] = json!({"rope_type": "default", "rope_theta": 10_000});
+        let inside = LlamaConfig::from_json(inside).unwrap();
+        assert_eq!((inside.rope_theta, inside.rope_scaling), (10_000.0, None));
+    }
+
+    #[test]
+    fn what_says_the_usual_changes_nothing() {
+        let mut json = llama_8b();
+        for (field, value) in [
+            ("attention_bias", json!(false)),
+            ("mlp_bias", Value::Null),
+            ("hidden_act", json!("silu")),
+            ("head_dim", json!(128)),
+            ("sliding_window", json!(4096)),
+            ("use_sliding_window", json!(false)),
+            ("layer_types", json!(["full_attention"])),
+            ("partial_rotary_factor", json!(1.0)),
+            ("pretraining_tp", json!(1)),
+            ("torch_dtype", json!("bfloat16")),
+            ("dtype", json!("bfloat16")),
+            ("quantization_config", Value::Null),
+        ] {
+            json[field] = value;
+        }
+        assert_eq!(
+            LlamaConfig::from_json(json).unwrap(),
+            LlamaConfig::from_json(llama_8b()).unwrap()
+        );
+        assert_eq!(with("rope_scaling", Value::Null).unwrap().rope_scaling, None);
+        assert_eq!(with("rope_scaling", json!({})).unwrap().rope_scaling, None);
+        assert_eq!(with("head_dim", json!(64)).unwrap().head_dim, 64);
+        assert_eq!(with("eos_token_id", json!(2)).unwrap().eos_token_ids, [2]);
+        assert!(
+            with("eos_token_id", Value::Null)
+                .unwrap()
+                .eos_token_ids
+                .is_empty()
+        );
     }
 
     #[test]
@@ -306,14 +310,33 @@ mod tests {
         assert!(refusal("architectures", json!(["MistralForCausalLM"])).contains("MistralForCausalLM"));
         assert!(refusal("model_type", json!("qwen3")).contains("qwen3"));
         assert!(refusal("hidden_act", json!("gelu")).contains("gelu"));
-        assert!(refusal("mlp_bias", json!(true)).contains("mlp_bias"));
+        for (field, value) in [
+            ("mlp_bias", json!(true)),
+            ("attention_bias", json!(true)),
+            ("sliding_window", json!(4096)),
+            ("layer_types", json!(["full_attention", "sliding_attention"])),
+            ("partial_rotary_factor", json!(0.5)),
+            ("attention_multiplier", json!(0.015_625)),
+            ("logits_scaling", json!(8.0)),
+            ("num_local_experts", json!(8)),
+            ("no_rope_layers", json!([1, 1, 1, 0])),
+            ("rope_theta", json!("500000")),
+            ("rope_scaling", json!(8.0)),
+        ] {
+            assert!(refusal(field, value).contains(field), "{field}");
+        }
         assert!(refusal("num_key_value_heads", json!(5)).contains("must divide"));
         assert!(refusal("hidden_size", json!(0)).contains("between 1 and"));
         assert!(refusal("hidden_size", json!(4_000_000_000u64)).contains("between 1 and"));
         assert!(refusal("head_dim", json!(63)).contains("even"));
         assert!(refusal("vocab_size", Value::Null).contains("lacks vocab_size"));
         assert!(refusal("rms_norm_eps", json!(-1.0)).contains("rms_norm_eps"));
-        assert!(refusal("rope_scaling", json!({"rope_type": "yarn", "factor": 4.0})).contains("yarn"));
+        for kind in ["yarn", "linear", "dynamic", "longrope"] {
+            assert!(refusal("rope_scaling", json!({"rope_type": kind, "factor": 4.0})).contains(kind));
+            assert!(refusal("rope_scaling", json!({"type": kind, "factor": 4.0})).contains(kind));
+        }
+        assert!(refusal("rope_scaling", json!({"rope_type": 3})).contains("must be a text"));
+        assert!(refusal("eos_token_id", json!(["</s>"])).contains("list of ids"));
         assert!(refusal("quantization_config", json!({"quant_method": "awq"})).contains("awq"));
     }
 }

@@ -4,6 +4,7 @@ mod generation;
 mod llama;
 mod quantization;
 mod rope;
+mod unsupported;
 
 pub use generation::GenerationConfig;
 pub use llama::LlamaConfig;
@@ -52,6 +53,16 @@ pub enum ConfigError {
         /// What it says.
         value: String,
         /// Why it is refused and what would be taken.
+        reason: &'static str,
+    },
+    /// Advice that no request could follow.
+    #[error("generation_config.json: {field} is {value}: {reason}; correct it or delete the field")]
+    Generation {
+        /// The field.
+        field: &'static str,
+        /// What it says.
+        value: String,
+        /// What would be taken.
         reason: &'static str,
     },
     /// A quantisation scheme that is not supported.

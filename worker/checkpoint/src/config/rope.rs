@@ -39,16 +39,54 @@ impl Llama3Rope {
     }
 }
 
-/// `rope_scaling` or `rope_parameters`: none for the default, the parameters for llama3, anything else is refused.
-pub(super) fn parse_scaling(json: &Value) -> Result<Option<Llama3Rope>, ConfigError> {
-    let kind = json
-        .get("rope_type")
-        .or_else(|| json.get("type"))
-        .and_then(Value::as_str)
-        .unwrap_or("default");
-    match kind {
-        "default" => Ok(None),
-        "llama3" => {
+/// Base and scaling of the frequencies. Before transformers 5, `rope_theta` stands beside `rope_scaling`; since then both
+/// are inside `rope_parameters`. Where fields disagree the rule is transformers' own: a `rope_scaling` that is not empty
+/// replaces `rope_parameters`, and a base inside wins over the one beside.
+pub(super) fn parse(config: &Value) -> Result<(f64, Option<Llama3Rope>), ConfigError> {
+    let object = |field: &'static str| match config.get(field) {
+        None | Some(Value::Null) => Ok(None),
+        Some(Value::Object(fields)) if fields.is_empty() => Ok(None),
+        Some(Value::Object(fields)) if fields.values().any(Value::is_object) => Err(value(
+            field,
+            &config[field],
+            "one rotation for each kind of layer is not supported",
+        )),
+        Some(Value::Object(_)) => Ok(Some((field, &config[field]))),
+        Some(other) => Err(value(field, other, "it must be an object or null")),
+    };
+    let given = match object("rope_scaling")? {
+        Some(scaling) => Some(scaling),
+        None => object("rope_parameters")?,
+    };
+    let inside = given.and_then(|(_, fields)| fields.get("rope_theta"));
+    let theta = match inside.or_else(|| config.get("rope_theta")) {
+        None | Some(Value::Null) => 10_000.0,
+        Some(theta) => theta
+            .as_f64()
+            .filter(|theta| theta.is_finite() && *theta > 1.0)
+            .ok_or_else(|| value("rope_theta", theta, "it must be a number larger than 1"))?,
+    };
+    let scaling = match given {
+        Some((field, fields)) => parse_scaling(field, fields)?,
+        None => None,
+    };
+    Ok((theta, scaling))
+}
+
+/// None for the default, the parameters for llama3; anything else is refused.
+fn parse_scaling(field: &'static str, json: &Value) -> Result<Option<Llama3Rope>, ConfigError> {
+    let partial = json.get("partial_rotary_factor").filter(|part| !part.is_null());
+    if let Some(part) = partial.filter(|part| part.as_f64() != Some(1.0)) {
+        return Err(value(
+            "partial_rotary_factor",
+            part,
+            "all of a head must be rotated",
+        ));
+    }
+    let kind = json.get("rope_type").or_else(|| json.get("type"));
+    match kind.map(|kind| kind.as_str().ok_or(kind)) {
+        None | Some(Ok("default")) => Ok(None),
+        Some(Ok("llama3")) => {
             let rope: Llama3Rope =
                 serde_json::from_value(json.clone()).map_err(|source| ConfigError::Json {
                     path: "config.json".into(),
@@ -60,17 +98,18 @@ pub(super) fn parse_scaling(json: &Value) -> Result<Option<Llama3Rope>, ConfigEr
                 && rope.original_max_position_embeddings > 0;
             sound.then_some(Some(rope)).ok_or_else(|| {
                 value(
-                    "rope_scaling",
+                    field,
                     json,
                     "llama3 needs factor >= 1, high_freq_factor > low_freq_factor > 0",
                 )
             })
         }
-        other => Err(value(
-            "rope_scaling",
+        Some(Ok(other)) => Err(value(
+            field,
             other,
             "only \"default\" and \"llama3\" are supported",
         )),
+        Some(Err(other)) => Err(value(field, other, "its rope_type must be a text")),
     }
 }
 

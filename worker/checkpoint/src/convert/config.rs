@@ -1,11 +1,13 @@
 //! `config.json` from GGUF metadata.
 
+use std::collections::BTreeSet;
+
 use serde_json::{Value, json};
 
 use super::ConvertError;
 use crate::config::{Llama3Rope, LlamaConfig};
 use crate::error::Result;
-use crate::gguf::{GgufFile, GgufValue};
+use crate::gguf::{GgufError, GgufFile, GgufValue};
 
 /// The configuration as written and as checked.
 pub(super) struct Converted {
@@ -37,6 +39,8 @@ pub(super) fn from_gguf(gguf: &GgufFile) -> Result<Converted> {
     }
     let (hidden, heads) = (number("embedding_length")?, number("attention.head_count")?);
     let head_dim = optional("llama.attention.key_length").unwrap_or(hidden / heads.max(1));
+    check_attention(gguf, head_dim)?;
+    let vocabulary = gguf.require_tensor("token_embd.weight")?.rows;
     let theta = gguf
         .metadata()
         .get("llama.rope.freq_base")
@@ -52,7 +56,7 @@ pub(super) fn from_gguf(gguf: &GgufFile) -> Result<Converted> {
         "num_key_value_heads": optional("llama.attention.head_count_kv").unwrap_or(heads),
         "head_dim": head_dim,
         "intermediate_size": number("feed_forward_length")?,
-        "vocab_size": gguf.require_tensor("token_embd.weight")?.rows,
+        "vocab_size": vocabulary,
         "max_position_embeddings": number("context_length")?,
         "rms_norm_eps": exact(gguf.require("llama.attention.layer_norm_rms_epsilon", GgufValue::as_f32)?),
         "rope_theta": theta,
@@ -61,12 +65,87 @@ pub(super) fn from_gguf(gguf: &GgufFile) -> Result<Converted> {
         "hidden_act": "silu",
         "attention_bias": false,
         "mlp_bias": false,
-        "bos_token_id": optional("tokenizer.ggml.bos_token_id"),
-        "eos_token_id": optional("tokenizer.ggml.eos_token_id"),
-        "pad_token_id": optional("tokenizer.ggml.padding_token_id"),
+        "bos_token_id": token(gguf, "bos", vocabulary)?,
+        "eos_token_id": one_or_many(&end_tokens(gguf, vocabulary)?),
+        "pad_token_id": token(gguf, "padding", vocabulary)?,
     });
     let llama = LlamaConfig::from_json(json.clone())?;
     Ok(Converted { json, llama })
+}
+
+/// What would change the answer and is not built: another head size for values, a rotation of a part of a head, a
+/// sliding window, biases (as tensors, see `weights`).
+fn check_attention(gguf: &GgufFile, head_dim: u32) -> Result<()> {
+    let optional = |key: &str| gguf.metadata().get(key).and_then(GgufValue::as_u32);
+    let checks = [
+        (
+            "llama.attention.value_length",
+            head_dim,
+            "values must be as wide as keys",
+        ),
+        (
+            "llama.rope.dimension_count",
+            head_dim,
+            "all of a head must be rotated",
+        ),
+        (
+            "llama.attention.sliding_window",
+            0,
+            "attention must see the whole context",
+        ),
+    ];
+    for (what, wanted, supported) in checks {
+        if let Some(found) = optional(what).filter(|found| *found != wanted) {
+            let found = found.to_string();
+            return Err(ConvertError::Unsupported {
+                what,
+                found,
+                supported,
+            }
+            .into());
+        }
+    }
+    Ok(())
+}
+
+/// The id in `tokenizer.ggml.{name}_token_id`, if it is there.
+fn token(gguf: &GgufFile, name: &str, vocabulary: u64) -> Result<Option<u32>> {
+    let key = format!("tokenizer.ggml.{name}_token_id");
+    match gguf.metadata().get(&key).map(GgufValue::as_u32) {
+        None => Ok(None),
+        Some(Some(id)) if u64::from(id) < vocabulary => Ok(Some(id)),
+        Some(_) => Err(GgufError::Damaged {
+            path: gguf.path().to_path_buf(),
+            reason: format!("{key} is not one of the {vocabulary} tokens; the file is damaged"),
+        }
+        .into()),
+    }
+}
+
+/// Tokens that end an answer: of the text, of a turn, of a message. Converters rarely write the last two keys, so
+/// Llama 3's tokens also count by their text, as llama.cpp has it. In ascending order, which is Meta's.
+fn end_tokens(gguf: &GgufFile, vocabulary: u64) -> Result<Vec<u32>> {
+    const LLAMA3_ENDS: [&str; 3] = ["<|end_of_text|>", "<|eom_id|>", "<|eot_id|>"];
+    let mut ids = BTreeSet::new();
+    for name in ["eos", "eot", "eom"] {
+        ids.extend(token(gguf, name, vocabulary)?);
+    }
+    let tokens = gguf
+        .metadata()
+        .get("tokenizer.ggml.tokens")
+        .and_then(GgufValue::as_array);
+    let known = |token: &GgufValue| token.as_str().is_some_and(|text| LLAMA3_ENDS.contains(&text));
+    let by_text = (0..).zip(tokens.unwrap_or(&[])).filter(|(_, token)| known(token));
+    ids.extend(by_text.map(|(id, _)| id));
+    Ok(ids.into_iter().collect())
+}
+
+fn one_or_many(ids: &[u32]) -> Value {
+    match ids {
+        [] => Value::Null,
+        [id] => json!(id),
+        ids => json!(ids),
+    }
 }
 
 /// The shortest decimal that is this f32: 1e-5 rather than 9.999999747378752e-6.
@@ -99,6 +178,13 @@ fn rope_scaling(gguf: &GgufFile, theta: f64, head_dim: u32) -> Result<Option<Lla
         .unwrap_or("none");
     if kind != "none" {
         return Err(unsupported(kind.to_owned()).into());
+    }
+    for key in ["llama.rope.scaling.factor", "llama.rope.scale_linear"] {
+        let factor = gguf.metadata().get(key).and_then(GgufValue::as_f32);
+        // Without a type, llama.cpp takes a factor as linear.
+        if let Some(factor) = factor.filter(|factor| *factor != 0.0 && *factor != 1.0) {
+            return Err(unsupported(format!("linear by {factor} ({key})")).into());
+        }
     }
     let Some(tensor) = gguf.tensors().get("rope_freqs.weight") else {
         return Ok(None);

@@ -4,7 +4,7 @@ use serde_json::{Map, Value, json};
 
 use super::ConvertError;
 use crate::error::Result;
-use crate::gguf::{GgufFile, GgufValue};
+use crate::gguf::{GgufError, GgufFile, GgufValue};
 
 /// Kinds of tokens in `tokenizer.ggml.token_type`.
 const CONTROL: u32 = 3;
@@ -22,6 +22,8 @@ pub(super) struct Converted {
 struct Family {
     pre_tokenizer: Value,
     ignore_merges: bool,
+    /// Whether texts start with the first token where `tokenizer.ggml.add_bos_token` is absent, as llama.cpp has it.
+    add_bos: bool,
 }
 
 pub(super) fn from_gguf(gguf: &GgufFile) -> Result<Converted> {
@@ -36,7 +38,8 @@ pub(super) fn from_gguf(gguf: &GgufFile) -> Result<Converted> {
         .into());
     }
     let family = family(gguf.require("tokenizer.ggml.pre", GgufValue::as_str)?)?;
-    let tokens = texts(gguf, "tokenizer.ggml.tokens")?;
+    let add_bos = add_bos(gguf, &family)?;
+    let tokens = tokens(gguf)?;
     let merges = texts(gguf, "tokenizer.ggml.merges")?;
     let kinds = gguf
         .metadata()
@@ -55,7 +58,7 @@ pub(super) fn from_gguf(gguf: &GgufFile) -> Result<Converted> {
         "added_tokens": added_tokens(&tokens, kinds),
         "normalizer": null,
         "pre_tokenizer": family.pre_tokenizer,
-        "post_processor": post_processor(gguf, &tokens),
+        "post_processor": post_processor(gguf, &tokens, add_bos),
         "decoder": byte_level(true),
         "model": {
             "type": "BPE",
@@ -76,6 +79,35 @@ pub(super) fn from_gguf(gguf: &GgufFile) -> Result<Converted> {
     })
 }
 
+/// Whether every text starts with the first token. No model that writes answers wants its end token after every text.
+fn add_bos(gguf: &GgufFile, family: &Family) -> Result<bool, ConvertError> {
+    let flag = |key: &str| gguf.metadata().get(key).and_then(GgufValue::as_bool);
+    if flag("tokenizer.ggml.add_eos_token") == Some(true) {
+        return Err(ConvertError::Unsupported {
+            what: "tokenizer.ggml.add_eos_token",
+            found: "true".to_owned(),
+            supported: "a tokenizer that ends every text with a token cannot be converted",
+        });
+    }
+    Ok(flag("tokenizer.ggml.add_bos_token").unwrap_or(family.add_bos))
+}
+
+fn tokens(gguf: &GgufFile) -> Result<Vec<&str>> {
+    let tokens = texts(gguf, "tokenizer.ggml.tokens")?;
+    let rows = gguf.require_tensor("token_embd.weight")?.rows;
+    if tokens.len() as u64 > rows {
+        return Err(GgufError::Damaged {
+            path: gguf.path().to_path_buf(),
+            reason: format!(
+                "it lists {} tokens and has embeddings for {rows}; the file is damaged",
+                tokens.len()
+            ),
+        }
+        .into());
+    }
+    Ok(tokens)
+}
+
 fn family(pre: &str) -> Result<Family, ConvertError> {
     match pre {
         "smollm" => Ok(Family {
@@ -84,6 +116,7 @@ fn family(pre: &str) -> Result<Family, ConvertError> {
                 "pretokenizers": [{ "type": "Digits", "individual_digits": true }, byte_level(true)],
             }),
             ignore_merges: false,
+            add_bos: false,
         }),
         "llama-bpe" | "llama3" | "llama-v3" => Ok(Family {
             pre_tokenizer: json!({
@@ -94,6 +127,7 @@ fn family(pre: &str) -> Result<Family, ConvertError> {
                 ],
             }),
             ignore_merges: true,
+            add_bos: true,
         }),
         other => Err(ConvertError::Unsupported {
             what: "the pre-tokenizer",
@@ -140,17 +174,12 @@ fn named_token<'a>(gguf: &GgufFile, tokens: &[&'a str], key: &str) -> Option<&'a
 }
 
 /// Models that want it get the first token in front of every text.
-fn post_processor(gguf: &GgufFile, tokens: &[&str]) -> Value {
-    let wanted = gguf
-        .metadata()
-        .get("tokenizer.ggml.add_bos_token")
-        .and_then(GgufValue::as_bool)
-        == Some(true);
+fn post_processor(gguf: &GgufFile, tokens: &[&str], add_bos: bool) -> Value {
     let id = gguf
         .metadata()
         .get("tokenizer.ggml.bos_token_id")
         .and_then(GgufValue::as_u32);
-    let (true, Some(id), Some(bos)) = (wanted, id, named_token(gguf, tokens, "bos")) else {
+    let (true, Some(id), Some(bos)) = (add_bos, id, named_token(gguf, tokens, "bos")) else {
         return json!({ "type": "ByteLevel", "add_prefix_space": true, "trim_offsets": false, "use_regex": true });
     };
     let special = |type_id: u32| json!({ "SpecialToken": { "id": bos, "type_id": type_id } });

@@ -1,5 +1,7 @@
 //! The tensors of a GGUF file as bf16 safetensors.
 
+use std::collections::BTreeSet;
+
 use super::ConvertError;
 use crate::config::LlamaConfig;
 use crate::dtype::{Dtype, extend_bf16};
@@ -20,10 +22,11 @@ pub(super) fn write(
     report: &mut dyn FnMut(Progress),
 ) -> Result<()> {
     let wanted =
-        TensorId::all(config).filter(|id| id.kind != TensorKind::Head || !config.tie_word_embeddings);
+        || TensorId::all(config).filter(|id| id.kind != TensorKind::Head || !config.tie_word_embeddings);
+    check_names(gguf, &wanted().map(gguf_name).collect())?;
     let mut specs = Vec::new();
     let mut sources = Vec::new();
-    for id in wanted {
+    for id in wanted() {
         let (rows, cols) = id.kind.shape(config);
         let name = gguf_name(id);
         let tensor = gguf.require_tensor(&name)?;
@@ -82,6 +85,22 @@ pub(super) fn write(
         }
     }
     writer.finish()
+}
+
+/// Every other tensor (a bias, an expert, a norm of heads) would change the answer. `rope_freqs.weight` has become part
+/// of the configuration.
+fn check_names(gguf: &GgufFile, wanted: &BTreeSet<String>) -> Result<(), ConvertError> {
+    let other = gguf
+        .tensors()
+        .keys()
+        .find(|name| !wanted.contains(*name) && *name != "rope_freqs.weight");
+    other.map_or(Ok(()), |name| {
+        Err(ConvertError::Unsupported {
+            what: "a tensor that no Llama of this size has",
+            found: name.clone(),
+            supported: "only files whose every tensor is used can be converted",
+        })
+    })
 }
 
 /// The rows of `values` in the order of Hugging Face.

@@ -51,6 +51,7 @@ impl GgufFile {
         };
         let mut parser = Parser::new(BufReader::new(&file), size);
         let (tensor_count, metadata) = parse_metadata(&mut parser).map_err(damaged)?;
+        check_whole(path, &metadata)?;
         let alignment = metadata
             .get("general.alignment")
             .map_or(Some(32), GgufValue::as_u32)
@@ -74,10 +75,10 @@ impl GgufFile {
             offset,
         } in raw
         {
-            let kind = GgmlType::from_code(code).ok_or_else(|| GgufError::Type {
+            let kind = GgmlType::from_code(code).map_err(|found| GgufError::Type {
                 path: path.to_path_buf(),
                 tensor: name.clone(),
-                code,
+                found,
             })?;
             let tensor = check_tensor(&name, &dims, kind, offset, data, size).map_err(damaged)?;
             if tensors.insert(name.clone(), tensor).is_some() {
@@ -140,6 +141,19 @@ impl GgufFile {
     }
 }
 
+/// Large models come in several files; each lists its own tensors only.
+fn check_whole(path: &Path, metadata: &BTreeMap<String, GgufValue>) -> Result<(), GgufError> {
+    let number = |key: &str| metadata.get(key).and_then(GgufValue::as_u32);
+    match number("split.count") {
+        Some(parts) if parts > 1 => Err(GgufError::Split {
+            path: path.to_path_buf(),
+            part: number("split.no").unwrap_or(0).saturating_add(1),
+            parts,
+        }),
+        _ => Ok(()),
+    }
+}
+
 struct RawTensor {
     name: String,
     dims: Vec<u64>,
@@ -150,11 +164,25 @@ struct RawTensor {
 fn parse_metadata(
     parser: &mut Parser<impl std::io::Read>,
 ) -> Result<(u64, BTreeMap<String, GgufValue>), String> {
-    if parser.bytes::<4>()? != *b"GGUF" {
-        return Err("this is not a GGUF file (its first bytes are not \"GGUF\")".to_owned());
+    match &parser.bytes::<4>()? {
+        b"GGUF" => {}
+        // "version https://git-lfs.github.com/spec/v1"
+        b"vers" => {
+            return Err(
+                "this is a Git LFS pointer and not the file; fetch it with `git lfs pull`".to_owned(),
+            );
+        }
+        _ => return Err("this is not a GGUF file (its first bytes are not \"GGUF\")".to_owned()),
     }
     match parser.u32()? {
         2 | 3 => {}
+        other if matches!(other.swap_bytes(), 2 | 3) => {
+            return Err(
+                "it is in big-endian byte order, which is not supported; convert it with gguf's \
+                        `gguf-convert-endian FILE little`"
+                    .to_owned(),
+            );
+        }
         other => {
             return Err(format!(
                 "GGUF version {other} is not supported; versions 2 and 3 are"

@@ -4,12 +4,13 @@
 
 mod dequantize;
 mod file;
+mod ggml_type;
 mod parse;
 mod permute;
 mod value;
 
-pub use dequantize::GgmlType;
 pub use file::{GgufFile, GgufTensor};
+pub use ggml_type::GgmlType;
 pub use permute::unpermuted_row;
 pub use value::GgufValue;
 
@@ -28,16 +29,29 @@ pub enum GgufError {
     },
     /// A tensor in a format that is not supported.
     #[error(
-        "{}: tensor {tensor} has the ggml type {code}; F32, F16, BF16, Q4_0, Q4_1, Q5_0, Q5_1, Q8_0 and Q6_K can be \
-         converted: take the file in one of these (F16 or BF16 lose nothing)", path.display()
+        "{}: tensor {tensor} has the ggml type {found}, which cannot be converted; take the file in F16 or BF16, which \
+         lose nothing, or in F32, Q8_0, Q2_K to Q6_K (such as Q4_K_M), Q4_0, Q4_1, Q5_0 or Q5_1", path.display()
     )]
     Type {
         /// The file.
         path: PathBuf,
         /// The tensor.
         tensor: String,
-        /// The number of the type.
-        code: u32,
+        /// The name of the type, or its number.
+        found: String,
+    },
+    /// One of several files.
+    #[error(
+        "{}: this is part {part} of a model in {parts} files; join them first with llama.cpp's `llama-gguf-split \
+         --merge FIRST-PART OUT.gguf`", path.display()
+    )]
+    Split {
+        /// The file.
+        path: PathBuf,
+        /// Which part, from 1.
+        part: u32,
+        /// How many.
+        parts: u32,
     },
     /// Metadata or a tensor that is needed is not there.
     #[error("{}: {what} is missing or of the wrong type; this GGUF file cannot be converted", path.display())]

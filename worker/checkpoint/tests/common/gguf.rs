@@ -4,7 +4,7 @@
 pub struct Gguf {
     keys: Vec<u8>,
     key_count: u64,
-    tensors: Vec<(String, Vec<u64>, Vec<f32>)>,
+    tensors: Vec<(String, Vec<u64>, u32, Vec<u8>)>,
 }
 
 fn text(out: &mut Vec<u8>, text: &str) {
@@ -58,10 +58,27 @@ impl Gguf {
         values.iter().for_each(|value| out.extend(value.to_le_bytes()));
     }
 
+    /// Give a key another name of the same length.
+    pub fn rename(&mut self, from: &str, to: &str) {
+        assert_eq!(from.len(), to.len());
+        let at = self
+            .keys
+            .windows(from.len())
+            .position(|window| window == from.as_bytes());
+        let at = at.unwrap();
+        self.keys[at..at + to.len()].copy_from_slice(to.as_bytes());
+    }
+
     /// An f32 tensor; `dims` in GGUF's order, columns first.
     pub fn tensor(&mut self, name: &str, dims: &[u64], values: Vec<f32>) {
         assert_eq!(dims.iter().product::<u64>(), values.len() as u64);
-        self.tensors.push((name.to_owned(), dims.to_vec(), values));
+        let bytes = values.iter().flat_map(|value| value.to_le_bytes()).collect();
+        self.stored(name, dims, 0, bytes);
+    }
+
+    /// A tensor of ggml's type `code`.
+    pub fn stored(&mut self, name: &str, dims: &[u64], code: u32, bytes: Vec<u8>) {
+        self.tensors.push((name.to_owned(), dims.to_vec(), code, bytes));
     }
 
     pub fn bytes(&self) -> Vec<u8> {
@@ -71,17 +88,17 @@ impl Gguf {
         out.extend(self.key_count.to_le_bytes());
         out.extend(&self.keys);
         let mut offset = 0u64;
-        for (name, dims, values) in &self.tensors {
+        for (name, dims, code, bytes) in &self.tensors {
             text(&mut out, name);
             out.extend((dims.len() as u32).to_le_bytes());
             dims.iter().for_each(|dim| out.extend(dim.to_le_bytes()));
-            out.extend(0u32.to_le_bytes());
+            out.extend(code.to_le_bytes());
             out.extend(offset.to_le_bytes());
-            offset += (4 * values.len() as u64).next_multiple_of(32);
+            offset += (bytes.len() as u64).next_multiple_of(32);
         }
-        for (.., values) in &self.tensors {
+        for (.., bytes) in &self.tensors {
             out.resize(out.len().next_multiple_of(32), 0);
-            values.iter().for_each(|value| out.extend(value.to_le_bytes()));
+            out.extend(bytes);
         }
         out
     }

@@ -2,6 +2,7 @@
 #![allow(dead_code, unreachable_pub, reason = "each test file uses a part")]
 
 pub mod gguf;
+pub mod published;
 
 use std::fs::{self, File};
 use std::io::Write;
@@ -60,7 +61,7 @@ pub fn config_json(sizes: Sizes) -> Value {
     })
 }
 
-#[derive(Clone, Copy)]
+#[derive(Clone, Copy, Debug)]
 pub struct Sizes {
     pub hidden: u32,
     pub layers: u32,

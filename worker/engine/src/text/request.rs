@@ -1,8 +1,8 @@
 //! A request as it comes, and as the scheduler may trust it.
 
-use crate::sampling::SamplingParams;
+use llamero_checkpoint::GenerationConfig;
 
-use super::generation_config::GenerationDefaults;
+use crate::sampling::SamplingParams;
 
 /// Most stop strings of a request.
 pub const MAX_STOP_STRINGS: usize = 16;
@@ -188,7 +188,7 @@ impl RequestDraft {
     /// The first thing that is wrong.
     pub fn validate(
         self,
-        defaults: &GenerationDefaults,
+        defaults: &GenerationConfig,
         limits: RequestLimits,
         random_seed: u64,
     ) -> Result<GenerationRequest, RequestError> {
@@ -241,18 +241,18 @@ impl RequestDraft {
 
     fn sampling(
         &self,
-        defaults: &GenerationDefaults,
+        defaults: &GenerationConfig,
         limits: RequestLimits,
         random_seed: u64,
     ) -> Result<SamplingParams, RequestError> {
         let temperature = between(
             "temperature",
-            self.temperature.unwrap_or(defaults.temperature),
+            self.temperature.or(defaults.temperature).unwrap_or(1.0),
             0.0,
             2.0,
             "from 0 to 2",
         )?;
-        let top_p = self.top_p.unwrap_or(defaults.top_p);
+        let top_p = self.top_p.or(defaults.top_p).unwrap_or(1.0);
         // Written so that NaN fails.
         if !(top_p > 0.0 && top_p <= 1.0) {
             return Err(RequestError::OutOfRange {
@@ -285,7 +285,7 @@ impl RequestDraft {
             } else {
                 temperature
             },
-            top_k: self.top_k.unwrap_or(defaults.top_k),
+            top_k: self.top_k.or(defaults.top_k).unwrap_or(0),
             top_p,
             min_p,
             presence_penalty,
@@ -298,7 +298,7 @@ impl RequestDraft {
 
     fn stop_conditions(
         &self,
-        defaults: &GenerationDefaults,
+        defaults: &GenerationConfig,
         limits: RequestLimits,
     ) -> Result<StopConditions, RequestError> {
         at_most("stop", self.stop.len(), MAX_STOP_STRINGS)?;
@@ -314,7 +314,7 @@ impl RequestDraft {
         known("stop_token_ids", &self.stop_tokens, limits)?;
         let mut tokens = self.stop_tokens.clone();
         if !self.ignore_eos {
-            tokens.extend(&defaults.eos_tokens);
+            tokens.extend(&defaults.eos_token_ids);
         }
         Ok(StopConditions {
             strings: self.stop.clone(),
@@ -373,11 +373,11 @@ mod tests {
     }
 
     fn check(draft: RequestDraft) -> Result<GenerationRequest, RequestError> {
-        let defaults = GenerationDefaults {
-            eos_tokens: vec![7],
-            temperature: 0.6,
-            top_p: 0.9,
-            top_k: 0,
+        let defaults = GenerationConfig {
+            eos_token_ids: vec![7],
+            temperature: Some(0.6),
+            top_p: Some(0.9),
+            ..GenerationConfig::default()
         };
         draft.validate(&defaults, LIMITS, 99)
     }

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use anyhow::Context as _;
 use clap::{Args, ValueEnum};
 use llamero_checkpoint::convert::{ConvertOptions, gguf_to_hugging_face};
-use llamero_checkpoint::quantize::{QuantizeOptions, to_fbgemm_fp8};
+use llamero_checkpoint::quantize::{self, QuantizeOptions, to_fp8};
 
 use super::progress::ProgressLine;
 
@@ -27,6 +27,12 @@ pub struct QuantizeArgs {
     /// How the weights are stored
     #[arg(long, value_enum)]
     pub scheme: Scheme,
+    /// Quantise the head (`lm_head`) too, which otherwise stays as it is
+    #[arg(long)]
+    pub quantize_head: bool,
+    /// Leave this module as it is: its name or the start of it, such as `model.layers.0`; may be repeated
+    #[arg(long, value_name = "MODULE")]
+    pub keep: Vec<String>,
     /// The folder with bf16, f16 or f32 weights
     pub source: PathBuf,
     /// The folder to make; it must not exist, or be empty
@@ -36,8 +42,22 @@ pub struct QuantizeArgs {
 /// A form of quantised weights.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub enum Scheme {
-    /// Meta's row-wise FP8: F8_E4M3 weights with one scale per output row
+    /// Row-wise FP8 (F8_E4M3 weights, one scale per output row) of every matrix but the head, announced as Meta's
     FbgemmFp8,
+    /// The same, leaving in bf16 what Meta's 405B leaves: attention, first and last layer, embedding and head
+    FbgemmFp8Meta,
+    /// The same weights as `fbgemm-fp8`, announced as Red Hat's compressed-tensors with one scale per channel
+    CompressedTensorsChannel,
+}
+
+impl From<Scheme> for quantize::Scheme {
+    fn from(scheme: Scheme) -> Self {
+        match scheme {
+            Scheme::FbgemmFp8 => Self::FbgemmFp8,
+            Scheme::FbgemmFp8Meta => Self::FbgemmFp8Meta,
+            Scheme::CompressedTensorsChannel => Self::CompressedTensorsChannel,
+        }
+    }
 }
 
 /// Run `convert`.
@@ -62,14 +82,16 @@ pub fn convert(args: &ConvertArgs) -> anyhow::Result<()> {
 /// # Errors
 /// The checkpoint cannot be used, or the folder not written.
 pub fn quantize(args: &QuantizeArgs) -> anyhow::Result<()> {
-    let Scheme::FbgemmFp8 = args.scheme;
+    let options = QuantizeOptions {
+        scheme: args.scheme.into(),
+        head: args.quantize_head,
+        keep: args.keep.clone(),
+        ..Default::default()
+    };
     let mut line = ProgressLine::new(format!("quantising {}", args.source.display()));
-    to_fbgemm_fp8(
-        &args.source,
-        &args.out,
-        &QuantizeOptions::default(),
-        &mut |progress| line.report(progress),
-    )
+    to_fp8(&args.source, &args.out, &options, &mut |progress| {
+        line.report(progress)
+    })
     .with_context(|| format!("{} was not quantised", args.source.display()))?;
     println!("{}", args.out.display());
     Ok(())

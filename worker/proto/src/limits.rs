@@ -1,0 +1,28 @@
+//! Ranges of settings, the same in the resource types, in the operator and on the worker's command line; and sizes that gateway
+//! and worker must agree on: what the one lets in, the other takes.
+
+use std::ops::RangeInclusive;
+
+/// Compute threads of a CPU rank (`engine.threads`, `--threads`).
+pub const THREADS: RangeInclusive<u32> = 1..=1_024;
+/// Sequences at once (`engine.maxSequences`, `--max-sequences`).
+pub const MAX_SEQUENCES: RangeInclusive<u32> = 1..=65_536;
+/// Tokens in one step (`engine.maxBatchedTokens`, `--max-batched-tokens`).
+pub const MAX_BATCHED_TOKENS: RangeInclusive<u32> = 1..=1_048_576;
+/// Longest context in tokens (`model.maxContextLength`, `--max-context-length`).
+pub const MAX_CONTEXT_LENGTH: RangeInclusive<u32> = 16..=16_777_216;
+/// Tensor-parallel ranks (`parallelism.tensor`, `--tensor`).
+pub const TENSOR: RangeInclusive<u32> = 1..=256;
+/// Pipeline stages (`parallelism.pipeline`, `--pipeline`).
+pub const PIPELINE: RangeInclusive<u32> = 1..=64;
+/// Ranks of one pod (`accelerator.perNode`, `--ranks-per-pod`).
+pub const RANKS_PER_POD: RangeInclusive<u32> = 1..=MAX_RANKS_PER_POD;
+/// The largest of [`RANKS_PER_POD`].
+pub const MAX_RANKS_PER_POD: u32 = 256;
+
+/// Longest request of a client in bytes: the body of an HTTP request at the gateway.
+pub const MAX_REQUEST_BYTES: usize = 8 << 20;
+
+/// Longest gRPC message that a worker takes in bytes. A gateway's message has the texts of a request, which are never longer than
+/// their JSON, and the tokens to resume: at most five bytes each, and no context has more than a million.
+pub const MAX_MESSAGE_BYTES: usize = MAX_REQUEST_BYTES + (6 << 20);
