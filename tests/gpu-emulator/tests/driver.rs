@@ -144,6 +144,22 @@ emulated! {
         assert!(started.elapsed().as_millis() >= 1000, "it hung");
     }
 
+    fn streams_wait_for_themselves_and_for_each_other() on ["streams=eager", "streams=deferred"], {
+        let gpu = Gpu::new(SUM, "sum");
+        let other = gpu.context.new_stream().unwrap();
+        let x = gpu.stream.clone_htod(&[1.0f32; 64]).unwrap();
+        let mut out = gpu.stream.alloc_zeros::<f32>(1).unwrap();
+        let first = gpu.stream.record_event(None).unwrap();
+        gpu.stream.wait(&first).unwrap();
+        other.wait(&first).unwrap();
+        let second = other.record_event(None).unwrap();
+        gpu.stream.wait(&second).unwrap();
+        launch(&gpu, 1, 32, 0, |args| { args.arg(&x).arg(&mut out).arg(&64i32); }).unwrap();
+        other.wait(&gpu.stream.record_event(None).unwrap()).unwrap();
+        other.synchronize().unwrap();
+        assert_eq!(gpu.stream.clone_dtoh(&out).unwrap(), [64.0]);
+    }
+
     fn a_launch_that_never_ends_is_given_up() on ["timeout=1"], {
         let gpu = Gpu::new("extern \"C\" __global__ void spin(volatile int* flag) { while (*flag == 0) {} }", "spin");
         let flag = gpu.stream.alloc_zeros::<i32>(1).unwrap();
