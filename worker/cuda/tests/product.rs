@@ -1,5 +1,6 @@
 //! Products with weights against sums in doubles, and bit for bit against themselves.
 #![cfg(not(target_feature = "crt-static"))]
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 mod common;
 
