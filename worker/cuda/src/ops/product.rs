@@ -67,7 +67,7 @@ impl Leaves {
             joins: Vec::new(),
             roots: Vec::new(),
         };
-        for subtree in maximal_subtrees(total, owned) {
+        for subtree in maximal_subtrees(total, &owned.clone().into()) {
             leaves.roots.push((subtree.start - owned.start) as u8);
             leaves.join(&subtree, owned.start);
         }
