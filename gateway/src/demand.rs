@@ -1,6 +1,6 @@
 //! Held and running requests per deployment. The operator subscribes to every gateway and wakes deployments by it.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::pin::Pin;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
@@ -39,6 +39,13 @@ pub struct Counts {
     pub total: u64,
 }
 
+#[derive(Debug, Default)]
+struct Entry {
+    counts: Counts,
+    /// The deployment is gone: the entry goes when its last request has ended.
+    gone: bool,
+}
+
 /// Counts of all deployments. Clones share them.
 #[derive(Debug, Clone)]
 pub struct Demand {
@@ -47,7 +54,7 @@ pub struct Demand {
 
 #[derive(Debug)]
 struct Inner {
-    counts: Mutex<BTreeMap<DeploymentKey, Counts>>,
+    entries: Mutex<BTreeMap<DeploymentKey, Entry>>,
     changed: watch::Sender<()>,
 }
 
@@ -63,7 +70,7 @@ impl Demand {
     pub fn new() -> Self {
         Self {
             inner: Arc::new(Inner {
-                counts: Mutex::default(),
+                entries: Mutex::default(),
                 changed: watch::Sender::new(()),
             }),
         }
@@ -95,7 +102,20 @@ impl Demand {
     /// The present counts.
     #[must_use]
     pub fn counts(&self) -> BTreeMap<DeploymentKey, Counts> {
-        self.inner.lock().clone()
+        let entries = self.inner.lock();
+        entries
+            .iter()
+            .map(|(key, entry)| (key.clone(), entry.counts))
+            .collect()
+    }
+
+    /// Forget deployments that are not among `present`, at once or when their last request has ended.
+    pub fn keep(&self, present: &BTreeSet<DeploymentKey>) {
+        self.inner.lock().retain(|key, entry| {
+            entry.gone = !present.contains(key);
+            !entry.done()
+        });
+        self.inner.changed.send_replace(());
     }
 
     /// Changes of the counts.
@@ -130,14 +150,26 @@ impl Demand {
     }
 }
 
+impl Entry {
+    fn done(&self) -> bool {
+        self.gone && self.counts.held == 0 && self.counts.in_flight == 0
+    }
+}
+
 impl Inner {
     fn change(&self, key: &DeploymentKey, change: impl FnOnce(&mut Counts)) {
-        change(self.lock().entry(key.clone()).or_default());
+        let mut entries = self.lock();
+        let entry = entries.entry(key.clone()).or_default();
+        change(&mut entry.counts);
+        if entry.done() {
+            entries.remove(key);
+        }
+        drop(entries);
         self.changed.send_replace(());
     }
 
-    fn lock(&self) -> MutexGuard<'_, BTreeMap<DeploymentKey, Counts>> {
-        self.counts.lock().unwrap_or_else(PoisonError::into_inner)
+    fn lock(&self) -> MutexGuard<'_, BTreeMap<DeploymentKey, Entry>> {
+        self.entries.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -244,6 +276,25 @@ mod tests {
                 total: 1
             }
         );
+    }
+
+    #[test]
+    fn a_deployment_that_is_gone_is_forgotten_with_its_last_request() {
+        let demand = Demand::new();
+        let other = DeploymentKey {
+            name: "other".to_owned(),
+            ..key()
+        };
+        demand.arrived(&key());
+        demand.arrived(&other);
+        let running = demand.run(&key());
+        demand.keep(&BTreeSet::new());
+        assert!(demand.counts().into_keys().eq([key()]));
+        drop(running);
+        assert!(demand.counts().is_empty());
+        demand.arrived(&key());
+        demand.keep(&BTreeSet::from([key()]));
+        assert_eq!(demand.counts()[&key()].total, 1);
     }
 
     #[tokio::test]

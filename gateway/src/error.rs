@@ -1,9 +1,13 @@
 //! Errors in the form of the OpenAI API: `{"error": {"message", "type", "param", "code"}}`.
 
 use axum::Json;
-use axum::http::{HeaderValue, StatusCode, header::RETRY_AFTER};
+use axum::http::{HeaderName, HeaderValue, StatusCode, header::RETRY_AFTER};
 use axum::response::{IntoResponse, Response};
 use serde::Serialize;
+
+use crate::routes::completion::route::Route;
+
+const SHOULD_RETRY: HeaderName = HeaderName::from_static("x-should-retry");
 
 /// An error as the client sees it. The message says what to do.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -20,6 +24,9 @@ pub struct ApiError {
     pub code: Option<&'static str>,
     /// Seconds after which another try makes sense.
     pub retry_after: Option<u64>,
+    /// Another try makes no sense, although the status might suggest it. OpenAI's clients understand the header
+    /// `x-should-retry: false`.
+    pub final_answer: bool,
 }
 
 /// What is sent.
@@ -48,6 +55,7 @@ impl ApiError {
             param: param.map(str::to_owned),
             code: None,
             retry_after: None,
+            final_answer: false,
         }
     }
 
@@ -84,20 +92,57 @@ impl ApiError {
             param: None,
             code: Some(code),
             retry_after: Some(retry_after),
+            final_answer: false,
+        }
+    }
+
+    /// 429: there is no room at present.
+    #[must_use]
+    pub fn busy(message: impl Into<String>, retry_after: u64) -> Self {
+        Self {
+            status: StatusCode::TOO_MANY_REQUESTS,
+            ..Self::unavailable("overloaded", message, retry_after)
+        }
+    }
+
+    /// 413: the request has more bytes than the gateway and the workers take.
+    #[must_use]
+    pub fn too_large(limit: usize) -> Self {
+        let message = format!("The request is larger than {limit} bytes; send a shorter conversation.");
+        Self {
+            status: StatusCode::PAYLOAD_TOO_LARGE,
+            code: Some("request_too_large"),
+            ..Self::invalid(None, message)
         }
     }
 
     /// 500: our fault or the worker's.
     #[must_use]
     pub fn internal(message: impl Into<String>) -> Self {
+        Self::internal_as("internal_error", message)
+    }
+
+    /// 500 with a word of its own.
+    #[must_use]
+    pub fn internal_as(code: &'static str, message: impl Into<String>) -> Self {
         Self {
             status: StatusCode::INTERNAL_SERVER_ERROR,
             message: message.into(),
             kind: "server_error",
             param: None,
-            code: Some("internal_error"),
+            code: Some(code),
             retry_after: None,
+            final_answer: false,
         }
+    }
+
+    /// As it is on this route: only there it is known what the prompt is called.
+    #[must_use]
+    pub fn on(mut self, route: Route) -> Self {
+        if self.code == Some("context_length_exceeded") {
+            self.param = Some(route.prompt().to_owned());
+        }
+        self
     }
 
     /// What is sent, also within a stream.
@@ -121,6 +166,11 @@ impl IntoResponse for ApiError {
             response
                 .headers_mut()
                 .insert(RETRY_AFTER, HeaderValue::from(seconds));
+        }
+        if self.final_answer {
+            response
+                .headers_mut()
+                .insert(SHOULD_RETRY, HeaderValue::from_static("false"));
         }
         response
     }

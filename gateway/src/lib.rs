@@ -1,10 +1,10 @@
 //! The gateway: one OpenAI-compatible address for all deployments.
 //!
 //! ```text
-//! HTTP request -> routes -> relay -> upstream (a leader) -> llamero.v1.Completion
-//!                             |          ^
-//!                             |   discovery (LlamaDeployments, LlamaGroups, or a fixed list)
-//!                             +-> demand (who waits for what; the operator wakes deployments by it)
+//! HTTP request -> listener -> routes -> relay -> upstream (a leader) -> llamero.v1.Completion
+//!                                         |          ^
+//!                                         |   discovery (LlamaDeployments, LlamaGroups, or a fixed list)
+//!                                         +-> demand (who waits for what; the operator wakes deployments by it)
 //! ```
 //!
 //! | module | what it is |
@@ -13,9 +13,11 @@
 //! | [`relay`] | one answer: waits for a leader, continues on another when it is lost |
 //! | [`upstream`] | leaders: connection, load, choice of the least loaded |
 //! | [`discovery`] | which deployments and leaders there are |
+//! | [`budget`] | a bounded amount of memory that requests share |
 //! | [`demand`] | held and running requests per deployment, and the gRPC service that tells them |
 //! | [`error`] | errors in OpenAI's form |
 //! | [`metrics`] | Prometheus metrics |
+//! | [`listener`] | the socket that clients reach, and its bounds |
 //! | [`health`] | liveness, readiness and metrics over HTTP |
 //! | [`server`] | the listening sockets and an orderly end |
 //!
@@ -23,10 +25,12 @@
 
 #![forbid(unsafe_code)]
 
+pub mod budget;
 pub mod demand;
 pub mod discovery;
 pub mod error;
 pub mod health;
+pub mod listener;
 pub mod metrics;
 pub mod relay;
 pub mod routes;

@@ -2,13 +2,17 @@
 
 use std::io::IsTerminal;
 use std::net::{IpAddr, Ipv6Addr, SocketAddr};
+use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context;
 use clap::Parser;
 use llamero_gateway::discovery::{fixed::FixedModel, kubernetes};
+use llamero_gateway::listener::{Limits, Tls, tls};
 use llamero_gateway::server::{Ending, Listeners, serve};
 use llamero_gateway::{Gateway, Settings};
+use rustix::process::{Resource, getrlimit, setrlimit};
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
 use tracing_subscriber::EnvFilter;
@@ -38,12 +42,24 @@ struct Options {
     /// Most requests that wait so, for each deployment; more are refused with 503.
     #[arg(long, env = "LLAMERO_HOLD_LIMIT", default_value_t = 1000)]
     hold_limit: u32,
+    /// Bytes of all waiting requests over all deployments; more are refused with 503.
+    #[arg(long, env = "LLAMERO_HOLD_BYTES", default_value_t = 128 << 20)]
+    hold_bytes: usize,
+    /// PEM file with the certificate of the OpenAI API and its chain; without it the API is plain text.
+    #[arg(long, env = "LLAMERO_TLS_CERT", requires = "tls_key")]
+    tls_cert: Option<PathBuf>,
+    /// PEM file with the certificate's key. Both are read again when they change.
+    #[arg(long, env = "LLAMERO_TLS_KEY", requires = "tls_cert")]
+    tls_key: Option<PathBuf>,
+    /// Most connections of clients at once; more are answered with 503.
+    #[arg(long, env = "LLAMERO_MAX_CONNECTIONS", default_value_t = Limits::default().connections)]
+    max_connections: usize,
+    /// Most requests of clients at once, waiting ones included; more are answered with 503.
+    #[arg(long, env = "LLAMERO_MAX_REQUESTS", default_value_t = Limits::default().requests)]
+    max_requests: usize,
     /// How long a request that lost its leader waits for one that goes on with it.
     #[arg(long, env = "LLAMERO_CONTINUATION_TIMEOUT", default_value = "2m", value_parser = duration)]
     continuation_timeout: Duration,
-    /// Largest request body in bytes.
-    #[arg(long, env = "LLAMERO_BODY_LIMIT", default_value_t = 8 << 20)]
-    body_limit: usize,
     /// After SIGTERM: pause before connections are refused.
     #[arg(long, env = "LLAMERO_STOP_DELAY", default_value = "3s", value_parser = duration)]
     stop_delay: Duration,
@@ -59,7 +75,7 @@ fn duration(text: &str) -> Result<Duration, String> {
 
 #[tokio::main]
 async fn main() -> anyhow::Result<()> {
-    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info"));
+    let filter = log_filter(std::env::var("LLAMERO_LOG").ok().as_deref())?;
     tracing_subscriber::fmt()
         .with_env_filter(filter)
         .with_ansi(std::io::stderr().is_terminal())
@@ -69,26 +85,35 @@ async fn main() -> anyhow::Result<()> {
     let gateway = Gateway::new(Settings {
         hold_timeout: options.hold_timeout,
         hold_limit: options.hold_limit,
+        hold_bytes: options.hold_bytes,
         continuation_timeout: options.continuation_timeout,
-        body_limit: options.body_limit,
+        limits: Limits {
+            connections: options.max_connections,
+            requests: options.max_requests,
+            ..Limits::default()
+        },
         ..Settings::default()
     });
+    let tls = tls(options.tls_cert, options.tls_key)?;
+    allow_descriptors();
     if options.fixed.is_empty() {
         let client = kube::Client::try_default()
             .await
             .context("cannot reach Kubernetes; inside a cluster give the pod a service account, outside set KUBECONFIG, or use --static")?;
         tokio::spawn(kubernetes::watch(client, gateway.clone()));
     } else {
-        gateway
-            .directory
-            .publish(options.fixed.iter().map(FixedModel::found).collect());
+        gateway.publish(options.fixed.iter().map(FixedModel::found).collect());
     }
     let listeners = Listeners {
         http: bind(options.listen, options.http_port).await?,
         grpc: bind(options.listen, options.grpc_port).await?,
         health: bind(options.listen, options.health_port).await?,
     };
-    tracing::info!(port = options.http_port, "serving the OpenAI API");
+    tracing::info!(
+        port = options.http_port,
+        encrypted = tls.is_some(),
+        "serving the OpenAI API"
+    );
     let mut terminate = signal(SignalKind::terminate()).context("cannot handle SIGTERM")?;
     let mut interrupt = signal(SignalKind::interrupt()).context("cannot handle SIGINT")?;
     let stop = async move {
@@ -100,6 +125,7 @@ async fn main() -> anyhow::Result<()> {
     serve(
         gateway,
         listeners,
+        tls,
         Ending {
             delay: options.stop_delay,
             grace: options.stop_grace,
@@ -108,6 +134,29 @@ async fn main() -> anyhow::Result<()> {
     )
     .await?;
     Ok(())
+}
+
+fn tls(certificate: Option<PathBuf>, key: Option<PathBuf>) -> anyhow::Result<Option<Arc<Tls>>> {
+    let files = certificate.zip(key);
+    let files = files.map(|(certificate, key)| tls::Files { certificate, key });
+    Ok(files.map(Tls::load).transpose()?.map(Arc::new))
+}
+
+/// Every connection takes a descriptor, and hosts hand out few unless asked for as many as are allowed.
+fn allow_descriptors() {
+    let mut limit = getrlimit(Resource::Nofile);
+    limit.current = limit.maximum;
+    if let Err(error) = setrlimit(Resource::Nofile, limit) {
+        tracing::warn!(%error, "cannot raise the limit of open files; there may be fewer connections");
+    }
+}
+
+/// What is logged: a filter such as `info` or `llamero_gateway=debug`.
+fn log_filter(written: Option<&str>) -> anyhow::Result<EnvFilter> {
+    let written = written.unwrap_or("info");
+    EnvFilter::try_new(written).with_context(|| {
+        format!("LLAMERO_LOG is {written:?}; write a filter such as info or llamero_gateway=debug")
+    })
 }
 
 /// Hosts without IPv6 get the same on IPv4.
@@ -122,4 +171,21 @@ async fn bind(listen: IpAddr, port: u16) -> anyhow::Result<TcpListener> {
         other => other,
     };
     listener.with_context(|| format!("cannot listen on port {port}; is another program using it?"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn options_are_consistent_and_a_wrong_filter_is_told() {
+        <Options as clap::CommandFactory>::command().debug_assert();
+        assert_eq!(log_filter(None).unwrap().to_string(), "info");
+        assert_eq!(
+            log_filter(Some("llamero_gateway=debug")).unwrap().to_string(),
+            "llamero_gateway=debug"
+        );
+        let error = log_filter(Some("llamero=loud=er")).unwrap_err().to_string();
+        assert!(error.contains("LLAMERO_LOG"), "{error}");
+    }
 }

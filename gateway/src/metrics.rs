@@ -1,6 +1,8 @@
 //! Prometheus metrics. Labels name models that exist, never what a client made up.
 
+use std::collections::{BTreeSet, HashSet};
 use std::fmt;
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use prometheus_client::encoding::EncodeLabelSet;
 use prometheus_client::encoding::text::encode;
@@ -11,6 +13,7 @@ use prometheus_client::metrics::histogram::Histogram;
 use prometheus_client::registry::Registry;
 
 use crate::demand::Demand;
+use crate::discovery::DeploymentKey;
 
 /// A request that has ended.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
@@ -43,7 +46,19 @@ pub struct Metrics {
     continuations: Family<Model, Counter>,
     held: Family<Deployment, Gauge>,
     in_flight: Family<Deployment, Gauge>,
+    known: Mutex<Known>,
 }
+
+/// Labels that exist, so that those of deployments that are gone can be removed.
+#[derive(Debug, Default)]
+struct Known {
+    ended: HashSet<Ended>,
+    models: HashSet<Model>,
+    deployments: HashSet<Deployment>,
+}
+
+/// The model of requests that named none that exists.
+const UNKNOWN: &str = "unknown";
 
 impl Default for Metrics {
     fn default() -> Self {
@@ -112,29 +127,83 @@ impl Metrics {
             continuations,
             held,
             in_flight,
+            known: Mutex::default(),
         }
+    }
+
+    /// Forget models and deployments that are not among those present. Answers that still run bring a model back until
+    /// the next change; there are few of them, and they end.
+    pub fn keep(&self, deployments: &BTreeSet<DeploymentKey>, models: &BTreeSet<String>) {
+        let mut known = self.known();
+        known.ended.retain(|label| {
+            let keep = label.model == UNKNOWN || models.contains(&label.model);
+            keep || !self.requests.remove(label)
+        });
+        known.models.retain(|label| {
+            if models.contains(&label.model) {
+                return true;
+            }
+            self.first_token.remove(label);
+            self.duration.remove(label);
+            self.prompt_tokens.remove(label);
+            self.output_tokens.remove(label);
+            self.continuations.remove(label);
+            false
+        });
+        known.deployments.retain(|label| {
+            let key = DeploymentKey {
+                namespace: label.namespace.clone(),
+                name: label.name.clone(),
+            };
+            if deployments.contains(&key) {
+                return true;
+            }
+            self.held.remove(label);
+            self.in_flight.remove(label);
+            false
+        });
+    }
+
+    /// Nothing panics while it holds the lock, and the sets are valid at every time.
+    fn known(&self) -> MutexGuard<'_, Known> {
+        self.known.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn label(&self, model: &str) -> Model {
+        let label = Model {
+            model: model.to_owned(),
+        };
+        let mut known = self.known();
+        if !known.models.contains(&label) {
+            known.models.insert(label.clone());
+        }
+        label
     }
 
     /// A request has ended; `model` is absent when it named none that exists.
     pub fn ended(&self, route: &'static str, model: Option<&str>, status: &str) {
-        let model = model.unwrap_or("unknown").to_owned();
-        self.requests
-            .get_or_create(&Ended {
-                route,
-                model,
-                status: status.to_owned(),
-            })
-            .inc();
+        let label = Ended {
+            route,
+            model: model.unwrap_or(UNKNOWN).to_owned(),
+            status: status.to_owned(),
+        };
+        self.requests.get_or_create(&label).inc();
+        let mut known = self.known();
+        if !known.ended.contains(&label) {
+            known.ended.insert(label);
+        }
     }
 
     /// The first text of an answer came.
     pub fn first_token(&self, model: &str, seconds: f64) {
-        self.first_token.get_or_create(&label(model)).observe(seconds);
+        self.first_token
+            .get_or_create(&self.label(model))
+            .observe(seconds);
     }
 
     /// An answer is complete.
     pub fn answered(&self, model: &str, seconds: f64, prompt_tokens: u32, output_tokens: u32) {
-        let label = label(model);
+        let label = self.label(model);
         self.duration.get_or_create(&label).observe(seconds);
         self.prompt_tokens
             .get_or_create(&label)
@@ -148,7 +217,7 @@ impl Metrics {
 
     /// A request goes on after its leader was lost.
     pub fn continued(&self, model: &str) {
-        self.continuations.get_or_create(&label(model)).inc();
+        self.continuations.get_or_create(&self.label(model)).inc();
     }
 
     /// All metrics in the OpenMetrics text format.
@@ -163,15 +232,10 @@ impl Metrics {
             };
             self.held.get_or_create(&label).set(counts.held.into());
             self.in_flight.get_or_create(&label).set(counts.in_flight.into());
+            self.known().deployments.insert(label);
         }
         let mut text = String::new();
         encode(&mut text, &self.registry)?;
         Ok(text)
-    }
-}
-
-fn label(model: &str) -> Model {
-    Model {
-        model: model.to_owned(),
     }
 }

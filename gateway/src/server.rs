@@ -10,6 +10,7 @@ use tonic::transport::server::TcpIncoming;
 
 use crate::Gateway;
 use crate::demand::DemandService;
+use crate::listener::{self, Tls};
 use crate::{health, routes};
 
 /// The three sockets.
@@ -35,9 +36,6 @@ pub struct Ending {
 /// Why serving ended badly.
 #[derive(Debug, thiserror::Error)]
 pub enum ServeError {
-    /// A socket failed.
-    #[error("a listening socket failed: {0}")]
-    Io(#[from] std::io::Error),
     /// The gRPC server failed.
     #[error("the gRPC server failed: {0}")]
     Grpc(#[from] tonic::transport::Error),
@@ -46,13 +44,14 @@ pub enum ServeError {
     Reflection(#[from] tonic_reflection::server::Error),
 }
 
-/// Serve until `stop`, then end in order: not ready, pause, no new connections, running answers finish.
+/// Serve until `stop`, clients over TLS if `tls` is there, then end in order: not ready, pause, no new connections, running answers finish.
 ///
 /// # Errors
 /// [`ServeError`].
 pub async fn serve(
     gateway: Arc<Gateway>,
     listeners: Listeners,
+    tls: Option<Arc<Tls>>,
     ending: Ending,
     stop: impl Future<Output = ()> + Send + 'static,
 ) -> Result<(), ServeError> {
@@ -69,6 +68,7 @@ pub async fn serve(
     let probes = axum::serve(listeners.health, health::router(Arc::clone(&gateway)));
     let probes = tokio::spawn(probes.into_future());
 
+    let certificates = tls.clone().map(|tls| tokio::spawn(tls.follow()));
     let paused = {
         let stopping = stopping.clone();
         async move {
@@ -76,8 +76,9 @@ pub async fn serve(
             tokio::time::sleep(ending.delay).await;
         }
     };
-    let http =
-        axum::serve(listeners.http, routes::router(Arc::clone(&gateway))).with_graceful_shutdown(paused);
+    let limits = gateway.settings.limits;
+    let router = routes::router(Arc::clone(&gateway));
+    let http = listener::serve(listeners.http, router, limits, tls, paused);
     let (health_reporter, health_service) = tonic_health::server::health_reporter();
     health_reporter.set_serving::<DemandServer<DemandService>>().await;
     let reflection = tonic_reflection::server::Builder::configure()
@@ -96,16 +97,15 @@ pub async fn serve(
         );
 
     let served = async {
-        tokio::try_join!(async { http.await.map_err(ServeError::from) }, async {
-            grpc.await.map_err(ServeError::from)
-        })
+        let ((), grpc) = tokio::join!(http, grpc);
+        grpc.map_err(ServeError::from)
     };
     let overdue = async {
         stopping.cancelled().await;
         tokio::time::sleep(ending.delay + ending.grace).await;
     };
     let result = tokio::select! {
-        result = served => result.map(|_| ()),
+        result = served => result,
         () = overdue => {
             tracing::warn!("some answers did not finish in time and are cut off");
             Ok(())
@@ -113,5 +113,8 @@ pub async fn serve(
     };
     signal.abort();
     probes.abort();
+    if let Some(certificates) = certificates {
+        certificates.abort();
+    }
     result
 }

@@ -1,12 +1,16 @@
 //! What all requests share.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
+use llamero_proto::limits::MAX_REQUEST_BYTES;
 use tokio_util::sync::CancellationToken;
 
+use crate::budget::Budget;
 use crate::demand::Demand;
-use crate::discovery::Directory;
+use crate::discovery::{DeploymentKey, Directory, Found};
+use crate::listener::Limits;
 use crate::metrics::Metrics;
 
 /// How the gateway behaves.
@@ -16,14 +20,20 @@ pub struct Settings {
     pub hold_timeout: Duration,
     /// Most requests that wait so, per deployment.
     pub hold_limit: u32,
+    /// Bytes of all requests that wait for a leader, over all deployments.
+    pub hold_bytes: usize,
     /// How long a request that lost its leader, or could not reach any, may stand still before it fails.
     pub continuation_timeout: Duration,
     /// Largest request body in bytes.
     pub body_limit: usize,
+    /// Bytes of all bodies that are being read.
+    pub body_bytes: usize,
+    /// Bounds of the listener.
+    pub limits: Limits,
     /// How long a streaming request waits for the first sign of an answer before it gets its headers; within this time
     /// errors still have their own HTTP status.
     pub first_chunk_wait: Duration,
-    /// Time between comments that keep a silent stream open.
+    /// Time between the empty pieces that keep a silent stream open.
     pub keep_alive: Duration,
 }
 
@@ -32,8 +42,11 @@ impl Default for Settings {
         Self {
             hold_timeout: Duration::from_secs(600),
             hold_limit: 1000,
+            hold_bytes: 128 << 20,
             continuation_timeout: Duration::from_secs(120),
-            body_limit: 8 << 20,
+            body_limit: MAX_REQUEST_BYTES,
+            body_bytes: 128 << 20,
+            limits: Limits::default(),
             first_chunk_wait: Duration::from_secs(2),
             keep_alive: Duration::from_secs(10),
         }
@@ -49,6 +62,10 @@ pub struct Gateway {
     pub directory: Directory,
     /// Who waits for what.
     pub demand: Demand,
+    /// Memory of requests that wait for a leader.
+    pub held_bytes: Budget,
+    /// Memory of bodies that are being read.
+    pub body_bytes: Budget,
     /// Counters.
     pub metrics: Metrics,
     /// Cancelled when the process is asked to end: requests that wait for a group fail then, so that clients go to
@@ -61,11 +78,22 @@ impl Gateway {
     #[must_use]
     pub fn new(settings: Settings) -> Arc<Self> {
         Arc::new(Self {
+            held_bytes: Budget::new(settings.hold_bytes),
+            body_bytes: Budget::new(settings.body_bytes),
             settings,
             directory: Directory::new(),
             demand: Demand::new(),
             metrics: Metrics::new(),
             stopping: CancellationToken::new(),
         })
+    }
+
+    /// Take what discovery found, and forget the counts of deployments that are gone.
+    pub fn publish(&self, found: Vec<Found>) {
+        let keys: BTreeSet<DeploymentKey> = found.iter().map(|found| found.key.clone()).collect();
+        let models: BTreeSet<String> = found.iter().map(|found| found.model.clone()).collect();
+        self.directory.publish(found);
+        self.demand.keep(&keys);
+        self.metrics.keep(&keys, &models);
     }
 }

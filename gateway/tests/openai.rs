@@ -7,7 +7,7 @@ use hyper::{Method, StatusCode};
 use llamero_gateway::Settings;
 use llamero_proto::v1::{FinishReason, completion_request::Prompt};
 use serde_json::{Value, json};
-use support::client::{get, post, send};
+use support::client::{get, post, send, send_with};
 use support::worker::Worker;
 use support::{Served, gateway};
 
@@ -96,6 +96,8 @@ async fn a_chat_answer_streams_with_usage() {
         call.answer(&["Hé", "llo"]).await;
     });
     assert_eq!(reply.header("content-type"), Some("text/event-stream"));
+    assert_eq!(reply.header("cache-control"), Some("no-cache, no-transform"));
+    assert_eq!(reply.header("x-accel-buffering"), Some("no"));
     let mut events = Vec::new();
     while let Some(event) = reply.event().await {
         events.push(event);
@@ -211,7 +213,7 @@ async fn bad_requests_get_a_sentence_in_openai_s_form() {
         (
             Method::POST,
             chat_route,
-            chat(json!({"n": 2})).to_string().into(),
+            chat(json!({"n": 200})).to_string().into(),
             400,
             "send several requests",
         ),
@@ -331,4 +333,167 @@ async fn a_gateway_that_has_read_nothing_yet_is_not_ready() {
         (reply.status(), reply.header("retry-after")),
         (StatusCode::SERVICE_UNAVAILABLE, Some("2"))
     );
+}
+
+#[tokio::test]
+async fn ids_go_both_ways_and_the_weights_are_named() {
+    let (served, mut worker) = with_worker().await;
+    let headers = [("x-request-id", "order-66")];
+    let body = chat(json!({})).to_string();
+    let request = send_with(served.http, Method::POST, "/v1/chat/completions", &headers, body);
+    let (reply, ()) = tokio::join!(request, async {
+        let call = worker.call().await;
+        assert_eq!(call.metadata.get("x-request-id").unwrap(), "order-66");
+        let mut answering = call.accept_as("sha256:abc").await;
+        answering.send("x", &[1], Some(FinishReason::Stop)).await;
+    });
+    assert_eq!(reply.header("x-request-id"), Some("order-66"));
+    assert_eq!(reply.json().await["system_fingerprint"], "sha256:abc");
+    // Errors have an id as well, and what a client gives is only taken when it is short and printable.
+    for id in ["", "with space", &"x".repeat(129)] {
+        let headers = [("x-request-id", id)];
+        let reply = send_with(served.http, Method::GET, "/v1/nothing", &headers, "").await;
+        assert!(reply.header("x-request-id").unwrap().starts_with("req-"));
+    }
+}
+
+#[tokio::test]
+async fn several_answers_come_from_several_requests_with_seeds_in_a_row() {
+    let (served, mut worker) = with_worker().await;
+    let request = chat(json!({"n": 3, "seed": 40}));
+    let (reply, ()) = tokio::join!(post(served.http, "/v1/chat/completions", request), async {
+        let mut ids = std::collections::BTreeSet::new();
+        for _ in 0..3 {
+            let call = worker.call().await;
+            ids.insert(call.request.request_id.clone());
+            let word = call.request.seed.unwrap().to_string();
+            call.answer(&[&word]).await;
+        }
+        assert_eq!(ids.len(), 3);
+    });
+    let answer = reply.json().await;
+    let said: Vec<_> = answer["choices"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|choice| {
+            (
+                choice["index"].as_u64().unwrap(),
+                choice["message"]["content"].clone(),
+            )
+        })
+        .collect();
+    assert_eq!(said, [(0, json!("40")), (1, json!("41")), (2, json!("42"))]);
+    assert_eq!(
+        answer["usage"],
+        json!({"prompt_tokens": 5, "completion_tokens": 3, "total_tokens": 8})
+    );
+}
+
+#[tokio::test]
+async fn several_prompts_stream_in_one_answer_with_usage_all_along() {
+    let (served, mut worker) = with_worker().await;
+    let request = json!({"model": MODEL, "prompt": ["a", "b"], "stream": true,
+        "stream_options": {"include_usage": true, "continuous_usage_stats": true}});
+    let (mut reply, ()) = tokio::join!(post(served.http, "/v1/completions", request), async {
+        for _ in 0..2 {
+            let call = worker.call().await;
+            let Some(Prompt::Text(text)) = call.request.prompt.clone() else {
+                panic!()
+            };
+            call.answer(&[&text, "!"]).await;
+        }
+    });
+    let mut texts = [String::new(), String::new()];
+    let mut usages = Vec::new();
+    loop {
+        let event = reply.event().await.unwrap();
+        if event == "[DONE]" {
+            break;
+        }
+        let event: Value = serde_json::from_str(&event).unwrap();
+        usages.push(event["usage"].clone());
+        if let Some(choice) = event["choices"].get(0) {
+            let index = usize::try_from(choice["index"].as_u64().unwrap()).unwrap();
+            texts[index] += choice["text"].as_str().unwrap();
+        }
+    }
+    assert_eq!(texts, ["a!", "b!"]);
+    assert!(
+        usages
+            .iter()
+            .all(|usage| usage["prompt_tokens"].as_u64() >= Some(5))
+    );
+    assert_eq!(
+        usages.last().unwrap(),
+        &json!({"prompt_tokens": 10, "completion_tokens": 4, "total_tokens": 14})
+    );
+}
+
+#[tokio::test]
+async fn a_context_that_is_too_short_is_named_with_its_parameter() {
+    let (served, mut worker) = with_worker().await;
+    let text = json!({"model": MODEL, "prompt": "hi"});
+    for (path, body, param) in [
+        ("/v1/chat/completions", chat(json!({})), "messages"),
+        ("/v1/completions", text, "prompt"),
+    ] {
+        let (reply, ()) = tokio::join!(post(served.http, path, body), async {
+            let refusal = tonic::Status::out_of_range("the prompt has 9 tokens, the context 8");
+            worker.call().await.refuse(refusal);
+        });
+        assert_eq!(reply.status(), StatusCode::BAD_REQUEST);
+        let error = reply.json().await["error"].clone();
+        assert_eq!(
+            (&error["param"], &error["code"]),
+            (&json!(param), &json!("context_length_exceeded"))
+        );
+    }
+}
+
+#[tokio::test]
+async fn a_stop_string_that_ended_the_answer_is_told() {
+    let (served, mut worker) = with_worker().await;
+    for stream in [false, true] {
+        let request = chat(json!({"stop": "END", "stream": stream}));
+        let (mut reply, ()) = tokio::join!(post(served.http, "/v1/chat/completions", request), async {
+            let mut answering = worker.call().await.accept().await;
+            answering.send("x", &[1], None).await;
+            answering.stop_at("END").await;
+        });
+        let choice = if stream {
+            reply.piece().await.unwrap();
+            let last: Value = serde_json::from_str(&reply.event().await.unwrap()).unwrap();
+            last["choices"][0].clone()
+        } else {
+            reply.json().await["choices"][0].clone()
+        };
+        assert_eq!(
+            (&choice["finish_reason"], &choice["stop_reason"]),
+            (&json!("stop"), &json!("END"))
+        );
+    }
+}
+
+#[tokio::test]
+async fn conversations_are_bounded_in_number_and_depth() {
+    let (served, _worker) = with_worker().await;
+    let message = json!({"role": "user", "content": "x"});
+    let many = json!({"model": MODEL, "messages": vec![message; 4097]}).to_string();
+    let deep = format!(
+        r#"{{"model": "{MODEL}", "messages": [], "made_up": {}{}}}"#,
+        "[".repeat(100_000),
+        "]".repeat(100_000)
+    );
+    for (body, words) in [
+        (many, "more than 4096 entries"),
+        (deep, "nested more than 64 levels"),
+    ] {
+        let reply = send(served.http, Method::POST, "/v1/chat/completions", body).await;
+        assert_eq!(reply.status(), StatusCode::BAD_REQUEST);
+        let error = reply.json().await["error"].clone();
+        let message = error["message"].as_str().unwrap();
+        assert!(message.contains(words), "{message}");
+        assert!(error["param"].as_str().unwrap().len() <= 128);
+    }
 }

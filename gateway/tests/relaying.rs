@@ -12,7 +12,7 @@ use llamero_gateway::demand::Counts;
 use llamero_proto::v1::demand_client::DemandClient;
 use llamero_proto::v1::{CompletionRequest, DemandRequest, DemandSample, FinishReason};
 use serde_json::{Value, json};
-use support::client::{Reply, get, post};
+use support::client::{Reply, get, post, send_with};
 use support::worker::Worker;
 use support::{Served, found, gateway, soon};
 
@@ -269,9 +269,21 @@ async fn a_request_at_zero_is_held_told_and_answered() {
         while told(&samples.message().await.unwrap().unwrap()) != Some(("smol".to_owned(), 2, 0, 2)) {}
     })
     .await;
-    // The opening, then comments keep the stream open.
-    streamed.event().await.unwrap();
-    assert!(streamed.block().await.unwrap().starts_with(':'));
+    // The opening, then pieces that say nothing keep the stream open. Parsers that refuse comments, or take each blank
+    // line for an event, read them.
+    let opening: Value = serde_json::from_str(&streamed.event().await.unwrap()).unwrap();
+    assert_eq!(
+        opening["choices"][0]["delta"],
+        json!({"role": "assistant", "content": ""})
+    );
+    for _ in 0..2 {
+        let silence: Value = serde_json::from_str(&streamed.event().await.unwrap()).unwrap();
+        assert_eq!(silence["choices"][0]["delta"], json!({}));
+        assert_eq!(
+            (&silence["object"], &silence["id"]),
+            (&json!("chat.completion.chunk"), &opening["id"])
+        );
+    }
 
     let mut worker = Worker::start();
     served.publish("m", &[worker.address]);
@@ -317,7 +329,7 @@ async fn a_hopeless_deployment_says_why_at_once() {
     let served = gateway(Settings::default()).await;
     let mut hopeless = found("m", &[]);
     hopeless.problem = Some("tensor 10 is more than 9 q heads".to_owned());
-    served.gateway.directory.publish(vec![hopeless]);
+    served.gateway.publish(vec![hopeless]);
     let reply = ask(&served, false).await;
     assert_eq!(reply.status(), StatusCode::SERVICE_UNAVAILABLE);
     assert!(
@@ -355,4 +367,263 @@ async fn stopping_lets_answers_finish_and_sends_waiting_requests_away() {
     assert_eq!(running.piece().await.unwrap(), "b");
     while running.event().await.is_some() {}
     soon(served.ended).await.unwrap();
+}
+
+#[tokio::test]
+async fn a_request_that_kills_its_leaders_ends_after_three() {
+    for stream in [false, true] {
+        let served = gateway(Settings::default()).await;
+        let mut worker = Worker::start();
+        served.publish("m", &[worker.address]);
+        let request = tokio::spawn(post(served.http, "/v1/chat/completions", chat(stream)));
+        for token in 1..=3 {
+            let mut answering = worker.call().await.accept().await;
+            answering.send("a", &[token], None).await;
+            answering.fail(tonic::Status::unavailable("rank 0 died")).await;
+        }
+        let mut reply = soon(request).await.unwrap();
+        let error: Value = if stream {
+            for _ in 0..3 {
+                assert_eq!(reply.piece().await.unwrap(), "a");
+            }
+            let error = serde_json::from_str(&reply.event().await.unwrap()).unwrap();
+            assert_eq!(reply.event().await, None);
+            error
+        } else {
+            assert_eq!(
+                (reply.status(), reply.header("x-should-retry")),
+                (StatusCode::INTERNAL_SERVER_ERROR, Some("false"))
+            );
+            reply.json().await
+        };
+        assert_eq!(error["error"]["code"], "leaders_lost");
+        let message = error["error"]["message"].as_str().unwrap();
+        assert!(
+            message.contains("The request itself is the likely cause"),
+            "{message}"
+        );
+        assert!(!worker.has_call());
+    }
+}
+
+#[tokio::test]
+async fn a_request_that_progresses_outlives_any_number_of_leaders() {
+    let served = gateway(Settings::default()).await;
+    let mut worker = Worker::start();
+    served.publish("m", &[worker.address]);
+    let request = tokio::spawn(post(served.http, "/v1/chat/completions", chat(false)));
+    for _ in 0..4 {
+        let mut answering = worker.call().await.accept().await;
+        answering.send("a", &[7; 32], None).await;
+        answering.fail(tonic::Status::unavailable("moving on")).await;
+    }
+    worker.call().await.answer(&["end"]).await;
+    let answer = soon(request).await.unwrap().json().await;
+    assert_eq!(answer["choices"][0]["message"]["content"], "aaaaend");
+}
+
+#[tokio::test]
+async fn an_answer_goes_on_only_on_the_weights_it_began_on() {
+    let served = gateway(Settings::default()).await;
+    let (mut first, mut other, mut same) = (Worker::start(), Worker::start(), Worker::start());
+    served.publish("m", &[first.address]);
+    let request = tokio::spawn(post(served.http, "/v1/chat/completions", chat(false)));
+    let call = first.call().await;
+    assert_eq!(call.request.content_identity, "");
+    let mut answering = call.accept_as("base").await;
+    answering.send("a", &[1], None).await;
+    served.publish("m", &[other.address]);
+    answering.fail(tonic::Status::unavailable("gone")).await;
+    // It is asked once, refuses, and is left alone.
+    let call = other.call().await;
+    assert_eq!(call.request.content_identity, "base");
+    call.refuse(tonic::Status::failed_precondition("this is instruct"));
+    served.publish("m", &[other.address, same.address]);
+    let call = same.call().await;
+    assert_eq!(
+        (
+            call.request.content_identity.as_str(),
+            &call.request.resume_token_ids[..]
+        ),
+        ("base", &[1][..])
+    );
+    let mut answering = call.accept_as("base").await;
+    answering.send("b", &[2], Some(FinishReason::Stop)).await;
+    let answer = soon(request).await.unwrap().json().await;
+    assert_eq!(answer["choices"][0]["message"]["content"], "ab");
+    assert!(!other.has_call());
+}
+
+#[tokio::test]
+async fn other_weights_alone_end_a_stream_with_a_sentence() {
+    let settings = Settings {
+        continuation_timeout: Duration::from_millis(300),
+        ..Settings::default()
+    };
+    let served = gateway(settings).await;
+    let (mut first, mut other) = (Worker::start(), Worker::start());
+    served.publish("m", &[first.address]);
+    let request = tokio::spawn(post(served.http, "/v1/chat/completions", chat(true)));
+    let mut answering = first.call().await.accept_as("base").await;
+    answering.send("a", &[1], None).await;
+    let mut reply = soon(request).await.unwrap();
+    assert_eq!(reply.piece().await.unwrap(), "a");
+    served.publish("m", &[other.address]);
+    answering.fail(tonic::Status::unavailable("gone")).await;
+    // A leader that takes the request although it has other weights is not believed.
+    let answering = other.call().await.accept_as("instruct").await;
+    answering.cancelled().await;
+    let error: Value = serde_json::from_str(&reply.event().await.unwrap()).unwrap();
+    assert_eq!(error["error"]["code"], "other_weights");
+    assert!(
+        error["error"]["message"]
+            .as_str()
+            .unwrap()
+            .contains("same weights")
+    );
+}
+
+fn full() -> tonic::Status {
+    let mut full = tonic::Status::resource_exhausted("the queue is full");
+    full.metadata_mut()
+        .insert("retry-after-ms", "2500".parse().unwrap());
+    full
+}
+
+#[tokio::test]
+async fn a_full_queue_sends_a_request_to_another_leader_or_away() {
+    let served = gateway(Settings::default()).await;
+    let (mut a, mut b) = (Worker::start(), Worker::start());
+    // The load decides who is asked first.
+    served.publish("m", &[a.address]);
+    let request = tokio::spawn(post(served.http, "/v1/chat/completions", chat(false)));
+    let call = a.call().await;
+    served.publish("m", &[a.address, b.address]);
+    call.refuse(full());
+    b.call().await.answer(&["x"]).await;
+    assert_eq!(soon(request).await.unwrap().status(), StatusCode::OK);
+
+    let request = tokio::spawn(post(served.http, "/v1/chat/completions", chat(true)));
+    let (first, second) = tokio::join!(a_or_b(&mut a), a_or_b(&mut b));
+    assert!(first && second);
+    let reply = soon(request).await.unwrap();
+    assert_eq!(
+        (reply.status(), reply.header("retry-after")),
+        (StatusCode::TOO_MANY_REQUESTS, Some("3"))
+    );
+    assert_eq!(reply.json().await["error"]["code"], "overloaded");
+}
+
+async fn a_or_b(worker: &mut Worker) -> bool {
+    worker.call().await.refuse(full());
+    true
+}
+
+#[tokio::test]
+async fn a_stream_waits_for_room_when_it_has_begun() {
+    let served = gateway(Settings::default()).await;
+    let mut worker = Worker::start();
+    served.publish("m", &[worker.address]);
+    let request = tokio::spawn(post(served.http, "/v1/chat/completions", chat(false)));
+    let mut answering = worker.call().await.accept().await;
+    answering.send("a", &[1], None).await;
+    answering.fail(tonic::Status::unavailable("gone")).await;
+    let mut full = tonic::Status::resource_exhausted("the queue is full");
+    full.metadata_mut().insert("retry-after-ms", "5".parse().unwrap());
+    worker.call().await.refuse(full);
+    worker.call().await.answer(&["b"]).await;
+    let answer = soon(request).await.unwrap().json().await;
+    assert_eq!(answer["choices"][0]["message"]["content"], "ab");
+}
+
+#[tokio::test]
+async fn holding_is_bounded_in_bytes_over_all_deployments() {
+    let settings = Settings {
+        hold_bytes: 100 << 10,
+        ..Settings::default()
+    };
+    let served = gateway(settings).await;
+    let mut second = found("n", &[]);
+    second.key.name = "other".to_owned();
+    served.gateway.publish(vec![found("m", &[]), second]);
+    let long = |model: &str| json!({"model": model, "messages": [{"role": "user", "content": "x".repeat(60 << 10)}]});
+    let first = tokio::spawn(post(served.http, "/v1/chat/completions", long("m")));
+    counted(&served, (1, 0, 1)).await;
+    let refused = post(served.http, "/v1/chat/completions", long("n")).await;
+    assert_eq!(
+        (refused.status(), refused.header("retry-after")),
+        (StatusCode::SERVICE_UNAVAILABLE, Some("10"))
+    );
+    assert_eq!(refused.json().await["error"]["code"], "too_many_waiting");
+    first.abort();
+    soon(async {
+        while served.gateway.held_bytes.used() > 0 {
+            tokio::task::yield_now().await;
+        }
+    })
+    .await;
+    let again = tokio::spawn(post(served.http, "/v1/chat/completions", long("n")));
+    let mut worker = Worker::start();
+    let mut ready = found("n", &[worker.address]);
+    ready.key.name = "other".to_owned();
+    served.gateway.publish(vec![ready]);
+    worker.call().await.answer(&["x"]).await;
+    assert_eq!(soon(again).await.unwrap().status(), StatusCode::OK);
+    assert_eq!(served.gateway.held_bytes.used(), 0);
+}
+
+#[tokio::test]
+async fn a_silent_text_completion_sends_empty_text() {
+    let settings = Settings {
+        first_chunk_wait: Duration::from_millis(10),
+        keep_alive: Duration::from_millis(10),
+        ..Settings::default()
+    };
+    let served = gateway(settings).await;
+    let mut worker = Worker::start();
+    served.publish("m", &[worker.address]);
+    let request = json!({"model": "m", "prompt": "hi", "stream": true});
+    let mut reply = post(served.http, "/v1/completions", request).await;
+    let silence: Value = serde_json::from_str(&reply.event().await.unwrap()).unwrap();
+    assert_eq!(
+        (
+            &silence["choices"][0]["text"],
+            &silence["choices"][0]["finish_reason"]
+        ),
+        (&json!(""), &Value::Null)
+    );
+    // Also in the middle of an answer.
+    let mut answering = worker.call().await.accept().await;
+    answering.send("a", &[1], None).await;
+    assert_eq!(reply.piece().await.unwrap(), "a");
+    let silence: Value = serde_json::from_str(&reply.event().await.unwrap()).unwrap();
+    assert_eq!(silence["choices"][0]["text"], "");
+    answering.send("b", &[2], Some(FinishReason::Stop)).await;
+    assert_eq!(reply.piece().await.unwrap(), "b");
+}
+
+#[tokio::test]
+async fn a_held_request_waits_as_long_as_its_client_wants() {
+    let served = gateway(Settings::default()).await;
+    served.publish("m", &[]);
+    let body = chat(false).to_string();
+    let headers = [("prefer", "wait=0")];
+    let reply = send_with(
+        served.http,
+        hyper::Method::POST,
+        "/v1/chat/completions",
+        &headers,
+        body,
+    )
+    .await;
+    assert_eq!(
+        (
+            reply.status(),
+            reply.header("retry-after"),
+            reply.header("preference-applied")
+        ),
+        (StatusCode::SERVICE_UNAVAILABLE, Some("10"), Some("wait=0"))
+    );
+    // Nothing was sent before, so the status is the first thing that came.
+    assert_eq!(reply.json().await["error"]["code"], "no_group_ready");
 }

@@ -6,22 +6,31 @@
 //!
 //! | module | what it is |
 //! |---|---|
+//! | [`losses`] | requests that bring down their leaders |
 //! | [`wait`] | waiting for a leader, and for how long |
 
+pub mod losses;
 pub mod wait;
 
 use std::sync::Arc;
+use std::time::Duration;
 
+use axum::http::HeaderValue;
 use futures::{Stream, stream};
 use llamero_proto::v1::{CompletionChunk, CompletionRequest, FinishReason};
+use prost::Message;
 use tokio::time::Instant;
 use tonic::Streaming;
+use tonic::metadata::MetadataValue;
 
 use crate::Gateway;
 use crate::demand::Counted;
 use crate::discovery::Deployment;
 use crate::error::ApiError;
-use crate::upstream::{Failure, Running, classify};
+use crate::upstream::{Failure, Leader, Refusal, Running, classify};
+
+/// Metadata with the id that the client gave its request, for the worker's log.
+const REQUEST_ID: &str = "x-request-id";
 
 /// What is new of an answer.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -32,8 +41,35 @@ pub struct Delta {
     pub prompt_tokens: u32,
     /// Tokens of the answer so far.
     pub output_tokens: u32,
+    /// Content identity of the weights, if the group tells it.
+    pub identity: Option<Arc<str>>,
     /// Set on the last one.
-    pub finish: Option<FinishReason>,
+    pub end: Option<End>,
+}
+
+/// How an answer ended.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct End {
+    /// Why.
+    pub reason: FinishReason,
+    stop_string: String,
+}
+
+impl End {
+    /// The stop string that ended it, if one did.
+    #[must_use]
+    pub fn stop_string(&self) -> Option<&str> {
+        (!self.stop_string.is_empty()).then_some(&self.stop_string)
+    }
+}
+
+/// What the client wants beside the answer itself.
+#[derive(Debug, Clone, Default)]
+pub struct Wishes {
+    /// How long to wait for a group; the settings bound it.
+    pub patience: Option<Duration>,
+    /// The client's own id of the request.
+    pub request_id: Option<HeaderValue>,
 }
 
 /// One answer in progress.
@@ -42,8 +78,11 @@ pub struct Relay {
     gateway: Arc<Gateway>,
     waiting: wait::Waiting,
     model: String,
-    /// `resume_token_ids` holds all tokens that came so far.
+    /// `resume_token_ids` holds all tokens that came so far, `content_identity` what the next leader must have.
     request: CompletionRequest,
+    client_id: Option<HeaderValue>,
+    identity: Option<Arc<str>>,
+    losses: losses::Losses,
     attempt: Option<Attempt>,
 }
 
@@ -55,23 +94,26 @@ struct Attempt {
     _counted: Counted,
 }
 
-/// What a chunk means.
-enum Step {
-    Deliver(Delta),
-    Lost(String),
-}
-
 impl Relay {
     /// An answer to `request` from a group of `deployment`. The request must carry a seed, else it could not go on
     /// elsewhere.
     #[must_use]
-    pub fn new(gateway: Arc<Gateway>, deployment: &Deployment, request: CompletionRequest) -> Self {
-        let waiting = wait::Waiting::new(&gateway, deployment.key.clone());
+    pub fn new(
+        gateway: Arc<Gateway>,
+        deployment: &Deployment,
+        request: CompletionRequest,
+        wishes: Wishes,
+    ) -> Self {
+        let key = deployment.key.clone();
+        let waiting = wait::Waiting::new(&gateway, key, request.encoded_len(), wishes.patience);
         Self {
             gateway,
             waiting,
             model: deployment.model.clone(),
             request,
+            client_id: wishes.request_id,
+            identity: None,
+            losses: losses::Losses::default(),
             attempt: None,
         }
     }
@@ -81,7 +123,7 @@ impl Relay {
         stream::unfold(Some(self), |relay| async move {
             let mut relay = relay?;
             match relay.next().await {
-                Ok(delta) if delta.finish.is_none() => Some((Ok(delta), Some(relay))),
+                Ok(delta) if delta.end.is_none() => Some((Ok(delta), Some(relay))),
                 last => Some((last, None)),
             }
         })
@@ -89,53 +131,45 @@ impl Relay {
 
     async fn next(&mut self) -> Result<Delta, ApiError> {
         loop {
-            let attempt = match &mut self.attempt {
+            let mut attempt = match self.attempt.take() {
                 Some(attempt) => attempt,
-                none => none.insert(Self::start(&self.gateway, &mut self.waiting, &self.request).await?),
+                None => self.start().await?,
             };
             let message = attempt.chunks.message().await;
             let leader = Arc::clone(attempt.running.leader());
-            let step = match message {
-                Ok(Some(chunk)) => self.take(chunk)?,
-                Ok(None) => Step::Lost("the stream ended before the answer did".to_owned()),
-                Err(status) => match classify(&status) {
-                    Failure::Lost(reason) => Step::Lost(reason),
-                    Failure::Final(error) => return Err(error),
+            let failure = match message {
+                Ok(Some(chunk)) => match self.take(chunk) {
+                    Ok(delta) => {
+                        leader.succeeded();
+                        self.attempt = Some(attempt);
+                        return Ok(delta);
+                    }
+                    Err(failure) => failure,
                 },
+                Ok(None) => Failure::Lost {
+                    reason: "the stream ended before the answer did".to_owned(),
+                    taken: true,
+                },
+                Err(status) => classify(&status, self.bound()),
             };
-            match step {
-                Step::Deliver(delta) => {
-                    leader.succeeded();
-                    return Ok(delta);
-                }
-                Step::Lost(reason) => {
-                    let tokens = self.request.resume_token_ids.len();
-                    tracing::warn!(
-                        request = %self.request.request_id, leader = %leader.address(), tokens, reason,
-                        "lost the leader of a request; going on elsewhere"
-                    );
-                    self.attempt = None;
-                    leader.failed(Instant::now());
-                    self.waiting.stalled();
-                    self.gateway.metrics.continued(&self.model);
-                }
-            }
+            drop(attempt);
+            self.failed(&leader, true, failure)?;
         }
     }
 
     /// Pass the request on to a leader, waiting for one as long as the settings allow.
-    async fn start(
-        gateway: &Gateway,
-        waiting: &mut wait::Waiting,
-        request: &CompletionRequest,
-    ) -> Result<Attempt, ApiError> {
+    async fn start(&mut self) -> Result<Attempt, ApiError> {
         loop {
-            let leader = waiting
-                .leader(gateway, !request.resume_token_ids.is_empty())
-                .await?;
+            let begun = !self.request.resume_token_ids.is_empty();
+            let leader = self.waiting.leader(&self.gateway, begun).await?;
             let running = leader.begin();
-            let counted = gateway.demand.run(waiting.key());
-            match leader.completion().complete(request.clone()).await {
+            let counted = self.gateway.demand.run(self.waiting.key());
+            let mut call = tonic::Request::new(self.request.clone());
+            let client_id = self.client_id.as_ref();
+            if let Some(Ok(id)) = client_id.map(|id| MetadataValue::try_from(id.as_bytes())) {
+                call.metadata_mut().insert(REQUEST_ID, id);
+            }
+            match leader.completion().complete(call).await {
                 Ok(response) => {
                     return Ok(Attempt {
                         chunks: response.into_inner(),
@@ -143,45 +177,109 @@ impl Relay {
                         _counted: counted,
                     });
                 }
-                Err(status) => match classify(&status) {
-                    Failure::Final(error) => return Err(error),
-                    Failure::Lost(reason) => {
-                        tracing::warn!(
-                            request = %request.request_id, leader = %leader.address(), reason,
-                            "a leader did not take a request"
-                        );
-                        leader.failed(Instant::now());
-                        waiting.stalled();
-                    }
-                },
+                Err(status) => self.failed(&leader, false, classify(&status, self.bound()))?,
             }
         }
     }
 
-    fn take(&mut self, chunk: CompletionChunk) -> Result<Step, ApiError> {
-        let finish = chunk.finish.map(|finish| finish.reason());
-        if !chunk.token_ids.is_empty() || finish.is_some() {
+    /// Whether the next leader must have certain weights.
+    fn bound(&self) -> bool {
+        !self.request.content_identity.is_empty()
+    }
+
+    /// Decide whether the request goes on after a failure, and where not. `accepted` tells that the leader had taken it.
+    fn failed(&mut self, leader: &Arc<Leader>, accepted: bool, failure: Failure) -> Result<(), ApiError> {
+        let tokens = self.request.resume_token_ids.len();
+        let (request, address) = (&self.request.request_id, leader.address());
+        match failure {
+            Failure::Final(error) => return Err(error),
+            Failure::Busy { retry_after, .. } => {
+                let until = Instant::now() + retry_after;
+                self.waiting.refused(leader, Refusal::Busy(until));
+            }
+            Failure::OtherWeights(reason) => {
+                tracing::warn!(%request, leader = %address, reason, "a leader has other weights than the answer began on");
+                self.waiting.refused(leader, Refusal::OtherWeights);
+            }
+            Failure::Lost { reason, taken } => {
+                tracing::warn!(%request, leader = %address, tokens, accepted, reason, "lost the leader of a request");
+                leader.failed(Instant::now());
+                self.waiting.stalled();
+                if accepted {
+                    self.gateway.metrics.continued(&self.model);
+                }
+                if (accepted || taken) && self.losses.add(tokens) {
+                    return Err(deadly());
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn take(&mut self, chunk: CompletionChunk) -> Result<Delta, Failure> {
+        self.same_weights(&chunk.content_identity)?;
+        let end = chunk.finish.map(|finish| End {
+            reason: finish.reason(),
+            stop_string: finish.stop_string,
+        });
+        if !chunk.token_ids.is_empty() || end.is_some() {
             self.waiting.progressed();
         }
         self.request.resume_token_ids.extend(&chunk.token_ids);
+        // From the first token on, only these weights will do.
+        if let Some(identity) = &self.identity
+            && !self.bound()
+            && !chunk.token_ids.is_empty()
+        {
+            self.request.content_identity = identity.to_string();
+        }
         let counted = u32::try_from(self.request.resume_token_ids.len()).unwrap_or(u32::MAX);
-        if finish.is_none() && counted != chunk.output_tokens {
+        if end.is_none() && counted != chunk.output_tokens {
             // Rather no answer than one with a hole.
-            return Err(ApiError::internal(format!(
+            return Err(Failure::Final(ApiError::internal(format!(
                 "The workers counted {} tokens of this answer, but {counted} arrived; please send the request again.",
                 chunk.output_tokens
+            ))));
+        }
+        let reason = end.as_ref().map(|end| end.reason);
+        if matches!(reason, Some(FinishReason::Abort | FinishReason::Unspecified)) {
+            return Err(Failure::Final(ApiError::internal(
+                "The request was aborted at the model's workers; please send it again.",
             )));
         }
-        if matches!(finish, Some(FinishReason::Abort | FinishReason::Unspecified)) {
-            return Err(ApiError::internal(
-                "The request was aborted at the model's workers; please send it again.",
-            ));
-        }
-        Ok(Step::Deliver(Delta {
+        Ok(Delta {
             text: chunk.text,
             prompt_tokens: chunk.prompt_tokens,
             output_tokens: chunk.output_tokens,
-            finish,
-        }))
+            identity: self.identity.clone(),
+            end,
+        })
+    }
+
+    /// Learn the identity of the weights from a first chunk. A leader that should have refused the request, but did not,
+    /// is treated as if it had.
+    fn same_weights(&mut self, identity: &str) -> Result<(), Failure> {
+        if identity.is_empty() {
+            return Ok(());
+        }
+        if self.bound() && self.request.content_identity != identity {
+            return Err(Failure::OtherWeights(format!("it has {identity}")));
+        }
+        if self.identity.as_deref() != Some(identity) {
+            self.identity = Some(Arc::from(identity));
+        }
+        Ok(())
+    }
+}
+
+/// The request has brought down several leaders.
+fn deadly() -> ApiError {
+    ApiError {
+        final_answer: true,
+        ..ApiError::internal_as(
+            "leaders_lost",
+            "Three groups in a row were lost while they worked on this request, with fewer than 64 tokens between \
+             them. The request itself is the likely cause, so it is not tried again; the workers' logs tell more.",
+        )
     }
 }

@@ -7,12 +7,16 @@ use tokio::sync::watch;
 use tokio::time::Instant;
 
 use crate::Gateway;
-use crate::discovery::{DeploymentKey, Snapshot};
+use crate::budget::Share;
+use crate::demand::Counted;
+use crate::discovery::{Deployment, DeploymentKey, Snapshot};
 use crate::error::ApiError;
-use crate::upstream::{Leader, Pick, pick};
+use crate::upstream::{Leader, Pick, Refusal, Refusals, pick};
 
 /// Seconds after which a client that was turned away may come again.
 const RETRY_AFTER: u64 = 10;
+/// What a request that waits costs beside its own bytes: connection, task, headers.
+const REQUEST_OVERHEAD: usize = 16 << 10;
 
 /// The clocks of one request.
 #[derive(Debug)]
@@ -20,18 +24,35 @@ pub struct Waiting {
     key: DeploymentKey,
     directory: watch::Receiver<Arc<Snapshot>>,
     arrived: Instant,
+    /// How long the request waits for a group before its answer has begun.
+    patience: Duration,
+    /// Memory that the request takes while it waits.
+    bytes: usize,
+    refusals: Refusals,
     /// Since when no leader makes progress with the request.
     stalled: Option<Instant>,
 }
 
+/// What a waiting request occupies.
+#[derive(Debug, Default)]
+struct Held {
+    memory: Option<Share>,
+    counted: Option<Counted>,
+}
+
 impl Waiting {
-    /// A request that has just arrived.
+    /// A request of so many bytes that has just arrived. It waits as long as its client wants, but no longer than the
+    /// settings allow.
     #[must_use]
-    pub fn new(gateway: &Gateway, key: DeploymentKey) -> Self {
+    pub fn new(gateway: &Gateway, key: DeploymentKey, bytes: usize, patience: Option<Duration>) -> Self {
+        let most = gateway.settings.hold_timeout;
         Self {
             key,
             directory: gateway.directory.subscribe(),
             arrived: Instant::now(),
+            patience: patience.map_or(most, |patience| patience.min(most)),
+            bytes: bytes.saturating_add(REQUEST_OVERHEAD),
+            refusals: Refusals::default(),
             stalled: None,
         }
     }
@@ -47,6 +68,12 @@ impl Waiting {
         self.stalled.get_or_insert_with(Instant::now);
     }
 
+    /// A leader cannot take this request.
+    pub fn refused(&mut self, leader: &Arc<Leader>, refusal: Refusal) {
+        self.refusals.add(leader, refusal);
+        self.stalled();
+    }
+
     /// A leader delivered.
     pub fn progressed(&mut self) {
         self.stalled = None;
@@ -55,53 +82,29 @@ impl Waiting {
     /// The leader to try next. `begun` tells that part of the answer has been sent.
     ///
     /// # Errors
-    /// 404 when the deployment is gone; 503 when no group can be ready, too many requests wait already, time is up, or
-    /// the gateway stops.
+    /// 429 when all queues are full; 503 when the deployment is gone, no group can be ready, too many requests wait
+    /// already, time is up, or the gateway stops.
     pub async fn leader(&mut self, gateway: &Gateway, begun: bool) -> Result<Arc<Leader>, ApiError> {
-        let settings = &gateway.settings;
-        let mut held = None;
+        let mut held = Held::default();
         loop {
             let snapshot = self.directory.borrow_and_update().clone();
-            let Some(deployment) = snapshot.get(&self.key) else {
-                return Err(ApiError::unavailable(
-                    "deployment_deleted",
-                    "The model's deployment was deleted.",
-                    RETRY_AFTER,
-                ));
-            };
+            let deployment = snapshot.get(&self.key).ok_or_else(deleted)?;
             let now = Instant::now();
-            let (wake, deadline) = match pick(&deployment.leaders, now) {
+            let wake = match pick(&deployment.leaders, &self.refusals, now) {
                 Pick::Leader(leader) => return Ok(leader),
                 Pick::RetryAt(at) => {
-                    held = None;
-                    (
-                        Some(at),
-                        self.stalled.unwrap_or(now) + settings.continuation_timeout,
-                    )
-                }
-                Pick::None => {
-                    if let (Some(problem), false) = (&deployment.problem, begun) {
-                        return Err(ApiError::unavailable("deployment_not_served", problem, 60));
+                    if let (Some(room), false) = (self.refusals.room_at(now), begun) {
+                        return Err(busy(room.duration_since(now)));
                     }
-                    if held.is_none() {
-                        let limit = if begun { u32::MAX } else { settings.hold_limit };
-                        held = Some(
-                            gateway
-                                .demand
-                                .hold(&self.key, limit)
-                                .ok_or_else(|| too_many(limit))?,
-                        );
-                    }
-                    let deadline = if begun {
-                        self.stalled.unwrap_or(now) + settings.continuation_timeout
-                    } else {
-                        self.arrived + settings.hold_timeout
-                    };
-                    (None, deadline)
+                    held.counted = None;
+                    Some(at)
                 }
+                Pick::None => None,
             };
+            self.hold(gateway, deployment, &mut held, begun, wake.is_none())?;
+            let deadline = self.deadline(gateway, now, begun, wake.is_some());
             if now >= deadline {
-                return Err(self.timed_out(gateway, begun || wake.is_some()));
+                return Err(self.timed_out(gateway, begun, wake.is_some()));
             }
             let until = wake.map_or(deadline, |wake| wake.min(deadline));
             tokio::select! {
@@ -112,25 +115,95 @@ impl Waiting {
         }
     }
 
-    fn timed_out(&self, gateway: &Gateway, unreachable: bool) -> ApiError {
-        let DeploymentKey { namespace, name } = &self.key;
-        let look = format!("see: kubectl -n {namespace} get llamadeployment {name}");
-        let settings = &gateway.settings;
-        if unreachable {
-            let seconds = Duration::as_secs(&settings.continuation_timeout);
-            let message =
-                format!("No group of the model could take or go on with the request for {seconds} s; {look}");
-            ApiError::unavailable("no_group_reachable", message, RETRY_AFTER)
-        } else {
-            let seconds = Duration::as_secs(&settings.hold_timeout);
-            let message = format!("No group of the model became ready within {seconds} s; {look}");
-            ApiError::unavailable("no_group_ready", message, RETRY_AFTER)
+    /// Count the request as waiting. One whose answer has begun is never turned away for want of room.
+    fn hold(
+        &self,
+        gateway: &Gateway,
+        deployment: &Deployment,
+        held: &mut Held,
+        begun: bool,
+        none: bool,
+    ) -> Result<(), ApiError> {
+        if !begun && held.memory.is_none() {
+            let share = gateway.held_bytes.take(self.bytes);
+            held.memory = Some(share.ok_or_else(|| full(gateway.held_bytes.limit()))?);
+        }
+        if !none {
+            return Ok(());
+        }
+        if let (Some(problem), false) = (&deployment.problem, begun) {
+            return Err(ApiError::unavailable("deployment_not_served", problem, 60));
+        }
+        if held.counted.is_none() {
+            let limit = if begun {
+                u32::MAX
+            } else {
+                gateway.settings.hold_limit
+            };
+            let counted = gateway.demand.hold(&self.key, limit);
+            held.counted = Some(counted.ok_or_else(|| too_many(limit))?);
+        }
+        Ok(())
+    }
+
+    fn deadline(&self, gateway: &Gateway, now: Instant, begun: bool, reachable_later: bool) -> Instant {
+        let stalled = self.stalled.unwrap_or(now) + gateway.settings.continuation_timeout;
+        let patience = self.arrived + self.patience;
+        match (begun, reachable_later) {
+            (true, _) => stalled,
+            (false, true) => stalled.min(patience),
+            (false, false) => patience,
         }
     }
+
+    fn timed_out(&self, gateway: &Gateway, begun: bool, reachable_later: bool) -> ApiError {
+        let DeploymentKey { namespace, name } = &self.key;
+        let look = format!("see: kubectl -n {namespace} get llamadeployment {name}");
+        let stalled = gateway.settings.continuation_timeout.as_secs();
+        if begun && self.refusals.other_weights() {
+            let message = format!(
+                "The group that began this answer is gone, and no group with the same weights went on with it within {stalled} s; {look}"
+            );
+            return ApiError::unavailable("other_weights", message, RETRY_AFTER);
+        }
+        if begun || reachable_later {
+            let seconds = stalled.min(if begun { stalled } else { self.patience.as_secs() });
+            let message =
+                format!("No group of the model could take or go on with the request for {seconds} s; {look}");
+            return ApiError::unavailable("no_group_reachable", message, RETRY_AFTER);
+        }
+        let seconds = self.patience.as_secs();
+        let message = format!("No group of the model became ready within {seconds} s; {look}");
+        ApiError::unavailable("no_group_ready", message, RETRY_AFTER)
+    }
+}
+
+fn deleted() -> ApiError {
+    ApiError::unavailable(
+        "deployment_deleted",
+        "The model's deployment was deleted.",
+        RETRY_AFTER,
+    )
+}
+
+fn busy(wait: Duration) -> ApiError {
+    // Rounded up: a client that comes a little early is turned away again.
+    let seconds = u64::try_from(wait.as_millis().div_ceil(1000)).unwrap_or(u64::MAX);
+    ApiError::busy(
+        "The queues of all groups of the model are full; send the request again later.",
+        seconds.max(1),
+    )
 }
 
 fn too_many(limit: u32) -> ApiError {
     let message = format!("{limit} requests wait for a group of this model already; try again later.");
+    ApiError::unavailable("too_many_waiting", message, RETRY_AFTER)
+}
+
+fn full(limit: usize) -> ApiError {
+    let message = format!(
+        "Requests that wait for a group already fill the {limit} bytes set aside for them; try again later."
+    );
     ApiError::unavailable("too_many_waiting", message, RETRY_AFTER)
 }
 

@@ -1,23 +1,105 @@
 //! Reading a JSON body, with a sentence for everything that can be wrong with it.
 
-use axum::body::{Body, to_bytes};
-use axum::http::StatusCode;
-use serde::de::DeserializeOwned;
+use std::time::Duration;
 
+use axum::body::{Body, Bytes, HttpBody};
+use axum::http::StatusCode;
+use http_body_util::BodyExt;
+use serde::de::DeserializeSeed;
+use serde_path_to_error::Track;
+
+use crate::Gateway;
+use crate::budget::{Budget, Share};
 use crate::error::ApiError;
 
-/// Read at most `limit` bytes and parse them. The content type is not looked at, as OpenAI's API does not either.
+/// What a client may still send of a body that was refused for its size, and for how long. Who closes a connection
+/// with unread bytes resets it, and the client never sees the sentence that says why.
+const LINGER_BYTES: usize = 64 << 20;
+const LINGER: Duration = Duration::from_secs(10);
+
+/// Longest path to a wrong value that is shown.
+const MAX_PATH: usize = 128;
+
+/// Read and parse a body within the gateway's bounds of size, memory and time. The content type is not looked at, as
+/// OpenAI's API does not either.
 ///
 /// # Errors
-/// 413 for a larger body, 400 for one that is not UTF-8, not JSON or has a wrong type somewhere.
-pub async fn read_json<T: DeserializeOwned>(body: Body, limit: usize) -> Result<T, ApiError> {
-    let bytes = to_bytes(body, limit)
+/// 413 for a larger body, 408 for one that does not come in time, 503 when too many come at once, 400 for one that is
+/// not UTF-8, not JSON or has a wrong type somewhere.
+pub async fn read_json<T, S>(gateway: &Gateway, reader: S, body: Body) -> Result<T, ApiError>
+where
+    S: for<'de> DeserializeSeed<'de, Value = T>,
+{
+    let time = gateway.settings.limits.body_timeout;
+    let reading = read(body, gateway.settings.body_limit, &gateway.body_bytes);
+    // The share is kept until the body has been parsed.
+    let (bytes, _share) = tokio::time::timeout(time, reading)
         .await
-        .map_err(|error| read_error(&error, limit))?;
-    parse(&bytes)
+        .map_err(|_| late(time))??;
+    parse(reader, &bytes)
 }
 
-fn parse<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, ApiError> {
+async fn read(mut body: Body, limit: usize, budget: &Budget) -> Result<(Vec<u8>, Share), ApiError> {
+    let announced = usize::try_from(body.size_hint().lower()).unwrap_or(usize::MAX);
+    if announced > limit {
+        tokio::spawn(linger(body));
+        return Err(ApiError::too_large(limit));
+    }
+    let mut share = budget.take(0).ok_or_else(full)?;
+    let mut bytes = Vec::new();
+    while let Some(frame) = body.frame().await {
+        let frame = frame
+            .map_err(|error| ApiError::invalid(None, format!("The body could not be read: {error}.")))?;
+        let Ok(data) = frame.into_data() else { continue };
+        if bytes.len() + data.len() > limit {
+            tokio::spawn(linger(body));
+            return Err(ApiError::too_large(limit));
+        }
+        if !share.grow(data.len()) {
+            tokio::spawn(linger(body));
+            return Err(full());
+        }
+        bytes.extend_from_slice(&data);
+    }
+    Ok((bytes, share))
+}
+
+fn late(time: Duration) -> ApiError {
+    let message = format!(
+        "The body did not come within {} s; send the request again.",
+        time.as_secs()
+    );
+    ApiError {
+        status: StatusCode::REQUEST_TIMEOUT,
+        code: Some("request_timeout"),
+        ..ApiError::invalid(None, message)
+    }
+}
+
+fn full() -> ApiError {
+    ApiError::unavailable(
+        "too_many_requests",
+        "This gateway reads as many request bodies as it has memory for; send the request again.",
+        1,
+    )
+}
+
+/// Read and forget, within bounds, what the client sends after its request was refused.
+async fn linger(mut body: Body) {
+    let rest = async {
+        let mut read = 0;
+        while let Some(Ok(frame)) = body.frame().await {
+            read += frame.data_ref().map_or(0, Bytes::len);
+            if read > LINGER_BYTES {
+                return;
+            }
+        }
+    };
+    // A client that is still sending then has been told long ago.
+    let _ = tokio::time::timeout(LINGER, rest).await;
+}
+
+fn parse<'de, S: DeserializeSeed<'de>>(reader: S, bytes: &'de [u8]) -> Result<S::Value, ApiError> {
     if bytes.is_empty() {
         return Err(ApiError::invalid(None, "The body is empty; send a JSON object."));
     }
@@ -29,16 +111,15 @@ fn parse<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, ApiError> {
         )
     })?;
     let mut json = serde_json::Deserializer::from_str(text);
-    let value = serde_path_to_error::deserialize(&mut json).map_err(|error| {
-        let path = error.path().to_string();
-        let named = path != "." && !error.inner().is_syntax() && !error.inner().is_eof();
+    let mut track = Track::new();
+    let read = reader.deserialize(serde_path_to_error::Deserializer::new(&mut json, &mut track));
+    let value = read.map_err(|error| {
+        let path: String = track.path().to_string().chars().take(MAX_PATH).collect();
+        let named = path != "." && !error.is_syntax() && !error.is_eof();
         if named {
-            ApiError::invalid(
-                Some(&path),
-                format!("'{path}' is not as expected: {}", error.inner()),
-            )
+            ApiError::invalid(Some(&path), format!("'{path}' is not as expected: {error}"))
         } else {
-            not_json(error.inner())
+            not_json(&error)
         }
     })?;
     json.end().map_err(|error| not_json(&error))?;
@@ -49,25 +130,10 @@ fn not_json(error: &serde_json::Error) -> ApiError {
     ApiError::invalid(None, format!("The body is not a valid JSON request: {error}."))
 }
 
-fn read_error(error: &axum::Error, limit: usize) -> ApiError {
-    let mut source: Option<&(dyn std::error::Error + 'static)> = Some(error);
-    while let Some(cause) = source {
-        // `axum::body::to_bytes` names its limit only in words.
-        if cause.to_string().contains("length limit") {
-            let message = format!("The body is larger than {limit} bytes; send a shorter conversation.");
-            return ApiError {
-                status: StatusCode::PAYLOAD_TOO_LARGE,
-                code: Some("request_too_large"),
-                ..ApiError::invalid(None, message)
-            };
-        }
-        source = cause.source();
-    }
-    ApiError::invalid(None, format!("The body could not be read: {error}."))
-}
-
 #[cfg(test)]
 mod tests {
+    use std::marker::PhantomData;
+
     use super::*;
 
     #[derive(Debug, serde::Deserialize)]
@@ -79,7 +145,7 @@ mod tests {
     }
 
     fn complaint(bytes: &[u8]) -> (Option<String>, String) {
-        let error = parse::<Sample>(bytes).unwrap_err();
+        let error = parse(PhantomData::<Sample>, bytes).unwrap_err();
         assert_eq!(
             (error.status, error.kind),
             (StatusCode::BAD_REQUEST, "invalid_request_error")
@@ -112,14 +178,34 @@ mod tests {
 
     #[test]
     fn unknown_fields_are_tolerated() {
-        parse::<Sample>(br#"{"model": "m", "store": true}"#).unwrap();
+        parse(PhantomData::<Sample>, br#"{"model": "m", "store": true}"#).unwrap();
     }
 
     #[tokio::test]
-    async fn a_large_body_is_refused() {
-        let error = read_json::<Sample>(Body::from(vec![b' '; 11]), 10)
-            .await
-            .unwrap_err();
-        assert_eq!(error.status, StatusCode::PAYLOAD_TOO_LARGE);
+    async fn a_large_body_is_refused_announced_or_not() {
+        let budget = Budget::new(100);
+        let whole = Body::from(vec![b' '; 11]);
+        let parts = Body::from_stream(futures::stream::iter([
+            Ok::<_, std::io::Error>(vec![b' '; 6]),
+            Ok(vec![b' '; 5]),
+        ]));
+        for body in [whole, parts] {
+            let error = read(body, 10, &budget).await.unwrap_err();
+            assert_eq!(error.status, StatusCode::PAYLOAD_TOO_LARGE);
+        }
+        assert_eq!(budget.used(), 0);
+    }
+
+    #[tokio::test]
+    async fn bodies_share_their_memory() {
+        let budget = Budget::new(100);
+        let first = read(Body::from(vec![b' '; 60]), 80, &budget).await.unwrap();
+        let error = read(Body::from(vec![b' '; 60]), 80, &budget).await.unwrap_err();
+        assert_eq!(
+            (error.status, error.retry_after),
+            (StatusCode::SERVICE_UNAVAILABLE, Some(1))
+        );
+        drop(first);
+        read(Body::from(vec![b' '; 60]), 80, &budget).await.unwrap();
     }
 }

@@ -3,23 +3,15 @@
 //! | module | what it is |
 //! |---|---|
 //! | [`models`] | `GET /v1/models`, `GET /v1/models/{id}` |
-//! | [`chat_completions`] | `POST /v1/chat/completions` |
-//! | [`completions`] | `POST /v1/completions` |
-//! | [`sampling`] | parameters that both kinds of completion share |
-//! | [`unsupported`] | parameters that ask for what is not built |
+//! | [`completion`] | `POST /v1/chat/completions`, `POST /v1/completions` |
 //! | [`body`] | reading a JSON body |
-//! | [`answer`] | from a checked request to a whole answer or a stream |
 //! | [`record`] | what the metrics learn of a request |
 //! | [`usage`] | counts of tokens |
 
-pub mod answer;
 pub mod body;
-pub mod chat_completions;
-pub mod completions;
+pub mod completion;
 pub mod models;
 pub mod record;
-pub mod sampling;
-pub mod unsupported;
 pub mod usage;
 
 use std::sync::Arc;
@@ -38,8 +30,8 @@ pub fn router(gateway: Arc<Gateway>) -> Router {
         .route("/", get(async || Html(include_str!("page.html"))))
         .route("/v1/models", get(models::handler::list))
         .route("/v1/models/{*id}", get(models::handler::get))
-        .route("/v1/chat/completions", post(chat_completions::handler::create))
-        .route("/v1/completions", post(completions::handler::create))
+        .route("/v1/chat/completions", post(completion::handler::chat))
+        .route("/v1/completions", post(completion::handler::text))
         .fallback(unknown_route)
         .method_not_allowed_fallback(wrong_method)
         .with_state(gateway)

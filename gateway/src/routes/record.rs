@@ -4,9 +4,9 @@ use std::sync::Arc;
 
 use tokio::time::Instant;
 
+use super::usage::Usage;
 use crate::Gateway;
 use crate::error::ApiError;
-use crate::relay::Delta;
 
 /// One request, from its arrival to the end of its answer. Dropped before the end, it counts as cancelled.
 #[derive(Debug)]
@@ -15,7 +15,7 @@ pub struct Record {
     route: &'static str,
     model: Option<String>,
     arrived: Instant,
-    first_text: bool,
+    first_token: bool,
     ended: bool,
 }
 
@@ -28,7 +28,7 @@ impl Record {
             route,
             model: None,
             arrived: Instant::now(),
-            first_text: false,
+            first_token: false,
             ended: false,
         }
     }
@@ -38,20 +38,27 @@ impl Record {
         self.model = Some(model.to_owned());
     }
 
-    /// A piece of the answer passes.
-    pub fn delta(&mut self, delta: &Delta) {
-        let Some(model) = &self.model else { return };
-        let seconds = self.arrived.elapsed().as_secs_f64();
-        if !self.first_text && delta.output_tokens > 0 {
-            self.first_text = true;
+    /// A piece of an answer passes, which has so many tokens now.
+    pub fn progress(&mut self, output_tokens: u32) {
+        if self.first_token || output_tokens == 0 {
+            return;
+        }
+        self.first_token = true;
+        if let Some(model) = &self.model {
+            let seconds = self.arrived.elapsed().as_secs_f64();
             self.gateway.metrics.first_token(model, seconds);
         }
-        if delta.finish.is_some() {
+    }
+
+    /// All answers are complete.
+    pub fn answered(&mut self, usage: Usage) {
+        if let Some(model) = &self.model {
+            let seconds = self.arrived.elapsed().as_secs_f64();
             self.gateway
                 .metrics
-                .answered(model, seconds, delta.prompt_tokens, delta.output_tokens);
-            self.end("200");
+                .answered(model, seconds, usage.prompt_tokens, usage.completion_tokens);
         }
+        self.end("200");
     }
 
     /// It failed.

@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 use tokio::time::Instant;
 
-use super::Leader;
+use super::{Leader, Refusal, Refusals};
 
 /// Where a request goes.
 #[derive(Debug, Clone)]
@@ -18,23 +18,34 @@ pub enum Pick {
     None,
 }
 
-/// Choose among the leaders of a deployment. Leaders that drain are taken only when no other is left.
+/// Choose among the leaders of a deployment for a request that some of them may have refused. Leaders that drain are
+/// taken only when no other is left.
 #[must_use]
-pub fn pick(leaders: &[Arc<Leader>], now: Instant) -> Pick {
+pub fn pick(leaders: &[Arc<Leader>], refusals: &Refusals, now: Instant) -> Pick {
     // Equal leaders take turns, so that the first one is not favoured.
     static TURN: AtomicUsize = AtomicUsize::new(0);
     let turn = TURN.fetch_add(1, Ordering::Relaxed);
     let usable = (0..leaders.len())
         .map(|index| &leaders[(index + turn) % leaders.len()])
-        .filter(|leader| leader.avoid_until().is_none_or(|until| until <= now));
+        .filter(|leader| opens_at(leader, refusals, now).is_some_and(|at| at <= now));
     if let Some(leader) = usable.min_by_key(|leader| (leader.draining(), leader.load(now))) {
         return Pick::Leader(Arc::clone(leader));
     }
     leaders
         .iter()
-        .filter_map(|leader| leader.avoid_until())
+        .filter_map(|leader| opens_at(leader, refusals, now))
         .min()
         .map_or(Pick::None, Pick::RetryAt)
+}
+
+/// From when on the leader is worth a try; `None`: never.
+fn opens_at(leader: &Arc<Leader>, refusals: &Refusals, now: Instant) -> Option<Instant> {
+    let healthy = leader.avoid_until().unwrap_or(now);
+    match refusals.of(leader) {
+        None => Some(healthy),
+        Some(Refusal::Busy(until)) => Some(until.max(healthy)),
+        Some(Refusal::OtherWeights) => None,
+    }
 }
 
 #[cfg(test)]
@@ -50,7 +61,7 @@ mod tests {
     }
 
     fn picked(leaders: &[Arc<Leader>], now: Instant) -> Arc<Leader> {
-        match pick(leaders, now) {
+        match pick(leaders, &Refusals::default(), now) {
             Pick::Leader(leader) => leader,
             other => panic!("{other:?}"),
         }
@@ -74,7 +85,7 @@ mod tests {
         assert!(Arc::ptr_eq(&picked(&leaders, now), &leaders[1]));
         leaders[1].failed(now);
         leaders[1].failed(now);
-        let Pick::RetryAt(at) = pick(&leaders, now) else {
+        let Pick::RetryAt(at) = pick(&leaders, &Refusals::default(), now) else {
             panic!()
         };
         assert_eq!(Some(at), leaders[0].avoid_until());
@@ -84,6 +95,32 @@ mod tests {
             &leaders[0]
         ));
         drop(busy);
-        assert!(matches!(pick(&[], now), Pick::None));
+        assert!(matches!(pick(&[], &Refusals::default(), now), Pick::None));
+    }
+
+    #[tokio::test]
+    async fn a_leader_that_refused_the_request_is_left_out_for_it_alone() {
+        let leaders = leaders(2);
+        let now = Instant::now();
+        let mut refusals = Refusals::default();
+        refusals.add(&leaders[0], Refusal::OtherWeights);
+        let until = now + Duration::from_secs(2);
+        for _ in 0..4 {
+            let Pick::Leader(picked) = pick(&leaders, &refusals, now) else {
+                panic!()
+            };
+            assert!(Arc::ptr_eq(&picked, &leaders[1]));
+        }
+        refusals.add(&leaders[1], Refusal::Busy(until));
+        let Pick::RetryAt(at) = pick(&leaders, &refusals, now) else {
+            panic!()
+        };
+        assert_eq!((at, refusals.room_at(now)), (until, Some(until)));
+        refusals.add(&leaders[1], Refusal::OtherWeights);
+        assert!(matches!(pick(&leaders, &refusals, until), Pick::None));
+        assert!(matches!(
+            pick(&leaders, &Refusals::default(), now),
+            Pick::Leader(_)
+        ));
     }
 }

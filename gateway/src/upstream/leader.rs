@@ -15,6 +15,12 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
 /// connection counts as broken.
 const PING_INTERVAL: Duration = Duration::from_secs(5);
 const PING_TIMEOUT: Duration = Duration::from_secs(5);
+/// What a leader may send of one answer before it is read. Some hundred tokens: a client that does not read soon stops
+/// its own answer.
+const STREAM_WINDOW: u32 = 32 << 10;
+/// The same for all answers of a leader together. It has room for 2,048 that are not read, more than an engine runs, so
+/// that clients that do not read never hold up others.
+const CONNECTION_WINDOW: u32 = 64 << 20;
 /// A leader that failed is avoided this long, doubled with every failure in a row.
 const AVOID_FIRST: Duration = Duration::from_millis(200);
 const AVOID_MOST: Duration = Duration::from_secs(5);
@@ -52,6 +58,8 @@ impl Leader {
         let endpoint = Endpoint::from_shared(format!("http://{address}"))?
             .connect_timeout(CONNECT_TIMEOUT)
             .tcp_nodelay(true)
+            .initial_stream_window_size(STREAM_WINDOW)
+            .initial_connection_window_size(CONNECTION_WINDOW)
             .http2_keep_alive_interval(PING_INTERVAL)
             .keep_alive_timeout(PING_TIMEOUT)
             .keep_alive_while_idle(true);
@@ -89,7 +97,7 @@ impl Leader {
         load.own.saturating_add(others)
     }
 
-    /// Whether it said that it takes no new requests.
+    /// Whether it takes no new requests, as of its last sample.
     #[must_use]
     pub fn draining(&self) -> bool {
         lock(&self.load).draining

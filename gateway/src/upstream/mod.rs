@@ -4,12 +4,15 @@
 //! |---|---|
 //! | [`leader`] | one leader: connection, load, failures |
 //! | [`balance`] | the least loaded of several |
+//! | [`refusals`] | leaders that cannot take one certain request |
 //! | [`classify`] | what an error of a leader means for the request |
 
 pub mod balance;
 pub mod classify;
 pub mod leader;
+pub mod refusals;
 
 pub use balance::{Pick, pick};
 pub use classify::{Failure, classify};
 pub use leader::{Leader, Running};
+pub use refusals::{Refusal, Refusals};

@@ -6,7 +6,7 @@ use bytes::Bytes;
 use http_body_util::{BodyExt, Full};
 use hyper::body::Incoming;
 use hyper::{Method, Request, Response, StatusCode};
-use hyper_util::rt::TokioIo;
+use hyper_util::rt::{TokioExecutor, TokioIo};
 use serde_json::Value;
 use tokio::net::TcpStream;
 
@@ -15,27 +15,40 @@ use super::soon;
 /// An answer whose body has not been read yet. Dropping it closes the connection.
 pub struct Reply {
     response: Response<Incoming>,
-    connection: tokio::task::JoinHandle<()>,
+    connection: Option<tokio::task::JoinHandle<()>>,
     buffer: String,
 }
 
 pub async fn send(address: SocketAddr, method: Method, path: &str, body: impl Into<Bytes>) -> Reply {
+    send_with(address, method, path, &[], body).await
+}
+
+/// With headers.
+pub async fn send_with(
+    address: SocketAddr,
+    method: Method,
+    path: &str,
+    headers: &[(&str, &str)],
+    body: impl Into<Bytes>,
+) -> Reply {
     let stream = TcpStream::connect(address).await.unwrap();
     let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream))
         .await
         .unwrap();
     let connection = tokio::spawn(async move { drop(connection.await) });
-    let request = Request::builder()
+    let mut request = Request::builder()
         .method(method)
         .uri(path)
         .header("host", "gateway")
-        .header("content-type", "application/json")
-        .body(Full::new(body.into()))
-        .unwrap();
+        .header("content-type", "application/json");
+    for (name, value) in headers {
+        request = request.header(*name, *value);
+    }
+    let request = request.body(Full::new(body.into())).unwrap();
     let response = soon(sender.send_request(request)).await.unwrap();
     Reply {
         response,
-        connection,
+        connection: Some(connection),
         buffer: String::new(),
     }
 }
@@ -46,6 +59,37 @@ pub async fn get(address: SocketAddr, path: &str) -> Reply {
 
 pub async fn post(address: SocketAddr, path: &str, body: Value) -> Reply {
     send(address, Method::POST, path, body.to_string()).await
+}
+
+/// One HTTP/2 connection without TLS, for many requests.
+pub struct Http2 {
+    sender: hyper::client::conn::http2::SendRequest<Full<Bytes>>,
+}
+
+impl Http2 {
+    pub async fn connect(address: SocketAddr) -> Self {
+        let stream = TcpStream::connect(address).await.unwrap();
+        let handshake = hyper::client::conn::http2::handshake(TokioExecutor::new(), TokioIo::new(stream));
+        let (sender, connection) = handshake.await.unwrap();
+        tokio::spawn(async move { drop(connection.await) });
+        Self { sender }
+    }
+
+    pub fn post(&self, path: &str, body: Value) -> impl Future<Output = Reply> + use<> {
+        let request = Request::builder()
+            .method(Method::POST)
+            .uri(format!("http://gateway{path}"))
+            .body(Full::new(body.to_string().into()))
+            .unwrap();
+        let mut sender = self.sender.clone();
+        async move {
+            Reply {
+                response: soon(sender.send_request(request)).await.unwrap(),
+                connection: None,
+                buffer: String::new(),
+            }
+        }
+    }
 }
 
 impl Reply {
@@ -66,7 +110,7 @@ impl Reply {
         serde_json::from_str(&self.text().await).unwrap()
     }
 
-    /// The next server-sent event or comment; none at the end.
+    /// The next server-sent event, or whatever stands in its place; none at the end.
     pub async fn block(&mut self) -> Option<String> {
         loop {
             if let Some((block, rest)) = self.buffer.split_once("\n\n") {
@@ -80,15 +124,11 @@ impl Reply {
         }
     }
 
-    /// The next event's data, skipping comments.
+    /// The next event's data. Nothing but data may come: some parsers refuse comments.
     pub async fn event(&mut self) -> Option<String> {
-        loop {
-            let block = self.block().await?;
-            if let Some(data) = block.strip_prefix("data: ") {
-                return Some(data.to_owned());
-            }
-            assert!(block.starts_with(':'), "{block}");
-        }
+        let block = self.block().await?;
+        let data = block.strip_prefix("data: ");
+        Some(data.unwrap_or_else(|| panic!("{block}")).to_owned())
     }
 
     /// Text of the next chunk that has some, of chat or text completion.
@@ -108,6 +148,8 @@ impl Reply {
 
     /// Close the connection.
     pub fn hang_up(self) {
-        self.connection.abort();
+        if let Some(connection) = self.connection {
+            connection.abort();
+        }
     }
 }

@@ -16,6 +16,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use llamero_gateway::discovery::{DeploymentKey, Found};
+use llamero_gateway::listener::Tls;
 use llamero_gateway::server::{Ending, Listeners, serve};
 use llamero_gateway::{Gateway, Settings};
 use tokio::net::TcpListener;
@@ -32,6 +33,10 @@ pub struct Served {
 }
 
 pub async fn gateway(settings: Settings) -> Served {
+    gateway_with(settings, None).await
+}
+
+pub async fn gateway_with(settings: Settings, tls: Option<Arc<Tls>>) -> Served {
     let gateway = Gateway::new(settings);
     let bind = async || TcpListener::bind("127.0.0.1:0").await.unwrap();
     let listeners = Listeners {
@@ -49,7 +54,13 @@ pub async fn gateway(settings: Settings) -> Served {
         delay: Duration::ZERO,
         grace: Duration::from_secs(5),
     };
-    let serving = serve(gateway.clone(), listeners, ending, stop.clone().cancelled_owned());
+    let serving = serve(
+        gateway.clone(),
+        listeners,
+        tls,
+        ending,
+        stop.clone().cancelled_owned(),
+    );
     let ended = tokio::spawn(async move { serving.await.unwrap() });
     Served {
         gateway,
@@ -64,7 +75,7 @@ pub async fn gateway(settings: Settings) -> Served {
 impl Served {
     /// Make `model` known with these leaders.
     pub fn publish(&self, model: &str, leaders: &[SocketAddr]) {
-        self.gateway.directory.publish(vec![found(model, leaders)]);
+        self.gateway.publish(vec![found(model, leaders)]);
     }
 }
 

@@ -24,12 +24,15 @@ pub struct Worker {
     pub address: SocketAddr,
     calls: mpsc::Receiver<Call>,
     load: watch::Sender<LoadSample>,
+    moved: watch::Sender<u64>,
     runtime: Option<Runtime>,
 }
 
 /// A request that waits for what the test does with it.
 pub struct Call {
     pub request: CompletionRequest,
+    pub metadata: tonic::metadata::MetadataMap,
+    moved: watch::Sender<u64>,
     reply: oneshot::Sender<Reply>,
 }
 
@@ -37,6 +40,8 @@ pub struct Call {
 pub struct Answering {
     chunks: mpsc::Sender<Result<CompletionChunk, Status>>,
     sent: u32,
+    identity: String,
+    moved: watch::Sender<u64>,
 }
 
 impl Worker {
@@ -52,9 +57,11 @@ impl Worker {
             .unwrap();
         let (calls_in, calls) = mpsc::channel(64);
         let load = watch::Sender::new(LoadSample::default());
+        let moved = watch::Sender::new(0);
         let service = Service {
             calls: calls_in,
             load: load.clone(),
+            moved: moved.clone(),
         };
         let listener = std::net::TcpListener::bind(address).unwrap();
         listener.set_nonblocking(true).unwrap();
@@ -72,6 +79,7 @@ impl Worker {
             address,
             calls,
             load,
+            moved,
             runtime: Some(runtime),
         }
     }
@@ -94,6 +102,13 @@ impl Worker {
         });
     }
 
+    /// Wait until nothing that was sent with `try_send` moves any more.
+    pub async fn quiet(&self) {
+        let mut moved = self.moved.subscribe();
+        let still = Duration::from_millis(300);
+        soon(async { while tokio::time::timeout(still, moved.changed()).await.is_ok() {} }).await;
+    }
+
     /// Die: all sockets are closed when this returns.
     pub async fn kill(mut self) -> SocketAddr {
         let runtime = self.runtime.take().unwrap();
@@ -114,11 +129,18 @@ impl Drop for Worker {
 impl Call {
     /// Accept: the first chunk has no text.
     pub async fn accept(self) -> Answering {
+        self.accept_as("").await
+    }
+
+    /// Accept with weights of this identity.
+    pub async fn accept_as(self, identity: &str) -> Answering {
         let (chunks, receiver) = mpsc::channel(64);
         let resumed = self.request.resume_token_ids.len() as u32;
         let mut answering = Answering {
             chunks,
             sent: resumed,
+            identity: identity.to_owned(),
+            moved: self.moved,
         };
         answering.send("", &[], None).await;
         self.reply.send(Ok(receiver)).ok().unwrap();
@@ -141,8 +163,21 @@ impl Call {
 
 impl Answering {
     pub async fn send(&mut self, text: &str, tokens: &[u32], finish: Option<FinishReason>) {
+        let chunk = self.chunk(text, tokens, finish);
+        self.chunks.send(Ok(chunk)).await.unwrap();
+    }
+
+    /// False when the gateway has dropped the stream.
+    pub async fn try_send(&mut self, text: &str, tokens: &[u32]) -> bool {
+        let chunk = self.chunk(text, tokens, None);
+        let sent = self.chunks.send(Ok(chunk)).await.is_ok();
+        self.moved.send_modify(|count| *count += 1);
+        sent
+    }
+
+    fn chunk(&mut self, text: &str, tokens: &[u32], finish: Option<FinishReason>) -> CompletionChunk {
         self.sent += tokens.len() as u32;
-        let chunk = CompletionChunk {
+        CompletionChunk {
             prompt_tokens: 5,
             output_tokens: self.sent,
             text: text.to_owned(),
@@ -151,7 +186,14 @@ impl Answering {
                 reason: reason.into(),
                 stop_string: String::new(),
             }),
-        };
+            content_identity: std::mem::take(&mut self.identity),
+        }
+    }
+
+    /// End with a stop string.
+    pub async fn stop_at(mut self, stop_string: &str) {
+        let mut chunk = self.chunk("", &[], Some(FinishReason::Stop));
+        chunk.finish.as_mut().unwrap().stop_string = stop_string.to_owned();
         self.chunks.send(Ok(chunk)).await.unwrap();
     }
 
@@ -169,6 +211,7 @@ impl Answering {
 struct Service {
     calls: mpsc::Sender<Call>,
     load: watch::Sender<LoadSample>,
+    moved: watch::Sender<u64>,
 }
 
 #[tonic::async_trait]
@@ -180,8 +223,11 @@ impl Completion for Service {
         request: Request<CompletionRequest>,
     ) -> Result<Response<Self::CompleteStream>, Status> {
         let (reply, answer) = oneshot::channel();
+        let (metadata, _, request) = request.into_parts();
         let call = Call {
-            request: request.into_inner(),
+            request,
+            metadata,
+            moved: self.moved.clone(),
             reply,
         };
         self.calls

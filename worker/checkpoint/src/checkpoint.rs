@@ -2,9 +2,11 @@
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use crate::config::{GenerationConfig, LlamaConfig};
 use crate::error::Result;
+use crate::lfs::LfsPointer;
 use crate::safetensors::{
     INDEX_NAME, SINGLE_NAME, SafetensorsError, SafetensorsFile, TensorInfo, WeightIndex,
 };
@@ -17,12 +19,25 @@ pub struct Checkpoint {
     generation: GenerationConfig,
     files: Vec<SafetensorsFile>,
     file_of: BTreeMap<String, usize>,
+    bytes_read: AtomicU64,
 }
+
+/// Small files that a clone without Git LFS may leave as pointers, beside the weights.
+const SMALL_FILES: [&str; 5] = [
+    "config.json",
+    "generation_config.json",
+    INDEX_NAME,
+    "tokenizer.json",
+    "tokenizer_config.json",
+];
 
 impl Checkpoint {
     /// Open the Hugging Face folder `folder`: `config.json` and either `model.safetensors` or the files of
     /// `model.safetensors.index.json`.
     pub fn open(folder: &Path) -> Result<Self> {
+        for name in SMALL_FILES {
+            LfsPointer::refuse(&folder.join(name))?;
+        }
         let config = LlamaConfig::read(&folder.join("config.json"))?;
         let mut generation = GenerationConfig::read(&folder.join("generation_config.json"))?;
         if generation.eos_token_ids.is_empty() {
@@ -35,6 +50,7 @@ impl Checkpoint {
             generation,
             files,
             file_of,
+            bytes_read: AtomicU64::new(0),
         })
     }
 
@@ -90,7 +106,15 @@ impl Checkpoint {
             }
             .into());
         };
-        self.files[*file].read_at(name, offset, buffer)
+        self.files[*file].read_at(name, offset, buffer)?;
+        self.bytes_read.fetch_add(buffer.len() as u64, Ordering::Relaxed);
+        Ok(())
+    }
+
+    /// Bytes that [`Self::read_at`] has read since the checkpoint was opened, by all threads.
+    #[must_use]
+    pub fn bytes_read(&self) -> u64 {
+        self.bytes_read.load(Ordering::Relaxed)
     }
 
     /// Bytes of all tensors.

@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 
 use crate::checkpoint::Checkpoint;
 use crate::config::LlamaConfig;
-use crate::layout::{LayoutError, TensorId};
+use crate::layout::error::LayoutError;
 
 /// Leaves beside `weight` that a matrix may have. Those of the input belong to quantised activations, which this
 /// engine keeps as they are; those of the output are the KV cache's in AutoFP8's files.
@@ -23,13 +23,13 @@ const OF_MATRIX: [&str; 7] = [
 /// projections (modelopt).
 const OF_CACHE: [&str; 4] = ["k_scale", "v_scale", "q_scale", "kv_scale"];
 
-/// Refuse the first tensor that is neither a weight of this Llama nor one of its known companions.
-pub(crate) fn check(checkpoint: &Checkpoint) -> Result<(), LayoutError> {
-    let modules: BTreeSet<String> = TensorId::all(checkpoint.config()).map(TensorId::module).collect();
+/// Refuse the first tensor that is neither a weight of this Llama, which consists of these `modules`, nor one of its known
+/// companions.
+pub(crate) fn check(checkpoint: &Checkpoint, modules: &BTreeSet<String>) -> Result<(), LayoutError> {
     let other = checkpoint
         .tensors()
         .map(|(name, _)| name)
-        .find(|name| !is_known(name, &modules));
+        .find(|name| !is_known(name, modules));
     other.map_or(Ok(()), |name| {
         Err(LayoutError::Unknown {
             name: name.to_owned(),

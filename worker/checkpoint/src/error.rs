@@ -37,17 +37,23 @@ pub enum Error {
     Config(#[from] crate::config::ConfigError),
     /// The tensors do not fit the configuration.
     #[error(transparent)]
-    Layout(#[from] crate::layout::LayoutError),
+    Layout(#[from] crate::layout::error::LayoutError),
     /// The model cannot be split as asked.
     #[error(transparent)]
-    Shard(#[from] crate::shard::ShardError),
+    Shard(#[from] crate::shard::error::ShardError),
     /// A GGUF file is damaged or of a kind that is not supported.
     #[error(transparent)]
     Gguf(#[from] crate::gguf::GgufError),
     /// Conversion or quantisation cannot be done.
     #[error(transparent)]
-    Convert(#[from] crate::convert::ConvertError),
-    /// The consumer of loaded weights failed or asked to stop.
+    Convert(#[from] crate::convert::error::ConvertError),
+    /// A file is not there, only its Git-LFS pointer.
+    #[error(transparent)]
+    Lfs(#[from] crate::lfs::LfsPointer),
+    /// Whoever watched the load ended it.
+    #[error("loading was cancelled")]
+    Cancelled,
+    /// The consumer of loaded weights failed.
     #[error("loading stopped: {0}")]
     Sink(#[source] Box<dyn std::error::Error + Send + Sync>),
 }

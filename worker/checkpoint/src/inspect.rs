@@ -7,13 +7,15 @@ use std::path::{Path, PathBuf};
 use crate::checkpoint::Checkpoint;
 use crate::dtype::Dtype;
 use crate::error::Result;
-use crate::layout::{ModelLayout, TensorId};
-use crate::load::rank_bytes;
+use crate::identity::ContentIdentity;
+use crate::layout::{ModelLayout, TensorId, TensorKind};
+use crate::piece::{pieces, rank_bytes};
+use crate::runs::Runs;
 use crate::shard::{RankShard, ShardPlan};
 use crate::summary::{CheckpointSummary, kv_bytes_per_token};
 use crate::topology::Topology;
 
-/// A report on a checkpoint, from its headers alone. Its `Display` is for people; `summary` is for machines.
+/// A report on a checkpoint, from its headers and samples. Its `Display` is for people; `summary` is for machines.
 #[derive(Clone, Debug)]
 pub struct Report {
     /// The figures that sizing needs.
@@ -24,6 +26,12 @@ pub struct Report {
     pub files: usize,
     /// Tensors and bytes by element type.
     pub dtypes: BTreeMap<Dtype, (usize, u64)>,
+    /// Which weights these are.
+    pub identity: ContentIdentity,
+    /// Whether one table serves as embedding and as head.
+    pub tied: bool,
+    /// The arrangement that was asked for.
+    pub topology: Topology,
     /// Every rank of the group that was asked for; empty when the model cannot be split so.
     pub ranks: Vec<RankReport>,
     /// Tensors that no Llama has, which are ignored.
@@ -37,43 +45,55 @@ pub struct RankReport {
     pub shard: RankShard,
     /// Bytes of its weights.
     pub weight_bytes: u64,
+    /// Those of them that are embedding and head.
+    pub table_bytes: u64,
     /// Bytes that one token takes in its KV cache, in bf16.
     pub kv_bytes_per_token: u64,
 }
 
-/// Report on the checkpoint in `folder` for groups of `tensor` ranks.
+/// Report on the checkpoint in `folder` for groups of that `topology`. Reads headers, and samples for the identity.
 ///
 /// # Errors
-/// The folder is not a Llama checkpoint, or it is damaged or incomplete. That `tensor` does not fit is no error but
+/// The folder is not a Llama checkpoint, or it is damaged or incomplete. That the topology does not fit is no error but
 /// `summary.problem`.
-pub fn inspect(folder: &Path, tensor: u32) -> Result<Report> {
+pub fn inspect(folder: &Path, topology: Topology) -> Result<Report> {
     let checkpoint = Checkpoint::open(folder)?;
     let layout = ModelLayout::check(&checkpoint)?;
     let config = checkpoint.config();
-    let ranks = ShardPlan::new(config, Topology::tensor(tensor)).map_or_else(
-        |_| Vec::new(),
-        |split| {
-            let report = |shard: &RankShard| RankReport {
-                weight_bytes: rank_bytes(&layout, shard),
-                kv_bytes_per_token: kv_bytes_per_token(config, shard),
-                shard: shard.clone(),
-            };
-            split.shards().iter().map(report).collect()
-        },
-    );
+    let report = |shard: &RankShard| RankReport {
+        weight_bytes: rank_bytes(&layout, shard),
+        table_bytes: table_bytes(&layout, shard),
+        kv_bytes_per_token: kv_bytes_per_token(config, shard),
+        shard: shard.clone(),
+    };
+    let ranks = match ShardPlan::new(config, topology) {
+        Ok(plan) => plan.shards().iter().map(report).collect(),
+        Err(_) => Vec::new(),
+    };
     let mut dtypes: BTreeMap<Dtype, (usize, u64)> = BTreeMap::new();
     for (_, info) in checkpoint.tensors() {
         let entry = dtypes.entry(info.dtype).or_default();
         *entry = (entry.0 + 1, entry.1 + info.bytes());
     }
     Ok(Report {
-        summary: CheckpointSummary::new(&checkpoint, &layout, tensor),
+        summary: CheckpointSummary::new(&checkpoint, &layout, topology),
         folder: folder.to_path_buf(),
         files: checkpoint.files().len(),
         dtypes,
+        identity: ContentIdentity::of(&checkpoint)?,
+        tied: layout.is_tied(),
+        topology,
         ranks,
         unknown_tensors: unknown_tensors(&checkpoint, &layout),
     })
+}
+
+/// Bytes of a rank's embedding and head.
+fn table_bytes(layout: &ModelLayout, shard: &RankShard) -> u64 {
+    let tables = pieces(layout, shard)
+        .into_iter()
+        .filter(|piece| matches!(piece.tensor.id.kind, TensorKind::Embed | TensorKind::Head));
+    tables.map(|piece| piece.loaded_bytes()).sum()
 }
 
 /// Names that belong to no module of the model; scales and other companions of a known module are fine.
@@ -137,8 +157,9 @@ impl fmt::Display for Report {
                 self.unknown_tensors[0]
             )?;
         }
+        writeln!(f, "  content identity {}", self.identity)?;
         write_plans(f, summary)?;
-        write_ranks(f, &self.ranks)?;
+        self.write_ranks(f)?;
         if let Some(problem) = &summary.problem {
             writeln!(f, "\nProblem: {problem}")?;
         }
@@ -160,29 +181,39 @@ fn write_plans(f: &mut fmt::Formatter<'_>, summary: &CheckpointSummary) -> fmt::
     Ok(())
 }
 
-fn write_ranks(f: &mut fmt::Formatter<'_>, ranks: &[RankReport]) -> fmt::Result {
-    if ranks.len() < 2 {
-        return Ok(());
-    }
-    writeln!(
-        f,
-        "\n  rank  q heads  kv heads  ffn leaves  vocabulary rows    weights  KV a token"
-    )?;
-    for rank in ranks {
-        let shard = &rank.shard;
+impl Report {
+    fn write_ranks(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if self.ranks.len() < 2 {
+            return Ok(());
+        }
+        let tables = if self.tied {
+            "embedding and head are one table, split by vocabulary rows"
+        } else {
+            "embedding and head are split by vocabulary rows"
+        };
+        writeln!(f, "\n  {}; {tables}", self.topology)?;
         writeln!(
             f,
-            "  {:>4}  {:>7}  {:>8}  {:>10}  {:>15}  {:>9}  {:>10}",
-            shard.rank,
-            shard.q_heads,
-            shard.kv_heads,
-            shard.ffn_leaves,
-            shard.vocab(),
-            size(rank.weight_bytes),
-            size(rank.kv_bytes_per_token)
+            "  rank  layers   q heads  kv heads  ffn leaves  vocabulary rows    weights  of them tables  KV a token"
         )?;
+        for rank in &self.ranks {
+            let shard = &rank.shard;
+            writeln!(
+                f,
+                "  {:>4}  {:>7}  {:>7}  {:>8}  {:>10}  {:>15}  {:>9}  {:>14}  {:>10}",
+                shard.rank,
+                Runs::from(shard.layers.clone()),
+                shard.q_heads,
+                shard.kv_heads,
+                shard.ffn_leaves,
+                shard.vocab(),
+                size(rank.weight_bytes),
+                size(rank.table_bytes),
+                size(rank.kv_bytes_per_token)
+            )?;
+        }
+        Ok(())
     }
-    Ok(())
 }
 
 /// Bytes with a decimal unit, as disks and models are sold.

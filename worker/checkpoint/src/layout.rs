@@ -3,12 +3,17 @@
 //! The dtype in the header decides how a matrix is stored, not the configuration's list of modules: Meta's 405B keeps
 //! attention and two whole layers in bf16, others quantise everything but the head.
 
+pub(crate) mod error;
+
 use std::fmt;
 
 use crate::checkpoint::Checkpoint;
 use crate::companions;
 use crate::config::LlamaConfig;
 use crate::dtype::Dtype;
+use crate::tied::check_own_head;
+
+pub use error::LayoutError;
 
 /// What a tensor is for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -176,61 +181,14 @@ pub struct Tensor {
     pub scale: Option<Scale>,
 }
 
-/// Why tensors do not fit the configuration.
-#[derive(Debug, thiserror::Error)]
-pub enum LayoutError {
-    /// A tensor is not there.
-    #[error(
-        "the checkpoint lacks the tensor {name}; it is incomplete or config.json belongs to another model"
-    )]
-    Missing {
-        /// Its name.
-        name: String,
-    },
-    /// A shape that does not follow from the configuration.
-    #[error("{name} has the shape {found:?}, config.json asks for {expected:?}{hint}")]
-    Shape {
-        /// The tensor.
-        name: String,
-        /// Its shape.
-        found: Vec<u64>,
-        /// The shape that follows from the configuration.
-        expected: Vec<u64>,
-        /// What may have happened.
-        hint: &'static str,
-    },
-    /// An element type that cannot be used there.
-    #[error("{name} has the element type {found}; {wanted} can be used there")]
-    Dtype {
-        /// The tensor.
-        name: String,
-        /// Its type.
-        found: Dtype,
-        /// What can be used.
-        wanted: &'static str,
-    },
-    /// A tensor that is no part of this Llama.
-    #[error("{name} is not a tensor of this Llama: {hint}")]
-    Unknown {
-        /// Its name.
-        name: String,
-        /// What it means.
-        hint: String,
-    },
-    /// A scale of another shape.
-    #[error(
-        "{name} has the shape {found:?}; one scale for the matrix or one for each of its {rows} rows can be used \
-         (block-wise scales are not supported)"
-    )]
-    ScaleShape {
-        /// The scale.
-        name: String,
-        /// Its shape.
-        found: Vec<u64>,
-        /// Rows of the matrix.
-        rows: u64,
-    },
-}
+const EMBED: TensorId = TensorId {
+    layer: None,
+    kind: TensorKind::Embed,
+};
+const HEAD: TensorId = TensorId {
+    layer: None,
+    kind: TensorKind::Head,
+};
 
 /// All tensors of a checkpoint that fits its configuration.
 #[derive(Clone, Debug, PartialEq)]
@@ -240,12 +198,30 @@ pub struct ModelLayout {
 }
 
 impl ModelLayout {
-    /// Check every tensor's presence, shape, type and scale from the headers.
+    /// Check every tensor's presence, shape, type and scale from the headers. Of a tied model that has a head
+    /// nevertheless, samples of both tables are compared.
+    ///
+    /// # Errors
+    /// [`LayoutError`].
     pub fn check(checkpoint: &Checkpoint) -> Result<Self, LayoutError> {
         let tensors = TensorId::all(checkpoint.config()).map(|id| check_tensor(checkpoint, id));
-        let tensors = tensors.collect::<Result<_, _>>()?;
-        companions::check(checkpoint)?;
-        Ok(Self { tensors })
+        let layout = Self {
+            tensors: tensors.collect::<Result<_, _>>()?,
+        };
+        companions::check(
+            checkpoint,
+            &TensorId::all(checkpoint.config()).map(TensorId::module).collect(),
+        )?;
+        if layout.is_tied() {
+            check_own_head(checkpoint, &HEAD.name(), &EMBED.name())?;
+        }
+        Ok(layout)
+    }
+
+    /// Whether one table serves as embedding and as head.
+    #[must_use]
+    pub fn is_tied(&self) -> bool {
+        self.get(HEAD).is_some_and(|head| head.name == EMBED.name())
     }
 
     /// The tensor with that identity.
@@ -258,11 +234,7 @@ impl ModelLayout {
 fn check_tensor(checkpoint: &Checkpoint, id: TensorId) -> Result<Tensor, LayoutError> {
     let config = checkpoint.config();
     let name = if id.kind == TensorKind::Head && config.tie_word_embeddings {
-        TensorId {
-            layer: None,
-            kind: TensorKind::Embed,
-        }
-        .name()
+        EMBED.name()
     } else {
         id.name()
     };

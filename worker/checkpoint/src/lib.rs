@@ -12,7 +12,11 @@
 //! | [`shard`] | which layers, heads, leaves and vocabulary rows a rank holds |
 //! | [`runs`] | sets of heads, leaves or rows |
 //! | `strips` | which byte ranges to read for some rows and columns of a tensor |
+//! | [`piece`] | the parts of tensors that a rank holds |
 //! | [`load`] | streaming a rank's shard |
+//! | [`pod`] | who of a pod reads what of the tensors that are split by columns |
+//! | [`identity`] | which weights these are |
+//! | [`lfs`], `tied` | refusals: Git-LFS pointers, a tied model with another head |
 //! | [`summary`] | the figures that sizing needs |
 //! | [`inspect`] | a report for people |
 //! | [`e4m3`], [`dtype`] | number formats |
@@ -33,23 +37,31 @@ pub mod dtype;
 pub mod e4m3;
 mod error;
 pub mod gguf;
+pub mod identity;
 pub mod inspect;
 pub mod layout;
+pub mod lfs;
 pub mod load;
+pub mod piece;
+pub mod pod;
 pub mod progress;
 pub mod quantize;
 pub mod runs;
 pub mod safetensors;
+mod samples;
 pub mod shard;
 mod strips;
 pub mod summary;
+mod tied;
 pub mod topology;
 
 pub use checkpoint::Checkpoint;
 pub use config::{GenerationConfig, LlamaConfig};
 pub use dtype::Dtype;
 pub use error::{Error, IoError, Result};
+pub use identity::ContentIdentity;
 pub use layout::{ModelLayout, Tensor, TensorId, TensorKind};
+pub use piece::Piece;
 pub use progress::Progress;
 pub use runs::Runs;
 pub use shard::{FfnLeaves, RankShard, ShardPlan, Slice, VOCAB_TILE};

@@ -1,83 +1,58 @@
-//! Streaming a rank's shard: only its own byte ranges are read, in chunks of whole rows.
+//! Loading a rank's shard: only its own byte ranges, in chunks of whole rows, by several threads.
 //!
 //! ```no_run
-//! # use llamero_checkpoint::{Checkpoint, ModelLayout, ShardPlan, Topology, load::{self, Rows}};
+//! # use std::ops::ControlFlow;
+//! # use llamero_checkpoint::{Checkpoint, ModelLayout, ShardPlan, Topology, load::{self, Rows, Sink, SinkError}};
+//! struct Pack;
+//! impl Sink for Pack {
+//!     type Scratch = Vec<u8>;
+//!     fn put(&self, rows: &Rows<'_>, scratch: &mut Vec<u8>) -> Result<(), SinkError> {
+//!         // rows.piece says which tensor; rows.first .. rows.first + rows.count are rows of the piece
+//!         let _ = (rows.piece.tensor.id, rows.piece.tensor.dtype, rows.first, rows.bytes, rows.scales, scratch);
+//!         Ok(())
+//!     }
+//! }
 //! # fn main() -> llamero_checkpoint::Result<()> {
 //! let checkpoint = Checkpoint::open("model".as_ref())?;
 //! let layout = ModelLayout::check(&checkpoint)?;
 //! let plan = ShardPlan::new(checkpoint.config(), Topology::tensor(2))?;
-//! let shard = plan.member(0)?;
-//! let mut pack = |rows: Rows<'_>| {
-//!     // rows.piece says which tensor; rows.first .. rows.first + rows.count are rows of the piece
-//!     let _ = (rows.piece.tensor.id, rows.piece.tensor.dtype, rows.first, rows.bytes, rows.scales);
-//!     Ok(())
-//! };
-//! load::load_rank(&checkpoint, &layout, shard, &mut pack, &mut |progress| println!("{progress:?}"))?;
+//! load::load_rank(&checkpoint, &layout, plan.member(0)?, 2, &Pack, &mut |progress| {
+//!     println!("{progress:?}");
+//!     ControlFlow::Continue(())
+//! })?;
 //! # Ok(()) }
 //! ```
 
-use std::ops::Range;
+use std::ops::ControlFlow;
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Mutex, PoisonError};
+
+use serde::Serialize;
 
 use crate::checkpoint::Checkpoint;
-use crate::dtype::extend_f32;
 use crate::error::{Error, Result};
-use crate::layout::{ModelLayout, Tensor};
-use crate::progress::{Meter, Progress};
-use crate::runs::Runs;
-use crate::shard::{RankShard, Slice};
-use crate::strips::{Spans, strips};
+use crate::layout::ModelLayout;
+use crate::piece::{Piece, pieces, read_rows, read_scales};
+use crate::shard::RankShard;
 
-/// Chunks hold a multiple of so many rows, except the last of a piece.
-pub const ROW_MULTIPLE: u64 = 64;
-const CHUNK_BYTES: u64 = 4 << 20;
+/// Chunks start at a multiple of so many rows of their piece.
+pub const ROW_MULTIPLE: u64 = 32;
+/// A chunk and its packed form together fit a core's second-level cache, so that packing reads what the kernel has just
+/// copied there; larger reads were not faster from the page cache.
+const CHUNK_BYTES: u64 = 256 << 10;
 
 /// What a sink may fail with; any error stops the load.
 pub type SinkError = Box<dyn std::error::Error + Send + Sync>;
 
-/// The part of one tensor that a rank holds.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Piece<'a> {
-    /// The whole tensor: identity, dtype, scale.
-    pub tensor: &'a Tensor,
-    /// The part.
-    pub slice: Slice,
-}
-
-impl Piece<'_> {
-    /// Rows of the part.
-    #[must_use]
-    pub fn rows(&self) -> u64 {
-        u64::from(self.slice.rows.len())
-    }
-
-    /// Columns of the part.
-    #[must_use]
-    pub fn cols(&self) -> u64 {
-        u64::from(self.slice.cols.len())
-    }
-
-    /// Bytes of one row of the part.
-    #[must_use]
-    pub fn row_bytes(&self) -> u64 {
-        self.cols() * self.tensor.dtype.size()
-    }
-
-    /// Bytes of the part without scales.
-    #[must_use]
-    pub fn bytes(&self) -> u64 {
-        self.rows() * self.row_bytes()
-    }
-
-    /// Bytes of the part in memory: the elements as stored, and one f32 scale a row where there are scales.
-    #[must_use]
-    pub fn loaded_bytes(&self) -> u64 {
-        self.bytes()
-            + if self.tensor.scale.is_some() {
-                4 * self.rows()
-            } else {
-                0
-            }
-    }
+/// How far a load has come, in bytes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct LoadProgress {
+    /// Of the shard, taken by the sink.
+    pub loaded: u64,
+    /// The whole shard.
+    pub total: u64,
+    /// Read from the checkpoint, gaps between strips included.
+    pub read: u64,
 }
 
 /// Some rows of a piece.
@@ -85,9 +60,9 @@ impl Piece<'_> {
 pub struct Rows<'a> {
     /// The piece they belong to.
     pub piece: &'a Piece<'a>,
-    /// The first row, counted from the start of the piece.
+    /// The first row, counted from the start of the piece; a multiple of [`ROW_MULTIPLE`].
     pub first: u64,
-    /// How many rows.
+    /// How many rows; a multiple of [`ROW_MULTIPLE`] except at the end of the piece.
     pub count: u64,
     /// `count · piece.row_bytes()` bytes, little-endian, row by row.
     pub bytes: &'a [u8],
@@ -95,106 +70,154 @@ pub struct Rows<'a> {
     pub scales: &'a [f32],
 }
 
-/// The pieces of a rank in the order in which they are loaded.
-#[must_use]
-pub fn pieces<'a>(layout: &'a ModelLayout, shard: &RankShard) -> Vec<Piece<'a>> {
-    layout
-        .tensors
-        .iter()
-        .filter(|tensor| shard.has(tensor.id))
-        .map(|tensor| Piece {
-            tensor,
-            slice: shard.slice(tensor.id),
-        })
-        .collect()
+/// Takes the rows of a shard, each exactly once, from several threads at a time.
+pub trait Sink: Sync {
+    /// What a thread keeps between calls.
+    type Scratch: Default;
+
+    /// Take some rows.
+    ///
+    /// # Errors
+    /// Whatever goes wrong ends the load.
+    fn put(&self, rows: &Rows<'_>, scratch: &mut Self::Scratch) -> Result<(), SinkError>;
 }
 
-/// Bytes that [`load_rank`] hands over for this rank, scales as f32 included: the total of its progress.
-#[must_use]
-pub fn rank_bytes(layout: &ModelLayout, shard: &RankShard) -> u64 {
-    pieces(layout, shard).iter().map(Piece::loaded_bytes).sum()
-}
-
-/// Hand all rows of the rank's shard to `sink`, tensor by tensor; `report` hears of every chunk that `sink` has taken.
+/// Hand all rows of the rank's shard to `sink`, by `threads` threads, the caller's included. Each has room for one chunk.
+/// `watch` hears of progress on the caller's thread, at the start, after each chunk of its own and at the end, and
+/// answers whether to go on.
 ///
 /// # Errors
-/// A read fails, or the sink does ([`Error::Sink`]).
-pub fn load_rank(
+/// A read fails, the sink does ([`Error::Sink`]), or `watch` said to stop ([`Error::Cancelled`]).
+pub fn load_rank<S: Sink>(
     checkpoint: &Checkpoint,
     layout: &ModelLayout,
     shard: &RankShard,
-    sink: &mut dyn FnMut(Rows<'_>) -> Result<(), SinkError>,
-    report: &mut dyn FnMut(Progress),
+    threads: usize,
+    sink: &S,
+    watch: &mut dyn FnMut(LoadProgress) -> ControlFlow<()>,
 ) -> Result<()> {
-    let mut meter = Meter::new(rank_bytes(layout, shard), report);
-    let mut buffer = Vec::new();
-    for piece in pieces(layout, shard) {
-        let scales = read_scales(checkpoint, &piece)?;
-        let step = chunk_rows(piece.row_bytes());
-        let mut first = 0;
-        while first < piece.rows() {
-            let count = step.min(piece.rows() - first);
-            buffer.resize((count * piece.row_bytes()) as usize, 0);
-            read_rows(checkpoint, &piece, first..first + count, &mut buffer)?;
-            let scales = scales
-                .get(first as usize..(first + count) as usize)
-                .unwrap_or(&[]);
-            let rows = Rows {
-                piece: &piece,
-                first,
-                count,
-                bytes: &buffer,
-                scales,
-            };
-            sink(rows).map_err(Error::Sink)?;
-            meter.add(buffer.len() as u64 + 4 * scales.len() as u64);
-            first += count;
+    let load = Load::new(checkpoint, pieces(layout, shard), sink);
+    load.tell(watch);
+    std::thread::scope(|scope| {
+        for number in 1..threads {
+            let helper = std::thread::Builder::new().name(format!("load-{number}"));
+            if let Err(error) = helper.spawn_scoped(scope, || load.run(&mut |_| {})) {
+                tracing::warn!(%error, "loading with {number} of {threads} threads");
+                break;
+            }
+        }
+        load.run(&mut |load| load.tell(watch));
+    });
+    load.tell(watch);
+    match load.failure.into_inner().unwrap_or_else(PoisonError::into_inner) {
+        Some(error) => Err(error),
+        None => Ok(()),
+    }
+}
+
+/// A load under way, shared by its threads.
+struct Load<'a, S> {
+    checkpoint: &'a Checkpoint,
+    sink: &'a S,
+    pieces: Vec<Piece<'a>>,
+    /// Number of the first chunk of each piece, and of all chunks.
+    starts: Vec<usize>,
+    total: u64,
+    read_before: u64,
+    next: AtomicUsize,
+    loaded: AtomicU64,
+    stop: AtomicBool,
+    failure: Mutex<Option<Error>>,
+}
+
+impl<'a, S: Sink> Load<'a, S> {
+    fn new(checkpoint: &'a Checkpoint, pieces: Vec<Piece<'a>>, sink: &'a S) -> Self {
+        let mut starts = vec![0];
+        let mut chunks = 0;
+        for piece in &pieces {
+            chunks += piece.rows().div_ceil(chunk_rows(piece)) as usize;
+            starts.push(chunks);
+        }
+        Self {
+            checkpoint,
+            sink,
+            total: pieces.iter().map(Piece::loaded_bytes).sum(),
+            pieces,
+            starts,
+            read_before: checkpoint.bytes_read(),
+            next: AtomicUsize::new(0),
+            loaded: AtomicU64::new(0),
+            stop: AtomicBool::new(false),
+            failure: Mutex::new(None),
         }
     }
-    Ok(())
+
+    /// Take chunks until there are no more, or something fails.
+    fn run(&self, after_each: &mut dyn FnMut(&Self)) {
+        let mut room = Room::default();
+        while !self.stop.load(Ordering::Relaxed) {
+            let chunk = self.next.fetch_add(1, Ordering::Relaxed);
+            if self.starts.last().is_none_or(|chunks| chunk >= *chunks) {
+                return;
+            }
+            match self.chunk(chunk, &mut room) {
+                Ok(bytes) => self.loaded.fetch_add(bytes, Ordering::Relaxed),
+                Err(error) => return self.fail(error),
+            };
+            after_each(self);
+        }
+    }
+
+    /// Read a chunk and hand it over; its bytes in memory.
+    fn chunk(&self, chunk: usize, room: &mut Room<S::Scratch>) -> Result<u64> {
+        let number = self.starts.partition_point(|start| *start <= chunk) - 1;
+        let piece = &self.pieces[number];
+        let step = chunk_rows(piece);
+        let first = (chunk - self.starts[number]) as u64 * step;
+        let count = step.min(piece.rows() - first);
+        read_rows(self.checkpoint, piece, first..first + count, &mut room.bytes)?;
+        read_scales(self.checkpoint, piece, first..first + count, &mut room.scales)?;
+        let rows = Rows {
+            piece,
+            first,
+            count,
+            bytes: &room.bytes,
+            scales: &room.scales,
+        };
+        self.sink.put(&rows, &mut room.scratch).map_err(Error::Sink)?;
+        Ok(room.bytes.len() as u64 + 4 * room.scales.len() as u64)
+    }
+
+    fn tell(&self, watch: &mut dyn FnMut(LoadProgress) -> ControlFlow<()>) {
+        let progress = LoadProgress {
+            loaded: self.loaded.load(Ordering::Relaxed),
+            total: self.total,
+            read: self.checkpoint.bytes_read() - self.read_before,
+        };
+        if watch(progress).is_break() && progress.loaded < self.total {
+            self.fail(Error::Cancelled);
+        }
+    }
+
+    /// Stop all threads; the first reason counts.
+    fn fail(&self, error: Error) {
+        self.stop.store(true, Ordering::Relaxed);
+        self.failure
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .get_or_insert(error);
+    }
 }
 
-/// The scale of every row of the piece; empty where the tensor is not quantised.
-pub fn read_scales(checkpoint: &Checkpoint, piece: &Piece<'_>) -> Result<Vec<f32>> {
-    let Some(scale) = &piece.tensor.scale else {
-        return Ok(Vec::new());
-    };
-    let one = Runs::from(0..1);
-    let wanted = if scale.per_row { &piece.slice.rows } else { &one };
-    let size = scale.dtype.size();
-    let mut bytes = Vec::new();
-    let mut scales = Vec::new();
-    for run in wanted.as_slice() {
-        bytes.resize((u64::from(run.end - run.start) * size) as usize, 0);
-        checkpoint.read_at(&scale.name, u64::from(run.start) * size, &mut bytes)?;
-        extend_f32(scale.dtype, &bytes, &mut scales);
-    }
-    if !scale.per_row {
-        scales.resize(piece.rows() as usize, scales[0]);
-    }
-    Ok(scales)
+/// What one thread works with.
+#[derive(Default)]
+struct Room<T> {
+    bytes: Vec<u8>,
+    scales: Vec<f32>,
+    scratch: T,
 }
 
-/// Fill `buffer` with `rows` (counted from the start of the piece), row by row; its length must fit.
-pub fn read_rows(
-    checkpoint: &Checkpoint,
-    piece: &Piece<'_>,
-    rows: Range<u64>,
-    buffer: &mut [u8],
-) -> Result<()> {
-    debug_assert_eq!(buffer.len() as u64, (rows.end - rows.start) * piece.row_bytes());
-    let rows = piece.slice.rows.part(rows.start as u32..rows.end as u32);
-    let name = &piece.tensor.name;
-    let mut spans = Spans::default();
-    for strip in strips(piece.tensor, &rows, &piece.slice.cols) {
-        spans.add(strip);
-    }
-    spans.read(buffer, &mut |offset, target| {
-        checkpoint.read_at(name, offset, target)
-    })
-}
-
-fn chunk_rows(row_bytes: u64) -> u64 {
-    let rows = CHUNK_BYTES / row_bytes.max(1);
+fn chunk_rows(piece: &Piece<'_>) -> u64 {
+    let rows = CHUNK_BYTES / piece.row_bytes().max(1);
     (rows - rows % ROW_MULTIPLE).max(ROW_MULTIPLE)
 }

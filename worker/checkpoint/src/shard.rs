@@ -6,7 +6,8 @@
 //! - The feed-forward layer splits by *leaves*: equal pieces of its width that belong to the model, not to the rank, so
 //!   that sums have the same bits for every number of ranks. There are 32 leaves if that makes them a multiple of 64
 //!   wide (all Llama 3.1 shapes), else leaves of 64 (24 of them for SmolLM2-135M).
-//! - The head splits by tiles of 128 vocabulary rows; embedding and norms are held whole.
+//! - Embedding and head split by tiles of 128 vocabulary rows, both alike, so that a tied table is held once. Norms are
+//!   held whole.
 //!
 //! Shares are sets ([`Runs`]), not ranges: when a rank is lost, the others keep what they have and add a part of what it
 //! had ([`ShardPlan::without`]).
@@ -25,7 +26,7 @@ pub use error::ShardError;
 pub use leaves::FfnLeaves;
 pub use plan::ShardPlan;
 
-/// Vocabulary rows of one tile of the head.
+/// Vocabulary rows of one tile of the embedding and of the head.
 pub const VOCAB_TILE: u32 = 128;
 
 /// What one rank holds. Sets count in the whole model.
@@ -104,8 +105,7 @@ impl RankShard {
             TensorKind::InputNorm | TensorKind::PostAttentionNorm | TensorKind::FinalNorm => {
                 (Runs::from(0..1), hidden)
             }
-            TensorKind::Embed => (Runs::from(0..self.vocab_size), hidden),
-            TensorKind::Head => (self.vocab(), hidden),
+            TensorKind::Embed | TensorKind::Head => (self.vocab(), hidden),
             TensorKind::Q => (heads(&self.q_heads), hidden),
             TensorKind::K | TensorKind::V => (heads(&self.kv_heads), hidden),
             TensorKind::O => (hidden, heads(&self.q_heads)),

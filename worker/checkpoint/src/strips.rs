@@ -6,10 +6,9 @@ use crate::error::Result;
 use crate::layout::Tensor;
 use crate::runs::Runs;
 
-/// Gaps of at most so many bytes are read and thrown away, because another call would cost more. Measured: `pread` from the
-/// page cache took 0.35 us a call and 0.09 us a KiB (11 GB/s) on an AMD EPYC of the Zen 4 family, so a call costs as much
-/// as 4 KiB; on a disk the unit is a page of 4 KiB anyway. `cargo test --release -p llamero-checkpoint -- --ignored
-/// a_call_costs` measures both again.
+/// Gaps of at most so many bytes are read and thrown away, because another call would cost more. Measured (CPU time of
+/// `pread` from the page cache, AMD EPYC with AVX-512, Linux 6.18): 0.68 us for 512 bytes, 1.02 us for 4 KiB, 1.58 us for
+/// 8 KiB, 100 us for 512 KiB; so a call costs 0.6 us and 4 KiB cost about as much. A disk reads pages of 4 KiB anyway.
 pub(crate) const MAX_GAP: u64 = 4096;
 /// Spans with gaps in them end after so many bytes, which bounds the memory for them.
 const MAX_SPAN: u64 = 1 << 20;
@@ -79,12 +78,6 @@ impl Spans {
         });
     }
 
-    /// Bytes that are read, gaps included.
-    #[cfg(test)]
-    pub(crate) fn bytes(&self) -> u64 {
-        self.0.iter().map(|span| span.bytes.end - span.bytes.start).sum()
-    }
-
     /// Read all, and put the strips one after the other into `buffer`, which must be that long.
     pub(crate) fn read(
         &self,
@@ -111,5 +104,58 @@ impl Spans {
             }
         }
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn spans(strips: impl IntoIterator<Item = Range<u64>>) -> Vec<(Range<u64>, usize)> {
+        let mut spans = Spans::default();
+        strips.into_iter().for_each(|strip| spans.add(strip));
+        spans
+            .0
+            .into_iter()
+            .map(|span| (span.bytes, span.strips.len()))
+            .collect()
+    }
+
+    #[test]
+    fn small_gaps_are_read_through_and_large_ones_are_not() {
+        assert_eq!(spans([0..10, 10..30]), [(0..30, 1)]);
+        assert_eq!(spans([0..10, 10 + MAX_GAP..20 + MAX_GAP]), [(0..20 + MAX_GAP, 2)]);
+        assert_eq!(spans([0..10, 11 + MAX_GAP..12 + MAX_GAP]).len(), 2);
+        // What is read through is bounded, what is wanted as a whole is not.
+        let strided = spans((0..4096).map(|row| row * 4096..row * 4096 + 512));
+        assert!(
+            strided
+                .iter()
+                .all(|(bytes, _)| bytes.end - bytes.start <= MAX_SPAN)
+        );
+        assert_eq!(strided.iter().map(|(_, strips)| strips).sum::<usize>(), 4096);
+        assert_eq!(spans(std::iter::once(0..3 * MAX_SPAN)), [(0..3 * MAX_SPAN, 1)]);
+    }
+
+    #[test]
+    fn strips_arrive_in_order() {
+        let data: Vec<u8> = (0..20_000).map(|i| (i % 251) as u8).collect();
+        let strips = [5..9, 9..10, 100..200, 9_000..9_001, 19_000..20_000];
+        let mut all = Spans::default();
+        let wanted: Vec<u8> = strips
+            .into_iter()
+            .inspect(|strip| all.add(strip.clone()))
+            .flat_map(|strip| data[strip.start as usize..strip.end as usize].to_vec())
+            .collect();
+        let mut found = vec![0; wanted.len()];
+        let mut calls = 0;
+        all.read(&mut found, &mut |offset, target| {
+            calls += 1;
+            target.copy_from_slice(&data[offset as usize..][..target.len()]);
+            Ok(())
+        })
+        .unwrap();
+        assert_eq!(found, wanted);
+        assert_eq!(calls, 3);
     }
 }

@@ -6,7 +6,7 @@ use crate::checkpoint::Checkpoint;
 use crate::config::LlamaConfig;
 use crate::dtype::Dtype;
 use crate::layout::{ModelLayout, TensorKind};
-use crate::load::rank_bytes;
+use crate::piece::rank_bytes;
 use crate::shard::{RankShard, ShardPlan};
 use crate::topology::Topology;
 
@@ -67,12 +67,12 @@ pub struct CheckpointSummary {
 }
 
 impl CheckpointSummary {
-    /// Sum up a checked checkpoint for groups of `tensor` ranks.
+    /// Sum up a checked checkpoint for groups of that `topology`.
     #[must_use]
-    pub fn new(checkpoint: &Checkpoint, layout: &ModelLayout, tensor: u32) -> Self {
+    pub fn new(checkpoint: &Checkpoint, layout: &ModelLayout, topology: Topology) -> Self {
         let config = checkpoint.config();
         let mut sizes = LISTED.to_vec();
-        sizes.push(tensor);
+        sizes.push(topology.tensor);
         sizes.sort_unstable();
         sizes.dedup();
         Self {
@@ -97,7 +97,7 @@ impl CheckpointSummary {
                 .into_iter()
                 .filter_map(|tensor| plan(checkpoint, layout, tensor))
                 .collect(),
-            problem: ShardPlan::new(config, Topology::tensor(tensor))
+            problem: ShardPlan::new(config, topology)
                 .err()
                 .map(|error| error.to_string()),
             backends: Vec::new(),
@@ -142,10 +142,7 @@ fn weight_form(layout: &ModelLayout) -> &'static str {
 }
 
 fn parameters(layout: &ModelLayout) -> u64 {
-    let tied = |name: &str| name.starts_with("model.embed_tokens");
-    let counted = layout
-        .tensors
-        .iter()
-        .filter(|tensor| tensor.id.kind != TensorKind::Head || !tied(&tensor.name));
+    let again = |kind| kind == TensorKind::Head && layout.is_tied();
+    let counted = layout.tensors.iter().filter(|tensor| !again(tensor.id.kind));
     counted.map(|tensor| tensor.rows * tensor.cols).sum()
 }

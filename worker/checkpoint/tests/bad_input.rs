@@ -8,11 +8,12 @@
 mod common;
 
 use std::fs::{self, File, OpenOptions};
+use std::os::unix::fs::FileExt;
 use std::path::Path;
 
-use common::{TINY, config_json, write_checkpoint, write_sparse};
+use common::{TINY, config_json, header, tensors, write_checkpoint, write_sparse};
 use llamero_checkpoint::safetensors::SafetensorsFile;
-use llamero_checkpoint::{Checkpoint, ModelLayout, Result};
+use llamero_checkpoint::{Checkpoint, LlamaConfig, ModelLayout, Result};
 use proptest::prelude::*;
 use serde_json::{Value, json};
 
@@ -206,6 +207,53 @@ fn element_types_and_scales_are_checked() {
     assert_says(
         &replace(scale, &|entry| entry["dtype"] = json!("I32")),
         &[scale, "element type I32"],
+    );
+}
+
+const POINTER: &str = "version https://git-lfs.github.com/spec/v1\noid sha256:4d7a214614ab2935c943f9e0ff69d22eadbb8f32b\nsize 4976698672\n";
+
+#[test]
+fn a_git_lfs_pointer_is_named() {
+    for name in [
+        "model-1.safetensors",
+        "config.json",
+        "tokenizer.json",
+        "model.safetensors.index.json",
+    ] {
+        let said = tiny(|folder| fs::write(folder.join(name), POINTER).unwrap());
+        assert_says(&said, &[name, "Git-LFS pointer", "git lfs pull"]);
+    }
+}
+
+/// A checkpoint that says its head is the embedding, and has an `lm_head` with `change` in one of its bytes.
+fn tied_with_head(change: u8) -> Result<()> {
+    let folder = tempfile::tempdir().unwrap();
+    let mut json = config_json(TINY);
+    json["tie_word_embeddings"] = json!(true);
+    fs::write(folder.path().join("config.json"), json.to_string()).unwrap();
+    json["tie_word_embeddings"] = json!(false);
+    let config = LlamaConfig::from_json(json).unwrap();
+    let (header, data) = header(&tensors(&config, |_| false));
+    let path = folder.path().join("model.safetensors");
+    write_sparse(&path, &header, data);
+    let file = File::options().write(true).open(&path).unwrap();
+    let end = file.metadata().unwrap().len();
+    // The head is the last tensor.
+    file.write_all_at(&[change], end - 1).unwrap();
+    open(folder.path())
+}
+
+#[test]
+fn a_tied_model_with_another_head_is_refused() {
+    tied_with_head(0).unwrap();
+    let said = tied_with_head(1).unwrap_err().to_string();
+    assert_says(
+        &said,
+        &[
+            "tie_word_embeddings",
+            "lm_head.weight that differs",
+            "set tie_word_embeddings to false",
+        ],
     );
 }
 

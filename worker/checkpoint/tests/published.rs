@@ -13,7 +13,7 @@ use common::published::{Form, LAYERS, Published, Shape, files, loaded, write};
 use llamero_checkpoint::config::{Llama3Rope, QuantMethod};
 use llamero_checkpoint::layout::TensorId;
 use llamero_checkpoint::{
-    Checkpoint, CheckpointSummary, Dtype, GenerationConfig, LlamaConfig, ModelLayout, TensorKind,
+    Checkpoint, CheckpointSummary, Dtype, GenerationConfig, LlamaConfig, ModelLayout, TensorKind, Topology,
 };
 use serde_json::{Value, json};
 
@@ -56,7 +56,7 @@ fn check(name: &str, sizes: [u32; 4], published: &Published, weights: &str, meth
 
     let checkpoint = Checkpoint::open(published.folder.path()).unwrap();
     let layout = ModelLayout::check(&checkpoint).unwrap();
-    let summary = CheckpointSummary::new(&checkpoint, &layout, 2);
+    let summary = CheckpointSummary::new(&checkpoint, &layout, Topology::tensor(2));
     assert_eq!(summary.weights, weights, "{name}");
     let found = checkpoint.config().quantization.as_ref();
     assert_eq!(found.map(|quantization| quantization.method), method);

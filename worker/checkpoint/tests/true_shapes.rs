@@ -9,7 +9,7 @@ mod common;
 
 use common::{LLAMA_8B, LLAMA_70B, LLAMA_405B, Sizes, write_checkpoint};
 use llamero_checkpoint::inspect::{Report, inspect};
-use llamero_checkpoint::load::{pieces, read_rows, read_scales};
+use llamero_checkpoint::piece::{Piece, pieces, rank_bytes, read_rows, read_scales};
 use llamero_checkpoint::{Checkpoint, ModelLayout, ShardPlan, TensorId, TensorKind, Topology};
 
 /// Meta keeps attention, the first and the last layer and the head in bf16.
@@ -24,7 +24,7 @@ fn meta(id: TensorId) -> bool {
 fn report(sizes: Sizes, tensor: u32, fp8: impl Fn(TensorId) -> bool) -> Report {
     let folder = tempfile::tempdir().unwrap();
     write_checkpoint(folder.path(), sizes, 40, fp8);
-    inspect(folder.path(), tensor).unwrap()
+    inspect(folder.path(), Topology::tensor(tensor)).unwrap()
 }
 
 fn billions(number: u64) -> f64 {
@@ -62,7 +62,7 @@ fn llama_70b_in_fp8() {
         report
             .ranks
             .iter()
-            .all(|rank| rank.weight_bytes.abs_diff(eighth) < 3_000_000),
+            .all(|rank| rank.weight_bytes.abs_diff(eighth) < 6_000_000),
         "8 divides everything but the tiles"
     );
 }
@@ -102,6 +102,41 @@ fn too_many_ranks_are_a_problem_and_not_an_error() {
     assert!(report.to_string().contains("Problem: tensor 33"));
 }
 
+#[test]
+fn a_report_shows_stages_tables_and_identity() {
+    let folder = tempfile::tempdir().unwrap();
+    write_checkpoint(folder.path(), LLAMA_70B, 40, |id| id.layer.is_some());
+    let topology = Topology {
+        tensor: 4,
+        pipeline: 2,
+    };
+    let report = inspect(folder.path(), topology).unwrap();
+    let text = report.to_string();
+    assert!(
+        text.contains("tensor 4 x pipeline 2; embedding and head are split"),
+        "{text}"
+    );
+    assert!(
+        text.contains(&format!("content identity {}", report.identity)),
+        "{text}"
+    );
+    let (first, last) = (&report.ranks[0], &report.ranks[7]);
+    assert_eq!(
+        (first.shard.layers.clone(), last.shard.layers.clone()),
+        (0..40, 40..80)
+    );
+    assert!(text.contains("40..80"), "{text}");
+    // A quarter of 2.1 GB each: the embedding in the first stage, the head in the last.
+    let quarter = 128_256 * 8192 * 2 / 4;
+    assert!(
+        first.table_bytes.abs_diff(quarter) < 3_000_000 && last.table_bytes.abs_diff(quarter) < 3_000_000
+    );
+    assert_eq!(
+        first.kv_bytes_per_token,
+        report.summary.plans[3].kv_bytes_per_token_per_rank / 2
+    );
+}
+
 /// A rank of a 405B finds its last rows inside the files, at offsets beyond 4 GiB.
 #[test]
 fn the_far_end_of_a_large_checkpoint_can_be_read() {
@@ -115,17 +150,93 @@ fn the_far_end_of_a_large_checkpoint_can_be_read() {
         .iter()
         .filter(|piece| piece.tensor.id.layer.is_none_or(|layer| layer > 123))
     {
-        let mut row = vec![1; piece.row_bytes() as usize];
-        read_rows(&checkpoint, piece, piece.rows() - 1..piece.rows(), &mut row).unwrap();
-        assert!(row.iter().all(|byte| *byte == 0));
-        let scales = read_scales(&checkpoint, piece).unwrap();
-        assert_eq!(
-            scales.len() as u64,
-            if piece.tensor.scale.is_some() {
-                piece.rows()
-            } else {
-                0
-            }
-        );
+        let (mut row, mut scales) = (vec![1], vec![]);
+        let last = piece.rows() - 1..piece.rows();
+        read_rows(&checkpoint, piece, last.clone(), &mut row).unwrap();
+        assert_eq!(row, vec![0; piece.row_bytes() as usize]);
+        read_scales(&checkpoint, piece, last, &mut scales).unwrap();
+        assert_eq!(scales.len(), usize::from(piece.tensor.scale.is_some()));
     }
+}
+
+/// Bytes read for two layers of a rank, for each byte that it keeps. Counted where they are read.
+fn read_factor(sizes: Sizes, tensor: u32, rank: u32, fp8: impl Fn(TensorId) -> bool) -> f64 {
+    let folder = tempfile::tempdir().unwrap();
+    let config = write_checkpoint(folder.path(), sizes, 400, fp8);
+    let checkpoint = Checkpoint::open(folder.path()).unwrap();
+    let layout = ModelLayout::check(&checkpoint).unwrap();
+    let plan = ShardPlan::new(&config, Topology::tensor(tensor)).unwrap();
+    let pieces = pieces(&layout, plan.member(rank).unwrap());
+    let kept = pieces
+        .iter()
+        .filter(|piece| matches!(piece.tensor.id.layer, Some(0 | 1)));
+    let before = checkpoint.bytes_read();
+    let mut buffer = Vec::new();
+    let mut kept_bytes = 0;
+    for piece in kept {
+        kept_bytes += piece.bytes();
+        for first in (0..piece.rows()).step_by(512) {
+            let rows = first..(first + 512).min(piece.rows());
+            read_rows(&checkpoint, piece, rows, &mut buffer).unwrap();
+        }
+    }
+    (checkpoint.bytes_read() - before) as f64 / kept_bytes as f64
+}
+
+/// Reading through every gap, as before, took 8 times what a rank of a 70B keeps of `o` and `down`, and 16 times at 405B.
+#[test]
+fn a_rank_reads_little_more_than_it_keeps() {
+    let all = |id: TensorId| id.layer.is_some();
+    for (sizes, tensor, rank, most) in [
+        (LLAMA_70B, 8, 3, 1.0),
+        (LLAMA_70B, 16, 15, 1.0),
+        (LLAMA_405B, 8, 0, 1.0),
+        (LLAMA_405B, 16, 9, 1.0),
+        // Strips of `o` are 512 bytes every 4 KiB, a page each: those are read through.
+        (LLAMA_8B, 8, 5, 1.6),
+    ] {
+        let factor = read_factor(sizes, tensor, rank, all);
+        assert!(factor <= most, "{factor} at tensor {tensor} of {sizes:?}");
+    }
+    let factor = read_factor(LLAMA_405B, 16, 9, meta);
+    assert!(factor <= 1.0, "{factor} in Meta's mix");
+}
+
+/// 405B over 16: the embedding is split as the head is; it was 4.2 GB of each rank.
+#[test]
+fn the_embedding_is_split() {
+    let folder = tempfile::tempdir().unwrap();
+    let config = write_checkpoint(folder.path(), LLAMA_405B, 400, meta);
+    let checkpoint = Checkpoint::open(folder.path()).unwrap();
+    let layout = ModelLayout::check(&checkpoint).unwrap();
+    let plan = ShardPlan::new(&config, Topology::tensor(16)).unwrap();
+    let of = |kind| {
+        let id = TensorId { layer: None, kind };
+        let tensor = layout.get(id).unwrap();
+        let sizes = plan.shards().iter().map(|shard| Piece {
+            tensor,
+            slice: shard.slice(id),
+        });
+        sizes.map(|piece| piece.bytes()).collect::<Vec<_>>()
+    };
+    let (embedding, head) = (of(TensorKind::Embed), of(TensorKind::Head));
+    assert_eq!(embedding, head);
+    assert_eq!(embedding.iter().sum::<u64>(), 2 * 128_256 * 16384);
+    assert!(
+        embedding.iter().all(|bytes| *bytes < 270_000_000),
+        "{embedding:?}"
+    );
+    // Stages share the layers, and only the ends hold tables.
+    let stages = Topology {
+        tensor: 8,
+        pipeline: 2,
+    };
+    let plan = ShardPlan::new(&config, stages).unwrap();
+    let bytes = |rank| rank_bytes(&layout, plan.member(rank).unwrap());
+    assert!(
+        bytes(0).abs_diff(bytes(8)) < bytes(0) / 20,
+        "{} and {}",
+        bytes(0),
+        bytes(8)
+    );
 }

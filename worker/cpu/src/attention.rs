@@ -7,6 +7,8 @@
 //! Keys and values are bf16 in the cache. Queries and softmax weights enter the dot products as two bf16 parts each, so
 //! that attention adds hardly any rounding of its own: some models amplify it at the first positions of a text.
 
+use std::sync::Arc;
+
 use crate::kernel::math::exp;
 use crate::kernel::pack::{Element, LANES};
 use crate::kernel::tile::{MAX_ROWS, Tile};
@@ -26,7 +28,7 @@ pub(crate) struct Span {
     /// Absolute position of the first token.
     pub(crate) start: usize,
     /// Physical blocks of the sequence.
-    pub(crate) table: Vec<u32>,
+    pub(crate) table: Arc<[u32]>,
 }
 
 /// Up to eight query rows of one sequence that attend to the same kv head.
@@ -75,9 +77,9 @@ pub(crate) fn attend(
 fn tasks<'a>(shape: &Shape, spans: &'a [Span]) -> Vec<Task<'a>> {
     let mut tasks = Vec::new();
     for span in spans {
-        for kv_head in 0..shape.kv_heads.len() {
-            let heads: Vec<usize> = (0..shape.q_heads.len())
-                .filter(|q| shape.kv_head_of(*q) == kv_head)
+        for kv_head in 0..shape.kv_heads {
+            let heads: Vec<usize> = (0..shape.kv_of.len())
+                .filter(|q| shape.kv_of[*q] == kv_head)
                 .collect();
             let mut task = Task {
                 span,
@@ -128,7 +130,7 @@ fn run(
     let mut q = [[0u32; MAX_ROWS * MAX_HEAD_DIM / 2]; 2];
     for (q, queries) in q.iter_mut().zip(queries) {
         for (i, row) in rows.iter().enumerate() {
-            let at = (row.token * shape.q_heads.len() + row.head) * pairs;
+            let at = (row.token * shape.kv_of.len() + row.head) * pairs;
             q[i * pairs..][..pairs].copy_from_slice(&queries[at..at + pairs]);
         }
     }
@@ -140,12 +142,13 @@ fn run(
     let mut state = [(f32::NEG_INFINITY, 0.0f32); MAX_ROWS];
     for chunk in (0..=last.position).step_by(CHUNK) {
         let end = CHUNK.min(last.position + 1 - chunk);
-        for at in (0..end).step_by(kv.tile()) {
+        for at in (0..end).step_by(LANES) {
             let mut sums = [0.0; MAX_ROWS * LANES];
-            let (keys, _) = cache.tile(layer, &task.span.table, task.kv_head, chunk + at);
+            let (lower, upper) = cache.keys(layer, &task.span.table, task.kv_head, chunk + at);
             let tile = Tile {
                 element: Element::Bf16,
-                weights: bytemuck::cast_slice(keys),
+                weights: bytemuck::cast_slice(lower),
+                upper: upper.map(bytemuck::cast_slice),
                 block_stride: 0,
                 blocks: 1,
                 steps: pairs,
@@ -160,7 +163,7 @@ fn run(
             }
             .run(kernel, &mut sums);
             for i in 0..rows.len() {
-                scores[i * CHUNK + at..][..kv.tile()].copy_from_slice(&sums[i * LANES..][..kv.tile()]);
+                scores[i * CHUNK + at..][..LANES].copy_from_slice(&sums[i * LANES..][..LANES]);
             }
         }
         let mut part = [(f32::NEG_INFINITY, 0.0f32); MAX_ROWS];
@@ -177,24 +180,25 @@ fn run(
             vector::split(kernel, scores, high, low);
         }
         let mut sums = [0.0f32; MAX_ROWS * MAX_HEAD_DIM];
-        for at in (0..end).step_by(kv.tile()) {
-            let (_, values) = cache.tile(layer, &task.span.table, task.kv_head, chunk + at);
-            let tile = Tile {
-                element: Element::Bf16,
-                weights: bytemuck::cast_slice(values),
-                block_stride: kv.value_group() * size_of::<u16>(),
-                blocks: kv.groups(),
-                steps: kv.tile() / 2,
-                inputs: &weights[0][at / 2..],
-                input_stride: CHUNK / 2,
-                rows: rows.len(),
-            };
-            tile.run(kernel, &mut sums[..sums_len]);
-            Tile {
-                inputs: &weights[1][at / 2..],
-                ..tile
+        // By 32 positions for every size of blocks, so that the order of summation is one.
+        for at in (0..end).step_by(LANES) {
+            for weights in &weights {
+                for at in (at..(at + LANES).min(end)).step_by(kv.tile()) {
+                    let values = cache.values(layer, &task.span.table, task.kv_head, chunk + at);
+                    let tile = Tile {
+                        element: Element::Bf16,
+                        weights: bytemuck::cast_slice(values),
+                        upper: None,
+                        block_stride: kv.value_group() * size_of::<u16>(),
+                        blocks: kv.groups(),
+                        steps: kv.tile() / 2,
+                        inputs: &weights[at / 2..],
+                        input_stride: CHUNK / 2,
+                        rows: rows.len(),
+                    };
+                    tile.run(kernel, &mut sums[..sums_len]);
+                }
             }
-            .run(kernel, &mut sums[..sums_len]);
         }
         for i in 0..rows.len() {
             let (max, mass) = part[i];
@@ -221,7 +225,7 @@ fn run(
         for value in &mut *values {
             *value /= state[i].1;
         }
-        let at = (row.token * shape.q_heads.len() + row.head) * pairs;
+        let at = (row.token * shape.kv_of.len() + row.head) * pairs;
         // SAFETY: every (token, head) belongs to one row of one task.
         vector::round(kernel, values, unsafe { out.part(at..at + pairs) });
     }

@@ -2,9 +2,10 @@
 //!
 //! The residual stream is f32; what enters a matrix product is rounded to bf16; what leaves it is f32.
 
-use llamero_engine::{BackendError, Collective, LeafLayout};
+use llamero_engine::{BackendError, LeafLayout, MeshError, StepProgress};
 
 use crate::attention::{Span, attend};
+use crate::collective::{Collective, Reduction};
 use crate::kernel::math::from_bf16;
 use crate::kernel::{Kernel, vector};
 use crate::kv::KvCache;
@@ -12,31 +13,41 @@ use crate::layout::Role;
 use crate::leaves::LeafProgram;
 use crate::matmul::{Inputs, Matrix, Product, multiply};
 use crate::pool::Pool;
-use crate::rope::Rope;
-use crate::shape::{Shape, leaf_count};
+use crate::shape::Shape;
 use crate::shared::Shared;
 use crate::weights::Weights;
+use crate::workspace::Workspace;
 
 /// Rows per task of element-wise work.
 const ROWS_PER_TASK: usize = 4;
+
+/// A product that is split by inputs over all ranks.
+#[derive(Debug, Clone)]
+pub(crate) struct SplitSum {
+    /// The order of summation on this rank.
+    pub(crate) leaves: LeafProgram,
+    /// Who owns which subtrees.
+    pub(crate) reduction: Reduction,
+}
 
 /// The orders of summation of one rank's products.
 #[derive(Debug, Clone)]
 pub(crate) struct Programs {
     hidden: LeafProgram,
-    pub(crate) attention: LeafProgram,
-    pub(crate) ffn: LeafProgram,
+    pub(crate) attention: SplitSum,
+    pub(crate) ffn: SplitSum,
 }
 
 impl Programs {
     pub(crate) fn new(shape: &Shape) -> Self {
-        let tree = |layout: &LeafLayout, width| {
-            LeafProgram::tree(leaf_count(layout), &layout.owners[shape.rank], width)
+        let split = |layout: &LeafLayout, width| SplitSum {
+            leaves: LeafProgram::tree(layout.leaves, &layout.owners[shape.index], width),
+            reduction: Reduction::new(layout),
         };
         Self {
             hidden: LeafProgram::chain(shape.hidden),
-            attention: tree(&shape.attention_leaves, shape.head_dim),
-            ffn: tree(&shape.ffn_leaves, shape.ffn_leaf),
+            attention: split(&shape.attention_leaves, shape.head_dim),
+            ffn: split(&shape.ffn_leaves, shape.ffn_leaf),
         }
     }
 }
@@ -47,115 +58,113 @@ pub(crate) struct Model<'a> {
     pub(crate) shape: &'a Shape,
     pub(crate) weights: &'a Weights,
     pub(crate) programs: &'a Programs,
-    pub(crate) rope: &'a Rope,
 }
 
-/// Scratch memory for `tokens` tokens.
-pub(crate) struct Workspace {
-    residual: Vec<f32>,
-    normed: Vec<u32>,
-    q: Vec<f32>,
-    k: Vec<f32>,
-    v: Vec<f32>,
-    /// The high and the low parts.
-    queries: [Vec<u32>; 2],
-    attended: Vec<u32>,
-    gate: Vec<f32>,
-    up: Vec<f32>,
-    gated: Vec<u32>,
-    roots: Vec<f32>,
-    sum: Vec<f32>,
-}
-
-impl Workspace {
-    pub(crate) fn new(shape: &Shape, programs: &Programs, tokens: usize) -> Self {
-        let roots = programs
-            .attention
-            .roots()
-            .len()
-            .max(programs.ffn.roots().len())
-            .max(1);
-        let floats = |width: usize| vec![0.0f32; tokens * width];
-        let pairs = |width: usize| vec![0u32; tokens * width.div_ceil(2)];
-        Self {
-            residual: floats(shape.hidden),
-            normed: pairs(shape.hidden),
-            q: floats(shape.q_width()),
-            k: floats(shape.kv_width()),
-            v: floats(shape.kv_width()),
-            queries: [pairs(shape.q_width()), pairs(shape.q_width())],
-            attended: pairs(shape.q_width()),
-            gate: floats(shape.ffn.len()),
-            up: floats(shape.ffn.len()),
-            gated: pairs(shape.ffn.len()),
-            roots: floats(shape.hidden * roots),
-            sum: floats(shape.hidden),
-        }
-    }
+/// What a forward pass works with.
+pub(crate) struct Machine<'a> {
+    pub(crate) pool: &'a mut Pool,
+    pub(crate) collective: &'a mut Collective,
+    pub(crate) cache: &'a mut KvCache,
+    pub(crate) work: &'a mut Workspace,
+    pub(crate) progress: &'a StepProgress,
 }
 
 impl Model<'_> {
-    /// Run `tokens` (of all `spans`, in order) through every layer, writing their keys and values to `cache`.
+    /// Run `tokens` (of all `spans`, in order) through every layer, writing their keys and values to the cache.
     pub(crate) fn run(
         &self,
-        pool: &mut Pool,
-        collective: &mut dyn Collective<Buffer = [f32]>,
-        cache: &mut KvCache,
-        work: &mut Workspace,
+        machine: &mut Machine<'_>,
         tokens: &[u32],
         spans: &[Span],
     ) -> Result<(), BackendError> {
-        let shape = self.shape;
         let rows = tokens.len();
-        let hidden = shape.hidden;
-        for (token, row) in tokens.iter().zip(work.residual.chunks_exact_mut(hidden)) {
-            for (to, from) in row
-                .iter_mut()
-                .zip(self.weights.embedding(*token as usize, hidden))
-            {
-                *to = from_bf16(*from);
+        machine.work.rope.turn(spans);
+        self.embed(machine, tokens)?;
+        for layer in 0..self.shape.layers {
+            if machine.progress.is_stopped() {
+                return Err(MeshError::Aborted.into());
             }
-        }
-        for layer in 0..shape.layers {
-            self.attention(pool, collective, cache, work, layer, rows, spans)?;
-            self.feed_forward(pool, collective, work, layer, rows)?;
+            self.attention(machine, layer, rows, spans)?;
+            self.feed_forward(machine, layer, rows)?;
+            machine.progress.layer();
         }
         Ok(())
     }
 
-    /// Logits of this rank's vocabulary for the batch's tokens `sampled`: `out[i][id]`.
-    pub(crate) fn logits(&self, pool: &mut Pool, work: &mut Workspace, sampled: &[usize], out: &mut [f32]) {
-        let hidden = self.shape.hidden;
-        let layout = self.weights.layout();
-        let weight = self.weights.floats(layout.final_norm, hidden);
-        for (i, token) in sampled.iter().enumerate() {
-            let row = &work.residual[token * hidden..][..hidden];
-            let normed = &mut work.normed[i * hidden / 2..][..hidden / 2];
-            vector::rms_norm(self.kernel, row, weight, self.shape.epsilon, normed);
+    /// Look the tokens up. Every rank has the rows of its own vocabulary and sends those of the batch to all others, as
+    /// they are stored: that is exact.
+    fn embed(&self, machine: &mut Machine<'_>, tokens: &[u32]) -> Result<(), BackendError> {
+        let Machine { collective, work, .. } = machine;
+        let (shape, hidden) = (self.shape, self.shape.hidden);
+        let len = tokens.len() * hidden;
+        // Two halves of a buffer that is free until the first sum.
+        let (mine, all) = bytemuck::cast_slice_mut::<f32, u16>(&mut work.sum[..len]).split_at_mut(len);
+        let owner = |token: u32| shape.vocabularies.iter().position(|vocab| vocab.contains(token));
+        let owners: Vec<usize> = tokens.iter().map(|token| owner(*token).unwrap_or(0)).collect();
+        let mut counts = vec![0; shape.vocabularies.len()];
+        owners.iter().for_each(|owner| counts[*owner] += hidden);
+        let mut free = mine.chunks_exact_mut(hidden);
+        for row in tokens.iter().filter_map(|token| shape.vocab.position(*token)) {
+            if let Some(out) = free.next() {
+                self.weights.embed(row as usize, out);
+            }
         }
+        let mine = &mine[..counts[shape.index]];
+        if collective.world() == counts.len() {
+            collective.all_gather(&counts, mine, all)?;
+        } else {
+            // A rank that warms up alone computes on whatever is there.
+            all.fill(0);
+        }
+        // Where the next row of each owner is.
+        let mut next: Vec<usize> = counts
+            .iter()
+            .scan(0, |end, count| Some(std::mem::replace(end, *end + count)))
+            .collect();
+        for (owner, out) in owners.iter().zip(work.residual.chunks_exact_mut(hidden)) {
+            let row = &all[next[*owner]..][..hidden];
+            next[*owner] += hidden;
+            out.iter_mut()
+                .zip(row)
+                .for_each(|(to, from)| *to = from_bf16(*from));
+        }
+        Ok(())
+    }
+
+    /// The final norm of the batch's tokens `wanted`, as pairs `[wanted, hidden / 2]`.
+    pub(crate) fn final_norm(&self, work: &Workspace, wanted: &[usize]) -> Vec<u32> {
+        let hidden = self.shape.hidden;
+        let weight = self.weights.floats(self.weights.layout().final_norm, hidden);
+        let mut normed = vec![0; wanted.len() * hidden / 2];
+        for (token, out) in wanted.iter().zip(normed.chunks_exact_mut(hidden / 2)) {
+            let row = &work.residual[token * hidden..][..hidden];
+            vector::rms_norm(self.kernel, row, weight, self.shape.epsilon, out);
+        }
+        normed
+    }
+
+    /// Logits of this rank's vocabulary: `out[row][id]`, from what [`Self::final_norm`] gave.
+    pub(crate) fn logits(&self, pool: &mut Pool, normed: &[u32], out: &mut [f32]) {
+        let stride = self.shape.hidden / 2;
         let inputs = Inputs {
-            pairs: &work.normed,
-            stride: hidden / 2,
-            rows: sampled.len(),
+            pairs: normed,
+            stride,
+            rows: normed.len() / stride,
         };
-        let head = self.weights.matrix(layout.head);
+        let head = self.weights.matrix(self.weights.layout().head);
         multiply(pool, self.kernel, inputs, &mut [self.product(head, out)]);
     }
 
-    #[allow(
-        clippy::too_many_arguments,
-        reason = "the step's state is borrowed part by part"
-    )]
     fn attention(
         &self,
-        pool: &mut Pool,
-        collective: &mut dyn Collective<Buffer = [f32]>,
-        cache: &mut KvCache,
-        work: &mut Workspace,
+        machine: &mut Machine<'_>,
         layer: usize,
         rows: usize,
         spans: &[Span],
     ) -> Result<(), BackendError> {
+        let Machine {
+            pool, cache, work, ..
+        } = machine;
         let shape = self.shape;
         let at = &self.weights.layout().layers[layer];
         self.norm(pool, work, at.input_norm, rows);
@@ -190,37 +199,17 @@ impl Model<'_> {
             queries,
             &mut work.attended,
         );
-        let inputs = Inputs {
-            pairs: &work.attended,
-            stride: shape.q_width() / 2,
-            rows,
-        };
-        let reduction = Reduction {
-            leaves: &self.programs.attention,
-            layout: &shape.attention_leaves,
-        };
         self.reduce(
-            pool,
-            collective,
-            inputs,
+            machine,
+            Input::Attended,
+            rows,
             matrix(Role::O),
-            &reduction,
-            &mut Sums {
-                residual: &mut work.residual,
-                roots: &mut work.roots,
-                sum: &mut work.sum,
-            },
+            &self.programs.attention,
         )
     }
 
-    fn feed_forward(
-        &self,
-        pool: &mut Pool,
-        collective: &mut dyn Collective<Buffer = [f32]>,
-        work: &mut Workspace,
-        layer: usize,
-        rows: usize,
-    ) -> Result<(), BackendError> {
+    fn feed_forward(&self, machine: &mut Machine<'_>, layer: usize, rows: usize) -> Result<(), BackendError> {
+        let Machine { pool, work, .. } = machine;
         let shape = self.shape;
         let at = &self.weights.layout().layers[layer];
         self.norm(pool, work, at.post_norm, rows);
@@ -239,7 +228,7 @@ impl Model<'_> {
                 self.product(matrix(Role::Up), &mut work.up),
             ],
         );
-        let width = shape.ffn.len();
+        let width = shape.ffn;
         let gated = Shared::new(&mut work.gated);
         per_row(pool, rows, &|row| {
             let (gate, up) = (
@@ -250,26 +239,12 @@ impl Model<'_> {
             let out = unsafe { gated.part(row * width / 2..(row + 1) * width / 2) };
             vector::silu_mul(self.kernel, gate, up, out);
         });
-        let inputs = Inputs {
-            pairs: &work.gated,
-            stride: width / 2,
-            rows,
-        };
-        let reduction = Reduction {
-            leaves: &self.programs.ffn,
-            layout: &shape.ffn_leaves,
-        };
         self.reduce(
-            pool,
-            collective,
-            inputs,
+            machine,
+            Input::Gated,
+            rows,
             matrix(Role::Down),
-            &reduction,
-            &mut Sums {
-                residual: &mut work.residual,
-                roots: &mut work.roots,
-                sum: &mut work.sum,
-            },
+            &self.programs.ffn,
         )
     }
 
@@ -303,7 +278,7 @@ impl Model<'_> {
         for span in spans {
             for i in 0..span.len {
                 let (token, position) = (span.first + i, span.start + i);
-                let (cos, sin) = self.rope.at(position);
+                let (cos, sin) = work.rope.at(token);
                 let q = &mut work.q[token * q_width..][..q_width];
                 q.chunks_exact_mut(head_dim)
                     .for_each(|head| vector::rotate(self.kernel, head, cos, sin));
@@ -325,18 +300,32 @@ impl Model<'_> {
     /// Add a product that is split by inputs over all ranks to the residual stream.
     fn reduce(
         &self,
-        pool: &mut Pool,
-        collective: &mut dyn Collective<Buffer = [f32]>,
-        inputs: Inputs<'_>,
+        machine: &mut Machine<'_>,
+        input: Input,
+        rows: usize,
         matrix: Matrix<'_>,
-        reduction: &Reduction<'_>,
-        sums: &mut Sums<'_>,
+        sum: &SplitSum,
     ) -> Result<(), BackendError> {
-        let (rows, hidden) = (inputs.rows, matrix.n);
-        let roots = &mut sums.roots[..reduction.leaves.roots().len() * rows * hidden];
+        let Machine {
+            pool,
+            collective,
+            work,
+            ..
+        } = machine;
+        let hidden = matrix.n;
+        let pairs = match input {
+            Input::Attended => &work.attended,
+            Input::Gated => &work.gated,
+        };
+        let inputs = Inputs {
+            pairs,
+            stride: matrix.k / 2,
+            rows,
+        };
+        let roots = &mut work.roots[..sum.leaves.roots().len() * rows * hidden];
         let product = Product {
             matrix,
-            leaves: reduction.leaves,
+            leaves: &sum.leaves,
             out: roots,
             stride: hidden,
             scaled: false,
@@ -344,14 +333,14 @@ impl Model<'_> {
         multiply(pool, self.kernel, inputs, &mut [product]);
         // A lone rank's only root is the root of the tree.
         let total: &[f32] = if collective.world() == 1 {
-            &sums.roots[..rows * hidden]
+            &work.roots[..rows * hidden]
         } else {
-            let sum = &mut sums.sum[..rows * hidden];
-            let roots = &sums.roots[..reduction.leaves.roots().len() * rows * hidden];
-            collective.reduce_tree(reduction.layout, rows, hidden, roots, sum)?;
-            sum
+            let total = &mut work.sum[..rows * hidden];
+            let roots = &work.roots[..sum.leaves.roots().len() * rows * hidden];
+            collective.reduce_tree(&sum.reduction, roots, total)?;
+            total
         };
-        for (out, total) in sums
+        for (out, total) in work
             .residual
             .chunks_exact_mut(hidden)
             .zip(total.chunks_exact(hidden))
@@ -362,15 +351,11 @@ impl Model<'_> {
     }
 }
 
-struct Reduction<'a> {
-    leaves: &'a LeafProgram,
-    layout: &'a LeafLayout,
-}
-
-struct Sums<'a> {
-    residual: &'a mut [f32],
-    roots: &'a mut [f32],
-    sum: &'a mut [f32],
+/// What a split product reads.
+#[derive(Clone, Copy)]
+enum Input {
+    Attended,
+    Gated,
 }
 
 /// Run `row(0)` … `row(rows - 1)` on the pool, a few rows a task.

@@ -1,9 +1,10 @@
 //! The paged KV cache of one rank, in the layout that the dot-product tile reads.
 //!
 //! A block holds the keys and values of `block_size` consecutive positions for one layer and kv head, cut into tiles of
-//! `T = min(32, block_size)` positions. In a tile of keys every lane is a position and the steps walk along the head;
-//! in a tile of values every lane is an element of the head and the steps walk along the positions. Both are bf16,
-//! rounded when written, before anyone attends to them.
+//! `T = min(32, block_size)` positions. In a tile of keys every lane is a position and the steps walk along the head (the
+//! kernel takes the 32 lanes of a step from two blocks of 16); in a tile of values every lane is an element of the head and
+//! the steps walk along the positions. Both are bf16, rounded when written, before anyone attends to them. Nothing is
+//! padded: a block costs what its tokens do.
 
 use llamero_engine::BackendError;
 
@@ -25,7 +26,7 @@ pub(crate) struct KvShape {
 
 impl KvShape {
     /// # Errors
-    /// [`BackendError::Memory`] for a block size that does not fill chunks of 256 positions.
+    /// [`BackendError::Unusable`] for a block size that does not fill chunks of 256 positions.
     pub(crate) fn new(
         layers: usize,
         heads: usize,
@@ -33,7 +34,7 @@ impl KvShape {
         block_size: usize,
     ) -> Result<Self, BackendError> {
         if !matches!(block_size, 16 | 32 | 64 | 128 | 256) {
-            return Err(BackendError::Memory(format!(
+            return Err(BackendError::Unusable(format!(
                 "a KV block of {block_size} tokens cannot be used: choose 16, 32, 64, 128 or 256"
             )));
         }
@@ -51,7 +52,7 @@ impl KvShape {
     }
 
     fn key_tile(&self) -> usize {
-        self.head_dim * LANES
+        self.head_dim * self.tile()
     }
 
     /// Elements of one group of 32 lanes in a tile of values.
@@ -74,6 +75,12 @@ impl KvShape {
 
     fn per_layer(&self) -> usize {
         self.heads * self.per_head()
+    }
+
+    /// Bytes of one token over all layers and heads.
+    #[cfg(test)]
+    pub(crate) fn token_bytes(&self) -> usize {
+        self.layers * self.heads * self.head_dim * 2 * size_of::<u16>()
     }
 
     /// Bytes of one block over all layers and heads.
@@ -115,8 +122,35 @@ impl KvCache {
         (layer * self.blocks + block) * self.shape.per_layer() + head * self.shape.per_head()
     }
 
+    /// Keys of the 32 positions from `position` on, a multiple of 32: in one tile, or in two of 16. Where the sequence
+    /// ends before the second, the first stands for it: those positions are not seen.
+    pub(crate) fn keys(
+        &self,
+        layer: usize,
+        table: &[u32],
+        head: usize,
+        position: usize,
+    ) -> (&[u16], Option<&[u16]>) {
+        let (lower, _) = self.tile(layer, table, head, position);
+        if self.shape.tile() == LANES {
+            return (lower, None);
+        }
+        let next = position + self.shape.tile();
+        let upper = if next / self.shape.block_size < table.len() {
+            self.tile(layer, table, head, next).0
+        } else {
+            lower
+        };
+        (lower, Some(upper))
+    }
+
+    /// Values of the tile with absolute position `position`.
+    pub(crate) fn values(&self, layer: usize, table: &[u32], head: usize, position: usize) -> &[u16] {
+        self.tile(layer, table, head, position).1
+    }
+
     /// Keys and values of the tile with absolute position `position`, of the sequence with block table `table`.
-    pub(crate) fn tile(&self, layer: usize, table: &[u32], head: usize, position: usize) -> (&[u16], &[u16]) {
+    fn tile(&self, layer: usize, table: &[u32], head: usize, position: usize) -> (&[u16], &[u16]) {
         let shape = &self.shape;
         let block = table[position / shape.block_size] as usize;
         let tile = position % shape.block_size / shape.tile();
@@ -148,11 +182,30 @@ impl KvCache {
         let (keys, values) =
             data[at..at + shape.key_tile() + shape.value_tile()].split_at_mut(shape.key_tile());
         for (d, element) in key.iter().enumerate() {
-            keys[(d / 2 * LANES + lane) * 2 + d % 2] = to_bf16(*element);
+            keys[(d / 2 * shape.tile() + lane) * 2 + d % 2] = to_bf16(*element);
         }
         for (d, element) in value.iter().enumerate() {
             let group = d / LANES * shape.value_group();
             values[group + (lane / 2 * LANES + d % LANES) * 2 + lane % 2] = to_bf16(*element);
+        }
+    }
+
+    /// One block of all layers and heads, as bytes.
+    pub(crate) fn save(&self, block: u32, into: &mut Vec<u8>) {
+        let len = self.shape.per_layer();
+        for layer in 0..self.shape.layers {
+            let at = self.head_at(layer, block as usize, 0);
+            into.extend_from_slice(bytemuck::cast_slice(&self.data()[at..at + len]));
+        }
+    }
+
+    /// Put back what [`Self::save`] gave; `bytes` has the length of a block.
+    pub(crate) fn restore(&mut self, block: u32, bytes: &[u8]) {
+        let len = self.shape.per_layer();
+        for (layer, bytes) in (0..self.shape.layers).zip(bytes.chunks_exact(len * size_of::<u16>())) {
+            let at = self.head_at(layer, block as usize, 0);
+            let to: &mut [u8] = bytemuck::cast_slice_mut(&mut self.data_mut()[at..at + len]);
+            to.copy_from_slice(bytes);
         }
     }
 
@@ -166,5 +219,39 @@ impl KvCache {
             );
             self.data_mut().copy_within(from..from + len, to);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_block_costs_what_its_tokens_do() {
+        for head_dim in [32, 64, 128] {
+            for block_size in [16, 32, 64, 128, 256] {
+                let shape = KvShape::new(3, 5, head_dim, block_size).unwrap();
+                assert_eq!(shape.block_bytes(), block_size * shape.token_bytes());
+            }
+        }
+        assert!(KvShape::new(1, 1, 64, 24).is_err());
+    }
+
+    #[test]
+    fn a_saved_block_comes_back_in_another_place() {
+        let shape = KvShape::new(2, 3, 32, 16).unwrap();
+        let mut cache = KvCache::new(shape, 4).unwrap();
+        let row: Vec<f32> = (0..32).map(|i| i as f32).collect();
+        for (layer, head) in [(0, 0), (1, 2)] {
+            cache.write(layer, &[2], head, 5, &row, &row);
+        }
+        let mut saved = Vec::new();
+        cache.save(2, &mut saved);
+        assert_eq!(saved.len(), shape.block_bytes());
+        cache.restore(1, &saved);
+        for (layer, head) in [(0, 0), (0, 1), (1, 2)] {
+            assert_eq!(cache.tile(layer, &[1], head, 0), cache.tile(layer, &[2], head, 0));
+        }
+        assert!(saved.iter().any(|byte| *byte != 0));
     }
 }

@@ -65,8 +65,8 @@ impl LayerAt {
 /// All of a rank's tensors.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub(crate) struct Layout {
-    /// bf16 `[vocab, hidden]`, row-major: it is only looked up.
-    pub(crate) embedding: usize,
+    /// bf16 `[vocabulary of the rank, hidden]`, row-major: it is only looked up. None where it is the head's table.
+    pub(crate) embedding: Option<usize>,
     pub(crate) layers: Vec<LayerAt>,
     /// f32 `[hidden]`.
     pub(crate) final_norm: usize,
@@ -76,15 +76,22 @@ pub(crate) struct Layout {
 }
 
 impl Layout {
-    /// `element_of(layer, role)` is the type of each matrix; `head` that of the head.
-    pub(crate) fn new(shape: &Shape, element_of: impl Fn(usize, Role) -> Element, head: Element) -> Self {
+    /// `element_of(layer, role)` is the type of each matrix; `head` that of the head, which is the embedding, too, where
+    /// the model is `tied`.
+    pub(crate) fn new(
+        shape: &Shape,
+        element_of: impl Fn(usize, Role) -> Element,
+        head: Element,
+        tied: bool,
+    ) -> Self {
         let mut end = HEADER_BYTES;
         let mut take = |bytes: usize| {
             let at = end;
             end = (end + bytes).next_multiple_of(ALIGN);
             at
         };
-        let embedding = take(shape.vocab_size * shape.hidden * size_of::<u16>());
+        let table = shape.vocab_width() * shape.hidden * size_of::<u16>();
+        let embedding = (!tied).then(|| take(table));
         let norm_bytes = shape.hidden * size_of::<f32>();
         let matrix = |take: &mut dyn FnMut(usize) -> usize, element: Element, n: usize, k: usize| MatrixAt {
             element,
@@ -104,7 +111,7 @@ impl Layout {
             })
             .collect();
         let final_norm = take(norm_bytes);
-        let head = matrix(&mut take, head, shape.vocab.len(), shape.hidden);
+        let head = matrix(&mut take, head, shape.vocab_width(), shape.hidden);
         Self {
             embedding,
             layers,
@@ -121,7 +128,7 @@ fn sizes(shape: &Shape, role: Role) -> (usize, usize) {
         Role::Q => (shape.q_width(), shape.hidden),
         Role::K | Role::V => (shape.kv_width(), shape.hidden),
         Role::O => (shape.hidden, shape.q_width()),
-        Role::Gate | Role::Up => (shape.ffn.len(), shape.hidden),
-        Role::Down => (shape.hidden, shape.ffn.len()),
+        Role::Gate | Role::Up => (shape.ffn, shape.hidden),
+        Role::Down => (shape.hidden, shape.ffn),
     }
 }

@@ -4,8 +4,7 @@
 //! the model's fixed tree (see [`llamero_engine::leaf_tree`]). A rank computes the roots of the maximal complete subtrees it
 //! owns, so that the total does not depend on how the leaves are spread over ranks.
 
-use std::ops::Range;
-
+use llamero_checkpoint::Runs;
 use llamero_engine::leaf_tree::{Subtree, maximal_subtrees, split};
 
 /// One step of a stack machine over partial sums.
@@ -41,14 +40,16 @@ impl LeafProgram {
         }
     }
 
-    /// The leaves `owned` of `leaves`, of `width` inputs each (an even number).
-    pub(crate) fn tree(leaves: u32, owned: &Range<u32>, width: usize) -> Self {
+    /// The leaves `owned` of `leaves`, of `width` inputs each (an even number). The rank's own inputs are those of its
+    /// leaves in ascending order, without gaps.
+    pub(crate) fn tree(leaves: u32, owned: &Runs, width: usize) -> Self {
         let steps = width / 2;
         let mut roots = Vec::new();
         let mut depth = 1;
         for tree in maximal_subtrees(leaves, owned) {
             let mut ops = Vec::new();
-            emit(&tree, owned.start, steps, &mut ops);
+            let first = owned.position(tree.start).unwrap_or(0);
+            emit(&tree, tree.start - first, steps, &mut ops);
             let mut level = 0usize;
             for op in &ops {
                 match op {
@@ -88,6 +89,7 @@ impl LeafProgram {
     }
 }
 
+/// `first` is what a leaf's number is to be lowered by to get its place among the rank's own.
 fn emit(tree: &Subtree, first: u32, steps: usize, ops: &mut Vec<Op>) {
     if tree.end - tree.start == 1 {
         ops.push(Op::Leaf {
@@ -108,21 +110,18 @@ mod tests {
 
     #[test]
     fn a_rank_computes_the_roots_it_owns() {
-        let program = LeafProgram::tree(9, &(3..6), 4);
+        let program = LeafProgram::tree(9, &Runs::from(3..6), 4);
         // Of the tree over 0..9 a rank with 3..6 owns 3..4 and 4..6.
+        let leaf = |start| Op::Leaf { start, steps: 2 };
+        assert_eq!(program.roots(), [vec![leaf(0)], vec![leaf(2), leaf(4), Op::Join]]);
+        assert_eq!(program.depth(), 2);
+        assert_eq!(LeafProgram::tree(32, &Runs::from(0..32), 2).depth(), 6);
+        assert!(LeafProgram::tree(32, &Runs::default(), 2).roots().is_empty());
+        // With gaps: leaves 1, 4, 5 and 8 lie side by side in the rank's memory.
+        let program = LeafProgram::tree(9, &Runs::new([1..2, 4..6, 8..9]), 4);
         assert_eq!(
             program.roots(),
-            [
-                vec![Op::Leaf { start: 0, steps: 2 }],
-                vec![
-                    Op::Leaf { start: 2, steps: 2 },
-                    Op::Leaf { start: 4, steps: 2 },
-                    Op::Join
-                ],
-            ]
+            [vec![leaf(0)], vec![leaf(2), leaf(4), Op::Join], vec![leaf(6)]]
         );
-        assert_eq!(program.depth(), 2);
-        assert_eq!(LeafProgram::tree(32, &(0..32), 2).depth(), 6);
-        assert!(LeafProgram::tree(32, &(4..4), 2).roots().is_empty());
     }
 }

@@ -6,10 +6,10 @@
 //! | [`kernel`] | kernels and their choice at run time; what "the same bits" means |
 //! | `shape`, `layout`, `weights`, `region`, `load` | a rank's sizes, and its packed weights in one piece of memory |
 //! | `leaves`, `matmul` | matrix products in the model's order of summation |
-//! | `kv`, `attention`, `rope` | paged cache, attention by chunks of absolute positions, rotary tables |
-//! | `forward` | the layers |
+//! | `kv`, `attention`, `rope` | paged cache, attention by chunks of absolute positions, rotary angles |
+//! | `forward`, `workspace` | the layers, and the scratch memory they need |
 //! | `plan`, `sample` | checks of a plan; candidates from logits |
-//! | [`collective`] | groups without a network: one rank alone, or ranks as threads |
+//! | [`collective`] | sums and gathers among the ranks of a group |
 //! | [`pool`] | threads that share the work of one rank |
 //! | [`bench`] | speed beside the machine's own bounds |
 //!
@@ -35,6 +35,14 @@ mod sample;
 mod shape;
 mod shared;
 mod weights;
+mod workspace;
 
 pub use backend::{CpuBackend, CpuOptions};
+pub use collective::Waits;
 pub use kernel::{Kernel, KernelError, Level};
+
+/// Processors that this process may use: affinity and the quotas of cgroups (version 1 and 2) count.
+#[must_use]
+pub fn cores() -> usize {
+    std::thread::available_parallelism().map_or(1, usize::from)
+}

@@ -1,16 +1,19 @@
 //! From a checkpoint to the packed weights of one rank.
 
 use std::hash::{Hash, Hasher};
+use std::ops::ControlFlow;
+use std::os::fd::OwnedFd;
 use std::time::UNIX_EPOCH;
 
 use llamero_checkpoint::dtype::{extend_bf16, extend_f32};
-use llamero_checkpoint::load::{Rows, SinkError, load_rank};
-use llamero_checkpoint::{Checkpoint, Dtype, ModelLayout, Progress, RankShard, TensorId, TensorKind};
+use llamero_checkpoint::load::{LoadProgress, ROW_MULTIPLE, Rows, Sink, SinkError, load_rank};
+use llamero_checkpoint::{Checkpoint, Dtype, ModelLayout, RankShard, TensorId, TensorKind};
+use llamero_engine::{BackendError, LoadWatch};
 
-use crate::kernel::pack::{Element, LANES};
-use crate::layout::{Layout, MatrixAt, Role};
+use crate::kernel::pack::{Element, LANES, pack_rows};
+use crate::layout::{LayerAt, Layout, MatrixAt, Role};
 use crate::shape::Shape;
-use crate::weights::Weights;
+use crate::weights::{Store, Weights};
 
 /// The layout of the rank's region: every matrix in the type that the checkpoint has it in.
 pub(crate) fn layout(shape: &Shape, model: &ModelLayout) -> Layout {
@@ -28,6 +31,7 @@ pub(crate) fn layout(shape: &Shape, model: &ModelLayout) -> Layout {
         shape,
         |layer, role| element(Some(layer), kind_of(role)),
         element(None, TensorKind::Head),
+        model.is_tied(),
     )
 }
 
@@ -82,20 +86,56 @@ impl Hasher for Fnv1a {
     }
 }
 
-/// Fill `weights` with the rank's shard.
+/// Threads that load at most: more do not make memory faster.
+const MAX_THREADS: usize = 8;
+
+/// Fill `weights` with the rank's shard; `file` is what they are mapped from, if it is a file.
 pub(crate) fn load(
     checkpoint: &Checkpoint,
     model: &ModelLayout,
     shard: &RankShard,
-    hidden: usize,
     weights: &mut Weights,
-    report: &mut dyn FnMut(Progress),
-) -> llamero_checkpoint::Result<()> {
-    let mut scratch = Vec::new();
-    let mut sink = |rows: Rows<'_>| store(weights, hidden, &rows, &mut scratch);
-    load_rank(checkpoint, model, shard, &mut sink, report)?;
+    file: Option<&OwnedFd>,
+    threads: usize,
+    watch: &dyn LoadWatch,
+) -> Result<(), BackendError> {
+    let layout = weights.layout().clone();
+    let packer = Packer {
+        layout: &layout,
+        store: weights.store(file),
+    };
+    let mut tell = |now: LoadProgress| {
+        watch.progress(llamero_engine::LoadProgress {
+            loaded: now.loaded,
+            total: now.total,
+            read: now.read,
+        });
+        if watch.is_cancelled() {
+            ControlFlow::Break(())
+        } else {
+            ControlFlow::Continue(())
+        }
+    };
+    let threads = threads.clamp(1, MAX_THREADS);
+    match load_rank(checkpoint, model, shard, threads, &packer, &mut tell) {
+        Err(llamero_checkpoint::Error::Cancelled) => return Err(BackendError::Cancelled),
+        outcome => outcome?,
+    }
     weights.set_complete();
     Ok(())
+}
+
+/// Packs rows into the region.
+struct Packer<'a> {
+    layout: &'a Layout,
+    store: Store<'a>,
+}
+
+/// What one thread works with.
+#[derive(Default)]
+struct Scratch {
+    converted: Vec<u8>,
+    packed: Vec<u8>,
 }
 
 /// A weight that is not a number would turn every answer into nonsense.
@@ -103,89 +143,113 @@ pub(crate) fn load(
 #[error("{0} holds values that are not numbers; the file is damaged, download it again")]
 struct NotANumber(String);
 
-fn store(
-    weights: &mut Weights,
-    hidden: usize,
-    rows: &Rows<'_>,
-    scratch: &mut Vec<u8>,
-) -> Result<(), SinkError> {
-    let tensor = rows.piece.tensor;
-    let layer = tensor.id.layer.map(|layer| layer as usize);
-    let at = match (tensor.id.kind, layer) {
-        (TensorKind::Embed, _) => {
-            let row_bytes = to_bf16(tensor.dtype, rows.bytes, scratch).len() / rows.count.max(1) as usize;
-            for (i, row) in scratch.chunks_exact(row_bytes).enumerate() {
-                weights
-                    .embedding_mut(rows.first as usize + i, hidden)
-                    .copy_from_slice(row);
-            }
-            return Ok(());
+impl Sink for Packer<'_> {
+    type Scratch = Scratch;
+
+    fn put(&self, rows: &Rows<'_>, scratch: &mut Scratch) -> Result<(), SinkError> {
+        let id = rows.piece.tensor.id;
+        let layer = match id.layer {
+            None => None,
+            Some(layer) => Some(self.layer(layer)?),
+        };
+        match (id.kind, layer) {
+            (TensorKind::Embed, _) => self.embedding(rows, scratch),
+            (TensorKind::FinalNorm, _) => self.norm(self.layout.final_norm, rows),
+            (TensorKind::Head, _) => self.matrix(self.layout.head, rows, scratch),
+            (TensorKind::InputNorm, Some(layer)) => self.norm(layer.input_norm, rows),
+            (TensorKind::PostAttentionNorm, Some(layer)) => self.norm(layer.post_norm, rows),
+            (kind, Some(layer)) => match role_of(kind) {
+                Some(role) => self.matrix(layer.matrix(role), rows, scratch),
+                None => Err(format!("unexpected tensor {id}").into()),
+            },
+            (_, None) => Err(format!("unexpected tensor {id}").into()),
         }
-        (TensorKind::FinalNorm, _) => weights.layout().final_norm,
-        (TensorKind::InputNorm, Some(layer)) => weights.layout().layers[layer].input_norm,
-        (TensorKind::PostAttentionNorm, Some(layer)) => weights.layout().layers[layer].post_norm,
-        (TensorKind::Head, _) => return matrix(weights, weights.layout().head, rows, scratch),
-        (kind, Some(layer)) => {
-            let Some(role) = role_of(kind) else {
-                return Err(format!("unexpected tensor {}", tensor.id).into());
-            };
-            return matrix(
-                weights,
-                weights.layout().layers[layer].matrix(role),
-                rows,
-                scratch,
-            );
-        }
-        (_, None) => return Err(format!("unexpected tensor {}", tensor.id).into()),
-    };
-    let mut values = Vec::with_capacity(hidden);
-    extend_f32(tensor.dtype, rows.bytes, &mut values);
-    if values.iter().any(|value| value.is_nan()) {
-        return Err(NotANumber(tensor.name.clone()).into());
     }
-    weights.floats_mut(at, hidden).copy_from_slice(&values);
-    Ok(())
 }
 
-/// Pack some rows of a matrix.
-fn matrix(
-    weights: &mut Weights,
-    at: MatrixAt,
-    rows: &Rows<'_>,
-    scratch: &mut Vec<u8>,
-) -> Result<(), SinkError> {
-    let tensor = rows.piece.tensor;
-    let bytes = match at.element {
-        Element::Bf16 => to_bf16(tensor.dtype, rows.bytes, scratch),
-        Element::E4m3 if rows.bytes.iter().any(|code| code & 0x7f == 0x7f) => {
-            return Err(NotANumber(tensor.name.clone()).into());
+impl Packer<'_> {
+    fn layer(&self, layer: u32) -> Result<&LayerAt, SinkError> {
+        let known = self.layout.layers.get(layer as usize);
+        known.ok_or_else(|| format!("layer {layer} has no place in this rank's memory").into())
+    }
+
+    fn embedding(&self, rows: &Rows<'_>, scratch: &mut Scratch) -> Result<(), SinkError> {
+        let Some(table) = self.layout.embedding else {
+            return Err("the embedding of a tied model is its head".into());
+        };
+        let bytes = to_bf16(rows, &mut scratch.converted)?;
+        let first = rows.first as usize * (bytes.len() / rows.count.max(1) as usize);
+        self.store(table + first, bytes)
+    }
+
+    fn norm(&self, at: usize, rows: &Rows<'_>) -> Result<(), SinkError> {
+        let mut values = Vec::new();
+        extend_f32(rows.piece.tensor.dtype, rows.bytes, &mut values);
+        if values.iter().any(|value| value.is_nan()) {
+            return Err(not_a_number(rows));
         }
-        Element::E4m3 => rows.bytes,
-    };
-    let first = rows.first as usize;
-    let row_bytes = at.k * at.element.size();
-    for (i, row) in bytes.chunks_exact(row_bytes).enumerate() {
-        weights.fill_row(at, first + i, 0, row);
+        self.store(at, bytemuck::cast_slice(&values))
     }
-    let scales = weights.floats_mut(at.scales, at.n.next_multiple_of(LANES));
-    let scales = &mut scales[first..first + rows.count as usize];
-    if rows.scales.is_empty() {
-        scales.fill(1.0);
-    } else {
-        scales.copy_from_slice(rows.scales);
+
+    fn matrix(&self, at: MatrixAt, rows: &Rows<'_>, scratch: &mut Scratch) -> Result<(), SinkError> {
+        let bytes = match at.element {
+            Element::Bf16 => to_bf16(rows, &mut scratch.converted)?,
+            Element::E4m3 if any(rows.bytes, |code| code & 0x7f == 0x7f) => return Err(not_a_number(rows)),
+            Element::E4m3 => rows.bytes,
+        };
+        pack_rows(at.element, at.k, bytes, &mut scratch.packed);
+        let first = rows.first as usize;
+        self.store(
+            at.weights + first / LANES * at.element.block_bytes(at.k),
+            &scratch.packed,
+        )?;
+        let ones;
+        let scales = if rows.scales.is_empty() {
+            ones = vec![1.0; rows.count as usize];
+            &ones
+        } else {
+            rows.scales
+        };
+        self.store(at.scales + first * size_of::<f32>(), bytemuck::cast_slice(scales))
     }
-    Ok(())
+
+    fn store(&self, at: usize, bytes: &[u8]) -> Result<(), SinkError> {
+        // SAFETY: every row is handed over once; tensors, rows of the embedding and scales have places of their own, and
+        // chunks of a matrix start at whole blocks, because ROW_MULTIPLE is a multiple of LANES.
+        unsafe { self.store.put(at, bytes) }?;
+        Ok(())
+    }
 }
 
-/// The elements as bf16: a copy, or rounded where the checkpoint is wider.
-fn to_bf16<'a>(dtype: Dtype, bytes: &[u8], scratch: &'a mut Vec<u8>) -> &'a [u8] {
-    scratch.clear();
-    if dtype == Dtype::BF16 {
-        scratch.extend_from_slice(bytes);
-    } else {
-        let mut values = Vec::with_capacity(bytes.len() / 2);
-        extend_f32(dtype, bytes, &mut values);
-        extend_bf16(&values, scratch);
-    }
-    scratch
+const _: () = assert!((ROW_MULTIPLE as usize).is_multiple_of(LANES));
+
+fn not_a_number(rows: &Rows<'_>) -> SinkError {
+    NotANumber(rows.piece.tensor.name.clone()).into()
 }
+
+/// Whether `test` holds for any value. Looks at all of them, which vectorises.
+fn any<T: Copy>(values: &[T], test: impl Fn(T) -> bool) -> bool {
+    values.iter().fold(false, |found, value| found | test(*value))
+}
+
+/// The elements as bf16: as they are, or rounded where the checkpoint is wider.
+fn to_bf16<'a>(rows: &Rows<'a>, converted: &'a mut Vec<u8>) -> Result<&'a [u8], SinkError> {
+    let tensor = rows.piece.tensor;
+    let bytes = if tensor.dtype == Dtype::BF16 {
+        rows.bytes
+    } else {
+        let mut values = Vec::with_capacity(rows.bytes.len() / 2);
+        extend_f32(tensor.dtype, rows.bytes, &mut values);
+        converted.clear();
+        extend_bf16(&values, converted);
+        converted
+    };
+    let is_nan = |value: [u8; 2]| u16::from_le_bytes(value) & 0x7fff > 0x7f80;
+    if any(bytes.as_chunks().0, is_nan) {
+        return Err(not_a_number(rows));
+    }
+    Ok(bytes)
+}
+
+#[cfg(test)]
+mod tests;

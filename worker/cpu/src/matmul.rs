@@ -105,6 +105,7 @@ impl Part<'_> {
                             let tile = Tile {
                                 element: self.matrix.element,
                                 weights: &weights[start * self.matrix.element.step_bytes()..],
+                                upper: None,
                                 block_stride,
                                 blocks,
                                 steps,
@@ -175,8 +176,8 @@ mod tests {
             weights: &packed,
             scale: &scale,
         };
-        let leaves = LeafProgram::tree(6, &(0..6), 4);
-        let mut pool = Pool::new(2).unwrap();
+        let leaves = LeafProgram::tree(6, &(0..6).into(), 4);
+        let mut pool = Pool::new(2, std::time::Duration::ZERO).unwrap();
         for rows in [1, 2, 5, 8, 19] {
             let pairs: Vec<u32> = (0..rows)
                 .flat_map(|r| {

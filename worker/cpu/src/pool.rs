@@ -1,15 +1,13 @@
 //! Threads that share the work of one rank: a call runs tasks `0 .. n` on all of them and returns when all are done.
 //!
 //! Which thread runs which task never changes a result, because tasks split outputs and never a sum. A thread without
-//! work spins for at most 30 µs, which covers the gaps inside a step, and then sleeps.
+//! work spins for a while, which covers the gaps inside a step, and then sleeps. How long is for who knows how many
+//! threads share the processors: all ranks of a pod do.
 
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
-
-/// Longest time a thread looks for work before it sleeps.
-const SPIN: Duration = Duration::from_micros(30);
 
 type Task<'a> = &'a (dyn Fn(usize) + Sync);
 
@@ -42,11 +40,11 @@ pub struct Pool {
 }
 
 impl Pool {
-    /// A pool of `threads` threads, the caller's included.
+    /// A pool of `threads` threads, the caller's included, that look for work for `spin` before they sleep.
     ///
     /// # Errors
     /// When the operating system refuses a thread.
-    pub fn new(threads: usize) -> std::io::Result<Self> {
+    pub fn new(threads: usize, spin: Duration) -> std::io::Result<Self> {
         let shared = Arc::new(Shared {
             round: AtomicUsize::new(0),
             job: Mutex::new(None),
@@ -56,8 +54,6 @@ impl Pool {
             panicked: AtomicBool::new(false),
             stop: AtomicBool::new(false),
         });
-        let cores = std::thread::available_parallelism().map_or(1, usize::from);
-        let spin = if threads <= cores { SPIN } else { Duration::ZERO };
         let mut pool = Self {
             shared,
             helpers: Vec::new(),
@@ -213,10 +209,12 @@ fn spin_until(limit: Duration, done: impl Fn() -> bool) -> bool {
 mod tests {
     use super::*;
 
+    const SPIN: Duration = Duration::from_micros(30);
+
     #[test]
     fn every_task_runs_once() {
         for threads in [1, 2, 5] {
-            let mut pool = Pool::new(threads).unwrap();
+            let mut pool = Pool::new(threads, SPIN).unwrap();
             for tasks in [0, 1, 2, 7, 300] {
                 let counts: Vec<AtomicUsize> = (0..tasks).map(|_| AtomicUsize::new(0)).collect();
                 pool.run(tasks, &|i| {
@@ -229,7 +227,7 @@ mod tests {
 
     #[test]
     fn a_panic_reaches_the_caller_and_the_pool_lives_on() {
-        let mut pool = Pool::new(3).unwrap();
+        let mut pool = Pool::new(3, Duration::ZERO).unwrap();
         let outcome = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
             pool.run(50, &|i| assert_ne!(i, 17));
         }));

@@ -38,7 +38,8 @@ impl Region {
             rustix::fs::ftruncate(file, size)?;
         }
         // SAFETY: a new mapping at an address of the kernel's choice. The file is an anonymous memory file that only
-        // this rank's supervisor and its one rank process hold; nobody shrinks or writes it while it is mapped here.
+        // this rank's supervisor and its one rank process hold; nobody shrinks it, and it is written by other means only while
+        // the weights are loaded, when no slice of the mapping is alive.
         let start = unsafe {
             mmap(
                 std::ptr::null_mut(),

@@ -5,118 +5,175 @@
 
 use std::collections::BTreeMap;
 
+use llamero_checkpoint::Runs;
 use llamero_engine::sampling::candidates::by_logit;
 use llamero_engine::sampling::noise::{MAX_GUMBEL, Noise, scale};
-use llamero_engine::step::{Late, RowCandidates, SampleKey, TOP_CANDIDATES, VOCAB_TILE};
+use llamero_engine::step::{RowCandidates, SampleKey, VOCAB_TILE};
 
 use crate::kernel::math::{exp, ln};
 use crate::kernel::{Kernel, vector};
 
-/// Add the biases and apply the masks of plan row `row` to its logits, whose first belongs to token `first`.
-pub(crate) fn adjust(late: &Late, row: u32, first: usize, logits: &mut [f32]) {
-    let biases = late
-        .biases
-        .iter()
-        .filter(|(of, _)| *of == row)
-        .flat_map(|(_, biases)| biases);
-    // Several biases of one token add up in the order given, so that the sum does not depend on the sharding.
-    let mut sums: BTreeMap<usize, f32> = BTreeMap::new();
-    for (token, bias) in biases {
-        *sums.entry(*token as usize).or_default() += bias;
-    }
-    for (token, bias) in sums.range(first..first + logits.len()) {
-        logits[token - first] += bias;
-    }
-    for (_, mask) in late.masks.iter().filter(|(of, _)| *of == row) {
-        for (i, logit) in logits.iter_mut().enumerate() {
-            let token = first + i;
-            if mask
-                .get(token / 8)
-                .is_none_or(|bits| bits >> (token % 8) & 1 == 0)
-            {
-                *logit = f32::NEG_INFINITY;
+/// Biases and masks of a step: see [`llamero_engine::Late::Sampling`].
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Adjustments {
+    pub(crate) biases: Vec<(u32, Vec<(u32, f32)>)>,
+    pub(crate) masks: Vec<(u32, Vec<u8>)>,
+}
+
+impl Adjustments {
+    /// Add the biases and apply the masks of plan row `row` to its logits, which are those of the tokens `vocab`.
+    pub(crate) fn apply(&self, row: u32, vocab: &Runs, logits: &mut [f32]) {
+        let biases = self
+            .biases
+            .iter()
+            .filter(|(of, _)| *of == row)
+            .flat_map(|(_, biases)| biases);
+        // Several biases of one token add up in the order given, so that the sum does not depend on the sharding.
+        let mut sums: BTreeMap<u32, f32> = BTreeMap::new();
+        for (token, bias) in biases {
+            *sums.entry(*token).or_default() += bias;
+        }
+        for (token, bias) in sums {
+            if let Some(at) = vocab.position(token) {
+                logits[at as usize] += bias;
+            }
+        }
+        for (_, mask) in self.masks.iter().filter(|(of, _)| *of == row) {
+            for (token, logit) in vocab.iter().zip(&mut *logits) {
+                let bits = mask.get(token as usize / 8);
+                if bits.is_none_or(|bits| bits >> (token % 8) & 1 == 0) {
+                    *logit = f32::NEG_INFINITY;
+                }
             }
         }
     }
 }
 
-/// The candidates of a row; `position` is that of the token to be sampled, `first` the first token of the shard.
-pub(crate) fn candidates(
-    kernel: Kernel,
-    row: u32,
-    first: u32,
-    logits: &[f32],
-    key: &SampleKey,
-    position: u32,
-) -> RowCandidates {
-    let top = top(first, logits);
-    let tiles = |temperature: f32| {
-        logits
+/// This rank's logits of one position.
+#[derive(Clone, Copy)]
+pub(crate) struct ShardRow<'a> {
+    pub(crate) kernel: Kernel,
+    /// The vocabulary tiles, and their tokens.
+    pub(crate) tiles: &'a Runs,
+    pub(crate) vocab: &'a Runs,
+    /// Biases and masks applied, in the order of `vocab`.
+    pub(crate) logits: &'a [f32],
+}
+
+impl<'a> ShardRow<'a> {
+    /// The answer to a sampled position; `position` is that of the token to be sampled.
+    pub(crate) fn candidates(
+        self,
+        (row, offset): (u32, u32),
+        key: &SampleKey,
+        position: u32,
+    ) -> RowCandidates {
+        let top = self.top(key.top);
+        RowCandidates {
+            row,
+            offset,
+            gumbel: (key.temperature > 0.0)
+                .then(|| self.best_perturbed(key, position))
+                .flatten(),
+            top,
+            tiles: if key.mass || key.logprobs {
+                self.tiles.clone()
+            } else {
+                Runs::default()
+            },
+            tile_lse: if key.mass {
+                self.tile_lse(key.temperature)
+            } else {
+                Vec::new()
+            },
+            tile_lse_raw: if key.logprobs {
+                self.tile_lse(0.0)
+            } else {
+                Vec::new()
+            },
+            scored: None,
+        }
+    }
+
+    /// The answer to a scored position, whose token is `id`.
+    pub(crate) fn scored(self, (row, offset): (u32, u32), id: u32, top: u16) -> RowCandidates {
+        RowCandidates {
+            row,
+            offset,
+            top: self.top(top),
+            tiles: self.tiles.clone(),
+            tile_lse: Vec::new(),
+            tile_lse_raw: self.tile_lse(0.0),
+            gumbel: None,
+            scored: self.vocab.position(id).map(|at| self.logits[at as usize]),
+        }
+    }
+
+    fn tokens(self) -> impl Iterator<Item = (u32, f32)> + 'a {
+        let mut rest = self.logits;
+        self.vocab.as_slice().iter().flat_map(move |run| {
+            let (part, after) = rest.split_at(run.len());
+            rest = after;
+            run.clone().zip(part.iter().copied())
+        })
+    }
+
+    fn tile_lse(self, temperature: f32) -> Vec<f32> {
+        self.logits
             .chunks(VOCAB_TILE)
-            .map(|tile| log_sum_exp(kernel, tile, temperature))
+            .map(|tile| log_sum_exp(self.kernel, tile, temperature))
             .collect()
-    };
-    RowCandidates {
-        row,
-        gumbel: (key.temperature > 0.0)
-            .then(|| best_perturbed(first, logits, key, position, &top))
-            .flatten(),
-        top,
-        first_tile: first / VOCAB_TILE as u32,
-        tile_lse: tiles(key.temperature),
-        tile_lse_raw: if key.logprobs { tiles(0.0) } else { Vec::new() },
     }
-}
 
-/// The best tokens in the order of [`by_logit`].
-fn top(first: u32, logits: &[f32]) -> Vec<(u32, f32)> {
-    let mut best: Vec<(u32, f32)> = Vec::with_capacity(4 * TOP_CANDIDATES);
-    let mut threshold = None;
-    for (token, logit) in (first..).zip(logits) {
-        // Tokens come in ascending order, so an equal logit loses to what is there. NaN passes, to be noticed.
-        if threshold.is_some_and(|threshold| *logit <= threshold) {
-            continue;
+    /// The `count` best tokens in the order of [`by_logit`].
+    fn top(self, count: u16) -> Vec<(u32, f32)> {
+        let count = usize::from(count);
+        if count == 0 {
+            return Vec::new();
         }
-        best.push((token, *logit));
-        if best.len() == 4 * TOP_CANDIDATES {
-            best.select_nth_unstable_by(TOP_CANDIDATES - 1, by_logit);
-            best.truncate(TOP_CANDIDATES);
-            threshold = Some(best[TOP_CANDIDATES - 1].1);
+        let most = 4 * count;
+        let mut best: Vec<(u32, f32)> = Vec::with_capacity(most);
+        let mut threshold = None;
+        for (token, logit) in self.tokens() {
+            // Tokens come in ascending order, so an equal logit loses to what is there. NaN passes, to be noticed.
+            if threshold.is_some_and(|threshold| logit <= threshold) {
+                continue;
+            }
+            best.push((token, logit));
+            if best.len() == most {
+                best.select_nth_unstable_by(count - 1, by_logit);
+                best.truncate(count);
+                threshold = Some(best[count - 1].1);
+            }
         }
+        best.sort_unstable_by(by_logit);
+        best.truncate(count);
+        best
     }
-    best.sort_unstable_by(by_logit);
-    best.truncate(TOP_CANDIDATES);
-    best
-}
 
-/// The token with the largest `logit / temperature + noise`, ties by lower id.
-fn best_perturbed(
-    first: u32,
-    logits: &[f32],
-    key: &SampleKey,
-    position: u32,
-    top: &[(u32, f32)],
-) -> Option<(u32, f32, f32)> {
-    let noise = Noise::new(key.seed, position);
-    let (token, logit) = *top.first()?;
-    let mut best = (token, noise.perturb(token, logit, key.temperature), logit);
-    for (token, logit) in (first..).zip(logits.iter().copied()) {
-        let needed = best.1 - scale(logit, key.temperature);
-        if needed > MAX_GUMBEL {
-            continue;
+    /// The token with the largest `logit / temperature + noise`, ties by lower id.
+    fn best_perturbed(self, key: &SampleKey, position: u32) -> Option<(u32, f32, f32)> {
+        let noise = Noise::new(key.seed, position);
+        let (token, logit) = *self.top(1).first()?;
+        let mut best = (token, noise.perturb(token, logit, key.temperature), logit);
+        for (token, logit) in self.tokens() {
+            let needed = best.1 - scale(logit, key.temperature);
+            if needed > MAX_GUMBEL {
+                continue;
+            }
+            // To be `needed` or more, -ln(-ln u) wants -ln u <= e^-needed, and -ln u is never below 1 - u. The margin
+            // covers the rounding of both sides.
+            let distance = (u32::MAX - noise.bits(token)) as f32 * 2.0f32.powi(-32);
+            if distance > exp(-needed) * 1.0001 + 1e-6 {
+                continue;
+            }
+            let perturbed = noise.perturb(token, logit, key.temperature);
+            if by_logit(&(token, perturbed), &(best.0, best.1)).is_lt() {
+                best = (token, perturbed, logit);
+            }
         }
-        // To be `needed` or more, -ln(-ln u) wants -ln u <= e^-needed, and -ln u is never below 1 - u. The margin covers
-        // the rounding of both sides.
-        let distance = (u32::MAX - noise.bits(token)) as f32 * 2.0f32.powi(-32);
-        if distance > exp(-needed) * 1.0001 + 1e-6 {
-            continue;
-        }
-        let perturbed = noise.perturb(token, logit, key.temperature);
-        if by_logit(&(token, perturbed), &(best.0, best.1)).is_lt() {
-            best = (token, perturbed, logit);
-        }
+        Some(best)
     }
-    Some(best)
 }
 
 /// `ln Σ e^(logit / temperature)` of one tile (of the logits themselves for temperature 0).
@@ -149,67 +206,111 @@ mod tests {
             .collect()
     }
 
+    fn key(seed: u32, temperature: f32, top: u16, all: bool) -> SampleKey {
+        SampleKey {
+            seed: u64::from(seed),
+            temperature,
+            top,
+            mass: all,
+            logprobs: all,
+        }
+    }
+
     #[test]
     fn equal_to_the_definition() {
         for seed in 0..60u32 {
-            let mut row = logits(
-                if seed % 3 == 0 { 50 } else { 3000 },
-                seed,
-                [1.0, 10.0, 60.0][seed as usize % 3],
-            );
+            // One run of tiles, two with a gap, and a last tile that is not full.
+            let (tiles, tokens) = match seed % 3 {
+                0 => (Runs::from(2..3), 50),
+                1 => (Runs::from(2..26), 3000),
+                _ => (Runs::new([1..5, 9..15]), 1280),
+            };
+            let mut row = logits(tokens, seed, [1.0, 10.0, 60.0][seed as usize % 3]);
             if seed % 7 == 0 {
                 row[20..40].fill(f32::NEG_INFINITY);
             }
-            let temperature = [0.0, 0.7, 1.0, 2.5][seed as usize % 4];
-            let key = SampleKey {
-                seed: u64::from(seed),
-                temperature,
-                logprobs: true,
+            let limit = match seed % 3 {
+                0 => 2 * 128 + 50,
+                1 => 2 * 128 + 3000,
+                _ => u32::MAX,
             };
-            let got = candidates(Kernel::detect(), 3, 256, &row, &key, 17);
-            let want = defined::candidates(3, 256, &row, &key, 17);
-            assert_eq!(got.top, want.top);
-            assert_eq!(got.gumbel, want.gumbel, "seed {seed}");
-            assert_eq!(got.first_tile, want.first_tile);
-            for (got, want) in [
-                (&got.tile_lse, &want.tile_lse),
-                (&got.tile_lse_raw, &want.tile_lse_raw),
-            ] {
-                assert_eq!(got.len(), want.len());
-                assert!(
-                    got.iter()
-                        .zip(want)
-                        .all(|(a, b)| a == b || (a - b).abs() < 1e-5 * b.abs().max(1.0))
-                );
-            }
+            let vocab = tiles.scaled(128, limit);
+            let shard = ShardRow {
+                kernel: Kernel::detect(),
+                tiles: &tiles,
+                vocab: &vocab,
+                logits: &row,
+            };
+            let definition = defined::ShardLogits {
+                tiles: &tiles,
+                logits: &row,
+            };
+            let temperature = [0.0, 0.7, 1.0, 2.5][seed as usize % 4];
+            let key = key(
+                seed,
+                temperature,
+                [64, 1, 0, 7][seed as usize / 4 % 4],
+                seed % 5 != 0,
+            );
+            let got = shard.candidates((3, 1), &key, 17);
+            close(&got, &defined::candidates((3, 1), definition, &key, 17));
+            let id = vocab.iter().nth(30).unwrap();
+            close(
+                &shard.scored((3, 1), id, 5),
+                &defined::scored((3, 1), definition, id, 5),
+            );
+            close(
+                &shard.scored((3, 1), 9_999, 0),
+                &defined::scored((3, 1), definition, 9_999, 0),
+            );
         }
+    }
+
+    /// Equal but for the rounding of log-sum-exps.
+    fn close(got: &RowCandidates, want: &RowCandidates) {
+        for (got, want) in [
+            (&got.tile_lse, &want.tile_lse),
+            (&got.tile_lse_raw, &want.tile_lse_raw),
+        ] {
+            assert_eq!(got.len(), want.len());
+            let mut both = got.iter().zip(want);
+            assert!(both.all(|(a, b)| a == b || (a - b).abs() < 1e-5 * b.abs().max(1.0)));
+        }
+        let mut got = got.clone();
+        got.tile_lse.clone_from(&want.tile_lse);
+        got.tile_lse_raw.clone_from(&want.tile_lse_raw);
+        assert_eq!(got, *want);
     }
 
     #[test]
     fn a_nan_is_noticed() {
         let mut row = logits(3000, 1, 10.0);
         row[2999] = f32::NAN;
-        let key = SampleKey {
-            seed: 1,
-            temperature: 1.0,
-            logprobs: false,
+        let shard = ShardRow {
+            kernel: Kernel::detect(),
+            tiles: &Runs::from(0..24),
+            vocab: &Runs::from(0..3000),
+            logits: &row,
         };
-        let got = candidates(Kernel::detect(), 0, 0, &row, &key, 17);
+        let got = shard.candidates((0, 0), &key(1, 1.0, 64, true), 17);
         assert!(got.top[0].1.is_nan());
         assert!(got.tile_lse.last().unwrap().is_nan());
     }
 
     #[test]
     fn biases_and_masks_count_in_the_whole_vocabulary() {
-        let late = Late {
-            tokens: vec![],
+        let adjustments = Adjustments {
             biases: vec![(1, vec![(9, 1.5), (11, 0.25), (11, 0.25)]), (0, vec![(8, 9.0)])],
             masks: vec![(1, vec![0xff, 0b1111_1101])],
         };
+        let vocab = Runs::from(8..12);
         let mut row = [0.0; 4];
-        adjust(&late, 1, 8, &mut row);
+        adjustments.apply(1, &vocab, &mut row);
         assert_eq!(row, [0.0, f32::NEG_INFINITY, 0.0, 0.5]);
-        adjust(&late, 2, 8, &mut row);
+        adjustments.apply(2, &vocab, &mut row);
         assert_eq!(row, [0.0, f32::NEG_INFINITY, 0.0, 0.5]);
+        let mut row = [0.0; 5];
+        adjustments.apply(1, &Runs::new([0..2, 9..12]), &mut row);
+        assert_eq!(row, [0.0, 0.0, f32::NEG_INFINITY, 0.0, 0.5]);
     }
 }

@@ -1,60 +1,85 @@
 //! The sizes of one rank's part of the model.
 
-use std::ops::Range;
-
+use llamero_checkpoint::{LlamaConfig, RankShard, Runs, ShardPlan};
 use llamero_engine::LeafLayout;
 
-/// What one rank computes. Ranges count in the whole model.
+/// What one rank computes. Sets count in the whole model; the rank's own heads, columns and rows lie side by side in
+/// ascending order.
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) struct Shape {
     /// Width of the residual stream.
     pub(crate) hidden: usize,
-    /// Layers.
+    /// Layers of this rank's stage.
     pub(crate) layers: usize,
     /// Width of a head.
     pub(crate) head_dim: usize,
-    /// Query heads of the model that share one kv head.
-    pub(crate) group: usize,
-    /// This rank's query heads.
-    pub(crate) q_heads: Range<usize>,
-    /// Every kv head that they attend to.
-    pub(crate) kv_heads: Range<usize>,
+    /// This rank's kv head (counted from 0) that each of its query heads attends to.
+    pub(crate) kv_of: Vec<usize>,
+    /// This rank's kv heads: every one that its query heads attend to.
+    pub(crate) kv_heads: usize,
     /// This rank's columns of the feed-forward layer.
-    pub(crate) ffn: Range<usize>,
+    pub(crate) ffn: usize,
     /// Columns of one leaf of `down`.
     pub(crate) ffn_leaf: usize,
-    /// This rank's rows of the head.
-    pub(crate) vocab: Range<usize>,
+    /// This rank's tiles of the vocabulary.
+    pub(crate) vocab_tiles: Runs,
+    /// This rank's rows of the head: the token ids of these tiles.
+    pub(crate) vocab: Runs,
     /// Token ids of the model.
     pub(crate) vocab_size: usize,
     /// The ε of the norms.
     pub(crate) epsilon: f32,
-    /// Who owns the leaves of `o`: one per query head.
+    /// Who in the stage owns the leaves of `o`: one per query head.
     pub(crate) attention_leaves: LeafLayout,
     /// Who owns the leaves of `down`.
     pub(crate) ffn_leaves: LeafLayout,
-    /// This rank.
-    pub(crate) rank: usize,
+    /// Who owns which token ids.
+    pub(crate) vocabularies: Vec<Runs>,
+    /// This rank's number in its stage.
+    pub(crate) index: usize,
 }
 
 impl Shape {
+    /// Of a shard of `plan`.
+    pub(crate) fn new(config: &LlamaConfig, plan: &ShardPlan, shard: &RankShard) -> Self {
+        let group = config.q_heads / config.kv_heads;
+        let kv_of = |q: u32| shard.kv_heads.position(q / group).unwrap_or(0) as usize;
+        let stage: Vec<&RankShard> = plan.stage(shard.stage()).collect();
+        let owners = |leaves: u32, share: fn(&RankShard) -> &Runs| LeafLayout {
+            leaves,
+            owners: stage.iter().map(|shard| share(shard).clone()).collect(),
+        };
+        Self {
+            hidden: config.hidden_size as usize,
+            layers: shard.layers.len(),
+            head_dim: config.head_dim as usize,
+            kv_of: shard.q_heads.iter().map(kv_of).collect(),
+            kv_heads: shard.kv_heads.len() as usize,
+            ffn: shard.ffn().len() as usize,
+            ffn_leaf: shard.leaves.width as usize,
+            vocab_tiles: shard.vocab_tiles.clone(),
+            vocab: shard.vocab(),
+            vocab_size: config.vocab_size as usize,
+            epsilon: config.rms_norm_eps as f32,
+            attention_leaves: owners(config.q_heads, |shard| &shard.q_heads),
+            ffn_leaves: owners(shard.leaves.count, |shard| &shard.ffn_leaves),
+            vocabularies: stage.iter().map(|shard| shard.vocab()).collect(),
+            index: stage.iter().position(|one| one.rank == shard.rank).unwrap_or(0),
+        }
+    }
+
     /// Width of this rank's queries.
     pub(crate) fn q_width(&self) -> usize {
-        self.q_heads.len() * self.head_dim
+        self.kv_of.len() * self.head_dim
     }
 
     /// Width of this rank's keys, and of its values.
     pub(crate) fn kv_width(&self) -> usize {
-        self.kv_heads.len() * self.head_dim
+        self.kv_heads * self.head_dim
     }
 
-    /// This rank's kv head (counted from 0) that its query head `q` (counted from 0) attends to.
-    pub(crate) fn kv_head_of(&self, q: usize) -> usize {
-        (self.q_heads.start + q) / self.group - self.kv_heads.start
+    /// Rows of this rank's head.
+    pub(crate) fn vocab_width(&self) -> usize {
+        self.vocab.len() as usize
     }
-}
-
-/// Number of leaves in a layout.
-pub(crate) fn leaf_count(layout: &LeafLayout) -> u32 {
-    layout.owners.last().map_or(0, |owned| owned.end)
 }

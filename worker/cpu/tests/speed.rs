@@ -4,7 +4,7 @@ use std::path::Path;
 
 use llamero_cpu::bench::{self, BenchOptions};
 use llamero_cpu::{CpuBackend, CpuOptions, Kernel, Level};
-use llamero_engine::Backend;
+use llamero_engine::{Backend, Unwatched};
 
 /// On one thread, decode must reach half of what the read bandwidth allows. Other work on the machine disturbs both
 /// measurements, so the best of three runs counts.
@@ -22,15 +22,9 @@ fn decode_reaches_half_of_the_bandwidth_bound() {
         println!("note: this CPU has no AVX-512 with BF16; speed is not tested here");
         return;
     }
-    let options = CpuOptions {
-        tensor: 1,
-        rank: 0,
-        memory: None,
-        threads: 1,
-        kernel,
-    };
+    let options = CpuOptions::alone(1, kernel);
     let mut backend = CpuBackend::new(&folder, options).unwrap();
-    backend.load(&mut |_| {}).unwrap();
+    backend.load(&Unwatched).unwrap();
     let best = (0..3)
         .map(|_| {
             let report = bench::run(&mut backend, BenchOptions::default()).unwrap();

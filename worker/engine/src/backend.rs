@@ -1,11 +1,25 @@
 //! The contract between the engine and one rank's compute.
 
-use crate::collective::{Collective, CollectiveError};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::Instant;
+
+use crate::mesh::{Mesh, MeshError};
 use crate::step::{Era, Late, LogitShard, Plan, StepOutput};
 
 /// Number of a step that was submitted and not yet released.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Ticket(pub u64);
+
+/// Type in which keys and values are kept. Part of the numerics class.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash, serde::Serialize, serde::Deserialize)]
+pub enum KvDtype {
+    /// bfloat16.
+    #[default]
+    Bf16,
+    /// E4M3 with one scale per token and head.
+    Fp8E4m3,
+}
 
 /// What a group agrees on when it forms.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -20,8 +34,37 @@ pub struct FormSpec {
     pub max_context: u32,
     /// Tokens per KV block.
     pub block_size: u32,
-    /// Bytes this rank may use for KV blocks.
+    /// Steps that may be submitted and not yet released.
+    pub steps_in_flight: u32,
+    /// Type of the KV cache.
+    pub kv_dtype: KvDtype,
+    /// Adapters (LoRA) that may be loaded at once; 0 where none are.
+    pub max_adapters: u32,
+    /// Bytes this rank may use for KV blocks; none: what [`MemoryPlan`] leaves of the memory it was given.
     pub kv_bytes: u64,
+}
+
+/// What forming takes of this rank's memory, in bytes. The figures are those that `form` allocates by.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct MemoryPlan {
+    /// Weights, packed.
+    pub weights: u64,
+    /// Activations, scratch space and exchange buffers.
+    pub workspace: u64,
+    /// Logits of the positions that are sampled, of every step in flight.
+    pub logits: u64,
+    /// Tables of rotary angles.
+    pub rope: u64,
+    /// One KV block, padding included.
+    pub kv_block: u64,
+}
+
+impl MemoryPlan {
+    /// KV blocks that `bytes` hold.
+    #[must_use]
+    pub fn blocks(&self, bytes: u64) -> u32 {
+        u32::try_from(bytes.checked_div(self.kv_block).unwrap_or(0)).unwrap_or(u32::MAX)
+    }
 }
 
 /// What the rank can hold after forming.
@@ -34,87 +77,176 @@ pub struct KvCapacity {
 /// Bytes read so far while loading, of this rank's shard.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct LoadProgress {
-    /// Bytes done.
+    /// Bytes of the shard in memory.
     pub loaded: u64,
-    /// Bytes in all.
+    /// Bytes of the shard.
     pub total: u64,
+    /// Bytes read from the checkpoint, gaps between strips included.
+    pub read: u64,
 }
 
-/// Why a rank could not do what was asked.
+/// Watches and ends a load from outside.
+pub trait LoadWatch {
+    /// Hear of progress.
+    fn progress(&self, progress: LoadProgress);
+    /// Whether to stop; asked at least once a chunk. `load` then fails with [`BackendError::Cancelled`].
+    fn is_cancelled(&self) -> bool;
+}
+
+/// Nobody watches: a load that goes on to its end.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Unwatched;
+
+impl LoadWatch for Unwatched {
+    fn progress(&self, _: LoadProgress) {}
+
+    fn is_cancelled(&self) -> bool {
+        false
+    }
+}
+
+/// Why a rank could not do what was asked. The kind decides what happens next.
 #[derive(Debug, thiserror::Error)]
 pub enum BackendError {
-    /// The checkpoint cannot be used; the message says what to do.
+    /// A peer was lost, stalled or spoke garbage, or the wait was ended: the group forms again.
     #[error(transparent)]
-    Checkpoint(#[from] llamero_checkpoint::Error),
-    /// A peer was lost, stalled or spoke garbage: the group must form again.
-    #[error(transparent)]
-    Collective(#[from] CollectiveError),
-    /// The plan breaks the contract (unknown slot, position past the context, state hash differs).
-    #[error("the plan of step {step} cannot be executed: {reason}")]
-    Plan {
-        /// Step of the plan.
-        step: u64,
-        /// What is wrong.
-        reason: String,
-    },
-    /// Not enough memory for what `FormSpec` asks.
+    Lost(#[from] MeshError),
+    /// It can never work as configured: checkpoint, shape, memory, device. The process exits, and the sentence says what to
+    /// change.
     #[error("{0}")]
-    Memory(String),
-    /// `load` or `form` has not been called.
-    #[error("the backend is not ready: {0}")]
-    NotReady(&'static str),
+    Unusable(String),
+    /// The contract was broken or an invariant does not hold. The process exits.
+    #[error("this is a bug: {0}")]
+    Bug(String),
+    /// [`LoadWatch::is_cancelled`].
+    #[error("loading was cancelled")]
+    Cancelled,
+}
+
+impl From<llamero_checkpoint::Error> for BackendError {
+    fn from(error: llamero_checkpoint::Error) -> Self {
+        Self::Unusable(error.to_string())
+    }
+}
+
+/// What waiting for a step gives.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Waited {
+    /// The step is computed.
+    Done(StepOutput),
+    /// The step needs [`Late::Sampling`] before it can go on.
+    NeedsSampling,
+    /// Not yet: the time is over.
+    Pending,
+}
+
+/// Counts what a rank computes, so that a slow step is told from a hang. Shared with who watches the rank.
+#[derive(Debug, Default)]
+pub struct StepProgress {
+    layers: AtomicU64,
+    stop: AtomicBool,
+}
+
+impl StepProgress {
+    /// One more layer was computed. Only grows, over all steps and eras.
+    pub fn layer(&self) {
+        self.layers.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// Layers computed so far.
+    #[must_use]
+    pub fn layers(&self) -> u64 {
+        self.layers.load(Ordering::Relaxed)
+    }
+
+    /// Ask the step under way to end with [`MeshError::Aborted`] at its next layer.
+    pub fn stop(&self, stop: bool) {
+        self.stop.store(stop, Ordering::Release);
+    }
+
+    /// Whether the step under way is to end.
+    #[must_use]
+    pub fn is_stopped(&self) -> bool {
+        self.stop.load(Ordering::Acquire)
+    }
 }
 
 /// One rank on one thread. Weights outlive epochs: `load` once, then `form` … `dissolve` as often as peers come and go.
 ///
-/// Calls per step: `submit`, `bind`, `poll` until it gives the output, optionally `logits`, `release`.
+/// Calls per step: `submit`, `late` where the plan says that values follow, `wait` until it gives the output, optionally
+/// `fetch`, `release`. Steps are computed in the order in which they were submitted; up to `FormSpec::steps_in_flight` are
+/// submitted and not released.
 pub trait Backend: Send {
-    /// The collective this backend computes with; it works on the backend's own buffers.
-    type Collective: Collective + ?Sized;
-
     /// Read this rank's shard. Returns at once when the weights are there already.
     ///
     /// # Errors
-    /// [`BackendError::Checkpoint`] or [`BackendError::Memory`].
-    fn load(&mut self, progress: &mut dyn FnMut(LoadProgress)) -> Result<(), BackendError>;
+    /// [`BackendError::Unusable`], [`BackendError::Cancelled`].
+    fn load(&mut self, watch: &dyn LoadWatch) -> Result<(), BackendError>;
 
-    /// Allocate KV blocks and workspace for one era, take the collective and warm up (no communication).
+    /// Drop the weights (and the era). `load` brings them back.
+    fn unload(&mut self);
+
+    /// What forming by `spec` would take. Needs no weights; reads nothing.
     ///
     /// # Errors
-    /// [`BackendError::Memory`] when not even one full-length sequence fits; [`BackendError::NotReady`] before `load`.
+    /// [`BackendError::Unusable`] for what is not built (KV type, adapters) or cannot be.
+    fn memory(&self, spec: &FormSpec) -> Result<MemoryPlan, BackendError>;
+
+    /// Allocate KV blocks and workspace for one era, build communicators over the mesh and warm up. `report` hears what
+    /// is being done.
+    ///
+    /// # Errors
+    /// [`BackendError::Unusable`] when not even one full-length sequence fits; [`BackendError::Lost`] when a peer is;
+    /// [`BackendError::Bug`] before `load`.
     fn form(
         &mut self,
         spec: &FormSpec,
-        collective: Box<Self::Collective>,
+        mesh: Box<dyn Mesh>,
+        report: &mut dyn FnMut(&str),
     ) -> Result<KvCapacity, BackendError>;
 
     /// Enqueue a step. Applies block deltas; does not wait.
     ///
     /// # Errors
-    /// [`BackendError::Plan`] when the plan is not executable, with nothing changed.
+    /// [`BackendError::Bug`] when the plan is not executable, with nothing changed.
     fn submit(&mut self, plan: &Plan) -> Result<Ticket, BackendError>;
 
-    /// Give a submitted step its late values; must precede the first `poll` of that step.
+    /// Give a submitted step what its plan left open, or cancel rows of it.
     ///
     /// # Errors
-    /// [`BackendError::Plan`] when an index is out of range.
-    fn bind(&mut self, ticket: Ticket, late: &Late) -> Result<(), BackendError>;
+    /// [`BackendError::Bug`] when an index is out of range, or the step was computed already.
+    fn late(&mut self, ticket: Ticket, late: &Late) -> Result<(), BackendError>;
 
-    /// The step's output, or `None` while an accelerator is still at it. The CPU backend computes inside this call.
+    /// Wait for the step's output, at most until `until`. The CPU backend computes inside this call and may overrun it.
     ///
     /// # Errors
-    /// [`BackendError::Collective`] when a peer is lost; the era is over then.
-    fn poll(&mut self, ticket: Ticket) -> Result<Option<StepOutput>, BackendError>;
+    /// [`BackendError::Lost`] when a peer is lost; the era is over then.
+    fn wait(&mut self, ticket: Ticket, until: Instant) -> Result<Waited, BackendError>;
 
-    /// This rank's slice of the logits of a sampled row, for the rare case where candidates do not suffice.
+    /// This rank's part of the logits of a sampled position, for the rare case where candidates do not suffice.
     ///
     /// # Errors
-    /// [`BackendError::Plan`] when the row was not sampled or the ticket is released.
-    fn logits(&mut self, ticket: Ticket, row: u32) -> Result<LogitShard, BackendError>;
+    /// [`BackendError::Bug`] when the position was not sampled or the ticket is released.
+    fn fetch(&mut self, ticket: Ticket, row: u32, offset: u32) -> Result<LogitShard, BackendError>;
+
+    /// Copy a KV block out of the cache, as bytes that [`Self::restore`] of the same numerics class and shard takes.
+    ///
+    /// # Errors
+    /// [`BackendError::Bug`] when there is no such block or steps that write it are not done.
+    fn save(&mut self, block: u32) -> Result<Vec<u8>, BackendError>;
+
+    /// Put saved bytes into a KV block.
+    ///
+    /// # Errors
+    /// [`BackendError::Bug`] when the size differs or there is no such block.
+    fn restore(&mut self, block: u32, bytes: &[u8]) -> Result<(), BackendError>;
 
     /// Drop what is kept for a step.
     fn release(&mut self, ticket: Ticket);
 
-    /// Leave the era: drop KV, workspace and collective, keep the weights.
+    /// Leave the era: drop KV, workspace and communicators, keep the weights.
     fn dissolve(&mut self);
+
+    /// The counter of layers.
+    fn progress(&self) -> Arc<StepProgress>;
 }

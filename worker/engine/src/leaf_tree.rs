@@ -1,10 +1,22 @@
 //! The fixed binary tree in which the leaves of a reduction are joined.
 //!
 //! The tree over leaves `a .. b` splits after the largest power of two smaller than `b - a` leaves, as the Merkle tree
-//! of RFC 6962 §2.1 does. A rank that owns leaves `a .. b` joins the maximal complete subtrees inside its range and
-//! sends only their roots; everybody joins the roots in the same order, so the sum has the same bits for every split.
+//! of RFC 6962 §2.1 does. A rank joins the maximal complete subtrees inside the set of leaves that it owns and sends only
+//! their roots; everybody joins the roots in the same order, so the sum has the same bits for every split.
 
 use std::ops::Range;
+
+use llamero_checkpoint::Runs;
+
+/// Where the leaves of a reduction live: `owners[r]` are the leaves of rank `r`; together they cover `0 .. leaves`, each
+/// once. Leaves belong to the model, so the sum does not depend on who owns them.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct LeafLayout {
+    /// How many leaves there are.
+    pub leaves: u32,
+    /// Leaves of each rank.
+    pub owners: Vec<Runs>,
+}
 
 /// A subtree as the range of leaves below it.
 pub type Subtree = Range<u32>;
@@ -17,20 +29,26 @@ pub fn split(node: &Subtree) -> u32 {
     node.start + half
 }
 
-/// The maximal subtrees of the tree over `0 .. leaves` that lie inside `owned`, in ascending order.
+/// The maximal subtrees of the tree over `0 .. leaves` whose leaves are all in `owned`, in ascending order.
 #[must_use]
-pub fn maximal_subtrees(leaves: u32, owned: &Subtree) -> Vec<Subtree> {
+pub fn maximal_subtrees(leaves: u32, owned: &Runs) -> Vec<Subtree> {
     let mut found = Vec::new();
-    if leaves > 0 && owned.start < owned.end {
+    if leaves > 0 {
         collect(&(0..leaves), owned, &mut found);
     }
     found
 }
 
-fn collect(node: &Subtree, owned: &Subtree, found: &mut Vec<Subtree>) {
-    if owned.start <= node.start && node.end <= owned.end {
+fn collect(node: &Subtree, owned: &Runs, found: &mut Vec<Subtree>) {
+    let mut runs = owned
+        .as_slice()
+        .iter()
+        .filter(|run| run.start < node.end && node.start < run.end);
+    let Some(first) = runs.next() else { return };
+    // Runs do not touch each other, so a node inside the set is inside one of them.
+    if first.start <= node.start && node.end <= first.end {
         found.push(node.clone());
-    } else if node.start < owned.end && owned.start < node.end {
+    } else {
         let middle = split(node);
         collect(&(node.start..middle), owned, found);
         collect(&(middle..node.end), owned, found);
@@ -64,6 +82,10 @@ pub fn join<T>(
 }
 
 #[cfg(test)]
+#[expect(
+    clippy::single_range_in_vec_init,
+    reason = "sets of leaves are written as lists of ranges"
+)]
 mod tests {
     use super::*;
 
@@ -76,12 +98,18 @@ mod tests {
         assert_eq!(split(&(0..32)), 16);
     }
 
+    fn owned(runs: &[Range<u32>]) -> Runs {
+        Runs::new(runs.iter().cloned())
+    }
+
     #[test]
     fn a_rank_owns_maximal_subtrees() {
-        assert_eq!(maximal_subtrees(9, &(0..9)), vec![0..9]);
-        assert_eq!(maximal_subtrees(9, &(0..5)), vec![0..4, 4..5]);
-        assert_eq!(maximal_subtrees(9, &(5..9)), vec![5..6, 6..8, 8..9]);
-        assert_eq!(maximal_subtrees(24, &(5..5)), Vec::<Subtree>::new());
+        let trees = |leaves, runs: &[Range<u32>]| maximal_subtrees(leaves, &owned(runs));
+        assert_eq!(trees(9, &[0..9]), vec![0..9]);
+        assert_eq!(trees(9, &[0..5]), vec![0..4, 4..5]);
+        assert_eq!(trees(9, &[5..9]), vec![5..6, 6..8, 8..9]);
+        assert_eq!(trees(9, &[0..2, 3..4, 8..9]), vec![0..2, 3..4, 8..9]);
+        assert_eq!(trees(24, &[]), Vec::<Subtree>::new());
     }
 
     #[test]
@@ -89,13 +117,12 @@ mod tests {
         let leaves: Vec<f32> = (0..24)
             .map(|i| 1.1_f32.powi(i) * if i % 3 == 0 { -1e6 } else { 1.0 })
             .collect();
-        let whole = sum(&leaves, std::slice::from_ref(&(0..24)));
+        let whole = sum(&leaves, &[owned(&[0..24])]);
         for cut in 1..24 {
-            assert_eq!(
-                sum(&leaves, &[0..cut, cut..24]).to_bits(),
-                whole.to_bits(),
-                "cut at {cut}"
-            );
+            let two = [owned(&[0..cut]), owned(&[cut..24])];
+            assert_eq!(sum(&leaves, &two).to_bits(), whole.to_bits(), "cut at {cut}");
+            let ends = [owned(&[0..cut / 2, cut..24]), owned(&[cut / 2..cut])];
+            assert_eq!(sum(&leaves, &ends).to_bits(), whole.to_bits(), "ends at {cut}");
         }
     }
 
@@ -103,20 +130,22 @@ mod tests {
     fn the_order_is_the_trees_and_not_the_chains() {
         // (2^24 + 1) + (1 + -2^24) in f32: 2^24 + 1 rounds to 2^24, 1 - 2^24 is exact.
         let leaves = [16_777_216.0, 1.0, 1.0, -16_777_216.0];
-        assert_eq!(sum(&leaves, std::slice::from_ref(&(0..4))), 1.0);
+        assert_eq!(sum(&leaves, &[owned(&[0..4])]), 1.0);
         assert_eq!(leaves.iter().sum::<f32>(), 0.0);
     }
 
-    fn sum(leaves: &[f32], ranks: &[Range<u32>]) -> f32 {
+    fn sum(leaves: &[f32], ranks: &[Runs]) -> f32 {
         let all = 0..u32::try_from(leaves.len()).unwrap();
         let value = |tree: &Subtree| {
             let mut each = (tree.start..tree.end).map(|i| (i..i + 1, leaves[i as usize]));
             join(tree, &mut each, &mut |a, b| a + b).unwrap()
         };
-        let mut roots = ranks
+        let mut trees: Vec<Subtree> = ranks
             .iter()
             .flat_map(|owned| maximal_subtrees(all.end, owned))
-            .map(|tree| (tree.clone(), value(&tree)));
+            .collect();
+        trees.sort_unstable_by_key(|tree| tree.start);
+        let mut roots = trees.into_iter().map(|tree| (tree.clone(), value(&tree)));
         join(&all, &mut roots, &mut |a, b| a + b).unwrap()
     }
 }

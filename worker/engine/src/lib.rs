@@ -4,10 +4,10 @@
 //! |---|---|
 //! | [`step`] | what travels in one step: plan, late values, candidates |
 //! | [`backend`] | the contract of one rank's compute |
-//! | [`collective`] | the contract of communication inside a step |
+//! | [`hash`] | hashes that are the same in every process |
 //! | [`block_tables`] | which KV blocks hold the positions of each slot |
 //! | [`schedule`] | what is computed next: admission, batches, KV blocks, preemption |
-//! | [`mesh`] | links between the ranks of a group, and the TCP collective |
+//! | [`mesh`] | links between the ranks of a group, on which backends build their collectives |
 //! | [`runtime`] | the loops of leader and followers, from loading to draining |
 //! | [`leaf_tree`] | the fixed tree in which partial sums are joined |
 //! | [`sampling`] | from candidates to a token |
@@ -17,7 +17,7 @@
 
 pub mod backend;
 pub mod block_tables;
-pub mod collective;
+pub mod hash;
 pub mod leaf_tree;
 pub mod mesh;
 pub mod runtime;
@@ -26,7 +26,13 @@ pub mod schedule;
 pub mod step;
 pub mod text;
 
-pub use backend::{Backend, BackendError, FormSpec, KvCapacity, LoadProgress, Ticket};
+pub use backend::{
+    Backend, BackendError, FormSpec, KvCapacity, KvDtype, LoadProgress, LoadWatch, MemoryPlan, StepProgress,
+    Ticket, Unwatched, Waited,
+};
 pub use block_tables::{BlockTableError, BlockTables};
-pub use collective::{Abort, Collective, CollectiveError, LeafLayout};
-pub use step::{Era, Late, LogitShard, Plan, PlanRow, RowCandidates, SampleKey, StepOutput, TokenRef};
+pub use leaf_tree::LeafLayout;
+pub use mesh::{Abort, Label, Mesh, MeshError, Topology, Transfer, Wait};
+pub use step::{
+    Era, Late, LogitShard, Plan, PlanRow, RowCandidates, RowOutput, SampleKey, StepOutput, TokenRef,
+};

@@ -1,9 +1,10 @@
 //! What travels between the leader and its ranks in one step: the plan, the late values and the answers.
 //!
 //! The leader schedules; every rank (the leader's own included) executes the same [`Plan`] on its shard and answers
-//! with [`StepOutput`]. Values not known when the plan is sent (the token sampled by the step before, sparse biases,
-//! masks) follow in [`Late`], so that a plan may be sent one step ahead.
+//! with [`StepOutput`]. Values not known when the plan is sent follow in [`Late`], so that a plan is sent while the step
+//! before it computes: tokens before the step, biases and masks before sampling.
 
+use llamero_checkpoint::Runs;
 use serde::{Deserialize, Serialize};
 
 /// One membership of a group (`generation`, chosen by the operator) and one attempt to connect it (`epoch`, chosen by
@@ -16,25 +17,53 @@ pub struct Era {
     pub epoch: u64,
 }
 
-/// A token of a plan row: known when the plan is made, or taken from [`Late::tokens`] at this index.
+/// A token of a plan row: known when the plan is made, or taken from [`Late::Tokens`] at this index.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub enum TokenRef {
     /// A vocabulary id.
     Known(u32),
-    /// An index into [`Late::tokens`].
+    /// An index into [`Late::Tokens`].
     Late(u32),
 }
 
-/// How the last position of a row is sampled. Noise is keyed by (seed, absolute position, token id), never by batch,
-/// rank or time, so the same request gives the same text on any sharding and after a resume.
+/// How positions of a row are sampled. Noise is keyed by (seed, absolute position, token id), never by batch, rank or
+/// time, so the same request gives the same text on any sharding and after a resume.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 pub struct SampleKey {
     /// Seed of the request.
     pub seed: u64,
     /// Logits are divided by this; 0 means greedy (no noise, no scaling).
     pub temperature: f32,
-    /// Also return log-sum-exp of the unscaled logits, for log-probabilities.
+    /// How many of the best logits are reported, at most [`TOP_CANDIDATES`].
+    pub top: u16,
+    /// Report log-sum-exp of the scaled logits per tile (top-p).
+    pub mass: bool,
+    /// Report log-sum-exp of the unscaled logits per tile (log-probabilities).
     pub logprobs: bool,
+}
+
+/// What a row answers.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub enum RowOutput {
+    /// Nothing: a chunk of prefill that is not the last.
+    None,
+    /// Candidates of the last `last` positions (1; more to verify drafts).
+    Sample {
+        /// How many positions, from the end of the row; at least 1.
+        last: u16,
+        /// How.
+        key: SampleKey,
+    },
+    /// The logit of `ids[i]` at position `i` of the last `ids.len()`, with `top` best and log-sum-exp (prompt
+    /// log-probabilities).
+    Score {
+        /// The ids.
+        ids: Vec<u32>,
+        /// How many of the best logits are reported beside it.
+        top: u16,
+    },
+    /// The last position's hidden state behind the final norm (embeddings).
+    Hidden,
 }
 
 /// Consecutive positions of one sequence that are computed in this step (one for decode, a chunk for prefill).
@@ -46,19 +75,23 @@ pub struct PlanRow {
     pub start: u32,
     /// The tokens at positions `start ..`.
     pub tokens: Vec<TokenRef>,
-    /// How many of the last tokens are drafts, whose positions are sampled too.
-    pub drafts: u16,
-    /// Set when the last position is to be sampled; absent for a prefill chunk that is not the last.
-    pub sample: Option<SampleKey>,
+    /// The adapter, by number; none for the model as it is.
+    pub adapter: Option<u32>,
+    /// What the row answers.
+    pub output: RowOutput,
 }
 
-/// Changes of the block tables, applied in the order frees, appends, copies, before any row is computed.
+/// Changes of the block tables, applied in the order of the fields, before any row is computed.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct BlockDeltas {
     /// Slots whose block table becomes empty.
     pub frees: Vec<u32>,
+    /// Slots whose table keeps only its first blocks: (slot, blocks kept).
+    pub truncates: Vec<(u32, u32)>,
     /// Blocks appended to a slot's table: (slot, physical block ids).
     pub appends: Vec<(u32, Vec<u32>)>,
+    /// Entries of a table exchanged for another block: (slot, index in the table, physical block id).
+    pub replaces: Vec<(u32, u32, u32)>,
     /// Physical blocks copied whole: (source, destination).
     pub copies: Vec<(u32, u32)>,
 }
@@ -76,55 +109,71 @@ pub struct Plan {
     pub rows: Vec<PlanRow>,
     /// Block table changes.
     pub blocks: BlockDeltas,
+    /// Number of [`TokenRef::Late`] tokens; when not 0, one [`Late::Tokens`] of that length follows.
+    pub late_tokens: u32,
+    /// Whether one [`Late::Sampling`] follows, without which no row is sampled.
+    pub late_sampling: bool,
     /// Hash of all block tables after `blocks`, so that a rank that diverged is found at once.
     pub state_hash: u64,
 }
 
-/// What the plan left open.
-#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
-pub struct Late {
-    /// Values of [`TokenRef::Late`].
-    pub tokens: Vec<u32>,
-    /// Added to the logits before sampling: (row of the plan, [(token id, bias)]).
-    pub biases: Vec<(u32, Vec<(u32, f32)>)>,
-    /// Allowed token ids as a bitmap over the whole vocabulary, little end first: (row of the plan, bits).
-    pub masks: Vec<(u32, Vec<u8>)>,
+/// What the plan left open, each kind sent at most once a step ([`Late::Cancel`] any number of times).
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub enum Late {
+    /// Values of [`TokenRef::Late`]; precede the step.
+    Tokens(Vec<u32>),
+    /// Precede sampling only.
+    Sampling {
+        /// Added to the logits before sampling: (row of the plan, [(token id, bias)]).
+        biases: Vec<(u32, Vec<(u32, f32)>)>,
+        /// Allowed token ids as a bitmap over the whole vocabulary, little end first: (row of the plan, bits).
+        masks: Vec<(u32, Vec<u8>)>,
+    },
+    /// Rows of the plan whose answer nobody wants any more. They still write their KV unless the backend can leave them out;
+    /// their entries of [`StepOutput`] may be missing.
+    Cancel(Vec<u32>),
 }
 
-/// Number of candidates a rank reports for a sampled position (fewer when its vocabulary shard is smaller).
+/// Most candidates that a rank reports for a sampled position (fewer when its vocabulary shard is smaller).
 pub const TOP_CANDIDATES: usize = 64;
 /// Width of a vocabulary tile in tokens; log-sum-exp is reported per tile so that it does not depend on sharding.
 pub const VOCAB_TILE: usize = 128;
 
-/// What one rank knows about one sampled position, over its own vocabulary shard.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+/// What one rank knows about one sampled or scored position, over its own vocabulary shard.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub struct RowCandidates {
     /// Index into [`Plan::rows`].
     pub row: u32,
+    /// Position among the row's answered ones, from 0.
+    pub offset: u32,
     /// Best unscaled logits (biases and masks applied), highest first, ties by lower id: (token id, logit).
     pub top: Vec<(u32, f32)>,
-    /// First vocabulary tile of this shard.
-    pub first_tile: u32,
-    /// Per tile, log-sum-exp of `logit / temperature` (of the logits when greedy).
+    /// The vocabulary tiles of this shard, ascending runs of tile numbers; empty when no log-sum-exp is reported.
+    pub tiles: Runs,
+    /// Per tile, log-sum-exp of `logit / temperature`; empty unless [`SampleKey::mass`].
     pub tile_lse: Vec<f32>,
     /// Per tile, log-sum-exp of the unscaled logits; empty unless log-probabilities were asked for.
     pub tile_lse_raw: Vec<f32>,
     /// Best `logit / temperature + Gumbel(seed, position, id)`: (token id, perturbed, unscaled logit); none when greedy.
     pub gumbel: Option<(u32, f32, f32)>,
+    /// The logit of the scored id, where this shard holds it.
+    pub scored: Option<f32>,
 }
 
 /// One rank's answer to a step.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub struct StepOutput {
-    /// One entry per row with a [`SampleKey`], in plan order.
+    /// One entry per answered position, in order of (row, offset).
     pub candidates: Vec<RowCandidates>,
+    /// Hidden states of the rows that ask for them: (row, f32 `[hidden]`). Only from the first rank of the last stage.
+    pub hidden: Vec<(u32, Vec<f32>)>,
 }
 
-/// One rank's slice of a full row of logits.
+/// One rank's part of a full row of logits.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct LogitShard {
-    /// Token id of the first value.
-    pub first_token: u32,
-    /// Unscaled logits, biases and masks applied.
+    /// The token ids, ascending runs.
+    pub tokens: Runs,
+    /// Unscaled logits, biases and masks applied, in the order of `tokens`.
     pub logits: Vec<f32>,
 }

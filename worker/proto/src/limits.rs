@@ -1,4 +1,5 @@
-//! Ranges of settings, the same in the resource types, in the operator and on the worker's command line.
+//! Ranges of settings, the same in the resource types, in the operator and on the worker's command line; and sizes that gateway
+//! and worker must agree on: what the one lets in, the other takes.
 
 use std::ops::RangeInclusive;
 
@@ -18,3 +19,10 @@ pub const PIPELINE: RangeInclusive<u32> = 1..=64;
 pub const RANKS_PER_POD: RangeInclusive<u32> = 1..=MAX_RANKS_PER_POD;
 /// The largest of [`RANKS_PER_POD`].
 pub const MAX_RANKS_PER_POD: u32 = 256;
+
+/// Longest request of a client in bytes: the body of an HTTP request at the gateway.
+pub const MAX_REQUEST_BYTES: usize = 8 << 20;
+
+/// Longest gRPC message that a worker takes in bytes. A gateway's message has the texts of a request, which are never longer than
+/// their JSON, and the tokens to resume: at most five bytes each, and no context has more than a million.
+pub const MAX_MESSAGE_BYTES: usize = MAX_REQUEST_BYTES + (6 << 20);

@@ -1,13 +1,23 @@
 //! What the supervisor tells a rank's process when it starts it.
 
 use std::net::IpAddr;
+use std::ops::RangeInclusive;
 use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::Args;
+use clap::builder::RangedI64ValueParser;
+use llamero_checkpoint::identity::ContentIdentity;
+use llamero_proto::limits;
 use serde::{Deserialize, Serialize};
 
 use crate::duration;
+
+/// Parses a number of the range, which the resource types have too.
+#[must_use]
+pub fn within(range: RangeInclusive<u32>) -> RangedI64ValueParser<u32> {
+    clap::value_parser!(u32).range(i64::from(*range.start())..=i64::from(*range.end()))
+}
 
 /// The model and how it is served; the same on every rank of a group.
 #[derive(Debug, Clone, PartialEq, Args, Serialize, Deserialize)]
@@ -19,29 +29,35 @@ pub struct EngineArgs {
     #[arg(long, value_name = "NAME", default_value = "")]
     pub model_name: String,
     /// Number of ranks that share every layer
-    #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=1024))]
+    #[arg(long, value_name = "N", default_value_t = 1, value_parser = within(limits::TENSOR))]
     pub tensor: u32,
     /// Number of pipeline stages; only 1 is served so far
-    #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=1))]
+    #[arg(long, value_name = "N", default_value_t = 1, value_parser = within(limits::PIPELINE))]
     pub pipeline: u32,
     /// Longest prompt and answer together, in tokens; the model's own limit when absent
-    #[arg(long, value_name = "TOKENS", value_parser = clap::value_parser!(u32).range(1..))]
+    #[arg(long, value_name = "TOKENS", value_parser = within(limits::MAX_CONTEXT_LENGTH))]
     pub max_context_length: Option<u32>,
     /// Most tokens computed in one step
-    #[arg(long, value_name = "TOKENS", default_value_t = 512, value_parser = clap::value_parser!(u32).range(1..=65_536))]
+    #[arg(long, value_name = "TOKENS", default_value_t = 512, value_parser = within(limits::MAX_BATCHED_TOKENS))]
     pub max_batched_tokens: u32,
     /// Most sequences at once
-    #[arg(long, value_name = "N", default_value_t = 32, value_parser = clap::value_parser!(u32).range(1..=4_096))]
+    #[arg(long, value_name = "N", default_value_t = 32, value_parser = within(limits::MAX_SEQUENCES))]
     pub max_sequences: u32,
     /// Bytes of each rank's KV cache; room for four full-length sequences, at most 1 GiB, when absent
     #[arg(long, value_name = "BYTES")]
     pub kv_memory: Option<u64>,
     /// Threads of each rank; the cores that this container may use, shared among its ranks, when absent
-    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=1_024))]
+    #[arg(long, value_name = "N", value_parser = within(limits::THREADS))]
     pub threads: Option<u32>,
+    /// What the weights are, when that is known: the digest of the image that they came in; else it is computed from samples
+    #[arg(long, value_name = "SHA256")]
+    pub content_identity: Option<ContentIdentity>,
     /// A group that completes no step for this long is not ready
     #[arg(long, value_name = "DURATION", default_value = "30s", value_parser = duration::parse)]
     pub stall_timeout: Duration,
+    /// Take names of control tokens in chat messages for those tokens, as servers did before; else they are text
+    #[arg(long)]
+    pub parse_special_tokens_in_messages: bool,
     /// Time between "not ready" and "no new requests" while draining
     #[arg(long, value_name = "DURATION", default_value = "5s", value_parser = duration::parse)]
     pub drain_grace: Duration,
@@ -75,7 +91,7 @@ pub struct RankConfig {
     pub rank_port: u16,
     /// Port for clients on rank 0; 0 lets the kernel choose.
     pub inference_port: u16,
-    /// More compute threads run here than there are cores, so waiting must not spin.
+    /// The ranks of this pod have more compute threads than it may use processors, so waiting must not spin.
     pub oversubscribed: bool,
     /// Names this server towards clients.
     pub instance_id: String,

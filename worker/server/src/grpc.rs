@@ -1,12 +1,24 @@
 //! What the gRPC servers of supervisor and rank have in common.
 
+use std::time::Duration;
+
 use axum::extract::Request;
 use axum::middleware::{Next, from_fn};
 use axum::response::Response;
 use llamero_proto::{LLAMERO_DESCRIPTORS, VLLM_DESCRIPTORS};
+use tonic::metadata::{MetadataMap, MetadataValue};
 use tonic::service::Routes;
 use tonic::{Code, Status};
 use tonic_reflection::server::{Builder, Error};
+
+/// RESOURCE_EXHAUSTED; `retry-after-ms` says when the client may come again.
+#[must_use]
+pub fn exhausted(message: impl Into<String>, retry_after: Duration) -> Status {
+    let millis = u64::try_from(retry_after.as_millis()).unwrap_or(u64::MAX);
+    let mut metadata = MetadataMap::new();
+    metadata.insert("retry-after-ms", MetadataValue::from(millis));
+    Status::with_metadata(Code::ResourceExhausted, message, metadata)
+}
 
 /// Reflection v1 and v1alpha of the named services.
 ///

@@ -7,7 +7,7 @@
 //! | [`rank`] | one rank's process: the engine |
 //! | [`inference`] | gRPC for clients, on rank 0 |
 //! | [`link`], [`config`] | what supervisor and rank say to each other |
-//! | [`grpc`] | what the gRPC servers have in common |
+//! | [`grpc`], [`listen`] | what the servers have in common |
 //! | [`duration`], [`exit`] | durations and exit codes of the command line |
 
 #![forbid(unsafe_code)]
@@ -19,5 +19,6 @@ pub mod exit;
 pub mod grpc;
 pub mod inference;
 pub mod link;
+pub mod listen;
 pub mod rank;
 pub mod supervisor;

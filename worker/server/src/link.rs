@@ -9,6 +9,7 @@ use std::mem::MaybeUninit;
 use std::net::IpAddr;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
+use llamero_engine::mesh::GroupKey;
 use llamero_proto::v1::Phase;
 use rustix::net::{
     RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer, SendAncillaryMessage,
@@ -39,6 +40,23 @@ pub struct Membership {
     pub generation: u64,
     /// Where each rank listens for its peers.
     pub members: Vec<RankAddress>,
+    /// What the members of this generation know and nobody else does.
+    #[serde(with = "key_bytes")]
+    pub key: GroupKey,
+}
+
+/// A key in JSON: an array of its bytes. The link is a socket pair between two processes of this pod.
+mod key_bytes {
+    use llamero_engine::mesh::GroupKey;
+    use serde::{Deserialize, Deserializer, Serialize, Serializer};
+
+    pub(super) fn serialize<S: Serializer>(key: &GroupKey, to: S) -> Result<S::Ok, S::Error> {
+        key.as_bytes().serialize(to)
+    }
+
+    pub(super) fn deserialize<'de, D: Deserializer<'de>>(from: D) -> Result<GroupKey, D::Error> {
+        <[u8; 32]>::deserialize(from).map(GroupKey::from)
+    }
 }
 
 /// Where one rank listens.
@@ -90,6 +108,14 @@ pub struct RankState {
     pub completed: u64,
     /// Milliseconds since a step was completed last.
     pub idle_millis: Option<u64>,
+    /// Layers computed by this process.
+    pub layers: u64,
+    /// Milliseconds since anything moved: bytes loaded, a layer, a step.
+    pub still_millis: Option<u64>,
+    /// What the weights are.
+    pub content_identity: String,
+    /// In which arithmetic they are computed.
+    pub numerics: String,
     /// Why the rank is not further, in words.
     pub message: String,
     /// Rank 0 only: a step of the whole group was completed within the stall time-out, and nothing drains.
@@ -200,6 +226,19 @@ mod tests {
         text.clear();
         there.read_to_string(&mut text).unwrap();
         assert_eq!(text, "\"drain\"\n");
+    }
+
+    #[test]
+    fn a_membership_crosses_with_its_key_and_does_not_show_it() {
+        let form = Down::Form(Membership {
+            group_uid: "g".into(),
+            generation: 3,
+            members: Vec::new(),
+            key: GroupKey::from([0xab; 32]),
+        });
+        let line = line(&form).unwrap();
+        assert_eq!(serde_json::from_slice::<Down>(&line).unwrap(), form);
+        assert!(!format!("{form:?}").contains("171"), "{form:?}");
     }
 
     #[test]

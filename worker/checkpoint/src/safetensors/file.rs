@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 
 use super::{Header, SafetensorsError, TensorInfo};
 use crate::error::{IoError, Result};
+use crate::lfs::LfsPointer;
 
 /// An open file with its checked header. Reads are positioned, so one file may be read from several threads.
 #[derive(Debug)]
@@ -22,6 +23,7 @@ impl SafetensorsFile {
     pub fn open(path: &Path) -> Result<Self> {
         let file = File::open(path).map_err(IoError::at("open", path))?;
         let size = file.metadata().map_err(IoError::at("inspect", path))?.len();
+        LfsPointer::refuse(path)?;
         let owned = || path.to_path_buf();
         if size < 8 {
             return Err(SafetensorsError::HeaderCutOff {

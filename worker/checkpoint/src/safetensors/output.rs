@@ -3,7 +3,7 @@
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 
-use crate::convert::ConvertError;
+use crate::convert::error::ConvertError;
 use crate::error::{IoError, Result};
 
 /// Files are written into a hidden folder beside the target, which takes the target's name only when everything is on

@@ -65,12 +65,12 @@ fn smollm2_over_two() {
     let plan = split(&smollm2(), 2);
     let shards = plan.shards();
     assert_eq!(
-        (shards[0].q_heads.as_slice(), shards[1].q_heads.as_slice()),
-        ([0..5].as_slice(), [5..9].as_slice())
+        (shards[0].q_heads.clone(), shards[1].q_heads.clone()),
+        (Runs::from(0..5), Runs::from(5..9))
     );
     assert_eq!(
-        (shards[0].kv_heads.as_slice(), shards[1].kv_heads.as_slice()),
-        ([0..2].as_slice(), [1..3].as_slice())
+        (shards[0].kv_heads.clone(), shards[1].kv_heads.clone()),
+        (Runs::from(0..2), Runs::from(1..3))
     );
     assert_eq!(shards[1].slice(layer(TensorKind::O)), slice(0..576, 320..576));
     assert_eq!(shards[1].slice(layer(TensorKind::Gate)), slice(768..1536, 0..576));

@@ -61,7 +61,7 @@ pub fn config_json(sizes: Sizes) -> Value {
     })
 }
 
-#[derive(Clone, Copy)]
+#[derive(Clone, Copy, Debug)]
 pub struct Sizes {
     pub hidden: u32,
     pub layers: u32,

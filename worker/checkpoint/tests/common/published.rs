@@ -2,11 +2,13 @@
 
 use std::collections::BTreeMap;
 use std::fs;
+use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
+use std::sync::Mutex;
 
 use half::bf16;
 use llamero_checkpoint::layout::TensorId;
-use llamero_checkpoint::load::{Rows, load_rank};
+use llamero_checkpoint::load::{Rows, Sink, SinkError, load_rank};
 use llamero_checkpoint::{Checkpoint, Dtype, LlamaConfig, ModelLayout, ShardPlan, TensorKind, Topology};
 use serde_json::{Map, Value, json};
 
@@ -161,8 +163,21 @@ fn write_files(folder: &Path, tensors: &[(String, Dtype, Vec<u64>, Vec<u8>)]) {
 pub fn loaded(checkpoint: &Checkpoint) -> BTreeMap<TensorId, Vec<f32>> {
     let layout = ModelLayout::check(checkpoint).unwrap();
     let plan = ShardPlan::new(checkpoint.config(), Topology::tensor(1)).unwrap();
-    let mut values: BTreeMap<TensorId, Vec<f32>> = BTreeMap::new();
-    let mut sink = |rows: Rows<'_>| {
+    let sink = Values(Mutex::default());
+    let mut watch = |_| ControlFlow::Continue(());
+    // One thread hands rows over in their order.
+    load_rank(checkpoint, &layout, plan.member(0).unwrap(), 1, &sink, &mut watch).unwrap();
+    sink.0.into_inner().unwrap()
+}
+
+/// Keeps the values of all tensors.
+struct Values(Mutex<BTreeMap<TensorId, Vec<f32>>>);
+
+impl Sink for Values {
+    type Scratch = ();
+
+    fn put(&self, rows: &Rows<'_>, (): &mut ()) -> Result<(), SinkError> {
+        let mut values = self.0.lock().unwrap();
         let all = values.entry(rows.piece.tensor.id).or_default();
         let from = all.len();
         assert!(llamero_checkpoint::dtype::extend_f32(
@@ -174,16 +189,7 @@ pub fn loaded(checkpoint: &Checkpoint) -> BTreeMap<TensorId, Vec<f32>> {
         each.zip(rows.scales)
             .for_each(|(row, scale)| row.iter_mut().for_each(|value| *value *= scale));
         Ok(())
-    };
-    load_rank(
-        checkpoint,
-        &layout,
-        plan.member(0).unwrap(),
-        &mut sink,
-        &mut |_| (),
-    )
-    .unwrap();
-    values
+    }
 }
 
 struct Scales {

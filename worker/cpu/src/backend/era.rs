@@ -1,104 +1,73 @@
 //! What a rank has from forming a group until leaving it.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::VecDeque;
+use std::time::Instant;
 
 use llamero_engine::{
-    BackendError, Collective, FormSpec, KvCapacity, Late, LogitShard, Plan, StepOutput, Ticket, TokenRef,
+    BackendError, FormSpec, KvCapacity, Late, LogitShard, MemoryPlan, Plan, StepProgress, Ticket, Waited,
 };
 
+use super::step::{Stage, Step};
 use crate::attention::Span;
-use crate::collective::Solo;
-use crate::forward::{Model, Programs, Workspace};
-use crate::kernel::Kernel;
+use crate::collective::Collective;
+use crate::forward::{Machine, Model};
 use crate::kv::{KvCache, KvShape};
-use crate::plan::{KvState, check_late, resolve};
+use crate::plan::{KvState, resolve};
 use crate::pool::Pool;
-use crate::rope::Rope;
-use crate::sample::{adjust, candidates};
-use crate::shape::Shape;
-use crate::weights::Weights;
+use crate::workspace::Workspace;
+
+/// Bytes in front of a saved block: how many of its positions hold keys and values, as u32.
+const SAVED_HEADER: usize = size_of::<u32>();
 
 /// Membership, cache, workspace and steps under way.
 pub(super) struct Era {
     spec: FormSpec,
-    collective: Box<dyn Collective<Buffer = [f32]>>,
-    rope: Rope,
+    collective: Collective,
     cache: KvCache,
     blocks: u32,
     state: KvState,
     work: Workspace,
     next_step: u64,
-    waiting: VecDeque<Step>,
-    done: BTreeMap<Ticket, Done>,
-}
-
-/// A step that is submitted and not yet computed.
-struct Step {
-    ticket: Ticket,
-    plan: Plan,
-    /// The tables as of this step: later plans may change them before it is computed.
-    spans: Vec<Span>,
-    late: Option<Late>,
-}
-
-/// A step that is computed and not yet released.
-struct Done {
-    output: StepOutput,
-    /// Plan row of each sampled position.
-    rows: Vec<u32>,
-    /// `[sampled positions, vocabulary of the rank]`.
-    logits: Vec<f32>,
+    /// Submitted and not released, in order.
+    steps: VecDeque<Step>,
 }
 
 impl Era {
     pub(super) fn new(
         spec: &FormSpec,
-        collective: Box<dyn Collective<Buffer = [f32]>>,
-        shape: &Shape,
-        programs: &Programs,
-        rope: Rope,
+        collective: Collective,
+        kv: KvShape,
+        plan: &MemoryPlan,
+        work: Workspace,
     ) -> Result<Self, BackendError> {
-        let kv = KvShape::new(
-            shape.layers,
-            shape.kv_heads.len(),
-            shape.head_dim,
-            spec.block_size as usize,
-        )?;
-        let block_bytes = kv.block_bytes() as u64;
-        let blocks = u32::try_from(spec.kv_bytes / block_bytes).unwrap_or(u32::MAX);
+        let blocks = plan.blocks(spec.kv_bytes);
         let needed = spec.max_context.div_ceil(spec.block_size);
         if blocks < needed {
-            return Err(BackendError::Memory(format!(
+            return Err(BackendError::Unusable(format!(
                 "{} bytes of KV cache hold {} tokens on this rank, one sequence of {} needs {} bytes: \
                  raise the KV memory or lower maxContextLength",
                 spec.kv_bytes,
                 u64::from(blocks) * u64::from(spec.block_size),
                 spec.max_context,
-                u64::from(needed) * block_bytes
+                u64::from(needed) * plan.kv_block
             )));
         }
         let cache = KvCache::new(kv, blocks as usize).map_err(|error| {
-            BackendError::Memory(format!(
+            BackendError::Unusable(format!(
                 "cannot map {} bytes of KV cache: {error}",
-                u64::from(blocks) * block_bytes
+                u64::from(blocks) * plan.kv_block
             ))
         })?;
         Ok(Self {
             spec: spec.clone(),
             collective,
-            rope,
             cache,
             blocks,
             state: KvState::new(spec, blocks),
-            work: Workspace::new(shape, programs, spec.max_batched_tokens as usize),
+            work,
             next_step: 1,
-            waiting: VecDeque::new(),
-            done: BTreeMap::new(),
+            steps: VecDeque::new(),
         })
-    }
-
-    pub(super) fn rope(&self) -> &Rope {
-        &self.rope
     }
 
     pub(super) fn capacity(&self) -> KvCapacity {
@@ -106,20 +75,23 @@ impl Era {
     }
 
     pub(super) fn submit(&mut self, plan: &Plan, vocab: usize) -> Result<Ticket, BackendError> {
-        let broken = |reason: String| BackendError::Plan {
-            step: plan.step,
-            reason,
-        };
+        let bug = |reason: String| BackendError::Bug(format!("step {} is refused: {reason}", plan.step));
         if plan.era != self.spec.era {
-            return Err(broken(format!(
+            return Err(bug(format!(
                 "it is of {:?}, this rank is in {:?}",
                 plan.era, self.spec.era
             )));
         }
         if plan.step != self.next_step {
-            return Err(broken(format!("step {} was expected", self.next_step)));
+            return Err(bug(format!("step {} was expected", self.next_step)));
         }
-        self.state = self.state.after(plan, &self.spec, vocab).map_err(broken)?;
+        if self.steps.len() >= self.spec.steps_in_flight as usize {
+            return Err(bug(format!(
+                "{} steps are in flight, as many as were agreed on",
+                self.steps.len()
+            )));
+        }
+        self.state.advance(plan, &self.spec, vocab).map_err(bug)?;
         self.next_step += 1;
         let mut first = 0;
         let spans = plan.rows.iter().map(|row| {
@@ -127,212 +99,159 @@ impl Era {
                 first,
                 len: row.tokens.len(),
                 start: row.start as usize,
-                table: self.state.table(row.slot).to_vec(),
+                table: self.state.table(row.slot),
             };
             first += span.len;
             span
         });
         let ticket = Ticket(plan.step);
-        let step = Step {
-            ticket,
-            spans: spans.collect(),
-            plan: plan.clone(),
-            late: None,
-        };
-        self.waiting.push_back(step);
+        let step = Step::new(ticket, plan, spans.collect());
+        self.steps.push_back(step);
         Ok(ticket)
     }
 
-    pub(super) fn bind(&mut self, ticket: Ticket, late: &Late, vocab: usize) -> Result<(), BackendError> {
-        let broken = |reason: String| BackendError::Plan {
-            step: ticket.0,
-            reason,
-        };
-        let step = self.waiting.iter_mut().find(|step| step.ticket == ticket);
-        let step = step.ok_or_else(|| broken("it is not waiting for late values".to_owned()))?;
-        check_late(&step.plan, late, vocab)
-            .and(resolve(&step.plan, late, vocab))
-            .map_err(broken)?;
-        step.late = Some(late.clone());
-        Ok(())
+    pub(super) fn late(&mut self, ticket: Ticket, late: &Late, vocab: usize) -> Result<(), BackendError> {
+        let bug = |reason: String| BackendError::Bug(format!("late values of step {}: {reason}", ticket.0));
+        let step = self.steps.iter_mut().find(|step| step.ticket == ticket);
+        let step = step.ok_or_else(|| bug("it was not submitted, or is released".into()))?;
+        step.late(late, vocab).map_err(bug)
     }
 
     /// Compute every step up to `ticket`, in order.
-    pub(super) fn poll(
+    pub(super) fn wait(
         &mut self,
         ticket: Ticket,
-        (shape, programs, kernel, weights): (&Shape, &Programs, Kernel, &Weights),
+        until: Instant,
+        model: &Model<'_>,
         pool: &mut Pool,
-    ) -> Result<StepOutput, BackendError> {
-        let broken = |reason: &str| BackendError::Plan {
-            step: ticket.0,
-            reason: reason.to_owned(),
-        };
-        while !self.done.contains_key(&ticket) {
-            let step = self
-                .waiting
-                .pop_front()
-                .ok_or_else(|| broken("it was not submitted, or is released"))?;
-            let late = match step.late {
-                Some(late) => late,
-                None if needs_late(&step.plan) => return Err(broken("its late values were not bound")),
-                None => Late::default(),
-            };
-            let step = Bound {
-                plan: step.plan,
-                spans: step.spans,
-                late,
-            };
-            let model = Model {
-                kernel,
-                shape,
-                weights,
-                programs,
-                rope: &self.rope,
-            };
-            let machine = Machine {
-                collective: &mut *self.collective,
-                cache: &mut self.cache,
-                work: &mut self.work,
-                pool,
-            };
-            let done = compute(&model, machine, &step)?;
-            self.done.insert(step_ticket(&step.plan), done);
+        progress: &StepProgress,
+    ) -> Result<Waited, BackendError> {
+        let index = self.index(ticket)?;
+        let mut computed = false;
+        for number in 0..=index {
+            if computed && Instant::now() >= until {
+                return Ok(Waited::Pending);
+            }
+            if matches!(self.steps[number].stage, Stage::Submitted) {
+                let step = &self.steps[number];
+                let machine = Machine {
+                    pool,
+                    collective: &mut self.collective,
+                    cache: &mut self.cache,
+                    work: &mut self.work,
+                    progress,
+                };
+                let normed = forward(model, machine, step)?;
+                self.steps[number].stage = Stage::Forwarded(normed);
+                computed = true;
+            }
+            let step = &mut self.steps[number];
+            if !step.is_done() && !step.sample(model, pool, &mut self.work.logits) {
+                return Ok(Waited::NeedsSampling);
+            }
         }
-        self.done
-            .get(&ticket)
-            .map(|done| done.output.clone())
-            .ok_or_else(|| broken("it is released"))
+        match &self.steps[index].stage {
+            Stage::Done(_, output) => Ok(Waited::Done(output.clone())),
+            Stage::Submitted | Stage::Forwarded(_) => Ok(Waited::Pending),
+        }
     }
 
-    pub(super) fn logits(
-        &self,
+    fn index(&self, ticket: Ticket) -> Result<usize, BackendError> {
+        let index = self.steps.iter().position(|step| step.ticket == ticket);
+        index.ok_or_else(|| BackendError::Bug(format!("step {} was not submitted, or is released", ticket.0)))
+    }
+
+    pub(super) fn fetch(
+        &mut self,
         ticket: Ticket,
-        row: u32,
-        first: u32,
-        width: usize,
+        place: (u32, u32),
+        model: &Model<'_>,
+        pool: &mut Pool,
     ) -> Result<LogitShard, BackendError> {
-        let broken = |reason: String| BackendError::Plan {
-            step: ticket.0,
-            reason,
-        };
-        let done = self
-            .done
-            .get(&ticket)
-            .ok_or_else(|| broken("it is not computed, or released".to_owned()))?;
-        let index = done.rows.iter().rposition(|of| *of == row);
-        let index = index.ok_or_else(|| broken(format!("row {row} was not sampled")))?;
-        Ok(LogitShard {
-            first_token: first,
-            logits: done.logits[index * width..(index + 1) * width].to_vec(),
-        })
+        let index = self.index(ticket)?;
+        self.steps[index]
+            .fetch(model, pool, place, &mut self.work.logits)
+            .map_err(|why| BackendError::Bug(format!("logits of step {}: {why}", ticket.0)))
     }
 
-    #[cfg(test)]
-    pub(super) fn all_logits(&self, ticket: Ticket) -> &[f32] {
-        &self.done[&ticket].logits
+    pub(super) fn save(&mut self, block: u32) -> Result<Vec<u8>, BackendError> {
+        let Some(filled) = self.state.filled(block) else {
+            return Err(self.no_block(block));
+        };
+        let block_size = self.spec.block_size as usize;
+        if let Some(step) = self.steps.iter().find(|step| step.writes(block, block_size)) {
+            return Err(BackendError::Bug(format!(
+                "KV block {block} is saved before step {}, which writes it, is computed",
+                step.ticket.0
+            )));
+        }
+        let mut bytes = filled.to_le_bytes().to_vec();
+        bytes.reserve_exact(self.cache.shape().block_bytes());
+        self.cache.save(block, &mut bytes);
+        Ok(bytes)
+    }
+
+    pub(super) fn restore(&mut self, block: u32, bytes: &[u8]) -> Result<(), BackendError> {
+        if self.state.filled(block).is_none() {
+            return Err(self.no_block(block));
+        }
+        let saved = bytes
+            .split_first_chunk::<SAVED_HEADER>()
+            .map(|(filled, data)| (u32::from_le_bytes(*filled), data))
+            .filter(|(filled, data)| {
+                *filled <= self.spec.block_size && data.len() == self.cache.shape().block_bytes()
+            });
+        let Some((filled, data)) = saved else {
+            return Err(BackendError::Bug(format!(
+                "{} bytes are no saved block of this rank",
+                bytes.len()
+            )));
+        };
+        if let Some(step) = self.steps.iter().find(|step| step.uses(block)) {
+            return Err(BackendError::Bug(format!(
+                "KV block {block} is restored before step {}, which uses it, is computed",
+                step.ticket.0
+            )));
+        }
+        self.cache.restore(block, data);
+        self.state.set_filled(block, filled);
+        Ok(())
+    }
+
+    fn no_block(&self, block: u32) -> BackendError {
+        BackendError::Bug(format!(
+            "KV block {block} does not exist: there are {}",
+            self.blocks
+        ))
     }
 
     pub(super) fn release(&mut self, ticket: Ticket) {
-        self.done.remove(&ticket);
+        self.steps.retain(|step| step.ticket != ticket);
     }
 }
 
-fn step_ticket(plan: &Plan) -> Ticket {
-    Ticket(plan.step)
-}
-
-fn needs_late(plan: &Plan) -> bool {
-    plan.rows
-        .iter()
-        .flat_map(|row| &row.tokens)
-        .any(|token| matches!(token, TokenRef::Late(_)))
-}
-
-/// A step with its late values.
-struct Bound {
-    plan: Plan,
-    spans: Vec<Span>,
-    late: Late,
-}
-
-/// What a step is computed with.
-struct Machine<'a> {
-    collective: &'a mut dyn Collective<Buffer = [f32]>,
-    cache: &'a mut KvCache,
-    work: &'a mut Workspace,
-    pool: &'a mut Pool,
-}
-
-fn compute(model: &Model<'_>, machine: Machine<'_>, step: &Bound) -> Result<Done, BackendError> {
-    let Machine {
-        collective,
-        cache,
-        work,
-        pool,
-    } = machine;
+/// Run a step through the layers: the final norms of its answered positions.
+fn forward(model: &Model<'_>, mut machine: Machine<'_>, step: &Step) -> Result<Vec<u32>, BackendError> {
     let plan = &step.plan;
-    collective.begin_step(plan.step);
+    let Some(late) = step.late_tokens() else {
+        return Err(BackendError::Bug(format!(
+            "step {} is waited for before its {} late tokens are there",
+            plan.step, plan.late_tokens
+        )));
+    };
+    machine.collective.begin_step(plan.step);
     for (from, to) in &plan.blocks.copies {
-        cache.copy(*from, *to);
+        machine.cache.copy(*from, *to);
     }
     if plan.rows.is_empty() {
         // A heartbeat proves that every rank still reaches every other.
-        let world = collective.world() as usize;
-        collective.all_gather(&vec![1; world], &[plan.step as f32], &mut vec![0.0; world])?;
-        return Ok(Done {
-            output: StepOutput::default(),
-            rows: Vec::new(),
-            logits: Vec::new(),
-        });
+        let world = machine.collective.world();
+        let mut all = vec![0.0; world];
+        machine
+            .collective
+            .all_gather(&vec![1; world], &[plan.step as f32], &mut all)?;
+        return Ok(Vec::new());
     }
-    let tokens = resolve(plan, &step.late, model.shape.vocab_size).map_err(|reason| BackendError::Plan {
-        step: plan.step,
-        reason,
-    })?;
-    model.run(pool, collective, cache, work, &tokens, &step.spans)?;
-
-    // Per sampled position: plan row, index in the batch, absolute position of the token to be sampled.
-    let mut sampled = Vec::new();
-    for ((number, row), span) in (0u32..).zip(&plan.rows).zip(&step.spans) {
-        if row.sample.is_some() {
-            let first = span.len - 1 - usize::from(row.drafts);
-            sampled.extend((first..span.len).map(|i| (number, span.first + i, (span.start + i + 1) as u32)));
-        }
-    }
-    let width = model.shape.vocab.len();
-    let mut logits = vec![0.0; sampled.len() * width];
-    let indices: Vec<usize> = sampled.iter().map(|(_, index, _)| *index).collect();
-    model.logits(pool, work, &indices, &mut logits);
-    let mut output = StepOutput::default();
-    for ((row, _, position), logits) in sampled.iter().zip(logits.chunks_exact_mut(width)) {
-        adjust(&step.late, *row, model.shape.vocab.start, logits);
-        if let Some(key) = &plan.rows[*row as usize].sample {
-            let first = model.shape.vocab.start as u32;
-            output
-                .candidates
-                .push(candidates(model.kernel, *row, first, logits, key, *position));
-        }
-    }
-    Ok(Done {
-        output,
-        rows: sampled.iter().map(|(row, ..)| *row).collect(),
-        logits,
-    })
-}
-
-/// Touch all weights once, so that the first request does not pay for it. Talks to nobody.
-pub(super) fn warm_up(model: &Model<'_>, pool: &mut Pool, shape: &Shape) -> Result<(), BackendError> {
-    let kv = KvShape::new(shape.layers, shape.kv_heads.len(), shape.head_dim, 32)?;
-    let mut cache = KvCache::new(kv, 1).map_err(|error| BackendError::Memory(error.to_string()))?;
-    let mut work = Workspace::new(shape, model.programs, 1);
-    let span = Span {
-        first: 0,
-        len: 1,
-        start: 0,
-        table: vec![0],
-    };
-    model.run(pool, &mut Solo::default(), &mut cache, &mut work, &[0], &[span])?;
-    model.logits(pool, &mut work, &[0], &mut vec![0.0; shape.vocab.len()]);
-    Ok(())
+    model.run(&mut machine, &resolve(plan, late), &step.spans)?;
+    Ok(model.final_norm(machine.work, &step.answered_tokens()))
 }

@@ -1,33 +1,44 @@
 //! One rank on the CPU: [`CpuBackend`].
+//!
+//! | module | what it is |
+//! |---|---|
+//! | `era` | from forming a group until leaving it |
+//! | `step` | one step: submitted, run through the layers, sampled |
 
 mod era;
+mod step;
 
-use std::ops::Range;
 use std::os::fd::OwnedFd;
 use std::path::Path;
+use std::sync::Arc;
+use std::time::Instant;
 
-use llamero_checkpoint::{Checkpoint, ModelLayout, RankShard, Runs, ShardPlan, Topology};
+use llamero_checkpoint::{Checkpoint, ModelLayout, RankShard, ShardPlan, Topology};
+use llamero_engine::mesh::TcpMesh;
 use llamero_engine::{
-    Backend, BackendError, Collective, FormSpec, KvCapacity, Late, LeafLayout, LoadProgress, LogitShard,
-    Plan, StepOutput, Ticket,
+    Backend, BackendError, FormSpec, KvCapacity, KvDtype, Late, LoadProgress, LoadWatch, LogitShard,
+    MemoryPlan, Mesh, Plan, StepProgress, Ticket, Waited,
 };
 
-use crate::attention::MAX_HEAD_DIM;
-use crate::forward::{Model, Programs};
+use crate::attention::{MAX_HEAD_DIM, Span};
+use crate::collective::{Collective, Waits};
+use crate::forward::{Machine, Model, Programs};
 use crate::kernel::Kernel;
 use crate::kernel::pack::LANES;
+use crate::kv::{KvCache, KvShape};
 use crate::load;
 use crate::pool::Pool;
 use crate::rope::{Rope, frequencies};
 use crate::shape::Shape;
 use crate::weights::Weights;
+use crate::workspace::Workspace;
 use era::Era;
 
 /// What a rank needs besides its checkpoint.
 #[derive(Debug)]
 pub struct CpuOptions {
-    /// Ranks of the tensor-parallel group.
-    pub tensor: u32,
+    /// How the group shares the model.
+    pub topology: Topology,
     /// This rank.
     pub rank: u32,
     /// An anonymous memory file for the weights, which may hold them already; without one they live in this process.
@@ -36,6 +47,23 @@ pub struct CpuOptions {
     pub threads: usize,
     /// The kernel; [`Kernel::detect`] takes the fastest.
     pub kernel: Kernel,
+    /// How long waits for peers and for work last and spin.
+    pub waits: Waits,
+}
+
+impl CpuOptions {
+    /// A rank alone in its group, whose weights live in this process.
+    #[must_use]
+    pub fn alone(threads: usize, kernel: Kernel) -> Self {
+        Self {
+            topology: Topology::tensor(1),
+            rank: 0,
+            memory: None,
+            threads,
+            kernel,
+            waits: Waits::new(std::time::Duration::from_secs(30), threads > crate::cores()),
+        }
+    }
 }
 
 /// One rank that computes on the CPU.
@@ -47,44 +75,56 @@ pub struct CpuBackend {
     programs: Programs,
     kernel: Kernel,
     pool: Pool,
+    waits: Waits,
     memory: Option<OwnedFd>,
     weights: Option<Weights>,
+    /// Whether all weights were touched.
+    is_warm: bool,
     era: Option<Era>,
+    progress: Arc<StepProgress>,
 }
-
-type HostCollective = dyn Collective<Buffer = [f32]>;
 
 impl CpuBackend {
     /// A rank of the model in the folder `checkpoint`. Reads headers only.
     ///
     /// # Errors
-    /// [`BackendError::Checkpoint`] when the checkpoint cannot be used or split so; [`BackendError::Memory`] when the
-    /// system refuses the threads, or the model's heads are too wide.
+    /// [`BackendError::Unusable`] when the checkpoint cannot be used or split so, when the system refuses the threads,
+    /// or the model's heads are too wide.
     pub fn new(checkpoint: &Path, options: CpuOptions) -> Result<Self, BackendError> {
         let checkpoint = Checkpoint::open(checkpoint)?;
         let model = ModelLayout::check(&checkpoint).map_err(llamero_checkpoint::Error::from)?;
         let config = checkpoint.config();
-        let plan = ShardPlan::new(config, Topology::tensor(options.tensor))
-            .map_err(llamero_checkpoint::Error::from)?;
+        if options.topology.pipeline != 1 {
+            return Err(BackendError::Unusable(format!(
+                "{} pipeline stages cannot be computed on CPUs yet: use 1, and more tensor-parallel ranks",
+                options.topology.pipeline
+            )));
+        }
+        let plan = ShardPlan::new(config, options.topology).map_err(llamero_checkpoint::Error::from)?;
         let shard = plan
             .member(options.rank)
             .map_err(llamero_checkpoint::Error::from)?
             .clone();
-        let shape = shape(&checkpoint, &shard, plan.shards())?;
+        let shape = Shape::new(config, &plan, &shard);
         if !shape.head_dim.is_multiple_of(LANES)
             || shape.head_dim > MAX_HEAD_DIM
             || !shape.hidden.is_multiple_of(2)
         {
-            return Err(BackendError::Memory(format!(
+            return Err(BackendError::Unusable(format!(
                 "heads of {} elements cannot be computed: multiples of {LANES} up to {MAX_HEAD_DIM} can",
                 shape.head_dim
             )));
         }
-        let pool = Pool::new(options.threads).map_err(|error| {
-            BackendError::Memory(format!("cannot start {} threads: {error}", options.threads))
+        let pool = Pool::new(options.threads, options.waits.spin).map_err(|error| {
+            BackendError::Unusable(format!("cannot start {} threads: {error}", options.threads))
         })?;
         let programs = Programs::new(&shape);
-        let (kernel, memory) = (options.kernel, options.memory);
+        let CpuOptions {
+            kernel,
+            memory,
+            waits,
+            ..
+        } = options;
         Ok(Self {
             checkpoint,
             model,
@@ -93,16 +133,29 @@ impl CpuBackend {
             programs,
             kernel,
             pool,
+            waits,
             memory,
             weights: None,
+            is_warm: false,
             era: None,
+            progress: Arc::default(),
         })
     }
 
-    /// The numerics class for the handshake between ranks.
+    /// The numerics class for the handshake between ranks: family of kernels, and type of the KV cache.
     #[must_use]
-    pub fn numerics_class(&self) -> &'static str {
-        self.kernel.numerics_class()
+    pub fn numerics_class(&self, kv: KvDtype) -> String {
+        let kv = match kv {
+            KvDtype::Bf16 => "bf16",
+            KvDtype::Fp8E4m3 => "e4m3",
+        };
+        format!("{} kv-{kv}", self.kernel.numerics_class())
+    }
+
+    /// How the group shares the model.
+    #[must_use]
+    pub fn topology(&self) -> Topology {
+        self.shard.topology
     }
 
     /// The kernel in use.
@@ -121,14 +174,9 @@ impl CpuBackend {
     #[must_use]
     pub fn bytes_per_token(&self) -> u64 {
         let layout = load::layout(&self.shape, &self.model);
-        let embedding = self.shape.vocab_size * self.shape.hidden * 2;
+        let table = self.shape.vocab_width() * self.shape.hidden * size_of::<u16>();
+        let embedding = layout.embedding.map_or(0, |_| table);
         (layout.bytes - embedding - crate::layout::HEADER_BYTES) as u64
-    }
-
-    /// Bytes of KV cache that one token takes on this rank, for blocks of 32 tokens and more.
-    #[must_use]
-    pub fn kv_bytes_per_token(&self) -> u64 {
-        (self.shape.layers * self.shape.kv_heads.len() * self.shape.head_dim * 2 * size_of::<u16>()) as u64
     }
 
     /// Multiply-adds per token in the matrices, without attention.
@@ -147,59 +195,84 @@ impl CpuBackend {
 
     #[cfg(test)]
     pub(crate) fn swap_leaves_of_down(&mut self, a: usize, b: usize) {
-        self.programs.ffn = self.programs.ffn.clone().with_swapped_leaves(a, b);
+        self.programs.ffn.leaves = self.programs.ffn.leaves.clone().with_swapped_leaves(a, b);
+    }
+
+    fn frequencies(&self) -> Vec<f64> {
+        let config = self.checkpoint.config();
+        let mut turns = frequencies(config.rope_theta, self.shape.head_dim);
+        if let Some(scaling) = &config.rope_scaling {
+            turns.iter_mut().for_each(|turn| *turn = scaling.scale(*turn));
+        }
+        turns
+    }
+
+    fn kv_shape(&self, block_size: u32) -> Result<KvShape, BackendError> {
+        let shape = &self.shape;
+        KvShape::new(shape.layers, shape.kv_heads, shape.head_dim, block_size as usize)
     }
 
     fn era(&mut self) -> Result<&mut Era, BackendError> {
-        self.era
-            .as_mut()
-            .ok_or(BackendError::NotReady("form a group first"))
+        self.era.as_mut().ok_or_else(not_formed)
+    }
+
+    /// Touch all weights once, so that the first request does not pay for it. Talks to nobody.
+    fn warm_up(&mut self) -> Result<(), BackendError> {
+        let kv = self.kv_shape(32)?;
+        let mut cache = KvCache::new(kv, 1)
+            .map_err(|error| BackendError::Unusable(format!("cannot map a block of KV cache: {error}")))?;
+        let mut work = Workspace::new(&self.shape, &self.programs, self.frequencies(), 1);
+        let mut collective = Collective::new(
+            Box::new(TcpMesh::alone(llamero_engine::Era::default())),
+            self.waits,
+        );
+        let weights = self.weights.as_ref().ok_or_else(not_loaded)?;
+        let model = model(&self.shape, &self.programs, self.kernel, weights);
+        let span = Span {
+            first: 0,
+            len: 1,
+            start: 0,
+            table: [0].into(),
+        };
+        let mut machine = Machine {
+            pool: &mut self.pool,
+            collective: &mut collective,
+            cache: &mut cache,
+            work: &mut work,
+            progress: &self.progress,
+        };
+        model.run(&mut machine, &[0], &[span])?;
+        let normed = model.final_norm(&work, &[0]);
+        model.logits(&mut self.pool, &normed, &mut work.logits);
+        Ok(())
     }
 }
 
-fn shape(checkpoint: &Checkpoint, shard: &RankShard, shards: &[RankShard]) -> Result<Shape, BackendError> {
-    let config = checkpoint.config();
-    let range = |runs: &Runs| -> Result<_, BackendError> {
-        let run = one_run(runs)?;
-        Ok(run.start as usize..run.end as usize)
-    };
-    let owners = |share: fn(&RankShard) -> &Runs| {
-        let owners = shards.iter().map(|shard| one_run(share(shard)));
-        Ok::<_, BackendError>(LeafLayout {
-            owners: owners.collect::<Result<_, _>>()?,
-        })
-    };
-    Ok(Shape {
-        hidden: config.hidden_size as usize,
-        layers: shard.layers.len(),
-        head_dim: config.head_dim as usize,
-        group: (config.q_heads / config.kv_heads) as usize,
-        q_heads: range(&shard.q_heads)?,
-        kv_heads: range(&shard.kv_heads)?,
-        ffn: range(&shard.ffn())?,
-        ffn_leaf: shard.leaves.width as usize,
-        vocab: range(&shard.vocab())?,
-        vocab_size: config.vocab_size as usize,
-        epsilon: config.rms_norm_eps as f32,
-        attention_leaves: owners(|shard| &shard.q_heads)?,
-        ffn_leaves: owners(|shard| &shard.ffn_leaves)?,
-        rank: shard.rank as usize,
-    })
+fn not_formed() -> BackendError {
+    BackendError::Bug("a group must be formed first".into())
 }
 
-fn one_run(runs: &Runs) -> Result<Range<u32>, BackendError> {
-    match runs.as_slice() {
-        [run] => Ok(run.clone()),
-        _ => Err(BackendError::Memory(format!(
-            "this rank's share {runs} has gaps, which the CPU backend cannot compute yet"
-        ))),
+fn not_loaded() -> BackendError {
+    BackendError::Bug("the weights must be loaded first".into())
+}
+
+fn check_spec(spec: &FormSpec) -> Result<(), BackendError> {
+    if spec.kv_dtype != KvDtype::Bf16 {
+        return Err(BackendError::Unusable(
+            "a KV cache in FP8 is not built for CPUs yet: choose bf16".into(),
+        ));
     }
+    if spec.max_adapters > 0 {
+        return Err(BackendError::Unusable(format!(
+            "{} adapters were asked for, and adapters are not built for CPUs yet: serve the model without",
+            spec.max_adapters
+        )));
+    }
+    Ok(())
 }
 
 impl Backend for CpuBackend {
-    type Collective = HostCollective;
-
-    fn load(&mut self, progress: &mut dyn FnMut(LoadProgress)) -> Result<(), BackendError> {
+    fn load(&mut self, watch: &dyn LoadWatch) -> Result<(), BackendError> {
         if self.weights.is_some() {
             return Ok(());
         }
@@ -207,46 +280,77 @@ impl Backend for CpuBackend {
         let bytes = layout.bytes;
         let fingerprint = load::fingerprint(&self.checkpoint, &self.shard, &layout);
         let mut weights = Weights::map(layout, fingerprint, self.memory.as_ref()).map_err(|error| {
-            BackendError::Memory(format!("cannot map {bytes} bytes for the weights: {error}"))
+            BackendError::Unusable(format!("cannot map {bytes} bytes for the weights: {error}"))
         })?;
         if weights.is_complete() {
-            let total = llamero_checkpoint::load::rank_bytes(&self.model, &self.shard);
+            let total = llamero_checkpoint::piece::rank_bytes(&self.model, &self.shard);
             tracing::info!(bytes = total, "the weights are in memory already");
-            progress(LoadProgress { loaded: total, total });
+            watch.progress(LoadProgress {
+                loaded: total,
+                total,
+                read: 0,
+            });
         } else {
             load::load(
                 &self.checkpoint,
                 &self.model,
                 &self.shard,
-                self.shape.hidden,
                 &mut weights,
-                &mut |state| {
-                    progress(LoadProgress {
-                        loaded: state.done,
-                        total: state.total,
-                    });
-                },
+                self.memory.as_ref(),
+                self.pool.threads(),
+                watch,
             )?;
         }
         self.weights = Some(weights);
         Ok(())
     }
 
-    fn form(&mut self, spec: &FormSpec, collective: Box<HostCollective>) -> Result<KvCapacity, BackendError> {
+    fn unload(&mut self) {
         self.era = None;
-        let weights = self
-            .weights
-            .as_ref()
-            .ok_or(BackendError::NotReady("load the weights first"))?;
-        let config = self.checkpoint.config();
-        let mut turns = frequencies(config.rope_theta, self.shape.head_dim);
-        if let Some(scaling) = &config.rope_scaling {
-            turns.iter_mut().for_each(|turn| *turn = scaling.scale(*turn));
+        self.weights = None;
+        self.is_warm = false;
+    }
+
+    fn memory(&self, spec: &FormSpec) -> Result<MemoryPlan, BackendError> {
+        check_spec(spec)?;
+        let (shape, tokens) = (&self.shape, spec.max_batched_tokens as usize);
+        Ok(MemoryPlan {
+            weights: load::layout(shape, &self.model).bytes as u64,
+            workspace: Workspace::bytes(shape, &self.programs, tokens) as u64,
+            logits: Workspace::logit_bytes(shape, spec) as u64,
+            rope: Rope::bytes(shape.head_dim, tokens) as u64,
+            kv_block: self.kv_shape(spec.block_size)?.block_bytes() as u64,
+        })
+    }
+
+    fn form(
+        &mut self,
+        spec: &FormSpec,
+        mesh: Box<dyn Mesh>,
+        report: &mut dyn FnMut(&str),
+    ) -> Result<KvCapacity, BackendError> {
+        self.era = None;
+        if self.weights.is_none() {
+            return Err(not_loaded());
         }
-        let rope = Rope::new(&turns, spec.max_context as usize);
-        let era = Era::new(spec, collective, &self.shape, &self.programs, rope)?;
-        let model = model(&self.shape, &self.programs, self.kernel, weights, era.rope());
-        era::warm_up(&model, &mut self.pool, &self.shape)?;
+        let (topology, rank) = (mesh.topology(), mesh.rank());
+        if (topology, rank) != (self.shard.topology, self.shard.rank) {
+            return Err(BackendError::Bug(format!(
+                "rank {} of {} was given the links of rank {rank} of {topology}",
+                self.shard.rank, self.shard.topology
+            )));
+        }
+        let plan = self.memory(spec)?;
+        if !self.is_warm {
+            report("touches all weights");
+            self.warm_up()?;
+            self.is_warm = true;
+        }
+        report("allocates the KV cache");
+        let tokens = spec.max_batched_tokens as usize;
+        let work = Workspace::new(&self.shape, &self.programs, self.frequencies(), tokens);
+        let collective = Collective::new(mesh, self.waits);
+        let era = Era::new(spec, collective, self.kv_shape(spec.block_size)?, &plan, work)?;
         let capacity = era.capacity();
         self.era = Some(era);
         Ok(capacity)
@@ -257,25 +361,31 @@ impl Backend for CpuBackend {
         self.era()?.submit(plan, vocab)
     }
 
-    fn bind(&mut self, ticket: Ticket, late: &Late) -> Result<(), BackendError> {
+    fn late(&mut self, ticket: Ticket, late: &Late) -> Result<(), BackendError> {
         let vocab = self.shape.vocab_size;
-        self.era()?.bind(ticket, late, vocab)
+        self.era()?.late(ticket, late, vocab)
     }
 
-    fn poll(&mut self, ticket: Ticket) -> Result<Option<StepOutput>, BackendError> {
-        let Some(weights) = &self.weights else {
-            return Err(BackendError::NotReady("load the weights first"));
-        };
-        let Some(era) = &mut self.era else {
-            return Err(BackendError::NotReady("form a group first"));
-        };
-        let parts = (&self.shape, &self.programs, self.kernel, weights);
-        era.poll(ticket, parts, &mut self.pool).map(Some)
+    fn wait(&mut self, ticket: Ticket, until: Instant) -> Result<Waited, BackendError> {
+        let weights = self.weights.as_ref().ok_or_else(not_loaded)?;
+        let era = self.era.as_mut().ok_or_else(not_formed)?;
+        let model = model(&self.shape, &self.programs, self.kernel, weights);
+        era.wait(ticket, until, &model, &mut self.pool, &self.progress)
     }
 
-    fn logits(&mut self, ticket: Ticket, row: u32) -> Result<LogitShard, BackendError> {
-        let (first, width) = (self.shape.vocab.start as u32, self.shape.vocab.len());
-        self.era()?.logits(ticket, row, first, width)
+    fn fetch(&mut self, ticket: Ticket, row: u32, offset: u32) -> Result<LogitShard, BackendError> {
+        let weights = self.weights.as_ref().ok_or_else(not_loaded)?;
+        let era = self.era.as_mut().ok_or_else(not_formed)?;
+        let model = model(&self.shape, &self.programs, self.kernel, weights);
+        era.fetch(ticket, (row, offset), &model, &mut self.pool)
+    }
+
+    fn save(&mut self, block: u32) -> Result<Vec<u8>, BackendError> {
+        self.era()?.save(block)
+    }
+
+    fn restore(&mut self, block: u32, bytes: &[u8]) -> Result<(), BackendError> {
+        self.era()?.restore(block, bytes)
     }
 
     fn release(&mut self, ticket: Ticket) {
@@ -287,21 +397,18 @@ impl Backend for CpuBackend {
     fn dissolve(&mut self) {
         self.era = None;
     }
+
+    fn progress(&self) -> Arc<StepProgress> {
+        Arc::clone(&self.progress)
+    }
 }
 
-fn model<'a>(
-    shape: &'a Shape,
-    programs: &'a Programs,
-    kernel: Kernel,
-    weights: &'a Weights,
-    rope: &'a Rope,
-) -> Model<'a> {
+fn model<'a>(shape: &'a Shape, programs: &'a Programs, kernel: Kernel, weights: &'a Weights) -> Model<'a> {
     Model {
         kernel,
         shape,
         weights,
         programs,
-        rope,
     }
 }
 

@@ -14,6 +14,8 @@ use crate::pool::Pool;
 const BUFFER: usize = 256 << 20;
 const REPEATS: usize = 5;
 const PART: usize = 1 << 20;
+/// The machine is measured alone, so helpers may look for work.
+const SPIN: Duration = Duration::from_micros(30);
 
 multiversion! {
     /// Read all of it.
@@ -26,7 +28,7 @@ multiversion! {
 /// memory or no thread for it.
 #[must_use]
 pub fn bandwidth(threads: usize) -> f64 {
-    let (Ok(mut pool), Ok(mut region)) = (Pool::new(threads), crate::region::Region::anonymous(BUFFER))
+    let (Ok(mut pool), Ok(mut region)) = (Pool::new(threads, SPIN), crate::region::Region::anonymous(BUFFER))
     else {
         return 0.0;
     };
@@ -48,7 +50,7 @@ pub fn bandwidth(threads: usize) -> f64 {
 pub fn flops(kernel: Kernel, threads: usize) -> f64 {
     const STEPS: usize = 64;
     const ROUNDS: usize = 4000;
-    let Ok(mut pool) = Pool::new(threads) else {
+    let Ok(mut pool) = Pool::new(threads, SPIN) else {
         return 0.0;
     };
     let weights = vec![0u8; STEPS * Element::Bf16.step_bytes()];
@@ -56,6 +58,7 @@ pub fn flops(kernel: Kernel, threads: usize) -> f64 {
     let tile = Tile {
         element: Element::Bf16,
         weights: &weights,
+        upper: None,
         block_stride: 0,
         blocks: 1,
         steps: STEPS,

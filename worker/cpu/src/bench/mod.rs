@@ -8,17 +8,20 @@ mod machine;
 mod stopwatch;
 
 use std::fmt;
+use std::time::Instant;
 
+use llamero_engine::mesh::TcpMesh;
 use llamero_engine::step::{BlockDeltas, SampleKey};
-use llamero_engine::{Backend, BackendError, BlockTables, Era, FormSpec, Plan, PlanRow, TokenRef};
+use llamero_engine::{
+    Backend, BackendError, BlockTables, Era, FormSpec, KvDtype, Plan, PlanRow, RowOutput, TokenRef, Waited,
+};
 
 pub use machine::{bandwidth, flops};
 
 use crate::CpuBackend;
-use crate::collective::Solo;
 use stopwatch::Stopwatch;
 
-const BLOCK: u32 = 32;
+const BLOCK: u32 = 16;
 
 /// What to measure.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -162,15 +165,19 @@ impl<'a> Driver<'a> {
         };
         let context = context.next_multiple_of(BLOCK);
         let blocks_per_slot = context / BLOCK;
-        let spec = FormSpec {
+        let mut spec = FormSpec {
             era,
             max_sequences: slots,
             max_batched_tokens: context.max(slots),
             max_context: context,
             block_size: BLOCK,
-            kv_bytes: backend.kv_bytes_per_token() * u64::from(context) * u64::from(slots),
+            steps_in_flight: 1,
+            kv_dtype: KvDtype::Bf16,
+            max_adapters: 0,
+            kv_bytes: 0,
         };
-        let capacity = backend.form(&spec, Box::new(Solo::new(era)))?;
+        spec.kv_bytes = backend.memory(&spec)?.kv_block * u64::from(blocks_per_slot) * u64::from(slots);
+        let capacity = backend.form(&spec, Box::new(TcpMesh::alone(era)), &mut |_| {})?;
         Ok(Self {
             backend,
             tables: BlockTables::new(slots, capacity.blocks),
@@ -206,7 +213,7 @@ impl<'a> Driver<'a> {
             }
         }
         self.step += 1;
-        let broken = |error: llamero_engine::BlockTableError| BackendError::Memory(error.to_string());
+        let broken = |error: llamero_engine::BlockTableError| BackendError::Bug(error.to_string());
         self.tables.apply(&blocks).map_err(broken)?;
         let state_hash = self.tables.hash();
         let plan = Plan {
@@ -215,10 +222,19 @@ impl<'a> Driver<'a> {
             micro_batch: 0,
             rows,
             blocks,
+            late_tokens: 0,
+            late_sampling: false,
             state_hash,
         };
         let ticket = self.backend.submit(&plan)?;
-        self.backend.poll(ticket)?;
+        match self.backend.wait(ticket, Instant::now())? {
+            Waited::Done(_) => {}
+            other => {
+                return Err(BackendError::Bug(format!(
+                    "a step that waits for nothing ended with {other:?}"
+                )));
+            }
+        }
         self.backend.release(ticket);
         Ok(())
     }
@@ -228,13 +244,19 @@ fn row(slot: u32, start: u32, tokens: u32, sampled: bool) -> PlanRow {
     let greedy = SampleKey {
         seed: 0,
         temperature: 0.0,
+        top: 1,
+        mass: false,
         logprobs: false,
     };
     PlanRow {
         slot,
         start,
         tokens: (0..tokens).map(|i| TokenRef::Known((start + i) % 97)).collect(),
-        drafts: 0,
-        sample: sampled.then_some(greedy),
+        adapter: None,
+        output: if sampled {
+            RowOutput::Sample { last: 1, key: greedy }
+        } else {
+            RowOutput::None
+        },
     }
 }

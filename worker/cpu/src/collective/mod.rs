@@ -1,7 +1,17 @@
-//! Collectives that need no network: for a rank alone, and for ranks that are threads of one process.
+//! Communication inside a step, over a [`llamero_engine::Mesh`].
+//!
+//! | module | what it is |
+//! |---|---|
+//! | `group` | one tensor group: frames to and from all its members |
+//! | `tree` | [`Collective`]: sums in the order of the leaf tree, gathers, point to point |
+//! | `join` | adding up the roots of all ranks |
 
-mod local;
-mod solo;
+mod group;
+mod join;
+mod tree;
 
-pub use local::{LocalCollective, local_group};
-pub use solo::Solo;
+#[cfg(test)]
+mod tests;
+
+pub use group::Waits;
+pub use tree::{Collective, Reduction, SCATTER_BYTES};

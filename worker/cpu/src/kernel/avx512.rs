@@ -83,8 +83,14 @@ pub(super) unsafe fn run(tile: Tile<'_>, sums: &mut [f32]) {
     reason = "indices also compute addresses; loops of constant length unroll"
 )]
 unsafe fn chains<const ROWS: usize, const BLOCKS: usize, const E4M3: bool>(tile: Tile<'_>, sums: &mut [f32]) {
-    let step_bytes = tile.element.step_bytes();
+    let step_bytes = tile.step_bytes();
     let sums = sums.as_mut_ptr();
+    // Of bf16, lanes 16 to 31; E4M3 is unpacked from one register.
+    let upper = match tile.upper {
+        Some(upper) => upper,
+        None => &tile.weights[step_bytes / 2..],
+    }
+    .as_ptr();
     // SAFETY: all reads and writes lie inside the slices: rows, blocks and steps are within the shape whose lengths the
     // caller checked; unaligned loads are used throughout; the tables are 128 bytes.
     unsafe {
@@ -107,11 +113,8 @@ unsafe fn chains<const ROWS: usize, const BLOCKS: usize, const E4M3: bool>(tile:
         for step in 0..tile.steps {
             let inputs = tile.inputs.as_ptr().add(step);
             for b in 0..BLOCKS {
-                let at = tile
-                    .weights
-                    .as_ptr()
-                    .add(b * tile.block_stride + step * step_bytes);
-                let first = _mm512_loadu_si512(at.cast());
+                let at = b * tile.block_stride + step * step_bytes;
+                let first = _mm512_loadu_si512(tile.weights.as_ptr().add(at).cast());
                 let weights: [__m512i; 2] = if E4M3 {
                     let lows = _mm512_permutex2var_epi8(low[0], first, low[1]);
                     let highs = _mm512_permutex2var_epi8(high[0], first, high[1]);
@@ -122,7 +125,7 @@ unsafe fn chains<const ROWS: usize, const BLOCKS: usize, const E4M3: bool>(tile:
                         _mm512_unpackhi_epi8(lows, highs),
                     ]
                 } else {
-                    [first, _mm512_loadu_si512(at.add(64).cast())]
+                    [first, _mm512_loadu_si512(upper.add(at).cast())]
                 };
                 for r in 0..ROWS {
                     let input = _mm512_set1_epi32(inputs.add(r * tile.input_stride).read() as i32);

@@ -8,12 +8,20 @@ use super::tile::Tile;
 multiversion! {
     /// See [`Tile`].
     pub(super) fn run(tile: Tile<'_>, sums: &mut [f32]) {
-        let step_bytes = tile.element.step_bytes();
+        let step_bytes = tile.step_bytes();
         for block in 0..tile.blocks {
             let weights = &tile.weights[block * tile.block_stride..];
+            let upper = tile.upper.map(|upper| &upper[block * tile.block_stride..]);
             let sums = &mut sums[block * tile.rows * LANES..][..tile.rows * LANES];
             for (step, bytes) in weights[..tile.steps * step_bytes].chunks_exact(step_bytes).enumerate() {
-                let (even, odd) = widen(tile.element, bytes);
+                let halves = match upper {
+                    Some(upper) => (bytes, &upper[step * step_bytes..][..step_bytes]),
+                    None => bytes.split_at(step_bytes / 2),
+                };
+                let (even, odd) = match tile.element {
+                    Element::Bf16 => widen(halves),
+                    Element::E4m3 => widen_e4m3(bytes),
+                };
                 for (row, sums) in sums.as_chunks_mut::<LANES>().0.iter_mut().enumerate() {
                     let input = tile.inputs[row * tile.input_stride + step];
                     let a_even = flush(from_bf16(input as u16));
@@ -27,23 +35,27 @@ multiversion! {
     }
 }
 
-/// The weights of one step as f32: of the even and of the odd input.
+/// The weights of one step of bf16 as f32: of the even and of the odd input. Lanes 0 to 15, and 16 to 31.
 #[inline(always)]
-fn widen(element: Element, bytes: &[u8]) -> ([f32; LANES], [f32; LANES]) {
-    let mut parts = [[0.0; LANES]; 2];
-    for (e, part) in parts.iter_mut().enumerate() {
-        for (o, value) in part.iter_mut().enumerate() {
-            let index = element.index(o, e);
-            *value = match element {
-                Element::Bf16 => flush(from_bf16(u16::from_le_bytes([
-                    bytes[2 * index],
-                    bytes[2 * index + 1],
-                ]))),
-                Element::E4m3 => e4m3(bytes[index]),
-            };
+fn widen(halves: (&[u8], &[u8])) -> ([f32; LANES], [f32; LANES]) {
+    let (mut even, mut odd) = ([0.0; LANES], [0.0; LANES]);
+    for (from, bytes) in [(0, halves.0), (LANES / 2, halves.1)] {
+        for (lane, pair) in bytes.as_chunks::<4>().0.iter().take(LANES / 2).enumerate() {
+            even[from + lane] = flush(from_bf16(u16::from_le_bytes([pair[0], pair[1]])));
+            odd[from + lane] = flush(from_bf16(u16::from_le_bytes([pair[2], pair[3]])));
         }
     }
-    let [even, odd] = parts;
+    (even, odd)
+}
+
+/// The same of E4M3.
+#[inline(always)]
+fn widen_e4m3(bytes: &[u8]) -> ([f32; LANES], [f32; LANES]) {
+    let (mut even, mut odd) = ([0.0; LANES], [0.0; LANES]);
+    for lane in 0..LANES {
+        even[lane] = e4m3(bytes[Element::E4m3.index(lane, 0)]);
+        odd[lane] = e4m3(bytes[Element::E4m3.index(lane, 1)]);
+    }
     (even, odd)
 }
 

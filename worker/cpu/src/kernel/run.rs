@@ -14,10 +14,11 @@ impl Tile<'_> {
             return;
         }
         assert!(self.rows <= MAX_ROWS);
-        assert!(
-            self.weights.len()
-                >= (self.blocks - 1) * self.block_stride + self.steps * self.element.step_bytes()
-        );
+        let needed = (self.blocks - 1) * self.block_stride + self.steps * self.step_bytes();
+        assert!(self.weights.len() >= needed);
+        if let Some(upper) = self.upper {
+            assert!(upper.len() >= needed && self.element == Element::Bf16);
+        }
         assert!(self.inputs.len() >= (self.rows - 1) * self.input_stride + self.steps);
         assert!(sums.len() >= self.blocks * self.rows * LANES);
         match kernel.level() {
@@ -30,6 +31,7 @@ impl Tile<'_> {
                     let now = group.min(1 << (self.blocks - done).ilog2());
                     let part = Tile {
                         weights: &self.weights[done * self.block_stride..],
+                        upper: self.upper.map(|upper| &upper[done * self.block_stride..]),
                         blocks: now,
                         ..self
                     };
@@ -68,6 +70,7 @@ pub(super) fn agrees_with_portable(kernel: Kernel) -> bool {
     let tile = Tile {
         element: Element::Bf16,
         weights: &weights,
+        upper: None,
         block_stride: 0,
         blocks: 1,
         steps: 64,

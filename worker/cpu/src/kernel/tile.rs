@@ -13,6 +13,9 @@ pub(crate) struct Tile<'a> {
     pub(crate) element: Element,
     /// Packed steps (see [`super::pack`]); block `b` starts at byte `b * block_stride`.
     pub(crate) weights: &'a [u8],
+    /// Where lanes 16 to 31 of every step lie when they are not behind lanes 0 to 15; a step of either is then half as
+    /// long. Only for bf16.
+    pub(crate) upper: Option<&'a [u8]>,
     /// Bytes from one block to the next.
     pub(crate) block_stride: usize,
     /// Blocks of 32 outputs.
@@ -25,6 +28,16 @@ pub(crate) struct Tile<'a> {
     pub(crate) input_stride: usize,
     /// Rows, at most [`MAX_ROWS`].
     pub(crate) rows: usize,
+}
+
+impl Tile<'_> {
+    /// Bytes from one step to the next.
+    pub(crate) fn step_bytes(&self) -> usize {
+        match self.upper {
+            Some(_) => self.element.step_bytes() / 2,
+            None => self.element.step_bytes(),
+        }
+    }
 }
 
 /// Blocks that a tile of that many rows computes at once: enough independent chains to hide the latency, and no more

@@ -1,81 +1,24 @@
 //! The plan link between rank 0 and another rank.
 
 use std::net::TcpStream;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use serde::{Deserialize, Serialize};
-
+use super::contract::MeshError;
 use super::frame::{Header, Kind};
+use super::message::Message;
 use super::socket::{self, EraAbort, SocketError};
-use crate::collective::CollectiveError;
-use crate::step::{Era, Late, LogitShard, Plan, StepOutput};
+use crate::step::Era;
 
-/// What travels on a plan link.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub enum Message {
-    /// Leader: the links are there, form with these limits.
-    Setup(Setup),
-    /// Follower: formed, with so many KV blocks.
-    Ready {
-        /// [`crate::KvCapacity::blocks`].
-        blocks: u32,
-    },
-    /// Leader: execute this step.
-    Plan(Plan),
-    /// Leader: the values that the plan left open. Follows each plan.
-    Late(Late),
-    /// Follower: the step's answer.
-    Output(StepOutput),
-    /// Leader: send this rank's part of a sampled row of the last step.
-    FetchRow {
-        /// Index into [`Plan::rows`].
-        row: u32,
-    },
-    /// Follower: the part.
-    Row(LogitShard),
-    /// Leader: the group is drained and ends; exit.
-    Leave,
-    /// Follower: it cannot go on; the era ends.
-    Failed {
-        /// Why.
-        reason: String,
-    },
-}
+/// Reading has no deadline of its own: who waits for an answer knows how long, and ends the era.
+const NO_DEADLINE: Duration = Duration::from_secs(365 * 86_400);
 
-/// Limits that all ranks form with; each adds its own memory for KV.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Setup {
-    /// See [`crate::FormSpec::max_sequences`].
-    pub max_sequences: u32,
-    /// See [`crate::FormSpec::max_batched_tokens`].
-    pub max_batched_tokens: u32,
-    /// See [`crate::FormSpec::max_context`].
-    pub max_context: u32,
-    /// See [`crate::FormSpec::block_size`].
-    pub block_size: u32,
-}
-
-impl Message {
-    fn name(&self) -> &'static str {
-        match self {
-            Self::Setup(_) => "Setup",
-            Self::Ready { .. } => "Ready",
-            Self::Plan(_) => "Plan",
-            Self::Late(_) => "Late",
-            Self::Output(_) => "Output",
-            Self::FetchRow { .. } => "FetchRow",
-            Self::Row(_) => "Row",
-            Self::Leave => "Leave",
-            Self::Failed { .. } => "Failed",
-        }
-    }
-}
-
-/// One end of a plan link in one era.
+/// One end of a plan link in one era. One thread receives; any may send.
 #[derive(Debug)]
 pub struct ControlLink {
     stream: TcpStream,
+    /// Held while a frame is written, so that frames do not mix.
+    writing: Mutex<()>,
     peer: u32,
     era: Era,
     abort: Arc<EraAbort>,
@@ -87,6 +30,7 @@ impl ControlLink {
     pub fn new(stream: TcpStream, peer: u32, era: Era, abort: Arc<EraAbort>) -> Self {
         Self {
             stream,
+            writing: Mutex::new(()),
             peer,
             era,
             abort,
@@ -108,24 +52,18 @@ impl ControlLink {
     /// The messages as one run of bytes, so that a plan for many ranks is encoded once.
     ///
     /// # Errors
-    /// [`CollectiveError::Protocol`] when a message is too long to send.
-    pub fn encode(era: Era, step: u64, messages: &[Message]) -> Result<Vec<u8>, CollectiveError> {
+    /// [`MeshError::Protocol`] when a message is too long to send.
+    pub fn encode(era: Era, messages: &[(u64, Message)]) -> Result<Vec<u8>, MeshError> {
         let mut bytes = Vec::new();
-        for message in messages {
-            let header = Header {
-                kind: Kind::Control,
-                era,
-                step,
-                sequence: 0,
-                length: 0,
-            };
+        for (step, message) in messages {
+            let header = Header::of(Kind::Control, era, *step);
             let frame = postcard::to_stdvec(message)
                 .map_err(|error| SocketError::Content(error.to_string()))
                 .and_then(|payload| socket::frame_bytes(header, &payload));
             match frame {
                 Ok(frame) => bytes.extend_from_slice(&frame),
                 Err(error) => {
-                    return Err(CollectiveError::Protocol {
+                    return Err(MeshError::Protocol {
                         rank: 0,
                         reason: error.to_string(),
                     });
@@ -138,78 +76,64 @@ impl ControlLink {
     /// Send what [`Self::encode`] made.
     ///
     /// # Errors
-    /// [`CollectiveError`]; the link is unusable then.
-    pub fn send_bytes(&mut self, bytes: &[u8], wait: Duration) -> Result<(), CollectiveError> {
+    /// [`MeshError`]; the link is unusable then.
+    pub fn send_bytes(&self, bytes: &[u8], wait: Duration) -> Result<(), MeshError> {
+        let _writing = self.writing.lock().unwrap_or_else(PoisonError::into_inner);
         socket::write_all(&self.stream, bytes, Instant::now() + wait).map_err(|error| self.lost(error, wait))
     }
 
     /// Send one message.
     ///
     /// # Errors
-    /// [`CollectiveError`]; the link is unusable then.
-    pub fn send(&mut self, step: u64, message: &Message, wait: Duration) -> Result<(), CollectiveError> {
-        let bytes = Self::encode(self.era, step, std::slice::from_ref(message))?;
-        self.send_bytes(&bytes, wait)
+    /// [`MeshError`]; the link is unusable then.
+    pub fn send(&self, step: u64, message: Message, wait: Duration) -> Result<(), MeshError> {
+        self.send_bytes(&Self::encode(self.era, &[(step, message)])?, wait)
     }
 
-    /// Receive one message and the step it belongs to.
+    /// Wait for one message and the step it belongs to, as long as the era lasts.
     ///
     /// # Errors
-    /// [`CollectiveError`]; the link is unusable then. A peer's [`Message::Failed`] is an error too.
-    pub fn receive(&mut self, wait: Duration) -> Result<(u64, Message), CollectiveError> {
-        let (header, payload) = socket::read_frame(&self.stream, Instant::now() + wait)
-            .map_err(|error| self.lost(error, wait))?;
+    /// [`MeshError`]; the link is unusable then.
+    pub fn receive(&self) -> Result<(u64, Message), MeshError> {
+        let (header, payload) = socket::read_frame(&self.stream, Instant::now() + NO_DEADLINE)
+            .map_err(|error| self.lost(error, NO_DEADLINE))?;
         if header.kind != Kind::Control || header.era != self.era {
             let reason = format!(
                 "a {:?} frame of era {:?} came on the plan link of {:?}",
                 header.kind, header.era, self.era
             );
-            return Err(CollectiveError::Protocol {
+            return Err(MeshError::Protocol {
                 rank: self.peer,
                 reason,
             });
         }
         match postcard::from_bytes(&payload) {
-            Ok(Message::Failed { reason }) => Err(CollectiveError::PeerLost {
-                rank: self.peer,
-                reason,
-            }),
             Ok(message) => Ok((header.step, message)),
-            Err(error) => Err(CollectiveError::Protocol {
+            Err(error) => Err(MeshError::Protocol {
                 rank: self.peer,
                 reason: error.to_string(),
             }),
         }
     }
 
-    /// The error for a message that is well formed but out of place.
-    #[must_use]
-    pub fn unexpected(&self, step: u64, message: &Message) -> CollectiveError {
-        let reason = format!("unexpected {} in step {step}", message.name());
-        CollectiveError::Protocol {
-            rank: self.peer,
-            reason,
-        }
-    }
-
-    fn lost(&self, error: SocketError, wait: Duration) -> CollectiveError {
+    fn lost(&self, error: SocketError, wait: Duration) -> MeshError {
         blame(self.peer, error, wait, &self.abort)
     }
 }
 
 /// What a socket's failure means for the era.
-pub(super) fn blame(rank: u32, error: SocketError, wait: Duration, abort: &EraAbort) -> CollectiveError {
+pub(super) fn blame(rank: u32, error: SocketError, wait: Duration, abort: &EraAbort) -> MeshError {
     if abort.is_aborted() {
-        return CollectiveError::Aborted;
+        return MeshError::Aborted;
     }
-    let millis = u64::try_from(wait.as_millis()).unwrap_or(u64::MAX);
+    let millis = u64::try_from(wait.as_micros().div_ceil(1000)).unwrap_or(u64::MAX);
     match error {
-        SocketError::Deadline => CollectiveError::Deadline { rank, millis },
-        SocketError::Frame(_) | SocketError::Content(_) => CollectiveError::Protocol {
+        SocketError::Deadline => MeshError::Deadline { rank, millis },
+        SocketError::Frame(_) | SocketError::Content(_) => MeshError::Protocol {
             rank,
             reason: error.to_string(),
         },
-        SocketError::Closed | SocketError::Io(_) => CollectiveError::PeerLost {
+        SocketError::Closed | SocketError::Io(_) => MeshError::PeerLost {
             rank,
             reason: error.to_string(),
         },

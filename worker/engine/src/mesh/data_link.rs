@@ -5,7 +5,7 @@ use std::net::TcpStream;
 
 use super::socket::EraAbort;
 
-/// A connection for collectives, non-blocking, in one era. Frames are numbered per direction within a step.
+/// A connection for the frames of a backend, non-blocking, in one era. Frames are numbered per direction.
 #[derive(Debug)]
 pub struct DataLink {
     pub(super) stream: TcpStream,
@@ -43,8 +43,11 @@ impl DataLink {
         abort.watch(&self.stream)
     }
 
-    pub(super) fn begin_step(&mut self) {
-        self.sent = 0;
-        self.received = 0;
+    /// Whether the peer runs in the same network namespace, which is one pod: both ends have one address.
+    pub(super) fn is_local(&self) -> bool {
+        match (self.stream.local_addr(), self.stream.peer_addr()) {
+            (Ok(here), Ok(there)) => here.ip().to_canonical() == there.ip().to_canonical(),
+            _ => false,
+        }
     }
 }

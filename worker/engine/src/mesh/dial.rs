@@ -4,7 +4,8 @@ use std::net::{SocketAddr, TcpStream};
 use std::time::{Duration, Instant};
 
 use super::frame::{Header, Kind};
-use super::hello::{Answer, Hello, RefusalCode};
+use super::hello::{Answer, Hello, RefusalCode, SignedAnswer, SignedHello};
+use super::key::{GroupKey, Side, nonce};
 use super::socket::{self, SocketError};
 use crate::step::Era;
 
@@ -35,17 +36,22 @@ pub enum DialError {
     },
 }
 
-/// Connect, say `hello` and wait for the welcome, all within `wait`.
+/// Connect, prove to know `key`, say `hello` and wait for the welcome of somebody who proves the same, all within `wait`.
 ///
 /// # Errors
 /// [`DialError`].
-pub fn dial(address: SocketAddr, hello: &Hello, wait: Duration) -> Result<TcpStream, DialError> {
+pub fn dial(
+    address: SocketAddr,
+    hello: &Hello,
+    key: &GroupKey,
+    wait: Duration,
+) -> Result<TcpStream, DialError> {
     let unreachable = |source| DialError::Unreachable {
         rank: hello.to,
         address,
         source,
     };
-    let (stream, answer) = greet(address, hello, wait).map_err(unreachable)?;
+    let (stream, answer) = greet(address, hello, key, wait).map_err(unreachable)?;
     match answer {
         Answer::Welcome => Ok(stream),
         Answer::Refused {
@@ -61,27 +67,46 @@ pub fn dial(address: SocketAddr, hello: &Hello, wait: Duration) -> Result<TcpStr
     }
 }
 
-fn greet(address: SocketAddr, hello: &Hello, wait: Duration) -> Result<(TcpStream, Answer), SocketError> {
+fn greet(
+    address: SocketAddr,
+    hello: &Hello,
+    key: &GroupKey,
+    wait: Duration,
+) -> Result<(TcpStream, Answer), SocketError> {
     let deadline = Instant::now() + wait;
     let stream = TcpStream::connect_timeout(&address, wait)?;
     socket::prepare(&stream)?;
-    let payload = postcard::to_stdvec(hello).map_err(content)?;
-    let header = Header {
-        kind: Kind::Hello,
-        era: hello.era,
-        step: 0,
-        sequence: 0,
-        length: 0,
+    let challenge = socket::read_handshake(&stream, Kind::Challenge, deadline).map_err(closed)?;
+    let challenge = challenge
+        .as_slice()
+        .try_into()
+        .map_err(|_| SocketError::Content("a challenge of another length".into()))?;
+    let (text, nonce) = (postcard::to_stdvec(hello).map_err(content)?, nonce()?);
+    let signed = SignedHello {
+        proof: key.prove(Side::Dialler, &challenge, &nonce, &text),
+        hello: text,
+        nonce,
     };
+    let payload = postcard::to_stdvec(&signed).map_err(content)?;
+    // The frame's own era says nothing yet: it would tell strangers who listen.
+    let header = Header::of(Kind::Hello, Era::default(), 0);
     socket::write_all(&stream, &socket::frame_bytes(header, &payload)?, deadline)?;
-    let (header, payload) = socket::read_handshake(&stream, deadline)?;
-    if header.kind != Kind::Answer {
-        return Err(SocketError::Content(format!(
-            "a {:?} frame instead of an answer",
-            header.kind
-        )));
+    let payload = socket::read_handshake(&stream, Kind::Answer, deadline).map_err(closed)?;
+    let signed: SignedAnswer = postcard::from_bytes(&payload).map_err(content)?;
+    if !key.verifies(&signed.proof, Side::Listener, &challenge, &nonce, &signed.answer) {
+        return Err(SocketError::Content("it does not know the group's key".into()));
     }
-    Ok((stream, postcard::from_bytes(&payload).map_err(content)?))
+    Ok((stream, postcard::from_bytes(&signed.answer).map_err(content)?))
+}
+
+/// Who listens says nothing to strangers, so a close is all that is seen of the most likely reasons.
+fn closed(error: SocketError) -> SocketError {
+    match error {
+        SocketError::Closed => SocketError::Content(
+            "it closed the connection: it has not been told this generation yet, or is in a later one".into(),
+        ),
+        other => other,
+    }
 }
 
 pub(super) fn content(error: postcard::Error) -> SocketError {

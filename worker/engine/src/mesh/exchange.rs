@@ -4,34 +4,34 @@
 //! hold do not wait for each other forever.
 
 use std::io::{ErrorKind, IoSlice, Read, Write};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use rustix::event::{PollFd, PollFlags};
 use serde::{Deserialize, Serialize};
 
+use super::contract::{Label, MeshError, Transfer, Wait};
 use super::control_link::blame;
 use super::data_link::DataLink;
 use super::frame::{HEADER, Header, Kind};
 use super::socket::{self, EraAbort, SocketError};
-use crate::collective::CollectiveError;
 use crate::step::Era;
 
 /// What is the same for all frames of one exchange.
 #[derive(Clone, Copy)]
 pub(super) struct Context<'a> {
-    pub(super) kind: Kind,
+    pub(super) label: Label,
     pub(super) era: Era,
-    pub(super) step: u64,
-    pub(super) wait: Duration,
-    pub(super) spin: Duration,
+    pub(super) wait: Wait,
+    /// When the exchange began, to say how long was waited.
+    pub(super) start: Instant,
     pub(super) abort: &'a EraAbort,
 }
 
 /// One peer's part: what goes there and what is to come from there.
-pub(super) struct Job<'a> {
-    pub(super) link: &'a mut DataLink,
-    pub(super) out: Option<&'a [u8]>,
-    pub(super) into: Option<&'a mut [u8]>,
+struct Job<'a> {
+    link: &'a mut DataLink,
+    out: Option<&'a [u8]>,
+    into: Option<&'a mut [u8]>,
 }
 
 /// Why somebody left the era, as it travels in a Goodbye.
@@ -40,6 +40,19 @@ enum Farewell {
     PeerLost { rank: u32, reason: String },
     Deadline { rank: u32, millis: u64 },
     Protocol { rank: u32, reason: String },
+}
+
+impl Context<'_> {
+    fn header(&self, sequence: u32, length: u32) -> Header {
+        Header {
+            kind: Kind::Data,
+            tag: self.label.tag,
+            era: self.era,
+            step: self.label.step,
+            sequence,
+            length,
+        }
+    }
 }
 
 struct Progress<'a> {
@@ -52,18 +65,18 @@ struct Progress<'a> {
     ahead: bool,
 }
 
-/// Carry out all jobs.
+/// Carry out all transfers over `links`, both in ascending order of peers.
 ///
 /// # Errors
-/// [`CollectiveError`], blaming the first peer that is still owed something.
-pub(super) fn exchange(context: Context<'_>, jobs: Vec<Job<'_>>) -> Result<(), CollectiveError> {
-    let mut all = jobs
-        .into_iter()
-        .map(|job| Progress::new(&context, job))
-        .collect::<Result<Vec<_>, _>>()?;
-    let start = Instant::now();
-    let deadline = start + context.wait;
-    let mut idle_since = start;
+/// [`MeshError`], blaming the first peer that is still owed something.
+pub(super) fn exchange(
+    context: Context<'_>,
+    links: &mut [DataLink],
+    transfers: &mut [Transfer<'_>],
+) -> Result<(), MeshError> {
+    let mut all = jobs(&context, links, transfers)?;
+    let deadline = context.wait.until;
+    let mut idle_since = context.start;
     loop {
         let mut moved = false;
         for progress in &mut all {
@@ -75,7 +88,7 @@ pub(super) fn exchange(context: Context<'_>, jobs: Vec<Job<'_>>) -> Result<(), C
         let now = Instant::now();
         if moved {
             idle_since = now;
-        } else if now.duration_since(idle_since) < context.spin && !context.abort.is_aborted() {
+        } else if now.duration_since(idle_since) < context.wait.spin && !context.abort.is_aborted() {
             std::hint::spin_loop();
             continue;
         }
@@ -84,7 +97,7 @@ pub(super) fn exchange(context: Context<'_>, jobs: Vec<Job<'_>>) -> Result<(), C
             progress.listen(&context, deadline)?;
         }
         if context.abort.is_aborted() {
-            return Err(CollectiveError::Aborted);
+            return Err(MeshError::Aborted);
         }
         if !moved && !wait_any(&all, deadline)? {
             let late = all
@@ -93,13 +106,37 @@ pub(super) fn exchange(context: Context<'_>, jobs: Vec<Job<'_>>) -> Result<(), C
                 .or_else(|| all.first());
             return Err(match late {
                 Some(progress) => progress.lost(SocketError::Deadline, &context),
-                None => CollectiveError::Aborted,
+                None => MeshError::Aborted,
             });
         }
     }
 }
 
-fn wait_any(all: &[Progress<'_>], deadline: Instant) -> Result<bool, CollectiveError> {
+fn jobs<'a>(
+    context: &Context<'_>,
+    links: &'a mut [DataLink],
+    transfers: &'a mut [Transfer<'_>],
+) -> Result<Vec<Progress<'a>>, MeshError> {
+    let mut links = links.iter_mut();
+    let mut all = Vec::with_capacity(transfers.len());
+    for transfer in transfers {
+        let Some(link) = links.find(|link| link.peer == transfer.peer) else {
+            let reason =
+                "there is no link to it, or transfers are not in ascending order of peers".to_owned();
+            let rank = transfer.peer;
+            return Err(MeshError::Protocol { rank, reason });
+        };
+        let job = Job {
+            link,
+            out: transfer.out,
+            into: transfer.into.as_deref_mut(),
+        };
+        all.push(Progress::new(context, job)?);
+    }
+    Ok(all)
+}
+
+fn wait_any(all: &[Progress<'_>], deadline: Instant) -> Result<bool, MeshError> {
     let mut fds: Vec<PollFd<'_>> = all
         .iter()
         .filter_map(|progress| {
@@ -109,7 +146,7 @@ fn wait_any(all: &[Progress<'_>], deadline: Instant) -> Result<bool, CollectiveE
             (!flags.is_empty()).then(|| PollFd::new(&progress.job.link.stream, flags))
         })
         .collect();
-    socket::wait_any(&mut fds, deadline).map_err(|error| CollectiveError::PeerLost {
+    socket::wait_any(&mut fds, deadline).map_err(|error| MeshError::PeerLost {
         rank: all.first().map_or(0, |progress| progress.job.link.peer),
         reason: error.to_string(),
     })
@@ -117,20 +154,14 @@ fn wait_any(all: &[Progress<'_>], deadline: Instant) -> Result<bool, CollectiveE
 
 /// Tell the peers why this rank leaves the era, where no frame is half written. Best effort: they find out by the
 /// closed connection otherwise, only not who is to blame.
-pub(super) fn say_goodbye(links: &[DataLink], era: Era, step: u64, error: &CollectiveError) {
+pub(super) fn say_goodbye(links: &[DataLink], era: Era, step: u64, error: &MeshError) {
     let farewell = match error.clone() {
-        CollectiveError::PeerLost { rank, reason } => Farewell::PeerLost { rank, reason },
-        CollectiveError::Deadline { rank, millis } => Farewell::Deadline { rank, millis },
-        CollectiveError::Protocol { rank, reason } => Farewell::Protocol { rank, reason },
-        CollectiveError::Aborted => return,
+        MeshError::PeerLost { rank, reason } => Farewell::PeerLost { rank, reason },
+        MeshError::Deadline { rank, millis } => Farewell::Deadline { rank, millis },
+        MeshError::Protocol { rank, reason } => Farewell::Protocol { rank, reason },
+        MeshError::Aborted | MeshError::NotLocal { .. } => return,
     };
-    let header = Header {
-        kind: Kind::Goodbye,
-        era,
-        step,
-        sequence: 0,
-        length: 0,
-    };
+    let header = Header::of(Kind::Goodbye, era, step);
     let Ok(payload) = postcard::to_stdvec(&farewell) else {
         return;
     };
@@ -143,31 +174,20 @@ pub(super) fn say_goodbye(links: &[DataLink], era: Era, step: u64, error: &Colle
 }
 
 impl<'a> Progress<'a> {
-    fn new(context: &Context<'_>, job: Job<'a>) -> Result<Self, CollectiveError> {
+    fn new(context: &Context<'_>, job: Job<'a>) -> Result<Self, MeshError> {
         let length = u32::try_from(job.out.map_or(0, <[u8]>::len))
             .ok()
-            .filter(|l| *l <= context.kind.longest());
+            .filter(|l| *l <= Kind::Data.longest());
         let Some(length) = length else {
-            let reason = format!(
-                "a {:?} frame longer than {} bytes is to be sent",
-                context.kind,
-                context.kind.longest()
-            );
-            return Err(CollectiveError::Protocol {
+            let reason = format!("a frame longer than {} bytes is to be sent", Kind::Data.longest());
+            return Err(MeshError::Protocol {
                 rank: job.link.peer,
                 reason,
             });
         };
-        let Context { kind, era, step, .. } = *context;
-        let header = Header {
-            kind,
-            era,
-            step,
-            sequence: job.link.sent,
-            length,
-        };
+        let header = context.header(job.link.sent, length);
         if job.out.is_some() {
-            job.link.sent += 1;
+            job.link.sent = job.link.sent.wrapping_add(1);
             job.link.torn = true;
         }
         Ok(Self {
@@ -195,7 +215,7 @@ impl<'a> Progress<'a> {
         self.is_sent() && self.is_received()
     }
 
-    fn advance(&mut self, context: &Context<'_>, deadline: Instant) -> Result<bool, CollectiveError> {
+    fn advance(&mut self, context: &Context<'_>, deadline: Instant) -> Result<bool, MeshError> {
         let received = !self.is_received() && self.receive(context, deadline)?;
         let sent = !self.is_sent() && self.send().map_err(|error| self.lost(error, context))?;
         Ok(received || sent)
@@ -217,7 +237,7 @@ impl<'a> Progress<'a> {
         }
     }
 
-    fn receive(&mut self, context: &Context<'_>, deadline: Instant) -> Result<bool, CollectiveError> {
+    fn receive(&mut self, context: &Context<'_>, deadline: Instant) -> Result<bool, MeshError> {
         let mut moved = false;
         if self.received < HEADER {
             let count = read_some(&self.job.link.stream, &mut self.in_header[self.received..]);
@@ -241,7 +261,7 @@ impl<'a> Progress<'a> {
 
     /// Hear a peer whose frame is here already: its Goodbye ends this exchange too, at once and with the right one to
     /// blame.
-    fn listen(&mut self, context: &Context<'_>, deadline: Instant) -> Result<(), CollectiveError> {
+    fn listen(&mut self, context: &Context<'_>, deadline: Instant) -> Result<(), MeshError> {
         if self.ahead || !self.is_received() {
             return Ok(());
         }
@@ -265,41 +285,41 @@ impl<'a> Progress<'a> {
         Ok(())
     }
 
-    fn check_header(&mut self, context: &Context<'_>, deadline: Instant) -> Result<(), CollectiveError> {
+    fn check_header(&mut self, context: &Context<'_>, deadline: Instant) -> Result<(), MeshError> {
         let header = Header::decode(&self.in_header).map_err(|error| self.lost(error.into(), context))?;
         if header.kind == Kind::Goodbye && header.era == context.era {
             return Err(self.farewell(header, context, deadline));
         }
-        let expected = Header {
-            kind: context.kind,
-            era: context.era,
-            step: context.step,
-            sequence: self.job.link.received,
-            length: u32::try_from(self.job.into.as_ref().map_or(0, |into| into.len())).unwrap_or(u32::MAX),
-        };
+        let length = u32::try_from(self.job.into.as_ref().map_or(0, |into| into.len())).unwrap_or(u32::MAX);
+        let expected = context.header(self.job.link.received, length);
         if header != expected {
             let reason = format!("expected {expected:?} and got {header:?}");
             return Err(self.lost(SocketError::Content(reason), context));
         }
-        self.job.link.received += 1;
+        self.job.link.received = self.job.link.received.wrapping_add(1);
         Ok(())
     }
 
     /// A peer left and says whom it blames.
-    fn farewell(&self, header: Header, context: &Context<'_>, deadline: Instant) -> CollectiveError {
+    fn farewell(&self, header: Header, context: &Context<'_>, deadline: Instant) -> MeshError {
         let mut payload = vec![0; header.length as usize];
         let farewell = socket::read_exact(&self.job.link.stream, &mut payload, deadline)
             .and_then(|()| postcard::from_bytes(&payload).map_err(super::dial::content));
         match farewell {
-            Ok(Farewell::PeerLost { rank, reason }) => CollectiveError::PeerLost { rank, reason },
-            Ok(Farewell::Deadline { rank, millis }) => CollectiveError::Deadline { rank, millis },
-            Ok(Farewell::Protocol { rank, reason }) => CollectiveError::Protocol { rank, reason },
+            Ok(Farewell::PeerLost { rank, reason }) => MeshError::PeerLost { rank, reason },
+            Ok(Farewell::Deadline { rank, millis }) => MeshError::Deadline { rank, millis },
+            Ok(Farewell::Protocol { rank, reason }) => MeshError::Protocol { rank, reason },
             Err(error) => self.lost(error, context),
         }
     }
 
-    fn lost(&self, error: SocketError, context: &Context<'_>) -> CollectiveError {
-        blame(self.job.link.peer, error, context.wait, context.abort)
+    fn lost(&self, error: SocketError, context: &Context<'_>) -> MeshError {
+        blame(
+            self.job.link.peer,
+            error,
+            context.wait.until.duration_since(context.start),
+            context.abort,
+        )
     }
 }
 

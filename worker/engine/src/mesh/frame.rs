@@ -2,54 +2,48 @@
 //!
 //! | offset | bytes | field |
 //! |---|---|---|
-//! | 0 | 4 | magic `LMR1` |
+//! | 0 | 4 | magic `LMR2` |
 //! | 4 | 2 | kind |
-//! | 6 | 2 | zero |
+//! | 6 | 2 | tag: the backend's number for the kind of call; 0 outside data links |
 //! | 8 | 8 | generation |
 //! | 16 | 8 | epoch |
 //! | 24 | 8 | step |
-//! | 32 | 4 | sequence number of the frame on its link within the step |
+//! | 32 | 4 | sequence number of the frame on its link |
 //! | 36 | 4 | length of the payload |
 //! | 40 | 4 | FNV-1a of the 40 bytes before, folded to 32 bits |
 
-use crate::block_tables::Fnv1a;
+use crate::hash::Fnv1a;
 use crate::step::Era;
 
 /// Bytes of a header.
 pub const HEADER: usize = 44;
-const MAGIC: [u8; 4] = *b"LMR1";
+const MAGIC: [u8; 4] = *b"LMR2";
 
 /// What a frame carries.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Kind {
-    /// [`super::Hello`].
-    Hello = 1,
-    /// [`super::Answer`].
-    Answer = 2,
+    /// A random number, from the one who accepts.
+    Challenge = 1,
+    /// [`super::hello::SignedHello`].
+    Hello = 2,
+    /// [`super::hello::SignedAnswer`].
+    Answer = 3,
     /// [`super::Message`].
-    Control = 3,
-    /// Roots of subtrees for an all-to-all sum.
-    Roots = 4,
-    /// Parts of roots for a reduce-scatter.
-    Scatter = 5,
-    /// Parts to concatenate.
-    Gather = 6,
-    /// Point to point.
-    Direct = 7,
+    Control = 4,
+    /// Bytes of a backend.
+    Data = 5,
     /// The sender left the era; the payload says why.
-    Goodbye = 8,
+    Goodbye = 6,
 }
 
 impl Kind {
     fn from_code(code: u16) -> Option<Self> {
         [
+            Self::Challenge,
             Self::Hello,
             Self::Answer,
             Self::Control,
-            Self::Roots,
-            Self::Scatter,
-            Self::Gather,
-            Self::Direct,
+            Self::Data,
             Self::Goodbye,
         ]
         .into_iter()
@@ -61,10 +55,11 @@ impl Kind {
     #[must_use]
     pub fn longest(self) -> u32 {
         match self {
-            Self::Hello | Self::Answer => 16 << 10,
+            Self::Challenge => 32,
+            Self::Hello | Self::Answer => 4 << 10,
             Self::Goodbye => 4 << 10,
             Self::Control => 64 << 20,
-            Self::Roots | Self::Scatter | Self::Gather | Self::Direct => 1 << 30,
+            Self::Data => 1 << 30,
         }
     }
 }
@@ -74,11 +69,13 @@ impl Kind {
 pub struct Header {
     /// What follows.
     pub kind: Kind,
+    /// See [`super::Label::tag`].
+    pub tag: u16,
     /// The era the sender is in.
     pub era: Era,
     /// Step within the era; 0 outside steps.
     pub step: u64,
-    /// Number of the frame on its link within the step, from 0; 0 outside data links.
+    /// Number of the frame on its link, from 0; 0 outside data links.
     pub sequence: u32,
     /// Bytes that follow.
     pub length: u32,
@@ -107,12 +104,26 @@ pub enum FrameError {
 }
 
 impl Header {
+    /// A header outside data links; the length is filled in when the frame is put together.
+    #[must_use]
+    pub fn of(kind: Kind, era: Era, step: u64) -> Self {
+        Self {
+            kind,
+            tag: 0,
+            era,
+            step,
+            sequence: 0,
+            length: 0,
+        }
+    }
+
     /// The header as bytes.
     #[must_use]
     pub fn encode(&self) -> [u8; HEADER] {
         let mut bytes = [0; HEADER];
         bytes[0..4].copy_from_slice(&MAGIC);
         bytes[4..6].copy_from_slice(&(self.kind as u16).to_le_bytes());
+        bytes[6..8].copy_from_slice(&self.tag.to_le_bytes());
         bytes[8..16].copy_from_slice(&self.era.generation.to_le_bytes());
         bytes[16..24].copy_from_slice(&self.era.epoch.to_le_bytes());
         bytes[24..32].copy_from_slice(&self.step.to_le_bytes());
@@ -143,6 +154,7 @@ impl Header {
         }
         Ok(Self {
             kind,
+            tag: u16::from_le_bytes([bytes[6], bytes[7]]),
             era: Era {
                 generation: u64_at(bytes, 8),
                 epoch: u64_at(bytes, 16),
@@ -176,7 +188,8 @@ mod tests {
     use super::*;
 
     const SAMPLE: Header = Header {
-        kind: Kind::Scatter,
+        kind: Kind::Data,
+        tag: 0xabcd,
         era: Era {
             generation: 0x0123_4567_89ab_cdef,
             epoch: 7,

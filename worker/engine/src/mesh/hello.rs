@@ -1,11 +1,21 @@
-//! The handshake: who dials, for which era, over which model in which arithmetic.
+//! What is said in a handshake: who dials, for which era, over which model in which arithmetic.
+//!
+//! | from | what | proves |
+//! |---|---|---|
+//! | listener | [`Challenge`](super::frame::Kind::Challenge): a random number | nothing |
+//! | dialler | [`SignedHello`]: its own random number and [`Hello`] | that it knows the key |
+//! | listener | [`SignedAnswer`]: [`Answer`] | that it knows the key |
+//!
+//! A dialler that does not prove itself gets no answer: the connection is closed. Ranks that are not formed close at once.
 
 use serde::{Deserialize, Serialize};
 
+use super::Topology;
+use super::key::{Nonce, Proof};
 use crate::step::Era;
 
 /// Version of everything that ranks say to each other.
-pub const PROTOCOL: u16 = 1;
+pub const PROTOCOL: u16 = 2;
 
 /// What a link is for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -16,7 +26,27 @@ pub enum LinkKind {
     Data,
 }
 
-/// First message on a link, from the dialler.
+/// A [`Hello`] with the proof that it comes from a member.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SignedHello {
+    /// The [`Hello`] in postcard's form.
+    pub hello: Vec<u8>,
+    /// A random number of the dialler's.
+    pub nonce: Nonce,
+    /// Over challenge, nonce and `hello`.
+    pub proof: Proof,
+}
+
+/// An [`Answer`] with the proof that it comes from a member.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SignedAnswer {
+    /// The [`Answer`] in postcard's form.
+    pub answer: Vec<u8>,
+    /// Over challenge, the dialler's nonce and `answer`.
+    pub proof: Proof,
+}
+
+/// What the dialler says.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Hello {
     /// [`PROTOCOL`] of the dialler.
@@ -31,12 +61,12 @@ pub struct Hello {
     pub to: u32,
     /// What for.
     pub link: LinkKind,
-    /// Ranks of the group.
-    pub world: u32,
-    /// Kernel family: ranks of one class compute the same bits.
+    /// How the group shares the model.
+    pub topology: Topology,
+    /// Numerics class (kernel family, KV type): ranks of one class compute the same bits.
     pub numerics: String,
-    /// Fingerprint of the model's configuration and weights index.
-    pub model: String,
+    /// Content identity of the checkpoint.
+    pub content: String,
 }
 
 /// Why a link is refused.
@@ -48,21 +78,19 @@ pub enum RefusalCode {
     OtherGroup,
     /// Lower generation, or an epoch that is over.
     OldEra,
-    /// The membership of that generation has not been told to this rank yet. Try again.
-    NotFormed,
     /// Still loading. Try again.
     NotReady,
-    /// This is another rank, or the group has another size.
+    /// This is another rank, or the group has another topology.
     WrongRank,
-    /// Other kernel family.
+    /// Other numerics class.
     OtherNumerics,
-    /// Other model.
-    OtherModel,
+    /// Other weights.
+    OtherContent,
     /// The link exists already.
     Duplicate,
 }
 
-/// Second message on a link, from the one that accepted.
+/// What the one that accepted says to a dialler that has proved itself.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Answer {
     /// The link is for use from here on.
@@ -85,12 +113,12 @@ pub struct Identity {
     pub group_uid: String,
     /// This rank.
     pub rank: u32,
-    /// Ranks of the group.
-    pub world: u32,
-    /// Kernel family.
+    /// How the group shares the model.
+    pub topology: Topology,
+    /// Numerics class.
     pub numerics: String,
-    /// Fingerprint of the model.
-    pub model: String,
+    /// Content identity of the checkpoint.
+    pub content: String,
 }
 
 impl Identity {
@@ -104,9 +132,9 @@ impl Identity {
             from: self.rank,
             to,
             link,
-            world: self.world,
+            topology: self.topology,
             numerics: self.numerics.clone(),
-            model: self.model.clone(),
+            content: self.content.clone(),
         }
     }
 
@@ -130,14 +158,17 @@ impl Identity {
             );
             return refuse(RefusalCode::OtherGroup, sentence);
         }
-        if hello.to != self.rank
-            || hello.world != self.world
-            || hello.from >= self.world
-            || hello.from == self.rank
-        {
+        if hello.topology != self.topology {
             let sentence = format!(
-                "this is rank {} of {}; rank {} wanted rank {} of {}",
-                self.rank, self.world, hello.from, hello.to, hello.world
+                "rank {} was started for {} and rank {} for {}: start all members with the same parallelism",
+                hello.from, hello.topology, self.rank, self.topology
+            );
+            return refuse(RefusalCode::WrongRank, sentence);
+        }
+        if hello.to != self.rank || hello.from >= self.topology.ranks() || hello.from == self.rank {
+            let sentence = format!(
+                "this is rank {}; rank {} wanted rank {}",
+                self.rank, hello.from, hello.to
             );
             return refuse(RefusalCode::WrongRank, sentence);
         }
@@ -152,12 +183,12 @@ impl Identity {
             );
             return refuse(RefusalCode::OtherNumerics, sentence);
         }
-        if hello.model != self.model {
+        if hello.content != self.content {
             let sentence = format!(
-                "rank {} has loaded another checkpoint ({}) than rank {} ({}): give both the same files",
-                hello.from, hello.model, self.rank, self.model
+                "rank {} has other weights ({}) than rank {} ({}): give both the same checkpoint",
+                hello.from, hello.content, self.rank, self.content
             );
-            return refuse(RefusalCode::OtherModel, sentence);
+            return refuse(RefusalCode::OtherContent, sentence);
         }
         Ok(())
     }
@@ -172,9 +203,12 @@ mod tests {
         let identity = |rank| Identity {
             group_uid: "g".into(),
             rank,
-            world: 3,
+            topology: Topology {
+                tensor: 3,
+                pipeline: 1,
+            },
             numerics: "x86-avx512bf16-v1".into(),
-            model: "m".into(),
+            content: "m".into(),
         };
         let good = identity(0).hello(
             Era {
@@ -199,7 +233,10 @@ mod tests {
             Err(RefusalCode::OtherGroup)
         );
         assert_eq!(code(&|hello| hello.to = 1), Err(RefusalCode::WrongRank));
-        assert_eq!(code(&|hello| hello.world = 4), Err(RefusalCode::WrongRank));
+        assert_eq!(
+            code(&|hello| hello.topology.pipeline = 4),
+            Err(RefusalCode::WrongRank)
+        );
         assert_eq!(code(&|hello| hello.from = 3), Err(RefusalCode::WrongRank));
         assert_eq!(code(&|hello| hello.from = 2), Err(RefusalCode::WrongRank));
         assert_eq!(
@@ -212,8 +249,8 @@ mod tests {
             Err(RefusalCode::OtherNumerics)
         );
         assert_eq!(
-            code(&|hello| hello.model = "n".into()),
-            Err(RefusalCode::OtherModel)
+            code(&|hello| hello.content = "n".into()),
+            Err(RefusalCode::OtherContent)
         );
     }
 }

@@ -1,26 +1,21 @@
 //! Accepted links that wait for their era, and who may knock.
 
+use std::collections::VecDeque;
 use std::io::Write;
-use std::net::{SocketAddr, TcpStream};
+use std::net::TcpStream;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use super::contract::Abort;
 use super::frame::{Header, Kind};
-use super::hello::{Answer, Hello, Identity, LinkKind, RefusalCode};
+use super::hello::{Answer, Hello, Identity, LinkKind, RefusalCode, SignedAnswer, SignedHello};
+use super::key::{GroupKey, Nonce, Side};
 use super::socket::{self, EraAbort};
-use crate::collective::Abort;
+use super::{Membership, Topology};
 use crate::step::Era;
 
-/// One membership of a group.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Membership {
-    /// metadata.uid of the group.
-    pub group_uid: String,
-    /// Only grows.
-    pub generation: u64,
-    /// Where each rank listens, in rank order.
-    pub members: Vec<SocketAddr>,
-}
+/// Former generations whose members are still told that they are over. Older ones are strangers.
+const FORMER: usize = 8;
 
 /// A link whose handshake is done.
 #[derive(Debug)]
@@ -45,9 +40,12 @@ pub struct Inbox {
 #[derive(Debug)]
 struct State {
     rank: u32,
+    topology: Topology,
     numerics: String,
-    model: String,
+    content: String,
     membership: Option<Arc<Membership>>,
+    /// Keys of earlier generations, the latest last.
+    former: VecDeque<(u64, GroupKey)>,
     latest: Era,
     /// Why no link is taken yet; none when ready.
     not_ready: Option<String>,
@@ -58,14 +56,16 @@ struct State {
 }
 
 impl Inbox {
-    /// Not formed, not ready.
+    /// Not formed, not ready. `numerics` is the numerics class, `content` the checkpoint's content identity.
     #[must_use]
-    pub fn new(rank: u32, numerics: String, model: String) -> Self {
+    pub fn new(rank: u32, topology: Topology, numerics: String, content: String) -> Self {
         let state = State {
             rank,
+            topology,
             numerics,
-            model,
+            content,
             membership: None,
+            former: VecDeque::new(),
             latest: Era::default(),
             not_ready: Some("its weights are not loaded yet".into()),
             links: Vec::new(),
@@ -86,14 +86,15 @@ impl Inbox {
     /// Take a higher generation: the present era ends and waiting links are closed. False for the same one again.
     ///
     /// # Errors
-    /// A sentence, for a lower generation, another group, or members that this rank is not among.
+    /// A sentence, for a lower generation, another group, or a number of members that does not fit the topology.
     pub fn form(&self, membership: Membership) -> Result<bool, String> {
         let mut state = self.lock();
-        if membership.members.len() <= state.rank as usize {
+        if membership.members.len() != state.topology.ranks() as usize {
             return Err(format!(
-                "this is rank {} and the group has only {} members: name every rank's address in rank order",
+                "{} members were sent to rank {} of {}: name every rank's address in rank order",
+                membership.members.len(),
                 state.rank,
-                membership.members.len()
+                state.topology
             ));
         }
         if let Some(present) = &state.membership {
@@ -117,7 +118,12 @@ impl Inbox {
             generation: membership.generation,
             epoch: 0,
         };
-        state.membership = Some(Arc::new(membership));
+        if let Some(former) = state.membership.replace(Arc::new(membership)) {
+            if state.former.len() == FORMER {
+                state.former.pop_front();
+            }
+            state.former.push_back((former.generation, former.key.clone()));
+        }
         state.links.clear();
         state.end_current();
         drop(state);
@@ -201,11 +207,26 @@ impl Inbox {
         }));
     }
 
-    /// Decide about a Hello, answer it, and keep the link when it is welcome. The answer is sent under the lock: whoever
-    /// takes the link out may write to it at once.
-    pub fn offer(&self, hello: &Hello, stream: TcpStream) -> Answer {
+    /// Whether there is a key by which a dialler could prove itself.
+    #[must_use]
+    pub fn is_formed(&self) -> bool {
+        self.lock().membership.is_some()
+    }
+
+    /// Decide about a Hello that answers `challenge`, answer it, and keep the link when it is welcome. None for a
+    /// stranger, who gets no answer. The answer is sent under the lock: whoever takes the link out may write to it at
+    /// once.
+    #[must_use]
+    pub fn offer(
+        &self,
+        challenge: &Nonce,
+        signed: &SignedHello,
+        stream: TcpStream,
+    ) -> Option<(Hello, Answer)> {
         let mut state = self.lock();
-        let answer = match state.judge(hello) {
+        let (generation, key) = state.recognise(challenge, signed)?;
+        let hello: Hello = postcard::from_bytes(&signed.hello).ok()?;
+        let answer = match state.judge(&hello, generation) {
             Ok(()) => Answer::Welcome,
             Err((code, sentence)) => Answer::Refused {
                 code,
@@ -213,25 +234,26 @@ impl Inbox {
                 latest: state.latest,
             },
         };
-        let header = Header {
-            kind: Kind::Answer,
-            era: hello.era,
-            step: 0,
-            sequence: 0,
-            length: 0,
-        };
-        let sent = postcard::to_stdvec(&answer)
-            .ok()
-            .and_then(|payload| socket::frame_bytes(header, &payload).ok())
+        let sent = answer_bytes(&answer, &key, challenge, &signed.nonce)
             // A fresh connection's buffer takes an answer whole; one that does not is closed.
             .is_some_and(|bytes| (&stream).write(&bytes).is_ok_and(|count| count == bytes.len()));
         if sent && answer == Answer::Welcome {
-            state.keep(hello, stream);
+            state.keep(&hello, stream);
             drop(state);
             self.changed.notify_all();
         }
-        answer
+        Some((hello, answer))
     }
+}
+
+fn answer_bytes(answer: &Answer, key: &GroupKey, challenge: &Nonce, nonce: &Nonce) -> Option<Vec<u8>> {
+    let answer = postcard::to_stdvec(answer).ok()?;
+    let signed = SignedAnswer {
+        proof: key.prove(Side::Listener, challenge, nonce, &answer),
+        answer,
+    };
+    let payload = postcard::to_stdvec(&signed).ok()?;
+    socket::frame_bytes(Header::of(Kind::Answer, Era::default(), 0), &payload).ok()
 }
 
 impl State {
@@ -241,40 +263,63 @@ impl State {
         }
     }
 
-    fn judge(&self, hello: &Hello) -> Result<(), (RefusalCode, String)> {
-        let Some(membership) = &self.membership else {
-            let sentence = format!("rank {} has not been told its group yet", self.rank);
-            return Err((RefusalCode::NotFormed, sentence));
+    /// The generation whose key the dialler knows, the present one first.
+    fn recognise(&self, challenge: &Nonce, signed: &SignedHello) -> Option<(u64, GroupKey)> {
+        let present = self.membership.as_ref().map(|now| (now.generation, &now.key));
+        let former = self
+            .former
+            .iter()
+            .rev()
+            .map(|(generation, key)| (*generation, key));
+        present
+            .into_iter()
+            .chain(former)
+            .find(|(_, key)| {
+                key.verifies(
+                    &signed.proof,
+                    Side::Dialler,
+                    challenge,
+                    &signed.nonce,
+                    &signed.hello,
+                )
+            })
+            .map(|(generation, key)| (generation, key.clone()))
+    }
+
+    /// Decide about the Hello of a member of `generation`.
+    fn judge(&self, hello: &Hello, generation: u64) -> Result<(), (RefusalCode, String)> {
+        let Some(membership) = self
+            .membership
+            .as_ref()
+            .filter(|now| now.generation == generation)
+        else {
+            let sentence = format!(
+                "generation {generation} is over: the group is in generation {}",
+                self.latest.generation
+            );
+            return Err((RefusalCode::OldEra, sentence));
         };
         let identity = Identity {
             group_uid: membership.group_uid.clone(),
             rank: self.rank,
-            world: u32::try_from(membership.members.len()).unwrap_or(u32::MAX),
+            topology: self.topology,
             numerics: self.numerics.clone(),
-            model: self.model.clone(),
+            content: self.content.clone(),
         };
-        // Before the rest: a member that was replaced may differ in everything.
-        if hello.group_uid == membership.group_uid && hello.era.generation < membership.generation {
+        identity.check(hello)?;
+        if hello.era.generation != generation {
             let sentence = format!(
-                "generation {} is over: the group is in generation {}",
-                hello.era.generation, membership.generation
+                "rank {} speaks of generation {} and has the key of {generation}",
+                hello.from, hello.era.generation
             );
             return Err((RefusalCode::OldEra, sentence));
         }
-        identity.check(hello)?;
         if hello.from > hello.to {
             let sentence = format!(
                 "rank {} waits for rank {} to dial, not the other way round",
                 hello.from, hello.to
             );
             return Err((RefusalCode::WrongRank, sentence));
-        }
-        if hello.era.generation > membership.generation {
-            let sentence = format!(
-                "rank {} has not been told generation {} yet",
-                self.rank, hello.era.generation
-            );
-            return Err((RefusalCode::NotFormed, sentence));
         }
         if let Some(why) = &self.not_ready {
             return Err((

@@ -1,17 +1,19 @@
 //! Accepting peers, and surviving everybody else.
 
 use std::io;
-use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, TcpStream};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use super::dial::content;
-use super::frame::Kind;
-use super::hello::{Answer, Hello};
+use super::frame::{Header, Kind};
+use super::hello::{Answer, Hello, SignedHello};
 use super::inbox::Inbox;
+use super::key::nonce;
 use super::socket::{self, SocketError};
+use crate::step::Era;
 
 /// A stranger has this long to say a whole Hello.
 pub const HELLO_DEADLINE: Duration = Duration::from_secs(5);
@@ -56,8 +58,10 @@ impl Drop for Listener {
     fn drop(&mut self) {
         self.stopped.store(true, Ordering::Release);
         let mut address = self.address;
-        if address.ip().is_unspecified() {
-            address.set_ip(Ipv4Addr::LOCALHOST.into());
+        match address.ip() {
+            IpAddr::V4(ip) if ip.is_unspecified() => address.set_ip(Ipv4Addr::LOCALHOST.into()),
+            IpAddr::V6(ip) if ip.is_unspecified() => address.set_ip(Ipv6Addr::LOCALHOST.into()),
+            _ => {}
         }
         // Wakes the thread from `accept`. Without that it would be waited for in vain.
         if TcpStream::connect_timeout(&address, Duration::from_secs(1)).is_ok()
@@ -88,13 +92,15 @@ fn accept_all(socket: &TcpListener, inbox: &Arc<Inbox>, stopped: &AtomicBool) {
         let (inbox, count) = (Arc::clone(inbox), Arc::clone(&busy));
         let spawned = std::thread::Builder::new().name("rank-handshake".into()).spawn(move || {
             match shake_hands(stream, &inbox) {
-                Ok((hello, Answer::Welcome)) => {
+                Ok(Some((hello, Answer::Welcome))) => {
                     tracing::debug!(%from, rank = hello.from, link = ?hello.link, era = ?hello.era, "link accepted");
                 }
-                Ok((hello, Answer::Refused { sentence, .. })) => {
+                Ok(Some((hello, Answer::Refused { sentence, .. }))) => {
                     tracing::info!(%from, rank = hello.from, "link refused: {sentence}");
                 }
-                Err(error) => tracing::warn!(%from, "closed a connection that is no peer's: {error}"),
+                // Anybody can cause these, so they do not fill the log.
+                Ok(None) => tracing::debug!(%from, "closed a connection of somebody without the group's key"),
+                Err(error) => tracing::debug!(%from, "closed a connection that is no peer's: {error}"),
             }
             count.fetch_sub(1, Ordering::AcqRel);
         });
@@ -105,22 +111,17 @@ fn accept_all(socket: &TcpListener, inbox: &Arc<Inbox>, stopped: &AtomicBool) {
     }
 }
 
-fn shake_hands(stream: TcpStream, inbox: &Inbox) -> Result<(Hello, Answer), SocketError> {
+/// None for a stranger.
+fn shake_hands(stream: TcpStream, inbox: &Inbox) -> Result<Option<(Hello, Answer)>, SocketError> {
+    if !inbox.is_formed() {
+        return Ok(None);
+    }
     let deadline = Instant::now() + HELLO_DEADLINE;
     socket::prepare(&stream)?;
-    let (header, payload) = socket::read_handshake(&stream, deadline)?;
-    if header.kind != Kind::Hello {
-        return Err(SocketError::Content(format!(
-            "a {:?} frame instead of a Hello",
-            header.kind
-        )));
-    }
-    let hello: Hello = postcard::from_bytes(&payload).map_err(content)?;
-    if hello.era != header.era {
-        return Err(SocketError::Content(
-            "a Hello whose era differs from its frame's".into(),
-        ));
-    }
-    let answer = inbox.offer(&hello, stream);
-    Ok((hello, answer))
+    let challenge = nonce()?;
+    let header = Header::of(Kind::Challenge, Era::default(), 0);
+    socket::write_all(&stream, &socket::frame_bytes(header, &challenge)?, deadline)?;
+    let payload = socket::read_handshake(&stream, Kind::Hello, deadline)?;
+    let signed: SignedHello = postcard::from_bytes(&payload).map_err(content)?;
+    Ok(inbox.offer(&challenge, &signed, stream))
 }

@@ -6,14 +6,15 @@ use std::sync::Arc;
 
 use super::data_link::DataLink;
 use super::socket::{self, EraAbort};
-use super::tcp_collective::{TcpCollective, Waits};
+use super::{TcpMesh, Topology};
 use crate::step::Era;
 
-/// The collectives of `world` ranks, in rank order, connected over 127.0.0.1.
+/// The meshes of all ranks, in rank order, connected over 127.0.0.1.
 ///
 /// # Errors
 /// The operating system's word.
-pub fn local_mesh(world: u32, era: Era, waits: Waits) -> io::Result<Vec<TcpCollective>> {
+pub fn local_mesh(topology: Topology, era: Era) -> io::Result<Vec<TcpMesh>> {
+    let world = topology.ranks();
     let mut links: Vec<Vec<DataLink>> = (0..world).map(|_| Vec::new()).collect();
     let aborts: Vec<Arc<EraAbort>> = (0..world).map(|_| Arc::default()).collect();
     let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?;
@@ -31,7 +32,7 @@ pub fn local_mesh(world: u32, era: Era, waits: Waits) -> io::Result<Vec<TcpColle
     (0..world)
         .zip(links.into_iter().zip(aborts))
         .map(|(rank, (links, abort))| {
-            TcpCollective::new(rank, world, era, links, abort, waits).map_err(io::Error::other)
+            TcpMesh::new(rank, topology, era, links, abort).map_err(io::Error::other)
         })
         .collect()
 }

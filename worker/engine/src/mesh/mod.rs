@@ -1,42 +1,60 @@
 //! Links between the ranks of a group: a full mesh of TCP connections.
 //!
 //! Rank 0 dials every other rank twice (a plan link and a data link). When rank 0's Hello for a new era arrives, every
-//! other rank `i` dials the data link of each rank `j > i`. All frames carry the era; every wait has a deadline; the
-//! deadline is ours and does not lean on TCP keepalive.
+//! other rank `i` dials the data link of each rank `j > i`. Both ends prove that they know the generation's key before
+//! anything else is said. All frames carry the era; every wait has a deadline; the deadline is ours and does not lean on
+//! TCP keepalive.
 //!
 //! | module | what it is |
 //! |---|---|
+//! | [`contract`] | [`Mesh`]: what a backend builds its communicators on |
 //! | [`frame`] | the fixed header in front of every message |
-//! | [`hello`] | the handshake and its refusals |
+//! | [`key`] | the key of a generation, and the proof of knowing it |
+//! | [`hello`] | what is said in a handshake, and its refusals |
+//! | [`membership`] | who belongs to a group |
 //! | [`socket`] | non-blocking reads and writes with deadlines, and the era's abort |
-//! | [`control_link`] | plans, late values and answers between rank 0 and another rank |
+//! | [`message`] | what rank 0 and the members say to each other: plans, late values, answers |
+//! | [`control_link`] | messages between rank 0 and another rank |
 //! | [`dial`] | connecting to a peer |
 //! | [`listener`] | accepting peers, and surviving everybody else |
 //! | [`inbox`] | accepted links that wait for their era |
-//! | [`data_link`] | frames of f32 between two ranks |
+//! | [`data_link`] | frames of a backend between two ranks |
 //! | [`exchange`] | moving frames to and from many peers at once |
-//! | [`tcp_collective`] | [`crate::Collective`] over data links |
+//! | [`files`] | passing file descriptors inside a pod |
+//! | [`tcp`] | [`Mesh`] over data links |
 //! | [`local`] | meshes over loopback inside one process |
 
+pub mod contract;
 pub mod control_link;
 pub mod data_link;
 pub mod dial;
 pub mod exchange;
+pub mod files;
 pub mod frame;
 pub mod hello;
 pub mod inbox;
+pub mod key;
 pub mod listener;
 pub mod local;
+pub mod membership;
+pub mod message;
 pub mod socket;
-pub mod tcp_collective;
+pub mod tcp;
 
 #[cfg(test)]
-mod collective_tests;
+mod handshake_tests;
+#[cfg(test)]
+mod tests;
 
-pub use control_link::{ControlLink, Message};
+pub use contract::{Abort, Label, Mesh, MeshError, Transfer, Wait};
+pub use control_link::ControlLink;
 pub use data_link::DataLink;
-pub use hello::{Answer, Hello, LinkKind, RefusalCode};
-pub use inbox::{Inbox, Membership};
+pub use hello::{Answer, Hello, Identity, LinkKind, RefusalCode};
+pub use inbox::Inbox;
+pub use key::GroupKey;
 pub use listener::Listener;
+pub use llamero_checkpoint::Topology;
+pub use membership::Membership;
+pub use message::{Failure, Message, Setup};
 pub use socket::EraAbort;
-pub use tcp_collective::TcpCollective;
+pub use tcp::TcpMesh;

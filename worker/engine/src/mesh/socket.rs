@@ -8,8 +8,8 @@ use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, Timespec};
 
+use super::contract::Abort;
 use super::frame::{FrameError, HEADER, Header, Kind};
-use crate::collective::Abort;
 
 /// Why a read or write failed.
 #[derive(Debug, thiserror::Error)]
@@ -164,23 +164,24 @@ pub(super) fn write_all(
     Ok(())
 }
 
-/// Read one frame of a handshake, which is short.
+/// Read one frame of a handshake, which is short and has no other kind than `wanted`.
 pub(super) fn read_handshake(
     stream: &TcpStream,
+    wanted: Kind,
     deadline: Instant,
-) -> Result<(Header, Vec<u8>), SocketError> {
+) -> Result<Vec<u8>, SocketError> {
     let mut bytes = [0; HEADER];
     read_exact(stream, &mut bytes, deadline)?;
     let header = Header::decode(&bytes)?;
-    if !matches!(header.kind, Kind::Hello | Kind::Answer) {
+    if header.kind != wanted {
         return Err(SocketError::Content(format!(
-            "a {:?} frame before the handshake",
+            "a {:?} frame instead of {wanted:?}",
             header.kind
         )));
     }
     let mut payload = vec![0; header.length as usize];
     read_exact(stream, &mut payload, deadline)?;
-    Ok((header, payload))
+    Ok(payload)
 }
 
 /// Read one frame. The payload grows with what arrives, never with what is announced.

@@ -1,22 +1,23 @@
 //! What a rank is told at its start.
 
-use std::sync::Arc;
-use std::sync::atomic::AtomicU64;
 use std::time::Duration;
 
-use crate::backend::Backend;
-use crate::mesh::TcpCollective;
-use crate::mesh::control_link::Setup;
-use crate::mesh::tcp_collective::Waits;
+use super::executor::Patience;
+use crate::backend::{FormSpec, KvDtype, MemoryPlan};
+use crate::mesh::{Setup, Topology};
 use crate::schedule::Limits;
 use crate::step::Era;
-use crate::{FormSpec, backend};
+
+/// Tokens that may wait before the group has formed, and at most.
+const MAX_QUEUED_TOKENS: u64 = 4 << 20;
 
 /// Settings of one rank. All ranks of a group are given the same limits; the leader's count.
 #[derive(Debug, Clone)]
 pub struct RankConfig {
     /// This rank.
     pub rank: u32,
+    /// How the group shares the model.
+    pub topology: Topology,
     /// Sequences at once.
     pub max_sequences: u32,
     /// Tokens in one step.
@@ -25,11 +26,23 @@ pub struct RankConfig {
     pub max_context: u32,
     /// Tokens per KV block.
     pub block_size: u32,
-    /// Bytes for KV blocks.
+    /// Bytes for KV blocks; 0: what the backend has left.
     pub kv_bytes: u64,
-    /// A peer that does not answer for this long has stalled.
+    /// Type of the KV cache.
+    pub kv_dtype: KvDtype,
+    /// Adapters that may be loaded at once.
+    pub max_adapters: u32,
+    /// Steps that are submitted and not released: 2, or pipeline stages + 1.
+    pub steps_in_flight: u32,
+    /// A step should take at most this long; prompts are cut accordingly.
+    pub step_target: Duration,
+    /// Requests that may wait to be computed.
+    pub max_queued_requests: u32,
+    /// Tokens of requests that may wait; none: eight times what the KV cache holds, at most 4 Mi.
+    pub max_queued_tokens: Option<u64>,
+    /// A peer of which nothing moves for this long has stalled.
     pub stall_timeout: Duration,
-    /// Forming (KV allocation, warm-up) may take a rank this long.
+    /// Forming (KV allocation, warm-up) may stand still for this long.
     pub form_timeout: Duration,
     /// An idle group steps this often.
     pub heartbeat: Duration,
@@ -37,37 +50,43 @@ pub struct RankConfig {
     pub dial_timeout: Duration,
     /// Shortest and longest pause between attempts to connect.
     pub backoff: (Duration, Duration),
-    /// Busy waiting in collectives before sleeping; zero when cores are oversubscribed.
-    pub spin: Duration,
-    /// Kernel family; ranks of one class compute the same bits.
+    /// Numerics class; ranks of one class compute the same bits.
     pub numerics: String,
-    /// Fingerprint of the model.
-    pub model: String,
-    /// Bytes that this process has read from the checkpoint; whoever reads adds to it.
-    pub read_bytes: Arc<AtomicU64>,
+    /// Content identity of the checkpoint.
+    pub content: String,
 }
 
 impl RankConfig {
     /// Usual time-outs and limits for a model.
     #[must_use]
-    pub fn new(rank: u32, max_context: u32, numerics: impl Into<String>, model: impl Into<String>) -> Self {
-        let stall_timeout = Duration::from_secs(30);
+    pub fn new(
+        rank: u32,
+        topology: Topology,
+        max_context: u32,
+        numerics: impl Into<String>,
+        content: impl Into<String>,
+    ) -> Self {
         Self {
             rank,
+            topology,
             max_sequences: 64,
             max_batched_tokens: 512,
             max_context,
             block_size: 16,
             kv_bytes: 1 << 30,
-            stall_timeout,
+            kv_dtype: KvDtype::default(),
+            max_adapters: 0,
+            steps_in_flight: topology.pipeline.saturating_add(1).max(2),
+            step_target: Duration::from_secs(1),
+            max_queued_requests: 1024,
+            max_queued_tokens: None,
+            stall_timeout: Duration::from_secs(30),
             form_timeout: Duration::from_secs(120),
             heartbeat: Duration::from_millis(500),
             dial_timeout: Duration::from_secs(1),
             backoff: (Duration::from_millis(20), Duration::from_secs(1)),
-            spin: Waits::new(stall_timeout).spin,
             numerics: numerics.into(),
-            model: model.into(),
-            read_bytes: Arc::default(),
+            content: content.into(),
         }
     }
 
@@ -77,38 +96,63 @@ impl RankConfig {
             max_batched_tokens: self.max_batched_tokens,
             max_context: self.max_context,
             block_size: self.block_size,
+            steps_in_flight: self.steps_in_flight,
+            kv_dtype: self.kv_dtype,
+            max_adapters: self.max_adapters,
         }
     }
 
     pub(super) fn form_spec(&self, era: Era, setup: Setup) -> FormSpec {
-        backend::FormSpec {
+        FormSpec {
             era,
             max_sequences: setup.max_sequences,
             max_batched_tokens: setup.max_batched_tokens,
             max_context: setup.max_context,
             block_size: setup.block_size,
+            steps_in_flight: setup.steps_in_flight,
+            kv_dtype: setup.kv_dtype,
+            max_adapters: setup.max_adapters,
             kv_bytes: self.kv_bytes,
         }
     }
 
-    pub(super) fn waits(&self) -> Waits {
-        Waits {
-            deadline: self.stall_timeout,
-            spin: self.spin,
-        }
-    }
-
-    /// Limits with `blocks` KV blocks; before these are known, as many as the longest sequence needs.
-    pub(super) fn limits(&self, blocks: Option<u32>) -> Limits {
+    /// Limits with `blocks` KV blocks.
+    pub(super) fn limits(&self, blocks: u32) -> Limits {
         Limits {
             max_sequences: self.max_sequences,
             max_batched_tokens: self.max_batched_tokens,
             max_context: self.max_context,
             block_size: self.block_size,
-            blocks: blocks.unwrap_or_else(|| self.max_context.div_ceil(self.block_size)),
+            blocks,
+        }
+    }
+
+    /// KV blocks as far as they are known before the group has formed: what the bytes hold, or as many as the longest
+    /// sequence needs.
+    pub(super) fn expected_blocks(&self, memory: &MemoryPlan) -> u32 {
+        match memory.blocks(self.kv_bytes) {
+            0 => self.max_context.div_ceil(self.block_size.max(1)),
+            blocks => blocks,
+        }
+    }
+
+    /// Tokens that may wait when the group has so many KV blocks.
+    pub(super) fn queued_tokens(&self, blocks: u32) -> u64 {
+        let held = u64::from(blocks) * u64::from(self.block_size);
+        self.max_queued_tokens
+            .unwrap_or_else(|| held.saturating_mul(8).min(MAX_QUEUED_TOKENS))
+    }
+
+    /// A member that computes says at least this often that it moves.
+    pub(super) fn progress_pause(&self) -> Duration {
+        self.stall_timeout / 4
+    }
+
+    pub(super) fn patience(&self) -> Patience {
+        Patience {
+            stall: self.stall_timeout,
+            form: self.form_timeout,
+            progress: self.progress_pause(),
         }
     }
 }
-
-/// Makes the backend's kind of collective from links over TCP.
-pub type Wrap<B> = Box<dyn Fn(TcpCollective) -> Box<<B as Backend>::Collective> + Send>;

@@ -8,9 +8,9 @@ use super::input::Input;
 use super::state::{RankState, StateWatch};
 use crate::mesh::{Inbox, Membership};
 
-/// What the rank's thread and its controllers share.
+/// What the rank's threads and its controllers share.
 #[derive(Debug)]
-pub(super) struct Shared {
+pub(super) struct RankContext {
     pub(super) inbox: Arc<Inbox>,
     pub(super) state: StateWatch,
     pub(super) stopped: AtomicBool,
@@ -19,7 +19,7 @@ pub(super) struct Shared {
     inputs: Mutex<mpsc::Sender<Input>>,
 }
 
-impl Shared {
+impl RankContext {
     pub(super) fn new(inbox: Arc<Inbox>, inputs: mpsc::Sender<Input>) -> Self {
         Self {
             inbox,
@@ -55,7 +55,7 @@ impl Shared {
 /// Steers one rank. Cheap to clone.
 #[derive(Debug, Clone)]
 pub struct RankControl {
-    pub(super) shared: Arc<Shared>,
+    pub(super) context: Arc<RankContext>,
 }
 
 impl RankControl {
@@ -65,35 +65,35 @@ impl RankControl {
     /// # Errors
     /// A sentence, for a lower generation, another group, or a group without this rank.
     pub fn form(&self, membership: Membership) -> Result<bool, String> {
-        let news = self.shared.inbox.form(membership)?;
-        self.shared.wake();
+        let news = self.context.inbox.form(membership)?;
+        self.context.wake();
         Ok(news)
     }
 
     /// On the leader: refuse new requests after `grace`, finish what is there, tell the others, end. Other ranks go on
     /// until the leader has left, and then end; ranks that do not drain stay, for the leader's replacement.
     pub fn drain(&self, grace: Duration) {
-        let _ = self.shared.drain_at.set(Instant::now() + grace);
-        self.shared.inbox.nudge();
-        self.shared.wake();
+        let _ = self.context.drain_at.set(Instant::now() + grace);
+        self.context.inbox.nudge();
+        self.context.wake();
     }
 
     /// End now.
     pub fn stop(&self) {
-        self.shared.stopped.store(true, Ordering::Release);
-        self.shared.inbox.interrupt();
-        self.shared.wake();
+        self.context.stopped.store(true, Ordering::Release);
+        self.context.inbox.interrupt();
+        self.context.wake();
     }
 
     /// The state now.
     #[must_use]
     pub fn state(&self) -> RankState {
-        self.shared.state.get()
+        self.context.state.get()
     }
 
     /// The state and its changes.
     #[must_use]
     pub fn watch(&self) -> &StateWatch {
-        &self.shared.state
+        &self.context.state
     }
 }

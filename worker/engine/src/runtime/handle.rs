@@ -4,9 +4,10 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, mpsc};
 use std::time::{Duration, Instant};
 
-use super::control::Shared;
+use super::control::RankContext;
 use super::input::Input;
 use super::load::{LoadCell, LoadSnapshot};
+use super::queue::QueueGauge;
 use super::request::{Event, EventSink, GenerationRequest};
 use crate::schedule::SequenceId;
 
@@ -16,6 +17,14 @@ pub enum SubmitError {
     /// The group is about to end.
     #[error("this group is draining: send the request to another replica")]
     Draining,
+    /// As many requests wait as may.
+    #[error("the queue is full: {message}; try again in {} s, or send the request to another replica", retry_after.as_secs())]
+    Full {
+        /// What there is too much of.
+        message: String,
+        /// When the queue will have got shorter, by the measured speed.
+        retry_after: Duration,
+    },
     /// The rank's thread has ended.
     #[error("the engine has stopped: send the request to another replica")]
     Stopped,
@@ -27,7 +36,8 @@ pub struct EngineHandle {
     inputs: mpsc::Sender<Input>,
     next: Arc<AtomicU64>,
     load: Arc<LoadCell>,
-    shared: Arc<Shared>,
+    context: Arc<RankContext>,
+    queue: Arc<QueueGauge>,
 }
 
 /// A request that was taken. Dropping it cancels the request, which is harmless after its end.
@@ -38,23 +48,34 @@ pub struct Submission {
 }
 
 impl EngineHandle {
-    pub(super) fn new(inputs: mpsc::Sender<Input>, load: Arc<LoadCell>, shared: Arc<Shared>) -> Self {
+    pub(super) fn new(
+        inputs: mpsc::Sender<Input>,
+        load: Arc<LoadCell>,
+        context: Arc<RankContext>,
+        queue: Arc<QueueGauge>,
+    ) -> Self {
         Self {
             inputs,
             next: Arc::default(),
             load,
-            shared,
+            context,
+            queue,
         }
     }
 
-    /// Queue a request; `sink` takes its events.
+    /// Queue a request; `sink` takes its events. Does not wait.
     ///
     /// # Errors
     /// [`SubmitError`]. Requests that can never fit are refused by [`Event::Failed`].
     pub fn submit(&self, request: GenerationRequest, sink: EventSink) -> Result<Submission, SubmitError> {
-        if self.shared.refuses() {
+        if self.context.refuses() {
             return Err(SubmitError::Draining);
         }
+        let queued = request.queued_tokens();
+        self.queue.enter(queued).map_err(|full| SubmitError::Full {
+            message: full.message,
+            retry_after: full.retry_after,
+        })?;
         let id = SequenceId(self.next.fetch_add(1, Ordering::Relaxed));
         let input = Input::Submit {
             id,
@@ -62,7 +83,10 @@ impl EngineHandle {
             sink,
             at: Instant::now(),
         };
-        self.inputs.send(input).map_err(|_| SubmitError::Stopped)?;
+        if self.inputs.send(input).is_err() {
+            self.queue.leave(queued);
+            return Err(SubmitError::Stopped);
+        }
         Ok(Submission {
             id,
             inputs: self.inputs.clone(),
@@ -85,7 +109,7 @@ impl EngineHandle {
     /// Load of the group.
     #[must_use]
     pub fn load(&self) -> LoadSnapshot {
-        self.load.snapshot(self.shared.is_draining())
+        self.load.snapshot(self.context.is_draining())
     }
 
     /// Time since the last step of the whole group; none before the first. Readiness compares it with the stall

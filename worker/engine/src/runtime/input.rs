@@ -3,9 +3,12 @@
 use std::time::Instant;
 
 use super::request::{EventSink, GenerationRequest};
+use crate::mesh::{MeshError, Message};
 use crate::schedule::SequenceId;
+use crate::step::Era;
 
-/// What the leader's thread is told.
+/// What the leader's thread is told. The queue has no bound of its own: requests are bounded before they get here, a
+/// request is cancelled at most twice, and members answer what they were asked.
 pub(super) enum Input {
     Submit {
         id: SequenceId,
@@ -14,6 +17,20 @@ pub(super) enum Input {
         at: Instant,
     },
     Cancel(SequenceId),
+    /// A member of that era says something.
+    Member {
+        era: Era,
+        rank: u32,
+        step: u64,
+        message: Message,
+    },
+    /// The link to a member of that era ended.
+    Lost {
+        era: Era,
+        error: MeshError,
+    },
+    /// This rank's own compute thread ended for good.
+    ComputeEnded,
     /// Look at the shared state again.
     Wake,
 }

@@ -2,30 +2,33 @@
 
 use std::io;
 use std::net::{SocketAddr, TcpListener};
-use std::sync::atomic::Ordering;
 use std::sync::{Arc, mpsc};
 
-use super::config::{RankConfig, Wrap};
-use super::control::{RankControl, Shared};
+use super::config::RankConfig;
+use super::control::{RankContext, RankControl};
 use super::follower::Follower;
 use super::handle::EngineHandle;
 use super::input::Input;
-use super::leader::Leader;
+use super::leader::{Leader, LocalEra};
 use super::load::LoadCell;
+use super::member::{MemberEra, MemberLink, Reports, serve_era};
+use super::planner::Planner;
+use super::queue::QueueGauge;
 use super::state::{Outcome, Phase};
-use crate::backend::{Backend, BackendError};
+use crate::backend::{Backend, BackendError, LoadProgress, LoadWatch, MemoryPlan};
 use crate::mesh::{Inbox, Listener};
+use crate::step::Era;
 
 /// One rank of a group.
 pub struct RankRuntime<B: Backend> {
     backend: B,
-    wrap: Wrap<B>,
     config: RankConfig,
     listener: Listener,
-    shared: Arc<Shared>,
+    context: Arc<RankContext>,
     inputs: mpsc::Receiver<Input>,
     sender: mpsc::Sender<Input>,
     load: Arc<LoadCell>,
+    queue: Arc<QueueGauge>,
 }
 
 impl<B: Backend> RankRuntime<B> {
@@ -33,24 +36,26 @@ impl<B: Backend> RankRuntime<B> {
     ///
     /// # Errors
     /// The operating system's word.
-    pub fn new(backend: B, wrap: Wrap<B>, config: RankConfig, socket: TcpListener) -> io::Result<Self> {
+    pub fn new(backend: B, config: RankConfig, socket: TcpListener) -> io::Result<Self> {
         let inbox = Arc::new(Inbox::new(
             config.rank,
+            config.topology,
             config.numerics.clone(),
-            config.model.clone(),
+            config.content.clone(),
         ));
         let listener = Listener::start(socket, Arc::clone(&inbox))?;
         let (sender, inputs) = mpsc::channel();
-        let shared = Arc::new(Shared::new(inbox, sender.clone()));
+        let context = Arc::new(RankContext::new(inbox, sender.clone()));
+        let queue = QueueGauge::new(config.max_queued_requests, config.queued_tokens(u32::MAX));
         Ok(Self {
             backend,
-            wrap,
             config,
             listener,
-            shared,
+            context,
             inputs,
             sender,
             load: Arc::default(),
+            queue: Arc::new(queue),
         })
     }
 
@@ -64,7 +69,7 @@ impl<B: Backend> RankRuntime<B> {
     #[must_use]
     pub fn control(&self) -> RankControl {
         RankControl {
-            shared: Arc::clone(&self.shared),
+            context: Arc::clone(&self.context),
         }
     }
 
@@ -74,56 +79,154 @@ impl<B: Backend> RankRuntime<B> {
         EngineHandle::new(
             self.sender.clone(),
             Arc::clone(&self.load),
-            Arc::clone(&self.shared),
+            Arc::clone(&self.context),
+            Arc::clone(&self.queue),
         )
     }
 
     /// Load the weights, then serve until drained, told to leave, or stopped. Lost peers do not end it.
     ///
     /// # Errors
-    /// [`BackendError`] when the weights cannot be loaded.
+    /// [`BackendError::Unusable`] when it can never work as configured, which is found before the weights are read where
+    /// that is possible; [`BackendError::Bug`] when an invariant does not hold. The state's message says the same, and
+    /// the leader has been told.
     pub fn run(mut self) -> Result<Outcome, BackendError> {
-        let shared = &self.shared;
-        shared.state.phase(Phase::Loading, "");
-        let read = &self.config.read_bytes;
-        let loaded = self.backend.load(&mut |progress| {
-            shared.state.update(|state| {
-                state.loaded = progress.loaded;
-                state.total = progress.total;
-                state.read_bytes = read.load(Ordering::Relaxed);
-            });
-        });
-        if let Err(error) = loaded {
-            shared.state.explain(&error.to_string());
-            return Err(error);
+        let ended = self.run_inner();
+        if let Err(error) = &ended {
+            self.context.state.explain(&error.to_string());
         }
-        shared
-            .state
-            .update(|state| state.read_bytes = read.load(Ordering::Relaxed));
-        shared.inbox.set_ready(None);
-        shared.state.phase(Phase::Connecting, "");
-        let outcome = if self.config.rank == 0 {
-            let (backend, wrap, config) = (&mut self.backend, &self.wrap, &self.config);
-            Leader::new(
-                backend,
-                wrap,
-                config,
-                shared,
-                &self.inputs,
-                Arc::clone(&self.load),
-            )
-            .run()
+        ended
+    }
+
+    fn run_inner(&mut self) -> Result<Outcome, BackendError> {
+        let context = Arc::clone(&self.context);
+        let spec = self.config.form_spec(Era::default(), self.config.setup());
+        let memory = self.backend.memory(&spec)?;
+        self.check_memory(&memory)?;
+        context.state.phase(Phase::Loading, "");
+        match self.backend.load(&Watch(&context)) {
+            Err(BackendError::Cancelled) if context.is_stopped() => return Ok(Outcome::Stopped),
+            loaded => loaded?,
+        }
+        context.inbox.set_ready(None);
+        context.state.phase(Phase::Connecting, "");
+        if self.config.rank == 0 {
+            self.lead(&memory)
         } else {
-            let (backend, wrap, config) = (&mut self.backend, &self.wrap, &self.config);
             Follower {
-                backend,
-                wrap,
-                config,
-                shared,
+                backend: &mut self.backend,
+                config: &self.config,
+                context: &context,
             }
             .run()
+        }
+    }
+
+    /// Whether the bytes for KV blocks hold one sequence of full length.
+    fn check_memory(&self, memory: &MemoryPlan) -> Result<(), BackendError> {
+        let config = &self.config;
+        let needed = config.max_context.div_ceil(config.block_size.max(1));
+        if config.kv_bytes == 0 || memory.kv_block == 0 || memory.blocks(config.kv_bytes) >= needed {
+            return Ok(());
+        }
+        Err(BackendError::Unusable(format!(
+            "one sequence of {} tokens needs {needed} KV blocks of {} bytes, {} bytes in all, and this rank may use {}: \
+             give it more memory, or lower the longest context",
+            config.max_context,
+            memory.kv_block,
+            u64::from(needed) * memory.kv_block,
+            config.kv_bytes
+        )))
+    }
+
+    /// Plan on a thread of its own; compute on this one.
+    fn lead(&mut self, memory: &MemoryPlan) -> Result<Outcome, BackendError> {
+        let config = &self.config;
+        let limits = config.limits(config.expected_blocks(memory));
+        let (eras, local) = mpsc::channel();
+        // The handles keep senders of their own, but this leader's inputs are its own.
+        let (_, nobody) = mpsc::channel();
+        let leader = Leader {
+            config,
+            context: &self.context,
+            inputs: std::mem::replace(&mut self.inputs, nobody),
+            sender: self.sender.clone(),
+            eras,
+            progress: self.backend.progress(),
+            queue: Arc::clone(&self.queue),
+            planner: Planner::new(
+                limits,
+                config.steps_in_flight,
+                config.step_target,
+                Arc::clone(&self.load),
+                Arc::clone(&self.queue),
+            ),
+            last: Era::default(),
+            backoff: config.backoff.0,
         };
-        self.backend.dissolve();
-        Ok(outcome)
+        let (backend, context, sender) = (&mut self.backend, &self.context, &self.sender);
+        std::thread::scope(|scope| {
+            let planner = std::thread::Builder::new()
+                .name("planner".into())
+                .spawn_scoped(scope, move || leader.run())
+                .map_err(|error| {
+                    BackendError::Bug(format!("no thread for the planner can be started: {error}"))
+                })?;
+            let computed = compute(backend, config, context, local, sender);
+            let outcome = planner
+                .join()
+                .map_err(|_| BackendError::Bug("the planner's thread panicked".into()))?;
+            computed?;
+            outcome.ok_or_else(|| BackendError::Bug("the compute thread ended without a reason".into()))
+        })
+    }
+}
+
+/// Tells the leader that nobody computes here any more, even when that is because of a panic.
+struct ComputeGuard<'a>(&'a mpsc::Sender<Input>);
+
+impl Drop for ComputeGuard<'_> {
+    fn drop(&mut self) {
+        let _ = self.0.send(Input::ComputeEnded);
+    }
+}
+
+/// Rank 0's own part of every era, until the leader ends.
+fn compute<B: Backend>(
+    backend: &mut B,
+    config: &RankConfig,
+    context: &RankContext,
+    eras: mpsc::Receiver<LocalEra>,
+    inputs: &mpsc::Sender<Input>,
+) -> Result<(), BackendError> {
+    let _guard = ComputeGuard(inputs);
+    for LocalEra { era, mesh, incoming } in eras {
+        let reports = Reports::Local {
+            era,
+            inputs: inputs.clone(),
+        };
+        let member = MemberEra {
+            config,
+            state: &context.state,
+            link: MemberLink { incoming, reports },
+        };
+        match serve_era(backend, mesh, &member) {
+            Ok(()) | Err(BackendError::Lost(_)) => {}
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(())
+}
+
+/// Shows how far loading is, and ends it when the rank is stopped.
+struct Watch<'a>(&'a RankContext);
+
+impl LoadWatch for Watch<'_> {
+    fn progress(&self, progress: LoadProgress) {
+        self.0.state.loaded(progress);
+    }
+
+    fn is_cancelled(&self) -> bool {
+        self.0.is_stopped()
     }
 }

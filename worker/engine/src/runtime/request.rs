@@ -17,6 +17,13 @@ pub struct GenerationRequest {
     pub sampling: SamplingParams,
 }
 
+impl GenerationRequest {
+    /// What it counts in the queue: all tokens that are to be computed before the first new one.
+    pub(super) fn queued_tokens(&self) -> u64 {
+        self.prompt.len() as u64 + self.resume.len() as u64
+    }
+}
+
 /// Why an answer ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum FinishReason {

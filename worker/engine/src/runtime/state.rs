@@ -3,8 +3,8 @@
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use crate::backend::BackendError;
-use crate::collective::CollectiveError;
+use crate::backend::{BackendError, LoadProgress};
+use crate::mesh::MeshError;
 use crate::step::Era;
 
 /// How far a rank is.
@@ -34,7 +34,7 @@ pub struct RankState {
     pub loaded: u64,
     /// Bytes of its shard.
     pub total: u64,
-    /// Bytes read from the checkpoint by this process.
+    /// Bytes read from the checkpoint by this process, gaps between strips included.
     pub read_bytes: u64,
     /// The present or last era.
     pub era: Era,
@@ -44,6 +44,11 @@ pub struct RankState {
     pub completed: u64,
     /// When the last step ended; on the leader, when all ranks had answered.
     pub last_step_at: Option<Instant>,
+    /// Layers that this rank's process has computed, as of a moment ago. It moves while a step is slow, and stands still
+    /// while it hangs.
+    pub layers: u64,
+    /// When anything moved last: bytes loaded, a layer, a step. Within a second where layers move.
+    pub last_progress_at: Option<Instant>,
     /// Why it is not further, in words; empty while all is well.
     pub message: String,
     /// Why the last era ended; stays when the next one serves. Empty before the first loss.
@@ -90,6 +95,10 @@ impl StateWatch {
         (!result.timed_out()).then(|| done.1.clone())
     }
 
+    pub(super) fn phase_now(&self) -> Phase {
+        self.lock().1.phase
+    }
+
     pub(super) fn update(&self, change: impl FnOnce(&mut RankState)) {
         let mut state = self.lock();
         change(&mut state.1);
@@ -110,7 +119,7 @@ impl StateWatch {
         self.update(|state| {
             state.phase = Phase::Connecting;
             state.message = match error {
-                BackendError::Collective(CollectiveError::Aborted) => "connects again in a later era".into(),
+                BackendError::Lost(MeshError::Aborted) => "connects again in a later era".into(),
                 error => {
                     state.last_failure = error.to_string();
                     state.last_failure.clone()
@@ -138,10 +147,28 @@ impl StateWatch {
         self.update(|state| state.entered = step);
     }
 
+    pub(super) fn loaded(&self, progress: LoadProgress) {
+        self.update(|state| {
+            state.loaded = progress.loaded;
+            state.total = progress.total;
+            state.read_bytes = progress.read;
+            state.last_progress_at = Some(Instant::now());
+        });
+    }
+
+    pub(super) fn progressed(&self, layers: u64) {
+        self.update(|state| {
+            state.layers = layers;
+            state.last_progress_at = Some(Instant::now());
+        });
+    }
+
     pub(super) fn completed(&self, step: u64, phase: Phase) {
         self.update(|state| {
             state.completed = step;
-            state.last_step_at = Some(Instant::now());
+            let now = Instant::now();
+            state.last_step_at = Some(now);
+            state.last_progress_at = Some(now);
             if state.phase != phase {
                 state.phase = phase;
                 state.message.clear();

@@ -1,7 +1,9 @@
-//! What a rank answers for a sampled position, in plain code. Backends may compute it in other ways; `top` and `gumbel`
-//! are defined exactly, `tile_lse` up to the rounding of the backend's numerics class.
+//! What a rank answers for a sampled or scored position, in plain code. Backends may compute it in other ways; `top`,
+//! `gumbel` and `scored` are defined exactly, the log-sum-exps up to the rounding of the backend's numerics class.
 
 use std::cmp::Ordering;
+
+use llamero_checkpoint::Runs;
 
 use super::mass;
 use super::noise::Noise;
@@ -17,41 +19,93 @@ pub fn by_logit(a: &(u32, f32), b: &(u32, f32)) -> Ordering {
     values.then(a.0.cmp(&b.0))
 }
 
-/// The answer of a rank whose vocabulary shard starts at `first_token` (a multiple of the tile width) and has the given
-/// logits (biases and masks applied). `position` is that of the token to be sampled.
+/// A rank's share of the logits of one position.
+#[derive(Debug, Clone, Copy)]
+pub struct ShardLogits<'a> {
+    /// The vocabulary tiles of the rank.
+    pub tiles: &'a Runs,
+    /// Unscaled logits of their tokens in ascending order, biases and masks applied. The vocabulary's last tile may be
+    /// shorter than the others.
+    pub logits: &'a [f32],
+}
+
+impl<'a> ShardLogits<'a> {
+    fn tokens(self) -> impl Iterator<Item = (u32, f32)> + Clone + 'a {
+        let tile = VOCAB_TILE as u32;
+        let ids = self.tiles.iter().flat_map(move |of| of * tile..(of + 1) * tile);
+        ids.zip(self.logits.iter().copied())
+    }
+}
+
+/// The answer of a rank to one sampled position (row, offset). `position` is that of the token to be sampled.
 #[must_use]
 pub fn candidates(
-    row: u32,
-    first_token: u32,
-    logits: &[f32],
+    (row, offset): (u32, u32),
+    shard: ShardLogits<'_>,
     key: &SampleKey,
     position: u32,
 ) -> RowCandidates {
-    let mut order: Vec<(u32, f32)> = (first_token..).zip(logits.iter().copied()).collect();
     let gumbel = (key.temperature > 0.0)
         .then(|| {
             let noise = Noise::new(key.seed, position);
-            order
-                .iter()
-                .map(|&(id, logit)| (id, noise.perturb(id, logit, key.temperature), logit))
+            shard
+                .tokens()
+                .map(|(id, logit)| (id, noise.perturb(id, logit, key.temperature), logit))
                 .min_by(|a, b| by_logit(&(a.0, a.1), &(b.0, b.1)))
         })
         .flatten();
-    if order.len() > TOP_CANDIDATES {
-        order.select_nth_unstable_by(TOP_CANDIDATES - 1, by_logit);
-        order.truncate(TOP_CANDIDATES);
-    }
-    order.sort_unstable_by(by_logit);
-    RowCandidates {
-        row,
-        top: order,
-        first_tile: first_token / VOCAB_TILE as u32,
-        tile_lse: mass::tiles(logits, key.temperature),
-        tile_lse_raw: if key.logprobs {
-            mass::tiles(logits, 0.0)
+    let tile_lse = |wanted: bool, temperature| {
+        if wanted {
+            mass::tiles(shard.logits, temperature)
         } else {
             Vec::new()
+        }
+    };
+    RowCandidates {
+        row,
+        offset,
+        top: best(shard, key.top),
+        tiles: if key.mass || key.logprobs {
+            shard.tiles.clone()
+        } else {
+            Runs::default()
         },
+        tile_lse: tile_lse(key.mass, key.temperature),
+        tile_lse_raw: tile_lse(key.logprobs, 0.0),
         gumbel,
+        scored: None,
     }
+}
+
+/// The answer of a rank to one scored position (row, offset), whose token is `id`.
+#[must_use]
+pub fn scored((row, offset): (u32, u32), shard: ShardLogits<'_>, id: u32, top: u16) -> RowCandidates {
+    RowCandidates {
+        row,
+        offset,
+        top: best(shard, top),
+        tiles: shard.tiles.clone(),
+        tile_lse: Vec::new(),
+        tile_lse_raw: mass::tiles(shard.logits, 0.0),
+        gumbel: None,
+        scored: shard
+            .tokens()
+            .find(|(token, _)| *token == id)
+            .map(|(_, logit)| logit),
+    }
+}
+
+/// The `count` best logits of the shard in order.
+fn best(shard: ShardLogits<'_>, count: u16) -> Vec<(u32, f32)> {
+    let count = usize::from(count).min(TOP_CANDIDATES);
+    if count == 0 {
+        return Vec::new();
+    }
+    let mut order: Vec<(u32, f32)> = shard.tokens().collect();
+    if order.len() > count {
+        order.select_nth_unstable_by(count - 1, by_logit);
+        order.truncate(count);
+    }
+    order.sort_unstable_by(by_logit);
+    order
 }

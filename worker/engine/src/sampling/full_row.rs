@@ -5,6 +5,28 @@ use super::kept::{kept, winner};
 use super::mass::Mass;
 use super::merge::sampled;
 use super::{Noise, Sampled, SamplingError, SamplingParams};
+use crate::step::LogitShard;
+
+/// The row of logits from the parts of all ranks, in any order.
+///
+/// # Errors
+/// [`SamplingError::Inconsistent`] when the parts do not make up one row.
+pub fn join_shards(shards: &[LogitShard]) -> Result<Vec<f32>, SamplingError> {
+    let wrong = SamplingError::Inconsistent("the parts of the row leave a gap or overlap");
+    let mut row: Vec<Option<f32>> = vec![None; shards.iter().map(|shard| shard.logits.len()).sum()];
+    for shard in shards {
+        if shard.tokens.len() as usize != shard.logits.len() {
+            return Err(wrong);
+        }
+        for (token, logit) in shard.tokens.iter().zip(&shard.logits) {
+            match row.get_mut(token as usize) {
+                Some(place @ None) => *place = Some(*logit),
+                _ => return Err(wrong),
+            }
+        }
+    }
+    Ok(row.into_iter().flatten().collect())
+}
 
 /// Sample from a whole row: `logits[i]` is the unscaled logit of token `i`, biases and masks applied. `mass` is that of
 /// the candidates of the same row, so that both ways agree to the last bit.
@@ -33,7 +55,6 @@ pub fn sample_full_row(
     } else {
         winner(&order, noise, params.temperature)
     }
-    .filter(|(_, logit)| logit.is_finite())
     .ok_or(SamplingError::NotFinite)?;
-    Ok(sampled(token, logit, mass))
+    sampled(token, logit, mass)
 }

@@ -12,8 +12,12 @@ pub(super) struct Kept {
 }
 
 /// Take tokens in order until a rule excludes one. Both ways of sampling use this one walk, so they sum the same
-/// probabilities in the same order and agree on the last bit.
-pub(super) fn kept(order: impl Iterator<Item = (u32, f32)>, params: &SamplingParams, total: f64) -> Kept {
+/// probabilities in the same order and agree on the last bit. `total` is the scaled mass of the row, which top-p needs.
+pub(super) fn kept(
+    order: impl Iterator<Item = (u32, f32)>,
+    params: &SamplingParams,
+    total: Option<f64>,
+) -> Kept {
     let limit = if params.top_k == 0 {
         usize::MAX
     } else {
@@ -31,7 +35,7 @@ pub(super) fn kept(order: impl Iterator<Item = (u32, f32)>, params: &SamplingPar
         if tokens.len() == limit || spent || scaled < floor {
             return Kept { tokens, closed: true };
         }
-        mass += (scaled - total).exp();
+        mass += total.map_or(0.0, |total| (scaled - total).exp());
         tokens.push((id, logit));
     }
     // The next token, whatever it is, would be excluded.

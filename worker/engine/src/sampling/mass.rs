@@ -4,46 +4,73 @@ use super::SamplingError;
 use super::noise::scale;
 use crate::step::{RowCandidates, VOCAB_TILE};
 
-/// Log-sum-exp over the whole vocabulary, in f64.
-#[derive(Debug, Clone, Copy, PartialEq)]
+/// Log-sum-exp over the whole vocabulary, in f64; none where the ranks were not asked for it.
+#[derive(Debug, Clone, Copy, Default, PartialEq)]
 pub struct Mass {
     /// Of `logit / temperature`.
-    pub scaled: f64,
-    /// Of the unscaled logits, when log-probabilities were asked for.
+    pub scaled: Option<f64>,
+    /// Of the unscaled logits.
     pub raw: Option<f64>,
 }
 
+/// Which of a rank's values per tile.
+type Values = fn(&RowCandidates) -> &[f32];
+
 impl Mass {
-    /// From the tiles of all ranks, which must be in rank order and cover the vocabulary from tile 0 without gaps. The sum is
-    /// taken in tile order, so it does not depend on the sharding.
+    /// From the tiles of all ranks, in any order. The sums are taken in tile order, so they do not depend on the
+    /// sharding.
     ///
     /// # Errors
-    /// [`SamplingError::Inconsistent`] when tiles are missing, [`SamplingError::NotFinite`] when the mass is.
-    pub fn of_ranks(ranks: &[&RowCandidates], logprobs: bool) -> Result<Self, SamplingError> {
-        let mut next = 0_usize;
-        for rank in ranks {
-            if rank.first_tile as usize != next {
-                return Err(SamplingError::Inconsistent(
-                    "the vocabulary tiles leave a gap or overlap",
-                ));
-            }
-            if logprobs && rank.tile_lse_raw.len() != rank.tile_lse.len() {
-                return Err(SamplingError::Inconsistent(
-                    "log-probabilities were asked for, but tiles lack them",
-                ));
-            }
-            next += rank.tile_lse.len();
-        }
-        let scaled = join(ranks.iter().flat_map(|rank| rank.tile_lse.iter().copied()))?;
-        let raw = if logprobs {
-            Some(join(
-                ranks.iter().flat_map(|rank| rank.tile_lse_raw.iter().copied()),
-            )?)
-        } else {
-            None
-        };
-        Ok(Self { scaled, raw })
+    /// [`SamplingError::Inconsistent`] when tiles are missing or given twice, [`SamplingError::NotFinite`] when a mass
+    /// is not finite.
+    pub fn of_ranks(ranks: &[&RowCandidates], scaled: bool, raw: bool) -> Result<Self, SamplingError> {
+        let total = |values: Values| join(&in_tile_order(ranks, values)?).map(Some);
+        Ok(Self {
+            scaled: if scaled {
+                total(|rank| &rank.tile_lse)?
+            } else {
+                None
+            },
+            raw: if raw {
+                total(|rank| &rank.tile_lse_raw)?
+            } else {
+                None
+            },
+        })
     }
+}
+
+/// The values of all tiles of the vocabulary, as runs of consecutive tiles in order.
+fn in_tile_order<'a>(ranks: &[&'a RowCandidates], values: Values) -> Result<Vec<&'a [f32]>, SamplingError> {
+    let mut runs: Vec<(u32, &[f32])> = Vec::with_capacity(ranks.len());
+    for rank in ranks {
+        let mut rest = values(rank);
+        for run in rank.tiles.as_slice() {
+            let Some((these, others)) = rest.split_at_checked((run.end - run.start) as usize) else {
+                return Err(SamplingError::Inconsistent(
+                    "a rank gave fewer masses than it has tiles",
+                ));
+            };
+            runs.push((run.start, these));
+            rest = others;
+        }
+        if !rest.is_empty() {
+            return Err(SamplingError::Inconsistent(
+                "a rank gave more masses than it has tiles",
+            ));
+        }
+    }
+    runs.sort_unstable_by_key(|(start, _)| *start);
+    let mut next = 0;
+    for (start, values) in &runs {
+        if *start as usize != next {
+            return Err(SamplingError::Inconsistent(
+                "the vocabulary tiles leave a gap or overlap",
+            ));
+        }
+        next += values.len();
+    }
+    Ok(runs.into_iter().map(|(_, values)| values).collect())
 }
 
 /// Log-sum-exp of one tile of logits, each divided by `temperature` first (0: as they are).
@@ -75,10 +102,10 @@ pub fn tiles(logits: &[f32], temperature: f32) -> Vec<f32> {
         .collect()
 }
 
-fn join(tiles: impl Iterator<Item = f32> + Clone) -> Result<f64, SamplingError> {
-    let best = tiles.clone().fold(f32::NEG_INFINITY, f32::max);
-    let best = f64::from(best);
-    let sum: f64 = tiles.map(|tile| (f64::from(tile) - best).exp()).sum();
+fn join(runs: &[&[f32]]) -> Result<f64, SamplingError> {
+    let tiles = || runs.iter().copied().flatten().copied();
+    let best = f64::from(tiles().fold(f32::NEG_INFINITY, f32::max));
+    let sum: f64 = tiles().map(|tile| (f64::from(tile) - best).exp()).sum();
     let total = best + sum.ln();
     if total.is_finite() {
         Ok(total)

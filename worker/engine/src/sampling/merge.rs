@@ -4,7 +4,7 @@ use super::candidates::by_logit;
 use super::kept::{kept, winner};
 use super::mass::Mass;
 use super::{Noise, Sampled, SamplingError, SamplingParams};
-use crate::step::{RowCandidates, TOP_CANDIDATES};
+use crate::step::RowCandidates;
 
 /// What the candidates tell.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -15,7 +15,7 @@ pub enum Outcome {
     NeedFullRow,
 }
 
-/// Sample from the answers of all ranks to one row, in rank order. `noise` is that of the token's position.
+/// Sample from the answers of all ranks to one position. `noise` is that of the new token's position.
 ///
 /// # Errors
 /// [`SamplingError`] when the logits are not finite or the answers do not fit together.
@@ -24,90 +24,116 @@ pub fn merge(
     noise: Noise,
     ranks: &[&RowCandidates],
 ) -> Result<Outcome, SamplingError> {
-    let mass = Mass::of_ranks(ranks, params.logprobs)?;
-    let Known { order, complete } = known_order(ranks)?;
-    let &(best, best_logit) = order
-        .first()
-        .ok_or(SamplingError::Inconsistent("no candidates"))?;
+    let mass = Mass::of_ranks(ranks, false, params.logprobs)?;
+    if params.temperature == 0.0 {
+        let best = ranks.iter().filter_map(|rank| rank.top.first());
+        let (token, logit) = best
+            .min_by(|a, b| by_logit(a, b))
+            .ok_or(SamplingError::Inconsistent("no candidates"))?;
+        return sampled(*token, *logit, &mass).map(Outcome::Token);
+    }
+    let (free, free_logit) = best_of_all(ranks)?;
+    let free_token = sampled(free, free_logit, &mass)?;
+    if !params.restricts() {
+        return Ok(Outcome::Token(free_token));
+    }
+    let mut order = CertainOrder::new(ranks, params.key().top.into());
+    let (best, best_logit) = order.head().ok_or(SamplingError::Inconsistent("no candidates"))?;
     if !best_logit.is_finite() {
         return Err(SamplingError::NotFinite);
     }
-    if params.temperature == 0.0 {
-        return Ok(Outcome::Token(sampled(best, best_logit, &mass)));
+    // The best token is always kept, and the winner over everything also wins over any set that contains it.
+    if best == free {
+        return Ok(Outcome::Token(free_token));
     }
-
-    let (free, free_logit) = best_of_all(ranks)?;
-    if !params.restricts() {
-        return Ok(Outcome::Token(sampled(free, free_logit, &mass)));
-    }
-    let kept = kept(order.into_iter(), params, mass.scaled);
-    // The winner over everything also wins over any set that contains it.
+    // Dear, so not before it is needed.
+    let total = Mass::of_ranks(ranks, params.needs_mass(), false)?.scaled;
+    let kept = kept(order.by_ref(), params, total);
     if kept.tokens.iter().any(|&(id, _)| id == free) {
-        return Ok(Outcome::Token(sampled(free, free_logit, &mass)));
+        return Ok(Outcome::Token(free_token));
     }
-    if !kept.closed && !complete {
+    if !kept.closed && !order.is_complete() {
         return Ok(Outcome::NeedFullRow);
     }
     let (token, logit) = winner(&kept.tokens, noise, params.temperature)
         .ok_or(SamplingError::Inconsistent("no candidates"))?;
-    Ok(Outcome::Token(sampled(token, logit, &mass)))
+    sampled(token, logit, &mass).map(Outcome::Token)
 }
 
-/// The tokens whose place in the order of the whole vocabulary is certain.
-struct Known {
-    order: Vec<(u32, f32)>,
-    /// Whether that is every token with any probability.
-    complete: bool,
+/// The tokens whose place in the order of the whole vocabulary is certain, best first: the ranks' sorted lists merged,
+/// until one ends that was cut, since that says nothing about what follows its last entry.
+struct CertainOrder<'a> {
+    lists: Vec<List<'a>>,
+    /// Set when the order may go on with a token that is in no list.
+    uncertain: bool,
 }
 
-/// Join the ranks' lists. A list that was cut at [`TOP_CANDIDATES`] says nothing about what follows its last entry, so
-/// the order is certain up to the best of those last entries.
-fn known_order(ranks: &[&RowCandidates]) -> Result<Known, SamplingError> {
-    let mut order: Vec<(u32, f32)> = ranks.iter().flat_map(|rank| rank.top.iter().copied()).collect();
-    if order
-        .iter()
-        .any(|&(_, logit)| logit.is_nan() || logit == f32::INFINITY)
-    {
-        return Err(SamplingError::NotFinite);
-    }
-    order.sort_unstable_by(by_logit);
-    let last_certain = ranks
-        .iter()
-        .filter(|rank| rank.top.len() >= TOP_CANDIDATES)
-        .filter_map(|rank| rank.top.last())
-        // Behind a masked token there are only masked ones.
-        .filter(|(_, logit)| *logit != f32::NEG_INFINITY)
-        .min_by(|a, b| by_logit(a, b));
-    if let Some(last) = last_certain {
-        let certain = order.partition_point(|entry| by_logit(entry, last).is_le());
-        order.truncate(certain);
-    }
-    Ok(Known {
-        complete: last_certain.is_none(),
-        order,
-    })
+struct List<'a> {
+    rest: &'a [(u32, f32)],
+    cut: bool,
 }
 
-/// The best perturbed token of all ranks, ties by lower id.
-fn best_of_all(ranks: &[&RowCandidates]) -> Result<(u32, f32), SamplingError> {
-    let mut best: Option<(u32, f32, f32)> = None;
-    for rank in ranks {
-        let Some((id, value, logit)) = rank.gumbel else {
-            return Err(SamplingError::Inconsistent("a rank sampled greedily"));
+impl<'a> CertainOrder<'a> {
+    /// Lists of up to `longest` entries are whole, longer ones were cut there.
+    fn new(ranks: &[&'a RowCandidates], longest: usize) -> Self {
+        let list = |rank: &&'a RowCandidates| List {
+            rest: &rank.top,
+            // Behind a masked token there are only masked ones.
+            cut: rank.top.len() >= longest && rank.top.last().is_some_and(|last| last.1 != f32::NEG_INFINITY),
         };
-        if best.is_none_or(|(best_id, best_value, _)| {
-            value > best_value || (value == best_value && id < best_id)
-        }) {
-            best = Some((id, value, logit));
+        Self {
+            lists: ranks.iter().map(list).collect(),
+            uncertain: false,
         }
     }
-    best.map(|(id, _, logit)| (id, logit))
-        .ok_or(SamplingError::Inconsistent("no candidates"))
+
+    fn best(&self) -> Option<usize> {
+        let heads = self.lists.iter().enumerate();
+        let heads = heads.filter_map(|(index, list)| Some((index, list.rest.first()?)));
+        heads.min_by(|a, b| by_logit(a.1, b.1)).map(|(index, _)| index)
+    }
+
+    fn head(&self) -> Option<(u32, f32)> {
+        self.lists[self.best()?].rest.first().copied()
+    }
+
+    /// Whether what was given is every token with any probability.
+    fn is_complete(&self) -> bool {
+        !self.uncertain
+    }
 }
 
-pub(super) fn sampled(token: u32, logit: f32, mass: &Mass) -> Sampled {
-    Sampled {
+impl Iterator for CertainOrder<'_> {
+    type Item = (u32, f32);
+
+    fn next(&mut self) -> Option<(u32, f32)> {
+        if self.uncertain {
+            return None;
+        }
+        let index = self.best()?;
+        let list = &mut self.lists[index];
+        let (first, rest) = list.rest.split_first()?;
+        list.rest = rest;
+        self.uncertain = rest.is_empty() && list.cut;
+        Some(*first)
+    }
+}
+
+/// The best perturbed token of all ranks, ties by lower id; NaN comes first.
+fn best_of_all(ranks: &[&RowCandidates]) -> Result<(u32, f32), SamplingError> {
+    // A rank whose share is empty has none.
+    let best = ranks.iter().filter_map(|rank| rank.gumbel);
+    best.min_by(|a, b| by_logit(&(a.0, a.1), &(b.0, b.1)))
+        .map(|(id, _, logit)| (id, logit))
+        .ok_or(SamplingError::Inconsistent("no rank sampled with noise"))
+}
+
+pub(super) fn sampled(token: u32, logit: f32, mass: &Mass) -> Result<Sampled, SamplingError> {
+    if !logit.is_finite() {
+        return Err(SamplingError::NotFinite);
+    }
+    Ok(Sampled {
         token,
         logprob: mass.raw.map(|total| (f64::from(logit) - total) as f32),
-    }
+    })
 }

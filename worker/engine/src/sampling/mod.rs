@@ -26,7 +26,7 @@ pub mod penalties;
 #[cfg(test)]
 mod properties;
 
-pub use full_row::sample_full_row;
+pub use full_row::{join_shards, sample_full_row};
 pub use mass::Mass;
 pub use merge::{Outcome, merge};
 pub use noise::Noise;

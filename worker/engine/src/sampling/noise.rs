@@ -6,8 +6,7 @@
 //!
 //! The generator is counter based: two rounds of the finaliser of SplitMix64 (Steele, Lea and Flood 2014).
 
-/// Increment of SplitMix64: 2⁶⁴ divided by the golden ratio.
-const GOLDEN: u64 = 0x9e37_79b9_7f4a_7c15;
+use crate::hash::{GOLDEN, mix};
 
 /// No noise is larger: the value of the largest 24-bit uniform. A token whose scaled logit plus this stays below the
 /// best perturbed value so far cannot win, so its noise need not be computed.
@@ -69,14 +68,6 @@ pub fn scale(logit: f32, temperature: f32) -> f32 {
 pub fn gumbel_of_bits(bits: u32) -> f32 {
     let uniform = (f64::from(bits >> 8) + 0.5) / f64::from(1 << 24);
     -(-uniform.ln()).ln() as f32
-}
-
-/// The finaliser of SplitMix64: every input bit reaches every output bit.
-#[inline]
-fn mix(mut z: u64) -> u64 {
-    z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-    z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-    z ^ (z >> 31)
 }
 
 #[cfg(test)]

@@ -1,6 +1,6 @@
 //! How one request samples.
 
-use crate::step::SampleKey;
+use crate::step::{SampleKey, TOP_CANDIDATES};
 
 /// Validated sampling parameters (see [`crate::text::request`] for the bounds).
 #[derive(Debug, Clone, PartialEq)]
@@ -42,14 +42,36 @@ impl SamplingParams {
         }
     }
 
-    /// What the ranks need to know of it.
+    /// What the ranks need to know of it, and what they are to report: greedy sampling needs the best logit only, plain
+    /// sampling the best under noise only, and rules that exclude tokens need the best logits in order.
     #[must_use]
     pub fn key(&self) -> SampleKey {
+        let warm = self.temperature > 0.0;
+        let top = match (warm, self.restricts()) {
+            (false, _) => 1,
+            (true, false) => 0,
+            (true, true) if self.top_k == 0 => TOP_CANDIDATES,
+            (true, true) => TOP_CANDIDATES.min(self.top_k as usize),
+        };
         SampleKey {
             seed: self.seed,
             temperature: self.temperature,
+            top: top as u16,
+            mass: self.needs_mass(),
             logprobs: self.logprobs,
         }
+    }
+
+    /// Whether the scaled mass of the row decides about tokens.
+    #[must_use]
+    pub fn needs_mass(&self) -> bool {
+        self.temperature > 0.0 && self.top_p < 1.0
+    }
+
+    /// Whether something is added to the logits.
+    #[must_use]
+    pub fn has_biases(&self) -> bool {
+        !self.logit_bias.is_empty() || self.presence_penalty != 0.0 || self.frequency_penalty != 0.0
     }
 
     /// Whether top-k, top-p or min-p can exclude a token.

@@ -2,25 +2,45 @@
 
 use proptest::prelude::*;
 
-use super::candidates::candidates;
+use llamero_checkpoint::Runs;
+
+use super::candidates::{ShardLogits, candidates};
 use super::*;
-use crate::step::{RowCandidates, VOCAB_TILE};
+use crate::step::{LogitShard, RowCandidates, VOCAB_TILE};
 
 const POSITION: u32 = 11;
 
-/// Answers of ranks that own the tiles between `cuts`.
-fn split(logits: &[f32], cuts: &[usize], params: &SamplingParams) -> Vec<RowCandidates> {
-    let tiles = logits.len().div_ceil(VOCAB_TILE);
-    let mut bounds: Vec<usize> = cuts.iter().map(|cut| (cut % (tiles + 1)) * VOCAB_TILE).collect();
-    bounds.extend([0, tiles * VOCAB_TILE]);
-    bounds.sort_unstable();
-    bounds.dedup();
-    bounds
-        .windows(2)
-        .map(|pair| {
-            let shard = &logits[pair[0]..pair[1].min(logits.len())];
-            candidates(0, pair[0] as u32, shard, &params.key(), POSITION)
-        })
+/// One rank's answer, which owns `tiles`.
+fn answer(tiles: &Runs, row: &[f32], params: &SamplingParams) -> RowCandidates {
+    let shard = logits_of(tiles, row);
+    let shard = ShardLogits {
+        tiles,
+        logits: &shard.logits,
+    };
+    candidates((0, 0), shard, &params.key(), POSITION)
+}
+
+fn logits_of(tiles: &Runs, row: &[f32]) -> LogitShard {
+    let tokens = tiles.scaled(VOCAB_TILE as u32, row.len() as u32);
+    LogitShard {
+        logits: tokens.iter().map(|token| row[token as usize]).collect(),
+        tokens,
+    }
+}
+
+/// The tiles of ranks; tile `t` belongs to rank `owners[t % owners.len()]`, or all to one.
+fn shares(row: &[f32], owners: &[usize]) -> Vec<Runs> {
+    let tiles = row.len().div_ceil(VOCAB_TILE) as u32;
+    let ranks = owners.iter().max().map_or(1, |most| most + 1);
+    let owner = |tile: u32| {
+        owners
+            .get(tile as usize % owners.len().max(1))
+            .copied()
+            .unwrap_or(0)
+    };
+    let of = |rank| (0..tiles).filter(move |tile| owner(*tile) == rank);
+    (0..ranks)
+        .map(|rank| Runs::new(of(rank).map(|tile| tile..tile + 1)))
         .collect()
 }
 
@@ -28,11 +48,15 @@ fn noise(params: &SamplingParams) -> Noise {
     Noise::new(params.seed, POSITION)
 }
 
-fn both(logits: &[f32], cuts: &[usize], params: &SamplingParams) -> (Outcome, Sampled) {
-    let ranks = split(logits, cuts, params);
+fn both(logits: &[f32], owners: &[usize], params: &SamplingParams) -> (Outcome, Sampled) {
+    let shares = shares(logits, owners);
+    let ranks: Vec<_> = shares.iter().map(|tiles| answer(tiles, logits, params)).collect();
     let ranks: Vec<&RowCandidates> = ranks.iter().collect();
-    let mass = Mass::of_ranks(&ranks, params.logprobs).unwrap();
-    let full = sample_full_row(params, noise(params), logits, &mass).unwrap();
+    let mass = Mass::of_ranks(&ranks, params.needs_mass(), params.logprobs).unwrap();
+    let parts: Vec<LogitShard> = shares.iter().map(|tiles| logits_of(tiles, logits)).collect();
+    let row = join_shards(&parts).unwrap();
+    assert_eq!(row, logits);
+    let full = sample_full_row(params, noise(params), &row, &mass).unwrap();
     (merge(params, noise(params), &ranks).unwrap(), full)
 }
 
@@ -100,8 +124,8 @@ proptest! {
     #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::with_cases(400) })]
 
     #[test]
-    fn merged_is_full_row(logits in any_logits(), cuts in prop::collection::vec(0_usize..12, 0..8), params in any_params()) {
-        let (merged, full) = both(&logits, &cuts, &params);
+    fn merged_is_full_row(logits in any_logits(), owners in prop::collection::vec(0_usize..5, 0..8), params in any_params()) {
+        let (merged, full) = both(&logits, &owners, &params);
         if let Outcome::Token(token) = merged {
             prop_assert_eq!(token, full);
         } else {
@@ -136,7 +160,7 @@ fn flat_rows_need_the_full_row_and_peaked_ones_do_not() {
     let needs = (0..50).filter(|&seed| {
         both(
             &flat,
-            &[4],
+            &[0, 1],
             &SamplingParams {
                 seed,
                 ..params.clone()
@@ -148,7 +172,7 @@ fn flat_rows_need_the_full_row_and_peaked_ones_do_not() {
 
     let mut peaked = flat;
     peaked[700] = 20.0;
-    let (merged, full) = both(&peaked, &[4], &params);
+    let (merged, full) = both(&peaked, &[0, 1], &params);
     assert_eq!(merged, Outcome::Token(full));
     assert_eq!(full.token, 700);
 }
@@ -201,7 +225,7 @@ fn masked_tokens_are_never_sampled() {
             seed,
             ..SamplingParams::greedy()
         };
-        let (merged, full) = both(&logits, &[1, 2], &params);
+        let (merged, full) = both(&logits, &[0, 1, 2], &params);
         assert_eq!((merged, full.token), (Outcome::Token(full), 130));
     }
 }
@@ -209,28 +233,88 @@ fn masked_tokens_are_never_sampled() {
 #[test]
 fn broken_answers_are_refused() {
     let params = SamplingParams::greedy();
-    let nan = candidates(0, 0, &[0.0, f32::NAN], &params.key(), POSITION);
-    assert_eq!(
-        merge(&params, noise(&params), &[&nan]),
-        Err(SamplingError::NotFinite)
+    let whole = Runs::from(0..1);
+    let merged = |params: &SamplingParams, ranks: &[&RowCandidates]| merge(params, noise(params), ranks);
+    for params in [
+        params.clone(),
+        SamplingParams {
+            temperature: 1.0,
+            ..params.clone()
+        },
+    ] {
+        for row in [[0.0, f32::NAN], [f32::NEG_INFINITY; 2], [f32::INFINITY, 1.0]] {
+            let broken = answer(&whole, &row, &params);
+            assert_eq!(
+                merged(&params, &[&broken]),
+                Err(SamplingError::NotFinite),
+                "{row:?}"
+            );
+        }
+    }
+    let logprobs = SamplingParams {
+        logprobs: true,
+        ..params.clone()
+    };
+    let second = answer(&Runs::from(1..2), &[0.0; 256], &logprobs);
+    let inconsistent = |result| matches!(result, Err(SamplingError::Inconsistent(_)));
+    assert!(
+        inconsistent(merged(&logprobs, &[&second])),
+        "the first tile is missing"
     );
-    let late = candidates(0, 128, &[0.0; 128], &params.key(), POSITION);
-    assert!(matches!(
-        merge(&params, noise(&params), &[&late]),
-        Err(SamplingError::Inconsistent(_))
-    ));
-    let masked = candidates(0, 0, &[f32::NEG_INFINITY; 5], &params.key(), POSITION);
-    assert_eq!(
-        merge(&params, noise(&params), &[&masked]),
-        Err(SamplingError::NotFinite)
+    assert!(
+        inconsistent(merged(&logprobs, &[&second, &second])),
+        "a tile is there twice"
     );
+    let without = answer(&whole, &[0.0; 128], &params);
+    assert!(merged(&logprobs, &[&without]).is_err());
     let hot = SamplingParams {
         temperature: 1.0,
         ..params
     };
-    let cold = candidates(0, 0, &[0.0; 5], &SamplingParams::greedy().key(), POSITION);
-    assert!(matches!(
-        merge(&hot, noise(&hot), &[&cold]),
-        Err(SamplingError::Inconsistent(_))
-    ));
+    assert!(inconsistent(merged(&hot, &[&without])), "sampled greedily there");
+}
+
+#[test]
+fn candidates_carry_only_what_the_request_needs() {
+    let row: Vec<f32> = (0..300).map(|i| (i as f32).sin()).collect();
+    let carried = |change: &dyn Fn(&mut SamplingParams)| {
+        let mut params = SamplingParams::greedy();
+        change(&mut params);
+        let answer = answer(&Runs::from(0..3), &row, &params);
+        let lse = (answer.tile_lse.len(), answer.tile_lse_raw.len());
+        (answer.top.len(), lse, answer.gumbel.is_some(), answer.tiles.len())
+    };
+    assert_eq!(carried(&|_| ()), (1, (0, 0), false, 0));
+    assert_eq!(carried(&|p| p.logprobs = true), (1, (0, 3), false, 3));
+    assert_eq!(carried(&|p| p.temperature = 1.0), (0, (0, 0), true, 0));
+    let warm = |p: &mut SamplingParams| p.temperature = 0.7;
+    assert_eq!(carried(&|p| (warm(p), p.top_k = 5).1), (5, (0, 0), true, 0));
+    assert_eq!(carried(&|p| (warm(p), p.min_p = 0.1).1), (64, (0, 0), true, 0));
+    assert_eq!(carried(&|p| (warm(p), p.top_p = 0.9).1), (64, (3, 0), true, 3));
+}
+
+#[test]
+fn scores_come_from_the_rank_that_holds_the_token() {
+    let row: Vec<f32> = (0..300).map(|i| (i as f32).sin()).collect();
+    let ranks: Vec<_> = shares(&row, &[0, 1])
+        .iter()
+        .map(|tiles| {
+            let shard = logits_of(tiles, &row);
+            let shard = ShardLogits {
+                tiles,
+                logits: &shard.logits,
+            };
+            candidates::scored((2, 1), shard, 130, 2)
+        })
+        .collect();
+    assert_eq!(
+        ranks.iter().map(|rank| rank.scored).collect::<Vec<_>>(),
+        [None, Some(row[130])]
+    );
+    let mass = Mass::of_ranks(&ranks.iter().collect::<Vec<_>>(), false, true)
+        .unwrap()
+        .raw
+        .unwrap();
+    let exact: f64 = row.iter().map(|x| f64::from(*x).exp()).sum::<f64>().ln();
+    assert!((mass - exact).abs() < 1e-5);
 }

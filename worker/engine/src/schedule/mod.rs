@@ -4,11 +4,15 @@
 //!
 //! | module | what it is |
 //! |---|---|
+//! | [`budget`] | how many tokens a step may hold, from how long steps took |
 //! | [`allocator`] | the free list of KV blocks, with reference counts |
-//! | [`sequence`] | one request's tokens and how far they are computed |
+//! | [`sequence`] | one request's tokens and how far they are planned |
+//! | [`batch`] | the rows of one step and what they belong to |
 //! | [`scheduler`] | admission, chunked prefill, preemption, requeue |
 
 pub mod allocator;
+pub mod batch;
+pub mod budget;
 pub mod scheduler;
 pub mod sequence;
 
@@ -16,5 +20,7 @@ pub mod sequence;
 mod properties;
 
 pub use allocator::BlockAllocator;
-pub use scheduler::{Batch, Limits, Refusal, Scheduler};
+pub use batch::{Batch, LateToken};
+pub use budget::StepBudget;
+pub use scheduler::{Limits, Refusal, Scheduler};
 pub use sequence::{Sequence, SequenceId};

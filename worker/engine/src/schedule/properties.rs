@@ -1,23 +1,31 @@
 //! Invariants of the scheduler under arbitrary traffic, checked against a mirror that knows only the plans.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use proptest::prelude::*;
 
 use super::*;
 use crate::block_tables::BlockTables;
-use crate::step::{SampleKey, TokenRef};
+use crate::step::{RowOutput, SampleKey, TokenRef};
 
 const KEY: SampleKey = SampleKey {
     seed: 0,
     temperature: 0.0,
+    top: 1,
+    mass: false,
     logprobs: false,
 };
 
 #[derive(Debug, Clone)]
 enum Act {
-    Arrive { prompt: u32, output: u32 },
-    Step,
+    Arrive {
+        prompt: u32,
+        output: u32,
+    },
+    /// Make a batch and send it.
+    Plan,
+    /// The oldest batch in flight is done.
+    Done,
     Cancel(usize),
     Era,
 }
@@ -25,7 +33,8 @@ enum Act {
 fn act() -> impl Strategy<Value = Act> {
     prop_oneof![
         3 => (1_u32..30, 1_u32..12).prop_map(|(prompt, output)| Act::Arrive { prompt, output }),
-        8 => Just(Act::Step),
+        8 => Just(Act::Plan),
+        8 => Just(Act::Done),
         1 => any::<usize>().prop_map(Act::Cancel),
         1 => Just(Act::Era),
     ]
@@ -58,8 +67,8 @@ impl Mirror {
         }
     }
 
-    /// Execute a batch; returns the sampled token of each row.
-    fn run(&mut self, batch: &Batch) -> Vec<Option<u32>> {
+    /// Take a batch: its block changes hold from here on, for batches in flight too.
+    fn submit(&mut self, batch: &Batch) {
         for slot in &batch.blocks.frees {
             for block in self.tables.table(*slot) {
                 self.in_use.remove(block);
@@ -72,23 +81,27 @@ impl Mirror {
         }
         self.tables.apply(&batch.blocks).unwrap();
         assert_eq!(self.tables.hash(), batch.state_hash);
-        let tokens: usize = batch.rows.iter().map(|row| row.tokens.len()).sum();
-        assert!(tokens <= self.limits.max_batched_tokens as usize);
+        assert!(batch.tokens() <= self.limits.max_batched_tokens);
         assert!(batch.rows.len() <= self.limits.max_sequences as usize);
         let slots: BTreeSet<u32> = batch.rows.iter().map(|row| row.slot).collect();
         assert_eq!(slots.len(), batch.rows.len(), "a slot has two rows");
+    }
+
+    /// Execute a batch with the values of its late tokens; returns the sampled token of each row.
+    fn run(&mut self, batch: &Batch, late: &[u32]) -> Vec<Option<u32>> {
         batch
             .rows
             .iter()
             .map(|row| {
                 for (position, token) in (row.start..).zip(&row.tokens) {
-                    let TokenRef::Known(token) = token else {
-                        panic!("all tokens are known here")
+                    let token = match token {
+                        TokenRef::Known(token) => *token,
+                        TokenRef::Late(index) => late[*index as usize],
                     };
-                    self.kv.insert(self.place(row.slot, position), *token);
+                    self.kv.insert(self.place(row.slot, position), token);
                 }
                 let end = row.start + u32::try_from(row.tokens.len()).unwrap();
-                row.sample.map(|_| {
+                matches!(row.output, RowOutput::Sample { last: 1, .. }).then(|| {
                     let history: Vec<u32> = (0..end).map(|at| self.kv[&self.place(row.slot, at)]).collect();
                     next_token(&history)
                 })
@@ -108,11 +121,15 @@ struct World {
     alive: BTreeMap<SequenceId, (Vec<u32>, u32)>,
     first_token: Vec<SequenceId>,
     next_id: u64,
+    in_flight: VecDeque<Batch>,
+    depth: usize,
 }
 
 impl World {
-    fn new(limits: Limits) -> Self {
+    fn new(limits: Limits, depth: usize) -> Self {
         Self {
+            in_flight: VecDeque::new(),
+            depth,
             scheduler: Scheduler::new(limits),
             mirror: Mirror::new(limits),
             alive: BTreeMap::new(),
@@ -138,29 +155,74 @@ impl World {
         }
     }
 
-    /// One step; false when there was nothing to do.
-    fn step(&mut self) -> bool {
-        let batch = self.scheduler.batch();
-        let sampled = self.mirror.run(&batch);
-        let (used, total) = self.scheduler.kv_blocks();
-        assert_eq!(used as usize, self.mirror.in_use.len(), "blocks are conserved");
-        assert_eq!(total, self.mirror.limits.blocks);
+    /// Send one batch, if one more may be in flight; false when there is none.
+    fn plan(&mut self) -> bool {
+        if self.in_flight.len() >= self.depth {
+            return false;
+        }
+        let Some(batch) = self.scheduler.batch(u32::MAX) else {
+            return false;
+        };
+        assert!(!batch.rows.is_empty());
+        self.mirror.submit(&batch);
+        for (row, id) in batch.rows.iter().zip(&batch.sequences) {
+            let (history, longest) = &self.alive[id];
+            let end = row.start + u32::try_from(row.tokens.len()).unwrap();
+            assert!(end < *longest, "what surely ended by its length is not planned");
+            assert!(end as usize <= history.len() + self.in_flight.len());
+        }
+        self.in_flight.push_back(batch);
+        true
+    }
+
+    fn done(&mut self) -> bool {
+        let Some(batch) = self.in_flight.pop_front() else {
+            return false;
+        };
+        // Whoever has ended gets a row that nobody looks at.
+        let value = |late: &LateToken| self.scheduler.token(late.sequence, late.position);
+        let late: Vec<u32> = batch.late.iter().map(|late| value(late).unwrap_or(0)).collect();
+        for late in &batch.late {
+            if let Some((history, _)) = self.alive.get(&late.sequence) {
+                assert!(
+                    (late.position as usize) < history.len(),
+                    "sampled by an earlier batch"
+                );
+            }
+        }
+        let sampled = self.mirror.run(&batch, &late);
         for (id, token) in batch.sequences.iter().zip(sampled) {
+            let length = self.scheduler.row_done(*id, token);
+            let Some((history, longest)) = self.alive.get_mut(id) else {
+                assert_eq!(length, None);
+                continue;
+            };
             let Some(token) = token else { continue };
-            let (history, longest) = self.alive.get_mut(id).expect("only live sequences run");
             assert_eq!(token, next_token(history), "the KV is the history");
             if !self.first_token.contains(id) {
                 self.first_token.push(*id);
             }
             history.push(token);
-            let length = self.scheduler.push(*id, token).unwrap();
-            if length == *longest {
+            assert_eq!(length.unwrap() as usize, history.len());
+            assert_eq!(self.scheduler.is_full(*id), length == Some(*longest));
+            if length == Some(*longest) {
                 let done = self.scheduler.remove(*id).unwrap();
-                assert_eq!(done.tokens, *history, "no token lost or repeated");
+                assert_eq!(done, *history, "no token lost or repeated");
                 self.alive.remove(id);
             }
         }
-        !batch.rows.is_empty()
+        if self.in_flight.is_empty() && !self.scheduler.has_frees() {
+            let (used, total) = self.scheduler.kv_blocks();
+            assert_eq!(used as usize, self.mirror.in_use.len(), "blocks are conserved");
+            assert_eq!(total, self.mirror.limits.blocks);
+        }
+        true
+    }
+
+    /// Plan as much as may be, and finish one batch.
+    fn step(&mut self) -> bool {
+        while self.plan() {}
+        self.done()
     }
 
     fn cancel(&mut self, pick: usize) {
@@ -185,8 +247,14 @@ impl World {
             .sequences()
             .map(|sequence| (sequence.id, sequence.tokens.clone()))
             .collect();
-        assert_eq!(before, after);
+        let sorted = |mut all: Vec<(SequenceId, Vec<u32>)>| {
+            all.sort();
+            all
+        };
+        assert!(after.is_sorted_by_key(|(id, _)| *id), "first come, first served");
+        assert_eq!(sorted(before), after);
         assert_eq!(self.scheduler.running(), 0);
+        self.in_flight.clear();
         self.mirror = Mirror::new(self.mirror.limits);
     }
 }
@@ -201,12 +269,14 @@ proptest! {
         max_batched_tokens in 1_u32..20,
         block_size in 1_u32..6,
         blocks in 1_u32..14,
+        depth in 1_usize..5,
     ) {
-        let mut world = World::new(Limits { max_sequences, max_batched_tokens, max_context: 40, block_size, blocks });
+        let mut world = World::new(Limits { max_sequences, max_batched_tokens, max_context: 40, block_size, blocks }, depth);
         for act in acts {
             match act {
                 Act::Arrive { prompt, output } => world.arrive(prompt, output),
-                Act::Step => { world.step(); }
+                Act::Plan => { world.plan(); }
+                Act::Done => { world.done(); }
                 Act::Cancel(pick) => world.cancel(pick),
                 Act::Era => world.era(),
             }
@@ -218,15 +288,18 @@ proptest! {
             steps += 1;
             assert!(steps < 100_000, "does not finish");
         }
-        world.step();
+        while world.done() {}
+        let last = world.scheduler.heartbeat();
+        world.mirror.submit(&last);
         prop_assert_eq!(world.scheduler.kv_blocks().0, 0);
-        prop_assert!(!world.scheduler.has_work());
+        prop_assert!(world.mirror.in_use.is_empty());
+        prop_assert!(world.scheduler.is_idle() && !world.scheduler.has_frees());
     }
 
     #[test]
     fn first_come_first_served(prompts in proptest::collection::vec((1_u32..30, 1_u32..12), 1..20), blocks in 9_u32..30) {
         let limits = Limits { max_sequences: 4, max_batched_tokens: 8, max_context: 64, block_size: 5, blocks };
-        let mut world = World::new(limits);
+        let mut world = World::new(limits, 1);
         for (prompt, output) in prompts {
             world.arrive(prompt, output);
         }
@@ -252,18 +325,59 @@ fn decode_goes_before_prefill() {
     scheduler
         .add(Sequence::new(SequenceId(2), vec![5; 9], 20, KEY))
         .unwrap();
-    let spans = |batch: &Batch| -> Vec<(u64, u32, usize, bool)> {
+    let spans = |batch: Option<Batch>| -> Vec<(u64, u32, usize, bool)> {
+        let batch = batch.unwrap();
         let rows = batch.rows.iter().zip(&batch.sequences);
-        rows.map(|(row, id)| (id.0, row.start, row.tokens.len(), row.sample.is_some()))
+        rows.map(|(row, id)| (id.0, row.start, row.tokens.len(), row.output != RowOutput::None))
             .collect()
     };
-    assert_eq!(spans(&scheduler.batch()), [(1, 0, 2, true), (2, 0, 2, false)]);
-    scheduler.push(SequenceId(1), 3);
-    assert_eq!(spans(&scheduler.batch()), [(1, 2, 1, true), (2, 2, 3, false)]);
-    scheduler.push(SequenceId(1), 4);
-    assert_eq!(spans(&scheduler.batch()), [(1, 3, 1, true), (2, 5, 3, false)]);
-    scheduler.push(SequenceId(1), 5);
-    assert_eq!(spans(&scheduler.batch()), [(1, 4, 1, true), (2, 8, 1, true)]);
+    let mut next = |done: &[(u64, Option<u32>)]| {
+        for (id, token) in done {
+            scheduler.row_done(SequenceId(*id), *token);
+        }
+        spans(scheduler.batch(u32::MAX))
+    };
+    assert_eq!(next(&[]), [(1, 0, 2, true), (2, 0, 2, false)]);
+    assert_eq!(
+        next(&[(1, Some(3)), (2, None)]),
+        [(1, 2, 1, true), (2, 2, 3, false)]
+    );
+    assert_eq!(
+        next(&[(1, Some(4)), (2, None)]),
+        [(1, 3, 1, true), (2, 5, 3, false)]
+    );
+    assert_eq!(
+        next(&[(1, Some(5)), (2, None)]),
+        [(1, 4, 1, true), (2, 8, 1, true)]
+    );
+    // While that one is in flight the next holds what it samples.
+    assert_eq!(next(&[]), [(1, 5, 1, true), (2, 9, 1, true)]);
+}
+
+#[test]
+fn a_short_budget_shortens_prefill_and_not_decode() {
+    let mut scheduler = Scheduler::new(Limits {
+        max_sequences: 40,
+        max_batched_tokens: 512,
+        max_context: 1000,
+        block_size: 16,
+        blocks: 200,
+    });
+    for id in 0..30 {
+        scheduler
+            .add(Sequence::new(SequenceId(id), vec![1], 100, KEY))
+            .unwrap();
+    }
+    assert_eq!(scheduler.batch(64).unwrap().rows.len(), 30);
+    scheduler
+        .add(Sequence::new(SequenceId(30), vec![1; 400], 500, KEY))
+        .unwrap();
+    let lengths = |batch: Option<Batch>| -> Vec<usize> {
+        batch.unwrap().rows.iter().map(|row| row.tokens.len()).collect()
+    };
+    assert_eq!(lengths(scheduler.batch(64)), [vec![1; 30], vec![34]].concat());
+    assert_eq!(lengths(scheduler.batch(16)), [vec![1; 30], vec![16]].concat());
+    assert_eq!(lengths(scheduler.batch(512)), [vec![1; 30], vec![350]].concat());
 }
 
 #[test]
@@ -281,18 +395,50 @@ fn the_youngest_gives_way() {
     scheduler
         .add(Sequence::new(SequenceId(2), vec![1, 2, 3], 8, KEY))
         .unwrap();
-    assert_eq!(scheduler.batch().rows.len(), 2);
-    for id in [1, 2] {
-        scheduler.push(SequenceId(id), 9);
+    for _ in 0..2 {
+        assert_eq!(scheduler.batch(64).unwrap().rows.len(), 2);
+        for id in [1, 2] {
+            scheduler.row_done(SequenceId(id), Some(9));
+        }
     }
-    assert_eq!(scheduler.batch().rows.len(), 2);
-    for id in [1, 2] {
-        scheduler.push(SequenceId(id), 9);
-    }
-    let batch = scheduler.batch();
+    let batch = scheduler.batch(64).unwrap();
     assert_eq!(batch.preempted, [SequenceId(2)]);
     assert_eq!(batch.sequences, [SequenceId(1)]);
     assert_eq!((scheduler.running(), scheduler.waiting()), (1, 1));
+}
+
+#[test]
+fn blocks_are_kept_while_a_row_is_in_flight() {
+    let mut scheduler = Scheduler::new(Limits {
+        max_sequences: 2,
+        max_batched_tokens: 16,
+        max_context: 64,
+        block_size: 2,
+        blocks: 4,
+    });
+    for id in [1, 2] {
+        scheduler
+            .add(Sequence::new(SequenceId(id), vec![1, 2, 3], 8, KEY))
+            .unwrap();
+    }
+    assert_eq!(scheduler.batch(64).unwrap().rows.len(), 2);
+    assert_eq!(scheduler.batch(64).unwrap().rows.len(), 2);
+    // The third token of each needs a block. The younger one gives way, but its rows are in flight.
+    assert_eq!(scheduler.batch(64), None);
+    assert_eq!(
+        (scheduler.running(), scheduler.waiting(), scheduler.kv_blocks().0),
+        (1, 1, 4)
+    );
+    assert_eq!(scheduler.row_done(SequenceId(2), Some(9)), Some(4));
+    assert_eq!(scheduler.kv_blocks().0, 4);
+    assert_eq!(scheduler.row_done(SequenceId(2), Some(9)), Some(5));
+    assert_eq!(scheduler.kv_blocks().0, 2);
+    let batch = scheduler.batch(64).unwrap();
+    assert_eq!(
+        (batch.sequences, batch.blocks.frees.len()),
+        (vec![SequenceId(1)], 1)
+    );
+    assert!(batch.admitted.is_empty(), "five tokens do not fit beside it");
 }
 
 #[test]

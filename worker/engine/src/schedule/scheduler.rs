@@ -6,14 +6,21 @@
 //!    another and fits alone (longer ones are refused), so there is always progress.
 //! 2. Sequences in prefill get chunks from what is left of the token budget, oldest first.
 //! 3. Waiting sequences are admitted in order while there is a slot, budget, and room for their whole history; never
-//!    in a step that preempted. The head of the queue is never overtaken.
+//!    while one that was preempted still holds blocks. The head of the queue is never overtaken.
+//!
+//! Batches are made ahead: a batch may be asked for while earlier ones are in flight, and then holds tokens that those
+//! are to sample ([`TokenRef::Late`]). Slot and blocks of a sequence that ends or is preempted are kept until no row of
+//! it is in flight, so that no change of the block tables reaches a step that was sent before.
 
 use std::collections::VecDeque;
 
 use super::allocator::BlockAllocator;
+use super::batch::Batch;
+use super::budget::MIN_CHUNK;
 use super::sequence::{Placed, Sequence, SequenceId};
 use crate::block_tables::BlockTables;
-use crate::step::{BlockDeltas, PlanRow, TokenRef};
+#[cfg(doc)]
+use crate::step::TokenRef;
 
 /// What a group can hold.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -62,21 +69,6 @@ pub enum Refusal {
     NothingToGenerate,
 }
 
-/// The rows of one step and what they belong to.
-#[derive(Debug, Clone, Default, PartialEq)]
-pub struct Batch {
-    /// Rows for [`crate::step::Plan::rows`].
-    pub rows: Vec<PlanRow>,
-    /// The sequence of each row.
-    pub sequences: Vec<SequenceId>,
-    /// Block table changes since the last batch.
-    pub blocks: BlockDeltas,
-    /// Hash of the block tables after `blocks`.
-    pub state_hash: u64,
-    /// Sequences that were preempted to make this batch, youngest first.
-    pub preempted: Vec<SequenceId>,
-}
-
 /// See the module's description.
 #[derive(Debug, Clone)]
 pub struct Scheduler {
@@ -85,8 +77,30 @@ pub struct Scheduler {
     tables: BlockTables,
     free_slots: Vec<u32>,
     waiting: VecDeque<Sequence>,
+    /// Oldest first.
     running: Vec<Sequence>,
+    /// Sequences that get no more rows and have some in flight.
+    leaving: Vec<(Sequence, Then)>,
+    /// Slots to be freed by the next batch.
     frees: Vec<u32>,
+    batches: u64,
+}
+
+/// What happens when the last row of a leaving sequence is done.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Then {
+    /// It ended.
+    Drop,
+    /// It was preempted.
+    Requeue,
+}
+
+/// Whether a sequence has the blocks of its next row.
+enum Grown {
+    Yes,
+    /// Sequences that leave hold enough; there is no row in this batch.
+    Later,
+    No,
 }
 
 impl Scheduler {
@@ -102,7 +116,9 @@ impl Scheduler {
             free_slots: (0..slots).rev().collect(),
             waiting: VecDeque::new(),
             running: Vec::new(),
+            leaving: Vec::new(),
             frees: Vec::new(),
+            batches: 0,
         }
     }
 
@@ -136,16 +152,31 @@ impl Scheduler {
         Ok(())
     }
 
-    /// The next step's rows. Their positions count as computed from here on; call [`Self::push`] for each sampled row
-    /// before the next batch.
-    pub fn batch(&mut self) -> Batch {
+    /// The next step's rows, about `tokens` tokens of them; none when there is nothing to compute now. Call
+    /// [`Self::row_done`] for each row, in any order, when it is.
+    pub fn batch(&mut self, tokens: u32) -> Option<Batch> {
+        self.batches += 1;
         let mut batch = Batch::default();
-        let mut budget = self.limits.max_batched_tokens;
-        self.decode(&mut batch, &mut budget);
+        self.decode(&mut batch);
+        let decoding = batch.tokens();
+        let room = self.limits.max_batched_tokens.saturating_sub(decoding);
+        let mut budget = room.min(tokens.saturating_sub(decoding).max(MIN_CHUNK));
         self.prefill(&mut batch, &mut budget);
-        if batch.preempted.is_empty() {
+        if batch.preempted.is_empty() && !self.leaving.iter().any(|(_, then)| *then == Then::Requeue) {
             self.admit(&mut batch, &mut budget);
         }
+        if batch.rows.is_empty() {
+            return None;
+        }
+        Some(self.close(batch))
+    }
+
+    /// A batch without rows, which tells the other ranks about freed slots.
+    pub fn heartbeat(&mut self) -> Batch {
+        self.close(Batch::default())
+    }
+
+    fn close(&mut self, mut batch: Batch) -> Batch {
         batch.blocks.frees = std::mem::take(&mut self.frees);
         let applied = self.tables.apply(&batch.blocks);
         debug_assert_eq!(
@@ -157,54 +188,75 @@ impl Scheduler {
         batch
     }
 
-    fn decode(&mut self, batch: &mut Batch, budget: &mut u32) {
+    fn decode(&mut self, batch: &mut Batch) {
         let mut index = 0;
-        while index < self.running.len() && *budget > 0 {
-            if self.running[index].remaining() == 1 && self.running[index].computed > 0 {
-                if !self.grow(index, batch) {
-                    // Sequences before `index` have their rows already; the youngest stands at or behind it.
-                    self.preempt_youngest(batch);
-                    continue;
+        let mut budget = self.limits.max_batched_tokens;
+        // Blocks of leaving sequences that are not spoken for by an older one.
+        let mut coming: u32 = self.leaving.iter().map(|(leaving, _)| held(leaving)).sum();
+        while index < self.running.len() && budget > 0 {
+            if self.running[index].decodes() {
+                match self.grow(index, &mut coming, batch) {
+                    Grown::Yes => {
+                        batch.push(&mut self.running[index], 1, self.batches);
+                        budget -= 1;
+                    }
+                    Grown::Later => {}
+                    // Sequences before `index` were looked at; the youngest stands at or behind it.
+                    Grown::No => {
+                        coming += self.preempt_youngest(batch);
+                        continue;
+                    }
                 }
-                push_row(&mut self.running[index], 1, batch);
-                *budget -= 1;
             }
             index += 1;
         }
     }
 
-    /// Make sure the next position of a running sequence has a block. False when there is none.
-    fn grow(&mut self, index: usize, batch: &mut Batch) -> bool {
+    /// Make sure the next position of a running sequence has a block.
+    fn grow(&mut self, index: usize, coming: &mut u32, batch: &mut Batch) -> Grown {
         let sequence = &mut self.running[index];
-        let needed = sequence.len().div_ceil(self.limits.block_size);
-        let Some(placed) = &mut sequence.placed else {
-            return false;
-        };
-        let missing = needed.saturating_sub(u32::try_from(placed.blocks.len()).unwrap_or(u32::MAX));
+        let missing = sequence
+            .blocks_needed(self.limits.block_size)
+            .saturating_sub(held(sequence));
         if missing == 0 {
-            return true;
+            return Grown::Yes;
         }
-        let Some(blocks) = self.allocator.allocate(missing) else {
-            return false;
-        };
-        placed.blocks.extend_from_slice(&blocks);
-        batch.blocks.appends.push((placed.slot, blocks));
-        true
+        if let Some(placed) = &mut sequence.placed
+            && let Some(blocks) = self.allocator.allocate(missing)
+        {
+            placed.blocks.extend_from_slice(&blocks);
+            batch.blocks.appends.push((placed.slot, blocks));
+            return Grown::Yes;
+        }
+        if missing <= self.allocator.free() + *coming {
+            *coming = coming.saturating_sub(missing);
+            return Grown::Later;
+        }
+        Grown::No
     }
 
-    fn preempt_youngest(&mut self, batch: &mut Batch) {
-        if let Some(mut sequence) = self.running.pop() {
-            self.unplace(&mut sequence);
-            batch.preempted.push(sequence.id);
-            self.waiting.push_front(sequence);
-        }
+    /// Send the youngest running sequence back to the queue. Returns how many blocks it still holds.
+    fn preempt_youngest(&mut self, batch: &mut Batch) -> u32 {
+        let Some(sequence) = self.running.pop() else {
+            return 0;
+        };
+        batch.preempted.push(sequence.id);
+        let blocks = if sequence.rows_in_flight > 0 {
+            held(&sequence)
+        } else {
+            0
+        };
+        self.leave(sequence, Then::Requeue);
+        blocks
     }
 
     fn prefill(&mut self, batch: &mut Batch, budget: &mut u32) {
         for sequence in &mut self.running {
+            // A row for one that decodes needs a block, and it was looked at above.
+            let open = sequence.last_batch != self.batches && !sequence.decodes();
             let chunk = sequence.remaining().min(*budget);
-            if chunk > 0 {
-                push_row(sequence, chunk, batch);
+            if open && chunk > 0 {
+                batch.push(sequence, chunk, self.batches);
                 *budget -= chunk;
             }
         }
@@ -213,7 +265,7 @@ impl Scheduler {
     fn admit(&mut self, batch: &mut Batch, budget: &mut u32) {
         while *budget > 0 {
             let Some(head) = self.waiting.front() else { break };
-            let needed = head.len().div_ceil(self.limits.block_size);
+            let needed = head.blocks_needed(self.limits.block_size);
             if self.free_slots.is_empty() || self.allocator.free() < needed {
                 break;
             }
@@ -225,42 +277,74 @@ impl Scheduler {
                 break;
             };
             batch.blocks.appends.push((slot, blocks.clone()));
+            batch.admitted.push(sequence.id);
             sequence.placed = Some(Placed { slot, blocks });
             let chunk = sequence.remaining().min(*budget);
-            push_row(&mut sequence, chunk, batch);
+            batch.push(&mut sequence, chunk, self.batches);
             *budget -= chunk;
             self.running.push(sequence);
         }
     }
 
-    /// Append a sampled token to a running sequence. Returns its new length, or `None` when it does not run.
-    pub fn push(&mut self, id: SequenceId, token: u32) -> Option<u32> {
-        let sequence = self.running.iter_mut().find(|sequence| sequence.id == id)?;
-        sequence.tokens.push(token);
-        Some(sequence.len())
+    /// A row of a batch is computed, or its answer is not wanted any more; `token` is what it sampled. Returns the new
+    /// length of the history, or none when the sequence is not here any more.
+    pub fn row_done(&mut self, id: SequenceId, token: Option<u32>) -> Option<u32> {
+        let done = |sequence: &mut Sequence| {
+            sequence.rows_in_flight = sequence.rows_in_flight.saturating_sub(1);
+            if let Some(token) = token {
+                sequence.pending = sequence.pending.saturating_sub(1);
+                sequence.tokens.push(token);
+            }
+            sequence.len()
+        };
+        if let Some(sequence) = self.running.iter_mut().find(|sequence| sequence.id == id) {
+            return Some(done(sequence));
+        }
+        let index = self.leaving.iter().position(|(sequence, _)| sequence.id == id)?;
+        let (sequence, then) = &mut self.leaving[index];
+        let length = done(sequence);
+        let then = *then;
+        if sequence.rows_in_flight == 0 {
+            let (sequence, then) = self.leaving.swap_remove(index);
+            self.leave(sequence, then);
+        }
+        (then == Then::Requeue).then_some(length)
     }
 
-    /// Whether a running sequence has all the tokens it may come to hold.
+    /// Whether a sequence has all the tokens it may come to hold.
     #[must_use]
     pub fn is_full(&self, id: SequenceId) -> bool {
-        self.running
-            .iter()
+        self.sequences()
             .any(|sequence| sequence.id == id && sequence.len() >= sequence.longest)
     }
 
-    /// Take a sequence out, finished or cancelled, and free what it holds. `None` when it is not here.
-    pub fn remove(&mut self, id: SequenceId) -> Option<Sequence> {
+    /// Take a sequence out, finished or cancelled. What it holds is free when its rows in flight are done. Returns its
+    /// history; none when it is not here.
+    pub fn remove(&mut self, id: SequenceId) -> Option<Vec<u32>> {
         if let Some(index) = self.running.iter().position(|sequence| sequence.id == id) {
             let mut sequence = self.running.remove(index);
-            self.unplace(&mut sequence);
-            return Some(sequence);
+            let history = std::mem::take(&mut sequence.tokens);
+            self.leave(sequence, Then::Drop);
+            return Some(history);
+        }
+        let left = self
+            .leaving
+            .iter_mut()
+            .find(|(sequence, then)| sequence.id == id && *then == Then::Requeue);
+        if let Some((sequence, then)) = left {
+            *then = Then::Drop;
+            return Some(std::mem::take(&mut sequence.tokens));
         }
         let index = self.waiting.iter().position(|sequence| sequence.id == id)?;
-        self.waiting.remove(index)
+        self.waiting.remove(index).map(|sequence| sequence.tokens)
     }
 
-    fn unplace(&mut self, sequence: &mut Sequence) {
-        sequence.computed = 0;
+    /// Free what a sequence holds as soon as no row of it is in flight.
+    fn leave(&mut self, mut sequence: Sequence, then: Then) {
+        if sequence.rows_in_flight > 0 {
+            self.leaving.push((sequence, then));
+            return;
+        }
         if let Some(placed) = sequence.placed.take() {
             for block in placed.blocks {
                 self.allocator.release(block);
@@ -268,16 +352,23 @@ impl Scheduler {
             self.free_slots.push(placed.slot);
             self.frees.push(placed.slot);
         }
+        if then == Then::Requeue {
+            sequence.reset();
+            let younger = self.waiting.iter().position(|other| other.id > sequence.id);
+            self.waiting
+                .insert(younger.unwrap_or(self.waiting.len()), sequence);
+        }
     }
 
-    /// The era ended and all KV with it: everything that runs goes back to the head of the queue with its history, in
-    /// order, and the block tables start empty under `limits`. Returns those that the new limits cannot hold.
+    /// The era ended and all KV and steps in flight with it: everything that runs goes back to the head of the queue with
+    /// its history, in order, and the block tables start empty under `limits`. Returns those that the new limits cannot
+    /// hold.
     pub fn requeue_all(&mut self, limits: Limits) -> Vec<(Sequence, Refusal)> {
         let mut running = std::mem::take(&mut self.running);
-        for sequence in &mut running {
-            sequence.computed = 0;
-            sequence.placed = None;
-        }
+        let leaving = std::mem::take(&mut self.leaving).into_iter();
+        running.extend(leaving.filter_map(|(sequence, then)| (then == Then::Requeue).then_some(sequence)));
+        running.sort_by_key(|sequence| sequence.id);
+        running.iter_mut().for_each(Sequence::reset);
         let waiting = std::mem::take(&mut self.waiting);
         *self = Self::new(limits);
         let mut refused = Vec::new();
@@ -290,10 +381,16 @@ impl Scheduler {
         refused
     }
 
-    /// Whether a batch would hold rows, or block changes that other ranks do not know yet.
+    /// Whether other ranks are to be told of freed slots.
     #[must_use]
-    pub fn has_work(&self) -> bool {
-        !self.running.is_empty() || !self.waiting.is_empty() || !self.frees.is_empty()
+    pub fn has_frees(&self) -> bool {
+        !self.frees.is_empty()
+    }
+
+    /// Whether no sequence is here.
+    #[must_use]
+    pub fn is_idle(&self) -> bool {
+        self.running.is_empty() && self.waiting.is_empty() && self.leaving.is_empty()
     }
 
     /// Number of sequences that run.
@@ -302,10 +399,11 @@ impl Scheduler {
         self.running.len()
     }
 
-    /// Number of sequences that wait.
+    /// Number of sequences that wait, those included that were preempted and have rows in flight.
     #[must_use]
     pub fn waiting(&self) -> usize {
-        self.waiting.len()
+        let preempted = self.leaving.iter().filter(|(_, then)| *then == Then::Requeue);
+        self.waiting.len() + preempted.count()
     }
 
     /// KV blocks in use and in all.
@@ -323,25 +421,25 @@ impl Scheduler {
         &self.limits
     }
 
-    /// The histories of all sequences, running first, then waiting, each in order.
+    /// The histories of all sequences, running first, then preempted and waiting ones.
     pub fn sequences(&self) -> impl Iterator<Item = &Sequence> {
-        self.running.iter().chain(&self.waiting)
+        let preempted = self.leaving.iter().filter(|(_, then)| *then == Then::Requeue);
+        self.running
+            .iter()
+            .chain(preempted.map(|(sequence, _)| sequence))
+            .chain(&self.waiting)
+    }
+
+    /// A sequence's token at a position, when it is known.
+    #[must_use]
+    pub fn token(&self, id: SequenceId, position: u32) -> Option<u32> {
+        let sequence = self.sequences().find(|sequence| sequence.id == id)?;
+        sequence.tokens.get(position as usize).copied()
     }
 }
 
-fn push_row(sequence: &mut Sequence, count: u32, batch: &mut Batch) {
-    let Some(placed) = &sequence.placed else { return };
-    let (from, to) = (sequence.computed as usize, (sequence.computed + count) as usize);
-    batch.rows.push(PlanRow {
-        slot: placed.slot,
-        start: sequence.computed,
-        tokens: sequence.tokens[from..to]
-            .iter()
-            .map(|token| TokenRef::Known(*token))
-            .collect(),
-        drafts: 0,
-        sample: (to == sequence.tokens.len()).then_some(sequence.sample),
-    });
-    batch.sequences.push(sequence.id);
-    sequence.computed += count;
+/// Blocks that a sequence holds.
+fn held(sequence: &Sequence) -> u32 {
+    let blocks = sequence.placed.as_ref().map_or(0, |placed| placed.blocks.len());
+    u32::try_from(blocks).unwrap_or(u32::MAX)
 }

@@ -6,8 +6,8 @@ use crate::step::SampleKey;
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct SequenceId(pub u64);
 
-/// A token history and how far its KV is computed. The history outlives its KV: after a preemption or the loss of a
-/// rank the whole of it is computed again.
+/// A token history and how far it is planned. The history outlives its KV: after a preemption or the loss of a rank the
+/// whole of it is computed again.
 #[derive(Debug, Clone)]
 pub struct Sequence {
     /// Who it is.
@@ -18,9 +18,15 @@ pub struct Sequence {
     pub longest: u32,
     /// How its last position is sampled.
     pub sample: SampleKey,
-    /// Positions whose KV is computed.
-    pub(super) computed: u32,
-    /// Its slot and KV blocks while it runs.
+    /// Tokens behind `tokens` that steps in flight are to sample.
+    pub(super) pending: u32,
+    /// Positions that are planned in some step, computed or not.
+    pub(super) planned: u32,
+    /// Rows of it that are in flight.
+    pub(super) rows_in_flight: u32,
+    /// The batch that planned it last.
+    pub(super) last_batch: u64,
+    /// Its slot and KV blocks while it has them.
     pub(super) placed: Option<Placed>,
 }
 
@@ -40,12 +46,15 @@ impl Sequence {
             tokens,
             longest,
             sample,
-            computed: 0,
+            pending: 0,
+            planned: 0,
+            rows_in_flight: 0,
+            last_batch: 0,
             placed: None,
         }
     }
 
-    /// Number of tokens.
+    /// Number of known tokens.
     #[must_use]
     pub fn len(&self) -> u32 {
         u32::try_from(self.tokens.len()).unwrap_or(u32::MAX)
@@ -57,9 +66,35 @@ impl Sequence {
         self.tokens.is_empty()
     }
 
-    /// Tokens whose KV is not computed yet; 1 for a sequence that decodes.
+    /// Number of tokens, those included that steps in flight are to sample.
+    #[must_use]
+    pub fn expected(&self) -> u32 {
+        self.len().saturating_add(self.pending)
+    }
+
+    /// Tokens that no step has yet; 1 for a sequence that decodes, 0 for one that ends by its length.
     #[must_use]
     pub fn remaining(&self) -> u32 {
-        self.len() - self.computed.min(self.len())
+        if self.expected() >= self.longest {
+            return 0;
+        }
+        self.expected().saturating_sub(self.planned)
+    }
+
+    pub(super) fn decodes(&self) -> bool {
+        self.remaining() == 1 && self.planned > 0
+    }
+
+    /// Blocks for all tokens, those included that steps in flight are to sample.
+    pub(super) fn blocks_needed(&self, block_size: u32) -> u32 {
+        self.expected().div_ceil(block_size)
+    }
+
+    /// Forget everything but the history.
+    pub(super) fn reset(&mut self) {
+        self.pending = 0;
+        self.planned = 0;
+        self.rows_in_flight = 0;
+        self.placed = None;
     }
 }

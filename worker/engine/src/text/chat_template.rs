@@ -4,19 +4,26 @@ use std::path::{Path, PathBuf};
 
 use jiff::civil::DateTime;
 use minijinja::syntax::SyntaxConfig;
-use minijinja::value::{Kwargs, Serde};
-use minijinja::{Environment, Error, ErrorKind, Value, context};
-use serde::{Deserialize, Serialize};
-use serde_json::ser::{Formatter, PrettyFormatter};
+use minijinja::{Environment, Error, ErrorKind, Value};
 
-/// One message of a conversation.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct ChatMessage {
-    /// `system`, `user`, `assistant` or what else the template knows.
-    pub role: String,
-    /// Its text.
-    pub content: String,
-}
+use super::chat_message::{ChatMessage, from_json};
+use super::markers::Markers;
+use super::prompt::Prompt;
+use super::python::{self, RAISED};
+use super::template_files::TemplateFiles;
+use super::tokenizer::Tokenizer;
+
+/// Most messages of a conversation.
+pub const MAX_MESSAGES: usize = 16_384;
+/// Steps that a template may take for itself, for every message, for every four bytes that it is given, and in all. A step is one
+/// instruction or 64 bytes of text. They bound time, memory at 64 bytes each, and how deep values can be nested.
+const STEPS: u64 = 200_000;
+const STEPS_A_MESSAGE: u64 = 256;
+const BYTES_A_STEP: u64 = 4;
+const MOST_STEPS: u64 = 3_000_000;
+/// Stack of a thread that renders. Values are dropped, compared and written recursively, and with the most steps a template can nest
+/// them some 400,000 deep. Only what is used of it takes memory.
+const STACK: usize = 1 << 30;
 
 /// Why there is no prompt.
 #[derive(Debug, thiserror::Error)]
@@ -43,93 +50,69 @@ pub enum ChatTemplateError {
     /// The template failed.
     #[error("the chat template failed on these messages: {0}; check their roles and order")]
     Render(String),
+    /// The template does not end.
+    #[error(
+        "the chat template took more than {steps} steps for these messages and was stopped; use the template that the checkpoint came with"
+    )]
+    TooManySteps {
+        /// What was allowed.
+        steps: u64,
+    },
+    /// A part of the conversation is not what it should be.
+    #[error("{what} cannot be used: {reason}")]
+    Json {
+        /// Which part.
+        what: &'static str,
+        /// What is wrong.
+        reason: String,
+    },
     /// No messages.
     #[error("there are no messages; send at least one")]
     NoMessages,
+    /// Too many messages.
+    #[error("there are {0} messages; send at most {MAX_MESSAGES}")]
+    TooManyMessages(usize),
+}
+
+/// What a prompt is made of.
+#[derive(Debug, Clone, Copy)]
+pub struct Conversation<'a> {
+    /// At least one.
+    pub messages: &'a [ChatMessage],
+    /// JSON array of tools in OpenAI's form.
+    pub tools_json: Option<&'a str>,
+    /// JSON object of further variables that the template knows, such as `date_string`.
+    pub variables_json: Option<&'a str>,
+    /// Whether the prompt ends with the opening of the assistant's turn.
+    pub add_generation_prompt: bool,
+    /// What the template's `strftime_now` tells.
+    pub now: DateTime,
 }
 
 /// A compiled chat template.
 #[derive(Debug)]
 pub struct ChatTemplate {
     environment: Environment<'static>,
-    bos_token: String,
-    eos_token: String,
+    markers: Markers,
+    token_names: Vec<(&'static str, Value)>,
 }
 
 const NAME: &str = "chat_template";
-/// Marks errors raised by the template itself.
-const RAISED: &str = "raise_exception: ";
-
-#[derive(Deserialize, Default)]
-struct TokenizerConfig {
-    chat_template: Option<TemplateField>,
-    bos_token: Option<TokenField>,
-    eos_token: Option<TokenField>,
-}
-
-#[derive(Deserialize)]
-#[serde(untagged)]
-enum TemplateField {
-    One(String),
-    Named(Vec<NamedTemplate>),
-}
-
-#[derive(Deserialize)]
-struct NamedTemplate {
-    name: String,
-    template: String,
-}
-
-#[derive(Deserialize)]
-#[serde(untagged)]
-enum TokenField {
-    Text(String),
-    Object { content: String },
-}
-
-impl TokenField {
-    fn text(self) -> String {
-        match self {
-            Self::Text(content) | Self::Object { content } => content,
-        }
-    }
-}
 
 impl ChatTemplate {
-    /// Read a model directory: `chat_template.jinja`, else `chat_template` of `tokenizer_config.json` (of several, the
-    /// one called `default`).
+    /// The template of a model directory, see [`TemplateFiles::read`], whose control tokens are those of `tokenizer`.
     ///
     /// # Errors
     /// [`ChatTemplateError::Missing`], [`ChatTemplateError::Read`] or [`ChatTemplateError::Syntax`].
-    pub fn from_dir(model_dir: &Path) -> Result<Self, ChatTemplateError> {
-        let config: TokenizerConfig = match read(&model_dir.join("tokenizer_config.json"))? {
-            None => TokenizerConfig::default(),
-            Some((path, json)) => serde_json::from_str(&json).map_err(|error| ChatTemplateError::Read {
-                path,
-                reason: error.to_string(),
-            })?,
-        };
-        let source = match (
-            read(&model_dir.join("chat_template.jinja"))?,
-            config.chat_template,
-        ) {
-            (Some((_, source)), _) | (None, Some(TemplateField::One(source))) => Some(source),
-            (None, Some(TemplateField::Named(templates))) => templates
-                .into_iter()
-                .find(|template| template.name == "default")
-                .map(|found| found.template),
-            (None, None) => None,
-        };
-        let source = source.ok_or_else(|| ChatTemplateError::Missing(model_dir.to_owned()))?;
-        let token = |field: Option<TokenField>| field.map(TokenField::text).unwrap_or_default();
-        Self::new(source, token(config.bos_token), token(config.eos_token))
+    pub fn from_dir(model_dir: &Path, tokenizer: &Tokenizer) -> Result<Self, ChatTemplateError> {
+        Self::new(&TemplateFiles::read(model_dir)?, tokenizer)
     }
 
     /// Compile a template.
     ///
     /// # Errors
     /// [`ChatTemplateError::Syntax`].
-    pub fn new(source: String, bos_token: String, eos_token: String) -> Result<Self, ChatTemplateError> {
+    pub fn new(files: &TemplateFiles, tokenizer: &Tokenizer) -> Result<Self, ChatTemplateError> {
         let mut environment = Environment::new();
         // As transformers sets Jinja up.
         let syntax = SyntaxConfig::builder()
@@ -137,69 +120,100 @@ impl ChatTemplate {
             .lstrip_blocks(true)
             .build();
         environment.set_syntax(syntax.map_err(|error| ChatTemplateError::Syntax(describe(&error)))?);
-        environment.set_unknown_method_callback(minijinja_contrib::pycompat::unknown_method_callback);
-        environment.add_function("raise_exception", raise_exception);
-        environment.add_filter("tojson", tojson);
+        python::install(&mut environment);
+        let markers = Markers::new(tokenizer).map_err(ChatTemplateError::Syntax)?;
+        let source = python::translate(&files.source).map_err(ChatTemplateError::Syntax)?;
+        let source = markers.mark(&source);
         environment
             .add_template_owned(NAME, source)
             .map_err(|error| ChatTemplateError::Syntax(describe(&error)))?;
+        let marked = |(name, token): &(&'static str, String)| (*name, Value::from(markers.mark(token)));
         Ok(Self {
             environment,
-            bos_token,
-            eos_token,
+            token_names: files.token_names.iter().map(marked).collect(),
+            markers,
         })
     }
 
-    /// The prompt of a conversation, with the opening of the assistant's turn. `tools_json` is a JSON array of tools in OpenAI's
-    /// form; `now` is what the template's `strftime_now` tells.
+    /// The prompt of a conversation.
     ///
     /// # Errors
-    /// [`ChatTemplateError::NoMessages`], [`ChatTemplateError::Refused`] or [`ChatTemplateError::Render`].
-    pub fn render(
-        &self,
-        messages: &[ChatMessage],
-        tools_json: Option<&str>,
-        now: DateTime,
-    ) -> Result<String, ChatTemplateError> {
-        if messages.is_empty() {
-            return Err(ChatTemplateError::NoMessages);
-        }
-        let tools: Value = match tools_json {
-            None => Value::from(()),
-            Some(json) => serde_json::from_str(json)
-                .map_err(|error| ChatTemplateError::Render(format!("tools are not valid JSON: {error}")))?,
+    /// [`ChatTemplateError::NoMessages`], [`ChatTemplateError::TooManyMessages`], [`ChatTemplateError::Json`],
+    /// [`ChatTemplateError::Refused`], [`ChatTemplateError::TooManySteps`] or [`ChatTemplateError::Render`].
+    pub fn render(&self, conversation: &Conversation<'_>) -> Result<Prompt, ChatTemplateError> {
+        let steps = steps(conversation);
+        let variables = self.variables(conversation)?;
+        let failed = |error: Error| match error.detail().and_then(|detail| detail.strip_prefix(RAISED)) {
+            Some(words) => ChatTemplateError::Refused(words.to_owned()),
+            None if error.kind() == ErrorKind::OutOfFuel => ChatTemplateError::TooManySteps { steps },
+            None => ChatTemplateError::Render(describe(&error)),
         };
+        let mut environment = self.environment.clone();
+        environment.set_fuel(Some(steps));
+        let render = move || environment.get_template(NAME)?.render(variables);
+        let rendered = std::thread::scope(|scope| {
+            let thread = std::thread::Builder::new()
+                .name("template".to_owned())
+                .stack_size(STACK);
+            let thread = thread
+                .spawn_scoped(scope, render)
+                .map_err(|error| ChatTemplateError::Render(format!("no thread can be started: {error}")))?;
+            match thread.join() {
+                Ok(rendered) => rendered.map_err(failed),
+                Err(_) => Err(ChatTemplateError::Render("a fault of the server".to_owned())),
+            }
+        })?;
+        Ok(self.markers.read(&rendered))
+    }
+
+    fn variables(&self, conversation: &Conversation<'_>) -> Result<Value, ChatTemplateError> {
+        let messages = conversation.messages;
+        match messages.len() {
+            0 => return Err(ChatTemplateError::NoMessages),
+            count if count > MAX_MESSAGES => return Err(ChatTemplateError::TooManyMessages(count)),
+            _ => {}
+        }
+        let tools = match conversation.tools_json {
+            None => Value::from(()),
+            Some(json) => from_json("the list of tools", json)?,
+        };
+        let now = conversation.now;
         let strftime_now = Value::from_function(move |format: &str| {
             jiff::fmt::strtime::format(format, now)
                 .map_err(|error| Error::new(ErrorKind::InvalidOperation, error.to_string()))
         });
-        let failed = |error: Error| match error.detail().and_then(|detail| detail.strip_prefix(RAISED)) {
-            Some(words) => ChatTemplateError::Refused(words.to_owned()),
-            None => ChatTemplateError::Render(describe(&error)),
-        };
-        let template = self.environment.get_template(NAME).map_err(failed)?;
-        template
-            .render(context! {
-                messages => Serde(messages),
-                tools,
-                strftime_now,
-                add_generation_prompt => true,
-                bos_token => self.bos_token.as_str(),
-                eos_token => self.eos_token.as_str(),
-            })
-            .map_err(failed)
+        let mut variables: Vec<(Value, Value)> = Vec::new();
+        let mut set = |name: &str, value: Value| variables.push((Value::from(name), value));
+        set("messages", messages.iter().map(ChatMessage::fields).collect());
+        set("tools", tools);
+        set("documents", Value::from(()));
+        set("strftime_now", strftime_now);
+        set("add_generation_prompt", conversation.add_generation_prompt.into());
+        for (name, token) in &self.token_names {
+            set(name, token.clone());
+        }
+        if let Some(json) = conversation.variables_json {
+            let more = from_json("the template's variables", json)?;
+            for name in more.try_iter().into_iter().flatten() {
+                let value = more.get_item(&name).unwrap_or_default();
+                variables.push((name, value));
+            }
+        }
+        Ok(Value::from_pairs(variables))
     }
 }
 
-fn read(path: &Path) -> Result<Option<(PathBuf, String)>, ChatTemplateError> {
-    match std::fs::read_to_string(path) {
-        Ok(text) => Ok(Some((path.to_owned(), text))),
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
-        Err(error) => Err(ChatTemplateError::Read {
-            path: path.to_owned(),
-            reason: error.to_string(),
-        }),
-    }
+/// What a template may spend on a conversation.
+fn steps(conversation: &Conversation<'_>) -> u64 {
+    let count = |n: usize| u64::try_from(n).unwrap_or(u64::MAX);
+    let texts = [conversation.tools_json, conversation.variables_json];
+    let messages: usize = conversation.messages.iter().map(ChatMessage::bytes).sum();
+    let bytes = messages + texts.into_iter().flatten().map(str::len).sum::<usize>();
+    let messages = STEPS_A_MESSAGE.saturating_mul(count(conversation.messages.len()));
+    STEPS
+        .saturating_add(messages)
+        .saturating_add(count(bytes) / BYTES_A_STEP)
+        .min(MOST_STEPS)
 }
 
 fn describe(error: &Error) -> String {
@@ -212,171 +226,5 @@ fn describe(error: &Error) -> String {
     }
 }
 
-fn raise_exception(message: &str) -> Result<Value, Error> {
-    Err(Error::new(
-        ErrorKind::InvalidOperation,
-        format!("{RAISED}{message}"),
-    ))
-}
-
-/// JSON as Python's `json.dumps(value, ensure_ascii=False, indent=indent)` writes it, since models saw that in training.
-fn tojson(value: &Value, options: Kwargs) -> Result<String, Error> {
-    let indent: Option<usize> = options.get("indent")?;
-    let invalid = |error: serde_json::Error| Error::new(ErrorKind::BadSerialization, error.to_string());
-    let mut json = Vec::new();
-    if let Some(indent) = indent {
-        let spaces = b" ".repeat(indent.min(32));
-        let formatter = PrettyFormatter::with_indent(&spaces);
-        value
-            .serialize(&mut serde_json::Serializer::with_formatter(&mut json, formatter))
-            .map_err(invalid)?;
-    } else {
-        value
-            .serialize(&mut serde_json::Serializer::with_formatter(&mut json, PythonJson))
-            .map_err(invalid)?;
-    }
-    String::from_utf8(json).map_err(|error| Error::new(ErrorKind::BadSerialization, error.to_string()))
-}
-
-/// Python's separators: `, ` and `: `.
-struct PythonJson;
-
-impl Formatter for PythonJson {
-    fn begin_array_value<W: ?Sized + std::io::Write>(
-        &mut self,
-        writer: &mut W,
-        first: bool,
-    ) -> std::io::Result<()> {
-        if first { Ok(()) } else { writer.write_all(b", ") }
-    }
-
-    fn begin_object_key<W: ?Sized + std::io::Write>(
-        &mut self,
-        writer: &mut W,
-        first: bool,
-    ) -> std::io::Result<()> {
-        if first { Ok(()) } else { writer.write_all(b", ") }
-    }
-
-    fn begin_object_value<W: ?Sized + std::io::Write>(&mut self, writer: &mut W) -> std::io::Result<()> {
-        writer.write_all(b": ")
-    }
-}
-
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    /// Uses what the templates of the Llama 3 family use.
-    const TEMPLATE: &str = r#"{{- bos_token }}
-{%- if not date_string is defined %}
-    {%- set date_string = strftime_now("%d %b %Y") %}
-{%- endif %}
-{%- set ns = namespace(turns=0) %}
-{%- if messages[0]['role'] == 'system' %}
-    {%- set system = messages[0]['content'].strip() %}
-    {%- set messages = messages[1:] %}
-{%- else %}
-    {%- set system = "none" %}
-{%- endif %}
-{{- "[" ~ system ~ "|" ~ date_string ~ "]" }}
-{%- if tools is not none %}
-    {%- for tool in tools %}
-        {{- tool | tojson(indent=4) }}
-        {{- tool | tojson }}
-    {%- endfor %}
-{%- endif %}
-{%- for message in messages %}
-    {%- if message.role not in ['user', 'assistant'] %}
-        {{- raise_exception("only user and assistant take turns") }}
-    {%- endif %}
-    {%- set ns.turns = ns.turns + 1 %}
-    {{- '<' + message['role'] + '>' + message['content'] | trim + eos_token }}
-{%- endfor %}
-{%- if add_generation_prompt %}
-    {{- '<assistant ' ~ ns.turns ~ '>' }}
-{%- endif %}
-"#;
-
-    fn template() -> ChatTemplate {
-        ChatTemplate::new(TEMPLATE.to_owned(), "<s>".to_owned(), "</s>".to_owned()).unwrap()
-    }
-
-    fn message(role: &str, content: &str) -> ChatMessage {
-        ChatMessage {
-            role: role.to_owned(),
-            content: content.to_owned(),
-        }
-    }
-
-    fn now() -> DateTime {
-        jiff::civil::date(2024, 7, 26).at(12, 0, 0, 0)
-    }
-
-    #[test]
-    fn renders_what_llama_templates_use() {
-        let messages = [
-            message("system", " Be kind. "),
-            message("user", "hi <b>"),
-            message("assistant", "ho"),
-        ];
-        assert_eq!(
-            template().render(&messages, None, now()).unwrap(),
-            "<s>[Be kind.|26 Jul 2024]<user>hi <b></s><assistant>ho</s><assistant 2>"
-        );
-    }
-
-    #[test]
-    fn tools_are_written_as_python_writes_json() {
-        let tools = r#"[{"name":"f","b":[1,2.5,"é<"],"a":{}}]"#;
-        let prompt = template()
-            .render(&[message("user", "x")], Some(tools), now())
-            .unwrap();
-        let pretty = "{\n    \"name\": \"f\",\n    \"b\": [\n        1,\n        2.5,\n        \"é<\"\n    ],\n    \"a\": {}\n}";
-        let compact = r#"{"name": "f", "b": [1, 2.5, "é<"], "a": {}}"#;
-        assert_eq!(
-            prompt,
-            format!("<s>[none|26 Jul 2024]{pretty}{compact}<user>x</s><assistant 1>")
-        );
-    }
-
-    #[test]
-    fn the_template_s_own_words_reach_the_user() {
-        let error = template()
-            .render(&[message("ipython", "x")], None, now())
-            .unwrap_err()
-            .to_string();
-        assert_eq!(
-            error,
-            "the chat template refuses these messages: only user and assistant take turns"
-        );
-        assert!(
-            template()
-                .render(&[], None, now())
-                .unwrap_err()
-                .to_string()
-                .contains("at least one")
-        );
-    }
-
-    #[test]
-    fn is_found_in_either_file() {
-        let dir = tempfile::tempdir().unwrap();
-        let error = ChatTemplate::from_dir(dir.path()).unwrap_err().to_string();
-        assert!(error.contains("chat_template.jinja"), "{error}");
-        let config = r#"{"bos_token": {"content": "<s>"}, "chat_template": [{"name": "tool_use", "template": "no"},
-            {"name": "default", "template": "{{ bos_token }}from config"}]}"#;
-        std::fs::write(dir.path().join("tokenizer_config.json"), config).unwrap();
-        let render = || {
-            ChatTemplate::from_dir(dir.path())
-                .unwrap()
-                .render(&[message("user", "x")], None, now())
-        };
-        assert_eq!(render().unwrap(), "<s>from config");
-        std::fs::write(dir.path().join("chat_template.jinja"), "from file").unwrap();
-        assert_eq!(render().unwrap(), "from file");
-        std::fs::write(dir.path().join("chat_template.jinja"), "{% if %}").unwrap();
-        let error = ChatTemplate::from_dir(dir.path()).unwrap_err().to_string();
-        assert!(error.contains("line 1"), "{error}");
-    }
-}
+mod tests;

@@ -7,21 +7,33 @@
 //! | [`stop`] | stop strings across the borders of tokens |
 //! | [`output`] | the text of one answer: detokeniser, stop tokens and stop strings together |
 //! | [`chat_template`] | messages to the prompt the model was trained on |
+//! | [`chat_message`] | one message, as a template sees it |
+//! | [`template_files`] | where a checkpoint keeps its template |
+//! | [`prompt`] | what a template wrote: its control tokens, and text |
 //! | [`request`] | a validated request |
 
 mod byte_level;
+pub mod chat_message;
 pub mod chat_template;
 pub mod detokenizer;
+mod markers;
+mod operators;
 pub mod output;
+pub mod prompt;
+mod python;
 pub mod request;
 pub mod stop;
+pub mod template_files;
 pub mod tokenizer;
 
 #[cfg(test)]
 mod testing;
 
-pub use chat_template::{ChatMessage, ChatTemplate, ChatTemplateError};
+pub use chat_message::ChatMessage;
+pub use chat_template::{ChatTemplate, ChatTemplateError, Conversation};
 pub use detokenizer::Detokenizer;
 pub use output::{Finished, OutputText, Piece};
+pub use prompt::Prompt;
 pub use request::{GenerationRequest, RequestDraft, RequestError, RequestLimits, StopConditions};
+pub use template_files::TemplateFiles;
 pub use tokenizer::{Tokenizer, TokenizerError};

@@ -1,10 +1,12 @@
-//! A small byte-level tokenizer for tests: 256 bytes, some pieces of characters and words, one special token.
+//! A small byte-level tokenizer for tests: 256 bytes, some pieces of characters and words, two special tokens.
 
 use super::byte_level;
 use super::tokenizer::Tokenizer;
 
 /// The special token `<|end|>`.
 pub(super) const SPECIAL: u32 = 261;
+/// The special token `<|start|>`.
+pub(super) const START: u32 = 262;
 
 pub(super) fn tokenizer() -> Tokenizer {
     let mut letters: Vec<(u8, char)> = (0..0x200)
@@ -31,10 +33,13 @@ pub(super) fn tokenizer() -> Tokenizer {
         vocab.insert(format!("{a}{b}"), serde_json::json!(256 + index));
         merges.push(format!("{a} {b}"));
     }
+    let special = |id: u32, content: &str| {
+        serde_json::json!({"id": id, "content": content, "single_word": false, "lstrip": false, "rstrip": false,
+            "normalized": false, "special": true})
+    };
     let json = serde_json::json!({
         "version": "1.0",
-        "added_tokens": [{"id": SPECIAL, "content": "<|end|>", "single_word": false, "lstrip": false,
-            "rstrip": false, "normalized": false, "special": true}],
+        "added_tokens": [special(SPECIAL, "<|end|>"), special(START, "<|start|>")],
         "normalizer": null,
         "pre_tokenizer": {"type": "ByteLevel", "add_prefix_space": false, "trim_offsets": true, "use_regex": true},
         "post_processor": null,

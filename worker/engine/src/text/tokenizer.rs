@@ -1,11 +1,13 @@
 //! Text to tokens and tokens to bytes, from a checkpoint's `tokenizer.json`.
 
+use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use tokenizers::DecoderWrapper;
 
 use super::byte_level;
+use super::prompt::Prompt;
 
 /// Why a tokenizer cannot be used.
 #[derive(Debug, thiserror::Error)]
@@ -34,11 +36,27 @@ pub struct Tokenizer {
 
 #[derive(Debug)]
 struct Inner {
+    /// Takes names of special tokens in a text for those tokens.
     encoder: tokenizers::Tokenizer,
+    /// Takes them for text.
+    text_encoder: tokenizers::Tokenizer,
+    /// What special tokens take from the text around them.
+    strips: HashMap<u32, Strip>,
+    /// No token has more bytes; 0 when the tokenizer changes texts before it cuts them.
+    longest: usize,
+    /// Bytes that the vocabulary lacks are dropped.
+    known: [bool; 256],
     /// The bytes of all tokens, one after another; token `i` is `bytes[ends[i - 1] .. ends[i]]`.
     bytes: Vec<u8>,
     ends: Vec<usize>,
     special: Vec<bool>,
+}
+
+/// White space that belongs to a special token.
+#[derive(Debug, Clone, Copy)]
+struct Strip {
+    left: bool,
+    right: bool,
 }
 
 impl Tokenizer {
@@ -79,18 +97,42 @@ impl Tokenizer {
             tokens[id as usize] = token;
         }
         let mut special = vec![false; size];
+        let mut strips = HashMap::new();
         for (id, token) in encoder.get_added_tokens_decoder() {
             special[id as usize] = token.special;
+            let strip = Strip {
+                left: token.lstrip,
+                right: token.rstrip,
+            };
+            if strip.left || strip.right {
+                strips.insert(id, strip);
+            }
         }
         let mut bytes = Vec::new();
         let mut ends = Vec::with_capacity(size);
+        let mut known = [false; 256];
+        let mut longest = 0;
         for token in tokens {
+            let start = bytes.len();
             bytes.extend(byte_level::token_bytes(token));
             ends.push(bytes.len());
+            longest = longest.max(bytes.len() - start);
+            if let [byte] = bytes[start..] {
+                known[usize::from(byte)] = true;
+            }
         }
+        if encoder.get_normalizer().is_some() || !strips.is_empty() {
+            longest = 0;
+        }
+        let mut text_encoder = encoder.clone();
+        text_encoder.set_encode_special_tokens(true);
         Ok(Self {
             inner: Arc::new(Inner {
                 encoder,
+                text_encoder,
+                strips,
+                longest,
+                known,
                 bytes,
                 ends,
                 special,
@@ -98,9 +140,8 @@ impl Tokenizer {
         })
     }
 
-    /// Token ids of a text. Names of special tokens in the text become those tokens, as chat templates need it.
-    /// `add_special` also adds what the tokenizer puts around a text (Llama 3: `<|begin_of_text|>` in front); a rendered
-    /// chat template has it already.
+    /// Token ids of a text. Names of special tokens in the text become those tokens. `add_special` also adds what the tokenizer puts
+    /// around a text (Llama 3: `<|begin_of_text|>` in front).
     ///
     /// # Errors
     /// [`TokenizerError::Encode`].
@@ -110,6 +151,62 @@ impl Tokenizer {
             .map_err(|error| TokenizerError::Encode(error.to_string()))?
             .get_ids()
             .to_vec())
+    }
+
+    /// Token ids of what a chat template wrote. Only its own control tokens are special; text that spells their names stays text.
+    ///
+    /// # Errors
+    /// [`TokenizerError::Encode`].
+    pub fn encode_prompt(&self, prompt: &Prompt) -> Result<Vec<u32>, TokenizerError> {
+        let strip = |token: Option<u32>| token.and_then(|id| self.inner.strips.get(&id));
+        let mut ids = Vec::new();
+        let mut before = None;
+        // What stands between two special tokens is encoded whole, as the reference does it, so that nobody's text changes its merges.
+        for (mut text, after) in prompt.stretches() {
+            if strip(before).is_some_and(|strip| strip.right) {
+                text = text.trim_start();
+            }
+            if strip(after).is_some_and(|strip| strip.left) {
+                text = text.trim_end();
+            }
+            if !text.is_empty() {
+                let encoding = self.inner.text_encoder.encode_fast(text, false);
+                ids.extend_from_slice(
+                    encoding
+                        .map_err(|error| TokenizerError::Encode(error.to_string()))?
+                        .get_ids(),
+                );
+            }
+            ids.extend(after);
+            before = after;
+        }
+        Ok(ids)
+    }
+
+    /// A text cannot have fewer tokens than this, however it is cut; 0 when nothing is known without encoding it.
+    #[must_use]
+    pub fn fewest_tokens(&self, text: &str) -> usize {
+        if self.inner.longest == 0 {
+            return 0;
+        }
+        let known = text.bytes().filter(|&byte| self.inner.known[usize::from(byte)]);
+        known.count().div_ceil(self.inner.longest)
+    }
+
+    /// Bytes of the longest token.
+    #[must_use]
+    pub fn longest_token(&self) -> usize {
+        self.inner.longest
+    }
+
+    /// Names and ids of the tokens that steer the model, by id.
+    #[must_use]
+    pub fn special_tokens(&self) -> Vec<(String, u32)> {
+        let added = self.inner.encoder.get_added_tokens_decoder();
+        let special = added.into_iter().filter(|(_, token)| token.special);
+        let mut tokens: Vec<(String, u32)> = special.map(|(id, token)| (token.content, id)).collect();
+        tokens.sort_unstable_by_key(|(_, id)| *id);
+        tokens
     }
 
     /// The text of tokens, special ones left out; bytes that are not UTF-8 become U+FFFD.
@@ -183,6 +280,15 @@ mod tests {
         assert_eq!(tokenizer.decode(&ids), "hé");
         assert_eq!(tokenizer.token_id("<|end|>"), Some(SPECIAL));
         assert_eq!(tokenizer.bytes(9_999_999), b"");
+    }
+
+    #[test]
+    fn the_fewest_tokens_are_bytes_over_the_longest_token() {
+        let tokenizer = testing::tokenizer();
+        // The longest token of this vocabulary is `<|start|>`.
+        assert_eq!(tokenizer.longest_token(), 9);
+        assert_eq!(tokenizer.fewest_tokens(&"x".repeat(19)), 3);
+        assert_eq!(tokenizer.fewest_tokens(""), 0);
     }
 
     #[test]

@@ -1,14 +1,17 @@
 //! `bench`: how fast the machine serves a checkpoint, beside what the machine could do.
 
 use std::path::PathBuf;
+use std::sync::{Mutex, PoisonError};
 
 use clap::Args;
 use llamero_checkpoint::Progress;
 use llamero_cpu::bench::{self, BenchOptions, Report};
 use llamero_cpu::{CpuBackend, CpuOptions, Kernel};
-use llamero_engine::Backend as _;
+use llamero_engine::{Backend as _, KvDtype, LoadProgress, LoadWatch};
+use llamero_proto::limits;
 
 use super::progress::ProgressLine;
+use crate::config::within;
 
 /// Measure decode and prefill speed beside the machine's own bounds
 ///
@@ -19,7 +22,7 @@ pub struct BenchArgs {
     /// Folder of the checkpoint
     pub dir: PathBuf,
     /// Threads that compute
-    #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=1_024))]
+    #[arg(long, value_name = "N", default_value_t = 1, value_parser = within(limits::THREADS))]
     pub threads: u32,
     /// Tokens to decode
     #[arg(long, value_name = "N", default_value_t = BenchOptions::default().decode, value_parser = clap::value_parser!(u32).range(1..))]
@@ -42,22 +45,11 @@ pub struct BenchArgs {
 pub fn bench(args: &BenchArgs) -> anyhow::Result<()> {
     let threads = args.threads as usize;
     let kernel = Kernel::detect();
-    let options = CpuOptions {
-        tensor: 1,
-        rank: 0,
-        memory: None,
-        threads,
-        kernel,
-    };
-    let mut backend = CpuBackend::new(&args.dir, options)?;
-    let mut line = ProgressLine::new(format!("loading {}", args.dir.display()));
-    backend.load(&mut |now| {
-        line.report(Progress {
-            done: now.loaded,
-            total: now.total,
-        })
-    })?;
-    eprintln!("measuring with the kernels {}", backend.numerics_class());
+    let mut backend = CpuBackend::new(&args.dir, CpuOptions::alone(threads, kernel))?;
+    let line = ProgressLine::new(format!("loading {}", args.dir.display()));
+    backend.load(&Watch(Mutex::new(line)))?;
+    let numerics = backend.numerics_class(KvDtype::default());
+    eprintln!("measuring with the kernels {numerics}");
     let options = BenchOptions {
         threads,
         decode: args.decode,
@@ -66,11 +58,28 @@ pub fn bench(args: &BenchArgs) -> anyhow::Result<()> {
     };
     let report = bench::run(&mut backend, options)?;
     if args.json {
-        println!("{}", json(args, backend.numerics_class(), &report));
+        println!("{}", json(args, &numerics, &report));
     } else {
         println!("model     {}\n{report}", args.dir.display());
     }
     Ok(())
+}
+
+/// Shows how far loading is.
+struct Watch(Mutex<ProgressLine>);
+
+impl LoadWatch for Watch {
+    fn progress(&self, now: LoadProgress) {
+        let mut line = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        line.report(Progress {
+            done: now.loaded,
+            total: now.total,
+        });
+    }
+
+    fn is_cancelled(&self) -> bool {
+        false
+    }
 }
 
 fn json(args: &BenchArgs, kernel: &str, report: &Report) -> serde_json::Value {

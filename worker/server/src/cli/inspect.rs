@@ -1,13 +1,15 @@
-//! `inspect`: what a checkpoint is and how it would be sharded, from its headers alone.
+//! `inspect`: what a checkpoint is and how it would be sharded, from its headers and samples.
 
 use std::path::PathBuf;
 
 use anyhow::Context as _;
 use clap::Args;
-use llamero_checkpoint::CheckpointSummary;
 use llamero_checkpoint::inspect::inspect as report_on;
+use llamero_checkpoint::{CheckpointSummary, Topology};
+use llamero_proto::limits;
 
-use crate::exit::INPUT_UNUSABLE;
+use crate::config::within;
+use crate::exit::UNUSABLE;
 
 /// What this program can compute on.
 const BACKENDS: [&str; 1] = ["cpu"];
@@ -16,7 +18,7 @@ const TERMINATION_LIMIT: usize = 4096;
 
 /// Say what a checkpoint is, whether it is whole, and what each rank of a group would hold
 ///
-/// Reads headers only. Exits with 2 when the checkpoint cannot be used.
+/// Reads headers, and a few kilobytes of each tensor for the content identity. Exits with 2 when the checkpoint cannot be used.
 #[derive(Debug, Clone, Args)]
 pub struct InspectArgs {
     /// Folder of the checkpoint
@@ -26,8 +28,11 @@ pub struct InspectArgs {
     #[arg(long, value_name = "DIR", conflicts_with = "dir")]
     pub model_dir: Option<PathBuf>,
     /// Also check and show this tensor-parallel size
-    #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..))]
+    #[arg(long, value_name = "N", default_value_t = 1, value_parser = within(limits::TENSOR))]
     pub tensor: u32,
+    /// Pipeline stages to check and show with it
+    #[arg(long, value_name = "N", default_value_t = 1, value_parser = within(limits::PIPELINE))]
+    pub pipeline: u32,
     /// Print JSON
     #[arg(long)]
     pub json: bool,
@@ -46,7 +51,11 @@ pub fn inspect(args: &InspectArgs) -> anyhow::Result<u8> {
         .as_deref()
         .or(args.model_dir.as_deref())
         .context("no folder is given")?;
-    let mut outcome = report_on(dir, args.tensor);
+    let topology = Topology {
+        tensor: args.tensor,
+        pipeline: args.pipeline,
+    };
+    let mut outcome = report_on(dir, topology);
     if let Ok(report) = &mut outcome {
         report.summary.backends = BACKENDS.map(str::to_owned).into();
     }
@@ -66,7 +75,7 @@ pub fn inspect(args: &InspectArgs) -> anyhow::Result<u8> {
     }
     print!("{report}");
     Ok(if report.summary.problem.is_some() {
-        INPUT_UNUSABLE
+        UNUSABLE
     } else {
         0
     })
@@ -123,6 +132,7 @@ mod tests {
             dir: Some(dir.path().to_owned()),
             model_dir: None,
             tensor: 1,
+            pipeline: 1,
             json: false,
             termination_log: Some(log.clone()),
         };

@@ -21,7 +21,7 @@ use llamero_engine::BackendError;
 use llamero_engine::text::TokenizerError;
 use tracing_subscriber::EnvFilter;
 
-use crate::exit::{FAILED, INPUT_UNUSABLE};
+use crate::exit::{BUG, FAILED, UNUSABLE};
 use crate::{rank, supervisor};
 
 /// Serve a Llama model, sharded over processes and pods; prepare and inspect checkpoints
@@ -93,15 +93,23 @@ fn serve(args: serve::ServeArgs) -> anyhow::Result<u8> {
     code
 }
 
-/// A checkpoint that cannot be used stays so; everything else may succeed another time.
+/// Whether another start can help.
 fn exit_code(error: &anyhow::Error) -> u8 {
+    let backend = error
+        .chain()
+        .find_map(|cause| cause.downcast_ref::<BackendError>());
+    match backend {
+        Some(BackendError::Unusable(_)) => return UNUSABLE,
+        Some(BackendError::Bug(_)) => return BUG,
+        Some(BackendError::Lost(_) | BackendError::Cancelled) => return FAILED,
+        None => {}
+    }
     let unusable = error.chain().any(|cause| {
         cause.is::<llamero_checkpoint::Error>()
             || cause.is::<rank::settings::SettingsError>()
             || cause.is::<TokenizerError>()
-            || matches!(cause.downcast_ref(), Some(BackendError::Checkpoint(_)))
     });
-    if unusable { INPUT_UNUSABLE } else { FAILED }
+    if unusable { UNUSABLE } else { FAILED }
 }
 
 #[cfg(test)]

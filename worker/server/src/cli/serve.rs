@@ -4,8 +4,10 @@ use std::net::{IpAddr, Ipv4Addr};
 use std::path::PathBuf;
 
 use clap::Args;
+use llamero_proto::{limits, ports};
 
-use crate::config::EngineArgs;
+use crate::config::{EngineArgs, within};
+use crate::listen::EVERYWHERE;
 
 /// Serve a model: a supervisor that starts one process per rank
 ///
@@ -23,22 +25,22 @@ pub struct ServeArgs {
     #[arg(long, value_name = "INDEX", default_value_t = 0, requires = "group_uid")]
     pub member: u32,
     /// Ranks of this pod
-    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=256), requires = "group_uid")]
+    #[arg(long, value_name = "N", value_parser = within(limits::RANKS_PER_POD), requires = "group_uid")]
     pub ranks_per_pod: Option<u32>,
-    /// Address to listen on; loopback when the worker stands alone, else all
+    /// Address to listen on; loopback when the worker stands alone, else all addresses of both families
     #[arg(long, value_name = "IP")]
     pub listen: Option<IpAddr>,
     /// gRPC port for clients, on the pod of rank 0; 0 takes a free one
-    #[arg(long, value_name = "PORT", default_value_t = 50051)]
+    #[arg(long, value_name = "PORT", default_value_t = ports::INFERENCE)]
     pub inference_port: u16,
     /// gRPC port for the operator; 0 takes a free one
-    #[arg(long, value_name = "PORT", default_value_t = 50052)]
+    #[arg(long, value_name = "PORT", default_value_t = ports::CONTROL)]
     pub control_port: u16,
     /// HTTP port of /livez, /readyz and /metrics; 0 takes a free one
-    #[arg(long, value_name = "PORT", default_value_t = 8080)]
+    #[arg(long, value_name = "PORT", default_value_t = ports::HEALTH)]
     pub http_port: u16,
     /// Port of the first local rank for its peers, the others count up; 0 takes free ones
-    #[arg(long, value_name = "PORT", default_value_t = 50100)]
+    #[arg(long, value_name = "PORT", default_value_t = ports::RANKS)]
     pub rank_port: u16,
     /// Write the ports in use to this file, as JSON, once all are open
     #[arg(long, value_name = "FILE")]
@@ -96,11 +98,11 @@ impl ServeArgs {
     /// Address to listen on.
     #[must_use]
     pub fn listen_address(&self) -> IpAddr {
-        self.listen.unwrap_or(IpAddr::V4(if self.group_uid.is_some() {
-            Ipv4Addr::UNSPECIFIED
-        } else {
-            Ipv4Addr::LOCALHOST
-        }))
+        let usual = match self.group_uid {
+            Some(_) => EVERYWHERE,
+            None => Ipv4Addr::LOCALHOST.into(),
+        };
+        self.listen.unwrap_or(usual)
     }
 
     /// Compute threads of each rank.
@@ -111,16 +113,15 @@ impl ServeArgs {
             .unwrap_or_else(|| (cores() / local_ranks.max(1)).max(1))
     }
 
-    /// Whether the local ranks have more threads than there are cores.
+    /// Whether the ranks of this pod have more threads, all together, than the pod may use processors.
     #[must_use]
     pub fn oversubscribed(&self, local_ranks: u32) -> bool {
         self.threads(local_ranks).saturating_mul(local_ranks) > cores()
     }
 }
 
-/// Cores that this container may use; honours cgroup quotas.
 fn cores() -> u32 {
-    std::thread::available_parallelism().map_or(1, |n| u32::try_from(n.get()).unwrap_or(u32::MAX))
+    u32::try_from(llamero_cpu::cores()).unwrap_or(u32::MAX)
 }
 
 #[cfg(test)]
@@ -176,5 +177,42 @@ mod tests {
         assert!(Cli::try_parse_from(["serve", "--model-dir", "/m", "--group-uid", "g"]).is_err());
         assert_eq!(serve("--threads 4 --tensor 2").threads(2), 4);
         assert!(serve("").threads(64) >= 1);
+    }
+
+    #[test]
+    fn threads_are_counted_over_all_ranks_of_the_pod() {
+        let cores = cores();
+        let one = serve(&format!("--threads {cores}"));
+        assert!(!one.oversubscribed(1));
+        assert!(one.oversubscribed(2), "each rank alone would fit");
+        assert!(!serve("").oversubscribed(1));
+    }
+
+    #[test]
+    fn what_the_resources_allow_is_taken() {
+        for (flag, range) in [
+            ("--threads", limits::THREADS),
+            ("--max-sequences", limits::MAX_SEQUENCES),
+            ("--max-batched-tokens", limits::MAX_BATCHED_TOKENS),
+            ("--max-context-length", limits::MAX_CONTEXT_LENGTH),
+            ("--tensor", limits::TENSOR),
+            ("--pipeline", limits::PIPELINE),
+        ] {
+            let try_with = |value: u64| {
+                let value = value.to_string();
+                Cli::try_parse_from(["serve", "--model-dir", "/m", flag, &value]).is_ok()
+            };
+            let (least, most) = (u64::from(*range.start()), u64::from(*range.end()));
+            assert!(try_with(least) && try_with(most), "{flag}");
+            assert!(!try_with(least - 1) && !try_with(most + 1), "{flag}");
+        }
+    }
+
+    #[test]
+    fn a_pod_of_a_group_listens_everywhere() {
+        assert_eq!(serve("").listen_address(), Ipv4Addr::LOCALHOST);
+        let pod = serve("--group-uid g --ranks-per-pod 1");
+        assert_eq!(pod.listen_address(), EVERYWHERE);
+        assert_eq!((pod.inference_port, pod.control_port), (18_051, 18_052));
     }
 }

@@ -7,6 +7,7 @@ use tokio_util::sync::CancellationToken;
 use tonic::Status;
 
 use super::model::Model;
+use crate::grpc::exhausted;
 
 /// Why an answer ended.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -186,7 +187,10 @@ impl Answer {
 }
 
 fn refused(error: SubmitError) -> Status {
-    Status::unavailable(error.to_string())
+    match error {
+        SubmitError::Draining | SubmitError::Stopped => Status::unavailable(error.to_string()),
+        SubmitError::Full { retry_after, .. } => exhausted(error.to_string(), retry_after),
+    }
 }
 
 fn failed(kind: FailureKind, message: String) -> Status {

@@ -1,12 +1,14 @@
 //! `llamero.v1.Completion`: text, tokens or chat in; whole characters out; goes on behind tokens of another group.
 
 use std::pin::Pin;
+use std::sync::Arc;
 
 use futures::Stream;
 use llamero_engine::text::{ChatMessage, RequestDraft};
 use llamero_proto::v1::completion_request::Prompt;
 use llamero_proto::v1::completion_server::Completion;
 use llamero_proto::v1::{CompletionChunk, CompletionRequest, Finish, FinishReason};
+use prost::Message as _;
 use tonic::{Request, Response, Status};
 
 use super::Services;
@@ -22,9 +24,13 @@ impl Completion for Services {
         request: Request<CompletionRequest>,
     ) -> Result<Response<Self::CompleteStream>, Status> {
         let request = request.into_inner();
+        let bytes = request.encoded_len();
         self.model.check_name(&request.model)?;
+        self.model.check_identity(&request.content_identity)?;
         let entry = self.running.enter(&request.request_id)?;
-        let request = self.model.validate(draft(&self.model, request)?)?;
+        let model = Arc::clone(&self.model);
+        let prepare = move || model.validate(draft(&model, request)?);
+        let request = self.text_workers.run(bytes, prepare).await?;
         let resumed = u32::try_from(request.resume_tokens.len()).unwrap_or(u32::MAX);
         let mut answer = Answer::begin(&self.engine, &self.model, request, entry.abort.clone())?;
         answer.accepted().await?;
@@ -32,6 +38,7 @@ impl Completion for Services {
         let first = CompletionChunk {
             prompt_tokens,
             output_tokens: resumed,
+            content_identity: self.model.content_identity.clone(),
             ..CompletionChunk::default()
         };
         // The answer and its entry live as long as the stream: a client that goes away drops both.
@@ -55,16 +62,16 @@ impl Completion for Services {
 
 fn draft(model: &Model, request: CompletionRequest) -> Result<RequestDraft, Status> {
     let prompt = match request.prompt {
-        Some(Prompt::Text(text)) => model.tokens_of_text(&text)?,
+        Some(Prompt::Text(text)) => {
+            model.check_length(&text)?;
+            model.tokens_of_text(&text)?
+        }
         Some(Prompt::TokenIds(tokens)) => tokens.ids,
         Some(Prompt::Chat(chat)) => {
             let messages: Vec<ChatMessage> = chat
                 .messages
                 .into_iter()
-                .map(|message| ChatMessage {
-                    role: message.role,
-                    content: message.content,
-                })
+                .map(|message| ChatMessage::new(&message.role, &message.content))
                 .collect();
             model.tokens_of_chat(&messages, &chat.tools_json)?
         }
@@ -112,5 +119,6 @@ fn message(prompt_tokens: u32, chunk: Chunk) -> CompletionChunk {
         text: chunk.text,
         token_ids: chunk.token_ids,
         finish,
+        content_identity: String::new(),
     }
 }

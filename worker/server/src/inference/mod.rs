@@ -3,6 +3,7 @@
 //! | module | what it is |
 //! |---|---|
 //! | [`model`] | tokenizer, template, limits |
+//! | [`text_workers`] | rendering and tokenising, off the threads that stream |
 //! | [`answer`] | tokens become text and end where the request says |
 //! | [`running`] | requests under way, by id |
 //! | [`completion`] | `llamero.v1.Completion` |
@@ -16,6 +17,7 @@ pub mod health;
 pub mod model;
 pub mod running;
 pub mod telemetry;
+pub mod text_workers;
 pub mod vllm;
 
 use std::net::TcpListener;
@@ -23,6 +25,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use llamero_engine::runtime::EngineHandle;
+use llamero_proto::limits::MAX_MESSAGE_BYTES;
 use llamero_proto::v1::completion_server::CompletionServer;
 use llamero_proto::v1::telemetry_server::TelemetryServer;
 use tokio_util::sync::CancellationToken;
@@ -33,6 +36,7 @@ use vllm_proto::inference_server::InferenceServer;
 
 pub use self::model::Model;
 use self::running::Running;
+use self::text_workers::TextWorkers;
 use crate::grpc;
 
 /// Answers still on their way after the last request may take this long to leave.
@@ -47,6 +51,8 @@ pub struct Services {
     pub model: Arc<Model>,
     /// The queue.
     pub engine: EngineHandle,
+    /// Where prompts are rendered and tokenised.
+    pub text_workers: TextWorkers,
     /// Requests under way.
     pub running: Running,
     /// Cancelled when the server closes: streams without an end of their own end then.
@@ -68,6 +74,7 @@ pub async fn serve(
     let services = Services {
         model: Arc::new(model),
         engine,
+        text_workers: TextWorkers::default(),
         running: Running::default(),
         closing: closing.clone(),
     };
@@ -80,9 +87,9 @@ pub async fn serve(
         "llamero.v1.Telemetry",
         "grpc.health.v1.Health",
     ])?
-    .add_service(InferenceServer::new(services.clone()))
+    .add_service(InferenceServer::new(services.clone()).max_decoding_message_size(MAX_MESSAGE_BYTES))
     .add_service(ControlServer::new(services.clone()))
-    .add_service(CompletionServer::new(services.clone()))
+    .add_service(CompletionServer::new(services.clone()).max_decoding_message_size(MAX_MESSAGE_BYTES))
     .add_service(TelemetryServer::new(services))
     .add_service(health_service);
 

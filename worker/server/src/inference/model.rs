@@ -6,7 +6,8 @@ use std::time::Duration;
 use llamero_checkpoint::{Checkpoint, GenerationConfig};
 use llamero_engine::runtime;
 use llamero_engine::text::{
-    ChatMessage, ChatTemplate, ChatTemplateError, GenerationRequest, RequestDraft, RequestLimits, Tokenizer,
+    ChatMessage, ChatTemplate, ChatTemplateError, Conversation, GenerationRequest, RequestDraft,
+    RequestLimits, Tokenizer,
 };
 use tonic::Status;
 
@@ -35,6 +36,10 @@ pub struct Model {
     pub stall_timeout: Duration,
     /// Names this server.
     pub instance_id: String,
+    /// What the weights are. An answer is only resumed on the weights that began it.
+    pub content_identity: String,
+    /// Whether names of control tokens in messages are those tokens.
+    parse_special_tokens: bool,
     /// Missing in base models, which can complete text only.
     chat_template: Result<ChatTemplate, String>,
 }
@@ -51,7 +56,8 @@ impl Model {
         checkpoint: &Checkpoint,
     ) -> anyhow::Result<Self> {
         let dir = &config.engine.model_dir;
-        let chat_template = match ChatTemplate::from_dir(dir) {
+        let tokenizer = Tokenizer::from_dir(dir)?;
+        let chat_template = match ChatTemplate::from_dir(dir, &tokenizer) {
             Ok(template) => Ok(template),
             Err(missing @ ChatTemplateError::Missing(_)) => Err(missing.to_string()),
             Err(broken) => {
@@ -61,7 +67,7 @@ impl Model {
         };
         Ok(Self {
             name: config.engine.served_name(),
-            tokenizer: Tokenizer::from_dir(dir)?,
+            tokenizer,
             defaults: checkpoint.generation().clone(),
             limits: RequestLimits {
                 vocab_size: checkpoint.config().vocab_size,
@@ -73,6 +79,8 @@ impl Model {
             max_batched_tokens: settings.max_batched_tokens,
             stall_timeout: settings.stall_timeout,
             instance_id: config.instance_id.clone(),
+            content_identity: settings.content.clone(),
+            parse_special_tokens: config.engine.parse_special_tokens_in_messages,
             chat_template,
         })
     }
@@ -91,14 +99,28 @@ impl Model {
         )))
     }
 
-    /// Tokens of a plain text.
+    /// Accept the weights of this model, or none named: an answer goes on only on the weights that began it.
+    ///
+    /// # Errors
+    /// FAILED_PRECONDITION.
+    pub fn check_identity(&self, asked: &str) -> Result<(), Status> {
+        if asked.is_empty() || asked == self.content_identity {
+            return Ok(());
+        }
+        Err(Status::failed_precondition(format!(
+            "the answer was begun on the weights {asked:?}, but this server has {:?}: it would not go on as it began; \
+             send the request to a replica with those weights, or start again without resume_token_ids",
+            self.content_identity
+        )))
+    }
+
+    /// Tokens of a plain text. Names of special tokens in it become those tokens, since whoever sends a plain text writes the whole
+    /// prompt, with the turns of a conversation if there are any.
     ///
     /// # Errors
     /// INVALID_ARGUMENT.
     pub fn tokens_of_text(&self, text: &str) -> Result<Vec<u32>, Status> {
-        self.tokenizer
-            .encode(text, true)
-            .map_err(|error| Status::invalid_argument(error.to_string()))
+        self.tokenizer.encode(text, true).map_err(invalid)
     }
 
     /// Tokens of a conversation.
@@ -110,17 +132,41 @@ impl Model {
             .chat_template
             .as_ref()
             .map_err(|why| Status::failed_precondition(why.clone()))?;
-        let tools = (!tools_json.is_empty()).then_some(tools_json);
         let now = jiff::Timestamp::now()
             .to_zoned(jiff::tz::TimeZone::UTC)
             .datetime();
-        let rendered = template
-            .render(messages, tools, now)
-            .map_err(|error| Status::invalid_argument(error.to_string()))?;
-        // The template has written the special tokens already.
-        self.tokenizer
-            .encode(&rendered, false)
-            .map_err(|error| Status::invalid_argument(error.to_string()))
+        let conversation = Conversation {
+            messages,
+            tools_json: (!tools_json.is_empty()).then_some(tools_json),
+            variables_json: None,
+            add_generation_prompt: true,
+            now,
+        };
+        let prompt = template.render(&conversation).map_err(invalid)?;
+        self.check_length(prompt.text())?;
+        // The template has written what stands around a text already.
+        let tokens = match self.parse_special_tokens {
+            true => self.tokenizer.encode(prompt.text(), false),
+            false => self.tokenizer.encode_prompt(&prompt),
+        };
+        tokens.map_err(invalid)
+    }
+
+    /// Refuse a text that must be too long, without the work of encoding it.
+    ///
+    /// # Errors
+    /// INVALID_ARGUMENT.
+    pub fn check_length(&self, text: &str) -> Result<(), Status> {
+        let (fewest, context) = (self.tokenizer.fewest_tokens(text), self.limits.max_context);
+        if fewest < context as usize {
+            return Ok(());
+        }
+        Err(Status::invalid_argument(format!(
+            "the prompt has {} bytes, which are at least {fewest} tokens, since the longest token has {} bytes; \
+             prompt and answer together may have {context} tokens; shorten the prompt",
+            text.len(),
+            self.tokenizer.longest_token()
+        )))
     }
 
     /// Check a request against the model.
@@ -134,4 +180,8 @@ impl Model {
             .validate(&self.defaults, self.limits, random_seed)
             .map_err(|error| Status::invalid_argument(error.to_string()))
     }
+}
+
+fn invalid(error: impl std::error::Error) -> Status {
+    Status::invalid_argument(error.to_string())
 }

@@ -4,9 +4,7 @@
 //! |---|---|
 //! | [`settings`] | from command line and checkpoint to the engine's settings |
 //! | [`report`] | orders from the supervisor, states to it |
-//! | [`metered`] | counts what is read from the checkpoint |
 
-pub mod metered;
 pub mod report;
 pub mod settings;
 
@@ -17,16 +15,16 @@ use std::os::unix::net::UnixStream;
 use std::thread;
 
 use anyhow::Context as _;
-use llamero_cpu::{CpuBackend, CpuOptions, Kernel};
+use llamero_checkpoint::Topology;
+use llamero_cpu::{CpuBackend, CpuOptions, Kernel, Waits};
 use llamero_engine::runtime::{Outcome, RankRuntime};
 use tokio_util::sync::CancellationToken;
 
-use self::metered::Metered;
-use self::report::Reports;
+use self::report::{About, Reports};
 use crate::config::RankConfig;
 use crate::exit::FAILED;
-use crate::inference;
 use crate::link::{self, Up};
+use crate::{inference, listen};
 
 /// Run the rank whose supervisor is at the other end of standard input. Returns the exit code.
 ///
@@ -52,25 +50,32 @@ pub fn run(rank: u32) -> anyhow::Result<u8> {
     };
 
     let options = CpuOptions {
-        tensor: config.engine.tensor,
+        topology: Topology {
+            tensor: config.engine.tensor,
+            pipeline: config.engine.pipeline,
+        },
         rank: config.rank,
         memory: Some(weights),
         threads: config.threads as usize,
         kernel: Kernel::detect(),
+        waits: Waits::new(config.engine.stall_timeout, config.oversubscribed),
     };
     let backend = CpuBackend::new(&config.engine.model_dir, options)?;
-    let mut settings = settings::settings(&config, backend.checkpoint(), backend.numerics_class())?;
+    let settings = settings::settings(&config, &backend)?;
     tracing::info!(rank, kernel = %settings.numerics, threads = config.threads, rank_port, "started");
     let model = match client_listener.is_some() {
         true => Some(inference::Model::open(&config, &settings, backend.checkpoint())?),
         false => None,
     };
-    let backend = Metered::new(backend);
-    settings.read_bytes = backend.read_bytes();
-    let runtime = RankRuntime::new(backend, Box::new(|tcp| Box::new(tcp)), settings, rank_listener)?;
+    let about = About {
+        content_identity: settings.content.clone(),
+        numerics: settings.numerics.clone(),
+        stall_timeout: config.engine.stall_timeout,
+    };
+    let runtime = RankRuntime::new(backend, settings, rank_listener)?;
     let (control, engine) = (runtime.control(), runtime.engine());
 
-    let (stall_timeout, grace) = (config.engine.stall_timeout, config.engine.drain_grace);
+    let grace = config.engine.drain_grace;
     let clients = match (client_listener, model) {
         (Some(listener), Some(model)) => Some(serve_clients(listener, model, engine.clone())?),
         _ => None,
@@ -82,7 +87,7 @@ pub fn run(rank: u32) -> anyhow::Result<u8> {
     thread::Builder::new().name("reports".into()).spawn({
         let (reports, control) = (reports.clone(), control.clone());
         let engine = (rank == 0).then_some(engine);
-        move || reports.follow(&control, engine.as_ref(), stall_timeout)
+        move || reports.follow(&control, engine.as_ref(), &about)
     })?;
     thread::Builder::new().name("orders".into()).spawn(move || {
         if let Err(error) = report::obey(orders, &control, grace) {
@@ -104,9 +109,10 @@ pub fn run(rank: u32) -> anyhow::Result<u8> {
 }
 
 fn bind(config: &RankConfig, port: u16) -> anyhow::Result<TcpListener> {
-    let address = SocketAddr::new(config.listen, port);
-    TcpListener::bind(address)
-        .with_context(|| format!("cannot listen on {address}: another process uses the port"))
+    listen::listen(config.listen, port).with_context(|| {
+        let address = SocketAddr::new(config.listen, port);
+        format!("cannot listen on {address}: another process uses the port")
+    })
 }
 
 /// The thread that answers clients.

@@ -3,7 +3,7 @@
 use std::io::{BufRead, BufReader, Write};
 use std::os::unix::net::UnixStream;
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, bail};
 use llamero_engine::mesh::Membership;
@@ -16,6 +16,17 @@ use crate::link::{self, Down, Load, RankState, Up};
 const REPEAT: Duration = Duration::from_millis(500);
 /// States do not follow each other faster than this, however fast the counters move.
 const PAUSE: Duration = Duration::from_millis(50);
+
+/// What a rank says of itself in every report.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct About {
+    /// What the weights are.
+    pub content_identity: String,
+    /// In which arithmetic they are computed.
+    pub numerics: String,
+    /// A group that completed no step for longer does not serve.
+    pub stall_timeout: Duration,
+}
 
 /// The writing end; lines of several threads do not mix.
 #[derive(Debug, Clone)]
@@ -45,15 +56,12 @@ impl Reports {
     }
 
     /// Report the rank's state until the supervisor is gone.
-    pub fn follow(&self, control: &RankControl, engine: Option<&EngineHandle>, stall_timeout: Duration) {
+    pub fn follow(&self, control: &RankControl, engine: Option<&EngineHandle>, about: &About) {
         let mut seen = 0;
         loop {
             let (version, state) = control.watch().changed(seen, REPEAT);
             seen = version;
-            if self
-                .send(&Up::State(rank_state(&state, engine, stall_timeout)))
-                .is_err()
-            {
+            if self.send(&Up::State(rank_state(&state, engine, about))).is_err() {
                 return;
             }
             std::thread::park_timeout(PAUSE);
@@ -76,11 +84,17 @@ pub fn obey(orders: impl BufRead, control: &RankControl, grace: Duration) -> any
                     .iter()
                     .map(|member| (member.ip, member.port).into())
                     .collect();
-                let (group_uid, generation) = (membership.group_uid, membership.generation);
+                let link::Membership {
+                    group_uid,
+                    generation,
+                    key,
+                    ..
+                } = membership;
                 if let Err(why) = control.form(Membership {
                     group_uid,
                     generation,
                     members,
+                    key,
                 }) {
                     tracing::error!("the members are not taken: {why}");
                 }
@@ -110,11 +124,8 @@ pub fn serves(engine: &EngineHandle, stall_timeout: Duration) -> bool {
     !load.draining && load.last_step_at.is_some_and(|at| at.elapsed() <= stall_timeout)
 }
 
-fn rank_state(
-    state: &runtime::RankState,
-    engine: Option<&EngineHandle>,
-    stall_timeout: Duration,
-) -> RankState {
+fn rank_state(state: &runtime::RankState, engine: Option<&EngineHandle>, about: &About) -> RankState {
+    let millis = |at: Instant| u64::try_from(at.elapsed().as_millis()).unwrap_or(u64::MAX);
     let load = engine.map(EngineHandle::load);
     let message = match (state.message.as_str(), state.phase) {
         ("", runtime::Phase::Connecting) => "waits for its members",
@@ -129,11 +140,13 @@ fn rank_state(
         epoch: state.era.epoch,
         entered: state.entered,
         completed: state.completed,
-        idle_millis: state
-            .last_step_at
-            .map(|at| u64::try_from(at.elapsed().as_millis()).unwrap_or(u64::MAX)),
+        idle_millis: state.last_step_at.map(millis),
+        layers: state.layers,
+        still_millis: state.last_progress_at.map(millis),
+        content_identity: about.content_identity.clone(),
+        numerics: about.numerics.clone(),
         message: message.to_owned(),
-        group_serving: engine.is_some_and(|engine| serves(engine, stall_timeout)),
+        group_serving: engine.is_some_and(|engine| serves(engine, about.stall_timeout)),
         draining: load.as_ref().is_some_and(|load| load.draining),
         load: load.map(|load| Load {
             running: load.running,

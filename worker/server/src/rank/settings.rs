@@ -1,11 +1,8 @@
 //! From the command line and the checkpoint to the engine's settings.
 
-use std::time::Duration;
-
-use llamero_checkpoint::summary::kv_bytes_per_token;
-use llamero_checkpoint::{Checkpoint, LlamaConfig, ShardPlan, Topology};
-use llamero_engine::runtime;
-use sha2::{Digest, Sha256};
+use llamero_checkpoint::identity::ContentIdentity;
+use llamero_cpu::CpuBackend;
+use llamero_engine::{Backend as _, BackendError, Era, FormSpec, KvDtype, runtime};
 
 use crate::config::RankConfig;
 
@@ -27,22 +24,21 @@ pub enum SettingsError {
         /// The model's limit.
         most: u32,
     },
-    /// The model cannot be split so.
+    /// The checkpoint cannot be read.
     #[error(transparent)]
     Checkpoint(#[from] llamero_checkpoint::Error),
+    /// The backend cannot compute it so.
+    #[error(transparent)]
+    Backend(#[from] BackendError),
 }
 
 /// The engine's settings.
 ///
 /// # Errors
 /// [`SettingsError`].
-pub fn settings(
-    config: &RankConfig,
-    checkpoint: &Checkpoint,
-    numerics: &str,
-) -> Result<runtime::RankConfig, SettingsError> {
-    let model = checkpoint.config();
-    let most = model.max_position_embeddings;
+pub fn settings(config: &RankConfig, backend: &CpuBackend) -> Result<runtime::RankConfig, SettingsError> {
+    let checkpoint = backend.checkpoint();
+    let most = checkpoint.config().max_position_embeddings;
     let max_context = config.engine.max_context_length.unwrap_or(most);
     if max_context > most {
         return Err(SettingsError::Context {
@@ -50,46 +46,47 @@ pub fn settings(
             most,
         });
     }
+    let content = match config.engine.content_identity {
+        Some(known) => known,
+        None => ContentIdentity::of(checkpoint)?,
+    };
     let stall_timeout = config.engine.stall_timeout;
-    let usual = runtime::RankConfig::new(config.rank, max_context, numerics, fingerprint(checkpoint));
-    Ok(runtime::RankConfig {
+    let usual = runtime::RankConfig::new(
+        config.rank,
+        backend.topology(),
+        max_context,
+        backend.numerics_class(KvDtype::default()),
+        content.to_string(),
+    );
+    let settings = runtime::RankConfig {
         max_sequences: config.engine.max_sequences,
         max_batched_tokens: config.engine.max_batched_tokens,
-        kv_bytes: match config.engine.kv_memory {
-            Some(bytes) => bytes,
-            None => kv_bytes(config, model, max_context.next_multiple_of(usual.block_size))?,
-        },
         stall_timeout,
         heartbeat: usual.heartbeat.min(stall_timeout / 4),
         dial_timeout: usual.dial_timeout.min(stall_timeout),
-        spin: if config.oversubscribed {
-            Duration::ZERO
-        } else {
-            usual.spin
-        },
         ..usual
-    })
+    };
+    let kv_bytes = match config.engine.kv_memory {
+        Some(bytes) => bytes,
+        None => usual_kv_bytes(&settings, backend)?,
+    };
+    Ok(runtime::RankConfig { kv_bytes, ..settings })
 }
 
-fn kv_bytes(config: &RankConfig, model: &LlamaConfig, longest: u32) -> Result<u64, SettingsError> {
-    let plan = ShardPlan::new(model, Topology::tensor(config.engine.tensor))
-        .map_err(llamero_checkpoint::Error::from)?;
-    let shard = plan
-        .member(config.rank)
-        .map_err(llamero_checkpoint::Error::from)?;
-    let per_token = kv_bytes_per_token(model, shard);
-    let one = per_token * u64::from(longest);
+/// KV memory when none is asked for, by what the backend says that a block costs.
+fn usual_kv_bytes(settings: &runtime::RankConfig, backend: &CpuBackend) -> Result<u64, SettingsError> {
+    let memory = backend.memory(&FormSpec {
+        era: Era::default(),
+        max_sequences: settings.max_sequences,
+        max_batched_tokens: settings.max_batched_tokens,
+        max_context: settings.max_context,
+        block_size: settings.block_size,
+        steps_in_flight: settings.steps_in_flight,
+        kv_dtype: settings.kv_dtype,
+        max_adapters: settings.max_adapters,
+        kv_bytes: 0,
+    })?;
+    let blocks = settings.max_context.div_ceil(settings.block_size);
+    let one = memory.kv_block * u64::from(blocks);
     Ok((one * DEFAULT_SEQUENCES).min(DEFAULT_KV_BYTES).max(one))
-}
-
-/// Tells models apart in the handshake between ranks: configuration, names, types and shapes of all tensors. Not where
-/// the files lie or when they were written, which may differ between nodes.
-fn fingerprint(checkpoint: &Checkpoint) -> String {
-    let mut hash = Sha256::new();
-    hash.update(format!("{:?}", checkpoint.config()));
-    for (name, tensor) in checkpoint.tensors() {
-        hash.update(format!("{name} {:?} {:?}\n", tensor.dtype, tensor.shape));
-    }
-    let digest = hash.finalize();
-    digest.iter().take(16).map(|byte| format!("{byte:02x}")).collect()
 }

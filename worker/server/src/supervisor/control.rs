@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use futures::Stream;
+use llamero_engine::mesh::GroupKey;
 use llamero_proto::v1::rank_control_server::RankControl;
 use llamero_proto::v1::{
     DrainRequest, DrainResponse, FormRequest, FormResponse, Member, PodReport, WatchRequest,
@@ -95,10 +96,13 @@ fn membership(request: FormRequest) -> Result<Membership, Status> {
         }
         members.push(address(member)?);
     }
+    let key = GroupKey::try_from(request.key.as_slice())
+        .map_err(|error| Status::invalid_argument(error.to_string()))?;
     Ok(Membership {
         group_uid: request.group_uid,
         generation: request.generation,
         members,
+        key,
     })
 }
 
@@ -151,6 +155,8 @@ fn essence(report: &PodReport) -> PodReport {
         rank.completed = 0;
         rank.idle_millis = None;
         rank.read_bytes = 0;
+        rank.layers = 0;
+        rank.still_millis = None;
     }
     essence
 }

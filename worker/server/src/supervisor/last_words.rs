@@ -8,6 +8,8 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use llamero_proto::v1::RankExit;
 use tokio::io::{AsyncBufReadExt, AsyncRead, AsyncWriteExt, BufReader};
 
+use crate::exit;
+
 const KEPT_LINES: usize = 20;
 const LONGEST_LINE: usize = 512;
 
@@ -62,6 +64,7 @@ pub fn exit_report(status: ExitStatus, words: &VecDeque<String>, now: SystemTime
             _ => how,
         },
         unix_millis: unix_millis(now),
+        kind: exit::kind(status.code()).into(),
     }
 }
 
@@ -76,6 +79,8 @@ pub fn unix_millis(now: SystemTime) -> i64 {
 
 #[cfg(test)]
 mod tests {
+    use llamero_proto::v1::ExitKind;
+
     use super::*;
 
     fn words(lines: &[&str]) -> VecDeque<String> {
@@ -92,6 +97,7 @@ mod tests {
         ]);
         let report = exit_report(ExitStatus::from_raw(2 << 8), &lines, UNIX_EPOCH);
         assert_eq!((report.code, report.signal), (Some(2), None));
+        assert_eq!(report.kind(), ExitKind::Unusable);
         assert_eq!(
             report.message,
             "exit code 2: error: model.safetensors is cut short"
@@ -99,6 +105,7 @@ mod tests {
         let report = exit_report(ExitStatus::from_raw(9), &lines, UNIX_EPOCH);
         assert_eq!((report.code, report.signal), (None, Some(9)));
         assert!(report.message.starts_with("killed"));
+        assert_eq!(report.kind(), ExitKind::Crashed);
     }
 
     #[tokio::test]

@@ -1,6 +1,8 @@
 //! What happens once all ranks of the pod listen.
 
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::net::{IpAddr, Ipv4Addr};
+
+use llamero_engine::mesh::GroupKey;
 
 use super::ALONE;
 use super::control::Control;
@@ -27,13 +29,19 @@ pub async fn when_all_listen(args: ServeArgs, control: Control, (control_port, h
             port: *port,
         };
         let members = rank_ports.iter().map(member).collect();
-        let membership = Membership {
-            group_uid: ALONE.to_owned(),
-            generation: 1,
-            members,
-        };
-        if let Err(why) = control.form(membership) {
-            tracing::error!("{why}");
+        match GroupKey::random() {
+            Ok(key) => {
+                let membership = Membership {
+                    group_uid: ALONE.to_owned(),
+                    generation: 1,
+                    members,
+                    key,
+                };
+                if let Err(why) = control.form(membership) {
+                    tracing::error!("{why}");
+                }
+            }
+            Err(error) => tracing::error!("the system has no random numbers for a key: {error}"),
         }
     }
     if let Some(path) = &args.ports_file {
@@ -49,11 +57,11 @@ pub async fn when_all_listen(args: ServeArgs, control: Control, (control_port, h
     }
 }
 
+/// What listens everywhere takes IPv4 as well.
 fn loopback(args: &ServeArgs) -> IpAddr {
     let listen = args.listen_address();
-    match listen {
-        IpAddr::V4(ip) if ip.is_unspecified() => IpAddr::V4(Ipv4Addr::LOCALHOST),
-        IpAddr::V6(ip) if ip.is_unspecified() => IpAddr::V6(Ipv6Addr::LOCALHOST),
-        ip => ip,
+    if listen.is_unspecified() {
+        return Ipv4Addr::LOCALHOST.into();
     }
+    listen
 }

@@ -78,7 +78,7 @@ impl Collector for Snapshot {
                 ConstGauge::new(to_i64(value(rank))).encode(family.encode_family(&labels)?)?;
             }
         }
-        let counters: [(&str, &str, Figure); 3] = [
+        let counters: [(&str, &str, Figure); 4] = [
             (
                 "rank_restarts",
                 "How often the rank's process was started again",
@@ -93,6 +93,11 @@ impl Collector for Snapshot {
                 "rank_steps_completed",
                 "Steps the rank completed within the epoch",
                 |r| r.completed,
+            ),
+            (
+                "rank_layers",
+                "Layers that the rank's process computed: it stands still while a step hangs",
+                |r| r.layers,
             ),
         ];
         for (name, help, value) in counters {

@@ -42,8 +42,8 @@ use self::process::{Ended, Keeper, Orders};
 use self::signals::Terminations;
 use crate::cli::serve::{LocalRanks, ServeArgs};
 use crate::config::RankConfig;
-use crate::exit::{FAILED, INPUT_UNUSABLE};
-use crate::grpc;
+use crate::exit::{FAILED, UNUSABLE};
+use crate::{grpc, listen};
 
 /// Group UID of a worker that stands alone.
 const ALONE: &str = "standalone";
@@ -56,8 +56,8 @@ pub async fn run(args: ServeArgs) -> anyhow::Result<u8> {
     let mut terminations = Terminations::install()?;
     let local = args.local_ranks().map_err(|why| anyhow!(why))?;
     let listen = args.listen_address();
-    let control_listener = bind(listen, args.control_port, "--control-port").await?;
-    let http_listener = bind(listen, args.http_port, "--http-port").await?;
+    let control_listener = bind(listen, args.control_port, "--control-port")?;
+    let http_listener = bind(listen, args.http_port, "--http-port")?;
     let ports = (
         control_listener.local_addr()?.port(),
         http_listener.local_addr()?.port(),
@@ -86,7 +86,7 @@ pub async fn run(args: ServeArgs) -> anyhow::Result<u8> {
                     Ok(Ended::Unusable(exit)) => {
                         // The rank has said why on standard error.
                         tracing::debug!("{}", exit.message);
-                        return Ok(INPUT_UNUSABLE);
+                        return Ok(UNUSABLE);
                     }
                     Ok(Ended::DiedDraining(exit)) => {
                         tracing::error!("{}", exit.message);
@@ -133,11 +133,13 @@ fn shared_state(args: &ServeArgs, local: LocalRanks) -> Control {
     }
 }
 
-async fn bind(ip: IpAddr, port: u16, flag: &str) -> anyhow::Result<TcpListener> {
-    let address = SocketAddr::new(ip, port);
-    TcpListener::bind(address).await.with_context(|| {
+fn bind(ip: IpAddr, port: u16, flag: &str) -> anyhow::Result<TcpListener> {
+    let listener = listen::listen(ip, port).with_context(|| {
+        let address = SocketAddr::new(ip, port);
         format!("cannot listen on {address}: stop what uses it, or choose another port with {flag}")
-    })
+    })?;
+    listener.set_nonblocking(true)?;
+    Ok(TcpListener::from_std(listener)?)
 }
 
 async fn serve_control(control: Control, listener: TcpListener) -> anyhow::Result<()> {

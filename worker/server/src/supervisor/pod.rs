@@ -73,7 +73,9 @@ pub enum FormRefusal {
         held: u64,
     },
     /// The same generation cannot mean two memberships.
-    #[error("generation {0} was formed with other members; send other members under a higher generation")]
+    #[error(
+        "generation {0} was formed with other members or another key; send others under a higher generation"
+    )]
     Changed(u64),
     /// The members do not fit this pod.
     #[error("{0}")]
@@ -242,11 +244,16 @@ impl RankView {
             entered: state.entered,
             completed: state.completed,
             idle_millis: state.idle_millis.map(|idle| idle.saturating_add(waited)),
+            layers: state.layers,
+            still_millis: state.still_millis.map(|still| still.saturating_add(waited)),
+            content_identity: state.content_identity,
+            numerics: state.numerics,
             pid: self.pid.unwrap_or(0),
             restarts: self.restarts,
             last_exit: self.last_exit.clone(),
             message,
             read_bytes: state.read_bytes,
+            ..RankReport::default()
         }
     }
 }
@@ -258,6 +265,8 @@ fn age(heard: Instant, now: Instant) -> Duration {
 #[cfg(test)]
 mod tests {
     use std::net::{IpAddr, Ipv4Addr};
+
+    use llamero_engine::mesh::GroupKey;
 
     use super::*;
     use crate::link::RankAddress;
@@ -277,12 +286,13 @@ mod tests {
         let member = |uid: &str| RankAddress {
             pod_uid: uid.into(),
             ip: IpAddr::V4(Ipv4Addr::LOCALHOST),
-            port: 50_100,
+            port: 18_100,
         };
         Membership {
             group_uid: "g".into(),
             generation,
             members: vec![member("me"), member(second)],
+            key: GroupKey::from([7; 32]),
         }
     }
 
@@ -292,6 +302,11 @@ mod tests {
         assert_eq!(pod.form(members(2, "b")), Ok(true));
         assert_eq!(pod.form(members(2, "b")), Ok(false));
         assert_eq!(pod.form(members(2, "c")), Err(FormRefusal::Changed(2)));
+        let rekeyed = Membership {
+            key: GroupKey::from([8; 32]),
+            ..members(2, "b")
+        };
+        assert_eq!(pod.form(rekeyed), Err(FormRefusal::Changed(2)));
         assert_eq!(
             pod.form(members(1, "b")),
             Err(FormRefusal::Old { asked: 1, held: 2 })

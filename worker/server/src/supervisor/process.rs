@@ -8,7 +8,7 @@ use std::process::Stdio;
 use std::sync::Arc;
 use std::time::{Instant, SystemTime};
 
-use llamero_proto::v1::RankExit;
+use llamero_proto::v1::{ExitKind, RankExit};
 use rustix::fs::MemfdFlags;
 use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader};
 use tokio::net::UnixStream;
@@ -20,7 +20,6 @@ use super::backoff::Backoff;
 use super::last_words;
 use super::pod::Pod;
 use crate::config::RankConfig;
-use crate::exit::INPUT_UNUSABLE;
 use crate::link::{self, Down, Membership, Up};
 
 /// What the ranks shall do. Level-triggered: a rank that starts late is told as well.
@@ -73,6 +72,7 @@ impl Keeper {
                 Err(error) => RankExit {
                     message: format!("the process of rank {} cannot be run: {error}", self.config.rank),
                     unix_millis: last_words::unix_millis(SystemTime::now()),
+                    kind: ExitKind::Crashed.into(),
                     ..RankExit::default()
                 },
             };
@@ -86,19 +86,19 @@ impl Keeper {
             if left {
                 return Ok(Ended::Left);
             }
-            if self.config.rank == 0 && self.orders.borrow().drain {
-                return Ok(Ended::DiedDraining(exit));
-            }
-            if self.give_up && exit.code == Some(i32::from(INPUT_UNUSABLE)) {
+            if self.give_up && exit.kind() == ExitKind::Unusable {
                 return Ok(Ended::Unusable(exit));
             }
-            let wait = backoff.after(started.elapsed());
+            let wait = backoff.after(exit.kind(), started.elapsed());
             tracing::warn!(
                 rank = self.config.rank,
                 "{}; it is started again in {wait:?}",
                 exit.message
             );
-            tokio::time::sleep(wait).await;
+            tokio::select! {
+                () = tokio::time::sleep(wait) => {}
+                () = drained(&mut self.orders), if self.config.rank == 0 => return Ok(Ended::DiedDraining(exit)),
+            }
             self.pod.send_modify(|pod| pod.ranks[self.index].restarts += 1);
         }
     }
@@ -136,6 +136,14 @@ impl Keeper {
         };
         let words = words.await.unwrap_or_default();
         Ok(last_words::exit_report(status, &words, SystemTime::now()))
+    }
+}
+
+/// Returns once the ranks are told to drain.
+async fn drained(orders: &mut watch::Receiver<Orders>) {
+    if orders.wait_for(|orders| orders.drain).await.is_err() {
+        // The supervisor ends, and with it this keeper.
+        std::future::pending::<()>().await;
     }
 }
 

@@ -2,6 +2,8 @@
 
 use std::process::{Command, Stdio};
 
+use llamero_proto::v1::rank_control_client::RankControlClient;
+use llamero_proto::v1::{ExitKind, Phase, PodReport, WatchRequest};
 use rustix::process::Signal;
 use tonic::Code;
 
@@ -70,6 +72,67 @@ async fn what_cannot_be_served_is_said_at_once() {
     ]);
     assert_ne!(code, Some(0), "{said}");
     assert!(said.contains("must divide"), "{said}");
+}
+
+/// A port that was free a moment ago.
+fn free_port() -> u16 {
+    let socket = std::net::TcpListener::bind(("127.0.0.1", 0)).unwrap();
+    socket.local_addr().unwrap().port()
+}
+
+/// The pod stays, says what to change, and does not start the rank again and again.
+#[tokio::test]
+async fn a_pod_whose_rank_cannot_work_says_what_to_change() {
+    let _turn = turn().await;
+    let port = free_port();
+    let mut serve = Command::new(env!("CARGO_BIN_EXE_llamero-worker"))
+        .arg("serve")
+        .args(ANY_PORTS)
+        .args([
+            "--listen",
+            "127.0.0.1",
+            "--control-port",
+            &port.to_string(),
+            "--model-dir",
+        ])
+        .arg(model_dir())
+        .args([
+            "--group-uid",
+            "g",
+            "--tensor",
+            "2",
+            "--ranks-per-pod",
+            "1",
+            "--kv-memory",
+            "1000",
+        ])
+        .stdin(Stdio::null())
+        .spawn()
+        .unwrap();
+    let report = until("the rank has ended", async || {
+        let report = control_report(port).await?;
+        report.ranks[0].last_exit.is_some().then_some(report)
+    })
+    .await;
+    let rank = &report.ranks[0];
+    let exit = rank.last_exit.as_ref().unwrap();
+    assert_eq!(
+        (exit.kind(), exit.code),
+        (ExitKind::Unusable, Some(2)),
+        "{exit:?}"
+    );
+    assert!(rank.message.contains("1000 "), "{}", rank.message);
+    assert_eq!((rank.phase(), rank.restarts), (Phase::Failed, 0));
+    serve.kill().unwrap();
+    serve.wait().unwrap();
+}
+
+async fn control_report(port: u16) -> Option<PodReport> {
+    let mut client = RankControlClient::connect(format!("http://127.0.0.1:{port}"))
+        .await
+        .ok()?;
+    let mut reports = client.watch(WatchRequest {}).await.ok()?.into_inner();
+    reports.message().await.ok()?
 }
 
 #[test]

@@ -12,3 +12,4 @@ mod lifecycle;
 mod pods;
 mod requests;
 mod sharding;
+mod text;

@@ -1,6 +1,6 @@
 //! Pods of one group, formed from outside as the operator does it.
 
-use llamero_proto::v1::{DrainRequest, FormRequest, FormResponse, Member};
+use llamero_proto::v1::{DrainRequest, FormRequest, FormResponse, Member, PodReport};
 use rustix::process::Signal;
 use tonic::{Code, Status};
 
@@ -24,6 +24,8 @@ fn members(generation: u64, pods: [(&Worker, &str); 2]) -> FormRequest {
         group_uid: "group".into(),
         generation,
         members: (0..).zip(pods).map(member).collect(),
+        // One for each generation.
+        key: vec![generation as u8; 32],
     }
 }
 
@@ -62,6 +64,14 @@ async fn pods_form_lose_members_take_others_and_leave() {
     leader.wait_for_ready().await;
     first.wait_for_ready().await;
     refusals(&leader, &first).await;
+    let about = |report: PodReport| {
+        let rank = report.ranks[0].clone();
+        assert!(rank.layers > 0 && rank.still_millis.is_some(), "{rank:?}");
+        (rank.content_identity, rank.numerics)
+    };
+    let ours = about(leader.report().await);
+    assert_eq!(ours, about(first.report().await));
+    assert!(!ours.0.is_empty() && ours.1.contains("kv-bf16"), "{ours:?}");
 
     // The member's pod is lost in the middle of an answer; another one takes its place.
     let reference = complete(&leader, sampled_story(120)).await.unwrap();
@@ -146,6 +156,12 @@ async fn refusals(leader: &Worker, first: &Worker) {
     let mut nowhere = good.clone();
     nowhere.members[1].ip = "somewhere".into();
     refused(nowhere, Code::InvalidArgument, "no IP address").await;
+    let mut keyless = good.clone();
+    keyless.key.clear();
+    refused(keyless, Code::InvalidArgument, "send 32 random ones").await;
+    let mut rekeyed = members(2, [(leader, "a"), (first, "b")]);
+    rekeyed.key[0] ^= 1;
+    refused(rekeyed, Code::FailedPrecondition, "another key").await;
     let elsewhere = members(3, [(leader, "z"), (first, "b")]);
     refused(elsewhere, Code::InvalidArgument, "lives in the pod").await;
     assert_eq!(leader.report().await.generation, 2);

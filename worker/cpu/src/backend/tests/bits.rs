@@ -59,16 +59,22 @@ fn one_hash(folder: &Path, main: &[u32], groups: &[(u32, usize, Level)], ways: &
     first.unwrap()
 }
 
-fn ways(chunks: &[usize], mates: &[u32]) -> Vec<Way> {
-    chunks
-        .iter()
-        .flat_map(|chunk| {
-            mates.iter().map(|mates| Way {
-                chunk: *chunk,
-                mates: *mates,
-            })
-        })
-        .collect()
+/// Every combination of chunks, mates, block sizes and steps in flight.
+fn ways(chunks: &[usize], mates: &[u32], blocks: &[u32], in_flight: &[usize]) -> Vec<Way> {
+    let mut all = Vec::new();
+    for chunk in chunks {
+        for mates in mates {
+            for block in blocks {
+                all.extend(in_flight.iter().map(|in_flight| Way {
+                    chunk: *chunk,
+                    mates: *mates,
+                    block: *block,
+                    in_flight: *in_flight,
+                }));
+            }
+        }
+    }
+    all
 }
 
 fn groups(tensors: &[u32], threads: &[usize], levels: &[Level]) -> Vec<(u32, usize, Level)> {
@@ -88,20 +94,30 @@ fn a_small_model_has_one_hash() {
     let fast = levels(&[Level::Avx512, Level::Avx2])[..1].to_vec();
     for fp8 in [false, true] {
         let folder = tiny::checkpoint(fp8);
-        let want = one_hash(folder.path(), &main, &[(1, 1, fast[0])], &ways(&[64], &[0]));
+        let want = one_hash(
+            folder.path(),
+            &main,
+            &[(1, 1, fast[0])],
+            &ways(&[64], &[0], &[16], &[1]),
+        );
         let some = one_hash(
             folder.path(),
             &main,
             &groups(&[2, 3, 8], &[1, 2], &fast),
-            &ways(&[7, 512], &[0, 5]),
+            &ways(&[7, 512], &[0, 5], &[16, 32], &[1, 2]),
         );
         let slow = one_hash(
             folder.path(),
             &main[..],
             &[(3, 1, Level::Avx2)],
-            &ways(&[512], &[1]),
+            &ways(&[512], &[1], &[16, 32], &[1]),
         );
-        let single = one_hash(folder.path(), &main, &[(4, 1, fast[0])], &ways(&[1], &[1]));
+        let single = one_hash(
+            folder.path(),
+            &main,
+            &[(4, 1, fast[0])],
+            &ways(&[1], &[1], &[16], &[2]),
+        );
         assert_eq!([some, slow, single], [want; 3]);
     }
 }
@@ -116,7 +132,7 @@ fn the_portable_kernel_gives_the_same_hash() {
         folder.path(),
         &main,
         &groups(&[2], &[1], &levels),
-        &ways(&[64, 3], &[1]),
+        &ways(&[64, 3], &[1], &[16, 32], &[1]),
     );
 }
 
@@ -125,7 +141,7 @@ fn the_portable_kernel_gives_the_same_hash() {
 fn smollm2_has_one_hash_in_every_sharding() {
     let folder = model("SmolLM2-135M-Instruct-FP8");
     let all = groups(&[1, 2, 3, 4, 5, 8, 9], &[1], &[Kernel::detect().level()]);
-    one_hash(&folder, &prompt(12, 49_152), &all, &ways(&[8], &[1]));
+    one_hash(&folder, &prompt(12, 49_152), &all, &ways(&[8], &[1], &[16], &[2]));
 }
 
 /// A different order changes sums by their last bit, and only where that tips the rounding of an activation to bf16 do
@@ -134,7 +150,7 @@ fn smollm2_has_one_hash_in_every_sharding() {
 fn swapped_leaves_are_seen() {
     let main = prompt(500, tiny::VOCAB);
     let folder = tiny::checkpoint(false);
-    let way = Way { chunk: 500, mates: 0 };
+    let way = Way::new(500, 0);
     let mut group = Group::load(folder.path(), 1, 1, Kernel::detect().level());
     let before = hash(&group.logits(&main, way));
     assert_eq!(hash(&group.logits(&main, way)), before);
@@ -151,7 +167,12 @@ fn a_small_model_has_one_hash_in_every_combination() {
         let folder = tiny::checkpoint(fp8);
         let all = levels(&[Level::Avx512, Level::Avx2, Level::Portable]);
         let all = groups(&TENSORS, &[1, 2], &all);
-        one_hash(folder.path(), &main, &all, &ways(&[1, 7, 64, 512], &[0, 1, 5]));
+        one_hash(
+            folder.path(),
+            &main,
+            &all,
+            &ways(&[1, 7, 64, 512], &[0, 1, 5], &[16, 32], &[1, 2]),
+        );
     }
 }
 
@@ -162,12 +183,17 @@ fn smollm2_has_one_hash_in_every_combination() {
     for name in ["SmolLM2-135M-Instruct", "SmolLM2-135M-Instruct-FP8"] {
         let folder = model(name);
         let all = groups(&TENSORS, &[1, 2], &levels(&[Level::Avx512, Level::Avx2]));
-        let ways_of_all = ways(&[1, 7, 64, 512], &[0, 1, 5]);
+        let ways_of_all = ways(&[1, 7, 64, 512], &[0, 1, 5], &[16, 32], &[1, 2]);
         one_hash(&folder, &prompt(70, 49_152), &all, &ways_of_all);
         // Three tokens a second: few of them, in few ways.
         let mut slow = groups(&TENSORS, &[1, 2], &levels(&[Level::Portable]));
         slow.push((1, 1, Kernel::detect().level()));
-        one_hash(&folder, &prompt(24, 49_152), &slow, &ways(&[7, 512], &[0, 1]));
+        one_hash(
+            &folder,
+            &prompt(24, 49_152),
+            &slow,
+            &ways(&[7, 512], &[0, 1], &[16], &[2]),
+        );
     }
 }
 

@@ -1,16 +1,20 @@
 //! What the engine may rely on besides numbers.
 
-use std::time::Duration;
+use std::cell::{Cell, RefCell};
+use std::time::Instant;
 
+use llamero_checkpoint::Topology;
+use llamero_engine::mesh::TcpMesh;
+use llamero_engine::mesh::local::local_mesh;
 use llamero_engine::step::BlockDeltas;
 use llamero_engine::{
-    Backend, BackendError, BlockTables, CollectiveError, Era, FormSpec, Late, Plan, PlanRow, Ticket, TokenRef,
+    Backend, BackendError, BlockTables, Era, FormSpec, KvDtype, Late, LoadProgress, LoadWatch, MeshError,
+    Plan, PlanRow, RowOutput, SampleKey, Ticket, TokenRef, Unwatched, Waited,
 };
 use rustix::fs::{MemfdFlags, memfd_create};
 
-use super::group::{Group, Way, row, spec};
+use super::group::{GREEDY, Group, Way, done, options, row, spec};
 use super::tiny;
-use crate::collective::{Solo, local_group};
 use crate::{CpuBackend, CpuOptions, Kernel};
 
 const ERA: Era = Era {
@@ -18,21 +22,24 @@ const ERA: Era = Era {
     epoch: 2,
 };
 
+fn one(tensor: u32, rank: u32) -> CpuOptions {
+    options(tensor, rank, 1, Kernel::detect().level())
+}
+
 fn backend(folder: &tempfile::TempDir) -> CpuBackend {
-    let options = CpuOptions {
-        tensor: 1,
-        rank: 0,
-        memory: None,
-        threads: 1,
-        kernel: Kernel::detect(),
-    };
-    CpuBackend::new(folder.path(), options).unwrap()
+    CpuBackend::new(folder.path(), one(1, 0)).unwrap()
+}
+
+fn form(backend: &mut CpuBackend, spec: &FormSpec) -> Result<(), BackendError> {
+    backend
+        .form(spec, Box::new(TcpMesh::alone(ERA)), &mut |_| {})
+        .map(|_| ())
 }
 
 fn formed(folder: &tempfile::TempDir) -> CpuBackend {
     let mut backend = backend(folder);
-    backend.load(&mut |_| {}).unwrap();
-    backend.form(&spec(ERA, 64), Box::new(Solo::new(ERA))).unwrap();
+    backend.load(&Unwatched).unwrap();
+    form(&mut backend, &spec(ERA, 64)).unwrap();
     backend
 }
 
@@ -53,12 +60,16 @@ impl Leader {
     fn plan(&mut self, rows: Vec<PlanRow>, blocks: BlockDeltas) -> Plan {
         self.tables.apply(&blocks).unwrap();
         self.step += 1;
+        let is_late = |token: &&TokenRef| matches!(token, TokenRef::Late(_));
+        let late_tokens = rows.iter().flat_map(|row| &row.tokens).filter(is_late).count() as u32;
         Plan {
             era: ERA,
             step: self.step,
             micro_batch: 0,
             rows,
             blocks,
+            late_tokens,
+            late_sampling: false,
             state_hash: self.tables.hash(),
         }
     }
@@ -71,36 +82,52 @@ fn append(slot: u32, block: u32) -> BlockDeltas {
     }
 }
 
+/// Notes all progress, and cancels when asked the given number of times.
+#[derive(Default)]
+struct Notes {
+    calls: RefCell<Vec<LoadProgress>>,
+    asked: Cell<usize>,
+    cancel_at: Option<usize>,
+}
+
+impl LoadWatch for Notes {
+    fn progress(&self, progress: LoadProgress) {
+        self.calls.borrow_mut().push(progress);
+    }
+
+    fn is_cancelled(&self) -> bool {
+        self.asked.set(self.asked.get() + 1);
+        self.cancel_at.is_some_and(|at| self.asked.get() >= at)
+    }
+}
+
+fn load(folder: &tempfile::TempDir, options: CpuOptions) -> Vec<LoadProgress> {
+    let notes = Notes::default();
+    CpuBackend::new(folder.path(), options)
+        .unwrap()
+        .load(&notes)
+        .unwrap();
+    notes.calls.into_inner()
+}
+
 #[test]
 fn a_memory_file_outlives_the_process_that_filled_it() {
     let folder = tiny::checkpoint(true);
     let file = memfd_create("weights", MemfdFlags::CLOEXEC).unwrap();
-    let rank = || CpuOptions {
-        tensor: 2,
-        rank: 1,
+    let rank = |rank| CpuOptions {
         memory: Some(file.try_clone().unwrap()),
-        threads: 1,
-        kernel: Kernel::detect(),
+        ..one(2, rank)
     };
-    let mut first = CpuBackend::new(folder.path(), rank()).unwrap();
-    let mut calls = Vec::new();
-    first.load(&mut |progress| calls.push(progress)).unwrap();
-    let total = calls.last().unwrap().total;
-    assert!(calls.len() > 10 && calls[0].loaded == 0 && calls.last().unwrap().loaded == total);
-    drop(first);
+    let calls = load(&folder, rank(1));
+    let last = *calls.last().unwrap();
+    assert!(calls[0].loaded < last.loaded && last.loaded == last.total && last.read > 0);
 
     // The second process does not read: the data could be gone.
-    let mut second = CpuBackend::new(folder.path(), rank()).unwrap();
-    let mut calls = Vec::new();
-    second.load(&mut |progress| calls.push(progress)).unwrap();
-    assert_eq!(calls.len(), 1);
-    assert_eq!((calls[0].loaded, calls[0].total), (total, total));
+    let found = LoadProgress { read: 0, ..last };
+    assert_eq!(load(&folder, rank(1)), [found]);
 
     // Another shard does not take it for its own.
-    let mut other = CpuBackend::new(folder.path(), CpuOptions { rank: 0, ..rank() }).unwrap();
-    let mut calls = 0;
-    other.load(&mut |_| calls += 1).unwrap();
-    assert!(calls > 10);
+    assert!(load(&folder, rank(0)).last().unwrap().read > 0);
 }
 
 #[test]
@@ -108,56 +135,51 @@ fn an_incomplete_memory_file_is_filled_again() {
     let folder = tiny::checkpoint(true);
     let file = memfd_create("weights", MemfdFlags::CLOEXEC).unwrap();
     let rank = || CpuOptions {
-        tensor: 1,
-        rank: 0,
         memory: Some(file.try_clone().unwrap()),
-        threads: 1,
-        kernel: Kernel::detect(),
+        ..one(1, 0)
     };
-    CpuBackend::new(folder.path(), rank())
-        .unwrap()
-        .load(&mut |_| {})
-        .unwrap();
+    load(&folder, rank());
     // The flag is the fourth word of the header.
     rustix::io::pwrite(&file, &[0; 8], 24).unwrap();
-    let mut calls = 0;
-    CpuBackend::new(folder.path(), rank())
-        .unwrap()
-        .load(&mut |_| calls += 1)
-        .unwrap();
-    assert!(calls > 10);
+    assert!(load(&folder, rank()).last().unwrap().read > 0);
 }
 
 #[test]
-fn calls_out_of_order_are_refused() {
+fn a_cancelled_load_is_made_up_for() {
+    let folder = tiny::checkpoint(true);
+    let mut rank = backend(&folder);
+    let notes = Notes {
+        cancel_at: Some(2),
+        ..Notes::default()
+    };
+    assert!(matches!(rank.load(&notes), Err(BackendError::Cancelled)));
+    assert!(matches!(
+        form(&mut rank, &spec(ERA, 64)),
+        Err(BackendError::Bug(_))
+    ));
+    rank.load(&Unwatched).unwrap();
+    form(&mut rank, &spec(ERA, 64)).unwrap();
+    // Weights and era go together.
+    rank.unload();
+    let heartbeat = Leader::new().plan(vec![], BlockDeltas::default());
+    assert!(matches!(rank.submit(&heartbeat), Err(BackendError::Bug(_))));
+    rank.load(&Unwatched).unwrap();
+    form(&mut rank, &spec(ERA, 64)).unwrap();
+}
+
+#[test]
+fn calls_out_of_order_are_bugs() {
     let folder = tiny::checkpoint(false);
     let mut backend = backend(&folder);
     assert!(matches!(
-        backend.form(&spec(ERA, 64), Box::new(Solo::new(ERA))),
-        Err(BackendError::NotReady(_))
+        form(&mut backend, &spec(ERA, 64)),
+        Err(BackendError::Bug(_))
     ));
-    backend.load(&mut |_| {}).unwrap();
+    backend.load(&Unwatched).unwrap();
     let plan = Leader::new().plan(vec![], BlockDeltas::default());
-    assert!(matches!(backend.submit(&plan), Err(BackendError::NotReady(_))));
-    let small = FormSpec {
-        kv_bytes: 1000,
-        ..spec(ERA, 64)
-    };
-    let error = backend.form(&small, Box::new(Solo::new(ERA))).unwrap_err();
-    assert!(
-        matches!(&error, BackendError::Memory(text) if text.contains("raise the KV memory")),
-        "{error}"
-    );
-    let odd = FormSpec {
-        block_size: 24,
-        ..spec(ERA, 64)
-    };
-    assert!(matches!(
-        backend.form(&odd, Box::new(Solo::new(ERA))),
-        Err(BackendError::Memory(_))
-    ));
-    backend.form(&spec(ERA, 64), Box::new(Solo::new(ERA))).unwrap();
-    assert!(backend.poll(Ticket(1)).is_err());
+    assert!(matches!(backend.submit(&plan), Err(BackendError::Bug(_))));
+    form(&mut backend, &spec(ERA, 64)).unwrap();
+    assert!(backend.wait(Ticket(1), Instant::now()).is_err());
     let old = Plan {
         era: Era {
             generation: 3,
@@ -165,25 +187,54 @@ fn calls_out_of_order_are_refused() {
         },
         ..plan.clone()
     };
-    assert!(matches!(backend.submit(&old), Err(BackendError::Plan { .. })));
-    assert!(
-        backend
-            .submit(&Plan {
-                step: 2,
-                ..plan.clone()
-            })
-            .is_err()
-    );
+    assert!(matches!(backend.submit(&old), Err(BackendError::Bug(_))));
+    let early = Plan {
+        step: 2,
+        ..plan.clone()
+    };
+    assert!(backend.submit(&early).is_err());
     let ticket = backend.submit(&plan).unwrap();
-    assert_eq!(backend.poll(ticket).unwrap().unwrap().candidates, vec![]);
+    assert_eq!(done(&mut backend, ticket).unwrap().candidates, vec![]);
     backend.dissolve();
-    assert!(matches!(backend.submit(&plan), Err(BackendError::NotReady(_))));
+    assert!(matches!(backend.submit(&plan), Err(BackendError::Bug(_))));
     // The weights are still there.
-    backend.form(&spec(ERA, 64), Box::new(Solo::new(ERA))).unwrap();
+    form(&mut backend, &spec(ERA, 64)).unwrap();
 }
 
 #[test]
-fn a_plan_may_be_sent_one_step_ahead() {
+fn what_cannot_be_is_unusable_and_named() {
+    let folder = tiny::checkpoint(false);
+    let mut backend = backend(&folder);
+    backend.load(&Unwatched).unwrap();
+    let mut refused = |part: &str, change: &dyn Fn(&mut FormSpec)| {
+        let mut spec = spec(ERA, 64);
+        change(&mut spec);
+        let error = form(&mut backend, &spec).unwrap_err();
+        assert!(
+            matches!(&error, BackendError::Unusable(text) if text.contains(part)),
+            "{error}"
+        );
+    };
+    refused("raise the KV memory", &|spec| spec.kv_bytes = 1000);
+    refused("KV block of 24", &|spec| spec.block_size = 24);
+    refused("FP8", &|spec| spec.kv_dtype = KvDtype::Fp8E4m3);
+    refused("adapters", &|spec| spec.max_adapters = 1);
+    let staged = CpuOptions {
+        topology: Topology {
+            tensor: 1,
+            pipeline: 2,
+        },
+        ..one(1, 0)
+    };
+    let error = CpuBackend::new(folder.path(), staged).err().unwrap();
+    assert!(
+        matches!(&error, BackendError::Unusable(text) if text.contains("pipeline")),
+        "{error}"
+    );
+}
+
+#[test]
+fn steps_are_submitted_ahead() {
     let folder = tiny::checkpoint(false);
     let mut leader = Leader::new();
     let first = leader.plan(vec![row(0, 0, vec![5, 6, 7])], append(0, 9));
@@ -196,84 +247,238 @@ fn a_plan_may_be_sent_one_step_ahead() {
     let mut deltas = append(1, 9);
     deltas.frees = vec![0];
     let third = leader.plan(vec![row(1, 0, vec![8])], deltas);
+    let fourth = leader.plan(vec![], BlockDeltas::default());
 
     let mut ahead = formed(&folder);
     let tickets: Vec<Ticket> = [&first, &second, &third]
         .map(|plan| ahead.submit(plan).unwrap())
         .to_vec();
-    let output = ahead.poll(tickets[0]).unwrap().unwrap();
-    assert!(ahead.bind(tickets[1], &Late::default()).is_err());
-    assert!(ahead.bind(tickets[0], &Late::default()).is_err());
+    assert!(
+        matches!(ahead.submit(&fourth), Err(BackendError::Bug(_))),
+        "three are in flight"
+    );
+    let output = done(&mut ahead, tickets[0]).unwrap();
+    assert!(ahead.wait(tickets[1], Instant::now()).is_err(), "no late tokens");
+    assert!(ahead.late(tickets[1], &Late::Tokens(vec![])).is_err());
+    assert!(ahead.late(tickets[0], &Late::Tokens(vec![1])).is_err());
     let token = output.candidates[2].top[0].0;
-    ahead
-        .bind(
-            tickets[1],
-            &Late {
-                tokens: vec![token],
-                ..Late::default()
-            },
-        )
-        .unwrap();
-    let got = ahead.poll(tickets[1]).unwrap().unwrap();
-    ahead.poll(tickets[2]).unwrap();
+    ahead.late(tickets[1], &Late::Tokens(vec![token])).unwrap();
+    let got = done(&mut ahead, tickets[1]).unwrap();
+    done(&mut ahead, tickets[2]).unwrap();
 
     let mut group = Group::load(folder.path(), 1, 1, Kernel::detect().level());
-    let want = group.logits(&[5, 6, 7, token], Way { chunk: 4, mates: 0 });
-    assert_eq!(ahead.logits(tickets[1], 0).unwrap().logits, want[3]);
+    let want = group.logits(&[5, 6, 7, token], Way::new(4, 0));
+    assert_eq!(ahead.fetch(tickets[1], 0, 0).unwrap().logits, want[3]);
     let best = want[3]
         .iter()
         .enumerate()
         .max_by(|a, b| a.1.total_cmp(b.1))
         .unwrap();
     assert_eq!(got.candidates[0].top[0], (best.0 as u32, *best.1));
-    assert!(ahead.logits(tickets[1], 1).is_err());
+    assert!(ahead.fetch(tickets[1], 1, 0).is_err());
+    assert!(ahead.fetch(tickets[1], 0, 1).is_err());
     ahead.release(tickets[1]);
-    assert!(ahead.logits(tickets[1], 0).is_err());
+    assert!(ahead.fetch(tickets[1], 0, 0).is_err());
+    ahead.submit(&fourth).unwrap();
 }
 
 #[test]
-fn rewinds_and_copies_leave_no_trace() {
+fn late_sampling_values_hold_up_sampling_only() {
     let folder = tiny::checkpoint(false);
     let mut leader = Leader::new();
     let mut rank = formed(&folder);
-    let mut step = |plan: Plan| {
+    let mut plan = leader.plan(vec![row(0, 0, vec![5, 6, 7])], append(0, 9));
+    plan.late_sampling = true;
+    let ticket = rank.submit(&plan).unwrap();
+    let before = rank.progress().layers();
+    assert_eq!(rank.wait(ticket, Instant::now()).unwrap(), Waited::NeedsSampling);
+    let layers = rank.progress().layers();
+    assert_eq!(layers - before, 2, "the layers are computed");
+    let only = |token: u32| {
+        let mut mask = vec![0; tiny::VOCAB.div_ceil(8) as usize];
+        mask[token as usize / 8] |= 1 << (token % 8);
+        mask
+    };
+    let late = Late::Sampling {
+        biases: vec![(0, vec![(40, 2.5)])],
+        masks: vec![(0, only(40))],
+    };
+    rank.late(ticket, &late).unwrap();
+    assert!(rank.late(ticket, &late).is_err(), "given once");
+    let output = done(&mut rank, ticket).unwrap();
+    assert_eq!(rank.progress().layers(), layers, "they are not computed again");
+    for offset in 0..3 {
+        let (token, logit) = output.candidates[offset].top[0];
+        assert_eq!(token, 40);
+        let shard = rank.fetch(ticket, 0, offset as u32).unwrap();
+        assert_eq!(shard.logits[40].to_bits(), logit.to_bits());
+        assert!(shard.logits[41] == f32::NEG_INFINITY);
+    }
+}
+
+#[test]
+fn rows_answer_what_they_are_asked() {
+    let folder = tiny::checkpoint(true);
+    let mut leader = Leader::new();
+    let mut rank = formed(&folder);
+    let asks = |slot, output| PlanRow {
+        output,
+        ..row(slot, 0, vec![5, 6, 7])
+    };
+    let everything = SampleKey {
+        temperature: 0.8,
+        top: 7,
+        mass: true,
+        logprobs: true,
+        ..GREEDY
+    };
+    let rows = vec![
+        asks(0, RowOutput::None),
+        asks(1, RowOutput::Sample { last: 2, key: GREEDY }),
+        asks(
+            2,
+            RowOutput::Score {
+                ids: vec![9, 10],
+                top: 2,
+            },
+        ),
+        asks(3, RowOutput::Hidden),
+        asks(
+            4,
+            RowOutput::Sample {
+                last: 1,
+                key: everything,
+            },
+        ),
+        asks(5, RowOutput::Sample { last: 1, key: GREEDY }),
+    ];
+    let blocks = BlockDeltas {
+        appends: (0..6).map(|slot| (slot, vec![slot])).collect(),
+        ..BlockDeltas::default()
+    };
+    let ticket = rank.submit(&leader.plan(rows, blocks)).unwrap();
+    rank.late(ticket, &Late::Cancel(vec![5])).unwrap();
+    let output = done(&mut rank, ticket).unwrap();
+    // A cancel that comes too late changes nothing.
+    rank.late(ticket, &Late::Cancel(vec![1])).unwrap();
+    assert!(rank.late(ticket, &Late::Cancel(vec![6])).is_err());
+    let places: Vec<_> = output
+        .candidates
+        .iter()
+        .map(|one| (one.row, one.offset))
+        .collect();
+    assert_eq!(places, [(1, 0), (1, 1), (2, 0), (2, 1), (4, 0)]);
+    let [_, greedy, _, scored, sampled] = output.candidates.as_slice() else {
+        panic!()
+    };
+    assert_eq!(
+        (greedy.top.len(), greedy.tile_lse.len(), greedy.tiles.len()),
+        (4, 0, 0)
+    );
+    assert_eq!(greedy.gumbel, None);
+    let shard = rank.fetch(ticket, 1, 1).unwrap();
+    assert_eq!(
+        scored.scored,
+        Some(shard.logits[10]),
+        "the same tokens, the same logits"
+    );
+    assert_eq!(
+        (scored.top.len(), scored.tile_lse_raw.len(), scored.tile_lse.len()),
+        (2, 9, 0)
+    );
+    assert_eq!(
+        (
+            sampled.top.len(),
+            sampled.tile_lse.len(),
+            sampled.tile_lse_raw.len()
+        ),
+        (7, 9, 9)
+    );
+    assert_eq!((sampled.tiles.len(), sampled.gumbel.is_some()), (9, true));
+    let [(3, hidden)] = output.hidden.as_slice() else {
+        panic!("{:?}", output.hidden)
+    };
+    assert_eq!(hidden.len(), 96);
+    assert!(hidden.iter().any(|x| *x != 0.0) && hidden.iter().all(|x| x.is_finite()));
+    assert!(rank.fetch(ticket, 2, 0).is_err(), "scored is not sampled");
+}
+
+#[test]
+fn rewinds_copies_and_saved_blocks_leave_no_trace() {
+    let folder = tiny::checkpoint(false);
+    let mut leader = Leader::new();
+    let mut rank = formed(&folder);
+    let step = |rank: &mut CpuBackend, plan: Plan| {
         let ticket = rank.submit(&plan).unwrap();
-        rank.poll(ticket).unwrap();
-        let logits = rank.logits(ticket, 0).unwrap().logits;
+        done(rank, ticket).unwrap();
+        let logits = rank.fetch(ticket, 0, 0).unwrap().logits;
         rank.release(ticket);
         logits
     };
     let tokens: Vec<u32> = (10..22).collect();
-    step(leader.plan(vec![row(0, 0, tokens.clone())], append(0, 3)));
-    let want = step(leader.plan(vec![row(0, 12, vec![50])], BlockDeltas::default()));
+    step(&mut rank, leader.plan(vec![row(0, 0, tokens)], append(0, 3)));
+    let want = step(
+        &mut rank,
+        leader.plan(vec![row(0, 12, vec![50])], BlockDeltas::default()),
+    );
     // Other tokens, then back: the same position gives the same bits.
-    step(leader.plan(vec![row(0, 12, vec![60, 61, 62])], BlockDeltas::default()));
-    let again = step(leader.plan(vec![row(0, 12, vec![50])], BlockDeltas::default()));
+    step(
+        &mut rank,
+        leader.plan(vec![row(0, 12, vec![60, 61, 62])], BlockDeltas::default()),
+    );
+    let again = step(
+        &mut rank,
+        leader.plan(vec![row(0, 12, vec![50])], BlockDeltas::default()),
+    );
     assert_eq!(again, want);
     // A copy of the block serves another slot.
     let mut deltas = append(1, 4);
     deltas.copies = vec![(3, 4)];
-    let copied = step(leader.plan(vec![row(1, 12, vec![50])], deltas));
+    let copied = step(&mut rank, leader.plan(vec![row(1, 12, vec![50])], deltas));
     assert_eq!(copied, want);
+    // So does a block that was saved and put back, also in another era.
+    let saved = rank.save(3).unwrap();
+    assert!(rank.save(1 << 30).is_err());
+    form(&mut rank, &spec(ERA, 64)).unwrap();
+    let mut leader = Leader::new();
+    assert!(rank.restore(7, &saved[1..]).is_err());
+    rank.restore(7, &saved).unwrap();
+    let plan = leader.plan(vec![row(2, 12, vec![50])], append(2, 7));
+    let ticket = rank.submit(&plan).unwrap();
+    assert!(rank.save(7).is_err(), "a step that writes it is not computed");
+    assert!(rank.restore(7, &saved).is_err());
+    assert!(rank.save(8).is_ok() && rank.restore(8, &saved).is_ok());
+    done(&mut rank, ticket).unwrap();
+    assert_eq!(rank.fetch(ticket, 0, 0).unwrap().logits, want);
 }
 
 #[test]
 fn a_lost_peer_ends_the_step() {
     let folder = tiny::checkpoint(false);
     let mut group = Group::load(folder.path(), 2, 1, Kernel::detect().level());
-    let mut ends = local_group(2, ERA, Duration::from_secs(60));
-    drop(ends.pop());
-    let end = ends.remove(0);
+    let mut meshes = local_mesh(Topology::tensor(2), ERA).unwrap();
+    drop(meshes.pop());
     let rank = &mut group.ranks[0];
-    rank.form(&spec(ERA, 64), Box::new(end)).unwrap();
+    rank.form(&spec(ERA, 64), Box::new(meshes.remove(0)), &mut |_| {})
+        .unwrap();
     let heartbeat = Leader::new().plan(vec![], BlockDeltas::default());
     let ticket = rank.submit(&heartbeat).unwrap();
-    let error = rank.poll(ticket).unwrap_err();
+    let error = done(rank, ticket).unwrap_err();
     assert!(
-        matches!(
-            error,
-            BackendError::Collective(CollectiveError::PeerLost { rank: 1, .. })
-        ),
+        matches!(error, BackendError::Lost(MeshError::PeerLost { rank: 1, .. })),
         "{error}"
     );
+}
+
+#[test]
+fn a_step_that_is_told_to_stop_ends_at_its_next_layer() {
+    let folder = tiny::checkpoint(false);
+    let mut rank = formed(&folder);
+    let plan = Leader::new().plan(vec![row(0, 0, vec![5])], append(0, 9));
+    let ticket = rank.submit(&plan).unwrap();
+    let before = rank.progress().layers();
+    rank.progress().stop(true);
+    let error = done(&mut rank, ticket).unwrap_err();
+    assert!(matches!(error, BackendError::Lost(MeshError::Aborted)), "{error}");
+    assert_eq!(rank.progress().layers(), before);
 }

@@ -1,15 +1,20 @@
 //! Drive a group of ranks in threads through a fixed list of plans.
 
+use std::collections::VecDeque;
 use std::path::Path;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
+use llamero_checkpoint::Topology;
+use llamero_engine::mesh::local::local_mesh;
 use llamero_engine::step::{BlockDeltas, SampleKey};
-use llamero_engine::{Backend, BlockTables, Era, FormSpec, Late, Plan, PlanRow, TokenRef};
+use llamero_engine::{
+    Backend, BackendError, BlockTables, Era, FormSpec, KvDtype, Late, Plan, PlanRow, RowOutput, StepOutput,
+    Ticket, TokenRef, Unwatched, Waited,
+};
 
-use crate::collective::local_group;
+use crate::collective::Waits;
 use crate::{CpuBackend, CpuOptions, Kernel, Level};
 
-pub(super) const BLOCK: u32 = 32;
 /// Positions that the longest mate reaches, at most.
 const MATES_REACH: usize = 128;
 
@@ -20,6 +25,22 @@ pub(super) struct Way {
     pub(super) chunk: usize,
     /// Other sequences in the batch.
     pub(super) mates: u32,
+    /// Tokens of a KV block.
+    pub(super) block: u32,
+    /// Steps submitted before the first is waited for; with more than one, tokens come late.
+    pub(super) in_flight: usize,
+}
+
+impl Way {
+    /// One step at a time, in blocks of the default size.
+    pub(super) fn new(chunk: usize, mates: u32) -> Self {
+        Self {
+            chunk,
+            mates,
+            block: 16,
+            in_flight: 1,
+        }
+    }
 }
 
 /// Ranks that have loaded their weights.
@@ -28,19 +49,23 @@ pub(super) struct Group {
     epoch: u64,
 }
 
+pub(super) fn options(tensor: u32, rank: u32, threads: usize, level: Level) -> CpuOptions {
+    CpuOptions {
+        topology: Topology::tensor(tensor),
+        rank,
+        memory: None,
+        threads,
+        kernel: Kernel::new(level).unwrap(),
+        // Ranks and threads are more than processors.
+        waits: Waits::new(Duration::from_secs(120), true),
+    }
+}
+
 impl Group {
     pub(super) fn load(folder: &Path, tensor: u32, threads: usize, level: Level) -> Self {
         let rank = |rank| {
-            let kernel = Kernel::new(level).unwrap();
-            let options = CpuOptions {
-                tensor,
-                rank,
-                memory: None,
-                threads,
-                kernel,
-            };
-            let mut backend = CpuBackend::new(folder, options).unwrap();
-            backend.load(&mut |_| {}).unwrap();
+            let mut backend = CpuBackend::new(folder, options(tensor, rank, threads, level)).unwrap();
+            backend.load(&Unwatched).unwrap();
             backend
         };
         Self {
@@ -58,17 +83,18 @@ impl Group {
         };
         let vocab = self.ranks[0].shape.vocab_size as u32;
         let plans = &plans(main, way, era, vocab);
-        let spec = &spec(era, main.len());
-        let ends = local_group(self.ranks.len(), era, Duration::from_secs(120));
+        let spec = &FormSpec {
+            block_size: way.block,
+            steps_in_flight: way.in_flight as u32,
+            ..spec(era, main.len())
+        };
+        let meshes = local_mesh(Topology::tensor(self.ranks.len() as u32), era).unwrap();
         let shards: Vec<Vec<Vec<f32>>> = std::thread::scope(|scope| {
             let mut threads = Vec::new();
-            for (rank, end) in self.ranks.iter_mut().zip(ends) {
+            for (rank, mesh) in self.ranks.iter_mut().zip(meshes) {
                 threads.push(scope.spawn(move || {
-                    rank.form(spec, Box::new(end)).unwrap();
-                    plans
-                        .iter()
-                        .flat_map(|plan| main_row(rank, plan))
-                        .collect::<Vec<_>>()
+                    rank.form(spec, Box::new(mesh), &mut |_| {}).unwrap();
+                    run(rank, plans, way.in_flight)
                 }));
             }
             threads.into_iter().map(|thread| thread.join().unwrap()).collect()
@@ -85,32 +111,73 @@ pub(super) fn spec(era: Era, tokens: usize) -> FormSpec {
         max_sequences: 6,
         max_batched_tokens: 600,
         max_context: tokens.max(MATES_REACH) as u32,
-        block_size: BLOCK,
+        block_size: 16,
+        steps_in_flight: 3,
+        kv_dtype: KvDtype::Bf16,
+        max_adapters: 0,
         kv_bytes: 1 << 30,
     }
 }
 
-/// Compute one step; the rank's logits of all positions of the first row, if that is slot 0.
-fn main_row(rank: &mut CpuBackend, plan: &Plan) -> Vec<Vec<f32>> {
-    let ticket = rank.submit(plan).unwrap();
-    rank.bind(ticket, &Late::default()).unwrap();
-    let output = rank.poll(ticket).unwrap().unwrap();
-    let sampled: usize = plan.rows.iter().map(|row| usize::from(row.drafts) + 1).sum();
-    assert_eq!(output.candidates.len(), sampled);
-    let width = rank.shape.vocab.len();
-    let all = rank.era.as_ref().unwrap().all_logits(ticket);
-    let main = plan
-        .rows
-        .first()
-        .filter(|row| row.slot == 0)
-        .map_or(0, |row| row.tokens.len());
-    let rows = all.chunks_exact(width).take(main).map(<[f32]>::to_vec).collect();
-    rank.release(ticket);
-    rows
+/// Wait for a step that waits for nothing else.
+pub(super) fn done(rank: &mut CpuBackend, ticket: Ticket) -> Result<StepOutput, BackendError> {
+    match rank.wait(ticket, Instant::now())? {
+        Waited::Done(output) => Ok(output),
+        other => panic!("{other:?}"),
+    }
 }
 
-/// Steps that compute `main` in slot 0 by chunks, beside mates that come and go in the others.
-fn plans(main: &[u32], way: Way, era: Era, vocab: u32) -> Vec<Plan> {
+/// Compute all plans; the rank's logits of all positions of slot 0.
+fn run(rank: &mut CpuBackend, plans: &[(Plan, Vec<u32>)], in_flight: usize) -> Vec<Vec<f32>> {
+    let (mut rows, mut flying) = (Vec::new(), VecDeque::new());
+    for step in plans {
+        flying.push_back((rank.submit(&step.0).unwrap(), step));
+        if flying.len() == in_flight {
+            rows.extend(
+                flying
+                    .pop_front()
+                    .map(|(ticket, step)| finish(rank, ticket, step)),
+            );
+        }
+    }
+    rows.extend(
+        flying
+            .into_iter()
+            .map(|(ticket, step)| finish(rank, ticket, step)),
+    );
+    rows.into_iter().flatten().collect()
+}
+
+fn finish(rank: &mut CpuBackend, ticket: Ticket, (plan, late): &(Plan, Vec<u32>)) -> Vec<Vec<f32>> {
+    if !late.is_empty() {
+        rank.late(ticket, &Late::Tokens(late.clone())).unwrap();
+    }
+    let output = done(rank, ticket).unwrap();
+    let answered = |row: &PlanRow| match row.output {
+        RowOutput::Sample { last, .. } => usize::from(last),
+        _ => 0,
+    };
+    let sampled: usize = plan.rows.iter().map(answered).sum();
+    assert_eq!(output.candidates.len(), sampled);
+    let main = plan.rows.first().filter(|row| row.slot == 0).map_or(0, answered);
+    let logits = (0..main).map(|offset| {
+        let shard = rank.fetch(ticket, 0, offset as u32).unwrap();
+        // What was sampled from are the same bits.
+        let best = &output.candidates[offset].top;
+        for (token, logit) in best {
+            let at = shard.tokens.position(*token).unwrap() as usize;
+            assert_eq!(shard.logits[at].to_bits(), logit.to_bits());
+        }
+        assert!(!best.is_empty());
+        shard.logits
+    });
+    let logits = logits.collect();
+    rank.release(ticket);
+    logits
+}
+
+/// Steps that compute `main` in slot 0 by chunks, beside mates that come and go in the others; and their late tokens.
+fn plans(main: &[u32], way: Way, era: Era, vocab: u32) -> Vec<(Plan, Vec<u32>)> {
     let mut tables = BlockTables::new(6, 4096);
     let mut next_block = 0;
     let mut computed = [0u32; 6];
@@ -138,7 +205,7 @@ fn plans(main: &[u32], way: Way, era: Era, vocab: u32) -> Vec<Plan> {
             } else {
                 tables.table(row.slot).len() as u32
             };
-            let new: Vec<u32> = (has..end.div_ceil(BLOCK))
+            let new: Vec<u32> = (has..end.div_ceil(way.block))
                 .map(|_| take(&mut next_block))
                 .collect();
             if !new.is_empty() {
@@ -147,14 +214,22 @@ fn plans(main: &[u32], way: Way, era: Era, vocab: u32) -> Vec<Plan> {
             computed[row.slot as usize] = end;
         }
         tables.apply(&blocks).unwrap();
-        plans.push(Plan {
+        let mut late = Vec::new();
+        if way.in_flight > 1 {
+            late.push(chunk[0]);
+            rows[0].tokens[0] = TokenRef::Late(0);
+        }
+        let plan = Plan {
             era,
             step,
             micro_batch: 0,
             rows,
             blocks,
+            late_tokens: late.len() as u32,
+            late_sampling: false,
             state_hash: tables.hash(),
-        });
+        };
+        plans.push((plan, late));
     }
     plans
 }
@@ -166,17 +241,24 @@ fn take(next: &mut u32) -> u32 {
     block
 }
 
+pub(super) const GREEDY: SampleKey = SampleKey {
+    seed: 1,
+    temperature: 0.0,
+    top: 4,
+    mass: false,
+    logprobs: false,
+};
+
 /// All positions are sampled, as if all but the first were drafts.
 pub(super) fn row(slot: u32, start: u32, tokens: Vec<u32>) -> PlanRow {
     PlanRow {
         slot,
         start,
-        drafts: tokens.len() as u16 - 1,
+        output: RowOutput::Sample {
+            last: tokens.len() as u16,
+            key: GREEDY,
+        },
         tokens: tokens.into_iter().map(TokenRef::Known).collect(),
-        sample: Some(SampleKey {
-            seed: 1,
-            temperature: 0.0,
-            logprobs: false,
-        }),
+        adapter: None,
     }
 }

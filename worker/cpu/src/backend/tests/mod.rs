@@ -3,5 +3,6 @@
 mod bits;
 mod contract;
 mod group;
+mod memory;
 mod reference;
 mod tiny;

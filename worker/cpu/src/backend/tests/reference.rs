@@ -75,7 +75,7 @@ fn compare(fixture: &str, name: &str) {
     for len in fixture.integers("prompt_lengths") {
         let (prompt, after) = rest.split_at(len);
         rest = after;
-        logits.push(group.logits(prompt, Way { chunk: 512, mates: 0 }));
+        logits.push(group.logits(prompt, Way::new(512, 0)));
     }
 
     let positions = fixture.integers("row_position");

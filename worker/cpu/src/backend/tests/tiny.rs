@@ -66,6 +66,67 @@ pub(super) fn checkpoint(fp8: bool) -> TempDir {
     folder
 }
 
+/// A checkpoint with `layers` layers of Llama 3.1 8B in FP8 and a small vocabulary, as a sparse file: every weight is zero
+/// and takes no room.
+pub(super) fn sparse_8b(layers: usize) -> TempDir {
+    const HIDDEN: usize = 4096;
+    let folder = TempDir::new().unwrap();
+    let config = json!({
+        "architectures": ["LlamaForCausalLM"], "model_type": "llama", "hidden_size": HIDDEN, "num_hidden_layers": layers,
+        "num_attention_heads": 32, "num_key_value_heads": 8, "head_dim": 128, "intermediate_size": 14_336,
+        "vocab_size": 1024, "rms_norm_eps": 1e-5, "rope_theta": 500_000.0, "tie_word_embeddings": false,
+        "max_position_embeddings": 131_072, "eos_token_id": 2, "bos_token_id": 1
+    });
+    fs::write(folder.path().join("config.json"), config.to_string()).unwrap();
+    let (mut header, mut end) = (Map::new(), 0);
+    let mut put = |name: String, dtype: &str, shape: &[usize], bytes: usize| {
+        header.insert(
+            name,
+            json!({"dtype": dtype, "shape": shape, "data_offsets": [end, end + bytes]}),
+        );
+        end += bytes;
+    };
+    for name in ["model.embed_tokens", "lm_head"] {
+        put(
+            format!("{name}.weight"),
+            "BF16",
+            &[1024, HIDDEN],
+            2 * 1024 * HIDDEN,
+        );
+    }
+    put("model.norm.weight".into(), "BF16", &[HIDDEN], 2 * HIDDEN);
+    for layer in 0..layers {
+        let prefix = format!("model.layers.{layer}");
+        for name in ["input_layernorm", "post_attention_layernorm"] {
+            put(format!("{prefix}.{name}.weight"), "BF16", &[HIDDEN], 2 * HIDDEN);
+        }
+        for (name, n, k) in [
+            ("self_attn.q_proj", HIDDEN, HIDDEN),
+            ("self_attn.k_proj", 1024, HIDDEN),
+            ("self_attn.v_proj", 1024, HIDDEN),
+            ("self_attn.o_proj", HIDDEN, HIDDEN),
+            ("mlp.gate_proj", 14_336, HIDDEN),
+            ("mlp.up_proj", 14_336, HIDDEN),
+            ("mlp.down_proj", HIDDEN, 14_336),
+        ] {
+            put(format!("{prefix}.{name}.weight"), "F8_E4M3", &[n, k], n * k);
+            put(format!("{prefix}.{name}.weight_scale"), "F32", &[n, 1], 4 * n);
+        }
+    }
+    let path = folder.path().join("model.safetensors");
+    let writer = Writer {
+        seed: 1,
+        fp8: true,
+        header,
+        data: Vec::new(),
+    };
+    writer.write(&path);
+    let file = fs::OpenOptions::new().write(true).open(path).unwrap();
+    let start = file.metadata().unwrap().len();
+    file.set_len(start + end as u64).unwrap();
+    folder
+}
+
 struct Writer {
     seed: u64,
     fp8: bool,

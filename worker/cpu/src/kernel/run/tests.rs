@@ -92,6 +92,7 @@ fn every_kernel_gives_the_bits_of_the_definition() {
                 let tile = Tile {
                     element,
                     weights: &packed,
+                    upper: None,
                     block_stride,
                     blocks,
                     steps,
@@ -104,9 +105,30 @@ fn every_kernel_gives_the_bits_of_the_definition() {
                     .collect();
                 let mut want = start.clone();
                 by_hand(&tile, &matrix, &mut want);
+                // The same weights with lanes 0 to 15 and 16 to 31 apart, as keys of two blocks of 16 positions are.
+                let halves = [0, 1].map(|half| -> Vec<u8> {
+                    packed
+                        .chunks_exact(64)
+                        .skip(half)
+                        .step_by(2)
+                        .flatten()
+                        .copied()
+                        .collect()
+                });
+                let apart = Tile {
+                    weights: &halves[0],
+                    upper: Some(&halves[1]),
+                    block_stride: block_stride / 2,
+                    ..tile
+                };
                 for kernel in kernels() {
                     let mut got = start.clone();
                     tile.run(kernel, &mut got);
+                    if element == Element::Bf16 {
+                        let mut split = start.clone();
+                        apart.run(kernel, &mut split);
+                        assert_eq!(split, got, "{kernel:?} rows {rows} blocks {blocks} steps {steps}");
+                    }
                     let differs = want
                         .iter()
                         .zip(&got)
@@ -135,6 +157,7 @@ fn every_e4m3_code_is_exact_in_every_kernel() {
         let tile = Tile {
             element: Element::E4m3,
             weights: &packed,
+            upper: None,
             block_stride,
             blocks: 8,
             steps: 1,

@@ -1,229 +1,229 @@
 //! A model of 512 tokens whose logits are a hash of the whole history, summed over leaves that ranks share.
 
 use std::collections::HashMap;
-use std::ops::Range;
-use std::sync::{Arc, Condvar, Mutex};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
 
-use crate::backend::{Backend, BackendError, FormSpec, KvCapacity, LoadProgress, Ticket};
+use llamero_checkpoint::Runs;
+
+use super::faults_of_fake::Faults;
+use super::model::{self, LEAVES, VOCAB};
+use crate::backend::{
+    Backend, BackendError, FormSpec, KvCapacity, LoadProgress, LoadWatch, MemoryPlan, StepProgress, Ticket,
+    Waited,
+};
 use crate::block_tables::BlockTables;
-use crate::collective::{Abort, Collective, LeafLayout};
 use crate::leaf_tree;
-use crate::sampling::candidates::candidates;
-use crate::sampling::{Mass, Noise, Sampled, SamplingParams, TokenCounts, sample_full_row};
-use crate::step::{Late, LogitShard, Plan, StepOutput, TokenRef, VOCAB_TILE};
+use crate::mesh::{Label, Mesh, MeshError, Transfer, Wait};
+use crate::sampling::candidates::{ShardLogits, candidates};
+use crate::step::{Late, LogitShard, Plan, RowOutput, StepOutput, TokenRef, VOCAB_TILE};
 
-pub(super) const VOCAB: usize = 4 * VOCAB_TILE;
-const LEAVES: u32 = 9;
-pub(super) const KV_BLOCKS: u32 = 24;
+pub(in crate::runtime) const KV_BLOCKS: u32 = 24;
+/// Layers of the model.
+const DEPTH: u32 = 3;
 
-/// What tests do to a rank from outside, and what they see of it.
-#[derive(Default)]
-pub(super) struct Faults {
-    state: Mutex<FaultState>,
-    changed: Condvar,
-}
-
-#[derive(Default)]
-struct FaultState {
-    abort: Option<Arc<dyn Abort>>,
-    stalled: bool,
-    loads: u32,
-    full_rows: u32,
-}
-
-impl Faults {
-    /// Cut all links of the present era, as a dead process does.
-    pub(super) fn cut(&self) {
-        self.state.lock().unwrap().abort.as_ref().unwrap().abort();
-    }
-
-    /// Take no step from here on, or go on.
-    pub(super) fn stall(&self, stalled: bool) {
-        self.state.lock().unwrap().stalled = stalled;
-        self.changed.notify_all();
-    }
-
-    pub(super) fn loads(&self) -> u32 {
-        self.state.lock().unwrap().loads
-    }
-
-    pub(super) fn full_rows(&self) -> u32 {
-        self.state.lock().unwrap().full_rows
-    }
-}
-
-pub(super) struct Fake {
-    pub(super) faults: Arc<Faults>,
+pub(in crate::runtime) struct Fake {
+    pub(in crate::runtime) faults: Arc<Faults>,
+    /// How long an exchange with peers may take.
+    patience: Duration,
+    /// Computes the whole tree by itself instead of asking peers.
+    solo: bool,
     era: Option<Formed>,
     loaded: bool,
+    progress: Arc<StepProgress>,
 }
 
 struct Formed {
-    collective: Box<dyn Collective<Buffer = [f32]>>,
+    mesh: Box<dyn Mesh>,
     tables: BlockTables,
-    block_size: u32,
+    spec: FormSpec,
     kv: HashMap<(u32, u32), u32>,
     steps: HashMap<Ticket, Submitted>,
+    /// Computed last.
+    last: u64,
 }
 
 struct Submitted {
     plan: Plan,
-    late: Option<Late>,
+    tokens: Option<Vec<u32>>,
+    biases: Option<Vec<RowBiases>>,
+    cancelled: Vec<u32>,
+    /// Sums over the leaves for each sampled row, once computed.
+    sums: Option<Vec<f32>>,
     logits: HashMap<u32, Vec<f32>>,
 }
 
+/// What is added to the logits of a row.
+type RowBiases = (u32, Vec<(u32, f32)>);
+
+fn bug(reason: impl Into<String>) -> BackendError {
+    BackendError::Bug(reason.into())
+}
+
 impl Fake {
-    pub(super) fn new(faults: Arc<Faults>) -> Self {
+    pub(in crate::runtime) fn new(faults: Arc<Faults>, patience: Duration) -> Self {
         Self {
             faults,
+            patience,
+            solo: false,
             era: None,
             loaded: false,
+            progress: Arc::default(),
         }
+    }
+
+    /// One that needs no peers.
+    pub(in crate::runtime) fn solo() -> Self {
+        Self {
+            solo: true,
+            loaded: true,
+            ..Self::new(Arc::default(), Duration::ZERO)
+        }
+    }
+
+    /// Whether no slot holds a block.
+    pub(in crate::runtime) fn holds_nothing(&self) -> bool {
+        let tables = &self.era.as_ref().unwrap().tables;
+        tables.hash() == 0 && (0..tables.slots()).all(|slot| tables.table(slot).is_empty())
+    }
+
+    fn formed(&mut self) -> Result<&mut Formed, BackendError> {
+        self.era.as_mut().ok_or_else(|| bug("form first"))
+    }
+
+    fn step(&mut self, ticket: Ticket) -> Result<&mut Submitted, BackendError> {
+        let steps = &mut self.formed()?.steps;
+        steps.get_mut(&ticket).ok_or_else(|| bug("no such ticket"))
     }
 }
 
 impl Backend for Fake {
-    type Collective = dyn Collective<Buffer = [f32]>;
-
-    fn load(&mut self, progress: &mut dyn FnMut(LoadProgress)) -> Result<(), BackendError> {
-        self.faults.state.lock().unwrap().loads += 1;
-        progress(LoadProgress { loaded: 7, total: 7 });
+    fn load(&mut self, watch: &dyn LoadWatch) -> Result<(), BackendError> {
+        self.faults.loaded();
+        watch.progress(LoadProgress {
+            loaded: 7,
+            total: 7,
+            read: 9,
+        });
         self.loaded = true;
         Ok(())
+    }
+
+    fn unload(&mut self) {
+        self.era = None;
+        self.loaded = false;
+    }
+
+    fn memory(&self, spec: &FormSpec) -> Result<MemoryPlan, BackendError> {
+        Ok(MemoryPlan {
+            kv_block: u64::from(spec.block_size) * 100,
+            ..MemoryPlan::default()
+        })
     }
 
     fn form(
         &mut self,
         spec: &FormSpec,
-        collective: Box<Self::Collective>,
+        mesh: Box<dyn Mesh>,
+        report: &mut dyn FnMut(&str),
     ) -> Result<KvCapacity, BackendError> {
         if !self.loaded {
-            return Err(BackendError::NotReady("load first"));
+            return Err(bug("load first"));
         }
-        assert_eq!(collective.era(), spec.era);
-        self.faults.state.lock().unwrap().abort = Some(collective.abort_handle());
+        assert_eq!(mesh.era(), spec.era);
+        report("makes room");
+        self.faults.forming(mesh.abort_handle())?;
         // Ranks differ, so that the group must agree on the smallest.
-        let blocks = KV_BLOCKS + collective.world() - 1 - collective.rank();
+        let blocks = KV_BLOCKS + mesh.topology().ranks() - 1 - mesh.rank();
         self.era = Some(Formed {
-            collective,
+            mesh,
             tables: BlockTables::new(spec.max_sequences, blocks),
-            block_size: spec.block_size,
+            spec: spec.clone(),
             kv: HashMap::new(),
             steps: HashMap::new(),
+            last: 0,
         });
         Ok(KvCapacity { blocks })
     }
 
     fn submit(&mut self, plan: &Plan) -> Result<Ticket, BackendError> {
-        let going = self
-            .faults
-            .changed
-            .wait_while(self.faults.state.lock().unwrap(), |state| state.stalled);
-        drop(going);
-        let formed = self.era.as_mut().ok_or(BackendError::NotReady("form first"))?;
-        let broken = |reason: String| BackendError::Plan {
-            step: plan.step,
-            reason,
-        };
+        let formed = self.formed()?;
         formed
             .tables
             .apply(&plan.blocks)
-            .map_err(|error| broken(error.to_string()))?;
+            .map_err(|error| bug(error.to_string()))?;
         if formed.tables.hash() != plan.state_hash {
-            return Err(broken("the state hash differs".into()));
+            return Err(bug("the state hash differs"));
         }
         let ticket = Ticket(plan.step);
         let submitted = Submitted {
             plan: plan.clone(),
-            late: None,
+            tokens: (plan.late_tokens == 0).then(Vec::new),
+            biases: (!plan.late_sampling).then(Vec::new),
+            cancelled: Vec::new(),
+            sums: None,
             logits: HashMap::new(),
         };
         formed.steps.insert(ticket, submitted);
-        assert_eq!(formed.steps.len(), 1, "steps are released");
+        if formed.steps.len() > formed.spec.steps_in_flight as usize {
+            return Err(bug("more steps in flight than agreed"));
+        }
         Ok(ticket)
     }
 
-    fn bind(&mut self, ticket: Ticket, late: &Late) -> Result<(), BackendError> {
-        let formed = self.era.as_mut().ok_or(BackendError::NotReady("form first"))?;
-        formed.steps.get_mut(&ticket).unwrap().late = Some(late.clone());
+    fn late(&mut self, ticket: Ticket, late: &Late) -> Result<(), BackendError> {
+        let step = self.step(ticket)?;
+        match late {
+            Late::Tokens(tokens) => {
+                if step.tokens.is_some() || tokens.len() != step.plan.late_tokens as usize {
+                    return Err(bug("late tokens twice, or of another number"));
+                }
+                step.tokens = Some(tokens.clone());
+            }
+            Late::Sampling { biases, .. } => {
+                if step.biases.is_some() {
+                    return Err(bug("late sampling values twice, or unasked"));
+                }
+                step.biases = Some(biases.clone());
+            }
+            Late::Cancel(rows) => step.cancelled.extend(rows),
+        }
         Ok(())
     }
 
-    fn poll(&mut self, ticket: Ticket) -> Result<Option<StepOutput>, BackendError> {
-        let formed = self.era.as_mut().ok_or(BackendError::NotReady("form first"))?;
-        let Formed {
-            collective,
-            tables,
-            block_size,
-            kv,
-            steps,
-        } = formed;
-        let Submitted { plan, late, logits } = steps.get_mut(&ticket).unwrap();
-        let late = late.as_ref().expect("bound before polled");
-        collective.begin_step(plan.step);
-        let place = |slot: u32, position: u32| {
-            (
-                tables.table(slot)[(position / *block_size) as usize],
-                position % *block_size,
-            )
-        };
-        let mut histories = Vec::new();
-        for (index, row) in (0..).zip(&plan.rows) {
-            for (position, token) in (row.start..).zip(&row.tokens) {
-                let TokenRef::Known(token) = token else {
-                    panic!("no late tokens here")
-                };
-                kv.insert(place(row.slot, position), *token);
-            }
-            if let Some(key) = row.sample {
-                let end = row.start + u32::try_from(row.tokens.len()).unwrap();
-                let history: Vec<u32> = (0..end).map(|at| kv[&place(row.slot, at)]).collect();
-                histories.push((index, key, history));
-            }
+    fn wait(&mut self, ticket: Ticket, _until: Instant) -> Result<Waited, BackendError> {
+        for _ in 0..DEPTH {
+            self.faults.before_layer(&self.progress)?;
+            self.progress.layer();
         }
-        let world = collective.world();
-        let layout = LeafLayout {
-            owners: (0..world)
-                .map(|r| r * LEAVES / world..(r + 1) * LEAVES / world)
-                .collect(),
-        };
-        let owned = &layout.owners[collective.rank() as usize];
-        // A heartbeat passes through all ranks too.
-        let rows = histories.len().max(1);
-        let mut roots = Vec::new();
-        for tree in leaf_tree::maximal_subtrees(LEAVES, owned) {
-            roots.extend((0..rows).map(|row| {
-                histories
-                    .get(row)
-                    .map_or(0.0, |(_, _, history)| tree_value(&tree, hash(history)))
-            }));
-        }
-        let mut sums = vec![0.0; rows];
-        collective.reduce_tree(&layout, rows, 1, &roots, &mut sums)?;
-        let shard = shard(collective.rank(), world);
-        let mut output = StepOutput::default();
-        for ((row, key, history), sum) in histories.into_iter().zip(sums) {
-            let mut values: Vec<f32> = shard.clone().map(|token| logit(sum, token)).collect();
-            for (_, biases) in late.biases.iter().filter(|(of, _)| *of == row) {
-                for (token, bias) in biases.iter().filter(|(token, _)| shard.contains(token)) {
-                    values[(token - shard.start) as usize] += bias;
-                }
+        let (solo, patience) = (self.solo, self.patience);
+        let formed = self.formed()?;
+        if formed.steps[&ticket].sums.is_none() {
+            if ticket.0 != formed.last + 1 {
+                return Err(bug("computed out of order"));
             }
-            let position = u32::try_from(history.len()).unwrap();
-            output
-                .candidates
-                .push(candidates(row, shard.start, &values, &key, position));
-            logits.insert(row, values);
+            formed.compute(ticket, solo, patience)?;
+            formed.last = ticket.0;
         }
-        Ok(Some(output))
+        formed.sample(ticket)
     }
 
-    fn logits(&mut self, ticket: Ticket, row: u32) -> Result<LogitShard, BackendError> {
-        self.faults.state.lock().unwrap().full_rows += 1;
-        let formed = self.era.as_mut().ok_or(BackendError::NotReady("form first"))?;
-        let logits = formed.steps[&ticket].logits[&row].clone();
-        let first_token = shard(formed.collective.rank(), formed.collective.world()).start;
-        Ok(LogitShard { first_token, logits })
+    fn fetch(&mut self, ticket: Ticket, row: u32, offset: u32) -> Result<LogitShard, BackendError> {
+        self.faults.full_row();
+        assert_eq!(offset, 0);
+        let formed = self.formed()?;
+        let tokens = formed.tiles().scaled(VOCAB_TILE as u32, VOCAB as u32);
+        let step = formed.steps.get(&ticket).ok_or_else(|| bug("no such ticket"))?;
+        let logits = step.logits.get(&row).ok_or_else(|| bug("not sampled"))?.clone();
+        Ok(LogitShard { tokens, logits })
+    }
+
+    fn save(&mut self, _block: u32) -> Result<Vec<u8>, BackendError> {
+        Err(bug("nothing here saves"))
+    }
+
+    fn restore(&mut self, _block: u32, _bytes: &[u8]) -> Result<(), BackendError> {
+        Err(bug("nothing here restores"))
     }
 
     fn release(&mut self, ticket: Ticket) {
@@ -235,56 +235,156 @@ impl Backend for Fake {
     fn dissolve(&mut self) {
         self.era = None;
     }
-}
 
-fn shard(rank: u32, world: u32) -> Range<u32> {
-    let tiles = u32::try_from(VOCAB / VOCAB_TILE).unwrap();
-    let tile = u32::try_from(VOCAB_TILE).unwrap();
-    rank * tiles / world * tile..(rank + 1) * tiles / world * tile
-}
-
-fn hash(history: &[u32]) -> u32 {
-    history.iter().fold(2_166_136_261, |hash, token| {
-        (hash ^ *token).wrapping_mul(16_777_619)
-    })
-}
-
-/// A value whose sum over leaves depends on their order.
-fn tree_value(tree: &leaf_tree::Subtree, hash: u32) -> f32 {
-    let mut leaves = (tree.start..tree.end).map(|leaf| {
-        let mixed = (hash ^ leaf.wrapping_mul(0x9e37_79b9)).wrapping_mul(0x85eb_ca6b);
-        (
-            leaf..leaf + 1,
-            (mixed >> 8) as f32 / 65_536.0 - 128.0 * leaf as f32,
-        )
-    });
-    leaf_tree::join(tree, &mut leaves, &mut |a, b| a + b).unwrap()
-}
-
-fn logit(sum: f32, token: u32) -> f32 {
-    let mixed = (sum.to_bits() ^ token.wrapping_mul(0xc2b2_ae35)).wrapping_mul(0x27d4_eb2f);
-    (mixed >> 16) as f32 / 16_384.0
-}
-
-/// What a group must answer: every token from the full row of one rank, without KV, batch or mesh.
-pub(super) fn reference(prompt: &[u32], sampling: &SamplingParams, count: usize) -> Vec<u32> {
-    let mut history = prompt.to_vec();
-    let mut counts = TokenCounts::default();
-    for _ in 0..count {
-        let sum = tree_value(&(0..LEAVES), hash(&history));
-        let mut logits: Vec<f32> = (0..u32::try_from(VOCAB).unwrap())
-            .map(|token| logit(sum, token))
-            .collect();
-        for (token, bias) in counts.biases(sampling) {
-            logits[token as usize] += bias;
-        }
-        let position = u32::try_from(history.len()).unwrap();
-        let row = candidates(0, 0, &logits, &sampling.key(), position);
-        let mass = Mass::of_ranks(&[&row], sampling.logprobs).unwrap();
-        let noise = Noise::new(sampling.seed, position);
-        let Sampled { token, .. } = sample_full_row(sampling, noise, &logits, &mass).unwrap();
-        counts.record(token);
-        history.push(token);
+    fn progress(&self) -> Arc<StepProgress> {
+        Arc::clone(&self.progress)
     }
-    history.split_off(prompt.len())
+}
+
+impl Formed {
+    /// Every world-th tile, so that shares are sets.
+    fn tiles(&self) -> Runs {
+        let (rank, world) = (self.mesh.rank(), self.mesh.topology().ranks());
+        let tiles = (VOCAB / VOCAB_TILE) as u32;
+        Runs::new(
+            (0..tiles)
+                .filter(|tile| tile % world == rank)
+                .map(|tile| tile..tile + 1),
+        )
+    }
+
+    fn place(&self, slot: u32, position: u32) -> (u32, u32) {
+        let block = self.tables.table(slot)[(position / self.spec.block_size) as usize];
+        (block, position % self.spec.block_size)
+    }
+
+    fn history(&self, slot: u32, length: u32) -> Vec<u32> {
+        (0..length).map(|at| self.kv[&self.place(slot, at)]).collect()
+    }
+
+    /// Write KV and sum over the leaves of all ranks.
+    fn compute(&mut self, ticket: Ticket, solo: bool, patience: Duration) -> Result<(), BackendError> {
+        let Submitted { plan, tokens, .. } = &self.steps[&ticket];
+        let tokens = tokens.as_ref().ok_or_else(|| bug("late tokens are missing"))?;
+        let written: Vec<((u32, u32), u32)> = plan
+            .rows
+            .iter()
+            .flat_map(|row| (row.start..).zip(&row.tokens).map(move |at| (row.slot, at)))
+            .map(|(slot, (position, token))| {
+                let token = match token {
+                    TokenRef::Known(token) => *token,
+                    TokenRef::Late(index) => tokens[*index as usize],
+                };
+                (self.place(slot, position), token)
+            })
+            .collect();
+        self.kv.extend(written);
+        let plan = &self.steps[&ticket].plan;
+        let hashes: Vec<u32> = sampled(plan)
+            .map(|(_, slot, length)| model::hash(&self.history(slot, length)))
+            .collect();
+        let sums = if solo {
+            hashes
+                .iter()
+                .map(|hash| model::tree_value(&(0..LEAVES), *hash))
+                .collect()
+        } else {
+            sum_over_ranks(self.mesh.as_mut(), ticket.0, &hashes, patience)?
+        };
+        if let Some(step) = self.steps.get_mut(&ticket) {
+            step.sums = Some(sums);
+        }
+        Ok(())
+    }
+
+    fn sample(&mut self, ticket: Ticket) -> Result<Waited, BackendError> {
+        let tiles = self.tiles();
+        let tokens = tiles.scaled(VOCAB_TILE as u32, VOCAB as u32);
+        let step = self.steps.get_mut(&ticket).ok_or_else(|| bug("no such ticket"))?;
+        let Some(biases) = &step.biases else {
+            return Ok(Waited::NeedsSampling);
+        };
+        let mut output = StepOutput::default();
+        let sums = step.sums.iter().flatten();
+        for ((row, _, length), sum) in sampled(&step.plan).zip(sums) {
+            let RowOutput::Sample { key, .. } = &step.plan.rows[row as usize].output else {
+                continue;
+            };
+            if step.cancelled.contains(&row) {
+                continue;
+            }
+            let mut logits: Vec<f32> = tokens.iter().map(|token| model::logit(*sum, token)).collect();
+            for (_, biases) in biases.iter().filter(|(of, _)| *of == row) {
+                for (token, bias) in biases {
+                    if let Some(at) = tokens.position(*token) {
+                        logits[at as usize] += bias;
+                    }
+                }
+            }
+            let shard = ShardLogits {
+                tiles: &tiles,
+                logits: &logits,
+            };
+            output.candidates.push(candidates((row, 0), shard, key, length));
+            step.logits.insert(row, logits);
+        }
+        Ok(Waited::Done(output))
+    }
+}
+
+/// Sampled rows: index, slot and length of the history.
+fn sampled(plan: &Plan) -> impl Iterator<Item = (u32, u32, u32)> {
+    let rows = (0..).zip(&plan.rows);
+    let sampled = rows.filter(|(_, row)| matches!(row.output, RowOutput::Sample { .. }));
+    sampled.map(|(index, row)| (index, row.slot, row.start + row.tokens.len() as u32))
+}
+
+/// The sum over all leaves for each hash. A step without any passes through all ranks too.
+fn sum_over_ranks(
+    mesh: &mut dyn Mesh,
+    step: u64,
+    hashes: &[u32],
+    patience: Duration,
+) -> Result<Vec<f32>, MeshError> {
+    let world = mesh.topology().ranks();
+    let trees: Vec<Vec<leaf_tree::Subtree>> = (0..world)
+        .map(|rank| Runs::from(rank * LEAVES / world..(rank + 1) * LEAVES / world))
+        .map(|owned| leaf_tree::maximal_subtrees(LEAVES, &owned))
+        .collect();
+    let hashes = if hashes.is_empty() { &[0][..] } else { hashes };
+    let roots = |rank: u32| -> Vec<u8> {
+        let trees = trees[rank as usize].iter();
+        let values = trees.flat_map(|tree| hashes.iter().map(|hash| model::tree_value(tree, *hash)));
+        values.flat_map(f32::to_le_bytes).collect()
+    };
+    let mine = roots(mesh.rank());
+    let mut all: Vec<Vec<u8>> = trees
+        .iter()
+        .map(|trees| vec![0; trees.len() * hashes.len() * 4])
+        .collect();
+    let rank = mesh.rank();
+    let mut frames: Vec<Transfer<'_>> = (0..)
+        .zip(&mut all)
+        .filter(|(peer, _)| *peer != rank)
+        .map(|(peer, into)| Transfer {
+            peer,
+            out: Some(&mine),
+            into: Some(into),
+        })
+        .collect();
+    let wait = Wait {
+        until: Instant::now() + patience,
+        spin: Duration::ZERO,
+    };
+    mesh.exchange(Label { step, tag: 1 }, &mut frames, wait)?;
+    all[rank as usize] = mine;
+    let value = |bytes: &[u8], at: usize| f32::from_le_bytes(bytes[at * 4..][..4].try_into().unwrap());
+    let sum = |nth: usize| {
+        let mut parts = trees.iter().zip(&all).flat_map(|(trees, bytes)| {
+            let each = trees.iter().enumerate();
+            each.map(move |(index, tree)| (tree.clone(), value(bytes, index * hashes.len() + nth)))
+        });
+        leaf_tree::join(&(0..LEAVES), &mut parts, &mut |a, b| a + b).unwrap()
+    };
+    Ok((0..hashes.len()).map(sum).collect())
 }

@@ -6,8 +6,10 @@ use std::sync::mpsc::Receiver;
 use std::thread::JoinHandle;
 use std::time::Duration;
 
-use super::fake::{Fake, Faults};
-use crate::mesh::Membership;
+use super::fake::Fake;
+use super::faults_of_fake::Faults;
+use crate::backend::BackendError;
+use crate::mesh::{GroupKey, Membership, Topology};
 use crate::runtime::{
     EngineHandle, Event, FinishReason, GenerationRequest, Outcome, RankConfig, RankControl, RankRuntime,
     RankState,
@@ -22,27 +24,21 @@ pub(super) struct Rank {
     pub(super) engine: EngineHandle,
     pub(super) faults: Arc<Faults>,
     pub(super) address: SocketAddr,
-    thread: Option<JoinHandle<Outcome>>,
+    thread: Option<JoinHandle<Result<Outcome, BackendError>>>,
 }
 
 impl Rank {
-    pub(super) fn start(rank: u32, stall: Duration) -> Self {
-        let faults = Arc::new(Faults::default());
-        let config = RankConfig {
-            max_sequences: 4,
-            max_batched_tokens: 16,
-            block_size: 4,
-            stall_timeout: stall,
-            form_timeout: LONG,
-            heartbeat: Duration::from_millis(20),
-            spin: Duration::ZERO,
-            ..RankConfig::new(rank, 90, "test-v1", "tiny")
-        };
+    /// A rank of a group of `world`.
+    pub(super) fn start(rank: u32, world: u32, stall: Duration) -> Self {
+        Self::start_with(config(rank, world, stall), Arc::default())
+    }
+
+    pub(super) fn start_with(config: RankConfig, faults: Arc<Faults>) -> Self {
         let socket = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
-        let backend = Fake::new(Arc::clone(&faults));
-        let runtime = RankRuntime::new(backend, Box::new(|links| Box::new(links)), config, socket).unwrap();
+        let backend = Fake::new(Arc::clone(&faults), config.stall_timeout);
+        let runtime = RankRuntime::new(backend, config, socket).unwrap();
         let (control, engine, address) = (runtime.control(), runtime.engine(), runtime.address());
-        let thread = std::thread::spawn(move || runtime.run().unwrap());
+        let thread = std::thread::spawn(move || runtime.run());
         Self {
             control,
             engine,
@@ -59,8 +55,28 @@ impl Rank {
             .unwrap_or_else(|| panic!("stays {:?}", self.control.state()))
     }
 
-    pub(super) fn outcome(mut self) -> Outcome {
+    pub(super) fn outcome(self) -> Outcome {
+        self.ended().unwrap()
+    }
+
+    pub(super) fn ended(mut self) -> Result<Outcome, BackendError> {
         self.thread.take().unwrap().join().unwrap()
+    }
+}
+
+pub(super) fn config(rank: u32, world: u32, stall: Duration) -> RankConfig {
+    let topology = Topology {
+        tensor: world,
+        pipeline: 1,
+    };
+    RankConfig {
+        max_sequences: 4,
+        max_batched_tokens: 16,
+        block_size: 4,
+        stall_timeout: stall,
+        form_timeout: LONG,
+        heartbeat: Duration::from_millis(20),
+        ..RankConfig::new(rank, topology, 90, "test-v1", "tiny")
     }
 }
 
@@ -71,7 +87,7 @@ impl Drop for Rank {
         if let Some(thread) = self.thread.take()
             && !std::thread::panicking()
         {
-            thread.join().unwrap();
+            thread.join().unwrap().unwrap();
         }
     }
 }
@@ -79,6 +95,7 @@ impl Drop for Rank {
 pub(super) struct Group {
     pub(super) ranks: Vec<Rank>,
     pub(super) generation: u64,
+    pub(super) key: GroupKey,
 }
 
 impl Group {
@@ -87,8 +104,16 @@ impl Group {
     }
 
     pub(super) fn with_stall(world: u32, stall: Duration) -> Self {
-        let ranks = (0..world).map(|rank| Rank::start(rank, stall)).collect();
-        let mut group = Self { ranks, generation: 0 };
+        Self::of(world, |rank| config(rank, world, stall))
+    }
+
+    pub(super) fn of(world: u32, config: impl Fn(u32) -> RankConfig) -> Self {
+        let ranks = (0..world).map(|rank| Rank::start_with(config(rank), Arc::default()));
+        let mut group = Self {
+            ranks: ranks.collect(),
+            generation: 0,
+            key: GroupKey::random().unwrap(),
+        };
         group.form();
         group
     }
@@ -98,12 +123,14 @@ impl Group {
             group_uid: "group".into(),
             generation: self.generation,
             members: self.ranks.iter().map(|rank| rank.address).collect(),
+            key: self.key.clone(),
         }
     }
 
     /// The next generation, with the present members.
     pub(super) fn form(&mut self) {
         self.generation += 1;
+        self.key = GroupKey::random().unwrap();
         for rank in &self.ranks {
             assert_eq!(rank.control.form(self.membership()), Ok(true));
         }

@@ -1,7 +1,13 @@
-//! Groups of 1 to 4 ranks over loopback, with a tiny model that computes through the real collective.
+//! Groups of 1 to 4 ranks over loopback, with a tiny model that computes through the real mesh; and planner, executor and
+//! members without threads, in any order of events.
 
-mod fake;
+mod bounds;
+pub(super) mod fake;
 mod faults;
+mod faults_of_fake;
 mod group;
 mod mesh;
+pub(super) mod model;
 mod serving;
+mod simulation;
+mod speed;

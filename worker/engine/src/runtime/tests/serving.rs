@@ -1,7 +1,8 @@
 //! What clients get while nothing breaks.
 
-use super::fake::{KV_BLOCKS, reference};
+use super::fake::KV_BLOCKS;
 use super::group::{Group, LONG, greedy, rest, token};
+use super::model::reference;
 use crate::runtime::{Event, FailureKind, FinishReason, GenerationRequest, Outcome, Phase, SubmitError};
 use crate::sampling::SamplingParams;
 

@@ -1,8 +1,10 @@
 //! `vllm.Inference`.
 
 use std::pin::Pin;
+use std::sync::Arc;
 
 use futures::Stream;
+use prost::Message as _;
 use tonic::{Request, Response, Status};
 use vllm_proto::finish_info::{FinishReason, StopReason};
 use vllm_proto::inference_server::Inference;
@@ -29,8 +31,15 @@ impl Generation {
         let model: &Model = &services.model;
         model.check_name(&request.model)?;
         let entry = services.running.enter(&request.request_id)?;
-        let (draft, wanted) = request::draft(model, request)?;
-        let request = model.validate(draft)?;
+        let bytes = request.encoded_len();
+        let prepare = {
+            let model = Arc::clone(&services.model);
+            move || {
+                let (draft, wanted) = request::draft(&model, request)?;
+                Ok((model.validate(draft)?, wanted))
+            }
+        };
+        let (request, wanted) = services.text_workers.run(bytes, prepare).await?;
         let token_ids = if wanted.prompt_token_ids {
             request.prompt.clone()
         } else {

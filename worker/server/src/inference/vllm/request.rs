@@ -30,8 +30,15 @@ pub struct Wanted {
 /// UNIMPLEMENTED for a field that is not served, INVALID_ARGUMENT for one that makes no sense.
 pub fn draft(model: &Model, request: GenerateRequest) -> Result<(RequestDraft, Wanted), Status> {
     refuse_unserved(&request)?;
+    let keep = request.truncate_prompt_tokens as usize;
     let mut prompt = match request.prompt {
-        Some(Prompt::Text(text)) => model.tokens_of_text(&text)?,
+        Some(Prompt::Text(text)) => {
+            // A text that is cut may be of any length.
+            if keep == 0 {
+                model.check_length(&text)?;
+            }
+            model.tokens_of_text(&text)?
+        }
         Some(Prompt::TokenIds(tokens)) => tokens.ids,
         None => {
             return Err(Status::invalid_argument(
@@ -39,7 +46,6 @@ pub fn draft(model: &Model, request: GenerateRequest) -> Result<(RequestDraft, W
             ));
         }
     };
-    let keep = request.truncate_prompt_tokens as usize;
     if keep > 0 && prompt.len() > keep {
         // The end of a prompt matters most; this is what the contract's own server keeps.
         prompt.drain(..prompt.len() - keep);

@@ -1,0 +1,87 @@
+//! One request: caps, its id, the routes.
+
+use std::convert::Infallible;
+use std::future::Future;
+use std::pin::Pin;
+use std::sync::Arc;
+
+use axum::http::{HeaderName, HeaderValue, Request, Response, Version};
+use axum::response::IntoResponse;
+use hyper::body::Incoming;
+use hyper::service::Service;
+use tower_service::Service as _;
+
+use super::Common;
+use super::connection::Activity;
+use super::stream::Guarded;
+use crate::error::ApiError;
+
+/// The client's id of a request, and ours when it gives none; it is on every answer.
+pub const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
+/// Longest id that a client may give.
+const MAX_ID_BYTES: usize = 128;
+
+/// The id of a request, for its handler.
+#[derive(Debug, Clone)]
+pub struct RequestId(pub HeaderValue);
+
+/// Between hyper and the routes.
+#[derive(Debug)]
+pub struct Front {
+    common: Arc<Common>,
+    activity: Arc<Activity>,
+}
+
+impl Front {
+    /// For the requests of one connection.
+    #[must_use]
+    pub fn new(common: Arc<Common>, activity: Arc<Activity>) -> Self {
+        Self { common, activity }
+    }
+}
+
+impl Service<Request<Incoming>> for Front {
+    type Response = Response<Guarded>;
+    type Error = Infallible;
+    type Future = Pin<Box<dyn Future<Output = Result<Self::Response, Infallible>> + Send>>;
+
+    fn call(&self, mut request: Request<Incoming>) -> Self::Future {
+        let active = self.activity.begin();
+        let permit = Arc::clone(&self.common.requests).try_acquire_owned();
+        let stall_timeout = self.common.limits.stall_timeout;
+        let multiplexed = request.version() == Version::HTTP_2;
+        let id = id(&request);
+        request.extensions_mut().insert(RequestId(id.clone()));
+        let mut router = self.common.router.clone();
+        Box::pin(async move {
+            let mut response = match &permit {
+                Ok(_) => router.call(request).await?,
+                Err(_) => too_many().into_response(),
+            };
+            response.headers_mut().insert(REQUEST_ID, id);
+            Ok(response.map(|body| Guarded::new(body, active, permit.ok(), stall_timeout, multiplexed)))
+        })
+    }
+}
+
+fn too_many() -> ApiError {
+    ApiError::unavailable(
+        "too_many_requests",
+        "This gateway has as many requests under way as it takes; send the request again.",
+        1,
+    )
+}
+
+/// What the client says if it is short and printable, else random.
+fn id(request: &Request<Incoming>) -> HeaderValue {
+    let given = request.headers().get(REQUEST_ID).filter(|given| {
+        let bytes = given.as_bytes();
+        (1..=MAX_ID_BYTES).contains(&bytes.len()) && bytes.iter().all(u8::is_ascii_graphic)
+    });
+    if let Some(given) = given {
+        return given.clone();
+    }
+    // Without randomness the id is useless, but the request need not fail for that here.
+    let random = getrandom::u64().unwrap_or_default();
+    HeaderValue::try_from(format!("req-{random:016x}")).unwrap_or(HeaderValue::from_static("req-0"))
+}

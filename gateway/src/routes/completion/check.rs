@@ -1,0 +1,231 @@
+//! From what was read to what is ordered.
+
+use llamero_proto::v1::{ChatPrompt, CompletionRequest, completion_request::Prompt};
+
+use super::messages::conversation;
+use super::request::{Request, StreamOptions};
+use super::route::Route;
+use crate::error::ApiError;
+
+/// Most answers to one request, over all its prompts.
+pub const MAX_CHOICES: usize = 128;
+/// The OpenAI API's default for text completion.
+const DEFAULT_TEXT_TOKENS: i64 = 16;
+
+/// A request that asks for nothing that is not built.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Checked {
+    /// The name that the client asked for.
+    pub model: String,
+    /// At least one.
+    pub prompts: Vec<Prompt>,
+    /// Answers to each prompt.
+    pub n: usize,
+    /// How to sample; without prompt and id.
+    pub sampling: CompletionRequest,
+    /// Whether the answer comes as server-sent events.
+    pub stream: bool,
+    /// When usage is sent in a stream.
+    pub usage: UsageEvents,
+}
+
+/// When usage is sent in a stream.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum UsageEvents {
+    /// Never.
+    Never,
+    /// In a last chunk of its own.
+    Last,
+    /// In every chunk, and in the last one.
+    Always,
+}
+
+impl UsageEvents {
+    fn new(options: StreamOptions) -> Self {
+        // As in vLLM, the second flag says nothing without the first.
+        match (options.include_usage, options.continuous_usage_stats) {
+            (Some(true), Some(true)) => Self::Always,
+            (Some(true), _) => Self::Last,
+            _ => Self::Never,
+        }
+    }
+}
+
+/// Check everything that can be checked without the model.
+///
+/// # Errors
+/// 400 naming the parameter.
+pub fn check(route: Route, request: Request) -> Result<Checked, ApiError> {
+    if let Some((field, instead)) = request.refused {
+        let message = format!("'{field}' is not supported; {instead}.");
+        return Err(ApiError::unsupported(field, message));
+    }
+    let mut sampling = request.sampling;
+    let (prompts, most) = match route {
+        Route::Chat => {
+            let messages = conversation(request.messages.ok_or_else(|| missing(route))?)?;
+            let prompt = Prompt::Chat(ChatPrompt {
+                messages,
+                tools_json: String::new(),
+            });
+            // The newer name goes before the older one.
+            let most = request
+                .max_completion_tokens
+                .map(|most| (most, "max_completion_tokens"));
+            (vec![prompt], most)
+        }
+        Route::Text => {
+            let prompts = request.prompt.ok_or_else(|| missing(route))?.checked()?;
+            let most = sampling.max_tokens.unwrap_or((DEFAULT_TEXT_TOKENS, "max_tokens"));
+            (prompts, Some(most))
+        }
+    };
+    sampling.max_tokens = most.or(sampling.max_tokens);
+    let n = answers(request.n, prompts.len())?;
+    if request.best_of.is_some_and(|best| usize::try_from(best) != Ok(n)) {
+        let message = "'best_of' differs from 'n', but answers are not ranked; leave 'best_of' out.";
+        return Err(ApiError::unsupported("best_of", message));
+    }
+    let mut converted = CompletionRequest::default();
+    sampling.apply(&mut converted)?;
+    Ok(Checked {
+        model: request.model,
+        prompts,
+        n,
+        sampling: converted,
+        stream: request.stream,
+        usage: UsageEvents::new(request.stream_options),
+    })
+}
+
+fn answers(n: Option<i64>, prompts: usize) -> Result<usize, ApiError> {
+    let most = MAX_CHOICES / prompts;
+    let n = n.unwrap_or(1);
+    usize::try_from(n)
+        .ok()
+        .filter(|n| (1..=most).contains(n))
+        .ok_or_else(|| {
+            let message = format!("'n' is {n}; it must be from 1 to {most}, send several requests for more.");
+            ApiError::invalid(Some("n"), message)
+        })
+}
+
+fn missing(route: Route) -> ApiError {
+    let field = route.prompt();
+    ApiError::invalid(
+        Some(field),
+        format!("'{field}' is missing; it holds what the model answers to."),
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use serde::de::DeserializeSeed;
+    use serde_json::{Value, json};
+
+    use super::super::request::Reader;
+    use super::*;
+
+    fn checked(route: Route, extra: Value) -> Result<Checked, ApiError> {
+        let mut request = match route {
+            Route::Chat => json!({"model": "m", "messages": [{"role": "user", "content": "hi"}]}),
+            Route::Text => json!({"model": "m", "prompt": "hi"}),
+        };
+        request
+            .as_object_mut()
+            .unwrap()
+            .extend(extra.as_object().unwrap().clone());
+        check(route, Reader(route).deserialize(request).unwrap())
+    }
+
+    #[test]
+    fn values_that_ask_for_nothing_pass() {
+        checked(
+            Route::Chat,
+            json!({"n": 1, "tools": [], "tool_choice": "none", "logprobs": false, "top_logprobs": 0,
+            "response_format": {"type": "text"}, "user": "u", "metadata": {}, "store": true, "made_up": 1,
+            "parallel_tool_calls": true, "modalities": ["text"], "min_p": 0, "repetition_penalty": 1.0}),
+        )
+        .unwrap();
+        checked(
+            Route::Text,
+            json!({"echo": false, "suffix": null, "logprobs": null, "best_of": 1}),
+        )
+        .unwrap();
+        checked(Route::Text, json!({"n": 2, "best_of": 2})).unwrap();
+    }
+
+    #[test]
+    fn what_is_not_built_is_refused_by_name() {
+        for (route, extra, param) in [
+            (Route::Chat, json!({"logprobs": true}), "logprobs"),
+            (Route::Chat, json!({"top_logprobs": 5}), "top_logprobs"),
+            (Route::Chat, json!({"tools": [{"type": "function"}]}), "tools"),
+            (
+                Route::Chat,
+                json!({"tool_choice": {"type": "function"}}),
+                "tool_choice",
+            ),
+            (Route::Chat, json!({"functions": [{}]}), "functions"),
+            (
+                Route::Chat,
+                json!({"response_format": {"type": "json_object"}}),
+                "response_format",
+            ),
+            (Route::Chat, json!({"audio": {"voice": "a"}}), "audio"),
+            (Route::Chat, json!({"min_p": 0.1}), "min_p"),
+            (Route::Chat, json!({"guided_choice": ["a", "b"]}), "guided_choice"),
+            (
+                Route::Chat,
+                json!({"chat_template_kwargs": {"a": 1}}),
+                "chat_template_kwargs",
+            ),
+            (Route::Text, json!({"best_of": 3}), "best_of"),
+            (Route::Text, json!({"logprobs": 0}), "logprobs"),
+            (Route::Text, json!({"echo": true}), "echo"),
+            (Route::Text, json!({"suffix": "end"}), "suffix"),
+            (
+                Route::Text,
+                json!({"skip_special_tokens": false}),
+                "skip_special_tokens",
+            ),
+        ] {
+            let error = checked(route, extra).unwrap_err();
+            assert_eq!(
+                (error.param.as_deref(), error.code),
+                (Some(param), Some("unsupported_parameter"))
+            );
+            assert!(error.message.contains(param), "{}", error.message);
+        }
+    }
+
+    #[test]
+    fn what_is_out_of_range_or_missing_is_named() {
+        for (route, extra, param) in [
+            (Route::Chat, json!({"n": 0}), "n"),
+            (Route::Chat, json!({"n": 129}), "n"),
+            (Route::Text, json!({"n": 65, "prompt": ["a", "b"]}), "n"),
+            (Route::Chat, json!({"messages": null}), "messages"),
+            (Route::Text, json!({"prompt": null}), "prompt"),
+            (
+                Route::Chat,
+                json!({"max_completion_tokens": 0}),
+                "max_completion_tokens",
+            ),
+        ] {
+            let error = checked(route, extra).unwrap_err();
+            assert_eq!(error.param.as_deref(), Some(param), "{error:?}");
+        }
+    }
+
+    #[test]
+    fn defaults_and_names_of_the_longest_answer() {
+        let most = |route, extra| checked(route, extra).unwrap().sampling.max_tokens;
+        assert_eq!(most(Route::Chat, json!({})), None);
+        assert_eq!(most(Route::Text, json!({})), Some(16));
+        assert_eq!(most(Route::Text, json!({"max_tokens": 7})), Some(7));
+        assert_eq!(most(Route::Chat, json!({"max_tokens": 7})), Some(7));
+        let both = json!({"max_tokens": 7, "max_completion_tokens": 8});
+        assert_eq!(most(Route::Chat, both), Some(8));
+    }
+}

@@ -1,0 +1,215 @@
+//! A conversation.
+
+use std::fmt;
+
+use llamero_proto::v1::ChatMessage;
+use serde::Deserialize;
+use serde::de::{Deserializer, Error, SeqAccess, Visitor};
+
+use super::asked::{Asked, Harmless};
+use crate::error::ApiError;
+
+/// Most messages of a conversation.
+pub const MAX_MESSAGES: usize = 4096;
+
+/// One message. Fields that are not listed (`name`, `refusal`, …) do not reach the model.
+#[derive(Debug, Clone, PartialEq, Deserialize)]
+#[allow(missing_docs, reason = "the fields are those of the OpenAI API")]
+pub struct Message {
+    pub role: String,
+    pub content: Option<Content>,
+    pub tool_calls: Option<Asked>,
+    pub function_call: Option<Asked>,
+    pub audio: Option<Asked>,
+}
+
+/// The text of a message, given as such or in parts.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Content {
+    text: String,
+    /// A part that is no text was among them.
+    other: bool,
+}
+
+#[derive(Deserialize)]
+struct Part {
+    #[serde(rename = "type")]
+    kind: String,
+    text: Option<String>,
+}
+
+impl<'de> Deserialize<'de> for Content {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Text;
+
+        impl<'de> Visitor<'de> for Text {
+            type Value = Content;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("a string or a list of parts")
+            }
+
+            fn visit_str<E: Error>(self, text: &str) -> Result<Content, E> {
+                self.visit_string(text.to_owned())
+            }
+
+            fn visit_string<E>(self, text: String) -> Result<Content, E> {
+                Ok(Content { text, other: false })
+            }
+
+            fn visit_seq<A: SeqAccess<'de>>(self, mut parts: A) -> Result<Content, A::Error> {
+                let mut content = Content {
+                    text: String::new(),
+                    other: false,
+                };
+                while let Some(part) = parts.next_element::<Part>()? {
+                    match (part.kind.as_str(), part.text) {
+                        ("text", Some(text)) => content.text.push_str(&text),
+                        _ => content.other = true,
+                    }
+                }
+                Ok(content)
+            }
+        }
+
+        deserializer.deserialize_any(Text)
+    }
+}
+
+/// The conversation for the worker.
+///
+/// # Errors
+/// 400 naming the message and its field.
+pub fn conversation(messages: Vec<Message>) -> Result<Vec<ChatMessage>, ApiError> {
+    if messages.is_empty() {
+        return Err(ApiError::invalid(
+            Some("messages"),
+            "'messages' is empty; send at least one message.",
+        ));
+    }
+    messages
+        .into_iter()
+        .enumerate()
+        .map(|(index, found)| message(index, found))
+        .collect()
+}
+
+fn message(index: usize, message: Message) -> Result<ChatMessage, ApiError> {
+    let at = |field: &str| format!("messages[{index}].{field}");
+    let role = role(&message.role, || at("role"))?;
+    for (field, asked) in [
+        ("tool_calls", &message.tool_calls),
+        ("function_call", &message.function_call),
+        ("audio", &message.audio),
+    ] {
+        if asked
+            .as_ref()
+            .is_some_and(|asked| !Harmless::Nothing.covers(asked))
+        {
+            let field = at(field);
+            let message = format!("'{field}' is not supported; send the assistant's text as content.");
+            return Err(ApiError::unsupported(&field, message));
+        }
+    }
+    let content = match message.content {
+        Some(Content { other: true, .. }) => {
+            return Err(ApiError::unsupported(
+                &at("content"),
+                "Only parts of type 'text' with a 'text' are supported; the model reads text only.",
+            ));
+        }
+        Some(Content { text, .. }) => text,
+        // An assistant's message may be empty.
+        None if role == "assistant" => String::new(),
+        None => {
+            return Err(ApiError::invalid(
+                Some(&at("content")),
+                "The message has no content; send its text.",
+            ));
+        }
+    };
+    Ok(ChatMessage {
+        role: role.to_owned(),
+        content,
+    })
+}
+
+fn role(written: &str, at: impl Fn() -> String) -> Result<&'static str, ApiError> {
+    match written {
+        // OpenAI's newer word for system.
+        "system" | "developer" => Ok("system"),
+        "user" => Ok("user"),
+        "assistant" => Ok("assistant"),
+        "tool" | "function" => Err(ApiError::unsupported(
+            &at(),
+            "Tool calls are not supported; send results as user messages.",
+        )),
+        other => {
+            let shown: String = other.chars().take(64).collect();
+            let message = format!("The role '{shown}' is not known; use system, user or assistant.");
+            Err(ApiError::invalid(Some(&at()), message))
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::{Value, json};
+
+    use super::*;
+
+    fn check(messages: Value) -> Result<Vec<ChatMessage>, ApiError> {
+        conversation(serde_json::from_value(messages).unwrap())
+    }
+
+    #[test]
+    fn content_is_text_parts_or_nothing_and_developer_is_system() {
+        let messages = check(json!([
+            {"role": "developer", "content": [{"type": "text", "text": "a"}, {"type": "text", "text": "b"}]},
+            {"role": "user", "content": ""},
+            {"role": "user", "content": []},
+            {"role": "assistant", "content": null, "refusal": null, "tool_calls": []},
+            {"role": "assistant", "name": "llama"},
+            {"role": "assistant", "content": "c", "tool_calls": null},
+        ]))
+        .unwrap();
+        let texts: Vec<_> = messages
+            .iter()
+            .map(|found| (found.role.as_str(), found.content.as_str()))
+            .collect();
+        assert_eq!(
+            texts,
+            [
+                ("system", "ab"),
+                ("user", ""),
+                ("user", ""),
+                ("assistant", ""),
+                ("assistant", ""),
+                ("assistant", "c")
+            ]
+        );
+    }
+
+    #[test]
+    fn each_mistake_gets_its_sentence() {
+        for (messages, param) in [
+            (json!([]), "messages"),
+            (json!([{"role": "robot", "content": "x"}]), "messages[0].role"),
+            (json!([{"role": "tool", "content": "x"}]), "messages[0].role"),
+            (json!([{"role": "user"}]), "messages[0].content"),
+            (json!([{"role": "user", "content": null}]), "messages[0].content"),
+            (
+                json!([{"role": "assistant", "content": null, "tool_calls": [{}]}]),
+                "messages[0].tool_calls",
+            ),
+            (
+                json!([{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "x"}}]}]),
+                "messages[0].content",
+            ),
+        ] {
+            let error = check(messages).unwrap_err();
+            assert_eq!(error.param.as_deref(), Some(param), "{error:?}");
+            assert_eq!(error.status, axum::http::StatusCode::BAD_REQUEST);
+        }
+    }
+}

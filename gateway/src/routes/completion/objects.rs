@@ -1,0 +1,132 @@
+//! The objects that are sent, whole or in pieces.
+
+use serde::Serialize;
+
+use super::order::Envelope;
+use super::route::Route;
+use crate::routes::usage::Usage;
+
+/// An answer or a chunk of one.
+#[derive(Debug, Clone, Serialize)]
+#[allow(missing_docs, reason = "the fields are those of the OpenAI API")]
+pub struct Completion<'a> {
+    pub id: &'a str,
+    pub object: &'static str,
+    pub created: u64,
+    pub model: &'a str,
+    /// What the weights are.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub system_fingerprint: Option<&'a str>,
+    pub choices: &'a [Choice<'a>],
+    /// In streams absent unless asked for; then null in all chunks that have none.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub usage: Option<Option<Usage>>,
+}
+
+impl<'a> Completion<'a> {
+    /// An object without usage.
+    #[must_use]
+    pub fn new(route: Route, chunk: bool, envelope: &'a Envelope, choices: &'a [Choice<'a>]) -> Self {
+        Self {
+            id: &envelope.id,
+            object: route.object(chunk),
+            created: envelope.created,
+            model: &envelope.model,
+            system_fingerprint: None,
+            choices,
+            usage: None,
+        }
+    }
+}
+
+/// One of the answers, or a piece of it. Its text stands in one of three places.
+#[derive(Debug, Clone, Default, Serialize)]
+#[allow(missing_docs, reason = "the fields are those of the OpenAI API")]
+pub struct Choice<'a> {
+    pub index: usize,
+    /// Of a whole chat answer.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub message: Option<Message<'a>>,
+    /// Of a piece of a chat answer.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub delta: Option<Delta<'a>>,
+    /// Of a text completion.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub text: Option<&'a str>,
+    pub logprobs: Option<()>,
+    pub finish_reason: Option<&'static str>,
+    /// vLLM's: the stop string that ended the answer, if one did.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub stop_reason: Option<&'a str>,
+}
+
+/// The model's message.
+#[derive(Debug, Clone, Serialize)]
+#[allow(missing_docs, reason = "the fields are those of the OpenAI API")]
+pub struct Message<'a> {
+    pub role: &'static str,
+    pub content: &'a str,
+    pub refusal: Option<()>,
+}
+
+/// What is new.
+#[derive(Debug, Clone, Default, Serialize)]
+#[allow(missing_docs, reason = "the fields are those of the OpenAI API")]
+pub struct Delta<'a> {
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub role: Option<&'static str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub content: Option<&'a str>,
+}
+
+impl<'a> Choice<'a> {
+    /// A whole answer.
+    #[must_use]
+    pub fn whole(route: Route, index: usize, text: &'a str) -> Self {
+        let mut choice = Self {
+            index,
+            ..Self::default()
+        };
+        match route {
+            Route::Chat => {
+                choice.message = Some(Message {
+                    role: "assistant",
+                    content: text,
+                    refusal: None,
+                });
+            }
+            Route::Text => choice.text = Some(text),
+        }
+        choice
+    }
+
+    /// A piece of an answer; without text it says nothing.
+    #[must_use]
+    pub fn piece(route: Route, index: usize, text: Option<&'a str>) -> Self {
+        let mut choice = Self {
+            index,
+            ..Self::default()
+        };
+        match route {
+            Route::Chat => {
+                choice.delta = Some(Delta {
+                    role: None,
+                    content: text,
+                });
+            }
+            Route::Text => choice.text = Some(text.unwrap_or_default()),
+        }
+        choice
+    }
+}
+
+/// Why an answer ended, in OpenAI's words.
+#[must_use]
+pub fn finish_reason(reason: llamero_proto::v1::FinishReason) -> &'static str {
+    use llamero_proto::v1::FinishReason::{Abort, Length, Stop, Unspecified};
+    match reason {
+        Length => "length",
+        // The relay turns the others into errors.
+        Stop | Abort | Unspecified => "stop",
+    }
+}

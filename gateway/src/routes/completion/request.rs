@@ -1,0 +1,217 @@
+//! A request as it is read, field by field, by the table of fields.
+
+use std::fmt;
+
+use serde::Deserialize;
+use serde::de::{DeserializeSeed, Deserializer, Error, MapAccess, Visitor};
+
+use super::asked::Asked;
+use super::bounded::{Bounded, Ignored};
+use super::fields::{self, Field, Treatment};
+use super::messages::{MAX_MESSAGES, Message};
+use super::prompt::Prompts;
+use super::route::Route;
+use super::sampling::{Biases, Sampling};
+
+/// What was read. Absent and null are the same.
+#[derive(Debug, Clone, Default, PartialEq)]
+#[allow(missing_docs, reason = "the fields are those of the OpenAI API")]
+pub struct Request {
+    pub model: String,
+    pub messages: Option<Vec<Message>>,
+    pub prompt: Option<Prompts>,
+    pub stream: bool,
+    pub stream_options: StreamOptions,
+    pub n: Option<i64>,
+    pub best_of: Option<i64>,
+    pub max_completion_tokens: Option<i64>,
+    pub sampling: Sampling,
+    /// The first field that asks for something that is not built, and what to do instead.
+    pub refused: Option<(&'static str, &'static str)>,
+}
+
+/// `stream_options`.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize)]
+pub struct StreamOptions {
+    /// Send a last chunk with `usage`.
+    #[serde(default)]
+    pub include_usage: Option<bool>,
+    /// Send the usage so far in every chunk as well.
+    #[serde(default)]
+    pub continuous_usage_stats: Option<bool>,
+}
+
+/// Reads a request of this route.
+#[derive(Debug, Clone, Copy)]
+pub struct Reader(pub Route);
+
+impl<'de> DeserializeSeed<'de> for Reader {
+    type Value = Request;
+
+    fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<Request, D::Error> {
+        deserializer.deserialize_map(self)
+    }
+}
+
+impl<'de> Visitor<'de> for Reader {
+    type Value = Request;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("a JSON object")
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Request, A::Error> {
+        let mut request = Request::default();
+        let mut has_model = false;
+        while let Some(field) = map.next_key_seed(Name(self.0))? {
+            match field.map(|field| (field.name, field.treatment)) {
+                Some((name, Treatment::Used(_))) => {
+                    has_model |= name == "model";
+                    if !request.take(name, &mut map)? {
+                        return Err(A::Error::custom(format_args!(
+                            "the field '{name}' cannot be read"
+                        )));
+                    }
+                }
+                Some((name, Treatment::Refused(harmless, instead))) => {
+                    let asked: Asked = map.next_value()?;
+                    if !harmless.covers(&asked) {
+                        request.refused.get_or_insert((name, instead));
+                    }
+                }
+                Some((_, Treatment::Accepted(_))) | None => map.next_value_seed(Ignored::FIELD)?,
+            }
+        }
+        if has_model {
+            Ok(request)
+        } else {
+            Err(A::Error::missing_field("model"))
+        }
+    }
+}
+
+/// The row of a field by its name.
+struct Name(Route);
+
+impl<'de> DeserializeSeed<'de> for Name {
+    type Value = Option<&'static Field>;
+
+    fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<Self::Value, D::Error> {
+        deserializer.deserialize_str(self)
+    }
+}
+
+impl Visitor<'_> for Name {
+    type Value = Option<&'static Field>;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("the name of a field")
+    }
+
+    fn visit_str<E>(self, name: &str) -> Result<Self::Value, E> {
+        Ok(fields::find(self.0, name))
+    }
+}
+
+impl Request {
+    /// Read the value of a used field. False, and nothing is read, when there is no such field.
+    fn take<'de, A: MapAccess<'de>>(&mut self, name: &str, map: &mut A) -> Result<bool, A::Error> {
+        let sampling = &mut self.sampling;
+        match name {
+            "model" => self.model = map.next_value()?,
+            "messages" => {
+                let messages: Option<Bounded<Message, MAX_MESSAGES>> = map.next_value()?;
+                self.messages = messages.map(|messages| messages.0);
+            }
+            "prompt" => self.prompt = map.next_value()?,
+            "stream" => self.stream = map.next_value::<Option<bool>>()?.unwrap_or_default(),
+            "stream_options" => {
+                self.stream_options = map.next_value::<Option<StreamOptions>>()?.unwrap_or_default();
+            }
+            "n" => self.n = map.next_value()?,
+            "best_of" => self.best_of = map.next_value()?,
+            "max_completion_tokens" => self.max_completion_tokens = map.next_value()?,
+            "max_tokens" => {
+                let most: Option<i64> = map.next_value()?;
+                sampling.max_tokens = most.map(|most| (most, "max_tokens"));
+            }
+            "temperature" => sampling.temperature = map.next_value()?,
+            "top_p" => sampling.top_p = map.next_value()?,
+            "top_k" => sampling.top_k = map.next_value()?,
+            "seed" => sampling.seed = map.next_value()?,
+            "presence_penalty" => sampling.presence_penalty = map.next_value()?,
+            "frequency_penalty" => sampling.frequency_penalty = map.next_value()?,
+            "logit_bias" => {
+                sampling.logit_bias = map.next_value::<Option<Biases>>()?.map(|biases| biases.0);
+            }
+            "stop" => sampling.stop = map.next_value()?,
+            "stop_token_ids" => sampling.stop_token_ids = map.next_value()?,
+            "ignore_eos" => sampling.ignore_eos = map.next_value()?,
+            _ => return Ok(false),
+        }
+        Ok(true)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn read(route: Route, body: &str) -> Result<Request, serde_json::Error> {
+        Reader(route).deserialize(&mut serde_json::Deserializer::from_str(body))
+    }
+
+    #[test]
+    fn every_used_field_is_read_and_may_be_null() {
+        for route in [Route::Chat, Route::Text] {
+            for field in fields::FIELDS {
+                let used = matches!(field.treatment, Treatment::Used(_));
+                if used && field.name != "model" {
+                    read(route, &format!(r#"{{"model": "m", "{}": null}}"#, field.name)).unwrap();
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn every_refused_field_is_named_when_it_asks_and_passes_as_null() {
+        for (route, field) in [Route::Chat, Route::Text]
+            .iter()
+            .flat_map(|route| fields::FIELDS.iter().map(move |field| (*route, field)))
+        {
+            let found = fields::find(route, field.name).filter(|found| *found == field);
+            let (Some(_), Treatment::Refused(..)) = (found, field.treatment) else {
+                continue;
+            };
+            let asks = format!(r#"{{"model": "m", "{}": {{"type": "x", "y": 1}}}}"#, field.name);
+            let (name, _) = read(route, &asks).unwrap().refused.unwrap();
+            assert_eq!(name, field.name);
+            let null = format!(r#"{{"model": "m", "{}": null}}"#, field.name);
+            assert_eq!(read(route, &null).unwrap().refused, None);
+        }
+    }
+
+    #[test]
+    fn books_and_unknown_fields_pass_but_not_when_nested_too_deep() {
+        let request = read(
+            Route::Chat,
+            r#"{"model": "m", "metadata": {"a": "b"}, "made_up": [1]}"#,
+        );
+        assert_eq!(request.unwrap().refused, None);
+        for field in ["made_up", "metadata", "tools", "response_format"] {
+            let deep = format!(
+                r#"{{"model": "m", "{field}": {}{}}}"#,
+                "[".repeat(100),
+                "]".repeat(100)
+            );
+            let error = read(Route::Chat, &deep).unwrap_err().to_string();
+            assert!(error.contains("nested more than 64"), "{field}: {error}");
+        }
+    }
+
+    #[test]
+    fn what_is_missing_is_named() {
+        let error = read(Route::Chat, "{}").unwrap_err().to_string();
+        assert!(error.contains("missing field `model`"), "{error}");
+    }
+}

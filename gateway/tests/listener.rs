@@ -1,0 +1,341 @@
+//! The listener's bounds, over real sockets.
+#![allow(clippy::unwrap_used, clippy::expect_used, missing_docs, unreachable_pub)]
+
+mod support;
+
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use hyper::StatusCode;
+use llamero_gateway::Settings;
+use llamero_gateway::listener::Limits;
+use llamero_proto::v1::FinishReason;
+use serde_json::{Value, json};
+use support::client::{get, post};
+use support::worker::Worker;
+use support::{Served, gateway, soon};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
+
+const SHORT: Duration = Duration::from_millis(50);
+
+fn limits(change: impl FnOnce(&mut Limits)) -> Settings {
+    let mut settings = Settings::default();
+    change(&mut settings.limits);
+    settings
+}
+
+fn chat(stream: bool) -> Value {
+    json!({"model": "m", "messages": [{"role": "user", "content": "hi"}], "stream": stream})
+}
+
+async fn send(address: SocketAddr, bytes: &[u8]) -> TcpStream {
+    let mut stream = TcpStream::connect(address).await.unwrap();
+    stream.write_all(bytes).await.unwrap();
+    stream
+}
+
+/// All that comes until the gateway closes the connection.
+async fn rest(mut stream: TcpStream) -> String {
+    let mut bytes = Vec::new();
+    // A reset is an end as well.
+    let _ = soon(stream.read_to_end(&mut bytes)).await;
+    String::from_utf8_lossy(&bytes).into_owned()
+}
+
+#[tokio::test]
+async fn silent_connections_and_slow_headers_are_closed() {
+    let served = gateway(limits(|limits| limits.header_timeout = SHORT)).await;
+    for begin in [
+        "",
+        "G",
+        "GET /v1/models HTTP/1.1\r\nhost: g\r\n",
+        "PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n",
+    ] {
+        let stream = send(served.http, begin.as_bytes()).await;
+        let answer = rest(stream).await;
+        assert!(!answer.contains("200 OK"), "{answer}");
+    }
+}
+
+#[tokio::test]
+async fn idle_connections_are_closed_but_not_those_with_an_answer_under_way() {
+    let served = gateway(limits(|limits| limits.idle_timeout = SHORT)).await;
+    let mut worker = Worker::start();
+    served.publish("m", &[worker.address]);
+    let idle = send(served.http, b"GET /v1/models HTTP/1.1\r\nhost: g\r\n\r\n").await;
+    let mut busy = {
+        let request = tokio::spawn(post(served.http, "/v1/chat/completions", chat(true)));
+        let mut answering = worker.call().await.accept().await;
+        answering.send("a", &[1], None).await;
+        (soon(request).await.unwrap(), answering)
+    };
+    assert!(
+        rest(idle).await.contains("200 OK"),
+        "answered, then closed for idleness"
+    );
+    busy.1.send("b", &[2], Some(FinishReason::Stop)).await;
+    assert_eq!(busy.0.piece().await.unwrap(), "a");
+    assert_eq!(busy.0.piece().await.unwrap(), "b");
+}
+
+#[tokio::test]
+async fn a_body_that_does_not_come_is_not_waited_for() {
+    let served = gateway(limits(|limits| limits.body_timeout = SHORT)).await;
+    let stream = send(
+        served.http,
+        b"POST /v1/completions HTTP/1.1\r\nhost: g\r\nconnection: close\r\ncontent-length: 100\r\n\r\n{\"model\"",
+    )
+    .await;
+    let answer = rest(stream).await;
+    assert!(
+        answer.starts_with("HTTP/1.1 408") && answer.contains("request_timeout"),
+        "{answer}"
+    );
+}
+
+#[tokio::test]
+async fn a_body_over_the_limit_is_refused_before_it_comes() {
+    let served = gateway(Settings::default()).await;
+    let request = "POST /v1/completions HTTP/1.1\r\nhost: g\r\ncontent-length: 8388609\r\n\r\n";
+    let mut stream = send(served.http, request.as_bytes()).await;
+    let mut answer = vec![0; 2048];
+    let read = soon(stream.read(&mut answer)).await.unwrap();
+    let answer = String::from_utf8_lossy(&answer[..read]).into_owned();
+    assert!(answer.starts_with("HTTP/1.1 413"), "{answer}");
+}
+
+#[tokio::test]
+async fn a_request_too_large_for_memory_is_refused_not_retried() {
+    let served = gateway(Settings::default()).await;
+    let worker = Worker::start();
+    served.publish("m", &[worker.address]);
+    // Each answer's message is small enough, but not the two together.
+    let content = "x".repeat(5 << 20);
+    let body = json!({"model": "m", "n": 2, "messages": [{"role": "user", "content": content}]});
+    let reply = post(served.http, "/v1/chat/completions", body).await;
+    assert_eq!(reply.status(), StatusCode::PAYLOAD_TOO_LARGE);
+    let error = reply.json().await;
+    assert_eq!(error["error"]["code"], "request_too_large");
+    assert!(!worker.has_call());
+}
+
+#[tokio::test]
+async fn connections_are_bounded() {
+    let served = gateway(limits(|limits| limits.connections = 1)).await;
+    served.publish("m", &[]);
+    let mut first = send(served.http, b"GET /v1/models HTTP/1.1\r\nhost: g\r\n\r\n").await;
+    let mut answer = [0; 15];
+    soon(first.read_exact(&mut answer)).await.unwrap();
+    assert_eq!(&answer, b"HTTP/1.1 200 OK");
+    let turned_away = rest(TcpStream::connect(served.http).await.unwrap()).await;
+    assert!(
+        turned_away.starts_with("HTTP/1.1 503") && turned_away.contains("too_many_connections"),
+        "{turned_away}"
+    );
+    drop(first);
+    soon(async {
+        loop {
+            let again = send(
+                served.http,
+                b"GET /v1/models HTTP/1.1\r\nhost: g\r\nconnection: close\r\n\r\n",
+            )
+            .await;
+            if rest(again).await.contains("200 OK") {
+                return;
+            }
+        }
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn requests_are_bounded_over_all_connections() {
+    let served = gateway(limits(|limits| limits.requests = 1)).await;
+    let mut worker = Worker::start();
+    served.publish("m", &[worker.address]);
+    let running = tokio::spawn(post(served.http, "/v1/chat/completions", chat(false)));
+    let call = worker.call().await;
+    let refused = get(served.http, "/v1/models").await;
+    assert_eq!(
+        (refused.status(), refused.header("retry-after")),
+        (StatusCode::SERVICE_UNAVAILABLE, Some("1"))
+    );
+    assert_eq!(refused.json().await["error"]["code"], "too_many_requests");
+    call.answer(&["x"]).await;
+    soon(running).await.unwrap().json().await;
+    soon(async { while get(served.http, "/v1/models").await.status() != StatusCode::OK {} }).await;
+}
+
+/// Settings of HTTP/2 by their number, as the gateway's first frame tells them.
+async fn http2_settings(address: SocketAddr) -> Vec<(u16, u32)> {
+    let mut stream = send(address, b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0").await;
+    let mut head = [0; 9];
+    soon(stream.read_exact(&mut head)).await.unwrap();
+    assert_eq!(head[3], 4, "SETTINGS comes first");
+    let mut body = vec![0; usize::from(head[2])];
+    soon(stream.read_exact(&mut body)).await.unwrap();
+    let setting = |entry: &[u8]| {
+        let number = u16::from_be_bytes(entry[..2].try_into().unwrap());
+        (number, u32::from_be_bytes(entry[2..].try_into().unwrap()))
+    };
+    body.chunks(6).map(setting).collect()
+}
+
+#[tokio::test]
+async fn http2_clients_are_told_their_bounds() {
+    let served = gateway(Settings::default()).await;
+    let settings = http2_settings(served.http).await;
+    for expected in [(3, 256), (4, 256 << 10), (6, 32 << 10)] {
+        assert!(settings.contains(&expected), "{settings:?}");
+    }
+}
+
+/// Fills every buffer between the worker and a client that does not read.
+async fn flood(worker: &mut Worker) -> tokio::task::JoinHandle<()> {
+    let mut answering = worker.call().await.accept().await;
+    tokio::spawn(async move {
+        let text = "x".repeat(16 << 10);
+        loop {
+            if !answering.try_send(&text, &[1]).await {
+                return;
+            }
+        }
+    })
+}
+
+#[tokio::test]
+async fn clients_that_do_not_read_hold_up_nobody_at_the_same_leader() {
+    let served = gateway(Settings::default()).await;
+    let mut worker = Worker::start();
+    served.publish("m", &[worker.address]);
+    let mut stalled = Vec::new();
+    for _ in 0..24 {
+        let body = chat(true).to_string();
+        let request = format!(
+            "POST /v1/chat/completions HTTP/1.1\r\nhost: g\r\ncontent-length: {}\r\n\r\n{body}",
+            body.len()
+        );
+        let stream = send(served.http, request.as_bytes()).await;
+        stalled.push((stream, flood(&mut worker).await));
+    }
+    // The floods have come as far as they can when nothing moves any more; the next answer flows all the same.
+    worker.quiet().await;
+    let request = tokio::spawn(post(served.http, "/v1/chat/completions", chat(true)));
+    let mut answering = worker.call().await.accept().await;
+    answering.send("a", &[1], None).await;
+    let mut reply = soon(request).await.unwrap();
+    assert_eq!(reply.piece().await.unwrap(), "a");
+    answering.send("b", &[2], Some(FinishReason::Stop)).await;
+    assert_eq!(reply.piece().await.unwrap(), "b");
+    drop(stalled);
+}
+
+#[tokio::test]
+async fn a_stream_that_is_not_read_holds_up_no_other_of_its_connection() {
+    let served = gateway(Settings::default()).await;
+    let mut worker = Worker::start();
+    served.publish("m", &[worker.address]);
+    let client = support::client::Http2::connect(served.http).await;
+    let unread = client.post("/v1/chat/completions", chat(true));
+    let (unread, _flood) = tokio::join!(unread, flood(&mut worker));
+    worker.quiet().await;
+    let request = client.post("/v1/chat/completions", chat(true));
+    let (mut reply, mut answering) = tokio::join!(request, async {
+        let mut answering = worker.call().await.accept().await;
+        answering.send("a", &[1], None).await;
+        answering
+    });
+    assert_eq!(reply.piece().await.unwrap(), "a");
+    answering.send("b", &[2], Some(FinishReason::Stop)).await;
+    assert_eq!(reply.piece().await.unwrap(), "b");
+    drop(unread);
+}
+
+#[tokio::test]
+async fn a_client_that_does_not_read_is_cut_off_and_its_answer_cancelled() {
+    let settings = Settings {
+        keep_alive: Duration::from_millis(10),
+        ..limits(|limits| limits.stall_timeout = Duration::from_millis(200))
+    };
+    let served = gateway(settings).await;
+    let mut worker = Worker::start();
+    served.publish("m", &[worker.address]);
+    let body = chat(true).to_string();
+    let request = format!(
+        "POST /v1/chat/completions HTTP/1.1\r\nhost: g\r\ncontent-length: {}\r\n\r\n{body}",
+        body.len()
+    );
+    let stalled = send(served.http, request.as_bytes()).await;
+    let flood = flood(&mut worker).await;
+    // The flood ends when the gateway drops the answer.
+    soon(flood).await.unwrap();
+    drop(stalled);
+
+    // On HTTP/2 the same, but the connection lives on.
+    let client = support::client::Http2::connect(served.http).await;
+    let request = client.post("/v1/chat/completions", chat(true));
+    let (unread, flood) = tokio::join!(request, self::flood(&mut worker));
+    soon(flood).await.unwrap();
+    let request = client.post("/v1/chat/completions", chat(true));
+    let (mut reply, ()) = tokio::join!(request, async { worker.call().await.answer(&["x"]).await });
+    assert_eq!(reply.piece().await.unwrap(), "x");
+    drop(unread);
+}
+
+#[tokio::test]
+async fn what_was_counted_of_a_deleted_deployment_is_forgotten() {
+    let served: Served = gateway(Settings::default()).await;
+    let mut worker = Worker::start();
+    served.publish("m", &[worker.address]);
+    let (reply, ()) = tokio::join!(post(served.http, "/v1/chat/completions", chat(false)), async {
+        worker.call().await.answer(&["x"]).await;
+    });
+    reply.json().await;
+    let metrics = get(served.health, "/metrics").await.text().await;
+    assert!(metrics.contains("model=\"m\"") && metrics.contains("name=\"smol\""));
+    served.gateway.publish(Vec::new());
+    let metrics = get(served.health, "/metrics").await.text().await;
+    assert!(
+        !metrics.contains("model=\"m\"") && !metrics.contains("name=\"smol\""),
+        "{metrics}"
+    );
+    assert!(served.gateway.demand.sample().models.is_empty());
+}
+
+/// Resident bytes of this process.
+fn resident() -> u64 {
+    let statm = std::fs::read_to_string("/proc/self/statm").unwrap();
+    let pages: u64 = statm.split(' ').nth(1).unwrap().parse().unwrap();
+    pages * 4096
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+#[ignore = "takes 20,000 file descriptors"]
+async fn ten_thousand_idle_connections_take_no_memory_that_does_not_come_back() {
+    let mut descriptors = rustix::process::getrlimit(rustix::process::Resource::Nofile);
+    descriptors.current = descriptors.maximum;
+    rustix::process::setrlimit(rustix::process::Resource::Nofile, descriptors).unwrap();
+    let served = gateway(Settings::default()).await;
+    served.publish("m", &[]);
+    let mut after = Vec::new();
+    for _ in 0..4 {
+        let before = resident();
+        let mut connections = Vec::new();
+        for _ in 0..10_000 {
+            let request = b"GET /v1/models HTTP/1.1\r\nhost: g\r\n\r\n";
+            let mut stream = send(served.http, request).await;
+            let mut answer = [0; 15];
+            soon(stream.read_exact(&mut answer)).await.unwrap();
+            connections.push(stream);
+        }
+        let each = resident().saturating_sub(before) / 10_000;
+        println!("{each} bytes more a connection, {} MiB in all", resident() >> 20);
+        assert!(each < 32 << 10, "{each}");
+        drop(connections);
+        soon(async { while get(served.http, "/v1/models").await.status() != StatusCode::OK {} }).await;
+        after.push(resident());
+    }
+    // The allocator keeps what the first round took; the rounds after it take no more.
+    assert!(after[3] <= after[1] + (after[1] / 10), "{after:?}");
+}

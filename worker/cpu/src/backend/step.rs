@@ -1,0 +1,240 @@
+//! One step on its way through a rank: submitted, run through the layers, sampled.
+
+use std::collections::BTreeSet;
+
+use llamero_engine::{Late, LogitShard, Plan, RowOutput, StepOutput, Ticket};
+
+use crate::attention::Span;
+use crate::forward::Model;
+use crate::kernel::math::from_bf16;
+use crate::plan::check_late;
+use crate::pool::Pool;
+use crate::sample::{Adjustments, ShardRow};
+use crate::workspace::LOGIT_ROWS;
+
+/// A step that is submitted and not yet released.
+pub(super) struct Step {
+    pub(super) ticket: Ticket,
+    pub(super) plan: Plan,
+    /// The tables as of this step: later plans may change them before it is computed.
+    pub(super) spans: Vec<Span>,
+    late_tokens: Option<Vec<u32>>,
+    adjustments: Option<Adjustments>,
+    /// Rows that nobody wants any more.
+    cancelled: BTreeSet<u32>,
+    pub(super) stage: Stage,
+}
+
+/// How far a step is.
+pub(super) enum Stage {
+    /// Nothing is computed.
+    Submitted,
+    /// The layers are computed: final norms of the answered positions, as pairs, in order of [`Step::answers`].
+    Forwarded(Vec<u32>),
+    /// Sampled.
+    Done(Vec<u32>, StepOutput),
+}
+
+/// A position whose answer is wanted.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Answer {
+    /// Index into the plan's rows.
+    row: u32,
+    /// Number among the row's answered positions.
+    offset: u32,
+    /// Index of the token in the batch.
+    token: usize,
+    /// Absolute position of the token after it.
+    next: u32,
+}
+
+impl Step {
+    pub(super) fn new(ticket: Ticket, plan: &Plan, spans: Vec<Span>) -> Self {
+        Self {
+            ticket,
+            plan: plan.clone(),
+            spans,
+            late_tokens: (plan.late_tokens == 0).then(Vec::new),
+            adjustments: (!plan.late_sampling).then(Adjustments::default),
+            cancelled: BTreeSet::new(),
+            stage: Stage::Submitted,
+        }
+    }
+
+    pub(super) fn is_done(&self) -> bool {
+        matches!(self.stage, Stage::Done(..))
+    }
+
+    /// Take late values, or say why they do not fit.
+    pub(super) fn late(&mut self, late: &Late, vocab: usize) -> Result<(), String> {
+        check_late(&self.plan, late, vocab)?;
+        match late {
+            Late::Tokens(_) if self.late_tokens.is_some() => {
+                Err("late tokens were given already, or not announced".into())
+            }
+            Late::Tokens(tokens) => {
+                self.late_tokens = Some(tokens.clone());
+                Ok(())
+            }
+            Late::Sampling { .. } if self.adjustments.is_some() => {
+                Err("biases and masks were given already, or not announced".into())
+            }
+            Late::Sampling { biases, masks } => {
+                self.adjustments = Some(Adjustments {
+                    biases: biases.clone(),
+                    masks: masks.clone(),
+                });
+                Ok(())
+            }
+            // It may come too late: who sends it cannot know how far the step is.
+            Late::Cancel(rows) => {
+                self.cancelled.extend(rows);
+                Ok(())
+            }
+        }
+    }
+
+    /// The late tokens, once they are known.
+    pub(super) fn late_tokens(&self) -> Option<&[u32]> {
+        self.late_tokens.as_deref()
+    }
+
+    /// Indices in the batch of the answered positions.
+    pub(super) fn answered_tokens(&self) -> Vec<usize> {
+        self.answers().iter().map(|answer| answer.token).collect()
+    }
+
+    /// In order of (row, offset).
+    fn answers(&self) -> Vec<Answer> {
+        let mut answers = Vec::new();
+        for ((row, plan), span) in (0u32..).zip(&self.plan.rows).zip(&self.spans) {
+            let last = match &plan.output {
+                RowOutput::None => 0,
+                RowOutput::Sample { last, .. } => usize::from(*last),
+                RowOutput::Score { ids, .. } => ids.len(),
+                RowOutput::Hidden => 1,
+            };
+            answers.extend((0u32..).zip(span.len - last..span.len).map(|(offset, i)| Answer {
+                row,
+                offset,
+                token: span.first + i,
+                next: (span.start + i + 1) as u32,
+            }));
+        }
+        answers
+    }
+
+    /// Whether the step, not yet computed, writes `block`.
+    pub(super) fn writes(&self, block: u32, block_size: usize) -> bool {
+        let written = |span: &Span| {
+            let blocks = span.start / block_size..(span.start + span.len).div_ceil(block_size);
+            span.table[blocks].contains(&block)
+        };
+        matches!(self.stage, Stage::Submitted)
+            && (self.spans.iter().any(written) || self.plan.blocks.copies.iter().any(|(_, to)| *to == block))
+    }
+
+    /// Whether the step, not yet computed, reads or writes `block`.
+    pub(super) fn uses(&self, block: u32) -> bool {
+        let copies = &self.plan.blocks.copies;
+        matches!(self.stage, Stage::Submitted)
+            && (self.spans.iter().any(|span| span.table.contains(&block))
+                || copies.iter().any(|(from, to)| [from, to].contains(&&block)))
+    }
+
+    /// Answer all wanted positions, when their final norms and everything they wait for are there. False when biases
+    /// and masks are missing.
+    pub(super) fn sample(&mut self, model: &Model<'_>, pool: &mut Pool, logits: &mut [f32]) -> bool {
+        let (Stage::Forwarded(_), Some(adjustments)) = (&self.stage, &self.adjustments) else {
+            return false;
+        };
+        let Stage::Forwarded(normed) = std::mem::replace(&mut self.stage, Stage::Submitted) else {
+            return false;
+        };
+        let stride = model.shape.hidden / 2;
+        let mut output = StepOutput::default();
+        let mut wanted = Vec::new();
+        for (answer, state) in self.answers().into_iter().zip(normed.chunks_exact(stride)) {
+            if self.cancelled.contains(&answer.row) {
+                continue;
+            }
+            match &self.plan.rows[answer.row as usize].output {
+                RowOutput::Hidden if model.shape.index == 0 => {
+                    let values = state
+                        .iter()
+                        .flat_map(|pair| [from_bf16(*pair as u16), from_bf16((*pair >> 16) as u16)]);
+                    output.hidden.push((answer.row, values.collect()));
+                }
+                RowOutput::Hidden | RowOutput::None => {}
+                RowOutput::Sample { .. } | RowOutput::Score { .. } => wanted.push((answer, state)),
+            }
+        }
+        let width = model.shape.vocab_width();
+        for wanted in wanted.chunks(LOGIT_ROWS) {
+            let states: Vec<u32> = wanted.iter().flat_map(|(_, state)| *state).copied().collect();
+            let logits = &mut logits[..wanted.len() * width];
+            model.logits(pool, &states, logits);
+            for ((answer, _), logits) in wanted.iter().zip(logits.chunks_exact_mut(width)) {
+                adjustments.apply(answer.row, &model.shape.vocab, logits);
+                output.candidates.extend(self.answer(model, *answer, logits));
+            }
+        }
+        self.stage = Stage::Done(normed, output);
+        true
+    }
+
+    fn answer(
+        &self,
+        model: &Model<'_>,
+        answer: Answer,
+        logits: &[f32],
+    ) -> Option<llamero_engine::RowCandidates> {
+        let shard = ShardRow {
+            kernel: model.kernel,
+            tiles: &model.shape.vocab_tiles,
+            vocab: &model.shape.vocab,
+            logits,
+        };
+        let place = (answer.row, answer.offset);
+        match &self.plan.rows[answer.row as usize].output {
+            RowOutput::Sample { key, .. } => Some(shard.candidates(place, key, answer.next)),
+            RowOutput::Score { ids, top } => Some(shard.scored(place, ids[answer.offset as usize], *top)),
+            RowOutput::None | RowOutput::Hidden => None,
+        }
+    }
+
+    /// The logits of a sampled position, computed once more: they are needed too rarely to be kept.
+    pub(super) fn fetch(
+        &self,
+        model: &Model<'_>,
+        pool: &mut Pool,
+        (row, offset): (u32, u32),
+        logits: &mut [f32],
+    ) -> Result<LogitShard, String> {
+        let Stage::Done(normed, _) = &self.stage else {
+            return Err("it is not computed".into());
+        };
+        let index = self
+            .answers()
+            .iter()
+            .position(|answer| (answer.row, answer.offset) == (row, offset));
+        let sampled = self
+            .plan
+            .rows
+            .get(row as usize)
+            .is_some_and(|row| matches!(row.output, RowOutput::Sample { .. }));
+        let Some(index) = index.filter(|_| sampled) else {
+            return Err(format!("position {offset} of row {row} was not sampled"));
+        };
+        let stride = model.shape.hidden / 2;
+        let logits = &mut logits[..model.shape.vocab_width()];
+        model.logits(pool, &normed[index * stride..][..stride], logits);
+        if let Some(adjustments) = &self.adjustments {
+            adjustments.apply(row, &model.shape.vocab, logits);
+        }
+        Ok(LogitShard {
+            tokens: model.shape.vocab.clone(),
+            logits: logits.to_vec(),
+        })
+    }
+}

@@ -1,0 +1,206 @@
+//! Collectives over loopback.
+
+use std::ops::Range;
+use std::time::Duration;
+
+use llamero_checkpoint::Runs;
+use llamero_engine::leaf_tree::{self, LeafLayout, Subtree};
+use llamero_engine::mesh::local::local_mesh;
+use llamero_engine::{BackendError, Era, MeshError, Topology};
+
+use super::{Collective, Reduction, Waits};
+
+const ERA: Era = Era {
+    generation: 3,
+    epoch: 2,
+};
+
+fn group(world: u32, deadline: Duration) -> Vec<Collective> {
+    let topology = Topology {
+        tensor: world,
+        pipeline: 1,
+    };
+    local_mesh(topology, ERA)
+        .unwrap()
+        .into_iter()
+        .map(|mesh| Collective::new(Box::new(mesh), Waits::new(deadline, false)))
+        .collect()
+}
+
+/// Run `work` on every rank in its own thread; results in rank order.
+fn on_all<T: Send>(group: Vec<Collective>, work: impl Fn(Collective) -> T + Sync) -> Vec<T> {
+    std::thread::scope(|scope| {
+        let threads: Vec<_> = group.into_iter().map(|one| scope.spawn(|| work(one))).collect();
+        threads.into_iter().map(|thread| thread.join().unwrap()).collect()
+    })
+}
+
+fn even(leaves: u32, world: u32) -> LeafLayout {
+    layout(
+        leaves,
+        (0..world)
+            .map(|r| vec![r * leaves / world..(r + 1) * leaves / world])
+            .collect(),
+    )
+}
+
+fn layout(leaves: u32, owners: Vec<Vec<Range<u32>>>) -> LeafLayout {
+    LeafLayout {
+        leaves,
+        owners: owners.into_iter().map(Runs::new).collect(),
+    }
+}
+
+/// Values whose sum depends on the order in every bit.
+fn leaf(leaf: u32, element: usize) -> f32 {
+    let x = (u64::from(leaf) * 7919 + element as u64 * 104_729) % 1009;
+    (x as f32 - 504.0) * 1.7_f32.powi((x % 37) as i32)
+}
+
+fn node(tree: &Subtree, element: usize) -> f32 {
+    let mut leaves = (tree.start..tree.end).map(|i| (i..i + 1, leaf(i, element)));
+    leaf_tree::join(tree, &mut leaves, &mut |a, b| a + b).unwrap()
+}
+
+fn sum(collective: &mut Collective, layout: &LeafLayout, n: usize) -> Vec<f32> {
+    let owned = &layout.owners[collective.index()];
+    let roots: Vec<f32> = leaf_tree::maximal_subtrees(layout.leaves, owned)
+        .iter()
+        .flat_map(|tree| (0..n).map(|element| node(tree, element)))
+        .collect();
+    let mut out = vec![0.0; n];
+    collective
+        .reduce_tree(&Reduction::new(layout), &roots, &mut out)
+        .unwrap();
+    out
+}
+
+#[test]
+fn sums_have_the_same_bits_in_every_world_and_both_ways() {
+    for (leaves, n) in [(9, 1), (9, 576), (24, 3 * 577), (32, 4096)] {
+        let whole: Vec<u32> = (0..n)
+            .map(|element| node(&(0..leaves), element).to_bits())
+            .collect();
+        for world in 1..=5 {
+            for scatter_bytes in [0, usize::MAX] {
+                let sums = on_all(group(world, Duration::from_secs(20)), |mut collective| {
+                    collective.set_scatter_bytes(scatter_bytes);
+                    collective.begin_step(1);
+                    sum(&mut collective, &even(leaves, world), n)
+                });
+                for sum in sums {
+                    let bits: Vec<u32> = sum.iter().map(|value| value.to_bits()).collect();
+                    assert!(bits == whole, "{leaves} leaves of {n} values, world {world}");
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn shares_may_have_gaps_or_be_empty() {
+    // The second rank took over parts at both ends, as after a loss; the third one has nothing.
+    let layouts = [
+        layout(9, vec![vec![2..4, 5..6], vec![0..2, 4..5, 6..9], vec![]]),
+        layout(3, vec![vec![0..2], vec![], vec![2..3]]),
+    ];
+    for layout in layouts {
+        for scatter_bytes in [0, usize::MAX] {
+            let sums = on_all(group(3, Duration::from_secs(20)), |mut collective| {
+                collective.set_scatter_bytes(scatter_bytes);
+                sum(&mut collective, &layout, 40)
+            });
+            let whole: Vec<f32> = (0..40)
+                .map(|element| node(&(0..layout.leaves), element))
+                .collect();
+            assert!(sums.iter().all(|sum| *sum == whole));
+        }
+    }
+}
+
+#[test]
+fn uneven_and_empty_parts_are_gathered() {
+    let all = on_all(group(3, Duration::from_secs(20)), |mut collective| {
+        let mine: &[f32] = [&[1.0, 2.0, 3.0][..], &[], &[4.0]][collective.index()];
+        let mut out = vec![0.0; 4];
+        collective.all_gather(&[3, 0, 1], mine, &mut out).unwrap();
+        out
+    });
+    assert!(all.iter().all(|out| *out == [1.0, 2.0, 3.0, 4.0]));
+}
+
+#[test]
+fn stages_sum_apart_and_pass_data_on() {
+    let topology = Topology {
+        tensor: 2,
+        pipeline: 2,
+    };
+    let stages = local_mesh(topology, ERA)
+        .unwrap()
+        .into_iter()
+        .map(|mesh| Collective::new(Box::new(mesh), Waits::new(Duration::from_secs(20), true)))
+        .collect::<Vec<_>>();
+    let got = std::thread::scope(|scope| {
+        let threads: Vec<_> = (0_u32..)
+            .zip(stages)
+            .map(|(rank, mut collective)| {
+                scope.spawn(move || {
+                    let mut data = [0.0];
+                    if rank >= 2 {
+                        collective.receive(rank - 2, &mut data).unwrap();
+                    } else {
+                        data[0] = rank as f32 + 1.0;
+                    }
+                    let mut all = [0.0; 2];
+                    collective.all_gather(&[1, 1], &data, &mut all).unwrap();
+                    if rank < 2 {
+                        collective
+                            .send(rank + 2, &[all[0] * 10.0 + all[1] + rank as f32])
+                            .unwrap();
+                    }
+                    all
+                })
+            })
+            .collect();
+        threads
+            .into_iter()
+            .map(|thread| thread.join().unwrap())
+            .collect::<Vec<_>>()
+    });
+    assert_eq!(got, [[1.0, 2.0], [1.0, 2.0], [12.0, 13.0], [12.0, 13.0]]);
+}
+
+#[test]
+fn a_stalled_peer_is_named() {
+    let done = std::sync::Barrier::new(2);
+    let errors = on_all(group(2, Duration::from_millis(100)), |mut collective| {
+        let error = (collective.index() == 0).then(|| collective.all_gather(&[1; 2], &[0.0], &mut [0.0; 2]));
+        done.wait();
+        error
+    });
+    assert!(
+        matches!(
+            errors[0],
+            Some(Err(BackendError::Lost(MeshError::Deadline {
+                rank: 1,
+                millis: 100
+            })))
+        ),
+        "{:?}",
+        errors[0]
+    );
+}
+
+#[test]
+fn buffers_of_wrong_size_are_bugs() {
+    let mut alone = group(1, Duration::from_secs(1)).pop().unwrap();
+    let reduction = Reduction::new(&even(4, 1));
+    assert!(matches!(
+        alone.reduce_tree(&reduction, &[0.0; 5], &mut [0.0; 6]),
+        Err(BackendError::Bug(_))
+    ));
+    assert!(matches!(
+        alone.all_gather(&[2], &[0.0], &mut [0.0; 2]),
+        Err(BackendError::Bug(_))
+    ));
+}

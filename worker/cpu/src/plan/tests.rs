@@ -1,0 +1,215 @@
+use llamero_engine::{Era, KvDtype, SampleKey};
+
+use super::*;
+
+const SPEC: FormSpec = FormSpec {
+    era: Era {
+        generation: 1,
+        epoch: 1,
+    },
+    max_sequences: 2,
+    max_batched_tokens: 64,
+    max_context: 100,
+    block_size: 16,
+    steps_in_flight: 2,
+    kv_dtype: KvDtype::Bf16,
+    max_adapters: 0,
+    kv_bytes: 0,
+};
+
+struct Both {
+    state: KvState,
+    /// As the leader has them.
+    tables: BlockTables,
+}
+
+impl Both {
+    fn new() -> Self {
+        Self {
+            state: KvState::new(&SPEC, 8),
+            tables: BlockTables::new(2, 8),
+        }
+    }
+
+    fn plan(&self, rows: Vec<PlanRow>, blocks: BlockDeltas) -> (Plan, BlockTables) {
+        let mut tables = self.tables.clone();
+        let state_hash = tables.apply(&blocks).map_or(0, |()| tables.hash());
+        let plan = Plan {
+            era: SPEC.era,
+            step: 1,
+            micro_batch: 0,
+            rows,
+            blocks,
+            late_tokens: 0,
+            late_sampling: false,
+            state_hash,
+        };
+        (plan, tables)
+    }
+
+    fn step(&mut self, rows: Vec<PlanRow>, blocks: BlockDeltas) {
+        let (plan, tables) = self.plan(rows, blocks);
+        self.state.advance(&plan, &SPEC, 100).unwrap();
+        self.tables = tables;
+    }
+
+    /// Why the plan is refused; it leaves no trace.
+    fn refusal(&mut self, rows: Vec<PlanRow>, blocks: BlockDeltas) -> String {
+        let (plan, _) = self.plan(rows, blocks);
+        let (filled, hash) = (self.state.filled.clone(), self.state.tables.hash());
+        let tables: Vec<_> = (0..2).map(|slot| self.state.table(slot)).collect();
+        let why = self.state.advance(&plan, &SPEC, 100).unwrap_err();
+        assert_eq!((&self.state.filled, self.state.tables.hash()), (&filled, hash));
+        for (slot, table) in (0..).zip(tables) {
+            assert_eq!(self.state.tables.table(slot), &*table);
+            assert_eq!(self.state.table(slot), table);
+        }
+        why
+    }
+}
+
+fn row(slot: u32, start: u32, tokens: u32) -> PlanRow {
+    PlanRow {
+        slot,
+        start,
+        tokens: vec![TokenRef::Known(1); tokens as usize],
+        adapter: None,
+        output: RowOutput::None,
+    }
+}
+
+fn appends(slot: u32, blocks: &[u32]) -> BlockDeltas {
+    BlockDeltas {
+        appends: vec![(slot, blocks.to_vec())],
+        ..BlockDeltas::default()
+    }
+}
+
+fn none() -> BlockDeltas {
+    BlockDeltas::default()
+}
+
+#[test]
+fn positions_follow_what_is_computed() {
+    let mut both = Both::new();
+    both.step(vec![row(0, 0, 20)], appends(0, &[3, 5]));
+    assert!(both.refusal(vec![row(0, 21, 1)], none()).contains("missing"));
+    assert!(both.refusal(vec![row(0, 20, 13)], none()).contains("blocks"));
+    both.step(vec![row(0, 20, 1)], none());
+    // A rewind forgets what comes after it.
+    both.step(vec![row(0, 17, 1)], none());
+    assert!(both.refusal(vec![row(0, 20, 1)], none()).contains("missing"));
+    // A block that another sequence filled may be used from its end on.
+    both.step(vec![row(1, 16, 2)], appends(1, &[3, 6]));
+    assert_eq!(&*both.state.table(1), [3, 6]);
+}
+
+#[test]
+fn a_copy_brings_along_how_much_is_computed() {
+    let mut both = Both::new();
+    both.step(vec![row(0, 0, 20)], appends(0, &[3, 5]));
+    let mut deltas = appends(1, &[3, 5]);
+    // The second entry is exchanged for a copy of its own, as when a shared block is written.
+    deltas.replaces = vec![(1, 1, 6)];
+    let row = || vec![row(1, 20, 1)];
+    assert!(both.refusal(row(), deltas.clone()).contains("missing"));
+    deltas.copies = vec![(5, 6)];
+    both.step(row(), deltas);
+    assert_eq!(&*both.state.table(1), [3, 6]);
+    both.step(
+        vec![],
+        BlockDeltas {
+            truncates: vec![(1, 1)],
+            ..none()
+        },
+    );
+    assert_eq!(&*both.state.table(1), [3]);
+}
+
+#[test]
+fn what_breaks_the_contract_is_named() {
+    let refusal = |rows: Vec<PlanRow>| Both::new().refusal(rows, appends(0, &[1, 2]));
+    assert!(refusal(vec![row(2, 0, 1)]).contains("slot 2"));
+    assert!(refusal(vec![row(0, 0, 1), row(0, 1, 1)]).contains("twice"));
+    assert!(refusal(vec![row(0, 0, 0)]).contains("no tokens"));
+    assert!(refusal(vec![row(0, 0, 65)]).contains("agreed"));
+    assert!(refusal(vec![row(0, 90, 11)]).contains("context"));
+    let with = |change: &dyn Fn(&mut PlanRow)| {
+        let mut row = row(0, 0, 1);
+        change(&mut row);
+        refusal(vec![row])
+    };
+    let sample = |last, temperature, top| RowOutput::Sample {
+        last,
+        key: SampleKey {
+            seed: 0,
+            temperature,
+            top,
+            mass: false,
+            logprobs: false,
+        },
+    };
+    assert!(with(&|row| row.output = sample(2, 0.0, 1)).contains("2 of 1"));
+    assert!(with(&|row| row.output = sample(0, 0.0, 1)).contains("0 of 1"));
+    assert!(with(&|row| row.output = sample(1, f32::NAN, 1)).contains("temperature"));
+    assert!(with(&|row| row.output = sample(1, 0.0, 65)).contains("candidates"));
+    assert!(
+        with(&|row| row.output = RowOutput::Score {
+            ids: vec![100],
+            top: 0
+        })
+        .contains("vocabulary")
+    );
+    assert!(
+        with(&|row| row.output = RowOutput::Score {
+            ids: vec![1; 2],
+            top: 0
+        })
+        .contains("2 of 1")
+    );
+    assert!(with(&|row| row.adapter = Some(0)).contains("adapter"));
+    assert!(with(&|row| row.tokens = vec![TokenRef::Known(100)]).contains("vocabulary"));
+    assert!(with(&|row| row.tokens = vec![TokenRef::Late(0)]).contains("late token"));
+    assert!(Both::new().refusal(vec![], appends(0, &[8])).contains("block 8"));
+    let mut both = Both::new();
+    let (mut wrong, _) = both.plan(vec![], appends(0, &[1]));
+    wrong.state_hash ^= 1;
+    assert!(
+        both.state
+            .advance(&wrong, &SPEC, 100)
+            .unwrap_err()
+            .contains("hash")
+    );
+    assert!(both.state.table(0).is_empty());
+}
+
+#[test]
+fn late_values_must_fit() {
+    let late_row = PlanRow {
+        tokens: vec![TokenRef::Late(0), TokenRef::Known(2)],
+        ..row(0, 0, 1)
+    };
+    let (mut plan, _) = Both::new().plan(vec![late_row], appends(0, &[1]));
+    plan.late_tokens = 1;
+    let check = |late| check_late(&plan, &late, 100);
+    assert_eq!(resolve(&plan, &[7]), [7, 2]);
+    assert_eq!(check(Late::Tokens(vec![7])), Ok(()));
+    assert!(check(Late::Tokens(vec![])).is_err());
+    assert!(check(Late::Tokens(vec![100])).is_err());
+    let bias = |row, token| Late::Sampling {
+        biases: vec![(row, vec![(token, 1.0)])],
+        masks: vec![],
+    };
+    assert_eq!(check(bias(0, 99)), Ok(()));
+    assert!(check(bias(1, 99)).is_err());
+    assert!(check(bias(0, 100)).is_err());
+    let mask = |row, bytes| Late::Sampling {
+        biases: vec![],
+        masks: vec![(row, vec![0; bytes])],
+    };
+    assert_eq!(check(mask(0, 13)), Ok(()));
+    assert!(check(mask(0, 12)).is_err());
+    assert!(check(mask(1, 13)).is_err());
+    assert_eq!(check(Late::Cancel(vec![0])), Ok(()));
+    assert!(check(Late::Cancel(vec![1])).is_err());
+}

@@ -1,0 +1,139 @@
+//! Scratch memory of a rank for one step, and what it takes.
+
+use llamero_engine::FormSpec;
+
+use crate::collective::Collective;
+use crate::forward::Programs;
+use crate::rope::Rope;
+use crate::shape::Shape;
+
+/// Positions whose logits are computed at a time: the head is read once for as many.
+pub(crate) const LOGIT_ROWS: usize = 64;
+
+/// Scratch memory for a number of tokens.
+pub(crate) struct Workspace {
+    pub(crate) residual: Vec<f32>,
+    pub(crate) normed: Vec<u32>,
+    pub(crate) q: Vec<f32>,
+    pub(crate) k: Vec<f32>,
+    pub(crate) v: Vec<f32>,
+    /// The high and the low parts.
+    pub(crate) queries: [Vec<u32>; 2],
+    pub(crate) attended: Vec<u32>,
+    pub(crate) gate: Vec<f32>,
+    pub(crate) up: Vec<f32>,
+    pub(crate) gated: Vec<u32>,
+    pub(crate) roots: Vec<f32>,
+    pub(crate) sum: Vec<f32>,
+    pub(crate) rope: Rope,
+    /// `[LOGIT_ROWS, vocabulary of the rank]`.
+    pub(crate) logits: Vec<f32>,
+}
+
+/// Elements of 4 bytes a token of each buffer but angles and logits.
+struct Widths {
+    hidden: usize,
+    q: usize,
+    kv: usize,
+    ffn: usize,
+    roots: usize,
+}
+
+impl Widths {
+    fn of(shape: &Shape, programs: &Programs) -> Self {
+        let roots = [&programs.attention, &programs.ffn].map(|sum| sum.leaves.roots().len());
+        Self {
+            hidden: shape.hidden,
+            q: shape.q_width(),
+            kv: shape.kv_width(),
+            ffn: shape.ffn,
+            roots: shape.hidden * roots[0].max(roots[1]).max(1),
+        }
+    }
+
+    fn per_token(&self) -> usize {
+        // residual, sum, normed; q, two queries, attended; k, v; gate, up, gated; roots.
+        2 * self.hidden
+            + self.hidden.div_ceil(2)
+            + self.q
+            + 3 * self.q.div_ceil(2)
+            + 2 * self.kv
+            + 2 * self.ffn
+            + self.ffn.div_ceil(2)
+            + self.roots
+    }
+}
+
+fn logit_rows(tokens: usize) -> usize {
+    tokens.min(LOGIT_ROWS)
+}
+
+impl Workspace {
+    /// Room for `tokens` tokens, whose angles turn by `frequencies`.
+    pub(crate) fn new(shape: &Shape, programs: &Programs, frequencies: Vec<f64>, tokens: usize) -> Self {
+        let widths = Widths::of(shape, programs);
+        let floats = |width: usize| vec![0.0f32; tokens * width];
+        let pairs = |width: usize| vec![0u32; tokens * width.div_ceil(2)];
+        Self {
+            residual: floats(widths.hidden),
+            normed: pairs(widths.hidden),
+            q: floats(widths.q),
+            k: floats(widths.kv),
+            v: floats(widths.kv),
+            queries: [pairs(widths.q), pairs(widths.q)],
+            attended: pairs(widths.q),
+            gate: floats(widths.ffn),
+            up: floats(widths.ffn),
+            gated: pairs(widths.ffn),
+            roots: floats(widths.roots),
+            sum: floats(widths.hidden),
+            rope: Rope::new(frequencies, tokens),
+            logits: vec![0.0; logit_rows(tokens) * shape.vocab_width()],
+        }
+    }
+
+    /// Bytes of activations and of the buffers for exchanges, as [`Self::new`] and the collective allocate them.
+    pub(crate) fn bytes(shape: &Shape, programs: &Programs, tokens: usize) -> usize {
+        let widths = Widths::of(shape, programs);
+        let sums = [&programs.attention, &programs.ffn];
+        let buffers =
+            sums.map(|sum| Collective::buffer_bytes(&sum.reduction, shape.index, tokens * shape.hidden));
+        tokens * widths.per_token() * size_of::<f32>() + buffers[0].max(buffers[1])
+    }
+
+    /// Bytes of logits, and of the hidden states of the sampled positions of every step in flight.
+    pub(crate) fn logit_bytes(shape: &Shape, spec: &FormSpec) -> usize {
+        let tokens = spec.max_batched_tokens as usize;
+        let states = spec.steps_in_flight as usize * tokens * shape.hidden * size_of::<u16>();
+        logit_rows(tokens) * shape.vocab_width() * size_of::<f32>() + states
+    }
+
+    /// What the buffers of this value take, without those of exchanges.
+    #[cfg(test)]
+    pub(crate) fn allocated(&self) -> (usize, usize, usize) {
+        let floats = [
+            &self.residual,
+            &self.q,
+            &self.k,
+            &self.v,
+            &self.gate,
+            &self.up,
+            &self.roots,
+            &self.sum,
+        ];
+        let pairs = [
+            &self.normed,
+            &self.queries[0],
+            &self.queries[1],
+            &self.attended,
+            &self.gated,
+        ];
+        let of_floats: usize = floats.iter().map(|all| all.len()).sum();
+        let of_pairs: usize = pairs.iter().map(|all| all.len()).sum();
+        (
+            4 * (of_floats + of_pairs),
+            4 * self.logits.len(),
+            self.rope.allocated(),
+        )
+    }
+}

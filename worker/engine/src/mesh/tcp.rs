@@ -1,0 +1,146 @@
+//! The mesh over TCP links.
+
+use std::os::fd::{BorrowedFd, OwnedFd};
+use std::sync::Arc;
+use std::time::Instant;
+
+use super::contract::{Abort, Label, Mesh, MeshError, Transfer, Wait};
+use super::data_link::DataLink;
+use super::exchange::{Context, exchange, say_goodbye};
+use super::socket::EraAbort;
+use super::{Topology, files};
+use crate::step::Era;
+
+/// One link to each other rank. See [`Mesh`].
+#[derive(Debug)]
+pub struct TcpMesh {
+    rank: u32,
+    topology: Topology,
+    era: Era,
+    /// In rank order, without this rank.
+    links: Vec<DataLink>,
+    abort: Arc<EraAbort>,
+    failed: Option<MeshError>,
+}
+
+impl TcpMesh {
+    /// A mesh over one link to each other rank, in any order.
+    ///
+    /// # Errors
+    /// [`MeshError::Protocol`] when the links are not exactly one to each other rank.
+    pub fn new(
+        rank: u32,
+        topology: Topology,
+        era: Era,
+        mut links: Vec<DataLink>,
+        abort: Arc<EraAbort>,
+    ) -> Result<Self, MeshError> {
+        links.sort_by_key(DataLink::peer);
+        let (world, peers) = (topology.ranks(), links.iter().map(DataLink::peer));
+        if rank >= world || !peers.clone().eq((0..world).filter(|peer| *peer != rank)) {
+            let reason = format!(
+                "rank {rank} of {world} has links to {:?}",
+                peers.collect::<Vec<_>>()
+            );
+            return Err(MeshError::Protocol { rank, reason });
+        }
+        Ok(Self {
+            rank,
+            topology,
+            era,
+            links,
+            abort,
+            failed: None,
+        })
+    }
+
+    /// The mesh of a rank that is alone in its group.
+    #[must_use]
+    pub fn alone(era: Era) -> Self {
+        Self {
+            rank: 0,
+            topology: Topology {
+                tensor: 1,
+                pipeline: 1,
+            },
+            era,
+            links: Vec::new(),
+            abort: Arc::default(),
+            failed: None,
+        }
+    }
+
+    /// After an error every later call fails the same way, and the peers are told whom to blame.
+    fn ended<T>(&mut self, step: u64, done: Result<T, MeshError>) -> Result<T, MeshError> {
+        if let Err(error) = &done {
+            say_goodbye(&self.links, self.era, step, error);
+            self.failed = Some(error.clone());
+        }
+        done
+    }
+
+    fn local(&self, peer: u32) -> Result<(), MeshError> {
+        match &self.failed {
+            Some(error) => Err(error.clone()),
+            None if !self.is_local(peer) => Err(MeshError::NotLocal { rank: peer }),
+            None => Ok(()),
+        }
+    }
+}
+
+impl Mesh for TcpMesh {
+    fn topology(&self) -> Topology {
+        self.topology
+    }
+
+    fn rank(&self) -> u32 {
+        self.rank
+    }
+
+    fn era(&self) -> Era {
+        self.era
+    }
+
+    fn is_local(&self, peer: u32) -> bool {
+        self.links
+            .iter()
+            .any(|link| link.peer() == peer && link.is_local())
+    }
+
+    fn exchange(&mut self, label: Label, frames: &mut [Transfer<'_>], wait: Wait) -> Result<(), MeshError> {
+        if let Some(error) = &self.failed {
+            return Err(error.clone());
+        }
+        let context = Context {
+            label,
+            era: self.era,
+            wait,
+            start: Instant::now(),
+            abort: &self.abort,
+        };
+        let done = exchange(context, &mut self.links, frames);
+        self.ended(label.step, done)
+    }
+
+    fn send_files(&mut self, peer: u32, files: &[BorrowedFd<'_>], until: Instant) -> Result<(), MeshError> {
+        self.local(peer)?;
+        let done = files::send(self, peer, files, until);
+        self.ended(0, done)
+    }
+
+    fn receive_files(&mut self, peer: u32, count: usize, until: Instant) -> Result<Vec<OwnedFd>, MeshError> {
+        self.local(peer)?;
+        let done = files::receive(self, peer, count, until);
+        self.ended(0, done)
+    }
+
+    fn abort_handle(&self) -> Arc<dyn Abort> {
+        self.abort.clone()
+    }
+}
+
+impl TcpMesh {
+    pub(super) fn is_aborted(&self) -> bool {
+        self.abort.is_aborted()
+    }
+}

@@ -1,0 +1,58 @@
+//! The leader's end of the link to one member.
+
+use std::cell::OnceCell;
+use std::sync::Arc;
+use std::sync::mpsc::Sender;
+use std::time::Duration;
+
+use crate::mesh::{ControlLink, MeshError, Message};
+use crate::runtime::member::link::Incoming;
+use crate::step::Era;
+
+/// How the leader reaches a member. What the member says comes as [`crate::runtime::input::Input`].
+pub(in crate::runtime) enum LeaderLink {
+    /// A thread of this process.
+    Local(Sender<Incoming>),
+    /// Over the network.
+    Remote(Arc<ControlLink>),
+}
+
+/// Messages for all members, which are encoded once, and not at all where all members are in this process.
+pub(in crate::runtime) struct Outgoing {
+    era: Era,
+    messages: Vec<(u64, Message)>,
+    bytes: OnceCell<Vec<u8>>,
+}
+
+impl Outgoing {
+    pub(in crate::runtime) fn new(era: Era, messages: Vec<(u64, Message)>) -> Self {
+        Self {
+            era,
+            messages,
+            bytes: OnceCell::new(),
+        }
+    }
+
+    fn bytes(&self) -> Result<&[u8], MeshError> {
+        if let Some(bytes) = self.bytes.get() {
+            return Ok(bytes);
+        }
+        let bytes = ControlLink::encode(self.era, &self.messages)?;
+        Ok(self.bytes.get_or_init(|| bytes))
+    }
+}
+
+impl LeaderLink {
+    pub(super) fn send(&self, outgoing: &Outgoing, wait: Duration) -> Result<(), MeshError> {
+        match self {
+            Self::Local(member) => {
+                for message in &outgoing.messages {
+                    // A member that ended has said why, or will have.
+                    let _ = member.send(Ok(message.clone()));
+                }
+                Ok(())
+            }
+            Self::Remote(link) => link.send_bytes(outgoing.bytes()?, wait),
+        }
+    }
+}

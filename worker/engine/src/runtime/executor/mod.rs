@@ -1,0 +1,201 @@
+//! The leader's way to all members of an era: plans and late values go out, answers come back, and a member that stands
+//! still is found.
+//!
+//! | module | what it is |
+//! |---|---|
+//! | [`link`] | the leader's end of the link to one member |
+//! | [`answers`] | what the members have answered to one step |
+//! | [`stall`] | who is owed for, and since when nothing has moved |
+
+mod answers;
+mod link;
+mod stall;
+
+use std::collections::VecDeque;
+use std::time::{Duration, Instant};
+
+use answers::StepAnswers;
+pub(super) use link::{LeaderLink, Outgoing};
+use stall::Movement;
+
+use crate::mesh::{MeshError, Message, Setup};
+use crate::step::{Era, Late, LogitShard, Plan, StepOutput};
+
+/// How long members may be silent.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Patience {
+    /// While they compute, and how long one waits for a full socket.
+    pub(super) stall: Duration,
+    /// While they form.
+    pub(super) form: Duration,
+    /// A member that computes says that it moves at least this often.
+    pub(super) progress: Duration,
+}
+
+/// See the module's description.
+pub(super) struct Executor {
+    era: Era,
+    /// In rank order.
+    links: Vec<LeaderLink>,
+    /// KV blocks of each rank, as far as it is ready.
+    blocks: Vec<Option<u32>>,
+    /// Submitted and not released, oldest first.
+    steps: VecDeque<StepAnswers>,
+    /// Steps whose release has not been told yet; that travels with the next message.
+    released: Vec<u64>,
+    patience: Patience,
+    movement: Movement,
+    spoke_at: Instant,
+}
+
+impl Executor {
+    /// All links of an era, in rank order.
+    pub(super) fn new(era: Era, links: Vec<LeaderLink>, patience: Patience, now: Instant) -> Self {
+        Self {
+            era,
+            blocks: vec![None; links.len()],
+            movement: Movement::new(links.len(), now),
+            links,
+            steps: VecDeque::new(),
+            released: Vec::new(),
+            patience,
+            spoke_at: now,
+        }
+    }
+
+    /// Tell all members to form.
+    pub(super) fn form(&mut self, setup: Setup, now: Instant) -> Result<(), MeshError> {
+        self.send(vec![(0, Message::Setup(setup))], now)
+    }
+
+    /// KV blocks that every member has, once all are ready.
+    pub(super) fn capacity(&self) -> Option<u32> {
+        self.blocks
+            .iter()
+            .copied()
+            .try_fold(u32::MAX, |least, blocks| Some(least.min(blocks?)))
+    }
+
+    /// Let all members execute a plan.
+    pub(super) fn submit(&mut self, plan: Plan, now: Instant) -> Result<(), MeshError> {
+        if self.steps.iter().all(StepAnswers::is_complete) {
+            // Nobody was owed for until now.
+            self.movement.moved(now);
+        }
+        self.steps
+            .push_back(StepAnswers::new(plan.step, self.links.len()));
+        self.send(vec![(plan.step, Message::Plan(plan))], now)
+    }
+
+    /// Give submitted steps their late values.
+    pub(super) fn late(&mut self, values: Vec<(u64, Late)>, now: Instant) -> Result<(), MeshError> {
+        let messages = values.into_iter().map(|(step, late)| (step, Message::Late(late)));
+        let messages: Vec<_> = messages.collect();
+        if messages.is_empty() {
+            return Ok(());
+        }
+        self.send(messages, now)
+    }
+
+    /// The answers of all members to a step, in rank order, once all are there. Given once.
+    pub(super) fn outputs(&mut self, step: u64) -> Option<Vec<StepOutput>> {
+        self.step(step)?.take_outputs()
+    }
+
+    /// Ask all members for their part of the logits of a position.
+    pub(super) fn fetch(&mut self, step: u64, row: u32, offset: u32, now: Instant) -> Result<(), MeshError> {
+        let members = self.links.len();
+        if let Some(answers) = self.step(step) {
+            answers.expect_row((row, offset), members);
+        }
+        self.movement.moved(now);
+        self.send(vec![(step, Message::Fetch { row, offset })], now)
+    }
+
+    /// The parts of all members, in rank order, once all are there. Given once.
+    pub(super) fn shards(&mut self, step: u64, row: u32, offset: u32) -> Option<Vec<LogitShard>> {
+        self.step(step)?.take_row((row, offset))
+    }
+
+    /// Nothing of the oldest step will be fetched any more. Members hear of it with the next message.
+    pub(super) fn release(&mut self, step: u64) {
+        self.steps.retain(|answers| answers.number != step);
+        self.released.push(step);
+    }
+
+    /// The group is drained: members end. Who does not hear it is ended from outside.
+    pub(super) fn leave(&mut self, now: Instant) {
+        let _ = self.send(vec![(0, Message::Leave)], now);
+    }
+
+    /// A member says something.
+    pub(super) fn receive(
+        &mut self,
+        rank: u32,
+        step: u64,
+        message: Message,
+        now: Instant,
+    ) -> Result<(), MeshError> {
+        self.movement.moved(now);
+        let at = rank as usize;
+        let answers = self.steps.iter_mut().find(|answers| answers.number == step);
+        match (message, answers) {
+            (Message::Forming(_), _) => Ok(()),
+            (Message::Ready { blocks }, _) if self.blocks[at].is_none() => {
+                self.blocks[at] = Some(blocks);
+                Ok(())
+            }
+            (Message::Progress { layers }, _) => {
+                self.movement.progressed(at, layers);
+                Ok(())
+            }
+            (Message::Output(output), Some(answers)) => answers.output(rank, output),
+            (Message::Row { row, offset, shard }, Some(answers)) => answers.row(rank, (row, offset), shard),
+            (Message::Failed(failure), _) => Err(failure.blame(rank)),
+            (message, _) => Err(message.out_of_place(rank, step)),
+        }
+    }
+
+    /// Say that the leader is there, where it was silent for a while, and look for a member that stands still.
+    pub(super) fn check(&mut self, now: Instant) -> Result<(), MeshError> {
+        if now.duration_since(self.spoke_at) >= self.patience.progress {
+            self.send(vec![(0, Message::Alive)], now)?;
+        }
+        let (owing, limit) = self.owing();
+        self.movement.check(&owing, limit, self.patience.stall, now)
+    }
+
+    /// When [`Self::check`] is to be called at the latest.
+    pub(super) fn check_at(&self) -> Instant {
+        self.spoke_at + self.patience.progress
+    }
+
+    /// The ranks that are waited for, and how long nothing may move then.
+    fn owing(&self) -> (Vec<usize>, Duration) {
+        let ready = |rank: &usize| self.blocks[*rank].is_some();
+        let forming: Vec<usize> = (0..self.links.len()).filter(|rank| !ready(rank)).collect();
+        if !forming.is_empty() {
+            return (forming, self.patience.form);
+        }
+        let owing = self.steps.iter().find(|answers| !answers.is_complete());
+        // A member that moves says so only now and then, and the members themselves find a stalled peer a little sooner
+        // and know better who it is.
+        let limit = self.patience.stall + self.patience.progress;
+        (owing.map(StepAnswers::missing).unwrap_or_default(), limit)
+    }
+
+    fn step(&mut self, step: u64) -> Option<&mut StepAnswers> {
+        self.steps.iter_mut().find(|answers| answers.number == step)
+    }
+
+    fn send(&mut self, messages: Vec<(u64, Message)>, now: Instant) -> Result<(), MeshError> {
+        let released = self.released.drain(..).map(|step| (step, Message::Release));
+        let outgoing = Outgoing::new(self.era, released.chain(messages).collect());
+        self.spoke_at = now;
+        // This rank's own compute last: it would take the processor that the others' messages need.
+        for link in self.links.iter().rev() {
+            link.send(&outgoing, self.patience.stall)?;
+        }
+        Ok(())
+    }
+}

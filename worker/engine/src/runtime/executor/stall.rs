@@ -1,0 +1,80 @@
+//! Who is owed for, and since when nothing has moved.
+
+use std::time::{Duration, Instant};
+
+use crate::mesh::MeshError;
+
+/// What is known about the members' progress.
+pub(super) struct Movement {
+    /// When a member last said anything, or was given something to do after a rest.
+    at: Instant,
+    /// Layers of this era, by rank, as they told.
+    layers: Vec<u64>,
+}
+
+impl Movement {
+    pub(super) fn new(members: usize, now: Instant) -> Self {
+        Self {
+            at: now,
+            layers: vec![0; members],
+        }
+    }
+
+    pub(super) fn moved(&mut self, now: Instant) {
+        self.at = now;
+    }
+
+    pub(super) fn progressed(&mut self, rank: usize, layers: u64) {
+        self.layers[rank] = layers;
+    }
+
+    /// Whether nothing has moved for `limit` although the ranks `owing` are waited for. The one with the fewest layers
+    /// is to blame: others wait for it inside the step.
+    pub(super) fn check(
+        &self,
+        owing: &[usize],
+        limit: Duration,
+        stall: Duration,
+        now: Instant,
+    ) -> Result<(), MeshError> {
+        if now.duration_since(self.at) < limit {
+            return Ok(());
+        }
+        match owing.iter().min_by_key(|rank| self.layers[**rank]) {
+            None => Ok(()),
+            Some(rank) => Err(MeshError::Deadline {
+                rank: u32::try_from(*rank).unwrap_or(u32::MAX),
+                millis: u64::try_from(stall.min(limit).as_millis()).unwrap_or(u64::MAX),
+            }),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_slow_step_is_not_a_hang_and_the_last_one_is_to_blame() {
+        let start = Instant::now();
+        let after = |seconds| start + Duration::from_secs(seconds);
+        let limit = Duration::from_secs(30);
+        let check = |movement: &Movement, owing: &[usize], seconds| {
+            movement.check(owing, limit, limit, after(seconds))
+        };
+        let mut movement = Movement::new(3, start);
+        // Hours of a step, while layers move.
+        for minute in 1..100 {
+            assert_eq!(check(&movement, &[0, 1, 2], minute * 20), Ok(()));
+            movement.progressed(0, minute);
+            movement.moved(after(minute * 20));
+        }
+        movement.progressed(1, 7);
+        movement.progressed(2, 9);
+        assert_eq!(check(&movement, &[0, 1, 2], 2009), Ok(()));
+        let blamed = |rank| Err(MeshError::Deadline { rank, millis: 30_000 });
+        assert_eq!(check(&movement, &[0, 1, 2], 2010), blamed(1));
+        assert_eq!(check(&movement, &[0, 2], 2010), blamed(2));
+        assert_eq!(check(&movement, &[], 2010), Ok(()), "an idle group owes nothing");
+    }
+}

@@ -1,0 +1,150 @@
+//! Rank 0 reaches everybody.
+
+use std::net::TcpStream;
+use std::sync::Arc;
+use std::time::Duration;
+
+use crate::mesh::dial::{DialError, dial};
+use crate::mesh::hello::{Identity, LinkKind, RefusalCode};
+use crate::mesh::socket::is_closed;
+use crate::mesh::{ControlLink, DataLink, EraAbort, Membership};
+use crate::step::Era;
+
+/// Rank 0's links of an era that is being connected.
+pub(super) struct Dialling {
+    membership: Arc<Membership>,
+    identity: Identity,
+    era: Era,
+    abort: Arc<EraAbort>,
+    dial_timeout: Duration,
+    plans: Vec<Option<TcpStream>>,
+}
+
+/// How an attempt to reach everybody went.
+pub(super) enum Reached {
+    /// All plan and data links are there, in rank order.
+    All(Vec<ControlLink>, Vec<DataLink>),
+    /// Somebody is missing, as the sentence says. Try again after a while.
+    Missing(String),
+    /// This era cannot come about; the next needs an epoch above this one.
+    Over { epoch: u64, rank: u32, why: String },
+    /// The others belong to a later generation, which this rank has not been told.
+    Superseded { rank: u32, why: String },
+}
+
+impl Dialling {
+    pub(super) fn new(
+        membership: Arc<Membership>,
+        identity: Identity,
+        era: Era,
+        abort: Arc<EraAbort>,
+        dial_timeout: Duration,
+    ) -> Self {
+        let others = membership.members.len().saturating_sub(1);
+        Self {
+            membership,
+            identity,
+            era,
+            abort,
+            dial_timeout,
+            plans: (0..others).map(|_| None).collect(),
+        }
+    }
+
+    /// Dial everybody who is missing, once.
+    pub(super) fn attempt(&mut self) -> Reached {
+        let mut missing = Vec::new();
+        for (rank, plan) in (1..).zip(&mut self.plans) {
+            match plan {
+                Some(stream) if is_closed(stream) => {
+                    let why = format!("rank {rank} went away while the others were connected");
+                    return Reached::Over {
+                        epoch: self.era.epoch,
+                        rank,
+                        why,
+                    };
+                }
+                Some(_) => {}
+                None => match self.membership.members.get(rank as usize) {
+                    None => missing.push(format!("rank {rank} has no address")),
+                    Some(address) => {
+                        let hello = self.identity.hello(self.era, rank, LinkKind::Plan);
+                        match dial(*address, &hello, &self.membership.key, self.dial_timeout) {
+                            Ok(stream) => *plan = Some(stream),
+                            Err(error) => match refused_for_good(rank, &error, self.era) {
+                                Some(over) => return over,
+                                None => missing.push(error.to_string()),
+                            },
+                        }
+                    }
+                },
+            }
+            if self.abort.is_aborted() {
+                return Reached::Over {
+                    epoch: self.era.epoch,
+                    rank,
+                    why: "interrupted".into(),
+                };
+            }
+        }
+        if missing.is_empty() {
+            self.data_links()
+        } else {
+            Reached::Missing(missing.join("; "))
+        }
+    }
+
+    fn data_links(&mut self) -> Reached {
+        let over = |rank, why: String| Reached::Over {
+            epoch: self.era.epoch,
+            rank,
+            why,
+        };
+        let mut data = Vec::new();
+        for (rank, address) in (0..).zip(&self.membership.members).skip(1) {
+            let hello = self.identity.hello(self.era, rank, LinkKind::Data);
+            match dial(*address, &hello, &self.membership.key, self.dial_timeout) {
+                Ok(stream) => data.push(DataLink::new(stream, rank)),
+                Err(error) => {
+                    let refused = refused_for_good(rank, &error, self.era);
+                    return refused.unwrap_or_else(|| over(rank, error.to_string()));
+                }
+            }
+        }
+        let mut plans = Vec::new();
+        for (rank, stream) in (1..).zip(self.plans.iter_mut().filter_map(Option::take)) {
+            if let Err(error) = self.abort.watch(&stream) {
+                return over(rank, error.to_string());
+            }
+            plans.push(ControlLink::new(stream, rank, self.era, Arc::clone(&self.abort)));
+        }
+        for link in &data {
+            if let Err(error) = link.watch(&self.abort) {
+                return over(link.peer(), error.to_string());
+            }
+        }
+        Reached::All(plans, data)
+    }
+}
+
+/// Whether a refusal means that this era can never be connected.
+fn refused_for_good(rank: u32, error: &DialError, era: Era) -> Option<Reached> {
+    let DialError::Refused {
+        code: RefusalCode::OldEra | RefusalCode::Duplicate,
+        latest,
+        ..
+    } = error
+    else {
+        return None;
+    };
+    let why = error.to_string();
+    if latest.generation > era.generation {
+        return Some(Reached::Superseded { rank, why });
+    }
+    let epoch = if latest.generation == era.generation {
+        latest.epoch.max(era.epoch)
+    } else {
+        era.epoch
+    };
+    Some(Reached::Over { epoch, rank, why })
+}

@@ -1,0 +1,122 @@
+//! The loop of one era.
+
+use std::sync::mpsc;
+use std::time::{Duration, Instant};
+
+use super::link::MemberLink;
+use super::steps::{MemberSteps, Taken};
+use super::watch::watch;
+use crate::backend::{Backend, BackendError};
+use crate::mesh::{Failure, Mesh, MeshError, Message, Setup};
+use crate::runtime::config::RankConfig;
+use crate::runtime::state::{Phase, StateWatch};
+
+/// How long a backend that computes by itself is waited for before messages are looked at again.
+const LOOK: Duration = Duration::from_millis(5);
+
+/// What a member needs for one era.
+pub(in crate::runtime) struct MemberEra<'a> {
+    pub(in crate::runtime) config: &'a RankConfig,
+    pub(in crate::runtime) state: &'a StateWatch,
+    pub(in crate::runtime) link: MemberLink,
+}
+
+/// Form with the peers of `mesh` and execute plans until the leader leaves. The backend is dissolved afterwards. The
+/// leader is told of a failure.
+pub(in crate::runtime) fn serve_era<B: Backend>(
+    backend: &mut B,
+    mesh: Box<dyn Mesh>,
+    era: &MemberEra<'_>,
+) -> Result<(), BackendError> {
+    let progress = backend.progress();
+    progress.stop(false);
+    let (running, ended) = mpsc::channel();
+    let served = std::thread::scope(|scope| {
+        let reports = era.link.reports.clone();
+        let (state, pause) = (era.state, era.config.progress_pause());
+        let progress = &progress;
+        scope.spawn(move || watch(progress, state, &reports, &ended, pause));
+        let served = era.form(backend, mesh).and_then(|()| era.serve(backend));
+        drop(running);
+        served
+    });
+    backend.dissolve();
+    if let Err(error) = &served
+        && !matches!(error, BackendError::Lost(MeshError::Aborted))
+    {
+        // So that the leader knows more than that a connection is gone.
+        let _ = era.link.reports.send(0, Message::Failed(Failure::from(error)));
+    }
+    served
+}
+
+impl MemberEra<'_> {
+    fn leads(&self) -> bool {
+        self.config.rank == 0
+    }
+
+    fn form<B: Backend>(&self, backend: &mut B, mesh: Box<dyn Mesh>) -> Result<(), BackendError> {
+        let setup = self.setup()?;
+        let era = mesh.era();
+        if !self.leads() {
+            self.state.enter_era(era);
+            self.state.phase(Phase::Warming, "");
+        }
+        let mut report = |what: &str| {
+            if !self.leads() {
+                self.state.explain(what);
+            }
+            // A link that is gone is found by the next wait.
+            let _ = self.link.reports.send(0, Message::Forming(what.to_owned()));
+        };
+        let capacity = backend.form(&self.config.form_spec(era, setup), mesh, &mut report)?;
+        if !self.leads() {
+            self.state.update(|state| state.kv_blocks = capacity.blocks);
+        }
+        let blocks = capacity.blocks;
+        Ok(self.link.reports.send(0, Message::Ready { blocks })?)
+    }
+
+    /// The limits, once rank 0 has reached everybody.
+    fn setup(&self) -> Result<Setup, MeshError> {
+        loop {
+            match self.link.receive(self.config.form_timeout)? {
+                (_, Message::Setup(setup)) => return Ok(setup),
+                (_, Message::Alive) => {}
+                (step, message) => return Err(message.out_of_place(0, step)),
+            }
+        }
+    }
+
+    fn serve<B: Backend>(&self, backend: &mut B) -> Result<(), BackendError> {
+        let mut steps = MemberSteps::default();
+        let mut entered = 0;
+        loop {
+            let message = if steps.can_advance() {
+                self.link.try_receive()?
+            } else {
+                Some(self.link.receive(self.config.stall_timeout)?)
+            };
+            if let Some((step, message)) = message {
+                match steps.take(backend, step, message)? {
+                    Taken::Nothing => {}
+                    Taken::Answer(answer) => self.link.reports.send(step, answer)?,
+                    Taken::Leave => return Ok(()),
+                }
+                continue;
+            }
+            if let Some(step) = steps.computing()
+                && step > entered
+            {
+                entered = step;
+                self.state.entered(step);
+            }
+            if let Some((step, output)) = steps.advance(backend, Instant::now() + LOOK)? {
+                self.link.reports.send(step, Message::Output(output))?;
+                if !self.leads() {
+                    self.state.completed(step, Phase::Serving);
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,256 @@
+//! What is computed next, and what comes of it: requests become steps, answers become tokens.
+//!
+//! Up to `depth` steps are in flight. While one computes, the next one is planned and sent with the tokens that the first
+//! one samples left open; when the answers are there, those tokens are sent first, and clients hear of theirs after that.
+//!
+//! | module | what it is |
+//! |---|---|
+//! | [`requests`] | requests that are not finished: clients, sampling, ends |
+//! | [`step`] | one step in flight and what its rows belong to |
+//! | [`merge`] | tokens from the answers of all ranks |
+//! | [`finish`] | the end of a step: late values for the next, then events for clients |
+
+mod finish;
+mod merge;
+mod requests;
+mod step;
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+pub(super) use requests::Requests;
+use step::PlannedStep;
+
+use super::executor::Executor;
+use super::load::LoadCell;
+use super::queue::QueueGauge;
+use super::request::{EventSink, FailureKind, GenerationRequest};
+use crate::mesh::MeshError;
+use crate::schedule::{Batch, Limits, Scheduler, SequenceId, StepBudget};
+use crate::step::{Era, Late, Plan};
+
+/// See the module's description. Outlives eras.
+pub(super) struct Planner {
+    scheduler: Scheduler,
+    requests: Requests,
+    budget: StepBudget,
+    load: Arc<LoadCell>,
+    queue: Arc<QueueGauge>,
+    era: Era,
+    depth: usize,
+    /// In flight, oldest first.
+    steps: VecDeque<PlannedStep>,
+    /// Number of the last step that was sent.
+    last: u64,
+    /// When the last step of this era ended.
+    ended_at: Option<Instant>,
+}
+
+impl Planner {
+    /// No request yet, and no era. `target` is how long a step should take at most.
+    pub(super) fn new(
+        limits: Limits,
+        depth: u32,
+        target: Duration,
+        load: Arc<LoadCell>,
+        queue: Arc<QueueGauge>,
+    ) -> Self {
+        Self {
+            scheduler: Scheduler::new(limits),
+            requests: Requests::new(Arc::clone(&load), Arc::clone(&queue)),
+            budget: StepBudget::new(target, limits.max_batched_tokens),
+            load,
+            queue,
+            era: Era::default(),
+            depth: depth.max(1) as usize,
+            steps: VecDeque::new(),
+            last: 0,
+            ended_at: None,
+        }
+    }
+
+    /// Queue a request, or tell its client why not.
+    pub(super) fn submit(
+        &mut self,
+        id: SequenceId,
+        request: GenerationRequest,
+        sink: EventSink,
+        at: Instant,
+    ) {
+        self.requests.submit(&mut self.scheduler, id, request, sink, at);
+        self.show();
+    }
+
+    /// A client went away or changed its mind.
+    pub(super) fn cancel(
+        &mut self,
+        id: SequenceId,
+        executor: Option<&mut Executor>,
+        now: Instant,
+    ) -> Result<(), MeshError> {
+        if !self.requests.contains(id) {
+            return Ok(());
+        }
+        let history = self.scheduler.remove(id);
+        self.show();
+        self.requests.cancelled(id, history);
+        let cancels = self.cancel_rows(&[id]);
+        match executor {
+            Some(executor) => executor.late(cancels, now),
+            None => Ok(()),
+        }
+    }
+
+    /// No request goes on here; another leader can take them.
+    pub(super) fn fail_all(&mut self, message: &str) {
+        for id in self.requests.ids() {
+            self.scheduler.remove(id);
+            self.requests
+                .failed(id, FailureKind::Unavailable, message.to_owned());
+        }
+        self.show();
+    }
+
+    /// An era has formed with these limits: everything is computed again. Requests that the group cannot hold any more
+    /// fail.
+    pub(super) fn enter(&mut self, era: Era, limits: Limits) {
+        self.leave();
+        self.era = era;
+        for (sequence, refusal) in self.scheduler.requeue_all(limits) {
+            self.requests
+                .failed(sequence.id, FailureKind::Invalid, refusal.to_string());
+        }
+        self.show();
+    }
+
+    /// The era ended, and with it all steps in flight. Histories stay.
+    pub(super) fn leave(&mut self) {
+        self.steps.clear();
+        self.last = 0;
+        self.ended_at = None;
+        let limits = *self.scheduler.limits();
+        // The limits are the same, so nothing is refused.
+        self.scheduler.requeue_all(limits);
+        self.show();
+    }
+
+    /// Do all that can be done now: merge answers, plan and send steps. Returns the number of the last step that ended.
+    pub(super) fn advance(
+        &mut self,
+        executor: &mut Executor,
+        now: impl Fn() -> Instant,
+    ) -> Result<Option<u64>, MeshError> {
+        let mut ended = None;
+        self.plan_ahead(executor, now())?;
+        while let Some(number) = self.merge_next(executor, &now)? {
+            ended = Some(number);
+            self.plan_ahead(executor, now())?;
+        }
+        Ok(ended)
+    }
+
+    fn plan_ahead(&mut self, executor: &mut Executor, now: Instant) -> Result<(), MeshError> {
+        let mut planned = false;
+        while self.steps.len() < self.depth
+            && let Some(batch) = self.scheduler.batch(self.budget.tokens())
+        {
+            self.requests.admitted(&batch.admitted);
+            self.send(batch, executor, now)?;
+            planned = true;
+        }
+        if planned {
+            self.show();
+        }
+        Ok(())
+    }
+
+    /// Send a step without rows, which passes through all ranks and tells them of freed slots.
+    pub(super) fn heartbeat(&mut self, executor: &mut Executor, now: Instant) -> Result<(), MeshError> {
+        let batch = self.scheduler.heartbeat();
+        self.send(batch, executor, now)
+    }
+
+    fn send(&mut self, batch: Batch, executor: &mut Executor, now: Instant) -> Result<(), MeshError> {
+        self.last += 1;
+        let step = PlannedStep::new(self.last, &batch, &self.requests, now);
+        let plan = Plan {
+            era: self.era,
+            step: self.last,
+            micro_batch: 0,
+            rows: batch.rows,
+            blocks: batch.blocks,
+            late_tokens: step.late_tokens(),
+            late_sampling: step.sampling_due,
+            state_hash: batch.state_hash,
+        };
+        executor.submit(plan, now)?;
+        self.steps.push_back(step);
+        if let Some(step) = self.steps.back_mut()
+            && step.late.is_empty()
+            && let Some(sampling) = step.sampling(&self.requests)
+        {
+            executor.late(vec![(step.number, sampling)], now)?;
+        }
+        Ok(())
+    }
+
+    /// Nobody wants the rows of these sequences any more. Returns what members are to be told.
+    fn cancel_rows(&mut self, ids: &[SequenceId]) -> Vec<(u64, Late)> {
+        let mut cancels = Vec::new();
+        for step in &mut self.steps {
+            let rows = step.cancel(ids);
+            if !rows.is_empty() {
+                cancels.push((step.number, Late::Cancel(rows)));
+            }
+        }
+        cancels
+    }
+
+    /// Whether no step is in flight.
+    pub(super) fn is_resting(&self) -> bool {
+        self.steps.is_empty()
+    }
+
+    /// When the last step of this era ended.
+    pub(super) fn ended_at(&self) -> Option<Instant> {
+        self.ended_at
+    }
+
+    /// Whether no request is left.
+    pub(super) fn is_idle(&self) -> bool {
+        self.requests.is_empty()
+    }
+
+    /// Renew the figures about the queue.
+    pub(super) fn show(&self) {
+        let count = |n: usize| u32::try_from(n).unwrap_or(u32::MAX);
+        self.load.update(|figures| {
+            figures.running = count(self.scheduler.running());
+            figures.waiting = count(self.scheduler.waiting());
+            figures.kv = self.scheduler.kv_blocks();
+        });
+    }
+
+    /// Rows that the oldest step in flight samples.
+    #[cfg(test)]
+    pub(super) fn sampled_rows(&self) -> Vec<u32> {
+        let rows = self.steps.front().map_or(&[][..], |step| &step.rows);
+        (0..)
+            .zip(rows)
+            .filter(|(_, row)| row.samples)
+            .map(|(index, _)| index)
+            .collect()
+    }
+
+    /// When the oldest step in flight had all that it needed to begin.
+    #[cfg(test)]
+    pub(super) fn late_sent_at(&self) -> Option<Instant> {
+        self.steps.front().map(|step| step.began)
+    }
+
+    #[cfg(test)]
+    pub(super) fn scheduler(&self) -> &Scheduler {
+        &self.scheduler
+    }
+}

@@ -1,0 +1,278 @@
+//! Requests that are not finished: their clients, what sampling needs of their history, and why they end.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Instant;
+
+use crate::runtime::load::LoadCell;
+use crate::runtime::queue::QueueGauge;
+use crate::runtime::request::{Event, EventSink, FailureKind, FinishReason, GenerationRequest};
+use crate::sampling::{Sampled, SamplingParams, TokenCounts};
+use crate::schedule::{Scheduler, Sequence, SequenceId};
+
+struct Request {
+    sink: EventSink,
+    sampling: SamplingParams,
+    stop_tokens: Vec<u32>,
+    counts: TokenCounts,
+    prompt_tokens: u32,
+    /// Tokens that count in the queue, until it is admitted first.
+    queued: Option<u64>,
+    /// Submission, then each token.
+    last_at: Instant,
+    first_token_sent: bool,
+}
+
+/// What a client is to hear after a step.
+pub(in crate::runtime) struct Publication {
+    sequence: SequenceId,
+    /// The token, unless it is a stop token.
+    token: Option<Event>,
+    end: Option<Event>,
+}
+
+impl Publication {
+    /// The model's output is unusable for this request.
+    pub(super) fn broken(sequence: SequenceId, message: String) -> Self {
+        Self {
+            sequence,
+            token: None,
+            end: Some(Event::Failed {
+                kind: FailureKind::Internal,
+                message,
+            }),
+        }
+    }
+
+    pub(super) fn sequence(&self) -> SequenceId {
+        self.sequence
+    }
+
+    pub(super) fn ends(&self) -> bool {
+        self.end.is_some()
+    }
+}
+
+pub(in crate::runtime) struct Requests {
+    open: BTreeMap<SequenceId, Request>,
+    load: Arc<LoadCell>,
+    queue: Arc<QueueGauge>,
+}
+
+impl Requests {
+    pub(super) fn new(load: Arc<LoadCell>, queue: Arc<QueueGauge>) -> Self {
+        Self {
+            open: BTreeMap::new(),
+            load,
+            queue,
+        }
+    }
+
+    /// Queue a request, which counts in the queue's gauge already, or tell its client why not.
+    pub(super) fn submit(
+        &mut self,
+        scheduler: &mut Scheduler,
+        id: SequenceId,
+        request: GenerationRequest,
+        mut sink: EventSink,
+        at: Instant,
+    ) {
+        let queued = request.queued_tokens();
+        let GenerationRequest {
+            prompt,
+            resume,
+            max_tokens,
+            stop_tokens,
+            sampling,
+        } = request;
+        let prompt_tokens = length(&prompt);
+        if let Some(end) = ended_before(&resume, max_tokens, &stop_tokens) {
+            self.queue.leave(queued);
+            sink(Event::Accepted { prompt_tokens });
+            sink(end);
+            return;
+        }
+        let counts = TokenCounts::of(&resume);
+        let longest = prompt_tokens.saturating_add(max_tokens);
+        let sequence = Sequence::new(id, [prompt, resume].concat(), longest, sampling.key());
+        if let Err(refusal) = scheduler.add(sequence) {
+            self.queue.leave(queued);
+            sink(Event::Failed {
+                kind: FailureKind::Invalid,
+                message: refusal.to_string(),
+            });
+            return;
+        }
+        self.load
+            .update(|figures| figures.prompt_tokens += u64::from(prompt_tokens));
+        if !sink(Event::Accepted { prompt_tokens }) {
+            self.queue.leave(queued);
+            scheduler.remove(id);
+            return;
+        }
+        let request = Request {
+            sink,
+            sampling,
+            stop_tokens,
+            counts,
+            prompt_tokens,
+            queued: Some(queued),
+            last_at: at,
+            first_token_sent: false,
+        };
+        self.open.insert(id, request);
+    }
+
+    /// These sequences run from here on.
+    pub(super) fn admitted(&mut self, ids: &[SequenceId]) {
+        for id in ids {
+            if let Some(queued) = self.open.get_mut(id).and_then(|request| request.queued.take()) {
+                self.queue.leave(queued);
+            }
+        }
+    }
+
+    /// A request's next token; `length` is that of its history with it. What its client is to hear.
+    pub(super) fn sampled(
+        &mut self,
+        id: SequenceId,
+        sampled: Sampled,
+        length: u32,
+        full: bool,
+    ) -> Option<Publication> {
+        let request = self.open.get_mut(&id)?;
+        request.counts.record(sampled.token);
+        let stopped = request.stop_tokens.contains(&sampled.token);
+        let reason = if stopped {
+            Some(FinishReason::StopToken(sampled.token))
+        } else {
+            full.then_some(FinishReason::Length)
+        };
+        let output_tokens = length.saturating_sub(request.prompt_tokens);
+        Some(Publication {
+            sequence: id,
+            token: (!stopped).then_some(Event::Token {
+                id: sampled.token,
+                logprob: sampled.logprob,
+            }),
+            end: reason.map(|reason| Event::Finished {
+                reason,
+                output_tokens,
+            }),
+        })
+    }
+
+    /// Tell the clients. Returns the requests whose clients do not listen any more.
+    pub(super) fn publish(&mut self, news: Vec<Publication>, now: Instant) -> Vec<SequenceId> {
+        let mut gone = Vec::new();
+        for Publication { sequence, token, end } in news {
+            let Some(request) = self.open.get_mut(&sequence) else {
+                continue;
+            };
+            let broken = matches!(end, Some(Event::Failed { .. }));
+            if !broken {
+                request.note_latency(&self.load, now);
+            }
+            let heard = token.is_none_or(|token| (request.sink)(token));
+            match end {
+                Some(end) => self.end(sequence, end),
+                None if !heard => gone.push(sequence),
+                None => {}
+            }
+        }
+        gone
+    }
+
+    /// A request was cancelled with this history.
+    pub(super) fn cancelled(&mut self, id: SequenceId, history: Option<Vec<u32>>) {
+        let prompt_tokens = self.open.get(&id).map_or(0, |request| request.prompt_tokens);
+        let output_tokens = history.map_or(0, |history| length(&history).saturating_sub(prompt_tokens));
+        let reason = FinishReason::Cancelled;
+        self.end(
+            id,
+            Event::Finished {
+                reason,
+                output_tokens,
+            },
+        );
+    }
+
+    /// A request cannot go on.
+    pub(super) fn failed(&mut self, id: SequenceId, kind: FailureKind, message: String) {
+        self.end(id, Event::Failed { kind, message });
+    }
+
+    fn end(&mut self, id: SequenceId, event: Event) {
+        if let Some(mut request) = self.open.remove(&id) {
+            if let Some(queued) = request.queued {
+                self.queue.leave(queued);
+            }
+            (request.sink)(event);
+        }
+    }
+
+    pub(super) fn contains(&self, id: SequenceId) -> bool {
+        self.open.contains_key(&id)
+    }
+
+    pub(super) fn is_empty(&self) -> bool {
+        self.open.is_empty()
+    }
+
+    pub(super) fn ids(&self) -> Vec<SequenceId> {
+        self.open.keys().copied().collect()
+    }
+
+    /// How a request samples.
+    pub(super) fn sampling(&self, id: SequenceId) -> Option<&SamplingParams> {
+        self.open.get(&id).map(|request| &request.sampling)
+    }
+
+    /// Whether something is added to a request's logits.
+    pub(super) fn has_biases(&self, id: SequenceId) -> bool {
+        self.sampling(id).is_some_and(SamplingParams::has_biases)
+    }
+
+    /// What is added to the logits of a request's next token.
+    pub(super) fn biases(&self, id: SequenceId) -> Vec<(u32, f32)> {
+        let request = self.open.get(&id);
+        request.map_or_else(Vec::new, |request| request.counts.biases(&request.sampling))
+    }
+}
+
+impl Request {
+    fn note_latency(&mut self, load: &LoadCell, now: Instant) {
+        let waited = now.saturating_duration_since(self.last_at);
+        let first = !std::mem::replace(&mut self.first_token_sent, true);
+        self.last_at = now;
+        load.update(|figures| {
+            figures.output_tokens += 1;
+            let histogram = if first {
+                &mut figures.first_token
+            } else {
+                &mut figures.inter_token
+            };
+            histogram.record(waited);
+        });
+    }
+}
+
+/// An interrupted answer may have been complete already.
+fn ended_before(resume: &[u32], max_tokens: u32, stop_tokens: &[u32]) -> Option<Event> {
+    let output_tokens = length(resume);
+    let stopped = resume.last().copied().filter(|last| stop_tokens.contains(last));
+    let full = output_tokens > 0 && output_tokens >= max_tokens;
+    let reason = match stopped {
+        Some(token) => FinishReason::StopToken(token),
+        None if full => FinishReason::Length,
+        None => return None,
+    };
+    Some(Event::Finished {
+        reason,
+        output_tokens,
+    })
+}
+
+fn length(tokens: &[u32]) -> u32 {
+    u32::try_from(tokens.len()).unwrap_or(u32::MAX)
+}

@@ -1,0 +1,114 @@
+//! One step in flight and what its rows belong to.
+
+use std::time::Instant;
+
+use super::merge::Merging;
+use super::requests::Requests;
+use crate::schedule::{Batch, LateToken, Scheduler, SequenceId};
+use crate::step::{Late, RowOutput};
+
+pub(super) struct PlannedStep {
+    pub(super) number: u64,
+    pub(super) rows: Vec<PlannedRow>,
+    /// What the late tokens are, by their index; empty once they are sent.
+    pub(super) late: Vec<LateToken>,
+    /// Whether sampling values are still to be sent.
+    pub(super) sampling_due: bool,
+    /// Tokens of all rows.
+    pub(super) tokens: u32,
+    /// When the members had all they needed to begin.
+    pub(super) began: Instant,
+    /// Once the answers are there.
+    pub(super) merging: Option<Merging>,
+}
+
+/// A row of a step.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct PlannedRow {
+    pub(super) sequence: SequenceId,
+    /// How many of the last positions are answered.
+    pub(super) answered: u32,
+    /// Absolute position of the first token that is sampled, which is one past the first answered position.
+    pub(super) position: u32,
+    /// Whether its last position is sampled.
+    pub(super) samples: bool,
+    /// Nobody wants its answer.
+    pub(super) cancelled: bool,
+}
+
+impl PlannedStep {
+    pub(super) fn new(number: u64, batch: &Batch, requests: &Requests, now: Instant) -> Self {
+        let rows: Vec<PlannedRow> = batch
+            .rows
+            .iter()
+            .zip(&batch.sequences)
+            .map(|(row, sequence)| {
+                let answered = match &row.output {
+                    RowOutput::Sample { last, .. } => u32::from(*last),
+                    RowOutput::Score { ids, .. } => u32::try_from(ids.len()).unwrap_or(u32::MAX),
+                    RowOutput::None | RowOutput::Hidden => 0,
+                };
+                let end = row.start + u32::try_from(row.tokens.len()).unwrap_or(u32::MAX);
+                PlannedRow {
+                    sequence: *sequence,
+                    answered,
+                    position: end + 1 - answered.max(1),
+                    samples: matches!(row.output, RowOutput::Sample { .. }),
+                    cancelled: false,
+                }
+            })
+            .collect();
+        Self {
+            number,
+            sampling_due: rows
+                .iter()
+                .any(|row| row.samples && requests.has_biases(row.sequence)),
+            rows,
+            late: batch.late.clone(),
+            tokens: batch.tokens(),
+            began: now,
+            merging: None,
+        }
+    }
+
+    pub(super) fn late_tokens(&self) -> u32 {
+        u32::try_from(self.late.len()).unwrap_or(u32::MAX)
+    }
+
+    /// The values of the late tokens, which every earlier step has sampled. A sequence that ended needs none any more.
+    pub(super) fn late_values(&mut self, scheduler: &Scheduler) -> Option<Late> {
+        if self.late.is_empty() {
+            return None;
+        }
+        let late = std::mem::take(&mut self.late);
+        let value = |late: LateToken| scheduler.token(late.sequence, late.position).unwrap_or(0);
+        Some(Late::Tokens(late.into_iter().map(value).collect()))
+    }
+
+    /// Sampling values by the present histories, when they are due.
+    pub(super) fn sampling(&mut self, requests: &Requests) -> Option<Late> {
+        if !std::mem::take(&mut self.sampling_due) {
+            return None;
+        }
+        let wanted = (0..)
+            .zip(&self.rows)
+            .filter(|(_, row)| row.samples && !row.cancelled);
+        let biases = wanted.map(|(index, row)| (index, requests.biases(row.sequence)));
+        Some(Late::Sampling {
+            biases: biases.filter(|(_, biases)| !biases.is_empty()).collect(),
+            masks: Vec::new(),
+        })
+    }
+
+    /// Cancel the rows of these sequences; returns their indices.
+    pub(super) fn cancel(&mut self, sequences: &[SequenceId]) -> Vec<u32> {
+        let mut cancelled = Vec::new();
+        for (index, row) in (0..).zip(&mut self.rows) {
+            if !row.cancelled && sequences.contains(&row.sequence) {
+                row.cancelled = true;
+                cancelled.push(index);
+            }
+        }
+        cancelled
+    }
+}

@@ -1,0 +1,177 @@
+//! What is bounded, and how a rank ends: slow steps, the queue, memory, errors that cannot heal.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use super::group::{Group, LONG, Rank, config, greedy, rest, token};
+use super::model::reference;
+use crate::backend::BackendError;
+use crate::runtime::{Event, FinishReason, Phase, RankConfig, SubmitError};
+use crate::sampling::SamplingParams;
+
+#[test]
+fn a_slow_step_is_not_a_hang() {
+    let stall = Duration::from_millis(400);
+    let group = Group::of(1, |rank| config(rank, 1, stall));
+    let rank = group.leader();
+    rank.wait_for(|state| state.phase == Phase::Serving);
+    rank.faults.stall(true);
+    let (_submission, events) = rank.engine.submit_channel(greedy(&[1, 2], 3)).unwrap();
+    let began = Instant::now();
+    while began.elapsed() < stall * 4 {
+        let before = rank.control.state().layers;
+        rank.faults.one_layer();
+        rank.wait_for(|state| state.layers > before);
+    }
+    rank.faults.stall(false);
+    assert_eq!(rest(&events).0, reference(&[1, 2], &SamplingParams::greedy(), 3));
+    assert_eq!(rank.control.state().era.epoch, 1, "no era was lost");
+}
+
+#[test]
+fn a_rank_that_hangs_alone_is_found_by_its_leader() {
+    let group = Group::of(1, |rank| config(rank, 1, Duration::from_millis(400)));
+    let rank = group.leader();
+    rank.wait_for(|state| state.phase == Phase::Serving);
+    rank.faults.stall(true);
+    rank.wait_for(|state| state.last_failure == "rank 0 did not answer within 400 ms");
+    rank.faults.stall(false);
+    rank.wait_for(|state| state.era.epoch > 1 && state.phase == Phase::Serving);
+}
+
+#[test]
+fn a_busy_group_of_one_takes_a_new_membership() {
+    let mut group = Group::start(1);
+    let (_submission, events) = group.leader().engine.submit_channel(greedy(&[6, 7], 40)).unwrap();
+    assert!(matches!(events.recv_timeout(LONG), Ok(Event::Accepted { .. })));
+    let head = token(&events);
+    group.leader().faults.stall(true);
+    group.form();
+    group.leader().wait_for(|state| state.era.generation == 2);
+    group.leader().faults.stall(false);
+    group
+        .leader()
+        .wait_for(|state| state.era.generation == 2 && state.phase == Phase::Serving);
+    assert_eq!(
+        [vec![head], rest(&events).0].concat(),
+        reference(&[6, 7], &SamplingParams::greedy(), 40)
+    );
+}
+
+#[test]
+fn the_queue_is_bounded_and_says_so_at_once() {
+    let limited = |tokens| RankConfig {
+        max_queued_requests: 2,
+        max_queued_tokens: tokens,
+        ..config(0, 1, LONG)
+    };
+    // Not formed yet, so that requests wait.
+    let rank = Rank::start_with(limited(None), Arc::default());
+    let streams: Vec<_> = (0..2)
+        .map(|_| rank.engine.submit_channel(greedy(&[1, 2], 2)).unwrap())
+        .collect();
+    let full = rank.engine.submit_channel(greedy(&[1, 2], 2)).err();
+    match full {
+        Some(SubmitError::Full { message, retry_after }) => {
+            assert!(message.contains("2 requests wait already"), "{message}");
+            assert!((Duration::from_secs(1)..=Duration::from_secs(60)).contains(&retry_after));
+        }
+        other => panic!("{other:?}"),
+    }
+    let mut group = Group::start(0);
+    group.ranks.push(rank);
+    group.form();
+    for (_submission, events) in &streams {
+        assert_eq!(rest(events).1, FinishReason::Length);
+    }
+    let rank = group.leader();
+    assert!(
+        rank.engine.submit_channel(greedy(&[1, 2], 2)).is_ok(),
+        "there is room again"
+    );
+
+    let rank = Rank::start_with(limited(Some(10)), Arc::default());
+    let mut interrupted = greedy(&[1; 4], 20);
+    interrupted.resume = vec![1; 4];
+    let (_submission, _events) = rank.engine.submit_channel(interrupted).unwrap();
+    match rank.engine.submit_channel(greedy(&[1; 3], 2)).err() {
+        Some(SubmitError::Full { message, .. }) => {
+            assert!(message.contains("8 tokens wait already, and 10 may"), "{message}");
+        }
+        other => panic!("{other:?}"),
+    }
+}
+
+#[test]
+fn cancelled_requests_leave_the_queue() {
+    let limited = RankConfig {
+        max_queued_requests: 1,
+        ..config(0, 1, LONG)
+    };
+    let rank = Rank::start_with(limited, Arc::default());
+    for _ in 0..5 {
+        let (submission, events) = rank.engine.submit_channel(greedy(&[1, 2], 2)).unwrap();
+        submission.cancel();
+        assert_eq!(rest(&events).1, FinishReason::Cancelled);
+    }
+}
+
+#[test]
+fn memory_that_cannot_suffice_is_found_before_weights_are_read() {
+    let small = RankConfig {
+        kv_bytes: 1000,
+        ..config(0, 1, LONG)
+    };
+    let rank = Rank::start_with(small, Arc::default());
+    let (control, faults) = (rank.control.clone(), Arc::clone(&rank.faults));
+    match rank.ended() {
+        Err(BackendError::Unusable(why)) => {
+            assert!(
+                why.contains("needs 23 KV blocks of 400 bytes, 9200 bytes in all"),
+                "{why}"
+            );
+            assert_eq!(control.state().message, why);
+        }
+        other => panic!("{other:?}"),
+    }
+    assert_eq!(faults.loads(), 0);
+}
+
+#[test]
+fn what_cannot_heal_ends_the_rank_and_the_leader_knows_why() {
+    let mut group = Group::start(3);
+    group.leader().wait_for(|state| state.phase == Phase::Serving);
+    let (_submission, events) = group.leader().engine.submit_channel(greedy(&[6, 7], 60)).unwrap();
+    group.ranks[1]
+        .faults
+        .unusable("the device has no memory left: free some");
+    group.ranks[2].faults.cut();
+    let broken = group.ranks.remove(1);
+    let control = broken.control.clone();
+    match broken.ended() {
+        Err(BackendError::Unusable(why)) => assert!(why.contains("free some")),
+        other => panic!("{other:?}"),
+    }
+    assert!(control.state().message.contains("free some"));
+    group.leader().wait_for(|state| {
+        state
+            .last_failure
+            .contains("lost rank 1: the device has no memory left: free some")
+    });
+    group.ranks.insert(1, Rank::start(1, 3, LONG));
+    group.form();
+    assert_eq!(rest(&events).0, reference(&[6, 7], &SamplingParams::greedy(), 60));
+}
+
+#[test]
+fn a_leader_whose_own_compute_cannot_work_ends_too() {
+    let mut group = Group::start(2);
+    group.leader().wait_for(|state| state.phase == Phase::Serving);
+    group.leader().faults.unusable("another device is needed");
+    group.ranks[1].faults.cut();
+    let leader = group.ranks.remove(0);
+    match leader.ended() {
+        Err(BackendError::Unusable(why)) => assert_eq!(why, "another device is needed"),
+        other => panic!("{other:?}"),
+    }
+}

@@ -1,0 +1,96 @@
+//! What tests do to a fake rank from outside, and what they see of it.
+
+use std::sync::{Arc, Condvar, Mutex, MutexGuard};
+use std::time::Duration;
+
+use crate::backend::{BackendError, StepProgress};
+use crate::mesh::{Abort, MeshError};
+
+#[derive(Default)]
+pub(in crate::runtime) struct Faults {
+    state: Mutex<State>,
+    changed: Condvar,
+}
+
+#[derive(Default)]
+struct State {
+    abort: Option<Arc<dyn Abort>>,
+    /// Layers that may be computed before a halt; none: all.
+    layers: Option<u64>,
+    unusable: Option<String>,
+    loads: u32,
+    full_rows: u32,
+}
+
+impl Faults {
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap()
+    }
+
+    /// Cut all links of the present era, as a dead process does.
+    pub(in crate::runtime) fn cut(&self) {
+        self.lock().abort.as_ref().unwrap().abort();
+    }
+
+    /// Compute no layer from here on, or go on.
+    pub(in crate::runtime) fn stall(&self, stalled: bool) {
+        self.lock().layers = stalled.then_some(0);
+        self.changed.notify_all();
+    }
+
+    /// Compute one layer more, then stall.
+    pub(in crate::runtime) fn one_layer(&self) {
+        self.lock().layers = Some(1);
+        self.changed.notify_all();
+    }
+
+    /// Forming fails for good from here on.
+    pub(in crate::runtime) fn unusable(&self, why: &str) {
+        self.lock().unusable = Some(why.into());
+    }
+
+    pub(in crate::runtime) fn loads(&self) -> u32 {
+        self.lock().loads
+    }
+
+    pub(in crate::runtime) fn full_rows(&self) -> u32 {
+        self.lock().full_rows
+    }
+
+    pub(super) fn loaded(&self) {
+        self.lock().loads += 1;
+    }
+
+    pub(super) fn full_row(&self) {
+        self.lock().full_rows += 1;
+    }
+
+    pub(super) fn forming(&self, abort: Arc<dyn Abort>) -> Result<(), BackendError> {
+        let mut state = self.lock();
+        state.abort = Some(abort);
+        match state.unusable.clone() {
+            Some(why) => Err(BackendError::Unusable(why)),
+            None => Ok(()),
+        }
+    }
+
+    /// Wait while the rank is stalled, as long as the step is wanted.
+    pub(super) fn before_layer(&self, progress: &StepProgress) -> Result<(), BackendError> {
+        let mut state = self.lock();
+        loop {
+            if progress.is_stopped() {
+                return Err(MeshError::Aborted.into());
+            }
+            match &mut state.layers {
+                None => return Ok(()),
+                Some(0) => {}
+                Some(left) => {
+                    *left -= 1;
+                    return Ok(());
+                }
+            }
+            let short = Duration::from_millis(5);
+            state = self.changed.wait_timeout(state, short).unwrap().0;
+        }
+    }
+}

@@ -1,0 +1,62 @@
+//! The fake model: logits from a history, and the answers that a group must give.
+
+use llamero_checkpoint::Runs;
+
+use crate::leaf_tree;
+use crate::sampling::candidates::{ShardLogits, candidates};
+use crate::sampling::{Mass, Noise, Sampled, SamplingParams, TokenCounts, sample_full_row};
+use crate::step::VOCAB_TILE;
+
+pub(in crate::runtime) const VOCAB: usize = 4 * VOCAB_TILE;
+pub(in crate::runtime) const LEAVES: u32 = 9;
+
+pub(in crate::runtime) fn hash(history: &[u32]) -> u32 {
+    history.iter().fold(2_166_136_261, |hash, token| {
+        (hash ^ *token).wrapping_mul(16_777_619)
+    })
+}
+
+/// A value whose sum over leaves depends on their order.
+pub(in crate::runtime) fn tree_value(tree: &leaf_tree::Subtree, hash: u32) -> f32 {
+    let mut leaves = (tree.start..tree.end).map(|leaf| {
+        let mixed = (hash ^ leaf.wrapping_mul(0x9e37_79b9)).wrapping_mul(0x85eb_ca6b);
+        (
+            leaf..leaf + 1,
+            (mixed >> 8) as f32 / 65_536.0 - 128.0 * leaf as f32,
+        )
+    });
+    leaf_tree::join(tree, &mut leaves, &mut |a, b| a + b).unwrap()
+}
+
+pub(in crate::runtime) fn logit(sum: f32, token: u32) -> f32 {
+    let mixed = (sum.to_bits() ^ token.wrapping_mul(0xc2b2_ae35)).wrapping_mul(0x27d4_eb2f);
+    (mixed >> 16) as f32 / 16_384.0
+}
+
+/// What a group must answer: every token from the full row of one rank, without KV, batch or mesh.
+pub(in crate::runtime) fn reference(prompt: &[u32], sampling: &SamplingParams, count: usize) -> Vec<u32> {
+    let tiles = Runs::from(0..(VOCAB / VOCAB_TILE) as u32);
+    let mut history = prompt.to_vec();
+    let mut counts = TokenCounts::default();
+    for _ in 0..count {
+        let sum = tree_value(&(0..LEAVES), hash(&history));
+        let mut logits: Vec<f32> = (0..u32::try_from(VOCAB).unwrap())
+            .map(|token| logit(sum, token))
+            .collect();
+        for (token, bias) in counts.biases(sampling) {
+            logits[token as usize] += bias;
+        }
+        let position = u32::try_from(history.len()).unwrap();
+        let shard = ShardLogits {
+            tiles: &tiles,
+            logits: &logits,
+        };
+        let row = candidates((0, 0), shard, &sampling.key(), position);
+        let mass = Mass::of_ranks(&[&row], sampling.needs_mass(), sampling.logprobs).unwrap();
+        let noise = Noise::new(sampling.seed, position);
+        let Sampled { token, .. } = sample_full_row(sampling, noise, &logits, &mass).unwrap();
+        counts.record(token);
+        history.push(token);
+    }
+    history.split_off(prompt.len())
+}

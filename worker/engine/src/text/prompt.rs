@@ -1,0 +1,63 @@
+//! A prompt as a chat template wrote it.
+
+use std::ops::Range;
+
+/// Text, and the control tokens that the template itself put into it. A name of a control token that came with a message is text.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Prompt {
+    text: String,
+    /// Where the template's control tokens stand in `text`, by name, in order; and their ids.
+    control: Vec<(Range<usize>, u32)>,
+}
+
+impl Prompt {
+    /// All of it as one string: what the reference's `apply_chat_template(tokenize=False)` gives.
+    #[must_use]
+    pub fn text(&self) -> &str {
+        &self.text
+    }
+
+    /// The stretches of text, each with the control token behind it; the last one has none.
+    pub fn stretches(&self) -> impl Iterator<Item = (&str, Option<u32>)> {
+        let starts = std::iter::once(0).chain(self.control.iter().map(|(range, _)| range.end));
+        let ends = self.control.iter().map(|(range, id)| (range.start, Some(*id)));
+        let ends = ends.chain(std::iter::once((self.text.len(), None)));
+        starts
+            .zip(ends)
+            .map(|(start, (end, control))| (&self.text[start..end], control))
+    }
+
+    /// Add a character of text.
+    pub(super) fn push(&mut self, character: char) {
+        self.text.push(character);
+    }
+
+    /// Add text.
+    pub(super) fn push_str(&mut self, text: &str) {
+        self.text.push_str(text);
+    }
+
+    /// Add a control token.
+    pub(super) fn push_control(&mut self, name: &str, id: u32) {
+        let start = self.text.len();
+        self.text.push_str(name);
+        self.control.push((start..self.text.len(), id));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn stretches_stand_around_the_control_tokens() {
+        let mut prompt = Prompt::default();
+        prompt.push_control("<s>", 7);
+        prompt.push_str("a<s>");
+        prompt.push('b');
+        prompt.push_control("</s>", 8);
+        assert_eq!(prompt.text(), "<s>a<s>b</s>");
+        let stretches: Vec<_> = prompt.stretches().collect();
+        assert_eq!(stretches, [("", Some(7)), ("a<s>b", Some(8)), ("", None)]);
+    }
+}
