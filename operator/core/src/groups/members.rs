@@ -135,7 +135,8 @@ pub fn roll_back_overdue(view: &GroupView<'_>, context: &Context<'_>) -> Option<
         if !batch(member.member).is_some_and(|batch| overdue.contains(&batch)) {
             continue;
         }
-        if let Some(loss) = not_yet(member) {
+        let late = deadline_of(member, context).is_some_and(|at| at <= context.now);
+        if let Some(loss) = not_yet(member).filter(|_| late) {
             words.push(describe(member.member, &loss));
             keep(&mut spec.failures, failure(member, &loss, context.now));
         }
@@ -289,23 +290,22 @@ fn batch(member: &Member) -> Option<Millis> {
 /// Placements that have a pod left to schedule or to start, and until when that may take.
 fn deadlines<'a>(
     view: &'a GroupView<'_>,
-    context: &Context<'_>,
+    context: &'a Context<'_>,
 ) -> impl Iterator<Item = (Millis, Millis)> + 'a {
-    let deadline = context.placement.deadline.millis();
-    let start = context.placement.start_deadline.millis();
-    view.members
-        .iter()
-        .filter(|m| !m.unplaced())
-        .filter_map(move |m| {
-            let batch = batch(m.member)?;
-            if !m.scheduled() {
-                Some((batch, batch.saturating_add(deadline)))
-            } else if starts(m) {
-                Some((batch, batch.saturating_add(deadline).saturating_add(start)))
-            } else {
-                None
-            }
-        })
+    let members = view.members.iter().filter(|m| !m.unplaced());
+    members.filter_map(|m| Some((batch(m.member)?, deadline_of(m, context)?)))
+}
+
+/// Until when a placed member must be scheduled, or its container run.
+fn deadline_of(member: &MemberView<'_>, context: &Context<'_>) -> Option<Millis> {
+    let scheduled_by = batch(member.member)?.saturating_add(context.placement.deadline.millis());
+    if !member.scheduled() {
+        Some(scheduled_by)
+    } else if starts(member) {
+        Some(scheduled_by.saturating_add(context.placement.start_deadline.millis()))
+    } else {
+        None
+    }
 }
 
 fn reset(member: &mut Member) {
