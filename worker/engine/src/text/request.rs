@@ -166,6 +166,12 @@ pub enum RequestError {
 }
 
 impl RequestError {
+    /// Whether prompt and answer are longer than the context, which a shorter conversation mends.
+    #[must_use]
+    pub fn is_too_long(&self) -> bool {
+        matches!(self, Self::PromptTooLong { .. } | Self::MaxTokensTooLarge { .. })
+    }
+
     /// The parameter at fault, by its usual name.
     #[must_use]
     pub fn parameter(&self) -> &'static str {

@@ -89,6 +89,7 @@ async fn chat_and_stops(worker: &Worker) {
 
 async fn bad_input(worker: &Worker) {
     let invalid = async |request, part| refused(worker, request, Code::InvalidArgument, part).await;
+    let too_long = async |request, part| refused(worker, request, Code::OutOfRange, part).await;
     refused(
         worker,
         CompletionRequest {
@@ -115,7 +116,7 @@ async fn bad_input(worker: &Worker) {
         "empty",
     )
     .await;
-    invalid(
+    too_long(
         CompletionRequest {
             prompt: Some(ids(vec![1; 2_000])),
             ..story(8)
@@ -123,7 +124,7 @@ async fn bad_input(worker: &Worker) {
         "shorten the prompt",
     )
     .await;
-    invalid(
+    too_long(
         CompletionRequest {
             prompt: Some(ids(vec![1; 1_000])),
             ..story(500)

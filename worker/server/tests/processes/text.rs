@@ -91,18 +91,12 @@ async fn resuming(worker: &Worker) {
 async fn lengths(worker: &Worker) {
     // Longer than the four MiB that gRPC takes by itself, and within what a gateway lets in.
     let long = "word ".repeat(MAX_REQUEST_BYTES / 5);
-    refused(
-        worker,
-        chat(&[("user", &long)]),
-        Code::InvalidArgument,
-        "at least",
-    )
-    .await;
+    refused(worker, chat(&[("user", &long)]), Code::OutOfRange, "at least").await;
     let text = CompletionRequest {
         prompt: Some(Prompt::Text(long)),
         ..story(8)
     };
-    refused(worker, text, Code::InvalidArgument, "the longest token has").await;
+    refused(worker, text, Code::OutOfRange, "the longest token has").await;
     // Spaces are trimmed by no template of SmolLM2, but a text of few tokens may be long.
     let many: Vec<(&str, &str)> = vec![("user", "x"); 20_000];
     refused(worker, chat(&many), Code::InvalidArgument, "at most 16384").await;
