@@ -43,6 +43,9 @@ pub struct EngineArgs {
     /// Most sequences at once
     #[arg(long, value_name = "N", default_value_t = 32, value_parser = within(limits::MAX_SEQUENCES))]
     pub max_sequences: u32,
+    /// Most requests that wait for a place; one more is told when to come again
+    #[arg(long, value_name = "N", default_value_t = 1024, value_parser = within(limits::MAX_QUEUED_REQUESTS))]
+    pub max_queued_requests: u32,
     /// Bytes of each rank's KV cache; room for four full-length sequences, at most 1 GiB, when absent
     #[arg(long, value_name = "BYTES")]
     pub kv_memory: Option<u64>,

@@ -194,6 +194,7 @@ mod tests {
             ("--threads", limits::THREADS),
             ("--max-sequences", limits::MAX_SEQUENCES),
             ("--max-batched-tokens", limits::MAX_BATCHED_TOKENS),
+            ("--max-queued-requests", limits::MAX_QUEUED_REQUESTS),
             ("--max-context-length", limits::MAX_CONTEXT_LENGTH),
             ("--tensor", limits::TENSOR),
             ("--pipeline", limits::PIPELINE),
