@@ -107,6 +107,7 @@ fn exit_code(error: &anyhow::Error) -> u8 {
     let unusable = error.chain().any(|cause| {
         cause.is::<llamero_checkpoint::Error>()
             || cause.is::<rank::settings::SettingsError>()
+            || cause.is::<serve::ArgumentsError>()
             || cause.is::<TokenizerError>()
     });
     if unusable { UNUSABLE } else { FAILED }

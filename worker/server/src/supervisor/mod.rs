@@ -29,7 +29,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
-use anyhow::{Context as _, anyhow, bail};
+use anyhow::{Context as _, bail};
 use llamero_proto::v1::rank_control_server::RankControlServer;
 use tokio::net::TcpListener;
 use tokio::sync::watch;
@@ -54,7 +54,8 @@ const ALONE: &str = "standalone";
 /// When the arguments do not fit or a port cannot be opened.
 pub async fn run(args: ServeArgs) -> anyhow::Result<u8> {
     let mut terminations = Terminations::install()?;
-    let local = args.local_ranks().map_err(|why| anyhow!(why))?;
+    let local = args.local_ranks()?;
+    let rank_ports = args.rank_ports(local.count)?;
     let listen = args.listen_address();
     let control_listener = bind(listen, args.control_port, "--control-port")?;
     let http_listener = bind(listen, args.http_port, "--http-port")?;
@@ -72,7 +73,7 @@ pub async fn run(args: ServeArgs) -> anyhow::Result<u8> {
     helpers.spawn(reaper::reap_orphans());
     helpers.spawn(listening::when_all_listen(args.clone(), control.clone(), ports));
 
-    let mut keepers = start_keepers(&args, local, &control)?;
+    let mut keepers = start_keepers(&args, local, &rank_ports, &control);
     let mut terminating = false;
     let leave_anyway = orphaned::orphaned(
         control.pod.subscribe(),
@@ -157,15 +158,9 @@ async fn serve_control(control: Control, listener: TcpListener) -> anyhow::Resul
 
 type Keepers = JoinSet<std::io::Result<Ended>>;
 
-fn start_keepers(args: &ServeArgs, local: LocalRanks, control: &Control) -> anyhow::Result<Keepers> {
+fn start_keepers(args: &ServeArgs, local: LocalRanks, rank_ports: &[u16], control: &Control) -> Keepers {
     let mut keepers = JoinSet::new();
-    for index in 0..local.count {
-        let rank_port = match args.rank_port {
-            0 => 0,
-            first => {
-                u16::try_from(u32::from(first) + index).context("--rank-port leaves no room for all ranks")?
-            }
-        };
+    for (index, &rank_port) in (0..local.count).zip(rank_ports) {
         let config = RankConfig {
             engine: args.engine.clone(),
             rank: local.first + index,
@@ -189,5 +184,5 @@ fn start_keepers(args: &ServeArgs, local: LocalRanks, control: &Control) -> anyh
         };
         keepers.spawn(keeper.keep());
     }
-    Ok(keepers)
+    keepers
 }

@@ -70,8 +70,11 @@ async fn what_cannot_be_served_is_said_at_once() {
         "--tensor",
         "3",
     ]);
-    assert_ne!(code, Some(0), "{said}");
+    assert_eq!(code, Some(2), "{said}");
     assert!(said.contains("must divide"), "{said}");
+    let (code, said) = serve_fails(&["--model-dir", model, "--tensor", "3", "--rank-port", "65534"]);
+    assert_eq!(code, Some(2), "{said}");
+    assert!(said.contains("at most 65533"), "{said}");
 }
 
 /// A port that was free a moment ago.

@@ -101,7 +101,10 @@ async fn a_full_queue_says_when_to_come_again() {
     let status = complete(&worker, story(1)).await.unwrap_err();
     assert_eq!(status.code(), Code::ResourceExhausted, "{status}");
     assert!(status.message().contains("1 requests wait already"), "{status}");
-    let pause = status.metadata().get("retry-after-ms").expect("no pause is advised");
+    let pause = status
+        .metadata()
+        .get("retry-after-ms")
+        .expect("no pause is advised");
     let pause: u64 = pause.to_str().unwrap().parse().unwrap();
     assert!((1_000..=60_000).contains(&pause), "{pause}");
 
