@@ -38,6 +38,15 @@ struct Raw {
 }
 
 impl GenerationConfig {
+    /// The temperature of a request that names none: 0 where the authors advise not to sample, whatever temperature stands beside it.
+    #[must_use]
+    pub fn usual_temperature(&self) -> Option<f32> {
+        match self.do_sample {
+            Some(false) => Some(0.0),
+            Some(true) | None => self.temperature,
+        }
+    }
+
     /// Read the file at `path`; a file that is not there is the default.
     ///
     /// # Errors
@@ -105,6 +114,18 @@ mod tests {
             GenerationConfig::read(&path).unwrap().eos_token_ids,
             [128_001, 128_009]
         );
+        for (text, usual) in [
+            (r#"{"do_sample": false, "temperature": 0.6}"#, Some(0.0)),
+            (r#"{"do_sample": true, "temperature": 0.6}"#, Some(0.6)),
+            (r#"{"do_sample": true}"#, None),
+        ] {
+            fs::write(&path, text).unwrap();
+            assert_eq!(
+                GenerationConfig::read(&path).unwrap().usual_temperature(),
+                usual,
+                "{text}"
+            );
+        }
         for (text, field) in [
             (r#"{"temperature": 2.5}"#, "temperature is 2.5"),
             (r#"{"top_p": 0}"#, "top_p is 0"),

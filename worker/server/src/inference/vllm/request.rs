@@ -65,7 +65,12 @@ pub fn draft(model: &Model, request: GenerateRequest) -> Result<(RequestDraft, W
         }),
         prompt,
         // "Model-specific default or 0".
-        temperature: Some(request.temperature.or(model.defaults.temperature).unwrap_or(0.0)),
+        temperature: Some(
+            request
+                .temperature
+                .or(model.defaults.usual_temperature())
+                .unwrap_or(0.0),
+        ),
         top_p: sampling.top_p,
         top_k: sampling.top_k,
         min_p: sampling.min_p,
