@@ -3,6 +3,7 @@
 use llamero_checkpoint::identity::ContentIdentity;
 use llamero_cpu::CpuBackend;
 use llamero_engine::{Backend as _, BackendError, Era, FormSpec, KvDtype, runtime};
+use llamero_proto::limits;
 
 use crate::config::RankConfig;
 
@@ -39,7 +40,10 @@ pub enum SettingsError {
 pub fn settings(config: &RankConfig, backend: &CpuBackend) -> Result<runtime::RankConfig, SettingsError> {
     let checkpoint = backend.checkpoint();
     let most = checkpoint.config().max_position_embeddings;
-    let max_context = config.engine.max_context_length.unwrap_or(most);
+    let max_context = config
+        .engine
+        .max_context_length
+        .unwrap_or_else(|| most.min(*limits::MAX_CONTEXT_LENGTH.end()));
     if max_context > most {
         return Err(SettingsError::Context {
             asked: max_context,
