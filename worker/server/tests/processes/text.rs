@@ -13,9 +13,8 @@ use crate::harness::{Worker, complete, refused, story, turn};
 
 /// The largest gap that long prompts of others may make in a stream.
 const LARGEST_GAP: Duration = Duration::from_millis(200);
-/// Other programs on the machine make gaps too: one quiet measurement is enough, while a server that tokenises on the threads that stream
-/// has none.
-const MEASUREMENTS: usize = 6;
+/// Other programs on the machine make gaps too, so the median of so many measurements counts.
+const MEASUREMENTS: usize = 5;
 
 fn chat(messages: &[(&str, &str)]) -> CompletionRequest {
     let message = |&(role, content): &(&str, &str)| ChatMessage {
@@ -163,9 +162,10 @@ async fn long_prompts_do_not_stall_the_streams_of_others() {
             "{longest:?}: these prompts are too short to stall anybody"
         );
         gaps.push(largest);
-        if largest < LARGEST_GAP {
-            return;
-        }
     }
-    panic!("gaps of {gaps:?} in the streams beside long prompts");
+    gaps.sort();
+    assert!(
+        gaps[MEASUREMENTS / 2] < LARGEST_GAP,
+        "gaps of {gaps:?} in the streams beside long prompts"
+    );
 }
