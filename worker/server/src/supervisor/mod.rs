@@ -55,7 +55,6 @@ const ALONE: &str = "standalone";
 pub async fn run(args: ServeArgs) -> anyhow::Result<u8> {
     let mut terminations = Terminations::install()?;
     let local = args.local_ranks()?;
-    let rank_ports = args.rank_ports(local.count)?;
     let listen = args.listen_address();
     let control_listener = bind(listen, args.control_port, "--control-port")?;
     let http_listener = bind(listen, args.http_port, "--http-port")?;
@@ -73,7 +72,7 @@ pub async fn run(args: ServeArgs) -> anyhow::Result<u8> {
     helpers.spawn(reaper::reap_orphans());
     helpers.spawn(listening::when_all_listen(args.clone(), control.clone(), ports));
 
-    let mut keepers = start_keepers(&args, local, &rank_ports, &control);
+    let mut keepers = start_keepers(&args, local, &control)?;
     let mut terminating = false;
     let leave_anyway = orphaned::orphaned(
         control.pod.subscribe(),
@@ -158,9 +157,9 @@ async fn serve_control(control: Control, listener: TcpListener) -> anyhow::Resul
 
 type Keepers = JoinSet<std::io::Result<Ended>>;
 
-fn start_keepers(args: &ServeArgs, local: LocalRanks, rank_ports: &[u16], control: &Control) -> Keepers {
+fn start_keepers(args: &ServeArgs, local: LocalRanks, control: &Control) -> anyhow::Result<Keepers> {
     let mut keepers = JoinSet::new();
-    for (index, &rank_port) in (0..local.count).zip(rank_ports) {
+    for (index, rank_port) in (0..local.count).zip(args.rank_ports(local.count)?) {
         let config = RankConfig {
             engine: args.engine.clone(),
             rank: local.first + index,
@@ -184,5 +183,5 @@ fn start_keepers(args: &ServeArgs, local: LocalRanks, rank_ports: &[u16], contro
         };
         keepers.spawn(keeper.keep());
     }
-    keepers
+    Ok(keepers)
 }
