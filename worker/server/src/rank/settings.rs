@@ -52,6 +52,7 @@ pub fn settings(config: &RankConfig, backend: &CpuBackend) -> Result<runtime::Ra
     }
     let content = match config.engine.content_identity {
         Some(known) => known,
+        // The supervisor could not read it, so this says why, or was luckier.
         None => ContentIdentity::of(checkpoint)?,
     };
     let stall_timeout = config.engine.stall_timeout;

@@ -4,6 +4,7 @@
 //! | module | what it is |
 //! |---|---|
 //! | [`pod`] | state of the ranks, pure |
+//! | [`identity`] | which weights these are |
 //! | [`process`] | keeps one rank's process running |
 //! | [`backoff`] | how long to wait before a restart |
 //! | [`last_words`] | standard error of a rank, and why it ended |
@@ -16,6 +17,7 @@
 pub mod backoff;
 pub mod control;
 pub mod http;
+pub mod identity;
 pub mod last_words;
 pub mod listening;
 pub mod metrics;
@@ -37,6 +39,7 @@ use tokio::task::JoinSet;
 use tonic::transport::server::TcpIncoming;
 
 use self::control::Control;
+use self::identity::SharedIdentity;
 use self::pod::{Identity, Pod};
 use self::process::{Ended, Keeper, Orders};
 use self::signals::Terminations;
@@ -159,6 +162,10 @@ type Keepers = JoinSet<std::io::Result<Ended>>;
 
 fn start_keepers(args: &ServeArgs, local: LocalRanks, control: &Control) -> anyhow::Result<Keepers> {
     let mut keepers = JoinSet::new();
+    let identity = Arc::new(SharedIdentity::new(
+        args.engine.model_dir.clone(),
+        args.engine.content_identity,
+    ));
     for (index, rank_port) in (0..local.count).zip(args.rank_ports(local.count)?) {
         let config = RankConfig {
             engine: args.engine.clone(),
@@ -177,6 +184,7 @@ fn start_keepers(args: &ServeArgs, local: LocalRanks, control: &Control) -> anyh
         let keeper = Keeper {
             index: index as usize,
             config,
+            identity: identity.clone(),
             pod: control.pod.clone(),
             orders: control.orders.subscribe(),
             give_up: args.group_uid.is_none(),
