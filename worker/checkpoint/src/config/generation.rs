@@ -7,7 +7,7 @@ use serde::Deserialize;
 
 use super::ConfigError;
 use super::llama::TokenIds;
-use crate::error::{IoError, Result};
+use crate::io_error::IoError;
 
 /// Defaults of generation; a field is none or empty when the file does not have it.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -51,7 +51,7 @@ impl GenerationConfig {
     ///
     /// # Errors
     /// Not JSON, a value of another type, or an advised value that no request could ask for.
-    pub fn read(path: &Path) -> Result<Self> {
+    pub fn read(path: &Path) -> Result<Self, ConfigError> {
         if !path.exists() {
             return Ok(Self::default());
         }
@@ -62,10 +62,10 @@ impl GenerationConfig {
         })?;
         // Written so that NaN fails.
         if let Some(given) = raw.temperature.filter(|given| !(0.0..=2.0).contains(given)) {
-            return Err(advice("temperature", given, "it must lie from 0 to 2").into());
+            return Err(advice("temperature", given, "it must lie from 0 to 2"));
         }
         if let Some(given) = raw.top_p.filter(|given| !(*given > 0.0 && *given <= 1.0)) {
-            return Err(advice("top_p", given, "it must lie above 0 and at most at 1").into());
+            return Err(advice("top_p", given, "it must lie above 0 and at most at 1"));
         }
         Ok(Self {
             eos_token_ids: raw.eos_token_id.into_vec(),
