@@ -9,9 +9,8 @@ use clap::Args;
 use clap::builder::RangedI64ValueParser;
 use llamero_checkpoint::identity::ContentIdentity;
 use llamero_proto::limits;
+use llamero_settings::duration;
 use serde::{Deserialize, Serialize};
-
-use crate::duration;
 
 /// Parses a number of the range, which the resource types have too.
 #[must_use]

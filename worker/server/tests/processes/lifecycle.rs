@@ -60,7 +60,7 @@ async fn what_cannot_be_served_is_said_at_once() {
     assert!(said.contains("8192"), "{said}");
     let (code, said) = serve_fails(&["--model-dir", model, "--stall-timeout", "soon"]);
     assert_eq!(code, Some(2), "{said}");
-    assert!(said.contains("500ms, 30s"), "{said}");
+    assert!(said.contains("30s or 1m30s"), "{said}");
     let (code, said) = serve_fails(&[
         "--model-dir",
         model,
@@ -149,6 +149,18 @@ fn a_rank_needs_a_supervisor() {
     let said = String::from_utf8(output.stderr).unwrap();
     assert_eq!(output.status.code(), Some(1), "{said}");
     assert!(said.contains("standard input"), "{said}");
+}
+
+#[test]
+fn a_wrong_log_filter_is_told() {
+    let output = Command::new(env!("CARGO_BIN_EXE_llamero-worker"))
+        .args(["inspect", "/does/not/exist"])
+        .env("LLAMERO_LOG", "loud=er=est")
+        .output()
+        .unwrap();
+    let said = String::from_utf8(output.stderr).unwrap();
+    assert_eq!(output.status.code(), Some(2), "{said}");
+    assert!(said.contains("LLAMERO_LOG is \"loud=er=est\""), "{said}");
 }
 
 #[test]
