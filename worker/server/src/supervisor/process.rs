@@ -17,6 +17,7 @@ use tokio::process::{Child, Command};
 use tokio::sync::watch;
 
 use super::backoff::Backoff;
+use super::identity::SharedIdentity;
 use super::last_words;
 use super::pod::Pod;
 use crate::config::RankConfig;
@@ -37,6 +38,8 @@ pub struct Keeper {
     pub index: usize,
     /// The rank's configuration; ports that the kernel chose are filled in from then on.
     pub config: RankConfig,
+    /// What the weights are, which all ranks are told.
+    pub identity: Arc<SharedIdentity>,
     /// The pod's state.
     pub pod: Arc<watch::Sender<Pod>>,
     /// What the ranks shall do.
@@ -104,6 +107,7 @@ impl Keeper {
     }
 
     async fn run_once(&mut self, weights: &OwnedFd) -> io::Result<RankExit> {
+        self.config.engine.content_identity = self.identity.get().await;
         let (mut child, link) = spawn(self.config.rank)?;
         let pid = child.id();
         self.pod.send_modify(|pod| {
