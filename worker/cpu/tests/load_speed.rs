@@ -119,7 +119,17 @@ fn copies_into_memory_file(from: &[u8]) -> (Cost, Cost) {
     rustix::fs::ftruncate(&file, from.len() as u64).unwrap();
     let access = ProtFlags::READ | ProtFlags::WRITE;
     // SAFETY: a new mapping, at an address of the kernel's choice, of a file that nobody else knows.
-    let start = unsafe { mmap(std::ptr::null_mut(), from.len(), access, MapFlags::SHARED, &file, 0) }.unwrap();
+    let start = unsafe {
+        mmap(
+            std::ptr::null_mut(),
+            from.len(),
+            access,
+            MapFlags::SHARED,
+            &file,
+            0,
+        )
+    }
+    .unwrap();
     // SAFETY: the mapping is that long, and nothing else refers to it.
     let into = unsafe { std::slice::from_raw_parts_mut(start.cast::<u8>(), from.len()) };
     let costs = (copy(from, into), copy(from, into));
