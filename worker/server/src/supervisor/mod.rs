@@ -4,6 +4,7 @@
 //! | module | what it is |
 //! |---|---|
 //! | [`pod`] | state of the ranks, pure |
+//! | [`memory`] | memory files that outlive the ranks |
 //! | [`process`] | keeps one rank's process running |
 //! | [`backoff`] | how long to wait before a restart |
 //! | [`last_words`] | standard error of a rank, and why it ended |
@@ -18,6 +19,7 @@ pub mod control;
 pub mod http;
 pub mod last_words;
 pub mod listening;
+pub mod memory;
 pub mod metrics;
 pub mod orphaned;
 pub mod pod;
@@ -37,6 +39,7 @@ use tokio::task::JoinSet;
 use tonic::transport::server::TcpIncoming;
 
 use self::control::Control;
+use self::memory::Memory;
 use self::pod::{Identity, Pod};
 use self::process::{Ended, Keeper, Orders};
 use self::signals::Terminations;
@@ -159,6 +162,7 @@ type Keepers = JoinSet<std::io::Result<Ended>>;
 
 fn start_keepers(args: &ServeArgs, local: LocalRanks, control: &Control) -> anyhow::Result<Keepers> {
     let mut keepers = JoinSet::new();
+    let memory = Arc::new(Memory::new(local).context("cannot make memory files for the weights")?);
     for index in 0..local.count {
         let rank_port = match args.rank_port {
             0 => 0,
@@ -169,6 +173,7 @@ fn start_keepers(args: &ServeArgs, local: LocalRanks, control: &Control) -> anyh
         let config = RankConfig {
             engine: args.engine.clone(),
             rank: local.first + index,
+            first_rank: local.first,
             threads: args.threads(local.count),
             listen: args.listen_address(),
             rank_port,
@@ -183,6 +188,7 @@ fn start_keepers(args: &ServeArgs, local: LocalRanks, control: &Control) -> anyh
         let keeper = Keeper {
             index: index as usize,
             config,
+            memory: memory.clone(),
             pod: control.pod.clone(),
             orders: control.orders.subscribe(),
             give_up: args.group_uid.is_none(),
