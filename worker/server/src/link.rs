@@ -1,8 +1,8 @@
 //! What a supervisor and a rank's process say to each other: one JSON object a line, over a socket pair.
 //!
 //! The rank's end is its standard input, so that nothing has to be inherited by number, and so that the rank notices
-//! the end of its supervisor as the end of its input. The first byte carries the memory files of the pod: the
-//! notes of loading, then the weights of each of its ranks (`SCM_RIGHTS`, see unix(7)); JSON lines follow.
+//! the end of its supervisor as the end of its input. The first byte carries memory files (`SCM_RIGHTS`, see
+//! unix(7)): the rank's weights alone, or the notes of loading and the weights of all ranks of the pod. JSON lines follow.
 
 use std::io::{self, IoSlice, IoSliceMut};
 use std::mem::MaybeUninit;
@@ -10,7 +10,6 @@ use std::net::IpAddr;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use llamero_engine::mesh::GroupKey;
-use llamero_proto::limits;
 use llamero_proto::v1::Phase;
 use rustix::net::{
     RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer, SendAncillaryMessage,
@@ -152,14 +151,14 @@ pub struct Load {
     pub output_tokens: u64,
 }
 
-/// Files that go over a link at once: the kernel takes 253 (`SCM_MAX_FD`, see unix(7)).
-const MAX_FILES: usize = limits::MAX_RANKS_PER_POD as usize + 1;
-const _: () = assert!(MAX_FILES <= 253);
+/// Files that go over a link at once. Files that are under way to all ranks count together against the limit of open files,
+/// often 1024, and more would not fit there when all start at the same time.
+pub const MAX_FILES: usize = 25;
 
-/// Sends memory files. The first thing on a new link.
+/// Sends memory files, [`MAX_FILES`] at most. The first thing on a new link.
 ///
 /// # Errors
-/// What the kernel says, or that there are more files than a pod has.
+/// What the kernel says, or that there are too many.
 pub fn send_files(link: impl AsFd, files: &[BorrowedFd<'_>]) -> io::Result<()> {
     let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MAX_FILES))];
     let mut ancillary = SendAncillaryBuffer::new(&mut space);
@@ -223,7 +222,7 @@ mod tests {
         let (mut here, mut there) = UnixStream::pair().unwrap();
         let mut file = tempfile::tempfile().unwrap();
         file.write_all(b"weights").unwrap();
-        let many: Vec<_> = (0..MAX_FILES).map(|_| file.as_fd()).collect();
+        let many = [file.as_fd(); MAX_FILES];
         send_files(&here, &many).unwrap();
         here.write_all(&line(&Down::Drain).unwrap()).unwrap();
         drop(here);

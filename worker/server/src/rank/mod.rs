@@ -57,7 +57,7 @@ pub fn run(rank: u32) -> anyhow::Result<u8> {
         },
         rank: config.rank,
         memory: Some(memory),
-        pod: Some(pod),
+        pod,
         threads: config.threads as usize,
         kernel: Kernel::detect(),
         waits: Waits::new(config.engine.stall_timeout, config.oversubscribed),
@@ -110,8 +110,11 @@ pub fn run(rank: u32) -> anyhow::Result<u8> {
     Ok(0)
 }
 
-/// This rank's memory file, and those of the pod, as the supervisor sends them: the notes, then one for each rank.
-fn memory(config: &RankConfig, mut files: Vec<OwnedFd>) -> anyhow::Result<(OwnedFd, PodMemory)> {
+/// This rank's memory file, and those of the pod if it is to load with others: see [`link`].
+fn memory(config: &RankConfig, mut files: Vec<OwnedFd>) -> anyhow::Result<(OwnedFd, Option<PodMemory>)> {
+    if let [_] = files.as_slice() {
+        return Ok((files.remove(0), None));
+    }
     let notes = files.remove(0);
     let own = config
         .rank
@@ -124,7 +127,7 @@ fn memory(config: &RankConfig, mut files: Vec<OwnedFd>) -> anyhow::Result<(Owned
         weights: files,
         notes,
     };
-    Ok((own, pod))
+    Ok((own, Some(pod)))
 }
 
 fn bind(config: &RankConfig, port: u16) -> anyhow::Result<TcpListener> {

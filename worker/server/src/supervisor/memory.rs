@@ -7,6 +7,7 @@ use llamero_cpu::PodMemory;
 use rustix::fs::{MemfdFlags, ftruncate, memfd_create};
 
 use crate::cli::serve::LocalRanks;
+use crate::link;
 
 /// The memory files of a pod. Empty until its ranks fill them.
 #[derive(Debug)]
@@ -30,9 +31,13 @@ impl Memory {
         Ok(Self { notes, weights })
     }
 
-    /// All files in the order in which a rank expects them: the notes, then the weights of each rank.
+    /// What the rank of local index `index` gets: the notes and the weights of all ranks, which then load together, or, in
+    /// a pod of so many ranks that their files would not fit, its weights alone.
     #[must_use]
-    pub fn files(&self) -> Vec<BorrowedFd<'_>> {
+    pub fn files(&self, index: usize) -> Vec<BorrowedFd<'_>> {
+        if self.weights.len() >= link::MAX_FILES {
+            return self.weights.get(index).map(AsFd::as_fd).into_iter().collect();
+        }
         std::iter::once(&self.notes)
             .chain(&self.weights)
             .map(AsFd::as_fd)

@@ -119,7 +119,7 @@ impl Keeper {
             }
         });
         // On failure the child is killed as it is dropped.
-        link::send_files(&link, &self.memory.files())?;
+        link::send_files(&link, &self.memory.files(self.index))?;
         let (reader, writer) = link.into_split();
         let instructions = instruct(writer, self.config.clone(), self.orders.clone());
         let instructing = async {
