@@ -19,7 +19,7 @@ pub struct FixedModel {
 
 /// Why the text is not usable.
 #[derive(Debug, thiserror::Error)]
-#[error("{0:?} is not MODEL=IP:PORT[,IP:PORT…], for example smollm2=127.0.0.1:50051")]
+#[error("{0:?} is not MODEL=IP:PORT[,IP:PORT…], for example smollm2=127.0.0.1:18051")]
 pub struct FixedModelError(String);
 
 impl FromStr for FixedModel {

@@ -160,16 +160,16 @@ mod tests {
     #[test]
     fn only_groups_that_serve_count() {
         let groups = [
-            group("a", "Serving", true, "Run", "10.0.0.1:50051"),
-            group("b", "Serving", false, "Run", "10.0.0.2:50051"),
-            group("c", "Recovering", true, "Run", "10.0.0.3:50051"),
-            group("d", "Serving", true, "Drain", "10.0.0.4:50051"),
+            group("a", "Serving", true, "Run", "10.0.0.1:18051"),
+            group("b", "Serving", false, "Run", "10.0.0.2:18051"),
+            group("c", "Recovering", true, "Run", "10.0.0.3:18051"),
+            group("d", "Serving", true, "Drain", "10.0.0.4:18051"),
         ];
         let found = collect(&[deployment(serde_json::json!({}))], &groups);
         assert_eq!(found.len(), 1);
         assert_eq!(found[0].model, "smol");
         assert_eq!(found[0].created, 1_735_689_600);
-        assert_eq!(found[0].leaders.iter().collect::<Vec<_>>(), ["10.0.0.1:50051"]);
+        assert_eq!(found[0].leaders.iter().collect::<Vec<_>>(), ["10.0.0.1:18051"]);
         assert_eq!(found[0].problem, None);
     }
 
