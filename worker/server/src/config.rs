@@ -85,6 +85,8 @@ pub struct RankConfig {
     pub engine: EngineArgs,
     /// This rank, `0 .. tensor × pipeline`.
     pub rank: u32,
+    /// First rank of the pod.
+    pub first_rank: u32,
     /// Compute threads.
     pub threads: u32,
     /// Address to listen on.
