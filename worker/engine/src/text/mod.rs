@@ -27,7 +27,7 @@ pub mod template_files;
 pub mod tokenizer;
 
 #[cfg(test)]
-mod testing;
+pub(crate) mod testing;
 
 pub use chat_message::ChatMessage;
 pub use chat_template::{ChatTemplate, ChatTemplateError, Conversation};
