@@ -31,18 +31,38 @@ mod tests {
 
     #[test]
     fn the_likeliest_do_not_depend_on_the_ranks() {
-        let params = SamplingParams { logprobs: Some(3), ..SamplingParams::greedy() };
-        let mut logits: Vec<f32> = (0..2 * VOCAB_TILE).map(|i| -((i * 37 % 251) as f32) / 8.0).collect();
+        let params = SamplingParams {
+            logprobs: Some(3),
+            ..SamplingParams::greedy()
+        };
+        let mut logits: Vec<f32> = (0..2 * VOCAB_TILE)
+            .map(|i| -((i * 37 % 251) as f32) / 8.0)
+            .collect();
         logits[5] = f32::NEG_INFINITY;
         let tiles = |run: std::ops::Range<u32>| Runs::new([run]);
         let of = |run: std::ops::Range<u32>| {
             let part = &logits[run.start as usize * VOCAB_TILE..run.end as usize * VOCAB_TILE];
-            candidates((0, 0), ShardLogits { tiles: &tiles(run), logits: part }, &params.key(), 1)
+            candidates(
+                (0, 0),
+                ShardLogits {
+                    tiles: &tiles(run),
+                    logits: part,
+                },
+                &params.key(),
+                1,
+            )
         };
         let (whole, first, second) = (of(0..2), of(0..1), of(1..2));
         let mass = Mass::of_ranks(&[&whole], false, true).unwrap();
         let best = likeliest(3, &[&whole], &mass);
-        assert_eq!(best, likeliest(3, &[&second, &first], &Mass::of_ranks(&[&second, &first], false, true).unwrap()));
+        assert_eq!(
+            best,
+            likeliest(
+                3,
+                &[&second, &first],
+                &Mass::of_ranks(&[&second, &first], false, true).unwrap()
+            )
+        );
         let total: f64 = logits.iter().map(|&x| f64::from(x).exp()).sum();
         let mut order: Vec<u32> = (0..).take(logits.len()).collect();
         order.sort_by(|a, b| logits[*b as usize].total_cmp(&logits[*a as usize]).then(a.cmp(b)));

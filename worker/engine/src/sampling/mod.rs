@@ -28,8 +28,8 @@ pub mod penalties;
 #[cfg(test)]
 mod properties;
 
-pub use likeliest::likeliest;
 pub use full_row::{join_shards, sample_full_row};
+pub use likeliest::likeliest;
 pub use mass::Mass;
 pub use merge::{Outcome, merge};
 pub use noise::Noise;

@@ -19,6 +19,8 @@ pub enum Form {
     Choice(Vec<String>),
     /// A grammar in llguidance's variant of Lark.
     Lark(String),
+    /// A call of one of these tools, as Llama writes it: name, and the schema of its parameters.
+    Call(Vec<(String, String)>),
 }
 
 /// Why a form cannot be used, for the user who sent it.
@@ -37,7 +39,9 @@ pub enum FormError {
     #[error("it cannot be enforced: {0}")]
     Unsupported(String),
     /// The model cannot end an answer by itself.
-    #[error("the checkpoint names no end-of-text token, so no answer could have a form; add eos_token_id to its generation_config.json")]
+    #[error(
+        "the checkpoint names no end-of-text token, so no answer could have a form; add eos_token_id to its generation_config.json"
+    )]
     NoEnd,
 }
 
@@ -50,6 +54,7 @@ impl Form {
         let bytes = match self {
             Self::Json(text) | Self::Regex(text) | Self::Lark(text) => text.len(),
             Self::Choice(texts) => texts.iter().map(String::len).sum(),
+            Self::Call(tools) => tools.iter().map(|(name, schema)| name.len() + schema.len()).sum(),
         };
         if bytes > MAX_FORM_BYTES {
             return Err(FormError::TooLong(bytes));
@@ -59,6 +64,7 @@ impl Form {
             Self::Regex(text) => TopLevelGrammar::from_regex(text),
             Self::Lark(text) => TopLevelGrammar::from_lark(text.clone()),
             Self::Choice(texts) => TopLevelGrammar::from_lark(choice(texts)?),
+            Self::Call(tools) => TopLevelGrammar::from_lark(call(tools)?),
         })
     }
 }
@@ -78,10 +84,30 @@ pub(crate) fn schema(text: &str) -> Result<Value, FormError> {
     };
     // The compiler's own switches, one of which would make it ignore what it cannot enforce.
     if schema.contains_key("x-guidance") {
-        return Err(FormError::Unsupported("the keyword \"x-guidance\" is not allowed".to_owned()));
+        return Err(FormError::Unsupported(
+            "the keyword \"x-guidance\" is not allowed".to_owned(),
+        ));
     }
-    schema.insert("x-guidance".to_owned(), json!({ "whitespace_pattern": JSON_SPACE }));
+    schema.insert(
+        "x-guidance".to_owned(),
+        json!({ "whitespace_pattern": JSON_SPACE }),
+    );
     Ok(Value::Object(schema))
+}
+
+/// Each schema is a document of its own, so that its references stay its own.
+fn call(tools: &[(String, String)]) -> Result<String, FormError> {
+    if tools.is_empty() {
+        return Err(FormError::NoChoice("no tool"));
+    }
+    let names: Vec<String> = (0..tools.len()).map(|index| format!("call{index}")).collect();
+    let mut lark = format!("start: {}\n", names.join(" | "));
+    for (index, (name, parameters)) in tools.iter().enumerate() {
+        let head = format!("{{\"name\": {}, \"parameters\": ", Value::from(name.as_str()));
+        let (head, schema) = (Value::from(head), schema(parameters)?);
+        lark += &format!("call{index}: {head} arguments{index} \"}}\"\narguments{index}: %json {schema}\n");
+    }
+    Ok(lark)
 }
 
 fn choice(texts: &[String]) -> Result<String, FormError> {
@@ -92,6 +118,9 @@ fn choice(texts: &[String]) -> Result<String, FormError> {
         return Err(FormError::NoChoice("an empty text"));
     }
     // Lark's strings are JSON's.
-    let literals: Vec<String> = texts.iter().map(|text| Value::from(text.as_str()).to_string()).collect();
+    let literals: Vec<String> = texts
+        .iter()
+        .map(|text| Value::from(text.as_str()).to_string())
+        .collect();
     Ok(format!("start: {}", literals.join(" | ")))
 }

@@ -23,7 +23,9 @@ pub struct Grammars {
 
 impl fmt::Debug for Grammars {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Grammars").field("vocab_size", &self.vocab_size).finish_non_exhaustive()
+        f.debug_struct("Grammars")
+            .field("vocab_size", &self.vocab_size)
+            .finish_non_exhaustive()
     }
 }
 
@@ -59,7 +61,11 @@ impl Grammars {
         self.compile_grammar(form.grammar()?, resumed)
     }
 
-    fn compile_grammar(&self, grammar: TopLevelGrammar, resumed: &[u32]) -> Result<TokenConstraint, FormError> {
+    fn compile_grammar(
+        &self,
+        grammar: TopLevelGrammar,
+        resumed: &[u32],
+    ) -> Result<TokenConstraint, FormError> {
         let mut matcher = Matcher::new(self.factory.create_parser(grammar));
         if let Some(error) = matcher.get_error() {
             return Err(FormError::Unsupported(error));
@@ -95,7 +101,9 @@ pub struct TokenConstraint {
 
 impl fmt::Debug for TokenConstraint {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("TokenConstraint").field("bytes", &self.bytes).finish_non_exhaustive()
+        f.debug_struct("TokenConstraint")
+            .field("bytes", &self.bytes)
+            .finish_non_exhaustive()
     }
 }
 
@@ -111,11 +119,17 @@ impl Constraint for TokenConstraint {
 }
 
 fn failed(error: impl fmt::Display) -> String {
-    format!("the form of the answer cannot be enforced any further ({error}); simplify it and send the request again")
+    format!(
+        "the form of the answer cannot be enforced any further ({error}); simplify it and send the request again"
+    )
 }
 
 fn bitmap(allowed: &SimpleVob, bytes: usize) -> Vec<u8> {
-    let mut bits: Vec<u8> = allowed.as_slice().iter().flat_map(|word| word.to_le_bytes()).collect();
+    let mut bits: Vec<u8> = allowed
+        .as_slice()
+        .iter()
+        .flat_map(|word| word.to_le_bytes())
+        .collect();
     bits.resize(bytes, 0);
     bits
 }
@@ -124,6 +138,7 @@ fn bitmap(allowed: &SimpleVob, bytes: usize) -> Vec<u8> {
 mod tests {
     use super::*;
     use crate::text::testing::{SPECIAL, tokenizer};
+    use crate::text::tool_calls::{ToolCallParser, ToolPiece};
 
     const VOCAB: u32 = 300;
 
@@ -134,7 +149,9 @@ mod tests {
     fn allowed(constraint: &mut TokenConstraint) -> Vec<u32> {
         let mask = constraint.mask().unwrap().unwrap();
         assert_eq!(mask.len(), 38);
-        (0..VOCAB).filter(|id| mask[*id as usize / 8] >> (id % 8) & 1 == 1).collect()
+        (0..VOCAB)
+            .filter(|id| mask[*id as usize / 8] >> (id % 8) & 1 == 1)
+            .collect()
     }
 
     /// Walks at random, the same way for the same seed, and tells the text at its end.
@@ -145,17 +162,31 @@ mod tests {
         for _ in 0..400 {
             let mut choices = allowed(&mut constraint);
             assert_eq!(choices, allowed(&mut constraint), "asking twice changes nothing");
-            assert!(!choices.is_empty(), "a dead end behind {:?}", tokenizer().decode(&tokens));
+            assert!(
+                !choices.is_empty(),
+                "a dead end behind {:?}",
+                tokenizer().decode(&tokens)
+            );
             // Ends as soon as it may now and then, and closes what is open rather than going on for ever.
             if tokens.len() > 40 {
-                let closing: Vec<u32> = choices.iter().copied().filter(|id| [SPECIAL, 0x22, 0x7d, 0x5d].contains(id)).collect();
+                let closing: Vec<u32> = choices
+                    .iter()
+                    .copied()
+                    .filter(|id| [SPECIAL, 0x22, 0x7d, 0x5d].contains(id))
+                    .collect();
                 choices = if closing.is_empty() { choices } else { closing };
             }
-            seed = seed.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+            seed = seed
+                .wrapping_mul(6_364_136_223_846_793_005)
+                .wrapping_add(1_442_695_040_888_963_407);
             let token = choices[(seed >> 33) as usize % choices.len()];
             if token == SPECIAL {
                 let rebuilt = grammars.compile(form, &tokens).unwrap().mask().unwrap();
-                assert_eq!(rebuilt, constraint.mask().unwrap(), "a resumed constraint is the same");
+                assert_eq!(
+                    rebuilt,
+                    constraint.mask().unwrap(),
+                    "a resumed constraint is the same"
+                );
                 return Some(tokenizer().decode(&tokens));
             }
             constraint.accept(token).unwrap();
@@ -166,19 +197,30 @@ mod tests {
 
     #[test]
     fn every_walk_that_ends_has_the_form() {
-        let schema = r#"{"type": "object", "properties": {"n": {"type": "integer", "minimum": 3, "maximum": 40},
+        let schema = r##"{"type": "object", "properties": {"n": {"type": "integer", "minimum": 3, "maximum": 40},
             "kind": {"enum": ["he", "a"]}, "tags": {"type": "array", "items": {"$ref": "#/$defs/t"}, "maxItems": 2}},
             "required": ["n", "kind"], "additionalProperties": false,
-            "$defs": {"t": {"type": "string", "maxLength": 3}}}"#;
+            "$defs": {"t": {"type": "string", "maxLength": 3}}}"##;
         let mut ended = 0;
         for seed in 0..30 {
-            let Some(text) = walk(&Form::Json(schema.to_owned()), seed) else { continue };
+            let Some(text) = walk(&Form::Json(schema.to_owned()), seed) else {
+                continue;
+            };
             let value: serde_json::Value = serde_json::from_str(&text).unwrap();
             assert!((3..=40).contains(&value["n"].as_i64().unwrap()), "{text}");
             assert!(["he", "a"].contains(&value["kind"].as_str().unwrap()), "{text}");
             let tags = value["tags"].as_array().cloned().unwrap_or_default();
-            assert!(tags.len() <= 2 && tags.iter().all(|tag| tag.as_str().unwrap().chars().count() <= 3), "{text}");
-            assert!(value.as_object().unwrap().keys().all(|key| ["n", "kind", "tags"].contains(&key.as_str())));
+            assert!(
+                tags.len() <= 2 && tags.iter().all(|tag| tag.as_str().unwrap().chars().count() <= 3),
+                "{text}"
+            );
+            assert!(
+                value
+                    .as_object()
+                    .unwrap()
+                    .keys()
+                    .all(|key| ["n", "kind", "tags"].contains(&key.as_str()))
+            );
             ended += 1;
         }
         assert!(ended > 10, "{ended}");
@@ -188,6 +230,29 @@ mod tests {
             let texts = vec!["yes".to_owned(), "no \"way\"\n".to_owned()];
             let text = walk(&Form::Choice(texts.clone()), seed).unwrap();
             assert!(texts.contains(&text), "{text}");
+            let tools = vec![
+                (
+                    "f".to_owned(),
+                    r##"{"type": "object", "properties": {"a": {"$ref": "#/$defs/x"}}, "required": ["a"],
+                    "additionalProperties": false, "$defs": {"x": {"type": "boolean"}}}"##
+                        .to_owned(),
+                ),
+                (
+                    "g".to_owned(),
+                    r##"{"type": "object", "properties": {}, "additionalProperties": false}"##.to_owned(),
+                ),
+            ];
+            let text = walk(&Form::Call(tools), seed).unwrap();
+            let mut parser = ToolCallParser::new(vec!["f".to_owned(), "g".to_owned()], true);
+            let pieces = parser.push(&text);
+            let [ToolPiece::Begin { name, .. }, ToolPiece::Arguments { text, .. }] = &pieces[..] else {
+                panic!("{text}: {pieces:?}");
+            };
+            let arguments: serde_json::Value = serde_json::from_str(text).unwrap();
+            assert_eq!(
+                arguments.get("a").is_some_and(serde_json::Value::is_boolean),
+                name == "f"
+            );
             let text = walk(&Form::Lark("start: \"a\" start \"b\" | \"x\"".to_owned()), seed);
             assert!(text.is_none_or(|text| text.matches('a').count() == text.matches('b').count()));
         }
@@ -196,11 +261,23 @@ mod tests {
     #[test]
     fn what_cannot_be_enforced_is_named() {
         for (form, words) in [
-            (Form::Json(r#"{"type": "object", "not": {"type": "null"}}"#.into()), "not"),
-            (Form::Json(r#"{"type": "array", "uniqueItems": true}"#.into()), "uniqueItems"),
-            (Form::Json(r#"{"type": "string", "format": "made-up"}"#.into()), "made-up"),
+            (
+                Form::Json(r#"{"type": "object", "not": {"type": "null"}}"#.into()),
+                "not",
+            ),
+            (
+                Form::Json(r#"{"type": "array", "uniqueItems": true}"#.into()),
+                "uniqueItems",
+            ),
+            (
+                Form::Json(r#"{"type": "string", "format": "made-up"}"#.into()),
+                "made-up",
+            ),
             (Form::Json(r##"{"$ref": "#/$defs/missing"}"##.into()), "missing"),
-            (Form::Json(r#"{"x-guidance": {"lenient": true}}"#.into()), "x-guidance"),
+            (
+                Form::Json(r#"{"x-guidance": {"lenient": true}}"#.into()),
+                "x-guidance",
+            ),
             (Form::Json("[1]".into()), "must be an object"),
             (Form::Json("{".into()), "not a JSON schema"),
             (Form::Regex("(".into()), "cannot be enforced"),
@@ -212,7 +289,10 @@ mod tests {
             let error = grammars().compile(&form, &[]).unwrap_err().to_string();
             assert!(error.contains(words), "{form:?}: {error}");
         }
-        assert_eq!(Grammars::new(&tokenizer(), VOCAB, &[]).unwrap_err(), FormError::NoEnd);
+        assert_eq!(
+            Grammars::new(&tokenizer(), VOCAB, &[]).unwrap_err(),
+            FormError::NoEnd
+        );
         let wrong = grammars().compile(&Form::Choice(vec!["yes".into()]), &[b'n'.into()]);
         assert!(wrong.unwrap_err().to_string().contains("resumed"));
     }

@@ -68,7 +68,10 @@ impl OutputText {
         let piece = self.detokenizer.push(token);
         let step = if self.unwatched > 0 {
             self.unwatched -= 1;
-            StopStep { text: piece, stopped: None }
+            StopStep {
+                text: piece,
+                stopped: None,
+            }
         } else {
             self.strings.push(&piece)
         };
@@ -194,7 +197,8 @@ mod tests {
             (text.as_str(), finished),
             ("abxab", Some(Finished::Stop(Some("ab".to_owned()))))
         );
-        let mut output = OutputText::new(testing::tokenizer(), &StopConditions::default(), 9).with_special_tokens(true);
+        let mut output =
+            OutputText::new(testing::tokenizer(), &StopConditions::default(), 9).with_special_tokens(true);
         assert_eq!(run(&mut output, &[SPECIAL, b'x'.into()]).0, "<|end|>x");
     }
 

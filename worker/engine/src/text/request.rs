@@ -338,7 +338,9 @@ impl RequestDraft {
     }
 
     fn logprobs(&self) -> Result<Option<u16>, RequestError> {
-        let count = self.logprobs.map(|count| u16::try_from(count).unwrap_or(u16::MAX));
+        let count = self
+            .logprobs
+            .map(|count| u16::try_from(count).unwrap_or(u16::MAX));
         match count {
             Some(count) if count > MAX_LOGPROBS => Err(RequestError::OutOfRange {
                 name: "logprobs",

@@ -51,7 +51,9 @@ impl Planner {
         let id = row.sequence;
         let choice = choice.filter(|_| !row.cancelled);
         let token = choice.as_ref().and_then(|choice| choice.as_ref().ok());
-        let length = self.scheduler.row_done(id, token.map(|chosen| chosen.sampled.token));
+        let length = self
+            .scheduler
+            .row_done(id, token.map(|chosen| chosen.sampled.token));
         match choice? {
             Ok(chosen) => {
                 let full = self.scheduler.is_full(id);

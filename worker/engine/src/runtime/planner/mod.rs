@@ -22,10 +22,10 @@ use std::time::{Duration, Instant};
 pub(super) use requests::Requests;
 use step::PlannedStep;
 
+use super::constraint::Constraint;
 use super::executor::Executor;
 use super::load::LoadCell;
 use super::queue::QueueGauge;
-use super::constraint::Constraint;
 use super::request::{EventSink, FailureKind, GenerationRequest};
 use crate::mesh::MeshError;
 use crate::schedule::{Batch, Limits, Scheduler, SequenceId, StepBudget};

@@ -4,11 +4,11 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Instant;
 
+use super::merge::Chosen;
+use crate::runtime::constraint::Constraint;
 use crate::runtime::load::LoadCell;
 use crate::runtime::queue::QueueGauge;
 use crate::runtime::request::{Event, EventSink, FailureKind, FinishReason, GenerationRequest};
-use super::merge::Chosen;
-use crate::runtime::constraint::Constraint;
 use crate::sampling::{SamplingParams, TokenCounts};
 use crate::schedule::{Scheduler, Sequence, SequenceId};
 

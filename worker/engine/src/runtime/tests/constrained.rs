@@ -55,7 +55,9 @@ fn submit(
     let sink = Box::new(move |event| sender.send(event).is_ok());
     let engine = &group.leader().engine;
     (
-        engine.submit_constrained(request.clone(), constraint, sink).unwrap(),
+        engine
+            .submit_constrained(request.clone(), constraint, sink)
+            .unwrap(),
         events,
     )
 }
@@ -90,7 +92,11 @@ fn masks_are_the_same_in_every_world_and_batch_and_touch_no_other_answer() {
         for (i, (_submission, events)) in running.into_iter().enumerate() {
             let GenerationRequest { prompt, sampling, .. } = &requests[i];
             let expected = constrained_reference(prompt, sampling, 24, constraint(i));
-            assert_eq!(rest(&events), (expected, FinishReason::Length), "world {world}, {i}");
+            assert_eq!(
+                rest(&events),
+                (expected, FinishReason::Length),
+                "world {world}, {i}"
+            );
         }
     }
 }
@@ -104,7 +110,11 @@ fn a_resumed_answer_goes_on_under_its_constraint() {
     for cut in [1, 7, 23] {
         let resumed = request(4, &[9, 8], &tokens[..cut]);
         let (_submission, events) = submit(&group, &resumed, Some(Thirds::behind(&tokens[..cut])));
-        assert_eq!(rest(&events), (tokens[cut..].to_vec(), FinishReason::Length), "{cut}");
+        assert_eq!(
+            rest(&events),
+            (tokens[cut..].to_vec(), FinishReason::Length),
+            "{cut}"
+        );
     }
 }
 
