@@ -77,7 +77,7 @@ async fn a_chat_answer_comes_whole() {
             "id": null, "object": "chat.completion", "created": null, "model": MODEL,
             "choices": [{"index": 0, "message": {"role": "assistant", "content": "Hello", "refusal": null},
                 "logprobs": null, "finish_reason": "stop"}],
-            "usage": {"prompt_tokens": 5, "completion_tokens": 2, "total_tokens": 7},
+            "usage": {"prompt_tokens": 5, "completion_tokens": 2, "total_tokens": 7, "prompt_tokens_details": {"cached_tokens": 0}},
         })
     );
 }
@@ -127,7 +127,7 @@ async fn a_chat_answer_streams_with_usage() {
     assert_eq!(events[4]["choices"], json!([]));
     assert_eq!(
         events[4]["usage"],
-        json!({"prompt_tokens": 5, "completion_tokens": 2, "total_tokens": 7})
+        json!({"prompt_tokens": 5, "completion_tokens": 2, "total_tokens": 7, "prompt_tokens_details": {"cached_tokens": 0}})
     );
     assert!(
         events
@@ -386,7 +386,7 @@ async fn several_answers_come_from_several_requests_with_seeds_in_a_row() {
     assert_eq!(said, [(0, json!("40")), (1, json!("41")), (2, json!("42"))]);
     assert_eq!(
         answer["usage"],
-        json!({"prompt_tokens": 5, "completion_tokens": 3, "total_tokens": 8})
+        json!({"prompt_tokens": 5, "completion_tokens": 3, "total_tokens": 8, "prompt_tokens_details": {"cached_tokens": 0}})
     );
 }
 
@@ -426,7 +426,7 @@ async fn several_prompts_stream_in_one_answer_with_usage_all_along() {
     );
     assert_eq!(
         usages.last().unwrap(),
-        &json!({"prompt_tokens": 10, "completion_tokens": 4, "total_tokens": 14})
+        &json!({"prompt_tokens": 10, "completion_tokens": 4, "total_tokens": 14, "prompt_tokens_details": {"cached_tokens": 0}})
     );
 }
 

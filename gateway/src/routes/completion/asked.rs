@@ -52,8 +52,6 @@ pub enum Harmless {
     Words(&'static [&'static str]),
     /// Also a list with only this word, and an empty one.
     Only(&'static str),
-    /// Also an object of this `type`.
-    Type(&'static str),
 }
 
 impl Harmless {
@@ -78,7 +76,6 @@ impl Harmless {
             Self::Only(word) => {
                 nothing || matches!(asked, Asked::List { only: Some(only), .. } if only == word)
             }
-            Self::Type(kind) => matches!(asked, Asked::Object { kind: Some(found), .. } if found == kind),
         }
     }
 }
@@ -93,7 +90,6 @@ impl fmt::Display for Harmless {
             Self::Number(number) => write!(f, "null, {number}"),
             Self::Words(words) => write!(f, "null, empty, {}", words.join(", ")),
             Self::Only(word) => write!(f, "null, empty, [\"{word}\"]"),
-            Self::Type(kind) => write!(f, "null, {{\"type\": \"{kind}\"}}"),
         }
     }
 }

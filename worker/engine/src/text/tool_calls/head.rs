@@ -145,7 +145,7 @@ mod tests {
         assert_eq!(head(r#"{"name": "f", "parameters": {"#), begins("f", 28));
         assert_eq!(
             head("{ \"type\":\"function\",\n\"name\":\"a\\\"b\",\"arguments\" : {"),
-            begins("a\"b", 50)
+            begins("a\"b", 49)
         );
         for more in [
             "{",
