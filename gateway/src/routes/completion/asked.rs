@@ -28,12 +28,10 @@ pub enum Asked {
         /// Its only entry.
         only: Option<String>,
     },
-    /// An object, with its `type` when that is a word.
+    /// An object.
     Object {
         /// Whether it has no field.
         empty: bool,
-        /// Its `type`.
-        kind: Option<String>,
     },
 }
 
@@ -63,7 +61,7 @@ impl Harmless {
             Asked::Flag(flag) => !flag,
             Asked::Number(number) => *number == 0.0,
             Asked::Word(word) => word.is_empty(),
-            Asked::List { empty, .. } | Asked::Object { empty, .. } => *empty,
+            Asked::List { empty, .. } | Asked::Object { empty } => *empty,
         };
         match self {
             Self::Null => false,
@@ -154,16 +152,12 @@ impl<'de> Visitor<'de> for Look {
     }
 
     fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Asked, A::Error> {
-        let (mut empty, mut kind) = (true, None);
-        while let Some(key) = map.next_key::<Entry>()? {
+        let mut empty = true;
+        while map.next_key_seed(Ignored::FIELD)?.is_some() {
             empty = false;
-            if key.0.as_deref() == Some("type") {
-                kind = map.next_value::<Entry>()?.0;
-            } else {
-                map.next_value_seed(Ignored::FIELD)?;
-            }
+            map.next_value_seed(Ignored::FIELD)?;
         }
-        Ok(Asked::Object { empty, kind })
+        Ok(Asked::Object { empty })
     }
 }
 
@@ -261,15 +255,6 @@ mod tests {
                 Harmless::Only("text"),
                 vec![json!(["text"]), json!([])],
                 vec![json!(["text", "audio"]), json!(["audio"]), json!([["text"]])],
-            ),
-            (
-                Harmless::Type("text"),
-                vec![json!({"type": "text"})],
-                vec![
-                    json!({"type": "json_object"}),
-                    json!({}),
-                    json!({"type": {"a": 1}}),
-                ],
             ),
         ];
         for (harmless, nothing, something) in cases {

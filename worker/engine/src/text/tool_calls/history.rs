@@ -162,8 +162,7 @@ mod tests {
             shown[0]
         );
         assert!(
-            shown[2].contains(r#"{"name":"f","parameters":{"a":1}}"#)
-                && !shown[2].contains("tool_calls"),
+            shown[2].contains(r#"{"name":"f","parameters":{"a":1}}"#) && !shown[2].contains("tool_calls"),
             "{}",
             shown[2]
         );
