@@ -114,8 +114,8 @@ impl<'a> Preparation<'a> {
         let token = token(self.args)?;
         let hub = Hub::new(&self.args.endpoint, token.as_deref(), Patience::default())?;
         if !fresh && let Some(entry) = self.pulled(&hub, repository)? {
-            let missing = &mut |_: &Path| anyhow::bail!("{} was removed meanwhile", entry.name);
-            let files = self.keep(&entry, missing)?;
+            let gone = || anyhow::anyhow!("{} was removed from the cache meanwhile; try again", entry.name);
+            let files = self.keep(&entry, &mut |_| Err(gone()))?;
             return self.folder_of(&entry, files);
         }
         let runtime = tokio::runtime::Builder::new_multi_thread()

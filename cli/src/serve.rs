@@ -32,12 +32,8 @@ pub async fn serve(listener: std::net::TcpListener, model: &str, leader: SocketA
         ..fixed.found()
     }]);
     let router = routes::router(gateway.clone()).merge(health::router(gateway.clone()));
-    let mut ends = [SignalKind::terminate(), SignalKind::interrupt()].map(signal);
-    let [terminate, interrupt] = &mut ends;
-    let (terminate, interrupt) = (
-        terminate.as_mut().ok().context("cannot handle SIGTERM")?,
-        interrupt.as_mut().ok().context("cannot handle SIGINT")?,
-    );
+    let mut terminate = signal(SignalKind::terminate()).context("cannot handle SIGTERM")?;
+    let mut interrupt = signal(SignalKind::interrupt()).context("cannot handle SIGINT")?;
     eprintln!("serving {model} at http://{address}/v1, a chat page at http://{address}/");
     let stopping = gateway.stopping.clone();
     let limits = gateway.settings.limits;
@@ -45,13 +41,13 @@ pub async fn serve(listener: std::net::TcpListener, model: &str, leader: SocketA
     let mut served = std::pin::pin!(served);
     tokio::select! {
         () = &mut served => return Ok(()),
-        () = told(terminate, interrupt) => {}
+        () = told(&mut terminate, &mut interrupt) => {}
     }
     eprintln!("stopping: running answers finish");
     stopping.cancel();
     tokio::select! {
         () = served => {}
-        () = told(terminate, interrupt) => eprintln!("some answers are cut off"),
+        () = told(&mut terminate, &mut interrupt) => eprintln!("some answers are cut off"),
         () = tokio::time::sleep(GRACE) => eprintln!("some answers did not finish in time and are cut off"),
     }
     Ok(())

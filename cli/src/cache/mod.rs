@@ -136,7 +136,13 @@ impl Cache {
                 let staging = self.staging(&key);
                 fs::create_dir_all(&staging).map_err(at(&staging))?;
                 entry.write(&staging)?;
-                make(&staging.join("files"))?;
+                let files = staging.join("files");
+                let made = make(&files);
+                if made.is_err() && bytes_below(&files) == 0 {
+                    // There is nothing to go on with. That it cannot be removed is not what failed.
+                    let _ = fs::remove_dir_all(&staging);
+                }
+                made?;
                 self.publish(&key)?;
             }
             drop(lock);

@@ -85,7 +85,7 @@ impl Talk {
     ///
     /// # Errors
     /// The engine refuses, or nobody takes the text.
-    pub async fn answer(&self, messages: Vec<ChatMessage>, to: &mut (dyn Write + Send)) -> anyhow::Result<Answer> {
+    pub async fn answer(&self, messages: Vec<ChatMessage>, to: &mut dyn Write) -> anyhow::Result<Answer> {
         let args = &self.args;
         let request = CompletionRequest {
             prompt: Some(Prompt::Chat(ChatPrompt {
@@ -126,7 +126,7 @@ async fn read(
     mut chunks: Streaming<CompletionChunk>,
     answer: &mut Answer,
     asked: Instant,
-    to: &mut (dyn Write + Send),
+    to: &mut dyn Write,
 ) -> anyhow::Result<()> {
     let terminal = io::stdout().is_terminal();
     let next = |status: tonic::Status| anyhow!("{}", status.message());

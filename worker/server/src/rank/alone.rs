@@ -80,13 +80,14 @@ impl Alone {
     /// # Errors
     /// Why the engine ended.
     pub fn wait(self, report: &mut dyn FnMut(Progress)) -> anyhow::Result<Self> {
-        let mut seen = 0;
+        let (mut seen, mut loaded) = (0, false);
         loop {
             let (version, state) = self.control.watch().changed(seen, LOOK);
             seen = version;
-            if state.phase == Phase::Loading && state.total > 0 {
+            if state.total > 0 && !loaded {
                 let (done, total) = (state.loaded, state.total);
                 report(Progress { done, total });
+                loaded = done == total;
             }
             if state.phase == Phase::Serving {
                 return Ok(self);
