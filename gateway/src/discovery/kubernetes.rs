@@ -101,7 +101,7 @@ fn collect(deployments: &[Arc<LlamaDeployment>], groups: &[Arc<LlamaGroup>]) -> 
 
 /// Why waiting is pointless.
 fn problem(deployment: &LlamaDeployment) -> Option<String> {
-    if deployment.spec.autoscaling.is_none() && deployment.spec.replicas == Some(0) {
+    if deployment.spec.autoscaling.is_none() && deployment.spec.replicas == 0 {
         let name = deployment.name_any();
         return Some(format!(
             "The deployment is scaled to 0 replicas by hand; run: kubectl scale llamadeployment {name} --replicas=1"

@@ -80,10 +80,13 @@ pub struct LlamaGroupSpec {
     /// When draining began.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub drain_since: Option<Time>,
-    /// How often in a row a placement was taken back.
+    /// How often in a row a placement was rolled back.
     #[serde(default)]
     #[schemars(range(min = 0))]
     pub placement_failures: i32,
+    /// Since when a node of the group is being taken away.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub disrupted_since: Option<Time>,
     /// No new placement before this time.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub place_after: Option<Time>,
@@ -122,6 +125,25 @@ pub struct Member {
     /// The pod, once it exists; recorded before its scheduling gate is lifted.
     #[serde(default, rename = "podUID", skip_serializing_if = "Option::is_none")]
     pub pod_uid: Option<String>,
+    /// The pod that is to take over, because the node is being taken away; it loads while this one still serves.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub successor: Option<Successor>,
+}
+
+/// The next attempt of a member, beside the present one.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct Successor {
+    /// Its attempt.
+    #[schemars(range(min = 0))]
+    pub attempt: i32,
+    /// The node it goes to.
+    pub node: String,
+    /// When the node was chosen.
+    pub placed_at: Time,
+    /// The pod, once it exists; recorded before its scheduling gate is lifted.
+    #[serde(default, rename = "podUID", skip_serializing_if = "Option::is_none")]
+    pub pod_uid: Option<String>,
 }
 
 /// How a member was lost.
@@ -137,7 +159,7 @@ pub struct MemberFailure {
     /// Where it ran.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub node: Option<String>,
-    /// One word: Deleted, Evicted, Exited, NodeLost, Stalled.
+    /// One word: Deleted, Evicted, Exited, NodeLost, Refused, Stalled, Unreachable, Unschedulable, Unusable.
     pub reason: String,
     /// Exit code of the container, if it ended.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -304,6 +326,15 @@ pub struct LlamaGroupStatus {
     /// Why the group is not further, in words.
     #[serde(default)]
     pub message: String,
+    /// Since when no nodes have room for the group; absent while it has its nodes, or nobody has looked.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub unplaceable_since: Option<Time>,
+    /// What the weights are, on which all ranks agree: sampled chunks of every tensor, hashed.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub content_identity: Option<String>,
+    /// What the numbers depend on beside the weights: kernels and the type of the cache.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub numerics: Option<String>,
 }
 
 /// How far a rank is.

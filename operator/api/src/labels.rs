@@ -19,6 +19,8 @@ pub const ROLE: &str = "llamero.dev/role";
 pub const REVISION: &str = "llamero.dev/revision";
 /// Label on inspect pods: which source they look into (see `status.checkpoint.key`).
 pub const INSPECT: &str = "llamero.dev/inspect";
+/// Annotation on inspect pods: digest of the settings they were made with, so that corrected ones make another pod.
+pub const SETTINGS: &str = "llamero.dev/settings";
 /// Value of [`ROLE`] on the pod of rank 0.
 pub const ROLE_LEADER: &str = "leader";
 /// Value of [`ROLE`] on all other worker pods.
@@ -45,18 +47,31 @@ pub const PLACEMENT_GATE: &str = "llamero.dev/placement";
 pub const FIELD_MANAGER: &str = "llamero-operator";
 
 /// vllm.Inference, Completion, Telemetry: on the leader's pod.
-pub const INFERENCE_PORT: u16 = 50051;
+pub const INFERENCE_PORT: u16 = 18051;
 /// RankControl: on every worker pod.
-pub const CONTROL_PORT: u16 = 50052;
+pub const CONTROL_PORT: u16 = 18052;
 /// Demand: on every gateway pod.
-pub const DEMAND_PORT: u16 = 50053;
+pub const DEMAND_PORT: u16 = 18053;
 /// Liveness, readiness and metrics of a worker pod.
 pub const HEALTH_PORT: u16 = 8080;
 /// Port of the first rank of a pod for its peers; rank `i` of the pod listens at `RANK_PORT + i`.
-pub const RANK_PORT: u16 = 50100;
+pub const RANK_PORT: u16 = 18100;
 
 /// Longest name of a `LlamaDeployment`: the names of its pods must still fit a label.
 pub const MAX_DEPLOYMENT_NAME: usize = 40;
+
+/// Labels that every object of a deployment carries.
+#[must_use]
+pub fn common(deployment: &str, app: &str) -> std::collections::BTreeMap<String, String> {
+    [
+        (DEPLOYMENT, deployment),
+        (APP_NAME, app),
+        (APP_MANAGED_BY, FIELD_MANAGER),
+        (APP_PART_OF, PART_OF),
+    ]
+    .map(|(key, value)| (key.to_owned(), value.to_owned()))
+    .into()
+}
 
 /// Name of a member's pod.
 #[must_use]
@@ -68,6 +83,12 @@ pub fn pod_name(group: &str, index: i32, attempt: i32) -> String {
 #[must_use]
 pub fn group_name(deployment: &str, ordinal: u32) -> String {
     format!("{deployment}-{ordinal}")
+}
+
+/// Name of the `ControllerRevision` that keeps the revision with this digest.
+#[must_use]
+pub fn revision_name(deployment: &str, digest: &str) -> String {
+    format!("{deployment}-{digest}")
 }
 
 /// Name of the Service in front of a deployment's leaders.

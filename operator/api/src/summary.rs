@@ -42,7 +42,26 @@ pub struct CheckpointSummary {
     /// Why the wanted tensor-parallel size cannot be used, in words.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub problem: Option<String>,
+    /// What the worker image that wrote this can compute on: `cpu`, `cuda`. Absent: `cpu` only.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 8))]
+    pub backends: Vec<String>,
 }
+
+impl CheckpointSummary {
+    /// What the worker image can compute on.
+    #[must_use]
+    pub fn backends(&self) -> Vec<&str> {
+        if self.backends.is_empty() {
+            vec![CPU_BACKEND]
+        } else {
+            self.backends.iter().map(String::as_str).collect()
+        }
+    }
+}
+
+/// The backend that every worker image has.
+pub const CPU_BACKEND: &str = "cpu";
 
 /// What one rank needs at a tensor-parallel size; maxima over the ranks.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]

@@ -48,12 +48,22 @@ fn two_sources_are_refused() {
 }
 
 #[test]
-fn replicas_beside_autoscaling_are_refused() {
+fn replicas_default_to_one_and_may_stand_beside_autoscaling() {
+    assert_eq!(deployment(|_| {}).spec.replicas, 1);
     let both = deployment(|o| {
         o["spec"]["replicas"] = json!(2);
         o["spec"]["autoscaling"] = json!({"maxReplicas": 3});
     });
-    assert!(refused(&both).contains("remove spec.replicas or spec.autoscaling"));
+    both.validate_cel().unwrap();
+}
+
+#[test]
+fn a_rollout_that_can_replace_nothing_is_refused() {
+    let stuck = deployment(|o| o["spec"]["rollout"] = json!({"maxSurge": 0, "maxUnavailable": 0}));
+    assert!(refused(&stuck).contains("must not both be 0"));
+    deployment(|o| o["spec"]["rollout"] = json!({"maxUnavailable": 0}))
+        .validate_cel()
+        .unwrap();
 }
 
 #[test]

@@ -20,7 +20,7 @@ use serde_json::json;
 use tokio::{sync::mpsc, time::Instant};
 use tracing::debug;
 
-use crate::apply::{Subject, View};
+use crate::apply::{Index, Subject};
 
 const QUEUE: usize = 256;
 /// The same thing is said about an object at most this often.
@@ -32,7 +32,7 @@ const NOTE: usize = 1024;
 
 /// Something to say about an object.
 #[derive(Clone, Debug, PartialEq)]
-struct Saying {
+struct Note {
     about: ObjectReference,
     related: Option<ObjectReference>,
     warning: bool,
@@ -42,20 +42,20 @@ struct Saying {
 }
 
 /// Where Events are dropped off.
-pub struct Events(mpsc::Sender<Saying>);
+pub struct Events(mpsc::Sender<Note>);
 
 impl Events {
     /// Starts the task that sends them.
     #[must_use]
     pub fn start(client: Client, instance: String) -> Self {
-        let (queue, mut sayings) = mpsc::channel::<Saying>(QUEUE);
+        let (queue, mut notes) = mpsc::channel::<Note>(QUEUE);
         tokio::spawn(async move {
             let mut memory = Memory::default();
-            while let Some(saying) = sayings.recv().await {
-                let Some(delivery) = memory.deliver(&saying) else {
+            while let Some(note) = notes.recv().await {
+                let Some(delivery) = memory.deliver(&note) else {
                     continue;
                 };
-                let send = send(&client, &instance, &saying, &delivery);
+                let send = send(&client, &instance, &note, &delivery);
                 match tokio::time::timeout(Duration::from_secs(5), send).await {
                     Ok(Ok(())) => {}
                     Ok(Err(error)) => debug!(%error, "could not record an Event"),
@@ -69,21 +69,21 @@ impl Events {
     /// Records an Event about the subject; what is said of a group is also said of its deployment, where people look first.
     pub fn publish(
         &self,
-        view: &View,
+        index: &Index,
         subject: &Subject,
         warning: bool,
         reason: &str,
         action: &str,
         note: &str,
     ) {
-        let own = view.reference(subject);
-        let deployment = view.deployment_of(subject).map(Subject::Deployment);
+        let own = index.reference(subject);
+        let deployment = index.deployment_of(subject).map(Subject::Deployment);
         let deployment = deployment
             .filter(|deployment| deployment != subject)
-            .and_then(|deployment| view.reference(&deployment));
+            .and_then(|deployment| index.reference(&deployment));
         for (about, related) in [(own.clone(), deployment.clone()), (deployment, own)] {
             let Some(about) = about else { continue };
-            let saying = Saying {
+            let note = Note {
                 about,
                 related,
                 warning,
@@ -91,14 +91,14 @@ impl Events {
                 action: action.to_owned(),
                 note: cut(note).to_owned(),
             };
-            if self.0.try_send(saying).is_err() {
+            if self.0.try_send(note).is_err() {
                 debug!(reason, "too many Events wait; one is left out");
             }
         }
     }
 }
 
-/// How a saying reaches the API server.
+/// How a note reaches the API server.
 #[derive(Clone, Debug, PartialEq, Eq)]
 enum Delivery {
     /// As a new Event of this name.
@@ -119,15 +119,11 @@ struct Said {
 }
 
 impl Memory {
-    /// How to deliver the saying; not at all when the same was said a moment ago.
-    fn deliver(&mut self, saying: &Saying) -> Option<Delivery> {
+    /// How to deliver the note; not at all when the same was said a moment ago.
+    fn deliver(&mut self, note: &Note) -> Option<Delivery> {
         let now = Instant::now();
         self.0.retain(|_, said| now.duration_since(said.at) < SERIES);
-        let key = (
-            saying.about.uid.clone(),
-            saying.reason.clone(),
-            saying.note.clone(),
-        );
+        let key = (note.about.uid.clone(), note.reason.clone(), note.note.clone());
         if let Some(said) = self.0.get_mut(&key) {
             if now.duration_since(said.at) < REPEAT {
                 return None;
@@ -137,7 +133,7 @@ impl Memory {
             return Some(Delivery::Again(said.name.clone(), said.count));
         }
         let name = event_name(
-            saying.about.name.as_deref().unwrap_or(FIELD_MANAGER),
+            note.about.name.as_deref().unwrap_or(FIELD_MANAGER),
             Timestamp::now(),
         );
         self.0.insert(
@@ -157,12 +153,12 @@ fn event_name(object: &str, now: Timestamp) -> String {
     format!("{object}.{:x}", now.as_nanosecond())
 }
 
-async fn send(client: &Client, instance: &str, saying: &Saying, delivery: &Delivery) -> kube::Result<()> {
-    let namespace = saying.about.namespace.as_deref().unwrap_or("default");
+async fn send(client: &Client, instance: &str, note: &Note, delivery: &Delivery) -> kube::Result<()> {
+    let namespace = note.about.namespace.as_deref().unwrap_or("default");
     let api = Api::<Event>::namespaced(client.clone(), namespace);
     match delivery {
         Delivery::First(name) => {
-            let event = event(instance, saying, namespace, name, Timestamp::now());
+            let event = event(instance, note, namespace, name, Timestamp::now());
             api.create(&PostParams::default(), &event).await?;
         }
         Delivery::Again(name, count) => {
@@ -177,7 +173,7 @@ async fn send(client: &Client, instance: &str, saying: &Saying, delivery: &Deliv
     Ok(())
 }
 
-fn event(instance: &str, saying: &Saying, namespace: &str, name: &str, now: Timestamp) -> Event {
+fn event(instance: &str, note: &Note, namespace: &str, name: &str, now: Timestamp) -> Event {
     Event {
         metadata: ObjectMeta {
             name: Some(name.to_owned()),
@@ -185,12 +181,12 @@ fn event(instance: &str, saying: &Saying, namespace: &str, name: &str, now: Time
             ..ObjectMeta::default()
         },
         event_time: Some(MicroTime(now)),
-        type_: Some(if saying.warning { "Warning" } else { "Normal" }.to_owned()),
-        reason: Some(saying.reason.clone()),
-        action: Some(saying.action.clone()),
-        note: Some(saying.note.clone()),
-        regarding: Some(saying.about.clone()),
-        related: saying.related.clone(),
+        type_: Some(if note.warning { "Warning" } else { "Normal" }.to_owned()),
+        reason: Some(note.reason.clone()),
+        action: Some(note.action.clone()),
+        note: Some(note.note.clone()),
+        regarding: Some(note.about.clone()),
+        related: note.related.clone(),
         reporting_controller: Some(FIELD_MANAGER.to_owned()),
         reporting_instance: Some(instance.to_owned()),
         ..Event::default()
@@ -209,8 +205,8 @@ fn cut(note: &str) -> &str {
 mod tests {
     use super::*;
 
-    fn saying(note: &str) -> Saying {
-        Saying {
+    fn note(note: &str) -> Note {
+        Note {
             about: ObjectReference {
                 name: Some("d".into()),
                 uid: Some("u".into()),
@@ -227,28 +223,25 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn the_same_becomes_a_series_and_other_words_a_new_event() {
         let mut memory = Memory::default();
-        let Some(Delivery::First(name)) = memory.deliver(&saying("member 0")) else {
+        let Some(Delivery::First(name)) = memory.deliver(&note("member 0")) else {
             panic!("new")
         };
         assert!(name.starts_with("d."));
-        assert_eq!(memory.deliver(&saying("member 0")), None);
+        assert_eq!(memory.deliver(&note("member 0")), None);
         assert!(matches!(
-            memory.deliver(&saying("member 1")),
+            memory.deliver(&note("member 1")),
             Some(Delivery::First(_))
         ));
         tokio::time::advance(REPEAT).await;
         assert_eq!(
-            memory.deliver(&saying("member 0")),
+            memory.deliver(&note("member 0")),
             Some(Delivery::Again(name.clone(), 2))
         );
         tokio::time::advance(REPEAT).await;
-        assert_eq!(
-            memory.deliver(&saying("member 0")),
-            Some(Delivery::Again(name, 3))
-        );
+        assert_eq!(memory.deliver(&note("member 0")), Some(Delivery::Again(name, 3)));
         tokio::time::advance(SERIES).await;
         assert!(matches!(
-            memory.deliver(&saying("member 0")),
+            memory.deliver(&note("member 0")),
             Some(Delivery::First(_))
         ));
     }

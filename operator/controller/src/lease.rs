@@ -85,6 +85,13 @@ impl Leadership {
         self.0.borrow().is_some_and(|until| Instant::now() < until)
     }
 
+    /// Leadership without a lease.
+    #[cfg(test)]
+    pub(crate) fn held_for_tests() -> Self {
+        let (_, held) = watch::channel(Some(Instant::now() + Duration::from_secs(3600)));
+        Self(held)
+    }
+
     /// Returns when the lease is ours. Never returns if it never is.
     pub async fn acquired(&mut self) {
         while !self.is_held() {

@@ -18,22 +18,26 @@
 //! | [`observe`] | from both to one `Observed` |
 //! | [`apply`] | the only writer |
 //! | [`build`] | the objects it writes |
-//! | [`report`] | what refused effects add to the statuses |
+//! | `contract` | (tests) resource types and worker agree |
+//! | [`form_keys`] | the keys by which ranks of a group know each other |
 //! | [`events`], [`metrics`], [`health`] | what people and machines can see of it |
 //! | [`lease`], [`options`], [`wake`] | plumbing |
 #![forbid(unsafe_code)]
 
 pub mod apply;
 pub mod build;
+mod contract;
 pub mod events;
+pub mod form_keys;
 pub mod health;
 pub mod lease;
 pub mod links;
 pub mod metrics;
+#[cfg(test)]
+mod mock;
 pub mod observe;
 pub mod options;
 pub mod reconcile;
-pub mod report;
 pub mod run;
 pub mod wake;
 pub mod watch;

@@ -23,7 +23,7 @@ async fn main() -> ExitCode {
 async fn start() -> anyhow::Result<()> {
     let options = Options::parse();
     // The client's own lines say again, with less, what ours say.
-    let filter = EnvFilter::try_from_default_env()
+    let filter = EnvFilter::try_from_env("LLAMERO_LOG")
         .unwrap_or_else(|_| EnvFilter::new("info"))
         .add_directive("kube_client::client::builder=off".parse()?);
     let log = tracing_subscriber::fmt()

@@ -3,6 +3,8 @@
 use std::{net::SocketAddr, time::Duration};
 
 use clap::{Parser, ValueEnum};
+use llamero_api::deployment::PullPolicy;
+use llamero_core::observed::Settings;
 
 /// How log lines are written.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -41,6 +43,36 @@ pub struct Options {
     #[arg(long, env = "LLAMERO_WORKER_IMAGE", default_value = concat!("llamero-worker:", env!("CARGO_PKG_VERSION")))]
     pub worker_image: String,
 
+    /// When the worker image is pulled, where the LlamaDeployment does not say. Default: as the kubelet does.
+    #[arg(long, env = "LLAMERO_WORKER_PULL_POLICY", value_parser = pull_policy)]
+    pub worker_pull_policy: Option<PullPolicy>,
+
+    /// Secrets with registry credentials for worker pods, in the namespace of each LlamaDeployment, comma-separated.
+    #[arg(long, env = "LLAMERO_WORKER_PULL_SECRETS", value_delimiter = ',')]
+    pub worker_pull_secrets: Vec<String>,
+
+    /// Secret in the namespace of the lease from which the keys of all groups are derived; it is made when it is not there.
+    #[arg(long, env = "LLAMERO_FORM_KEYS_SECRET", default_value = "llamero-form-keys")]
+    pub form_keys_secret: String,
+
+    /// Keys of taints that say that a node is being taken away, comma-separated. Cordoned nodes always count.
+    #[arg(
+        long,
+        env = "LLAMERO_DISRUPTION_TAINTS",
+        value_delimiter = ',',
+        default_value = "karpenter.sh/disrupted,ToBeDeletedByClusterAutoscaler,aws-node-termination-handler/scheduled-maintenance,aws-node-termination-handler/asg-lifecycle-termination,aws-node-termination-handler/rebalance-recommendation"
+    )]
+    pub disruption_taints: Vec<String>,
+
+    /// Keys of taints that say that a node goes within two minutes: its members are replaced at once.
+    #[arg(
+        long,
+        env = "LLAMERO_URGENT_TAINTS",
+        value_delimiter = ',',
+        default_value = "aws-node-termination-handler/spot-itn,cloud.google.com/impending-node-termination,node.kubernetes.io/out-of-service"
+    )]
+    pub urgent_taints: Vec<String>,
+
     /// Label selector (equalities, comma-separated) of the gateway pods that report demand.
     #[arg(
         long,
@@ -78,11 +110,36 @@ impl Options {
         Duration::from_secs(u64::from(self.lease_seconds))
     }
 
+    /// What pods are made with where their deployment says nothing.
+    #[must_use]
+    pub fn settings(&self) -> Settings {
+        Settings {
+            worker_image: self.worker_image.clone(),
+            pull_policy: self.worker_pull_policy,
+            disruption_taints: self.disruption_taints.clone(),
+            urgent_taints: self.urgent_taints.clone(),
+            pull_secrets: self
+                .worker_pull_secrets
+                .iter()
+                .filter(|name| !name.is_empty())
+                .cloned()
+                .collect(),
+        }
+    }
+
     /// Namespace whose gateway pods are believed. Labels alone are not enough: anyone who may create a pod may label it.
     #[must_use]
     pub fn gateway_namespace(&self) -> &str {
         self.gateway_namespace.as_deref().unwrap_or(&self.lease_namespace)
     }
+}
+
+fn pull_policy(text: &str) -> Result<PullPolicy, String> {
+    let known = [PullPolicy::Always, PullPolicy::IfNotPresent, PullPolicy::Never];
+    known
+        .into_iter()
+        .find(|policy| policy.as_str() == text)
+        .ok_or_else(|| format!("{text:?} is not Always, IfNotPresent or Never"))
 }
 
 /// A conjunction of `label=value`.

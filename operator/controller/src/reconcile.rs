@@ -5,27 +5,31 @@ use std::time::Duration;
 use k8s_openapi::jiff::Timestamp;
 use kube::{Client, ResourceExt as _};
 use llamero_api::labels;
-use llamero_core::{Observed, Plan, observed::PodPhase, status::Reports};
+use llamero_core::{
+    Observed, Plan,
+    observed::{PodPhase, Settings},
+    status::Reports,
+};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, warn};
 
 use crate::{
     apply::{
-        self, Holds, Outcome, View, Writer,
+        self, Index, Outcome, Refusals, Writer,
         calls::{self, Channels},
         effects::Tools,
         error::Remedy,
         statuses::{self, Throttle},
     },
     events::Events,
+    form_keys::FormKeys,
     health::Health,
     lease::Leadership,
-    links::{Demand, Load, Pool, Ranks},
+    links::{DemandStream, LoadStream, Pool, RankStream},
     metrics::Metrics,
     observe::{self, Snapshot, pods},
     options::Options,
-    report,
     wake::Wake,
     watch::Caches,
 };
@@ -34,7 +38,7 @@ use crate::{
 const GATHER: Duration = Duration::from_millis(20);
 /// A pass at least this often: nothing may depend on a change being noticed.
 const RESYNC: Duration = Duration::from_secs(5);
-/// How long the caches may lag behind our own writes before we decide anyway.
+/// How long a pass waits for caches that lag behind our own writes before it tells; it never decides from them.
 const CATCH_UP: Duration = Duration::from_secs(10);
 /// Pause before failed steps are tried again; doubles up to the last.
 const FIRST_RETRY: Duration = Duration::from_millis(250);
@@ -51,10 +55,12 @@ pub struct Reconciler {
     metrics: Metrics,
     health: Health,
     throttle: Throttle,
-    holds: Holds,
-    ranks: Pool<Ranks>,
-    loads: Pool<Load>,
-    gateways: Pool<Demand>,
+    refusals: Refusals,
+    settings: Settings,
+    client: Client,
+    ranks: Pool<RankStream>,
+    loads: Pool<LoadStream>,
+    gateways: Pool<DemandStream>,
     retry: Duration,
 }
 
@@ -71,13 +77,15 @@ impl Reconciler {
         health: Health,
     ) -> Self {
         Self {
-            writer: Writer::new(client.clone(), leadership.clone()),
+            writer: Writer::new(client.clone(), leadership.clone(), caches.clone()),
             events: Events::start(client.clone(), options.identity()),
             ranks: Pool::new(wake.clone()),
             loads: Pool::new(wake.clone()),
             gateways: Pool::new(wake.clone()),
             throttle: Throttle::default(),
-            holds: Holds::default(),
+            refusals: Refusals::default(),
+            settings: options.settings(),
+            client: client.clone(),
             retry: FIRST_RETRY,
             options,
             caches,
@@ -96,9 +104,11 @@ impl Reconciler {
             self.health.set_synced();
             self.leadership.acquired().await;
             self.metrics.leading.set(1);
+            let (namespace, secret) = (&self.options.lease_namespace, &self.options.form_keys_secret);
+            let keys = FormKeys::load(&self.client, namespace, secret).await;
             loop {
                 self.health.pass_begins();
-                let next = self.pass().await;
+                let next = self.pass(&keys).await;
                 self.health.pass_ended();
                 tokio::select! {
                     () = self.wake.woken() => {}
@@ -114,13 +124,14 @@ impl Reconciler {
     }
 
     /// One pass; when the next is due at the latest.
-    async fn pass(&mut self) -> Instant {
-        if !self.caches.caught_up(self.writer.written(), CATCH_UP).await {
+    async fn pass(&mut self, keys: &FormKeys) -> Instant {
+        if !self.caches.caught_up(CATCH_UP).await {
             self.metrics.stale_caches.inc();
             warn!(
-                "the watches do not show what was written {} s ago; deciding from what they show",
+                "the watches do not show what was written {} s ago; nothing is decided before they do",
                 CATCH_UP.as_secs()
             );
+            return Instant::now();
         }
         if !self.writer.leads() {
             self.metrics.passes_cut.inc();
@@ -130,16 +141,11 @@ impl Reconciler {
         let snapshot = self.snapshot();
         let time = Timestamp::now();
         let now = time.as_millisecond();
-        let observed = observe::observe(&snapshot, &self.options.worker_image, time);
+        let observed = observe::observe(&snapshot, &self.settings, &self.refusals, time);
         let plan = llamero_core::decide(&observed, now);
-        let view = View::new(&snapshot);
-        let outcome = self.apply(&view, &plan).await;
-        let reports = report::with_failures(
-            llamero_core::report(&observed, &plan, now),
-            &view,
-            &outcome.failures,
-            now,
-        );
+        let index = Index::new(&snapshot);
+        let outcome = self.apply(&index, &plan, keys).await;
+        let reports = llamero_core::report(&observed, &plan, now);
         let status_due = statuses::write(
             &self.writer,
             &self.metrics,
@@ -149,13 +155,13 @@ impl Reconciler {
         )
         .await;
 
-        self.holds.forget();
+        self.refusals.record(&outcome, now);
         self.count(&observed, &reports);
         self.metrics.pass_seconds.observe(began.elapsed().as_secs_f64());
         self.metrics
             .last_pass
             .set(Timestamp::now().as_millisecond() as f64 / 1000.0);
-        debug!(steps = plan.steps.len(), applied = outcome.applied, failed = outcome.failures.len(), took = ?began.elapsed(), "pass");
+        debug!(steps = plan.steps.len(), applied = outcome.applied.len(), failed = outcome.failures.len(), took = ?began.elapsed(), "pass");
         self.next_pass(&plan, &outcome, now, status_due)
     }
 
@@ -208,16 +214,16 @@ impl Reconciler {
         snapshot
     }
 
-    async fn apply(&self, view: &View, plan: &Plan) -> Outcome {
+    async fn apply(&self, index: &Index, plan: &Plan, keys: &FormKeys) -> Outcome {
         let channels: Channels = self.ranks.channels().collect();
         let tools = Tools {
             writer: &self.writer,
-            view,
+            index,
             channels: &channels,
             events: &self.events,
-            holds: &self.holds,
             metrics: &self.metrics,
-            worker_image: &self.options.worker_image,
+            settings: &self.settings,
+            keys,
         };
         apply::apply(&tools, &plan.steps).await
     }

@@ -3,7 +3,8 @@
 use llamero_api::{CheckpointSummary, deployment::CheckpointStatus, labels, summary::InspectOutcome};
 
 use crate::{
-    observed::{Deployment, InspectPod, PodPhase},
+    backends,
+    observed::{Deployment, InspectPod, PodPhase, Settings},
     plan::{Action, EventKind, Key, PodRef, Step},
     revision,
     time::{self, Millis},
@@ -35,32 +36,46 @@ impl Inspection {
 
 /// Looks into the checkpoint of a deployment once for each source and split; the answer is kept in its status.
 #[must_use]
-pub fn inspect(deployment: &Deployment, key: &Key, now: Millis, steps: &mut Vec<Step>) -> Inspection {
+pub fn inspect(
+    deployment: &Deployment,
+    key: &Key,
+    settings: &Settings,
+    now: Millis,
+    steps: &mut Vec<Step>,
+) -> Inspection {
     let wanted = revision::inspect_key(&deployment.object.spec);
     let recorded = deployment
         .object
         .status
         .as_ref()
         .and_then(|s| s.checkpoint.clone())
-        .filter(|c| c.key == wanted);
-    let recorded_at = recorded.as_ref().map(|c| time::millis(&c.inspected_at));
+        .filter(|c| c.key == wanted)
+        .filter(|c| !outdated(deployment, c, settings));
+    let last = deployment
+        .object
+        .status
+        .as_ref()
+        .and_then(|s| s.checkpoint.as_ref());
+    let last_pod = last.and_then(|c| c.pod_uid.as_ref());
     let mut inspection = Inspection {
         checkpoint: recorded,
         ..Inspection::default()
     };
     let mut pod_exists = false;
+    let made_with = revision::settings_digest(&revision::worker(&deployment.object.spec.worker, settings));
 
     for pod in &deployment.inspect {
         let of_wanted = pod.key == wanted;
         pod_exists |= of_wanted;
-        // A pod that was made before the recorded inspection is the one that was recorded.
-        let news = of_wanted && recorded_at.is_none_or(|at| pod.created_at > at);
+        let news = of_wanted && last_pod != Some(&pod.uid);
         if news && pod.phase.ended() {
             inspection.checkpoint = Some(read(pod, &wanted, now));
         } else if news {
             inspection.waiting = pod.waiting.clone().unwrap_or_default();
         }
-        if !news && !pod.terminating {
+        // It cannot start, or runs something else than it should: what the user has corrected meanwhile is tried at once.
+        let corrected = news && !pod.phase.ended() && !pod.settings.is_empty() && pod.settings != made_with;
+        if (!news || corrected) && !pod.terminating {
             steps.push(delete(key, pod));
         }
     }
@@ -90,6 +105,18 @@ pub fn inspect(deployment: &Deployment, key: &Key, now: Millis, steps: &mut Vec<
     inspection
 }
 
+/// An image was refused for want of a backend, and there is another one now.
+fn outdated(deployment: &Deployment, checkpoint: &CheckpointStatus, settings: &Settings) -> bool {
+    let spec = &deployment.object.spec;
+    let refused = checkpoint
+        .summary
+        .as_ref()
+        .is_some_and(|summary| backends::check(spec, summary).is_err());
+    refused
+        && checkpoint.image.is_some()
+        && checkpoint.image != revision::worker(&spec.worker, settings).image
+}
+
 fn read(pod: &InspectPod, key: &str, now: Millis) -> CheckpointStatus {
     let text = pod.result.as_deref().unwrap_or_default().trim();
     let outcome = match serde_json::from_str::<InspectOutcome>(text) {
@@ -111,6 +138,9 @@ fn read(pod: &InspectPod, key: &str, now: Millis) -> CheckpointStatus {
     };
     CheckpointStatus {
         key: key.to_owned(),
+        pod_uid: Some(pod.uid.clone()),
+        image: Some(pod.image.clone()).filter(|image| !image.is_empty()),
+        image_id: pod.image_id.clone(),
         inspected_at: time::to_time(now),
         summary,
         error,

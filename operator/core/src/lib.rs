@@ -12,7 +12,13 @@
 //! | [`sizing`] | from a checkpoint's headers to memory per rank, or a refusal that says what would fit |
 //! | [`inspect`] | when to look into a checkpoint |
 //! | [`revision`] | the template of new groups, and its semantic digest |
-//! | [`scale`] | how many groups there should be |
+//! | [`backends`] | whether the worker image can compute on what is asked for |
+//! | [`autoscaling`] | how many groups the load asks for |
+//! | [`replicas`] | how many groups there are to be, and who wrote that |
+//! | [`names`] | which deployment a model name belongs to |
+//! | [`history`] | which resolved snapshots are kept |
+//! | [`children`] | Service and disruption budget as they should be |
+//! | [`refusals`] | when refused steps are tried again |
 //! | [`rollout`] | which groups come and go |
 //! | [`groups`] | what each group needs next |
 //! | [`recovery`] | whether the budget allows another try, and where not |
@@ -22,17 +28,23 @@
 //! The contract of [`decide`] is in the crate's README.
 #![forbid(unsafe_code)]
 
+pub mod autoscaling;
+pub mod backends;
+pub mod children;
 mod decide;
 pub mod groups;
+pub mod history;
 pub mod inspect;
+pub mod names;
 pub mod observed;
 pub mod placement;
 pub mod plan;
 pub mod recovery;
+pub mod refusals;
+pub mod replicas;
 pub mod resources;
 pub mod revision;
 pub mod rollout;
-pub mod scale;
 pub mod sizing;
 pub mod status;
 pub mod time;

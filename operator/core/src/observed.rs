@@ -13,8 +13,15 @@ use std::{
     sync::Arc,
 };
 
-use k8s_openapi::api::core::v1::Taint;
-use llamero_api::{LlamaDeployment, LlamaGroup, group::RankPhase};
+use k8s_openapi::api::{
+    core::v1::{Service, Taint},
+    policy::v1::PodDisruptionBudget,
+};
+use llamero_api::{
+    LlamaDeployment, LlamaGroup,
+    deployment::PullPolicy,
+    group::{GroupTemplate, RankPhase},
+};
 
 use crate::{resources::Resources, time::Millis};
 
@@ -41,6 +48,14 @@ pub struct Observed {
 pub struct Settings {
     /// Worker image of deployments that name none.
     pub worker_image: String,
+    /// When that image is pulled.
+    pub pull_policy: Option<PullPolicy>,
+    /// Secrets with registry credentials, beside those that a deployment names.
+    pub pull_secrets: Vec<String>,
+    /// Keys of taints that say that a node is being taken away.
+    pub disruption_taints: Vec<String>,
+    /// Keys of taints that say that a node goes within two minutes.
+    pub urgent_taints: Vec<String>,
 }
 
 /// A node.
@@ -75,10 +90,31 @@ pub struct Deployment {
     pub names_in_use: BTreeSet<String>,
     /// Pods with the inspect label, owned by this object.
     pub inspect: Vec<InspectPod>,
-    /// Whether the Service in front of the leaders exists, owned by this object.
-    pub has_service: bool,
+    /// The Service in front of the leaders, if it exists and is owned by this object.
+    pub service: Option<Arc<Service>>,
+    /// Its kept revisions.
+    pub revisions: Vec<Revision>,
+    /// Field manager that wrote `spec.replicas` last; absent when nobody did and the API server's default stands there.
+    pub replicas_manager: Option<String>,
+    /// Steps about this object that were refused.
+    pub refusals: Vec<Refusal>,
     /// What the gateways hold for it; absent when no gateway is known.
     pub demand: Option<Demand>,
+}
+
+/// A resolved snapshot, kept in a `ControllerRevision`.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Revision {
+    /// `metadata.name`.
+    pub name: String,
+    /// `metadata.uid`.
+    pub uid: String,
+    /// Digest of the user's own words that it was resolved from.
+    pub digest: String,
+    /// `revision`: larger is newer.
+    pub number: i64,
+    /// The snapshot; absent when it cannot be read.
+    pub template: Option<GroupTemplate>,
 }
 
 /// A pod that reads a checkpoint's headers.
@@ -90,12 +126,16 @@ pub struct InspectPod {
     pub uid: String,
     /// Value of the inspect label.
     pub key: String,
-    /// `metadata.creationTimestamp`.
-    pub created_at: Millis,
     /// How far it is.
     pub phase: PodPhase,
     /// It has a deletion timestamp.
     pub terminating: bool,
+    /// The image it was made with.
+    pub image: String,
+    /// Digest of the settings it was made with; empty on pods of an operator that wrote none.
+    pub settings: String,
+    /// The image it ran, as the container runtime names it.
+    pub image_id: Option<String>,
     /// Termination message of its container.
     pub result: Option<String>,
     /// Why it does not run, as the scheduler or kubelet says.
@@ -109,8 +149,23 @@ pub struct Demand {
     pub held: u32,
     /// Requests that were passed on and have not ended.
     pub in_flight: u32,
+    /// Requests that the gateways have seen since they started: it moves although a request begins and ends between two samples.
+    pub total: u64,
     /// When the oldest of the summed samples was received.
     pub received_at: Millis,
+}
+
+/// A step that was refused, and is remembered until it succeeds or is not asked for any more.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Refusal {
+    /// [`Action::target`](crate::plan::Action::target) of the step.
+    pub target: String,
+    /// What the API server said, with the way out.
+    pub message: String,
+    /// When it was refused last.
+    pub at: Millis,
+    /// How often in a row.
+    pub times: u32,
 }
 
 /// A `LlamaGroup` and what belongs to it.
@@ -120,8 +175,10 @@ pub struct Group {
     pub object: Arc<LlamaGroup>,
     /// Pods whose controlling owner is this object, by UID.
     pub pods: Vec<Pod>,
-    /// `spec.minAvailable` of its PodDisruptionBudget, if there is one.
-    pub pdb_min_available: Option<i32>,
+    /// Its PodDisruptionBudget, if it exists and is owned by this object.
+    pub budget: Option<Arc<PodDisruptionBudget>>,
+    /// Steps about this object that were refused.
+    pub refusals: Vec<Refusal>,
     /// Load as the leader tells it.
     pub load: Option<Load>,
 }
@@ -176,8 +233,8 @@ pub struct Pod {
     pub gated: bool,
     /// `status.phase`.
     pub phase: PodPhase,
-    /// `metadata.deletionTimestamp`: when the kubelet kills it at the latest.
-    pub deletion: Option<Millis>,
+    /// `metadata.deletionTimestamp` is set: the seconds that it was given to end. Not the time itself, which is by the API server's clock.
+    pub deletion: Option<i64>,
     /// Condition Ready is True.
     pub ready: bool,
     /// `status.podIP`.
@@ -259,6 +316,16 @@ pub struct Rank {
     pub restarts: i32,
     /// How its process ended last, in a sentence.
     pub last_exit: Option<String>,
+    /// Its process ended and cannot work as it is configured: what is to be changed.
+    pub unusable: Option<String>,
+    /// Layers that its present process computed, over all steps: they move while a step is slow and stand still while it hangs.
+    pub layers: i64,
+    /// Milliseconds since a layer, a step or a read moved, when the report was made.
+    pub still_millis: Option<i64>,
+    /// What its weights are.
+    pub content_identity: String,
+    /// What its numbers depend on beside the weights: kernels, type of the cache.
+    pub numerics: String,
     /// Why it is not further.
     pub message: String,
 }

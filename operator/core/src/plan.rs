@@ -5,10 +5,10 @@ use std::collections::BTreeMap;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use llamero_api::{
     deployment::{AutoscalingState, CheckpointStatus, PlanStatus},
-    group::LlamaGroupSpec,
+    group::{GroupTemplate, LlamaGroupSpec},
 };
 
-use crate::time::Millis;
+use crate::{children::ManagedObject, time::Millis};
 
 /// Namespace and name of an object.
 #[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -170,21 +170,60 @@ pub enum Action {
         /// Its UID.
         uid: String,
     },
-    /// Server-side apply the Service in front of the leaders.
-    ApplyService {
+    /// Server-side apply an object that follows from a deployment or group.
+    Apply {
+        /// The deployment or group.
+        owner: Key,
+        /// Its UID: nobody else's object of this name is touched.
+        owner_uid: String,
+        /// The object as it should be.
+        object: ManagedObject,
+    },
+    /// Write `spec.replicas` through the scale subresource, fenced by the resource version. On conflict: drop it and decide again.
+    ScaleDeployment {
+        /// The deployment.
+        deployment: Key,
+        /// Its UID.
+        deployment_uid: String,
+        /// `metadata.resourceVersion` that was read.
+        resource_version: String,
+        /// Groups.
+        replicas: i32,
+    },
+    /// Create the `ControllerRevision` that keeps a snapshot. That it exists already, with the same owner, is success.
+    CreateRevision {
         /// The deployment.
         deployment: Key,
         /// Its UID, for the owner reference.
         deployment_uid: String,
+        /// Name of the revision.
+        name: String,
+        /// Digest of the user's own words.
+        digest: String,
+        /// `revision`.
+        number: i64,
+        /// The snapshot.
+        template: Box<GroupTemplate>,
     },
-    /// Server-side apply the group's PodDisruptionBudget.
-    ApplyPdb {
-        /// The group.
-        group: Key,
-        /// Its UID, for the owner reference.
-        group_uid: String,
-        /// `spec.minAvailable`.
-        min_available: i32,
+    /// Give a kept revision a new number.
+    RenumberRevision {
+        /// The deployment.
+        deployment: Key,
+        /// Name of the revision.
+        name: String,
+        /// Its UID.
+        uid: String,
+        /// `revision`.
+        number: i64,
+    },
+    /// Delete a kept revision with its UID as precondition. That it is gone is success.
+    DeleteRevision {
+        /// The deployment.
+        deployment: Key,
+        /// Name of the revision.
+        name: String,
+        /// Its UID.
+        uid: String,
     },
     /// Create the pod that inspects the checkpoint. That it exists already is success.
     CreateInspectPod {
@@ -195,6 +234,50 @@ pub enum Action {
         /// Value of the inspect label.
         key: String,
     },
+}
+
+impl Action {
+    /// Its name, for logs and metrics.
+    #[must_use]
+    pub fn kind(&self) -> &'static str {
+        match self {
+            Self::CreateGroup { .. } => "CreateGroup",
+            Self::WriteGroup { .. } => "WriteGroup",
+            Self::CreatePod { .. } => "CreatePod",
+            Self::Ungate { .. } => "Ungate",
+            Self::DeletePod { .. } => "DeletePod",
+            Self::Form { .. } => "Form",
+            Self::DrainGroup { .. } => "DrainGroup",
+            Self::DeleteGroup { .. } => "DeleteGroup",
+            Self::Apply { .. } => "Apply",
+            Self::ScaleDeployment { .. } => "ScaleDeployment",
+            Self::CreateInspectPod { .. } => "CreateInspectPod",
+            Self::CreateRevision { .. } => "CreateRevision",
+            Self::RenumberRevision { .. } => "RenumberRevision",
+            Self::DeleteRevision { .. } => "DeleteRevision",
+        }
+    }
+
+    /// Name of the action and of the object that it makes or changes: what a refusal is remembered by.
+    #[must_use]
+    pub fn target(&self) -> String {
+        let name = match self {
+            Self::CreateGroup { name, spec, .. } => format!("{name} {}", spec.revision),
+            Self::CreatePod { name, .. }
+            | Self::CreateInspectPod { name, .. }
+            | Self::CreateRevision { name, .. }
+            | Self::RenumberRevision { name, .. }
+            | Self::DeleteRevision { name, .. } => name.clone(),
+            Self::WriteGroup { group, .. }
+            | Self::Form { group, .. }
+            | Self::DrainGroup { group, .. }
+            | Self::DeleteGroup { group, .. } => group.name.clone(),
+            Self::Ungate { pod, .. } | Self::DeletePod { pod, .. } => pod.key.name.clone(),
+            Self::Apply { object, .. } => object.name().to_owned(),
+            Self::ScaleDeployment { deployment, .. } => deployment.name.clone(),
+        };
+        format!("{} {name}", self.kind())
+    }
 }
 
 /// What an uncached list of a group's pods must show before a write.
@@ -245,6 +328,12 @@ pub struct Verdict {
     pub autoscaling: Option<AutoscalingState>,
     /// By group: what is missing for its placement.
     pub no_room: BTreeMap<String, String>,
+    /// By group: what is missing for successors of members whose nodes are being taken away.
+    pub no_room_to_move: BTreeMap<String, String>,
+    /// Another, older deployment that the model name belongs to.
+    pub name_owner: Option<Key>,
+    /// Why a step about the deployment itself was refused, in the words of who refused it.
+    pub refusal: Option<String>,
 }
 
 /// Whether a specification can be served.
@@ -256,6 +345,8 @@ pub enum Acceptance {
     Unreadable(String),
     /// It does not fit: why, and what would.
     Refused(String),
+    /// The worker image cannot compute on what is asked for: why, and what to do.
+    NoBackend(String),
     /// It can.
     #[default]
     Accepted,

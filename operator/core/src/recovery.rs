@@ -4,10 +4,16 @@ use std::collections::BTreeSet;
 
 use llamero_api::{deployment::Recovery, group::MemberFailure};
 
-use crate::time::{self, Millis};
+use crate::{
+    groups::losses::UNUSABLE,
+    time::{self, Millis},
+};
 
 /// Longest wait between replacements.
 const LONGEST_BACKOFF: Millis = 300_000;
+
+/// Wait after a rank said that it cannot work as it is configured.
+const UNUSABLE_BACKOFF: Millis = 900_000;
 
 /// Whether lost members may be replaced.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -18,6 +24,8 @@ pub enum Permit {
     At(Millis),
     /// The budget is spent until then.
     SpentUntil(Millis),
+    /// A rank cannot work as it is configured; tried again then, in case that what it lacked is there by then.
+    UnusableUntil(Millis),
 }
 
 /// Charged incidents within the window, oldest first. Members lost at one time are one incident.
@@ -35,6 +43,14 @@ pub fn incidents(failures: &[MemberFailure], policy: &Recovery, now: Millis) -> 
 /// Whether the budget and the backoff allow a replacement.
 #[must_use]
 pub fn permit(failures: &[MemberFailure], policy: &Recovery, now: Millis) -> Permit {
+    let unusable = failures
+        .iter()
+        .filter(|failure| failure.reason == UNUSABLE)
+        .map(|failure| time::millis(&failure.time) + UNUSABLE_BACKOFF)
+        .max();
+    if let Some(at) = unusable.filter(|at| *at > now) {
+        return Permit::UnusableUntil(at);
+    }
     let incidents = incidents(failures, policy, now);
     let Some(last) = incidents.last() else {
         return Permit::Now;
@@ -68,7 +84,10 @@ pub fn avoid(failures: &[MemberFailure], policy: &Recovery, now: Millis) -> BTre
     let since = now - policy.restart_window.millis();
     failures
         .iter()
-        .filter(|f| time::millis(&f.time) > since && !matches!(f.reason.as_str(), "Deleted" | "Evicted"))
+        .filter(|f| {
+            time::millis(&f.time) > since
+                && !matches!(f.reason.as_str(), "Deleted" | "Evicted" | "Refused" | UNUSABLE)
+        })
         .filter_map(|f| f.node.clone())
         .collect()
 }
@@ -132,6 +151,17 @@ mod tests {
         ];
         assert_eq!(incidents(&failures, &policy(1), T), vec![T]);
         assert_eq!(permit(&failures, &policy(1), T), Permit::Now);
+    }
+
+    #[test]
+    fn what_cannot_work_as_configured_waits_long_and_spends_no_budget() {
+        let failures = vec![failure(T, UNUSABLE, false)];
+        assert_eq!(
+            permit(&failures, &policy(0), T + 1),
+            Permit::UnusableUntil(T + UNUSABLE_BACKOFF)
+        );
+        assert_eq!(permit(&failures, &policy(0), T + UNUSABLE_BACKOFF), Permit::Now);
+        assert!(avoid(&failures, &policy(1), T).is_empty());
     }
 
     #[test]

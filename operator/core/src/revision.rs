@@ -6,9 +6,12 @@
 
 use std::collections::BTreeMap;
 
+use k8s_openapi::api::core::v1::LocalObjectReference;
 use llamero_api::{
     LlamaDeployment, LlamaDeploymentSpec,
-    deployment::{PlanStatus, Resources as WorkerResources, TopologyPolicy},
+    deployment::{
+        CheckpointStatus, PlanStatus, PullPolicy, Resources as WorkerResources, TopologyPolicy, Worker,
+    },
     group::GroupTemplate,
     quantity,
 };
@@ -34,10 +37,18 @@ pub fn inspect_key(spec: &LlamaDeploymentSpec) -> String {
 
 /// The snapshot that a new group keeps.
 #[must_use]
-pub fn template(object: &LlamaDeployment, plan: &PlanStatus, settings: &Settings) -> GroupTemplate {
+pub fn template(
+    object: &LlamaDeployment,
+    plan: &PlanStatus,
+    checkpoint: Option<&CheckpointStatus>,
+    settings: &Settings,
+) -> GroupTemplate {
     let spec = &object.spec;
-    let mut worker = spec.worker.clone();
-    worker.image.get_or_insert_with(|| settings.worker_image.clone());
+    let mut worker = self::worker(&spec.worker, settings);
+    worker.inspect_resources = None;
+    if let Some(pinned) = checkpoint.and_then(|checkpoint| pinned(checkpoint, &worker)) {
+        worker.image = Some(pinned);
+    }
     let resources = worker.resources.get_or_insert_with(WorkerResources::default);
     let accelerator_resource = spec.accelerator.as_ref().and_then(|a| a.resource.clone());
     let names_memory = resources.requests.contains_key(resources::MEMORY)
@@ -68,11 +79,47 @@ pub fn template(object: &LlamaDeployment, plan: &PlanStatus, settings: &Settings
     }
 }
 
+/// Digest of the settings of pods, eight hexadecimal digits.
+#[must_use]
+pub fn settings_digest(worker: &Worker) -> String {
+    hex(&value(worker), 8)
+}
+
+/// The digest that the worker's image had when an inspect pod ran it, so that a tag that moves changes no group. Only for an image that
+/// nodes pull: one that was loaded onto them is not known there by a digest of a repository.
+fn pinned(checkpoint: &CheckpointStatus, worker: &Worker) -> Option<String> {
+    let id = checkpoint.image_id.as_deref()?;
+    let id = id.split_once("://").map_or(id, |(_, rest)| rest);
+    let (repository, digest) = id.split_once('@')?;
+    let same = checkpoint.image.is_some() && checkpoint.image == worker.image;
+    let pulled = worker.image_pull_policy != Some(PullPolicy::Never);
+    let real = !repository.is_empty() && digest.strip_prefix("sha256:").is_some_and(|hex| hex.len() == 64);
+    (same && pulled && real).then(|| id.to_owned())
+}
+
+/// The user's settings of pods, with the operator's own where the user says nothing.
+#[must_use]
+pub fn worker(own: &Worker, settings: &Settings) -> Worker {
+    let mut worker = own.clone();
+    worker.image.get_or_insert_with(|| settings.worker_image.clone());
+    worker.image_pull_policy = worker.image_pull_policy.or(settings.pull_policy);
+    for name in &settings.pull_secrets {
+        let secret = LocalObjectReference { name: name.clone() };
+        if !worker.image_pull_secrets.contains(&secret) {
+            worker.image_pull_secrets.push(secret);
+        }
+    }
+    worker
+}
+
 fn view(spec: &LlamaDeploymentSpec, model_name: &str) -> Value {
     let amount = |q: Option<&k8s_openapi::apimachinery::pkg::api::resource::Quantity>| {
         q.and_then(|q| quantity::milli(q).ok())
     };
     let mut worker = value(&spec.worker);
+    if let Some(map) = worker.as_object_mut() {
+        map.remove("inspectResources");
+    }
     if let (Some(map), Some(resources)) = (worker.as_object_mut(), &spec.worker.resources) {
         let amounts = |map| {
             resources::Resources::from_quantities(map)
@@ -168,6 +215,46 @@ mod tests {
     }
 
     #[test]
+    fn an_image_is_pinned_to_the_digest_that_was_looked_into() {
+        let digest = format!("registry.example/w@sha256:{}", "a".repeat(64));
+        let image = |worker: Value, ran: &str, id: &str| {
+            let whole = json!({"apiVersion": "llamero.dev/v1alpha1", "kind": "LlamaDeployment", "metadata": {"name": "d"},
+                "spec": spec(|s| s["worker"] = worker)});
+            let checkpoint = serde_json::from_value(
+                json!({"key": "k", "inspectedAt": "2026-01-01T00:00:00Z", "image": ran, "imageID": id}),
+            )
+            .unwrap();
+            let object: LlamaDeployment = serde_json::from_value(whole).unwrap();
+            template(
+                &object,
+                &PlanStatus::default(),
+                Some(&checkpoint),
+                &Settings::default(),
+            )
+            .worker
+            .image
+            .unwrap()
+        };
+        let tagged = || json!({"image": "w:1"});
+        assert_eq!(image(tagged(), "w:1", &digest), digest);
+        assert_eq!(
+            image(tagged(), "w:1", &format!("docker-pullable://{digest}")),
+            digest
+        );
+        for (worker, ran, id) in [
+            (tagged(), "w:0", digest.as_str()),
+            (tagged(), "w:1", "sha256:0123"),
+            (
+                json!({"image": "w:1", "imagePullPolicy": "Never"}),
+                "w:1",
+                digest.as_str(),
+            ),
+        ] {
+            assert_eq!(image(worker, ran, id), "w:1");
+        }
+    }
+
+    #[test]
     fn other_words_for_the_same_are_the_same() {
         let base = digest(&spec(|_| {}), "llama");
         let same: [fn(&mut Value); 5] = [
@@ -185,7 +272,8 @@ mod tests {
     #[test]
     fn what_pods_do_not_see_changes_nothing() {
         let base = digest(&spec(|_| {}), "llama");
-        let same: [fn(&mut Value); 4] = [
+        let same: [fn(&mut Value); 5] = [
+            |s| s["worker"]["inspectResources"] = json!({"requests": {"cpu": "1"}}),
             |s| s["replicas"] = json!(5),
             |s| s["autoscaling"] = json!({"maxReplicas": 5}),
             |s| s["placement"] = json!({"deadline": "9m"}),

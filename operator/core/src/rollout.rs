@@ -1,26 +1,28 @@
 //! Which groups come and go.
 //!
-//! A group keeps the template it was made from; a changed template means another group. Voluntary steps never leave fewer than
-//! `desired − maxUnavailable` ready groups and never make more than `desired` groups. Groups that are not ready go first and never block.
+//! A group keeps the template it was made from; a changed template means another group. There are never more than `desired + maxSurge`
+//! groups, and while a surge has room no serving group goes before its replacement serves. Where it has none, voluntary steps never
+//! leave fewer than `desired − maxUnavailable` ready groups. Groups that are not ready go first and never block.
 
 use std::collections::BTreeSet;
 
 use llamero_api::{
-    deployment::Rollout,
     group::{GroupTemplate, Intent, LlamaGroupSpec, Member},
     labels,
 };
 
 use crate::{
-    groups::{GroupView, drain},
+    groups::{GroupView, MemberView, drain},
     observed::Deployment,
     plan::{Action, EventKind, Key, Step},
     time::Millis,
 };
 
-/// What new groups are made from.
+/// How many groups there are to be, and what new ones are made from.
 #[derive(Clone, Debug)]
 pub struct Target {
+    /// Groups.
+    pub groups: i32,
     /// Digest of the template.
     pub revision: String,
     /// The template; absent while the checkpoint is not known or does not fit. Then no group is made and none is replaced.
@@ -33,11 +35,11 @@ pub fn fleet(
     key: &Key,
     views: &[GroupView<'_>],
     target: &Target,
-    desired: i32,
+    leaving: &BTreeSet<String>,
     now: Millis,
     steps: &mut Vec<Step>,
 ) -> BTreeSet<String> {
-    let desired = usize::try_from(desired).unwrap_or(0);
+    let desired = usize::try_from(target.groups).unwrap_or(0);
     let mut alive: Vec<&GroupView<'_>> = views.iter().filter(|view| view.wanted()).collect();
     // The ones to lose first: not ready, then of an older revision, then less far, then the highest number.
     alive.sort_by_key(|v| {
@@ -48,49 +50,99 @@ pub fn fleet(
             std::cmp::Reverse((v.key.name.len(), v.key.name.clone())),
         )
     });
-    let surplus = alive.len().saturating_sub(desired);
+    let rolling = target.template.is_some() && !deployment.object.spec.rollout.paused;
+    let outdated = alive.iter().any(|view| view.spec().revision != target.revision);
+    let surge = match rolling && outdated {
+        true => usize::try_from(deployment.object.spec.rollout.max_surge).unwrap_or(0),
+        false => 0,
+    };
+    let surplus = alive.len().saturating_sub(desired + surge);
     let mut going = BTreeSet::new();
     for view in alive.drain(..surplus) {
         steps.push(drain::begin(view, &format!("{desired} groups are wanted"), now));
         going.insert(view.key.name.clone());
     }
-    if target.template.is_some() && !deployment.object.spec.rollout.paused {
-        replace_outdated(
-            &alive,
-            target,
-            desired,
-            &deployment.object.spec.rollout,
-            now,
-            steps,
-            &mut going,
-        );
+    let floor =
+        desired.saturating_sub(usize::try_from(deployment.object.spec.rollout.max_unavailable).unwrap_or(0));
+    let fits = surge > 0
+        && !alive
+            .iter()
+            .any(|view| view.spec().revision == target.revision && homeless(view));
+    let mut budget = Budget {
+        ready: alive.iter().filter(|view| view.ready).count(),
+        floor,
+    };
+    // Who must leave before who may: a node that goes takes its group with it anyway.
+    for view in alive.iter().filter(|view| leaving.contains(&view.key.name)) {
+        if budget.spend(view) {
+            let why = "a node is being taken away, and there was no room to move within disruption.deadline";
+            steps.push(drain::begin(view, why, now));
+            going.insert(view.key.name.clone());
+        }
+    }
+    if rolling {
+        alive.retain(|view| !going.contains(&view.key.name));
+        if fits {
+            budget.floor = desired;
+        }
+        replace_outdated(&alive, target, &mut budget, now, steps, &mut going);
     }
     if let Some(template) = &target.template {
-        create_missing(deployment, key, views, target, template, desired, steps);
+        let current = alive
+            .iter()
+            .filter(|view| view.spec().revision == target.revision);
+        let room = (desired + surge).saturating_sub(views.len());
+        let missing = if surge > 0 {
+            room.min(desired.saturating_sub(current.count()))
+        } else {
+            room
+        };
+        create_missing(deployment, key, views, target, template, missing, steps);
     }
     going
+}
+
+/// No nodes have room for any of it, or a quota has none.
+fn homeless(view: &GroupView<'_>) -> bool {
+    let status = view.group.object.status.as_ref();
+    let no_room = status.is_some_and(|status| status.unplaceable_since.is_some());
+    view.members.iter().all(MemberView::unplaced) && (no_room || view.spec().placement_failures > 0)
+}
+
+/// How many groups may go: one budget for rollout and disruption.
+struct Budget {
+    ready: usize,
+    floor: usize,
+}
+
+impl Budget {
+    /// Whether the group may go; a group that does not serve always may.
+    const fn spend(&mut self, view: &GroupView<'_>) -> bool {
+        if !view.ready {
+            return true;
+        }
+        if self.ready <= self.floor {
+            return false;
+        }
+        self.ready -= 1;
+        true
+    }
 }
 
 fn replace_outdated(
     alive: &[&GroupView<'_>],
     target: &Target,
-    desired: usize,
-    rollout: &Rollout,
+    budget: &mut Budget,
     now: Millis,
     steps: &mut Vec<Step>,
     going: &mut BTreeSet<String>,
 ) {
-    let floor = desired.saturating_sub(usize::try_from(rollout.max_unavailable).unwrap_or(0));
-    let mut ready = alive.iter().filter(|view| view.ready).count();
     for view in alive
         .iter()
         .filter(|view| view.spec().revision != target.revision)
     {
-        if view.ready {
-            if ready <= floor {
-                continue;
-            }
-            ready -= 1;
+        if !budget.spend(view) {
+            continue;
         }
         steps.push(drain::begin(
             view,
@@ -108,11 +160,10 @@ fn create_missing(
     views: &[GroupView<'_>],
     target: &Target,
     template: &GroupTemplate,
-    desired: usize,
+    missing: usize,
     steps: &mut Vec<Step>,
 ) {
     let mut names: BTreeSet<String> = views.iter().map(|view| view.key.name.clone()).collect();
-    let missing = desired.saturating_sub(names.len());
     names.extend(deployment.names_in_use.iter().cloned());
     let free = (0u32..)
         .map(|ordinal| labels::group_name(&key.name, ordinal))
@@ -125,6 +176,7 @@ fn create_missing(
                 node: None,
                 placed_at: None,
                 pod_uid: None,
+                successor: None,
             })
             .collect();
         let spec = LlamaGroupSpec {
@@ -136,6 +188,7 @@ fn create_missing(
             intent: Intent::Run,
             drain_since: None,
             placement_failures: 0,
+            disrupted_since: None,
             place_after: None,
             failures: Vec::new(),
         };

@@ -248,6 +248,7 @@ mod tests {
             checkpoint_bytes: 70 << 30,
             plans: plans.to_vec(),
             problem: Some("tensor 3 does not divide".into()),
+            backends: vec![],
         }
     }
 

@@ -108,7 +108,7 @@ fn grpcurl_lists_and_calls() -> Result<()> {
     ensure!(info.contains("\"tensorParallelSize\": 2"), "{info}");
     let pods = deployment.pods()?;
     let control = format!(
-        "{}:50052",
+        "{}:18052",
         pods[0]["status"]["podIP"].as_str().context("no pod IP")?
     );
     let services = grpcurl(&[&control, "list"])?;

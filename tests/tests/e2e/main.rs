@@ -4,6 +4,7 @@
 //! |---|---|
 //! | [`answers`] | text of ranks on different nodes is the text of one process; OpenAI's client and grpcurl work |
 //! | [`dashboard`] | the dashboard's metrics are exported |
+//! | [`disruption`] | a drained node: members move and the stream goes on |
 //! | [`faults`] | a killed rank, a deleted pod: streams go on, survivors keep their weights |
 //! | [`placement`] | whole groups or nothing |
 //! | [`refusals`] | what the API server and the gateway refuse, and how |
@@ -14,6 +15,7 @@
 mod answers;
 mod client;
 mod dashboard;
+mod disruption;
 mod faults;
 mod fixture;
 mod placement;

@@ -37,13 +37,15 @@ impl Drop for Gpus {
     }
 }
 
+/// One GPU a pod, that the CPU worker holds and does not use: placement is the same for all extended resources.
+fn seat() -> Value {
+    json!({"resources": {"requests": {GPU: "1"}, "limits": {GPU: "1"}}})
+}
+
 #[test]
 fn a_group_that_does_not_fit_holds_nothing_and_starts_when_room_appears() -> Result<()> {
     let gpus = Gpus::new(&[1, 0, 0])?;
-    let deployment = Deployment::create(
-        "room",
-        json!({"accelerator": {"resource": GPU, "perNode": 1, "memory": "80Gi"}}),
-    )?;
+    let deployment = Deployment::create("room", json!({"worker": seat()}))?;
     names_what_is_missing(&deployment)?;
     ensure!(
         holding(&deployment)?.is_empty(),
@@ -58,7 +60,7 @@ fn a_group_that_does_not_fit_holds_nothing_and_starts_when_room_appears() -> Res
 }
 
 #[test]
-fn an_attempt_whose_room_is_taken_is_taken_back_whole_and_placed_later() -> Result<()> {
+fn an_attempt_whose_room_is_taken_is_rolled_back_whole_and_placed_later() -> Result<()> {
     let gpus = Gpus::new(&[1, 1, 0])?;
     // A pod that the operator's reservations do not know: it arrives through the node's name, past the scheduler.
     let thief = |node: &str| {
@@ -79,7 +81,7 @@ fn an_attempt_whose_room_is_taken_is_taken_back_whole_and_placed_later() -> Resu
     };
     let deployment = Deployment::create(
         "taken",
-        json!({"accelerator": {"resource": GPU, "perNode": 1, "memory": "80Gi"}, "placement": {"deadline": "5s"}, "replicas": 0}),
+        json!({"worker": seat(), "placement": {"deadline": "5s"}, "replicas": 0}),
     )?;
     let kubectl = deployment.kubectl();
     deployment.wait_condition("Accepted", "True")?;
@@ -105,7 +107,7 @@ fn an_attempt_whose_room_is_taken_is_taken_back_whole_and_placed_later() -> Resu
     let node = pinned_node(&pods[1]);
     kubectl.apply(&thief(&node))?;
     drop(scheduler);
-    poll::until("the attempt to be taken back whole", SOON, || {
+    poll::until("the attempt to be rolled back whole", SOON, || {
         let now: Vec<Value> = deployment
             .pods()?
             .iter()

@@ -28,10 +28,6 @@ fn samples_pass_and_mistakes_are_refused_by_the_api_server() -> Result<()> {
     });
     let wrong = [
         (
-            json!({"replicas": 1, "autoscaling": {"maxReplicas": 2}}),
-            "remove spec.replicas or spec.autoscaling",
-        ),
-        (
             json!({"model": {"source": {"persistentVolumeClaim": {"claimName": "a"}, "hostPath": {"path": "/b"}}}}),
             "exactly one of",
         ),
@@ -70,6 +66,15 @@ fn more_ranks_than_q_heads_is_said_before_anything_starts() -> Result<()> {
     let deployment = Deployment::create("heads", json!({"parallelism": {"tensor": 10}}))?;
     let message = deployment.wait_condition("Accepted", "False")?;
     ensure!(message.contains("q heads") && message.contains('9'), "{message}");
+    ensure!(deployment.groups()?.is_empty(), "groups were made");
+    Ok(())
+}
+
+#[test]
+fn accelerators_that_the_worker_image_cannot_use_are_refused() -> Result<()> {
+    let deployment = Deployment::create("gpus", json!({"accelerator": {"resource": "nvidia.com/gpu"}}))?;
+    let message = deployment.wait_condition("Accepted", "False")?;
+    ensure!(message.contains("computes on cpu only"), "{message}");
     ensure!(deployment.groups()?.is_empty(), "groups were made");
     Ok(())
 }

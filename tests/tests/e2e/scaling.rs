@@ -41,6 +41,29 @@ fn an_idle_deployment_goes_to_zero_and_a_request_wakes_it() -> Result<()> {
 }
 
 #[test]
+fn the_number_of_an_autoscaled_deployment_is_written_back_and_its_writer_told() -> Result<()> {
+    let deployment = Deployment::create(
+        "contested",
+        json!({"parallelism": {"tensor": 1}, "autoscaling": {"minReplicas": 1, "maxReplicas": 1}}),
+    )?;
+    deployment.wait_ready(1)?;
+    deployment.kubectl().run(&[
+        "-n",
+        NAMESPACE,
+        "scale",
+        "llamadeployment",
+        "contested",
+        "--replicas=3",
+    ])?;
+    let message = deployment.wait_condition("Scalable", "False")?;
+    ensure!(message.contains("wrote spec.replicas"), "{message}");
+    deployment.wait_ready(1)?;
+    let replicas = deployment.get()?["spec"]["replicas"].clone();
+    ensure!(replicas == 1, "spec.replicas is {replicas}");
+    Ok(())
+}
+
+#[test]
 fn load_brings_a_second_group_and_its_end_takes_it_away() -> Result<()> {
     let deployment = Deployment::create(
         "busy",

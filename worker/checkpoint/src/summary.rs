@@ -61,6 +61,9 @@ pub struct CheckpointSummary {
     pub plans: Vec<TensorPlan>,
     /// Why the group size asked for cannot be used.
     pub problem: Option<String>,
+    /// What the program that wrote this can compute on: `cpu`, `cuda`. Left empty here, where nothing is computed.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub backends: Vec<String>,
 }
 
 impl CheckpointSummary {
@@ -97,6 +100,7 @@ impl CheckpointSummary {
             problem: ShardPlan::new(config, topology)
                 .err()
                 .map(|error| error.to_string()),
+            backends: Vec::new(),
         }
     }
 }

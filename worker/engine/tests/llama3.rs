@@ -188,7 +188,7 @@ fn nothing_that_a_user_sends_becomes_a_control_token() {
     let control = |words: &str| -> Vec<u32> {
         let words = serde_json::to_string(words).unwrap();
         let message = |json: String| ChatMessage::from_json(&json.replace("WORDS", &words)).unwrap();
-        let call = r#"[{"id": WORDS, "type": "function", "function": {"name": WORDS, "arguments": {WORDS: WORDS, "deep": [WORDS]}}}]"#;
+        let call = r#"[{"id": WORDS, "type": "function", "function": {"name": WORDS, "arguments": {WORDS: WORDS, "b": WORDS}}}]"#;
         let messages = [
             message(r#"{"role": "system", "content": WORDS}"#.to_owned()),
             message(r#"{"role": "user", "content": WORDS, "name": WORDS}"#.to_owned()),

@@ -4,6 +4,7 @@ mod engine;
 mod model;
 mod scaling;
 mod status;
+mod volumes;
 mod worker;
 
 use kube::{CustomResource, KubeSchema};
@@ -17,6 +18,10 @@ pub use model::{HostPathSource, ImageSource, ModelSpec, PersistentVolumeClaimSou
 pub use scaling::{Autoscaling, Rollout};
 pub use status::{
     AutoscalingState, CheckpointStatus, GroupSummary, LlamaDeploymentStatus, PlanStatus, condition, reason,
+};
+pub use volumes::{
+    ConfigMapVolume, CsiVolume, EmptyDirVolume, ExtraMount, ExtraVolume, PersistentVolumeClaimVolume,
+    SecretVolume,
 };
 pub use worker::{PullPolicy, Resources, Worker};
 
@@ -49,8 +54,6 @@ pub use worker::{PullPolicy, Resources, Worker};
         .message("metadata.name must be at most 40 lower-case letters, digits and dashes and begin with a letter: pods and Services are named after it")
 )]
 #[x_kube(
-    validation = Rule::new("!(has(self.replicas) && has(self.autoscaling))")
-        .message("remove spec.replicas or spec.autoscaling: with autoscaling the operator decides the number of replicas"),
     validation = Rule::new("!has(self.accelerator) || !has(self.accelerator.perNode) || self.parallelism.tensor <= self.accelerator.perNode || self.parallelism.tensor % self.accelerator.perNode == 0")
         .message("parallelism.tensor must be at most accelerator.perNode or a multiple of it, so that every pod holds equally many ranks")
 )]
@@ -63,22 +66,29 @@ pub struct LlamaDeploymentSpec {
     /// What the ranks run on. Absent: one CPU rank per pod.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub accelerator: Option<Accelerator>,
-    /// Number of groups. Absent, without autoscaling: 1. The scale subresource (kubectl scale, HPA, KEDA) writes this field.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    /// Number of groups. The scale subresource (kubectl scale, HPA, KEDA) writes this field; with autoscaling the operator alone does.
+    #[serde(default = "one")]
     #[schemars(range(min = 0, max = 1000))]
-    pub replicas: Option<i32>,
-    /// Lets the operator choose the number of groups by load. Forbidden beside replicas.
+    pub replicas: i32,
+    /// Lets the operator choose the number of groups by load: it then writes replicas.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub autoscaling: Option<Autoscaling>,
     /// Where groups go and how long they may take to get there.
     #[serde(default)]
     pub placement: Placement,
+    /// Revisions that no group runs any more and that are kept all the same, so that going back finds them.
+    #[serde(default = "ten")]
+    #[schemars(range(min = 0, max = 100))]
+    pub revision_history_limit: i32,
     /// How groups are replaced when their template changes.
     #[serde(default)]
     pub rollout: Rollout,
     /// What happens when a rank is lost or stuck.
     #[serde(default)]
     pub recovery: Recovery,
+    /// What happens when a node is being taken away: cordoned, drained, or tainted by who is about to remove it.
+    #[serde(default)]
+    pub disruption: Disruption,
     /// Settings of the inference engine.
     #[serde(default)]
     pub engine: Engine,
@@ -153,14 +163,22 @@ pub struct Placement {
     /// What to do when no room is found.
     #[serde(default)]
     pub when_full: WhenFull,
-    /// All pods of a group must be scheduled within this time, or all of them are taken back.
+    /// All pods of a group must be scheduled within this time, or all of them are rolled back.
     #[serde(default = "Placement::default_deadline")]
     pub deadline: Duration,
+    /// All containers of a group must run within this time after that, pulled images included, or the group is rolled back and tried again
+    /// later: what cannot start holds no accelerators.
+    #[serde(default = "Placement::default_start_deadline")]
+    pub start_deadline: Duration,
 }
 
 impl Placement {
     const fn default_deadline() -> Duration {
         Duration::from_secs(120)
+    }
+
+    const fn default_start_deadline() -> Duration {
+        Duration::from_secs(1800)
     }
 }
 
@@ -171,6 +189,7 @@ impl Default for Placement {
             policy: TopologyPolicy::default(),
             when_full: WhenFull::default(),
             deadline: Self::default_deadline(),
+            start_deadline: Self::default_start_deadline(),
         }
     }
 }
@@ -201,8 +220,29 @@ impl Default for Recovery {
     }
 }
 
+/// What happens when a node is being taken away.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", default)]
+pub struct Disruption {
+    /// A member on such a node gets a successor that loads while the old one serves. When there has been no room for it for this long,
+    /// the group finishes what runs and leaves.
+    pub deadline: Duration,
+}
+
+impl Default for Disruption {
+    fn default() -> Self {
+        Self {
+            deadline: Duration::from_secs(600),
+        }
+    }
+}
+
 const fn one() -> i32 {
     1
+}
+
+const fn ten() -> i32 {
+    10
 }
 
 impl LlamaDeploymentSpec {

@@ -1,7 +1,6 @@
 //! How many groups there are, and how they change.
 
 use kube::KubeSchema;
-use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::duration::Duration;
@@ -48,19 +47,30 @@ const fn fifteen_minutes() -> Duration {
 }
 
 /// How groups are replaced when their template changes.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-#[serde(rename_all = "camelCase", default)]
+#[derive(KubeSchema, Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[x_kube(validation = Rule::new("self.maxSurge > 0 || self.maxUnavailable > 0")
+    .message("rollout.maxSurge and rollout.maxUnavailable must not both be 0: no group could ever be replaced"))]
+#[serde(rename_all = "camelCase")]
 pub struct Rollout {
-    /// Ready groups that may be missing while others are replaced. A group is replaced by a new one; revisions never mix in a group.
-    #[schemars(range(min = 1, max = 1000))]
+    /// Groups that there may be beside the wanted ones while others are replaced. A serving group goes only when its replacement serves, as
+    /// long as there is room for one.
+    #[serde(default = "one")]
+    #[schemars(range(min = 0, max = 1000))]
+    pub max_surge: i32,
+    /// Where there is no room for a surge: ready groups that may be missing while others are replaced. A group is replaced by a new
+    /// one; revisions never mix in a group.
+    #[serde(default = "one")]
+    #[schemars(range(min = 0, max = 1000))]
     pub max_unavailable: i32,
     /// Leave groups of older revisions alone.
+    #[serde(default)]
     pub paused: bool,
 }
 
 impl Default for Rollout {
     fn default() -> Self {
         Self {
+            max_surge: 1,
             max_unavailable: 1,
             paused: false,
         }

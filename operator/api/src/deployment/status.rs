@@ -21,6 +21,10 @@ pub mod condition {
     pub const PROGRESSING: &str = "Progressing";
     /// Something is wrong that needs a human, or costs capacity.
     pub const DEGRADED: &str = "Degraded";
+    /// Requests that name the model reach this deployment.
+    pub const ROUTABLE: &str = "Routable";
+    /// Nobody but its owner writes the number of replicas.
+    pub const SCALABLE: &str = "Scalable";
 }
 
 /// Reasons of conditions.
@@ -33,9 +37,21 @@ pub mod reason {
     pub const SOURCE_UNREADABLE: &str = "SourceUnreadable";
     /// The checkpoint does not fit what was asked for.
     pub const DOES_NOT_FIT: &str = "DoesNotFit";
+    /// The worker image cannot compute on the accelerators asked for.
+    pub const NO_BACKEND: &str = "NoBackend";
+    /// The API server refuses an object: quota, Pod Security, admission, or a name that is taken.
+    pub const REFUSED: &str = "Refused";
+    /// A worker can never work as it is configured.
+    pub const WORKER_UNUSABLE: &str = "WorkerUnusable";
+    /// Ranks of one group have different weights, or compute differently.
+    pub const RANKS_DIFFER: &str = "RanksDiffer";
+    /// An older deployment serves the model name.
+    pub const MODEL_NAME_TAKEN: &str = "ModelNameTaken";
+    /// Somebody else writes spec.replicas although spec.autoscaling decides it.
+    pub const FOREIGN_WRITER: &str = "ForeignWriter";
     /// No nodes have room for a whole group.
     pub const NO_ROOM: &str = "NoRoom";
-    /// The scheduler did not place all pods in time; all were taken back.
+    /// The scheduler did not place all pods in time; all were rolled back.
     pub const DEADLINE_EXCEEDED: &str = "DeadlineExceeded";
     /// Pods are being scheduled.
     pub const PLACING: &str = "Placing";
@@ -47,6 +63,8 @@ pub mod reason {
     pub const RESTART_BUDGET_SPENT: &str = "RestartBudgetSpent";
     /// The steps of a group stand still.
     pub const STALLED: &str = "Stalled";
+    /// Members move off nodes that are being taken away.
+    pub const MOVING: &str = "Moving";
     /// Groups of an older revision are being replaced.
     pub const ROLLING_OUT: &str = "RollingOut";
     /// The rollout is paused.
@@ -87,7 +105,7 @@ pub struct LlamaDeploymentStatus {
     /// Groups that serve.
     #[serde(default)]
     pub ready_replicas: i32,
-    /// Groups that are wanted: `spec.replicas`, or what autoscaling chose.
+    /// Groups that are wanted: the `spec.replicas` that the operator acts upon.
     #[serde(default)]
     pub desired_replicas: i32,
     /// Label selector that matches the leaders' pods only, so that an HPA counts groups, not pods.
@@ -96,6 +114,9 @@ pub struct LlamaDeploymentStatus {
     /// The revision that new groups get.
     #[serde(default)]
     pub revision: String,
+    /// What the weights of that revision are: sampled chunks of every tensor, hashed. Absent until a group has them.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub content_identity: Option<String>,
     /// What sizing decided, or why it refuses.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub plan: Option<PlanStatus>,
@@ -108,7 +129,7 @@ pub struct LlamaDeploymentStatus {
     /// The groups.
     #[serde(default)]
     pub groups: Vec<GroupSummary>,
-    /// Accepted, Placed, Ready, Progressing, Degraded.
+    /// Accepted, Placed, Ready, Progressing, Degraded, Routable, Scalable.
     #[serde(default)]
     #[schemars(schema_with = "crate::schema::conditions")]
     pub conditions: Vec<Condition>,
@@ -158,6 +179,15 @@ pub struct PlanStatus {
 pub struct CheckpointStatus {
     /// Digest of the source and tensor-parallel size that were inspected.
     pub key: String,
+    /// The pod that read it.
+    #[serde(default, rename = "podUID", skip_serializing_if = "Option::is_none")]
+    pub pod_uid: Option<String>,
+    /// The worker image that it was made with.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub image: Option<String>,
+    /// The image that ran, as the container runtime names it.
+    #[serde(default, rename = "imageID", skip_serializing_if = "Option::is_none")]
+    pub image_id: Option<String>,
     /// When.
     pub inspected_at: Time,
     /// What was found; absent when the checkpoint could not be read.
@@ -181,6 +211,15 @@ pub struct AutoscalingState {
     /// Since when there has been no request.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub idle_since: Option<Time>,
+    /// Requests that the gateways had counted by then.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub idle_total: Option<i64>,
+    /// Who else wrote spec.replicas lately.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub foreign_writer: Option<String>,
+    /// When.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub foreign_write_at: Option<Time>,
     /// Why the number of groups is what it is.
     #[serde(default)]
     pub message: String,

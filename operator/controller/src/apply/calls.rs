@@ -41,6 +41,7 @@ pub(super) async fn form(
     generation: i64,
     members: &[FormMember],
     targets: &[FormTarget],
+    key: [u8; 32],
 ) -> Result<(), EffectError> {
     if !writer.leads() {
         return Err(EffectError::NotLeading);
@@ -57,6 +58,7 @@ pub(super) async fn form(
                 port: u32::from(member.port),
             })
             .collect(),
+        key: key.to_vec(),
     };
     let mut calls = Vec::new();
     for target in targets {
@@ -92,7 +94,7 @@ mod tests {
 
     #[test]
     fn addresses_of_both_families() {
-        assert_eq!(address("10.0.0.1", 50052), "10.0.0.1:50052");
-        assert_eq!(address("fd00::1", 50052), "[fd00::1]:50052");
+        assert_eq!(address("10.0.0.1", 18052), "10.0.0.1:18052");
+        assert_eq!(address("fd00::1", 18052), "[fd00::1]:18052");
     }
 }

@@ -3,16 +3,17 @@
 use std::collections::BTreeMap;
 
 use futures::StreamExt as _;
-use llamero_core::{Action, Step, plan::EventKind};
+use llamero_core::{Action, Step, observed::Settings, plan::EventKind};
 use tracing::{debug, info, warn};
 
 use super::{
-    EffectError, Holds, Subject, View, Writer,
+    EffectError, Index, Subject, Writer,
     calls::{self, Channels},
+    children,
     error::Remedy,
-    objects, pods,
+    objects, pods, revisions,
 };
-use crate::{events::Events, metrics::Metrics};
+use crate::{events::Events, form_keys::FormKeys, metrics::Metrics};
 
 /// Chains that run at the same time.
 const CONCURRENCY: usize = 8;
@@ -22,8 +23,8 @@ const CONCURRENCY: usize = 8;
 pub struct Outcome {
     /// Steps that failed.
     pub failures: Vec<Failure>,
-    /// Steps that were applied.
-    pub applied: usize,
+    /// What was applied: what it was about, and [`Action::target`].
+    pub applied: Vec<(Subject, String)>,
 }
 
 /// A step that failed.
@@ -33,6 +34,8 @@ pub struct Failure {
     pub subject: Subject,
     /// Name of the action.
     pub action: &'static str,
+    /// [`Action::target`].
+    pub target: String,
     /// What went wrong.
     pub message: String,
     /// Who must act.
@@ -44,40 +47,40 @@ pub struct Tools<'a> {
     /// Fenced access to the API server.
     pub writer: &'a Writer,
     /// Objects of this pass.
-    pub view: &'a View,
+    pub index: &'a Index,
     /// Connections to worker pods.
     pub channels: &'a Channels,
     /// Where Events go.
     pub events: &'a Events,
-    /// Refused steps that wait.
-    pub holds: &'a Holds,
     /// Counters.
     pub metrics: &'a Metrics,
-    /// Image of inspect pods whose deployment names none.
-    pub worker_image: &'a str,
+    /// What pods are made with where their deployment says nothing.
+    pub settings: &'a Settings,
+    /// From which the key of every generation is derived.
+    pub keys: &'a FormKeys,
 }
 
 /// Runs all steps. Steps of one group run in order, and the first that fails ends them for this pass; other groups go on.
 pub async fn apply(tools: &Tools<'_>, steps: &[Step]) -> Outcome {
     let mut runs = Vec::new();
-    for (subject, chain) in chains(tools.view, steps) {
+    for (subject, chain) in chains(tools.index, steps) {
         runs.push(run_chain(tools, subject, chain));
     }
     let outcomes: Vec<Outcome> = futures::stream::iter(runs).buffered(CONCURRENCY).collect().await;
     let mut all = Outcome::default();
     for outcome in outcomes {
-        all.applied += outcome.applied;
+        all.applied.extend(outcome.applied);
         all.failures.extend(outcome.failures);
     }
     all
 }
 
 /// Steps by group in their order; a step about a deployment is a chain of its own.
-fn chains<'a>(view: &View, steps: &'a [Step]) -> Vec<(Subject, Vec<&'a Step>)> {
+fn chains<'a>(index: &Index, steps: &'a [Step]) -> Vec<(Subject, Vec<&'a Step>)> {
     let mut chains: Vec<(Subject, Vec<&Step>)> = Vec::new();
     let mut of_group: BTreeMap<Subject, usize> = BTreeMap::new();
     for step in steps {
-        let subject = view.subject(&step.action);
+        let subject = index.subject(&step.action);
         match of_group.get(&subject) {
             Some(&index) => chains[index].1.push(step),
             None => {
@@ -94,22 +97,17 @@ fn chains<'a>(view: &View, steps: &'a [Step]) -> Vec<(Subject, Vec<&'a Step>)> {
 async fn run_chain(tools: &Tools<'_>, subject: Subject, steps: Vec<&Step>) -> Outcome {
     let mut outcome = Outcome::default();
     for step in steps {
-        let action = action_name(&step.action);
-        if let Some(failure) = tools.holds.held(&subject, action, &step.action) {
-            outcome.failures.push(failure);
-            break;
-        }
+        let action = step.action.kind();
         match run(tools, &step.action).await {
             Ok(()) => {
-                outcome.applied += 1;
-                tools.holds.release(&subject, action);
+                outcome.applied.push((subject.clone(), step.action.target()));
                 tools.metrics.effect(action, "ok");
                 info!(%subject, action, reason = step.reason, "{}", step.message);
                 if step.event != EventKind::None {
                     let warning = step.event == EventKind::Warning;
                     tools
                         .events
-                        .publish(tools.view, &subject, warning, step.reason, action, &step.message);
+                        .publish(tools.index, &subject, warning, step.reason, action, &step.message);
                 }
             }
             Err(error) => {
@@ -117,10 +115,11 @@ async fn run_chain(tools: &Tools<'_>, subject: Subject, steps: Vec<&Step>) -> Ou
                 let failure = Failure {
                     subject,
                     action,
+                    target: step.action.target(),
                     message: error.to_string(),
                     remedy: error.remedy(),
                 };
-                refused(tools, &step.action, &failure);
+                tell(tools, &failure);
                 outcome.failures.push(failure);
                 break;
             }
@@ -130,22 +129,22 @@ async fn run_chain(tools: &Tools<'_>, subject: Subject, steps: Vec<&Step>) -> Ou
 }
 
 /// Says what went wrong to whom it concerns.
-fn refused(tools: &Tools<'_>, action: &Action, failure: &Failure) {
+fn tell(tools: &Tools<'_>, failure: &Failure) {
     let Failure {
         subject,
         action: kind,
         message,
         remedy,
+        ..
     } = failure;
     match remedy {
         Remedy::Decide => debug!(%subject, action = kind, "dropped: {message}"),
         Remedy::Retry => warn!(%subject, action = kind, "failed, to be tried again: {message}"),
         Remedy::User => {
             warn!(%subject, action = kind, "refused: {message}");
-            tools.holds.refuse(action, failure);
             tools
                 .events
-                .publish(tools.view, subject, true, "Refused", kind, message);
+                .publish(tools.index, subject, true, "Refused", kind, message);
         }
     }
 }
@@ -153,7 +152,7 @@ fn refused(tools: &Tools<'_>, action: &Action, failure: &Failure) {
 async fn run(tools: &Tools<'_>, action: &Action) -> Result<(), EffectError> {
     let Tools {
         writer,
-        view,
+        index,
         channels,
         ..
     } = tools;
@@ -163,20 +162,20 @@ async fn run(tools: &Tools<'_>, action: &Action) -> Result<(), EffectError> {
             deployment_uid,
             name,
             spec,
-        } => objects::create_group(writer, view, deployment, deployment_uid, name, spec).await,
+        } => objects::create_group(writer, index, deployment, deployment_uid, name, spec).await,
         Action::WriteGroup {
             group,
             resource_version,
             spec,
             confirm,
-        } => objects::write_group(writer, view, group, resource_version, spec, confirm).await,
+        } => objects::write_group(writer, index, group, resource_version, spec, confirm).await,
         Action::CreatePod {
             group,
             name,
-            index,
+            index: member,
             attempt,
-        } => pods::create_member(writer, view, group, name, *index, *attempt).await,
-        Action::Ungate { pod, node, .. } => pods::ungate(writer, view, pod, node).await,
+        } => pods::create_member(writer, index, group, name, *member, *attempt).await,
+        Action::Ungate { pod, node, .. } => pods::ungate(writer, index, pod, node).await,
         Action::DeletePod {
             pod, grace_seconds, ..
         } => pods::delete(writer, pod, *grace_seconds).await,
@@ -186,39 +185,42 @@ async fn run(tools: &Tools<'_>, action: &Action) -> Result<(), EffectError> {
             members,
             targets,
             ..
-        } => calls::form(writer, channels, group_uid, *generation, members, targets).await,
+        } => {
+            let key = tools.keys.of_generation(group_uid, *generation);
+            calls::form(writer, channels, group_uid, *generation, members, targets, key).await
+        }
         Action::DrainGroup { leader, .. } => calls::drain(writer, channels, leader).await,
         Action::DeleteGroup { group, uid } => objects::delete_group(writer, group, uid).await,
-        Action::ApplyService {
+        Action::Apply {
+            owner,
+            owner_uid,
+            object,
+        } => children::apply(writer, owner, owner_uid, object).await,
+        Action::ScaleDeployment {
             deployment,
             deployment_uid,
-        } => objects::apply_service(writer, view, deployment, deployment_uid).await,
-        Action::ApplyPdb {
-            group,
-            group_uid,
-            min_available,
-        } => objects::apply_budget(writer, view, group, group_uid, *min_available).await,
+            resource_version,
+            replicas,
+        } => objects::scale(writer, deployment, deployment_uid, resource_version, *replicas).await,
+        Action::CreateRevision { deployment, .. } => {
+            revisions::create(writer, index.deployment(deployment)?, action).await
+        }
+        Action::RenumberRevision {
+            deployment,
+            name,
+            uid,
+            number,
+        } => revisions::renumber(writer, deployment, name, uid, *number).await,
+        Action::DeleteRevision {
+            deployment,
+            name,
+            uid,
+        } => revisions::delete(writer, deployment, name, uid).await,
         Action::CreateInspectPod {
             deployment,
             name,
             key,
-        } => pods::create_inspect(writer, view, deployment, name, key, tools.worker_image).await,
-    }
-}
-
-fn action_name(action: &Action) -> &'static str {
-    match action {
-        Action::CreateGroup { .. } => "CreateGroup",
-        Action::WriteGroup { .. } => "WriteGroup",
-        Action::CreatePod { .. } => "CreatePod",
-        Action::Ungate { .. } => "Ungate",
-        Action::DeletePod { .. } => "DeletePod",
-        Action::Form { .. } => "Form",
-        Action::DrainGroup { .. } => "DrainGroup",
-        Action::DeleteGroup { .. } => "DeleteGroup",
-        Action::ApplyService { .. } => "ApplyService",
-        Action::ApplyPdb { .. } => "ApplyPdb",
-        Action::CreateInspectPod { .. } => "CreateInspectPod",
+        } => pods::create_inspect(writer, index, deployment, name, key, tools.settings).await,
     }
 }
 
@@ -252,13 +254,15 @@ mod tests {
             })
         };
         let service = |name: &str| {
-            step(Action::ApplyService {
+            step(Action::ScaleDeployment {
                 deployment: key(name),
                 deployment_uid: "u".into(),
+                resource_version: "1".into(),
+                replicas: 1,
             })
         };
         let steps = [pod("a", 0), service("d"), pod("b", 0), pod("a", 1), service("d")];
-        let chains = chains(&View::default(), &steps);
+        let chains = chains(&Index::default(), &steps);
         let lengths: Vec<_> = chains
             .iter()
             .map(|(subject, chain)| (subject.clone(), chain.len()))

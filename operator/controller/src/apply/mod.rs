@@ -3,27 +3,33 @@
 //! | module | what |
 //! |---|---|
 //! | [`error`] | why an effect did not happen, and whose turn it is |
-//! | [`view`] | the objects of a pass by name |
+//! | [`index`] | the objects of a pass by name |
 //! | [`effects`] | runs steps in order: one chain a group, chains side by side |
-//! | [`holds`] | refused steps wait before they are tried again |
+//! | [`refusals`] | what was refused, as input of the next decision |
 //! | [`writer`] | fenced access to the API server |
-//! | [`objects`] | LlamaGroups, Services, budgets |
+//! | [`objects`] | LlamaGroups, and the scale of a LlamaDeployment |
+//! | [`children`] | objects that are server-side applied |
+//! | [`revisions`] | kept snapshots |
 //! | [`pods`] | create, bind and delete pods |
 //! | [`calls`] | `Form` and `Drain` |
 //! | [`statuses`] | status of deployments and groups |
 
 pub mod calls;
+pub mod children;
 pub mod effects;
 pub mod error;
-pub mod holds;
+pub mod index;
 pub mod objects;
 pub mod pods;
+pub mod refusals;
+pub mod revisions;
 pub mod statuses;
-pub mod view;
+#[cfg(test)]
+mod tests;
 pub mod writer;
 
 pub use effects::{Failure, Outcome, apply};
 pub use error::EffectError;
-pub use holds::Holds;
-pub use view::{Subject, View};
+pub use index::{Index, Subject};
+pub use refusals::Refusals;
 pub use writer::Writer;

@@ -1,32 +1,24 @@
-//! LlamaGroups, Services and disruption budgets.
-
-use std::fmt::Debug;
+//! LlamaGroups, and the scale of a LlamaDeployment.
 
 use k8s_openapi::{
     api::{
-        core::v1::{Pod, Service},
-        policy::v1::PodDisruptionBudget,
+        autoscaling::v1::{Scale, ScaleSpec},
+        core::v1::Pod,
     },
     apimachinery::pkg::apis::meta::v1::ObjectMeta,
 };
 use kube::{
     Resource, ResourceExt as _,
     api::{DeleteParams, ListParams, Patch, Preconditions},
-    core::NamespaceResourceScope,
 };
-use llamero_api::{LlamaGroup, group::LlamaGroupSpec, labels};
+use llamero_api::{LlamaDeployment, LlamaGroup, group::LlamaGroupSpec, labels};
 use llamero_core::{Key, plan::Confirm};
-use serde::{Serialize, de::DeserializeOwned};
 
 use super::{
-    EffectError, View, Writer,
-    writer::{apply_params, post_params},
+    EffectError, Index, Writer,
+    writer::{patch_params, post_params},
 };
-use crate::{
-    build::{parts, service},
-    observe::pods::phase,
-    watch::Written,
-};
+use crate::{build::parts, observe::pods::phase};
 
 /// Whether the controlling owner has this UID.
 pub(super) fn is_controlled_by(object: &impl Resource, uid: &str) -> bool {
@@ -39,19 +31,19 @@ pub(super) fn is_controlled_by(object: &impl Resource, uid: &str) -> bool {
 /// Creates a group; that it exists already with the same owner is success.
 pub(super) async fn create_group(
     writer: &Writer,
-    view: &View,
+    index: &Index,
     deployment: &Key,
     uid: &str,
     name: &str,
     spec: &LlamaGroupSpec,
 ) -> Result<(), EffectError> {
-    let owner = view.deployment(deployment)?;
+    let owner = index.deployment(deployment)?;
     if owner.uid().as_deref() != Some(uid) {
         return Err(EffectError::Dropped(format!(
             "LlamaDeployment {deployment} is another one now"
         )));
     }
-    let mut group_labels = parts::common_labels(&deployment.name, labels::WORKER_APP);
+    let mut group_labels = labels::common(&deployment.name, labels::WORKER_APP);
     group_labels.insert(labels::REVISION.to_owned(), spec.revision.clone());
     let group = LlamaGroup {
         metadata: ObjectMeta {
@@ -67,13 +59,13 @@ pub(super) async fn create_group(
     let api = writer.api::<LlamaGroup>(&deployment.namespace);
     match writer.send(api.create(&post_params(), &group)).await {
         Ok(created) => {
-            writer.note(|written| Written::note(&mut written.groups, &created));
+            writer.caches().groups.wrote(created);
             Ok(())
         }
         Err(error) if already_exists(&error) => {
             let found = writer.send(api.get(name)).await?;
             if is_controlled_by(&found, uid) {
-                writer.note(|written| Written::note(&mut written.groups, &found));
+                writer.caches().groups.wrote(found);
                 Ok(())
             } else {
                 Err(EffectError::Foreign {
@@ -89,36 +81,99 @@ pub(super) async fn create_group(
 /// Replaces a group's specification, fenced by its resource version, after an uncached list has shown what `confirm` wants.
 pub(super) async fn write_group(
     writer: &Writer,
-    view: &View,
+    index: &Index,
     group: &Key,
     resource_version: &str,
     spec: &LlamaGroupSpec,
     confirm: &Confirm,
 ) -> Result<(), EffectError> {
-    let seen = view.group(group)?;
+    let seen = index.group(group)?;
     if !confirm.present.is_empty() || !confirm.gone.is_empty() {
         let pods = writer.api::<Pod>(&group.namespace);
         let ours = ListParams::default().labels(&format!("{}={}", labels::GROUP_NAME, group.name));
         let list = writer.send(pods.list(&ours)).await?;
         if let Some(surprise) = contradiction(confirm, &list.items) {
             // The caches are behind what the list shows: wait for them.
-            for pod in &list.items {
-                writer.note(|written| Written::note(&mut written.pods, pod));
+            for pod in list.items {
+                writer.caches().pods.wrote(pod);
             }
             return Err(EffectError::Dropped(surprise));
         }
     }
-    let mut next = LlamaGroup {
-        metadata: seen.metadata.clone(),
-        spec: spec.clone(),
+    let patch = Patch::Json::<LlamaGroup>(changes(&seen.spec, spec, resource_version)?);
+    let api = writer.api::<LlamaGroup>(&group.namespace);
+    match writer.send(api.patch(&group.name, &patch_params(), &patch)).await {
+        Ok(written) => {
+            writer.caches().groups.wrote(written);
+            Ok(())
+        }
+        // A `test` of the patch failed: the group was written meanwhile.
+        Err(EffectError::Api(kube::Error::Api(status))) if test_failed(&status) => {
+            Err(EffectError::Dropped(status.message))
+        }
+        Err(error) => Err(error),
+    }
+}
+
+/// What is to be changed in a group, on the condition that it is still of this version. Only fields that differ are named, so that a field
+/// which a newer schema has and this operator does not know stays.
+fn changes(
+    before: &LlamaGroupSpec,
+    after: &LlamaGroupSpec,
+    resource_version: &str,
+) -> Result<json_patch::Patch, EffectError> {
+    let json = |spec: &LlamaGroupSpec| {
+        serde_json::to_value(spec).map_err(|error| EffectError::Dropped(format!("no JSON form: {error}")))
+    };
+    let whole = |spec| serde_json::json!({ "spec": spec });
+    let mut operations = vec![json_patch::PatchOperation::Test(json_patch::TestOperation {
+        path: pointer(&["metadata", "resourceVersion"]),
+        value: resource_version.into(),
+    })];
+    operations.extend(json_patch::diff(&whole(json(before)?), &whole(json(after)?)).0);
+    Ok(json_patch::Patch(operations))
+}
+
+fn pointer(path: &[&str]) -> json_patch::jsonptr::PointerBuf {
+    json_patch::jsonptr::PointerBuf::from_tokens(path.iter().copied())
+}
+
+/// The API server answers so when a `test` of a JSON patch does not hold.
+pub(super) fn test_failed(status: &kube::core::Status) -> bool {
+    status.code == 422
+        && status.reason == "Invalid"
+        && status.details.as_ref().is_none_or(|d| d.causes.is_empty())
+}
+
+/// Writes `spec.replicas` through the scale subresource, of this very object and version.
+pub(super) async fn scale(
+    writer: &Writer,
+    deployment: &Key,
+    uid: &str,
+    resource_version: &str,
+    replicas: i32,
+) -> Result<(), EffectError> {
+    let wanted = Scale {
+        metadata: ObjectMeta {
+            name: Some(deployment.name.clone()),
+            namespace: Some(deployment.namespace.clone()),
+            uid: Some(uid.to_owned()),
+            resource_version: Some(resource_version.to_owned()),
+            ..ObjectMeta::default()
+        },
+        spec: Some(ScaleSpec {
+            replicas: Some(replicas),
+        }),
         status: None,
     };
-    next.metadata.resource_version = Some(resource_version.to_owned());
-    let api = writer.api::<LlamaGroup>(&group.namespace);
+    let api = writer.api::<LlamaDeployment>(&deployment.namespace);
     let written = writer
-        .send(api.replace(&group.name, &post_params(), &next))
+        .send(api.replace_scale(&deployment.name, &post_params(), &wanted))
         .await?;
-    writer.note(|slots| Written::note(&mut slots.groups, &written));
+    writer
+        .caches()
+        .deployments
+        .note(written.metadata.resource_version.as_deref());
     Ok(())
 }
 
@@ -158,7 +213,7 @@ pub(super) async fn delete_group(writer: &Writer, group: &Key, uid: &str) -> Res
             .await
             .map(|answer| {
                 if let Some(deleted) = answer.left() {
-                    writer.note(|written| Written::note(&mut written.groups, &deleted));
+                    writer.caches().groups.wrote(deleted);
                 }
             }),
     )
@@ -178,62 +233,6 @@ pub(super) fn already_exists(error: &EffectError) -> bool {
     matches!(error, EffectError::Api(kube::Error::Api(status)) if status.is_already_exists())
 }
 
-/// Applies the Service in front of a deployment's leaders.
-pub(super) async fn apply_service(
-    writer: &Writer,
-    view: &View,
-    deployment: &Key,
-    uid: &str,
-) -> Result<(), EffectError> {
-    let wanted = service::leader_service(view.deployment(deployment)?);
-    let written = apply_owned::<Service>(writer, deployment, uid, &wanted).await?;
-    writer.note(|slots| Written::note(&mut slots.services, &written));
-    Ok(())
-}
-
-/// Applies the disruption budget of a group.
-pub(super) async fn apply_budget(
-    writer: &Writer,
-    view: &View,
-    group: &Key,
-    uid: &str,
-    min_available: i32,
-) -> Result<(), EffectError> {
-    let wanted = service::disruption_budget(view.group(group)?, min_available);
-    let written = apply_owned::<PodDisruptionBudget>(writer, group, uid, &wanted).await?;
-    writer.note(|slots| Written::note(&mut slots.budgets, &written));
-    Ok(())
-}
-
-/// Server-side apply of an object that nobody else may own.
-async fn apply_owned<K>(writer: &Writer, owner: &Key, owner_uid: &str, wanted: &K) -> Result<K, EffectError>
-where
-    K: Resource<Scope = NamespaceResourceScope, DynamicType = ()>
-        + Clone
-        + Serialize
-        + DeserializeOwned
-        + Debug,
-{
-    let name = wanted.name_any();
-    if !is_controlled_by(wanted, owner_uid) {
-        return Err(EffectError::Dropped(format!(
-            "the owner of {name} is another one now"
-        )));
-    }
-    let api = writer.api::<K>(&owner.namespace);
-    if writer
-        .send(api.get_opt(&name))
-        .await?
-        .is_some_and(|found| !is_controlled_by(&found, owner_uid))
-    {
-        let kind = std::any::type_name::<K>().rsplit("::").next().unwrap_or("object");
-        return Err(EffectError::Foreign { kind, name });
-    }
-    writer
-        .send(api.patch(&name, &apply_params(), &Patch::Apply(wanted)))
-        .await
-}
-
 #[cfg(test)]
 mod tests {
     use serde_json::json;
@@ -244,6 +243,36 @@ mod tests {
         let deletion = deleted.then_some("2026-01-01T00:00:00Z");
         let metadata = json!({"name": uid, "uid": uid, "deletionTimestamp": deletion});
         serde_json::from_value(json!({"metadata": metadata, "status": {"phase": phase}})).unwrap()
+    }
+
+    #[test]
+    fn a_write_names_only_what_differs_and_the_version_it_was_made_from() {
+        let group = |change: fn(&mut serde_json::Value)| -> LlamaGroupSpec {
+            let mut spec = json!({
+                "deployment": "d", "revision": "r", "generation": 1,
+                "members": [{"index": 0, "attempt": 0, "node": "a"}, {"index": 1, "attempt": 0, "node": "b"}],
+                "template": {"modelName": "m", "source": {}, "maxContextLength": 1, "tensor": 1,
+                    "pipeline": 1, "ranksPerPod": 1, "kvBytesPerRank": 1, "weightBytesPerRank": 1, "stallTimeout": "1s"}});
+            change(&mut spec);
+            serde_json::from_value(spec).unwrap()
+        };
+        let patch = changes(
+            &group(|_| {}),
+            &group(|s| {
+                s["generation"] = json!(2);
+                s["members"][1]["podUID"] = json!("u1");
+            }),
+            "7",
+        )
+        .unwrap();
+        assert_eq!(
+            serde_json::to_value(&patch).unwrap(),
+            json!([
+                {"op": "test", "path": "/metadata/resourceVersion", "value": "7"},
+                {"op": "replace", "path": "/spec/generation", "value": 2},
+                {"op": "add", "path": "/spec/members/1/podUID", "value": "u1"},
+            ])
+        );
     }
 
     #[test]

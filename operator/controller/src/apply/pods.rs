@@ -3,31 +3,27 @@
 use k8s_openapi::api::core::v1::Pod;
 use kube::{
     ResourceExt as _,
-    api::{DeleteParams, PatchParams, Preconditions},
+    api::{DeleteParams, Preconditions},
 };
-use llamero_api::labels::FIELD_MANAGER;
-use llamero_core::{Key, plan::PodRef};
+use llamero_core::{Key, observed::Settings, plan::PodRef};
 
 use super::{
-    EffectError, View, Writer,
-    objects::{already_exists, gone_is_success, is_controlled_by},
-    writer::post_params,
+    EffectError, Index, Writer,
+    objects::{already_exists, gone_is_success, is_controlled_by, test_failed},
+    writer::{patch_params, post_params},
 };
-use crate::{
-    build::{bind, inspect, pod},
-    watch::Written,
-};
+use crate::build::{bind, inspect, pod};
 
 /// Creates the gated pod of a member.
 pub(super) async fn create_member(
     writer: &Writer,
-    view: &View,
+    objects: &Index,
     group: &Key,
     name: &str,
     index: i32,
     attempt: i32,
 ) -> Result<(), EffectError> {
-    let owner = view.group(group)?;
+    let owner = objects.group(group)?;
     let mut wanted = pod::member_pod(owner, index, attempt);
     wanted.metadata.name = Some(name.to_owned());
     create(
@@ -42,14 +38,14 @@ pub(super) async fn create_member(
 /// Creates the pod that reads a checkpoint's headers.
 pub(super) async fn create_inspect(
     writer: &Writer,
-    view: &View,
+    index: &Index,
     deployment: &Key,
     name: &str,
     key: &str,
-    default_image: &str,
+    settings: &Settings,
 ) -> Result<(), EffectError> {
-    let owner = view.deployment(deployment)?;
-    let mut wanted = inspect::inspect_pod(owner, key, default_image);
+    let owner = index.deployment(deployment)?;
+    let mut wanted = inspect::inspect_pod(owner, key, settings);
     wanted.metadata.name = Some(name.to_owned());
     create(
         writer,
@@ -65,14 +61,14 @@ async fn create(writer: &Writer, namespace: &str, wanted: &Pod, owner_uid: &str)
     let api = writer.api::<Pod>(namespace);
     match writer.send(api.create(&post_params(), wanted)).await {
         Ok(created) => {
-            writer.note(|written| Written::note(&mut written.pods, &created));
+            writer.caches().pods.wrote(created);
             Ok(())
         }
         Err(error) if already_exists(&error) => {
             let name = wanted.name_any();
             let found = writer.send(api.get(&name)).await?;
             if is_controlled_by(&found, owner_uid) {
-                writer.note(|written| Written::note(&mut written.pods, &found));
+                writer.caches().pods.wrote(found);
                 Ok(())
             } else {
                 Err(EffectError::Foreign { kind: "Pod", name })
@@ -85,27 +81,26 @@ async fn create(writer: &Writer, namespace: &str, wanted: &Pod, owner_uid: &str)
 /// Pins a gated pod to its node and lets it go. That its gate is gone already is success.
 pub(super) async fn ungate(
     writer: &Writer,
-    view: &View,
+    index: &Index,
     pod: &PodRef,
     node: &str,
 ) -> Result<(), EffectError> {
-    let patch = match bind::bind_patch(view.pod(&pod.key)?, &pod.uid, node) {
+    let patch = match bind::bind_patch(index.pod(&pod.key)?, &pod.uid, node) {
         Ok(patch) => patch,
         Err(bind::BindError::NotGated) => return Ok(()),
         Err(error) => return Err(error.into()),
     };
     let api = writer.api::<Pod>(&pod.key.namespace);
-    let parameters = PatchParams {
-        field_manager: Some(FIELD_MANAGER.to_owned()),
-        ..PatchParams::default()
-    };
-    match writer.send(api.patch(&pod.key.name, &parameters, &patch)).await {
+    match writer
+        .send(api.patch(&pod.key.name, &patch_params(), &patch))
+        .await
+    {
         Ok(written) => {
-            writer.note(|slots| Written::note(&mut slots.pods, &written));
+            writer.caches().pods.wrote(written);
             Ok(())
         }
         // A `test` of the patch failed.
-        Err(EffectError::Api(kube::Error::Api(status))) if status.is_invalid() => {
+        Err(EffectError::Api(kube::Error::Api(status))) if test_failed(&status) => {
             Err(EffectError::Dropped(status.message))
         }
         Err(error) => Err(error),
@@ -133,7 +128,7 @@ pub(super) async fn delete(
             .await
             .map(|answer| {
                 if let Some(deleted) = answer.left() {
-                    writer.note(|written| Written::note(&mut written.pods, &deleted));
+                    writer.caches().pods.wrote(deleted);
                 }
             }),
     )

@@ -11,8 +11,8 @@ use serde_json::{Value, json};
 use tokio::time::Instant;
 use tracing::{debug, warn};
 
-use super::{EffectError, Writer, error::Remedy, view::key_of, writer::apply_params};
-use crate::{build::parts::namespace_of, metrics::Metrics, watch::Written};
+use super::{EffectError, Writer, error::Remedy, index::key_of, writer::apply_params};
+use crate::{build::parts::namespace_of, metrics::Metrics};
 
 /// At most one write of an object's status in this time.
 const INTERVAL: Duration = Duration::from_secs(1);
@@ -77,13 +77,16 @@ impl Job<'_> {
         let (result, subject) = match self {
             Self::Group(object, wanted) => {
                 let result = send(writer, object, wanted).await.map(|written| {
-                    writer.note(|slots| Written::note(&mut slots.groups, &written));
+                    writer.caches().groups.wrote(written);
                 });
                 (result, format!("LlamaGroup {}", key_of(object)))
             }
             Self::Deployment(object, wanted) => {
                 let result = send(writer, object, wanted).await.map(|written| {
-                    writer.note(|slots| Written::note(&mut slots.deployments, &written));
+                    writer
+                        .caches()
+                        .deployments
+                        .note(written.resource_version().as_deref());
                 });
                 (result, format!("LlamaDeployment {}", key_of(object)))
             }

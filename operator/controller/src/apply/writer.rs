@@ -1,9 +1,6 @@
 //! Fenced access to the API server.
 
-use std::{
-    sync::{Mutex, PoisonError},
-    time::Duration,
-};
+use std::time::Duration;
 
 use kube::{
     Api, Client, Resource,
@@ -13,7 +10,7 @@ use kube::{
 use llamero_api::labels::FIELD_MANAGER;
 
 use super::error::EffectError;
-use crate::{lease::Leadership, watch::Written};
+use crate::{lease::Leadership, watch::Caches};
 
 /// No request may take longer; also bounds how long a deposed holder's last request can be under way.
 const TIMEOUT: Duration = Duration::from_secs(10);
@@ -22,17 +19,17 @@ const TIMEOUT: Duration = Duration::from_secs(10);
 pub struct Writer {
     client: Client,
     leadership: Leadership,
-    written: Mutex<Written>,
+    caches: Caches,
 }
 
 impl Writer {
     /// A writer that has written nothing.
     #[must_use]
-    pub fn new(client: Client, leadership: Leadership) -> Self {
+    pub fn new(client: Client, leadership: Leadership, caches: Caches) -> Self {
         Self {
             client,
             leadership,
-            written: Mutex::default(),
+            caches,
         }
     }
 
@@ -65,15 +62,19 @@ impl Writer {
         self.leadership.is_held()
     }
 
-    /// Notes what was written.
-    pub fn note(&self, note: impl FnOnce(&mut Written)) {
-        note(&mut self.written.lock().unwrap_or_else(PoisonError::into_inner));
-    }
-
-    /// The newest versions written.
+    /// Where own writes are noted.
     #[must_use]
-    pub fn written(&self) -> Written {
-        *self.written.lock().unwrap_or_else(PoisonError::into_inner)
+    pub fn caches(&self) -> &Caches {
+        &self.caches
+    }
+}
+
+/// Parameters of JSON patches.
+#[must_use]
+pub fn patch_params() -> PatchParams {
+    PatchParams {
+        field_manager: Some(FIELD_MANAGER.to_owned()),
+        ..PatchParams::default()
     }
 }
 

@@ -8,6 +8,7 @@ use k8s_openapi::{
 };
 use kube::ResourceExt as _;
 use llamero_api::{LlamaDeployment, labels};
+use llamero_core::{observed::Settings, revision};
 
 use super::parts;
 
@@ -15,7 +16,7 @@ use super::parts;
 ///
 /// It asks for no accelerator and little memory: only headers are read.
 #[must_use]
-pub fn inspect_pod(deployment: &LlamaDeployment, key: &str, default_image: &str) -> Pod {
+pub fn inspect_pod(deployment: &LlamaDeployment, key: &str, settings: &Settings) -> Pod {
     let name = deployment.name_any();
     let arguments = [
         "inspect",
@@ -28,42 +29,118 @@ pub fn inspect_pod(deployment: &LlamaDeployment, key: &str, default_image: &str)
         "/dev/termination-log",
     ]
     .map(str::to_owned);
-    let quantities = |pairs: &[(&str, &str)]| -> Option<BTreeMap<String, Quantity>> {
-        Some(
-            pairs
-                .iter()
-                .map(|(key, value)| ((*key).to_owned(), Quantity((*value).to_owned())))
-                .collect(),
-        )
-    };
     let container = Container {
-        name: "inspect".to_owned(),
+        name: parts::INSPECT.to_owned(),
         args: Some(arguments.into()),
-        resources: Some(ResourceRequirements {
-            requests: quantities(&[("cpu", "50m"), ("memory", "64Mi")]),
-            limits: quantities(&[("memory", "512Mi")]),
-            claims: None,
-        }),
+        resources: Some(resources(deployment)),
         termination_message_policy: Some("FallbackToLogsOnError".to_owned()),
         ..Container::default()
     };
-    let mut worker = deployment.spec.worker.clone();
-    worker.image.get_or_insert_with(|| default_image.to_owned());
+    let worker = revision::worker(&deployment.spec.worker, settings);
     let mut spec = parts::pod_spec(&worker, &deployment.spec.model.source, container);
     spec.restart_policy = Some("Never".to_owned());
     spec.termination_grace_period_seconds = Some(1);
 
-    let mut pod_labels = parts::common_labels(&name, labels::INSPECT_APP);
+    let mut pod_labels = labels::common(&name, labels::INSPECT_APP);
     pod_labels.insert(labels::INSPECT.to_owned(), key.to_owned());
     Pod {
         metadata: ObjectMeta {
             name: Some(labels::inspect_pod_name(&name, key)),
             namespace: deployment.namespace(),
-            labels: Some(pod_labels),
+            labels: parts::pod_labels(&worker, pod_labels),
+            annotations: parts::pod_annotations(
+                &worker,
+                [(labels::SETTINGS.to_owned(), revision::settings_digest(&worker))].into(),
+            ),
             owner_references: parts::owner_reference(deployment).map(|reference| vec![reference]),
             ..ObjectMeta::default()
         },
         spec: Some(spec),
         status: None,
+    }
+}
+
+/// What the user asked for, else what reading headers takes.
+fn resources(deployment: &LlamaDeployment) -> ResourceRequirements {
+    let quantities = |pairs: &[(&str, &str)]| -> BTreeMap<String, Quantity> {
+        pairs
+            .iter()
+            .map(|(key, value)| ((*key).to_owned(), Quantity((*value).to_owned())))
+            .collect()
+    };
+    let (requests, limits) = match &deployment.spec.worker.inspect_resources {
+        Some(asked) => (asked.requests.clone(), asked.limits.clone()),
+        None => (
+            quantities(&[("cpu", "50m"), ("memory", "64Mi")]),
+            quantities(&[("memory", "512Mi")]),
+        ),
+    };
+    let some = |map: BTreeMap<String, Quantity>| Some(map).filter(|map| !map.is_empty());
+    ResourceRequirements {
+        requests: some(requests),
+        limits: some(limits),
+        claims: None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    fn pod(worker: serde_json::Value) -> serde_json::Value {
+        let deployment: LlamaDeployment = serde_json::from_value(json!({
+            "apiVersion": "llamero.dev/v1alpha1", "kind": "LlamaDeployment",
+            "metadata": {"name": "d", "namespace": "n", "uid": "u"},
+            "spec": {"model": {"source": {"hostPath": {"path": "/w"}}}, "parallelism": {"tensor": 1}, "worker": worker},
+        }))
+        .unwrap();
+        let settings = Settings {
+            worker_image: "default:1".into(),
+            pull_policy: Some(llamero_api::deployment::PullPolicy::Always),
+            pull_secrets: vec!["chart".into()],
+            ..Settings::default()
+        };
+        serde_json::to_value(inspect_pod(&deployment, "k", &settings)).unwrap()
+    }
+
+    #[test]
+    fn the_chart_s_image_settings_reach_it() {
+        let spec = &pod(json!({"imagePullSecrets": [{"name": "own"}]}))["spec"];
+        assert_eq!(
+            spec["imagePullSecrets"],
+            json!([{"name": "own"}, {"name": "chart"}])
+        );
+        let container = &spec["containers"][0];
+        assert_eq!(
+            (&container["image"], &container["imagePullPolicy"]),
+            (&json!("default:1"), &json!("Always"))
+        );
+        assert_eq!(container["resources"]["requests"]["memory"], "64Mi");
+    }
+
+    #[test]
+    fn labels_annotations_volumes_and_resources_of_the_user_are_on_it() {
+        let pod = pod(json!({
+            "labels": {"team": "a", "llamero.dev/inspect": "stolen"},
+            "annotations": {"sidecar.istio.io/inject": "false"},
+            "volumes": [{"name": "ca", "configMap": {"name": "roots"}}],
+            "volumeMounts": [{"name": "ca", "mountPath": "/etc/ssl/extra"}],
+            "inspectResources": {"requests": {"memory": "128Mi"}},
+        }));
+        assert_eq!(pod["metadata"]["labels"]["team"], "a");
+        assert_eq!(pod["metadata"]["labels"]["llamero.dev/inspect"], "k");
+        assert_eq!(pod["metadata"]["annotations"]["sidecar.istio.io/inject"], "false");
+        assert_eq!(
+            pod["spec"]["volumes"][2],
+            json!({"name": "ca", "configMap": {"name": "roots"}})
+        );
+        let container = &pod["spec"]["containers"][0];
+        assert_eq!(
+            container["volumeMounts"][2],
+            json!({"name": "ca", "mountPath": "/etc/ssl/extra", "readOnly": true})
+        );
+        assert_eq!(container["resources"], json!({"requests": {"memory": "128Mi"}}));
     }
 }

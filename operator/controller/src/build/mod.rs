@@ -6,10 +6,8 @@
 //! | [`inspect`] | the pod that reads a checkpoint's headers |
 //! | [`parts`] | what both pods share: volumes, security, ownership |
 //! | [`bind`] | the patch that pins a gated pod to its node and lets it go |
-//! | [`service`] | Service of a deployment, PodDisruptionBudget of a group |
 
 pub mod bind;
 pub mod inspect;
 pub mod parts;
 pub mod pod;
-pub mod service;

@@ -1,5 +1,7 @@
 //! What worker and inspect pods share.
 
+use std::collections::BTreeMap;
+
 use k8s_openapi::{
     api::core::v1::{
         Capabilities, Container, HostPathVolumeSource, ImageVolumeSource, PersistentVolumeClaimVolumeSource,
@@ -8,8 +10,14 @@ use k8s_openapi::{
     apimachinery::pkg::apis::meta::v1::OwnerReference,
 };
 use kube::{Resource, ResourceExt as _};
-use llamero_api::deployment::{Source, Worker};
+use llamero_api::deployment::{ExtraMount, ExtraVolume, Source, Worker};
 
+/// Name of a worker's container.
+pub const WORKER: &str = "worker";
+/// Name of the container that reads a checkpoint's headers.
+pub const INSPECT: &str = "inspect";
+/// Our own containers, whatever others are injected beside them.
+pub const CONTAINERS: [&str; 2] = [WORKER, INSPECT];
 /// Where the source is mounted.
 const MODEL_MOUNT: &str = "/model";
 /// User and group of every container; the images have no other.
@@ -21,19 +29,6 @@ pub fn owner_reference<K: Resource<DynamicType = ()>>(owner: &K) -> Option<Owner
         block_owner_deletion: Some(true),
         ..reference
     })
-}
-
-/// Label values that every object of a deployment carries.
-pub fn common_labels(deployment: &str, app: &str) -> std::collections::BTreeMap<String, String> {
-    use llamero_api::labels;
-    [
-        (labels::DEPLOYMENT, deployment),
-        (labels::APP_NAME, app),
-        (labels::APP_MANAGED_BY, labels::FIELD_MANAGER),
-        (labels::APP_PART_OF, labels::PART_OF),
-    ]
-    .map(|(key, value)| (key.to_owned(), value.to_owned()))
-    .into()
 }
 
 /// Pod-level security that the *restricted* Pod Security Standard asks for.
@@ -116,20 +111,19 @@ pub fn pod_spec(worker: &Worker, source: &Source, mut container: Container) -> P
         mount_path: "/tmp".to_owned(),
         ..VolumeMount::default()
     };
-    container.volume_mounts = Some(vec![mount, tmp]);
+    let extra_mounts = worker.volume_mounts.iter().map(ExtraMount::to_mount);
+    container.volume_mounts = Some([mount, tmp].into_iter().chain(extra_mounts).collect());
     container.security_context = Some(container_security());
     container.image = worker.image.clone();
     container.image_pull_policy = worker.image_pull_policy.map(|policy| policy.as_str().to_owned());
     PodSpec {
         containers: vec![container],
-        volumes: Some(vec![
-            volume,
-            Volume {
-                name: "tmp".to_owned(),
-                empty_dir: Some(Default::default()),
-                ..Volume::default()
-            },
-        ]),
+        volumes: Some(
+            [volume, tmp_volume()]
+                .into_iter()
+                .chain(worker.volumes.iter().map(ExtraVolume::to_volume))
+                .collect(),
+        ),
         security_context: Some(pod_security()),
         automount_service_account_token: Some(false),
         enable_service_links: Some(false),
@@ -141,6 +135,32 @@ pub fn pod_spec(worker: &Worker, source: &Source, mut container: Container) -> P
         priority_class_name: worker.priority_class_name.clone(),
         ..PodSpec::default()
     }
+}
+
+fn tmp_volume() -> Volume {
+    Volume {
+        name: "tmp".to_owned(),
+        empty_dir: Some(Default::default()),
+        ..Volume::default()
+    }
+}
+
+/// Labels of a pod: the user's, and ours over them.
+pub fn pod_labels(worker: &Worker, ours: BTreeMap<String, String>) -> Option<BTreeMap<String, String>> {
+    let mut all = worker.labels.clone();
+    all.extend(ours);
+    Some(all)
+}
+
+/// Annotations of a pod: the user's, over our hints for tools; not over what is ours alone.
+pub fn pod_annotations(worker: &Worker, ours: BTreeMap<String, String>) -> Option<BTreeMap<String, String>> {
+    let mut all = ours;
+    let theirs = worker
+        .annotations
+        .iter()
+        .filter(|(key, _)| !key.starts_with("llamero.dev/"));
+    all.extend(theirs.map(|(key, value)| (key.clone(), value.clone())));
+    Some(all).filter(|all| !all.is_empty())
 }
 
 /// The list, or nothing when it is empty.

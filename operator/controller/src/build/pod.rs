@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use k8s_openapi::{
     api::core::v1::{
         Container, ContainerPort, EnvVar, EnvVarSource, HTTPGetAction, ObjectFieldSelector, Pod,
-        PodSchedulingGate, Probe, ResourceRequirements,
+        PodSchedulingGate, Probe, ResourceRequirements, Toleration,
     },
     apimachinery::pkg::{api::resource::Quantity, apis::meta::v1::ObjectMeta, util::intstr::IntOrString},
 };
@@ -26,7 +26,7 @@ pub fn member_pod(group: &LlamaGroup, index: i32, attempt: i32) -> Pod {
     let template = &group.spec.template;
     let group_name = group.name_any();
     let container = Container {
-        name: "worker".to_owned(),
+        name: parts::WORKER.to_owned(),
         args: Some(arguments(template, &group.uid().unwrap_or_default(), index)),
         env: Some(environment(template)),
         ports: Some(ports(template)),
@@ -41,6 +41,10 @@ pub fn member_pod(group: &LlamaGroup, index: i32, attempt: i32) -> Pod {
         name: labels::PLACEMENT_GATE.to_owned(),
     }]);
     spec.termination_grace_period_seconds = Some(template.grace_seconds());
+    // A node that is not ready costs nothing while its ranks step: the operator judges, not a time-out.
+    spec.tolerations
+        .get_or_insert_default()
+        .extend(["node.kubernetes.io/not-ready", "node.kubernetes.io/unreachable"].map(tolerated));
     // The supervisor restarts ranks itself. When it ends its weights are gone too, and the member is replaced, elsewhere if that is better.
     spec.restart_policy = Some("Never".to_owned());
 
@@ -49,7 +53,7 @@ pub fn member_pod(group: &LlamaGroup, index: i32, attempt: i32) -> Pod {
     } else {
         labels::ROLE_MEMBER
     };
-    let mut pod_labels = parts::common_labels(&group.spec.deployment, labels::WORKER_APP);
+    let mut pod_labels = labels::common(&group.spec.deployment, labels::WORKER_APP);
     for (key, value) in [
         (labels::GROUP_NAME, group_name.as_str()),
         (labels::MEMBER, &index.to_string()),
@@ -63,8 +67,9 @@ pub fn member_pod(group: &LlamaGroup, index: i32, attempt: i32) -> Pod {
         metadata: ObjectMeta {
             name: Some(labels::pod_name(&group_name, index, attempt)),
             namespace: group.namespace(),
-            labels: Some(pod_labels),
-            annotations: Some(
+            labels: parts::pod_labels(&template.worker, pod_labels),
+            annotations: parts::pod_annotations(
+                &template.worker,
                 [
                     ("kubectl.kubernetes.io/default-container", "worker".to_owned()),
                     ("prometheus.io/scrape", "true".to_owned()),
@@ -178,6 +183,16 @@ fn resources(template: &GroupTemplate) -> ResourceRequirements {
     }
 }
 
+/// Without bound.
+fn tolerated(taint: &str) -> Toleration {
+    Toleration {
+        key: Some(taint.to_owned()),
+        operator: Some("Exists".to_owned()),
+        effect: Some("NoExecute".to_owned()),
+        ..Toleration::default()
+    }
+}
+
 fn probe(path: &str, period_seconds: i32, failure_threshold: i32) -> Probe {
     Probe {
         http_get: Some(HTTPGetAction {
@@ -250,6 +265,10 @@ mod tests {
                 "terminationGracePeriodSeconds": 60,
                 "automountServiceAccountToken": false,
                 "enableServiceLinks": false,
+                "tolerations": [
+                    {"key": "node.kubernetes.io/not-ready", "operator": "Exists", "effect": "NoExecute"},
+                    {"key": "node.kubernetes.io/unreachable", "operator": "Exists", "effect": "NoExecute"},
+                ],
                 "securityContext": {"runAsNonRoot": true, "runAsUser": 65532, "runAsGroup": 65532,
                     "seccompProfile": {"type": "RuntimeDefault"}},
                 "volumes": [
@@ -267,8 +286,8 @@ mod tests {
                         field("LLAMERO_POD_NAME", "metadata.name"), field("LLAMERO_NODE_NAME", "spec.nodeName"),
                     ],
                     "ports": [
-                        {"name": "inference", "containerPort": 50051}, {"name": "control", "containerPort": 50052},
-                        {"name": "http", "containerPort": 8080}, {"name": "rank-0", "containerPort": 50100},
+                        {"name": "inference", "containerPort": 18051}, {"name": "control", "containerPort": 18052},
+                        {"name": "http", "containerPort": 8080}, {"name": "rank-0", "containerPort": 18100},
                     ],
                     "resources": {"requests": {"cpu": "250m", "memory": "512Mi"}},
                     "livenessProbe": probe("/livez", 10, 3),
@@ -290,7 +309,7 @@ mod tests {
         let group = group(json!({
             "tensor": 16, "ranksPerPod": 8, "acceleratorResource": "nvidia.com/gpu", "kvBytesPerRank": 0,
             "engine": {"maxBatchedTokens": 4096, "maxSequences": 256, "threads": 4},
-            "worker": {"image": "w", "env": [{"name": "RUST_LOG", "value": "debug"}, {"name": "LLAMERO_POD_IP", "value": "0.0.0.0"}],
+            "worker": {"image": "w", "env": [{"name": "LLAMERO_LOG", "value": "debug"}, {"name": "LLAMERO_POD_IP", "value": "0.0.0.0"}],
                 "terminationGracePeriodSeconds": 600},
         }));
         let pod = serde_json::to_value(member_pod(&group, 0, 0)).unwrap();

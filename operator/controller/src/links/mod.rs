@@ -11,4 +11,4 @@ pub mod pool;
 pub mod subscribe;
 
 pub use pool::{Pool, Received};
-pub use subscribe::{Demand, Load, Ranks};
+pub use subscribe::{DemandStream, LoadStream, RankStream};

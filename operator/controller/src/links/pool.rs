@@ -197,7 +197,7 @@ mod tests {
     use tonic::{Request, Response, Status};
 
     use super::*;
-    use crate::links::Demand;
+    use crate::links::DemandStream;
 
     // Hands the stream's sending half to the test.
     struct Gateway(tokio::sync::mpsc::Sender<tokio::sync::mpsc::Sender<Result<v1::DemandSample, Status>>>);
@@ -241,7 +241,7 @@ mod tests {
                 .serve_with_incoming(TcpListenerStream::new(listener)),
         );
         let wake = Wake::default();
-        let mut pool = Pool::<Demand>::new(wake.clone());
+        let mut pool = Pool::<DemandStream>::new(wake.clone());
         pool.set_peers([("uid".to_owned(), address)]);
 
         let stream = streams.recv().await.unwrap();

@@ -14,9 +14,9 @@ pub trait Subscribe: Send + Sync + 'static {
 
 /// The ranks of a worker pod.
 #[derive(Debug)]
-pub struct Ranks;
+pub struct RankStream;
 
-impl Subscribe for Ranks {
+impl Subscribe for RankStream {
     type Message = v1::PodReport;
 
     async fn subscribe(channel: Channel) -> Result<Streaming<Self::Message>, Status> {
@@ -27,9 +27,9 @@ impl Subscribe for Ranks {
 
 /// The load of a group, from its leader.
 #[derive(Debug)]
-pub struct Load;
+pub struct LoadStream;
 
-impl Subscribe for Load {
+impl Subscribe for LoadStream {
     type Message = v1::LoadSample;
 
     async fn subscribe(channel: Channel) -> Result<Streaming<Self::Message>, Status> {
@@ -45,9 +45,9 @@ impl Subscribe for Load {
 
 /// The demand that a gateway sees.
 #[derive(Debug)]
-pub struct Demand;
+pub struct DemandStream;
 
-impl Subscribe for Demand {
+impl Subscribe for DemandStream {
     type Message = v1::DemandSample;
 
     async fn subscribe(channel: Channel) -> Result<Streaming<Self::Message>, Status> {

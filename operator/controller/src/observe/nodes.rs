@@ -62,7 +62,7 @@ fn used(pods: &[Arc<Pod>]) -> HashMap<String, BTreeMap<i32, Resources>> {
     let mut used: HashMap<String, BTreeMap<i32, Resources>> = HashMap::new();
     for pod in pods {
         let Some(spec) = &pod.spec else { continue };
-        if pods::phase(pod).ended() {
+        if pods::raw_phase(pod).ended() {
             continue;
         }
         let bound = spec.node_name.as_deref().filter(|name| !name.is_empty());

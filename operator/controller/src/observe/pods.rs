@@ -1,23 +1,32 @@
 //! Worker and inspect pods, as the decisions take them.
 
 use k8s_openapi::{
-    api::core::v1::{ContainerState, ContainerStateTerminated, Pod, PodStatus},
+    api::core::v1::{ContainerState, ContainerStateTerminated, ContainerStatus, Pod, PodStatus},
     jiff::Timestamp,
 };
 use kube::ResourceExt as _;
 use llamero_api::labels;
-use llamero_core::{
-    observed::{self, PodPhase},
-    time,
-};
+use llamero_core::observed::{self, PodPhase};
 use llamero_proto::v1;
 
 use super::streams;
-use crate::links::Received;
+use crate::{build::parts, links::Received};
 
-/// `status.phase`.
+/// How far the pod is for us: as its own container is, once that has ended. A container that somebody injected may run on, and must not
+/// keep a dead member alive or the answer of an inspect pod unread.
 #[must_use]
 pub fn phase(pod: &Pod) -> PodPhase {
+    let own = pod.status.as_ref().and_then(terminated);
+    match (raw_phase(pod), own) {
+        (PodPhase::Pending | PodPhase::Running, Some(state)) if state.exit_code == 0 => PodPhase::Succeeded,
+        (PodPhase::Pending | PodPhase::Running, Some(_)) => PodPhase::Failed,
+        (phase, _) => phase,
+    }
+}
+
+/// `status.phase`: whether anything of the pod still takes room on its node.
+#[must_use]
+pub fn raw_phase(pod: &Pod) -> PodPhase {
     match pod.status.as_ref().and_then(|status| status.phase.as_deref()) {
         Some("Running") => PodPhase::Running,
         Some("Succeeded") => PodPhase::Succeeded,
@@ -69,7 +78,11 @@ pub fn worker_pod(
             .and_then(|spec| spec.scheduling_gates.as_ref())
             .is_some_and(|gates| gates.iter().any(|gate| gate.name == labels::PLACEMENT_GATE)),
         phase: phase(pod),
-        deletion: pod.metadata.deletion_timestamp.as_ref().map(time::millis),
+        deletion: pod
+            .metadata
+            .deletion_timestamp
+            .as_ref()
+            .map(|_| pod.metadata.deletion_grace_period_seconds.unwrap_or(0)),
         ready: condition(pod, "Ready"),
         ip: ip(pod).map(str::to_owned),
         evicted: condition(pod, "DisruptionTarget"),
@@ -88,9 +101,24 @@ pub fn inspect_pod(pod: &Pod) -> observed::InspectPod {
         name: pod.name_any(),
         uid: pod.uid().unwrap_or_default(),
         key: pod.labels().get(labels::INSPECT).cloned().unwrap_or_default(),
-        created_at: pod.metadata.creation_timestamp.as_ref().map_or(0, time::millis),
         phase: phase(pod),
         terminating: pod.metadata.deletion_timestamp.is_some(),
+        image: pod
+            .spec
+            .iter()
+            .flat_map(|spec| &spec.containers)
+            .find(|container| container.name == parts::INSPECT)
+            .and_then(|container| container.image.clone())
+            .unwrap_or_default(),
+        settings: pod
+            .annotations()
+            .get(labels::SETTINGS)
+            .cloned()
+            .unwrap_or_default(),
+        image_id: status
+            .and_then(own)
+            .map(|container| container.image_id.clone())
+            .filter(|id| !id.is_empty()),
         result: status
             .and_then(terminated)
             .map(|state| state.message.clone().unwrap_or_default()),
@@ -105,16 +133,32 @@ pub fn inspect_pod(pod: &Pod) -> observed::InspectPod {
     }
 }
 
+/// Our own container.
+fn own(status: &PodStatus) -> Option<&ContainerStatus> {
+    let mut containers = status.container_statuses.iter().flatten();
+    containers.find(|container| parts::CONTAINERS.contains(&container.name.as_str()))
+}
+
+fn state(status: &PodStatus) -> Option<&ContainerState> {
+    own(status)?.state.as_ref()
+}
+
+/// States of all containers, ours first: an injected one that does not start keeps ours from starting too.
 fn states(status: &PodStatus) -> impl Iterator<Item = &ContainerState> {
-    status
-        .container_statuses
-        .iter()
-        .flatten()
-        .filter_map(|container| container.state.as_ref())
+    let all = || {
+        status
+            .init_container_statuses
+            .iter()
+            .chain(&status.container_statuses)
+            .flatten()
+    };
+    state(status)
+        .into_iter()
+        .chain(all().filter_map(|container| container.state.as_ref()))
 }
 
 fn terminated(status: &PodStatus) -> Option<&ContainerStateTerminated> {
-    states(status).find_map(|state| state.terminated.as_ref())
+    state(status)?.terminated.as_ref()
 }
 
 fn exit(status: &PodStatus) -> Option<observed::Exit> {
@@ -223,7 +267,7 @@ mod tests {
     #[test]
     fn why_a_pod_ended_or_waits() {
         let state = |state: Value| {
-            json!({"phase": "Failed", "containerStatuses": [{"name": "c", "image": "", "imageID": "", "ready": false,
+            json!({"phase": "Failed", "containerStatuses": [{"name": "worker", "image": "", "imageID": "", "ready": false,
                 "restartCount": 0, "state": state}]})
         };
         let killed = pod(
@@ -271,6 +315,35 @@ mod tests {
             (exit.code, exit.reason.as_str(), exit.message.as_str()),
             (-1, "OutOfcpu", "no cpu")
         );
+    }
+
+    #[test]
+    fn an_injected_container_keeps_no_dead_member_alive() {
+        let with_sidecar = |exit_code: i32, own: &str| {
+            pod(
+                json!({"containers": [], "nodeName": "n"}),
+                json!({"phase": "Running", "podIP": "10.0.0.9", "containerStatuses": [
+                    {"name": "proxy", "image": "", "imageID": "", "ready": true, "restartCount": 0, "state": {"running": {}}},
+                    {"name": own, "image": "", "imageID": "", "ready": false, "restartCount": 0,
+                        "state": {"terminated": {"exitCode": exit_code, "message": "{}"}}},
+                ]}),
+            )
+        };
+        let dead = worker_pod(&with_sidecar(3, "worker"), None, Timestamp::UNIX_EPOCH).unwrap();
+        assert_eq!(
+            (dead.phase, dead.exit.map(|exit| exit.code)),
+            (PodPhase::Failed, Some(3))
+        );
+        let read = inspect_pod(&with_sidecar(0, "inspect"));
+        assert_eq!(
+            (read.phase, read.result.as_deref()),
+            (PodPhase::Succeeded, Some("{}"))
+        );
+        // It still takes its room, until all of it has ended.
+        assert_eq!(raw_phase(&with_sidecar(3, "worker")), PodPhase::Running);
+        // And an injected container that has ended is not the worker's end.
+        let job = worker_pod(&with_sidecar(0, "setup"), None, Timestamp::UNIX_EPOCH).unwrap();
+        assert_eq!((job.phase, job.exit), (PodPhase::Running, None));
     }
 
     #[test]

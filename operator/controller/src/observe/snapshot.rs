@@ -7,11 +7,11 @@ use std::{
 
 use k8s_openapi::{
     api::{
+        apps::v1::ControllerRevision,
         core::v1::{Node, Pod, Service},
         policy::v1::PodDisruptionBudget,
         scheduling::v1::PriorityClass,
     },
-    apimachinery::pkg::util::intstr::IntOrString,
     jiff::Timestamp,
 };
 use kube::{Resource, ResourceExt as _};
@@ -19,8 +19,12 @@ use llamero_api::{LlamaDeployment, LlamaGroup, labels};
 use llamero_core::{Observed, observed};
 use llamero_proto::v1;
 
-use super::{nodes, pods, streams};
-use crate::{build::parts::namespace_of, links::Received};
+use super::{nodes, pods, streams, writers};
+use crate::{
+    apply::{Refusals, Subject, index::key_of},
+    build::parts::namespace_of,
+    links::Received,
+};
 
 /// What the caches and streams hold at one moment.
 #[derive(Clone, Debug, Default)]
@@ -37,6 +41,8 @@ pub struct Snapshot {
     pub services: Vec<Arc<Service>>,
     /// Disruption budgets that we manage.
     pub budgets: Vec<Arc<PodDisruptionBudget>>,
+    /// Kept revisions.
+    pub revisions: Vec<Arc<ControllerRevision>>,
     /// All priority classes.
     pub priority_classes: Vec<Arc<PriorityClass>>,
     /// Rank reports by pod UID.
@@ -49,11 +55,17 @@ pub struct Snapshot {
 
 /// Puts everything where it belongs: by the UID of the controlling owner, never by label alone.
 #[must_use]
-pub fn observe(snapshot: &Snapshot, worker_image: &str, now: Timestamp) -> Observed {
+pub fn observe(
+    snapshot: &Snapshot,
+    settings: &observed::Settings,
+    refusals: &Refusals,
+    now: Timestamp,
+) -> Observed {
     let pods_by_owner = by_owner(&snapshot.pods);
     let groups_by_owner = by_owner(&snapshot.groups);
     let services = by_owner(&snapshot.services);
     let budgets = by_owner(&snapshot.budgets);
+    let kept = by_owner(&snapshot.revisions);
 
     let group = |object: &Arc<LlamaGroup>| {
         let uid = object.uid().unwrap_or_default();
@@ -80,9 +92,11 @@ pub fn observe(snapshot: &Snapshot, worker_image: &str, now: Timestamp) -> Obser
             load: leader
                 .and_then(|pod| snapshot.loads.get(&pod.uid))
                 .map(streams::load),
-            pdb_min_available: budgets
+            budget: budgets
                 .get(&uid)
-                .and_then(|list| list.iter().find_map(|budget| min_available(budget))),
+                .and_then(|list| list.iter().find(|budget| budget.name_any() == object.name_any()))
+                .map(|budget| Arc::clone(budget)),
+            refusals: refusals.of(&Subject::Group(key_of(object.as_ref()))),
             pods: seen,
             object: Arc::clone(object),
         }
@@ -107,7 +121,22 @@ pub fn observe(snapshot: &Snapshot, worker_image: &str, now: Timestamp) -> Obser
             names_in_use: names_in_use(snapshot, &namespace, &groups),
             groups,
             inspect,
-            has_service: services.contains_key(&uid),
+            service: services
+                .get(&uid)
+                .and_then(|list| {
+                    list.iter()
+                        .find(|service| service.name_any() == labels::service_name(&name))
+                })
+                .map(|service| Arc::clone(service)),
+            revisions: kept
+                .get(&uid)
+                .map(Vec::as_slice)
+                .unwrap_or_default()
+                .iter()
+                .map(|r| revision(r))
+                .collect(),
+            replicas_manager: writers::of_replicas(object),
+            refusals: refusals.of(&Subject::Deployment(key_of(object.as_ref()))),
             demand: streams::demand(&snapshot.gateways, &namespace, &name),
             object: Arc::clone(object),
         }
@@ -121,9 +150,7 @@ pub fn observe(snapshot: &Snapshot, worker_image: &str, now: Timestamp) -> Obser
         )
     });
     Observed {
-        settings: observed::Settings {
-            worker_image: worker_image.to_owned(),
-        },
+        settings: settings.clone(),
         nodes: nodes::nodes(&snapshot.nodes, &snapshot.pods),
         priority_classes: snapshot
             .priority_classes
@@ -136,6 +163,18 @@ pub fn observe(snapshot: &Snapshot, worker_image: &str, now: Timestamp) -> Obser
             .find(|class| class.global_default == Some(true))
             .map_or(0, |class| class.value),
         deployments,
+    }
+}
+
+/// A kept snapshot; without its template when that cannot be read.
+fn revision(object: &ControllerRevision) -> observed::Revision {
+    let data = object.data.as_ref().map(|data| data.0.clone());
+    observed::Revision {
+        name: object.name_any(),
+        uid: object.uid().unwrap_or_default(),
+        digest: object.labels().get(labels::REVISION).cloned().unwrap_or_default(),
+        number: object.revision,
+        template: data.and_then(|data| serde_json::from_value(data.get("template")?.clone()).ok()),
     }
 }
 
@@ -171,13 +210,6 @@ fn names_in_use(snapshot: &Snapshot, namespace: &str, groups: &[observed::Group]
         names.remove(&group.object.name_any());
     }
     names
-}
-
-fn min_available(budget: &PodDisruptionBudget) -> Option<i32> {
-    match budget.spec.as_ref()?.min_available.as_ref()? {
-        IntOrString::Int(number) => Some(*number),
-        IntOrString::String(_) => None,
-    }
 }
 
 #[cfg(test)]
@@ -242,7 +274,7 @@ mod tests {
                 ),
             ],
             services: vec![object(
-                json!({"metadata": {"name": "s", "ownerReferences": owned("d-uid")}}),
+                json!({"metadata": {"name": "d-inference", "ownerReferences": owned("d-uid")}}),
             )],
             budgets: vec![object(
                 json!({"metadata": {"name": "d-0", "ownerReferences": owned("g-uid")}, "spec": {"minAvailable": 1}}),
@@ -252,7 +284,11 @@ mod tests {
             )],
             ..Snapshot::default()
         };
-        let seen = observe(&snapshot, "image", Timestamp::UNIX_EPOCH);
+        let settings = observed::Settings {
+            worker_image: "image".into(),
+            ..observed::Settings::default()
+        };
+        let seen = observe(&snapshot, &settings, &Refusals::default(), Timestamp::UNIX_EPOCH);
         let [deployment] = seen.deployments.as_slice() else {
             panic!("one deployment")
         };
@@ -263,7 +299,7 @@ mod tests {
             group.pods.iter().map(|pod| pod.uid.as_str()).collect::<Vec<_>>(),
             ["p"]
         );
-        assert_eq!(group.pdb_min_available, Some(1));
+        assert!(group.budget.is_some());
         assert_eq!(
             deployment
                 .inspect
@@ -272,7 +308,7 @@ mod tests {
                 .collect::<Vec<_>>(),
             ["key"]
         );
-        assert!(deployment.has_service);
+        assert!(deployment.service.is_some());
         assert_eq!(
             deployment.names_in_use,
             BTreeSet::from(["d-7".to_owned(), "d-9".to_owned()])

@@ -35,6 +35,15 @@ fn rank(rank: &v1::RankReport) -> observed::Rank {
         pid: small(rank.pid),
         restarts: small(rank.restarts),
         last_exit: rank.last_exit.as_ref().map(exit),
+        unusable: rank
+            .last_exit
+            .as_ref()
+            .filter(|exit| exit.kind() == v1::ExitKind::Unusable)
+            .map(|exit| exit.message.clone()),
+        layers: signed(rank.layers),
+        still_millis: rank.still_millis.map(signed),
+        content_identity: rank.content_identity.clone(),
+        numerics: rank.numerics.clone(),
         message: rank.message.clone(),
     }
 }
@@ -99,6 +108,7 @@ pub fn demand(
             if model.namespace == namespace && model.name == name {
                 sum.held = sum.held.saturating_add(model.held);
                 sum.in_flight = sum.in_flight.saturating_add(model.in_flight);
+                sum.total = sum.total.saturating_add(model.total);
             }
         }
     }
@@ -158,6 +168,7 @@ mod tests {
         let expected = observed::Demand {
             held: 4,
             in_flight: 6,
+            total: 18,
             received_at: 10_000,
         };
         assert_eq!(demand(&gateways, "n", "a"), Some(expected));
@@ -199,9 +210,14 @@ mod tests {
                     signal: Some(9),
                     message: "killed".into(),
                     unix_millis: 1,
+                    kind: v1::ExitKind::Unusable.into(),
                 }),
                 message: "reads layer 3".into(),
                 read_bytes: 5,
+                layers: 360,
+                still_millis: Some(20),
+                content_identity: "c".into(),
+                numerics: "n".into(),
             }],
         };
         let expected = observed::Report {
@@ -223,6 +239,11 @@ mod tests {
                 pid: 77,
                 restarts: 1,
                 last_exit: Some("ended by signal 9: killed".into()),
+                unusable: Some("killed".into()),
+                layers: 360,
+                still_millis: Some(20),
+                content_identity: "c".into(),
+                numerics: "n".into(),
                 message: "reads layer 3".into(),
             }],
         };

@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use k8s_openapi::api::{
+    apps::v1::ControllerRevision,
     core::v1::{Node, Pod, Service},
     policy::v1::PodDisruptionBudget,
     scheduling::v1::PriorityClass,
@@ -14,7 +15,10 @@ use super::{
     Cache,
     slim::{slim_node, slim_pod},
 };
-use crate::{observe::Snapshot, wake::Wake};
+use crate::{
+    observe::{Snapshot, writers::keep_writers_of_replicas},
+    wake::Wake,
+};
 
 /// Everything that is watched.
 #[derive(Clone)]
@@ -31,35 +35,10 @@ pub struct Caches {
     pub services: Cache<Service>,
     /// Disruption budgets with our label.
     pub budgets: Cache<PodDisruptionBudget>,
+    /// Kept revisions with our label.
+    pub revisions: Cache<ControllerRevision>,
     /// All priority classes.
     pub priority_classes: Cache<PriorityClass>,
-}
-
-/// The newest version that was written of each kind.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Written {
-    /// LlamaDeployments (their status).
-    pub deployments: u64,
-    /// LlamaGroups (spec and status).
-    pub groups: u64,
-    /// Pods.
-    pub pods: u64,
-    /// Services.
-    pub services: u64,
-    /// Disruption budgets.
-    pub budgets: u64,
-}
-
-impl Written {
-    /// Notes the version of an object that the API server has answered with.
-    pub fn note(slot: &mut u64, object: &impl Resource) {
-        let version = object
-            .meta()
-            .resource_version
-            .as_deref()
-            .and_then(|version| version.parse().ok());
-        *slot = (*slot).max(version.unwrap_or(0));
-    }
 }
 
 impl Caches {
@@ -82,12 +61,18 @@ impl Caches {
             || Config::default().labels(&format!("{}={}", labels::APP_MANAGED_BY, labels::FIELD_MANAGER));
         let all = Config::default;
         Self {
-            deployments: Cache::start(scoped(client, namespace), all(), wake.clone(), short),
+            deployments: Cache::start(
+                scoped(client, namespace),
+                all(),
+                wake.clone(),
+                keep_writers_of_replicas,
+            ),
             groups: Cache::start(scoped(client, namespace), all(), wake.clone(), short),
             pods: Cache::start(Api::all(client.clone()), all(), wake.clone(), slim_pod),
             nodes: Cache::start(Api::all(client.clone()), all(), wake.clone(), slim_node),
             services: Cache::start(scoped(client, namespace), ours(), wake.clone(), short),
             budgets: Cache::start(scoped(client, namespace), ours(), wake.clone(), short),
+            revisions: Cache::start(scoped(client, namespace), ours(), wake.clone(), short),
             priority_classes: Cache::start(Api::all(client.clone()), all(), wake.clone(), short),
         }
     }
@@ -100,19 +85,21 @@ impl Caches {
         self.nodes.synced().await;
         self.services.synced().await;
         self.budgets.synced().await;
+        self.revisions.synced().await;
         self.priority_classes.synced().await;
     }
 
     /// Waits until the caches show what was written, at most for `limit`. False when they do not.
-    pub async fn caught_up(&self, written: Written, limit: Duration) -> bool {
-        let (deployments, groups, pods, services, budgets) = tokio::join!(
-            self.deployments.caught_up(written.deployments, limit),
-            self.groups.caught_up(written.groups, limit),
-            self.pods.caught_up(written.pods, limit),
-            self.services.caught_up(written.services, limit),
-            self.budgets.caught_up(written.budgets, limit),
+    pub async fn caught_up(&self, limit: Duration) -> bool {
+        let (deployments, groups, pods, services, budgets, revisions) = tokio::join!(
+            self.deployments.caught_up(limit),
+            self.groups.caught_up(limit),
+            self.pods.caught_up(limit),
+            self.services.caught_up(limit),
+            self.budgets.caught_up(limit),
+            self.revisions.caught_up(limit),
         );
-        deployments && groups && pods && services && budgets
+        deployments && groups && pods && services && budgets && revisions
     }
 
     /// What the caches hold now; nothing of the streams.
@@ -125,6 +112,7 @@ impl Caches {
             nodes: self.nodes.all(),
             services: self.services.all(),
             budgets: self.budgets.all(),
+            revisions: self.revisions.all(),
             priority_classes: self.priority_classes.all(),
             ..Snapshot::default()
         }

@@ -2,7 +2,7 @@
 //!
 //! | module | what |
 //! |---|---|
-//! | [`cache`] | one reflector and the newest `resourceVersion` it has seen |
+//! | [`cache`] | one reflector, own writes over it, and how far it is |
 //! | [`caches`] | all caches the operator decides from |
 //! | [`slim`] | what is dropped from objects before they are cached |
 
@@ -11,4 +11,4 @@ pub mod caches;
 pub mod slim;
 
 pub use cache::Cache;
-pub use caches::{Caches, Written};
+pub use caches::Caches;

@@ -1,24 +1,22 @@
-//! What follows from a group's specification: pods, gates, Form, the disruption budget.
+//! What follows from a group's specification: pods, gates, Form.
 
 use llamero_api::labels;
 
 use super::{GroupView, MemberView};
-use crate::{
-    plan::{Action, EventKind, FormMember, FormTarget, Step},
-    time::Millis,
-};
+use crate::plan::{Action, EventKind, FormMember, FormTarget, Step};
 
-/// Grace of a stray that is already terminating but would hold its node for long.
-const STRAY_GRACE_SECONDS: i64 = 5;
+/// Grace of an orphan that is already terminating but would hold its node for long.
+const ORPHAN_GRACE_SECONDS: i64 = 5;
 
 /// Deletes pods that no member claims. One that terminates already, like a deleted member that was replaced, would go on until its grace
 /// ends, because members ignore SIGTERM: its grace is cut, so that the replacement gets its room. A leader's is not: it drains.
-pub fn delete_strays(view: &GroupView<'_>, now: Millis, steps: &mut Vec<Step>) {
-    for pod in &view.strays {
+pub fn delete_orphans(view: &GroupView<'_>, steps: &mut Vec<Step>) {
+    for pod in &view.orphans {
         let grace_seconds = match pod.deletion {
+            None if view.hands_over(pod) => continue,
             None => None,
-            Some(at) if pod.index != 0 && !pod.phase.ended() && at > now + 2 * STRAY_GRACE_SECONDS * 1000 => {
-                Some(STRAY_GRACE_SECONDS)
+            Some(grace) if pod.index != 0 && !pod.phase.ended() && grace > ORPHAN_GRACE_SECONDS => {
+                Some(ORPHAN_GRACE_SECONDS)
             }
             Some(_) => continue,
         };
@@ -40,20 +38,26 @@ pub fn create_pods(view: &GroupView<'_>, steps: &mut Vec<Step>) -> bool {
     let before = steps.len();
     for member in view.members.iter().filter(|m| m.pod.is_none()) {
         let (index, attempt) = (member.member.index, member.member.attempt);
-        let name = labels::pod_name(&view.key.name, index, attempt);
-        steps.push(Step {
-            reason: "Created",
-            message: format!("creating pod {name}, gated"),
-            action: Action::CreatePod {
-                group: view.key.clone(),
-                name,
-                index,
-                attempt,
-            },
-            event: EventKind::None,
-        });
+        steps.push(create_pod(view, index, attempt));
     }
     steps.len() > before
+}
+
+/// Creates the gated pod of an attempt.
+#[must_use]
+pub fn create_pod(view: &GroupView<'_>, index: i32, attempt: i32) -> Step {
+    let name = labels::pod_name(&view.key.name, index, attempt);
+    Step {
+        reason: "Created",
+        message: format!("creating pod {name}, gated"),
+        action: Action::CreatePod {
+            group: view.key.clone(),
+            name,
+            index,
+            attempt,
+        },
+        event: EventKind::None,
+    }
 }
 
 /// Lifts the gates of a group whose members all exist and are recorded.
@@ -61,7 +65,7 @@ pub fn lift_gates(view: &GroupView<'_>, steps: &mut Vec<Step>) {
     if !view.members.iter().all(|m| m.recorded() && m.healthy()) {
         return;
     }
-    for MemberView { member, pod } in &view.members {
+    for MemberView { member, pod, .. } in &view.members {
         if let (Some(pod), Some(node)) = (pod.filter(|pod| pod.gated), &member.node) {
             steps.push(Step {
                 action: Action::Ungate {
@@ -135,21 +139,4 @@ fn form_members(view: &GroupView<'_>) -> Option<Vec<FormMember>> {
             })
         })
         .collect()
-}
-
-/// One disruption budget a group, that lets none of its pods be evicted alone.
-pub fn pdb(view: &GroupView<'_>, steps: &mut Vec<Step>) {
-    let min_available = i32::try_from(view.members.len()).unwrap_or(i32::MAX);
-    if view.group.pdb_min_available != Some(min_available) {
-        steps.push(Step {
-            action: Action::ApplyPdb {
-                group: view.key.clone(),
-                group_uid: view.uid(),
-                min_available,
-            },
-            reason: "Protected",
-            message: format!("no voluntary disruption of single pods: minAvailable {min_available}"),
-            event: EventKind::None,
-        });
-    }
 }

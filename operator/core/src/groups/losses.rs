@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use llamero_api::group::RankPhase;
 
-use super::GroupView;
+use super::{Context, GroupView, disruption};
 use crate::{
     observed::{Node, Pod, STALE_AFTER},
     time::Millis,
@@ -34,9 +34,12 @@ impl Loss {
     }
 }
 
+/// Reason of a loss that starting again cannot heal.
+pub const UNUSABLE: &str = "Unusable";
+
 /// Whether a recorded member's pod is lost for good.
 #[must_use]
-pub fn loss(pod: Option<&Pod>, nodes: &BTreeMap<&str, &Node>) -> Option<Loss> {
+pub fn loss(pod: Option<&Pod>, context: &Context<'_>) -> Option<Loss> {
     let Some(pod) = pod else {
         return Some(Loss::new("Deleted", "the pod was deleted", false));
     };
@@ -45,6 +48,14 @@ pub fn loss(pod: Option<&Pod>, nodes: &BTreeMap<&str, &Node>) -> Option<Loss> {
     }
     if pod.deletion.is_some() {
         return Some(Loss::new("Deleted", "the pod was deleted", false));
+    }
+    if let Some(why) = unusable(pod) {
+        return Some(Loss {
+            reason: UNUSABLE,
+            exit_code: pod.exit.as_ref().map(|exit| exit.code),
+            message: why.chars().take(512).collect(),
+            charged: false,
+        });
     }
     if pod.phase.ended() {
         let exit = pod.exit.clone().unwrap_or_default();
@@ -62,10 +73,37 @@ pub fn loss(pod: Option<&Pod>, nodes: &BTreeMap<&str, &Node>) -> Option<Loss> {
             charged: true,
         });
     }
-    if let Some(node) = pod.node.as_deref().filter(|node| !nodes.contains_key(node)) {
-        return Some(Loss::new("NodeLost", format!("node {node} is gone"), false));
+    let name = pod.node.as_deref()?;
+    match context.nodes.get(name) {
+        None => Some(Loss::new("NodeLost", format!("node {name} is gone"), false)),
+        Some(node) if disruption::urgent(node, context.settings) => {
+            let message = format!("node {name} goes too soon for a successor to load");
+            Some(Loss::new("Disrupted", message, false))
+        }
+        Some(_) => None,
     }
-    None
+}
+
+/// What the worker's program ends with when it can never work as it is configured.
+const UNUSABLE_EXIT: i32 = 2;
+
+/// Why a rank of the pod can never work as it is configured, in its own words.
+fn unusable(pod: &Pod) -> Option<String> {
+    if let Some(exit) = pod
+        .exit
+        .as_ref()
+        .filter(|exit| pod.phase.ended() && exit.code == UNUSABLE_EXIT)
+    {
+        return Some(if exit.message.is_empty() {
+            exit.reason.clone()
+        } else {
+            exit.message.clone()
+        });
+    }
+    let ranks = pod.report.iter().flat_map(|report| &report.ranks);
+    ranks
+        .filter(|rank| rank.phase == RankPhase::Failed || pod.phase.ended())
+        .find_map(|rank| rank.unusable.clone())
 }
 
 /// Who is to blame when a group's steps stand still: members by position in the view, and how they are lost.
@@ -117,52 +155,102 @@ fn silent(
         .collect()
 }
 
-/// The pod that holds the others up. A rank that claims to serve while its peers have left the step to connect anew hangs in it. When all
-/// hang in one step, the one that entered fewest steps is to blame; when none is behind, it is a link between nodes, which workers get a
-/// while to mend themselves before the last member is moved to another node.
+/// A rank that claims to serve and does not move.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+struct Hung {
+    /// Steps it entered.
+    entered: i64,
+    /// Position of its member in the view.
+    at: usize,
+    rank: i32,
+    /// For how long nothing of it has moved: no layer, no step.
+    still: Millis,
+}
+
+/// The pod that holds the others up. While layers move anywhere a step is only slow. A rank that claims to serve while its peers have left
+/// the step to connect anew hangs in it. When all hang in one step, the one that entered fewest steps is to blame; when none is behind, the
+/// one that stopped moving clearly before its peers; else it is a link between nodes, which workers get a while to mend themselves
+/// before the last member is moved to another node.
 fn hanging(view: &GroupView<'_>, patience: Millis, now: Millis) -> Option<(usize, Loss)> {
     /// Patience with a link, as a multiple of the patience with a rank.
     const LINK: Millis = 3;
+    let (hung, others) = hung(view, patience, now)?;
+    let behind = *hung.iter().min()?;
+    let peers = || hung.iter().filter(|other| other.at != behind.at);
+    let stalled = |at, message| Some((at, Loss::new("Stalled", message, true)));
+    let secs = behind.still / 1000;
+    if peers().next().is_none() && (others || view.members.len() == 1) {
+        let rank = behind.rank;
+        return stalled(behind.at, format!("rank {rank} hangs in a step for {secs} s"));
+    }
+    if !others && peers().next().is_some() && peers().all(|peer| peer.entered > behind.entered) {
+        return stalled(
+            behind.at,
+            format!(
+                "rank {} entered {} steps, fewer than its peers, and nothing of it moved for {secs} s",
+                behind.rank, behind.entered
+            ),
+        );
+    }
+    if others || !hung.iter().all(|rank| rank.still > LINK * patience) {
+        return None;
+    }
+    if let Some(first) = stopped_first(&hung) {
+        let secs = first.still / 1000;
+        return stalled(
+            first.at,
+            format!(
+                "rank {} stopped before its peers and has not moved for {secs} s",
+                first.rank
+            ),
+        );
+    }
+    let last = view.members.len().checked_sub(1)?;
+    stalled(
+        last,
+        format!(
+            "no step was completed for {secs} s and no rank is behind: a link between nodes may be broken"
+        ),
+    )
+}
+
+/// The rank whose stillness is longer than that of all ranks of other members by more than reports can be apart.
+fn stopped_first(hung: &[Hung]) -> Option<Hung> {
+    const APART: Millis = 3_000;
+    let first = *hung.iter().max_by_key(|rank| rank.still)?;
+    let mut peers = hung.iter().filter(|rank| rank.at != first.at).peekable();
+    peers.peek()?;
+    peers
+        .all(|rank| first.still - rank.still > APART)
+        .then_some(first)
+}
+
+/// Ranks that hang in a step, and whether others wait outside of it; nothing when somebody moves or is not there yet.
+fn hung(view: &GroupView<'_>, patience: Millis, now: Millis) -> Option<(Vec<Hung>, bool)> {
     let mut hung = Vec::new();
     let mut others = false;
     for (at, member) in view.members.iter().enumerate() {
         let report = member.pod?.fresh_report(now)?;
         for rank in &report.ranks {
-            let idle = rank
-                .idle_millis
-                .map_or(0, |idle| idle.saturating_add(now - report.received_at));
+            // Workers of the release before this one only count completed steps.
+            let still = rank
+                .still_millis
+                .or(rank.idle_millis)
+                .map_or(0, |still| still.saturating_add(now - report.received_at));
             match rank.phase {
-                RankPhase::Serving if idle > patience => hung.push((rank.entered, at, rank.rank, idle)),
-                // Somebody still steps, or has just begun to.
+                RankPhase::Serving if still > patience => hung.push(Hung {
+                    entered: rank.entered,
+                    at,
+                    rank: rank.rank,
+                    still,
+                }),
+                // It still moves, or has just begun to.
                 RankPhase::Serving => return None,
                 RankPhase::Connecting | RankPhase::Warming => others = true,
-                // Somebody is not there yet.
+                // It is not there yet.
                 _ => return None,
             }
         }
     }
-    let (behind, at, rank, idle) = *hung.iter().min()?;
-    let peers = || hung.iter().filter(|(_, other, ..)| *other != at);
-    let stalled = |at, message| Some((at, Loss::new("Stalled", message, true)));
-    let secs = idle / 1000;
-    if peers().next().is_none() && (others || view.members.len() == 1) {
-        return stalled(at, format!("rank {rank} hangs in a step for {secs} s"));
-    }
-    if !others && peers().next().is_some() && peers().all(|(entered, ..)| *entered > behind) {
-        return stalled(
-            at,
-            format!(
-                "rank {rank} entered {behind} steps, fewer than its peers, and completed none for {secs} s"
-            ),
-        );
-    }
-    let last = view.members.len().checked_sub(1)?;
-    (!others && hung.iter().all(|(.., idle)| *idle > LINK * patience)).then(|| {
-        stalled(
-            last,
-            format!(
-                "no step was completed for {secs} s and no rank is behind: a link between nodes may be broken"
-            ),
-        )
-    })?
+    Some((hung, others))
 }

@@ -1,15 +1,19 @@
-//! Writes of `spec.members`: take back what is overdue, replace what is lost, record what exists.
+//! Writes of `spec.members`: roll back what is overdue, replace what is lost, record what exists.
 
 use std::collections::BTreeSet;
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
-use llamero_api::group::{LlamaGroupSpec, Member, MemberFailure};
+use llamero_api::{
+    group::{LlamaGroupSpec, Member, MemberFailure, Successor},
+    labels,
+};
 
 use super::{
-    Context, GroupView, MemberView,
+    Context, GroupView, MemberView, disruption,
     losses::{self, Loss},
 };
 use crate::{
+    observed::{Pod, PodPhase},
     placement::Assignment,
     plan::{Action, Confirm, EventKind, Step},
     time::{self, Millis},
@@ -17,7 +21,7 @@ use crate::{
 
 /// Failures kept in the specification; more than the largest budget counts.
 const KEPT_FAILURES: usize = 64;
-/// First wait after a placement was taken back; doubles up to [`LONGEST_BACKOFF`].
+/// First wait after a placement was rolled back; doubles up to [`LONGEST_BACKOFF`].
 const FIRST_BACKOFF: Millis = 5_000;
 const LONGEST_BACKOFF: Millis = 120_000;
 
@@ -66,7 +70,7 @@ pub fn assign(view: &GroupView<'_>, assignments: &[Assignment], now: Millis) -> 
 }
 
 /// Replaces lost members by their next attempt. Survivors stay as they are and keep their weights; when
-/// nobody has weights there are none to keep, and the placement is taken back whole, so that no part of a group holds accelerators.
+/// nobody has weights there are none to keep, and the placement is rolled back whole, so that no part of a group holds accelerators.
 #[must_use]
 pub fn replace_lost(view: &GroupView<'_>, context: &Context<'_>) -> Option<Step> {
     let mut lost: Vec<(usize, Loss)> = view
@@ -74,7 +78,7 @@ pub fn replace_lost(view: &GroupView<'_>, context: &Context<'_>) -> Option<Step>
         .iter()
         .enumerate()
         .filter(|(_, m)| m.recorded())
-        .filter_map(|(at, m)| Some((at, losses::loss(m.pod, context.nodes)?)))
+        .filter_map(|(at, m)| Some((at, losses::loss(m.pod, context)?)))
         .collect();
     if lost.is_empty() {
         lost = losses::stalled(view, context.nodes, context.now);
@@ -92,12 +96,17 @@ pub fn replace_lost(view: &GroupView<'_>, context: &Context<'_>) -> Option<Step>
         }
         words.push(describe(member.member, loss));
         keep(&mut spec.failures, failure(member, loss, context.now));
-        reset(&mut spec.members[*at]);
+        replace(&mut spec, *at, member);
     }
     let is_lost = |at: usize| lost.iter().any(|(lost, _)| *lost == at);
-    if !view.has_survivors(is_lost) {
+    // What one rank cannot do as configured its peers cannot do either, or not without it: nobody holds accelerators meanwhile.
+    let unusable = lost.iter().any(|(_, loss)| loss.reason == losses::UNUSABLE);
+    if unusable || !view.has_survivors(is_lost) {
         (0..spec.members.len())
-            .filter(|at| !is_lost(*at))
+            .filter(|at| !is_lost(*at) || unusable)
+            .filter(|at| spec.members[*at].node.is_some())
+            .collect::<Vec<_>>()
+            .into_iter()
             .for_each(|at| reset(&mut spec.members[at]));
     }
     spec.placement_failures = 0;
@@ -110,11 +119,13 @@ pub fn replace_lost(view: &GroupView<'_>, context: &Context<'_>) -> Option<Step>
     })
 }
 
-/// Takes a placement back whole when not all of its pods were scheduled by the deadline.
+/// Rolls a placement back whole when not all of its pods were scheduled by the deadline, or not all of their containers run by theirs.
 #[must_use]
-pub fn take_back_overdue(view: &GroupView<'_>, context: &Context<'_>) -> Option<Step> {
-    let deadline = context.placement.deadline.millis();
-    let overdue: BTreeSet<Millis> = waiting(view).filter(|at| at + deadline <= context.now).collect();
+pub fn roll_back_overdue(view: &GroupView<'_>, context: &Context<'_>) -> Option<Step> {
+    let overdue: BTreeSet<Millis> = deadlines(view, context)
+        .filter(|(_, at)| *at <= context.now)
+        .map(|(batch, _)| batch)
+        .collect();
     if overdue.is_empty() {
         return None;
     }
@@ -124,32 +135,20 @@ pub fn take_back_overdue(view: &GroupView<'_>, context: &Context<'_>) -> Option<
         if !batch(member.member).is_some_and(|batch| overdue.contains(&batch)) {
             continue;
         }
-        if !member.scheduled() {
-            let said = member
-                .pod
-                .and_then(|pod| pod.unschedulable.clone())
-                .unwrap_or_else(|| "not scheduled".to_owned());
-            let loss = Loss {
-                reason: "Unschedulable",
-                exit_code: None,
-                message: said,
-                charged: false,
-            };
+        if let Some(loss) = not_yet(member) {
             words.push(describe(member.member, &loss));
             keep(&mut spec.failures, failure(member, &loss, context.now));
         }
         reset(&mut spec.members[at]);
     }
-    spec.placement_failures = spec.placement_failures.saturating_add(1);
-    let doublings = u32::try_from(spec.placement_failures - 1).unwrap_or(0).min(10);
-    let wait = (FIRST_BACKOFF << doublings).min(LONGEST_BACKOFF);
-    spec.place_after = Some(time::to_time(context.now + wait));
+    let wait = back_off(&mut spec, context.now);
     Some(Step {
         action: write(view, spec, Confirm::default()),
-        reason: "TakenBack",
+        reason: "RolledBack",
         message: format!(
-            "not all pods were scheduled within {}, so the placement is taken back; next try in {} s ({})",
+            "not all pods were scheduled within {} and ran within {} after that, so the placement is rolled back; next try in {} s ({})",
             context.placement.deadline,
+            context.placement.start_deadline,
             wait / 1000,
             words.join("; ")
         ),
@@ -157,12 +156,96 @@ pub fn take_back_overdue(view: &GroupView<'_>, context: &Context<'_>) -> Option<
     })
 }
 
+/// What a member that was placed is still short of.
+fn not_yet(member: &MemberView<'_>) -> Option<Loss> {
+    let words =
+        |words: Option<&String>, otherwise: &str| words.cloned().unwrap_or_else(|| otherwise.to_owned());
+    let pod = member.pod;
+    let (reason, message) = if !member.scheduled() {
+        (
+            "Unschedulable",
+            words(pod.and_then(|pod| pod.unschedulable.as_ref()), "not scheduled"),
+        )
+    } else if starts(member) {
+        (
+            "NotStarted",
+            words(
+                pod.and_then(|pod| pod.waiting.as_ref()),
+                "the container does not run yet",
+            ),
+        )
+    } else {
+        return None;
+    };
+    Some(Loss {
+        reason,
+        exit_code: None,
+        message,
+        charged: false,
+    })
+}
+
+/// The pod is on its node and its container does not run yet.
+fn starts(member: &MemberView<'_>) -> bool {
+    let pending = |pod: &Pod| pod.phase == PodPhase::Pending && pod.report.is_none();
+    member.scheduled() && member.pod.is_some_and(pending)
+}
+
+/// Rolls a placement back whole when the API server refuses one of its pods: what refused it does not heal soon, and the room is free for
+/// others meanwhile. It is tried again after a backoff, with new attempts.
+#[must_use]
+pub fn roll_back_refused(view: &GroupView<'_>, context: &Context<'_>) -> Option<Step> {
+    let refused = view.members.iter().find_map(|m| {
+        let name = labels::pod_name(&view.key.name, m.member.index, m.member.attempt);
+        let target = format!("CreatePod {name}");
+        let waits = m.pod.is_none() && !m.unplaced();
+        view.group
+            .refusals
+            .iter()
+            .find(|refusal| waits && refusal.target == target)
+            .map(|refusal| (m, refusal))
+    });
+    let (member, refusal) = refused?;
+    let placement = batch(member.member);
+    let mut spec = view.spec().clone();
+    let loss = Loss {
+        reason: "Refused",
+        exit_code: None,
+        message: refusal.message.clone(),
+        charged: false,
+    };
+    keep(&mut spec.failures, failure(member, &loss, context.now));
+    for (at, other) in view.members.iter().enumerate() {
+        if !other.unplaced() && batch(other.member) == placement {
+            reset(&mut spec.members[at]);
+        }
+    }
+    let wait = back_off(&mut spec, context.now);
+    Some(Step {
+        action: write(view, spec, Confirm::default()),
+        reason: "RolledBack",
+        message: format!(
+            "a pod was refused, so the placement is rolled back; next try in {} s ({})",
+            wait / 1000,
+            describe(member.member, &loss)
+        ),
+        event: EventKind::Warning,
+    })
+}
+
+/// Sets the time of the next placement; the wait is returned.
+pub fn back_off(spec: &mut LlamaGroupSpec, now: Millis) -> Millis {
+    spec.placement_failures = spec.placement_failures.saturating_add(1);
+    let doublings = u32::try_from(spec.placement_failures - 1).unwrap_or(0).min(10);
+    let wait = (FIRST_BACKOFF << doublings).min(LONGEST_BACKOFF);
+    spec.place_after = Some(time::to_time(now + wait));
+    wait
+}
+
 /// When the next placement becomes overdue.
 #[must_use]
 pub fn next_deadline(view: &GroupView<'_>, context: &Context<'_>) -> Option<Millis> {
-    waiting(view)
-        .min()
-        .map(|at| at + context.placement.deadline.millis())
+    deadlines(view, context).map(|(_, at)| at).min()
 }
 
 /// Records the UIDs of pods that all exist, and begins a new generation.
@@ -203,12 +286,26 @@ fn batch(member: &Member) -> Option<Millis> {
     member.placed_at.as_ref().map(time::millis)
 }
 
-/// Times of placements that have a pod left to schedule.
-fn waiting<'a>(view: &'a GroupView<'_>) -> impl Iterator<Item = Millis> + 'a {
+/// Placements that have a pod left to schedule or to start, and until when that may take.
+fn deadlines<'a>(
+    view: &'a GroupView<'_>,
+    context: &Context<'_>,
+) -> impl Iterator<Item = (Millis, Millis)> + 'a {
+    let deadline = context.placement.deadline.millis();
+    let start = context.placement.start_deadline.millis();
     view.members
         .iter()
-        .filter(|m| !m.unplaced() && !m.scheduled())
-        .filter_map(|m| batch(m.member))
+        .filter(|m| !m.unplaced())
+        .filter_map(move |m| {
+            let batch = batch(m.member)?;
+            if !m.scheduled() {
+                Some((batch, batch.saturating_add(deadline)))
+            } else if starts(m) {
+                Some((batch, batch.saturating_add(deadline).saturating_add(start)))
+            } else {
+                None
+            }
+        })
 }
 
 fn reset(member: &mut Member) {
@@ -218,7 +315,46 @@ fn reset(member: &mut Member) {
         node: None,
         placed_at: None,
         pod_uid: None,
+        successor: None,
     };
+}
+
+/// Puts a lost member's successor in its place, if that is on its way, else its next attempt.
+fn replace(spec: &mut LlamaGroupSpec, at: usize, member: &MemberView<'_>) {
+    let alive = |pod: &Pod| pod.deletion.is_none() && !pod.phase.ended();
+    let Some(successor) = spec.members[at].successor.take() else {
+        return reset(&mut spec.members[at]);
+    };
+    if successor.pod_uid.is_some() && !member.successor.is_some_and(alive) {
+        spec.members[at].attempt = successor.attempt;
+        return reset(&mut spec.members[at]);
+    }
+    if successor.pod_uid.is_some() {
+        spec.generation = spec.generation.saturating_add(1);
+    }
+    spec.members[at] = disruption::promoted(member.member.index, successor);
+}
+
+/// Remembers an attempt that came to nothing, uncharged.
+pub fn keep_attempt(
+    spec: &mut LlamaGroupSpec,
+    index: i32,
+    successor: &Successor,
+    reason: &str,
+    message: String,
+    now: Millis,
+) {
+    let failure = MemberFailure {
+        time: time::to_time(now),
+        index,
+        attempt: successor.attempt,
+        node: Some(successor.node.clone()),
+        reason: reason.to_owned(),
+        exit_code: None,
+        message,
+        charged: false,
+    };
+    keep(&mut spec.failures, failure);
 }
 
 fn failure(member: &MemberView<'_>, loss: &Loss, now: Millis) -> MemberFailure {

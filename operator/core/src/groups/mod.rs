@@ -10,11 +10,13 @@
 //! | module | what it decides |
 //! |---|---|
 //! | [`view`] | members and their pods side by side |
-//! | [`members`] | writes: take back, replace, record |
+//! | [`members`] | writes: roll back, replace, record |
 //! | [`losses`] | which members are lost, and who is to blame for a stall |
-//! | [`effects`] | pods, gates, Form, the disruption budget |
+//! | [`disruption`] | members move off nodes that are being taken away |
+//! | [`effects`] | pods, gates, Form |
 //! | [`drain`] | how a group goes |
 
+pub mod disruption;
 pub mod drain;
 pub mod effects;
 pub mod losses;
@@ -24,13 +26,14 @@ pub mod view;
 use std::collections::BTreeMap;
 
 use llamero_api::{
-    deployment::{Placement, Recovery},
+    deployment::{Disruption, Placement, Recovery},
     group::Intent,
 };
 
 use crate::{
-    observed::Node,
-    placement::Ask,
+    children,
+    observed::{Node, Settings},
+    placement::PlacementRequest,
     plan::Step,
     recovery::{self, Permit},
     resources,
@@ -48,61 +51,71 @@ pub struct Context<'a> {
     pub recovery: &'a Recovery,
     /// All nodes by name.
     pub nodes: &'a BTreeMap<&'a str, &'a Node>,
+    /// How the operator was installed.
+    pub settings: &'a Settings,
+    /// What happens when a node is being taken away.
+    pub disruption: &'a Disruption,
     /// Value of the pods' priority class.
     pub priority: i32,
     /// The present.
     pub now: Millis,
 }
 
-/// What a group needs.
+/// What is to be done about a group.
 #[derive(Debug, Default)]
-pub struct Needs<'a> {
+pub struct NextSteps<'a> {
     /// Steps.
     pub steps: Vec<Step>,
     /// Members that need nodes.
-    pub ask: Option<Ask<'a>>,
+    pub request: Option<PlacementRequest<'a>>,
     /// When to look again.
     pub next_at: Option<Millis>,
 }
 
-/// What a group needs next.
+/// What is to be done next about a group.
 #[must_use]
-pub fn needs<'a>(view: &GroupView<'a>, context: &Context<'_>) -> Needs<'a> {
-    let mut needs = Needs::default();
+pub fn next_steps<'a>(view: &GroupView<'a>, context: &Context<'_>) -> NextSteps<'a> {
+    let mut next = NextSteps::default();
     if view.deleting() {
-        return needs;
+        return next;
     }
-    effects::delete_strays(view, context.now, &mut needs.steps);
+    effects::delete_orphans(view, &mut next.steps);
     if view.spec().intent == Intent::Drain {
-        needs.next_at = drain::drain(view, context.now, &mut needs.steps);
-        return needs;
+        next.next_at = drain::drain(view, context.now, &mut next.steps);
+        return next;
     }
-    if let Some(step) =
-        members::replace_lost(view, context).or_else(|| members::take_back_overdue(view, context))
-    {
-        needs.steps.push(step);
-        return needs;
+    let write = members::replace_lost(view, context)
+        .or_else(|| members::roll_back_overdue(view, context))
+        .or_else(|| members::roll_back_refused(view, context));
+    if let Some(step) = write {
+        next.steps.push(step);
+        return next;
     }
-    needs.next_at = time::earlier(members::next_deadline(view, context), stall_check(view, context));
-    effects::pdb(view, &mut needs.steps);
+    next.next_at = time::earlier(members::next_deadline(view, context), stall_check(view, context));
+    next.steps.extend(children::of_group(view));
     if view.members.iter().any(MemberView::unplaced) {
-        ask(view, context, &mut needs);
-        return needs;
+        request_nodes(view, context, &mut next);
+        return next;
     }
-    if effects::create_pods(view, &mut needs.steps) {
-        return needs;
+    if effects::create_pods(view, &mut next.steps) {
+        return next;
     }
     if let Some(step) = members::record(view) {
-        needs.steps.push(step);
-        return needs;
+        next.steps.push(step);
+        return next;
     }
-    effects::lift_gates(view, &mut needs.steps);
-    effects::form(view, &mut needs.steps);
-    needs
+    effects::lift_gates(view, &mut next.steps);
+    effects::form(view, &mut next.steps);
+    if view.whole() {
+        disruption::advance(view, context, &mut next);
+        let leaves_at = disruption::deadline(view, context.disruption).filter(|at| *at > context.now);
+        next.next_at = time::earlier(next.next_at, leaves_at);
+    }
+    next
 }
 
 /// Asks for nodes, once backoff and budget allow it.
-fn ask<'a>(view: &GroupView<'a>, context: &Context<'_>, needs: &mut Needs<'a>) {
+fn request_nodes<'a>(view: &GroupView<'a>, context: &Context<'_>, next: &mut NextSteps<'a>) {
     let spec = view.spec();
     let backed_off = spec
         .place_after
@@ -111,21 +124,24 @@ fn ask<'a>(view: &GroupView<'a>, context: &Context<'_>, needs: &mut Needs<'a>) {
         .filter(|at| *at > context.now);
     let wait = match recovery::permit(&spec.failures, context.recovery, context.now) {
         Permit::Now => backed_off,
-        Permit::At(at) | Permit::SpentUntil(at) => Some(backed_off.map_or(at, |other| other.max(at))),
+        Permit::At(at) | Permit::SpentUntil(at) | Permit::UnusableUntil(at) => {
+            Some(backed_off.map_or(at, |other| other.max(at)))
+        }
     };
     if let Some(at) = wait {
-        needs.next_at = time::earlier(needs.next_at, Some(at));
+        next.next_at = time::earlier(next.next_at, Some(at));
         return;
     }
     let (unplaced, placed): (Vec<&MemberView<'_>>, Vec<&MemberView<'_>>) =
         view.members.iter().partition(|m| m.unplaced());
-    needs.ask = Some(Ask {
+    next.request = Some(PlacementRequest {
         template: &spec.template,
-        request: resources::of_template(&spec.template),
+        amounts: resources::of_template(&spec.template),
         priority: context.priority,
         indices: unplaced.iter().map(|m| m.member.index).collect(),
         occupied: placed.iter().filter_map(|m| m.member.node.clone()).collect(),
         avoid: recovery::avoid(&spec.failures, context.recovery, context.now),
+        successors: false,
     });
 }
 

@@ -20,7 +20,7 @@ pub struct GroupView<'a> {
     /// Members as `spec.members` records them.
     pub members: Vec<MemberView<'a>>,
     /// Pods that no member claims; they are to go.
-    pub strays: Vec<&'a Pod>,
+    pub orphans: Vec<&'a Pod>,
     /// The group answers.
     pub ready: bool,
 }
@@ -32,6 +32,8 @@ pub struct MemberView<'a> {
     pub member: &'a Member,
     /// The pod with this index and attempt, and the recorded UID if there is one.
     pub pod: Option<&'a Pod>,
+    /// The pod of its successor.
+    pub successor: Option<&'a Pod>,
 }
 
 impl MemberView<'_> {
@@ -73,11 +75,16 @@ impl<'a> GroupView<'a> {
             .iter()
             .map(|member| {
                 let pod = group.pods.iter().find(|pod| claims(member, pod));
-                claimed.extend(pod.map(|pod| pod.uid.as_str()));
-                MemberView { member, pod }
+                let successor = group.pods.iter().find(|pod| succeeds(member, pod));
+                claimed.extend(pod.iter().chain(&successor).map(|pod| pod.uid.as_str()));
+                MemberView {
+                    member,
+                    pod,
+                    successor,
+                }
             })
             .collect();
-        let strays = group
+        let orphans = group
             .pods
             .iter()
             .filter(|pod| !claimed.contains(pod.uid.as_str()))
@@ -86,7 +93,7 @@ impl<'a> GroupView<'a> {
             key: Key::of(&group.object.metadata),
             group,
             members,
-            strays,
+            orphans,
             ready: false,
         };
         view.ready = view.is_ready(now);
@@ -157,6 +164,29 @@ impl<'a> GroupView<'a> {
         self.members.iter().find(|m| m.member.index == 0)?.pod
     }
 
+    /// A pod whose successor has taken over, and which serves on until all members know it.
+    #[must_use]
+    pub fn hands_over(&self, pod: &Pod) -> bool {
+        let formed = |pod: &Pod| pod.report.as_ref().map_or(0, |report| report.generation);
+        let failed = || {
+            self.spec()
+                .failures
+                .iter()
+                .any(|f| f.index == pod.index && f.attempt == pod.attempt)
+        };
+        let succeeded = || {
+            let mut members = self.members.iter();
+            members.any(|m| m.member.index == pod.index && m.member.attempt > pod.attempt)
+        };
+        let told = || {
+            self.members
+                .iter()
+                .all(|m| m.pod.map_or(0, formed) >= self.spec().generation)
+        };
+        let healthy = pod.deletion.is_none() && pod.phase == PodPhase::Running;
+        healthy && formed(pod) > 0 && succeeded() && !failed() && self.whole() && !told()
+    }
+
     /// The phase that was last reported.
     #[must_use]
     pub fn last_phase(&self) -> GroupPhase {
@@ -201,6 +231,14 @@ impl<'a> GroupView<'a> {
             }
         }
     }
+}
+
+fn succeeds(member: &Member, pod: &Pod) -> bool {
+    member.successor.as_ref().is_some_and(|successor| {
+        pod.index == member.index
+            && pod.attempt == successor.attempt
+            && successor.pod_uid.as_ref().is_none_or(|uid| *uid == pod.uid)
+    })
 }
 
 /// While no node is chosen there is no pod; once a UID is recorded, only that pod will do.

@@ -49,6 +49,13 @@ impl<'a> Ledger<'a> {
                 if let (Some(node), false) = (&member.node, counted) {
                     ledger.reserve(node, &request);
                 }
+                if let Some(successor) = &member.successor {
+                    let mut pods = group.pods.iter();
+                    let pod = pods.find(|p| p.index == member.index && p.attempt == successor.attempt);
+                    if pod.is_none_or(|pod| pod.node.is_none()) {
+                        ledger.reserve(&successor.node, &request);
+                    }
+                }
             }
         }
         ledger

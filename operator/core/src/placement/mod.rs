@@ -24,11 +24,11 @@ pub use native::Native;
 
 /// Members of one group that need nodes.
 #[derive(Clone, Debug)]
-pub struct Ask<'a> {
+pub struct PlacementRequest<'a> {
     /// What their pods are made from.
     pub template: &'a GroupTemplate,
     /// What each asks of its node.
-    pub request: Resources,
+    pub amounts: Resources,
     /// Priority of the pods: lower ones count as room.
     pub priority: i32,
     /// The members.
@@ -37,6 +37,8 @@ pub struct Ask<'a> {
     pub occupied: BTreeSet<String>,
     /// Nodes where members of the group failed lately: taken only when nothing else fits.
     pub avoid: BTreeSet<String>,
+    /// The nodes are for successors of these members, which still serve.
+    pub successors: bool,
 }
 
 /// A member and its node.
@@ -48,16 +50,16 @@ pub struct Assignment {
     pub node: String,
 }
 
-/// Why an [`Ask`] cannot be met, for people.
+/// Why an [`PlacementRequest`] cannot be met, for people.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{0}")]
 pub struct NoRoom(pub String);
 
 /// Something that chooses nodes for whole groups.
 pub trait Placer {
-    /// Nodes for all members of the ask, or none at all. Does not reserve them.
+    /// Nodes for all members of the request, or none at all. Does not reserve them.
     ///
     /// # Errors
     /// When not all members fit, with what is missing.
-    fn place(&self, ledger: &Ledger<'_>, ask: &Ask<'_>) -> Result<Vec<Assignment>, NoRoom>;
+    fn place(&self, ledger: &Ledger<'_>, request: &PlacementRequest<'_>) -> Result<Vec<Assignment>, NoRoom>;
 }

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use llamero_api::deployment::TopologyPolicy;
 
-use super::{Ask, Assignment, Ledger, NoRoom, Placer, eligible};
+use super::{Assignment, Ledger, NoRoom, PlacementRequest, Placer, eligible};
 use crate::{
     observed::Node,
     resources::{self, Resources},
@@ -27,29 +27,29 @@ struct Candidate<'a> {
 }
 
 impl Placer for Native {
-    fn place(&self, ledger: &Ledger<'_>, ask: &Ask<'_>) -> Result<Vec<Assignment>, NoRoom> {
-        let wanted = ask.indices.len();
+    fn place(&self, ledger: &Ledger<'_>, request: &PlacementRequest<'_>) -> Result<Vec<Assignment>, NoRoom> {
+        let wanted = request.indices.len();
         let mut rejected: BTreeMap<String, usize> = BTreeMap::new();
         let mut candidates: Vec<(Option<&str>, Candidate<'_>)> = Vec::new();
         let mut total = 0usize;
         for node in ledger.nodes() {
             total += 1;
-            match consider(ledger, ask, node) {
-                Ok(candidate) => candidates.push((domain_of(ask, node), candidate)),
+            match consider(ledger, request, node) {
+                Ok(candidate) => candidates.push((domain_of(request, node), candidate)),
                 Err(reason) => *rejected.entry(reason).or_default() += 1,
             }
         }
         candidates.sort();
         candidates.sort_by(|a, b| a.1.cmp(&b.1));
-        let chosen = match &ask.template.topology_key {
+        let chosen = match &request.template.topology_key {
             None => first(&candidates, wanted),
-            Some(key) => in_domains(ledger, ask, key, &candidates, wanted),
+            Some(key) => in_domains(ledger, request, key, &candidates, wanted),
         };
         match chosen {
             Some(mut names) => {
                 // By name, so that ranks follow the order of nodes, whatever their rating was.
                 names.sort_unstable();
-                Ok(ask
+                Ok(request
                     .indices
                     .iter()
                     .zip(names)
@@ -59,26 +59,30 @@ impl Placer for Native {
                     })
                     .collect())
             }
-            None => Err(NoRoom(explain(ask, total, candidates.len(), &rejected))),
+            None => Err(NoRoom(explain(request, total, candidates.len(), &rejected))),
         }
     }
 }
 
-fn consider<'a>(ledger: &Ledger<'a>, ask: &Ask<'_>, node: &'a Node) -> Result<Candidate<'a>, String> {
-    eligible::check(ask.template, node)?;
-    if ask.occupied.contains(&node.name) {
+fn consider<'a>(
+    ledger: &Ledger<'a>,
+    request: &PlacementRequest<'_>,
+    node: &'a Node,
+) -> Result<Candidate<'a>, String> {
+    eligible::check(request.template, node)?;
+    if request.occupied.contains(&node.name) {
         return Err("already holds a pod of the group".to_owned());
     }
-    let free = ledger.free(&node.name, ask.priority);
-    if !free.covers(&ask.request) {
-        return Err(shortage(&free, &ask.request));
+    let free = ledger.free(&node.name, request.priority);
+    if !free.covers(&request.amounts) {
+        return Err(shortage(&free, &request.amounts));
     }
     let free_now = ledger.free_now(&node.name);
-    let left = |name: &str| free_now.get(name) - ask.request.get(name);
+    let left = |name: &str| free_now.get(name) - request.amounts.get(name);
     Ok(Candidate {
-        avoided: ask.avoid.contains(&node.name),
-        preempts: !free_now.covers(&ask.request),
-        devices_left: ask.template.accelerator_resource.as_deref().map_or(0, left),
+        avoided: request.avoid.contains(&node.name),
+        preempts: !free_now.covers(&request.amounts),
+        devices_left: request.template.accelerator_resource.as_deref().map_or(0, left),
         memory_left: -left(resources::MEMORY),
         name: &node.name,
     })
@@ -92,9 +96,9 @@ fn shortage(free: &Resources, request: &Resources) -> String {
     format!("is short of {}", parts.join(" and "))
 }
 
-fn domain_of<'a>(ask: &Ask<'_>, node: &'a Node) -> Option<&'a str> {
+fn domain_of<'a>(request: &PlacementRequest<'_>, node: &'a Node) -> Option<&'a str> {
     node.labels
-        .get(ask.template.topology_key.as_ref()?)
+        .get(request.template.topology_key.as_ref()?)
         .map(String::as_str)
 }
 
@@ -105,7 +109,7 @@ fn first<'a>(candidates: &[(Option<&'a str>, Candidate<'a>)], wanted: usize) -> 
 /// One domain if it has room, else several where the policy allows.
 fn in_domains<'a>(
     ledger: &Ledger<'_>,
-    ask: &Ask<'_>,
+    request: &PlacementRequest<'_>,
     key: &str,
     candidates: &[(Option<&'a str>, Candidate<'a>)],
     wanted: usize,
@@ -117,7 +121,7 @@ fn in_domains<'a>(
         }
     }
     // Survivors fix the domain of a replacement.
-    let home = ask
+    let home = request
         .occupied
         .iter()
         .find_map(|name| ledger.nodes().find(|node| node.name == *name)?.labels.get(key));
@@ -135,7 +139,7 @@ fn in_domains<'a>(
     if let Some((_, members)) = best {
         return Some(members.iter().take(wanted).map(|c| c.name).collect());
     }
-    if ask.template.topology_policy == TopologyPolicy::Required || candidates.len() < wanted {
+    if request.template.topology_policy == TopologyPolicy::Required || candidates.len() < wanted {
         return None;
     }
     // As few domains as possible: home first, then the roomiest.
@@ -146,9 +150,14 @@ fn in_domains<'a>(
     Some(order.into_iter().take(wanted).map(|(_, c)| c.name).collect())
 }
 
-fn explain(ask: &Ask<'_>, total: usize, fitting: usize, rejected: &BTreeMap<String, usize>) -> String {
-    let request: Vec<String> = ask
-        .request
+fn explain(
+    request: &PlacementRequest<'_>,
+    total: usize,
+    fitting: usize,
+    rejected: &BTreeMap<String, usize>,
+) -> String {
+    let amounts: Vec<String> = request
+        .amounts
         .iter()
         .filter(|(name, amount)| *amount > 0 && *name != resources::PODS)
         .map(|(name, amount)| format!("{} {name}", resources::show(name, amount)))
@@ -160,13 +169,14 @@ fn explain(ask: &Ask<'_>, total: usize, fitting: usize, rejected: &BTreeMap<Stri
             format!("{n} nodes")
         }
     };
-    let each = if request.is_empty() {
+    let each = if amounts.is_empty() {
         String::new()
     } else {
-        format!(" with {} each", request.join(", "))
+        format!(" with {} each", amounts.join(", "))
     };
-    let mut text = format!("needs {}{each}", nodes(ask.indices.len()));
-    if let (Some(key), TopologyPolicy::Required) = (&ask.template.topology_key, ask.template.topology_policy)
+    let mut text = format!("needs {}{each}", nodes(request.indices.len()));
+    if let (Some(key), TopologyPolicy::Required) =
+        (&request.template.topology_key, request.template.topology_policy)
     {
         text.push_str(&format!(", all with one value of {key}"));
     }

@@ -8,7 +8,7 @@ use llamero_api::{
 
 use super::Row;
 use crate::{
-    groups::MemberView,
+    groups::{MemberView, losses},
     observed::Deployment,
     plan::{Acceptance, Verdict},
     time::{self, Millis},
@@ -48,6 +48,8 @@ pub fn all(facts: &Facts<'_>, previous: &[Condition], now: Millis) -> Vec<Condit
         (condition::READY, ready(facts)),
         (condition::PROGRESSING, progressing(facts)),
         (condition::DEGRADED, degraded(facts)),
+        (condition::ROUTABLE, routable(facts)),
+        (condition::SCALABLE, scalable(facts)),
     ]
     .into_iter()
     .map(|(type_, Finding(status, reason, message))| {
@@ -68,12 +70,14 @@ pub fn all(facts: &Facts<'_>, previous: &[Condition], now: Millis) -> Vec<Condit
 /// What a human should read first.
 #[must_use]
 pub fn headline(conditions: &[Condition]) -> String {
-    const ORDER: [(&str, &str); 5] = [
+    const ORDER: [(&str, &str); 7] = [
         (condition::ACCEPTED, "False"),
         (condition::DEGRADED, "True"),
         (condition::PLACED, "False"),
         (condition::READY, "False"),
         (condition::PROGRESSING, "True"),
+        (condition::ROUTABLE, "False"),
+        (condition::SCALABLE, "False"),
     ];
     ORDER
         .iter()
@@ -107,6 +111,7 @@ fn accepted(facts: &Facts<'_>) -> Finding {
         ),
         Acceptance::Unreadable(error) => no(reason::SOURCE_UNREADABLE, error.clone()),
         Acceptance::Refused(why) => no(reason::DOES_NOT_FIT, why.clone()),
+        Acceptance::NoBackend(why) => no(reason::NO_BACKEND, why.clone()),
     }
 }
 
@@ -128,9 +133,9 @@ fn placed(facts: &Facts<'_>) -> Finding {
             .any(|m: &MemberView<'_>| m.unplaced() || !m.scheduled())
     };
     if let Some(row) = wanted(facts).find(open) {
-        let taken_back =
+        let rolled_back =
             row.view.spec().placement_failures > 0 && row.view.members.iter().any(MemberView::unplaced);
-        let reason = if taken_back {
+        let reason = if rolled_back {
             reason::DEADLINE_EXCEEDED
         } else {
             reason::PLACING
@@ -144,6 +149,14 @@ fn placed(facts: &Facts<'_>) -> Finding {
         return no(reason::PLACING, not_yet(facts));
     }
     yes(reason::AS_WANTED, "")
+}
+
+/// Why a group has given up.
+fn failed(row: &Row<'_>) -> &'static str {
+    match row.view.spec().failures.last() {
+        Some(failure) if failure.reason == losses::UNUSABLE => reason::WORKER_UNUSABLE,
+        _ => reason::RESTART_BUDGET_SPENT,
+    }
 }
 
 /// Why there are fewer groups than are wanted.
@@ -165,7 +178,7 @@ fn ready(facts: &Facts<'_>) -> Finding {
     }
     let row = wanted(facts).find(|row| !row.status.ready);
     let reason = match row.map(|row| row.status.phase) {
-        Some(GroupPhase::Failed) => reason::RESTART_BUDGET_SPENT,
+        Some(GroupPhase::Failed) => row.map_or(reason::RESTART_BUDGET_SPENT, failed),
         Some(GroupPhase::Recovering) => reason::RECOVERING,
         Some(GroupPhase::Pending | GroupPhase::Placing) => reason::PLACING,
         Some(_) => reason::STARTING,
@@ -233,7 +246,16 @@ fn progressing(facts: &Facts<'_>) -> Finding {
             );
         }
         Acceptance::Refused(_) => return no(reason::DOES_NOT_FIT, "waits for the specification to change"),
+        Acceptance::NoBackend(_) => return no(reason::NO_BACKEND, "waits for the specification to change"),
         Acceptance::Accepted => {}
+    }
+    if let Some(row) = wanted(facts).find(|row| row.view.spec().disrupted_since.is_some()) {
+        let missing = facts.verdict.no_room_to_move.get(&row.view.key.name);
+        let detail = missing.map_or_else(
+            || row.status.message.clone(),
+            |missing| format!("no room for a successor: {missing}"),
+        );
+        return yes(reason::MOVING, format!("group {}: {detail}", row.view.key.name));
     }
     if facts.ready >= facts.verdict.desired {
         return no(reason::AS_WANTED, "");
@@ -243,9 +265,9 @@ fn progressing(facts: &Facts<'_>) -> Finding {
         yes(reason::RECOVERING, "a member is being replaced")
     } else if !facts.verdict.no_room.is_empty() {
         no(reason::NO_ROOM, "waits for room; nothing is held meanwhile")
-    } else if phases().any(|phase| phase == GroupPhase::Failed) {
+    } else if let Some(row) = wanted(facts).find(|row| row.status.phase == GroupPhase::Failed) {
         no(
-            reason::RESTART_BUDGET_SPENT,
+            failed(row),
             "waits until failures are old enough to be forgiven, or for the specification to change",
         )
     } else if phases().any(|phase| matches!(phase, GroupPhase::Pending | GroupPhase::Placing)) {
@@ -255,11 +277,65 @@ fn progressing(facts: &Facts<'_>) -> Finding {
     }
 }
 
+/// Requests that name the model reach this deployment.
+fn routable(facts: &Facts<'_>) -> Finding {
+    let Some(owner) = &facts.verdict.name_owner else {
+        return yes(reason::AS_WANTED, "");
+    };
+    let object = &facts.deployment.object;
+    let (model, namespace) = (object.model_name(), &owner.namespace);
+    let own = object.metadata.namespace.as_deref().unwrap_or_default();
+    no(
+        reason::MODEL_NAME_TAKEN,
+        format!(
+            "LlamaDeployment {owner} is older and serves the model name {model}, so requests for it go there: choose another model.name, or ask for {own}/{model}{}",
+            if own == namespace {
+                " once model.name differs"
+            } else {
+                ""
+            }
+        ),
+    )
+}
+
+/// The operator alone writes spec.replicas, or leaves it to its owner.
+fn scalable(facts: &Facts<'_>) -> Finding {
+    let writer = facts
+        .verdict
+        .autoscaling
+        .as_ref()
+        .and_then(|state| state.foreign_writer.as_ref());
+    match writer {
+        None => yes(reason::AS_WANTED, ""),
+        Some(writer) => no(
+            reason::FOREIGN_WRITER,
+            format!(
+                "{writer} wrote spec.replicas although spec.autoscaling decides it, so it was written back: let {writer} leave the field alone, or remove spec.autoscaling"
+            ),
+        ),
+    }
+}
+
 fn degraded(facts: &Facts<'_>) -> Finding {
+    if let Some(refusal) = &facts.verdict.refusal {
+        return yes(reason::REFUSED, refusal.clone());
+    }
     let of = |row: &Row<'_>| format!("group {}: {}", row.view.key.name, row.status.message);
     let find = |phase| wanted(facts).find(|row| row.status.phase == phase);
     if let Some(row) = find(GroupPhase::Failed) {
-        return yes(reason::RESTART_BUDGET_SPENT, of(row));
+        return yes(failed(row), of(row));
+    }
+    let refused = |row: &&Row<'_>| {
+        let last = row.view.spec().failures.last();
+        !row.view.group.refusals.is_empty()
+            || (row.view.members.iter().any(MemberView::unplaced)
+                && last.is_some_and(|f| f.reason == "Refused"))
+    };
+    if let Some(row) = wanted(facts).find(refused) {
+        return yes(reason::REFUSED, of(row));
+    }
+    if let Some(row) = wanted(facts).find(|row| super::group::difference(&row.view).is_some()) {
+        return yes(reason::RANKS_DIFFER, of(row));
     }
     if let Some(row) = find(GroupPhase::Recovering) {
         return yes(reason::RECOVERING, of(row));

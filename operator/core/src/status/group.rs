@@ -12,6 +12,7 @@ use crate::{
     groups::{GroupView, MemberView},
     observed::{Pod, Rank},
     recovery::{self, Permit},
+    refusals,
     time::{self, Millis},
 };
 
@@ -42,6 +43,17 @@ pub fn status(
         restarts: i32::try_from(recovery::incidents(&spec.failures, policy, now).len()).unwrap_or(i32::MAX),
         last_failure: spec.failures.last().cloned(),
         message: message(view, phase, &ranks, policy, missing, now),
+        unplaceable_since: missing.map(|_| {
+            let before = view
+                .group
+                .object
+                .status
+                .as_ref()
+                .and_then(|s| s.unplaceable_since.clone());
+            before.unwrap_or_else(|| time::to_time(now))
+        }),
+        content_identity: identity(view, |rank| &rank.content_identity),
+        numerics: identity(view, |rank| &rank.numerics),
         ranks,
     }
 }
@@ -67,7 +79,7 @@ fn phase(view: &GroupView<'_>, policy: &Recovery, now: Millis) -> GroupPhase {
     if unplaced
         && matches!(
             recovery::permit(&spec.failures, policy, now),
-            Permit::SpentUntil(_)
+            Permit::SpentUntil(_) | Permit::UnusableUntil(_)
         )
     {
         return GroupPhase::Failed;
@@ -162,6 +174,55 @@ fn heard(told: &Rank, pod: &Pod, last: Option<&RankStatus>) -> RankStatus {
     }
 }
 
+/// What all ranks that have weights agree upon; nothing before the first has, and nothing while two differ.
+fn identity(view: &GroupView<'_>, of: fn(&Rank) -> &String) -> Option<String> {
+    let mut told = loaded(view)
+        .map(|(_, rank)| of(rank))
+        .filter(|text| !text.is_empty());
+    let first = told.next()?;
+    told.all(|other| other == first).then(|| first.clone())
+}
+
+/// Ranks whose weights are in memory, with their pods.
+fn loaded<'a>(view: &'a GroupView<'_>) -> impl Iterator<Item = (&'a Pod, &'a Rank)> {
+    let pods = view.members.iter().filter_map(|m| m.pod);
+    pods.flat_map(|pod| {
+        pod.report
+            .iter()
+            .flat_map(move |report| report.ranks.iter().map(move |rank| (pod, rank)))
+    })
+}
+
+/// Why ranks that have their weights cannot form one group, by name: they read different weights, or compute differently.
+#[must_use]
+pub fn difference(view: &GroupView<'_>) -> Option<String> {
+    let place = |pod: &Pod| pod.node.clone().unwrap_or_else(|| pod.name.clone());
+    let differing = |of: fn(&Rank) -> &String| {
+        let mut ranks = loaded(view).filter(move |(_, rank)| !of(rank).is_empty());
+        let (pod, rank) = ranks.next()?;
+        let (other_pod, other) = ranks.find(|(_, other)| of(other) != of(rank))?;
+        let short = |text: &str| text.chars().take(12).collect::<String>();
+        Some((
+            format!("rank {} on {} has {}", rank.rank, place(pod), short(of(rank))),
+            format!(
+                "rank {} on {} has {}",
+                other.rank,
+                place(other_pod),
+                short(of(other))
+            ),
+        ))
+    };
+    if let Some((one, other)) = differing(|rank| &rank.content_identity) {
+        return Some(format!(
+            "the ranks read different weights, so they form no group: {one}, {other}; give every node the same files at model.source"
+        ));
+    }
+    let (one, other) = differing(|rank| &rank.numerics)?;
+    Some(format!(
+        "the ranks compute differently, so they form no group: {one}, {other}; choose nodes with processors of one kind by worker.nodeSelector"
+    ))
+}
+
 fn message(
     view: &GroupView<'_>,
     phase: GroupPhase,
@@ -171,12 +232,24 @@ fn message(
     now: Millis,
 ) -> String {
     let spec = view.spec();
+    if let Some(refusal) = refusals::latest(&view.group.refusals) {
+        return refusal;
+    }
+    if let Some(difference) = difference(view) {
+        return difference;
+    }
     let pods = || view.members.iter().filter_map(|m| m.pod);
     let last = || spec.failures.last().map(describe).unwrap_or_default();
     match phase {
-        GroupPhase::Serving => String::new(),
+        GroupPhase::Serving => moving(view),
         GroupPhase::Draining => "finishes what runs, then goes".to_owned(),
         GroupPhase::Failed => {
+            if let Permit::UnusableUntil(_) = recovery::permit(&spec.failures, policy, now) {
+                return format!(
+                    "{}; a changed specification is tried at once, the same one every 15 minutes",
+                    last()
+                );
+            }
             let spent = recovery::incidents(&spec.failures, policy, now).len();
             format!(
                 "{spent} failures within {} spend the restart budget of {}; the last: {}",
@@ -190,7 +263,7 @@ fn message(
             .filter(|pod| pod.node.is_none())
             .find_map(|pod| pod.unschedulable.clone())
         {
-            Some(said) => format!("waits for the scheduler: {said}"),
+            Some(why) => format!("waits for the scheduler: {why}"),
             None if view.members.iter().any(MemberView::unplaced) => waiting(view, missing, now),
             None => "pods are created and scheduled".to_owned(),
         },
@@ -230,6 +303,22 @@ fn message(
     }
 }
 
+/// Which members move to other nodes; the way out where there is none.
+fn moving(view: &GroupView<'_>) -> String {
+    let moves: Vec<String> = view
+        .members
+        .iter()
+        .filter_map(|m| {
+            let (from, to) = (m.member.node.as_deref()?, &m.member.successor.as_ref()?.node);
+            Some(format!("member {} moves from {from} to {to}", m.member.index))
+        })
+        .collect();
+    if moves.is_empty() && view.spec().disrupted_since.is_some() {
+        return "a node is being taken away, and there is no room for a successor yet: add a node, or let the group leave".to_owned();
+    }
+    moves.join(", ")
+}
+
 fn waiting(view: &GroupView<'_>, missing: Option<&str>, now: Millis) -> String {
     let after = view
         .spec()
@@ -239,10 +328,9 @@ fn waiting(view: &GroupView<'_>, missing: Option<&str>, now: Millis) -> String {
         .filter(|at| *at > now);
     match (missing, after) {
         (Some(missing), _) => missing.to_owned(),
-        (None, Some(at)) => format!(
-            "placement was taken back {} times, next try in {} s: {}",
+        (None, Some(_)) => format!(
+            "placement was rolled back {} times, and is tried again after a while: {}",
             view.spec().placement_failures,
-            (at - now + 999) / 1000,
             view.spec().failures.last().map(describe).unwrap_or_default()
         ),
         (None, None) if !view.spec().failures.is_empty() => {

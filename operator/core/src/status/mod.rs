@@ -109,12 +109,23 @@ fn of_deployment(
         desired_replicas: verdict.desired,
         selector: labels::leader_selector(&key.name),
         revision: verdict.revision.clone(),
+        content_identity: identity(rows, &verdict.revision),
         plan: verdict.plan.clone(),
         checkpoint: verdict.checkpoint.clone(),
         autoscaling: verdict.autoscaling.clone(),
         groups: rows.iter().map(summary).collect(),
         conditions,
     }
+}
+
+/// What the weights of a revision are, where all of its groups agree.
+fn identity(rows: &[Row<'_>], revision: &str) -> Option<String> {
+    let mut told = rows
+        .iter()
+        .filter(|row| row.view.spec().revision == revision)
+        .filter_map(|row| row.status.content_identity.as_ref());
+    let first = told.next()?;
+    told.all(|other| other == first).then(|| first.clone())
 }
 
 fn summary(row: &Row<'_>) -> GroupSummary {
@@ -140,7 +151,7 @@ fn phase(verdict: &Verdict, rows: &[Row<'_>], ready: i32) -> &'static str {
     if rows.is_empty() {
         match verdict.acceptance {
             Acceptance::Inspecting(_) => return "Inspecting",
-            Acceptance::Unreadable(_) | Acceptance::Refused(_) => return "Refused",
+            Acceptance::Unreadable(_) | Acceptance::Refused(_) | Acceptance::NoBackend(_) => return "Refused",
             Acceptance::Accepted if verdict.desired == 0 => return "Idle",
             Acceptance::Accepted => {}
         }

@@ -9,7 +9,8 @@ use llamero_api::{
     summary::ShardPlan,
 };
 use llamero_core::{
-    observed::{Deployment, Exit, Group, Node, Observed, Pod, PodPhase, Rank, Report, Settings},
+    children::{ManagedObject, disruption_budget, leader_service},
+    observed::{Deployment, Exit, Group, Node, Observed, Pod, PodPhase, Rank, Report, Revision, Settings},
     placement::ledger,
     plan::{Action, Plan},
     resources::Resources,
@@ -46,6 +47,7 @@ pub(crate) fn summary() -> CheckpointSummary {
         checkpoint_bytes: 8 << 30,
         plans: plans.to_vec(),
         problem: None,
+        backends: vec!["cpu".into(), "cuda".into()],
     }
 }
 
@@ -68,17 +70,37 @@ pub(crate) fn deployment(change: impl FnOnce(&mut Value)) -> Deployment {
     if status.checkpoint.is_none() {
         status.checkpoint = Some(CheckpointStatus {
             key: revision::inspect_key(&object.spec),
+            pod_uid: Some("uid-inspected".into()),
+            image: None,
+            image_id: None,
             inspected_at: time::to_time(NOW - 3_600_000),
             summary: Some(summary()),
             error: None,
         });
     }
+    let service = leader_service(&object);
+    let plan = sizing::plan(&object.spec, &summary(), &[]);
+    let digest = revision::digest(&object.spec, object.model_name());
+    let settings = Settings {
+        worker_image: "worker:1".into(),
+        ..Settings::default()
+    };
+    let revisions = vec![Revision {
+        name: format!("llama-{digest}"),
+        uid: format!("uid-{digest}"),
+        digest,
+        number: 1,
+        template: Some(revision::template(&object, &plan, None, &settings)),
+    }];
     Deployment {
         object: Arc::new(object),
         groups: vec![],
         names_in_use: BTreeSet::new(),
         inspect: vec![],
-        has_service: true,
+        service: Some(Arc::new(service)),
+        revisions,
+        replicas_manager: None,
+        refusals: vec![],
         demand: None,
     }
 }
@@ -98,10 +120,27 @@ pub(crate) fn node(name: &str, gpus: i64) -> Node {
 }
 
 /// The deployment on three nodes with one GPU each.
-pub(crate) fn observed(deployment: Deployment) -> Observed {
+pub(crate) fn observed(mut deployment: Deployment) -> Observed {
+    for group in deployment
+        .groups
+        .iter_mut()
+        .filter(|group| group.budget.is_some())
+    {
+        let ranks = group
+            .pods
+            .iter()
+            .flat_map(|pod| &pod.report)
+            .flat_map(|report| &report.ranks);
+        let holds_weights = ranks.into_iter().any(|rank| rank.loaded_bytes > 0);
+        let pods = group.object.spec.members.len();
+        group.budget = Some(Arc::new(disruption_budget(&group.object, pods, holds_weights)));
+    }
     Observed {
         settings: Settings {
             worker_image: "worker:1".into(),
+            disruption_taints: vec!["going".into()],
+            urgent_taints: vec!["gone-soon".into()],
+            ..Settings::default()
         },
         nodes: vec![node("a", 1), node("b", 1), node("c", 1)],
         deployments: vec![deployment],
@@ -120,8 +159,10 @@ pub(crate) fn group(
     let template = revision::template(
         object,
         &plan,
+        None,
         &Settings {
             worker_image: "worker:1".into(),
+            ..Settings::default()
         },
     );
     let members = members.iter().enumerate().map(|(index, (attempt, node, uid))| {
@@ -141,10 +182,16 @@ pub(crate) fn group(
     object.metadata.namespace = Some("ns".into());
     object.metadata.uid = Some(format!("uid-{name}"));
     object.metadata.resource_version = Some("7".into());
+    let budget = disruption_budget(
+        &object,
+        usize::try_from(deployment.object.spec.pods()).unwrap(),
+        false,
+    );
     Group {
         object: Arc::new(object),
         pods: vec![],
-        pdb_min_available: Some(deployment.object.spec.pods()),
+        budget: Some(Arc::new(budget)),
+        refusals: vec![],
         load: None,
     }
 }
@@ -229,6 +276,7 @@ pub(crate) fn serving(deployment: &Deployment, name: &str, nodes: [&str; 2]) -> 
         status.phase = GroupPhase::Serving;
         status.ready = true;
     });
+    group.budget = Some(Arc::new(disruption_budget(&group.object, 2, true)));
     group
 }
 
@@ -290,9 +338,20 @@ pub(crate) fn words(plan: &Plan) -> Vec<String> {
             }
             Action::DrainGroup { group, .. } => format!("drain {}", group.name),
             Action::DeleteGroup { group, .. } => format!("delete group {}", group.name),
-            Action::ApplyService { .. } => "apply service".into(),
-            Action::ApplyPdb { min_available, .. } => format!("apply pdb {min_available}"),
+            Action::Apply { object, .. } => match object {
+                ManagedObject::Service(_) => "apply service".into(),
+                ManagedObject::Budget(budget) => {
+                    format!(
+                        "apply pdb {:?}",
+                        budget.spec.as_ref().and_then(|spec| spec.min_available.clone())
+                    )
+                }
+            },
+            Action::ScaleDeployment { replicas, .. } => format!("scale to {replicas}"),
             Action::CreateInspectPod { .. } => "create inspect pod".into(),
+            Action::CreateRevision { number, .. } => format!("keep revision {number}"),
+            Action::RenumberRevision { number, .. } => format!("number revision {number}"),
+            Action::DeleteRevision { name, .. } => format!("forget {name}"),
         })
         .collect()
 }

@@ -28,6 +28,7 @@ fn member() -> impl Strategy<Value = Member> {
             node,
             pod_uid,
             placed_at: placed.map(time::to_time),
+            successor: None,
         })
 }
 
@@ -99,7 +100,7 @@ fn pod() -> impl Strategy<Value = Pod> {
                 node,
                 gated,
                 phase,
-                deletion: deletion.map(|d| NOW + i64::from(d)),
+                deletion: deletion.map(i64::from),
                 ready,
                 ip,
                 evicted,
@@ -126,7 +127,6 @@ proptest! {
             d["spec"]["accelerator"]["memory"] = memory.clone().into();
             d["spec"]["worker"] = serde_json::json!({"resources": {"limits": {"memory": memory}}});
             if drain {
-                d["spec"].as_object_mut().unwrap().remove("replicas");
                 d["spec"]["autoscaling"] = serde_json::json!({"minReplicas": numbers.1, "maxReplicas": numbers.2});
             }
         });
@@ -148,7 +148,7 @@ proptest! {
             s.intent = if drain { Intent::Drain } else { Intent::Run };
         });
         deployment.groups.push(group);
-        deployment.demand = Some(Demand { held: loads.0, in_flight: loads.1, received_at: NOW });
+        deployment.demand = Some(Demand { held: loads.0, in_flight: loads.1, total: u64::from(loads.0), received_at: NOW });
         let mut observed = observed(deployment);
         observed.nodes[0].allocatable = Resources::new().with(GPU, numbers.0).with("memory", numbers.3);
         observed.nodes[0].used.insert(numbers.1, Resources::new().with(GPU, numbers.3));

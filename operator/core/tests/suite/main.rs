@@ -6,6 +6,7 @@ mod build;
 mod garbage;
 mod properties;
 mod sim;
+mod table_disruption;
 mod table_fleet;
 mod table_members;
 mod table_placement;

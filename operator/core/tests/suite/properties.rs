@@ -29,6 +29,17 @@ fn fault() -> impl Strategy<Value = Fault> {
         1 => (0i32..4).prop_map(Fault::Scale),
         1 => (1u8..3).prop_map(Fault::Image),
         2 => (1u8..40).prop_map(Fault::Wait),
+        3 => (0usize..6, any::<bool>()).prop_map(|(node, on)| Fault::Cordon(node, on)),
+        1 => prop_oneof![0usize..6, Just(usize::MAX)].prop_map(Fault::Quota),
+    ]
+}
+
+fn autoscaling_fault() -> impl Strategy<Value = Fault> {
+    prop_oneof![
+        4 => (0u32..20).prop_map(Fault::Requests),
+        1 => (0i32..5).prop_map(Fault::Meddle),
+        2 => (1u8..60).prop_map(Fault::Wait),
+        1 => (0usize..8).prop_map(Fault::Crash),
     ]
 }
 
@@ -61,6 +72,22 @@ proptest! {
         script in prop::collection::vec((pass(), prop::option::weighted(0.3, fault())), 1..60),
     ) {
         let mut world = World::new(nodes, replicas);
+        for ((mask, write_status), fault) in script {
+            world.pass(mask, write_status);
+            if let Some(fault) = fault {
+                world.fault(&fault);
+            }
+        }
+        world.settle();
+    }
+
+    /// The number of groups is written before any effect, whatever subset of plans and statuses was written; nobody who asks is forgotten.
+    #[test]
+    fn autoscaling_forgets_no_decision(
+        nodes in 2usize..7,
+        script in prop::collection::vec((pass(), prop::option::weighted(0.3, autoscaling_fault())), 1..60),
+    ) {
+        let mut world = World::autoscaled(nodes);
         for ((mask, write_status), fault) in script {
             world.pass(mask, write_status);
             if let Some(fault) = fault {

@@ -55,13 +55,14 @@ fn scaling_down_takes_the_group_that_serves_nobody() {
 }
 
 /// Two serving groups of a deployment that wants `replicas` of them with another image.
-fn outdated(replicas: i32) -> Observed {
+fn outdated(replicas: i32, surge: i32) -> Observed {
     let mut observed = fleet(
         |d| d["spec"]["replicas"] = json!(replicas),
         &[("llama-0", ["a", "b"]), ("llama-1", ["c", "d"])],
     );
     let mut changed = deployment(|d| {
         d["spec"]["replicas"] = json!(replicas);
+        d["spec"]["rollout"] = json!({"maxSurge": surge});
         d["spec"]["worker"] = json!({"image": "worker:2"});
     });
     changed.groups = one(&mut observed).groups.clone();
@@ -71,7 +72,7 @@ fn outdated(replicas: i32) -> Observed {
 
 #[test]
 fn a_changed_template_replaces_groups_one_by_one() {
-    let mut observed = outdated(2);
+    let mut observed = outdated(2, 0);
     assert_eq!(words(&decide(&observed, NOW)), ["write llama-1: Draining"]);
     // A group that does not serve goes at once and does not block.
     one(&mut observed).groups[0].pods[0]
@@ -83,8 +84,65 @@ fn a_changed_template_replaces_groups_one_by_one() {
 }
 
 #[test]
+fn a_serving_group_goes_only_when_its_replacement_serves() {
+    let mut observed = outdated(2, 1);
+    assert_eq!(words(&decide(&observed, NOW)), ["create group llama-2"]);
+    let changed = one(&mut observed);
+    let mut surge = serving(changed, "llama-2", ["e", "f"]);
+    surge.pods[0].report.as_mut().unwrap().serving = false;
+    changed.groups.push(surge);
+    count_usage(&mut observed);
+    assert!(
+        decide(&observed, NOW).steps.is_empty(),
+        "it loads: {:?}",
+        words(&decide(&observed, NOW))
+    );
+    one(&mut observed).groups[2].pods[0]
+        .report
+        .as_mut()
+        .unwrap()
+        .serving = true;
+    assert_eq!(words(&decide(&observed, NOW)), ["write llama-1: Draining"]);
+}
+
+#[test]
+fn a_mistyped_image_takes_no_serving_group_down() {
+    let mut observed = outdated(2, 1);
+    let changed = one(&mut observed);
+    let mut stuck = serving(changed, "llama-2", ["e", "f"]);
+    for pod in &mut stuck.pods {
+        (pod.report, pod.ready, pod.waiting) = (None, false, Some("ImagePullBackOff".into()));
+    }
+    status(&mut stuck, |status| status.ready = false);
+    changed.groups.push(stuck);
+    let plan = decide(&observed, NOW);
+    assert!(
+        words(&plan).iter().all(|word| !word.contains("Draining")),
+        "{:?}",
+        words(&plan)
+    );
+}
+
+#[test]
+fn where_a_surge_finds_no_room_one_group_goes_first() {
+    let mut observed = outdated(2, 1);
+    observed.nodes.truncate(4);
+    let changed = one(&mut observed);
+    let surge = group(changed, "llama-2", &[(0, None, None), (0, None, None)]);
+    changed.groups.push(surge);
+    assert!(
+        decide(&observed, NOW).steps.is_empty(),
+        "nobody has looked for room yet"
+    );
+    status(&mut one(&mut observed).groups[2], |status| {
+        status.unplaceable_since = Some(time::to_time(NOW))
+    });
+    assert_eq!(words(&decide(&observed, NOW)), ["write llama-1: Draining"]);
+}
+
+#[test]
 fn a_rollout_waits_when_too_few_serve_and_says_so() {
-    let mut observed = outdated(3);
+    let mut observed = outdated(3, 0);
     let changed = one(&mut observed);
     let third = group(changed, "llama-2", &[(0, None, None), (0, None, None)]);
     changed.groups.push(third);
@@ -156,7 +214,6 @@ fn a_checkpoint_is_looked_into_before_any_group_is_made() {
         name,
         uid: "i".into(),
         key: key.clone(),
-        created_at: NOW,
         ..InspectPod::default()
     }];
     assert!(decide(&observed, NOW).steps.is_empty());
@@ -184,7 +241,7 @@ fn an_unreadable_checkpoint_is_told_and_tried_again() {
     let failed = |d: &mut Value| {
         let spec = serde_json::from_value(d["spec"].clone()).unwrap();
         d["status"] = json!({"checkpoint": {
-            "key": llamero_core::revision::inspect_key(&spec), "inspectedAt": time::to_time(NOW), "error": "no config.json in /model"
+            "key": llamero_core::revision::inspect_key(&spec), "podUID": "i", "inspectedAt": time::to_time(NOW), "error": "no config.json in /model"
         }});
     };
     let mut observed = observed(deployment(failed));
@@ -202,11 +259,38 @@ fn an_unreadable_checkpoint_is_told_and_tried_again() {
         name: "i".into(),
         uid: "i".into(),
         key,
-        created_at: NOW - 5000,
         phase: PodPhase::Failed,
         ..InspectPod::default()
     }];
     assert_eq!(words(&decide(&observed, NOW + 1000)), ["delete pod i in 0"]);
+}
+
+#[test]
+fn a_corrected_setting_heals_an_inspect_pod_that_cannot_start() {
+    let unknown = |image: &'static str| {
+        move |d: &mut Value| {
+            d["spec"]["worker"] = json!({"image": image});
+            d["status"] =
+                json!({"checkpoint": {"key": "other", "inspectedAt": "2026-01-01T00:00:00Z", "error": "x"}});
+        }
+    };
+    let mut observed = observed(deployment(unknown("worker:typo")));
+    let object = one(&mut observed).object.clone();
+    one(&mut observed).inspect = vec![InspectPod {
+        name: "i".into(),
+        uid: "i".into(),
+        key: llamero_core::revision::inspect_key(&object.spec),
+        settings: llamero_core::revision::settings_digest(&object.spec.worker),
+        waiting: Some("ImagePullBackOff".into()),
+        ..InspectPod::default()
+    }];
+    assert!(decide(&observed, NOW).steps.is_empty());
+    let mut corrected = deployment(unknown("worker:1"));
+    corrected.inspect = one(&mut observed).inspect.clone();
+    observed.deployments = vec![corrected];
+    assert_eq!(words(&decide(&observed, NOW)), ["delete pod i in 0"]);
+    one(&mut observed).inspect.clear();
+    assert_eq!(words(&decide(&observed, NOW)), ["create inspect pod"]);
 }
 
 #[test]
@@ -220,39 +304,254 @@ fn what_does_not_fit_takes_no_accelerator() {
     assert!(why.contains("what would fit: parallelism.tensor 4"), "{why}");
 }
 
-#[test]
-fn autoscaling_wakes_from_zero_for_a_held_request() {
-    let scaled = |d: &mut Value| {
-        d["spec"].as_object_mut().unwrap().remove("replicas");
-        d["spec"]["autoscaling"] = json!({"minReplicas": 0, "maxReplicas": 3});
-        d["status"] = json!({"desiredReplicas": 0, "autoscaling": {}});
-    };
-    let mut observed = observed(deployment(scaled));
-    assert!(decide(&observed, NOW).steps.is_empty());
-    one(&mut observed).demand = Some(Demand {
-        held: 1,
+/// An autoscaled deployment with `spec.replicas`, written by `manager`, that was last decided to have `decided` groups.
+fn autoscaled(
+    replicas: i32,
+    manager: Option<&str>,
+    decided: Option<i32>,
+    groups: &[(&str, [&str; 2])],
+) -> Observed {
+    let mut observed = fleet(
+        |d| {
+            d["metadata"]["resourceVersion"] = json!("41");
+            d["spec"]["replicas"] = json!(replicas);
+            d["spec"]["autoscaling"] =
+                json!({"minReplicas": 0, "maxReplicas": 3, "targetRequestsPerGroup": 4});
+            if let Some(decided) = decided {
+                d["status"] = json!({"desiredReplicas": decided, "autoscaling": {}});
+            }
+        },
+        groups,
+    );
+    one(&mut observed).replicas_manager = manager.map(str::to_owned);
+    observed
+}
+
+fn demand(held: u32) -> Option<Demand> {
+    Some(Demand {
+        held,
         in_flight: 0,
+        total: 1,
         received_at: NOW,
-    });
-    assert_eq!(words(&decide(&observed, NOW)), ["create group llama-0"]);
+    })
+}
+
+const OURS: Option<&str> = Some("llamero-operator");
+
+#[test]
+fn what_autoscaling_recommends_is_written_before_a_group_is_made() {
+    let mut observed = autoscaled(0, OURS, Some(0), &[]);
+    assert!(decide(&observed, NOW).steps.is_empty());
+    one(&mut observed).demand = demand(1);
+    let plan = decide(&observed, NOW);
+    assert_eq!(words(&plan), ["scale to 1"]);
+    let llamero_core::Action::ScaleDeployment { resource_version, .. } = &plan.steps[0].action else {
+        panic!()
+    };
+    assert_eq!(resource_version, "41");
+    // Another operator takes over before any status is written: the decision is in the specification.
+    let mut written = autoscaled(1, OURS, Some(0), &[]);
+    one(&mut written).demand = demand(0);
+    assert_eq!(words(&decide(&written, NOW)), ["create group llama-0"]);
 }
 
 #[test]
 fn autoscaling_follows_the_load() {
-    let scaled = |d: &mut Value| {
-        d["spec"].as_object_mut().unwrap().remove("replicas");
-        d["spec"]["autoscaling"] = json!({"minReplicas": 1, "maxReplicas": 3, "targetRequestsPerGroup": 4});
-        d["status"] = json!({"desiredReplicas": 1, "autoscaling": {}});
-    };
-    let mut observed = fleet(scaled, &[("llama-0", ["a", "b"])]);
+    let mut observed = autoscaled(1, OURS, Some(1), &[("llama-0", ["a", "b"])]);
     one(&mut observed).groups[0].load = Some(Load {
         running: 4,
         waiting: 5,
         received_at: NOW,
     });
+    assert_eq!(words(&decide(&observed, NOW)), ["scale to 3"]);
+}
+
+#[test]
+fn the_first_pass_after_an_upgrade_takes_what_was_decided_not_the_default() {
+    let mut observed = autoscaled(
+        1,
+        None,
+        Some(2),
+        &[("llama-0", ["a", "b"]), ("llama-1", ["c", "d"])],
+    );
+    for group in &mut one(&mut observed).groups {
+        group.load = Some(Load {
+            running: 4,
+            waiting: 0,
+            received_at: NOW,
+        });
+    }
+    assert_eq!(words(&decide(&observed, NOW)), ["scale to 2"]);
+}
+
+#[test]
+fn a_foreign_writer_is_told_and_written_over() {
+    let mut observed = autoscaled(3, Some("kubectl-edit"), Some(1), &[("llama-0", ["a", "b"])]);
+    one(&mut observed).groups[0].load = Some(Load {
+        running: 1,
+        waiting: 0,
+        received_at: NOW,
+    });
+    let plan = decide(&observed, NOW);
+    assert_eq!(words(&plan), ["scale to 1"]);
+    let status = llamero_core::report(&observed, &plan, NOW)
+        .deployments
+        .into_values()
+        .next()
+        .unwrap();
+    let scalable = status.conditions.iter().find(|c| c.type_ == "Scalable").unwrap();
+    assert_eq!(
+        (scalable.status.as_str(), scalable.reason.as_str()),
+        ("False", "ForeignWriter")
+    );
+    assert!(
+        scalable.message.contains("kubectl-edit wrote spec.replicas"),
+        "{}",
+        scalable.message
+    );
+}
+
+#[test]
+fn a_foreign_writer_who_guesses_right_is_followed() {
+    // The decision was written, then somebody wrote the same number again before any status told it.
+    let mut observed = autoscaled(1, Some("kubectl-scale"), Some(0), &[]);
+    one(&mut observed).demand = demand(1);
+    assert_eq!(words(&decide(&observed, NOW)), ["create group llama-0"]);
+}
+
+#[test]
+fn a_new_deployment_begins_with_the_replicas_it_was_made_with() {
+    let observed = autoscaled(2, Some("kubectl-client-side-apply"), None, &[]);
     assert_eq!(
         words(&decide(&observed, NOW)),
-        ["create group llama-1", "create group llama-2"]
+        ["create group llama-0", "create group llama-1"]
+    );
+}
+
+#[test]
+fn a_model_name_belongs_to_the_older_deployment() {
+    let mut observed = fleet(|_| {}, &[("llama-0", ["a", "b"])]);
+    let mut younger = deployment(|d| {
+        d["metadata"] = json!({"name": "other", "namespace": "elsewhere", "uid": "uid-other", "creationTimestamp": "2026-02-01T00:00:00Z"});
+        d["spec"]["model"]["name"] = json!("llama");
+    });
+    younger.groups.clear();
+    observed.deployments.push(younger);
+    let plan = decide(&observed, NOW);
+    let reports = llamero_core::report(&observed, &plan, NOW).deployments;
+    let routable: Vec<(&str, &str)> = reports
+        .values()
+        .map(|status| {
+            let found = status.conditions.iter().find(|c| c.type_ == "Routable").unwrap();
+            (found.status.as_str(), found.message.as_str())
+        })
+        .collect();
+    assert_eq!(routable[0].0, "False");
+    assert!(
+        routable[0].1.contains("LlamaDeployment ns/llama is older"),
+        "{}",
+        routable[0].1
+    );
+    assert_eq!(routable[1], ("True", ""));
+}
+
+#[test]
+fn a_service_that_somebody_changed_is_put_right() {
+    let mut observed = fleet(|_| {}, &[("llama-0", ["a", "b"])]);
+    assert!(decide(&observed, NOW).steps.is_empty());
+    let service = std::sync::Arc::make_mut(one(&mut observed).service.as_mut().unwrap());
+    service.spec.as_mut().unwrap().ports.as_mut().unwrap()[0].port = 1;
+    assert_eq!(words(&decide(&observed, NOW)), ["apply service"]);
+}
+
+#[test]
+fn a_revision_is_kept_before_a_group_is_made_from_it() {
+    let mut observed = fleet(|_| {}, &[]);
+    one(&mut observed).revisions.clear();
+    let plan = decide(&observed, NOW);
+    assert_eq!(words(&plan), ["keep revision 1"]);
+    let llamero_core::Action::CreateRevision { name, digest, .. } = &plan.steps[0].action else {
+        panic!()
+    };
+    assert_eq!(*name, format!("llama-{digest}"));
+}
+
+#[test]
+fn an_operator_that_kept_no_revisions_left_its_snapshot_in_the_groups() {
+    let mut observed = fleet(|_| {}, &[("llama-0", ["a", "b"])]);
+    one(&mut observed).revisions.clear();
+    observed.settings.worker_image = "worker:99".into();
+    let plan = decide(&observed, NOW);
+    assert_eq!(words(&plan), ["keep revision 1"]);
+    let llamero_core::Action::CreateRevision { template, .. } = &plan.steps[0].action else {
+        panic!()
+    };
+    assert_eq!(template.worker.image.as_deref(), Some("worker:1"));
+}
+
+#[test]
+fn a_group_made_after_an_upgrade_is_like_the_others_of_its_revision() {
+    let mut observed = fleet(|d| d["spec"]["replicas"] = json!(2), &[("llama-0", ["a", "b"])]);
+    observed.settings.worker_image = "worker:99".into();
+    let plan = decide(&observed, NOW);
+    let llamero_core::Action::CreateGroup { spec, .. } = &plan.steps[0].action else {
+        panic!("{:?}", words(&plan))
+    };
+    assert_eq!(spec.template.worker.image.as_deref(), Some("worker:1"));
+}
+
+#[test]
+fn going_back_finds_the_old_revision_and_history_has_a_limit() {
+    let mut observed = fleet(
+        |d| d["spec"]["revisionHistoryLimit"] = json!(1),
+        &[("llama-0", ["a", "b"])],
+    );
+    let deployment = one(&mut observed);
+    for (name, number) in [("old", 2), ("older", 0)] {
+        let mut revision = deployment.revisions[0].clone();
+        (revision.name, revision.digest, revision.number) = (name.into(), name.into(), number);
+        deployment.revisions.push(revision);
+    }
+    assert_eq!(
+        words(&decide(&observed, NOW)),
+        ["forget older", "number revision 3"]
+    );
+}
+
+#[test]
+fn another_image_is_asked_anew_for_its_backends() {
+    let mut observed = observed(deployment(|_| {}));
+    let object = std::sync::Arc::make_mut(&mut one(&mut observed).object);
+    let checkpoint = object.status.as_mut().unwrap().checkpoint.as_mut().unwrap();
+    checkpoint.summary.as_mut().unwrap().backends.clear();
+    checkpoint.image = Some("worker:1".into());
+    assert!(decide(&observed, NOW).steps.is_empty());
+    observed.settings.worker_image = "worker:2".into();
+    assert_eq!(words(&decide(&observed, NOW)), ["create inspect pod"]);
+}
+
+#[test]
+fn an_image_without_the_backend_takes_no_accelerator() {
+    let mut observed = observed(deployment(|_| {}));
+    let object = std::sync::Arc::make_mut(&mut one(&mut observed).object);
+    let checkpoint = object.status.as_mut().unwrap().checkpoint.as_mut().unwrap();
+    checkpoint.summary.as_mut().unwrap().backends.clear();
+    let plan = decide(&observed, NOW);
+    assert!(plan.steps.is_empty(), "{:?}", words(&plan));
+    let status = llamero_core::report(&observed, &plan, NOW)
+        .deployments
+        .into_values()
+        .next()
+        .unwrap();
+    let accepted = status.conditions.iter().find(|c| c.type_ == "Accepted").unwrap();
+    assert_eq!(
+        (accepted.status.as_str(), accepted.reason.as_str()),
+        ("False", "NoBackend")
+    );
+    assert!(
+        accepted.message.contains("computes on cpu only"),
+        "{}",
+        accepted.message
     );
 }
 

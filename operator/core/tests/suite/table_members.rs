@@ -1,7 +1,12 @@
 //! Given these pods, this plan: one group from nodes to serving, and through losses.
 
 use llamero_api::group::{GroupPhase, Intent, RankPhase};
-use llamero_core::{decide, observed::Observed, plan::Action, time};
+use llamero_core::{
+    decide,
+    observed::{Observed, Refusal},
+    plan::Action,
+    time,
+};
 
 use crate::build::*;
 
@@ -90,7 +95,7 @@ fn step_4_gates_are_lifted_to_the_recorded_nodes() {
 }
 
 #[test]
-fn step_5_past_the_deadline_the_whole_attempt_is_taken_back() {
+fn step_5_past_the_deadline_the_whole_attempt_is_rolled_back() {
     let observed = with(|d| {
         d.groups = vec![group(
             d,
@@ -110,7 +115,7 @@ fn step_5_past_the_deadline_the_whole_attempt_is_taken_back() {
     assert_eq!(decide(&observed, NOW).next_at, Some(deadline));
 
     let plan = decide(&observed, deadline);
-    assert_eq!(words(&plan), ["write llama-0: TakenBack"]);
+    assert_eq!(words(&plan), ["write llama-0: RolledBack"]);
     let spec = written(&plan, "llama-0");
     assert!(
         spec.members
@@ -123,7 +128,7 @@ fn step_5_past_the_deadline_the_whole_attempt_is_taken_back() {
 }
 
 #[test]
-fn pods_of_a_taken_back_attempt_go() {
+fn pods_of_a_rolled_back_attempt_go() {
     let observed = with(|d| {
         d.groups = vec![group(d, "llama-0", &[(1, None, None), (1, None, None)])];
         spec(&mut d.groups[0], |s| {
@@ -155,7 +160,7 @@ fn form_waits_for_all_addresses_and_goes_to_those_that_do_not_know() {
         panic!()
     };
     let ports: Vec<_> = members.iter().map(|m| (m.rank, m.ip.as_str(), m.port)).collect();
-    assert_eq!(ports, [(0, "10.0.0.1", 50100), (1, "10.0.0.2", 50100)]);
+    assert_eq!(ports, [(0, "10.0.0.1", 18100), (1, "10.0.0.2", 18100)]);
     assert_eq!(targets[0].pod_uid, "u1");
     observed.deployments[0].groups[0].pods[0].ip = None;
     assert!(words(&decide(&observed, NOW)).is_empty());
@@ -377,7 +382,7 @@ fn a_node_that_is_not_ready_costs_nothing_while_its_ranks_step() {
 fn a_superseded_member_that_terminates_slowly_is_hurried() {
     let observed = with(|d| {
         d.groups = vec![serving(d, "llama-0", ["a", "b"])];
-        d.groups[0].pods[1].deletion = Some(NOW + 60_000);
+        d.groups[0].pods[1].deletion = Some(60);
         spec(&mut d.groups[0], |s| {
             s.members[1] = serde_json::from_value(serde_json::json!({"index": 1, "attempt": 1})).unwrap();
         });
@@ -403,7 +408,7 @@ fn after_a_restart_of_the_operator_a_group_that_nobody_hears_yet_stays_ready() {
     let status = reports.groups.values().next().unwrap();
     assert_eq!(
         (status.phase, status.leader_address.as_deref()),
-        (GroupPhase::Serving, Some("10.0.0.1:50051"))
+        (GroupPhase::Serving, Some("10.0.0.1:18051"))
     );
 }
 
@@ -426,5 +431,252 @@ fn a_draining_group_finishes_and_goes() {
     assert_eq!(
         step(&|leader| *leader = ended(leader.clone(), 0, ""), NOW),
         ["delete group llama-0"]
+    );
+}
+
+/// A group in whose step nothing was completed for 31 s, with these times in which nothing moved on each rank.
+fn slow(still: [i64; 2]) -> Observed {
+    with(|d| {
+        d.groups = vec![serving(d, "llama-0", ["a", "b"])];
+        for (pod, still) in d.groups[0].pods.iter_mut().zip(still) {
+            let report = pod.report.as_mut().unwrap();
+            report.serving = false;
+            let rank = &mut report.ranks[0];
+            (rank.entered, rank.completed) = (5, 4);
+            rank.idle_millis = Some(400_000);
+            rank.still_millis = Some(still);
+        }
+    })
+}
+
+#[test]
+fn a_slow_step_whose_layers_move_is_no_hang() {
+    for still in [[100, 2_000], [100, 200_000]] {
+        let plan = decide(&slow(still), NOW);
+        assert!(plan.steps.is_empty(), "{still:?}: {:?}", words(&plan));
+    }
+}
+
+#[test]
+fn of_ranks_in_one_step_the_one_that_stopped_first_is_to_blame() {
+    let plan = decide(&slow([110_000, 99_000]), NOW);
+    assert_eq!(
+        written(&plan, "llama-0").failures[0].message,
+        "rank 0 stopped before its peers and has not moved for 110 s"
+    );
+    // All stopped together: a link, and the last member moves.
+    let plan = decide(&slow([100_000, 100_500]), NOW);
+    let failure = &written(&plan, "llama-0").failures[0];
+    assert_eq!(failure.index, 1);
+    assert!(
+        failure.message.contains("a link between nodes may be broken"),
+        "{}",
+        failure.message
+    );
+}
+
+#[test]
+fn what_can_never_work_gives_its_room_back_and_is_not_tried_at_once() {
+    let mut observed = with(|d| {
+        d.groups = vec![serving(d, "llama-0", ["a", "b"])];
+        let report = d.groups[0].pods[1].report.as_mut().unwrap();
+        report.ranks[0].phase = RankPhase::Failed;
+        report.ranks[0].unusable =
+            Some("the cache needs 1.5 GiB, but 1.0 GiB is granted: raise engine.kvCache.memory".into());
+        d.groups[0].pods[0].report.as_mut().unwrap().serving = false;
+    });
+    let after = written(&decide(&observed, NOW), "llama-0").clone();
+    assert!(
+        after.members.iter().all(|m| m.node.is_none()),
+        "{:?}",
+        after.members
+    );
+    assert_eq!(
+        (after.failures[0].reason.as_str(), after.failures[0].charged),
+        ("Unusable", false)
+    );
+
+    let group = &mut observed.deployments[0].groups[0];
+    group.pods.clear();
+    spec(group, |s| *s = after);
+    observed.nodes.iter_mut().for_each(|node| node.used.clear());
+    let plan = decide(&observed, NOW + 600_000);
+    // Nobody holds weights any more, so the budget opens; no node is taken.
+    assert_eq!(words(&plan), ["apply pdb Some(Int(2))"]);
+    let status = llamero_core::report(&observed, &plan, NOW + 600_000)
+        .deployments
+        .into_values()
+        .next()
+        .unwrap();
+    let degraded = status.conditions.iter().find(|c| c.type_ == "Degraded").unwrap();
+    assert_eq!(
+        (degraded.status.as_str(), degraded.reason.as_str()),
+        ("True", "WorkerUnusable")
+    );
+    assert!(
+        degraded.message.contains("raise engine.kvCache.memory"),
+        "{}",
+        degraded.message
+    );
+    let words = words(&decide(&observed, NOW + 900_000));
+    assert!(words.contains(&"write llama-0: Reserved".to_owned()), "{words:?}");
+}
+
+#[test]
+fn ranks_with_different_weights_are_told_by_name() {
+    let observed = with(|d| {
+        d.groups = vec![serving(d, "llama-0", ["a", "b"])];
+        for (pod, identity) in d.groups[0].pods.iter_mut().zip(["aaaa", "bbbb"]) {
+            let report = pod.report.as_mut().unwrap();
+            report.serving = false;
+            report.ranks[0].phase = RankPhase::Connecting;
+            report.ranks[0].content_identity = identity.into();
+        }
+    });
+    let plan = decide(&observed, NOW);
+    let reports = llamero_core::report(&observed, &plan, NOW);
+    let group = reports.groups.values().next().unwrap();
+    assert_eq!(group.content_identity, None);
+    let status = reports.deployments.values().next().unwrap();
+    let degraded = status.conditions.iter().find(|c| c.type_ == "Degraded").unwrap();
+    assert_eq!(degraded.reason, "RanksDiffer");
+    assert!(
+        degraded
+            .message
+            .contains("rank 0 on a has aaaa, rank 1 on b has bbbb"),
+        "{}",
+        degraded.message
+    );
+}
+
+#[test]
+fn the_identity_of_the_weights_is_in_both_statuses() {
+    let observed = with(|d| {
+        d.groups = vec![serving(d, "llama-0", ["a", "b"])];
+        for pod in &mut d.groups[0].pods {
+            let rank = &mut pod.report.as_mut().unwrap().ranks[0];
+            (rank.content_identity, rank.numerics) = ("aaaa".into(), "cpu".into());
+        }
+    });
+    let reports = llamero_core::report(&observed, &decide(&observed, NOW), NOW);
+    let group = reports.groups.values().next().unwrap();
+    assert_eq!(
+        (group.content_identity.as_deref(), group.numerics.as_deref()),
+        (Some("aaaa"), Some("cpu"))
+    );
+    assert_eq!(
+        reports
+            .deployments
+            .values()
+            .next()
+            .unwrap()
+            .content_identity
+            .as_deref(),
+        Some("aaaa")
+    );
+}
+
+#[test]
+fn a_refused_pod_releases_the_room_of_its_whole_group() {
+    let mut observed = with(|d| {
+        let mut group = group(d, "llama-0", &[(0, Some("a"), None), (0, Some("b"), None)]);
+        group.pods = vec![gated("llama-0", 0, 0, "u0")];
+        group.refusals = vec![Refusal {
+            target: "CreatePod llama-0-1-0".into(),
+            message: "pods \"llama-0-1-0\" is forbidden: exceeded quota: gpus".into(),
+            at: NOW,
+            times: 1,
+        }];
+        d.groups = vec![group];
+    });
+    let plan = decide(&observed, NOW);
+    assert_eq!(words(&plan), ["write llama-0: RolledBack"]);
+    let after = written(&plan, "llama-0").clone();
+    assert!(
+        after.members.iter().all(|m| m.node.is_none() && m.attempt == 1),
+        "{:?}",
+        after.members
+    );
+    assert_eq!(after.failures[0].reason, "Refused");
+    // The room is free for others; the group comes back after its backoff, with new pods.
+    let group = &mut observed.deployments[0].groups[0];
+    spec(group, |s| *s = after);
+    assert_eq!(reserved(&observed, "a"), 0);
+    assert_eq!(words(&decide(&observed, NOW + 1000)), ["delete pod llama-0-0-0"]);
+    assert!(words(&decide(&observed, NOW + 5_000)).contains(&"write llama-0: Reserved".to_owned()));
+    let plan = decide(&observed, NOW + 1000);
+    let status = llamero_core::report(&observed, &plan, NOW + 1000)
+        .deployments
+        .into_values()
+        .next()
+        .unwrap();
+    let degraded = status.conditions.iter().find(|c| c.type_ == "Degraded").unwrap();
+    assert_eq!(
+        (degraded.status.as_str(), degraded.reason.as_str()),
+        ("True", "Refused")
+    );
+    assert!(
+        degraded.message.contains("exceeded quota: gpus"),
+        "{}",
+        degraded.message
+    );
+}
+
+#[test]
+fn a_refused_step_waits_and_holds_back_what_depends_on_it() {
+    let mut observed = with(|d| {
+        let mut group = serving(d, "llama-0", ["a", "b"]);
+        group.budget = None;
+        group.refusals = vec![Refusal {
+            target: "Apply llama-0".into(),
+            message: "denied by policy".into(),
+            at: NOW,
+            times: 4,
+        }];
+        d.groups = vec![group];
+    });
+    let plan = decide(&observed, NOW + 1);
+    assert!(plan.steps.is_empty(), "{:?}", words(&plan));
+    let due = plan.next_at.unwrap();
+    assert!((NOW + 8_000..=NOW + 10_000).contains(&due), "{}", due - NOW);
+    assert_eq!(decide(&observed, due).steps.len(), 1);
+    observed.deployments[0].groups[0].refusals.clear();
+    assert_eq!(decide(&observed, NOW + 1).steps.len(), 1);
+}
+
+#[test]
+fn a_container_that_does_not_start_gives_the_room_of_its_group_back() {
+    let observed = with(|d| {
+        let mut group = group(
+            d,
+            "llama-0",
+            &[(0, Some("a"), Some("u0")), (0, Some("b"), Some("u1"))],
+        );
+        group.pods = vec![
+            running("llama-0", 0, 0, "u0", "a", 0, RankPhase::Loading),
+            gated("llama-0", 1, 0, "u1"),
+        ];
+        let stuck = &mut group.pods[1];
+        (stuck.gated, stuck.node) = (false, Some("b".into()));
+        stuck.waiting = Some("ImagePullBackOff: no such image".into());
+        d.groups = vec![group];
+    });
+    // Placed a second ago; two minutes to schedule and thirty to start.
+    let late = NOW - 1000 + 32 * 60_000;
+    assert!(decide(&observed, late - 1).steps.is_empty());
+    let plan = decide(&observed, late);
+    assert_eq!(words(&plan), ["write llama-0: RolledBack"]);
+    let after = written(&plan, "llama-0");
+    assert!(
+        after.members.iter().all(|m| m.node.is_none()),
+        "{:?}",
+        after.members
+    );
+    assert_eq!(
+        (
+            after.failures[0].reason.as_str(),
+            after.failures[0].message.as_str()
+        ),
+        ("NotStarted", "ImagePullBackOff: no such image")
     );
 }

@@ -136,6 +136,8 @@ fn a_stranger_learns_nothing_and_ends_nothing() {
 
     // Somebody who knows the key does end it.
     rank.dial(&hello(2, 5), &key).unwrap();
+    // The answer is sent before the era ends, both under the inbox's lock.
+    assert_eq!(rank.inbox.latest().epoch, 5);
     assert!(abort.is_aborted());
 }
 

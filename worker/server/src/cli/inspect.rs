@@ -11,6 +11,8 @@ use llamero_proto::limits;
 use crate::config::within;
 use crate::exit::UNUSABLE;
 
+/// What this program can compute on.
+const BACKENDS: [&str; 1] = ["cpu"];
 /// What the kubelet keeps of a termination message.
 const TERMINATION_LIMIT: usize = 4096;
 
@@ -49,13 +51,14 @@ pub fn inspect(args: &InspectArgs) -> anyhow::Result<u8> {
         .as_deref()
         .or(args.model_dir.as_deref())
         .context("no folder is given")?;
-    let outcome = report_on(
-        dir,
-        Topology {
-            tensor: args.tensor,
-            pipeline: args.pipeline,
-        },
-    );
+    let topology = Topology {
+        tensor: args.tensor,
+        pipeline: args.pipeline,
+    };
+    let mut outcome = report_on(dir, topology);
+    if let Ok(report) = &mut outcome {
+        report.summary.backends = BACKENDS.map(str::to_owned).into();
+    }
     let json = match &outcome {
         Ok(report) => fit(&report.summary, args.tensor)?,
         Err(error) => refusal(&format!("{error:#}")),

@@ -6,6 +6,23 @@ impl World {
     pub(super) fn apply(&mut self, action: &Action) {
         match action.clone() {
             Action::CreateGroup { name, spec, .. } => {
+                let surge = self.object.spec.rollout.max_surge;
+                let most = usize::try_from(self.object.spec.replicas + surge).unwrap();
+                let alive = self
+                    .groups
+                    .iter()
+                    .filter(|g| g.object.spec.intent == Intent::Run)
+                    .count();
+                assert!(
+                    alive < most,
+                    "group {name} is made although spec.replicas is {most}: the number is written first"
+                );
+                let kept = self.revisions.iter().find(|r| r.digest == spec.revision);
+                assert_eq!(
+                    kept.and_then(|r| r.template.as_ref()),
+                    Some(&spec.template),
+                    "a group is made from another snapshot than that of its revision"
+                );
                 if self.find(&name).is_none() {
                     let mut object = LlamaGroup::new(&name, *spec);
                     object.metadata.namespace = Some("ns".into());
@@ -14,7 +31,7 @@ impl World {
                     self.groups.push(SimGroup {
                         object,
                         pods: vec![],
-                        pdb: None,
+                        budget: None,
                         formed: BTreeSet::new(),
                     });
                 }
@@ -32,15 +49,17 @@ impl World {
                 attempt,
             } => {
                 let uid = self.uid();
+                if self.groups.iter().map(|g| g.pods.len()).sum::<usize>() >= self.quota {
+                    self.refuse(&group.name, action);
+                    return;
+                }
                 let Some(group) = self.find(&group.name) else {
                     return;
                 };
-                let recorded = group
-                    .object
-                    .spec
-                    .members
-                    .iter()
-                    .any(|m| m.index == index && m.attempt == attempt && m.node.is_some());
+                let recorded = group.object.spec.members.iter().any(|m| {
+                    let successor = m.successor.as_ref().is_some_and(|s| s.attempt == attempt);
+                    m.index == index && (successor || (m.attempt == attempt && m.node.is_some()))
+                });
                 assert!(recorded, "pod {name} is created for no placed member");
                 if group.pods.iter().all(|p| p.pod.name != name) {
                     let pod = Pod {
@@ -53,6 +72,7 @@ impl World {
                     };
                     group.pods.push(SimPod {
                         pod,
+                        gone_at: None,
                         pinned: None,
                         stuck: false,
                     });
@@ -72,10 +92,11 @@ impl World {
                     complete,
                     "a gate is lifted while members are not recorded or pods do not exist"
                 );
-                let own = spec
-                    .members
-                    .iter()
-                    .any(|m| m.pod_uid.as_ref() == Some(&pod.uid) && m.node.as_ref() == Some(&node));
+                let own = spec.members.iter().any(|m| {
+                    let successor = m.successor.as_ref();
+                    (m.pod_uid.as_ref() == Some(&pod.uid) && m.node.as_ref() == Some(&node))
+                        || successor.is_some_and(|s| s.pod_uid.as_ref() == Some(&pod.uid) && s.node == node)
+                });
                 assert!(own, "a pod is sent to a node that is not its member's");
                 for p in group.pods.iter_mut().filter(|p| p.pod.uid == pod.uid) {
                     p.pod.gated = false;
@@ -86,15 +107,14 @@ impl World {
                 let now = self.now;
                 self.inspect = self.inspect.take().filter(|i| i.uid != pod.uid);
                 for group in &mut self.groups {
-                    let recorded = group
-                        .object
-                        .spec
-                        .members
-                        .iter()
-                        .any(|m| m.pod_uid.as_ref() == Some(&pod.uid));
+                    let recorded = group.object.spec.members.iter().any(|m| {
+                        let successor = m.successor.as_ref().and_then(|s| s.pod_uid.as_ref());
+                        m.pod_uid.as_ref() == Some(&pod.uid) || successor == Some(&pod.uid)
+                    });
                     for p in group.pods.iter_mut().filter(|p| p.pod.uid == pod.uid) {
                         assert!(!recorded, "a recorded pod is deleted: {}", p.pod.name);
-                        p.pod.deletion = Some(now + 1000);
+                        p.pod.deletion = Some(1);
+                        p.gone_at.get_or_insert(now + 1000);
                     }
                 }
             }
@@ -150,25 +170,86 @@ impl World {
                         .retain(|g| g.object.metadata.uid.as_ref() != Some(&uid));
                 }
             }
-            Action::ApplyService { .. } => self.service = true,
-            Action::ApplyPdb {
-                group, min_available, ..
-            } => {
-                if let Some(group) = self.find(&group.name) {
-                    group.pdb = Some(min_available);
+            Action::Apply { owner, object, .. } => match object {
+                ManagedObject::Service(service) => self.service = Some(Arc::new(*service)),
+                ManagedObject::Budget(budget) => {
+                    if let Some(group) = self.find(&owner.name) {
+                        group.budget = Some(Arc::new(*budget));
+                    }
                 }
+            },
+            Action::ScaleDeployment {
+                resource_version,
+                replicas,
+                ..
+            } => {
+                assert!(
+                    self.object.spec.autoscaling.is_some(),
+                    "the number belongs to the user"
+                );
+                if self.object.metadata.resource_version == Some(resource_version) {
+                    self.object.spec.replicas = replicas;
+                    self.replicas_manager = Some("llamero-operator".into());
+                    self.touch();
+                }
+            }
+            Action::CreateRevision {
+                name,
+                digest,
+                number,
+                template,
+                ..
+            } => {
+                let uid = self.uid();
+                if self.revisions.iter().all(|r| r.name != name) {
+                    self.revisions.push(Revision {
+                        name,
+                        uid,
+                        digest,
+                        number,
+                        template: Some(*template),
+                    });
+                }
+            }
+            Action::RenumberRevision { uid, number, .. } => {
+                for revision in self.revisions.iter_mut().filter(|r| r.uid == uid) {
+                    revision.number = number;
+                }
+            }
+            Action::DeleteRevision { uid, .. } => {
+                let used = |r: &Revision| self.groups.iter().any(|g| g.object.spec.revision == r.digest);
+                assert!(
+                    !self.revisions.iter().any(|r| r.uid == uid && used(r)),
+                    "a revision goes that a group runs"
+                );
+                self.revisions.retain(|r| r.uid != uid);
             }
             Action::CreateInspectPod { name, key, .. } => {
                 let uid = self.uid();
-                let created_at = self.now;
                 self.inspect.get_or_insert_with(|| InspectPod {
                     name,
                     uid,
                     key,
-                    created_at,
                     ..InspectPod::default()
                 });
             }
+        }
+    }
+
+    fn refuse(&mut self, group: &str, action: &Action) {
+        let (target, now) = (action.target(), self.now);
+        let refusals = self.refusals.entry(group.to_owned()).or_default();
+        match refusals.iter_mut().find(|refusal| refusal.target == target) {
+            Some(refusal) => {
+                refusal.times += 1;
+                refusal.at = now;
+            }
+            None => refusals.push(Refusal {
+                target,
+                message: "exceeded quota".into(),
+                at: now,
+                times: 1,
+            }),
         }
     }
 
@@ -209,6 +290,19 @@ impl World {
                 continue;
             };
             let formed = p.pod.report.as_ref().is_some_and(|r| r.generation > 0);
+            let successor = before
+                .successor
+                .as_ref()
+                .filter(|s| s.pod_uid.is_some() && s.pod_uid == after.pod_uid);
+            let loaded = |uid: &Option<String>| {
+                let mut pods = group.pods.iter();
+                let pod = pods.find(|p| Some(&p.pod.uid) == uid.as_ref());
+                pod.and_then(|p| p.pod.report.as_ref())
+                    .is_some_and(|r| r.ranks[0].phase == RankPhase::Connecting)
+            };
+            if successor.is_some_and(|s| loaded(&s.pod_uid)) {
+                continue;
+            }
             let on_a_node = p.pod.node.as_ref().is_some_and(|node| nodes.contains(node));
             let healthy =
                 p.pod.phase == PodPhase::Running && p.pod.deletion.is_none() && on_a_node && !p.stuck;
@@ -218,6 +312,13 @@ impl World {
                 p.pod.name
             );
         }
+        let succeeded: Vec<String> = spec
+            .members
+            .iter()
+            .zip(&old.members)
+            .filter(|(after, before)| after.successor.is_some() && before.successor.is_none())
+            .filter_map(|(after, _)| after.successor.as_ref().map(|s| s.node.clone()))
+            .collect();
         let placed: Vec<String> = spec
             .members
             .iter()
@@ -225,8 +326,17 @@ impl World {
             .filter(|(after, before)| after.node.is_some() && before.node.is_none())
             .filter_map(|(after, _)| after.node.clone())
             .collect();
-        let taken_back = spec.placement_failures > old.placement_failures;
-        if taken_back {
+        let rolled_back = spec.placement_failures > old.placement_failures;
+        let refused =
+            spec.failures.last().is_some_and(|f| f.reason == "Refused") && spec.failures != old.failures;
+        if rolled_back && refused {
+            let held = spec
+                .members
+                .iter()
+                .filter(|m| m.node.is_some() && m.pod_uid.is_none());
+            assert_eq!(held.count(), 0, "a refused placement still holds room");
+        }
+        if rolled_back && !refused {
             let overdue = old
                 .members
                 .iter()
@@ -235,16 +345,16 @@ impl World {
             let times: BTreeSet<_> = overdue.clone().filter_map(|(b, _)| b.placed_at.clone()).collect();
             assert!(
                 times.iter().all(|at| at.0.as_millisecond() + deadline <= now),
-                "taken back before the deadline"
+                "rolled back before the deadline"
             );
             let left = old.members.iter().zip(&spec.members).filter(|(b, a)| {
                 b.attempt == a.attempt && b.placed_at.as_ref().is_some_and(|t| times.contains(t))
             });
-            assert_eq!(left.count(), 0, "an attempt is taken back whole");
+            assert_eq!(left.count(), 0, "an attempt is rolled back whole");
         }
         group.object.spec = spec;
         group.object.metadata.resource_version = Some(format!("{}", version.parse::<u64>().unwrap() + 1));
-        for node in placed {
+        for node in placed.into_iter().chain(succeeded) {
             let mut sum = self.used(&node);
             sum.add(&self.reserved(&node));
             let allocatable = &self.nodes[&node].allocatable;

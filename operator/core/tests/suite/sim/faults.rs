@@ -15,6 +15,11 @@ pub(crate) enum Fault {
     Scale(i32),
     Image(u8),
     Wait(u8),
+    Quota(usize),
+    Cordon(usize, bool),
+    Requests(u32),
+    /// Somebody else writes the number of replicas.
+    Meddle(i32),
 }
 
 impl World {
@@ -44,13 +49,15 @@ impl World {
             }
             Fault::Delete(n) => {
                 if let Some(p) = self.pod(*n) {
-                    p.pod.deletion = Some(now + 3000);
+                    p.pod.deletion = Some(3);
+                    p.gone_at.get_or_insert(now + 3000);
                 }
             }
             Fault::Evict(n) => {
                 if let Some(p) = self.pod(*n) {
                     p.pod.evicted = true;
-                    p.pod.deletion = Some(now + 1000);
+                    p.pod.deletion = Some(1);
+                    p.gone_at.get_or_insert(now + 1000);
                 }
             }
             Fault::Stall(n) => {
@@ -76,8 +83,20 @@ impl World {
                 self.foreign
                     .insert(name, Resources::new().with(GPU, (*gpus).min(free)));
             }
-            Fault::Scale(n) => self.object.spec.replicas = Some(*n),
+            Fault::Scale(n) => self.object.spec.replicas = *n,
             Fault::Image(n) => self.object.spec.worker.image = Some(format!("worker:{n}")),
+            Fault::Cordon(n, on) => {
+                if let Some(node) = self.nodes.get_mut(&format!("n{n}")) {
+                    node.unschedulable = *on;
+                }
+            }
+            Fault::Quota(pods) => self.quota = *pods,
+            Fault::Requests(n) => self.requests = *n,
+            Fault::Meddle(n) => {
+                self.object.spec.replicas = *n;
+                self.replicas_manager = Some("kubectl-scale".into());
+                self.touch();
+            }
             Fault::Wait(seconds) => {
                 for _ in 0..*seconds {
                     self.tick();

@@ -15,8 +15,7 @@ impl World {
         let nodes: BTreeSet<String> = self.nodes.keys().cloned().collect();
         for group in &mut self.groups {
             group.pods.retain(|p| {
-                p.pod.deletion.is_none_or(|at| at > now)
-                    && p.pod.node.as_ref().is_none_or(|n| nodes.contains(n))
+                p.gone_at.is_none_or(|at| at > now) && p.pod.node.as_ref().is_none_or(|n| nodes.contains(n))
             });
         }
         self.schedule();
@@ -40,15 +39,14 @@ impl World {
                     ..Report::default()
                 });
                 (report.received_at, report.alive_at) = (now, now);
+                // A rank reads its shard as soon as it runs; only connecting waits for Form.
                 let rank = &mut report.ranks[0];
-                if report.generation > 0 {
-                    rank.loaded_bytes = (rank.loaded_bytes + READ).min(total);
-                    rank.phase = if rank.loaded_bytes < total {
-                        RankPhase::Loading
-                    } else {
-                        RankPhase::Connecting
-                    };
-                }
+                rank.loaded_bytes = (rank.loaded_bytes + READ).min(total);
+                rank.phase = if rank.loaded_bytes < total {
+                    RankPhase::Loading
+                } else {
+                    RankPhase::Connecting
+                };
             }
             step_group(group);
         }

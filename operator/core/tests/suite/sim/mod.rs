@@ -13,18 +13,21 @@ use std::{
     sync::Arc,
 };
 
+use k8s_openapi::api::{core::v1::Service, policy::v1::PodDisruptionBudget};
 use llamero_api::{
     LlamaDeployment, LlamaGroup,
     group::{Intent, LlamaGroupSpec, RankPhase},
 };
 use llamero_core::{
-    Action, Plan, decide,
+    Action, Plan,
+    children::ManagedObject,
+    decide,
     observed::{
-        Demand, Deployment, Exit, Group, InspectPod, Load, Node, Observed, Pod, PodPhase, Rank, Report,
-        Settings,
+        Demand, Deployment, Exit, Group, InspectPod, Load, Node, Observed, Pod, PodPhase, Rank, Refusal,
+        Report, Revision, Settings,
     },
     plan::Confirm,
-    report,
+    refusals, report,
     resources::{self, Resources},
     time::Millis,
 };
@@ -36,6 +39,8 @@ const READ: i64 = 2 << 30;
 
 struct SimPod {
     pod: Pod,
+    /// When its kubelet ends it at the latest.
+    gone_at: Option<Millis>,
     pinned: Option<String>,
     stuck: bool,
 }
@@ -43,7 +48,7 @@ struct SimPod {
 struct SimGroup {
     object: LlamaGroup,
     pods: Vec<SimPod>,
-    pdb: Option<i32>,
+    budget: Option<Arc<PodDisruptionBudget>>,
     /// Membership that was pushed last.
     formed: BTreeSet<String>,
 }
@@ -56,9 +61,14 @@ pub(crate) struct World {
     pub(crate) foreign: BTreeMap<String, Resources>,
     pub(crate) object: LlamaDeployment,
     pub(crate) requests: u32,
+    /// Pods that the namespace may have.
+    pub(crate) quota: usize,
+    refusals: BTreeMap<String, Vec<Refusal>>,
     groups: Vec<SimGroup>,
     inspect: Option<InspectPod>,
-    service: bool,
+    service: Option<Arc<Service>>,
+    revisions: Vec<Revision>,
+    replicas_manager: Option<String>,
     serial: u64,
 }
 
@@ -81,11 +91,21 @@ impl World {
             foreign: BTreeMap::new(),
             object,
             requests: 0,
+            quota: usize::MAX,
+            refusals: BTreeMap::new(),
             groups: Vec::new(),
             inspect: None,
-            service: false,
+            service: None,
+            revisions: Vec::new(),
+            replicas_manager: None,
             serial: 0,
         }
+    }
+
+    /// Another resource version of the deployment.
+    pub(super) fn touch(&mut self) {
+        self.serial += 1;
+        self.object.metadata.resource_version = Some(self.serial.to_string());
     }
 
     fn uid(&mut self) -> String {
@@ -108,7 +128,8 @@ impl World {
                 Group {
                     object: Arc::new(group.object.clone()),
                     pods,
-                    pdb_min_available: group.pdb,
+                    budget: group.budget.clone(),
+                    refusals: self.refused(group),
                     load: serves.then_some(Load {
                         running: self.requests,
                         waiting: 0,
@@ -120,6 +141,7 @@ impl World {
         Observed {
             settings: Settings {
                 worker_image: "worker:1".into(),
+                ..Settings::default()
             },
             nodes,
             deployments: vec![Deployment {
@@ -127,15 +149,40 @@ impl World {
                 groups,
                 names_in_use: BTreeSet::new(),
                 inspect: self.inspect.iter().cloned().collect(),
-                has_service: self.service,
+                service: self.service.clone(),
+                revisions: self.revisions.clone(),
+                replicas_manager: self.replicas_manager.clone(),
+                refusals: vec![],
                 demand: Some(Demand {
-                    held: 0,
+                    held: if self.groups.iter().any(|g| self.serves(g)) {
+                        0
+                    } else {
+                        self.requests
+                    },
                     in_flight: self.requests,
+                    total: u64::from(self.requests),
                     received_at: self.now,
                 }),
             }],
             ..Observed::default()
         }
+    }
+
+    fn refused(&self, group: &SimGroup) -> Vec<Refusal> {
+        let name = group.object.metadata.name.as_deref().unwrap_or_default();
+        self.refusals.get(name).cloned().unwrap_or_default()
+    }
+
+    /// With autoscaling from zero.
+    pub(crate) fn autoscaled(nodes: usize) -> Self {
+        let mut world = Self::new(nodes, 0);
+        world.object.spec.autoscaling = serde_json::from_value(serde_json::json!({
+            "minReplicas": 0, "maxReplicas": 3, "targetRequestsPerGroup": 4,
+            "scaleDownStabilization": "20s", "idleTimeoutToZero": "30s"
+        }))
+        .unwrap();
+        world.touch();
+        world
     }
 
     fn used(&self, node: &str) -> Resources {
@@ -172,6 +219,19 @@ impl World {
                     reserved.add(&request);
                 }
             }
+            let successors = group
+                .object
+                .spec
+                .members
+                .iter()
+                .filter_map(|m| Some((m.index, m.successor.as_ref()?)));
+            for (index, successor) in successors.filter(|(_, s)| s.node == node) {
+                let mut pods = group.pods.iter();
+                let pod = pods.find(|p| p.pod.index == index && p.pod.attempt == successor.attempt);
+                if pod.is_none_or(|p| p.pod.node.is_none()) {
+                    reserved.add(&request);
+                }
+            }
         }
         reserved
     }
@@ -183,7 +243,7 @@ impl World {
         assert_eq!(
             plan,
             decide(&observed, self.now),
-            "the same sight gives the same plan"
+            "the same input gives the same plan"
         );
         let mut writes = BTreeSet::new();
         for step in &plan.steps {
@@ -205,6 +265,10 @@ impl World {
                     group.object.status = Some(status);
                 }
             }
+        }
+        let now = self.now;
+        for refusals in self.refusals.values_mut() {
+            refusals.retain(|refusal| now <= refusals::retry_at(refusal) + 5_000);
         }
         self.tick();
         plan

@@ -1,11 +1,14 @@
 //! How a cluster looks in which there is nothing left to do.
 
+use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
+
 use super::*;
 
 impl World {
     /// Lets the operator work undisturbed until there is nothing left to do.
     pub(crate) fn settle(&mut self) {
         let mut quiet = 0;
+        self.quota = usize::MAX;
         for _ in 0..2000 {
             let plan = self.pass(u64::MAX, true);
             quiet = if plan.steps.is_empty() { quiet + 1 } else { 0 };
@@ -51,25 +54,77 @@ impl World {
             .collect()
     }
 
+    /// Nodes that have room for another pod of the group.
+    fn fitting(&self, group: &SimGroup, occupied: &BTreeSet<String>) -> usize {
+        let request = resources::of_template(&group.object.spec.template);
+        let fits = self.nodes.iter().filter(|(node, n)| {
+            let mut free = n.allocatable.clone();
+            free.subtract(&self.used(node));
+            free.subtract(&self.reserved(node));
+            !n.unschedulable && !occupied.contains(*node) && free.covers(&request)
+        });
+        fits.count()
+    }
+
+    /// Members sit on cordoned nodes, and all of them could be elsewhere.
+    fn could_move(&self, group: &SimGroup) -> bool {
+        let nodes: BTreeSet<String> = group
+            .object
+            .spec
+            .members
+            .iter()
+            .filter_map(|m| m.node.clone())
+            .collect();
+        let cordoned = nodes
+            .iter()
+            .filter(|name| self.nodes.get(*name).is_some_and(|node| node.unschedulable));
+        let moving = cordoned.count();
+        moving > 0 && self.fitting(group, &nodes) >= moving
+    }
+
     fn check_settled(&self) {
         let status = self.object.status.as_ref().unwrap();
-        let wanted = usize::try_from(self.object.spec.replicas.unwrap()).unwrap();
-        assert_eq!(self.groups.len(), wanted, "{:?}", self.states());
+        assert!(
+            self.object.spec.autoscaling.is_none() || self.requests == 0 || self.object.spec.replicas > 0,
+            "requests wait and no group is wanted"
+        );
+        let wanted = usize::try_from(self.object.spec.replicas).unwrap();
+        // A surge may wait for room while an older group may not go.
+        let outdated = self
+            .groups
+            .iter()
+            .any(|g| g.object.spec.revision != status.revision);
+        let surge = usize::from(outdated);
+        assert!(
+            (wanted..=wanted + surge).contains(&self.groups.len()),
+            "{wanted} wanted: {:?}",
+            self.states()
+        );
         for group in &self.groups {
             let spec = &group.object.spec;
-            let floor = self.object.spec.replicas.unwrap() - self.object.spec.rollout.max_unavailable;
+            let floor = self.object.spec.replicas - self.object.spec.rollout.max_unavailable;
             // Replacing another one would leave too few; nothing but room for a missing group can help.
             let at_floor = self.serves(group) && status.ready_replicas <= floor;
             assert!(
                 spec.revision == status.revision || at_floor,
                 "an old revision is left"
             );
-            assert_eq!(group.pdb, Some(2));
+            let budget = group
+                .budget
+                .as_ref()
+                .and_then(|budget| budget.spec.clone())
+                .unwrap();
+            assert_eq!(budget.min_available, Some(IntOrString::Int(2)));
             let name = group.object.metadata.name.as_deref().unwrap();
             if self.serves(group) {
                 let recorded: BTreeSet<_> = spec.members.iter().filter_map(|m| m.pod_uid.clone()).collect();
                 let running: BTreeSet<_> = group.pods.iter().map(|p| p.pod.uid.clone()).collect();
                 assert_eq!(recorded, running, "exactly the recorded pods run");
+                assert!(
+                    !self.could_move(group),
+                    "{name} stays on a cordoned node although there is room: {:?}",
+                    self.states()
+                );
                 continue;
             }
             let summary = status.groups.iter().find(|g| g.name == name).unwrap();
@@ -92,14 +147,8 @@ impl World {
             );
             // There is truly no room for what is missing.
             let occupied: BTreeSet<_> = spec.members.iter().filter_map(|m| m.node.clone()).collect();
-            let fits = self.nodes.iter().filter(|(node, n)| {
-                let mut free = n.allocatable.clone();
-                free.subtract(&self.used(node));
-                free.subtract(&self.reserved(node));
-                !occupied.contains(*node) && free.covers(&resources::of_template(&spec.template))
-            });
             assert!(
-                fits.count() < unplaced,
+                self.fitting(group, &occupied) < unplaced,
                 "{name} waits although there is room: {:?}",
                 self.states()
             );

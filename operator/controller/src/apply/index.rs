@@ -5,7 +5,7 @@ use std::{collections::HashMap, sync::Arc};
 use k8s_openapi::api::core::v1::{ObjectReference, Pod};
 use kube::{Resource, ResourceExt as _};
 use llamero_api::{LlamaDeployment, LlamaGroup};
-use llamero_core::{Action, Key};
+use llamero_core::{Action, Key, children::ManagedObject};
 
 use super::error::EffectError;
 use crate::{build::parts::namespace_of, observe::Snapshot, watch::slim};
@@ -30,7 +30,7 @@ impl std::fmt::Display for Subject {
 
 /// Objects by namespace and name.
 #[derive(Clone, Debug, Default)]
-pub struct View {
+pub struct Index {
     deployments: HashMap<Key, Arc<LlamaDeployment>>,
     groups: HashMap<Key, Arc<LlamaGroup>>,
     pods: HashMap<Key, Arc<Pod>>,
@@ -45,7 +45,7 @@ pub fn key_of(object: &impl Resource) -> Key {
     }
 }
 
-impl View {
+impl Index {
     /// The objects of a snapshot; of the pods only ours.
     #[must_use]
     pub fn new(snapshot: &Snapshot) -> Self {
@@ -96,7 +96,10 @@ impl View {
     pub fn subject(&self, action: &Action) -> Subject {
         match action {
             Action::CreateGroup { deployment, .. }
-            | Action::ApplyService { deployment, .. }
+            | Action::ScaleDeployment { deployment, .. }
+            | Action::CreateRevision { deployment, .. }
+            | Action::RenumberRevision { deployment, .. }
+            | Action::DeleteRevision { deployment, .. }
             | Action::CreateInspectPod { deployment, .. } => Subject::Deployment(deployment.clone()),
             Action::DeletePod { owner, pod, .. } => {
                 // An inspect pod belongs to the deployment even if a group bears the same name.
@@ -115,8 +118,11 @@ impl View {
             | Action::Ungate { group, .. }
             | Action::Form { group, .. }
             | Action::DrainGroup { group, .. }
-            | Action::DeleteGroup { group, .. }
-            | Action::ApplyPdb { group, .. } => Subject::Group(group.clone()),
+            | Action::DeleteGroup { group, .. } => Subject::Group(group.clone()),
+            Action::Apply { owner, object, .. } => match object {
+                ManagedObject::Service(_) => Subject::Deployment(owner.clone()),
+                ManagedObject::Budget(_) => Subject::Group(owner.clone()),
+            },
         }
     }
 

@@ -1,0 +1,313 @@
+//! Effects against an API server that refuses, conflicts, and answers late to who is faster.
+
+use k8s_openapi::jiff::Timestamp;
+use llamero_core::{Action, Key, Step, observed::Settings, plan::EventKind};
+use prometheus_client::registry::Registry;
+use serde_json::{Value, json};
+
+use super::{
+    Failure, Index, Outcome, Refusals, Subject, Writer,
+    calls::Channels,
+    effects::{self, Tools},
+    error::Remedy,
+};
+use crate::{
+    events::Events,
+    form_keys::FormKeys,
+    lease::Leadership,
+    metrics::Metrics,
+    mock::{Answer, ApiServer, failure},
+    observe::{Snapshot, observe},
+    wake::Wake,
+    watch::Caches,
+};
+
+const GROUP: &str = "/apis/llamero.dev/v1alpha1/namespaces/n/llamagroups/d-0";
+const SCALE: &str = "/apis/llamero.dev/v1alpha1/namespaces/n/llamadeployments/d/scale";
+const PODS: &str = "/api/v1/namespaces/n/pods";
+
+fn key(name: &str) -> Key {
+    Key {
+        namespace: "n".into(),
+        name: name.into(),
+    }
+}
+
+fn owner(kind: &str, name: &str, uid: &str) -> Value {
+    json!([{"apiVersion": "llamero.dev/v1alpha1", "kind": kind, "name": name, "uid": uid, "controller": true}])
+}
+
+fn group_json(version: &str) -> Value {
+    json!({
+        "apiVersion": "llamero.dev/v1alpha1", "kind": "LlamaGroup",
+        "metadata": {"name": "d-0", "namespace": "n", "uid": "g", "resourceVersion": version,
+            "ownerReferences": owner("LlamaDeployment", "d", "d-uid")},
+        "spec": {"deployment": "d", "revision": "r", "generation": 0,
+            "members": [{"index": 0, "attempt": 0, "node": "a", "placedAt": "2026-01-01T00:00:00Z"}],
+            "template": {"modelName": "m", "source": {"hostPath": {"path": "/w"}}, "maxContextLength": 1, "tensor": 1, "pipeline": 1,
+                "ranksPerPod": 1, "kvBytesPerRank": 1, "weightBytesPerRank": 1, "stallTimeout": "1s", "worker": {"image": "w"}}},
+    })
+}
+
+/// A deployment with one placed group whose pod is still to be made.
+fn snapshot() -> Snapshot {
+    let deployment = json!({
+        "apiVersion": "llamero.dev/v1alpha1", "kind": "LlamaDeployment",
+        "metadata": {"name": "d", "namespace": "n", "uid": "d-uid", "resourceVersion": "3"},
+        "spec": {"model": {"source": {"hostPath": {"path": "/w"}}}, "parallelism": {"tensor": 1},
+            "placement": {"deadline": "999999h"}},
+    });
+    Snapshot {
+        deployments: vec![std::sync::Arc::new(serde_json::from_value(deployment).unwrap())],
+        groups: vec![std::sync::Arc::new(
+            serde_json::from_value(group_json("7")).unwrap(),
+        )],
+        ..Snapshot::default()
+    }
+}
+
+async fn run(answers: Vec<Answer>, actions: Vec<Action>) -> (Outcome, ApiServer) {
+    let (client, server) = ApiServer::start(answers).await;
+    let caches = Caches::start(&client, Some("n"), &Wake::default());
+    let writer = Writer::new(client.clone(), Leadership::held_for_tests(), caches);
+    let events = Events::start(client, "test".into());
+    let metrics = Metrics::register(&mut Registry::default());
+    let tools = Tools {
+        writer: &writer,
+        index: &Index::new(&snapshot()),
+        channels: &Channels::new(),
+        events: &events,
+        metrics: &metrics,
+        settings: &Settings::default(),
+        keys: &FormKeys::new([1; 32]),
+    };
+    let steps: Vec<Step> = actions
+        .into_iter()
+        .map(|action| Step {
+            action,
+            reason: "Test",
+            message: "test".into(),
+            event: EventKind::None,
+        })
+        .collect();
+    (effects::apply(&tools, &steps).await, server)
+}
+
+fn scale() -> Action {
+    Action::ScaleDeployment {
+        deployment: key("d"),
+        deployment_uid: "d-uid".into(),
+        resource_version: "3".into(),
+        replicas: 4,
+    }
+}
+
+fn write_group() -> Action {
+    let mut group: llamero_api::LlamaGroup = serde_json::from_value(group_json("7")).unwrap();
+    group.spec.generation = 1;
+    Action::WriteGroup {
+        group: key("d-0"),
+        resource_version: "7".into(),
+        spec: Box::new(group.spec),
+        confirm: llamero_core::plan::Confirm::default(),
+    }
+}
+
+fn create_pod() -> Action {
+    Action::CreatePod {
+        group: key("d-0"),
+        name: "d-0-0-0".into(),
+        index: 0,
+        attempt: 0,
+    }
+}
+
+fn remedies(outcome: &Outcome) -> Vec<Remedy> {
+    outcome.failures.iter().map(|failure| failure.remedy).collect()
+}
+
+#[tokio::test]
+async fn the_number_of_groups_is_written_through_scale_with_the_version_that_was_read() {
+    let written = json!({"apiVersion": "autoscaling/v1", "kind": "Scale", "metadata": {"name": "d", "resourceVersion": "4"}});
+    let (outcome, server) = run(vec![("PUT", SCALE, 200, written)], vec![scale()]).await;
+    assert!(outcome.failures.is_empty(), "{:?}", outcome.failures);
+    let asked = server.asked();
+    let asked = asked.iter().find(|asked| asked.path == SCALE).unwrap();
+    assert_eq!(asked.body["spec"]["replicas"], 4);
+    assert_eq!(
+        (
+            &asked.body["metadata"]["resourceVersion"],
+            &asked.body["metadata"]["uid"]
+        ),
+        (&json!("3"), &json!("d-uid"))
+    );
+    let conflict = failure(409, "Conflict", "the object has been modified");
+    let (outcome, _) = run(vec![("PUT", SCALE, 409, conflict)], vec![scale()]).await;
+    assert_eq!(remedies(&outcome), [Remedy::Decide]);
+}
+
+#[tokio::test]
+async fn a_group_is_patched_where_it_differs_and_a_lost_race_is_decided_again() {
+    let (outcome, server) = run(vec![("PATCH", GROUP, 200, group_json("8"))], vec![write_group()]).await;
+    assert!(outcome.failures.is_empty(), "{:?}", outcome.failures);
+    let asked = server.asked();
+    let asked = asked.iter().find(|asked| asked.path == GROUP).unwrap();
+    assert_eq!(asked.content_type, "application/json-patch+json");
+    assert_eq!(
+        asked.body,
+        json!([
+            {"op": "test", "path": "/metadata/resourceVersion", "value": "7"},
+            {"op": "replace", "path": "/spec/generation", "value": 1},
+        ])
+    );
+    let lost = failure(
+        422,
+        "Invalid",
+        "the server rejected our request due to an error in our request",
+    );
+    let (outcome, _) = run(vec![("PATCH", GROUP, 422, lost)], vec![write_group()]).await;
+    assert_eq!(remedies(&outcome), [Remedy::Decide]);
+    let mut invalid = failure(
+        422,
+        "Invalid",
+        "LlamaGroup is invalid: spec.generation only grows",
+    );
+    invalid["details"] =
+        json!({"causes": [{"reason": "FieldValueInvalid", "message": "only grows", "field": "spec"}]});
+    let (outcome, _) = run(vec![("PATCH", GROUP, 422, invalid)], vec![write_group()]).await;
+    assert_eq!(remedies(&outcome), [Remedy::User]);
+}
+
+#[tokio::test]
+async fn a_quota_s_refusal_is_input_of_the_next_decision_and_releases_the_room() {
+    let quota = failure(
+        403,
+        "Forbidden",
+        "pods \"d-0-0-0\" is forbidden: exceeded quota: gpus",
+    );
+    let (outcome, _) = run(
+        vec![("POST", PODS, 403, quota)],
+        vec![create_pod(), write_group()],
+    )
+    .await;
+    let [
+        Failure {
+            subject,
+            target,
+            remedy,
+            ..
+        },
+    ] = outcome.failures.as_slice()
+    else {
+        panic!("one failure ends the chain: {:?}", outcome.failures)
+    };
+    assert_eq!(
+        (subject, target.as_str(), *remedy),
+        (&Subject::Group(key("d-0")), "CreatePod d-0-0-0", Remedy::User)
+    );
+
+    let now = Timestamp::now();
+    let mut refusals = Refusals::default();
+    refusals.record(&outcome, now.as_millisecond());
+    let observed = observe(&snapshot(), &Settings::default(), &refusals, now);
+    let plan = llamero_core::decide(&observed, now.as_millisecond());
+    let rolled_back = plan
+        .steps
+        .iter()
+        .find(|step| step.reason == "RolledBack")
+        .unwrap();
+    assert!(
+        rolled_back.message.contains("exceeded quota: gpus"),
+        "{}",
+        rolled_back.message
+    );
+    assert!(
+        plan.steps
+            .iter()
+            .all(|step| !matches!(step.action, Action::CreatePod { .. }))
+    );
+    let status = llamero_core::report(&observed, &plan, now.as_millisecond());
+    let degraded = status
+        .deployments
+        .values()
+        .flat_map(|status| &status.conditions)
+        .find(|c| c.type_ == "Degraded")
+        .unwrap();
+    assert_eq!(
+        (degraded.status.as_str(), degraded.reason.as_str()),
+        ("True", "Refused")
+    );
+}
+
+#[tokio::test]
+async fn outages_are_tried_again_and_remembered_by_nobody() {
+    for (code, reason) in [(500, "InternalError"), (429, "TooManyRequests")] {
+        let (outcome, _) = run(
+            vec![("POST", PODS, code, failure(code, reason, "later"))],
+            vec![create_pod()],
+        )
+        .await;
+        assert_eq!(remedies(&outcome), [Remedy::Retry], "{code}");
+        let mut refusals = Refusals::default();
+        refusals.record(&outcome, 0);
+        assert!(refusals.of(&Subject::Group(key("d-0"))).is_empty());
+    }
+}
+
+#[tokio::test]
+async fn a_pod_of_our_group_that_exists_already_is_success_and_a_foreign_one_is_not() {
+    let exists = || failure(409, "AlreadyExists", "pods \"d-0-0-0\" already exists");
+    let pod = |uid: &str| {
+        json!({"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "d-0-0-0", "namespace": "n", "uid": "p",
+            "resourceVersion": "9", "ownerReferences": owner("LlamaGroup", "d-0", uid)}})
+    };
+    let found = "/api/v1/namespaces/n/pods/d-0-0-0";
+    let (outcome, _) = run(
+        vec![("POST", PODS, 409, exists()), ("GET", found, 200, pod("g"))],
+        vec![create_pod()],
+    )
+    .await;
+    assert!(outcome.failures.is_empty(), "{:?}", outcome.failures);
+    let (outcome, _) = run(
+        vec![("POST", PODS, 409, exists()), ("GET", found, 200, pod("x"))],
+        vec![create_pod()],
+    )
+    .await;
+    assert_eq!(remedies(&outcome), [Remedy::User]);
+}
+
+#[tokio::test]
+async fn the_master_key_is_made_once_and_a_faster_operator_s_counts() {
+    let secrets = "/api/v1/namespaces/system/secrets";
+    let (client, server) = ApiServer::start(vec![(
+        "POST",
+        secrets,
+        201,
+        json!({"metadata": {"name": "keys"}}),
+    )])
+    .await;
+    let made = FormKeys::load(&client, "system", "keys").await;
+    let body = server.asked()[0].body.clone();
+    let secret: k8s_openapi::api::core::v1::Secret = serde_json::from_value(body).unwrap();
+    let bytes = secret.data.unwrap().remove("master-key").unwrap().0;
+    let master: [u8; 32] = bytes.try_into().unwrap();
+    assert_ne!(master, [0; 32]);
+    assert_eq!(
+        made.of_generation("g", 1),
+        FormKeys::new(master).of_generation("g", 1)
+    );
+
+    let one = "/api/v1/namespaces/system/secrets/keys";
+    let theirs = json!({"metadata": {"name": "keys"}, "data": {"master-key": "AgICAgICAgICAgICAgICAgICAgICAgICAgICAgICAgI="}});
+    let (client, _) = ApiServer::start(vec![
+        ("GET", one, 404, failure(404, "NotFound", "")),
+        ("POST", secrets, 409, failure(409, "AlreadyExists", "exists")),
+        ("GET", one, 200, theirs),
+    ])
+    .await;
+    let taken = FormKeys::load(&client, "system", "keys").await;
+    assert_eq!(
+        taken.of_generation("g", 1),
+        FormKeys::new([2; 32]).of_generation("g", 1)
+    );
+}

@@ -1,0 +1,50 @@
+//! What resource types and worker must agree on: the API crate cannot depend on the gRPC contract, so their figures are compared here.
+
+#[cfg(test)]
+mod tests {
+    use std::ops::RangeInclusive;
+
+    use llamero_api::{crds, labels};
+    use llamero_proto::{limits, ports};
+    use serde_json::Value;
+
+    #[test]
+    fn ports_are_the_workers() {
+        for (ours, theirs) in [
+            (labels::INFERENCE_PORT, ports::INFERENCE),
+            (labels::CONTROL_PORT, ports::CONTROL),
+            (labels::DEMAND_PORT, ports::DEMAND),
+            (labels::HEALTH_PORT, ports::HEALTH),
+            (labels::RANK_PORT, ports::RANKS),
+        ] {
+            assert_eq!(ours, theirs);
+        }
+    }
+
+    /// What the API server accepts the worker's command line must accept too.
+    #[test]
+    fn ranges_of_the_resources_are_within_the_workers() {
+        let definitions = crds::definitions().unwrap();
+        let schema = definitions[0]
+            .pointer("/spec/versions/0/schema/openAPIV3Schema/properties/spec")
+            .unwrap();
+        for (path, range) in [
+            ("engine/properties/threads", limits::THREADS),
+            ("engine/properties/maxSequences", limits::MAX_SEQUENCES),
+            ("engine/properties/maxBatchedTokens", limits::MAX_BATCHED_TOKENS),
+            ("model/properties/maxContextLength", limits::MAX_CONTEXT_LENGTH),
+            ("parallelism/properties/tensor", limits::TENSOR),
+            ("parallelism/properties/pipeline", limits::PIPELINE),
+            ("accelerator/properties/perNode", limits::RANKS_PER_POD),
+        ] {
+            let field = schema.pointer(&format!("/properties/{path}")).unwrap();
+            assert!(within(field, &range), "{path}: {} and {range:?}", field);
+        }
+    }
+
+    fn within(field: &Value, range: &RangeInclusive<u32>) -> bool {
+        let bound = |name: &str| field[name].as_f64();
+        let (low, high) = (f64::from(*range.start()), f64::from(*range.end()));
+        bound("minimum").is_some_and(|min| min >= low) && bound("maximum").is_some_and(|max| max <= high)
+    }
+}

@@ -1,0 +1,94 @@
+//! (tests) An API server that answers what a scenario says, and remembers what it was asked.
+
+use std::{
+    collections::VecDeque,
+    sync::{Arc, Mutex, PoisonError},
+};
+
+use axum::{
+    Json, Router,
+    body::Bytes,
+    extract::State,
+    http::{HeaderMap, Method, StatusCode, Uri},
+};
+use kube::{Client, Config};
+use serde_json::{Value, json};
+
+/// A request as it came in.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) struct Asked {
+    pub(crate) method: String,
+    pub(crate) path: String,
+    pub(crate) content_type: String,
+    pub(crate) body: Value,
+}
+
+/// An answer to the next request of this method and path.
+pub(crate) type Answer = (&'static str, &'static str, u16, Value);
+
+#[derive(Default)]
+struct Inner {
+    answers: Mutex<VecDeque<Answer>>,
+    asked: Mutex<Vec<Asked>>,
+}
+
+/// The server's memory.
+#[derive(Clone, Default)]
+pub(crate) struct ApiServer(Arc<Inner>);
+
+impl ApiServer {
+    /// A server that gives these answers once each, and says "not found" to everything else.
+    pub(crate) async fn start(answers: Vec<Answer>) -> (Client, Self) {
+        let server = Self::default();
+        *server.0.answers.lock().unwrap_or_else(PoisonError::into_inner) = answers.into();
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let app = Router::new().fallback(answer).with_state(server.clone());
+        tokio::spawn(async move { axum::serve(listener, app).await });
+        let config = Config::new(format!("http://{address}").parse().unwrap());
+        (Client::try_from(config).unwrap(), server)
+    }
+
+    /// Requests that were given an answer, in their order.
+    pub(crate) fn asked(&self) -> Vec<Asked> {
+        self.0
+            .asked
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .clone()
+    }
+}
+
+async fn answer(
+    State(server): State<ApiServer>,
+    method: Method,
+    uri: Uri,
+    headers: HeaderMap,
+    body: Bytes,
+) -> (StatusCode, Json<Value>) {
+    let mut answers = server.0.answers.lock().unwrap_or_else(PoisonError::into_inner);
+    let found = answers
+        .iter()
+        .position(|(m, p, ..)| method.as_str() == *m && uri.path() == *p);
+    let Some((_, _, code, answer)) = found.and_then(|at| answers.remove(at)) else {
+        return (StatusCode::NOT_FOUND, Json(failure(404, "NotFound", "not found")));
+    };
+    let header = headers.get("content-type").and_then(|value| value.to_str().ok());
+    server
+        .0
+        .asked
+        .lock()
+        .unwrap_or_else(PoisonError::into_inner)
+        .push(Asked {
+            method: method.to_string(),
+            path: uri.path().to_owned(),
+            content_type: header.unwrap_or_default().to_owned(),
+            body: serde_json::from_slice(&body).unwrap_or(Value::Null),
+        });
+    (StatusCode::from_u16(code).unwrap(), Json(answer))
+}
+
+/// A `Status` as the API server sends it.
+pub(crate) fn failure(code: u16, reason: &str, message: &str) -> Value {
+    json!({"apiVersion": "v1", "kind": "Status", "status": "Failure", "code": code, "reason": reason, "message": message})
+}

@@ -1,0 +1,76 @@
+//! Whether the worker image can compute on what a deployment asks for.
+
+use llamero_api::{CheckpointSummary, LlamaDeploymentSpec};
+
+/// Domains of extended resources, and the backend of the worker that drives their devices.
+const DRIVERS: [(&str, &str); 1] = [("nvidia.com/", "cuda")];
+
+/// Whether a backend of the worker image drives the accelerators of the specification. The image itself says which ones it has, in
+/// what its inspect pod writes.
+///
+/// # Errors
+/// A sentence that says which backend is missing and what to do.
+pub fn check(spec: &LlamaDeploymentSpec, summary: &CheckpointSummary) -> Result<(), String> {
+    let Some(resource) = spec.accelerator.as_ref().and_then(|a| a.resource.as_deref()) else {
+        return Ok(());
+    };
+    let backends = summary.backends();
+    let Some((_, driver)) = DRIVERS.iter().find(|(domain, _)| resource.starts_with(domain)) else {
+        return Err(format!(
+            "accelerator.resource is {resource}, which no backend of Llamero drives: use nvidia.com/gpu, or remove accelerator.resource to run on the CPU"
+        ));
+    };
+    if backends.contains(driver) {
+        return Ok(());
+    }
+    Err(format!(
+        "accelerator.resource is {resource}, but the worker image computes on {} only: choose a worker.image with the backend {driver}, or remove accelerator.resource to run on the CPU",
+        backends.join(" and ")
+    ))
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    fn spec(resource: Option<&str>) -> LlamaDeploymentSpec {
+        let accelerator = resource.map_or(json!({}), |resource| json!({"resource": resource}));
+        serde_json::from_value(json!({
+            "model": {"source": {"hostPath": {"path": "/m"}}}, "parallelism": {"tensor": 1}, "accelerator": accelerator
+        }))
+        .unwrap()
+    }
+
+    fn summary(backends: &[&str]) -> CheckpointSummary {
+        serde_json::from_value(json!({
+            "formatVersion": 1, "architecture": "LlamaForCausalLM", "hiddenSize": 1, "layers": 1, "qHeads": 1, "kvHeads": 1,
+            "headDim": 1, "ffnSize": 1, "vocabSize": 1, "maxPositionEmbeddings": 1, "weights": "fp8", "parameters": 1,
+            "checkpointBytes": 1, "plans": [], "backends": backends
+        }))
+        .unwrap()
+    }
+
+    #[test]
+    fn an_image_without_cuda_is_refused_gpus_and_says_so() {
+        for backends in [&[][..], &["cpu"][..]] {
+            let why = check(&spec(Some("nvidia.com/gpu")), &summary(backends)).unwrap_err();
+            assert!(
+                why.contains("computes on cpu only") && why.contains("remove accelerator.resource"),
+                "{why}"
+            );
+        }
+        assert_eq!(
+            check(&spec(Some("nvidia.com/gpu")), &summary(&["cpu", "cuda"])),
+            Ok(())
+        );
+        assert_eq!(check(&spec(None), &summary(&[])), Ok(()));
+    }
+
+    #[test]
+    fn devices_that_nothing_drives_are_refused_by_name() {
+        let why = check(&spec(Some("amd.com/gpu")), &summary(&["cpu", "cuda"])).unwrap_err();
+        assert!(why.contains("amd.com/gpu, which no backend"), "{why}");
+    }
+}

@@ -1,0 +1,206 @@
+//! About one deployment and its groups.
+
+use std::collections::BTreeMap;
+
+use llamero_api::group::GroupTemplate;
+
+use super::queue::Queued;
+use crate::{
+    autoscaling::{self, AutoscalerInput},
+    backends, children,
+    groups::{self, Context, GroupView, disruption},
+    history,
+    inspect::{self, Inspection},
+    names::NameOwners,
+    observed::{Deployment, Node, Observed},
+    plan::{Acceptance, Action, EventKind, Key, Plan, Step, Verdict},
+    refusals, replicas, revision,
+    rollout::{self, Target},
+    sizing,
+    time::{self, Millis},
+};
+
+/// What the API lets a deployment ask for.
+const MOST_GROUPS: i32 = 1000;
+
+/// What is true for all deployments.
+pub(super) struct Cluster<'a> {
+    pub(super) observed: &'a Observed,
+    pub(super) nodes: &'a BTreeMap<&'a str, &'a Node>,
+    pub(super) names: NameOwners<'a>,
+    pub(super) now: Millis,
+}
+
+/// Steps and verdict of one deployment, and what its groups need from the placer.
+pub(super) fn decide<'a>(
+    cluster: &Cluster<'a>,
+    deployment: &'a Deployment,
+    plan: &mut Plan,
+    requests: &mut Vec<Queued<'a>>,
+) {
+    let (object, now) = (&deployment.object, cluster.now);
+    let key = Key::of(&object.metadata);
+    let mut steps = Vec::new();
+    let mut verdict = Verdict {
+        revision: revision::digest(&object.spec, object.model_name()),
+        name_owner: cluster.names.other_owner(object, &key),
+        refusal: refusals::latest(&deployment.refusals),
+        ..Verdict::default()
+    };
+    steps.extend(children::of_deployment(deployment, &key));
+
+    let inspection = inspect::inspect(deployment, &key, &cluster.observed.settings, now, &mut steps);
+    plan.next_at = time::earlier(plan.next_at, inspection.next_at);
+    let resolved = accept(cluster, deployment, inspection, &mut verdict);
+    let template = history::snapshot(deployment, &key, &verdict.revision, resolved, &mut steps);
+
+    let views: Vec<GroupView<'a>> = deployment
+        .groups
+        .iter()
+        .map(|group| GroupView::of(group, now))
+        .collect();
+    desired(deployment, &key, &views, now, &mut verdict, plan, &mut steps);
+    let target = Target {
+        groups: verdict.desired,
+        revision: verdict.revision.clone(),
+        template,
+    };
+    let context = Context {
+        placement: &object.spec.placement,
+        recovery: &object.spec.recovery,
+        nodes: cluster.nodes,
+        settings: &cluster.observed.settings,
+        disruption: &object.spec.disruption,
+        priority: cluster.observed.default_priority,
+        now,
+    };
+    let leaving = views
+        .iter()
+        .filter(|view| disruption::leaves(view, &context, &object.spec.disruption))
+        .map(|view| view.key.name.clone())
+        .collect();
+    let going = rollout::fleet(deployment, &key, &views, &target, &leaving, now, &mut steps);
+    let held = refusals::hold_each(&mut steps, &deployment.refusals, now);
+    plan.next_at = time::earlier(plan.next_at, held);
+    plan.steps.extend(steps);
+
+    for view in views.into_iter().filter(|view| !going.contains(&view.key.name)) {
+        group(cluster, deployment, &context, view, plan, requests);
+    }
+    plan.verdicts.insert(key, verdict);
+}
+
+/// Whether the specification can be served, and what new groups would then be made from.
+fn accept(
+    cluster: &Cluster<'_>,
+    deployment: &Deployment,
+    inspection: Inspection,
+    verdict: &mut Verdict,
+) -> Option<GroupTemplate> {
+    let object = &deployment.object;
+    let sized = inspection
+        .summary()
+        .map(|summary| sizing::plan(&object.spec, summary, &cluster.observed.nodes));
+    let backend = inspection
+        .summary()
+        .map_or(Ok(()), |summary| backends::check(&object.spec, summary));
+    verdict.acceptance = match (&sized, &inspection.checkpoint, backend) {
+        (Some(_), _, Err(why)) => Acceptance::NoBackend(why),
+        (Some(sized), _, Ok(())) if sized.fits => Acceptance::Accepted,
+        (Some(sized), _, Ok(())) => Acceptance::Refused(sized.message.clone()),
+        (None, Some(checkpoint), _) => Acceptance::Unreadable(checkpoint.error.clone().unwrap_or_default()),
+        (None, None, _) => Acceptance::Inspecting(inspection.waiting.clone()),
+    };
+    let template = sized
+        .as_ref()
+        .filter(|_| verdict.acceptance == Acceptance::Accepted)
+        .map(|sized| {
+            let checkpoint = inspection.checkpoint.as_ref();
+            revision::template(object, sized, checkpoint, &cluster.observed.settings)
+        });
+    verdict.plan = sized;
+    verdict.checkpoint = inspection.checkpoint;
+    template
+}
+
+/// How many groups there are to be: the number that stands in `spec.replicas`. What autoscaling recommends is written there first, and is
+/// acted upon when it is observed.
+fn desired(
+    deployment: &Deployment,
+    key: &Key,
+    views: &[GroupView<'_>],
+    now: Millis,
+    verdict: &mut Verdict,
+    plan: &mut Plan,
+    steps: &mut Vec<Step>,
+) {
+    let object = &deployment.object;
+    let durable = replicas::durable(deployment);
+    verdict.desired = durable.groups.clamp(0, MOST_GROUPS);
+    let Some(policy) = &object.spec.autoscaling else {
+        return;
+    };
+    let status = object.status.as_ref();
+    let input = AutoscalerInput {
+        last: durable.groups,
+        state: status.and_then(|s| s.autoscaling.clone()).unwrap_or_default(),
+        loads: views
+            .iter()
+            .filter(|view| view.ready)
+            .map(|view| view.group.load)
+            .collect(),
+        starting: views.iter().any(|view| view.wanted() && !view.ready),
+        demand: deployment.demand,
+    };
+    let recommendation = autoscaling::recommend(policy, &input, now);
+    plan.next_at = time::earlier(plan.next_at, recommendation.next_at);
+    let groups = recommendation.groups.clamp(0, MOST_GROUPS);
+    let mut state = recommendation.state;
+    replicas::remember(&mut state, durable.foreign_writer, now);
+    if groups == object.spec.replicas {
+        // It stands there already, whoever wrote it.
+        verdict.desired = groups;
+    } else {
+        steps.push(Step {
+            reason: "Rescaled",
+            message: format!("{groups} groups instead of {}: {}", durable.groups, state.message),
+            action: Action::ScaleDeployment {
+                deployment: key.clone(),
+                deployment_uid: object.metadata.uid.clone().unwrap_or_default(),
+                resource_version: object.metadata.resource_version.clone().unwrap_or_default(),
+                replicas: groups,
+            },
+            event: EventKind::Normal,
+        });
+    }
+    verdict.autoscaling = Some(state);
+}
+
+/// What one group needs next; steps that were refused a moment ago wait.
+fn group<'a>(
+    cluster: &Cluster<'a>,
+    deployment: &'a Deployment,
+    context: &Context<'_>,
+    view: GroupView<'a>,
+    plan: &mut Plan,
+    requests: &mut Vec<Queued<'a>>,
+) {
+    let class = view.spec().template.worker.priority_class_name.as_deref();
+    let observed = cluster.observed;
+    let priority = match class {
+        Some(class) => observed.priority_classes.get(class).copied().unwrap_or(0),
+        None => observed.default_priority,
+    };
+    let context = Context { priority, ..*context };
+    let mut next = groups::next_steps(&view, &context);
+    let held = refusals::hold_rest(&mut next.steps, &view.group.refusals, cluster.now);
+    plan.next_at = time::earlier(plan.next_at, time::earlier(next.next_at, held));
+    plan.steps.extend(next.steps);
+    if let Some(request) = next.request {
+        requests.push(Queued {
+            deployment: Key::of(&deployment.object.metadata),
+            view,
+            request,
+        });
+    }
+}

@@ -1,0 +1,117 @@
+//! The revisions of a deployment: resolved snapshots, kept in `ControllerRevision`s.
+//!
+//! A revision is named after the digest of the user's own words, and its snapshot is resolved once: worker image, sizes, what the operator's
+//! settings add. All groups of a revision are made from that one snapshot, whenever they are made, so an upgrade of the operator
+//! changes no group and mixes nothing; and going back to earlier words finds the earlier snapshot.
+
+use std::collections::BTreeSet;
+
+use llamero_api::{group::GroupTemplate, labels};
+
+use crate::{
+    observed::{Deployment, Revision},
+    plan::{Action, EventKind, Key, Step},
+};
+
+/// The snapshot that new groups of this digest are made from; nothing until it is kept. Steps keep, renumber and forget revisions.
+/// `resolved`: the snapshot as it would be made now, where the specification can be served.
+#[must_use]
+pub fn snapshot(
+    deployment: &Deployment,
+    key: &Key,
+    digest: &str,
+    resolved: Option<GroupTemplate>,
+    steps: &mut Vec<Step>,
+) -> Option<GroupTemplate> {
+    forget(deployment, key, digest, steps);
+    let newest = deployment.revisions.iter().map(|r| r.number).max().unwrap_or(0);
+    let resolved = resolved?;
+    let Some(kept) = deployment.revisions.iter().find(|r| r.digest == digest) else {
+        // A group that is there already shows what an operator which kept no revisions had resolved.
+        let shown = deployment.groups.iter().map(|group| &group.object.spec);
+        let template = shown
+            .clone()
+            .find(|spec| spec.revision == digest)
+            .map_or(resolved, |spec| spec.template.clone());
+        steps.push(create(
+            deployment,
+            key,
+            digest,
+            newest.saturating_add(1),
+            template,
+        ));
+        return None;
+    };
+    if kept.number < newest {
+        steps.push(Step {
+            action: Action::RenumberRevision {
+                deployment: key.clone(),
+                name: kept.name.clone(),
+                uid: kept.uid.clone(),
+                number: newest.saturating_add(1),
+            },
+            reason: "RolledBackTo",
+            message: format!("revision {digest} is the newest again"),
+            event: EventKind::Normal,
+        });
+    }
+    match &kept.template {
+        Some(template) => Some(template.clone()),
+        None => {
+            steps.push(delete(key, kept, "its snapshot cannot be read"));
+            None
+        }
+    }
+}
+
+fn create(deployment: &Deployment, key: &Key, digest: &str, number: i64, template: GroupTemplate) -> Step {
+    Step {
+        action: Action::CreateRevision {
+            deployment: key.clone(),
+            deployment_uid: deployment.object.metadata.uid.clone().unwrap_or_default(),
+            name: labels::revision_name(&key.name, digest),
+            digest: digest.to_owned(),
+            number,
+            template: Box::new(template),
+        },
+        reason: "Resolved",
+        message: format!("keeping the snapshot of revision {digest}"),
+        event: EventKind::None,
+    }
+}
+
+/// Revisions that no group runs, beyond as many as the user wants kept, oldest first.
+fn forget(deployment: &Deployment, key: &Key, digest: &str, steps: &mut Vec<Step>) {
+    let used: BTreeSet<&str> = deployment
+        .groups
+        .iter()
+        .map(|group| group.object.spec.revision.as_str())
+        .chain([digest])
+        .collect();
+    let mut unused: Vec<&Revision> = deployment
+        .revisions
+        .iter()
+        .filter(|revision| !used.contains(revision.digest.as_str()))
+        .collect();
+    unused.sort_by_key(|revision| (revision.number, &revision.name));
+    let limit = usize::try_from(deployment.object.spec.revision_history_limit).unwrap_or(0);
+    let surplus = unused.len().saturating_sub(limit);
+    steps.extend(
+        unused[..surplus]
+            .iter()
+            .map(|revision| delete(key, revision, "revisionHistoryLimit are kept")),
+    );
+}
+
+fn delete(key: &Key, revision: &Revision, why: &str) -> Step {
+    Step {
+        action: Action::DeleteRevision {
+            deployment: key.clone(),
+            name: revision.name.clone(),
+            uid: revision.uid.clone(),
+        },
+        reason: "Forgotten",
+        message: format!("deleting the snapshot of revision {}: {why}", revision.digest),
+        event: EventKind::None,
+    }
+}

@@ -1,0 +1,249 @@
+//! Nodes that are being taken away: members get successors before they go.
+
+use llamero_api::group::{RankPhase, Successor};
+use llamero_core::{
+    decide,
+    observed::{Observed, Refusal},
+    report, time,
+};
+
+use crate::build::*;
+
+/// A serving group on nodes a and b; b is cordoned, c has room.
+fn cordoned() -> Observed {
+    let mut deployment = deployment(|_| {});
+    deployment.groups = vec![serving(&deployment, "llama-0", ["a", "b"])];
+    let mut observed = observed(deployment);
+    count_usage(&mut observed);
+    observed.nodes[1].unschedulable = true;
+    observed
+}
+
+fn noted() -> Observed {
+    let mut observed = cordoned();
+    spec(&mut observed.deployments[0].groups[0], |s| {
+        s.disrupted_since = Some(time::to_time(NOW))
+    });
+    observed
+}
+
+/// Its successor on c, recorded or not.
+fn succeeded(uid: Option<&str>) -> Observed {
+    let mut observed = noted();
+    spec(&mut observed.deployments[0].groups[0], |s| {
+        s.members[1].successor = Some(Successor {
+            attempt: 1,
+            node: "c".into(),
+            placed_at: time::to_time(NOW),
+            pod_uid: uid.map(str::to_owned),
+        });
+    });
+    observed
+}
+
+#[test]
+fn a_member_on_a_cordoned_node_is_succeeded_before_it_goes() {
+    assert_eq!(words(&decide(&cordoned(), NOW)), ["write llama-0: Disrupted"]);
+    let plan = decide(&noted(), NOW);
+    assert_eq!(words(&plan), ["write llama-0: Reserved"]);
+    let successor = written(&plan, "llama-0").members[1].successor.clone().unwrap();
+    assert_eq!((successor.attempt, successor.node.as_str()), (1, "c"));
+
+    assert_eq!(words(&decide(&succeeded(None), NOW)), ["create pod llama-0-1-1"]);
+    let mut observed = succeeded(None);
+    observed.deployments[0].groups[0]
+        .pods
+        .push(gated("llama-0", 1, 1, "s"));
+    assert_eq!(words(&decide(&observed, NOW)), ["write llama-0: Recorded"]);
+    let mut observed = succeeded(Some("s"));
+    observed.deployments[0].groups[0]
+        .pods
+        .push(gated("llama-0", 1, 1, "s"));
+    assert_eq!(words(&decide(&observed, NOW)), ["ungate llama-0-1-1 to c"]);
+    // It loads while the old one serves; nothing is to be done.
+    let loading = running("llama-0", 1, 1, "s", "c", 0, RankPhase::Loading);
+    *observed.deployments[0].groups[0].pods.last_mut().unwrap() = loading;
+    assert!(decide(&observed, NOW).steps.is_empty());
+    let loaded = running("llama-0", 1, 1, "s", "c", 0, RankPhase::Connecting);
+    *observed.deployments[0].groups[0].pods.last_mut().unwrap() = loaded;
+    let plan = decide(&observed, NOW);
+    assert_eq!(words(&plan), ["write llama-0: Moved"]);
+    let after = written(&plan, "llama-0").clone();
+    assert_eq!((after.generation, after.members[1].attempt), (2, 1));
+    assert_eq!(
+        (
+            after.members[1].pod_uid.as_deref(),
+            after.members[1].node.as_deref()
+        ),
+        (Some("s"), Some("c"))
+    );
+
+    // One Form swaps them; the old pod serves on until every member knows.
+    spec(&mut observed.deployments[0].groups[0], |s| *s = after);
+    assert_eq!(
+        words(&decide(&observed, NOW)),
+        ["form llama-0 generation 2 at 2 pods", "write llama-0: Disrupted"]
+    );
+    for pod in observed.deployments[0].groups[0]
+        .pods
+        .iter_mut()
+        .filter(|pod| pod.attempt == 1 || pod.index == 0)
+    {
+        pod.report.as_mut().unwrap().generation = 2;
+    }
+    assert_eq!(
+        words(&decide(&observed, NOW)),
+        ["delete pod llama-0-1-0", "write llama-0: Disrupted"]
+    );
+}
+
+#[test]
+fn a_taint_of_who_takes_nodes_away_counts_like_a_cordon() {
+    let mut observed = cordoned();
+    observed.nodes[1].unschedulable = false;
+    assert!(decide(&observed, NOW).steps.is_empty());
+    observed.nodes[1].taints =
+        vec![serde_json::from_value(serde_json::json!({"key": "going", "effect": "NoSchedule"})).unwrap()];
+    assert_eq!(words(&decide(&observed, NOW)), ["write llama-0: Disrupted"]);
+    observed.nodes[1].taints[0].key = "gone-soon".into();
+    let plan = decide(&observed, NOW);
+    let failure = &written(&plan, "llama-0").failures[0];
+    assert_eq!(
+        (failure.reason.as_str(), failure.charged, failure.index),
+        ("Disrupted", false, 1)
+    );
+}
+
+#[test]
+fn both_members_move_at_once() {
+    let mut observed = noted();
+    observed.nodes[0].unschedulable = true;
+    observed.nodes.push(node("d", 1));
+    let plan = decide(&observed, NOW);
+    let nodes: Vec<String> = written(&plan, "llama-0")
+        .members
+        .iter()
+        .filter_map(|m| Some(m.successor.as_ref()?.node.clone()))
+        .collect();
+    assert_eq!(nodes, ["c", "d"]);
+}
+
+#[test]
+fn without_room_the_group_serves_until_the_deadline_and_then_leaves_within_the_budget() {
+    let mut observed = noted();
+    observed.nodes.truncate(2);
+    let plan = decide(&observed, NOW + 1000);
+    assert!(plan.steps.is_empty(), "{:?}", words(&plan));
+    let status = report(&observed, &plan, NOW + 1000)
+        .deployments
+        .into_values()
+        .next()
+        .unwrap();
+    let get = |type_: &str| {
+        status
+            .conditions
+            .iter()
+            .find(|c| c.type_ == type_)
+            .unwrap()
+            .clone()
+    };
+    assert_eq!(
+        (get("Ready").status.as_str(), get("Placed").status.as_str()),
+        ("True", "True")
+    );
+    assert_eq!(get("Progressing").reason, "Moving");
+    assert!(
+        get("Progressing").message.contains("no room for a successor"),
+        "{}",
+        get("Progressing").message
+    );
+    let late = NOW + 600_000;
+    for pod in &mut observed.deployments[0].groups[0].pods {
+        let report = pod.report.as_mut().unwrap();
+        (report.received_at, report.alive_at) = (late, late);
+    }
+    assert_eq!(words(&decide(&observed, late)), ["write llama-0: Draining"]);
+}
+
+#[test]
+fn a_successor_that_is_refused_or_lost_is_dropped_and_another_is_tried_later() {
+    let mut observed = succeeded(None);
+    observed.deployments[0].groups[0].refusals = vec![Refusal {
+        target: "CreatePod llama-0-1-1".into(),
+        message: "exceeded quota".into(),
+        at: NOW,
+        times: 1,
+    }];
+    let plan = decide(&observed, NOW);
+    assert_eq!(words(&plan), ["write llama-0: SuccessorDropped"]);
+    let after = written(&plan, "llama-0").clone();
+    assert!(after.members[1].successor.is_none() && after.place_after.is_some());
+    observed.deployments[0].groups[0].refusals.clear();
+    spec(&mut observed.deployments[0].groups[0], |s| *s = after);
+    assert!(decide(&observed, NOW + 1000).steps.is_empty());
+    let plan = decide(&observed, NOW + 5_000);
+    assert_eq!(
+        written(&plan, "llama-0").members[1]
+            .successor
+            .as_ref()
+            .unwrap()
+            .attempt,
+        2
+    );
+}
+
+#[test]
+fn a_member_that_is_lost_meanwhile_is_replaced_by_its_successor() {
+    let mut observed = succeeded(Some("s"));
+    let group = &mut observed.deployments[0].groups[0];
+    group
+        .pods
+        .push(running("llama-0", 1, 1, "s", "c", 0, RankPhase::Loading));
+    let old = group.pods[1].clone();
+    group.pods[1] = ended(old, 137, "killed");
+    group.pods[0].report.as_mut().unwrap().serving = false;
+    let plan = decide(&observed, NOW);
+    let after = written(&plan, "llama-0");
+    assert_eq!(
+        (after.members[1].attempt, after.members[1].pod_uid.as_deref()),
+        (1, Some("s"))
+    );
+    assert_eq!((after.generation, after.members[0].attempt), (2, 0));
+}
+
+#[test]
+fn a_cordon_that_is_lifted_calls_the_successor_off() {
+    let mut observed = succeeded(Some("s"));
+    observed.nodes[1].unschedulable = false;
+    observed.deployments[0].groups[0]
+        .pods
+        .push(gated("llama-0", 1, 1, "s"));
+    let plan = decide(&observed, NOW);
+    assert!(written(&plan, "llama-0").members[1].successor.is_none());
+}
+
+#[test]
+fn unready_pods_may_be_evicted_only_while_no_rank_holds_weights() {
+    let policy = |loaded: i64| {
+        let mut observed = cordoned();
+        observed.nodes[1].unschedulable = false;
+        let group = &mut observed.deployments[0].groups[0];
+        group.budget = None;
+        for pod in &mut group.pods {
+            pod.report.as_mut().unwrap().ranks[0].loaded_bytes = loaded;
+        }
+        let plan = decide(&observed, NOW);
+        let llamero_core::Action::Apply {
+            object: llamero_core::children::ManagedObject::Budget(budget),
+            ..
+        } = plan.steps[0].action.clone()
+        else {
+            panic!("{:?}", words(&plan))
+        };
+        budget.spec.unwrap().unhealthy_pod_eviction_policy.unwrap()
+    };
+    assert_eq!(
+        (policy(0).as_str(), policy(1).as_str()),
+        ("AlwaysAllow", "IfHealthyBudget")
+    );
+}

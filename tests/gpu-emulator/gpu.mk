@@ -1,0 +1,6 @@
+.PHONY: gpu-toolchain test-gpu
+gpu-toolchain: ## Install NVIDIA's run-time compiler, which needs no GPU
+	@tests/gpu-emulator/toolchain.sh
+
+test-gpu: ## Test the CUDA worker on the emulated driver
+	@tests/gpu-emulator/test.sh

@@ -1,0 +1,82 @@
+//! Faults on demand.
+//!
+//! `fault=WHAT@WHEN` in the configuration. `WHAT` is `oom` (an allocation fails), `illegal` (a launch ends with an illegal
+//! address, which stays), `ecc` (a launch ends with an uncorrectable memory error, which stays) or `hang` (a launch never
+//! ends). `WHEN` is a number, the how-manieth allocation or launch from 1, or the path of a file: from when it exists.
+
+use std::path::PathBuf;
+
+/// What goes wrong.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Kind {
+    OutOfMemory,
+    Illegal,
+    Ecc,
+    Hang,
+}
+
+/// When it does.
+#[derive(Debug, Clone, PartialEq, Eq)]
+enum When {
+    Count(u64),
+    File(PathBuf),
+}
+
+/// A fault that was asked for.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Fault {
+    kind: Kind,
+    when: When,
+}
+
+impl Fault {
+    pub(super) fn parse(text: &str) -> Option<Self> {
+        let (kind, when) = text.split_once('@')?;
+        let kind = match kind {
+            "oom" => Kind::OutOfMemory,
+            "illegal" => Kind::Illegal,
+            "ecc" => Kind::Ecc,
+            "hang" => Kind::Hang,
+            _ => return None,
+        };
+        let when = match when.parse() {
+            Ok(count) => When::Count(count),
+            Err(_) if when.starts_with('/') => When::File(when.into()),
+            Err(_) => return None,
+        };
+        Some(Self { kind, when })
+    }
+
+    fn due(&self, count: u64) -> bool {
+        match &self.when {
+            When::Count(at) => *at == count,
+            When::File(path) => path.exists(),
+        }
+    }
+}
+
+/// The fault of the `count`-th launch, if one is due.
+pub(super) fn of_launch(faults: &[Fault], count: u64) -> Option<Kind> {
+    let due = faults
+        .iter()
+        .find(|fault| fault.kind != Kind::OutOfMemory && fault.due(count));
+    due.map(|fault| fault.kind)
+}
+
+/// Whether an uncorrectable memory error has happened by the `count`-th launch.
+pub(super) fn ecc_happened(faults: &[Fault], count: u64) -> bool {
+    faults
+        .iter()
+        .filter(|fault| fault.kind == Kind::Ecc)
+        .any(|fault| match &fault.when {
+            When::Count(at) => *at <= count,
+            When::File(path) => path.exists(),
+        })
+}
+
+/// Whether the `count`-th allocation fails.
+pub(super) fn of_allocation(faults: &[Fault], count: u64) -> bool {
+    faults
+        .iter()
+        .any(|fault| fault.kind == Kind::OutOfMemory && fault.due(count))
+}

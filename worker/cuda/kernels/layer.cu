@@ -1,0 +1,87 @@
+// What a layer computes between its products. One block a row, so that rows do not touch each other's bits.
+
+// hidden[m][width] = table[tokens[m]], bf16 to f32.
+extern "C" __global__ void __launch_bounds__(256) embed(const u16* table, const u32* tokens, float* hidden, u32 width) {
+    const u16* from = table + (u64)tokens[blockIdx.x] * width;
+    float* to = hidden + (u64)blockIdx.x * width;
+    for (u32 i = threadIdx.x; i < width; i += blockDim.x) to[i] = of_bf16(from[i]);
+}
+
+// hidden += the roots of a product, joined left to right as a tree's program says; then y = norm(hidden) × weight as
+// bf16, padded leaf by leaf for the next product. `roots` 0: nothing is added. `joins`: pairs of roots, `to += from`.
+extern "C" __global__ void __launch_bounds__(256) add_norm(
+    float* hidden, const float* roots, const u8* joins, u32 join_count, u32 root_count, const u16* weight, u16* y,
+    u32 width, u32 leaf_width, float epsilon) {
+    __shared__ float parts[8];
+    extern __shared__ float row[];
+    wait_for_previous();
+    const u32 m = gridDim.x;
+    float* mine = hidden + (u64)blockIdx.x * width;
+    float squares = 0.0f;
+    for (u32 i = threadIdx.x; i < width; i += blockDim.x) {
+        float x = mine[i];
+        if (root_count > 0) {
+            float values[8];
+            for (u32 root = 0; root < root_count; root++) values[root] = roots[((u64)root * m + blockIdx.x) * width + i];
+            for (u32 j = 0; j < join_count; j++) values[joins[2 * j]] += values[joins[2 * j + 1]];
+            x += values[0];
+            mine[i] = x;
+        }
+        row[i] = x;
+        squares = fmaf(x, x, squares);
+    }
+    float mean = block_sum(squares, parts) / (float)width;
+    // Division and root are correctly rounded, so that every device gives the same bits.
+    float factor = 1.0f / sqrtf(mean + epsilon);
+    u32 leaves = width / leaf_width, padded = (leaf_width + 63) / 64 * 64;
+    u16* out = y + (u64)blockIdx.x * leaves * padded;
+    for (u32 i = threadIdx.x; i < leaves * padded; i += blockDim.x) {
+        u32 in_leaf = i % padded, k = i / padded * leaf_width + in_leaf;
+        out[i] = in_leaf < leaf_width ? to_bf16(row[k] * factor * of_bf16(weight[k])) : 0;
+    }
+}
+
+// Rotate q and k of one row, give q as f32 and write k and v into the cache as bf16.
+// qkv: [m][(q_heads + 2 kv_heads) × dim]; cos, sin: [position][dim / 2]; cache: [block][kv head][token][dim].
+extern "C" __global__ void __launch_bounds__(256) rope_kv(
+    const float* qkv, const float* cos, const float* sin, const u32* positions, const u32* tables, u32 table_stride,
+    float* q, u16* keys, u16* values, u32 q_heads, u32 kv_heads, u32 dim, u32 block_tokens) {
+    wait_for_previous();
+    const u32 m = blockIdx.x, half = dim / 2, position = positions[m];
+    const float* row = qkv + (u64)m * (q_heads + 2 * kv_heads) * dim;
+    const u32 block = tables[(u64)m * table_stride + position / block_tokens];
+    for (u32 i = threadIdx.x; i < (q_heads + kv_heads) * half; i += blockDim.x) {
+        u32 head = i / half, at = i % half;
+        float c = cos[(u64)position * half + at], s = sin[(u64)position * half + at];
+        float a = row[head * dim + at], b = row[head * dim + half + at];
+        float x = a * c - b * s, y = b * c + a * s;
+        if (head < q_heads) {
+            float* out = q + ((u64)m * q_heads + head) * dim;
+            out[at] = x;
+            out[half + at] = y;
+        } else {
+            u16* out = keys + (((u64)block * kv_heads + head - q_heads) * block_tokens + position % block_tokens) * dim;
+            out[at] = to_bf16(x);
+            out[half + at] = to_bf16(y);
+        }
+    }
+    for (u32 i = threadIdx.x; i < kv_heads * dim; i += blockDim.x) {
+        u64 place = ((u64)block * kv_heads + i / dim) * block_tokens + position % block_tokens;
+        values[place * dim + i % dim] = to_bf16(row[(q_heads + kv_heads) * dim + i]);
+    }
+}
+
+// y = silu(gate) × up as bf16, padded leaf by leaf. gate_up: [m][2 width], all gates first.
+extern "C" __global__ void __launch_bounds__(256) silu_mul(const float* gate_up, u16* y, u32 width, u32 leaf_width) {
+    wait_for_previous();
+    const float* row = gate_up + (u64)blockIdx.y * 2 * width;
+    u32 leaves = width / leaf_width, padded = (leaf_width + 63) / 64 * 64, i = blockIdx.x * blockDim.x + threadIdx.x;
+    if (i >= leaves * padded) return;
+    u32 in_leaf = i % padded, k = i / padded * leaf_width + in_leaf;
+    u16 value = 0;
+    if (in_leaf < leaf_width) {
+        float gate = row[k];
+        value = to_bf16(gate / (1.0f + expf(-gate)) * row[width + k]);
+    }
+    y[(u64)blockIdx.y * leaves * padded + i] = value;
+}

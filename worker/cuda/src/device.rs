@@ -1,0 +1,163 @@
+//! Devices.
+
+use std::fmt;
+use std::str::FromStr;
+use std::sync::Arc;
+
+use cudarc::driver::{CudaContext, DriverError};
+
+use crate::probe::{Driver, describe};
+
+/// Number of a device that stays the same when devices are hidden or reordered.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Uuid(pub [u8; 16]);
+
+impl fmt::Display for Uuid {
+    /// As `nvidia-smi -L` and Kubernetes' device plugin write it.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("GPU")?;
+        for (i, byte) in self.0.iter().enumerate() {
+            let dash = if matches!(i, 0 | 4 | 6 | 8 | 10) { "-" } else { "" };
+            write!(f, "{dash}{byte:02x}")?;
+        }
+        Ok(())
+    }
+}
+
+impl FromStr for Uuid {
+    type Err = DeviceError;
+
+    fn from_str(text: &str) -> Result<Self, DeviceError> {
+        let wrong = || DeviceError::Uuid(text.to_owned());
+        let digits: String = text.strip_prefix("GPU-").ok_or_else(wrong)?.split('-').collect();
+        if digits.len() != 32 || !digits.is_ascii() {
+            return Err(wrong());
+        }
+        let mut bytes = [0; 16];
+        for (i, byte) in bytes.iter_mut().enumerate() {
+            *byte = u8::from_str_radix(&digits[2 * i..2 * i + 2], 16).map_err(|_| wrong())?;
+        }
+        Ok(Self(bytes))
+    }
+}
+
+/// A device cannot be used.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum DeviceError {
+    /// No text of this form.
+    #[error("`{0}` is no UUID of a GPU; it looks like GPU-01234567-89ab-cdef-0123-456789abcdef")]
+    Uuid(String),
+    /// The device is not visible.
+    #[error("{wanted} is not among the GPUs that this process sees ({seen}): is it given to the pod?")]
+    NotSeen {
+        /// The wanted one.
+        wanted: Uuid,
+        /// Those that are there.
+        seen: String,
+    },
+    /// Older than what the kernels need.
+    #[error(
+        "{name} has compute capability {major}.{minor}; 8.0 (Ampere) or later is needed for bf16 products"
+    )]
+    TooOld {
+        /// Name of the device.
+        name: String,
+        /// Compute capability.
+        major: i32,
+        /// Its second part.
+        minor: i32,
+    },
+    /// The driver refuses.
+    #[error("the NVIDIA driver refuses: {0}")]
+    Driver(String),
+}
+
+impl From<DriverError> for DeviceError {
+    fn from(error: DriverError) -> Self {
+        Self::Driver(describe(error))
+    }
+}
+
+/// A device that can be used.
+#[derive(Debug, Clone)]
+pub struct Device {
+    /// Its primary context, kept by this process.
+    pub context: Arc<CudaContext>,
+    /// Number that stays.
+    pub uuid: Uuid,
+    /// Name of the product.
+    pub name: String,
+    /// Compute capability, such as (9, 0).
+    pub capability: (i32, i32),
+    /// Bytes in all.
+    pub memory: usize,
+}
+
+/// All devices that this process sees.
+///
+/// # Errors
+/// [`DeviceError::TooOld`] when one of them cannot run the kernels; [`DeviceError::Driver`].
+pub fn devices(_driver: Driver) -> Result<Vec<Device>, DeviceError> {
+    let count = usize::try_from(CudaContext::device_count()?).unwrap_or(0);
+    (0..count).map(open).collect()
+}
+
+/// The device with this number.
+///
+/// # Errors
+/// [`DeviceError::NotSeen`], and those of [`devices`].
+pub fn find(driver: Driver, wanted: Uuid) -> Result<Device, DeviceError> {
+    let all = devices(driver)?;
+    let seen = all
+        .iter()
+        .map(|device| device.uuid.to_string())
+        .collect::<Vec<_>>()
+        .join(", ");
+    let found = all.into_iter().find(|device| device.uuid == wanted);
+    found.ok_or(DeviceError::NotSeen { wanted, seen })
+}
+
+fn open(ordinal: usize) -> Result<Device, DeviceError> {
+    let context = CudaContext::new(ordinal)?;
+    // SAFETY: each rank orders its work by one stream for kernels and events of its own; tracking every buffer would
+    // cost thousands of waits a step.
+    unsafe { context.disable_event_tracking() };
+    let (major, minor) = context.compute_capability()?;
+    let name = context.name()?;
+    if major < 8 {
+        return Err(DeviceError::TooOld { name, major, minor });
+    }
+    Ok(Device {
+        uuid: Uuid(context.uuid()?.bytes.map(|byte| byte as u8)),
+        name,
+        capability: (major, minor),
+        memory: context.total_mem()?,
+        context,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn uuids_are_written_as_the_tools_do() {
+        let text = "GPU-01234567-89ab-cdef-0123-456789abcdef";
+        assert_eq!(text.parse::<Uuid>().unwrap().to_string(), text);
+        for wrong in [
+            "",
+            "GPU-",
+            "01234567-89ab-cdef-0123-456789abcdef",
+            "GPU-0123456789abcdef0123456789abcdeg",
+        ] {
+            assert!(
+                wrong
+                    .parse::<Uuid>()
+                    .unwrap_err()
+                    .to_string()
+                    .contains("GPU-0123"),
+                "{wrong}"
+            );
+        }
+    }
+}

@@ -1,0 +1,124 @@
+//! One safe function for each kernel.
+//!
+//! Lengths are checked against shapes before a launch, so that a wrong shape is an error here and no fault on the device.
+//! Everything is enqueued on the stream of [`Ops`]; nothing waits.
+
+mod attention;
+mod candidates;
+mod layer;
+mod product;
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use cudarc::driver::{CudaFunction, CudaStream, DevicePtr, DeviceRepr, DriverError, LaunchConfig};
+
+pub use attention::{AttentionShape, Cache};
+pub use candidates::{SEGMENT, TILE, TOP};
+pub use layer::RopeShape;
+pub use product::{Element, Leaves, MAX_ROWS, Weights};
+
+use crate::compile::{KernelError, Modules};
+use crate::probe::describe;
+use crate::source::Source;
+
+/// A launch was refused.
+#[derive(Debug, thiserror::Error)]
+pub enum OpError {
+    /// A buffer does not have what the shape needs, or the shape is one that no kernel was written for.
+    #[error("{0}")]
+    Shape(String),
+    /// The kernel cannot be had.
+    #[error(transparent)]
+    Kernel(#[from] KernelError),
+    /// The driver refuses or reports an earlier fault.
+    #[error("the NVIDIA driver: {0}")]
+    Driver(String),
+}
+
+impl From<DriverError> for OpError {
+    fn from(error: DriverError) -> Self {
+        Self::Driver(describe(error))
+    }
+}
+
+/// Kernels of one device on one stream.
+#[derive(Debug)]
+pub struct Ops {
+    modules: Modules,
+    functions: HashMap<&'static str, CudaFunction>,
+    stream: Arc<CudaStream>,
+}
+
+impl Ops {
+    /// Load kernels as they are used.
+    ///
+    /// # Errors
+    /// [`OpError::Driver`] when there is no stream.
+    pub fn new(modules: Modules) -> Result<Self, OpError> {
+        let stream = modules.device().context.new_stream()?;
+        Ok(Self {
+            modules,
+            functions: HashMap::new(),
+            stream,
+        })
+    }
+
+    /// The stream that orders all work.
+    #[must_use]
+    pub fn stream(&self) -> &Arc<CudaStream> {
+        &self.stream
+    }
+
+    fn function(&mut self, source: Source, name: &'static str) -> Result<CudaFunction, OpError> {
+        if let Some(function) = self.functions.get(name) {
+            return Ok(function.clone());
+        }
+        let function = self.modules.kernel(source, name)?;
+        self.functions.insert(name, function.clone());
+        Ok(function)
+    }
+
+    /// A buffer's address, for a struct of parameters. All work is on one stream, so no event has to guard it.
+    fn address<T>(&self, buffer: &impl DevicePtr<T>) -> u64 {
+        buffer.device_ptr(&self.stream).0
+    }
+}
+
+/// An error when a buffer is shorter than the kernel will reach.
+fn at_least<T>(what: &str, buffer: &impl DevicePtr<T>, needed: usize) -> Result<(), OpError> {
+    if buffer.len() >= needed {
+        return Ok(());
+    }
+    Err(OpError::Shape(format!(
+        "{what} has {} elements, {needed} are needed",
+        buffer.len()
+    )))
+}
+
+/// A size as a kernel takes it.
+fn word(what: &str, value: usize) -> Result<u32, OpError> {
+    u32::try_from(value).map_err(|_| OpError::Shape(format!("{what} of {value} is too large")))
+}
+
+fn shape(grid: (u32, u32, u32), threads: u32, shared: u32) -> LaunchConfig {
+    LaunchConfig {
+        grid_dim: grid,
+        block_dim: (threads, 1, 1),
+        shared_mem_bytes: shared,
+    }
+}
+
+/// Parameters that a kernel takes as one struct.
+///
+/// # Safety
+/// `repr(C)`, with the layout that the kernel declares.
+unsafe trait Parameters: Copy {}
+
+/// Lets a struct of parameters be an argument.
+#[repr(transparent)]
+#[derive(Clone, Copy)]
+struct ByValue<T>(T);
+
+// SAFETY: `Parameters` promises the layout, and `ByValue` adds nothing to it.
+unsafe impl<T: Parameters> DeviceRepr for ByValue<T> {}

@@ -1,0 +1,265 @@
+//! Products with weights.
+
+use std::ops::Range;
+
+use cudarc::driver::sys::CUfunction_attribute;
+use cudarc::driver::{CudaSlice, PushKernelArg};
+use llamero_engine::leaf_tree::{Subtree, maximal_subtrees, split};
+
+use super::{ByValue, OpError, Ops, Parameters, at_least, shape, word};
+use crate::source::Source;
+
+/// Most rows of `x` in one launch.
+pub const MAX_ROWS: usize = 64;
+/// Output rows of a block, threads of a block, and bytes of copies under way for each thread: as in `product.cu`.
+const BLOCK_ROWS: usize = 16;
+const THREADS: u32 = 256;
+const RING_BYTES: u32 = 4 * 2 * 16;
+/// Leaf slots are bytes in a program.
+const MAX_LEAVES: usize = 256;
+
+/// How weights are stored.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Element {
+    /// OCP FP8 E4M3.
+    E4m3,
+    /// bf16.
+    Bf16,
+}
+
+impl Element {
+    fn bytes(self) -> usize {
+        match self {
+            Self::E4m3 => 1,
+            Self::Bf16 => 2,
+        }
+    }
+}
+
+/// How the inputs of a product are cut, and how the sums of a rank's leaves join.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Leaves {
+    /// Leaves that this rank has.
+    pub count: usize,
+    /// Inputs of a leaf.
+    pub width: usize,
+    /// Pairs of leaves, numbered from the rank's first: the sum of the second is added to that of the first.
+    pub joins: Vec<(u8, u8)>,
+    /// Where the roots are after all joins.
+    pub roots: Vec<u8>,
+}
+
+impl Leaves {
+    /// Those of `owned` out of `total` leaves, joined as far as the model's tree allows without the others.
+    ///
+    /// # Errors
+    /// [`OpError::Shape`] for more leaves than a program can name, or none.
+    pub fn tree(total: u32, owned: &Range<u32>, width: usize) -> Result<Self, OpError> {
+        let count = owned.len();
+        if count == 0 || count > MAX_LEAVES || owned.end > total {
+            return Err(OpError::Shape(format!(
+                "{owned:?} of {total} leaves; 1 to {MAX_LEAVES} can be had"
+            )));
+        }
+        let mut leaves = Self {
+            count,
+            width,
+            joins: Vec::new(),
+            roots: Vec::new(),
+        };
+        for subtree in maximal_subtrees(total, owned) {
+            leaves.roots.push((subtree.start - owned.start) as u8);
+            leaves.join(&subtree, owned.start);
+        }
+        Ok(leaves)
+    }
+
+    fn join(&mut self, node: &Subtree, first: u32) {
+        if node.len() < 2 {
+            return;
+        }
+        let middle = split(node);
+        self.join(&(node.start..middle), first);
+        self.join(&(middle..node.end), first);
+        self.joins
+            .push(((node.start - first) as u8, (middle - first) as u8));
+    }
+
+    /// Inputs of a leaf with the zeros behind it.
+    #[must_use]
+    pub fn padded(&self) -> usize {
+        self.width.next_multiple_of(64)
+    }
+
+    /// Elements of a row of weights or inputs.
+    #[must_use]
+    pub fn stride(&self) -> usize {
+        self.count * self.padded()
+    }
+
+    /// The program in the form the kernel reads.
+    ///
+    /// # Errors
+    /// [`OpError::Shape`] where it names leaves that are not there, or too many.
+    pub fn program(&self) -> Result<Vec<u8>, OpError> {
+        let there = |slot: &u8| usize::from(*slot) < self.count;
+        let slots: Vec<u8> = self
+            .joins
+            .iter()
+            .flat_map(|(to, from)| [*to, *from])
+            .chain(self.roots.clone())
+            .collect();
+        if self.count == 0 || self.count > MAX_LEAVES || self.roots.is_empty() || !slots.iter().all(there) {
+            return Err(OpError::Shape(format!(
+                "{} leaves cannot be joined so: {slots:?}",
+                self.count
+            )));
+        }
+        if let Some((leaf, _)) = self.joins.iter().find(|(to, from)| to == from) {
+            return Err(OpError::Shape(format!("leaf {leaf} is joined with itself")));
+        }
+        Ok(slots)
+    }
+}
+
+/// A weight matrix on the device.
+#[derive(Debug)]
+pub struct Weights {
+    /// `[outputs][leaves.stride()]`, leaf by leaf, zeros behind each.
+    pub values: CudaSlice<u8>,
+    /// How they are stored.
+    pub element: Element,
+    /// One scale for each output, applied at the root; none: 1.
+    pub scales: Option<CudaSlice<f32>>,
+    /// Rows.
+    pub outputs: usize,
+    /// Columns and their order of summation.
+    pub leaves: Leaves,
+    /// [`Leaves::program`].
+    pub program: CudaSlice<u8>,
+}
+
+/// `struct Product` of `product.cu`.
+#[repr(C)]
+#[derive(Clone, Copy)]
+struct Product {
+    weights: u64,
+    scales: u64,
+    x: u64,
+    y: u64,
+    program: u64,
+    n: u32,
+    m: u32,
+    leaves: u32,
+    padded: u32,
+    joins: u32,
+    roots: u32,
+}
+
+// SAFETY: the same members in the same order; pointers are eight bytes.
+unsafe impl Parameters for Product {}
+
+/// The kernel for so many rows, and the columns it computes.
+fn variant(element: Element, rows: usize) -> Result<(&'static str, u32), OpError> {
+    Ok(match (element, rows) {
+        (Element::E4m3, 1..=8) => ("product_fp8_8", 8),
+        (Element::E4m3, 9..=16) => ("product_fp8_16", 16),
+        (Element::E4m3, 17..=32) => ("product_fp8_32", 32),
+        (Element::E4m3, 33..=64) => ("product_fp8_64", 64),
+        (Element::Bf16, 1..=8) => ("product_bf16_8", 8),
+        (Element::Bf16, 9..=16) => ("product_bf16_16", 16),
+        (Element::Bf16, 17..=32) => ("product_bf16_32", 32),
+        (Element::Bf16, 33..=64) => ("product_bf16_64", 64),
+        _ => {
+            return Err(OpError::Shape(format!(
+                "{rows} rows; a product takes 1 to {MAX_ROWS}"
+            )));
+        }
+    })
+}
+
+impl Ops {
+    /// `y[root][row][output]` of `rows` rows of `x[row][leaves.stride()]`, bf16.
+    ///
+    /// # Errors
+    /// [`OpError`].
+    pub fn product(
+        &mut self,
+        weights: &Weights,
+        x: &CudaSlice<u16>,
+        rows: usize,
+        y: &mut CudaSlice<f32>,
+    ) -> Result<(), OpError> {
+        let (name, columns) = variant(weights.element, rows)?;
+        let leaves = &weights.leaves;
+        let (stride, roots) = (leaves.stride(), leaves.roots.len());
+        at_least(
+            "the weights",
+            &weights.values,
+            weights.outputs * stride * weights.element.bytes(),
+        )?;
+        at_least("the inputs", x, rows * stride)?;
+        at_least("the outputs", y, roots * rows * weights.outputs)?;
+        at_least("the program", &weights.program, 2 * leaves.joins.len() + roots)?;
+        if let Some(scales) = &weights.scales {
+            at_least("the scales", scales, weights.outputs)?;
+        }
+        let parameters = ByValue(Product {
+            weights: self.address(&weights.values),
+            scales: weights.scales.as_ref().map_or(0, |scales| self.address(scales)),
+            x: self.address(x),
+            y: self.address(y),
+            program: self.address(&weights.program),
+            n: word("outputs", weights.outputs)?,
+            m: word("rows", rows)?,
+            leaves: word("leaves", leaves.count)?,
+            padded: word("a leaf's width", leaves.padded())?,
+            joins: word("joins", leaves.joins.len())?,
+            roots: word("roots", roots)?,
+        });
+        let slots = word("leaves", leaves.count * BLOCK_ROWS * 4)? * columns;
+        let shared = THREADS * RING_BYTES + slots;
+        let function = self.function(Source::Product, name)?;
+        let attribute = CUfunction_attribute::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES;
+        function.set_attribute(attribute, shared.cast_signed())?;
+        let blocks = word("outputs", weights.outputs.div_ceil(BLOCK_ROWS))?;
+        let mut launch = self.stream.launch_builder(&function);
+        launch.arg(&parameters);
+        // SAFETY: the kernel takes this struct, and the buffers hold what their shapes need.
+        unsafe { launch.launch(shape((blocks, 1, 1), THREADS, shared)) }?;
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn programs_name_leaves_that_are_there() {
+        let leaves = |joins: &[(u8, u8)], roots: &[u8]| Leaves {
+            count: 4,
+            width: 72,
+            joins: joins.to_vec(),
+            roots: roots.to_vec(),
+        };
+        assert_eq!(
+            leaves(&[(0, 1), (2, 3), (0, 2)], &[0]).program().unwrap(),
+            [0, 1, 2, 3, 0, 2, 0]
+        );
+        assert!(leaves(&[(0, 4)], &[0]).program().is_err());
+        assert!(leaves(&[(0, 0)], &[0]).program().is_err());
+        assert!(leaves(&[], &[]).program().is_err());
+        assert_eq!(leaves(&[], &[0]).stride(), 512);
+    }
+
+    #[test]
+    fn a_rank_joins_the_subtrees_it_owns() {
+        let leaves = Leaves::tree(9, &(3..7), 64).unwrap();
+        assert_eq!(leaves.roots, [0, 1, 3]);
+        assert_eq!(leaves.joins, [(1, 2)]);
+        assert_eq!(Leaves::tree(32, &(0..32), 64).unwrap().joins.len(), 31);
+        assert!(Leaves::tree(8, &(4..4), 64).is_err());
+        assert!(Leaves::tree(8, &(4..9), 64).is_err());
+    }
+}

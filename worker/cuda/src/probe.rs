@@ -1,0 +1,69 @@
+//! Which of NVIDIA's libraries are there.
+//!
+//! The bindings panic when a library is missing, so nothing calls them before it was seen here.
+
+use cudarc::{driver, nvrtc};
+
+/// Why there is no CUDA.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum Absent {
+    /// No driver on this machine, or none inside this container.
+    #[error(
+        "there is no NVIDIA driver: libcuda.so.1 was not found. Install the driver on the node, and let the container see \
+         it (runtime class `nvidia`, or NVIDIA's container toolkit)"
+    )]
+    Driver,
+    /// The driver is there, but does not start.
+    #[error("the NVIDIA driver does not start: {0}. `nvidia-smi` on the node tells more")]
+    Start(String),
+    /// No run-time compiler.
+    #[error(
+        "the kernels for this GPU are not built in and NVRTC is missing: libnvrtc was not found. Use the image tag that \
+         carries it, or install the package nvidia-cuda-nvrtc"
+    )]
+    Compiler,
+}
+
+/// Proof that the driver was found and started.
+#[derive(Debug, Clone, Copy)]
+pub struct Driver(());
+
+/// Proof that the run-time compiler was found.
+#[derive(Debug, Clone, Copy)]
+pub struct Compiler(());
+
+/// Find and start the driver.
+///
+/// # Errors
+/// [`Absent`], a sentence that says what to install.
+pub fn driver() -> Result<Driver, Absent> {
+    // SAFETY: loading a library runs its initialisers; NVIDIA's are made for it.
+    if !unsafe { driver::sys::is_culib_present() } {
+        return Err(Absent::Driver);
+    }
+    match driver::result::init() {
+        Ok(()) => Ok(Driver(())),
+        Err(error) => Err(Absent::Start(describe(error))),
+    }
+}
+
+/// Find the run-time compiler.
+///
+/// # Errors
+/// [`Absent::Compiler`].
+pub fn compiler() -> Result<Compiler, Absent> {
+    // SAFETY: as above.
+    if unsafe { nvrtc::sys::is_culib_present() } {
+        Ok(Compiler(()))
+    } else {
+        Err(Absent::Compiler)
+    }
+}
+
+/// What the driver says about an error; its number where it says nothing.
+pub(crate) fn describe(error: driver::DriverError) -> String {
+    match error.error_string() {
+        Ok(text) => format!("{} ({:?})", text.to_string_lossy(), error.0),
+        Err(_) => format!("{:?}", error.0),
+    }
+}

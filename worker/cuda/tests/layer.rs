@@ -1,0 +1,115 @@
+//! Norms, rotary positions, SiLU and embedding against doubles.
+#![cfg(not(target_feature = "crt-static"))]
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+mod common;
+
+use common::{close, numbers, of_bf16, ops, padded, to_bf16};
+use llamero_cuda::ops::RopeShape;
+use llamero_gpu_emulator::emulated;
+use llamero_gpu_emulator::harness::ORDERS;
+
+emulated! {
+    fn embeds() on ["order=forward"], {
+        let mut ops = ops();
+        let stream = ops.stream().clone();
+        let table = to_bf16(&numbers(1, 10 * 72));
+        let (on_device, tokens) = (stream.clone_htod(&table).unwrap(), stream.clone_htod(&[7u32, 0, 9]).unwrap());
+        let mut hidden = stream.alloc_zeros(3 * 72).unwrap();
+        ops.embed(&on_device, &tokens, 3, &mut hidden, 72).unwrap();
+        let wanted: Vec<f64> = [7, 0, 9].iter().flat_map(|token| &table[token * 72..][..72]).map(|x| of_bf16(*x)).collect();
+        close(stream.clone_dtoh(&hidden).unwrap().into_iter().map(f64::from), &wanted, 0.0);
+    }
+
+    fn adds_roots_and_norms() on ORDERS, {
+        let mut ops = ops();
+        let stream = ops.stream().clone();
+        let (rows, leaves, leaf, epsilon) = (3, 8, 72, 1e-5f32);
+        let width = leaves * leaf;
+        let (hidden, weight) = (numbers(1, rows * width), to_bf16(&numbers(2, width)));
+        let roots = numbers(3, 3 * rows * width);
+        let mut on_device = stream.clone_htod(&hidden).unwrap();
+        let (weights, added) = (stream.clone_htod(&weight).unwrap(), stream.clone_htod(&roots).unwrap());
+        let joins = stream.clone_htod(&[1u8, 2, 0, 1]).unwrap();
+        let mut y = stream.alloc_zeros(rows * leaves * 128).unwrap();
+        ops.add_norm(&mut on_device, Some((&added, 3, &joins)), &weights, &mut y, rows, leaf, epsilon).unwrap();
+        let sums: Vec<f32> = (0..rows * width)
+            .map(|i| hidden[i] + (roots[i] + (roots[rows * width + i] + roots[2 * rows * width + i])))
+            .collect();
+        let bits = |values: &[f32]| values.iter().map(|x| x.to_bits()).collect::<Vec<_>>();
+        assert_eq!(bits(&stream.clone_dtoh(&on_device).unwrap()), bits(&sums));
+        let wanted: Vec<f64> = sums
+            .chunks(width)
+            .flat_map(|row| {
+                let mean = row.iter().map(|x| f64::from(*x).powi(2)).sum::<f64>() / width as f64;
+                let factor = 1.0 / (mean + f64::from(epsilon)).sqrt();
+                let normed: Vec<f64> = row.iter().zip(&weight).map(|(x, w)| f64::from(*x) * factor * of_bf16(*w)).collect();
+                padded(&normed, leaf)
+            })
+            .collect();
+        let y = stream.clone_dtoh(&y).unwrap();
+        close(y.iter().map(|y| of_bf16(*y)), &wanted, 4e-3);
+        // A row alone has the same bits.
+        let mut last = stream.clone_htod(&sums[2 * width..]).unwrap();
+        let mut alone = stream.alloc_zeros(leaves * 128).unwrap();
+        ops.add_norm(&mut last, None, &weights, &mut alone, 1, leaf, epsilon).unwrap();
+        assert_eq!(stream.clone_dtoh(&alone).unwrap(), y[2 * leaves * 128..]);
+    }
+
+    fn multiplies_by_silu() on ORDERS, {
+        let mut ops = ops();
+        let stream = ops.stream().clone();
+        let (rows, width, leaf) = (2, 1536, 48);
+        let gate_up: Vec<f32> = numbers(1, rows * 2 * width).iter().map(|x| 20.0 * x).collect();
+        let on_device = stream.clone_htod(&gate_up).unwrap();
+        let mut y = stream.alloc_zeros(rows * 32 * 64).unwrap();
+        ops.silu_mul(&on_device, &mut y, rows, width, leaf).unwrap();
+        let wanted: Vec<f64> = gate_up
+            .chunks(2 * width)
+            .flat_map(|row| {
+                let product = |i: usize| f64::from(row[i]) / (1.0 + (-f64::from(row[i])).exp()) * f64::from(row[width + i]);
+                padded(&(0..width).map(product).collect::<Vec<_>>(), leaf)
+            })
+            .collect();
+        close(stream.clone_dtoh(&y).unwrap().iter().map(|y| of_bf16(*y)), &wanted, 4e-3);
+    }
+
+    fn rotates_and_fills_the_cache() on ORDERS, {
+        let mut ops = ops();
+        let stream = ops.stream().clone();
+        let shape = RopeShape { q_heads: 3, kv_heads: 1, dim: 64, block_tokens: 16, table_stride: 2 };
+        let (rows, half, positions) = (2, 32, [5u32, 17]);
+        let tables = [3u32, 0, 2, 1];
+        let qkv = numbers(1, rows * 5 * 64);
+        let angle = |i: usize| (i / half) as f64 * 10_000f64.powf(-((i % half) as f64) / half as f64);
+        let cos: Vec<f32> = (0..32 * half).map(|i| angle(i).cos() as f32).collect();
+        let sin: Vec<f32> = (0..32 * half).map(|i| angle(i).sin() as f32).collect();
+        let [from, cos_table, sin_table] = [&qkv, &cos, &sin].map(|values| stream.clone_htod(values).unwrap());
+        let places = (stream.clone_htod(&positions).unwrap(), stream.clone_htod(&tables).unwrap());
+        let mut q = stream.alloc_zeros(rows * 3 * 64).unwrap();
+        let (mut keys, mut values) = (stream.alloc_zeros(4 * 16 * 64).unwrap(), stream.alloc_zeros(4 * 16 * 64).unwrap());
+        ops.rope_kv(shape, &from, (&cos_table, &sin_table), (&places.0, &places.1), &mut q, (&mut keys, &mut values), rows)
+            .unwrap();
+        let rotated = |row: usize, head: usize| -> Vec<f64> {
+            let x = &qkv[(row * 5 + head) * 64..][..64];
+            let at = |i: usize| positions[row] as usize * half + i % half;
+            (0..64)
+                .map(|i| {
+                    let (c, s) = (f64::from(cos[at(i)]), f64::from(sin[at(i)]));
+                    let other = f64::from(x[(i + half) % 64]);
+                    f64::from(x[i]) * c + if i < half { -other } else { other } * s
+                })
+                .collect()
+        };
+        let wanted: Vec<f64> = (0..rows).flat_map(|row| (0..3).flat_map(|head| rotated(row, head)).collect::<Vec<_>>()).collect();
+        close(stream.clone_dtoh(&q).unwrap().into_iter().map(f64::from), &wanted, 1e-6);
+        let (keys, values) = (stream.clone_dtoh(&keys).unwrap(), stream.clone_dtoh(&values).unwrap());
+        for (row, (block, token)) in [(3, 5), (1, 1)].into_iter().enumerate() {
+            let place = (block * 16 + token) * 64;
+            close(keys[place..][..64].iter().map(|x| of_bf16(*x)), &rotated(row, 3), 4e-3);
+            assert_eq!(values[place..][..64], to_bf16(&qkv[(row * 5 + 4) * 64..][..64]));
+        }
+        let filled = keys.chunks(64).filter(|row| row.iter().any(|x| *x != 0)).count();
+        assert_eq!(filled, 2, "only the two tokens' places are written");
+    }
+}
