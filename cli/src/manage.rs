@@ -28,11 +28,18 @@ pub fn list(args: &CacheArgs) -> anyhow::Result<()> {
         eprintln!("the cache is empty; `llamero pull ORG/NAME` fills it");
         return Ok(());
     }
-    let widest = found.iter().map(|found| found.entry.name.len()).max().unwrap_or(0);
+    let widest = found
+        .iter()
+        .map(|found| found.entry.name.len())
+        .max()
+        .unwrap_or(0);
     for found in found {
         let (name, size) = (&found.entry.name, mega(found.bytes));
         let unfinished = if found.whole { "" } else { ", unfinished" };
-        println!("{name:widest$}  {size:>9}  {}{unfinished}", found.entry.description());
+        println!(
+            "{name:widest$}  {size:>9}  {}{unfinished}",
+            found.entry.description()
+        );
     }
     Ok(())
 }

@@ -42,7 +42,12 @@ pub struct ModelArgs {
     #[arg(long, value_name = "NAME.gguf")]
     pub file: Option<String>,
     /// The Hub that repositories come from
-    #[arg(long, value_name = "URL", env = "HF_ENDPOINT", default_value = "https://huggingface.co")]
+    #[arg(
+        long,
+        value_name = "URL",
+        env = "HF_ENDPOINT",
+        default_value = "https://huggingface.co"
+    )]
     pub endpoint: String,
     /// A file with the access token for the Hub; without it the variable HF_TOKEN is used
     #[arg(long, value_name = "PATH")]
@@ -168,7 +173,9 @@ mod tests {
     use super::*;
 
     fn run(line: &str) -> Result<RunArgs, clap::Error> {
-        let words = ["llamero", "run"].into_iter().chain(line.split_ascii_whitespace());
+        let words = ["llamero", "run"]
+            .into_iter()
+            .chain(line.split_ascii_whitespace());
         match Cli::try_parse_from(words)?.command {
             Command::Run(args) => Ok(*args),
             other => panic!("{other:?}"),
@@ -193,7 +200,13 @@ mod tests {
 
     #[test]
     fn options_that_a_server_would_ignore_are_refused() {
-        for option in ["--prompt x", "--system x", "--temperature 0", "--seed 1", "--max-tokens 1"] {
+        for option in [
+            "--prompt x",
+            "--system x",
+            "--temperature 0",
+            "--seed 1",
+            "--max-tokens 1",
+        ] {
             let error = run(&format!("m --serve 9 {option}")).unwrap_err().to_string();
             assert!(error.contains("--serve"), "{error}");
         }

@@ -80,11 +80,10 @@ impl<'a> Preparation<'a> {
     fn convert(&mut self, name: &str, path: &Path) -> anyhow::Result<PathBuf> {
         let path = fs::canonicalize(path).with_context(|| path.display().to_string())?;
         let found = fs::metadata(&path).with_context(|| path.display().to_string())?;
-        let modified = found.modified()?.duration_since(UNIX_EPOCH).unwrap_or_default();
         let origin = Origin::Gguf {
             path: path.clone(),
             bytes: found.len(),
-            modified: modified.as_nanos(),
+            modified: nanoseconds(&found)?,
         };
         let mut line = ProgressLine::new(format!("converting {}", path.display()));
         self.keep(&Entry::new(name, origin), &mut |files| {
@@ -123,7 +122,12 @@ impl<'a> Preparation<'a> {
             .enable_all()
             .build()?;
         let listing = runtime.block_on(hub.list(repository))?;
-        let file = self.args.file.as_deref().map(|name| listing.gguf(name)).transpose()?;
+        let file = self
+            .args
+            .file
+            .as_deref()
+            .map(|name| listing.gguf(name))
+            .transpose()?;
         let mut entry = Entry::new(
             &repository.name,
             Origin::Hub {
@@ -134,7 +138,11 @@ impl<'a> Preparation<'a> {
             },
         );
         entry.ask(&repository.revision);
-        let mut line = ProgressLine::new(format!("downloading {}@{}", repository.name, short(&listing.commit)));
+        let mut line = ProgressLine::new(format!(
+            "downloading {}@{}",
+            repository.name,
+            short(&listing.commit)
+        ));
         let files = self.keep(&entry, &mut |files| {
             runtime.block_on(download(&hub, &listing, file.as_ref(), files, &mut line))
         })?;
@@ -175,7 +183,11 @@ impl<'a> Preparation<'a> {
     /// Remember under which revisions an entry was asked for.
     fn note(&self, entry: &Entry, revision: &str) -> anyhow::Result<()> {
         let key = entry.key();
-        let known = self.cache.entries()?.into_iter().find(|found| found.whole && found.key == key);
+        let known = self
+            .cache
+            .entries()?
+            .into_iter()
+            .find(|found| found.whole && found.key == key);
         let mut known = known.map_or_else(|| entry.clone(), |found| found.entry);
         known.ask(revision);
         Ok(self.cache.update(&known)?)
@@ -210,7 +222,9 @@ async fn download(
 
 /// What an interrupted conversion has left is of no use to the next one.
 fn clear(files: &Path) -> anyhow::Result<()> {
-    let Some(staging) = files.parent() else { return Ok(()) };
+    let Some(staging) = files.parent() else {
+        return Ok(());
+    };
     for item in fs::read_dir(staging)? {
         let path = item?.path();
         if path.is_dir() {
@@ -226,19 +240,24 @@ fn fingerprint(folder: &Path) -> std::io::Result<String> {
     for item in fs::read_dir(folder)? {
         let item = item?;
         let found = fs::metadata(item.path())?;
-        let modified = found.modified()?.duration_since(UNIX_EPOCH).unwrap_or_default();
-        lines.push(format!("{:?} {} {}\n", item.file_name(), found.len(), modified.as_nanos()));
+        let modified = nanoseconds(&found)?;
+        lines.push(format!("{:?} {} {}\n", item.file_name(), found.len(), modified));
     }
     lines.sort();
     Ok(hex(&Sha256::digest(lines.concat())))
 }
 
+/// When a file was changed, in nanoseconds since 1970; 64 bits last until 2554.
+fn nanoseconds(found: &fs::Metadata) -> std::io::Result<u64> {
+    let since = found.modified()?.duration_since(UNIX_EPOCH).unwrap_or_default();
+    Ok(u64::try_from(since.as_nanos()).unwrap_or(u64::MAX))
+}
+
 /// The access token, if there is one.
 fn token(args: &ModelArgs) -> anyhow::Result<Option<String>> {
     let written = match &args.token_file {
-        Some(path) => {
-            fs::read_to_string(path).with_context(|| format!("the token file {} cannot be read", path.display()))?
-        }
+        Some(path) => fs::read_to_string(path)
+            .with_context(|| format!("the token file {} cannot be read", path.display()))?,
         None => std::env::var("HF_TOKEN").unwrap_or_default(),
     };
     let token = written.trim();

@@ -62,7 +62,10 @@ fn engine(args: &RunArgs, prepared: &Prepared) -> anyhow::Result<EngineArgs> {
     let context = config.max_position_embeddings.min(USUAL_CONTEXT);
     let options = &args.engine;
     Ok(EngineArgs {
-        model_name: options.model_name.clone().unwrap_or_else(|| prepared.name.clone()),
+        model_name: options
+            .model_name
+            .clone()
+            .unwrap_or_else(|| prepared.name.clone()),
         threads: options.threads,
         max_context_length: Some(options.max_context_length.unwrap_or(context)),
         ..EngineArgs::of(prepared.folder.clone())?

@@ -112,7 +112,10 @@ impl Repository {
                     .chars()
                     .all(|char| char.is_ascii_alphanumeric() || "-_.".contains(char))
         };
-        let is_revision = !revision.is_empty() && !revision.chars().any(|char| char.is_whitespace() || char.is_control());
+        let is_revision = !revision.is_empty()
+            && !revision
+                .chars()
+                .any(|char| char.is_whitespace() || char.is_control());
         (is_name(organisation) && is_name(model) && is_revision && !model.ends_with(".gguf")).then(|| Self {
             name: name.to_owned(),
             revision: revision.to_owned(),
@@ -133,8 +136,21 @@ mod tests {
             })
         };
         assert_eq!(Repository::parse("org/m-1.b"), repository("org/m-1.b", "main"));
-        assert_eq!(Repository::parse("org/m@refs/pr/1"), repository("org/m", "refs/pr/1"));
-        for wrong in ["m", "a/b/c", "./m", "../m", "/a/b", "org/m.gguf", "org/", "org/m@", "o rg/m"] {
+        assert_eq!(
+            Repository::parse("org/m@refs/pr/1"),
+            repository("org/m", "refs/pr/1")
+        );
+        for wrong in [
+            "m",
+            "a/b/c",
+            "./m",
+            "../m",
+            "/a/b",
+            "org/m.gguf",
+            "org/",
+            "org/m@",
+            "o rg/m",
+        ] {
             assert_eq!(Repository::parse(wrong), None, "{wrong}");
         }
     }

@@ -37,7 +37,7 @@ pub enum Origin {
         /// Its size.
         bytes: u64,
         /// When it was changed, in nanoseconds since 1970.
-        modified: u128,
+        modified: u64,
     },
     /// Quantised from a folder.
     Fp8 {
@@ -85,7 +85,13 @@ impl Entry {
         let mut key: String = self
             .name
             .chars()
-            .map(|char| if char.is_ascii_alphanumeric() || "-_.".contains(char) { char } else { '-' })
+            .map(|char| {
+                if char.is_ascii_alphanumeric() || "-_.".contains(char) {
+                    char
+                } else {
+                    '-'
+                }
+            })
             .take(80)
             .collect();
         let digest = hex(&Sha256::digest(origin));
@@ -98,8 +104,14 @@ impl Entry {
     #[must_use]
     pub fn description(&self) -> String {
         match &self.origin {
-            Origin::Hub { commit, file: None, .. } => format!("commit {}", short(commit)),
-            Origin::Hub { commit, file: Some(file), .. } => format!("{file}, commit {}", short(commit)),
+            Origin::Hub {
+                commit, file: None, ..
+            } => format!("commit {}", short(commit)),
+            Origin::Hub {
+                commit,
+                file: Some(file),
+                ..
+            } => format!("{file}, commit {}", short(commit)),
             Origin::Gguf { path, .. } => format!("converted from {}", path.display()),
             Origin::Fp8 { path, .. } => format!("FP8 of {}", path.display()),
         }
@@ -157,6 +169,21 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         asked.write(dir.path()).unwrap();
         assert_eq!(Entry::read(dir.path()), Some(asked));
+        for origin in [
+            Origin::Gguf {
+                path: "/a".into(),
+                bytes: 1,
+                modified: u64::MAX,
+            },
+            Origin::Fp8 {
+                path: "/a".into(),
+                files: "f".to_owned(),
+            },
+        ] {
+            let entry = Entry::new("a", origin);
+            entry.write(dir.path()).unwrap();
+            assert_eq!(Entry::read(dir.path()), Some(entry));
+        }
         assert_eq!(Entry::read(&dir.path().join("none")), None);
     }
 }

@@ -93,7 +93,11 @@ impl Cache {
         if let Some(dir) = dir {
             return Ok(Self { root: dir.to_owned() });
         }
-        let folder = |name: &str| std::env::var_os(name).map(PathBuf::from).filter(|path| path.is_absolute());
+        let folder = |name: &str| {
+            std::env::var_os(name)
+                .map(PathBuf::from)
+                .filter(|path| path.is_absolute())
+        };
         let root = folder("XDG_CACHE_HOME").or_else(|| Some(folder("HOME")?.join(".cache")));
         Ok(Self {
             root: root.ok_or(CacheError::Nowhere)?.join("llamero"),
@@ -156,12 +160,16 @@ impl Cache {
         let files = staging.join("files");
         for file in fs::read_dir(&files).map_err(at(&files))? {
             let path = file.map_err(at(&files))?.path();
-            fs::File::open(&path).and_then(|file| file.sync_all()).map_err(at(&path))?;
+            fs::File::open(&path)
+                .and_then(|file| file.sync_all())
+                .map_err(at(&path))?;
         }
         let models = self.root.join("models");
         fs::create_dir_all(&models).map_err(at(&models))?;
         fs::rename(&staging, &whole).map_err(at(&whole))?;
-        fs::File::open(&models).and_then(|dir| dir.sync_all()).map_err(at(&models))
+        fs::File::open(&models)
+            .and_then(|dir| dir.sync_all())
+            .map_err(at(&models))
     }
 
     /// Replace what is told of a whole entry.

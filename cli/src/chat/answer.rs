@@ -56,9 +56,15 @@ impl Answer {
         } = self;
         let decoded = output_tokens.saturating_sub(1);
         let seconds = self.rest.as_secs_f64();
-        let rate = if seconds > 0.0 { f64::from(decoded) / seconds } else { 0.0 };
+        let rate = if seconds > 0.0 {
+            f64::from(decoded) / seconds
+        } else {
+            0.0
+        };
         let first = self.to_first.as_millis();
-        format!("{prompt_tokens} + {output_tokens} tokens, the first after {first} ms, then {rate:.1} tokens/s")
+        format!(
+            "{prompt_tokens} + {output_tokens} tokens, the first after {first} ms, then {rate:.1} tokens/s"
+        )
     }
 }
 
@@ -139,7 +145,11 @@ async fn read(
         answer.output_tokens = chunk.output_tokens;
         answer.rest = asked.elapsed().saturating_sub(answer.to_first);
         answer.text.push_str(&chunk.text);
-        let text = if terminal { harmless(&chunk.text) } else { chunk.text };
+        let text = if terminal {
+            harmless(&chunk.text)
+        } else {
+            chunk.text
+        };
         to.write_all(text.as_bytes())?;
         to.flush()?;
         if let Some(finish) = chunk.finish {
@@ -182,6 +192,9 @@ mod tests {
             to_first: Duration::from_millis(30),
             rest: Duration::from_secs(2),
         };
-        assert_eq!(answer.speed(), "5 + 11 tokens, the first after 30 ms, then 5.0 tokens/s");
+        assert_eq!(
+            answer.speed(),
+            "5 + 11 tokens, the first after 30 ms, then 5.0 tokens/s"
+        );
     }
 }

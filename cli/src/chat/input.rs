@@ -41,7 +41,10 @@ impl Input {
     pub fn new(runtime: &Runtime) -> anyhow::Result<Self> {
         let config = Config::builder().auto_add_history(true).build();
         if io::stdin().is_terminal() {
-            return Ok(Self::Terminal(Box::new(Editor::with_history(config, MemHistory::new())?)));
+            return Ok(Self::Terminal(Box::new(Editor::with_history(
+                config,
+                MemHistory::new(),
+            )?)));
         }
         let (sender, lines) = mpsc::channel(1);
         std::thread::Builder::new().name("input".into()).spawn(move || {

@@ -71,7 +71,10 @@ pub fn converse(runtime: &Runtime, talk: Talk, verbose: bool) -> anyhow::Result<
             }
             Some(Command::System(text)) => {
                 conversation = system(text.as_deref());
-                eprintln!("The conversation begins anew, with {} system message.", text.map_or("no", |_| "this"));
+                eprintln!(
+                    "The conversation begins anew, with {} system message.",
+                    text.map_or("no", |_| "this")
+                );
             }
             Some(Command::Help) => eprintln!("{}", command::HELP),
             Some(Command::Leave) => return Ok(()),

@@ -68,9 +68,11 @@ impl Listing {
         let file = |name: &String| {
             // A name from the network becomes a name in a folder here.
             let found = self.find(name).filter(|file| is_plain(&file.path));
-            found
-                .cloned()
-                .ok_or_else(|| self.unusable(format!("{INDEX_NAME} names the file {name:?}, which it does not have")))
+            found.cloned().ok_or_else(|| {
+                self.unusable(format!(
+                    "{INDEX_NAME} names the file {name:?}, which it does not have"
+                ))
+            })
         };
         names.into_iter().map(file).collect()
     }
@@ -149,7 +151,13 @@ mod tests {
             let json = serde_json::json!({"weight_map": {"a": file, "b": file}});
             std::fs::write(dir.path().join(INDEX_NAME), json.to_string()).unwrap();
         };
-        let there = listing(&[INDEX_NAME, SINGLE_NAME, "w-1.safetensors", "../evil", "original/w.pth"]);
+        let there = listing(&[
+            INDEX_NAME,
+            SINGLE_NAME,
+            "w-1.safetensors",
+            "../evil",
+            "original/w.pth",
+        ]);
         index("w-1.safetensors");
         let weights = there.weights(dir.path()).unwrap();
         assert_eq!(weights.len(), 1);

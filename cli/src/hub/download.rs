@@ -117,7 +117,10 @@ impl Hub {
             _ => {}
         }
         let what = format!("{} of {}", file.path, listing.repository);
-        let segments = listing.repository.split('/').chain(["resolve", listing.commit.as_str()]);
+        let segments = listing
+            .repository
+            .split('/')
+            .chain(["resolve", listing.commit.as_str()]);
         let url = self.url(segments.chain(file.path.split('/')));
         let from = part.bytes();
         let Answer {
@@ -150,7 +153,11 @@ impl Hub {
             done.fetch_sub(from, Ordering::Relaxed);
             part.clear()?;
         }
-        while let Some(chunk) = response.chunk().await.map_err(|error| network(&from_where, &error))? {
+        while let Some(chunk) = response
+            .chunk()
+            .await
+            .map_err(|error| network(&from_where, &error))?
+        {
             part.write(&chunk)?;
             done.fetch_add(chunk.len() as u64, Ordering::Relaxed);
             if bytes.is_some_and(|bytes| part.bytes() > bytes) {
@@ -188,11 +195,25 @@ mod tests {
 
     #[test]
     fn ranges_are_read() {
-        let headers = |name: &'static str, value: &str| HeaderMap::from_iter([(name.parse().unwrap(), value.parse().unwrap())]);
+        let headers = |name: &'static str, value: &str| {
+            HeaderMap::from_iter([(name.parse().unwrap(), value.parse().unwrap())])
+        };
         let partial = StatusCode::PARTIAL_CONTENT;
-        assert_eq!(extent(partial, &headers("content-range", "bytes 5-9/10")), (5, Some(10)));
-        assert_eq!(extent(partial, &headers("content-range", "bytes 5-9/*")), (5, None));
-        assert_eq!(extent(partial, &headers("content-range", "lines 5-9/10")), (u64::MAX, None));
-        assert_eq!(extent(StatusCode::OK, &headers("content-length", "7")), (0, Some(7)));
+        assert_eq!(
+            extent(partial, &headers("content-range", "bytes 5-9/10")),
+            (5, Some(10))
+        );
+        assert_eq!(
+            extent(partial, &headers("content-range", "bytes 5-9/*")),
+            (5, None)
+        );
+        assert_eq!(
+            extent(partial, &headers("content-range", "lines 5-9/10")),
+            (u64::MAX, None)
+        );
+        assert_eq!(
+            extent(StatusCode::OK, &headers("content-length", "7")),
+            (0, Some(7))
+        );
     }
 }

@@ -7,7 +7,9 @@ use std::time::Duration;
 #[derive(Debug, thiserror::Error)]
 pub enum HubError {
     /// The address of the Hub is none.
-    #[error("{0:?} is not the address of a Hub; write one such as https://huggingface.co in --endpoint or HF_ENDPOINT")]
+    #[error(
+        "{0:?} is not the address of a Hub; write one such as https://huggingface.co in --endpoint or HF_ENDPOINT"
+    )]
     Endpoint(String),
     /// The token cannot be sent.
     #[error("the access token has characters that no token has; check HF_TOKEN or the file of --token-file")]
@@ -68,7 +70,9 @@ pub enum HubError {
         what: String,
     },
     /// 429: too many requests.
-    #[error("{host} takes no more requests for now (429); try again later, or give a token by HF_TOKEN or --token-file")]
+    #[error(
+        "{host} takes no more requests for now (429); try again later, or give a token by HF_TOKEN or --token-file"
+    )]
     RateLimited {
         /// Who answered.
         host: String,
@@ -94,7 +98,9 @@ pub enum HubError {
         reason: String,
     },
     /// The bytes are not the announced ones.
-    #[error("{file} arrived damaged twice: its SHA-256 is {found}, announced is {announced}; nothing of it is kept")]
+    #[error(
+        "{file} arrived damaged twice: its SHA-256 is {found}, announced is {announced}; nothing of it is kept"
+    )]
     Damaged {
         /// The file.
         file: String,

@@ -104,7 +104,9 @@ impl From<Sibling> for RemoteFile {
         Self {
             path: sibling.rfilename,
             bytes: bytes.or(sibling.size),
-            sha256: sha256.filter(|text| is_sha256(text)).map(|text| text.to_ascii_lowercase()),
+            sha256: sha256
+                .filter(|text| is_sha256(text))
+                .map(|text| text.to_ascii_lowercase()),
         }
     }
 }

@@ -27,7 +27,8 @@ impl Hub {
         report: &mut dyn FnMut(Progress),
     ) -> anyhow::Result<()> {
         create(folder)?;
-        self.download_all(listing, &listing.small()?, folder, &mut |_| {}).await?;
+        self.download_all(listing, &listing.small()?, folder, &mut |_| {})
+            .await?;
         LlamaConfig::read(&folder.join("config.json"))?;
         let weights = listing.weights(folder)?;
         self.download_all(listing, &weights, folder, report).await?;
@@ -46,7 +47,8 @@ impl Hub {
         report: &mut dyn FnMut(Progress),
     ) -> Result<(), HubError> {
         create(folder)?;
-        self.download_all(listing, std::slice::from_ref(file), folder, report).await
+        self.download_all(listing, std::slice::from_ref(file), folder, report)
+            .await
     }
 
     async fn download_all(
@@ -79,7 +81,10 @@ impl Hub {
                     report(Progress { done, total: done });
                     return Ok(());
                 }
-                None if total > 0 => report(Progress { done: done.min(total), total }),
+                None if total > 0 => report(Progress {
+                    done: done.min(total),
+                    total,
+                }),
                 None => {}
             }
         }
@@ -95,7 +100,9 @@ fn create(folder: &Path) -> Result<(), HubError> {
 
 /// Rather before the first byte than after hours.
 fn check_space(files: &[RemoteFile], folder: &Path) -> Result<(), HubError> {
-    let Ok(disk) = rustix::fs::statvfs(folder) else { return Ok(()) };
+    let Ok(disk) = rustix::fs::statvfs(folder) else {
+        return Ok(());
+    };
     let missing = |file: &RemoteFile| {
         let target = target(file, folder);
         let here = |path: &Path| std::fs::metadata(path).map_or(0, |found| found.len());

@@ -35,12 +35,18 @@ fn repository(revision: &str) -> Repository {
     }
 }
 
-async fn pull_with(server: &FakeHub, patience: Patience, token: Option<&str>, folder: &Path) -> anyhow::Result<Progress> {
+async fn pull_with(
+    server: &FakeHub,
+    patience: Patience,
+    token: Option<&str>,
+    folder: &Path,
+) -> anyhow::Result<Progress> {
     let hub = Hub::new(&server.endpoint, token, patience)?;
     let listing = hub.list(&repository("main")).await?;
     assert_eq!(listing.commit, COMMIT);
     let mut last = Progress::default();
-    hub.pull(&listing, folder, &mut |progress| last = progress).await?;
+    hub.pull(&listing, folder, &mut |progress| last = progress)
+        .await?;
     Ok(last)
 }
 
@@ -56,7 +62,10 @@ fn assert_whole(folder: &Path) {
         .collect();
     assert_eq!(there, WANTED.iter().map(|&name| name.to_owned()).collect());
     for (name, bytes) in files().iter().filter(|(name, _)| there.contains(*name)) {
-        assert!(std::fs::read(folder.join(name)).unwrap() == *bytes, "{name} differs");
+        assert!(
+            std::fs::read(folder.join(name)).unwrap() == *bytes,
+            "{name} differs"
+        );
     }
 }
 
@@ -71,7 +80,9 @@ async fn a_checkpoint_arrives_whole_and_the_token_stays_at_the_hub() {
             ..Faults::default()
         },
     );
-    let progress = pull_with(&server, QUICK, token.as_deref(), dir.path()).await.unwrap();
+    let progress = pull_with(&server, QUICK, token.as_deref(), dir.path())
+        .await
+        .unwrap();
     assert_eq!((progress.done, progress.total), (500_000, 500_000));
     assert_whole(dir.path());
     let log = server.log();
@@ -94,7 +105,10 @@ async fn cut_connections_are_gone_on_with_where_they_were_cut() {
     pull(&server, dir.path()).await.unwrap();
     assert_whole(dir.path());
     let later: Vec<usize> = server.log().iter().filter_map(|asked| asked.from).collect();
-    assert!(later.iter().any(|&from| from > 1), "nothing was gone on with: {later:?}");
+    assert!(
+        later.iter().any(|&from| from > 1),
+        "nothing was gone on with: {later:?}"
+    );
 }
 
 #[tokio::test]
@@ -104,16 +118,27 @@ async fn a_later_run_goes_on_where_an_earlier_one_gave_up() {
     let once = Patience { attempts: 1, ..QUICK };
     // The tokenizer comes first and whole.
     server.faults().cuts = vec![70_000, 60_000, 100_000];
-    let error = pull_with(&server, once, None, dir.path()).await.unwrap_err().to_string();
+    let error = pull_with(&server, once, None, dir.path())
+        .await
+        .unwrap_err()
+        .to_string();
     assert!(error.contains("run the same command to go on"), "{error}");
     server.faults().cuts.clear();
     let before = server.log().len();
     pull_with(&server, once, None, dir.path()).await.unwrap();
     assert_whole(dir.path());
     let log = server.log();
-    let later: Vec<_> = log[before..].iter().filter(|asked| !asked.at_hub && asked.from.is_some()).collect();
+    let later: Vec<_> = log[before..]
+        .iter()
+        .filter(|asked| !asked.at_hub && asked.from.is_some())
+        .collect();
     assert!(!later.is_empty(), "{:?}", &log[before..]);
-    assert!(!log[before..].iter().any(|asked| asked.path.contains("tokenizer.json")), "it was whole already");
+    assert!(
+        !log[before..]
+            .iter()
+            .any(|asked| asked.path.contains("tokenizer.json")),
+        "it was whole already"
+    );
 }
 
 #[tokio::test]
@@ -177,14 +202,20 @@ async fn what_passes_is_waited_for_and_what_stays_is_told() {
 
     server.faults().busy = usize::MAX;
     let error = pull(&server, dir.path()).await.unwrap_err().to_string();
-    assert!(error.contains("429") && error.contains("tried 6 times"), "{error}");
+    assert!(
+        error.contains("429") && error.contains("tried 6 times"),
+        "{error}"
+    );
     assert_eq!(usize::MAX - server.faults().busy, 6);
 
     server.faults().busy = 0;
     server.faults().circle = true;
     let other = dir.path().join("circle");
     let error = pull(&server, &other).await.unwrap_err().to_string();
-    assert!(error.contains("redirects for ever") && !error.contains("secret"), "{error}");
+    assert!(
+        error.contains("redirects for ever") && !error.contains("secret"),
+        "{error}"
+    );
 }
 
 #[tokio::test]
@@ -205,8 +236,14 @@ async fn a_silent_server_is_left() {
     assert_whole(dir.path());
     server.faults().silent = usize::MAX;
     let other = dir.path().join("silent");
-    let impatient = Patience { attempts: 2, ..patience };
-    let error = pull_with(&server, impatient, None, &other).await.unwrap_err().to_string();
+    let impatient = Patience {
+        attempts: 2,
+        ..patience
+    };
+    let error = pull_with(&server, impatient, None, &other)
+        .await
+        .unwrap_err()
+        .to_string();
     assert!(error.contains("it takes too long"), "{error}");
 }
 
@@ -230,7 +267,13 @@ async fn refusals_say_what_to_do_and_are_not_tried_again() {
         gated: true,
         ..Faults::default()
     };
-    refusal(gated, Some("right"), "main", "accept its terms at http://localhost").await;
+    refusal(
+        gated,
+        Some("right"),
+        "main",
+        "accept its terms at http://localhost",
+    )
+    .await;
     refusal(Faults::default(), None, "v2", "but not this revision").await;
 
     let server = FakeHub::start(files(), Faults::default());
@@ -248,7 +291,10 @@ async fn refusals_say_what_to_do_and_are_not_tried_again() {
 async fn what_is_no_llama_is_refused_before_its_weights_are_fetched() {
     let dir = tempfile::tempdir().unwrap();
     let mut files = files();
-    files.insert("config.json".to_owned(), br#"{"model_type": "mamba", "architectures": ["MambaForCausalLM"]}"#.to_vec());
+    files.insert(
+        "config.json".to_owned(),
+        br#"{"model_type": "mamba", "architectures": ["MambaForCausalLM"]}"#.to_vec(),
+    );
     let server = FakeHub::start(files, Faults::default());
     let error = pull(&server, dir.path()).await.unwrap_err();
     assert!(error.is::<llamero_checkpoint::Error>(), "{error}");
@@ -262,7 +308,9 @@ async fn one_file_is_fetched_by_its_name() {
     let hub = Hub::new(&server.endpoint, None, QUICK).unwrap();
     let listing = hub.list(&repository(COMMIT)).await.unwrap();
     let file = listing.gguf("small.gguf").unwrap();
-    hub.pull_file(&listing, &file, dir.path(), &mut |_| {}).await.unwrap();
+    hub.pull_file(&listing, &file, dir.path(), &mut |_| {})
+        .await
+        .unwrap();
     assert!(std::fs::read(dir.path().join("small.gguf")).unwrap() == files()["small.gguf"]);
     let error = listing.gguf("big.gguf").unwrap_err().to_string();
     assert!(error.contains("there are small.gguf"), "{error}");

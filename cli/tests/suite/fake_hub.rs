@@ -134,7 +134,12 @@ impl Shared {
                 return head(&mut to, "404 Not Found", "x-error-code: RevisionNotFound\r\n", 0);
             }
             let json = self.listing(faults.bare).to_string();
-            head(&mut to, "200 OK", "content-type: application/json\r\n", json.len())?;
+            head(
+                &mut to,
+                "200 OK",
+                "content-type: application/json\r\n",
+                json.len(),
+            )?;
             return to.write_all(json.as_bytes()).ok();
         }
         if let Some(cached) = path.strip_prefix("/cached/") {
@@ -143,7 +148,10 @@ impl Shared {
             return to.write_all(bytes).ok();
         }
         let resolve = format!("/{REPOSITORY}/resolve/{COMMIT}/");
-        let Some((name, bytes)) = path.strip_prefix(&resolve).and_then(|name| self.files.get_key_value(name)) else {
+        let Some((name, bytes)) = path
+            .strip_prefix(&resolve)
+            .and_then(|name| self.files.get_key_value(name))
+        else {
             return head(&mut to, "404 Not Found", "x-error-code: RepoNotFound\r\n", 0);
         };
         if bytes.len() < LFS_BYTES {
@@ -181,7 +189,11 @@ impl Shared {
             return head(&mut to, "416 Range Not Satisfiable", "", 0);
         }
         let rest = &bytes[from..];
-        let range = format!("content-range: bytes {from}-{}/{}\r\n", bytes.len() - 1, bytes.len());
+        let range = format!(
+            "content-range: bytes {from}-{}/{}\r\n",
+            bytes.len() - 1,
+            bytes.len()
+        );
         let (status, range) = match from {
             0 => ("200 OK", ""),
             _ => ("206 Partial Content", range.as_str()),
@@ -230,7 +242,9 @@ fn read_request(reader: &mut impl BufRead, at_hub: bool) -> Option<Asked> {
         match name.to_ascii_lowercase().as_str() {
             "authorization" => asked.token = value.strip_prefix("Bearer ").map(ToOwned::to_owned),
             "range" => {
-                let from = value.strip_prefix("bytes=").and_then(|range| range.strip_suffix('-'));
+                let from = value
+                    .strip_prefix("bytes=")
+                    .and_then(|range| range.strip_suffix('-'));
                 asked.from = Some(from.unwrap().parse().unwrap());
             }
             _ => {}
@@ -239,11 +253,18 @@ fn read_request(reader: &mut impl BufRead, at_hub: bool) -> Option<Asked> {
 }
 
 fn head(to: &mut impl Write, status: &str, headers: &str, length: usize) -> Option<()> {
-    write!(to, "HTTP/1.1 {status}\r\n{headers}content-length: {length}\r\n\r\n").ok()
+    write!(
+        to,
+        "HTTP/1.1 {status}\r\n{headers}content-length: {length}\r\n\r\n"
+    )
+    .ok()
 }
 
 fn sha256(bytes: &[u8]) -> String {
-    Sha256::digest(bytes).iter().map(|byte| format!("{byte:02x}")).collect()
+    Sha256::digest(bytes)
+        .iter()
+        .map(|byte| format!("{byte:02x}"))
+        .collect()
 }
 
 /// The files of a checkpoint that is small, and no real one beyond its configuration, with others that are not wanted.
@@ -255,13 +276,20 @@ pub(crate) fn files() -> BTreeMap<String, Vec<u8>> {
         "torch_dtype": "bfloat16", "tie_word_embeddings": true,
     });
     let index = serde_json::json!({"weight_map": {"a": "model-1.safetensors", "b": "model-2.safetensors"}});
-    let bytes = |seed: usize, length: usize| (0..length).map(|at| (at * 31 + at / 251 + seed) as u8).collect::<Vec<u8>>();
+    let bytes = |seed: usize, length: usize| {
+        (0..length)
+            .map(|at| (at * 31 + at / 251 + seed) as u8)
+            .collect::<Vec<u8>>()
+    };
     BTreeMap::from([
         ("config.json".to_owned(), config.to_string().into_bytes()),
         ("tokenizer.json".to_owned(), bytes(1, 100_000)),
         ("tokenizer_config.json".to_owned(), b"{}".to_vec()),
         ("generation_config.json".to_owned(), b"{}".to_vec()),
-        ("model.safetensors.index.json".to_owned(), index.to_string().into_bytes()),
+        (
+            "model.safetensors.index.json".to_owned(),
+            index.to_string().into_bytes(),
+        ),
         ("model-1.safetensors".to_owned(), bytes(2, 300_000)),
         ("model-2.safetensors".to_owned(), bytes(3, 200_000)),
         ("model-3.safetensors".to_owned(), bytes(4, 200_000)),

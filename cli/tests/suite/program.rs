@@ -13,8 +13,14 @@ pub(crate) const DEADLINE: Duration = Duration::from_secs(240);
 
 /// A model of `make model`.
 pub(crate) fn model(name: &str) -> PathBuf {
-    let path = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../.local/models").join(name);
-    assert!(path.exists(), "{} is missing: run `make model` first", path.display());
+    let path = PathBuf::from(env!("CARGO_MANIFEST_DIR"))
+        .join("../.local/models")
+        .join(name);
+    assert!(
+        path.exists(),
+        "{} is missing: run `make model` first",
+        path.display()
+    );
     path
 }
 
@@ -25,10 +31,21 @@ pub(crate) fn fp8() -> PathBuf {
 /// `llamero` with a cache of its own and none of the variables of whoever runs the tests.
 pub(crate) fn llamero(cache: &Path, args: &[&str]) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_llamero"));
-    for variable in ["HF_TOKEN", "HF_ENDPOINT", "LLAMERO_LOG", "HTTP_PROXY", "http_proxy", "ALL_PROXY", "all_proxy"] {
+    for variable in [
+        "HF_TOKEN",
+        "HF_ENDPOINT",
+        "LLAMERO_LOG",
+        "HTTP_PROXY",
+        "http_proxy",
+        "ALL_PROXY",
+        "all_proxy",
+    ] {
         command.env_remove(variable);
     }
-    command.env("LLAMERO_CACHE", cache).args(args).stdin(Stdio::null());
+    command
+        .env("LLAMERO_CACHE", cache)
+        .args(args)
+        .stdin(Stdio::null());
     command.stdout(Stdio::piped()).stderr(Stdio::piped());
     command
 }
@@ -61,7 +78,12 @@ impl Running {
         let out = lines(child.stdout.take().unwrap());
         let err = lines(child.stderr.take().unwrap());
         let seen = String::new();
-        Self { child, out, err, seen }
+        Self {
+            child,
+            out,
+            err,
+            seen,
+        }
     }
 
     /// Read standard error up to a line with `part`.

@@ -26,10 +26,24 @@ fn request(address: &str, method: &str, path: &str, body: &str) -> (String, Stri
 fn the_api_is_served_and_ends_in_order() {
     let cache = tempfile::tempdir().unwrap();
     let folder = fp8();
-    let args = ["run", folder.to_str().unwrap(), "--model-name", "smol", "--serve", "127.0.0.1:0"];
+    let args = [
+        "run",
+        folder.to_str().unwrap(),
+        "--model-name",
+        "smol",
+        "--serve",
+        "127.0.0.1:0",
+    ];
     let mut running = Running::start(llamero(cache.path(), &args), "");
     let line = running.wait_for("serving smol at http://");
-    let address = line.split("http://").nth(1).unwrap().split('/').next().unwrap().to_owned();
+    let address = line
+        .split("http://")
+        .nth(1)
+        .unwrap()
+        .split('/')
+        .next()
+        .unwrap()
+        .to_owned();
 
     let (head, body) = request(&address, "GET", "/v1/models", "");
     assert!(head.starts_with("HTTP/1.1 200"), "{head}");
@@ -49,14 +63,23 @@ fn the_api_is_served_and_ends_in_order() {
     assert!(body.contains("data: [DONE]"), "{body}");
 
     let (head, page) = request(&address, "GET", "/", "");
-    assert!(head.starts_with("HTTP/1.1 200") && page.contains("<html"), "{head}");
+    assert!(
+        head.starts_with("HTTP/1.1 200") && page.contains("<html"),
+        "{head}"
+    );
     let (_, metrics) = request(&address, "GET", "/metrics", "");
     assert!(metrics.contains("# EOF"), "{metrics}");
 
     // The port is taken, which is found before anything is loaded.
-    let second = run(llamero(cache.path(), &["run", folder.to_str().unwrap(), "--serve", &address]));
+    let second = run(llamero(
+        cache.path(),
+        &["run", folder.to_str().unwrap(), "--serve", &address],
+    ));
     assert_eq!(second.code, Some(1), "{second:?}");
-    assert!(second.err.contains(&format!("cannot listen on {address}")), "{second:?}");
+    assert!(
+        second.err.contains(&format!("cannot listen on {address}")),
+        "{second:?}"
+    );
     assert!(!second.err.contains("loading"), "{second:?}");
 
     // A connection that a client leaves open does not keep it.
