@@ -31,7 +31,7 @@ fn bits(values: Vec<f32>) -> Vec<u32> {
 }
 
 fn product(ops: &mut Ops) -> Option<Vec<u32>> {
-    let (stream, leaves) = (ops.stream().clone(), Leaves::tree(9, &(0..9), 512).unwrap());
+    let (stream, leaves) = (ops.stream().clone(), Leaves::tree(9, 0..9, 512).unwrap());
     let codes: Vec<u8> = numbers(1, 16 * leaves.stride())
         .iter()
         .map(|x| ((x + 1.0) * 120.0) as u8 & 0x77)

@@ -81,8 +81,8 @@ pub enum Up {
         /// Port for clients.
         inference_port: Option<u16>,
     },
-    /// The whole present state.
-    State(RankState),
+    /// The whole present state. Boxed, because it is large.
+    State(Box<RankState>),
     /// The group was told to end; the process exits next and is not started again.
     Left,
 }
