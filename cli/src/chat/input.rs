@@ -1,6 +1,6 @@
 //! What the user types, or pipes in.
 
-use std::io::{self, BufRead as _, IsTerminal as _};
+use std::io::{self, BufRead as _, IsTerminal as _, Read as _};
 
 use rustyline::error::ReadlineError;
 use rustyline::history::MemHistory;
@@ -8,6 +8,9 @@ use rustyline::{Config, Editor};
 use tokio::runtime::Runtime;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::mpsc;
+
+/// Longest line that is read from a pipe.
+const LINE_BYTES: u64 = llamero_proto::limits::MAX_REQUEST_BYTES as u64;
 
 /// What comes next.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -48,7 +51,7 @@ impl Input {
         }
         let (sender, lines) = mpsc::channel(1);
         std::thread::Builder::new().name("input".into()).spawn(move || {
-            for line in io::stdin().lock().lines() {
+            while let Some(line) = piped_line() {
                 if sender.blocking_send(line).is_err() {
                     return;
                 }
@@ -81,5 +84,19 @@ impl Input {
                 }
             }),
         }
+    }
+}
+
+/// The next line of standard input; none at its end.
+fn piped_line() -> Option<io::Result<String>> {
+    let mut line = String::new();
+    let read = io::stdin().lock().take(LINE_BYTES + 1).read_line(&mut line);
+    match read {
+        Ok(0) => None,
+        Ok(read) if read as u64 > LINE_BYTES => Some(Err(io::Error::other(format!(
+            "a line of the input is longer than {LINE_BYTES} bytes"
+        )))),
+        Ok(_) => Some(Ok(line.trim_end_matches(['\n', '\r']).to_owned())),
+        Err(error) => Some(Err(error)),
     }
 }

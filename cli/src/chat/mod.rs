@@ -93,7 +93,7 @@ fn ask(runtime: &Runtime, talk: &Talk, conversation: &mut Vec<ChatMessage>, verb
             answer.ended == Ended::Interrupted
         }
         Err(error) => {
-            eprintln!("error: {error:#}");
+            eprintln!("error: {error:#}\nThe question is taken back; /clear begins anew.");
             conversation.pop();
             false
         }

@@ -206,10 +206,12 @@ pub(super) fn answer(url: &Url, what: &str, reason: impl ToString) -> HubError {
     }
 }
 
+/// What a connection failed with.
 pub(super) fn network(url: &Url, error: &reqwest::Error) -> HubError {
-    HubError::Network {
-        host: host(url),
-        reason: reason(error),
+    let (host, reason) = (host(url), reason(error));
+    match causes(error).any(is_certificate) {
+        true => HubError::Certificate { host, reason },
+        false => HubError::Network { host, reason },
     }
 }
 
@@ -218,11 +220,25 @@ fn reason(error: &reqwest::Error) -> String {
     if error.is_timeout() {
         return "it takes too long".to_owned();
     }
-    let mut cause: &dyn std::error::Error = error;
-    while let Some(source) = cause.source() {
-        cause = source;
-    }
-    cause.to_string()
+    causes(error).last().map_or_else(String::new, ToString::to_string)
+}
+
+type Cause = dyn std::error::Error + 'static;
+
+fn causes(error: &reqwest::Error) -> impl Iterator<Item = &Cause> {
+    std::iter::successors(Some(error as &Cause), |cause| cause.source())
+}
+
+/// Whether a certificate was refused. An I/O error does not give what it carries as its source.
+fn is_certificate(cause: &Cause) -> bool {
+    let carried = cause
+        .downcast_ref::<std::io::Error>()
+        .and_then(std::io::Error::get_ref);
+    let tls = match carried {
+        Some(carried) => carried.downcast_ref(),
+        None => cause.downcast_ref(),
+    };
+    matches!(tls, Some(tokio_rustls::rustls::Error::InvalidCertificate(_)))
 }
 
 #[cfg(test)]

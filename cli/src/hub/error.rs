@@ -87,6 +87,14 @@ pub enum HubError {
         /// In words.
         reason: String,
     },
+    /// A certificate of nobody who is trusted here.
+    #[error("{host} is not trusted: {reason}; name the certificates of its authority in SSL_CERT_FILE")]
+    Certificate {
+        /// Who was asked.
+        host: String,
+        /// What is wrong with it.
+        reason: String,
+    },
     /// An answer that makes no sense.
     #[error("{host} gave an answer for {what} that is not understood: {reason}")]
     Answer {
@@ -166,6 +174,7 @@ impl HubError {
                 | Self::NoToken { .. }
                 | Self::BadToken { .. }
                 | Self::Gated { .. }
+                | Self::Certificate { .. }
                 | Self::NotFound { .. }
                 | Self::Unusable { .. }
         )
