@@ -47,8 +47,9 @@ async fn reference(folder: &Path) -> String {
             messages: vec![ChatMessage {
                 role: "user".to_owned(),
                 content: QUESTION.to_owned(),
+                ..ChatMessage::default()
             }],
-            tools_json: String::new(),
+            ..ChatPrompt::default()
         })),
         temperature: Some(0.0),
         max_tokens: Some(12),

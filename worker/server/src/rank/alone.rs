@@ -39,6 +39,7 @@ impl Alone {
         let threads = engine.threads.unwrap_or(cores).max(1);
         let config = RankConfig {
             rank: 0,
+            first_rank: 0,
             threads,
             listen: member.ip(),
             rank_port: member.port(),
