@@ -11,7 +11,7 @@ use llamero_engine::mesh::{GroupKey, Membership};
 use llamero_engine::runtime::{Outcome, Phase, RankControl};
 
 use super::clients::Clients;
-use super::open::{Opened, open};
+use super::open::{Opened, WeightsMemory, open};
 use crate::config::{EngineArgs, RankConfig};
 
 /// How soon the end of the engine is noticed.
@@ -47,7 +47,7 @@ impl Alone {
             instance_id: format!("llamero-{}", std::process::id()),
             engine,
         };
-        let Opened { runtime, model, .. } = open(&config, ranks, None, true)?;
+        let Opened { runtime, model, .. } = open(&config, ranks, WeightsMemory::default(), true)?;
         let model = model.context("rank 0 has no tokenizer")?;
         let control = runtime.control();
         let membership = Membership {

@@ -16,15 +16,16 @@ pub mod settings;
 
 use std::io::BufReader;
 use std::net::{SocketAddr, TcpListener};
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::thread;
 
 use anyhow::Context as _;
+use llamero_cpu::PodMemory;
 use llamero_engine::runtime::Outcome;
 
 use self::clients::Clients;
-use self::open::Opened;
+use self::open::{Opened, WeightsMemory};
 use self::report::Reports;
 use crate::config::RankConfig;
 use crate::exit::FAILED;
@@ -39,7 +40,7 @@ pub fn run(rank: u32) -> anyhow::Result<u8> {
     // Shown by `ps`; nothing depends on it.
     let _ = std::fs::write("/proc/self/comm", format!("llamero-rank-{rank}"));
     let stdin = UnixStream::from(std::io::stdin().as_fd().try_clone_to_owned()?);
-    let weights = link::receive_file(&stdin).context("no link to a supervisor on standard input")?;
+    let files = link::receive_files(&stdin).context("no link to a supervisor on standard input")?;
     let reports = Reports::new(stdin.try_clone()?);
     let mut orders = BufReader::new(stdin);
     let config = report::start(&mut orders)?;
@@ -54,12 +55,13 @@ pub fn run(rank: u32) -> anyhow::Result<u8> {
         None => None,
     };
 
+    let memory = memory(&config, files)?;
     let leads = client_listener.is_some();
     let Opened {
         runtime,
         about,
         model,
-    } = open::open(&config, rank_listener, Some(weights), leads)?;
+    } = open::open(&config, rank_listener, memory, leads)?;
     let (control, engine) = (runtime.control(), runtime.engine());
 
     let grace = config.engine.drain_grace;
@@ -93,6 +95,32 @@ pub fn run(rank: u32) -> anyhow::Result<u8> {
         reports.send(&Up::Left)?;
     }
     Ok(0)
+}
+
+/// This rank's memory file, and those of the pod if it is to load with others: see [`link`].
+fn memory(config: &RankConfig, mut files: Vec<OwnedFd>) -> anyhow::Result<WeightsMemory> {
+    if let [_] = files.as_slice() {
+        return Ok(WeightsMemory {
+            own: files.pop(),
+            pod: None,
+        });
+    }
+    let notes = files.remove(0);
+    let own = config
+        .rank
+        .checked_sub(config.first_rank)
+        .and_then(|index| files.get(index as usize))
+        .with_context(|| format!("no memory file came for rank {}", config.rank))?
+        .try_clone()?;
+    let pod = PodMemory {
+        first: config.first_rank,
+        weights: files,
+        notes,
+    };
+    Ok(WeightsMemory {
+        own: Some(own),
+        pod: Some(pod),
+    })
 }
 
 fn bind(config: &RankConfig, port: u16) -> anyhow::Result<TcpListener> {

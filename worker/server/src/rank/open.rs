@@ -4,7 +4,7 @@ use std::net::TcpListener;
 use std::os::fd::OwnedFd;
 
 use llamero_checkpoint::Topology;
-use llamero_cpu::{CpuBackend, CpuOptions, Kernel, Waits};
+use llamero_cpu::{CpuBackend, CpuOptions, Kernel, PodMemory, Waits};
 use llamero_engine::runtime::RankRuntime;
 
 use super::report::About;
@@ -22,15 +22,24 @@ pub struct Opened {
     pub model: Option<Model>,
 }
 
+/// Where the weights go.
+#[derive(Debug, Default)]
+pub struct WeightsMemory {
+    /// This rank's memory file; without one they live in this process.
+    pub own: Option<OwnedFd>,
+    /// The memory files of the pod, when its ranks load together.
+    pub pod: Option<PodMemory>,
+}
+
 /// Check the checkpoint and prepare the engine of a rank that listens on `listener` for its peers. The weights go into
-/// `memory`, or into memory of this process.
+/// `memory`.
 ///
 /// # Errors
 /// The checkpoint cannot be used, or not so.
 pub fn open(
     config: &RankConfig,
     listener: TcpListener,
-    memory: Option<OwnedFd>,
+    memory: WeightsMemory,
     leads: bool,
 ) -> anyhow::Result<Opened> {
     let options = CpuOptions {
@@ -39,7 +48,8 @@ pub fn open(
             pipeline: config.engine.pipeline,
         },
         rank: config.rank,
-        memory,
+        memory: memory.own,
+        pod: memory.pod,
         threads: config.threads as usize,
         kernel: Kernel::detect(),
         waits: Waits::new(config.engine.stall_timeout, config.oversubscribed),
