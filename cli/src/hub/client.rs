@@ -229,16 +229,15 @@ fn causes(error: &reqwest::Error) -> impl Iterator<Item = &Cause> {
     std::iter::successors(Some(error as &Cause), |cause| cause.source())
 }
 
-/// Whether a certificate was refused. An I/O error does not give what it carries as its source.
+/// Whether a certificate was refused. An I/O error does not give what it carries as its source, and may carry another one.
 fn is_certificate(cause: &Cause) -> bool {
-    let carried = cause
-        .downcast_ref::<std::io::Error>()
-        .and_then(std::io::Error::get_ref);
-    let tls = match carried {
-        Some(carried) => carried.downcast_ref(),
-        None => cause.downcast_ref(),
-    };
-    matches!(tls, Some(tokio_rustls::rustls::Error::InvalidCertificate(_)))
+    if let Some(error) = cause.downcast_ref::<std::io::Error>() {
+        return error.get_ref().is_some_and(|carried| is_certificate(carried));
+    }
+    matches!(
+        cause.downcast_ref(),
+        Some(tokio_rustls::rustls::Error::InvalidCertificate(_))
+    )
 }
 
 #[cfg(test)]
