@@ -1,34 +1,24 @@
 //! Sums of exponentials of any size, joined without rounding that depends on the machine.
 //!
 //! The usual pair of (largest, sum of `e^(x - largest)`) needs an exponential to join two, whose last bits differ
-//! between mathematical libraries. Here the reference is a whole number, so two references differ by a whole number,
-//! and its powers are constants: a join is one multiplication and one addition, the same on every machine.
+//! between mathematical libraries. Here references are multiples of [`GRID`], so a join takes one addition, seldom also
+//! a multiplication by a constant, and gives the same bits on every machine.
 
 use serde::{Deserialize, Serialize};
 
 /// `sum · e^reference`.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 pub struct LogSum {
-    /// A whole number, or -∞ for an empty sum.
+    /// A multiple of [`GRID`], or -∞ for an empty sum.
     reference: f32,
     /// NaN when any term was NaN or infinite.
     sum: f64,
 }
 
-/// Of two references that lie further apart, the smaller one's sum is below half a unit in the last place of the other:
-/// 2³² terms of at most 1 come to `e^(22 - 80)`, where the larger sum has at least the term `e^-1`.
-const FURTHEST: usize = 80;
-
-/// `e^-n`.
-const POWERS: [f64; FURTHEST] = {
-    let mut powers = [1.0; FURTHEST];
-    let mut n = 1;
-    while n < FURTHEST {
-        powers[n] = powers[n - 1] / std::f64::consts::E;
-        n += 1;
-    }
-    powers
-};
+/// References are multiples of this: a power of two, so that all f32 are divided exactly.
+const GRID: f32 = 64.0;
+/// `e^-GRID`.
+const NEXT: f64 = 1.603_810_890_548_638e-28;
 
 impl LogSum {
     /// `e^log`; -∞ gives the empty sum, NaN and +∞ a sum that stays unusable.
@@ -40,7 +30,7 @@ impl LogSum {
                 sum: f64::NAN,
             };
         }
-        let reference = log.ceil();
+        let reference = (log / GRID).ceil() * GRID;
         let sum = if reference == f32::NEG_INFINITY {
             0.0
         } else {
@@ -58,10 +48,17 @@ impl LogSum {
         } else {
             (other, self)
         };
-        // A whole number; the conversion makes 0 of the difference of two infinities, and the largest of infinity.
-        let apart = (f64::from(high.reference) - f64::from(low.reference)) as usize;
+        let apart = high.reference - low.reference;
+        let power = if apart == 0.0 {
+            1.0
+        } else if apart == GRID {
+            NEXT
+        } else {
+            // Two steps away: 2³² terms of at most 1 come to e^(22 - 128), less than half a unit in the last place of
+            // a term of at least e^-64.
+            0.0
+        };
         // Always multiplied, so that NaN is not lost.
-        let power = POWERS.get(apart).copied().unwrap_or(0.0);
         Self {
             reference: high.reference,
             sum: high.sum + low.sum * power,
@@ -98,11 +95,16 @@ mod tests {
 
     #[test]
     fn spans_every_distance() {
-        for apart in 0..100 {
+        for apart in 0..300 {
             let far = joined(&[700.5, 700.5 - apart as f32]) - 700.5;
             let exact = f64::from(-apart).exp().ln_1p();
             assert!((far - exact).abs() < 1e-12, "{apart}: {far} {exact}");
         }
+        assert_eq!(NEXT, f64::from(-GRID).exp());
+        // Both ends of neighbouring steps.
+        let neighbours = joined(&[0.001, -63.999, 0.0, -64.0]);
+        let exact = [0.001_f32, -63.999, 0.0, -64.0].map(|log| f64::from(log).exp());
+        assert!((neighbours - exact.iter().sum::<f64>().ln()).abs() < 1e-14);
         assert_eq!(joined(&[3e38, -3e38]), f64::from(3e38_f32));
     }
 

@@ -8,6 +8,9 @@ use crate::leaf_tree;
 use crate::log_sum::LogSum;
 use crate::step::{MassRoot, RowCandidates, VOCAB_TILE};
 
+/// No tree over the tiles of 2³² tokens is deeper.
+const TREE_DEPTH: usize = 26;
+
 /// Log-sum-exp over the whole vocabulary, in f64; none where the ranks were not asked for it.
 #[derive(Debug, Clone, Copy, Default, PartialEq)]
 pub struct Mass {
@@ -27,7 +30,7 @@ impl Mass {
     pub fn of_ranks(ranks: &[&RowCandidates], scaled: bool, raw: bool) -> Result<Self, SamplingError> {
         let total = |wanted: bool, roots: fn(&RowCandidates) -> &[MassRoot]| {
             wanted
-                .then(|| total(ranks.iter().flat_map(|rank| roots(rank))))
+                .then(|| total(ranks.iter().map(|rank| roots(rank))))
                 .transpose()
         };
         Ok(Self {
@@ -37,23 +40,32 @@ impl Mass {
     }
 }
 
-fn total<'a>(of_ranks: impl Iterator<Item = &'a MassRoot>) -> Result<f64, SamplingError> {
-    let mut parts: Vec<&MassRoot> = of_ranks.collect();
-    parts.sort_unstable_by_key(|(tree, _)| tree.start);
-    let (mut next, mut roots) = (0, Vec::with_capacity(parts.len()));
-    for (tree, sum) in parts {
-        if tree.start != next {
+fn total<'a>(of_ranks: impl Iterator<Item = &'a [MassRoot]>) -> Result<f64, SamplingError> {
+    // What is left of each rank's list.
+    let mut rest: Vec<&[MassRoot]> = of_ranks.filter(|list| !list.is_empty()).collect();
+    let (mut next, mut roots) = (0, Vec::with_capacity(TREE_DEPTH));
+    while !rest.is_empty() {
+        let goes_on = |list: &&[MassRoot]| list.first().is_some_and(|(tree, _)| tree.start == next);
+        let Some(index) = rest.iter().position(goes_on) else {
             return Err(SamplingError::Inconsistent(
                 "the vocabulary tiles leave a gap or overlap",
             ));
+        };
+        while let Some(((tree, sum), after)) = rest[index].split_first()
+            && tree.start == next
+        {
+            if !leaf_tree::is_complete(tree) {
+                return Err(SamplingError::Inconsistent(
+                    "a mass is not that of a complete subtree of tiles",
+                ));
+            }
+            next = tree.end;
+            rest[index] = after;
+            leaf_tree::append(&mut roots, (tree.clone(), *sum), LogSum::join);
         }
-        if !leaf_tree::is_complete(tree) {
-            return Err(SamplingError::Inconsistent(
-                "a mass is not that of a complete subtree of tiles",
-            ));
+        if rest[index].is_empty() {
+            rest.swap_remove(index);
         }
-        next = tree.end;
-        leaf_tree::append(&mut roots, (tree.clone(), *sum), LogSum::join);
     }
     let total = leaf_tree::crown(roots, LogSum::join)
         .ok_or(SamplingError::Inconsistent("no rank gave a mass"))?
