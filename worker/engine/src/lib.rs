@@ -12,6 +12,7 @@
 //! | [`leaf_tree`] | the fixed tree in which partial sums are joined |
 //! | [`log_sum`] | sums of exponentials of any size |
 //! | [`sampling`] | from candidates to a token |
+//! | [`structured`] | answers with a form: JSON, regular expressions, grammars |
 //! | [`text`] | from messages to a validated request, from tokens to text |
 
 #![forbid(unsafe_code)]
@@ -26,6 +27,7 @@ pub mod runtime;
 pub mod sampling;
 pub mod schedule;
 pub mod step;
+pub mod structured;
 pub mod text;
 
 pub use backend::{

@@ -53,7 +53,7 @@ fn both(logits: &[f32], owners: &[usize], params: &SamplingParams) -> (Outcome, 
     let shares = shares(logits, owners);
     let ranks: Vec<_> = shares.iter().map(|tiles| answer(tiles, logits, params)).collect();
     let ranks: Vec<&RowCandidates> = ranks.iter().collect();
-    let mass = Mass::of_ranks(&ranks, params.needs_mass(), params.logprobs).unwrap();
+    let mass = Mass::of_ranks(&ranks, params.needs_mass(), params.logprobs.is_some()).unwrap();
     let parts: Vec<LogitShard> = shares.iter().map(|tiles| logits_of(tiles, logits)).collect();
     let row = join_shards(&parts).unwrap();
     assert_eq!(row, logits);
@@ -106,7 +106,7 @@ fn any_params() -> impl Strategy<Value = SamplingParams> {
         prop_oneof![Just(1.0_f32), 0.01_f32..1.0],
         prop_oneof![3 => Just(0.0_f32), 1 => 0.001_f32..1.0],
         any::<u64>(),
-        any::<bool>(),
+        prop::option::of(0_u16..20),
     )
         .prop_map(
             |(temperature, top_k, top_p, min_p, seed, logprobs)| SamplingParams {
@@ -145,7 +145,7 @@ proptest! {
         temperature in 0.05_f32..2.0,
     ) {
         let row: Vec<f32> = row.into_iter().map(|x| x * scale).collect();
-        let params = SamplingParams { temperature, top_p: 0.9, logprobs: true, ..SamplingParams::greedy() };
+        let params = SamplingParams { temperature, top_p: 0.9, logprobs: Some(0), ..SamplingParams::greedy() };
         let mass = |owners: &[usize]| {
             let ranks: Vec<_> = shares(&row, owners).iter().map(|tiles| answer(tiles, &row, &params)).collect();
             // The order in which the ranks answer does not matter either.
@@ -234,7 +234,7 @@ fn logprob_is_at_temperature_one() {
     let logits: Vec<f32> = [1.0_f32, 3.0].iter().map(|x| x.ln()).collect();
     let params = SamplingParams {
         temperature: 0.0,
-        logprobs: true,
+        logprobs: Some(0),
         ..SamplingParams::greedy()
     };
     let (merged, full) = both(&logits, &[], &params);
@@ -280,7 +280,7 @@ fn broken_answers_are_refused() {
         }
     }
     let logprobs = SamplingParams {
-        logprobs: true,
+        logprobs: Some(0),
         ..params.clone()
     };
     let second = answer(&Runs::from(1..2), &[0.0; 256], &logprobs);
@@ -326,7 +326,7 @@ fn candidates_carry_only_what_the_request_needs() {
     // Three tiles are a subtree of two and one of one.
     let (none, sum) = (Vec::new, || vec![2, 1]);
     assert_eq!(carried(&|_| ()), (1, [none(), none()], false));
-    assert_eq!(carried(&|p| p.logprobs = true), (1, [none(), sum()], false));
+    assert_eq!(carried(&|p| p.logprobs = Some(0)), (1, [none(), sum()], false));
     assert_eq!(carried(&|p| p.temperature = 1.0), (0, [none(), none()], true));
     let warm = |p: &mut SamplingParams| p.temperature = 0.7;
     assert_eq!(

@@ -10,13 +10,13 @@ pub mod settings;
 
 use std::io::BufReader;
 use std::net::{SocketAddr, TcpListener};
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::thread;
 
 use anyhow::Context as _;
 use llamero_checkpoint::Topology;
-use llamero_cpu::{CpuBackend, CpuOptions, Kernel, Waits};
+use llamero_cpu::{CpuBackend, CpuOptions, Kernel, PodMemory, Waits};
 use llamero_engine::runtime::{Outcome, RankRuntime};
 use tokio_util::sync::CancellationToken;
 
@@ -34,7 +34,7 @@ pub fn run(rank: u32) -> anyhow::Result<u8> {
     // Shown by `ps`; nothing depends on it.
     let _ = std::fs::write("/proc/self/comm", format!("llamero-rank-{rank}"));
     let stdin = UnixStream::from(std::io::stdin().as_fd().try_clone_to_owned()?);
-    let weights = link::receive_file(&stdin).context("no link to a supervisor on standard input")?;
+    let files = link::receive_files(&stdin).context("no link to a supervisor on standard input")?;
     let reports = Reports::new(stdin.try_clone()?);
     let mut orders = BufReader::new(stdin);
     let config = report::start(&mut orders)?;
@@ -49,13 +49,15 @@ pub fn run(rank: u32) -> anyhow::Result<u8> {
         None => None,
     };
 
+    let (memory, pod) = memory(&config, files)?;
     let options = CpuOptions {
         topology: Topology {
             tensor: config.engine.tensor,
             pipeline: config.engine.pipeline,
         },
         rank: config.rank,
-        memory: Some(weights),
+        memory: Some(memory),
+        pod,
         threads: config.threads as usize,
         kernel: Kernel::detect(),
         waits: Waits::new(config.engine.stall_timeout, config.oversubscribed),
@@ -106,6 +108,26 @@ pub fn run(rank: u32) -> anyhow::Result<u8> {
         reports.send(&Up::Left)?;
     }
     Ok(0)
+}
+
+/// This rank's memory file, and those of the pod if it is to load with others: see [`link`].
+fn memory(config: &RankConfig, mut files: Vec<OwnedFd>) -> anyhow::Result<(OwnedFd, Option<PodMemory>)> {
+    if let [_] = files.as_slice() {
+        return Ok((files.remove(0), None));
+    }
+    let notes = files.remove(0);
+    let own = config
+        .rank
+        .checked_sub(config.first_rank)
+        .and_then(|index| files.get(index as usize))
+        .with_context(|| format!("no memory file came for rank {}", config.rank))?
+        .try_clone()?;
+    let pod = PodMemory {
+        first: config.first_rank,
+        weights: files,
+        notes,
+    };
+    Ok((own, Some(pod)))
 }
 
 fn bind(config: &RankConfig, port: u16) -> anyhow::Result<TcpListener> {
