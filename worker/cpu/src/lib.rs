@@ -7,7 +7,7 @@
 //! | `shape`, `layout`, `weights`, `region`, `load` | a rank's sizes, and its packed weights in one piece of memory |
 //! | `leaves`, `matmul` | matrix products in the model's order of summation |
 //! | `kv`, `attention`, `rope` | paged cache, attention by chunks of absolute positions, rotary angles |
-//! | `forward`, `workspace` | the layers, and the scratch memory they need |
+//! | `forward`, `programs`, `workspace` | the layers, their orders of summation, and the scratch memory they need |
 //! | `plan`, `sample` | checks of a plan; candidates from logits |
 //! | [`collective`] | sums and gathers among the ranks of a group |
 //! | [`pool`] | threads that share the work of one rank |
@@ -29,6 +29,7 @@ mod load;
 mod matmul;
 mod plan;
 pub mod pool;
+mod programs;
 mod region;
 mod rope;
 mod sample;

@@ -10,6 +10,7 @@
 //! | [`mesh`] | links between the ranks of a group, on which backends build their collectives |
 //! | [`runtime`] | the loops of leader and followers, from loading to draining |
 //! | [`leaf_tree`] | the fixed tree in which partial sums are joined |
+//! | [`log_sum`] | sums of exponentials of any size |
 //! | [`sampling`] | from candidates to a token |
 //! | [`structured`] | answers with a form: JSON, regular expressions, grammars |
 //! | [`text`] | from messages to a validated request, from tokens to text |
@@ -20,6 +21,7 @@ pub mod backend;
 pub mod block_tables;
 pub mod hash;
 pub mod leaf_tree;
+pub mod log_sum;
 pub mod mesh;
 pub mod runtime;
 pub mod sampling;

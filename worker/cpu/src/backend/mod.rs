@@ -22,13 +22,14 @@ use llamero_engine::{
 
 use crate::attention::{MAX_HEAD_DIM, Span};
 use crate::collective::{Collective, Waits};
-use crate::forward::{Machine, Model, Programs};
+use crate::forward::{Machine, Model};
 use crate::kernel::Kernel;
 use crate::kernel::pack::LANES;
 use crate::kv::{KvCache, KvShape};
 use crate::load;
 use crate::load::pod::{Pod, PodMemory};
 use crate::pool::Pool;
+use crate::programs::Programs;
 use crate::rope::{Rope, frequencies};
 use crate::shape::Shape;
 use crate::weights::Weights;

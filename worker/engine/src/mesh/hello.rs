@@ -15,7 +15,7 @@ use super::key::{Nonce, Proof};
 use crate::step::Era;
 
 /// Version of everything that ranks say to each other.
-pub const PROTOCOL: u16 = 2;
+pub const PROTOCOL: u16 = 3;
 
 /// What a link is for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]

@@ -46,10 +46,16 @@ pub fn merge(
     if best == free {
         return Ok(Outcome::Token(free_token));
     }
-    // Dear, so not before it is needed.
+    // Most rows end above, so it is not summed before it is needed.
     let total = Mass::of_ranks(ranks, params.needs_mass(), false)?.scaled;
-    let kept = kept(order.by_ref(), params, total);
-    if kept.tokens.iter().any(|&(id, _)| id == free) {
+    // Once the winner over everything is kept, what else is kept does not matter.
+    let until_free = order.by_ref().scan(false, |over, token| {
+        let more = !*over;
+        *over = token.0 == free;
+        more.then_some(token)
+    });
+    let kept = kept(until_free, params, total);
+    if kept.tokens.last().is_some_and(|&(id, _)| id == free) {
         return Ok(Outcome::Token(free_token));
     }
     if !kept.closed && !order.is_complete() {

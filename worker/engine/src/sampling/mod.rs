@@ -8,7 +8,7 @@
 //! |---|---|
 //! | [`params`] | how one request samples |
 //! | [`noise`] | Gumbel noise keyed by seed, position and token |
-//! | [`mass`] | total probability mass from the tiles of all ranks |
+//! | [`mass`] | total probability mass, summed in a tree over vocabulary tiles |
 //! | [`candidates`] | what a rank answers, in plain code |
 //! | [`merge`] | one token from the candidates of all ranks, when that is provably exact |
 //! | [`full_row`] | one token from a full row of logits |
