@@ -13,6 +13,7 @@ help: ## List the targets
 
 include tests/cluster/cluster.mk
 include worker/checkpoint/model.mk
+include tests/gpu-emulator/gpu.mk
 
 .PHONY: demo demo-down
 demo: ## Start a real cluster, install Llamero, serve SmolLM2 over two nodes, kill a rank and watch it go on

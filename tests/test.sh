@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# The tests, in stages: `test.sh` runs lint, unit and cluster; a stage's name runs that one; `long` runs every combination.
+# The tests, in stages: `test.sh` runs lint, unit, gpu and cluster; a stage's name runs that one; `long` runs every combination.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -27,6 +27,11 @@ unit() {
   cargo test --workspace --release --no-fail-fast "$@"
 }
 
+gpu() {
+  say "The CUDA worker on an emulated driver"
+  tests/gpu-emulator/test.sh "$@"
+}
+
 cluster() {
   say "End-to-end tests on a real cluster"
   make --no-print-directory cluster-build images
@@ -36,12 +41,14 @@ cluster() {
 case "${1:-all}" in
   lint) prepare; lint ;;
   unit) prepare; unit ;;
+  gpu) gpu ;;
   cluster) prepare; cluster ;;
   long)
     prepare
     PROPTEST_CASES=4096 unit -- --include-ignored
+    gpu -- --include-ignored
     LLAMERO_LONG=1 cluster
     ;;
-  all) prepare; lint; unit; cluster; say "All tests passed" ;;
-  *) echo "usage: test.sh [lint|unit|cluster|long]" >&2; exit 2 ;;
+  all) prepare; lint; unit; gpu; cluster; say "All tests passed" ;;
+  *) echo "usage: test.sh [lint|unit|gpu|cluster|long]" >&2; exit 2 ;;
 esac

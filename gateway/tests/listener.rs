@@ -15,7 +15,7 @@ use support::client::{get, post};
 use support::worker::Worker;
 use support::{Served, gateway, soon};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::TcpStream;
+use tokio::net::{TcpSocket, TcpStream};
 
 const SHORT: Duration = Duration::from_millis(50);
 
@@ -32,6 +32,20 @@ fn chat(stream: bool) -> Value {
 async fn send(address: SocketAddr, bytes: &[u8]) -> TcpStream {
     let mut stream = TcpStream::connect(address).await.unwrap();
     stream.write_all(bytes).await.unwrap();
+    stream
+}
+
+/// Ask for a stream and never read it. The client's kernel takes little of it, so that the rest piles up before it.
+async fn ask_and_not_read(address: SocketAddr) -> TcpStream {
+    let socket = TcpSocket::new_v4().unwrap();
+    socket.set_recv_buffer_size(4096).unwrap();
+    let mut stream = socket.connect(address).await.unwrap();
+    let body = chat(true).to_string();
+    let request = format!(
+        "POST /v1/chat/completions HTTP/1.1\r\nhost: g\r\ncontent-length: {}\r\n\r\n{body}",
+        body.len()
+    );
+    stream.write_all(request.as_bytes()).await.unwrap();
     stream
 }
 
@@ -60,7 +74,11 @@ async fn silent_connections_and_slow_headers_are_closed() {
 
 #[tokio::test]
 async fn idle_connections_are_closed_but_not_those_with_an_answer_under_way() {
-    let served = gateway(limits(|limits| limits.idle_timeout = SHORT)).await;
+    let served = gateway(limits(|limits| {
+        limits.header_timeout = Duration::from_secs(1);
+        limits.idle_timeout = SHORT;
+    }))
+    .await;
     let mut worker = Worker::start();
     served.publish("m", &[worker.address]);
     let idle = send(served.http, b"GET /v1/models HTTP/1.1\r\nhost: g\r\n\r\n").await;
@@ -206,28 +224,29 @@ async fn flood(worker: &mut Worker) -> tokio::task::JoinHandle<()> {
 
 #[tokio::test]
 async fn clients_that_do_not_read_hold_up_nobody_at_the_same_leader() {
-    let served = gateway(Settings::default()).await;
+    // Nobody is cut off meanwhile, and nothing is sent while an answer hangs.
+    let settings = Settings {
+        keep_alive: Duration::from_secs(3600),
+        ..limits(|limits| limits.stall_timeout = Duration::from_secs(3600))
+    };
+    let served = gateway(settings).await;
     let mut worker = Worker::start();
     served.publish("m", &[worker.address]);
     let mut stalled = Vec::new();
-    for _ in 0..24 {
-        let body = chat(true).to_string();
-        let request = format!(
-            "POST /v1/chat/completions HTTP/1.1\r\nhost: g\r\ncontent-length: {}\r\n\r\n{body}",
-            body.len()
-        );
-        let stream = send(served.http, request.as_bytes()).await;
+    for _ in 0..12 {
+        let stream = ask_and_not_read(served.http).await;
         stalled.push((stream, flood(&mut worker).await));
     }
-    // The floods have come as far as they can when nothing moves any more; the next answer flows all the same.
+    // While the floods come as far as they can, and afterwards, answers flow as if nothing was.
     worker.quiet().await;
-    let request = tokio::spawn(post(served.http, "/v1/chat/completions", chat(true)));
-    let mut answering = worker.call().await.accept().await;
-    answering.send("a", &[1], None).await;
-    let mut reply = soon(request).await.unwrap();
-    assert_eq!(reply.piece().await.unwrap(), "a");
-    answering.send("b", &[2], Some(FinishReason::Stop)).await;
-    assert_eq!(reply.piece().await.unwrap(), "b");
+    for _ in 0..50 {
+        let request = post(served.http, "/v1/chat/completions", chat(true));
+        let (mut reply, ()) = tokio::join!(request, async {
+            worker.call().await.answer(&["a", "b"]).await;
+        });
+        assert_eq!(reply.piece().await.unwrap(), "a");
+        assert_eq!(reply.piece().await.unwrap(), "b");
+    }
     drop(stalled);
 }
 
@@ -261,12 +280,7 @@ async fn a_client_that_does_not_read_is_cut_off_and_its_answer_cancelled() {
     let served = gateway(settings).await;
     let mut worker = Worker::start();
     served.publish("m", &[worker.address]);
-    let body = chat(true).to_string();
-    let request = format!(
-        "POST /v1/chat/completions HTTP/1.1\r\nhost: g\r\ncontent-length: {}\r\n\r\n{body}",
-        body.len()
-    );
-    let stalled = send(served.http, request.as_bytes()).await;
+    let stalled = ask_and_not_read(served.http).await;
     let flood = flood(&mut worker).await;
     // The flood ends when the gateway drops the answer.
     soon(flood).await.unwrap();
@@ -310,30 +324,50 @@ fn resident() -> u64 {
     pages * 4096
 }
 
+/// As many connections as the test may open: each takes a descriptor at both ends.
+fn most_connections() -> usize {
+    let mut limit = rustix::process::getrlimit(rustix::process::Resource::Nofile);
+    limit.current = limit.maximum;
+    rustix::process::setrlimit(rustix::process::Resource::Nofile, limit).unwrap();
+    let descriptors = usize::try_from(limit.maximum.unwrap_or(u64::MAX)).unwrap();
+    descriptors.saturating_sub(200) / 2
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 #[ignore = "takes 20,000 file descriptors"]
 async fn ten_thousand_idle_connections_take_no_memory_that_does_not_come_back() {
-    let mut descriptors = rustix::process::getrlimit(rustix::process::Resource::Nofile);
-    descriptors.current = descriptors.maximum;
-    rustix::process::setrlimit(rustix::process::Resource::Nofile, descriptors).unwrap();
+    let count = most_connections().min(10_000);
+    assert!(
+        count > 9000,
+        "only {count} connections may be opened; raise the limit of open files"
+    );
     let served = gateway(Settings::default()).await;
     served.publish("m", &[]);
     let mut after = Vec::new();
     for _ in 0..4 {
         let before = resident();
         let mut connections = Vec::new();
-        for _ in 0..10_000 {
+        for _ in 0..count {
             let request = b"GET /v1/models HTTP/1.1\r\nhost: g\r\n\r\n";
             let mut stream = send(served.http, request).await;
             let mut answer = [0; 15];
             soon(stream.read_exact(&mut answer)).await.unwrap();
             connections.push(stream);
         }
-        let each = resident().saturating_sub(before) / 10_000;
-        println!("{each} bytes more a connection, {} MiB in all", resident() >> 20);
+        let each = resident().saturating_sub(before) / count as u64;
+        println!(
+            "{each} bytes more for each of {count} connections, {} MiB in all",
+            resident() >> 20
+        );
         assert!(each < 32 << 10, "{each}");
         drop(connections);
-        soon(async { while get(served.http, "/v1/models").await.status() != StatusCode::OK {} }).await;
+        // The gateway has noticed that they are gone when it has closed its own ends.
+        soon(async {
+            while std::fs::read_dir("/proc/self/fd").unwrap().count() > 200 {
+                tokio::task::yield_now().await;
+            }
+        })
+        .await;
         after.push(resident());
     }
     // The allocator keeps what the first round took; the rounds after it take no more.

@@ -10,10 +10,11 @@ use crate::crds;
 pub const FILE: &str = "docs/resources.md";
 
 /// Fields whose inside Kubernetes documents, by their path in the specification.
-const KUBERNETES: [&str; 5] = [
+const KUBERNETES: [&str; 6] = [
     "worker.affinity",
     "worker.env",
     "worker.imagePullSecrets",
+    "worker.inspectResources",
     "worker.resources",
     "worker.tolerations",
 ];

@@ -3,8 +3,8 @@
 use std::io;
 use std::path::{Path, PathBuf};
 
-/// Names under which programs ask for the driver and for the management library.
-const NAMES: [&str; 2] = ["libcuda.so.1", "libnvidia-ml.so.1"];
+/// Names under which programs ask for the driver, the management library and collectives.
+const NAMES: [&str; 3] = ["libcuda.so.1", "libnvidia-ml.so.1", "libnccl.so.2"];
 /// Name under which cargo builds it.
 const BUILT: &str = "libllamero_gpu_emulator.so";
 

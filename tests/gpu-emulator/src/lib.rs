@@ -1,4 +1,5 @@
-//! A CUDA driver without a GPU: `libcuda.so.1` with an interpreter of PTX.
+//! A CUDA driver without a GPU: `libcuda.so.1` with an interpreter of PTX, and beside it `libnvidia-ml.so.1` and
+//! `libnccl.so.2` (one library under three names).
 //!
 //! | module | what it is |
 //! |---|---|

@@ -1,5 +1,6 @@
 //! The driver through the real bindings, running what the real compiler made.
 #![cfg(not(target_feature = "crt-static"))]
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 mod common;
 
@@ -141,6 +142,22 @@ emulated! {
         let started = std::time::Instant::now();
         assert_eq!(run(), Err(sys::CUresult::CUDA_ERROR_LAUNCH_TIMEOUT));
         assert!(started.elapsed().as_millis() >= 1000, "it hung");
+    }
+
+    fn streams_wait_for_themselves_and_for_each_other() on ["streams=eager", "streams=deferred"], {
+        let gpu = Gpu::new(SUM, "sum");
+        let other = gpu.context.new_stream().unwrap();
+        let x = gpu.stream.clone_htod(&[1.0f32; 64]).unwrap();
+        let mut out = gpu.stream.alloc_zeros::<f32>(1).unwrap();
+        let first = gpu.stream.record_event(None).unwrap();
+        gpu.stream.wait(&first).unwrap();
+        other.wait(&first).unwrap();
+        let second = other.record_event(None).unwrap();
+        gpu.stream.wait(&second).unwrap();
+        launch(&gpu, 1, 32, 0, |args| { args.arg(&x).arg(&mut out).arg(&64i32); }).unwrap();
+        other.wait(&gpu.stream.record_event(None).unwrap()).unwrap();
+        other.synchronize().unwrap();
+        assert_eq!(gpu.stream.clone_dtoh(&out).unwrap(), [64.0]);
     }
 
     fn a_launch_that_never_ends_is_given_up() on ["timeout=1"], {

@@ -28,7 +28,12 @@ __device__ __forceinline__ void sort_keys(u64* keys, u32 count) {
                     keys[high] = a;
                 }
             }
-            __syncthreads();
+            // Distances up to a warp's width stay inside the 64 keys that a warp takes at a time.
+            u32 next = distance > 1 ? distance / 2 : size;
+            if (distance > WARP || next > WARP)
+                __syncthreads();
+            else
+                __syncwarp();
         }
 }
 

@@ -80,14 +80,14 @@ __device__ __forceinline__ float warp_max(float x) {
     return x;
 }
 
-// Sum over a block of full warps, the same in every thread: warps in order. `parts` has a place for each warp.
+// Sum over a block of full warps, the same in every thread: warps in order. `parts` has a place for each warp
+// and may be written again only behind another barrier.
 __device__ __forceinline__ float block_sum(float x, float* parts) {
     x = warp_sum(x);
     if (threadIdx.x % WARP == 0) parts[threadIdx.x / WARP] = x;
     __syncthreads();
     float sum = 0.0f;
     for (int warp = 0; warp < blockDim.x / WARP; warp++) sum += parts[warp];
-    __syncthreads();
     return sum;
 }
 

@@ -1,11 +1,13 @@
 //! Candidates against the engine's definition.
 #![cfg(not(target_feature = "crt-static"))]
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 mod common;
 
 use common::{numbers, ops};
+use llamero_checkpoint::Runs;
 use llamero_cuda::ops::{Ops, SEGMENT, TILE, TOP};
-use llamero_engine::sampling::candidates::candidates;
+use llamero_engine::sampling::candidates::{ShardLogits, candidates};
 use llamero_engine::step::{RowCandidates, SampleKey};
 use llamero_gpu_emulator::emulated;
 use llamero_gpu_emulator::harness::ORDERS;
@@ -101,10 +103,24 @@ fn same(found: &Found, wanted: &RowCandidates) {
     assert_eq!(found.1.len(), wanted.tile_lse.len());
 }
 
+fn wanted(logits: &[f32], key: &SampleKey, position: u32) -> RowCandidates {
+    let first = FIRST / TILE as u32;
+    let tiles = Runs::from(first..first + logits.len().div_ceil(TILE) as u32);
+    candidates(
+        (0, 0),
+        ShardLogits {
+            tiles: &tiles,
+            logits,
+        },
+        key,
+        position,
+    )
+}
+
 emulated! {
     fn candidates_are_the_engines() on ORDERS, {
         let vocab = 5000;
-        let key = |seed, temperature| SampleKey { seed, temperature, logprobs: false };
+        let key = |seed, temperature| SampleKey { seed, temperature, top: TOP as u16, mass: true, logprobs: false };
         let mut rows: Vec<Vec<f32>> = (0..3).map(|row| numbers(row, vocab).iter().map(|x| 8.0 * x).collect()).collect();
         // Ties, both zeros, masked tokens, and a whole masked tile.
         rows[1].iter_mut().step_by(7).for_each(|x| *x = 7.5);
@@ -115,15 +131,15 @@ emulated! {
         let mut ops = ops();
         let found = run(&mut ops, &rows, &keys, &positions);
         for row in 0..3 {
-            same(&found[row], &candidates(row as u32, FIRST, &rows[row], &keys[row], positions[row]));
+            same(&found[row], &wanted(&rows[row], &keys[row], positions[row]));
         }
         assert_eq!(found[2], run(&mut ops, &rows[2..], &keys[2..], &positions[2..])[0], "a row alone");
     }
 
     fn fewer_tokens_than_candidates() on ["order=forward"], {
-        let key = SampleKey { seed: 9, temperature: 1.0, logprobs: false };
+        let key = SampleKey { seed: 9, temperature: 1.0, top: TOP as u16, mass: true, logprobs: false };
         let rows = [numbers(4, 40)];
         let found = run(&mut ops(), &rows, std::slice::from_ref(&key), &[3]);
-        same(&found[0], &candidates(0, FIRST, &rows[0], &key, 3));
+        same(&found[0], &wanted(&rows[0], &key, 3));
     }
 }

@@ -1,5 +1,6 @@
 //! Kernels compile for every architecture, without spills where it matters.
 #![cfg(not(target_feature = "crt-static"))]
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use std::ffi::{CString, c_char};
 

@@ -1,5 +1,6 @@
 //! Every barrier and every wait of the kernels is needed: without it, a result changes in some order of warps.
 #![cfg(not(target_feature = "crt-static"))]
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 mod common;
 
@@ -8,7 +9,7 @@ use std::path::{Path, PathBuf};
 
 use common::{numbers, to_bf16};
 use llamero_cuda::compile::{Modules, ptx};
-use llamero_cuda::device::{Device, devices};
+use llamero_cuda::device::devices;
 use llamero_cuda::ops::{AttentionShape, Cache, Element, Leaves, Ops, TOP, Weights};
 use llamero_cuda::probe;
 use llamero_cuda::source::Source;
@@ -30,7 +31,7 @@ fn bits(values: Vec<f32>) -> Vec<u32> {
 }
 
 fn product(ops: &mut Ops) -> Option<Vec<u32>> {
-    let (stream, leaves) = (ops.stream().clone(), Leaves::tree(9, &(0..9), 512).unwrap());
+    let (stream, leaves) = (ops.stream().clone(), Leaves::tree(9, 0..9, 512).unwrap());
     let codes: Vec<u8> = numbers(1, 16 * leaves.stride())
         .iter()
         .map(|x| ((x + 1.0) * 120.0) as u8 & 0x77)
@@ -127,16 +128,16 @@ fn waits(text: &str, kernel: &str) -> Vec<usize> {
     waits.map(|(number, _)| number).collect()
 }
 
-/// Run a scenario on this text of its file. A fault would stick to the context, so a failed run gives nothing.
-fn run(device: &Device, file: &Path, text: &str, scenario: Scenario) -> Option<Vec<u32>> {
+/// Run a scenario on this text of its file, in a context of its own: a fault of a mutated kernel sticks to it.
+fn run(file: &Path, text: &str, scenario: Scenario) -> Option<Vec<u32>> {
     std::fs::write(file, text).unwrap();
-    let mut ops = Ops::new(Modules::new(device.clone(), file.parent().map(Path::to_owned))).unwrap();
+    let device = devices(probe::driver().unwrap()).unwrap().remove(0);
+    let mut ops = Ops::new(Modules::new(device, file.parent().map(Path::to_owned))).unwrap();
     scenario(&mut ops)
 }
 
 /// Mutations that change nothing: kernel, number of the wait in it, and the line.
 fn survivors() -> Vec<String> {
-    let device = devices(probe::driver().unwrap()).unwrap().remove(0);
     let mut survivors = Vec::new();
     for (source, kernel, scenario) in SCENARIOS {
         let folder = tempfile::tempdir().unwrap();
@@ -147,11 +148,11 @@ fn survivors() -> Vec<String> {
             .unwrap()
             .unwrap()
             .path();
-        let wanted = run(&device, &file, &text, scenario).unwrap();
+        let wanted = run(&file, &text, scenario).unwrap();
         for (number, dropped) in waits(&text, kernel).into_iter().enumerate() {
             let lines = text.lines().enumerate().filter(|(line, _)| *line != dropped);
             let mutated = lines.map(|(_, line)| line).collect::<Vec<_>>().join("\n");
-            if run(&device, &file, &mutated, scenario).as_ref() == Some(&wanted) {
+            if run(&file, &mutated, scenario).as_ref() == Some(&wanted) {
                 let what = text.lines().nth(dropped).unwrap().trim().replace('\t', " ");
                 survivors.push(format!("{kernel} {number} {what}"));
             }

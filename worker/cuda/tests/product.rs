@@ -1,5 +1,6 @@
 //! Products with weights against sums in doubles, and bit for bit against themselves.
 #![cfg(not(target_feature = "crt-static"))]
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 mod common;
 
@@ -106,7 +107,7 @@ fn inputs(seed: u64, rows: usize, leaves: usize, width: usize) -> (Vec<u16>, Vec
 /// Against the reference, then each row alone and at other places of a batch.
 fn check(ops: &mut Ops, element: Element, outputs: usize, leaves: u32, width: usize, batches: &[usize]) {
     let matrix = Matrix::new(element, outputs, leaves as usize * width);
-    let weights = matrix.upload(ops, Leaves::tree(leaves, &(0..leaves), width).unwrap(), 0, true);
+    let weights = matrix.upload(ops, Leaves::tree(leaves, 0..leaves, width).unwrap(), 0, true);
     let most = *batches.iter().max().unwrap();
     let (x, laid_out) = inputs(3, most, leaves as usize, width);
     let stride = weights.leaves.stride();
@@ -172,7 +173,7 @@ emulated! {
             codes: codes.iter().flat_map(|code| [*code].into_iter().chain([0; 63])).collect(),
             scales: vec![1.0; outputs],
         };
-        let weights = matrix.upload(&ops, Leaves::tree(1, &(0..1), 64).unwrap(), 0, false);
+        let weights = matrix.upload(&ops, Leaves::tree(1, 0..1, 64).unwrap(), 0, false);
         let mut x = vec![0; 64];
         x[0] = to_bf16(&[1.0])[0];
         let y = run(&mut ops, &weights, &x, 1);
@@ -186,7 +187,7 @@ emulated! {
         let (leaves, width, places) = (8, 128, 32);
         let one = Matrix::new(Element::E4m3, 1, leaves * width);
         let matrix = Matrix { outputs: places, codes: one.codes.repeat(places), scales: vec![1.0; places], ..one };
-        let weights = matrix.upload(&ops, Leaves::tree(8, &(0..8), width).unwrap(), 0, false);
+        let weights = matrix.upload(&ops, Leaves::tree(8, 0..8, width).unwrap(), 0, false);
         let (_, x) = inputs(3, 1, leaves, width);
         let y = run(&mut ops, &weights, &x.repeat(64), 64);
         assert!(y.iter().all(|value| value.to_bits() == y[0].to_bits()));
@@ -198,17 +199,17 @@ emulated! {
         let (total, width, outputs, rows) = (9u32, 64, 16, 3);
         let matrix = Matrix::new(Element::E4m3, outputs, total as usize * width);
         let (x, laid_out) = inputs(4, rows, total as usize, width);
-        let whole = matrix.upload(&ops, Leaves::tree(total, &(0..total), width).unwrap(), 0, false);
+        let whole = matrix.upload(&ops, Leaves::tree(total, 0..total, width).unwrap(), 0, false);
         let whole = run(&mut ops, &whole, &laid_out, rows);
         for cuts in [vec![0, 4, 9], vec![0, 3, 6, 9], vec![0, 1, 8, 9]] {
             let mut roots = Vec::new();
             for owned in cuts.windows(2).map(|cut| cut[0]..cut[1]) {
-                let weights = matrix.upload(&ops, Leaves::tree(total, &owned, width).unwrap(), owned.start as usize, false);
+                let weights = matrix.upload(&ops, Leaves::tree(total, owned.clone(), width).unwrap(), owned.start as usize, false);
                 let columns = owned.start as usize * width..owned.end as usize * width;
                 let mine: Vec<u16> = x.chunks(matrix.inputs).flat_map(|row| padded(&row[columns.clone()], width)).collect();
                 let y = run(&mut ops, &weights, &mine, rows);
                 let parts = y.chunks(rows * outputs).map(<[f32]>::to_vec);
-                roots.extend(leaf_tree::maximal_subtrees(total, &owned).into_iter().zip(parts));
+                roots.extend(leaf_tree::maximal_subtrees(total, &owned.clone().into()).into_iter().zip(parts));
             }
             let mut add = |a: Vec<f32>, b: Vec<f32>| a.iter().zip(&b).map(|(a, b)| a + b).collect();
             let joined = leaf_tree::join(&(0..total), &mut roots.into_iter(), &mut add).unwrap();
@@ -219,7 +220,7 @@ emulated! {
     fn shapes_that_do_not_fit_are_refused() on ["order=forward"], {
         let mut ops = ops();
         let matrix = Matrix::new(Element::Bf16, 16, 128);
-        let weights = matrix.upload(&ops, Leaves::tree(2, &(0..2), 64).unwrap(), 0, true);
+        let weights = matrix.upload(&ops, Leaves::tree(2, 0..2, 64).unwrap(), 0, true);
         let stream = ops.stream().clone();
         let x = stream.alloc_zeros::<u16>(127).unwrap();
         let mut y = stream.alloc_zeros::<f32>(16).unwrap();

@@ -8,13 +8,12 @@
 //! | [`inference`] | gRPC for clients, on rank 0 |
 //! | [`link`], [`config`] | what supervisor and rank say to each other |
 //! | [`grpc`], [`listen`] | what the servers have in common |
-//! | [`duration`], [`exit`] | durations and exit codes of the command line |
+//! | [`exit`] | exit codes |
 
 #![forbid(unsafe_code)]
 
 pub mod cli;
 pub mod config;
-pub mod duration;
 pub mod exit;
 pub mod grpc;
 pub mod inference;

@@ -55,7 +55,7 @@ fn snapshot() -> Snapshot {
         "apiVersion": "llamero.dev/v1alpha1", "kind": "LlamaDeployment",
         "metadata": {"name": "d", "namespace": "n", "uid": "d-uid", "resourceVersion": "3"},
         "spec": {"model": {"source": {"hostPath": {"path": "/w"}}}, "parallelism": {"tensor": 1},
-            "placement": {"deadline": "1h"}},
+            "placement": {"deadline": "999999h"}},
     });
     Snapshot {
         deployments: vec![std::sync::Arc::new(serde_json::from_value(deployment).unwrap())],

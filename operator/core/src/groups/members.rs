@@ -4,15 +4,17 @@ use std::collections::BTreeSet;
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use llamero_api::{
-    group::{LlamaGroupSpec, Member, MemberFailure, Successor},
+    group::{LlamaGroupSpec, Member, MemberFailure, RankPhase, Successor},
     labels,
 };
 
 use super::{
     Context, GroupView, MemberView, disruption,
     losses::{self, Loss},
+    starting,
 };
 use crate::{
+    observed::{Pod, PodPhase},
     placement::Assignment,
     plan::{Action, Confirm, EventKind, Step},
     time::{self, Millis},
@@ -83,6 +85,9 @@ pub fn replace_lost(view: &GroupView<'_>, context: &Context<'_>) -> Option<Step>
         lost = losses::stalled(view, context.nodes, context.now);
     }
     if lost.is_empty() {
+        lost = starting::stuck(view, context);
+    }
+    if lost.is_empty() {
         return None;
     }
     let mut spec = view.spec().clone();
@@ -118,11 +123,13 @@ pub fn replace_lost(view: &GroupView<'_>, context: &Context<'_>) -> Option<Step>
     })
 }
 
-/// Rolls a placement back whole when not all of its pods were scheduled by the deadline.
+/// Rolls a placement back whole when not all of its pods were scheduled by the deadline, or not all of their containers run by theirs.
 #[must_use]
 pub fn roll_back_overdue(view: &GroupView<'_>, context: &Context<'_>) -> Option<Step> {
-    let deadline = context.placement.deadline.millis();
-    let overdue: BTreeSet<Millis> = waiting(view).filter(|at| at + deadline <= context.now).collect();
+    let overdue: BTreeSet<Millis> = deadlines(view, context)
+        .filter(|(_, at)| *at <= context.now)
+        .map(|(batch, _)| batch)
+        .collect();
     if overdue.is_empty() {
         return None;
     }
@@ -132,17 +139,8 @@ pub fn roll_back_overdue(view: &GroupView<'_>, context: &Context<'_>) -> Option<
         if !batch(member.member).is_some_and(|batch| overdue.contains(&batch)) {
             continue;
         }
-        if !member.scheduled() {
-            let why = member
-                .pod
-                .and_then(|pod| pod.unschedulable.clone())
-                .unwrap_or_else(|| "not scheduled".to_owned());
-            let loss = Loss {
-                reason: "Unschedulable",
-                exit_code: None,
-                message: why,
-                charged: false,
-            };
+        let late = deadline_of(view, member, context).is_some_and(|at| at <= context.now);
+        if let Some(loss) = not_yet(view, member).filter(|_| late) {
             words.push(describe(member.member, &loss));
             keep(&mut spec.failures, failure(member, &loss, context.now));
         }
@@ -153,13 +151,61 @@ pub fn roll_back_overdue(view: &GroupView<'_>, context: &Context<'_>) -> Option<
         action: write(view, spec, Confirm::default()),
         reason: "RolledBack",
         message: format!(
-            "not all pods were scheduled within {}, so the placement is rolled back; next try in {} s ({})",
+            "not all pods were scheduled within {} and ran within {} after that, so the placement is rolled back; next try in {} s ({})",
             context.placement.deadline,
+            context.placement.start_deadline,
             wait / 1000,
             words.join("; ")
         ),
         event: EventKind::Warning,
     })
+}
+
+/// What a member that was placed is still short of.
+fn not_yet(view: &GroupView<'_>, member: &MemberView<'_>) -> Option<Loss> {
+    let words =
+        |words: Option<&String>, otherwise: &str| words.cloned().unwrap_or_else(|| otherwise.to_owned());
+    let pod = member.pod;
+    let (reason, message) = if !member.scheduled() {
+        (
+            "Unschedulable",
+            words(pod.and_then(|pod| pod.unschedulable.as_ref()), "not scheduled"),
+        )
+    } else if starts(view, member) {
+        let runs = pod.is_some_and(|pod| pod.phase == PodPhase::Running);
+        let otherwise = if runs {
+            "the container runs, but nobody answers at its control port: let the operator reach the pods' port 18052 (NetworkPolicy, firewall), or see the pod's log"
+        } else {
+            "the container does not run yet"
+        };
+        (
+            "NotStarted",
+            words(pod.and_then(|pod| pod.waiting.as_ref()), otherwise),
+        )
+    } else {
+        return None;
+    };
+    Some(Loss {
+        reason,
+        exit_code: None,
+        message,
+        charged: false,
+    })
+}
+
+/// The pod is on its node, and its supervisor has never been heard: not by this operator, and not by one before that wrote it down.
+fn starts(view: &GroupView<'_>, member: &MemberView<'_>) -> bool {
+    let status = view.group.object.status.as_ref();
+    let heard_before = |pod: &Pod| {
+        let mut ranks = status.iter().flat_map(|status| &status.ranks);
+        ranks.any(|rank| rank.pod == pod.name && rank.phase != RankPhase::Unknown)
+    };
+    let silent = |pod: &Pod| match pod.phase {
+        PodPhase::Pending => pod.report.is_none(),
+        PodPhase::Running => pod.report.is_none() && !pod.ready && !heard_before(pod),
+        PodPhase::Succeeded | PodPhase::Failed => false,
+    };
+    member.scheduled() && member.pod.is_some_and(silent)
 }
 
 /// Rolls a placement back whole when the API server refuses one of its pods: what refused it does not heal soon, and the room is free for
@@ -216,9 +262,7 @@ pub fn back_off(spec: &mut LlamaGroupSpec, now: Millis) -> Millis {
 /// When the next placement becomes overdue.
 #[must_use]
 pub fn next_deadline(view: &GroupView<'_>, context: &Context<'_>) -> Option<Millis> {
-    waiting(view)
-        .min()
-        .map(|at| at + context.placement.deadline.millis())
+    deadlines(view, context).map(|(_, at)| at).min()
 }
 
 /// Records the UIDs of pods that all exist, and begins a new generation.
@@ -259,12 +303,25 @@ fn batch(member: &Member) -> Option<Millis> {
     member.placed_at.as_ref().map(time::millis)
 }
 
-/// Times of placements that have a pod left to schedule.
-fn waiting<'a>(view: &'a GroupView<'_>) -> impl Iterator<Item = Millis> + 'a {
-    view.members
-        .iter()
-        .filter(|m| !m.unplaced() && !m.scheduled())
-        .filter_map(|m| batch(m.member))
+/// Placements that have a pod left to schedule or to start, and until when that may take.
+fn deadlines<'a>(
+    view: &'a GroupView<'_>,
+    context: &'a Context<'_>,
+) -> impl Iterator<Item = (Millis, Millis)> + 'a {
+    let members = view.members.iter().filter(|m| !m.unplaced());
+    members.filter_map(|m| Some((batch(m.member)?, deadline_of(view, m, context)?)))
+}
+
+/// Until when a placed member must be scheduled, or its container run and answer.
+fn deadline_of(view: &GroupView<'_>, member: &MemberView<'_>, context: &Context<'_>) -> Option<Millis> {
+    let scheduled_by = batch(member.member)?.saturating_add(context.placement.deadline.millis());
+    if !member.scheduled() {
+        Some(scheduled_by)
+    } else if starts(view, member) {
+        Some(scheduled_by.saturating_add(context.placement.start_deadline.millis()))
+    } else {
+        None
+    }
 }
 
 fn reset(member: &mut Member) {
@@ -280,7 +337,7 @@ fn reset(member: &mut Member) {
 
 /// Puts a lost member's successor in its place, if that is on its way, else its next attempt.
 fn replace(spec: &mut LlamaGroupSpec, at: usize, member: &MemberView<'_>) {
-    let alive = |pod: &crate::observed::Pod| pod.deletion.is_none() && !pod.phase.ended();
+    let alive = |pod: &Pod| pod.deletion.is_none() && !pod.phase.ended();
     let Some(successor) = spec.members[at].successor.take() else {
         return reset(&mut spec.members[at]);
     };

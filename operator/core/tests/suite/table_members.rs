@@ -643,3 +643,40 @@ fn a_refused_step_waits_and_holds_back_what_depends_on_it() {
     observed.deployments[0].groups[0].refusals.clear();
     assert_eq!(decide(&observed, NOW + 1).steps.len(), 1);
 }
+
+#[test]
+fn a_container_that_does_not_start_gives_the_room_of_its_group_back() {
+    let observed = with(|d| {
+        let mut group = group(
+            d,
+            "llama-0",
+            &[(0, Some("a"), Some("u0")), (0, Some("b"), Some("u1"))],
+        );
+        group.pods = vec![
+            running("llama-0", 0, 0, "u0", "a", 0, RankPhase::Loading),
+            gated("llama-0", 1, 0, "u1"),
+        ];
+        let stuck = &mut group.pods[1];
+        (stuck.gated, stuck.node) = (false, Some("b".into()));
+        stuck.waiting = Some("ImagePullBackOff: no such image".into());
+        d.groups = vec![group];
+    });
+    // Placed a second ago; two minutes to schedule and thirty to start.
+    let late = NOW - 1000 + 32 * 60_000;
+    assert!(decide(&observed, late - 1).steps.is_empty());
+    let plan = decide(&observed, late);
+    assert_eq!(words(&plan), ["write llama-0: RolledBack"]);
+    let after = written(&plan, "llama-0");
+    assert!(
+        after.members.iter().all(|m| m.node.is_none()),
+        "{:?}",
+        after.members
+    );
+    assert_eq!(
+        (
+            after.failures[0].reason.as_str(),
+            after.failures[0].message.as_str()
+        ),
+        ("NotStarted", "ImagePullBackOff: no such image")
+    );
+}

@@ -8,6 +8,7 @@
 //! | `stream` | queues, events, capture and graphs |
 //! | `work` | what a queue holds, and doing it |
 //! | `module` | PTX and its variables, functions and their limits |
+//! | `nccl` | collectives over TCP |
 //! | `device` | attributes by compute capability |
 //! | `config`, `faults`, `log` | the emulated machine, faults on demand, a line for each launch |
 //!
@@ -22,6 +23,7 @@ mod log;
 mod mapping;
 mod memory;
 mod module;
+mod nccl;
 mod state;
 mod stream;
 mod vmm;

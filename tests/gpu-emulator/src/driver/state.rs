@@ -11,6 +11,7 @@ use super::log::complain;
 use super::mapping::Mapping;
 use super::memory::Allocations;
 use super::module::{Function, Loaded};
+use super::nccl::Communicator;
 use super::stream::{Capture, Event, Stream};
 use super::vmm::Shareable;
 use super::work::Work;
@@ -37,6 +38,7 @@ pub(super) struct Tables {
     /// Graphs, and executable ones.
     pub(super) graphs: HashMap<u64, Arc<Vec<Work>>>,
     pub(super) shareable: HashMap<u64, Shareable>,
+    pub(super) communicators: HashMap<u64, Arc<Communicator>>,
     /// Reserved ranges of addresses.
     pub(super) reservations: BTreeMap<u64, Arc<Mapping>>,
     next: u64,
@@ -76,6 +78,7 @@ pub(super) fn initialise() -> Result<()> {
             captures: HashMap::new(),
             graphs: HashMap::new(),
             shareable: HashMap::new(),
+            communicators: HashMap::new(),
             reservations: BTreeMap::new(),
             next: 0x10_000,
         }),

@@ -121,6 +121,10 @@ impl Driver {
 
     /// Do one piece of work; false when there is nothing to do.
     pub(super) fn step(&self, stream: &Arc<Stream>, upto: u64) -> Result<bool> {
+        // Asked before the turn is taken: the stream may be in the middle of waiting for one that waits for its past.
+        if stream.done() >= upto {
+            return Ok(false);
+        }
         let _turn = lock(&stream.turn);
         let work = {
             let mut queue = lock(&stream.queue);
@@ -204,6 +208,8 @@ impl Driver {
         }
         self.not_capturing(stream, "waiting for an event from outside of a capture")?;
         match &event.recorded {
+            // A stream is in order with itself.
+            Some((other, _)) if Arc::ptr_eq(other, stream) => Ok(()),
             Some((other, upto)) => self.enqueue(stream, Work::Wait(other.clone(), *upto)),
             None => Ok(()),
         }

@@ -36,6 +36,8 @@ pub(super) enum Work {
     /// Until a stream has done so much.
     Wait(Arc<Stream>, u64),
     Host(HostCall),
+    /// What another library of the emulator does.
+    Call(Arc<dyn Fn() -> Result<()> + Send + Sync>),
     Graph(Arc<Vec<Work>>),
 }
 
@@ -143,6 +145,7 @@ impl Driver {
                 (call.function)(call.data);
                 Ok(())
             }
+            Work::Call(call) => call().inspect_err(|fault| self.stick(stream.context, fault)),
             Work::Graph(graph) => graph.iter().try_for_each(|work| self.perform(stream, work)),
             Work::Record(_) => Ok(()),
         }
@@ -208,6 +211,23 @@ impl Driver {
         // SAFETY: device ranges are mapped (checked and kept above), host ranges are promised by the caller of the copy;
         // ranges may overlap.
         unsafe { std::ptr::copy(start, to as *mut u8, size as usize) };
+        Ok(())
+    }
+
+    /// Bytes of the device's memory.
+    pub(super) fn peek(&self, address: u64, size: u64) -> Result<Vec<u8>> {
+        let _keep = self.tables().memory.span(address, size)?;
+        let mut bytes = vec![0; size as usize];
+        // SAFETY: the range lies in an allocation that is kept.
+        unsafe { std::ptr::copy_nonoverlapping(address as *const u8, bytes.as_mut_ptr(), bytes.len()) };
+        Ok(bytes)
+    }
+
+    /// Write bytes to the device's memory.
+    pub(super) fn poke(&self, address: u64, bytes: &[u8]) -> Result<()> {
+        let _keep = self.tables().memory.span(address, bytes.len() as u64)?;
+        // SAFETY: the range lies in an allocation that is kept.
+        unsafe { std::ptr::copy_nonoverlapping(bytes.as_ptr(), address as *mut u8, bytes.len()) };
         Ok(())
     }
 

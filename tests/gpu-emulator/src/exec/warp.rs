@@ -257,7 +257,7 @@ impl Warp {
         }
     }
 
-    /// Instructions of the lanes together, and of memory.
+    /// Instructions of memory.
     fn together(&mut self, op: &Op, mask: u32, reach: &mut Reach<'_, '_>) -> Result<(), LaneFault> {
         let regs = &mut self.regs;
         match *op {
@@ -297,6 +297,14 @@ impl Warp {
             }
             Op::CpWait { pending } => self.copies.wait(mask, Some(pending), reach),
             Op::CpWaitAll => self.copies.wait(mask, None, reach),
+            _ => self.collective(op, mask),
+        }
+    }
+
+    /// Instructions in which lanes see each other's registers.
+    fn collective(&mut self, op: &Op, mask: u32) -> Result<(), LaneFault> {
+        let regs = &mut self.regs;
+        match *op {
             Op::Shfl {
                 mode,
                 d,
@@ -337,7 +345,7 @@ impl Warp {
                 regs.set_pred(leader, mask, 1 << first);
                 Ok(())
             }
-            // Its lanes have met, which is all it asks; the instructions above and in `alu` are all others.
+            // `bar.warp.sync`, whose lanes have met; all others were handled before.
             _ => Ok(()),
         }
     }

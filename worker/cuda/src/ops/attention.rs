@@ -40,11 +40,7 @@ impl AttentionShape {
     }
 
     fn check(&self) -> Result<(), OpError> {
-        let group = if self.kv_heads == 0 {
-            0
-        } else {
-            self.q_heads / self.kv_heads
-        };
+        let group = self.q_heads.checked_div(self.kv_heads).unwrap_or(0);
         let width = self.q_heads * self.dim;
         let fits = matches!(self.dim, 64 | 128)
             && (1..=MAX_GROUP).contains(&group)

@@ -1,9 +1,8 @@
 //! Products with weights.
 
-use std::ops::Range;
-
 use cudarc::driver::sys::CUfunction_attribute;
 use cudarc::driver::{CudaSlice, PushKernelArg};
+use llamero_checkpoint::Runs;
 use llamero_engine::leaf_tree::{Subtree, maximal_subtrees, split};
 
 use super::{ByValue, OpError, Ops, Parameters, at_least, shape, word};
@@ -49,14 +48,22 @@ pub struct Leaves {
     pub roots: Vec<u8>,
 }
 
+/// Where a leaf of the model is among the rank's.
+fn slot(owned: &Runs, leaf: u32) -> Option<u8> {
+    owned
+        .position(leaf)
+        .and_then(|position| u8::try_from(position).ok())
+}
+
 impl Leaves {
     /// Those of `owned` out of `total` leaves, joined as far as the model's tree allows without the others.
     ///
     /// # Errors
     /// [`OpError::Shape`] for more leaves than a program can name, or none.
-    pub fn tree(total: u32, owned: &Range<u32>, width: usize) -> Result<Self, OpError> {
-        let count = owned.len();
-        if count == 0 || count > MAX_LEAVES || owned.end > total {
+    pub fn tree(total: u32, owned: impl Into<Runs>, width: usize) -> Result<Self, OpError> {
+        let owned = owned.into();
+        let count = owned.len() as usize;
+        if count == 0 || count > MAX_LEAVES || !Runs::from(0..total).contains_all(&owned) {
             return Err(OpError::Shape(format!(
                 "{owned:?} of {total} leaves; 1 to {MAX_LEAVES} can be had"
             )));
@@ -67,22 +74,22 @@ impl Leaves {
             joins: Vec::new(),
             roots: Vec::new(),
         };
-        for subtree in maximal_subtrees(total, owned) {
-            leaves.roots.push((subtree.start - owned.start) as u8);
-            leaves.join(&subtree, owned.start);
+        for subtree in maximal_subtrees(total, &owned) {
+            leaves.roots.extend(slot(&owned, subtree.start));
+            leaves.join(&subtree, &owned);
         }
         Ok(leaves)
     }
 
-    fn join(&mut self, node: &Subtree, first: u32) {
+    fn join(&mut self, node: &Subtree, owned: &Runs) {
         if node.len() < 2 {
             return;
         }
         let middle = split(node);
-        self.join(&(node.start..middle), first);
-        self.join(&(middle..node.end), first);
+        self.join(&(node.start..middle), owned);
+        self.join(&(middle..node.end), owned);
         self.joins
-            .push(((node.start - first) as u8, (middle - first) as u8));
+            .extend(slot(owned, node.start).zip(slot(owned, middle)));
     }
 
     /// Inputs of a leaf with the zeros behind it.
@@ -255,11 +262,11 @@ mod tests {
 
     #[test]
     fn a_rank_joins_the_subtrees_it_owns() {
-        let leaves = Leaves::tree(9, &(3..7), 64).unwrap();
+        let leaves = Leaves::tree(9, 3..7, 64).unwrap();
         assert_eq!(leaves.roots, [0, 1, 3]);
         assert_eq!(leaves.joins, [(1, 2)]);
-        assert_eq!(Leaves::tree(32, &(0..32), 64).unwrap().joins.len(), 31);
-        assert!(Leaves::tree(8, &(4..4), 64).is_err());
-        assert!(Leaves::tree(8, &(4..9), 64).is_err());
+        assert_eq!(Leaves::tree(32, 0..32, 64).unwrap().joins.len(), 31);
+        assert!(Leaves::tree(8, 4..4, 64).is_err());
+        assert!(Leaves::tree(8, 4..9, 64).is_err());
     }
 }

@@ -193,6 +193,12 @@ pub enum RequestError {
 }
 
 impl RequestError {
+    /// Whether prompt and answer are longer than the context, which a shorter conversation mends.
+    #[must_use]
+    pub fn is_too_long(&self) -> bool {
+        matches!(self, Self::PromptTooLong { .. } | Self::MaxTokensTooLarge { .. })
+    }
+
     /// The parameter at fault, by its usual name.
     #[must_use]
     pub fn parameter(&self) -> &'static str {
@@ -285,7 +291,7 @@ impl RequestDraft {
     ) -> Result<SamplingParams, RequestError> {
         let temperature = between(
             "temperature",
-            self.temperature.or(defaults.temperature).unwrap_or(1.0),
+            self.temperature.or(defaults.usual_temperature()).unwrap_or(1.0),
             0.0,
             2.0,
             "from 0 to 2",
@@ -474,6 +480,27 @@ mod tests {
         .unwrap();
         assert!(greedy.stop.tokens.is_empty());
         assert_eq!(greedy.sampling.temperature, 0.0);
+    }
+
+    #[test]
+    fn what_is_not_to_be_sampled_is_greedy_unless_asked_for() {
+        let defaults = GenerationConfig {
+            do_sample: Some(false),
+            temperature: Some(0.6),
+            ..GenerationConfig::default()
+        };
+        let temperature = |asked: Option<f32>| {
+            let draft = RequestDraft {
+                temperature: asked,
+                ..draft()
+            };
+            draft
+                .validate(&defaults, LIMITS, 99)
+                .unwrap()
+                .sampling
+                .temperature
+        };
+        assert_eq!((temperature(None), temperature(Some(0.8))), (0.0, 0.8));
     }
 
     #[test]

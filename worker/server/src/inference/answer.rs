@@ -316,6 +316,7 @@ fn refused(error: SubmitError) -> Status {
 fn failed(kind: FailureKind, message: String) -> Status {
     match kind {
         FailureKind::Invalid => Status::invalid_argument(message),
+        FailureKind::TooLong => Status::out_of_range(message),
         FailureKind::Internal => Status::internal(message),
         FailureKind::Unavailable => Status::unavailable(message),
     }

@@ -133,7 +133,8 @@ impl Model {
     /// Tokens of a conversation.
     ///
     /// # Errors
-    /// FAILED_PRECONDITION when the model has no chat template, INVALID_ARGUMENT when the template refuses.
+    /// FAILED_PRECONDITION when the model has no chat template, INVALID_ARGUMENT when the template refuses, OUT_OF_RANGE when the
+    /// prompt must be longer than the context.
     pub fn tokens_of_chat(&self, messages: Vec<Value>, tools_json: &str) -> Result<Vec<u32>, Status> {
         let template = self
             .chat_template
@@ -192,13 +193,13 @@ impl Model {
     /// Refuse a text that must be too long, without the work of encoding it.
     ///
     /// # Errors
-    /// INVALID_ARGUMENT.
+    /// OUT_OF_RANGE.
     pub fn check_length(&self, text: &str) -> Result<(), Status> {
         let (fewest, context) = (self.tokenizer.fewest_tokens(text), self.limits.max_context);
         if fewest < context as usize {
             return Ok(());
         }
-        Err(Status::invalid_argument(format!(
+        Err(Status::out_of_range(format!(
             "the prompt has {} bytes, which are at least {fewest} tokens, since the longest token has {} bytes; \
              prompt and answer together may have {context} tokens; shorten the prompt",
             text.len(),
@@ -209,13 +210,16 @@ impl Model {
     /// Check a request against the model.
     ///
     /// # Errors
-    /// INVALID_ARGUMENT with a sentence for the user.
+    /// OUT_OF_RANGE when prompt and answer are longer than the context, else INVALID_ARGUMENT; with a sentence for the user.
     pub fn validate(&self, draft: RequestDraft) -> Result<GenerationRequest, Status> {
         // Randomly keyed hashing is the standard library's source of randomness.
         let random_seed = RandomState::new().hash_one(0);
         draft
             .validate(&self.defaults, self.limits, random_seed)
-            .map_err(|error| blame(error.parameter(), &error.to_string()))
+            .map_err(|error| match error.is_too_long() {
+                true => Status::out_of_range(error.to_string()),
+                false => blame(error.parameter(), &error.to_string()),
+            })
     }
 }
 

@@ -61,7 +61,10 @@ impl Reports {
         loop {
             let (version, state) = control.watch().changed(seen, REPEAT);
             seen = version;
-            if self.send(&Up::State(rank_state(&state, engine, about))).is_err() {
+            if self
+                .send(&Up::State(Box::new(rank_state(&state, engine, about))))
+                .is_err()
+            {
                 return;
             }
             std::thread::park_timeout(PAUSE);

@@ -253,7 +253,6 @@ impl RankView {
             last_exit: self.last_exit.clone(),
             message,
             read_bytes: state.read_bytes,
-            ..RankReport::default()
         }
     }
 }

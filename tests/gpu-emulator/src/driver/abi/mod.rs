@@ -20,10 +20,10 @@ use super::log::complain;
 
 /// A pointer to which a result is written.
 #[repr(transparent)]
-struct Out<T>(*mut T);
+pub(super) struct Out<T>(*mut T);
 
 impl<T> Out<T> {
-    fn set(self, value: T) -> Result<()> {
+    pub(super) fn set(self, value: T) -> Result<()> {
         if self.0.is_null() {
             fail!(InvalidValue, "a result has nowhere to go: the pointer is null");
         }

@@ -122,7 +122,7 @@ impl Planner {
         self.era = era;
         for (sequence, refusal) in self.scheduler.requeue_all(limits) {
             self.requests
-                .failed(sequence.id, FailureKind::Invalid, refusal.to_string());
+                .failed(sequence.id, FailureKind::from(&refusal), refusal.to_string());
         }
         self.show();
     }

@@ -126,7 +126,7 @@ impl Requests {
         if let Err(refusal) = scheduler.add(sequence) {
             self.queue.leave(queued);
             sink(Event::Failed {
-                kind: FailureKind::Invalid,
+                kind: FailureKind::from(&refusal),
                 message: refusal.to_string(),
             });
             return;

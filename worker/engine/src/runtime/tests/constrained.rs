@@ -67,8 +67,8 @@ fn request(seed: u64, prompt: &[u32], resume: &[u32]) -> GenerationRequest {
         resume: resume.to_vec(),
         sampling: SamplingParams {
             temperature: 0.9,
-            top_p: if seed % 2 == 0 { 1.0 } else { 0.7 },
-            presence_penalty: if seed % 3 == 0 { 1.0 } else { 0.0 },
+            top_p: if seed.is_multiple_of(2) { 1.0 } else { 0.7 },
+            presence_penalty: if seed.is_multiple_of(3) { 1.0 } else { 0.0 },
             seed,
             ..SamplingParams::greedy()
         },
@@ -84,7 +84,10 @@ fn masks_are_the_same_in_every_world_and_batch_and_touch_no_other_answer() {
             .map(|i| request(i.into(), &vec![i + 1; 1 + 3 * i as usize], &[]))
             .collect();
         // Every other one is free.
-        let constraint = |i: usize| (i % 2 == 0).then(|| Thirds::behind(&[]) as Box<dyn Constraint>);
+        let constraint = |i: usize| {
+            i.is_multiple_of(2)
+                .then(|| Thirds::behind(&[]) as Box<dyn Constraint>)
+        };
         let running: Vec<_> = (0..)
             .zip(&requests)
             .map(|(i, request)| submit(&group, request, constraint(i)))

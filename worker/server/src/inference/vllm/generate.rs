@@ -10,7 +10,7 @@ use vllm_proto::finish_info::{FinishReason, StopReason};
 use vllm_proto::inference_server::Inference;
 use vllm_proto::{FinishInfo, GenerateRequest, GenerateResponse, PromptInfo, SequenceOutput};
 
-use super::request::{self, Wanted};
+use super::request::{self, OutputSelection};
 use crate::inference::Services;
 use crate::inference::answer::{Answer, Chunk, Ending, Wishes};
 use crate::inference::model::Model;
@@ -19,7 +19,7 @@ use crate::inference::running::Entry;
 /// An answer under way and what it is to contain.
 struct Generation {
     answer: Answer,
-    wanted: Wanted,
+    selection: OutputSelection,
     prompt: Option<PromptInfo>,
     eos_tokens: Vec<u32>,
     /// Keeps the request's id taken.
@@ -35,12 +35,12 @@ impl Generation {
         let prepare = {
             let model = Arc::clone(&services.model);
             move || {
-                let (draft, wanted) = request::draft(&model, request)?;
-                Ok((model.validate(draft)?, wanted))
+                let (draft, selection) = request::draft(&model, request)?;
+                Ok((model.validate(draft)?, selection))
             }
         };
-        let (request, wanted) = services.text_workers.run(bytes, prepare).await?;
-        let token_ids = if wanted.prompt_token_ids {
+        let (request, selection) = services.text_workers.run(bytes, prepare).await?;
+        let token_ids = if selection.prompt_token_ids {
             request.prompt.clone()
         } else {
             Vec::new()
@@ -61,7 +61,7 @@ impl Generation {
         let eos_tokens = model.defaults.eos_token_ids.clone();
         Ok(Self {
             answer,
-            wanted,
+            selection,
             prompt: Some(prompt),
             eos_tokens,
             _entry: entry,
@@ -96,9 +96,9 @@ impl Generation {
         }
         SequenceOutput {
             index: 0,
-            text: if self.wanted.text { text } else { String::new() },
+            text: if self.selection.text { text } else { String::new() },
             num_tokens: u32::try_from(token_ids.len()).unwrap_or(u32::MAX),
-            token_ids: if self.wanted.token_ids {
+            token_ids: if self.selection.token_ids {
                 token_ids
             } else {
                 Vec::new()
