@@ -48,7 +48,7 @@ impl std::str::FromStr for Duration {
 impl std::fmt::Display for Duration {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         let span = std::time::Duration::from_millis(self.0.unsigned_abs());
-        Written(span).fmt(f)
+        write!(f, "{}", Written(span))
     }
 }
 
