@@ -7,13 +7,11 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use super::dial::content;
-use super::frame::{Header, Kind};
+use super::dial::{content, send};
+use super::frame::Kind;
 use super::hello::{Answer, Hello, SignedHello};
 use super::inbox::Inbox;
-use super::key::nonce;
 use super::socket::{self, SocketError};
-use crate::step::Era;
 
 /// A stranger has this long to say a whole Hello.
 pub const HELLO_DEADLINE: Duration = Duration::from_secs(5);
@@ -91,7 +89,7 @@ fn accept_all(socket: &TcpListener, inbox: &Arc<Inbox>, stopped: &AtomicBool) {
         }
         let (inbox, count) = (Arc::clone(inbox), Arc::clone(&busy));
         let spawned = std::thread::Builder::new().name("rank-handshake".into()).spawn(move || {
-            match shake_hands(stream, &inbox) {
+            match handshake(stream, &inbox) {
                 Ok(Some((hello, Answer::Welcome))) => {
                     tracing::debug!(%from, rank = hello.from, link = ?hello.link, era = ?hello.era, "link accepted");
                 }
@@ -112,16 +110,19 @@ fn accept_all(socket: &TcpListener, inbox: &Arc<Inbox>, stopped: &AtomicBool) {
 }
 
 /// None for a stranger.
-fn shake_hands(stream: TcpStream, inbox: &Inbox) -> Result<Option<(Hello, Answer)>, SocketError> {
+fn handshake(stream: TcpStream, inbox: &Inbox) -> Result<Option<(Hello, Answer)>, SocketError> {
     if !inbox.is_formed() {
         return Ok(None);
     }
     let deadline = Instant::now() + HELLO_DEADLINE;
     socket::prepare(&stream)?;
-    let challenge = nonce()?;
-    let header = Header::of(Kind::Challenge, Era::default(), 0);
-    socket::write_all(&stream, &socket::frame_bytes(header, &challenge)?, deadline)?;
+    let payload = socket::read_handshake(&stream, Kind::Opening, deadline)?;
+    let opening = postcard::from_bytes(&payload).map_err(content)?;
+    let Some(recognised) = inbox.recognise(&opening)? else {
+        return Ok(None);
+    };
+    send(&stream, Kind::Challenge, &recognised.challenge(), deadline)?;
     let payload = socket::read_handshake(&stream, Kind::Hello, deadline)?;
     let signed: SignedHello = postcard::from_bytes(&payload).map_err(content)?;
-    Ok(inbox.offer(&challenge, &signed, stream))
+    Ok(inbox.offer(&recognised, &signed, stream))
 }
