@@ -61,6 +61,7 @@ pub fn settings(config: &RankConfig, backend: &CpuBackend) -> Result<runtime::Ra
     let settings = runtime::RankConfig {
         max_sequences: config.engine.max_sequences,
         max_batched_tokens: config.engine.max_batched_tokens,
+        memory_limit: config.memory_limit,
         stall_timeout,
         heartbeat: usual.heartbeat.min(stall_timeout / 4),
         dial_timeout: usual.dial_timeout.min(stall_timeout),
