@@ -12,10 +12,10 @@ use llamero_gateway::discovery::{fixed::FixedModel, kubernetes};
 use llamero_gateway::listener::{Limits, Tls, tls};
 use llamero_gateway::server::{Ending, Listeners, serve};
 use llamero_gateway::{Gateway, Settings};
+use llamero_settings::{duration, log};
 use rustix::process::{Resource, getrlimit, setrlimit};
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
-use tracing_subscriber::EnvFilter;
 
 /// One OpenAI-compatible address for all LlamaDeployments of a cluster.
 #[derive(Debug, Parser)]
@@ -37,7 +37,7 @@ struct Options {
     #[arg(long = "static", value_name = "MODEL=IP:PORT,…")]
     fixed: Vec<FixedModel>,
     /// How long a request waits for a group of a deployment that has none ready.
-    #[arg(long, env = "LLAMERO_HOLD_TIMEOUT", default_value = "10m", value_parser = duration)]
+    #[arg(long, env = "LLAMERO_HOLD_TIMEOUT", default_value = "10m", value_parser = duration::parse)]
     hold_timeout: Duration,
     /// Most requests that wait so, for each deployment; more are refused with 503.
     #[arg(long, env = "LLAMERO_HOLD_LIMIT", default_value_t = 1000)]
@@ -58,26 +58,20 @@ struct Options {
     #[arg(long, env = "LLAMERO_MAX_REQUESTS", default_value_t = Limits::default().requests)]
     max_requests: usize,
     /// How long a request that lost its leader waits for one that goes on with it.
-    #[arg(long, env = "LLAMERO_CONTINUATION_TIMEOUT", default_value = "2m", value_parser = duration)]
+    #[arg(long, env = "LLAMERO_CONTINUATION_TIMEOUT", default_value = "2m", value_parser = duration::parse)]
     continuation_timeout: Duration,
     /// After SIGTERM: pause before connections are refused.
-    #[arg(long, env = "LLAMERO_STOP_DELAY", default_value = "3s", value_parser = duration)]
+    #[arg(long, env = "LLAMERO_STOP_DELAY", default_value = "3s", value_parser = duration::parse)]
     stop_delay: Duration,
     /// After SIGTERM: time for answers that still run.
-    #[arg(long, env = "LLAMERO_STOP_GRACE", default_value = "110s", value_parser = duration)]
+    #[arg(long, env = "LLAMERO_STOP_GRACE", default_value = "110s", value_parser = duration::parse)]
     stop_grace: Duration,
-}
-
-fn duration(text: &str) -> Result<Duration, String> {
-    let parsed: llamero_api::Duration = text.parse().map_err(|error| format!("{error}"))?;
-    Ok(Duration::from_millis(parsed.millis().unsigned_abs()))
 }
 
 #[tokio::main]
 async fn main() -> anyhow::Result<()> {
-    let filter = log_filter(std::env::var("LLAMERO_LOG").ok().as_deref())?;
     tracing_subscriber::fmt()
-        .with_env_filter(filter)
+        .with_env_filter(log::filter()?)
         .with_ansi(std::io::stderr().is_terminal())
         .with_writer(std::io::stderr)
         .init();
@@ -151,14 +145,6 @@ fn allow_descriptors() {
     }
 }
 
-/// What is logged: a filter such as `info` or `llamero_gateway=debug`.
-fn log_filter(written: Option<&str>) -> anyhow::Result<EnvFilter> {
-    let written = written.unwrap_or("info");
-    EnvFilter::try_new(written).with_context(|| {
-        format!("LLAMERO_LOG is {written:?}; write a filter such as info or llamero_gateway=debug")
-    })
-}
-
 /// Hosts without IPv6 get the same on IPv4.
 async fn bind(listen: IpAddr, port: u16) -> anyhow::Result<TcpListener> {
     let listener = match TcpListener::bind(SocketAddr::new(listen, port)).await {
@@ -178,14 +164,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn options_are_consistent_and_a_wrong_filter_is_told() {
+    fn options_are_consistent() {
         <Options as clap::CommandFactory>::command().debug_assert();
-        assert_eq!(log_filter(None).unwrap().to_string(), "info");
-        assert_eq!(
-            log_filter(Some("llamero_gateway=debug")).unwrap().to_string(),
-            "llamero_gateway=debug"
-        );
-        let error = log_filter(Some("llamero=loud=er")).unwrap_err().to_string();
-        assert!(error.contains("LLAMERO_LOG"), "{error}");
     }
 }

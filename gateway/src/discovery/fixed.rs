@@ -19,7 +19,7 @@ pub struct FixedModel {
 
 /// Why the text is not usable.
 #[derive(Debug, thiserror::Error)]
-#[error("{0:?} is not MODEL=IP:PORT[,IP:PORT…], for example smollm2=127.0.0.1:50051")]
+#[error("{0:?} is not MODEL=IP:PORT[,IP:PORT…], for example smollm2=127.0.0.1:18051")]
 pub struct FixedModelError(String);
 
 impl FromStr for FixedModel {
@@ -53,6 +53,7 @@ impl FixedModel {
                 name: self.model.clone(),
             },
             model: self.model.clone(),
+            former: std::collections::BTreeSet::new(),
             created: 0,
             problem: None,
             leaders: self.leaders.iter().map(ToString::to_string).collect(),

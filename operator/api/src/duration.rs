@@ -2,25 +2,18 @@
 
 use std::borrow::Cow;
 
+use llamero_settings::duration::{self, MAX_LENGTH, Written};
 use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
+
+pub use llamero_settings::duration::DurationError;
 
 /// A span of time in whole milliseconds, written as Kubernetes users write it (`1m30s`).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Duration(i64);
 
-/// Why a text is no duration.
-#[derive(Debug, thiserror::Error, PartialEq, Eq)]
-#[error("{0:?} is not a duration: write numbers with units h, m, s or ms, for example 30s or 1m30s")]
-pub struct DurationError(String);
-
 /// What the CRD accepts. Seven digits a unit keep every accepted value far from overflow.
 pub(crate) const PATTERN: &str = "^([0-9]{1,7}(h|ms|m|s))+$";
-
-/// Longest text the CRD accepts.
-pub(crate) const MAX_LENGTH: usize = 32;
-
-const UNITS: [(&str, i64); 4] = [("h", 3_600_000), ("m", 60_000), ("s", 1_000), ("ms", 1)];
 
 impl Duration {
     /// A duration of so many milliseconds; negative values become zero.
@@ -46,39 +39,16 @@ impl std::str::FromStr for Duration {
     type Err = DurationError;
 
     fn from_str(text: &str) -> Result<Self, DurationError> {
-        let error = || DurationError(text.chars().take(64).collect());
-        if text.is_empty() || text.len() > MAX_LENGTH {
-            return Err(error());
-        }
-        let (mut rest, mut total) = (text, 0i64);
-        while !rest.is_empty() {
-            let digits = rest.find(|c: char| !c.is_ascii_digit()).ok_or_else(error)?;
-            let (number, tail) = rest.split_at(digits);
-            let letters = tail.find(|c: char| c.is_ascii_digit()).unwrap_or(tail.len());
-            let (unit, tail) = tail.split_at(letters);
-            let scale = UNITS.iter().find(|(name, _)| *name == unit).ok_or_else(error)?.1;
-            let number: i64 = number.parse().map_err(|_| error())?;
-            let part = number.checked_mul(scale).ok_or_else(error)?;
-            total = total.checked_add(part).ok_or_else(error)?;
-            rest = tail;
-        }
-        Ok(Self(total))
+        let parsed = duration::parse(text)?;
+        // What is parsed has no more.
+        Ok(Self(i64::try_from(parsed.as_millis()).unwrap_or(i64::MAX)))
     }
 }
 
 impl std::fmt::Display for Duration {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        if self.0 == 0 {
-            return f.write_str("0s");
-        }
-        let mut rest = self.0;
-        for (unit, scale) in UNITS {
-            if rest >= scale {
-                write!(f, "{}{unit}", rest / scale)?;
-                rest %= scale;
-            }
-        }
-        Ok(())
+        let span = std::time::Duration::from_millis(self.0.unsigned_abs());
+        Written(span).fmt(f)
     }
 }
 

@@ -42,6 +42,21 @@ mod tests {
         }
     }
 
+    /// The rendered chart is data, so the compiler does not see its ports: NetworkPolicies open them by these names.
+    #[test]
+    fn the_chart_opens_the_ports_that_programs_listen_on() {
+        let manifest = include_str!("../../../manifests/base/llamero.yaml");
+        let ports: Vec<(&str, u16)> = manifest
+            .lines()
+            .filter_map(|line| line.trim().strip_prefix("- {name: ")?.strip_suffix('}'))
+            .filter_map(|entry| entry.split_once(", containerPort: "))
+            .map(|(name, port)| (name, port.parse().unwrap()))
+            .collect();
+        assert!(ports.contains(&("grpc", ports::DEMAND)), "{ports:?}");
+        assert!(ports.iter().any(|(name, _)| *name == "http"), "{ports:?}");
+        assert!(ports.iter().all(|(_, port)| *port < 32_768), "{ports:?}");
+    }
+
     fn within(field: &Value, range: &RangeInclusive<u32>) -> bool {
         let bound = |name: &str| field[name].as_f64();
         let (low, high) = (f64::from(*range.start()), f64::from(*range.end()));

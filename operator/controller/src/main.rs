@@ -5,13 +5,22 @@ use std::{io::IsTerminal as _, process::ExitCode};
 
 use clap::Parser as _;
 use llamero_operator::options::{LogFormat, Options};
+use llamero_settings::log;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 use tracing_subscriber::EnvFilter;
 
 #[tokio::main]
 async fn main() -> ExitCode {
-    match start().await {
+    let filter = match log::filter() {
+        Ok(filter) => filter,
+        // There is no log yet.
+        Err(error) => {
+            eprintln!("error: {error}");
+            return ExitCode::FAILURE;
+        }
+    };
+    match start(filter).await {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             tracing::error!("{error}");
@@ -20,12 +29,10 @@ async fn main() -> ExitCode {
     }
 }
 
-async fn start() -> anyhow::Result<()> {
+async fn start(filter: EnvFilter) -> anyhow::Result<()> {
     let options = Options::parse();
     // The client's own lines say again, with less, what ours say.
-    let filter = EnvFilter::try_from_env("LLAMERO_LOG")
-        .unwrap_or_else(|_| EnvFilter::new("info"))
-        .add_directive("kube_client::client::builder=off".parse()?);
+    let filter = filter.add_directive("kube_client::client::builder=off".parse()?);
     let log = tracing_subscriber::fmt()
         .with_env_filter(filter)
         .with_ansi(std::io::stdout().is_terminal());

@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 
 use crate::checkpoint::Checkpoint;
 use crate::config::LlamaConfig;
-use crate::layout::error::LayoutError;
+use crate::error::LayoutError;
 
 /// Leaves beside `weight` that a matrix may have. Those of the input belong to quantised activations, which this
 /// engine keeps as they are; those of the output are the KV cache's in AutoFP8's files.

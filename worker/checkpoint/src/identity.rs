@@ -20,7 +20,8 @@ use sha2::{Digest, Sha256};
 
 use crate::checkpoint::Checkpoint;
 use crate::config::LlamaConfig;
-use crate::error::{IoError, Result};
+use crate::error::Result;
+use crate::io_error::IoError;
 use crate::samples::samples;
 
 /// Samples of a tensor.

@@ -3,8 +3,6 @@
 //! The dtype in the header decides how a matrix is stored, not the configuration's list of modules: Meta's 405B keeps
 //! attention and two whole layers in bf16, others quantise everything but the head.
 
-pub(crate) mod error;
-
 use std::fmt;
 
 use crate::checkpoint::Checkpoint;
@@ -13,7 +11,7 @@ use crate::config::LlamaConfig;
 use crate::dtype::Dtype;
 use crate::tied::check_own_head;
 
-pub use error::LayoutError;
+pub use crate::error::LayoutError;
 
 /// What a tensor is for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]

@@ -6,6 +6,7 @@
 //! | [`checkpoint`] | an open folder: configuration and headers of all files |
 //! | [`config`] | `config.json`, `generation_config.json`, quantisation schemes |
 //! | [`safetensors`] | reader by byte range, index, writer |
+//! | `error`, `io_error` | what can go wrong |
 //! | `companions` | what may lie beside the weights |
 //! | [`layout`] | the logical tensors of a Llama, checked against the headers |
 //! | [`topology`] | tensor ranks and pipeline stages |
@@ -39,6 +40,7 @@ mod error;
 pub mod gguf;
 pub mod identity;
 pub mod inspect;
+mod io_error;
 pub mod layout;
 pub mod lfs;
 pub mod load;
@@ -58,8 +60,9 @@ pub mod topology;
 pub use checkpoint::Checkpoint;
 pub use config::{GenerationConfig, LlamaConfig};
 pub use dtype::Dtype;
-pub use error::{Error, IoError, Result};
+pub use error::{Error, Result};
 pub use identity::ContentIdentity;
+pub use io_error::IoError;
 pub use layout::{ModelLayout, Tensor, TensorId, TensorKind};
 pub use piece::Piece;
 pub use progress::Progress;

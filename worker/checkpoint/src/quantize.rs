@@ -13,7 +13,8 @@ use crate::checkpoint::Checkpoint;
 use crate::convert::ConvertError;
 use crate::dtype::{Dtype, extend_f32};
 use crate::e4m3;
-use crate::error::{IoError, Result};
+use crate::error::Result;
+use crate::io_error::IoError;
 use crate::layout::{ModelLayout, Tensor, TensorId, TensorKind};
 use crate::progress::{Meter, Progress};
 use crate::safetensors::{OutputDir, ShardedWriter, TensorSpec};
@@ -156,7 +157,7 @@ pub fn to_fp8(
         }
     }
     writer.finish()?;
-    output.commit()
+    Ok(output.commit()?)
 }
 
 /// Quantise one row: append its codes, return its scale. None if a value is not finite.

@@ -12,7 +12,6 @@
 //! Shares are sets ([`Runs`]), not ranges: when a rank is lost, the others keep what they have and add a part of what it
 //! had ([`ShardPlan::without`]).
 
-pub(crate) mod error;
 mod leaves;
 mod plan;
 
@@ -22,7 +21,7 @@ use crate::layout::{TensorId, TensorKind};
 use crate::runs::Runs;
 use crate::topology::Topology;
 
-pub use error::ShardError;
+pub use crate::error::ShardError;
 pub use leaves::FfnLeaves;
 pub use plan::ShardPlan;
 

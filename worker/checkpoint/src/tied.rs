@@ -1,7 +1,7 @@
 //! The head of a tied model.
 
 use crate::checkpoint::Checkpoint;
-use crate::layout::error::LayoutError;
+use crate::error::LayoutError;
 use crate::samples::samples;
 
 /// Samples that are compared.

@@ -2,17 +2,17 @@
 //!
 //! The residual stream is f32; what enters a matrix product is rounded to bf16; what leaves it is f32.
 
-use llamero_engine::{BackendError, LeafLayout, MeshError, StepProgress};
+use llamero_engine::{BackendError, MeshError, StepProgress};
 
 use crate::attention::{Span, attend};
-use crate::collective::{Collective, Reduction};
+use crate::collective::Collective;
 use crate::kernel::math::from_bf16;
 use crate::kernel::{Kernel, vector};
 use crate::kv::KvCache;
 use crate::layout::Role;
-use crate::leaves::LeafProgram;
 use crate::matmul::{Inputs, Matrix, Product, multiply};
 use crate::pool::Pool;
+use crate::programs::{Programs, SplitSum};
 use crate::shape::Shape;
 use crate::shared::Shared;
 use crate::weights::Weights;
@@ -20,37 +20,6 @@ use crate::workspace::Workspace;
 
 /// Rows per task of element-wise work.
 const ROWS_PER_TASK: usize = 4;
-
-/// A product that is split by inputs over all ranks.
-#[derive(Debug, Clone)]
-pub(crate) struct SplitSum {
-    /// The order of summation on this rank.
-    pub(crate) leaves: LeafProgram,
-    /// Who owns which subtrees.
-    pub(crate) reduction: Reduction,
-}
-
-/// The orders of summation of one rank's products.
-#[derive(Debug, Clone)]
-pub(crate) struct Programs {
-    hidden: LeafProgram,
-    pub(crate) attention: SplitSum,
-    pub(crate) ffn: SplitSum,
-}
-
-impl Programs {
-    pub(crate) fn new(shape: &Shape) -> Self {
-        let split = |layout: &LeafLayout, width| SplitSum {
-            leaves: LeafProgram::tree(layout.leaves, &layout.owners[shape.index], width),
-            reduction: Reduction::new(layout),
-        };
-        Self {
-            hidden: LeafProgram::chain(shape.hidden),
-            attention: split(&shape.attention_leaves, shape.head_dim),
-            ffn: split(&shape.ffn_leaves, shape.ffn_leaf),
-        }
-    }
-}
 
 /// What a forward pass reads.
 pub(crate) struct Model<'a> {

@@ -7,7 +7,7 @@
 //! | `shape`, `layout`, `weights`, `region`, `load` | a rank's sizes, and its packed weights in one piece of memory |
 //! | `leaves`, `matmul` | matrix products in the model's order of summation |
 //! | `kv`, `attention`, `rope` | paged cache, attention by chunks of absolute positions, rotary angles |
-//! | `forward`, `workspace` | the layers, and the scratch memory they need |
+//! | `forward`, `programs`, `workspace` | the layers, their orders of summation, and the scratch memory they need |
 //! | [`memory`] | what a rank takes of memory, before anything is loaded |
 //! | `plan`, `sample` | checks of a plan; candidates from logits |
 //! | [`collective`] | sums and gathers among the ranks of a group |
@@ -31,6 +31,7 @@ mod matmul;
 pub mod memory;
 mod plan;
 pub mod pool;
+mod programs;
 mod region;
 mod rope;
 mod sample;
@@ -42,6 +43,7 @@ mod workspace;
 pub use backend::{CpuBackend, CpuOptions};
 pub use collective::Waits;
 pub use kernel::{Kernel, KernelError, Level};
+pub use load::pod::PodMemory;
 pub use memory::WorkspaceNeed;
 
 /// Processors that this process may use: affinity and the quotas of cgroups (version 1 and 2) count.

@@ -3,9 +3,9 @@
 use llamero_checkpoint::{LlamaConfig, ModelLayout, RankShard, ShardPlan, piece};
 use llamero_engine::{BackendError, Era, FormSpec, KvDtype, MemoryPlan};
 
-use crate::forward::Programs;
 use crate::kv::KvShape;
 use crate::load;
+use crate::programs::Programs;
 use crate::rope::Rope;
 use crate::shape::Shape;
 use crate::workspace::{LOGIT_ROWS, Workspace};

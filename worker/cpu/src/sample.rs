@@ -7,8 +7,9 @@ use std::collections::BTreeMap;
 
 use llamero_checkpoint::Runs;
 use llamero_engine::sampling::candidates::by_logit;
+use llamero_engine::sampling::mass;
 use llamero_engine::sampling::noise::{MAX_GUMBEL, Noise, scale};
-use llamero_engine::step::{RowCandidates, SampleKey, VOCAB_TILE};
+use llamero_engine::step::{MassRoot, RowCandidates, SampleKey, VOCAB_TILE};
 
 use crate::kernel::math::{exp, ln};
 use crate::kernel::{Kernel, vector};
@@ -76,21 +77,12 @@ impl<'a> ShardRow<'a> {
                 .then(|| self.best_perturbed(key, position))
                 .flatten(),
             top,
-            tiles: if key.mass || key.logprobs {
-                self.tiles.clone()
-            } else {
-                Runs::default()
-            },
-            tile_lse: if key.mass {
-                self.tile_lse(key.temperature)
+            mass: if key.mass {
+                self.mass(key.temperature)
             } else {
                 Vec::new()
             },
-            tile_lse_raw: if key.logprobs {
-                self.tile_lse(0.0)
-            } else {
-                Vec::new()
-            },
+            mass_raw: if key.logprobs { self.mass(0.0) } else { Vec::new() },
             scored: None,
         }
     }
@@ -101,9 +93,8 @@ impl<'a> ShardRow<'a> {
             row,
             offset,
             top: self.top(top),
-            tiles: self.tiles.clone(),
-            tile_lse: Vec::new(),
-            tile_lse_raw: self.tile_lse(0.0),
+            mass: Vec::new(),
+            mass_raw: self.mass(0.0),
             gumbel: None,
             scored: self.vocab.position(id).map(|at| self.logits[at as usize]),
         }
@@ -118,11 +109,12 @@ impl<'a> ShardRow<'a> {
         })
     }
 
-    fn tile_lse(self, temperature: f32) -> Vec<f32> {
-        self.logits
-            .chunks(VOCAB_TILE)
-            .map(|tile| log_sum_exp(self.kernel, tile, temperature))
-            .collect()
+    fn mass(self, temperature: f32) -> Vec<MassRoot> {
+        let tiles = self.logits.chunks(VOCAB_TILE);
+        mass::roots(
+            self.tiles,
+            tiles.map(|tile| log_sum_exp(self.kernel, tile, temperature)),
+        )
     }
 
     /// The `count` best tokens in the order of [`by_logit`].
@@ -268,17 +260,17 @@ mod tests {
 
     /// Equal but for the rounding of log-sum-exps.
     fn close(got: &RowCandidates, want: &RowCandidates) {
-        for (got, want) in [
-            (&got.tile_lse, &want.tile_lse),
-            (&got.tile_lse_raw, &want.tile_lse_raw),
-        ] {
+        for (got, want) in [(&got.mass, &want.mass), (&got.mass_raw, &want.mass_raw)] {
             assert_eq!(got.len(), want.len());
-            let mut both = got.iter().zip(want);
-            assert!(both.all(|(a, b)| a == b || (a - b).abs() < 1e-5 * b.abs().max(1.0)));
+            for ((got_tree, got), (want_tree, want)) in got.iter().zip(want) {
+                assert_eq!(got_tree, want_tree);
+                let (got, want) = (got.ln(), want.ln());
+                assert!(got == want || (got - want).abs() < 1e-5 * want.abs().max(1.0));
+            }
         }
         let mut got = got.clone();
-        got.tile_lse.clone_from(&want.tile_lse);
-        got.tile_lse_raw.clone_from(&want.tile_lse_raw);
+        got.mass.clone_from(&want.mass);
+        got.mass_raw.clone_from(&want.mass_raw);
         assert_eq!(got, *want);
     }
 
@@ -294,7 +286,7 @@ mod tests {
         };
         let got = shard.candidates((0, 0), &key(1, 1.0, 64, true), 17);
         assert!(got.top[0].1.is_nan());
-        assert!(got.tile_lse.last().unwrap().is_nan());
+        assert!(got.mass.last().unwrap().1.ln().is_nan());
     }
 
     #[test]

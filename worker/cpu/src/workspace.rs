@@ -3,7 +3,7 @@
 use llamero_engine::FormSpec;
 
 use crate::collective::Collective;
-use crate::forward::Programs;
+use crate::programs::Programs;
 use crate::rope::Rope;
 use crate::shape::Shape;
 

@@ -8,14 +8,15 @@ use common::{numbers, ops};
 use llamero_checkpoint::Runs;
 use llamero_cuda::ops::{Ops, SEGMENT, TILE, TOP};
 use llamero_engine::sampling::candidates::{ShardLogits, candidates};
-use llamero_engine::step::{RowCandidates, SampleKey};
+use llamero_engine::sampling::mass;
+use llamero_engine::step::{MassRoot, RowCandidates, SampleKey};
 use llamero_gpu_emulator::emulated;
 use llamero_gpu_emulator::harness::ORDERS;
 
 const FIRST: u32 = 128;
 
-/// What the device gives for one row: best tokens, log-sum-exps, and the token that won under noise.
-type Found = (Vec<(u32, f32)>, Vec<f32>, Option<u32>);
+/// What the device gives for one row: best tokens, masses, and the token that won under noise.
+type Found = (Vec<(u32, f32)>, Vec<MassRoot>, Option<u32>);
 
 fn run(ops: &mut Ops, logits: &[Vec<f32>], keys: &[SampleKey], positions: &[u32]) -> Vec<Found> {
     let (rows, vocab) = (logits.len(), logits[0].len());
@@ -79,7 +80,7 @@ fn run(ops: &mut Ops, logits: &[Vec<f32>], keys: &[SampleKey], positions: &[u32]
                 .filter(|key| **key != 0);
             (
                 top.collect(),
-                lse[row * tiles..][..tiles].to_vec(),
+                mass::roots(&tiles_of(vocab), lse[row * tiles..][..tiles].iter().copied()),
                 winner.map(|key| !(*key as u32)),
             )
         })
@@ -94,18 +95,25 @@ fn same(found: &Found, wanted: &RowCandidates) {
     };
     assert_eq!(bits(&found.0), bits(&wanted.top));
     assert_eq!(found.2, wanted.gumbel.map(|gumbel| gumbel.0));
-    for (found, wanted) in found.1.iter().zip(&wanted.tile_lse) {
+    assert_eq!(found.1.len(), wanted.mass.len());
+    for ((found_tree, found), (wanted_tree, wanted)) in found.1.iter().zip(&wanted.mass) {
+        assert_eq!(found_tree, wanted_tree);
+        let (found, wanted) = (found.ln(), wanted.ln());
         assert!(
             found == wanted || (found - wanted).abs() <= 1e-5 * wanted.abs().max(1.0),
             "{found} {wanted}"
         );
     }
-    assert_eq!(found.1.len(), wanted.tile_lse.len());
+}
+
+/// The tiles of `vocab` tokens from [`FIRST`] on.
+fn tiles_of(vocab: usize) -> Runs {
+    let first = FIRST / TILE as u32;
+    Runs::from(first..first + vocab.div_ceil(TILE) as u32)
 }
 
 fn wanted(logits: &[f32], key: &SampleKey, position: u32) -> RowCandidates {
-    let first = FIRST / TILE as u32;
-    let tiles = Runs::from(first..first + logits.len().div_ceil(TILE) as u32);
+    let tiles = tiles_of(logits.len());
     candidates(
         (0, 0),
         ShardLogits {

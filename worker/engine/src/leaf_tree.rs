@@ -81,6 +81,40 @@ pub fn join<T>(
     go(node, &mut parts.peekable(), join_two)
 }
 
+/// Whether `node` has a power of two of leaves and starts at a multiple of it. Such a subtree is a node of the tree over
+/// any number of leaves that reaches past it.
+#[must_use]
+pub fn is_complete(node: &Subtree) -> bool {
+    let leaves = node.end.saturating_sub(node.start);
+    leaves.is_power_of_two() && node.start.is_multiple_of(leaves)
+}
+
+/// Add a complete subtree to `roots`, the maximal complete subtrees of what was added before, all left of it. Siblings are
+/// joined at once, so `roots` stays short: how many leaves there are in all need not be known.
+pub fn append<T>(
+    roots: &mut Vec<(Subtree, T)>,
+    (mut node, mut value): (Subtree, T),
+    mut join_two: impl FnMut(T, T) -> T,
+) {
+    let is_sibling = |left: &Subtree, node: &Subtree| {
+        let leaves = node.end - node.start;
+        left.end == node.start && node.start - left.start == leaves && left.start & leaves == 0
+    };
+    while let Some((left, left_value)) = roots.pop_if(|(left, _)| is_sibling(left, &node)) {
+        node.start = left.start;
+        value = join_two(left_value, value);
+    }
+    roots.push((node, value));
+}
+
+/// The value of the whole tree from the maximal complete subtrees that [`append`] left, which cover `0 .. leaves`. None
+/// without any.
+pub fn crown<T>(roots: Vec<(Subtree, T)>, mut join_two: impl FnMut(T, T) -> T) -> Option<T> {
+    // Each is larger than all right of it together, so the tree splits after it.
+    let right_to_left = roots.into_iter().rev().map(|(_, value)| value);
+    right_to_left.reduce(|right, left| join_two(left, right))
+}
+
 #[cfg(test)]
 #[expect(
     clippy::single_range_in_vec_init,
@@ -124,6 +158,36 @@ mod tests {
             let ends = [owned(&[0..cut / 2, cut..24]), owned(&[cut / 2..cut])];
             assert_eq!(sum(&leaves, &ends).to_bits(), whole.to_bits(), "ends at {cut}");
         }
+    }
+
+    #[test]
+    fn appending_gives_the_same_tree_without_its_size() {
+        let named = |a: String, b: String| format!("({a} {b})");
+        let leaf = |i: u32| (i..i + 1, i.to_string());
+        for leaves in 1..70 {
+            let expected = join(&(0..leaves), &mut (0..leaves).map(leaf), &mut |a, b| named(a, b));
+            for every in 1..6 {
+                // Leaves go round `every` ranks in runs of 3.
+                let owned = |rank| Runs::new((0..leaves).filter(|i| i / 3 % every == rank).map(|i| i..i + 1));
+                let mut all = Vec::new();
+                for rank in 0..every {
+                    let mut roots = Vec::new();
+                    owned(rank)
+                        .iter()
+                        .for_each(|i| append(&mut roots, leaf(i), named));
+                    assert!(roots.iter().all(|(tree, _)| is_complete(tree)));
+                    all.extend(roots);
+                }
+                all.sort_unstable_by_key(|(tree, _)| tree.start);
+                let mut roots = Vec::new();
+                all.into_iter().for_each(|root| append(&mut roots, root, named));
+                assert_eq!(crown(roots, named), expected, "{leaves} leaves, {every} ranks");
+            }
+        }
+        assert_eq!(crown(Vec::new(), named), None);
+        assert!(
+            !is_complete(&(4..4)) && !is_complete(&(2..6)) && !is_complete(&(4..7)) && is_complete(&(4..8))
+        );
     }
 
     #[test]

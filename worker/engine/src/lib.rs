@@ -10,7 +10,9 @@
 //! | [`mesh`] | links between the ranks of a group, on which backends build their collectives |
 //! | [`runtime`] | the loops of leader and followers, from loading to draining |
 //! | [`leaf_tree`] | the fixed tree in which partial sums are joined |
+//! | [`log_sum`] | sums of exponentials of any size |
 //! | [`sampling`] | from candidates to a token |
+//! | [`structured`] | answers with a form: JSON, regular expressions, grammars |
 //! | [`text`] | from messages to a validated request, from tokens to text |
 
 #![forbid(unsafe_code)]
@@ -19,11 +21,13 @@ pub mod backend;
 pub mod block_tables;
 pub mod hash;
 pub mod leaf_tree;
+pub mod log_sum;
 pub mod mesh;
 pub mod runtime;
 pub mod sampling;
 pub mod schedule;
 pub mod step;
+pub mod structured;
 pub mod text;
 
 pub use backend::{

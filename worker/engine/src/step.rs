@@ -7,6 +7,9 @@
 use llamero_checkpoint::Runs;
 use serde::{Deserialize, Serialize};
 
+use crate::leaf_tree::Subtree;
+use crate::log_sum::LogSum;
+
 /// One membership of a group (`generation`, chosen by the operator) and one attempt to connect it (`epoch`, chosen by
 /// the leader). Ordered: a later era makes every frame of an earlier one invalid.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -136,8 +139,12 @@ pub enum Late {
 
 /// Most candidates that a rank reports for a sampled position (fewer when its vocabulary shard is smaller).
 pub const TOP_CANDIDATES: usize = 64;
-/// Width of a vocabulary tile in tokens; log-sum-exp is reported per tile so that it does not depend on sharding.
+/// Width of a vocabulary tile in tokens. Tiles are the leaves of the tree in which a row's probability mass is summed,
+/// so that it does not depend on the sharding.
 pub const VOCAB_TILE: usize = 128;
+
+/// A complete subtree of vocabulary tiles (see [`crate::leaf_tree::is_complete`]) and the sum over its tokens.
+pub type MassRoot = (Subtree, LogSum);
 
 /// What one rank knows about one sampled or scored position, over its own vocabulary shard.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
@@ -148,12 +155,11 @@ pub struct RowCandidates {
     pub offset: u32,
     /// Best unscaled logits (biases and masks applied), highest first, ties by lower id: (token id, logit).
     pub top: Vec<(u32, f32)>,
-    /// The vocabulary tiles of this shard, ascending runs of tile numbers; empty when no log-sum-exp is reported.
-    pub tiles: Runs,
-    /// Per tile, log-sum-exp of `logit / temperature`; empty unless [`SampleKey::mass`].
-    pub tile_lse: Vec<f32>,
-    /// Per tile, log-sum-exp of the unscaled logits; empty unless log-probabilities were asked for.
-    pub tile_lse_raw: Vec<f32>,
+    /// Sums of `e^(logit / temperature)`, one per maximal complete subtree of this shard's vocabulary tiles, ascending;
+    /// empty unless [`SampleKey::mass`].
+    pub mass: Vec<MassRoot>,
+    /// The same of the unscaled logits; empty unless log-probabilities were asked for.
+    pub mass_raw: Vec<MassRoot>,
     /// Best `logit / temperature + Gumbel(seed, position, id)`: (token id, perturbed, unscaled logit); none when greedy.
     pub gumbel: Option<(u32, f32, f32)>,
     /// The logit of the scored id, where this shard holds it.

@@ -9,8 +9,12 @@ pub const THREADS: RangeInclusive<u32> = 1..=1_024;
 pub const MAX_SEQUENCES: RangeInclusive<u32> = 1..=65_536;
 /// Tokens in one step (`engine.maxBatchedTokens`, `--max-batched-tokens`).
 pub const MAX_BATCHED_TOKENS: RangeInclusive<u32> = 1..=1_048_576;
+/// Requests that may wait (`--max-queued-requests`).
+pub const MAX_QUEUED_REQUESTS: RangeInclusive<u32> = 1..=65_536;
 /// Longest context in tokens (`model.maxContextLength`, `--max-context-length`).
-pub const MAX_CONTEXT_LENGTH: RangeInclusive<u32> = 16..=16_777_216;
+pub const MAX_CONTEXT_LENGTH: RangeInclusive<u32> = 16..=LONGEST_CONTEXT as u32;
+/// The largest of [`MAX_CONTEXT_LENGTH`].
+const LONGEST_CONTEXT: usize = 1 << 20;
 /// Tensor-parallel ranks (`parallelism.tensor`, `--tensor`).
 pub const TENSOR: RangeInclusive<u32> = 1..=256;
 /// Pipeline stages (`parallelism.pipeline`, `--pipeline`).
@@ -24,5 +28,9 @@ pub const MAX_RANKS_PER_POD: u32 = 256;
 pub const MAX_REQUEST_BYTES: usize = 8 << 20;
 
 /// Longest gRPC message that a worker takes in bytes. A gateway's message has the texts of a request, which are never longer than
-/// their JSON, and the tokens to resume: at most five bytes each, and no context has more than a million.
-pub const MAX_MESSAGE_BYTES: usize = MAX_REQUEST_BYTES + (6 << 20);
+/// their JSON, the tokens to resume, of which no context has more than [`MAX_CONTEXT_LENGTH`], and small fields, for which a mebibyte
+/// is plenty.
+pub const MAX_MESSAGE_BYTES: usize = MAX_REQUEST_BYTES + LONGEST_CONTEXT * BYTES_A_TOKEN + (1 << 20);
+
+/// Most bytes that a token's number takes in a message: seven bits a byte.
+const BYTES_A_TOKEN: usize = (u32::BITS as usize).div_ceil(7);

@@ -9,9 +9,8 @@ use clap::Args;
 use clap::builder::RangedI64ValueParser;
 use llamero_checkpoint::identity::ContentIdentity;
 use llamero_proto::limits;
+use llamero_settings::duration;
 use serde::{Deserialize, Serialize};
-
-use crate::duration;
 
 /// Parses a number of the range, which the resource types have too.
 #[must_use]
@@ -43,6 +42,9 @@ pub struct EngineArgs {
     /// Most sequences at once
     #[arg(long, value_name = "N", default_value_t = 32, value_parser = within(limits::MAX_SEQUENCES))]
     pub max_sequences: u32,
+    /// Most requests that wait for a place; one more is told when to come again
+    #[arg(long, value_name = "N", default_value_t = 1024, value_parser = within(limits::MAX_QUEUED_REQUESTS))]
+    pub max_queued_requests: u32,
     /// Bytes of each rank's KV cache; room for four full-length sequences, at most 1 GiB, when absent
     #[arg(long, value_name = "BYTES")]
     pub kv_memory: Option<u64>,
@@ -63,7 +65,26 @@ pub struct EngineArgs {
     pub drain_grace: Duration,
 }
 
+/// Reads nothing but [`EngineArgs`].
+#[derive(clap::Parser)]
+struct EngineOnly {
+    #[command(flatten)]
+    engine: EngineArgs,
+}
+
 impl EngineArgs {
+    /// The checkpoint of a folder with the defaults of the command line.
+    ///
+    /// # Errors
+    /// Only if an argument has no default.
+    pub fn of(model_dir: PathBuf) -> Result<Self, clap::Error> {
+        let parsed: EngineOnly = clap::Parser::try_parse_from(["engine", "--model-dir", "."])?;
+        Ok(Self {
+            model_dir,
+            ..parsed.engine
+        })
+    }
+
     /// The name under which the model is served.
     #[must_use]
     pub fn served_name(&self) -> String {
@@ -83,6 +104,8 @@ pub struct RankConfig {
     pub engine: EngineArgs,
     /// This rank, `0 .. tensor × pipeline`.
     pub rank: u32,
+    /// First rank of the pod.
+    pub first_rank: u32,
     /// Compute threads.
     pub threads: u32,
     /// This rank's share of the memory that its pod may use, in bytes; none: there is no limit.

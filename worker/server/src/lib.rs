@@ -9,14 +9,13 @@
 //! | [`link`], [`config`] | what supervisor and rank say to each other |
 //! | [`grpc`], [`listen`] | what the servers have in common |
 //! | [`cgroup`] | how much memory this container may use |
-//! | [`duration`], [`exit`] | durations and exit codes of the command line |
+//! | [`exit`] | exit codes |
 
 #![forbid(unsafe_code)]
 
 pub mod cgroup;
 pub mod cli;
 pub mod config;
-pub mod duration;
 pub mod exit;
 pub mod grpc;
 pub mod inference;

@@ -18,7 +18,7 @@ pub struct ModelSpec {
     pub source: Source,
     /// Longest context, prompt and answer together, in tokens. Absent: what the checkpoint was made for.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[schemars(range(min = 16, max = 16_777_216))]
+    #[schemars(range(min = 16, max = 1_048_576))]
     pub max_context_length: Option<i64>,
 }
 

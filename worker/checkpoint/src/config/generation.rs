@@ -7,7 +7,7 @@ use serde::Deserialize;
 
 use super::ConfigError;
 use super::llama::TokenIds;
-use crate::error::{IoError, Result};
+use crate::io_error::IoError;
 
 /// Defaults of generation; a field is none or empty when the file does not have it.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -38,11 +38,20 @@ struct Raw {
 }
 
 impl GenerationConfig {
+    /// The temperature of a request that names none: 0 where the authors advise not to sample, whatever temperature stands beside it.
+    #[must_use]
+    pub fn usual_temperature(&self) -> Option<f32> {
+        match self.do_sample {
+            Some(false) => Some(0.0),
+            Some(true) | None => self.temperature,
+        }
+    }
+
     /// Read the file at `path`; a file that is not there is the default.
     ///
     /// # Errors
     /// Not JSON, a value of another type, or an advised value that no request could ask for.
-    pub fn read(path: &Path) -> Result<Self> {
+    pub fn read(path: &Path) -> Result<Self, ConfigError> {
         if !path.exists() {
             return Ok(Self::default());
         }
@@ -53,10 +62,10 @@ impl GenerationConfig {
         })?;
         // Written so that NaN fails.
         if let Some(given) = raw.temperature.filter(|given| !(0.0..=2.0).contains(given)) {
-            return Err(advice("temperature", given, "it must lie from 0 to 2").into());
+            return Err(advice("temperature", given, "it must lie from 0 to 2"));
         }
         if let Some(given) = raw.top_p.filter(|given| !(*given > 0.0 && *given <= 1.0)) {
-            return Err(advice("top_p", given, "it must lie above 0 and at most at 1").into());
+            return Err(advice("top_p", given, "it must lie above 0 and at most at 1"));
         }
         Ok(Self {
             eos_token_ids: raw.eos_token_id.into_vec(),
@@ -105,6 +114,18 @@ mod tests {
             GenerationConfig::read(&path).unwrap().eos_token_ids,
             [128_001, 128_009]
         );
+        for (text, usual) in [
+            (r#"{"do_sample": false, "temperature": 0.6}"#, Some(0.0)),
+            (r#"{"do_sample": true, "temperature": 0.6}"#, Some(0.6)),
+            (r#"{"do_sample": true}"#, None),
+        ] {
+            fs::write(&path, text).unwrap();
+            assert_eq!(
+                GenerationConfig::read(&path).unwrap().usual_temperature(),
+                usual,
+                "{text}"
+            );
+        }
         for (text, field) in [
             (r#"{"temperature": 2.5}"#, "temperature is 2.5"),
             (r#"{"top_p": 0}"#, "top_p is 0"),

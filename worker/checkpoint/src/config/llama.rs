@@ -7,7 +7,7 @@ use serde::Deserialize;
 use serde_json::Value;
 
 use super::{ConfigError, Llama3Rope, Quantization, rope, unsupported, value};
-use crate::error::{IoError, Result};
+use crate::io_error::IoError;
 
 /// A checked Llama configuration. Every size is at least 1, `q_heads` is a multiple of `kv_heads`, `head_dim` is even.
 #[derive(Clone, Debug, PartialEq)]
@@ -88,19 +88,18 @@ const MAX_SIZE: u32 = 1 << 24;
 
 impl LlamaConfig {
     /// Read `config.json` at `path`; when it has no `quantization_config`, look for modelopt's `hf_quant_config.json`.
-    pub fn read(path: &Path) -> Result<Self> {
+    pub fn read(path: &Path) -> Result<Self, ConfigError> {
         if !path.exists() {
             return Err(ConfigError::NotThere {
                 path: path.to_path_buf(),
-            }
-            .into());
+            });
         }
         let read = |path: &Path| fs::read(path).map_err(IoError::at("read", path));
-        let json = |path: &Path, bytes: &[u8]| -> Result<Value> {
-            Ok(serde_json::from_slice(bytes).map_err(|source| ConfigError::Json {
+        let json = |path: &Path, bytes: &[u8]| -> Result<Value, ConfigError> {
+            serde_json::from_slice(bytes).map_err(|source| ConfigError::Json {
                 path: path.to_path_buf(),
                 source,
-            })?)
+            })
         };
         let mut config = Self::from_json(json(path, &read(path)?)?).map_err(|error| match error {
             ConfigError::Json { source, .. } => ConfigError::Json {

@@ -13,6 +13,8 @@ pub use rope::Llama3Rope;
 
 use std::path::PathBuf;
 
+use crate::io_error::IoError;
+
 /// Why a configuration is refused.
 #[derive(Debug, thiserror::Error)]
 pub enum ConfigError {
@@ -73,6 +75,9 @@ pub enum ConfigError {
         /// What to use instead.
         hint: &'static str,
     },
+    /// The operating system refuses.
+    #[error(transparent)]
+    Io(#[from] IoError),
 }
 
 fn value(field: &'static str, value: impl ToString, reason: &'static str) -> ConfigError {

@@ -1,7 +1,6 @@
 //! Making a Hugging Face folder from a GGUF file of a Llama model, in bf16.
 
 mod config;
-pub(crate) mod error;
 mod tokenizer;
 mod weights;
 
@@ -14,7 +13,7 @@ use crate::gguf::GgufFile;
 use crate::progress::Progress;
 use crate::safetensors::OutputDir;
 
-pub use error::ConvertError;
+pub use crate::error::ConvertError;
 
 /// Options of [`gguf_to_hugging_face`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -58,5 +57,5 @@ pub fn gguf_to_hugging_face(
     output.write_json("tokenizer.json", &tokenizer.tokenizer)?;
     output.write_json("tokenizer_config.json", &tokenizer.config)?;
     weights::write(&gguf, &config.llama, &output, options.max_file_bytes, report)?;
-    output.commit()
+    Ok(output.commit()?)
 }

@@ -142,9 +142,9 @@ fn byte_level(use_regex: bool) -> Value {
 }
 
 fn texts<'a>(gguf: &'a GgufFile, key: &str) -> Result<Vec<&'a str>> {
-    gguf.require(key, |value| {
+    Ok(gguf.require(key, |value| {
         value.as_array()?.iter().map(GgufValue::as_str).collect()
-    })
+    })?)
 }
 
 /// Control tokens are special: kept whole in the input, left out of decoded text.

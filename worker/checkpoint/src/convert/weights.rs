@@ -84,7 +84,7 @@ pub(super) fn write(
             first += count;
         }
     }
-    writer.finish()
+    Ok(writer.finish()?)
 }
 
 /// Every other tensor (a bias, an expert, a norm of heads) would change the answer. `rope_freqs.weight` has become part

@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 
 use super::parse::Parser;
 use super::{GgmlType, GgufError, GgufValue};
-use crate::error::{IoError, Result};
+use crate::io_error::IoError;
 
 /// Where one tensor lies.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -42,7 +42,7 @@ pub struct GgufFile {
 
 impl GgufFile {
     /// Open `path`, read everything but the data and check that every tensor lies inside the file.
-    pub fn open(path: &Path) -> Result<Self> {
+    pub fn open(path: &Path) -> Result<Self, GgufError> {
         let file = File::open(path).map_err(IoError::at("open", path))?;
         let size = file.metadata().map_err(IoError::at("inspect", path))?.len();
         let damaged = |reason| GgufError::Damaged {
@@ -59,8 +59,7 @@ impl GgufFile {
         if !alignment.is_power_of_two() {
             return Err(damaged(format!(
                 "its alignment of {alignment} is no power of two; the file is damaged"
-            ))
-            .into());
+            )));
         }
         let mut raw = Vec::new();
         for _ in 0..tensor_count {
@@ -82,7 +81,9 @@ impl GgufFile {
             })?;
             let tensor = check_tensor(&name, &dims, kind, offset, data, size).map_err(damaged)?;
             if tensors.insert(name.clone(), tensor).is_some() {
-                return Err(damaged(format!("tensor {name} is listed twice; the file is damaged")).into());
+                return Err(damaged(format!(
+                    "tensor {name} is listed twice; the file is damaged"
+                )));
             }
         }
         Ok(Self {
@@ -112,25 +113,35 @@ impl GgufFile {
     }
 
     /// A metadata value that must be there, read by `pick`, such as `GgufValue::as_u32`.
-    pub fn require<'a, T>(&'a self, key: &str, pick: impl FnOnce(&'a GgufValue) -> Option<T>) -> Result<T> {
+    pub fn require<'a, T>(
+        &'a self,
+        key: &str,
+        pick: impl FnOnce(&'a GgufValue) -> Option<T>,
+    ) -> Result<T, GgufError> {
         let found = self.metadata.get(key).and_then(pick);
-        Ok(found.ok_or_else(|| GgufError::Missing {
+        found.ok_or_else(|| GgufError::Missing {
             path: self.path.clone(),
             what: key.to_owned(),
-        })?)
+        })
     }
 
     /// A tensor that must be there.
-    pub fn require_tensor(&self, name: &str) -> Result<&GgufTensor> {
+    pub fn require_tensor(&self, name: &str) -> Result<&GgufTensor, GgufError> {
         let found = self.tensors.get(name);
-        Ok(found.ok_or_else(|| GgufError::Missing {
+        found.ok_or_else(|| GgufError::Missing {
             path: self.path.clone(),
             what: format!("tensor {name}"),
-        })?)
+        })
     }
 
     /// Append the values of `count` rows of `tensor` from row `first` on to `out`.
-    pub fn read_f32(&self, tensor: &GgufTensor, first: u64, count: u64, out: &mut Vec<f32>) -> Result<()> {
+    pub fn read_f32(
+        &self,
+        tensor: &GgufTensor,
+        first: u64,
+        count: u64,
+        out: &mut Vec<f32>,
+    ) -> Result<(), GgufError> {
         let mut bytes = vec![0; (count * tensor.row_bytes()) as usize];
         let position = tensor.offset + first * tensor.row_bytes();
         self.file

@@ -16,6 +16,8 @@ pub use value::GgufValue;
 
 use std::path::PathBuf;
 
+use crate::io_error::IoError;
+
 /// Why a GGUF file is refused.
 #[derive(Debug, thiserror::Error)]
 pub enum GgufError {
@@ -61,4 +63,7 @@ pub enum GgufError {
         /// The key or tensor.
         what: String,
     },
+    /// The operating system refuses.
+    #[error(transparent)]
+    Io(#[from] IoError),
 }

@@ -6,7 +6,7 @@ use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
 use super::{Header, SafetensorsError, TensorInfo};
-use crate::error::{IoError, Result};
+use crate::io_error::IoError;
 use crate::lfs::LfsPointer;
 
 /// An open file with its checked header. Reads are positioned, so one file may be read from several threads.
@@ -20,7 +20,7 @@ pub struct SafetensorsFile {
 
 impl SafetensorsFile {
     /// Open `path`, read its header and check that the file is as long as the header says.
-    pub fn open(path: &Path) -> Result<Self> {
+    pub fn open(path: &Path) -> Result<Self, SafetensorsError> {
         let file = File::open(path).map_err(IoError::at("open", path))?;
         let size = file.metadata().map_err(IoError::at("inspect", path))?.len();
         LfsPointer::refuse(path)?;
@@ -30,8 +30,7 @@ impl SafetensorsFile {
                 path: owned(),
                 size,
                 needed: 8,
-            }
-            .into());
+            });
         }
         let mut length = [0; 8];
         file.read_exact_at(&mut length, 0)
@@ -42,8 +41,7 @@ impl SafetensorsFile {
                 path: owned(),
                 length,
                 limit: Header::MAX_BYTES,
-            }
-            .into());
+            });
         }
         let data_start = 8 + length;
         if size < data_start {
@@ -51,8 +49,7 @@ impl SafetensorsFile {
                 path: owned(),
                 size,
                 needed: data_start,
-            }
-            .into());
+            });
         }
         let mut json = vec![0; length as usize];
         file.read_exact_at(&mut json, 8)
@@ -67,16 +64,14 @@ impl SafetensorsFile {
                 path: owned(),
                 size,
                 needed,
-            }
-            .into());
+            });
         }
         if size > needed {
             let reason = format!("{} bytes follow the last tensor", size - needed);
             return Err(SafetensorsError::BadHeader {
                 path: owned(),
                 reason,
-            }
-            .into());
+            });
         }
         Ok(Self {
             path: owned(),
@@ -105,7 +100,7 @@ impl SafetensorsFile {
     }
 
     /// Fill `buffer` with the bytes of tensor `name` from `offset` on.
-    pub fn read_at(&self, name: &str, offset: u64, buffer: &mut [u8]) -> Result<()> {
+    pub fn read_at(&self, name: &str, offset: u64, buffer: &mut [u8]) -> Result<(), SafetensorsError> {
         let range: Range<u64> = offset..offset.saturating_add(buffer.len() as u64);
         let Some(info) = self.tensor(name).filter(|info| range.end <= info.bytes()) else {
             return Err(SafetensorsError::OutOfRange {
@@ -114,8 +109,7 @@ impl SafetensorsFile {
                 start: range.start,
                 end: range.end,
                 size: self.tensor(name).map_or(0, TensorInfo::bytes),
-            }
-            .into());
+            });
         };
         let position = self.data_start + info.range.start + offset;
         self.file

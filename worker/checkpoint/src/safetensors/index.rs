@@ -7,7 +7,7 @@ use std::path::Path;
 use serde::{Deserialize, Serialize};
 
 use super::SafetensorsError;
-use crate::error::{IoError, Result};
+use crate::io_error::IoError;
 
 /// Name of the index of a checkpoint in several files.
 pub const INDEX_NAME: &str = "model.safetensors.index.json";
@@ -26,7 +26,7 @@ pub struct WeightIndex {
 
 impl WeightIndex {
     /// Read the index at `path` and check that every file it names lies beside it.
-    pub fn read(path: &Path) -> Result<Self> {
+    pub fn read(path: &Path) -> Result<Self, SafetensorsError> {
         let bytes = fs::read(path).map_err(IoError::at("read", path))?;
         let damaged = |reason| SafetensorsError::BadIndex {
             path: path.to_path_buf(),
@@ -38,7 +38,7 @@ impl WeightIndex {
             .iter()
             .find(|file| file.contains(['/', '\0']) || file.is_empty())
         {
-            return Err(damaged(format!("the file name {odd:?} leads out of the folder")).into());
+            return Err(damaged(format!("the file name {odd:?} leads out of the folder")));
         }
         let missing: Vec<_> = files
             .iter()
@@ -50,8 +50,7 @@ impl WeightIndex {
                 file: (**first).to_owned(),
                 missing: missing.len(),
                 total: files.len(),
-            }
-            .into());
+            });
         }
         Ok(index)
     }

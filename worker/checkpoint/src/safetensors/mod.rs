@@ -13,12 +13,14 @@ mod writer;
 pub use file::SafetensorsFile;
 pub use header::{Header, TensorInfo};
 pub use index::{INDEX_NAME, SINGLE_NAME, WeightIndex};
-pub use output::OutputDir;
+pub use output::{OutputDir, OutputError};
 pub use writer::{ShardedWriter, TensorSpec};
 
 use std::path::PathBuf;
 
 use crate::dtype::Dtype;
+use crate::io_error::IoError;
+use crate::lfs::LfsPointer;
 
 /// Why a safetensors file or its index is refused.
 #[derive(Debug, thiserror::Error)]
@@ -135,4 +137,13 @@ pub enum SafetensorsError {
         /// Bytes written.
         written: u64,
     },
+    /// Only its Git-LFS pointer is there.
+    #[error(transparent)]
+    Lfs(#[from] LfsPointer),
+    /// The folder for it cannot be made.
+    #[error(transparent)]
+    Output(#[from] OutputError),
+    /// The operating system refuses.
+    #[error(transparent)]
+    Io(#[from] IoError),
 }

@@ -3,8 +3,24 @@
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 
-use crate::convert::error::ConvertError;
-use crate::error::{IoError, Result};
+use crate::io_error::IoError;
+
+/// Why a folder cannot be made.
+#[derive(Debug, thiserror::Error)]
+pub enum OutputError {
+    /// The target exists.
+    #[error("{} exists and is not empty; name a new folder or delete it first", path.display())]
+    NotEmpty {
+        /// The target.
+        path: PathBuf,
+    },
+    /// A value cannot be written as JSON.
+    #[error("cannot write JSON: {0}")]
+    Json(#[source] serde_json::Error),
+    /// The operating system refuses.
+    #[error(transparent)]
+    Io(#[from] IoError),
+}
 
 /// Files are written into a hidden folder beside the target, which takes the target's name only when everything is on
 /// disk. Dropped before [`OutputDir::commit`], it leaves nothing.
@@ -17,21 +33,19 @@ pub struct OutputDir {
 
 impl OutputDir {
     /// Start the folder `target`, which must not exist or be empty.
-    pub fn create(target: &Path) -> Result<Self> {
+    pub fn create(target: &Path) -> Result<Self, OutputError> {
         if let Ok(mut entries) = fs::read_dir(target)
             && entries.next().is_some()
         {
-            return Err(ConvertError::TargetNotEmpty {
+            return Err(OutputError::NotEmpty {
                 path: target.to_path_buf(),
-            }
-            .into());
+            });
         }
         let absolute = std::path::absolute(target).map_err(IoError::at("resolve", target))?;
         let (Some(parent), Some(name)) = (absolute.parent(), absolute.file_name()) else {
-            return Err(ConvertError::TargetNotEmpty {
+            return Err(OutputError::NotEmpty {
                 path: target.to_path_buf(),
-            }
-            .into());
+            });
         };
         fs::create_dir_all(parent).map_err(IoError::at("create", parent))?;
         let partial = parent.join(format!(
@@ -54,28 +68,28 @@ impl OutputDir {
     }
 
     /// Write a small file and flush it to disk.
-    pub fn write(&self, name: &str, contents: &[u8]) -> Result<()> {
+    pub fn write(&self, name: &str, contents: &[u8]) -> Result<(), OutputError> {
         let path = self.partial.join(name);
         fs::write(&path, contents).map_err(IoError::at("write", &path))?;
         sync(&path)
     }
 
     /// Write a value as indented JSON.
-    pub fn write_json(&self, name: &str, value: &impl serde::Serialize) -> Result<()> {
-        let mut text = serde_json::to_vec_pretty(value).map_err(ConvertError::Json)?;
+    pub fn write_json(&self, name: &str, value: &impl serde::Serialize) -> Result<(), OutputError> {
+        let mut text = serde_json::to_vec_pretty(value).map_err(OutputError::Json)?;
         text.push(b'\n');
         self.write(name, &text)
     }
 
     /// Copy `source` into the folder and flush it to disk.
-    pub fn copy(&self, name: &str, source: &Path) -> Result<()> {
+    pub fn copy(&self, name: &str, source: &Path) -> Result<(), OutputError> {
         let path = self.partial.join(name);
         fs::copy(source, &path).map_err(IoError::at("copy", source))?;
         sync(&path)
     }
 
     /// Give the folder its name.
-    pub fn commit(mut self) -> Result<()> {
+    pub fn commit(mut self) -> Result<(), OutputError> {
         sync(&self.partial)?;
         // `rename` replaces an empty folder and fails on one that has got files in the meantime.
         fs::rename(&self.partial, &self.target).map_err(IoError::at("rename into", &self.target))?;
@@ -94,7 +108,7 @@ impl Drop for OutputDir {
     }
 }
 
-fn sync(path: &Path) -> Result<()> {
+fn sync(path: &Path) -> Result<(), OutputError> {
     Ok(File::open(path)
         .and_then(|file| file.sync_all())
         .map_err(IoError::at("flush", path))?)

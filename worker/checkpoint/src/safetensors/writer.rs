@@ -9,7 +9,7 @@ use serde_json::{Map, Value, json};
 
 use super::{INDEX_NAME, OutputDir, SINGLE_NAME, SafetensorsError, WeightIndex};
 use crate::dtype::Dtype;
-use crate::error::{IoError, Result};
+use crate::io_error::IoError;
 
 /// A tensor that is going to be written.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -79,7 +79,7 @@ impl<'a> ShardedWriter<'a> {
     }
 
     /// Append bytes to the tensor whose turn it is; it ends when its announced length is reached.
-    pub fn append(&mut self, mut bytes: &[u8]) -> Result<()> {
+    pub fn append(&mut self, mut bytes: &[u8]) -> Result<(), SafetensorsError> {
         while !bytes.is_empty() {
             let Some(left) = self.left_in_tensor()? else {
                 return Err(SafetensorsError::WrongLength {
@@ -87,8 +87,7 @@ impl<'a> ShardedWriter<'a> {
                     dtype: Dtype::U8,
                     announced: 0,
                     written: bytes.len() as u64,
-                }
-                .into());
+                });
             };
             let (now, rest) = bytes.split_at(bytes.len().min(usize::try_from(left).unwrap_or(usize::MAX)));
             if let Some((path, writer)) = &mut self.open {
@@ -101,7 +100,7 @@ impl<'a> ShardedWriter<'a> {
     }
 
     /// Flush everything to disk and write the index.
-    pub fn finish(mut self) -> Result<()> {
+    pub fn finish(mut self) -> Result<(), SafetensorsError> {
         if self.left_in_tensor()?.is_some() {
             let tensor = &self.files[self.file].1[self.tensor];
             return Err(SafetensorsError::WrongLength {
@@ -109,8 +108,7 @@ impl<'a> ShardedWriter<'a> {
                 dtype: tensor.dtype,
                 announced: tensor.bytes(),
                 written: self.written,
-            }
-            .into());
+            });
         }
         if self.files.len() > 1 {
             let total: u64 = self
@@ -132,7 +130,7 @@ impl<'a> ShardedWriter<'a> {
     }
 
     /// Bytes that the current tensor still wants, moving on from full tensors and opening files; none after the last.
-    fn left_in_tensor(&mut self) -> Result<Option<u64>> {
+    fn left_in_tensor(&mut self) -> Result<Option<u64>, SafetensorsError> {
         while let Some((name, group)) = self.files.get(self.file) {
             if self.open.is_none() {
                 let path = self.output.path().join(name);

@@ -1,6 +1,6 @@
 //! The leaves of the feed-forward layer.
 
-use super::error::ShardError;
+use crate::error::ShardError;
 
 const LEAVES: u32 = 32;
 const LEAF_UNIT: u32 = 64;

@@ -2,10 +2,10 @@
 
 use std::ops::Range;
 
-use super::error::ShardError;
 use super::leaves::FfnLeaves;
 use super::{RankShard, VOCAB_TILE};
 use crate::config::LlamaConfig;
+use crate::error::ShardError;
 use crate::runs::Runs;
 use crate::topology::{Topology, part};
 

@@ -19,8 +19,7 @@ use rustix::net::{
 
 use super::contract::{Label, Mesh, MeshError, Transfer, Wait};
 use super::key::{Nonce, SECRET_BYTES, nonce};
-use super::socket;
-use super::tcp::TcpMesh;
+use super::socket::{self, EraAbort};
 
 /// Descriptors in one call at most: the kernel passes no more than 253 in one message.
 pub const MOST_FILES: usize = 64;
@@ -31,7 +30,7 @@ const LOOK: Duration = Duration::from_millis(50);
 const INVITATION: usize = 2 * SECRET_BYTES;
 
 pub(super) fn send(
-    mesh: &mut TcpMesh,
+    mesh: &mut impl Mesh,
     peer: u32,
     files: &[BorrowedFd<'_>],
     until: Instant,
@@ -68,7 +67,8 @@ pub(super) fn send(
 }
 
 pub(super) fn receive(
-    mesh: &mut TcpMesh,
+    mesh: &mut impl Mesh,
+    abort: &EraAbort,
     peer: u32,
     count: usize,
     until: Instant,
@@ -99,7 +99,7 @@ pub(super) fn receive(
                 None => {}
             },
             Err(error) if matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::Interrupted) => {
-                if mesh.is_aborted() {
+                if abort.is_aborted() {
                     return Err(MeshError::Aborted);
                 }
                 if Instant::now() >= until {
@@ -119,7 +119,7 @@ fn misuse(rank: u32, count: usize) -> MeshError {
 }
 
 fn swap(
-    mesh: &mut TcpMesh,
+    mesh: &mut impl Mesh,
     peer: u32,
     out: Option<&[u8]>,
     into: Option<&mut [u8]>,

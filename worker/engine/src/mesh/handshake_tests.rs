@@ -1,9 +1,11 @@
 //! What strangers and members get at the rank port.
 
 use std::io::{ErrorKind, Read, Write};
-use std::net::{Ipv4Addr, TcpListener, TcpStream};
+use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
 use std::sync::Arc;
 use std::time::Duration;
+
+use rustix::net::{AddressFamily, SocketType};
 
 use super::dial::{DialError, dial};
 use super::frame::{HEADER, Header, Kind};
@@ -101,6 +103,17 @@ fn opening(key: &GroupKey) -> Vec<u8> {
     frame(Kind::Opening, &opening)
 }
 
+/// Connections from `source` that say nothing.
+fn silent(rank: &Rank, source: Ipv4Addr, count: usize) -> Vec<TcpStream> {
+    let connect = |_| {
+        let socket = rustix::net::socket(AddressFamily::INET, SocketType::STREAM, None).unwrap();
+        rustix::net::bind(&socket, &SocketAddr::from((source, 0))).unwrap();
+        rustix::net::connect(&socket, &rank.listener.address()).unwrap();
+        TcpStream::from(socket)
+    };
+    (0..count).map(connect).collect()
+}
+
 fn hello(generation: u64, epoch: u64) -> Hello {
     let identity = Identity {
         group_uid: "g".into(),
@@ -175,6 +188,27 @@ fn a_stranger_learns_nothing_and_ends_nothing() {
     // The answer is sent before the era ends, both under the inbox's lock.
     assert_eq!(rank.inbox.latest().epoch, 5);
     assert!(abort.is_aborted());
+}
+
+#[test]
+fn silent_strangers_keep_no_peer_out() {
+    const STRANGER: Ipv4Addr = Ipv4Addr::new(127, 0, 0, 2);
+    for source in [STRANGER, Ipv4Addr::LOCALHOST] {
+        let rank = Rank::start();
+        let key = rank.form(1);
+        // Far fewer are closed for their silence before the peer comes than there are.
+        let strangers = silent(&rank, source, 200);
+        rank.dial(&hello(1, 1), &key).unwrap();
+        assert_eq!(rank.inbox.latest().epoch, 1);
+        drop(strangers);
+    }
+    // Nor do those that come during a handshake end it, when they come from elsewhere.
+    let rank = Rank::start();
+    let key = rank.form(1);
+    let (stream, challenge) = rank.challenged(&key);
+    let strangers = silent(&rank, STRANGER, 200);
+    assert!(!answer_head(stream, &signed(&hello(1, 1), &key, &challenge)).is_empty());
+    drop(strangers);
 }
 
 #[test]

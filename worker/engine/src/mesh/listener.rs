@@ -3,20 +3,23 @@
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, TcpStream};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
+use rustix::event::PollFlags;
+
 use super::dial::{content, send};
 use super::frame::Kind;
+use super::handshakes::{Handshake, Handshakes};
 use super::hello::{Answer, Hello, SignedHello};
 use super::inbox::Inbox;
 use super::socket::{self, SocketError};
 
 /// A stranger has this long to say a whole Hello.
 pub const HELLO_DEADLINE: Duration = Duration::from_secs(5);
-/// Handshakes at once; further connections are closed until one has ended.
-const HANDSHAKES: usize = 64;
+/// And this long to begin with it.
+const FIRST_BYTES_DEADLINE: Duration = Duration::from_secs(2);
 
 /// The thread that accepts connections on the rank port. Ends when dropped.
 #[derive(Debug)]
@@ -71,7 +74,7 @@ impl Drop for Listener {
 }
 
 fn accept_all(socket: &TcpListener, inbox: &Arc<Inbox>, stopped: &AtomicBool) {
-    let busy = Arc::new(AtomicUsize::new(0));
+    let handshakes = Arc::new(Handshakes::default());
     while !stopped.load(Ordering::Acquire) {
         let (stream, from) = match socket.accept() {
             Ok(accepted) => accepted,
@@ -82,14 +85,16 @@ fn accept_all(socket: &TcpListener, inbox: &Arc<Inbox>, stopped: &AtomicBool) {
                 continue;
             }
         };
-        if busy.fetch_add(1, Ordering::AcqRel) >= HANDSHAKES {
-            busy.fetch_sub(1, Ordering::AcqRel);
-            tracing::warn!(%from, "too many handshakes at once; closed");
-            continue;
-        }
-        let (inbox, count) = (Arc::clone(inbox), Arc::clone(&busy));
+        let handshake = match handshakes.begin(&stream, from.ip()) {
+            Ok(handshake) => handshake,
+            Err(error) => {
+                tracing::warn!(%error, "cannot begin a handshake");
+                continue;
+            }
+        };
+        let inbox = Arc::clone(inbox);
         let spawned = std::thread::Builder::new().name("rank-handshake".into()).spawn(move || {
-            match handshake(stream, &inbox) {
+            match answer(stream, &inbox, &handshake) {
                 Ok(Some((hello, Answer::Welcome))) => {
                     tracing::debug!(%from, rank = hello.from, link = ?hello.link, era = ?hello.era, "link accepted");
                 }
@@ -100,22 +105,26 @@ fn accept_all(socket: &TcpListener, inbox: &Arc<Inbox>, stopped: &AtomicBool) {
                 Ok(None) => tracing::debug!(%from, "closed a connection of somebody without the group's key"),
                 Err(error) => tracing::debug!(%from, "closed a connection that is no peer's: {error}"),
             }
-            count.fetch_sub(1, Ordering::AcqRel);
         });
         if let Err(error) = spawned {
-            busy.fetch_sub(1, Ordering::AcqRel);
             tracing::warn!(%error, "cannot start a thread for a handshake");
         }
     }
 }
 
 /// None for a stranger.
-fn handshake(stream: TcpStream, inbox: &Inbox) -> Result<Option<(Hello, Answer)>, SocketError> {
+fn answer(
+    stream: TcpStream,
+    inbox: &Inbox,
+    handshake: &Handshake,
+) -> Result<Option<(Hello, Answer)>, SocketError> {
     if !inbox.is_formed() {
         return Ok(None);
     }
-    let deadline = Instant::now() + HELLO_DEADLINE;
+    let begin = Instant::now();
+    let deadline = begin + HELLO_DEADLINE;
     socket::prepare(&stream)?;
+    socket::wait_for(&stream, PollFlags::IN, begin + FIRST_BYTES_DEADLINE)?;
     let payload = socket::read_handshake(&stream, Kind::Opening, deadline)?;
     let opening = postcard::from_bytes(&payload).map_err(content)?;
     let Some(recognised) = inbox.recognise(&opening)? else {
@@ -124,5 +133,8 @@ fn handshake(stream: TcpStream, inbox: &Inbox) -> Result<Option<(Hello, Answer)>
     send(&stream, Kind::Challenge, &recognised.challenge(), deadline)?;
     let payload = socket::read_handshake(&stream, Kind::Hello, deadline)?;
     let signed: SignedHello = postcard::from_bytes(&payload).map_err(content)?;
+    if !handshake.is_heard() {
+        return Err(SocketError::Closed);
+    }
     Ok(inbox.offer(&recognised, &signed, stream))
 }

@@ -17,6 +17,7 @@
 //! | [`control_link`] | messages between rank 0 and another rank |
 //! | [`dial`] | connecting to a peer |
 //! | [`listener`] | accepting peers, and surviving everybody else |
+//! | [`handshakes`] | who gives way when too many connect |
 //! | [`inbox`] | accepted links that wait for their era |
 //! | [`data_link`] | frames of a backend between two ranks |
 //! | [`exchange`] | moving frames to and from many peers at once |
@@ -31,6 +32,7 @@ pub mod dial;
 pub mod exchange;
 pub mod files;
 pub mod frame;
+mod handshakes;
 pub mod hello;
 pub mod inbox;
 pub mod key;

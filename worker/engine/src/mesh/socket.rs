@@ -120,7 +120,7 @@ pub(super) fn wait_any(fds: &mut [PollFd<'_>], deadline: Instant) -> io::Result<
     }
 }
 
-fn wait_for(stream: &TcpStream, what: PollFlags, deadline: Instant) -> Result<(), SocketError> {
+pub(super) fn wait_for(stream: &TcpStream, what: PollFlags, deadline: Instant) -> Result<(), SocketError> {
     if wait_any(&mut [PollFd::new(stream, what)], deadline)? {
         Ok(())
     } else {

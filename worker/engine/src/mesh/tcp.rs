@@ -130,17 +130,12 @@ impl Mesh for TcpMesh {
 
     fn receive_files(&mut self, peer: u32, count: usize, until: Instant) -> Result<Vec<OwnedFd>, MeshError> {
         self.local(peer)?;
-        let done = files::receive(self, peer, count, until);
+        let abort = Arc::clone(&self.abort);
+        let done = files::receive(self, &abort, peer, count, until);
         self.ended(0, done)
     }
 
     fn abort_handle(&self) -> Arc<dyn Abort> {
         self.abort.clone()
-    }
-}
-
-impl TcpMesh {
-    pub(super) fn is_aborted(&self) -> bool {
-        self.abort.is_aborted()
     }
 }

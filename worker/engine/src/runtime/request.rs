@@ -1,6 +1,7 @@
 //! A request and the events of its answer, in token ids.
 
 use crate::sampling::SamplingParams;
+use crate::schedule::Refusal;
 
 /// What a client wants, tokenised and validated.
 #[derive(Debug, Clone, PartialEq)]
@@ -38,12 +39,23 @@ pub enum FinishReason {
 /// Whose fault a failure is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum FailureKind {
-    /// The request can never be served here.
+    /// The request can never be served anywhere.
     Invalid,
+    /// Prompt and answer are longer than this group holds.
+    TooLong,
     /// Something broke here.
     Internal,
     /// This leader ends; another one can go on with the request.
     Unavailable,
+}
+
+impl From<&Refusal> for FailureKind {
+    fn from(refusal: &Refusal) -> Self {
+        match refusal {
+            Refusal::TooLong { .. } => Self::TooLong,
+            Refusal::Empty | Refusal::NothingToGenerate => Self::Invalid,
+        }
+    }
 }
 
 /// What happens to a request, in order. The last event is [`Event::Finished`] or [`Event::Failed`].
@@ -60,6 +72,8 @@ pub enum Event {
         id: u32,
         /// Its log-probability, when asked for.
         logprob: Option<f32>,
+        /// The likeliest tokens and their log-probabilities, best first, as many as were asked for.
+        top: Vec<(u32, f32)>,
     },
     /// The end.
     Finished {

@@ -1,5 +1,6 @@
 //! What a rank answers for a sampled or scored position, in plain code. Backends may compute it in other ways; `top`,
-//! `gumbel` and `scored` are defined exactly, the log-sum-exps up to the rounding of the backend's numerics class.
+//! `gumbel` and `scored` are defined exactly, the log-sum-exp of a tile up to the rounding of the backend's numerics class;
+//! how tiles are joined is defined by [`mass::roots`].
 
 use std::cmp::Ordering;
 
@@ -54,9 +55,9 @@ pub fn candidates(
                 .min_by(|a, b| by_logit(&(a.0, a.1), &(b.0, b.1)))
         })
         .flatten();
-    let tile_lse = |wanted: bool, temperature| {
+    let mass = |wanted: bool, temperature| {
         if wanted {
-            mass::tiles(shard.logits, temperature)
+            mass::of_shard(shard.tiles, shard.logits, temperature)
         } else {
             Vec::new()
         }
@@ -65,13 +66,8 @@ pub fn candidates(
         row,
         offset,
         top: best(shard, key.top),
-        tiles: if key.mass || key.logprobs {
-            shard.tiles.clone()
-        } else {
-            Runs::default()
-        },
-        tile_lse: tile_lse(key.mass, key.temperature),
-        tile_lse_raw: tile_lse(key.logprobs, 0.0),
+        mass: mass(key.mass, key.temperature),
+        mass_raw: mass(key.logprobs, 0.0),
         gumbel,
         scored: None,
     }
@@ -84,9 +80,8 @@ pub fn scored((row, offset): (u32, u32), shard: ShardLogits<'_>, id: u32, top: u
         row,
         offset,
         top: best(shard, top),
-        tiles: shard.tiles.clone(),
-        tile_lse: Vec::new(),
-        tile_lse_raw: mass::tiles(shard.logits, 0.0),
+        mass: Vec::new(),
+        mass_raw: mass::of_shard(shard.tiles, shard.logits, 0.0),
         gumbel: None,
         scored: shard
             .tokens()

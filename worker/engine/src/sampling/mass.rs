@@ -1,8 +1,15 @@
 //! Total probability mass of a row.
 
+use llamero_checkpoint::Runs;
+
 use super::SamplingError;
 use super::noise::scale;
-use crate::step::{RowCandidates, VOCAB_TILE};
+use crate::leaf_tree;
+use crate::log_sum::LogSum;
+use crate::step::{MassRoot, RowCandidates, VOCAB_TILE};
+
+/// No tree over the tiles of 2³² tokens is deeper.
+const TREE_DEPTH: usize = 26;
 
 /// Log-sum-exp over the whole vocabulary, in f64; none where the ranks were not asked for it.
 #[derive(Debug, Clone, Copy, Default, PartialEq)]
@@ -13,64 +20,72 @@ pub struct Mass {
     pub raw: Option<f64>,
 }
 
-/// Which of a rank's values per tile.
-type Values = fn(&RowCandidates) -> &[f32];
-
 impl Mass {
-    /// From the tiles of all ranks, in any order. The sums are taken in tile order, so they do not depend on the
-    /// sharding.
+    /// From the roots of all ranks, in any order. They are joined in the tree over all tiles, so the bits do not depend
+    /// on the sharding.
     ///
     /// # Errors
     /// [`SamplingError::Inconsistent`] when tiles are missing or given twice, [`SamplingError::NotFinite`] when a mass
     /// is not finite.
     pub fn of_ranks(ranks: &[&RowCandidates], scaled: bool, raw: bool) -> Result<Self, SamplingError> {
-        let total = |values: Values| join(&in_tile_order(ranks, values)?).map(Some);
+        let total = |wanted: bool, roots: fn(&RowCandidates) -> &[MassRoot]| {
+            wanted
+                .then(|| total(ranks.iter().map(|rank| roots(rank))))
+                .transpose()
+        };
         Ok(Self {
-            scaled: if scaled {
-                total(|rank| &rank.tile_lse)?
-            } else {
-                None
-            },
-            raw: if raw {
-                total(|rank| &rank.tile_lse_raw)?
-            } else {
-                None
-            },
+            scaled: total(scaled, |rank| &rank.mass)?,
+            raw: total(raw, |rank| &rank.mass_raw)?,
         })
     }
 }
 
-/// The values of all tiles of the vocabulary, as runs of consecutive tiles in order.
-fn in_tile_order<'a>(ranks: &[&'a RowCandidates], values: Values) -> Result<Vec<&'a [f32]>, SamplingError> {
-    let mut runs: Vec<(u32, &[f32])> = Vec::with_capacity(ranks.len());
-    for rank in ranks {
-        let mut rest = values(rank);
-        for run in rank.tiles.as_slice() {
-            let Some((these, others)) = rest.split_at_checked((run.end - run.start) as usize) else {
-                return Err(SamplingError::Inconsistent(
-                    "a rank gave fewer masses than it has tiles",
-                ));
-            };
-            runs.push((run.start, these));
-            rest = others;
-        }
-        if !rest.is_empty() {
-            return Err(SamplingError::Inconsistent(
-                "a rank gave more masses than it has tiles",
-            ));
-        }
-    }
-    runs.sort_unstable_by_key(|(start, _)| *start);
-    let mut next = 0;
-    for (start, values) in &runs {
-        if *start as usize != next {
+fn total<'a>(of_ranks: impl Iterator<Item = &'a [MassRoot]>) -> Result<f64, SamplingError> {
+    // What is left of each rank's list.
+    let mut rest: Vec<&[MassRoot]> = of_ranks.filter(|list| !list.is_empty()).collect();
+    let (mut next, mut roots) = (0, Vec::with_capacity(TREE_DEPTH));
+    while !rest.is_empty() {
+        let goes_on = |list: &&[MassRoot]| list.first().is_some_and(|(tree, _)| tree.start == next);
+        let Some(index) = rest.iter().position(goes_on) else {
             return Err(SamplingError::Inconsistent(
                 "the vocabulary tiles leave a gap or overlap",
             ));
+        };
+        while let Some(((tree, sum), after)) = rest[index].split_first()
+            && tree.start == next
+        {
+            if !leaf_tree::is_complete(tree) {
+                return Err(SamplingError::Inconsistent(
+                    "a mass is not that of a complete subtree of tiles",
+                ));
+            }
+            next = tree.end;
+            rest[index] = after;
+            leaf_tree::append(&mut roots, (tree.clone(), *sum), LogSum::join);
         }
-        next += values.len();
+        if rest[index].is_empty() {
+            rest.swap_remove(index);
+        }
     }
-    Ok(runs.into_iter().map(|(_, values)| values).collect())
+    let total = leaf_tree::crown(roots, LogSum::join)
+        .ok_or(SamplingError::Inconsistent("no rank gave a mass"))?
+        .ln();
+    if total.is_finite() {
+        Ok(total)
+    } else {
+        Err(SamplingError::NotFinite)
+    }
+}
+
+/// What a rank sends for its `tiles`, whose log-sum-exps are `tile_lse` in ascending order: the sums of the maximal
+/// complete subtrees.
+#[must_use]
+pub fn roots(tiles: &Runs, tile_lse: impl IntoIterator<Item = f32>) -> Vec<MassRoot> {
+    let mut roots = Vec::new();
+    for (tile, lse) in tiles.iter().zip(tile_lse) {
+        leaf_tree::append(&mut roots, (tile..tile + 1, LogSum::of(lse)), LogSum::join);
+    }
+    roots
 }
 
 /// Log-sum-exp of one tile of logits, each divided by `temperature` first (0: as they are).
@@ -93,23 +108,11 @@ pub fn tile_lse(logits: &[f32], temperature: f32) -> f32 {
     (best + sum.ln()) as f32
 }
 
-/// [`tile_lse`] of every tile of a shard.
+/// [`roots`] of the `tiles` with these logits, each divided by `temperature` first (0: as they are).
 #[must_use]
-pub fn tiles(logits: &[f32], temperature: f32) -> Vec<f32> {
-    logits
-        .chunks(VOCAB_TILE)
-        .map(|tile| tile_lse(tile, temperature))
-        .collect()
-}
-
-fn join(runs: &[&[f32]]) -> Result<f64, SamplingError> {
-    let tiles = || runs.iter().copied().flatten().copied();
-    let best = f64::from(tiles().fold(f32::NEG_INFINITY, f32::max));
-    let sum: f64 = tiles().map(|tile| (f64::from(tile) - best).exp()).sum();
-    let total = best + sum.ln();
-    if total.is_finite() {
-        Ok(total)
-    } else {
-        Err(SamplingError::NotFinite)
-    }
+pub(super) fn of_shard(tiles: &Runs, logits: &[f32], temperature: f32) -> Vec<MassRoot> {
+    roots(
+        tiles,
+        logits.chunks(VOCAB_TILE).map(|tile| tile_lse(tile, temperature)),
+    )
 }

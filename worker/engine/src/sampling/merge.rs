@@ -24,7 +24,7 @@ pub fn merge(
     noise: Noise,
     ranks: &[&RowCandidates],
 ) -> Result<Outcome, SamplingError> {
-    let mass = Mass::of_ranks(ranks, false, params.logprobs)?;
+    let mass = Mass::of_ranks(ranks, false, params.logprobs.is_some())?;
     if params.temperature == 0.0 {
         let best = ranks.iter().filter_map(|rank| rank.top.first());
         let (token, logit) = best
@@ -46,10 +46,16 @@ pub fn merge(
     if best == free {
         return Ok(Outcome::Token(free_token));
     }
-    // Dear, so not before it is needed.
+    // Most rows end above, so it is not summed before it is needed.
     let total = Mass::of_ranks(ranks, params.needs_mass(), false)?.scaled;
-    let kept = kept(order.by_ref(), params, total);
-    if kept.tokens.iter().any(|&(id, _)| id == free) {
+    // Once the winner over everything is kept, what else is kept does not matter.
+    let until_free = order.by_ref().scan(false, |over, token| {
+        let more = !*over;
+        *over = token.0 == free;
+        more.then_some(token)
+    });
+    let kept = kept(until_free, params, total);
+    if kept.tokens.last().is_some_and(|&(id, _)| id == free) {
         return Ok(Outcome::Token(free_token));
     }
     if !kept.closed && !order.is_complete() {

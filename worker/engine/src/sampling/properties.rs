@@ -6,7 +6,8 @@ use llamero_checkpoint::Runs;
 
 use super::candidates::{ShardLogits, candidates};
 use super::*;
-use crate::step::{LogitShard, RowCandidates, VOCAB_TILE};
+use crate::log_sum::LogSum;
+use crate::step::{LogitShard, MassRoot, RowCandidates, VOCAB_TILE};
 
 const POSITION: u32 = 11;
 
@@ -52,7 +53,7 @@ fn both(logits: &[f32], owners: &[usize], params: &SamplingParams) -> (Outcome, 
     let shares = shares(logits, owners);
     let ranks: Vec<_> = shares.iter().map(|tiles| answer(tiles, logits, params)).collect();
     let ranks: Vec<&RowCandidates> = ranks.iter().collect();
-    let mass = Mass::of_ranks(&ranks, params.needs_mass(), params.logprobs).unwrap();
+    let mass = Mass::of_ranks(&ranks, params.needs_mass(), params.logprobs.is_some()).unwrap();
     let parts: Vec<LogitShard> = shares.iter().map(|tiles| logits_of(tiles, logits)).collect();
     let row = join_shards(&parts).unwrap();
     assert_eq!(row, logits);
@@ -105,7 +106,7 @@ fn any_params() -> impl Strategy<Value = SamplingParams> {
         prop_oneof![Just(1.0_f32), 0.01_f32..1.0],
         prop_oneof![3 => Just(0.0_f32), 1 => 0.001_f32..1.0],
         any::<u64>(),
-        any::<bool>(),
+        prop::option::of(0_u16..20),
     )
         .prop_map(
             |(temperature, top_k, top_p, min_p, seed, logprobs)| SamplingParams {
@@ -133,6 +134,33 @@ proptest! {
         }
         let (_, unsplit) = both(&logits, &[], &params);
         prop_assert_eq!(unsplit, full);
+    }
+
+    #[test]
+    fn any_split_gives_the_same_mass(
+        scale in 0.1_f32..300.0,
+        // Enough tiles for a deep tree.
+        row in prop::collection::vec(-1.0_f32..1.0, 4000..12_000),
+        owners in prop::collection::vec(0_usize..8, 1..40),
+        temperature in 0.05_f32..2.0,
+    ) {
+        let row: Vec<f32> = row.into_iter().map(|x| x * scale).collect();
+        let params = SamplingParams { temperature, top_p: 0.9, logprobs: Some(0), ..SamplingParams::greedy() };
+        let mass = |owners: &[usize]| {
+            let ranks: Vec<_> = shares(&row, owners).iter().map(|tiles| answer(tiles, &row, &params)).collect();
+            // The order in which the ranks answer does not matter either.
+            Mass::of_ranks(&ranks.iter().rev().collect::<Vec<_>>(), true, true).unwrap()
+        };
+        let (whole, split) = (mass(&[]), mass(&owners));
+        prop_assert_eq!(whole.scaled.map(f64::to_bits), split.scaled.map(f64::to_bits));
+        prop_assert_eq!(whole.raw.map(f64::to_bits), split.raw.map(f64::to_bits));
+        for (found, divisor) in [(whole.scaled, temperature), (whole.raw, 1.0)] {
+            let scaled = || row.iter().map(|x| f64::from(x / divisor));
+            let best = scaled().fold(f64::NEG_INFINITY, f64::max);
+            let exact = best + scaled().map(|x| (x - best).exp()).sum::<f64>().ln();
+            // A tile's log-sum-exp is an f32.
+            prop_assert!((found.unwrap() - exact).abs() <= 1e-6 * exact.abs().max(1.0));
+        }
     }
 
     #[test]
@@ -206,7 +234,7 @@ fn logprob_is_at_temperature_one() {
     let logits: Vec<f32> = [1.0_f32, 3.0].iter().map(|x| x.ln()).collect();
     let params = SamplingParams {
         temperature: 0.0,
-        logprobs: true,
+        logprobs: Some(0),
         ..SamplingParams::greedy()
     };
     let (merged, full) = both(&logits, &[], &params);
@@ -252,7 +280,7 @@ fn broken_answers_are_refused() {
         }
     }
     let logprobs = SamplingParams {
-        logprobs: true,
+        logprobs: Some(0),
         ..params.clone()
     };
     let second = answer(&Runs::from(1..2), &[0.0; 256], &logprobs);
@@ -265,6 +293,16 @@ fn broken_answers_are_refused() {
         inconsistent(merged(&logprobs, &[&second, &second])),
         "a tile is there twice"
     );
+    for tree in [0..3, 0..0, 0..6] {
+        let odd = RowCandidates {
+            mass_raw: vec![(tree.clone(), LogSum::of(1.0))],
+            ..answer(&whole, &[0.0; 128], &logprobs)
+        };
+        assert!(
+            inconsistent(merged(&logprobs, &[&odd])),
+            "{tree:?} is not complete"
+        );
+    }
     let without = answer(&whole, &[0.0; 128], &params);
     assert!(merged(&logprobs, &[&without]).is_err());
     let hot = SamplingParams {
@@ -281,16 +319,28 @@ fn candidates_carry_only_what_the_request_needs() {
         let mut params = SamplingParams::greedy();
         change(&mut params);
         let answer = answer(&Runs::from(0..3), &row, &params);
-        let lse = (answer.tile_lse.len(), answer.tile_lse_raw.len());
-        (answer.top.len(), lse, answer.gumbel.is_some(), answer.tiles.len())
+        let roots = |of: &[MassRoot]| of.iter().map(|(tree, _)| tree.len()).collect::<Vec<_>>();
+        let masses = [roots(&answer.mass), roots(&answer.mass_raw)];
+        (answer.top.len(), masses, answer.gumbel.is_some())
     };
-    assert_eq!(carried(&|_| ()), (1, (0, 0), false, 0));
-    assert_eq!(carried(&|p| p.logprobs = true), (1, (0, 3), false, 3));
-    assert_eq!(carried(&|p| p.temperature = 1.0), (0, (0, 0), true, 0));
+    // Three tiles are a subtree of two and one of one.
+    let (none, sum) = (Vec::new, || vec![2, 1]);
+    assert_eq!(carried(&|_| ()), (1, [none(), none()], false));
+    assert_eq!(carried(&|p| p.logprobs = Some(0)), (1, [none(), sum()], false));
+    assert_eq!(carried(&|p| p.temperature = 1.0), (0, [none(), none()], true));
     let warm = |p: &mut SamplingParams| p.temperature = 0.7;
-    assert_eq!(carried(&|p| (warm(p), p.top_k = 5).1), (5, (0, 0), true, 0));
-    assert_eq!(carried(&|p| (warm(p), p.min_p = 0.1).1), (64, (0, 0), true, 0));
-    assert_eq!(carried(&|p| (warm(p), p.top_p = 0.9).1), (64, (3, 0), true, 3));
+    assert_eq!(
+        carried(&|p| (warm(p), p.top_k = 5).1),
+        (5, [none(), none()], true)
+    );
+    assert_eq!(
+        carried(&|p| (warm(p), p.min_p = 0.1).1),
+        (64, [none(), none()], true)
+    );
+    assert_eq!(
+        carried(&|p| (warm(p), p.top_p = 0.9).1),
+        (64, [sum(), none()], true)
+    );
 }
 
 #[test]

@@ -19,7 +19,7 @@ use std::process::ExitCode;
 use clap::{Parser, Subcommand};
 use llamero_engine::BackendError;
 use llamero_engine::text::TokenizerError;
-use tracing_subscriber::EnvFilter;
+use llamero_settings::log;
 
 use crate::exit::{BUG, FAILED, UNUSABLE};
 use crate::{rank, supervisor};
@@ -59,9 +59,16 @@ pub enum Command {
 #[must_use]
 pub fn main() -> ExitCode {
     let cli = Cli::parse();
+    let filter = match log::filter() {
+        Ok(filter) => filter,
+        Err(error) => {
+            eprintln!("error: {error}");
+            return ExitCode::from(UNUSABLE);
+        }
+    };
     // Log lines go where errors go: standard output belongs to results.
     tracing_subscriber::fmt()
-        .with_env_filter(EnvFilter::try_from_env("LLAMERO_LOG").unwrap_or_else(|_| EnvFilter::new("info")))
+        .with_env_filter(filter)
         .with_writer(std::io::stderr)
         .with_ansi(false)
         .with_target(false)
@@ -93,8 +100,9 @@ fn serve(args: serve::ServeArgs) -> anyhow::Result<u8> {
     code
 }
 
-/// Whether another start can help.
-fn exit_code(error: &anyhow::Error) -> u8 {
+/// The code of [`crate::exit`] that an error ends the program with: whether another start can help.
+#[must_use]
+pub fn exit_code(error: &anyhow::Error) -> u8 {
     let backend = error
         .chain()
         .find_map(|cause| cause.downcast_ref::<BackendError>());
@@ -107,6 +115,7 @@ fn exit_code(error: &anyhow::Error) -> u8 {
     let unusable = error.chain().any(|cause| {
         cause.is::<llamero_checkpoint::Error>()
             || cause.is::<rank::settings::SettingsError>()
+            || cause.is::<serve::ArgumentsError>()
             || cause.is::<TokenizerError>()
     });
     if unusable { UNUSABLE } else { FAILED }

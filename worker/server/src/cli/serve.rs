@@ -50,6 +50,40 @@ pub struct ServeArgs {
     pub pod_uid: String,
 }
 
+/// Arguments that are right one by one and do not go together.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum ArgumentsError {
+    /// Pods of different sizes.
+    #[error(
+        "{world} ranks (tensor × pipeline) cannot be spread over pods of {count}: --ranks-per-pod must divide the number of ranks"
+    )]
+    RanksPerPod {
+        /// Ranks of the group.
+        world: u32,
+        /// Ranks of each pod.
+        count: u32,
+    },
+    /// A pod that the group does not have.
+    #[error("--member {member} is out of range: the group has {pods} pods, counted from 0")]
+    Member {
+        /// What was given.
+        member: u32,
+        /// Pods of the group.
+        pods: u32,
+    },
+    /// Ports beyond the last one.
+    #[error(
+        "--rank-port {first} leaves no room for {count} ranks, which count up from it: give at most {}, or 0 to take free ones",
+        (u32::from(u16::MAX) + 1).saturating_sub(*count)
+    )]
+    RankPort {
+        /// The first port.
+        first: u16,
+        /// Ranks of this pod.
+        count: u32,
+    },
+}
+
 /// Which ranks run here.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct LocalRanks {
@@ -65,8 +99,8 @@ impl ServeArgs {
     /// Which ranks this pod runs.
     ///
     /// # Errors
-    /// A sentence when pods and ranks do not add up.
-    pub fn local_ranks(&self) -> Result<LocalRanks, String> {
+    /// Pods and ranks do not add up.
+    pub fn local_ranks(&self) -> Result<LocalRanks, ArgumentsError> {
         let world = self.engine.tensor * self.engine.pipeline;
         let Some(count) = self.ranks_per_pod else {
             return Ok(LocalRanks {
@@ -76,23 +110,33 @@ impl ServeArgs {
             });
         };
         if !world.is_multiple_of(count) {
-            return Err(format!(
-                "{world} ranks (tensor × pipeline) cannot be spread over pods of {count}: \
-                 --ranks-per-pod must divide the number of ranks"
-            ));
+            return Err(ArgumentsError::RanksPerPod { world, count });
         }
         let pods = world / count;
         if self.member >= pods {
-            return Err(format!(
-                "--member {} is out of range: the group has {pods} pods, counted from 0",
-                self.member
-            ));
+            let member = self.member;
+            return Err(ArgumentsError::Member { member, pods });
         }
         Ok(LocalRanks {
             first: self.member * count,
             count,
             world,
         })
+    }
+
+    /// Ports for the peers of this pod's `count` ranks, in their order; all 0 when free ones are to be taken.
+    ///
+    /// # Errors
+    /// There are not so many ports.
+    pub fn rank_ports(&self, count: u32) -> Result<Vec<u16>, ArgumentsError> {
+        let first = self.rank_port;
+        let port = |index: u32| match first {
+            0 => Ok(0),
+            _ => {
+                u16::try_from(u32::from(first) + index).map_err(|_| ArgumentsError::RankPort { first, count })
+            }
+        };
+        (0..count).map(port).collect()
     }
 
     /// Address to listen on.
@@ -167,9 +211,14 @@ mod tests {
     #[test]
     fn what_does_not_add_up_is_said() {
         let odd = serve("--group-uid g --member 0 --ranks-per-pod 2 --tensor 3");
-        assert!(odd.local_ranks().unwrap_err().contains("must divide"));
+        let said = |error: ArgumentsError| error.to_string();
+        assert!(said(odd.local_ranks().unwrap_err()).contains("must divide"));
         let far = serve("--group-uid g --member 2 --ranks-per-pod 2 --tensor 4");
-        assert!(far.local_ranks().unwrap_err().contains("2 pods"));
+        assert!(said(far.local_ranks().unwrap_err()).contains("2 pods"));
+        let last = serve("--tensor 3 --rank-port 65533");
+        assert_eq!(last.rank_ports(3), Ok(vec![65_533, 65_534, 65_535]));
+        assert!(said(last.rank_ports(4).unwrap_err()).contains("at most 65532"));
+        assert_eq!(serve("--rank-port 0").rank_ports(2), Ok(vec![0, 0]));
     }
 
     #[test]
@@ -194,6 +243,7 @@ mod tests {
             ("--threads", limits::THREADS),
             ("--max-sequences", limits::MAX_SEQUENCES),
             ("--max-batched-tokens", limits::MAX_BATCHED_TOKENS),
+            ("--max-queued-requests", limits::MAX_QUEUED_REQUESTS),
             ("--max-context-length", limits::MAX_CONTEXT_LENGTH),
             ("--tensor", limits::TENSOR),
             ("--pipeline", limits::PIPELINE),

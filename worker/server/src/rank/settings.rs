@@ -3,6 +3,7 @@
 use llamero_checkpoint::identity::ContentIdentity;
 use llamero_cpu::CpuBackend;
 use llamero_engine::{Backend as _, BackendError, Era, FormSpec, KvDtype, runtime};
+use llamero_proto::limits;
 
 use crate::config::RankConfig;
 
@@ -39,7 +40,10 @@ pub enum SettingsError {
 pub fn settings(config: &RankConfig, backend: &CpuBackend) -> Result<runtime::RankConfig, SettingsError> {
     let checkpoint = backend.checkpoint();
     let most = checkpoint.config().max_position_embeddings;
-    let max_context = config.engine.max_context_length.unwrap_or(most);
+    let max_context = config
+        .engine
+        .max_context_length
+        .unwrap_or_else(|| most.min(*limits::MAX_CONTEXT_LENGTH.end()));
     if max_context > most {
         return Err(SettingsError::Context {
             asked: max_context,
@@ -48,6 +52,7 @@ pub fn settings(config: &RankConfig, backend: &CpuBackend) -> Result<runtime::Ra
     }
     let content = match config.engine.content_identity {
         Some(known) => known,
+        // The supervisor could not read it, so this says why, or was luckier.
         None => ContentIdentity::of(checkpoint)?,
     };
     let stall_timeout = config.engine.stall_timeout;
@@ -61,6 +66,7 @@ pub fn settings(config: &RankConfig, backend: &CpuBackend) -> Result<runtime::Ra
     let settings = runtime::RankConfig {
         max_sequences: config.engine.max_sequences,
         max_batched_tokens: config.engine.max_batched_tokens,
+        max_queued_requests: config.engine.max_queued_requests,
         memory_limit: config.memory_limit,
         stall_timeout,
         heartbeat: usual.heartbeat.min(stall_timeout / 4),

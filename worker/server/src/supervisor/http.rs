@@ -13,7 +13,7 @@ use tokio::sync::watch;
 use super::metrics;
 use super::pod::Pod;
 
-type Shared = State<Arc<watch::Sender<Pod>>>;
+type PodState = State<Arc<watch::Sender<Pod>>>;
 
 const OPEN_METRICS: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
 
@@ -28,14 +28,14 @@ pub fn routes(pod: Arc<watch::Sender<Pod>>) -> Router {
         .with_state(pod)
 }
 
-async fn readyz(State(pod): Shared) -> (StatusCode, String) {
+async fn readyz(State(pod): PodState) -> (StatusCode, String) {
     match pod.borrow().ready(Instant::now()) {
         Ok(()) => (StatusCode::OK, "ok\n".to_owned()),
         Err(why) => (StatusCode::SERVICE_UNAVAILABLE, format!("not ready: {why}\n")),
     }
 }
 
-async fn scrape(State(pod): Shared) -> Response {
+async fn scrape(State(pod): PodState) -> Response {
     let rendered = metrics::render(&pod.borrow(), Instant::now());
     match rendered {
         Ok(text) => ([(header::CONTENT_TYPE, OPEN_METRICS)], text).into_response(),

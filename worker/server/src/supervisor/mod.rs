@@ -4,6 +4,8 @@
 //! | module | what it is |
 //! |---|---|
 //! | [`pod`] | state of the ranks, pure |
+//! | [`identity`] | which weights these are |
+//! | [`memory`] | memory files that outlive the ranks |
 //! | [`process`] | keeps one rank's process running |
 //! | [`backoff`] | how long to wait before a restart |
 //! | [`last_words`] | standard error of a rank, and why it ended |
@@ -16,8 +18,10 @@
 pub mod backoff;
 pub mod control;
 pub mod http;
+pub mod identity;
 pub mod last_words;
 pub mod listening;
+pub mod memory;
 pub mod metrics;
 pub mod orphaned;
 pub mod pod;
@@ -29,7 +33,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
-use anyhow::{Context as _, anyhow, bail};
+use anyhow::{Context as _, bail};
 use llamero_proto::v1::rank_control_server::RankControlServer;
 use tokio::net::TcpListener;
 use tokio::sync::watch;
@@ -37,6 +41,8 @@ use tokio::task::JoinSet;
 use tonic::transport::server::TcpIncoming;
 
 use self::control::Control;
+use self::identity::SharedIdentity;
+use self::memory::Memory;
 use self::pod::{Identity, Pod};
 use self::process::{Ended, Keeper, Orders};
 use self::signals::Terminations;
@@ -54,7 +60,7 @@ const ALONE: &str = "standalone";
 /// When the arguments do not fit or a port cannot be opened.
 pub async fn run(args: ServeArgs) -> anyhow::Result<u8> {
     let mut terminations = Terminations::install()?;
-    let local = args.local_ranks().map_err(|why| anyhow!(why))?;
+    let local = args.local_ranks()?;
     let listen = args.listen_address();
     let control_listener = bind(listen, args.control_port, "--control-port")?;
     let http_listener = bind(listen, args.http_port, "--http-port")?;
@@ -159,16 +165,16 @@ type Keepers = JoinSet<std::io::Result<Ended>>;
 
 fn start_keepers(args: &ServeArgs, local: LocalRanks, control: &Control) -> anyhow::Result<Keepers> {
     let mut keepers = JoinSet::new();
-    for index in 0..local.count {
-        let rank_port = match args.rank_port {
-            0 => 0,
-            first => {
-                u16::try_from(u32::from(first) + index).context("--rank-port leaves no room for all ranks")?
-            }
-        };
+    let identity = Arc::new(SharedIdentity::new(
+        args.engine.model_dir.clone(),
+        args.engine.content_identity,
+    ));
+    let memory = Arc::new(Memory::new(local).context("cannot make memory files for the weights")?);
+    for (index, rank_port) in (0..local.count).zip(args.rank_ports(local.count)?) {
         let config = RankConfig {
             engine: args.engine.clone(),
             rank: local.first + index,
+            first_rank: local.first,
             threads: args.threads(local.count),
             memory_limit: crate::cgroup::memory_limit().map(|limit| limit / u64::from(local.count.max(1))),
             listen: args.listen_address(),
@@ -184,6 +190,8 @@ fn start_keepers(args: &ServeArgs, local: LocalRanks, control: &Control) -> anyh
         let keeper = Keeper {
             index: index as usize,
             config,
+            identity: identity.clone(),
+            memory: memory.clone(),
             pod: control.pod.clone(),
             orders: control.orders.subscribe(),
             give_up: args.group_uid.is_none(),

@@ -15,7 +15,7 @@ use vllm_proto::{
     IsPausedRequest, ResponseOptions, StoppingCriteria, generate_request,
 };
 
-use crate::harness::{Worker, begin, complete, finish, refused, story, turn, until};
+use crate::harness::{Whole, Worker, begin, complete, finish, refused, story, turn, until};
 
 #[tokio::test]
 async fn requests_are_answered_or_refused_with_a_sentence() {
@@ -36,8 +36,9 @@ async fn chat_and_stops(worker: &Worker) {
             messages: vec![ChatMessage {
                 role: "user".into(),
                 content: content.into(),
+                ..ChatMessage::default()
             }],
-            tools_json: String::new(),
+            ..ChatPrompt::default()
         })),
         model: "smol".into(),
         temperature: Some(0.0),
@@ -87,8 +88,36 @@ async fn chat_and_stops(worker: &Worker) {
     assert_eq!(stopped.reason, Some(FinishReason::Stop));
 }
 
+/// One request runs, one waits: the third is told when to come again, and is taken when there is room.
+#[tokio::test]
+async fn a_full_queue_says_when_to_come_again() {
+    let _turn = turn().await;
+    let worker = Worker::alone(1, &["--max-sequences", "1", "--max-queued-requests", "1"]).await;
+    let (_, running) = begin(&worker, story(900), 3).await;
+    // Its first chunk says that it is in the queue.
+    let mut waiting = worker.completion().complete(story(2)).await.unwrap().into_inner();
+    let first = waiting.message().await.unwrap().unwrap();
+    assert_eq!((first.output_tokens, load(&worker).await.waiting), (0, 1));
+
+    let status = complete(&worker, story(1)).await.unwrap_err();
+    assert_eq!(status.code(), Code::ResourceExhausted, "{status}");
+    assert!(status.message().contains("1 requests wait already"), "{status}");
+    let pause = status
+        .metadata()
+        .get("retry-after-ms")
+        .expect("no pause is advised");
+    let pause: u64 = pause.to_str().unwrap().parse().unwrap();
+    assert!((1_000..=60_000).contains(&pause), "{pause}");
+
+    drop(running);
+    let whole = finish(Whole::default(), &mut waiting).await.unwrap();
+    assert_eq!(whole.token_ids.len(), 2);
+    assert_eq!(complete(&worker, story(1)).await.unwrap().token_ids.len(), 1);
+}
+
 async fn bad_input(worker: &Worker) {
     let invalid = async |request, part| refused(worker, request, Code::InvalidArgument, part).await;
+    let too_long = async |request, part| refused(worker, request, Code::OutOfRange, part).await;
     refused(
         worker,
         CompletionRequest {
@@ -115,7 +144,7 @@ async fn bad_input(worker: &Worker) {
         "empty",
     )
     .await;
-    invalid(
+    too_long(
         CompletionRequest {
             prompt: Some(ids(vec![1; 2_000])),
             ..story(8)
@@ -123,7 +152,7 @@ async fn bad_input(worker: &Worker) {
         "shorten the prompt",
     )
     .await;
-    invalid(
+    too_long(
         CompletionRequest {
             prompt: Some(ids(vec![1; 1_000])),
             ..story(500)

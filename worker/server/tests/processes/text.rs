@@ -13,19 +13,19 @@ use crate::harness::{Worker, complete, refused, story, turn};
 
 /// The largest gap that long prompts of others may make in a stream.
 const LARGEST_GAP: Duration = Duration::from_millis(200);
-/// Other programs on the machine make gaps too: one quiet measurement is enough, while a server that tokenises on the threads that stream
-/// has none.
-const MEASUREMENTS: usize = 6;
+/// Other programs on the machine make gaps too, so the median of so many measurements counts.
+const MEASUREMENTS: usize = 5;
 
 fn chat(messages: &[(&str, &str)]) -> CompletionRequest {
     let message = |&(role, content): &(&str, &str)| ChatMessage {
         role: role.into(),
         content: content.into(),
+        ..ChatMessage::default()
     };
     CompletionRequest {
         prompt: Some(Prompt::Chat(ChatPrompt {
             messages: messages.iter().map(message).collect(),
-            tools_json: String::new(),
+            ..ChatPrompt::default()
         })),
         temperature: Some(0.0),
         max_tokens: Some(4),
@@ -91,18 +91,12 @@ async fn resuming(worker: &Worker) {
 async fn lengths(worker: &Worker) {
     // Longer than the four MiB that gRPC takes by itself, and within what a gateway lets in.
     let long = "word ".repeat(MAX_REQUEST_BYTES / 5);
-    refused(
-        worker,
-        chat(&[("user", &long)]),
-        Code::InvalidArgument,
-        "at least",
-    )
-    .await;
+    refused(worker, chat(&[("user", &long)]), Code::OutOfRange, "at least").await;
     let text = CompletionRequest {
         prompt: Some(Prompt::Text(long)),
         ..story(8)
     };
-    refused(worker, text, Code::InvalidArgument, "the longest token has").await;
+    refused(worker, text, Code::OutOfRange, "the longest token has").await;
     // Spaces are trimmed by no template of SmolLM2, but a text of few tokens may be long.
     let many: Vec<(&str, &str)> = vec![("user", "x"); 20_000];
     refused(worker, chat(&many), Code::InvalidArgument, "at most 16384").await;
@@ -169,9 +163,10 @@ async fn long_prompts_do_not_stall_the_streams_of_others() {
             "{longest:?}: these prompts are too short to stall anybody"
         );
         gaps.push(largest);
-        if largest < LARGEST_GAP {
-            return;
-        }
     }
-    panic!("gaps of {gaps:?} in the streams beside long prompts");
+    gaps.sort();
+    assert!(
+        gaps[MEASUREMENTS / 2] < LARGEST_GAP,
+        "gaps of {gaps:?} in the streams beside long prompts"
+    );
 }

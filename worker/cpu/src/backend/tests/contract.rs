@@ -372,7 +372,7 @@ fn rows_answer_what_they_are_asked() {
         panic!()
     };
     assert_eq!(
-        (greedy.top.len(), greedy.tile_lse.len(), greedy.tiles.len()),
+        (greedy.top.len(), greedy.mass.len(), greedy.mass_raw.len()),
         (4, 0, 0)
     );
     assert_eq!(greedy.gumbel, None);
@@ -383,18 +383,15 @@ fn rows_answer_what_they_are_asked() {
         "the same tokens, the same logits"
     );
     assert_eq!(
-        (scored.top.len(), scored.tile_lse_raw.len(), scored.tile_lse.len()),
-        (2, 9, 0)
+        (scored.top.len(), scored.mass_raw.len(), scored.mass.len()),
+        (2, 2, 0)
     );
     assert_eq!(
-        (
-            sampled.top.len(),
-            sampled.tile_lse.len(),
-            sampled.tile_lse_raw.len()
-        ),
-        (7, 9, 9)
+        (sampled.top.len(), sampled.mass.len(), sampled.mass_raw.len()),
+        // Nine tiles are a subtree of eight and one of one.
+        (7, 2, 2)
     );
-    assert_eq!((sampled.tiles.len(), sampled.gumbel.is_some()), (9, true));
+    assert!(sampled.gumbel.is_some());
     let [(3, hidden)] = output.hidden.as_slice() else {
         panic!("{:?}", output.hidden)
     };

@@ -112,10 +112,15 @@ fn an_interrupted_answer_goes_on_behind_what_the_client_has() {
 #[test]
 fn what_can_never_fit_is_refused_with_a_sentence() {
     let group = Group::start(1);
-    for (prompt, max_tokens, words) in [
-        (vec![1; 80], 11, "shorten the prompt or lower max_tokens"),
-        (vec![], 5, "at least one token"),
-        (vec![1], 0, "max_tokens"),
+    for (prompt, max_tokens, kind, words) in [
+        (
+            vec![1; 80],
+            11,
+            FailureKind::TooLong,
+            "shorten the prompt or lower max_tokens",
+        ),
+        (vec![], 5, FailureKind::Invalid, "at least one token"),
+        (vec![1], 0, FailureKind::Invalid, "max_tokens"),
     ] {
         let (_submission, events) = group
             .leader()
@@ -123,10 +128,10 @@ fn what_can_never_fit_is_refused_with_a_sentence() {
             .submit_channel(greedy(&prompt, max_tokens))
             .unwrap();
         match events.recv_timeout(LONG).unwrap() {
-            Event::Failed {
-                kind: FailureKind::Invalid,
-                message,
-            } => assert!(message.contains(words), "{message}"),
+            Event::Failed { kind: told, message } => {
+                assert!(message.contains(words), "{message}");
+                assert_eq!(told, kind, "{message}");
+            }
             other => panic!("{other:?}"),
         }
     }

@@ -10,16 +10,16 @@ use vllm_proto::finish_info::{FinishReason, StopReason};
 use vllm_proto::inference_server::Inference;
 use vllm_proto::{FinishInfo, GenerateRequest, GenerateResponse, PromptInfo, SequenceOutput};
 
-use super::request::{self, Wanted};
+use super::request::{self, OutputSelection};
 use crate::inference::Services;
-use crate::inference::answer::{Answer, Chunk, Ending};
+use crate::inference::answer::{Answer, Chunk, Ending, Wishes};
 use crate::inference::model::Model;
 use crate::inference::running::Entry;
 
 /// An answer under way and what it is to contain.
 struct Generation {
     answer: Answer,
-    wanted: Wanted,
+    selection: OutputSelection,
     prompt: Option<PromptInfo>,
     eos_tokens: Vec<u32>,
     /// Keeps the request's id taken.
@@ -35,17 +35,23 @@ impl Generation {
         let prepare = {
             let model = Arc::clone(&services.model);
             move || {
-                let (draft, wanted) = request::draft(&model, request)?;
-                Ok((model.validate(draft)?, wanted))
+                let (draft, selection) = request::draft(&model, request)?;
+                Ok((model.validate(draft)?, selection))
             }
         };
-        let (request, wanted) = services.text_workers.run(bytes, prepare).await?;
-        let token_ids = if wanted.prompt_token_ids {
+        let (request, selection) = services.text_workers.run(bytes, prepare).await?;
+        let token_ids = if selection.prompt_token_ids {
             request.prompt.clone()
         } else {
             Vec::new()
         };
-        let mut answer = Answer::begin(&services.engine, model, request, entry.abort.clone())?;
+        let mut answer = Answer::begin(
+            &services.engine,
+            model,
+            request,
+            Wishes::default(),
+            entry.abort.clone(),
+        )?;
         answer.accepted().await?;
         let prompt = PromptInfo {
             num_prompt_tokens: answer.prompt_tokens(),
@@ -55,7 +61,7 @@ impl Generation {
         let eos_tokens = model.defaults.eos_token_ids.clone();
         Ok(Self {
             answer,
-            wanted,
+            selection,
             prompt: Some(prompt),
             eos_tokens,
             _entry: entry,
@@ -82,6 +88,7 @@ impl Generation {
             mut token_ids,
             output_tokens,
             ending,
+            ..
         } = chunk;
         // In this contract a stop token is a token of the answer, without text.
         if let Some(Ending::StopToken(id)) = ending {
@@ -89,9 +96,9 @@ impl Generation {
         }
         SequenceOutput {
             index: 0,
-            text: if self.wanted.text { text } else { String::new() },
+            text: if self.selection.text { text } else { String::new() },
             num_tokens: u32::try_from(token_ids.len()).unwrap_or(u32::MAX),
-            token_ids: if self.wanted.token_ids {
+            token_ids: if self.selection.token_ids {
                 token_ids
             } else {
                 Vec::new()
@@ -108,6 +115,7 @@ impl Generation {
             }
             Ending::StopToken(id) => (FinishReason::Stop, Some(StopReason::StopTokenId(id))),
             Ending::StopString(string) => (FinishReason::Stop, Some(StopReason::StopString(string))),
+            Ending::Called => (FinishReason::Stop, None),
             Ending::Length => (FinishReason::Length, None),
             Ending::Aborted => (FinishReason::Aborted, None),
         };

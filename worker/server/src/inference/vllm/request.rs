@@ -15,7 +15,7 @@ pub const DEFAULT_NEW_TOKENS: u32 = 20;
 
 /// What the answer is to contain.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Wanted {
+pub struct OutputSelection {
     /// The text.
     pub text: bool,
     /// The ids of output tokens.
@@ -28,7 +28,7 @@ pub struct Wanted {
 ///
 /// # Errors
 /// UNIMPLEMENTED for a field that is not served, INVALID_ARGUMENT for one that makes no sense.
-pub fn draft(model: &Model, request: GenerateRequest) -> Result<(RequestDraft, Wanted), Status> {
+pub fn draft(model: &Model, request: GenerateRequest) -> Result<(RequestDraft, OutputSelection), Status> {
     refuse_unserved(&request)?;
     let keep = request.truncate_prompt_tokens as usize;
     let mut prompt = match request.prompt {
@@ -65,7 +65,12 @@ pub fn draft(model: &Model, request: GenerateRequest) -> Result<(RequestDraft, W
         }),
         prompt,
         // "Model-specific default or 0".
-        temperature: Some(request.temperature.or(model.defaults.temperature).unwrap_or(0.0)),
+        temperature: Some(
+            request
+                .temperature
+                .or(model.defaults.usual_temperature())
+                .unwrap_or(0.0),
+        ),
         top_p: sampling.top_p,
         top_k: sampling.top_k,
         min_p: sampling.min_p,
@@ -76,15 +81,14 @@ pub fn draft(model: &Model, request: GenerateRequest) -> Result<(RequestDraft, W
         stop: stopping.stop_strings,
         stop_tokens: stopping.stop_token_ids,
         ignore_eos: stopping.ignore_eos,
-        logprobs: false,
-        resume_tokens: Vec::new(),
+        ..RequestDraft::default()
     };
-    let wanted = Wanted {
+    let selection = OutputSelection {
         text: response.output_text.unwrap_or(true),
         token_ids: response.output_token_ids,
         prompt_token_ids: response.prompt_token_ids,
     };
-    Ok((draft, wanted))
+    Ok((draft, selection))
 }
 
 /// Names the first field that is set and not served. Fields whose only effect is on something this server does not

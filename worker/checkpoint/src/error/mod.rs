@@ -1,27 +1,17 @@
 //! The crate's error: one variant a module, each with a message that says what to do.
+//!
+//! Readers and writers of files (`config`, `gguf`, `safetensors`) have errors of their own and know nothing of this module; the errors
+//! of what is built on an open checkpoint are here.
 
-use std::io;
-use std::path::{Path, PathBuf};
+mod convert;
+mod layout;
+mod shard;
 
-/// A file or folder could not be read or written.
-#[derive(Debug, thiserror::Error)]
-#[error("cannot {action} {}: {source}", path.display())]
-pub struct IoError {
-    /// What was tried: `open`, `read`, `create`, ...
-    pub action: &'static str,
-    /// What it was tried on.
-    pub path: PathBuf,
-    /// What the operating system said.
-    pub source: io::Error,
-}
+pub use convert::ConvertError;
+pub use layout::LayoutError;
+pub use shard::ShardError;
 
-impl IoError {
-    /// For `map_err`: `File::open(path).map_err(IoError::at("open", path))`.
-    pub(crate) fn at(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> Self {
-        let path = path.to_path_buf();
-        move |source| Self { action, path, source }
-    }
-}
+use crate::io_error::IoError;
 
 /// Everything that can go wrong between a checkpoint on disk and a rank's weights.
 #[derive(Debug, thiserror::Error)]
@@ -32,21 +22,24 @@ pub enum Error {
     /// A safetensors file or its index is damaged or incomplete.
     #[error(transparent)]
     Safetensors(#[from] crate::safetensors::SafetensorsError),
+    /// A folder cannot be made.
+    #[error(transparent)]
+    Output(#[from] crate::safetensors::OutputError),
     /// `config.json` or `generation_config.json` cannot be used.
     #[error(transparent)]
     Config(#[from] crate::config::ConfigError),
     /// The tensors do not fit the configuration.
     #[error(transparent)]
-    Layout(#[from] crate::layout::error::LayoutError),
+    Layout(#[from] LayoutError),
     /// The model cannot be split as asked.
     #[error(transparent)]
-    Shard(#[from] crate::shard::error::ShardError),
+    Shard(#[from] ShardError),
     /// A GGUF file is damaged or of a kind that is not supported.
     #[error(transparent)]
     Gguf(#[from] crate::gguf::GgufError),
     /// Conversion or quantisation cannot be done.
     #[error(transparent)]
-    Convert(#[from] crate::convert::error::ConvertError),
+    Convert(#[from] ConvertError),
     /// A file is not there, only its Git-LFS pointer.
     #[error(transparent)]
     Lfs(#[from] crate::lfs::LfsPointer),

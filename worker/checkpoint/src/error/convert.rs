@@ -1,21 +1,10 @@
 //! Why a checkpoint cannot be made.
 
-use std::path::PathBuf;
-
 use crate::dtype::Dtype;
 
 /// Why a checkpoint cannot be made.
 #[derive(Debug, thiserror::Error)]
 pub enum ConvertError {
-    /// The target exists.
-    #[error("{} exists and is not empty; name a new folder or delete it first", path.display())]
-    TargetNotEmpty {
-        /// The target.
-        path: PathBuf,
-    },
-    /// A value cannot be written as JSON.
-    #[error("cannot write JSON: {0}")]
-    Json(#[source] serde_json::Error),
     /// A tensor of another size than the metadata says.
     #[error(
         "tensor {tensor} has {rows} x {cols} elements; the file's metadata asks for {wanted_rows} x {wanted_cols}"
