@@ -73,6 +73,12 @@ pub struct ShardPlan {
     pub weight_bytes_per_rank: i64,
     /// Bytes of key/value cache that one token takes on a rank, in bf16.
     pub kv_bytes_per_token_per_rank: i64,
+    /// Bytes that a CPU rank takes beside weights and cache, whatever the size of a step.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub workspace_bytes_per_rank: Option<i64>,
+    /// The same for each token that a step may have.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub workspace_bytes_per_batched_token_per_rank: Option<i64>,
 }
 
 /// What an inspect pod writes: a summary, or a sentence that says what is wrong.

@@ -12,8 +12,11 @@ use crate::{
     resources::{self, Resources},
 };
 
-/// Memory of a CPU rank beside weights and cache: activations, buffers, the process itself.
-const CPU_WORKSPACE: i64 = 256 << 20;
+/// Memory of a CPU rank's process itself: tokenizer, requests, connections. What it computes in comes on top, where the
+/// checkpoint's summary says it.
+const CPU_PROCESS: i64 = 256 << 20;
+/// Tokens in a step where nobody says otherwise: what `llamero-worker serve` takes without `--max-batched-tokens`.
+const USUAL_BATCHED_TOKENS: i64 = 512;
 /// Memory of a device beside weights and cache: context, kernels, workspace, collective buffers.
 const DEVICE_WORKSPACE: i64 = 2 << 30;
 /// Full contexts that the cache of a CPU rank holds when memory allows more.
@@ -27,8 +30,22 @@ struct Budget {
     bytes: Option<i64>,
     /// Which field says so.
     field: &'static str,
-    workspace: i64,
+    /// Tokens that a step may have.
+    batched_tokens: i64,
     device: bool,
+}
+
+impl Budget {
+    /// What a rank takes beside weights and cache.
+    fn workspace(&self, shard: &ShardPlan) -> i64 {
+        if self.device {
+            return DEVICE_WORKSPACE;
+        }
+        let per_token = shard.workspace_bytes_per_batched_token_per_rank.unwrap_or(0);
+        CPU_PROCESS
+            .saturating_add(shard.workspace_bytes_per_rank.unwrap_or(0))
+            .saturating_add(per_token.saturating_mul(self.batched_tokens))
+    }
 }
 
 /// Sizes a group. `fits: false` comes with a message that says why and what would fit.
@@ -98,7 +115,8 @@ fn size(
             human(one_context)
         ));
     }
-    let fixed = shard.weight_bytes_per_rank.saturating_add(budget.workspace);
+    let workspace = budget.workspace(shard);
+    let fixed = shard.weight_bytes_per_rank.saturating_add(workspace);
     let at_least = fixed.saturating_add(wanted.unwrap_or(one_context));
     if let Some(bytes) = budget.bytes.filter(|bytes| *bytes < at_least) {
         return Err(format!(
@@ -106,10 +124,10 @@ fn size(
             human(at_least),
             human(shard.weight_bytes_per_rank),
             human(wanted.unwrap_or(one_context)),
-            human(budget.workspace),
+            human(workspace),
             budget.field,
             human(bytes),
-            what_would_fit(summary, shard, budget.workspace, bytes, context)
+            what_would_fit(summary, shard, budget, bytes, context)
         ));
     }
     let sequences = |n: i64| n.max(1).saturating_mul(one_context);
@@ -135,13 +153,13 @@ fn size(
 fn what_would_fit(
     summary: &CheckpointSummary,
     shard: &ShardPlan,
-    workspace: i64,
+    budget: &Budget,
     bytes: i64,
     context: i64,
 ) -> String {
     let need = |plan: &ShardPlan, tokens: i64| {
         plan.weight_bytes_per_rank
-            .saturating_add(workspace)
+            .saturating_add(budget.workspace(plan))
             .saturating_add(tokens.saturating_mul(plan.kv_bytes_per_token_per_rank))
     };
     let mut offers = Vec::new();
@@ -163,6 +181,10 @@ fn what_would_fit(
 
 fn budget(spec: &LlamaDeploymentSpec, nodes: &[Node]) -> Budget {
     let accelerator = spec.accelerator.as_ref();
+    let batched_tokens = spec
+        .engine
+        .max_batched_tokens
+        .map_or(USUAL_BATCHED_TOKENS, i64::from);
     if let Some(name) = accelerator.and_then(|a| a.resource.as_deref()) {
         let stated = accelerator
             .and_then(|a| a.memory.as_ref())
@@ -174,7 +196,7 @@ fn budget(spec: &LlamaDeploymentSpec, nodes: &[Node]) -> Budget {
             } else {
                 "the nodes' label nvidia.com/gpu.memory"
             },
-            workspace: DEVICE_WORKSPACE,
+            batched_tokens,
             device: true,
         };
     }
@@ -191,7 +213,7 @@ fn budget(spec: &LlamaDeploymentSpec, nodes: &[Node]) -> Budget {
         } else {
             "worker.resources.requests.memory"
         },
-        workspace: CPU_WORKSPACE,
+        batched_tokens,
         device: false,
     }
 }
@@ -230,6 +252,8 @@ mod tests {
             tensor,
             weight_bytes_per_rank: (70 << 30) / tensor,
             kv_bytes_per_token_per_rank: (1 << 20) / tensor,
+            workspace_bytes_per_rank: None,
+            workspace_bytes_per_batched_token_per_rank: None,
         });
         CheckpointSummary {
             format_version: 1,
@@ -321,13 +345,49 @@ mod tests {
     }
 
     #[test]
+    fn large_steps_take_memory_on_a_cpu() {
+        // The figures of an 8B that is not split, and of a rank of a 70B that is split eight ways, rounded.
+        for (tensor, fixed, per_token, tokens) in [
+            (1, 40 << 20, 256 << 10, Some(4096)),
+            (8, 9 << 20, 150 << 10, None),
+        ] {
+            let mut summary = summary();
+            for plan in &mut summary.plans {
+                plan.workspace_bytes_per_rank = Some(fixed);
+                plan.workspace_bytes_per_batched_token_per_rank = Some(per_token);
+            }
+            let workspace = CPU_PROCESS + fixed + per_token * i64::from(tokens.unwrap_or(512));
+            let whole = (70 << 30) / tensor + (4 << 30) / tensor + workspace;
+            let with = |memory: i64| {
+                plan(
+                    &spec(json!({
+                        "parallelism": {"tensor": tensor},
+                        "engine": tokens.map_or(json!({}), |tokens| json!({"maxBatchedTokens": tokens})),
+                        "worker": {"resources": {"limits": {"memory": memory.to_string()}}},
+                    })),
+                    &summary,
+                    &[],
+                )
+            };
+            assert!(with(whole).fits, "{}", with(whole).message);
+            assert_eq!(with(whole).memory_bytes_per_rank, whole);
+            let refused = with(whole - 1);
+            assert!(
+                !refused.fits
+                    && refused
+                        .message
+                        .contains(&format!("workspace {}", human(workspace))),
+                "{}",
+                refused.message
+            );
+        }
+    }
+
+    #[test]
     fn a_cpu_rank_without_limit_asks_for_what_it_needs() {
         let sized = plan(&spec(json!({})), &summary(), &[]);
         assert!(sized.fits);
         assert_eq!(sized.kv_tokens, 4 * 4096);
-        assert_eq!(
-            sized.memory_bytes_per_rank,
-            (35 << 30) + (8 << 30) + CPU_WORKSPACE
-        );
+        assert_eq!(sized.memory_bytes_per_rank, (35 << 30) + (8 << 30) + CPU_PROCESS);
     }
 }

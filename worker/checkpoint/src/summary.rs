@@ -23,6 +23,13 @@ pub struct TensorPlan {
     pub weight_bytes_per_rank: u64,
     /// Bytes that one token takes in a rank's KV cache, in bf16.
     pub kv_bytes_per_token_per_rank: u64,
+    /// Bytes that a rank takes beside weights and KV cache, whatever the size of a step. Left empty here, where nothing is
+    /// computed.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub workspace_bytes_per_rank: Option<u64>,
+    /// The same for each token that a step may have.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub workspace_bytes_per_batched_token_per_rank: Option<u64>,
 }
 
 /// Facts about a checkpoint, from its headers alone.
@@ -116,6 +123,8 @@ fn plan(checkpoint: &Checkpoint, layout: &ModelLayout, tensor: u32) -> Option<Te
             .iter()
             .map(|shard| kv_bytes_per_token(config, shard))
             .max()?,
+        workspace_bytes_per_rank: None,
+        workspace_bytes_per_batched_token_per_rank: None,
     })
 }
 

@@ -1,7 +1,7 @@
 //! Causal attention over the paged cache.
 //!
 //! Each query row walks over absolute chunks of 256 positions in order and merges their partial results by their
-//! maxima (Milakov and Gimelshein, 2018). Nothing in a row's arithmetic depends on which rows share its tile, so batch mates and prefill
+//! maxima (Milakov and Gimelshein, 2018). Nothing in a row's arithmetic depends on which rows share its tile, so other sequences and prefill
 //! chunks do not change its bits: positions that a row must not see have the weight zero at the end of its chains.
 //!
 //! Keys and values are bf16 in the cache. Queries and softmax weights enter the dot products as two bf16 parts each, so
@@ -70,7 +70,14 @@ pub(crate) fn attend(
     let tasks = tasks(shape, spans);
     let out = Shared::new(out);
     pool.run(tasks.len(), &|index| {
-        run(kernel, shape, cache, layer, &tasks[index], queries, &out)
+        let worker = Worker {
+            kernel,
+            shape,
+            cache,
+            layer,
+            task: &tasks[index],
+        };
+        worker.run(queries, &out);
     });
 }
 
@@ -114,37 +121,76 @@ fn tasks<'a>(shape: &Shape, spans: &'a [Span]) -> Vec<Task<'a>> {
     tasks
 }
 
-fn run(
+/// One task, and what it reads.
+struct Worker<'a> {
     kernel: Kernel,
-    shape: &Shape,
-    cache: &KvCache,
+    shape: &'a Shape,
+    cache: &'a KvCache,
     layer: usize,
-    task: &Task<'_>,
-    queries: [&[u32]; 2],
-    out: &Shared<'_, u32>,
-) {
-    let rows = &task.rows[..task.len];
-    let Some(last) = rows.last() else { return };
-    let (head_dim, pairs) = (shape.head_dim, shape.head_dim / 2);
-    let kv = cache.shape();
-    let mut q = [[0u32; MAX_ROWS * MAX_HEAD_DIM / 2]; 2];
-    for (q, queries) in q.iter_mut().zip(queries) {
-        for (i, row) in rows.iter().enumerate() {
-            let at = (row.token * shape.kv_of.len() + row.head) * pairs;
-            q[i * pairs..][..pairs].copy_from_slice(&queries[at..at + pairs]);
+    task: &'a Task<'a>,
+}
+
+/// `[row][position of the chunk]`.
+type Scores = [f32; MAX_ROWS * CHUNK];
+/// The high and the low parts of softmax weights, bf16 pairs `[row][position of the chunk / 2]`.
+type Weights = [[u32; MAX_ROWS * CHUNK / 2]; 2];
+/// The high and the low parts of queries, bf16 pairs `[row][element / 2]`.
+type Queries = [[u32; MAX_ROWS * MAX_HEAD_DIM / 2]; 2];
+/// `[row][element]`, or in the order of the tiles that sum it up.
+type Values = [f32; MAX_ROWS * MAX_HEAD_DIM];
+/// Largest scaled score and sum of the weights of each row.
+type Softmax = [(f32, f32); MAX_ROWS];
+
+const UNSEEN: Softmax = [(f32::NEG_INFINITY, 0.0); MAX_ROWS];
+
+impl Worker<'_> {
+    fn run(&self, queries: [&[u32]; 2], out: &Shared<'_, u32>) {
+        let Some(last) = self.rows().last() else { return };
+        let queries = self.gather(queries);
+        let mut scores = [0.0; MAX_ROWS * CHUNK];
+        let mut weights = [[0; MAX_ROWS * CHUNK / 2]; 2];
+        let mut total = [0.0; MAX_ROWS * MAX_HEAD_DIM];
+        let mut state = UNSEEN;
+        for chunk in (0..=last.position).step_by(CHUNK) {
+            let end = CHUNK.min(last.position + 1 - chunk);
+            self.score(&queries, chunk, end, &mut scores);
+            let part = self.weigh(chunk, &mut scores, &mut weights);
+            let mut sums = [0.0; MAX_ROWS * MAX_HEAD_DIM];
+            self.sum_values(&weights, chunk, end, &mut sums);
+            self.merge(chunk, &part, &sums, &mut state, &mut total);
         }
+        self.store(&state, &mut total, out);
     }
-    let scale = 1.0 / (head_dim as f32).sqrt();
-    let sums_len = kv.groups() * rows.len() * LANES;
-    let mut scores = [0.0f32; MAX_ROWS * CHUNK];
-    let mut weights = [[0u32; MAX_ROWS * CHUNK / 2]; 2];
-    let mut total = [0.0f32; MAX_ROWS * MAX_HEAD_DIM];
-    let mut state = [(f32::NEG_INFINITY, 0.0f32); MAX_ROWS];
-    for chunk in (0..=last.position).step_by(CHUNK) {
-        let end = CHUNK.min(last.position + 1 - chunk);
+
+    fn rows(&self) -> &[Row] {
+        &self.task.rows[..self.task.len]
+    }
+
+    /// Where the pairs of a row begin among those of all tokens and heads.
+    fn place(&self, row: &Row) -> usize {
+        (row.token * self.shape.kv_of.len() + row.head) * (self.shape.head_dim / 2)
+    }
+
+    /// The task's own queries, side by side.
+    fn gather(&self, queries: [&[u32]; 2]) -> Queries {
+        let pairs = self.shape.head_dim / 2;
+        let mut gathered = [[0; MAX_ROWS * MAX_HEAD_DIM / 2]; 2];
+        for (to, from) in gathered.iter_mut().zip(queries) {
+            for (i, row) in self.rows().iter().enumerate() {
+                let at = self.place(row);
+                to[i * pairs..][..pairs].copy_from_slice(&from[at..at + pairs]);
+            }
+        }
+        gathered
+    }
+
+    /// Products of all rows with the keys of the positions `chunk .. chunk + end`.
+    fn score(&self, queries: &Queries, chunk: usize, end: usize, scores: &mut Scores) {
+        let (rows, pairs) = (self.task.len, self.shape.head_dim / 2);
         for at in (0..end).step_by(LANES) {
             let mut sums = [0.0; MAX_ROWS * LANES];
-            let (lower, upper) = cache.keys(layer, &task.span.table, task.kv_head, chunk + at);
+            let table = &self.task.span.table;
+            let (lower, upper) = self.cache.keys(self.layer, table, self.task.kv_head, chunk + at);
             let tile = Tile {
                 element: Element::Bf16,
                 weights: bytemuck::cast_slice(lower),
@@ -152,39 +198,53 @@ fn run(
                 block_stride: 0,
                 blocks: 1,
                 steps: pairs,
-                inputs: &q[0],
+                inputs: &queries[0],
                 input_stride: pairs,
-                rows: rows.len(),
+                rows,
             };
-            tile.run(kernel, &mut sums);
+            tile.run(self.kernel, &mut sums);
             Tile {
-                inputs: &q[1],
+                inputs: &queries[1],
                 ..tile
             }
-            .run(kernel, &mut sums);
-            for i in 0..rows.len() {
+            .run(self.kernel, &mut sums);
+            for i in 0..rows {
                 scores[i * CHUNK + at..][..LANES].copy_from_slice(&sums[i * LANES..][..LANES]);
             }
         }
-        let mut part = [(f32::NEG_INFINITY, 0.0f32); MAX_ROWS];
-        for (i, row) in rows.iter().enumerate() {
+    }
+
+    /// Softmax over the positions of the chunk that each row sees; the others weigh zero.
+    fn weigh(&self, chunk: usize, scores: &mut Scores, weights: &mut Weights) -> Softmax {
+        let scale = 1.0 / (self.shape.head_dim as f32).sqrt();
+        let mut part = UNSEEN;
+        for (i, row) in self.rows().iter().enumerate() {
             let seen = (row.position + 1).saturating_sub(chunk).min(CHUNK);
             let scores = &mut scores[i * CHUNK..][..CHUNK];
             if seen > 0 {
-                part[i] = vector::softmax_chunk(kernel, &mut scores[..seen], scale);
+                part[i] = vector::softmax_chunk(self.kernel, &mut scores[..seen], scale);
             }
             scores[seen..].fill(0.0);
             let [high, low] = weights
                 .each_mut()
                 .map(|part| &mut part[i * CHUNK / 2..][..CHUNK / 2]);
-            vector::split(kernel, scores, high, low);
+            vector::split(self.kernel, scores, high, low);
         }
-        let mut sums = [0.0f32; MAX_ROWS * MAX_HEAD_DIM];
+        part
+    }
+
+    /// Sums of the values of the positions `chunk .. chunk + end` by weight, `[group of lanes][row][lane]`.
+    fn sum_values(&self, weights: &Weights, chunk: usize, end: usize, sums: &mut Values) {
+        let (kv, rows) = (self.cache.shape(), self.task.len);
+        let sums = &mut sums[..kv.groups() * rows * LANES];
         // By 32 positions for every size of blocks, so that the order of summation is one.
         for at in (0..end).step_by(LANES) {
-            for weights in &weights {
+            for weights in weights {
                 for at in (at..(at + LANES).min(end)).step_by(kv.tile()) {
-                    let values = cache.values(layer, &task.span.table, task.kv_head, chunk + at);
+                    let table = &self.task.span.table;
+                    let values = self
+                        .cache
+                        .values(self.layer, table, self.task.kv_head, chunk + at);
                     let tile = Tile {
                         element: Element::Bf16,
                         weights: bytemuck::cast_slice(values),
@@ -194,13 +254,18 @@ fn run(
                         steps: kv.tile() / 2,
                         inputs: &weights[at / 2..],
                         input_stride: CHUNK / 2,
-                        rows: rows.len(),
+                        rows,
                     };
-                    tile.run(kernel, &mut sums[..sums_len]);
+                    tile.run(self.kernel, sums);
                 }
             }
         }
-        for i in 0..rows.len() {
+    }
+
+    /// Add a chunk's sums to the total of all chunks before it, both scaled to the larger maximum.
+    fn merge(&self, chunk: usize, part: &Softmax, sums: &Values, state: &mut Softmax, total: &mut Values) {
+        let rows = self.task.len;
+        for i in 0..rows {
             let (max, mass) = part[i];
             if mass == 0.0 && max == f32::NEG_INFINITY {
                 continue;
@@ -213,20 +278,25 @@ fn run(
                 (exp(state[i].0 - most), exp(max - most))
             };
             state[i] = (most, state[i].1.mul_add(a, mass * b));
-            for group in 0..kv.groups() {
-                let from = &sums[(group * rows.len() + i) * LANES..][..LANES];
+            for group in 0..self.cache.shape().groups() {
+                let from = &sums[(group * rows + i) * LANES..][..LANES];
                 let to = &mut total[i * MAX_HEAD_DIM + group * LANES..][..LANES];
-                vector::merge(kernel, to, a, from, b);
+                vector::merge(self.kernel, to, a, from, b);
             }
         }
     }
-    for (i, row) in rows.iter().enumerate() {
-        let values = &mut total[i * MAX_HEAD_DIM..][..head_dim];
-        for value in &mut *values {
-            *value /= state[i].1;
+
+    /// Divide by the sums of the weights, round, and write to the places of the rows.
+    fn store(&self, state: &Softmax, total: &mut Values, out: &Shared<'_, u32>) {
+        let head_dim = self.shape.head_dim;
+        for (i, row) in self.rows().iter().enumerate() {
+            let values = &mut total[i * MAX_HEAD_DIM..][..head_dim];
+            for value in &mut *values {
+                *value /= state[i].1;
+            }
+            let at = self.place(row);
+            // SAFETY: every (token, head) belongs to one row of one task.
+            vector::round(self.kernel, values, unsafe { out.part(at..at + head_dim / 2) });
         }
-        let at = (row.token * shape.kv_of.len() + row.head) * pairs;
-        // SAFETY: every (token, head) belongs to one row of one task.
-        vector::round(kernel, values, unsafe { out.part(at..at + pairs) });
     }
 }

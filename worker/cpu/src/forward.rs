@@ -36,6 +36,8 @@ pub(crate) struct Machine<'a> {
     pub(crate) cache: &'a mut KvCache,
     pub(crate) work: &'a mut Workspace,
     pub(crate) progress: &'a StepProgress,
+    /// Only the weights are to be touched: this rank has no peers to hear from, and nobody uses what it computes.
+    pub(crate) is_warm_up: bool,
 }
 
 impl Model<'_> {
@@ -63,7 +65,12 @@ impl Model<'_> {
     /// Look the tokens up. Every rank has the rows of its own vocabulary and sends those of the batch to all others, as
     /// they are stored: that is exact.
     fn embed(&self, machine: &mut Machine<'_>, tokens: &[u32]) -> Result<(), BackendError> {
-        let Machine { collective, work, .. } = machine;
+        let Machine {
+            collective,
+            work,
+            is_warm_up,
+            ..
+        } = machine;
         let (shape, hidden) = (self.shape, self.shape.hidden);
         let len = tokens.len() * hidden;
         // Two halves of a buffer that is free until the first sum.
@@ -79,11 +86,16 @@ impl Model<'_> {
             }
         }
         let mine = &mine[..counts[shape.index]];
-        if collective.world() == counts.len() {
+        if *is_warm_up {
+            all.fill(0);
+        } else if collective.world() == counts.len() {
             collective.all_gather(&counts, mine, all)?;
         } else {
-            // A rank that warms up alone computes on whatever is there.
-            all.fill(0);
+            return Err(BackendError::Bug(format!(
+                "a model that is split over {} ranks has the links of {}",
+                counts.len(),
+                collective.world()
+            )));
         }
         // Where the next row of each owner is.
         let mut next: Vec<usize> = counts

@@ -8,6 +8,7 @@
 //! | `leaves`, `matmul` | matrix products in the model's order of summation |
 //! | `kv`, `attention`, `rope` | paged cache, attention by chunks of absolute positions, rotary angles |
 //! | `forward`, `programs`, `workspace` | the layers, their orders of summation, and the scratch memory they need |
+//! | [`memory`] | what a rank takes of memory, before anything is loaded |
 //! | `plan`, `sample` | checks of a plan; candidates from logits |
 //! | [`collective`] | sums and gathers among the ranks of a group |
 //! | [`pool`] | threads that share the work of one rank |
@@ -27,6 +28,7 @@ mod layout;
 mod leaves;
 mod load;
 mod matmul;
+pub mod memory;
 mod plan;
 pub mod pool;
 mod programs;
@@ -42,6 +44,7 @@ pub use backend::{CpuBackend, CpuOptions};
 pub use collective::Waits;
 pub use kernel::{Kernel, KernelError, Level};
 pub use load::pod::PodMemory;
+pub use memory::WorkspaceNeed;
 
 /// Processors that this process may use: affinity and the quotas of cgroups (version 1 and 2) count.
 #[must_use]

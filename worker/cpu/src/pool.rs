@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 type Task<'a> = &'a (dyn Fn(usize) + Sync);
 
 /// What helpers look at.
-struct Shared {
+struct PoolState {
     /// Counts jobs; a helper that sees a number it has not seen joins that job.
     round: AtomicUsize,
     /// The present job. Only written between jobs, under the lock.
@@ -33,7 +33,7 @@ struct Job {
 
 /// A fixed set of threads; dropping it ends them.
 pub struct Pool {
-    shared: Arc<Shared>,
+    shared: Arc<PoolState>,
     helpers: Vec<JoinHandle<()>>,
     /// Spinning only helps while every thread has a core of its own.
     spin: Duration,
@@ -45,7 +45,7 @@ impl Pool {
     /// # Errors
     /// When the operating system refuses a thread.
     pub fn new(threads: usize, spin: Duration) -> std::io::Result<Self> {
-        let shared = Arc::new(Shared {
+        let shared = Arc::new(PoolState {
             round: AtomicUsize::new(0),
             job: Mutex::new(None),
             wake: Condvar::new(),
@@ -128,7 +128,7 @@ impl Drop for Pool {
 
 /// Waits until no helper uses the job, however the scope is left.
 struct WaitForHelpers<'a> {
-    shared: &'a Shared,
+    shared: &'a PoolState,
     spin: Duration,
 }
 
@@ -145,7 +145,7 @@ impl Drop for WaitForHelpers<'_> {
     }
 }
 
-fn take_tasks(shared: &Shared, task: Task<'_>, tasks: usize) {
+fn take_tasks(shared: &PoolState, task: Task<'_>, tasks: usize) {
     loop {
         let index = shared.next.fetch_add(1, Ordering::Relaxed);
         if index >= tasks {
@@ -155,7 +155,7 @@ fn take_tasks(shared: &Shared, task: Task<'_>, tasks: usize) {
     }
 }
 
-fn help(shared: &Shared, spin: Duration) {
+fn help(shared: &PoolState, spin: Duration) {
     let mut seen = 0;
     loop {
         let changed = || shared.round.load(Ordering::Acquire) != seen || shared.stop.load(Ordering::Acquire);

@@ -40,7 +40,7 @@ pub struct FormSpec {
     pub kv_dtype: KvDtype,
     /// Adapters (LoRA) that may be loaded at once; 0 where none are.
     pub max_adapters: u32,
-    /// Bytes this rank may use for KV blocks; none: what [`MemoryPlan`] leaves of the memory it was given.
+    /// Bytes this rank uses for KV blocks.
     pub kv_bytes: u64,
 }
 
@@ -60,6 +60,14 @@ pub struct MemoryPlan {
 }
 
 impl MemoryPlan {
+    /// Bytes of everything but KV blocks.
+    #[must_use]
+    pub fn fixed(&self) -> u64 {
+        [self.weights, self.workspace, self.logits, self.rope]
+            .into_iter()
+            .fold(0, u64::saturating_add)
+    }
+
     /// KV blocks that `bytes` hold.
     #[must_use]
     pub fn blocks(&self, bytes: u64) -> u32 {

@@ -166,7 +166,8 @@ pub struct RowCandidates {
     pub scored: Option<f32>,
 }
 
-/// One rank's answer to a step.
+/// One rank's answer to a step. Ranks of the last stage have the head and answer positions; those of earlier stages leave it
+/// empty, and only say with it that they are done.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub struct StepOutput {
     /// One entry per answered position, in order of (row, offset).

@@ -3,9 +3,9 @@
 //!
 //! | port | what listens there |
 //! |---|---|
-//! | 8080 | worker: `/livez`, `/readyz`, `/metrics` |
-//! | 8081 | gateway and operator: the same |
-//! | 18000 | gateway: HTTP for applications |
+//! | 8000 | gateway: HTTP for applications |
+//! | 8080 | worker and operator: `/livez`, `/readyz`, `/metrics` |
+//! | 8081 | gateway: the same |
 //! | 18051 | worker of rank 0: inference (gRPC) |
 //! | 18052 | worker: rank control (gRPC) |
 //! | 18053 | gateway: demand (gRPC) |

@@ -108,6 +108,9 @@ pub struct RankConfig {
     pub first_rank: u32,
     /// Compute threads.
     pub threads: u32,
+    /// This rank's share of the memory that its pod may use, in bytes; none: there is no limit.
+    #[serde(default)]
+    pub memory_limit: Option<u64>,
     /// Address to listen on.
     pub listen: IpAddr,
     /// Port for the other ranks; 0 lets the kernel choose.

@@ -8,10 +8,12 @@
 //! | [`inference`] | gRPC for clients, on rank 0 |
 //! | [`link`], [`config`] | what supervisor and rank say to each other |
 //! | [`grpc`], [`listen`] | what the servers have in common |
+//! | [`cgroup`] | how much memory this container may use |
 //! | [`exit`] | exit codes |
 
 #![forbid(unsafe_code)]
 
+pub mod cgroup;
 pub mod cli;
 pub mod config;
 pub mod exit;

@@ -29,6 +29,8 @@ pub(crate) fn summary() -> CheckpointSummary {
         tensor,
         weight_bytes_per_rank: (8 << 30) / tensor,
         kv_bytes_per_token_per_rank: 1024,
+        workspace_bytes_per_rank: None,
+        workspace_bytes_per_batched_token_per_rank: None,
     });
     CheckpointSummary {
         format_version: 1,

@@ -2,10 +2,10 @@
 //!
 //! | module | what it is |
 //! |---|---|
-//! | `era` | from forming a group until leaving it |
+//! | `formed_group` | from forming a group until leaving it |
 //! | `step` | one step: submitted, run through the layers, sampled |
 
-mod era;
+mod formed_group;
 mod step;
 
 use std::os::fd::OwnedFd;
@@ -30,11 +30,11 @@ use crate::load;
 use crate::load::pod::{Pod, PodMemory};
 use crate::pool::Pool;
 use crate::programs::Programs;
-use crate::rope::{Rope, frequencies};
+use crate::rope::frequencies;
 use crate::shape::Shape;
 use crate::weights::Weights;
 use crate::workspace::Workspace;
-use era::Era;
+use formed_group::FormedGroup;
 
 /// What a rank needs besides its checkpoint.
 #[derive(Debug)]
@@ -86,7 +86,7 @@ pub struct CpuBackend {
     weights: Option<Weights>,
     /// Whether all weights were touched.
     is_warm: bool,
-    era: Option<Era>,
+    formed: Option<FormedGroup>,
     progress: Arc<StepProgress>,
 }
 
@@ -145,7 +145,7 @@ impl CpuBackend {
             pod,
             weights: None,
             is_warm: false,
-            era: None,
+            formed: None,
             progress: Arc::default(),
         })
     }
@@ -220,8 +220,8 @@ impl CpuBackend {
         KvShape::new(shape.layers, shape.kv_heads, shape.head_dim, block_size as usize)
     }
 
-    fn era(&mut self) -> Result<&mut Era, BackendError> {
-        self.era.as_mut().ok_or_else(not_formed)
+    fn formed(&mut self) -> Result<&mut FormedGroup, BackendError> {
+        self.formed.as_mut().ok_or_else(not_formed)
     }
 
     /// Read the weights: with the other ranks of the pod, where there are any that read the same.
@@ -261,6 +261,7 @@ impl CpuBackend {
             cache: &mut cache,
             work: &mut work,
             progress: &self.progress,
+            is_warm_up: true,
         };
         model.run(&mut machine, &[0], &[span])?;
         let normed = model.final_norm(&work, &[0]);
@@ -319,21 +320,14 @@ impl Backend for CpuBackend {
     }
 
     fn unload(&mut self) {
-        self.era = None;
+        self.formed = None;
         self.weights = None;
         self.is_warm = false;
     }
 
     fn memory(&self, spec: &FormSpec) -> Result<MemoryPlan, BackendError> {
         check_spec(spec)?;
-        let (shape, tokens) = (&self.shape, spec.max_batched_tokens as usize);
-        Ok(MemoryPlan {
-            weights: load::layout(shape, &self.model).bytes as u64,
-            workspace: Workspace::bytes(shape, &self.programs, tokens) as u64,
-            logits: Workspace::logit_bytes(shape, spec) as u64,
-            rope: Rope::bytes(shape.head_dim, tokens) as u64,
-            kv_block: self.kv_shape(spec.block_size)?.block_bytes() as u64,
-        })
+        crate::memory::plan(&self.shape, &self.programs, &self.model, spec)
     }
 
     fn form(
@@ -342,7 +336,7 @@ impl Backend for CpuBackend {
         mesh: Box<dyn Mesh>,
         report: &mut dyn FnMut(&str),
     ) -> Result<KvCapacity, BackendError> {
-        self.era = None;
+        self.formed = None;
         if self.weights.is_none() {
             return Err(not_loaded());
         }
@@ -363,52 +357,52 @@ impl Backend for CpuBackend {
         let tokens = spec.max_batched_tokens as usize;
         let work = Workspace::new(&self.shape, &self.programs, self.frequencies(), tokens);
         let collective = Collective::new(mesh, self.waits);
-        let era = Era::new(spec, collective, self.kv_shape(spec.block_size)?, &plan, work)?;
-        let capacity = era.capacity();
-        self.era = Some(era);
+        let formed = FormedGroup::new(spec, collective, self.kv_shape(spec.block_size)?, &plan, work)?;
+        let capacity = formed.capacity();
+        self.formed = Some(formed);
         Ok(capacity)
     }
 
     fn submit(&mut self, plan: &Plan) -> Result<Ticket, BackendError> {
         let vocab = self.shape.vocab_size;
-        self.era()?.submit(plan, vocab)
+        self.formed()?.submit(plan, vocab)
     }
 
     fn late(&mut self, ticket: Ticket, late: &Late) -> Result<(), BackendError> {
         let vocab = self.shape.vocab_size;
-        self.era()?.late(ticket, late, vocab)
+        self.formed()?.late(ticket, late, vocab)
     }
 
     fn wait(&mut self, ticket: Ticket, until: Instant) -> Result<Waited, BackendError> {
         let weights = self.weights.as_ref().ok_or_else(not_loaded)?;
-        let era = self.era.as_mut().ok_or_else(not_formed)?;
+        let formed = self.formed.as_mut().ok_or_else(not_formed)?;
         let model = model(&self.shape, &self.programs, self.kernel, weights);
-        era.wait(ticket, until, &model, &mut self.pool, &self.progress)
+        formed.wait(ticket, until, &model, &mut self.pool, &self.progress)
     }
 
     fn fetch(&mut self, ticket: Ticket, row: u32, offset: u32) -> Result<LogitShard, BackendError> {
         let weights = self.weights.as_ref().ok_or_else(not_loaded)?;
-        let era = self.era.as_mut().ok_or_else(not_formed)?;
+        let formed = self.formed.as_mut().ok_or_else(not_formed)?;
         let model = model(&self.shape, &self.programs, self.kernel, weights);
-        era.fetch(ticket, (row, offset), &model, &mut self.pool)
+        formed.fetch(ticket, (row, offset), &model, &mut self.pool)
     }
 
     fn save(&mut self, block: u32) -> Result<Vec<u8>, BackendError> {
-        self.era()?.save(block)
+        self.formed()?.save(block)
     }
 
     fn restore(&mut self, block: u32, bytes: &[u8]) -> Result<(), BackendError> {
-        self.era()?.restore(block, bytes)
+        self.formed()?.restore(block, bytes)
     }
 
     fn release(&mut self, ticket: Ticket) {
-        if let Some(era) = &mut self.era {
-            era.release(ticket);
+        if let Some(formed) = &mut self.formed {
+            formed.release(ticket);
         }
     }
 
     fn dissolve(&mut self) {
-        self.era = None;
+        self.formed = None;
     }
 
     fn progress(&self) -> Arc<StepProgress> {

@@ -4,8 +4,8 @@ use std::net::{SocketAddr, TcpStream};
 use std::time::{Duration, Instant};
 
 use super::frame::{Header, Kind};
-use super::hello::{Answer, Hello, RefusalCode, SignedAnswer, SignedHello};
-use super::key::{GroupKey, Side, nonce};
+use super::hello::{Answer, Challenge, Hello, Opening, RefusalCode, SignedAnswer, SignedHello};
+use super::key::{GroupKey, Nonce, Purpose, SECRET_BYTES, nonce};
 use super::socket::{self, SocketError};
 use crate::step::Era;
 
@@ -51,7 +51,7 @@ pub fn dial(
         address,
         source,
     };
-    let (stream, answer) = greet(address, hello, key, wait).map_err(unreachable)?;
+    let (stream, answer) = handshake(address, hello, key, wait).map_err(unreachable)?;
     match answer {
         Answer::Welcome => Ok(stream),
         Answer::Refused {
@@ -67,7 +67,9 @@ pub fn dial(
     }
 }
 
-fn greet(
+/// The dialler's side of what [`super::hello`] describes. The Hello names the group, its weights and its arithmetic, so it
+/// is sent to nobody who has not proved itself.
+fn handshake(
     address: SocketAddr,
     hello: &Hello,
     key: &GroupKey,
@@ -76,27 +78,57 @@ fn greet(
     let deadline = Instant::now() + wait;
     let stream = TcpStream::connect_timeout(&address, wait)?;
     socket::prepare(&stream)?;
-    let challenge = socket::read_handshake(&stream, Kind::Challenge, deadline).map_err(closed)?;
-    let challenge = challenge
-        .as_slice()
-        .try_into()
-        .map_err(|_| SocketError::Content("a challenge of another length".into()))?;
-    let (text, nonce) = (postcard::to_stdvec(hello).map_err(content)?, nonce()?);
-    let signed = SignedHello {
-        proof: key.prove(Side::Dialler, &challenge, &nonce, &text),
-        hello: text,
+    let nonce = nonce()?;
+    let opening = Opening {
+        proof: key.prove(Purpose::Opening, &[0; SECRET_BYTES], &nonce, &[]),
         nonce,
     };
-    let payload = postcard::to_stdvec(&signed).map_err(content)?;
-    // The frame's own era says nothing yet: it would tell strangers who listen.
-    let header = Header::of(Kind::Hello, Era::default(), 0);
-    socket::write_all(&stream, &socket::frame_bytes(header, &payload)?, deadline)?;
+    send(&stream, Kind::Opening, &opening, deadline)?;
+    let challenge = proved_challenge(&stream, key, &nonce, deadline)?;
+    let text = postcard::to_stdvec(hello).map_err(content)?;
+    let signed = SignedHello {
+        proof: key.prove(Purpose::Hello, &challenge, &nonce, &text),
+        hello: text,
+    };
+    send(&stream, Kind::Hello, &signed, deadline)?;
     let payload = socket::read_handshake(&stream, Kind::Answer, deadline).map_err(closed)?;
     let signed: SignedAnswer = postcard::from_bytes(&payload).map_err(content)?;
-    if !key.verifies(&signed.proof, Side::Listener, &challenge, &nonce, &signed.answer) {
-        return Err(SocketError::Content("it does not know the group's key".into()));
+    if !key.verifies(&signed.proof, Purpose::Answer, &challenge, &nonce, &signed.answer) {
+        return Err(without_key());
     }
     Ok((stream, postcard::from_bytes(&signed.answer).map_err(content)?))
+}
+
+/// The listener's random number, once it has proved to know the key.
+fn proved_challenge(
+    stream: &TcpStream,
+    key: &GroupKey,
+    nonce: &Nonce,
+    deadline: Instant,
+) -> Result<Nonce, SocketError> {
+    let payload = socket::read_handshake(stream, Kind::Challenge, deadline).map_err(closed)?;
+    let Challenge { challenge, proof } = postcard::from_bytes(&payload).map_err(content)?;
+    if key.verifies(&proof, Purpose::Challenge, &challenge, nonce, &[]) {
+        Ok(challenge)
+    } else {
+        Err(without_key())
+    }
+}
+
+/// Send one message of a handshake. The frame's own era says nothing yet: it would tell strangers who listen.
+pub(super) fn send(
+    stream: &TcpStream,
+    kind: Kind,
+    message: &impl serde::Serialize,
+    deadline: Instant,
+) -> Result<(), SocketError> {
+    let payload = postcard::to_stdvec(message).map_err(content)?;
+    let header = Header::of(kind, Era::default(), 0);
+    socket::write_all(stream, &socket::frame_bytes(header, &payload)?, deadline)
+}
+
+fn without_key() -> SocketError {
+    SocketError::Content("it does not know the group's key".into())
 }
 
 /// Who listens says nothing to strangers, so a close is all that is seen of the most likely reasons.

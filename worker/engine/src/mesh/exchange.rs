@@ -34,9 +34,9 @@ struct Job<'a> {
     into: Option<&'a mut [u8]>,
 }
 
-/// Why somebody left the era, as it travels in a Goodbye.
+/// Why somebody left the era, as it travels in an abort frame.
 #[derive(Debug, Serialize, Deserialize)]
-enum Farewell {
+enum AbortReason {
     PeerLost { rank: u32, reason: String },
     Deadline { rank: u32, millis: u64 },
     Protocol { rank: u32, reason: String },
@@ -154,15 +154,15 @@ fn wait_any(all: &[Progress<'_>], deadline: Instant) -> Result<bool, MeshError> 
 
 /// Tell the peers why this rank leaves the era, where no frame is half written. Best effort: they find out by the
 /// closed connection otherwise, only not who is to blame.
-pub(super) fn say_goodbye(links: &[DataLink], era: Era, step: u64, error: &MeshError) {
-    let farewell = match error.clone() {
-        MeshError::PeerLost { rank, reason } => Farewell::PeerLost { rank, reason },
-        MeshError::Deadline { rank, millis } => Farewell::Deadline { rank, millis },
-        MeshError::Protocol { rank, reason } => Farewell::Protocol { rank, reason },
+pub(super) fn send_abort(links: &[DataLink], era: Era, step: u64, error: &MeshError) {
+    let reason = match error.clone() {
+        MeshError::PeerLost { rank, reason } => AbortReason::PeerLost { rank, reason },
+        MeshError::Deadline { rank, millis } => AbortReason::Deadline { rank, millis },
+        MeshError::Protocol { rank, reason } => AbortReason::Protocol { rank, reason },
         MeshError::Aborted | MeshError::NotLocal { .. } => return,
     };
-    let header = Header::of(Kind::Goodbye, era, step);
-    let Ok(payload) = postcard::to_stdvec(&farewell) else {
+    let header = Header::of(Kind::Abort, era, step);
+    let Ok(payload) = postcard::to_stdvec(&reason) else {
         return;
     };
     let Ok(bytes) = socket::frame_bytes(header, &payload) else {
@@ -259,7 +259,7 @@ impl<'a> Progress<'a> {
         Ok(moved)
     }
 
-    /// Hear a peer whose frame is here already: its Goodbye ends this exchange too, at once and with the right one to
+    /// Hear a peer whose frame is here already: its abort frame ends this exchange too, at once and with the right one to
     /// blame.
     fn listen(&mut self, context: &Context<'_>, deadline: Instant) -> Result<(), MeshError> {
         if self.ahead || !self.is_received() {
@@ -268,13 +268,13 @@ impl<'a> Progress<'a> {
         let mut bytes = [0; HEADER];
         match self.job.link.stream.peek(&mut bytes) {
             Ok(HEADER) => {
-                let goodbye = Header::decode(&bytes).ok();
-                let goodbye =
-                    goodbye.filter(|header| header.kind == Kind::Goodbye && header.era == context.era);
-                if let Some(header) = goodbye {
+                let aborted = Header::decode(&bytes).ok();
+                let aborted =
+                    aborted.filter(|header| header.kind == Kind::Abort && header.era == context.era);
+                if let Some(header) = aborted {
                     let read = socket::read_exact(&self.job.link.stream, &mut bytes, deadline);
                     read.map_err(|error| self.lost(error, context))?;
-                    return Err(self.farewell(header, context, deadline));
+                    return Err(self.aborted_by_peer(header, context, deadline));
                 }
                 self.ahead = true;
             }
@@ -287,8 +287,8 @@ impl<'a> Progress<'a> {
 
     fn check_header(&mut self, context: &Context<'_>, deadline: Instant) -> Result<(), MeshError> {
         let header = Header::decode(&self.in_header).map_err(|error| self.lost(error.into(), context))?;
-        if header.kind == Kind::Goodbye && header.era == context.era {
-            return Err(self.farewell(header, context, deadline));
+        if header.kind == Kind::Abort && header.era == context.era {
+            return Err(self.aborted_by_peer(header, context, deadline));
         }
         let length = u32::try_from(self.job.into.as_ref().map_or(0, |into| into.len())).unwrap_or(u32::MAX);
         let expected = context.header(self.job.link.received, length);
@@ -301,14 +301,14 @@ impl<'a> Progress<'a> {
     }
 
     /// A peer left and says whom it blames.
-    fn farewell(&self, header: Header, context: &Context<'_>, deadline: Instant) -> MeshError {
+    fn aborted_by_peer(&self, header: Header, context: &Context<'_>, deadline: Instant) -> MeshError {
         let mut payload = vec![0; header.length as usize];
-        let farewell = socket::read_exact(&self.job.link.stream, &mut payload, deadline)
+        let reason = socket::read_exact(&self.job.link.stream, &mut payload, deadline)
             .and_then(|()| postcard::from_bytes(&payload).map_err(super::dial::content));
-        match farewell {
-            Ok(Farewell::PeerLost { rank, reason }) => MeshError::PeerLost { rank, reason },
-            Ok(Farewell::Deadline { rank, millis }) => MeshError::Deadline { rank, millis },
-            Ok(Farewell::Protocol { rank, reason }) => MeshError::Protocol { rank, reason },
+        match reason {
+            Ok(AbortReason::PeerLost { rank, reason }) => MeshError::PeerLost { rank, reason },
+            Ok(AbortReason::Deadline { rank, millis }) => MeshError::Deadline { rank, millis },
+            Ok(AbortReason::Protocol { rank, reason }) => MeshError::Protocol { rank, reason },
             Err(error) => self.lost(error, context),
         }
     }

@@ -2,7 +2,7 @@
 //!
 //! | offset | bytes | field |
 //! |---|---|---|
-//! | 0 | 4 | magic `LMR2` |
+//! | 0 | 4 | magic `LMR3` |
 //! | 4 | 2 | kind |
 //! | 6 | 2 | tag: the backend's number for the kind of call; 0 outside data links |
 //! | 8 | 8 | generation |
@@ -17,34 +17,37 @@ use crate::step::Era;
 
 /// Bytes of a header.
 pub const HEADER: usize = 44;
-const MAGIC: [u8; 4] = *b"LMR2";
+const MAGIC: [u8; 4] = *b"LMR3";
 
 /// What a frame carries.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Kind {
-    /// A random number, from the one who accepts.
-    Challenge = 1,
+    /// [`super::hello::Opening`].
+    Opening = 1,
+    /// [`super::hello::Challenge`].
+    Challenge = 2,
     /// [`super::hello::SignedHello`].
-    Hello = 2,
+    Hello = 3,
     /// [`super::hello::SignedAnswer`].
-    Answer = 3,
+    Answer = 4,
     /// [`super::Message`].
-    Control = 4,
+    Control = 5,
     /// Bytes of a backend.
-    Data = 5,
-    /// The sender left the era; the payload says why.
-    Goodbye = 6,
+    Data = 6,
+    /// The sender aborted the era; the payload says why.
+    Abort = 7,
 }
 
 impl Kind {
     fn from_code(code: u16) -> Option<Self> {
         [
+            Self::Opening,
             Self::Challenge,
             Self::Hello,
             Self::Answer,
             Self::Control,
             Self::Data,
-            Self::Goodbye,
+            Self::Abort,
         ]
         .into_iter()
         .find(|kind| *kind as u16 == code)
@@ -55,9 +58,9 @@ impl Kind {
     #[must_use]
     pub fn longest(self) -> u32 {
         match self {
-            Self::Challenge => 32,
+            Self::Opening | Self::Challenge => 64,
             Self::Hello | Self::Answer => 4 << 10,
-            Self::Goodbye => 4 << 10,
+            Self::Abort => 4 << 10,
             Self::Control => 64 << 20,
             Self::Data => 1 << 30,
         }

@@ -9,8 +9,8 @@ use rustix::net::{AddressFamily, SocketType};
 
 use super::dial::{DialError, dial};
 use super::frame::{HEADER, Header, Kind};
-use super::hello::{Hello, Identity, LinkKind, RefusalCode, SignedHello};
-use super::key::{GroupKey, Nonce, Side};
+use super::hello::{Challenge, Hello, Identity, LinkKind, Opening, RefusalCode, SignedHello};
+use super::key::{GroupKey, Nonce, Purpose, SECRET_BYTES};
 use super::{EraAbort, Inbox, Listener, Membership, Topology};
 use crate::step::Era;
 
@@ -54,16 +54,53 @@ impl Rank {
         }
     }
 
-    /// A connection, and the challenge that came on it.
-    fn challenged(&self) -> (TcpStream, Nonce) {
-        let mut stream = TcpStream::connect(self.listener.address()).unwrap();
+    fn connect(&self) -> TcpStream {
+        let stream = TcpStream::connect(self.listener.address()).unwrap();
         stream.set_read_timeout(Some(LONG)).unwrap();
-        let mut bytes = [0; HEADER + 32];
-        stream.read_exact(&mut bytes).unwrap();
-        let header = Header::decode(bytes.first_chunk().unwrap()).unwrap();
-        assert_eq!((header.kind, header.era), (Kind::Challenge, Era::default()));
-        (stream, bytes[HEADER..].try_into().unwrap())
+        stream
     }
+
+    /// A connection that was opened with `key`, and the challenge that came on it.
+    fn challenged(&self, key: &GroupKey) -> (TcpStream, Nonce) {
+        let mut stream = self.connect();
+        stream.write_all(&opening(key)).unwrap();
+        let (header, payload) = read_frame(&mut stream);
+        assert_eq!((header.kind, header.era), (Kind::Challenge, Era::default()));
+        let challenge: Challenge = postcard::from_bytes(&payload).unwrap();
+        assert!(key.verifies(
+            &challenge.proof,
+            Purpose::Challenge,
+            &challenge.challenge,
+            &NONCE,
+            &[]
+        ));
+        (stream, challenge.challenge)
+    }
+}
+
+/// The random number of every dialler here, as somebody who replays has one.
+const NONCE: Nonce = [9; SECRET_BYTES];
+
+fn frame(kind: Kind, message: &impl serde::Serialize) -> Vec<u8> {
+    let payload = postcard::to_stdvec(message).unwrap();
+    super::socket::frame_bytes(Header::of(kind, Era::default(), 0), &payload).unwrap()
+}
+
+fn read_frame(stream: &mut TcpStream) -> (Header, Vec<u8>) {
+    let mut head = [0; HEADER];
+    stream.read_exact(&mut head).unwrap();
+    let header = Header::decode(&head).unwrap();
+    let mut payload = vec![0; header.length as usize];
+    stream.read_exact(&mut payload).unwrap();
+    (header, payload)
+}
+
+fn opening(key: &GroupKey) -> Vec<u8> {
+    let opening = Opening {
+        nonce: NONCE,
+        proof: key.prove(Purpose::Opening, &[0; SECRET_BYTES], &NONCE, &[]),
+    };
+    frame(Kind::Opening, &opening)
 }
 
 /// Connections from `source` that say nothing.
@@ -89,14 +126,12 @@ fn hello(generation: u64, epoch: u64) -> Hello {
 }
 
 fn signed(hello: &Hello, key: &GroupKey, challenge: &Nonce) -> Vec<u8> {
-    let (text, nonce) = (postcard::to_stdvec(hello).unwrap(), [9; 32]);
+    let text = postcard::to_stdvec(hello).unwrap();
     let signed = SignedHello {
-        proof: key.prove(Side::Dialler, challenge, &nonce, &text),
+        proof: key.prove(Purpose::Hello, challenge, &NONCE, &text),
         hello: text,
-        nonce,
     };
-    let payload = postcard::to_stdvec(&signed).unwrap();
-    super::socket::frame_bytes(Header::of(Kind::Hello, Era::default(), 0), &payload).unwrap()
+    frame(Kind::Hello, &signed)
 }
 
 /// All that comes until the connection is closed.
@@ -129,17 +164,18 @@ fn a_stranger_learns_nothing_and_ends_nothing() {
 
     let stranger = GroupKey::random().unwrap();
     for later in [hello(2, 5), hello(3, 1)] {
-        let (stream, challenge) = rank.challenged();
+        assert_eq!(answer(rank.connect(), &opening(&stranger)), [0_u8; 0]);
+        // Somebody who replays a member's opening gets a challenge, and no further.
+        let (stream, challenge) = rank.challenged(&key);
         assert_eq!(answer(stream, &signed(&later, &stranger, &challenge)), [0_u8; 0]);
         assert!(matches!(
             rank.dial(&later, &stranger),
             Err(DialError::Unreachable { .. })
         ));
     }
-    let (stream, _) = rank.challenged();
     assert_eq!(
         answer(
-            stream,
+            rank.connect(),
             b"GET / HTTP/1.1\r\nHost: rank\r\nAccept: everything\r\n\r\n"
         ),
         [0_u8; 0]
@@ -169,7 +205,7 @@ fn silent_strangers_keep_no_peer_out() {
     // Nor do those that come during a handshake end it, when they come from elsewhere.
     let rank = Rank::start();
     let key = rank.form(1);
-    let (stream, challenge) = rank.challenged();
+    let (stream, challenge) = rank.challenged(&key);
     let strangers = silent(&rank, STRANGER, 200);
     assert!(!answer_head(stream, &signed(&hello(1, 1), &key, &challenge)).is_empty());
     drop(strangers);
@@ -179,18 +215,20 @@ fn silent_strangers_keep_no_peer_out() {
 fn what_was_heard_on_the_wire_is_of_no_use_again() {
     let rank = Rank::start();
     let key = rank.form(1);
-    let (stream, challenge) = rank.challenged();
+    let (stream, challenge) = rank.challenged(&key);
     let heard = signed(&hello(1, 7), &key, &challenge);
     assert!(!answer_head(stream, &heard).is_empty(), "the member is answered");
     assert_eq!(rank.inbox.latest().epoch, 7);
     let later = rank.form(2);
-    let (stream, other) = rank.challenged();
-    assert_ne!(challenge, other);
-    assert_eq!(answer(stream, &heard), [0_u8; 0]);
+    for key in [&key, &later] {
+        let (stream, other) = rank.challenged(key);
+        assert_ne!(challenge, other);
+        assert_eq!(answer(stream, &heard), [0_u8; 0]);
+    }
     // Nor does the right proof for another text pass.
-    let (stream, challenge) = rank.challenged();
+    let (stream, challenge) = rank.challenged(&later);
     let mut changed = signed(&hello(2, 8), &later, &challenge);
-    let last = changed.len() - 80;
+    let last = changed.len() - 48;
     changed[last] ^= 1;
     assert_eq!(answer(stream, &changed), [0_u8; 0]);
     assert_eq!(rank.inbox.latest().epoch, 0);
@@ -236,30 +274,46 @@ fn members_are_refused_with_words() {
     assert_eq!(refusal(&|_| ()), RefusalCode::Duplicate);
 }
 
-#[test]
-fn a_listener_without_the_key_is_not_believed() {
+/// Dial an impostor that answers the opening with `reply`: what the dialler says of it, and all that the impostor heard.
+fn dial_impostor(
+    key: &GroupKey,
+    reply: impl FnOnce(Opening) -> Vec<u8> + Send + 'static,
+) -> (DialError, Vec<u8>) {
     let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
     let address = listener.local_addr().unwrap();
     let impostor = std::thread::spawn(move || {
         let (mut stream, _) = listener.accept().unwrap();
-        let header = Header::of(Kind::Challenge, Era::default(), 0);
-        let challenge = super::socket::frame_bytes(header, &[1; 32]).unwrap();
-        stream.write_all(&challenge).unwrap();
-        let mut head = [0; HEADER];
-        stream.read_exact(&mut head).unwrap();
-        let mut payload = vec![0; Header::decode(&head).unwrap().length as usize];
-        stream.read_exact(&mut payload).unwrap();
-        // A welcome, signed by nobody.
-        let answer = postcard::to_stdvec(&super::hello::SignedAnswer {
-            answer: postcard::to_stdvec(&super::Answer::Welcome).unwrap(),
-            proof: [0; 32],
-        });
-        let header = Header::of(Kind::Answer, Era::default(), 0);
-        stream
-            .write_all(&super::socket::frame_bytes(header, &answer.unwrap()).unwrap())
-            .unwrap();
+        let (header, payload) = read_frame(&mut stream);
+        assert_eq!((header.kind, header.era), (Kind::Opening, Era::default()));
+        let reply = reply(postcard::from_bytes(&payload).unwrap());
+        [payload, answer(stream, &reply)].concat()
     });
-    let error = dial(address, &hello(1, 1), &GroupKey::random().unwrap(), LONG).unwrap_err();
-    assert!(error.to_string().contains("key"), "{error}");
-    impostor.join().unwrap();
+    let error = dial(address, &hello(1, 1), key, LONG).unwrap_err();
+    (error, impostor.join().unwrap())
+}
+
+#[test]
+fn a_listener_without_the_key_is_not_believed_and_told_nothing() {
+    let (key, stranger) = (GroupKey::random().unwrap(), GroupKey::random().unwrap());
+    let challenge = |proof| {
+        frame(
+            Kind::Challenge,
+            &Challenge {
+                challenge: [1; 32],
+                proof,
+            },
+        )
+    };
+    let by_stranger =
+        move |opening: Opening| challenge(stranger.prove(Purpose::Challenge, &[1; 32], &opening.nonce, &[]));
+    // The dialler's own proof, sent back to it.
+    let reflected = move |opening: Opening| challenge(opening.proof);
+    for (error, heard) in [dial_impostor(&key, by_stranger), dial_impostor(&key, reflected)] {
+        assert!(error.to_string().contains("key"), "{error}");
+        assert_eq!(
+            heard.len(),
+            2 * SECRET_BYTES,
+            "a random number and a proof of it, and no Hello"
+        );
+    }
 }

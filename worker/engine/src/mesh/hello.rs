@@ -2,11 +2,14 @@
 //!
 //! | from | what | proves |
 //! |---|---|---|
-//! | listener | [`Challenge`](super::frame::Kind::Challenge): a random number | nothing |
-//! | dialler | [`SignedHello`]: its own random number and [`Hello`] | that it knows the key |
-//! | listener | [`SignedAnswer`]: [`Answer`] | that it knows the key |
+//! | dialler | [`Opening`]: a random number | that it, or somebody it heard, knew the key: a replay is possible |
+//! | listener | [`Challenge`]: its own random number | that it knows the key, by both numbers |
+//! | dialler | [`SignedHello`]: [`Hello`] | that it knows the key, by both numbers |
+//! | listener | [`SignedAnswer`]: [`Answer`] | that it knows the key, by both numbers |
 //!
-//! A dialler that does not prove itself gets no answer: the connection is closed. Ranks that are not formed close at once.
+//! Whoever does not prove itself hears nothing more: the connection is closed. So a stranger that is dialled learns a random
+//! number only, and one that dials learns nothing; who replays an opening gets a challenge, which does not help it either.
+//! Ranks that are not formed close at once.
 
 use serde::{Deserialize, Serialize};
 
@@ -26,14 +29,30 @@ pub enum LinkKind {
     Data,
 }
 
+/// What the dialler says first. It tells the listener which generation's key to use, and strangers nothing.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Opening {
+    /// A random number of the dialler's.
+    pub nonce: Nonce,
+    /// Over `nonce`, with zeros for the challenge that is yet to come.
+    pub proof: Proof,
+}
+
+/// What the listener says to a dialler that knows a generation's key.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Challenge {
+    /// A random number of the listener's.
+    pub challenge: Nonce,
+    /// Over challenge and the dialler's nonce.
+    pub proof: Proof,
+}
+
 /// A [`Hello`] with the proof that it comes from a member.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct SignedHello {
     /// The [`Hello`] in postcard's form.
     pub hello: Vec<u8>,
-    /// A random number of the dialler's.
-    pub nonce: Nonce,
-    /// Over challenge, nonce and `hello`.
+    /// Over challenge, the dialler's nonce and `hello`.
     pub proof: Proof,
 }
 

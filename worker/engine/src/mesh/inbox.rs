@@ -1,15 +1,17 @@
 //! Accepted links that wait for their era, and who may knock.
 
 use std::collections::VecDeque;
-use std::io::Write;
+use std::io::{self, Write};
 use std::net::TcpStream;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use super::contract::Abort;
 use super::frame::{Header, Kind};
-use super::hello::{Answer, Hello, Identity, LinkKind, RefusalCode, SignedAnswer, SignedHello};
-use super::key::{GroupKey, Nonce, Side};
+use super::hello::{
+    Answer, Challenge, Hello, Identity, LinkKind, Opening, RefusalCode, SignedAnswer, SignedHello,
+};
+use super::key::{GroupKey, Nonce, Purpose, SECRET_BYTES, nonce};
 use super::socket::{self, EraAbort};
 use super::{Membership, Topology};
 use crate::step::Era;
@@ -167,7 +169,7 @@ impl Inbox {
         self.changed.notify_all();
     }
 
-    /// Let who waits here look around, once.
+    /// Wake whoever waits here, once, so that it sees what has changed outside.
     pub fn nudge(&self) {
         self.lock().nudges += 1;
         self.changed.notify_all();
@@ -213,20 +215,38 @@ impl Inbox {
         self.lock().membership.is_some()
     }
 
-    /// Decide about a Hello that answers `challenge`, answer it, and keep the link when it is welcome. None for a
-    /// stranger, who gets no answer. The answer is sent under the lock: whoever takes the link out may write to it at
-    /// once.
+    /// Whose key the opening of a handshake was made with. None for a stranger, who gets no answer.
+    ///
+    /// # Errors
+    /// The operating system has no random numbers.
+    pub fn recognise(&self, opening: &Opening) -> io::Result<Option<Recognised>> {
+        let Some((generation, key)) = self.lock().recognise(opening) else {
+            return Ok(None);
+        };
+        Ok(Some(Recognised {
+            generation,
+            key,
+            challenge: nonce()?,
+            nonce: opening.nonce,
+        }))
+    }
+
+    /// Decide about a Hello that answers the challenge to `dialler`, answer it, and keep the link when it is welcome. None
+    /// for a stranger, who gets no answer. The answer is sent under the lock: whoever takes the link out may write to it
+    /// at once.
     #[must_use]
     pub fn offer(
         &self,
-        challenge: &Nonce,
+        dialler: &Recognised,
         signed: &SignedHello,
         stream: TcpStream,
     ) -> Option<(Hello, Answer)> {
+        if !dialler.proves(signed) {
+            return None;
+        }
         let mut state = self.lock();
-        let (generation, key) = state.recognise(challenge, signed)?;
         let hello: Hello = postcard::from_bytes(&signed.hello).ok()?;
-        let answer = match state.judge(&hello, generation) {
+        let answer = match state.judge(&hello, dialler.generation) {
             Ok(()) => Answer::Welcome,
             Err((code, sentence)) => Answer::Refused {
                 code,
@@ -234,7 +254,8 @@ impl Inbox {
                 latest: state.latest,
             },
         };
-        let sent = answer_bytes(&answer, &key, challenge, &signed.nonce)
+        let sent = dialler
+            .answer_bytes(&answer)
             // A fresh connection's buffer takes an answer whole; one that does not is closed.
             .is_some_and(|bytes| (&stream).write(&bytes).is_ok_and(|count| count == bytes.len()));
         if sent && answer == Answer::Welcome {
@@ -246,14 +267,44 @@ impl Inbox {
     }
 }
 
-fn answer_bytes(answer: &Answer, key: &GroupKey, challenge: &Nonce, nonce: &Nonce) -> Option<Vec<u8>> {
-    let answer = postcard::to_stdvec(answer).ok()?;
-    let signed = SignedAnswer {
-        proof: key.prove(Side::Listener, challenge, nonce, &answer),
-        answer,
-    };
-    let payload = postcard::to_stdvec(&signed).ok()?;
-    socket::frame_bytes(Header::of(Kind::Answer, Era::default(), 0), &payload).ok()
+/// A dialler whose opening was made with the key of a generation, and the random numbers of its handshake.
+#[derive(Debug)]
+pub struct Recognised {
+    generation: u64,
+    key: GroupKey,
+    challenge: Nonce,
+    nonce: Nonce,
+}
+
+impl Recognised {
+    /// What it is challenged with, which proves this side's knowledge of the key.
+    #[must_use]
+    pub fn challenge(&self) -> Challenge {
+        Challenge {
+            challenge: self.challenge,
+            proof: self
+                .key
+                .prove(Purpose::Challenge, &self.challenge, &self.nonce, &[]),
+        }
+    }
+
+    fn proves(&self, signed: &SignedHello) -> bool {
+        let (proof, hello) = (&signed.proof, &signed.hello);
+        self.key
+            .verifies(proof, Purpose::Hello, &self.challenge, &self.nonce, hello)
+    }
+
+    fn answer_bytes(&self, answer: &Answer) -> Option<Vec<u8>> {
+        let answer = postcard::to_stdvec(answer).ok()?;
+        let signed = SignedAnswer {
+            proof: self
+                .key
+                .prove(Purpose::Answer, &self.challenge, &self.nonce, &answer),
+            answer,
+        };
+        let payload = postcard::to_stdvec(&signed).ok()?;
+        socket::frame_bytes(Header::of(Kind::Answer, Era::default(), 0), &payload).ok()
+    }
 }
 
 impl State {
@@ -264,7 +315,7 @@ impl State {
     }
 
     /// The generation whose key the dialler knows, the present one first.
-    fn recognise(&self, challenge: &Nonce, signed: &SignedHello) -> Option<(u64, GroupKey)> {
+    fn recognise(&self, opening: &Opening) -> Option<(u64, GroupKey)> {
         let present = self.membership.as_ref().map(|now| (now.generation, &now.key));
         let former = self
             .former
@@ -276,11 +327,11 @@ impl State {
             .chain(former)
             .find(|(_, key)| {
                 key.verifies(
-                    &signed.proof,
-                    Side::Dialler,
-                    challenge,
-                    &signed.nonce,
-                    &signed.hello,
+                    &opening.proof,
+                    Purpose::Opening,
+                    &[0; SECRET_BYTES],
+                    &opening.nonce,
+                    &[],
                 )
             })
             .map(|(generation, key)| (generation, key.clone()))

@@ -25,13 +25,17 @@ pub struct GroupKey([u8; SECRET_BYTES]);
 )]
 pub struct KeyLength(usize);
 
-/// Which side proves, so that a proof cannot be sent back to the one who made it.
+/// The message of a handshake that a proof belongs to, so that a proof is of no use in any other.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Side {
-    /// The one who connected.
-    Dialler,
-    /// The one who was connected to.
-    Listener,
+pub(super) enum Purpose {
+    /// The dialler's first message.
+    Opening,
+    /// The listener's challenge.
+    Challenge,
+    /// The dialler's Hello.
+    Hello,
+    /// The listener's answer.
+    Answer,
 }
 
 impl GroupKey {
@@ -49,24 +53,26 @@ impl GroupKey {
         &self.0
     }
 
-    fn mac(&self, side: Side, challenge: &Nonce, nonce: &Nonce, text: &[u8]) -> Hmac<Sha256> {
-        let label: &[u8] = match side {
-            Side::Dialler => b"llamero rank link v2, dialler",
-            Side::Listener => b"llamero rank link v2, listener",
+    fn mac(&self, purpose: Purpose, challenge: &Nonce, nonce: &Nonce, text: &[u8]) -> Hmac<Sha256> {
+        // All labels have one length: with the fixed lengths of the random numbers, no two inputs are joined to the same bytes.
+        let label = match purpose {
+            Purpose::Opening => b"llamero rank link v3, opening  ",
+            Purpose::Challenge => b"llamero rank link v3, challenge",
+            Purpose::Hello => b"llamero rank link v3, hello    ",
+            Purpose::Answer => b"llamero rank link v3, answer   ",
         };
         // A key of any length is taken, so there is no error to hand on; SHA-256 pads it to its block itself.
         let mut block = [0; 64];
         block[..SECRET_BYTES].copy_from_slice(&self.0);
         let mut mac = <Hmac<Sha256> as hmac::digest::KeyInit>::new(&block.into());
-        // The first three parts have fixed lengths, so that no two texts are joined to the same bytes.
-        for part in [label, challenge, nonce, text] {
+        for part in [label.as_slice(), challenge, nonce, text] {
             mac.update(part);
         }
         mac
     }
 
-    pub(super) fn prove(&self, side: Side, challenge: &Nonce, nonce: &Nonce, text: &[u8]) -> Proof {
-        self.mac(side, challenge, nonce, text)
+    pub(super) fn prove(&self, purpose: Purpose, challenge: &Nonce, nonce: &Nonce, text: &[u8]) -> Proof {
+        self.mac(purpose, challenge, nonce, text)
             .finalize()
             .into_bytes()
             .into()
@@ -76,12 +82,14 @@ impl GroupKey {
     pub(super) fn verifies(
         &self,
         proof: &Proof,
-        side: Side,
+        purpose: Purpose,
         challenge: &Nonce,
         nonce: &Nonce,
         text: &[u8],
     ) -> bool {
-        self.mac(side, challenge, nonce, text).verify_slice(proof).is_ok()
+        self.mac(purpose, challenge, nonce, text)
+            .verify_slice(proof)
+            .is_ok()
     }
 }
 
@@ -117,14 +125,14 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_proof_holds_for_its_own_side_numbers_text_and_key_only() {
+    fn a_proof_holds_for_its_own_purpose_numbers_text_and_key_only() {
         let (key, other) = (GroupKey([1; 32]), GroupKey([2; 32]));
-        let proof = key.prove(Side::Dialler, &[3; 32], &[4; 32], b"text");
-        assert!(key.verifies(&proof, Side::Dialler, &[3; 32], &[4; 32], b"text"));
-        assert!(!other.verifies(&proof, Side::Dialler, &[3; 32], &[4; 32], b"text"));
-        assert!(!key.verifies(&proof, Side::Listener, &[3; 32], &[4; 32], b"text"));
-        assert!(!key.verifies(&proof, Side::Dialler, &[4; 32], &[3; 32], b"text"));
-        assert!(!key.verifies(&proof, Side::Dialler, &[3; 32], &[4; 32], b"other"));
+        let proof = key.prove(Purpose::Hello, &[3; 32], &[4; 32], b"text");
+        assert!(key.verifies(&proof, Purpose::Hello, &[3; 32], &[4; 32], b"text"));
+        assert!(!other.verifies(&proof, Purpose::Hello, &[3; 32], &[4; 32], b"text"));
+        assert!(!key.verifies(&proof, Purpose::Answer, &[3; 32], &[4; 32], b"text"));
+        assert!(!key.verifies(&proof, Purpose::Hello, &[4; 32], &[3; 32], b"text"));
+        assert!(!key.verifies(&proof, Purpose::Hello, &[3; 32], &[4; 32], b"other"));
     }
 
     /// RFC 4231, test case 1, through the same padding to a block.

@@ -9,14 +9,12 @@ use std::time::{Duration, Instant};
 
 use rustix::event::PollFlags;
 
-use super::dial::content;
-use super::frame::{Header, Kind};
+use super::dial::{content, send};
+use super::frame::Kind;
 use super::handshakes::{Handshake, Handshakes};
 use super::hello::{Answer, Hello, SignedHello};
 use super::inbox::Inbox;
-use super::key::nonce;
 use super::socket::{self, SocketError};
-use crate::step::Era;
 
 /// A stranger has this long to say a whole Hello.
 pub const HELLO_DEADLINE: Duration = Duration::from_secs(5);
@@ -96,7 +94,7 @@ fn accept_all(socket: &TcpListener, inbox: &Arc<Inbox>, stopped: &AtomicBool) {
         };
         let inbox = Arc::clone(inbox);
         let spawned = std::thread::Builder::new().name("rank-handshake".into()).spawn(move || {
-            match shake_hands(stream, &inbox, &handshake) {
+            match answer(stream, &inbox, &handshake) {
                 Ok(Some((hello, Answer::Welcome))) => {
                     tracing::debug!(%from, rank = hello.from, link = ?hello.link, era = ?hello.era, "link accepted");
                 }
@@ -115,7 +113,7 @@ fn accept_all(socket: &TcpListener, inbox: &Arc<Inbox>, stopped: &AtomicBool) {
 }
 
 /// None for a stranger.
-fn shake_hands(
+fn answer(
     stream: TcpStream,
     inbox: &Inbox,
     handshake: &Handshake,
@@ -126,14 +124,17 @@ fn shake_hands(
     let begin = Instant::now();
     let deadline = begin + HELLO_DEADLINE;
     socket::prepare(&stream)?;
-    let challenge = nonce()?;
-    let header = Header::of(Kind::Challenge, Era::default(), 0);
-    socket::write_all(&stream, &socket::frame_bytes(header, &challenge)?, deadline)?;
     socket::wait_for(&stream, PollFlags::IN, begin + FIRST_BYTES_DEADLINE)?;
+    let payload = socket::read_handshake(&stream, Kind::Opening, deadline)?;
+    let opening = postcard::from_bytes(&payload).map_err(content)?;
+    let Some(recognised) = inbox.recognise(&opening)? else {
+        return Ok(None);
+    };
+    send(&stream, Kind::Challenge, &recognised.challenge(), deadline)?;
     let payload = socket::read_handshake(&stream, Kind::Hello, deadline)?;
     let signed: SignedHello = postcard::from_bytes(&payload).map_err(content)?;
     if !handshake.is_heard() {
         return Err(SocketError::Closed);
     }
-    Ok(inbox.offer(&challenge, &signed, stream))
+    Ok(inbox.offer(&recognised, &signed, stream))
 }

@@ -6,7 +6,7 @@ use std::time::Instant;
 
 use super::contract::{Abort, Label, Mesh, MeshError, Transfer, Wait};
 use super::data_link::DataLink;
-use super::exchange::{Context, exchange, say_goodbye};
+use super::exchange::{Context, exchange, send_abort};
 use super::socket::EraAbort;
 use super::{Topology, files};
 use crate::step::Era;
@@ -73,7 +73,7 @@ impl TcpMesh {
     /// After an error every later call fails the same way, and the peers are told whom to blame.
     fn ended<T>(&mut self, step: u64, done: Result<T, MeshError>) -> Result<T, MeshError> {
         if let Err(error) = &done {
-            say_goodbye(&self.links, self.era, step, error);
+            send_abort(&self.links, self.era, step, error);
             self.failed = Some(error.clone());
         }
         done

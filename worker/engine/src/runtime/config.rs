@@ -26,8 +26,10 @@ pub struct RankConfig {
     pub max_context: u32,
     /// Tokens per KV block.
     pub block_size: u32,
-    /// Bytes for KV blocks; 0: what the backend has left.
+    /// Bytes for KV blocks; must hold one sequence of full length.
     pub kv_bytes: u64,
+    /// Bytes that this rank may use in all; none: no limit is known.
+    pub memory_limit: Option<u64>,
     /// Type of the KV cache.
     pub kv_dtype: KvDtype,
     /// Adapters that may be loaded at once.
@@ -74,6 +76,7 @@ impl RankConfig {
             max_context,
             block_size: 16,
             kv_bytes: 1 << 30,
+            memory_limit: None,
             kv_dtype: KvDtype::default(),
             max_adapters: 0,
             steps_in_flight: topology.pipeline.saturating_add(1).max(2),
@@ -127,13 +130,9 @@ impl RankConfig {
         }
     }
 
-    /// KV blocks as far as they are known before the group has formed: what the bytes hold, or as many as the longest
-    /// sequence needs.
+    /// KV blocks of this rank, which the group has at most.
     pub(super) fn expected_blocks(&self, memory: &MemoryPlan) -> u32 {
-        match memory.blocks(self.kv_bytes) {
-            0 => self.max_context.div_ceil(self.block_size.max(1)),
-            blocks => blocks,
-        }
+        memory.blocks(self.kv_bytes)
     }
 
     /// Tokens that may wait when the group has so many KV blocks.

@@ -43,7 +43,7 @@ impl RankContext {
     }
 
     fn wake(&self) {
-        // Nobody there to wake is fine.
+        // A rank whose leader thread has ended needs no waking.
         let _ = self
             .inputs
             .lock()

@@ -14,8 +14,8 @@ use crate::mesh::hello::{Identity, LinkKind};
 use crate::mesh::{Abort, ControlLink, DataLink, EraAbort, Membership, MeshError, TcpMesh};
 use crate::step::Era;
 
-/// How long a look at the peers' state may be old while links are missing.
-const LOOK: Duration = Duration::from_millis(50);
+/// Missing links are dialled this often.
+const RETRY_INTERVAL: Duration = Duration::from_millis(50);
 
 pub(super) struct Follower<'a, B: Backend> {
     pub(super) backend: &'a mut B,
@@ -182,7 +182,7 @@ impl<B: Backend> Follower<'_, B> {
                         return Err(MeshError::Aborted.into());
                     }
                 }
-                dial_at = Instant::now() + LOOK;
+                dial_at = Instant::now() + RETRY_INTERVAL;
             }
             if links.plan.is_some() && links.data.len() + 1 == world as usize {
                 return Ok(links);
@@ -193,7 +193,7 @@ impl<B: Backend> Follower<'_, B> {
             if abort.is_aborted() || self.context.is_stopped() {
                 return Err(MeshError::Aborted.into());
             }
-            self.context.inbox.wait_for_link(era, LOOK);
+            self.context.inbox.wait_for_link(era, RETRY_INTERVAL);
         }
     }
 }

@@ -122,12 +122,12 @@ impl<B: Backend> RankRuntime<B> {
         }
     }
 
-    /// Whether the bytes for KV blocks hold one sequence of full length.
+    /// Whether the bytes for KV blocks hold one sequence of full length, and the rank's memory holds everything.
     fn check_memory(&self, memory: &MemoryPlan) -> Result<(), BackendError> {
         let config = &self.config;
         let needed = config.max_context.div_ceil(config.block_size.max(1));
-        if config.kv_bytes == 0 || memory.kv_block == 0 || memory.blocks(config.kv_bytes) >= needed {
-            return Ok(());
+        if memory.blocks(config.kv_bytes) >= needed {
+            return self.check_limit(memory);
         }
         Err(BackendError::Unusable(format!(
             "one sequence of {} tokens needs {needed} KV blocks of {} bytes, {} bytes in all, and this rank may use {}: \
@@ -135,6 +135,28 @@ impl<B: Backend> RankRuntime<B> {
             config.max_context,
             memory.kv_block,
             u64::from(needed) * memory.kv_block,
+            config.kv_bytes
+        )))
+    }
+
+    /// Whether the weights, the workspace and the KV blocks fit into what this rank may use. Without this the kernel would
+    /// end it in the middle of loading, with no word about why.
+    fn check_limit(&self, memory: &MemoryPlan) -> Result<(), BackendError> {
+        let config = &self.config;
+        let total = memory.fixed().saturating_add(config.kv_bytes);
+        let Some(limit) = config.memory_limit.filter(|limit| *limit < total) else {
+            return Ok(());
+        };
+        Err(BackendError::Unusable(format!(
+            "rank {} needs {total} bytes and may use {limit}: weights {}, workspace for {} tokens a step {}, logits {}, rotary \
+             angles {}, KV blocks {}; raise the memory limit of the pod, use more tensor-parallel ranks, or lower the tokens \
+             in a step, the KV memory or the longest context",
+            config.rank,
+            memory.weights,
+            config.max_batched_tokens,
+            memory.workspace,
+            memory.logits,
+            memory.rope,
             config.kv_bytes
         )))
     }
@@ -163,6 +185,7 @@ impl<B: Backend> RankRuntime<B> {
             ),
             last: Era::default(),
             backoff: config.backoff.0,
+            lasting_refusals: 0,
         };
         let (backend, context, sender) = (&mut self.backend, &self.context, &self.sender);
         std::thread::scope(|scope| {
@@ -177,7 +200,7 @@ impl<B: Backend> RankRuntime<B> {
                 .join()
                 .map_err(|_| BackendError::Bug("the planner's thread panicked".into()))?;
             computed?;
-            outcome.ok_or_else(|| BackendError::Bug("the compute thread ended without a reason".into()))
+            outcome?.ok_or_else(|| BackendError::Bug("the compute thread ended without a reason".into()))
         })
     }
 }

@@ -2,7 +2,7 @@
 //!
 //! `argmax(logit / T + g)` over independent Gumbel noise `g` is an exact sample of `softmax(logit / T)` (the Gumbel-max
 //! trick, Gumbel 1954). The noise is a pure function of its key, so every rank draws its own part of it, and the text of
-//! a request depends neither on sharding nor on batch mates nor on where an interrupted stream goes on.
+//! a request depends neither on sharding nor on other sequences of the batch nor on where an interrupted stream goes on.
 //!
 //! The generator is counter based: two rounds of the finaliser of SplitMix64 (Steele, Lea and Flood 2014).
 

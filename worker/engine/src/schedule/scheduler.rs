@@ -80,27 +80,28 @@ pub struct Scheduler {
     /// Oldest first.
     running: Vec<Sequence>,
     /// Sequences that get no more rows and have some in flight.
-    leaving: Vec<(Sequence, Then)>,
+    leaving: Vec<(Sequence, Departure)>,
     /// Slots to be freed by the next batch.
     frees: Vec<u32>,
     batches: u64,
 }
 
-/// What happens when the last row of a leaving sequence is done.
+/// Why a sequence leaves, which decides what happens when its last row is done.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Then {
-    /// It ended.
-    Drop,
-    /// It was preempted.
-    Requeue,
+enum Departure {
+    /// It ended, and is dropped.
+    Finished,
+    /// It was preempted, and waits again.
+    Preempted,
 }
 
 /// Whether a sequence has the blocks of its next row.
-enum Grown {
-    Yes,
+enum BlockGrant {
+    Granted,
     /// Sequences that leave hold enough; there is no row in this batch.
-    Later,
-    No,
+    Deferred,
+    /// Nobody leaves, so that somebody must be preempted.
+    Exhausted,
 }
 
 impl Scheduler {
@@ -162,7 +163,12 @@ impl Scheduler {
         let room = self.limits.max_batched_tokens.saturating_sub(decoding);
         let mut budget = room.min(tokens.saturating_sub(decoding).max(MIN_CHUNK));
         self.prefill(&mut batch, &mut budget);
-        if batch.preempted.is_empty() && !self.leaving.iter().any(|(_, then)| *then == Then::Requeue) {
+        if batch.preempted.is_empty()
+            && !self
+                .leaving
+                .iter()
+                .any(|(_, departure)| *departure == Departure::Preempted)
+        {
             self.admit(&mut batch, &mut budget);
         }
         if batch.rows.is_empty() {
@@ -196,13 +202,13 @@ impl Scheduler {
         while index < self.running.len() && budget > 0 {
             if self.running[index].decodes() {
                 match self.grow(index, &mut coming, batch) {
-                    Grown::Yes => {
+                    BlockGrant::Granted => {
                         batch.push(&mut self.running[index], 1, self.batches);
                         budget -= 1;
                     }
-                    Grown::Later => {}
+                    BlockGrant::Deferred => {}
                     // Sequences before `index` were looked at; the youngest stands at or behind it.
-                    Grown::No => {
+                    BlockGrant::Exhausted => {
                         coming += self.preempt_youngest(batch);
                         continue;
                     }
@@ -213,26 +219,26 @@ impl Scheduler {
     }
 
     /// Make sure the next position of a running sequence has a block.
-    fn grow(&mut self, index: usize, coming: &mut u32, batch: &mut Batch) -> Grown {
+    fn grow(&mut self, index: usize, coming: &mut u32, batch: &mut Batch) -> BlockGrant {
         let sequence = &mut self.running[index];
         let missing = sequence
             .blocks_needed(self.limits.block_size)
             .saturating_sub(held(sequence));
         if missing == 0 {
-            return Grown::Yes;
+            return BlockGrant::Granted;
         }
         if let Some(placed) = &mut sequence.placed
             && let Some(blocks) = self.allocator.allocate(missing)
         {
             placed.blocks.extend_from_slice(&blocks);
             batch.blocks.appends.push((placed.slot, blocks));
-            return Grown::Yes;
+            return BlockGrant::Granted;
         }
         if missing <= self.allocator.free() + *coming {
             *coming = coming.saturating_sub(missing);
-            return Grown::Later;
+            return BlockGrant::Deferred;
         }
-        Grown::No
+        BlockGrant::Exhausted
     }
 
     /// Send the youngest running sequence back to the queue. Returns how many blocks it still holds.
@@ -246,7 +252,7 @@ impl Scheduler {
         } else {
             0
         };
-        self.leave(sequence, Then::Requeue);
+        self.leave(sequence, Departure::Preempted);
         blocks
     }
 
@@ -301,14 +307,14 @@ impl Scheduler {
             return Some(done(sequence));
         }
         let index = self.leaving.iter().position(|(sequence, _)| sequence.id == id)?;
-        let (sequence, then) = &mut self.leaving[index];
+        let (sequence, departure) = &mut self.leaving[index];
         let length = done(sequence);
-        let then = *then;
+        let departure = *departure;
         if sequence.rows_in_flight == 0 {
-            let (sequence, then) = self.leaving.swap_remove(index);
-            self.leave(sequence, then);
+            let (sequence, departure) = self.leaving.swap_remove(index);
+            self.leave(sequence, departure);
         }
-        (then == Then::Requeue).then_some(length)
+        (departure == Departure::Preempted).then_some(length)
     }
 
     /// Whether a sequence has all the tokens it may come to hold.
@@ -324,15 +330,15 @@ impl Scheduler {
         if let Some(index) = self.running.iter().position(|sequence| sequence.id == id) {
             let mut sequence = self.running.remove(index);
             let history = std::mem::take(&mut sequence.tokens);
-            self.leave(sequence, Then::Drop);
+            self.leave(sequence, Departure::Finished);
             return Some(history);
         }
         let left = self
             .leaving
             .iter_mut()
-            .find(|(sequence, then)| sequence.id == id && *then == Then::Requeue);
-        if let Some((sequence, then)) = left {
-            *then = Then::Drop;
+            .find(|(sequence, departure)| sequence.id == id && *departure == Departure::Preempted);
+        if let Some((sequence, departure)) = left {
+            *departure = Departure::Finished;
             return Some(std::mem::take(&mut sequence.tokens));
         }
         let index = self.waiting.iter().position(|sequence| sequence.id == id)?;
@@ -340,9 +346,9 @@ impl Scheduler {
     }
 
     /// Free what a sequence holds as soon as no row of it is in flight.
-    fn leave(&mut self, mut sequence: Sequence, then: Then) {
+    fn leave(&mut self, mut sequence: Sequence, departure: Departure) {
         if sequence.rows_in_flight > 0 {
-            self.leaving.push((sequence, then));
+            self.leaving.push((sequence, departure));
             return;
         }
         if let Some(placed) = sequence.placed.take() {
@@ -352,7 +358,7 @@ impl Scheduler {
             self.free_slots.push(placed.slot);
             self.frees.push(placed.slot);
         }
-        if then == Then::Requeue {
+        if departure == Departure::Preempted {
             sequence.reset();
             let younger = self.waiting.iter().position(|other| other.id > sequence.id);
             self.waiting
@@ -366,7 +372,10 @@ impl Scheduler {
     pub fn requeue_all(&mut self, limits: Limits) -> Vec<(Sequence, Refusal)> {
         let mut running = std::mem::take(&mut self.running);
         let leaving = std::mem::take(&mut self.leaving).into_iter();
-        running.extend(leaving.filter_map(|(sequence, then)| (then == Then::Requeue).then_some(sequence)));
+        running.extend(
+            leaving
+                .filter_map(|(sequence, departure)| (departure == Departure::Preempted).then_some(sequence)),
+        );
         running.sort_by_key(|sequence| sequence.id);
         running.iter_mut().for_each(Sequence::reset);
         let waiting = std::mem::take(&mut self.waiting);
@@ -402,7 +411,10 @@ impl Scheduler {
     /// Number of sequences that wait, those included that were preempted and have rows in flight.
     #[must_use]
     pub fn waiting(&self) -> usize {
-        let preempted = self.leaving.iter().filter(|(_, then)| *then == Then::Requeue);
+        let preempted = self
+            .leaving
+            .iter()
+            .filter(|(_, departure)| *departure == Departure::Preempted);
         self.waiting.len() + preempted.count()
     }
 
@@ -423,7 +435,10 @@ impl Scheduler {
 
     /// The histories of all sequences, running first, then preempted and waiting ones.
     pub fn sequences(&self) -> impl Iterator<Item = &Sequence> {
-        let preempted = self.leaving.iter().filter(|(_, then)| *then == Then::Requeue);
+        let preempted = self
+            .leaving
+            .iter()
+            .filter(|(_, departure)| *departure == Departure::Preempted);
         self.running
             .iter()
             .chain(preempted.map(|(sequence, _)| sequence))

@@ -1,11 +1,12 @@
 //! `inspect`: what a checkpoint is and how it would be sharded, from its headers and samples.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use anyhow::Context as _;
 use clap::Args;
 use llamero_checkpoint::inspect::inspect as report_on;
-use llamero_checkpoint::{CheckpointSummary, Topology};
+use llamero_checkpoint::{Checkpoint, CheckpointSummary, ModelLayout, ShardPlan, Topology};
+use llamero_cpu::WorkspaceNeed;
 use llamero_proto::limits;
 
 use crate::config::within;
@@ -55,10 +56,11 @@ pub fn inspect(args: &InspectArgs) -> anyhow::Result<u8> {
         tensor: args.tensor,
         pipeline: args.pipeline,
     };
-    let mut outcome = report_on(dir, topology);
-    if let Ok(report) = &mut outcome {
+    let outcome = report_on(dir, topology).and_then(|mut report| {
         report.summary.backends = BACKENDS.map(str::to_owned).into();
-    }
+        add_workspace(dir, &mut report.summary)?;
+        Ok(report)
+    });
     let json = match &outcome {
         Ok(report) => fit(&report.summary, args.tensor)?,
         Err(error) => refusal(&format!("{error:#}")),
@@ -79,6 +81,21 @@ pub fn inspect(args: &InspectArgs) -> anyhow::Result<u8> {
     } else {
         0
     })
+}
+
+/// Say what the CPU backend takes beside weights and KV cache. Sizes that it cannot compute are left as they are: `serve` says
+/// why.
+fn add_workspace(dir: &Path, summary: &mut CheckpointSummary) -> llamero_checkpoint::Result<()> {
+    let checkpoint = Checkpoint::open(dir)?;
+    let (config, model) = (checkpoint.config(), ModelLayout::check(&checkpoint)?);
+    for plan in &mut summary.plans {
+        let split = ShardPlan::new(config, Topology::tensor(plan.tensor))?;
+        if let Ok(need) = WorkspaceNeed::of(config, &model, &split) {
+            plan.workspace_bytes_per_rank = Some(need.fixed);
+            plan.workspace_bytes_per_batched_token_per_rank = Some(need.per_token);
+        }
+    }
+    Ok(())
 }
 
 /// The summary as JSON within the limit; if need be without the largest sizes that were not asked for.

@@ -41,6 +41,7 @@ impl Alone {
             rank: 0,
             first_rank: 0,
             threads,
+            memory_limit: crate::cgroup::memory_limit(),
             listen: member.ip(),
             rank_port: member.port(),
             inference_port: address.port(),

@@ -176,6 +176,7 @@ fn start_keepers(args: &ServeArgs, local: LocalRanks, control: &Control) -> anyh
             rank: local.first + index,
             first_rank: local.first,
             threads: args.threads(local.count),
+            memory_limit: crate::cgroup::memory_limit().map(|limit| limit / u64::from(local.count.max(1))),
             listen: args.listen_address(),
             rank_port,
             inference_port: args.inference_port,

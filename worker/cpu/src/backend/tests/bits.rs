@@ -3,6 +3,8 @@
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
+use llamero_engine::hash::Fnv1a;
+
 use super::group::{Group, Way};
 use super::tiny;
 use crate::{Kernel, Level};
@@ -12,13 +14,11 @@ const TENSORS: [u32; 5] = [1, 2, 3, 4, 8];
 
 /// FNV-1a over the bits of all logits.
 fn hash(logits: &[Vec<f32>]) -> u64 {
-    let bytes = logits
-        .iter()
-        .flatten()
-        .flat_map(|logit| logit.to_bits().to_le_bytes());
-    bytes.fold(0xcbf2_9ce4_8422_2325, |hash, byte| {
-        (hash ^ u64::from(byte)).wrapping_mul(0x0000_0100_0000_01b3)
-    })
+    let mut hash = Fnv1a::default();
+    for logit in logits.iter().flatten() {
+        hash.write(&logit.to_bits().to_le_bytes());
+    }
+    hash.finish()
 }
 
 fn levels(wanted: &[Level]) -> Vec<Level> {
@@ -59,15 +59,15 @@ fn one_hash(folder: &Path, main: &[u32], groups: &[(u32, usize, Level)], ways: &
     first.unwrap()
 }
 
-/// Every combination of chunks, mates, block sizes and steps in flight.
-fn ways(chunks: &[usize], mates: &[u32], blocks: &[u32], in_flight: &[usize]) -> Vec<Way> {
+/// Every combination of chunks, peers, block sizes and steps in flight.
+fn ways(chunks: &[usize], peers: &[u32], blocks: &[u32], in_flight: &[usize]) -> Vec<Way> {
     let mut all = Vec::new();
     for chunk in chunks {
-        for mates in mates {
+        for peers in peers {
             for block in blocks {
                 all.extend(in_flight.iter().map(|in_flight| Way {
                     chunk: *chunk,
-                    mates: *mates,
+                    peers: *peers,
                     block: *block,
                     in_flight: *in_flight,
                 }));

@@ -15,8 +15,8 @@ use llamero_engine::{
 use crate::collective::Waits;
 use crate::{CpuBackend, CpuOptions, Kernel, Level};
 
-/// Positions that the longest mate reaches, at most.
-const MATES_REACH: usize = 128;
+/// Positions that the longest other sequence reaches, at most.
+const PEERS_REACH: usize = 128;
 
 /// How the same tokens are computed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -24,7 +24,7 @@ pub(super) struct Way {
     /// Tokens of the main sequence per step.
     pub(super) chunk: usize,
     /// Other sequences in the batch.
-    pub(super) mates: u32,
+    pub(super) peers: u32,
     /// Tokens of a KV block.
     pub(super) block: u32,
     /// Steps submitted before the first is waited for; with more than one, tokens come late.
@@ -33,10 +33,10 @@ pub(super) struct Way {
 
 impl Way {
     /// One step at a time, in blocks of the default size.
-    pub(super) fn new(chunk: usize, mates: u32) -> Self {
+    pub(super) fn new(chunk: usize, peers: u32) -> Self {
         Self {
             chunk,
-            mates,
+            peers,
             block: 16,
             in_flight: 1,
         }
@@ -111,7 +111,7 @@ pub(super) fn spec(era: Era, tokens: usize) -> FormSpec {
         era,
         max_sequences: 6,
         max_batched_tokens: 600,
-        max_context: tokens.max(MATES_REACH) as u32,
+        max_context: tokens.max(PEERS_REACH) as u32,
         block_size: 16,
         steps_in_flight: 3,
         kv_dtype: KvDtype::Bf16,
@@ -177,7 +177,7 @@ fn finish(rank: &mut CpuBackend, ticket: Ticket, (plan, late): &(Plan, Vec<u32>)
     logits
 }
 
-/// Steps that compute `main` in slot 0 by chunks, beside mates that come and go in the others; and their late tokens.
+/// Steps that compute `main` in slot 0 by chunks, beside peers that come and go in the others; and their late tokens.
 fn plans(main: &[u32], way: Way, era: Era, vocab: u32) -> Vec<(Plan, Vec<u32>)> {
     let mut tables = BlockTables::new(6, 4096);
     let mut next_block = 0;
@@ -186,8 +186,8 @@ fn plans(main: &[u32], way: Way, era: Era, vocab: u32) -> Vec<(Plan, Vec<u32>)> 
     for (step, chunk) in (1u64..).zip(main.chunks(way.chunk)) {
         let mut rows = vec![row(0, computed[0], chunk.to_vec())];
         let mut blocks = BlockDeltas::default();
-        for slot in 1..=way.mates {
-            // Lengths differ by slot; a mate that reached its end is replaced by a new one.
+        for slot in 1..=way.peers {
+            // Lengths differ by slot; a peer that reached its end is replaced by a new one.
             let tokens = if computed[slot as usize] == 0 { 7 * slot } else { 1 };
             if computed[slot as usize] + tokens > 20 * slot + 10 {
                 blocks.frees.push(slot);

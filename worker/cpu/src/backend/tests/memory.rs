@@ -5,7 +5,7 @@ use llamero_engine::{Backend, BackendError, FormSpec};
 use super::group::{options, spec};
 use super::tiny;
 use crate::workspace::Workspace;
-use crate::{CpuBackend, Kernel};
+use crate::{CpuBackend, Kernel, WorkspaceNeed};
 
 /// Each buffer is what the plan says.
 #[test]
@@ -38,7 +38,7 @@ fn the_plan_is_what_is_allocated() {
 #[test]
 fn true_8b_layers_form_with_what_sizing_grants() {
     const CONTEXT: u32 = 131_072;
-    let folder = tiny::sparse_8b(2);
+    let folder = tiny::sparse(&tiny::WIDTHS_8B, 2);
     let backend = CpuBackend::new(folder.path(), options(1, 0, 1, Kernel::detect().level())).unwrap();
     let summary =
         llamero_checkpoint::inspect::inspect(folder.path(), llamero_checkpoint::Topology::tensor(1))
@@ -65,7 +65,7 @@ fn true_8b_layers_form_with_what_sizing_grants() {
 /// The same, formed. Weights are holes of a sparse file.
 #[test]
 fn a_sparse_8b_forms_and_answers() {
-    let folder = tiny::sparse_8b(2);
+    let folder = tiny::sparse(&tiny::WIDTHS_8B, 2);
     let mut backend = CpuBackend::new(folder.path(), options(1, 0, 1, Kernel::detect().level())).unwrap();
     backend.load(&llamero_engine::Unwatched).unwrap();
     let era = llamero_engine::Era::default();
@@ -83,4 +83,40 @@ fn a_sparse_8b_forms_and_answers() {
         backend.form(&spec, mesh(), &mut |_| {}),
         Err(BackendError::Unusable(_))
     ));
+}
+
+/// What sizing is told is what forming takes: never less, and not much more. A constant of 256 MiB was less than a quarter of
+/// what an 8B needs for 4,096 tokens a step.
+#[test]
+fn sizing_is_told_what_large_steps_take() {
+    for (widths, tokens, tensor, at_least) in [
+        (tiny::WIDTHS_8B, 4096, 1, 1 << 30),
+        (tiny::WIDTHS_8B, 4096, 3, 512 << 20),
+        (tiny::WIDTHS_70B, 512, 8, 64 << 20),
+    ] {
+        let folder = tiny::sparse(&widths, 2);
+        let mut most = 0;
+        let mut told = WorkspaceNeed::default();
+        for rank in 0..tensor {
+            let backend =
+                CpuBackend::new(folder.path(), options(tensor, rank, 1, Kernel::detect().level())).unwrap();
+            let config = backend.checkpoint.config();
+            let split = llamero_checkpoint::ShardPlan::new(config, backend.topology()).unwrap();
+            told = WorkspaceNeed::of(config, &backend.model, &split).unwrap();
+            let spec = FormSpec {
+                max_batched_tokens: tokens,
+                steps_in_flight: 2,
+                ..spec(llamero_engine::Era::default(), 64)
+            };
+            let fixed = backend.memory(&spec).unwrap().fixed();
+            let tensors = llamero_checkpoint::piece::rank_bytes(&backend.model, &backend.shard);
+            most = most.max(fixed - tensors);
+        }
+        let told = told.bytes(tokens);
+        assert!(
+            told >= most && told - most < most / 20,
+            "{tensor} ranks: told {told}, taken {most}"
+        );
+        assert!(most > at_least, "{tensor} ranks take {most}");
+    }
 }

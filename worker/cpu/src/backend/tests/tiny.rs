@@ -66,14 +66,32 @@ pub(super) fn checkpoint(fp8: bool) -> TempDir {
     folder
 }
 
-/// A checkpoint with `layers` layers of Llama 3.1 8B in FP8 and a small vocabulary, as a sparse file: every weight is zero
-/// and takes no room.
-pub(super) fn sparse_8b(layers: usize) -> TempDir {
-    const HIDDEN: usize = 4096;
+/// The widths of a Llama 3.1, whose heads have 128 elements and which has 8 of keys and values.
+pub(super) struct Widths {
+    pub(super) hidden: usize,
+    pub(super) ffn: usize,
+}
+
+/// Llama 3.1 8B.
+pub(super) const WIDTHS_8B: Widths = Widths {
+    hidden: 4096,
+    ffn: 14_336,
+};
+
+/// Llama 3.1 70B.
+pub(super) const WIDTHS_70B: Widths = Widths {
+    hidden: 8192,
+    ffn: 28_672,
+};
+
+/// A checkpoint with `layers` layers of a Llama 3.1 in FP8 and a small vocabulary, as a sparse file: every weight is zero and
+/// takes no room.
+pub(super) fn sparse(widths: &Widths, layers: usize) -> TempDir {
+    let Widths { hidden, ffn } = *widths;
     let folder = TempDir::new().unwrap();
     let config = json!({
-        "architectures": ["LlamaForCausalLM"], "model_type": "llama", "hidden_size": HIDDEN, "num_hidden_layers": layers,
-        "num_attention_heads": 32, "num_key_value_heads": 8, "head_dim": 128, "intermediate_size": 14_336,
+        "architectures": ["LlamaForCausalLM"], "model_type": "llama", "hidden_size": hidden, "num_hidden_layers": layers,
+        "num_attention_heads": hidden / 128, "num_key_value_heads": 8, "head_dim": 128, "intermediate_size": ffn,
         "vocab_size": 1024, "rms_norm_eps": 1e-5, "rope_theta": 500_000.0, "tie_word_embeddings": false,
         "max_position_embeddings": 131_072, "eos_token_id": 2, "bos_token_id": 1
     });
@@ -90,24 +108,24 @@ pub(super) fn sparse_8b(layers: usize) -> TempDir {
         put(
             format!("{name}.weight"),
             "BF16",
-            &[1024, HIDDEN],
-            2 * 1024 * HIDDEN,
+            &[1024, hidden],
+            2 * 1024 * hidden,
         );
     }
-    put("model.norm.weight".into(), "BF16", &[HIDDEN], 2 * HIDDEN);
+    put("model.norm.weight".into(), "BF16", &[hidden], 2 * hidden);
     for layer in 0..layers {
         let prefix = format!("model.layers.{layer}");
         for name in ["input_layernorm", "post_attention_layernorm"] {
-            put(format!("{prefix}.{name}.weight"), "BF16", &[HIDDEN], 2 * HIDDEN);
+            put(format!("{prefix}.{name}.weight"), "BF16", &[hidden], 2 * hidden);
         }
         for (name, n, k) in [
-            ("self_attn.q_proj", HIDDEN, HIDDEN),
-            ("self_attn.k_proj", 1024, HIDDEN),
-            ("self_attn.v_proj", 1024, HIDDEN),
-            ("self_attn.o_proj", HIDDEN, HIDDEN),
-            ("mlp.gate_proj", 14_336, HIDDEN),
-            ("mlp.up_proj", 14_336, HIDDEN),
-            ("mlp.down_proj", HIDDEN, 14_336),
+            ("self_attn.q_proj", hidden, hidden),
+            ("self_attn.k_proj", 1024, hidden),
+            ("self_attn.v_proj", 1024, hidden),
+            ("self_attn.o_proj", hidden, hidden),
+            ("mlp.gate_proj", ffn, hidden),
+            ("mlp.up_proj", ffn, hidden),
+            ("mlp.down_proj", hidden, ffn),
         ] {
             put(format!("{prefix}.{name}.weight"), "F8_E4M3", &[n, k], n * k);
             put(format!("{prefix}.{name}.weight_scale"), "F32", &[n, 1], 4 * n);

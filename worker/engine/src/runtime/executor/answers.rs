@@ -1,6 +1,7 @@
 //! What the members have answered to one step.
 
 use std::collections::BTreeMap;
+use std::ops::Range;
 
 use crate::mesh::MeshError;
 use crate::step::{LogitShard, StepOutput};
@@ -13,20 +14,32 @@ pub(super) struct StepAnswers {
     /// By rank.
     outputs: Vec<Option<StepOutput>>,
     taken: bool,
+    /// The ranks of the last stage, the only ones that have logits.
+    heads: Range<u32>,
+    /// By rank of the last stage.
     rows: BTreeMap<Place, Vec<Option<LogitShard>>>,
 }
 
 impl StepAnswers {
-    pub(super) fn new(number: u64, members: usize) -> Self {
+    pub(super) fn new(number: u64, members: usize, heads: Range<u32>) -> Self {
         Self {
             number,
             outputs: vec![None; members],
             taken: false,
+            heads,
             rows: BTreeMap::new(),
         }
     }
 
     pub(super) fn output(&mut self, rank: u32, output: StepOutput) -> Result<(), MeshError> {
+        let is_empty = output.candidates.is_empty() && output.hidden.is_empty();
+        if !is_empty && !self.heads.contains(&rank) {
+            let reason = format!(
+                "it answered positions of step {}, which only ranks of the last stage can",
+                self.number
+            );
+            return Err(MeshError::Protocol { rank, reason });
+        }
         match self.outputs.get_mut(rank as usize) {
             Some(place @ None) if !self.taken => {
                 *place = Some(output);
@@ -36,13 +49,17 @@ impl StepAnswers {
         }
     }
 
-    pub(super) fn expect_row(&mut self, place: Place, members: usize) {
-        self.rows.insert(place, vec![None; members]);
+    pub(super) fn expect_row(&mut self, place: Place) {
+        self.rows.insert(place, vec![None; self.heads.len()]);
     }
 
     pub(super) fn row(&mut self, rank: u32, place: Place, shard: LogitShard) -> Result<(), MeshError> {
         let shards = self.rows.get_mut(&place);
-        match shards.and_then(|shards| shards.get_mut(rank as usize)) {
+        let at = rank.checked_sub(self.heads.start);
+        match shards
+            .zip(at)
+            .and_then(|(shards, at)| shards.get_mut(at as usize))
+        {
             Some(place @ None) => {
                 *place = Some(shard);
                 Ok(())
@@ -58,12 +75,16 @@ impl StepAnswers {
         }
     }
 
-    pub(super) fn take_outputs(&mut self) -> Option<Vec<StepOutput>> {
+    /// The outputs of the last stage, with their ranks, once every rank has answered: the others' only say that they are done.
+    pub(super) fn take_outputs(&mut self) -> Option<Vec<(u32, StepOutput)>> {
         if self.taken || self.outputs.iter().any(Option::is_none) {
             return None;
         }
         self.taken = true;
-        self.outputs.iter_mut().map(Option::take).collect()
+        let heads = self.heads.clone();
+        heads
+            .map(|rank| Some((rank, self.outputs.get_mut(rank as usize)?.take()?)))
+            .collect()
     }
 
     pub(super) fn take_row(&mut self, place: Place) -> Option<Vec<LogitShard>> {
@@ -75,14 +96,72 @@ impl StepAnswers {
 
     /// Ranks that owe an answer.
     pub(super) fn missing(&self) -> Vec<usize> {
+        let first = self.heads.start as usize;
+        let row = |shards: &Vec<Option<LogitShard>>, rank: usize| {
+            let at = rank.checked_sub(first);
+            at.and_then(|at| shards.get(at)).is_some_and(Option::is_none)
+        };
         let missing = |rank: &usize| {
             let output = !self.taken && self.outputs[*rank].is_none();
-            output || self.rows.values().any(|shards| shards[*rank].is_none())
+            output || self.rows.values().any(|shards| row(shards, *rank))
         };
         (0..self.outputs.len()).filter(missing).collect()
     }
 
     pub(super) fn is_complete(&self) -> bool {
         self.missing().is_empty()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use llamero_checkpoint::Runs;
+
+    use super::*;
+    use crate::mesh::Topology;
+    use crate::step::RowCandidates;
+
+    fn with_candidates() -> StepOutput {
+        StepOutput {
+            candidates: vec![RowCandidates::default()],
+            hidden: Vec::new(),
+        }
+    }
+
+    fn shard() -> LogitShard {
+        LogitShard {
+            tokens: Runs::from(0..1),
+            logits: vec![0.5],
+        }
+    }
+
+    #[test]
+    fn only_the_last_stage_answers_positions_and_all_stages_end_the_step() {
+        let topology = Topology {
+            tensor: 2,
+            pipeline: 2,
+        };
+        let mut answers = StepAnswers::new(7, 4, topology.ranks_of(1));
+        assert!(
+            answers.output(1, with_candidates()).is_err(),
+            "rank 1 has no head"
+        );
+        answers.output(3, with_candidates()).unwrap();
+        answers.output(2, with_candidates()).unwrap();
+        answers.output(0, StepOutput::default()).unwrap();
+        assert_eq!(answers.take_outputs(), None, "rank 1 may still compute");
+        assert_eq!(answers.missing(), [1]);
+        answers.output(1, StepOutput::default()).unwrap();
+        let outputs = answers.take_outputs().unwrap();
+        assert_eq!(outputs, [(2, with_candidates()), (3, with_candidates())]);
+        assert!(answers.is_complete());
+
+        answers.expect_row((0, 0));
+        assert_eq!(answers.missing(), [2, 3]);
+        assert!(answers.row(1, (0, 0), shard()).is_err(), "rank 1 was not asked");
+        answers.row(3, (0, 0), shard()).unwrap();
+        assert_eq!(answers.missing(), [2]);
+        answers.row(2, (0, 0), shard()).unwrap();
+        assert_eq!(answers.take_row((0, 0)), Some(vec![shard(), shard()]));
     }
 }

@@ -5,20 +5,21 @@
 //! |---|---|
 //! | [`link`] | the leader's end of the link to one member |
 //! | [`answers`] | what the members have answered to one step |
-//! | [`stall`] | who is owed for, and since when nothing has moved |
+//! | [`stall`] | which member holds the others up, and since when nothing has moved |
 
 mod answers;
 mod link;
 mod stall;
 
 use std::collections::VecDeque;
+use std::ops::Range;
 use std::time::{Duration, Instant};
 
 use answers::StepAnswers;
 pub(super) use link::{LeaderLink, Outgoing};
 use stall::Movement;
 
-use crate::mesh::{MeshError, Message, Setup};
+use crate::mesh::{MeshError, Message, Setup, Topology};
 use crate::step::{Era, Late, LogitShard, Plan, StepOutput};
 
 /// How long members may be silent.
@@ -39,9 +40,13 @@ pub(super) struct Executor {
     links: Vec<LeaderLink>,
     /// KV blocks of each rank, as far as it is ready.
     blocks: Vec<Option<u32>>,
+    /// What each rank says that it does while it forms.
+    forming: Vec<Option<String>>,
+    /// The ranks of the last stage: they have the head, so logits are theirs.
+    heads: Range<u32>,
     /// Submitted and not released, oldest first.
     steps: VecDeque<StepAnswers>,
-    /// Steps whose release has not been told yet; that travels with the next message.
+    /// Steps whose release has not been told yet; that travels with the next message to all.
     released: Vec<u64>,
     patience: Patience,
     movement: Movement,
@@ -49,10 +54,18 @@ pub(super) struct Executor {
 }
 
 impl Executor {
-    /// All links of an era, in rank order.
-    pub(super) fn new(era: Era, links: Vec<LeaderLink>, patience: Patience, now: Instant) -> Self {
+    /// All links of an era, in rank order, to the ranks of `topology`.
+    pub(super) fn new(
+        era: Era,
+        topology: Topology,
+        links: Vec<LeaderLink>,
+        patience: Patience,
+        now: Instant,
+    ) -> Self {
         Self {
             era,
+            forming: vec![None; links.len()],
+            heads: topology.ranks_of(topology.pipeline.saturating_sub(1)),
             blocks: vec![None; links.len()],
             movement: Movement::new(links.len(), now),
             links,
@@ -79,11 +92,11 @@ impl Executor {
     /// Let all members execute a plan.
     pub(super) fn submit(&mut self, plan: Plan, now: Instant) -> Result<(), MeshError> {
         if self.steps.iter().all(StepAnswers::is_complete) {
-            // Nobody was owed for until now.
+            // No answer was due until now, so the silence before this does not count as a stall.
             self.movement.moved(now);
         }
         self.steps
-            .push_back(StepAnswers::new(plan.step, self.links.len()));
+            .push_back(StepAnswers::new(plan.step, self.links.len(), self.heads.clone()));
         self.send(vec![(plan.step, Message::Plan(plan))], now)
     }
 
@@ -97,33 +110,38 @@ impl Executor {
         self.send(messages, now)
     }
 
-    /// The answers of all members to a step, in rank order, once all are there. Given once.
-    pub(super) fn outputs(&mut self, step: u64) -> Option<Vec<StepOutput>> {
+    /// The answers of the last stage's ranks to a step, with their ranks in ascending order, once every member has
+    /// answered. Given once.
+    pub(super) fn outputs(&mut self, step: u64) -> Option<Vec<(u32, StepOutput)>> {
         self.step(step)?.take_outputs()
     }
 
-    /// Ask all members for their part of the logits of a position.
+    /// Ask the last stage's ranks for their parts of the logits of a position.
     pub(super) fn fetch(&mut self, step: u64, row: u32, offset: u32, now: Instant) -> Result<(), MeshError> {
-        let members = self.links.len();
         if let Some(answers) = self.step(step) {
-            answers.expect_row((row, offset), members);
+            answers.expect_row((row, offset));
         }
         self.movement.moved(now);
-        self.send(vec![(step, Message::Fetch { row, offset })], now)
+        let outgoing = Outgoing::new(self.era, vec![(step, Message::Fetch { row, offset })]);
+        let heads = (self.heads.start as usize).min(self.links.len())..;
+        for link in self.links[heads].iter().rev() {
+            link.send(&outgoing, self.patience.stall)?;
+        }
+        Ok(())
     }
 
-    /// The parts of all members, in rank order, once all are there. Given once.
+    /// The parts of the last stage's ranks, in rank order, once all are there. Given once.
     pub(super) fn shards(&mut self, step: u64, row: u32, offset: u32) -> Option<Vec<LogitShard>> {
         self.step(step)?.take_row((row, offset))
     }
 
-    /// Nothing of the oldest step will be fetched any more. Members hear of it with the next message.
+    /// Nothing of the oldest step will be fetched any more. Members are told with the next message to all.
     pub(super) fn release(&mut self, step: u64) {
         self.steps.retain(|answers| answers.number != step);
         self.released.push(step);
     }
 
-    /// The group is drained: members end. Who does not hear it is ended from outside.
+    /// The group is drained: members end. A member that cannot be reached any more is ended by its pod's supervisor.
     pub(super) fn leave(&mut self, now: Instant) {
         let _ = self.send(vec![(0, Message::Leave)], now);
     }
@@ -140,7 +158,10 @@ impl Executor {
         let at = rank as usize;
         let answers = self.steps.iter_mut().find(|answers| answers.number == step);
         match (message, answers) {
-            (Message::Forming(_), _) => Ok(()),
+            (Message::Forming(what), _) => {
+                self.forming[at] = Some(what);
+                Ok(())
+            }
             (Message::Ready { blocks }, _) if self.blocks[at].is_none() => {
                 self.blocks[at] = Some(blocks);
                 Ok(())
@@ -154,6 +175,13 @@ impl Executor {
             (Message::Failed(failure), _) => Err(failure.blame(rank)),
             (message, _) => Err(message.out_of_place(rank, step)),
         }
+    }
+
+    /// What the first rank that has not formed yet says that it does.
+    pub(super) fn forming(&self) -> Option<String> {
+        let rank = self.blocks.iter().position(Option::is_none)?;
+        let what = self.forming[rank].as_ref()?;
+        Some(format!("rank {rank}: {what}"))
     }
 
     /// Say that the leader is there, where it was silent for a while, and look for a member that stands still.
@@ -170,7 +198,7 @@ impl Executor {
         self.spoke_at + self.patience.progress
     }
 
-    /// The ranks that are waited for, and how long nothing may move then.
+    /// The ranks whose answers are due, and how long nothing may move then.
     fn owing(&self) -> (Vec<usize>, Duration) {
         let ready = |rank: &usize| self.blocks[*rank].is_some();
         let forming: Vec<usize> = (0..self.links.len()).filter(|rank| !ready(rank)).collect();

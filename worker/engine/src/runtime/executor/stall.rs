@@ -1,4 +1,4 @@
-//! Who is owed for, and since when nothing has moved.
+//! Finds the member that holds the others up once nothing has moved for too long.
 
 use std::time::{Duration, Instant};
 
@@ -28,7 +28,7 @@ impl Movement {
         self.layers[rank] = layers;
     }
 
-    /// Whether nothing has moved for `limit` although the ranks `owing` are waited for. The one with the fewest layers
+    /// Whether nothing has moved for `limit` although answers of the ranks `owing` are due. The one with the fewest layers
     /// is to blame: others wait for it inside the step.
     pub(super) fn check(
         &self,

@@ -24,8 +24,13 @@ pub(super) struct Dialling {
 pub(super) enum Reached {
     /// All plan and data links are there, in rank order.
     All(Vec<ControlLink>, Vec<DataLink>),
-    /// Somebody is missing, as the sentence says. Try again after a while.
-    Missing(String),
+    /// Somebody is missing. Try again after a while.
+    Missing {
+        /// Everybody who is missing, and why.
+        why: String,
+        /// The words of somebody who would refuse every later attempt in the same way.
+        lasting: Option<String>,
+    },
     /// This era cannot come about; the next needs an epoch above this one.
     Over { epoch: u64, rank: u32, why: String },
     /// The others belong to a later generation, which this rank has not been told.
@@ -54,6 +59,7 @@ impl Dialling {
     /// Dial everybody who is missing, once.
     pub(super) fn attempt(&mut self) -> Reached {
         let mut missing = Vec::new();
+        let mut lasting = None;
         for (rank, plan) in (1..).zip(&mut self.plans) {
             match plan {
                 Some(stream) if is_closed(stream) => {
@@ -73,7 +79,12 @@ impl Dialling {
                             Ok(stream) => *plan = Some(stream),
                             Err(error) => match refused_for_good(rank, &error, self.era) {
                                 Some(over) => return over,
-                                None => missing.push(error.to_string()),
+                                None => {
+                                    if refuses_always(&error) {
+                                        lasting = Some(error.to_string());
+                                    }
+                                    missing.push(error.to_string());
+                                }
                             },
                         }
                     }
@@ -90,7 +101,10 @@ impl Dialling {
         if missing.is_empty() {
             self.data_links()
         } else {
-            Reached::Missing(missing.join("; "))
+            Reached::Missing {
+                why: missing.join("; "),
+                lasting,
+            }
         }
     }
 
@@ -125,6 +139,21 @@ impl Dialling {
         }
         Reached::All(plans, data)
     }
+}
+
+/// Whether the same two ranks will always be refused so: something must be changed first.
+fn refuses_always(error: &DialError) -> bool {
+    matches!(
+        error,
+        DialError::Refused {
+            code: RefusalCode::OtherContent
+                | RefusalCode::OtherNumerics
+                | RefusalCode::OtherGroup
+                | RefusalCode::Protocol
+                | RefusalCode::WrongRank,
+            ..
+        }
+    )
 }
 
 /// Whether a refusal means that this era can never be connected.

@@ -6,12 +6,16 @@ use std::time::{Duration, Instant};
 
 use super::connect::{Dialling, Reached};
 use super::{End, Leader, LocalEra};
+use crate::backend::BackendError;
 use crate::mesh::hello::Identity;
 use crate::mesh::{Abort, ControlLink, DataLink, EraAbort, Membership, MeshError, TcpMesh};
 use crate::runtime::executor::{Executor, LeaderLink};
 use crate::runtime::input::Input;
 use crate::runtime::state::{Outcome, Phase};
 use crate::step::Era;
+
+/// Attempts within one generation that may be answered by a refusal that no new attempt changes.
+const LASTING_REFUSALS: u32 = 8;
 
 pub(super) fn run(leader: &mut Leader<'_>) -> Result<Infallible, End> {
     let membership = leader.membership()?;
@@ -20,6 +24,7 @@ pub(super) fn run(leader: &mut Leader<'_>) -> Result<Infallible, End> {
             generation: membership.generation,
             epoch: 0,
         };
+        leader.lasting_refusals = 0;
     }
     leader.last.epoch += 1;
     let era = leader.last;
@@ -73,13 +78,16 @@ impl Leader<'_> {
         let mut pause = self.config.backoff.0;
         loop {
             match dialling.attempt() {
-                Reached::All(plans, data) => return Ok((plans, data)),
+                Reached::All(plans, data) => {
+                    self.lasting_refusals = 0;
+                    return Ok((plans, data));
+                }
                 Reached::Over { .. } if abort.is_aborted() => return Err(MeshError::Aborted.into()),
                 Reached::Over { epoch, rank, why } => {
                     self.last.epoch = self.last.epoch.max(epoch);
                     return Err(MeshError::PeerLost { rank, reason: why }.into());
                 }
-                // Who is to go will not be told.
+                // The operator tells a rank that it replaces to drain, and never of the later generation.
                 Reached::Superseded { why, .. } if self.context.is_draining() => {
                     self.planner.fail_all(&format!("rank 0 was replaced: {why}"));
                     return Err(End::Outcome(Outcome::Drained));
@@ -87,12 +95,25 @@ impl Leader<'_> {
                 Reached::Superseded { rank, why } => {
                     return Err(MeshError::PeerLost { rank, reason: why }.into());
                 }
-                Reached::Missing(why) => self.context.state.explain(&why),
+                Reached::Missing { why, lasting } => {
+                    self.context.state.explain(&why);
+                    self.count_refusal(lasting)?;
+                }
             }
             self.take_inputs(pause, None)?;
             self.check_abort(abort)?;
             pause = (pause * 2).min(self.config.backoff.1);
         }
+    }
+
+    /// A refusal that no new attempt changes may come of a member that is just being replaced; one that lasts ends the rank.
+    fn count_refusal(&mut self, lasting: Option<String>) -> Result<(), End> {
+        let Some(why) = lasting else { return Ok(()) };
+        self.lasting_refusals += 1;
+        if self.lasting_refusals < LASTING_REFUSALS {
+            return Ok(());
+        }
+        Err(End::Failed(BackendError::Unusable(why)))
     }
 
     /// Form with everybody, this rank's own compute included, and serve.
@@ -117,7 +138,13 @@ impl Leader<'_> {
         if self.eras.send(LocalEra { era, mesh, incoming }).is_err() {
             return Err(End::ComputeEnded);
         }
-        let mut executor = Executor::new(era, members, self.config.patience(), Instant::now());
+        let mut executor = Executor::new(
+            era,
+            self.config.topology,
+            members,
+            self.config.patience(),
+            Instant::now(),
+        );
         executor.form(self.config.setup(), Instant::now())?;
         self.formed(era, &mut executor, abort)?;
         let ended = self.serve(&mut executor, abort);
@@ -163,6 +190,9 @@ impl Leader<'_> {
             if let Some(blocks) = executor.capacity() {
                 break blocks;
             }
+            if let Some(what) = executor.forming() {
+                self.context.state.explain(&what);
+            }
             self.wait(executor, executor.check_at())?;
             self.check_abort(abort)?;
         };
@@ -174,7 +204,8 @@ impl Leader<'_> {
 
     fn serve(&mut self, executor: &mut Executor, abort: &EraAbort) -> Result<Infallible, End> {
         loop {
-            if let Some(step) = self.planner.advance(executor, Instant::now)? {
+            let advanced = self.planner.advance(executor, Instant::now);
+            if let Some(step) = advanced.map_err(End::of_answer)? {
                 let draining = self.context.is_draining();
                 let phase = if draining { Phase::Draining } else { Phase::Serving };
                 self.context.state.completed(step, phase);

@@ -10,7 +10,6 @@ mod connect;
 mod era;
 mod inputs;
 
-use std::convert::Infallible;
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, Sender};
 use std::time::{Duration, Instant};
@@ -22,7 +21,7 @@ use super::member::link::Incoming;
 use super::planner::Planner;
 use super::queue::QueueGauge;
 use super::state::Outcome;
-use crate::backend::StepProgress;
+use crate::backend::{BackendError, StepProgress};
 use crate::mesh::{Mesh, MeshError};
 use crate::step::Era;
 
@@ -49,16 +48,32 @@ pub(super) struct Leader<'a> {
     /// The last epoch that was used, and of which generation.
     pub(super) last: Era,
     pub(super) backoff: Duration,
+    /// Attempts of this generation that somebody answered by a refusal that no new attempt changes.
+    pub(super) lasting_refusals: u32,
 }
 
 /// Why the leader is not in an era any more.
 enum End {
     /// The era is over: something was lost, or a later generation came.
     Era(MeshError),
+    /// The same, because a member's answer was invalid. Peers are authenticated, so that is a bug, or broken hardware.
+    Answer(MeshError),
     /// Nothing is left to do.
     Outcome(Outcome),
     /// This rank's own compute has ended for good, and says why.
     ComputeEnded,
+    /// The rank cannot go on.
+    Failed(BackendError),
+}
+
+impl End {
+    /// What an error found in a member's answer means.
+    fn of_answer(error: MeshError) -> Self {
+        match error {
+            MeshError::Protocol { .. } => Self::Answer(error),
+            error => Self::Era(error),
+        }
+    }
 }
 
 impl From<MeshError> for End {
@@ -69,22 +84,42 @@ impl From<MeshError> for End {
 
 impl Leader<'_> {
     /// Lead until drained or stopped; none when this rank's compute thread has ended.
-    pub(super) fn run(mut self) -> Option<Outcome> {
+    ///
+    /// # Errors
+    /// [`BackendError::Unusable`] when members refuse this rank for good; [`BackendError::Bug`] when the answers of two eras
+    /// in a row are invalid: a third would not end otherwise.
+    pub(super) fn run(mut self) -> Result<Option<Outcome>, BackendError> {
+        let mut invalid_before = false;
         loop {
-            let ended = match self.one_era() {
+            let end = match era::run(&mut self) {
                 Ok(never) => match never {},
-                Err(End::Era(error)) => {
+                Err(end) => end,
+            };
+            let invalid = matches!(end, End::Answer(_));
+            let end = match end {
+                End::Answer(error) if invalid_before => End::Failed(BackendError::Bug(format!(
+                    "answers were invalid in two eras in a row, the last time because {error}"
+                ))),
+                End::Era(error) | End::Answer(error) => {
                     tracing::warn!(era = ?self.last, "the era ended: {error}");
                     self.context.state.lost(&error.into());
                     self.planner.leave();
-                    self.pause().err()
+                    match self.pause() {
+                        Ok(()) => End::Era(MeshError::Aborted),
+                        Err(end) => end,
+                    }
                 }
-                Err(end) => Some(end),
+                end => end,
             };
-            match ended {
-                None | Some(End::Era(_)) => {}
-                Some(End::Outcome(outcome)) => return Some(outcome),
-                Some(End::ComputeEnded) => return None,
+            invalid_before = invalid;
+            match end {
+                End::Era(_) | End::Answer(_) => {}
+                End::Outcome(outcome) => return Ok(Some(outcome)),
+                End::ComputeEnded => return Ok(None),
+                End::Failed(error) => {
+                    self.planner.fail_all(&error.to_string());
+                    return Err(error);
+                }
             }
         }
     }
@@ -103,9 +138,5 @@ impl Leader<'_> {
             }
             self.take_inputs(left, None)?;
         }
-    }
-
-    fn one_era(&mut self) -> Result<Infallible, End> {
-        era::run(self)
     }
 }

@@ -12,7 +12,7 @@ use crate::runtime::config::RankConfig;
 use crate::runtime::state::{Phase, StateWatch};
 
 /// How long a backend that computes by itself is waited for before messages are looked at again.
-const LOOK: Duration = Duration::from_millis(5);
+const COMPUTE_SLICE: Duration = Duration::from_millis(5);
 
 /// What a member needs for one era.
 pub(in crate::runtime) struct MemberEra<'a> {
@@ -111,7 +111,7 @@ impl MemberEra<'_> {
                 entered = step;
                 self.state.entered(step);
             }
-            if let Some((step, output)) = steps.advance(backend, Instant::now() + LOOK)? {
+            if let Some((step, output)) = steps.advance(backend, Instant::now() + COMPUTE_SLICE)? {
                 self.link.reports.send(step, Message::Output(output))?;
                 if !self.leads() {
                     self.state.completed(step, Phase::Serving);

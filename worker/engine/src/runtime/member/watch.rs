@@ -8,8 +8,8 @@ use crate::backend::StepProgress;
 use crate::mesh::Message;
 use crate::runtime::state::StateWatch;
 
-/// How often the counter is looked at, at least.
-const LOOK: Duration = Duration::from_secs(1);
+/// The counter is sampled at least this often.
+const SAMPLE_INTERVAL: Duration = Duration::from_secs(1);
 
 /// Look at `progress` until `ended` says so: the state hears of every change that is seen, the leader at most once every
 /// `pause`.
@@ -24,7 +24,7 @@ pub(super) fn watch(
     let (mut seen, mut told) = (first, first);
     let mut told_at = Instant::now();
     loop {
-        if let Ok(()) | Err(RecvTimeoutError::Disconnected) = ended.recv_timeout(pause.min(LOOK)) {
+        if let Ok(()) | Err(RecvTimeoutError::Disconnected) = ended.recv_timeout(pause.min(SAMPLE_INTERVAL)) {
             return;
         }
         let now = progress.layers();

@@ -156,14 +156,14 @@ fn candidates(answers: &[Answers], at: usize) -> Vec<&RowCandidates> {
     answers.iter().filter_map(|rank| rank[at].as_ref()).collect()
 }
 
-/// Check that every rank answered every position that was asked for, in order, and nothing else.
-fn align(step: &PlannedStep, outputs: Vec<StepOutput>) -> Result<Vec<Answers>, MeshError> {
+/// Check that every rank of the last stage answered every position that was asked for, in order, and nothing else.
+fn align(step: &PlannedStep, outputs: Vec<(u32, StepOutput)>) -> Result<Vec<Answers>, MeshError> {
     let asked = || {
         let rows = (0_u32..).zip(&step.rows);
         rows.flat_map(|(index, row)| (0..row.answered).map(move |offset| (index, offset, row.cancelled)))
     };
     let mut answers = Vec::with_capacity(outputs.len());
-    for (rank, output) in (0..).zip(outputs) {
+    for (rank, output) in outputs {
         let mut given = output.candidates.into_iter().peekable();
         let mut aligned: Answers = Vec::with_capacity(given.len());
         for (row, offset, cancelled) in asked() {
@@ -227,7 +227,7 @@ mod tests {
         };
         let full = [(0, 0), (0, 1), (2, 0), (3, 0)];
         let without = [(0, 0), (0, 1), (3, 0)];
-        let answers = align(&step, vec![output(&full), output(&without)]).unwrap();
+        let answers = align(&step, vec![(2, output(&full)), (3, output(&without))]).unwrap();
         let at = |at| candidates(&answers, at).len();
         assert_eq!([at(0), at(1), at(2), at(3)], [2, 2, 1, 2]);
         let wrong: [&[(u32, u32)]; 5] = [
@@ -238,8 +238,8 @@ mod tests {
             &[(0, 0), (0, 1), (3, 0), (3, 0)],
         ];
         for places in wrong {
-            match align(&step, vec![output(&full), output(places)]) {
-                Err(MeshError::Protocol { rank: 1, .. }) => {}
+            match align(&step, vec![(2, output(&full)), (3, output(places))]) {
+                Err(MeshError::Protocol { rank: 3, .. }) => {}
                 other => panic!("{places:?}: {}", other.is_ok()),
             }
         }

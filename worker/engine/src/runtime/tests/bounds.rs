@@ -138,6 +138,45 @@ fn memory_that_cannot_suffice_is_found_before_weights_are_read() {
 }
 
 #[test]
+fn a_plan_beyond_the_limit_names_its_parts() {
+    let limited = |limit| RankConfig {
+        kv_bytes: 10_000,
+        memory_limit: Some(limit),
+        ..config(0, 1, LONG)
+    };
+    let total = 5000 + 16 * 50 + 30 + 4 + 10_000;
+    let rank = Rank::start_with(limited(total - 1), Arc::default());
+    let faults = Arc::clone(&rank.faults);
+    match rank.ended() {
+        Err(BackendError::Unusable(why)) => {
+            assert!(
+                why.starts_with(
+                    "rank 0 needs 15834 bytes and may use 15833: weights 5000, workspace for 16 tokens a step 800, logits 30, \
+                     rotary angles 4, KV blocks 10000; raise"
+                ),
+                "{why}"
+            );
+        }
+        other => panic!("{other:?}"),
+    }
+    assert_eq!(faults.loads(), 0);
+    let rank = Rank::start_with(limited(total), Arc::default());
+    rank.wait_for(|state| state.phase == Phase::Connecting);
+}
+
+#[test]
+fn no_memory_for_the_cache_is_refused_and_not_taken_for_a_default() {
+    let none = RankConfig {
+        kv_bytes: 0,
+        ..config(0, 1, LONG)
+    };
+    match Rank::start_with(none, Arc::default()).ended() {
+        Err(BackendError::Unusable(why)) => assert!(why.contains("may use 0"), "{why}"),
+        other => panic!("{other:?}"),
+    }
+}
+
+#[test]
 fn what_cannot_heal_ends_the_rank_and_the_leader_knows_why() {
     let mut group = Group::start(3);
     group.leader().wait_for(|state| state.phase == Phase::Serving);
@@ -174,4 +213,59 @@ fn a_leader_whose_own_compute_cannot_work_ends_too() {
         Err(BackendError::Unusable(why)) => assert_eq!(why, "another device is needed"),
         other => panic!("{other:?}"),
     }
+}
+
+#[test]
+fn the_leader_says_what_a_slow_member_does_while_it_forms() {
+    let ranks = (0..2).map(|rank| Rank::start(rank, 2, LONG)).collect();
+    let mut group = Group::start(0);
+    group.ranks = ranks;
+    group.ranks[1].faults.hold_forming(true);
+    group.form();
+    let state = group
+        .leader()
+        .wait_for(|state| state.message == "rank 1: makes room");
+    assert_eq!(state.phase, Phase::Warming);
+    group.ranks[1].faults.hold_forming(false);
+    let state = group.leader().wait_for(|state| state.phase == Phase::Serving);
+    assert_eq!(state.message, "");
+}
+
+#[test]
+fn a_member_with_other_weights_ends_the_leader_with_its_words() {
+    let mut group = Group::of(2, |rank| RankConfig {
+        content: format!("weights {rank}"),
+        backoff: (Duration::from_millis(1), Duration::from_millis(1)),
+        ..config(rank, 2, LONG)
+    });
+    match group.ranks.remove(0).ended() {
+        Err(BackendError::Unusable(why)) => {
+            assert!(
+                why.contains("rank 0 has other weights (weights 0) than rank 1 (weights 1)"),
+                "{why}"
+            );
+        }
+        other => panic!("{other:?}"),
+    }
+}
+
+#[test]
+fn invalid_answers_of_two_eras_in_a_row_are_a_bug() {
+    let mut group = Group::start(2);
+    group.leader().wait_for(|state| state.phase == Phase::Serving);
+    let (_submission, events) = group.leader().engine.submit_channel(greedy(&[6, 7], 60)).unwrap();
+    group.ranks[1].faults.garble();
+    let leader = group.ranks.remove(0);
+    let control = leader.control.clone();
+    match leader.ended() {
+        Err(BackendError::Bug(why)) => {
+            assert!(
+                why.contains("two eras in a row") && why.contains("rank 1 sent an invalid frame: row 99"),
+                "{why}"
+            );
+        }
+        other => panic!("{other:?}"),
+    }
+    assert_eq!(control.state().era.epoch, 2);
+    assert!(matches!(events.iter().last(), Some(Event::Failed { .. })));
 }

@@ -16,7 +16,7 @@ use crate::block_tables::BlockTables;
 use crate::leaf_tree;
 use crate::mesh::{Label, Mesh, MeshError, Transfer, Wait};
 use crate::sampling::candidates::{ShardLogits, candidates};
-use crate::step::{Late, LogitShard, Plan, RowOutput, StepOutput, TokenRef, VOCAB_TILE};
+use crate::step::{Late, LogitShard, Plan, RowCandidates, RowOutput, StepOutput, TokenRef, VOCAB_TILE};
 
 pub(in crate::runtime) const KV_BLOCKS: u32 = 24;
 /// Layers of the model.
@@ -118,7 +118,10 @@ impl Backend for Fake {
     fn memory(&self, spec: &FormSpec) -> Result<MemoryPlan, BackendError> {
         Ok(MemoryPlan {
             kv_block: u64::from(spec.block_size) * 100,
-            ..MemoryPlan::default()
+            weights: 5000,
+            workspace: u64::from(spec.max_batched_tokens) * 50,
+            logits: 30,
+            rope: 4,
         })
     }
 
@@ -208,7 +211,17 @@ impl Backend for Fake {
             formed.compute(ticket, solo, patience)?;
             formed.last = ticket.0;
         }
-        formed.sample(ticket)
+        let mut waited = formed.sample(ticket)?;
+        if let Waited::Done(output) = &mut waited
+            && self.faults.is_garbling()
+        {
+            let unasked = RowCandidates {
+                row: 99,
+                ..RowCandidates::default()
+            };
+            output.candidates.push(unasked);
+        }
+        Ok(waited)
     }
 
     fn fetch(&mut self, ticket: Ticket, row: u32, offset: u32) -> Result<LogitShard, BackendError> {

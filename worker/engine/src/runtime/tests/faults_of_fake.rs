@@ -18,6 +18,10 @@ struct State {
     /// Layers that may be computed before a halt; none: all.
     layers: Option<u64>,
     unusable: Option<String>,
+    /// Forming waits.
+    holds_forming: bool,
+    /// Answers name rows that were not asked for.
+    garbles: bool,
     loads: u32,
     full_rows: u32,
 }
@@ -49,6 +53,21 @@ impl Faults {
         self.lock().unusable = Some(why.into());
     }
 
+    /// Let forming wait, or go on.
+    pub(in crate::runtime) fn hold_forming(&self, holds: bool) {
+        self.lock().holds_forming = holds;
+        self.changed.notify_all();
+    }
+
+    /// Answer rows that were not asked for from here on.
+    pub(in crate::runtime) fn garble(&self) {
+        self.lock().garbles = true;
+    }
+
+    pub(super) fn is_garbling(&self) -> bool {
+        self.lock().garbles
+    }
+
     pub(in crate::runtime) fn loads(&self) -> u32 {
         self.lock().loads
     }
@@ -68,6 +87,10 @@ impl Faults {
     pub(super) fn forming(&self, abort: Arc<dyn Abort>) -> Result<(), BackendError> {
         let mut state = self.lock();
         state.abort = Some(abort);
+        state = self
+            .changed
+            .wait_while(state, |state| state.holds_forming)
+            .unwrap();
         match state.unusable.clone() {
             Some(why) => Err(BackendError::Unusable(why)),
             None => Ok(()),

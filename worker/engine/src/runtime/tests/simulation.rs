@@ -136,7 +136,7 @@ fn form(config: &RankConfig, era: Era, now: Instant) -> (Executor, Vec<Member>, 
             outgoing: VecDeque::new(),
         });
     }
-    let mut executor = Executor::new(era, links, config.patience(), now);
+    let mut executor = Executor::new(era, config.topology, links, config.patience(), now);
     for rank in 0..topology.ranks() {
         executor.receive(rank, 0, Message::Ready { blocks }, now).unwrap();
     }

@@ -99,7 +99,7 @@ fn measure(name: &str, sampling: &SamplingParams) {
     let (links, ends): (Vec<_>, Vec<_>) = (1..RANKS).map(link).unzip();
     let remote = links.into_iter().map(|link| LeaderLink::Remote(Arc::new(link)));
     let links = std::iter::once(LeaderLink::Local(local)).chain(remote).collect();
-    let mut executor = Executor::new(ERA, links, config.patience(), Instant::now());
+    let mut executor = Executor::new(ERA, config.topology, links, config.patience(), Instant::now());
     for rank in 0..RANKS {
         let ready = Message::Ready { blocks: 20_000 };
         executor.receive(rank, 0, ready, Instant::now()).unwrap();

@@ -20,7 +20,7 @@ use crate::workspace::Workspace;
 const SAVED_HEADER: usize = size_of::<u32>();
 
 /// Membership, cache, workspace and steps under way.
-pub(super) struct Era {
+pub(super) struct FormedGroup {
     spec: FormSpec,
     collective: Collective,
     cache: KvCache,
@@ -32,7 +32,7 @@ pub(super) struct Era {
     steps: VecDeque<Step>,
 }
 
-impl Era {
+impl FormedGroup {
     pub(super) fn new(
         spec: &FormSpec,
         collective: Collective,
@@ -140,6 +140,7 @@ impl Era {
                     cache: &mut self.cache,
                     work: &mut self.work,
                     progress,
+                    is_warm_up: false,
                 };
                 let normed = forward(model, machine, step)?;
                 self.steps[number].stage = Stage::Forwarded(normed);
