@@ -5,11 +5,14 @@ mod support;
 
 use hyper::{Method, StatusCode};
 use llamero_gateway::Settings;
-use llamero_proto::v1::{FinishReason, completion_request::Prompt};
+use llamero_proto::v1::{
+    ChatPrompt, Finish, FinishReason, TokenLogprob, ToolCallDelta, ToolChoice, completion_request::Prompt,
+};
 use serde_json::{Value, json};
 use support::client::{get, post, send, send_with};
 use support::worker::Worker;
 use support::{Served, gateway};
+use tonic::Status;
 
 const MODEL: &str = "org/smol";
 
@@ -77,7 +80,7 @@ async fn a_chat_answer_comes_whole() {
             "id": null, "object": "chat.completion", "created": null, "model": MODEL,
             "choices": [{"index": 0, "message": {"role": "assistant", "content": "Hello", "refusal": null},
                 "logprobs": null, "finish_reason": "stop"}],
-            "usage": {"prompt_tokens": 5, "completion_tokens": 2, "total_tokens": 7},
+            "usage": {"prompt_tokens": 5, "completion_tokens": 2, "total_tokens": 7, "prompt_tokens_details": {"cached_tokens": 0}},
         })
     );
 }
@@ -127,7 +130,7 @@ async fn a_chat_answer_streams_with_usage() {
     assert_eq!(events[4]["choices"], json!([]));
     assert_eq!(
         events[4]["usage"],
-        json!({"prompt_tokens": 5, "completion_tokens": 2, "total_tokens": 7})
+        json!({"prompt_tokens": 5, "completion_tokens": 2, "total_tokens": 7, "prompt_tokens_details": {"cached_tokens": 0}})
     );
     assert!(
         events
@@ -386,7 +389,7 @@ async fn several_answers_come_from_several_requests_with_seeds_in_a_row() {
     assert_eq!(said, [(0, json!("40")), (1, json!("41")), (2, json!("42"))]);
     assert_eq!(
         answer["usage"],
-        json!({"prompt_tokens": 5, "completion_tokens": 3, "total_tokens": 8})
+        json!({"prompt_tokens": 5, "completion_tokens": 3, "total_tokens": 8, "prompt_tokens_details": {"cached_tokens": 0}})
     );
 }
 
@@ -426,7 +429,7 @@ async fn several_prompts_stream_in_one_answer_with_usage_all_along() {
     );
     assert_eq!(
         usages.last().unwrap(),
-        &json!({"prompt_tokens": 10, "completion_tokens": 4, "total_tokens": 14})
+        &json!({"prompt_tokens": 10, "completion_tokens": 4, "total_tokens": 14, "prompt_tokens_details": {"cached_tokens": 0}})
     );
 }
 
@@ -496,4 +499,187 @@ async fn conversations_are_bounded_in_number_and_depth() {
         assert!(message.contains(words), "{message}");
         assert!(error["param"].as_str().unwrap().len() <= 128);
     }
+}
+
+fn logprob(id: u32, text: &[u8], logprob: f32, top: Vec<TokenLogprob>) -> TokenLogprob {
+    TokenLogprob {
+        token_id: id,
+        bytes: text.to_vec(),
+        logprob,
+        top,
+    }
+}
+
+/// "é" in two tokens, the second of which ends the answer.
+async fn answer_with_logprobs(worker: &mut Worker) {
+    let mut answering = worker.call().await.accept().await;
+    answering
+        .send_as("", |chunk| {
+            let top = vec![
+                logprob(7, b"x", -0.25, vec![]),
+                logprob(100, &[0xc3], -0.5, vec![]),
+            ];
+            chunk.logprobs = vec![logprob(100, &[0xc3], -0.5, top)];
+        })
+        .await;
+    answering
+        .send_as("é!", |chunk| {
+            chunk.logprobs = vec![logprob(101, b"\xa9!", -1.0, vec![])];
+            chunk.finish = Some(Finish {
+                reason: FinishReason::Stop.into(),
+                stop_token_id: Some(9),
+                ..Finish::default()
+            });
+        })
+        .await;
+}
+
+#[tokio::test]
+async fn log_probabilities_come_whole_and_in_pieces() {
+    let (served, mut worker) = with_worker().await;
+    let path = "/v1/chat/completions";
+    let extra = json!({"logprobs": true, "top_logprobs": 2, "stop_token_ids": [9]});
+    let request = post(served.http, path, chat(extra.clone()));
+    let (reply, ()) = tokio::join!(request, answer_with_logprobs(&mut worker));
+    let answer = reply.json().await;
+    let tokens = json!([
+        {"token": "\u{fffd}", "logprob": -0.5, "bytes": [0xc3], "top_logprobs": [
+            {"token": "x", "logprob": -0.25, "bytes": [b'x']},
+            {"token": "\u{fffd}", "logprob": -0.5, "bytes": [0xc3]}]},
+        {"token": "\u{fffd}!", "logprob": -1.0, "bytes": [0xa9, b'!'], "top_logprobs": []},
+    ]);
+    let choice = &answer["choices"][0];
+    assert_eq!(choice["logprobs"], json!({"content": tokens, "refusal": null}));
+    assert_eq!(
+        (&choice["stop_reason"], &choice["message"]["content"]),
+        (&json!(9), &json!("é!"))
+    );
+
+    let mut streamed = extra;
+    streamed["stream"] = true.into();
+    let request = post(served.http, path, chat(streamed));
+    let (mut reply, ()) = tokio::join!(request, answer_with_logprobs(&mut worker));
+    let mut pieces = Vec::new();
+    while let Some(event) = reply.event().await.filter(|event| event != "[DONE]") {
+        let event: Value = serde_json::from_str(&event).unwrap();
+        pieces.extend(
+            event["choices"][0]["logprobs"]["content"]
+                .as_array()
+                .cloned()
+                .unwrap_or_default(),
+        );
+    }
+    assert_eq!(Value::from(pieces), tokens);
+
+    let body = json!({"model": MODEL, "prompt": "hi", "logprobs": 1});
+    let (reply, ()) = tokio::join!(
+        post(served.http, "/v1/completions", body),
+        answer_with_logprobs(&mut worker)
+    );
+    assert_eq!(
+        reply.json().await["choices"][0]["logprobs"],
+        json!({"text_offset": [0, 1], "token_logprobs": [-0.5, -1.0], "tokens": ["\u{fffd}", "\u{fffd}!"],
+            "top_logprobs": [{"x": -0.25, "\u{fffd}": -0.5}, {"\u{fffd}!": -1.0}]})
+    );
+}
+
+async fn answer_with_calls(worker: &mut Worker) -> ChatPrompt {
+    let call = worker.call().await;
+    let Some(Prompt::Chat(chat)) = call.request.prompt.clone() else {
+        panic!("{:?}", call.request)
+    };
+    let mut answering = call.accept().await;
+    for (index, name, arguments) in [(0, "f", ""), (0, "", "{\"a\":"), (0, "", " 1}"), (1, "g", "{}")] {
+        let delta = ToolCallDelta {
+            index,
+            name: name.into(),
+            arguments: arguments.into(),
+        };
+        answering
+            .send_as("", |chunk| chunk.tool_calls = vec![delta])
+            .await;
+    }
+    answering.send("", &[1], Some(FinishReason::Stop)).await;
+    chat
+}
+
+#[tokio::test]
+async fn tool_calls_come_whole_and_in_pieces() {
+    let (served, mut worker) = with_worker().await;
+    let path = "/v1/chat/completions";
+    let tool =
+        |name: &str| json!({"type": "function", "function": {"name": name, "parameters": {"z": 1, "a": 2}}});
+    let extra = json!({"tools": [tool("f"), tool("g")], "tool_choice": "required"});
+    let request = post(served.http, path, chat(extra.clone()));
+    let (reply, asked) = tokio::join!(request, answer_with_calls(&mut worker));
+    assert_eq!(asked.tool_choice(), ToolChoice::Required);
+    assert_eq!(
+        serde_json::from_str::<Value>(&asked.tools_json).unwrap(),
+        extra["tools"]
+    );
+    let answer = reply.json().await;
+    let id = |call: u32| {
+        let id = answer["id"].as_str().unwrap().trim_start_matches("chatcmpl-");
+        format!("call_{id}00{call:02x}")
+    };
+    assert_eq!(
+        answer["choices"][0]["message"],
+        json!({"role": "assistant", "content": null, "refusal": null, "tool_calls": [
+            {"id": id(0), "type": "function", "function": {"name": "f", "arguments": "{\"a\": 1}"}},
+            {"id": id(1), "type": "function", "function": {"name": "g", "arguments": "{}"}}]})
+    );
+    assert_eq!(answer["choices"][0]["finish_reason"], "tool_calls");
+
+    let mut streamed = extra;
+    streamed["stream"] = true.into();
+    let (mut reply, _) = tokio::join!(
+        post(served.http, path, chat(streamed)),
+        answer_with_calls(&mut worker)
+    );
+    let (mut pieces, mut ends) = (Vec::new(), Vec::new());
+    while let Some(event) = reply.event().await.filter(|event| event != "[DONE]") {
+        let event: Value = serde_json::from_str(&event).unwrap();
+        let choice = &event["choices"][0];
+        pieces.extend(
+            choice["delta"]["tool_calls"]
+                .as_array()
+                .cloned()
+                .unwrap_or_default(),
+        );
+        ends.push(choice["finish_reason"].clone());
+    }
+    let begins: Vec<_> = pieces.iter().filter(|piece| piece.get("id").is_some()).collect();
+    assert_eq!((begins.len(), pieces.len()), (2, 4));
+    assert_eq!(
+        (&begins[1]["index"], &begins[1]["function"]["name"]),
+        (&json!(1), &json!("g"))
+    );
+    assert_eq!(pieces[2], json!({"index": 0, "function": {"arguments": " 1}"}}));
+    assert_eq!(ends.last().unwrap(), "tool_calls");
+}
+
+#[tokio::test]
+async fn the_worker_names_the_parameter_at_fault() {
+    let (served, mut worker) = with_worker().await;
+    let request = post(
+        served.http,
+        "/v1/chat/completions",
+        chat(json!({"guided_regex": "("})),
+    );
+    let (reply, ()) = tokio::join!(request, async {
+        let call = worker.call().await;
+        let mut status = Status::invalid_argument("no");
+        let parameter = call
+            .request
+            .structure
+            .as_ref()
+            .unwrap()
+            .parameter
+            .parse()
+            .unwrap();
+        status.metadata_mut().insert("parameter", parameter);
+        call.refuse(status);
+    });
+    assert_eq!(reply.status(), StatusCode::BAD_REQUEST);
+    assert_eq!(reply.json().await["error"]["param"], "guided_regex");
 }

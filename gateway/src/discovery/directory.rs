@@ -29,6 +29,8 @@ pub struct Found {
     pub key: DeploymentKey,
     /// The name clients ask for.
     pub model: String,
+    /// Names that groups of older revisions still serve under: the model was renamed, and clients have not all heard of it.
+    pub former: BTreeSet<String>,
     /// Unix seconds.
     pub created: i64,
     /// Why no group will ever be ready unless somebody changes something; a request is then refused, not held.
@@ -44,6 +46,8 @@ pub struct Deployment {
     pub key: DeploymentKey,
     /// The name clients ask for.
     pub model: String,
+    /// Names that groups of older revisions still serve under: the model was renamed, and clients have not all heard of it.
+    pub former: BTreeSet<String>,
     /// Unix seconds.
     pub created: i64,
     /// See [`Found::problem`].
@@ -67,14 +71,22 @@ impl Snapshot {
         self.deployments.get(key)
     }
 
-    /// The deployment that serves a model. Of several, one that is ready goes before one that is not, then the oldest.
+    /// The deployment that serves a model. Of several, one that is ready goes before one that is not, then one that has the name now before
+    /// one that had it, then the oldest.
     #[must_use]
     pub fn by_model(&self, model: &str) -> Option<&Deployment> {
         let candidates = self
             .deployments
             .values()
-            .filter(|deployment| deployment.model == model);
-        candidates.min_by_key(|found| (found.leaders.is_empty(), found.problem.is_some(), found.created))
+            .filter(|deployment| deployment.model == model || deployment.former.contains(model));
+        candidates.min_by_key(|found| {
+            (
+                found.leaders.is_empty(),
+                found.model != model,
+                found.problem.is_some(),
+                found.created,
+            )
+        })
     }
 
     /// All, by namespace and name.
@@ -141,6 +153,7 @@ impl Directory {
                 let Found {
                     key,
                     model,
+                    former,
                     created,
                     problem,
                     ..
@@ -150,6 +163,7 @@ impl Directory {
                     Deployment {
                         key,
                         model,
+                        former,
                         created,
                         problem,
                         leaders,
@@ -175,6 +189,7 @@ mod tests {
                 name: name.to_owned(),
             },
             model: model.to_owned(),
+            former: BTreeSet::new(),
             created,
             problem: None,
             leaders: leaders.iter().map(|&address| address.to_owned()).collect(),
@@ -203,5 +218,25 @@ mod tests {
         ]);
         assert_eq!(directory.snapshot().by_model("m").unwrap().key.name, "a");
         assert!(directory.snapshot().by_model("n").is_none());
+    }
+
+    #[tokio::test]
+    async fn a_renamed_model_answers_to_both_names_while_groups_serve_under_the_former() {
+        let directory = Directory::new();
+        let renamed = Found {
+            former: ["old".to_owned()].into(),
+            ..found("a", "new", 1, &["127.0.0.1:9"])
+        };
+        directory.publish(vec![renamed.clone(), found("b", "other", 2, &["127.0.0.1:10"])]);
+        for name in ["old", "new"] {
+            assert_eq!(
+                directory.snapshot().by_model(name).unwrap().key.name,
+                "a",
+                "{name}"
+            );
+        }
+        // Whoever has the name now goes before who had it.
+        directory.publish(vec![renamed, found("b", "old", 2, &["127.0.0.1:10"])]);
+        assert_eq!(directory.snapshot().by_model("old").unwrap().key.name, "b");
     }
 }

@@ -53,6 +53,7 @@ impl FixedModel {
                 name: self.model.clone(),
             },
             model: self.model.clone(),
+            former: std::collections::BTreeSet::new(),
             created: 0,
             problem: None,
             leaders: self.leaders.iter().map(ToString::to_string).collect(),

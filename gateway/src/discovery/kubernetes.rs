@@ -65,6 +65,7 @@ where
 /// Deployments with the leaders of their groups.
 fn collect(deployments: &[Arc<LlamaDeployment>], groups: &[Arc<LlamaGroup>]) -> Vec<Found> {
     let mut leaders: BTreeMap<DeploymentKey, BTreeSet<String>> = BTreeMap::new();
+    let mut names: BTreeMap<DeploymentKey, BTreeSet<String>> = BTreeMap::new();
     for group in groups {
         let Some(status) = &group.status else { continue };
         let serves = status.phase == GroupPhase::Serving && status.ready && group.spec.intent == Intent::Run;
@@ -73,6 +74,8 @@ fn collect(deployments: &[Arc<LlamaDeployment>], groups: &[Arc<LlamaGroup>]) -> 
                 namespace: group.namespace().unwrap_or_default(),
                 name: group.spec.deployment.clone(),
             };
+            let name = group.spec.template.model_name.clone();
+            names.entry(key.clone()).or_default().insert(name);
             leaders.entry(key).or_default().insert(address.clone());
         }
     }
@@ -81,13 +84,12 @@ fn collect(deployments: &[Arc<LlamaDeployment>], groups: &[Arc<LlamaGroup>]) -> 
             namespace: deployment.namespace().unwrap_or_default(),
             name: deployment.name_any(),
         };
+        let model = deployment.model_name().to_owned();
+        let mut former = names.remove(&key).unwrap_or_default();
+        former.remove(&model);
         Found {
-            model: deployment
-                .spec
-                .model
-                .name
-                .clone()
-                .unwrap_or_else(|| key.name.clone()),
+            model,
+            former,
             created: deployment
                 .creation_timestamp()
                 .map_or(0, |time| time.0.as_second()),
@@ -171,6 +173,8 @@ mod tests {
         assert_eq!(found[0].created, 1_735_689_600);
         assert_eq!(found[0].leaders.iter().collect::<Vec<_>>(), ["10.0.0.1:18051"]);
         assert_eq!(found[0].problem, None);
+        // The groups were made when the model had another name.
+        assert_eq!(found[0].former.iter().collect::<Vec<_>>(), ["m"]);
     }
 
     #[test]

@@ -3,11 +3,12 @@
 //! | module | what it is |
 //! |---|---|
 //! | [`directory`] | the present state, and a signal when it changes |
-//! | [`kubernetes`] | from `LlamaDeployments` and `LlamaGroups` |
+//! | `kubernetes` | from `LlamaDeployments` and `LlamaGroups`; with the feature `kube` |
 //! | [`fixed`] | from the command line |
 
 pub mod directory;
 pub mod fixed;
+#[cfg(feature = "kube")]
 pub mod kubernetes;
 
 pub use directory::{Deployment, DeploymentKey, Directory, Found, Snapshot};

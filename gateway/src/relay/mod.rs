@@ -17,8 +17,9 @@ use std::time::Duration;
 
 use axum::http::HeaderValue;
 use futures::{Stream, stream};
-use llamero_proto::v1::{CompletionChunk, CompletionRequest, FinishReason};
+use llamero_proto::v1::{CompletionChunk, CompletionRequest, FinishReason, TokenLogprob, ToolCallDelta};
 use prost::Message;
+use serde::Serialize;
 use tokio::time::Instant;
 use tonic::Streaming;
 use tonic::metadata::MetadataValue;
@@ -33,10 +34,14 @@ use crate::upstream::{Failure, Leader, Refusal, Running, classify};
 const REQUEST_ID: &str = "x-request-id";
 
 /// What is new of an answer.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct Delta {
     /// Whole characters; may be empty.
     pub text: String,
+    /// Of its tokens, when they were asked for.
+    pub logprobs: Vec<TokenLogprob>,
+    /// What is new of tool calls.
+    pub tool_calls: Vec<ToolCallDelta>,
     /// Tokens of the prompt.
     pub prompt_tokens: u32,
     /// Tokens of the answer so far.
@@ -53,14 +58,29 @@ pub struct End {
     /// Why.
     pub reason: FinishReason,
     stop_string: String,
+    stop_token: Option<u32>,
 }
 
 impl End {
-    /// The stop string that ended it, if one did.
+    /// What ended it, if it was something that the request asked for.
     #[must_use]
-    pub fn stop_string(&self) -> Option<&str> {
-        (!self.stop_string.is_empty()).then_some(&self.stop_string)
+    pub fn stop_reason(&self) -> Option<StopReason<'_>> {
+        match self.stop_token {
+            Some(token) => Some(StopReason::Token(token)),
+            None if self.stop_string.is_empty() => None,
+            None => Some(StopReason::String(&self.stop_string)),
+        }
     }
+}
+
+/// vLLM's `stop_reason`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(untagged)]
+pub enum StopReason<'a> {
+    /// This stop string.
+    String(&'a str),
+    /// This stop token.
+    Token(u32),
 }
 
 /// What the client wants beside the answer itself.
@@ -221,6 +241,7 @@ impl Relay {
         let end = chunk.finish.map(|finish| End {
             reason: finish.reason(),
             stop_string: finish.stop_string,
+            stop_token: finish.stop_token_id,
         });
         if !chunk.token_ids.is_empty() || end.is_some() {
             self.waiting.progressed();
@@ -249,6 +270,8 @@ impl Relay {
         }
         Ok(Delta {
             text: chunk.text,
+            logprobs: chunk.logprobs,
+            tool_calls: chunk.tool_calls,
             prompt_tokens: chunk.prompt_tokens,
             output_tokens: chunk.output_tokens,
             identity: self.identity.clone(),

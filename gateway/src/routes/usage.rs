@@ -14,6 +14,15 @@ pub struct Usage {
     pub completion_tokens: u32,
     /// Both.
     pub total_tokens: u32,
+    /// How the prompts were computed.
+    pub prompt_tokens_details: PromptDetails,
+}
+
+/// OpenAI's `prompt_tokens_details`.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
+pub struct PromptDetails {
+    /// Taken from a cache. There is none.
+    pub cached_tokens: u32,
 }
 
 impl Usage {
@@ -22,6 +31,7 @@ impl Usage {
             prompt_tokens,
             completion_tokens,
             total_tokens: prompt_tokens.saturating_add(completion_tokens),
+            prompt_tokens_details: PromptDetails::default(),
         }
     }
 }

@@ -10,6 +10,8 @@ use crate::error::ApiError;
 
 /// Metadata beside RESOURCE_EXHAUSTED: milliseconds after which the leader expects to have room.
 pub const RETRY_AFTER_MS: &str = "retry-after-ms";
+/// Metadata beside INVALID_ARGUMENT: the parameter at fault.
+const PARAMETER: &str = "parameter";
 /// When the leader does not say.
 const RETRY_AFTER: Duration = Duration::from_secs(5);
 
@@ -68,7 +70,7 @@ pub fn classify(status: &Status, bound: bool) -> Failure {
             code: Some("context_length_exceeded"),
             ..ApiError::invalid(Some("prompt"), message)
         },
-        Code::InvalidArgument | Code::FailedPrecondition => ApiError::invalid(None, message),
+        Code::InvalidArgument | Code::FailedPrecondition => ApiError::invalid(parameter(status), message),
         Code::Unimplemented => ApiError {
             code: Some("unsupported_parameter"),
             ..ApiError::invalid(None, message)
@@ -80,6 +82,11 @@ pub fn classify(status: &Status, bound: bool) -> Failure {
         },
         code => ApiError::internal(format!("The model's workers failed ({code:?}): {message}")),
     })
+}
+
+/// The parameter at fault, as the worker names it.
+fn parameter(status: &Status) -> Option<&str> {
+    status.metadata().get(PARAMETER)?.to_str().ok()
 }
 
 /// Whether the request cannot have left, since there was no connection to send it on.

@@ -86,6 +86,7 @@ pub fn found(model: &str, leaders: &[SocketAddr]) -> Found {
             name: "smol".to_owned(),
         },
         model: model.to_owned(),
+        former: std::collections::BTreeSet::new(),
         created: 7,
         problem: None,
         leaders: leaders.iter().map(ToString::to_string).collect(),

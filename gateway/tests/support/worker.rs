@@ -184,10 +184,18 @@ impl Answering {
             token_ids: tokens.to_vec(),
             finish: finish.map(|reason| Finish {
                 reason: reason.into(),
-                stop_string: String::new(),
+                ..Finish::default()
             }),
             content_identity: std::mem::take(&mut self.identity),
+            ..CompletionChunk::default()
         }
+    }
+
+    /// Send what `change` makes of a chunk with one token.
+    pub async fn send_as(&mut self, text: &str, change: impl FnOnce(&mut CompletionChunk)) {
+        let mut chunk = self.chunk(text, &[self.sent + 100], None);
+        change(&mut chunk);
+        self.chunks.send(Ok(chunk)).await.unwrap();
     }
 
     /// End with a stop string.

@@ -61,6 +61,11 @@ fn replicas_default_to_one_and_may_stand_beside_autoscaling() {
 fn a_rollout_that_can_replace_nothing_is_refused() {
     let stuck = deployment(|o| o["spec"]["rollout"] = json!({"maxSurge": 0, "maxUnavailable": 0}));
     assert!(refused(&stuck).contains("must not both be 0"));
+    deployment(|o| {
+        o["spec"]["rollout"] = json!({"strategy": "Recreate", "maxSurge": 0, "maxUnavailable": 0});
+    })
+    .validate_cel()
+    .unwrap();
     deployment(|o| o["spec"]["rollout"] = json!({"maxUnavailable": 0}))
         .validate_cel()
         .unwrap();

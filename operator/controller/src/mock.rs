@@ -45,7 +45,9 @@ impl ApiServer {
         let address = listener.local_addr().unwrap();
         let app = Router::new().fallback(answer).with_state(server.clone());
         tokio::spawn(async move { axum::serve(listener, app).await });
-        let config = Config::new(format!("http://{address}").parse().unwrap());
+        let mut config = Config::new(format!("http://{address}").parse().unwrap());
+        // As `run::client` sets it.
+        config.default_retry = false;
         (Client::try_from(config).unwrap(), server)
     }
 

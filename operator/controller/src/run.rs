@@ -100,5 +100,7 @@ async fn client() -> Result<Client, RunError> {
         .await
         .map_err(|error| RunError::Config(error.into()))?;
     config.connect_timeout = Some(Duration::from_secs(5));
+    // Who tries again decides anew first, and only while the lease is held; a client that repeats by itself would do neither.
+    config.default_retry = false;
     Client::try_from(config).map_err(RunError::Client)
 }

@@ -64,6 +64,41 @@ pub fn snapshot(
     }
 }
 
+/// The snapshot of the revision that `rollout.revision` names, whatever the rest of the specification says now.
+///
+/// # Errors
+/// Why there is none, and which revisions are kept.
+pub fn named(
+    deployment: &Deployment,
+    key: &Key,
+    digest: &str,
+    steps: &mut Vec<Step>,
+) -> Result<GroupTemplate, String> {
+    forget(deployment, key, digest, steps);
+    let mut kept: Vec<&Revision> = deployment
+        .revisions
+        .iter()
+        .filter(|revision| revision.template.is_some())
+        .collect();
+    kept.sort_by_key(|revision| std::cmp::Reverse(revision.number));
+    if let Some(template) = kept
+        .iter()
+        .find(|revision| revision.digest == digest)
+        .and_then(|revision| revision.template.clone())
+    {
+        return Ok(template);
+    }
+    let names: Vec<&str> = kept.iter().map(|revision| revision.digest.as_str()).collect();
+    Err(format!(
+        "rollout.revision is {digest}, which is not kept: choose one of {} (newest first), or remove rollout.revision",
+        if names.is_empty() {
+            "none".to_owned()
+        } else {
+            names.join(", ")
+        }
+    ))
+}
+
 fn create(deployment: &Deployment, key: &Key, digest: &str, number: i64, template: GroupTemplate) -> Step {
     Step {
         action: Action::CreateRevision {

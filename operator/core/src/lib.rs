@@ -39,6 +39,7 @@ pub mod names;
 pub mod observed;
 pub mod placement;
 pub mod plan;
+pub mod progress;
 pub mod recovery;
 pub mod refusals;
 pub mod replicas;

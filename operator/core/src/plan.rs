@@ -347,6 +347,8 @@ pub enum Acceptance {
     Refused(String),
     /// The worker image cannot compute on what is asked for: why, and what to do.
     NoBackend(String),
+    /// The revision that it is to run is not kept: why, and which ones are.
+    NoRevision(String),
     /// It can.
     #[default]
     Accepted,

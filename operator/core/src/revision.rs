@@ -30,7 +30,8 @@ pub fn digest(spec: &LlamaDeploymentSpec, model_name: &str) -> String {
 #[must_use]
 pub fn inspect_key(spec: &LlamaDeploymentSpec) -> String {
     hex(
-        &json!({"version": 1, "source": value(&spec.model.source), "tensor": spec.parallelism.tensor}),
+        &json!({"version": 1, "source": value(&spec.model.source), "tensor": spec.parallelism.tensor,
+            "restartedAt": value(&spec.rollout.restarted_at)}),
         8,
     )
 }
@@ -157,6 +158,7 @@ fn view(spec: &LlamaDeploymentSpec, model_name: &str) -> Value {
         "stallTimeout": spec.recovery.stall_timeout.millis(),
         "engine": engine,
         "worker": worker,
+        "restartedAt": value(&spec.rollout.restarted_at),
     })
 }
 
@@ -212,6 +214,17 @@ mod tests {
     #[test]
     fn digest_is_golden() {
         assert_eq!(digest(&spec(|_| {}), "llama"), "0fc80c83b0");
+    }
+
+    #[test]
+    fn a_restart_reads_the_checkpoint_again() {
+        let at = |time: &str| inspect_key(&spec(|s| s["rollout"] = json!({"restartedAt": time})));
+        let keys = [
+            inspect_key(&spec(|_| {})),
+            at("2026-01-01T00:00:00Z"),
+            at("2026-01-02T00:00:00Z"),
+        ];
+        assert!(keys[0] != keys[1] && keys[1] != keys[2] && keys[0] != keys[2]);
     }
 
     #[test]
@@ -277,7 +290,7 @@ mod tests {
             |s| s["replicas"] = json!(5),
             |s| s["autoscaling"] = json!({"maxReplicas": 5}),
             |s| s["placement"] = json!({"deadline": "9m"}),
-            |s| s["rollout"] = json!({"paused": true}),
+            |s| s["rollout"] = json!({"paused": true, "strategy": "Recreate", "revision": "0123456789"}),
         ];
         for change in same {
             assert_eq!(digest(&spec(change), "llama"), base);
@@ -287,7 +300,8 @@ mod tests {
     #[test]
     fn what_pods_see_changes_it() {
         let base = digest(&spec(|_| {}), "llama");
-        let other: [fn(&mut Value); 5] = [
+        let other: [fn(&mut Value); 6] = [
+            |s| s["rollout"] = json!({"restartedAt": "2026-01-01T00:00:00Z"}),
             |s| s["worker"]["image"] = json!("worker:2"),
             |s| s["worker"]["resources"]["requests"]["cpu"] = json!("2"),
             |s| s["parallelism"]["tensor"] = json!(4),

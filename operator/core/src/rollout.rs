@@ -2,11 +2,13 @@
 //!
 //! A group keeps the template it was made from; a changed template means another group. There are never more than `desired + maxSurge`
 //! groups, and while a surge has room no serving group goes before its replacement serves. Where it has none, voluntary steps never
-//! leave fewer than `desired − maxUnavailable` ready groups. Groups that are not ready go first and never block.
+//! leave fewer than `desired − maxUnavailable` ready groups. Groups that are not ready go first and never block. With the strategy
+//! `Recreate` all older groups go at once, and the first new one is made when the last of them is gone.
 
 use std::collections::BTreeSet;
 
 use llamero_api::{
+    deployment::RolloutStrategy,
     group::{GroupTemplate, Intent, LlamaGroupSpec, Member},
     labels,
 };
@@ -52,7 +54,8 @@ pub fn fleet(
     });
     let rolling = target.template.is_some() && !deployment.object.spec.rollout.paused;
     let outdated = alive.iter().any(|view| view.spec().revision != target.revision);
-    let surge = match rolling && outdated {
+    let recreate = deployment.object.spec.rollout.strategy == RolloutStrategy::Recreate;
+    let surge = match rolling && outdated && !recreate {
         true => usize::try_from(deployment.object.spec.rollout.max_surge).unwrap_or(0),
         false => 0,
     };
@@ -82,12 +85,20 @@ pub fn fleet(
     }
     if rolling {
         alive.retain(|view| !going.contains(&view.key.name));
-        if fits {
+        if recreate {
+            budget.floor = 0;
+        } else if fits {
             budget.floor = desired;
         }
         replace_outdated(&alive, target, &mut budget, now, steps, &mut going);
     }
-    if let Some(template) = &target.template {
+    // Groups on their way out hold their nodes until they are gone.
+    let old_ones_left = views.iter().any(|view| view.spec().revision != target.revision);
+    if let Some(template) = target
+        .template
+        .as_ref()
+        .filter(|_| !(rolling && recreate && old_ones_left))
+    {
         let current = alive
             .iter()
             .filter(|view| view.spec().revision == target.revision);

@@ -23,6 +23,8 @@
 //! # Ok(()) }
 //! ```
 
+mod together;
+
 use std::ops::ControlFlow;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Mutex, PoisonError};
@@ -34,6 +36,8 @@ use crate::error::{Error, Result};
 use crate::layout::ModelLayout;
 use crate::piece::{Piece, pieces, read_rows, read_scales};
 use crate::shard::RankShard;
+
+pub use together::{Member, PodNotes, Together, load_together};
 
 /// Chunks start at a multiple of so many rows of their piece.
 pub const ROW_MULTIPLE: u64 = 32;
@@ -47,11 +51,11 @@ pub type SinkError = Box<dyn std::error::Error + Send + Sync>;
 /// How far a load has come, in bytes.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct LoadProgress {
-    /// Of the shard, taken by the sink.
+    /// Of the shard, in memory, whoever read it.
     pub loaded: u64,
     /// The whole shard.
     pub total: u64,
-    /// Read from the checkpoint, gaps between strips included.
+    /// Read from the checkpoint by this rank, gaps between strips and what it gave to others included.
     pub read: u64,
 }
 
@@ -98,21 +102,24 @@ pub fn load_rank<S: Sink>(
 ) -> Result<()> {
     let load = Load::new(checkpoint, pieces(layout, shard), sink);
     load.tell(watch);
+    let run = |after_each: &mut dyn FnMut()| load.run(&mut Room::default(), after_each);
+    on_threads(threads, &run, &mut || load.tell(watch));
+    load.tell(watch);
+    load.outcome()
+}
+
+/// Run `work` on so many threads, the caller's included, where it calls `after_each` after each chunk.
+fn on_threads(threads: usize, work: &(dyn Fn(&mut dyn FnMut()) + Sync), after_each: &mut dyn FnMut()) {
     std::thread::scope(|scope| {
         for number in 1..threads {
             let helper = std::thread::Builder::new().name(format!("load-{number}"));
-            if let Err(error) = helper.spawn_scoped(scope, || load.run(&mut |_| {})) {
+            if let Err(error) = helper.spawn_scoped(scope, || work(&mut || {})) {
                 tracing::warn!(%error, "loading with {number} of {threads} threads");
                 break;
             }
         }
-        load.run(&mut |load| load.tell(watch));
+        work(after_each);
     });
-    load.tell(watch);
-    match load.failure.into_inner().unwrap_or_else(PoisonError::into_inner) {
-        Some(error) => Err(error),
-        None => Ok(()),
-    }
 }
 
 /// A load under way, shared by its threads.
@@ -153,18 +160,17 @@ impl<'a, S: Sink> Load<'a, S> {
     }
 
     /// Take chunks until there are no more, or something fails.
-    fn run(&self, after_each: &mut dyn FnMut(&Self)) {
-        let mut room = Room::default();
-        while !self.stop.load(Ordering::Relaxed) {
+    fn run(&self, room: &mut Room<S::Scratch>, after_each: &mut dyn FnMut()) {
+        while !self.is_stopped() {
             let chunk = self.next.fetch_add(1, Ordering::Relaxed);
             if self.starts.last().is_none_or(|chunks| chunk >= *chunks) {
                 return;
             }
-            match self.chunk(chunk, &mut room) {
+            match self.chunk(chunk, room) {
                 Ok(bytes) => self.loaded.fetch_add(bytes, Ordering::Relaxed),
                 Err(error) => return self.fail(error),
             };
-            after_each(self);
+            after_each();
         }
     }
 
@@ -199,6 +205,17 @@ impl<'a, S: Sink> Load<'a, S> {
         }
     }
 
+    fn is_stopped(&self) -> bool {
+        self.stop.load(Ordering::Relaxed)
+    }
+
+    fn outcome(self) -> Result<()> {
+        match self.failure.into_inner().unwrap_or_else(PoisonError::into_inner) {
+            Some(error) => Err(error),
+            None => Ok(()),
+        }
+    }
+
     /// Stop all threads; the first reason counts.
     fn fail(&self, error: Error) {
         self.stop.store(true, Ordering::Relaxed);
@@ -213,6 +230,8 @@ impl<'a, S: Sink> Load<'a, S> {
 #[derive(Default)]
 struct Room<T> {
     bytes: Vec<u8>,
+    /// One member's part of them.
+    part: Vec<u8>,
     scales: Vec<f32>,
     scratch: T,
 }

@@ -7,6 +7,9 @@ use crate::shape::Shape;
 pub(crate) const HEADER_BYTES: usize = 4096;
 /// Tensors start at multiples of a cache line, which is also the width of a register.
 const ALIGN: usize = 64;
+/// Matrices start at pages, so that blocks are written to memory files in whole pages: of a page that is not there yet and
+/// is not written as a whole, the kernel clears the rest.
+const PAGE: usize = 4096;
 
 /// A matrix of the model that is multiplied with.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -85,33 +88,34 @@ impl Layout {
         tied: bool,
     ) -> Self {
         let mut end = HEADER_BYTES;
-        let mut take = |bytes: usize| {
-            let at = end;
-            end = (end + bytes).next_multiple_of(ALIGN);
+        let mut take_at = |bytes: usize, align: usize| {
+            let at = end.next_multiple_of(align);
+            end = (at + bytes).next_multiple_of(ALIGN);
             at
         };
         let table = shape.vocab_width() * shape.hidden * size_of::<u16>();
-        let embedding = (!tied).then(|| take(table));
+        let embedding = (!tied).then(|| take_at(table, PAGE));
         let norm_bytes = shape.hidden * size_of::<f32>();
-        let matrix = |take: &mut dyn FnMut(usize) -> usize, element: Element, n: usize, k: usize| MatrixAt {
-            element,
-            n,
-            k,
-            weights: take(element.packed_bytes(n, k)),
-            scales: take(n.next_multiple_of(LANES) * size_of::<f32>()),
-        };
+        let matrix =
+            |take_at: &mut dyn FnMut(usize, usize) -> usize, element: Element, n: usize, k: usize| MatrixAt {
+                element,
+                n,
+                k,
+                weights: take_at(element.packed_bytes(n, k), PAGE),
+                scales: take_at(n.next_multiple_of(LANES) * size_of::<f32>(), ALIGN),
+            };
         let layers = (0..shape.layers)
             .map(|layer| LayerAt {
-                input_norm: take(norm_bytes),
+                input_norm: take_at(norm_bytes, ALIGN),
                 matrices: Role::ALL.map(|role| {
                     let (n, k) = sizes(shape, role);
-                    matrix(&mut take, element_of(layer, role), n, k)
+                    matrix(&mut take_at, element_of(layer, role), n, k)
                 }),
-                post_norm: take(norm_bytes),
+                post_norm: take_at(norm_bytes, ALIGN),
             })
             .collect();
-        let final_norm = take(norm_bytes);
-        let head = matrix(&mut take, head, shape.vocab_width(), shape.hidden);
+        let final_norm = take_at(norm_bytes, ALIGN);
+        let head = matrix(&mut take_at, head, shape.vocab_width(), shape.hidden);
         Self {
             embedding,
             layers,

@@ -40,6 +40,7 @@ mod workspace;
 pub use backend::{CpuBackend, CpuOptions};
 pub use collective::Waits;
 pub use kernel::{Kernel, KernelError, Level};
+pub use load::pod::PodMemory;
 
 /// Processors that this process may use: affinity and the quotas of cgroups (version 1 and 2) count.
 #[must_use]

@@ -1,5 +1,7 @@
 //! From a checkpoint to the packed weights of one rank.
 
+pub(crate) mod pod;
+
 use std::hash::{Hash, Hasher};
 use std::ops::ControlFlow;
 use std::os::fd::OwnedFd;
@@ -53,7 +55,7 @@ fn role_of(kind: TensorKind) -> Option<Role> {
 
 /// A number that changes when the files, the shard or the layout change.
 pub(crate) fn fingerprint(checkpoint: &Checkpoint, shard: &RankShard, layout: &Layout) -> u64 {
-    let mut hash = Fnv1a(0xcbf2_9ce4_8422_2325);
+    let mut hash = Fnv1a::default();
     layout.hash(&mut hash);
     (shard.topology, shard.rank).hash(&mut hash);
     (&shard.q_heads, &shard.ffn_leaves, &shard.vocab_tiles).hash(&mut hash);
@@ -74,6 +76,12 @@ pub(crate) fn fingerprint(checkpoint: &Checkpoint, shard: &RankShard, layout: &L
 /// FNV-1a (draft-eastlake-fnv §2), which unlike the standard library's hasher is the same in every process.
 struct Fnv1a(u64);
 
+impl Default for Fnv1a {
+    fn default() -> Self {
+        Self(0xcbf2_9ce4_8422_2325)
+    }
+}
+
 impl Hasher for Fnv1a {
     fn finish(&self) -> u64 {
         self.0
@@ -89,7 +97,7 @@ impl Hasher for Fnv1a {
 /// Threads that load at most: more do not make memory faster.
 const MAX_THREADS: usize = 8;
 
-/// Fill `weights` with the rank's shard; `file` is what they are mapped from, if it is a file.
+/// Fill `weights` with the rank's shard, read by this rank alone; `file` is what they are mapped from, if it is a file.
 pub(crate) fn load(
     checkpoint: &Checkpoint,
     model: &ModelLayout,
@@ -104,20 +112,28 @@ pub(crate) fn load(
         layout: &layout,
         store: weights.store(file),
     };
-    let mut tell = |now: LoadProgress| {
-        watch.progress(llamero_engine::LoadProgress {
-            loaded: now.loaded,
-            total: now.total,
-            read: now.read,
-        });
-        if watch.is_cancelled() {
-            ControlFlow::Break(())
-        } else {
-            ControlFlow::Continue(())
-        }
-    };
     let threads = threads.clamp(1, MAX_THREADS);
-    match load_rank(checkpoint, model, shard, threads, &packer, &mut tell) {
+    let loaded = load_rank(checkpoint, model, shard, threads, &packer, &mut |now| {
+        tell(watch, now)
+    });
+    finish(loaded, weights)
+}
+
+fn tell(watch: &dyn LoadWatch, now: LoadProgress) -> ControlFlow<()> {
+    watch.progress(llamero_engine::LoadProgress {
+        loaded: now.loaded,
+        total: now.total,
+        read: now.read,
+    });
+    if watch.is_cancelled() {
+        ControlFlow::Break(())
+    } else {
+        ControlFlow::Continue(())
+    }
+}
+
+fn finish(loaded: llamero_checkpoint::Result<()>, weights: &mut Weights) -> Result<(), BackendError> {
+    match loaded {
         Err(llamero_checkpoint::Error::Cancelled) => return Err(BackendError::Cancelled),
         outcome => outcome?,
     }

@@ -2,6 +2,7 @@
 
 use std::os::fd::{AsFd, OwnedFd};
 use std::ptr::NonNull;
+use std::sync::atomic::{AtomicU8, AtomicU64};
 
 use rustix::mm::{Advice, MapFlags, ProtFlags, madvise, mmap, mmap_anonymous, munmap};
 
@@ -38,8 +39,9 @@ impl Region {
             rustix::fs::ftruncate(file, size)?;
         }
         // SAFETY: a new mapping at an address of the kernel's choice. The file is an anonymous memory file that only
-        // this rank's supervisor and its one rank process hold; nobody shrinks it, and it is written by other means only while
-        // the weights are loaded, when no slice of the mapping is alive.
+        // the supervisor and the rank processes of this pod hold; nobody shrinks it, and it is written by other means only
+        // while the weights are loaded, when no slice of the mapping is alive. A peer that was stopped in the middle of
+        // such a write and goes on later writes the bytes that are there.
         let start = unsafe {
             mmap(
                 std::ptr::null_mut(),
@@ -69,6 +71,22 @@ impl Region {
     pub(crate) fn bytes(&self) -> &[u8] {
         // SAFETY: the mapping is `len` bytes long, initialised by the kernel, and lives as long as `self`.
         unsafe { std::slice::from_raw_parts(self.start.as_ptr(), self.len) }
+    }
+
+    /// The region as bytes that other processes may change at any time.
+    pub(crate) fn atomic_bytes(&mut self) -> &[AtomicU8] {
+        // SAFETY: as above; an atomic byte has the layout of a byte, and the exclusive borrow keeps plain slices away.
+        unsafe { std::slice::from_raw_parts(self.start.as_ptr().cast(), self.len) }
+    }
+
+    /// The first 8 bytes of the region, which other processes may change at any time.
+    ///
+    /// # Panics
+    /// When the region is shorter.
+    pub(crate) fn atomic_word(&mut self) -> &AtomicU64 {
+        assert!(self.len >= size_of::<AtomicU64>());
+        // SAFETY: inside the mapping and, as that is page aligned, aligned; the rest as above.
+        unsafe { self.start.cast().as_ref() }
     }
 
     pub(crate) fn bytes_mut(&mut self) -> &mut [u8] {

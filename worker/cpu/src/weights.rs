@@ -6,6 +6,8 @@
 
 use std::os::fd::OwnedFd;
 
+use llamero_checkpoint::load::Member;
+
 use crate::kernel::pack::LANES;
 use crate::layout::{Layout, MatrixAt};
 use crate::matmul::Matrix;
@@ -14,6 +16,8 @@ use crate::shared::Shared;
 
 const MAGIC: u64 = u64::from_le_bytes(*b"LLAMERO1");
 const COMPLETE: u64 = 0x6574_656c_706d_6f63;
+/// In place of that flag, until it is set: the region held other weights before.
+const HELD_OTHER: u64 = u64::from_le_bytes(*b"replaced");
 
 /// The region and the layout it is read by.
 pub(crate) struct Weights {
@@ -21,6 +25,8 @@ pub(crate) struct Weights {
     layout: Layout,
     fingerprint: u64,
     complete: bool,
+    /// Whether the region held something else when it was mapped.
+    held_other: bool,
 }
 
 impl Weights {
@@ -39,12 +45,21 @@ impl Weights {
             layout,
             fingerprint,
             complete: false,
+            held_other: false,
         };
-        weights.complete = weights.header() == [MAGIC, fingerprint, weights.layout.bytes as u64, COMPLETE];
+        let held = state(weights.header(), &weights.layout, fingerprint);
+        weights.complete = held == Member::Complete;
+        weights.held_other = held == Member::Foreign || weights.header()[3] == HELD_OTHER;
         if !weights.complete {
-            weights.set_header([MAGIC, fingerprint, weights.layout.bytes as u64, 0]);
+            let flag = if weights.held_other { HELD_OTHER } else { 0 };
+            weights.set_header([MAGIC, fingerprint, weights.layout.bytes as u64, flag]);
         }
         Ok(weights)
+    }
+
+    /// Whether the region held other weights when it was mapped, so that nothing that was noted of it before holds.
+    pub(crate) fn held_other(&self) -> bool {
+        self.held_other
     }
 
     /// Whether every tensor is in place.
@@ -120,6 +135,29 @@ impl Weights {
             Some(file) => Store::File(file),
             None => Store::Memory(Shared::new(self.region.bytes_mut())),
         }
+    }
+}
+
+/// What a header says of the region it belongs to.
+fn state(header: [u64; 4], layout: &Layout, fingerprint: u64) -> Member {
+    match header {
+        [0, ..] => Member::Loading,
+        [MAGIC, held, bytes, flag] if (held, bytes) == (fingerprint, layout.bytes as u64) => match flag {
+            COMPLETE => Member::Complete,
+            _ => Member::Loading,
+        },
+        _ => Member::Foreign,
+    }
+}
+
+/// What `file`, the region of a rank whose weights have that layout and fingerprint, holds now.
+pub(crate) fn state_of_file(file: &OwnedFd, layout: &Layout, fingerprint: u64) -> Member {
+    let mut header = [0u64; 4];
+    // A file that is still empty leaves the header at zero.
+    let bytes: &mut [u8] = bytemuck::cast_slice_mut(&mut header);
+    match rustix::io::pread(file, bytes, 0) {
+        Ok(_) => state(header, layout, fingerprint),
+        Err(_) => Member::Foreign,
     }
 }
 

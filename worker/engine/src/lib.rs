@@ -11,6 +11,7 @@
 //! | [`runtime`] | the loops of leader and followers, from loading to draining |
 //! | [`leaf_tree`] | the fixed tree in which partial sums are joined |
 //! | [`sampling`] | from candidates to a token |
+//! | [`structured`] | answers with a form: JSON, regular expressions, grammars |
 //! | [`text`] | from messages to a validated request, from tokens to text |
 
 #![forbid(unsafe_code)]
@@ -24,6 +25,7 @@ pub mod runtime;
 pub mod sampling;
 pub mod schedule;
 pub mod step;
+pub mod structured;
 pub mod text;
 
 pub use backend::{

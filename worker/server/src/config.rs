@@ -65,7 +65,26 @@ pub struct EngineArgs {
     pub drain_grace: Duration,
 }
 
+/// Reads nothing but [`EngineArgs`].
+#[derive(clap::Parser)]
+struct EngineOnly {
+    #[command(flatten)]
+    engine: EngineArgs,
+}
+
 impl EngineArgs {
+    /// The checkpoint of a folder with the defaults of the command line.
+    ///
+    /// # Errors
+    /// Only if an argument has no default.
+    pub fn of(model_dir: PathBuf) -> Result<Self, clap::Error> {
+        let parsed: EngineOnly = clap::Parser::try_parse_from(["engine", "--model-dir", "."])?;
+        Ok(Self {
+            model_dir,
+            ..parsed.engine
+        })
+    }
+
     /// The name under which the model is served.
     #[must_use]
     pub fn served_name(&self) -> String {
@@ -85,6 +104,8 @@ pub struct RankConfig {
     pub engine: EngineArgs,
     /// This rank, `0 .. tensor × pipeline`.
     pub rank: u32,
+    /// First rank of the pod.
+    pub first_rank: u32,
     /// Compute threads.
     pub threads: u32,
     /// Address to listen on.

@@ -1,8 +1,8 @@
 //! What a supervisor and a rank's process say to each other: one JSON object a line, over a socket pair.
 //!
 //! The rank's end is its standard input, so that nothing has to be inherited by number, and so that the rank notices
-//! the end of its supervisor as the end of its input. The first byte carries the memory file of the weights
-//! (`SCM_RIGHTS`, see unix(7)); JSON lines follow.
+//! the end of its supervisor as the end of its input. The first byte carries memory files (`SCM_RIGHTS`, see
+//! unix(7)): the rank's weights alone, or the notes of loading and the weights of all ranks of the pod. JSON lines follow.
 
 use std::io::{self, IoSlice, IoSliceMut};
 use std::mem::MaybeUninit;
@@ -151,28 +151,34 @@ pub struct Load {
     pub output_tokens: u64,
 }
 
-/// Sends the memory file. The first thing on a new link.
+/// Files that go over a link at once. Files that are under way to all ranks count together against the limit of open files,
+/// often 1024, and more would not fit there when all start at the same time.
+pub const MAX_FILES: usize = 25;
+
+/// Sends memory files, [`MAX_FILES`] at most. The first thing on a new link.
 ///
 /// # Errors
-/// What the kernel says.
-pub fn send_file(link: impl AsFd, file: BorrowedFd<'_>) -> io::Result<()> {
-    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+/// What the kernel says, or that there are too many.
+pub fn send_files(link: impl AsFd, files: &[BorrowedFd<'_>]) -> io::Result<()> {
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MAX_FILES))];
     let mut ancillary = SendAncillaryBuffer::new(&mut space);
-    let files = [file];
-    if !ancillary.push(SendAncillaryMessage::ScmRights(&files)) {
-        return Err(io::Error::other("no room for a file descriptor"));
+    if !ancillary.push(SendAncillaryMessage::ScmRights(files)) {
+        return Err(io::Error::other(format!(
+            "no room for {} file descriptors",
+            files.len()
+        )));
     }
     rustix::net::sendmsg(link, &[IoSlice::new(b"\n")], &mut ancillary, SendFlags::NOSIGNAL)?;
     Ok(())
 }
 
-/// Receives what [`send_file`] sent; the link must be blocking.
+/// Receives what [`send_files`] sent; the link must be blocking.
 ///
 /// # Errors
 /// What the kernel says, or that no file came.
-pub fn receive_file(link: impl AsFd) -> io::Result<OwnedFd> {
+pub fn receive_files(link: impl AsFd) -> io::Result<Vec<OwnedFd>> {
     let mut byte = [0];
-    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MAX_FILES))];
     let mut ancillary = RecvAncillaryBuffer::new(&mut space);
     rustix::net::recvmsg(
         link,
@@ -180,17 +186,18 @@ pub fn receive_file(link: impl AsFd) -> io::Result<OwnedFd> {
         &mut ancillary,
         RecvFlags::CMSG_CLOEXEC,
     )?;
-    ancillary
-        .drain()
-        .find_map(|message| match message {
-            RecvAncillaryMessage::ScmRights(mut files) => files.next(),
-            _ => None,
-        })
-        .ok_or_else(|| {
-            io::Error::other(
-                "no memory file came: `llamero-worker rank` is started by `llamero-worker serve` only",
-            )
-        })
+    let mut received = Vec::new();
+    for message in ancillary.drain() {
+        if let RecvAncillaryMessage::ScmRights(files) = message {
+            received.extend(files);
+        }
+    }
+    if received.is_empty() {
+        return Err(io::Error::other(
+            "no memory file came: `llamero-worker rank` is started by `llamero-worker serve` only",
+        ));
+    }
+    Ok(received)
 }
 
 /// One message as a line.
@@ -211,14 +218,17 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_file_crosses_and_lines_follow() {
+    fn files_cross_and_lines_follow() {
         let (mut here, mut there) = UnixStream::pair().unwrap();
         let mut file = tempfile::tempfile().unwrap();
         file.write_all(b"weights").unwrap();
-        send_file(&here, file.as_fd()).unwrap();
+        let many = [file.as_fd(); MAX_FILES];
+        send_files(&here, &many).unwrap();
         here.write_all(&line(&Down::Drain).unwrap()).unwrap();
         drop(here);
-        let mut received = std::fs::File::from(receive_file(&there).unwrap());
+        let mut received = receive_files(&there).unwrap();
+        assert_eq!(received.len(), MAX_FILES);
+        let mut received = std::fs::File::from(received.pop().unwrap());
         received.rewind().unwrap();
         let mut text = String::new();
         received.read_to_string(&mut text).unwrap();
@@ -246,7 +256,7 @@ mod tests {
         let (mut here, there) = UnixStream::pair().unwrap();
         here.write_all(b"\n").unwrap();
         assert!(
-            receive_file(&there)
+            receive_files(&there)
                 .unwrap_err()
                 .to_string()
                 .contains("llamero-worker serve")

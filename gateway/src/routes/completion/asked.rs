@@ -28,12 +28,10 @@ pub enum Asked {
         /// Its only entry.
         only: Option<String>,
     },
-    /// An object, with its `type` when that is a word.
+    /// An object.
     Object {
         /// Whether it has no field.
         empty: bool,
-        /// Its `type`.
-        kind: Option<String>,
     },
 }
 
@@ -52,8 +50,6 @@ pub enum Harmless {
     Words(&'static [&'static str]),
     /// Also a list with only this word, and an empty one.
     Only(&'static str),
-    /// Also an object of this `type`.
-    Type(&'static str),
 }
 
 impl Harmless {
@@ -65,7 +61,7 @@ impl Harmless {
             Asked::Flag(flag) => !flag,
             Asked::Number(number) => *number == 0.0,
             Asked::Word(word) => word.is_empty(),
-            Asked::List { empty, .. } | Asked::Object { empty, .. } => *empty,
+            Asked::List { empty, .. } | Asked::Object { empty } => *empty,
         };
         match self {
             Self::Null => false,
@@ -78,7 +74,6 @@ impl Harmless {
             Self::Only(word) => {
                 nothing || matches!(asked, Asked::List { only: Some(only), .. } if only == word)
             }
-            Self::Type(kind) => matches!(asked, Asked::Object { kind: Some(found), .. } if found == kind),
         }
     }
 }
@@ -93,7 +88,6 @@ impl fmt::Display for Harmless {
             Self::Number(number) => write!(f, "null, {number}"),
             Self::Words(words) => write!(f, "null, empty, {}", words.join(", ")),
             Self::Only(word) => write!(f, "null, empty, [\"{word}\"]"),
-            Self::Type(kind) => write!(f, "null, {{\"type\": \"{kind}\"}}"),
         }
     }
 }
@@ -158,16 +152,12 @@ impl<'de> Visitor<'de> for Look {
     }
 
     fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Asked, A::Error> {
-        let (mut empty, mut kind) = (true, None);
-        while let Some(key) = map.next_key::<Entry>()? {
+        let mut empty = true;
+        while map.next_key_seed(Ignored::FIELD)?.is_some() {
             empty = false;
-            if key.0.as_deref() == Some("type") {
-                kind = map.next_value::<Entry>()?.0;
-            } else {
-                map.next_value_seed(Ignored::FIELD)?;
-            }
+            map.next_value_seed(Ignored::FIELD)?;
         }
-        Ok(Asked::Object { empty, kind })
+        Ok(Asked::Object { empty })
     }
 }
 
@@ -265,15 +255,6 @@ mod tests {
                 Harmless::Only("text"),
                 vec![json!(["text"]), json!([])],
                 vec![json!(["text", "audio"]), json!(["audio"]), json!([["text"]])],
-            ),
-            (
-                Harmless::Type("text"),
-                vec![json!({"type": "text"})],
-                vec![
-                    json!({"type": "json_object"}),
-                    json!({}),
-                    json!({"type": {"a": 1}}),
-                ],
             ),
         ];
         for (harmless, nothing, something) in cases {

@@ -64,10 +64,12 @@ pub fn check(route: Route, request: Request) -> Result<Checked, ApiError> {
     let (prompts, most) = match route {
         Route::Chat => {
             let messages = conversation(request.messages.ok_or_else(|| missing(route))?)?;
-            let prompt = Prompt::Chat(ChatPrompt {
+            let mut prompt = ChatPrompt {
                 messages,
-                tools_json: String::new(),
-            });
+                ..ChatPrompt::default()
+            };
+            request.tools.apply(&mut prompt)?;
+            let prompt = Prompt::Chat(prompt);
             // The newer name goes before the older one.
             let most = request
                 .max_completion_tokens
@@ -88,6 +90,8 @@ pub fn check(route: Route, request: Request) -> Result<Checked, ApiError> {
     }
     let mut converted = CompletionRequest::default();
     sampling.apply(&mut converted)?;
+    converted.logprobs = sampling.logprobs(route)?;
+    converted.structure = request.structure.checked()?;
     Ok(Checked {
         model: request.model,
         prompts,
@@ -142,7 +146,7 @@ mod tests {
     fn values_that_ask_for_nothing_pass() {
         checked(
             Route::Chat,
-            json!({"n": 1, "tools": [], "tool_choice": "none", "logprobs": false, "top_logprobs": 0,
+            json!({"n": 1, "tools": [], "tool_choice": "none", "logprobs": false, "top_logprobs": 0, "functions": [],
             "response_format": {"type": "text"}, "user": "u", "metadata": {}, "store": true, "made_up": 1,
             "parallel_tool_calls": true, "modalities": ["text"], "min_p": 0, "repetition_penalty": 1.0}),
         )
@@ -158,37 +162,32 @@ mod tests {
     #[test]
     fn what_is_not_built_is_refused_by_name() {
         for (route, extra, param) in [
-            (Route::Chat, json!({"logprobs": true}), "logprobs"),
-            (Route::Chat, json!({"top_logprobs": 5}), "top_logprobs"),
-            (Route::Chat, json!({"tools": [{"type": "function"}]}), "tools"),
             (
                 Route::Chat,
-                json!({"tool_choice": {"type": "function"}}),
-                "tool_choice",
+                json!({"tools": [{"type": "web_search"}]}),
+                "tools[0]",
+            ),
+            (Route::Chat, json!({"prompt_logprobs": 1}), "prompt_logprobs"),
+            (
+                Route::Chat,
+                json!({"repetition_penalty": 1.1}),
+                "repetition_penalty",
             ),
             (Route::Chat, json!({"functions": [{}]}), "functions"),
             (
                 Route::Chat,
-                json!({"response_format": {"type": "json_object"}}),
+                json!({"response_format": {"type": "xml"}}),
                 "response_format",
             ),
             (Route::Chat, json!({"audio": {"voice": "a"}}), "audio"),
-            (Route::Chat, json!({"min_p": 0.1}), "min_p"),
-            (Route::Chat, json!({"guided_choice": ["a", "b"]}), "guided_choice"),
             (
                 Route::Chat,
                 json!({"chat_template_kwargs": {"a": 1}}),
                 "chat_template_kwargs",
             ),
             (Route::Text, json!({"best_of": 3}), "best_of"),
-            (Route::Text, json!({"logprobs": 0}), "logprobs"),
             (Route::Text, json!({"echo": true}), "echo"),
             (Route::Text, json!({"suffix": "end"}), "suffix"),
-            (
-                Route::Text,
-                json!({"skip_special_tokens": false}),
-                "skip_special_tokens",
-            ),
         ] {
             let error = checked(route, extra).unwrap_err();
             assert_eq!(
@@ -203,6 +202,18 @@ mod tests {
     fn what_is_out_of_range_or_missing_is_named() {
         for (route, extra, param) in [
             (Route::Chat, json!({"n": 0}), "n"),
+            (Route::Chat, json!({"top_logprobs": 5}), "top_logprobs"),
+            (
+                Route::Chat,
+                json!({"logprobs": true, "top_logprobs": 21}),
+                "top_logprobs",
+            ),
+            (Route::Chat, json!({"logprobs": 3}), "logprobs"),
+            (Route::Text, json!({"logprobs": -1}), "logprobs"),
+            (Route::Text, json!({"logprobs": true}), "logprobs"),
+            (Route::Text, json!({"min_p": 1.5}), "min_p"),
+            (Route::Text, json!({"min_tokens": -1}), "min_tokens"),
+            (Route::Text, json!({"bad_words": [""]}), "bad_words"),
             (Route::Chat, json!({"n": 129}), "n"),
             (Route::Text, json!({"n": 65, "prompt": ["a", "b"]}), "n"),
             (Route::Chat, json!({"messages": null}), "messages"),
@@ -216,6 +227,24 @@ mod tests {
             let error = checked(route, extra).unwrap_err();
             assert_eq!(error.param.as_deref(), Some(param), "{error:?}");
         }
+    }
+
+    #[test]
+    fn what_is_asked_for_is_ordered() {
+        let sampling = |route, extra| checked(route, extra).unwrap().sampling;
+        let chat = json!({"logprobs": true, "top_logprobs": 4, "min_p": 0.1, "min_tokens": 2, "bad_words": ["x"],
+            "include_stop_str_in_output": true, "skip_special_tokens": false, "guided_choice": ["a", "b"]});
+        let chat = sampling(Route::Chat, chat);
+        assert_eq!(
+            (chat.logprobs, chat.min_p, chat.min_tokens),
+            (Some(4), Some(0.1), 2)
+        );
+        assert_eq!(chat.bad_words, ["x"]);
+        assert!(chat.include_stop_string && chat.show_special_tokens);
+        assert_eq!(chat.structure.unwrap().parameter, "guided_choice");
+        assert_eq!(sampling(Route::Chat, json!({"logprobs": true})).logprobs, Some(0));
+        assert_eq!(sampling(Route::Text, json!({"logprobs": 0})).logprobs, Some(0));
+        assert_eq!(sampling(Route::Text, json!({})).logprobs, None);
     }
 
     #[test]

@@ -59,12 +59,11 @@ const fn refused(on: On, name: &'static str, harmless: Harmless, instead: &'stat
     Field { name, on, treatment }
 }
 
-use Harmless::{Nothing, Null, Number, Only, True, Type, Words};
+use Harmless::{Nothing, Null, Number, Only, True, Words};
 use On::{Both, Chat, Text};
 
 const OUT: &str = "leave it out";
-const TOOLS: &str = "describe tools in the prompt";
-const FORMAT: &str = "ask for the format in the prompt";
+const TOOLS: &str = "use tools and tool_choice";
 const TEMPLATE: &str = "the checkpoint's own chat template is used as it is";
 
 /// The table.
@@ -73,7 +72,7 @@ pub const FIELDS: &[Field] = &[
     used(
         Chat,
         "messages",
-        "system, developer, user and assistant; text, or parts of type text; at most 4,096",
+        "system, developer, user, assistant (with tool calls) and tool; text, or parts of type text; at most 4,096",
     ),
     used(Text, "prompt", "text or token ids, alone or up to 128 in a list"),
     used(Both, "stream", "server-sent events"),
@@ -104,6 +103,51 @@ pub const FIELDS: &[Field] = &[
     used(Both, "stop", "a string or up to 16"),
     used(Both, "stop_token_ids", "at most 1,024"),
     used(Both, "ignore_eos", "go on behind the end of the text"),
+    used(Both, "min_p", "0 (off) to 1"),
+    used(Both, "min_tokens", "nothing ends the answer before"),
+    used(Both, "bad_words", "at most 64"),
+    used(
+        Both,
+        "include_stop_str_in_output",
+        "the stop string ends the text",
+    ),
+    used(
+        Both,
+        "skip_special_tokens",
+        "false: names of special tokens are part of the text",
+    ),
+    used(
+        Chat,
+        "logprobs",
+        "true: of the answer's tokens, at temperature 1, penalties and form applied",
+    ),
+    used(Text, "logprobs", "the same, with 0 to 20 of the likeliest tokens"),
+    used(
+        Chat,
+        "top_logprobs",
+        "0 to 20 of the likeliest tokens; needs logprobs",
+    ),
+    used(
+        Both,
+        "response_format",
+        "text, json_object, json_schema (always enforced)",
+    ),
+    used(
+        Both,
+        "structured_outputs",
+        "one of json, regex, choice, grammar, json_object",
+    ),
+    used(Both, "guided_json", "a JSON schema"),
+    used(Both, "guided_regex", "the syntax of Rust's crate regex"),
+    used(Both, "guided_choice", "texts"),
+    used(Both, "guided_grammar", "llguidance's variant of Lark"),
+    used(Chat, "tools", "functions, at most 128"),
+    used(
+        Chat,
+        "tool_choice",
+        "none, auto, required, or a function; the last two give one call that has the parameters' schema",
+    ),
+    used(Chat, "parallel_tool_calls", "false: at most one call"),
     accepted("user", "keeps books"),
     accepted("metadata", "keeps books"),
     accepted("store", "nothing is stored"),
@@ -113,55 +157,22 @@ pub const FIELDS: &[Field] = &[
     accepted("prompt_cache_retention", "only speed could depend on it"),
     accepted("cache_salt", "only speed could depend on it"),
     accepted("request_id", "give the header x-request-id"),
-    accepted("parallel_tool_calls", "no effect without tools"),
-    refused(Both, "response_format", Type("text"), FORMAT),
-    refused(Both, "structured_outputs", Nothing, FORMAT),
-    refused(Both, "guided_json", Nothing, FORMAT),
-    refused(Both, "guided_regex", Nothing, FORMAT),
-    refused(Both, "guided_choice", Nothing, FORMAT),
-    refused(Both, "guided_grammar", Nothing, FORMAT),
     refused(Both, "guided_decoding_backend", Nothing, OUT),
     refused(Both, "guided_whitespace_pattern", Nothing, OUT),
-    refused(Both, "structural_tag", Nothing, FORMAT),
-    refused(Chat, "tools", Nothing, TOOLS),
-    refused(Chat, "tool_choice", Words(&["none", "auto"]), TOOLS),
+    refused(Both, "structural_tag", Nothing, "use response_format"),
     refused(Chat, "functions", Nothing, TOOLS),
     refused(Chat, "function_call", Words(&["none", "auto"]), TOOLS),
-    refused(Chat, "logprobs", Nothing, OUT),
-    // On this route even 0 asks for the log-probability of the token itself.
-    refused(Text, "logprobs", Null, OUT),
-    refused(Chat, "top_logprobs", Nothing, OUT),
     refused(Both, "prompt_logprobs", Null, OUT),
     refused(Both, "return_tokens_as_token_ids", Nothing, OUT),
     refused(Both, "return_token_ids", Nothing, OUT),
     refused(Both, "echo", Nothing, "put the prompt before the answer yourself"),
     refused(Text, "suffix", Nothing, "the model only writes forward"),
-    refused(Both, "min_p", Nothing, "use top_p"),
     refused(Both, "repetition_penalty", Number(1.0), "use frequency_penalty"),
     refused(Both, "length_penalty", Number(1.0), OUT),
     refused(Both, "use_beam_search", Nothing, "use n"),
     refused(Both, "early_stopping", Nothing, OUT),
-    refused(
-        Both,
-        "min_tokens",
-        Nothing,
-        "use logit_bias against the end of the text",
-    ),
-    refused(Both, "bad_words", Nothing, "use logit_bias"),
     refused(Both, "allowed_token_ids", Nothing, "use logit_bias"),
     refused(Both, "logits_processors", Nothing, OUT),
-    refused(
-        Both,
-        "include_stop_str_in_output",
-        Nothing,
-        "append the stop string yourself",
-    ),
-    refused(
-        Both,
-        "skip_special_tokens",
-        True,
-        "special tokens are always left out",
-    ),
     refused(Both, "spaces_between_special_tokens", True, OUT),
     refused(
         Both,

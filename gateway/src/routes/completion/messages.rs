@@ -5,20 +5,27 @@ use std::fmt;
 use llamero_proto::v1::ChatMessage;
 use serde::Deserialize;
 use serde::de::{Deserializer, Error, SeqAccess, Visitor};
+use serde_json::{Map, Value};
 
 use super::asked::{Asked, Harmless};
+use super::bounded::Bounded;
+use super::kept::Kept;
 use crate::error::ApiError;
 
 /// Most messages of a conversation.
 pub const MAX_MESSAGES: usize = 4096;
+/// Most calls of a message.
+const MAX_CALLS: usize = 128;
 
-/// One message. Fields that are not listed (`name`, `refusal`, …) do not reach the model.
+/// One message. Fields that are not listed (`refusal`, …) do not reach the model.
 #[derive(Debug, Clone, PartialEq, Deserialize)]
 #[allow(missing_docs, reason = "the fields are those of the OpenAI API")]
 pub struct Message {
     pub role: String,
     pub content: Option<Content>,
-    pub tool_calls: Option<Asked>,
+    pub tool_calls: Option<Kept>,
+    pub tool_call_id: Option<String>,
+    pub name: Option<String>,
     pub function_call: Option<Asked>,
     pub audio: Option<Asked>,
 }
@@ -98,7 +105,6 @@ fn message(index: usize, message: Message) -> Result<ChatMessage, ApiError> {
     let at = |field: &str| format!("messages[{index}].{field}");
     let role = role(&message.role, || at("role"))?;
     for (field, asked) in [
-        ("tool_calls", &message.tool_calls),
         ("function_call", &message.function_call),
         ("audio", &message.audio),
     ] {
@@ -107,7 +113,9 @@ fn message(index: usize, message: Message) -> Result<ChatMessage, ApiError> {
             .is_some_and(|asked| !Harmless::Nothing.covers(asked))
         {
             let field = at(field);
-            let message = format!("'{field}' is not supported; send the assistant's text as content.");
+            let message = format!(
+                "'{field}' is not supported; send the assistant's text as content, and its calls as tool_calls."
+            );
             return Err(ApiError::unsupported(&field, message));
         }
     }
@@ -119,8 +127,8 @@ fn message(index: usize, message: Message) -> Result<ChatMessage, ApiError> {
             ));
         }
         Some(Content { text, .. }) => text,
-        // An assistant's message may be empty.
-        None if role == "assistant" => String::new(),
+        // An assistant's message may be empty, and so may be what a tool says.
+        None if matches!(role, "assistant" | "tool") => String::new(),
         None => {
             return Err(ApiError::invalid(
                 Some(&at("content")),
@@ -128,10 +136,77 @@ fn message(index: usize, message: Message) -> Result<ChatMessage, ApiError> {
             ));
         }
     };
+    let calls = message.tool_calls.filter(|calls| !calls.is_nothing());
+    if calls.is_none() && role != "tool" {
+        return Ok(ChatMessage {
+            role: role.to_owned(),
+            content,
+            ..ChatMessage::default()
+        });
+    }
+    if let Some(calls) = &calls {
+        check_calls(role, calls, &at("tool_calls"))?;
+    }
     Ok(ChatMessage {
-        role: role.to_owned(),
-        content,
+        json: with_calls(role, &content, calls.as_ref(), message.tool_call_id, message.name),
+        ..ChatMessage::default()
     })
+}
+
+#[derive(Deserialize)]
+struct Call {
+    function: Function,
+}
+
+#[derive(Deserialize)]
+struct Function {
+    name: String,
+    arguments: Option<String>,
+}
+
+fn check_calls(role: &str, calls: &Kept, at: &str) -> Result<(), ApiError> {
+    if role != "assistant" {
+        let message =
+            format!("'{at}' stands in a message of the role '{role}'; only the assistant calls tools.");
+        return Err(ApiError::invalid(Some(at), message));
+    }
+    let calls: Bounded<Call, MAX_CALLS> = serde_json::from_str(&calls.0)
+        .map_err(|error| ApiError::invalid(Some(at), format!("'{at}' is not as expected: {error}.")))?;
+    for (index, Call { function }) in calls.0.iter().enumerate() {
+        let arguments = function.arguments.as_deref().unwrap_or("{}").trim();
+        let object: Result<Map<String, Value>, _> = serde_json::from_str(arguments);
+        if function.name.is_empty() || !(arguments.is_empty() || object.is_ok()) {
+            let param = format!("{at}[{index}].function");
+            let message =
+                format!("'{param}' must have a name, and arguments that are a JSON object in a string.");
+            return Err(ApiError::invalid(Some(&param), message));
+        }
+    }
+    Ok(())
+}
+
+/// The message in OpenAI's form. The calls stay as they came.
+fn with_calls(
+    role: &str,
+    content: &str,
+    calls: Option<&Kept>,
+    call_id: Option<String>,
+    name: Option<String>,
+) -> String {
+    let mut json = format!(
+        "{{\"role\":{},\"content\":{}",
+        Value::from(role),
+        Value::from(content)
+    );
+    if let Some(Kept(calls)) = calls {
+        json += &format!(",\"tool_calls\":{calls}");
+    }
+    for (key, value) in [("tool_call_id", call_id), ("name", name)] {
+        if let Some(value) = value {
+            json += &format!(",\"{key}\":{}", Value::from(value));
+        }
+    }
+    json + "}"
 }
 
 fn role(written: &str, at: impl Fn() -> String) -> Result<&'static str, ApiError> {
@@ -140,13 +215,14 @@ fn role(written: &str, at: impl Fn() -> String) -> Result<&'static str, ApiError
         "system" | "developer" => Ok("system"),
         "user" => Ok("user"),
         "assistant" => Ok("assistant"),
-        "tool" | "function" => Err(ApiError::unsupported(
+        "tool" => Ok("tool"),
+        "function" => Err(ApiError::unsupported(
             &at(),
-            "Tool calls are not supported; send results as user messages.",
+            "The role 'function' is not supported; send results with the role 'tool'.",
         )),
         other => {
             let shown: String = other.chars().take(64).collect();
-            let message = format!("The role '{shown}' is not known; use system, user or assistant.");
+            let message = format!("The role '{shown}' is not known; use system, user, assistant or tool.");
             Err(ApiError::invalid(Some(&at()), message))
         }
     }
@@ -154,7 +230,7 @@ fn role(written: &str, at: impl Fn() -> String) -> Result<&'static str, ApiError
 
 #[cfg(test)]
 mod tests {
-    use serde_json::{Value, json};
+    use serde_json::json;
 
     use super::*;
 
@@ -191,11 +267,49 @@ mod tests {
     }
 
     #[test]
+    fn calls_and_results_are_passed_on_in_their_own_form() {
+        let calls = json!([{"id": "call_1", "type": "function", "function": {"name": "f", "arguments": "{\"z\": 1, \"a\": 2}"}}]);
+        let messages = check(json!([
+            {"role": "assistant", "content": null, "tool_calls": calls},
+            {"role": "tool", "tool_call_id": "call_1", "content": [{"type": "text", "text": "3\n"}]},
+        ]))
+        .unwrap();
+        let passed: Vec<Value> = messages
+            .iter()
+            .map(|found| serde_json::from_str(&found.json).unwrap())
+            .collect();
+        assert_eq!(
+            passed[0],
+            json!({"role": "assistant", "content": "", "tool_calls": calls})
+        );
+        assert_eq!(
+            passed[1],
+            json!({"role": "tool", "content": "3\n", "tool_call_id": "call_1"})
+        );
+        for (message, param) in [
+            (
+                json!({"role": "user", "content": "x", "tool_calls": calls}),
+                "messages[0].tool_calls",
+            ),
+            (
+                json!({"role": "assistant", "tool_calls": {"a": 1}}),
+                "messages[0].tool_calls",
+            ),
+            (
+                json!({"role": "assistant", "tool_calls": [{"function": {"name": "f", "arguments": "x"}}]}),
+                "messages[0].tool_calls[0].function",
+            ),
+        ] {
+            assert_eq!(check(json!([message])).unwrap_err().param.as_deref(), Some(param));
+        }
+    }
+
+    #[test]
     fn each_mistake_gets_its_sentence() {
         for (messages, param) in [
             (json!([]), "messages"),
             (json!([{"role": "robot", "content": "x"}]), "messages[0].role"),
-            (json!([{"role": "tool", "content": "x"}]), "messages[0].role"),
+            (json!([{"role": "function", "content": "x"}]), "messages[0].role"),
             (json!([{"role": "user"}]), "messages[0].content"),
             (json!([{"role": "user", "content": null}]), "messages[0].content"),
             (

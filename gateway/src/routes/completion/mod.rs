@@ -10,6 +10,10 @@
 //! | [`messages`] | a conversation |
 //! | [`prompt`] | prompts of text completion |
 //! | [`sampling`] | how to sample and when to stop |
+//! | [`kept`] | a value that is passed on as it came |
+//! | [`structure`] | what the answer must look like |
+//! | [`tools`] | `tools` and `tool_choice` |
+//! | [`logprobs`] | log-probabilities as they are sent |
 //! | [`bounded`] | lists and ignored values that a client cannot make too large |
 //! | [`check`] | from what was read to what is ordered |
 //! | [`order`] | the answers, from the model's groups |
@@ -23,6 +27,8 @@ pub mod bounded;
 pub mod check;
 pub mod fields;
 pub mod handler;
+pub mod kept;
+pub mod logprobs;
 pub mod messages;
 pub mod objects;
 pub mod order;
@@ -31,4 +37,6 @@ pub mod request;
 pub mod route;
 pub mod sampling;
 pub mod sse;
+pub mod structure;
+pub mod tools;
 pub mod whole;

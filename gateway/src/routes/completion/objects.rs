@@ -2,8 +2,10 @@
 
 use serde::Serialize;
 
+use super::logprobs::Logprobs;
 use super::order::Envelope;
 use super::route::Route;
+use crate::relay::StopReason;
 use crate::routes::usage::Usage;
 
 /// An answer or a chunk of one.
@@ -53,11 +55,11 @@ pub struct Choice<'a> {
     /// Of a text completion.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub text: Option<&'a str>,
-    pub logprobs: Option<()>,
+    pub logprobs: Option<Logprobs>,
     pub finish_reason: Option<&'static str>,
-    /// vLLM's: the stop string that ended the answer, if one did.
+    /// vLLM's: what ended the answer, if the request asked for it.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub stop_reason: Option<&'a str>,
+    pub stop_reason: Option<StopReason<'a>>,
 }
 
 /// The model's message.
@@ -65,8 +67,34 @@ pub struct Choice<'a> {
 #[allow(missing_docs, reason = "the fields are those of the OpenAI API")]
 pub struct Message<'a> {
     pub role: &'static str,
-    pub content: &'a str,
+    /// Null when there is nothing but calls.
+    pub content: Option<&'a str>,
     pub refusal: Option<()>,
+    #[serde(skip_serializing_if = "<[_]>::is_empty")]
+    pub tool_calls: &'a [ToolCall<'a>],
+}
+
+/// A call, or a piece of one.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[allow(missing_docs, reason = "the fields are those of the OpenAI API")]
+pub struct ToolCall<'a> {
+    /// In streams.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub index: Option<u32>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub id: Option<String>,
+    #[serde(rename = "type", skip_serializing_if = "Option::is_none")]
+    pub kind: Option<&'static str>,
+    pub function: Function<'a>,
+}
+
+/// What is called.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[allow(missing_docs, reason = "the fields are those of the OpenAI API")]
+pub struct Function<'a> {
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub name: Option<&'a str>,
+    pub arguments: &'a str,
 }
 
 /// What is new.
@@ -77,12 +105,14 @@ pub struct Delta<'a> {
     pub role: Option<&'static str>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub content: Option<&'a str>,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub tool_calls: Vec<ToolCall<'a>>,
 }
 
 impl<'a> Choice<'a> {
     /// A whole answer.
     #[must_use]
-    pub fn whole(route: Route, index: usize, text: &'a str) -> Self {
+    pub fn whole(route: Route, index: usize, text: &'a str, calls: &'a [ToolCall<'a>]) -> Self {
         let mut choice = Self {
             index,
             ..Self::default()
@@ -91,8 +121,9 @@ impl<'a> Choice<'a> {
             Route::Chat => {
                 choice.message = Some(Message {
                     role: "assistant",
-                    content: text,
+                    content: (!text.is_empty() || calls.is_empty()).then_some(text),
                     refusal: None,
+                    tool_calls: calls,
                 });
             }
             Route::Text => choice.text = Some(text),
@@ -110,8 +141,8 @@ impl<'a> Choice<'a> {
         match route {
             Route::Chat => {
                 choice.delta = Some(Delta {
-                    role: None,
                     content: text,
+                    ..Delta::default()
                 });
             }
             Route::Text => choice.text = Some(text.unwrap_or_default()),
@@ -120,12 +151,13 @@ impl<'a> Choice<'a> {
     }
 }
 
-/// Why an answer ended, in OpenAI's words.
+/// Why an answer ended, in OpenAI's words. `called` tells that it has tool calls.
 #[must_use]
-pub fn finish_reason(reason: llamero_proto::v1::FinishReason) -> &'static str {
+pub fn finish_reason(reason: llamero_proto::v1::FinishReason, called: bool) -> &'static str {
     use llamero_proto::v1::FinishReason::{Abort, Length, Stop, Unspecified};
     match reason {
         Length => "length",
+        Stop if called => "tool_calls",
         // The relay turns the others into errors.
         Stop | Abort | Unspecified => "stop",
     }

@@ -36,6 +36,15 @@ pub struct Envelope {
     pub choices: usize,
 }
 
+impl Envelope {
+    /// The id of a call of an answer. It follows from the answer's own id, so that it is the same whoever goes on with the answer.
+    #[must_use]
+    pub fn call_id(&self, choice: usize, call: u32) -> String {
+        let id = self.id.rsplit('-').next().unwrap_or_default();
+        format!("call_{id}{choice:02x}{call:02x}")
+    }
+}
+
 /// A piece of the answer with this index.
 pub type Piece = (usize, Result<Delta, ApiError>);
 

@@ -8,10 +8,12 @@ use serde::de::{DeserializeSeed, Deserializer, Error, MapAccess, Visitor};
 use super::asked::Asked;
 use super::bounded::{Bounded, Ignored};
 use super::fields::{self, Field, Treatment};
+use super::kept::Kept;
 use super::messages::{MAX_MESSAGES, Message};
 use super::prompt::Prompts;
 use super::route::Route;
-use super::sampling::{Biases, Sampling};
+use super::sampling::{Biases, Sampling, Words};
+use super::{structure, tools};
 
 /// What was read. Absent and null are the same.
 #[derive(Debug, Clone, Default, PartialEq)]
@@ -26,6 +28,8 @@ pub struct Request {
     pub best_of: Option<i64>,
     pub max_completion_tokens: Option<i64>,
     pub sampling: Sampling,
+    pub structure: structure::Asked,
+    pub tools: tools::Asked,
     /// The first field that asks for something that is not built, and what to do instead.
     pub refused: Option<(&'static str, &'static str)>,
 }
@@ -147,8 +151,35 @@ impl Request {
             "stop" => sampling.stop = map.next_value()?,
             "stop_token_ids" => sampling.stop_token_ids = map.next_value()?,
             "ignore_eos" => sampling.ignore_eos = map.next_value()?,
-            _ => return Ok(false),
+            "min_p" => sampling.min_p = map.next_value()?,
+            "min_tokens" => sampling.min_tokens = map.next_value()?,
+            "bad_words" => sampling.bad_words = map.next_value::<Option<Words>>()?.map(|words| words.0),
+            "include_stop_str_in_output" => sampling.include_stop = map.next_value()?,
+            "skip_special_tokens" => sampling.skip_special = map.next_value()?,
+            "logprobs" => sampling.logprobs = map.next_value()?,
+            "top_logprobs" => sampling.top_logprobs = map.next_value()?,
+            "parallel_tool_calls" => self.tools.parallel_tool_calls = map.next_value()?,
+            _ => return self.keep(name, map),
         }
+        Ok(true)
+    }
+}
+
+impl Request {
+    /// Read the value of a field that is passed on.
+    fn keep<'de, A: MapAccess<'de>>(&mut self, name: &str, map: &mut A) -> Result<bool, A::Error> {
+        let place: &mut Option<Kept> = match name {
+            "response_format" => &mut self.structure.response_format,
+            "structured_outputs" => &mut self.structure.structured_outputs,
+            "guided_json" => &mut self.structure.guided_json,
+            "guided_regex" => &mut self.structure.guided_regex,
+            "guided_choice" => &mut self.structure.guided_choice,
+            "guided_grammar" => &mut self.structure.guided_grammar,
+            "tools" => &mut self.tools.tools,
+            "tool_choice" => &mut self.tools.tool_choice,
+            _ => return Ok(false),
+        };
+        *place = map.next_value()?;
         Ok(true)
     }
 }

@@ -8,13 +8,19 @@ use serde::Deserialize;
 use serde::de::value::SeqAccessDeserializer;
 use serde::de::{Deserializer, Error, MapAccess, SeqAccess, Visitor};
 
+use super::asked::Asked;
 use super::bounded::Bounded;
+use super::route::Route;
 use crate::error::ApiError;
 
 /// Most stop strings.
 const MAX_STOPS: usize = 16;
 /// Longest stop string in bytes.
 const MAX_STOP_BYTES: usize = 256;
+/// Most bad words.
+const MAX_BAD_WORDS: usize = 64;
+/// Most of the likeliest tokens beside each.
+const MAX_LOGPROBS: u32 = 20;
 /// Most entries of a logit bias, and most stop tokens.
 const MAX_TOKENS_LISTED: usize = 1024;
 
@@ -85,6 +91,9 @@ impl<'de> Deserialize<'de> for Biases {
     }
 }
 
+/// `bad_words`.
+pub type Words = Bounded<String, MAX_BAD_WORDS>;
+
 /// How to sample and when to stop, as the client wrote it.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct Sampling {
@@ -110,6 +119,20 @@ pub struct Sampling {
     pub stop_token_ids: Option<Vec<u32>>,
     /// Go on after the end-of-text token.
     pub ignore_eos: Option<bool>,
+    /// 0 (off) to 1.
+    pub min_p: Option<f32>,
+    /// At least 0.
+    pub min_tokens: Option<i64>,
+    /// Texts that the answer must not contain.
+    pub bad_words: Option<Vec<String>>,
+    /// Whether the stop string is part of the text.
+    pub include_stop: Option<bool>,
+    /// Whether special tokens have no text.
+    pub skip_special: Option<bool>,
+    /// A flag (chat), or a number of tokens (text).
+    pub logprobs: Option<Asked>,
+    /// How many of the likeliest tokens (chat).
+    pub top_logprobs: Option<i64>,
 }
 
 impl Sampling {
@@ -152,7 +175,48 @@ impl Sampling {
         request.stop_token_ids = self.stop_token_ids.clone().unwrap_or_default();
         at_most("stop_token_ids", request.stop_token_ids.len(), MAX_TOKENS_LISTED)?;
         request.ignore_eos = self.ignore_eos.unwrap_or(false);
+        request.min_p = within("min_p", self.min_p, 0.0, 1.0)?;
+        request.min_tokens = count("min_tokens", self.min_tokens.unwrap_or(0), u32::MAX)?;
+        request.bad_words = self.bad_words.clone().unwrap_or_default();
+        for word in &request.bad_words {
+            if word.trim().is_empty() || word.len() > MAX_STOP_BYTES {
+                let message = format!("A bad word has {} bytes; use 1 to {MAX_STOP_BYTES}.", word.len());
+                return Err(ApiError::invalid(Some("bad_words"), message));
+            }
+        }
+        request.include_stop_string = self.include_stop.unwrap_or(false);
+        request.show_special_tokens = self.skip_special == Some(false);
         Ok(())
+    }
+
+    /// Whether log-probabilities are wanted, and of how many of the likeliest tokens beside each.
+    ///
+    /// # Errors
+    /// 400 naming the parameter.
+    pub fn logprobs(&self, route: Route) -> Result<Option<u32>, ApiError> {
+        let wrong = |expected: &str| {
+            let message = format!("'logprobs' must be {expected} on this route.");
+            Err(ApiError::invalid(Some("logprobs"), message))
+        };
+        let asked = match (route, &self.logprobs) {
+            (_, None | Some(Asked::Null)) | (Route::Chat, Some(Asked::Flag(false))) => None,
+            (Route::Chat, Some(Asked::Flag(true))) => Some(self.top_logprobs.unwrap_or(0)),
+            (Route::Text, Some(Asked::Number(number))) if number.fract() == 0.0 => {
+                #[expect(clippy::cast_possible_truncation, reason = "it is bounded next")]
+                let most = *number as i64;
+                return count("logprobs", most, MAX_LOGPROBS).map(Some);
+            }
+            (Route::Chat, _) => return wrong("true or false"),
+            (Route::Text, _) => return wrong("a whole number"),
+        };
+        match (asked, self.top_logprobs.unwrap_or(0)) {
+            (Some(most), _) => count("top_logprobs", most, MAX_LOGPROBS).map(Some),
+            (None, 0) => Ok(None),
+            (None, _) => {
+                let message = "'top_logprobs' needs 'logprobs' to be true.";
+                Err(ApiError::invalid(Some("top_logprobs"), message))
+            }
+        }
     }
 
     fn stops(&self) -> Result<Vec<String>, ApiError> {
@@ -191,6 +255,16 @@ fn positive(name: &'static str, value: i64) -> Result<u32, ApiError> {
                 format!("'{name}' is {value}; it must be at least 1 (or leave it out)."),
             )
         })
+}
+
+fn count(name: &'static str, value: i64, most: u32) -> Result<u32, ApiError> {
+    let count = u32::try_from(value).ok().filter(|count| *count <= most);
+    count.ok_or_else(|| {
+        ApiError::invalid(
+            Some(name),
+            format!("'{name}' is {value}; it must be from 0 to {most}."),
+        )
+    })
 }
 
 fn top_k(value: i64) -> Result<u32, ApiError> {

@@ -10,11 +10,13 @@ use axum::body::{Body, Bytes};
 use axum::http::{HeaderValue, header};
 use axum::response::Response;
 use futures::{Stream, StreamExt};
+use llamero_proto::v1::ToolCallDelta;
 use serde::Serialize;
 use tokio::time::{Instant, Sleep, sleep_until};
 
 use super::check::UsageEvents;
-use super::objects::{self, Choice, Completion, finish_reason};
+use super::logprobs::logprobs;
+use super::objects::{self, Choice, Completion, Function, ToolCall, finish_reason};
 use super::order::{Envelope, Piece};
 use super::route::Route;
 use crate::error::ApiError;
@@ -44,13 +46,15 @@ pub fn respond(
     keep_alive: Duration,
 ) -> Response {
     let counter = Counter::new(&writer.envelope);
+    let choices = writer.envelope.choices;
     let mut opening = Vec::new();
     writer.opening(&mut opening);
     let events = Events {
         pieces,
-        open: writer.envelope.choices,
+        open: choices,
         writer,
         counter,
+        progress: vec![Progress::default(); choices],
         record,
         identity: None,
         opening,
@@ -69,12 +73,23 @@ pub fn respond(
     response
 }
 
+/// What later pieces of an answer depend on.
+#[derive(Debug, Clone, Default)]
+struct Progress {
+    /// It has tool calls.
+    called: bool,
+    /// Characters of its tokens so far.
+    offset: usize,
+}
+
 struct Events<S> {
     pieces: S,
     /// Answers that have not ended.
     open: usize,
     writer: Writer,
     counter: Counter,
+    /// Of each answer.
+    progress: Vec<Progress>,
     record: Record,
     identity: Option<Arc<str>>,
     /// Sent first.
@@ -123,8 +138,10 @@ impl<S> Events<S> {
             self.identity.clone_from(&delta.identity);
         }
         let usage = self.counter.of(index);
-        self.writer
-            .piece(frame, index, &delta, usage, self.identity.as_deref());
+        if let Some(progress) = self.progress.get_mut(index) {
+            self.writer
+                .piece(frame, (index, progress), &delta, usage, self.identity.as_deref());
+        }
         if delta.end.is_none() {
             return;
         }
@@ -172,25 +189,62 @@ impl Writer {
             choice.delta = Some(objects::Delta {
                 role: Some("assistant"),
                 content: Some(""),
+                ..objects::Delta::default()
             });
             self.chunk(frame, &[choice], None, None);
         }
     }
 
-    fn piece(&self, frame: &mut Vec<u8>, index: usize, delta: &Delta, usage: Usage, identity: Option<&str>) {
+    fn piece(
+        &self,
+        frame: &mut Vec<u8>,
+        (index, progress): (usize, &mut Progress),
+        delta: &Delta,
+        usage: Usage,
+        identity: Option<&str>,
+    ) {
         let usage = (self.usage == UsageEvents::Always).then_some(usage);
-        if !delta.text.is_empty() {
-            let choice = Choice::piece(self.route, index, Some(&delta.text));
+        let logprobs = logprobs(self.route, &delta.logprobs, &mut progress.offset);
+        if !delta.text.is_empty() || logprobs.is_some() {
+            let choice = Choice {
+                logprobs,
+                ..Choice::piece(self.route, index, Some(&delta.text))
+            };
+            self.chunk(frame, &[choice], usage, identity);
+        }
+        if !delta.tool_calls.is_empty() {
+            progress.called = true;
+            let mut choice = Choice::piece(self.route, index, None);
+            choice.delta = Some(objects::Delta {
+                tool_calls: self.calls(index, &delta.tool_calls),
+                ..objects::Delta::default()
+            });
             self.chunk(frame, &[choice], usage, identity);
         }
         if let Some(end) = &delta.end {
             let choice = Choice {
-                finish_reason: Some(finish_reason(end.reason)),
-                stop_reason: end.stop_string(),
+                finish_reason: Some(finish_reason(end.reason, progress.called)),
+                stop_reason: end.stop_reason(),
                 ..Choice::piece(self.route, index, None)
             };
             self.chunk(frame, &[choice], usage, identity);
         }
+    }
+
+    fn calls<'a>(&self, choice: usize, pieces: &'a [ToolCallDelta]) -> Vec<ToolCall<'a>> {
+        let call = |piece: &'a ToolCallDelta| {
+            let begins = !piece.name.is_empty();
+            ToolCall {
+                index: Some(piece.index),
+                id: begins.then(|| self.envelope.call_id(choice, piece.index)),
+                kind: begins.then_some("function"),
+                function: Function {
+                    name: begins.then_some(&piece.name),
+                    arguments: &piece.arguments,
+                },
+            }
+        };
+        pieces.iter().map(call).collect()
     }
 
     fn nothing(&self, frame: &mut Vec<u8>, identity: Option<&str>) {

@@ -6,18 +6,58 @@ use axum::Json;
 use axum::response::{IntoResponse, Response};
 use futures::StreamExt;
 
-use super::objects::{Choice, Completion, finish_reason};
+use super::logprobs::{Logprobs, join, logprobs};
+use super::objects::{Choice, Completion, Function, ToolCall, finish_reason};
 use super::order::{Envelope, Pieces};
 use super::route::Route;
 use crate::error::ApiError;
-use crate::relay::End;
+use crate::relay::{Delta, End};
 use crate::routes::record::Record;
 use crate::routes::usage::{Counter, Usage};
 
 #[derive(Default)]
 struct Answer {
     text: String,
+    /// Name and arguments.
+    calls: Vec<(String, String)>,
+    logprobs: Option<Logprobs>,
+    /// Characters of the tokens so far.
+    offset: usize,
     end: Option<End>,
+}
+
+impl Answer {
+    fn add(&mut self, route: Route, delta: Delta) {
+        self.text.push_str(&delta.text);
+        join(
+            &mut self.logprobs,
+            logprobs(route, &delta.logprobs, &mut self.offset),
+        );
+        for piece in delta.tool_calls {
+            if !piece.name.is_empty() {
+                self.calls.push((piece.name, String::new()));
+            }
+            if let Some((_, arguments)) = self.calls.last_mut() {
+                arguments.push_str(&piece.arguments);
+            }
+        }
+        self.end = delta.end.or(self.end.take());
+    }
+
+    fn calls(&self, envelope: &Envelope, choice: usize) -> Vec<ToolCall<'_>> {
+        (0..)
+            .zip(&self.calls)
+            .map(|(call, (name, arguments))| ToolCall {
+                index: None,
+                id: Some(envelope.call_id(choice, call)),
+                kind: Some("function"),
+                function: Function {
+                    name: Some(name),
+                    arguments,
+                },
+            })
+            .collect()
+    }
 }
 
 /// Wait for all answers.
@@ -38,10 +78,9 @@ pub async fn whole(
         let delta = piece.inspect_err(|error| record.failed(error))?;
         record.progress(delta.output_tokens);
         counter.count(index, &delta);
-        identity = delta.identity.or(identity);
+        identity = delta.identity.clone().or(identity);
         if let Some(answer) = answers.get_mut(index) {
-            answer.text.push_str(&delta.text);
-            answer.end = delta.end.or(answer.end.take());
+            answer.add(route, delta);
         }
     }
     if answers.iter().any(|answer| answer.end.is_none()) {
@@ -61,13 +100,23 @@ fn respond(
     identity: Option<&str>,
     usage: Usage,
 ) -> Response {
-    let choices: Vec<Choice<'_>> = answers
+    let calls: Vec<Vec<ToolCall<'_>>> = answers
         .iter()
         .enumerate()
-        .map(|(index, answer)| Choice {
-            finish_reason: answer.end.as_ref().map(|end| finish_reason(end.reason)),
-            stop_reason: answer.end.as_ref().and_then(End::stop_string),
-            ..Choice::whole(route, index, &answer.text)
+        .map(|(index, answer)| answer.calls(envelope, index))
+        .collect();
+    let choices: Vec<Choice<'_>> = answers
+        .iter()
+        .zip(&calls)
+        .enumerate()
+        .map(|(index, (answer, calls))| Choice {
+            finish_reason: answer
+                .end
+                .as_ref()
+                .map(|end| finish_reason(end.reason, !calls.is_empty())),
+            stop_reason: answer.end.as_ref().and_then(End::stop_reason),
+            logprobs: answer.logprobs.clone(),
+            ..Choice::whole(route, index, &answer.text, calls)
         })
         .collect();
     let mut completion = Completion::new(route, false, envelope, &choices);

@@ -15,9 +15,10 @@ use crate::duration::Duration;
 
 pub use engine::{Engine, KvCache};
 pub use model::{HostPathSource, ImageSource, ModelSpec, PersistentVolumeClaimSource, Source};
-pub use scaling::{Autoscaling, Rollout};
+pub use scaling::{Autoscaling, Rollout, RolloutStrategy};
 pub use status::{
-    AutoscalingState, CheckpointStatus, GroupSummary, LlamaDeploymentStatus, PlanStatus, condition, reason,
+    AutoscalingState, CheckpointStatus, GroupSummary, LlamaDeploymentStatus, PlanStatus, RolloutProgress,
+    condition, reason,
 };
 pub use volumes::{
     ConfigMapVolume, CsiVolume, EmptyDirVolume, ExtraMount, ExtraVolume, PersistentVolumeClaimVolume,
@@ -166,7 +167,7 @@ pub struct Placement {
     /// All pods of a group must be scheduled within this time, or all of them are rolled back.
     #[serde(default = "Placement::default_deadline")]
     pub deadline: Duration,
-    /// All containers of a group must run within this time after that, pulled images included, or the group is rolled back and tried again
+    /// All containers of a group must run and answer within this time after that, pulled images included, or the group is rolled back and tried again
     /// later: what cannot start holds no accelerators.
     #[serde(default = "Placement::default_start_deadline")]
     pub start_deadline: Duration,
@@ -200,6 +201,10 @@ impl Default for Placement {
 pub struct Recovery {
     /// A group that completes no step for this long is stuck; also the time-out of every wait between ranks.
     pub stall_timeout: Duration,
+    /// A rank that reads nothing of its shard for this long is replaced.
+    pub load_timeout: Duration,
+    /// Ranks that all have their weights and still do not serve after this long are stuck: one of them is replaced.
+    pub form_timeout: Duration,
     /// Replacements of members that are charged within `restartWindow` before the operator stops trying. Evictions are not charged.
     #[schemars(range(min = 0, max = 60))]
     pub restart_budget: i32,
@@ -213,6 +218,8 @@ impl Default for Recovery {
     fn default() -> Self {
         Self {
             stall_timeout: Duration::from_secs(30),
+            load_timeout: Duration::from_secs(600),
+            form_timeout: Duration::from_secs(600),
             restart_budget: 10,
             restart_window: Duration::from_secs(3600),
             backoff: Duration::from_secs(10),

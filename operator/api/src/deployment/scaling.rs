@@ -1,6 +1,8 @@
 //! How many groups there are, and how they change.
 
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use kube::KubeSchema;
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::duration::Duration;
@@ -46,12 +48,25 @@ const fn fifteen_minutes() -> Duration {
     Duration::from_secs(900)
 }
 
+/// How groups of older revisions are replaced.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub enum RolloutStrategy {
+    /// Some after others, within maxSurge and maxUnavailable.
+    #[default]
+    RollingUpdate,
+    /// All at once: groups of the new revision are made when the old ones are gone. Nothing answers meanwhile.
+    Recreate,
+}
+
 /// How groups are replaced when their template changes.
 #[derive(KubeSchema, Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[x_kube(validation = Rule::new("self.maxSurge > 0 || self.maxUnavailable > 0")
+#[x_kube(validation = Rule::new("self.strategy == 'Recreate' || self.maxSurge > 0 || self.maxUnavailable > 0")
     .message("rollout.maxSurge and rollout.maxUnavailable must not both be 0: no group could ever be replaced"))]
 #[serde(rename_all = "camelCase")]
 pub struct Rollout {
+    /// Whether old groups go before new ones are made.
+    #[serde(default)]
+    pub strategy: RolloutStrategy,
     /// Groups that there may be beside the wanted ones while others are replaced. A serving group goes only when its replacement serves, as
     /// long as there is room for one.
     #[serde(default = "one")]
@@ -65,14 +80,34 @@ pub struct Rollout {
     /// Leave groups of older revisions alone.
     #[serde(default)]
     pub paused: bool,
+    /// A rollout that gets no further for this long (no group made, no bytes loaded, none ready, none gone) is reported as stalled. It goes
+    /// on being tried.
+    #[serde(default = "forty_five_minutes")]
+    pub progress_deadline: Duration,
+    /// A kept revision that all groups are to run, whatever the rest of the specification says: the way back from a bad change. Remove it
+    /// to follow the specification again. Kept are the last `revisionHistoryLimit`, in ControllerRevisions.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(min = 1, max = 63))]
+    pub revision: Option<String>,
+    /// Another time here reads the checkpoint again and replaces all groups: for weights that were changed in place.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub restarted_at: Option<Time>,
+}
+
+const fn forty_five_minutes() -> Duration {
+    Duration::from_secs(2700)
 }
 
 impl Default for Rollout {
     fn default() -> Self {
         Self {
+            strategy: RolloutStrategy::default(),
             max_surge: 1,
             max_unavailable: 1,
             paused: false,
+            progress_deadline: forty_five_minutes(),
+            revision: None,
+            restarted_at: None,
         }
     }
 }

@@ -21,6 +21,10 @@ pub mod condition {
     pub const PROGRESSING: &str = "Progressing";
     /// Something is wrong that needs a human, or costs capacity.
     pub const DEGRADED: &str = "Degraded";
+    /// The operator has work to do (kstatus): it observed the specification and is not there yet.
+    pub const RECONCILING: &str = "Reconciling";
+    /// The operator gets no further unless somebody changes something (kstatus).
+    pub const STALLED: &str = "Stalled";
     /// Requests that name the model reach this deployment.
     pub const ROUTABLE: &str = "Routable";
     /// Nobody but its owner writes the number of replicas.
@@ -65,6 +69,10 @@ pub mod reason {
     pub const STALLED: &str = "Stalled";
     /// Members move off nodes that are being taken away.
     pub const MOVING: &str = "Moving";
+    /// `rollout.revision` names a revision that is not kept.
+    pub const REVISION_UNKNOWN: &str = "RevisionUnknown";
+    /// The rollout got no further within `rollout.progressDeadline`.
+    pub const PROGRESS_DEADLINE_EXCEEDED: &str = "ProgressDeadlineExceeded";
     /// Groups of an older revision are being replaced.
     pub const ROLLING_OUT: &str = "RollingOut";
     /// The rollout is paused.
@@ -126,10 +134,13 @@ pub struct LlamaDeploymentStatus {
     /// Memory of the autoscaler.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub autoscaling: Option<AutoscalingState>,
+    /// How far the rollout is; absent while there is none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub rollout: Option<RolloutProgress>,
     /// The groups.
     #[serde(default)]
     pub groups: Vec<GroupSummary>,
-    /// Accepted, Placed, Ready, Progressing, Degraded, Routable, Scalable.
+    /// Accepted, Placed, Ready, Progressing, Degraded, Reconciling, Stalled, Routable, Scalable.
     #[serde(default)]
     #[schemars(schema_with = "crate::schema::conditions")]
     pub conditions: Vec<Condition>,
@@ -196,6 +207,16 @@ pub struct CheckpointStatus {
     /// Why the checkpoint could not be read, and what to do.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub error: Option<String>,
+}
+
+/// How far a rollout is, and since when.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct RolloutProgress {
+    /// How far, in words.
+    pub mark: String,
+    /// Since when it has been that far.
+    pub since: Time,
 }
 
 /// Memory of the autoscaler, so that a restarted operator goes on where the last one stopped.

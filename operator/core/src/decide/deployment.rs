@@ -14,7 +14,7 @@ use crate::{
     names::NameOwners,
     observed::{Deployment, Node, Observed},
     plan::{Acceptance, Action, EventKind, Key, Plan, Step, Verdict},
-    refusals, replicas, revision,
+    progress, refusals, replicas, revision,
     rollout::{self, Target},
     sizing,
     time::{self, Millis},
@@ -41,8 +41,11 @@ pub(super) fn decide<'a>(
     let (object, now) = (&deployment.object, cluster.now);
     let key = Key::of(&object.metadata);
     let mut steps = Vec::new();
+    let pinned = object.spec.rollout.revision.as_ref();
     let mut verdict = Verdict {
-        revision: revision::digest(&object.spec, object.model_name()),
+        revision: pinned
+            .cloned()
+            .unwrap_or_else(|| revision::digest(&object.spec, object.model_name())),
         name_owner: cluster.names.other_owner(object, &key),
         refusal: refusals::latest(&deployment.refusals),
         ..Verdict::default()
@@ -52,7 +55,11 @@ pub(super) fn decide<'a>(
     let inspection = inspect::inspect(deployment, &key, &cluster.observed.settings, now, &mut steps);
     plan.next_at = time::earlier(plan.next_at, inspection.next_at);
     let resolved = accept(cluster, deployment, inspection, &mut verdict);
-    let template = history::snapshot(deployment, &key, &verdict.revision, resolved, &mut steps);
+    let template = match pinned {
+        Some(digest) => named(deployment, &key, digest, &mut verdict, &mut steps),
+        None => history::snapshot(deployment, &key, &verdict.revision, resolved, &mut steps),
+    };
+    plan.next_at = time::earlier(plan.next_at, progress::deadline(object).filter(|at| *at > now));
 
     let views: Vec<GroupView<'a>> = deployment
         .groups
@@ -121,6 +128,26 @@ fn accept(
     verdict.plan = sized;
     verdict.checkpoint = inspection.checkpoint;
     template
+}
+
+/// The snapshot that the user wants to go back to. It was served before, so nothing about it depends on what the specification says now.
+fn named(
+    deployment: &Deployment,
+    key: &Key,
+    digest: &str,
+    verdict: &mut Verdict,
+    steps: &mut Vec<Step>,
+) -> Option<GroupTemplate> {
+    match history::named(deployment, key, digest, steps) {
+        Ok(template) => {
+            verdict.acceptance = Acceptance::Accepted;
+            Some(template)
+        }
+        Err(why) => {
+            verdict.acceptance = Acceptance::NoRevision(why);
+            None
+        }
+    }
 }
 
 /// How many groups there are to be: the number that stands in `spec.replicas`. What autoscaling recommends is written there first, and is

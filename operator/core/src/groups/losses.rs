@@ -32,6 +32,11 @@ impl Loss {
             charged,
         }
     }
+
+    /// One that counts against the budget.
+    pub(super) fn charged(reason: &'static str, message: String) -> Self {
+        Self::new(reason, message, true)
+    }
 }
 
 /// Reason of a loss that starting again cannot heal.

@@ -4,13 +4,14 @@ use std::collections::BTreeSet;
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use llamero_api::{
-    group::{LlamaGroupSpec, Member, MemberFailure, Successor},
+    group::{LlamaGroupSpec, Member, MemberFailure, RankPhase, Successor},
     labels,
 };
 
 use super::{
     Context, GroupView, MemberView, disruption,
     losses::{self, Loss},
+    starting,
 };
 use crate::{
     observed::{Pod, PodPhase},
@@ -84,6 +85,9 @@ pub fn replace_lost(view: &GroupView<'_>, context: &Context<'_>) -> Option<Step>
         lost = losses::stalled(view, context.nodes, context.now);
     }
     if lost.is_empty() {
+        lost = starting::stuck(view, context);
+    }
+    if lost.is_empty() {
         return None;
     }
     let mut spec = view.spec().clone();
@@ -135,7 +139,8 @@ pub fn roll_back_overdue(view: &GroupView<'_>, context: &Context<'_>) -> Option<
         if !batch(member.member).is_some_and(|batch| overdue.contains(&batch)) {
             continue;
         }
-        if let Some(loss) = not_yet(member) {
+        let late = deadline_of(view, member, context).is_some_and(|at| at <= context.now);
+        if let Some(loss) = not_yet(view, member).filter(|_| late) {
             words.push(describe(member.member, &loss));
             keep(&mut spec.failures, failure(member, &loss, context.now));
         }
@@ -157,7 +162,7 @@ pub fn roll_back_overdue(view: &GroupView<'_>, context: &Context<'_>) -> Option<
 }
 
 /// What a member that was placed is still short of.
-fn not_yet(member: &MemberView<'_>) -> Option<Loss> {
+fn not_yet(view: &GroupView<'_>, member: &MemberView<'_>) -> Option<Loss> {
     let words =
         |words: Option<&String>, otherwise: &str| words.cloned().unwrap_or_else(|| otherwise.to_owned());
     let pod = member.pod;
@@ -166,13 +171,16 @@ fn not_yet(member: &MemberView<'_>) -> Option<Loss> {
             "Unschedulable",
             words(pod.and_then(|pod| pod.unschedulable.as_ref()), "not scheduled"),
         )
-    } else if starts(member) {
+    } else if starts(view, member) {
+        let runs = pod.is_some_and(|pod| pod.phase == PodPhase::Running);
+        let otherwise = if runs {
+            "the container runs, but nobody answers at its control port: let the operator reach the pods' port 18052 (NetworkPolicy, firewall), or see the pod's log"
+        } else {
+            "the container does not run yet"
+        };
         (
             "NotStarted",
-            words(
-                pod.and_then(|pod| pod.waiting.as_ref()),
-                "the container does not run yet",
-            ),
+            words(pod.and_then(|pod| pod.waiting.as_ref()), otherwise),
         )
     } else {
         return None;
@@ -185,10 +193,19 @@ fn not_yet(member: &MemberView<'_>) -> Option<Loss> {
     })
 }
 
-/// The pod is on its node and its container does not run yet.
-fn starts(member: &MemberView<'_>) -> bool {
-    let pending = |pod: &Pod| pod.phase == PodPhase::Pending && pod.report.is_none();
-    member.scheduled() && member.pod.is_some_and(pending)
+/// The pod is on its node, and its supervisor has never been heard: not by this operator, and not by one before that wrote it down.
+fn starts(view: &GroupView<'_>, member: &MemberView<'_>) -> bool {
+    let status = view.group.object.status.as_ref();
+    let heard_before = |pod: &Pod| {
+        let mut ranks = status.iter().flat_map(|status| &status.ranks);
+        ranks.any(|rank| rank.pod == pod.name && rank.phase != RankPhase::Unknown)
+    };
+    let silent = |pod: &Pod| match pod.phase {
+        PodPhase::Pending => pod.report.is_none(),
+        PodPhase::Running => pod.report.is_none() && !pod.ready && !heard_before(pod),
+        PodPhase::Succeeded | PodPhase::Failed => false,
+    };
+    member.scheduled() && member.pod.is_some_and(silent)
 }
 
 /// Rolls a placement back whole when the API server refuses one of its pods: what refused it does not heal soon, and the room is free for
@@ -289,23 +306,22 @@ fn batch(member: &Member) -> Option<Millis> {
 /// Placements that have a pod left to schedule or to start, and until when that may take.
 fn deadlines<'a>(
     view: &'a GroupView<'_>,
-    context: &Context<'_>,
+    context: &'a Context<'_>,
 ) -> impl Iterator<Item = (Millis, Millis)> + 'a {
-    let deadline = context.placement.deadline.millis();
-    let start = context.placement.start_deadline.millis();
-    view.members
-        .iter()
-        .filter(|m| !m.unplaced())
-        .filter_map(move |m| {
-            let batch = batch(m.member)?;
-            if !m.scheduled() {
-                Some((batch, batch.saturating_add(deadline)))
-            } else if starts(m) {
-                Some((batch, batch.saturating_add(deadline).saturating_add(start)))
-            } else {
-                None
-            }
-        })
+    let members = view.members.iter().filter(|m| !m.unplaced());
+    members.filter_map(|m| Some((batch(m.member)?, deadline_of(view, m, context)?)))
+}
+
+/// Until when a placed member must be scheduled, or its container run and answer.
+fn deadline_of(view: &GroupView<'_>, member: &MemberView<'_>, context: &Context<'_>) -> Option<Millis> {
+    let scheduled_by = batch(member.member)?.saturating_add(context.placement.deadline.millis());
+    if !member.scheduled() {
+        Some(scheduled_by)
+    } else if starts(view, member) {
+        Some(scheduled_by.saturating_add(context.placement.start_deadline.millis()))
+    } else {
+        None
+    }
 }
 
 fn reset(member: &mut Member) {

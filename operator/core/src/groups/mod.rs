@@ -12,6 +12,7 @@
 //! | [`view`] | members and their pods side by side |
 //! | [`members`] | writes: roll back, replace, record |
 //! | [`losses`] | which members are lost, and who is to blame for a stall |
+//! | [`starting`] | who holds a start up |
 //! | [`disruption`] | members move off nodes that are being taken away |
 //! | [`effects`] | pods, gates, Form |
 //! | [`drain`] | how a group goes |
@@ -21,6 +22,7 @@ pub mod drain;
 pub mod effects;
 pub mod losses;
 pub mod members;
+pub mod starting;
 pub mod view;
 
 use std::collections::BTreeMap;
@@ -92,6 +94,7 @@ pub fn next_steps<'a>(view: &GroupView<'a>, context: &Context<'_>) -> NextSteps<
         return next;
     }
     next.next_at = time::earlier(members::next_deadline(view, context), stall_check(view, context));
+    next.next_at = time::earlier(next.next_at, starting::next_deadline(view, context));
     next.steps.extend(children::of_group(view));
     if view.members.iter().any(MemberView::unplaced) {
         request_nodes(view, context, &mut next);

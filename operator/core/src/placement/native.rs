@@ -88,12 +88,11 @@ fn consider<'a>(
     })
 }
 
+/// What a node has too little of. Not how much is free: that changes with every pod of others, and the text with it.
 fn shortage(free: &Resources, request: &Resources) -> String {
     let short = request.iter().filter(|(name, amount)| *amount > free.get(name));
-    let parts: Vec<String> = short
-        .map(|(name, _)| format!("{name} (free {})", resources::show(name, free.get(name).max(0))))
-        .collect();
-    format!("is short of {}", parts.join(" and "))
+    let names: Vec<&str> = short.map(|(name, _)| name).collect();
+    format!("is short of {}", names.join(" and "))
 }
 
 fn domain_of<'a>(request: &PlacementRequest<'_>, node: &'a Node) -> Option<&'a str> {

@@ -1,4 +1,4 @@
-//! Accepted, Placed, Ready, Progressing, Degraded: reason and a message that a human can act on.
+//! Accepted, Placed, Ready, Progressing, Degraded and their likes: reason and a message that a human can act on.
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
 use llamero_api::{
@@ -6,7 +6,7 @@ use llamero_api::{
     group::{GroupPhase, RankPhase},
 };
 
-use super::Row;
+use super::{Row, kstatus};
 use crate::{
     groups::{MemberView, losses},
     observed::Deployment,
@@ -25,16 +25,23 @@ pub struct Facts<'a> {
     pub rows: &'a [Row<'a>],
     /// Groups that serve.
     pub ready: i32,
+    /// The rollout got no further within its deadline.
+    pub overdue: bool,
 }
 
 /// Status, reason and message of a condition.
-struct Finding(&'static str, &'static str, String);
+#[derive(Clone, Debug)]
+pub(super) struct Finding(
+    pub(super) &'static str,
+    pub(super) &'static str,
+    pub(super) String,
+);
 
-fn yes(reason: &'static str, message: impl Into<String>) -> Finding {
+pub(super) fn yes(reason: &'static str, message: impl Into<String>) -> Finding {
     Finding("True", reason, message.into())
 }
 
-fn no(reason: &'static str, message: impl Into<String>) -> Finding {
+pub(super) fn no(reason: &'static str, message: impl Into<String>) -> Finding {
     Finding("False", reason, message.into())
 }
 
@@ -42,11 +49,15 @@ fn no(reason: &'static str, message: impl Into<String>) -> Finding {
 #[must_use]
 pub fn all(facts: &Facts<'_>, previous: &[Condition], now: Millis) -> Vec<Condition> {
     let generation = facts.deployment.object.metadata.generation;
+    let (ready, progressing) = (ready(facts), progressing(facts));
+    let (reconciling, stalled) = kstatus::of(&ready, &progressing);
     [
         (condition::ACCEPTED, accepted(facts)),
         (condition::PLACED, placed(facts)),
-        (condition::READY, ready(facts)),
-        (condition::PROGRESSING, progressing(facts)),
+        (condition::READY, ready),
+        (condition::PROGRESSING, progressing),
+        (condition::RECONCILING, reconciling),
+        (condition::STALLED, stalled),
         (condition::DEGRADED, degraded(facts)),
         (condition::ROUTABLE, routable(facts)),
         (condition::SCALABLE, scalable(facts)),
@@ -70,9 +81,10 @@ pub fn all(facts: &Facts<'_>, previous: &[Condition], now: Millis) -> Vec<Condit
 /// What a human should read first.
 #[must_use]
 pub fn headline(conditions: &[Condition]) -> String {
-    const ORDER: [(&str, &str); 7] = [
+    const ORDER: [(&str, &str); 8] = [
         (condition::ACCEPTED, "False"),
         (condition::DEGRADED, "True"),
+        (condition::STALLED, "True"),
         (condition::PLACED, "False"),
         (condition::READY, "False"),
         (condition::PROGRESSING, "True"),
@@ -92,6 +104,13 @@ pub fn headline(conditions: &[Condition]) -> String {
 
 fn accepted(facts: &Facts<'_>) -> Finding {
     match &facts.verdict.acceptance {
+        Acceptance::Accepted if facts.deployment.object.spec.rollout.revision.is_some() => yes(
+            reason::AS_WANTED,
+            format!(
+                "rollout.revision keeps all groups at {}; remove it to follow the specification again",
+                facts.verdict.revision
+            ),
+        ),
         Acceptance::Accepted => {
             let plan = facts.verdict.plan.as_ref();
             yes(
@@ -112,6 +131,7 @@ fn accepted(facts: &Facts<'_>) -> Finding {
         Acceptance::Unreadable(error) => no(reason::SOURCE_UNREADABLE, error.clone()),
         Acceptance::Refused(why) => no(reason::DOES_NOT_FIT, why.clone()),
         Acceptance::NoBackend(why) => no(reason::NO_BACKEND, why.clone()),
+        Acceptance::NoRevision(why) => no(reason::REVISION_UNKNOWN, why.clone()),
     }
 }
 
@@ -216,6 +236,9 @@ fn progressing(facts: &Facts<'_>) -> Finding {
                 format!("{text}; set rollout.paused to false to replace them"),
             );
         }
+        if facts.overdue {
+            return no(reason::PROGRESS_DEADLINE_EXCEEDED, late(facts, &text));
+        }
         let floor = facts.verdict.desired - rollout.max_unavailable;
         let at_floor = facts.ready > 0
             && facts.ready <= floor
@@ -234,6 +257,12 @@ fn progressing(facts: &Facts<'_>) -> Finding {
             yes(reason::ROLLING_OUT, text)
         };
     }
+    if facts.overdue {
+        return no(
+            reason::PROGRESS_DEADLINE_EXCEEDED,
+            late(facts, "not all groups of the new revision serve"),
+        );
+    }
     if rows.iter().any(|row| !row.view.wanted()) {
         return yes(reason::SCALING_DOWN, "groups finish what they run and go");
     }
@@ -247,6 +276,9 @@ fn progressing(facts: &Facts<'_>) -> Finding {
         }
         Acceptance::Refused(_) => return no(reason::DOES_NOT_FIT, "waits for the specification to change"),
         Acceptance::NoBackend(_) => return no(reason::NO_BACKEND, "waits for the specification to change"),
+        Acceptance::NoRevision(_) => {
+            return no(reason::REVISION_UNKNOWN, "waits for the specification to change");
+        }
         Acceptance::Accepted => {}
     }
     if let Some(row) = wanted(facts).find(|row| row.view.spec().disrupted_since.is_some()) {
@@ -275,6 +307,21 @@ fn progressing(facts: &Facts<'_>) -> Finding {
     } else {
         yes(reason::STARTING, "groups start")
     }
+}
+
+/// That a rollout got no further, why as far as is known, and the ways out.
+fn late(facts: &Facts<'_>, text: &str) -> String {
+    let rollout = &facts.deployment.object.spec.rollout;
+    let waits = wanted(facts)
+        .find(|row| !row.status.ready && row.view.spec().revision == facts.verdict.revision)
+        .filter(|row| !row.status.message.is_empty());
+    let detail = waits.map_or_else(String::new, |row| {
+        format!("; group {}: {}", row.view.key.name, row.status.message)
+    });
+    format!(
+        "{text}, and the rollout got no further for {} (rollout.progressDeadline){detail}; correct the specification, or set rollout.revision to go back",
+        rollout.progress_deadline
+    )
 }
 
 /// Requests that name the model reach this deployment.

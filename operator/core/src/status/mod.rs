@@ -4,9 +4,11 @@
 //! |---|---|
 //! | [`group`] | phase, ranks, progress and last failure of a group |
 //! | [`conditions`] | Accepted, Placed, Ready, Progressing, Degraded of a deployment |
+//! | `kstatus` | Reconciling and Stalled, for tools that know every kind by them |
 
 pub mod conditions;
 pub mod group;
+mod kstatus;
 
 use std::collections::BTreeMap;
 
@@ -19,6 +21,7 @@ use crate::{
     groups::GroupView,
     observed::{Deployment, Observed},
     plan::{Acceptance, Key, Plan, Verdict},
+    progress,
     time::Millis,
 };
 
@@ -90,11 +93,13 @@ fn of_deployment(
         .as_ref()
         .map(|s| s.conditions.as_slice())
         .unwrap_or_default();
+    let rollout = progress::of(object, verdict, rows, now);
     let facts = conditions::Facts {
         deployment,
         verdict,
         rows,
         ready,
+        overdue: progress::overdue(object, rollout.as_ref(), now),
     };
     let conditions = conditions::all(&facts, previous, now);
     LlamaDeploymentStatus {
@@ -113,6 +118,7 @@ fn of_deployment(
         plan: verdict.plan.clone(),
         checkpoint: verdict.checkpoint.clone(),
         autoscaling: verdict.autoscaling.clone(),
+        rollout,
         groups: rows.iter().map(summary).collect(),
         conditions,
     }
@@ -151,7 +157,10 @@ fn phase(verdict: &Verdict, rows: &[Row<'_>], ready: i32) -> &'static str {
     if rows.is_empty() {
         match verdict.acceptance {
             Acceptance::Inspecting(_) => return "Inspecting",
-            Acceptance::Unreadable(_) | Acceptance::Refused(_) | Acceptance::NoBackend(_) => return "Refused",
+            Acceptance::Unreadable(_)
+            | Acceptance::Refused(_)
+            | Acceptance::NoBackend(_)
+            | Acceptance::NoRevision(_) => return "Refused",
             Acceptance::Accepted if verdict.desired == 0 => return "Idle",
             Acceptance::Accepted => {}
         }

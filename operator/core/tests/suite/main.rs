@@ -10,4 +10,6 @@ mod table_disruption;
 mod table_fleet;
 mod table_members;
 mod table_placement;
+mod table_rollout;
+mod table_starting;
 mod table_status;

@@ -1,5 +1,6 @@
 //! Properties of the planner over a simulated cluster. Sixty-four cases each; `PROPTEST_CASES=5000` for a long run.
 
+use llamero_api::deployment::RolloutStrategy;
 use proptest::prelude::*;
 
 use crate::sim::{Fault, World};
@@ -69,9 +70,13 @@ proptest! {
     fn converges_after_faults_and_cut_plans(
         nodes in 1usize..6,
         replicas in 1i32..4,
+        recreate in prop::bool::weighted(0.25),
         script in prop::collection::vec((pass(), prop::option::weighted(0.3, fault())), 1..60),
     ) {
         let mut world = World::new(nodes, replicas);
+        if recreate {
+            world.object.spec.rollout.strategy = RolloutStrategy::Recreate;
+        }
         for ((mask, write_status), fault) in script {
             world.pass(mask, write_status);
             if let Some(fault) = fault {

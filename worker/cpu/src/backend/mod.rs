@@ -27,6 +27,7 @@ use crate::kernel::Kernel;
 use crate::kernel::pack::LANES;
 use crate::kv::{KvCache, KvShape};
 use crate::load;
+use crate::load::pod::{Pod, PodMemory};
 use crate::pool::Pool;
 use crate::rope::{Rope, frequencies};
 use crate::shape::Shape;
@@ -43,6 +44,8 @@ pub struct CpuOptions {
     pub rank: u32,
     /// An anonymous memory file for the weights, which may hold them already; without one they live in this process.
     pub memory: Option<OwnedFd>,
+    /// The memory of all ranks of this pod, if they load together. Needs `memory`.
+    pub pod: Option<PodMemory>,
     /// Threads that compute, the caller's included.
     pub threads: usize,
     /// The kernel; [`Kernel::detect`] takes the fastest.
@@ -59,6 +62,7 @@ impl CpuOptions {
             topology: Topology::tensor(1),
             rank: 0,
             memory: None,
+            pod: None,
             threads,
             kernel,
             waits: Waits::new(std::time::Duration::from_secs(30), threads > crate::cores()),
@@ -77,6 +81,7 @@ pub struct CpuBackend {
     pool: Pool,
     waits: Waits,
     memory: Option<OwnedFd>,
+    pod: Option<PodMemory>,
     weights: Option<Weights>,
     /// Whether all weights were touched.
     is_warm: bool,
@@ -122,6 +127,7 @@ impl CpuBackend {
         let CpuOptions {
             kernel,
             memory,
+            pod,
             waits,
             ..
         } = options;
@@ -135,6 +141,7 @@ impl CpuBackend {
             pool,
             waits,
             memory,
+            pod,
             weights: None,
             is_warm: false,
             era: None,
@@ -216,6 +223,19 @@ impl CpuBackend {
         self.era.as_mut().ok_or_else(not_formed)
     }
 
+    /// Read the weights: with the other ranks of the pod, where there are any that read the same.
+    fn fill(&self, weights: &mut Weights, watch: &dyn LoadWatch) -> Result<(), BackendError> {
+        let (checkpoint, model, threads) = (&self.checkpoint, &self.model, self.pool.threads());
+        let pod = self.pod.as_ref().filter(|_| !weights.held_other());
+        if let Some(pod) = pod
+            && let Some(pod) = Pod::join(checkpoint, model, &self.shard, pod)?
+        {
+            return pod.load(checkpoint, model, weights, threads, watch);
+        }
+        let memory = self.memory.as_ref();
+        load::load(checkpoint, model, &self.shard, weights, memory, threads, watch)
+    }
+
     /// Touch all weights once, so that the first request does not pay for it. Talks to nobody.
     fn warm_up(&mut self) -> Result<(), BackendError> {
         let kv = self.kv_shape(32)?;
@@ -291,15 +311,7 @@ impl Backend for CpuBackend {
                 read: 0,
             });
         } else {
-            load::load(
-                &self.checkpoint,
-                &self.model,
-                &self.shard,
-                &mut weights,
-                self.memory.as_ref(),
-                self.pool.threads(),
-                watch,
-            )?;
+            self.fill(&mut weights, watch)?;
         }
         self.weights = Some(weights);
         Ok(())

@@ -39,7 +39,7 @@ fn even(leaves: u32, world: u32) -> LeafLayout {
     layout(
         leaves,
         (0..world)
-            .map(|r| Vec::from([r * leaves / world..(r + 1) * leaves / world]))
+            .map(|r| std::iter::once(r * leaves / world..(r + 1) * leaves / world).collect())
             .collect(),
     )
 }

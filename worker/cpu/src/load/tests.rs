@@ -221,3 +221,129 @@ fn what_is_not_a_number_is_refused() {
         assert!(error.contains(name) && error.contains("not numbers"), "{error}");
     }
 }
+
+/// A watch that cancels after so much progress was told.
+struct Stop(std::sync::atomic::AtomicI64);
+
+impl LoadWatch for Stop {
+    fn progress(&self, _: llamero_engine::LoadProgress) {
+        self.0.fetch_sub(1, std::sync::atomic::Ordering::Relaxed);
+    }
+
+    fn is_cancelled(&self) -> bool {
+        self.0.load(std::sync::atomic::Ordering::Relaxed) <= 0
+    }
+}
+
+/// What the supervisor of three ranks keeps.
+struct Supervisor {
+    weights: Vec<OwnedFd>,
+    notes: OwnedFd,
+}
+
+impl Supervisor {
+    fn new() -> Self {
+        let file = || memfd_create("test", MemfdFlags::CLOEXEC).unwrap();
+        Self {
+            weights: (0..3).map(|_| file()).collect(),
+            notes: file(),
+        }
+    }
+
+    /// Load as a freshly started process of the rank would.
+    fn load(&self, folder: &Path, rank: u32, watch: &dyn LoadWatch) -> Result<(), BackendError> {
+        use llamero_engine::Backend as _;
+        let clone = |file: &OwnedFd| file.try_clone().unwrap();
+        let options = crate::CpuOptions {
+            topology: Topology::tensor(3),
+            rank,
+            memory: Some(clone(&self.weights[rank as usize])),
+            pod: Some(crate::PodMemory {
+                first: 0,
+                weights: self.weights.iter().map(clone).collect(),
+                notes: clone(&self.notes),
+            }),
+            // With one thread all chunks are told of.
+            ..crate::CpuOptions::alone(1, crate::Kernel::detect())
+        };
+        crate::CpuBackend::new(folder, options)?.load(watch)
+    }
+
+    fn bytes(&self, rank: u32) -> Vec<u8> {
+        let file = &self.weights[rank as usize];
+        let mut bytes = vec![0; rustix::fs::fstat(file).unwrap().st_size as usize];
+        assert_eq!(rustix::io::pread(file, &mut bytes, 0).unwrap(), bytes.len());
+        bytes
+    }
+}
+
+#[test]
+fn ranks_of_a_pod_load_the_same_bytes_together_as_alone() {
+    use llamero_engine::Unwatched;
+    let folder = checkpoint(false, |_, _| {});
+    let path = folder.path();
+    let alone: Vec<Vec<u8>> = (0..3)
+        .map(|rank| {
+            let supervisor = Supervisor::new();
+            // A rank without peers: nobody else takes part, and nothing waits for long.
+            let memory = supervisor.weights[rank as usize].try_clone().unwrap();
+            let options = crate::CpuOptions {
+                topology: Topology::tensor(3),
+                rank,
+                memory: Some(memory),
+                ..crate::CpuOptions::alone(1, crate::Kernel::detect())
+            };
+            llamero_engine::Backend::load(&mut crate::CpuBackend::new(path, options).unwrap(), &Unwatched)
+                .unwrap();
+            supervisor.bytes(rank)
+        })
+        .collect();
+    for stop_after in [None, Some(1), Some(3), Some(8)] {
+        let supervisor = Supervisor::new();
+        std::thread::scope(|scope| {
+            for rank in [0, 2] {
+                let supervisor = &supervisor;
+                scope.spawn(move || supervisor.load(path, rank, &Unwatched).unwrap());
+            }
+            if let Some(stop_after) = stop_after {
+                let stop = Stop(stop_after.into());
+                let stopped = supervisor.load(path, 1, &stop).unwrap_err();
+                assert!(matches!(stopped, BackendError::Cancelled), "{stopped}");
+            }
+            supervisor.load(path, 1, &Unwatched).unwrap();
+        });
+        for rank in 0..3 {
+            assert!(
+                supervisor.bytes(rank) == alone[rank as usize],
+                "rank {rank}, stopped after {stop_after:?}"
+            );
+        }
+    }
+}
+
+#[test]
+fn memory_of_another_checkpoint_is_filled_anew_whatever_the_notes_say() {
+    use llamero_engine::Unwatched;
+    let old = checkpoint(false, |_, _| {});
+    let new = checkpoint(false, |_, bytes| bytes.iter_mut().for_each(|byte| *byte &= !1));
+    let supervisor = Supervisor::new();
+    let load_all = |path: &Path| {
+        std::thread::scope(|scope| {
+            for rank in 0..3 {
+                let supervisor = &supervisor;
+                scope.spawn(move || supervisor.load(path, rank, &Unwatched).unwrap());
+            }
+        });
+    };
+    load_all(old.path());
+    let before: Vec<_> = (0..3).map(|rank| supervisor.bytes(rank)).collect();
+    load_all(new.path());
+    assert!(supervisor.bytes(1) != before[1]);
+    // Back to the old one, in two attempts: the notes are still those of the first time.
+    let stop = Stop(2.into());
+    assert!(supervisor.load(old.path(), 1, &stop).is_err());
+    load_all(old.path());
+    for rank in 0..3 {
+        assert!(supervisor.bytes(rank) == before[rank as usize], "rank {rank}");
+    }
+}

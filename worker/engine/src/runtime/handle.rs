@@ -4,6 +4,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, mpsc};
 use std::time::{Duration, Instant};
 
+use super::constraint::Constraint;
 use super::control::RankContext;
 use super::input::Input;
 use super::load::{LoadCell, LoadSnapshot};
@@ -68,6 +69,19 @@ impl EngineHandle {
     /// # Errors
     /// [`SubmitError`]. Requests that can never fit are refused by [`Event::Failed`].
     pub fn submit(&self, request: GenerationRequest, sink: EventSink) -> Result<Submission, SubmitError> {
+        self.submit_constrained(request, None, sink)
+    }
+
+    /// Queue a request whose tokens are restricted.
+    ///
+    /// # Errors
+    /// As [`Self::submit`].
+    pub fn submit_constrained(
+        &self,
+        request: GenerationRequest,
+        constraint: Option<Box<dyn Constraint>>,
+        sink: EventSink,
+    ) -> Result<Submission, SubmitError> {
         if self.context.refuses() {
             return Err(SubmitError::Draining);
         }
@@ -80,6 +94,7 @@ impl EngineHandle {
         let input = Input::Submit {
             id,
             request,
+            constraint,
             sink,
             at: Instant::now(),
         };

@@ -2,6 +2,7 @@
 
 use std::time::Instant;
 
+use super::constraint::Constraint;
 use super::request::{EventSink, GenerationRequest};
 use crate::mesh::{MeshError, Message};
 use crate::schedule::SequenceId;
@@ -13,6 +14,7 @@ pub(super) enum Input {
     Submit {
         id: SequenceId,
         request: GenerationRequest,
+        constraint: Option<Box<dyn Constraint>>,
         sink: EventSink,
         at: Instant,
     },

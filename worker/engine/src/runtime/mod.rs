@@ -17,6 +17,7 @@
 //! | [`control`] | form, drain and stop, from other threads |
 //! | [`state`] | phase and counters, for whoever watches |
 //! | [`request`] | a request and the events of its answer |
+//! | [`constraint`] | what restricts the tokens of one answer |
 //! | [`handle`] | submitting and cancelling, from other threads |
 //! | [`queue`] | how many requests may wait |
 //! | [`load`] | how busy the group is |
@@ -29,6 +30,7 @@
 //! | [`follower`] | the eras of every other rank |
 
 pub mod config;
+pub mod constraint;
 pub mod control;
 mod executor;
 mod follower;
@@ -47,6 +49,7 @@ pub mod state;
 mod tests;
 
 pub use config::RankConfig;
+pub use constraint::Constraint;
 pub use control::RankControl;
 pub use handle::{EngineHandle, Submission, SubmitError};
 pub use load::{HistogramSnapshot, LoadSnapshot};

@@ -72,6 +72,8 @@ pub enum Event {
         id: u32,
         /// Its log-probability, when asked for.
         logprob: Option<f32>,
+        /// The likeliest tokens and their log-probabilities, best first, as many as were asked for.
+        top: Vec<(u32, f32)>,
     },
     /// The end.
     Finished {

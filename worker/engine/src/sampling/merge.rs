@@ -24,7 +24,7 @@ pub fn merge(
     noise: Noise,
     ranks: &[&RowCandidates],
 ) -> Result<Outcome, SamplingError> {
-    let mass = Mass::of_ranks(ranks, false, params.logprobs)?;
+    let mass = Mass::of_ranks(ranks, false, params.logprobs.is_some())?;
     if params.temperature == 0.0 {
         let best = ranks.iter().filter_map(|rank| rank.top.first());
         let (token, logit) = best

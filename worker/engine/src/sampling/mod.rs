@@ -12,11 +12,13 @@
 //! | [`candidates`] | what a rank answers, in plain code |
 //! | [`merge`] | one token from the candidates of all ranks, when that is provably exact |
 //! | [`full_row`] | one token from a full row of logits |
-//! | [`penalties`] | presence and frequency penalties and logit bias as sparse biases |
+//! | [`likeliest`] | the likeliest tokens, for log-probabilities |
+//! | [`penalties`] | everything that is a sparse bias: penalties, logit bias, bans |
 
 pub mod candidates;
 pub mod full_row;
 mod kept;
+pub mod likeliest;
 pub mod mass;
 pub mod merge;
 pub mod noise;
@@ -27,6 +29,7 @@ pub mod penalties;
 mod properties;
 
 pub use full_row::{join_shards, sample_full_row};
+pub use likeliest::likeliest;
 pub use mass::Mass;
 pub use merge::{Outcome, merge};
 pub use noise::Noise;

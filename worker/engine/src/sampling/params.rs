@@ -21,8 +21,14 @@ pub struct SamplingParams {
     pub logit_bias: Vec<(u32, f32)>,
     /// Key of the noise.
     pub seed: u64,
-    /// Whether log-probabilities are wanted.
-    pub logprobs: bool,
+    /// No token of [`Self::ends`] comes before so many tokens of the answer; 0 is off.
+    pub min_tokens: u32,
+    /// The tokens that end the answer, as far as `min_tokens` needs them.
+    pub ends: Vec<u32>,
+    /// Sequences of tokens that the answer must not contain; none is empty.
+    pub bad_words: Vec<Vec<u32>>,
+    /// Whether log-probabilities are wanted, and beside each those of so many of the likeliest tokens.
+    pub logprobs: Option<u16>,
 }
 
 impl SamplingParams {
@@ -38,7 +44,10 @@ impl SamplingParams {
             frequency_penalty: 0.0,
             logit_bias: Vec::new(),
             seed: 0,
-            logprobs: false,
+            min_tokens: 0,
+            ends: Vec::new(),
+            bad_words: Vec::new(),
+            logprobs: None,
         }
     }
 
@@ -53,12 +62,13 @@ impl SamplingParams {
             (true, true) if self.top_k == 0 => TOP_CANDIDATES,
             (true, true) => TOP_CANDIDATES.min(self.top_k as usize),
         };
+        let top = top.max(self.logprobs.unwrap_or(0).into()).min(TOP_CANDIDATES);
         SampleKey {
             seed: self.seed,
             temperature: self.temperature,
             top: top as u16,
             mass: self.needs_mass(),
-            logprobs: self.logprobs,
+            logprobs: self.logprobs.is_some(),
         }
     }
 
@@ -71,7 +81,11 @@ impl SamplingParams {
     /// Whether something is added to the logits.
     #[must_use]
     pub fn has_biases(&self) -> bool {
-        !self.logit_bias.is_empty() || self.presence_penalty != 0.0 || self.frequency_penalty != 0.0
+        !self.logit_bias.is_empty()
+            || self.presence_penalty != 0.0
+            || self.frequency_penalty != 0.0
+            || self.min_tokens > 0
+            || !self.bad_words.is_empty()
     }
 
     /// Whether top-k, top-p or min-p can exclude a token.

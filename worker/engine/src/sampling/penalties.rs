@@ -1,13 +1,22 @@
-//! Presence and frequency penalties and logit bias, as the sparse biases that ranks add to their logits.
+//! Presence and frequency penalties, logit bias and bans, as the sparse biases that ranks add to their logits.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use super::SamplingParams;
+
+/// Longest sequence of tokens that can be banned.
+pub const MAX_BAD_WORD_TOKENS: usize = 64;
+/// Added to a banned token's logit. Finite, so that there is a next token even when all that a mask allows are banned.
+const BAN: f32 = -1e8;
 
 /// How often each token was generated (the prompt does not count, resumed tokens do), as the OpenAI API defines it.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct TokenCounts {
     counts: BTreeMap<u32, u32>,
+    /// Tokens in all.
+    length: u32,
+    /// The last ones, fewer than [`MAX_BAD_WORD_TOKENS`].
+    tail: VecDeque<u32>,
 }
 
 impl TokenCounts {
@@ -22,6 +31,11 @@ impl TokenCounts {
     /// One more time.
     pub fn record(&mut self, token: u32) {
         *self.counts.entry(token).or_insert(0) += 1;
+        self.length = self.length.saturating_add(1);
+        self.tail.push_back(token);
+        if self.tail.len() >= MAX_BAD_WORD_TOKENS {
+            self.tail.pop_front();
+        }
     }
 
     /// What to add to the logits of the next token: ascending by token id, without zeros.
@@ -34,7 +48,22 @@ impl TokenCounts {
                 *biases.entry(token).or_insert(0.0) -= penalty;
             }
         }
+        for token in self.banned(params) {
+            *biases.entry(token).or_insert(0.0) += BAN;
+        }
         biases.into_iter().filter(|&(_, bias)| bias != 0.0).collect()
+    }
+
+    /// Tokens that may not come next.
+    fn banned(&self, params: &SamplingParams) -> BTreeSet<u32> {
+        let early = self.length < params.min_tokens;
+        let ends = params.ends.iter().filter(|_| early).copied();
+        let words = params.bad_words.iter().filter_map(|word| {
+            let (last, before) = word.split_last()?;
+            let start = self.tail.len().checked_sub(before.len())?;
+            self.tail.iter().skip(start).eq(before).then_some(*last)
+        });
+        ends.chain(words).collect()
     }
 }
 
@@ -52,6 +81,27 @@ mod tests {
         };
         let counts = TokenCounts::of(&[7, 3, 7]);
         assert_eq!(counts.biases(&params), [(3, 1.25), (7, -1.0), (9, -1.0)]);
+    }
+
+    #[test]
+    fn a_banned_word_cannot_be_completed_and_an_answer_cannot_end_early() {
+        let params = SamplingParams {
+            min_tokens: 3,
+            ends: vec![50, 51],
+            bad_words: vec![vec![7], vec![1, 2, 3], vec![2, 9]],
+            ..SamplingParams::greedy()
+        };
+        assert!(params.has_biases());
+        let banned = |tokens: &[u32]| -> Vec<u32> {
+            let biases = TokenCounts::of(tokens).biases(&params);
+            assert!(biases.iter().all(|(_, bias)| *bias == BAN));
+            biases.into_iter().map(|(token, _)| token).collect()
+        };
+        assert_eq!(banned(&[]), [7, 50, 51]);
+        assert_eq!(banned(&[1, 2]), [3, 7, 9, 50, 51]);
+        assert_eq!(banned(&[1, 1, 2]), [3, 7, 9]);
+        assert_eq!(banned(&[1, 2, 1]), [7]);
+        assert_eq!(banned(&[vec![4; 200], vec![1, 2]].concat()), [3, 7, 9]);
     }
 
     #[test]

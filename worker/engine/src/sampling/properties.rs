@@ -52,7 +52,7 @@ fn both(logits: &[f32], owners: &[usize], params: &SamplingParams) -> (Outcome, 
     let shares = shares(logits, owners);
     let ranks: Vec<_> = shares.iter().map(|tiles| answer(tiles, logits, params)).collect();
     let ranks: Vec<&RowCandidates> = ranks.iter().collect();
-    let mass = Mass::of_ranks(&ranks, params.needs_mass(), params.logprobs).unwrap();
+    let mass = Mass::of_ranks(&ranks, params.needs_mass(), params.logprobs.is_some()).unwrap();
     let parts: Vec<LogitShard> = shares.iter().map(|tiles| logits_of(tiles, logits)).collect();
     let row = join_shards(&parts).unwrap();
     assert_eq!(row, logits);
@@ -105,7 +105,7 @@ fn any_params() -> impl Strategy<Value = SamplingParams> {
         prop_oneof![Just(1.0_f32), 0.01_f32..1.0],
         prop_oneof![3 => Just(0.0_f32), 1 => 0.001_f32..1.0],
         any::<u64>(),
-        any::<bool>(),
+        prop::option::of(0_u16..20),
     )
         .prop_map(
             |(temperature, top_k, top_p, min_p, seed, logprobs)| SamplingParams {
@@ -206,7 +206,7 @@ fn logprob_is_at_temperature_one() {
     let logits: Vec<f32> = [1.0_f32, 3.0].iter().map(|x| x.ln()).collect();
     let params = SamplingParams {
         temperature: 0.0,
-        logprobs: true,
+        logprobs: Some(0),
         ..SamplingParams::greedy()
     };
     let (merged, full) = both(&logits, &[], &params);
@@ -252,7 +252,7 @@ fn broken_answers_are_refused() {
         }
     }
     let logprobs = SamplingParams {
-        logprobs: true,
+        logprobs: Some(0),
         ..params.clone()
     };
     let second = answer(&Runs::from(1..2), &[0.0; 256], &logprobs);
@@ -285,7 +285,7 @@ fn candidates_carry_only_what_the_request_needs() {
         (answer.top.len(), lse, answer.gumbel.is_some(), answer.tiles.len())
     };
     assert_eq!(carried(&|_| ()), (1, (0, 0), false, 0));
-    assert_eq!(carried(&|p| p.logprobs = true), (1, (0, 3), false, 3));
+    assert_eq!(carried(&|p| p.logprobs = Some(0)), (1, (0, 3), false, 3));
     assert_eq!(carried(&|p| p.temperature = 1.0), (0, (0, 0), true, 0));
     let warm = |p: &mut SamplingParams| p.temperature = 0.7;
     assert_eq!(carried(&|p| (warm(p), p.top_k = 5).1), (5, (0, 0), true, 0));

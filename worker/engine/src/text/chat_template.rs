@@ -95,6 +95,7 @@ pub struct ChatTemplate {
     environment: Environment<'static>,
     markers: Markers,
     token_names: Vec<(&'static str, Value)>,
+    knows_tools: bool,
 }
 
 const NAME: &str = "chat_template";
@@ -132,7 +133,14 @@ impl ChatTemplate {
             environment,
             token_names: files.token_names.iter().map(marked).collect(),
             markers,
+            knows_tools: files.source.contains("tools"),
         })
+    }
+
+    /// Whether it writes tools into the prompt.
+    #[must_use]
+    pub fn knows_tools(&self) -> bool {
+        self.knows_tools
     }
 
     /// The prompt of a conversation.

@@ -8,6 +8,7 @@ pub struct Detokenizer {
     tokenizer: Tokenizer,
     /// The beginning of a character, at most three bytes.
     pending: Vec<u8>,
+    show_special: bool,
 }
 
 impl Detokenizer {
@@ -17,12 +18,19 @@ impl Detokenizer {
         Self {
             tokenizer,
             pending: Vec::new(),
+            show_special: false,
         }
+    }
+
+    /// Show the names of special tokens as text, or not, which is the default.
+    #[must_use]
+    pub fn with_special_tokens(self, show_special: bool) -> Self {
+        Self { show_special, ..self }
     }
 
     /// The text that is complete with this token; often empty. Special tokens have no text.
     pub fn push(&mut self, token: u32) -> String {
-        if !self.tokenizer.is_special(token) {
+        if self.show_special || !self.tokenizer.is_special(token) {
             self.pending.extend_from_slice(self.tokenizer.bytes(token));
         }
         let mut text = String::new();

@@ -10,6 +10,7 @@
 //! | [`chat_message`] | one message, as a template sees it |
 //! | [`template_files`] | where a checkpoint keeps its template |
 //! | [`prompt`] | what a template wrote: its control tokens, and text |
+//! | [`tool_calls`] | how a model is told of tools, and its calls read |
 //! | [`request`] | a validated request |
 
 mod byte_level;
@@ -25,9 +26,10 @@ pub mod request;
 pub mod stop;
 pub mod template_files;
 pub mod tokenizer;
+pub mod tool_calls;
 
 #[cfg(test)]
-mod testing;
+pub(crate) mod testing;
 
 pub use chat_message::ChatMessage;
 pub use chat_template::{ChatTemplate, ChatTemplateError, Conversation};

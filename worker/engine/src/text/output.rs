@@ -2,7 +2,7 @@
 
 use super::detokenizer::Detokenizer;
 use super::request::StopConditions;
-use super::stop::StopStrings;
+use super::stop::{StopStep, StopStrings};
 use super::tokenizer::Tokenizer;
 
 /// Why an answer ended.
@@ -30,6 +30,9 @@ pub struct OutputText {
     strings: StopStrings,
     tokens: Vec<u32>,
     remaining: u32,
+    /// Tokens that come before stop strings count.
+    unwatched: u32,
+    include_string: bool,
 }
 
 impl OutputText {
@@ -41,7 +44,16 @@ impl OutputText {
             strings: StopStrings::new(stop.strings.clone()),
             tokens: stop.tokens.clone(),
             remaining: max_tokens,
+            unwatched: stop.min_tokens,
+            include_string: stop.include_string,
         }
+    }
+
+    /// Show the names of special tokens, or not, which is the default.
+    #[must_use]
+    pub fn with_special_tokens(mut self, show: bool) -> Self {
+        self.detokenizer = self.detokenizer.with_special_tokens(show);
+        self
     }
 
     /// Take the next token. A stop token ends the answer and has no text.
@@ -54,13 +66,17 @@ impl OutputText {
             };
         }
         let piece = self.detokenizer.push(token);
-        let step = self.strings.push(&piece);
+        let step = if self.unwatched > 0 {
+            self.unwatched -= 1;
+            StopStep {
+                text: piece,
+                stopped: None,
+            }
+        } else {
+            self.strings.push(&piece)
+        };
         if let Some(index) = step.stopped {
-            let string = self.strings.strings()[index].clone();
-            return Piece {
-                text: step.text,
-                finished: Some(Finished::Stop(Some(string))),
-            };
+            return self.stopped(step.text, index);
         }
         if self.remaining == 0 {
             return match self.end() {
@@ -91,17 +107,22 @@ impl OutputText {
         self.end().text
     }
 
+    fn stopped(&self, mut text: String, index: usize) -> Piece {
+        let string = self.strings.strings()[index].clone();
+        if self.include_string {
+            text.push_str(&string);
+        }
+        Piece {
+            text,
+            finished: Some(Finished::Stop(Some(string))),
+        }
+    }
+
     fn end(&mut self) -> Piece {
         let last = self.detokenizer.finish();
         let step = self.strings.push(&last);
         match step.stopped {
-            Some(index) => {
-                let string = self.strings.strings()[index].clone();
-                Piece {
-                    text: step.text,
-                    finished: Some(Finished::Stop(Some(string))),
-                }
-            }
+            Some(index) => self.stopped(step.text, index),
             None => Piece {
                 text: step.text + &self.strings.finish(),
                 finished: None,
@@ -122,6 +143,7 @@ mod tests {
             &StopConditions {
                 strings,
                 tokens: vec![SPECIAL],
+                ..StopConditions::default()
             },
             max_tokens,
         )
@@ -158,6 +180,26 @@ mod tests {
             (text.as_str(), finished),
             ("", Some(Finished::Stop(Some("ab".to_owned()))))
         );
+    }
+
+    #[test]
+    fn a_stop_string_may_be_shown_and_does_not_count_too_early() {
+        let conditions = StopConditions {
+            strings: vec!["ab".to_owned()],
+            include_string: true,
+            min_tokens: 2,
+            ..StopConditions::default()
+        };
+        let tokens: Vec<u32> = "abxabx".bytes().map(u32::from).collect();
+        let mut output = OutputText::new(testing::tokenizer(), &conditions, 9);
+        let (text, finished) = run(&mut output, &tokens);
+        assert_eq!(
+            (text.as_str(), finished),
+            ("abxab", Some(Finished::Stop(Some("ab".to_owned()))))
+        );
+        let mut output =
+            OutputText::new(testing::tokenizer(), &StopConditions::default(), 9).with_special_tokens(true);
+        assert_eq!(run(&mut output, &[SPECIAL, b'x'.into()]).0, "<|end|>x");
     }
 
     #[test]

@@ -3,6 +3,7 @@
 use llamero_checkpoint::GenerationConfig;
 
 use crate::sampling::SamplingParams;
+use crate::sampling::penalties::MAX_BAD_WORD_TOKENS;
 
 /// Most stop strings of a request.
 pub const MAX_STOP_STRINGS: usize = 16;
@@ -10,6 +11,10 @@ pub const MAX_STOP_STRINGS: usize = 16;
 pub const MAX_STOP_BYTES: usize = 256;
 /// Most entries of a logit bias, and most stop tokens.
 pub const MAX_LISTED_TOKENS: usize = 1024;
+/// Most of the likeliest tokens beside each token.
+pub const MAX_LOGPROBS: u16 = 20;
+/// Most sequences of tokens that are banned: two for each word that a client may name.
+pub const MAX_BAD_WORDS: usize = 128;
 /// Temperatures below this are greedy: dividing logits by them would leave the range of f32.
 pub const GREEDY_BELOW: f32 = 1e-5;
 
@@ -42,8 +47,16 @@ pub struct RequestDraft {
     pub stop_tokens: Vec<u32>,
     /// Go on after the checkpoint's end-of-text tokens.
     pub ignore_eos: bool,
-    /// Whether log-probabilities are wanted.
-    pub logprobs: bool,
+    /// Whether log-probabilities are wanted, each with those of so many of the likeliest tokens.
+    pub logprobs: Option<u32>,
+    /// The answer does not end by itself before so many tokens; 0 is off.
+    pub min_tokens: u32,
+    /// Sequences of tokens that the answer must not contain.
+    pub bad_words: Vec<Vec<u32>>,
+    /// Whether the stop string that ends the answer is part of its text.
+    pub include_stop_string: bool,
+    /// Whether tokens that steer the model have a text: their names.
+    pub show_special_tokens: bool,
     /// Tokens of the answer that another group has generated.
     pub resume_tokens: Vec<u32>,
 }
@@ -64,6 +77,10 @@ pub struct StopConditions {
     pub strings: Vec<String>,
     /// Token ids, those of the checkpoint included.
     pub tokens: Vec<u32>,
+    /// Strings do not end an answer of fewer tokens.
+    pub min_tokens: u32,
+    /// Whether the string is part of the text after all.
+    pub include_string: bool,
 }
 
 /// A request within all bounds.
@@ -79,6 +96,8 @@ pub struct GenerationRequest {
     pub sampling: SamplingParams,
     /// When to stop.
     pub stop: StopConditions,
+    /// Whether tokens that steer the model have a text.
+    pub show_special_tokens: bool,
 }
 
 /// What is wrong with a request, for the user who made it.
@@ -114,6 +133,14 @@ pub enum RequestError {
     /// `max_tokens` is 0.
     #[error("max_tokens is 0; ask for at least 1, or leave it out to use the rest of the context")]
     NoTokens,
+    /// `min_tokens` exceeds `max_tokens`.
+    #[error("min_tokens is {min_tokens}, but the answer has at most {max_tokens} tokens; lower min_tokens")]
+    MinTokensTooLarge {
+        /// What was asked for.
+        min_tokens: u32,
+        /// The most.
+        max_tokens: u32,
+    },
     /// More tokens to resume than allowed in all.
     #[error(
         "{resumed} tokens are to be resumed, but max_tokens is {max_tokens}; resumed tokens count toward it"
@@ -178,6 +205,7 @@ impl RequestError {
         match self {
             Self::EmptyPrompt | Self::PromptTooLong { .. } => "prompt",
             Self::MaxTokensTooLarge { .. } | Self::NoTokens => "max_tokens",
+            Self::MinTokensTooLarge { .. } => "min_tokens",
             Self::ResumeTooLong { .. } => "resume_token_ids",
             Self::OutOfRange { name, .. } | Self::UnknownToken { name, .. } | Self::TooMany { name, .. } => {
                 name
@@ -201,14 +229,24 @@ impl RequestDraft {
         let max_tokens = self.answer_length(limits.max_context)?;
         known("prompt", &self.prompt, limits)?;
         known("resume_token_ids", &self.resume_tokens, limits)?;
-        let sampling = self.sampling(defaults, limits, random_seed)?;
         let stop = self.stop_conditions(defaults, limits)?;
+        if self.min_tokens > max_tokens {
+            return Err(RequestError::MinTokensTooLarge {
+                min_tokens: self.min_tokens,
+                max_tokens,
+            });
+        }
+        let mut sampling = self.sampling(defaults, limits, random_seed)?;
+        if self.min_tokens > 0 {
+            sampling.ends.clone_from(&stop.tokens);
+        }
         Ok(GenerationRequest {
             prompt: self.prompt,
             resume_tokens: self.resume_tokens,
             max_tokens,
             sampling,
             stop,
+            show_special_tokens: self.show_special_tokens,
         })
     }
 
@@ -298,8 +336,35 @@ impl RequestDraft {
             frequency_penalty,
             logit_bias,
             seed: self.seed.unwrap_or(random_seed),
-            logprobs: self.logprobs,
+            min_tokens: self.min_tokens,
+            ends: Vec::new(),
+            bad_words: self.bad_words(limits)?,
+            logprobs: self.logprobs()?,
         })
+    }
+
+    fn logprobs(&self) -> Result<Option<u16>, RequestError> {
+        let count = self
+            .logprobs
+            .map(|count| u16::try_from(count).unwrap_or(u16::MAX));
+        match count {
+            Some(count) if count > MAX_LOGPROBS => Err(RequestError::OutOfRange {
+                name: "logprobs",
+                value: count.into(),
+                range: "from 0 to 20",
+            }),
+            count => Ok(count),
+        }
+    }
+
+    fn bad_words(&self, limits: RequestLimits) -> Result<Vec<Vec<u32>>, RequestError> {
+        at_most("bad_words", self.bad_words.len(), MAX_BAD_WORDS)?;
+        for word in &self.bad_words {
+            known("bad_words", word, limits)?;
+            at_most("bad_words", word.len(), MAX_BAD_WORD_TOKENS)?;
+        }
+        let words = self.bad_words.iter().filter(|word| !word.is_empty());
+        Ok(words.cloned().collect())
     }
 
     fn stop_conditions(
@@ -325,6 +390,8 @@ impl RequestDraft {
         Ok(StopConditions {
             strings: self.stop.clone(),
             tokens,
+            min_tokens: self.min_tokens,
+            include_string: self.include_stop_string,
         })
     }
 }

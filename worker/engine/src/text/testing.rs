@@ -4,11 +4,11 @@ use super::byte_level;
 use super::tokenizer::Tokenizer;
 
 /// The special token `<|end|>`.
-pub(super) const SPECIAL: u32 = 261;
+pub(crate) const SPECIAL: u32 = 261;
 /// The special token `<|start|>`.
-pub(super) const START: u32 = 262;
+pub(crate) const START: u32 = 262;
 
-pub(super) fn tokenizer() -> Tokenizer {
+pub(crate) fn tokenizer() -> Tokenizer {
     let mut letters: Vec<(u8, char)> = (0..0x200)
         .filter_map(char::from_u32)
         .filter_map(|c| Some((byte_level::byte_of(c)?, c)))

@@ -100,8 +100,9 @@ fn serve(args: serve::ServeArgs) -> anyhow::Result<u8> {
     code
 }
 
-/// Whether another start can help.
-fn exit_code(error: &anyhow::Error) -> u8 {
+/// The code of [`crate::exit`] that an error ends the program with: whether another start can help.
+#[must_use]
+pub fn exit_code(error: &anyhow::Error) -> u8 {
     let backend = error
         .chain()
         .find_map(|cause| cause.downcast_ref::<BackendError>());

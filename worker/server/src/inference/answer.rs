@@ -1,7 +1,9 @@
 //! One answer: the engine's tokens become text and end where the request says.
 
-use llamero_engine::runtime::{self, EngineHandle, Event, FailureKind, Submission, SubmitError};
-use llamero_engine::text::{Finished, GenerationRequest, OutputText};
+use llamero_engine::runtime::{self, Constraint, EngineHandle, Event, FailureKind, Submission, SubmitError};
+use llamero_engine::structured::TokenConstraint;
+use llamero_engine::text::tool_calls::{ToolCallParser, ToolPiece};
+use llamero_engine::text::{Finished, GenerationRequest, OutputText, Tokenizer};
 use tokio::sync::mpsc::{UnboundedReceiver, unbounded_channel};
 use tokio_util::sync::CancellationToken;
 use tonic::Status;
@@ -16,17 +18,34 @@ pub enum Ending {
     StopToken(u32),
     /// This stop string came; it is not part of the text.
     StopString(String),
+    /// The only tool call that was allowed is complete.
+    Called,
     /// As many tokens as were allowed.
     Length,
     /// It was aborted.
     Aborted,
 }
 
+/// A token and its log-probability.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Logprob {
+    /// Vocabulary id.
+    pub id: u32,
+    /// Natural logarithm of its probability.
+    pub logprob: f32,
+    /// The likeliest tokens, best first.
+    pub top: Vec<(u32, f32)>,
+}
+
 /// What is new since the chunk before.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq)]
 pub struct Chunk {
     /// Whole characters.
     pub text: String,
+    /// What is new of tool calls; without text.
+    pub calls: Vec<ToolPiece>,
+    /// One for each of the tokens, when they were asked for.
+    pub logprobs: Vec<Logprob>,
     /// Tokens, a stop token not included.
     pub token_ids: Vec<u32>,
     /// Output tokens so far, resumed ones and a stop token included.
@@ -40,11 +59,48 @@ pub struct Answer {
     events: UnboundedReceiver<Event>,
     submission: Option<Submission>,
     text: OutputText,
+    tools: Option<Tools>,
     prompt_tokens: u32,
     output_tokens: u32,
     abort: CancellationToken,
     /// Set when resumed tokens had ended the answer already.
     over: Option<Ending>,
+}
+
+/// What reads the calls of an answer.
+#[derive(Debug)]
+pub struct Tools {
+    parser: ToolCallParser,
+    /// Llama's `<|python_tag|>`.
+    python_tag: Option<u32>,
+}
+
+impl Tools {
+    /// For the answer of a model with this tokenizer.
+    #[must_use]
+    pub fn new(tokenizer: &Tokenizer, names: Vec<String>, at_most_one: bool) -> Self {
+        Self {
+            parser: ToolCallParser::new(names, at_most_one),
+            python_tag: tokenizer.token_id("<|python_tag|>"),
+        }
+    }
+
+    /// What a token and its text add.
+    fn push(&mut self, token: u32, text: &str) -> Vec<ToolPiece> {
+        if self.python_tag == Some(token) {
+            return self.parser.python_tag();
+        }
+        self.parser.push(text)
+    }
+}
+
+/// What an answer is to be, beside its request.
+#[derive(Debug, Default)]
+pub struct Wishes {
+    /// Restricts its tokens; has accepted resumed ones.
+    pub constraint: Option<Box<TokenConstraint>>,
+    /// Reads its calls.
+    pub tools: Option<Tools>,
 }
 
 impl Answer {
@@ -56,19 +112,17 @@ impl Answer {
         engine: &EngineHandle,
         model: &Model,
         request: GenerationRequest,
+        wishes: Wishes,
         abort: CancellationToken,
     ) -> Result<Self, Status> {
         let count = |tokens: &[u32]| u32::try_from(tokens.len()).unwrap_or(u32::MAX);
-        let mut text = OutputText::new(model.tokenizer.clone(), &request.stop, request.max_tokens);
-        let over = text
-            .resume(&request.resume_tokens)
-            .map(|finished| match finished {
-                Finished::Stop(Some(string)) => Ending::StopString(string),
-                Finished::Stop(None) => {
-                    Ending::StopToken(request.resume_tokens.last().copied().unwrap_or_default())
-                }
-                Finished::Length => Ending::Length,
-            });
+        let Wishes {
+            constraint,
+            mut tools,
+        } = wishes;
+        let mut text = OutputText::new(model.tokenizer.clone(), &request.stop, request.max_tokens)
+            .with_special_tokens(request.show_special_tokens);
+        let over = resume(&mut text, tools.as_mut(), &request.resume_tokens);
         let (sender, events) = unbounded_channel();
         let (prompt_tokens, output_tokens) = (count(&request.prompt), count(&request.resume_tokens));
         let submission = match over {
@@ -81,7 +135,9 @@ impl Answer {
                     stop_tokens: request.stop.tokens,
                     sampling: request.sampling,
                 };
-                let submitted = engine.submit(request, Box::new(move |event| sender.send(event).is_ok()));
+                let constraint = constraint.map(|constraint| constraint as Box<dyn Constraint>);
+                let sink = Box::new(move |event| sender.send(event).is_ok());
+                let submitted = engine.submit_constrained(request, constraint, sink);
                 Some(submitted.map_err(refused)?)
             }
         };
@@ -89,6 +145,7 @@ impl Answer {
             events,
             submission,
             text,
+            tools,
             prompt_tokens,
             output_tokens,
             abort,
@@ -134,7 +191,9 @@ impl Answer {
             event = self.events.recv() => event,
             () = self.abort.cancelled() => {
                 self.submission = None;
-                chunk.text = self.text.rest();
+                let rest = self.text.rest();
+                self.show(None, &rest, &mut chunk);
+                self.close(&mut chunk);
                 chunk.ending = Some(Ending::Aborted);
                 return Ok(chunk);
             }
@@ -153,26 +212,51 @@ impl Answer {
         }
     }
 
+    /// Text of the answer, behind a token if it has just come. Tells whether the answer ends with it.
+    fn show(&mut self, token: Option<u32>, text: &str, chunk: &mut Chunk) -> Option<Ending> {
+        let Some(tools) = &mut self.tools else {
+            chunk.text.push_str(text);
+            return None;
+        };
+        let pieces = match token {
+            Some(token) => tools.push(token, text),
+            None => tools.parser.push(text),
+        };
+        chunk.add(pieces);
+        tools.parser.is_done().then_some(Ending::Called)
+    }
+
+    /// No more text comes.
+    fn close(&mut self, chunk: &mut Chunk) {
+        if let Some(tools) = &mut self.tools {
+            chunk.add(tools.parser.finish());
+        }
+    }
+
     fn take(&mut self, event: Event, chunk: &mut Chunk) -> Result<(), Status> {
         match event {
             Event::Accepted { .. } => {}
-            Event::Token { id, .. } => {
+            Event::Token { id, logprob, top } => {
                 self.output_tokens += 1;
                 let piece = self.text.push(id);
-                chunk.text.push_str(&piece.text);
+                let called = self.show(Some(id), &piece.text, chunk);
                 chunk.token_ids.push(id);
+                chunk
+                    .logprobs
+                    .extend(logprob.map(|logprob| Logprob { id, logprob, top }));
                 chunk.output_tokens = self.output_tokens;
-                chunk.ending = piece.finished.map(|finished| match finished {
-                    Finished::Stop(Some(string)) => Ending::StopString(string),
-                    Finished::Stop(None) => Ending::StopToken(id),
-                    Finished::Length => Ending::Length,
-                });
+                chunk.ending = called.or(piece.finished.map(|finished| ending(finished, id)));
+                if chunk.ending.is_some() {
+                    self.close(chunk);
+                }
             }
             Event::Finished {
                 reason,
                 output_tokens,
             } => {
-                chunk.text.push_str(&self.text.rest());
+                let rest = self.text.rest();
+                self.show(None, &rest, chunk);
+                self.close(chunk);
                 chunk.output_tokens = output_tokens;
                 chunk.ending = Some(match reason {
                     runtime::FinishReason::StopToken(id) => Ending::StopToken(id),
@@ -183,6 +267,42 @@ impl Answer {
             Event::Failed { kind, message } => return Err(failed(kind, message)),
         }
         Ok(())
+    }
+}
+
+impl Chunk {
+    fn add(&mut self, pieces: Vec<ToolPiece>) {
+        for piece in pieces {
+            match piece {
+                ToolPiece::Text(text) => self.text.push_str(&text),
+                call => self.calls.push(call),
+            }
+        }
+    }
+}
+
+/// Go through tokens whose text the client has. How the answer ended, if it did with them.
+fn resume(text: &mut OutputText, mut tools: Option<&mut Tools>, tokens: &[u32]) -> Option<Ending> {
+    for &token in tokens {
+        let piece = text.push(token);
+        if let Some(tools) = &mut tools {
+            tools.push(token, &piece.text);
+            if tools.parser.is_done() {
+                return Some(Ending::Called);
+            }
+        }
+        if let Some(finished) = piece.finished {
+            return Some(ending(finished, token));
+        }
+    }
+    None
+}
+
+fn ending(finished: Finished, token: u32) -> Ending {
+    match finished {
+        Finished::Stop(Some(string)) => Ending::StopString(string),
+        Finished::Stop(None) => Ending::StopToken(token),
+        Finished::Length => Ending::Length,
     }
 }
 

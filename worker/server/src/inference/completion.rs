@@ -4,16 +4,18 @@ use std::pin::Pin;
 use std::sync::Arc;
 
 use futures::Stream;
-use llamero_engine::text::{ChatMessage, RequestDraft};
-use llamero_proto::v1::completion_request::Prompt;
+use llamero_engine::text::tool_calls::ToolPiece;
 use llamero_proto::v1::completion_server::Completion;
-use llamero_proto::v1::{CompletionChunk, CompletionRequest, Finish, FinishReason};
+use llamero_proto::v1::{
+    CompletionChunk, CompletionRequest, Finish, FinishReason, TokenLogprob, ToolCallDelta,
+};
 use prost::Message as _;
 use tonic::{Request, Response, Status};
 
 use super::Services;
-use super::answer::{Answer, Chunk, Ending};
+use super::answer::{Answer, Chunk, Ending, Logprob};
 use super::model::Model;
+use super::prepare::prepare;
 
 #[tonic::async_trait]
 impl Completion for Services {
@@ -29,10 +31,11 @@ impl Completion for Services {
         self.model.check_identity(&request.content_identity)?;
         let entry = self.running.enter(&request.request_id)?;
         let model = Arc::clone(&self.model);
-        let prepare = move || model.validate(draft(&model, request)?);
-        let request = self.text_workers.run(bytes, prepare).await?;
+        let stops = request.stop_token_ids.clone();
+        let prepare = move || prepare(&model, request);
+        let (request, wishes) = self.text_workers.run(bytes, prepare).await?;
         let resumed = u32::try_from(request.resume_tokens.len()).unwrap_or(u32::MAX);
-        let mut answer = Answer::begin(&self.engine, &self.model, request, entry.abort.clone())?;
+        let mut answer = Answer::begin(&self.engine, &self.model, request, wishes, entry.abort.clone())?;
         answer.accepted().await?;
         let prompt_tokens = answer.prompt_tokens();
         let first = CompletionChunk {
@@ -41,16 +44,16 @@ impl Completion for Services {
             content_identity: self.model.content_identity.clone(),
             ..CompletionChunk::default()
         };
+        let model = Arc::clone(&self.model);
         // The answer and its entry live as long as the stream: a client that goes away drops both.
-        let rest = futures::stream::unfold(Some((answer, entry)), move |state| async move {
-            let (mut answer, entry) = state?;
+        let state = Some((answer, entry, stops, model));
+        let rest = futures::stream::unfold(state, move |state| async move {
+            let (mut answer, entry, stops, model) = state?;
             match answer.next().await {
                 Ok(chunk) => {
                     let last = chunk.ending.is_some();
-                    Some((
-                        Ok(message(prompt_tokens, chunk)),
-                        (!last).then_some((answer, entry)),
-                    ))
+                    let chunk = message(&model, prompt_tokens, &stops, chunk);
+                    Some((Ok(chunk), (!last).then_some((answer, entry, stops, model))))
                 }
                 Err(status) => Some((Err(status), None)),
             }
@@ -60,57 +63,19 @@ impl Completion for Services {
     }
 }
 
-fn draft(model: &Model, request: CompletionRequest) -> Result<RequestDraft, Status> {
-    let prompt = match request.prompt {
-        Some(Prompt::Text(text)) => {
-            model.check_length(&text)?;
-            model.tokens_of_text(&text)?
-        }
-        Some(Prompt::TokenIds(tokens)) => tokens.ids,
-        Some(Prompt::Chat(chat)) => {
-            let messages: Vec<ChatMessage> = chat
-                .messages
-                .into_iter()
-                .map(|message| ChatMessage::new(&message.role, &message.content))
-                .collect();
-            model.tokens_of_chat(&messages, &chat.tools_json)?
-        }
-        None => {
-            return Err(Status::invalid_argument(
-                "there is no prompt; send text, token_ids or chat",
-            ));
-        }
-    };
-    Ok(RequestDraft {
-        prompt,
-        max_tokens: request.max_tokens,
-        temperature: request.temperature,
-        top_p: request.top_p,
-        top_k: request.top_k,
-        min_p: None,
-        presence_penalty: request.presence_penalty,
-        frequency_penalty: request.frequency_penalty,
-        logit_bias: request.logit_bias.into_iter().collect(),
-        seed: request.seed,
-        stop: request.stop,
-        stop_tokens: request.stop_token_ids,
-        ignore_eos: request.ignore_eos,
-        logprobs: false,
-        resume_tokens: request.resume_token_ids,
-    })
-}
-
-fn message(prompt_tokens: u32, chunk: Chunk) -> CompletionChunk {
+fn message(model: &Model, prompt_tokens: u32, asked_stops: &[u32], chunk: Chunk) -> CompletionChunk {
     let finish = chunk.ending.map(|ending| {
-        let (reason, stop_string) = match ending {
-            Ending::StopToken(_) => (FinishReason::Stop, String::new()),
-            Ending::StopString(string) => (FinishReason::Stop, string),
-            Ending::Length => (FinishReason::Length, String::new()),
-            Ending::Aborted => (FinishReason::Abort, String::new()),
+        let (reason, stop_string, stop_token) = match ending {
+            Ending::StopToken(id) => (FinishReason::Stop, String::new(), Some(id)),
+            Ending::StopString(string) => (FinishReason::Stop, string, None),
+            Ending::Called => (FinishReason::Stop, String::new(), None),
+            Ending::Length => (FinishReason::Length, String::new(), None),
+            Ending::Aborted => (FinishReason::Abort, String::new(), None),
         };
         Finish {
             reason: reason.into(),
             stop_string,
+            stop_token_id: stop_token.filter(|id| asked_stops.contains(id)),
         }
     });
     CompletionChunk {
@@ -120,5 +85,41 @@ fn message(prompt_tokens: u32, chunk: Chunk) -> CompletionChunk {
         token_ids: chunk.token_ids,
         finish,
         content_identity: String::new(),
+        logprobs: chunk
+            .logprobs
+            .into_iter()
+            .map(|logprob| with_logprob(model, logprob))
+            .collect(),
+        tool_calls: calls(chunk.calls),
     }
+}
+
+fn with_logprob(model: &Model, Logprob { id, logprob, top }: Logprob) -> TokenLogprob {
+    let token = |id: u32, logprob: f32, top| TokenLogprob {
+        token_id: id,
+        bytes: model.tokenizer.bytes(id).to_vec(),
+        logprob,
+        top,
+    };
+    let top = top
+        .into_iter()
+        .map(|(id, logprob)| token(id, logprob, Vec::new()));
+    token(id, logprob, top.collect())
+}
+
+fn calls(pieces: Vec<ToolPiece>) -> Vec<ToolCallDelta> {
+    let delta = |piece| match piece {
+        ToolPiece::Begin { index, name } => Some(ToolCallDelta {
+            index,
+            name,
+            ..ToolCallDelta::default()
+        }),
+        ToolPiece::Arguments { index, text } => Some(ToolCallDelta {
+            index,
+            arguments: text,
+            ..ToolCallDelta::default()
+        }),
+        ToolPiece::Text(_) => None,
+    };
+    pieces.into_iter().filter_map(delta).collect()
 }

@@ -3,6 +3,7 @@
 //! | module | what it is |
 //! |---|---|
 //! | [`model`] | tokenizer, template, limits |
+//! | [`prepare`] | requests of `llamero.v1.Completion`, rendered, tokenised and checked |
 //! | [`text_workers`] | rendering and tokenising, off the threads that stream |
 //! | [`answer`] | tokens become text and end where the request says |
 //! | [`running`] | requests under way, by id |
@@ -15,6 +16,7 @@ pub mod answer;
 pub mod completion;
 pub mod health;
 pub mod model;
+pub mod prepare;
 pub mod running;
 pub mod telemetry;
 pub mod text_workers;

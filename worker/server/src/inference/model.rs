@@ -1,15 +1,19 @@
 //! What rank 0 knows of the model it answers for.
 
 use std::hash::{BuildHasher, RandomState};
+use std::sync::OnceLock;
 use std::time::Duration;
 
 use llamero_checkpoint::{Checkpoint, GenerationConfig};
 use llamero_engine::runtime;
+use llamero_engine::structured::{Form, FormError, Grammars, TokenConstraint};
+use llamero_engine::text::tool_calls::{self, ToolTexts};
 use llamero_engine::text::{
-    ChatMessage, ChatTemplate, ChatTemplateError, Conversation, GenerationRequest, RequestDraft,
-    RequestLimits, Tokenizer,
+    ChatTemplate, ChatTemplateError, Conversation, GenerationRequest, RequestDraft, RequestLimits, Tokenizer,
 };
-use tonic::Status;
+use serde_json::Value;
+use tonic::metadata::{MetadataMap, MetadataValue};
+use tonic::{Code, Status};
 
 use crate::config::RankConfig;
 
@@ -42,6 +46,8 @@ pub struct Model {
     parse_special_tokens: bool,
     /// Missing in base models, which can complete text only.
     chat_template: Result<ChatTemplate, String>,
+    /// Compiles forms of answers; made when the first is asked for.
+    grammars: OnceLock<Result<Grammars, FormError>>,
 }
 
 impl Model {
@@ -82,6 +88,7 @@ impl Model {
             content_identity: settings.content.clone(),
             parse_special_tokens: config.engine.parse_special_tokens_in_messages,
             chat_template,
+            grammars: OnceLock::new(),
         })
     }
 
@@ -128,17 +135,24 @@ impl Model {
     /// # Errors
     /// FAILED_PRECONDITION when the model has no chat template, INVALID_ARGUMENT when the template refuses, OUT_OF_RANGE when the
     /// prompt must be longer than the context.
-    pub fn tokens_of_chat(&self, messages: &[ChatMessage], tools_json: &str) -> Result<Vec<u32>, Status> {
+    pub fn tokens_of_chat(&self, messages: Vec<Value>, tools_json: &str) -> Result<Vec<u32>, Status> {
         let template = self
             .chat_template
             .as_ref()
             .map_err(|why| Status::failed_precondition(why.clone()))?;
+        let tools_json = (!tools_json.is_empty()).then_some(tools_json);
+        let texts = if template.knows_tools() {
+            ToolTexts::Template
+        } else {
+            ToolTexts::Messages
+        };
+        let messages = &tool_calls::conversation(messages, tools_json, texts).map_err(invalid)?;
         let now = jiff::Timestamp::now()
             .to_zoned(jiff::tz::TimeZone::UTC)
             .datetime();
         let conversation = Conversation {
             messages,
-            tools_json: (!tools_json.is_empty()).then_some(tools_json),
+            tools_json,
             variables_json: None,
             add_generation_prompt: true,
             now,
@@ -151,6 +165,29 @@ impl Model {
             false => self.tokenizer.encode_prompt(&prompt),
         };
         tokens.map_err(invalid)
+    }
+
+    /// The constraint of a form behind the tokens that exist already. `parameter` is what the client calls it.
+    ///
+    /// # Errors
+    /// INVALID_ARGUMENT naming the parameter; FAILED_PRECONDITION when this model's answers can have no form.
+    pub fn constraint(
+        &self,
+        form: &Form,
+        resumed: &[u32],
+        parameter: &str,
+    ) -> Result<Box<TokenConstraint>, Status> {
+        let grammars = self.grammars.get_or_init(|| {
+            let ends = &self.defaults.eos_token_ids;
+            Grammars::new(&self.tokenizer, self.limits.vocab_size, ends)
+        });
+        let grammars = grammars
+            .as_ref()
+            .map_err(|error| Status::failed_precondition(error.to_string()))?;
+        let constraint = grammars.compile(form, resumed);
+        constraint
+            .map(Box::new)
+            .map_err(|error| blame(parameter, &format!("'{parameter}' is not supported: {error}")))
     }
 
     /// Refuse a text that must be too long, without the work of encoding it.
@@ -181,9 +218,18 @@ impl Model {
             .validate(&self.defaults, self.limits, random_seed)
             .map_err(|error| match error.is_too_long() {
                 true => Status::out_of_range(error.to_string()),
-                false => invalid(error),
+                false => blame(error.parameter(), &error.to_string()),
             })
     }
+}
+
+/// INVALID_ARGUMENT; the metadata `parameter` names the one at fault.
+pub fn blame(parameter: &str, message: &str) -> Status {
+    let mut metadata = MetadataMap::new();
+    if let Ok(parameter) = MetadataValue::try_from(parameter) {
+        metadata.insert("parameter", parameter);
+    }
+    Status::with_metadata(Code::InvalidArgument, message, metadata)
 }
 
 fn invalid(error: impl std::error::Error) -> Status {

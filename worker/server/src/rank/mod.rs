@@ -3,28 +3,34 @@
 //! | module | what it is |
 //! |---|---|
 //! | [`settings`] | from command line and checkpoint to the engine's settings |
+//! | [`open`] | from a rank's configuration to an engine that can run |
+//! | [`clients`] | the thread that answers clients |
+//! | [`alone`] | a group of one rank inside another program |
 //! | [`report`] | orders from the supervisor, states to it |
 
+pub mod alone;
+pub mod clients;
+pub mod open;
 pub mod report;
 pub mod settings;
 
 use std::io::BufReader;
 use std::net::{SocketAddr, TcpListener};
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::thread;
 
 use anyhow::Context as _;
-use llamero_checkpoint::Topology;
-use llamero_cpu::{CpuBackend, CpuOptions, Kernel, Waits};
-use llamero_engine::runtime::{Outcome, RankRuntime};
-use tokio_util::sync::CancellationToken;
+use llamero_cpu::PodMemory;
+use llamero_engine::runtime::Outcome;
 
-use self::report::{About, Reports};
+use self::clients::Clients;
+use self::open::{Opened, WeightsMemory};
+use self::report::Reports;
 use crate::config::RankConfig;
 use crate::exit::FAILED;
 use crate::link::{self, Up};
-use crate::{inference, listen};
+use crate::listen;
 
 /// Run the rank whose supervisor is at the other end of standard input. Returns the exit code.
 ///
@@ -34,7 +40,7 @@ pub fn run(rank: u32) -> anyhow::Result<u8> {
     // Shown by `ps`; nothing depends on it.
     let _ = std::fs::write("/proc/self/comm", format!("llamero-rank-{rank}"));
     let stdin = UnixStream::from(std::io::stdin().as_fd().try_clone_to_owned()?);
-    let weights = link::receive_file(&stdin).context("no link to a supervisor on standard input")?;
+    let files = link::receive_files(&stdin).context("no link to a supervisor on standard input")?;
     let reports = Reports::new(stdin.try_clone()?);
     let mut orders = BufReader::new(stdin);
     let config = report::start(&mut orders)?;
@@ -49,35 +55,18 @@ pub fn run(rank: u32) -> anyhow::Result<u8> {
         None => None,
     };
 
-    let options = CpuOptions {
-        topology: Topology {
-            tensor: config.engine.tensor,
-            pipeline: config.engine.pipeline,
-        },
-        rank: config.rank,
-        memory: Some(weights),
-        threads: config.threads as usize,
-        kernel: Kernel::detect(),
-        waits: Waits::new(config.engine.stall_timeout, config.oversubscribed),
-    };
-    let backend = CpuBackend::new(&config.engine.model_dir, options)?;
-    let settings = settings::settings(&config, &backend)?;
-    tracing::info!(rank, kernel = %settings.numerics, threads = config.threads, rank_port, "started");
-    let model = match client_listener.is_some() {
-        true => Some(inference::Model::open(&config, &settings, backend.checkpoint())?),
-        false => None,
-    };
-    let about = About {
-        content_identity: settings.content.clone(),
-        numerics: settings.numerics.clone(),
-        stall_timeout: config.engine.stall_timeout,
-    };
-    let runtime = RankRuntime::new(backend, settings, rank_listener)?;
+    let memory = memory(&config, files)?;
+    let leads = client_listener.is_some();
+    let Opened {
+        runtime,
+        about,
+        model,
+    } = open::open(&config, rank_listener, memory, leads)?;
     let (control, engine) = (runtime.control(), runtime.engine());
 
     let grace = config.engine.drain_grace;
     let clients = match (client_listener, model) {
-        (Some(listener), Some(model)) => Some(serve_clients(listener, model, engine.clone())?),
+        (Some(listener), Some(model)) => Some(Clients::serve(listener, model, engine.clone())?),
         _ => None,
     };
     reports.send(&Up::Listening {
@@ -108,45 +97,35 @@ pub fn run(rank: u32) -> anyhow::Result<u8> {
     Ok(0)
 }
 
+/// This rank's memory file, and those of the pod if it is to load with others: see [`link`].
+fn memory(config: &RankConfig, mut files: Vec<OwnedFd>) -> anyhow::Result<WeightsMemory> {
+    if let [_] = files.as_slice() {
+        return Ok(WeightsMemory {
+            own: files.pop(),
+            pod: None,
+        });
+    }
+    let notes = files.remove(0);
+    let own = config
+        .rank
+        .checked_sub(config.first_rank)
+        .and_then(|index| files.get(index as usize))
+        .with_context(|| format!("no memory file came for rank {}", config.rank))?
+        .try_clone()?;
+    let pod = PodMemory {
+        first: config.first_rank,
+        weights: files,
+        notes,
+    };
+    Ok(WeightsMemory {
+        own: Some(own),
+        pod: Some(pod),
+    })
+}
+
 fn bind(config: &RankConfig, port: u16) -> anyhow::Result<TcpListener> {
     listen::listen(config.listen, port).with_context(|| {
         let address = SocketAddr::new(config.listen, port);
         format!("cannot listen on {address}: another process uses the port")
     })
-}
-
-/// The thread that answers clients.
-struct Clients {
-    stop: CancellationToken,
-    thread: thread::JoinHandle<()>,
-}
-
-fn serve_clients(
-    listener: TcpListener,
-    model: inference::Model,
-    engine: llamero_engine::runtime::EngineHandle,
-) -> anyhow::Result<Clients> {
-    let stop = CancellationToken::new();
-    let closing = stop.clone();
-    let tokio = tokio::runtime::Builder::new_multi_thread()
-        .worker_threads(2)
-        .enable_all()
-        .build()?;
-    let thread = thread::Builder::new().name("clients".into()).spawn(move || {
-        if let Err(error) = tokio.block_on(inference::serve(listener, model, engine, closing)) {
-            tracing::error!("clients can no longer be served: {error:#}");
-            std::process::exit(FAILED.into());
-        }
-        tokio.shutdown_background();
-    })?;
-    Ok(Clients { stop, thread })
-}
-
-impl Clients {
-    /// Let answers reach their clients, then close.
-    fn finish(self) {
-        self.stop.cancel();
-        // It may have ended by itself.
-        let _ = self.thread.join();
-    }
 }

@@ -5,6 +5,7 @@
 //! |---|---|
 //! | [`pod`] | state of the ranks, pure |
 //! | [`identity`] | which weights these are |
+//! | [`memory`] | memory files that outlive the ranks |
 //! | [`process`] | keeps one rank's process running |
 //! | [`backoff`] | how long to wait before a restart |
 //! | [`last_words`] | standard error of a rank, and why it ended |
@@ -20,6 +21,7 @@ pub mod http;
 pub mod identity;
 pub mod last_words;
 pub mod listening;
+pub mod memory;
 pub mod metrics;
 pub mod orphaned;
 pub mod pod;
@@ -40,6 +42,7 @@ use tonic::transport::server::TcpIncoming;
 
 use self::control::Control;
 use self::identity::SharedIdentity;
+use self::memory::Memory;
 use self::pod::{Identity, Pod};
 use self::process::{Ended, Keeper, Orders};
 use self::signals::Terminations;
@@ -166,10 +169,12 @@ fn start_keepers(args: &ServeArgs, local: LocalRanks, control: &Control) -> anyh
         args.engine.model_dir.clone(),
         args.engine.content_identity,
     ));
+    let memory = Arc::new(Memory::new(local).context("cannot make memory files for the weights")?);
     for (index, rank_port) in (0..local.count).zip(args.rank_ports(local.count)?) {
         let config = RankConfig {
             engine: args.engine.clone(),
             rank: local.first + index,
+            first_rank: local.first,
             threads: args.threads(local.count),
             listen: args.listen_address(),
             rank_port,
@@ -185,6 +190,7 @@ fn start_keepers(args: &ServeArgs, local: LocalRanks, control: &Control) -> anyh
             index: index as usize,
             config,
             identity: identity.clone(),
+            memory: memory.clone(),
             pod: control.pod.clone(),
             orders: control.orders.subscribe(),
             give_up: args.group_uid.is_none(),

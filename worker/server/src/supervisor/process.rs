@@ -2,14 +2,13 @@
 
 use std::convert::Infallible;
 use std::io;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream as StdUnixStream;
 use std::process::Stdio;
 use std::sync::Arc;
 use std::time::{Instant, SystemTime};
 
 use llamero_proto::v1::{ExitKind, RankExit};
-use rustix::fs::MemfdFlags;
 use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader};
 use tokio::net::UnixStream;
 use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
@@ -19,6 +18,7 @@ use tokio::sync::watch;
 use super::backoff::Backoff;
 use super::identity::SharedIdentity;
 use super::last_words;
+use super::memory::Memory;
 use super::pod::Pod;
 use crate::config::RankConfig;
 use crate::link::{self, Down, Membership, Up};
@@ -40,6 +40,8 @@ pub struct Keeper {
     pub config: RankConfig,
     /// What the weights are, which all ranks are told.
     pub identity: Arc<SharedIdentity>,
+    /// The memory files of the pod, which outlive its processes.
+    pub memory: Arc<Memory>,
     /// The pod's state.
     pub pod: Arc<watch::Sender<Pod>>,
     /// What the ranks shall do.
@@ -63,14 +65,12 @@ impl Keeper {
     /// Run the rank's process, again and again, until the group ends.
     ///
     /// # Errors
-    /// When no memory file can be made.
+    /// Only what the runtime says; that a process cannot be run is tried again.
     pub async fn keep(mut self) -> io::Result<Ended> {
-        let name = format!("llamero-weights-{}", self.config.rank);
-        let weights = rustix::fs::memfd_create(name, MemfdFlags::CLOEXEC)?;
         let mut backoff = Backoff::default();
         loop {
             let started = Instant::now();
-            let exit = match self.run_once(&weights).await {
+            let exit = match self.run_once().await {
                 Ok(exit) => exit,
                 Err(error) => RankExit {
                     message: format!("the process of rank {} cannot be run: {error}", self.config.rank),
@@ -106,7 +106,7 @@ impl Keeper {
         }
     }
 
-    async fn run_once(&mut self, weights: &OwnedFd) -> io::Result<RankExit> {
+    async fn run_once(&mut self) -> io::Result<RankExit> {
         self.config.engine.content_identity = self.identity.get().await;
         let (mut child, link) = spawn(self.config.rank)?;
         let pid = child.id();
@@ -123,7 +123,7 @@ impl Keeper {
             }
         });
         // On failure the child is killed as it is dropped.
-        link::send_file(&link, weights.as_fd())?;
+        link::send_files(&link, &self.memory.files(self.index))?;
         let (reader, writer) = link.into_split();
         let instructions = instruct(writer, self.config.clone(), self.orders.clone());
         let instructing = async {

@@ -12,4 +12,5 @@ mod lifecycle;
 mod pods;
 mod requests;
 mod sharding;
+mod structured;
 mod text;

@@ -36,8 +36,9 @@ async fn chat_and_stops(worker: &Worker) {
             messages: vec![ChatMessage {
                 role: "user".into(),
                 content: content.into(),
+                ..ChatMessage::default()
             }],
-            tools_json: String::new(),
+            ..ChatPrompt::default()
         })),
         model: "smol".into(),
         temperature: Some(0.0),

@@ -20,11 +20,12 @@ fn chat(messages: &[(&str, &str)]) -> CompletionRequest {
     let message = |&(role, content): &(&str, &str)| ChatMessage {
         role: role.into(),
         content: content.into(),
+        ..ChatMessage::default()
     };
     CompletionRequest {
         prompt: Some(Prompt::Chat(ChatPrompt {
             messages: messages.iter().map(message).collect(),
-            tools_json: String::new(),
+            ..ChatPrompt::default()
         })),
         temperature: Some(0.0),
         max_tokens: Some(4),

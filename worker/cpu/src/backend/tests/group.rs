@@ -54,6 +54,7 @@ pub(super) fn options(tensor: u32, rank: u32, threads: usize, level: Level) -> C
         topology: Topology::tensor(tensor),
         rank,
         memory: None,
+        pod: None,
         threads,
         kernel: Kernel::new(level).unwrap(),
         // Ranks and threads are more than processors.

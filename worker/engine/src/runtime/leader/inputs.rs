@@ -58,11 +58,12 @@ impl Leader<'_> {
                 Input::Submit {
                     id,
                     request,
+                    constraint,
                     sink,
                     at,
                 },
                 _,
-            ) => self.planner.submit(id, request, sink, at),
+            ) => self.planner.submit(id, request, constraint, sink, at),
             (Input::Cancel(id), executor) => self.planner.cancel(id, executor, Instant::now())?,
             (
                 Input::Member {

@@ -51,11 +51,13 @@ impl Planner {
         let id = row.sequence;
         let choice = choice.filter(|_| !row.cancelled);
         let token = choice.as_ref().and_then(|choice| choice.as_ref().ok());
-        let length = self.scheduler.row_done(id, token.map(|sampled| sampled.token));
+        let length = self
+            .scheduler
+            .row_done(id, token.map(|chosen| chosen.sampled.token));
         match choice? {
-            Ok(sampled) => {
+            Ok(chosen) => {
                 let full = self.scheduler.is_full(id);
-                self.requests.sampled(id, sampled, length?, full)
+                self.requests.sampled(id, chosen, length?, full)
             }
             Err(error) => Some(Publication::broken(id, error.to_string())),
         }
@@ -80,7 +82,7 @@ impl Planner {
         values.extend(next.late_values(&self.scheduler).map(|late| (next.number, late)));
         executor.late(values, now())?;
         next.began = now();
-        match next.sampling(&self.requests) {
+        match next.sampling(&mut self.requests) {
             Some(sampling) => executor.late(vec![(next.number, sampling)], now()),
             None => Ok(()),
         }

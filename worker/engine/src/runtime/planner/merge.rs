@@ -8,7 +8,8 @@ use super::step::{PlannedRow, PlannedStep};
 use crate::mesh::MeshError;
 use crate::runtime::executor::Executor;
 use crate::sampling::{
-    Mass, Noise, Outcome, Sampled, SamplingError, SamplingParams, join_shards, merge, sample_full_row,
+    Mass, Noise, Outcome, Sampled, SamplingError, SamplingParams, join_shards, likeliest, merge,
+    sample_full_row,
 };
 use crate::step::{LogitShard, RowCandidates, StepOutput};
 
@@ -16,7 +17,13 @@ use crate::step::{LogitShard, RowCandidates, StepOutput};
 type Answers = Vec<Option<RowCandidates>>;
 
 /// What comes of one sampled row.
-pub(super) type Choice = Result<Sampled, SamplingError>;
+pub(super) type Choice = Result<Chosen, SamplingError>;
+
+/// A token, and the likeliest ones beside it when they were asked for.
+pub(super) struct Chosen {
+    pub(super) sampled: Sampled,
+    pub(super) top: Vec<(u32, f32)>,
+}
 
 /// The answers to a step and what is known by them.
 pub(super) struct Merging {
@@ -77,14 +84,17 @@ impl Merging {
             let params = requests.sampling(row.sequence);
             let choice = match params.filter(|_| row.samples && !row.cancelled) {
                 None => None,
-                Some(params) => match merge(params, noise(params, row), &candidates(&answers, at)) {
-                    Ok(Outcome::Token(sampled)) => Some(Ok(sampled)),
-                    Ok(Outcome::NeedFullRow) => {
-                        fetching.push((index, at));
-                        None
+                Some(params) => {
+                    let candidates = candidates(&answers, at);
+                    match merge(params, noise(params, row), &candidates) {
+                        Ok(Outcome::Token(sampled)) => Some(chosen(params, sampled, &candidates)),
+                        Ok(Outcome::NeedFullRow) => {
+                            fetching.push((index, at));
+                            None
+                        }
+                        Err(error) => Some(Err(error)),
                     }
-                    Err(error) => Some(Err(error)),
-                },
+                }
             };
             choices.push(choice);
         }
@@ -124,8 +134,17 @@ fn by_row(
     shards: &[LogitShard],
 ) -> Choice {
     let logits = join_shards(shards)?;
-    let mass = Mass::of_ranks(candidates, params.needs_mass(), params.logprobs)?;
-    sample_full_row(params, noise(params, row), &logits, &mass)
+    let mass = Mass::of_ranks(candidates, params.needs_mass(), params.logprobs.is_some())?;
+    let sampled = sample_full_row(params, noise(params, row), &logits, &mass)?;
+    chosen(params, sampled, candidates)
+}
+
+fn chosen(params: &SamplingParams, sampled: Sampled, candidates: &[&RowCandidates]) -> Choice {
+    let top = match params.logprobs {
+        Some(count) if count > 0 => likeliest(count, candidates, &Mass::of_ranks(candidates, false, true)?),
+        _ => Vec::new(),
+    };
+    Ok(Chosen { sampled, top })
 }
 
 fn noise(params: &SamplingParams, row: &PlannedRow) -> Noise {

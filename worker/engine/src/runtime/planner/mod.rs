@@ -22,6 +22,7 @@ use std::time::{Duration, Instant};
 pub(super) use requests::Requests;
 use step::PlannedStep;
 
+use super::constraint::Constraint;
 use super::executor::Executor;
 use super::load::LoadCell;
 use super::queue::QueueGauge;
@@ -75,10 +76,12 @@ impl Planner {
         &mut self,
         id: SequenceId,
         request: GenerationRequest,
+        constraint: Option<Box<dyn Constraint>>,
         sink: EventSink,
         at: Instant,
     ) {
-        self.requests.submit(&mut self.scheduler, id, request, sink, at);
+        let (scheduler, asked) = (&mut self.scheduler, (request, constraint));
+        self.requests.submit(scheduler, id, asked, sink, at);
         self.show();
     }
 
@@ -188,7 +191,7 @@ impl Planner {
         self.steps.push_back(step);
         if let Some(step) = self.steps.back_mut()
             && step.late.is_empty()
-            && let Some(sampling) = step.sampling(&self.requests)
+            && let Some(sampling) = step.sampling(&mut self.requests)
         {
             executor.late(vec![(step.number, sampling)], now)?;
         }

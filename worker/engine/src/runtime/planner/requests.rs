@@ -4,10 +4,12 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Instant;
 
+use super::merge::Chosen;
+use crate::runtime::constraint::Constraint;
 use crate::runtime::load::LoadCell;
 use crate::runtime::queue::QueueGauge;
 use crate::runtime::request::{Event, EventSink, FailureKind, FinishReason, GenerationRequest};
-use crate::sampling::{Sampled, SamplingParams, TokenCounts};
+use crate::sampling::{SamplingParams, TokenCounts};
 use crate::schedule::{Scheduler, Sequence, SequenceId};
 
 struct Request {
@@ -15,12 +17,38 @@ struct Request {
     sampling: SamplingParams,
     stop_tokens: Vec<u32>,
     counts: TokenCounts,
+    constraint: Option<Constrained>,
     prompt_tokens: u32,
     /// Tokens that count in the queue, until it is admitted first.
     queued: Option<u64>,
     /// Submission, then each token.
     last_at: Instant,
     first_token_sent: bool,
+}
+
+/// A constraint and what it has not been told.
+struct Constrained {
+    constraint: Box<dyn Constraint>,
+    /// The token before the next one. It is accepted when the mask is needed, which is while the next step computes.
+    pending: Option<u32>,
+    /// Why no mask could be made: the token sampled without one is of no use.
+    broken: Option<String>,
+}
+
+impl Constrained {
+    fn mask(&mut self) -> Option<Vec<u8>> {
+        let accepted = match self.pending.take() {
+            Some(token) => self.constraint.accept(token),
+            None => Ok(()),
+        };
+        match accepted.and_then(|()| self.constraint.mask()) {
+            Ok(mask) => mask,
+            Err(why) => {
+                self.broken = Some(why);
+                None
+            }
+        }
+    }
 }
 
 /// What a client is to hear after a step.
@@ -73,7 +101,7 @@ impl Requests {
         &mut self,
         scheduler: &mut Scheduler,
         id: SequenceId,
-        request: GenerationRequest,
+        (request, constraint): (GenerationRequest, Option<Box<dyn Constraint>>),
         mut sink: EventSink,
         at: Instant,
     ) {
@@ -115,6 +143,11 @@ impl Requests {
             sampling,
             stop_tokens,
             counts,
+            constraint: constraint.map(|constraint| Constrained {
+                constraint,
+                pending: None,
+                broken: None,
+            }),
             prompt_tokens,
             queued: Some(queued),
             last_at: at,
@@ -136,12 +169,19 @@ impl Requests {
     pub(super) fn sampled(
         &mut self,
         id: SequenceId,
-        sampled: Sampled,
+        chosen: Chosen,
         length: u32,
         full: bool,
     ) -> Option<Publication> {
         let request = self.open.get_mut(&id)?;
+        let Chosen { sampled, top } = chosen;
         request.counts.record(sampled.token);
+        if let Some(constrained) = &mut request.constraint {
+            constrained.pending = Some(sampled.token);
+            if let Some(why) = constrained.broken.take() {
+                return Some(Publication::broken(id, why));
+            }
+        }
         let stopped = request.stop_tokens.contains(&sampled.token);
         let reason = if stopped {
             Some(FinishReason::StopToken(sampled.token))
@@ -154,6 +194,7 @@ impl Requests {
             token: (!stopped).then_some(Event::Token {
                 id: sampled.token,
                 logprob: sampled.logprob,
+                top,
             }),
             end: reason.map(|reason| Event::Finished {
                 reason,
@@ -228,9 +269,15 @@ impl Requests {
         self.open.get(&id).map(|request| &request.sampling)
     }
 
-    /// Whether something is added to a request's logits.
-    pub(super) fn has_biases(&self, id: SequenceId) -> bool {
-        self.sampling(id).is_some_and(SamplingParams::has_biases)
+    /// Whether something is added to a request's logits, or some tokens are not allowed.
+    pub(super) fn adjusts(&self, id: SequenceId) -> bool {
+        let request = self.open.get(&id);
+        request.is_some_and(|request| request.sampling.has_biases() || request.constraint.is_some())
+    }
+
+    /// Which tokens may come next in a request; none: any.
+    pub(super) fn mask(&mut self, id: SequenceId) -> Option<Vec<u8>> {
+        self.open.get_mut(&id)?.constraint.as_mut()?.mask()
     }
 
     /// What is added to the logits of a request's next token.

@@ -62,7 +62,7 @@ impl PlannedStep {
             number,
             sampling_due: rows
                 .iter()
-                .any(|row| row.samples && requests.has_biases(row.sequence)),
+                .any(|row| row.samples && requests.adjusts(row.sequence)),
             rows,
             late: batch.late.clone(),
             tokens: batch.tokens(),
@@ -86,18 +86,22 @@ impl PlannedStep {
     }
 
     /// Sampling values by the present histories, when they are due.
-    pub(super) fn sampling(&mut self, requests: &Requests) -> Option<Late> {
+    pub(super) fn sampling(&mut self, requests: &mut Requests) -> Option<Late> {
         if !std::mem::take(&mut self.sampling_due) {
             return None;
         }
-        let wanted = (0..)
-            .zip(&self.rows)
-            .filter(|(_, row)| row.samples && !row.cancelled);
-        let biases = wanted.map(|(index, row)| (index, requests.biases(row.sequence)));
-        Some(Late::Sampling {
-            biases: biases.filter(|(_, biases)| !biases.is_empty()).collect(),
-            masks: Vec::new(),
-        })
+        let (mut biases, mut masks) = (Vec::new(), Vec::new());
+        for (index, row) in (0..).zip(&self.rows) {
+            if !row.samples || row.cancelled {
+                continue;
+            }
+            let added = requests.biases(row.sequence);
+            if !added.is_empty() {
+                biases.push((index, added));
+            }
+            masks.extend(requests.mask(row.sequence).map(|mask| (index, mask)));
+        }
+        Some(Late::Sampling { biases, masks })
     }
 
     /// Cancel the rows of these sequences; returns their indices.

@@ -47,6 +47,7 @@ struct Submitted {
     plan: Plan,
     tokens: Option<Vec<u32>>,
     biases: Option<Vec<RowBiases>>,
+    masks: Vec<(u32, Vec<u8>)>,
     cancelled: Vec<u32>,
     /// Sums over the leaves for each sampled row, once computed.
     sums: Option<Vec<f32>>,
@@ -160,6 +161,7 @@ impl Backend for Fake {
             plan: plan.clone(),
             tokens: (plan.late_tokens == 0).then(Vec::new),
             biases: (!plan.late_sampling).then(Vec::new),
+            masks: Vec::new(),
             cancelled: Vec::new(),
             sums: None,
             logits: HashMap::new(),
@@ -180,11 +182,12 @@ impl Backend for Fake {
                 }
                 step.tokens = Some(tokens.clone());
             }
-            Late::Sampling { biases, .. } => {
+            Late::Sampling { biases, masks } => {
                 if step.biases.is_some() {
                     return Err(bug("late sampling values twice, or unasked"));
                 }
                 step.biases = Some(biases.clone());
+                step.masks = masks.clone();
             }
             Late::Cancel(rows) => step.cancelled.extend(rows),
         }
@@ -320,6 +323,9 @@ impl Formed {
                         logits[at as usize] += bias;
                     }
                 }
+            }
+            for (_, mask) in step.masks.iter().filter(|(of, _)| *of == row) {
+                model::mask(mask, tokens.iter().zip(&mut logits));
             }
             let shard = ShardLogits {
                 tiles: &tiles,

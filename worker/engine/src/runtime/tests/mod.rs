@@ -2,6 +2,7 @@
 //! members without threads, in any order of events.
 
 mod bounds;
+mod constrained;
 pub(super) mod fake;
 mod faults;
 mod faults_of_fake;

@@ -3,6 +3,7 @@
 use llamero_checkpoint::Runs;
 
 use crate::leaf_tree;
+use crate::runtime::Constraint;
 use crate::sampling::candidates::{ShardLogits, candidates};
 use crate::sampling::{Mass, Noise, Sampled, SamplingParams, TokenCounts, sample_full_row};
 use crate::step::VOCAB_TILE;
@@ -33,8 +34,28 @@ pub(in crate::runtime) fn logit(sum: f32, token: u32) -> f32 {
     (mixed >> 16) as f32 / 16_384.0
 }
 
+/// Takes away what a mask does not allow.
+pub(in crate::runtime) fn mask<'a>(mask: &[u8], logits: impl Iterator<Item = (u32, &'a mut f32)>) {
+    assert_eq!(mask.len(), VOCAB / 8);
+    for (token, logit) in logits {
+        if mask[token as usize / 8] >> (token % 8) & 1 == 0 {
+            *logit = f32::NEG_INFINITY;
+        }
+    }
+}
+
 /// What a group must answer: every token from the full row of one rank, without KV, batch or mesh.
 pub(in crate::runtime) fn reference(prompt: &[u32], sampling: &SamplingParams, count: usize) -> Vec<u32> {
+    constrained_reference(prompt, sampling, count, None)
+}
+
+/// The same under a constraint.
+pub(in crate::runtime) fn constrained_reference(
+    prompt: &[u32],
+    sampling: &SamplingParams,
+    count: usize,
+    mut constraint: Option<Box<dyn Constraint>>,
+) -> Vec<u32> {
     let tiles = Runs::from(0..(VOCAB / VOCAB_TILE) as u32);
     let mut history = prompt.to_vec();
     let mut counts = TokenCounts::default();
@@ -46,16 +67,24 @@ pub(in crate::runtime) fn reference(prompt: &[u32], sampling: &SamplingParams, c
         for (token, bias) in counts.biases(sampling) {
             logits[token as usize] += bias;
         }
+        if let Some(constraint) = &mut constraint
+            && let Some(allowed) = constraint.mask().unwrap()
+        {
+            mask(&allowed, (0..).zip(&mut logits));
+        }
         let position = u32::try_from(history.len()).unwrap();
         let shard = ShardLogits {
             tiles: &tiles,
             logits: &logits,
         };
         let row = candidates((0, 0), shard, &sampling.key(), position);
-        let mass = Mass::of_ranks(&[&row], sampling.needs_mass(), sampling.logprobs).unwrap();
+        let mass = Mass::of_ranks(&[&row], sampling.needs_mass(), sampling.logprobs.is_some()).unwrap();
         let noise = Noise::new(sampling.seed, position);
         let Sampled { token, .. } = sample_full_row(sampling, noise, &logits, &mass).unwrap();
         counts.record(token);
+        if let Some(constraint) = &mut constraint {
+            constraint.accept(token).unwrap();
+        }
         history.push(token);
     }
     history.split_off(prompt.len())

@@ -203,7 +203,7 @@ impl Simulation {
             request: request.clone(),
             events,
         });
-        self.planner.submit(id, request, sink, self.now());
+        self.planner.submit(id, request, None, sink, self.now());
         self.advance();
     }
 
@@ -392,7 +392,7 @@ fn sampling(kind: usize, seed: u64) -> SamplingParams {
         },
         _ => SamplingParams {
             logit_bias: vec![(7, 3.0), (300, -2.0)],
-            logprobs: true,
+            logprobs: Some(2),
             ..greedy
         },
     }

@@ -116,7 +116,7 @@ fn measure(name: &str, sampling: &SamplingParams) {
         queue.enter(16).unwrap();
         let tokens = tokens.clone();
         let sink = Box::new(move |event| tokens.send(event).is_ok());
-        planner.submit(SequenceId(id), request.clone(), sink, Instant::now());
+        planner.submit(SequenceId(id), request.clone(), None, sink, Instant::now());
     }
     let answers = answers(&request);
     let (mut work, mut late) = (Vec::new(), Vec::new());

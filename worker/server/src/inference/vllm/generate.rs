@@ -12,7 +12,7 @@ use vllm_proto::{FinishInfo, GenerateRequest, GenerateResponse, PromptInfo, Sequ
 
 use super::request::{self, OutputSelection};
 use crate::inference::Services;
-use crate::inference::answer::{Answer, Chunk, Ending};
+use crate::inference::answer::{Answer, Chunk, Ending, Wishes};
 use crate::inference::model::Model;
 use crate::inference::running::Entry;
 
@@ -45,7 +45,13 @@ impl Generation {
         } else {
             Vec::new()
         };
-        let mut answer = Answer::begin(&services.engine, model, request, entry.abort.clone())?;
+        let mut answer = Answer::begin(
+            &services.engine,
+            model,
+            request,
+            Wishes::default(),
+            entry.abort.clone(),
+        )?;
         answer.accepted().await?;
         let prompt = PromptInfo {
             num_prompt_tokens: answer.prompt_tokens(),
@@ -82,6 +88,7 @@ impl Generation {
             mut token_ids,
             output_tokens,
             ending,
+            ..
         } = chunk;
         // In this contract a stop token is a token of the answer, without text.
         if let Some(Ending::StopToken(id)) = ending {
@@ -108,6 +115,7 @@ impl Generation {
             }
             Ending::StopToken(id) => (FinishReason::Stop, Some(StopReason::StopTokenId(id))),
             Ending::StopString(string) => (FinishReason::Stop, Some(StopReason::StopString(string))),
+            Ending::Called => (FinishReason::Stop, None),
             Ending::Length => (FinishReason::Length, None),
             Ending::Aborted => (FinishReason::Aborted, None),
         };

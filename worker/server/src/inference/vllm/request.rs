@@ -81,8 +81,7 @@ pub fn draft(model: &Model, request: GenerateRequest) -> Result<(RequestDraft, O
         stop: stopping.stop_strings,
         stop_tokens: stopping.stop_token_ids,
         ignore_eos: stopping.ignore_eos,
-        logprobs: false,
-        resume_tokens: Vec::new(),
+        ..RequestDraft::default()
     };
     let selection = OutputSelection {
         text: response.output_text.unwrap_or(true),

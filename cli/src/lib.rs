@@ -1,0 +1,34 @@
+//! Llamero without Kubernetes: one binary that fetches or converts a checkpoint and talks with it.
+//!
+//! ```text
+//! llamero run ── source ── prepare ─┬─ hub ── cache        (org/name: downloaded once)
+//!                                   ├─ convert ── cache    (FILE.gguf: converted once)
+//!                                   └─ DIR                 (as it is)
+//!                  │
+//!                  └─ engine in this process ─┬─ chat       (the terminal)
+//!                                             └─ serve      (the gateway's HTTP)
+//! ```
+//!
+//! | module | what it is |
+//! |---|---|
+//! | [`options`] | the command line |
+//! | [`source`] | what the user named: a folder, a GGUF file, a repository |
+//! | [`hub`] | listing and downloading a repository of a Hugging Face Hub |
+//! | [`cache`] | what was downloaded or made, and the locks on it |
+//! | [`prepare`] | from a source to a folder that the engine loads |
+//! | [`run`] | `llamero run` |
+//! | [`chat`] | questions and answers in the terminal |
+//! | [`serve`] | the OpenAI API in this process |
+//! | [`manage`] | `llamero pull`, `list` and `rm` |
+
+#![forbid(unsafe_code)]
+
+pub mod cache;
+pub mod chat;
+pub mod hub;
+pub mod manage;
+pub mod options;
+pub mod prepare;
+pub mod run;
+pub mod serve;
+pub mod source;

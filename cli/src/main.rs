@@ -1,0 +1,50 @@
+//! The program `llamero`; everything is in the library.
+
+#![forbid(unsafe_code)]
+
+use std::process::ExitCode;
+
+use clap::Parser as _;
+use llamero::options::{Cli, Command};
+use llamero::{cache, hub, manage, run, source};
+use llamero_worker::exit::UNUSABLE;
+use tracing_subscriber::EnvFilter;
+
+fn main() -> ExitCode {
+    let cli = Cli::parse();
+    let usual = if cli.verbose { "info" } else { "warn" };
+    tracing_subscriber::fmt()
+        .with_env_filter(EnvFilter::try_from_env("LLAMERO_LOG").unwrap_or_else(|_| EnvFilter::new(usual)))
+        .with_writer(std::io::stderr)
+        .with_ansi(false)
+        .with_target(false)
+        .init();
+    let outcome = match &cli.command {
+        Command::Run(args) => run::run(args, cli.verbose),
+        Command::Pull(args) => manage::pull(args),
+        Command::List(args) => manage::list(&args.cache),
+        Command::Rm(args) => manage::rm(args),
+    };
+    match outcome {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::from(exit_code(&error))
+        }
+    }
+}
+
+/// As the worker's, with the reasons of this program for which another try cannot help.
+fn exit_code(error: &anyhow::Error) -> u8 {
+    let hopeless = error.chain().any(|cause| {
+        cause.is::<source::SourceError>()
+            || cause
+                .downcast_ref::<hub::HubError>()
+                .is_some_and(hub::HubError::is_final)
+            || matches!(cause.downcast_ref(), Some(cache::CacheError::Unknown(_)))
+    });
+    if hopeless {
+        return UNUSABLE;
+    }
+    llamero_worker::cli::exit_code(error)
+}

@@ -1,0 +1,61 @@
+//! The OpenAI API in this process: the gateway's routes and its listener, before the one leader that is here.
+
+use std::net::SocketAddr;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use anyhow::Context as _;
+use llamero_gateway::discovery::Found;
+use llamero_gateway::discovery::fixed::FixedModel;
+use llamero_gateway::{Gateway, Settings, health, listener, routes};
+use tokio::net::TcpListener;
+use tokio::signal::unix::{Signal, SignalKind, signal};
+
+/// For answers that still run after SIGTERM.
+const GRACE: Duration = Duration::from_secs(10);
+
+/// Serve `model`, which `leader` answers for, until SIGTERM or SIGINT; a second one ends it at once.
+///
+/// # Errors
+/// The socket cannot be used.
+pub async fn serve(listener: std::net::TcpListener, model: &str, leader: SocketAddr) -> anyhow::Result<()> {
+    listener.set_nonblocking(true)?;
+    let listener = TcpListener::from_std(listener)?;
+    let address = listener.local_addr()?;
+    let gateway = Gateway::new(Settings::default());
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    let fixed = FixedModel {
+        model: model.to_owned(),
+        leaders: vec![leader],
+    };
+    gateway.publish(vec![Found {
+        created: i64::try_from(now.as_secs()).unwrap_or(0),
+        ..fixed.found()
+    }]);
+    let router = routes::router(gateway.clone()).merge(health::router(gateway.clone()));
+    let mut terminate = signal(SignalKind::terminate()).context("cannot handle SIGTERM")?;
+    let mut interrupt = signal(SignalKind::interrupt()).context("cannot handle SIGINT")?;
+    eprintln!("serving {model} at http://{address}/v1, a chat page at http://{address}/");
+    let stopping = gateway.stopping.clone();
+    let limits = gateway.settings.limits;
+    let served = listener::serve(listener, router, limits, None, stopping.clone().cancelled_owned());
+    let mut served = std::pin::pin!(served);
+    tokio::select! {
+        () = &mut served => return Ok(()),
+        () = told(&mut terminate, &mut interrupt) => {}
+    }
+    eprintln!("stopping: running answers finish");
+    stopping.cancel();
+    tokio::select! {
+        () = served => {}
+        () = told(&mut terminate, &mut interrupt) => eprintln!("some answers are cut off"),
+        () = tokio::time::sleep(GRACE) => eprintln!("some answers did not finish in time and are cut off"),
+    }
+    Ok(())
+}
+
+async fn told(terminate: &mut Signal, interrupt: &mut Signal) {
+    tokio::select! {
+        _ = terminate.recv() => {}
+        _ = interrupt.recv() => {}
+    }
+}

@@ -1,0 +1,11 @@
+//! Tests of `llamero`: downloads against a local server that imitates a Hub, and the program itself with SmolLM2.
+
+#![allow(clippy::unwrap_used, clippy::expect_used, missing_docs)]
+
+mod downloads;
+mod encrypted;
+mod fake_hub;
+mod program;
+mod refusals;
+mod running;
+mod serving;

@@ -1,0 +1,128 @@
+//! Log-probabilities of an answer's tokens, in the two forms of the API.
+
+use llamero_proto::v1::TokenLogprob;
+use serde::Serialize;
+use serde_json::{Map, Value};
+
+use super::route::Route;
+
+/// Of a piece of an answer.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+#[serde(untagged)]
+#[allow(missing_docs, reason = "the fields are those of the OpenAI API")]
+pub enum Logprobs {
+    Chat {
+        content: Vec<Entry>,
+        refusal: Option<()>,
+    },
+    Text {
+        text_offset: Vec<usize>,
+        token_logprobs: Vec<f32>,
+        tokens: Vec<String>,
+        top_logprobs: Vec<Map<String, Value>>,
+    },
+}
+
+/// A token.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+#[allow(missing_docs, reason = "the fields are those of the OpenAI API")]
+pub struct Entry {
+    pub token: String,
+    pub logprob: f32,
+    pub bytes: Vec<u8>,
+    pub top_logprobs: Vec<Top>,
+}
+
+/// One of the likeliest tokens.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+#[allow(missing_docs, reason = "the fields are those of the OpenAI API")]
+pub struct Top {
+    pub token: String,
+    pub logprob: f32,
+    pub bytes: Vec<u8>,
+}
+
+/// None where there are none. `offset` is the number of characters of the answer's tokens so far; it is carried on.
+#[must_use]
+pub fn logprobs(route: Route, tokens: &[TokenLogprob], offset: &mut usize) -> Option<Logprobs> {
+    if tokens.is_empty() {
+        return None;
+    }
+    Some(match route {
+        Route::Chat => Logprobs::Chat {
+            content: tokens.iter().map(entry).collect(),
+            refusal: None,
+        },
+        Route::Text => text(tokens, offset),
+    })
+}
+
+/// Of pieces that follow one another.
+pub fn join(all: &mut Option<Logprobs>, more: Option<Logprobs>) {
+    match (all, more) {
+        (Some(Logprobs::Chat { content, .. }), Some(Logprobs::Chat { content: more, .. })) => {
+            content.extend(more)
+        }
+        (
+            Some(Logprobs::Text {
+                text_offset,
+                token_logprobs,
+                tokens,
+                top_logprobs,
+            }),
+            Some(Logprobs::Text {
+                text_offset: a,
+                token_logprobs: b,
+                tokens: c,
+                top_logprobs: d,
+            }),
+        ) => {
+            text_offset.extend(a);
+            token_logprobs.extend(b);
+            tokens.extend(c);
+            top_logprobs.extend(d);
+        }
+        (all, more) => {
+            if more.is_some() {
+                *all = more;
+            }
+        }
+    }
+}
+
+/// A part of a character is shown as U+FFFD; `bytes` has what it is.
+fn shown(token: &TokenLogprob) -> String {
+    String::from_utf8_lossy(&token.bytes).into_owned()
+}
+
+fn entry(token: &TokenLogprob) -> Entry {
+    let top = token.top.iter().map(|top| Top {
+        token: shown(top),
+        logprob: top.logprob,
+        bytes: top.bytes.clone(),
+    });
+    Entry {
+        token: shown(token),
+        logprob: token.logprob,
+        bytes: token.bytes.clone(),
+        top_logprobs: top.collect(),
+    }
+}
+
+fn text(tokens: &[TokenLogprob], offset: &mut usize) -> Logprobs {
+    let mut offsets = Vec::with_capacity(tokens.len());
+    let mut top = Vec::with_capacity(tokens.len());
+    for token in tokens {
+        offsets.push(*offset);
+        *offset += shown(token).chars().count();
+        // The token itself is always among them.
+        let all = token.top.iter().chain([token]);
+        top.push(all.map(|token| (shown(token), token.logprob.into())).collect());
+    }
+    Logprobs::Text {
+        text_offset: offsets,
+        token_logprobs: tokens.iter().map(|token| token.logprob).collect(),
+        tokens: tokens.iter().map(shown).collect(),
+        top_logprobs: top,
+    }
+}

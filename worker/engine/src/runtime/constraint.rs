@@ -1,0 +1,20 @@
+//! What restricts the tokens of one answer.
+
+/// Says which tokens may come next, by those that came before. Called on the leader's thread while a step computes, so both calls must
+/// be bounded in time. Whoever resumes an answer gives a constraint that has accepted the resumed tokens already.
+///
+/// Errors are sentences for the client; they end the answer.
+pub trait Constraint: Send {
+    /// This token came.
+    ///
+    /// # Errors
+    /// When it was not allowed, or the constraint has grown too complex.
+    fn accept(&mut self, token: u32) -> Result<(), String>;
+
+    /// Allowed tokens of the next position, as a bitmap over the model's whole vocabulary, little end first; none: all of them. Asking
+    /// twice gives the same answer, since steps are repeated when a rank is lost.
+    ///
+    /// # Errors
+    /// When the constraint has grown too complex.
+    fn mask(&mut self) -> Result<Option<Vec<u8>>, String>;
+}

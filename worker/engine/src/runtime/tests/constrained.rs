@@ -1,0 +1,146 @@
+//! Answers whose tokens are restricted.
+
+use std::sync::mpsc::{Receiver, channel};
+
+use super::group::{Group, LONG, greedy, rest};
+use super::model::{VOCAB, constrained_reference, reference};
+use crate::runtime::{Constraint, Event, FailureKind, FinishReason, GenerationRequest, Submission};
+use crate::sampling::SamplingParams;
+
+/// A third of the vocabulary, which one depends on all tokens before.
+#[derive(Default)]
+struct Thirds {
+    sum: u32,
+    accepted: usize,
+    /// Fails for the token after so many.
+    fails_at: Option<usize>,
+}
+
+impl Thirds {
+    fn behind(tokens: &[u32]) -> Box<Self> {
+        let mut thirds = Box::<Self>::default();
+        tokens.iter().for_each(|token| thirds.accept(*token).unwrap());
+        thirds
+    }
+}
+
+impl Constraint for Thirds {
+    fn accept(&mut self, token: u32) -> Result<(), String> {
+        if token % 3 != self.sum % 3 {
+            return Err(format!("{token} is not allowed"));
+        }
+        self.sum = self.sum.wrapping_mul(5).wrapping_add(token);
+        self.accepted += 1;
+        Ok(())
+    }
+
+    fn mask(&mut self) -> Result<Option<Vec<u8>>, String> {
+        if self.fails_at == Some(self.accepted) {
+            return Err("too complex".to_owned());
+        }
+        let mut mask = vec![0; VOCAB / 8];
+        for token in (0..VOCAB).filter(|token| token % 3 == self.sum as usize % 3) {
+            mask[token / 8] |= 1 << (token % 8);
+        }
+        Ok(Some(mask))
+    }
+}
+
+fn submit(
+    group: &Group,
+    request: &GenerationRequest,
+    constraint: Option<Box<dyn Constraint>>,
+) -> (Submission, Receiver<Event>) {
+    let (sender, events) = channel();
+    let sink = Box::new(move |event| sender.send(event).is_ok());
+    let engine = &group.leader().engine;
+    (
+        engine
+            .submit_constrained(request.clone(), constraint, sink)
+            .unwrap(),
+        events,
+    )
+}
+
+fn request(seed: u64, prompt: &[u32], resume: &[u32]) -> GenerationRequest {
+    GenerationRequest {
+        resume: resume.to_vec(),
+        sampling: SamplingParams {
+            temperature: 0.9,
+            top_p: if seed.is_multiple_of(2) { 1.0 } else { 0.7 },
+            presence_penalty: if seed.is_multiple_of(3) { 1.0 } else { 0.0 },
+            seed,
+            ..SamplingParams::greedy()
+        },
+        ..greedy(prompt, 24)
+    }
+}
+
+#[test]
+fn masks_are_the_same_in_every_world_and_batch_and_touch_no_other_answer() {
+    for world in [1, 3] {
+        let group = Group::start(world);
+        let requests: Vec<_> = (0..8_u32)
+            .map(|i| request(i.into(), &vec![i + 1; 1 + 3 * i as usize], &[]))
+            .collect();
+        // Every other one is free.
+        let constraint = |i: usize| {
+            i.is_multiple_of(2)
+                .then(|| Thirds::behind(&[]) as Box<dyn Constraint>)
+        };
+        let running: Vec<_> = (0..)
+            .zip(&requests)
+            .map(|(i, request)| submit(&group, request, constraint(i)))
+            .collect();
+        for (i, (_submission, events)) in running.into_iter().enumerate() {
+            let GenerationRequest { prompt, sampling, .. } = &requests[i];
+            let expected = constrained_reference(prompt, sampling, 24, constraint(i));
+            assert_eq!(
+                rest(&events),
+                (expected, FinishReason::Length),
+                "world {world}, {i}"
+            );
+        }
+    }
+}
+
+#[test]
+fn a_resumed_answer_goes_on_under_its_constraint() {
+    let group = Group::start(3);
+    let whole = request(4, &[9, 8], &[]);
+    let tokens = constrained_reference(&[9, 8], &whole.sampling, 24, Some(Thirds::behind(&[])));
+    assert_ne!(tokens, reference(&[9, 8], &whole.sampling, 24));
+    for cut in [1, 7, 23] {
+        let resumed = request(4, &[9, 8], &tokens[..cut]);
+        let (_submission, events) = submit(&group, &resumed, Some(Thirds::behind(&tokens[..cut])));
+        assert_eq!(
+            rest(&events),
+            (tokens[cut..].to_vec(), FinishReason::Length),
+            "{cut}"
+        );
+    }
+}
+
+#[test]
+fn a_constraint_that_fails_ends_its_answer_only() {
+    let group = Group::start(2);
+    let failing = Thirds {
+        fails_at: Some(5),
+        ..Thirds::default()
+    };
+    let (_broken, events) = submit(&group, &request(2, &[5], &[]), Some(Box::new(failing)));
+    let other = request(3, &[6], &[]);
+    let (_submission, others) = submit(&group, &other, None);
+    let mut tokens = Vec::new();
+    let message = loop {
+        match events.recv_timeout(LONG).unwrap() {
+            Event::Token { id, .. } => tokens.push(id),
+            Event::Failed { kind, message } => break (kind, message),
+            Event::Accepted { .. } => {}
+            other => panic!("{other:?}"),
+        }
+    };
+    assert_eq!(message, (FailureKind::Internal, "too complex".to_owned()));
+    assert_eq!(tokens.len(), 5);
+    assert_eq!(rest(&others).0, reference(&[6], &other.sampling, 24));
+}

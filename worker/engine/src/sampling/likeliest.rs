@@ -1,0 +1,75 @@
+//! The likeliest tokens beside a sampled one, for log-probabilities.
+
+use super::candidates::by_logit;
+use super::mass::Mass;
+use crate::step::RowCandidates;
+
+/// The `count` likeliest tokens of a row with their log-probabilities at temperature 1, best first, ties by lower id. Each rank reports
+/// at least as many of its own, so these are certain. Masked tokens are left out.
+#[must_use]
+pub fn likeliest(count: u16, ranks: &[&RowCandidates], mass: &Mass) -> Vec<(u32, f32)> {
+    let Some(total) = mass.raw.filter(|_| count > 0) else {
+        return Vec::new();
+    };
+    let mut all: Vec<(u32, f32)> = ranks.iter().flat_map(|rank| &rank.top).copied().collect();
+    all.retain(|(_, logit)| logit.is_finite());
+    all.sort_unstable_by(by_logit);
+    all.truncate(count.into());
+    for (_, logit) in &mut all {
+        *logit = (f64::from(*logit) - total) as f32;
+    }
+    all
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::sampling::SamplingParams;
+    use crate::sampling::candidates::{ShardLogits, candidates};
+    use crate::step::VOCAB_TILE;
+    use llamero_checkpoint::Runs;
+
+    #[test]
+    fn the_likeliest_do_not_depend_on_the_ranks() {
+        let params = SamplingParams {
+            logprobs: Some(3),
+            ..SamplingParams::greedy()
+        };
+        let mut logits: Vec<f32> = (0..2 * VOCAB_TILE)
+            .map(|i| -((i * 37 % 251) as f32) / 8.0)
+            .collect();
+        logits[5] = f32::NEG_INFINITY;
+        let tiles = |run: std::ops::Range<u32>| Runs::new([run]);
+        let of = |run: std::ops::Range<u32>| {
+            let part = &logits[run.start as usize * VOCAB_TILE..run.end as usize * VOCAB_TILE];
+            candidates(
+                (0, 0),
+                ShardLogits {
+                    tiles: &tiles(run),
+                    logits: part,
+                },
+                &params.key(),
+                1,
+            )
+        };
+        let (whole, first, second) = (of(0..2), of(0..1), of(1..2));
+        let mass = Mass::of_ranks(&[&whole], false, true).unwrap();
+        let best = likeliest(3, &[&whole], &mass);
+        assert_eq!(
+            best,
+            likeliest(
+                3,
+                &[&second, &first],
+                &Mass::of_ranks(&[&second, &first], false, true).unwrap()
+            )
+        );
+        let total: f64 = logits.iter().map(|&x| f64::from(x).exp()).sum();
+        let mut order: Vec<u32> = (0..).take(logits.len()).collect();
+        order.sort_by(|a, b| logits[*b as usize].total_cmp(&logits[*a as usize]).then(a.cmp(b)));
+        for ((token, logprob), expected) in best.iter().zip(&order) {
+            assert_eq!(token, expected);
+            assert!((f64::from(*logprob) - (f64::from(logits[*token as usize]) - total.ln())).abs() < 1e-5);
+        }
+        assert_eq!(likeliest(0, &[&whole], &mass), []);
+    }
+}

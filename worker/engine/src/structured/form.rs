@@ -1,0 +1,126 @@
+//! What an answer must look like.
+
+use llguidance::api::TopLevelGrammar;
+use serde_json::{Value, json};
+
+/// Longest description of a form in bytes.
+pub const MAX_FORM_BYTES: usize = 256 << 10;
+/// White space between the parts of JSON. Bounded, since a model that has fallen into white space does not find out again.
+const JSON_SPACE: &str = r"[ \n\r\t]{1,16}";
+
+/// A form.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Form {
+    /// JSON by this schema (text of a JSON object or boolean).
+    Json(String),
+    /// A text that matches as a whole; the syntax of the crate `regex`.
+    Regex(String),
+    /// One of these texts.
+    Choice(Vec<String>),
+    /// A grammar in llguidance's variant of Lark.
+    Lark(String),
+    /// A call of one of these tools, as Llama writes it: name, and the schema of its parameters.
+    Call(Vec<(String, String)>),
+}
+
+/// Why a form cannot be used, for the user who sent it.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum FormError {
+    /// Too long.
+    #[error("it has {0} bytes; send at most {MAX_FORM_BYTES}")]
+    TooLong(usize),
+    /// Not JSON, or JSON that is no schema.
+    #[error("it is not a JSON schema: {0}")]
+    NoSchema(String),
+    /// No choice, or an empty one.
+    #[error("it has {0}; send at least one text, none of them empty")]
+    NoChoice(&'static str),
+    /// Not valid, or with a part that cannot be enforced, or too complex.
+    #[error("it cannot be enforced: {0}")]
+    Unsupported(String),
+    /// The model cannot end an answer by itself.
+    #[error(
+        "the checkpoint names no end-of-text token, so no answer could have a form; add eos_token_id to its generation_config.json"
+    )]
+    NoEnd,
+}
+
+impl Form {
+    /// The grammar of the form.
+    ///
+    /// # Errors
+    /// [`FormError`], before anything is compiled.
+    pub(super) fn grammar(&self) -> Result<TopLevelGrammar, FormError> {
+        let bytes = match self {
+            Self::Json(text) | Self::Regex(text) | Self::Lark(text) => text.len(),
+            Self::Choice(texts) => texts.iter().map(String::len).sum(),
+            Self::Call(tools) => tools.iter().map(|(name, schema)| name.len() + schema.len()).sum(),
+        };
+        if bytes > MAX_FORM_BYTES {
+            return Err(FormError::TooLong(bytes));
+        }
+        Ok(match self {
+            Self::Json(text) => TopLevelGrammar::from_json_schema(schema(text)?),
+            Self::Regex(text) => TopLevelGrammar::from_regex(text),
+            Self::Lark(text) => TopLevelGrammar::from_lark(text.clone()),
+            Self::Choice(texts) => TopLevelGrammar::from_lark(choice(texts)?),
+            Self::Call(tools) => TopLevelGrammar::from_lark(call(tools)?),
+        })
+    }
+}
+
+/// A schema for the compiler.
+///
+/// # Errors
+/// [`FormError::NoSchema`].
+pub(crate) fn schema(text: &str) -> Result<Value, FormError> {
+    let wrong = |why: &str| FormError::NoSchema(why.to_owned());
+    let mut schema = match serde_json::from_str(text) {
+        Ok(Value::Object(schema)) => schema,
+        Ok(Value::Bool(true)) => serde_json::Map::new(),
+        Ok(Value::Bool(false)) => return Err(wrong("nothing matches false")),
+        Ok(_) => return Err(wrong("it must be an object")),
+        Err(error) => return Err(wrong(&error.to_string())),
+    };
+    // The compiler's own switches, one of which would make it ignore what it cannot enforce.
+    if schema.contains_key("x-guidance") {
+        return Err(FormError::Unsupported(
+            "the keyword \"x-guidance\" is not allowed".to_owned(),
+        ));
+    }
+    schema.insert(
+        "x-guidance".to_owned(),
+        json!({ "whitespace_pattern": JSON_SPACE }),
+    );
+    Ok(Value::Object(schema))
+}
+
+/// Each schema is a document of its own, so that its references stay its own.
+fn call(tools: &[(String, String)]) -> Result<String, FormError> {
+    if tools.is_empty() {
+        return Err(FormError::NoChoice("no tool"));
+    }
+    let names: Vec<String> = (0..tools.len()).map(|index| format!("call{index}")).collect();
+    let mut lark = format!("start: {}\n", names.join(" | "));
+    for (index, (name, parameters)) in tools.iter().enumerate() {
+        let head = format!("{{\"name\": {}, \"parameters\": ", Value::from(name.as_str()));
+        let (head, schema) = (Value::from(head), schema(parameters)?);
+        lark += &format!("call{index}: {head} arguments{index} \"}}\"\narguments{index}: %json {schema}\n");
+    }
+    Ok(lark)
+}
+
+fn choice(texts: &[String]) -> Result<String, FormError> {
+    if texts.is_empty() {
+        return Err(FormError::NoChoice("no text"));
+    }
+    if texts.iter().any(String::is_empty) {
+        return Err(FormError::NoChoice("an empty text"));
+    }
+    // Lark's strings are JSON's.
+    let literals: Vec<String> = texts
+        .iter()
+        .map(|text| Value::from(text.as_str()).to_string())
+        .collect();
+    Ok(format!("start: {}", literals.join(" | ")))
+}

@@ -1,0 +1,196 @@
+//! A `CompletionRequest` becomes a request of the engine, with what restricts and reads its answer.
+
+use llamero_engine::structured::Form;
+use llamero_engine::text::{GenerationRequest, RequestDraft};
+use llamero_proto::v1::completion_request::Prompt;
+use llamero_proto::v1::structure;
+use llamero_proto::v1::{ChatMessage, ChatPrompt, CompletionRequest, Structure, ToolChoice};
+use serde_json::{Value, json};
+use tonic::Status;
+
+use super::answer::{Tools, Wishes};
+use super::model::{Model, blame};
+
+/// Most texts that an answer must not contain.
+const MAX_BAD_WORDS: usize = 64;
+/// Most tools of a request.
+const MAX_TOOLS: usize = 128;
+
+/// Render, tokenise, compile and check everything.
+///
+/// # Errors
+/// INVALID_ARGUMENT and FAILED_PRECONDITION.
+pub fn prepare(model: &Model, mut request: CompletionRequest) -> Result<(GenerationRequest, Wishes), Status> {
+    let offered = match &request.prompt {
+        Some(Prompt::Chat(chat)) if !chat.tools_json.is_empty() => Some(Offered::read(chat)?),
+        _ => None,
+    };
+    let mut form = request.structure.take().map(form).transpose()?;
+    if let Some(call) = offered.as_ref().and_then(|offered| offered.required.clone()) {
+        if form.is_some() {
+            return Err(blame(
+                "tool_choice",
+                "an answer cannot be a tool call and have another form; ask for one of them",
+            ));
+        }
+        form = Some((call, "tools".to_owned()));
+    }
+    if let (Some((_, parameter)), true) = (&form, request.ignore_eos) {
+        let message = format!(
+            "'ignore_eos' cannot be true beside '{parameter}': the answer would have to go on behind its form"
+        );
+        return Err(blame("ignore_eos", &message));
+    }
+    let draft = draft(model, request)?;
+    let resumed = draft.resume_tokens.clone();
+    let request = model.validate(draft)?;
+    let constraint = form
+        .map(|(form, parameter)| model.constraint(&form, &resumed, &parameter))
+        .transpose()?;
+    let tools = offered.map(|offered| Tools::new(&model.tokenizer, offered.names, offered.at_most_one));
+    Ok((request, Wishes { constraint, tools }))
+}
+
+/// The tools of a request.
+struct Offered {
+    names: Vec<String>,
+    at_most_one: bool,
+    /// Set when a tool must be called.
+    required: Option<Form>,
+}
+
+impl Offered {
+    fn read(chat: &ChatPrompt) -> Result<Self, Status> {
+        let wrong = |why: String| blame("tools", &format!("'tools' cannot be read: {why}"));
+        let tools: Vec<Value> =
+            serde_json::from_str(&chat.tools_json).map_err(|error| wrong(error.to_string()))?;
+        if tools.len() > MAX_TOOLS {
+            return Err(wrong(format!(
+                "there are {} tools; send at most {MAX_TOOLS}",
+                tools.len()
+            )));
+        }
+        let functions = tools.iter().map(|tool| {
+            let function = tool.get("function").unwrap_or(tool);
+            let name = function.get("name").and_then(Value::as_str);
+            let name = name.ok_or_else(|| wrong("a tool has no name".to_owned()))?;
+            let parameters = function
+                .get("parameters")
+                .filter(|parameters| !parameters.is_null());
+            let any = || json!({"type": "object"}).to_string();
+            Ok((name.to_owned(), parameters.map_or_else(any, Value::to_string)))
+        });
+        let functions: Vec<(String, String)> = functions.collect::<Result<_, Status>>()?;
+        let names = functions.iter().map(|(name, _)| name.clone()).collect();
+        let must = chat.tool_choice() == ToolChoice::Required;
+        let named = |(name, _): &(String, String)| chat.tool_name.is_empty() || *name == chat.tool_name;
+        let callable: Vec<_> = functions.into_iter().filter(named).collect();
+        if must && callable.is_empty() {
+            let message = format!(
+                "'tool_choice' names {:?}, which is none of the tools",
+                chat.tool_name
+            );
+            return Err(blame("tool_choice", &message));
+        }
+        Ok(Self {
+            names,
+            // A required call is one call.
+            at_most_one: chat.one_tool_call || must,
+            required: must.then_some(Form::Call(callable)),
+        })
+    }
+}
+
+fn form(structure: Structure) -> Result<(Form, String), Status> {
+    use structure::Form as Sent;
+    let parameter = if structure.parameter.is_empty() {
+        "structure".to_owned()
+    } else {
+        structure.parameter
+    };
+    let form = match structure.form {
+        Some(Sent::JsonSchema(schema)) => Form::Json(schema),
+        Some(Sent::Regex(regex)) => Form::Regex(regex),
+        Some(Sent::Choices(choices)) => Form::Choice(choices.texts),
+        Some(Sent::Lark(lark)) => Form::Lark(lark),
+        None => {
+            return Err(blame(
+                &parameter,
+                "the structure of the answer is empty; leave it out",
+            ));
+        }
+    };
+    Ok((form, parameter))
+}
+
+fn draft(model: &Model, request: CompletionRequest) -> Result<RequestDraft, Status> {
+    let prompt = match request.prompt {
+        Some(Prompt::Text(text)) => {
+            model.check_length(&text)?;
+            model.tokens_of_text(&text)?
+        }
+        Some(Prompt::TokenIds(tokens)) => tokens.ids,
+        Some(Prompt::Chat(chat)) => {
+            let messages = chat.messages.into_iter().map(message).collect::<Result<_, _>>()?;
+            model.tokens_of_chat(messages, &chat.tools_json)?
+        }
+        None => {
+            return Err(Status::invalid_argument(
+                "there is no prompt; send text, token_ids or chat",
+            ));
+        }
+    };
+    Ok(RequestDraft {
+        prompt,
+        max_tokens: request.max_tokens,
+        temperature: request.temperature,
+        top_p: request.top_p,
+        top_k: request.top_k,
+        min_p: request.min_p,
+        presence_penalty: request.presence_penalty,
+        frequency_penalty: request.frequency_penalty,
+        logit_bias: request.logit_bias.into_iter().collect(),
+        seed: request.seed,
+        stop: request.stop,
+        stop_tokens: request.stop_token_ids,
+        ignore_eos: request.ignore_eos,
+        logprobs: request.logprobs,
+        min_tokens: request.min_tokens,
+        bad_words: bad_words(model, &request.bad_words)?,
+        include_stop_string: request.include_stop_string,
+        show_special_tokens: request.show_special_tokens,
+        resume_tokens: request.resume_token_ids,
+    })
+}
+
+fn message(message: ChatMessage) -> Result<Value, Status> {
+    if message.json.is_empty() {
+        return Ok(json!({"role": message.role, "content": message.content}));
+    }
+    serde_json::from_str(&message.json)
+        .map_err(|error| blame("messages", &format!("a message is not JSON: {error}")))
+}
+
+/// A word in the middle of a text is other tokens than at its beginning: both are banned.
+fn bad_words(model: &Model, words: &[String]) -> Result<Vec<Vec<u32>>, Status> {
+    if words.len() > MAX_BAD_WORDS {
+        let message = format!(
+            "'bad_words' has {} entries; send at most {MAX_BAD_WORDS}",
+            words.len()
+        );
+        return Err(blame("bad_words", &message));
+    }
+    let mut all = Vec::new();
+    for word in words {
+        if word.trim().is_empty() {
+            return Err(blame("bad_words", "a bad word is empty; leave it out"));
+        }
+        for form in [word.clone(), format!(" {}", word.trim_start())] {
+            let encoded = model.tokenizer.encode(&form, false);
+            all.push(encoded.map_err(|error| blame("bad_words", &error.to_string()))?);
+        }
+    }
+    all.sort();
+    all.dedup();
+    Ok(all)
+}

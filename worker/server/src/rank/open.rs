@@ -1,0 +1,75 @@
+//! From a rank's configuration to an engine that can run. Headers are read and checked; no weight is.
+
+use std::net::TcpListener;
+use std::os::fd::OwnedFd;
+
+use llamero_checkpoint::Topology;
+use llamero_cpu::{CpuBackend, CpuOptions, Kernel, PodMemory, Waits};
+use llamero_engine::runtime::RankRuntime;
+
+use super::report::About;
+use super::settings;
+use crate::config::RankConfig;
+use crate::inference::Model;
+
+/// A rank that has not begun to load.
+pub struct Opened {
+    /// The engine.
+    pub runtime: RankRuntime<CpuBackend>,
+    /// What the rank says of itself.
+    pub about: About,
+    /// Tokenizer and template, on the rank that leads.
+    pub model: Option<Model>,
+}
+
+/// Where the weights go.
+#[derive(Debug, Default)]
+pub struct WeightsMemory {
+    /// This rank's memory file; without one they live in this process.
+    pub own: Option<OwnedFd>,
+    /// The memory files of the pod, when its ranks load together.
+    pub pod: Option<PodMemory>,
+}
+
+/// Check the checkpoint and prepare the engine of a rank that listens on `listener` for its peers. The weights go into
+/// `memory`.
+///
+/// # Errors
+/// The checkpoint cannot be used, or not so.
+pub fn open(
+    config: &RankConfig,
+    listener: TcpListener,
+    memory: WeightsMemory,
+    leads: bool,
+) -> anyhow::Result<Opened> {
+    let options = CpuOptions {
+        topology: Topology {
+            tensor: config.engine.tensor,
+            pipeline: config.engine.pipeline,
+        },
+        rank: config.rank,
+        memory: memory.own,
+        pod: memory.pod,
+        threads: config.threads as usize,
+        kernel: Kernel::detect(),
+        waits: Waits::new(config.engine.stall_timeout, config.oversubscribed),
+    };
+    let rank_port = listener.local_addr()?.port();
+    let backend = CpuBackend::new(&config.engine.model_dir, options)?;
+    let settings = settings::settings(config, &backend)?;
+    tracing::info!(rank = config.rank, kernel = %settings.numerics, threads = config.threads, rank_port, "started");
+    let model = leads
+        .then(|| Model::open(config, &settings, backend.checkpoint()))
+        .transpose()?;
+    let about = About {
+        content_identity: settings.content.clone(),
+        numerics: settings.numerics.clone(),
+        stall_timeout: config.engine.stall_timeout,
+    };
+    let runtime = RankRuntime::new(backend, settings, listener)?;
+    Ok(Opened {
+        runtime,
+        about,
+        model,
+    })
+}
