@@ -58,7 +58,8 @@ pub fn run(args: &RunArgs, verbose: bool) -> anyhow::Result<()> {
 }
 
 fn engine(args: &RunArgs, prepared: &Prepared) -> anyhow::Result<EngineArgs> {
-    let config = LlamaConfig::read(&prepared.folder.join("config.json"))?;
+    let config =
+        LlamaConfig::read(&prepared.folder.join("config.json")).map_err(llamero_checkpoint::Error::from)?;
     let context = config.max_position_embeddings.min(USUAL_CONTEXT);
     let options = &args.engine;
     Ok(EngineArgs {

@@ -29,7 +29,7 @@ impl Hub {
         create(folder)?;
         self.download_all(listing, &listing.small()?, folder, &mut |_| {})
             .await?;
-        LlamaConfig::read(&folder.join("config.json"))?;
+        LlamaConfig::read(&folder.join("config.json")).map_err(llamero_checkpoint::Error::from)?;
         let weights = listing.weights(folder)?;
         self.download_all(listing, &weights, folder, report).await?;
         Ok(())

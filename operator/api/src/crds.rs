@@ -15,6 +15,7 @@ pub fn definitions() -> Result<Vec<Value>, serde_json::Error> {
         .map(|crd| {
             let mut value = serde_json::to_value(crd)?;
             refuse_null(&mut value);
+            value.sort_all_objects();
             Ok(value)
         })
         .collect()

@@ -91,7 +91,7 @@ async fn a_pod_whose_rank_cannot_work_says_what_to_change() {
     let port = free_port();
     let mut serve = Command::new(env!("CARGO_BIN_EXE_llamero-worker"))
         .arg("serve")
-        .args(ANY_PORTS)
+        .args(["--inference-port", "0", "--http-port", "0", "--rank-port", "0"])
         .args([
             "--listen",
             "127.0.0.1",
@@ -125,7 +125,7 @@ async fn a_pod_whose_rank_cannot_work_says_what_to_change() {
         (ExitKind::Unusable, Some(2)),
         "{exit:?}"
     );
-    assert!(rank.message.contains("1000 "), "{}", rank.message);
+    assert!(rank.message.contains("may use 1000"), "{}", rank.message);
     assert_eq!((rank.phase(), rank.restarts), (Phase::Failed, 0));
     serve.kill().unwrap();
     serve.wait().unwrap();

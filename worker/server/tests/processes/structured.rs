@@ -346,17 +346,20 @@ async fn tools(worker: &Worker) {
         json: message.to_string(),
         ..ChatMessage::default()
     }));
-    let request = CompletionRequest {
-        prompt: Some(Prompt::Chat(prompt)),
-        temperature: Some(0.0),
-        max_tokens: Some(30),
-        ..CompletionRequest::default()
+    let answer = async |prompt: ChatPrompt| {
+        let request = CompletionRequest {
+            prompt: Some(Prompt::Chat(prompt)),
+            temperature: Some(0.0),
+            max_tokens: Some(30),
+            ..CompletionRequest::default()
+        };
+        complete(worker, request).await.unwrap().text
     };
-    let answer = complete(worker, request).await.unwrap();
-    assert!(
-        answer.text.contains("31") || answer.text.contains("sunny"),
-        "{answer:?}"
+    let (asked, continued) = (
+        answer(ask("How is the weather in Rome?")).await,
+        answer(prompt).await,
     );
+    assert_ne!(asked, continued, "the history is not part of the prompt");
 }
 
 async fn figures(worker: &Worker) {
