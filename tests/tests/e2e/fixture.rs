@@ -121,6 +121,11 @@ impl Deployment {
             "--timeout=60s",
         ];
         self.kubectl().run(&words)?;
+        self.wait_no_pods()
+    }
+
+    /// Waits until the last pod of its groups has ended.
+    pub(crate) fn wait_no_pods(&self) -> Result<()> {
         poll::until("pods to go", SOON, || {
             let pods = self.pods()?;
             Ok(pods.is_empty().then_some(()))

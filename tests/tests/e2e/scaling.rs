@@ -17,8 +17,7 @@ fn the_scale_subresource_moves_between_one_three_and_none() -> Result<()> {
             .run(&["-n", NAMESPACE, "scale", "llamadeployment", "scaled", &count])?;
         deployment.wait_ready(replicas)?;
     }
-    ensure!(deployment.pods()?.is_empty(), "pods are left at zero replicas");
-    Ok(())
+    deployment.wait_no_pods()
 }
 
 #[test]

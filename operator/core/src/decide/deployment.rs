@@ -183,11 +183,13 @@ fn desired(
     plan.next_at = time::earlier(plan.next_at, recommendation.next_at);
     let groups = recommendation.groups.clamp(0, MOST_GROUPS);
     let mut state = recommendation.state;
+    // Writing the number back hides who wrote it before, so that must stand in the status first.
+    let untold = durable.foreign_writer.is_some() && input.state.foreign_writer != durable.foreign_writer;
     replicas::remember(&mut state, durable.foreign_writer, now);
     if groups == object.spec.replicas {
         // It stands there already, whoever wrote it.
         verdict.desired = groups;
-    } else {
+    } else if !untold {
         steps.push(Step {
             reason: "Rescaled",
             message: format!("{groups} groups instead of {}: {}", durable.groups, state.message),
