@@ -409,10 +409,13 @@ async fn bans(worker: &Worker) {
         ..CompletionRequest::default()
     };
     let answer = complete(worker, short.clone()).await.unwrap();
-    assert!(
-        answer.text.contains("Paris") && answer.output_tokens < 20,
-        "{answer:?}"
-    );
+    assert!(answer.text.contains("Paris"), "{answer:?}");
+    // A token of the answer as its end: whether this model ends by itself is not what is tested.
+    let short = CompletionRequest {
+        stop_token_ids: vec![answer.token_ids[8]],
+        ..short
+    };
+    assert!(complete(worker, short.clone()).await.unwrap().output_tokens < 20);
     let longer = CompletionRequest {
         min_tokens: 30,
         ..short.clone()
