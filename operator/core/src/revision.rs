@@ -18,7 +18,7 @@ use llamero_api::{
 use serde_json::{Map, Value, json};
 use sha2::{Digest, Sha256};
 
-use crate::{observed::Settings, resources};
+use crate::{identity, observed::Settings, resources};
 
 /// Digest of the template, ten hexadecimal digits.
 #[must_use]
@@ -70,6 +70,7 @@ pub fn template(
         pipeline: spec.parallelism.pipeline,
         ranks_per_pod: plan.ranks_per_pod,
         accelerator_resource,
+        content_identity: identity::of_source(&spec.model.source),
         kv_bytes_per_rank: plan.kv_bytes_per_rank,
         weight_bytes_per_rank: plan.weight_bytes_per_rank,
         topology_key: spec.placement.topology_key.clone(),
@@ -270,7 +271,8 @@ mod tests {
     #[test]
     fn other_words_for_the_same_are_the_same() {
         let base = digest(&spec(|_| {}), "llama");
-        let same: [fn(&mut Value); 5] = [
+        let same: [fn(&mut Value); 6] = [
+            |s| s["engine"] = json!({"parseSpecialTokensInMessages": false}),
             |s| s["worker"]["resources"]["requests"]["memory"] = json!("1024Mi"),
             |s| s["worker"]["resources"]["requests"]["cpu"] = json!("1000m"),
             |s| s["worker"]["tolerations"] = json!([]),
@@ -300,7 +302,10 @@ mod tests {
     #[test]
     fn what_pods_see_changes_it() {
         let base = digest(&spec(|_| {}), "llama");
-        let other: [fn(&mut Value); 6] = [
+        let other: [fn(&mut Value); 9] = [
+            |s| s["engine"] = json!({"maxQueuedRequests": 7}),
+            |s| s["engine"] = json!({"parseSpecialTokensInMessages": true}),
+            |s| s["worker"]["drainGrace"] = json!("9s"),
             |s| s["rollout"] = json!({"restartedAt": "2026-01-01T00:00:00Z"}),
             |s| s["worker"]["image"] = json!("worker:2"),
             |s| s["worker"]["resources"]["requests"]["cpu"] = json!("2"),
