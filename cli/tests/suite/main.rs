@@ -2,9 +2,7 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used, missing_docs)]
 
-mod downloads;
 mod encrypted;
-mod fake_hub;
 mod program;
 mod refusals;
 mod running;

@@ -1,6 +1,6 @@
 //! Bad input: each ends with a sentence and a code, and leaves nothing behind.
 
-use crate::fake_hub::{FakeHub, Faults, files};
+use llamero_fake_hub::{FakeHub, Faults, files};
 use crate::program::{fp8, llamero, run};
 
 #[test]

@@ -12,6 +12,7 @@ pub use layout::LayoutError;
 pub use shard::ShardError;
 
 use crate::io_error::IoError;
+use crate::safetensors::SafetensorsError;
 
 /// Everything that can go wrong between a checkpoint on disk and a rank's weights.
 #[derive(Debug, thiserror::Error)]
@@ -21,7 +22,7 @@ pub enum Error {
     Io(#[from] IoError),
     /// A safetensors file or its index is damaged or incomplete.
     #[error(transparent)]
-    Safetensors(#[from] crate::safetensors::SafetensorsError),
+    Safetensors(#[from] SafetensorsError),
     /// A folder cannot be made.
     #[error(transparent)]
     Output(#[from] crate::safetensors::OutputError),
@@ -49,6 +50,25 @@ pub enum Error {
     /// The consumer of loaded weights failed.
     #[error("loading stopped: {0}")]
     Sink(#[source] Box<dyn std::error::Error + Send + Sync>),
+}
+
+impl Error {
+    /// Whether it lies in a network or a disk that did not answer, so that another try may help with nothing changed.
+    #[must_use]
+    pub fn is_passing(&self) -> bool {
+        use std::io::ErrorKind;
+        let io = match self {
+            Self::Io(error) | Self::Safetensors(SafetensorsError::Io(error)) => &error.source,
+            _ => return false,
+        };
+        matches!(
+            io.kind(),
+            ErrorKind::ConnectionAborted
+                | ErrorKind::ConnectionReset
+                | ErrorKind::TimedOut
+                | ErrorKind::StaleNetworkFileHandle
+        )
+    }
 }
 
 /// Result of this crate.

@@ -19,17 +19,18 @@ impl Hub {
     /// Download the checkpoint of `listing` into `folder`: the small files first, and if they are no Llama nothing else.
     ///
     /// # Errors
-    /// [`HubError`], and what the checkpoint's own checks say.
+    /// [`HubError`].
     pub async fn pull(
         &self,
         listing: &Listing,
         folder: &Path,
         report: &mut dyn FnMut(Progress),
-    ) -> anyhow::Result<()> {
+    ) -> Result<(), HubError> {
         create(folder)?;
         self.download_all(listing, &listing.small()?, folder, &mut |_| {})
             .await?;
-        LlamaConfig::read(&folder.join("config.json")).map_err(llamero_checkpoint::Error::from)?;
+        LlamaConfig::read(&folder.join("config.json"))
+            .map_err(|error| HubError::Checkpoint(Box::new(error.into())))?;
         let weights = listing.weights(folder)?;
         self.download_all(listing, &weights, folder, report).await?;
         Ok(())
@@ -51,7 +52,7 @@ impl Hub {
             .await
     }
 
-    async fn download_all(
+    pub(super) async fn download_all(
         &self,
         listing: &Listing,
         files: &[RemoteFile],
@@ -91,7 +92,7 @@ impl Hub {
     }
 }
 
-fn create(folder: &Path) -> Result<(), HubError> {
+pub(super) fn create(folder: &Path) -> Result<(), HubError> {
     std::fs::create_dir_all(folder).map_err(|source| HubError::Io {
         path: folder.to_owned(),
         source,
