@@ -26,9 +26,12 @@ const SMALL: Sizes = Sizes {
     vocab: 4096,
 };
 
-/// The rows of a rank and the bits of their scales, by tensor and number.
+/// A row's bytes and the bits of its scale.
+type Row = (Vec<u8>, Option<u32>);
+
+/// The rows of a rank, by tensor and number.
 #[derive(Default)]
-struct Keep(Mutex<BTreeMap<(TensorId, u64), (Vec<u8>, Option<u32>)>>);
+struct Keep(Mutex<BTreeMap<(TensorId, u64), Row>>);
 
 impl Sink for Keep {
     type Scratch = ();
