@@ -48,7 +48,10 @@ mod tests {
             ("registry.example/m:1".to_owned(), false),
             ("registry.example/m".to_owned(), false),
             (format!("registry.example/m@sha256:{}", &digest[1..]), false),
-            (format!("registry.example/m@sha256:{}", digest.to_uppercase()), false),
+            (
+                format!("registry.example/m@sha256:{}", digest.to_uppercase()),
+                false,
+            ),
             (format!("registry.example/m@sha512:{digest}{digest}"), false),
         ] {
             assert_eq!(image(&reference), known.then(|| digest.clone()), "{reference}");

@@ -15,7 +15,7 @@ use super::{
     peers::Peers,
     pods, revisions,
 };
-use crate::{events::Events, form_keys::FormKeys, metrics::Metrics};
+use crate::{build::inspect, events::Events, form_keys::FormKeys, metrics::Metrics};
 
 /// Chains that run at the same time.
 const CONCURRENCY: usize = 8;
@@ -222,7 +222,12 @@ async fn run_for_deployment(tools: &Tools<'_>, action: &Action) -> Result<(), Ef
             deployment,
             name,
             key,
-        } => pods::create_inspect(writer, index, deployment, name, key, tools.settings).await,
+            trial,
+        } => {
+            let owner = index.deployment(deployment)?;
+            let wanted = inspect::inspect_pod(owner, key, trial.as_deref(), tools.settings);
+            pods::create_inspect(writer, owner, name, wanted).await
+        }
         other => Err(not_about(other, "a deployment")),
     }
 }

@@ -7,7 +7,7 @@ use std::{
 };
 
 use tokio::{sync::Semaphore, time::Instant};
-use tracing::{debug, warn};
+use tracing::{Instrument as _, debug, warn};
 
 use super::{EffectError, error::Remedy};
 use crate::{lease::Leadership, links::form::CallError, metrics::Metrics, wake::Wake};
@@ -87,7 +87,8 @@ impl Peers {
         }
         let call = (pod_uid.to_owned(), asked);
         if self.begin(&call) {
-            tokio::spawn(self.clone().run(call, request));
+            // With the number of the pass that asked for it.
+            tokio::spawn(self.clone().run(call, request).in_current_span());
         }
         Ok(())
     }

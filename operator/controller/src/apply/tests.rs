@@ -324,12 +324,20 @@ fn confirmed(present: &[&str], gone: &[&str]) -> Action {
 async fn the_answer_to_a_creation_proves_that_the_pod_exists_and_a_restart_asks() {
     let list = |uids: &[&str]| {
         let items: Vec<Value> = uids.iter().map(|uid| pod_json("d-0-0-0", uid)).collect();
-        (LIST, PODS, 200, json!({"apiVersion": "v1", "kind": "PodList", "metadata": {}, "items": items}))
+        (
+            LIST,
+            PODS,
+            200,
+            json!({"apiVersion": "v1", "kind": "PodList", "metadata": {}, "items": items}),
+        )
     };
     let written = || ("PATCH", GROUP, 200, group_json("8"));
     let lists = |server: &ApiServer| {
         let asked = server.asked();
-        asked.iter().filter(|a| a.method == LIST && a.path == PODS).count()
+        asked
+            .iter()
+            .filter(|a| a.method == LIST && a.path == PODS)
+            .count()
     };
     // What was created by this process needs no question.
     let created = ("POST", PODS, 201, pod_json("d-0-0-0", "p"));
@@ -345,7 +353,11 @@ async fn the_answer_to_a_creation_proves_that_the_pod_exists_and_a_restart_asks(
         (&[][..], &["p"][..], &[][..], vec![]),
     ] {
         let (outcome, server) = run(vec![list(there), written()], vec![confirmed(present, gone)]).await;
-        assert_eq!(remedies(&outcome), remedies_wanted, "{present:?} {gone:?} {there:?}");
+        assert_eq!(
+            remedies(&outcome),
+            remedies_wanted,
+            "{present:?} {gone:?} {there:?}"
+        );
         assert_eq!(lists(&server), 1);
     }
     // A pod that was deleted again is proved no longer.
@@ -389,7 +401,9 @@ async fn a_pod_that_does_not_answer_form_holds_up_no_other_step() {
     let metrics = Metrics::register(&mut Registry::default());
     let peers = Peers::new(leadership, metrics.clone(), Wake::default());
     let endpoint = format!("http://{}", silent.local_addr().unwrap());
-    let channel = tonic::transport::Endpoint::from_shared(endpoint).unwrap().connect_lazy();
+    let channel = tonic::transport::Endpoint::from_shared(endpoint)
+        .unwrap()
+        .connect_lazy();
     let tools = Tools {
         writer: &writer,
         index: &Index::new(&snapshot()),

@@ -33,12 +33,12 @@ pub fn bind_patch(pod: &Pod, uid: &str, node: &str) -> Result<json_patch::Patch,
         {"op": "test", "path": format!("/spec/schedulingGates/{gate}/name"), "value": PLACEMENT_GATE},
         {"op": "remove", "path": format!("/spec/schedulingGates/{gate}")},
     ]);
-    serde_json::from_value(operations)
-        .map_err(|error| BindError::Malformed(error.to_string()))
+    serde_json::from_value(operations).map_err(|error| BindError::Malformed(error.to_string()))
 }
 
 /// The affinity, narrowed to one node. Terms are alternatives, so each of them gets the node's name.
-fn pinned(affinity: Option<&Affinity>, node: &str) -> Affinity {
+#[must_use]
+pub fn pinned(affinity: Option<&Affinity>, node: &str) -> Affinity {
     let mut affinity = affinity.cloned().unwrap_or_default();
     let required = affinity
         .node_affinity

@@ -394,6 +394,9 @@ mod tests {
         assert_eq!(told[at + 1], json!(digest));
         // A group that an operator made which knew nothing of it: its other ranks found out from samples.
         let untold = arguments(json!({"source": pinned}));
-        assert!(untold.iter().all(|word| word != "--content-identity"), "{untold:?}");
+        assert!(
+            untold.iter().all(|word| word != "--content-identity"),
+            "{untold:?}"
+        );
     }
 }
