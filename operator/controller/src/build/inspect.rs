@@ -10,7 +10,7 @@ use kube::ResourceExt as _;
 use llamero_api::{LlamaDeployment, labels};
 use llamero_core::{observed::Settings, revision};
 
-use super::parts;
+use super::{hub, parts};
 
 /// The pod that inspects the deployment's source; `key` is what the answer is kept under.
 ///
@@ -18,26 +18,34 @@ use super::parts;
 #[must_use]
 pub fn inspect_pod(deployment: &LlamaDeployment, key: &str, settings: &Settings) -> Pod {
     let name = deployment.name_any();
-    let arguments = [
+    let source = &deployment.spec.model.source;
+    let mut arguments: Vec<String> = [
         "inspect",
         "--model-dir",
-        &parts::model_dir(&deployment.spec.model.source),
+        &parts::model_dir(source),
         "--json",
         "--tensor",
         &deployment.spec.parallelism.tensor.to_string(),
         "--termination-log",
         "/dev/termination-log",
     ]
-    .map(str::to_owned);
+    .map(str::to_owned)
+    .into();
+    arguments.extend(hub::arguments(source));
+    let worker = revision::worker(&deployment.spec.worker, settings);
+    // Proxies and what else the network asks for stand in the user's variables.
+    let environment = source
+        .is_remote()
+        .then(|| hub::merged(&worker.env, hub::environment(source).into_iter().collect()));
     let container = Container {
         name: parts::INSPECT.to_owned(),
-        args: Some(arguments.into()),
+        args: Some(arguments),
+        env: environment.filter(|env| !env.is_empty()),
         resources: Some(resources(deployment)),
         termination_message_policy: Some("FallbackToLogsOnError".to_owned()),
         ..Container::default()
     };
-    let worker = revision::worker(&deployment.spec.worker, settings);
-    let mut spec = parts::pod_spec(&worker, &deployment.spec.model.source, container);
+    let mut spec = parts::pod_spec(&worker, source, container);
     spec.restart_policy = Some("Never".to_owned());
     spec.termination_grace_period_seconds = Some(1);
 
@@ -103,6 +111,44 @@ mod tests {
             ..Settings::default()
         };
         serde_json::to_value(inspect_pod(&deployment, "k", &settings)).unwrap()
+    }
+
+    #[test]
+    fn a_repository_is_read_with_the_user_s_proxy_and_the_secret_s_token() {
+        let deployment: LlamaDeployment = serde_json::from_value(json!({
+            "apiVersion": "llamero.dev/v1alpha1", "kind": "LlamaDeployment",
+            "metadata": {"name": "d", "namespace": "n", "uid": "u"},
+            "spec": {
+                "model": {"source": {"huggingFace": {
+                    "repo": "org/m", "endpoint": "https://mirror", "tokenSecretRef": {"name": "hf"},
+                    "caBundle": {"configMap": "roots"}}}},
+                "parallelism": {"tensor": 1},
+                "worker": {"env": [{"name": "HTTPS_PROXY", "value": "http://proxy"}, {"name": "HF_TOKEN", "value": "old"}]}},
+        }))
+        .unwrap();
+        let pod = serde_json::to_value(inspect_pod(&deployment, "k", &Settings::default())).unwrap();
+        let container = &pod["spec"]["containers"][0];
+        let arguments = serde_json::to_string(&container["args"]).unwrap();
+        assert!(
+            arguments.contains(
+                r#""--hub-repository","org/m","--hub-revision","main","--hub-endpoint","https://mirror","--hub-ca-file","/etc/llamero/ca/bundle.pem""#
+            ),
+            "{arguments}"
+        );
+        assert_eq!(
+            container["env"],
+            json!([
+                {"name": "HTTPS_PROXY", "value": "http://proxy"},
+                {"name": "HF_TOKEN", "valueFrom": {"secretKeyRef": {"name": "hf", "key": "token"}}},
+            ])
+        );
+        assert_eq!(
+            pod["spec"]["volumes"],
+            json!([
+                {"name": "model-ca", "configMap": {"name": "roots", "items": [{"key": "ca.crt", "path": "bundle.pem"}]}},
+                {"name": "tmp", "emptyDir": {}},
+            ])
+        );
     }
 
     #[test]
