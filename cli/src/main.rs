@@ -39,9 +39,7 @@ fn main() -> ExitCode {
 fn exit_code(error: &anyhow::Error) -> u8 {
     let hopeless = error.chain().any(|cause| {
         cause.is::<source::SourceError>()
-            || cause
-                .downcast_ref::<HubError>()
-                .is_some_and(HubError::is_final)
+            || cause.downcast_ref::<HubError>().is_some_and(HubError::is_final)
             || matches!(cause.downcast_ref(), Some(cache::CacheError::Unknown(_)))
     });
     if hopeless {

@@ -4,6 +4,7 @@
 
 mod encrypted;
 mod program;
+mod readme;
 mod refusals;
 mod running;
 mod serving;

@@ -161,7 +161,9 @@ pub struct FakeHub {
 impl FakeHub {
     /// A repository of `files`, for this machine.
     pub fn start(files: BTreeMap<String, Vec<u8>>, faults: Faults) -> Self {
-        let files = files.into_iter().map(|(name, bytes)| (name, Stored::bytes(bytes)));
+        let files = files
+            .into_iter()
+            .map(|(name, bytes)| (name, Stored::bytes(bytes)));
         // By name, so that names are resolved by a static program too.
         Self::of(files.collect(), "localhost", "127.0.0.1", faults)
     }
@@ -171,9 +173,16 @@ impl FakeHub {
     pub fn of_folder(folder: &Path, host: &str, faults: Faults) -> Self {
         let names = std::fs::read_dir(folder).unwrap().map(|item| item.unwrap());
         let files = names.filter(|item| item.path().is_file()).map(|item| {
-            (item.file_name().into_string().unwrap(), Stored::file(&item.path()))
+            (
+                item.file_name().into_string().unwrap(),
+                Stored::file(&item.path()),
+            )
         });
-        let bind = if host == "localhost" { "127.0.0.1" } else { "0.0.0.0" };
+        let bind = if host == "localhost" {
+            "127.0.0.1"
+        } else {
+            "0.0.0.0"
+        };
         Self::of(files.collect(), host, bind, faults)
     }
 
@@ -302,10 +311,7 @@ impl Shared {
             return head(&mut to, "302 Found", &format!("location: /{name}\r\n"), 0);
         }
         let Faults { expired, failing, .. } = &mut *faults;
-        for (fault, status) in [
-            (expired, "403 Forbidden"),
-            (failing, "503 Service Unavailable"),
-        ] {
+        for (fault, status) in [(expired, "403 Forbidden"), (failing, "503 Service Unavailable")] {
             if *fault > 0 {
                 *fault -= 1;
                 return head(&mut to, status, "", 0);
@@ -313,13 +319,22 @@ impl Shared {
         }
         let is_wrong = faults.wrong > 0;
         faults.wrong -= usize::from(is_wrong);
-        let range = if faults.no_ranges { 0..stored.size } else { range(asked, stored.size) };
+        let range = if faults.no_ranges {
+            0..stored.size
+        } else {
+            range(asked, stored.size)
+        };
         if range.is_empty() {
             return head(&mut to, "416 Range Not Satisfiable", "", 0);
         }
         let length = (range.end - range.start) as usize;
         let etag = format!("etag: \"{name}\"\r\n");
-        let headers = format!("{etag}content-range: bytes {}-{}/{}\r\n", range.start, range.end - 1, stored.size);
+        let headers = format!(
+            "{etag}content-range: bytes {}-{}/{}\r\n",
+            range.start,
+            range.end - 1,
+            stored.size
+        );
         let (status, headers) = match asked.from {
             None => ("200 OK", etag),
             Some(_) if faults.no_ranges => ("200 OK", etag),

@@ -121,6 +121,9 @@ pub enum BackendError {
     /// change.
     #[error("{0}")]
     Unusable(String),
+    /// What it needs cannot be had now: a network or a disk does not answer. The process exits and is started again.
+    #[error("{0}")]
+    Unavailable(String),
     /// The contract was broken or an invariant does not hold. The process exits.
     #[error("this is a bug: {0}")]
     Bug(String),
@@ -131,7 +134,10 @@ pub enum BackendError {
 
 impl From<llamero_checkpoint::Error> for BackendError {
     fn from(error: llamero_checkpoint::Error) -> Self {
-        Self::Unusable(error.to_string())
+        match error.is_passing() {
+            true => Self::Unavailable(error.to_string()),
+            false => Self::Unusable(error.to_string()),
+        }
     }
 }
 

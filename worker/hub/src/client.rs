@@ -146,7 +146,12 @@ impl Hub {
 
     /// `{endpoint}/{repository}/resolve/{commit}/{path}`.
     pub(super) fn file_url(&self, repository: &str, commit: &str, path: &str) -> Url {
-        self.url(repository.split('/').chain(["resolve", commit]).chain(path.split('/')))
+        self.url(
+            repository
+                .split('/')
+                .chain(["resolve", commit])
+                .chain(path.split('/')),
+        )
     }
 
     /// GET a part of `url`, following redirects. The token goes to the Hub only, never to where it redirects to.
@@ -326,7 +331,9 @@ fn roots(options: &HubOptions) -> Result<Vec<reqwest::Certificate>, HubError> {
         roots.extend(named);
     }
     let named = |name: &str| std::env::var_os(name).is_some();
-    let has_system = SYSTEM_ROOTS.iter().any(|path| std::path::Path::new(path).exists());
+    let has_system = SYSTEM_ROOTS
+        .iter()
+        .any(|path| std::path::Path::new(path).exists());
     if !has_system && !named("SSL_CERT_FILE") && !named("SSL_CERT_DIR") {
         let known = webpki_root_certs::TLS_SERVER_ROOT_CERTS.iter();
         roots.extend(known.filter_map(|root| reqwest::Certificate::from_der(root).ok()));

@@ -199,7 +199,9 @@ pub enum HubError {
         reason: String,
     },
     /// The bytes are not the announced ones.
-    #[error("{file} arrived damaged: its SHA-256 is {found}, announced is {announced}; nothing of it is used")]
+    #[error(
+        "{file} arrived damaged: its SHA-256 is {found}, announced is {announced}; nothing of it is used"
+    )]
     Damaged {
         /// The file.
         file: String,

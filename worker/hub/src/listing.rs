@@ -82,7 +82,11 @@ impl Hub {
         url.set_query(Some("blobs=true"));
         let mut response = self.get(url.clone(), Part::From(0), &what).await?.response;
         let mut json = Vec::new();
-        while let Some(bytes) = response.chunk().await.map_err(|error| self.network(&url, &error))? {
+        while let Some(bytes) = response
+            .chunk()
+            .await
+            .map_err(|error| self.network(&url, &error))?
+        {
             json.extend_from_slice(&bytes);
             if json.len() > MOST {
                 return Err(answer(&url, &what, format!("it is longer than {MOST} bytes")));

@@ -98,9 +98,17 @@ mod tests {
     #[test]
     fn the_identity_is_that_of_the_files_not_of_their_order_or_place() {
         let of = |commit: &str, hash| manifest(commit, hash).identity();
-        assert_eq!(of("c", Some("1")), of("d", Some("1")), "only the text of a README differs");
+        assert_eq!(
+            of("c", Some("1")),
+            of("d", Some("1")),
+            "only the text of a README differs"
+        );
         assert_ne!(of("c", Some("1")), of("c", Some("2")));
-        assert_ne!(of("c", None), of("d", None), "nothing but the commit tells them apart");
+        assert_ne!(
+            of("c", None),
+            of("d", None),
+            "nothing but the commit tells them apart"
+        );
         let mut other = manifest("c", Some("1"));
         other.listing.files.reverse();
         other.endpoint = "https://mirror".to_owned();

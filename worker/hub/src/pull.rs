@@ -24,7 +24,7 @@ impl Hub {
         &self,
         listing: &Listing,
         folder: &Path,
-        report: &mut dyn FnMut(Progress),
+        report: &mut (dyn FnMut(Progress) + Send),
     ) -> Result<(), HubError> {
         create(folder)?;
         self.download_all(listing, &listing.small()?, folder, &mut |_| {})
@@ -45,7 +45,7 @@ impl Hub {
         listing: &Listing,
         file: &RemoteFile,
         folder: &Path,
-        report: &mut dyn FnMut(Progress),
+        report: &mut (dyn FnMut(Progress) + Send),
     ) -> Result<(), HubError> {
         create(folder)?;
         self.download_all(listing, std::slice::from_ref(file), folder, report)
@@ -57,7 +57,7 @@ impl Hub {
         listing: &Listing,
         files: &[RemoteFile],
         folder: &Path,
-        report: &mut dyn FnMut(Progress),
+        report: &mut (dyn FnMut(Progress) + Send),
     ) -> Result<(), HubError> {
         let total: u64 = files.iter().filter_map(|file| file.bytes).sum();
         check_space(files, folder)?;

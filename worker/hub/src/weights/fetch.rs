@@ -69,11 +69,7 @@ impl Remote {
         };
         let end = file.bytes.unwrap_or(HEAD_BYTES).min(HEAD_BYTES);
         let (head, bytes) = self.fetch(&source, 0..end, file.bytes).await?;
-        Ok(Body {
-            source,
-            bytes,
-            head,
-        })
+        Ok(Body { source, bytes, head })
     }
 
     /// The bytes of `range`, and the size of the whole file, which must be `bytes` where that is known.
@@ -190,7 +186,8 @@ impl Remote {
         if size.is_none() {
             return Err(answer(url, what, "it does not say how long the file is"));
         }
-        let is_whole = found.response.status() == StatusCode::OK && size.is_some_and(|bytes| bytes > asked.end);
+        let is_whole =
+            found.response.status() == StatusCode::OK && size.is_some_and(|bytes| bytes > asked.end);
         if is_whole || starts != asked.start {
             return Err(answer(
                 url,

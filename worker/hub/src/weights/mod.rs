@@ -23,8 +23,8 @@ use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use futures::{StreamExt as _, TryStreamExt as _, stream};
-use llamero_checkpoint::remote::{Announced, RemoteWeights, WeightFile};
 use llamero_checkpoint::Checkpoint;
+use llamero_checkpoint::remote::{Announced, RemoteWeights, WeightFile};
 use tokio::runtime::Runtime;
 
 use self::fetch::Remote;

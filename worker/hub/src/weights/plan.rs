@@ -53,9 +53,8 @@ impl Plan {
             })
             .collect();
         let mut sums = Vec::new();
-        let in_order = blocks.is_sorted_by(|a, b| {
-            a.file < b.file || (a.file == b.file && a.range.end <= b.range.start)
-        });
+        let in_order =
+            blocks.is_sorted_by(|a, b| a.file < b.file || (a.file == b.file && a.range.end <= b.range.start));
         if in_order {
             (blocks, sums) = with_sums(blocks, files);
         }
@@ -98,7 +97,10 @@ fn with_sums(blocks: Vec<Block>, files: &[Arc<Body>]) -> (Vec<Block>, Vec<Sum>) 
     for of_file in blocks.chunk_by(|a, b| a.file == b.file) {
         let number = of_file[0].file;
         let read: u64 = of_file.iter().map(Block::bytes).sum();
-        let Some(body) = files.get(number).filter(|body| read >= body.bytes - body.bytes / 8) else {
+        let Some(body) = files
+            .get(number)
+            .filter(|body| read >= body.bytes - body.bytes / 8)
+        else {
             all.extend_from_slice(of_file);
             continue;
         };

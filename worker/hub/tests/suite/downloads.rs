@@ -295,7 +295,12 @@ async fn what_is_no_llama_is_refused_before_its_weights_are_fetched() {
     );
     let server = FakeHub::start(files, Faults::default());
     let error = pull(&server, dir.path()).await.unwrap_err();
-    assert!(error.downcast_ref().is_some_and(|error| matches!(error, HubError::Checkpoint(_))), "{error}");
+    assert!(
+        error
+            .downcast_ref()
+            .is_some_and(|error| matches!(error, HubError::Checkpoint(_))),
+        "{error}"
+    );
     assert!(!server.log().iter().any(|asked| asked.path.contains("model-1")));
 }
 

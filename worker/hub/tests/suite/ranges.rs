@@ -7,9 +7,7 @@ use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use llamero_checkpoint::load::{
-    Member, PodNotes, Rows, Sink, SinkError, Together, load_rank, load_together,
-};
+use llamero_checkpoint::load::{Member, PodNotes, Rows, Sink, SinkError, Together, load_rank, load_together};
 use llamero_checkpoint::{Checkpoint, Error, ModelLayout, ShardPlan, TensorId, Topology};
 use llamero_fake_hub::{COMMIT, FakeHub, Faults, NEXT_COMMIT, REPOSITORY};
 use llamero_hub::{Audience, HubError, HubOptions, Manifest, Patience, Repository};
@@ -95,9 +93,14 @@ fn opened(server: &FakeHub, folder: &Path) -> Checkpoint {
 fn load<S: Sink>(checkpoint: &Checkpoint, tensor: u32, rank: u32, sink: &S) -> Result<(), Error> {
     let layout = ModelLayout::check(checkpoint).unwrap();
     let plan = ShardPlan::new(checkpoint.config(), Topology::tensor(tensor)).unwrap();
-    load_rank(checkpoint, &layout, plan.member(rank).unwrap(), 3, sink, &mut |_| {
-        ControlFlow::Continue(())
-    })
+    load_rank(
+        checkpoint,
+        &layout,
+        plan.member(rank).unwrap(),
+        3,
+        sink,
+        &mut |_| ControlFlow::Continue(()),
+    )
 }
 
 fn hub_of(name: &str, faults: Faults) -> FakeHub {
@@ -174,7 +177,10 @@ fn a_wrong_byte_is_never_served_where_whole_files_are_read() {
     server.faults().wrong = 1;
     let error = load(&remote, 1, 0, &Forget).unwrap_err();
     assert!(error.to_string().contains("arrived damaged"), "{error}");
-    assert!(error.is_passing(), "the next try may get the right bytes: {error}");
+    assert!(
+        error.is_passing(),
+        "the next try may get the right bytes: {error}"
+    );
     load(&remote, 1, 0, &Forget).unwrap();
 }
 
@@ -224,7 +230,10 @@ fn a_moved_branch_moves_nothing_that_is_pinned() {
     assert_eq!(first.listing.commit, COMMIT);
     server.faults().moved = true;
     let pinned = prepare(&server, COMMIT, &dir.path().join("b")).unwrap();
-    assert_eq!((&pinned.listing, pinned.identity()), (&first.listing, first.identity()));
+    assert_eq!(
+        (&pinned.listing, pinned.identity()),
+        (&first.listing, first.identity())
+    );
     let asked = server.log().len();
     prepare(&server, COMMIT, &dir.path().join("b")).unwrap();
     assert_eq!(server.log().len(), asked, "what is there is not asked for");
@@ -250,7 +259,11 @@ fn headers_of_a_405b_come_by_one_request_a_file() {
     assert!(files >= 100, "{files}");
     let asked = server.log().len();
     assert!(asked <= 2 * files + 12, "{asked} requests for {files} files");
-    assert!(server.sent() < 100 * files as u64 * 1024, "{} bytes", server.sent());
+    assert!(
+        server.sent() < 100 * files as u64 * 1024,
+        "{} bytes",
+        server.sent()
+    );
 }
 
 /// What the supervisor keeps for a pod, in one process.

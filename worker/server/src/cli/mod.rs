@@ -19,6 +19,7 @@ use std::process::ExitCode;
 use clap::{Parser, Subcommand};
 use llamero_engine::BackendError;
 use llamero_engine::text::TokenizerError;
+use llamero_hub::HubError;
 use llamero_settings::log;
 
 use crate::exit::{BUG, FAILED, UNUSABLE};
@@ -109,11 +110,16 @@ pub fn exit_code(error: &anyhow::Error) -> u8 {
     match backend {
         Some(BackendError::Unusable(_)) => return UNUSABLE,
         Some(BackendError::Bug(_)) => return BUG,
-        Some(BackendError::Lost(_) | BackendError::Cancelled) => return FAILED,
+        Some(BackendError::Lost(_) | BackendError::Unavailable(_) | BackendError::Cancelled) => {
+            return FAILED;
+        }
         None => {}
     }
     let unusable = error.chain().any(|cause| {
-        cause.is::<llamero_checkpoint::Error>()
+        cause
+            .downcast_ref::<llamero_checkpoint::Error>()
+            .is_some_and(|error| !error.is_passing())
+            || cause.downcast_ref().is_some_and(HubError::is_final)
             || cause.is::<rank::settings::SettingsError>()
             || cause.is::<serve::ArgumentsError>()
             || cause.is::<TokenizerError>()
