@@ -6,6 +6,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use crate::config::{GenerationConfig, LlamaConfig};
 use crate::error::Result;
+use crate::io_error::is_file;
 use crate::lfs::LfsPointer;
 use crate::safetensors::{
     INDEX_NAME, SINGLE_NAME, SafetensorsError, SafetensorsFile, TensorInfo, WeightIndex,
@@ -126,9 +127,9 @@ impl Checkpoint {
 
 fn open_files(folder: &Path) -> Result<(Vec<SafetensorsFile>, BTreeMap<String, usize>)> {
     let index_path = folder.join(INDEX_NAME);
-    if !index_path.exists() {
+    if !is_file(&index_path)? {
         let single = folder.join(SINGLE_NAME);
-        if !single.exists() {
+        if !is_file(&single)? {
             return Err(SafetensorsError::NothingThere {
                 path: folder.to_path_buf(),
             }
