@@ -192,7 +192,7 @@ pub trait Backend: Send {
     /// Read this rank's shard. Returns at once when the weights are there already.
     ///
     /// # Errors
-    /// [`BackendError::Unusable`], [`BackendError::Cancelled`].
+    /// [`BackendError::Unusable`], [`BackendError::Unavailable`], [`BackendError::Cancelled`].
     fn load(&mut self, watch: &dyn LoadWatch) -> Result<(), BackendError>;
 
     /// Drop the weights (and the era). `load` brings them back.
@@ -261,4 +261,30 @@ pub trait Backend: Send {
 
     /// The counter of layers.
     fn progress(&self) -> Arc<StepProgress>;
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::PathBuf;
+
+    use llamero_checkpoint::{Error, IoError};
+
+    use super::BackendError;
+
+    #[test]
+    fn a_read_that_failed_once_is_not_unusable() {
+        let failed = |number| {
+            BackendError::from(Error::Io(IoError {
+                action: "read",
+                path: PathBuf::from("model.safetensors"),
+                source: std::io::Error::from_raw_os_error(number),
+            }))
+        };
+        // EIO, ESTALE, ENOENT and EACCES of errno(3).
+        for (number, passes) in [(5, true), (116, true), (2, false), (13, false)] {
+            let error = failed(number);
+            assert_eq!(matches!(error, BackendError::Unavailable(_)), passes, "{error}");
+            assert_eq!(matches!(error, BackendError::Unusable(_)), !passes, "{error}");
+        }
+    }
 }
