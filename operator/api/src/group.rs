@@ -9,7 +9,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    deployment::{Engine, Source, TopologyPolicy, Worker},
+    deployment::{Engine, OnePodPerNode, Source, TopologyPolicy, Worker},
     duration::Duration,
 };
 
@@ -209,6 +209,9 @@ pub struct GroupTemplate {
     /// Whether it may.
     #[serde(default)]
     pub topology_policy: TopologyPolicy,
+    /// Whether each pod goes to a node of its own. Absent in groups from before there was a choice: it does.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub one_pod_per_node: Option<OnePodPerNode>,
     /// Time-out of every wait between ranks.
     pub stall_timeout: Duration,
     /// Settings of the engine.

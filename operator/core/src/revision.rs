@@ -10,7 +10,8 @@ use k8s_openapi::api::core::v1::LocalObjectReference;
 use llamero_api::{
     LlamaDeployment, LlamaDeploymentSpec,
     deployment::{
-        CheckpointStatus, PlanStatus, PullPolicy, Resources as WorkerResources, TopologyPolicy, Worker,
+        CheckpointStatus, OnePodPerNode, PlanStatus, PullPolicy, Resources as WorkerResources, Source,
+        TopologyPolicy, Worker,
     },
     group::GroupTemplate,
     quantity,
@@ -65,7 +66,7 @@ pub fn template(
     }
     GroupTemplate {
         model_name: object.model_name().to_owned(),
-        source: spec.model.source.clone(),
+        source: pinned_source(&spec.model.source, checkpoint),
         max_context_length: plan.max_context_length,
         tensor: spec.parallelism.tensor,
         pipeline: spec.parallelism.pipeline,
@@ -76,10 +77,35 @@ pub fn template(
         weight_bytes_per_rank: plan.weight_bytes_per_rank,
         topology_key: spec.placement.topology_key.clone(),
         topology_policy: spec.placement.policy,
+        one_pod_per_node: Some(one_pod_per_node(spec)),
         stall_timeout: spec.recovery.stall_timeout,
         engine: spec.engine.clone(),
         worker,
     }
+}
+
+/// What the user asks for, else nodes of their own for accelerators only: ranks on CPUs must also run where there is one node.
+fn one_pod_per_node(spec: &LlamaDeploymentSpec) -> OnePodPerNode {
+    let has_device = spec
+        .accelerator
+        .as_ref()
+        .is_some_and(|accelerator| accelerator.resource.is_some());
+    let usual = match has_device {
+        true => OnePodPerNode::Required,
+        false => OnePodPerNode::Preferred,
+    };
+    spec.placement.one_pod_per_node.unwrap_or(usual)
+}
+
+/// The source, at the commit that was looked into, so that a branch that moves changes no group and mixes nothing.
+fn pinned_source(source: &Source, checkpoint: Option<&CheckpointStatus>) -> Source {
+    let mut source = source.clone();
+    let summary = checkpoint.and_then(|checkpoint| checkpoint.summary.as_ref());
+    let commit = summary.and_then(|summary| summary.commit.as_ref());
+    if let (Some(hub), Some(commit)) = (&mut source.hugging_face, commit) {
+        hub.revision = Some(commit.clone());
+    }
+    source
 }
 
 /// Digest of the settings of pods, eight hexadecimal digits.
@@ -157,6 +183,7 @@ fn view(spec: &LlamaDeploymentSpec, model_name: &str) -> Value {
         "acceleratorMemory": accelerator.and_then(|a| amount(a.memory.as_ref())),
         "topologyKey": spec.placement.topology_key,
         "topologyRequired": (spec.placement.policy == TopologyPolicy::Required).then_some(true),
+        "onePodPerNode": value(&spec.placement.one_pod_per_node),
         "stallTimeout": spec.recovery.stall_timeout.millis(),
         "engine": engine,
         "worker": worker,
@@ -228,6 +255,49 @@ mod tests {
             at("2026-01-02T00:00:00Z"),
         ];
         assert!(keys[0] != keys[1] && keys[1] != keys[2] && keys[0] != keys[2]);
+    }
+
+    #[test]
+    fn a_branch_is_pinned_to_the_commit_that_was_looked_into() {
+        let object: LlamaDeployment = serde_json::from_value(
+            json!({"apiVersion": "llamero.dev/v1alpha1", "kind": "LlamaDeployment", "metadata": {"name": "d"},
+            "spec": spec(|s| s["model"]["source"] = json!({"huggingFace": {"repo": "org/m", "revision": "main"}}))}),
+        )
+        .unwrap();
+        let revision = |commit: Value| {
+            let checkpoint = serde_json::from_value(json!({"key": "k", "inspectedAt": "2026-01-01T00:00:00Z", "summary": {
+                "formatVersion": 1, "architecture": "LlamaForCausalLM", "hiddenSize": 1, "layers": 1, "qHeads": 1, "kvHeads": 1,
+                "headDim": 1, "ffnSize": 1, "vocabSize": 1, "maxPositionEmbeddings": 1, "weights": "bf16", "parameters": 1,
+                "checkpointBytes": 1, "plans": [], "commit": commit}}))
+            .unwrap();
+            let made = template(
+                &object,
+                &PlanStatus::default(),
+                Some(&checkpoint),
+                &Settings::default(),
+            );
+            made.source.hugging_face.unwrap().revision
+        };
+        assert_eq!(revision(json!("0a1b")).as_deref(), Some("0a1b"));
+        assert_eq!(revision(Value::Null).as_deref(), Some("main"));
+    }
+
+    #[test]
+    fn ranks_on_cpus_share_nodes_unless_the_user_forbids_it() {
+        let chosen = |change: fn(&mut Value)| one_pod_per_node(&spec(change));
+        assert_eq!(chosen(|_| {}), OnePodPerNode::Preferred);
+        assert_eq!(
+            chosen(|s| s["accelerator"] = json!({"perNode": 2})),
+            OnePodPerNode::Preferred
+        );
+        assert_eq!(
+            chosen(|s| s["accelerator"] = json!({"resource": "nvidia.com/gpu"})),
+            OnePodPerNode::Required
+        );
+        assert_eq!(
+            chosen(|s| s["placement"] = json!({"onePodPerNode": "Required"})),
+            OnePodPerNode::Required
+        );
     }
 
     #[test]
@@ -306,11 +376,12 @@ mod tests {
     #[test]
     fn what_pods_see_changes_it() {
         let base = digest(&spec(|_| {}), "llama");
-        let other: [fn(&mut Value); 10] = [
+        let other: [fn(&mut Value); 11] = [
             |s| s["disruption"] = json!({"safeToEvict": false}),
             |s| s["engine"] = json!({"maxQueuedRequests": 7}),
             |s| s["engine"] = json!({"parseSpecialTokensInMessages": true}),
             |s| s["worker"]["drainGrace"] = json!("9s"),
+            |s| s["placement"] = json!({"onePodPerNode": "Required"}),
             |s| s["rollout"] = json!({"restartedAt": "2026-01-01T00:00:00Z"}),
             |s| s["worker"]["image"] = json!("worker:2"),
             |s| s["worker"]["resources"]["requests"]["cpu"] = json!("2"),

@@ -6,6 +6,7 @@
 //! | [`dashboard`] | the dashboard's metrics are exported |
 //! | [`disruption`] | a drained node: members move and the stream goes on |
 //! | [`faults`] | a killed rank, a deleted pod: streams go on, survivors keep their weights |
+//! | [`hub`] | weights straight from a Hub, two ranks on one node |
 //! | [`operations`] | definitions, roles |
 //! | [`placement`] | whole groups or nothing |
 //! | [`refusals`] | what the API server and the gateway refuse, and how |
@@ -20,6 +21,7 @@ mod dashboard;
 mod disruption;
 mod faults;
 mod fixture;
+mod hub;
 mod operations;
 mod placement;
 mod refusals;

@@ -27,7 +27,7 @@ pub struct Engine {
     /// The key/value cache.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub kv_cache: Option<KvCache>,
-    /// Threads of a CPU rank. Absent: the pod's CPU limit, else the node's processors.
+    /// Threads of a CPU rank. Absent: the pod's CPU limit, else its CPU request, shared by its ranks; else the node's processors, shared with the group's other pods there.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 1, max = 1024))]
     pub threads: Option<i32>,

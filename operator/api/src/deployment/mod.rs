@@ -14,7 +14,10 @@ use serde::{Deserialize, Serialize};
 use crate::duration::Duration;
 
 pub use engine::{Engine, KvCache};
-pub use model::{HostPathSource, ImageSource, ModelSpec, PersistentVolumeClaimSource, Source};
+pub use model::{
+    CaBundle, HostPathSource, HuggingFaceSource, ImageSource, ModelSpec, PersistentVolumeClaimSource, Source,
+    TokenSecretRef,
+};
 pub use scaling::{Autoscaling, Rollout, RolloutStrategy};
 pub use status::{
     AutoscalingState, CheckpointStatus, GroupSummary, LlamaDeploymentStatus, PlanStatus, RolloutProgress,
@@ -126,7 +129,7 @@ pub struct Accelerator {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(min = 3, max = 128))]
     pub resource: Option<String>,
-    /// Ranks per pod; a group has at most one pod on a node.
+    /// Ranks per pod.
     #[serde(default = "one")]
     #[schemars(range(min = 1, max = 64))]
     pub per_node: i32,
@@ -143,6 +146,15 @@ pub enum TopologyPolicy {
     Required,
     /// One domain if it has room, else several.
     #[default]
+    Preferred,
+}
+
+/// Whether the pods of a group go to nodes of their own.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub enum OnePodPerNode {
+    /// Each pod of a group on another node, or the group waits.
+    Required,
+    /// Nodes of their own while there are such nodes, else several pods of a group on one.
     Preferred,
 }
 
@@ -165,6 +177,9 @@ pub struct Placement {
     /// Whether a group may span domains.
     #[serde(default)]
     pub policy: TopologyPolicy,
+    /// Whether the pods of a group go to nodes of their own. Absent: Preferred where ranks compute on CPUs, Required with an accelerator.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub one_pod_per_node: Option<OnePodPerNode>,
     /// What to do when no room is found.
     #[serde(default)]
     pub when_full: WhenFull,
@@ -192,6 +207,7 @@ impl Default for Placement {
         Self {
             topology_key: None,
             policy: TopologyPolicy::default(),
+            one_pod_per_node: None,
             when_full: WhenFull::default(),
             deadline: Self::default_deadline(),
             start_deadline: Self::default_start_deadline(),

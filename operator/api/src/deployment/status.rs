@@ -162,7 +162,7 @@ pub struct PlanStatus {
     /// Ranks of a group.
     #[serde(default)]
     pub ranks: i32,
-    /// Pods, and so nodes, of a group.
+    /// Pods of a group, each on a node of its own where `placement.onePodPerNode` asks for it or there is one.
     #[serde(default)]
     pub nodes: i32,
     /// Ranks of a pod.

@@ -10,7 +10,7 @@ use kube::ResourceExt as _;
 use llamero_api::{LlamaDeployment, deployment::Source, labels};
 use llamero_core::{observed::Settings, plan::TrialPod, revision};
 
-use super::{bind, parts};
+use super::{bind, hub, parts};
 
 /// The pod that inspects the deployment's source; `key` is what the answer is kept under. With a trial it is made from the snapshot of that
 /// revision, and runs on its node: it shows that groups of the revision could start there.
@@ -32,9 +32,14 @@ pub fn inspect_pod(
         Some(trial) => (&trial.template.source, trial.template.tensor),
         None => (&deployment.spec.model.source, deployment.spec.parallelism.tensor),
     };
+    // Proxies and what else the network asks for stand in the user's variables.
+    let environment = source
+        .is_remote()
+        .then(|| hub::merged(&worker.env, hub::environment(source).into_iter().collect()));
     let container = Container {
         name: parts::INSPECT.to_owned(),
         args: Some(arguments(source, tensor)),
+        env: environment.filter(|env| !env.is_empty()),
         resources: Some(resources(deployment)),
         termination_message_policy: Some("FallbackToLogsOnError".to_owned()),
         ..Container::default()
@@ -66,7 +71,7 @@ pub fn inspect_pod(
 }
 
 fn arguments(source: &Source, tensor: i32) -> Vec<String> {
-    [
+    let mut arguments: Vec<String> = [
         "inspect",
         "--model-dir",
         &parts::model_dir(source),
@@ -77,7 +82,9 @@ fn arguments(source: &Source, tensor: i32) -> Vec<String> {
         "/dev/termination-log",
     ]
     .map(str::to_owned)
-    .into()
+    .into();
+    arguments.extend(hub::arguments(source));
+    arguments
 }
 
 /// What the user asked for, else what reading headers takes.
@@ -127,6 +134,44 @@ mod tests {
             ..Settings::default()
         };
         serde_json::to_value(inspect_pod(&deployment, "k", trial, &settings)).unwrap()
+    }
+
+    #[test]
+    fn a_repository_is_read_with_the_user_s_proxy_and_the_secret_s_token() {
+        let deployment: LlamaDeployment = serde_json::from_value(json!({
+            "apiVersion": "llamero.dev/v1alpha1", "kind": "LlamaDeployment",
+            "metadata": {"name": "d", "namespace": "n", "uid": "u"},
+            "spec": {
+                "model": {"source": {"huggingFace": {
+                    "repo": "org/m", "endpoint": "https://mirror", "tokenSecretRef": {"name": "hf"},
+                    "caBundle": {"configMap": "roots"}}}},
+                "parallelism": {"tensor": 1},
+                "worker": {"env": [{"name": "HTTPS_PROXY", "value": "http://proxy"}, {"name": "HF_TOKEN", "value": "old"}]}},
+        }))
+        .unwrap();
+        let pod = serde_json::to_value(inspect_pod(&deployment, "k", None, &Settings::default())).unwrap();
+        let container = &pod["spec"]["containers"][0];
+        let arguments = serde_json::to_string(&container["args"]).unwrap();
+        assert!(
+            arguments.contains(
+                r#""--hub-repository","org/m","--hub-revision","main","--hub-endpoint","https://mirror","--hub-ca-file","/etc/llamero/ca/bundle.pem""#
+            ),
+            "{arguments}"
+        );
+        assert_eq!(
+            container["env"],
+            json!([
+                {"name": "HTTPS_PROXY", "value": "http://proxy"},
+                {"name": "HF_TOKEN", "valueFrom": {"secretKeyRef": {"name": "hf", "key": "token"}}},
+            ])
+        );
+        assert_eq!(
+            pod["spec"]["volumes"],
+            json!([
+                {"name": "model-ca", "configMap": {"name": "roots", "items": [{"key": "ca.crt", "path": "bundle.pem"}]}},
+                {"name": "tmp", "emptyDir": {}},
+            ])
+        );
     }
 
     #[test]

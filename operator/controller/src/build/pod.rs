@@ -17,7 +17,7 @@ use llamero_api::{
     labels::{self, CONTROL_PORT, HEALTH_PORT, INFERENCE_PORT, RANK_PORT},
 };
 
-use super::parts;
+use super::{hub, parts, threads};
 
 /// Time between "not ready" and "no new requests" of a group that goes, where nobody says otherwise.
 const DRAIN_GRACE: Duration = Duration::from_secs(5);
@@ -31,7 +31,7 @@ pub fn member_pod(group: &LlamaGroup, index: i32, attempt: i32) -> Pod {
     let group_name = group.name_any();
     let container = Container {
         name: parts::WORKER.to_owned(),
-        args: Some(arguments(template, &group.uid().unwrap_or_default(), index)),
+        args: Some(arguments(group, index)),
         env: Some(environment(template)),
         ports: Some(ports(template)),
         resources: Some(resources(template)),
@@ -90,12 +90,13 @@ pub fn member_pod(group: &LlamaGroup, index: i32, attempt: i32) -> Pod {
     }
 }
 
-fn arguments(template: &GroupTemplate, group_uid: &str, index: i32) -> Vec<String> {
+fn arguments(group: &LlamaGroup, index: i32) -> Vec<String> {
+    let template = &group.spec.template;
     let mut arguments = vec!["serve".to_owned()];
     let mut flag = |name: &str, value: String| arguments.extend([format!("--{name}"), value]);
     flag("model-dir", parts::model_dir(&template.source));
     flag("model-name", template.model_name.clone());
-    flag("group-uid", group_uid.to_owned());
+    flag("group-uid", group.uid().unwrap_or_default());
     flag("member", index.to_string());
     flag("ranks-per-pod", template.ranks_per_pod.to_string());
     flag("tensor", template.tensor.to_string());
@@ -125,6 +126,8 @@ fn arguments(template: &GroupTemplate, group_uid: &str, index: i32) -> Vec<Strin
     if template.engine.parse_special_tokens_in_messages {
         arguments.push("--parse-special-tokens-in-messages".to_owned());
     }
+    arguments.extend(threads::arguments(group, index).into_iter().flatten());
+    arguments.extend(hub::arguments(&template.source));
     arguments
 }
 
@@ -141,19 +144,14 @@ fn environment(template: &GroupTemplate) -> Vec<EnvVar> {
             ..EnvVarSource::default()
         }),
     };
-    let ours = [
+    let mut ours = vec![
         field("LLAMERO_POD_UID", "metadata.uid"),
         field("LLAMERO_POD_IP", "status.podIP"),
         field("LLAMERO_POD_NAME", "metadata.name"),
         field("LLAMERO_NODE_NAME", "spec.nodeName"),
     ];
-    let theirs = template
-        .worker
-        .env
-        .iter()
-        .filter(|env| ours.iter().all(|our| our.name != env.name))
-        .cloned();
-    theirs.chain(ours.iter().cloned()).collect()
+    ours.extend(hub::environment(&template.source));
+    hub::merged(&template.worker.env, ours)
 }
 
 fn ports(template: &GroupTemplate) -> Vec<ContainerPort> {
@@ -352,6 +350,27 @@ mod tests {
             "a user cannot replace {named:?}"
         );
         assert_eq!(env[0]["value"], "debug");
+    }
+
+    #[test]
+    fn a_repository_needs_no_volume_and_is_pinned() {
+        let group = group(
+            json!({"source": {"huggingFace": {"repo": "org/m", "revision": "0a1b",
+            "tokenSecretRef": {"name": "hf", "key": "t"}}}}),
+        );
+        let pod = serde_json::to_value(member_pod(&group, 0, 0)).unwrap();
+        assert_eq!(pod["spec"]["volumes"], json!([{"name": "tmp", "emptyDir": {}}]));
+        let container = &pod["spec"]["containers"][0];
+        let arguments = serde_json::to_string(&container["args"]).unwrap();
+        assert!(
+            arguments.contains(r#""--model-dir","/tmp/model""#)
+                && arguments.contains(r#""--hub-repository","org/m","--hub-revision","0a1b""#),
+            "{arguments}"
+        );
+        assert_eq!(
+            container["env"][4],
+            json!({"name": "HF_TOKEN", "valueFrom": {"secretKeyRef": {"name": "hf", "key": "t"}}})
+        );
     }
 
     #[test]

@@ -54,6 +54,7 @@ pub(crate) fn summary() -> CheckpointSummary {
         plans: plans.to_vec(),
         problem: None,
         backends: vec!["cpu".into(), "cuda".into()],
+        commit: None,
     }
 }
 
