@@ -87,6 +87,9 @@ pub enum BackendError {
     /// change.
     #[error("{0}")]
     Unusable(String),
+    /// What it needs cannot be had now: a network or a disk does not answer. The process exits and is started again.
+    #[error("{0}")]
+    Unavailable(String),
     /// The contract was broken or an invariant does not hold. The process exits.
     #[error("this is a bug: {0}")]
     Bug(String),
@@ -97,7 +100,10 @@ pub enum BackendError {
 
 impl From<llamero_checkpoint::Error> for BackendError {
     fn from(error: llamero_checkpoint::Error) -> Self {
-        Self::Unusable(error.to_string())
+        match error.is_passing() {
+            true => Self::Unavailable(error.to_string()),
+            false => Self::Unusable(error.to_string()),
+        }
     }
 }
 
@@ -161,7 +167,7 @@ pub trait Backend: Send {
     /// Read this rank's shard. Returns at once when the weights are there already.
     ///
     /// # Errors
-    /// [`BackendError::Unusable`], [`BackendError::Cancelled`].
+    /// [`BackendError::Unusable`], [`BackendError::Unavailable`], [`BackendError::Cancelled`].
     fn load(&mut self, watch: &dyn LoadWatch) -> Result<(), BackendError>;
 
     /// Drop the weights, the era and the KV blocks. `load` brings the weights back.
@@ -231,4 +237,30 @@ pub trait Backend: Send {
 
     /// The counter of layers.
     fn progress(&self) -> Arc<StepProgress>;
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::PathBuf;
+
+    use llamero_checkpoint::{Error, IoError};
+
+    use super::BackendError;
+
+    #[test]
+    fn a_read_that_failed_once_is_not_unusable() {
+        let failed = |number| {
+            BackendError::from(Error::Io(IoError {
+                action: "read",
+                path: PathBuf::from("model.safetensors"),
+                source: std::io::Error::from_raw_os_error(number),
+            }))
+        };
+        // EIO, ESTALE, ENOENT and EACCES of errno(3).
+        for (number, passes) in [(5, true), (116, true), (2, false), (13, false)] {
+            let error = failed(number);
+            assert_eq!(matches!(error, BackendError::Unavailable(_)), passes, "{error}");
+            assert_eq!(matches!(error, BackendError::Unusable(_)), !passes, "{error}");
+        }
+    }
 }

@@ -100,7 +100,14 @@ impl CpuBackend {
     /// [`BackendError::Unusable`] when the checkpoint cannot be used or split so, when the system refuses the threads,
     /// or the model's heads are too wide.
     pub fn new(checkpoint: &Path, options: CpuOptions) -> Result<Self, BackendError> {
-        let checkpoint = Checkpoint::open(checkpoint)?;
+        Self::of(Checkpoint::open(checkpoint)?, options)
+    }
+
+    /// A rank of the model in an open `checkpoint`.
+    ///
+    /// # Errors
+    /// As [`Self::new`].
+    pub fn of(checkpoint: Checkpoint, options: CpuOptions) -> Result<Self, BackendError> {
         let model = ModelLayout::check(&checkpoint).map_err(llamero_checkpoint::Error::from)?;
         let config = checkpoint.config();
         let stages = options.members.topology().pipeline;
