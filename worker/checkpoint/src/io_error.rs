@@ -49,10 +49,7 @@ impl IoError {
     }
 
     fn is_absence(&self) -> bool {
-        matches!(
-            self.source.kind(),
-            ErrorKind::NotFound | ErrorKind::NotADirectory
-        )
+        matches!(self.source.kind(), ErrorKind::NotFound | ErrorKind::NotADirectory)
     }
 }
 

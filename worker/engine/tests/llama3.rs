@@ -237,3 +237,45 @@ fn nothing_that_a_user_sends_becomes_a_control_token() {
         assert_eq!(control(hostile), benign, "{hostile:?}");
     }
 }
+
+#[test]
+#[ignore]
+fn measure_memory() {
+    let rss = || {
+        let status = std::fs::read_to_string("/proc/self/status").unwrap();
+        let get = |k: &str| {
+            status
+                .lines()
+                .find(|l| l.starts_with(k))
+                .unwrap()
+                .split_whitespace()
+                .nth(1)
+                .unwrap()
+                .parse::<u64>()
+                .unwrap()
+                / 1024
+        };
+        (get("VmRSS"), get("VmHWM"))
+    };
+    println!("start {:?}", rss());
+    let tokenizer = tokenizer();
+    println!("tokenizer {:?}", rss());
+    let template = template(None, &tokenizer);
+    println!("template {:?}", rss());
+    let second = tokenizer.inner().clone();
+    println!("one more encoder {:?}", rss());
+    drop(second);
+    let grammars = llamero_engine::structured::Grammars::new(&tokenizer, 128_256, &[128_009]).unwrap();
+    println!("grammars {:?}", rss());
+    let constraint = grammars
+        .compile(
+            &llamero_engine::structured::Form::Json(r#"{"type":"object"}"#.into()),
+            &[],
+        )
+        .unwrap();
+    println!("constraint {:?}", rss());
+    let text = "The llama walks. ".repeat(3_900 * 1024 / 17);
+    let ids = tokenizer.encode(&text, false).unwrap();
+    println!("a prompt of 3.9 MiB {:?}", rss());
+    drop((template, grammars, constraint, ids));
+}

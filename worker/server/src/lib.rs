@@ -7,7 +7,7 @@
 //! | [`rank`] | one rank's process: the engine |
 //! | [`inference`] | gRPC for clients, on rank 0 |
 //! | [`link`], [`config`] | what supervisor and rank say to each other |
-//! | [`grpc`], [`listen`] | what the servers have in common |
+//! | [`grpc`] | what the servers have in common |
 //! | [`cgroup`] | how much memory this container may use |
 //! | [`exit`] | exit codes |
 
@@ -20,6 +20,5 @@ pub mod exit;
 pub mod grpc;
 pub mod inference;
 pub mod link;
-pub mod listen;
 pub mod rank;
 pub mod supervisor;

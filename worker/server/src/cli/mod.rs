@@ -116,7 +116,7 @@ fn code_of_cause(cause: &(dyn std::error::Error + 'static)) -> Option<u8> {
         });
     }
     let checkpoint = cause.downcast_ref().map(of_checkpoint);
-    let tokenizer = || match cause.downcast_ref()? {
+    let tokenizer = || match cause.downcast_ref::<TokenizerError>()? {
         TokenizerError::Io(_) => Some(FAILED),
         _ => Some(UNUSABLE),
     };
@@ -161,10 +161,7 @@ mod tests {
         for (kind, expected) in [(passing, FAILED), (missing, UNUSABLE)] {
             assert_eq!(code(Error::Io(io(kind)).into()), expected);
             assert_eq!(code(BackendError::from(Error::Io(io(kind))).into()), expected);
-            assert_eq!(
-                code(SettingsError::from(Error::Io(io(kind))).into()),
-                expected
-            );
+            assert_eq!(code(SettingsError::from(Error::Io(io(kind))).into()), expected);
         }
         assert_eq!(code(TokenizerError::Io(io(passing)).into()), FAILED);
         assert_eq!(code(TokenizerError::Decoder("none".into()).into()), UNUSABLE);
