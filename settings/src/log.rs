@@ -33,6 +33,14 @@ pub fn filter_or(usual: &str) -> Result<EnvFilter, FilterError> {
     parse(env::var_os(VARIABLE).as_deref(), usual)
 }
 
+/// The filter that a text asks for.
+///
+/// # Errors
+/// It is none.
+pub fn read(text: &str) -> Result<EnvFilter, FilterError> {
+    parse(Some(OsStr::new(text)), USUAL)
+}
+
 fn parse(written: Option<&OsStr>, usual: &str) -> Result<EnvFilter, FilterError> {
     let written = written.filter(|written| !written.is_empty());
     let refused = || FilterError {

@@ -159,6 +159,12 @@ impl FromStr for ContentIdentity {
     }
 }
 
+impl From<[u8; 32]> for ContentIdentity {
+    fn from(digest: [u8; 32]) -> Self {
+        Self(digest)
+    }
+}
+
 impl TryFrom<String> for ContentIdentity {
     type Error = NoIdentity;
 

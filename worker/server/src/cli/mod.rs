@@ -19,6 +19,7 @@ use std::process::ExitCode;
 use clap::{Parser, Subcommand};
 use llamero_engine::BackendError;
 use llamero_engine::text::TokenizerError;
+use llamero_hub::HubError;
 use llamero_settings::log;
 
 use crate::exit::{BUG, FAILED, UNUSABLE};
@@ -120,10 +121,17 @@ fn code_of_cause(cause: &(dyn std::error::Error + 'static)) -> Option<u8> {
         TokenizerError::Io(_) => Some(FAILED),
         _ => Some(UNUSABLE),
     };
+    let hub = || {
+        cause
+            .downcast_ref()
+            .is_some_and(HubError::is_final)
+            .then_some(UNUSABLE)
+    };
     let arguments = || cause.is::<serve::ArgumentsError>().then_some(UNUSABLE);
     checkpoint
         .or_else(|| cause.downcast_ref().map(of_backend))
         .or_else(tokenizer)
+        .or_else(hub)
         .or_else(arguments)
 }
 
@@ -131,7 +139,7 @@ fn of_backend(error: &BackendError) -> u8 {
     match error {
         BackendError::Unusable(_) => UNUSABLE,
         BackendError::Bug(_) => BUG,
-        BackendError::Lost(_) | BackendError::Passing(_) | BackendError::Cancelled => FAILED,
+        BackendError::Lost(_) | BackendError::Unavailable(_) | BackendError::Cancelled => FAILED,
     }
 }
 

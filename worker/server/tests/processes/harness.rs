@@ -100,11 +100,11 @@ impl Worker {
 
     /// A worker whose ranks listen.
     pub(crate) async fn start(args: &[&str]) -> Self {
-        Self::start_with(&model_dir(), args).await
+        Self::start_with(&model_dir(), args, &[]).await
     }
 
-    /// The same, with the model in a folder.
-    pub(crate) async fn start_with(model: &Path, args: &[&str]) -> Self {
+    /// The same for another folder, with variables of the environment.
+    pub(crate) async fn start_with(model: &Path, args: &[&str], env: &[(&str, &str)]) -> Self {
         let dir = tempfile::tempdir().unwrap();
         let ports_file = dir.path().join("ports.json");
         let mut child = Command::new(env!("CARGO_BIN_EXE_llamero-worker"))
@@ -123,6 +123,7 @@ impl Worker {
             .arg("--ports-file")
             .arg(&ports_file)
             .args(args)
+            .envs(env.iter().copied())
             .stdin(Stdio::null())
             .spawn()
             .unwrap();

@@ -27,17 +27,22 @@ struct Generation {
 }
 
 impl Generation {
-    async fn begin(services: &Services, request: GenerateRequest) -> Result<Self, Status> {
+    async fn begin(services: &Services, mut request: GenerateRequest) -> Result<Self, Status> {
         let model: &Model = &services.model;
         model.check_name(&request.model)?;
         let entry = services.running.enter(&request.request_id)?;
         let bytes = request.encoded_len();
+        let sharing = request::sharing(&mut request);
         let prepare = {
             let model = Arc::clone(&services.model);
             move || {
                 let (draft, selection) = request::draft(&model, request)?;
                 let request = model.validate(draft)?;
-                Ok((Opening::new(&model, request, Wishes::default()), selection))
+                let wishes = Wishes {
+                    sharing,
+                    ..Wishes::default()
+                };
+                Ok((Opening::new(&model, request, wishes), selection))
             }
         };
         let (opening, selection) = services.text_workers.run(bytes, prepare).await?;
@@ -82,6 +87,7 @@ impl Generation {
             text,
             mut token_ids,
             output_tokens,
+            cached_tokens,
             ending,
             ..
         } = chunk;
@@ -98,7 +104,10 @@ impl Generation {
             } else {
                 Vec::new()
             },
-            finish_info: ending.map(|ending| self.finish(output_tokens, ending)),
+            finish_info: ending.map(|ending| FinishInfo {
+                num_cached_tokens: Some(cached_tokens),
+                ..self.finish(output_tokens, ending)
+            }),
             ..SequenceOutput::default()
         }
     }
