@@ -12,7 +12,7 @@ use tokenizers::{
 };
 
 /// A tokenizer that has the model of another one.
-pub(super) type Sharing =
+pub(super) type TextEncoder =
     TokenizerImpl<SharedModel, NormalizerWrapper, PreTokenizerWrapper, PostProcessorWrapper, DecoderWrapper>;
 
 /// The model of a tokenizer.
@@ -20,8 +20,8 @@ pub(super) type Sharing =
 pub(super) struct SharedModel(Arc<Tokenizer>);
 
 /// A tokenizer that does everything as `tokenizer` does, except that names of special tokens in a text are text.
-pub(super) fn text_encoder(tokenizer: &Arc<Tokenizer>) -> Sharing {
-    let mut encoder = Sharing::new(SharedModel(Arc::clone(tokenizer)));
+pub(super) fn text_encoder(tokenizer: &Arc<Tokenizer>) -> TextEncoder {
+    let mut encoder = TextEncoder::new(SharedModel(Arc::clone(tokenizer)));
     encoder
         .with_normalizer(tokenizer.get_normalizer().cloned())
         .with_pre_tokenizer(tokenizer.get_pre_tokenizer().cloned())

@@ -9,7 +9,7 @@ use tokenizers::DecoderWrapper;
 
 use super::byte_level;
 use super::prompt::Prompt;
-use super::shared_model::{Sharing, text_encoder};
+use super::shared_model::{TextEncoder, text_encoder};
 
 /// Why a tokenizer cannot be used.
 #[derive(Debug, thiserror::Error)]
@@ -44,7 +44,7 @@ struct Inner {
     /// Takes names of special tokens in a text for those tokens.
     encoder: Arc<tokenizers::Tokenizer>,
     /// Takes them for text.
-    text_encoder: Sharing,
+    text_encoder: TextEncoder,
     /// What special tokens take from the text around them.
     strips: HashMap<u32, Strip>,
     /// No token has more bytes; 0 when the tokenizer changes texts before it cuts them.

@@ -116,6 +116,7 @@ pub struct Opening {
     request: GenerationRequest,
     constraint: Option<Box<TokenConstraint>>,
     tools: Option<Tools>,
+    sharing: Sharing,
     text: OutputText,
     /// How resumed tokens ended the answer.
     over: Option<Ending>,
@@ -138,6 +139,7 @@ impl Opening {
             request,
             constraint,
             tools,
+            sharing,
             text,
             over,
         }
@@ -161,6 +163,7 @@ impl Answer {
             request,
             constraint,
             tools,
+            sharing,
             text,
             over,
         } = opening;
