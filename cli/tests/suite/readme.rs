@@ -18,19 +18,13 @@ fn read(path: &str) -> String {
 fn commands() -> Vec<String> {
     let readme = read("README.md");
     let blocks = readme.split("```sh\n").skip(1);
-    let text: String = blocks
-        .map(|block| block.split("```").next().unwrap())
-        .collect();
+    let text: String = blocks.map(|block| block.split("```").next().unwrap()).collect();
     let joined = text.replace("\\\n", " ");
     let lines = joined.lines().map(|line| line.split(" # ").next().unwrap());
     lines
         .map(|line| line.trim().trim_end_matches('&').trim().to_owned())
         .filter(|line| !line.is_empty())
-        .flat_map(|line| {
-            line.split(" && ")
-                .map(str::to_owned)
-                .collect::<Vec<String>>()
-        })
+        .flat_map(|line| line.split(" && ").map(str::to_owned).collect::<Vec<String>>())
         .collect()
 }
 
@@ -55,7 +49,11 @@ fn after<'a>(words: &'a [String], flag: &str) -> &'a str {
 
 fn tool(name: &str) -> PathBuf {
     let path = root().join(".local/bin").join(name);
-    assert!(path.exists(), "{} is not there: run `make cluster-build`", path.display());
+    assert!(
+        path.exists(),
+        "{} is not there: run `make cluster-build`",
+        path.display()
+    );
     path
 }
 
@@ -69,19 +67,27 @@ fn succeeds(mut command: Command) -> String {
 fn version() -> String {
     let manifest = read("Cargo.toml");
     let package = manifest.split("[workspace.package]").nth(1).unwrap();
-    let line = package.lines().find(|line| line.starts_with("version = ")).unwrap();
+    let line = package
+        .lines()
+        .find(|line| line.starts_with("version = "))
+        .unwrap();
     line.split('"').nth(1).unwrap().to_owned()
 }
 
 /// What `helm install` with these flags would send: the chart takes the flags, and the images are those that were built.
 fn check_helm(words: &[String]) {
-    let given = words.iter().skip(1).filter(|word| {
-        !["install", "upgrade", "--install"].contains(&word.as_str())
-    });
+    let given = words
+        .iter()
+        .skip(1)
+        .filter(|word| !["install", "upgrade", "--install"].contains(&word.as_str()));
     let mut helm = Command::new(tool("helm"));
     helm.arg("template").args(given);
     let rendered = succeeds(helm);
-    let prefix = if rendered.contains("REGISTRY/llamero") { "REGISTRY/" } else { "" };
+    let prefix = if rendered.contains("REGISTRY/llamero") {
+        "REGISTRY/"
+    } else {
+        ""
+    };
     for image in ["llamero", "llamero-worker"] {
         let image = format!("{prefix}{image}:{}", version());
         assert!(rendered.contains(&image), "the chart does not use {image}");
@@ -91,7 +97,12 @@ fn check_helm(words: &[String]) {
 fn check_kubectl(words: &[String]) {
     match words[1].as_str() {
         "apply" if words.iter().any(|word| word == "-k") => {
-            assert!(root().join(after(words, "-k")).join("kustomization.yaml").is_file());
+            assert!(
+                root()
+                    .join(after(words, "-k"))
+                    .join("kustomization.yaml")
+                    .is_file()
+            );
         }
         "apply" => assert!(root().join(after(words, "-f")).is_file(), "{words:?}"),
         "create" => {
@@ -101,8 +112,13 @@ fn check_kubectl(words: &[String]) {
                 .args(["--dry-run=client", "--output", "yaml"]);
             // The name and key that the samples read.
             let made = succeeds(kubectl);
-            assert!(made.contains("name: hugging-face") && made.contains("token: "), "{made}");
-            assert!(read("manifests/samples/llama-3.2-1b.yaml").contains("tokenSecretRef: {name: hugging-face}"));
+            assert!(
+                made.contains("name: hugging-face") && made.contains("token: "),
+                "{made}"
+            );
+            assert!(
+                read("manifests/samples/llama-3.2-1b.yaml").contains("tokenSecretRef: {name: hugging-face}")
+            );
         }
         "get" => {}
         "-n" => assert!(read("charts/llamero/templates/gateway.yaml").contains("name: llamero-gateway")),
@@ -120,11 +136,17 @@ fn check(command: &str) {
         "cargo" => assert!(root().join("cli/Cargo.toml").is_file() && command.ends_with("-p llamero")),
         "make" => {
             let files = ["Makefile", "tests/cluster/cluster.mk"].map(read).concat();
-            assert!(files.contains(&format!("\n{}:", words[1])), "there is no {command}");
+            assert!(
+                files.contains(&format!("\n{}:", words[1])),
+                "there is no {command}"
+            );
         }
         "docker" => {
             assert!(root().join(after(&words, "-f")).is_file(), "{command}");
-            assert!(after(&words, "-t").ends_with(&format!(":{}", version())), "{command}");
+            assert!(
+                after(&words, "-t").ends_with(&format!(":{}", version())),
+                "{command}"
+            );
         }
         "kind" => {
             for image in ["llamero", "llamero-worker"] {
@@ -153,13 +175,19 @@ fn the_readme_s_commands_are_right() {
 #[test]
 fn what_the_readme_links_to_is_there() {
     let readme = read("README.md");
-    let links = readme.split("](").skip(1).map(|rest| rest.split(')').next().unwrap());
+    let links = readme
+        .split("](")
+        .skip(1)
+        .map(|rest| rest.split(')').next().unwrap());
     let mut count = 0;
     for link in links.filter(|link| !link.starts_with("http")) {
         assert!(root().join(link).exists(), "{link} is not there");
         count += 1;
     }
-    for word in readme.split('`').filter(|word| word.starts_with("manifests/samples/")) {
+    for word in readme
+        .split('`')
+        .filter(|word| word.starts_with("manifests/samples/"))
+    {
         assert!(root().join(word).is_file(), "{word} is not there");
     }
     assert!(count > 3);

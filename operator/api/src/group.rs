@@ -194,6 +194,11 @@ pub struct GroupTemplate {
     /// Extended resource, one for each rank. Absent: CPU backend.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub accelerator_resource: Option<String>,
+    /// What the weights are, where the source names its content: 64 hexadecimal digits. Absent: every rank finds out from samples. All pods of
+    /// a group are told the same, whichever operator makes them.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 64))]
+    pub content_identity: Option<String>,
     /// Bytes for keys and values on each rank; 0: the worker takes what its device has left.
     pub kv_bytes_per_rank: i64,
     /// Bytes of weights on the rank that needs most.

@@ -126,6 +126,17 @@ fn paths_stay_inside_the_volume() {
     }
 }
 
+#[test]
+fn a_group_that_goes_keeps_time_to_finish_what_runs() {
+    let worker = |worker: Value| deployment(|o| o["spec"]["worker"] = worker);
+    let long = worker(json!({"drainGrace": "1m"}));
+    assert!(refused(&long).contains("worker.drainGrace must be shorter"));
+    worker(json!({"drainGrace": "59s500ms"})).validate_cel().unwrap();
+    worker(json!({"drainGrace": "1m", "terminationGracePeriodSeconds": 61}))
+        .validate_cel()
+        .unwrap();
+}
+
 fn group(change: impl FnOnce(&mut Value)) -> LlamaGroup {
     let mut object = json!({
         "apiVersion": "llamero.dev/v1alpha1",

@@ -17,6 +17,7 @@
 //! | [`replicas`] | how many groups there are to be, and who wrote that |
 //! | [`names`] | which deployment a model name belongs to |
 //! | [`history`] | which resolved snapshots are kept |
+//! | [`identity`] | what the weights are, where the source says it |
 //! | [`children`] | Service and disruption budget as they should be |
 //! | [`refusals`] | when refused steps are tried again |
 //! | [`rollout`] | which groups come and go |
@@ -34,6 +35,7 @@ pub mod children;
 mod decide;
 pub mod groups;
 pub mod history;
+pub mod identity;
 pub mod inspect;
 pub mod names;
 pub mod observed;

@@ -50,11 +50,18 @@ fn two_ranks_on_one_node_read_their_halves_and_a_moved_branch_changes_nothing() 
     });
     let cluster = Cluster::connect()?;
     secret(&cluster)?;
-    let node = cluster.nodes()?.first().context("the cluster has no node")?.name();
+    let node = cluster
+        .nodes()?
+        .first()
+        .context("the cluster has no node")?
+        .name();
     let deployment = Deployment::create("by-hub", on_one_node(&server, &node))?;
     deployment.wait_ready(1)?;
     let answer = ask(&cluster, &chat("by-hub", QUESTION, 24))?;
-    ensure!(answer == expected, "from the Hub: {answer:?}\nfrom the claim: {expected:?}");
+    ensure!(
+        answer == expected,
+        "from the Hub: {answer:?}\nfrom the claim: {expected:?}"
+    );
     let pods = deployment.pods()?;
     ensure!(
         pods.len() == 2 && pods.iter().all(|pod| node_of(pod) == node),
@@ -93,7 +100,11 @@ fn what_the_hub_refuses_is_a_sentence_in_status() -> Result<()> {
     });
     let cluster = Cluster::connect()?;
     secret(&cluster)?;
-    let node = cluster.nodes()?.first().context("the cluster has no node")?.name();
+    let node = cluster
+        .nodes()?
+        .first()
+        .context("the cluster has no node")?
+        .name();
     let gated = Deployment::create("gated", on_one_node(&server, &node))?;
     let message = gated.wait_condition("Accepted", "False")?;
     ensure!(

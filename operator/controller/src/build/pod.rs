@@ -12,11 +12,15 @@ use k8s_openapi::{
 use kube::ResourceExt as _;
 use llamero_api::{
     LlamaGroup,
+    duration::Duration,
     group::GroupTemplate,
     labels::{self, CONTROL_PORT, HEALTH_PORT, INFERENCE_PORT, RANK_PORT},
 };
 
 use super::{hub, parts, threads};
+
+/// Time between "not ready" and "no new requests" of a group that goes, where nobody says otherwise.
+const DRAIN_GRACE: Duration = Duration::from_secs(5);
 
 /// The gated pod of member `index` in its `attempt`.
 ///
@@ -104,14 +108,24 @@ fn arguments(group: &LlamaGroup, index: i32) -> Vec<String> {
     if let Some(sequences) = template.engine.max_sequences {
         flag("max-sequences", sequences.to_string());
     }
+    if let Some(requests) = template.engine.max_queued_requests {
+        flag("max-queued-requests", requests.to_string());
+    }
     if template.kv_bytes_per_rank > 0 {
         flag("kv-memory", template.kv_bytes_per_rank.to_string());
     }
     if let Some(threads) = template.engine.threads {
         flag("threads", threads.to_string());
     }
+    if let Some(identity) = &template.content_identity {
+        flag("content-identity", identity.clone());
+    }
     flag("stall-timeout", template.stall_timeout.to_string());
-    flag("drain-grace", "5s".to_owned());
+    let drain_grace = template.worker.drain_grace.unwrap_or(DRAIN_GRACE);
+    flag("drain-grace", drain_grace.to_string());
+    if template.engine.parse_special_tokens_in_messages {
+        arguments.push("--parse-special-tokens-in-messages".to_owned());
+    }
     arguments.extend(threads::arguments(group, index).into_iter().flatten());
     arguments.extend(hub::arguments(&template.source));
     arguments
@@ -306,9 +320,10 @@ mod tests {
     fn accelerators_and_settings_of_the_engine() {
         let group = group(json!({
             "tensor": 16, "ranksPerPod": 8, "acceleratorResource": "nvidia.com/gpu", "kvBytesPerRank": 0,
-            "engine": {"maxBatchedTokens": 4096, "maxSequences": 256, "threads": 4},
+            "engine": {"maxBatchedTokens": 4096, "maxSequences": 256, "threads": 4, "maxQueuedRequests": 9,
+                "parseSpecialTokensInMessages": true},
             "worker": {"image": "w", "env": [{"name": "LLAMERO_LOG", "value": "debug"}, {"name": "LLAMERO_POD_IP", "value": "0.0.0.0"}],
-                "terminationGracePeriodSeconds": 600},
+                "terminationGracePeriodSeconds": 600, "drainGrace": "1m"},
         }));
         let pod = serde_json::to_value(member_pod(&group, 0, 0)).unwrap();
         let container = &pod["spec"]["containers"][0];
@@ -320,7 +335,9 @@ mod tests {
         assert_eq!(container["ports"].as_array().unwrap().len(), 3 + 8);
         let arguments = serde_json::to_string(&container["args"]).unwrap();
         assert!(
-            arguments.contains(r#""--max-batched-tokens","4096","--max-sequences","256","--threads","4""#),
+            arguments.contains(
+                r#""--max-batched-tokens","4096","--max-sequences","256","--max-queued-requests","9","--threads","4""#
+            ) && arguments.ends_with(r#""--drain-grace","1m","--parse-special-tokens-in-messages"]"#),
             "{arguments}"
         );
         assert!(!arguments.contains("--kv-memory"));
@@ -381,5 +398,24 @@ mod tests {
             json!({"name": "model", "image": {"reference": "r/m:1", "pullPolicy": "IfNotPresent"}})
         );
         assert_eq!((mount, dir), (at_root, json!("/model/w")));
+    }
+
+    #[test]
+    fn every_pod_of_a_group_is_told_what_the_group_s_snapshot_says_of_its_weights() {
+        let arguments = |template: Value| {
+            let pod = serde_json::to_value(member_pod(&group(template), 1, 3)).unwrap();
+            pod["spec"]["containers"][0]["args"].as_array().unwrap().clone()
+        };
+        let digest = "a".repeat(64);
+        let pinned = json!({"image": {"reference": format!("r/m@sha256:{digest}")}});
+        let told = arguments(json!({"source": pinned, "contentIdentity": digest}));
+        let at = told.iter().position(|word| word == "--content-identity").unwrap();
+        assert_eq!(told[at + 1], json!(digest));
+        // A group that an operator made which knew nothing of it: its other ranks found out from samples.
+        let untold = arguments(json!({"source": pinned}));
+        assert!(
+            untold.iter().all(|word| word != "--content-identity"),
+            "{untold:?}"
+        );
     }
 }

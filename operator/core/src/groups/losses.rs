@@ -219,6 +219,30 @@ fn hanging(view: &GroupView<'_>, patience: Millis, now: Millis) -> Option<(usize
     )
 }
 
+/// Whether a whole group has completed no step within its patience although layers move on every rank: a slow step, which is no hang.
+#[must_use]
+pub fn slow(view: &GroupView<'_>, now: Millis) -> bool {
+    let patience = view.spec().template.stall_timeout.millis().max(1);
+    if view.ready || !view.whole() {
+        return false;
+    }
+    let reports = view.members.iter().map(|m| m.pod?.fresh_report(now));
+    let Some(reports) = reports.collect::<Option<Vec<_>>>() else {
+        return false;
+    };
+    let mut ranks = reports
+        .iter()
+        .flat_map(|report| report.ranks.iter().map(move |rank| (*report, rank)))
+        .peekable();
+    ranks.peek().is_some()
+        && ranks.all(|(report, rank)| {
+            let since = |millis: Option<i64>| millis.map(|m| m.saturating_add(now - report.received_at));
+            rank.phase == RankPhase::Serving
+                && since(rank.still_millis).is_some_and(|still| still <= patience)
+                && since(rank.idle_millis).is_some_and(|idle| idle > patience)
+        })
+}
+
 /// The rank whose stillness is longer than that of all ranks of other members by more than reports can be apart.
 fn stopped_first(hung: &[Hung]) -> Option<Hung> {
     const APART: Millis = 3_000;

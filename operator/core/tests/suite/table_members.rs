@@ -458,6 +458,56 @@ fn a_slow_step_whose_layers_move_is_no_hang() {
 }
 
 #[test]
+fn a_slow_step_is_told_and_a_stuck_layer_is_not_called_slow() {
+    let message = |still| {
+        let observed = slow(still);
+        let reports = llamero_core::report(&observed, &decide(&observed, NOW), NOW);
+        reports.groups.values().next().unwrap().message.clone()
+    };
+    let told = message([100, 2_000]);
+    assert!(
+        told.contains("slow and not stuck") && told.contains("lower engine.maxBatchedTokens"),
+        "{told}"
+    );
+    assert!(!message([100, 200_000]).contains("slow and not stuck"));
+}
+
+/// One rank alone, which says that nothing of it moved for so long.
+fn alone(still: i64) -> Observed {
+    let mut deployment = deployment(|d| d["spec"]["parallelism"]["tensor"] = serde_json::json!(1));
+    let mut group = group(&deployment, "llama-0", &[(0, Some("a"), Some("u0"))]);
+    group.pods = vec![running("llama-0", 0, 0, "u0", "a", 1, RankPhase::Serving)];
+    let report = group.pods[0].report.as_mut().unwrap();
+    report.serving = false;
+    report.ranks[0].idle_millis = Some(400_000);
+    report.ranks[0].still_millis = Some(still);
+    deployment.groups = vec![group];
+    let mut observed = observed(deployment);
+    count_usage(&mut observed);
+    observed
+}
+
+#[test]
+fn a_layer_that_is_stuck_on_the_only_rank_is_a_hang_and_a_slow_one_is_not() {
+    assert!(decide(&alone(30_000), NOW).steps.is_empty());
+    let plan = decide(&alone(30_001), NOW);
+    assert_eq!(
+        written(&plan, "llama-0").failures[0].message,
+        "rank 0 hangs in a step for 30 s"
+    );
+}
+
+#[test]
+fn a_report_that_is_seconds_old_makes_no_layer_stuck_before_its_time() {
+    let mut observed = alone(29_000);
+    for (age, stuck) in [(500, false), (1_500, true)] {
+        let report = observed.deployments[0].groups[0].pods[0].report.as_mut().unwrap();
+        report.received_at = NOW - age;
+        assert_eq!(!decide(&observed, NOW).steps.is_empty(), stuck, "{age}");
+    }
+}
+
+#[test]
 fn of_ranks_in_one_step_the_one_that_stopped_first_is_to_blame() {
     let plan = decide(&slow([110_000, 99_000]), NOW);
     assert_eq!(
