@@ -159,7 +159,7 @@ pub struct MemberFailure {
     /// Where it ran.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub node: Option<String>,
-    /// One word: Deleted, Disrupted, Evicted, Exited, NodeLost, NotStarted, Refused, Stalled, Unreachable, Unschedulable, Unusable.
+    /// One word: Deleted, Disrupted, Evicted, Exited, NodeLost, NotStarted, Pressure, Refused, Stalled, Unreachable, Unschedulable, Unusable.
     pub reason: String,
     /// Exit code of the container, if it ended.
     #[serde(default, skip_serializing_if = "Option::is_none")]

@@ -72,6 +72,19 @@ fn a_rollout_that_can_replace_nothing_is_refused() {
 }
 
 #[test]
+fn a_canary_needs_groups_that_are_replaced_one_after_another() {
+    let rollout = |rollout: Value| deployment(|o| o["spec"]["rollout"] = rollout);
+    let all_at_once = rollout(json!({"strategy": "Recreate", "partition": 1}));
+    assert!(refused(&all_at_once).contains("rollout.partition needs the strategy RollingUpdate"));
+    for fine in [
+        json!({"strategy": "Recreate", "partition": 0}),
+        json!({"partition": 1, "canaryPercent": 5}),
+    ] {
+        rollout(fine).validate_cel().unwrap();
+    }
+}
+
+#[test]
 fn bounds_of_autoscaling_are_ordered() {
     let crossed = deployment(|o| o["spec"]["autoscaling"] = json!({"minReplicas": 4, "maxReplicas": 3}));
     assert!(refused(&crossed).contains("minReplicas must not exceed"));

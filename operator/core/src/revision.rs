@@ -19,7 +19,7 @@ use llamero_api::{
 use serde_json::{Map, Value, json};
 use sha2::{Digest, Sha256};
 
-use crate::{identity, observed::Settings, resources};
+use crate::{autoscalers, identity, observed::Settings, resources};
 
 /// Digest of the template, ten hexadecimal digits.
 #[must_use]
@@ -51,6 +51,7 @@ pub fn template(
     if let Some(pinned) = checkpoint.and_then(|checkpoint| pinned(checkpoint, &worker)) {
         worker.image = Some(pinned);
     }
+    autoscalers::annotate(&mut worker.annotations, &spec.disruption);
     let resources = worker.resources.get_or_insert_with(WorkerResources::default);
     let accelerator_resource = spec.accelerator.as_ref().and_then(|a| a.resource.clone());
     let names_memory = resources.requests.contains_key(resources::MEMORY)
@@ -192,6 +193,7 @@ fn view(spec: &LlamaDeploymentSpec, model_name: &str) -> Value {
         "engine": engine,
         "worker": worker,
         "restartedAt": value(&spec.rollout.restarted_at),
+        "safeToEvict": spec.disruption.safe_to_evict,
     })
 }
 
@@ -363,12 +365,14 @@ mod tests {
     #[test]
     fn what_pods_do_not_see_changes_nothing() {
         let base = digest(&spec(|_| {}), "llama");
-        let same: [fn(&mut Value); 5] = [
+        let same: [fn(&mut Value); 7] = [
             |s| s["worker"]["inspectResources"] = json!({"requests": {"cpu": "1"}}),
             |s| s["replicas"] = json!(5),
             |s| s["autoscaling"] = json!({"maxReplicas": 5}),
             |s| s["placement"] = json!({"deadline": "9m"}),
             |s| s["rollout"] = json!({"paused": true, "strategy": "Recreate", "revision": "0123456789"}),
+            |s| s["rollout"] = json!({"partition": 2, "canaryPercent": 5}),
+            |s| s["holdAtZero"] = json!(true),
         ];
         for change in same {
             assert_eq!(digest(&spec(change), "llama"), base);
@@ -378,11 +382,12 @@ mod tests {
     #[test]
     fn what_pods_see_changes_it() {
         let base = digest(&spec(|_| {}), "llama");
-        let other: [fn(&mut Value); 10] = [
-            |s| s["placement"] = json!({"onePodPerNode": "Required"}),
+        let other: [fn(&mut Value); 11] = [
+            |s| s["disruption"] = json!({"safeToEvict": false}),
             |s| s["engine"] = json!({"maxQueuedRequests": 7}),
             |s| s["engine"] = json!({"parseSpecialTokensInMessages": true}),
             |s| s["worker"]["drainGrace"] = json!("9s"),
+            |s| s["placement"] = json!({"onePodPerNode": "Required"}),
             |s| s["rollout"] = json!({"restartedAt": "2026-01-01T00:00:00Z"}),
             |s| s["worker"]["image"] = json!("worker:2"),
             |s| s["worker"]["resources"]["requests"]["cpu"] = json!("2"),

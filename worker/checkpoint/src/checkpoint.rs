@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use crate::config::{GenerationConfig, LlamaConfig};
 use crate::error::Result;
-use crate::io_error::IoError;
+use crate::io_error::{IoError, is_file};
 use crate::lfs::LfsPointer;
 use crate::remote::{Announced, RemoteWeights};
 use crate::safetensors::{
@@ -172,9 +172,9 @@ fn open_files(
     remote: Option<&dyn RemoteWeights>,
 ) -> Result<(Vec<SafetensorsFile>, BTreeMap<String, usize>)> {
     let index_path = folder.join(INDEX_NAME);
-    if !index_path.exists() {
+    if !is_file(&index_path)? {
         let single = folder.join(SINGLE_NAME);
-        if !single.exists() && remote.is_none() {
+        if !is_file(&single)? && remote.is_none() {
             return Err(SafetensorsError::NothingThere {
                 path: folder.to_path_buf(),
             }

@@ -66,7 +66,7 @@ pub use config::{GenerationConfig, LlamaConfig};
 pub use dtype::Dtype;
 pub use error::{Error, Result};
 pub use identity::ContentIdentity;
-pub use io_error::IoError;
+pub use io_error::{IoError, read_if_there};
 pub use layout::{ModelLayout, Tensor, TensorId, TensorKind};
 pub use members::Members;
 pub use piece::Piece;

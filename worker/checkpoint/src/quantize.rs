@@ -15,7 +15,7 @@ use crate::dtype::{Dtype, extend_f32};
 use crate::e4m3;
 use crate::error::Result;
 use crate::identity::ContentIdentity;
-use crate::io_error::IoError;
+use crate::io_error::{IoError, is_file};
 use crate::layout::{ModelLayout, Tensor, TensorId, TensorKind};
 use crate::progress::{Meter, Progress};
 use crate::safetensors::{OutputDir, ShardedWriter, TensorSpec};
@@ -131,7 +131,7 @@ pub fn to_fp8(
     let output = OutputDir::resume(target, &format!("{identity} {options:?}"))?;
     for name in COMPANIONS {
         let from = source.join(name);
-        if from.is_file() {
+        if is_file(&from)? {
             output.copy(name, &from)?;
         }
     }

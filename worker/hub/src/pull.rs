@@ -62,11 +62,14 @@ impl Hub {
         let total: u64 = files.iter().filter_map(|file| file.bytes).sum();
         check_space(files, folder)?;
         let done = AtomicU64::new(0);
-        let downloads = stream::iter(files).map(|file| {
+        let mut downloads = Vec::new();
+        for file in files {
             let (target, done) = (target(file, folder), &done);
-            async move { self.download(listing, file, &target, done).await }
-        });
-        let downloads = downloads.buffer_unordered(AT_ONCE).try_collect::<()>();
+            downloads.push(async move { self.download(listing, file, &target, done).await });
+        }
+        let downloads = stream::iter(downloads)
+            .buffer_unordered(AT_ONCE)
+            .try_collect::<()>();
         let mut downloads = std::pin::pin!(downloads);
         let mut ticks = tokio::time::interval(REPORT);
         loop {

@@ -74,6 +74,10 @@ pub struct LlamaDeploymentSpec {
     #[serde(default = "one")]
     #[schemars(range(min = 0, max = 1000))]
     pub replicas: i32,
+    /// With no groups because replicas is 0, written by hand, an HPA or KEDA: hold requests at the gateway until there are some again. Else
+    /// they are refused at once. `llamero_gateway_held_requests` of the gateway tells who waits. Autoscaling holds them anyway.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub hold_at_zero: bool,
     /// Lets the operator choose the number of groups by load: it then writes replicas.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub autoscaling: Option<Autoscaling>,
@@ -250,12 +254,17 @@ pub struct Disruption {
     /// A member on such a node gets a successor that loads while the old one serves. When there has been no room for it for this long,
     /// the group finishes what runs and leaves.
     pub deadline: Duration,
+    /// What the pods tell cluster autoscalers that would remove their node to save it. `false`: leave it, by cluster-autoscaler's
+    /// `safe-to-evict` and Karpenter's `do-not-disrupt`. `true`: take it, the group moves. Absent: the pods say nothing.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub safe_to_evict: Option<bool>,
 }
 
 impl Default for Disruption {
     fn default() -> Self {
         Self {
             deadline: Duration::from_secs(600),
+            safe_to_evict: None,
         }
     }
 }

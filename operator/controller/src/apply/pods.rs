@@ -2,10 +2,11 @@
 
 use k8s_openapi::api::core::v1::Pod;
 use kube::{ResourceExt as _, api::DeleteParams};
-use llamero_core::{Key, observed::Settings, plan::PodRef};
+use llamero_api::LlamaDeployment;
+use llamero_core::{Key, plan::PodRef};
 
 use super::{EffectError, Index, Writer, owned};
-use crate::build::{bind, inspect, pod};
+use crate::build::{bind, parts, pod};
 
 /// Creates the gated pod of a member; the answer proves that it exists.
 pub(super) async fn create_member(
@@ -30,22 +31,16 @@ pub(super) async fn create_member(
     Ok(())
 }
 
-/// Creates the pod that reads a checkpoint's headers.
+/// Creates a pod that reads a checkpoint's headers.
 pub(super) async fn create_inspect(
     writer: &Writer,
-    index: &Index,
-    deployment: &Key,
+    owner: &LlamaDeployment,
     name: &str,
-    key: &str,
-    settings: &Settings,
+    mut wanted: Pod,
 ) -> Result<(), EffectError> {
-    let owner = index.deployment(deployment)?;
-    let mut wanted = inspect::inspect_pod(owner, key, settings);
     wanted.metadata.name = Some(name.to_owned());
-    let uid = owner.uid().unwrap_or_default();
-    create(writer, wanted, &deployment.namespace, &uid)
-        .await
-        .map(drop)
+    let (namespace, uid) = (parts::namespace_of(owner), owner.uid().unwrap_or_default());
+    create(writer, wanted, &namespace, &uid).await.map(drop)
 }
 
 async fn create(writer: &Writer, mut wanted: Pod, namespace: &str, owner: &str) -> Result<Pod, EffectError> {

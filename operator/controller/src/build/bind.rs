@@ -37,7 +37,8 @@ pub fn bind_patch(pod: &Pod, uid: &str, node: &str) -> Result<json_patch::Patch,
 }
 
 /// The affinity, narrowed to one node. Terms are alternatives, so each of them gets the node's name.
-fn pinned(affinity: Option<&Affinity>, node: &str) -> Affinity {
+#[must_use]
+pub fn pinned(affinity: Option<&Affinity>, node: &str) -> Affinity {
     let mut affinity = affinity.cloned().unwrap_or_default();
     let required = affinity
         .node_affinity

@@ -42,12 +42,29 @@ impl Loss {
 /// Reason of a loss that starting again cannot heal.
 pub const UNUSABLE: &str = "Unusable";
 
+/// Reason of a loss to a node that ran out of memory, disk or processes: nobody is charged, the node is avoided, and tries are backed off.
+pub const PRESSURE: &str = "Pressure";
+
 /// Whether a recorded member's pod is lost for good.
 #[must_use]
 pub fn loss(pod: Option<&Pod>, context: &Context<'_>) -> Option<Loss> {
     let Some(pod) = pod else {
         return Some(Loss::new("Deleted", "the pod was deleted", false));
     };
+    if pod.pressure && (pod.deletion.is_some() || pod.phase.ended()) {
+        let said = pod
+            .exit
+            .as_ref()
+            .map(|exit| exit.message.trim())
+            .unwrap_or_default();
+        let words = if said.is_empty() {
+            "the node was short of memory, disk or processes"
+        } else {
+            said
+        };
+        let message: String = words.chars().take(512).collect();
+        return Some(Loss::new(PRESSURE, message, false));
+    }
     if pod.evicted && (pod.deletion.is_some() || pod.phase.ended()) {
         return Some(Loss::new("Evicted", "the pod was evicted", false));
     }

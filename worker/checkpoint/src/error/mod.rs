@@ -11,8 +11,10 @@ pub use convert::ConvertError;
 pub use layout::LayoutError;
 pub use shard::ShardError;
 
+use crate::config::ConfigError;
+use crate::gguf::GgufError;
 use crate::io_error::IoError;
-use crate::safetensors::SafetensorsError;
+use crate::safetensors::{OutputError, SafetensorsError};
 
 /// Everything that can go wrong between a checkpoint on disk and a rank's weights.
 #[derive(Debug, thiserror::Error)]
@@ -25,10 +27,10 @@ pub enum Error {
     Safetensors(#[from] SafetensorsError),
     /// A folder cannot be made.
     #[error(transparent)]
-    Output(#[from] crate::safetensors::OutputError),
+    Output(#[from] OutputError),
     /// `config.json` or `generation_config.json` cannot be used.
     #[error(transparent)]
-    Config(#[from] crate::config::ConfigError),
+    Config(#[from] ConfigError),
     /// The tensors do not fit the configuration.
     #[error(transparent)]
     Layout(#[from] LayoutError),
@@ -37,7 +39,7 @@ pub enum Error {
     Shard(#[from] ShardError),
     /// A GGUF file is damaged or of a kind that is not supported.
     #[error(transparent)]
-    Gguf(#[from] crate::gguf::GgufError),
+    Gguf(#[from] GgufError),
     /// Conversion or quantisation cannot be done.
     #[error(transparent)]
     Convert(#[from] ConvertError),
@@ -53,21 +55,20 @@ pub enum Error {
 }
 
 impl Error {
-    /// Whether it lies in a network or a disk that did not answer, so that another try may help with nothing changed.
+    /// Whether a disk or a network did not answer, so that another try may help although nobody changes anything.
     #[must_use]
     pub fn is_passing(&self) -> bool {
-        use std::io::ErrorKind;
-        let io = match self {
-            Self::Io(error) | Self::Safetensors(SafetensorsError::Io(error)) => &error.source,
-            _ => return false,
-        };
-        matches!(
-            io.kind(),
-            ErrorKind::ConnectionAborted
-                | ErrorKind::ConnectionReset
-                | ErrorKind::TimedOut
-                | ErrorKind::StaleNetworkFileHandle
-        )
+        match self {
+            Self::Layout(LayoutError::Unreadable(error)) => error.is_passing(),
+            Self::Io(error)
+            | Self::Safetensors(
+                SafetensorsError::Io(error) | SafetensorsError::Output(OutputError::Io(error)),
+            )
+            | Self::Output(OutputError::Io(error))
+            | Self::Config(ConfigError::Io(error))
+            | Self::Gguf(GgufError::Io(error)) => error.is_passing(),
+            _ => false,
+        }
     }
 }
 

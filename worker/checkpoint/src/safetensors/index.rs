@@ -7,7 +7,7 @@ use std::path::Path;
 use serde::{Deserialize, Serialize};
 
 use super::SafetensorsError;
-use crate::io_error::IoError;
+use crate::io_error::{IoError, is_file};
 
 /// Name of the index of a checkpoint in several files.
 pub const INDEX_NAME: &str = "model.safetensors.index.json";
@@ -29,14 +29,16 @@ impl WeightIndex {
     pub fn read(path: &Path) -> Result<Self, SafetensorsError> {
         let index = Self::read_alone(path)?;
         let files = index.files();
-        let missing: Vec<_> = files
-            .iter()
-            .filter(|file| !path.with_file_name(file).is_file())
-            .collect();
+        let mut missing = Vec::new();
+        for file in &files {
+            if !is_file(&path.with_file_name(file))? {
+                missing.push(*file);
+            }
+        }
         if let Some(first) = missing.first() {
             return Err(SafetensorsError::MissingFile {
                 path: path.to_path_buf(),
-                file: (**first).to_owned(),
+                file: (*first).to_owned(),
                 missing: missing.len(),
                 total: files.len(),
             });
