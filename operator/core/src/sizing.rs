@@ -289,6 +289,7 @@ mod tests {
             problem: Some("tensor 3 does not divide".into()),
             backends: vec![],
             commit: None,
+            content_identity: None,
         }
     }
 
