@@ -1,8 +1,10 @@
-//! How users write settings that operator, gateway and worker have alike. A leaf: what the resource types need of it brings nothing along.
+//! What operator, gateway and worker have alike: how users write settings, and rules that two of them follow. A leaf: what the resource
+//! types need of it brings nothing along.
 //!
 //! | module | what it is |
 //! |---|---|
 //! | [`duration`] | spans of time, in resources and on command lines |
+//! | [`losses`] | requests that bring down whoever works on them |
 //! | [`log`] | `LLAMERO_LOG`, with the feature `log` |
 
 #![forbid(unsafe_code)]
@@ -10,3 +12,4 @@
 pub mod duration;
 #[cfg(feature = "log")]
 pub mod log;
+pub mod losses;
