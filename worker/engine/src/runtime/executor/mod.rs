@@ -25,7 +25,7 @@ use crate::step::{Era, Late, LogitShard, Plan, StepOutput};
 /// How long members may be silent.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Patience {
-    /// While they compute, and how long one waits for a full socket.
+    /// While they compute, and while messages to them wait.
     pub(super) stall: Duration,
     /// While they form.
     pub(super) form: Duration,
@@ -125,7 +125,7 @@ impl Executor {
         let outgoing = Outgoing::new(self.era, vec![(step, Message::Fetch { row, offset })]);
         let heads = (self.heads.start as usize).min(self.links.len())..;
         for link in self.links[heads].iter().rev() {
-            link.send(&outgoing, self.patience.stall)?;
+            link.send(&outgoing)?;
         }
         Ok(())
     }
@@ -144,6 +144,9 @@ impl Executor {
     /// The group is drained: members end. A member that cannot be reached any more is ended by its pod's supervisor.
     pub(super) fn leave(&mut self, now: Instant) {
         let _ = self.send(vec![(0, Message::Leave)], now);
+        for link in &self.links {
+            link.flush(now + self.patience.stall);
+        }
     }
 
     /// A member says something.
@@ -222,7 +225,7 @@ impl Executor {
         self.spoke_at = now;
         // This rank's own compute last: it would take the processor that the others' messages need.
         for link in self.links.iter().rev() {
-            link.send(&outgoing, self.patience.stall)?;
+            link.send(&outgoing)?;
         }
         Ok(())
     }

@@ -8,7 +8,7 @@ use super::connect::{Dialling, Reached};
 use super::{End, Leader, LocalEra};
 use crate::backend::BackendError;
 use crate::mesh::hello::Identity;
-use crate::mesh::{Abort, ControlLink, DataLink, EraAbort, Membership, MeshError, TcpMesh};
+use crate::mesh::{Abort, ControlLink, DataLink, EraAbort, Membership, MeshError, Outbox, TcpMesh};
 use crate::runtime::executor::{Executor, LeaderLink};
 use crate::runtime::input::Input;
 use crate::runtime::state::{Outcome, Phase};
@@ -132,7 +132,12 @@ impl Leader<'_> {
         for link in links {
             let link = Arc::new(link);
             self.listen(Arc::clone(&link), era)?;
-            members.push(LeaderLink::Remote(link));
+            let inputs = self.sender.clone();
+            let outbox = Outbox::new(link, self.config.stall_timeout, move |error| {
+                // A leader that has ended needs no word.
+                let _ = inputs.send(Input::Lost { era, error });
+            });
+            members.push(LeaderLink::Remote(outbox));
         }
         let mesh = Box::new(mesh);
         if self.eras.send(LocalEra { era, mesh, incoming }).is_err() {

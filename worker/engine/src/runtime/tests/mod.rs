@@ -8,6 +8,7 @@ mod faults;
 mod faults_of_fake;
 mod group;
 mod mesh;
+mod full_socket;
 pub(super) mod model;
 mod serving;
 mod simulation;
