@@ -210,7 +210,7 @@ impl Leader<'_> {
     fn serve(&mut self, executor: &mut Executor, abort: &EraAbort) -> Result<Infallible, End> {
         loop {
             let advanced = self.planner.advance(executor, Instant::now);
-            if let Some(step) = advanced.map_err(End::of_answer)? {
+            if let Some(step) = advanced? {
                 let draining = self.context.is_draining();
                 let phase = if draining { Phase::Draining } else { Phase::Serving };
                 self.context.state.completed(step, phase);

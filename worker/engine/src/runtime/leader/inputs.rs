@@ -4,7 +4,7 @@ use std::sync::mpsc::RecvTimeoutError;
 use std::time::{Duration, Instant};
 
 use super::{End, Leader};
-use crate::mesh::{MeshError, Message};
+use crate::mesh::MeshError;
 use crate::runtime::executor::Executor;
 use crate::runtime::input::Input;
 use crate::runtime::state::{Outcome, Phase};
@@ -73,17 +73,7 @@ impl Leader<'_> {
                     message,
                 },
                 Some(executor),
-            ) if era == self.last => {
-                let failed = matches!(message, Message::Failed(_));
-                let received = executor.receive(rank, step, message, Instant::now());
-                received.map_err(|error| {
-                    if failed {
-                        End::Era(error)
-                    } else {
-                        End::of_answer(error)
-                    }
-                })?;
-            }
+            ) if era == self.last => executor.receive(rank, step, message, Instant::now())?,
             (Input::Lost { era, error }, Some(_)) if era == self.last => return Err(error.into()),
             // Of an era that is over.
             (Input::Member { .. } | Input::Lost { .. }, _) => {}

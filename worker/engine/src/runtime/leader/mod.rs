@@ -56,8 +56,8 @@ pub(super) struct Leader<'a> {
 enum End {
     /// The era is over: something was lost, or a later generation came.
     Era(MeshError),
-    /// The same, because a member's answer was invalid. Peers are authenticated, so that is a bug, or broken hardware.
-    Answer(MeshError),
+    /// The same, because what a member said was invalid. Peers are authenticated, so that is a bug, or broken hardware.
+    Invalid(MeshError),
     /// Nothing is left to do.
     Outcome(Outcome),
     /// This rank's own compute has ended for good, and says why.
@@ -66,11 +66,12 @@ enum End {
     Failed(BackendError),
 }
 
-impl End {
-    /// What an error found in a member's answer means.
-    fn of_answer(error: MeshError) -> Self {
+impl From<MeshError> for End {
+    /// The same whoever found it, this rank or a member, and wherever: a divergence that is deterministic comes again in
+    /// every era.
+    fn from(error: MeshError) -> Self {
         match error {
-            MeshError::Protocol { .. } => Self::Answer(error),
+            MeshError::Protocol { .. } => Self::Invalid(error),
             error => Self::Era(error),
         }
     }
@@ -86,8 +87,8 @@ impl Leader<'_> {
     /// Lead until drained or stopped; none when this rank's compute thread has ended.
     ///
     /// # Errors
-    /// [`BackendError::Unusable`] when members refuse this rank for good; [`BackendError::Bug`] when the answers of two eras
-    /// in a row are invalid: a third would not end otherwise.
+    /// [`BackendError::Unusable`] when members refuse this rank for good; [`BackendError::Bug`] when two eras in a row
+    /// end by something invalid: a third would not end otherwise.
     pub(super) fn run(mut self) -> Result<Option<Outcome>, BackendError> {
         let mut invalid_before = false;
         loop {
@@ -95,12 +96,12 @@ impl Leader<'_> {
                 Ok(never) => match never {},
                 Err(end) => end,
             };
-            let invalid = matches!(end, End::Answer(_));
+            let invalid = matches!(end, End::Invalid(_));
             let end = match end {
-                End::Answer(error) if invalid_before => End::Failed(BackendError::Bug(format!(
-                    "answers were invalid in two eras in a row, the last time because {error}"
+                End::Invalid(error) if invalid_before => End::Failed(BackendError::Bug(format!(
+                    "what members said was invalid in two eras in a row, the last time because {error}"
                 ))),
-                End::Era(error) | End::Answer(error) => {
+                End::Era(error) | End::Invalid(error) => {
                     tracing::warn!(era = ?self.last, "the era ended: {error}");
                     self.context.state.lost(&error.into());
                     self.planner.leave();
@@ -113,7 +114,7 @@ impl Leader<'_> {
             };
             invalid_before = invalid;
             match end {
-                End::Era(_) | End::Answer(_) => {}
+                End::Era(_) | End::Invalid(_) => {}
                 End::Outcome(outcome) => return Ok(Some(outcome)),
                 End::ComputeEnded => return Ok(None),
                 End::Failed(error) => {

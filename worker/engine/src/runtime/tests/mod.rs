@@ -4,6 +4,7 @@
 mod bounds;
 mod constrained;
 pub(super) mod fake;
+mod divergence;
 mod faults;
 mod faults_of_fake;
 mod group;
