@@ -6,7 +6,8 @@
 //!    another and fits alone (longer ones are refused), so there is always progress.
 //! 2. Sequences in prefill get chunks from what is left of the token budget, oldest first.
 //! 3. Waiting sequences are admitted in order while there is a slot, budget, and room for their whole history; never
-//!    while one that was preempted still holds blocks. The head of the queue is never overtaken.
+//!    while one that was preempted still holds blocks. The head of the queue is never overtaken, with one exception:
+//!    suspected sequences ([`Scheduler::suspect`]) run one at a time, and those behind do not wait for that.
 //!
 //! Batches are made ahead: a batch may be asked for while earlier ones are in flight, and then holds tokens that those
 //! are to sample ([`TokenRef::Late`]). Slot and blocks of a sequence that ends or is preempted are kept until no row of
@@ -270,13 +271,17 @@ impl Scheduler {
 
     fn admit(&mut self, batch: &mut Batch, budget: &mut u32) {
         while *budget > 0 {
-            let Some(head) = self.waiting.front() else { break };
-            let needed = head.blocks_needed(self.limits.block_size);
+            let suspected = self.running.iter().any(|running| running.suspected);
+            let may_run = |waiting: &Sequence| !(suspected && waiting.suspected);
+            let Some(index) = self.waiting.iter().position(may_run) else {
+                break;
+            };
+            let needed = self.waiting[index].blocks_needed(self.limits.block_size);
             if self.free_slots.is_empty() || self.allocator.free() < needed {
                 break;
             }
             let (Some(mut sequence), Some(slot), Some(blocks)) = (
-                self.waiting.pop_front(),
+                self.waiting.remove(index),
                 self.free_slots.pop(),
                 self.allocator.allocate(needed),
             ) else {
@@ -322,6 +327,23 @@ impl Scheduler {
     pub fn is_full(&self, id: SequenceId) -> bool {
         self.sequences()
             .any(|sequence| sequence.id == id && sequence.len() >= sequence.longest)
+    }
+
+    /// Suspect a sequence to be what brings members down, or do so no more.
+    pub fn suspect(&mut self, id: SequenceId, suspected: bool) {
+        let leaving = self.leaving.iter_mut().map(|(sequence, _)| sequence);
+        let mut all = self.running.iter_mut().chain(leaving).chain(&mut self.waiting);
+        if let Some(sequence) = all.find(|sequence| sequence.id == id) {
+            sequence.suspected = suspected;
+        }
+    }
+
+    /// Tokens in a sequence's history; none when it is not here.
+    #[must_use]
+    pub fn length(&self, id: SequenceId) -> Option<u32> {
+        self.sequences()
+            .find(|sequence| sequence.id == id)
+            .map(Sequence::len)
     }
 
     /// Take a sequence out, finished or cancelled. What it holds is free when its rows in flight are done. Returns its

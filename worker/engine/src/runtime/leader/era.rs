@@ -30,6 +30,7 @@ pub(super) fn run(leader: &mut Leader<'_>) -> Result<Infallible, End> {
     let era = leader.last;
     let abort = Arc::new(EraAbort::default());
     leader.context.inbox.enter(era, Arc::clone(&abort));
+    leader.present = Some(Arc::clone(&membership));
     let ended = leader
         .connect(&membership, era, &abort)
         .and_then(|(links, data)| leader.lead(era, links, data, &abort));
@@ -201,6 +202,11 @@ impl Leader<'_> {
             self.wait(executor, executor.check_at())?;
             self.check_abort(abort)?;
         };
+        if let (Some(loss), Some(present)) = (self.loss.take(), &self.present)
+            && loss.may_be_caused(present)
+        {
+            self.planner.charge_loss(&loss.to_string());
+        }
         self.planner.enter(era, self.config.limits(blocks));
         self.queue.set_max_tokens(self.config.queued_tokens(blocks));
         self.context.state.update(|state| state.kv_blocks = blocks);

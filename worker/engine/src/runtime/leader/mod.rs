@@ -5,14 +5,18 @@
 //! | [`connect`] | rank 0 reaches everybody |
 //! | [`era`] | connecting, forming and serving once |
 //! | [`inputs`] | what other threads say while the leader waits |
+//! | [`loss`] | a lost member, until it is known whether requests are to blame |
 
 mod connect;
 mod era;
 mod inputs;
+mod loss;
 
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, Sender};
 use std::time::{Duration, Instant};
+
+use loss::Loss;
 
 use super::config::RankConfig;
 use super::control::RankContext;
@@ -22,7 +26,7 @@ use super::planner::Planner;
 use super::queue::QueueGauge;
 use super::state::Outcome;
 use crate::backend::{BackendError, StepProgress};
-use crate::mesh::{Mesh, MeshError};
+use crate::mesh::{Membership, Mesh, MeshError};
 use crate::step::Era;
 
 /// An era for this rank's own compute thread.
@@ -48,6 +52,10 @@ pub(super) struct Leader<'a> {
     /// The last epoch that was used, and of which generation.
     pub(super) last: Era,
     pub(super) backoff: Duration,
+    /// Whom the present or last era is or was with.
+    pub(super) present: Option<Arc<Membership>>,
+    /// The member that was lost last while requests were computed, until the group has formed again.
+    pub(super) loss: Option<Loss>,
     /// Attempts of this generation that somebody answered by a refusal that no new attempt changes.
     pub(super) lasting_refusals: u32,
 }
@@ -77,12 +85,6 @@ impl From<MeshError> for End {
     }
 }
 
-impl From<MeshError> for End {
-    fn from(error: MeshError) -> Self {
-        Self::Era(error)
-    }
-}
-
 impl Leader<'_> {
     /// Lead until drained or stopped; none when this rank's compute thread has ended.
     ///
@@ -103,8 +105,13 @@ impl Leader<'_> {
                 ))),
                 End::Era(error) | End::Invalid(error) => {
                     tracing::warn!(era = ?self.last, "the era ended: {error}");
-                    self.context.state.lost(&error.into());
-                    self.planner.leave();
+                    self.context.state.lost(&error.clone().into());
+                    if self.planner.leave() {
+                        self.loss = self
+                            .present
+                            .as_deref()
+                            .and_then(|present| Loss::of(error, present));
+                    }
                     match self.pause() {
                         Ok(()) => End::Era(MeshError::Aborted),
                         Err(end) => end,

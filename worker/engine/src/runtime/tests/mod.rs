@@ -2,14 +2,15 @@
 //! members without threads, in any order of events.
 
 mod bounds;
+mod charges;
 mod constrained;
-pub(super) mod fake;
 mod divergence;
+pub(super) mod fake;
 mod faults;
 mod faults_of_fake;
+mod full_socket;
 mod group;
 mod mesh;
-mod full_socket;
 pub(super) mod model;
 mod serving;
 mod simulation;
