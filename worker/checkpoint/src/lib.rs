@@ -10,6 +10,7 @@
 //! | `companions` | what may lie beside the weights |
 //! | [`layout`] | the logical tensors of a Llama, checked against the headers |
 //! | [`topology`] | tensor ranks and pipeline stages |
+//! | [`members`] | which ranks of a group are there |
 //! | [`shard`] | which layers, heads, leaves and vocabulary rows a rank holds |
 //! | [`runs`] | sets of heads, leaves or rows |
 //! | `strips` | which byte ranges to read for some rows and columns of a tensor |
@@ -44,6 +45,7 @@ mod io_error;
 pub mod layout;
 pub mod lfs;
 pub mod load;
+pub mod members;
 pub mod piece;
 pub mod pod;
 pub mod progress;
@@ -64,6 +66,7 @@ pub use error::{Error, Result};
 pub use identity::ContentIdentity;
 pub use io_error::IoError;
 pub use layout::{ModelLayout, Tensor, TensorId, TensorKind};
+pub use members::Members;
 pub use piece::Piece;
 pub use progress::Progress;
 pub use runs::Runs;

@@ -51,7 +51,7 @@ pub type SinkError = Box<dyn std::error::Error + Send + Sync>;
 /// How far a load has come, in bytes.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct LoadProgress {
-    /// Of the shard, in memory, whoever read it.
+    /// Of the rank's shard, in memory, whoever read it.
     pub loaded: u64,
     /// The whole shard.
     pub total: u64,

@@ -4,6 +4,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Instant;
 
+pub use llamero_checkpoint::load::LoadProgress;
+
 use crate::mesh::{Mesh, MeshError};
 use crate::step::{Era, Late, LogitShard, Plan, StepOutput};
 
@@ -21,11 +23,9 @@ pub enum KvDtype {
     Fp8E4m3,
 }
 
-/// What a group agrees on when it forms.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct FormSpec {
-    /// Membership and connection.
-    pub era: Era,
+/// The limits of a group, which all its ranks form with.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+pub struct FormLimits {
     /// Largest number of sequences at once (slots).
     pub max_sequences: u32,
     /// Largest number of tokens in one step.
@@ -40,6 +40,15 @@ pub struct FormSpec {
     pub kv_dtype: KvDtype,
     /// Adapters (LoRA) that may be loaded at once; 0 where none are.
     pub max_adapters: u32,
+}
+
+/// What a rank forms with.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct FormSpec {
+    /// Membership and connection.
+    pub era: Era,
+    /// The same on all ranks.
+    pub limits: FormLimits,
     /// Bytes this rank uses for KV blocks.
     pub kv_bytes: u64,
 }
@@ -78,19 +87,8 @@ impl MemoryPlan {
 /// What the rank can hold after forming.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct KvCapacity {
-    /// KV blocks of `FormSpec::block_size` tokens. The leader uses the smallest number of any rank.
+    /// KV blocks of [`FormLimits::block_size`] tokens. The leader uses the smallest number of any rank.
     pub blocks: u32,
-}
-
-/// Bytes read so far while loading, of this rank's shard.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct LoadProgress {
-    /// Bytes of the shard in memory.
-    pub loaded: u64,
-    /// Bytes of the shard.
-    pub total: u64,
-    /// Bytes read from the checkpoint, gaps between strips included.
-    pub read: u64,
 }
 
 /// Watches and ends a load from outside.
@@ -182,7 +180,7 @@ impl StepProgress {
 /// One rank on one thread. Weights outlive epochs: `load` once, then `form` … `dissolve` as often as peers come and go.
 ///
 /// Calls per step: `submit`, `late` where the plan says that values follow, `wait` until it gives the output, optionally
-/// `fetch`, `release`. Steps are computed in the order in which they were submitted; up to `FormSpec::steps_in_flight` are
+/// `fetch`, `release`. Steps are computed in the order in which they were submitted; up to [`FormLimits::steps_in_flight`] are
 /// submitted and not released.
 pub trait Backend: Send {
     /// Read this rank's shard. Returns at once when the weights are there already.

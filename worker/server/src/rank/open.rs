@@ -43,10 +43,11 @@ pub fn open(
     leads: bool,
 ) -> anyhow::Result<Opened> {
     let options = CpuOptions {
-        topology: Topology {
+        members: Topology {
             tensor: config.engine.tensor,
             pipeline: config.engine.pipeline,
-        },
+        }
+        .into(),
         rank: config.rank,
         memory: memory.own,
         pod: memory.pod,

@@ -45,7 +45,7 @@ impl fmt::Display for Loss {
 }
 
 fn address(membership: &Membership, rank: u32) -> Option<SocketAddr> {
-    membership.members.get(rank as usize).copied()
+    membership.addresses.get(&rank).copied()
 }
 
 #[cfg(test)]
@@ -61,7 +61,8 @@ mod tests {
         let membership = |generation, ports: [u16; 2]| Membership {
             group_uid: "g".into(),
             generation,
-            members: ports.map(at).to_vec(),
+            lost: Vec::new(),
+            addresses: Membership::in_rank_order(ports.map(at)),
             key: GroupKey::from([1; 32]),
         };
         let first = membership(1, [10, 11]);

@@ -42,7 +42,7 @@ fn what_cannot_be_read_in_two_eras_in_a_row_is_a_bug() {
     let leader = Rank::start(0, 2, LONG);
     let inbox = Arc::new(Inbox::new(
         1,
-        Topology::tensor(2),
+        Topology::tensor(2).into(),
         "test-v1".into(),
         "tiny".into(),
     ));
@@ -52,7 +52,8 @@ fn what_cannot_be_read_in_two_eras_in_a_row_is_a_bug() {
     let membership = Membership {
         group_uid: "group".into(),
         generation: 1,
-        members: vec![leader.address, listener.address()],
+        lost: Vec::new(),
+        addresses: Membership::in_rank_order([leader.address, listener.address()]),
         key: GroupKey::random().unwrap(),
     };
     assert_eq!(inbox.form(membership.clone()), Ok(true));

@@ -15,3 +15,4 @@ pub(super) mod model;
 mod serving;
 mod simulation;
 mod speed;
+mod survivors;
