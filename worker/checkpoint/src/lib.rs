@@ -16,6 +16,7 @@
 //! | `strips` | which byte ranges to read for some rows and columns of a tensor |
 //! | [`piece`] | the parts of tensors that a rank holds |
 //! | [`load`] | streaming a rank's shard |
+//! | [`remote`] | weight files that are read over a network |
 //! | [`pod`] | who of a pod reads what of the tensors that are split by columns |
 //! | [`identity`] | which weights these are |
 //! | [`lfs`], `tied` | refusals: Git-LFS pointers, a tied model with another head |
@@ -50,6 +51,7 @@ pub mod piece;
 pub mod pod;
 pub mod progress;
 pub mod quantize;
+pub mod remote;
 pub mod runs;
 pub mod safetensors;
 mod samples;
@@ -64,7 +66,7 @@ pub use config::{GenerationConfig, LlamaConfig};
 pub use dtype::Dtype;
 pub use error::{Error, Result};
 pub use identity::ContentIdentity;
-pub use io_error::IoError;
+pub use io_error::{IoError, read_if_there};
 pub use layout::{ModelLayout, Tensor, TensorId, TensorKind};
 pub use members::Members;
 pub use piece::Piece;

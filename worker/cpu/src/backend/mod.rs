@@ -34,7 +34,7 @@ use crate::rope::frequencies;
 use crate::shape::Shape;
 use crate::weights::Weights;
 use crate::workspace::Workspace;
-use formed_group::FormedGroup;
+use formed_group::{FormedGroup, KeptBlocks};
 
 /// What a rank needs besides its checkpoint.
 #[derive(Debug)]
@@ -88,6 +88,8 @@ pub struct CpuBackend {
     /// Whether all weights were touched.
     is_warm: bool,
     formed: Option<FormedGroup>,
+    /// Those of the last era, until the next forms.
+    kept: Option<KeptBlocks>,
     progress: Arc<StepProgress>,
 }
 
@@ -98,7 +100,14 @@ impl CpuBackend {
     /// [`BackendError::Unusable`] when the checkpoint cannot be used or split so, when the system refuses the threads,
     /// or the model's heads are too wide.
     pub fn new(checkpoint: &Path, options: CpuOptions) -> Result<Self, BackendError> {
-        let checkpoint = Checkpoint::open(checkpoint)?;
+        Self::of(Checkpoint::open(checkpoint)?, options)
+    }
+
+    /// A rank of the model in an open `checkpoint`.
+    ///
+    /// # Errors
+    /// As [`Self::new`].
+    pub fn of(checkpoint: Checkpoint, options: CpuOptions) -> Result<Self, BackendError> {
         let model = ModelLayout::check(&checkpoint).map_err(llamero_checkpoint::Error::from)?;
         let config = checkpoint.config();
         let stages = options.members.topology().pipeline;
@@ -149,18 +158,20 @@ impl CpuBackend {
             weights: None,
             is_warm: false,
             formed: None,
+            kept: None,
             progress: Arc::default(),
         })
     }
 
-    /// The numerics class for the handshake between ranks: family of kernels, and type of the KV cache.
+    /// The numerics class for the handshake between ranks, by all that decides the bits they compute: family of kernels, type of
+    /// the KV cache, and whether adapters may be added.
     #[must_use]
-    pub fn numerics_class(&self, kv: KvDtype) -> String {
+    pub fn numerics_class(&self, kv: KvDtype, max_adapters: u32) -> String {
         let kv = match kv {
             KvDtype::Bf16 => "bf16",
             KvDtype::Fp8E4m3 => "e4m3",
         };
-        format!("{} kv-{kv}", self.kernel.numerics_class())
+        format!("{} kv-{kv} adapters-{max_adapters}", self.kernel.numerics_class())
     }
 
     /// Who belongs to the group, and how they share the model.
@@ -324,6 +335,7 @@ impl Backend for CpuBackend {
 
     fn unload(&mut self) {
         self.formed = None;
+        self.kept = None;
         self.weights = None;
         self.is_warm = false;
     }
@@ -339,7 +351,7 @@ impl Backend for CpuBackend {
         mesh: Box<dyn Mesh>,
         report: &mut dyn FnMut(&str),
     ) -> Result<KvCapacity, BackendError> {
-        self.formed = None;
+        self.dissolve();
         if self.weights.is_none() {
             return Err(not_loaded());
         }
@@ -362,13 +374,8 @@ impl Backend for CpuBackend {
         let tokens = spec.limits.max_batched_tokens as usize;
         let work = Workspace::new(&self.shape, &self.programs, self.frequencies(), tokens);
         let collective = Collective::new(mesh, self.waits);
-        let formed = FormedGroup::new(
-            spec,
-            collective,
-            self.kv_shape(spec.limits.block_size)?,
-            &plan,
-            work,
-        )?;
+        let kv = self.kv_shape(spec.limits.block_size)?;
+        let formed = FormedGroup::new(spec, collective, kv, &plan, work, self.kept.take())?;
         let capacity = formed.capacity();
         self.formed = Some(formed);
         Ok(capacity)
@@ -413,7 +420,9 @@ impl Backend for CpuBackend {
     }
 
     fn dissolve(&mut self) {
-        self.formed = None;
+        if let Some(formed) = self.formed.take() {
+            self.kept = Some(formed.into_blocks());
+        }
     }
 
     fn progress(&self) -> Arc<StepProgress> {

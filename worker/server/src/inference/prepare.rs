@@ -1,5 +1,6 @@
 //! A `CompletionRequest` becomes a request of the engine, with what restricts and reads its answer.
 
+use llamero_engine::runtime::Sharing;
 use llamero_engine::structured::Form;
 use llamero_engine::text::{GenerationRequest, RequestDraft};
 use llamero_proto::v1::completion_request::Prompt;
@@ -41,6 +42,7 @@ pub fn prepare(model: &Model, mut request: CompletionRequest) -> Result<(Generat
         );
         return Err(blame("ignore_eos", &message));
     }
+    let sharing = Sharing::With(std::mem::take(&mut request.cache_salt));
     let draft = draft(model, request)?;
     let resumed = draft.resume_tokens.clone();
     let request = model.validate(draft)?;
@@ -48,7 +50,12 @@ pub fn prepare(model: &Model, mut request: CompletionRequest) -> Result<(Generat
         .map(|(form, parameter)| model.constraint(&form, &resumed, &parameter))
         .transpose()?;
     let tools = offered.map(|offered| Tools::new(&model.tokenizer, offered.names, offered.at_most_one));
-    Ok((request, Wishes { constraint, tools }))
+    let wishes = Wishes {
+        constraint,
+        tools,
+        sharing,
+    };
+    Ok((request, wishes))
 }
 
 /// The tools of a request.

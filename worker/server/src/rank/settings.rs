@@ -2,7 +2,7 @@
 
 use llamero_checkpoint::identity::ContentIdentity;
 use llamero_cpu::CpuBackend;
-use llamero_engine::{Backend as _, BackendError, Era, FormSpec, KvDtype, runtime};
+use llamero_engine::{Backend as _, BackendError, Era, FormSpec, runtime};
 use llamero_proto::limits;
 
 use crate::config::RankConfig;
@@ -60,13 +60,15 @@ pub fn settings(config: &RankConfig, backend: &CpuBackend) -> Result<runtime::Ra
         config.rank,
         backend.members().clone(),
         max_context,
-        backend.numerics_class(KvDtype::default()),
+        // Follows from the limits below.
+        "",
         content.to_string(),
     );
     let settings = runtime::RankConfig {
         max_sequences: config.engine.max_sequences,
         max_batched_tokens: config.engine.max_batched_tokens,
         max_queued_requests: config.engine.max_queued_requests,
+        prefix_cache: config.engine.prefix_cache,
         memory_limit: config.memory_limit,
         stall_timeout,
         heartbeat: usual.heartbeat.min(stall_timeout / 4),
@@ -77,7 +79,12 @@ pub fn settings(config: &RankConfig, backend: &CpuBackend) -> Result<runtime::Ra
         Some(bytes) => bytes,
         None => usual_kv_bytes(&settings, backend)?,
     };
-    Ok(runtime::RankConfig { kv_bytes, ..settings })
+    let numerics = backend.numerics_class(settings.kv_dtype, settings.max_adapters);
+    Ok(runtime::RankConfig {
+        kv_bytes,
+        numerics,
+        ..settings
+    })
 }
 
 /// KV memory when none is asked for, by what the backend says that a block costs.

@@ -202,6 +202,16 @@ fn calls_out_of_order_are_bugs() {
 }
 
 #[test]
+fn the_numerics_class_says_all_that_decides_the_bits() {
+    let folder = tiny::checkpoint(false);
+    let backend = backend(&folder);
+    let class = backend.numerics_class(KvDtype::Bf16, 0);
+    assert!(class.ends_with(" kv-bf16 adapters-0"), "{class}");
+    assert_ne!(class, backend.numerics_class(KvDtype::Fp8E4m3, 0));
+    assert_ne!(class, backend.numerics_class(KvDtype::Bf16, 1));
+}
+
+#[test]
 fn what_cannot_be_is_unusable_and_named() {
     let folder = tiny::checkpoint(false);
     let mut backend = backend(&folder);
@@ -281,6 +291,47 @@ fn steps_are_submitted_ahead() {
     ahead.release(tickets[1]);
     assert!(ahead.fetch(tickets[1], 0, 0).is_err());
     ahead.submit(&fourth).unwrap();
+}
+
+#[test]
+fn blocks_outlive_their_era_where_as_many_are_wanted() {
+    let folder = tiny::checkpoint(false);
+    let mut rank = backend(&folder);
+    rank.load(&Unwatched).unwrap();
+    let form = |rank: &mut CpuBackend, spec: &FormSpec| {
+        let mesh = Box::new(TcpMesh::alone(ERA));
+        rank.form(spec, mesh, &mut |_| {}).unwrap().kept
+    };
+    let usual = spec(ERA, 64);
+    for why in ["nothing was there", "nothing was computed"] {
+        assert_eq!(form(&mut rank, &usual), None, "{why}");
+        rank.dissolve();
+    }
+    form(&mut rank, &usual);
+    let tokens: Vec<u32> = (0..17).map(|i| 3 + i * 5).collect();
+    let blocks = |slot| BlockDeltas {
+        appends: vec![(slot, vec![9, 4])],
+        ..BlockDeltas::default()
+    };
+    let plan = Leader::new().plan(vec![row(0, 0, tokens.clone())], blocks(0));
+    let ticket = rank.submit(&plan).unwrap();
+    let want = done(&mut rank, ticket).unwrap();
+    rank.dissolve();
+    assert_eq!(form(&mut rank, &usual), Some(ERA));
+    // The last token alone, behind the full block that the era before has left.
+    let plan = Leader::new().plan(vec![row(1, 16, vec![tokens[16]])], blocks(1));
+    let ticket = rank.submit(&plan).unwrap();
+    let got = done(&mut rank, ticket).unwrap();
+    assert_eq!(got.candidates[0].top, want.candidates[16].top);
+    let fewer = FormSpec {
+        kv_bytes: usual.kv_bytes / 2,
+        ..usual
+    };
+    assert_eq!(form(&mut rank, &fewer), None);
+    assert!(
+        matches!(rank.submit(&plan), Err(BackendError::Bug(_))),
+        "that block holds nothing"
+    );
 }
 
 #[test]

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use super::connect::{Dialling, Reached};
 use super::{End, Leader, LocalEra};
-use crate::backend::BackendError;
+use crate::backend::{BackendError, KvCapacity};
 use crate::mesh::hello::Identity;
 use crate::mesh::{Abort, ControlLink, DataLink, EraAbort, Membership, MeshError, Outbox, TcpMesh};
 use crate::runtime::executor::{Executor, LeaderLink};
@@ -193,9 +193,9 @@ impl Leader<'_> {
 
     /// Wait until everybody has formed.
     fn formed(&mut self, era: Era, executor: &mut Executor, abort: &EraAbort) -> Result<(), End> {
-        let blocks = loop {
-            if let Some(blocks) = executor.capacity() {
-                break blocks;
+        let KvCapacity { blocks, kept } = loop {
+            if let Some(capacity) = executor.capacity() {
+                break capacity;
             }
             if let Some(what) = executor.forming() {
                 self.context.state.explain(&what);
@@ -208,7 +208,7 @@ impl Leader<'_> {
         {
             self.planner.charge_loss(&loss.to_string());
         }
-        self.planner.enter(era, self.config.limits(blocks));
+        self.planner.enter(era, self.config.limits(blocks), kept);
         self.queue.set_max_tokens(self.config.queued_tokens(blocks));
         self.context.state.update(|state| state.kv_blocks = blocks);
         Ok(())

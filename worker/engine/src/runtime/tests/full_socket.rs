@@ -31,10 +31,11 @@ fn link(rank: u32) -> (ControlLink, ControlLink) {
     (link(here, rank), link(there, 0))
 }
 
-/// A leader of three, the other ends of its links to ranks 1 and 2, and what it hears of lost links.
+/// A leader of three that lets rank 1 read nothing for `stall`, and rank 2 for long; the other ends of its links to them, and
+/// what it hears of lost links.
 fn leader(stall: Duration) -> (Executor, [ControlLink; 2], Receiver<MeshError>) {
     let (sender, lost) = mpsc::channel();
-    let outbox = |link| {
+    let outbox = |link, stall| {
         let sender = sender.clone();
         LeaderLink::Remote(Outbox::new(Arc::new(link), stall, move |error| {
             let _ = sender.send(error);
@@ -42,7 +43,7 @@ fn leader(stall: Duration) -> (Executor, [ControlLink; 2], Receiver<MeshError>) 
     };
     let ((one, end_of_one), (two, end_of_two)) = (link(1), link(2));
     let (own, _) = mpsc::channel();
-    let links = vec![LeaderLink::Local(own), outbox(one), outbox(two)];
+    let links = vec![LeaderLink::Local(own), outbox(one, stall), outbox(two, LONG)];
     let patience = Patience {
         stall,
         form: LONG,
