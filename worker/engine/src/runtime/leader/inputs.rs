@@ -34,6 +34,10 @@ impl Leader<'_> {
             match self.take(input, executor.as_deref_mut()) {
                 // Nothing goes on after this, whatever else has ended.
                 Err(End::ComputeEnded) => ended = Err(End::ComputeEnded),
+                // It says why a link was closed, which others may have seen before.
+                Err(End::Invalid(error)) if matches!(ended, Err(End::Era(_))) => {
+                    ended = Err(End::Invalid(error))
+                }
                 taken => ended = ended.and(taken),
             }
             next = self.inputs.try_recv().ok();

