@@ -24,7 +24,7 @@ async fn ask(served: &Served, stream: bool) -> Reply {
     post(served.http, "/v1/chat/completions", chat(stream)).await
 }
 
-/// Wait until so many requests of the only deployment are held, in flight, and have come in all.
+/// Wait until so many requests of a deployment are held, in flight, and have come in all.
 async fn counted(served: &Served, (held, in_flight, total): (u32, u32, u64)) {
     let expected = Counts {
         held,
@@ -33,7 +33,13 @@ async fn counted(served: &Served, (held, in_flight, total): (u32, u32, u64)) {
     };
     let mut changes = served.gateway.demand.subscribe();
     soon(async {
-        while served.gateway.demand.counts().into_values().next() != Some(expected) {
+        while !served
+            .gateway
+            .demand
+            .counts()
+            .into_values()
+            .any(|counts| counts == expected)
+        {
             changes.changed().await.unwrap();
         }
     })
