@@ -368,11 +368,8 @@ fn late_sampling_values_hold_up_sampling_only() {
     }
 }
 
-#[test]
-fn rows_answer_what_they_are_asked() {
-    let folder = tiny::checkpoint(true);
-    let mut leader = Leader::new();
-    let mut rank = formed(&folder);
+/// A row of each kind, each in a slot and a block of its own.
+fn rows_of_each_kind() -> (Vec<PlanRow>, BlockDeltas) {
     let asks = |slot, output| PlanRow {
         output,
         ..row(slot, 0, vec![5, 6, 7])
@@ -408,7 +405,15 @@ fn rows_answer_what_they_are_asked() {
         appends: (0..6).map(|slot| (slot, vec![slot])).collect(),
         ..BlockDeltas::default()
     };
-    let ticket = rank.submit(&leader.plan(rows, blocks)).unwrap();
+    (rows, blocks)
+}
+
+#[test]
+fn rows_answer_what_they_are_asked() {
+    let folder = tiny::checkpoint(true);
+    let mut rank = formed(&folder);
+    let (rows, blocks) = rows_of_each_kind();
+    let ticket = rank.submit(&Leader::new().plan(rows, blocks)).unwrap();
     rank.late(ticket, &Late::Cancel(vec![5])).unwrap();
     let output = done(&mut rank, ticket).unwrap();
     // A cancel that comes too late changes nothing.
