@@ -1,10 +1,11 @@
-//! Settings that operator, gateway and worker have alike: how users write them, and what they mean. A leaf: what the resource types
-//! need of it brings nothing along.
+//! What operator, gateway and worker have alike: how users write settings, and rules that two of them follow. A leaf: what the resource
+//! types need of it brings nothing along.
 //!
 //! | module | what it is |
 //! |---|---|
 //! | [`duration`] | spans of time, in resources and on command lines |
 //! | [`listen`] | sockets that both address families reach, with the feature `listen` |
+//! | [`losses`] | requests that bring down whoever works on them |
 //! | [`log`] | `LLAMERO_LOG`, with the feature `log` |
 
 #![forbid(unsafe_code)]
@@ -14,3 +15,4 @@ pub mod duration;
 pub mod listen;
 #[cfg(feature = "log")]
 pub mod log;
+pub mod losses;

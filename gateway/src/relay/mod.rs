@@ -6,10 +6,8 @@
 //!
 //! | module | what it is |
 //! |---|---|
-//! | [`losses`] | requests that bring down their leaders |
 //! | [`wait`] | waiting for a leader, and for how long |
 
-pub mod losses;
 pub mod wait;
 
 use std::sync::Arc;
@@ -18,6 +16,7 @@ use std::time::Duration;
 use axum::http::HeaderValue;
 use futures::{Stream, stream};
 use llamero_proto::v1::{CompletionChunk, CompletionRequest, FinishReason, TokenLogprob, ToolCallDelta};
+use llamero_settings::losses::Losses;
 use prost::Message;
 use serde::Serialize;
 use tokio::time::Instant;
@@ -104,7 +103,7 @@ pub struct Relay {
     request: CompletionRequest,
     client_id: Option<HeaderValue>,
     identity: Option<Arc<str>>,
-    losses: losses::Losses,
+    losses: Losses,
     attempt: Option<Attempt>,
 }
 
@@ -135,7 +134,7 @@ impl Relay {
             request,
             client_id: wishes.request_id,
             identity: None,
-            losses: losses::Losses::default(),
+            losses: Losses::default(),
             attempt: None,
         }
     }

@@ -163,14 +163,15 @@ impl CpuBackend {
         })
     }
 
-    /// The numerics class for the handshake between ranks: family of kernels, and type of the KV cache.
+    /// The numerics class for the handshake between ranks, by all that decides the bits they compute: family of kernels, type of
+    /// the KV cache, and whether adapters may be added.
     #[must_use]
-    pub fn numerics_class(&self, kv: KvDtype) -> String {
+    pub fn numerics_class(&self, kv: KvDtype, max_adapters: u32) -> String {
         let kv = match kv {
             KvDtype::Bf16 => "bf16",
             KvDtype::Fp8E4m3 => "e4m3",
         };
-        format!("{} kv-{kv}", self.kernel.numerics_class())
+        format!("{} kv-{kv} adapters-{max_adapters}", self.kernel.numerics_class())
     }
 
     /// Who belongs to the group, and how they share the model.

@@ -4,6 +4,8 @@ use std::net::TcpStream;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
+use rustix::event::PollFlags;
+
 use super::contract::MeshError;
 use super::frame::{Header, Kind};
 use super::message::Message;
@@ -80,6 +82,19 @@ impl ControlLink {
     pub fn send_bytes(&self, bytes: &[u8], wait: Duration) -> Result<(), MeshError> {
         let _writing = self.writing.lock().unwrap_or_else(PoisonError::into_inner);
         socket::write_all(&self.stream, bytes, Instant::now() + wait).map_err(|error| self.lost(error, wait))
+    }
+
+    /// Send as much of what [`Self::encode`] made as the socket takes at once. Returns how many bytes that is. Until the rest
+    /// is sent, nobody may send anything else.
+    pub(super) fn try_send(&self, bytes: &[u8]) -> Result<usize, MeshError> {
+        let _writing = self.writing.lock().unwrap_or_else(PoisonError::into_inner);
+        socket::write_some(&self.stream, bytes).map_err(|error| self.lost(error, Duration::ZERO))
+    }
+
+    /// Wait until the socket takes more, at most for `wait`.
+    pub(super) fn wait_for_room(&self, wait: Duration) -> Result<(), MeshError> {
+        socket::wait_for(&self.stream, PollFlags::OUT, Instant::now() + wait)
+            .map_err(|error| self.lost(error, wait))
     }
 
     /// Send one message.

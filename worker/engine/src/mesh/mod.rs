@@ -16,6 +16,7 @@
 //! | [`socket`] | non-blocking reads and writes with deadlines, and the era's abort |
 //! | [`message`] | what rank 0 and the members say to each other: plans, late values, answers |
 //! | [`control_link`] | messages between rank 0 and another rank |
+//! | [`outbox`] | sending on a plan link without waiting for its peer |
 //! | [`dial`] | connecting to a peer |
 //! | [`listener`] | accepting peers, and surviving everybody else |
 //! | [`handshakes`] | who gives way when too many connect |
@@ -41,6 +42,7 @@ pub mod listener;
 pub mod local;
 pub mod membership;
 pub mod message;
+pub mod outbox;
 pub mod socket;
 pub mod tcp;
 
@@ -59,5 +61,6 @@ pub use listener::Listener;
 pub use llamero_checkpoint::{Members, Topology};
 pub use membership::Membership;
 pub use message::{Failure, Message};
+pub use outbox::Outbox;
 pub use socket::EraAbort;
 pub use tcp::TcpMesh;

@@ -145,23 +145,29 @@ pub(super) fn read_exact(
     Ok(())
 }
 
-pub(super) fn write_all(
-    mut stream: &TcpStream,
-    mut from: &[u8],
-    deadline: Instant,
-) -> Result<(), SocketError> {
-    while !from.is_empty() {
-        match stream.write(from) {
+/// Write what the socket takes without waiting; how many bytes that is.
+pub(super) fn write_some(mut stream: &TcpStream, from: &[u8]) -> Result<usize, SocketError> {
+    let mut sent = 0;
+    while sent < from.len() {
+        match stream.write(&from[sent..]) {
             Ok(0) => return Err(SocketError::Closed),
-            Ok(count) => from = &from[count..],
+            Ok(count) => sent += count,
             Err(error) if error.kind() == ErrorKind::Interrupted => {}
-            Err(error) if error.kind() == ErrorKind::WouldBlock => {
-                wait_for(stream, PollFlags::OUT, deadline)?
-            }
+            Err(error) if error.kind() == ErrorKind::WouldBlock => break,
             Err(error) => return Err(error.into()),
         }
     }
-    Ok(())
+    Ok(sent)
+}
+
+pub(super) fn write_all(stream: &TcpStream, mut from: &[u8], deadline: Instant) -> Result<(), SocketError> {
+    loop {
+        from = &from[write_some(stream, from)?..];
+        if from.is_empty() {
+            return Ok(());
+        }
+        wait_for(stream, PollFlags::OUT, deadline)?;
+    }
 }
 
 /// Read one frame of a handshake, which is short and has no other kind than `wanted`.

@@ -186,6 +186,8 @@ impl<B: Backend> RankRuntime<B> {
             ),
             last: Era::default(),
             backoff: config.backoff.0,
+            present: None,
+            loss: None,
             lasting_refusals: 0,
         };
         let (backend, context, sender) = (&mut self.backend, &self.context, &self.sender);

@@ -555,6 +555,43 @@ fn what_could_never_fit_is_refused_with_a_sentence() {
 }
 
 #[test]
+fn suspected_sequences_run_one_at_a_time_and_hold_up_nobody_else() {
+    let limits = Limits {
+        max_sequences: 8,
+        max_batched_tokens: 16,
+        max_context: 64,
+        block_size: 2,
+        blocks: 32,
+    };
+    let mut scheduler = Scheduler::new(limits);
+    for id in 0..5 {
+        scheduler
+            .add(Sequence::new(SequenceId(id), vec![1; 2], 17, KEY))
+            .unwrap();
+    }
+    for id in [0, 1, 3] {
+        scheduler.suspect(SequenceId(id), true);
+    }
+    let admitted = |scheduler: &mut Scheduler| -> Vec<u64> {
+        let batch = scheduler.batch(16).unwrap();
+        for id in &batch.sequences {
+            scheduler.row_done(*id, Some(7));
+        }
+        batch
+            .admitted
+            .iter()
+            .map(|admission| admission.sequence.0)
+            .collect()
+    };
+    assert_eq!(admitted(&mut scheduler), [0, 2, 4]);
+    assert_eq!(admitted(&mut scheduler), [0; 0]);
+    scheduler.suspect(SequenceId(0), false);
+    assert_eq!(admitted(&mut scheduler), [1]);
+    scheduler.remove(SequenceId(1));
+    assert_eq!(admitted(&mut scheduler), [3]);
+}
+
+#[test]
 fn a_smaller_group_gives_back_what_it_cannot_hold() {
     let limits = Limits {
         max_sequences: 2,

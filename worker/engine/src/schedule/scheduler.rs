@@ -6,7 +6,8 @@
 //!    another and fits alone (longer ones are refused), so there is always progress.
 //! 2. Sequences in prefill get chunks from what is left of the token budget, oldest first.
 //! 3. Waiting sequences are admitted in order while there is a slot, budget, and room for their whole history; never
-//!    while one that was preempted still holds blocks. The head of the queue is never overtaken.
+//!    while one that was preempted still holds blocks. The head of the queue is never overtaken, with one exception:
+//!    suspected sequences ([`Scheduler::suspect`]) run one at a time, and those behind do not wait for that.
 //!
 //! A sequence that is admitted takes the full blocks that an earlier one computed for the same tokens, and is computed from
 //! there on. A block can be found once all ranks have computed it, and is never written again while it can be. Where all of a
@@ -285,7 +286,8 @@ impl Scheduler {
     fn admit(&mut self, batch: &mut Batch, budget: &mut u32) {
         while *budget > 0
             && let Some(slot) = self.free_slots.last().copied()
-            && let Some(mut sequence) = self.waiting.pop_front()
+            && let Some(index) = self.next_waiting()
+            && let Some(mut sequence) = self.waiting.remove(index)
         {
             let prefix = self.cached_prefix(&mut sequence);
             let needed = sequence.blocks_needed(self.limits.block_size);
@@ -294,7 +296,7 @@ impl Scheduler {
                 .pool
                 .allocate_behind(&prefix.shared, needed.saturating_sub(shared));
             let Some(fresh) = fresh else {
-                self.waiting.push_front(sequence);
+                self.waiting.insert(index, sequence);
                 break;
             };
             self.free_slots.pop();
@@ -320,6 +322,14 @@ impl Scheduler {
             *budget -= chunk;
             self.running.push(sequence);
         }
+    }
+
+    /// Which waiting sequence is admitted next.
+    fn next_waiting(&self) -> Option<usize> {
+        let suspected = self.running.iter().any(|running| running.suspected);
+        self.waiting
+            .iter()
+            .position(|waiting| !(suspected && waiting.suspected))
     }
 
     /// The longest beginning of a history that full blocks hold.
@@ -376,6 +386,23 @@ impl Scheduler {
     pub fn is_full(&self, id: SequenceId) -> bool {
         self.sequences()
             .any(|sequence| sequence.id == id && sequence.len() >= sequence.longest)
+    }
+
+    /// Suspect a sequence to be what brings members down, or do so no more.
+    pub fn suspect(&mut self, id: SequenceId, suspected: bool) {
+        let leaving = self.leaving.iter_mut().map(|(sequence, _)| sequence);
+        let mut all = self.running.iter_mut().chain(leaving).chain(&mut self.waiting);
+        if let Some(sequence) = all.find(|sequence| sequence.id == id) {
+            sequence.suspected = suspected;
+        }
+    }
+
+    /// Tokens in a sequence's history; none when it is not here.
+    #[must_use]
+    pub fn length(&self, id: SequenceId) -> Option<u32> {
+        self.sequences()
+            .find(|sequence| sequence.id == id)
+            .map(Sequence::len)
     }
 
     /// Take a sequence out, finished or cancelled. What it holds is free when its rows in flight are done. Returns its

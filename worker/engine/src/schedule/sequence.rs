@@ -21,6 +21,8 @@ pub struct Sequence {
     pub longest: u32,
     /// How its last position is sampled.
     pub sample: SampleKey,
+    /// Whether it may be what brings members down: no two such sequences run at once, so that it is clear which one does.
+    pub(super) suspected: bool,
     /// Tokens behind `tokens` that steps in flight are to sample.
     pub(super) pending: u32,
     /// Positions that are planned in some step, computed or not.
@@ -55,6 +57,7 @@ impl Sequence {
             tokens,
             longest,
             sample,
+            suspected: false,
             pending: 0,
             planned: 0,
             rows_in_flight: VecDeque::new(),

@@ -48,7 +48,7 @@ pub fn bench(args: &BenchArgs) -> anyhow::Result<()> {
     let mut backend = CpuBackend::new(&args.dir, CpuOptions::alone(threads, kernel))?;
     let line = ProgressLine::new(format!("loading {}", args.dir.display()));
     backend.load(&Watch(Mutex::new(line)))?;
-    let numerics = backend.numerics_class(KvDtype::default());
+    let numerics = backend.numerics_class(KvDtype::default(), 0);
     eprintln!("measuring with the kernels {numerics}");
     let options = BenchOptions {
         threads,

@@ -2,7 +2,7 @@
 
 use llamero_checkpoint::identity::ContentIdentity;
 use llamero_cpu::CpuBackend;
-use llamero_engine::{Backend as _, BackendError, Era, FormSpec, KvDtype, runtime};
+use llamero_engine::{Backend as _, BackendError, Era, FormSpec, runtime};
 use llamero_proto::limits;
 
 use crate::config::RankConfig;
@@ -60,7 +60,8 @@ pub fn settings(config: &RankConfig, backend: &CpuBackend) -> Result<runtime::Ra
         config.rank,
         backend.members().clone(),
         max_context,
-        backend.numerics_class(KvDtype::default()),
+        // Follows from the limits below.
+        "",
         content.to_string(),
     );
     let settings = runtime::RankConfig {
@@ -79,7 +80,12 @@ pub fn settings(config: &RankConfig, backend: &CpuBackend) -> Result<runtime::Ra
         Some(bytes) => bytes,
         None => usual_kv_bytes(&settings, backend)?,
     };
-    Ok(runtime::RankConfig { kv_bytes, ..settings })
+    let numerics = backend.numerics_class(settings.kv_dtype, settings.max_adapters);
+    Ok(runtime::RankConfig {
+        kv_bytes,
+        numerics,
+        ..settings
+    })
 }
 
 /// KV memory when none is asked for, by what the backend says that a block costs.

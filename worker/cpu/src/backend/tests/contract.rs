@@ -202,6 +202,16 @@ fn calls_out_of_order_are_bugs() {
 }
 
 #[test]
+fn the_numerics_class_says_all_that_decides_the_bits() {
+    let folder = tiny::checkpoint(false);
+    let backend = backend(&folder);
+    let class = backend.numerics_class(KvDtype::Bf16, 0);
+    assert!(class.ends_with(" kv-bf16 adapters-0"), "{class}");
+    assert_ne!(class, backend.numerics_class(KvDtype::Fp8E4m3, 0));
+    assert_ne!(class, backend.numerics_class(KvDtype::Bf16, 1));
+}
+
+#[test]
 fn what_cannot_be_is_unusable_and_named() {
     let folder = tiny::checkpoint(false);
     let mut backend = backend(&folder);

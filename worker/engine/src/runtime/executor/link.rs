@@ -1,11 +1,10 @@
 //! The leader's end of the link to one member.
 
 use std::cell::OnceCell;
-use std::sync::Arc;
 use std::sync::mpsc::Sender;
-use std::time::Duration;
+use std::time::Instant;
 
-use crate::mesh::{ControlLink, MeshError, Message};
+use crate::mesh::{ControlLink, MeshError, Message, Outbox};
 use crate::runtime::member::link::Incoming;
 use crate::step::Era;
 
@@ -14,7 +13,7 @@ pub(in crate::runtime) enum LeaderLink {
     /// A thread of this process.
     Local(Sender<Incoming>),
     /// Over the network.
-    Remote(Arc<ControlLink>),
+    Remote(Outbox),
 }
 
 /// Messages for all members, which are encoded once, and not at all where all members are in this process.
@@ -43,7 +42,8 @@ impl Outgoing {
 }
 
 impl LeaderLink {
-    pub(super) fn send(&self, outgoing: &Outgoing, wait: Duration) -> Result<(), MeshError> {
+    /// Send without waiting for the member.
+    pub(super) fn send(&self, outgoing: &Outgoing) -> Result<(), MeshError> {
         match self {
             Self::Local(member) => {
                 for message in &outgoing.messages {
@@ -52,7 +52,15 @@ impl LeaderLink {
                 }
                 Ok(())
             }
-            Self::Remote(link) => link.send_bytes(outgoing.bytes()?, wait),
+            Self::Remote(outbox) => outbox.send(outgoing.bytes()?),
+        }
+    }
+
+    /// Wait until all messages are on their way, at most until `until`.
+    pub(super) fn flush(&self, until: Instant) {
+        match self {
+            Self::Local(_) => {}
+            Self::Remote(outbox) => outbox.flush(until),
         }
     }
 }

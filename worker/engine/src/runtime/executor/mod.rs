@@ -26,7 +26,7 @@ use crate::step::{Era, Late, LogitShard, Plan, StepOutput};
 /// How long members may be silent.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Patience {
-    /// While they compute, and how long one waits for a full socket.
+    /// While they compute, and while messages to them wait.
     pub(super) stall: Duration,
     /// While they form.
     pub(super) form: Duration,
@@ -139,7 +139,7 @@ impl Executor {
         self.movement.moved(now);
         let outgoing = Outgoing::new(self.era, vec![(step, Message::Fetch { row, offset })]);
         for member in self.members[self.first_head..].iter().rev() {
-            member.link.send(&outgoing, self.patience.stall)?;
+            member.link.send(&outgoing)?;
         }
         Ok(())
     }
@@ -158,6 +158,9 @@ impl Executor {
     /// The group is drained: members end. A member that cannot be reached any more is ended by its pod's supervisor.
     pub(super) fn leave(&mut self, now: Instant) {
         let _ = self.send(vec![(0, Message::Leave)], now);
+        for member in &self.members {
+            member.link.flush(now + self.patience.stall);
+        }
     }
 
     /// A member says something.
@@ -240,7 +243,7 @@ impl Executor {
         self.spoke_at = now;
         // This rank's own compute last: it would take the processor that the others' messages need.
         for member in self.members.iter().rev() {
-            member.link.send(&outgoing, self.patience.stall)?;
+            member.link.send(&outgoing)?;
         }
         Ok(())
     }

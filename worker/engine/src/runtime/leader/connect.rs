@@ -118,6 +118,9 @@ impl Dialling {
         let mut data = Vec::new();
         for (rank, address) in self.membership.addresses.range(1..) {
             let rank = *rank;
+            if self.abort.is_aborted() {
+                return over(rank, "interrupted".into());
+            }
             let hello = self.identity.hello(self.era, rank, LinkKind::Data);
             match dial(*address, &hello, &self.membership.key, self.dial_timeout) {
                 Ok(stream) => data.push(DataLink::new(stream, rank)),
@@ -179,4 +182,83 @@ fn refused_for_good(rank: u32, error: &DialError, era: Era) -> Option<Reached> {
         era.epoch
     };
     Some(Reached::Over { epoch, rank, why })
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::{Ipv4Addr, SocketAddr, TcpListener};
+
+    use super::*;
+    use crate::mesh::{Abort, GroupKey, Inbox, Listener, Topology};
+
+    const LONG: Duration = Duration::from_secs(60);
+    const ERA: Era = Era {
+        generation: 1,
+        epoch: 1,
+    };
+
+    fn listen() -> TcpListener {
+        TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap()
+    }
+
+    /// Passes connections on to `to`. Ends the era when the second one comes, which is the data link.
+    fn relay(to: SocketAddr, abort: Arc<EraAbort>) -> SocketAddr {
+        let socket = listen();
+        let address = socket.local_addr().unwrap();
+        std::thread::spawn(move || {
+            for (nth, from) in socket.incoming().enumerate() {
+                if nth == 1 {
+                    abort.abort();
+                }
+                let (from, to) = (from.unwrap(), TcpStream::connect(to).unwrap());
+                let ends = [(from.try_clone(), to.try_clone()), (Ok(to), Ok(from))];
+                for (from, to) in ends {
+                    let (mut from, mut to) = (from.unwrap(), to.unwrap());
+                    std::thread::spawn(move || std::io::copy(&mut from, &mut to));
+                }
+            }
+        });
+        address
+    }
+
+    #[test]
+    fn an_interruption_is_noticed_between_data_links() {
+        let topology = Topology::tensor(4);
+        let inboxes: Vec<Arc<Inbox>> = (0..4)
+            .map(|rank| Arc::new(Inbox::new(rank, topology.into(), "n".into(), "c".into())))
+            .collect();
+        let listeners = inboxes
+            .iter()
+            .map(|inbox| Listener::start(listen(), Arc::clone(inbox)).unwrap());
+        let listeners: Vec<Listener> = listeners.collect();
+        let abort = Arc::new(EraAbort::default());
+        let mut members: Vec<SocketAddr> = listeners.iter().map(Listener::address).collect();
+        members[2] = relay(members[2], Arc::clone(&abort));
+        let membership = Membership {
+            group_uid: "g".into(),
+            generation: 1,
+            lost: Vec::new(),
+            addresses: Membership::in_rank_order(members),
+            key: GroupKey::from([7; 32]),
+        };
+        for inbox in &inboxes {
+            inbox.set_ready(None);
+            inbox.form(membership.clone()).unwrap();
+        }
+        let identity = Identity {
+            group_uid: "g".into(),
+            rank: 0,
+            members: topology.into(),
+            numerics: "n".into(),
+            content: "c".into(),
+        };
+        let mut dialling = Dialling::new(Arc::new(membership), identity, ERA, abort, LONG);
+        match dialling.attempt() {
+            Reached::Over { rank: 3, why, .. } => assert_eq!(why, "interrupted"),
+            _ => panic!("goes on"),
+        }
+        let kind = |inbox: &Inbox| inbox.take(ERA).map(|accepted| accepted.link);
+        assert_eq!(kind(&inboxes[3]), Some(LinkKind::Plan));
+        assert_eq!(kind(&inboxes[3]), None, "nobody was dialled any more");
+    }
 }

@@ -8,7 +8,7 @@ use super::connect::{Dialling, Reached};
 use super::{End, Leader, LocalEra};
 use crate::backend::{BackendError, KvCapacity};
 use crate::mesh::hello::Identity;
-use crate::mesh::{Abort, ControlLink, DataLink, EraAbort, Membership, MeshError, TcpMesh};
+use crate::mesh::{Abort, ControlLink, DataLink, EraAbort, Membership, MeshError, Outbox, TcpMesh};
 use crate::runtime::executor::{Executor, LeaderLink};
 use crate::runtime::input::Input;
 use crate::runtime::state::{Outcome, Phase};
@@ -30,6 +30,7 @@ pub(super) fn run(leader: &mut Leader<'_>) -> Result<Infallible, End> {
     let era = leader.last;
     let abort = Arc::new(EraAbort::default());
     leader.context.inbox.enter(era, Arc::clone(&abort));
+    leader.present = Some(Arc::clone(&membership));
     let ended = leader
         .connect(&membership, era, &abort)
         .and_then(|(links, data)| leader.lead(era, links, data, &abort));
@@ -133,7 +134,12 @@ impl Leader<'_> {
         for link in links {
             let link = Arc::new(link);
             self.listen(Arc::clone(&link), era)?;
-            to_members.push(LeaderLink::Remote(link));
+            let inputs = self.sender.clone();
+            let outbox = Outbox::new(link, self.config.stall_timeout, move |error| {
+                // A leader that has ended needs no word.
+                let _ = inputs.send(Input::Lost { era, error });
+            });
+            to_members.push(LeaderLink::Remote(outbox));
         }
         let mesh = Box::new(mesh);
         if self.eras.send(LocalEra { era, mesh, incoming }).is_err() {
@@ -197,6 +203,11 @@ impl Leader<'_> {
             self.wait(executor, executor.check_at())?;
             self.check_abort(abort)?;
         };
+        if let (Some(loss), Some(present)) = (self.loss.take(), &self.present)
+            && loss.may_be_caused(present)
+        {
+            self.planner.charge_loss(&loss.to_string());
+        }
         self.planner.enter(era, self.config.limits(blocks), kept);
         self.queue.set_max_tokens(self.config.queued_tokens(blocks));
         self.context.state.update(|state| state.kv_blocks = blocks);
@@ -206,7 +217,7 @@ impl Leader<'_> {
     fn serve(&mut self, executor: &mut Executor, abort: &EraAbort) -> Result<Infallible, End> {
         loop {
             let advanced = self.planner.advance(executor, Instant::now);
-            if let Some(step) = advanced.map_err(End::of_answer)? {
+            if let Some(step) = advanced? {
                 let draining = self.context.is_draining();
                 let phase = if draining { Phase::Draining } else { Phase::Serving };
                 self.context.state.completed(step, phase);

@@ -4,7 +4,7 @@ use std::sync::mpsc::RecvTimeoutError;
 use std::time::{Duration, Instant};
 
 use super::{End, Leader};
-use crate::mesh::{MeshError, Message};
+use crate::mesh::MeshError;
 use crate::runtime::executor::Executor;
 use crate::runtime::input::Input;
 use crate::runtime::state::{Outcome, Phase};
@@ -34,6 +34,10 @@ impl Leader<'_> {
             match self.take(input, executor.as_deref_mut()) {
                 // Nothing goes on after this, whatever else has ended.
                 Err(End::ComputeEnded) => ended = Err(End::ComputeEnded),
+                // It says why a link was closed, which others may have seen before.
+                Err(End::Invalid(error)) if matches!(ended, Err(End::Era(_))) => {
+                    ended = Err(End::Invalid(error))
+                }
                 taken => ended = ended.and(taken),
             }
             next = self.inputs.try_recv().ok();
@@ -73,17 +77,7 @@ impl Leader<'_> {
                     message,
                 },
                 Some(executor),
-            ) if era == self.last => {
-                let failed = matches!(message, Message::Failed(_));
-                let received = executor.receive(rank, step, message, Instant::now());
-                received.map_err(|error| {
-                    if failed {
-                        End::Era(error)
-                    } else {
-                        End::of_answer(error)
-                    }
-                })?;
-            }
+            ) if era == self.last => executor.receive(rank, step, message, Instant::now())?,
             (Input::Lost { era, error }, Some(_)) if era == self.last => return Err(error.into()),
             // Of an era that is over.
             (Input::Member { .. } | Input::Lost { .. }, _) => {}

@@ -5,14 +5,18 @@
 //! | [`connect`] | rank 0 reaches everybody |
 //! | [`era`] | connecting, forming and serving once |
 //! | [`inputs`] | what other threads say while the leader waits |
+//! | [`loss`] | a lost member, until it is known whether requests are to blame |
 
 mod connect;
 mod era;
 mod inputs;
+mod loss;
 
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, Sender};
 use std::time::{Duration, Instant};
+
+use loss::Loss;
 
 use super::config::RankConfig;
 use super::control::RankContext;
@@ -22,7 +26,7 @@ use super::planner::Planner;
 use super::queue::QueueGauge;
 use super::state::Outcome;
 use crate::backend::{BackendError, StepProgress};
-use crate::mesh::{Mesh, MeshError};
+use crate::mesh::{Membership, Mesh, MeshError};
 use crate::step::Era;
 
 /// An era for this rank's own compute thread.
@@ -48,6 +52,10 @@ pub(super) struct Leader<'a> {
     /// The last epoch that was used, and of which generation.
     pub(super) last: Era,
     pub(super) backoff: Duration,
+    /// Whom the present or last era is or was with.
+    pub(super) present: Option<Arc<Membership>>,
+    /// The member that was lost last while requests were computed, until the group has formed again.
+    pub(super) loss: Option<Loss>,
     /// Attempts of this generation that somebody answered by a refusal that no new attempt changes.
     pub(super) lasting_refusals: u32,
 }
@@ -56,8 +64,8 @@ pub(super) struct Leader<'a> {
 pub(super) enum End {
     /// The era is over: something was lost, or a later generation came.
     Era(MeshError),
-    /// The same, because a member's answer was invalid. Peers are authenticated, so that is a bug, or broken hardware.
-    Answer(MeshError),
+    /// The same, because what a member said was invalid. Peers are authenticated, so that is a bug, or broken hardware.
+    Invalid(MeshError),
     /// Nothing is left to do.
     Outcome(Outcome),
     /// This rank's own compute has ended for good, and says why.
@@ -66,19 +74,14 @@ pub(super) enum End {
     Failed(BackendError),
 }
 
-impl End {
-    /// What an error found in a member's answer means.
-    fn of_answer(error: MeshError) -> Self {
+impl From<MeshError> for End {
+    /// The same whoever found it, this rank or a member, and wherever: a divergence that is deterministic comes again in
+    /// every era.
+    fn from(error: MeshError) -> Self {
         match error {
-            MeshError::Protocol { .. } => Self::Answer(error),
+            MeshError::Protocol { .. } => Self::Invalid(error),
             error => Self::Era(error),
         }
-    }
-}
-
-impl From<MeshError> for End {
-    fn from(error: MeshError) -> Self {
-        Self::Era(error)
     }
 }
 
@@ -86,8 +89,8 @@ impl Leader<'_> {
     /// Lead until drained or stopped; none when this rank's compute thread has ended.
     ///
     /// # Errors
-    /// [`BackendError::Unusable`] when members refuse this rank for good; [`BackendError::Bug`] when the answers of two eras
-    /// in a row are invalid: a third would not end otherwise.
+    /// [`BackendError::Unusable`] when members refuse this rank for good; [`BackendError::Bug`] when two eras in a row
+    /// end by something invalid: a third would not end otherwise.
     pub(super) fn run(mut self) -> Result<Option<Outcome>, BackendError> {
         let mut invalid_before = false;
         loop {
@@ -95,15 +98,20 @@ impl Leader<'_> {
                 Ok(never) => match never {},
                 Err(end) => end,
             };
-            let invalid = matches!(end, End::Answer(_));
+            let invalid = matches!(end, End::Invalid(_));
             let end = match end {
-                End::Answer(error) if invalid_before => End::Failed(BackendError::Bug(format!(
-                    "answers were invalid in two eras in a row, the last time because {error}"
+                End::Invalid(error) if invalid_before => End::Failed(BackendError::Bug(format!(
+                    "what members said was invalid in two eras in a row, the last time because {error}"
                 ))),
-                End::Era(error) | End::Answer(error) => {
+                End::Era(error) | End::Invalid(error) => {
                     tracing::warn!(era = ?self.last, "the era ended: {error}");
-                    self.context.state.lost(&error.into());
-                    self.planner.leave();
+                    self.context.state.lost(&error.clone().into());
+                    if self.planner.leave() {
+                        self.loss = self
+                            .present
+                            .as_deref()
+                            .and_then(|present| Loss::of(error, present));
+                    }
                     match self.pause() {
                         Ok(()) => End::Era(MeshError::Aborted),
                         Err(end) => end,
@@ -113,7 +121,7 @@ impl Leader<'_> {
             };
             invalid_before = invalid;
             match end {
-                End::Era(_) | End::Answer(_) => {}
+                End::Era(_) | End::Invalid(_) => {}
                 End::Outcome(outcome) => return Ok(Some(outcome)),
                 End::ComputeEnded => return Ok(None),
                 End::Failed(error) => {

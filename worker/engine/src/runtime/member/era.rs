@@ -22,8 +22,8 @@ pub(in crate::runtime) struct MemberEra<'a> {
     pub(in crate::runtime) link: MemberLink,
 }
 
-/// Form with the peers of `mesh` and execute plans until the leader leaves. The backend is dissolved afterwards. The
-/// leader is told of a failure.
+/// Form with the peers of `mesh` and execute plans until the leader leaves. The leader is told of a failure,
+/// and the backend is dissolved.
 pub(in crate::runtime) fn serve_era<B: Backend>(
     backend: &mut B,
     mesh: Box<dyn Mesh>,
@@ -41,13 +41,13 @@ pub(in crate::runtime) fn serve_era<B: Backend>(
         drop(running);
         served
     });
-    backend.dissolve();
     if let Err(error) = &served
         && !matches!(error, BackendError::Lost(MeshError::Aborted))
     {
-        // So that the leader knows more than that a connection is gone.
+        // So that the leader knows more than that a connection is gone, which is what peers see once the links are closed.
         let _ = era.link.reports.send(0, Message::Failed(Failure::from(error)));
     }
+    backend.dissolve();
     served
 }
 

@@ -88,6 +88,9 @@ impl Planner {
         let length = self
             .scheduler
             .row_done(id, token.map(|chosen| chosen.sampled.token));
+        if length.is_some_and(|length| self.requests.is_cleared(id, length)) {
+            self.scheduler.suspect(id, false);
+        }
         match choice? {
             Ok(chosen) => {
                 let full = self.scheduler.is_full(id);

@@ -19,10 +19,12 @@ mod requests;
 mod row;
 mod step;
 
-use std::collections::VecDeque;
+use std::collections::{BTreeSet, VecDeque};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use llamero_settings::losses::{ENOUGH_TOKENS, MOST_LOSSES};
+use requests::Charge;
 pub(super) use requests::Requests;
 use step::PlannedStep;
 
@@ -46,6 +48,8 @@ pub(super) struct Planner {
     depth: usize,
     /// In flight, oldest first.
     steps: VecDeque<PlannedStep>,
+    /// Requests that had rows in flight when the last era ended, until the next one begins.
+    interrupted: BTreeSet<SequenceId>,
     /// Number of the last step that was sent.
     last: u64,
     /// When the last step of this era ended.
@@ -74,6 +78,7 @@ impl Planner {
             era: Era::default(),
             depth: depth.max(1) as usize,
             steps: VecDeque::new(),
+            interrupted: BTreeSet::new(),
             last: 0,
             ended_at: None,
             filled_in: Era::default(),
@@ -125,26 +130,65 @@ impl Planner {
     }
 
     /// An era has formed with these limits: everything is computed again, but for what is still in KV blocks that all ranks
-    /// have kept as they were at the end of the era `kept`. Requests that the group cannot hold any more fail.
+    /// have kept as they were at the end of the era `kept`. Requests that the group cannot hold any more fail; another one may hold
+    /// them, since this one did.
     pub(super) fn enter(&mut self, era: Era, limits: Limits, kept: Option<Era>) {
         self.leave();
+        self.interrupted.clear();
         self.era = era;
         let kept = kept.is_some_and(|kept| kept == self.filled_in);
         for (sequence, refusal) in self.scheduler.requeue_all(limits, kept) {
+            let message = format!("the group formed again with less memory than it had: {refusal}");
             self.requests
-                .failed(sequence.id, FailureKind::from(&refusal), refusal.to_string());
+                .failed(sequence.id, FailureKind::Unavailable, message);
         }
         self.show();
     }
 
-    /// The era ended, and with it all steps in flight. Histories stay.
-    pub(super) fn leave(&mut self) {
+    /// The era ended, and with it all steps in flight. Histories stay. Whether some request had rows in flight.
+    pub(super) fn leave(&mut self) -> bool {
+        let rows = self.steps.iter().flat_map(|step| &step.rows);
+        let wanted = rows.filter(|row| !row.cancelled).map(|row| row.sequence);
+        let interrupted: BTreeSet<SequenceId> = wanted.collect();
+        let worked = !interrupted.is_empty();
+        self.interrupted.extend(interrupted);
         self.steps.clear();
         self.last = 0;
         self.ended_at = None;
         let limits = *self.scheduler.limits();
         // The limits are the same, so nothing is refused. What becomes of the blocks shows when the next era forms.
         self.scheduler.requeue_all(limits, true);
+        self.show();
+        worked
+    }
+
+    /// The last era ended since a member was lost, and requests that had rows in flight may be the cause. One that lost too
+    /// many without getting on fails: it would be tried for ever. Before that it is suspected; among all that were
+    /// interrupted, a suspected one is taken for the cause.
+    pub(super) fn charge_loss(&mut self, error: &str) {
+        let interrupted = std::mem::take(&mut self.interrupted);
+        let suspected = |id: &&SequenceId| self.requests.is_suspected(**id);
+        let charged = match interrupted.iter().find(suspected) {
+            Some(id) => BTreeSet::from([*id]),
+            None => interrupted,
+        };
+        for id in charged {
+            let Some(length) = self.scheduler.length(id) else {
+                continue;
+            };
+            match self.requests.charge_loss(id, length) {
+                Charge::Bearable => {}
+                Charge::Suspected => self.scheduler.suspect(id, true),
+                Charge::TooMany => {
+                    tracing::warn!(
+                        request = id.0,
+                        "members were lost again and again by a request: {error}"
+                    );
+                    self.scheduler.remove(id);
+                    self.requests.failed(id, FailureKind::Internal, too_many(error));
+                }
+            }
+        }
         self.show();
     }
 
@@ -268,4 +312,13 @@ impl Planner {
     pub(super) fn scheduler(&self) -> &Scheduler {
         &self.scheduler
     }
+}
+
+/// The last sentence for the client of a request that brought down members.
+fn too_many(error: &str) -> String {
+    format!(
+        "members of this group were lost {MOST_LOSSES} times in a row while they worked on this request, with fewer than \
+         {ENOUGH_TOKENS} tokens between, the last time because {error}. The request itself is the likely cause, so it is not \
+         tried again; the workers' logs tell more"
+    )
 }

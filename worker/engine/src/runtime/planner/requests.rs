@@ -4,13 +4,15 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Instant;
 
+use llamero_settings::losses::Losses;
+
 use super::choice::Chosen;
 use crate::runtime::constraint::Constraint;
 use crate::runtime::load::LoadCell;
 use crate::runtime::queue::QueueGauge;
 use crate::runtime::request::{Event, EventSink, FailureKind, FinishReason, GenerationRequest, Sharing};
 use crate::sampling::{SamplingParams, TokenCounts};
-use crate::schedule::{Admission, PrefixHash, Scheduler, Sequence, SequenceId};
+use crate::schedule::{Admission, PrefixHash, Refusal, Scheduler, Sequence, SequenceId};
 
 struct Request {
     sink: EventSink,
@@ -24,6 +26,21 @@ struct Request {
     /// Submission, then each token.
     last_at: Instant,
     first_token_sent: bool,
+    /// Members that were lost while they worked on it.
+    losses: Losses,
+    /// Whether one more loss would be one too many.
+    suspected: bool,
+}
+
+/// What a lost member means for a request that it worked on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Charge {
+    /// Bad luck.
+    Bearable,
+    /// The next one is too many.
+    Suspected,
+    /// It is not tried again.
+    TooMany,
 }
 
 /// A constraint and what it has not been told.
@@ -112,6 +129,7 @@ impl Requests {
         at: Instant,
     ) {
         let queued = request.queued_tokens();
+        let resumed = !request.resume.is_empty();
         let GenerationRequest {
             prompt,
             resume,
@@ -136,10 +154,15 @@ impl Requests {
         let sequence = Sequence::new(id, [prompt, resume].concat(), longest, sampling.key()).with_root(root);
         if let Err(refusal) = scheduler.add(sequence) {
             self.queue.leave(queued);
-            sink(Event::Failed {
-                kind: FailureKind::from(&refusal),
-                message: refusal.to_string(),
-            });
+            let fits_elsewhere = matches!(refusal, Refusal::TooLong { wanted, .. } if wanted <= scheduler.limits().max_context);
+            let kind = if resumed && fits_elsewhere {
+                // A group of the same settings has begun this answer.
+                FailureKind::Unavailable
+            } else {
+                FailureKind::from(&refusal)
+            };
+            let message = refusal.to_string();
+            sink(Event::Failed { kind, message });
             return;
         }
         self.load
@@ -163,6 +186,8 @@ impl Requests {
             queued: Some(queued),
             last_at: at,
             first_token_sent: false,
+            losses: Losses::default(),
+            suspected: false,
         };
         self.open.insert(id, request);
     }
@@ -275,6 +300,37 @@ impl Requests {
         );
     }
 
+    /// A member was lost while it worked on a request whose history has `length` tokens.
+    pub(super) fn charge_loss(&mut self, id: SequenceId, length: u32) -> Charge {
+        let Some(request) = self.open.get_mut(&id) else {
+            return Charge::Bearable;
+        };
+        let tokens = request.output_tokens(length);
+        if request.losses.add(tokens) {
+            return Charge::TooMany;
+        }
+        request.suspected = request.losses.is_last_chance(tokens);
+        if request.suspected {
+            Charge::Suspected
+        } else {
+            Charge::Bearable
+        }
+    }
+
+    /// Whether one more loss would be one too many for a request.
+    pub(super) fn is_suspected(&self, id: SequenceId) -> bool {
+        self.open.get(&id).is_some_and(|request| request.suspected)
+    }
+
+    /// Whether a request has got on far enough, with `length` tokens in its history, to be suspected no more. Told once.
+    pub(super) fn is_cleared(&mut self, id: SequenceId, length: u32) -> bool {
+        let Some(request) = self.open.get_mut(&id).filter(|request| request.suspected) else {
+            return false;
+        };
+        request.suspected = request.losses.is_last_chance(request.output_tokens(length));
+        !request.suspected
+    }
+
     /// A request cannot go on.
     pub(super) fn failed(&mut self, id: SequenceId, kind: FailureKind, message: String) {
         self.end(id, Event::Failed { kind, message });
@@ -325,6 +381,11 @@ impl Requests {
 }
 
 impl Request {
+    /// Tokens of the answer when the history has `length`.
+    fn output_tokens(&self, length: u32) -> usize {
+        length.saturating_sub(self.prompt_tokens) as usize
+    }
+
     fn note_latency(&mut self, load: &LoadCell, now: Instant) {
         let waited = now.saturating_duration_since(self.last_at);
         let first = !std::mem::replace(&mut self.first_token_sent, true);

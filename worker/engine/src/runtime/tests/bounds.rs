@@ -9,24 +9,44 @@ use crate::backend::BackendError;
 use crate::runtime::{Event, FinishReason, Phase, RankConfig, SubmitError};
 use crate::sampling::SamplingParams;
 
-#[test]
-fn a_slow_step_is_not_a_hang() {
+/// One step whose layers move takes three times as long as a group may stand still, on rank `slow`.
+fn a_slow_step_is_not_a_hang(world: u32, slow: usize) {
     // Long enough that a busy machine, which runs this thread late, is not taken for a hang either.
     let stall = Duration::from_millis(1500);
-    let group = Group::of(1, |rank| config(rank, 1, stall));
-    let rank = group.leader();
-    rank.wait_for(|state| state.phase == Phase::Serving);
-    rank.faults.stall(true);
-    let (_submission, events) = rank.engine.submit_channel(greedy(&[1, 2], 3)).unwrap();
+    let mut group = Group::start(0);
+    // In a real model peers exchange in every layer, here once a step: that must not end by the time-out.
+    let patient = |rank| Rank::start_patient(config(rank, world, stall), Arc::default(), LONG);
+    group.ranks = (0..world).map(patient).collect();
+    group.form();
+    let (leader, slow) = (group.leader(), &group.ranks[slow]);
+    leader.wait_for(|state| state.phase == Phase::Serving);
+    slow.faults.stall(true);
+    slow.faults.deepen(1000);
+    let (_submission, events) = leader.engine.submit_channel(greedy(&[1, 2], 3)).unwrap();
+    // What was in flight before is over, so from here on it is one step.
+    slow.faults.one_layer();
+    let entered = slow.control.state().entered;
     let began = Instant::now();
     while began.elapsed() < stall * 3 {
-        let before = rank.control.state().layers;
-        rank.faults.one_layer();
-        rank.wait_for(|state| state.layers > before);
+        let before = slow.control.state().layers;
+        slow.faults.one_layer();
+        slow.wait_for(|state| state.layers > before);
     }
-    rank.faults.stall(false);
+    assert!(slow.control.state().entered <= entered + 1, "the step was slow");
+    slow.faults.deepen(1);
+    slow.faults.stall(false);
     assert_eq!(rest(&events).0, reference(&[1, 2], &SamplingParams::greedy(), 3));
-    assert_eq!(rank.control.state().era.epoch, 1, "no era was lost");
+    assert_eq!(leader.control.state().era.epoch, 1, "no era was lost");
+}
+
+#[test]
+fn a_slow_step_of_a_rank_alone_is_not_a_hang() {
+    a_slow_step_is_not_a_hang(1, 0);
+}
+
+#[test]
+fn a_slow_step_of_another_rank_is_not_a_hang() {
+    a_slow_step_is_not_a_hang(2, 1);
 }
 
 #[test]

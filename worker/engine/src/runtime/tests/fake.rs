@@ -225,12 +225,13 @@ impl Backend for Fake {
     }
 
     fn wait(&mut self, ticket: Ticket, _until: Instant) -> Result<Waited, BackendError> {
-        for _ in 0..DEPTH {
+        for _ in 0..self.faults.depth(DEPTH) {
             self.faults.before_layer(&self.progress)?;
             self.progress.layer();
         }
-        let (solo, patience) = (self.solo, self.patience);
+        let (solo, patience, faults) = (self.solo, self.patience, Arc::clone(&self.faults));
         let formed = self.formed()?;
+        faults.before_step(known_tokens(&formed.steps[&ticket].plan))?;
         if formed.steps[&ticket].sums.is_none() {
             if ticket.0 != formed.last + 1 {
                 return Err(bug("computed out of order"));
@@ -393,6 +394,14 @@ impl Formed {
         }
         Ok(Waited::Done(output))
     }
+}
+
+fn known_tokens(plan: &Plan) -> impl Iterator<Item = u32> {
+    let tokens = plan.rows.iter().flat_map(|row| &row.tokens);
+    tokens.filter_map(|token| match token {
+        TokenRef::Known(token) => Some(*token),
+        TokenRef::Late(_) => None,
+    })
 }
 
 /// Sampled rows: index, slot and length of the history.

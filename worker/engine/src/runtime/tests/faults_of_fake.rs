@@ -22,6 +22,12 @@ struct State {
     holds_forming: bool,
     /// Answers name rows that were not asked for.
     garbles: bool,
+    /// Steps fail since a peer says something invalid.
+    diverges: bool,
+    /// This token of a prompt brings the rank down.
+    deadly: Option<u32>,
+    /// Layers of a step; none: the usual number.
+    depth: Option<u32>,
     loads: u32,
     full_rows: u32,
 }
@@ -66,6 +72,43 @@ impl Faults {
 
     pub(super) fn is_garbling(&self) -> bool {
         self.lock().garbles
+    }
+
+    /// Find a peer's frames invalid in every step from here on.
+    pub(in crate::runtime) fn diverge(&self) {
+        self.lock().diverges = true;
+    }
+
+    /// Go down like a dead process in every step that has `token` in a prompt.
+    pub(in crate::runtime) fn die_of(&self, token: u32) {
+        self.lock().deadly = Some(token);
+    }
+
+    /// Compute so many layers in each step.
+    pub(in crate::runtime) fn deepen(&self, depth: u32) {
+        self.lock().depth = Some(depth);
+    }
+
+    pub(super) fn depth(&self, usual: u32) -> u32 {
+        self.lock().depth.unwrap_or(usual)
+    }
+
+    /// What comes of a step with these known tokens before it is computed.
+    pub(super) fn before_step(&self, mut tokens: impl Iterator<Item = u32>) -> Result<(), BackendError> {
+        let state = self.lock();
+        if state
+            .deadly
+            .is_some_and(|deadly| tokens.any(|token| token == deadly))
+        {
+            drop(state);
+            self.cut();
+            return Err(MeshError::Aborted.into());
+        }
+        if state.diverges {
+            let (rank, reason) = (0, "the check sum differs".to_owned());
+            return Err(MeshError::Protocol { rank, reason }.into());
+        }
+        Ok(())
     }
 
     pub(in crate::runtime) fn loads(&self) -> u32 {

@@ -35,9 +35,15 @@ impl Rank {
     }
 
     pub(super) fn start_with(config: RankConfig, faults: Arc<Faults>) -> Self {
+        let patience = config.stall_timeout;
+        Self::start_patient(config, faults, patience)
+    }
+
+    /// One whose exchanges with peers may take `patience`.
+    pub(super) fn start_patient(config: RankConfig, faults: Arc<Faults>, patience: Duration) -> Self {
         let socket = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
         let rank = config.rank;
-        let backend = Fake::new(Arc::clone(&faults), config.stall_timeout);
+        let backend = Fake::new(Arc::clone(&faults), patience);
         let runtime = RankRuntime::new(backend, config, socket).unwrap();
         let (control, engine, address) = (runtime.control(), runtime.engine(), runtime.address());
         let thread = std::thread::spawn(move || runtime.run());

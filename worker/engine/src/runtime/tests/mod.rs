@@ -2,10 +2,13 @@
 //! members without threads, in any order of events.
 
 mod bounds;
+mod charges;
 mod constrained;
+mod divergence;
 pub(super) mod fake;
 mod faults;
 mod faults_of_fake;
+mod full_socket;
 mod group;
 mod mesh;
 pub(super) mod model;

@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use llamero_checkpoint::Runs;
 
 use super::group::greedy;
-use crate::mesh::{ControlLink, EraAbort, Message, Topology};
+use crate::mesh::{ControlLink, EraAbort, Message, Outbox, Topology};
 use crate::runtime::executor::{Executor, LeaderLink};
 use crate::runtime::member::link::Incoming;
 use crate::runtime::planner::Planner;
@@ -87,7 +87,9 @@ fn median(mut times: Vec<Duration>) -> Duration {
 fn formed(config: &RankConfig) -> (Executor, Receiver<Incoming>, Vec<TcpStream>) {
     let (local, own) = std::sync::mpsc::channel();
     let (links, ends): (Vec<_>, Vec<_>) = (1..RANKS).map(link).unzip();
-    let remote = links.into_iter().map(|link| LeaderLink::Remote(Arc::new(link)));
+    let remote = links
+        .into_iter()
+        .map(|link| LeaderLink::Remote(Outbox::new(Arc::new(link), Duration::from_secs(60), |_| ())));
     let links = std::iter::once(LeaderLink::Local(local)).chain(remote).collect();
     let mut executor = Executor::new(ERA, &config.members, links, config.patience(), Instant::now());
     for rank in 0..RANKS {

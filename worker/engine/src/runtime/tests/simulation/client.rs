@@ -11,15 +11,22 @@ pub(super) struct Client {
 }
 
 impl Client {
-    /// `longest` is the longest sequence that the group could hold at all times.
-    pub(super) fn check(&self, longest: u32) {
+    /// `longest` is the longest sequence that the group could hold at all times; it lost its members `losses` times.
+    pub(super) fn check(&self, longest: u32, losses: u32) {
         let mut events = self.events.lock().unwrap().clone();
         let Self { request, .. } = self;
         let wanted = request.prompt.len() as u32 + request.max_tokens;
         if let Some(Event::Failed { kind, .. }) = events.last() {
-            assert_eq!(*kind, FailureKind::TooLong, "{events:?}");
-            assert!(wanted > longest, "{wanted} tokens fit: {events:?}");
-            events.insert(0, Event::Accepted { prompt_tokens: 0 });
+            match kind {
+                FailureKind::TooLong => {
+                    assert_eq!(events.len(), 1, "refused when it came, or not so: {events:?}");
+                    assert!(wanted > longest, "{wanted} tokens fit: {events:?}");
+                    events.insert(0, Event::Accepted { prompt_tokens: 0 });
+                }
+                FailureKind::Unavailable => assert!(wanted > longest, "{wanted} tokens fit: {events:?}"),
+                FailureKind::Internal => assert!(losses >= 3, "{events:?}"),
+                FailureKind::Invalid => panic!("{events:?}"),
+            }
         }
         assert!(
             matches!(events.first(), Some(Event::Accepted { .. })),

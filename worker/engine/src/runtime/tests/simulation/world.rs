@@ -111,6 +111,8 @@ fn leader(config: RankConfig) -> Leader<'static> {
             epoch: 1,
         },
         backoff: config.backoff.0,
+        present: None,
+        loss: None,
         lasting_refusals: 0,
     }
 }
@@ -258,6 +260,7 @@ impl Simulation {
     fn lose(&mut self, left: Left) {
         self.losses += 1;
         self.leader.planner.leave();
+        self.leader.planner.charge_loss("it fails");
         self.leader.last.epoch += 1;
         if let Left::Blocks(blocks) = left {
             self.blocks = blocks;
@@ -326,7 +329,7 @@ impl Simulation {
         assert_eq!(self.leader.queue.waiting(), (0, 0));
         let longest = self.leader.config.limits(self.fewest_blocks).longest();
         for client in &self.clients {
-            client.check(longest);
+            client.check(longest, self.losses);
         }
     }
 
