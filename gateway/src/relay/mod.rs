@@ -193,6 +193,7 @@ impl Relay {
             }
             match leader.completion().complete(call).await {
                 Ok(response) => {
+                    self.waiting.accepted();
                     return Ok(Attempt {
                         chunks: response.into_inner(),
                         running,

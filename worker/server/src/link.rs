@@ -118,7 +118,8 @@ pub struct RankState {
     pub numerics: String,
     /// Why the rank is not further, in words.
     pub message: String,
-    /// Rank 0 only: a step of the whole group was completed within the stall time-out, and nothing drains.
+    /// Rank 0 only: the whole group completed a step within the stall time-out, or computes one whose layers move, and
+    /// nothing drains.
     pub group_serving: bool,
     /// Rank 0 only: the group drains.
     pub draining: bool,
@@ -131,6 +132,16 @@ impl RankState {
     #[must_use]
     pub fn phase(&self) -> Phase {
         Phase::try_from(self.phase).unwrap_or(Phase::Unspecified)
+    }
+
+    /// Milliseconds, when it was sent, since the group was seen to work: see [`llamero_engine::runtime::RankState::worked_at`].
+    #[must_use]
+    pub fn group_idle_millis(&self) -> u64 {
+        let idle = self.idle_millis.unwrap_or(0);
+        match self.phase() {
+            Phase::Serving => self.still_millis.map_or(idle, |still| still.min(idle)),
+            _ => idle,
+        }
     }
 }
 

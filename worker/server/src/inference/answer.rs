@@ -110,19 +110,23 @@ pub struct Wishes {
     pub sharing: Sharing,
 }
 
-impl Answer {
-    /// Queue a request.
-    ///
-    /// # Errors
-    /// UNAVAILABLE while draining.
-    pub fn begin(
-        engine: &EngineHandle,
-        model: &Model,
-        request: GenerationRequest,
-        wishes: Wishes,
-        abort: CancellationToken,
-    ) -> Result<Self, Status> {
-        let count = |tokens: &[u32]| u32::try_from(tokens.len()).unwrap_or(u32::MAX);
+/// An answer that is not in the queue yet.
+#[derive(Debug)]
+pub struct Opening {
+    request: GenerationRequest,
+    constraint: Option<Box<TokenConstraint>>,
+    tools: Option<Tools>,
+    sharing: Sharing,
+    text: OutputText,
+    /// How resumed tokens ended the answer.
+    over: Option<Ending>,
+}
+
+impl Opening {
+    /// Go through the tokens that the client has already, which takes a while when they are many: not for a thread that
+    /// streams.
+    #[must_use]
+    pub fn new(model: &Model, request: GenerationRequest, wishes: Wishes) -> Self {
         let Wishes {
             constraint,
             mut tools,
@@ -131,6 +135,38 @@ impl Answer {
         let mut text = OutputText::new(model.tokenizer.clone(), &request.stop, request.max_tokens)
             .with_special_tokens(request.show_special_tokens);
         let over = resume(&mut text, tools.as_mut(), &request.resume_tokens);
+        Self {
+            request,
+            constraint,
+            tools,
+            sharing,
+            text,
+            over,
+        }
+    }
+
+    /// The request.
+    #[must_use]
+    pub fn request(&self) -> &GenerationRequest {
+        &self.request
+    }
+}
+
+impl Answer {
+    /// Queue a request.
+    ///
+    /// # Errors
+    /// UNAVAILABLE while draining.
+    pub fn begin(engine: &EngineHandle, opening: Opening, abort: CancellationToken) -> Result<Self, Status> {
+        let count = |tokens: &[u32]| u32::try_from(tokens.len()).unwrap_or(u32::MAX);
+        let Opening {
+            request,
+            constraint,
+            tools,
+            sharing,
+            text,
+            over,
+        } = opening;
         let (sender, events) = unbounded_channel();
         let (prompt_tokens, output_tokens) = (count(&request.prompt), count(&request.resume_tokens));
         let submission = match over {

@@ -15,7 +15,7 @@ use vllm_proto::{
     IsPausedRequest, ResponseOptions, StoppingCriteria, generate_request,
 };
 
-use crate::harness::{Whole, Worker, begin, complete, finish, refused, story, turn, until};
+use crate::harness::{Whole, Worker, begin, complete, finish, linked_model, refused, story, turn, until};
 
 #[tokio::test]
 async fn requests_are_answered_or_refused_with_a_sentence() {
@@ -540,4 +540,24 @@ async fn reflection(worker: &Worker) {
         panic!("no descriptors: {answer:?}");
     };
     assert!(!files.file_descriptor_proto.is_empty());
+}
+
+/// Checkpoints that were cut down, or given another tokenizer, name ends that their vocabulary has not.
+#[tokio::test]
+async fn an_end_that_is_no_token_of_the_model_harms_no_request() {
+    let _turn = turn().await;
+    let model = linked_model();
+    let config = model.path().join("generation_config.json");
+    std::fs::remove_file(&config).unwrap();
+    std::fs::write(&config, r#"{"eos_token_id": [2, 128009]}"#).unwrap();
+    let worker = Worker::start_with(model.path(), &["--tensor", "1"], &[]).await;
+    worker.wait_for_health(true).await;
+    let request = CompletionRequest {
+        min_tokens: 4,
+        ignore_eos: false,
+        ..story(8)
+    };
+    let whole = complete(&worker, request).await.unwrap();
+    assert!(whole.token_ids.len() >= 4, "{whole:?}");
+    assert_eq!(worker.report().await.ranks[0].restarts, 0);
 }

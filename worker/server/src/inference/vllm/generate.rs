@@ -12,7 +12,7 @@ use vllm_proto::{FinishInfo, GenerateRequest, GenerateResponse, PromptInfo, Sequ
 
 use super::request::{self, OutputSelection};
 use crate::inference::Services;
-use crate::inference::answer::{Answer, Chunk, Ending, Wishes};
+use crate::inference::answer::{Answer, Chunk, Ending, Opening, Wishes};
 use crate::inference::model::Model;
 use crate::inference::running::Entry;
 
@@ -37,25 +37,21 @@ impl Generation {
             let model = Arc::clone(&services.model);
             move || {
                 let (draft, selection) = request::draft(&model, request)?;
-                Ok((model.validate(draft)?, selection))
+                let request = model.validate(draft)?;
+                let wishes = Wishes {
+                    sharing,
+                    ..Wishes::default()
+                };
+                Ok((Opening::new(&model, request, wishes), selection))
             }
         };
-        let (request, selection) = services.text_workers.run(bytes, prepare).await?;
+        let (opening, selection) = services.text_workers.run(bytes, prepare).await?;
         let token_ids = if selection.prompt_token_ids {
-            request.prompt.clone()
+            opening.request().prompt.clone()
         } else {
             Vec::new()
         };
-        let mut answer = Answer::begin(
-            &services.engine,
-            model,
-            request,
-            Wishes {
-                sharing,
-                ..Wishes::default()
-            },
-            entry.abort.clone(),
-        )?;
+        let mut answer = Answer::begin(&services.engine, opening, entry.abort.clone())?;
         answer.accepted().await?;
         let prompt = PromptInfo {
             num_prompt_tokens: answer.prompt_tokens(),
