@@ -109,6 +109,15 @@ enum BlockGrant {
     Exhausted,
 }
 
+/// Blocks that sequences will have left when their rows in flight are done.
+#[derive(Default)]
+struct Coming {
+    /// Counted when it is asked for first, and anew after a preemption.
+    all: Option<u32>,
+    /// Those that older sequences wait for.
+    promised: u32,
+}
+
 impl Scheduler {
     /// Nothing waits, nothing runs.
     #[must_use]
@@ -202,11 +211,10 @@ impl Scheduler {
     fn decode(&mut self, batch: &mut Batch) {
         let mut index = 0;
         let mut budget = self.limits.max_batched_tokens;
-        // Blocks of leaving sequences that older ones wait for.
-        let mut promised = 0;
+        let mut coming = Coming::default();
         while index < self.running.len() && budget > 0 {
             if self.running[index].decodes() {
-                match self.grow(index, &mut promised, batch) {
+                match self.grow(index, &mut coming, batch) {
                     BlockGrant::Granted => {
                         batch.push(&mut self.running[index], 1, self.batches);
                         budget -= 1;
@@ -215,6 +223,7 @@ impl Scheduler {
                     // Sequences before `index` were looked at; the youngest stands at or behind it.
                     BlockGrant::Exhausted => {
                         self.preempt_youngest(batch);
+                        coming.all = None;
                         continue;
                     }
                 }
@@ -224,7 +233,7 @@ impl Scheduler {
     }
 
     /// Make sure the next position of a running sequence has a block.
-    fn grow(&mut self, index: usize, promised: &mut u32, batch: &mut Batch) -> BlockGrant {
+    fn grow(&mut self, index: usize, coming: &mut Coming, batch: &mut Batch) -> BlockGrant {
         let sequence = &mut self.running[index];
         let missing = sequence
             .blocks_needed(self.limits.block_size)
@@ -239,9 +248,9 @@ impl Scheduler {
             batch.blocks.appends.push((placed.slot, blocks));
             return BlockGrant::Granted;
         }
-        let coming = self.leaving_blocks().saturating_sub(*promised);
-        if missing <= self.pool.available() + coming {
-            *promised += missing;
+        let all = *coming.all.get_or_insert_with(|| self.leaving_blocks());
+        if missing <= self.pool.available() + all.saturating_sub(coming.promised) {
+            coming.promised += missing;
             return BlockGrant::Deferred;
         }
         BlockGrant::Exhausted
