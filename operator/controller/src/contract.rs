@@ -25,7 +25,7 @@ mod tests {
     fn sizing_counts_in_the_workers_blocks() {
         assert_eq!(
             llamero_core::sizing::KV_BLOCK_TOKENS,
-            limits::KV_BLOCK_TOKENS.into()
+            i64::from(limits::KV_BLOCK_TOKENS)
         );
     }
 
