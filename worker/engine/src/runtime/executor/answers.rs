@@ -11,9 +11,10 @@ pub(super) type Place = (u32, u32);
 
 pub(super) struct StepAnswers {
     pub(super) number: u64,
-    /// By rank.
-    outputs: Vec<Option<StepOutput>>,
-    taken: bool,
+    /// Whether each rank has answered.
+    answered: Vec<bool>,
+    /// Outputs of the last stage, with their ranks, that nobody has taken yet.
+    outputs: Vec<(u32, StepOutput)>,
     /// The ranks of the last stage, the only ones that have logits.
     heads: Range<u32>,
     /// By rank of the last stage.
@@ -24,8 +25,8 @@ impl StepAnswers {
     pub(super) fn new(number: u64, members: usize, heads: Range<u32>) -> Self {
         Self {
             number,
-            outputs: vec![None; members],
-            taken: false,
+            answered: vec![false; members],
+            outputs: Vec::new(),
             heads,
             rows: BTreeMap::new(),
         }
@@ -40,13 +41,14 @@ impl StepAnswers {
             );
             return Err(MeshError::Protocol { rank, reason });
         }
-        match self.outputs.get_mut(rank as usize) {
-            Some(place @ None) if !self.taken => {
-                *place = Some(output);
-                Ok(())
-            }
-            _ => Err(self.twice(rank)),
+        match self.answered.get_mut(rank as usize) {
+            Some(answered @ false) => *answered = true,
+            _ => return Err(self.twice(rank)),
         }
+        if self.heads.contains(&rank) {
+            self.outputs.push((rank, output));
+        }
+        Ok(())
     }
 
     pub(super) fn expect_row(&mut self, place: Place) {
@@ -75,16 +77,15 @@ impl StepAnswers {
         }
     }
 
-    /// The outputs of the last stage, with their ranks, once every rank has answered: the others' only say that they are done.
-    pub(super) fn take_outputs(&mut self) -> Option<Vec<(u32, StepOutput)>> {
-        if self.taken || self.outputs.iter().any(Option::is_none) {
-            return None;
-        }
-        self.taken = true;
-        let heads = self.heads.clone();
-        heads
-            .map(|rank| Some((rank, self.outputs.get_mut(rank as usize)?.take()?)))
-            .collect()
+    /// The outputs of the last stage that have come since they were taken last, with their ranks. The other stages' only say
+    /// that they are done.
+    pub(super) fn take_outputs(&mut self) -> Vec<(u32, StepOutput)> {
+        std::mem::take(&mut self.outputs)
+    }
+
+    /// Whether every rank of every stage has answered.
+    pub(super) fn all_answered(&self) -> bool {
+        self.answered.iter().all(|answered| *answered)
     }
 
     pub(super) fn take_row(&mut self, place: Place) -> Option<Vec<LogitShard>> {
@@ -102,10 +103,9 @@ impl StepAnswers {
             at.and_then(|at| shards.get(at)).is_some_and(Option::is_none)
         };
         let missing = |rank: &usize| {
-            let output = !self.taken && self.outputs[*rank].is_none();
-            output || self.rows.values().any(|shards| row(shards, *rank))
+            !self.answered[*rank] || self.rows.values().any(|shards| row(shards, *rank))
         };
-        (0..self.outputs.len()).filter(missing).collect()
+        (0..self.answered.len()).filter(missing).collect()
     }
 
     pub(super) fn is_complete(&self) -> bool {
@@ -147,14 +147,16 @@ mod tests {
             "rank 1 has no head"
         );
         answers.output(3, with_candidates()).unwrap();
-        answers.output(2, with_candidates()).unwrap();
+        assert_eq!(answers.take_outputs(), [(3, with_candidates())]);
+        assert!(answers.output(3, with_candidates()).is_err(), "given twice");
         answers.output(0, StepOutput::default()).unwrap();
-        assert_eq!(answers.take_outputs(), None, "rank 1 may still compute");
+        answers.output(2, with_candidates()).unwrap();
+        assert_eq!(answers.take_outputs(), [(2, with_candidates())]);
+        assert!(!answers.all_answered(), "rank 1 may still compute");
         assert_eq!(answers.missing(), [1]);
         answers.output(1, StepOutput::default()).unwrap();
-        let outputs = answers.take_outputs().unwrap();
-        assert_eq!(outputs, [(2, with_candidates()), (3, with_candidates())]);
-        assert!(answers.is_complete());
+        assert_eq!(answers.take_outputs(), []);
+        assert!(answers.all_answered() && answers.is_complete());
 
         answers.expect_row((0, 0));
         assert_eq!(answers.missing(), [2, 3]);
