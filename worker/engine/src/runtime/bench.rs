@@ -244,8 +244,7 @@ impl Group {
         let mut last = first;
         for (rank, output) in (0..).zip(outputs) {
             last = Instant::now();
-            self.executor
-                .receive(rank, step, Message::Output(output), last)?;
+            self.executor.receive(rank, step, Message::Output(output), last)?;
             self.planner.advance(&mut self.executor, Instant::now)?;
         }
         Ok((first, last, Instant::now()))

@@ -24,8 +24,8 @@ pub fn likeliest(count: u16, ranks: &[RowCandidates], mass: &Mass) -> Vec<(u32, 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::sampling::{RowAnswers, SamplingParams};
     use crate::sampling::candidates::{ShardLogits, candidates};
+    use crate::sampling::{RowAnswers, SamplingParams};
     use crate::step::VOCAB_TILE;
     use llamero_checkpoint::Runs;
 

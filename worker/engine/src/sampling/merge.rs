@@ -83,9 +83,14 @@ impl<'a> CertainOrder<'a> {
         };
         for rank in ranks {
             // Behind a masked token there are only masked ones.
-            let cut = rank.top.len() >= longest && rank.top.last().is_some_and(|last| last.1 != f32::NEG_INFINITY);
+            let cut =
+                rank.top.len() >= longest && rank.top.last().is_some_and(|last| last.1 != f32::NEG_INFINITY);
             if let Some((first, rest)) = rank.top.split_first() {
-                order.insert(List { first: *first, rest, cut });
+                order.insert(List {
+                    first: *first,
+                    rest,
+                    cut,
+                });
             }
         }
         order
@@ -113,7 +118,11 @@ impl Iterator for CertainOrder<'_> {
         }
         let List { first, rest, cut } = self.lists.pop()?;
         match rest.split_first() {
-            Some((next, rest)) => self.insert(List { first: *next, rest, cut }),
+            Some((next, rest)) => self.insert(List {
+                first: *next,
+                rest,
+                cut,
+            }),
             None => self.uncertain = cut,
         }
         Some(first)

@@ -52,7 +52,9 @@ fn noise(params: &SamplingParams) -> Noise {
 fn both(logits: &[f32], owners: &[usize], params: &SamplingParams) -> (Outcome, Sampled) {
     let shares = shares(logits, owners);
     let ranks: RowAnswers = shares.iter().map(|tiles| answer(tiles, logits, params)).collect();
-    let mass = ranks.mass(params.needs_mass(), params.logprobs.is_some()).unwrap();
+    let mass = ranks
+        .mass(params.needs_mass(), params.logprobs.is_some())
+        .unwrap();
     let parts: Vec<LogitShard> = shares.iter().map(|tiles| logits_of(tiles, logits)).collect();
     let row = join_shards(&parts).unwrap();
     assert_eq!(row, logits);

@@ -321,42 +321,11 @@ fn rows_answer_what_they_are_asked() {
     let folder = tiny::checkpoint(true);
     let mut leader = Leader::new();
     let mut rank = formed(&folder);
-    let asks = |slot, output| PlanRow {
-        output,
-        ..row(slot, 0, vec![5, 6, 7])
-    };
-    let everything = SampleKey {
-        temperature: 0.8,
-        top: 7,
-        mass: true,
-        logprobs: true,
-        ..GREEDY
-    };
-    let rows = vec![
-        asks(0, RowOutput::None),
-        asks(1, RowOutput::Sample { last: 2, key: GREEDY }),
-        asks(
-            2,
-            RowOutput::Score {
-                ids: vec![9, 10],
-                top: 2,
-            },
-        ),
-        asks(3, RowOutput::Hidden),
-        asks(
-            4,
-            RowOutput::Sample {
-                last: 1,
-                key: everything,
-            },
-        ),
-        asks(5, RowOutput::Sample { last: 1, key: GREEDY }),
-    ];
     let blocks = BlockDeltas {
         appends: (0..6).map(|slot| (slot, vec![slot])).collect(),
         ..BlockDeltas::default()
     };
-    let ticket = rank.submit(&leader.plan(rows, blocks)).unwrap();
+    let ticket = rank.submit(&leader.plan(rows_of_every_kind(), blocks)).unwrap();
     rank.late(ticket, &Late::Cancel(vec![5])).unwrap();
     let output = done(&mut rank, ticket).unwrap();
     // A cancel that comes too late changes nothing.
@@ -398,6 +367,42 @@ fn rows_answer_what_they_are_asked() {
     assert_eq!(hidden.len(), 96);
     assert!(hidden.iter().any(|x| *x != 0.0) && hidden.iter().all(|x| x.is_finite()));
     assert!(rank.fetch(ticket, 2, 0).is_err(), "scored is not sampled");
+}
+
+/// Of the same three tokens: nothing, two sampled positions, two scored ones, a hidden state, one position with all that can be
+/// reported, and one that will be cancelled.
+fn rows_of_every_kind() -> Vec<PlanRow> {
+    let asks = |slot, output| PlanRow {
+        output,
+        ..row(slot, 0, vec![5, 6, 7])
+    };
+    let everything = SampleKey {
+        temperature: 0.8,
+        top: 7,
+        mass: true,
+        logprobs: true,
+        ..GREEDY
+    };
+    vec![
+        asks(0, RowOutput::None),
+        asks(1, RowOutput::Sample { last: 2, key: GREEDY }),
+        asks(
+            2,
+            RowOutput::Score {
+                ids: vec![9, 10],
+                top: 2,
+            },
+        ),
+        asks(3, RowOutput::Hidden),
+        asks(
+            4,
+            RowOutput::Sample {
+                last: 1,
+                key: everything,
+            },
+        ),
+        asks(5, RowOutput::Sample { last: 1, key: GREEDY }),
+    ]
 }
 
 #[test]

@@ -102,9 +102,8 @@ impl StepAnswers {
             let at = rank.checked_sub(first);
             at.and_then(|at| shards.get(at)).is_some_and(Option::is_none)
         };
-        let missing = |rank: &usize| {
-            !self.answered[*rank] || self.rows.values().any(|shards| row(shards, *rank))
-        };
+        let missing =
+            |rank: &usize| !self.answered[*rank] || self.rows.values().any(|shards| row(shards, *rank));
         (0..self.answered.len()).filter(missing).collect()
     }
 

@@ -164,12 +164,7 @@ impl Merging {
     }
 }
 
-fn by_row(
-    params: &SamplingParams,
-    row: &PlannedRow,
-    answers: &RowAnswers,
-    shards: &[LogitShard],
-) -> Choice {
+fn by_row(params: &SamplingParams, row: &PlannedRow, answers: &RowAnswers, shards: &[LogitShard]) -> Choice {
     let logits = join_shards(shards)?;
     let mass = answers.mass(params.needs_mass(), params.logprobs.is_some())?;
     let sampled = sample_full_row(params, noise(params, row), &logits, &mass)?;

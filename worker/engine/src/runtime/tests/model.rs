@@ -78,7 +78,9 @@ pub(in crate::runtime) fn constrained_reference(
             logits: &logits,
         };
         let row = RowAnswers::from_iter([candidates((0, 0), shard, &sampling.key(), position)]);
-        let mass = row.mass(sampling.needs_mass(), sampling.logprobs.is_some()).unwrap();
+        let mass = row
+            .mass(sampling.needs_mass(), sampling.logprobs.is_some())
+            .unwrap();
         let noise = Noise::new(sampling.seed, position);
         let Sampled { token, .. } = sample_full_row(sampling, noise, &logits, &mass).unwrap();
         counts.record(token);
