@@ -277,8 +277,8 @@ fn what_is_allowed_fits_the_stack() {
             render(&source, &[ChatMessage::new("user", "x")])
         };
         let most = (0..64).rev().find(|calls| called(*calls).is_ok());
-        // JSON has a bound of its own.
-        assert!(used.contains("tojson") || most > Some(12), "{used}: {most:?}");
+        // JSON has a bound of its own, and the fuel ends where values are written with indentation.
+        assert!(used.contains("tojson") || most > Some(5), "{used}: {most:?}");
     }
     let operators = [
         "-".repeat(999) + "1",
