@@ -4,9 +4,8 @@ use std::os::fd::{BorrowedFd, OwnedFd};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
 
-use llamero_checkpoint::Topology;
 use llamero_engine::mesh::EraAbort;
-use llamero_engine::{Abort, Era, Label, Mesh, MeshError, Transfer, Wait};
+use llamero_engine::{Abort, Era, Label, Members, Mesh, MeshError, Transfer, Wait};
 
 /// What one rank has sent.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -19,7 +18,7 @@ pub(super) struct Traffic {
 
 /// See the module's description.
 pub(super) struct LonelyMesh {
-    topology: Topology,
+    members: Members,
     rank: u32,
     traffic: Arc<Mutex<Traffic>>,
     abort: Arc<EraAbort>,
@@ -27,9 +26,9 @@ pub(super) struct LonelyMesh {
 
 impl LonelyMesh {
     /// Of that rank, counting into `traffic`.
-    pub(super) fn new(topology: Topology, rank: u32, traffic: Arc<Mutex<Traffic>>) -> Self {
+    pub(super) fn new(members: Members, rank: u32, traffic: Arc<Mutex<Traffic>>) -> Self {
         Self {
-            topology,
+            members,
             rank,
             traffic,
             abort: Arc::default(),
@@ -43,8 +42,8 @@ pub(super) fn take(traffic: &Mutex<Traffic>) -> Traffic {
 }
 
 impl Mesh for LonelyMesh {
-    fn topology(&self) -> Topology {
-        self.topology
+    fn members(&self) -> &Members {
+        &self.members
     }
 
     fn rank(&self) -> u32 {

@@ -224,7 +224,7 @@ impl Rank {
         let turns = frequencies(config.rope_theta, shape.head_dim);
         let work = Workspace::new(&shape, &programs, turns, tokens);
         let traffic = Arc::default();
-        let mesh = LonelyMesh::new(topology, bench.rank, Arc::clone(&traffic));
+        let mesh = LonelyMesh::new(topology.into(), bench.rank, Arc::clone(&traffic));
         let waits = Waits {
             deadline: Duration::from_secs(1),
             spin: SPIN,

@@ -140,13 +140,9 @@ struct Group {
 
 impl Group {
     fn new(bench: PlannerBench, sampling: SamplingParams) -> io::Result<Self> {
-        let topology = Topology {
-            tensor: bench.ranks,
-            pipeline: 1,
-        };
         let config = RankConfig {
             max_sequences: bench.rows,
-            ..RankConfig::new(0, topology, 131_072, "bench", "bench")
+            ..RankConfig::new(0, Topology::tensor(bench.ranks).into(), 131_072, "bench", "bench")
         };
         let queue = Arc::new(QueueGauge::new(bench.rows, u64::MAX));
         let limits = config.limits(BLOCKS);
@@ -158,7 +154,7 @@ impl Group {
             links.push(LeaderLink::Remote(link));
             ends.push(end);
         }
-        let mut executor = Executor::new(ERA, topology, links, config.patience(), Instant::now());
+        let mut executor = Executor::new(ERA, &config.members, links, config.patience(), Instant::now());
         for rank in 0..bench.ranks {
             let ready = Message::Ready { blocks: BLOCKS };
             executor
