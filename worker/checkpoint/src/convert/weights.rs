@@ -55,11 +55,11 @@ pub(super) fn write(
     Ok(writer.finish()?)
 }
 
-/// What is written, and from which tensors of the GGUF file, each of which has the shape that the configuration says.
-fn tensors<'a>(
-    gguf: &'a GgufFile,
-    config: &LlamaConfig,
-) -> Result<(Vec<TensorSpec>, Vec<(TensorKind, &'a GgufTensor)>)> {
+/// Tensors of a GGUF file and what they are for.
+type Sources<'a> = Vec<(TensorKind, &'a GgufTensor)>;
+
+/// What is written, and from which tensors, each of which has the shape that the configuration says.
+fn tensors<'a>(gguf: &'a GgufFile, config: &LlamaConfig) -> Result<(Vec<TensorSpec>, Sources<'a>)> {
     let wanted =
         || TensorId::all(config).filter(|id| id.kind != TensorKind::Head || !config.tie_word_embeddings);
     check_names(gguf, &wanted().map(gguf_name).collect())?;

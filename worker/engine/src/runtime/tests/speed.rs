@@ -24,3 +24,23 @@ fn planning_speed_is_within_its_limits() {
         assert!(speed.late <= Duration::from_micros(100), "{speed}");
     }
 }
+
+#[test]
+fn every_way_of_sampling_is_measured() {
+    let bench = PlannerBench {
+        rows: 3,
+        vocab: 1000,
+        ranks: 2,
+        steps: 8,
+    };
+    let speeds = planner(bench).unwrap();
+    let names: Vec<&str> = speeds.iter().map(|speed| speed.sampling).collect();
+    assert_eq!(names, ["greedy", "temperature", "top-p", "penalties"]);
+    for speed in speeds {
+        assert!(speed.late > Duration::ZERO, "{speed}");
+        assert!(
+            speed.late <= speed.late_at_once && speed.late_at_once <= speed.work,
+            "{speed}"
+        );
+    }
+}
