@@ -2,7 +2,7 @@
 //! pass over memory, and kernels take as long with them as with real ones.
 
 use crate::kernel::pack::{Element, LANES};
-use crate::layout::MatrixAt;
+use crate::layout::{MatrixAt, Role};
 use crate::pool::Pool;
 use crate::shared::Shared;
 use crate::weights::{Store, Weights};
@@ -36,7 +36,9 @@ pub(crate) fn fill(weights: &mut Weights, hidden: usize, seed: u64, pool: &mut P
         floats.push((at.scales, vec![scale; at.n.next_multiple_of(LANES)]));
     };
     for layer in &layout.layers {
-        crate::layout::Role::ALL.map(|role| matrix(layer.matrix(role)));
+        for role in Role::ALL {
+            matrix(layer.matrix(role));
+        }
     }
     matrix(layout.head);
     for layer in &layout.layers {
