@@ -276,9 +276,11 @@ fn what_is_allowed_fits_the_stack() {
                 format!("{deep}{{% macro f(x, n) %}}{call}{{% endmacro %}}{{{{ f(n.s, {calls}) }}}}");
             render(&source, &[ChatMessage::new("user", "x")])
         };
-        let most = (0..64).rev().find(|calls| called(*calls).is_ok());
+        let most = [28, 24, 20, 16, 12, 9, 6]
+            .into_iter()
+            .find(|calls| called(*calls).is_ok());
         // JSON has a bound of its own, and the fuel ends where values are written with indentation.
-        assert!(used.contains("tojson") || most > Some(5), "{used}: {most:?}");
+        assert!(used.contains("tojson") || most.is_some(), "{used}");
     }
     let operators = [
         "-".repeat(999) + "1",
