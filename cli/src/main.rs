@@ -8,14 +8,21 @@ use clap::Parser as _;
 use llamero::options::{Cli, Command};
 use llamero::{cache, manage, run, source};
 use llamero_hub::HubError;
+use llamero_settings::log;
 use llamero_worker::exit::UNUSABLE;
-use tracing_subscriber::EnvFilter;
 
 fn main() -> ExitCode {
     let cli = Cli::parse();
     let usual = if cli.verbose { "info" } else { "warn" };
+    let filter = match log::filter_or(usual) {
+        Ok(filter) => filter,
+        Err(error) => {
+            eprintln!("error: {error}");
+            return ExitCode::from(UNUSABLE);
+        }
+    };
     tracing_subscriber::fmt()
-        .with_env_filter(EnvFilter::try_from_env("LLAMERO_LOG").unwrap_or_else(|_| EnvFilter::new(usual)))
+        .with_env_filter(filter)
         .with_writer(std::io::stderr)
         .with_ansi(false)
         .with_target(false)

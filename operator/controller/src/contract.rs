@@ -21,6 +21,14 @@ mod tests {
         }
     }
 
+    #[test]
+    fn sizing_counts_in_the_workers_blocks() {
+        assert_eq!(
+            llamero_core::sizing::KV_BLOCK_TOKENS,
+            i64::from(limits::KV_BLOCK_TOKENS)
+        );
+    }
+
     /// What the API server accepts the worker's command line must accept too.
     #[test]
     fn ranges_of_the_resources_are_within_the_workers() {

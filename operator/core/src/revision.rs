@@ -72,7 +72,7 @@ pub fn template(
         pipeline: spec.parallelism.pipeline,
         ranks_per_pod: plan.ranks_per_pod,
         accelerator_resource,
-        content_identity: identity::of_source(&spec.model.source),
+        content_identity: identity::of_source(&spec.model.source).or_else(|| read_identity(checkpoint)),
         kv_bytes_per_rank: plan.kv_bytes_per_rank,
         weight_bytes_per_rank: plan.weight_bytes_per_rank,
         topology_key: spec.placement.topology_key.clone(),
@@ -95,6 +95,11 @@ fn one_pod_per_node(spec: &LlamaDeploymentSpec) -> OnePodPerNode {
         false => OnePodPerNode::Preferred,
     };
     spec.placement.one_pod_per_node.unwrap_or(usual)
+}
+
+/// What the inspect pod says that the weights are, where their source tells that of each file.
+fn read_identity(checkpoint: Option<&CheckpointStatus>) -> Option<String> {
+    checkpoint?.summary.as_ref()?.content_identity.clone()
 }
 
 /// The source, at the commit that was looked into, so that a branch that moves changes no group and mixes nothing.
@@ -268,7 +273,7 @@ mod tests {
             let checkpoint = serde_json::from_value(json!({"key": "k", "inspectedAt": "2026-01-01T00:00:00Z", "summary": {
                 "formatVersion": 1, "architecture": "LlamaForCausalLM", "hiddenSize": 1, "layers": 1, "qHeads": 1, "kvHeads": 1,
                 "headDim": 1, "ffnSize": 1, "vocabSize": 1, "maxPositionEmbeddings": 1, "weights": "bf16", "parameters": 1,
-                "checkpointBytes": 1, "plans": [], "commit": commit}}))
+                "checkpointBytes": 1, "plans": [], "commit": commit, "contentIdentity": "a".repeat(64)}}))
             .unwrap();
             let made = template(
                 &object,
@@ -276,6 +281,7 @@ mod tests {
                 Some(&checkpoint),
                 &Settings::default(),
             );
+            assert_eq!(made.content_identity, Some("a".repeat(64)));
             made.source.hugging_face.unwrap().revision
         };
         assert_eq!(revision(json!("0a1b")).as_deref(), Some("0a1b"));

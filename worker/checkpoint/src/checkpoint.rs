@@ -56,6 +56,7 @@ impl Checkpoint {
         if generation.eos_token_ids.is_empty() {
             generation.eos_token_ids.clone_from(&config.eos_token_ids);
         }
+        drop_unknown(&mut generation.eos_token_ids, config.vocab_size);
         let (files, file_of) = open_files(folder, remote.as_deref())?;
         Ok(Self {
             folder: folder.to_path_buf(),
@@ -81,7 +82,7 @@ impl Checkpoint {
     }
 
     /// Its defaults of generation; the tokens that end a text are those of `generation_config.json`, else those of
-    /// `config.json`.
+    /// `config.json`, as far as the vocabulary has them.
     #[must_use]
     pub fn generation(&self) -> &GenerationConfig {
         &self.generation
@@ -165,6 +166,19 @@ impl Checkpoint {
     pub fn bytes(&self) -> u64 {
         self.tensors().map(|(_, info)| info.bytes()).sum()
     }
+}
+
+/// A token that the model has no logit for never comes, so none of them ends a text; a mask or a bias could not name it.
+fn drop_unknown(tokens: &mut Vec<u32>, vocab_size: u32) {
+    tokens.retain(|token| {
+        let known = *token < vocab_size;
+        if !known {
+            tracing::warn!(
+                "eos_token_id {token} is no token of this model, whose vocab_size is {vocab_size}: it is left out"
+            );
+        }
+        known
+    });
 }
 
 fn open_files(

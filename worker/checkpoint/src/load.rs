@@ -38,10 +38,9 @@ use crate::piece::{Piece, pieces, read_rows, read_scales};
 use crate::remote::{Announced, announced};
 use crate::shard::RankShard;
 
+pub use crate::piece::ROW_MULTIPLE;
 pub use together::{Member, PodNotes, Together, load_together};
 
-/// Chunks start at a multiple of so many rows of their piece.
-pub const ROW_MULTIPLE: u64 = 32;
 /// A chunk and its packed form together fit a core's second-level cache, so that packing reads what the kernel has just
 /// copied there; larger reads were not faster from the page cache.
 const CHUNK_BYTES: u64 = 256 << 10;

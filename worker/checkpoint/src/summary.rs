@@ -5,6 +5,7 @@ use serde::Serialize;
 use crate::checkpoint::Checkpoint;
 use crate::config::LlamaConfig;
 use crate::dtype::Dtype;
+use crate::identity::ContentIdentity;
 use crate::layout::{ModelLayout, TensorKind};
 use crate::piece::rank_bytes;
 use crate::shard::{RankShard, ShardPlan};
@@ -74,6 +75,9 @@ pub struct CheckpointSummary {
     /// The commit that the weights are of, where they come from a Hub. Left empty here, where there is only a folder.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub commit: Option<String>,
+    /// What they are by their files' hashes, where they come from a Hub.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub content_identity: Option<ContentIdentity>,
 }
 
 impl CheckpointSummary {
@@ -112,6 +116,7 @@ impl CheckpointSummary {
                 .map(|error| error.to_string()),
             backends: Vec::new(),
             commit: None,
+            content_identity: None,
         }
     }
 }

@@ -50,6 +50,25 @@ fn a_missing_file_is_named() {
     );
 }
 
+/// A ban of such a token would be no executable step.
+#[test]
+fn only_tokens_of_the_vocabulary_end_a_text() {
+    let folder = tempfile::tempdir().unwrap();
+    write_checkpoint(folder.path(), TINY, 5, |_| true);
+    let ends = |text: &str| {
+        fs::write(folder.path().join("generation_config.json"), text).unwrap();
+        let checkpoint = Checkpoint::open(folder.path()).unwrap();
+        checkpoint.generation().eos_token_ids.clone()
+    };
+    assert_eq!(TINY.vocab, 300);
+    assert_eq!(ends(r#"{"eos_token_id": [299, 300, 128009, 7]}"#), [299, 7]);
+    assert_eq!(ends(r#"{"eos_token_id": 128009}"#), [0; 0]);
+    let mut config = config_json(TINY);
+    config["eos_token_id"] = json!([300, 2]);
+    fs::write(folder.path().join("config.json"), config.to_string()).unwrap();
+    assert_eq!(ends("{}"), [2]);
+}
+
 /// The file of this process's own memory lies under every name; nothing is mapped at its start, so reading it there fails with
 /// EIO. A link to itself stands for a file system that does not even say what a name is.
 #[test]

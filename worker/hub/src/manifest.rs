@@ -21,6 +21,8 @@ pub struct Manifest {
     pub ca_file: Option<PathBuf>,
     /// The repository, the commit, and the files that make the checkpoint.
     pub listing: Listing,
+    /// Whether all small files are there.
+    pub complete: bool,
 }
 
 impl Manifest {
@@ -69,6 +71,22 @@ impl Manifest {
         }
         ContentIdentity::from(<[u8; 32]>::from(hash.finalize()))
     }
+
+    /// Whether it is what was looked into before.
+    ///
+    /// # Errors
+    /// [`HubError::Changed`].
+    pub fn check(&self, told: ContentIdentity) -> Result<(), HubError> {
+        let found = self.identity();
+        if found == told {
+            return Ok(());
+        }
+        Err(HubError::Changed {
+            host: self.endpoint.clone(),
+            what: format!("{}@{}", self.listing.repository, self.listing.commit),
+            reason: format!("its files are {} now, they were {}", found.short(), told.short()),
+        })
+    }
 }
 
 #[cfg(test)]
@@ -92,6 +110,7 @@ mod tests {
                 files: vec![file("b"), file("a")],
                 audience: Audience::Cluster,
             },
+            complete: true,
         }
     }
 
@@ -113,6 +132,9 @@ mod tests {
         other.listing.files.reverse();
         other.endpoint = "https://mirror".to_owned();
         assert_eq!(other.identity(), of("c", Some("1")));
+        other.check(of("c", Some("1"))).unwrap();
+        let error = other.check(of("c", Some("2"))).unwrap_err().to_string();
+        assert!(error.contains("org/m@c changed at https://mirror"), "{error}");
     }
 
     #[test]

@@ -24,6 +24,9 @@ pub const RANKS_PER_POD: RangeInclusive<u32> = 1..=MAX_RANKS_PER_POD;
 /// The largest of [`RANKS_PER_POD`].
 pub const MAX_RANKS_PER_POD: u32 = 256;
 
+/// Tokens of a KV block: memory for keys and values is given to sequences in whole ones.
+pub const KV_BLOCK_TOKENS: u32 = 16;
+
 /// Longest request of a client in bytes: the body of an HTTP request at the gateway.
 pub const MAX_REQUEST_BYTES: usize = 8 << 20;
 

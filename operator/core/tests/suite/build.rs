@@ -55,6 +55,7 @@ pub(crate) fn summary() -> CheckpointSummary {
         problem: None,
         backends: vec!["cpu".into(), "cuda".into()],
         commit: None,
+        content_identity: None,
     }
 }
 

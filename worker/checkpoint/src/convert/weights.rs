@@ -21,7 +21,25 @@ pub(super) fn write(
     max_file_bytes: u64,
     report: &mut dyn FnMut(Progress),
 ) -> Result<()> {
-    let (specs, sources) = tensors(gguf, config)?;
+    let wanted =
+        || TensorId::all(config).filter(|id| id.kind != TensorKind::Head || !config.tie_word_embeddings);
+    check_names(gguf, &wanted().map(gguf_name).collect())?;
+    let mut specs = Vec::new();
+    let mut sources = Vec::new();
+    for id in wanted() {
+        let tensor = source(gguf, config, id)?;
+        let shape = if id.kind.is_norm() {
+            vec![tensor.cols]
+        } else {
+            vec![tensor.rows, tensor.cols]
+        };
+        specs.push(TensorSpec {
+            name: id.name(),
+            dtype: Dtype::BF16,
+            shape,
+        });
+        sources.push((id.kind, tensor));
+    }
     let mut meter = Meter::new(specs.iter().map(TensorSpec::bytes).sum(), report);
     let mut writer = ShardedWriter::new(output, specs, max_file_bytes);
     let mut values = Vec::new();
@@ -55,43 +73,23 @@ pub(super) fn write(
     Ok(writer.finish()?)
 }
 
-/// Tensors of a GGUF file and what they are for.
-type Sources<'a> = Vec<(TensorKind, &'a GgufTensor)>;
-
-/// What is written, and from which tensors, each of which has the shape that the configuration says.
-fn tensors<'a>(gguf: &'a GgufFile, config: &LlamaConfig) -> Result<(Vec<TensorSpec>, Sources<'a>)> {
-    let wanted =
-        || TensorId::all(config).filter(|id| id.kind != TensorKind::Head || !config.tie_word_embeddings);
-    check_names(gguf, &wanted().map(gguf_name).collect())?;
-    let (mut specs, mut sources) = (Vec::new(), Vec::new());
-    for id in wanted() {
-        let (wanted_rows, wanted_cols) = id.kind.shape(config);
-        let name = gguf_name(id);
-        let tensor = gguf.require_tensor(&name)?;
-        let (rows, cols) = (tensor.rows, tensor.cols);
-        if (rows, cols) != (wanted_rows, wanted_cols) {
-            return Err(ConvertError::Shape {
-                tensor: name,
-                rows,
-                cols,
-                wanted_rows,
-                wanted_cols,
-            }
-            .into());
-        }
-        let shape = if id.kind.is_norm() {
-            vec![cols]
-        } else {
-            vec![rows, cols]
-        };
-        specs.push(TensorSpec {
-            name: id.name(),
-            dtype: Dtype::BF16,
-            shape,
-        });
-        sources.push((id.kind, tensor));
+/// The tensor of the file that has the shape of the model's tensor `id`.
+fn source<'a>(gguf: &'a GgufFile, config: &LlamaConfig, id: TensorId) -> Result<&'a GgufTensor> {
+    let (wanted_rows, wanted_cols) = id.kind.shape(config);
+    let name = gguf_name(id);
+    let tensor = gguf.require_tensor(&name)?;
+    let (rows, cols) = (tensor.rows, tensor.cols);
+    if (rows, cols) == (wanted_rows, wanted_cols) {
+        return Ok(tensor);
     }
-    Ok((specs, sources))
+    Err(ConvertError::Shape {
+        tensor: name,
+        rows,
+        cols,
+        wanted_rows,
+        wanted_cols,
+    }
+    .into())
 }
 
 /// Every other tensor (a bias, an expert, a norm of heads) would change the answer. `rope_freqs.weight` has become part

@@ -15,7 +15,7 @@ use super::executor::{Executor, LeaderLink};
 use super::member::link::Incoming;
 use super::planner::Planner;
 use super::queue::QueueGauge;
-use super::request::GenerationRequest;
+use super::request::{GenerationRequest, Sharing};
 use super::{EventSink, RankConfig};
 use crate::mesh::{ControlLink, EraAbort, Message, Topology};
 use crate::sampling::SamplingParams;
@@ -146,7 +146,14 @@ impl Group {
         };
         let queue = Arc::new(QueueGauge::new(bench.rows, u64::MAX));
         let limits = config.limits(BLOCKS);
-        let mut planner = Planner::new(limits, 2, config.step_target, Arc::default(), queue.clone());
+        let mut planner = Planner::new(
+            limits,
+            2,
+            config.step_target,
+            Arc::default(),
+            queue.clone(),
+            config.prefix(),
+        );
         let (local, own) = channel();
         let (mut links, mut ends) = (vec![LeaderLink::Local(local)], Vec::new());
         for rank in 1..bench.ranks {
@@ -156,12 +163,15 @@ impl Group {
         }
         let mut executor = Executor::new(ERA, &config.members, links, config.patience(), Instant::now());
         for rank in 0..bench.ranks {
-            let ready = Message::Ready { blocks: BLOCKS };
+            let ready = Message::Ready {
+                blocks: BLOCKS,
+                kept: None,
+            };
             executor
                 .receive(rank, 0, ready, Instant::now())
                 .map_err(io::Error::other)?;
         }
-        planner.enter(ERA, limits);
+        planner.enter(ERA, limits, None);
         let answers = (0..bench.ranks)
             .map(|rank| answer(bench, rank, &sampling))
             .collect();
@@ -171,6 +181,7 @@ impl Group {
             max_tokens: TOKENS,
             stop_tokens: Vec::new(),
             sampling,
+            sharing: Sharing::default(),
         };
         // One thread streams all answers.
         let (tokens, received) = channel();

@@ -130,4 +130,15 @@ mod tests {
         let error = TemplateFiles::read(dir.path()).unwrap_err().to_string();
         assert!(error.contains("tokenizer_config.json"), "{error}");
     }
+
+    /// Reading the start of a process's own memory fails with EIO.
+    #[test]
+    fn a_disk_that_does_not_answer_is_no_missing_template() {
+        for name in ["tokenizer_config.json", "chat_template.jinja"] {
+            let dir = tempfile::tempdir().unwrap();
+            std::os::unix::fs::symlink("/proc/self/mem", dir.path().join(name)).unwrap();
+            let error = TemplateFiles::read(dir.path()).unwrap_err();
+            assert!(matches!(error, ChatTemplateError::Io(_)), "{name}: {error}");
+        }
+    }
 }

@@ -9,6 +9,7 @@ use tokenizers::DecoderWrapper;
 
 use super::byte_level;
 use super::prompt::Prompt;
+use super::shared_model::{TextEncoder, text_encoder};
 
 /// Why a tokenizer cannot be used.
 #[derive(Debug, thiserror::Error)]
@@ -41,9 +42,9 @@ pub struct Tokenizer {
 #[derive(Debug)]
 struct Inner {
     /// Takes names of special tokens in a text for those tokens.
-    encoder: tokenizers::Tokenizer,
+    encoder: Arc<tokenizers::Tokenizer>,
     /// Takes them for text.
-    text_encoder: tokenizers::Tokenizer,
+    text_encoder: TextEncoder,
     /// What special tokens take from the text around them.
     strips: HashMap<u32, Strip>,
     /// No token has more bytes; 0 when the tokenizer changes texts before it cuts them.
@@ -132,8 +133,8 @@ impl Tokenizer {
         if encoder.get_normalizer().is_some() || !strips.is_empty() {
             longest = 0;
         }
-        let mut text_encoder = encoder.clone();
-        text_encoder.set_encode_special_tokens(true);
+        let encoder = Arc::new(encoder);
+        let text_encoder = text_encoder(&encoder);
         Ok(Self {
             inner: Arc::new(Inner {
                 encoder,
@@ -307,6 +308,15 @@ mod tests {
             error.contains("tokenizer.json") && error.contains("copy"),
             "{error}"
         );
+    }
+
+    /// Reading the start of a process's own memory fails with EIO.
+    #[test]
+    fn a_disk_that_does_not_answer_is_no_missing_file() {
+        let dir = tempfile::tempdir().unwrap();
+        std::os::unix::fs::symlink("/proc/self/mem", dir.path().join("tokenizer.json")).unwrap();
+        let error = Tokenizer::from_dir(dir.path()).unwrap_err();
+        assert!(matches!(error, TokenizerError::Io(_)), "{error}");
     }
 
     #[test]

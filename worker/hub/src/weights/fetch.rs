@@ -1,6 +1,7 @@
 //! One range of a file, however often the connection breaks.
 
 use std::ops::Range;
+use std::path::Path;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -8,14 +9,14 @@ use reqwest::header::ETAG;
 use reqwest::{StatusCode, Url};
 
 use super::file::Body;
-use super::lock;
+use super::{heads, lock};
 use crate::client::{Answer, Part, answer, host, text};
 use crate::download::extent;
 use crate::patience::Tries;
 use crate::{Hub, HubError, Listing, RemoteFile};
 
 /// Bytes of a file that are fetched when it is opened: the header of a file of some hundred tensors fits.
-const HEAD_BYTES: u64 = 64 << 10;
+pub(super) const HEAD_BYTES: u64 = 64 << 10;
 /// As many bytes count as progress, after which failures are counted anew.
 const PROGRESS: usize = 256 << 10;
 
@@ -60,15 +61,19 @@ impl Remote {
         self.received.load(Ordering::Relaxed)
     }
 
-    /// Open a file: its size and its first bytes.
-    pub(super) async fn head(&self, file: &RemoteFile) -> Result<Body, HubError> {
+    /// Open a file: its size and its first bytes, which `folder` may have.
+    pub(super) async fn head(&self, file: &RemoteFile, folder: &Path) -> Result<Body, HubError> {
         let source = Source {
             path: file.path.clone(),
             sha256: file.sha256.clone(),
             link: Mutex::default(),
         };
+        if let (Some(head), Some(bytes)) = (heads::read(folder, file), file.bytes) {
+            return Ok(Body { source, bytes, head });
+        }
         let end = file.bytes.unwrap_or(HEAD_BYTES).min(HEAD_BYTES);
         let (head, bytes) = self.fetch(&source, 0..end, file.bytes).await?;
+        heads::keep(folder, file, &head);
         Ok(Body { source, bytes, head })
     }
 

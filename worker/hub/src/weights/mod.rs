@@ -8,18 +8,20 @@
 //! |---|---|
 //! | `fetch` | one range, however often the connection breaks |
 //! | `file` | a file as a checkpoint reads it |
+//! | `heads` | headers that are kept |
 //! | `plan` | the blocks that are going to be read |
 //! | `window` | which of them are here |
 //! | `sum` | the hash of a file that is read whole |
 
 mod fetch;
 mod file;
+mod heads;
 mod plan;
 mod sum;
 mod window;
 
 use std::io;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use futures::{StreamExt as _, TryStreamExt as _, stream};
@@ -41,6 +43,8 @@ const HEADERS_AT_ONCE: usize = 32;
 pub struct HubWeights {
     shared: Arc<Shared>,
     manifest: Manifest,
+    /// Has the small files.
+    folder: PathBuf,
 }
 
 /// What files and window have in common.
@@ -62,16 +66,16 @@ pub fn open(folder: &Path, options: &HubOptions) -> Result<Checkpoint, HubError>
     let Some(manifest) = Manifest::read(folder)? else {
         return Checkpoint::open(folder).map_err(|error| HubError::Checkpoint(Box::new(error)));
     };
-    let weights = HubWeights::new(manifest, options)?;
+    let weights = HubWeights::new(manifest, folder, options)?;
     Checkpoint::open_remote(folder, Arc::new(weights)).map_err(|error| HubError::Checkpoint(Box::new(error)))
 }
 
 impl HubWeights {
-    /// The weights that `manifest` names; of `options` endpoint and certificates are the manifest's.
+    /// The weights that `manifest` names, which is of `folder`; of `options` endpoint and certificates are the manifest's.
     ///
     /// # Errors
     /// The Hub's address is none, or the operating system has no threads left.
-    pub fn new(manifest: Manifest, options: &HubOptions) -> Result<Self, HubError> {
+    pub fn new(manifest: Manifest, folder: &Path, options: &HubOptions) -> Result<Self, HubError> {
         let hub = Hub::with(&HubOptions {
             endpoint: manifest.endpoint.clone(),
             ca_file: manifest.ca_file.clone(),
@@ -95,6 +99,7 @@ impl HubWeights {
                 window: Mutex::default(),
             }),
             manifest,
+            folder: folder.to_owned(),
         })
     }
 }
@@ -129,13 +134,13 @@ impl RemoteWeights for HubWeights {
     fn open(&self, names: &[&str]) -> io::Result<Vec<Box<dyn WeightFile>>> {
         let listing = &self.manifest.listing;
         let heads = stream::iter(names).map(|name| {
-            let remote = &self.shared.remote;
+            let (remote, folder) = (&self.shared.remote, &self.folder);
             async move {
                 let file = listing.find(name).ok_or_else(|| HubError::Unusable {
                     repository: listing.repository.clone(),
                     reason: format!("commit {} has no {name}", listing.commit),
                 })?;
-                remote.head(file).await
+                remote.head(file, folder).await
             }
         });
         let heads = heads.buffered(HEADERS_AT_ONCE).try_collect::<Vec<_>>();

@@ -239,6 +239,28 @@ fn a_moved_branch_moves_nothing_that_is_pinned() {
     assert_eq!(server.log().len(), asked, "what is there is not asked for");
     let moved = prepare(&server, "main", &dir.path().join("a")).unwrap();
     assert_eq!(moved.listing.commit, NEXT_COMMIT);
+    // Not one file of the earlier commit is left in the folder.
+    let next = format!("/resolve/{NEXT_COMMIT}/config.json");
+    assert!(server.log().iter().any(|asked| asked.path.ends_with(&next)));
+
+    let own = dir.path().join("own");
+    std::fs::create_dir(&own).unwrap();
+    std::fs::write(own.join("config.json"), "{}").unwrap();
+    let error = prepare(&server, "main", &own).unwrap_err().to_string();
+    assert!(error.contains("name an empty folder"), "{error}");
+    assert_eq!(std::fs::read(own.join("config.json")).unwrap(), b"{}");
+}
+
+#[test]
+fn a_checkpoint_is_opened_again_while_the_hub_is_away() {
+    let server = hub_of("SmolLM2-135M-Instruct-FP8", Faults::default());
+    let dir = tempfile::tempdir().unwrap();
+    let first = opened(&server, dir.path());
+    server.faults().gated = true;
+    let again = llamero_hub::open(dir.path(), &options(&server)).unwrap();
+    assert_eq!(again.bytes(), first.bytes());
+    let error = load(&again, 2, 0, &Forget).unwrap_err();
+    assert!(error.to_string().contains("(403)"), "{error}");
 }
 
 /// 405B is looked into by two requests for each of its files and a few for the others, without reading any weight.

@@ -8,7 +8,7 @@ use clap::Args;
 use llamero_checkpoint::inspect::{Report, report as report_on};
 use llamero_checkpoint::{Checkpoint, CheckpointSummary, ContentIdentity, ModelLayout, ShardPlan, Topology};
 use llamero_cpu::WorkspaceNeed;
-use llamero_hub::{HubError, Patience};
+use llamero_hub::{HubError, Manifest, Patience};
 use llamero_proto::limits;
 
 use crate::config::within;
@@ -110,6 +110,7 @@ fn look(dir: &Path, hub: &HubArgs, topology: Topology) -> Result<Report, HubErro
     };
     let mut report = report_on(&checkpoint, identity, topology).map_err(of_checkpoint)?;
     report.summary.backends = BACKENDS.map(str::to_owned).into();
+    report.summary.content_identity = manifest.as_ref().map(Manifest::identity);
     report.summary.commit = manifest.map(|manifest| manifest.listing.commit);
     add_workspace(&checkpoint, &mut report.summary).map_err(of_checkpoint)?;
     Ok(report)

@@ -117,7 +117,7 @@ fn code_of_cause(cause: &(dyn std::error::Error + 'static)) -> Option<u8> {
         });
     }
     let checkpoint = cause.downcast_ref().map(of_checkpoint);
-    let tokenizer = || match cause.downcast_ref()? {
+    let tokenizer = || match cause.downcast_ref::<TokenizerError>()? {
         TokenizerError::Io(_) => Some(FAILED),
         _ => Some(UNUSABLE),
     };

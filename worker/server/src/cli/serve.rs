@@ -5,9 +5,9 @@ use std::path::PathBuf;
 
 use clap::Args;
 use llamero_proto::{limits, ports};
+use llamero_settings::listen::EVERYWHERE;
 
 use crate::config::{EngineArgs, within};
-use crate::listen::EVERYWHERE;
 use crate::source::HubArgs;
 
 /// Serve a model: a supervisor that starts one process per rank

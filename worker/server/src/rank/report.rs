@@ -24,7 +24,7 @@ pub struct About {
     pub content_identity: String,
     /// In which arithmetic they are computed.
     pub numerics: String,
-    /// A group that completed no step for longer does not serve.
+    /// A group in which nothing moved for longer does not serve.
     pub stall_timeout: Duration,
 }
 
@@ -119,11 +119,10 @@ pub fn start(orders: &mut BufReader<UnixStream>) -> anyhow::Result<crate::config
     }
 }
 
-/// A step of the whole group was completed within the stall time-out, and nothing drains.
+/// The whole group completed a step within the stall time-out, or computes one whose layers move, and nothing drains.
 #[must_use]
 pub fn serves(engine: &EngineHandle, stall_timeout: Duration) -> bool {
-    let load = engine.load();
-    !load.draining && load.last_step_at.is_some_and(|at| at.elapsed() <= stall_timeout)
+    !engine.load().draining && engine.idle_for().is_some_and(|idle| idle <= stall_timeout)
 }
 
 fn rank_state(state: &runtime::RankState, engine: Option<&EngineHandle>, about: &About) -> RankState {
@@ -157,6 +156,8 @@ fn rank_state(state: &runtime::RankState, engine: Option<&EngineHandle>, about: 
             kv_blocks_total: load.kv_blocks_total,
             prompt_tokens: load.prompt_tokens,
             output_tokens: load.output_tokens,
+            prefix_lookup_tokens: load.prefix_lookup_tokens,
+            prefix_hit_tokens: load.prefix_hit_tokens,
         }),
     }
 }

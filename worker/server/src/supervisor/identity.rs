@@ -37,8 +37,10 @@ impl SharedIdentity {
     /// # Errors
     /// The folder cannot be filled from the Hub; the next call tries again.
     pub async fn get(&self) -> Result<Option<ContentIdentity>, HubError> {
-        let prepare = || self.hub.prepare(&self.model_dir, Patience::default());
-        let manifest = self.manifest.get_or_try_init(prepare).await?;
+        let manifest = self.manifest.get_or_try_init(|| self.prepare()).await?.as_ref();
+        if let (Some(manifest), Some(told)) = (manifest, self.known.get()) {
+            manifest.check(*told)?;
+        }
         let read = || async {
             if let Some(manifest) = manifest {
                 return Ok(manifest.identity());
@@ -51,6 +53,20 @@ impl SharedIdentity {
                 .ok_or(())
         };
         Ok(self.known.get_or_try_init(read).await.ok().copied())
+    }
+
+    /// Files are written, so this is no work for a thread that serves.
+    async fn prepare(&self) -> Result<Option<Manifest>, HubError> {
+        let (hub, folder) = (self.hub.clone(), self.model_dir.clone());
+        let runtime = tokio::runtime::Handle::current();
+        let prepare = move || runtime.block_on(hub.prepare(&folder, Patience::default()));
+        let ended = tokio::task::spawn_blocking(prepare).await;
+        ended.unwrap_or_else(|error| {
+            Err(HubError::Io {
+                path: self.model_dir.clone(),
+                source: std::io::Error::other(error),
+            })
+        })
     }
 }
 

@@ -88,6 +88,8 @@ impl Keeper {
             if self.give_up && exit.kind() == ExitKind::Unusable {
                 return Ok(Ended::Unusable(exit));
             }
+            let members = self.orders.borrow().membership.clone();
+            let mut orders = self.orders.clone();
             let wait = backoff.after(exit.kind(), started.elapsed());
             tracing::warn!(
                 rank = self.config.rank,
@@ -97,6 +99,8 @@ impl Keeper {
             tokio::select! {
                 () = tokio::time::sleep(wait) => {}
                 () = drained(&mut self.orders), if self.config.rank == 0 => return Ok(Ended::DiedDraining(exit)),
+                // It may have been unusable only beside the members that there were.
+                () = renewed(&mut orders, members.as_ref()), if exit.kind() == ExitKind::Unusable => {}
             }
             self.pod.send_modify(|pod| pod.ranks[self.index].restarts += 1);
         }
@@ -130,7 +134,7 @@ impl Keeper {
         let stderr = child.stderr.take();
         let words = tokio::spawn(async move {
             match stderr {
-                Some(stderr) => last_words::forward(stderr).await,
+                Some(stderr) => last_words::forward(stderr, tokio::io::stderr()).await,
                 None => Default::default(),
             }
         });
@@ -170,6 +174,14 @@ enum NotRun {
 async fn drained(orders: &mut watch::Receiver<Orders>) {
     if orders.wait_for(|orders| orders.drain).await.is_err() {
         // The supervisor ends, and with it this keeper.
+        std::future::pending::<()>().await;
+    }
+}
+
+/// Returns once there are other members than `known`.
+async fn renewed(orders: &mut watch::Receiver<Orders>, known: Option<&Membership>) {
+    let is_new = |orders: &Orders| orders.membership.is_some() && orders.membership.as_ref() != known;
+    if orders.wait_for(is_new).await.is_err() {
         std::future::pending::<()>().await;
     }
 }
@@ -245,4 +257,31 @@ fn hear(pod: &watch::Sender<Pod>, index: usize, up: Up, config: &mut RankConfig)
             Up::Left => view.left = true,
         }
     });
+}
+
+#[cfg(test)]
+mod tests {
+    use futures::FutureExt as _;
+    use llamero_engine::mesh::GroupKey;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn new_members_end_the_pause_of_a_rank_that_could_not_work() {
+        let members = |generation| Membership {
+            group_uid: "g".into(),
+            generation,
+            members: Vec::new(),
+            key: GroupKey::from([7; 32]),
+        };
+        let (sender, mut orders) = watch::channel(Orders::default());
+        for (known, next) in [(None, members(1)), (Some(members(1)), members(2))] {
+            let mut waiting = Box::pin(renewed(&mut orders, known.as_ref()));
+            assert!(waiting.as_mut().now_or_never().is_none(), "{known:?}");
+            sender.send_modify(|orders| orders.drain = true);
+            assert!(waiting.as_mut().now_or_never().is_none(), "a drain is no news");
+            sender.send_modify(|orders| orders.membership = Some(next));
+            waiting.await;
+        }
+    }
 }

@@ -37,6 +37,16 @@ pub(crate) fn model_dir() -> PathBuf {
     dir
 }
 
+/// The FP8 model in a folder of its own, whose files are links that a test may replace.
+pub(crate) fn linked_model() -> tempfile::TempDir {
+    let folder = tempfile::tempdir().unwrap();
+    for entry in std::fs::read_dir(model_dir()).unwrap() {
+        let entry = entry.unwrap();
+        std::os::unix::fs::symlink(entry.path(), folder.path().join(entry.file_name())).unwrap();
+    }
+    folder
+}
+
 /// Ask again and again until there is an answer.
 pub(crate) async fn until<T>(what: &str, mut ask: impl AsyncFnMut() -> Option<T>) -> T {
     let asking = async {

@@ -8,7 +8,9 @@ use llamero_proto::v1::{ExitKind, Phase, PodReport, WatchRequest};
 use rustix::process::Signal;
 use tonic::Code;
 
-use crate::harness::{ANY_PORTS, Worker, begin, complete, exists, finish, model_dir, story, turn, until};
+use crate::harness::{
+    ANY_PORTS, Worker, begin, complete, exists, finish, linked_model, model_dir, story, turn, until,
+};
 
 #[tokio::test]
 async fn a_drain_finishes_what_runs_and_refuses_the_rest() {
@@ -137,11 +139,7 @@ async fn a_pod_whose_rank_cannot_work_says_what_to_change() {
 async fn a_read_that_fails_once_is_tried_again_at_once() {
     let _turn = turn().await;
     let port = free_port();
-    let model = tempfile::tempdir().unwrap();
-    for entry in std::fs::read_dir(model_dir()).unwrap() {
-        let entry = entry.unwrap();
-        symlink(entry.path(), model.path().join(entry.file_name())).unwrap();
-    }
+    let model = linked_model();
     // Reading the start of a process's own memory fails with EIO.
     let config = model.path().join("config.json");
     std::fs::remove_file(&config).unwrap();

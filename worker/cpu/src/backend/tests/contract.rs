@@ -284,6 +284,47 @@ fn steps_are_submitted_ahead() {
 }
 
 #[test]
+fn blocks_outlive_their_era_where_as_many_are_wanted() {
+    let folder = tiny::checkpoint(false);
+    let mut rank = backend(&folder);
+    rank.load(&Unwatched).unwrap();
+    let form = |rank: &mut CpuBackend, spec: &FormSpec| {
+        let mesh = Box::new(TcpMesh::alone(ERA));
+        rank.form(spec, mesh, &mut |_| {}).unwrap().kept
+    };
+    let usual = spec(ERA, 64);
+    for why in ["nothing was there", "nothing was computed"] {
+        assert_eq!(form(&mut rank, &usual), None, "{why}");
+        rank.dissolve();
+    }
+    form(&mut rank, &usual);
+    let tokens: Vec<u32> = (0..17).map(|i| 3 + i * 5).collect();
+    let blocks = |slot| BlockDeltas {
+        appends: vec![(slot, vec![9, 4])],
+        ..BlockDeltas::default()
+    };
+    let plan = Leader::new().plan(vec![row(0, 0, tokens.clone())], blocks(0));
+    let ticket = rank.submit(&plan).unwrap();
+    let want = done(&mut rank, ticket).unwrap();
+    rank.dissolve();
+    assert_eq!(form(&mut rank, &usual), Some(ERA));
+    // The last token alone, behind the full block that the era before has left.
+    let plan = Leader::new().plan(vec![row(1, 16, vec![tokens[16]])], blocks(1));
+    let ticket = rank.submit(&plan).unwrap();
+    let got = done(&mut rank, ticket).unwrap();
+    assert_eq!(got.candidates[0].top, want.candidates[16].top);
+    let fewer = FormSpec {
+        kv_bytes: usual.kv_bytes / 2,
+        ..usual
+    };
+    assert_eq!(form(&mut rank, &fewer), None);
+    assert!(
+        matches!(rank.submit(&plan), Err(BackendError::Bug(_))),
+        "that block holds nothing"
+    );
+}
+
+#[test]
 fn late_sampling_values_hold_up_sampling_only() {
     let folder = tiny::checkpoint(false);
     let mut leader = Leader::new();
@@ -317,16 +358,52 @@ fn late_sampling_values_hold_up_sampling_only() {
     }
 }
 
-#[test]
-fn rows_answer_what_they_are_asked() {
-    let folder = tiny::checkpoint(true);
-    let mut leader = Leader::new();
-    let mut rank = formed(&folder);
+/// A row of each kind, each in a slot and a block of its own.
+fn rows_of_each_kind() -> (Vec<PlanRow>, BlockDeltas) {
+    let asks = |slot, output| PlanRow {
+        output,
+        ..row(slot, 0, vec![5, 6, 7])
+    };
+    let everything = SampleKey {
+        temperature: 0.8,
+        top: 7,
+        mass: true,
+        logprobs: true,
+        ..GREEDY
+    };
+    let rows = vec![
+        asks(0, RowOutput::None),
+        asks(1, RowOutput::Sample { last: 2, key: GREEDY }),
+        asks(
+            2,
+            RowOutput::Score {
+                ids: vec![9, 10],
+                top: 2,
+            },
+        ),
+        asks(3, RowOutput::Hidden),
+        asks(
+            4,
+            RowOutput::Sample {
+                last: 1,
+                key: everything,
+            },
+        ),
+        asks(5, RowOutput::Sample { last: 1, key: GREEDY }),
+    ];
     let blocks = BlockDeltas {
         appends: (0..6).map(|slot| (slot, vec![slot])).collect(),
         ..BlockDeltas::default()
     };
-    let ticket = rank.submit(&leader.plan(rows_of_every_kind(), blocks)).unwrap();
+    (rows, blocks)
+}
+
+#[test]
+fn rows_answer_what_they_are_asked() {
+    let folder = tiny::checkpoint(true);
+    let mut rank = formed(&folder);
+    let (rows, blocks) = rows_of_each_kind();
+    let ticket = rank.submit(&Leader::new().plan(rows, blocks)).unwrap();
     rank.late(ticket, &Late::Cancel(vec![5])).unwrap();
     let output = done(&mut rank, ticket).unwrap();
     // A cancel that comes too late changes nothing.
@@ -368,42 +445,6 @@ fn rows_answer_what_they_are_asked() {
     assert_eq!(hidden.len(), 96);
     assert!(hidden.iter().any(|x| *x != 0.0) && hidden.iter().all(|x| x.is_finite()));
     assert!(rank.fetch(ticket, 2, 0).is_err(), "scored is not sampled");
-}
-
-/// Of the same three tokens: nothing, two sampled positions, two scored ones, a hidden state, one position with all that can be
-/// reported, and one that will be cancelled.
-fn rows_of_every_kind() -> Vec<PlanRow> {
-    let asks = |slot, output| PlanRow {
-        output,
-        ..row(slot, 0, vec![5, 6, 7])
-    };
-    let everything = SampleKey {
-        temperature: 0.8,
-        top: 7,
-        mass: true,
-        logprobs: true,
-        ..GREEDY
-    };
-    vec![
-        asks(0, RowOutput::None),
-        asks(1, RowOutput::Sample { last: 2, key: GREEDY }),
-        asks(
-            2,
-            RowOutput::Score {
-                ids: vec![9, 10],
-                top: 2,
-            },
-        ),
-        asks(3, RowOutput::Hidden),
-        asks(
-            4,
-            RowOutput::Sample {
-                last: 1,
-                key: everything,
-            },
-        ),
-        asks(5, RowOutput::Sample { last: 1, key: GREEDY }),
-    ]
 }
 
 #[test]

@@ -1,26 +1,13 @@
 //! Tokens from the answers of all ranks.
 
-use std::time::Instant;
-
-use super::Planner;
+use super::choice::{Choice, Chosen};
 use super::requests::Requests;
-use super::step::{PlannedRow, PlannedStep};
+use super::row::PlannedRow;
 use crate::mesh::MeshError;
-use crate::runtime::executor::Executor;
 use crate::sampling::{
-    Noise, Outcome, RowAnswers, Sampled, SamplingError, SamplingParams, join_shards, likeliest, merge,
-    sample_full_row,
+    Noise, Outcome, RowAnswers, Sampled, SamplingParams, join_shards, likeliest, merge, sample_full_row,
 };
 use crate::step::{LogitShard, StepOutput};
-
-/// What comes of one sampled row.
-pub(super) type Choice = Result<Chosen, SamplingError>;
-
-/// A token, and the likeliest ones beside it when they were asked for.
-pub(super) struct Chosen {
-    pub(super) sampled: Sampled,
-    pub(super) top: Vec<(u32, f32)>,
-}
 
 /// The answers to a step and what is known by them. They are put together as they come, so that little is left to be done
 /// when the last one does.
@@ -34,48 +21,9 @@ pub(super) struct Merging {
     fetching: Vec<(usize, usize)>,
 }
 
-impl Planner {
-    /// Merge the oldest step in flight as far as its answers are there. Returns its number when it has ended.
-    pub(super) fn merge_next(
-        &mut self,
-        executor: &mut Executor,
-        now: &impl Fn() -> Instant,
-    ) -> Result<Option<u64>, MeshError> {
-        let Some(step) = self.steps.front_mut() else {
-            return Ok(None);
-        };
-        let PlannedStep {
-            number,
-            rows,
-            merging,
-            ..
-        } = step;
-        let (number, ranks) = (*number, executor.heads());
-        let merging = merging.get_or_insert_with(|| Merging::new(rows, ranks));
-        for (rank, output) in executor.outputs(number) {
-            merging.add(rank, output, number, rows)?;
-        }
-        if !executor.all_answered(number) {
-            return Ok(None);
-        }
-        if merging.choices.is_none() {
-            merging.choose(rows, &self.requests);
-            for (row, _) in &merging.fetching {
-                let row = u32::try_from(*row).unwrap_or(u32::MAX);
-                executor.fetch(number, row, 0, now())?;
-            }
-        }
-        merging.take_rows(|row| executor.shards(number, row, 0), rows, &self.requests);
-        if !merging.fetching.is_empty() {
-            return Ok(None);
-        }
-        self.finish(executor, now)?;
-        Ok(Some(number))
-    }
-}
-
 impl Merging {
-    fn new(rows: &[PlannedRow], ranks: usize) -> Self {
+    /// Nobody has answered yet; `ranks` will.
+    pub(super) fn new(rows: &[PlannedRow], ranks: usize) -> Self {
         let answered: usize = rows.iter().map(|row| row.answered as usize).sum();
         Self {
             answers: (0..answered).map(|_| RowAnswers::of_ranks(ranks)).collect(),
@@ -86,7 +34,7 @@ impl Merging {
 
     /// The answers of a rank of the last stage. It must have answered every position that was asked for, in order, and nothing
     /// else; cancelled rows may be left out.
-    fn add(
+    pub(super) fn add(
         &mut self,
         rank: u32,
         output: StepOutput,
@@ -117,7 +65,7 @@ impl Merging {
     }
 
     /// Sample all rows by their candidates, as far as those suffice.
-    fn choose(&mut self, rows: &[PlannedRow], requests: &Requests) {
+    pub(super) fn choose(&mut self, rows: &[PlannedRow], requests: &Requests) {
         let mut choices = Vec::with_capacity(rows.len());
         let mut nth = 0;
         for (index, row) in rows.iter().enumerate() {
@@ -140,8 +88,14 @@ impl Merging {
         self.choices = Some(choices);
     }
 
+    /// Rows whose logits are wanted of everybody.
+    pub(super) fn wanted(&self) -> impl Iterator<Item = u32> {
+        let rows = self.fetching.iter();
+        rows.map(|(row, _)| u32::try_from(*row).unwrap_or(u32::MAX))
+    }
+
     /// Sample the rows whose logits have come from everybody.
-    fn take_rows(
+    pub(super) fn take_rows(
         &mut self,
         mut shards: impl FnMut(u32) -> Option<Vec<LogitShard>>,
         rows: &[PlannedRow],

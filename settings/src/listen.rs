@@ -12,16 +12,18 @@ const BACKLOG: i32 = 1024;
 /// All addresses, IPv4 and IPv6.
 pub const EVERYWHERE: IpAddr = IpAddr::V6(Ipv6Addr::UNSPECIFIED);
 
-/// Listen on `ip` and `port`. [`EVERYWHERE`] takes IPv4 as well, and only that where the kernel has no IPv6.
+/// Listen on `address`. [`EVERYWHERE`] takes IPv4 as well, and only that where the kernel has no IPv6.
 ///
 /// # Errors
 /// The operating system's word.
-pub fn listen(ip: IpAddr, port: u16) -> io::Result<TcpListener> {
-    if ip != EVERYWHERE {
-        return TcpListener::bind(SocketAddr::new(ip, port));
+pub fn listen(address: SocketAddr) -> io::Result<TcpListener> {
+    if address.ip() != EVERYWHERE {
+        return TcpListener::bind(address);
     }
-    match dual_stack(port) {
-        Err(Errno::AFNOSUPPORT | Errno::ADDRNOTAVAIL) => TcpListener::bind((Ipv4Addr::UNSPECIFIED, port)),
+    match dual_stack(address.port()) {
+        Err(Errno::AFNOSUPPORT | Errno::ADDRNOTAVAIL) => {
+            TcpListener::bind((Ipv4Addr::UNSPECIFIED, address.port()))
+        }
         listener => Ok(listener?),
     }
 }
@@ -50,7 +52,7 @@ mod tests {
 
     #[test]
     fn both_families_reach_what_listens_everywhere() {
-        let listener = listen(EVERYWHERE, 0).unwrap();
+        let listener = listen(SocketAddr::new(EVERYWHERE, 0)).unwrap();
         let address = listener.local_addr().unwrap();
         TcpStream::connect((Ipv4Addr::LOCALHOST, address.port())).unwrap();
         if address.is_ipv6() {
@@ -62,7 +64,7 @@ mod tests {
 
     #[test]
     fn one_address_is_one_address() {
-        let listener = listen(Ipv4Addr::LOCALHOST.into(), 0).unwrap();
+        let listener = listen((Ipv4Addr::LOCALHOST, 0).into()).unwrap();
         assert_eq!(listener.local_addr().unwrap().ip(), Ipv4Addr::LOCALHOST);
     }
 }
