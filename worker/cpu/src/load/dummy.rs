@@ -1,10 +1,10 @@
 //! Weights that are made up: random ones of a size that keeps activations in range, straight in the packed layout. They cost one
 //! pass over memory, and kernels take as long with them as with real ones.
 
+use crate::disjoint::DisjointSlice;
 use crate::kernel::pack::{Element, LANES};
 use crate::layout::{MatrixAt, Role};
 use crate::pool::Pool;
-use crate::shared::Shared;
 use crate::weights::{Store, Weights};
 
 /// Bytes made at a time.
@@ -66,7 +66,7 @@ pub(crate) fn fill(weights: &mut Weights, hidden: usize, seed: u64, pool: &mut P
     Ok(())
 }
 
-fn put(memory: &Shared<'_, u8>, floats: &[(usize, Vec<f32>)]) {
+fn put(memory: &DisjointSlice<'_, u8>, floats: &[(usize, Vec<f32>)]) {
     for (at, values) in floats {
         let bytes: &[u8] = bytemuck::cast_slice(values);
         // SAFETY: one thread writes them, one after the other.
