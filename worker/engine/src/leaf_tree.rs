@@ -83,6 +83,7 @@ pub fn join<T>(
 
 /// Whether `node` has a power of two of leaves and starts at a multiple of it. Such a subtree is a node of the tree over
 /// any number of leaves that reaches past it.
+#[inline]
 #[must_use]
 pub fn is_complete(node: &Subtree) -> bool {
     let leaves = node.end.saturating_sub(node.start);
@@ -91,6 +92,7 @@ pub fn is_complete(node: &Subtree) -> bool {
 
 /// Add a complete subtree to `roots`, the maximal complete subtrees of what was added before, all left of it. Siblings are
 /// joined at once, so `roots` stays short: how many leaves there are in all need not be known.
+#[inline]
 pub fn append<T>(
     roots: &mut Vec<(Subtree, T)>,
     (mut node, mut value): (Subtree, T),
@@ -107,12 +109,14 @@ pub fn append<T>(
     roots.push((node, value));
 }
 
-/// The value of the whole tree from the maximal complete subtrees that [`append`] left, which cover `0 .. leaves`. None
+/// The value of the whole tree from those of the maximal complete subtrees that [`append`] left, which cover `0 .. leaves`. None
 /// without any.
-pub fn crown<T>(roots: Vec<(Subtree, T)>, mut join_two: impl FnMut(T, T) -> T) -> Option<T> {
+pub fn crown<T>(
+    values: impl DoubleEndedIterator<Item = T>,
+    mut join_two: impl FnMut(T, T) -> T,
+) -> Option<T> {
     // Each is larger than all right of it together, so the tree splits after it.
-    let right_to_left = roots.into_iter().rev().map(|(_, value)| value);
-    right_to_left.reduce(|right, left| join_two(left, right))
+    values.rev().reduce(|right, left| join_two(left, right))
 }
 
 #[cfg(test)]
@@ -181,10 +185,11 @@ mod tests {
                 all.sort_unstable_by_key(|(tree, _)| tree.start);
                 let mut roots = Vec::new();
                 all.into_iter().for_each(|root| append(&mut roots, root, named));
-                assert_eq!(crown(roots, named), expected, "{leaves} leaves, {every} ranks");
+                let values = roots.into_iter().map(|(_, value)| value);
+                assert_eq!(crown(values, named), expected, "{leaves} leaves, {every} ranks");
             }
         }
-        assert_eq!(crown(Vec::new(), named), None);
+        assert_eq!(crown(std::iter::empty(), named), None);
         assert!(
             !is_complete(&(4..4)) && !is_complete(&(2..6)) && !is_complete(&(4..7)) && is_complete(&(4..8))
         );

@@ -41,6 +41,7 @@ impl LogSum {
 
     /// The sum of both. Exchanging them changes nothing; joining three in another order may change the last bits, so
     /// many are joined in a fixed tree.
+    #[inline]
     #[must_use]
     pub fn join(self, other: Self) -> Self {
         let (high, low) = if self.reference >= other.reference {

@@ -4,6 +4,7 @@ mod generation;
 mod llama;
 mod quantization;
 mod rope;
+mod shapes;
 mod unsupported;
 
 pub use generation::GenerationConfig;

@@ -3,8 +3,17 @@
 //! Decoding one sequence reads every weight once per token, so its bound is the read bandwidth over the bytes of the
 //! weights. Prefill does two operations per weight and token, so its bound is the peak of the dot-product
 //! instruction.
+//!
+//! | module | what it is |
+//! |---|---|
+//! | `machine` | the machine's bounds |
+//! | `shapes` | one rank of a large model, with made-up weights |
+//! | `lonely` | a mesh whose other ranks are not there |
+//! | `stopwatch` | time that other programs do not stretch |
 
+mod lonely;
 mod machine;
+mod shapes;
 mod stopwatch;
 
 use std::fmt;
@@ -18,6 +27,7 @@ use llamero_engine::{
 };
 
 pub use machine::{bandwidth, flops};
+pub use shapes::{LayerSpeed, ShapeBench, ShapeReport, run_shape};
 
 use crate::CpuBackend;
 use stopwatch::Stopwatch;

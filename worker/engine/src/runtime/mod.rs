@@ -28,7 +28,9 @@
 //! | [`executor`] | the leader's way to all members |
 //! | [`member`] | one rank's part of a group |
 //! | [`follower`] | the eras of every other rank |
+//! | [`bench`] | how long the planner takes |
 
+pub mod bench;
 pub mod config;
 pub mod constraint;
 pub mod control;
@@ -54,5 +56,5 @@ pub use control::RankControl;
 pub use handle::{EngineHandle, Submission, SubmitError};
 pub use load::{HistogramSnapshot, LoadSnapshot};
 pub use rank::RankRuntime;
-pub use request::{Event, FailureKind, FinishReason, GenerationRequest, Sharing};
+pub use request::{Event, EventSink, FailureKind, FinishReason, GenerationRequest, Sharing};
 pub use state::{Outcome, Phase, RankState, StateWatch};

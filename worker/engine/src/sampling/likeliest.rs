@@ -7,7 +7,7 @@ use crate::step::RowCandidates;
 /// The `count` likeliest tokens of a row with their log-probabilities at temperature 1, best first, ties by lower id. Each rank reports
 /// at least as many of its own, so these are certain. Masked tokens are left out.
 #[must_use]
-pub fn likeliest(count: u16, ranks: &[&RowCandidates], mass: &Mass) -> Vec<(u32, f32)> {
+pub fn likeliest(count: u16, ranks: &[RowCandidates], mass: &Mass) -> Vec<(u32, f32)> {
     let Some(total) = mass.raw.filter(|_| count > 0) else {
         return Vec::new();
     };
@@ -24,8 +24,8 @@ pub fn likeliest(count: u16, ranks: &[&RowCandidates], mass: &Mass) -> Vec<(u32,
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::sampling::SamplingParams;
     use crate::sampling::candidates::{ShardLogits, candidates};
+    use crate::sampling::{RowAnswers, SamplingParams};
     use crate::step::VOCAB_TILE;
     use llamero_checkpoint::Runs;
 
@@ -52,17 +52,12 @@ mod tests {
                 1,
             )
         };
-        let (whole, first, second) = (of(0..2), of(0..1), of(1..2));
-        let mass = Mass::of_ranks(&[&whole], false, true).unwrap();
-        let best = likeliest(3, &[&whole], &mass);
-        assert_eq!(
-            best,
-            likeliest(
-                3,
-                &[&second, &first],
-                &Mass::of_ranks(&[&second, &first], false, true).unwrap()
-            )
-        );
+        let likeliest_of = |count: u16, ranks: Vec<RowCandidates>| {
+            let answers: RowAnswers = ranks.into_iter().collect();
+            likeliest(count, answers.ranks(), &answers.mass(false, true).unwrap())
+        };
+        let best = likeliest_of(3, vec![of(0..2)]);
+        assert_eq!(best, likeliest_of(3, vec![of(1..2), of(0..1)]));
         let total: f64 = logits.iter().map(|&x| f64::from(x).exp()).sum();
         let mut order: Vec<u32> = (0..).take(logits.len()).collect();
         order.sort_by(|a, b| logits[*b as usize].total_cmp(&logits[*a as usize]).then(a.cmp(b)));
@@ -70,6 +65,6 @@ mod tests {
             assert_eq!(token, expected);
             assert!((f64::from(*logprob) - (f64::from(logits[*token as usize]) - total.ln())).abs() < 1e-5);
         }
-        assert_eq!(likeliest(0, &[&whole], &mass), []);
+        assert_eq!(likeliest_of(0, vec![of(0..2)]), []);
     }
 }

@@ -6,10 +6,7 @@ use super::SamplingError;
 use super::noise::scale;
 use crate::leaf_tree;
 use crate::log_sum::LogSum;
-use crate::step::{MassRoot, RowCandidates, VOCAB_TILE};
-
-/// No tree over the tiles of 2³² tokens is deeper.
-const TREE_DEPTH: usize = 26;
+use crate::step::{MassRoot, VOCAB_TILE};
 
 /// Log-sum-exp over the whole vocabulary, in f64; none where the ranks were not asked for it.
 #[derive(Debug, Clone, Copy, Default, PartialEq)]
@@ -20,60 +17,68 @@ pub struct Mass {
     pub raw: Option<f64>,
 }
 
-impl Mass {
-    /// From the roots of all ranks, in any order. They are joined in the tree over all tiles, so the bits do not depend
-    /// on the sharding.
-    ///
-    /// # Errors
-    /// [`SamplingError::Inconsistent`] when tiles are missing or given twice, [`SamplingError::NotFinite`] when a mass
-    /// is not finite.
-    pub fn of_ranks(ranks: &[&RowCandidates], scaled: bool, raw: bool) -> Result<Self, SamplingError> {
-        let total = |wanted: bool, roots: fn(&RowCandidates) -> &[MassRoot]| {
-            wanted
-                .then(|| total(ranks.iter().map(|rank| roots(rank))))
-                .transpose()
-        };
-        Ok(Self {
-            scaled: total(scaled, |rank| &rank.mass)?,
-            raw: total(raw, |rank| &rank.mass_raw)?,
-        })
-    }
+/// The sum over the tiles of the ranks that have answered so far, in any order. It is joined in the tree over all tiles, so
+/// the bits depend neither on the sharding nor on who answers first.
+#[derive(Debug, Clone, Default)]
+pub(super) struct MassSoFar {
+    /// Maximal complete subtrees of what has come, ascending.
+    roots: Vec<MassRoot>,
+    /// Why no sum can come of it.
+    wrong: Option<&'static str>,
 }
 
-fn total<'a>(of_ranks: impl Iterator<Item = &'a [MassRoot]>) -> Result<f64, SamplingError> {
-    // What is left of each rank's list.
-    let mut rest: Vec<&[MassRoot]> = of_ranks.filter(|list| !list.is_empty()).collect();
-    let (mut next, mut roots) = (0, Vec::with_capacity(TREE_DEPTH));
-    while !rest.is_empty() {
-        let goes_on = |list: &&[MassRoot]| list.first().is_some_and(|(tree, _)| tree.start == next);
-        let Some(index) = rest.iter().position(goes_on) else {
-            return Err(SamplingError::Inconsistent(
-                "the vocabulary tiles leave a gap or overlap",
-            ));
-        };
-        while let Some(((tree, sum), after)) = rest[index].split_first()
-            && tree.start == next
-        {
-            if !leaf_tree::is_complete(tree) {
-                return Err(SamplingError::Inconsistent(
-                    "a mass is not that of a complete subtree of tiles",
-                ));
+impl MassSoFar {
+    /// The roots of one more rank, ascending.
+    pub(super) fn add(&mut self, of_rank: &[MassRoot]) {
+        let Some((first, _)) = of_rank.first() else { return };
+        let before = self.roots.partition_point(|(tree, _)| tree.start < first.start);
+        let mut behind = self.roots.split_off(before).into_iter().peekable();
+        self.roots.reserve(of_rank.len() + behind.len());
+        for (tree, sum) in of_rank {
+            while let Some(root) = behind.next_if(|(other, _)| other.start < tree.start) {
+                self.append(root);
             }
-            next = tree.end;
-            rest[index] = after;
-            leaf_tree::append(&mut roots, (tree.clone(), *sum), LogSum::join);
+            self.append((tree.clone(), *sum));
         }
-        if rest[index].is_empty() {
-            rest.swap_remove(index);
+        for root in behind {
+            self.append(root);
         }
     }
-    let total = leaf_tree::crown(roots, LogSum::join)
-        .ok_or(SamplingError::Inconsistent("no rank gave a mass"))?
-        .ln();
-    if total.is_finite() {
-        Ok(total)
-    } else {
-        Err(SamplingError::NotFinite)
+
+    fn append(&mut self, root: MassRoot) {
+        if !leaf_tree::is_complete(&root.0) {
+            self.wrong = Some("a mass is not that of a complete subtree of tiles");
+        } else if self.roots.last().is_some_and(|(last, _)| last.end > root.0.start) {
+            self.wrong = Some("the vocabulary tiles of the ranks overlap");
+        } else {
+            leaf_tree::append(&mut self.roots, root, LogSum::join);
+        }
+    }
+
+    /// Log-sum-exp of the whole row, when all ranks have answered.
+    ///
+    /// # Errors
+    /// [`SamplingError::Inconsistent`] when tiles are missing or were given twice, [`SamplingError::NotFinite`].
+    pub(super) fn total(&self) -> Result<f64, SamplingError> {
+        if let Some(wrong) = self.wrong {
+            return Err(SamplingError::Inconsistent(wrong));
+        }
+        let mut next = 0;
+        for (tree, _) in &self.roots {
+            if tree.start != next {
+                return Err(SamplingError::Inconsistent("vocabulary tiles are missing"));
+            }
+            next = tree.end;
+        }
+        let values = self.roots.iter().map(|(_, sum)| *sum);
+        let total = leaf_tree::crown(values, LogSum::join)
+            .ok_or(SamplingError::Inconsistent("no rank gave a mass"))?
+            .ln();
+        if total.is_finite() {
+            Ok(total)
+        } else {
+            Err(SamplingError::NotFinite)
+        }
     }
 }
 

@@ -1,5 +1,6 @@
 //! One token from the candidates of all ranks.
 
+use super::answers::RowAnswers;
 use super::candidates::by_logit;
 use super::kept::{kept, winner};
 use super::mass::Mass;
@@ -19,26 +20,18 @@ pub enum Outcome {
 ///
 /// # Errors
 /// [`SamplingError`] when the logits are not finite or the answers do not fit together.
-pub fn merge(
-    params: &SamplingParams,
-    noise: Noise,
-    ranks: &[&RowCandidates],
-) -> Result<Outcome, SamplingError> {
-    let mass = Mass::of_ranks(ranks, false, params.logprobs.is_some())?;
+pub fn merge(params: &SamplingParams, noise: Noise, row: &RowAnswers) -> Result<Outcome, SamplingError> {
+    let mass = row.mass(false, params.logprobs.is_some())?;
     if params.temperature == 0.0 {
-        let best = ranks.iter().filter_map(|rank| rank.top.first());
-        let (token, logit) = best
-            .min_by(|a, b| by_logit(a, b))
-            .ok_or(SamplingError::Inconsistent("no candidates"))?;
-        return sampled(*token, *logit, &mass).map(Outcome::Token);
+        let (token, logit) = row.best()?;
+        return sampled(token, logit, &mass).map(Outcome::Token);
     }
-    let (free, free_logit) = best_of_all(ranks)?;
+    let (free, free_logit) = row.best_perturbed()?;
     let free_token = sampled(free, free_logit, &mass)?;
     if !params.restricts() {
         return Ok(Outcome::Token(free_token));
     }
-    let mut order = CertainOrder::new(ranks, params.key().top.into());
-    let (best, best_logit) = order.head().ok_or(SamplingError::Inconsistent("no candidates"))?;
+    let (best, best_logit) = row.best()?;
     if !best_logit.is_finite() {
         return Err(SamplingError::NotFinite);
     }
@@ -46,8 +39,8 @@ pub fn merge(
     if best == free {
         return Ok(Outcome::Token(free_token));
     }
-    // Most rows end above, so it is not summed before it is needed.
-    let total = Mass::of_ranks(ranks, params.needs_mass(), false)?.scaled;
+    let total = row.mass(params.needs_mass(), false)?.scaled;
+    let mut order = CertainOrder::new(row.ranks(), params.key().top.into());
     // Once the winner over everything is kept, what else is kept does not matter.
     let until_free = order.by_ref().scan(false, |over, token| {
         let more = !*over;
@@ -69,38 +62,45 @@ pub fn merge(
 /// The tokens whose place in the order of the whole vocabulary is certain, best first: the ranks' sorted lists merged,
 /// until one ends that was cut, since that says nothing about what follows its last entry.
 struct CertainOrder<'a> {
+    /// None is empty; by their first entries, the best last.
     lists: Vec<List<'a>>,
     /// Set when the order may go on with a token that is in no list.
     uncertain: bool,
 }
 
 struct List<'a> {
+    first: (u32, f32),
     rest: &'a [(u32, f32)],
     cut: bool,
 }
 
 impl<'a> CertainOrder<'a> {
     /// Lists of up to `longest` entries are whole, longer ones were cut there.
-    fn new(ranks: &[&'a RowCandidates], longest: usize) -> Self {
-        let list = |rank: &&'a RowCandidates| List {
-            rest: &rank.top,
-            // Behind a masked token there are only masked ones.
-            cut: rank.top.len() >= longest && rank.top.last().is_some_and(|last| last.1 != f32::NEG_INFINITY),
-        };
-        Self {
-            lists: ranks.iter().map(list).collect(),
+    fn new(ranks: &'a [RowCandidates], longest: usize) -> Self {
+        let mut order = Self {
+            lists: Vec::with_capacity(ranks.len()),
             uncertain: false,
+        };
+        for rank in ranks {
+            // Behind a masked token there are only masked ones.
+            let cut =
+                rank.top.len() >= longest && rank.top.last().is_some_and(|last| last.1 != f32::NEG_INFINITY);
+            if let Some((first, rest)) = rank.top.split_first() {
+                order.insert(List {
+                    first: *first,
+                    rest,
+                    cut,
+                });
+            }
         }
+        order
     }
 
-    fn best(&self) -> Option<usize> {
-        let heads = self.lists.iter().enumerate();
-        let heads = heads.filter_map(|(index, list)| Some((index, list.rest.first()?)));
-        heads.min_by(|a, b| by_logit(a.1, b.1)).map(|(index, _)| index)
-    }
-
-    fn head(&self) -> Option<(u32, f32)> {
-        self.lists[self.best()?].rest.first().copied()
+    fn insert(&mut self, list: List<'a>) {
+        let worse = |other: &List<'_>| by_logit(&other.first, &list.first).is_gt();
+        // Most often it goes to the end or near to it: neighbours in the order are often of one rank.
+        let at = self.lists.iter().rposition(worse).map_or(0, |at| at + 1);
+        self.lists.insert(at, list);
     }
 
     /// Whether what was given is every token with any probability.
@@ -116,22 +116,17 @@ impl Iterator for CertainOrder<'_> {
         if self.uncertain {
             return None;
         }
-        let index = self.best()?;
-        let list = &mut self.lists[index];
-        let (first, rest) = list.rest.split_first()?;
-        list.rest = rest;
-        self.uncertain = rest.is_empty() && list.cut;
-        Some(*first)
+        let List { first, rest, cut } = self.lists.pop()?;
+        match rest.split_first() {
+            Some((next, rest)) => self.insert(List {
+                first: *next,
+                rest,
+                cut,
+            }),
+            None => self.uncertain = cut,
+        }
+        Some(first)
     }
-}
-
-/// The best perturbed token of all ranks, ties by lower id; NaN comes first.
-fn best_of_all(ranks: &[&RowCandidates]) -> Result<(u32, f32), SamplingError> {
-    // A rank whose share is empty has none.
-    let best = ranks.iter().filter_map(|rank| rank.gumbel);
-    best.min_by(|a, b| by_logit(&(a.0, a.1), &(b.0, b.1)))
-        .map(|(id, _, logit)| (id, logit))
-        .ok_or(SamplingError::Inconsistent("no rank sampled with noise"))
 }
 
 pub(super) fn sampled(token: u32, logit: f32, mass: &Mass) -> Result<Sampled, SamplingError> {

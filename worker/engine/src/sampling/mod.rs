@@ -10,11 +10,13 @@
 //! | [`noise`] | Gumbel noise keyed by seed, position and token |
 //! | [`mass`] | total probability mass, summed in a tree over vocabulary tiles |
 //! | [`candidates`] | what a rank answers, in plain code |
+//! | [`answers`] | what the ranks have answered to one position |
 //! | [`merge`] | one token from the candidates of all ranks, when that is provably exact |
 //! | [`full_row`] | one token from a full row of logits |
 //! | [`likeliest`] | the likeliest tokens, for log-probabilities |
 //! | [`penalties`] | everything that is a sparse bias: penalties, logit bias, bans |
 
+pub mod answers;
 pub mod candidates;
 pub mod full_row;
 mod kept;
@@ -28,6 +30,7 @@ pub mod penalties;
 #[cfg(test)]
 mod properties;
 
+pub use answers::RowAnswers;
 pub use full_row::{join_shards, sample_full_row};
 pub use likeliest::likeliest;
 pub use mass::Mass;

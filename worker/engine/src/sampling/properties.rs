@@ -51,9 +51,10 @@ fn noise(params: &SamplingParams) -> Noise {
 
 fn both(logits: &[f32], owners: &[usize], params: &SamplingParams) -> (Outcome, Sampled) {
     let shares = shares(logits, owners);
-    let ranks: Vec<_> = shares.iter().map(|tiles| answer(tiles, logits, params)).collect();
-    let ranks: Vec<&RowCandidates> = ranks.iter().collect();
-    let mass = Mass::of_ranks(&ranks, params.needs_mass(), params.logprobs.is_some()).unwrap();
+    let ranks: RowAnswers = shares.iter().map(|tiles| answer(tiles, logits, params)).collect();
+    let mass = ranks
+        .mass(params.needs_mass(), params.logprobs.is_some())
+        .unwrap();
     let parts: Vec<LogitShard> = shares.iter().map(|tiles| logits_of(tiles, logits)).collect();
     let row = join_shards(&parts).unwrap();
     assert_eq!(row, logits);
@@ -142,14 +143,20 @@ proptest! {
         // Enough tiles for a deep tree.
         row in prop::collection::vec(-1.0_f32..1.0, 4000..12_000),
         owners in prop::collection::vec(0_usize..8, 1..40),
+        first in 0_usize..16,
         temperature in 0.05_f32..2.0,
     ) {
         let row: Vec<f32> = row.into_iter().map(|x| x * scale).collect();
         let params = SamplingParams { temperature, top_p: 0.9, logprobs: Some(0), ..SamplingParams::greedy() };
         let mass = |owners: &[usize]| {
-            let ranks: Vec<_> = shares(&row, owners).iter().map(|tiles| answer(tiles, &row, &params)).collect();
+            let shares = shares(&row, owners);
+            let mut ranks: Vec<_> = shares.iter().map(|tiles| answer(tiles, &row, &params)).collect();
             // The order in which the ranks answer does not matter either.
-            Mass::of_ranks(&ranks.iter().rev().collect::<Vec<_>>(), true, true).unwrap()
+            ranks.rotate_left(first % shares.len());
+            if first % 2 == 0 {
+                ranks.reverse();
+            }
+            ranks.into_iter().collect::<RowAnswers>().mass(true, true).unwrap()
         };
         let (whole, split) = (mass(&[]), mass(&owners));
         prop_assert_eq!(whole.scaled.map(f64::to_bits), split.scaled.map(f64::to_bits));
@@ -262,7 +269,10 @@ fn masked_tokens_are_never_sampled() {
 fn broken_answers_are_refused() {
     let params = SamplingParams::greedy();
     let whole = Runs::from(0..1);
-    let merged = |params: &SamplingParams, ranks: &[&RowCandidates]| merge(params, noise(params), ranks);
+    let merged = |params: &SamplingParams, ranks: &[&RowCandidates]| {
+        let answers: RowAnswers = ranks.iter().map(|rank| (*rank).clone()).collect();
+        merge(params, noise(params), &answers)
+    };
     for params in [
         params.clone(),
         SamplingParams {
@@ -361,10 +371,8 @@ fn scores_come_from_the_rank_that_holds_the_token() {
         ranks.iter().map(|rank| rank.scored).collect::<Vec<_>>(),
         [None, Some(row[130])]
     );
-    let mass = Mass::of_ranks(&ranks.iter().collect::<Vec<_>>(), false, true)
-        .unwrap()
-        .raw
-        .unwrap();
+    let answers: RowAnswers = ranks.into_iter().collect();
+    let mass = answers.mass(false, true).unwrap().raw.unwrap();
     let exact: f64 = row.iter().map(|x| f64::from(*x).exp()).sum::<f64>().ln();
     assert!((mass - exact).abs() < 1e-5);
 }

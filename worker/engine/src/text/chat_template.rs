@@ -17,14 +17,17 @@ use super::tokenizer::Tokenizer;
 /// Most messages of a conversation.
 pub const MAX_MESSAGES: usize = 16_384;
 /// Steps that a template may take for itself, for every message, for every four bytes that it is given, and in all. A step is one
-/// instruction or 64 bytes of text. They bound time, memory at 64 bytes each, and how deep values can be nested.
+/// instruction or 64 bytes of text. They bound time, and memory at 64 bytes each.
 const STEPS: u64 = 200_000;
 const STEPS_A_MESSAGE: u64 = 256;
 const BYTES_A_STEP: u64 = 4;
 const MOST_STEPS: u64 = 3_000_000;
-/// Stack of a thread that renders. Values are dropped, compared and written recursively, and with the most steps a template can nest
-/// them some 400,000 deep. Only what is used of it takes memory.
-const STACK: usize = 1 << 30;
+/// Most scopes within each other; a macro that is called counts about six.
+const MAX_SCOPES: usize = 160;
+/// Stack of a thread that compiles or renders. Templates and their values are followed recursively: expressions over at most
+/// [`super::tags::MAX_OPERATORS`] operators, values to at most the depth of a variable and a tag's brackets in every scope.
+/// Tests have half of it, so that there is room to spare.
+const STACK: usize = if cfg!(test) { 4 << 20 } else { 8 << 20 };
 
 /// Why there is no prompt.
 #[derive(Debug, thiserror::Error)]
@@ -118,20 +121,11 @@ impl ChatTemplate {
     /// # Errors
     /// [`ChatTemplateError::Syntax`].
     pub fn new(files: &TemplateFiles, tokenizer: &Tokenizer) -> Result<Self, ChatTemplateError> {
-        let mut environment = Environment::new();
-        // As transformers sets Jinja up.
-        let syntax = SyntaxConfig::builder()
-            .trim_blocks(true)
-            .lstrip_blocks(true)
-            .build();
-        environment.set_syntax(syntax.map_err(|error| ChatTemplateError::Syntax(describe(&error)))?);
-        python::install(&mut environment);
         let markers = Markers::new(tokenizer).map_err(ChatTemplateError::Syntax)?;
-        let source = python::translate(&files.source).map_err(ChatTemplateError::Syntax)?;
-        let source = markers.mark(&source);
-        environment
-            .add_template_owned(NAME, source)
-            .map_err(|error| ChatTemplateError::Syntax(describe(&error)))?;
+        let source = markers.mark(&files.source);
+        let source = python::translate(&source).map_err(ChatTemplateError::Syntax)?;
+        let compiled = on_own_stack(move || compile(source)).map_err(ChatTemplateError::Syntax)?;
+        let environment = compiled.map_err(|error| ChatTemplateError::Syntax(describe(&error)))?;
         let marked = |(name, token): &(&'static str, String)| (*name, Value::from(markers.mark(token)));
         Ok(Self {
             environment,
@@ -163,18 +157,9 @@ impl ChatTemplate {
         let mut environment = self.environment.clone();
         environment.set_fuel(Some(steps));
         let render = move || environment.get_template(NAME)?.render(variables);
-        let rendered = std::thread::scope(|scope| {
-            let thread = std::thread::Builder::new()
-                .name("template".to_owned())
-                .stack_size(STACK);
-            let thread = thread
-                .spawn_scoped(scope, render)
-                .map_err(|error| ChatTemplateError::Render(format!("no thread can be started: {error}")))?;
-            match thread.join() {
-                Ok(rendered) => rendered.map_err(failed),
-                Err(_) => Err(ChatTemplateError::Render("a fault of the server".to_owned())),
-            }
-        })?;
+        let rendered = on_own_stack(render)
+            .map_err(ChatTemplateError::Render)?
+            .map_err(failed)?;
         Ok(self.markers.read(&rendered))
     }
 
@@ -213,6 +198,33 @@ impl ChatTemplate {
         }
         Ok(Value::from_pairs(variables))
     }
+}
+
+/// An environment with a template, set up as transformers sets Jinja up.
+fn compile(source: String) -> Result<Environment<'static>, Error> {
+    let mut environment = Environment::new();
+    let syntax = SyntaxConfig::builder()
+        .trim_blocks(true)
+        .lstrip_blocks(true)
+        .build()?;
+    environment.set_syntax(syntax);
+    environment.set_recursion_limit(MAX_SCOPES);
+    python::install(&mut environment);
+    environment.add_template_owned(NAME, source)?;
+    Ok(environment)
+}
+
+/// Run it on a thread whose stack is large enough.
+fn on_own_stack<T: Send>(run: impl FnOnce() -> T + Send) -> Result<T, String> {
+    std::thread::scope(|scope| {
+        let thread = std::thread::Builder::new()
+            .name("template".to_owned())
+            .stack_size(STACK);
+        let thread = thread
+            .spawn_scoped(scope, run)
+            .map_err(|error| format!("no thread can be started: {error}"))?;
+        thread.join().map_err(|_| "a fault of the server".to_owned())
+    })
 }
 
 /// What a template may spend on a conversation.

@@ -1,19 +1,20 @@
-//! Two operators that MiniJinja lacks or does not bound, written as filters before a template is compiled.
+//! What MiniJinja lacks or does not bound, written as filters before a template is compiled.
 //!
 //! `'…' % value` formats in Python; MiniJinja has `%` for numbers only. `+` on lists costs MiniJinja no fuel, however long they are, so
-//! what is added passes a filter that refuses long lists.
+//! what is added passes a filter that refuses long lists. What a variable is set to passes [`super::nesting`].
 
 use minijinja::formatting::{FormatStyle, format};
 use minijinja::value::ValueKind;
 use minijinja::{Error, ErrorKind, Value};
+
+use super::nesting::{KEPT, KEPT_INSIDE};
+use super::tags::{Piece, first_word, literal_end, pieces};
 
 /// Names of the filters; no template has filters of these names.
 pub(super) const PERCENT: &str = "_percent";
 pub(super) const SIZED: &str = "_sized";
 /// Longest list that may be added to another.
 const MAX_ADDED: usize = 65_536;
-/// Deepest brackets behind a `+`.
-const MAX_DEPTH: usize = 64;
 
 /// Formatting: a tuple has one value for each directive, everything else is one value.
 pub(super) fn percent(literal: &str, operand: &Value) -> Result<String, Error> {
@@ -37,34 +38,44 @@ pub(super) fn sized(value: Value) -> Result<Value, Error> {
     Ok(value)
 }
 
-/// The source with filters in place of the operators.
+/// The source with filters in place of the operators, and around what variables are set to.
 ///
 /// # Errors
-/// A sentence when brackets are nested too deeply to be followed.
+/// A sentence when the template exceeds a bound.
 pub(super) fn with_filters(source: &str) -> Result<String, String> {
     let mut text = String::with_capacity(source.len());
-    let mut rest = source;
-    let openings = |text: &str| {
-        ["{{", "{%", "{#"]
-            .into_iter()
-            .filter_map(|tag| text.find(tag))
-            .min()
-    };
-    while let Some(at) = openings(rest) {
-        let tag = copy(rest, at, &mut text);
-        let end = match &tag[..2] {
-            "{#" => {
-                rest = copy(tag, tag.find("#}").unwrap_or(tag.len()), &mut text);
-                continue;
+    for piece in pieces(source)? {
+        match piece {
+            Piece::Text(part) => text.push_str(part),
+            Piece::Tag { open, body, close } => {
+                text.push_str(open);
+                match Some(body).filter(|_| open.starts_with("{%")).and_then(set_value) {
+                    Some((target, value)) => {
+                        text.extend([target, "("]);
+                        copy_expression(value, &mut text);
+                        let inside = target.contains('.');
+                        text.extend([")|", if inside { KEPT_INSIDE } else { KEPT }, " "]);
+                    }
+                    None => copy_expression(body, &mut text),
+                }
+                text.push_str(close);
             }
-            "{{" => "}}",
-            _ => "%}",
-        };
-        // The sign behind an opening is about white space.
-        let sign = usize::from(tag[2..].starts_with(['-', '+']));
-        rest = copy_expression(copy(tag, 2 + sign, &mut text), Some(end), 0, &mut text)?;
+        }
     }
-    Ok(text + rest)
+    Ok(text)
+}
+
+/// What a tag sets, up to its equals sign, and to what. None for other tags and for blocks.
+fn set_value(body: &str) -> Option<(&str, &str)> {
+    if first_word(body) != "set" {
+        return None;
+    }
+    // Targets are names, which hold no literals.
+    let equals = body.find('=')?;
+    let value = &body[equals + 1..];
+    let is_empty = value.trim_ascii().is_empty();
+    let is_block = body[..equals].contains('|');
+    (!is_empty && !is_block).then(|| body.split_at(equals + 1))
 }
 
 fn copy<'a>(from: &'a str, bytes: usize, text: &mut String) -> &'a str {
@@ -73,45 +84,33 @@ fn copy<'a>(from: &'a str, bytes: usize, text: &mut String) -> &'a str {
     rest
 }
 
-/// Copy an expression up to the end of its tag, or to the end of `from`, and give what follows.
-fn copy_expression<'a>(
-    from: &'a str,
-    end: Option<&str>,
-    depth: usize,
-    text: &mut String,
-) -> Result<&'a str, String> {
-    if depth > MAX_DEPTH {
-        return Err(format!("brackets are nested more than {MAX_DEPTH} deep"));
-    }
+/// Copy an expression. Brackets, and so this, are nested to a bounded depth.
+fn copy_expression(from: &str, text: &mut String) {
     let mut rest = from;
     while let Some(first) = rest.chars().next() {
-        if end.is_some_and(|end| rest.starts_with(end)) {
-            break;
-        }
         rest = copy_one(rest, first, text);
         let next = rest.trim_start();
         let operand = match first {
-            '"' | '\'' => next.strip_prefix('%').filter(|behind| !behind.starts_with('}')),
+            '"' | '\'' => next.strip_prefix('%'),
             // A text is no list, and may have an operator of its own behind it.
-            '+' => Some(next).filter(|next| !next.starts_with(['"', '\'', '%', '}'])),
+            '+' => Some(next).filter(|next| !next.starts_with(['"', '\''])),
             _ => None,
         };
-        let Some(operand) = operand.map(str::trim_start) else {
+        let Some(operand) = operand.map(str::trim_start).filter(|operand| !operand.is_empty()) else {
             continue;
         };
         let length = operand_end(operand);
         if first == '+' {
             text.push(' ');
-            copy_expression(&operand[..length], None, depth + 1, text)?;
+            copy_expression(&operand[..length], text);
             text.extend(["|", SIZED]);
         } else {
             text.extend(["|", PERCENT, "("]);
-            copy_expression(&operand[..length], None, depth + 1, text)?;
+            copy_expression(&operand[..length], text);
             text.push(')');
         }
         rest = &operand[length..];
     }
-    Ok(rest)
 }
 
 /// Copy a string literal whole, else one character.
@@ -121,19 +120,6 @@ fn copy_one<'a>(from: &'a str, first: char, text: &mut String) -> &'a str {
         other => other.len_utf8(),
     };
     copy(from, length, text)
-}
-
-/// Where the string literal ends that `text` begins with.
-fn literal_end(text: &str) -> usize {
-    let quote = text.chars().next();
-    let mut escaped = false;
-    for (at, character) in text.char_indices().skip(1) {
-        if !escaped && Some(character) == quote {
-            return at + 1;
-        }
-        escaped = !escaped && character == '\\';
-    }
-    text.len()
 }
 
 /// Where the operand ends that `text` begins with: a literal, a name or something in brackets, with its attributes, calls and filters,
@@ -201,14 +187,14 @@ mod tests {
             ),
             (
                 "{%- set t = '%s' % m.a[0].b(1) | upper | f('|') ~ 'x' %}",
-                "{%- set t = '%s'|_percent(m.a[0].b(1) | upper | f('|')) ~ 'x' %}",
+                "{%- set t =( '%s'|_percent(m.a[0].b(1) | upper | f('|')) ~ 'x' )|_kept %}",
             ),
             (
                 "{{ 7 % 3 }} 'a' % b + c {# 'a' % b #}",
                 "{{ 7 % 3 }} 'a' % b + c {# 'a' % b #}",
             ),
             ("{%+ if a == 'x'%}{% endif +%}", "{%+ if a == 'x'%}{% endif +%}"),
-            ("{{ '%s' % ", "{{ '%s'|_percent()"),
+            ("{{ '%s' % ", "{{ '%s' % "),
             ("{{ 'open", "{{ 'open"),
             ("{{ '%s' % 'é' }}", "{{ '%s'|_percent('é') }}"),
             ("{{ a + b * (c+d) }}", "{{ a + b|_sized * (c+ d|_sized) }}"),
@@ -223,8 +209,31 @@ mod tests {
     }
 
     #[test]
-    fn brackets_without_end_are_refused() {
-        let error = with_filters(&format!("{{{{ {}", "+(".repeat(100_000))).unwrap_err();
-        assert!(error.contains("64 deep"), "{error}");
+    fn what_variables_are_set_to_is_looked_at() {
+        let cases = [
+            ("{%- set x = 1 -%}", "{%- set x =( 1 )|_kept -%}"),
+            (
+                "{% set n.s=[n.s, a+b] %}",
+                "{% set n.s=([n.s, a+ b|_sized] )|_kept_inside %}",
+            ),
+            ("{% set a, b = b, a %}", "{% set a, b =( b, a )|_kept %}"),
+            (
+                "{% set x = 'a=' if a == b %}",
+                "{% set x =( 'a=' if a == b )|_kept %}",
+            ),
+            ("{% set x %}=1{% endset %}", "{% set x %}=1{% endset %}"),
+            (
+                "{% set x | f(a=1) %}{% endset %}",
+                "{% set x | f(a=1) %}{% endset %}",
+            ),
+            ("{% if set == 1 %}{{ set = 1 }}", "{% if set == 1 %}{{ set = 1 }}"),
+            (
+                "{% raw %}{% set x = 1 %}{% endraw %}",
+                "{% raw %}{% set x = 1 %}{% endraw %}",
+            ),
+        ];
+        for (source, expected) in cases {
+            assert_eq!(with_filters(source).unwrap(), expected);
+        }
     }
 }

@@ -8,7 +8,7 @@ use minijinja::{Environment, Error, ErrorKind, State, Value};
 use serde::Serialize as _;
 use serde_json::ser::{Formatter, PrettyFormatter};
 
-use super::operators;
+use super::{nesting, operators};
 
 /// Marks errors raised by the template itself.
 pub(super) const RAISED: &str = "raise_exception: ";
@@ -26,9 +26,15 @@ pub(super) fn install(environment: &mut Environment<'static>) {
     environment.add_filter("trim", trim);
     environment.add_filter(operators::PERCENT, operators::percent);
     environment.add_filter(operators::SIZED, operators::sized);
+    environment.add_filter(nesting::KEPT, nesting::kept);
+    environment.add_filter(nesting::KEPT_INSIDE, nesting::kept_inside);
     environment.add_filter("sum", sum);
     // Jinja2 has no such filter, and MiniJinja's adds lists that no fuel pays for.
     environment.remove_filter("chain");
+    // They nest lists without a bracket, which is what bounds nesting; no chat template needs them.
+    for nests in ["batch", "groupby", "slice", "zip"] {
+        environment.remove_filter(nests);
+    }
 }
 
 /// A template's source as MiniJinja takes it.

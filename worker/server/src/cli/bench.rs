@@ -1,6 +1,9 @@
 //! `bench`: how fast the machine serves a checkpoint, beside what the machine could do.
 
-use std::path::PathBuf;
+mod planner;
+mod shape;
+
+use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
 
 use clap::Args;
@@ -12,15 +15,20 @@ use llamero_proto::limits;
 
 use super::progress::ProgressLine;
 use crate::config::within;
+use planner::Planner;
+use shape::ShapeArgs;
 
 /// Measure decode and prefill speed beside the machine's own bounds
 ///
 /// Decoding one sequence reads every weight once a token, so its bound is the memory bandwidth; a prompt is bound by
 /// the peak of bf16 dot products. Both bounds are measured in the same run, and speeds are printed as parts of them.
+/// With --shape, one rank of a large model is measured with made-up weights, on as many layers as fit. What the leader
+/// of a large group does in a step is measured in either case.
 #[derive(Debug, Clone, Args)]
 pub struct BenchArgs {
     /// Folder of the checkpoint
-    pub dir: PathBuf,
+    #[arg(required_unless_present = "shape", conflicts_with = "shape")]
+    pub dir: Option<PathBuf>,
     /// Threads that compute
     #[arg(long, value_name = "N", default_value_t = 1, value_parser = within(limits::THREADS))]
     pub threads: u32,
@@ -33,6 +41,8 @@ pub struct BenchArgs {
     /// Sequences decoded at once in the batched measurement
     #[arg(long, value_name = "N", default_value_t = BenchOptions::default().batch, value_parser = clap::value_parser!(u32).range(1..=1_024))]
     pub batch: u32,
+    #[command(flatten)]
+    shape: ShapeArgs,
     /// Print JSON
     #[arg(long)]
     pub json: bool,
@@ -43,10 +53,17 @@ pub struct BenchArgs {
 /// # Errors
 /// The checkpoint cannot be used, or there is too little memory.
 pub fn bench(args: &BenchArgs) -> anyhow::Result<()> {
+    match &args.dir {
+        Some(dir) => checkpoint(args, dir),
+        None => args.shape.run(args),
+    }
+}
+
+fn checkpoint(args: &BenchArgs, dir: &Path) -> anyhow::Result<()> {
     let threads = args.threads as usize;
     let kernel = Kernel::detect();
-    let mut backend = CpuBackend::new(&args.dir, CpuOptions::alone(threads, kernel))?;
-    let line = ProgressLine::new(format!("loading {}", args.dir.display()));
+    let mut backend = CpuBackend::new(dir, CpuOptions::alone(threads, kernel))?;
+    let line = ProgressLine::new(format!("loading {}", dir.display()));
     backend.load(&Watch(Mutex::new(line)))?;
     let numerics = backend.numerics_class(KvDtype::default(), 0);
     eprintln!("measuring with the kernels {numerics}");
@@ -57,10 +74,13 @@ pub fn bench(args: &BenchArgs) -> anyhow::Result<()> {
         batch: args.batch,
     };
     let report = bench::run(&mut backend, options)?;
+    let planner = Planner::measure()?;
     if args.json {
-        println!("{}", json(args, &numerics, &report));
+        let mut json = json(args, &numerics, &report);
+        json["planner"] = planner.json();
+        println!("{json}");
     } else {
-        println!("model     {}\n{report}", args.dir.display());
+        println!("model     {}\n{report}\n{planner}", dir.display());
     }
     Ok(())
 }

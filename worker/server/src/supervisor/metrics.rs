@@ -30,8 +30,53 @@ pub fn render(pod: &Pod, now: Instant) -> Result<String, fmt::Error> {
     Ok(text)
 }
 
-/// One number of a rank.
-type Figure = fn(&Rank) -> u64;
+/// One number of a rank: its name, what it says, its unit and where it stands.
+type Figure = (&'static str, &'static str, Option<Unit>, fn(&Rank) -> u64);
+
+const GAUGES: [Figure; 3] = [
+    (
+        "rank_loaded",
+        "Weights of the rank that are in memory",
+        Some(Unit::Bytes),
+        |rank| rank.loaded_bytes,
+    ),
+    ("rank_weights", "Weights of the rank", Some(Unit::Bytes), |rank| {
+        rank.total_bytes
+    }),
+    (
+        "rank_epoch",
+        "Connection attempt within the generation",
+        None,
+        |rank| rank.epoch,
+    ),
+];
+
+const COUNTERS: [Figure; 4] = [
+    (
+        "rank_restarts",
+        "How often the rank's process was started again",
+        None,
+        |rank| u64::from(rank.restarts),
+    ),
+    (
+        "rank_steps_entered",
+        "Steps the rank entered within the epoch",
+        None,
+        |rank| rank.entered,
+    ),
+    (
+        "rank_steps_completed",
+        "Steps the rank completed within the epoch",
+        None,
+        |rank| rank.completed,
+    ),
+    (
+        "rank_layers",
+        "Layers that the rank's process computed: it stands still while a step hangs",
+        None,
+        |rank| rank.layers,
+    ),
+];
 
 #[derive(Debug)]
 struct Snapshot {
@@ -42,67 +87,17 @@ struct Snapshot {
 impl Collector for Snapshot {
     fn encode(&self, mut to: DescriptorEncoder<'_>) -> fmt::Result {
         let report = self.pod.report(self.now);
-        let ranks = || report.ranks.iter();
-        let mut phases = to.encode_descriptor(
-            "rank_phase",
-            "1 for the phase a rank is in",
-            None,
-            MetricType::Gauge,
-        )?;
-        for rank in ranks() {
-            let phase = rank.phase().as_str_name().to_ascii_lowercase();
-            let labels = [("rank", rank.rank.to_string()), ("phase", phase)];
-            ConstGauge::new(1_i64).encode(phases.encode_family(&labels)?)?;
-        }
-        let gauges: [(&str, &str, Option<Unit>, Figure); 3] = [
-            (
-                "rank_loaded",
-                "Weights of the rank that are in memory",
-                Some(Unit::Bytes),
-                |r| r.loaded_bytes,
-            ),
-            ("rank_weights", "Weights of the rank", Some(Unit::Bytes), |r| {
-                r.total_bytes
-            }),
-            (
-                "rank_epoch",
-                "Connection attempt within the generation",
-                None,
-                |r| r.epoch,
-            ),
-        ];
-        for (name, help, unit, value) in gauges {
+        encode_phases(&mut to, &report.ranks)?;
+        for (name, help, unit, value) in GAUGES {
             let mut family = to.encode_descriptor(name, help, unit.as_ref(), MetricType::Gauge)?;
-            for rank in ranks() {
+            for rank in &report.ranks {
                 let labels = [("rank", rank.rank.to_string())];
                 ConstGauge::new(to_i64(value(rank))).encode(family.encode_family(&labels)?)?;
             }
         }
-        let counters: [(&str, &str, Figure); 4] = [
-            (
-                "rank_restarts",
-                "How often the rank's process was started again",
-                |r| u64::from(r.restarts),
-            ),
-            (
-                "rank_steps_entered",
-                "Steps the rank entered within the epoch",
-                |r| r.entered,
-            ),
-            (
-                "rank_steps_completed",
-                "Steps the rank completed within the epoch",
-                |r| r.completed,
-            ),
-            (
-                "rank_layers",
-                "Layers that the rank's process computed: it stands still while a step hangs",
-                |r| r.layers,
-            ),
-        ];
-        for (name, help, value) in counters {
-            let mut family = to.encode_descriptor(name, help, None, MetricType::Counter)?;
-            for rank in ranks() {
+        for (name, help, unit, value) in COUNTERS {
+            let mut family = to.encode_descriptor(name, help, unit.as_ref(), MetricType::Counter)?;
+            for rank in &report.ranks {
                 let labels = [("rank", rank.rank.to_string())];
                 ConstCounter::new(value(rank)).encode(family.encode_family(&labels)?)?;
             }
@@ -127,6 +122,17 @@ impl Collector for Snapshot {
         }
         Ok(())
     }
+}
+
+fn encode_phases(to: &mut DescriptorEncoder<'_>, ranks: &[Rank]) -> fmt::Result {
+    let help = "1 for the phase a rank is in";
+    let mut phases = to.encode_descriptor("rank_phase", help, None, MetricType::Gauge)?;
+    for rank in ranks {
+        let phase = rank.phase().as_str_name().to_ascii_lowercase();
+        let labels = [("rank", rank.rank.to_string()), ("phase", phase)];
+        ConstGauge::new(1_i64).encode(phases.encode_family(&labels)?)?;
+    }
+    Ok(())
 }
 
 impl Snapshot {

@@ -4,7 +4,7 @@ use llamero_proto::v1::{DrainRequest, FormRequest, FormResponse, Member, PodRepo
 use rustix::process::Signal;
 use tonic::{Code, Status};
 
-use crate::harness::{Worker, all_serve, begin, complete, finish, sampled_story, turn};
+use crate::harness::{Whole, Worker, all_serve, begin, complete, finish, sampled_story, turn};
 
 async fn pod(member: u32, uid: &str) -> Worker {
     let member = member.to_string();
@@ -40,16 +40,24 @@ async fn form(worker: &Worker, request: &FormRequest) -> Result<FormResponse, St
 #[tokio::test]
 async fn pods_form_lose_members_take_others_and_leave() {
     let _turn = turn().await;
-    let mut leader = pod(0, "a").await;
+    let leader = pod(0, "a").await;
     let first = pod(1, "b").await;
+    form_first(&leader, &first).await;
+    let reference = complete(&leader, sampled_story(120)).await.unwrap();
+    let second = replace_member(&leader, first, &reference).await;
+    let leader = replace_leader(leader, &second, &reference).await;
+    leave(leader, second, &reference).await;
+}
+
+async fn form_first(leader: &Worker, first: &Worker) {
     assert_eq!(
         (leader.ports.inference.is_some(), first.ports.inference),
         (true, None)
     );
     assert_eq!(leader.get("/readyz").await.0, 503);
 
-    let two = members(2, [(&leader, "a"), (&first, "b")]);
-    for worker in [&leader, &first] {
+    let two = members(2, [(leader, "a"), (first, "b")]);
+    for worker in [leader, first] {
         assert_eq!(form(worker, &two).await.unwrap().generation, 2);
         assert_eq!(
             form(worker, &two).await.unwrap().generation,
@@ -63,7 +71,7 @@ async fn pods_form_lose_members_take_others_and_leave() {
     first.report_when("the member serves", all_serve).await;
     leader.wait_for_ready().await;
     first.wait_for_ready().await;
-    refusals(&leader, &first).await;
+    refusals(leader, first).await;
     let about = |report: PodReport| {
         let rank = report.ranks[0].clone();
         assert!(rank.still_millis.is_some(), "{rank:?}");
@@ -72,21 +80,22 @@ async fn pods_form_lose_members_take_others_and_leave() {
     let ours = about(leader.report().await);
     assert_eq!(ours, about(first.report().await));
     assert!(!ours.0.is_empty() && ours.1.contains("kv-bf16"), "{ours:?}");
+}
 
-    // The member's pod is lost in the middle of an answer; another one takes its place.
-    let reference = complete(&leader, sampled_story(120)).await.unwrap();
+/// The member's pod is lost in the middle of an answer; another one takes its place.
+async fn replace_member(leader: &Worker, first: Worker, reference: &Whole) -> Worker {
     leader
         .report_when("layers are counted", |report| report.ranks[0].layers > 0)
         .await;
     let before = leader.report().await.ranks[0].clone();
-    let (whole, mut stream) = begin(&leader, sampled_story(120), 10).await;
+    let (whole, mut stream) = begin(leader, sampled_story(120), 10).await;
     drop(first);
-    let mut second = pod(1, "c").await;
-    let three = members(3, [(&leader, "a"), (&second, "c")]);
-    for worker in [&leader, &second] {
+    let second = pod(1, "c").await;
+    let three = members(3, [(leader, "a"), (&second, "c")]);
+    for worker in [leader, &second] {
         assert_eq!(form(worker, &three).await.unwrap().generation, 3);
     }
-    assert_eq!(finish(whole, &mut stream).await.unwrap(), reference);
+    assert_eq!(finish(whole, &mut stream).await.unwrap(), *reference);
     let after = leader
         .report_when("the group serves again", |report| report.group_serving)
         .await;
@@ -99,28 +108,34 @@ async fn pods_form_lose_members_take_others_and_leave() {
         (before.pid, 0, 3)
     );
     assert_eq!(after.ranks[0].loaded_bytes, before.loaded_bytes);
+    second
+}
 
-    // The leader's pod is told to stop: it finishes its answer, and the member keeps its weights for the next leader.
+/// The leader's pod is told to stop: it finishes its answer, and the member keeps its weights for the next leader.
+async fn replace_leader(mut leader: Worker, second: &Worker, reference: &Whole) -> Worker {
     let before = second.report().await.ranks[0].clone();
     let (whole, mut stream) = begin(&leader, sampled_story(120), 10).await;
     leader.signal(Signal::TERM);
-    assert_eq!(finish(whole, &mut stream).await.unwrap(), reference);
+    assert_eq!(finish(whole, &mut stream).await.unwrap(), *reference);
     assert_eq!(leader.exit().await.code(), Some(0));
-    let mut leader = pod(0, "d").await;
-    let four = members(4, [(&leader, "d"), (&second, "c")]);
-    for worker in [&leader, &second] {
+    let leader = pod(0, "d").await;
+    let four = members(4, [(&leader, "d"), (second, "c")]);
+    for worker in [&leader, second] {
         assert_eq!(form(worker, &four).await.unwrap().generation, 4);
     }
     leader.wait_for_ready().await;
     let after = second.report_when("the member serves again", all_serve).await;
     assert_eq!((after.ranks[0].pid, after.ranks[0].restarts), (before.pid, 0));
     assert_eq!(after.ranks[0].read_bytes, before.read_bytes);
+    leader
+}
 
-    // A member ignores SIGTERM while its group serves, and goes when the leader goes.
+/// A member ignores SIGTERM while its group serves, and goes when the leader goes.
+async fn leave(mut leader: Worker, mut second: Worker, reference: &Whole) {
     let status = second.control().drain(DrainRequest {}).await.unwrap_err();
     assert_eq!(status.code(), Code::FailedPrecondition, "{status}");
     second.signal(Signal::TERM);
-    assert_eq!(complete(&leader, sampled_story(120)).await.unwrap(), reference);
+    assert_eq!(complete(&leader, sampled_story(120)).await.unwrap(), *reference);
     assert!(second.is_running());
     leader.control().drain(DrainRequest {}).await.unwrap();
     assert_eq!(leader.exit().await.code(), Some(0));

@@ -116,125 +116,55 @@ async fn a_full_queue_says_when_to_come_again() {
     assert_eq!(complete(&worker, story(1)).await.unwrap().token_ids.len(), 1);
 }
 
-async fn bad_input(worker: &Worker) {
-    let invalid = async |request, part| refused(worker, request, Code::InvalidArgument, part).await;
-    let too_long = async |request, part| refused(worker, request, Code::OutOfRange, part).await;
-    refused(
-        worker,
-        CompletionRequest {
-            model: "other".into(),
-            ..story(8)
-        },
-        Code::NotFound,
-        "\"smol\"",
-    )
-    .await;
-    invalid(
-        CompletionRequest {
-            prompt: None,
-            ..story(8)
-        },
-        "there is no prompt",
-    )
-    .await;
-    invalid(
-        CompletionRequest {
-            prompt: Some(Prompt::TokenIds(TokenIds::default())),
-            ..story(8)
-        },
-        "empty",
-    )
-    .await;
-    too_long(
-        CompletionRequest {
-            prompt: Some(ids(vec![1; 2_000])),
-            ..story(8)
-        },
-        "shorten the prompt",
-    )
-    .await;
-    too_long(
-        CompletionRequest {
-            prompt: Some(ids(vec![1; 1_000])),
-            ..story(500)
+/// What is changed in a good request, and the words of its refusal.
+type Bad = (fn(&mut CompletionRequest), &'static str);
+
+const INVALID: [Bad; 12] = [
+    (|r| r.prompt = None, "there is no prompt"),
+    (|r| r.prompt = Some(ids(Vec::new())), "empty"),
+    (|r| r.prompt = Some(ids(vec![70_000])), "tokens 0 to 49151"),
+    (|r| r.temperature = Some(-1.0), "temperature is -1"),
+    (|r| r.temperature = Some(f32::NAN), "temperature is NaN"),
+    (|r| r.temperature = Some(1e9), "from 0 to 2"),
+    (|r| r.top_p = Some(0.0), "top_p"),
+    (|r| r.presence_penalty = Some(9.0), "presence_penalty"),
+    (|r| r.stop = vec![String::new()], "stop string is empty"),
+    (|r| r.max_tokens = Some(0), "ask for at least 1"),
+    (|r| r.resume_token_ids = vec![1; 9], "resumed"),
+    (
+        |r| r.prompt = Some(Prompt::Chat(ChatPrompt::default())),
+        "no messages",
+    ),
+];
+
+const TOO_LONG: [Bad; 2] = [
+    (|r| r.prompt = Some(ids(vec![1; 2_000])), "shorten the prompt"),
+    (
+        |r| {
+            r.prompt = Some(ids(vec![1; 1_000]));
+            r.max_tokens = Some(500);
         },
         "lower max_tokens",
-    )
-    .await;
-    invalid(
-        CompletionRequest {
-            prompt: Some(ids(vec![70_000])),
-            ..story(8)
-        },
-        "tokens 0 to 49151",
-    )
-    .await;
-    invalid(
-        CompletionRequest {
-            temperature: Some(-1.0),
-            ..story(8)
-        },
-        "temperature is -1",
-    )
-    .await;
-    invalid(
-        CompletionRequest {
-            temperature: Some(f32::NAN),
-            ..story(8)
-        },
-        "temperature is NaN",
-    )
-    .await;
-    invalid(
-        CompletionRequest {
-            temperature: Some(1e9),
-            ..story(8)
-        },
-        "from 0 to 2",
-    )
-    .await;
-    invalid(
-        CompletionRequest {
-            top_p: Some(0.0),
-            ..story(8)
-        },
-        "top_p",
-    )
-    .await;
-    invalid(
-        CompletionRequest {
-            presence_penalty: Some(9.0),
-            ..story(8)
-        },
-        "presence_penalty",
-    )
-    .await;
-    invalid(
-        CompletionRequest {
-            stop: vec![String::new()],
-            ..story(8)
-        },
-        "stop string is empty",
-    )
-    .await;
-    invalid(story(0), "ask for at least 1").await;
-    invalid(
-        CompletionRequest {
-            resume_token_ids: vec![1; 9],
-            ..story(8)
-        },
-        "resumed",
-    )
-    .await;
-    let nobody = Prompt::Chat(ChatPrompt::default());
-    invalid(
-        CompletionRequest {
-            prompt: Some(nobody),
-            ..story(8)
-        },
-        "no messages",
-    )
-    .await;
+    ),
+];
+
+async fn bad_input(worker: &Worker) {
+    let cases = [
+        (&INVALID[..], Code::InvalidArgument),
+        (&TOO_LONG[..], Code::OutOfRange),
+    ];
+    for (bad, code) in cases {
+        for (change, words) in bad {
+            let mut request = story(8);
+            change(&mut request);
+            refused(worker, request, code, words).await;
+        }
+    }
+    let other = CompletionRequest {
+        model: "other".into(),
+        ..story(8)
+    };
+    refused(worker, other, Code::NotFound, "\"smol\"").await;
 }
 
 fn ids(ids: Vec<u32>) -> Prompt {

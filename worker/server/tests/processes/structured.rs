@@ -191,6 +191,7 @@ async fn every_answer_that_ends_has_its_form() {
     resuming(&worker).await;
     refusals(&worker).await;
     tools(&worker).await;
+    history_with_a_call(&worker).await;
     figures(&worker).await;
     bans(&worker).await;
     drop(worker);
@@ -337,7 +338,10 @@ async fn tools(worker: &Worker) {
         let (made, ..) = calls(worker, request("", seed)).await;
         assert!(["weather", "now"].contains(&made[0].0.as_str()));
     }
-    // A history with a call and its result is rendered, also by a template that knows no tools.
+}
+
+/// A history with a call and its result is rendered, also by a template that knows no tools.
+async fn history_with_a_call(worker: &Worker) {
     let call = json!({"role": "assistant", "content": "", "tool_calls": [{"id": "call_1", "type": "function",
         "function": {"name": "weather", "arguments": "{\"city\": \"Rome\"}"}}]});
     let result = json!({"role": "tool", "tool_call_id": "call_1", "content": "sunny, 31 degrees"});

@@ -62,83 +62,122 @@ fn fp8_is_as_close_as_transformers() {
     compare("logits-fp8.safetensors", "SmolLM2-135M-Instruct-FP8");
 }
 
-fn compare(fixture: &str, name: &str) {
-    let fixture = Fixture::open(fixture);
-    let tokens: Vec<u32> = fixture
-        .integers("tokens")
-        .into_iter()
-        .map(|token| token as u32)
-        .collect();
-    let mut rest = tokens.as_slice();
-    let mut group = Group::load(
-        &model(name),
-        llamero_checkpoint::Topology::tensor(1),
-        2,
-        Kernel::detect().level(),
-    );
-    let mut logits = Vec::new();
-    for len in fixture.integers("prompt_lengths") {
-        let (prompt, after) = rest.split_at(len);
-        rest = after;
-        logits.push(group.logits(prompt, Way::new(512, 0)));
+/// What the fixture holds of its rows, and our logits there.
+struct Rows {
+    positions: Vec<usize>,
+    logits: Vec<Vec<f32>>,
+    /// A random subset of the vocabulary, the same for all rows.
+    ids: Vec<usize>,
+    wanted: Vec<f32>,
+    top_ids: Vec<usize>,
+    top: Vec<f32>,
+    log_sum_exp: Vec<f32>,
+    peer_rms: Vec<f32>,
+    peer_max: Vec<f32>,
+    peer_kl: Vec<f32>,
+}
+
+impl Rows {
+    fn compute(fixture: &Fixture, name: &str) -> Self {
+        let tokens: Vec<u32> = fixture
+            .integers("tokens")
+            .into_iter()
+            .map(|token| token as u32)
+            .collect();
+        let mut rest = tokens.as_slice();
+        let mut group = Group::load(
+            &model(name),
+            llamero_checkpoint::Topology::tensor(1),
+            2,
+            Kernel::detect().level(),
+        );
+        let mut logits = Vec::new();
+        for len in fixture.integers("prompt_lengths") {
+            let (prompt, after) = rest.split_at(len);
+            rest = after;
+            logits.push(group.logits(prompt, Way::new(512, 0)));
+        }
+        let positions = fixture.integers("row_position");
+        let prompts = fixture.integers("row_prompt");
+        Self {
+            logits: prompts
+                .iter()
+                .zip(&positions)
+                .map(|(prompt, position)| logits[*prompt][*position].clone())
+                .collect(),
+            positions,
+            ids: fixture.integers("subset_ids"),
+            wanted: fixture.floats("subset_logits"),
+            top_ids: fixture.integers("top_ids"),
+            top: fixture.floats("top_logits"),
+            log_sum_exp: fixture.floats("log_sum_exp"),
+            peer_rms: fixture.floats("peer_rms_subset"),
+            peer_max: fixture.floats("peer_max_error"),
+            peer_kl: fixture.floats("peer_kl"),
+        }
     }
 
-    let positions = fixture.integers("row_position");
-    let rows: Vec<&[f32]> = fixture
-        .integers("row_prompt")
-        .iter()
-        .zip(&positions)
-        .map(|(p, i)| logits[*p][*i].as_slice())
-        .collect();
-    assert!(rows.len() >= 200);
-    let (ids, wanted) = (fixture.integers("subset_ids"), fixture.floats("subset_logits"));
-    let (top_ids, top) = (fixture.integers("top_ids"), fixture.floats("top_logits"));
-    let (peer_rms, peer_max) = (
-        fixture.floats("peer_rms_subset"),
-        fixture.floats("peer_max_error"),
-    );
-    let (log_sum_exp, peer_kl) = (fixture.floats("log_sum_exp"), fixture.floats("peer_kl"));
-    let (width, k) = (ids.len(), top.len() / rows.len());
-
-    let mut order = peer_rms.clone();
-    order.sort_by(f32::total_cmp);
-    let tipping = 16.0 * order[order.len() / 2];
-    let (mut square, mut peer_square, mut kl, mut peer_kl_sum, mut clear, mut same, mut left_out) =
-        (0.0, 0.0, 0.0, 0.0, 0, 0, 0);
-    for (r, row) in rows.iter().enumerate() {
-        let wanted = &wanted[r * width..][..width];
-        let top = &top[r * k..][..k];
-        let top_ids = &top_ids[r * k..][..k];
-        if peer_rms[r] > tipping {
-            println!(
-                "left out: row {r} (position {}), where transformers in bf16 is off by {}",
-                positions[r], peer_rms[r]
-            );
-            left_out += 1;
-            continue;
-        }
-        let errors = ids
+    /// Mean square of our error at row `r`, over the subset.
+    fn square(&self, r: usize) -> f64 {
+        let wanted = &self.wanted[r * self.ids.len()..][..self.ids.len()];
+        let errors = self
+            .ids
             .iter()
             .zip(wanted)
-            .map(|(id, wanted)| f64::from(row[*id] - wanted));
-        square += errors.map(|error| error * error).sum::<f64>() / width as f64;
-        peer_square += f64::from(peer_rms[r]).powi(2);
-        peer_kl_sum += f64::from(peer_kl[r]);
-        kl += divergence(row, f64::from(log_sum_exp[r]), top_ids, top, &ids, wanted);
+            .map(|(id, wanted)| f64::from(self.logits[r][*id] - wanted));
+        errors.map(|error| error * error).sum::<f64>() / self.ids.len() as f64
+    }
+
+    /// The rows whose error is not that of an implementation, and all others.
+    fn tipping(&self) -> (Vec<usize>, Vec<usize>) {
+        let mut order = self.peer_rms.clone();
+        order.sort_by(f32::total_cmp);
+        let tipping = 16.0 * order[order.len() / 2];
+        (0..self.logits.len()).partition(|r| self.peer_rms[*r] > tipping)
+    }
+}
+
+fn compare(fixture: &str, name: &str) {
+    let rows = Rows::compute(&Fixture::open(fixture), name);
+    assert!(rows.logits.len() >= 200);
+    let (left_out, compared) = rows.tipping();
+    for r in &left_out {
+        println!(
+            "left out: row {r} (position {}), where transformers in bf16 is off by {} and this engine by {}",
+            rows.positions[*r],
+            rows.peer_rms[*r],
+            rows.square(*r).sqrt()
+        );
+    }
+    assert!(
+        left_out.len() * 100 <= rows.logits.len(),
+        "{} positions were left out",
+        left_out.len()
+    );
+    let (width, k) = (rows.ids.len(), rows.top.len() / rows.logits.len());
+    let (mut square, mut peer_square, mut kl, mut peer_kl, mut clear, mut same) = (0.0, 0.0, 0.0, 0.0, 0, 0);
+    for r in compared.iter().copied() {
+        let row = &rows.logits[r];
+        let (top_ids, top) = (&rows.top_ids[r * k..][..k], &rows.top[r * k..][..k]);
+        let wanted = &rows.wanted[r * width..][..width];
+        square += rows.square(r);
+        peer_square += f64::from(rows.peer_rms[r]).powi(2);
+        peer_kl += f64::from(rows.peer_kl[r]);
+        let log_sum_exp = f64::from(rows.log_sum_exp[r]);
+        kl += divergence(row, log_sum_exp, top_ids, top, &rows.ids, wanted);
         let best = (0..row.len()).max_by(|a, b| row[*a].total_cmp(&row[*b])).unwrap();
-        if top[0] - top[1] > 4.0 * peer_max[r] {
+        if top[0] - top[1] > 4.0 * rows.peer_max[r] {
             clear += 1;
             same += usize::from(best == top_ids[0]);
         }
     }
-    assert!(left_out * 100 <= rows.len(), "{left_out} positions were left out");
-    let count = (rows.len() - left_out) as f64;
+    let count = compared.len() as f64;
     let ratio = (square / peer_square).sqrt();
-    let (kl, peer_kl) = (kl / count, peer_kl_sum / count);
+    let (kl, peer_kl) = (kl / count, peer_kl / count);
     println!(
         "{name}: {} positions; RMS error {:.5}, {ratio:.2} of transformers in bf16; KL {kl:.2e} (theirs {peer_kl:.2e}); \
          top-1 the same in {same} of {clear} clear cases",
-        rows.len(),
+        compared.len(),
         (square / count).sqrt()
     );
     assert!(

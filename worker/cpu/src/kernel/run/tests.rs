@@ -58,6 +58,30 @@ fn by_hand(tile: &Tile<'_>, rows: &[Vec<f32>], sums: &mut [f32]) {
     }
 }
 
+/// A matrix as kernels read it, and its rows.
+fn random_matrix(random: &mut Random, element: Element, n: usize, k: usize) -> (Vec<u8>, Vec<Vec<f32>>) {
+    let mut packed = vec![0; element.packed_bytes(n, k)];
+    let mut matrix = Vec::new();
+    for row in 0..n {
+        let bytes: Vec<u8> = match element {
+            Element::Bf16 => (0..k).flat_map(|_| random.bf16().to_le_bytes()).collect(),
+            Element::E4m3 => (0..k).map(|_| (random.next() >> 8) as u8 & 0xf7).collect(),
+        };
+        pack_row(element, &mut packed, k, row, 0, &bytes);
+        matrix.push(match element {
+            Element::Bf16 => bytes
+                .chunks_exact(2)
+                .map(|b| from_bf16(u16::from_le_bytes([b[0], b[1]])))
+                .collect(),
+            Element::E4m3 => bytes
+                .iter()
+                .map(|b| llamero_checkpoint::e4m3::decode(*b))
+                .collect(),
+        });
+    }
+    (packed, matrix)
+}
+
 #[test]
 fn every_kernel_gives_the_bits_of_the_definition() {
     let mut random = Random(7);
@@ -65,25 +89,7 @@ fn every_kernel_gives_the_bits_of_the_definition() {
         for rows in 1..=MAX_ROWS {
             for (blocks, steps) in [(1, 1), (2, 5), (4, 33), (7, 64)] {
                 let k = 2 * steps;
-                let mut packed = vec![0; element.packed_bytes(blocks * LANES, k)];
-                let mut matrix = Vec::new();
-                for row in 0..blocks * LANES {
-                    let bytes: Vec<u8> = match element {
-                        Element::Bf16 => (0..k).flat_map(|_| random.bf16().to_le_bytes()).collect(),
-                        Element::E4m3 => (0..k).map(|_| (random.next() >> 8) as u8 & 0xf7).collect(),
-                    };
-                    pack_row(element, &mut packed, k, row, 0, &bytes);
-                    matrix.push(match element {
-                        Element::Bf16 => bytes
-                            .chunks_exact(2)
-                            .map(|b| from_bf16(u16::from_le_bytes([b[0], b[1]])))
-                            .collect(),
-                        Element::E4m3 => bytes
-                            .iter()
-                            .map(|b| llamero_checkpoint::e4m3::decode(*b))
-                            .collect::<Vec<f32>>(),
-                    });
-                }
+                let (packed, matrix) = random_matrix(&mut random, element, blocks * LANES, k);
                 let input_stride = steps + 3;
                 let inputs: Vec<u32> = (0..rows * input_stride)
                     .map(|_| u32::from(random.bf16()) | u32::from(random.bf16()) << 16)

@@ -10,9 +10,10 @@ pub(super) type Place = (u32, u32);
 
 pub(super) struct StepAnswers {
     pub(super) number: u64,
-    /// By member.
-    outputs: Vec<Option<StepOutput>>,
-    taken: bool,
+    /// Whether each member has answered.
+    answered: Vec<bool>,
+    /// Outputs of the last stage, with their ranks, that nobody has taken yet.
+    outputs: Vec<(u32, StepOutput)>,
     /// The first member of the last stage; it and all behind it are the only ones that have logits.
     first_head: usize,
     /// By member of the last stage.
@@ -30,8 +31,8 @@ impl StepAnswers {
     pub(super) fn new(number: u64, members: usize, first_head: usize) -> Self {
         Self {
             number,
-            outputs: vec![None; members],
-            taken: false,
+            answered: vec![false; members],
+            outputs: Vec::new(),
             first_head,
             rows: BTreeMap::new(),
         }
@@ -47,17 +48,18 @@ impl StepAnswers {
             let rank = from.rank;
             return Err(MeshError::Protocol { rank, reason });
         }
-        match self.outputs.get_mut(from.index) {
-            Some(place @ None) if !self.taken => {
-                *place = Some(output);
-                Ok(())
-            }
-            _ => Err(self.twice(from.rank)),
+        match self.answered.get_mut(from.index) {
+            Some(answered @ false) => *answered = true,
+            _ => return Err(self.twice(from.rank)),
         }
+        if from.index >= self.first_head {
+            self.outputs.push((from.rank, output));
+        }
+        Ok(())
     }
 
     pub(super) fn expect_row(&mut self, place: Place) {
-        let heads = self.outputs.len().saturating_sub(self.first_head);
+        let heads = self.answered.len().saturating_sub(self.first_head);
         self.rows.insert(place, vec![None; heads]);
     }
 
@@ -80,15 +82,15 @@ impl StepAnswers {
         }
     }
 
-    /// The outputs of the last stage's members, in their order, once every member has answered: the others' only say that
-    /// they are done.
-    pub(super) fn take_outputs(&mut self) -> Option<Vec<StepOutput>> {
-        if self.taken || self.outputs.iter().any(Option::is_none) {
-            return None;
-        }
-        self.taken = true;
-        let heads = self.outputs.get_mut(self.first_head..)?;
-        heads.iter_mut().map(Option::take).collect()
+    /// The outputs of the last stage that have come since they were taken last, with their ranks. The other stages' only say
+    /// that they are done.
+    pub(super) fn take_outputs(&mut self) -> Vec<(u32, StepOutput)> {
+        std::mem::take(&mut self.outputs)
+    }
+
+    /// Whether every member of every stage has answered.
+    pub(super) fn all_answered(&self) -> bool {
+        self.answered.iter().all(|answered| *answered)
     }
 
     pub(super) fn take_row(&mut self, place: Place) -> Option<Vec<LogitShard>> {
@@ -104,11 +106,9 @@ impl StepAnswers {
             let at = member.checked_sub(self.first_head);
             at.and_then(|at| shards.get(at)).is_some_and(Option::is_none)
         };
-        let missing = |member: &usize| {
-            let output = !self.taken && self.outputs[*member].is_none();
-            output || self.rows.values().any(|shards| row(shards, *member))
-        };
-        (0..self.outputs.len()).filter(missing).collect()
+        let missing =
+            |member: &usize| !self.answered[*member] || self.rows.values().any(|shards| row(shards, *member));
+        (0..self.answered.len()).filter(missing).collect()
     }
 
     pub(super) fn is_complete(&self) -> bool {
@@ -157,18 +157,18 @@ mod tests {
             "rank 2 has no head"
         );
         answers.output(from(5), with_candidates()).unwrap();
+        assert_eq!(answers.take_outputs(), [(5, with_candidates())]);
+        assert!(answers.output(from(5), with_candidates()).is_err(), "given twice");
         answers.output(from(3), with_candidates()).unwrap();
         answers.output(from(4), StepOutput::default()).unwrap();
         answers.output(from(0), StepOutput::default()).unwrap();
-        assert_eq!(answers.take_outputs(), None, "rank 2 may still compute");
+        let outputs = [(3, with_candidates()), (4, StepOutput::default())];
+        assert_eq!(answers.take_outputs(), outputs);
+        assert!(!answers.all_answered(), "rank 2 may still compute");
         assert_eq!(answers.missing(), [from(2).index]);
         answers.output(from(2), StepOutput::default()).unwrap();
-        let outputs = answers.take_outputs().unwrap();
-        assert_eq!(
-            outputs,
-            [with_candidates(), StepOutput::default(), with_candidates()]
-        );
-        assert!(answers.is_complete());
+        assert_eq!(answers.take_outputs(), []);
+        assert!(answers.all_answered() && answers.is_complete());
 
         answers.expect_row((0, 0));
         assert_eq!(answers.missing(), [3, 4, 5].map(|rank| from(rank).index));

@@ -123,12 +123,19 @@ impl Executor {
         self.send(messages, now)
     }
 
-    /// The answers of the last stage's ranks to a step, with their ranks in ascending order, once every member has
-    /// answered. Given once.
-    pub(super) fn outputs(&mut self, step: u64) -> Option<Vec<(u32, StepOutput)>> {
-        let outputs = self.step(step)?.take_outputs()?;
-        let heads = self.members[self.first_head..].iter().map(|member| member.rank);
-        Some(heads.zip(outputs).collect())
+    /// The answers of the last stage's ranks to a step that have come since the last call, with their ranks.
+    pub(super) fn outputs(&mut self, step: u64) -> Vec<(u32, StepOutput)> {
+        self.step(step).map(StepAnswers::take_outputs).unwrap_or_default()
+    }
+
+    /// How many members the last stage has.
+    pub(super) fn heads(&self) -> usize {
+        self.members.len() - self.first_head
+    }
+
+    /// Whether every member has answered to a step.
+    pub(super) fn all_answered(&mut self, step: u64) -> bool {
+        self.step(step).is_some_and(|answers| answers.all_answered())
     }
 
     /// Ask the last stage's ranks for their parts of the logits of a position.

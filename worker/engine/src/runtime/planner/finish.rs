@@ -4,7 +4,7 @@ use std::time::Instant;
 
 use super::Planner;
 use super::choice::Choice;
-use super::merge::{Merging, align};
+use super::merge::Merging;
 use super::requests::Publication;
 use super::row::PlannedRow;
 use super::step::PlannedStep;
@@ -22,29 +22,30 @@ impl Planner {
         let Some(step) = self.steps.front_mut() else {
             return Ok(None);
         };
-        if step.merging.is_none() {
-            let Some(outputs) = executor.outputs(step.number) else {
-                return Ok(None);
-            };
-            let answers = align(step.number, &step.rows, outputs)?;
-            let merging = Merging::by_candidates(&step.rows, answers, &self.requests);
-            for row in merging.wanted() {
-                executor.fetch(step.number, row, 0, now())?;
-            }
-            step.merging = Some(merging);
-        }
         let PlannedStep {
             number,
             rows,
             merging,
             ..
         } = step;
-        let Some(merging) = merging else { return Ok(None) };
-        merging.take_rows(|row| executor.shards(*number, row, 0), rows, &self.requests);
+        let (number, ranks) = (*number, executor.heads());
+        let merging = merging.get_or_insert_with(|| Merging::new(rows, ranks));
+        for (rank, output) in executor.outputs(number) {
+            merging.add(rank, output, number, rows)?;
+        }
+        if !executor.all_answered(number) {
+            return Ok(None);
+        }
+        if merging.choices.is_none() {
+            merging.choose(rows, &self.requests);
+            for row in merging.wanted() {
+                executor.fetch(number, row, 0, now())?;
+            }
+        }
+        merging.take_rows(|row| executor.shards(number, row, 0), rows, &self.requests);
         if merging.wanted().next().is_some() {
             return Ok(None);
         }
-        let number = *number;
         self.finish(executor, now)?;
         Ok(Some(number))
     }
@@ -54,8 +55,10 @@ impl Planner {
         let Some(step) = self.steps.pop_front() else {
             return Ok(());
         };
-        let choices = step.merging.map(|merging| merging.choices).unwrap_or_default();
-        let mut news = Vec::new();
+        let mut merging = step.merging;
+        let choices = merging.as_mut().and_then(|merging| merging.choices.take());
+        let choices = choices.unwrap_or_default();
+        let mut news = Vec::with_capacity(choices.len());
         for (row, choice) in step.rows.iter().zip(choices) {
             news.extend(self.record(row, choice));
         }
@@ -70,6 +73,8 @@ impl Planner {
         executor.release(step.number);
         // Tokens are in the histories now: they are published even when the era ends here.
         let sent = self.let_begin(executor, &ended, now);
+        // Thousands of small allocations, which nobody waits for.
+        drop(merging);
         self.measure(step.tokens, step.began, now());
         self.show();
         let gone = self.requests.publish(news, now());

@@ -5,52 +5,87 @@ use super::requests::Requests;
 use super::row::PlannedRow;
 use crate::mesh::MeshError;
 use crate::sampling::{
-    Mass, Noise, Outcome, Sampled, SamplingParams, join_shards, likeliest, merge, sample_full_row,
+    Noise, Outcome, RowAnswers, Sampled, SamplingParams, join_shards, likeliest, merge, sample_full_row,
 };
-use crate::step::{LogitShard, RowCandidates, StepOutput};
+use crate::step::{LogitShard, StepOutput};
 
-/// One rank's answered positions in the order of the plan's rows; none where a cancelled row was left out.
-pub(super) type Answers = Vec<Option<RowCandidates>>;
-
-/// The answers to a step and what is known by them.
+/// The answers to a step and what is known by them. They are put together as they come, so that little is left to be done
+/// when the last one does.
 pub(super) struct Merging {
-    answers: Vec<Answers>,
-    /// By row; none for rows that sample nothing, that nobody wants, or that wait for their full row.
-    pub(super) choices: Vec<Option<Choice>>,
-    /// Rows whose candidates did not suffice, with the place of their candidates in [`Answers`].
+    /// By answered position, in the order of the plan's rows.
+    answers: Vec<RowAnswers>,
+    /// Once every rank has answered, by row; none for rows that sample nothing, that nobody wants, or that wait for their full
+    /// row.
+    pub(super) choices: Option<Vec<Option<Choice>>>,
+    /// Rows whose candidates did not suffice, with the place of their answers.
     fetching: Vec<(usize, usize)>,
 }
 
 impl Merging {
-    pub(super) fn by_candidates(rows: &[PlannedRow], answers: Vec<Answers>, requests: &Requests) -> Self {
-        let mut fetching = Vec::new();
+    /// Nobody has answered yet; `ranks` will.
+    pub(super) fn new(rows: &[PlannedRow], ranks: usize) -> Self {
+        let answered: usize = rows.iter().map(|row| row.answered as usize).sum();
+        Self {
+            answers: (0..answered).map(|_| RowAnswers::of_ranks(ranks)).collect(),
+            choices: None,
+            fetching: Vec::new(),
+        }
+    }
+
+    /// The answers of a rank of the last stage. It must have answered every position that was asked for, in order, and nothing
+    /// else; cancelled rows may be left out.
+    pub(super) fn add(
+        &mut self,
+        rank: u32,
+        output: StepOutput,
+        step: u64,
+        rows: &[PlannedRow],
+    ) -> Result<(), MeshError> {
+        let mut given = output.candidates.into_iter().peekable();
+        let mut answers = self.answers.iter_mut();
+        for (row, planned) in (0_u32..).zip(rows) {
+            for (offset, answers) in (0..planned.answered).zip(&mut answers) {
+                match given.next_if(|answer| answer.row == row && answer.offset == offset) {
+                    Some(answer) => answers.add(answer),
+                    None if planned.cancelled => {}
+                    None => {
+                        let reason = format!("row {row} of step {step} is not answered, or not in order");
+                        return Err(MeshError::Protocol { rank, reason });
+                    }
+                }
+            }
+        }
+        match given.next() {
+            None => Ok(()),
+            Some(more) => {
+                let reason = format!("row {} of step {step} is answered unasked", more.row);
+                Err(MeshError::Protocol { rank, reason })
+            }
+        }
+    }
+
+    /// Sample all rows by their candidates, as far as those suffice.
+    pub(super) fn choose(&mut self, rows: &[PlannedRow], requests: &Requests) {
         let mut choices = Vec::with_capacity(rows.len());
         let mut nth = 0;
         for (index, row) in rows.iter().enumerate() {
             let at = nth;
             nth += row.answered as usize;
             let params = requests.sampling(row.sequence);
-            let choice = match params.filter(|_| row.samples && !row.cancelled) {
-                None => None,
-                Some(params) => {
-                    let candidates = candidates(&answers, at);
-                    match merge(params, noise(params, row), &candidates) {
-                        Ok(Outcome::Token(sampled)) => Some(chosen(params, sampled, &candidates)),
-                        Ok(Outcome::NeedFullRow) => {
-                            fetching.push((index, at));
-                            None
-                        }
-                        Err(error) => Some(Err(error)),
+            let params = params.filter(|_| row.samples && !row.cancelled);
+            choices.push(params.and_then(|params| {
+                let answers = &self.answers[at];
+                match merge(params, noise(params, row), answers) {
+                    Ok(Outcome::Token(sampled)) => Some(chosen(params, sampled, answers)),
+                    Ok(Outcome::NeedFullRow) => {
+                        self.fetching.push((index, at));
+                        None
                     }
+                    Err(error) => Some(Err(error)),
                 }
-            };
-            choices.push(choice);
+            }));
         }
-        Self {
-            answers,
-            choices,
-            fetching,
-        }
+        self.choices = Some(choices);
     }
 
     /// Rows whose logits are wanted of everybody.
@@ -66,7 +101,9 @@ impl Merging {
         rows: &[PlannedRow],
         requests: &Requests,
     ) {
-        let (answers, choices) = (&self.answers, &mut self.choices);
+        let (answers, Some(choices)) = (&self.answers, &mut self.choices) else {
+            return;
+        };
         self.fetching.retain(|(index, at)| {
             let Some(shards) = shards(u32::try_from(*index).unwrap_or(u32::MAX)) else {
                 return true;
@@ -74,28 +111,23 @@ impl Merging {
             let row = &rows[*index];
             // Gone when it was cancelled meanwhile.
             if let Some(params) = requests.sampling(row.sequence) {
-                choices[*index] = Some(by_row(params, row, &candidates(answers, *at), &shards));
+                choices[*index] = Some(by_row(params, row, &answers[*at], &shards));
             }
             false
         });
     }
 }
 
-fn by_row(
-    params: &SamplingParams,
-    row: &PlannedRow,
-    candidates: &[&RowCandidates],
-    shards: &[LogitShard],
-) -> Choice {
+fn by_row(params: &SamplingParams, row: &PlannedRow, answers: &RowAnswers, shards: &[LogitShard]) -> Choice {
     let logits = join_shards(shards)?;
-    let mass = Mass::of_ranks(candidates, params.needs_mass(), params.logprobs.is_some())?;
+    let mass = answers.mass(params.needs_mass(), params.logprobs.is_some())?;
     let sampled = sample_full_row(params, noise(params, row), &logits, &mass)?;
-    chosen(params, sampled, candidates)
+    chosen(params, sampled, answers)
 }
 
-fn chosen(params: &SamplingParams, sampled: Sampled, candidates: &[&RowCandidates]) -> Choice {
+fn chosen(params: &SamplingParams, sampled: Sampled, answers: &RowAnswers) -> Choice {
     let top = match params.logprobs {
-        Some(count) if count > 0 => likeliest(count, candidates, &Mass::of_ranks(candidates, false, true)?),
+        Some(count) if count > 0 => likeliest(count, answers.ranks(), &answers.mass(false, true)?),
         _ => Vec::new(),
     };
     Ok(Chosen { sampled, top })
@@ -105,46 +137,11 @@ fn noise(params: &SamplingParams, row: &PlannedRow) -> Noise {
     Noise::new(params.seed, row.position)
 }
 
-/// What each rank says about an answered position.
-fn candidates(answers: &[Answers], at: usize) -> Vec<&RowCandidates> {
-    answers.iter().filter_map(|rank| rank[at].as_ref()).collect()
-}
-
-/// Check that every rank of the last stage answered every position that was asked for, in order, and nothing else.
-pub(super) fn align(
-    number: u64,
-    rows: &[PlannedRow],
-    outputs: Vec<(u32, StepOutput)>,
-) -> Result<Vec<Answers>, MeshError> {
-    let asked = || {
-        let rows = (0_u32..).zip(rows);
-        rows.flat_map(|(index, row)| (0..row.answered).map(move |offset| (index, offset, row.cancelled)))
-    };
-    let mut answers = Vec::with_capacity(outputs.len());
-    for (rank, output) in outputs {
-        let mut given = output.candidates.into_iter().peekable();
-        let mut aligned: Answers = Vec::with_capacity(given.len());
-        for (row, offset, cancelled) in asked() {
-            let answer = given.next_if(|answer| answer.row == row && answer.offset == offset);
-            if answer.is_none() && !cancelled {
-                let reason = format!("row {row} of step {number} is not answered, or not in order");
-                return Err(MeshError::Protocol { rank, reason });
-            }
-            aligned.push(answer);
-        }
-        if let Some(more) = given.next() {
-            let reason = format!("row {} of step {number} is answered unasked", more.row);
-            return Err(MeshError::Protocol { rank, reason });
-        }
-        answers.push(aligned);
-    }
-    Ok(answers)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::schedule::SequenceId;
+    use crate::step::RowCandidates;
 
     fn row(answered: u32, cancelled: bool) -> PlannedRow {
         PlannedRow {
@@ -172,11 +169,13 @@ mod tests {
     fn every_asked_position_is_answered_once_and_in_order() {
         // Drafts or scores, a chunk of prefill, a row that nobody wants any more, and one token.
         let rows = [row(2, false), row(0, false), row(1, true), row(1, false)];
+        let mut merging = Merging::new(&rows, 2);
         let full = [(0, 0), (0, 1), (2, 0), (3, 0)];
         let without = [(0, 0), (0, 1), (3, 0)];
-        let answers = align(4, &rows, vec![(2, output(&full)), (3, output(&without))]).unwrap();
-        let at = |at| candidates(&answers, at).len();
-        assert_eq!([at(0), at(1), at(2), at(3)], [2, 2, 1, 2]);
+        merging.add(2, output(&full), 4, &rows).unwrap();
+        merging.add(3, output(&without), 4, &rows).unwrap();
+        let ranks: Vec<usize> = merging.answers.iter().map(|row| row.ranks().len()).collect();
+        assert_eq!(ranks, [2, 2, 1, 2]);
         let wrong: [&[(u32, u32)]; 5] = [
             &[(0, 0), (3, 0)],
             &[(0, 1), (0, 0), (3, 0)],
@@ -185,7 +184,7 @@ mod tests {
             &[(0, 0), (0, 1), (3, 0), (3, 0)],
         ];
         for places in wrong {
-            match align(4, &rows, vec![(2, output(&full)), (3, output(places))]) {
+            match merging.add(3, output(places), 4, &rows) {
                 Err(MeshError::Protocol { rank: 3, .. }) => {}
                 other => panic!("{places:?}: {}", other.is_ok()),
             }

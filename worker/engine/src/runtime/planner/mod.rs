@@ -292,7 +292,6 @@ impl Planner {
     }
 
     /// Rows that the oldest step in flight samples.
-    #[cfg(test)]
     pub(super) fn sampled_rows(&self) -> Vec<u32> {
         let rows = self.steps.front().map_or(&[][..], |step| &step.rows);
         (0..)
@@ -303,7 +302,6 @@ impl Planner {
     }
 
     /// When the oldest step in flight had all that it needed to begin.
-    #[cfg(test)]
     pub(super) fn late_sent_at(&self) -> Option<Instant> {
         self.steps.front().map(|step| step.began)
     }

@@ -5,7 +5,7 @@ use llamero_checkpoint::Runs;
 use crate::leaf_tree;
 use crate::runtime::Constraint;
 use crate::sampling::candidates::{ShardLogits, candidates};
-use crate::sampling::{Mass, Noise, Sampled, SamplingParams, TokenCounts, sample_full_row};
+use crate::sampling::{Noise, RowAnswers, Sampled, SamplingParams, TokenCounts, sample_full_row};
 use crate::step::VOCAB_TILE;
 
 pub(in crate::runtime) const VOCAB: usize = 4 * VOCAB_TILE;
@@ -77,8 +77,10 @@ pub(in crate::runtime) fn constrained_reference(
             tiles: &tiles,
             logits: &logits,
         };
-        let row = candidates((0, 0), shard, &sampling.key(), position);
-        let mass = Mass::of_ranks(&[&row], sampling.needs_mass(), sampling.logprobs.is_some()).unwrap();
+        let row = RowAnswers::from_iter([candidates((0, 0), shard, &sampling.key(), position)]);
+        let mass = row
+            .mass(sampling.needs_mass(), sampling.logprobs.is_some())
+            .unwrap();
         let noise = Noise::new(sampling.seed, position);
         let Sampled { token, .. } = sample_full_row(sampling, noise, &logits, &mass).unwrap();
         counts.record(token);

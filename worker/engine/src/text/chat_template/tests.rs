@@ -201,23 +201,192 @@ fn a_template_that_does_not_end_is_stopped() {
     }
 }
 
-/// Dropping, writing and comparing a value goes down to its bottom.
+/// What a thread of [`STACK`] could not follow to its bottom, were it allowed.
 #[test]
-fn deeply_nested_values_break_nothing() {
-    let nested = "{% set n = namespace(s=1, t=1) %}{% for i in range(300) %}{% for j in range(3000) %}{% set n.s = [n.s] %}{% endfor %}{% endfor %}";
-    let text = "x".repeat(16 << 20);
-    let messages = [ChatMessage::new("user", &text)];
-    assert!(render(nested, &messages).is_err());
-    let nested = nested.replace("300)", "50)");
+fn nothing_is_nested_without_bound() {
+    let grow = |step: &str| {
+        let rounds = "{% for i in range(300) %}{% for j in range(300) %}";
+        format!("{{% set n = namespace(s=1) %}}{rounds}{step}{{% endfor %}}{{% endfor %}}{{{{ n.s }}}}")
+    };
+    let hostile = [
+        "{% set n = namespace() %}{% set n.s = n %}{{ n }}".to_owned(),
+        "{% set n = namespace() %}{% set n.s = [n] %}{{ n | tojson }}".to_owned(),
+        "{% set n = namespace() %}{% set m = namespace(n=n) %}{% set n.m = m %}{{ n == m }}".to_owned(),
+        "{% set n = namespace() %}{% raw %}{{ '{% endraw %}{% set n.s = n %}{{ n }}".to_owned(),
+        "{#} {{ ' #}{% set n = namespace() %}{% set n.s = n %}{{ n }}".to_owned(),
+        "{% set n = namespace() %}{% for n.s in [n] %}{{ n }}{% endfor %}".to_owned(),
+        "{% set n = namespace() %}{% with n.s = n %}{{ n }}{% endwith %}".to_owned(),
+        grow("{% set n.s = [n.s] %}"),
+        grow("{% set n.s = (n.s,) %}"),
+        grow("{% set n.s = {'a': n.s} %}"),
+        grow("{% set n.s = {(n.s,): 1} %}"),
+        grow("{% set n.s = dict(a=n.s) %}"),
+        grow("{% set (n.t, n.s) = (1, [n.s]) %}"),
+        grow("{% set n.s = [n.s, n.s] %}"),
+        grow("{% set n.s = ([n.s] + [1])[1:] if 0 else [n.s] | reverse %}"),
+        grow("{% set n.s = [[1] | reverse, n.s] %}"),
+        grow("{% set n.s = cycler(n.s) %}"),
+        grow("{% for x in [n.s] %}{% set n.s = loop %}{% endfor %}"),
+        grow("{% for x in [1] %}{{ loop.changed(n.s) }}{% set n.s = loop %}{% endfor %}"),
+        "{% set s = [1] %}".to_owned() + &"{% set s = [s] %}".repeat(20_000) + "{{ s }}",
+        "{% set s = [1] %}".to_owned() + &"{% set s = namespace(s=s) %}".repeat(20_000) + "{{ s }}",
+        "{% macro f(x) %}{{ f([[[[x]]]]) }}{% endmacro %}{{ f(1) }}".to_owned(),
+        "{% for x in [1] recursive %}{{ loop([[[x]]]) }}{% endfor %}".to_owned(),
+    ];
+    for source in hostile {
+        let error = render(&source, &[ChatMessage::new("user", "x")]).expect_err(&source);
+        let is_clear = matches!(
+            error,
+            ChatTemplateError::Render(_)
+                | ChatTemplateError::Syntax(_)
+                | ChatTemplateError::TooManySteps { .. }
+        );
+        assert!(is_clear, "{source}: {error}");
+    }
+    let error = render(&grow("{% set n.s = [n.s] %}"), &[ChatMessage::new("user", "x")]).unwrap_err();
+    assert!(error.to_string().contains("more than 256 deep"), "{error}");
+}
+
+/// The most that is allowed at every place fits into [`STACK`].
+#[test]
+fn what_is_allowed_fits_the_stack() {
+    let deep = "{% set n = namespace(s=1) %}{% for i in range(7) %}{% set n.s = NESTED %}{% endfor %}";
+    let nested = ["[".repeat(31), "n.s".to_owned(), "]".repeat(31)].concat();
+    let deep = deep.replace("NESTED", &nested);
     for used in [
-        "",
         "{{ n.s }}",
         "{{ n.s | tojson }}",
         "{{ n.s == [n.s] }}",
+        "{{ n.s < [n.s] }}",
         "{{ n.s | string | length }}",
-        "{{ n.s | list }}",
+        "{{ [n.s, n.s] | unique | list }}",
+        "{{ n.s ~ n.s }}",
+        "{{ debug(n.s) }}",
+        "{{ debug() | length }}",
     ] {
-        let _ = render(&format!("{nested}{used}"), &messages);
+        let used = format!("{deep}{used}");
+        render(&used, &[ChatMessage::new("user", "x")]).unwrap_or_else(|error| panic!("{used}: {error}"));
+        // The same at the bottom of as many calls as there can be, each of which nests its argument further.
+        let inner = nested.replace("n.s", "x");
+        let inner = &inner[1..inner.len() - 1];
+        let used = used.replace(&deep, "").replace("n.s", "x");
+        let called = |calls: u32| {
+            let call = format!("{{% if n %}}{{{{ f([{inner}], n - 1) }}}}{{% else %}}{used}{{% endif %}}");
+            let source =
+                format!("{deep}{{% macro f(x, n) %}}{call}{{% endmacro %}}{{{{ f(n.s, {calls}) }}}}");
+            render(&source, &[ChatMessage::new("user", "x")])
+        };
+        let most = [28, 24, 20, 16, 12, 9, 6]
+            .into_iter()
+            .find(|calls| called(*calls).is_ok());
+        // JSON has a bound of its own, and the fuel ends where values are written with indentation.
+        assert!(used.contains("tojson") || most.is_some(), "{used}");
+    }
+    let operators = [
+        "-".repeat(999) + "1",
+        "not ".repeat(999) + "1",
+        "1".to_owned() + &" + 1".repeat(999),
+        "1".to_owned() + &" ~ 1".repeat(999),
+        "1".to_owned() + &" == 1".repeat(499),
+        "1".to_owned() + &" if 1 else 1".repeat(499),
+        "1".to_owned() + &" and 1".repeat(999),
+        "x".to_owned() + &".x".repeat(999),
+        "x".to_owned() + &"[0]".repeat(999),
+        "1".to_owned() + &" | string".repeat(999),
+        "1".to_owned() + &" is defined".repeat(999),
+        "1".to_owned() + &" ** 1".repeat(499),
+    ];
+    for expression in operators {
+        // Whether it can be computed does not matter here.
+        let _ = render(
+            &format!("{{{{ {expression} }}}}"),
+            &[ChatMessage::new("user", "x")],
+        );
+    }
+    let branches = "{% if 0 %}".to_owned() + &"{% elif 0 %}x".repeat(500) + "{% else %}y{% endif %}";
+    assert_eq!(
+        render(&branches, &[ChatMessage::new("user", "x")])
+            .unwrap()
+            .text(),
+        "y"
+    );
+    let blocks = "{% if 1 %}".repeat(5000) + "y" + &"{% endif %}".repeat(5000);
+    let error = render(&blocks, &[ChatMessage::new("user", "x")]).unwrap_err();
+    assert!(matches!(error, ChatTemplateError::Syntax(_)), "{error}");
+}
+
+#[test]
+fn what_a_request_nests_too_deeply_is_refused() {
+    let nested = |depth: usize| format!("{}1{}", "[".repeat(depth), "]".repeat(depth));
+    let message = |depth| {
+        let nested = nested(depth);
+        ChatMessage::from_json(&format!(r#"{{"role": "user", "content": {nested}}}"#))
+    };
+    let source = "{% set kept = [messages, tools] %}{{ kept }}{{ kept | tojson }}{{ kept == [kept] }}";
+    let template = template(source).unwrap();
+    let deepest = [message(126).unwrap()];
+    template
+        .render(&conversation(&deepest, Some(&nested(126))))
+        .unwrap();
+    assert!(matches!(message(100_000), Err(ChatTemplateError::Json { .. })));
+    for (tools, variables) in [
+        (nested(100_000), "{}".to_owned()),
+        ("[]".to_owned(), format!("{{\"a\": {}}}", nested(100_000))),
+    ] {
+        let conversation = Conversation {
+            variables_json: Some(&variables),
+            ..conversation(&deepest, Some(&tools))
+        };
+        let error = template.render(&conversation).unwrap_err();
+        assert!(matches!(error, ChatTemplateError::Json { .. }), "{error}");
+    }
+}
+
+/// Variables take what templates of the Llama, Qwen and Mistral families set them to.
+#[test]
+fn usual_variables_keep_their_values() {
+    let messages = [
+        ChatMessage::new("system", "s"),
+        ChatMessage::new("user", "a"),
+        ChatMessage::new("user", "b"),
+    ];
+    let cases = [
+        (
+            "{% set messages = messages[1:] %}{{ messages | length }}{{ messages[0].content }}",
+            "2a",
+        ),
+        (
+            "{% set a, rest = messages[0], messages[1:] %}{{ a.content }}{{ rest | length }}",
+            "s2",
+        ),
+        (
+            "{% set m = {'role': 'x', 'all': messages[::-1]} %}{{ m.all[0].content }}{{ m.all | length }}",
+            "b3",
+        ),
+        (
+            "{% set n = namespace(all=[]) %}{% for m in messages %}{% set n.all = n.all + [m.content] %}{% endfor %}{{ n.all | join }}",
+            "sab",
+        ),
+        ("{% set t = ('x', 2) %}{{ '%s-%d' % t }}", "x-2"),
+        (
+            "{% macro f(x) %}<{{ x }}>{% endmacro %}{% set g = f %}{{ g(1) }}",
+            "<1>",
+        ),
+        ("{% set u = nothing %}{{ u is defined }}{{ u }}", "False"),
+        (
+            "{% set r = range(3) | reverse %}{{ r | join(',') }}{{ r | join(',') }}",
+            "2,1,02,1,0",
+        ),
+        ("{% set x = 'a' if messages else 'b' -%}\n{{ x }}", "a"),
+        ("{% set d = messages[0] | items | list %}{{ d[0][0] }}", "role"),
+        (
+            "{% set d = messages[0].items() %}{% for k, v in d %}{{ k }}{% endfor %}",
+            "rolecontent",
+        ),
+    ];
+    for (source, expected) in cases {
+        let prompt = render(source, &messages).unwrap_or_else(|error| panic!("{source}: {error}"));
+        assert_eq!(prompt.text(), expected, "{source}");
     }
 }
 
