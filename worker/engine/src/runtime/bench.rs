@@ -17,7 +17,7 @@ use super::planner::Planner;
 use super::queue::QueueGauge;
 use super::request::{GenerationRequest, Sharing};
 use super::{EventSink, RankConfig};
-use crate::mesh::{ControlLink, EraAbort, Message, Topology};
+use crate::mesh::{ControlLink, EraAbort, Message, Outbox, Topology};
 use crate::sampling::SamplingParams;
 use crate::sampling::candidates::{ShardLogits, candidates};
 use crate::schedule::SequenceId;
@@ -158,7 +158,9 @@ impl Group {
         let (mut links, mut ends) = (vec![LeaderLink::Local(local)], Vec::new());
         for rank in 1..bench.ranks {
             let (link, end) = link(rank)?;
-            links.push(LeaderLink::Remote(link));
+            // No member fails to read here.
+            let outbox = Outbox::new(link, Duration::from_secs(60), |_| ());
+            links.push(LeaderLink::Remote(outbox));
             ends.push(end);
         }
         let mut executor = Executor::new(ERA, &config.members, links, config.patience(), Instant::now());
