@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use tokio::sync::watch;
 
+use crate::keys::Scope;
 use crate::upstream::Leader;
 
 /// Namespace and name of a `LlamaDeployment`.
@@ -33,6 +34,8 @@ pub struct Found {
     pub former: BTreeSet<String>,
     /// Unix seconds.
     pub created: i64,
+    /// Longest context in tokens, if it is known.
+    pub max_context: Option<u32>,
     /// Why no group will ever be ready unless somebody changes something; a request is then refused, not held.
     pub problem: Option<String>,
     /// `ip:port` of leaders that serve.
@@ -50,6 +53,8 @@ pub struct Deployment {
     pub former: BTreeSet<String>,
     /// Unix seconds.
     pub created: i64,
+    /// Longest context in tokens, if it is known.
+    pub max_context: Option<u32>,
     /// See [`Found::problem`].
     pub problem: Option<String>,
     /// Leaders that serve, by address.
@@ -75,18 +80,30 @@ impl Snapshot {
     /// one that had it, then the oldest.
     #[must_use]
     pub fn by_model(&self, model: &str) -> Option<&Deployment> {
+        self.by_model_in(model, &Scope::default())
+    }
+
+    /// The same among those that are in a scope, whose namespaces have an order of their own.
+    #[must_use]
+    pub fn by_model_in(&self, model: &str, scope: &Scope) -> Option<&Deployment> {
         let candidates = self
             .deployments
             .values()
-            .filter(|deployment| deployment.model == model || deployment.former.contains(model));
-        candidates.min_by_key(|found| {
+            .filter(|deployment| deployment.model == model || deployment.former.contains(model))
+            .filter_map(|deployment| {
+                let place = scope.place(&deployment.key.namespace)?;
+                scope.has_model(model).then_some((place, deployment))
+            });
+        let best = candidates.min_by_key(|(place, found)| {
             (
+                *place,
                 found.leaders.is_empty(),
                 found.model != model,
                 found.problem.is_some(),
                 found.created,
             )
-        })
+        });
+        best.map(|(_, deployment)| deployment)
     }
 
     /// All, by namespace and name.
@@ -155,6 +172,7 @@ impl Directory {
                     model,
                     former,
                     created,
+                    max_context,
                     problem,
                     ..
                 } = found;
@@ -165,6 +183,7 @@ impl Directory {
                         model,
                         former,
                         created,
+                        max_context,
                         problem,
                         leaders,
                     },
@@ -191,6 +210,7 @@ mod tests {
             model: model.to_owned(),
             former: BTreeSet::new(),
             created,
+            max_context: None,
             problem: None,
             leaders: leaders.iter().map(|&address| address.to_owned()).collect(),
         }
@@ -218,6 +238,32 @@ mod tests {
         ]);
         assert_eq!(directory.snapshot().by_model("m").unwrap().key.name, "a");
         assert!(directory.snapshot().by_model("n").is_none());
+    }
+
+    #[tokio::test]
+    async fn a_name_is_looked_up_in_the_namespaces_of_a_key_in_their_order() {
+        let directory = Directory::new();
+        let other = Found {
+            key: DeploymentKey {
+                namespace: "team".to_owned(),
+                name: "b".to_owned(),
+            },
+            ..found("b", "m", 9, &[])
+        };
+        directory.publish(vec![found("a", "m", 1, &["127.0.0.1:9"]), other]);
+        let snapshot = directory.snapshot();
+        let words = |words: &[&str]| words.iter().map(|&word| word.to_owned()).collect::<Vec<_>>();
+        let name = |namespaces: &[&str], models: &[&str]| {
+            let scope = Scope::new(words(namespaces), words(models));
+            snapshot
+                .by_model_in("m", &scope)
+                .map(|found| found.key.name.clone())
+        };
+        assert_eq!(name(&[], &[]).as_deref(), Some("a"));
+        // Its own namespace goes before another, though that one is ready.
+        assert_eq!(name(&["team", "*"], &["m"]).as_deref(), Some("b"));
+        assert_eq!(name(&["ns"], &["m"]).as_deref(), Some("a"));
+        assert_eq!((name(&["none"], &[]), name(&[], &["n*"])), (None, None));
     }
 
     #[tokio::test]

@@ -11,7 +11,7 @@ use crate::budget::Share;
 use crate::demand::Counted;
 use crate::discovery::{Deployment, DeploymentKey, Snapshot};
 use crate::error::ApiError;
-use crate::upstream::{Leader, Pick, Refusal, Refusals, pick};
+use crate::upstream::{Affinity, Leader, Pick, Refusal, Refusals, pick};
 
 /// Seconds after which a client that was turned away may come again.
 const RETRY_AFTER: u64 = 10;
@@ -29,6 +29,7 @@ pub struct Waiting {
     /// Memory that the request takes while it waits.
     bytes: usize,
     refusals: Refusals,
+    affinity: Option<Affinity>,
     /// Since when no leader makes progress with the request.
     stalled: Option<Instant>,
 }
@@ -53,8 +54,15 @@ impl Waiting {
             patience: patience.map_or(most, |patience| patience.min(most)),
             bytes: bytes.saturating_add(REQUEST_OVERHEAD),
             refusals: Refusals::default(),
+            affinity: None,
             stalled: None,
         }
+    }
+
+    /// Prefer the leader that other requests of the same kind went to.
+    #[must_use]
+    pub fn with_affinity(self, affinity: Option<Affinity>) -> Self {
+        Self { affinity, ..self }
     }
 
     /// Which deployment is to answer.
@@ -90,7 +98,7 @@ impl Waiting {
             let snapshot = self.directory.borrow_and_update().clone();
             let deployment = snapshot.get(&self.key).ok_or_else(deleted)?;
             let now = Instant::now();
-            let wake = match pick(&deployment.leaders, &self.refusals, now) {
+            let wake = match pick(&deployment.leaders, &self.refusals, self.affinity, now) {
                 Pick::Leader(leader) => return Ok(leader),
                 Pick::RetryAt(at) => {
                     if let (Some(room), false) = (self.refusals.room_at(now), begun) {

@@ -37,7 +37,7 @@ impl Usage {
 }
 
 /// Counts the tokens of several answers.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub struct Counter {
     /// Prompt and output tokens of each answer so far.
     counts: Vec<(u32, u32)>,
@@ -53,6 +53,21 @@ impl Counter {
             counts: vec![(0, 0); envelope.choices],
             n: envelope.n,
         }
+    }
+
+    /// Of one answer that is counted elsewhere.
+    #[must_use]
+    pub fn of_one(prompt: u32, output: u32) -> Self {
+        Self {
+            counts: vec![(prompt, output)],
+            n: 1,
+        }
+    }
+
+    /// How many answers there are.
+    #[must_use]
+    pub fn answers(&self) -> usize {
+        self.counts.len()
     }
 
     /// A piece of an answer has come.

@@ -2,9 +2,9 @@
 
 use llamero_engine::structured::Form;
 use llamero_engine::text::{GenerationRequest, RequestDraft};
-use llamero_proto::v1::completion_request::Prompt;
+use llamero_proto::v1::completion_request::Prompt as Sent;
 use llamero_proto::v1::structure;
-use llamero_proto::v1::{ChatMessage, ChatPrompt, CompletionRequest, Structure, ToolChoice};
+use llamero_proto::v1::{ChatPrompt, CompletionRequest, Structure, ToolChoice};
 use serde_json::{Value, json};
 use tonic::Status;
 
@@ -20,9 +20,9 @@ const MAX_TOOLS: usize = 128;
 ///
 /// # Errors
 /// INVALID_ARGUMENT and FAILED_PRECONDITION.
-pub fn prepare(model: &Model, mut request: CompletionRequest) -> Result<(GenerationRequest, Wishes), Status> {
+pub fn prepare(model: &Model, mut request: CompletionRequest) -> Result<Prepared, Status> {
     let offered = match &request.prompt {
-        Some(Prompt::Chat(chat)) if !chat.tools_json.is_empty() => Some(Offered::read(chat)?),
+        Some(Sent::Chat(chat)) if !chat.tools_json.is_empty() => Some(Offered::read(chat)?),
         _ => None,
     };
     let mut form = request.structure.take().map(form).transpose()?;
@@ -41,14 +41,30 @@ pub fn prepare(model: &Model, mut request: CompletionRequest) -> Result<(Generat
         );
         return Err(blame("ignore_eos", &message));
     }
-    let draft = draft(model, request)?;
+    let (tokens, text) = prompt(model, &mut request)?;
+    let draft = draft(model, tokens, request)?;
     let resumed = draft.resume_tokens.clone();
     let request = model.validate(draft)?;
     let constraint = form
         .map(|(form, parameter)| model.constraint(&form, &resumed, &parameter))
         .transpose()?;
     let tools = offered.map(|offered| Tools::new(&model.tokenizer, offered.names, offered.at_most_one));
-    Ok((request, Wishes { constraint, tools }))
+    let wishes = Wishes { constraint, tools };
+    Ok(Prepared {
+        request,
+        wishes,
+        prompt_text: text.unwrap_or_default(),
+    })
+}
+
+/// A request for the engine.
+pub struct Prepared {
+    /// What the engine is to do.
+    pub request: GenerationRequest,
+    /// What restricts and reads the answer.
+    pub wishes: Wishes,
+    /// The prompt's text if the client wants it back.
+    pub prompt_text: String,
 }
 
 /// The tools of a request.
@@ -102,17 +118,17 @@ impl Offered {
 }
 
 fn form(structure: Structure) -> Result<(Form, String), Status> {
-    use structure::Form as Sent;
+    use structure::Form as Asked;
     let parameter = if structure.parameter.is_empty() {
         "structure".to_owned()
     } else {
         structure.parameter
     };
     let form = match structure.form {
-        Some(Sent::JsonSchema(schema)) => Form::Json(schema),
-        Some(Sent::Regex(regex)) => Form::Regex(regex),
-        Some(Sent::Choices(choices)) => Form::Choice(choices.texts),
-        Some(Sent::Lark(lark)) => Form::Lark(lark),
+        Some(Asked::JsonSchema(schema)) => Form::Json(schema),
+        Some(Asked::Regex(regex)) => Form::Regex(regex),
+        Some(Asked::Choices(choices)) => Form::Choice(choices.texts),
+        Some(Asked::Lark(lark)) => Form::Lark(lark),
         None => {
             return Err(blame(
                 &parameter,
@@ -123,23 +139,36 @@ fn form(structure: Structure) -> Result<(Form, String), Status> {
     Ok((form, parameter))
 }
 
-fn draft(model: &Model, request: CompletionRequest) -> Result<RequestDraft, Status> {
-    let prompt = match request.prompt {
-        Some(Prompt::Text(text)) => {
+/// Take the prompt out of a request: its tokens, and its text if it is wanted.
+///
+/// # Errors
+/// INVALID_ARGUMENT, FAILED_PRECONDITION and OUT_OF_RANGE.
+pub fn prompt(model: &Model, request: &mut CompletionRequest) -> Result<(Vec<u32>, Option<String>), Status> {
+    let echo = request.echo;
+    Ok(match request.prompt.take() {
+        Some(Sent::Text(text)) => {
             model.check_length(&text)?;
-            model.tokens_of_text(&text)?
+            let tokens = model.tokens_of_text(&text, !request.no_special_tokens)?;
+            (tokens, echo.then_some(text))
         }
-        Some(Prompt::TokenIds(tokens)) => tokens.ids,
-        Some(Prompt::Chat(chat)) => {
-            let messages = chat.messages.into_iter().map(message).collect::<Result<_, _>>()?;
-            model.tokens_of_chat(messages, &chat.tools_json)?
+        Some(Sent::TokenIds(tokens)) => {
+            let text = echo.then(|| model.text_of(&tokens.ids)).transpose()?;
+            (tokens.ids, text)
+        }
+        Some(Sent::Chat(chat)) => {
+            let prompt = model.render(chat, request.template_time)?;
+            let text = echo.then(|| prompt.text().to_owned());
+            (model.tokens_of_chat(&prompt)?, text)
         }
         None => {
             return Err(Status::invalid_argument(
                 "there is no prompt; send text, token_ids or chat",
             ));
         }
-    };
+    })
+}
+
+fn draft(model: &Model, prompt: Vec<u32>, request: CompletionRequest) -> Result<RequestDraft, Status> {
     Ok(RequestDraft {
         prompt,
         max_tokens: request.max_tokens,
@@ -161,14 +190,6 @@ fn draft(model: &Model, request: CompletionRequest) -> Result<RequestDraft, Stat
         show_special_tokens: request.show_special_tokens,
         resume_tokens: request.resume_token_ids,
     })
-}
-
-fn message(message: ChatMessage) -> Result<Value, Status> {
-    if message.json.is_empty() {
-        return Ok(json!({"role": message.role, "content": message.content}));
-    }
-    serde_json::from_str(&message.json)
-        .map_err(|error| blame("messages", &format!("a message is not JSON: {error}")))
 }
 
 /// A word in the middle of a text is other tokens than at its beginning: both are banned.

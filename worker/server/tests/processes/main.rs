@@ -6,10 +6,12 @@
     reason = "helpers of tests may panic as tests may"
 )]
 
+mod exact_streams;
 mod faults;
 mod harness;
 mod lifecycle;
 mod pods;
+mod prompts;
 mod requests;
 mod sharding;
 mod structured;
