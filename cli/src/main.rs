@@ -6,7 +6,8 @@ use std::process::ExitCode;
 
 use clap::Parser as _;
 use llamero::options::{Cli, Command};
-use llamero::{cache, hub, manage, run, source};
+use llamero::{cache, manage, run, source};
+use llamero_hub::HubError;
 use llamero_worker::exit::UNUSABLE;
 use tracing_subscriber::EnvFilter;
 
@@ -38,9 +39,7 @@ fn main() -> ExitCode {
 fn exit_code(error: &anyhow::Error) -> u8 {
     let hopeless = error.chain().any(|cause| {
         cause.is::<source::SourceError>()
-            || cause
-                .downcast_ref::<hub::HubError>()
-                .is_some_and(hub::HubError::is_final)
+            || cause.downcast_ref::<HubError>().is_some_and(HubError::is_final)
             || matches!(cause.downcast_ref(), Some(cache::CacheError::Unknown(_)))
     });
     if hopeless {

@@ -25,6 +25,14 @@ pub fn filter() -> Result<EnvFilter, FilterError> {
     parse(env::var_os(VARIABLE).as_deref())
 }
 
+/// The filter that a text asks for.
+///
+/// # Errors
+/// It is none.
+pub fn read(text: &str) -> Result<EnvFilter, FilterError> {
+    parse(Some(OsStr::new(text)))
+}
+
 fn parse(written: Option<&OsStr>) -> Result<EnvFilter, FilterError> {
     let written = written.filter(|written| !written.is_empty());
     let refused = || FilterError {

@@ -1,7 +1,7 @@
 //! Bad input: each ends with a sentence and a code, and leaves nothing behind.
 
-use crate::fake_hub::{FakeHub, Faults, files};
 use crate::program::{fp8, llamero, run};
+use llamero_fake_hub::{FakeHub, Faults, files};
 
 #[test]
 fn bad_input_is_told_in_a_sentence() {

@@ -57,6 +57,7 @@ impl FixedModel {
             created: 0,
             max_context: None,
             problem: None,
+            canary: None,
             leaders: self.leaders.iter().map(ToString::to_string).collect(),
         }
     }

@@ -14,4 +14,4 @@ pub mod gateways;
 #[cfg(feature = "kube")]
 pub mod kubernetes;
 
-pub use directory::{Deployment, DeploymentKey, Directory, Found, Snapshot};
+pub use directory::{Canary, Deployment, DeploymentKey, Directory, Found, Snapshot};

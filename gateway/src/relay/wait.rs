@@ -11,7 +11,7 @@ use crate::budget::Share;
 use crate::demand::Counted;
 use crate::discovery::{Deployment, DeploymentKey, Snapshot};
 use crate::error::ApiError;
-use crate::upstream::{Affinity, Leader, Pick, Refusal, Refusals, pick};
+use crate::upstream::{Affinity, Draw, Leader, Pick, Refusal, Refusals, pick_share};
 
 /// Seconds after which a client that was turned away may come again.
 const RETRY_AFTER: u64 = 10;
@@ -30,6 +30,8 @@ pub struct Waiting {
     bytes: usize,
     refusals: Refusals,
     affinity: Option<Affinity>,
+    /// Whether it is for a canary.
+    draw: Draw,
     /// Since when no leader makes progress with the request.
     stalled: Option<Instant>,
 }
@@ -55,6 +57,7 @@ impl Waiting {
             bytes: bytes.saturating_add(REQUEST_OVERHEAD),
             refusals: Refusals::default(),
             affinity: None,
+            draw: Draw::next(),
             stalled: None,
         }
     }
@@ -98,7 +101,7 @@ impl Waiting {
             let snapshot = self.directory.borrow_and_update().clone();
             let deployment = snapshot.get(&self.key).ok_or_else(deleted)?;
             let now = Instant::now();
-            let wake = match pick(&deployment.leaders, &self.refusals, self.affinity, now) {
+            let wake = match pick_share(deployment, self.draw, self.affinity, &self.refusals, now) {
                 Pick::Leader(leader) => return Ok(leader),
                 Pick::RetryAt(at) => {
                     if let (Some(room), false) = (self.refusals.room_at(now), begun) {

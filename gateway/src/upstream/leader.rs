@@ -124,10 +124,12 @@ impl Leader {
     /// What a choice among several needs to know.
     #[must_use]
     pub fn candidate(&self, now: Instant) -> Candidate<'_> {
+        // The lock is held by one of these at a time: a temporary would hold it to the end of the expression.
+        let queue = lock(&self.load).waiting(now);
         Candidate {
             address: &self.address,
             load: self.load(now),
-            queue: lock(&self.load).waiting(now),
+            queue,
             draining: self.draining(),
         }
     }

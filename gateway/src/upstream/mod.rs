@@ -5,6 +5,7 @@
 //! | [`leader`] | one leader: connection, load, failures |
 //! | [`affinity`] | which requests belong together |
 //! | [`balance`] | which of several leaders a request goes to |
+//! | [`share`] | a canary's share of the requests |
 //! | [`refusals`] | leaders that cannot take one certain request |
 //! | [`classify`] | what an error of a leader means for the request |
 
@@ -13,9 +14,11 @@ pub mod balance;
 pub mod classify;
 pub mod leader;
 pub mod refusals;
+pub mod share;
 
 pub use affinity::Affinity;
 pub use balance::{Pick, pick};
 pub use classify::{Failure, classify};
 pub use leader::{Leader, Running};
 pub use refusals::{Refusal, Refusals};
+pub use share::{Draw, pick_share};

@@ -157,6 +157,7 @@ pub fn found(model: &str, leaders: &[SocketAddr]) -> Found {
         created: 7,
         max_context: Some(4096),
         problem: None,
+        canary: None,
         leaders: leaders.iter().map(ToString::to_string).collect(),
     }
 }

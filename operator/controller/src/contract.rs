@@ -32,6 +32,7 @@ mod tests {
             ("engine/properties/threads", limits::THREADS),
             ("engine/properties/maxSequences", limits::MAX_SEQUENCES),
             ("engine/properties/maxBatchedTokens", limits::MAX_BATCHED_TOKENS),
+            ("engine/properties/maxQueuedRequests", limits::MAX_QUEUED_REQUESTS),
             ("model/properties/maxContextLength", limits::MAX_CONTEXT_LENGTH),
             ("parallelism/properties/tensor", limits::TENSOR),
             ("parallelism/properties/pipeline", limits::PIPELINE),

@@ -273,6 +273,7 @@ mod tests {
             plans: plans.to_vec(),
             problem: Some("tensor 3 does not divide".into()),
             backends: vec![],
+            commit: None,
         }
     }
 

@@ -14,7 +14,7 @@ use crate::convert::ConvertError;
 use crate::dtype::{Dtype, extend_f32};
 use crate::e4m3;
 use crate::error::Result;
-use crate::io_error::IoError;
+use crate::io_error::{IoError, is_file};
 use crate::layout::{ModelLayout, Tensor, TensorId, TensorKind};
 use crate::progress::{Meter, Progress};
 use crate::safetensors::{OutputDir, ShardedWriter, TensorSpec};
@@ -127,7 +127,7 @@ pub fn to_fp8(
     let output = OutputDir::create(target)?;
     for name in COMPANIONS {
         let from = source.join(name);
-        if from.is_file() {
+        if is_file(&from)? {
             output.copy(name, &from)?;
         }
     }

@@ -95,6 +95,47 @@ fn meta_8b_and_70b() {
     }
 }
 
+/// Llama 3.2: the true shapes, one table that is embedding and head, positions scaled by 32.
+#[test]
+fn meta_1b_and_3b_of_3_2() {
+    for (name, sizes, head_dim, parameters) in [
+        ("meta-3.2-1b", [2048, 16, 32, 8192], 64, 1_235_814_400),
+        ("meta-3.2-3b", [3072, 28, 24, 8192], 128, 3_212_749_824),
+    ] {
+        let config = LlamaConfig::from_json(files(name)["config.json"].clone()).unwrap();
+        assert_eq!(
+            [config.hidden_size, config.layers, config.q_heads, config.ffn_size],
+            sizes
+        );
+        assert_eq!(
+            (config.kv_heads, config.head_dim, config.vocab_size),
+            (8, head_dim, 128_256)
+        );
+        assert!(config.tie_word_embeddings);
+        let of = |kind| TensorId { layer: None, kind };
+        let counted = TensorId::all(&config).filter(|id| *id != of(TensorKind::Head));
+        let count = |id: TensorId| {
+            let (rows, cols) = id.kind.shape(&config);
+            rows * cols
+        };
+        assert_eq!(counted.map(count).sum::<u64>(), parameters, "{name}");
+
+        let published = write(name, |_| None, |_| vec![]);
+        let further = Llama3Rope {
+            factor: 32.0,
+            ..LLAMA_3_1
+        };
+        check_defaults(&published, Some(further), &EOS);
+        let checkpoint = Checkpoint::open(published.folder.path()).unwrap();
+        assert!(ModelLayout::check(&checkpoint).unwrap().is_tied());
+        let loaded = loaded(&checkpoint);
+        for (id, wanted) in &published.values {
+            let held = loaded.get(id).or_else(|| loaded.get(&of(TensorKind::Head)));
+            assert!(held == Some(wanted), "{id} of {name}");
+        }
+    }
+}
+
 /// Attention, first and last layer, embedding and head are bf16; the rest has F32 or bf16 scales of shape `[N, 1]`.
 #[test]
 fn meta_405b_fp8() {

@@ -31,12 +31,12 @@ pub mod structured;
 pub mod text;
 
 pub use backend::{
-    Backend, BackendError, FormSpec, KvCapacity, KvDtype, LoadProgress, LoadWatch, MemoryPlan, StepProgress,
-    Ticket, Unwatched, Waited,
+    Backend, BackendError, FormLimits, FormSpec, KvCapacity, KvDtype, LoadProgress, LoadWatch, MemoryPlan,
+    StepProgress, Ticket, Unwatched, Waited,
 };
 pub use block_tables::{BlockTableError, BlockTables};
 pub use leaf_tree::LeafLayout;
-pub use mesh::{Abort, Label, Mesh, MeshError, Topology, Transfer, Wait};
+pub use mesh::{Abort, Label, Members, Mesh, MeshError, Topology, Transfer, Wait};
 pub use step::{
     Era, Late, LogitShard, Plan, PlanRow, RowCandidates, RowOutput, SampleKey, StepOutput, TokenRef,
 };

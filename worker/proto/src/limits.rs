@@ -9,7 +9,7 @@ pub const THREADS: RangeInclusive<u32> = 1..=1_024;
 pub const MAX_SEQUENCES: RangeInclusive<u32> = 1..=65_536;
 /// Tokens in one step (`engine.maxBatchedTokens`, `--max-batched-tokens`).
 pub const MAX_BATCHED_TOKENS: RangeInclusive<u32> = 1..=1_048_576;
-/// Requests that may wait (`--max-queued-requests`).
+/// Requests that may wait (`engine.maxQueuedRequests`, `--max-queued-requests`).
 pub const MAX_QUEUED_REQUESTS: RangeInclusive<u32> = 1..=65_536;
 /// Longest context in tokens (`model.maxContextLength`, `--max-context-length`).
 pub const MAX_CONTEXT_LENGTH: RangeInclusive<u32> = 16..=LONGEST_CONTEXT as u32;

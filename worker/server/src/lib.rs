@@ -6,6 +6,7 @@
 //! | [`supervisor`] | the pod's first process: keeps ranks alive, talks to operator and kubelet |
 //! | [`rank`] | one rank's process: the engine |
 //! | [`inference`] | gRPC for clients, on rank 0 |
+//! | [`source`] | where a checkpoint comes from |
 //! | [`link`], [`config`] | what supervisor and rank say to each other |
 //! | [`grpc`], [`listen`] | what the servers have in common |
 //! | [`cgroup`] | how much memory this container may use |
@@ -22,4 +23,5 @@ pub mod inference;
 pub mod link;
 pub mod listen;
 pub mod rank;
+pub mod source;
 pub mod supervisor;

@@ -41,14 +41,14 @@ impl FormedGroup {
         work: Workspace,
     ) -> Result<Self, BackendError> {
         let blocks = plan.blocks(spec.kv_bytes);
-        let needed = spec.max_context.div_ceil(spec.block_size);
+        let needed = spec.limits.max_context.div_ceil(spec.limits.block_size);
         if blocks < needed {
             return Err(BackendError::Unusable(format!(
                 "{} bytes of KV cache hold {} tokens on this rank, one sequence of {} needs {} bytes: \
                  raise the KV memory or lower maxContextLength",
                 spec.kv_bytes,
-                u64::from(blocks) * u64::from(spec.block_size),
-                spec.max_context,
+                u64::from(blocks) * u64::from(spec.limits.block_size),
+                spec.limits.max_context,
                 u64::from(needed) * plan.kv_block
             )));
         }
@@ -59,11 +59,11 @@ impl FormedGroup {
             ))
         })?;
         Ok(Self {
-            spec: spec.clone(),
+            spec: *spec,
             collective,
             cache,
             blocks,
-            state: KvState::new(spec, blocks),
+            state: KvState::new(&spec.limits, blocks),
             work,
             next_step: 1,
             steps: VecDeque::new(),
@@ -85,13 +85,13 @@ impl FormedGroup {
         if plan.step != self.next_step {
             return Err(bug(format!("step {} was expected", self.next_step)));
         }
-        if self.steps.len() >= self.spec.steps_in_flight as usize {
+        if self.steps.len() >= self.spec.limits.steps_in_flight as usize {
             return Err(bug(format!(
                 "{} steps are in flight, as many as were agreed on",
                 self.steps.len()
             )));
         }
-        self.state.advance(plan, &self.spec, vocab).map_err(bug)?;
+        self.state.advance(plan, &self.spec.limits, vocab).map_err(bug)?;
         self.next_step += 1;
         let mut first = 0;
         let spans = plan.rows.iter().map(|row| {
@@ -179,7 +179,7 @@ impl FormedGroup {
         let Some(filled) = self.state.filled(block) else {
             return Err(self.no_block(block));
         };
-        let block_size = self.spec.block_size as usize;
+        let block_size = self.spec.limits.block_size as usize;
         if let Some(step) = self.steps.iter().find(|step| step.writes(block, block_size)) {
             return Err(BackendError::Bug(format!(
                 "KV block {block} is saved before step {}, which writes it, is computed",
@@ -200,7 +200,7 @@ impl FormedGroup {
             .split_first_chunk::<SAVED_HEADER>()
             .map(|(filled, data)| (u32::from_le_bytes(*filled), data))
             .filter(|(filled, data)| {
-                *filled <= self.spec.block_size && data.len() == self.cache.shape().block_bytes()
+                *filled <= self.spec.limits.block_size && data.len() == self.cache.shape().block_bytes()
             });
         let Some((filled, data)) = saved else {
             return Err(BackendError::Bug(format!(

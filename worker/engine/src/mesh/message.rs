@@ -4,14 +4,14 @@
 use serde::{Deserialize, Serialize};
 
 use super::contract::MeshError;
-use crate::backend::{BackendError, KvDtype};
+use crate::backend::{BackendError, FormLimits};
 use crate::step::{Late, LogitShard, Plan, StepOutput};
 
 /// What travels between the leader and a member.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub enum Message {
-    /// Leader: the links are there, form with these limits.
-    Setup(Setup),
+    /// Leader: the links are there, form with these limits; each rank adds its own memory for KV.
+    Setup(FormLimits),
     /// Member: it is forming, and this is what it does now.
     Forming(String),
     /// Member: formed, with so many KV blocks.
@@ -54,25 +54,6 @@ pub enum Message {
     Leave,
     /// Member: it cannot go on; the era ends.
     Failed(Failure),
-}
-
-/// Limits that all ranks form with; each adds its own memory for KV.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Setup {
-    /// See [`crate::FormSpec::max_sequences`].
-    pub max_sequences: u32,
-    /// See [`crate::FormSpec::max_batched_tokens`].
-    pub max_batched_tokens: u32,
-    /// See [`crate::FormSpec::max_context`].
-    pub max_context: u32,
-    /// See [`crate::FormSpec::block_size`].
-    pub block_size: u32,
-    /// See [`crate::FormSpec::steps_in_flight`].
-    pub steps_in_flight: u32,
-    /// See [`crate::FormSpec::kv_dtype`].
-    pub kv_dtype: KvDtype,
-    /// See [`crate::FormSpec::max_adapters`].
-    pub max_adapters: u32,
 }
 
 /// Why a member cannot go on.

@@ -3,8 +3,8 @@
 use std::time::Duration;
 
 use super::executor::Patience;
-use crate::backend::{FormSpec, KvDtype, MemoryPlan};
-use crate::mesh::{Setup, Topology};
+use crate::backend::{FormLimits, FormSpec, KvDtype, MemoryPlan};
+use crate::mesh::Members;
 use crate::schedule::Limits;
 use crate::step::Era;
 
@@ -16,8 +16,8 @@ const MAX_QUEUED_TOKENS: u64 = 4 << 20;
 pub struct RankConfig {
     /// This rank.
     pub rank: u32,
-    /// How the group shares the model.
-    pub topology: Topology,
+    /// Who belongs to the group, and how they share the model.
+    pub members: Members,
     /// Sequences at once.
     pub max_sequences: u32,
     /// Tokens in one step.
@@ -63,14 +63,15 @@ impl RankConfig {
     #[must_use]
     pub fn new(
         rank: u32,
-        topology: Topology,
+        members: Members,
         max_context: u32,
         numerics: impl Into<String>,
         content: impl Into<String>,
     ) -> Self {
         Self {
             rank,
-            topology,
+            steps_in_flight: members.topology().pipeline.saturating_add(1).max(2),
+            members,
             max_sequences: 64,
             max_batched_tokens: 512,
             max_context,
@@ -79,7 +80,6 @@ impl RankConfig {
             memory_limit: None,
             kv_dtype: KvDtype::default(),
             max_adapters: 0,
-            steps_in_flight: topology.pipeline.saturating_add(1).max(2),
             step_target: Duration::from_secs(1),
             max_queued_requests: 1024,
             max_queued_tokens: None,
@@ -93,8 +93,10 @@ impl RankConfig {
         }
     }
 
-    pub(super) fn setup(&self) -> Setup {
-        Setup {
+    /// The limits that its group forms with when it leads.
+    #[must_use]
+    pub fn form_limits(&self) -> FormLimits {
+        FormLimits {
             max_sequences: self.max_sequences,
             max_batched_tokens: self.max_batched_tokens,
             max_context: self.max_context,
@@ -105,16 +107,10 @@ impl RankConfig {
         }
     }
 
-    pub(super) fn form_spec(&self, era: Era, setup: Setup) -> FormSpec {
+    pub(super) fn form_spec(&self, era: Era, limits: FormLimits) -> FormSpec {
         FormSpec {
             era,
-            max_sequences: setup.max_sequences,
-            max_batched_tokens: setup.max_batched_tokens,
-            max_context: setup.max_context,
-            block_size: setup.block_size,
-            steps_in_flight: setup.steps_in_flight,
-            kv_dtype: setup.kv_dtype,
-            max_adapters: setup.max_adapters,
+            limits,
             kv_bytes: self.kv_bytes,
         }
     }

@@ -4,6 +4,7 @@ use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use llamero_checkpoint::IoError;
 use tokenizers::DecoderWrapper;
 
 use super::byte_level;
@@ -20,6 +21,9 @@ pub enum TokenizerError {
         /// What went wrong.
         reason: String,
     },
+    /// A disk or a network did not answer; another try may help.
+    #[error(transparent)]
+    Io(IoError),
     /// Not byte-level BPE, so single tokens cannot be turned into bytes.
     #[error("the tokenizer decodes with {0}; Llama 3 needs a byte-level BPE tokenizer (decoder ByteLevel)")]
     Decoder(String),
@@ -63,14 +67,18 @@ impl Tokenizer {
     /// Load `tokenizer.json` of a model directory.
     ///
     /// # Errors
-    /// [`TokenizerError::Load`] or [`TokenizerError::Decoder`].
+    /// [`TokenizerError::Load`], [`TokenizerError::Io`] or [`TokenizerError::Decoder`].
     pub fn from_dir(model_dir: &Path) -> Result<Self, TokenizerError> {
         let path = model_dir.join("tokenizer.json");
         let load = |reason: String| TokenizerError::Load {
             path: path.clone(),
             reason,
         };
-        let json = std::fs::read(&path).map_err(|error| load(error.to_string()))?;
+        let json = std::fs::read(&path).map_err(IoError::at("read", &path));
+        let json = json.map_err(|error| match error.is_passing() {
+            true => TokenizerError::Io(error),
+            false => load(error.source.to_string()),
+        })?;
         let encoder = tokenizers::Tokenizer::from_bytes(json).map_err(|error| load(error.to_string()))?;
         Self::new(encoder)
     }

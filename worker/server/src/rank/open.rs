@@ -11,6 +11,7 @@ use super::report::About;
 use super::settings;
 use crate::config::RankConfig;
 use crate::inference::Model;
+use crate::source;
 
 /// A rank that has not begun to load.
 pub struct Opened {
@@ -43,10 +44,11 @@ pub fn open(
     leads: bool,
 ) -> anyhow::Result<Opened> {
     let options = CpuOptions {
-        topology: Topology {
+        members: Topology {
             tensor: config.engine.tensor,
             pipeline: config.engine.pipeline,
-        },
+        }
+        .into(),
         rank: config.rank,
         memory: memory.own,
         pod: memory.pod,
@@ -55,7 +57,7 @@ pub fn open(
         waits: Waits::new(config.engine.stall_timeout, config.oversubscribed),
     };
     let rank_port = listener.local_addr()?.port();
-    let backend = CpuBackend::new(&config.engine.model_dir, options)?;
+    let backend = CpuBackend::of(source::open(&config.engine.model_dir)?, options)?;
     let settings = settings::settings(config, &backend)?;
     tracing::info!(rank = config.rank, kernel = %settings.numerics, threads = config.threads, rank_port, "started");
     let model = leads

@@ -82,11 +82,9 @@ pub fn obey(orders: impl BufRead, control: &RankControl, grace: Duration) -> any
             Down::Start(_) => bail!("started twice"),
             Down::Drain => control.drain(grace),
             Down::Form(membership) => {
-                let members = membership
-                    .members
-                    .iter()
-                    .map(|member| (member.ip, member.port).into())
-                    .collect();
+                let members = membership.members.iter();
+                let addresses = members.map(|member| (member.ip, member.port).into());
+                let addresses = Membership::in_rank_order(addresses);
                 let link::Membership {
                     group_uid,
                     generation,
@@ -96,7 +94,8 @@ pub fn obey(orders: impl BufRead, control: &RankControl, grace: Duration) -> any
                 if let Err(why) = control.form(Membership {
                     group_uid,
                     generation,
-                    members,
+                    lost: Vec::new(),
+                    addresses,
                     key,
                 }) {
                     tracing::error!("the members are not taken: {why}");

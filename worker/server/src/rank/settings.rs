@@ -58,7 +58,7 @@ pub fn settings(config: &RankConfig, backend: &CpuBackend) -> Result<runtime::Ra
     let stall_timeout = config.engine.stall_timeout;
     let usual = runtime::RankConfig::new(
         config.rank,
-        backend.topology(),
+        backend.members().clone(),
         max_context,
         backend.numerics_class(KvDtype::default()),
         content.to_string(),
@@ -84,13 +84,7 @@ pub fn settings(config: &RankConfig, backend: &CpuBackend) -> Result<runtime::Ra
 fn usual_kv_bytes(settings: &runtime::RankConfig, backend: &CpuBackend) -> Result<u64, SettingsError> {
     let memory = backend.memory(&FormSpec {
         era: Era::default(),
-        max_sequences: settings.max_sequences,
-        max_batched_tokens: settings.max_batched_tokens,
-        max_context: settings.max_context,
-        block_size: settings.block_size,
-        steps_in_flight: settings.steps_in_flight,
-        kv_dtype: settings.kv_dtype,
-        max_adapters: settings.max_adapters,
+        limits: settings.form_limits(),
         kv_bytes: 0,
     })?;
     let blocks = settings.max_context.div_ceil(settings.block_size);

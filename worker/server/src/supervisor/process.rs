@@ -8,6 +8,7 @@ use std::process::Stdio;
 use std::sync::Arc;
 use std::time::{Instant, SystemTime};
 
+use llamero_hub::HubError;
 use llamero_proto::v1::{ExitKind, RankExit};
 use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader};
 use tokio::net::UnixStream;
@@ -72,12 +73,7 @@ impl Keeper {
             let started = Instant::now();
             let exit = match self.run_once().await {
                 Ok(exit) => exit,
-                Err(error) => RankExit {
-                    message: format!("the process of rank {} cannot be run: {error}", self.config.rank),
-                    unix_millis: last_words::unix_millis(SystemTime::now()),
-                    kind: ExitKind::Crashed.into(),
-                    ..RankExit::default()
-                },
+                Err(error) => self.not_run(&error),
             };
             let mut left = false;
             self.pod.send_modify(|pod| {
@@ -106,8 +102,24 @@ impl Keeper {
         }
     }
 
-    async fn run_once(&mut self) -> io::Result<RankExit> {
-        self.config.engine.content_identity = self.identity.get().await;
+    /// What counts as the end of a process that did not begin.
+    fn not_run(&self, error: &NotRun) -> RankExit {
+        let kind = match error {
+            NotRun::Source(error) if error.is_final() => ExitKind::Unusable,
+            NotRun::Source(_) | NotRun::Process(_) => ExitKind::Crashed,
+        };
+        // Nobody else says why: there is no process that could.
+        tracing::error!(rank = self.config.rank, "{error}");
+        RankExit {
+            message: error.to_string(),
+            unix_millis: last_words::unix_millis(SystemTime::now()),
+            kind: kind.into(),
+            ..RankExit::default()
+        }
+    }
+
+    async fn run_once(&mut self) -> Result<RankExit, NotRun> {
+        self.config.engine.content_identity = self.identity.get().await?;
         let (mut child, link) = spawn(self.config.rank)?;
         let pid = child.id();
         self.pod.send_modify(|pod| {
@@ -141,6 +153,17 @@ impl Keeper {
         let words = words.await.unwrap_or_default();
         Ok(last_words::exit_report(status, &words, SystemTime::now()))
     }
+}
+
+/// Why a rank's process did not run.
+#[derive(Debug, thiserror::Error)]
+enum NotRun {
+    /// The checkpoint's folder cannot be filled.
+    #[error(transparent)]
+    Source(#[from] HubError),
+    /// The operating system does not let it.
+    #[error("the process of a rank cannot be run: {0}")]
+    Process(#[from] io::Error),
 }
 
 /// Returns once the ranks are told to drain.

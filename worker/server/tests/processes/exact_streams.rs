@@ -292,6 +292,7 @@ async fn killed_at_every(step: usize) {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+#[ignore = "kills a leader some forty times"]
 async fn a_leader_that_is_killed_at_a_token_changes_nothing() {
     killed_at_every(STEP).await;
 }

@@ -1,6 +1,6 @@
 //! Starting workers, talking to them, and waiting with a deadline.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::Duration;
 
@@ -90,6 +90,11 @@ impl Worker {
 
     /// A worker whose ranks listen.
     pub(crate) async fn start(args: &[&str]) -> Self {
+        Self::start_with(&model_dir(), args, &[]).await
+    }
+
+    /// The same for another folder, with variables of the environment.
+    pub(crate) async fn start_with(model: &Path, args: &[&str], env: &[(&str, &str)]) -> Self {
         let dir = tempfile::tempdir().unwrap();
         let ports_file = dir.path().join("ports.json");
         let mut child = Command::new(env!("CARGO_BIN_EXE_llamero-worker"))
@@ -104,10 +109,11 @@ impl Worker {
             ])
             .args(ANY_PORTS)
             .arg("--model-dir")
-            .arg(model_dir())
+            .arg(model)
             .arg("--ports-file")
             .arg(&ports_file)
             .args(args)
+            .envs(env.iter().copied())
             .stdin(Stdio::null())
             .spawn()
             .unwrap();

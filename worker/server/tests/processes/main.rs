@@ -9,6 +9,7 @@
 mod exact_streams;
 mod faults;
 mod harness;
+mod hub;
 mod lifecycle;
 mod pods;
 mod prompts;

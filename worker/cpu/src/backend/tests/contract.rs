@@ -216,14 +216,15 @@ fn what_cannot_be_is_unusable_and_named() {
         );
     };
     refused("raise the KV memory", &|spec| spec.kv_bytes = 1000);
-    refused("KV block of 24", &|spec| spec.block_size = 24);
-    refused("FP8", &|spec| spec.kv_dtype = KvDtype::Fp8E4m3);
-    refused("adapters", &|spec| spec.max_adapters = 1);
+    refused("KV block of 24", &|spec| spec.limits.block_size = 24);
+    refused("FP8", &|spec| spec.limits.kv_dtype = KvDtype::Fp8E4m3);
+    refused("adapters", &|spec| spec.limits.max_adapters = 1);
     let staged = CpuOptions {
-        topology: Topology {
+        members: Topology {
             tensor: 1,
             pipeline: 2,
-        },
+        }
+        .into(),
         ..one(1, 0)
     };
     let error = CpuBackend::new(folder.path(), staged).err().unwrap();
@@ -266,7 +267,7 @@ fn steps_are_submitted_ahead() {
     let got = done(&mut ahead, tickets[1]).unwrap();
     done(&mut ahead, tickets[2]).unwrap();
 
-    let mut group = Group::load(folder.path(), 1, 1, Kernel::detect().level());
+    let mut group = Group::load(folder.path(), Topology::tensor(1), 1, Kernel::detect().level());
     let want = group.logits(&[5, 6, 7, token], Way::new(4, 0));
     assert_eq!(ahead.fetch(tickets[1], 0, 0).unwrap().logits, want[3]);
     let best = want[3]
@@ -452,8 +453,8 @@ fn rewinds_copies_and_saved_blocks_leave_no_trace() {
 #[test]
 fn a_lost_peer_ends_the_step() {
     let folder = tiny::checkpoint(false);
-    let mut group = Group::load(folder.path(), 2, 1, Kernel::detect().level());
-    let mut meshes = local_mesh(Topology::tensor(2), ERA).unwrap();
+    let mut group = Group::load(folder.path(), Topology::tensor(2), 1, Kernel::detect().level());
+    let mut meshes = local_mesh(&Topology::tensor(2).into(), ERA).unwrap();
     drop(meshes.pop());
     let rank = &mut group.ranks[0];
     rank.form(&spec(ERA, 64), Box::new(meshes.remove(0)), &mut |_| {})

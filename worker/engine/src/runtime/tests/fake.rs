@@ -117,9 +117,9 @@ impl Backend for Fake {
 
     fn memory(&self, spec: &FormSpec) -> Result<MemoryPlan, BackendError> {
         Ok(MemoryPlan {
-            kv_block: u64::from(spec.block_size) * 100,
+            kv_block: u64::from(spec.limits.block_size) * 100,
             weights: 5000,
-            workspace: u64::from(spec.max_batched_tokens) * 50,
+            workspace: u64::from(spec.limits.max_batched_tokens) * 50,
             logits: 30,
             rope: 4,
         })
@@ -138,11 +138,11 @@ impl Backend for Fake {
         report("makes room");
         self.faults.forming(mesh.abort_handle())?;
         // Ranks differ, so that the group must agree on the smallest.
-        let blocks = KV_BLOCKS + mesh.topology().ranks() - 1 - mesh.rank();
+        let blocks = KV_BLOCKS + mesh.members().topology().ranks() - 1 - mesh.rank();
         self.era = Some(Formed {
             mesh,
-            tables: BlockTables::new(spec.max_sequences, blocks),
-            spec: spec.clone(),
+            tables: BlockTables::new(spec.limits.max_sequences, blocks),
+            spec: *spec,
             kv: HashMap::new(),
             steps: HashMap::new(),
             last: 0,
@@ -170,7 +170,7 @@ impl Backend for Fake {
             logits: HashMap::new(),
         };
         formed.steps.insert(ticket, submitted);
-        if formed.steps.len() > formed.spec.steps_in_flight as usize {
+        if formed.steps.len() > formed.spec.limits.steps_in_flight as usize {
             return Err(bug("more steps in flight than agreed"));
         }
         Ok(ticket)
@@ -258,20 +258,21 @@ impl Backend for Fake {
 }
 
 impl Formed {
-    /// Every world-th tile, so that shares are sets.
+    /// Every tile whose number leaves this member's as the rest, so that shares are sets.
     fn tiles(&self) -> Runs {
-        let (rank, world) = (self.mesh.rank(), self.mesh.topology().ranks());
+        let members = self.mesh.members();
+        let (index, count) = (members.index(self.mesh.rank()).unwrap(), members.ranks().len());
         let tiles = (VOCAB / VOCAB_TILE) as u32;
         Runs::new(
             (0..tiles)
-                .filter(|tile| tile % world == rank)
+                .filter(|tile| *tile as usize % count == index)
                 .map(|tile| tile..tile + 1),
         )
     }
 
     fn place(&self, slot: u32, position: u32) -> (u32, u32) {
-        let block = self.tables.table(slot)[(position / self.spec.block_size) as usize];
-        (block, position % self.spec.block_size)
+        let block = self.tables.table(slot)[(position / self.spec.limits.block_size) as usize];
+        (block, position % self.spec.limits.block_size)
     }
 
     fn history(&self, slot: u32, length: u32) -> Vec<u32> {
@@ -365,26 +366,29 @@ fn sum_over_ranks(
     hashes: &[u32],
     patience: Duration,
 ) -> Result<Vec<f32>, MeshError> {
-    let world = mesh.topology().ranks();
+    let ranks = mesh.members().ranks().to_vec();
+    let own = mesh.members().index(mesh.rank()).unwrap();
+    let world = ranks.len() as u32;
     let trees: Vec<Vec<leaf_tree::Subtree>> = (0..world)
-        .map(|rank| Runs::from(rank * LEAVES / world..(rank + 1) * LEAVES / world))
+        .map(|index| Runs::from(index * LEAVES / world..(index + 1) * LEAVES / world))
         .map(|owned| leaf_tree::maximal_subtrees(LEAVES, &owned))
         .collect();
     let hashes = if hashes.is_empty() { &[0][..] } else { hashes };
-    let roots = |rank: u32| -> Vec<u8> {
-        let trees = trees[rank as usize].iter();
+    let roots = |index: usize| -> Vec<u8> {
+        let trees = trees[index].iter();
         let values = trees.flat_map(|tree| hashes.iter().map(|hash| model::tree_value(tree, *hash)));
         values.flat_map(f32::to_le_bytes).collect()
     };
-    let mine = roots(mesh.rank());
+    let mine = roots(own);
     let mut all: Vec<Vec<u8>> = trees
         .iter()
         .map(|trees| vec![0; trees.len() * hashes.len() * 4])
         .collect();
-    let rank = mesh.rank();
-    let mut frames: Vec<Transfer<'_>> = (0..)
+    let mut frames: Vec<Transfer<'_>> = ranks
+        .iter()
+        .copied()
         .zip(&mut all)
-        .filter(|(peer, _)| *peer != rank)
+        .filter(|(peer, _)| *peer != ranks[own])
         .map(|(peer, into)| Transfer {
             peer,
             out: Some(&mine),
@@ -396,7 +400,7 @@ fn sum_over_ranks(
         spin: Duration::ZERO,
     };
     mesh.exchange(Label { step, tag: 1 }, &mut frames, wait)?;
-    all[rank as usize] = mine;
+    all[own] = mine;
     let value = |bytes: &[u8], at: usize| f32::from_le_bytes(bytes[at * 4..][..4].try_into().unwrap());
     let sum = |nth: usize| {
         let mut parts = trees.iter().zip(&all).flat_map(|(trees, bytes)| {

@@ -12,3 +12,4 @@ pub(super) mod model;
 mod serving;
 mod simulation;
 mod speed;
+mod survivors;

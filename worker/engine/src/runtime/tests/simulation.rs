@@ -14,7 +14,7 @@ use super::fake::{Fake, KV_BLOCKS};
 use super::group::{config, greedy};
 use super::model::reference;
 use crate::backend::Backend;
-use crate::mesh::{Abort, Label, Mesh, MeshError, Message, Topology, Transfer, Wait};
+use crate::mesh::{Abort, Label, Members, Mesh, MeshError, Message, Transfer, Wait};
 use crate::runtime::executor::{Executor, LeaderLink};
 use crate::runtime::member::link::Incoming;
 use crate::runtime::member::steps::{MemberSteps, Taken};
@@ -27,7 +27,7 @@ use crate::step::Era;
 
 /// A mesh on which nothing travels.
 struct Silent {
-    topology: Topology,
+    members: Members,
     rank: u32,
     era: Era,
 }
@@ -39,8 +39,8 @@ impl Abort for NoAbort {
 }
 
 impl Mesh for Silent {
-    fn topology(&self) -> Topology {
-        self.topology
+    fn members(&self) -> &Members {
+        &self.members
     }
     fn rank(&self) -> u32 {
         self.rank
@@ -118,14 +118,17 @@ struct Simulation {
 
 /// The members of an era, formed, and the way to them.
 fn form(config: &RankConfig, era: Era, now: Instant) -> (Executor, Vec<Member>, u32) {
-    let topology = config.topology;
     let mut links = Vec::new();
     let mut members = Vec::new();
     let mut blocks = u32::MAX;
-    for rank in 0..topology.ranks() {
-        let mesh = Box::new(Silent { topology, rank, era });
+    for rank in config.members.ranks() {
+        let mesh = Box::new(Silent {
+            members: config.members.clone(),
+            rank: *rank,
+            era,
+        });
         let mut backend = Fake::solo();
-        let spec = config.form_spec(era, config.setup());
+        let spec = config.form_spec(era, config.form_limits());
         blocks = blocks.min(backend.form(&spec, mesh, &mut |_| ()).unwrap().blocks);
         let (sender, incoming) = mpsc::channel();
         links.push(LeaderLink::Local(sender));
@@ -136,9 +139,11 @@ fn form(config: &RankConfig, era: Era, now: Instant) -> (Executor, Vec<Member>, 
             outgoing: VecDeque::new(),
         });
     }
-    let mut executor = Executor::new(era, config.topology, links, config.patience(), now);
-    for rank in 0..topology.ranks() {
-        executor.receive(rank, 0, Message::Ready { blocks }, now).unwrap();
+    let mut executor = Executor::new(era, &config.members, links, config.patience(), now);
+    for rank in config.members.ranks() {
+        executor
+            .receive(*rank, 0, Message::Ready { blocks }, now)
+            .unwrap();
     }
     (executor, members, blocks)
 }

@@ -84,13 +84,9 @@ fn median(mut times: Vec<Duration>) -> Duration {
 /// Decode steps of `ROWS` requests, with one in flight while another is merged. Prints the medians of all that the planner
 /// does in a step, and of the part of it until the members have the next step's tokens.
 fn measure(name: &str, sampling: &SamplingParams) {
-    let topology = Topology {
-        tensor: RANKS,
-        pipeline: 1,
-    };
     let config = RankConfig {
         kv_bytes: 1,
-        ..RankConfig::new(0, topology, 131_072, "bench", "bench")
+        ..RankConfig::new(0, Topology::tensor(RANKS).into(), 131_072, "bench", "bench")
     };
     let queue = Arc::new(QueueGauge::new(1000, 1 << 30));
     let limits = config.limits(20_000);
@@ -99,7 +95,7 @@ fn measure(name: &str, sampling: &SamplingParams) {
     let (links, ends): (Vec<_>, Vec<_>) = (1..RANKS).map(link).unzip();
     let remote = links.into_iter().map(|link| LeaderLink::Remote(Arc::new(link)));
     let links = std::iter::once(LeaderLink::Local(local)).chain(remote).collect();
-    let mut executor = Executor::new(ERA, config.topology, links, config.patience(), Instant::now());
+    let mut executor = Executor::new(ERA, &config.members, links, config.patience(), Instant::now());
     for rank in 0..RANKS {
         let ready = Message::Ready { blocks: 20_000 };
         executor.receive(rank, 0, ready, Instant::now()).unwrap();

@@ -19,17 +19,18 @@ impl Hub {
     /// Download the checkpoint of `listing` into `folder`: the small files first, and if they are no Llama nothing else.
     ///
     /// # Errors
-    /// [`HubError`], and what the checkpoint's own checks say.
+    /// [`HubError`].
     pub async fn pull(
         &self,
         listing: &Listing,
         folder: &Path,
-        report: &mut dyn FnMut(Progress),
-    ) -> anyhow::Result<()> {
+        report: &mut (dyn FnMut(Progress) + Send),
+    ) -> Result<(), HubError> {
         create(folder)?;
         self.download_all(listing, &listing.small()?, folder, &mut |_| {})
             .await?;
-        LlamaConfig::read(&folder.join("config.json")).map_err(llamero_checkpoint::Error::from)?;
+        LlamaConfig::read(&folder.join("config.json"))
+            .map_err(|error| HubError::Checkpoint(Box::new(error.into())))?;
         let weights = listing.weights(folder)?;
         self.download_all(listing, &weights, folder, report).await?;
         Ok(())
@@ -44,28 +45,31 @@ impl Hub {
         listing: &Listing,
         file: &RemoteFile,
         folder: &Path,
-        report: &mut dyn FnMut(Progress),
+        report: &mut (dyn FnMut(Progress) + Send),
     ) -> Result<(), HubError> {
         create(folder)?;
         self.download_all(listing, std::slice::from_ref(file), folder, report)
             .await
     }
 
-    async fn download_all(
+    pub(super) async fn download_all(
         &self,
         listing: &Listing,
         files: &[RemoteFile],
         folder: &Path,
-        report: &mut dyn FnMut(Progress),
+        report: &mut (dyn FnMut(Progress) + Send),
     ) -> Result<(), HubError> {
         let total: u64 = files.iter().filter_map(|file| file.bytes).sum();
         check_space(files, folder)?;
         let done = AtomicU64::new(0);
-        let downloads = stream::iter(files).map(|file| {
+        let mut downloads = Vec::new();
+        for file in files {
             let (target, done) = (target(file, folder), &done);
-            async move { self.download(listing, file, &target, done).await }
-        });
-        let downloads = downloads.buffer_unordered(AT_ONCE).try_collect::<()>();
+            downloads.push(async move { self.download(listing, file, &target, done).await });
+        }
+        let downloads = stream::iter(downloads)
+            .buffer_unordered(AT_ONCE)
+            .try_collect::<()>();
         let mut downloads = std::pin::pin!(downloads);
         let mut ticks = tokio::time::interval(REPORT);
         loop {
@@ -91,7 +95,7 @@ impl Hub {
     }
 }
 
-fn create(folder: &Path) -> Result<(), HubError> {
+pub(super) fn create(folder: &Path) -> Result<(), HubError> {
     std::fs::create_dir_all(folder).map_err(|source| HubError::Io {
         path: folder.to_owned(),
         source,

@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use reqwest::StatusCode;
 use reqwest::header::{CONTENT_LENGTH, CONTENT_RANGE, HeaderMap};
 
-use super::client::{Answer, answer, host, network, text};
+use super::client::{Answer, Part, answer, host, text};
 use super::partial::Partial;
 use super::patience::Tries;
 use super::{Hub, HubError, Listing, RemoteFile};
@@ -53,7 +53,7 @@ impl Hub {
         };
         let mut part = Partial::open(target)?;
         done.fetch_add(part.bytes(), Ordering::Relaxed);
-        let mut tries = Tries::new(self.patience);
+        let mut tries = Tries::new(self.patience, self.audience);
         let mut damaged = false;
         loop {
             let before = part.bytes();
@@ -117,17 +117,14 @@ impl Hub {
             _ => {}
         }
         let what = format!("{} of {}", file.path, listing.repository);
-        let segments = listing
-            .repository
-            .split('/')
-            .chain(["resolve", listing.commit.as_str()]);
-        let url = self.url(segments.chain(file.path.split('/')));
+        let url = self.file_url(&listing.repository, &listing.commit, &file.path);
         let from = part.bytes();
         let Answer {
             mut response,
             sha256,
             size,
-        } = match self.get(url, from, &what).await {
+            ..
+        } = match self.get(url, Part::From(from), &what).await {
             // There is nothing behind what is here, though nobody had told how much there is.
             Err(HubError::Status { status: 416, .. }) if from > 0 => return Ok(Tried::TooLong),
             answered => answered?,
@@ -156,7 +153,7 @@ impl Hub {
         while let Some(chunk) = response
             .chunk()
             .await
-            .map_err(|error| network(&from_where, &error))?
+            .map_err(|error| self.network(&from_where, &error))?
         {
             part.write(&chunk)?;
             done.fetch_add(chunk.len() as u64, Ordering::Relaxed);
@@ -175,7 +172,7 @@ impl Hub {
 }
 
 /// Where the bytes of an answer begin, and how many the whole file has.
-fn extent(status: StatusCode, headers: &HeaderMap) -> (u64, Option<u64>) {
+pub(super) fn extent(status: StatusCode, headers: &HeaderMap) -> (u64, Option<u64>) {
     if status == StatusCode::PARTIAL_CONTENT {
         // bytes 5-9/10
         let range = text(headers, CONTENT_RANGE.as_str()).and_then(|range| range.strip_prefix("bytes "));

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use super::HubError;
+use super::{Audience, HubError};
 
 /// Bounds of trying again.
 #[derive(Debug, Clone, Copy)]
@@ -32,12 +32,17 @@ impl Default for Patience {
 #[derive(Debug)]
 pub(super) struct Tries {
     patience: Patience,
+    audience: Audience,
     failed: u32,
 }
 
 impl Tries {
-    pub(super) fn new(patience: Patience) -> Self {
-        Self { patience, failed: 0 }
+    pub(super) fn new(patience: Patience, audience: Audience) -> Self {
+        Self {
+            patience,
+            audience,
+            failed: 0,
+        }
     }
 
     /// Something went well.
@@ -58,6 +63,7 @@ impl Tries {
             return Err(HubError::GivenUp {
                 attempts: self.failed,
                 last: Box::new(error),
+                audience: self.audience,
             });
         }
         let asked = match error {

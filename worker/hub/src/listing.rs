@@ -1,17 +1,16 @@
 //! The files of a commit.
 
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 
-use super::client::{answer, is_sha256, network};
+use super::client::{Part, answer, is_sha256};
 use super::patience::Tries;
-use super::{Hub, HubError};
-use crate::source::Repository;
+use super::{Audience, Hub, HubError, Repository};
 
 /// Most bytes of a listing; the largest repositories have some hundred files.
 const MOST: usize = 16 << 20;
 
 /// A commit and its files.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Listing {
     /// `ORG/NAME`.
     pub repository: String,
@@ -19,10 +18,13 @@ pub struct Listing {
     pub commit: String,
     /// Its files.
     pub files: Vec<RemoteFile>,
+    /// Who reads errors.
+    #[serde(skip)]
+    pub audience: Audience,
 }
 
 /// A file of a repository.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct RemoteFile {
     /// Path in the repository.
     pub path: String,
@@ -30,6 +32,9 @@ pub struct RemoteFile {
     pub bytes: Option<u64>,
     /// SHA-256, which the Hub tells of files in LFS.
     pub sha256: Option<String>,
+    /// Git's own name of the content, which the Hub tells of all files.
+    #[serde(default)]
+    pub blob: Option<String>,
 }
 
 #[derive(Deserialize)]
@@ -42,6 +47,8 @@ struct Revision {
 struct Sibling {
     rfilename: String,
     size: Option<u64>,
+    #[serde(rename = "blobId")]
+    blob_id: Option<String>,
     lfs: Option<Lfs>,
 }
 
@@ -58,7 +65,7 @@ impl Hub {
     /// # Errors
     /// [`HubError`].
     pub async fn list(&self, repository: &Repository) -> Result<Listing, HubError> {
-        let mut tries = Tries::new(self.patience);
+        let mut tries = Tries::new(self.patience, self.audience);
         loop {
             match self.list_once(repository).await {
                 Ok(listing) => return Ok(listing),
@@ -73,9 +80,13 @@ impl Hub {
         let segments = ["api", "models"].into_iter().chain(name.split('/'));
         let mut url = self.url(segments.chain(["revision", revision.as_str()]));
         url.set_query(Some("blobs=true"));
-        let mut response = self.get(url.clone(), 0, &what).await?.response;
+        let mut response = self.get(url.clone(), Part::From(0), &what).await?.response;
         let mut json = Vec::new();
-        while let Some(bytes) = response.chunk().await.map_err(|error| network(&url, &error))? {
+        while let Some(bytes) = response
+            .chunk()
+            .await
+            .map_err(|error| self.network(&url, &error))?
+        {
             json.extend_from_slice(&bytes);
             if json.len() > MOST {
                 return Err(answer(&url, &what, format!("it is longer than {MOST} bytes")));
@@ -91,6 +102,7 @@ impl Hub {
             repository: name.clone(),
             commit,
             files,
+            audience: self.audience,
         })
     }
 }
@@ -107,6 +119,7 @@ impl From<Sibling> for RemoteFile {
             sha256: sha256
                 .filter(|text| is_sha256(text))
                 .map(|text| text.to_ascii_lowercase()),
+            blob: sibling.blob_id,
         }
     }
 }

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use sha2::{Digest as _, Sha256};
 
 use super::HubError;
-use crate::cache::entry::hex;
+use crate::client::hex;
 
 /// Bytes read at a time.
 const CHUNK: usize = 1 << 20;

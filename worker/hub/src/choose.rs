@@ -24,7 +24,8 @@ const OPTIONAL: [&str; 8] = [
 const NAMED: usize = 12;
 
 impl Listing {
-    fn find(&self, path: &str) -> Option<&RemoteFile> {
+    /// The file of that path.
+    pub(crate) fn find(&self, path: &str) -> Option<&RemoteFile> {
         self.files.iter().find(|file| file.path == path)
     }
 
@@ -97,7 +98,7 @@ impl Listing {
         let there = self.ggufs();
         match there.is_empty() {
             true => format!("it has neither {SINGLE_NAME} nor {INDEX_NAME}"),
-            false => format!("it has no safetensors; choose one of its GGUF files by --file: {there}"),
+            false => format!("it has no safetensors; {}: {there}", self.audience.gguf()),
         }
     }
 
@@ -126,11 +127,13 @@ mod tests {
             path: (*name).to_owned(),
             bytes: None,
             sha256: None,
+            blob: None,
         };
         Listing {
             repository: "org/m".to_owned(),
             commit: "c".to_owned(),
             files: names.iter().map(file).collect(),
+            audience: crate::Audience::CommandLine,
         }
     }
 
