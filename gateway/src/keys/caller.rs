@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use axum::extract::{Request, State};
-use axum::http::header::{AUTHORIZATION, WWW_AUTHENTICATE};
+use axum::http::header::{AUTHORIZATION, CONTENT_TYPE, WWW_AUTHENTICATE};
 use axum::http::{HeaderMap, HeaderName, HeaderValue, StatusCode};
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
@@ -44,7 +44,7 @@ pub async fn authenticate(State(gateway): State<Arc<Gateway>>, mut request: Requ
         None => Caller::default(),
         Some(keys) => match sent(request.headers()).and_then(|sent| keys.find(sent)) {
             Some(key) => Caller { key: Some(key) },
-            None => return refusal(sent(request.headers()).is_some()),
+            None => return refusal(request.headers()),
         },
     };
     request.extensions_mut().insert(caller);
@@ -59,12 +59,17 @@ fn sent(headers: &HeaderMap) -> Option<&str> {
     bearer.or_else(|| headers.get(API_KEY)?.to_str().ok())
 }
 
-fn refusal(wrong: bool) -> Response {
-    let message = if wrong {
+fn refusal(headers: &HeaderMap) -> Response {
+    let message = if sent(headers).is_some() {
         "The API key is not known here; ask whoever runs this gateway for one."
     } else {
         "There is no API key; send one as 'Authorization: Bearer KEY' or 'x-api-key: KEY'."
     };
+    // Clients of gRPC read nothing but gRPC.
+    let kind = headers.get(CONTENT_TYPE).map(HeaderValue::as_bytes);
+    if kind.is_some_and(|kind| kind.starts_with(b"application/grpc")) {
+        return tonic::Status::unauthenticated(message).into_http();
+    }
     let error = ApiError {
         status: StatusCode::UNAUTHORIZED,
         code: Some("invalid_api_key"),

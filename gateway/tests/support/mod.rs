@@ -130,7 +130,7 @@ pub async fn begun(served: &Served, worker: &mut Worker, stream: bool) -> (JoinH
     (request, answering)
 }
 
-/// Wait until so many requests of the only deployment are held, in flight, and have come in all.
+/// Wait until so many requests of a deployment are held, in flight, and have come in all.
 pub async fn counted(served: &Served, (held, in_flight, total): (u32, u32, u64)) {
     let expected = Counts {
         held,
@@ -139,7 +139,13 @@ pub async fn counted(served: &Served, (held, in_flight, total): (u32, u32, u64))
     };
     let mut changes = served.gateway.demand.subscribe();
     soon(async {
-        while served.gateway.demand.counts().into_values().next() != Some(expected) {
+        while !served
+            .gateway
+            .demand
+            .counts()
+            .into_values()
+            .any(|counts| counts == expected)
+        {
             changes.changed().await.unwrap();
         }
     })
