@@ -17,13 +17,20 @@ pub(crate) struct KvState {
 }
 
 impl KvState {
-    pub(crate) fn new(limits: &FormLimits, blocks: u32) -> Self {
+    /// No slot has blocks; `filled` says how many positions of each block hold keys and values.
+    pub(crate) fn new(limits: &FormLimits, filled: Vec<u32>) -> Self {
+        let blocks = u32::try_from(filled.len()).unwrap_or(u32::MAX);
         Self {
             tables: BlockTables::new(limits.max_sequences, blocks),
             shared: vec![None; limits.max_sequences as usize],
-            filled: vec![0; blocks as usize],
+            filled,
             block_size: limits.block_size,
         }
+    }
+
+    /// Positions of each block that hold keys and values.
+    pub(crate) fn into_filled(self) -> Vec<u32> {
+        self.filled
     }
 
     /// Physical blocks of a slot.

@@ -6,52 +6,15 @@ use std::time::Instant;
 
 pub use llamero_checkpoint::load::LoadProgress;
 
-use crate::mesh::{Mesh, MeshError};
+#[cfg(doc)]
+use crate::form::FormLimits;
+use crate::form::FormSpec;
+use crate::mesh::{Failure, Mesh, MeshError};
 use crate::step::{Era, Late, LogitShard, Plan, StepOutput};
 
 /// Number of a step that was submitted and not yet released.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Ticket(pub u64);
-
-/// Type in which keys and values are kept. Part of the numerics class.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash, serde::Serialize, serde::Deserialize)]
-pub enum KvDtype {
-    /// bfloat16.
-    #[default]
-    Bf16,
-    /// E4M3 with one scale per token and head.
-    Fp8E4m3,
-}
-
-/// The limits of a group, which all its ranks form with.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
-pub struct FormLimits {
-    /// Largest number of sequences at once (slots).
-    pub max_sequences: u32,
-    /// Largest number of tokens in one step.
-    pub max_batched_tokens: u32,
-    /// Longest sequence in tokens, prompt and output together.
-    pub max_context: u32,
-    /// Tokens per KV block.
-    pub block_size: u32,
-    /// Steps that may be submitted and not yet released.
-    pub steps_in_flight: u32,
-    /// Type of the KV cache.
-    pub kv_dtype: KvDtype,
-    /// Adapters (LoRA) that may be loaded at once; 0 where none are.
-    pub max_adapters: u32,
-}
-
-/// What a rank forms with.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct FormSpec {
-    /// Membership and connection.
-    pub era: Era,
-    /// The same on all ranks.
-    pub limits: FormLimits,
-    /// Bytes this rank uses for KV blocks.
-    pub kv_bytes: u64,
-}
 
 /// What forming takes of this rank's memory, in bytes. The figures are those that `form` allocates by.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -89,6 +52,9 @@ impl MemoryPlan {
 pub struct KvCapacity {
     /// KV blocks of [`FormLimits::block_size`] tokens. The leader uses the smallest number of any rank.
     pub blocks: u32,
+    /// The era in which steps were last submitted, when all blocks still hold what they held when it ended: those that no
+    /// unfinished step of it was to write can be read. None when they hold nothing.
+    pub kept: Option<Era>,
 }
 
 /// Watches and ends a load from outside.
@@ -137,6 +103,15 @@ impl From<llamero_checkpoint::Error> for BackendError {
         match error.is_passing() {
             true => Self::Unavailable(error.to_string()),
             false => Self::Unusable(error.to_string()),
+        }
+    }
+}
+
+impl From<&BackendError> for Failure {
+    fn from(error: &BackendError) -> Self {
+        match error {
+            BackendError::Lost(lost) => Self::Lost(lost.clone()),
+            error => Self::Exits(error.to_string()),
         }
     }
 }
@@ -195,7 +170,7 @@ pub trait Backend: Send {
     /// [`BackendError::Unusable`], [`BackendError::Unavailable`], [`BackendError::Cancelled`].
     fn load(&mut self, watch: &dyn LoadWatch) -> Result<(), BackendError>;
 
-    /// Drop the weights (and the era). `load` brings them back.
+    /// Drop the weights, the era and the KV blocks. `load` brings the weights back.
     fn unload(&mut self);
 
     /// What forming by `spec` would take. Needs no weights; reads nothing.
@@ -256,7 +231,8 @@ pub trait Backend: Send {
     /// Drop what is kept for a step.
     fn release(&mut self, ticket: Ticket);
 
-    /// Leave the era: drop KV, workspace and communicators, keep the weights.
+    /// Leave the era: drop workspace and communicators, keep the weights. The KV blocks may be kept, too, for a
+    /// [`Self::form`] that wants as many of the same kind: see [`KvCapacity::kept`].
     fn dissolve(&mut self);
 
     /// The counter of layers.

@@ -3,6 +3,7 @@
 //! | module | what it is |
 //! |---|---|
 //! | [`step`] | what travels in one step: plan, late values, candidates |
+//! | [`form`] | the limits that the ranks of a group form with |
 //! | [`backend`] | the contract of one rank's compute |
 //! | [`hash`] | hashes that are the same in every process |
 //! | [`block_tables`] | which KV blocks hold the positions of each slot |
@@ -19,6 +20,7 @@
 
 pub mod backend;
 pub mod block_tables;
+pub mod form;
 pub mod hash;
 pub mod leaf_tree;
 pub mod log_sum;
@@ -31,10 +33,11 @@ pub mod structured;
 pub mod text;
 
 pub use backend::{
-    Backend, BackendError, FormLimits, FormSpec, KvCapacity, KvDtype, LoadProgress, LoadWatch, MemoryPlan,
-    StepProgress, Ticket, Unwatched, Waited,
+    Backend, BackendError, KvCapacity, LoadProgress, LoadWatch, MemoryPlan, StepProgress, Ticket, Unwatched,
+    Waited,
 };
 pub use block_tables::{BlockTableError, BlockTables};
+pub use form::{FormLimits, FormSpec, KvDtype};
 pub use leaf_tree::LeafLayout;
 pub use mesh::{Abort, Label, Members, Mesh, MeshError, Topology, Transfer, Wait};
 pub use step::{

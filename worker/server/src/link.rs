@@ -149,6 +149,10 @@ pub struct Load {
     pub prompt_tokens: u64,
     /// Output tokens since the process started.
     pub output_tokens: u64,
+    /// Prompt tokens that were looked for in the KV cache since the process started.
+    pub prefix_lookup_tokens: u64,
+    /// Of those, tokens that were there.
+    pub prefix_hit_tokens: u64,
 }
 
 /// Files that go over a link at once. Files that are under way to all ranks count together against the limit of open files,

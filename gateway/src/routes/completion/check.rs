@@ -121,6 +121,7 @@ pub fn check(route: Route, request: Request) -> Result<Checked, ApiError> {
     sampling.apply(&mut converted)?;
     converted.logprobs = sampling.logprobs(route)?;
     converted.structure = request.structure.checked()?;
+    converted.cache_salt = request.cache_salt.unwrap_or_default();
     converted.echo = request.echo.unwrap_or(false);
     converted.no_special_tokens = request.add_special_tokens == Some(false);
     if converted.echo && converted.logprobs.is_some() {

@@ -202,7 +202,11 @@ pub const FIELDS: &[Field] = &[
         "prompt_cache_retention",
         Accepted("only speed could depend on it"),
     ),
-    row(Both, "cache_salt", Accepted("only speed could depend on it")),
+    row(
+        Both,
+        "cache_salt",
+        Used("what is cached of a prompt is used for requests with the same salt only"),
+    ),
     row(Both, "request_id", Accepted("give the header x-request-id")),
     row(Both, "guided_decoding_backend", Refused(Nothing, OUT)),
     row(Both, "guided_whitespace_pattern", Refused(Nothing, OUT)),

@@ -34,6 +34,7 @@ pub struct Request {
     pub template: template::Asked,
     pub echo: Option<bool>,
     pub prompt_cache_key: Option<String>,
+    pub cache_salt: Option<String>,
     pub add_special_tokens: Option<bool>,
     /// The first field that asks for something that is not built, and what to do instead.
     pub refused: Option<(&'static str, &'static str)>,
@@ -192,6 +193,7 @@ impl Take for Request {
             "skip_special_tokens" => sampling.skip_special = map.next_value()?,
             "logprobs" => sampling.logprobs = map.next_value()?,
             "top_logprobs" => sampling.top_logprobs = map.next_value()?,
+            "cache_salt" => self.cache_salt = map.next_value()?,
             "prompt_cache_key" => self.prompt_cache_key = map.next_value()?,
             "echo" => self.echo = map.next_value()?,
             "add_special_tokens" => self.add_special_tokens = map.next_value()?,

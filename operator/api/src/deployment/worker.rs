@@ -50,7 +50,7 @@ pub struct Resources {
 
 /// Settings of the worker pods.
 #[derive(KubeSchema, Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
-#[x_kube(validation = Rule::new("!has(self.drainGrace) || duration(self.drainGrace) < duration(string(has(self.terminationGracePeriodSeconds) ? self.terminationGracePeriodSeconds : 60) + 's')")
+#[x_kube(validation = Rule::new("!has(self.drainGrace) || duration(self.drainGrace).getSeconds() < (has(self.terminationGracePeriodSeconds) ? self.terminationGracePeriodSeconds : 60)")
     .message("worker.drainGrace must be shorter than worker.terminationGracePeriodSeconds (60 where it is absent): running requests need the rest"))]
 #[serde(rename_all = "camelCase")]
 pub struct Worker {

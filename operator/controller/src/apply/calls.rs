@@ -47,13 +47,13 @@ pub(super) struct Forming<'a> {
     pub(super) key: [u8; 32],
 }
 
-/// Begins to tell all targets; what comes of it their reports tell.
+/// Begins to tell all targets that are not being told; what comes of it their reports tell. Whether there were any.
 pub(super) fn form(
     peers: &Peers,
     channels: &Channels,
     forming: &Forming<'_>,
     targets: &[FormTarget],
-) -> Result<(), EffectError> {
+) -> Result<bool, EffectError> {
     let request = v1::FormRequest {
         group_uid: forming.group_uid.to_owned(),
         generation: u64::try_from(forming.generation).unwrap_or(0),
@@ -69,16 +69,17 @@ pub(super) fn form(
             .collect(),
         key: forming.key.to_vec(),
     };
+    let mut begun = false;
     for target in targets {
         let call = form::form(channel(channels, target)?, request.clone());
         let told = async move { call.await.map(drop) };
-        peers.call(&target.pod_uid, Asked::Form(forming.generation), told)?;
+        begun |= peers.call(&target.pod_uid, Asked::Form(forming.generation), told)?;
     }
-    Ok(())
+    Ok(begun)
 }
 
 /// Begins to ask the leader to finish what runs.
-pub(super) fn drain(peers: &Peers, channels: &Channels, leader: &FormTarget) -> Result<(), EffectError> {
+pub(super) fn drain(peers: &Peers, channels: &Channels, leader: &FormTarget) -> Result<bool, EffectError> {
     let call = form::drain(channel(channels, leader)?);
     peers.call(&leader.pod_uid, Asked::Drain, call)
 }

@@ -102,7 +102,13 @@ async fn run_chain(tools: &Tools<'_>, subject: Subject, steps: Vec<&Step>) -> Ou
     let mut outcome = Outcome::default();
     for step in steps {
         let action = step.action.kind();
-        match run(tools, &step.action).await {
+        let result = match begin_call(tools, &step.action) {
+            // It is under way already, which is no news.
+            Some(Ok(false)) => continue,
+            Some(begun) => begun.map(drop),
+            None => run(tools, &step.action).await,
+        };
+        match result {
             Ok(()) => {
                 outcome.applied.push((subject.clone(), step.action.target()));
                 tools.metrics.effect(action, "ok");
@@ -162,7 +168,7 @@ async fn run(tools: &Tools<'_>, action: &Action) -> Result<(), EffectError> {
         | Action::RenumberRevision { .. }
         | Action::DeleteRevision { .. }
         | Action::CreateInspectPod { .. } => run_for_deployment(tools, action).await,
-        Action::Form { .. } | Action::DrainGroup { .. } => begin_call(tools, action),
+        Action::Form { .. } | Action::DrainGroup { .. } => Err(not_about(action, "an object")),
         Action::WriteGroup {
             group,
             resource_version,
@@ -232,8 +238,8 @@ async fn run_for_deployment(tools: &Tools<'_>, action: &Action) -> Result<(), Ef
     }
 }
 
-/// Calls to worker pods go on by themselves.
-fn begin_call(tools: &Tools<'_>, action: &Action) -> Result<(), EffectError> {
+/// Calls to worker pods go on by themselves: whether one was begun. Nothing for other actions.
+fn begin_call(tools: &Tools<'_>, action: &Action) -> Option<Result<bool, EffectError>> {
     match action {
         Action::Form {
             group_uid,
@@ -248,10 +254,10 @@ fn begin_call(tools: &Tools<'_>, action: &Action) -> Result<(), EffectError> {
                 members,
                 key: tools.keys.of_generation(group_uid, *generation),
             };
-            calls::form(tools.peers, tools.channels, &forming, targets)
+            Some(calls::form(tools.peers, tools.channels, &forming, targets))
         }
-        Action::DrainGroup { leader, .. } => calls::drain(tools.peers, tools.channels, leader),
-        other => Err(not_about(other, "worker pods")),
+        Action::DrainGroup { leader, .. } => Some(calls::drain(tools.peers, tools.channels, leader)),
+        _ => None,
     }
 }
 

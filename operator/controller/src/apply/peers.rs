@@ -74,11 +74,11 @@ impl Peers {
     }
 
     /// Makes a call in a task of its own, unless the same one is under way or failed a moment ago. When it fails the loop is woken, after a
-    /// pause, and asks again if it still wants to.
+    /// pause, and asks again if it still wants to. Whether it was begun.
     ///
     /// # Errors
     /// When the lease is not surely ours.
-    pub fn call<F>(&self, pod_uid: &str, asked: Asked, request: F) -> Result<(), EffectError>
+    pub fn call<F>(&self, pod_uid: &str, asked: Asked, request: F) -> Result<bool, EffectError>
     where
         F: Future<Output = Result<(), CallError>> + Send + 'static,
     {
@@ -86,11 +86,12 @@ impl Peers {
             return Err(EffectError::NotLeading);
         }
         let call = (pod_uid.to_owned(), asked);
-        if self.begin(&call) {
+        let begins = self.begin(&call);
+        if begins {
             // With the number of the pass that asked for it.
             tokio::spawn(self.clone().run(call, request).in_current_span());
         }
-        Ok(())
+        Ok(begins)
     }
 
     /// Calls that are under way, pauses after them included.
@@ -187,13 +188,13 @@ mod tests {
             counted.fetch_add(1, Ordering::Relaxed);
             answer.await.unwrap_or(Ok(()))
         };
-        peers.call("dead", Asked::Form(3), hangs).unwrap();
+        assert!(peers.call("dead", Asked::Form(3), hangs).unwrap());
         let counted = Arc::clone(&sent);
         let again = async move {
             counted.fetch_add(100, Ordering::Relaxed);
             Ok(())
         };
-        peers.call("dead", Asked::Form(3), again).unwrap();
+        assert!(!peers.call("dead", Asked::Form(3), again).unwrap());
         let (heard, other) = oneshot::channel();
         let answers = async move {
             let _ = heard.send(());

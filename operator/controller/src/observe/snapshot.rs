@@ -95,6 +95,7 @@ struct Owned<'a> {
     services: ByOwner<'a, Service>,
     budgets: ByOwner<'a, PodDisruptionBudget>,
     revisions: ByOwner<'a, ControllerRevision>,
+    group_names: BTreeMap<String, BTreeSet<String>>,
 }
 
 impl<'a> Owned<'a> {
@@ -108,6 +109,7 @@ impl<'a> Owned<'a> {
             services: by_owner(&snapshot.services),
             budgets: by_owner(&snapshot.budgets),
             revisions: by_owner(&snapshot.revisions),
+            group_names: group_names(snapshot),
         }
     }
 
@@ -125,8 +127,12 @@ impl<'a> Owned<'a> {
             .map(|pod| pods::inspect_pod(pod))
             .collect();
         inspect.sort_by(|one, other| (&one.name, &one.uid).cmp(&(&other.name, &other.uid)));
+        let mut names_in_use = self.group_names.get(&namespace).cloned().unwrap_or_default();
+        for group in &groups {
+            names_in_use.remove(&group.object.name_any());
+        }
         observed::Deployment {
-            names_in_use: names_in_use(self.snapshot, &namespace, &groups),
+            names_in_use,
             groups,
             inspect,
             service: named(&self.services, &uid, &labels::service_name(&name)),
@@ -204,21 +210,18 @@ fn by_owner<K: Resource>(objects: &[Arc<K>]) -> ByOwner<'_, K> {
     owned
 }
 
-/// Names in the namespace that other groups bear, or pods that still exist carry, other than those of `groups`.
-fn names_in_use(snapshot: &Snapshot, namespace: &str, groups: &[observed::Group]) -> BTreeSet<String> {
-    let of_groups = snapshot
-        .groups
-        .iter()
-        .filter(|group| namespace_of(group.as_ref()) == namespace)
-        .map(|group| group.name_any());
-    let of_pods = snapshot
-        .pods
-        .iter()
-        .filter(|pod| pod.metadata.namespace.as_deref() == Some(namespace))
-        .filter_map(|pod| pod.metadata.labels.as_ref()?.get(labels::GROUP_NAME).cloned());
-    let mut names: BTreeSet<String> = of_groups.chain(of_pods).collect();
-    for group in groups {
-        names.remove(&group.object.name_any());
+/// By namespace: names that groups bear, or pods that still exist carry. Made once a pass, however many deployments there are.
+fn group_names(snapshot: &Snapshot) -> BTreeMap<String, BTreeSet<String>> {
+    let mut names: BTreeMap<String, BTreeSet<String>> = BTreeMap::new();
+    let mut add = |namespace: String, name: String| names.entry(namespace).or_default().insert(name);
+    for group in &snapshot.groups {
+        add(namespace_of(group.as_ref()), group.name_any());
+    }
+    for pod in &snapshot.pods {
+        let labels = pod.metadata.labels.as_ref();
+        if let Some(name) = labels.and_then(|labels| labels.get(labels::GROUP_NAME)) {
+            add(namespace_of(pod.as_ref()), name.clone());
+        }
     }
     names
 }

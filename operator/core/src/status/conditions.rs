@@ -242,15 +242,15 @@ fn routable(facts: &Facts<'_>) -> Finding {
     let object = &facts.deployment.object;
     let (model, namespace) = (object.model_name(), &owner.namespace);
     let own = object.metadata.namespace.as_deref().unwrap_or_default();
+    let way_out = if own == namespace {
+        "choose another model.name".to_owned()
+    } else {
+        format!("ask for {own}/{model}, which comes here, or choose another model.name")
+    };
     no(
         reason::MODEL_NAME_TAKEN,
         format!(
-            "LlamaDeployment {owner} is older and serves the model name {model}, so requests for it go there: choose another model.name, or ask for {own}/{model}{}",
-            if own == namespace {
-                " once model.name differs"
-            } else {
-                ""
-            }
+            "LlamaDeployment {owner} is older and serves the model name {model}, so requests for it go there: {way_out}"
         ),
     )
 }

@@ -434,7 +434,28 @@ fn a_model_name_belongs_to_the_older_deployment() {
         "{}",
         routable[0].1
     );
+    assert!(
+        routable[0].1.contains("ask for elsewhere/llama"),
+        "{}",
+        routable[0].1
+    );
     assert_eq!(routable[1], ("True", ""));
+}
+
+#[test]
+fn a_name_that_looks_like_another_s_in_its_namespace_is_not_taken() {
+    let mut observed = fleet(|_| {}, &[("llama-0", ["a", "b"])]);
+    let mimic = deployment(|d| {
+        d["metadata"] = json!({"name": "mimic", "namespace": "elsewhere", "uid": "uid-mimic", "creationTimestamp": "2025-01-01T00:00:00Z"});
+        d["spec"]["model"]["name"] = json!("ns/llama");
+    });
+    observed.deployments.push(mimic);
+    let reports = llamero_core::report(&observed, &decide(&observed, NOW), NOW).deployments;
+    let routable: Vec<&str> = reports
+        .values()
+        .map(|status| condition(status, "Routable").0)
+        .collect();
+    assert_eq!(routable, ["False", "True"]);
 }
 
 #[test]

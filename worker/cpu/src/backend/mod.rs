@@ -34,7 +34,7 @@ use crate::rope::frequencies;
 use crate::shape::Shape;
 use crate::weights::Weights;
 use crate::workspace::Workspace;
-use formed_group::FormedGroup;
+use formed_group::{FormedGroup, KeptBlocks};
 
 /// What a rank needs besides its checkpoint.
 #[derive(Debug)]
@@ -88,6 +88,8 @@ pub struct CpuBackend {
     /// Whether all weights were touched.
     is_warm: bool,
     formed: Option<FormedGroup>,
+    /// Those of the last era, until the next forms.
+    kept: Option<KeptBlocks>,
     progress: Arc<StepProgress>,
 }
 
@@ -156,6 +158,7 @@ impl CpuBackend {
             weights: None,
             is_warm: false,
             formed: None,
+            kept: None,
             progress: Arc::default(),
         })
     }
@@ -331,6 +334,7 @@ impl Backend for CpuBackend {
 
     fn unload(&mut self) {
         self.formed = None;
+        self.kept = None;
         self.weights = None;
         self.is_warm = false;
     }
@@ -346,7 +350,7 @@ impl Backend for CpuBackend {
         mesh: Box<dyn Mesh>,
         report: &mut dyn FnMut(&str),
     ) -> Result<KvCapacity, BackendError> {
-        self.formed = None;
+        self.dissolve();
         if self.weights.is_none() {
             return Err(not_loaded());
         }
@@ -369,13 +373,8 @@ impl Backend for CpuBackend {
         let tokens = spec.limits.max_batched_tokens as usize;
         let work = Workspace::new(&self.shape, &self.programs, self.frequencies(), tokens);
         let collective = Collective::new(mesh, self.waits);
-        let formed = FormedGroup::new(
-            spec,
-            collective,
-            self.kv_shape(spec.limits.block_size)?,
-            &plan,
-            work,
-        )?;
+        let kv = self.kv_shape(spec.limits.block_size)?;
+        let formed = FormedGroup::new(spec, collective, kv, &plan, work, self.kept.take())?;
         let capacity = formed.capacity();
         self.formed = Some(formed);
         Ok(capacity)
@@ -420,7 +419,9 @@ impl Backend for CpuBackend {
     }
 
     fn dissolve(&mut self) {
-        self.formed = None;
+        if let Some(formed) = self.formed.take() {
+            self.kept = Some(formed.into_blocks());
+        }
     }
 
     fn progress(&self) -> Arc<StepProgress> {

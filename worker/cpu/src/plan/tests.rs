@@ -26,7 +26,7 @@ struct Both {
 impl Both {
     fn new() -> Self {
         Self {
-            state: KvState::new(&LIMITS, 8),
+            state: KvState::new(&LIMITS, vec![0; 8]),
             tables: BlockTables::new(2, 8),
         }
     }

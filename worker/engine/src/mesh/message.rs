@@ -4,8 +4,8 @@
 use serde::{Deserialize, Serialize};
 
 use super::contract::MeshError;
-use crate::backend::{BackendError, FormLimits};
-use crate::step::{Late, LogitShard, Plan, StepOutput};
+use crate::form::FormLimits;
+use crate::step::{Era, Late, LogitShard, Plan, StepOutput};
 
 /// What travels between the leader and a member.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -18,6 +18,8 @@ pub enum Message {
     Ready {
         /// [`crate::KvCapacity::blocks`].
         blocks: u32,
+        /// [`crate::KvCapacity::kept`].
+        kept: Option<Era>,
     },
     /// Leader: execute this step.
     Plan(Plan),
@@ -63,15 +65,6 @@ pub enum Failure {
     Lost(MeshError),
     /// Its process exits, since something must be changed or mended first.
     Exits(String),
-}
-
-impl From<&BackendError> for Failure {
-    fn from(error: &BackendError) -> Self {
-        match error {
-            BackendError::Lost(lost) => Self::Lost(lost.clone()),
-            error => Self::Exits(error.to_string()),
-        }
-    }
 }
 
 impl Failure {

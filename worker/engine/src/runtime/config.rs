@@ -3,9 +3,10 @@
 use std::time::Duration;
 
 use super::executor::Patience;
-use crate::backend::{FormLimits, FormSpec, KvDtype, MemoryPlan};
+use crate::backend::MemoryPlan;
+use crate::form::{FormLimits, FormSpec, KvDtype};
 use crate::mesh::Members;
-use crate::schedule::Limits;
+use crate::schedule::{Limits, PrefixHash};
 use crate::step::Era;
 
 /// Tokens that may wait before the group has formed, and at most.
@@ -36,6 +37,8 @@ pub struct RankConfig {
     pub max_adapters: u32,
     /// Steps that are submitted and not released: 2, or pipeline stages + 1.
     pub steps_in_flight: u32,
+    /// Whether requests share the KV blocks of a common beginning.
+    pub prefix_cache: bool,
     /// A step should take at most this long; prompts are cut accordingly.
     pub step_target: Duration,
     /// Requests that may wait to be computed.
@@ -80,6 +83,7 @@ impl RankConfig {
             memory_limit: None,
             kv_dtype: KvDtype::default(),
             max_adapters: 0,
+            prefix_cache: true,
             step_target: Duration::from_secs(1),
             max_queued_requests: 1024,
             max_queued_tokens: None,
@@ -124,6 +128,12 @@ impl RankConfig {
             block_size: self.block_size,
             blocks,
         }
+    }
+
+    /// What stands before the names of all KV blocks; none when they have no names.
+    pub(super) fn prefix(&self) -> Option<PrefixHash> {
+        self.prefix_cache
+            .then(|| PrefixHash::of_group(&self.content, &self.numerics, self.block_size))
     }
 
     /// KV blocks of this rank, which the group has at most.

@@ -182,6 +182,7 @@ impl<B: Backend> RankRuntime<B> {
                 config.step_target,
                 Arc::clone(&self.load),
                 Arc::clone(&self.queue),
+                config.prefix(),
             ),
             last: Era::default(),
             backoff: config.backoff.0,

@@ -1,6 +1,8 @@
 //! One answer: the engine's tokens become text and end where the request says.
 
-use llamero_engine::runtime::{self, Constraint, EngineHandle, Event, FailureKind, Submission, SubmitError};
+use llamero_engine::runtime::{
+    self, Constraint, EngineHandle, Event, FailureKind, Sharing, Submission, SubmitError,
+};
 use llamero_engine::structured::TokenConstraint;
 use llamero_engine::text::tool_calls::{ToolCallParser, ToolPiece};
 use llamero_engine::text::{Finished, GenerationRequest, OutputText, Tokenizer};
@@ -50,6 +52,8 @@ pub struct Chunk {
     pub token_ids: Vec<u32>,
     /// Output tokens so far, resumed ones and a stop token included.
     pub output_tokens: u32,
+    /// Tokens of the prompt that were in the KV cache already; 0 before the first token.
+    pub cached_tokens: u32,
     /// Set on the last chunk.
     pub ending: Option<Ending>,
 }
@@ -62,6 +66,7 @@ pub struct Answer {
     tools: Option<Tools>,
     prompt_tokens: u32,
     output_tokens: u32,
+    cached_tokens: u32,
     abort: CancellationToken,
     /// Set when resumed tokens had ended the answer already.
     over: Option<Ending>,
@@ -101,6 +106,8 @@ pub struct Wishes {
     pub constraint: Option<Box<TokenConstraint>>,
     /// Reads its calls.
     pub tools: Option<Tools>,
+    /// With whom it shares what is computed for its prompt.
+    pub sharing: Sharing,
 }
 
 impl Answer {
@@ -119,6 +126,7 @@ impl Answer {
         let Wishes {
             constraint,
             mut tools,
+            sharing,
         } = wishes;
         let mut text = OutputText::new(model.tokenizer.clone(), &request.stop, request.max_tokens)
             .with_special_tokens(request.show_special_tokens);
@@ -134,6 +142,7 @@ impl Answer {
                     max_tokens: request.max_tokens,
                     stop_tokens: request.stop.tokens,
                     sampling: request.sampling,
+                    sharing,
                 };
                 let constraint = constraint.map(|constraint| constraint as Box<dyn Constraint>);
                 let sink = Box::new(move |event| sender.send(event).is_ok());
@@ -148,6 +157,7 @@ impl Answer {
             tools,
             prompt_tokens,
             output_tokens,
+            cached_tokens: 0,
             abort,
             over,
         })
@@ -187,18 +197,27 @@ impl Answer {
             chunk.ending = Some(ending);
             return Ok(chunk);
         }
-        let first = tokio::select! {
-            event = self.events.recv() => event,
-            () = self.abort.cancelled() => {
-                self.submission = None;
-                let rest = self.text.rest();
-                self.show(None, &rest, &mut chunk);
-                self.close(&mut chunk);
-                chunk.ending = Some(Ending::Aborted);
-                return Ok(chunk);
+        let first = loop {
+            let event = tokio::select! {
+                event = self.events.recv() => event,
+                () = self.abort.cancelled() => {
+                    self.submission = None;
+                    let rest = self.text.rest();
+                    self.show(None, &rest, &mut chunk);
+                    self.close(&mut chunk);
+                    chunk.cached_tokens = self.cached_tokens;
+                    chunk.ending = Some(Ending::Aborted);
+                    return Ok(chunk);
+                }
+            };
+            match event {
+                // It makes no chunk of its own.
+                Some(Event::Started { cached_tokens }) => self.cached_tokens = cached_tokens,
+                event => break event,
             }
         };
         let mut event = first.ok_or_else(stopped)?;
+        chunk.cached_tokens = self.cached_tokens;
         loop {
             self.take(event, &mut chunk)?;
             if chunk.ending.is_some() {
@@ -236,6 +255,10 @@ impl Answer {
     fn take(&mut self, event: Event, chunk: &mut Chunk) -> Result<(), Status> {
         match event {
             Event::Accepted { .. } => {}
+            Event::Started { cached_tokens } => {
+                self.cached_tokens = cached_tokens;
+                chunk.cached_tokens = cached_tokens;
+            }
             Event::Token { id, logprob, top } => {
                 self.output_tokens += 1;
                 let piece = self.text.push(id);

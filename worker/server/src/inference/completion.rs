@@ -126,6 +126,7 @@ fn message(model: &Model, prompt_tokens: u32, asked_stops: &[u32], chunk: Chunk)
             .map(|logprob| with_logprob(model, logprob))
             .collect(),
         tool_calls: calls(chunk.calls),
+        cached_tokens: chunk.cached_tokens,
     }
 }
 

@@ -1,5 +1,6 @@
 //! A `CompletionRequest` becomes a request of the engine, with what restricts and reads its answer.
 
+use llamero_engine::runtime::Sharing;
 use llamero_engine::structured::Form;
 use llamero_engine::text::{GenerationRequest, RequestDraft};
 use llamero_proto::v1::completion_request::Prompt as Sent;
@@ -41,6 +42,7 @@ pub fn prepare(model: &Model, mut request: CompletionRequest) -> Result<Prepared
         );
         return Err(blame("ignore_eos", &message));
     }
+    let sharing = Sharing::With(std::mem::take(&mut request.cache_salt));
     let (tokens, text) = prompt(model, &mut request)?;
     let draft = draft(model, tokens, request)?;
     let resumed = draft.resume_tokens.clone();
@@ -49,7 +51,11 @@ pub fn prepare(model: &Model, mut request: CompletionRequest) -> Result<Prepared
         .map(|(form, parameter)| model.constraint(&form, &resumed, &parameter))
         .transpose()?;
     let tools = offered.map(|offered| Tools::new(&model.tokenizer, offered.names, offered.at_most_one));
-    let wishes = Wishes { constraint, tools };
+    let wishes = Wishes {
+        constraint,
+        tools,
+        sharing,
+    };
     Ok(Prepared {
         request,
         wishes,

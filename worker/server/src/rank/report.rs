@@ -157,6 +157,8 @@ fn rank_state(state: &runtime::RankState, engine: Option<&EngineHandle>, about: 
             kv_blocks_total: load.kv_blocks_total,
             prompt_tokens: load.prompt_tokens,
             output_tokens: load.output_tokens,
+            prefix_lookup_tokens: load.prefix_lookup_tokens,
+            prefix_hit_tokens: load.prefix_hit_tokens,
         }),
     }
 }

@@ -67,6 +67,7 @@ pub fn settings(config: &RankConfig, backend: &CpuBackend) -> Result<runtime::Ra
         max_sequences: config.engine.max_sequences,
         max_batched_tokens: config.engine.max_batched_tokens,
         max_queued_requests: config.engine.max_queued_requests,
+        prefix_cache: config.engine.prefix_cache,
         memory_limit: config.memory_limit,
         stall_timeout,
         heartbeat: usual.heartbeat.min(stall_timeout / 4),

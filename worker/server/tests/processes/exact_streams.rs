@@ -163,11 +163,21 @@ fn requests() -> Vec<(&'static str, Value)> {
     ]
 }
 
+/// All events of one answer.
+#[derive(Debug, Default, PartialEq)]
+struct Answer {
+    text: String,
+    /// Name and arguments of each.
+    calls: Vec<Value>,
+    logprobs: Vec<Value>,
+    /// Reasons of its end.
+    ends: Vec<Value>,
+}
+
 /// A stream with the events of each answer joined.
 #[derive(Debug, Default, PartialEq)]
 struct Joined {
-    /// Of each answer: text, arguments of calls, log-probabilities, reasons, in this order.
-    answers: BTreeMap<u64, (String, Vec<Value>, Vec<Value>, Vec<Value>)>,
+    answers: BTreeMap<u64, Answer>,
     usage: Vec<Value>,
     done: bool,
     /// `id`, `created`, `model`, `object` and `system_fingerprint`, each value once.
@@ -189,8 +199,13 @@ impl Joined {
         self.usage
             .extend(Some(event["usage"].clone()).filter(|usage| !usage.is_null()));
         for choice in event["choices"].as_array().unwrap() {
-            let (text, calls, logprobs, ends) =
-                self.answers.entry(choice["index"].as_u64().unwrap()).or_default();
+            let answer = self.answers.entry(choice["index"].as_u64().unwrap()).or_default();
+            let Answer {
+                text,
+                calls,
+                logprobs,
+                ends,
+            } = answer;
             let piece = choice["delta"]["content"].as_str().or(choice["text"].as_str());
             text.push_str(piece.unwrap_or_default());
             for call in choice["delta"]["tool_calls"].as_array().into_iter().flatten() {

@@ -284,6 +284,47 @@ fn steps_are_submitted_ahead() {
 }
 
 #[test]
+fn blocks_outlive_their_era_where_as_many_are_wanted() {
+    let folder = tiny::checkpoint(false);
+    let mut rank = backend(&folder);
+    rank.load(&Unwatched).unwrap();
+    let form = |rank: &mut CpuBackend, spec: &FormSpec| {
+        let mesh = Box::new(TcpMesh::alone(ERA));
+        rank.form(spec, mesh, &mut |_| {}).unwrap().kept
+    };
+    let usual = spec(ERA, 64);
+    for why in ["nothing was there", "nothing was computed"] {
+        assert_eq!(form(&mut rank, &usual), None, "{why}");
+        rank.dissolve();
+    }
+    form(&mut rank, &usual);
+    let tokens: Vec<u32> = (0..17).map(|i| 3 + i * 5).collect();
+    let blocks = |slot| BlockDeltas {
+        appends: vec![(slot, vec![9, 4])],
+        ..BlockDeltas::default()
+    };
+    let plan = Leader::new().plan(vec![row(0, 0, tokens.clone())], blocks(0));
+    let ticket = rank.submit(&plan).unwrap();
+    let want = done(&mut rank, ticket).unwrap();
+    rank.dissolve();
+    assert_eq!(form(&mut rank, &usual), Some(ERA));
+    // The last token alone, behind the full block that the era before has left.
+    let plan = Leader::new().plan(vec![row(1, 16, vec![tokens[16]])], blocks(1));
+    let ticket = rank.submit(&plan).unwrap();
+    let got = done(&mut rank, ticket).unwrap();
+    assert_eq!(got.candidates[0].top, want.candidates[16].top);
+    let fewer = FormSpec {
+        kv_bytes: usual.kv_bytes / 2,
+        ..usual
+    };
+    assert_eq!(form(&mut rank, &fewer), None);
+    assert!(
+        matches!(rank.submit(&plan), Err(BackendError::Bug(_))),
+        "that block holds nothing"
+    );
+}
+
+#[test]
 fn late_sampling_values_hold_up_sampling_only() {
     let folder = tiny::checkpoint(false);
     let mut leader = Leader::new();

@@ -18,7 +18,8 @@ use answers::{Answering, StepAnswers};
 pub(super) use link::{LeaderLink, Outgoing};
 use stall::Movement;
 
-use crate::backend::FormLimits;
+use crate::backend::KvCapacity;
+use crate::form::FormLimits;
 use crate::mesh::{Members, MeshError, Message};
 use crate::step::{Era, Late, LogitShard, Plan, StepOutput};
 
@@ -54,7 +55,7 @@ struct Member {
     rank: u32,
     link: LeaderLink,
     /// Its KV blocks, once it is ready.
-    blocks: Option<u32>,
+    capacity: Option<KvCapacity>,
     /// What it says that it does while it forms.
     forming: Option<String>,
 }
@@ -72,7 +73,7 @@ impl Executor {
         let member = |(rank, link): (&u32, LeaderLink)| Member {
             rank: *rank,
             link,
-            blocks: None,
+            capacity: None,
             forming: None,
         };
         Self {
@@ -92,11 +93,13 @@ impl Executor {
         self.send(vec![(0, Message::Setup(limits))], now)
     }
 
-    /// KV blocks that every member has, once all are ready.
-    pub(super) fn capacity(&self) -> Option<u32> {
-        self.members
-            .iter()
-            .try_fold(u32::MAX, |least, member| Some(least.min(member.blocks?)))
+    /// KV blocks that every member has, once all are ready, and what all of them have kept.
+    pub(super) fn capacity(&self) -> Option<KvCapacity> {
+        let all: Option<Vec<KvCapacity>> = self.members.iter().map(|member| member.capacity).collect();
+        all?.into_iter().reduce(|all, member| KvCapacity {
+            blocks: all.blocks.min(member.blocks),
+            kept: all.kept.filter(|kept| member.kept == Some(*kept)),
+        })
     }
 
     /// Let all members execute a plan.
@@ -177,8 +180,8 @@ impl Executor {
                 member.forming = Some(what);
                 Ok(())
             }
-            (Message::Ready { blocks }, _) if member.blocks.is_none() => {
-                member.blocks = Some(blocks);
+            (Message::Ready { blocks, kept }, _) if member.capacity.is_none() => {
+                member.capacity = Some(KvCapacity { blocks, kept });
                 Ok(())
             }
             (Message::Progress { layers }, _) => {
@@ -194,7 +197,7 @@ impl Executor {
 
     /// What the first rank that has not formed yet says that it does.
     pub(super) fn forming(&self) -> Option<String> {
-        let member = self.members.iter().find(|member| member.blocks.is_none())?;
+        let member = self.members.iter().find(|member| member.capacity.is_none())?;
         let what = member.forming.as_ref()?;
         Some(format!("rank {}: {what}", member.rank))
     }
@@ -215,7 +218,7 @@ impl Executor {
 
     /// The members whose answers are due, and how long nothing may move then.
     fn owing(&self) -> (Vec<usize>, Duration) {
-        let ready = |index: &usize| self.members[*index].blocks.is_some();
+        let ready = |index: &usize| self.members[*index].capacity.is_some();
         let forming: Vec<usize> = (0..self.members.len()).filter(|index| !ready(index)).collect();
         if !forming.is_empty() {
             return (forming, self.patience.form);

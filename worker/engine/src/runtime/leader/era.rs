@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use super::connect::{Dialling, Reached};
 use super::{End, Leader, LocalEra};
-use crate::backend::BackendError;
+use crate::backend::{BackendError, KvCapacity};
 use crate::mesh::hello::Identity;
 use crate::mesh::{Abort, ControlLink, DataLink, EraAbort, Membership, MeshError, TcpMesh};
 use crate::runtime::executor::{Executor, LeaderLink};
@@ -187,9 +187,9 @@ impl Leader<'_> {
 
     /// Wait until everybody has formed.
     fn formed(&mut self, era: Era, executor: &mut Executor, abort: &EraAbort) -> Result<(), End> {
-        let blocks = loop {
-            if let Some(blocks) = executor.capacity() {
-                break blocks;
+        let KvCapacity { blocks, kept } = loop {
+            if let Some(capacity) = executor.capacity() {
+                break capacity;
             }
             if let Some(what) = executor.forming() {
                 self.context.state.explain(&what);
@@ -197,7 +197,7 @@ impl Leader<'_> {
             self.wait(executor, executor.check_at())?;
             self.check_abort(abort)?;
         };
-        self.planner.enter(era, self.config.limits(blocks));
+        self.planner.enter(era, self.config.limits(blocks), kept);
         self.queue.set_max_tokens(self.config.queued_tokens(blocks));
         self.context.state.update(|state| state.kv_blocks = blocks);
         Ok(())

@@ -6,7 +6,8 @@ use std::time::{Duration, Instant};
 use super::link::MemberLink;
 use super::steps::{MemberSteps, Taken};
 use super::watch::watch;
-use crate::backend::{Backend, BackendError, FormLimits};
+use crate::backend::{Backend, BackendError, KvCapacity};
+use crate::form::FormLimits;
 use crate::mesh::{Failure, Mesh, MeshError, Message};
 use crate::runtime::config::RankConfig;
 use crate::runtime::state::{Phase, StateWatch};
@@ -73,8 +74,8 @@ impl MemberEra<'_> {
         if !self.leads() {
             self.state.update(|state| state.kv_blocks = capacity.blocks);
         }
-        let blocks = capacity.blocks;
-        Ok(self.link.reports.send(0, Message::Ready { blocks })?)
+        let KvCapacity { blocks, kept } = capacity;
+        Ok(self.link.reports.send(0, Message::Ready { blocks, kept })?)
     }
 
     /// The limits, once rank 0 has reached everybody.

@@ -9,14 +9,14 @@ use llamero_checkpoint::Runs;
 use super::faults_of_fake::Faults;
 use super::model::{self, LEAVES, VOCAB};
 use crate::backend::{
-    Backend, BackendError, FormSpec, KvCapacity, LoadProgress, LoadWatch, MemoryPlan, StepProgress, Ticket,
-    Waited,
+    Backend, BackendError, KvCapacity, LoadProgress, LoadWatch, MemoryPlan, StepProgress, Ticket, Waited,
 };
 use crate::block_tables::BlockTables;
+use crate::form::FormSpec;
 use crate::leaf_tree;
 use crate::mesh::{Label, Mesh, MeshError, Transfer, Wait};
 use crate::sampling::candidates::{ShardLogits, candidates};
-use crate::step::{Late, LogitShard, Plan, RowCandidates, RowOutput, StepOutput, TokenRef, VOCAB_TILE};
+use crate::step::{Era, Late, LogitShard, Plan, RowCandidates, RowOutput, StepOutput, TokenRef, VOCAB_TILE};
 
 pub(in crate::runtime) const KV_BLOCKS: u32 = 24;
 /// Layers of the model.
@@ -31,13 +31,21 @@ pub(in crate::runtime) struct Fake {
     era: Option<Formed>,
     loaded: bool,
     progress: Arc<StepProgress>,
+    /// KV blocks of the rank that has fewest.
+    blocks: u32,
+    /// The KV blocks of an era that is over, how many there are, and when steps were submitted last.
+    kept: Option<(Kv, u32, Era)>,
 }
+
+/// The token at each position of each physical block.
+type Kv = HashMap<(u32, u32), u32>;
 
 struct Formed {
     mesh: Box<dyn Mesh>,
     tables: BlockTables,
     spec: FormSpec,
-    kv: HashMap<(u32, u32), u32>,
+    kv: Kv,
+    filled_in: Option<Era>,
     steps: HashMap<Ticket, Submitted>,
     /// Computed last.
     last: u64,
@@ -70,16 +78,24 @@ impl Fake {
             era: None,
             loaded: false,
             progress: Arc::default(),
+            blocks: KV_BLOCKS,
+            kept: None,
         }
     }
 
-    /// One that needs no peers.
-    pub(in crate::runtime) fn solo() -> Self {
+    /// One that needs no peers and has so many blocks.
+    pub(in crate::runtime) fn solo(blocks: u32) -> Self {
         Self {
             solo: true,
             loaded: true,
+            blocks,
             ..Self::new(Arc::default(), Duration::ZERO)
         }
+    }
+
+    /// From the next era on.
+    pub(in crate::runtime) fn set_blocks(&mut self, blocks: u32) {
+        self.blocks = blocks;
     }
 
     /// Whether no slot holds a block.
@@ -112,6 +128,7 @@ impl Backend for Fake {
 
     fn unload(&mut self) {
         self.era = None;
+        self.kept = None;
         self.loaded = false;
     }
 
@@ -137,17 +154,26 @@ impl Backend for Fake {
         assert_eq!(mesh.era(), spec.era);
         report("makes room");
         self.faults.forming(mesh.abort_handle())?;
+        self.dissolve();
         // Ranks differ, so that the group must agree on the smallest.
-        let blocks = KV_BLOCKS + mesh.members().topology().ranks() - 1 - mesh.rank();
+        let blocks = self.blocks + mesh.members().topology().ranks() - 1 - mesh.rank();
+        let (kv, filled_in) = match self.kept.take() {
+            Some((kv, before, era)) if before == blocks => (kv, Some(era)),
+            _ => (HashMap::new(), None),
+        };
         self.era = Some(Formed {
             mesh,
             tables: BlockTables::new(spec.limits.max_sequences, blocks),
             spec: *spec,
-            kv: HashMap::new(),
+            kv,
+            filled_in,
             steps: HashMap::new(),
             last: 0,
         });
-        Ok(KvCapacity { blocks })
+        Ok(KvCapacity {
+            blocks,
+            kept: filled_in,
+        })
     }
 
     fn submit(&mut self, plan: &Plan) -> Result<Ticket, BackendError> {
@@ -159,6 +185,7 @@ impl Backend for Fake {
         if formed.tables.hash() != plan.state_hash {
             return Err(bug("the state hash differs"));
         }
+        formed.filled_in = Some(formed.spec.era);
         let ticket = Ticket(plan.step);
         let submitted = Submitted {
             plan: plan.clone(),
@@ -249,7 +276,15 @@ impl Backend for Fake {
     }
 
     fn dissolve(&mut self) {
-        self.era = None;
+        if let Some(Formed {
+            kv,
+            tables,
+            filled_in: Some(era),
+            ..
+        }) = self.era.take()
+        {
+            self.kept = Some((kv, tables.blocks(), era));
+        }
     }
 
     fn progress(&self) -> Arc<StepProgress> {
@@ -295,6 +330,14 @@ impl Formed {
                 (self.place(slot, position), token)
             })
             .collect();
+        let block_size = self.spec.limits.block_size;
+        for (from, to) in &plan.blocks.copies {
+            for offset in 0..block_size {
+                if let Some(token) = self.kv.get(&(*from, offset)).copied() {
+                    self.kv.insert((*to, offset), token);
+                }
+            }
+        }
         self.kv.extend(written);
         let plan = &self.steps[&ticket].plan;
         let hashes: Vec<u32> = sampled(plan)

@@ -12,7 +12,7 @@ use crate::backend::BackendError;
 use crate::mesh::{GroupKey, Members, Membership, Topology};
 use crate::runtime::{
     EngineHandle, Event, FinishReason, GenerationRequest, Outcome, RankConfig, RankControl, RankRuntime,
-    RankState,
+    RankState, Sharing,
 };
 use crate::sampling::SamplingParams;
 
@@ -164,13 +164,17 @@ pub(super) fn greedy(prompt: &[u32], max_tokens: u32) -> GenerationRequest {
         max_tokens,
         stop_tokens: Vec::new(),
         sampling: SamplingParams::greedy(),
+        sharing: Sharing::default(),
     }
 }
 
 pub(super) fn token(events: &Receiver<Event>) -> u32 {
-    match events.recv_timeout(LONG).unwrap() {
-        Event::Token { id, .. } => id,
-        other => panic!("{other:?} instead of a token"),
+    loop {
+        match events.recv_timeout(LONG).unwrap() {
+            Event::Started { .. } => {}
+            Event::Token { id, .. } => return id,
+            other => panic!("{other:?} instead of a token"),
+        }
     }
 }
 
@@ -179,7 +183,7 @@ pub(super) fn rest(events: &Receiver<Event>) -> (Vec<u32>, FinishReason) {
     let mut tokens = Vec::new();
     loop {
         match events.recv_timeout(LONG).unwrap() {
-            Event::Accepted { .. } => {}
+            Event::Accepted { .. } | Event::Started { .. } => {}
             Event::Token { id, .. } => tokens.push(id),
             Event::Finished { reason, .. } => {
                 assert!(events.recv_timeout(LONG).is_err(), "nothing follows the end");

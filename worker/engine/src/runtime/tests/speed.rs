@@ -90,17 +90,27 @@ fn measure(name: &str, sampling: &SamplingParams) {
     };
     let queue = Arc::new(QueueGauge::new(1000, 1 << 30));
     let limits = config.limits(20_000);
-    let mut planner = Planner::new(limits, 2, config.step_target, Arc::default(), queue.clone());
+    let mut planner = Planner::new(
+        limits,
+        2,
+        config.step_target,
+        Arc::default(),
+        queue.clone(),
+        config.prefix(),
+    );
     let (local, own) = std::sync::mpsc::channel();
     let (links, ends): (Vec<_>, Vec<_>) = (1..RANKS).map(link).unzip();
     let remote = links.into_iter().map(|link| LeaderLink::Remote(Arc::new(link)));
     let links = std::iter::once(LeaderLink::Local(local)).chain(remote).collect();
     let mut executor = Executor::new(ERA, &config.members, links, config.patience(), Instant::now());
     for rank in 0..RANKS {
-        let ready = Message::Ready { blocks: 20_000 };
+        let ready = Message::Ready {
+            blocks: 20_000,
+            kept: None,
+        };
         executor.receive(rank, 0, ready, Instant::now()).unwrap();
     }
-    planner.enter(ERA, limits);
+    planner.enter(ERA, limits, None);
     let request = GenerationRequest {
         sampling: sampling.clone(),
         ..greedy(&[7; 16], 4000)

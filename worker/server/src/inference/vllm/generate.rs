@@ -27,11 +27,12 @@ struct Generation {
 }
 
 impl Generation {
-    async fn begin(services: &Services, request: GenerateRequest) -> Result<Self, Status> {
+    async fn begin(services: &Services, mut request: GenerateRequest) -> Result<Self, Status> {
         let model: &Model = &services.model;
         model.check_name(&request.model)?;
         let entry = services.running.enter(&request.request_id)?;
         let bytes = request.encoded_len();
+        let sharing = request::sharing(&mut request);
         let prepare = {
             let model = Arc::clone(&services.model);
             move || {
@@ -49,7 +50,10 @@ impl Generation {
             &services.engine,
             model,
             request,
-            Wishes::default(),
+            Wishes {
+                sharing,
+                ..Wishes::default()
+            },
             entry.abort.clone(),
         )?;
         answer.accepted().await?;
@@ -87,6 +91,7 @@ impl Generation {
             text,
             mut token_ids,
             output_tokens,
+            cached_tokens,
             ending,
             ..
         } = chunk;
@@ -103,7 +108,10 @@ impl Generation {
             } else {
                 Vec::new()
             },
-            finish_info: ending.map(|ending| self.finish(output_tokens, ending)),
+            finish_info: ending.map(|ending| FinishInfo {
+                num_cached_tokens: Some(cached_tokens),
+                ..self.finish(output_tokens, ending)
+            }),
             ..SequenceOutput::default()
         }
     }
