@@ -45,6 +45,8 @@ case "${1:-all}" in
   cluster) prepare; cluster ;;
   long)
     prepare
+    # The chat page is tested in a browser.
+    tests/cluster/install-debian.sh chromium
     PROPTEST_CASES=4096 unit -- --include-ignored
     gpu -- --include-ignored
     LLAMERO_LONG=1 cluster

@@ -93,6 +93,9 @@ pub struct RunArgs {
     /// Serve the OpenAI API and a chat page instead of a chat here; PORT and :PORT mean the loopback interface
     #[arg(long, value_name = "ADDR", num_args = 0..=1, default_missing_value = "8000", value_parser = serve_address)]
     pub serve: Option<SocketAddr>,
+    /// Serve only clients with one of the keys in this YAML file (docs/gateway-keys.md)
+    #[arg(long, value_name = "FILE", requires = "serve")]
+    pub api_keys: Option<PathBuf>,
 }
 
 /// The engine.

@@ -31,6 +31,7 @@ pub fn run(args: &RunArgs, verbose: bool) -> anyhow::Result<()> {
         listener.with_context(|| format!("cannot listen on {address}; is another program using the port?"))
     });
     let listener = listener.transpose()?;
+    let keys = args.api_keys.as_deref().map(serve::keys).transpose()?;
     let prompt = args.prompt.as_deref().map(prompt).transpose()?;
     let prepared = Preparation::new(&args.model)?.prepare(false)?;
     let engine = engine(args, &prepared)?;
@@ -42,7 +43,7 @@ pub fn run(args: &RunArgs, verbose: bool) -> anyhow::Result<()> {
         .enable_all()
         .build()?;
     let outcome = match (listener, prompt) {
-        (Some(listener), _) => runtime.block_on(serve::serve(listener, &name, alone.address())),
+        (Some(listener), _) => runtime.block_on(serve::serve(listener, &name, alone.address(), keys)),
         (None, prompt) => {
             let talk = runtime.block_on(async { Talk::new(alone.address(), args.answers.clone()) })?;
             match prompt {

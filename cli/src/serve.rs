@@ -1,11 +1,14 @@
 //! The OpenAI API in this process: the gateway's routes and its listener, before the one leader that is here.
 
 use std::net::SocketAddr;
+use std::path::Path;
+use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use anyhow::Context as _;
 use llamero_gateway::discovery::Found;
 use llamero_gateway::discovery::fixed::FixedModel;
+use llamero_gateway::keys::KeyBook;
 use llamero_gateway::{Gateway, Settings, health, listener, routes};
 use tokio::net::TcpListener;
 use tokio::signal::unix::{Signal, SignalKind, signal};
@@ -17,11 +20,19 @@ const GRACE: Duration = Duration::from_secs(10);
 ///
 /// # Errors
 /// The socket cannot be used.
-pub async fn serve(listener: std::net::TcpListener, model: &str, leader: SocketAddr) -> anyhow::Result<()> {
+pub async fn serve(
+    listener: std::net::TcpListener,
+    model: &str,
+    leader: SocketAddr,
+    keys: Option<Arc<KeyBook>>,
+) -> anyhow::Result<()> {
     listener.set_nonblocking(true)?;
     let listener = TcpListener::from_std(listener)?;
     let address = listener.local_addr()?;
-    let gateway = Gateway::new(Settings::default());
+    let gateway = Gateway::new(Settings {
+        keys: keys.clone(),
+        ..Settings::default()
+    });
     let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
     let fixed = FixedModel {
         model: model.to_owned(),
@@ -35,9 +46,15 @@ pub async fn serve(listener: std::net::TcpListener, model: &str, leader: SocketA
     let mut terminate = signal(SignalKind::terminate()).context("cannot handle SIGTERM")?;
     let mut interrupt = signal(SignalKind::interrupt()).context("cannot handle SIGINT")?;
     eprintln!("serving {model} at http://{address}/v1, a chat page at http://{address}/");
+    if let Some(keys) = keys {
+        let gateway = gateway.clone();
+        tokio::spawn(keys.follow(move |keys| gateway.keys_changed(keys)));
+    } else if !address.ip().is_loopback() {
+        eprintln!("whoever reaches {address} may use the model; --api-keys closes it");
+    }
     let stopping = gateway.stopping.clone();
-    let limits = gateway.settings.limits;
-    let served = listener::serve(listener, router, limits, None, stopping.clone().cancelled_owned());
+    let stopped = stopping.clone().cancelled_owned();
+    let served = listener::serve(listener, router, &gateway.settings, None, stopped);
     let mut served = std::pin::pin!(served);
     tokio::select! {
         () = &mut served => return Ok(()),
@@ -51,6 +68,15 @@ pub async fn serve(listener: std::net::TcpListener, model: &str, leader: SocketA
         () = tokio::time::sleep(GRACE) => eprintln!("some answers did not finish in time and are cut off"),
     }
     Ok(())
+}
+
+/// Read a file of API keys.
+///
+/// # Errors
+/// It cannot be read, or is not as expected.
+pub fn keys(path: &Path) -> anyhow::Result<Arc<KeyBook>> {
+    let keys = KeyBook::load(path).with_context(|| format!("cannot use {}", path.display()))?;
+    Ok(Arc::new(keys))
 }
 
 async fn told(terminate: &mut Signal, interrupt: &mut Signal) {

@@ -3,8 +3,10 @@
 use axum::Json;
 use axum::http::{HeaderName, HeaderValue, StatusCode, header::RETRY_AFTER};
 use axum::response::{IntoResponse, Response};
+use llamero_proto::v1::AdmitReply;
 use serde::Serialize;
 
+use crate::quota::headers;
 use crate::routes::completion::route::Route;
 
 const SHOULD_RETRY: HeaderName = HeaderName::from_static("x-should-retry");
@@ -27,6 +29,8 @@ pub struct ApiError {
     /// Another try makes no sense, although the status might suggest it. OpenAI's clients understand the header
     /// `x-should-retry: false`.
     pub final_answer: bool,
+    /// What is left of the limits of the caller's key.
+    pub limits: Option<Box<AdmitReply>>,
 }
 
 /// What is sent.
@@ -56,6 +60,7 @@ impl ApiError {
             code: None,
             retry_after: None,
             final_answer: false,
+            limits: None,
         }
     }
 
@@ -93,6 +98,7 @@ impl ApiError {
             code: Some(code),
             retry_after: Some(retry_after),
             final_answer: false,
+            limits: None,
         }
     }
 
@@ -133,7 +139,16 @@ impl ApiError {
             code: Some(code),
             retry_after: None,
             final_answer: false,
+            limits: None,
         }
+    }
+
+    /// The same where the parameter has another name.
+    #[must_use]
+    pub fn renamed(mut self, from: &str, to: &str) -> Self {
+        self.message = self.message.replace(from, to);
+        self.param = self.param.map(|param| param.replace(from, to));
+        self
     }
 
     /// As it is on this route: only there it is known what the prompt is called.
@@ -172,6 +187,11 @@ impl IntoResponse for ApiError {
                 .headers_mut()
                 .insert(SHOULD_RETRY, HeaderValue::from_static("false"));
         }
+        if let Some(limits) = &self.limits {
+            headers::tell(response.headers_mut(), limits);
+        }
+        // Routes whose errors have another form write it again.
+        response.extensions_mut().insert(self);
         response
     }
 }

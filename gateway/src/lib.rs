@@ -10,9 +10,12 @@
 //! | module | what it is |
 //! |---|---|
 //! | [`routes`] | OpenAI's routes: types, validation, conversion |
+//! | [`page`] | a chat page |
 //! | [`relay`] | one answer: waits for a leader, continues on another when it is lost |
 //! | [`upstream`] | leaders: connection, load, choice of the least loaded |
 //! | [`discovery`] | which deployments and leaders there are |
+//! | [`keys`] | API keys: who may ask for what, and how much |
+//! | [`quota`] | limits of keys, over all gateways together |
 //! | [`budget`] | a bounded amount of memory that requests share |
 //! | [`demand`] | held and running requests per deployment, and the gRPC service that tells them |
 //! | [`error`] | errors in OpenAI's form |
@@ -30,8 +33,11 @@ pub mod demand;
 pub mod discovery;
 pub mod error;
 pub mod health;
+pub mod keys;
 pub mod listener;
 pub mod metrics;
+pub mod page;
+pub mod quota;
 pub mod relay;
 pub mod routes;
 pub mod server;

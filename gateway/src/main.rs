@@ -2,14 +2,16 @@
 
 use std::io::IsTerminal;
 use std::net::{IpAddr, Ipv6Addr, SocketAddr};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context;
 use clap::Parser;
+use llamero_gateway::discovery::gateways::{self, Place};
 use llamero_gateway::discovery::{fixed::FixedModel, kubernetes};
-use llamero_gateway::listener::{Limits, Tls, tls};
+use llamero_gateway::keys::KeyBook;
+use llamero_gateway::listener::{Cors, Limits, Tls, tls};
 use llamero_gateway::server::{Ending, Listeners, serve};
 use llamero_gateway::{Gateway, Settings};
 use llamero_settings::{duration, listen, log};
@@ -51,6 +53,27 @@ struct Options {
     /// PEM file with the certificate's key. Both are read again when they change.
     #[arg(long, env = "LLAMERO_TLS_KEY", requires = "tls_cert")]
     tls_key: Option<PathBuf>,
+    /// Origin whose pages may use the API from a browser, such as https://chat.example.com; * for all. May be repeated.
+    #[arg(
+        long = "cors-origin",
+        env = "LLAMERO_CORS_ORIGINS",
+        value_delimiter = ',',
+        value_name = "ORIGIN"
+    )]
+    cors_origins: Vec<String>,
+    /// YAML file with the API keys, such as a mounted Secret; see docs/gateway-keys.md. It is read again when it
+    /// changes. Without it the API is open to everybody who reaches it.
+    #[arg(long, env = "LLAMERO_API_KEYS")]
+    api_keys: Option<PathBuf>,
+    /// Service of all gateways, with whom the limits of API keys are kept; needs --pod-namespace and --pod-ip.
+    #[arg(long, env = "LLAMERO_GATEWAY_SERVICE", requires_all = ["pod_namespace", "pod_ip"])]
+    gateway_service: Option<String>,
+    /// Namespace of this gateway's pod.
+    #[arg(long, env = "LLAMERO_POD_NAMESPACE")]
+    pod_namespace: Option<String>,
+    /// Address of this gateway's pod.
+    #[arg(long, env = "LLAMERO_POD_IP")]
+    pod_ip: Option<IpAddr>,
     /// Most connections of clients at once; more are answered with 503.
     #[arg(long, env = "LLAMERO_MAX_CONNECTIONS", default_value_t = Limits::default().connections)]
     max_connections: usize,
@@ -86,14 +109,20 @@ async fn main() -> anyhow::Result<()> {
             requests: options.max_requests,
             ..Limits::default()
         },
+        cors: Cors::new(&options.cors_origins)?,
+        keys: keys(options.api_keys.as_deref())?,
         ..Settings::default()
     });
+    let place = place(&options);
     let tls = tls(options.tls_cert, options.tls_key)?;
     allow_descriptors();
     if options.fixed.is_empty() {
         let client = kube::Client::try_default()
             .await
             .context("cannot reach Kubernetes; inside a cluster give the pod a service account, outside set KUBECONFIG, or use --static")?;
+        if let Some(place) = place {
+            tokio::spawn(gateways::watch(client.clone(), place, gateway.clone()));
+        }
         tokio::spawn(kubernetes::watch(client, gateway.clone()));
     } else {
         gateway.publish(options.fixed.iter().map(FixedModel::found).collect());
@@ -128,6 +157,34 @@ async fn main() -> anyhow::Result<()> {
     )
     .await?;
     Ok(())
+}
+
+fn keys(path: Option<&Path>) -> anyhow::Result<Option<Arc<KeyBook>>> {
+    let Some(path) = path else {
+        tracing::warn!(
+            "the API is open: whoever reaches it may use every model; give --api-keys to close it"
+        );
+        return Ok(None);
+    };
+    let keys = KeyBook::load(path).with_context(|| format!("cannot use {}", path.display()))?;
+    tracing::info!(
+        keys = keys.names().len(),
+        "the API is open to holders of keys only"
+    );
+    Ok(Some(Arc::new(keys)))
+}
+
+/// Where the other gateways are, for the limits of keys.
+fn place(options: &Options) -> Option<Place> {
+    let (service, namespace) = options
+        .gateway_service
+        .clone()
+        .zip(options.pod_namespace.clone())?;
+    Some(Place {
+        namespace,
+        service,
+        own: SocketAddr::new(options.pod_ip?, options.grpc_port),
+    })
 }
 
 fn tls(certificate: Option<PathBuf>, key: Option<PathBuf>) -> anyhow::Result<Option<Arc<Tls>>> {

@@ -14,6 +14,7 @@ use prometheus_client::registry::Registry;
 
 use crate::demand::Demand;
 use crate::discovery::DeploymentKey;
+use crate::routes::usage::Usage;
 
 /// A request that has ended.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
@@ -34,6 +35,21 @@ struct Deployment {
     name: String,
 }
 
+/// What an API key has asked for.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct KeyRequests {
+    key: String,
+    model: String,
+    status: String,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct KeyTokens {
+    key: String,
+    model: String,
+    kind: &'static str,
+}
+
 /// All metrics of the gateway.
 #[derive(Debug)]
 pub struct Metrics {
@@ -44,6 +60,8 @@ pub struct Metrics {
     prompt_tokens: Family<Model, Counter>,
     output_tokens: Family<Model, Counter>,
     continuations: Family<Model, Counter>,
+    key_requests: Family<KeyRequests, Counter>,
+    key_tokens: Family<KeyTokens, Counter>,
     held: Family<Deployment, Gauge>,
     in_flight: Family<Deployment, Gauge>,
     known: Mutex<Known>,
@@ -55,6 +73,8 @@ struct Known {
     ended: HashSet<Ended>,
     models: HashSet<Model>,
     deployments: HashSet<Deployment>,
+    key_requests: HashSet<KeyRequests>,
+    key_tokens: HashSet<KeyTokens>,
 }
 
 /// The model of requests that named none that exists.
@@ -105,6 +125,18 @@ impl Metrics {
             "Requests that went on after their leader was lost",
             continuations.clone(),
         );
+        let key_requests = Family::default();
+        registry.register(
+            "key_requests",
+            "Requests of an API key that have ended, by HTTP status or 'cancelled'",
+            key_requests.clone(),
+        );
+        let key_tokens = Family::default();
+        registry.register(
+            "key_tokens",
+            "Tokens of prompts and answers of an API key, those of answers that were cut off too",
+            key_tokens.clone(),
+        );
         let held = Family::default();
         registry.register(
             "held_requests",
@@ -125,6 +157,8 @@ impl Metrics {
             prompt_tokens,
             output_tokens,
             continuations,
+            key_requests,
+            key_tokens,
             held,
             in_flight,
             known: Mutex::default(),
@@ -134,6 +168,7 @@ impl Metrics {
     /// Forget models and deployments that are not among those present. Answers that still run bring a model back until
     /// the next change; there are few of them, and they end.
     pub fn keep(&self, deployments: &BTreeSet<DeploymentKey>, models: &BTreeSet<String>) {
+        self.keep_key_labels(|_, model| model == UNKNOWN || models.contains(model));
         let mut known = self.known();
         known.ended.retain(|label| {
             let keep = label.model == UNKNOWN || models.contains(&label.model);
@@ -162,6 +197,44 @@ impl Metrics {
             self.in_flight.remove(label);
             false
         });
+    }
+
+    /// Forget API keys that are not among those present.
+    pub fn keep_keys(&self, names: &BTreeSet<String>) {
+        self.keep_key_labels(|key, _| names.contains(key));
+    }
+
+    fn keep_key_labels(&self, keep: impl Fn(&String, &String) -> bool) {
+        let mut known = self.known();
+        known
+            .key_requests
+            .retain(|label| keep(&label.key, &label.model) || !self.key_requests.remove(label));
+        known
+            .key_tokens
+            .retain(|label| keep(&label.key, &label.model) || !self.key_tokens.remove(label));
+    }
+
+    /// A request of an API key has ended, after so many tokens.
+    pub fn key_ended(&self, key: &str, model: Option<&str>, status: &str, usage: Usage) {
+        let (key, model) = (key.to_owned(), model.unwrap_or(UNKNOWN).to_owned());
+        for (kind, count) in [
+            ("prompt", usage.prompt_tokens),
+            ("output", usage.completion_tokens),
+        ] {
+            let label = KeyTokens {
+                key: key.clone(),
+                model: model.clone(),
+                kind,
+            };
+            if count > 0 {
+                self.key_tokens.get_or_create(&label).inc_by(count.into());
+                self.known().key_tokens.insert(label);
+            }
+        }
+        let status = status.to_owned();
+        let label = KeyRequests { key, model, status };
+        self.key_requests.get_or_create(&label).inc();
+        self.known().key_requests.insert(label);
     }
 
     /// Nothing panics while it holds the lock, and the sets are valid at every time.

@@ -5,12 +5,14 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use llamero_proto::v1::demand_server::DemandServer;
+use llamero_proto::v1::quota_server::QuotaServer;
 use tokio::net::TcpListener;
 use tonic::transport::server::TcpIncoming;
 
 use crate::Gateway;
 use crate::demand::DemandService;
 use crate::listener::{self, Tls};
+use crate::quota::service::QuotaService;
 use crate::{health, routes};
 
 /// The three sockets.
@@ -18,7 +20,7 @@ use crate::{health, routes};
 pub struct Listeners {
     /// Clients.
     pub http: TcpListener,
-    /// The operator: `llamero.v1.Demand`, health, reflection.
+    /// The operator and other gateways: `llamero.v1.Demand`, `llamero.v1.Quota`, health, reflection.
     pub grpc: TcpListener,
     /// Probes and metrics.
     pub health: TcpListener,
@@ -69,6 +71,11 @@ pub async fn serve(
     let probes = tokio::spawn(probes.into_future());
 
     let certificates = tls.clone().map(|tls| tokio::spawn(tls.follow()));
+    let keys = gateway.settings.keys.clone().map(|keys| {
+        let gateway = Arc::clone(&gateway);
+        tokio::spawn(keys.follow(move |keys| gateway.keys_changed(keys)))
+    });
+    tokio::spawn(Arc::clone(&gateway.quotas).refresh(stopping.clone()));
     let paused = {
         let stopping = stopping.clone();
         async move {
@@ -76,9 +83,8 @@ pub async fn serve(
             tokio::time::sleep(ending.delay).await;
         }
     };
-    let limits = gateway.settings.limits;
     let router = routes::router(Arc::clone(&gateway));
-    let http = listener::serve(listeners.http, router, limits, tls, paused);
+    let http = listener::serve(listeners.http, router, &gateway.settings, tls, paused);
     let (health_reporter, health_service) = tonic_health::server::health_reporter();
     health_reporter.set_serving::<DemandServer<DemandService>>().await;
     let reflection = tonic_reflection::server::Builder::configure()
@@ -91,6 +97,7 @@ pub async fn serve(
             gateway.demand.clone(),
             stopping.clone(),
         )))
+        .add_service(QuotaServer::new(QuotaService::new(Arc::clone(&gateway))))
         .serve_with_incoming_shutdown(
             TcpIncoming::from(listeners.grpc),
             stopping.clone().cancelled_owned(),
@@ -113,8 +120,8 @@ pub async fn serve(
     };
     signal.abort();
     probes.abort();
-    if let Some(certificates) = certificates {
-        certificates.abort();
+    for follower in [certificates, keys].into_iter().flatten() {
+        follower.abort();
     }
     result
 }

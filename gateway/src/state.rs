@@ -10,8 +10,10 @@ use tokio_util::sync::CancellationToken;
 use crate::budget::Budget;
 use crate::demand::Demand;
 use crate::discovery::{DeploymentKey, Directory, Found};
-use crate::listener::Limits;
+use crate::keys::KeyBook;
+use crate::listener::{Cors, Limits};
 use crate::metrics::Metrics;
+use crate::quota::Quotas;
 
 /// How the gateway behaves.
 #[derive(Debug, Clone)]
@@ -35,6 +37,10 @@ pub struct Settings {
     pub first_chunk_wait: Duration,
     /// Time between the empty pieces that keep a silent stream open.
     pub keep_alive: Duration,
+    /// Pages of other origins that may use the API from a browser; absent: none.
+    pub cors: Option<Cors>,
+    /// Who may ask; absent: everybody.
+    pub keys: Option<Arc<KeyBook>>,
 }
 
 impl Default for Settings {
@@ -49,6 +55,8 @@ impl Default for Settings {
             limits: Limits::default(),
             first_chunk_wait: Duration::from_secs(2),
             keep_alive: Duration::from_secs(10),
+            cors: None,
+            keys: None,
         }
     }
 }
@@ -66,6 +74,8 @@ pub struct Gateway {
     pub held_bytes: Budget,
     /// Memory of bodies that are being read.
     pub body_bytes: Budget,
+    /// Limits of API keys.
+    pub quotas: Arc<Quotas>,
     /// Counters.
     pub metrics: Metrics,
     /// Cancelled when the process is asked to end: requests that wait for a group fail then, so that clients go to
@@ -83,9 +93,17 @@ impl Gateway {
             settings,
             directory: Directory::new(),
             demand: Demand::new(),
+            quotas: Quotas::new(),
             metrics: Metrics::new(),
             stopping: CancellationToken::new(),
         })
+    }
+
+    /// Forget what was counted of keys that are gone.
+    pub fn keys_changed(&self, keys: &KeyBook) {
+        let names = keys.names();
+        self.quotas.ledger.keep(&names);
+        self.metrics.keep_keys(&names);
     }
 
     /// Take what discovery found, and forget the counts of deployments that are gone.

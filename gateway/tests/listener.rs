@@ -10,10 +10,10 @@ use hyper::StatusCode;
 use llamero_gateway::Settings;
 use llamero_gateway::listener::Limits;
 use llamero_proto::v1::FinishReason;
-use serde_json::{Value, json};
+use serde_json::json;
 use support::client::{get, post};
 use support::worker::Worker;
-use support::{Served, gateway, soon};
+use support::{MODEL, Served, gateway, soon, streamed, with_worker};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpSocket, TcpStream};
 
@@ -23,10 +23,6 @@ fn limits(change: impl FnOnce(&mut Limits)) -> Settings {
     let mut settings = Settings::default();
     change(&mut settings.limits);
     settings
-}
-
-fn chat(stream: bool) -> Value {
-    json!({"model": "m", "messages": [{"role": "user", "content": "hi"}], "stream": stream})
 }
 
 async fn send(address: SocketAddr, bytes: &[u8]) -> TcpStream {
@@ -40,7 +36,7 @@ async fn ask_and_not_read(address: SocketAddr) -> TcpStream {
     let socket = TcpSocket::new_v4().unwrap();
     socket.set_recv_buffer_size(4096).unwrap();
     let mut stream = socket.connect(address).await.unwrap();
-    let body = chat(true).to_string();
+    let body = streamed(true).to_string();
     let request = format!(
         "POST /v1/chat/completions HTTP/1.1\r\nhost: g\r\ncontent-length: {}\r\n\r\n{body}",
         body.len()
@@ -80,10 +76,10 @@ async fn idle_connections_are_closed_but_not_those_with_an_answer_under_way() {
     }))
     .await;
     let mut worker = Worker::start();
-    served.publish("m", &[worker.address]);
+    served.publish(MODEL, &[worker.address]);
     let idle = send(served.http, b"GET /v1/models HTTP/1.1\r\nhost: g\r\n\r\n").await;
     let mut busy = {
-        let request = tokio::spawn(post(served.http, "/v1/chat/completions", chat(true)));
+        let request = tokio::spawn(post(served.http, "/v1/chat/completions", streamed(true)));
         let mut answering = worker.call().await.accept().await;
         answering.send("a", &[1], None).await;
         (soon(request).await.unwrap(), answering)
@@ -127,10 +123,10 @@ async fn a_body_over_the_limit_is_refused_before_it_comes() {
 async fn a_request_too_large_for_memory_is_refused_not_retried() {
     let served = gateway(Settings::default()).await;
     let worker = Worker::start();
-    served.publish("m", &[worker.address]);
+    served.publish(MODEL, &[worker.address]);
     // Each answer's message is small enough, but not the two together.
     let content = "x".repeat(5 << 20);
-    let body = json!({"model": "m", "n": 2, "messages": [{"role": "user", "content": content}]});
+    let body = json!({"model": MODEL, "n": 2, "messages": [{"role": "user", "content": content}]});
     let reply = post(served.http, "/v1/chat/completions", body).await;
     assert_eq!(reply.status(), StatusCode::PAYLOAD_TOO_LARGE);
     let error = reply.json().await;
@@ -141,7 +137,7 @@ async fn a_request_too_large_for_memory_is_refused_not_retried() {
 #[tokio::test]
 async fn connections_are_bounded() {
     let served = gateway(limits(|limits| limits.connections = 1)).await;
-    served.publish("m", &[]);
+    served.publish(MODEL, &[]);
     let mut first = send(served.http, b"GET /v1/models HTTP/1.1\r\nhost: g\r\n\r\n").await;
     let mut answer = [0; 15];
     soon(first.read_exact(&mut answer)).await.unwrap();
@@ -171,8 +167,8 @@ async fn connections_are_bounded() {
 async fn requests_are_bounded_over_all_connections() {
     let served = gateway(limits(|limits| limits.requests = 1)).await;
     let mut worker = Worker::start();
-    served.publish("m", &[worker.address]);
-    let running = tokio::spawn(post(served.http, "/v1/chat/completions", chat(false)));
+    served.publish(MODEL, &[worker.address]);
+    let running = tokio::spawn(post(served.http, "/v1/chat/completions", streamed(false)));
     let call = worker.call().await;
     let refused = get(served.http, "/v1/models").await;
     assert_eq!(
@@ -229,9 +225,7 @@ async fn clients_that_do_not_read_hold_up_nobody_at_the_same_leader() {
         keep_alive: Duration::from_secs(3600),
         ..limits(|limits| limits.stall_timeout = Duration::from_secs(3600))
     };
-    let served = gateway(settings).await;
-    let mut worker = Worker::start();
-    served.publish("m", &[worker.address]);
+    let (served, mut worker) = with_worker(settings).await;
     let mut stalled = Vec::new();
     for _ in 0..12 {
         let stream = ask_and_not_read(served.http).await;
@@ -240,7 +234,7 @@ async fn clients_that_do_not_read_hold_up_nobody_at_the_same_leader() {
     // While the floods come as far as they can, and afterwards, answers flow as if nothing was.
     worker.quiet().await;
     for _ in 0..50 {
-        let request = post(served.http, "/v1/chat/completions", chat(true));
+        let request = post(served.http, "/v1/chat/completions", streamed(true));
         let (mut reply, ()) = tokio::join!(request, async {
             worker.call().await.answer(&["a", "b"]).await;
         });
@@ -252,14 +246,12 @@ async fn clients_that_do_not_read_hold_up_nobody_at_the_same_leader() {
 
 #[tokio::test]
 async fn a_stream_that_is_not_read_holds_up_no_other_of_its_connection() {
-    let served = gateway(Settings::default()).await;
-    let mut worker = Worker::start();
-    served.publish("m", &[worker.address]);
+    let (served, mut worker) = with_worker(Settings::default()).await;
     let client = support::client::Http2::connect(served.http).await;
-    let unread = client.post("/v1/chat/completions", chat(true));
+    let unread = client.post("/v1/chat/completions", streamed(true));
     let (unread, _flood) = tokio::join!(unread, flood(&mut worker));
     worker.quiet().await;
-    let request = client.post("/v1/chat/completions", chat(true));
+    let request = client.post("/v1/chat/completions", streamed(true));
     let (mut reply, mut answering) = tokio::join!(request, async {
         let mut answering = worker.call().await.accept().await;
         answering.send("a", &[1], None).await;
@@ -277,9 +269,7 @@ async fn a_client_that_does_not_read_is_cut_off_and_its_answer_cancelled() {
         keep_alive: Duration::from_millis(10),
         ..limits(|limits| limits.stall_timeout = Duration::from_millis(200))
     };
-    let served = gateway(settings).await;
-    let mut worker = Worker::start();
-    served.publish("m", &[worker.address]);
+    let (served, mut worker) = with_worker(settings).await;
     let stalled = ask_and_not_read(served.http).await;
     let flood = flood(&mut worker).await;
     // The flood ends when the gateway drops the answer.
@@ -288,10 +278,10 @@ async fn a_client_that_does_not_read_is_cut_off_and_its_answer_cancelled() {
 
     // On HTTP/2 the same, but the connection lives on.
     let client = support::client::Http2::connect(served.http).await;
-    let request = client.post("/v1/chat/completions", chat(true));
+    let request = client.post("/v1/chat/completions", streamed(true));
     let (unread, flood) = tokio::join!(request, self::flood(&mut worker));
     soon(flood).await.unwrap();
-    let request = client.post("/v1/chat/completions", chat(true));
+    let request = client.post("/v1/chat/completions", streamed(true));
     let (mut reply, ()) = tokio::join!(request, async { worker.call().await.answer(&["x"]).await });
     assert_eq!(reply.piece().await.unwrap(), "x");
     drop(unread);
@@ -301,17 +291,20 @@ async fn a_client_that_does_not_read_is_cut_off_and_its_answer_cancelled() {
 async fn what_was_counted_of_a_deleted_deployment_is_forgotten() {
     let served: Served = gateway(Settings::default()).await;
     let mut worker = Worker::start();
-    served.publish("m", &[worker.address]);
-    let (reply, ()) = tokio::join!(post(served.http, "/v1/chat/completions", chat(false)), async {
-        worker.call().await.answer(&["x"]).await;
-    });
+    served.publish(MODEL, &[worker.address]);
+    let (reply, ()) = tokio::join!(
+        post(served.http, "/v1/chat/completions", streamed(false)),
+        async {
+            worker.call().await.answer(&["x"]).await;
+        }
+    );
     reply.json().await;
     let metrics = get(served.health, "/metrics").await.text().await;
-    assert!(metrics.contains("model=\"m\"") && metrics.contains("name=\"smol\""));
+    assert!(metrics.contains("model=\"org/smol\"") && metrics.contains("name=\"smol\""));
     served.gateway.publish(Vec::new());
     let metrics = get(served.health, "/metrics").await.text().await;
     assert!(
-        !metrics.contains("model=\"m\"") && !metrics.contains("name=\"smol\""),
+        !metrics.contains("model=\"org/smol\"") && !metrics.contains("name=\"smol\""),
         "{metrics}"
     );
     assert!(served.gateway.demand.sample().models.is_empty());
@@ -342,7 +335,7 @@ async fn ten_thousand_idle_connections_take_no_memory_that_does_not_come_back() 
         "only {count} connections may be opened; raise the limit of open files"
     );
     let served = gateway(Settings::default()).await;
-    served.publish("m", &[]);
+    served.publish(MODEL, &[]);
     let mut after = Vec::new();
     for _ in 0..4 {
         let before = resident();

@@ -1,10 +1,12 @@
 #!/usr/bin/env bash
-# Installs the Debian packages that the local cluster and the images need, those that are missing. Needs root only then.
+# Installs the Debian packages that the local cluster and the images need, and those that are named besides; only those that are
+# missing, and only then it needs root.
 set -euo pipefail
 
 packages=(
   binutils buildah busybox-static conntrack containernetworking-plugins curl gcc iproute2 jq libc6-dev
   libseccomp-dev make mount nftables pkg-config procps util-linux
+  "$@"
 )
 
 missing=()

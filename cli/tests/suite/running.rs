@@ -15,19 +15,16 @@ use llamero_fake_hub::{FakeHub, Faults};
 
 const QUESTION: &str = "What is the capital of France? Answer in one word.";
 
-fn ask(cache: &Path, source: &Path, more: &[&str]) -> Command {
-    let source = source.to_str().unwrap();
-    let args = [
-        "run",
-        source,
-        "--prompt",
-        QUESTION,
-        "--temperature",
-        "0",
-        "--max-tokens",
-        "12",
-    ];
+/// `llamero run` with greedy answers.
+fn greedy(cache: &Path, source: &Path, more: &[&str]) -> Command {
+    let args = ["run", source.to_str().unwrap(), "--temperature", "0"];
     llamero(cache, &[&args, more].concat())
+}
+
+/// The question, answered in at most 12 tokens.
+fn ask(cache: &Path, source: &Path, more: &[&str]) -> Command {
+    let question = ["--prompt", QUESTION, "--max-tokens", "12"];
+    greedy(cache, source, &[&question, more].concat())
 }
 
 fn answered(ran: &Ran) -> &str {
@@ -80,19 +77,7 @@ async fn an_answer_is_the_engines_and_stands_alone_on_standard_output() {
     assert!(std::fs::read_dir(cache.path()).unwrap().next().is_none());
 
     // The same from standard input, without a word beside it.
-    let piped = llamero(
-        cache.path(),
-        &[
-            "run",
-            fp8().to_str().unwrap(),
-            "--prompt",
-            "-",
-            "--temperature",
-            "0",
-            "--max-tokens",
-            "12",
-        ],
-    );
+    let piped = greedy(cache.path(), &fp8(), &["--prompt", "-", "--max-tokens", "12"]);
     let ran = Running::start(piped, QUESTION).finish();
     assert_eq!(answered(&ran), wanted);
     assert!(
@@ -193,20 +178,11 @@ fn a_repository_is_fetched_once_and_runs_without_the_hub() {
 #[test]
 fn a_piped_conversation_remembers_and_forgets() {
     let cache = tempfile::tempdir().unwrap();
-    let folder = fp8();
-    let args = [
-        "run",
-        folder.to_str().unwrap(),
-        "--temperature",
-        "0",
-        "--max-tokens",
-        "12",
-        "--verbose",
-    ];
+    let command = greedy(cache.path(), &fp8(), &["--max-tokens", "12", "--verbose"]);
     let lines = format!(
         "{QUESTION}\n{QUESTION}\n/clear\n/what\n\n{QUESTION}\n/system Answer in German.\n{QUESTION}\n"
     );
-    let ran = Running::start(llamero(cache.path(), &args), &lines).finish();
+    let ran = Running::start(command, &lines).finish();
     assert!(answered(&ran).contains("Paris"), "{ran:?}");
     assert!(ran.err.contains("There is no /what"), "{ran:?}");
     // `[41 + 3 tokens, …]`: prompts grow with the conversation, and are as at first after /clear.
@@ -227,16 +203,8 @@ fn a_piped_conversation_remembers_and_forgets() {
 #[test]
 fn an_answer_stops_at_ctrl_c() {
     let cache = tempfile::tempdir().unwrap();
-    let folder = fp8();
-    let args = [
-        "run",
-        folder.to_str().unwrap(),
-        "--temperature",
-        "0",
-        "--prompt",
-        "Count from one to a million.",
-    ];
-    let mut command = llamero(cache.path(), &args);
+    let prompt = ["--prompt", "Count from one to a million."];
+    let mut command = greedy(cache.path(), &fp8(), &prompt);
     command.env("LLAMERO_LOG", "llamero=debug");
     let mut running = Running::start(command, "");
     running.wait_for("the first token");

@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use tokio::sync::watch;
 
+use crate::keys::Scope;
 use crate::upstream::Leader;
 
 /// Namespace and name of a `LlamaDeployment`.
@@ -33,6 +34,8 @@ pub struct Found {
     pub former: BTreeSet<String>,
     /// Unix seconds.
     pub created: i64,
+    /// Longest context in tokens, if it is known.
+    pub max_context: Option<u32>,
     /// Why no group will ever be ready unless somebody changes something; a request is then refused, not held.
     pub problem: Option<String>,
     /// `ip:port` of leaders that serve.
@@ -61,6 +64,8 @@ pub struct Deployment {
     pub former: BTreeSet<String>,
     /// Unix seconds.
     pub created: i64,
+    /// Longest context in tokens, if it is known.
+    pub max_context: Option<u32>,
     /// See [`Found::problem`].
     pub problem: Option<String>,
     /// Leaders that serve, by address.
@@ -122,10 +127,22 @@ impl Snapshot {
     /// second the first by namespace and name.
     #[must_use]
     pub fn by_model(&self, model: &str) -> Option<&Deployment> {
+        self.by_model_in(model, &Scope::default())
+    }
+
+    /// The same among those that are in a scope, whose namespaces have an order of their own.
+    #[must_use]
+    pub fn by_model_in(&self, model: &str, scope: &Scope) -> Option<&Deployment> {
         let candidates = self
             .deployments
             .values()
-            .filter_map(|deployment| Some((deployment.claim(model)?, deployment)));
+            .filter(|deployment| scope.has_model(model) || scope.has_model(&deployment.model))
+            .filter_map(|deployment| {
+                let place = scope.place(&deployment.key.namespace)?;
+                let claim = deployment.claim(model)?;
+                // Who asks for a namespace means it.
+                Some(((claim.0 != Name::Qualified, place, claim), deployment))
+            });
         let first = candidates.min_by_key(|(claim, _)| *claim);
         first.map(|(_, deployment)| deployment)
     }
@@ -196,6 +213,7 @@ impl Directory {
                     model,
                     former,
                     created,
+                    max_context,
                     problem,
                     canary,
                     ..
@@ -207,6 +225,7 @@ impl Directory {
                         model,
                         former,
                         created,
+                        max_context,
                         problem,
                         leaders,
                         canary,
@@ -234,6 +253,7 @@ mod tests {
             model: model.to_owned(),
             former: BTreeSet::new(),
             created,
+            max_context: None,
             problem: None,
             canary: None,
             leaders: leaders.iter().map(|&address| address.to_owned()).collect(),
@@ -261,6 +281,32 @@ mod tests {
         ]);
         assert_eq!(directory.snapshot().by_model("m").unwrap().key.name, "b");
         assert!(directory.snapshot().by_model("n").is_none());
+    }
+
+    #[tokio::test]
+    async fn a_name_is_looked_up_in_the_namespaces_of_a_key_in_their_order() {
+        let directory = Directory::new();
+        let other = Found {
+            key: DeploymentKey {
+                namespace: "team".to_owned(),
+                name: "b".to_owned(),
+            },
+            ..found("b", "m", 9, &[])
+        };
+        directory.publish(vec![found("a", "m", 1, &["127.0.0.1:9"]), other]);
+        let snapshot = directory.snapshot();
+        let words = |words: &[&str]| words.iter().map(|&word| word.to_owned()).collect::<Vec<_>>();
+        let name = |namespaces: &[&str], models: &[&str]| {
+            let scope = Scope::new(words(namespaces), words(models));
+            snapshot
+                .by_model_in("m", &scope)
+                .map(|found| found.key.name.clone())
+        };
+        assert_eq!(name(&[], &[]).as_deref(), Some("a"));
+        // Its own namespace goes before another, though that one is older.
+        assert_eq!(name(&["team", "*"], &["m"]).as_deref(), Some("b"));
+        assert_eq!(name(&["ns"], &["m"]).as_deref(), Some("a"));
+        assert_eq!((name(&["none"], &[]), name(&[], &["n*"])), (None, None));
     }
 
     #[tokio::test]

@@ -55,6 +55,7 @@ impl FixedModel {
             model: self.model.clone(),
             former: std::collections::BTreeSet::new(),
             created: 0,
+            max_context: None,
             problem: None,
             canary: None,
             leaders: self.leaders.iter().map(ToString::to_string).collect(),

@@ -17,8 +17,9 @@ use crate::Gateway;
 
 /// Watch until the gateway stops, publishing every change. While the API server is away the last known state stays.
 pub async fn watch(client: Client, gateway: Arc<Gateway>) {
-    let (deployments, deployment_events) = reflect::<LlamaDeployment>(client.clone());
-    let (groups, group_events) = reflect::<LlamaGroup>(client);
+    let everything = watcher::Config::default;
+    let (deployments, deployment_events) = reflect::<LlamaDeployment>(Api::all(client.clone()), everything());
+    let (groups, group_events) = reflect::<LlamaGroup>(Api::all(client), everything());
     let mut events = futures::stream::select(deployment_events, group_events);
     let both_listed = async {
         // A writer that is gone would be a stream that ended, which `events` tells.
@@ -39,7 +40,8 @@ pub async fn watch(client: Client, gateway: Arc<Gateway>) {
     }
 }
 
-fn reflect<K>(client: Client) -> (Store<K>, impl Stream<Item = ()> + Unpin + Send)
+/// Follow what an API has; an item comes with every change.
+pub fn reflect<K>(api: Api<K>, config: watcher::Config) -> (Store<K>, impl Stream<Item = ()> + Unpin + Send)
 where
     K: kube::Resource<DynamicType = ()>
         + Clone
@@ -50,7 +52,7 @@ where
         + 'static,
 {
     let (reader, writer) = reflector::store();
-    let events = watcher(Api::<K>::all(client), watcher::Config::default())
+    let events = watcher(api, config)
         .default_backoff()
         .reflect(writer)
         .filter_map(|event| {
@@ -65,6 +67,7 @@ where
 /// Deployments with the leaders of their groups.
 fn collect(deployments: &[Arc<LlamaDeployment>], groups: &[Arc<LlamaGroup>]) -> Vec<Found> {
     let mut leaders: BTreeMap<DeploymentKey, BTreeSet<String>> = BTreeMap::new();
+    let mut contexts: BTreeMap<DeploymentKey, u32> = BTreeMap::new();
     let mut names: BTreeMap<DeploymentKey, BTreeSet<String>> = BTreeMap::new();
     let mut revisions: BTreeMap<DeploymentKey, BTreeMap<String, String>> = BTreeMap::new();
     for group in groups {
@@ -76,6 +79,10 @@ fn collect(deployments: &[Arc<LlamaDeployment>], groups: &[Arc<LlamaGroup>]) -> 
                 name: group.spec.deployment.clone(),
             };
             let name = group.spec.template.model_name.clone();
+            // Of groups of two revisions the shorter one holds for both.
+            let context = u32::try_from(group.spec.template.max_context_length).unwrap_or(u32::MAX);
+            let known = contexts.entry(key.clone()).or_insert(context);
+            *known = context.min(*known);
             names.entry(key.clone()).or_default().insert(name);
             let revision = group.spec.revision.clone();
             revisions
@@ -91,6 +98,7 @@ fn collect(deployments: &[Arc<LlamaDeployment>], groups: &[Arc<LlamaGroup>]) -> 
             name: deployment.name_any(),
         };
         let model = deployment.model_name().to_owned();
+        let asked = || u32::try_from(deployment.spec.model.max_context_length?).ok();
         let mut former = names.remove(&key).unwrap_or_default();
         former.remove(&model);
         Found {
@@ -99,6 +107,7 @@ fn collect(deployments: &[Arc<LlamaDeployment>], groups: &[Arc<LlamaGroup>]) -> 
             created: deployment
                 .creation_timestamp()
                 .map_or(0, |time| time.0.as_second()),
+            max_context: contexts.get(&key).copied().or_else(asked),
             problem: problem(deployment),
             canary: revisions
                 .remove(&key)
@@ -196,7 +205,7 @@ mod tests {
         assert_eq!(found[0].model, "smol");
         assert_eq!(found[0].created, 1_735_689_600);
         assert_eq!(found[0].leaders.iter().collect::<Vec<_>>(), ["10.0.0.1:18051"]);
-        assert_eq!(found[0].problem, None);
+        assert_eq!((&found[0].problem, found[0].max_context), (&None, Some(128)));
         // The groups were made when the model had another name.
         assert_eq!(found[0].former.iter().collect::<Vec<_>>(), ["m"]);
     }

@@ -4,10 +4,13 @@
 //! |---|---|
 //! | [`directory`] | the present state, and a signal when it changes |
 //! | `kubernetes` | from `LlamaDeployments` and `LlamaGroups`; with the feature `kube` |
+//! | `gateways` | the gateways that are ready, from EndpointSlices; with the feature `kube` |
 //! | [`fixed`] | from the command line |
 
 pub mod directory;
 pub mod fixed;
+#[cfg(feature = "kube")]
+pub mod gateways;
 #[cfg(feature = "kube")]
 pub mod kubernetes;
 

@@ -5,12 +5,14 @@
 //! | [`limits`] | every bound, with its default |
 //! | [`accept`] | from the socket to a connection |
 //! | [`connection`] | one connection: protocol, time-outs, orderly end |
+//! | [`cors`] | pages of other origins |
 //! | [`service`] | one request: caps, its id, the routes |
 //! | [`stream`] | one streamed answer: a client that takes nothing of it is cut off |
 //! | [`tls`] | certificates from files, read again when they change |
 
 pub mod accept;
 pub mod connection;
+pub mod cors;
 pub mod limits;
 pub mod service;
 pub mod stream;
@@ -25,6 +27,9 @@ use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
+use crate::Settings;
+
+pub use cors::Cors;
 pub use limits::Limits;
 pub use tls::Tls;
 
@@ -35,6 +40,8 @@ pub struct Common {
     pub limits: Limits,
     /// Absent: plain text.
     pub tls: Option<Arc<Tls>>,
+    /// Pages of other origins that are let in; absent: none.
+    pub cors: Option<Cors>,
     /// The routes.
     pub router: Router,
     /// One permit for each request under way.
@@ -47,11 +54,13 @@ pub struct Common {
 pub async fn serve(
     listener: TcpListener,
     router: Router,
-    limits: Limits,
+    settings: &Settings,
     tls: Option<Arc<Tls>>,
     stop: impl Future<Output = ()>,
 ) {
+    let limits = settings.limits;
     let common = Arc::new(Common {
+        cors: settings.cors.clone(),
         requests: Arc::new(Semaphore::new(limits.requests)),
         closing: CancellationToken::new(),
         router,

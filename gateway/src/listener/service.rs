@@ -52,13 +52,22 @@ impl Service<Request<Incoming>> for Front {
         let multiplexed = request.version() == Version::HTTP_2;
         let id = id(&request);
         request.extensions_mut().insert(RequestId(id.clone()));
-        let mut router = self.common.router.clone();
+        let common = Arc::clone(&self.common);
+        let allowed = common
+            .cors
+            .as_ref()
+            .and_then(|cors| cors.allow(request.headers()));
+        let preflight = common.cors.as_ref().and_then(|cors| cors.preflight(&request));
         Box::pin(async move {
-            let mut response = match &permit {
-                Ok(_) => router.call(request).await?,
-                Err(_) => too_many().into_response(),
+            let mut response = match (preflight, &permit) {
+                (Some(response), _) => response,
+                (None, Ok(_)) => common.router.clone().call(request).await?,
+                (None, Err(_)) => too_many().into_response(),
             };
             response.headers_mut().insert(REQUEST_ID, id);
+            if let Some(cors) = &common.cors {
+                cors.open(allowed, response.headers_mut());
+            }
             Ok(response.map(|body| Guarded::new(body, active, permit.ok(), stall_timeout, multiplexed)))
         })
     }

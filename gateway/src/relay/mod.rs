@@ -27,7 +27,7 @@ use crate::Gateway;
 use crate::demand::Counted;
 use crate::discovery::Deployment;
 use crate::error::ApiError;
-use crate::upstream::{Failure, Leader, Refusal, Running, classify};
+use crate::upstream::{Affinity, Failure, Leader, Refusal, Running, classify};
 
 /// Metadata with the id that the client gave its request, for the worker's log.
 const REQUEST_ID: &str = "x-request-id";
@@ -91,6 +91,8 @@ pub struct Wishes {
     pub patience: Option<Duration>,
     /// The client's own id of the request.
     pub request_id: Option<HeaderValue>,
+    /// What the client says its request belongs to.
+    pub session: Option<Affinity>,
 }
 
 /// One answer in progress.
@@ -126,7 +128,10 @@ impl Relay {
         wishes: Wishes,
     ) -> Self {
         let key = deployment.key.clone();
-        let waiting = wait::Waiting::new(&gateway, key, request.encoded_len(), wishes.patience);
+        let of_prompt = || request.prompt.as_ref().and_then(Affinity::of_prompt);
+        let affinity = wishes.session.or_else(of_prompt);
+        let waiting =
+            wait::Waiting::new(&gateway, key, request.encoded_len(), wishes.patience).with_affinity(affinity);
         Self {
             gateway,
             waiting,
@@ -248,6 +253,8 @@ impl Relay {
         if !chunk.token_ids.is_empty() || end.is_some() {
             self.waiting.progressed();
         }
+        // The prompt is given back once, whoever goes on with the answer.
+        self.request.echo &= chunk.prompt_text.is_empty();
         self.request.resume_token_ids.extend(&chunk.token_ids);
         // From the first token on, only these weights will do.
         if let Some(identity) = &self.identity
@@ -271,7 +278,7 @@ impl Relay {
             )));
         }
         Ok(Delta {
-            text: chunk.text,
+            text: chunk.prompt_text + &chunk.text,
             logprobs: chunk.logprobs,
             tool_calls: chunk.tool_calls,
             prompt_tokens: chunk.prompt_tokens,

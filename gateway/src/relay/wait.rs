@@ -11,7 +11,7 @@ use crate::budget::Share;
 use crate::demand::Counted;
 use crate::discovery::{Deployment, DeploymentKey, Snapshot};
 use crate::error::ApiError;
-use crate::upstream::{Draw, Leader, Pick, Refusal, Refusals, pick_share};
+use crate::upstream::{Affinity, Draw, Leader, Pick, Refusal, Refusals, pick_share};
 
 /// Seconds after which a client that was turned away may come again.
 const RETRY_AFTER: u64 = 10;
@@ -31,6 +31,7 @@ pub struct Waiting {
     /// That memory, from when it first asked for a leader.
     memory: Option<Share>,
     refusals: Refusals,
+    affinity: Option<Affinity>,
     /// Whether it is for a canary.
     draw: Draw,
     /// Since when no leader makes progress with the request.
@@ -51,9 +52,16 @@ impl Waiting {
             bytes: bytes.saturating_add(REQUEST_OVERHEAD),
             memory: None,
             refusals: Refusals::default(),
+            affinity: None,
             draw: Draw::next(),
             stalled: None,
         }
+    }
+
+    /// Prefer the leader that other requests of the same kind went to.
+    #[must_use]
+    pub fn with_affinity(self, affinity: Option<Affinity>) -> Self {
+        Self { affinity, ..self }
     }
 
     /// Which deployment is to answer.
@@ -96,7 +104,7 @@ impl Waiting {
             let snapshot = self.directory.borrow_and_update().clone();
             let deployment = snapshot.get(&self.key).ok_or_else(deleted)?;
             let now = Instant::now();
-            let wake = match pick_share(deployment, self.draw, &self.refusals, now) {
+            let wake = match pick_share(deployment, self.draw, self.affinity, &self.refusals, now) {
                 Pick::Leader(leader) => return Ok(leader),
                 Pick::RetryAt(at) => {
                     if let (Some(room), false) = (self.refusals.room_at(now), begun) {

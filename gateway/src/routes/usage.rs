@@ -45,7 +45,7 @@ struct Counts {
 }
 
 /// Counts the tokens of several answers.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub struct Counter {
     /// Of each answer so far.
     counts: Vec<Counts>,
@@ -61,6 +61,25 @@ impl Counter {
             counts: vec![Counts::default(); envelope.choices],
             n: envelope.n,
         }
+    }
+
+    /// Of one answer that is counted elsewhere.
+    #[must_use]
+    pub fn of_one(prompt: u32, output: u32) -> Self {
+        Self {
+            counts: vec![Counts {
+                prompt,
+                cached: 0,
+                output,
+            }],
+            n: 1,
+        }
+    }
+
+    /// How many answers there are.
+    #[must_use]
+    pub fn answers(&self) -> usize {
+        self.counts.len()
     }
 
     /// A piece of an answer has come.

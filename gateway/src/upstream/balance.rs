@@ -1,10 +1,15 @@
-//! The least loaded leader. There are few leaders, so all are looked at ("power of all choices").
+//! Which leader a request goes to: the one whose cache fits it, as long as that one is not loaded much more than the
+//! others; else the least loaded. There are few leaders, so all are looked at ("power of all choices").
+//!
+//! The bound is that of consistent hashing with bounded loads (Mirrokni, Thorup, Zadimoghaddam, 2016): no leader has
+//! more than 1.25 times its fair share of the requests because of its cache.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use tokio::time::Instant;
 
+use super::affinity::Affinity;
 use super::{Leader, Refusal, Refusals};
 
 /// Where a request goes.
@@ -18,17 +23,31 @@ pub enum Pick {
     None,
 }
 
-/// Choose among the leaders of a deployment for a request that some of them may have refused. Leaders that drain are
-/// taken only when no other is left.
+/// What is known of a leader that is worth a try.
+#[derive(Debug, Clone, Copy)]
+pub struct Candidate<'a> {
+    /// Its name, the same at all gateways.
+    pub address: &'a str,
+    /// Requests that it has.
+    pub load: u32,
+    /// Whether some of them wait.
+    pub queue: bool,
+    /// Whether it is about to go.
+    pub draining: bool,
+}
+
+/// Choose among the leaders of a deployment for a request that some of them may have refused.
 #[must_use]
-pub fn pick(leaders: &[Arc<Leader>], refusals: &Refusals, now: Instant) -> Pick {
+pub fn pick(leaders: &[Arc<Leader>], refusals: &Refusals, affinity: Option<Affinity>, now: Instant) -> Pick {
     // Equal leaders take turns, so that the first one is not favoured.
     static TURN: AtomicUsize = AtomicUsize::new(0);
     let turn = TURN.fetch_add(1, Ordering::Relaxed);
-    let usable = (0..leaders.len())
+    let usable: Vec<&Arc<Leader>> = (0..leaders.len())
         .map(|index| &leaders[(index + turn) % leaders.len()])
-        .filter(|leader| opens_at(leader, refusals, now).is_some_and(|at| at <= now));
-    if let Some(leader) = usable.min_by_key(|leader| (leader.draining(), leader.load(now))) {
+        .filter(|leader| opens_at(leader, refusals, now).is_some_and(|at| at <= now))
+        .collect();
+    let candidates: Vec<Candidate<'_>> = usable.iter().map(|leader| leader.candidate(now)).collect();
+    if let Some(leader) = choose(&candidates, affinity).and_then(|index| usable.get(index)) {
         return Pick::Leader(Arc::clone(leader));
     }
     leaders
@@ -36,6 +55,32 @@ pub fn pick(leaders: &[Arc<Leader>], refusals: &Refusals, now: Instant) -> Pick 
         .filter_map(|leader| opens_at(leader, refusals, now))
         .min()
         .map_or(Pick::None, Pick::RetryAt)
+}
+
+/// The index of the one that is chosen, if there is any. Leaders that drain are taken only when no other is left.
+#[must_use]
+pub fn choose(candidates: &[Candidate<'_>], affinity: Option<Affinity>) -> Option<usize> {
+    let least = || {
+        let all = candidates.iter().enumerate();
+        all.min_by_key(|(_, leader)| (leader.draining, leader.load))
+            .map(|(index, _)| index)
+    };
+    let Some(key) = affinity else { return least() };
+    let staying = || candidates.iter().filter(|leader| !leader.draining);
+    let count = staying().count() as u64;
+    let total: u64 = staying().map(|leader| u64::from(leader.load)).sum::<u64>() + 1;
+    // 1.25 times the fair share, this request included, rounded up.
+    let bound = (5 * total).div_ceil((4 * count).max(1));
+    // A leader where requests wait is passed over while none waits at another.
+    let idle = staying().any(|leader| !leader.queue);
+    let fits = |leader: &Candidate<'_>| {
+        !leader.draining && u64::from(leader.load) < bound && !(leader.queue && idle)
+    };
+    let fitting = candidates.iter().enumerate().filter(|(_, leader)| fits(leader));
+    fitting
+        .max_by_key(|(_, leader)| (key.weight(leader.address), leader.address))
+        .map(|(index, _)| index)
+        .or_else(least)
 }
 
 /// From when on the leader is worth a try; `None`: never.
@@ -49,78 +94,8 @@ fn opens_at(leader: &Arc<Leader>, refusals: &Refusals, now: Instant) -> Option<I
 }
 
 #[cfg(test)]
-mod tests {
-    use std::time::Duration;
-
-    use super::*;
-
-    fn leaders(count: u16) -> Vec<Arc<Leader>> {
-        (0..count)
-            .map(|index| Leader::connect(&format!("127.0.0.1:{}", 9000 + index)).unwrap())
-            .collect()
-    }
-
-    fn picked(leaders: &[Arc<Leader>], now: Instant) -> Arc<Leader> {
-        match pick(leaders, &Refusals::default(), now) {
-            Pick::Leader(leader) => leader,
-            other => panic!("{other:?}"),
-        }
-    }
-
-    #[tokio::test]
-    async fn load_spreads_evenly() {
-        let leaders = leaders(3);
-        let now = Instant::now();
-        let running: Vec<_> = (0..9).map(|_| picked(&leaders, now).begin()).collect();
-        assert!(leaders.iter().all(|leader| leader.load(now) == 3));
-        drop(running);
-    }
-
-    #[tokio::test]
-    async fn a_failed_leader_is_left_alone_for_a_while() {
-        let leaders = leaders(2);
-        let now = Instant::now();
-        leaders[0].failed(now);
-        let busy = leaders[1].begin();
-        assert!(Arc::ptr_eq(&picked(&leaders, now), &leaders[1]));
-        leaders[1].failed(now);
-        leaders[1].failed(now);
-        let Pick::RetryAt(at) = pick(&leaders, &Refusals::default(), now) else {
-            panic!()
-        };
-        assert_eq!(Some(at), leaders[0].avoid_until());
-        assert!(Arc::ptr_eq(&picked(&leaders, at), &leaders[0]));
-        assert!(Arc::ptr_eq(
-            &picked(&leaders, at + Duration::from_secs(60)),
-            &leaders[0]
-        ));
-        drop(busy);
-        assert!(matches!(pick(&[], &Refusals::default(), now), Pick::None));
-    }
-
-    #[tokio::test]
-    async fn a_leader_that_refused_the_request_is_left_out_for_it_alone() {
-        let leaders = leaders(2);
-        let now = Instant::now();
-        let mut refusals = Refusals::default();
-        refusals.add(&leaders[0], Refusal::OtherWeights);
-        let until = now + Duration::from_secs(2);
-        for _ in 0..4 {
-            let Pick::Leader(picked) = pick(&leaders, &refusals, now) else {
-                panic!()
-            };
-            assert!(Arc::ptr_eq(&picked, &leaders[1]));
-        }
-        refusals.add(&leaders[1], Refusal::Busy(until));
-        let Pick::RetryAt(at) = pick(&leaders, &refusals, now) else {
-            panic!()
-        };
-        assert_eq!((at, refusals.room_at(now)), (until, Some(until)));
-        refusals.add(&leaders[1], Refusal::OtherWeights);
-        assert!(matches!(pick(&leaders, &refusals, until), Pick::None));
-        assert!(matches!(
-            pick(&leaders, &Refusals::default(), now),
-            Pick::Leader(_)
-        ));
-    }
-}
+#[path = "balance/replay.rs"]
+mod replay;
+#[cfg(test)]
+#[path = "balance/tests.rs"]
+mod tests;

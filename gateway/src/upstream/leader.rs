@@ -10,6 +10,8 @@ use tokio::task::AbortHandle;
 use tokio::time::Instant;
 use tonic::transport::{Channel, Endpoint};
 
+use super::balance::Candidate;
+
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
 /// A dead node sends nothing, not even a reset: after this silence a ping is sent, and `PING_TIMEOUT` later the
 /// connection counts as broken.
@@ -44,9 +46,19 @@ struct Load {
     own: u32,
     /// Requests of others at the last sample, and when that was.
     others: Option<(u32, Instant)>,
+    /// Requests that waited at the last sample.
+    waiting: u32,
     draining: bool,
     failures: u32,
     avoid_until: Option<Instant>,
+}
+
+impl Load {
+    /// Whether requests wait there, if that is known.
+    fn waiting(&self, now: Instant) -> bool {
+        let fresh = |(_, at): &(u32, Instant)| now.duration_since(*at) < STALE;
+        self.waiting > 0 && self.others.as_ref().is_some_and(fresh)
+    }
 }
 
 impl Leader {
@@ -80,6 +92,12 @@ impl Leader {
         &self.address
     }
 
+    /// The shared connection.
+    #[must_use]
+    pub fn channel(&self) -> Channel {
+        self.channel.clone()
+    }
+
     /// A client on the shared connection.
     #[must_use]
     pub fn completion(&self) -> CompletionClient<Channel> {
@@ -95,6 +113,25 @@ impl Leader {
             .filter(|&(_, at)| now.duration_since(at) < STALE)
             .map_or(0, |(others, _)| others);
         load.own.saturating_add(others)
+    }
+
+    /// Requests of this gateway that run there.
+    #[must_use]
+    pub fn own(&self) -> u32 {
+        lock(&self.load).own
+    }
+
+    /// What a choice among several needs to know.
+    #[must_use]
+    pub fn candidate(&self, now: Instant) -> Candidate<'_> {
+        // The lock is held by one of these at a time: a temporary would hold it to the end of the expression.
+        let queue = lock(&self.load).waiting(now);
+        Candidate {
+            address: &self.address,
+            load: self.load(now),
+            queue,
+            draining: self.draining(),
+        }
     }
 
     /// Whether it takes no new requests, as of its last sample.
@@ -182,6 +219,7 @@ fn take(load: &Mutex<Load>, sample: &LoadSample) {
     let mut load = lock(load);
     let total = sample.running.saturating_add(sample.waiting);
     load.others = Some((total.saturating_sub(load.own), Instant::now()));
+    load.waiting = sample.waiting;
     load.draining = sample.draining;
 }
 

@@ -3,17 +3,20 @@
 //! | module | what it is |
 //! |---|---|
 //! | [`leader`] | one leader: connection, load, failures |
-//! | [`balance`] | the least loaded of several |
+//! | [`affinity`] | which requests belong together |
+//! | [`balance`] | which of several leaders a request goes to |
 //! | [`share`] | a canary's share of the requests |
 //! | [`refusals`] | leaders that cannot take one certain request |
 //! | [`classify`] | what an error of a leader means for the request |
 
+pub mod affinity;
 pub mod balance;
 pub mod classify;
 pub mod leader;
 pub mod refusals;
 pub mod share;
 
+pub use affinity::Affinity;
 pub use balance::{Pick, pick};
 pub use classify::{Failure, classify};
 pub use leader::{Leader, Running};

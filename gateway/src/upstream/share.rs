@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 
 use tokio::time::Instant;
 
-use super::{Leader, Pick, Refusals, pick};
+use super::{Affinity, Leader, Pick, Refusals, pick};
 use crate::discovery::{Canary, Deployment};
 
 /// Requests of a hundred, as they are dealt.
@@ -32,9 +32,15 @@ impl Draw {
 
 /// Choose among the leaders of a deployment: those that the draw is for, else the others.
 #[must_use]
-pub fn pick_share(deployment: &Deployment, draw: Draw, refusals: &Refusals, now: Instant) -> Pick {
+pub fn pick_share(
+    deployment: &Deployment,
+    draw: Draw,
+    affinity: Option<Affinity>,
+    refusals: &Refusals,
+    now: Instant,
+) -> Pick {
     let Some(Canary { leaders, percent }) = &deployment.canary else {
-        return pick(&deployment.leaders, refusals, now);
+        return pick(&deployment.leaders, refusals, affinity, now);
     };
     let (canary, others): (Vec<Arc<Leader>>, Vec<Arc<Leader>>) = deployment
         .leaders
@@ -46,7 +52,8 @@ pub fn pick_share(deployment: &Deployment, draw: Draw, refusals: &Refusals, now:
     } else {
         (others, canary)
     };
-    match (pick(&first, refusals, now), pick(&second, refusals, now)) {
+    let pick = |leaders: &[Arc<Leader>]| pick(leaders, refusals, affinity, now);
+    match (pick(&first), pick(&second)) {
         (Pick::Leader(leader), _) | (_, Pick::Leader(leader)) => Pick::Leader(leader),
         (Pick::RetryAt(one), Pick::RetryAt(other)) => Pick::RetryAt(one.min(other)),
         (Pick::RetryAt(at), Pick::None) | (Pick::None, Pick::RetryAt(at)) => Pick::RetryAt(at),
@@ -73,6 +80,7 @@ mod tests {
             model: "m".to_owned(),
             former: BTreeSet::new(),
             created: 0,
+            max_context: None,
             problem: None,
             leaders: addresses
                 .map(|address| Leader::connect(address).unwrap())
@@ -85,7 +93,7 @@ mod tests {
     }
 
     fn picked(deployment: &Deployment, draw: u32, now: Instant) -> usize {
-        match pick_share(deployment, Draw(draw), &Refusals::default(), now) {
+        match pick_share(deployment, Draw(draw), None, &Refusals::default(), now) {
             Pick::Leader(leader) => usize::from(Arc::ptr_eq(&leader, &deployment.leaders[1])),
             other => panic!("{other:?}"),
         }
@@ -112,7 +120,7 @@ mod tests {
         deployment.leaders[1].failed(now);
         assert_eq!(picked(&deployment, 9, now), 0);
         deployment.leaders[0].failed(now);
-        let pick = pick_share(&deployment, Draw(9), &Refusals::default(), now);
+        let pick = pick_share(&deployment, Draw(9), None, &Refusals::default(), now);
         let Pick::RetryAt(at) = pick else {
             panic!("{pick:?}")
         };

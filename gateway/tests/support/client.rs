@@ -131,6 +131,25 @@ impl Reply {
         Some(data.unwrap_or_else(|| panic!("{block}")).to_owned())
     }
 
+    /// The next event with a name, which stands in its object too.
+    pub async fn named(&mut self) -> Option<(String, Value)> {
+        let block = self.block().await?;
+        let (name, data) = block.split_once("\ndata: ").unwrap_or_else(|| panic!("{block}"));
+        let name = name.strip_prefix("event: ").unwrap_or_else(|| panic!("{block}"));
+        let object: Value = serde_json::from_str(data).unwrap();
+        assert_eq!(object["type"], name, "{block}");
+        Some((name.to_owned(), object))
+    }
+
+    /// All named events to the end.
+    pub async fn all_named(&mut self) -> Vec<(String, Value)> {
+        let mut events = Vec::new();
+        while let Some(event) = self.named().await {
+            events.push(event);
+        }
+        events
+    }
+
     /// Text of the next chunk that has some, of chat or text completion.
     pub async fn piece(&mut self) -> Option<String> {
         loop {

@@ -8,6 +8,7 @@
     reason = "each test file uses a part"
 )]
 
+pub mod browser;
 pub mod client;
 pub mod worker;
 
@@ -15,12 +16,21 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
+use llamero_gateway::demand::Counts;
 use llamero_gateway::discovery::{DeploymentKey, Found};
 use llamero_gateway::listener::Tls;
 use llamero_gateway::server::{Ending, Listeners, serve};
 use llamero_gateway::{Gateway, Settings};
+use serde_json::{Value, json};
 use tokio::net::TcpListener;
+use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
+
+use client::{Reply, post};
+use worker::{Answering, Worker};
+
+/// The model of all tests that need only one.
+pub const MODEL: &str = "org/smol";
 
 /// A gateway on loopback ports.
 pub struct Served {
@@ -29,7 +39,7 @@ pub struct Served {
     pub grpc: SocketAddr,
     pub health: SocketAddr,
     pub stop: CancellationToken,
-    pub ended: tokio::task::JoinHandle<()>,
+    pub ended: JoinHandle<()>,
 }
 
 pub async fn gateway(settings: Settings) -> Served {
@@ -79,6 +89,69 @@ impl Served {
     }
 }
 
+/// A gateway that knows one worker, which serves [`MODEL`].
+pub async fn with_worker(settings: Settings) -> (Served, Worker) {
+    let served = gateway(settings).await;
+    let worker = Worker::start();
+    served.publish(MODEL, &[worker.address]);
+    (served, worker)
+}
+
+/// A chat request with these fields besides.
+pub fn chat(extra: Value) -> Value {
+    let mut request = json!({"model": MODEL, "messages": [{"role": "user", "content": "hi"}]});
+    request
+        .as_object_mut()
+        .unwrap()
+        .extend(extra.as_object().unwrap().clone());
+    request
+}
+
+/// A chat request, streamed or not.
+pub fn streamed(stream: bool) -> Value {
+    chat(json!({"stream": stream}))
+}
+
+/// Ask and wait for the head of the answer.
+pub async fn ask(served: &Served, stream: bool) -> Reply {
+    post(served.http, "/v1/chat/completions", streamed(stream)).await
+}
+
+/// Ask without waiting.
+pub fn asking(served: &Served, stream: bool) -> JoinHandle<Reply> {
+    tokio::spawn(post(served.http, "/v1/chat/completions", streamed(stream)))
+}
+
+/// A request whose answer has begun with the text `a`, token 1.
+pub async fn begun(served: &Served, worker: &mut Worker, stream: bool) -> (JoinHandle<Reply>, Answering) {
+    let request = asking(served, stream);
+    let mut answering = worker.call().await.accept().await;
+    answering.send("a", &[1], None).await;
+    (request, answering)
+}
+
+/// Wait until so many requests of a deployment are held, in flight, and have come in all.
+pub async fn counted(served: &Served, (held, in_flight, total): (u32, u32, u64)) {
+    let expected = Counts {
+        held,
+        in_flight,
+        total,
+    };
+    let mut changes = served.gateway.demand.subscribe();
+    soon(async {
+        while !served
+            .gateway
+            .demand
+            .counts()
+            .into_values()
+            .any(|counts| counts == expected)
+        {
+            changes.changed().await.unwrap();
+        }
+    })
+    .await;
+}
+
 pub fn found(model: &str, leaders: &[SocketAddr]) -> Found {
     Found {
         key: DeploymentKey {
@@ -88,6 +161,7 @@ pub fn found(model: &str, leaders: &[SocketAddr]) -> Found {
         model: model.to_owned(),
         former: std::collections::BTreeSet::new(),
         created: 7,
+        max_context: Some(4096),
         problem: None,
         canary: None,
         leaders: leaders.iter().map(ToString::to_string).collect(),

@@ -5,15 +5,21 @@ use std::pin::Pin;
 use std::time::Duration;
 
 use futures::Stream;
+use llamero_proto::v1::completion_request::Prompt;
 use llamero_proto::v1::completion_server::{Completion, CompletionServer};
 use llamero_proto::v1::telemetry_server::{Telemetry, TelemetryServer};
-use llamero_proto::v1::{CompletionChunk, CompletionRequest, Finish, FinishReason, LoadRequest, LoadSample};
+use llamero_proto::v1::{
+    CompletionChunk, CompletionRequest, Detokenized, Finish, FinishReason, LoadRequest, LoadSample, TokenIds,
+    Tokenized,
+};
 use tokio::net::TcpListener;
 use tokio::runtime::Runtime;
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio_stream::wrappers::{ReceiverStream, WatchStream};
 use tonic::transport::server::TcpIncoming;
 use tonic::{Request, Response, Status};
+use vllm_proto::inference_server::{Inference, InferenceServer};
+use vllm_proto::{GenerateRequest, GenerateResponse, PromptInfo, SequenceOutput, generate_request};
 
 use super::soon;
 
@@ -70,7 +76,8 @@ impl Worker {
             let incoming = TcpIncoming::from(TcpListener::from_std(listener).unwrap());
             tonic::transport::Server::builder()
                 .add_service(CompletionServer::new(service.clone()))
-                .add_service(TelemetryServer::new(service))
+                .add_service(TelemetryServer::new(service.clone()))
+                .add_service(InferenceServer::new(service))
                 .serve_with_incoming(incoming)
                 .await
                 .unwrap();
@@ -246,6 +253,78 @@ impl Completion for Service {
             .await
             .map_err(|_| Status::unavailable("the test dropped the call"))??;
         Ok(Response::new(ReceiverStream::new(chunks)))
+    }
+
+    /// One token for each byte of a text.
+    async fn tokenize(&self, request: Request<CompletionRequest>) -> Result<Response<Tokenized>, Status> {
+        let text = match request.into_inner().prompt {
+            Some(Prompt::Text(text)) => text,
+            Some(Prompt::Chat(chat)) => chat.messages.into_iter().map(|message| message.content).collect(),
+            other => return Err(Status::invalid_argument(format!("{other:?}"))),
+        };
+        Ok(Response::new(Tokenized {
+            ids: text.bytes().map(u32::from).collect(),
+            pieces: text.bytes().map(|byte| vec![byte]).collect(),
+            max_context: 100,
+        }))
+    }
+
+    async fn detokenize(&self, request: Request<TokenIds>) -> Result<Response<Detokenized>, Status> {
+        let bytes = request
+            .into_inner()
+            .ids
+            .into_iter()
+            .map(|id| u8::try_from(id).unwrap());
+        let text = String::from_utf8(bytes.collect()).unwrap();
+        Ok(Response::new(Detokenized { text }))
+    }
+}
+
+/// Writes the prompt again, in pieces of one letter and token.
+#[tonic::async_trait]
+impl Inference for Service {
+    async fn generate(
+        &self,
+        request: Request<GenerateRequest>,
+    ) -> Result<Response<GenerateResponse>, Status> {
+        let text = prompt(request)?;
+        let tokens = text.len() as u32;
+        Ok(Response::new(generated(&text, tokens, true)))
+    }
+
+    type GenerateStreamStream = Pin<Box<dyn Stream<Item = Result<GenerateResponse, Status>> + Send>>;
+
+    async fn generate_stream(
+        &self,
+        request: Request<GenerateRequest>,
+    ) -> Result<Response<Self::GenerateStreamStream>, Status> {
+        let text = prompt(request)?;
+        let pieces: Vec<_> = text
+            .char_indices()
+            .map(|(index, letter)| Ok(generated(&letter.to_string(), 1, index == 0)))
+            .collect();
+        Ok(Response::new(Box::pin(futures::stream::iter(pieces))))
+    }
+}
+
+fn prompt(request: Request<GenerateRequest>) -> Result<String, Status> {
+    match request.into_inner().prompt {
+        Some(generate_request::Prompt::Text(text)) => Ok(text),
+        other => Err(Status::out_of_range(format!("no text, but {other:?}"))),
+    }
+}
+
+fn generated(text: &str, tokens: u32, first: bool) -> GenerateResponse {
+    GenerateResponse {
+        prompt_info: first.then(|| PromptInfo {
+            num_prompt_tokens: 7,
+            ..PromptInfo::default()
+        }),
+        outputs: Some(SequenceOutput {
+            text: text.to_owned(),
+            num_tokens: tokens,
+            ..SequenceOutput::default()
+        }),
     }
 }
 

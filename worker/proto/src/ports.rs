@@ -8,7 +8,7 @@
 //! | 8081 | gateway: the same |
 //! | 18051 | worker of rank 0: inference (gRPC) |
 //! | 18052 | worker: rank control (gRPC) |
-//! | 18053 | gateway: demand (gRPC) |
+//! | 18053 | gateway: demand and quota (gRPC) |
 //! | 18100 … | worker: ranks for their peers, one port each |
 
 /// `vllm.Inference`, Completion, Telemetry: on the leader's pod.

@@ -1,11 +1,13 @@
 //! From what was read to what is ordered.
 
 use llamero_proto::v1::{ChatPrompt, CompletionRequest, completion_request::Prompt};
+use prost::Message as _;
 
 use super::messages::conversation;
 use super::request::{Request, StreamOptions};
 use super::route::Route;
 use crate::error::ApiError;
+use crate::upstream::Affinity;
 
 /// Most answers to one request, over all its prompts.
 pub const MAX_CHOICES: usize = 128;
@@ -27,6 +29,8 @@ pub struct Checked {
     pub stream: bool,
     /// When usage is sent in a stream.
     pub usage: UsageEvents,
+    /// What the client says that the request belongs to.
+    pub session: Option<Affinity>,
 }
 
 /// When usage is sent in a stream.
@@ -40,6 +44,27 @@ pub enum UsageEvents {
     Always,
 }
 
+/// Tokens of an answer whose length the request does not bound, for the limits of keys; corrected at its end.
+const USUAL_ANSWER: u64 = 256;
+/// Bytes of a usual token of text.
+const BYTES_A_TOKEN: usize = 4;
+
+impl Checked {
+    /// How many tokens prompts and answers are likely to have: what a key's limits are charged before it is known.
+    #[must_use]
+    pub fn likely_tokens(&self) -> u64 {
+        let count = |prompt: &Prompt| match prompt {
+            Prompt::Text(text) => text.len() / BYTES_A_TOKEN,
+            Prompt::TokenIds(tokens) => tokens.ids.len(),
+            Prompt::Chat(chat) => chat.encoded_len() / BYTES_A_TOKEN,
+        };
+        let prompts: usize = self.prompts.iter().map(count).sum();
+        let answers = (self.prompts.len() * self.n) as u64;
+        let longest = self.sampling.max_tokens.map_or(USUAL_ANSWER, u64::from);
+        (prompts as u64).saturating_add(answers.saturating_mul(longest))
+    }
+}
+
 impl UsageEvents {
     fn new(options: StreamOptions) -> Self {
         // As in vLLM, the second flag says nothing without the first.
@@ -51,35 +76,39 @@ impl UsageEvents {
     }
 }
 
-/// Check everything that can be checked without the model.
+/// A field asks for something that is not built.
+#[must_use]
+pub fn refusal(field: &str, instead: &str) -> ApiError {
+    ApiError::unsupported(field, format!("'{field}' is not supported; {instead}."))
+}
+
+/// Check everything else that can be checked without the model.
 ///
 /// # Errors
 /// 400 naming the parameter.
 pub fn check(route: Route, request: Request) -> Result<Checked, ApiError> {
-    if let Some((field, instead)) = request.refused {
-        let message = format!("'{field}' is not supported; {instead}.");
-        return Err(ApiError::unsupported(field, message));
-    }
     let mut sampling = request.sampling;
     let (prompts, most) = match route {
-        Route::Chat => {
-            let messages = conversation(request.messages.ok_or_else(|| missing(route))?)?;
+        Route::Text => {
+            let prompts = request.prompt.ok_or_else(|| missing(route))?.checked()?;
+            let most = sampling.max_tokens.unwrap_or((DEFAULT_TEXT_TOKENS, "max_tokens"));
+            (prompts, Some(most))
+        }
+        _ => {
+            let messages = request.messages.ok_or_else(|| missing(route))?;
+            let messages = conversation(messages, |index| format!("messages[{index}]"))?;
             let mut prompt = ChatPrompt {
                 messages,
                 ..ChatPrompt::default()
             };
             request.tools.apply(&mut prompt)?;
+            request.template.apply(&mut prompt)?;
             let prompt = Prompt::Chat(prompt);
             // The newer name goes before the older one.
             let most = request
                 .max_completion_tokens
                 .map(|most| (most, "max_completion_tokens"));
             (vec![prompt], most)
-        }
-        Route::Text => {
-            let prompts = request.prompt.ok_or_else(|| missing(route))?.checked()?;
-            let most = sampling.max_tokens.unwrap_or((DEFAULT_TEXT_TOKENS, "max_tokens"));
-            (prompts, Some(most))
         }
     };
     sampling.max_tokens = most.or(sampling.max_tokens);
@@ -92,6 +121,13 @@ pub fn check(route: Route, request: Request) -> Result<Checked, ApiError> {
     sampling.apply(&mut converted)?;
     converted.logprobs = sampling.logprobs(route)?;
     converted.structure = request.structure.checked()?;
+    converted.cache_salt = request.cache_salt.unwrap_or_default();
+    converted.echo = request.echo.unwrap_or(false);
+    converted.no_special_tokens = request.add_special_tokens == Some(false);
+    if converted.echo && converted.logprobs.is_some() {
+        let message = "'echo' cannot be used beside 'logprobs': the prompt's tokens have no log-probabilities; leave one out.";
+        return Err(ApiError::unsupported("echo", message));
+    }
     Ok(Checked {
         model: request.model,
         prompts,
@@ -99,6 +135,7 @@ pub fn check(route: Route, request: Request) -> Result<Checked, ApiError> {
         sampling: converted,
         stream: request.stream,
         usage: UsageEvents::new(request.stream_options),
+        session: request.prompt_cache_key.as_deref().map(Affinity::of_session),
     })
 }
 
@@ -133,13 +170,17 @@ mod tests {
     fn checked(route: Route, extra: Value) -> Result<Checked, ApiError> {
         let mut request = match route {
             Route::Chat => json!({"model": "m", "messages": [{"role": "user", "content": "hi"}]}),
-            Route::Text => json!({"model": "m", "prompt": "hi"}),
+            _ => json!({"model": "m", "prompt": "hi"}),
         };
         request
             .as_object_mut()
             .unwrap()
             .extend(extra.as_object().unwrap().clone());
-        check(route, Reader(route).deserialize(request).unwrap())
+        let request: Request = Reader::new(route).deserialize(request).unwrap();
+        match request.refused {
+            Some((field, instead)) => Err(refusal(field, instead)),
+            None => check(route, request),
+        }
     }
 
     #[test]
@@ -173,6 +214,7 @@ mod tests {
                 json!({"repetition_penalty": 1.1}),
                 "repetition_penalty",
             ),
+            (Route::Chat, json!({"priority": 1}), "priority"),
             (Route::Chat, json!({"functions": [{}]}), "functions"),
             (
                 Route::Chat,
@@ -180,13 +222,9 @@ mod tests {
                 "response_format",
             ),
             (Route::Chat, json!({"audio": {"voice": "a"}}), "audio"),
-            (
-                Route::Chat,
-                json!({"chat_template_kwargs": {"a": 1}}),
-                "chat_template_kwargs",
-            ),
+            (Route::Chat, json!({"echo": true}), "echo"),
             (Route::Text, json!({"best_of": 3}), "best_of"),
-            (Route::Text, json!({"echo": true}), "echo"),
+            (Route::Text, json!({"echo": true, "logprobs": 1}), "echo"),
             (Route::Text, json!({"suffix": "end"}), "suffix"),
         ] {
             let error = checked(route, extra).unwrap_err();

@@ -16,6 +16,10 @@ pub enum On {
     Chat,
     /// Text completion only.
     Text,
+    /// The Responses API.
+    Responses,
+    /// The Messages API.
+    Messages,
 }
 
 /// What is done with a field.
@@ -40,27 +44,15 @@ pub struct Field {
     pub treatment: Treatment,
 }
 
-const fn used(on: On, name: &'static str, how: &'static str) -> Field {
-    let treatment = Treatment::Used(how);
-    Field { name, on, treatment }
-}
-
-const fn accepted(name: &'static str, why: &'static str) -> Field {
-    let treatment = Treatment::Accepted(why);
-    Field {
-        name,
-        on: On::Both,
-        treatment,
-    }
-}
-
-const fn refused(on: On, name: &'static str, harmless: Harmless, instead: &'static str) -> Field {
-    let treatment = Treatment::Refused(harmless, instead);
+/// A row.
+#[must_use]
+pub const fn row(on: On, name: &'static str, treatment: Treatment) -> Field {
     Field { name, on, treatment }
 }
 
 use Harmless::{Nothing, Null, Number, Only, True, Words};
 use On::{Both, Chat, Text};
+use Treatment::{Accepted, Refused, Used};
 
 const OUT: &str = "leave it out";
 const TOOLS: &str = "use tools and tool_choice";
@@ -68,159 +60,237 @@ const TEMPLATE: &str = "the checkpoint's own chat template is used as it is";
 
 /// The table.
 pub const FIELDS: &[Field] = &[
-    used(Both, "model", "picks the deployment; required"),
-    used(
+    row(Both, "model", Used("picks the deployment; required")),
+    row(
         Chat,
         "messages",
-        "system, developer, user, assistant (with tool calls) and tool; text, or parts of type text; at most 4,096",
+        Used(
+            "system, developer, user, assistant (with tool calls) and tool; text, or parts of type text; at most 4,096",
+        ),
     ),
-    used(Text, "prompt", "text or token ids, alone or up to 128 in a list"),
-    used(Both, "stream", "server-sent events"),
-    used(Both, "stream_options", "include_usage, continuous_usage_stats"),
-    used(
+    row(
+        Text,
+        "prompt",
+        Used("text or token ids, alone or up to 128 in a list"),
+    ),
+    row(Both, "stream", Used("server-sent events")),
+    row(
+        Both,
+        "stream_options",
+        Used("include_usage, continuous_usage_stats"),
+    ),
+    row(
         Both,
         "n",
-        "answers to a prompt; at most 128 a request over all prompts; with a seed, answer i has seed + i",
+        Used(
+            "answers to a prompt; at most 128 a request over all prompts; with a seed, answer i has seed + i",
+        ),
     ),
-    used(Text, "best_of", "must equal n"),
-    used(
+    row(Text, "best_of", Used("must equal n")),
+    row(
         Both,
         "max_tokens",
-        "at least 1; default: the rest of the context (chat), 16 (text)",
+        Used("at least 1; default: the rest of the context (chat), 16 (text)"),
     ),
-    used(Chat, "max_completion_tokens", "goes before max_tokens"),
-    used(Both, "temperature", "0 to 2; default: the checkpoint's"),
-    used(Both, "top_p", "above 0, at most 1; default: the checkpoint's"),
-    used(Both, "top_k", "−1 and 0: off; default: the checkpoint's"),
-    used(
+    row(Chat, "max_completion_tokens", Used("goes before max_tokens")),
+    row(Both, "temperature", Used("0 to 2; default: the checkpoint's")),
+    row(
+        Both,
+        "top_p",
+        Used("above 0, at most 1; default: the checkpoint's"),
+    ),
+    row(Both, "top_k", Used("−1 and 0: off; default: the checkpoint's")),
+    row(
         Both,
         "seed",
-        "any whole number; the same seed gives the same answer",
+        Used("any whole number; the same seed gives the same answer"),
     ),
-    used(Both, "presence_penalty", "−2 to 2"),
-    used(Both, "frequency_penalty", "−2 to 2"),
-    used(Both, "logit_bias", "−100 to 100 by token id; at most 1,024"),
-    used(Both, "stop", "a string or up to 16"),
-    used(Both, "stop_token_ids", "at most 1,024"),
-    used(Both, "ignore_eos", "go on behind the end of the text"),
-    used(Both, "min_p", "0 (off) to 1"),
-    used(Both, "min_tokens", "nothing ends the answer before"),
-    used(Both, "bad_words", "at most 64"),
-    used(
+    row(Both, "presence_penalty", Used("−2 to 2")),
+    row(Both, "frequency_penalty", Used("−2 to 2")),
+    row(Both, "logit_bias", Used("−100 to 100 by token id; at most 1,024")),
+    row(Both, "stop", Used("a string or up to 16")),
+    row(Both, "stop_token_ids", Used("at most 1,024")),
+    row(Both, "ignore_eos", Used("go on behind the end of the text")),
+    row(Both, "min_p", Used("0 (off) to 1")),
+    row(Both, "min_tokens", Used("nothing ends the answer before")),
+    row(Both, "bad_words", Used("at most 64")),
+    row(
         Both,
         "include_stop_str_in_output",
-        "the stop string ends the text",
+        Used("the stop string ends the text"),
     ),
-    used(
+    row(
         Both,
         "skip_special_tokens",
-        "false: names of special tokens are part of the text",
+        Used("false: names of special tokens are part of the text"),
     ),
-    used(
+    row(
         Chat,
         "logprobs",
-        "true: of the answer's tokens, at temperature 1, penalties and form applied",
+        Used("true: of the answer's tokens, at temperature 1, penalties and form applied"),
     ),
-    used(Text, "logprobs", "the same, with 0 to 20 of the likeliest tokens"),
-    used(
+    row(
+        Text,
+        "logprobs",
+        Used("the same, with 0 to 20 of the likeliest tokens"),
+    ),
+    row(
         Chat,
         "top_logprobs",
-        "0 to 20 of the likeliest tokens; needs logprobs",
+        Used("0 to 20 of the likeliest tokens; needs logprobs"),
     ),
-    used(
+    row(
         Both,
         "response_format",
-        "text, json_object, json_schema (always enforced)",
+        Used("text, json_object, json_schema (always enforced)"),
     ),
-    used(
+    row(
         Both,
         "structured_outputs",
-        "one of json, regex, choice, grammar, json_object",
+        Used("one of json, regex, choice, grammar, json_object"),
     ),
-    used(Both, "guided_json", "a JSON schema"),
-    used(Both, "guided_regex", "the syntax of Rust's crate regex"),
-    used(Both, "guided_choice", "texts"),
-    used(Both, "guided_grammar", "llguidance's variant of Lark"),
-    used(Chat, "tools", "functions, at most 128"),
-    used(
+    row(Both, "guided_json", Used("a JSON schema")),
+    row(Both, "guided_regex", Used("the syntax of Rust's crate regex")),
+    row(Both, "guided_choice", Used("texts")),
+    row(Both, "guided_grammar", Used("llguidance's variant of Lark")),
+    row(Chat, "tools", Used("functions, at most 128")),
+    row(
         Chat,
         "tool_choice",
-        "none, auto, required, or a function; the last two give one call that has the parameters' schema",
+        Used(
+            "none, auto, required, or a function; the last two give one call that has the parameters' schema",
+        ),
     ),
-    used(Chat, "parallel_tool_calls", "false: at most one call"),
-    accepted("user", "keeps books"),
-    accepted("metadata", "keeps books"),
-    accepted("store", "nothing is stored"),
-    accepted("service_tier", "there is one tier"),
-    accepted("safety_identifier", "keeps books"),
-    accepted("prompt_cache_key", "only speed could depend on it"),
-    accepted("prompt_cache_retention", "only speed could depend on it"),
-    accepted("cache_salt", "only speed could depend on it"),
-    accepted("request_id", "give the header x-request-id"),
-    refused(Both, "guided_decoding_backend", Nothing, OUT),
-    refused(Both, "guided_whitespace_pattern", Nothing, OUT),
-    refused(Both, "structural_tag", Nothing, "use response_format"),
-    refused(Chat, "functions", Nothing, TOOLS),
-    refused(Chat, "function_call", Words(&["none", "auto"]), TOOLS),
-    refused(Both, "prompt_logprobs", Null, OUT),
-    refused(Both, "return_tokens_as_token_ids", Nothing, OUT),
-    refused(Both, "return_token_ids", Nothing, OUT),
-    refused(Both, "echo", Nothing, "put the prompt before the answer yourself"),
-    refused(Text, "suffix", Nothing, "the model only writes forward"),
-    refused(Both, "repetition_penalty", Number(1.0), "use frequency_penalty"),
-    refused(Both, "length_penalty", Number(1.0), OUT),
-    refused(Both, "use_beam_search", Nothing, "use n"),
-    refused(Both, "early_stopping", Nothing, OUT),
-    refused(Both, "allowed_token_ids", Nothing, "use logit_bias"),
-    refused(Both, "logits_processors", Nothing, OUT),
-    refused(Both, "spaces_between_special_tokens", True, OUT),
-    refused(
+    row(Chat, "parallel_tool_calls", Used("false: at most one call")),
+    row(
+        Chat,
+        "chat_template_kwargs",
+        Used("variables of the checkpoint's chat template, by name"),
+    ),
+    row(
+        Chat,
+        "add_generation_prompt",
+        Used("false: the prompt does not open the assistant's turn"),
+    ),
+    row(
+        Chat,
+        "continue_final_message",
+        Used("true: the answer goes on with the last message"),
+    ),
+    row(
+        Text,
+        "echo",
+        Used("true: the prompt stands before the answer; not beside logprobs"),
+    ),
+    row(
+        Text,
+        "add_special_tokens",
+        Used("false: no begin-of-text token before a text"),
+    ),
+    row(Both, "user", Accepted("keeps books")),
+    row(Both, "metadata", Accepted("keeps books")),
+    row(Both, "store", Accepted("nothing is stored")),
+    row(Both, "service_tier", Accepted("there is one tier")),
+    row(Both, "safety_identifier", Accepted("keeps books")),
+    row(
+        Both,
+        "prompt_cache_key",
+        Used("requests with the same one go to the same group, as far as its load allows"),
+    ),
+    row(
+        Both,
+        "prompt_cache_retention",
+        Accepted("only speed could depend on it"),
+    ),
+    row(
+        Both,
+        "cache_salt",
+        Used("what is cached of a prompt is used for requests with the same salt only"),
+    ),
+    row(Both, "request_id", Accepted("give the header x-request-id")),
+    row(Both, "guided_decoding_backend", Refused(Nothing, OUT)),
+    row(Both, "guided_whitespace_pattern", Refused(Nothing, OUT)),
+    row(Both, "structural_tag", Refused(Nothing, "use response_format")),
+    row(
+        Chat,
+        "echo",
+        Refused(Nothing, "put the prompt before the answer yourself"),
+    ),
+    row(Chat, "functions", Refused(Nothing, TOOLS)),
+    row(Chat, "function_call", Refused(Words(&["none", "auto"]), TOOLS)),
+    row(Both, "prompt_logprobs", Refused(Null, OUT)),
+    row(Both, "return_tokens_as_token_ids", Refused(Nothing, OUT)),
+    row(Both, "return_token_ids", Refused(Nothing, OUT)),
+    row(Text, "suffix", Refused(Nothing, "the model only writes forward")),
+    row(
+        Both,
+        "repetition_penalty",
+        Refused(Number(1.0), "use frequency_penalty"),
+    ),
+    row(Both, "length_penalty", Refused(Number(1.0), OUT)),
+    row(Both, "use_beam_search", Refused(Nothing, "use n")),
+    row(Both, "early_stopping", Refused(Nothing, OUT)),
+    row(Both, "allowed_token_ids", Refused(Nothing, "use logit_bias")),
+    row(Both, "logits_processors", Refused(Nothing, OUT)),
+    row(Both, "spaces_between_special_tokens", Refused(True, OUT)),
+    row(
         Both,
         "truncate_prompt_tokens",
-        Nothing,
-        "shorten the prompt yourself",
+        Refused(Nothing, "shorten the prompt yourself"),
     ),
-    refused(Chat, "add_special_tokens", Nothing, TEMPLATE),
-    refused(Text, "add_special_tokens", True, "send token ids"),
-    refused(Both, "priority", Nothing, "requests are served in their order"),
-    refused(Chat, "chat_template", Nothing, TEMPLATE),
-    refused(Chat, "chat_template_kwargs", Nothing, TEMPLATE),
-    refused(Chat, "documents", Nothing, "put documents in the prompt"),
-    refused(Chat, "add_generation_prompt", True, "use /v1/completions"),
-    refused(Chat, "continue_final_message", Nothing, "use /v1/completions"),
-    refused(
+    row(Chat, "add_special_tokens", Refused(Nothing, TEMPLATE)),
+    row(
+        Both,
+        "priority",
+        Refused(Nothing, "requests are served in their order"),
+    ),
+    row(Chat, "chat_template", Refused(Nothing, TEMPLATE)),
+    row(Chat, "documents", Refused(Nothing, "put documents in the prompt")),
+    row(
         Chat,
         "reasoning_effort",
-        Words(&["none"]),
-        "the model does not reason apart from its answer",
+        Refused(
+            Words(&["none"]),
+            "the model does not reason apart from its answer",
+        ),
     ),
-    refused(Chat, "verbosity", Words(&["medium"]), "ask for it in the prompt"),
-    refused(Chat, "modalities", Only("text"), "the model writes text only"),
-    refused(Chat, "audio", Nothing, "the model writes text only"),
-    refused(Chat, "prediction", Nothing, OUT),
-    refused(
+    row(
+        Chat,
+        "verbosity",
+        Refused(Words(&["medium"]), "ask for it in the prompt"),
+    ),
+    row(
+        Chat,
+        "modalities",
+        Refused(Only("text"), "the model writes text only"),
+    ),
+    row(Chat, "audio", Refused(Nothing, "the model writes text only")),
+    row(Chat, "prediction", Refused(Nothing, OUT)),
+    row(
         Chat,
         "web_search_options",
-        Nothing,
-        "put what the model should know in the prompt",
+        Refused(Nothing, "put what the model should know in the prompt"),
     ),
-    refused(Both, "kv_transfer_params", Nothing, OUT),
-    refused(Both, "vllm_xargs", Nothing, OUT),
+    row(Both, "kv_transfer_params", Refused(Nothing, OUT)),
+    row(Both, "vllm_xargs", Refused(Nothing, OUT)),
 ];
 
 /// The row of a field on a route.
 #[must_use]
 pub fn find(route: Route, name: &str) -> Option<&'static Field> {
-    FIELDS
-        .iter()
-        .find(|field| field.name == name && field.on.has(route))
+    let mut fields = route.fields().iter();
+    fields.find(|field| field.name == name && field.on.has(route))
 }
 
 impl On {
     fn has(self, route: Route) -> bool {
         matches!(
             (self, route),
-            (Self::Both, _) | (Self::Chat, Route::Chat) | (Self::Text, Route::Text)
+            (Self::Both, Route::Chat | Route::Text)
+                | (Self::Chat, Route::Chat)
+                | (Self::Text, Route::Text)
+                | (Self::Responses, Route::Responses)
+                | (Self::Messages, Route::Messages)
         )
     }
 }
@@ -237,15 +307,33 @@ mod tests {
         let mut page = String::from(
             "# Fields of a request\n\n\
              <!-- Made from gateway/src/routes/completion/fields.rs; LLAMERO_UPDATE=1 cargo test --release -p llamero-gateway page_of_fields writes it. -->\n\n\
-             Of `/v1/chat/completions` (chat) and `/v1/completions` (text). What changes an answer and is not built is refused by\n\
-             name: status 400, `param` is the field, `code` is `unsupported_parameter`. Fields that are not listed are ignored.\n\n\
-             | field | route | what is done with it |\n|---|---|---|\n",
+             What changes an answer and is not built is refused by name: status 400, `param` is the field, `code` is\n\
+             `unsupported_parameter`. Fields that are not listed are ignored.\n",
         );
-        for field in FIELDS {
+        section(
+            &mut page,
+            "`/v1/chat/completions` (chat) and `/v1/completions` (text)",
+            FIELDS,
+        );
+        section(&mut page, "`/v1/responses`", Route::Responses.fields());
+        section(&mut page, "`/v1/messages`", Route::Messages.fields());
+        page
+    }
+
+    fn section(page: &mut String, title: &str, fields: &[Field]) {
+        let several = fields.iter().any(|field| field.on == On::Both);
+        let (head, line) = if several { ("| route ", "|---") } else { ("", "") };
+        writeln!(
+            page,
+            "\n## {title}\n\n| field {head}| what is done with it |\n|---{line}|---|"
+        )
+        .unwrap();
+        for field in fields {
             let route = match field.on {
-                On::Both => "both",
-                On::Chat => "chat",
-                On::Text => "text",
+                On::Both => "| both ",
+                On::Chat => "| chat ",
+                On::Text => "| text ",
+                On::Responses | On::Messages => "",
             };
             let what = match field.treatment {
                 Treatment::Used(how) => format!("used: {how}"),
@@ -254,9 +342,8 @@ mod tests {
                     format!("**refused** ({instead}), but for {harmless}")
                 }
             };
-            writeln!(page, "| `{}` | {route} | {what} |", field.name).unwrap();
+            writeln!(page, "| `{}` {route}| {what} |", field.name).unwrap();
         }
-        page
     }
 
     #[test]
@@ -273,8 +360,9 @@ mod tests {
 
     #[test]
     fn each_field_has_one_row_on_a_route() {
-        for route in [Route::Chat, Route::Text] {
-            let mut names: Vec<_> = FIELDS
+        for route in [Route::Chat, Route::Text, Route::Responses, Route::Messages] {
+            let mut names: Vec<_> = route
+                .fields()
                 .iter()
                 .filter(|field| field.on.has(route))
                 .map(|field| field.name)

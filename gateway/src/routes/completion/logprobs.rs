@@ -49,12 +49,18 @@ pub fn logprobs(route: Route, tokens: &[TokenLogprob], offset: &mut usize) -> Op
         return None;
     }
     Some(match route {
-        Route::Chat => Logprobs::Chat {
-            content: tokens.iter().map(entry).collect(),
+        Route::Text => text(tokens, offset),
+        _ => Logprobs::Chat {
+            content: entries(tokens),
             refusal: None,
         },
-        Route::Text => text(tokens, offset),
     })
+}
+
+/// Each token with the likeliest ones.
+#[must_use]
+pub fn entries(tokens: &[TokenLogprob]) -> Vec<Entry> {
+    tokens.iter().map(entry).collect()
 }
 
 /// Of pieces that follow one another.

@@ -18,7 +18,7 @@ pub const MAX_MESSAGES: usize = 4096;
 const MAX_CALLS: usize = 128;
 
 /// One message. Fields that are not listed (`refusal`, …) do not reach the model.
-#[derive(Debug, Clone, PartialEq, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Deserialize)]
 #[allow(missing_docs, reason = "the fields are those of the OpenAI API")]
 pub struct Message {
     pub role: String,
@@ -31,11 +31,30 @@ pub struct Message {
 }
 
 /// The text of a message, given as such or in parts.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Content {
     text: String,
     /// A part that is no text was among them.
     other: bool,
+}
+
+impl Message {
+    /// Without anything said.
+    #[must_use]
+    pub fn of(role: &str) -> Self {
+        Self {
+            role: role.to_owned(),
+            ..Self::default()
+        }
+    }
+}
+
+impl Content {
+    /// A text.
+    #[must_use]
+    pub fn of(text: String) -> Self {
+        Self { text, other: false }
+    }
 }
 
 #[derive(Deserialize)]
@@ -71,7 +90,7 @@ impl<'de> Deserialize<'de> for Content {
                 };
                 while let Some(part) = parts.next_element::<Part>()? {
                     match (part.kind.as_str(), part.text) {
-                        ("text", Some(text)) => content.text.push_str(&text),
+                        ("text" | "input_text" | "output_text", Some(text)) => content.text.push_str(&text),
                         _ => content.other = true,
                     }
                 }
@@ -83,11 +102,14 @@ impl<'de> Deserialize<'de> for Content {
     }
 }
 
-/// The conversation for the worker.
+/// The conversation for the worker. `place` is what the client calls the message of an index.
 ///
 /// # Errors
 /// 400 naming the message and its field.
-pub fn conversation(messages: Vec<Message>) -> Result<Vec<ChatMessage>, ApiError> {
+pub fn conversation(
+    messages: Vec<Message>,
+    place: impl Fn(usize) -> String,
+) -> Result<Vec<ChatMessage>, ApiError> {
     if messages.is_empty() {
         return Err(ApiError::invalid(
             Some("messages"),
@@ -97,12 +119,12 @@ pub fn conversation(messages: Vec<Message>) -> Result<Vec<ChatMessage>, ApiError
     messages
         .into_iter()
         .enumerate()
-        .map(|(index, found)| message(index, found))
+        .map(|(index, found)| message(|| place(index), found))
         .collect()
 }
 
-fn message(index: usize, message: Message) -> Result<ChatMessage, ApiError> {
-    let at = |field: &str| format!("messages[{index}].{field}");
+fn message(place: impl Fn() -> String, message: Message) -> Result<ChatMessage, ApiError> {
+    let at = |field: &str| format!("{}.{field}", place());
     let role = role(&message.role, || at("role"))?;
     for (field, asked) in [
         ("function_call", &message.function_call),
@@ -235,7 +257,9 @@ mod tests {
     use super::*;
 
     fn check(messages: Value) -> Result<Vec<ChatMessage>, ApiError> {
-        conversation(serde_json::from_value(messages).unwrap())
+        conversation(serde_json::from_value(messages).unwrap(), |index| {
+            format!("messages[{index}]")
+        })
     }
 
     #[test]

@@ -1,5 +1,5 @@
-//! `POST /v1/chat/completions` and `POST /v1/completions`: one body of code, since they differ only in how the prompt
-//! comes and how the text is wrapped.
+//! Answers: what all APIs share, and `POST /v1/chat/completions` and `POST /v1/completions` themselves, which differ only
+//! in how the prompt comes and how the text is wrapped.
 //!
 //! | module | what it is |
 //! |---|---|
@@ -13,30 +13,69 @@
 //! | [`kept`] | a value that is passed on as it came |
 //! | [`structure`] | what the answer must look like |
 //! | [`tools`] | `tools` and `tool_choice` |
+//! | [`template`] | what a chat template is told beside the messages |
 //! | [`logprobs`] | log-probabilities as they are sent |
 //! | [`bounded`] | lists and ignored values that a client cannot make too large |
 //! | [`check`] | from what was read to what is ordered |
 //! | [`order`] | the answers, from the model's groups |
 //! | [`objects`] | the objects that are sent |
-//! | [`whole`] | an answer as a whole |
-//! | [`sse`] | an answer as server-sent events |
-//! | [`handler`] | the handlers |
+//! | [`answer`] | one answer, as far as it has come |
+//! | [`output`] | the answers of these two routes, in chunks and whole |
+//! | [`sse`] | answers as server-sent events |
+//! | [`patience`] | how long a client waits for a group |
+//! | [`api`] | what differs between the APIs, and what happens to a request of any |
 
+pub mod answer;
+pub mod api;
 pub mod asked;
 pub mod bounded;
 pub mod check;
 pub mod fields;
-pub mod handler;
 pub mod kept;
 pub mod logprobs;
 pub mod messages;
 pub mod objects;
 pub mod order;
+pub mod output;
+pub mod patience;
 pub mod prompt;
 pub mod request;
 pub mod route;
 pub mod sampling;
 pub mod sse;
 pub mod structure;
+pub mod template;
 pub mod tools;
-pub mod whole;
+
+use api::Api;
+use check::{Checked, UsageEvents};
+use order::Envelope;
+use output::Output;
+use request::Request;
+use route::Route;
+
+use crate::error::ApiError;
+
+/// Chat or text completion.
+#[derive(Debug, Clone, Copy)]
+pub struct Completion(pub Route);
+
+impl Api for Completion {
+    type Request = Request;
+    type Form = UsageEvents;
+    type Output = Output;
+
+    fn route(&self) -> Route {
+        self.0
+    }
+
+    fn check(&self, request: Request) -> Result<(Checked, UsageEvents), ApiError> {
+        let checked = check::check(self.0, request)?;
+        let usage = checked.usage;
+        Ok((checked, usage))
+    }
+
+    fn output(&self, usage: UsageEvents, envelope: Envelope) -> Output {
+        Output::new(self.0, usage, envelope)
+    }
+}

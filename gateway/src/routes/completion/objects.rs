@@ -118,7 +118,8 @@ impl<'a> Choice<'a> {
             ..Self::default()
         };
         match route {
-            Route::Chat => {
+            Route::Text => choice.text = Some(text),
+            _ => {
                 choice.message = Some(Message {
                     role: "assistant",
                     content: (!text.is_empty() || calls.is_empty()).then_some(text),
@@ -126,7 +127,6 @@ impl<'a> Choice<'a> {
                     tool_calls: calls,
                 });
             }
-            Route::Text => choice.text = Some(text),
         }
         choice
     }
@@ -139,13 +139,13 @@ impl<'a> Choice<'a> {
             ..Self::default()
         };
         match route {
-            Route::Chat => {
+            Route::Text => choice.text = Some(text.unwrap_or_default()),
+            _ => {
                 choice.delta = Some(Delta {
                     content: text,
                     ..Delta::default()
                 });
             }
-            Route::Text => choice.text = Some(text.unwrap_or_default()),
         }
         choice
     }

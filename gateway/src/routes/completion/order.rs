@@ -15,6 +15,7 @@ use super::route::Route;
 use crate::Gateway;
 use crate::discovery::Deployment;
 use crate::error::ApiError;
+use crate::keys::Scope;
 use crate::relay::{Delta, Relay, Wishes};
 
 /// Most bytes of the messages to the workers for one request, over all its answers: the texts of a request are never
@@ -24,7 +25,7 @@ const MESSAGE_BYTES: usize = MAX_REQUEST_BYTES;
 /// What all objects of one answer carry.
 #[derive(Debug, Clone)]
 pub struct Envelope {
-    /// `chatcmpl-…` or `cmpl-…`; also the worker's request id.
+    /// `chatcmpl-…`, `cmpl-…`, `resp_…` or `msg_…`; also the worker's request id.
     pub id: String,
     /// Unix seconds.
     pub created: u64,
@@ -40,8 +41,18 @@ impl Envelope {
     /// The id of a call of an answer. It follows from the answer's own id, so that it is the same whoever goes on with the answer.
     #[must_use]
     pub fn call_id(&self, choice: usize, call: u32) -> String {
-        let id = self.id.rsplit('-').next().unwrap_or_default();
-        format!("call_{id}{choice:02x}{call:02x}")
+        format!("call_{}{choice:02x}{call:02x}", self.bare_id())
+    }
+
+    /// The id of an item of the answer.
+    #[must_use]
+    pub fn item_id(&self, prefix: &str, item: usize) -> String {
+        format!("{prefix}_{}{item:02x}", self.bare_id())
+    }
+
+    /// The id without the word for its kind.
+    fn bare_id(&self) -> &str {
+        self.id.rsplit(['-', '_']).next().unwrap_or_default()
     }
 }
 
@@ -51,13 +62,13 @@ pub type Piece = (usize, Result<Delta, ApiError>);
 /// The pieces of all answers, as they come.
 pub type Pieces = SelectAll<Pin<Box<dyn Stream<Item = Piece> + Send>>>;
 
-/// The deployment that serves a model.
+/// The deployment that serves a model, among those that the caller sees.
 ///
 /// # Errors
 /// 404 when there is none, 503 when the gateway does not know yet.
-pub fn deployment(gateway: &Gateway, model: &str) -> Result<Deployment, ApiError> {
+pub fn deployment(gateway: &Gateway, scope: &Scope, model: &str) -> Result<Deployment, ApiError> {
     let snapshot = gateway.directory.snapshot();
-    match snapshot.by_model(model) {
+    match snapshot.by_model_in(model, scope) {
         Some(deployment) => Ok(deployment.clone()),
         None if snapshot.complete => Err(ApiError::unknown_model(model)),
         None => Err(ApiError::unavailable(
@@ -83,8 +94,13 @@ pub fn order(
         prompts,
         n,
         mut sampling,
+        session,
         ..
     } = checked;
+    let wishes = Wishes {
+        session: wishes.session.or(session),
+        ..wishes.clone()
+    };
     let choices = prompts.len() * n;
     let prompt_bytes: usize = prompts.iter().map(Prompt::encoded_len).sum();
     let bytes = prompt_bytes
@@ -95,7 +111,7 @@ pub fn order(
     }
     let random = || getrandom::u64().map_err(|_| ApiError::internal("The system gave no random numbers."));
     let envelope = Envelope {
-        id: format!("{}-{:016x}{:016x}", route.id_prefix(), random()?, random()?),
+        id: format!("{}{:016x}{:016x}", route.id_prefix(), random()?, random()?),
         created: SystemTime::now()
             .duration_since(UNIX_EPOCH)
             .map_or(0, |since| since.as_secs()),
@@ -108,6 +124,7 @@ pub fn order(
         None => random()?,
     };
     sampling.model.clone_from(&deployment.model);
+    sampling.template_time = i64::try_from(envelope.created).unwrap_or_default();
     gateway.demand.arrived(&deployment.key);
     let relays = (0..choices).map(|index| {
         let (prompt, answer) = (index / n, index % n);

@@ -1,6 +1,7 @@
 //! A request as it is read, field by field, by the table of fields.
 
 use std::fmt;
+use std::marker::PhantomData;
 
 use serde::Deserialize;
 use serde::de::{DeserializeSeed, Deserializer, Error, MapAccess, Visitor};
@@ -13,7 +14,7 @@ use super::messages::{MAX_MESSAGES, Message};
 use super::prompt::Prompts;
 use super::route::Route;
 use super::sampling::{Biases, Sampling, Words};
-use super::{structure, tools};
+use super::{structure, template, tools};
 
 /// What was read. Absent and null are the same.
 #[derive(Debug, Clone, Default, PartialEq)]
@@ -30,6 +31,11 @@ pub struct Request {
     pub sampling: Sampling,
     pub structure: structure::Asked,
     pub tools: tools::Asked,
+    pub template: template::Asked,
+    pub echo: Option<bool>,
+    pub prompt_cache_key: Option<String>,
+    pub cache_salt: Option<String>,
+    pub add_special_tokens: Option<bool>,
     /// The first field that asks for something that is not built, and what to do instead.
     pub refused: Option<(&'static str, &'static str)>,
 }
@@ -45,29 +51,55 @@ pub struct StreamOptions {
     pub continuous_usage_stats: Option<bool>,
 }
 
-/// Reads a request of this route.
+/// A request that is read field by field.
+pub trait Take: Default {
+    /// Read the value of a used field. False, and nothing is read, when there is no such field.
+    ///
+    /// # Errors
+    /// The value is not as expected.
+    fn take<'de, A: MapAccess<'de>>(&mut self, name: &str, map: &mut A) -> Result<bool, A::Error>;
+
+    /// The first field that asks for something that is not built, and what to do instead.
+    fn refused(&mut self) -> &mut Option<(&'static str, &'static str)>;
+}
+
+/// Reads a request of a route.
 #[derive(Debug, Clone, Copy)]
-pub struct Reader(pub Route);
+pub struct Reader<T> {
+    route: Route,
+    request: PhantomData<T>,
+}
 
-impl<'de> DeserializeSeed<'de> for Reader {
-    type Value = Request;
+impl<T> Reader<T> {
+    /// For this route.
+    #[must_use]
+    pub fn new(route: Route) -> Self {
+        Self {
+            route,
+            request: PhantomData,
+        }
+    }
+}
 
-    fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<Request, D::Error> {
+impl<'de, T: Take> DeserializeSeed<'de> for Reader<T> {
+    type Value = T;
+
+    fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<T, D::Error> {
         deserializer.deserialize_map(self)
     }
 }
 
-impl<'de> Visitor<'de> for Reader {
-    type Value = Request;
+impl<'de, T: Take> Visitor<'de> for Reader<T> {
+    type Value = T;
 
     fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("a JSON object")
     }
 
-    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Request, A::Error> {
-        let mut request = Request::default();
+    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<T, A::Error> {
+        let mut request = T::default();
         let mut has_model = false;
-        while let Some(field) = map.next_key_seed(Name(self.0))? {
+        while let Some(field) = map.next_key_seed(Name(self.route))? {
             match field.map(|field| (field.name, field.treatment)) {
                 Some((name, Treatment::Used(_))) => {
                     has_model |= name == "model";
@@ -80,7 +112,7 @@ impl<'de> Visitor<'de> for Reader {
                 Some((name, Treatment::Refused(harmless, instead))) => {
                     let asked: Asked = map.next_value()?;
                     if !harmless.covers(&asked) {
-                        request.refused.get_or_insert((name, instead));
+                        request.refused().get_or_insert((name, instead));
                     }
                 }
                 Some((_, Treatment::Accepted(_))) | None => map.next_value_seed(Ignored::FIELD)?,
@@ -117,8 +149,11 @@ impl Visitor<'_> for Name {
     }
 }
 
-impl Request {
-    /// Read the value of a used field. False, and nothing is read, when there is no such field.
+impl Take for Request {
+    fn refused(&mut self) -> &mut Option<(&'static str, &'static str)> {
+        &mut self.refused
+    }
+
     fn take<'de, A: MapAccess<'de>>(&mut self, name: &str, map: &mut A) -> Result<bool, A::Error> {
         let sampling = &mut self.sampling;
         match name {
@@ -158,6 +193,12 @@ impl Request {
             "skip_special_tokens" => sampling.skip_special = map.next_value()?,
             "logprobs" => sampling.logprobs = map.next_value()?,
             "top_logprobs" => sampling.top_logprobs = map.next_value()?,
+            "cache_salt" => self.cache_salt = map.next_value()?,
+            "prompt_cache_key" => self.prompt_cache_key = map.next_value()?,
+            "echo" => self.echo = map.next_value()?,
+            "add_special_tokens" => self.add_special_tokens = map.next_value()?,
+            "add_generation_prompt" => self.template.add_generation_prompt = map.next_value()?,
+            "continue_final_message" => self.template.continue_final_message = map.next_value()?,
             "parallel_tool_calls" => self.tools.parallel_tool_calls = map.next_value()?,
             _ => return self.keep(name, map),
         }
@@ -177,6 +218,7 @@ impl Request {
             "guided_grammar" => &mut self.structure.guided_grammar,
             "tools" => &mut self.tools.tools,
             "tool_choice" => &mut self.tools.tool_choice,
+            "chat_template_kwargs" => &mut self.template.chat_template_kwargs,
             _ => return Ok(false),
         };
         *place = map.next_value()?;
@@ -189,7 +231,7 @@ mod tests {
     use super::*;
 
     fn read(route: Route, body: &str) -> Result<Request, serde_json::Error> {
-        Reader(route).deserialize(&mut serde_json::Deserializer::from_str(body))
+        Reader::new(route).deserialize(&mut serde_json::Deserializer::from_str(body))
     }
 
     #[test]

@@ -1,5 +1,8 @@
 //! What differs between the two routes.
 
+use super::fields::{FIELDS, Field};
+use crate::routes::{messages, responses};
+
 /// A route.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Route {
@@ -7,6 +10,10 @@ pub enum Route {
     Chat,
     /// `POST /v1/completions`.
     Text,
+    /// `POST /v1/responses`.
+    Responses,
+    /// `POST /v1/messages`.
+    Messages,
 }
 
 impl Route {
@@ -16,6 +23,8 @@ impl Route {
         match self {
             Self::Chat => "chat_completions",
             Self::Text => "completions",
+            Self::Responses => "responses",
+            Self::Messages => "messages",
         }
     }
 
@@ -23,8 +32,10 @@ impl Route {
     #[must_use]
     pub fn id_prefix(self) -> &'static str {
         match self {
-            Self::Chat => "chatcmpl",
-            Self::Text => "cmpl",
+            Self::Chat => "chatcmpl-",
+            Self::Text => "cmpl-",
+            Self::Responses => "resp_",
+            Self::Messages => "msg_",
         }
     }
 
@@ -35,6 +46,18 @@ impl Route {
             (Self::Chat, false) => "chat.completion",
             (Self::Chat, true) => "chat.completion.chunk",
             (Self::Text, _) => "text_completion",
+            (Self::Responses, _) => "response",
+            (Self::Messages, _) => "message",
+        }
+    }
+
+    /// Every field of its requests.
+    #[must_use]
+    pub fn fields(self) -> &'static [Field] {
+        match self {
+            Self::Chat | Self::Text => FIELDS,
+            Self::Responses => responses::fields::FIELDS,
+            Self::Messages => messages::fields::FIELDS,
         }
     }
 
@@ -42,8 +65,9 @@ impl Route {
     #[must_use]
     pub fn prompt(self) -> &'static str {
         match self {
-            Self::Chat => "messages",
+            Self::Chat | Self::Messages => "messages",
             Self::Text => "prompt",
+            Self::Responses => "input",
         }
     }
 }

@@ -199,15 +199,15 @@ impl Sampling {
             Err(ApiError::invalid(Some("logprobs"), message))
         };
         let asked = match (route, &self.logprobs) {
-            (_, None | Some(Asked::Null)) | (Route::Chat, Some(Asked::Flag(false))) => None,
-            (Route::Chat, Some(Asked::Flag(true))) => Some(self.top_logprobs.unwrap_or(0)),
+            (_, None | Some(Asked::Null)) => None,
             (Route::Text, Some(Asked::Number(number))) if number.fract() == 0.0 => {
                 #[expect(clippy::cast_possible_truncation, reason = "it is bounded next")]
                 let most = *number as i64;
                 return count("logprobs", most, MAX_LOGPROBS).map(Some);
             }
-            (Route::Chat, _) => return wrong("true or false"),
             (Route::Text, _) => return wrong("a whole number"),
+            (_, Some(Asked::Flag(wanted))) => wanted.then(|| self.top_logprobs.unwrap_or(0)),
+            (_, _) => return wrong("true or false"),
         };
         match (asked, self.top_logprobs.unwrap_or(0)) {
             (Some(most), _) => count("top_logprobs", most, MAX_LOGPROBS).map(Some),
@@ -340,10 +340,24 @@ mod tests {
         assert_eq!(request.logit_bias[&7], -100.0);
     }
 
+    type Change = fn(&mut Sampling);
+
+    /// Each change makes an error that names the parameter and has these words.
+    fn refuses(cases: &[(Change, &str, &str)]) {
+        for (change, param, words) in cases {
+            let mut sampling = Sampling::default();
+            change(&mut sampling);
+            let error = apply(sampling).unwrap_err();
+            assert!(
+                error.param.as_deref() == Some(param) && error.message.contains(words),
+                "{error:?}"
+            );
+        }
+    }
+
     #[test]
-    fn each_mistake_gets_its_sentence() {
-        type Change = fn(&mut Sampling);
-        let cases: &[(Change, &str, &str)] = &[
+    fn numbers_out_of_range_get_a_sentence() {
+        refuses(&[
             (
                 |s| s.max_tokens = Some((0, "max_completion_tokens")),
                 "max_completion_tokens",
@@ -375,6 +389,12 @@ mod tests {
                 "frequency_penalty",
                 "from -2 to 2",
             ),
+        ]);
+    }
+
+    #[test]
+    fn lists_out_of_bounds_get_a_sentence() {
+        refuses(&[
             (
                 |s| s.logit_bias = Some(BTreeMap::from([("a".to_owned(), 1.0)])),
                 "logit_bias",
@@ -405,15 +425,6 @@ mod tests {
                 "stop_token_ids",
                 "at most 1024",
             ),
-        ];
-        for (change, param, words) in cases {
-            let mut sampling = Sampling::default();
-            change(&mut sampling);
-            let error = apply(sampling).unwrap_err();
-            assert!(
-                error.param.as_deref() == Some(param) && error.message.contains(words),
-                "{error:?}"
-            );
-        }
+        ]);
     }
 }

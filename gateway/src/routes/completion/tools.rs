@@ -2,13 +2,14 @@
 
 use llamero_proto::v1::{ChatPrompt, ToolChoice};
 use serde::Deserialize;
+use serde_json::Value;
 
 use super::bounded::Bounded;
 use super::kept::Kept;
 use crate::error::ApiError;
 
 /// Most tools.
-const MAX_TOOLS: usize = 128;
+pub const MAX_TOOLS: usize = 128;
 /// Longest name of a tool.
 const MAX_NAME: usize = 64;
 
@@ -62,6 +63,22 @@ impl Asked {
         prompt.one_tool_call = self.parallel_tool_calls == Some(false);
         Ok(())
     }
+}
+
+/// A tool in the form of chat completion; the parameters keep the client's order.
+#[must_use]
+pub fn function_json(name: &str, description: Option<&str>, parameters: Option<&Kept>) -> String {
+    let mut json = format!(
+        "{{\"type\":\"function\",\"function\":{{\"name\":{}",
+        Value::from(name)
+    );
+    if let Some(description) = description {
+        json += &format!(",\"description\":{}", Value::from(description));
+    }
+    if let Some(Kept(parameters)) = parameters {
+        json += &format!(",\"parameters\":{parameters}");
+    }
+    json + "}}"
 }
 
 fn names(tools: &Kept) -> Result<Vec<String>, ApiError> {
@@ -121,7 +138,7 @@ fn chosen(choice: &str, names: &[String]) -> Result<String, ApiError> {
 
 #[cfg(test)]
 mod tests {
-    use serde_json::{Value, json};
+    use serde_json::json;
 
     use super::*;
 

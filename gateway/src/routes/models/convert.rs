@@ -4,6 +4,7 @@ use std::collections::BTreeSet;
 
 use super::types::{Model, ModelList};
 use crate::discovery::{Deployment, Snapshot};
+use crate::keys::Scope;
 
 /// A deployment as a model. Deployments at zero are listed too: a request wakes them.
 #[must_use]
@@ -13,19 +14,20 @@ pub fn model(deployment: &Deployment) -> Model {
         object: "model",
         created: deployment.created,
         owned_by: deployment.key.to_string(),
+        max_model_len: deployment.max_context,
     }
 }
 
-/// Every model once, by name.
+/// Every model in a scope once, by name.
 #[must_use]
-pub fn list(snapshot: &Snapshot) -> ModelList {
+pub fn list(snapshot: &Snapshot, scope: &Scope) -> ModelList {
     let names: BTreeSet<&str> = snapshot
         .deployments()
         .map(|deployment| deployment.model.as_str())
         .collect();
     let data = names
         .into_iter()
-        .filter_map(|name| snapshot.by_model(name))
+        .filter_map(|name| snapshot.by_model_in(name, scope))
         .map(model)
         .collect();
     ModelList { object: "list", data }

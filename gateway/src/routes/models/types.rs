@@ -13,6 +13,9 @@ pub struct Model {
     pub created: i64,
     /// Namespace and name of its deployment.
     pub owned_by: String,
+    /// vLLM's: the longest context in tokens, if it is known.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub max_model_len: Option<u32>,
 }
 
 /// All models.

@@ -27,6 +27,20 @@ impl Prompt {
             .map(|(start, (end, control))| (&self.text[start..end], control))
     }
 
+    /// Cut off what stands behind the last occurrence of `text`, as transformers does to go on with a message. Templates may trim
+    /// messages, so white space around `text` need not be there. False, and nothing is cut, when it does not occur or is empty.
+    pub fn end_behind(&mut self, text: &str) -> bool {
+        let trimmed = text.trim();
+        let found = self.text.rfind(trimmed).filter(|_| !trimmed.is_empty());
+        let Some(start) = found else { return false };
+        let behind = &text[text.len() - text.trim_start().len()..];
+        let whole = self.text[start..].starts_with(behind);
+        let end = start + if whole { behind.len() } else { trimmed.len() };
+        self.text.truncate(end);
+        self.control.retain(|(range, _)| range.end <= end);
+        true
+    }
+
     /// Add a character of text.
     pub(super) fn push(&mut self, character: char) {
         self.text.push(character);
@@ -59,5 +73,24 @@ mod tests {
         assert_eq!(prompt.text(), "<s>a<s>b</s>");
         let stretches: Vec<_> = prompt.stretches().collect();
         assert_eq!(stretches, [("", Some(7)), ("a<s>b", Some(8)), ("", None)]);
+    }
+
+    #[test]
+    fn a_prompt_ends_behind_the_last_occurrence() {
+        let cut = |text: &str| {
+            let mut prompt = Prompt::default();
+            prompt.push_str("say hi");
+            prompt.push_control("</s>", 8);
+            prompt.push_str("hi there ");
+            prompt.push_control("</s>", 8);
+            let found = prompt.end_behind(text);
+            (found, prompt.text().to_owned(), prompt.stretches().count())
+        };
+        assert_eq!(cut("hi"), (true, "say hi</s>hi".to_owned(), 2));
+        assert_eq!(cut(" hi there "), (true, "say hi</s>hi there ".to_owned(), 2));
+        assert_eq!(cut("hi there\n"), (true, "say hi</s>hi there".to_owned(), 2));
+        for nothing in ["ho", "", " "] {
+            assert_eq!(cut(nothing), (false, "say hi</s>hi there </s>".to_owned(), 3));
+        }
     }
 }

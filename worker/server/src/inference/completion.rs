@@ -7,7 +7,8 @@ use futures::Stream;
 use llamero_engine::text::tool_calls::ToolPiece;
 use llamero_proto::v1::completion_server::Completion;
 use llamero_proto::v1::{
-    CompletionChunk, CompletionRequest, Finish, FinishReason, TokenLogprob, ToolCallDelta,
+    CompletionChunk, CompletionRequest, Detokenized, Finish, FinishReason, TokenIds, TokenLogprob, Tokenized,
+    ToolCallDelta,
 };
 use prost::Message as _;
 use tonic::{Request, Response, Status};
@@ -15,7 +16,7 @@ use tonic::{Request, Response, Status};
 use super::Services;
 use super::answer::{Answer, Chunk, Ending, Logprob};
 use super::model::Model;
-use super::prepare::prepare;
+use super::prepare::{Prepared, prepare, prompt};
 
 #[tonic::async_trait]
 impl Completion for Services {
@@ -33,7 +34,7 @@ impl Completion for Services {
         let model = Arc::clone(&self.model);
         let stops = request.stop_token_ids.clone();
         let prepare = move || prepare(&model, request);
-        let opening = self.text_workers.run(bytes, prepare).await?;
+        let Prepared { opening, prompt_text } = self.text_workers.run(bytes, prepare).await?;
         let resumed = u32::try_from(opening.request().resume_tokens.len()).unwrap_or(u32::MAX);
         let mut answer = Answer::begin(&self.engine, opening, entry.abort.clone())?;
         answer.accepted().await?;
@@ -42,6 +43,7 @@ impl Completion for Services {
             prompt_tokens,
             output_tokens: resumed,
             content_identity: self.model.content_identity.clone(),
+            prompt_text,
             ..CompletionChunk::default()
         };
         let model = Arc::clone(&self.model);
@@ -60,6 +62,34 @@ impl Completion for Services {
         });
         let chunks = futures::StreamExt::chain(futures::stream::iter([Ok(first)]), rest);
         Ok(Response::new(Box::pin(chunks)))
+    }
+
+    async fn tokenize(&self, request: Request<CompletionRequest>) -> Result<Response<Tokenized>, Status> {
+        let mut request = request.into_inner();
+        let bytes = request.encoded_len();
+        self.model.check_name(&request.model)?;
+        let model = Arc::clone(&self.model);
+        let work = move || {
+            let (ids, _) = prompt(&model, &mut request)?;
+            let pieces = ids.iter().map(|id| model.tokenizer.bytes(*id).to_vec());
+            Ok(Tokenized {
+                pieces: pieces.collect(),
+                ids,
+                max_context: model.limits.max_context,
+            })
+        };
+        Ok(Response::new(self.text_workers.run(bytes, work).await?))
+    }
+
+    async fn detokenize(&self, request: Request<TokenIds>) -> Result<Response<Detokenized>, Status> {
+        let tokens = request.into_inner();
+        let bytes = tokens.encoded_len();
+        let model = Arc::clone(&self.model);
+        let work = move || {
+            let text = model.text_of(&tokens.ids)?;
+            Ok(Detokenized { text })
+        };
+        Ok(Response::new(self.text_workers.run(bytes, work).await?))
     }
 }
 
@@ -85,6 +115,7 @@ fn message(model: &Model, prompt_tokens: u32, asked_stops: &[u32], chunk: Chunk)
         token_ids: chunk.token_ids,
         finish,
         content_identity: String::new(),
+        prompt_text: String::new(),
         logprobs: chunk
             .logprobs
             .into_iter()

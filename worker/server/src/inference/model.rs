@@ -9,9 +9,11 @@ use llamero_engine::runtime;
 use llamero_engine::structured::{Form, FormError, Grammars, TokenConstraint};
 use llamero_engine::text::tool_calls::{self, ToolTexts};
 use llamero_engine::text::{
-    ChatTemplate, ChatTemplateError, Conversation, GenerationRequest, RequestDraft, RequestLimits, Tokenizer,
+    ChatTemplate, ChatTemplateError, Conversation, GenerationRequest, Prompt, RequestDraft, RequestLimits,
+    Tokenizer,
 };
-use serde_json::Value;
+use llamero_proto::v1::{ChatMessage, ChatPrompt};
+use serde_json::{Value, json};
 use tonic::metadata::{MetadataMap, MetadataValue};
 use tonic::{Code, Status};
 
@@ -123,48 +125,86 @@ impl Model {
         )))
     }
 
-    /// Tokens of a plain text. Names of special tokens in it become those tokens, since whoever sends a plain text writes the whole
-    /// prompt, with the turns of a conversation if there are any.
+    /// Tokens of a plain text, behind the begin-of-text token if `add_special`. Names of special tokens in it become those tokens, since
+    /// whoever sends a plain text writes the whole prompt, with the turns of a conversation if there are any.
     ///
     /// # Errors
     /// INVALID_ARGUMENT.
-    pub fn tokens_of_text(&self, text: &str) -> Result<Vec<u32>, Status> {
-        self.tokenizer.encode(text, true).map_err(invalid)
+    pub fn tokens_of_text(&self, text: &str, add_special: bool) -> Result<Vec<u32>, Status> {
+        self.tokenizer.encode(text, add_special).map_err(invalid)
     }
 
-    /// Tokens of a conversation.
+    /// The text of tokens, those that steer the model by name.
+    ///
+    /// # Errors
+    /// INVALID_ARGUMENT for a token that the model does not have.
+    pub fn text_of(&self, tokens: &[u32]) -> Result<String, Status> {
+        let size = self.limits.vocab_size;
+        match tokens.iter().find(|&&token| token >= size) {
+            None => {
+                let bytes = tokens.iter().flat_map(|&token| self.tokenizer.bytes(token));
+                let bytes: Vec<u8> = bytes.copied().collect();
+                Ok(String::from_utf8_lossy(&bytes).into_owned())
+            }
+            Some(token) => Err(blame(
+                "tokens",
+                &format!(
+                    "there is no token {token}; the model has the tokens 0 to {}",
+                    size.saturating_sub(1)
+                ),
+            )),
+        }
+    }
+
+    /// The prompt of a conversation at a time in seconds since 1970, or now.
     ///
     /// # Errors
     /// FAILED_PRECONDITION when the model has no chat template, INVALID_ARGUMENT when the template refuses, OUT_OF_RANGE when the
     /// prompt must be longer than the context.
-    pub fn tokens_of_chat(&self, messages: Vec<Value>, tools_json: &str) -> Result<Vec<u32>, Status> {
+    pub fn render(&self, chat: ChatPrompt, time: i64) -> Result<Prompt, Status> {
         let template = self
             .chat_template
             .as_ref()
             .map_err(|why| Status::failed_precondition(why.clone()))?;
-        let tools_json = (!tools_json.is_empty()).then_some(tools_json);
+        let final_message = chat
+            .continue_final_message
+            .then(|| last_content(&chat))
+            .transpose()?;
+        let tools_json = (!chat.tools_json.is_empty()).then_some(chat.tools_json.as_str());
         let texts = if template.knows_tools() {
             ToolTexts::Template
         } else {
             ToolTexts::Messages
         };
+        let messages = chat.messages.into_iter().map(message).collect::<Result<_, _>>()?;
         let messages = &tool_calls::conversation(messages, tools_json, texts).map_err(invalid)?;
-        let now = jiff::Timestamp::now()
-            .to_zoned(jiff::tz::TimeZone::UTC)
-            .datetime();
         let conversation = Conversation {
             messages,
             tools_json,
-            variables_json: None,
-            add_generation_prompt: true,
-            now,
+            variables_json: (!chat.variables_json.is_empty()).then_some(chat.variables_json.as_str()),
+            add_generation_prompt: !(chat.no_generation_prompt || chat.continue_final_message),
+            now: date(time)?,
         };
-        let prompt = template.render(&conversation).map_err(invalid)?;
+        let mut prompt = template.render(&conversation).map_err(invalid)?;
+        if let Some(text) = final_message
+            && !prompt.end_behind(&text)
+        {
+            let message = "'continue_final_message' needs a last message whose content the chat template writes as it is";
+            return Err(blame("continue_final_message", message));
+        }
         self.check_length(prompt.text())?;
+        Ok(prompt)
+    }
+
+    /// Tokens of a rendered conversation.
+    ///
+    /// # Errors
+    /// INVALID_ARGUMENT.
+    pub fn tokens_of_chat(&self, prompt: &Prompt) -> Result<Vec<u32>, Status> {
         // The template has written what stands around a text already.
         let tokens = match self.parse_special_tokens {
             true => self.tokenizer.encode(prompt.text(), false),
-            false => self.tokenizer.encode_prompt(&prompt),
+            false => self.tokenizer.encode_prompt(prompt),
         };
         tokens.map_err(invalid)
     }
@@ -223,6 +263,37 @@ impl Model {
                 false => blame(error.parameter(), &error.to_string()),
             })
     }
+}
+
+/// A message as a template sees it.
+fn message(message: ChatMessage) -> Result<Value, Status> {
+    if message.json.is_empty() {
+        return Ok(json!({"role": message.role, "content": message.content}));
+    }
+    serde_json::from_str(&message.json)
+        .map_err(|error| blame("messages", &format!("a message is not JSON: {error}")))
+}
+
+/// The text that the model is to go on with.
+fn last_content(chat: &ChatPrompt) -> Result<String, Status> {
+    let last = chat.messages.last().cloned().unwrap_or_default();
+    let last = message(last)?;
+    let content = last.get("content").and_then(Value::as_str).unwrap_or_default();
+    if content.trim().is_empty() {
+        let message = "'continue_final_message' needs a last message with a text to go on with";
+        return Err(blame("continue_final_message", message));
+    }
+    Ok(content.to_owned())
+}
+
+/// What a template's date is.
+fn date(seconds: i64) -> Result<jiff::civil::DateTime, Status> {
+    let time = match seconds {
+        0 => Ok(jiff::Timestamp::now()),
+        _ => jiff::Timestamp::from_second(seconds),
+    };
+    let time = time.map_err(|error| blame("template_time", &error.to_string()))?;
+    Ok(time.to_zoned(jiff::tz::TimeZone::UTC).datetime())
 }
 
 /// INVALID_ARGUMENT; the metadata `parameter` names the one at fault.

@@ -3,9 +3,9 @@
 use llamero_engine::runtime::Sharing;
 use llamero_engine::structured::Form;
 use llamero_engine::text::RequestDraft;
-use llamero_proto::v1::completion_request::Prompt;
+use llamero_proto::v1::completion_request::Prompt as Sent;
 use llamero_proto::v1::structure;
-use llamero_proto::v1::{ChatMessage, ChatPrompt, CompletionRequest, Structure, ToolChoice};
+use llamero_proto::v1::{ChatPrompt, CompletionRequest, Structure, ToolChoice};
 use serde_json::{Value, json};
 use tonic::Status;
 
@@ -21,9 +21,9 @@ const MAX_TOOLS: usize = 128;
 ///
 /// # Errors
 /// INVALID_ARGUMENT and FAILED_PRECONDITION.
-pub fn prepare(model: &Model, mut request: CompletionRequest) -> Result<Opening, Status> {
+pub fn prepare(model: &Model, mut request: CompletionRequest) -> Result<Prepared, Status> {
     let offered = match &request.prompt {
-        Some(Prompt::Chat(chat)) if !chat.tools_json.is_empty() => Some(Offered::read(chat)?),
+        Some(Sent::Chat(chat)) if !chat.tools_json.is_empty() => Some(Offered::read(chat)?),
         _ => None,
     };
     let mut form = request.structure.take().map(form).transpose()?;
@@ -43,7 +43,8 @@ pub fn prepare(model: &Model, mut request: CompletionRequest) -> Result<Opening,
         return Err(blame("ignore_eos", &message));
     }
     let sharing = Sharing::With(std::mem::take(&mut request.cache_salt));
-    let draft = draft(model, request)?;
+    let (tokens, text) = prompt(model, &mut request)?;
+    let draft = draft(model, tokens, request)?;
     let resumed = draft.resume_tokens.clone();
     let request = model.validate(draft)?;
     let constraint = form
@@ -55,7 +56,18 @@ pub fn prepare(model: &Model, mut request: CompletionRequest) -> Result<Opening,
         tools,
         sharing,
     };
-    Ok(Opening::new(model, request, wishes))
+    Ok(Prepared {
+        opening: Opening::new(model, request, wishes),
+        prompt_text: text.unwrap_or_default(),
+    })
+}
+
+/// What an answer begins with.
+pub struct Prepared {
+    /// The request for the engine, and what restricts and reads its answer.
+    pub opening: Opening,
+    /// The prompt's text if the client wants it back.
+    pub prompt_text: String,
 }
 
 /// The tools of a request.
@@ -109,17 +121,17 @@ impl Offered {
 }
 
 fn form(structure: Structure) -> Result<(Form, String), Status> {
-    use structure::Form as Sent;
+    use structure::Form as Asked;
     let parameter = if structure.parameter.is_empty() {
         "structure".to_owned()
     } else {
         structure.parameter
     };
     let form = match structure.form {
-        Some(Sent::JsonSchema(schema)) => Form::Json(schema),
-        Some(Sent::Regex(regex)) => Form::Regex(regex),
-        Some(Sent::Choices(choices)) => Form::Choice(choices.texts),
-        Some(Sent::Lark(lark)) => Form::Lark(lark),
+        Some(Asked::JsonSchema(schema)) => Form::Json(schema),
+        Some(Asked::Regex(regex)) => Form::Regex(regex),
+        Some(Asked::Choices(choices)) => Form::Choice(choices.texts),
+        Some(Asked::Lark(lark)) => Form::Lark(lark),
         None => {
             return Err(blame(
                 &parameter,
@@ -130,23 +142,36 @@ fn form(structure: Structure) -> Result<(Form, String), Status> {
     Ok((form, parameter))
 }
 
-fn draft(model: &Model, request: CompletionRequest) -> Result<RequestDraft, Status> {
-    let prompt = match request.prompt {
-        Some(Prompt::Text(text)) => {
+/// Take the prompt out of a request: its tokens, and its text if it is wanted.
+///
+/// # Errors
+/// INVALID_ARGUMENT, FAILED_PRECONDITION and OUT_OF_RANGE.
+pub fn prompt(model: &Model, request: &mut CompletionRequest) -> Result<(Vec<u32>, Option<String>), Status> {
+    let echo = request.echo;
+    Ok(match request.prompt.take() {
+        Some(Sent::Text(text)) => {
             model.check_length(&text)?;
-            model.tokens_of_text(&text)?
+            let tokens = model.tokens_of_text(&text, !request.no_special_tokens)?;
+            (tokens, echo.then_some(text))
         }
-        Some(Prompt::TokenIds(tokens)) => tokens.ids,
-        Some(Prompt::Chat(chat)) => {
-            let messages = chat.messages.into_iter().map(message).collect::<Result<_, _>>()?;
-            model.tokens_of_chat(messages, &chat.tools_json)?
+        Some(Sent::TokenIds(tokens)) => {
+            let text = echo.then(|| model.text_of(&tokens.ids)).transpose()?;
+            (tokens.ids, text)
+        }
+        Some(Sent::Chat(chat)) => {
+            let prompt = model.render(chat, request.template_time)?;
+            let text = echo.then(|| prompt.text().to_owned());
+            (model.tokens_of_chat(&prompt)?, text)
         }
         None => {
             return Err(Status::invalid_argument(
                 "there is no prompt; send text, token_ids or chat",
             ));
         }
-    };
+    })
+}
+
+fn draft(model: &Model, prompt: Vec<u32>, request: CompletionRequest) -> Result<RequestDraft, Status> {
     Ok(RequestDraft {
         prompt,
         max_tokens: request.max_tokens,
@@ -168,14 +193,6 @@ fn draft(model: &Model, request: CompletionRequest) -> Result<RequestDraft, Stat
         show_special_tokens: request.show_special_tokens,
         resume_tokens: request.resume_token_ids,
     })
-}
-
-fn message(message: ChatMessage) -> Result<Value, Status> {
-    if message.json.is_empty() {
-        return Ok(json!({"role": message.role, "content": message.content}));
-    }
-    serde_json::from_str(&message.json)
-        .map_err(|error| blame("messages", &format!("a message is not JSON: {error}")))
 }
 
 /// A word in the middle of a text is other tokens than at its beginning: both are banned.

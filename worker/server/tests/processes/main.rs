@@ -6,11 +6,13 @@
     reason = "helpers of tests may panic as tests may"
 )]
 
+mod exact_streams;
 mod faults;
 mod harness;
 mod hub;
 mod lifecycle;
 mod pods;
+mod prompts;
 mod requests;
 mod sharding;
 mod structured;

@@ -38,7 +38,7 @@ pub fn draft(model: &Model, request: GenerateRequest) -> Result<(RequestDraft, O
             if keep == 0 {
                 model.check_length(&text)?;
             }
-            model.tokens_of_text(&text)?
+            model.tokens_of_text(&text, true)?
         }
         Some(Prompt::TokenIds(tokens)) => tokens.ids,
         None => {

@@ -1,8 +1,4 @@
 //! The API over TLS, with a certificate that changes.
-#![allow(clippy::unwrap_used, clippy::expect_used, missing_docs, unreachable_pub)]
-
-mod support;
-
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
@@ -11,12 +7,13 @@ use llamero_gateway::Settings;
 use llamero_gateway::listener::Tls;
 use llamero_gateway::listener::tls::Files;
 use rustls_pki_types::{CertificateDer, ServerName};
-use support::{Served, gateway_with, soon};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
 use tokio_rustls::rustls::crypto::ring;
 use tokio_rustls::rustls::{ClientConfig, RootCertStore};
+
+use crate::support::{Served, gateway_with, soon};
 
 /// Writes a new pair and returns the certificate.
 fn write_pair(folder: &Path) -> CertificateDer<'static> {

@@ -1,0 +1,137 @@
+//! One question to a leader. It waits for one as a request for an answer does, and wakes a deployment at zero too.
+
+use std::sync::Arc;
+
+use futures::future::BoxFuture;
+use tokio::time::Instant;
+use tonic::Status;
+use tonic::transport::Channel;
+
+use crate::Gateway;
+use crate::demand::Counted;
+use crate::error::ApiError;
+use crate::relay::Wishes;
+use crate::relay::wait::Waiting;
+use crate::routes::completion::api::Front;
+use crate::routes::completion::order::deployment;
+use crate::routes::record::Record;
+use crate::upstream::{Failure, Refusal, Running, classify};
+
+/// A question.
+pub struct Question<'a> {
+    /// The route, for metrics.
+    pub route: &'static str,
+    /// The model that it is for.
+    pub model: &'a str,
+    /// Memory that it takes while it waits.
+    pub bytes: usize,
+    /// Tokens that it is likely to cost.
+    pub tokens: u64,
+}
+
+/// What a leader answered. While it is held, the question counts as under way.
+#[derive(Debug)]
+pub struct Asked<T> {
+    /// The answer.
+    pub answer: T,
+    /// For metrics and limits.
+    pub record: Record,
+    _running: Running,
+    _counted: Counted,
+}
+
+/// Why there is no answer.
+#[derive(Debug)]
+pub struct Unanswered {
+    /// For the client.
+    pub error: ApiError,
+    /// What the leader itself said, if it was that.
+    pub status: Option<Status>,
+}
+
+impl From<ApiError> for Unanswered {
+    fn from(error: ApiError) -> Self {
+        Self { error, status: None }
+    }
+}
+
+impl From<Unanswered> for ApiError {
+    fn from(unanswered: Unanswered) -> Self {
+        unanswered.error
+    }
+}
+
+/// Ask a leader, and another when it is lost before it has answered.
+///
+/// # Errors
+/// What the leader says, 404 for a model that is not there, and what waiting ends with.
+pub async fn ask<T>(
+    front: Front,
+    question: Question<'_>,
+    call: impl Fn(Channel) -> BoxFuture<'static, Result<T, Status>> + Send,
+) -> Result<Asked<T>, Unanswered> {
+    let Front {
+        gateway,
+        caller,
+        wishes,
+    } = front;
+    let scope = caller.scope().clone();
+    let mut record = Record::new(Arc::clone(&gateway), question.route, caller);
+    let asked = async {
+        let deployment = deployment(&gateway, &scope, question.model)?;
+        record.model(&deployment.model);
+        record.admit(question.tokens).await?;
+        gateway.demand.arrived(&deployment.key);
+        let waiting = Waiting::new(&gateway, deployment.key, question.bytes, wishes.patience);
+        first_answer(&gateway, waiting, &wishes, call).await
+    };
+    match asked.await {
+        Ok((answer, running, counted)) => Ok(Asked {
+            answer,
+            record,
+            _running: running,
+            _counted: counted,
+        }),
+        Err(unanswered) => {
+            record.failed(&unanswered.error);
+            Err(unanswered)
+        }
+    }
+}
+
+async fn first_answer<T>(
+    gateway: &Gateway,
+    waiting: Waiting,
+    wishes: &Wishes,
+    call: impl Fn(Channel) -> BoxFuture<'static, Result<T, Status>>,
+) -> Result<(T, Running, Counted), Unanswered> {
+    let mut waiting = waiting.with_affinity(wishes.session);
+    loop {
+        let leader = waiting.leader(gateway, false).await?;
+        let running = leader.begin();
+        let counted = gateway.demand.run(waiting.key());
+        let status = match call(leader.channel()).await {
+            Ok(answer) => {
+                leader.succeeded();
+                return Ok((answer, running, counted));
+            }
+            Err(status) => status,
+        };
+        match classify(&status, false) {
+            Failure::Final(error) => {
+                return Err(Unanswered {
+                    error,
+                    status: Some(status),
+                });
+            }
+            Failure::Busy { retry_after, .. } => {
+                waiting.refused(&leader, Refusal::Busy(Instant::now() + retry_after));
+            }
+            Failure::OtherWeights(_) => waiting.refused(&leader, Refusal::OtherWeights),
+            Failure::Lost { .. } => {
+                leader.failed(Instant::now());
+                waiting.stalled();
+            }
+        }
+    }
+}

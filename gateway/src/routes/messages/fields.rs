@@ -1,0 +1,65 @@
+//! Every field of a request of the Messages API, and what is done with it.
+
+use crate::routes::completion::asked::Harmless::{Nothing, Null, Words};
+use crate::routes::completion::fields::Treatment::{Accepted, Refused, Used};
+use crate::routes::completion::fields::{Field, On::Messages, row};
+
+/// The table.
+pub const FIELDS: &[Field] = &[
+    row(Messages, "model", Used("picks the deployment; required")),
+    row(
+        Messages,
+        "messages",
+        Used("user and assistant; text, or blocks: text, tool_use, tool_result; thinking is passed over"),
+    ),
+    row(Messages, "system", Used("text, or text blocks")),
+    row(Messages, "max_tokens", Used("at least 1; required")),
+    row(Messages, "stream", Used("server-sent events")),
+    row(Messages, "temperature", Used("0 to 2; default: the checkpoint's")),
+    row(
+        Messages,
+        "top_p",
+        Used("above 0, at most 1; default: the checkpoint's"),
+    ),
+    row(Messages, "top_k", Used("default: the checkpoint's")),
+    row(Messages, "stop_sequences", Used("at most 16")),
+    row(Messages, "tools", Used("tools with an input_schema, at most 128")),
+    row(
+        Messages,
+        "tool_choice",
+        Used("auto, any, none, or a tool; any and a tool give one call that has the tool's schema"),
+    ),
+    row(Messages, "thinking", Used("type: disabled; others are refused")),
+    row(Messages, "metadata", Accepted("keeps books")),
+    row(Messages, "service_tier", Accepted("there is one tier")),
+    row(
+        Messages,
+        "container",
+        Refused(Null, "tools are called by the client"),
+    ),
+    row(
+        Messages,
+        "mcp_servers",
+        Refused(Nothing, "tools are called by the client"),
+    ),
+    row(
+        Messages,
+        "context_management",
+        Refused(Nothing, "shorten the conversation yourself"),
+    ),
+    row(
+        Messages,
+        "output_format",
+        Refused(Null, "use /v1/responses with text.format"),
+    ),
+    row(
+        Messages,
+        "output_config",
+        Refused(Nothing, "use /v1/responses with text.format"),
+    ),
+    row(
+        Messages,
+        "inference_geo",
+        Refused(Words(&["global"]), "leave it out"),
+    ),
+];

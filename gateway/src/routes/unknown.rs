@@ -1,0 +1,69 @@
+//! Routes that are not there. Those that other servers have are refused by name.
+
+use axum::http::{Method, StatusCode, Uri};
+
+use crate::error::ApiError;
+
+/// Ends of paths that other servers have, and why they are not here.
+const REFUSED: &[(&str, &str)] = &[
+    ("/embeddings", "the groups give texts, not hidden states"),
+    ("/score", "a model that generates has no score for pairs of texts"),
+    (
+        "/rerank",
+        "a model that generates has no score for pairs of texts",
+    ),
+    ("/pooling", "the groups give texts, not hidden states"),
+    ("/classify", "a model that generates has no classes"),
+    ("/moderations", "no moderation model is served"),
+    ("/audio/speech", "the models read and write text only"),
+    ("/audio/transcriptions", "the models read and write text only"),
+    ("/images/generations", "the models read and write text only"),
+    ("/batches", "nothing is stored here; send the requests one by one"),
+    ("/files", "nothing is stored here"),
+    ("/assistants", "nothing is stored here; use /v1/responses"),
+    ("/threads", "nothing is stored here; use /v1/responses"),
+];
+
+/// No such route.
+pub async fn route(method: Method, uri: Uri) -> ApiError {
+    let path = uri.path();
+    let stored = path
+        .starts_with("/v1/responses/")
+        .then_some("no response is stored here");
+    let refused = REFUSED.iter().find(|(end, _)| path.ends_with(end));
+    let (code, message) = match stored.or(refused.map(|(_, why)| *why)) {
+        Some(why) => (
+            "unsupported_url",
+            format!("{method} {path} is not supported: {why}."),
+        ),
+        None => (
+            "unknown_url",
+            format!(
+                "There is no {method} {path}; use /v1/models, /v1/chat/completions, /v1/completions, /v1/responses or \
+                 /v1/messages."
+            ),
+        ),
+    };
+    ApiError {
+        status: StatusCode::NOT_FOUND,
+        code: Some(code),
+        ..ApiError::invalid(None, message)
+    }
+}
+
+/// The route is there, but not for this method.
+pub async fn method(method: Method, uri: Uri) -> ApiError {
+    let path = uri.path();
+    let read = ["/", "/health", "/version", "/page.js", "/page.css"].contains(&path);
+    let right = if read || path.starts_with("/v1/models") {
+        "GET"
+    } else {
+        "POST"
+    };
+    let message = format!("{method} is not allowed for {path}; use {right}.");
+    ApiError {
+        status: StatusCode::METHOD_NOT_ALLOWED,
+        code: Some("method_not_allowed"),
+        ..ApiError::invalid(None, message)
+    }
+}

@@ -1,0 +1,143 @@
+//! Which leader a request goes to.
+
+use hyper::{Method, StatusCode};
+use llamero_gateway::Settings;
+
+use serde_json::json;
+
+use crate::support::client::send_with;
+use crate::support::worker::Worker;
+use crate::support::{MODEL, ask, asking, begun, chat, gateway, soon, with_worker};
+
+#[tokio::test]
+async fn requests_spread_over_leaders() {
+    let served = gateway(Settings::default()).await;
+    let (mut a, mut b) = (Worker::start(), Worker::start());
+    served.publish(MODEL, &[a.address, b.address]);
+    let clients: Vec<_> = (0..4).map(|_| asking(&served, false)).collect();
+    // All four run at once, so each leader must have exactly two.
+    let calls = [a.call().await, a.call().await, b.call().await, b.call().await];
+    assert!(!a.has_call() && !b.has_call());
+    for call in calls {
+        call.answer(&["x"]).await;
+    }
+    for client in clients {
+        assert_eq!(soon(client).await.unwrap().status(), StatusCode::OK);
+    }
+}
+
+#[tokio::test]
+async fn the_load_that_others_cause_counts() {
+    let served = gateway(Settings::default()).await;
+    let (busy, mut idle) = (Worker::start(), Worker::start());
+    busy.tell_load(3, 2);
+    served.publish(MODEL, &[busy.address, idle.address]);
+    let leaders = served
+        .gateway
+        .directory
+        .snapshot()
+        .by_model(MODEL)
+        .unwrap()
+        .leaders
+        .clone();
+    let known = leaders
+        .iter()
+        .find(|leader| leader.address() == busy.address.to_string())
+        .unwrap();
+    soon(async {
+        while known.load(tokio::time::Instant::now()) != 5 {
+            tokio::task::yield_now().await;
+        }
+    })
+    .await;
+    for _ in 0..3 {
+        let (reply, ()) = tokio::join!(ask(&served, false), async {
+            idle.call().await.answer(&["x"]).await
+        });
+        assert_eq!(reply.status(), StatusCode::OK);
+    }
+}
+
+fn full() -> tonic::Status {
+    let mut full = tonic::Status::resource_exhausted("the queue is full");
+    full.metadata_mut()
+        .insert("retry-after-ms", "2500".parse().unwrap());
+    full
+}
+
+#[tokio::test]
+async fn a_full_queue_sends_a_request_to_another_leader_or_away() {
+    let served = gateway(Settings::default()).await;
+    let (mut a, mut b) = (Worker::start(), Worker::start());
+    // The load decides who is asked first.
+    served.publish(MODEL, &[a.address]);
+    let request = asking(&served, false);
+    let call = a.call().await;
+    served.publish(MODEL, &[a.address, b.address]);
+    call.refuse(full());
+    b.call().await.answer(&["x"]).await;
+    assert_eq!(soon(request).await.unwrap().status(), StatusCode::OK);
+
+    let request = asking(&served, true);
+    let (first, second) = tokio::join!(a_or_b(&mut a), a_or_b(&mut b));
+    assert!(first && second);
+    let reply = soon(request).await.unwrap();
+    assert_eq!(
+        (reply.status(), reply.header("retry-after")),
+        (StatusCode::TOO_MANY_REQUESTS, Some("3"))
+    );
+    assert_eq!(reply.json().await["error"]["code"], "overloaded");
+}
+
+async fn a_or_b(worker: &mut Worker) -> bool {
+    worker.call().await.refuse(full());
+    true
+}
+
+#[tokio::test]
+async fn a_stream_waits_for_room_when_it_has_begun() {
+    let (served, mut worker) = with_worker(Settings::default()).await;
+    let (request, answering) = begun(&served, &mut worker, false).await;
+    answering.fail(tonic::Status::unavailable("gone")).await;
+    let mut full = tonic::Status::resource_exhausted("the queue is full");
+    full.metadata_mut().insert("retry-after-ms", "5".parse().unwrap());
+    worker.call().await.refuse(full);
+    worker.call().await.answer(&["b"]).await;
+    let answer = soon(request).await.unwrap().json().await;
+    assert_eq!(answer["choices"][0]["message"]["content"], "ab");
+}
+
+#[tokio::test]
+async fn requests_that_belong_together_go_to_the_same_leader() {
+    let served = gateway(Settings::default()).await;
+    let mut workers = [Worker::start(), Worker::start(), Worker::start()];
+    let addresses: Vec<_> = workers.iter().map(|worker| worker.address).collect();
+    served.publish(MODEL, &addresses);
+    let mut went = std::collections::BTreeSet::new();
+    for turn in 0..6 {
+        let body = match turn {
+            0..3 => chat(json!({"prompt_cache_key": "k"})),
+            _ => chat(json!({})),
+        };
+        let headers: &[(&str, &str)] = if turn < 3 { &[] } else { &[("x-session-id", "k")] };
+        let path = "/v1/chat/completions";
+        let asking = tokio::spawn({
+            let (address, body) = (served.http, body.to_string());
+            let headers: Vec<_> = headers.to_vec();
+            async move { send_with(address, Method::POST, path, &headers, body).await }
+        });
+        let at = soon(async {
+            loop {
+                if let Some(at) = workers.iter().position(Worker::has_call) {
+                    return at;
+                }
+                tokio::task::yield_now().await;
+            }
+        })
+        .await;
+        went.insert(at);
+        workers[at].call().await.answer(&["x"]).await;
+        assert_eq!(soon(asking).await.unwrap().status(), StatusCode::OK);
+    }
+    assert_eq!(went.len(), 1, "one session went to the leaders {went:?}");
+}

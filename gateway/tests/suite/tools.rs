@@ -1,0 +1,84 @@
+//! Tool calls.
+
+use llamero_gateway::Settings;
+use llamero_proto::v1::{ChatPrompt, FinishReason, ToolCallDelta, ToolChoice, completion_request::Prompt};
+use serde_json::{Value, json};
+
+use crate::support::client::post;
+use crate::support::worker::Worker;
+use crate::support::{chat, with_worker};
+
+async fn answer_with_calls(worker: &mut Worker) -> ChatPrompt {
+    let call = worker.call().await;
+    let Some(Prompt::Chat(chat)) = call.request.prompt.clone() else {
+        panic!("{:?}", call.request)
+    };
+    let mut answering = call.accept().await;
+    for (index, name, arguments) in [(0, "f", ""), (0, "", "{\"a\":"), (0, "", " 1}"), (1, "g", "{}")] {
+        let delta = ToolCallDelta {
+            index,
+            name: name.into(),
+            arguments: arguments.into(),
+        };
+        answering
+            .send_as("", |chunk| chunk.tool_calls = vec![delta])
+            .await;
+    }
+    answering.send("", &[1], Some(FinishReason::Stop)).await;
+    chat
+}
+
+#[tokio::test]
+async fn tool_calls_come_whole_and_in_pieces() {
+    let (served, mut worker) = with_worker(Settings::default()).await;
+    let path = "/v1/chat/completions";
+    let tool =
+        |name: &str| json!({"type": "function", "function": {"name": name, "parameters": {"z": 1, "a": 2}}});
+    let extra = json!({"tools": [tool("f"), tool("g")], "tool_choice": "required"});
+    let request = post(served.http, path, chat(extra.clone()));
+    let (reply, asked) = tokio::join!(request, answer_with_calls(&mut worker));
+    assert_eq!(asked.tool_choice(), ToolChoice::Required);
+    assert_eq!(
+        serde_json::from_str::<Value>(&asked.tools_json).unwrap(),
+        extra["tools"]
+    );
+    let answer = reply.json().await;
+    let id = |call: u32| {
+        let id = answer["id"].as_str().unwrap().trim_start_matches("chatcmpl-");
+        format!("call_{id}00{call:02x}")
+    };
+    assert_eq!(
+        answer["choices"][0]["message"],
+        json!({"role": "assistant", "content": null, "refusal": null, "tool_calls": [
+            {"id": id(0), "type": "function", "function": {"name": "f", "arguments": "{\"a\": 1}"}},
+            {"id": id(1), "type": "function", "function": {"name": "g", "arguments": "{}"}}]})
+    );
+    assert_eq!(answer["choices"][0]["finish_reason"], "tool_calls");
+
+    let mut streamed = extra;
+    streamed["stream"] = true.into();
+    let (mut reply, _) = tokio::join!(
+        post(served.http, path, chat(streamed)),
+        answer_with_calls(&mut worker)
+    );
+    let (mut pieces, mut ends) = (Vec::new(), Vec::new());
+    while let Some(event) = reply.event().await.filter(|event| event != "[DONE]") {
+        let event: Value = serde_json::from_str(&event).unwrap();
+        let choice = &event["choices"][0];
+        pieces.extend(
+            choice["delta"]["tool_calls"]
+                .as_array()
+                .cloned()
+                .unwrap_or_default(),
+        );
+        ends.push(choice["finish_reason"].clone());
+    }
+    let begins: Vec<_> = pieces.iter().filter(|piece| piece.get("id").is_some()).collect();
+    assert_eq!((begins.len(), pieces.len()), (2, 4));
+    assert_eq!(
+        (&begins[1]["index"], &begins[1]["function"]["name"]),
+        (&json!(1), &json!("g"))
+    );
+    assert_eq!(pieces[2], json!({"index": 0, "function": {"arguments": " 1}"}}));
+    assert_eq!(ends.last().unwrap(), "tool_calls");
+}

@@ -1,0 +1,319 @@
+//! Answers through the gateway whose leader is killed at any token: the client sees the undisturbed stream.
+//!
+//! How tokens fall into events depends on how fast they come, so the events of one answer are joined before they are
+//! compared: every text, log-probability, call, reason and count must be the same, in the same order.
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::sync::Arc;
+
+use llamero_gateway::discovery::fixed::FixedModel;
+use llamero_gateway::{Gateway, Settings, listener, routes};
+use rustix::process::Signal;
+use serde_json::{Value, json};
+use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader, Lines};
+use tokio::net::{TcpListener, TcpStream};
+use tokio_util::sync::CancellationToken;
+
+use crate::harness::{Worker, children, send, turn, until};
+
+/// Longest answer in tokens.
+const TOKENS: usize = 22;
+/// In every run the leader is killed at every so many tokens; in the long one at each.
+const STEP: usize = 7;
+
+struct Front {
+    gateway: Arc<Gateway>,
+    address: SocketAddr,
+    stop: CancellationToken,
+}
+
+impl Front {
+    async fn start(workers: &[Worker]) -> Self {
+        let gateway = Gateway::new(Settings::default());
+        let leader = |worker: &Worker| SocketAddr::from(([127, 0, 0, 1], worker.ports.inference.unwrap()));
+        let model = FixedModel {
+            model: "smol".to_owned(),
+            leaders: workers.iter().map(leader).collect(),
+        };
+        gateway.publish(vec![model.found()]);
+        let socket = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = socket.local_addr().unwrap();
+        let stop = CancellationToken::new();
+        let (router, stopped) = (
+            routes::router(Arc::clone(&gateway)),
+            stop.clone().cancelled_owned(),
+        );
+        let serving = Arc::clone(&gateway);
+        tokio::spawn(async move { listener::serve(socket, router, &serving.settings, None, stopped).await });
+        Self {
+            gateway,
+            address,
+            stop,
+        }
+    }
+
+    /// The worker that has the only request.
+    fn serving(&self, workers: &[Worker]) -> Option<usize> {
+        let snapshot = self.gateway.directory.snapshot();
+        let leaders = &snapshot.by_model("smol").unwrap().leaders;
+        let own = |worker: &Worker| format!("127.0.0.1:{}", worker.ports.inference.unwrap());
+        let busy = |worker: &Worker| {
+            let address = own(worker);
+            leaders
+                .iter()
+                .any(|leader| leader.address() == address && leader.own() > 0)
+        };
+        workers.iter().position(busy)
+    }
+
+    /// Ask for a stream; its events follow.
+    async fn ask(&self, path: &str, mut body: Value) -> Lines<BufReader<TcpStream>> {
+        body["model"] = json!("smol");
+        body["stream"] = json!(true);
+        let body = body.to_string();
+        let mut stream = TcpStream::connect(self.address).await.unwrap();
+        let head = format!(
+            "POST {path} HTTP/1.1\r\nhost: g\r\nconnection: close\r\ncontent-length: {}\r\n\r\n{body}",
+            body.len()
+        );
+        stream.write_all(head.as_bytes()).await.unwrap();
+        BufReader::new(stream).lines()
+    }
+}
+
+impl Drop for Front {
+    fn drop(&mut self) {
+        self.stop.cancel();
+    }
+}
+
+/// The next event's data.
+async fn event(lines: &mut Lines<BufReader<TcpStream>>) -> Option<String> {
+    loop {
+        let line = lines.next_line().await.unwrap()?;
+        if let Some(data) = line.strip_prefix("data: ") {
+            return Some(data.to_owned());
+        }
+    }
+}
+
+/// One request of each kind, with what is particular to it.
+fn requests() -> Vec<(&'static str, Value)> {
+    let chat = |extra: Value| {
+        let mut body = json!({"messages": [{"role": "user", "content": "Tell me about the sea and its animals."}],
+            "max_tokens": TOKENS, "ignore_eos": true, "stream_options": {"include_usage": true}});
+        body.as_object_mut()
+            .unwrap()
+            .extend(extra.as_object().unwrap().clone());
+        ("/v1/chat/completions", body)
+    };
+    let text = |extra: Value| {
+        let mut body = json!({"prompt": "Once upon a time, in a small village by the sea,",
+            "max_tokens": TOKENS, "ignore_eos": true});
+        body.as_object_mut()
+            .unwrap()
+            .extend(extra.as_object().unwrap().clone());
+        ("/v1/completions", body)
+    };
+    let sampled = |seed: u64| json!({"temperature": 0.9, "top_p": 0.95, "top_k": 50, "seed": seed});
+    let with = |base: Value, more: Value| {
+        let mut both = base;
+        both.as_object_mut()
+            .unwrap()
+            .extend(more.as_object().unwrap().clone());
+        both
+    };
+    let greedy = json!({"temperature": 0});
+    let parameters = json!({"type": "object", "properties": {"city": {"type": "string", "maxLength": 20}},
+        "required": ["city"], "additionalProperties": false});
+    let tools = json!([{"type": "function", "function": {"name": "weather", "parameters": parameters}}]);
+    vec![
+        chat(greedy.clone()),
+        chat(sampled(1)),
+        text(greedy.clone()),
+        text(sampled(2)),
+        text(with(
+            sampled(3),
+            json!({"ignore_eos": false, "guided_regex": "[a-z ]{30,40}"}),
+        )),
+        chat(with(
+            sampled(4),
+            json!({"ignore_eos": false, "response_format": {"type": "json_schema",
+            "json_schema": {"name": "n", "schema": parameters}}}),
+        )),
+        chat(with(
+            sampled(5),
+            json!({"ignore_eos": false, "tools": tools, "tool_choice": "required"}),
+        )),
+        chat(with(sampled(6), json!({"n": 2}))),
+        chat(with(sampled(7), json!({"logprobs": true, "top_logprobs": 2}))),
+        text(with(
+            greedy,
+            json!({"logprobs": 1, "echo": false, "stop": "zebra"}),
+        )),
+        text(with(
+            sampled(8),
+            json!({"frequency_penalty": 0.5, "presence_penalty": 0.3, "min_p": 0.01}),
+        )),
+        text(with(
+            sampled(9),
+            json!({"n": 2, "prompt": ["The sea is", "The sky is"], "max_tokens": TOKENS / 2}),
+        )),
+    ]
+}
+
+/// All events of one answer.
+#[derive(Debug, Default, PartialEq)]
+struct Answer {
+    text: String,
+    /// Name and arguments of each.
+    calls: Vec<Value>,
+    logprobs: Vec<Value>,
+    /// Reasons of its end.
+    ends: Vec<Value>,
+}
+
+/// A stream with the events of each answer joined.
+#[derive(Debug, Default, PartialEq)]
+struct Joined {
+    answers: BTreeMap<u64, Answer>,
+    usage: Vec<Value>,
+    done: bool,
+    /// `id`, `created`, `model`, `object` and `system_fingerprint`, each value once.
+    heads: Vec<Value>,
+}
+
+impl Joined {
+    fn add(&mut self, data: &str) {
+        if data == "[DONE]" {
+            self.done = true;
+            return;
+        }
+        let event: Value = serde_json::from_str(data).unwrap();
+        assert!(event["error"].is_null(), "{event}");
+        let head = json!([event["id"], event["created"], event["model"], event["object"]]);
+        if !self.heads.contains(&head) {
+            self.heads.push(head);
+        }
+        self.usage
+            .extend(Some(event["usage"].clone()).filter(|usage| !usage.is_null()));
+        for choice in event["choices"].as_array().unwrap() {
+            let answer = self.answers.entry(choice["index"].as_u64().unwrap()).or_default();
+            let Answer {
+                text,
+                calls,
+                logprobs,
+                ends,
+            } = answer;
+            let piece = choice["delta"]["content"].as_str().or(choice["text"].as_str());
+            text.push_str(piece.unwrap_or_default());
+            for call in choice["delta"]["tool_calls"].as_array().into_iter().flatten() {
+                let arguments = call["function"]["arguments"].as_str().unwrap_or_default();
+                match calls.last_mut().filter(|_| call["id"].is_null()) {
+                    Some(Value::Array(last)) => {
+                        let joined = format!("{}{arguments}", last[1].as_str().unwrap());
+                        last[1] = json!(joined);
+                    }
+                    _ => calls.push(json!([call["function"]["name"], arguments])),
+                }
+            }
+            if let Some(chat) = choice["logprobs"]["content"].as_array() {
+                logprobs.extend(chat.iter().cloned());
+            } else if let Some(tokens) = choice["logprobs"]["tokens"].as_array() {
+                let all = &choice["logprobs"];
+                for index in 0..tokens.len() {
+                    let of = |name: &str| all[name][index].clone();
+                    logprobs.push(json!([
+                        of("tokens"),
+                        of("token_logprobs"),
+                        of("text_offset"),
+                        of("top_logprobs")
+                    ]));
+                }
+            }
+            if !choice["finish_reason"].is_null() {
+                ends.push(json!([choice["finish_reason"], choice["stop_reason"]]));
+            }
+        }
+    }
+
+    fn same(&self, other: &Self) -> bool {
+        self.answers == other.answers && self.usage == other.usage && self.done && other.done
+    }
+}
+
+/// Read a stream to its end. Its leader is killed behind the event of this number.
+async fn stream(
+    front: &Front,
+    workers: &[Worker],
+    request: &(&str, Value),
+    kill_at: Option<usize>,
+) -> (Joined, usize) {
+    let mut lines = front.ask(request.0, request.1.clone()).await;
+    let (mut joined, mut events) = (Joined::default(), 0);
+    while let Some(data) = event(&mut lines).await {
+        joined.add(&data);
+        events += 1;
+        if kill_at == Some(events)
+            && let Some(serving) = front.serving(workers)
+        {
+            let killed = children(workers[serving].pid());
+            killed.iter().for_each(|rank| send(*rank, Signal::KILL));
+        }
+    }
+    assert_eq!(
+        joined.heads.len(),
+        1,
+        "id, time or model changed within a stream: {:?}",
+        joined.heads
+    );
+    (joined, events)
+}
+
+async fn all_serve(workers: &[Worker]) {
+    for worker in workers {
+        until("the worker serves", async || {
+            (worker.get("/readyz").await.0 == 200).then_some(())
+        })
+        .await;
+        worker.wait_for_health(true).await;
+    }
+}
+
+async fn killed_at_every(step: usize) {
+    let _turn = turn().await;
+    let workers = [
+        Worker::alone(1, &["--threads", "1"]).await,
+        Worker::alone(1, &["--threads", "1"]).await,
+    ];
+    let front = Front::start(&workers).await;
+    for (number, request) in requests().iter().enumerate() {
+        let (undisturbed, events) = stream(&front, &workers, request, None).await;
+        assert!(
+            undisturbed.done && events > 3,
+            "request {number}: {undisturbed:?}"
+        );
+        // Which tokens are struck differs from request to request.
+        for kill_at in (1 + number % step..events).step_by(step) {
+            all_serve(&workers).await;
+            let (disturbed, _) = stream(&front, &workers, request, Some(kill_at)).await;
+            assert!(
+                disturbed.same(&undisturbed),
+                "request {number}, killed behind event {kill_at}:\n{disturbed:?}\nundisturbed:\n{undisturbed:?}"
+            );
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+#[ignore = "kills a leader some forty times"]
+async fn a_leader_that_is_killed_at_a_token_changes_nothing() {
+    killed_at_every(STEP).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+#[ignore = "kills a leader hundreds of times"]
+async fn a_leader_that_is_killed_at_any_token_changes_nothing() {
+    killed_at_every(1).await;
+}
