@@ -55,7 +55,10 @@ whole = client.chat.completions.create(**ask)
 chunks = list(client.chat.completions.create(stream=True, stream_options={"include_usage": True}, **ask))
 text = "".join(chunk.choices[0].delta.content or "" for chunk in chunks if chunk.choices)
 assert text == whole.choices[0].message.content != "", (text, whole)
-assert chunks[-1].usage == whole.usage, (chunks[-1].usage, whole.usage)
+count = lambda usage: (usage.prompt_tokens, usage.completion_tokens, usage.total_tokens)
+assert count(chunks[-1].usage) == count(whole.usage), (chunks[-1].usage, whole.usage)
+cached = chunks[-1].usage.prompt_tokens_details.cached_tokens
+assert 16 <= cached < whole.usage.prompt_tokens, (cached, "of a prompt that the group has just computed")
 assert len(chunks) > 3
 plain = client.completions.create(model="openai", prompt="Llamas are", temperature=0, max_tokens=8)
 assert plain.choices[0].text and plain.usage.completion_tokens == 8, plain
