@@ -12,8 +12,12 @@ use llamero_proto::limits;
 use crate::config::within;
 use crate::exit::UNUSABLE;
 
-/// What this program can compute on.
-const BACKENDS: [&str; 1] = ["cpu"];
+/// What this program can compute on, where there are such devices.
+const BACKENDS: &[&str] = if llamero_cuda::probe::LOADS_DRIVERS {
+    &["cpu", "cuda"]
+} else {
+    &["cpu"]
+};
 /// What the kubelet keeps of a termination message.
 const TERMINATION_LIMIT: usize = 4096;
 
@@ -57,7 +61,7 @@ pub fn inspect(args: &InspectArgs) -> anyhow::Result<u8> {
         pipeline: args.pipeline,
     };
     let outcome = report_on(dir, topology).and_then(|mut report| {
-        report.summary.backends = BACKENDS.map(str::to_owned).into();
+        report.summary.backends = BACKENDS.iter().copied().map(str::to_owned).collect();
         add_workspace(dir, &mut report.summary)?;
         Ok(report)
     });
