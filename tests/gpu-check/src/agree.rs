@@ -77,11 +77,11 @@ impl Agreement {
         }
     }
 
-    /// Whether two orders of summation may differ so: at most 2 % of the best tokens, where the two best are nearly the same,
-    /// and a divergence of 1e-4.
+    /// Whether two orders of summation may differ so: at most 2 % of the best tokens (or one), where the two best are nearly
+    /// the same, and a divergence of 1e-4.
     #[must_use]
     pub fn holds(&self) -> bool {
-        self.gap <= CLOSE && self.different * 50 <= self.positions && self.divergence <= 1e-4
+        self.gap <= CLOSE && self.different <= (self.positions / 50).max(1) && self.divergence <= 1e-4
     }
 }
 

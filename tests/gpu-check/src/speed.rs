@@ -136,11 +136,11 @@ pub const SHAPES: [Shape; 9] = [
     },
 ];
 
-/// Bytes of weights a second that a product reads at so many rows.
+/// Bytes of weights a second that a product reads at so many rows, of copies that take at most about `most` bytes.
 ///
 /// # Errors
 /// The driver's.
-pub fn product_bandwidth(ops: &mut Ops, shape: &Shape, rows: usize) -> anyhow::Result<f64> {
+pub fn product_bandwidth(ops: &mut Ops, shape: &Shape, rows: usize, most: usize) -> anyhow::Result<f64> {
     ensure!(rows <= MAX_ROWS, "a product takes at most {MAX_ROWS} rows");
     let stream = ops.stream().clone();
     let (count, width) = shape.leaves;
@@ -150,7 +150,7 @@ pub fn product_bandwidth(ops: &mut Ops, shape: &Shape, rows: usize) -> anyhow::R
         Element::Bf16 => 2,
     };
     let bytes = shape.outputs * leaves.stride() * size;
-    let copies = COPIES_BYTES.div_ceil(bytes).min(64);
+    let copies = COPIES_BYTES.min(most).div_ceil(bytes).min(64);
     let program = std::sync::Arc::new(stream.clone_htod(&leaves.program()?)?);
     let matrix = |_| -> anyhow::Result<Weights> {
         Ok(Weights {

@@ -91,13 +91,17 @@ impl Check {
 
     fn read(&self) -> anyhow::Result<()> {
         let mut ops = speed::ops(Some(&self.kernels()))?;
-        let most = if self.small { 1 << 20 } else { usize::MAX };
-        let bandwidth = speed::read_bandwidth(&mut ops, most)?;
+        let bandwidth = speed::read_bandwidth(&mut ops, self.most())?;
         let text = format!(
             "reads {:.0} GB/s: the measure of all shares below",
             bandwidth / 1e9
         );
         self.tell(&text, &json!({"stage": "read", "bytes_per_second": bandwidth}))
+    }
+
+    /// Bytes that a measurement may touch.
+    fn most(&self) -> usize {
+        if self.small { 64 << 10 } else { usize::MAX }
     }
 
     /// The bandwidth that the read stage found; none where it did not run.
@@ -163,7 +167,7 @@ impl Check {
         let shapes = if self.small { vec![tiny] } else { SHAPES.to_vec() };
         for shape in shapes {
             for rows in [1, 16, 64] {
-                let bandwidth = speed::product_bandwidth(&mut ops, &shape, rows)?;
+                let bandwidth = speed::product_bandwidth(&mut ops, &shape, rows, self.most())?;
                 let text = format!("{:16} {rows:2} rows  {}", shape.name, self.share(bandwidth));
                 let result = json!({"stage": "product", "name": shape.name, "rows": rows, "bytes_per_second": bandwidth});
                 self.tell(&text, &result)?;

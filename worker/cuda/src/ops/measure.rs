@@ -13,8 +13,13 @@ const BF16_KEEP: u32 = 0x807f_807f;
 const BF16_SET: u32 = 0x3c00_3c00;
 /// Scales that keep rows of random codes near 1.
 const SCALE: f32 = 0.0002;
-/// Blocks of a launch that touches much memory.
-const BLOCKS: u32 = 4096;
+/// Most blocks of a launch that touches much memory.
+const BLOCKS: u64 = 4096;
+
+/// Blocks for so many threads' work.
+fn blocks(work: u64, threads: u64) -> u32 {
+    work.div_ceil(threads).clamp(1, BLOCKS) as u32
+}
 
 impl Ops {
     /// `words` words at `to`, random where `keep` says so.
@@ -29,7 +34,7 @@ impl Ops {
         let mut launch = self.stream.launch_builder(&function);
         launch.arg(&to).arg(&words).arg(&seed).arg(&keep).arg(&set);
         // SAFETY: the arguments are the kernel's; callers give buffers of whole words.
-        unsafe { launch.launch(shape((BLOCKS, 1, 1), 256, 0)) }?;
+        unsafe { launch.launch(shape((blocks(words, 256), 1, 1), 256, 0)) }?;
         Ok(())
     }
 
@@ -75,7 +80,7 @@ impl Ops {
         let mut launch = self.stream.launch_builder(&function);
         launch.arg(from).arg(&count).arg(sum);
         // SAFETY: the arguments are the kernel's, and whole pieces of 16 bytes are read.
-        unsafe { launch.launch(shape((BLOCKS, 1, 1), 512, 0)) }?;
+        unsafe { launch.launch(shape((blocks(count.div_ceil(4), 512), 1, 1), 512, 0)) }?;
         Ok(())
     }
 }
