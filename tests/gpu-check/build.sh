@@ -28,6 +28,7 @@ rm "$out/programs"
 cp tests/gpu-check/run.sh "$out/"
 nvrtc=$(echo .local/venv-nvrtc/lib/python3*/site-packages/nvidia/cu13/lib)
 LLAMERO_GPU_CHECK="$out" LD_LIBRARY_PATH="$nvrtc" "$out/gpu-check" compile
+chmod -R a+rX "$out"
 tar -C .local -cJf "$out.tar.xz" gpu-check
 size=$(stat -c %s "$out.tar.xz")
 echo "$out: $((size >> 20)) MiB packed"
