@@ -17,9 +17,9 @@ make --no-print-directory cluster-up NODES=3
 say "helm install llamero charts/llamero"
 tests/install.sh
 
-say "kubectl apply -f manifests/samples/smollm2.yaml"
+say "kubectl apply -f manifests/samples/smollm2-claim.yaml"
 kubectl -n demo delete llamadeployment smollm2 --ignore-not-found --wait >/dev/null
-kubectl -n demo apply -f manifests/samples/smollm2.yaml
+kubectl -n demo apply -f manifests/samples/smollm2-claim.yaml
 .local/bin/kubectl -n demo get llamadeployments -w & # not the function: its process id would be that of a subshell
 watch=$!
 trap 'kill $watch 2>/dev/null || true' EXIT

@@ -13,7 +13,6 @@
 //! |---|---|
 //! | [`options`] | the command line |
 //! | [`source`] | what the user named: a folder, a GGUF file, a repository |
-//! | [`hub`] | listing and downloading a repository of a Hugging Face Hub |
 //! | [`cache`] | what was downloaded or made, and the locks on it |
 //! | [`prepare`] | from a source to a folder that the engine loads |
 //! | [`run`] | `llamero run` |
@@ -25,7 +24,6 @@
 
 pub mod cache;
 pub mod chat;
-pub mod hub;
 pub mod manage;
 pub mod options;
 pub mod prepare;

@@ -6,15 +6,23 @@ use std::process::ExitCode;
 
 use clap::Parser as _;
 use llamero::options::{Cli, Command};
-use llamero::{cache, hub, manage, run, source};
+use llamero::{cache, manage, run, source};
+use llamero_hub::HubError;
+use llamero_settings::log;
 use llamero_worker::exit::UNUSABLE;
-use tracing_subscriber::EnvFilter;
 
 fn main() -> ExitCode {
     let cli = Cli::parse();
     let usual = if cli.verbose { "info" } else { "warn" };
+    let filter = match log::filter_or(usual) {
+        Ok(filter) => filter,
+        Err(error) => {
+            eprintln!("error: {error}");
+            return ExitCode::from(UNUSABLE);
+        }
+    };
     tracing_subscriber::fmt()
-        .with_env_filter(EnvFilter::try_from_env("LLAMERO_LOG").unwrap_or_else(|_| EnvFilter::new(usual)))
+        .with_env_filter(filter)
         .with_writer(std::io::stderr)
         .with_ansi(false)
         .with_target(false)
@@ -38,9 +46,7 @@ fn main() -> ExitCode {
 fn exit_code(error: &anyhow::Error) -> u8 {
     let hopeless = error.chain().any(|cause| {
         cause.is::<source::SourceError>()
-            || cause
-                .downcast_ref::<hub::HubError>()
-                .is_some_and(hub::HubError::is_final)
+            || cause.downcast_ref::<HubError>().is_some_and(HubError::is_final)
             || matches!(cause.downcast_ref(), Some(cache::CacheError::Unknown(_)))
     });
     if hopeless {

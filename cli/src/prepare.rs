@@ -8,14 +8,14 @@ use std::time::UNIX_EPOCH;
 use anyhow::Context as _;
 use llamero_checkpoint::convert::{ConvertOptions, gguf_to_hugging_face};
 use llamero_checkpoint::quantize::{QuantizeOptions, to_fp8};
+use llamero_hub::{Hub, HubError, Listing, Patience, RemoteFile, Repository};
 use llamero_worker::cli::progress::ProgressLine;
 use sha2::{Digest as _, Sha256};
 
 use crate::cache::entry::{hex, short};
 use crate::cache::{Cache, Entry, Kept, Origin};
-use crate::hub::{Hub, HubError, Listing, Patience, RemoteFile};
 use crate::options::ModelArgs;
-use crate::source::{Repository, Source, SourceError};
+use crate::source::{Source, SourceError};
 
 /// Longest token that is read from a file.
 const TOKEN_BYTES: usize = 4096;
@@ -216,7 +216,7 @@ async fn download(
     let mut report = |progress| line.report(progress);
     match file {
         Some(file) => Ok(hub.pull_file(listing, file, folder, &mut report).await?),
-        None => hub.pull(listing, folder, &mut report).await,
+        None => Ok(hub.pull(listing, folder, &mut report).await?),
     }
 }
 
@@ -262,7 +262,10 @@ fn token(args: &ModelArgs) -> anyhow::Result<Option<String>> {
     };
     let token = written.trim();
     if token.len() > TOKEN_BYTES {
-        return Err(HubError::Token.into());
+        return Err(HubError::Token {
+            audience: llamero_hub::Audience::CommandLine,
+        }
+        .into());
     }
     Ok((!token.is_empty()).then(|| token.to_owned()))
 }

@@ -1,10 +1,10 @@
 //! `llamero run`.
 
 use std::io::{IsTerminal as _, Read as _};
-use std::net::TcpListener;
 
 use anyhow::Context as _;
 use llamero_checkpoint::LlamaConfig;
+use llamero_settings::listen::listen;
 use llamero_worker::cli::progress::ProgressLine;
 use llamero_worker::config::EngineArgs;
 use llamero_worker::rank::alone::Alone;
@@ -27,7 +27,7 @@ const PROMPT_BYTES: u64 = llamero_proto::limits::MAX_REQUEST_BYTES as u64;
 pub fn run(args: &RunArgs, verbose: bool) -> anyhow::Result<()> {
     // What can fail at once does so before anything is downloaded.
     let listener = args.serve.map(|address| {
-        let listener = TcpListener::bind(address);
+        let listener = listen(address);
         listener.with_context(|| format!("cannot listen on {address}; is another program using the port?"))
     });
     let listener = listener.transpose()?;

@@ -109,12 +109,18 @@ impl Demand {
             .collect()
     }
 
-    /// Forget deployments that are not among `present`, at once or when their last request has ended.
+    /// Forget deployments that are not among `present`, at once or when their last request has ended. Of the others it is told that nobody
+    /// asks for them, so that whoever scales by it sees a zero and not nothing.
     pub fn keep(&self, present: &BTreeSet<DeploymentKey>) {
-        self.inner.lock().retain(|key, entry| {
+        let mut entries = self.inner.lock();
+        entries.retain(|key, entry| {
             entry.gone = !present.contains(key);
             !entry.done()
         });
+        for key in present {
+            entries.entry(key.clone()).or_default();
+        }
+        drop(entries);
         self.inner.changed.send_replace(());
     }
 
@@ -293,8 +299,9 @@ mod tests {
         drop(running);
         assert!(demand.counts().is_empty());
         demand.arrived(&key());
-        demand.keep(&BTreeSet::from([key()]));
+        demand.keep(&BTreeSet::from([key(), other.clone()]));
         assert_eq!(demand.counts()[&key()].total, 1);
+        assert_eq!(demand.counts()[&other], Counts::default());
     }
 
     #[tokio::test]

@@ -12,7 +12,7 @@ use llamero_gateway::discovery::{fixed::FixedModel, kubernetes};
 use llamero_gateway::listener::{Limits, Tls, tls};
 use llamero_gateway::server::{Ending, Listeners, serve};
 use llamero_gateway::{Gateway, Settings};
-use llamero_settings::{duration, log};
+use llamero_settings::{duration, listen, log};
 use rustix::process::{Resource, getrlimit, setrlimit};
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
@@ -99,9 +99,9 @@ async fn main() -> anyhow::Result<()> {
         gateway.publish(options.fixed.iter().map(FixedModel::found).collect());
     }
     let listeners = Listeners {
-        http: bind(options.listen, options.http_port).await?,
-        grpc: bind(options.listen, options.grpc_port).await?,
-        health: bind(options.listen, options.health_port).await?,
+        http: bind(options.listen, options.http_port)?,
+        grpc: bind(options.listen, options.grpc_port)?,
+        health: bind(options.listen, options.health_port)?,
     };
     tracing::info!(
         port = options.http_port,
@@ -145,18 +145,11 @@ fn allow_descriptors() {
     }
 }
 
-/// Hosts without IPv6 get the same on IPv4.
-async fn bind(listen: IpAddr, port: u16) -> anyhow::Result<TcpListener> {
-    let listener = match TcpListener::bind(SocketAddr::new(listen, port)).await {
-        Err(error)
-            if listen == IpAddr::V6(Ipv6Addr::UNSPECIFIED)
-                && error.kind() != std::io::ErrorKind::AddrInUse =>
-        {
-            TcpListener::bind(SocketAddr::from(([0, 0, 0, 0], port))).await
-        }
-        other => other,
-    };
-    listener.with_context(|| format!("cannot listen on port {port}; is another program using it?"))
+fn bind(ip: IpAddr, port: u16) -> anyhow::Result<TcpListener> {
+    let listener = listen::listen(SocketAddr::new(ip, port))
+        .with_context(|| format!("cannot listen on port {port}; is another program using it?"))?;
+    listener.set_nonblocking(true)?;
+    Ok(TcpListener::from_std(listener)?)
 }
 
 #[cfg(test)]

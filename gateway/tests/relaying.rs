@@ -24,7 +24,7 @@ async fn ask(served: &Served, stream: bool) -> Reply {
     post(served.http, "/v1/chat/completions", chat(stream)).await
 }
 
-/// Wait until so many requests of the only deployment are held, in flight, and have come in all.
+/// Wait until so many requests of a deployment are held, in flight, and have come in all.
 async fn counted(served: &Served, (held, in_flight, total): (u32, u32, u64)) {
     let expected = Counts {
         held,
@@ -33,7 +33,13 @@ async fn counted(served: &Served, (held, in_flight, total): (u32, u32, u64)) {
     };
     let mut changes = served.gateway.demand.subscribe();
     soon(async {
-        while served.gateway.demand.counts().into_values().next() != Some(expected) {
+        while !served
+            .gateway
+            .demand
+            .counts()
+            .into_values()
+            .any(|counts| counts == expected)
+        {
             changes.changed().await.unwrap();
         }
     })
@@ -569,6 +575,37 @@ async fn holding_is_bounded_in_bytes_over_all_deployments() {
     served.gateway.publish(vec![ready]);
     worker.call().await.answer(&["x"]).await;
     assert_eq!(soon(again).await.unwrap().status(), StatusCode::OK);
+    assert_eq!(served.gateway.held_bytes.used(), 0);
+}
+
+/// A leader takes its time to tokenise; meanwhile the request is in this process.
+#[tokio::test]
+async fn requests_on_their_way_to_a_leader_are_bounded_too() {
+    let settings = Settings {
+        hold_bytes: 100 << 10,
+        ..Settings::default()
+    };
+    let served = gateway(settings).await;
+    let mut worker = Worker::start();
+    served.publish("m", &[worker.address]);
+    let long = json!({"model": "m", "messages": [{"role": "user", "content": "x".repeat(60 << 10)}]});
+    let first = tokio::spawn(post(served.http, "/v1/chat/completions", long.clone()));
+    let call = worker.call().await;
+    let refused = post(served.http, "/v1/chat/completions", long.clone()).await;
+    assert_eq!(refused.status(), StatusCode::SERVICE_UNAVAILABLE);
+    assert_eq!(refused.json().await["error"]["code"], "too_many_waiting");
+    let mut answering = call.accept().await;
+    answering.send("a", &[1], None).await;
+    soon(async {
+        while served.gateway.held_bytes.used() > 0 {
+            tokio::task::yield_now().await;
+        }
+    })
+    .await;
+    let second = tokio::spawn(post(served.http, "/v1/chat/completions", long));
+    worker.call().await.answer(&["b"]).await;
+    assert_eq!(soon(second).await.unwrap().status(), StatusCode::OK);
+    first.abort();
     assert_eq!(served.gateway.held_bytes.used(), 0);
 }
 

@@ -20,17 +20,33 @@ pub struct FilterError {
 /// The filter that the environment asks for; `info` when it asks for none.
 ///
 /// # Errors
-/// The variable holds something else: a program that starts with a filter nobody asked for hides what is looked for.
+/// As [`filter_or`].
 pub fn filter() -> Result<EnvFilter, FilterError> {
-    parse(env::var_os(VARIABLE).as_deref())
+    filter_or(USUAL)
 }
 
-fn parse(written: Option<&OsStr>) -> Result<EnvFilter, FilterError> {
+/// The filter that the environment asks for; `usual` when it asks for none.
+///
+/// # Errors
+/// The variable holds something else: a program that starts with a filter nobody asked for hides what is looked for.
+pub fn filter_or(usual: &str) -> Result<EnvFilter, FilterError> {
+    parse(env::var_os(VARIABLE).as_deref(), usual)
+}
+
+/// The filter that a text asks for.
+///
+/// # Errors
+/// It is none.
+pub fn read(text: &str) -> Result<EnvFilter, FilterError> {
+    parse(Some(OsStr::new(text)), USUAL)
+}
+
+fn parse(written: Option<&OsStr>, usual: &str) -> Result<EnvFilter, FilterError> {
     let written = written.filter(|written| !written.is_empty());
     let refused = || FilterError {
         written: written.unwrap_or_default().to_string_lossy().into_owned(),
     };
-    let text = written.map_or(Some(USUAL), OsStr::to_str).ok_or_else(refused)?;
+    let text = written.map_or(Some(usual), OsStr::to_str).ok_or_else(refused)?;
     EnvFilter::try_new(text).map_err(|_| refused())
 }
 
@@ -43,14 +59,17 @@ mod tests {
     #[test]
     fn a_wrong_filter_is_told() {
         for (written, filter) in [
-            (None, "info"),
-            (Some(""), "info"),
+            (None, "warn"),
+            (Some(""), "warn"),
             (Some("llamero_gateway=debug"), "llamero_gateway=debug"),
         ] {
-            assert_eq!(parse(written.map(OsStr::new)).unwrap().to_string(), filter);
+            assert_eq!(
+                parse(written.map(OsStr::new), "warn").unwrap().to_string(),
+                filter
+            );
         }
         for written in [OsStr::new("llamero=loud=er"), OsStr::from_bytes(b"info\xff")] {
-            let error = parse(Some(written)).unwrap_err().to_string();
+            let error = parse(Some(written), USUAL).unwrap_err().to_string();
             assert!(
                 error.contains("LLAMERO_LOG is \"") && error.contains("such as info"),
                 "{error}"

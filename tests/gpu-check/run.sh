@@ -18,22 +18,21 @@ export LD_LIBRARY_PATH="${LD_LIBRARY_PATH:+$LD_LIBRARY_PATH:}$PWD/lib${nvrtc:+:$
 [ $# -gt 0 ] && stages=("$@") || mapfile -t stages < <(./gpu-check)
 : > results.jsonl
 failed=0
-{
-  nvidia-smi --query-gpu=name,driver_version,clocks.sm,clocks.mem,clocks.max.sm,ecc.mode.current,power.limit --format=csv 2>/dev/null
-  for stage in "${stages[@]}"; do
-    start=$(date +%s)
-    echo "== $stage"
-    timeout 150 ./gpu-check "$stage" 2>&1 || { failed=1; echo "  $stage FAILED ($?)"; }
-    echo "  ($(($(date +%s) - start)) s)"
-  done
-  if command -v compute-sanitizer >/dev/null; then
-    for tool in memcheck racecheck synccheck; do
-      echo "== compute-sanitizer $tool"
-      for test in product:fp8_products_of_small_leaves layer:adds_roots_and_norms attention:three_heads_share_one_of_64 candidates:candidates_are_the_engines; do
-        LLAMERO_GPU_EMULATOR_TEST=${test#*:} LLAMERO_GPU_CHECK_KERNELS=$PWD/kernels timeout 60 \
-          compute-sanitizer --tool "$tool" --error-exitcode 9 "tests/${test%%:*}" "${test#*:}" --exact 2>&1 | tail -1
-      done
+exec > >(tee results.txt) 2>&1
+nvidia-smi --query-gpu=name,driver_version,clocks.sm,clocks.mem,clocks.max.sm,ecc.mode.current,power.limit --format=csv 2>/dev/null
+for stage in "${stages[@]}"; do
+  start=$(date +%s)
+  echo "== $stage"
+  timeout 150 ./gpu-check "$stage" || { echo "  $stage FAILED ($?)"; failed=1; }
+  echo "  ($(($(date +%s) - start)) s)"
+done
+if command -v compute-sanitizer >/dev/null; then
+  for tool in memcheck racecheck synccheck; do
+    echo "== compute-sanitizer $tool"
+    for test in product:fp8_products_of_small_leaves layer:adds_roots_and_norms attention:three_heads_share_one_of_64 candidates:candidates_are_the_engines; do
+      LLAMERO_GPU_EMULATOR_TEST=${test#*:} LLAMERO_GPU_CHECK_KERNELS=$PWD/kernels timeout 60 \
+        compute-sanitizer --tool "$tool" --error-exitcode 9 "tests/${test%%:*}" "${test#*:}" --exact 2>&1 | tail -1
     done
-  fi
-} | tee results.txt
+  done
+fi
 exit $failed

@@ -2,10 +2,9 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used, missing_docs)]
 
-mod downloads;
 mod encrypted;
-mod fake_hub;
 mod program;
+mod readme;
 mod refusals;
 mod running;
 mod serving;

@@ -1,7 +1,7 @@
 //! Bad input: each ends with a sentence and a code, and leaves nothing behind.
 
-use crate::fake_hub::{FakeHub, Faults, files};
 use crate::program::{fp8, llamero, run};
+use llamero_fake_hub::{FakeHub, Faults, files};
 
 #[test]
 fn bad_input_is_told_in_a_sentence() {
@@ -20,6 +20,11 @@ fn bad_input_is_told_in_a_sentence() {
         assert_eq!(ran.out, "", "{args:?}");
     };
     refused(&["run", &path("none")], 2, "there is no file or folder");
+    let mut loud = llamero(&cache, &["list"]);
+    loud.env("LLAMERO_LOG", "loud=er=est");
+    let ran = run(loud);
+    assert_eq!(ran.code, Some(2), "{ran:?}");
+    assert!(ran.err.contains("LLAMERO_LOG is \"loud=er=est\""), "{ran:?}");
     refused(&["run", &path("empty")], 2, "config.json");
     refused(&["run", &path("text.gguf")], 2, "is not a GGUF file");
     refused(&["run", &path("cut.gguf")], 2, "was not converted");

@@ -10,8 +10,8 @@ use llamero_proto::v1::{ChatMessage, ChatPrompt, CompletionRequest};
 use llamero_worker::config::EngineArgs;
 use llamero_worker::rank::alone::Alone;
 
-use crate::fake_hub::{FakeHub, Faults};
 use crate::program::{Ran, Running, fp8, llamero, model, run};
+use llamero_fake_hub::{FakeHub, Faults};
 
 const QUESTION: &str = "What is the capital of France? Answer in one word.";
 

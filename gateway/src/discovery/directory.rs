@@ -37,6 +37,17 @@ pub struct Found {
     pub problem: Option<String>,
     /// `ip:port` of leaders that serve.
     pub leaders: BTreeSet<String>,
+    /// Groups of a new revision that are to have a share of the requests of their own.
+    pub canary: Option<Canary>,
+}
+
+/// Groups of a new revision beside those of older ones, and how much of the requests they get.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Canary {
+    /// `ip:port` of their leaders.
+    pub leaders: BTreeSet<String>,
+    /// Share of the requests, in percent.
+    pub percent: u32,
 }
 
 /// A deployment with its live leaders.
@@ -54,6 +65,42 @@ pub struct Deployment {
     pub problem: Option<String>,
     /// Leaders that serve, by address.
     pub leaders: Vec<Arc<Leader>>,
+    /// See [`Found::canary`].
+    pub canary: Option<Canary>,
+}
+
+impl Deployment {
+    /// How it comes to a name; the least has it. Its own name in its namespace is nobody else's; then whoever has the name now goes before
+    /// who had it, and the older before the younger. Not whether it is ready: requests never cross to another deployment.
+    fn claim(&self, model: &str) -> Option<Claim> {
+        let qualified = model
+            .strip_prefix(self.key.namespace.as_str())
+            .and_then(|rest| rest.strip_prefix('/'));
+        let how = if qualified == Some(self.model.as_str()) {
+            Name::Qualified
+        } else if self.model == model {
+            Name::Present
+        } else if self.former.contains(model) {
+            Name::Former
+        } else {
+            return None;
+        };
+        Some((how, self.created))
+    }
+}
+
+/// How a deployment comes to a name, and since when it is there.
+type Claim = (Name, i64);
+
+/// How a deployment comes to a name.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+enum Name {
+    /// `namespace/model`.
+    Qualified,
+    /// It has it now.
+    Present,
+    /// Groups of older revisions still serve under it.
+    Former,
 }
 
 /// All deployments at one time.
@@ -71,22 +118,16 @@ impl Snapshot {
         self.deployments.get(key)
     }
 
-    /// The deployment that serves a model. Of several, one that is ready goes before one that is not, then one that has the name now before
-    /// one that had it, then the oldest.
+    /// The deployment that a model's name belongs to, by its name alone or as `namespace/model`. Of several the oldest; of those made in one
+    /// second the first by namespace and name.
     #[must_use]
     pub fn by_model(&self, model: &str) -> Option<&Deployment> {
         let candidates = self
             .deployments
             .values()
-            .filter(|deployment| deployment.model == model || deployment.former.contains(model));
-        candidates.min_by_key(|found| {
-            (
-                found.leaders.is_empty(),
-                found.model != model,
-                found.problem.is_some(),
-                found.created,
-            )
-        })
+            .filter_map(|deployment| Some((deployment.claim(model)?, deployment)));
+        let first = candidates.min_by_key(|(claim, _)| *claim);
+        first.map(|(_, deployment)| deployment)
     }
 
     /// All, by namespace and name.
@@ -156,6 +197,7 @@ impl Directory {
                     former,
                     created,
                     problem,
+                    canary,
                     ..
                 } = found;
                 (
@@ -167,6 +209,7 @@ impl Directory {
                         created,
                         problem,
                         leaders,
+                        canary,
                     },
                 )
             })
@@ -192,6 +235,7 @@ mod tests {
             former: BTreeSet::new(),
             created,
             problem: None,
+            canary: None,
             leaders: leaders.iter().map(|&address| address.to_owned()).collect(),
         }
     }
@@ -208,16 +252,44 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn of_two_deployments_with_a_model_the_ready_one_answers_then_the_oldest() {
+    async fn a_name_belongs_to_the_older_deployment_whoever_is_ready() {
         let directory = Directory::new();
-        directory.publish(vec![found("a", "m", 3, &[]), found("b", "m", 2, &[])]);
-        assert_eq!(directory.snapshot().by_model("m").unwrap().key.name, "b");
         directory.publish(vec![
             found("a", "m", 3, &["127.0.0.1:9"]),
             found("b", "m", 2, &[]),
+            found("c", "m", 2, &[]),
         ]);
-        assert_eq!(directory.snapshot().by_model("m").unwrap().key.name, "a");
+        assert_eq!(directory.snapshot().by_model("m").unwrap().key.name, "b");
         assert!(directory.snapshot().by_model("n").is_none());
+    }
+
+    #[tokio::test]
+    async fn a_name_in_its_namespace_is_nobody_else_s() {
+        let directory = Directory::new();
+        let elsewhere = |name: &str, model: &str, created| {
+            let mut found = found(name, model, created, &[]);
+            found.key.namespace = "team".to_owned();
+            found
+        };
+        directory.publish(vec![
+            found("a", "m", 3, &[]),
+            elsewhere("b", "m", 2),
+            // It took a name that looks like another's.
+            elsewhere("c", "ns/m", 1),
+            found("d", "meta/m", 4, &[]),
+        ]);
+        let snapshot = directory.snapshot();
+        for (asked, name) in [
+            ("m", "b"),
+            ("ns/m", "a"),
+            ("team/m", "b"),
+            ("meta/m", "d"),
+            ("team/ns/m", "c"),
+            ("ns/meta/m", "d"),
+        ] {
+            assert_eq!(snapshot.by_model(asked).unwrap().key.name, name, "{asked}");
+        }
+        assert!(snapshot.by_model("other/m").is_none());
     }
 
     #[tokio::test]

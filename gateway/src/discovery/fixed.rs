@@ -56,6 +56,7 @@ impl FixedModel {
             former: std::collections::BTreeSet::new(),
             created: 0,
             problem: None,
+            canary: None,
             leaders: self.leaders.iter().map(ToString::to_string).collect(),
         }
     }

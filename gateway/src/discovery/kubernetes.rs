@@ -12,7 +12,7 @@ use llamero_api::deployment::condition;
 use llamero_api::group::{GroupPhase, Intent};
 use llamero_api::{LlamaDeployment, LlamaGroup};
 
-use super::{DeploymentKey, Found};
+use super::{Canary, DeploymentKey, Found};
 use crate::Gateway;
 
 /// Watch until the gateway stops, publishing every change. While the API server is away the last known state stays.
@@ -66,6 +66,7 @@ where
 fn collect(deployments: &[Arc<LlamaDeployment>], groups: &[Arc<LlamaGroup>]) -> Vec<Found> {
     let mut leaders: BTreeMap<DeploymentKey, BTreeSet<String>> = BTreeMap::new();
     let mut names: BTreeMap<DeploymentKey, BTreeSet<String>> = BTreeMap::new();
+    let mut revisions: BTreeMap<DeploymentKey, BTreeMap<String, String>> = BTreeMap::new();
     for group in groups {
         let Some(status) = &group.status else { continue };
         let serves = status.phase == GroupPhase::Serving && status.ready && group.spec.intent == Intent::Run;
@@ -76,6 +77,11 @@ fn collect(deployments: &[Arc<LlamaDeployment>], groups: &[Arc<LlamaGroup>]) -> 
             };
             let name = group.spec.template.model_name.clone();
             names.entry(key.clone()).or_default().insert(name);
+            let revision = group.spec.revision.clone();
+            revisions
+                .entry(key.clone())
+                .or_default()
+                .insert(address.clone(), revision);
             leaders.entry(key).or_default().insert(address.clone());
         }
     }
@@ -94,6 +100,9 @@ fn collect(deployments: &[Arc<LlamaDeployment>], groups: &[Arc<LlamaGroup>]) -> 
                 .creation_timestamp()
                 .map_or(0, |time| time.0.as_second()),
             problem: problem(deployment),
+            canary: revisions
+                .remove(&key)
+                .and_then(|revisions| canary(deployment, revisions)),
             leaders: leaders.remove(&key).unwrap_or_default(),
             key,
         }
@@ -101,12 +110,27 @@ fn collect(deployments: &[Arc<LlamaDeployment>], groups: &[Arc<LlamaGroup>]) -> 
     deployments.iter().map(found).collect()
 }
 
+/// The leaders of the revision that is rolled out, while others serve too and it is to have a share of its own. `revisions`: by address.
+fn canary(deployment: &LlamaDeployment, revisions: BTreeMap<String, String>) -> Option<Canary> {
+    let percent = deployment.spec.rollout.canary_percent?;
+    let target = &deployment.status.as_ref()?.revision;
+    let all = revisions.len();
+    let of_target = revisions.into_iter().filter(|(_, revision)| revision == target);
+    let leaders: BTreeSet<String> = of_target.map(|(address, _)| address).collect();
+    let beside_others = !leaders.is_empty() && leaders.len() < all;
+    beside_others.then_some(Canary {
+        leaders,
+        percent: u32::try_from(percent).unwrap_or(0),
+    })
+}
+
 /// Why waiting is pointless.
 fn problem(deployment: &LlamaDeployment) -> Option<String> {
-    if deployment.spec.autoscaling.is_none() && deployment.spec.replicas == 0 {
+    let spec = &deployment.spec;
+    if spec.autoscaling.is_none() && spec.replicas == 0 && !spec.hold_at_zero {
         let name = deployment.name_any();
         return Some(format!(
-            "The deployment is scaled to 0 replicas by hand; run: kubectl scale llamadeployment {name} --replicas=1"
+            "The deployment is scaled to 0 replicas and does not hold requests meanwhile; run: kubectl scale llamadeployment {name} --replicas=1, or set spec.holdAtZero"
         ));
     }
     let conditions = deployment
@@ -178,11 +202,39 @@ mod tests {
     }
 
     #[test]
+    fn groups_of_a_new_revision_get_their_share_while_older_ones_serve_too() {
+        let of = |address: &str, revision: &str| {
+            let mut group = group(address, "Serving", true, "Run", address);
+            Arc::make_mut(&mut group).spec.revision = revision.to_owned();
+            group
+        };
+        let canary = |percent: Option<i32>, groups: &[Arc<LlamaGroup>]| {
+            let object = deployment(
+                serde_json::json!({"spec": {"rollout": {"canaryPercent": percent}}, "status": {"revision": "new"}}),
+            );
+            collect(&[object], groups)[0].canary.clone()
+        };
+        let both = [
+            of("10.0.0.1:1", "old"),
+            of("10.0.0.2:1", "new"),
+            of("10.0.0.3:1", "old"),
+        ];
+        let found = canary(Some(10), &both).unwrap();
+        assert_eq!((found.percent, found.leaders.len()), (10, 1));
+        assert!(found.leaders.contains("10.0.0.2:1"));
+        assert_eq!(canary(None, &both), None);
+        assert_eq!(canary(Some(10), &both[..1]), None);
+        assert_eq!(canary(Some(10), &both[1..2]), None);
+    }
+
+    #[test]
     fn the_model_has_its_own_name_and_hopeless_deployments_say_why() {
         let named = deployment(serde_json::json!({"spec": {"model": {"name": "org/smol"}, "replicas": 0}}));
         let found = collect(&[named], &[]);
         assert_eq!(found[0].model, "org/smol");
         assert!(found[0].problem.as_ref().unwrap().contains("--replicas=1"));
+        let held = deployment(serde_json::json!({"spec": {"replicas": 0, "holdAtZero": true}}));
+        assert_eq!(collect(&[held], &[])[0].problem, None);
 
         let refused = deployment(
             serde_json::json!({"status": {"conditions": [{"type": "Accepted", "status": "False",

@@ -11,4 +11,4 @@ pub mod fixed;
 #[cfg(feature = "kube")]
 pub mod kubernetes;
 
-pub use directory::{Deployment, DeploymentKey, Directory, Found, Snapshot};
+pub use directory::{Canary, Deployment, DeploymentKey, Directory, Found, Snapshot};

@@ -44,6 +44,8 @@ pub struct Delta {
     pub tool_calls: Vec<ToolCallDelta>,
     /// Tokens of the prompt.
     pub prompt_tokens: u32,
+    /// Of those, tokens that the group had computed before; 0 until the first token.
+    pub cached_tokens: u32,
     /// Tokens of the answer so far.
     pub output_tokens: u32,
     /// Content identity of the weights, if the group tells it.
@@ -191,6 +193,7 @@ impl Relay {
             }
             match leader.completion().complete(call).await {
                 Ok(response) => {
+                    self.waiting.accepted();
                     return Ok(Attempt {
                         chunks: response.into_inner(),
                         running,
@@ -273,6 +276,7 @@ impl Relay {
             logprobs: chunk.logprobs,
             tool_calls: chunk.tool_calls,
             prompt_tokens: chunk.prompt_tokens,
+            cached_tokens: chunk.cached_tokens,
             output_tokens: chunk.output_tokens,
             identity: self.identity.clone(),
             end,

@@ -11,7 +11,7 @@ use crate::budget::Share;
 use crate::demand::Counted;
 use crate::discovery::{Deployment, DeploymentKey, Snapshot};
 use crate::error::ApiError;
-use crate::upstream::{Leader, Pick, Refusal, Refusals, pick};
+use crate::upstream::{Draw, Leader, Pick, Refusal, Refusals, pick_share};
 
 /// Seconds after which a client that was turned away may come again.
 const RETRY_AFTER: u64 = 10;
@@ -26,18 +26,15 @@ pub struct Waiting {
     arrived: Instant,
     /// How long the request waits for a group before its answer has begun.
     patience: Duration,
-    /// Memory that the request takes while it waits.
+    /// Memory that the request takes until a leader has taken it.
     bytes: usize,
+    /// That memory, from when it first asked for a leader.
+    memory: Option<Share>,
     refusals: Refusals,
+    /// Whether it is for a canary.
+    draw: Draw,
     /// Since when no leader makes progress with the request.
     stalled: Option<Instant>,
-}
-
-/// What a waiting request occupies.
-#[derive(Debug, Default)]
-struct Held {
-    memory: Option<Share>,
-    counted: Option<Counted>,
 }
 
 impl Waiting {
@@ -52,7 +49,9 @@ impl Waiting {
             arrived: Instant::now(),
             patience: patience.map_or(most, |patience| patience.min(most)),
             bytes: bytes.saturating_add(REQUEST_OVERHEAD),
+            memory: None,
             refusals: Refusals::default(),
+            draw: Draw::next(),
             stalled: None,
         }
     }
@@ -74,6 +73,11 @@ impl Waiting {
         self.stalled();
     }
 
+    /// A leader has taken the request: how many it takes is its own to bound.
+    pub fn accepted(&mut self) {
+        self.memory = None;
+    }
+
     /// A leader delivered.
     pub fn progressed(&mut self) {
         self.stalled = None;
@@ -85,23 +89,27 @@ impl Waiting {
     /// 429 when all queues are full; 503 when the deployment is gone, no group can be ready, too many requests wait
     /// already, time is up, or the gateway stops.
     pub async fn leader(&mut self, gateway: &Gateway, begun: bool) -> Result<Arc<Leader>, ApiError> {
-        let mut held = Held::default();
+        // Also where a leader is at hand: until it has taken the request, which may be a while, the request is here only.
+        self.reserve(gateway, begun)?;
+        let mut counted = None;
         loop {
             let snapshot = self.directory.borrow_and_update().clone();
             let deployment = snapshot.get(&self.key).ok_or_else(deleted)?;
             let now = Instant::now();
-            let wake = match pick(&deployment.leaders, &self.refusals, now) {
+            let wake = match pick_share(deployment, self.draw, &self.refusals, now) {
                 Pick::Leader(leader) => return Ok(leader),
                 Pick::RetryAt(at) => {
                     if let (Some(room), false) = (self.refusals.room_at(now), begun) {
                         return Err(busy(room.duration_since(now)));
                     }
-                    held.counted = None;
+                    counted = None;
                     Some(at)
                 }
                 Pick::None => None,
             };
-            self.hold(gateway, deployment, &mut held, begun, wake.is_none())?;
+            if wake.is_none() {
+                self.hold(gateway, deployment, &mut counted, begun)?;
+            }
             let deadline = self.deadline(gateway, now, begun, wake.is_some());
             if now >= deadline {
                 return Err(self.timed_out(gateway, begun, wake.is_some()));
@@ -115,33 +123,34 @@ impl Waiting {
         }
     }
 
-    /// Count the request as waiting. One whose answer has begun is never turned away for want of room.
+    /// Take the request's memory. One whose answer has begun is never turned away for want of room.
+    fn reserve(&mut self, gateway: &Gateway, begun: bool) -> Result<(), ApiError> {
+        if !begun && self.memory.is_none() {
+            let share = gateway.held_bytes.take(self.bytes);
+            self.memory = Some(share.ok_or_else(|| full(gateway.held_bytes.limit()))?);
+        }
+        Ok(())
+    }
+
+    /// Count the request as waiting for a group that there is not yet.
     fn hold(
         &self,
         gateway: &Gateway,
         deployment: &Deployment,
-        held: &mut Held,
+        held: &mut Option<Counted>,
         begun: bool,
-        none: bool,
     ) -> Result<(), ApiError> {
-        if !begun && held.memory.is_none() {
-            let share = gateway.held_bytes.take(self.bytes);
-            held.memory = Some(share.ok_or_else(|| full(gateway.held_bytes.limit()))?);
-        }
-        if !none {
-            return Ok(());
-        }
         if let (Some(problem), false) = (&deployment.problem, begun) {
             return Err(ApiError::unavailable("deployment_not_served", problem, 60));
         }
-        if held.counted.is_none() {
+        if held.is_none() {
             let limit = if begun {
                 u32::MAX
             } else {
                 gateway.settings.hold_limit
             };
             let counted = gateway.demand.hold(&self.key, limit);
-            held.counted = Some(counted.ok_or_else(|| too_many(limit))?);
+            *held = Some(counted.ok_or_else(|| too_many(limit))?);
         }
         Ok(())
     }
@@ -202,7 +211,7 @@ fn too_many(limit: u32) -> ApiError {
 
 fn full(limit: usize) -> ApiError {
     let message = format!(
-        "Requests that wait for a group already fill the {limit} bytes set aside for them; try again later."
+        "Requests that no group has taken yet already fill the {limit} bytes set aside for them; try again later."
     );
     ApiError::unavailable("too_many_waiting", message, RETRY_AFTER)
 }

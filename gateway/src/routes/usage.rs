@@ -21,26 +21,34 @@ pub struct Usage {
 /// OpenAI's `prompt_tokens_details`.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
 pub struct PromptDetails {
-    /// Taken from a cache. There is none.
+    /// Taken from the KV cache of the group that answers.
     pub cached_tokens: u32,
 }
 
 impl Usage {
-    fn new(prompt_tokens: u32, completion_tokens: u32) -> Self {
+    fn new(prompt_tokens: u32, cached_tokens: u32, completion_tokens: u32) -> Self {
         Self {
             prompt_tokens,
             completion_tokens,
             total_tokens: prompt_tokens.saturating_add(completion_tokens),
-            prompt_tokens_details: PromptDetails::default(),
+            prompt_tokens_details: PromptDetails { cached_tokens },
         }
     }
+}
+
+/// Tokens of one answer.
+#[derive(Debug, Clone, Copy, Default)]
+struct Counts {
+    prompt: u32,
+    cached: u32,
+    output: u32,
 }
 
 /// Counts the tokens of several answers.
 #[derive(Debug)]
 pub struct Counter {
-    /// Prompt and output tokens of each answer so far.
-    counts: Vec<(u32, u32)>,
+    /// Of each answer so far.
+    counts: Vec<Counts>,
     /// Answers to each prompt.
     n: usize,
 }
@@ -50,7 +58,7 @@ impl Counter {
     #[must_use]
     pub fn new(envelope: &Envelope) -> Self {
         Self {
-            counts: vec![(0, 0); envelope.choices],
+            counts: vec![Counts::default(); envelope.choices],
             n: envelope.n,
         }
     }
@@ -58,29 +66,35 @@ impl Counter {
     /// A piece of an answer has come.
     pub fn count(&mut self, index: usize, delta: &Delta) {
         if let Some(counts) = self.counts.get_mut(index) {
-            *counts = (delta.prompt_tokens, delta.output_tokens);
+            *counts = Counts {
+                prompt: delta.prompt_tokens,
+                // Where another group goes on with the answer, what the first one found still counts.
+                cached: counts.cached.max(delta.cached_tokens),
+                output: delta.output_tokens,
+            };
         }
     }
 
     /// Of one answer so far.
     #[must_use]
     pub fn of(&self, index: usize) -> Usage {
-        let (prompt, output) = self.counts.get(index).copied().unwrap_or_default();
-        Usage::new(prompt, output)
+        let Counts {
+            prompt,
+            cached,
+            output,
+        } = self.counts.get(index).copied().unwrap_or_default();
+        Usage::new(prompt, cached, output)
     }
 
     /// Of all so far.
     #[must_use]
     pub fn total(&self) -> Usage {
-        let outputs = self.counts.iter().map(|&(_, output)| output);
-        let prompts = self
-            .counts
-            .iter()
-            .step_by(self.n.max(1))
-            .map(|&(prompt, _)| prompt);
+        let sum = |numbers: &mut dyn Iterator<Item = u32>| numbers.fold(0, u32::saturating_add);
+        let prompts = || self.counts.iter().step_by(self.n.max(1));
         Usage::new(
-            prompts.fold(0, u32::saturating_add),
-            outputs.fold(0, u32::saturating_add),
+            sum(&mut prompts().map(|counts| counts.prompt)),
+            sum(&mut prompts().map(|counts| counts.cached)),
+            sum(&mut self.counts.iter().map(|counts| counts.output)),
         )
     }
 }

@@ -4,6 +4,7 @@
 //! |---|---|
 //! | [`leader`] | one leader: connection, load, failures |
 //! | [`balance`] | the least loaded of several |
+//! | [`share`] | a canary's share of the requests |
 //! | [`refusals`] | leaders that cannot take one certain request |
 //! | [`classify`] | what an error of a leader means for the request |
 
@@ -11,8 +12,10 @@ pub mod balance;
 pub mod classify;
 pub mod leader;
 pub mod refusals;
+pub mod share;
 
 pub use balance::{Pick, pick};
 pub use classify::{Failure, classify};
 pub use leader::{Leader, Running};
 pub use refusals::{Refusal, Refusals};
+pub use share::{Draw, pick_share};

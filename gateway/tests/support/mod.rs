@@ -89,6 +89,7 @@ pub fn found(model: &str, leaders: &[SocketAddr]) -> Found {
         former: std::collections::BTreeSet::new(),
         created: 7,
         problem: None,
+        canary: None,
         leaders: leaders.iter().map(ToString::to_string).collect(),
     }
 }

@@ -1,9 +1,9 @@
 //! The CustomResourceDefinitions as files.
 
 use kube::CustomResourceExt;
-use serde_json::Value;
+use serde_json::{Value, json};
 
-use crate::{LlamaDeployment, LlamaGroup};
+use crate::{LlamaDeployment, LlamaGroup, labels::SCHEMA_VERSION};
 
 /// The definitions as JSON values, ready for the API server.
 ///
@@ -15,6 +15,7 @@ pub fn definitions() -> Result<Vec<Value>, serde_json::Error> {
         .map(|crd| {
             let mut value = serde_json::to_value(crd)?;
             refuse_null(&mut value);
+            value["metadata"]["annotations"] = json!({ SCHEMA_VERSION: env!("CARGO_PKG_VERSION") });
             value.sort_all_objects();
             Ok(value)
         })

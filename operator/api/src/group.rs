@@ -9,7 +9,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    deployment::{Engine, Source, TopologyPolicy, Worker},
+    deployment::{Engine, OnePodPerNode, Source, TopologyPolicy, Worker},
     duration::Duration,
 };
 
@@ -159,7 +159,7 @@ pub struct MemberFailure {
     /// Where it ran.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub node: Option<String>,
-    /// One word: Deleted, Disrupted, Evicted, Exited, NodeLost, NotStarted, Refused, Stalled, Unreachable, Unschedulable, Unusable.
+    /// One word: Deleted, Disrupted, Evicted, Exited, NodeLost, NotStarted, Pressure, Refused, Stalled, Unreachable, Unschedulable, Unusable.
     pub reason: String,
     /// Exit code of the container, if it ended.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -194,6 +194,11 @@ pub struct GroupTemplate {
     /// Extended resource, one for each rank. Absent: CPU backend.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub accelerator_resource: Option<String>,
+    /// What the weights are, where the source names its content: 64 hexadecimal digits. Absent: every rank finds out from samples. All pods of
+    /// a group are told the same, whichever operator makes them.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 64))]
+    pub content_identity: Option<String>,
     /// Bytes for keys and values on each rank; 0: the worker takes what its device has left.
     pub kv_bytes_per_rank: i64,
     /// Bytes of weights on the rank that needs most.
@@ -204,6 +209,9 @@ pub struct GroupTemplate {
     /// Whether it may.
     #[serde(default)]
     pub topology_policy: TopologyPolicy,
+    /// Whether each pod goes to a node of its own. Absent in groups from before there was a choice: it does.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub one_pod_per_node: Option<OnePodPerNode>,
     /// Time-out of every wait between ranks.
     pub stall_timeout: Duration,
     /// Settings of the engine.

@@ -26,6 +26,9 @@ pub const ROLE_LEADER: &str = "leader";
 /// Value of [`ROLE`] on all other worker pods.
 pub const ROLE_MEMBER: &str = "member";
 
+/// Annotation on CustomResourceDefinitions: the release that they are of, so that none goes back from a newer one.
+pub const SCHEMA_VERSION: &str = "llamero.dev/schema-version";
+
 /// `app.kubernetes.io/name`.
 pub const APP_NAME: &str = "app.kubernetes.io/name";
 /// `app.kubernetes.io/managed-by`.

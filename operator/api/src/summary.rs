@@ -46,6 +46,14 @@ pub struct CheckpointSummary {
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 8))]
     pub backends: Vec<String>,
+    /// The commit that was looked into, where the weights come from a Hub.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 64))]
+    pub commit: Option<String>,
+    /// What the weights are by the names, sizes and hashes of their files, where they come from a Hub: 64 hexadecimal digits.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 64))]
+    pub content_identity: Option<String>,
 }
 
 impl CheckpointSummary {

@@ -72,6 +72,19 @@ fn a_rollout_that_can_replace_nothing_is_refused() {
 }
 
 #[test]
+fn a_canary_needs_groups_that_are_replaced_one_after_another() {
+    let rollout = |rollout: Value| deployment(|o| o["spec"]["rollout"] = rollout);
+    let all_at_once = rollout(json!({"strategy": "Recreate", "partition": 1}));
+    assert!(refused(&all_at_once).contains("rollout.partition needs the strategy RollingUpdate"));
+    for fine in [
+        json!({"strategy": "Recreate", "partition": 0}),
+        json!({"partition": 1, "canaryPercent": 5}),
+    ] {
+        rollout(fine).validate_cel().unwrap();
+    }
+}
+
+#[test]
 fn bounds_of_autoscaling_are_ordered() {
     let crossed = deployment(|o| o["spec"]["autoscaling"] = json!({"minReplicas": 4, "maxReplicas": 3}));
     assert!(refused(&crossed).contains("minReplicas must not exceed"));
@@ -126,6 +139,17 @@ fn paths_stay_inside_the_volume() {
     }
 }
 
+#[test]
+fn a_group_that_goes_keeps_time_to_finish_what_runs() {
+    let worker = |worker: Value| deployment(|o| o["spec"]["worker"] = worker);
+    let long = worker(json!({"drainGrace": "1m"}));
+    assert!(refused(&long).contains("worker.drainGrace must be shorter"));
+    worker(json!({"drainGrace": "59s500ms"})).validate_cel().unwrap();
+    worker(json!({"drainGrace": "1m", "terminationGracePeriodSeconds": 61}))
+        .validate_cel()
+        .unwrap();
+}
+
 fn group(change: impl FnOnce(&mut Value)) -> LlamaGroup {
     let mut object = json!({
         "apiVersion": "llamero.dev/v1alpha1",
@@ -176,4 +200,88 @@ fn a_draining_group_stays_so() {
     let draining = group(|o| o["spec"]["intent"] = json!("Drain"));
     let back = group(|_| {}).validate_cel_update(&draining).unwrap_err();
     assert!(back.to_string().contains("cannot be put back"));
+}
+
+#[test]
+fn every_sample_is_accepted() {
+    let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/../../manifests/samples");
+    let mut names = Vec::new();
+    for item in std::fs::read_dir(folder).unwrap() {
+        let path = item.unwrap().path();
+        let name = path.file_name().unwrap().to_str().unwrap().to_owned();
+        let text = std::fs::read_to_string(&path).unwrap();
+        let written: Value = serde_yaml_ng::from_str(&text).unwrap_or_else(|error| panic!("{name}: {error}"));
+        let object: LlamaDeployment =
+            serde_json::from_value(written.clone()).unwrap_or_else(|error| panic!("{name}: {error}"));
+        object
+            .validate_cel()
+            .unwrap_or_else(|error| panic!("{name}: {error}"));
+        // A field that the types do not know would be lost here.
+        let read = serde_json::to_value(&object).unwrap();
+        assert!(covers(&read, &written), "{name} has a field that is not known");
+        names.push(name);
+    }
+    names.sort();
+    assert_eq!(
+        names,
+        [
+            "llama-3.2-1b.yaml",
+            "llama-3.2-3b.yaml",
+            "llama-405b-fp8.yaml",
+            "llama-70b.yaml",
+            "llama-8b.yaml",
+            "smollm2-claim.yaml",
+            "smollm2.yaml"
+        ]
+    );
+}
+
+/// Whether `read` has everything that was `written`.
+fn covers(read: &Value, written: &Value) -> bool {
+    match (read, written) {
+        (Value::Object(read), Value::Object(written)) => written
+            .iter()
+            .all(|(key, value)| read.get(key).is_some_and(|read| covers(read, value))),
+        (Value::Array(read), Value::Array(written)) => {
+            read.len() == written.len()
+                && read
+                    .iter()
+                    .zip(written)
+                    .all(|(read, written)| covers(read, written))
+        }
+        // Durations and sizes have several spellings.
+        (Value::String(_), Value::String(_)) => true,
+        _ => read == written,
+    }
+}
+
+#[test]
+fn a_repository_is_named_as_the_hub_names_it() {
+    let source = |hub: Value| deployment(move |o| o["spec"]["model"]["source"] = json!({"huggingFace": hub}));
+    source(json!({"repo": "org/m-1.b"})).validate_cel().unwrap();
+    let all = source(
+        json!({"repo": "org/m", "revision": "refs/pr/1", "endpoint": "https://hub/mirror",
+        "tokenSecretRef": {"name": "hf"}, "caBundle": {"configMap": "roots"}}),
+    );
+    all.validate_cel().unwrap();
+    let hub = all.spec.model.source.hugging_face.unwrap();
+    assert_eq!(
+        (hub.token_secret_ref.unwrap().key, hub.ca_bundle.unwrap().key),
+        ("token".into(), "ca.crt".into())
+    );
+    for (hub, said) in [
+        (json!({"repo": "m"}), "huggingFace.repo must be"),
+        (json!({"repo": "https://hub/org/m"}), "huggingFace.repo must be"),
+        (
+            json!({"repo": "org/m", "endpoint": "hub"}),
+            "huggingFace.endpoint must be",
+        ),
+        (
+            json!({"repo": "org/m", "revision": "a b"}),
+            "huggingFace.revision must be",
+        ),
+    ] {
+        let refusal = refused(&source(hub.clone()));
+        assert!(refusal.contains(said), "{hub}: {refusal}");
+    }
 }

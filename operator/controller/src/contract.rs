@@ -21,6 +21,14 @@ mod tests {
         }
     }
 
+    #[test]
+    fn sizing_counts_in_the_workers_blocks() {
+        assert_eq!(
+            llamero_core::sizing::KV_BLOCK_TOKENS,
+            limits::KV_BLOCK_TOKENS.into()
+        );
+    }
+
     /// What the API server accepts the worker's command line must accept too.
     #[test]
     fn ranges_of_the_resources_are_within_the_workers() {
@@ -32,6 +40,7 @@ mod tests {
             ("engine/properties/threads", limits::THREADS),
             ("engine/properties/maxSequences", limits::MAX_SEQUENCES),
             ("engine/properties/maxBatchedTokens", limits::MAX_BATCHED_TOKENS),
+            ("engine/properties/maxQueuedRequests", limits::MAX_QUEUED_REQUESTS),
             ("model/properties/maxContextLength", limits::MAX_CONTEXT_LENGTH),
             ("parallelism/properties/tensor", limits::TENSOR),
             ("parallelism/properties/pipeline", limits::PIPELINE),

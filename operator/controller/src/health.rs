@@ -1,7 +1,7 @@
 //! `/livez`, `/readyz` and `/metrics`.
 
 use std::{
-    net::{Ipv4Addr, Ipv6Addr, SocketAddr},
+    net::SocketAddr,
     sync::{
         Arc,
         atomic::{AtomicBool, AtomicU64, Ordering},
@@ -16,6 +16,7 @@ use axum::{
     response::IntoResponse,
     routing::get,
 };
+use llamero_settings::listen::listen;
 use prometheus_client::registry::Registry;
 use tokio::{net::TcpListener, time::Instant};
 
@@ -86,20 +87,12 @@ pub async fn serve(
     registry: Registry,
     stop: tokio_util::sync::CancellationToken,
 ) -> std::io::Result<()> {
-    let listener = bind(address).await?;
+    let listener = listen(address)?;
+    listener.set_nonblocking(true)?;
+    let listener = TcpListener::from_std(listener)?;
     axum::serve(listener, router(health, Arc::new(registry)))
         .with_graceful_shutdown(stop.cancelled_owned())
         .await
-}
-
-/// `[::]` takes IPv4 as well, but does not exist where the kernel has no IPv6.
-async fn bind(address: SocketAddr) -> std::io::Result<TcpListener> {
-    match TcpListener::bind(address).await {
-        Err(_) if address.ip() == Ipv6Addr::UNSPECIFIED => {
-            TcpListener::bind((Ipv4Addr::UNSPECIFIED, address.port())).await
-        }
-        other => other,
-    }
 }
 
 fn router(health: Health, registry: Arc<Registry>) -> Router {

@@ -19,19 +19,22 @@
 //! | [`apply`] | the only writer |
 //! | [`build`] | the objects it writes |
 //! | `contract` | (tests) resource types and worker agree |
+//! | [`definitions`] | brings the CustomResourceDefinitions to this release |
 //! | [`form_keys`] | the keys by which ranks of a group know each other |
-//! | [`events`], [`metrics`], [`health`] | what people and machines can see of it |
+//! | [`events`], [`metrics`], [`health`], [`log`] | what people and machines can see of it |
 //! | [`lease`], [`options`], [`wake`] | plumbing |
 #![forbid(unsafe_code)]
 
 pub mod apply;
 pub mod build;
 mod contract;
+pub mod definitions;
 pub mod events;
 pub mod form_keys;
 pub mod health;
 pub mod lease;
 pub mod links;
+pub mod log;
 pub mod metrics;
 #[cfg(test)]
 mod mock;

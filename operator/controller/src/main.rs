@@ -1,18 +1,17 @@
 //! `llamero-operator`.
 #![forbid(unsafe_code)]
 
-use std::{io::IsTerminal as _, process::ExitCode};
+use std::process::ExitCode;
 
 use clap::Parser as _;
-use llamero_operator::options::{LogFormat, Options};
-use llamero_settings::log;
+use llamero_operator::{log, options::Options};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 use tracing_subscriber::EnvFilter;
 
 #[tokio::main]
 async fn main() -> ExitCode {
-    let filter = match log::filter() {
+    let filter = match llamero_settings::log::filter() {
         Ok(filter) => filter,
         // There is no log yet.
         Err(error) => {
@@ -31,14 +30,9 @@ async fn main() -> ExitCode {
 
 async fn start(filter: EnvFilter) -> anyhow::Result<()> {
     let options = Options::parse();
-    // The client's own lines say again, with less, what ours say.
-    let filter = filter.add_directive("kube_client::client::builder=off".parse()?);
-    let log = tracing_subscriber::fmt()
-        .with_env_filter(filter)
-        .with_ansi(std::io::stdout().is_terminal());
-    match options.log_format {
-        LogFormat::Text => log.init(),
-        LogFormat::Json => log.json().init(),
+    let set = log::start(filter, options.log_format);
+    if let Some(file) = options.log_filter_file.clone() {
+        tokio::spawn(log::follow(file, set));
     }
     let stop = CancellationToken::new();
     let (mut terminate, mut interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);

@@ -1,6 +1,6 @@
 //! Command line and environment.
 
-use std::{net::SocketAddr, time::Duration};
+use std::{net::SocketAddr, path::PathBuf, time::Duration};
 
 use clap::{Parser, ValueEnum};
 use llamero_api::deployment::PullPolicy;
@@ -89,6 +89,14 @@ pub struct Options {
     #[arg(long, env = "LLAMERO_HTTP_ADDRESS", default_value = "[::]:8080")]
     pub http_address: SocketAddr,
 
+    /// File with a filter like LLAMERO_LOG's, which it replaces as soon as the file changes: a mounted ConfigMap.
+    #[arg(long, env = "LLAMERO_LOG_FILTER_FILE", value_name = "FILE")]
+    pub log_filter_file: Option<PathBuf>,
+
+    /// Whether the lease holder brings the CustomResourceDefinitions to its release at start. Never back from a newer one.
+    #[arg(long, env = "LLAMERO_MANAGE_CRDS", default_value_t = true, action = clap::ArgAction::Set)]
+    pub manage_crds: bool,
+
     /// How log lines are written.
     #[arg(long, env = "LLAMERO_LOG_FORMAT", value_enum, default_value_t = LogFormat::Text)]
     pub log_format: LogFormat,
@@ -116,6 +124,7 @@ impl Options {
         Settings {
             worker_image: self.worker_image.clone(),
             pull_policy: self.worker_pull_policy,
+            definitions: None,
             disruption_taints: self.disruption_taints.clone(),
             urgent_taints: self.urgent_taints.clone(),
             pull_secrets: self
@@ -205,6 +214,9 @@ mod tests {
                 .unwrap();
         assert_eq!(options.gateway_namespace(), "x");
         assert_eq!(options.identity(), "me");
+        assert!(options.manage_crds);
+        let words = ["llamero-operator", "--manage-crds=false"];
+        assert!(!Options::try_parse_from(words).unwrap().manage_crds);
         assert!(Options::try_parse_from(["llamero-operator", "--lease-seconds", "1"]).is_err());
     }
 }

@@ -12,7 +12,7 @@ use llamero_core::{
 };
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
-use tracing::{debug, warn};
+use tracing::{Instrument as _, debug, info_span, warn};
 
 use crate::{
     apply::{
@@ -20,8 +20,10 @@ use crate::{
         calls::{self, Channels},
         effects::Tools,
         error::Remedy,
+        peers::Peers,
         statuses::{self, Throttle},
     },
+    definitions::Definitions,
     events::Events,
     form_keys::FormKeys,
     health::Health,
@@ -51,6 +53,7 @@ pub struct Reconciler {
     wake: Wake,
     leadership: Leadership,
     writer: Writer,
+    peers: Peers,
     events: Events,
     metrics: Metrics,
     health: Health,
@@ -79,6 +82,7 @@ impl Reconciler {
         Self {
             writer: Writer::new(client.clone(), leadership.clone(), caches.clone()),
             events: Events::start(client.clone(), options.identity()),
+            peers: Peers::new(leadership.clone(), metrics.clone(), wake.clone()),
             ranks: Pool::new(wake.clone()),
             loads: Pool::new(wake.clone()),
             gateways: Pool::new(wake.clone()),
@@ -106,9 +110,19 @@ impl Reconciler {
             self.metrics.leading.set(1);
             let (namespace, secret) = (&self.options.lease_namespace, &self.options.form_keys_secret);
             let keys = FormKeys::load(&self.client, namespace, secret).await;
+            let manage = self.options.manage_crds;
+            let (definitions, problem) =
+                Definitions::new(self.client.clone(), manage, self.leadership.clone());
+            if let Some(until_well) = definitions.first().await {
+                tokio::spawn(until_well);
+            }
+            let mut number = 0u64;
             loop {
+                self.settings.definitions.clone_from(&problem.borrow());
                 self.health.pass_begins();
-                let next = self.pass(&keys).await;
+                number += 1;
+                let span = info_span!("pass", id = number);
+                let next = self.pass(&keys).instrument(span).await;
                 self.health.pass_ended();
                 tokio::select! {
                     () = self.wake.woken() => {}
@@ -220,6 +234,7 @@ impl Reconciler {
             writer: &self.writer,
             index,
             channels: &channels,
+            peers: &self.peers,
             events: &self.events,
             metrics: &self.metrics,
             settings: &self.settings,

@@ -8,6 +8,7 @@ use crate::{
     plan::{Action, EventKind, Key, PodRef, Step},
     revision,
     time::{self, Millis},
+    trial,
 };
 
 /// How long after a failure a checkpoint is looked into again; the user may have mended it.
@@ -64,7 +65,7 @@ pub fn inspect(
     let mut pod_exists = false;
     let made_with = revision::settings_digest(&revision::worker(&deployment.object.spec.worker, settings));
 
-    for pod in &deployment.inspect {
+    for pod in deployment.inspect.iter().filter(|pod| !trial::is_one(pod)) {
         let of_wanted = pod.key == wanted;
         pod_exists |= of_wanted;
         let news = of_wanted && last_pod != Some(&pod.uid);
@@ -76,7 +77,7 @@ pub fn inspect(
         // It cannot start, or runs something else than it should: what the user has corrected meanwhile is tried at once.
         let corrected = news && !pod.phase.ended() && !pod.settings.is_empty() && pod.settings != made_with;
         if (!news || corrected) && !pod.terminating {
-            steps.push(delete(key, pod));
+            steps.push(delete(key, pod, "the checkpoint's headers were read"));
         }
     }
     let retry_at = match &inspection.checkpoint {
@@ -93,6 +94,7 @@ pub fn inspect(
                     deployment: key.clone(),
                     name: labels::inspect_pod_name(&key.name, &wanted),
                     key: wanted,
+                    trial: None,
                 },
                 reason: "Inspecting",
                 message: "reading the checkpoint's headers".to_owned(),
@@ -151,7 +153,23 @@ fn shorten(text: &str) -> String {
     text.chars().take(400).collect()
 }
 
-fn delete(owner: &Key, pod: &InspectPod) -> Step {
+/// What an inspect pod that failed ended with, or why it never ran.
+#[must_use]
+pub fn last_words(pod: &InspectPod) -> String {
+    let text = pod.result.as_deref().unwrap_or_default().trim();
+    match serde_json::from_str::<InspectOutcome>(text) {
+        Ok(InspectOutcome::Error { error }) => error,
+        _ if text.is_empty() => pod
+            .waiting
+            .clone()
+            .unwrap_or_else(|| format!("pod {} ended without a word: see its log", pod.name)),
+        _ => shorten(text),
+    }
+}
+
+/// Deletes an inspect pod at once: it has nothing to finish.
+#[must_use]
+pub fn delete(owner: &Key, pod: &InspectPod, why: &str) -> Step {
     Step {
         action: Action::DeletePod {
             owner: owner.clone(),
@@ -165,7 +183,7 @@ fn delete(owner: &Key, pod: &InspectPod) -> Step {
             grace_seconds: Some(0),
         },
         reason: "Inspected",
-        message: "the checkpoint's headers were read".to_owned(),
+        message: why.to_owned(),
         event: EventKind::None,
     }
 }

@@ -14,12 +14,15 @@
 //! | [`revision`] | the template of new groups, and its semantic digest |
 //! | [`backends`] | whether the worker image can compute on what is asked for |
 //! | [`autoscaling`] | how many groups the load asks for |
+//! | [`autoscalers`] | what pods tell cluster autoscalers |
 //! | [`replicas`] | how many groups there are to be, and who wrote that |
 //! | [`names`] | which deployment a model name belongs to |
 //! | [`history`] | which resolved snapshots are kept |
+//! | [`identity`] | what the weights are, where the source says it |
 //! | [`children`] | Service and disruption budget as they should be |
 //! | [`refusals`] | when refused steps are tried again |
 //! | [`rollout`] | which groups come and go |
+//! | [`trial`] | whether a new revision starts where no surge fits |
 //! | [`groups`] | what each group needs next |
 //! | [`recovery`] | whether the budget allows another try, and where not |
 //! | [`placement`] | which nodes have room for a whole group |
@@ -28,12 +31,14 @@
 //! The contract of [`decide`] is in the crate's README.
 #![forbid(unsafe_code)]
 
+pub mod autoscalers;
 pub mod autoscaling;
 pub mod backends;
 pub mod children;
 mod decide;
 pub mod groups;
 pub mod history;
+pub mod identity;
 pub mod inspect;
 pub mod names;
 pub mod observed;
@@ -49,6 +54,7 @@ pub mod rollout;
 pub mod sizing;
 pub mod status;
 pub mod time;
+pub mod trial;
 
 pub use decide::decide;
 pub use observed::Observed;

@@ -52,6 +52,8 @@ pub struct Settings {
     pub pull_policy: Option<PullPolicy>,
     /// Secrets with registry credentials, beside those that a deployment names.
     pub pull_secrets: Vec<String>,
+    /// What is wrong with the cluster's CustomResourceDefinitions.
+    pub definitions: Option<String>,
     /// Keys of taints that say that a node is being taken away.
     pub disruption_taints: Vec<String>,
     /// Keys of taints that say that a node goes within two minutes.
@@ -138,6 +140,8 @@ pub struct InspectPod {
     pub image_id: Option<String>,
     /// Termination message of its container.
     pub result: Option<String>,
+    /// When its container ended, by the clock of its node.
+    pub finished_at: Option<Millis>,
     /// Why it does not run, as the scheduler or kubelet says.
     pub waiting: Option<String>,
 }
@@ -241,6 +245,8 @@ pub struct Pod {
     pub ip: Option<String>,
     /// Condition DisruptionTarget is True: evicted or preempted.
     pub evicted: bool,
+    /// It was its kubelet that evicted it, because the node ran out of memory, disk or processes.
+    pub pressure: bool,
     /// How the container ended.
     pub exit: Option<Exit>,
     /// Why the container does not start, as the kubelet says (reason and message of its waiting state).

@@ -233,7 +233,18 @@ pub enum Action {
         name: String,
         /// Value of the inspect label.
         key: String,
+        /// It tries a revision that is rolled out; absent: it is made from the deployment's own words.
+        trial: Option<Box<TrialPod>>,
     },
+}
+
+/// A pod that tries whether a revision starts.
+#[derive(Clone, Debug, PartialEq)]
+pub struct TrialPod {
+    /// What groups of the revision are made from.
+    pub template: GroupTemplate,
+    /// The node that it must run on.
+    pub node: String,
 }
 
 impl Action {
@@ -332,6 +343,10 @@ pub struct Verdict {
     pub no_room_to_move: BTreeMap<String, String>,
     /// Another, older deployment that the model name belongs to.
     pub name_owner: Option<Key>,
+    /// Why no group goes although the new revision has no room beside the old one.
+    pub trial: Option<String>,
+    /// What is wrong with the cluster's CustomResourceDefinitions.
+    pub definitions: Option<String>,
     /// Why a step about the deployment itself was refused, in the words of who refused it.
     pub refusal: Option<String>,
 }

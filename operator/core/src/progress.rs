@@ -4,6 +4,7 @@ use llamero_api::{LlamaDeployment, deployment::RolloutProgress};
 
 use crate::{
     plan::{Acceptance, Verdict},
+    rollout,
     status::Row,
     time::{self, Millis},
 };
@@ -17,14 +18,17 @@ pub fn of(
     now: Millis,
 ) -> Option<RolloutProgress> {
     let wanted = || rows.iter().filter(|row| row.view.wanted());
-    let outdated = wanted()
-        .filter(|row| row.view.spec().revision != verdict.revision)
-        .count();
+    let partition = object.spec.rollout.partition;
+    let kept = rollout::kept(rows.iter().map(|row| &row.view), partition, &verdict.revision);
+    let older = || wanted().filter(|row| row.view.spec().revision != verdict.revision);
+    // What a canary leaves alone is not waited for.
+    let outdated = older().filter(|row| !kept.contains(&row.view.key.name)).count();
+    let stay = older().count() - outdated;
     let updated: Vec<&Row<'_>> = wanted()
         .filter(|row| row.view.spec().revision == verdict.revision)
         .collect();
     let ready = updated.iter().filter(|row| row.status.ready).count();
-    let desired = usize::try_from(verdict.desired).unwrap_or(0);
+    let desired = usize::try_from(verdict.desired).unwrap_or(0).saturating_sub(stay);
     let status = object.status.as_ref();
     let before = status.and_then(|status| status.rollout.as_ref());
     let begins = outdated > 0 || status.is_some_and(|status| status.revision != verdict.revision);

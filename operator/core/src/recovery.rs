@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use llamero_api::{deployment::Recovery, group::MemberFailure};
 
 use crate::{
-    groups::losses::UNUSABLE,
+    groups::losses::{PRESSURE, UNUSABLE},
     time::{self, Millis},
 };
 
@@ -31,11 +31,20 @@ pub enum Permit {
 /// Charged incidents within the window, oldest first. Members lost at one time are one incident.
 #[must_use]
 pub fn incidents(failures: &[MemberFailure], policy: &Recovery, now: Millis) -> Vec<Millis> {
+    within_window(failures, policy, now, |failure| failure.charged)
+}
+
+fn within_window(
+    failures: &[MemberFailure],
+    policy: &Recovery,
+    now: Millis,
+    which: impl Fn(&MemberFailure) -> bool,
+) -> Vec<Millis> {
     let since = now - policy.restart_window.millis();
     let times = failures
         .iter()
-        .filter(|f| f.charged)
-        .map(|f| time::millis(&f.time))
+        .filter(|failure| which(failure))
+        .map(|failure| time::millis(&failure.time))
         .filter(|at| *at > since);
     times.collect::<BTreeSet<_>>().into_iter().collect()
 }
@@ -52,30 +61,32 @@ pub fn permit(failures: &[MemberFailure], policy: &Recovery, now: Millis) -> Per
         return Permit::UnusableUntil(at);
     }
     let incidents = incidents(failures, policy, now);
-    let Some(last) = incidents.last() else {
-        return Permit::Now;
-    };
     let budget = usize::try_from(policy.restart_budget).unwrap_or(0);
     if incidents.len() > budget {
         return Permit::SpentUntil(incidents[incidents.len() - budget - 1] + policy.restart_window.millis());
     }
-    let doublings = u32::try_from(incidents.len().saturating_sub(2))
-        .unwrap_or(u32::MAX)
-        .min(20);
-    let wait = if incidents.len() < 2 {
-        0
-    } else {
-        policy
-            .backoff
-            .millis()
-            .saturating_mul(1 << doublings)
-            .min(LONGEST_BACKOFF)
+    // What a node's pressure ended is charged to nobody, and is not tried at once again and again either.
+    let paced = within_window(failures, policy, now, |failure| {
+        failure.charged || failure.reason == PRESSURE
+    });
+    let Some(last) = paced.last() else {
+        return Permit::Now;
     };
-    if now >= last + wait {
-        Permit::Now
-    } else {
-        Permit::At(last + wait)
-    }
+    let at = last + backoff(paced.len(), policy);
+    if now >= at { Permit::Now } else { Permit::At(at) }
+}
+
+/// The wait after so many incidents within the window: none after the first, then doubling up to [`LONGEST_BACKOFF`].
+fn backoff(incidents: usize, policy: &Recovery) -> Millis {
+    let Some(doublings) = incidents.checked_sub(2) else {
+        return 0;
+    };
+    let doublings = u32::try_from(doublings).unwrap_or(u32::MAX).min(20);
+    policy
+        .backoff
+        .millis()
+        .saturating_mul(1 << doublings)
+        .min(LONGEST_BACKOFF)
 }
 
 /// Nodes on which members failed within the window, for whatever reason that may lie in the node.
@@ -162,6 +173,18 @@ mod tests {
         );
         assert_eq!(permit(&failures, &policy(0), T + UNUSABLE_BACKOFF), Permit::Now);
         assert!(avoid(&failures, &policy(1), T).is_empty());
+    }
+
+    #[test]
+    fn pressure_is_backed_off_on_other_nodes_and_charged_to_nobody() {
+        let mut failures = vec![failure(T, PRESSURE, false)];
+        assert_eq!(permit(&failures, &policy(0), T), Permit::Now);
+        assert!(avoid(&failures, &policy(0), T).contains("n1"));
+        failures.push(failure(T + 1000, PRESSURE, false));
+        assert_eq!(permit(&failures, &policy(0), T + 1000), Permit::At(T + 11_000));
+        failures.push(failure(T + 20_000, PRESSURE, false));
+        assert_eq!(permit(&failures, &policy(0), T + 20_000), Permit::At(T + 40_000));
+        assert!(incidents(&failures, &policy(0), T + 20_000).is_empty());
     }
 
     #[test]

@@ -10,7 +10,8 @@ use k8s_openapi::api::core::v1::LocalObjectReference;
 use llamero_api::{
     LlamaDeployment, LlamaDeploymentSpec,
     deployment::{
-        CheckpointStatus, PlanStatus, PullPolicy, Resources as WorkerResources, TopologyPolicy, Worker,
+        CheckpointStatus, OnePodPerNode, PlanStatus, PullPolicy, Resources as WorkerResources, Source,
+        TopologyPolicy, Worker,
     },
     group::GroupTemplate,
     quantity,
@@ -18,7 +19,7 @@ use llamero_api::{
 use serde_json::{Map, Value, json};
 use sha2::{Digest, Sha256};
 
-use crate::{observed::Settings, resources};
+use crate::{autoscalers, identity, observed::Settings, resources};
 
 /// Digest of the template, ten hexadecimal digits.
 #[must_use]
@@ -50,6 +51,7 @@ pub fn template(
     if let Some(pinned) = checkpoint.and_then(|checkpoint| pinned(checkpoint, &worker)) {
         worker.image = Some(pinned);
     }
+    autoscalers::annotate(&mut worker.annotations, &spec.disruption);
     let resources = worker.resources.get_or_insert_with(WorkerResources::default);
     let accelerator_resource = spec.accelerator.as_ref().and_then(|a| a.resource.clone());
     let names_memory = resources.requests.contains_key(resources::MEMORY)
@@ -64,20 +66,51 @@ pub fn template(
     }
     GroupTemplate {
         model_name: object.model_name().to_owned(),
-        source: spec.model.source.clone(),
+        source: pinned_source(&spec.model.source, checkpoint),
         max_context_length: plan.max_context_length,
         tensor: spec.parallelism.tensor,
         pipeline: spec.parallelism.pipeline,
         ranks_per_pod: plan.ranks_per_pod,
         accelerator_resource,
+        content_identity: identity::of_source(&spec.model.source).or_else(|| read_identity(checkpoint)),
         kv_bytes_per_rank: plan.kv_bytes_per_rank,
         weight_bytes_per_rank: plan.weight_bytes_per_rank,
         topology_key: spec.placement.topology_key.clone(),
         topology_policy: spec.placement.policy,
+        one_pod_per_node: Some(one_pod_per_node(spec)),
         stall_timeout: spec.recovery.stall_timeout,
         engine: spec.engine.clone(),
         worker,
     }
+}
+
+/// What the user asks for, else nodes of their own for accelerators only: ranks on CPUs must also run where there is one node.
+fn one_pod_per_node(spec: &LlamaDeploymentSpec) -> OnePodPerNode {
+    let has_device = spec
+        .accelerator
+        .as_ref()
+        .is_some_and(|accelerator| accelerator.resource.is_some());
+    let usual = match has_device {
+        true => OnePodPerNode::Required,
+        false => OnePodPerNode::Preferred,
+    };
+    spec.placement.one_pod_per_node.unwrap_or(usual)
+}
+
+/// What the inspect pod says that the weights are, where their source tells that of each file.
+fn read_identity(checkpoint: Option<&CheckpointStatus>) -> Option<String> {
+    checkpoint?.summary.as_ref()?.content_identity.clone()
+}
+
+/// The source, at the commit that was looked into, so that a branch that moves changes no group and mixes nothing.
+fn pinned_source(source: &Source, checkpoint: Option<&CheckpointStatus>) -> Source {
+    let mut source = source.clone();
+    let summary = checkpoint.and_then(|checkpoint| checkpoint.summary.as_ref());
+    let commit = summary.and_then(|summary| summary.commit.as_ref());
+    if let (Some(hub), Some(commit)) = (&mut source.hugging_face, commit) {
+        hub.revision = Some(commit.clone());
+    }
+    source
 }
 
 /// Digest of the settings of pods, eight hexadecimal digits.
@@ -155,10 +188,12 @@ fn view(spec: &LlamaDeploymentSpec, model_name: &str) -> Value {
         "acceleratorMemory": accelerator.and_then(|a| amount(a.memory.as_ref())),
         "topologyKey": spec.placement.topology_key,
         "topologyRequired": (spec.placement.policy == TopologyPolicy::Required).then_some(true),
+        "onePodPerNode": value(&spec.placement.one_pod_per_node),
         "stallTimeout": spec.recovery.stall_timeout.millis(),
         "engine": engine,
         "worker": worker,
         "restartedAt": value(&spec.rollout.restarted_at),
+        "safeToEvict": spec.disruption.safe_to_evict,
     })
 }
 
@@ -228,6 +263,50 @@ mod tests {
     }
 
     #[test]
+    fn a_branch_is_pinned_to_the_commit_that_was_looked_into() {
+        let object: LlamaDeployment = serde_json::from_value(
+            json!({"apiVersion": "llamero.dev/v1alpha1", "kind": "LlamaDeployment", "metadata": {"name": "d"},
+            "spec": spec(|s| s["model"]["source"] = json!({"huggingFace": {"repo": "org/m", "revision": "main"}}))}),
+        )
+        .unwrap();
+        let revision = |commit: Value| {
+            let checkpoint = serde_json::from_value(json!({"key": "k", "inspectedAt": "2026-01-01T00:00:00Z", "summary": {
+                "formatVersion": 1, "architecture": "LlamaForCausalLM", "hiddenSize": 1, "layers": 1, "qHeads": 1, "kvHeads": 1,
+                "headDim": 1, "ffnSize": 1, "vocabSize": 1, "maxPositionEmbeddings": 1, "weights": "bf16", "parameters": 1,
+                "checkpointBytes": 1, "plans": [], "commit": commit, "contentIdentity": "a".repeat(64)}}))
+            .unwrap();
+            let made = template(
+                &object,
+                &PlanStatus::default(),
+                Some(&checkpoint),
+                &Settings::default(),
+            );
+            assert_eq!(made.content_identity, Some("a".repeat(64)));
+            made.source.hugging_face.unwrap().revision
+        };
+        assert_eq!(revision(json!("0a1b")).as_deref(), Some("0a1b"));
+        assert_eq!(revision(Value::Null).as_deref(), Some("main"));
+    }
+
+    #[test]
+    fn ranks_on_cpus_share_nodes_unless_the_user_forbids_it() {
+        let chosen = |change: fn(&mut Value)| one_pod_per_node(&spec(change));
+        assert_eq!(chosen(|_| {}), OnePodPerNode::Preferred);
+        assert_eq!(
+            chosen(|s| s["accelerator"] = json!({"perNode": 2})),
+            OnePodPerNode::Preferred
+        );
+        assert_eq!(
+            chosen(|s| s["accelerator"] = json!({"resource": "nvidia.com/gpu"})),
+            OnePodPerNode::Required
+        );
+        assert_eq!(
+            chosen(|s| s["placement"] = json!({"onePodPerNode": "Required"})),
+            OnePodPerNode::Required
+        );
+    }
+
+    #[test]
     fn an_image_is_pinned_to_the_digest_that_was_looked_into() {
         let digest = format!("registry.example/w@sha256:{}", "a".repeat(64));
         let image = |worker: Value, ran: &str, id: &str| {
@@ -270,7 +349,8 @@ mod tests {
     #[test]
     fn other_words_for_the_same_are_the_same() {
         let base = digest(&spec(|_| {}), "llama");
-        let same: [fn(&mut Value); 5] = [
+        let same: [fn(&mut Value); 6] = [
+            |s| s["engine"] = json!({"parseSpecialTokensInMessages": false}),
             |s| s["worker"]["resources"]["requests"]["memory"] = json!("1024Mi"),
             |s| s["worker"]["resources"]["requests"]["cpu"] = json!("1000m"),
             |s| s["worker"]["tolerations"] = json!([]),
@@ -285,12 +365,14 @@ mod tests {
     #[test]
     fn what_pods_do_not_see_changes_nothing() {
         let base = digest(&spec(|_| {}), "llama");
-        let same: [fn(&mut Value); 5] = [
+        let same: [fn(&mut Value); 7] = [
             |s| s["worker"]["inspectResources"] = json!({"requests": {"cpu": "1"}}),
             |s| s["replicas"] = json!(5),
             |s| s["autoscaling"] = json!({"maxReplicas": 5}),
             |s| s["placement"] = json!({"deadline": "9m"}),
             |s| s["rollout"] = json!({"paused": true, "strategy": "Recreate", "revision": "0123456789"}),
+            |s| s["rollout"] = json!({"partition": 2, "canaryPercent": 5}),
+            |s| s["holdAtZero"] = json!(true),
         ];
         for change in same {
             assert_eq!(digest(&spec(change), "llama"), base);
@@ -300,7 +382,12 @@ mod tests {
     #[test]
     fn what_pods_see_changes_it() {
         let base = digest(&spec(|_| {}), "llama");
-        let other: [fn(&mut Value); 6] = [
+        let other: [fn(&mut Value); 11] = [
+            |s| s["disruption"] = json!({"safeToEvict": false}),
+            |s| s["engine"] = json!({"maxQueuedRequests": 7}),
+            |s| s["engine"] = json!({"parseSpecialTokensInMessages": true}),
+            |s| s["worker"]["drainGrace"] = json!("9s"),
+            |s| s["placement"] = json!({"onePodPerNode": "Required"}),
             |s| s["rollout"] = json!({"restartedAt": "2026-01-01T00:00:00Z"}),
             |s| s["worker"]["image"] = json!("worker:2"),
             |s| s["worker"]["resources"]["requests"]["cpu"] = json!("2"),

@@ -19,6 +19,8 @@ const CPU_PROCESS: i64 = 256 << 20;
 const USUAL_BATCHED_TOKENS: i64 = 512;
 /// Memory of a device beside weights and cache: context, kernels, workspace, collective buffers.
 const DEVICE_WORKSPACE: i64 = 2 << 30;
+/// Tokens of a KV block, the unit in which a worker gives memory to sequences.
+pub const KV_BLOCK_TOKENS: i64 = 16;
 /// Full contexts that the cache of a CPU rank holds when memory allows more.
 const CPU_SEQUENCES: i64 = 16;
 /// Full contexts that the cache holds when nobody said how much memory there is.
@@ -101,7 +103,7 @@ fn size(
     plan.weight_bytes_per_rank = shard.weight_bytes_per_rank;
     plan.kv_bytes_per_token_per_rank = shard.kv_bytes_per_token_per_rank;
 
-    let one_context = context.saturating_mul(shard.kv_bytes_per_token_per_rank);
+    let one_context = kv_bytes(shard, context);
     let wanted = spec
         .engine
         .kv_cache
@@ -140,7 +142,7 @@ fn size(
         (None, None) if budget.device => 0,
         (None, None) => sequences(max_sequences.min(UNKNOWN_MEMORY_SEQUENCES)),
     };
-    plan.kv_tokens = plan.kv_bytes_per_rank / shard.kv_bytes_per_token_per_rank.max(1);
+    plan.kv_tokens = whole_blocks(plan.kv_bytes_per_rank / shard.kv_bytes_per_token_per_rank.max(1));
     plan.memory_bytes_per_rank = fixed.saturating_add(plan.kv_bytes_per_rank);
     Ok(match budget.bytes {
         None if budget.device => {
@@ -148,6 +150,19 @@ fn size(
         }
         _ => String::new(),
     })
+}
+
+/// Keys and values of one sequence of so many tokens: the last block is taken whole.
+fn kv_bytes(shard: &ShardPlan, tokens: i64) -> i64 {
+    let blocks = tokens.saturating_add(KV_BLOCK_TOKENS - 1) / KV_BLOCK_TOKENS;
+    blocks
+        .saturating_mul(KV_BLOCK_TOKENS)
+        .saturating_mul(shard.kv_bytes_per_token_per_rank)
+}
+
+/// Tokens in blocks that fit whole.
+fn whole_blocks(tokens: i64) -> i64 {
+    tokens - tokens % KV_BLOCK_TOKENS
 }
 
 fn what_would_fit(
@@ -160,7 +175,7 @@ fn what_would_fit(
     let need = |plan: &ShardPlan, tokens: i64| {
         plan.weight_bytes_per_rank
             .saturating_add(budget.workspace(plan))
-            .saturating_add(tokens.saturating_mul(plan.kv_bytes_per_token_per_rank))
+            .saturating_add(kv_bytes(plan, tokens))
     };
     let mut offers = Vec::new();
     let larger = summary
@@ -273,6 +288,8 @@ mod tests {
             plans: plans.to_vec(),
             problem: Some("tensor 3 does not divide".into()),
             backends: vec![],
+            commit: None,
+            content_identity: None,
         }
     }
 
@@ -321,6 +338,33 @@ mod tests {
                 .message
                 .contains("at most 8192")
         );
+    }
+
+    /// 1,000 tokens take 63 blocks, which hold 1,008.
+    #[test]
+    fn a_context_takes_whole_blocks() {
+        let one = 1008 << 20;
+        let sized = |kv_cache: serde_json::Value| {
+            let model = json!({"source": {"hostPath": {"path": "/m"}}, "maxContextLength": 1000});
+            let engine = json!({"maxSequences": 1, "kvCache": kv_cache});
+            plan(
+                &spec(json!({"model": model, "parallelism": {"tensor": 1}, "engine": engine})),
+                &summary(),
+                &[],
+            )
+        };
+        let usual = sized(json!({}));
+        assert!(usual.fits, "{}", usual.message);
+        assert_eq!((usual.kv_bytes_per_rank, usual.kv_tokens), (one, 1008));
+        let refused = sized(json!({"memory": (1000 << 20).to_string()}));
+        assert!(
+            !refused.fits && refused.message.contains("engine.kvCache.memory"),
+            "{}",
+            refused.message
+        );
+        assert!(sized(json!({"memory": one.to_string()})).fits);
+        let more = sized(json!({"memory": (one + (15 << 20)).to_string()}));
+        assert_eq!(more.kv_tokens, 1008, "a part of a block holds nothing");
     }
 
     #[test]

@@ -6,8 +6,8 @@ use anyhow::{bail, ensure};
 use llamero_engine::mesh::TcpMesh;
 use llamero_engine::step::{BlockDeltas, TokenRef};
 use llamero_engine::{
-    Backend, BlockTables, Era, FormSpec, KvDtype, Plan, PlanRow, RowOutput, SampleKey, StepOutput, Ticket,
-    Unwatched, Waited,
+    Backend, BlockTables, Era, FormLimits, FormSpec, KvDtype, Plan, PlanRow, RowOutput, SampleKey,
+    StepOutput, Ticket, Unwatched, Waited,
 };
 
 /// The era of all plans.
@@ -33,13 +33,15 @@ pub const GREEDY: SampleKey = SampleKey {
 pub fn spec(max_sequences: u32, max_batched_tokens: u32, max_context: u32) -> FormSpec {
     FormSpec {
         era: ERA,
-        max_sequences,
-        max_batched_tokens,
-        max_context,
-        block_size: 16,
-        steps_in_flight: 2,
-        kv_dtype: KvDtype::Bf16,
-        max_adapters: 0,
+        limits: FormLimits {
+            max_sequences,
+            max_batched_tokens,
+            max_context,
+            block_size: 16,
+            steps_in_flight: 2,
+            kv_dtype: KvDtype::Bf16,
+            max_adapters: 0,
+        },
         kv_bytes: 1 << 30,
     }
 }
@@ -69,8 +71,8 @@ impl Leader {
     #[must_use]
     pub fn new(spec: &FormSpec, blocks: u32) -> Self {
         Self {
-            tables: BlockTables::new(spec.max_sequences, blocks),
-            block: spec.block_size,
+            tables: BlockTables::new(spec.limits.max_sequences, blocks),
+            block: spec.limits.block_size,
             step: 0,
             next_block: 0,
             // Blocks are taken in an order that is not ascending, where there are whole groups of eight.

@@ -209,7 +209,7 @@ impl Rank {
         let folder = tempfile::tempdir()?;
         model.write_sparse(folder.path())?;
         let options = CudaOptions {
-            topology: Topology::tensor(tensor),
+            members: Topology::tensor(tensor).into(),
             kernels: kernels.map(Path::to_owned),
             origin: Origin::Random,
             ..CudaOptions::alone()
@@ -237,7 +237,7 @@ impl Rank {
         let longest = context + steps + 1;
         let mut spec = drive::spec(batch, most, longest);
         let memory = self.backend.memory(&spec)?;
-        spec.kv_bytes = memory.kv_block * u64::from(batch * longest.div_ceil(spec.block_size) + 8);
+        spec.kv_bytes = memory.kv_block * u64::from(batch * longest.div_ceil(spec.limits.block_size) + 8);
         let blocks = drive::form(&mut self.backend, &spec)?;
         let mut leader = Leader::new(&spec, blocks / 8 * 8);
         self.fill(&mut leader, batch, context, most)?;
@@ -294,7 +294,7 @@ impl Rank {
     pub fn prefill(&mut self, tokens: u32) -> anyhow::Result<f64> {
         let mut spec = drive::spec(2, tokens, tokens + 1);
         let memory = self.backend.memory(&spec)?;
-        spec.kv_bytes = memory.kv_block * u64::from(2 * (tokens + 1).div_ceil(spec.block_size) + 8);
+        spec.kv_bytes = memory.kv_block * u64::from(2 * (tokens + 1).div_ceil(spec.limits.block_size) + 8);
         let blocks = drive::form(&mut self.backend, &spec)?;
         let mut leader = Leader::new(&spec, blocks / 8 * 8);
         let mut best = f64::MAX;

@@ -107,10 +107,10 @@ impl Check {
     /// The bandwidth that the read stage found; none where it did not run.
     fn measured(&self) -> Option<f64> {
         let text = std::fs::read_to_string(self.folder.join("results.jsonl")).ok()?;
-        let results = text
+        let mut results = text
             .lines()
             .filter_map(|line| serde_json::from_str::<Value>(line).ok());
-        let read = results.filter(|result| result["stage"] == "read").last()?;
+        let read = results.rfind(|result| result["stage"] == "read")?;
         read["bytes_per_second"].as_f64()
     }
 

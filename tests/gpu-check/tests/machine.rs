@@ -4,10 +4,10 @@
 
 mod common;
 
-use common::{TINY_SPEC, backend, checkpoint, options};
+use common::{TINY_LIMITS, TINY_SPEC, backend, checkpoint, options};
 use llamero_checkpoint::Topology;
 use llamero_cuda::{CudaBackend, CudaOptions, Gpu};
-use llamero_engine::{Backend, FormSpec, KvDtype};
+use llamero_engine::{Backend, FormLimits, FormSpec, KvDtype};
 use llamero_gpu_check::drive;
 use llamero_gpu_check::model::{Model, TINY};
 use llamero_gpu_check::stages::Check;
@@ -24,11 +24,11 @@ emulated! {
     fn what_is_not_built_is_refused_by_name() on ["devices=2"], {
         let folder = checkpoint(&TINY);
         let gpu = backend(folder.path());
-        let memory = |spec: FormSpec| gpu.memory(&spec).unwrap_err().to_string();
-        assert!(memory(FormSpec { kv_dtype: KvDtype::Fp8E4m3, ..TINY_SPEC }).contains("choose bf16"));
-        assert!(memory(FormSpec { max_adapters: 1, ..TINY_SPEC }).contains("1 adapters"));
-        assert!(memory(FormSpec { block_size: 24, ..TINY_SPEC }).contains("16, 32, 64, 128 or 256"));
-        let split = |tensor, pipeline| CudaOptions { topology: Topology { tensor, pipeline }, ..options() };
+        let memory = |limits| gpu.memory(&FormSpec { limits, ..TINY_SPEC }).unwrap_err().to_string();
+        assert!(memory(FormLimits { kv_dtype: KvDtype::Fp8E4m3, ..TINY_LIMITS }).contains("choose bf16"));
+        assert!(memory(FormLimits { max_adapters: 1, ..TINY_LIMITS }).contains("1 adapters"));
+        assert!(memory(FormLimits { block_size: 24, ..TINY_LIMITS }).contains("16, 32, 64, 128 or 256"));
+        let split = |tensor, pipeline| CudaOptions { members: Topology { tensor, pipeline }.into(), ..options() };
         assert!(refusal(&TINY, split(2, 1)).contains("2 tensor-parallel ranks"));
         assert!(refusal(&TINY, split(1, 2)).contains("2 pipeline stages"));
         assert!(refusal(&TINY, CudaOptions { gpu: Gpu::Number(2), ..options() }).contains("sees 2"));
@@ -61,7 +61,7 @@ emulated! {
     fn a_context_that_does_not_fit_is_told_with_one_that_does() on ["memory=32MiB"], {
         let folder = checkpoint(&TINY);
         let mut gpu = backend(folder.path());
-        let long = FormSpec { max_context: 30_000, ..TINY_SPEC };
+        let long = FormSpec { limits: FormLimits { max_context: 30_000, ..TINY_LIMITS }, ..TINY_SPEC };
         let error = gpu.usual_kv_bytes(&long).unwrap_err().to_string();
         assert!(error.contains("lower maxContextLength to at most"), "{error}");
         let error = drive::form(&mut gpu, &long).unwrap_err().to_string();

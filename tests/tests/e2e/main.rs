@@ -6,8 +6,11 @@
 //! | [`dashboard`] | the dashboard's metrics are exported |
 //! | [`disruption`] | a drained node: members move and the stream goes on |
 //! | [`faults`] | a killed rank, a deleted pod: streams go on, survivors keep their weights |
+//! | [`hub`] | weights straight from a Hub, two ranks on one node |
+//! | [`operations`] | definitions, roles |
 //! | [`placement`] | whole groups or nothing |
 //! | [`refusals`] | what the API server and the gateway refuse, and how |
+//! | [`rollout`] | changes that go wrong, canaries, names that two want |
 //! | [`sources`] | a claim, an image and a directory hold the same weights |
 //! | [`scaling`] | up, down, to zero and back |
 //! | [`writes`] | the operator dies at a write of a placement and a new one converges |
@@ -18,8 +21,11 @@ mod dashboard;
 mod disruption;
 mod faults;
 mod fixture;
+mod hub;
+mod operations;
 mod placement;
 mod refusals;
+mod rollout;
 mod scaling;
 mod sources;
 mod writes;

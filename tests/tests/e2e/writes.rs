@@ -96,6 +96,8 @@ impl Operator {
                 "3",
                 "--http-address",
                 "127.0.0.1:0",
+                // Only writes of the placement are cut.
+                "--manage-crds=false",
                 "--identity",
                 identity,
             ])

@@ -2,11 +2,14 @@
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use crate::config::{GenerationConfig, LlamaConfig};
 use crate::error::Result;
+use crate::io_error::{IoError, is_file};
 use crate::lfs::LfsPointer;
+use crate::remote::{Announced, RemoteWeights};
 use crate::safetensors::{
     INDEX_NAME, SINGLE_NAME, SafetensorsError, SafetensorsFile, TensorInfo, WeightIndex,
 };
@@ -20,6 +23,7 @@ pub struct Checkpoint {
     files: Vec<SafetensorsFile>,
     file_of: BTreeMap<String, usize>,
     bytes_read: AtomicU64,
+    remote: Option<Arc<dyn RemoteWeights>>,
 }
 
 /// Small files that a clone without Git LFS may leave as pointers, beside the weights.
@@ -35,6 +39,15 @@ impl Checkpoint {
     /// Open the Hugging Face folder `folder`: `config.json` and either `model.safetensors` or the files of
     /// `model.safetensors.index.json`.
     pub fn open(folder: &Path) -> Result<Self> {
+        Self::with(folder, None)
+    }
+
+    /// Open a checkpoint of which `folder` has the small files, and `weights` the safetensors files.
+    pub fn open_remote(folder: &Path, weights: Arc<dyn RemoteWeights>) -> Result<Self> {
+        Self::with(folder, Some(weights))
+    }
+
+    fn with(folder: &Path, remote: Option<Arc<dyn RemoteWeights>>) -> Result<Self> {
         for name in SMALL_FILES {
             LfsPointer::refuse(&folder.join(name))?;
         }
@@ -43,7 +56,8 @@ impl Checkpoint {
         if generation.eos_token_ids.is_empty() {
             generation.eos_token_ids.clone_from(&config.eos_token_ids);
         }
-        let (files, file_of) = open_files(folder)?;
+        drop_unknown(&mut generation.eos_token_ids, config.vocab_size);
+        let (files, file_of) = open_files(folder, remote.as_deref())?;
         Ok(Self {
             folder: folder.to_path_buf(),
             config,
@@ -51,6 +65,7 @@ impl Checkpoint {
             files,
             file_of,
             bytes_read: AtomicU64::new(0),
+            remote,
         })
     }
 
@@ -67,7 +82,7 @@ impl Checkpoint {
     }
 
     /// Its defaults of generation; the tokens that end a text are those of `generation_config.json`, else those of
-    /// `config.json`.
+    /// `config.json`, as far as the vocabulary has them.
     #[must_use]
     pub fn generation(&self) -> &GenerationConfig {
         &self.generation
@@ -111,9 +126,38 @@ impl Checkpoint {
         Ok(())
     }
 
-    /// Bytes that [`Self::read_at`] has read since the checkpoint was opened, by all threads.
+    /// Number of the file that holds the tensor, and the tensor's first byte in it.
+    pub(crate) fn position(&self, name: &str) -> Option<(usize, u64)> {
+        let number = *self.file_of.get(name)?;
+        let file = &self.files[number];
+        Some((number, file.data_start() + file.tensor(name)?.range.start))
+    }
+
+    /// Whether weights are read over a network.
+    pub(crate) fn is_remote(&self) -> bool {
+        self.remote.is_some()
+    }
+
+    /// Say what is going to be read, in that order. For files on a disk nothing is computed.
+    pub(crate) fn announce(&self, ranges: impl FnOnce() -> Vec<Announced>) {
+        if let Some(remote) = &self.remote {
+            remote.announce(ranges());
+        }
+    }
+
+    /// What was announced has been read.
+    pub(crate) fn finish_reading(&self) -> Result<()> {
+        let finished = self.remote.as_ref().map_or(Ok(()), |remote| remote.finish());
+        Ok(finished.map_err(IoError::at("use", &self.folder))?)
+    }
+
+    /// Bytes that were read since the checkpoint was opened, by all threads: by [`Self::read_at`] from a disk, else over
+    /// the network.
     #[must_use]
     pub fn bytes_read(&self) -> u64 {
+        if let Some(remote) = &self.remote {
+            return remote.bytes_read();
+        }
         self.bytes_read.load(Ordering::Relaxed)
     }
 
@@ -124,32 +168,48 @@ impl Checkpoint {
     }
 }
 
-fn open_files(folder: &Path) -> Result<(Vec<SafetensorsFile>, BTreeMap<String, usize>)> {
+/// A token that the model has no logit for never comes, so none of them ends a text; a mask or a bias could not name it.
+fn drop_unknown(tokens: &mut Vec<u32>, vocab_size: u32) {
+    tokens.retain(|token| {
+        let known = *token < vocab_size;
+        if !known {
+            tracing::warn!(
+                "eos_token_id {token} is no token of this model, whose vocab_size is {vocab_size}: it is left out"
+            );
+        }
+        known
+    });
+}
+
+fn open_files(
+    folder: &Path,
+    remote: Option<&dyn RemoteWeights>,
+) -> Result<(Vec<SafetensorsFile>, BTreeMap<String, usize>)> {
     let index_path = folder.join(INDEX_NAME);
-    if !index_path.exists() {
+    if !is_file(&index_path)? {
         let single = folder.join(SINGLE_NAME);
-        if !single.exists() {
+        if !is_file(&single)? && remote.is_none() {
             return Err(SafetensorsError::NothingThere {
                 path: folder.to_path_buf(),
             }
             .into());
         }
-        let file = SafetensorsFile::open(&single)?;
-        let file_of = file
-            .header()
-            .tensors
-            .keys()
-            .map(|name| (name.clone(), 0))
-            .collect();
-        return Ok((vec![file], file_of));
+        let files = open_each(folder, &[SINGLE_NAME], remote)?;
+        let tensors = files.iter().flat_map(|file| file.header().tensors.keys());
+        let file_of = tensors.map(|name| (name.clone(), 0)).collect();
+        return Ok((files, file_of));
     }
-    let index = WeightIndex::read(&index_path)?;
-    let mut files = Vec::new();
-    let mut number = BTreeMap::new();
-    for name in index.files() {
-        number.insert(name, files.len());
-        files.push(SafetensorsFile::open(&folder.join(name))?);
-    }
+    let index = match remote {
+        None => WeightIndex::read(&index_path)?,
+        Some(_) => WeightIndex::read_alone(&index_path)?,
+    };
+    let names: Vec<&str> = index.files().into_iter().collect();
+    let files = open_each(folder, &names, remote)?;
+    let number: BTreeMap<&str, usize> = names
+        .iter()
+        .enumerate()
+        .map(|(number, name)| (*name, number))
+        .collect();
     let mut file_of = BTreeMap::new();
     for (tensor, file) in &index.weight_map {
         let file = number[file.as_str()];
@@ -164,4 +224,26 @@ fn open_files(folder: &Path) -> Result<(Vec<SafetensorsFile>, BTreeMap<String, u
         file_of.insert(tensor.clone(), file);
     }
     Ok((files, file_of))
+}
+
+fn open_each(
+    folder: &Path,
+    names: &[&str],
+    remote: Option<&dyn RemoteWeights>,
+) -> Result<Vec<SafetensorsFile>> {
+    let paths = names.iter().map(|name| folder.join(name));
+    let files = match remote {
+        None => paths
+            .map(|path| SafetensorsFile::open(&path))
+            .collect::<Result<_, _>>(),
+        Some(remote) => {
+            let files = remote.open(names).map_err(IoError::at("open", folder))?;
+            files
+                .into_iter()
+                .zip(paths)
+                .map(|(file, path)| SafetensorsFile::over(&path, file))
+                .collect()
+        }
+    };
+    Ok(files?)
 }

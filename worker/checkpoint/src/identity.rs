@@ -10,7 +10,6 @@
 //! side.
 
 use std::fmt;
-use std::fs;
 use std::str::FromStr;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
@@ -21,7 +20,7 @@ use sha2::{Digest, Sha256};
 use crate::checkpoint::Checkpoint;
 use crate::config::LlamaConfig;
 use crate::error::Result;
-use crate::io_error::IoError;
+use crate::io_error::read_if_there;
 use crate::samples::samples;
 
 /// Samples of a tensor.
@@ -54,8 +53,7 @@ impl ContentIdentity {
         }
         for name in TOKENIZER_FILES {
             let path = checkpoint.folder().join(name);
-            if path.exists() {
-                let bytes = fs::read(&path).map_err(IoError::at("read", &path))?;
+            if let Some(bytes) = read_if_there(&path)? {
                 hash.update(format!("\n{name} {}\n", bytes.len()));
                 hash.update(bytes);
             }
@@ -158,6 +156,12 @@ impl FromStr for ContentIdentity {
             *byte = (digit(pair[0])? << 4 | digit(pair[1])?) as u8;
         }
         Ok(Self(identity))
+    }
+}
+
+impl From<[u8; 32]> for ContentIdentity {
+    fn from(digest: [u8; 32]) -> Self {
+        Self(digest)
     }
 }
 

@@ -58,16 +58,25 @@ pub struct RankReport {
 /// `summary.problem`.
 pub fn inspect(folder: &Path, topology: Topology) -> Result<Report> {
     let checkpoint = Checkpoint::open(folder)?;
-    let layout = ModelLayout::check(&checkpoint)?;
+    let identity = ContentIdentity::of(&checkpoint)?;
+    report(&checkpoint, identity, topology)
+}
+
+/// The same for an open checkpoint whose identity is known. Reads nothing more.
+///
+/// # Errors
+/// The tensors do not fit the configuration.
+pub fn report(checkpoint: &Checkpoint, identity: ContentIdentity, topology: Topology) -> Result<Report> {
+    let layout = ModelLayout::check(checkpoint)?;
     let config = checkpoint.config();
-    let report = |shard: &RankShard| RankReport {
+    let of_rank = |shard: &RankShard| RankReport {
         weight_bytes: rank_bytes(&layout, shard),
         table_bytes: table_bytes(&layout, shard),
         kv_bytes_per_token: kv_bytes_per_token(config, shard),
         shard: shard.clone(),
     };
     let ranks = match ShardPlan::new(config, topology) {
-        Ok(plan) => plan.shards().iter().map(report).collect(),
+        Ok(plan) => plan.shards().iter().map(of_rank).collect(),
         Err(_) => Vec::new(),
     };
     let mut dtypes: BTreeMap<Dtype, (usize, u64)> = BTreeMap::new();
@@ -76,15 +85,15 @@ pub fn inspect(folder: &Path, topology: Topology) -> Result<Report> {
         *entry = (entry.0 + 1, entry.1 + info.bytes());
     }
     Ok(Report {
-        summary: CheckpointSummary::new(&checkpoint, &layout, topology),
-        folder: folder.to_path_buf(),
+        summary: CheckpointSummary::new(checkpoint, &layout, topology),
+        folder: checkpoint.folder().to_path_buf(),
         files: checkpoint.files().len(),
         dtypes,
-        identity: ContentIdentity::of(&checkpoint)?,
+        identity,
         tied: layout.is_tied(),
         topology,
         ranks,
-        unknown_tensors: unknown_tensors(&checkpoint, &layout),
+        unknown_tensors: unknown_tensors(checkpoint, &layout),
     })
 }
 

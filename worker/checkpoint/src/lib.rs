@@ -10,11 +10,13 @@
 //! | `companions` | what may lie beside the weights |
 //! | [`layout`] | the logical tensors of a Llama, checked against the headers |
 //! | [`topology`] | tensor ranks and pipeline stages |
+//! | [`members`] | which ranks of a group are there |
 //! | [`shard`] | which layers, heads, leaves and vocabulary rows a rank holds |
 //! | [`runs`] | sets of heads, leaves or rows |
 //! | `strips` | which byte ranges to read for some rows and columns of a tensor |
 //! | [`piece`] | the parts of tensors that a rank holds |
 //! | [`load`] | streaming a rank's shard |
+//! | [`remote`] | weight files that are read over a network |
 //! | [`pod`] | who of a pod reads what of the tensors that are split by columns |
 //! | [`identity`] | which weights these are |
 //! | [`lfs`], `tied` | refusals: Git-LFS pointers, a tied model with another head |
@@ -44,10 +46,12 @@ mod io_error;
 pub mod layout;
 pub mod lfs;
 pub mod load;
+pub mod members;
 pub mod piece;
 pub mod pod;
 pub mod progress;
 pub mod quantize;
+pub mod remote;
 pub mod runs;
 pub mod safetensors;
 mod samples;
@@ -62,8 +66,9 @@ pub use config::{GenerationConfig, LlamaConfig};
 pub use dtype::Dtype;
 pub use error::{Error, Result};
 pub use identity::ContentIdentity;
-pub use io_error::IoError;
+pub use io_error::{IoError, read_if_there};
 pub use layout::{ModelLayout, Tensor, TensorId, TensorKind};
+pub use members::Members;
 pub use piece::Piece;
 pub use progress::Progress;
 pub use runs::Runs;

@@ -35,12 +35,12 @@ use crate::checkpoint::Checkpoint;
 use crate::error::{Error, Result};
 use crate::layout::ModelLayout;
 use crate::piece::{Piece, pieces, read_rows, read_scales};
+use crate::remote::{Announced, announced};
 use crate::shard::RankShard;
 
+pub use crate::piece::ROW_MULTIPLE;
 pub use together::{Member, PodNotes, Together, load_together};
 
-/// Chunks start at a multiple of so many rows of their piece.
-pub const ROW_MULTIPLE: u64 = 32;
 /// A chunk and its packed form together fit a core's second-level cache, so that packing reads what the kernel has just
 /// copied there; larger reads were not faster from the page cache.
 const CHUNK_BYTES: u64 = 256 << 10;
@@ -51,7 +51,7 @@ pub type SinkError = Box<dyn std::error::Error + Send + Sync>;
 /// How far a load has come, in bytes.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct LoadProgress {
-    /// Of the shard, in memory, whoever read it.
+    /// Of the rank's shard, in memory, whoever read it.
     pub loaded: u64,
     /// The whole shard.
     pub total: u64,
@@ -102,8 +102,10 @@ pub fn load_rank<S: Sink>(
 ) -> Result<()> {
     let load = Load::new(checkpoint, pieces(layout, shard), sink);
     load.tell(watch);
+    checkpoint.announce(|| load.announced());
     let run = |after_each: &mut dyn FnMut()| load.run(&mut Room::default(), after_each);
     on_threads(threads, &run, &mut || load.tell(watch));
+    load.finish();
     load.tell(watch);
     load.outcome()
 }
@@ -138,7 +140,11 @@ struct Load<'a, S> {
 }
 
 impl<'a, S: Sink> Load<'a, S> {
-    fn new(checkpoint: &'a Checkpoint, pieces: Vec<Piece<'a>>, sink: &'a S) -> Self {
+    fn new(checkpoint: &'a Checkpoint, mut pieces: Vec<Piece<'a>>, sink: &'a S) -> Self {
+        if checkpoint.is_remote() {
+            // Each file from its beginning to its end: what comes first is needed first.
+            pieces.sort_by_key(|piece| checkpoint.position(&piece.tensor.name));
+        }
         let mut starts = vec![0];
         let mut chunks = 0;
         for piece in &pieces {
@@ -156,6 +162,21 @@ impl<'a, S: Sink> Load<'a, S> {
             loaded: AtomicU64::new(0),
             stop: AtomicBool::new(false),
             failure: Mutex::new(None),
+        }
+    }
+
+    /// What its pieces read.
+    fn announced(&self) -> Vec<Announced> {
+        let of_piece = |piece| announced(self.checkpoint, piece);
+        self.pieces.iter().flat_map(of_piece).collect()
+    }
+
+    /// All was read: hear whether it was right.
+    fn finish(&self) {
+        if !self.is_stopped()
+            && let Err(error) = self.checkpoint.finish_reading()
+        {
+            self.fail(error);
         }
     }
 

@@ -10,6 +10,9 @@ use crate::runs::Runs;
 use crate::shard::{RankShard, Slice};
 use crate::strips::{Spans, strips};
 
+/// Chunks of a piece start at a multiple of so many of its rows.
+pub const ROW_MULTIPLE: u64 = 32;
+
 /// The part of one tensor that a rank holds.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Piece<'a> {

@@ -7,8 +7,7 @@
 //! a member that finds one undone for long, because its reader died, can read its own strips of it instead.
 
 use crate::layout::{ModelLayout, Tensor, TensorKind};
-use crate::load::ROW_MULTIPLE;
-use crate::piece::Piece;
+use crate::piece::{Piece, ROW_MULTIPLE};
 use crate::runs::Runs;
 use crate::shard::{RankShard, Slice};
 

@@ -5,6 +5,7 @@ use serde::Serialize;
 use crate::checkpoint::Checkpoint;
 use crate::config::LlamaConfig;
 use crate::dtype::Dtype;
+use crate::identity::ContentIdentity;
 use crate::layout::{ModelLayout, TensorKind};
 use crate::piece::rank_bytes;
 use crate::shard::{RankShard, ShardPlan};
@@ -71,6 +72,12 @@ pub struct CheckpointSummary {
     /// What the program that wrote this can compute on: `cpu`, `cuda`. Left empty here, where nothing is computed.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub backends: Vec<String>,
+    /// The commit that the weights are of, where they come from a Hub. Left empty here, where there is only a folder.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub commit: Option<String>,
+    /// What they are by their files' hashes, where they come from a Hub.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub content_identity: Option<ContentIdentity>,
 }
 
 impl CheckpointSummary {
@@ -108,6 +115,8 @@ impl CheckpointSummary {
                 .err()
                 .map(|error| error.to_string()),
             backends: Vec::new(),
+            commit: None,
+            content_identity: None,
         }
     }
 }

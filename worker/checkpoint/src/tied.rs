@@ -30,7 +30,7 @@ pub(crate) fn check_own_head(
     let read = |name: &str, start: u64, buffer: &mut [u8]| {
         checkpoint
             .read_at(name, start, buffer)
-            .map_err(|error| LayoutError::Unreadable(error.to_string()))
+            .map_err(|error| LayoutError::Unreadable(Box::new(error)))
     };
     for range in samples(head, own.bytes(), SAMPLES) {
         let mut buffers = [0, 1].map(|_| vec![0; (range.end - range.start) as usize]);

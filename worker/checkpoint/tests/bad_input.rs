@@ -13,7 +13,7 @@ use std::path::Path;
 
 use common::{TINY, config_json, header, tensors, write_checkpoint, write_sparse};
 use llamero_checkpoint::safetensors::SafetensorsFile;
-use llamero_checkpoint::{Checkpoint, LlamaConfig, ModelLayout, Result};
+use llamero_checkpoint::{Checkpoint, ContentIdentity, LlamaConfig, ModelLayout, Result};
 use proptest::prelude::*;
 use serde_json::{Value, json};
 
@@ -48,6 +48,66 @@ fn a_missing_file_is_named() {
         &said,
         &["model-2.safetensors", "not there", "1 of ", "finish the download"],
     );
+}
+
+/// A ban of such a token would be no executable step.
+#[test]
+fn only_tokens_of_the_vocabulary_end_a_text() {
+    let folder = tempfile::tempdir().unwrap();
+    write_checkpoint(folder.path(), TINY, 5, |_| true);
+    let ends = |text: &str| {
+        fs::write(folder.path().join("generation_config.json"), text).unwrap();
+        let checkpoint = Checkpoint::open(folder.path()).unwrap();
+        checkpoint.generation().eos_token_ids.clone()
+    };
+    assert_eq!(TINY.vocab, 300);
+    assert_eq!(ends(r#"{"eos_token_id": [299, 300, 128009, 7]}"#), [299, 7]);
+    assert_eq!(ends(r#"{"eos_token_id": 128009}"#), [0; 0]);
+    let mut config = config_json(TINY);
+    config["eos_token_id"] = json!([300, 2]);
+    fs::write(folder.path().join("config.json"), config.to_string()).unwrap();
+    assert_eq!(ends("{}"), [2]);
+}
+
+/// The file of this process's own memory lies under every name; nothing is mapped at its start, so reading it there fails with
+/// EIO. A link to itself stands for a file system that does not even say what a name is.
+#[test]
+fn a_disk_that_does_not_answer_may_answer_another_time() {
+    let names = [
+        "config.json",
+        "generation_config.json",
+        "hf_quant_config.json",
+        "model.safetensors.index.json",
+        "model-1.safetensors",
+        "tokenizer.json",
+    ];
+    for name in names {
+        for target in [Path::new("/proc/self/mem"), Path::new(name)] {
+            let folder = tempfile::tempdir().unwrap();
+            write_checkpoint(folder.path(), TINY, 5, |_| true);
+            let file = folder.path().join(name);
+            let kept = folder.path().join("kept");
+            let there = fs::rename(&file, &kept).is_ok();
+            std::os::unix::fs::symlink(target, &file).unwrap();
+            let opened = |folder: &Path| {
+                open(folder)?;
+                ContentIdentity::of(&Checkpoint::open(folder)?)
+            };
+            // A file of weights that claims to be empty is cut off.
+            if (name, target) != ("model-1.safetensors", Path::new("/proc/self/mem")) {
+                let error = opened(folder.path()).unwrap_err();
+                assert!(error.is_passing(), "{name}: {error}");
+                assert!(error.to_string().contains(name), "{error}");
+            }
+            fs::remove_file(&file).unwrap();
+            if there {
+                fs::rename(&kept, &file).unwrap();
+            }
+            opened(folder.path()).unwrap();
+        }
+    }
+    let folder = tempfile::tempdir().unwrap();
+    assert!(!open(folder.path()).unwrap_err().is_passing());
 }
 
 #[test]

@@ -71,7 +71,8 @@ fn check_defaults(published: &Published, rope: Option<Llama3Rope>, eos: &[u32]) 
     let checkpoint = Checkpoint::open(published.folder.path()).unwrap();
     assert_eq!(checkpoint.config().rope_scaling, rope);
     let wanted = GenerationConfig {
-        eos_token_ids: eos.to_vec(),
+        // The files name Meta's ids; these models have a smaller vocabulary.
+        eos_token_ids: vec![],
         bos_token_id: Some(128_000),
         do_sample: Some(true),
         temperature: Some(0.6),
@@ -79,6 +80,8 @@ fn check_defaults(published: &Published, rope: Option<Llama3Rope>, eos: &[u32]) 
         top_k: None,
     };
     assert_eq!(*checkpoint.generation(), wanted);
+    let file = published.folder.path().join("generation_config.json");
+    assert_eq!(GenerationConfig::read(&file).unwrap().eos_token_ids, eos);
 }
 
 const EOS: [u32; 3] = [128_001, 128_008, 128_009];
@@ -92,6 +95,47 @@ fn meta_8b_and_70b() {
         let published = write(name, |_| None, |_| vec![]);
         check(name, sizes, &published, "bf16", None);
         check_defaults(&published, Some(LLAMA_3_1), &EOS);
+    }
+}
+
+/// Llama 3.2: the true shapes, one table that is embedding and head, positions scaled by 32.
+#[test]
+fn meta_1b_and_3b_of_3_2() {
+    for (name, sizes, head_dim, parameters) in [
+        ("meta-3.2-1b", [2048, 16, 32, 8192], 64, 1_235_814_400),
+        ("meta-3.2-3b", [3072, 28, 24, 8192], 128, 3_212_749_824),
+    ] {
+        let config = LlamaConfig::from_json(files(name)["config.json"].clone()).unwrap();
+        assert_eq!(
+            [config.hidden_size, config.layers, config.q_heads, config.ffn_size],
+            sizes
+        );
+        assert_eq!(
+            (config.kv_heads, config.head_dim, config.vocab_size),
+            (8, head_dim, 128_256)
+        );
+        assert!(config.tie_word_embeddings);
+        let of = |kind| TensorId { layer: None, kind };
+        let counted = TensorId::all(&config).filter(|id| *id != of(TensorKind::Head));
+        let count = |id: TensorId| {
+            let (rows, cols) = id.kind.shape(&config);
+            rows * cols
+        };
+        assert_eq!(counted.map(count).sum::<u64>(), parameters, "{name}");
+
+        let published = write(name, |_| None, |_| vec![]);
+        let further = Llama3Rope {
+            factor: 32.0,
+            ..LLAMA_3_1
+        };
+        check_defaults(&published, Some(further), &EOS);
+        let checkpoint = Checkpoint::open(published.folder.path()).unwrap();
+        assert!(ModelLayout::check(&checkpoint).unwrap().is_tied());
+        let loaded = loaded(&checkpoint);
+        for (id, wanted) in &published.values {
+            let held = loaded.get(id).or_else(|| loaded.get(&of(TensorKind::Head)));
+            assert!(held == Some(wanted), "{id} of {name}");
+        }
     }
 }
 
@@ -193,7 +237,7 @@ fn plain_fp8_by_tensor() {
     // Without generation_config.json the one id of config.json counts.
     fs::remove_file(published.folder.path().join("generation_config.json")).unwrap();
     let checkpoint = Checkpoint::open(published.folder.path()).unwrap();
-    assert_eq!(checkpoint.generation().eos_token_ids, [128_001]);
+    assert_eq!(checkpoint.config().eos_token_ids, [128_001]);
     assert_eq!(checkpoint.generation().temperature, None);
 
     let form = |id| every_layer(id, Some(("weight_scale_inv", Dtype::F32, Shape::Scalar)));

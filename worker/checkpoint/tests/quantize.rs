@@ -177,3 +177,62 @@ fn what_is_quantised_already_or_in_the_way_is_refused() {
     let target = to_fp8(source.folder.path(), folder.path(), &options, &mut |_| ());
     assert!(target.unwrap_err().to_string().contains("not empty"));
 }
+
+/// Interrupted at every progress report in turn, the same command goes on, writes no finished file again, and makes the same bytes.
+#[test]
+fn an_interrupted_run_is_gone_on_with() {
+    let source = write_bf16("meta-8b", |_| ());
+    let options = QuantizeOptions {
+        max_file_bytes: 60_000,
+        ..meta(Scheme::FbgemmFp8, false)
+    };
+    let root = tempfile::tempdir().unwrap();
+    let whole = root.path().join("whole");
+    let mut reports = 0;
+    to_fp8(source.folder.path(), &whole, &options, &mut |_| reports += 1).unwrap();
+    let files = contents(&whole);
+    assert!(
+        files.len() > 5 && reports > 20,
+        "{reports} reports, {} files",
+        files.len()
+    );
+    for stop in (1..reports).step_by(7) {
+        let target = root.path().join(format!("stopped-{stop}"));
+        let mut left = stop;
+        let ended = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
+            to_fp8(source.folder.path(), &target, &options, &mut |_| {
+                left -= 1;
+                assert!(left > 0, "interrupted");
+            })
+        }));
+        assert!(ended.is_err() && !target.exists());
+        let partial = root.path().join(format!(".stopped-{stop}.partial"));
+        let finished = written_at(&partial);
+        to_fp8(source.folder.path(), &target, &options, &mut |_| ()).unwrap();
+        assert!(contents(&target) == files, "stopped at {stop}");
+        let now = written_at(&target);
+        for (name, when) in &finished {
+            assert_eq!(now.get(name), Some(when), "{name} was written again");
+        }
+    }
+}
+
+fn contents(folder: &Path) -> std::collections::BTreeMap<String, Vec<u8>> {
+    let entries = fs::read_dir(folder).unwrap().map(|entry| entry.unwrap());
+    entries
+        .map(|entry| {
+            let name = entry.file_name().into_string().unwrap();
+            (name, fs::read(entry.path()).unwrap())
+        })
+        .collect()
+}
+
+/// When the whole files of weights were written.
+fn written_at(folder: &Path) -> std::collections::BTreeMap<String, std::time::SystemTime> {
+    let entries = fs::read_dir(folder).unwrap().map(|entry| entry.unwrap());
+    let named = entries.map(|entry| (entry.file_name().into_string().unwrap(), entry));
+    named
+        .filter(|(name, _)| name.ends_with(".safetensors"))
+        .map(|(name, entry)| (name, entry.metadata().unwrap().modified().unwrap()))
+        .collect()
+}

@@ -9,6 +9,7 @@
 
 use std::sync::Arc;
 
+use crate::disjoint::DisjointSlice;
 use crate::kernel::math::exp;
 use crate::kernel::pack::{Element, LANES};
 use crate::kernel::tile::{MAX_ROWS, Tile};
@@ -16,7 +17,6 @@ use crate::kernel::{Kernel, vector};
 use crate::kv::{CHUNK, KvCache};
 use crate::pool::Pool;
 use crate::shape::Shape;
-use crate::shared::Shared;
 
 /// Consecutive tokens of one sequence in a batch.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -68,7 +68,7 @@ pub(crate) fn attend(
     out: &mut [u32],
 ) {
     let tasks = tasks(shape, spans);
-    let out = Shared::new(out);
+    let out = DisjointSlice::new(out);
     pool.run(tasks.len(), &|index| {
         let worker = Worker {
             kernel,
@@ -144,7 +144,7 @@ type Softmax = [(f32, f32); MAX_ROWS];
 const UNSEEN: Softmax = [(f32::NEG_INFINITY, 0.0); MAX_ROWS];
 
 impl Worker<'_> {
-    fn run(&self, queries: [&[u32]; 2], out: &Shared<'_, u32>) {
+    fn run(&self, queries: [&[u32]; 2], out: &DisjointSlice<'_, u32>) {
         let Some(last) = self.rows().last() else { return };
         let queries = self.gather(queries);
         let mut scores = [0.0; MAX_ROWS * CHUNK];
@@ -287,7 +287,7 @@ impl Worker<'_> {
     }
 
     /// Divide by the sums of the weights, round, and write to the places of the rows.
-    fn store(&self, state: &Softmax, total: &mut Values, out: &Shared<'_, u32>) {
+    fn store(&self, state: &Softmax, total: &mut Values, out: &DisjointSlice<'_, u32>) {
         let head_dim = self.shape.head_dim;
         for (i, row) in self.rows().iter().enumerate() {
             let values = &mut total[i * MAX_HEAD_DIM..][..head_dim];

@@ -6,6 +6,7 @@ use llamero_engine::{BackendError, MeshError, StepProgress};
 
 use crate::attention::{Span, attend};
 use crate::collective::Collective;
+use crate::disjoint::DisjointSlice;
 use crate::kernel::math::from_bf16;
 use crate::kernel::{Kernel, vector};
 use crate::kv::KvCache;
@@ -14,7 +15,6 @@ use crate::matmul::{Inputs, Matrix, Product, multiply};
 use crate::pool::Pool;
 use crate::programs::{Programs, SplitSum};
 use crate::shape::Shape;
-use crate::shared::Shared;
 use crate::weights::Weights;
 use crate::workspace::Workspace;
 
@@ -210,7 +210,7 @@ impl Model<'_> {
             ],
         );
         let width = shape.ffn;
-        let gated = Shared::new(&mut work.gated);
+        let gated = DisjointSlice::new(&mut work.gated);
         per_row(pool, rows, &|row| {
             let (gate, up) = (
                 &work.gate[row * width..][..width],
@@ -232,7 +232,7 @@ impl Model<'_> {
     fn norm(&self, pool: &mut Pool, work: &mut Workspace, weight: usize, rows: usize) {
         let hidden = self.shape.hidden;
         let weight = self.weights.floats(weight, hidden);
-        let normed = Shared::new(&mut work.normed);
+        let normed = DisjointSlice::new(&mut work.normed);
         per_row(pool, rows, &|row| {
             // SAFETY: every row has its own part.
             let out = unsafe { normed.part(row * hidden / 2..(row + 1) * hidden / 2) };

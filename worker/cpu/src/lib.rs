@@ -21,6 +21,7 @@ mod attention;
 pub mod backend;
 pub mod bench;
 pub mod collective;
+mod disjoint;
 mod forward;
 pub mod kernel;
 mod kv;
@@ -35,7 +36,6 @@ mod region;
 mod rope;
 mod sample;
 mod shape;
-mod shared;
 mod weights;
 mod workspace;
 

@@ -10,6 +10,7 @@ use std::time::UNIX_EPOCH;
 use llamero_checkpoint::dtype::{extend_bf16, extend_f32};
 use llamero_checkpoint::load::{LoadProgress, ROW_MULTIPLE, Rows, Sink, SinkError, load_rank};
 use llamero_checkpoint::{Checkpoint, Dtype, ModelLayout, RankShard, TensorId, TensorKind};
+use llamero_engine::hash::Fnv1a;
 use llamero_engine::{BackendError, LoadWatch};
 
 use crate::kernel::pack::{Element, LANES, pack_rows};
@@ -73,27 +74,6 @@ pub(crate) fn fingerprint(checkpoint: &Checkpoint, shard: &RankShard, layout: &L
     hash.finish()
 }
 
-/// FNV-1a (draft-eastlake-fnv §2), which unlike the standard library's hasher is the same in every process.
-struct Fnv1a(u64);
-
-impl Default for Fnv1a {
-    fn default() -> Self {
-        Self(0xcbf2_9ce4_8422_2325)
-    }
-}
-
-impl Hasher for Fnv1a {
-    fn finish(&self) -> u64 {
-        self.0
-    }
-
-    fn write(&mut self, bytes: &[u8]) {
-        for byte in bytes {
-            self.0 = (self.0 ^ u64::from(*byte)).wrapping_mul(0x0000_0100_0000_01b3);
-        }
-    }
-}
-
 /// Threads that load at most: more do not make memory faster.
 const MAX_THREADS: usize = 8;
 
@@ -120,11 +100,7 @@ pub(crate) fn load(
 }
 
 fn tell(watch: &dyn LoadWatch, now: LoadProgress) -> ControlFlow<()> {
-    watch.progress(llamero_engine::LoadProgress {
-        loaded: now.loaded,
-        total: now.total,
-        read: now.read,
-    });
+    watch.progress(now);
     if watch.is_cancelled() {
         ControlFlow::Break(())
     } else {

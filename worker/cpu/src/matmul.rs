@@ -1,11 +1,11 @@
 //! Matrix products: packed weights times rows of bf16 inputs.
 
+use crate::disjoint::DisjointSlice;
 use crate::kernel::pack::{Element, LANES};
 use crate::kernel::tile::{MAX_ROWS, Tile, blocks_at_once};
 use crate::kernel::{Kernel, vector};
 use crate::leaves::{LeafProgram, Op};
 use crate::pool::Pool;
-use crate::shared::Shared;
 
 /// Sums of one tile at most: 8 rows of one block, or 2 rows of 4 blocks.
 const TILE_SUMS: usize = MAX_ROWS * LANES;
@@ -55,7 +55,7 @@ pub(crate) fn multiply(pool: &mut Pool, kernel: Kernel, inputs: Inputs<'_>, prod
             tasks: product.matrix.n.div_ceil(group * LANES),
             stride: product.stride,
             scaled: product.scaled,
-            out: Shared::new(product.out),
+            out: DisjointSlice::new(product.out),
         })
         .collect();
     let tasks = parts.iter().map(|part| part.tasks).sum();
@@ -81,7 +81,7 @@ struct Part<'a> {
     tasks: usize,
     stride: usize,
     scaled: bool,
-    out: Shared<'a, f32>,
+    out: DisjointSlice<'a, f32>,
 }
 
 impl Part<'_> {

@@ -1,7 +1,7 @@
 //! What a rank takes of memory, before anything of it is loaded.
 
 use llamero_checkpoint::{LlamaConfig, ModelLayout, RankShard, ShardPlan, piece};
-use llamero_engine::{BackendError, Era, FormSpec, KvDtype, MemoryPlan};
+use llamero_engine::{BackendError, FormLimits, KvDtype, MemoryPlan};
 
 use crate::kv::KvShape;
 use crate::load;
@@ -45,8 +45,7 @@ impl WorkspaceNeed {
         let programs = Programs::new(shape);
         let tensors = piece::rank_bytes(model, shard);
         let need = |tokens| -> Result<u64, BackendError> {
-            let spec = FormSpec {
-                era: Era::default(),
+            let limits = FormLimits {
                 max_sequences: 1,
                 max_batched_tokens: tokens,
                 max_context: 1,
@@ -54,9 +53,8 @@ impl WorkspaceNeed {
                 steps_in_flight: STEPS_IN_FLIGHT,
                 kv_dtype: KvDtype::Bf16,
                 max_adapters: 0,
-                kv_bytes: 0,
             };
-            Ok(plan(shape, &programs, model, &spec)?
+            Ok(plan(shape, &programs, model, &limits)?
                 .fixed()
                 .saturating_sub(tensors))
         };
@@ -82,19 +80,19 @@ pub(crate) fn plan(
     shape: &Shape,
     programs: &Programs,
     model: &ModelLayout,
-    spec: &FormSpec,
+    limits: &FormLimits,
 ) -> Result<MemoryPlan, BackendError> {
-    let tokens = spec.max_batched_tokens as usize;
+    let tokens = limits.max_batched_tokens as usize;
     let kv = KvShape::new(
         shape.layers,
         shape.kv_heads,
         shape.head_dim,
-        spec.block_size as usize,
+        limits.block_size as usize,
     )?;
     Ok(MemoryPlan {
         weights: load::layout(shape, model).bytes as u64,
         workspace: Workspace::bytes(shape, programs, tokens) as u64,
-        logits: Workspace::logit_bytes(shape, spec) as u64,
+        logits: Workspace::logit_bytes(shape, limits) as u64,
         rope: Rope::bytes(shape.head_dim, tokens) as u64,
         kv_block: kv.block_bytes() as u64,
     })

@@ -8,11 +8,11 @@ use std::os::fd::OwnedFd;
 
 use llamero_checkpoint::load::Member;
 
+use crate::disjoint::DisjointSlice;
 use crate::kernel::pack::LANES;
 use crate::layout::{Layout, MatrixAt};
 use crate::matmul::Matrix;
 use crate::region::Region;
-use crate::shared::Shared;
 
 const MAGIC: u64 = u64::from_le_bytes(*b"LLAMERO1");
 const COMPLETE: u64 = 0x6574_656c_706d_6f63;
@@ -133,7 +133,7 @@ impl Weights {
     pub(crate) fn store<'a>(&'a mut self, file: Option<&'a OwnedFd>) -> Store<'a> {
         match file {
             Some(file) => Store::File(file),
-            None => Store::Memory(Shared::new(self.region.bytes_mut())),
+            None => Store::Memory(DisjointSlice::new(self.region.bytes_mut())),
         }
     }
 }
@@ -164,7 +164,7 @@ pub(crate) fn state_of_file(file: &OwnedFd, layout: &Layout, fingerprint: u64) -
 /// Takes bytes of the region from several threads.
 pub(crate) enum Store<'a> {
     File(&'a OwnedFd),
-    Memory(Shared<'a, u8>),
+    Memory(DisjointSlice<'a, u8>),
 }
 
 impl Store<'_> {

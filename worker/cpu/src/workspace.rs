@@ -1,6 +1,6 @@
 //! Scratch memory of a rank for one step, and what it takes.
 
-use llamero_engine::FormSpec;
+use llamero_engine::FormLimits;
 
 use crate::collective::Collective;
 use crate::programs::Programs;
@@ -102,9 +102,9 @@ impl Workspace {
     }
 
     /// Bytes of logits, and of the hidden states of the sampled positions of every step in flight.
-    pub(crate) fn logit_bytes(shape: &Shape, spec: &FormSpec) -> usize {
-        let tokens = spec.max_batched_tokens as usize;
-        let states = spec.steps_in_flight as usize * tokens * shape.hidden * size_of::<u16>();
+    pub(crate) fn logit_bytes(shape: &Shape, limits: &FormLimits) -> usize {
+        let tokens = limits.max_batched_tokens as usize;
+        let states = limits.steps_in_flight as usize * tokens * shape.hidden * size_of::<u16>();
         logit_rows(tokens) * shape.vocab_width() * size_of::<f32>() + states
     }
 

@@ -8,7 +8,7 @@ use half::bf16;
 use llamero_checkpoint::dtype::{extend_bf16, extend_f32};
 use llamero_checkpoint::load::{Rows, Sink, SinkError, load_rank};
 use llamero_checkpoint::{Checkpoint, Dtype, ModelLayout, RankShard, TensorKind, e4m3};
-use llamero_engine::{BackendError, LoadProgress, LoadWatch};
+use llamero_engine::{BackendError, LoadWatch};
 
 use crate::error::refused;
 use crate::layout::{Layout, MatrixId, Place};
@@ -39,11 +39,7 @@ pub(crate) fn load(
     let uploader =
         Uploader::new(shape, layout, weights, shard, model.is_tied(), stream, threads).map_err(refused)?;
     let loaded = load_rank(checkpoint, model, shard, threads, &uploader, &mut |now| {
-        watch.progress(LoadProgress {
-            loaded: now.loaded,
-            total: now.total,
-            read: now.read,
-        });
+        watch.progress(now);
         if watch.is_cancelled() {
             ControlFlow::Break(())
         } else {

@@ -39,29 +39,30 @@ impl Sizes {
     /// # Errors
     /// [`BackendError::Unusable`] for what is not built.
     pub(crate) fn new(spec: &FormSpec) -> Result<Self, BackendError> {
-        if spec.kv_dtype != KvDtype::Bf16 {
+        let limits = &spec.limits;
+        if limits.kv_dtype != KvDtype::Bf16 {
             return Err(unusable(
                 "a KV cache in FP8 is not built for GPUs yet: choose bf16".into(),
             ));
         }
-        if spec.max_adapters > 0 {
+        if limits.max_adapters > 0 {
             return Err(unusable(format!(
                 "{} adapters were asked for, and adapters are not built for GPUs yet: serve the model without",
-                spec.max_adapters
+                limits.max_adapters
             )));
         }
-        if !matches!(spec.block_size, 16 | 32 | 64 | 128 | 256) {
+        if !matches!(limits.block_size, 16 | 32 | 64 | 128 | 256) {
             return Err(unusable(format!(
                 "a KV block of {} tokens cannot be used: choose 16, 32, 64, 128 or 256",
-                spec.block_size
+                limits.block_size
             )));
         }
         Ok(Self {
-            tokens: (spec.max_batched_tokens as usize).next_multiple_of(MAX_ROWS),
-            sequences: spec.max_sequences as usize,
-            context: spec.max_context as usize,
-            block: spec.block_size as usize,
-            in_flight: spec.steps_in_flight.max(1) as usize,
+            tokens: (limits.max_batched_tokens as usize).next_multiple_of(MAX_ROWS),
+            sequences: limits.max_sequences as usize,
+            context: limits.max_context as usize,
+            block: limits.block_size as usize,
+            in_flight: limits.steps_in_flight.max(1) as usize,
         })
     }
 
@@ -128,9 +129,9 @@ impl Counts {
             .len()
             .max(shape.ffn_leaves.roots.len());
         // The workspace is largest at some context in between, where a launch still takes all rows.
-        let longest = (0..)
-            .map(|power| 256usize << power)
-            .take_while(|longest| *longest < 2 * sizes.context);
+        let longest = std::iter::successors(Some(256), |longest| {
+            (*longest < sizes.context).then_some(2 * longest)
+        });
         let parts = longest.map(|longest| sizes.attention(shape, longest).parts(MAX_ROWS));
         Self {
             hidden: MAX_ROWS * shape.hidden,

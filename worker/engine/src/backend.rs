@@ -4,45 +4,17 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Instant;
 
-use crate::mesh::{Mesh, MeshError};
+pub use llamero_checkpoint::load::LoadProgress;
+
+#[cfg(doc)]
+use crate::form::FormLimits;
+use crate::form::FormSpec;
+use crate::mesh::{Failure, Mesh, MeshError};
 use crate::step::{Era, Late, LogitShard, Plan, StepOutput};
 
 /// Number of a step that was submitted and not yet released.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Ticket(pub u64);
-
-/// Type in which keys and values are kept. Part of the numerics class.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash, serde::Serialize, serde::Deserialize)]
-pub enum KvDtype {
-    /// bfloat16.
-    #[default]
-    Bf16,
-    /// E4M3 with one scale per token and head.
-    Fp8E4m3,
-}
-
-/// What a group agrees on when it forms.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct FormSpec {
-    /// Membership and connection.
-    pub era: Era,
-    /// Largest number of sequences at once (slots).
-    pub max_sequences: u32,
-    /// Largest number of tokens in one step.
-    pub max_batched_tokens: u32,
-    /// Longest sequence in tokens, prompt and output together.
-    pub max_context: u32,
-    /// Tokens per KV block.
-    pub block_size: u32,
-    /// Steps that may be submitted and not yet released.
-    pub steps_in_flight: u32,
-    /// Type of the KV cache.
-    pub kv_dtype: KvDtype,
-    /// Adapters (LoRA) that may be loaded at once; 0 where none are.
-    pub max_adapters: u32,
-    /// Bytes this rank uses for KV blocks.
-    pub kv_bytes: u64,
-}
 
 /// What forming takes of this rank's memory, in bytes. The figures are those that `form` allocates by.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -78,19 +50,11 @@ impl MemoryPlan {
 /// What the rank can hold after forming.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct KvCapacity {
-    /// KV blocks of `FormSpec::block_size` tokens. The leader uses the smallest number of any rank.
+    /// KV blocks of [`FormLimits::block_size`] tokens. The leader uses the smallest number of any rank.
     pub blocks: u32,
-}
-
-/// Bytes read so far while loading, of this rank's shard.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct LoadProgress {
-    /// Bytes of the shard in memory.
-    pub loaded: u64,
-    /// Bytes of the shard.
-    pub total: u64,
-    /// Bytes read from the checkpoint, gaps between strips included.
-    pub read: u64,
+    /// The era in which steps were last submitted, when all blocks still hold what they held when it ended: those that no
+    /// unfinished step of it was to write can be read. None when they hold nothing.
+    pub kept: Option<Era>,
 }
 
 /// Watches and ends a load from outside.
@@ -123,6 +87,9 @@ pub enum BackendError {
     /// change.
     #[error("{0}")]
     Unusable(String),
+    /// What it needs cannot be had now: a network or a disk does not answer. The process exits and is started again.
+    #[error("{0}")]
+    Unavailable(String),
     /// The contract was broken or an invariant does not hold. The process exits.
     #[error("this is a bug: {0}")]
     Bug(String),
@@ -133,7 +100,19 @@ pub enum BackendError {
 
 impl From<llamero_checkpoint::Error> for BackendError {
     fn from(error: llamero_checkpoint::Error) -> Self {
-        Self::Unusable(error.to_string())
+        match error.is_passing() {
+            true => Self::Unavailable(error.to_string()),
+            false => Self::Unusable(error.to_string()),
+        }
+    }
+}
+
+impl From<&BackendError> for Failure {
+    fn from(error: &BackendError) -> Self {
+        match error {
+            BackendError::Lost(lost) => Self::Lost(lost.clone()),
+            error => Self::Exits(error.to_string()),
+        }
     }
 }
 
@@ -182,16 +161,16 @@ impl StepProgress {
 /// One rank on one thread. Weights outlive epochs: `load` once, then `form` … `dissolve` as often as peers come and go.
 ///
 /// Calls per step: `submit`, `late` where the plan says that values follow, `wait` until it gives the output, optionally
-/// `fetch`, `release`. Steps are computed in the order in which they were submitted; up to `FormSpec::steps_in_flight` are
+/// `fetch`, `release`. Steps are computed in the order in which they were submitted; up to [`FormLimits::steps_in_flight`] are
 /// submitted and not released.
 pub trait Backend: Send {
     /// Read this rank's shard. Returns at once when the weights are there already.
     ///
     /// # Errors
-    /// [`BackendError::Unusable`], [`BackendError::Cancelled`].
+    /// [`BackendError::Unusable`], [`BackendError::Unavailable`], [`BackendError::Cancelled`].
     fn load(&mut self, watch: &dyn LoadWatch) -> Result<(), BackendError>;
 
-    /// Drop the weights (and the era). `load` brings them back.
+    /// Drop the weights, the era and the KV blocks. `load` brings the weights back.
     fn unload(&mut self);
 
     /// What forming by `spec` would take. Needs no weights; reads nothing.
@@ -252,9 +231,36 @@ pub trait Backend: Send {
     /// Drop what is kept for a step.
     fn release(&mut self, ticket: Ticket);
 
-    /// Leave the era: drop KV, workspace and communicators, keep the weights.
+    /// Leave the era: drop workspace and communicators, keep the weights. The KV blocks may be kept, too, for a
+    /// [`Self::form`] that wants as many of the same kind: see [`KvCapacity::kept`].
     fn dissolve(&mut self);
 
     /// The counter of layers.
     fn progress(&self) -> Arc<StepProgress>;
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::PathBuf;
+
+    use llamero_checkpoint::{Error, IoError};
+
+    use super::BackendError;
+
+    #[test]
+    fn a_read_that_failed_once_is_not_unusable() {
+        let failed = |number| {
+            BackendError::from(Error::Io(IoError {
+                action: "read",
+                path: PathBuf::from("model.safetensors"),
+                source: std::io::Error::from_raw_os_error(number),
+            }))
+        };
+        // EIO, ESTALE, ENOENT and EACCES of errno(3).
+        for (number, passes) in [(5, true), (116, true), (2, false), (13, false)] {
+            let error = failed(number);
+            assert_eq!(matches!(error, BackendError::Unavailable(_)), passes, "{error}");
+            assert_eq!(matches!(error, BackendError::Unusable(_)), !passes, "{error}");
+        }
+    }
 }

@@ -1,5 +1,7 @@
 //! Hashes that are the same in every process and every build, which the standard library's is not.
 
+use std::hash::Hasher;
+
 /// FNV-1a, 64 bit (draft-eastlake-fnv §2).
 #[derive(Debug, Clone)]
 pub struct Fnv1a(u64);
@@ -10,17 +12,14 @@ impl Default for Fnv1a {
     }
 }
 
-impl Fnv1a {
-    /// Append bytes.
-    pub fn write(&mut self, bytes: &[u8]) {
+impl Hasher for Fnv1a {
+    fn write(&mut self, bytes: &[u8]) {
         for byte in bytes {
             self.0 = (self.0 ^ u64::from(*byte)).wrapping_mul(0x0000_0100_0000_01b3);
         }
     }
 
-    /// The hash of all bytes so far.
-    #[must_use]
-    pub fn finish(&self) -> u64 {
+    fn finish(&self) -> u64 {
         self.0
     }
 }

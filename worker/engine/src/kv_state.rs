@@ -2,8 +2,8 @@
 
 use std::sync::Arc;
 
-use crate::backend::FormSpec;
 use crate::block_tables::BlockTables;
+use crate::form::FormLimits;
 use crate::step::{BlockDeltas, Late, Plan, PlanRow, RowOutput, TOP_CANDIDATES, TokenRef};
 
 /// Which blocks belong to which slot, and how much of each block is computed once all submitted steps are.
@@ -18,15 +18,22 @@ pub struct KvState {
 }
 
 impl KvState {
-    /// No block holds anything.
+    /// No slot has blocks; `filled` says how many positions of each block hold keys and values.
     #[must_use]
-    pub fn new(spec: &FormSpec, blocks: u32) -> Self {
+    pub fn new(limits: &FormLimits, filled: Vec<u32>) -> Self {
+        let blocks = u32::try_from(filled.len()).unwrap_or(u32::MAX);
         Self {
-            tables: BlockTables::new(spec.max_sequences, blocks),
-            shared: vec![None; spec.max_sequences as usize],
-            filled: vec![0; blocks as usize],
-            block_size: spec.block_size,
+            tables: BlockTables::new(limits.max_sequences, blocks),
+            shared: vec![None; limits.max_sequences as usize],
+            filled,
+            block_size: limits.block_size,
         }
+    }
+
+    /// Positions of each block that hold keys and values.
+    #[must_use]
+    pub fn into_filled(self) -> Vec<u32> {
+        self.filled
     }
 
     /// Physical blocks of a slot.
@@ -55,8 +62,8 @@ impl KvState {
     ///
     /// # Errors
     /// What is wrong with the plan, with nothing changed.
-    pub fn advance(&mut self, plan: &Plan, spec: &FormSpec, vocab_size: usize) -> Result<(), String> {
-        check_rows(plan, spec, vocab_size)?;
+    pub fn advance(&mut self, plan: &Plan, limits: &FormLimits, vocab_size: usize) -> Result<(), String> {
+        check_rows(plan, limits, vocab_size)?;
         let touched = touched(&plan.blocks);
         let before: Vec<(u32, Vec<u32>)> = touched
             .iter()
@@ -153,12 +160,12 @@ fn touched(deltas: &BlockDeltas) -> Vec<u32> {
     slots
 }
 
-fn check_rows(plan: &Plan, spec: &FormSpec, vocab_size: usize) -> Result<(), String> {
+fn check_rows(plan: &Plan, limits: &FormLimits, vocab_size: usize) -> Result<(), String> {
     let total: usize = plan.rows.iter().map(|row| row.tokens.len()).sum();
-    if total > spec.max_batched_tokens as usize {
+    if total > limits.max_batched_tokens as usize {
         return Err(format!(
             "it has {total} tokens, at most {} were agreed on",
-            spec.max_batched_tokens
+            limits.max_batched_tokens
         ));
     }
     if plan.micro_batch != 0 {
@@ -167,26 +174,26 @@ fn check_rows(plan: &Plan, spec: &FormSpec, vocab_size: usize) -> Result<(), Str
             plan.micro_batch
         ));
     }
-    let mut seen = vec![false; spec.max_sequences as usize];
+    let mut seen = vec![false; limits.max_sequences as usize];
     for row in &plan.rows {
         let slot = row.slot;
         match seen.get_mut(slot as usize) {
             None => {
                 return Err(format!(
                     "slot {slot} does not exist: there are {}",
-                    spec.max_sequences
+                    limits.max_sequences
                 ));
             }
             Some(true) => return Err(format!("slot {slot} occurs twice")),
             Some(seen) => *seen = true,
         }
-        check_tokens(plan, row, spec, vocab_size)?;
+        check_tokens(plan, row, limits, vocab_size)?;
         check_output(row, vocab_size)?;
     }
     Ok(())
 }
 
-fn check_tokens(plan: &Plan, row: &PlanRow, spec: &FormSpec, vocab_size: usize) -> Result<(), String> {
+fn check_tokens(plan: &Plan, row: &PlanRow, limits: &FormLimits, vocab_size: usize) -> Result<(), String> {
     let slot = row.slot;
     if row.tokens.is_empty() {
         return Err(format!("the row of slot {slot} has no tokens"));
@@ -197,10 +204,10 @@ fn check_tokens(plan: &Plan, row: &PlanRow, spec: &FormSpec, vocab_size: usize) 
         ));
     }
     let end = u64::from(row.start) + row.tokens.len() as u64;
-    if end > u64::from(spec.max_context) {
+    if end > u64::from(limits.max_context) {
         return Err(format!(
             "slot {slot} would reach position {end}, past the context of {}",
-            spec.max_context
+            limits.max_context
         ));
     }
     for token in &row.tokens {

@@ -3,6 +3,7 @@
 //! | module | what it is |
 //! |---|---|
 //! | [`step`] | what travels in one step: plan, late values, candidates |
+//! | [`form`] | the limits that the ranks of a group form with |
 //! | [`backend`] | the contract of one rank's compute |
 //! | [`hash`] | hashes that are the same in every process |
 //! | [`block_tables`] | which KV blocks hold the positions of each slot |
@@ -20,6 +21,7 @@
 
 pub mod backend;
 pub mod block_tables;
+pub mod form;
 pub mod hash;
 pub mod kv_state;
 pub mod leaf_tree;
@@ -33,12 +35,13 @@ pub mod structured;
 pub mod text;
 
 pub use backend::{
-    Backend, BackendError, FormSpec, KvCapacity, KvDtype, LoadProgress, LoadWatch, MemoryPlan, StepProgress,
-    Ticket, Unwatched, Waited,
+    Backend, BackendError, KvCapacity, LoadProgress, LoadWatch, MemoryPlan, StepProgress, Ticket, Unwatched,
+    Waited,
 };
 pub use block_tables::{BlockTableError, BlockTables};
+pub use form::{FormLimits, FormSpec, KvDtype};
 pub use leaf_tree::LeafLayout;
-pub use mesh::{Abort, Label, Mesh, MeshError, Topology, Transfer, Wait};
+pub use mesh::{Abort, Label, Members, Mesh, MeshError, Topology, Transfer, Wait};
 pub use step::{
     Era, Late, LogitShard, Plan, PlanRow, RowCandidates, RowOutput, SampleKey, StepOutput, TokenRef,
 };

@@ -72,7 +72,7 @@ pub enum RowOutput {
 /// Consecutive positions of one sequence that are computed in this step (one for decode, a chunk for prefill).
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct PlanRow {
-    /// The sequence's slot, `0 .. FormSpec::max_sequences`; its block table lives under this number on every rank.
+    /// The sequence's slot, `0 .. FormLimits::max_sequences`; its block table lives under this number on every rank.
     pub slot: u32,
     /// Absolute position of the first token. A start before what was computed rewinds (speculative rollback).
     pub start: u32,

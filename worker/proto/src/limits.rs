@@ -9,7 +9,7 @@ pub const THREADS: RangeInclusive<u32> = 1..=1_024;
 pub const MAX_SEQUENCES: RangeInclusive<u32> = 1..=65_536;
 /// Tokens in one step (`engine.maxBatchedTokens`, `--max-batched-tokens`).
 pub const MAX_BATCHED_TOKENS: RangeInclusive<u32> = 1..=1_048_576;
-/// Requests that may wait (`--max-queued-requests`).
+/// Requests that may wait (`engine.maxQueuedRequests`, `--max-queued-requests`).
 pub const MAX_QUEUED_REQUESTS: RangeInclusive<u32> = 1..=65_536;
 /// Longest context in tokens (`model.maxContextLength`, `--max-context-length`).
 pub const MAX_CONTEXT_LENGTH: RangeInclusive<u32> = 16..=LONGEST_CONTEXT as u32;
@@ -23,6 +23,9 @@ pub const PIPELINE: RangeInclusive<u32> = 1..=64;
 pub const RANKS_PER_POD: RangeInclusive<u32> = 1..=MAX_RANKS_PER_POD;
 /// The largest of [`RANKS_PER_POD`].
 pub const MAX_RANKS_PER_POD: u32 = 256;
+
+/// Tokens of a KV block: memory for keys and values is given to sequences in whole ones.
+pub const KV_BLOCK_TOKENS: u32 = 16;
 
 /// Longest request of a client in bytes: the body of an HTTP request at the gateway.
 pub const MAX_REQUEST_BYTES: usize = 8 << 20;

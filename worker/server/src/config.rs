@@ -64,6 +64,10 @@ pub struct EngineArgs {
     /// Most requests that wait for a place; one more is told when to come again
     #[arg(long, value_name = "N", default_value_t = 1024, value_parser = within(limits::MAX_QUEUED_REQUESTS))]
     pub max_queued_requests: u32,
+    /// Use KV blocks that were computed for the beginning of a prompt for later prompts that begin alike; tokens are the same with
+    /// and without
+    #[arg(long, value_name = "BOOL", default_value_t = true, action = clap::ArgAction::Set)]
+    pub prefix_cache: bool,
     /// Bytes of each rank's KV cache. When absent: room for four full-length sequences, at most 1 GiB; on GPUs, all that is left
     #[arg(long, value_name = "BYTES")]
     pub kv_memory: Option<u64>,

@@ -6,8 +6,9 @@
 //! | [`supervisor`] | the pod's first process: keeps ranks alive, talks to operator and kubelet |
 //! | [`rank`] | one rank's process: the engine |
 //! | [`inference`] | gRPC for clients, on rank 0 |
+//! | [`source`] | where a checkpoint comes from |
 //! | [`link`], [`config`] | what supervisor and rank say to each other |
-//! | [`grpc`], [`listen`] | what the servers have in common |
+//! | [`grpc`] | what the servers have in common |
 //! | [`cgroup`] | how much memory this container may use |
 //! | [`exit`] | exit codes |
 
@@ -20,6 +21,6 @@ pub mod exit;
 pub mod grpc;
 pub mod inference;
 pub mod link;
-pub mod listen;
 pub mod rank;
+pub mod source;
 pub mod supervisor;

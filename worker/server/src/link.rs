@@ -118,7 +118,8 @@ pub struct RankState {
     pub numerics: String,
     /// Why the rank is not further, in words.
     pub message: String,
-    /// Rank 0 only: a step of the whole group was completed within the stall time-out, and nothing drains.
+    /// Rank 0 only: the whole group completed a step within the stall time-out, or computes one whose layers move, and
+    /// nothing drains.
     pub group_serving: bool,
     /// Rank 0 only: the group drains.
     pub draining: bool,
@@ -131,6 +132,16 @@ impl RankState {
     #[must_use]
     pub fn phase(&self) -> Phase {
         Phase::try_from(self.phase).unwrap_or(Phase::Unspecified)
+    }
+
+    /// Milliseconds, when it was sent, since the group was seen to work: see [`llamero_engine::runtime::RankState::worked_at`].
+    #[must_use]
+    pub fn group_idle_millis(&self) -> u64 {
+        let idle = self.idle_millis.unwrap_or(0);
+        match self.phase() {
+            Phase::Serving => self.still_millis.map_or(idle, |still| still.min(idle)),
+            _ => idle,
+        }
     }
 }
 
@@ -149,6 +160,10 @@ pub struct Load {
     pub prompt_tokens: u64,
     /// Output tokens since the process started.
     pub output_tokens: u64,
+    /// Prompt tokens that were looked for in the KV cache since the process started.
+    pub prefix_lookup_tokens: u64,
+    /// Of those, tokens that were there.
+    pub prefix_hit_tokens: u64,
 }
 
 /// Files that go over a link at once. Files that are under way to all ranks count together against the limit of open files,

@@ -16,10 +16,18 @@ pub struct Engine {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 1, max = 65_536))]
     pub max_sequences: Option<i32>,
+    /// Most requests that wait for a place in a group; one more is answered with 429 and told when to come again. Absent: 1024.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 1, max = 65_536))]
+    pub max_queued_requests: Option<i32>,
+    /// Take names of control tokens in chat messages, such as `<|eot_id|>`, for those tokens, as servers did before. Else they are text, so
+    /// that nobody can write a system message into a user's.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub parse_special_tokens_in_messages: bool,
     /// The key/value cache.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub kv_cache: Option<KvCache>,
-    /// Threads of a CPU rank. Absent: the pod's CPU limit, else the node's processors.
+    /// Threads of a CPU rank. Absent: the pod's CPU limit, else its CPU request, shared by its ranks; else the node's processors, shared with the group's other pods there.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 1, max = 1024))]
     pub threads: Option<i32>,

@@ -14,7 +14,10 @@ use serde::{Deserialize, Serialize};
 use crate::duration::Duration;
 
 pub use engine::{Engine, KvCache};
-pub use model::{HostPathSource, ImageSource, ModelSpec, PersistentVolumeClaimSource, Source};
+pub use model::{
+    CaBundle, HostPathSource, HuggingFaceSource, ImageSource, ModelSpec, PersistentVolumeClaimSource, Source,
+    TokenSecretRef,
+};
 pub use scaling::{Autoscaling, Rollout, RolloutStrategy};
 pub use status::{
     AutoscalingState, CheckpointStatus, GroupSummary, LlamaDeploymentStatus, PlanStatus, RolloutProgress,
@@ -71,6 +74,10 @@ pub struct LlamaDeploymentSpec {
     #[serde(default = "one")]
     #[schemars(range(min = 0, max = 1000))]
     pub replicas: i32,
+    /// With no groups because replicas is 0, written by hand, an HPA or KEDA: hold requests at the gateway until there are some again. Else
+    /// they are refused at once. `llamero_gateway_held_requests` of the gateway tells who waits. Autoscaling holds them anyway.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub hold_at_zero: bool,
     /// Lets the operator choose the number of groups by load: it then writes replicas.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub autoscaling: Option<Autoscaling>,
@@ -122,7 +129,7 @@ pub struct Accelerator {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(min = 3, max = 128))]
     pub resource: Option<String>,
-    /// Ranks per pod; a group has at most one pod on a node.
+    /// Ranks per pod.
     #[serde(default = "one")]
     #[schemars(range(min = 1, max = 64))]
     pub per_node: i32,
@@ -139,6 +146,15 @@ pub enum TopologyPolicy {
     Required,
     /// One domain if it has room, else several.
     #[default]
+    Preferred,
+}
+
+/// Whether the pods of a group go to nodes of their own.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub enum OnePodPerNode {
+    /// Each pod of a group on another node, or the group waits.
+    Required,
+    /// Nodes of their own while there are such nodes, else several pods of a group on one.
     Preferred,
 }
 
@@ -161,6 +177,9 @@ pub struct Placement {
     /// Whether a group may span domains.
     #[serde(default)]
     pub policy: TopologyPolicy,
+    /// Whether the pods of a group go to nodes of their own. Absent: Preferred where ranks compute on CPUs, Required with an accelerator.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub one_pod_per_node: Option<OnePodPerNode>,
     /// What to do when no room is found.
     #[serde(default)]
     pub when_full: WhenFull,
@@ -188,6 +207,7 @@ impl Default for Placement {
         Self {
             topology_key: None,
             policy: TopologyPolicy::default(),
+            one_pod_per_node: None,
             when_full: WhenFull::default(),
             deadline: Self::default_deadline(),
             start_deadline: Self::default_start_deadline(),
@@ -234,12 +254,17 @@ pub struct Disruption {
     /// A member on such a node gets a successor that loads while the old one serves. When there has been no room for it for this long,
     /// the group finishes what runs and leaves.
     pub deadline: Duration,
+    /// What the pods tell cluster autoscalers that would remove their node to save it. `false`: leave it, by cluster-autoscaler's
+    /// `safe-to-evict` and Karpenter's `do-not-disrupt`. `true`: take it, the group moves. Absent: the pods say nothing.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub safe_to_evict: Option<bool>,
 }
 
 impl Default for Disruption {
     fn default() -> Self {
         Self {
             deadline: Duration::from_secs(600),
+            safe_to_evict: None,
         }
     }
 }

@@ -61,7 +61,9 @@ pub enum RolloutStrategy {
 /// How groups are replaced when their template changes.
 #[derive(KubeSchema, Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[x_kube(validation = Rule::new("self.strategy == 'Recreate' || self.maxSurge > 0 || self.maxUnavailable > 0")
-    .message("rollout.maxSurge and rollout.maxUnavailable must not both be 0: no group could ever be replaced"))]
+    .message("rollout.maxSurge and rollout.maxUnavailable must not both be 0: no group could ever be replaced"),
+    validation = Rule::new("self.strategy != 'Recreate' || !has(self.partition) || self.partition == 0")
+    .message("rollout.partition needs the strategy RollingUpdate: Recreate lets all older groups go at once"))]
 #[serde(rename_all = "camelCase")]
 pub struct Rollout {
     /// Whether old groups go before new ones are made.
@@ -77,6 +79,14 @@ pub struct Rollout {
     #[serde(default = "one")]
     #[schemars(range(min = 0, max = 1000))]
     pub max_unavailable: i32,
+    /// A canary: so many of the oldest groups keep the revision that they have, and only the others are replaced. 0 when it has proved itself.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    #[schemars(range(min = 0, max = 1000))]
+    pub partition: i32,
+    /// Share of the requests, in percent, that the gateway sends to groups of the new revision while older ones serve too. Absent: by load.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 0, max = 100))]
+    pub canary_percent: Option<i32>,
     /// Leave groups of older revisions alone.
     #[serde(default)]
     pub paused: bool,
@@ -94,6 +104,11 @@ pub struct Rollout {
     pub restarted_at: Option<Time>,
 }
 
+#[allow(clippy::trivially_copy_pass_by_ref, reason = "serde passes a reference")]
+const fn is_zero(number: &i32) -> bool {
+    *number == 0
+}
+
 const fn forty_five_minutes() -> Duration {
     Duration::from_secs(2700)
 }
@@ -104,6 +119,8 @@ impl Default for Rollout {
             strategy: RolloutStrategy::default(),
             max_surge: 1,
             max_unavailable: 1,
+            partition: 0,
+            canary_percent: None,
             paused: false,
             progress_deadline: forty_five_minutes(),
             revision: None,

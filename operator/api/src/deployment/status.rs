@@ -45,6 +45,8 @@ pub mod reason {
     pub const NO_BACKEND: &str = "NoBackend";
     /// The API server refuses an object: quota, Pod Security, admission, or a name that is taken.
     pub const REFUSED: &str = "Refused";
+    /// The cluster's CustomResourceDefinitions are not those of this release, so that fields are dropped.
+    pub const DEFINITIONS_OUTDATED: &str = "DefinitionsOutdated";
     /// A worker can never work as it is configured.
     pub const WORKER_UNUSABLE: &str = "WorkerUnusable";
     /// Ranks of one group have different weights, or compute differently.
@@ -77,6 +79,8 @@ pub mod reason {
     pub const ROLLING_OUT: &str = "RollingOut";
     /// The rollout is paused.
     pub const PAUSED: &str = "Paused";
+    /// Older groups stay beside those of the new revision: `rollout.partition`.
+    pub const CANARY: &str = "Canary";
     /// Wanted are zero groups.
     pub const SCALED_TO_ZERO: &str = "ScaledToZero";
     /// Groups are being removed.
@@ -158,7 +162,7 @@ pub struct PlanStatus {
     /// Ranks of a group.
     #[serde(default)]
     pub ranks: i32,
-    /// Pods, and so nodes, of a group.
+    /// Pods of a group, each on a node of its own where `placement.onePodPerNode` asks for it or there is one.
     #[serde(default)]
     pub nodes: i32,
     /// Ranks of a pod.

@@ -11,6 +11,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::{ExtraMount, ExtraVolume};
+use crate::duration::Duration;
 
 /// When an image is pulled.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
@@ -49,6 +50,8 @@ pub struct Resources {
 
 /// Settings of the worker pods.
 #[derive(KubeSchema, Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[x_kube(validation = Rule::new("!has(self.drainGrace) || duration(self.drainGrace).getSeconds() < (has(self.terminationGracePeriodSeconds) ? self.terminationGracePeriodSeconds : 60)")
+    .message("worker.drainGrace must be shorter than worker.terminationGracePeriodSeconds (60 where it is absent): running requests need the rest"))]
 #[serde(rename_all = "camelCase")]
 pub struct Worker {
     /// Image of the worker. Absent: the one the operator was installed with.
@@ -108,4 +111,8 @@ pub struct Worker {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 1, max = 86_400))]
     pub termination_grace_period_seconds: Option<i64>,
+    /// How long a group that goes still takes new requests after it has told that it is not ready: the time that clients beside the gateway
+    /// need to hear it. Absent: 5s.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub drain_grace: Option<Duration>,
 }

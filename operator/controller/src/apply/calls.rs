@@ -2,13 +2,15 @@
 
 use std::{collections::HashMap, time::Duration};
 
-use futures::future::join_all;
 use llamero_api::labels::CONTROL_PORT;
 use llamero_core::plan::{FormMember, FormTarget};
 use llamero_proto::v1;
 use tonic::transport::{Channel, Endpoint};
 
-use super::{EffectError, Writer};
+use super::{
+    EffectError,
+    peers::{Asked, Peers},
+};
 use crate::links::form;
 
 /// Connections to control ports by pod UID, those of the report streams.
@@ -33,23 +35,30 @@ pub fn address(ip: &str, port: u16) -> String {
     }
 }
 
-/// Tells all targets at once. The first failure is returned after all have been told.
-pub(super) async fn form(
-    writer: &Writer,
+/// Who is told, and what of.
+pub(super) struct Forming<'a> {
+    /// UID of the group.
+    pub(super) group_uid: &'a str,
+    /// The generation.
+    pub(super) generation: i64,
+    /// All ranks in rank order.
+    pub(super) members: &'a [FormMember],
+    /// By which they know each other.
+    pub(super) key: [u8; 32],
+}
+
+/// Begins to tell all targets that are not being told; what comes of it their reports tell. Whether there were any.
+pub(super) fn form(
+    peers: &Peers,
     channels: &Channels,
-    group_uid: &str,
-    generation: i64,
-    members: &[FormMember],
+    forming: &Forming<'_>,
     targets: &[FormTarget],
-    key: [u8; 32],
-) -> Result<(), EffectError> {
-    if !writer.leads() {
-        return Err(EffectError::NotLeading);
-    }
+) -> Result<bool, EffectError> {
     let request = v1::FormRequest {
-        group_uid: group_uid.to_owned(),
-        generation: u64::try_from(generation).unwrap_or(0),
-        members: members
+        group_uid: forming.group_uid.to_owned(),
+        generation: u64::try_from(forming.generation).unwrap_or(0),
+        members: forming
+            .members
             .iter()
             .map(|member| v1::Member {
                 rank: member.rank,
@@ -58,34 +67,21 @@ pub(super) async fn form(
                 port: u32::from(member.port),
             })
             .collect(),
-        key: key.to_vec(),
+        key: forming.key.to_vec(),
     };
-    let mut calls = Vec::new();
+    let mut begun = false;
     for target in targets {
-        calls.push(form_one(channels, target, request.clone()));
+        let call = form::form(channel(channels, target)?, request.clone());
+        let told = async move { call.await.map(drop) };
+        begun |= peers.call(&target.pod_uid, Asked::Form(forming.generation), told)?;
     }
-    join_all(calls).await.into_iter().collect()
+    Ok(begun)
 }
 
-async fn form_one(
-    channels: &Channels,
-    target: &FormTarget,
-    request: v1::FormRequest,
-) -> Result<(), EffectError> {
-    form::form(channel(channels, target)?, request).await?;
-    Ok(())
-}
-
-/// Asks the leader to finish what runs.
-pub(super) async fn drain(
-    writer: &Writer,
-    channels: &Channels,
-    leader: &FormTarget,
-) -> Result<(), EffectError> {
-    if !writer.leads() {
-        return Err(EffectError::NotLeading);
-    }
-    Ok(form::drain(channel(channels, leader)?).await?)
+/// Begins to ask the leader to finish what runs.
+pub(super) fn drain(peers: &Peers, channels: &Channels, leader: &FormTarget) -> Result<bool, EffectError> {
+    let call = form::drain(channel(channels, leader)?);
+    peers.call(&leader.pod_uid, Asked::Drain, call)
 }
 
 #[cfg(test)]

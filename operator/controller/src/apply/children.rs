@@ -6,7 +6,11 @@ use kube::{Resource, ResourceExt as _, api::Patch, core::NamespaceResourceScope}
 use llamero_core::{Key, children::ManagedObject};
 use serde::{Serialize, de::DeserializeOwned};
 
-use super::{EffectError, Writer, objects::is_controlled_by, writer::apply_params};
+use super::{
+    EffectError, Writer,
+    owned::{is_controlled_by, kind_of},
+    writer::apply_params,
+};
 
 /// Applies an object that belongs to the owner with this UID.
 pub(super) async fn apply(
@@ -49,7 +53,7 @@ where
         .await?
         .is_some_and(|found| !is_controlled_by(&found, owner_uid))
     {
-        let kind = std::any::type_name::<K>().rsplit("::").next().unwrap_or("object");
+        let kind = kind_of::<K>();
         return Err(EffectError::Foreign { kind, name });
     }
     writer

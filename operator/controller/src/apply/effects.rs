@@ -11,9 +11,11 @@ use super::{
     calls::{self, Channels},
     children,
     error::Remedy,
-    objects, pods, revisions,
+    objects,
+    peers::Peers,
+    pods, revisions,
 };
-use crate::{events::Events, form_keys::FormKeys, metrics::Metrics};
+use crate::{build::inspect, events::Events, form_keys::FormKeys, metrics::Metrics};
 
 /// Chains that run at the same time.
 const CONCURRENCY: usize = 8;
@@ -50,6 +52,8 @@ pub struct Tools<'a> {
     pub index: &'a Index,
     /// Connections to worker pods.
     pub channels: &'a Channels,
+    /// Calls to worker pods that are under way.
+    pub peers: &'a Peers,
     /// Where Events go.
     pub events: &'a Events,
     /// Counters.
@@ -98,7 +102,13 @@ async fn run_chain(tools: &Tools<'_>, subject: Subject, steps: Vec<&Step>) -> Ou
     let mut outcome = Outcome::default();
     for step in steps {
         let action = step.action.kind();
-        match run(tools, &step.action).await {
+        let result = match begin_call(tools, &step.action) {
+            // It is under way already, which is no news.
+            Some(Ok(false)) => continue,
+            Some(begun) => begun.map(drop),
+            None => run(tools, &step.action).await,
+        };
+        match result {
             Ok(()) => {
                 outcome.applied.push((subject.clone(), step.action.target()));
                 tools.metrics.effect(action, "ok");
@@ -150,19 +160,15 @@ fn tell(tools: &Tools<'_>, failure: &Failure) {
 }
 
 async fn run(tools: &Tools<'_>, action: &Action) -> Result<(), EffectError> {
-    let Tools {
-        writer,
-        index,
-        channels,
-        ..
-    } = tools;
+    let Tools { writer, index, .. } = tools;
     match action {
-        Action::CreateGroup {
-            deployment,
-            deployment_uid,
-            name,
-            spec,
-        } => objects::create_group(writer, index, deployment, deployment_uid, name, spec).await,
+        Action::CreateGroup { .. }
+        | Action::ScaleDeployment { .. }
+        | Action::CreateRevision { .. }
+        | Action::RenumberRevision { .. }
+        | Action::DeleteRevision { .. }
+        | Action::CreateInspectPod { .. } => run_for_deployment(tools, action).await,
+        Action::Form { .. } | Action::DrainGroup { .. } => Err(not_about(action, "an object")),
         Action::WriteGroup {
             group,
             resource_version,
@@ -179,23 +185,25 @@ async fn run(tools: &Tools<'_>, action: &Action) -> Result<(), EffectError> {
         Action::DeletePod {
             pod, grace_seconds, ..
         } => pods::delete(writer, pod, *grace_seconds).await,
-        Action::Form {
-            group_uid,
-            generation,
-            members,
-            targets,
-            ..
-        } => {
-            let key = tools.keys.of_generation(group_uid, *generation);
-            calls::form(writer, channels, group_uid, *generation, members, targets, key).await
-        }
-        Action::DrainGroup { leader, .. } => calls::drain(writer, channels, leader).await,
         Action::DeleteGroup { group, uid } => objects::delete_group(writer, group, uid).await,
         Action::Apply {
             owner,
             owner_uid,
             object,
         } => children::apply(writer, owner, owner_uid, object).await,
+    }
+}
+
+/// Steps about a deployment itself.
+async fn run_for_deployment(tools: &Tools<'_>, action: &Action) -> Result<(), EffectError> {
+    let Tools { writer, index, .. } = tools;
+    match action {
+        Action::CreateGroup {
+            deployment,
+            deployment_uid,
+            name,
+            spec,
+        } => objects::create_group(writer, index, deployment, deployment_uid, name, spec).await,
         Action::ScaleDeployment {
             deployment,
             deployment_uid,
@@ -220,8 +228,41 @@ async fn run(tools: &Tools<'_>, action: &Action) -> Result<(), EffectError> {
             deployment,
             name,
             key,
-        } => pods::create_inspect(writer, index, deployment, name, key, tools.settings).await,
+            trial,
+        } => {
+            let owner = index.deployment(deployment)?;
+            let wanted = inspect::inspect_pod(owner, key, trial.as_deref(), tools.settings);
+            pods::create_inspect(writer, owner, name, wanted).await
+        }
+        other => Err(not_about(other, "a deployment")),
     }
+}
+
+/// Calls to worker pods go on by themselves: whether one was begun. Nothing for other actions.
+fn begin_call(tools: &Tools<'_>, action: &Action) -> Option<Result<bool, EffectError>> {
+    match action {
+        Action::Form {
+            group_uid,
+            generation,
+            members,
+            targets,
+            ..
+        } => {
+            let forming = calls::Forming {
+                group_uid,
+                generation: *generation,
+                members,
+                key: tools.keys.of_generation(group_uid, *generation),
+            };
+            Some(calls::form(tools.peers, tools.channels, &forming, targets))
+        }
+        Action::DrainGroup { leader, .. } => Some(calls::drain(tools.peers, tools.channels, leader)),
+        _ => None,
+    }
+}
+
+fn not_about(action: &Action, what: &str) -> EffectError {
+    EffectError::Dropped(format!("{} is not about {what}", action.kind()))
 }
 
 #[cfg(test)]

@@ -7,11 +7,14 @@
 //! | [`effects`] | runs steps in order: one chain a group, chains side by side |
 //! | [`refusals`] | what was refused, as input of the next decision |
 //! | [`writer`] | fenced access to the API server |
+//! | `owned` | create, patch and delete single objects of an owner |
+//! | [`proofs`] | pods that are known to exist without a cache |
 //! | [`objects`] | LlamaGroups, and the scale of a LlamaDeployment |
 //! | [`children`] | objects that are server-side applied |
 //! | [`revisions`] | kept snapshots |
 //! | [`pods`] | create, bind and delete pods |
 //! | [`calls`] | `Form` and `Drain` |
+//! | [`peers`] | calls to worker pods that are under way |
 //! | [`statuses`] | status of deployments and groups |
 
 pub mod calls;
@@ -20,7 +23,10 @@ pub mod effects;
 pub mod error;
 pub mod index;
 pub mod objects;
+mod owned;
+pub mod peers;
 pub mod pods;
+pub mod proofs;
 pub mod refusals;
 pub mod revisions;
 pub mod statuses;

@@ -8,25 +8,14 @@ use k8s_openapi::{
     apimachinery::pkg::apis::meta::v1::ObjectMeta,
 };
 use kube::{
-    Resource, ResourceExt as _,
-    api::{DeleteParams, ListParams, Patch, Preconditions},
+    ResourceExt as _,
+    api::{DeleteParams, ListParams},
 };
 use llamero_api::{LlamaDeployment, LlamaGroup, group::LlamaGroupSpec, labels};
 use llamero_core::{Key, plan::Confirm};
 
-use super::{
-    EffectError, Index, Writer,
-    writer::{patch_params, post_params},
-};
+use super::{EffectError, Index, Writer, owned, writer::post_params};
 use crate::{build::parts, observe::pods::phase};
-
-/// Whether the controlling owner has this UID.
-pub(super) fn is_controlled_by(object: &impl Resource, uid: &str) -> bool {
-    object
-        .owner_references()
-        .iter()
-        .any(|owner| owner.controller == Some(true) && owner.uid == uid)
-}
 
 /// Creates a group; that it exists already with the same owner is success.
 pub(super) async fn create_group(
@@ -56,29 +45,12 @@ pub(super) async fn create_group(
         spec: spec.clone(),
         status: None,
     };
-    let api = writer.api::<LlamaGroup>(&deployment.namespace);
-    match writer.send(api.create(&post_params(), &group)).await {
-        Ok(created) => {
-            writer.caches().groups.wrote(created);
-            Ok(())
-        }
-        Err(error) if already_exists(&error) => {
-            let found = writer.send(api.get(name)).await?;
-            if is_controlled_by(&found, uid) {
-                writer.caches().groups.wrote(found);
-                Ok(())
-            } else {
-                Err(EffectError::Foreign {
-                    kind: "LlamaGroup",
-                    name: name.to_owned(),
-                })
-            }
-        }
-        Err(error) => Err(error),
-    }
+    owned::create(writer, &writer.caches().groups, &group, uid)
+        .await
+        .map(drop)
 }
 
-/// Replaces a group's specification, fenced by its resource version, after an uncached list has shown what `confirm` wants.
+/// Replaces a group's specification, fenced by its resource version, once what `confirm` wants is sure.
 pub(super) async fn write_group(
     writer: &Writer,
     index: &Index,
@@ -88,30 +60,31 @@ pub(super) async fn write_group(
     confirm: &Confirm,
 ) -> Result<(), EffectError> {
     let seen = index.group(group)?;
-    if !confirm.present.is_empty() || !confirm.gone.is_empty() {
-        let pods = writer.api::<Pod>(&group.namespace);
-        let ours = ListParams::default().labels(&format!("{}={}", labels::GROUP_NAME, group.name));
-        let list = writer.send(pods.list(&ours)).await?;
-        if let Some(surprise) = contradiction(confirm, &list.items) {
+    self::confirm(writer, group, confirm).await?;
+    let patch = changes(&seen.spec, spec, resource_version)?;
+    owned::patch_json(writer, &writer.caches().groups, group, patch).await?;
+    writer.proofs().forget(&confirm.present);
+    Ok(())
+}
+
+/// The answers to this process's own creations prove that pods exist. What they do not prove, after a restart or of pods that are gone, an
+/// uncached list must show.
+async fn confirm(writer: &Writer, group: &Key, confirm: &Confirm) -> Result<(), EffectError> {
+    if confirm.gone.is_empty() && writer.proofs().all(&confirm.present) {
+        return Ok(());
+    }
+    let pods = writer.api::<Pod>(&group.namespace);
+    let ours = ListParams::default().labels(&format!("{}={}", labels::GROUP_NAME, group.name));
+    let list = writer.send(pods.list(&ours)).await?;
+    match contradiction(confirm, &list.items) {
+        None => Ok(()),
+        Some(surprise) => {
             // The caches are behind what the list shows: wait for them.
             for pod in list.items {
                 writer.caches().pods.wrote(pod);
             }
-            return Err(EffectError::Dropped(surprise));
+            Err(EffectError::Dropped(surprise))
         }
-    }
-    let patch = Patch::Json::<LlamaGroup>(changes(&seen.spec, spec, resource_version)?);
-    let api = writer.api::<LlamaGroup>(&group.namespace);
-    match writer.send(api.patch(&group.name, &patch_params(), &patch)).await {
-        Ok(written) => {
-            writer.caches().groups.wrote(written);
-            Ok(())
-        }
-        // A `test` of the patch failed: the group was written meanwhile.
-        Err(EffectError::Api(kube::Error::Api(status))) if test_failed(&status) => {
-            Err(EffectError::Dropped(status.message))
-        }
-        Err(error) => Err(error),
     }
 }
 
@@ -136,13 +109,6 @@ fn changes(
 
 fn pointer(path: &[&str]) -> json_patch::jsonptr::PointerBuf {
     json_patch::jsonptr::PointerBuf::from_tokens(path.iter().copied())
-}
-
-/// The API server answers so when a `test` of a JSON patch does not hold.
-pub(super) fn test_failed(status: &kube::core::Status) -> bool {
-    status.code == 422
-        && status.reason == "Invalid"
-        && status.details.as_ref().is_none_or(|d| d.causes.is_empty())
 }
 
 /// Writes `spec.replicas` through the scale subresource, of this very object and version.
@@ -202,35 +168,8 @@ fn contradiction(confirm: &Confirm, pods: &[Pod]) -> Option<String> {
 
 /// Deletes a group; its pods follow by their owner references.
 pub(super) async fn delete_group(writer: &Writer, group: &Key, uid: &str) -> Result<(), EffectError> {
-    let api = writer.api::<LlamaGroup>(&group.namespace);
-    let parameters = DeleteParams::background().preconditions(Preconditions {
-        uid: Some(uid.to_owned()),
-        resource_version: None,
-    });
-    gone_is_success(
-        writer
-            .send(api.delete(&group.name, &parameters))
-            .await
-            .map(|answer| {
-                if let Some(deleted) = answer.left() {
-                    writer.caches().groups.wrote(deleted);
-                }
-            }),
-    )
-}
-
-/// Not found, or another object of that name: what was to be deleted is gone.
-pub(super) fn gone_is_success(result: Result<(), EffectError>) -> Result<(), EffectError> {
-    match result {
-        Err(EffectError::Api(kube::Error::Api(status))) if status.is_not_found() || status.is_conflict() => {
-            Ok(())
-        }
-        other => other,
-    }
-}
-
-pub(super) fn already_exists(error: &EffectError) -> bool {
-    matches!(error, EffectError::Api(kube::Error::Api(status)) if status.is_already_exists())
+    let how = DeleteParams::background();
+    owned::delete(writer, &writer.caches().groups, group, uid, how).await
 }
 
 #[cfg(test)]

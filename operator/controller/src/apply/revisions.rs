@@ -4,19 +4,12 @@ use k8s_openapi::{
     api::apps::v1::ControllerRevision, apimachinery::pkg::apis::meta::v1::ObjectMeta,
     apimachinery::pkg::runtime::RawExtension,
 };
-use kube::{
-    ResourceExt as _,
-    api::{DeleteParams, Patch, Preconditions},
-};
+use kube::{ResourceExt as _, api::DeleteParams};
 use llamero_api::{LlamaDeployment, labels};
 use llamero_core::{Action, Key};
 use serde_json::json;
 
-use super::{
-    EffectError, Writer,
-    objects::{already_exists, gone_is_success, is_controlled_by, test_failed},
-    writer::{patch_params, post_params},
-};
+use super::{EffectError, Writer, owned};
 use crate::build::parts;
 
 /// Creates a revision; that it exists already with the same owner is success.
@@ -54,26 +47,9 @@ pub(super) async fn create(
         revision: *number,
         data: Some(RawExtension(json!({ "template": template }))),
     };
-    let api = writer.api::<ControllerRevision>(&deployment.namespace);
-    match writer.send(api.create(&post_params(), &revision)).await {
-        Ok(created) => {
-            writer.caches().revisions.wrote(created);
-            Ok(())
-        }
-        Err(error) if already_exists(&error) => {
-            let found = writer.send(api.get(name)).await?;
-            if is_controlled_by(&found, deployment_uid) {
-                writer.caches().revisions.wrote(found);
-                Ok(())
-            } else {
-                Err(EffectError::Foreign {
-                    kind: "ControllerRevision",
-                    name: name.clone(),
-                })
-            }
-        }
-        Err(error) => Err(error),
-    }
+    owned::create(writer, &writer.caches().revisions, &revision, deployment_uid)
+        .await
+        .map(drop)
 }
 
 /// Gives this very revision another number.
@@ -88,22 +64,10 @@ pub(super) async fn renumber(
         {"op": "test", "path": "/metadata/uid", "value": uid},
         {"op": "replace", "path": "/revision", "value": number},
     ]);
-    let patch: json_patch::Patch = serde_json::from_value(operations)
+    let patch = serde_json::from_value(operations)
         .map_err(|error| EffectError::Dropped(format!("no JSON form: {error}")))?;
-    let api = writer.api::<ControllerRevision>(&deployment.namespace);
-    match writer
-        .send(api.patch(name, &patch_params(), &Patch::Json::<ControllerRevision>(patch)))
-        .await
-    {
-        Ok(written) => {
-            writer.caches().revisions.wrote(written);
-            Ok(())
-        }
-        Err(EffectError::Api(kube::Error::Api(status))) if test_failed(&status) => {
-            Err(EffectError::Dropped(status.message))
-        }
-        Err(error) => Err(error),
-    }
+    let key = deployment.sibling(name);
+    owned::patch_json(writer, &writer.caches().revisions, &key, patch).await
 }
 
 /// Deletes this very revision.
@@ -113,10 +77,6 @@ pub(super) async fn delete(
     name: &str,
     uid: &str,
 ) -> Result<(), EffectError> {
-    let api = writer.api::<ControllerRevision>(&deployment.namespace);
-    let parameters = DeleteParams::background().preconditions(Preconditions {
-        uid: Some(uid.to_owned()),
-        resource_version: None,
-    });
-    gone_is_success(writer.send(api.delete(name, &parameters)).await.map(drop))
+    let (key, how) = (deployment.sibling(name), DeleteParams::background());
+    owned::delete(writer, &writer.caches().revisions, &key, uid, how).await
 }

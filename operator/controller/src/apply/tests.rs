@@ -10,6 +10,7 @@ use super::{
     calls::Channels,
     effects::{self, Tools},
     error::Remedy,
+    peers::Peers,
 };
 use crate::{
     events::Events,
@@ -67,30 +68,43 @@ fn snapshot() -> Snapshot {
 }
 
 async fn run(answers: Vec<Answer>, actions: Vec<Action>) -> (Outcome, ApiServer) {
+    let (outcomes, server, _) = run_all(answers, vec![actions]).await;
+    (outcomes.into_iter().next().unwrap(), server)
+}
+
+/// Passes of one operator.
+async fn run_all(answers: Vec<Answer>, passes: Vec<Vec<Action>>) -> (Vec<Outcome>, ApiServer, Peers) {
     let (client, server) = ApiServer::start(answers).await;
     let caches = Caches::start(&client, Some("n"), &Wake::default());
-    let writer = Writer::new(client.clone(), Leadership::held_for_tests(), caches);
+    let leadership = Leadership::held_for_tests();
+    let writer = Writer::new(client.clone(), leadership.clone(), caches);
     let events = Events::start(client, "test".into());
     let metrics = Metrics::register(&mut Registry::default());
+    let peers = Peers::new(leadership, metrics.clone(), Wake::default());
     let tools = Tools {
         writer: &writer,
         index: &Index::new(&snapshot()),
         channels: &Channels::new(),
+        peers: &peers,
         events: &events,
         metrics: &metrics,
         settings: &Settings::default(),
         keys: &FormKeys::new([1; 32]),
     };
-    let steps: Vec<Step> = actions
-        .into_iter()
-        .map(|action| Step {
-            action,
-            reason: "Test",
-            message: "test".into(),
-            event: EventKind::None,
-        })
-        .collect();
-    (effects::apply(&tools, &steps).await, server)
+    let mut outcomes = Vec::new();
+    for actions in passes {
+        let steps: Vec<Step> = actions
+            .into_iter()
+            .map(|action| Step {
+                action,
+                reason: "Test",
+                message: "test".into(),
+                event: EventKind::None,
+            })
+            .collect();
+        outcomes.push(effects::apply(&tools, &steps).await);
+    }
+    (outcomes, server, peers)
 }
 
 fn scale() -> Action {
@@ -274,6 +288,145 @@ async fn a_pod_of_our_group_that_exists_already_is_success_and_a_foreign_one_is_
     )
     .await;
     assert_eq!(remedies(&outcome), [Remedy::User]);
+}
+
+const LIST: &str = "GET";
+
+fn pod_json(name: &str, uid: &str) -> Value {
+    json!({"apiVersion": "v1", "kind": "Pod", "metadata": {"name": name, "namespace": "n", "uid": uid,
+        "resourceVersion": "9", "ownerReferences": owner("LlamaGroup", "d-0", "g")}})
+}
+
+/// Records the pod with this UID, or replaces one that is gone.
+fn confirmed(present: &[&str], gone: &[&str]) -> Action {
+    let own = |uids: &[&str]| uids.iter().map(|uid| (*uid).to_owned()).collect();
+    let Action::WriteGroup {
+        group,
+        resource_version,
+        spec,
+        ..
+    } = write_group()
+    else {
+        panic!()
+    };
+    Action::WriteGroup {
+        group,
+        resource_version,
+        spec,
+        confirm: llamero_core::plan::Confirm {
+            present: own(present),
+            gone: own(gone),
+        },
+    }
+}
+
+#[tokio::test]
+async fn the_answer_to_a_creation_proves_that_the_pod_exists_and_a_restart_asks() {
+    let list = |uids: &[&str]| {
+        let items: Vec<Value> = uids.iter().map(|uid| pod_json("d-0-0-0", uid)).collect();
+        (
+            LIST,
+            PODS,
+            200,
+            json!({"apiVersion": "v1", "kind": "PodList", "metadata": {}, "items": items}),
+        )
+    };
+    let written = || ("PATCH", GROUP, 200, group_json("8"));
+    let lists = |server: &ApiServer| {
+        let asked = server.asked();
+        asked
+            .iter()
+            .filter(|a| a.method == LIST && a.path == PODS)
+            .count()
+    };
+    // What was created by this process needs no question.
+    let created = ("POST", PODS, 201, pod_json("d-0-0-0", "p"));
+    let passes = vec![vec![create_pod()], vec![confirmed(&["p"], &[])]];
+    let (outcomes, server, _) = run_all(vec![created.clone(), written()], passes).await;
+    assert!(outcomes.iter().all(|o| o.failures.is_empty()), "{outcomes:?}");
+    assert_eq!(lists(&server), 0);
+    // A new process does not know it, and asks; so does one that lost a pod.
+    for (present, gone, there, remedies_wanted) in [
+        (&["p"][..], &[][..], &["p"][..], vec![]),
+        (&["p"][..], &[][..], &[][..], vec![Remedy::Decide]),
+        (&[][..], &["p"][..], &["p"][..], vec![Remedy::Decide]),
+        (&[][..], &["p"][..], &[][..], vec![]),
+    ] {
+        let (outcome, server) = run(vec![list(there), written()], vec![confirmed(present, gone)]).await;
+        assert_eq!(
+            remedies(&outcome),
+            remedies_wanted,
+            "{present:?} {gone:?} {there:?}"
+        );
+        assert_eq!(lists(&server), 1);
+    }
+    // A pod that was deleted again is proved no longer.
+    let delete = Action::DeletePod {
+        owner: key("d-0"),
+        pod: llamero_core::plan::PodRef {
+            key: key("d-0-0-0"),
+            uid: "p".into(),
+        },
+        grace_seconds: None,
+    };
+    let passes = vec![vec![create_pod()], vec![delete], vec![confirmed(&["p"], &[])]];
+    let (outcomes, server, _) = run_all(vec![created, list(&[])], passes).await;
+    assert_eq!(remedies(&outcomes[2]), [Remedy::Decide]);
+    assert_eq!(lists(&server), 1);
+}
+
+#[tokio::test]
+async fn a_pod_that_does_not_answer_form_holds_up_no_other_step() {
+    // It takes connections and says nothing.
+    let silent = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let form = Action::Form {
+        group: key("d-0"),
+        group_uid: "g".into(),
+        generation: 1,
+        members: vec![],
+        targets: vec![llamero_core::plan::FormTarget {
+            pod_uid: "dead".into(),
+            ip: "127.0.0.1".into(),
+        }],
+    };
+    let written = json!({"apiVersion": "autoscaling/v1", "kind": "Scale", "metadata": {"name": "d", "resourceVersion": "4"}});
+    let (client, server) = ApiServer::start(vec![
+        ("PUT", SCALE, 200, written),
+        ("POST", PODS, 201, pod_json("d-0-0-0", "p")),
+    ])
+    .await;
+    let caches = Caches::start(&client, Some("n"), &Wake::default());
+    let leadership = Leadership::held_for_tests();
+    let writer = Writer::new(client.clone(), leadership.clone(), caches);
+    let metrics = Metrics::register(&mut Registry::default());
+    let peers = Peers::new(leadership, metrics.clone(), Wake::default());
+    let endpoint = format!("http://{}", silent.local_addr().unwrap());
+    let channel = tonic::transport::Endpoint::from_shared(endpoint)
+        .unwrap()
+        .connect_lazy();
+    let tools = Tools {
+        writer: &writer,
+        index: &Index::new(&snapshot()),
+        channels: &[("dead".to_owned(), channel)].into(),
+        peers: &peers,
+        events: &Events::start(client, "test".into()),
+        metrics: &metrics,
+        settings: &Settings::default(),
+        keys: &FormKeys::new([1; 32]),
+    };
+    let steps: Vec<Step> = [form, create_pod(), scale()]
+        .map(|action| Step {
+            action,
+            reason: "Test",
+            message: "test".into(),
+            event: EventKind::None,
+        })
+        .into();
+    let outcome = effects::apply(&tools, &steps).await;
+    assert!(outcome.failures.is_empty(), "{:?}", outcome.failures);
+    // Everything else is done, in the same group too, while the call still hangs.
+    assert_eq!(server.asked().len(), 2);
+    assert_eq!(peers.underway(), 1);
 }
 
 #[tokio::test]

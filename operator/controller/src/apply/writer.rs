@@ -9,7 +9,7 @@ use kube::{
 };
 use llamero_api::labels::FIELD_MANAGER;
 
-use super::error::EffectError;
+use super::{error::EffectError, proofs::Proofs};
 use crate::{lease::Leadership, watch::Caches};
 
 /// No request may take longer; also bounds how long a deposed holder's last request can be under way.
@@ -20,6 +20,7 @@ pub struct Writer {
     client: Client,
     leadership: Leadership,
     caches: Caches,
+    proofs: Proofs,
 }
 
 impl Writer {
@@ -30,6 +31,7 @@ impl Writer {
             client,
             leadership,
             caches,
+            proofs: Proofs::default(),
         }
     }
 
@@ -60,6 +62,12 @@ impl Writer {
     #[must_use]
     pub fn leads(&self) -> bool {
         self.leadership.is_held()
+    }
+
+    /// Which pods are known to exist.
+    #[must_use]
+    pub const fn proofs(&self) -> &Proofs {
+        &self.proofs
     }
 
     /// Where own writes are noted.

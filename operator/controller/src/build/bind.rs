@@ -1,9 +1,8 @@
 //! The patch that pins a gated pod to its node and lifts its gate.
 
 use k8s_openapi::api::core::v1::{Affinity, NodeSelector, NodeSelectorRequirement, NodeSelectorTerm, Pod};
-use kube::core::params::Patch;
 use llamero_api::labels::PLACEMENT_GATE;
-use serde_json::{Value, json};
+use serde_json::json;
 
 /// Why a pod cannot be bound.
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]
@@ -21,7 +20,7 @@ pub enum BindError {
 ///
 /// # Errors
 /// When the pod has no such gate.
-pub fn bind_patch(pod: &Pod, uid: &str, node: &str) -> Result<Patch<Value>, BindError> {
+pub fn bind_patch(pod: &Pod, uid: &str, node: &str) -> Result<json_patch::Patch, BindError> {
     let spec = pod.spec.as_ref().ok_or(BindError::NotGated)?;
     let gates = spec.scheduling_gates.as_deref().unwrap_or_default();
     let gate = gates
@@ -34,13 +33,12 @@ pub fn bind_patch(pod: &Pod, uid: &str, node: &str) -> Result<Patch<Value>, Bind
         {"op": "test", "path": format!("/spec/schedulingGates/{gate}/name"), "value": PLACEMENT_GATE},
         {"op": "remove", "path": format!("/spec/schedulingGates/{gate}")},
     ]);
-    serde_json::from_value(operations)
-        .map(Patch::Json)
-        .map_err(|error| BindError::Malformed(error.to_string()))
+    serde_json::from_value(operations).map_err(|error| BindError::Malformed(error.to_string()))
 }
 
 /// The affinity, narrowed to one node. Terms are alternatives, so each of them gets the node's name.
-fn pinned(affinity: Option<&Affinity>, node: &str) -> Affinity {
+#[must_use]
+pub fn pinned(affinity: Option<&Affinity>, node: &str) -> Affinity {
     let mut affinity = affinity.cloned().unwrap_or_default();
     let required = affinity
         .node_affinity
@@ -66,6 +64,8 @@ fn pinned(affinity: Option<&Affinity>, node: &str) -> Affinity {
 
 #[cfg(test)]
 mod tests {
+    use serde_json::Value;
+
     use super::*;
 
     fn pod(spec: Value) -> Pod {
@@ -73,10 +73,7 @@ mod tests {
     }
 
     fn written(pod: &Pod) -> Value {
-        match bind_patch(pod, "uid-1", "node-a").unwrap() {
-            Patch::Json::<Value>(patch) => serde_json::to_value(patch).unwrap(),
-            other => panic!("no JSON patch: {other:?}"),
-        }
+        serde_json::to_value(bind_patch(pod, "uid-1", "node-a").unwrap()).unwrap()
     }
 
     #[test]

@@ -7,39 +7,49 @@ use k8s_openapi::{
     apimachinery::pkg::{api::resource::Quantity, apis::meta::v1::ObjectMeta},
 };
 use kube::ResourceExt as _;
-use llamero_api::{LlamaDeployment, labels};
-use llamero_core::{observed::Settings, revision};
+use llamero_api::{LlamaDeployment, deployment::Source, labels};
+use llamero_core::{observed::Settings, plan::TrialPod, revision};
 
-use super::parts;
+use super::{bind, hub, parts};
 
-/// The pod that inspects the deployment's source; `key` is what the answer is kept under.
+/// The pod that inspects the deployment's source; `key` is what the answer is kept under. With a trial it is made from the snapshot of that
+/// revision, and runs on its node: it shows that groups of the revision could start there.
 ///
 /// It asks for no accelerator and little memory: only headers are read.
 #[must_use]
-pub fn inspect_pod(deployment: &LlamaDeployment, key: &str, settings: &Settings) -> Pod {
+pub fn inspect_pod(
+    deployment: &LlamaDeployment,
+    key: &str,
+    trial: Option<&TrialPod>,
+    settings: &Settings,
+) -> Pod {
     let name = deployment.name_any();
-    let arguments = [
-        "inspect",
-        "--model-dir",
-        &parts::model_dir(&deployment.spec.model.source),
-        "--json",
-        "--tensor",
-        &deployment.spec.parallelism.tensor.to_string(),
-        "--termination-log",
-        "/dev/termination-log",
-    ]
-    .map(str::to_owned);
+    let worker = match trial {
+        Some(trial) => trial.template.worker.clone(),
+        None => revision::worker(&deployment.spec.worker, settings),
+    };
+    let (source, tensor) = match trial {
+        Some(trial) => (&trial.template.source, trial.template.tensor),
+        None => (&deployment.spec.model.source, deployment.spec.parallelism.tensor),
+    };
+    // Proxies and what else the network asks for stand in the user's variables.
+    let environment = source
+        .is_remote()
+        .then(|| hub::merged(&worker.env, hub::environment(source).into_iter().collect()));
     let container = Container {
         name: parts::INSPECT.to_owned(),
-        args: Some(arguments.into()),
+        args: Some(arguments(source, tensor)),
+        env: environment.filter(|env| !env.is_empty()),
         resources: Some(resources(deployment)),
         termination_message_policy: Some("FallbackToLogsOnError".to_owned()),
         ..Container::default()
     };
-    let worker = revision::worker(&deployment.spec.worker, settings);
-    let mut spec = parts::pod_spec(&worker, &deployment.spec.model.source, container);
+    let mut spec = parts::pod_spec(&worker, source, container);
     spec.restart_policy = Some("Never".to_owned());
     spec.termination_grace_period_seconds = Some(1);
+    if let Some(trial) = trial {
+        spec.affinity = Some(bind::pinned(spec.affinity.as_ref(), &trial.node));
+    }
 
     let mut pod_labels = labels::common(&name, labels::INSPECT_APP);
     pod_labels.insert(labels::INSPECT.to_owned(), key.to_owned());
@@ -58,6 +68,23 @@ pub fn inspect_pod(deployment: &LlamaDeployment, key: &str, settings: &Settings)
         spec: Some(spec),
         status: None,
     }
+}
+
+fn arguments(source: &Source, tensor: i32) -> Vec<String> {
+    let mut arguments: Vec<String> = [
+        "inspect",
+        "--model-dir",
+        &parts::model_dir(source),
+        "--json",
+        "--tensor",
+        &tensor.to_string(),
+        "--termination-log",
+        "/dev/termination-log",
+    ]
+    .map(str::to_owned)
+    .into();
+    arguments.extend(hub::arguments(source));
+    arguments
 }
 
 /// What the user asked for, else what reading headers takes.
@@ -90,6 +117,10 @@ mod tests {
     use super::*;
 
     fn pod(worker: serde_json::Value) -> serde_json::Value {
+        tried(worker, None)
+    }
+
+    fn tried(worker: serde_json::Value, trial: Option<&TrialPod>) -> serde_json::Value {
         let deployment: LlamaDeployment = serde_json::from_value(json!({
             "apiVersion": "llamero.dev/v1alpha1", "kind": "LlamaDeployment",
             "metadata": {"name": "d", "namespace": "n", "uid": "u"},
@@ -102,7 +133,45 @@ mod tests {
             pull_secrets: vec!["chart".into()],
             ..Settings::default()
         };
-        serde_json::to_value(inspect_pod(&deployment, "k", &settings)).unwrap()
+        serde_json::to_value(inspect_pod(&deployment, "k", trial, &settings)).unwrap()
+    }
+
+    #[test]
+    fn a_repository_is_read_with_the_user_s_proxy_and_the_secret_s_token() {
+        let deployment: LlamaDeployment = serde_json::from_value(json!({
+            "apiVersion": "llamero.dev/v1alpha1", "kind": "LlamaDeployment",
+            "metadata": {"name": "d", "namespace": "n", "uid": "u"},
+            "spec": {
+                "model": {"source": {"huggingFace": {
+                    "repo": "org/m", "endpoint": "https://mirror", "tokenSecretRef": {"name": "hf"},
+                    "caBundle": {"configMap": "roots"}}}},
+                "parallelism": {"tensor": 1},
+                "worker": {"env": [{"name": "HTTPS_PROXY", "value": "http://proxy"}, {"name": "HF_TOKEN", "value": "old"}]}},
+        }))
+        .unwrap();
+        let pod = serde_json::to_value(inspect_pod(&deployment, "k", None, &Settings::default())).unwrap();
+        let container = &pod["spec"]["containers"][0];
+        let arguments = serde_json::to_string(&container["args"]).unwrap();
+        assert!(
+            arguments.contains(
+                r#""--hub-repository","org/m","--hub-revision","main","--hub-endpoint","https://mirror","--hub-ca-file","/etc/llamero/ca/bundle.pem""#
+            ),
+            "{arguments}"
+        );
+        assert_eq!(
+            container["env"],
+            json!([
+                {"name": "HTTPS_PROXY", "value": "http://proxy"},
+                {"name": "HF_TOKEN", "valueFrom": {"secretKeyRef": {"name": "hf", "key": "token"}}},
+            ])
+        );
+        assert_eq!(
+            pod["spec"]["volumes"],
+            json!([
+                {"name": "model-ca", "configMap": {"name": "roots", "items": [{"key": "ca.crt", "path": "bundle.pem"}]}},
+                {"name": "tmp", "emptyDir": {}},
+            ])
+        );
     }
 
     #[test]
@@ -118,6 +187,33 @@ mod tests {
             (&json!("default:1"), &json!("Always"))
         );
         assert_eq!(container["resources"]["requests"]["memory"], "64Mi");
+    }
+
+    #[test]
+    fn a_trial_is_made_from_its_revision_and_runs_where_a_group_is_to_go() {
+        let template = serde_json::from_value(json!({
+            "modelName": "m", "source": {"image": {"reference": "r/m:2", "path": "w"}}, "maxContextLength": 1, "tensor": 4, "pipeline": 1,
+            "ranksPerPod": 1, "kvBytesPerRank": 1, "weightBytesPerRank": 1, "stallTimeout": "1s",
+            "worker": {"image": "worker:2", "resources": {"requests": {"memory": "64Gi"}}},
+        }))
+        .unwrap();
+        let trial = TrialPod {
+            template,
+            node: "node-a".into(),
+        };
+        let spec = &tried(json!({"image": "worker:1"}), Some(&trial))["spec"];
+        let container = &spec["containers"][0];
+        assert_eq!(container["image"], "worker:2");
+        assert_eq!(container["args"][2], "/model/w");
+        assert_eq!(container["args"][5], "4");
+        assert_eq!(container["resources"]["requests"]["memory"], "64Mi");
+        assert_eq!(spec["volumes"][0]["image"]["reference"], "r/m:2");
+        let terms = &spec["affinity"]["nodeAffinity"]["requiredDuringSchedulingIgnoredDuringExecution"];
+        assert_eq!(
+            terms["nodeSelectorTerms"][0]["matchFields"][0]["values"],
+            json!(["node-a"])
+        );
+        assert!(spec["schedulingGates"].is_null());
     }
 
     #[test]

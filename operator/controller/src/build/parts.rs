@@ -12,6 +12,8 @@ use k8s_openapi::{
 use kube::{Resource, ResourceExt as _};
 use llamero_api::deployment::{ExtraMount, ExtraVolume, Source, Worker};
 
+use super::hub;
+
 /// Name of a worker's container.
 pub const WORKER: &str = "worker";
 /// Name of the container that reads a checkpoint's headers.
@@ -61,6 +63,9 @@ pub fn container_security() -> SecurityContext {
 /// Where the checkpoint lies in the container. Not a `subPath`: the kubelet makes a missing one as an empty directory
 /// inside the user's volume, and image volumes know it only in newer versions of Kubernetes.
 pub fn model_dir(source: &Source) -> String {
+    if source.is_remote() {
+        return hub::MODEL_DIR.to_owned();
+    }
     let claim = source.persistent_volume_claim.as_ref();
     let image = source.image.as_ref();
     let path = claim
@@ -72,8 +77,12 @@ pub fn model_dir(source: &Source) -> String {
     }
 }
 
-/// The volume `model` and its mount at [`MODEL_MOUNT`]. Read-only at both ends, so that a ReadOnlyMany claim can be attached to many nodes.
-fn model_volume(source: &Source) -> (Volume, VolumeMount) {
+/// The volume `model` and its mount at [`MODEL_MOUNT`], where the weights lie in one. Read-only at both ends, so that a ReadOnlyMany claim can
+/// be attached to many nodes.
+fn model_volume(source: &Source) -> Option<(Volume, VolumeMount)> {
+    if source.is_remote() {
+        return None;
+    }
     let mut volume = Volume {
         name: "model".to_owned(),
         ..Volume::default()
@@ -100,27 +109,31 @@ fn model_volume(source: &Source) -> (Volume, VolumeMount) {
         read_only: Some(true),
         ..VolumeMount::default()
     };
-    (volume, mount)
+    Some((volume, mount))
 }
 
 /// A pod of one container with the user's settings for worker pods. `/tmp` is the only place that can be written.
 pub fn pod_spec(worker: &Worker, source: &Source, mut container: Container) -> PodSpec {
-    let (volume, mount) = model_volume(source);
+    let (volumes, mounts): (Vec<_>, Vec<_>) = model_volume(source)
+        .into_iter()
+        .chain(hub::certificates(source))
+        .unzip();
     let tmp = VolumeMount {
         name: "tmp".to_owned(),
         mount_path: "/tmp".to_owned(),
         ..VolumeMount::default()
     };
     let extra_mounts = worker.volume_mounts.iter().map(ExtraMount::to_mount);
-    container.volume_mounts = Some([mount, tmp].into_iter().chain(extra_mounts).collect());
+    container.volume_mounts = Some(mounts.into_iter().chain([tmp]).chain(extra_mounts).collect());
     container.security_context = Some(container_security());
     container.image = worker.image.clone();
     container.image_pull_policy = worker.image_pull_policy.map(|policy| policy.as_str().to_owned());
     PodSpec {
         containers: vec![container],
         volumes: Some(
-            [volume, tmp_volume()]
+            volumes
                 .into_iter()
+                .chain([tmp_volume()])
                 .chain(worker.volumes.iter().map(ExtraVolume::to_volume))
                 .collect(),
         ),

@@ -12,11 +12,15 @@ use k8s_openapi::{
 use kube::ResourceExt as _;
 use llamero_api::{
     LlamaGroup,
+    duration::Duration,
     group::GroupTemplate,
     labels::{self, CONTROL_PORT, HEALTH_PORT, INFERENCE_PORT, RANK_PORT},
 };
 
-use super::parts;
+use super::{hub, parts, threads};
+
+/// Time between "not ready" and "no new requests" of a group that goes, where nobody says otherwise.
+const DRAIN_GRACE: Duration = Duration::from_secs(5);
 
 /// The gated pod of member `index` in its `attempt`.
 ///
@@ -27,7 +31,7 @@ pub fn member_pod(group: &LlamaGroup, index: i32, attempt: i32) -> Pod {
     let group_name = group.name_any();
     let container = Container {
         name: parts::WORKER.to_owned(),
-        args: Some(arguments(template, &group.uid().unwrap_or_default(), index)),
+        args: Some(arguments(group, index)),
         env: Some(environment(template)),
         ports: Some(ports(template)),
         resources: Some(resources(template)),
@@ -86,12 +90,13 @@ pub fn member_pod(group: &LlamaGroup, index: i32, attempt: i32) -> Pod {
     }
 }
 
-fn arguments(template: &GroupTemplate, group_uid: &str, index: i32) -> Vec<String> {
+fn arguments(group: &LlamaGroup, index: i32) -> Vec<String> {
+    let template = &group.spec.template;
     let mut arguments = vec!["serve".to_owned()];
     let mut flag = |name: &str, value: String| arguments.extend([format!("--{name}"), value]);
     flag("model-dir", parts::model_dir(&template.source));
     flag("model-name", template.model_name.clone());
-    flag("group-uid", group_uid.to_owned());
+    flag("group-uid", group.uid().unwrap_or_default());
     flag("member", index.to_string());
     flag("ranks-per-pod", template.ranks_per_pod.to_string());
     flag("tensor", template.tensor.to_string());
@@ -103,14 +108,26 @@ fn arguments(template: &GroupTemplate, group_uid: &str, index: i32) -> Vec<Strin
     if let Some(sequences) = template.engine.max_sequences {
         flag("max-sequences", sequences.to_string());
     }
+    if let Some(requests) = template.engine.max_queued_requests {
+        flag("max-queued-requests", requests.to_string());
+    }
     if template.kv_bytes_per_rank > 0 {
         flag("kv-memory", template.kv_bytes_per_rank.to_string());
     }
     if let Some(threads) = template.engine.threads {
         flag("threads", threads.to_string());
     }
+    if let Some(identity) = &template.content_identity {
+        flag("content-identity", identity.clone());
+    }
     flag("stall-timeout", template.stall_timeout.to_string());
-    flag("drain-grace", "5s".to_owned());
+    let drain_grace = template.worker.drain_grace.unwrap_or(DRAIN_GRACE);
+    flag("drain-grace", drain_grace.to_string());
+    if template.engine.parse_special_tokens_in_messages {
+        arguments.push("--parse-special-tokens-in-messages".to_owned());
+    }
+    arguments.extend(threads::arguments(group, index).into_iter().flatten());
+    arguments.extend(hub::arguments(&template.source));
     arguments
 }
 
@@ -127,19 +144,14 @@ fn environment(template: &GroupTemplate) -> Vec<EnvVar> {
             ..EnvVarSource::default()
         }),
     };
-    let ours = [
+    let mut ours = vec![
         field("LLAMERO_POD_UID", "metadata.uid"),
         field("LLAMERO_POD_IP", "status.podIP"),
         field("LLAMERO_POD_NAME", "metadata.name"),
         field("LLAMERO_NODE_NAME", "spec.nodeName"),
     ];
-    let theirs = template
-        .worker
-        .env
-        .iter()
-        .filter(|env| ours.iter().all(|our| our.name != env.name))
-        .cloned();
-    theirs.chain(ours.iter().cloned()).collect()
+    ours.extend(hub::environment(&template.source));
+    hub::merged(&template.worker.env, ours)
 }
 
 fn ports(template: &GroupTemplate) -> Vec<ContainerPort> {
@@ -308,9 +320,10 @@ mod tests {
     fn accelerators_and_settings_of_the_engine() {
         let group = group(json!({
             "tensor": 16, "ranksPerPod": 8, "acceleratorResource": "nvidia.com/gpu", "kvBytesPerRank": 0,
-            "engine": {"maxBatchedTokens": 4096, "maxSequences": 256, "threads": 4},
+            "engine": {"maxBatchedTokens": 4096, "maxSequences": 256, "threads": 4, "maxQueuedRequests": 9,
+                "parseSpecialTokensInMessages": true},
             "worker": {"image": "w", "env": [{"name": "LLAMERO_LOG", "value": "debug"}, {"name": "LLAMERO_POD_IP", "value": "0.0.0.0"}],
-                "terminationGracePeriodSeconds": 600},
+                "terminationGracePeriodSeconds": 600, "drainGrace": "1m"},
         }));
         let pod = serde_json::to_value(member_pod(&group, 0, 0)).unwrap();
         let container = &pod["spec"]["containers"][0];
@@ -322,7 +335,9 @@ mod tests {
         assert_eq!(container["ports"].as_array().unwrap().len(), 3 + 8);
         let arguments = serde_json::to_string(&container["args"]).unwrap();
         assert!(
-            arguments.contains(r#""--max-batched-tokens","4096","--max-sequences","256","--threads","4""#),
+            arguments.contains(
+                r#""--max-batched-tokens","4096","--max-sequences","256","--max-queued-requests","9","--threads","4""#
+            ) && arguments.ends_with(r#""--drain-grace","1m","--parse-special-tokens-in-messages"]"#),
             "{arguments}"
         );
         assert!(!arguments.contains("--kv-memory"));
@@ -335,6 +350,27 @@ mod tests {
             "a user cannot replace {named:?}"
         );
         assert_eq!(env[0]["value"], "debug");
+    }
+
+    #[test]
+    fn a_repository_needs_no_volume_and_is_pinned() {
+        let group = group(
+            json!({"source": {"huggingFace": {"repo": "org/m", "revision": "0a1b",
+            "tokenSecretRef": {"name": "hf", "key": "t"}}}}),
+        );
+        let pod = serde_json::to_value(member_pod(&group, 0, 0)).unwrap();
+        assert_eq!(pod["spec"]["volumes"], json!([{"name": "tmp", "emptyDir": {}}]));
+        let container = &pod["spec"]["containers"][0];
+        let arguments = serde_json::to_string(&container["args"]).unwrap();
+        assert!(
+            arguments.contains(r#""--model-dir","/tmp/model""#)
+                && arguments.contains(r#""--hub-repository","org/m","--hub-revision","0a1b""#),
+            "{arguments}"
+        );
+        assert_eq!(
+            container["env"][4],
+            json!({"name": "HF_TOKEN", "valueFrom": {"secretKeyRef": {"name": "hf", "key": "t"}}})
+        );
     }
 
     #[test]
@@ -362,5 +398,24 @@ mod tests {
             json!({"name": "model", "image": {"reference": "r/m:1", "pullPolicy": "IfNotPresent"}})
         );
         assert_eq!((mount, dir), (at_root, json!("/model/w")));
+    }
+
+    #[test]
+    fn every_pod_of_a_group_is_told_what_the_group_s_snapshot_says_of_its_weights() {
+        let arguments = |template: Value| {
+            let pod = serde_json::to_value(member_pod(&group(template), 1, 3)).unwrap();
+            pod["spec"]["containers"][0]["args"].as_array().unwrap().clone()
+        };
+        let digest = "a".repeat(64);
+        let pinned = json!({"image": {"reference": format!("r/m@sha256:{digest}")}});
+        let told = arguments(json!({"source": pinned, "contentIdentity": digest}));
+        let at = told.iter().position(|word| word == "--content-identity").unwrap();
+        assert_eq!(told[at + 1], json!(digest));
+        // A group that an operator made which knew nothing of it: its other ranks found out from samples.
+        let untold = arguments(json!({"source": pinned}));
+        assert!(
+            untold.iter().all(|word| word != "--content-identity"),
+            "{untold:?}"
+        );
     }
 }

@@ -86,11 +86,21 @@ pub fn worker_pod(
         ready: condition(pod, "Ready"),
         ip: ip(pod).map(str::to_owned),
         evicted: condition(pod, "DisruptionTarget"),
+        pressure: pressed(pod),
         exit: pod.status.as_ref().and_then(exit),
         waiting: pod.status.as_ref().and_then(waiting),
         unschedulable: unschedulable(pod),
         report: report.map(|report| streams::report(report, now)),
     })
+}
+
+/// The kubelet ended it because its node ran out of something; not because the node shuts down, which it says with the same condition.
+fn pressed(pod: &Pod) -> bool {
+    let by_kubelet = conditions(pod, "DisruptionTarget").is_some_and(|condition| {
+        condition.status == "True" && condition.reason.as_deref() == Some("TerminationByKubelet")
+    });
+    let reason = pod.status.as_ref().and_then(|status| status.reason.as_deref());
+    by_kubelet && reason == Some("Evicted")
 }
 
 /// A pod that reads a checkpoint's headers.
@@ -122,6 +132,12 @@ pub fn inspect_pod(pod: &Pod) -> observed::InspectPod {
         result: status
             .and_then(terminated)
             .map(|state| state.message.clone().unwrap_or_default()),
+        finished_at: status
+            .and_then(terminated)
+            .and_then(|state| state.finished_at.as_ref())
+            // Refused before a container could run.
+            .or(pod.metadata.creation_timestamp.as_ref())
+            .map(|time| time.0.as_millisecond()),
         waiting: unschedulable(pod)
             .or_else(|| status.and_then(waiting))
             .or_else(|| {
@@ -315,6 +331,29 @@ mod tests {
             (exit.code, exit.reason.as_str(), exit.message.as_str()),
             (-1, "OutOfcpu", "no cpu")
         );
+    }
+
+    #[test]
+    fn a_node_s_pressure_is_told_from_other_evictions() {
+        let ended = |by: &str, reason: &str| {
+            let pod = pod(
+                json!({"containers": [], "nodeName": "n"}),
+                json!({"phase": "Failed", "reason": reason, "message": "The node was low on resource: memory.",
+                    "conditions": [{"type": "DisruptionTarget", "status": "True", "reason": by}]}),
+            );
+            let seen = worker_pod(&pod, None, Timestamp::UNIX_EPOCH).unwrap();
+            (seen.evicted, seen.pressure, seen.exit.unwrap().message)
+        };
+        let low = "The node was low on resource: memory.".to_owned();
+        assert_eq!(
+            ended("TerminationByKubelet", "Evicted"),
+            (true, true, low.clone())
+        );
+        assert_eq!(
+            ended("TerminationByKubelet", "Terminated"),
+            (true, false, low.clone())
+        );
+        assert_eq!(ended("EvictionByEvictionAPI", "Evicted"), (true, false, low));
     }
 
     #[test]

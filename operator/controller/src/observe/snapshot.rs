@@ -61,109 +61,126 @@ pub fn observe(
     refusals: &Refusals,
     now: Timestamp,
 ) -> Observed {
-    let pods_by_owner = by_owner(&snapshot.pods);
-    let groups_by_owner = by_owner(&snapshot.groups);
-    let services = by_owner(&snapshot.services);
-    let budgets = by_owner(&snapshot.budgets);
-    let kept = by_owner(&snapshot.revisions);
-
-    let group = |object: &Arc<LlamaGroup>| {
-        let uid = object.uid().unwrap_or_default();
-        let owned = pods_by_owner.get(&uid).map(Vec::as_slice).unwrap_or_default();
-        let mut seen: Vec<_> = owned
-            .iter()
-            .filter_map(|pod| {
-                let report = pod
-                    .metadata
-                    .uid
-                    .as_ref()
-                    .and_then(|uid| snapshot.reports.get(uid));
-                pods::worker_pod(pod, report, now)
-            })
-            .collect();
-        seen.sort_by(|one, other| {
-            (one.index, one.attempt, &one.uid).cmp(&(other.index, other.attempt, &other.uid))
-        });
-        let leader = seen
-            .iter()
-            .filter(|pod| pod.index == 0 && !pod.phase.ended())
-            .max_by_key(|pod| pod.attempt);
-        observed::Group {
-            load: leader
-                .and_then(|pod| snapshot.loads.get(&pod.uid))
-                .map(streams::load),
-            budget: budgets
-                .get(&uid)
-                .and_then(|list| list.iter().find(|budget| budget.name_any() == object.name_any()))
-                .map(|budget| Arc::clone(budget)),
-            refusals: refusals.of(&Subject::Group(key_of(object.as_ref()))),
-            pods: seen,
-            object: Arc::clone(object),
-        }
-    };
-
-    let deployment = |object: &Arc<LlamaDeployment>| {
-        let uid = object.uid().unwrap_or_default();
-        let (namespace, name) = (namespace_of(object.as_ref()), object.name_any());
-        let owned = groups_by_owner.get(&uid).map(Vec::as_slice).unwrap_or_default();
-        let mut groups: Vec<_> = owned.iter().copied().map(group).collect();
-        groups.sort_by_key(|group| group.object.name_any());
-        let mut inspect: Vec<_> = pods_by_owner
-            .get(&uid)
-            .map(Vec::as_slice)
-            .unwrap_or_default()
-            .iter()
-            .filter(|pod| pod.labels().contains_key(labels::INSPECT))
-            .map(|pod| pods::inspect_pod(pod))
-            .collect();
-        inspect.sort_by(|one, other| (&one.name, &one.uid).cmp(&(&other.name, &other.uid)));
-        observed::Deployment {
-            names_in_use: names_in_use(snapshot, &namespace, &groups),
-            groups,
-            inspect,
-            service: services
-                .get(&uid)
-                .and_then(|list| {
-                    list.iter()
-                        .find(|service| service.name_any() == labels::service_name(&name))
-                })
-                .map(|service| Arc::clone(service)),
-            revisions: kept
-                .get(&uid)
-                .map(Vec::as_slice)
-                .unwrap_or_default()
-                .iter()
-                .map(|r| revision(r))
-                .collect(),
-            replicas_manager: writers::of_replicas(object),
-            refusals: refusals.of(&Subject::Deployment(key_of(object.as_ref()))),
-            demand: streams::demand(&snapshot.gateways, &namespace, &name),
-            object: Arc::clone(object),
-        }
-    };
-
-    let mut deployments: Vec<_> = snapshot.deployments.iter().map(deployment).collect();
+    let owned = Owned::of(snapshot, refusals, now);
+    let mut deployments: Vec<_> = snapshot.deployments.iter().map(|d| owned.deployment(d)).collect();
     deployments.sort_by_key(|deployment| {
         (
             namespace_of(deployment.object.as_ref()),
             deployment.object.name_any(),
         )
     });
+    let classes = &snapshot.priority_classes;
+    let default = classes.iter().find(|class| class.global_default == Some(true));
     Observed {
         settings: settings.clone(),
         nodes: nodes::nodes(&snapshot.nodes, &snapshot.pods),
-        priority_classes: snapshot
-            .priority_classes
+        priority_classes: classes
             .iter()
             .map(|class| (class.name_any(), class.value))
             .collect(),
-        default_priority: snapshot
-            .priority_classes
-            .iter()
-            .find(|class| class.global_default == Some(true))
-            .map_or(0, |class| class.value),
+        default_priority: default.map_or(0, |class| class.value),
         deployments,
     }
+}
+
+type ByOwner<'a, K> = BTreeMap<String, Vec<&'a Arc<K>>>;
+
+/// A snapshot whose objects are found by the UID of their controller.
+struct Owned<'a> {
+    snapshot: &'a Snapshot,
+    refusals: &'a Refusals,
+    now: Timestamp,
+    pods: ByOwner<'a, Pod>,
+    groups: ByOwner<'a, LlamaGroup>,
+    services: ByOwner<'a, Service>,
+    budgets: ByOwner<'a, PodDisruptionBudget>,
+    revisions: ByOwner<'a, ControllerRevision>,
+    group_names: BTreeMap<String, BTreeSet<String>>,
+}
+
+impl<'a> Owned<'a> {
+    fn of(snapshot: &'a Snapshot, refusals: &'a Refusals, now: Timestamp) -> Self {
+        Self {
+            snapshot,
+            refusals,
+            now,
+            pods: by_owner(&snapshot.pods),
+            groups: by_owner(&snapshot.groups),
+            services: by_owner(&snapshot.services),
+            budgets: by_owner(&snapshot.budgets),
+            revisions: by_owner(&snapshot.revisions),
+            group_names: group_names(snapshot),
+        }
+    }
+
+    fn deployment(&self, object: &Arc<LlamaDeployment>) -> observed::Deployment {
+        let uid = object.uid().unwrap_or_default();
+        let (namespace, name) = (namespace_of(object.as_ref()), object.name_any());
+        let mut groups: Vec<_> = of(&self.groups, &uid)
+            .iter()
+            .map(|group| self.group(group))
+            .collect();
+        groups.sort_by_key(|group| group.object.name_any());
+        let mut inspect: Vec<_> = of(&self.pods, &uid)
+            .iter()
+            .filter(|pod| pod.labels().contains_key(labels::INSPECT))
+            .map(|pod| pods::inspect_pod(pod))
+            .collect();
+        inspect.sort_by(|one, other| (&one.name, &one.uid).cmp(&(&other.name, &other.uid)));
+        let mut names_in_use = self.group_names.get(&namespace).cloned().unwrap_or_default();
+        for group in &groups {
+            names_in_use.remove(&group.object.name_any());
+        }
+        observed::Deployment {
+            names_in_use,
+            groups,
+            inspect,
+            service: named(&self.services, &uid, &labels::service_name(&name)),
+            revisions: of(&self.revisions, &uid).iter().map(|r| revision(r)).collect(),
+            replicas_manager: writers::of_replicas(object),
+            refusals: self.refusals.of(&Subject::Deployment(key_of(object.as_ref()))),
+            demand: streams::demand(&self.snapshot.gateways, &namespace, &name),
+            object: Arc::clone(object),
+        }
+    }
+
+    fn group(&self, object: &Arc<LlamaGroup>) -> observed::Group {
+        let uid = object.uid().unwrap_or_default();
+        let report = |pod: &Pod| self.snapshot.reports.get(pod.metadata.uid.as_ref()?);
+        let mut pods: Vec<_> = of(&self.pods, &uid)
+            .iter()
+            .filter_map(|pod| pods::worker_pod(pod, report(pod), self.now))
+            .collect();
+        pods.sort_by(|one, other| {
+            (one.index, one.attempt, &one.uid).cmp(&(other.index, other.attempt, &other.uid))
+        });
+        let leader = pods
+            .iter()
+            .filter(|pod| pod.index == 0 && !pod.phase.ended())
+            .max_by_key(|pod| pod.attempt);
+        observed::Group {
+            load: leader
+                .and_then(|pod| self.snapshot.loads.get(&pod.uid))
+                .map(streams::load),
+            budget: named(&self.budgets, &uid, &object.name_any()),
+            refusals: self.refusals.of(&Subject::Group(key_of(object.as_ref()))),
+            pods,
+            object: Arc::clone(object),
+        }
+    }
+}
+
+/// What the owner with this UID controls.
+fn of<'a, 'b, K>(owned: &'b ByOwner<'a, K>, uid: &str) -> &'b [&'a Arc<K>] {
+    owned.get(uid).map(Vec::as_slice).unwrap_or_default()
+}
+
+/// The one of this name among them.
+fn named<K: Resource>(owned: &ByOwner<'_, K>, uid: &str, name: &str) -> Option<Arc<K>> {
+    let mut objects = of(owned, uid).iter();
+    objects
+        .find(|object| object.meta().name.as_deref() == Some(name))
+        .map(|object| Arc::clone(object))
 }
 
 /// A kept snapshot; without its template when that cannot be read.
@@ -179,8 +196,8 @@ fn revision(object: &ControllerRevision) -> observed::Revision {
 }
 
 /// Objects by the UID of their controller.
-fn by_owner<K: Resource>(objects: &[Arc<K>]) -> BTreeMap<String, Vec<&Arc<K>>> {
-    let mut owned: BTreeMap<String, Vec<&Arc<K>>> = BTreeMap::new();
+fn by_owner<K: Resource>(objects: &[Arc<K>]) -> ByOwner<'_, K> {
+    let mut owned = ByOwner::new();
     for object in objects {
         let controller = object
             .owner_references()
@@ -193,21 +210,18 @@ fn by_owner<K: Resource>(objects: &[Arc<K>]) -> BTreeMap<String, Vec<&Arc<K>>> {
     owned
 }
 
-/// Names in the namespace that other groups bear, or pods that still exist carry, other than those of `groups`.
-fn names_in_use(snapshot: &Snapshot, namespace: &str, groups: &[observed::Group]) -> BTreeSet<String> {
-    let of_groups = snapshot
-        .groups
-        .iter()
-        .filter(|group| namespace_of(group.as_ref()) == namespace)
-        .map(|group| group.name_any());
-    let of_pods = snapshot
-        .pods
-        .iter()
-        .filter(|pod| pod.metadata.namespace.as_deref() == Some(namespace))
-        .filter_map(|pod| pod.metadata.labels.as_ref()?.get(labels::GROUP_NAME).cloned());
-    let mut names: BTreeSet<String> = of_groups.chain(of_pods).collect();
-    for group in groups {
-        names.remove(&group.object.name_any());
+/// By namespace: names that groups bear, or pods that still exist carry. Made once a pass, however many deployments there are.
+fn group_names(snapshot: &Snapshot) -> BTreeMap<String, BTreeSet<String>> {
+    let mut names: BTreeMap<String, BTreeSet<String>> = BTreeMap::new();
+    let mut add = |namespace: String, name: String| names.entry(namespace).or_default().insert(name);
+    for group in &snapshot.groups {
+        add(namespace_of(group.as_ref()), group.name_any());
+    }
+    for pod in &snapshot.pods {
+        let labels = pod.metadata.labels.as_ref();
+        if let Some(name) = labels.and_then(|labels| labels.get(labels::GROUP_NAME)) {
+            add(namespace_of(pod.as_ref()), name.clone());
+        }
     }
     names
 }

@@ -15,7 +15,7 @@ use crate::{
     observed::{Deployment, Node, Observed},
     plan::{Acceptance, Action, EventKind, Key, Plan, Step, Verdict},
     progress, refusals, replicas, revision,
-    rollout::{self, Target},
+    rollout::{self, Fleet, Target},
     sizing,
     time::{self, Millis},
 };
@@ -48,6 +48,7 @@ pub(super) fn decide<'a>(
             .unwrap_or_else(|| revision::digest(&object.spec, object.model_name())),
         name_owner: cluster.names.other_owner(object, &key),
         refusal: refusals::latest(&deployment.refusals),
+        definitions: cluster.observed.settings.definitions.clone(),
         ..Verdict::default()
     };
     steps.extend(children::of_deployment(deployment, &key));
@@ -86,11 +87,22 @@ pub(super) fn decide<'a>(
         .filter(|view| disruption::leaves(view, &context, &object.spec.disruption))
         .map(|view| view.key.name.clone())
         .collect();
-    let going = rollout::fleet(deployment, &key, &views, &target, &leaving, now, &mut steps);
+    let fleet = Fleet {
+        deployment,
+        key: &key,
+        views: &views,
+        target: &target,
+        nodes: cluster.nodes,
+        now,
+    };
+    let decided = rollout::decide(&fleet, &leaving, &mut steps);
+    verdict.trial = decided.trial;
+    plan.next_at = time::earlier(plan.next_at, decided.next_at);
     let held = refusals::hold_each(&mut steps, &deployment.refusals, now);
     plan.next_at = time::earlier(plan.next_at, held);
     plan.steps.extend(steps);
 
+    let going = decided.going;
     for view in views.into_iter().filter(|view| !going.contains(&view.key.name)) {
         group(cluster, deployment, &context, view, plan, requests);
     }

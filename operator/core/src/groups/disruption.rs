@@ -7,8 +7,6 @@
 //! ```
 //! Only a group that serves moves its members: one that does not has nothing to lose, and its lost members go to other nodes anyway.
 
-use std::collections::BTreeSet;
-
 use llamero_api::{
     deployment::Disruption,
     group::{LlamaGroupSpec, Member, RankPhase, Successor},
@@ -366,7 +364,7 @@ fn request_nodes<'a>(view: &GroupView<'a>, context: &Context<'_>, next: &mut Nex
         return;
     }
     let members = spec.members.iter();
-    let occupied: BTreeSet<String> = members
+    let occupied: Vec<String> = members
         .flat_map(|m| m.node.iter().chain(m.successor.iter().map(|s| &s.node)))
         .cloned()
         .collect();

@@ -42,12 +42,29 @@ impl Loss {
 /// Reason of a loss that starting again cannot heal.
 pub const UNUSABLE: &str = "Unusable";
 
+/// Reason of a loss to a node that ran out of memory, disk or processes: nobody is charged, the node is avoided, and tries are backed off.
+pub const PRESSURE: &str = "Pressure";
+
 /// Whether a recorded member's pod is lost for good.
 #[must_use]
 pub fn loss(pod: Option<&Pod>, context: &Context<'_>) -> Option<Loss> {
     let Some(pod) = pod else {
         return Some(Loss::new("Deleted", "the pod was deleted", false));
     };
+    if pod.pressure && (pod.deletion.is_some() || pod.phase.ended()) {
+        let said = pod
+            .exit
+            .as_ref()
+            .map(|exit| exit.message.trim())
+            .unwrap_or_default();
+        let words = if said.is_empty() {
+            "the node was short of memory, disk or processes"
+        } else {
+            said
+        };
+        let message: String = words.chars().take(512).collect();
+        return Some(Loss::new(PRESSURE, message, false));
+    }
     if pod.evicted && (pod.deletion.is_some() || pod.phase.ended()) {
         return Some(Loss::new("Evicted", "the pod was evicted", false));
     }
@@ -217,6 +234,30 @@ fn hanging(view: &GroupView<'_>, patience: Millis, now: Millis) -> Option<(usize
             "no step was completed for {secs} s and no rank is behind: a link between nodes may be broken"
         ),
     )
+}
+
+/// Whether a whole group has completed no step within its patience although layers move on every rank: a slow step, which is no hang.
+#[must_use]
+pub fn slow(view: &GroupView<'_>, now: Millis) -> bool {
+    let patience = view.spec().template.stall_timeout.millis().max(1);
+    if view.ready || !view.whole() {
+        return false;
+    }
+    let reports = view.members.iter().map(|m| m.pod?.fresh_report(now));
+    let Some(reports) = reports.collect::<Option<Vec<_>>>() else {
+        return false;
+    };
+    let mut ranks = reports
+        .iter()
+        .flat_map(|report| report.ranks.iter().map(move |rank| (*report, rank)))
+        .peekable();
+    ranks.peek().is_some()
+        && ranks.all(|(report, rank)| {
+            let since = |millis: Option<i64>| millis.map(|m| m.saturating_add(now - report.received_at));
+            rank.phase == RankPhase::Serving
+                && since(rank.still_millis).is_some_and(|still| still <= patience)
+                && since(rank.idle_millis).is_some_and(|idle| idle > patience)
+        })
 }
 
 /// The rank whose stillness is longer than that of all ranks of other members by more than reports can be apart.

@@ -95,7 +95,7 @@ pub fn replace_lost(view: &GroupView<'_>, context: &Context<'_>) -> Option<Step>
     let mut words = Vec::new();
     for (at, loss) in &lost {
         let member = &view.members[*at];
-        if matches!(loss.reason, "Deleted" | "Evicted" | "Exited") {
+        if matches!(loss.reason, "Deleted" | "Evicted" | "Exited" | losses::PRESSURE) {
             confirm.gone.extend(member.member.pod_uid.clone());
         }
         words.push(describe(member.member, loss));

@@ -33,8 +33,8 @@ pub struct PlacementRequest<'a> {
     pub priority: i32,
     /// The members.
     pub indices: Vec<i32>,
-    /// Nodes of the group's other members.
-    pub occupied: BTreeSet<String>,
+    /// Nodes of the group's other members, each as often as it has one.
+    pub occupied: Vec<String>,
     /// Nodes where members of the group failed lately: taken only when nothing else fits.
     pub avoid: BTreeSet<String>,
     /// The nodes are for successors of these members, which still serve.

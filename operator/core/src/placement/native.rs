@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use llamero_api::deployment::TopologyPolicy;
+use llamero_api::deployment::{OnePodPerNode, TopologyPolicy};
 
 use super::{Assignment, Ledger, NoRoom, PlacementRequest, Placer, eligible};
 use crate::{
@@ -10,15 +10,17 @@ use crate::{
     resources::{self, Resources},
 };
 
-/// Chooses nodes by free room, one pod of a group on a node.
+/// Chooses nodes by free room: one pod of a group on a node, or, where the group allows it, several when there are no more nodes.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Native;
 
-/// A node that has room. Ordered: better ones first.
+/// Room for one pod on a node. Ordered: better ones first.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 struct Candidate<'a> {
     avoided: bool,
     preempts: bool,
+    /// Pods of the group that would be there before it.
+    shares: usize,
     /// Devices that would be left: fewer keep whole nodes free for large groups.
     devices_left: i64,
     /// Memory that would be left, negated: more spreads CPU groups.
@@ -31,11 +33,15 @@ impl Placer for Native {
         let wanted = request.indices.len();
         let mut rejected: BTreeMap<String, usize> = BTreeMap::new();
         let mut candidates: Vec<(Option<&str>, Candidate<'_>)> = Vec::new();
-        let mut total = 0usize;
+        let (mut total, mut fitting) = (0usize, 0usize);
         for node in ledger.nodes() {
             total += 1;
             match consider(ledger, request, node) {
-                Ok(candidate) => candidates.push((domain_of(request, node), candidate)),
+                Ok(room) => {
+                    fitting += 1;
+                    let domain = domain_of(request, node);
+                    candidates.extend(room.into_iter().map(|candidate| (domain, candidate)));
+                }
                 Err(reason) => *rejected.entry(reason).or_default() += 1,
             }
         }
@@ -59,33 +65,58 @@ impl Placer for Native {
                     })
                     .collect())
             }
-            None => Err(NoRoom(explain(request, total, candidates.len(), &rejected))),
+            None => Err(NoRoom(explain(
+                request,
+                total,
+                fitting,
+                candidates.len(),
+                &rejected,
+            ))),
         }
     }
 }
 
+/// Whether pods of the group may be on one node.
+fn may_share(request: &PlacementRequest<'_>) -> bool {
+    request.template.one_pod_per_node == Some(OnePodPerNode::Preferred)
+}
+
+/// The room of a node, for as many pods as the request has and may be there.
 fn consider<'a>(
     ledger: &Ledger<'a>,
     request: &PlacementRequest<'_>,
     node: &'a Node,
-) -> Result<Candidate<'a>, String> {
+) -> Result<Vec<Candidate<'a>>, String> {
     eligible::check(request.template, node)?;
-    if request.occupied.contains(&node.name) {
+    let there = request.occupied.iter().filter(|name| **name == node.name).count();
+    if there > 0 && !may_share(request) {
         return Err("already holds a pod of the group".to_owned());
     }
-    let free = ledger.free(&node.name, request.priority);
-    if !free.covers(&request.amounts) {
+    let most = if may_share(request) {
+        request.indices.len()
+    } else {
+        1
+    };
+    let mut free = ledger.free(&node.name, request.priority);
+    let mut free_now = ledger.free_now(&node.name);
+    let mut room = Vec::new();
+    while room.len() < most && free.covers(&request.amounts) {
+        let left = |name: &str| free_now.get(name) - request.amounts.get(name);
+        room.push(Candidate {
+            avoided: request.avoid.contains(&node.name),
+            preempts: !free_now.covers(&request.amounts),
+            shares: there + room.len(),
+            devices_left: request.template.accelerator_resource.as_deref().map_or(0, left),
+            memory_left: -left(resources::MEMORY),
+            name: &node.name,
+        });
+        free.subtract(&request.amounts);
+        free_now.subtract(&request.amounts);
+    }
+    if room.is_empty() {
         return Err(shortage(&free, &request.amounts));
     }
-    let free_now = ledger.free_now(&node.name);
-    let left = |name: &str| free_now.get(name) - request.amounts.get(name);
-    Ok(Candidate {
-        avoided: request.avoid.contains(&node.name),
-        preempts: !free_now.covers(&request.amounts),
-        devices_left: request.template.accelerator_resource.as_deref().map_or(0, left),
-        memory_left: -left(resources::MEMORY),
-        name: &node.name,
-    })
+    Ok(room)
 }
 
 /// What a node has too little of. Not how much is free: that changes with every pod of others, and the text with it.
@@ -131,9 +162,10 @@ fn in_domains<'a>(
         .min_by_key(|(domain, members)| {
             let used = members.iter().take(wanted);
             let avoided = used.clone().filter(|c| c.avoided).count();
-            let preempts = used.filter(|c| c.preempts).count();
+            let preempts = used.clone().filter(|c| c.preempts).count();
+            let shares: usize = used.map(|c| c.shares).sum();
             // The tightest domain that fits keeps larger ones whole.
-            (avoided, preempts, members.len(), **domain)
+            (avoided, preempts, shares, members.len(), **domain)
         });
     if let Some((_, members)) = best {
         return Some(members.iter().take(wanted).map(|c| c.name).collect());
@@ -153,6 +185,7 @@ fn explain(
     request: &PlacementRequest<'_>,
     total: usize,
     fitting: usize,
+    room: usize,
     rejected: &BTreeMap<String, usize>,
 ) -> String {
     let amounts: Vec<String> = request
@@ -173,13 +206,21 @@ fn explain(
     } else {
         format!(" with {} each", amounts.join(", "))
     };
-    let mut text = format!("needs {}{each}", nodes(request.indices.len()));
+    let wanted = request.indices.len();
+    let mut text = match (may_share(request), wanted) {
+        (false, _) => format!("needs {}{each}", nodes(wanted)),
+        (true, 1) => format!("needs room for 1 pod{each}"),
+        (true, _) => format!("needs room for {wanted} pods{each}"),
+    };
     if let (Some(key), TopologyPolicy::Required) =
         (&request.template.topology_key, request.template.topology_policy)
     {
         text.push_str(&format!(", all with one value of {key}"));
     }
-    text.push_str(&format!("; of {} {fitting} fit", nodes(total)));
+    match may_share(request) {
+        false => text.push_str(&format!("; of {} {fitting} fit", nodes(total))),
+        true => text.push_str(&format!("; of {} {fitting} have room, for {room}", nodes(total))),
+    }
     let mut reasons: Vec<(&String, &usize)> = rejected.iter().collect();
     reasons.sort_by(|a, b| b.1.cmp(a.1).then(a.0.cmp(b.0)));
     for (reason, count) in reasons.iter().take(4) {

@@ -2,11 +2,12 @@
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
 use llamero_api::{
+    LlamaDeploymentSpec,
     deployment::{condition, reason},
     group::{GroupPhase, RankPhase},
 };
 
-use super::{Row, kstatus};
+use super::{Row, kstatus, progressing::progressing};
 use crate::{
     groups::{MemberView, losses},
     observed::Deployment,
@@ -135,7 +136,7 @@ fn accepted(facts: &Facts<'_>) -> Finding {
     }
 }
 
-fn wanted<'a>(facts: &'a Facts<'_>) -> impl Iterator<Item = &'a Row<'a>> {
+pub(super) fn wanted<'a>(facts: &'a Facts<'_>) -> impl Iterator<Item = &'a Row<'a>> {
     facts.rows.iter().filter(|row| row.view.wanted())
 }
 
@@ -172,7 +173,7 @@ fn placed(facts: &Facts<'_>) -> Finding {
 }
 
 /// Why a group has given up.
-fn failed(row: &Row<'_>) -> &'static str {
+pub(super) fn failed(row: &Row<'_>) -> &'static str {
     match row.view.spec().failures.last() {
         Some(failure) if failure.reason == losses::UNUSABLE => reason::WORKER_UNUSABLE,
         _ => reason::RESTART_BUDGET_SPENT,
@@ -187,11 +188,22 @@ fn not_yet(facts: &Facts<'_>) -> String {
     }
 }
 
+/// What becomes of a request while there are no groups.
+const fn at_zero(spec: &LlamaDeploymentSpec) -> &'static str {
+    if spec.autoscaling.is_some() {
+        "a request wakes a group"
+    } else if spec.hold_at_zero {
+        "requests wait at the gateway until spec.replicas is more than 0"
+    } else {
+        "requests are refused until spec.replicas is more than 0 (spec.holdAtZero would hold them)"
+    }
+}
+
 fn ready(facts: &Facts<'_>) -> Finding {
     let desired = facts.verdict.desired;
     if facts.ready >= desired {
         return if desired == 0 {
-            yes(reason::SCALED_TO_ZERO, "a request wakes a group")
+            yes(reason::SCALED_TO_ZERO, at_zero(&facts.deployment.object.spec))
         } else {
             yes(reason::AS_WANTED, "")
         };
@@ -222,108 +234,6 @@ fn ready(facts: &Facts<'_>) -> Finding {
     )
 }
 
-fn progressing(facts: &Facts<'_>) -> Finding {
-    let rows = facts.rows;
-    let outdated = wanted(facts)
-        .filter(|row| row.view.spec().revision != facts.verdict.revision)
-        .count();
-    if outdated > 0 && facts.verdict.acceptance == Acceptance::Accepted {
-        let rollout = &facts.deployment.object.spec.rollout;
-        let text = format!("{outdated} groups are of an older revision");
-        if rollout.paused {
-            return no(
-                reason::PAUSED,
-                format!("{text}; set rollout.paused to false to replace them"),
-            );
-        }
-        if facts.overdue {
-            return no(reason::PROGRESS_DEADLINE_EXCEEDED, late(facts, &text));
-        }
-        let floor = facts.verdict.desired - rollout.max_unavailable;
-        let at_floor = facts.ready > 0
-            && facts.ready <= floor
-            && wanted(facts).all(|row| row.view.ready || row.view.spec().revision == facts.verdict.revision);
-        return if at_floor {
-            let ready = facts.ready;
-            let desired = facts.verdict.desired;
-            yes(
-                reason::ROLLING_OUT,
-                format!(
-                    "{text}; {ready} of {desired} groups serve, so replacing more waits until others serve (rollout.maxUnavailable {})",
-                    rollout.max_unavailable
-                ),
-            )
-        } else {
-            yes(reason::ROLLING_OUT, text)
-        };
-    }
-    if facts.overdue {
-        return no(
-            reason::PROGRESS_DEADLINE_EXCEEDED,
-            late(facts, "not all groups of the new revision serve"),
-        );
-    }
-    if rows.iter().any(|row| !row.view.wanted()) {
-        return yes(reason::SCALING_DOWN, "groups finish what they run and go");
-    }
-    match &facts.verdict.acceptance {
-        Acceptance::Inspecting(_) => return yes(reason::INSPECTING, "reading the checkpoint's headers"),
-        Acceptance::Unreadable(_) => {
-            return no(
-                reason::SOURCE_UNREADABLE,
-                "waits for the source or the specification to change",
-            );
-        }
-        Acceptance::Refused(_) => return no(reason::DOES_NOT_FIT, "waits for the specification to change"),
-        Acceptance::NoBackend(_) => return no(reason::NO_BACKEND, "waits for the specification to change"),
-        Acceptance::NoRevision(_) => {
-            return no(reason::REVISION_UNKNOWN, "waits for the specification to change");
-        }
-        Acceptance::Accepted => {}
-    }
-    if let Some(row) = wanted(facts).find(|row| row.view.spec().disrupted_since.is_some()) {
-        let missing = facts.verdict.no_room_to_move.get(&row.view.key.name);
-        let detail = missing.map_or_else(
-            || row.status.message.clone(),
-            |missing| format!("no room for a successor: {missing}"),
-        );
-        return yes(reason::MOVING, format!("group {}: {detail}", row.view.key.name));
-    }
-    if facts.ready >= facts.verdict.desired {
-        return no(reason::AS_WANTED, "");
-    }
-    let phases = || wanted(facts).map(|row| row.status.phase);
-    if phases().any(|phase| phase == GroupPhase::Recovering) {
-        yes(reason::RECOVERING, "a member is being replaced")
-    } else if !facts.verdict.no_room.is_empty() {
-        no(reason::NO_ROOM, "waits for room; nothing is held meanwhile")
-    } else if let Some(row) = wanted(facts).find(|row| row.status.phase == GroupPhase::Failed) {
-        no(
-            failed(row),
-            "waits until failures are old enough to be forgiven, or for the specification to change",
-        )
-    } else if phases().any(|phase| matches!(phase, GroupPhase::Pending | GroupPhase::Placing)) {
-        yes(reason::PLACING, "pods are being placed")
-    } else {
-        yes(reason::STARTING, "groups start")
-    }
-}
-
-/// That a rollout got no further, why as far as is known, and the ways out.
-fn late(facts: &Facts<'_>, text: &str) -> String {
-    let rollout = &facts.deployment.object.spec.rollout;
-    let waits = wanted(facts)
-        .find(|row| !row.status.ready && row.view.spec().revision == facts.verdict.revision)
-        .filter(|row| !row.status.message.is_empty());
-    let detail = waits.map_or_else(String::new, |row| {
-        format!("; group {}: {}", row.view.key.name, row.status.message)
-    });
-    format!(
-        "{text}, and the rollout got no further for {} (rollout.progressDeadline){detail}; correct the specification, or set rollout.revision to go back",
-        rollout.progress_deadline
-    )
-}
-
 /// Requests that name the model reach this deployment.
 fn routable(facts: &Facts<'_>) -> Finding {
     let Some(owner) = &facts.verdict.name_owner else {
@@ -332,15 +242,15 @@ fn routable(facts: &Facts<'_>) -> Finding {
     let object = &facts.deployment.object;
     let (model, namespace) = (object.model_name(), &owner.namespace);
     let own = object.metadata.namespace.as_deref().unwrap_or_default();
+    let way_out = if own == namespace {
+        "choose another model.name".to_owned()
+    } else {
+        format!("ask for {own}/{model}, which comes here, or choose another model.name")
+    };
     no(
         reason::MODEL_NAME_TAKEN,
         format!(
-            "LlamaDeployment {owner} is older and serves the model name {model}, so requests for it go there: choose another model.name, or ask for {own}/{model}{}",
-            if own == namespace {
-                " once model.name differs"
-            } else {
-                ""
-            }
+            "LlamaDeployment {owner} is older and serves the model name {model}, so requests for it go there: {way_out}"
         ),
     )
 }
@@ -366,6 +276,9 @@ fn scalable(facts: &Facts<'_>) -> Finding {
 fn degraded(facts: &Facts<'_>) -> Finding {
     if let Some(refusal) = &facts.verdict.refusal {
         return yes(reason::REFUSED, refusal.clone());
+    }
+    if let Some(problem) = &facts.verdict.definitions {
+        return yes(reason::DEFINITIONS_OUTDATED, problem.clone());
     }
     let of = |row: &Row<'_>| format!("group {}: {}", row.view.key.name, row.status.message);
     let find = |phase| wanted(facts).find(|row| row.status.phase == phase);

@@ -3,16 +3,18 @@
 use llamero_api::{
     LlamaGroupStatus,
     deployment::Recovery,
-    group::{GroupPhase, Intent, MemberFailure, RankPhase, RankStatus},
+    group::{GroupPhase, Intent, RankPhase, RankStatus},
     labels,
 };
 
-use super::pair;
+use super::{
+    message::{Told, message},
+    pair,
+};
 use crate::{
     groups::{GroupView, MemberView},
     observed::{Pod, Rank},
     recovery::{self, Permit},
-    refusals,
     time::{self, Millis},
 };
 
@@ -42,7 +44,14 @@ pub fn status(
         loaded: pair(loaded_bytes, total_bytes),
         restarts: i32::try_from(recovery::incidents(&spec.failures, policy, now).len()).unwrap_or(i32::MAX),
         last_failure: spec.failures.last().cloned(),
-        message: message(view, phase, &ranks, policy, missing, now),
+        message: message(&Told {
+            view,
+            phase,
+            ranks: &ranks,
+            policy,
+            missing,
+            now,
+        }),
         unplaceable_since: missing.map(|_| {
             let before = view
                 .group
@@ -221,151 +230,4 @@ pub fn difference(view: &GroupView<'_>) -> Option<String> {
     Some(format!(
         "the ranks compute differently, so they form no group: {one}, {other}; choose nodes with processors of one kind by worker.nodeSelector"
     ))
-}
-
-fn message(
-    view: &GroupView<'_>,
-    phase: GroupPhase,
-    ranks: &[RankStatus],
-    policy: &Recovery,
-    missing: Option<&str>,
-    now: Millis,
-) -> String {
-    let spec = view.spec();
-    if let Some(refusal) = refusals::latest(&view.group.refusals) {
-        return refusal;
-    }
-    if let Some(difference) = difference(view) {
-        return difference;
-    }
-    let pods = || view.members.iter().filter_map(|m| m.pod);
-    let last = || spec.failures.last().map(describe).unwrap_or_default();
-    match phase {
-        GroupPhase::Serving => moving(view),
-        GroupPhase::Draining => "finishes what runs, then goes".to_owned(),
-        GroupPhase::Failed => {
-            if let Permit::UnusableUntil(_) = recovery::permit(&spec.failures, policy, now) {
-                return format!(
-                    "{}; a changed specification is tried at once, the same one every 15 minutes",
-                    last()
-                );
-            }
-            let spent = recovery::incidents(&spec.failures, policy, now).len();
-            format!(
-                "{spent} failures within {} spend the restart budget of {}; the last: {}",
-                policy.restart_window,
-                policy.restart_budget,
-                last()
-            )
-        }
-        GroupPhase::Pending => waiting(view, missing, now),
-        GroupPhase::Placing => match pods()
-            .filter(|pod| pod.node.is_none())
-            .find_map(|pod| pod.unschedulable.clone())
-        {
-            Some(why) => format!("waits for the scheduler: {why}"),
-            None if view.members.iter().any(MemberView::unplaced) => waiting(view, missing, now),
-            None => "pods are created and scheduled".to_owned(),
-        },
-        GroupPhase::Starting => {
-            let stuck = pods().find_map(|pod| {
-                Some(format!(
-                    "pod {} does not start: {}",
-                    pod.name,
-                    pod.waiting.as_ref()?
-                ))
-            });
-            stuck
-                .or_else(|| first_words(ranks))
-                .unwrap_or_else(|| "pods start".to_owned())
-        }
-        GroupPhase::Loading => first_words(ranks).unwrap_or_else(|| "ranks read their shards".to_owned()),
-        GroupPhase::Forming => first_words(ranks).unwrap_or_else(|| "ranks connect and warm up".to_owned()),
-        GroupPhase::Recovering => {
-            let stuck = pods().find_map(|pod| {
-                Some(format!(
-                    "pod {} does not start: {}",
-                    pod.name,
-                    pod.waiting.as_ref()?
-                ))
-            });
-            let room = missing.map(|missing| format!("no room for a replacement: {missing}"));
-            let now_doing = room
-                .or(stuck)
-                .or_else(|| first_words(ranks))
-                .unwrap_or_else(|| "survivors keep their weights".to_owned());
-            if spec.failures.is_empty() {
-                now_doing
-            } else {
-                format!("{now_doing}; {}", last())
-            }
-        }
-    }
-}
-
-/// Which members move to other nodes; the way out where there is none.
-fn moving(view: &GroupView<'_>) -> String {
-    let moves: Vec<String> = view
-        .members
-        .iter()
-        .filter_map(|m| {
-            let (from, to) = (m.member.node.as_deref()?, &m.member.successor.as_ref()?.node);
-            Some(format!("member {} moves from {from} to {to}", m.member.index))
-        })
-        .collect();
-    if moves.is_empty() && view.spec().disrupted_since.is_some() {
-        return "a node is being taken away, and there is no room for a successor yet: add a node, or let the group leave".to_owned();
-    }
-    moves.join(", ")
-}
-
-fn waiting(view: &GroupView<'_>, missing: Option<&str>, now: Millis) -> String {
-    let after = view
-        .spec()
-        .place_after
-        .as_ref()
-        .map(time::millis)
-        .filter(|at| *at > now);
-    match (missing, after) {
-        (Some(missing), _) => missing.to_owned(),
-        (None, Some(_)) => format!(
-            "placement was rolled back {} times, and is tried again after a while: {}",
-            view.spec().placement_failures,
-            view.spec().failures.last().map(describe).unwrap_or_default()
-        ),
-        (None, None) if !view.spec().failures.is_empty() => {
-            format!(
-                "waits before the next try: {}",
-                view.spec().failures.last().map(describe).unwrap_or_default()
-            )
-        }
-        (None, None) => "waits for nodes".to_owned(),
-    }
-}
-
-fn first_words(ranks: &[RankStatus]) -> Option<String> {
-    let rank = ranks
-        .iter()
-        .find(|rank| !rank.message.is_empty() && rank.phase != RankPhase::Serving)?;
-    Some(format!("rank {}: {}", rank.rank, rank.message))
-}
-
-/// A failure in a sentence, with rank's member, node, exit code and last words.
-#[must_use]
-pub fn describe(failure: &MemberFailure) -> String {
-    let node = failure.node.as_deref().unwrap_or("no node");
-    let code = failure
-        .exit_code
-        .map(|code| format!(" with code {code}"))
-        .unwrap_or_default();
-    let words = if failure.message.is_empty() {
-        String::new()
-    } else {
-        format!(": {}", failure.message)
-    };
-    format!(
-        "member {} on {node} {}{code}{words}",
-        failure.index,
-        failure.reason.to_lowercase()
-    )
 }

@@ -3,12 +3,16 @@
 //! | module | what it reports |
 //! |---|---|
 //! | [`group`] | phase, ranks, progress and last failure of a group |
+//! | [`message`] | why a group is not further, in words |
 //! | [`conditions`] | Accepted, Placed, Ready, Progressing, Degraded of a deployment |
+//! | `progressing` | the condition of that name |
 //! | `kstatus` | Reconciling and Stalled, for tools that know every kind by them |
 
 pub mod conditions;
 pub mod group;
 mod kstatus;
+pub mod message;
+mod progressing;
 
 use std::collections::BTreeMap;
 

@@ -3,16 +3,20 @@
 use std::{collections::BTreeSet, sync::Arc};
 
 use llamero_api::{
-    CheckpointSummary, LlamaDeployment, LlamaGroup, LlamaGroupStatus,
+    CheckpointSummary, LlamaDeployment, LlamaDeploymentStatus, LlamaGroup, LlamaGroupStatus,
     deployment::CheckpointStatus,
     group::{GroupPhase, LlamaGroupSpec, RankPhase},
     summary::ShardPlan,
 };
 use llamero_core::{
     children::{ManagedObject, disruption_budget, leader_service},
-    observed::{Deployment, Exit, Group, Node, Observed, Pod, PodPhase, Rank, Report, Revision, Settings},
+    decide,
+    observed::{
+        Deployment, Exit, Group, InspectPod, Node, Observed, Pod, PodPhase, Rank, Report, Revision, Settings,
+    },
     placement::ledger,
     plan::{Action, Plan},
+    report,
     resources::Resources,
     revision, sizing,
     time::{self, Millis},
@@ -50,6 +54,8 @@ pub(crate) fn summary() -> CheckpointSummary {
         plans: plans.to_vec(),
         problem: None,
         backends: vec!["cpu".into(), "cuda".into()],
+        commit: None,
+        content_identity: None,
     }
 }
 
@@ -291,6 +297,15 @@ pub(crate) fn spec(group: &mut Group, change: impl FnOnce(&mut LlamaGroupSpec)) 
     change(&mut Arc::make_mut(&mut group.object).spec);
 }
 
+/// The deployment on three nodes, changed, with its bound pods counted.
+pub(crate) fn with(change: impl FnOnce(&mut Deployment)) -> Observed {
+    let mut deployment = deployment(|_| {});
+    change(&mut deployment);
+    let mut observed = observed(deployment);
+    count_usage(&mut observed);
+    observed
+}
+
 /// Counts bound pods on their nodes, as the controller does.
 pub(crate) fn count_usage(observed: &mut Observed) {
     let groups = observed.deployments.iter().flat_map(|d| &d.groups);
@@ -350,12 +365,42 @@ pub(crate) fn words(plan: &Plan) -> Vec<String> {
                 }
             },
             Action::ScaleDeployment { replicas, .. } => format!("scale to {replicas}"),
+            Action::CreateInspectPod {
+                trial: Some(trial), ..
+            } => format!("try the revision on {}", trial.node),
             Action::CreateInspectPod { .. } => "create inspect pod".into(),
             Action::CreateRevision { number, .. } => format!("keep revision {number}"),
             Action::RenumberRevision { number, .. } => format!("number revision {number}"),
             Action::DeleteRevision { name, .. } => format!("forget {name}"),
         })
         .collect()
+}
+
+/// The status of the only deployment, after a pass at this time.
+pub(crate) fn status_at(observed: &Observed, now: Millis) -> LlamaDeploymentStatus {
+    let plan = decide(observed, now);
+    let reports = report(observed, &plan, now).deployments;
+    reports.into_values().next().unwrap()
+}
+
+/// Status, reason and message of a condition.
+pub(crate) fn condition<'a>(status: &'a LlamaDeploymentStatus, type_: &str) -> (&'a str, &'a str, &'a str) {
+    let found = status.conditions.iter().find(|c| c.type_ == type_).unwrap();
+    (&found.status, &found.reason, &found.message)
+}
+
+/// A pod that tries the deployment's revision, so far.
+pub(crate) fn trial(deployment: &mut Deployment, phase: PodPhase) {
+    let object = &deployment.object;
+    let digest = revision::digest(&object.spec, object.model_name());
+    deployment.inspect = vec![InspectPod {
+        name: format!("llama-inspect-trial-{digest}"),
+        uid: "uid-trial".into(),
+        key: format!("trial-{digest}"),
+        phase,
+        finished_at: phase.ended().then_some(NOW),
+        ..InspectPod::default()
+    }];
 }
 
 /// The specification that the plan writes to a group.

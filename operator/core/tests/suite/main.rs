@@ -2,6 +2,7 @@
 
 #![allow(clippy::unwrap_used, reason = "a test may fail")]
 
+mod argo;
 mod build;
 mod garbage;
 mod properties;
@@ -11,5 +12,6 @@ mod table_fleet;
 mod table_members;
 mod table_placement;
 mod table_rollout;
+mod table_stalls;
 mod table_starting;
 mod table_status;

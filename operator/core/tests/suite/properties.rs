@@ -23,6 +23,7 @@ fn fault() -> impl Strategy<Value = Fault> {
         3 => (0usize..8).prop_map(Fault::Crash),
         3 => (0usize..8).prop_map(Fault::Delete),
         2 => (0usize..8).prop_map(Fault::Evict),
+        1 => (0usize..8).prop_map(Fault::Pressure),
         2 => (0usize..8).prop_map(Fault::Stall),
         1 => (0usize..6).prop_map(Fault::RemoveNode),
         2 => (0usize..6).prop_map(Fault::AddNode),
@@ -99,6 +100,32 @@ proptest! {
                 world.fault(&fault);
             }
         }
+        world.settle();
+    }
+
+    /// A canary comes to rest beside as many older groups as it was told to leave, and goes all the way when it is told.
+    #[test]
+    fn a_canary_comes_to_rest(
+        nodes in 2usize..9,
+        replicas in 1i32..4,
+        script in prop::collection::vec(
+            prop_oneof![
+                2 => (0i32..4).prop_map(Fault::Partition),
+                2 => (1u8..4).prop_map(Fault::Image),
+                1 => (0usize..8).prop_map(Fault::Crash),
+                1 => (1i32..4).prop_map(Fault::Scale),
+                1 => (0usize..8).prop_map(Fault::RemoveNode),
+            ],
+            1..8,
+        ),
+    ) {
+        let mut world = World::new(nodes, replicas);
+        world.settle();
+        for fault in script {
+            world.fault(&fault);
+            world.settle();
+        }
+        world.fault(&Fault::Partition(0));
         world.settle();
     }
 

@@ -4,7 +4,7 @@ use llamero_api::group::{RankPhase, Successor};
 use llamero_core::{
     decide,
     observed::{Observed, Refusal},
-    report, time,
+    time,
 };
 
 use crate::build::*;
@@ -134,29 +134,12 @@ fn without_room_the_group_serves_until_the_deadline_and_then_leaves_within_the_b
     observed.nodes.truncate(2);
     let plan = decide(&observed, NOW + 1000);
     assert!(plan.steps.is_empty(), "{:?}", words(&plan));
-    let status = report(&observed, &plan, NOW + 1000)
-        .deployments
-        .into_values()
-        .next()
-        .unwrap();
-    let get = |type_: &str| {
-        status
-            .conditions
-            .iter()
-            .find(|c| c.type_ == type_)
-            .unwrap()
-            .clone()
-    };
-    assert_eq!(
-        (get("Ready").status.as_str(), get("Placed").status.as_str()),
-        ("True", "True")
-    );
-    assert_eq!(get("Progressing").reason, "Moving");
-    assert!(
-        get("Progressing").message.contains("no room for a successor"),
-        "{}",
-        get("Progressing").message
-    );
+    let status = status_at(&observed, NOW + 1000);
+    let get = |type_: &str| condition(&status, type_);
+    assert_eq!((get("Ready").0, get("Placed").0), ("True", "True"));
+    let (_, why, message) = get("Progressing");
+    assert_eq!(why, "Moving");
+    assert!(message.contains("no room for a successor"), "{message}");
     let late = NOW + 600_000;
     for pod in &mut observed.deployments[0].groups[0].pods {
         let report = pod.report.as_mut().unwrap();

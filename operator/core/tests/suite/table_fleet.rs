@@ -73,6 +73,8 @@ fn outdated(replicas: i32, surge: i32) -> Observed {
 #[test]
 fn a_changed_template_replaces_groups_one_by_one() {
     let mut observed = outdated(2, 0);
+    assert_eq!(words(&decide(&observed, NOW)), ["try the revision on c"]);
+    trial(one(&mut observed), PodPhase::Succeeded);
     assert_eq!(words(&decide(&observed, NOW)), ["write llama-1: Draining"]);
     // A group that does not serve goes at once and does not block.
     one(&mut observed).groups[0].pods[0]
@@ -137,6 +139,7 @@ fn where_a_surge_finds_no_room_one_group_goes_first() {
     status(&mut one(&mut observed).groups[2], |status| {
         status.unplaceable_since = Some(time::to_time(NOW))
     });
+    trial(one(&mut observed), PodPhase::Succeeded);
     assert_eq!(words(&decide(&observed, NOW)), ["write llama-1: Draining"]);
 }
 
@@ -149,23 +152,12 @@ fn a_rollout_waits_when_too_few_serve_and_says_so() {
     observed.nodes.truncate(4);
     let plan = decide(&observed, NOW);
     assert!(plan.steps.is_empty(), "{:?}", words(&plan));
-    let status = llamero_core::report(&observed, &plan, NOW)
-        .deployments
-        .into_values()
-        .next()
-        .unwrap();
-    let progressing = status
-        .conditions
-        .iter()
-        .find(|c| c.type_ == "Progressing")
-        .unwrap();
-    assert_eq!(progressing.reason, "RollingOut");
+    let status = status_at(&observed, NOW);
+    let (_, why, message) = condition(&status, "Progressing");
+    assert_eq!(why, "RollingOut");
     assert!(
-        progressing
-            .message
-            .contains("2 of 3 groups serve, so replacing more waits"),
-        "{}",
-        progressing.message
+        message.contains("2 of 3 groups serve, so replacing more waits"),
+        "{message}"
     );
 }
 
@@ -395,21 +387,10 @@ fn a_foreign_writer_is_told_and_written_over() {
     // First it is told: once the number is written back, nobody knows any more who wrote it.
     let plan = decide(&observed, NOW);
     assert_eq!(words(&plan), Vec::<String>::new());
-    let status = llamero_core::report(&observed, &plan, NOW)
-        .deployments
-        .into_values()
-        .next()
-        .unwrap();
-    let scalable = status.conditions.iter().find(|c| c.type_ == "Scalable").unwrap();
-    assert_eq!(
-        (scalable.status.as_str(), scalable.reason.as_str()),
-        ("False", "ForeignWriter")
-    );
-    assert!(
-        scalable.message.contains("kubectl-edit wrote spec.replicas"),
-        "{}",
-        scalable.message
-    );
+    let status = status_at(&observed, NOW);
+    let (scalable, why, message) = condition(&status, "Scalable");
+    assert_eq!((scalable, why), ("False", "ForeignWriter"));
+    assert!(message.contains("kubectl-edit wrote spec.replicas"), "{message}");
     std::sync::Arc::make_mut(&mut one(&mut observed).object).status = Some(status);
     assert_eq!(words(&decide(&observed, NOW)), ["scale to 1"]);
 }
@@ -444,10 +425,8 @@ fn a_model_name_belongs_to_the_older_deployment() {
     let reports = llamero_core::report(&observed, &plan, NOW).deployments;
     let routable: Vec<(&str, &str)> = reports
         .values()
-        .map(|status| {
-            let found = status.conditions.iter().find(|c| c.type_ == "Routable").unwrap();
-            (found.status.as_str(), found.message.as_str())
-        })
+        .map(|status| condition(status, "Routable"))
+        .map(|(status, _, message)| (status, message))
         .collect();
     assert_eq!(routable[0].0, "False");
     assert!(
@@ -455,7 +434,28 @@ fn a_model_name_belongs_to_the_older_deployment() {
         "{}",
         routable[0].1
     );
+    assert!(
+        routable[0].1.contains("ask for elsewhere/llama"),
+        "{}",
+        routable[0].1
+    );
     assert_eq!(routable[1], ("True", ""));
+}
+
+#[test]
+fn a_name_that_looks_like_another_s_in_its_namespace_is_not_taken() {
+    let mut observed = fleet(|_| {}, &[("llama-0", ["a", "b"])]);
+    let mimic = deployment(|d| {
+        d["metadata"] = json!({"name": "mimic", "namespace": "elsewhere", "uid": "uid-mimic", "creationTimestamp": "2025-01-01T00:00:00Z"});
+        d["spec"]["model"]["name"] = json!("ns/llama");
+    });
+    observed.deployments.push(mimic);
+    let reports = llamero_core::report(&observed, &decide(&observed, NOW), NOW).deployments;
+    let routable: Vec<&str> = reports
+        .values()
+        .map(|status| condition(status, "Routable").0)
+        .collect();
+    assert_eq!(routable, ["False", "True"]);
 }
 
 #[test]
@@ -541,21 +541,10 @@ fn an_image_without_the_backend_takes_no_accelerator() {
     checkpoint.summary.as_mut().unwrap().backends.clear();
     let plan = decide(&observed, NOW);
     assert!(plan.steps.is_empty(), "{:?}", words(&plan));
-    let status = llamero_core::report(&observed, &plan, NOW)
-        .deployments
-        .into_values()
-        .next()
-        .unwrap();
-    let accepted = status.conditions.iter().find(|c| c.type_ == "Accepted").unwrap();
-    assert_eq!(
-        (accepted.status.as_str(), accepted.reason.as_str()),
-        ("False", "NoBackend")
-    );
-    assert!(
-        accepted.message.contains("computes on cpu only"),
-        "{}",
-        accepted.message
-    );
+    let status = status_at(&observed, NOW);
+    let (accepted, why, message) = condition(&status, "Accepted");
+    assert_eq!((accepted, why), ("False", "NoBackend"));
+    assert!(message.contains("computes on cpu only"), "{message}");
 }
 
 #[test]

@@ -187,3 +187,106 @@ fn several_ranks_share_a_pod_and_ask_for_all_their_devices() {
     observed.nodes = vec![node("a", 8), node("b", 3), node("c", 4)];
     assert_eq!(chosen(&observed), ["a", "c"]);
 }
+
+/// Two ranks on CPUs, of 8 GiB each as they ask for.
+fn cpus(d: &mut Value) {
+    d["spec"].as_object_mut().unwrap().remove("accelerator");
+    d["spec"]["worker"] = json!({"resources": {"requests": {"cpu": "2", "memory": "8Gi"}}});
+}
+
+#[test]
+fn ranks_on_cpus_share_a_node_where_there_is_one_only() {
+    let mut observed = pending(cpus);
+    observed.nodes.truncate(1);
+    assert_eq!(chosen(&observed), ["a", "a"]);
+}
+
+#[test]
+fn ranks_on_cpus_have_nodes_of_their_own_where_there_are_such_nodes() {
+    let mut observed = pending(cpus);
+    assert_eq!(chosen(&observed), ["a", "b"]);
+    // What would have to be preempted is no such node.
+    for node in &mut observed.nodes[1..] {
+        node.used.insert(-1, Resources::new().with("memory", 64 << 30));
+    }
+    assert_eq!(chosen(&observed), ["a", "a"]);
+}
+
+#[test]
+fn a_shared_node_must_have_room_for_both() {
+    let mut observed = pending(cpus);
+    observed.nodes.truncate(1);
+    observed.nodes[0].allocatable = Resources::new()
+        .with("cpu", 3000)
+        .with("memory", 64 << 30)
+        .with("pods", 110);
+    assert_eq!(
+        refusal(&observed),
+        "needs room for 2 pods with 2 cpu, 8.0 GiB memory each; of 1 node 1 have room, for 1"
+    );
+}
+
+#[test]
+fn who_asks_for_nodes_of_their_own_waits_for_them() {
+    for (change, said) in [
+        (
+            cpus_apart as fn(&mut Value),
+            "needs 2 nodes with 2 cpu, 8.0 GiB memory each; of 1 node 1 fit",
+        ),
+        (
+            (|_| {}) as fn(&mut Value),
+            "needs 2 nodes with 1 nvidia.com/gpu each; of 1 node 1 fit",
+        ),
+    ] {
+        let mut observed = pending(change);
+        observed.nodes.truncate(1);
+        assert_eq!(refusal(&observed), said);
+    }
+}
+
+fn cpus_apart(d: &mut Value) {
+    cpus(d);
+    d["spec"]["placement"] = json!({"onePodPerNode": "Required"});
+}
+
+#[test]
+fn devices_may_be_shared_out_on_one_node_where_the_user_allows_it() {
+    let mut observed = pending(|d| d["spec"]["placement"] = json!({"onePodPerNode": "Preferred"}));
+    observed.nodes = vec![node("big", 8), node("c", 1)];
+    assert_eq!(chosen(&observed), ["big", "c"]);
+    observed.nodes.pop();
+    assert_eq!(chosen(&observed), ["big", "big"]);
+    observed.nodes[0].used.insert(0, Resources::new().with(GPU, 7));
+    assert!(refusal(&observed).contains("of 1 node 1 have room, for 1"));
+}
+
+/// A group from before there was a choice keeps its nodes apart, whatever the operator's default is now.
+#[test]
+fn an_older_group_stays_on_nodes_of_its_own() {
+    let mut deployment = deployment(cpus);
+    deployment.groups = vec![group(&deployment, "llama-0", &[(0, None, None), (0, None, None)])];
+    spec(&mut deployment.groups[0], |s| s.template.one_pod_per_node = None);
+    let mut observed = observed(deployment);
+    observed.nodes.truncate(1);
+    assert!(refusal(&observed).starts_with("needs 2 nodes"));
+}
+
+#[test]
+fn a_replacement_goes_to_a_node_of_its_own_before_it_shares_one() {
+    let hurt = |nodes: &[&str]| {
+        let mut deployment = deployment(cpus);
+        deployment.groups = vec![serving(&deployment, "llama-0", ["a", "b"])];
+        deployment.groups[0].pods.remove(1);
+        spec(&mut deployment.groups[0], |s| {
+            s.members[1] = serde_json::from_value(json!({"index": 1, "attempt": 1})).unwrap()
+        });
+        let mut observed = observed(deployment);
+        observed.nodes.retain(|node| nodes.contains(&node.name.as_str()));
+        count_usage(&mut observed);
+        written(&decide(&observed, NOW), "llama-0").members[1]
+            .node
+            .clone()
+    };
+    assert_eq!(hurt(&["a", "c"]).as_deref(), Some("c"));
+    assert_eq!(hurt(&["a"]).as_deref(), Some("a"));
+}

@@ -2,10 +2,15 @@
 
 use llamero_api::{
     LlamaDeploymentStatus,
-    deployment::{condition, reason},
+    deployment::{condition as kind, reason},
     group::Intent,
 };
-use llamero_core::{decide, observed::Observed, plan::Acceptance, report, time};
+use llamero_core::{
+    decide,
+    observed::{Observed, PodPhase},
+    plan::Acceptance,
+    time,
+};
 use serde_json::{Value, json};
 
 use crate::build::*;
@@ -38,20 +43,6 @@ fn first_revision() -> String {
         .clone()
 }
 
-fn status_at(observed: &Observed, now: i64) -> LlamaDeploymentStatus {
-    let plan = decide(observed, now);
-    report(observed, &plan, now)
-        .deployments
-        .into_values()
-        .next()
-        .unwrap()
-}
-
-fn of<'a>(status: &'a LlamaDeploymentStatus, type_: &str) -> (&'a str, &'a str, &'a str) {
-    let found = status.conditions.iter().find(|c| c.type_ == type_).unwrap();
-    (&found.status, &found.reason, &found.message)
-}
-
 /// Reports of pods are of this time.
 fn hear(observed: &mut Observed, now: i64) {
     for report in observed.deployments[0]
@@ -72,6 +63,8 @@ fn keep(observed: &mut Observed, status: LlamaDeploymentStatus) {
 #[test]
 fn recreate_lets_all_old_groups_go_before_it_makes_one() {
     let mut observed = changed(|d| d["spec"]["rollout"] = json!({"strategy": "Recreate"}));
+    assert_eq!(words(&decide(&observed, NOW)), ["try the revision on c"]);
+    trial(&mut observed.deployments[0], PodPhase::Succeeded);
     assert_eq!(
         words(&decide(&observed, NOW)),
         ["write llama-1: Draining", "write llama-0: Draining"]
@@ -82,9 +75,17 @@ fn recreate_lets_all_old_groups_go_before_it_makes_one() {
             s.drain_since = Some(time::to_time(NOW));
         });
     }
-    // One is gone, the other one still has its nodes.
+    // One is gone, the other one still has its nodes; what was tried is not needed any more.
     observed.deployments[0].groups.pop();
-    assert_eq!(words(&decide(&observed, NOW)), ["drain llama-0"]);
+    assert_eq!(
+        words(&decide(&observed, NOW)),
+        [
+            "delete pod llama-inspect-trial-TARGET in 0"
+                .replace("TARGET", &observed.deployments[0].revisions[0].digest),
+            "drain llama-0".into()
+        ]
+    );
+    observed.deployments[0].inspect.clear();
     observed.deployments[0].groups.clear();
     assert_eq!(
         words(&decide(&observed, NOW)),
@@ -111,7 +112,7 @@ fn a_named_revision_is_gone_back_to_whatever_the_words_say() {
     assert!(plan.steps.is_empty(), "{:?}", words(&plan));
     let status = status_at(&observed, NOW);
     assert_eq!(status.revision, first_revision());
-    let (accepted, _, message) = of(&status, condition::ACCEPTED);
+    let (accepted, _, message) = condition(&status, kind::ACCEPTED);
     assert_eq!(accepted, "True");
     assert!(message.contains(&first_revision()), "{message}");
 
@@ -138,8 +139,8 @@ fn a_revision_that_is_not_kept_is_refused_with_those_that_are() {
         "{why}"
     );
     let status = status_at(&observed, NOW);
-    assert_eq!(of(&status, condition::STALLED).1, reason::REVISION_UNKNOWN);
-    assert_eq!(of(&status, condition::READY).0, "True", "what serves serves on");
+    assert_eq!(condition(&status, kind::STALLED).1, reason::REVISION_UNKNOWN);
+    assert_eq!(condition(&status, kind::READY).0, "True", "what serves serves on");
 }
 
 #[test]
@@ -176,8 +177,8 @@ fn a_rollout_that_gets_no_further_is_told_and_one_that_loads_is_not() {
     count_usage(&mut observed);
     let first = status_at(&observed, NOW);
     assert!(first.rollout.is_some());
-    assert_eq!(of(&first, condition::PROGRESSING).0, "True");
-    assert_eq!(of(&first, condition::RECONCILING).0, "True");
+    assert_eq!(condition(&first, kind::PROGRESSING).0, "True");
+    assert_eq!(condition(&first, kind::RECONCILING).0, "True");
     keep(&mut observed, first);
     assert!(decide(&observed, NOW).next_at.unwrap() <= NOW + deadline);
 
@@ -193,24 +194,24 @@ fn a_rollout_that_gets_no_further_is_told_and_one_that_loads_is_not() {
     keep(&mut observed, second);
     hear(&mut observed, NOW + deadline);
     assert_eq!(
-        of(&status_at(&observed, NOW + deadline), condition::PROGRESSING).0,
+        condition(&status_at(&observed, NOW + deadline), kind::PROGRESSING).0,
         "True"
     );
 
     hear(&mut observed, NOW + 2 * deadline);
     let late = status_at(&observed, NOW + 2 * deadline);
-    let (status, why, message) = of(&late, condition::PROGRESSING);
+    let (status, why, message) = condition(&late, kind::PROGRESSING);
     assert_eq!((status, why), ("False", reason::PROGRESS_DEADLINE_EXCEEDED));
     assert!(message.contains("set rollout.revision to go back"), "{message}");
-    assert_eq!(of(&late, condition::STALLED).0, "True");
-    assert_eq!(of(&late, condition::RECONCILING).0, "False");
-    assert_eq!(of(&late, condition::READY).0, "True");
+    assert_eq!(condition(&late, kind::STALLED).0, "True");
+    assert_eq!(condition(&late, kind::RECONCILING).0, "False");
+    assert_eq!(condition(&late, kind::READY).0, "True");
 
     // It serves after all.
     let group = &mut observed.deployments[0].groups[2];
     group.pods[0].report.as_mut().unwrap().serving = true;
     let served = status_at(&observed, NOW + 2 * deadline);
-    assert_eq!(of(&served, condition::STALLED).0, "False");
+    assert_eq!(condition(&served, kind::STALLED).0, "False");
 }
 
 #[test]
@@ -221,12 +222,211 @@ fn nothing_of_a_rollout_is_kept_once_it_is_over() {
     count_usage(&mut observed);
     let status = status_at(&observed, NOW);
     assert_eq!(status.rollout, None);
-    for type_ in [condition::RECONCILING, condition::STALLED] {
-        assert_eq!(of(&status, type_).0, "False", "{type_}");
+    for type_ in [kind::RECONCILING, kind::STALLED] {
+        assert_eq!(condition(&status, type_).0, "False", "{type_}");
     }
     let generations: Vec<_> = status.conditions.iter().map(|c| c.observed_generation).collect();
     assert!(
         generations.iter().all(|generation| *generation == Some(1)),
         "{generations:?}"
     );
+}
+
+/// Two groups that are to be replaced and fill all nodes, and a new one that finds no room.
+fn full() -> Observed {
+    let mut observed = changed(|_| {});
+    observed.nodes.truncate(4);
+    let whole = &mut observed.deployments[0];
+    let mut surge = group(whole, "llama-2", &[(0, None, None), (0, None, None)]);
+    crate::build::status(&mut surge, |status| {
+        status.unplaceable_since = Some(time::to_time(NOW))
+    });
+    whole.groups.push(surge);
+    observed
+}
+
+#[test]
+fn where_no_surge_fits_a_group_goes_when_a_pod_has_shown_that_the_new_revision_starts() {
+    let mut observed = full();
+    assert_eq!(words(&decide(&observed, NOW)), ["try the revision on c"]);
+    trial(&mut observed.deployments[0], PodPhase::Pending);
+    observed.deployments[0].inspect[0].waiting = Some("ImagePullBackOff: no such image worker:2".into());
+    assert!(decide(&observed, NOW).steps.is_empty(), "it pulls");
+    let status = status_at(&observed, NOW);
+    let (progressing, why, message) = condition(&status, kind::PROGRESSING);
+    assert_eq!((progressing, why), ("True", reason::ROLLING_OUT));
+    assert!(message.contains("no such image worker:2"), "{message}");
+    trial(&mut observed.deployments[0], PodPhase::Succeeded);
+    assert_eq!(words(&decide(&observed, NOW)), ["write llama-1: Draining"]);
+    // It is remembered by its pod until nobody is left to replace.
+    assert!(
+        !words(&decide(&observed, NOW))
+            .iter()
+            .any(|word| word.contains("delete pod"))
+    );
+}
+
+#[test]
+fn a_revision_that_does_not_start_takes_nothing_down_and_is_tried_again() {
+    let mut observed = full();
+    trial(&mut observed.deployments[0], PodPhase::Failed);
+    observed.deployments[0].inspect[0].result = Some(r#"{"error": "no config.json in /model"}"#.into());
+    let plan = decide(&observed, NOW + 1000);
+    assert!(plan.steps.is_empty(), "{:?}", words(&plan));
+    assert_eq!(plan.next_at, Some(NOW + 60_000));
+    let status = status_at(&observed, NOW + 1000);
+    let message = condition(&status, kind::PROGRESSING).2;
+    assert!(
+        message.contains("does not start, so no group goes: no config.json in /model"),
+        "{message}"
+    );
+    hear(&mut observed, NOW + 60_000);
+    let plan = decide(&observed, NOW + 60_000);
+    assert!(
+        words(&plan)[0].starts_with("delete pod llama-inspect-trial-"),
+        "{:?}",
+        words(&plan)
+    );
+    // A node's clock that is ahead delays it by a minute at most.
+    observed.deployments[0].inspect[0].finished_at = Some(NOW + 9_000_000);
+    assert_eq!(decide(&observed, NOW + 1000).next_at, Some(NOW + 61_000));
+    // Other words are another revision, which is tried at once.
+    observed.deployments[0].inspect[0].key = "trial-0123456789".into();
+    let plan = decide(&observed, NOW + 1000);
+    assert_eq!(words(&plan)[0], "try the revision on c");
+    assert!(words(&plan)[1].starts_with("delete pod"), "{:?}", words(&plan));
+}
+
+#[test]
+fn groups_that_serve_nobody_need_no_trial() {
+    let mut observed = full();
+    for group in &mut observed.deployments[0].groups[..2] {
+        group.pods[0].report.as_mut().unwrap().serving = false;
+    }
+    assert_eq!(
+        words(&decide(&observed, NOW)),
+        ["write llama-1: Draining", "write llama-0: Draining"]
+    );
+}
+
+/// The deployment with four groups, of which the first `older` are of its first words; two are to stay so.
+fn canary(older: usize, change: impl FnOnce(&mut Value)) -> Observed {
+    let replicas = |d: &mut Value| d["spec"]["replicas"] = json!(4);
+    let first = deployment(replicas);
+    let mut changed = deployment(|d| {
+        replicas(d);
+        d["spec"]["worker"] = json!({"image": "worker:2"});
+        d["spec"]["rollout"] = json!({"partition": 2});
+        change(d);
+    });
+    let places = [["a", "b"], ["c", "d"], ["e", "f"], ["g", "h"]];
+    changed.groups = places
+        .iter()
+        .enumerate()
+        .map(|(at, nodes)| {
+            let of = if at < older { &first } else { &changed };
+            serving(of, &format!("llama-{at}"), *nodes)
+        })
+        .collect();
+    changed.revisions.extend(first.revisions);
+    changed.revisions[0].number = 2;
+    let mut observed = observed(changed);
+    observed.nodes = ["a", "b", "c", "d", "e", "f", "g", "h", "i", "j"]
+        .map(|name| node(name, 1))
+        .to_vec();
+    count_usage(&mut observed);
+    observed
+}
+
+#[test]
+fn a_canary_leaves_the_oldest_groups_alone_and_is_at_rest() {
+    // A surge, as in any rollout.
+    assert_eq!(words(&decide(&canary(4, |_| {}), NOW)), ["create group llama-4"]);
+    let mut surged = canary(4, |_| {});
+    let fifth = serving(&surged.deployments[0], "llama-4", ["i", "j"]);
+    surged.deployments[0].groups.push(fifth);
+    assert_eq!(words(&decide(&surged, NOW)), ["write llama-3: Draining"]);
+
+    let rest = canary(2, |_| {});
+    let plan = decide(&rest, NOW);
+    assert!(plan.steps.is_empty(), "{:?}", words(&plan));
+    let status = status_at(&rest, NOW);
+    assert_eq!(status.rollout, None, "nothing is overdue that is not to come");
+    let (progressing, why, message) = condition(&status, kind::PROGRESSING);
+    assert_eq!((progressing, why), ("False", reason::CANARY));
+    assert!(message.contains("2 groups keep an older revision"), "{message}");
+    for type_ in [kind::RECONCILING, kind::STALLED] {
+        assert_eq!(condition(&status, type_).0, "False", "{type_}");
+    }
+    // It has proved itself.
+    let on = canary(2, |d| d["spec"]["rollout"] = json!({"partition": 0}));
+    assert_eq!(words(&decide(&on, NOW)), ["create group llama-4"]);
+}
+
+#[test]
+fn a_group_that_a_canary_left_alone_comes_back_as_it_was() {
+    let mut observed = canary(2, |_| {});
+    observed.deployments[0].groups.remove(1);
+    let plan = decide(&observed, NOW);
+    let llamero_core::Action::CreateGroup { spec, name, .. } = &plan.steps[0].action else {
+        panic!("{:?}", words(&plan))
+    };
+    assert_eq!((name.as_str(), plan.steps.len()), ("llama-1", 1));
+    assert_eq!(spec.template.worker.image.as_deref(), Some("worker:1"));
+    // One of the new revision comes back as that.
+    let mut observed = canary(2, |_| {});
+    observed.deployments[0].groups.remove(3);
+    let plan = decide(&observed, NOW);
+    let llamero_core::Action::CreateGroup { spec, .. } = &plan.steps[0].action else {
+        panic!("{:?}", words(&plan))
+    };
+    assert_eq!(spec.template.worker.image.as_deref(), Some("worker:2"));
+}
+
+#[test]
+fn a_canary_is_rolled_back_by_the_first_words_although_the_partition_stays() {
+    // Two old groups, two of the canary; then the words of the first ones again.
+    let back = |d: &mut Value| {
+        d["spec"]["worker"] = json!({});
+    };
+    let mut observed = canary(2, back);
+    let bad = canary(2, |_| {});
+    observed.deployments[0].groups = bad.deployments[0].groups.clone();
+    let newest = observed.deployments[0].revisions.iter().map(|r| r.number).max();
+    observed.deployments[0].revisions.truncate(1);
+    assert_eq!(newest, Some(2));
+    let plan = decide(&observed, NOW);
+    assert_eq!(words(&plan), ["create group llama-4"]);
+    let fifth = serving(&observed.deployments[0], "llama-4", ["i", "j"]);
+    observed.deployments[0].groups.push(fifth);
+    assert_eq!(words(&decide(&observed, NOW)), ["write llama-3: Draining"]);
+    // A lost group does not come back as one of the bad revision.
+    observed.deployments[0].groups.truncate(3);
+    observed.deployments[0].groups.remove(0);
+    let plan = decide(&observed, NOW);
+    for step in &plan.steps {
+        if let llamero_core::Action::CreateGroup { spec, .. } = &step.action {
+            assert_eq!(spec.template.worker.image.as_deref(), Some("worker:1"));
+        }
+    }
+    assert!(
+        words(&plan).contains(&"create group llama-0".to_owned()),
+        "{:?}",
+        words(&plan)
+    );
+}
+
+#[test]
+fn at_zero_by_hand_it_is_said_what_becomes_of_requests() {
+    let ready = |change: &dyn Fn(&mut Value)| {
+        let mut observed = changed(|d| {
+            d["spec"]["replicas"] = json!(0);
+            change(d);
+        });
+        observed.deployments[0].groups.clear();
+        let status = status_at(&observed, NOW);
+        condition(&status, kind::READY).2.to_owned()
+    };
+    assert!(ready(&|_| {}).contains("requests are refused"));
+    assert!(ready(&|d| d["spec"]["holdAtZero"] = json!(true)).contains("requests wait at the gateway"));
 }

@@ -2,7 +2,7 @@
 
 use llamero_api::{
     LlamaDeploymentStatus,
-    deployment::{condition, reason},
+    deployment::{condition as kind, reason},
     group::{GroupPhase, RankPhase},
 };
 use llamero_core::{decide, observed::Observed, report, resources::Resources};
@@ -11,17 +11,7 @@ use serde_json::json;
 use crate::build::*;
 
 fn status(observed: &Observed) -> LlamaDeploymentStatus {
-    let plan = decide(observed, NOW);
-    report(observed, &plan, NOW)
-        .deployments
-        .into_values()
-        .next()
-        .unwrap()
-}
-
-fn get<'a>(status: &'a LlamaDeploymentStatus, type_: &str) -> (&'a str, &'a str, &'a str) {
-    let c = status.conditions.iter().find(|c| c.type_ == type_).unwrap();
-    (&c.status, &c.reason, &c.message)
+    status_at(observed, NOW)
 }
 
 #[test]
@@ -45,14 +35,30 @@ fn all_is_well() {
     );
     assert_eq!(status.message, "");
     for (type_, expected) in [
-        (condition::ACCEPTED, "True"),
-        (condition::PLACED, "True"),
-        (condition::READY, "True"),
-        (condition::PROGRESSING, "False"),
-        (condition::DEGRADED, "False"),
+        (kind::ACCEPTED, "True"),
+        (kind::PLACED, "True"),
+        (kind::READY, "True"),
+        (kind::PROGRESSING, "False"),
+        (kind::DEGRADED, "False"),
     ] {
-        assert_eq!(get(&status, type_).0, expected, "{type_}");
+        assert_eq!(condition(&status, type_).0, expected, "{type_}");
     }
+}
+
+#[test]
+fn definitions_that_drop_fields_are_told_everywhere() {
+    let mut deployment = deployment(|_| {});
+    deployment.groups = vec![serving(&deployment, "llama-0", ["a", "b"])];
+    let mut observed = observed(deployment);
+    count_usage(&mut observed);
+    observed.settings.definitions = Some("of release 0.0.1".into());
+    let status = status(&observed);
+    let (degraded, why, message) = condition(&status, kind::DEGRADED);
+    assert_eq!((degraded, why), ("True", reason::DEFINITIONS_OUTDATED));
+    assert_eq!(
+        (message, condition(&status, kind::READY).0),
+        ("of release 0.0.1", "True")
+    );
 }
 
 #[test]
@@ -88,7 +94,7 @@ fn no_room_says_what_is_missing() {
         node.used.insert(0, Resources::new().with(GPU, 1));
     }
     let status = status(&observed);
-    let (placed, why, message) = get(&status, condition::PLACED);
+    let (placed, why, message) = condition(&status, kind::PLACED);
     assert_eq!((placed, why), ("False", reason::NO_ROOM));
     assert_eq!(
         message,
@@ -98,7 +104,7 @@ fn no_room_says_what_is_missing() {
         (status.phase.as_str(), status.message.as_str()),
         ("Pending", message)
     );
-    assert_eq!(get(&status, condition::READY).0, "False");
+    assert_eq!(condition(&status, kind::READY).0, "False");
 }
 
 #[test]
@@ -122,7 +128,7 @@ fn a_lost_member_degrades_and_tells_the_last_words() {
     deployment.groups = vec![hurt];
     let status = status(&observed(deployment));
     assert_eq!(status.phase, "Recovering");
-    let (degraded, why, message) = get(&status, condition::DEGRADED);
+    let (degraded, why, message) = condition(&status, kind::DEGRADED);
     assert_eq!((degraded, why), ("True", reason::RECOVERING));
     assert!(
         message.contains("member 1 on b exited with code 139: signal 11"),
@@ -169,7 +175,7 @@ fn an_image_that_cannot_be_pulled_is_told() {
     group.pods[1].waiting = Some("ImagePullBackOff: no such image worker:1".into());
     deployment.groups = vec![group];
     let status = status(&observed(deployment));
-    let (degraded, why, message) = get(&status, condition::DEGRADED);
+    let (degraded, why, message) = condition(&status, kind::DEGRADED);
     assert_eq!((degraded, why), ("True", reason::PODS_NOT_STARTING));
     assert!(message.contains("no such image worker:1"), "{message}");
 }

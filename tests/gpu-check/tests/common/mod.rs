@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 use llamero_cpu::{CpuBackend, CpuOptions, Kernel};
 use llamero_cuda::{CudaBackend, CudaOptions};
-use llamero_engine::{FormSpec, KvDtype};
+use llamero_engine::{FormLimits, FormSpec, KvDtype};
 use llamero_gpu_check::drive::{self, ERA, Leader};
 use llamero_gpu_check::model::Model;
 use tempfile::TempDir;
@@ -13,6 +13,11 @@ use tempfile::TempDir;
 /// What tiny groups agree on.
 pub(crate) const TINY_SPEC: FormSpec = FormSpec {
     era: ERA,
+    limits: TINY_LIMITS,
+    kv_bytes: 64 << 20,
+};
+
+pub(crate) const TINY_LIMITS: FormLimits = FormLimits {
     max_sequences: 48,
     max_batched_tokens: 320,
     max_context: 400,
@@ -20,7 +25,6 @@ pub(crate) const TINY_SPEC: FormSpec = FormSpec {
     steps_in_flight: 2,
     kv_dtype: KvDtype::Bf16,
     max_adapters: 0,
-    kv_bytes: 64 << 20,
 };
 
 pub(crate) fn checkpoint(model: &Model) -> TempDir {

@@ -1,13 +1,12 @@
 //! `generation_config.json`: when to stop and how to sample unless the request says otherwise.
 
-use std::fs;
 use std::path::Path;
 
 use serde::Deserialize;
 
 use super::ConfigError;
 use super::llama::TokenIds;
-use crate::io_error::IoError;
+use crate::io_error::read_if_there;
 
 /// Defaults of generation; a field is none or empty when the file does not have it.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -52,10 +51,9 @@ impl GenerationConfig {
     /// # Errors
     /// Not JSON, a value of another type, or an advised value that no request could ask for.
     pub fn read(path: &Path) -> Result<Self, ConfigError> {
-        if !path.exists() {
+        let Some(bytes) = read_if_there(path)? else {
             return Ok(Self::default());
-        }
-        let bytes = fs::read(path).map_err(IoError::at("read", path))?;
+        };
         let raw: Raw = serde_json::from_slice(&bytes).map_err(|source| ConfigError::Json {
             path: path.to_path_buf(),
             source,
@@ -88,6 +86,8 @@ fn advice(field: &'static str, given: f32, reason: &'static str) -> ConfigError 
 
 #[cfg(test)]
 mod tests {
+    use std::fs;
+
     use super::*;
 
     #[test]

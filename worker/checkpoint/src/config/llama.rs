@@ -1,13 +1,12 @@
 //! `config.json` of a Llama model.
 
-use std::fs;
 use std::path::Path;
 
 use serde::Deserialize;
 use serde_json::Value;
 
 use super::{ConfigError, Llama3Rope, Quantization, rope, unsupported, value};
-use crate::io_error::IoError;
+use crate::io_error::read_if_there;
 
 /// A checked Llama configuration. Every size is at least 1, `q_heads` is a multiple of `kv_heads`, `head_dim` is even.
 #[derive(Clone, Debug, PartialEq)]
@@ -89,19 +88,18 @@ const MAX_SIZE: u32 = 1 << 24;
 impl LlamaConfig {
     /// Read `config.json` at `path`; when it has no `quantization_config`, look for modelopt's `hf_quant_config.json`.
     pub fn read(path: &Path) -> Result<Self, ConfigError> {
-        if !path.exists() {
+        let Some(bytes) = read_if_there(path)? else {
             return Err(ConfigError::NotThere {
                 path: path.to_path_buf(),
             });
-        }
-        let read = |path: &Path| fs::read(path).map_err(IoError::at("read", path));
+        };
         let json = |path: &Path, bytes: &[u8]| -> Result<Value, ConfigError> {
             serde_json::from_slice(bytes).map_err(|source| ConfigError::Json {
                 path: path.to_path_buf(),
                 source,
             })
         };
-        let mut config = Self::from_json(json(path, &read(path)?)?).map_err(|error| match error {
+        let mut config = Self::from_json(json(path, &bytes)?).map_err(|error| match error {
             ConfigError::Json { source, .. } => ConfigError::Json {
                 path: path.to_path_buf(),
                 source,
@@ -109,8 +107,10 @@ impl LlamaConfig {
             other => other,
         })?;
         let sidecar = path.with_file_name("hf_quant_config.json");
-        if config.quantization.is_none() && sidecar.is_file() {
-            config.quantization = Quantization::from_sidecar(&json(&sidecar, &read(&sidecar)?)?)?;
+        if config.quantization.is_none()
+            && let Some(bytes) = read_if_there(&sidecar)?
+        {
+            config.quantization = Quantization::from_sidecar(&json(&sidecar, &bytes)?)?;
         }
         Ok(config)
     }

@@ -27,25 +27,11 @@ pub(super) fn write(
     let mut specs = Vec::new();
     let mut sources = Vec::new();
     for id in wanted() {
-        let (rows, cols) = id.kind.shape(config);
-        let name = gguf_name(id);
-        let tensor = gguf.require_tensor(&name)?;
-        if (tensor.rows, tensor.cols) != (rows, cols) {
-            let (wanted_rows, wanted_cols) = (rows, cols);
-            let (rows, cols) = (tensor.rows, tensor.cols);
-            return Err(ConvertError::Shape {
-                tensor: name,
-                rows,
-                cols,
-                wanted_rows,
-                wanted_cols,
-            }
-            .into());
-        }
+        let tensor = source(gguf, config, id)?;
         let shape = if id.kind.is_norm() {
-            vec![cols]
+            vec![tensor.cols]
         } else {
-            vec![rows, cols]
+            vec![tensor.rows, tensor.cols]
         };
         specs.push(TensorSpec {
             name: id.name(),
@@ -85,6 +71,25 @@ pub(super) fn write(
         }
     }
     Ok(writer.finish()?)
+}
+
+/// The tensor of the file that has the shape of the model's tensor `id`.
+fn source<'a>(gguf: &'a GgufFile, config: &LlamaConfig, id: TensorId) -> Result<&'a GgufTensor> {
+    let (wanted_rows, wanted_cols) = id.kind.shape(config);
+    let name = gguf_name(id);
+    let tensor = gguf.require_tensor(&name)?;
+    let (rows, cols) = (tensor.rows, tensor.cols);
+    if (rows, cols) == (wanted_rows, wanted_cols) {
+        return Ok(tensor);
+    }
+    Err(ConvertError::Shape {
+        tensor: name,
+        rows,
+        cols,
+        wanted_rows,
+        wanted_cols,
+    }
+    .into())
 }
 
 /// Every other tensor (a bias, an expert, a norm of heads) would change the answer. `rope_freqs.weight` has become part

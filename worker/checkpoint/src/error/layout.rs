@@ -68,6 +68,6 @@ pub enum LayoutError {
         embedding: String,
     },
     /// A tensor that had to be compared could not be read.
-    #[error("{0}")]
-    Unreadable(String),
+    #[error(transparent)]
+    Unreadable(Box<super::Error>),
 }

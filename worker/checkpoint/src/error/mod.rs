@@ -11,7 +11,10 @@ pub use convert::ConvertError;
 pub use layout::LayoutError;
 pub use shard::ShardError;
 
+use crate::config::ConfigError;
+use crate::gguf::GgufError;
 use crate::io_error::IoError;
+use crate::safetensors::{OutputError, SafetensorsError};
 
 /// Everything that can go wrong between a checkpoint on disk and a rank's weights.
 #[derive(Debug, thiserror::Error)]
@@ -21,13 +24,13 @@ pub enum Error {
     Io(#[from] IoError),
     /// A safetensors file or its index is damaged or incomplete.
     #[error(transparent)]
-    Safetensors(#[from] crate::safetensors::SafetensorsError),
+    Safetensors(#[from] SafetensorsError),
     /// A folder cannot be made.
     #[error(transparent)]
-    Output(#[from] crate::safetensors::OutputError),
+    Output(#[from] OutputError),
     /// `config.json` or `generation_config.json` cannot be used.
     #[error(transparent)]
-    Config(#[from] crate::config::ConfigError),
+    Config(#[from] ConfigError),
     /// The tensors do not fit the configuration.
     #[error(transparent)]
     Layout(#[from] LayoutError),
@@ -36,7 +39,7 @@ pub enum Error {
     Shard(#[from] ShardError),
     /// A GGUF file is damaged or of a kind that is not supported.
     #[error(transparent)]
-    Gguf(#[from] crate::gguf::GgufError),
+    Gguf(#[from] GgufError),
     /// Conversion or quantisation cannot be done.
     #[error(transparent)]
     Convert(#[from] ConvertError),
@@ -49,6 +52,24 @@ pub enum Error {
     /// The consumer of loaded weights failed.
     #[error("loading stopped: {0}")]
     Sink(#[source] Box<dyn std::error::Error + Send + Sync>),
+}
+
+impl Error {
+    /// Whether a disk or a network did not answer, so that another try may help although nobody changes anything.
+    #[must_use]
+    pub fn is_passing(&self) -> bool {
+        match self {
+            Self::Layout(LayoutError::Unreadable(error)) => error.is_passing(),
+            Self::Io(error)
+            | Self::Safetensors(
+                SafetensorsError::Io(error) | SafetensorsError::Output(OutputError::Io(error)),
+            )
+            | Self::Output(OutputError::Io(error))
+            | Self::Config(ConfigError::Io(error))
+            | Self::Gguf(GgufError::Io(error)) => error.is_passing(),
+            _ => false,
+        }
+    }
 }
 
 /// Result of this crate.

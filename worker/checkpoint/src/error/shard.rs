@@ -51,6 +51,9 @@ pub enum ShardError {
         /// Its stage.
         stage: u32,
     },
+    /// Rank 0 was lost.
+    #[error("rank 0 leads the group, which cannot form without it: replace it")]
+    LeaderLost,
     /// The feed-forward width cannot be cut into leaves.
     #[error("intermediate_size {ffn_size} is not a multiple of 64: such a model cannot be served")]
     OddFfn {

@@ -12,6 +12,7 @@ use crate::error::{Error, Result};
 use crate::layout::ModelLayout;
 use crate::piece::{Piece, pieces, read_rows, read_scales};
 use crate::pod::{SharedRead, is_split_by_columns, shared_reads};
+use crate::remote::{Announced, announced};
 use crate::shard::RankShard;
 
 /// How often a member that has read all of its own looks whether its peers have come further.
@@ -90,8 +91,14 @@ pub fn load_together<S: Sink>(
         .into_iter()
         .partition(|chunk: &usize| !reading[reads[*chunk].reader]);
     load.tell(watch);
+    checkpoint.announce(|| {
+        let mut ranges = shared.announced(&mine, |read| read.piece.clone());
+        ranges.extend(load.announced());
+        ranges
+    });
     shared.read_mine(threads, &mine, &mut others, watch);
     shared.wait(threads, &mut others, watch);
+    load.finish();
     load.tell(watch);
     load.outcome()
 }
@@ -102,7 +109,13 @@ struct Shared<'a, S> {
     reads: &'a [SharedRead<'a>],
 }
 
-impl<S: Sink> Shared<'_, S> {
+impl<'a, S: Sink> Shared<'a, S> {
+    /// What reading these chunks reads, each as `part` of it.
+    fn announced(&self, chunks: &[usize], part: impl Fn(&SharedRead<'a>) -> Piece<'a>) -> Vec<Announced> {
+        let of_chunk = |chunk: &usize| announced(self.load.checkpoint, &part(&self.reads[*chunk]));
+        chunks.iter().flat_map(of_chunk).collect()
+    }
+
     /// Drop the chunks that are done from the list `missing`, and count their bytes as loaded.
     fn look(&self, missing: &mut Vec<usize>) {
         missing.retain(|chunk| {
@@ -177,6 +190,9 @@ impl<S: Sink> Shared<'_, S> {
             chunks = chunks.len(),
             "other ranks of this pod have not read their part: reading what this rank needs of it"
         );
+        self.load
+            .checkpoint
+            .announce(|| self.announced(chunks, |read| self.own_piece(read)));
         let next = AtomicUsize::new(0);
         let work = |after_each: &mut dyn FnMut()| {
             let mut room = Room::default();

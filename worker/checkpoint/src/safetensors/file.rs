@@ -2,18 +2,18 @@
 
 use std::fs::File;
 use std::ops::Range;
-use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
 use super::{Header, SafetensorsError, TensorInfo};
 use crate::io_error::IoError;
 use crate::lfs::LfsPointer;
+use crate::remote::WeightFile;
 
 /// An open file with its checked header. Reads are positioned, so one file may be read from several threads.
 #[derive(Debug)]
 pub struct SafetensorsFile {
     path: PathBuf,
-    file: File,
+    file: Box<dyn WeightFile>,
     header: Header,
     data_start: u64,
 }
@@ -22,8 +22,13 @@ impl SafetensorsFile {
     /// Open `path`, read its header and check that the file is as long as the header says.
     pub fn open(path: &Path) -> Result<Self, SafetensorsError> {
         let file = File::open(path).map_err(IoError::at("open", path))?;
-        let size = file.metadata().map_err(IoError::at("inspect", path))?.len();
         LfsPointer::refuse(path)?;
+        Self::over(path, Box::new(file))
+    }
+
+    /// The same for an open `file`, which errors call `path`.
+    pub fn over(path: &Path, file: Box<dyn WeightFile>) -> Result<Self, SafetensorsError> {
+        let size = file.bytes().map_err(IoError::at("inspect", path))?;
         let owned = || path.to_path_buf();
         if size < 8 {
             return Err(SafetensorsError::HeaderCutOff {
@@ -97,6 +102,11 @@ impl SafetensorsFile {
     #[must_use]
     pub fn tensor(&self, name: &str) -> Option<&TensorInfo> {
         self.header.tensors.get(name)
+    }
+
+    /// Where the data begins.
+    pub(crate) fn data_start(&self) -> u64 {
+        self.data_start
     }
 
     /// Fill `buffer` with the bytes of tensor `name` from `offset` on.

@@ -7,7 +7,7 @@ use std::path::Path;
 use serde::{Deserialize, Serialize};
 
 use super::SafetensorsError;
-use crate::io_error::IoError;
+use crate::io_error::{IoError, is_file};
 
 /// Name of the index of a checkpoint in several files.
 pub const INDEX_NAME: &str = "model.safetensors.index.json";
@@ -27,30 +27,39 @@ pub struct WeightIndex {
 impl WeightIndex {
     /// Read the index at `path` and check that every file it names lies beside it.
     pub fn read(path: &Path) -> Result<Self, SafetensorsError> {
+        let index = Self::read_alone(path)?;
+        let files = index.files();
+        let mut missing = Vec::new();
+        for file in &files {
+            if !is_file(&path.with_file_name(file))? {
+                missing.push(*file);
+            }
+        }
+        if let Some(first) = missing.first() {
+            return Err(SafetensorsError::MissingFile {
+                path: path.to_path_buf(),
+                file: (*first).to_owned(),
+                missing: missing.len(),
+                total: files.len(),
+            });
+        }
+        Ok(index)
+    }
+
+    /// Read the index at `path`; the files lie somewhere else.
+    pub fn read_alone(path: &Path) -> Result<Self, SafetensorsError> {
         let bytes = fs::read(path).map_err(IoError::at("read", path))?;
         let damaged = |reason| SafetensorsError::BadIndex {
             path: path.to_path_buf(),
             reason,
         };
         let index: Self = serde_json::from_slice(&bytes).map_err(|error| damaged(error.to_string()))?;
-        let files = index.files();
-        if let Some(odd) = files
+        if let Some(odd) = index
+            .files()
             .iter()
             .find(|file| file.contains(['/', '\0']) || file.is_empty())
         {
             return Err(damaged(format!("the file name {odd:?} leads out of the folder")));
-        }
-        let missing: Vec<_> = files
-            .iter()
-            .filter(|file| !path.with_file_name(file).is_file())
-            .collect();
-        if let Some(first) = missing.first() {
-            return Err(SafetensorsError::MissingFile {
-                path: path.to_path_buf(),
-                file: (**first).to_owned(),
-                missing: missing.len(),
-                total: files.len(),
-            });
         }
         Ok(index)
     }

@@ -1,7 +1,7 @@
 //! Writing a checkpoint: the files are planned from the list of tensors, then filled in that order.
 
 use std::collections::BTreeMap;
-use std::fs::File;
+use std::fs::{self, File};
 use std::io::{BufWriter, Write};
 use std::path::PathBuf;
 
@@ -39,6 +39,8 @@ pub struct ShardedWriter<'a> {
     tensor: usize,
     written: u64,
     open: Option<(PathBuf, BufWriter<File>)>,
+    /// The files that an earlier run has finished.
+    finished: Vec<bool>,
 }
 
 impl<'a> ShardedWriter<'a> {
@@ -63,12 +65,14 @@ impl<'a> ShardedWriter<'a> {
             1 => SINGLE_NAME.to_owned(),
             _ => format!("model-{:05}-of-{count:05}.safetensors", index + 1),
         };
-        let files = groups
+        let files: Vec<(String, Vec<TensorSpec>)> = groups
             .into_iter()
             .enumerate()
             .map(|(index, group)| (name(index), group))
             .collect();
+        let finished = files.iter().map(|(name, group)| is_finished(output, name, group));
         Self {
+            finished: finished.collect(),
             output,
             files,
             file: 0,
@@ -97,6 +101,29 @@ impl<'a> ShardedWriter<'a> {
             bytes = rest;
         }
         Ok(())
+    }
+
+    /// Pass over the next `count` tensors if an earlier run has finished all files that they are in; how many bytes that are. Else 0,
+    /// and nothing is passed over: what is appended to a finished file is not written again.
+    pub fn skip_finished(&mut self, count: usize) -> Result<u64, SafetensorsError> {
+        self.left_in_tensor()?;
+        let (mut file, mut tensor, mut bytes) = (self.file, self.tensor, 0);
+        for _ in 0..count {
+            while self
+                .files
+                .get(file)
+                .is_some_and(|(_, group)| tensor == group.len())
+            {
+                (file, tensor) = (file + 1, 0);
+            }
+            if !self.finished.get(file).is_some_and(|finished| *finished) {
+                return Ok(0);
+            }
+            bytes += self.files[file].1[tensor].bytes();
+            tensor += 1;
+        }
+        (self.file, self.tensor, self.written) = (file, tensor, 0);
+        Ok(bytes)
     }
 
     /// Flush everything to disk and write the index.
@@ -132,11 +159,11 @@ impl<'a> ShardedWriter<'a> {
     /// Bytes that the current tensor still wants, moving on from full tensors and opening files; none after the last.
     fn left_in_tensor(&mut self) -> Result<Option<u64>, SafetensorsError> {
         while let Some((name, group)) = self.files.get(self.file) {
-            if self.open.is_none() {
-                let path = self.output.path().join(name);
+            if self.open.is_none() && !self.finished[self.file] {
+                let path = part(self.output, name);
                 let mut writer = BufWriter::with_capacity(
                     1 << 20,
-                    File::create_new(&path).map_err(IoError::at("create", &path))?,
+                    File::create(&path).map_err(IoError::at("create", &path))?,
                 );
                 writer
                     .write_all(&header_bytes(group))
@@ -156,12 +183,26 @@ impl<'a> ShardedWriter<'a> {
                     .flush()
                     .and_then(|()| writer.get_ref().sync_all())
                     .map_err(IoError::at("flush", &path))?;
+                // It has its name only when it is whole.
+                let whole = self.output.path().join(name);
+                fs::rename(&path, &whole).map_err(IoError::at("rename into", &whole))?;
             }
             self.file += 1;
             self.tensor = 0;
         }
         Ok(None)
     }
+}
+
+/// Where a file is until it is whole.
+fn part(output: &OutputDir, name: &str) -> PathBuf {
+    output.path().join(format!("{name}.part"))
+}
+
+fn is_finished(output: &OutputDir, name: &str, tensors: &[TensorSpec]) -> bool {
+    let bytes = tensors.iter().map(TensorSpec::bytes).sum::<u64>();
+    let found = fs::metadata(output.path().join(name));
+    found.is_ok_and(|found| found.len() == bytes + header_bytes(tensors).len() as u64)
 }
 
 /// Length and JSON of a header, padded with spaces so that the data starts at a multiple of 8 bytes.

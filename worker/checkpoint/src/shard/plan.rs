@@ -6,6 +6,7 @@ use super::leaves::FfnLeaves;
 use super::{RankShard, VOCAB_TILE};
 use crate::config::LlamaConfig;
 use crate::error::ShardError;
+use crate::members::Members;
 use crate::runs::Runs;
 use crate::topology::{Topology, part};
 
@@ -29,6 +30,18 @@ impl ShardPlan {
             topology,
             shards: shards.collect(),
         })
+    }
+
+    /// The split of the members of a group: that of the whole group, and after each loss what [`Self::without`] makes of it.
+    ///
+    /// # Errors
+    /// As [`Self::new`] and [`Self::without`].
+    pub fn of(config: &LlamaConfig, members: &Members) -> Result<Self, ShardError> {
+        let whole = Self::new(config, members.topology())?;
+        members
+            .lost()
+            .iter()
+            .try_fold(whole, |plan, lost| plan.without(*lost))
     }
 
     /// The split after `lost` is gone: the other ranks of its stage keep all they have, and each takes a part of what

@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Write the configuration files of Llama 3.1 checkpoints as their publishers ship them, one JSON a checkpoint.
+"""Write the configuration files of Llama 3.1 and 3.2 checkpoints as their publishers ship them, one JSON a checkpoint.
 
 Sizes are the true ones; tests/published.rs shrinks them and gives them random weights in the publisher's layout.
 Lists of modules, scales and versions follow the model cards, the writers' sources (transformers, compressed-tensors,
@@ -38,6 +38,8 @@ TOKENIZER = {
 SIZE_8B = (4096, 32, 32, 14336)
 SIZE_70B = (8192, 80, 64, 28672)
 SIZE_405B = (16384, 126, 128, 53248)
+SIZE_1B = (2048, 16, 32, 8192)
+SIZE_3B = (3072, 28, 24, 8192)
 ABSENT = object()
 
 
@@ -111,6 +113,15 @@ def left_by_meta(layers):
 def checkpoints():
     yield "meta-8b", config(SIZE_8B, "4.42.3"), {}
     yield "meta-70b", config(SIZE_70B, "4.42.3"), {}
+    # 3.2: one table serves as embedding and as head, and positions are scaled by 32.
+    for name, size, head_dim in (("meta-3.2-1b", SIZE_1B, 64), ("meta-3.2-3b", SIZE_3B, 128)):
+        yield name, config(
+            size,
+            "4.45.0.dev0",
+            head_dim=head_dim,
+            rope_scaling={**ROPE, "factor": 32.0},
+            tie_word_embeddings=True,
+        ), {}
     yield "meta-405b-fp8", config(
         SIZE_405B,
         "4.43.0.dev0",

@@ -5,7 +5,7 @@ use std::time::Instant;
 
 use llamero_engine::kv_state::{KvState, resolve};
 use llamero_engine::{
-    BackendError, FormSpec, KvCapacity, Late, LogitShard, MemoryPlan, Plan, StepProgress, Ticket, Waited,
+    BackendError, Era, FormSpec, KvCapacity, Late, LogitShard, MemoryPlan, Plan, StepProgress, Ticket, Waited,
 };
 
 use super::step::{Stage, Step};
@@ -19,12 +19,29 @@ use crate::workspace::Workspace;
 /// Bytes in front of a saved block: how many of its positions hold keys and values, as u32.
 const SAVED_HEADER: usize = size_of::<u32>();
 
+/// The KV blocks of an era that is over.
+pub(super) struct KeptBlocks {
+    cache: KvCache,
+    /// Positions of each block that hold keys and values.
+    filled: Vec<u32>,
+    /// The era in which steps were last submitted, if there was one.
+    filled_in: Option<Era>,
+}
+
+impl KeptBlocks {
+    fn fit(&self, kv: KvShape, blocks: u32) -> bool {
+        self.cache.shape() == kv && self.filled.len() == blocks as usize
+    }
+}
+
 /// Membership, cache, workspace and steps under way.
 pub(super) struct FormedGroup {
     spec: FormSpec,
     collective: Collective,
     cache: KvCache,
     blocks: u32,
+    /// The era in which steps were last submitted; none when there was none since the cache was made.
+    filled_in: Option<Era>,
     state: KvState,
     work: Workspace,
     next_step: u64,
@@ -39,31 +56,41 @@ impl FormedGroup {
         kv: KvShape,
         plan: &MemoryPlan,
         work: Workspace,
+        kept: Option<KeptBlocks>,
     ) -> Result<Self, BackendError> {
         let blocks = plan.blocks(spec.kv_bytes);
-        let needed = spec.max_context.div_ceil(spec.block_size);
+        let needed = spec.limits.max_context.div_ceil(spec.limits.block_size);
         if blocks < needed {
             return Err(BackendError::Unusable(format!(
                 "{} bytes of KV cache hold {} tokens on this rank, one sequence of {} needs {} bytes: \
                  raise the KV memory or lower maxContextLength",
                 spec.kv_bytes,
-                u64::from(blocks) * u64::from(spec.block_size),
-                spec.max_context,
+                u64::from(blocks) * u64::from(spec.limits.block_size),
+                spec.limits.max_context,
                 u64::from(needed) * plan.kv_block
             )));
         }
-        let cache = KvCache::new(kv, blocks as usize).map_err(|error| {
-            BackendError::Unusable(format!(
-                "cannot map {} bytes of KV cache: {error}",
-                u64::from(blocks) * plan.kv_block
-            ))
-        })?;
+        // Blocks that do not fit are dropped before others are made: there is no room for both.
+        let kept = match kept.filter(|kept| kept.fit(kv, blocks)) {
+            Some(kept) => kept,
+            None => KeptBlocks {
+                cache: KvCache::new(kv, blocks as usize).map_err(|error| {
+                    BackendError::Unusable(format!(
+                        "cannot map {} bytes of KV cache: {error}",
+                        u64::from(blocks) * plan.kv_block
+                    ))
+                })?,
+                filled: vec![0; blocks as usize],
+                filled_in: None,
+            },
+        };
         Ok(Self {
-            spec: spec.clone(),
+            spec: *spec,
             collective,
-            cache,
+            cache: kept.cache,
             blocks,
-            state: KvState::new(spec, blocks),
+            filled_in: kept.filled_in,
+            state: KvState::new(&spec.limits, kept.filled),
             work,
             next_step: 1,
             steps: VecDeque::new(),
@@ -71,7 +98,19 @@ impl FormedGroup {
     }
 
     pub(super) fn capacity(&self) -> KvCapacity {
-        KvCapacity { blocks: self.blocks }
+        KvCapacity {
+            blocks: self.blocks,
+            kept: self.filled_in,
+        }
+    }
+
+    /// Leave the era and keep its blocks.
+    pub(super) fn into_blocks(self) -> KeptBlocks {
+        KeptBlocks {
+            cache: self.cache,
+            filled: self.state.into_filled(),
+            filled_in: self.filled_in,
+        }
     }
 
     pub(super) fn submit(&mut self, plan: &Plan, vocab: usize) -> Result<Ticket, BackendError> {
@@ -85,14 +124,15 @@ impl FormedGroup {
         if plan.step != self.next_step {
             return Err(bug(format!("step {} was expected", self.next_step)));
         }
-        if self.steps.len() >= self.spec.steps_in_flight as usize {
+        if self.steps.len() >= self.spec.limits.steps_in_flight as usize {
             return Err(bug(format!(
                 "{} steps are in flight, as many as were agreed on",
                 self.steps.len()
             )));
         }
-        self.state.advance(plan, &self.spec, vocab).map_err(bug)?;
+        self.state.advance(plan, &self.spec.limits, vocab).map_err(bug)?;
         self.next_step += 1;
+        self.filled_in = Some(self.spec.era);
         let mut first = 0;
         let spans = plan.rows.iter().map(|row| {
             let span = Span {
@@ -179,7 +219,7 @@ impl FormedGroup {
         let Some(filled) = self.state.filled(block) else {
             return Err(self.no_block(block));
         };
-        let block_size = self.spec.block_size as usize;
+        let block_size = self.spec.limits.block_size as usize;
         if let Some(step) = self.steps.iter().find(|step| step.writes(block, block_size)) {
             return Err(BackendError::Bug(format!(
                 "KV block {block} is saved before step {}, which writes it, is computed",
@@ -200,7 +240,7 @@ impl FormedGroup {
             .split_first_chunk::<SAVED_HEADER>()
             .map(|(filled, data)| (u32::from_le_bytes(*filled), data))
             .filter(|(filled, data)| {
-                *filled <= self.spec.block_size && data.len() == self.cache.shape().block_bytes()
+                *filled <= self.spec.limits.block_size && data.len() == self.cache.shape().block_bytes()
             });
         let Some((filled, data)) = saved else {
             return Err(BackendError::Bug(format!(

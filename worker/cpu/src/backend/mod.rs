@@ -13,11 +13,11 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Instant;
 
-use llamero_checkpoint::{Checkpoint, ModelLayout, RankShard, ShardPlan, Topology};
+use llamero_checkpoint::{Checkpoint, Members, ModelLayout, RankShard, ShardPlan, Topology};
 use llamero_engine::mesh::TcpMesh;
 use llamero_engine::{
-    Backend, BackendError, FormSpec, KvCapacity, KvDtype, Late, LoadProgress, LoadWatch, LogitShard,
-    MemoryPlan, Mesh, Plan, StepProgress, Ticket, Waited,
+    Backend, BackendError, FormLimits, FormSpec, KvCapacity, KvDtype, Late, LoadProgress, LoadWatch,
+    LogitShard, MemoryPlan, Mesh, Plan, StepProgress, Ticket, Waited,
 };
 
 use crate::attention::{MAX_HEAD_DIM, Span};
@@ -34,13 +34,13 @@ use crate::rope::frequencies;
 use crate::shape::Shape;
 use crate::weights::Weights;
 use crate::workspace::Workspace;
-use formed_group::FormedGroup;
+use formed_group::{FormedGroup, KeptBlocks};
 
 /// What a rank needs besides its checkpoint.
 #[derive(Debug)]
 pub struct CpuOptions {
-    /// How the group shares the model.
-    pub topology: Topology,
+    /// Who belongs to the group, and how they share the model.
+    pub members: Members,
     /// This rank.
     pub rank: u32,
     /// An anonymous memory file for the weights, which may hold them already; without one they live in this process.
@@ -60,7 +60,7 @@ impl CpuOptions {
     #[must_use]
     pub fn alone(threads: usize, kernel: Kernel) -> Self {
         Self {
-            topology: Topology::tensor(1),
+            members: Topology::tensor(1).into(),
             rank: 0,
             memory: None,
             pod: None,
@@ -75,6 +75,7 @@ impl CpuOptions {
 pub struct CpuBackend {
     checkpoint: Checkpoint,
     model: ModelLayout,
+    members: Members,
     shard: RankShard,
     shape: Shape,
     programs: Programs,
@@ -87,6 +88,8 @@ pub struct CpuBackend {
     /// Whether all weights were touched.
     is_warm: bool,
     formed: Option<FormedGroup>,
+    /// Those of the last era, until the next forms.
+    kept: Option<KeptBlocks>,
     progress: Arc<StepProgress>,
 }
 
@@ -97,16 +100,23 @@ impl CpuBackend {
     /// [`BackendError::Unusable`] when the checkpoint cannot be used or split so, when the system refuses the threads,
     /// or the model's heads are too wide.
     pub fn new(checkpoint: &Path, options: CpuOptions) -> Result<Self, BackendError> {
-        let checkpoint = Checkpoint::open(checkpoint)?;
+        Self::of(Checkpoint::open(checkpoint)?, options)
+    }
+
+    /// A rank of the model in an open `checkpoint`.
+    ///
+    /// # Errors
+    /// As [`Self::new`].
+    pub fn of(checkpoint: Checkpoint, options: CpuOptions) -> Result<Self, BackendError> {
         let model = ModelLayout::check(&checkpoint).map_err(llamero_checkpoint::Error::from)?;
         let config = checkpoint.config();
-        if options.topology.pipeline != 1 {
+        let stages = options.members.topology().pipeline;
+        if stages != 1 {
             return Err(BackendError::Unusable(format!(
-                "{} pipeline stages cannot be computed on CPUs yet: use 1, and more tensor-parallel ranks",
-                options.topology.pipeline
+                "{stages} pipeline stages cannot be computed on CPUs yet: use 1, and more tensor-parallel ranks"
             )));
         }
-        let plan = ShardPlan::new(config, options.topology).map_err(llamero_checkpoint::Error::from)?;
+        let plan = ShardPlan::of(config, &options.members).map_err(llamero_checkpoint::Error::from)?;
         let shard = plan
             .member(options.rank)
             .map_err(llamero_checkpoint::Error::from)?
@@ -126,6 +136,7 @@ impl CpuBackend {
         })?;
         let programs = Programs::new(&shape);
         let CpuOptions {
+            members,
             kernel,
             memory,
             pod,
@@ -135,6 +146,7 @@ impl CpuBackend {
         Ok(Self {
             checkpoint,
             model,
+            members,
             shard,
             shape,
             programs,
@@ -146,6 +158,7 @@ impl CpuBackend {
             weights: None,
             is_warm: false,
             formed: None,
+            kept: None,
             progress: Arc::default(),
         })
     }
@@ -160,10 +173,10 @@ impl CpuBackend {
         format!("{} kv-{kv}", self.kernel.numerics_class())
     }
 
-    /// How the group shares the model.
+    /// Who belongs to the group, and how they share the model.
     #[must_use]
-    pub fn topology(&self) -> Topology {
-        self.shard.topology
+    pub fn members(&self) -> &Members {
+        &self.members
     }
 
     /// The kernel in use.
@@ -229,7 +242,7 @@ impl CpuBackend {
         let (checkpoint, model, threads) = (&self.checkpoint, &self.model, self.pool.threads());
         let pod = self.pod.as_ref().filter(|_| !weights.held_other());
         if let Some(pod) = pod
-            && let Some(pod) = Pod::join(checkpoint, model, &self.shard, pod)?
+            && let Some(pod) = Pod::join(checkpoint, model, &self.members, &self.shard, pod)?
         {
             return pod.load(checkpoint, model, weights, threads, watch);
         }
@@ -278,16 +291,16 @@ fn not_loaded() -> BackendError {
     BackendError::Bug("the weights must be loaded first".into())
 }
 
-fn check_spec(spec: &FormSpec) -> Result<(), BackendError> {
-    if spec.kv_dtype != KvDtype::Bf16 {
+fn check_limits(limits: &FormLimits) -> Result<(), BackendError> {
+    if limits.kv_dtype != KvDtype::Bf16 {
         return Err(BackendError::Unusable(
             "a KV cache in FP8 is not built for CPUs yet: choose bf16".into(),
         ));
     }
-    if spec.max_adapters > 0 {
+    if limits.max_adapters > 0 {
         return Err(BackendError::Unusable(format!(
             "{} adapters were asked for, and adapters are not built for CPUs yet: serve the model without",
-            spec.max_adapters
+            limits.max_adapters
         )));
     }
     Ok(())
@@ -321,13 +334,14 @@ impl Backend for CpuBackend {
 
     fn unload(&mut self) {
         self.formed = None;
+        self.kept = None;
         self.weights = None;
         self.is_warm = false;
     }
 
     fn memory(&self, spec: &FormSpec) -> Result<MemoryPlan, BackendError> {
-        check_spec(spec)?;
-        crate::memory::plan(&self.shape, &self.programs, &self.model, spec)
+        check_limits(&spec.limits)?;
+        crate::memory::plan(&self.shape, &self.programs, &self.model, &spec.limits)
     }
 
     fn form(
@@ -336,15 +350,17 @@ impl Backend for CpuBackend {
         mesh: Box<dyn Mesh>,
         report: &mut dyn FnMut(&str),
     ) -> Result<KvCapacity, BackendError> {
-        self.formed = None;
+        self.dissolve();
         if self.weights.is_none() {
             return Err(not_loaded());
         }
-        let (topology, rank) = (mesh.topology(), mesh.rank());
-        if (topology, rank) != (self.shard.topology, self.shard.rank) {
+        if (mesh.members(), mesh.rank()) != (&self.members, self.shard.rank) {
             return Err(BackendError::Bug(format!(
-                "rank {} of {} was given the links of rank {rank} of {topology}",
-                self.shard.rank, self.shard.topology
+                "rank {} of {} was given the links of rank {} of {}",
+                self.shard.rank,
+                self.members,
+                mesh.rank(),
+                mesh.members()
             )));
         }
         let plan = self.memory(spec)?;
@@ -354,10 +370,11 @@ impl Backend for CpuBackend {
             self.is_warm = true;
         }
         report("allocates the KV cache");
-        let tokens = spec.max_batched_tokens as usize;
+        let tokens = spec.limits.max_batched_tokens as usize;
         let work = Workspace::new(&self.shape, &self.programs, self.frequencies(), tokens);
         let collective = Collective::new(mesh, self.waits);
-        let formed = FormedGroup::new(spec, collective, self.kv_shape(spec.block_size)?, &plan, work)?;
+        let kv = self.kv_shape(spec.limits.block_size)?;
+        let formed = FormedGroup::new(spec, collective, kv, &plan, work, self.kept.take())?;
         let capacity = formed.capacity();
         self.formed = Some(formed);
         Ok(capacity)
@@ -402,7 +419,9 @@ impl Backend for CpuBackend {
     }
 
     fn dissolve(&mut self) {
-        self.formed = None;
+        if let Some(formed) = self.formed.take() {
+            self.kept = Some(formed.into_blocks());
+        }
     }
 
     fn progress(&self) -> Arc<StepProgress> {

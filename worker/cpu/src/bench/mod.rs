@@ -13,7 +13,8 @@ use std::time::Instant;
 use llamero_engine::mesh::TcpMesh;
 use llamero_engine::step::{BlockDeltas, SampleKey};
 use llamero_engine::{
-    Backend, BackendError, BlockTables, Era, FormSpec, KvDtype, Plan, PlanRow, RowOutput, TokenRef, Waited,
+    Backend, BackendError, BlockTables, Era, FormLimits, FormSpec, KvDtype, Plan, PlanRow, RowOutput,
+    TokenRef, Waited,
 };
 
 pub use machine::{bandwidth, flops};
@@ -165,8 +166,7 @@ impl<'a> Driver<'a> {
         };
         let context = context.next_multiple_of(BLOCK);
         let blocks_per_slot = context / BLOCK;
-        let mut spec = FormSpec {
-            era,
+        let limits = FormLimits {
             max_sequences: slots,
             max_batched_tokens: context.max(slots),
             max_context: context,
@@ -174,6 +174,10 @@ impl<'a> Driver<'a> {
             steps_in_flight: 1,
             kv_dtype: KvDtype::Bf16,
             max_adapters: 0,
+        };
+        let mut spec = FormSpec {
+            era,
+            limits,
             kv_bytes: 0,
         };
         spec.kv_bytes = backend.memory(&spec)?.kv_block * u64::from(blocks_per_slot) * u64::from(slots);

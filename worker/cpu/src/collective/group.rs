@@ -1,6 +1,5 @@
 //! One tensor group of a mesh: the ranks that compute the same layers.
 
-use std::ops::Range;
 use std::time::{Duration, Instant};
 
 use llamero_engine::{BackendError, Label, Mesh, Transfer, Wait};
@@ -46,18 +45,22 @@ pub(super) type Part<'a> = (Option<&'a [u8]>, Option<&'a mut [u8]>);
 /// This rank and the others of its stage.
 pub(super) struct Group {
     mesh: Box<dyn Mesh>,
-    members: Range<u32>,
+    /// In rank order.
+    members: Vec<u32>,
+    /// This rank's number among them.
+    index: usize,
     step: u64,
     waits: Waits,
 }
 
 impl Group {
     pub(super) fn new(mesh: Box<dyn Mesh>, waits: Waits) -> Self {
-        let (topology, rank) = (mesh.topology(), mesh.rank());
-        let first = rank / topology.tensor.max(1) * topology.tensor;
+        let (all, rank) = (mesh.members(), mesh.rank());
+        let members = all.stage(all.topology().stage(rank)).to_vec();
         Self {
+            index: members.iter().position(|member| *member == rank).unwrap_or(0),
             mesh,
-            members: first..first + topology.tensor,
+            members,
             step: 0,
             waits,
         }
@@ -74,7 +77,7 @@ impl Group {
 
     /// This rank's number in the group.
     pub(super) fn index(&self) -> usize {
-        (self.mesh.rank() - self.members.start) as usize
+        self.index
     }
 
     /// One exchange with all other members; `parts` are in order of members, this rank's own one is left out.
@@ -86,7 +89,8 @@ impl Group {
         let rank = self.mesh.rank();
         let mut frames: Vec<Transfer<'_>> = self
             .members
-            .clone()
+            .iter()
+            .copied()
             .zip(parts)
             .filter(|(peer, (out, into))| *peer != rank && (out.is_some() || into.is_some()))
             .map(|(peer, (out, into))| Transfer { peer, out, into })

@@ -6,7 +6,7 @@ use std::time::Duration;
 use llamero_checkpoint::Runs;
 use llamero_engine::leaf_tree::{self, LeafLayout, Subtree};
 use llamero_engine::mesh::local::local_mesh;
-use llamero_engine::{BackendError, Era, MeshError, Topology};
+use llamero_engine::{BackendError, Era, Members, MeshError, Topology};
 
 use super::{Collective, Reduction, Waits};
 
@@ -16,11 +16,11 @@ const ERA: Era = Era {
 };
 
 fn group(world: u32, deadline: Duration) -> Vec<Collective> {
-    let topology = Topology {
-        tensor: world,
-        pipeline: 1,
-    };
-    local_mesh(topology, ERA)
+    of_members(&Topology::tensor(world).into(), deadline)
+}
+
+fn of_members(members: &Members, deadline: Duration) -> Vec<Collective> {
+    local_mesh(members, ERA)
         .unwrap()
         .into_iter()
         .map(|mesh| Collective::new(Box::new(mesh), Waits::new(deadline, false)))
@@ -119,6 +119,21 @@ fn shares_may_have_gaps_or_be_empty() {
 }
 
 #[test]
+fn survivors_of_each_stage_sum_among_themselves() {
+    let topology = Topology {
+        tensor: 3,
+        pipeline: 2,
+    };
+    let members = Members::new(topology, &[1, 5]).unwrap();
+    let sums = on_all(of_members(&members, Duration::from_secs(20)), |mut collective| {
+        assert_eq!(collective.world(), 2);
+        sum(&mut collective, &even(9, 2), 40)
+    });
+    let whole: Vec<f32> = (0..40).map(|element| node(&(0..9), element)).collect();
+    assert_eq!(sums, vec![whole; 4]);
+}
+
+#[test]
 fn uneven_and_empty_parts_are_gathered() {
     let all = on_all(group(3, Duration::from_secs(20)), |mut collective| {
         let mine: &[f32] = [&[1.0, 2.0, 3.0][..], &[], &[4.0]][collective.index()];
@@ -135,7 +150,7 @@ fn stages_sum_apart_and_pass_data_on() {
         tensor: 2,
         pipeline: 2,
     };
-    let stages = local_mesh(topology, ERA)
+    let stages = local_mesh(&topology.into(), ERA)
         .unwrap()
         .into_iter()
         .map(|mesh| Collective::new(Box::new(mesh), Waits::new(Duration::from_secs(20), true)))

@@ -15,10 +15,11 @@ use std::time::Duration;
 
 use llamero_checkpoint::load::{Member, PodNotes, Together, load_together};
 use llamero_checkpoint::pod::shared_reads;
-use llamero_checkpoint::{Checkpoint, ModelLayout, RankShard, ShardPlan};
+use llamero_checkpoint::{Checkpoint, Members, ModelLayout, RankShard, ShardPlan};
+use llamero_engine::hash::Fnv1a;
 use llamero_engine::{BackendError, LoadWatch};
 
-use super::{Fnv1a, MAX_THREADS, Packer, fingerprint, finish, layout, tell};
+use super::{MAX_THREADS, Packer, fingerprint, finish, layout, tell};
 use crate::layout::Layout;
 use crate::region::Region;
 use crate::shape::Shape;
@@ -57,15 +58,19 @@ pub(crate) struct Pod<'a> {
 }
 
 impl<'a> Pod<'a> {
-    /// Join the ranks whose memory `pod` is; `shard` is this rank's. None when they cannot load together.
+    /// Join the ranks whose memory `pod` is, of the group `members`; `shard` is this rank's. None when they cannot load together.
     pub(crate) fn join(
         checkpoint: &Checkpoint,
         model: &ModelLayout,
+        members: &Members,
         shard: &RankShard,
         pod: &'a PodMemory,
     ) -> Result<Option<Self>, BackendError> {
-        let plan =
-            ShardPlan::new(checkpoint.config(), shard.topology).map_err(llamero_checkpoint::Error::from)?;
+        // The files are those of all ranks of the pod in order; a group that does without some loads rank by rank.
+        if !members.lost().is_empty() {
+            return Ok(None);
+        }
+        let plan = ShardPlan::of(checkpoint.config(), members).map_err(llamero_checkpoint::Error::from)?;
         let of_pod = (pod.first..).take(pod.weights.len());
         let shards: Vec<RankShard> = of_pod
             .filter_map(|rank| plan.member(rank).ok().cloned())

@@ -255,7 +255,7 @@ impl Supervisor {
         use llamero_engine::Backend as _;
         let clone = |file: &OwnedFd| file.try_clone().unwrap();
         let options = crate::CpuOptions {
-            topology: Topology::tensor(3),
+            members: Topology::tensor(3).into(),
             rank,
             memory: Some(clone(&self.weights[rank as usize])),
             pod: Some(crate::PodMemory {
@@ -288,7 +288,7 @@ fn ranks_of_a_pod_load_the_same_bytes_together_as_alone() {
             // A rank without peers: nobody else takes part, and nothing waits for long.
             let memory = supervisor.weights[rank as usize].try_clone().unwrap();
             let options = crate::CpuOptions {
-                topology: Topology::tensor(3),
+                members: Topology::tensor(3).into(),
                 rank,
                 memory: Some(memory),
                 ..crate::CpuOptions::alone(1, crate::Kernel::detect())

@@ -89,8 +89,8 @@ impl FormedGroup {
             sizes.block_elements(shape),
         )?;
         let mut group = Self {
-            spec: spec.clone(),
-            state: KvState::new(spec, blocks),
+            spec: *spec,
+            state: KvState::new(&spec.limits, vec![0; blocks as usize]),
             free_lanes: (0..lanes.len()).rev().collect(),
             sizes,
             cache,
@@ -99,7 +99,7 @@ impl FormedGroup {
             work,
             lanes,
             lanes_states,
-            spare: spec.max_sequences,
+            spare: spec.limits.max_sequences,
             rooms: Vec::new(),
             next_step: 1,
             steps: VecDeque::new(),
@@ -132,7 +132,11 @@ impl FormedGroup {
     }
 
     pub(super) fn capacity(&self) -> KvCapacity {
-        KvCapacity { blocks: self.blocks }
+        KvCapacity {
+            blocks: self.blocks,
+            // Blocks do not outlive their era yet.
+            kept: None,
+        }
     }
 
     pub(super) fn submit(&mut self, plan: &Plan, vocab: usize) -> Result<Ticket, BackendError> {
@@ -153,9 +157,9 @@ impl FormedGroup {
             )));
         };
         let mut touched = changed_slots(plan);
-        touched.retain(|slot| *slot < self.spec.max_sequences);
+        touched.retain(|slot| *slot < self.spec.limits.max_sequences);
         let before: Vec<_> = touched.iter().map(|slot| self.state.table(*slot)).collect();
-        self.state.advance(plan, &self.spec, vocab).map_err(bug)?;
+        self.state.advance(plan, &self.spec.limits, vocab).map_err(bug)?;
         self.free_lanes.pop();
         self.next_step += 1;
         let mut entries = Vec::new();
@@ -239,7 +243,7 @@ impl FormedGroup {
             if now - started < EAGER {
                 std::thread::yield_now();
             } else {
-                std::thread::sleep(NAP.min(until - now));
+                std::thread::park_timeout(NAP.min(until - now));
             }
         }
     }
@@ -450,16 +454,16 @@ fn blocks(
         );
     }
     let blocks = asked.min(fit);
-    let needed = spec.max_context.div_ceil(spec.block_size);
+    let needed = spec.limits.max_context.div_ceil(spec.limits.block_size);
     if blocks < needed {
-        let (block, context) = (plan.kv_block, spec.max_context);
+        let (block, context) = (plan.kv_block, spec.limits.max_context);
         return Err(unusable(format!(
             "one sequence of {context} tokens needs {} bytes of KV cache; {} were asked for and {left} are left of the GPU's \
              {total} bytes: raise the KV memory, lower maxContextLength to at most {}, lower the tokens in a step, or use \
              more tensor-parallel ranks",
             u64::from(needed) * block,
             spec.kv_bytes,
-            u64::from(blocks) * u64::from(spec.block_size)
+            u64::from(blocks) * u64::from(spec.limits.block_size)
         )));
     }
     Ok(blocks)

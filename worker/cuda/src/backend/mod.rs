@@ -16,7 +16,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Instant;
 
-use llamero_checkpoint::{Checkpoint, ModelLayout, RankShard, ShardPlan, Topology};
+use llamero_checkpoint::{Checkpoint, Members, ModelLayout, RankShard, ShardPlan, Topology};
 use llamero_engine::{
     Backend, BackendError, FormSpec, KvCapacity, KvDtype, Late, LoadProgress, LoadWatch, LogitShard,
     MemoryPlan, Mesh, Plan, StepProgress, Ticket, Waited,
@@ -59,8 +59,8 @@ pub enum Origin {
 /// What a rank needs besides its checkpoint.
 #[derive(Debug, Clone)]
 pub struct CudaOptions {
-    /// How the group shares the model.
-    pub topology: Topology,
+    /// Who belongs to the group, and how they share the model.
+    pub members: Members,
     /// This rank.
     pub rank: u32,
     /// Its GPU.
@@ -76,7 +76,7 @@ impl CudaOptions {
     #[must_use]
     pub fn alone() -> Self {
         Self {
-            topology: Topology::tensor(1),
+            members: Topology::tensor(1).into(),
             rank: 0,
             gpu: Gpu::Number(0),
             kernels: None,
@@ -89,6 +89,7 @@ impl CudaOptions {
 pub struct CudaBackend {
     checkpoint: Checkpoint,
     model: ModelLayout,
+    members: Members,
     shard: RankShard,
     shape: Shape,
     layout: Layout,
@@ -107,13 +108,20 @@ impl CudaBackend {
     /// # Errors
     /// [`BackendError::Unusable`] when there is no driver or no such GPU, or the checkpoint cannot be used or split so.
     pub fn new(checkpoint: &Path, options: CudaOptions) -> Result<Self, BackendError> {
+        Self::of(Checkpoint::open(checkpoint)?, options)
+    }
+
+    /// A rank of the model in an open `checkpoint`.
+    ///
+    /// # Errors
+    /// As [`Self::new`].
+    pub fn of(checkpoint: Checkpoint, options: CudaOptions) -> Result<Self, BackendError> {
         let driver = probe::driver().map_err(|absent| unusable(absent.to_string()))?;
         let device = find(driver, options.gpu)?;
-        let checkpoint = Checkpoint::open(checkpoint)?;
         let model = ModelLayout::check(&checkpoint).map_err(llamero_checkpoint::Error::from)?;
-        check_topology(options.topology, options.origin)?;
-        let plan =
-            ShardPlan::new(checkpoint.config(), options.topology).map_err(llamero_checkpoint::Error::from)?;
+        check_members(&options.members, options.origin)?;
+        let plan = ShardPlan::of(checkpoint.config(), &options.members);
+        let plan = plan.map_err(llamero_checkpoint::Error::from)?;
         let shard = plan
             .member(options.rank)
             .map_err(llamero_checkpoint::Error::from)?
@@ -124,6 +132,7 @@ impl CudaBackend {
         Ok(Self {
             checkpoint,
             model,
+            members: options.members,
             shard,
             shape,
             layout,
@@ -151,10 +160,10 @@ impl CudaBackend {
         )
     }
 
-    /// How the group shares the model.
+    /// Who belongs to the group, and how they share the model.
     #[must_use]
-    pub fn topology(&self) -> Topology {
-        self.shard.topology
+    pub fn members(&self) -> &Members {
+        &self.members
     }
 
     /// The checkpoint.
@@ -184,7 +193,7 @@ impl CudaBackend {
         let (free, total) = self.ops.device().context.mem_get_info().map_err(refused)?;
         let loaded = self.weights.as_ref().map_or(0, |_| plan.weights);
         let needed = plan.fixed() - loaded + reserve(total as u64) + plan.kv_block;
-        let blocks = u64::from(spec.max_context.div_ceil(spec.block_size));
+        let blocks = u64::from(spec.limits.max_context.div_ceil(spec.limits.block_size));
         let one = blocks * plan.kv_block;
         let left = (free as u64).saturating_sub(needed);
         if left < one {
@@ -198,8 +207,8 @@ impl CudaBackend {
                 plan.logits,
                 plan.rope,
                 reserve(total as u64),
-                spec.max_context,
-                left / plan.kv_block.max(1) * u64::from(spec.block_size)
+                spec.limits.max_context,
+                left / plan.kv_block.max(1) * u64::from(spec.limits.block_size)
             )));
         }
         Ok(left)
@@ -250,7 +259,8 @@ fn find(driver: probe::Driver, gpu: Gpu) -> Result<Device, BackendError> {
     }
 }
 
-fn check_topology(topology: Topology, origin: Origin) -> Result<(), BackendError> {
+fn check_members(members: &Members, origin: Origin) -> Result<(), BackendError> {
+    let topology = members.topology();
     if topology.pipeline != 1 {
         return Err(unusable(format!(
             "{} pipeline stages cannot be computed on GPUs yet: use 1",
@@ -325,11 +335,14 @@ impl Backend for CudaBackend {
         if self.weights.is_none() {
             return Err(not_loaded());
         }
-        let (topology, rank) = (mesh.topology(), mesh.rank());
-        if (topology, rank) != (self.shard.topology, self.shard.rank) && self.origin == Origin::Checkpoint {
+        let own = (mesh.members(), mesh.rank()) == (&self.members, self.shard.rank);
+        if !own && self.origin == Origin::Checkpoint {
             return Err(bug(format!(
-                "rank {} of {} was given the links of rank {rank} of {topology}",
-                self.shard.rank, self.shard.topology
+                "rank {} of {} was given the links of rank {} of {}",
+                self.shard.rank,
+                self.members,
+                mesh.rank(),
+                mesh.members()
             )));
         }
         let sizes = Sizes::new(spec)?;

@@ -2,11 +2,12 @@ use crate::{Era, KvDtype, SampleKey};
 
 use super::*;
 
-const SPEC: FormSpec = FormSpec {
-    era: Era {
-        generation: 1,
-        epoch: 1,
-    },
+const ERA: Era = Era {
+    generation: 1,
+    epoch: 1,
+};
+
+const LIMITS: FormLimits = FormLimits {
     max_sequences: 2,
     max_batched_tokens: 64,
     max_context: 100,
@@ -14,7 +15,6 @@ const SPEC: FormSpec = FormSpec {
     steps_in_flight: 2,
     kv_dtype: KvDtype::Bf16,
     max_adapters: 0,
-    kv_bytes: 0,
 };
 
 struct Both {
@@ -26,7 +26,7 @@ struct Both {
 impl Both {
     fn new() -> Self {
         Self {
-            state: KvState::new(&SPEC, 8),
+            state: KvState::new(&LIMITS, vec![0; 8]),
             tables: BlockTables::new(2, 8),
         }
     }
@@ -35,7 +35,7 @@ impl Both {
         let mut tables = self.tables.clone();
         let state_hash = tables.apply(&blocks).map_or(0, |()| tables.hash());
         let plan = Plan {
-            era: SPEC.era,
+            era: ERA,
             step: 1,
             micro_batch: 0,
             rows,
@@ -49,7 +49,7 @@ impl Both {
 
     fn step(&mut self, rows: Vec<PlanRow>, blocks: BlockDeltas) {
         let (plan, tables) = self.plan(rows, blocks);
-        self.state.advance(&plan, &SPEC, 100).unwrap();
+        self.state.advance(&plan, &LIMITS, 100).unwrap();
         self.tables = tables;
     }
 
@@ -58,7 +58,7 @@ impl Both {
         let (plan, _) = self.plan(rows, blocks);
         let (filled, hash) = (self.state.filled.clone(), self.state.tables.hash());
         let tables: Vec<_> = (0..2).map(|slot| self.state.table(slot)).collect();
-        let why = self.state.advance(&plan, &SPEC, 100).unwrap_err();
+        let why = self.state.advance(&plan, &LIMITS, 100).unwrap_err();
         assert_eq!((&self.state.filled, self.state.tables.hash()), (&filled, hash));
         for (slot, table) in (0..).zip(tables) {
             assert_eq!(self.state.tables.table(slot), &*table);
@@ -176,7 +176,7 @@ fn what_breaks_the_contract_is_named() {
     wrong.state_hash ^= 1;
     assert!(
         both.state
-            .advance(&wrong, &SPEC, 100)
+            .advance(&wrong, &LIMITS, 100)
             .unwrap_err()
             .contains("hash")
     );

@@ -4,7 +4,7 @@ use std::os::fd::{BorrowedFd, OwnedFd};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use super::Topology;
+use super::Members;
 use crate::step::Era;
 
 /// Why peers could not be talked to. Every error ends the era on every rank.
@@ -82,8 +82,8 @@ pub struct Wait {
 
 /// The links between this rank and its peers in one era. Calls are made in the same order on all ranks.
 pub trait Mesh: Send {
-    /// How the group shares the model.
-    fn topology(&self) -> Topology;
+    /// Who belongs to the group, and how they share the model.
+    fn members(&self) -> &Members;
 
     /// This rank.
     fn rank(&self) -> u32;

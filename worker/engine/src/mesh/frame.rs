@@ -12,6 +12,8 @@
 //! | 36 | 4 | length of the payload |
 //! | 40 | 4 | FNV-1a of the 40 bytes before, folded to 32 bits |
 
+use std::hash::Hasher as _;
+
 use crate::hash::Fnv1a;
 use crate::step::Era;
 

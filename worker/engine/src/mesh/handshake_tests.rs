@@ -24,7 +24,7 @@ struct Rank {
 impl Rank {
     /// Rank 1 of 2, ready and not formed.
     fn start() -> Self {
-        let inbox = Arc::new(Inbox::new(1, Topology::tensor(2), "n".into(), "c".into()));
+        let inbox = Arc::new(Inbox::new(1, Topology::tensor(2).into(), "n".into(), "c".into()));
         inbox.set_ready(None);
         let socket = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
         let listener = Listener::start(socket, Arc::clone(&inbox)).unwrap();
@@ -36,7 +36,8 @@ impl Rank {
         let membership = Membership {
             group_uid: "g".into(),
             generation,
-            members: vec![self.listener.address(); 2],
+            lost: Vec::new(),
+            addresses: Membership::in_rank_order([self.listener.address(); 2]),
             key: key.clone(),
         };
         assert_eq!(self.inbox.form(membership), Ok(true));
@@ -118,7 +119,7 @@ fn hello(generation: u64, epoch: u64) -> Hello {
     let identity = Identity {
         group_uid: "g".into(),
         rank: 0,
-        topology: Topology::tensor(2),
+        members: Topology::tensor(2).into(),
         numerics: "n".into(),
         content: "c".into(),
     };
@@ -270,6 +271,7 @@ fn members_are_refused_with_words() {
         refusal(&|hello| hello.topology = Topology::tensor(3)),
         RefusalCode::WrongRank
     );
+    assert_eq!(refusal(&|hello| hello.lost.push(1)), RefusalCode::OtherMembers);
     rank.dial(&hello(2, 1), &key).unwrap();
     assert_eq!(refusal(&|_| ()), RefusalCode::Duplicate);
 }

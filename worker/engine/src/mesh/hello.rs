@@ -13,12 +13,12 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::Topology;
 use super::key::{Nonce, Proof};
+use super::{Members, Topology};
 use crate::step::Era;
 
 /// Version of everything that ranks say to each other.
-pub const PROTOCOL: u16 = 3;
+pub const PROTOCOL: u16 = 4;
 
 /// What a link is for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -86,6 +86,8 @@ pub struct Hello {
     pub numerics: String,
     /// Content identity of the checkpoint.
     pub content: String,
+    /// Ranks that the group does without, in the order in which it lost them.
+    pub lost: Vec<u32>,
 }
 
 /// Why a link is refused.
@@ -101,6 +103,8 @@ pub enum RefusalCode {
     NotReady,
     /// This is another rank, or the group has another topology.
     WrongRank,
+    /// The two disagree about which ranks the group has lost, or in which order.
+    OtherMembers,
     /// Other numerics class.
     OtherNumerics,
     /// Other weights.
@@ -132,8 +136,8 @@ pub struct Identity {
     pub group_uid: String,
     /// This rank.
     pub rank: u32,
-    /// How the group shares the model.
-    pub topology: Topology,
+    /// Who belongs to the group, and how they share the model.
+    pub members: Members,
     /// Numerics class.
     pub numerics: String,
     /// Content identity of the checkpoint.
@@ -151,9 +155,10 @@ impl Identity {
             from: self.rank,
             to,
             link,
-            topology: self.topology,
+            topology: self.members.topology(),
             numerics: self.numerics.clone(),
             content: self.content.clone(),
+            lost: self.members.lost().to_vec(),
         }
     }
 
@@ -177,14 +182,28 @@ impl Identity {
             );
             return refuse(RefusalCode::OtherGroup, sentence);
         }
-        if hello.topology != self.topology {
+        if hello.topology != self.members.topology() {
             let sentence = format!(
                 "rank {} was started for {} and rank {} for {}: start all members with the same parallelism",
-                hello.from, hello.topology, self.rank, self.topology
+                hello.from,
+                hello.topology,
+                self.rank,
+                self.members.topology()
             );
             return refuse(RefusalCode::WrongRank, sentence);
         }
-        if hello.to != self.rank || hello.from >= self.topology.ranks() || hello.from == self.rank {
+        if hello.lost != self.members.lost() {
+            let sentence = format!(
+                "rank {} takes {:?} for the ranks that the group has lost and rank {} takes {:?}: tell all members the same \
+                 ones, in the same order",
+                hello.from,
+                hello.lost,
+                self.rank,
+                self.members.lost()
+            );
+            return refuse(RefusalCode::OtherMembers, sentence);
+        }
+        if hello.to != self.rank || self.members.index(hello.from).is_none() || hello.from == self.rank {
             let sentence = format!(
                 "this is rank {}; rank {} wanted rank {}",
                 self.rank, hello.from, hello.to
@@ -222,10 +241,7 @@ mod tests {
         let identity = |rank| Identity {
             group_uid: "g".into(),
             rank,
-            topology: Topology {
-                tensor: 3,
-                pipeline: 1,
-            },
+            members: Members::new(Topology::tensor(5), &[4, 3]).unwrap(),
             numerics: "x86-avx512bf16-v1".into(),
             content: "m".into(),
         };
@@ -256,7 +272,16 @@ mod tests {
             code(&|hello| hello.topology.pipeline = 4),
             Err(RefusalCode::WrongRank)
         );
-        assert_eq!(code(&|hello| hello.from = 3), Err(RefusalCode::WrongRank));
+        for lost in [vec![], vec![4], vec![3, 4], vec![4, 3, 1]] {
+            assert_eq!(
+                code(&|hello| hello.lost.clone_from(&lost)),
+                Err(RefusalCode::OtherMembers),
+                "{lost:?}"
+            );
+        }
+        for from in [3, 4, 5] {
+            assert_eq!(code(&|hello| hello.from = from), Err(RefusalCode::WrongRank));
+        }
         assert_eq!(code(&|hello| hello.from = 2), Err(RefusalCode::WrongRank));
         assert_eq!(
             code(&|hello| hello.from = 1),

@@ -13,7 +13,7 @@ use super::hello::{
 };
 use super::key::{GroupKey, Nonce, Purpose, SECRET_BYTES, nonce};
 use super::socket::{self, EraAbort};
-use super::{Membership, Topology};
+use super::{Members, Membership};
 use crate::step::Era;
 
 /// Former generations whose members are still told that they are over. Older ones are strangers.
@@ -42,7 +42,7 @@ pub struct Inbox {
 #[derive(Debug)]
 struct State {
     rank: u32,
-    topology: Topology,
+    members: Members,
     numerics: String,
     content: String,
     membership: Option<Arc<Membership>>,
@@ -60,10 +60,10 @@ struct State {
 impl Inbox {
     /// Not formed, not ready. `numerics` is the numerics class, `content` the checkpoint's content identity.
     #[must_use]
-    pub fn new(rank: u32, topology: Topology, numerics: String, content: String) -> Self {
+    pub fn new(rank: u32, members: Members, numerics: String, content: String) -> Self {
         let state = State {
             rank,
-            topology,
+            members,
             numerics,
             content,
             membership: None,
@@ -88,17 +88,11 @@ impl Inbox {
     /// Take a higher generation: the present era ends and waiting links are closed. False for the same one again.
     ///
     /// # Errors
-    /// A sentence, for a lower generation, another group, or a number of members that does not fit the topology.
+    /// A sentence, for a lower generation, another group, or members that are not those that this rank was started for: it
+    /// holds the share that it has among those.
     pub fn form(&self, membership: Membership) -> Result<bool, String> {
         let mut state = self.lock();
-        if membership.members.len() != state.topology.ranks() as usize {
-            return Err(format!(
-                "{} members were sent to rank {} of {}: name every rank's address in rank order",
-                membership.members.len(),
-                state.rank,
-                state.topology
-            ));
-        }
+        state.check_members(&membership)?;
         if let Some(present) = &state.membership {
             if present.group_uid != membership.group_uid {
                 return Err(format!(
@@ -308,6 +302,25 @@ impl Recognised {
 }
 
 impl State {
+    fn check_members(&self, membership: &Membership) -> Result<(), String> {
+        if membership.lost != self.members.lost() {
+            return Err(format!(
+                "rank {} was started for {} and is told that the group has lost {:?}: start it again for these members",
+                self.rank, self.members, membership.lost
+            ));
+        }
+        if !membership.addresses.keys().eq(self.members.ranks()) {
+            return Err(format!(
+                "{} members were sent to rank {} of {}: name the address of each of the ranks {:?}",
+                membership.addresses.len(),
+                self.rank,
+                self.members,
+                self.members.ranks()
+            ));
+        }
+        Ok(())
+    }
+
     fn end_current(&mut self) {
         if let Some((_, abort)) = self.current.take() {
             abort.abort();
@@ -353,7 +366,7 @@ impl State {
         let identity = Identity {
             group_uid: membership.group_uid.clone(),
             rank: self.rank,
-            topology: self.topology,
+            members: self.members.clone(),
             numerics: self.numerics.clone(),
             content: self.content.clone(),
         };

@@ -6,33 +6,32 @@ use std::sync::Arc;
 
 use super::data_link::DataLink;
 use super::socket::{self, EraAbort};
-use super::{TcpMesh, Topology};
+use super::{Members, TcpMesh};
 use crate::step::Era;
 
-/// The meshes of all ranks, in rank order, connected over 127.0.0.1.
+/// The meshes of all members, in rank order, connected over 127.0.0.1.
 ///
 /// # Errors
 /// The operating system's word.
-pub fn local_mesh(topology: Topology, era: Era) -> io::Result<Vec<TcpMesh>> {
-    let world = topology.ranks();
-    let mut links: Vec<Vec<DataLink>> = (0..world).map(|_| Vec::new()).collect();
-    let aborts: Vec<Arc<EraAbort>> = (0..world).map(|_| Arc::default()).collect();
+pub fn local_mesh(members: &Members, era: Era) -> io::Result<Vec<TcpMesh>> {
+    let ranks = members.ranks();
+    let mut links: Vec<Vec<DataLink>> = ranks.iter().map(|_| Vec::new()).collect();
+    let aborts: Vec<Arc<EraAbort>> = ranks.iter().map(|_| Arc::default()).collect();
     let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?;
-    for low in 0..world {
-        for high in low + 1..world {
+    for low in 0..ranks.len() {
+        for high in low + 1..ranks.len() {
             let dialled = TcpStream::connect(listener.local_addr()?)?;
             let (accepted, _) = listener.accept()?;
-            for (stream, rank, peer) in [(dialled, low, high), (accepted, high, low)] {
+            for (stream, here, there) in [(dialled, low, high), (accepted, high, low)] {
                 socket::prepare(&stream)?;
-                aborts[rank as usize].watch(&stream)?;
-                links[rank as usize].push(DataLink::new(stream, peer));
+                aborts[here].watch(&stream)?;
+                links[here].push(DataLink::new(stream, ranks[there]));
             }
         }
     }
-    (0..world)
-        .zip(links.into_iter().zip(aborts))
-        .map(|(rank, (links, abort))| {
-            TcpMesh::new(rank, topology, era, links, abort).map_err(io::Error::other)
-        })
-        .collect()
+    let ends = ranks.iter().zip(links.into_iter().zip(aborts));
+    ends.map(|(rank, (links, abort))| {
+        TcpMesh::new(*rank, members.clone(), era, links, abort).map_err(io::Error::other)
+    })
+    .collect()
 }

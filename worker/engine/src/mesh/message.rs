@@ -4,20 +4,22 @@
 use serde::{Deserialize, Serialize};
 
 use super::contract::MeshError;
-use crate::backend::{BackendError, KvDtype};
-use crate::step::{Late, LogitShard, Plan, StepOutput};
+use crate::form::FormLimits;
+use crate::step::{Era, Late, LogitShard, Plan, StepOutput};
 
 /// What travels between the leader and a member.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub enum Message {
-    /// Leader: the links are there, form with these limits.
-    Setup(Setup),
+    /// Leader: the links are there, form with these limits; each rank adds its own memory for KV.
+    Setup(FormLimits),
     /// Member: it is forming, and this is what it does now.
     Forming(String),
     /// Member: formed, with so many KV blocks.
     Ready {
         /// [`crate::KvCapacity::blocks`].
         blocks: u32,
+        /// [`crate::KvCapacity::kept`].
+        kept: Option<Era>,
     },
     /// Leader: execute this step.
     Plan(Plan),
@@ -56,25 +58,6 @@ pub enum Message {
     Failed(Failure),
 }
 
-/// Limits that all ranks form with; each adds its own memory for KV.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Setup {
-    /// See [`crate::FormSpec::max_sequences`].
-    pub max_sequences: u32,
-    /// See [`crate::FormSpec::max_batched_tokens`].
-    pub max_batched_tokens: u32,
-    /// See [`crate::FormSpec::max_context`].
-    pub max_context: u32,
-    /// See [`crate::FormSpec::block_size`].
-    pub block_size: u32,
-    /// See [`crate::FormSpec::steps_in_flight`].
-    pub steps_in_flight: u32,
-    /// See [`crate::FormSpec::kv_dtype`].
-    pub kv_dtype: KvDtype,
-    /// See [`crate::FormSpec::max_adapters`].
-    pub max_adapters: u32,
-}
-
 /// Why a member cannot go on.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Failure {
@@ -82,15 +65,6 @@ pub enum Failure {
     Lost(MeshError),
     /// Its process exits, since something must be changed or mended first.
     Exits(String),
-}
-
-impl From<&BackendError> for Failure {
-    fn from(error: &BackendError) -> Self {
-        match error {
-            BackendError::Lost(lost) => Self::Lost(lost.clone()),
-            error => Self::Exits(error.to_string()),
-        }
-    }
 }
 
 impl Failure {

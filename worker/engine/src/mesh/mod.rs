@@ -1,7 +1,8 @@
 //! Links between the ranks of a group: a full mesh of TCP connections.
 //!
 //! Rank 0 dials every other rank twice (a plan link and a data link). When rank 0's Hello for a new era arrives, every
-//! other rank `i` dials the data link of each rank `j > i`. Both ends prove that they know the generation's key before
+//! other rank `i` dials the data link of each rank `j > i`. Ranks that the group has lost are left out; the others keep
+//! their numbers, and refuse each other when they disagree about who is lost. Both ends prove that they know the generation's key before
 //! anything else is said. All frames carry the era; every wait has a deadline; the deadline is ours and does not lean on
 //! TCP keepalive.
 //!
@@ -55,8 +56,8 @@ pub use hello::{Answer, Hello, Identity, LinkKind, RefusalCode};
 pub use inbox::Inbox;
 pub use key::GroupKey;
 pub use listener::Listener;
-pub use llamero_checkpoint::Topology;
+pub use llamero_checkpoint::{Members, Topology};
 pub use membership::Membership;
-pub use message::{Failure, Message, Setup};
+pub use message::{Failure, Message};
 pub use socket::EraAbort;
 pub use tcp::TcpMesh;

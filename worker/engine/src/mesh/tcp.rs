@@ -8,14 +8,14 @@ use super::contract::{Abort, Label, Mesh, MeshError, Transfer, Wait};
 use super::data_link::DataLink;
 use super::exchange::{Context, exchange, send_abort};
 use super::socket::EraAbort;
-use super::{Topology, files};
+use super::{Members, Topology, files};
 use crate::step::Era;
 
 /// One link to each other rank. See [`Mesh`].
 #[derive(Debug)]
 pub struct TcpMesh {
     rank: u32,
-    topology: Topology,
+    members: Members,
     era: Era,
     /// In rank order, without this rank.
     links: Vec<DataLink>,
@@ -24,29 +24,30 @@ pub struct TcpMesh {
 }
 
 impl TcpMesh {
-    /// A mesh over one link to each other rank, in any order.
+    /// A mesh over one link to each other member, in any order.
     ///
     /// # Errors
-    /// [`MeshError::Protocol`] when the links are not exactly one to each other rank.
+    /// [`MeshError::Protocol`] when the links are not exactly one to each other member.
     pub fn new(
         rank: u32,
-        topology: Topology,
+        members: Members,
         era: Era,
         mut links: Vec<DataLink>,
         abort: Arc<EraAbort>,
     ) -> Result<Self, MeshError> {
         links.sort_by_key(DataLink::peer);
-        let (world, peers) = (topology.ranks(), links.iter().map(DataLink::peer));
-        if rank >= world || !peers.clone().eq((0..world).filter(|peer| *peer != rank)) {
+        let peers = links.iter().map(DataLink::peer);
+        let others = members.ranks().iter().copied().filter(|peer| *peer != rank);
+        if members.index(rank).is_none() || !peers.clone().eq(others) {
             let reason = format!(
-                "rank {rank} of {world} has links to {:?}",
+                "rank {rank} of {members} has links to {:?}",
                 peers.collect::<Vec<_>>()
             );
             return Err(MeshError::Protocol { rank, reason });
         }
         Ok(Self {
             rank,
-            topology,
+            members,
             era,
             links,
             abort,
@@ -59,10 +60,7 @@ impl TcpMesh {
     pub fn alone(era: Era) -> Self {
         Self {
             rank: 0,
-            topology: Topology {
-                tensor: 1,
-                pipeline: 1,
-            },
+            members: Topology::tensor(1).into(),
             era,
             links: Vec::new(),
             abort: Arc::default(),
@@ -89,8 +87,8 @@ impl TcpMesh {
 }
 
 impl Mesh for TcpMesh {
-    fn topology(&self) -> Topology {
-        self.topology
+    fn members(&self) -> &Members {
+        &self.members
     }
 
     fn rank(&self) -> u32 {

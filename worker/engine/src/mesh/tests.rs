@@ -5,7 +5,7 @@ use std::os::fd::AsFd;
 use std::time::{Duration, Instant};
 
 use super::local::local_mesh;
-use super::{Label, Mesh, MeshError, TcpMesh, Topology, Transfer, Wait};
+use super::{Label, Members, Mesh, MeshError, TcpMesh, Topology, Transfer, Wait};
 use crate::step::Era;
 
 const ERA: Era = Era {
@@ -15,11 +15,7 @@ const ERA: Era = Era {
 const LONG: Duration = Duration::from_secs(60);
 
 fn mesh(world: u32) -> Vec<TcpMesh> {
-    let topology = Topology {
-        tensor: world,
-        pipeline: 1,
-    };
-    local_mesh(topology, ERA).unwrap()
+    local_mesh(&Topology::tensor(world).into(), ERA).unwrap()
 }
 
 /// Run `work` on every rank in its own thread; results in rank order.
@@ -37,9 +33,8 @@ fn all_to_all(
     mine: &[u8],
     wait: Duration,
 ) -> Result<Vec<Vec<u8>>, MeshError> {
-    let peers: Vec<u32> = (0..mesh.topology().ranks())
-        .filter(|peer| *peer != mesh.rank())
-        .collect();
+    let ranks = mesh.members().ranks().iter().copied();
+    let peers: Vec<u32> = ranks.filter(|peer| *peer != mesh.rank()).collect();
     let mut theirs = vec![vec![0; mine.len()]; peers.len()];
     let mut frames: Vec<Transfer<'_>> = peers
         .iter()
@@ -150,6 +145,21 @@ fn abort_ends_a_wait() {
     });
     abort.abort();
     assert_eq!(thread.join().unwrap(), Err(MeshError::Aborted));
+}
+
+#[test]
+fn survivors_keep_their_numbers() {
+    let members = Members::new(Topology::tensor(5), &[3, 1]).unwrap();
+    let heard = on_all(local_mesh(&members, ERA).unwrap(), |mut mesh| {
+        let mine = [mesh.rank() as u8];
+        (
+            mesh.rank(),
+            all_to_all(&mut mesh, Label::default(), &mine, LONG)
+                .unwrap()
+                .concat(),
+        )
+    });
+    assert_eq!(heard, [(0, vec![2, 4]), (2, vec![0, 4]), (4, vec![0, 2])]);
 }
 
 #[test]

@@ -3,9 +3,10 @@
 use std::time::Duration;
 
 use super::executor::Patience;
-use crate::backend::{FormSpec, KvDtype, MemoryPlan};
-use crate::mesh::{Setup, Topology};
-use crate::schedule::Limits;
+use crate::backend::MemoryPlan;
+use crate::form::{FormLimits, FormSpec, KvDtype};
+use crate::mesh::Members;
+use crate::schedule::{Limits, PrefixHash};
 use crate::step::Era;
 
 /// Tokens that may wait before the group has formed, and at most.
@@ -16,8 +17,8 @@ const MAX_QUEUED_TOKENS: u64 = 4 << 20;
 pub struct RankConfig {
     /// This rank.
     pub rank: u32,
-    /// How the group shares the model.
-    pub topology: Topology,
+    /// Who belongs to the group, and how they share the model.
+    pub members: Members,
     /// Sequences at once.
     pub max_sequences: u32,
     /// Tokens in one step.
@@ -36,6 +37,8 @@ pub struct RankConfig {
     pub max_adapters: u32,
     /// Steps that are submitted and not released: 2, or pipeline stages + 1.
     pub steps_in_flight: u32,
+    /// Whether requests share the KV blocks of a common beginning.
+    pub prefix_cache: bool,
     /// A step should take at most this long; prompts are cut accordingly.
     pub step_target: Duration,
     /// Requests that may wait to be computed.
@@ -63,14 +66,15 @@ impl RankConfig {
     #[must_use]
     pub fn new(
         rank: u32,
-        topology: Topology,
+        members: Members,
         max_context: u32,
         numerics: impl Into<String>,
         content: impl Into<String>,
     ) -> Self {
         Self {
             rank,
-            topology,
+            steps_in_flight: members.topology().pipeline.saturating_add(1).max(2),
+            members,
             max_sequences: 64,
             max_batched_tokens: 512,
             max_context,
@@ -79,7 +83,7 @@ impl RankConfig {
             memory_limit: None,
             kv_dtype: KvDtype::default(),
             max_adapters: 0,
-            steps_in_flight: topology.pipeline.saturating_add(1).max(2),
+            prefix_cache: true,
             step_target: Duration::from_secs(1),
             max_queued_requests: 1024,
             max_queued_tokens: None,
@@ -93,8 +97,10 @@ impl RankConfig {
         }
     }
 
-    pub(super) fn setup(&self) -> Setup {
-        Setup {
+    /// The limits that its group forms with when it leads.
+    #[must_use]
+    pub fn form_limits(&self) -> FormLimits {
+        FormLimits {
             max_sequences: self.max_sequences,
             max_batched_tokens: self.max_batched_tokens,
             max_context: self.max_context,
@@ -105,16 +111,10 @@ impl RankConfig {
         }
     }
 
-    pub(super) fn form_spec(&self, era: Era, setup: Setup) -> FormSpec {
+    pub(super) fn form_spec(&self, era: Era, limits: FormLimits) -> FormSpec {
         FormSpec {
             era,
-            max_sequences: setup.max_sequences,
-            max_batched_tokens: setup.max_batched_tokens,
-            max_context: setup.max_context,
-            block_size: setup.block_size,
-            steps_in_flight: setup.steps_in_flight,
-            kv_dtype: setup.kv_dtype,
-            max_adapters: setup.max_adapters,
+            limits,
             kv_bytes: self.kv_bytes,
         }
     }
@@ -128,6 +128,12 @@ impl RankConfig {
             block_size: self.block_size,
             blocks,
         }
+    }
+
+    /// What stands before the names of all KV blocks; none when they have no names.
+    pub(super) fn prefix(&self) -> Option<PrefixHash> {
+        self.prefix_cache
+            .then(|| PrefixHash::of_group(&self.content, &self.numerics, self.block_size))
     }
 
     /// KV blocks of this rank, which the group has at most.

@@ -99,8 +99,8 @@ impl<B: Backend> Follower<'_, B> {
         let Some(plan) = plan.map(Arc::new) else {
             return Err(MeshError::Aborted.into());
         };
-        let topology = self.config.topology;
-        let mesh = TcpMesh::new(self.config.rank, topology, era, data, Arc::clone(abort))?;
+        let members = self.config.members.clone();
+        let mesh = TcpMesh::new(self.config.rank, members, era, data, Arc::clone(abort))?;
         let (messages, incoming) = mpsc::sync_channel(WAITING_MESSAGES);
         let progress = self.backend.progress();
         std::thread::scope(|scope| {
@@ -125,7 +125,7 @@ impl<B: Backend> Follower<'_, B> {
         })
     }
 
-    /// Collect the links of an era: rank 0's two, and one to each other rank.
+    /// Collect the links of an era: rank 0's two, and one to each other member.
     fn connect(
         &self,
         membership: &Membership,
@@ -133,11 +133,10 @@ impl<B: Backend> Follower<'_, B> {
         abort: &Arc<EraAbort>,
     ) -> Result<Links, BackendError> {
         let rank = self.config.rank;
-        let world = u32::try_from(membership.members.len()).unwrap_or(u32::MAX);
         let identity = Identity {
             group_uid: membership.group_uid.clone(),
             rank,
-            topology: self.config.topology,
+            members: self.config.members.clone(),
             numerics: self.config.numerics.clone(),
             content: self.config.content.clone(),
         };
@@ -161,15 +160,11 @@ impl<B: Backend> Follower<'_, B> {
             }
             let missing = |links: &Links, peer: u32| !links.data.iter().any(|link| link.peer() == peer);
             if Instant::now() >= dial_at {
-                for peer in rank + 1..world {
+                for (peer, address) in membership.addresses.range(rank + 1..) {
+                    let peer = *peer;
                     if missing(&links, peer) {
                         let hello = identity.hello(era, peer, LinkKind::Data);
-                        match dial(
-                            membership.members[peer as usize],
-                            &hello,
-                            &membership.key,
-                            self.config.dial_timeout,
-                        ) {
+                        match dial(*address, &hello, &membership.key, self.config.dial_timeout) {
                             Ok(stream) => {
                                 let link = DataLink::new(stream, peer);
                                 link.watch(abort).map_err(|error| lost(peer, error.to_string()))?;
@@ -184,7 +179,7 @@ impl<B: Backend> Follower<'_, B> {
                 }
                 dial_at = Instant::now() + RETRY_INTERVAL;
             }
-            if links.plan.is_some() && links.data.len() + 1 == world as usize {
+            if links.plan.is_some() && links.data.len() + 1 == membership.addresses.len() {
                 return Ok(links);
             }
             if links.plan.as_ref().is_some_and(ControlLink::is_closed) {

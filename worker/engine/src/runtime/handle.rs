@@ -127,11 +127,11 @@ impl EngineHandle {
         self.load.snapshot(self.context.is_draining())
     }
 
-    /// Time since the last step of the whole group; none before the first. Readiness compares it with the stall
-    /// time-out.
+    /// Time since the group was seen to work last, by a step or by a layer of a slow one; none before the first step. Health
+    /// compares it with the stall time-out.
     #[must_use]
-    pub fn canary_age(&self) -> Option<Duration> {
-        self.load().last_step_at.map(|at| at.elapsed())
+    pub fn idle_for(&self) -> Option<Duration> {
+        self.context.state.get().worked_at().map(|at| at.elapsed())
     }
 }
 

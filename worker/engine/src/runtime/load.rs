@@ -64,6 +64,10 @@ pub struct LoadSnapshot {
     pub prompt_tokens: u64,
     /// Tokens generated.
     pub output_tokens: u64,
+    /// Tokens of prompts that were looked for in the KV cache.
+    pub prefix_lookup_tokens: u64,
+    /// Of those, tokens that were found there.
+    pub prefix_hit_tokens: u64,
     /// From submission to the first token.
     pub time_to_first_token: HistogramSnapshot,
     /// From token to token of one request.
@@ -86,6 +90,8 @@ pub(super) struct Figures {
     pub(super) steps: u64,
     pub(super) prompt_tokens: u64,
     pub(super) output_tokens: u64,
+    pub(super) prefix_lookup_tokens: u64,
+    pub(super) prefix_hit_tokens: u64,
     pub(super) first_token: Histogram,
     pub(super) inter_token: Histogram,
     pub(super) last_step_at: Option<Instant>,
@@ -106,6 +112,8 @@ impl LoadCell {
             steps: figures.steps,
             prompt_tokens: figures.prompt_tokens,
             output_tokens: figures.output_tokens,
+            prefix_lookup_tokens: figures.prefix_lookup_tokens,
+            prefix_hit_tokens: figures.prefix_hit_tokens,
             time_to_first_token: figures.first_token.snapshot(),
             inter_token_latency: figures.inter_token.snapshot(),
             draining,

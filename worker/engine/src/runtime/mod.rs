@@ -54,5 +54,5 @@ pub use control::RankControl;
 pub use handle::{EngineHandle, Submission, SubmitError};
 pub use load::{HistogramSnapshot, LoadSnapshot};
 pub use rank::RankRuntime;
-pub use request::{Event, FailureKind, FinishReason, GenerationRequest};
+pub use request::{Event, FailureKind, FinishReason, GenerationRequest, Sharing};
 pub use state::{Outcome, Phase, RankState, StateWatch};

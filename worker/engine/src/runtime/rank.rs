@@ -39,7 +39,7 @@ impl<B: Backend> RankRuntime<B> {
     pub fn new(backend: B, config: RankConfig, socket: TcpListener) -> io::Result<Self> {
         let inbox = Arc::new(Inbox::new(
             config.rank,
-            config.topology,
+            config.members.clone(),
             config.numerics.clone(),
             config.content.clone(),
         ));
@@ -100,7 +100,7 @@ impl<B: Backend> RankRuntime<B> {
 
     fn run_inner(&mut self) -> Result<Outcome, BackendError> {
         let context = Arc::clone(&self.context);
-        let spec = self.config.form_spec(Era::default(), self.config.setup());
+        let spec = self.config.form_spec(Era::default(), self.config.form_limits());
         let memory = self.backend.memory(&spec)?;
         self.check_memory(&memory)?;
         context.state.phase(Phase::Loading, "");
@@ -182,6 +182,7 @@ impl<B: Backend> RankRuntime<B> {
                 config.step_target,
                 Arc::clone(&self.load),
                 Arc::clone(&self.queue),
+                config.prefix(),
             ),
             last: Era::default(),
             backoff: config.backoff.0,

@@ -16,6 +16,24 @@ pub struct GenerationRequest {
     pub stop_tokens: Vec<u32>,
     /// How to sample.
     pub sampling: SamplingParams,
+    /// With whom it shares what is computed for the beginnings of prompts. No token depends on it.
+    pub sharing: Sharing,
+}
+
+/// With which requests one shares the KV blocks of a common beginning, where the group does that at all.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Sharing {
+    /// With those that have the same salt, which may be empty. Others cannot tell by the time to the first token what was
+    /// asked with it.
+    With(String),
+    /// With none.
+    Nobody,
+}
+
+impl Default for Sharing {
+    fn default() -> Self {
+        Self::With(String::new())
+    }
 }
 
 impl GenerationRequest {
@@ -65,6 +83,11 @@ pub enum Event {
     Accepted {
         /// Tokens of the prompt.
         prompt_tokens: u32,
+    },
+    /// It begins to be computed. Comes once, before the first token, and not where nothing is computed.
+    Started {
+        /// Tokens of the prompt, from the first on, whose keys and values were in the KV cache already.
+        cached_tokens: u32,
     },
     /// One more output token.
     Token {

@@ -57,6 +57,19 @@ pub struct RankState {
     pub kv_blocks: u32,
 }
 
+impl RankState {
+    /// When the group was seen to work last: when a step of it ended or, while an era serves, when a layer of the step under
+    /// way did. What is loaded or warmed up while the group forms again does not count. None before the first step.
+    #[must_use]
+    pub fn worked_at(&self) -> Option<Instant> {
+        let step = self.last_step_at?;
+        match self.phase {
+            Phase::Serving => Some(self.last_progress_at.map_or(step, |layer| layer.max(step))),
+            _ => Some(step),
+        }
+    }
+}
+
 /// The state, and a way to wait for its changes.
 #[derive(Debug, Default)]
 pub struct StateWatch {
@@ -186,4 +199,36 @@ pub enum Outcome {
     Left,
     /// [`super::RankControl::stop`].
     Stopped,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_slow_step_works_and_a_group_that_forms_again_does_not() {
+        let start = Instant::now();
+        let after = |seconds| Some(start + Duration::from_secs(seconds));
+        let state = |phase, last_step_at, last_progress_at| RankState {
+            phase,
+            last_step_at,
+            last_progress_at,
+            ..RankState::default()
+        };
+        assert_eq!(
+            state(Phase::Serving, after(1), after(90)).worked_at(),
+            after(90),
+            "layers of a step under way"
+        );
+        assert_eq!(state(Phase::Serving, after(1), None).worked_at(), after(1));
+        for phase in [Phase::Connecting, Phase::Warming] {
+            assert_eq!(
+                state(phase, after(1), after(90)).worked_at(),
+                after(1),
+                "layers of a warm-up"
+            );
+        }
+        assert_eq!(state(Phase::Serving, None, after(90)).worked_at(), None);
+        assert_eq!(state(Phase::Loading, None, after(90)).worked_at(), None);
+    }
 }

@@ -12,6 +12,17 @@ pub struct LateToken {
     pub position: u32,
 }
 
+/// A sequence that begins to be computed, or begins again.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Admission {
+    /// Whose.
+    pub sequence: SequenceId,
+    /// Tokens of its history that may be found in the KV cache: all, or none when it shares nothing.
+    pub looked_up: u32,
+    /// Tokens of its history, from the first on, that are there and are not computed again.
+    pub cached: u32,
+}
+
 /// The rows of one step.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct Batch {
@@ -28,7 +39,7 @@ pub struct Batch {
     /// Sequences that were preempted to make this batch, youngest first.
     pub preempted: Vec<SequenceId>,
     /// Sequences that have their first row, or their first after a preemption, in this batch.
-    pub admitted: Vec<SequenceId>,
+    pub admitted: Vec<Admission>,
 }
 
 impl Batch {
@@ -75,7 +86,7 @@ impl Batch {
         self.sequences.push(sequence.id);
         sequence.planned = end;
         sequence.pending += u32::from(sampled);
-        sequence.rows_in_flight += 1;
+        sequence.rows_in_flight.push_back(end);
         sequence.last_batch = batch;
     }
 }

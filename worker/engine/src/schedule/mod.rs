@@ -5,22 +5,25 @@
 //! | module | what it is |
 //! |---|---|
 //! | [`budget`] | how many tokens a step may hold, from how long steps took |
-//! | [`allocator`] | the free list of KV blocks, with reference counts |
+//! | [`block_pool`] | the KV blocks: who uses them, and what the others still hold |
+//! | [`prefix`] | names of KV blocks by what they hold |
 //! | [`sequence`] | one request's tokens and how far they are planned |
 //! | [`batch`] | the rows of one step and what they belong to |
 //! | [`scheduler`] | admission, chunked prefill, preemption, requeue |
 
-pub mod allocator;
 pub mod batch;
+pub mod block_pool;
 pub mod budget;
+pub mod prefix;
 pub mod scheduler;
 pub mod sequence;
 
 #[cfg(test)]
 mod properties;
 
-pub use allocator::BlockAllocator;
-pub use batch::{Batch, LateToken};
+pub use batch::{Admission, Batch, LateToken};
+pub use block_pool::BlockPool;
 pub use budget::StepBudget;
+pub use prefix::PrefixHash;
 pub use scheduler::{Limits, Refusal, Scheduler};
 pub use sequence::{Sequence, SequenceId};

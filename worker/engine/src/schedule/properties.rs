@@ -1,6 +1,6 @@
 //! Invariants of the scheduler under arbitrary traffic, checked against a mirror that knows only the plans.
 
-use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 
 use proptest::prelude::*;
 
@@ -19,24 +19,35 @@ const KEY: SampleKey = SampleKey {
 #[derive(Debug, Clone)]
 enum Act {
     Arrive {
+        /// Prompts of one family begin alike.
+        family: u32,
         prompt: u32,
         output: u32,
+        /// Whether it shares blocks at all.
+        shares: bool,
     },
     /// Make a batch and send it.
     Plan,
     /// The oldest batch in flight is done.
     Done,
     Cancel(usize),
-    Era,
+    Era {
+        /// All ranks have their blocks as they were.
+        kept: bool,
+        /// The group has so many from here on; none: as before.
+        blocks: Option<u32>,
+    },
 }
 
 fn act() -> impl Strategy<Value = Act> {
     prop_oneof![
-        3 => (1_u32..30, 1_u32..12).prop_map(|(prompt, output)| Act::Arrive { prompt, output }),
+        3 => (0_u32..3, 1_u32..30, 1_u32..12, prop::bool::weighted(0.8))
+            .prop_map(|(family, prompt, output, shares)| Act::Arrive { family, prompt, output, shares }),
         8 => Just(Act::Plan),
         8 => Just(Act::Done),
         1 => any::<usize>().prop_map(Act::Cancel),
-        1 => Just(Act::Era),
+        1 => (any::<bool>(), prop::option::weighted(0.3, 1_u32..14))
+            .prop_map(|(kept, blocks)| Act::Era { kept, blocks }),
     ]
 }
 
@@ -53,7 +64,8 @@ struct Mirror {
     limits: Limits,
     tables: BlockTables,
     kv: BTreeMap<(u32, u32), u32>,
-    in_use: BTreeSet<u32>,
+    /// How many slots hold each block.
+    users: BTreeMap<u32, u32>,
 }
 
 impl Mirror {
@@ -63,7 +75,7 @@ impl Mirror {
             limits,
             tables,
             kv: BTreeMap::new(),
-            in_use: BTreeSet::new(),
+            users: BTreeMap::new(),
         }
     }
 
@@ -71,15 +83,25 @@ impl Mirror {
     fn submit(&mut self, batch: &Batch) {
         for slot in &batch.blocks.frees {
             for block in self.tables.table(*slot) {
-                self.in_use.remove(block);
+                let users = self.users.get_mut(block).unwrap();
+                *users -= 1;
+                if *users == 0 {
+                    self.users.remove(block);
+                }
             }
         }
-        for (_, blocks) in &batch.blocks.appends {
-            for block in blocks {
-                assert!(self.in_use.insert(*block), "block {block} has two owners");
-            }
+        for block in batch.blocks.appends.iter().flat_map(|(_, blocks)| blocks) {
+            *self.users.entry(*block).or_default() += 1;
         }
         self.tables.apply(&batch.blocks).unwrap();
+        // What a row writes, nobody else may hold, now or in a batch that is in flight.
+        for row in &batch.rows {
+            let end = row.start + u32::try_from(row.tokens.len()).unwrap();
+            for position in row.start..end {
+                let (block, _) = self.place(row.slot, position);
+                assert_eq!(self.users[&block], 1, "block {block} is written and shared");
+            }
+        }
         assert_eq!(self.tables.hash(), batch.state_hash);
         assert!(batch.tokens() <= self.limits.max_batched_tokens);
         assert!(batch.rows.len() <= self.limits.max_sequences as usize);
@@ -89,6 +111,13 @@ impl Mirror {
 
     /// Execute a batch with the values of its late tokens; returns the sampled token of each row.
     fn run(&mut self, batch: &Batch, late: &[u32]) -> Vec<Option<u32>> {
+        for (from, to) in &batch.blocks.copies {
+            for offset in 0..self.limits.block_size {
+                if let Some(token) = self.kv.get(&(*from, offset)).copied() {
+                    self.kv.insert((*to, offset), token);
+                }
+            }
+        }
         batch
             .rows
             .iter()
@@ -123,6 +152,8 @@ struct World {
     next_id: u64,
     in_flight: VecDeque<Batch>,
     depth: usize,
+    /// What each name stands for: the tokens of its block.
+    named: HashMap<PrefixHash, Vec<u32>>,
 }
 
 impl World {
@@ -135,20 +166,20 @@ impl World {
             alive: BTreeMap::new(),
             first_token: Vec::new(),
             next_id: 0,
+            named: HashMap::new(),
         }
     }
 
-    fn arrive(&mut self, prompt: u32, output: u32) {
+    fn arrive(&mut self, family: u32, prompt: u32, output: u32, shares: bool) {
         let id = SequenceId(self.next_id);
         self.next_id += 1;
-        let tokens: Vec<u32> = (0..prompt)
-            .map(|i| i * 3 + u32::try_from(id.0).unwrap())
-            .collect();
+        let tokens: Vec<u32> = (0..prompt).map(|i| i * 3 + family).collect();
+        learn(&mut self.named, &tokens, self.mirror.limits.block_size);
         let longest = prompt + output;
         let fits = longest <= self.mirror.limits.longest();
         let taken = self
             .scheduler
-            .add(Sequence::new(id, tokens.clone(), longest, KEY));
+            .add(Sequence::new(id, tokens.clone(), longest, KEY).with_root(shares.then(root)));
         assert_eq!(taken.is_ok(), fits, "exactly what can never fit is refused");
         if fits {
             self.alive.insert(id, (tokens, longest));
@@ -203,6 +234,7 @@ impl World {
                 self.first_token.push(*id);
             }
             history.push(token);
+            learn(&mut self.named, history, self.mirror.limits.block_size);
             assert_eq!(length.unwrap() as usize, history.len());
             assert_eq!(self.scheduler.is_full(*id), length == Some(*longest));
             if length == Some(*longest) {
@@ -211,12 +243,30 @@ impl World {
                 self.alive.remove(id);
             }
         }
+        self.check_names();
         if self.in_flight.is_empty() && !self.scheduler.has_frees() {
             let (used, total) = self.scheduler.kv_blocks();
-            assert_eq!(used as usize, self.mirror.in_use.len(), "blocks are conserved");
+            assert_eq!(used as usize, self.mirror.users.len(), "blocks are conserved");
+            for (block, users) in &self.mirror.users {
+                assert_eq!(
+                    self.scheduler.pool().users(*block),
+                    *users,
+                    "users of block {block}"
+                );
+            }
             assert_eq!(total, self.mirror.limits.blocks);
         }
         true
+    }
+
+    /// Every block that can be found holds what its name stands for.
+    fn check_names(&self) {
+        for (block, name) in self.scheduler.pool().names() {
+            let held: Vec<u32> = (0..self.mirror.limits.block_size)
+                .map(|offset| self.mirror.kv[&(block, offset)])
+                .collect();
+            assert_eq!(held, self.named[&name], "block {block}");
+        }
     }
 
     /// Plan as much as may be, and finish one batch.
@@ -235,28 +285,55 @@ impl World {
         self.alive.remove(&id);
     }
 
-    fn era(&mut self) {
-        let before: Vec<(SequenceId, Vec<u32>)> = self
-            .scheduler
-            .sequences()
-            .map(|sequence| (sequence.id, sequence.tokens.clone()))
-            .collect();
-        assert!(self.scheduler.requeue_all(self.mirror.limits).is_empty());
-        let after: Vec<(SequenceId, Vec<u32>)> = self
-            .scheduler
-            .sequences()
-            .map(|sequence| (sequence.id, sequence.tokens.clone()))
-            .collect();
-        let sorted = |mut all: Vec<(SequenceId, Vec<u32>)>| {
-            all.sort();
-            all
+    fn era(&mut self, kept: bool, blocks: Option<u32>) {
+        let histories = |world: &Self| -> Vec<(SequenceId, Vec<u32>)> {
+            let sequences = world.scheduler.sequences();
+            sequences
+                .map(|sequence| (sequence.id, sequence.tokens.clone()))
+                .collect()
         };
+        let mut before = histories(self);
+        let limits = Limits {
+            blocks: blocks.unwrap_or(self.mirror.limits.blocks),
+            ..self.mirror.limits
+        };
+        for (refused, _) in self.scheduler.requeue_all(limits, kept) {
+            let (_, longest) = self.alive.remove(&refused.id).unwrap();
+            assert!(
+                longest > limits.longest(),
+                "exactly what can never fit is refused"
+            );
+            before.retain(|(id, _)| *id != refused.id);
+        }
+        let after = histories(self);
         assert!(after.is_sorted_by_key(|(id, _)| *id), "first come, first served");
-        assert_eq!(sorted(before), after);
-        assert_eq!(self.scheduler.running(), 0);
-        self.in_flight.clear();
-        self.mirror = Mirror::new(self.mirror.limits);
+        before.sort();
+        assert_eq!(before, after);
+        assert_eq!((self.scheduler.running(), self.scheduler.kv_blocks().0), (0, 0));
+        // Ranks may have computed some of what was in flight, with whatever came late.
+        for batch in std::mem::take(&mut self.in_flight) {
+            self.mirror.run(&batch, &vec![999; batch.late.len()]);
+        }
+        let kv = std::mem::take(&mut self.mirror.kv);
+        self.mirror = Mirror::new(limits);
+        if kept {
+            self.mirror.kv = kv;
+        }
+        self.check_names();
     }
+}
+
+/// Note what the names of a history's blocks stand for.
+fn learn(named: &mut HashMap<PrefixHash, Vec<u32>>, history: &[u32], block_size: u32) {
+    let mut name = root();
+    for block in history.chunks_exact(block_size as usize) {
+        name = name.followed_by(block);
+        named.insert(name, block.to_vec());
+    }
+}
+
+fn root() -> PrefixHash {
+    PrefixHash::of_group("weights", "numerics", 0)
 }
 
 proptest! {
@@ -274,11 +351,11 @@ proptest! {
         let mut world = World::new(Limits { max_sequences, max_batched_tokens, max_context: 40, block_size, blocks }, depth);
         for act in acts {
             match act {
-                Act::Arrive { prompt, output } => world.arrive(prompt, output),
+                Act::Arrive { family, prompt, output, shares } => world.arrive(family, prompt, output, shares),
                 Act::Plan => { world.plan(); }
                 Act::Done => { world.done(); }
                 Act::Cancel(pick) => world.cancel(pick),
-                Act::Era => world.era(),
+                Act::Era { kept, blocks } => world.era(kept, blocks),
             }
         }
         // Everything finishes, and a step without a row means that nothing is left.
@@ -292,7 +369,8 @@ proptest! {
         let last = world.scheduler.heartbeat();
         world.mirror.submit(&last);
         prop_assert_eq!(world.scheduler.kv_blocks().0, 0);
-        prop_assert!(world.mirror.in_use.is_empty());
+        prop_assert!(world.mirror.users.is_empty());
+        prop_assert_eq!(world.scheduler.pool().available(), world.mirror.limits.blocks);
         prop_assert!(world.scheduler.is_idle() && !world.scheduler.has_frees());
     }
 
@@ -301,7 +379,7 @@ proptest! {
         let limits = Limits { max_sequences: 4, max_batched_tokens: 8, max_context: 64, block_size: 5, blocks };
         let mut world = World::new(limits, 1);
         for (prompt, output) in prompts {
-            world.arrive(prompt, output);
+            world.arrive(0, prompt, output, true);
         }
         while !world.alive.is_empty() {
             world.step();
@@ -492,7 +570,7 @@ fn a_smaller_group_gives_back_what_it_cannot_hold() {
     scheduler
         .add(Sequence::new(SequenceId(2), vec![1; 5], 8, KEY))
         .unwrap();
-    let refused = scheduler.requeue_all(Limits { blocks: 4, ..limits });
+    let refused = scheduler.requeue_all(Limits { blocks: 4, ..limits }, true);
     assert_eq!(
         refused
             .iter()
@@ -501,4 +579,116 @@ fn a_smaller_group_gives_back_what_it_cannot_hold() {
         [SequenceId(1)]
     );
     assert_eq!(scheduler.waiting(), 1);
+}
+
+/// Compute `id` alone to its end; how many tokens each of its rows had.
+fn compute(scheduler: &mut Scheduler, id: SequenceId) -> Vec<usize> {
+    let mut rows = Vec::new();
+    while !scheduler.is_full(id) {
+        let batch = scheduler.batch(64).unwrap();
+        let row = &batch.rows[0];
+        rows.push(row.tokens.len());
+        let sampled = row.output != RowOutput::None;
+        scheduler.row_done(id, sampled.then_some(7));
+    }
+    scheduler.remove(id);
+    rows
+}
+
+#[test]
+fn a_common_beginning_is_computed_once() {
+    let limits = Limits {
+        max_sequences: 2,
+        max_batched_tokens: 64,
+        max_context: 64,
+        block_size: 4,
+        blocks: 8,
+    };
+    let mut scheduler = Scheduler::new(limits);
+    let mut next = 0;
+    let mut add = |scheduler: &mut Scheduler, tokens: &[u32]| {
+        next += 1;
+        let longest = u32::try_from(tokens.len()).unwrap() + 2;
+        let sequence = Sequence::new(SequenceId(next), tokens.to_vec(), longest, KEY);
+        scheduler.add(sequence.with_root(Some(root()))).unwrap();
+        SequenceId(next)
+    };
+    let prompt: Vec<u32> = (0..12).collect();
+    let id = add(&mut scheduler, &prompt[..10]);
+    assert_eq!(compute(&mut scheduler, id), [10, 1]);
+    let id = add(&mut scheduler, &prompt[..10]);
+    assert_eq!(compute(&mut scheduler, id), [2, 1], "two full blocks are there");
+    // 8 tokens are two blocks: the last token is computed on a copy of the second.
+    let id = add(&mut scheduler, &prompt[..8]);
+    let batch = scheduler.batch(64).unwrap();
+    assert_eq!((batch.rows[0].start, batch.rows[0].tokens.len()), (7, 1));
+    let blocks = &batch.blocks.appends[0].1;
+    assert_eq!(batch.blocks.copies, [(1, blocks[1])]);
+    assert_eq!(
+        batch.admitted,
+        [Admission {
+            sequence: id,
+            looked_up: 8,
+            cached: 7
+        }]
+    );
+    // While that one is computed another shares its first block, and writes its own.
+    let other = add(&mut scheduler, &[&prompt[..4], &[50; 5][..]].concat());
+    let batch = scheduler.batch(64).unwrap();
+    assert_eq!(batch.admitted[0].cached, 4);
+    assert_eq!(
+        scheduler.pool().users(batch.blocks.appends.last().unwrap().1[0]),
+        2
+    );
+    scheduler.remove(other);
+    scheduler.remove(id);
+    for id in [id, id, other] {
+        scheduler.row_done(id, Some(1));
+    }
+    assert_eq!(scheduler.kv_blocks().0, 0);
+    // A sequence that needs all blocks gets them, and what they held is gone.
+    let id = add(&mut scheduler, &[9; 30]);
+    assert_eq!(compute(&mut scheduler, id), [30, 1]);
+    let id = add(&mut scheduler, &prompt[..10]);
+    assert_eq!(compute(&mut scheduler, id), [10, 1]);
+}
+
+#[test]
+fn a_preempted_sequence_finds_its_own_blocks() {
+    let mut scheduler = Scheduler::new(Limits {
+        max_sequences: 2,
+        max_batched_tokens: 16,
+        max_context: 64,
+        block_size: 2,
+        blocks: 5,
+    });
+    for id in [1, 2] {
+        let tokens = vec![u32::try_from(id).unwrap(); 3];
+        let sequence = Sequence::new(SequenceId(id), tokens, 8, KEY);
+        scheduler.add(sequence.with_root(Some(root()))).unwrap();
+    }
+    for _ in 0..2 {
+        assert_eq!(scheduler.batch(64).unwrap().rows.len(), 2);
+        for id in [1, 2] {
+            scheduler.row_done(SequenceId(id), Some(9));
+        }
+    }
+    // Both have five tokens and need a third block, and one is left.
+    let batch = scheduler.batch(64).unwrap();
+    assert_eq!(
+        (batch.sequences, batch.preempted),
+        (vec![SequenceId(1)], vec![SequenceId(2)])
+    );
+    scheduler.row_done(SequenceId(1), Some(9));
+    scheduler.remove(SequenceId(1));
+    let batch = scheduler.batch(64).unwrap();
+    assert_eq!(
+        batch.admitted,
+        [Admission {
+            sequence: SequenceId(2),
+            looked_up: 5,
+            cached: 4
+        }]
+    );
+    assert_eq!((batch.rows[0].start, batch.rows[0].tokens.len()), (4, 1));
 }

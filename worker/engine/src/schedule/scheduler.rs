@@ -8,14 +8,18 @@
 //! 3. Waiting sequences are admitted in order while there is a slot, budget, and room for their whole history; never
 //!    while one that was preempted still holds blocks. The head of the queue is never overtaken.
 //!
+//! A sequence that is admitted takes the full blocks that an earlier one computed for the same tokens, and is computed from
+//! there on. A block can be found once all ranks have computed it, and is never written again while it can be. Where all of a
+//! history is there, the last token is computed again, since its logits are needed, on a copy of its block.
+//!
 //! Batches are made ahead: a batch may be asked for while earlier ones are in flight, and then holds tokens that those
 //! are to sample ([`TokenRef::Late`]). Slot and blocks of a sequence that ends or is preempted are kept until no row of
 //! it is in flight, so that no change of the block tables reaches a step that was sent before.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 
-use super::allocator::BlockAllocator;
-use super::batch::Batch;
+use super::batch::{Admission, Batch};
+use super::block_pool::BlockPool;
 use super::budget::MIN_CHUNK;
 use super::sequence::{Placed, Sequence, SequenceId};
 use crate::block_tables::BlockTables;
@@ -73,7 +77,7 @@ pub enum Refusal {
 #[derive(Debug, Clone)]
 pub struct Scheduler {
     limits: Limits,
-    allocator: BlockAllocator,
+    pool: BlockPool,
     tables: BlockTables,
     free_slots: Vec<u32>,
     waiting: VecDeque<Sequence>,
@@ -112,7 +116,7 @@ impl Scheduler {
         let slots = limits.max_sequences.min(limits.max_batched_tokens);
         Self {
             limits,
-            allocator: BlockAllocator::new(limits.blocks),
+            pool: BlockPool::new(limits.blocks),
             tables: BlockTables::new(limits.max_sequences, limits.blocks),
             free_slots: (0..slots).rev().collect(),
             waiting: VecDeque::new(),
@@ -197,11 +201,11 @@ impl Scheduler {
     fn decode(&mut self, batch: &mut Batch) {
         let mut index = 0;
         let mut budget = self.limits.max_batched_tokens;
-        // Blocks of leaving sequences that are not spoken for by an older one.
-        let mut coming: u32 = self.leaving.iter().map(|(leaving, _)| held(leaving)).sum();
+        // Blocks of leaving sequences that older ones wait for.
+        let mut promised = 0;
         while index < self.running.len() && budget > 0 {
             if self.running[index].decodes() {
-                match self.grow(index, &mut coming, batch) {
+                match self.grow(index, &mut promised, batch) {
                     BlockGrant::Granted => {
                         batch.push(&mut self.running[index], 1, self.batches);
                         budget -= 1;
@@ -209,7 +213,7 @@ impl Scheduler {
                     BlockGrant::Deferred => {}
                     // Sequences before `index` were looked at; the youngest stands at or behind it.
                     BlockGrant::Exhausted => {
-                        coming += self.preempt_youngest(batch);
+                        self.preempt_youngest(batch);
                         continue;
                     }
                 }
@@ -219,7 +223,7 @@ impl Scheduler {
     }
 
     /// Make sure the next position of a running sequence has a block.
-    fn grow(&mut self, index: usize, coming: &mut u32, batch: &mut Batch) -> BlockGrant {
+    fn grow(&mut self, index: usize, promised: &mut u32, batch: &mut Batch) -> BlockGrant {
         let sequence = &mut self.running[index];
         let missing = sequence
             .blocks_needed(self.limits.block_size)
@@ -228,32 +232,42 @@ impl Scheduler {
             return BlockGrant::Granted;
         }
         if let Some(placed) = &mut sequence.placed
-            && let Some(blocks) = self.allocator.allocate(missing)
+            && let Some(blocks) = self.pool.allocate(missing)
         {
             placed.blocks.extend_from_slice(&blocks);
             batch.blocks.appends.push((placed.slot, blocks));
             return BlockGrant::Granted;
         }
-        if missing <= self.allocator.free() + *coming {
-            *coming = coming.saturating_sub(missing);
+        let coming = self.leaving_blocks().saturating_sub(*promised);
+        if missing <= self.pool.available() + coming {
+            *promised += missing;
             return BlockGrant::Deferred;
         }
         BlockGrant::Exhausted
     }
 
-    /// Send the youngest running sequence back to the queue. Returns how many blocks it still holds.
-    fn preempt_youngest(&mut self, batch: &mut Batch) -> u32 {
-        let Some(sequence) = self.running.pop() else {
-            return 0;
-        };
-        batch.preempted.push(sequence.id);
-        let blocks = if sequence.rows_in_flight > 0 {
-            held(&sequence)
-        } else {
-            0
-        };
-        self.leave(sequence, Departure::Preempted);
-        blocks
+    /// Blocks that nobody uses any more once all sequences that leave are gone.
+    fn leaving_blocks(&self) -> u32 {
+        let mut users = BTreeMap::new();
+        let placed = self
+            .leaving
+            .iter()
+            .filter_map(|(leaving, _)| leaving.placed.as_ref());
+        for block in placed.flat_map(|placed| &placed.blocks) {
+            *users.entry(*block).or_insert(0) += 1;
+        }
+        let alone = users
+            .iter()
+            .filter(|(block, users)| self.pool.users(**block) == **users);
+        u32::try_from(alone.count()).unwrap_or(u32::MAX)
+    }
+
+    /// Send the youngest running sequence back to the queue.
+    fn preempt_youngest(&mut self, batch: &mut Batch) {
+        if let Some(sequence) = self.running.pop() {
+            batch.preempted.push(sequence.id);
+            self.leave(sequence, Departure::Preempted);
+        }
     }
 
     fn prefill(&mut self, batch: &mut Batch, budget: &mut u32) {
@@ -269,22 +283,38 @@ impl Scheduler {
     }
 
     fn admit(&mut self, batch: &mut Batch, budget: &mut u32) {
-        while *budget > 0 {
-            let Some(head) = self.waiting.front() else { break };
-            let needed = head.blocks_needed(self.limits.block_size);
-            if self.free_slots.is_empty() || self.allocator.free() < needed {
-                break;
-            }
-            let (Some(mut sequence), Some(slot), Some(blocks)) = (
-                self.waiting.pop_front(),
-                self.free_slots.pop(),
-                self.allocator.allocate(needed),
-            ) else {
+        while *budget > 0
+            && let Some(slot) = self.free_slots.last().copied()
+            && let Some(mut sequence) = self.waiting.pop_front()
+        {
+            let prefix = self.cached_prefix(&mut sequence);
+            let needed = sequence.blocks_needed(self.limits.block_size);
+            let shared = u32::try_from(prefix.shared.len()).unwrap_or(u32::MAX);
+            let fresh = self
+                .pool
+                .allocate_behind(&prefix.shared, needed.saturating_sub(shared));
+            let Some(fresh) = fresh else {
+                self.waiting.push_front(sequence);
                 break;
             };
+            self.free_slots.pop();
+            batch
+                .blocks
+                .copies
+                .extend(prefix.copied.zip(fresh.first().copied()));
+            let blocks = [prefix.shared, fresh].concat();
             batch.blocks.appends.push((slot, blocks.clone()));
-            batch.admitted.push(sequence.id);
-            sequence.placed = Some(Placed { slot, blocks });
+            batch.admitted.push(Admission {
+                sequence: sequence.id,
+                looked_up: if sequence.shares() { sequence.len() } else { 0 },
+                cached: prefix.tokens,
+            });
+            sequence.planned = prefix.tokens;
+            sequence.placed = Some(Placed {
+                slot,
+                blocks,
+                named: shared,
+            });
             let chunk = sequence.remaining().min(*budget);
             batch.push(&mut sequence, chunk, self.batches);
             *budget -= chunk;
@@ -292,11 +322,35 @@ impl Scheduler {
         }
     }
 
+    /// The longest beginning of a history that full blocks hold.
+    fn cached_prefix(&self, sequence: &mut Sequence) -> CachedPrefix {
+        let block_size = self.limits.block_size;
+        let names = sequence.names(block_size).iter();
+        let mut shared: Vec<u32> = names.map_while(|name| self.pool.find(name)).collect();
+        let tokens = u32::try_from(shared.len())
+            .unwrap_or(u32::MAX)
+            .saturating_mul(block_size);
+        let is_all = tokens > 0 && tokens >= sequence.len();
+        CachedPrefix {
+            copied: if is_all { shared.pop() } else { None },
+            tokens: tokens - u32::from(is_all),
+            shared,
+        }
+    }
+
     /// A row of a batch is computed, or its answer is not wanted any more; `token` is what it sampled. Returns the new
     /// length of the history, or none when the sequence is not here any more.
+    ///
+    /// All ranks have computed it then, so that the blocks that it filled can be found by others from here on. A row that was
+    /// cancelled may not have been computed: its sequence is not here any more.
     pub fn row_done(&mut self, id: SequenceId, token: Option<u32>) -> Option<u32> {
-        let done = |sequence: &mut Sequence| {
-            sequence.rows_in_flight = sequence.rows_in_flight.saturating_sub(1);
+        let (pool, block_size) = (&mut self.pool, self.limits.block_size);
+        let mut done = |sequence: &mut Sequence, is_wanted: bool| {
+            if let Some(computed) = sequence.rows_in_flight.pop_front()
+                && is_wanted
+            {
+                name_blocks(pool, sequence, computed / block_size, block_size);
+            }
             if let Some(token) = token {
                 sequence.pending = sequence.pending.saturating_sub(1);
                 sequence.tokens.push(token);
@@ -304,13 +358,13 @@ impl Scheduler {
             sequence.len()
         };
         if let Some(sequence) = self.running.iter_mut().find(|sequence| sequence.id == id) {
-            return Some(done(sequence));
+            return Some(done(sequence, true));
         }
         let index = self.leaving.iter().position(|(sequence, _)| sequence.id == id)?;
         let (sequence, departure) = &mut self.leaving[index];
-        let length = done(sequence);
         let departure = *departure;
-        if sequence.rows_in_flight == 0 {
+        let length = done(sequence, departure == Departure::Preempted);
+        if sequence.rows_in_flight.is_empty() {
             let (sequence, departure) = self.leaving.swap_remove(index);
             self.leave(sequence, departure);
         }
@@ -347,14 +401,12 @@ impl Scheduler {
 
     /// Free what a sequence holds as soon as no row of it is in flight.
     fn leave(&mut self, mut sequence: Sequence, departure: Departure) {
-        if sequence.rows_in_flight > 0 {
+        if !sequence.rows_in_flight.is_empty() {
             self.leaving.push((sequence, departure));
             return;
         }
         if let Some(placed) = sequence.placed.take() {
-            for block in placed.blocks {
-                self.allocator.release(block);
-            }
+            give_back(&mut self.pool, &placed);
             self.free_slots.push(placed.slot);
             self.frees.push(placed.slot);
         }
@@ -366,20 +418,36 @@ impl Scheduler {
         }
     }
 
-    /// The era ended and all KV and steps in flight with it: everything that runs goes back to the head of the queue with
-    /// its history, in order, and the block tables start empty under `limits`. Returns those that the new limits cannot
-    /// hold.
-    pub fn requeue_all(&mut self, limits: Limits) -> Vec<(Sequence, Refusal)> {
+    /// The era ended and all steps in flight with it: everything that runs goes back to the head of the queue with its
+    /// history, in order, and the block tables start empty under `limits`. `kept` says that all ranks still have the KV
+    /// blocks as they were; else nothing is found in them any more. Returns those that the new limits cannot hold.
+    pub fn requeue_all(&mut self, limits: Limits, kept: bool) -> Vec<(Sequence, Refusal)> {
         let mut running = std::mem::take(&mut self.running);
-        let leaving = std::mem::take(&mut self.leaving).into_iter();
-        running.extend(
-            leaving
-                .filter_map(|(sequence, departure)| (departure == Departure::Preempted).then_some(sequence)),
-        );
+        let mut pool = std::mem::replace(&mut self.pool, BlockPool::new(0));
+        for (sequence, departure) in std::mem::take(&mut self.leaving) {
+            match departure {
+                Departure::Preempted => running.push(sequence),
+                Departure::Finished => sequence
+                    .placed
+                    .iter()
+                    .for_each(|placed| give_back(&mut pool, placed)),
+            }
+        }
         running.sort_by_key(|sequence| sequence.id);
-        running.iter_mut().for_each(Sequence::reset);
+        // The oldest are computed first again, so what they had goes last.
+        for sequence in running.iter_mut().rev() {
+            sequence
+                .placed
+                .iter()
+                .for_each(|placed| give_back(&mut pool, placed));
+            sequence.reset();
+        }
         let waiting = std::mem::take(&mut self.waiting);
+        let same = (limits.blocks, limits.block_size) == (self.limits.blocks, self.limits.block_size);
         *self = Self::new(limits);
+        if kept && same {
+            self.pool = pool;
+        }
         let mut refused = Vec::new();
         for sequence in running.into_iter().chain(waiting) {
             match Self::check(&limits, &sequence) {
@@ -421,16 +489,19 @@ impl Scheduler {
     /// KV blocks in use and in all.
     #[must_use]
     pub fn kv_blocks(&self) -> (u32, u32) {
-        (
-            self.allocator.total() - self.allocator.free(),
-            self.allocator.total(),
-        )
+        (self.pool.total() - self.pool.available(), self.pool.total())
     }
 
     /// The present limits.
     #[must_use]
     pub fn limits(&self) -> &Limits {
         &self.limits
+    }
+
+    /// The KV blocks.
+    #[cfg(test)]
+    pub(super) fn pool(&self) -> &BlockPool {
+        &self.pool
     }
 
     /// The histories of all sequences, running first, then preempted and waiting ones.
@@ -451,6 +522,38 @@ impl Scheduler {
         let sequence = self.sequences().find(|sequence| sequence.id == id)?;
         sequence.tokens.get(position as usize).copied()
     }
+}
+
+/// What of a history is in the KV cache already.
+struct CachedPrefix {
+    /// Full blocks that it can share.
+    shared: Vec<u32>,
+    /// The full block behind those that it can have a copy of.
+    copied: Option<u32>,
+    /// Tokens that need not be computed.
+    tokens: u32,
+}
+
+/// The first `full` blocks of a sequence are computed: they can be found from here on.
+fn name_blocks(pool: &mut BlockPool, sequence: &mut Sequence, full: u32, block_size: u32) {
+    let named = sequence.placed.as_ref().map_or(full, |placed| placed.named);
+    if named >= full {
+        return;
+    }
+    sequence.names(block_size);
+    let Some((placed, names)) = sequence.placed_and_names() else {
+        return;
+    };
+    let blocks = placed.blocks.iter().zip(names).take(full as usize);
+    for (block, name) in blocks.skip(named as usize) {
+        pool.name(*block, *name);
+    }
+    placed.named = full;
+}
+
+/// Whoever finds a block finds all before it, so the last ones are to go first.
+fn give_back(pool: &mut BlockPool, placed: &Placed) {
+    placed.blocks.iter().rev().for_each(|block| pool.release(*block));
 }
 
 /// Blocks that a sequence holds.

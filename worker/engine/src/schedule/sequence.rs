@@ -1,5 +1,8 @@
 //! One request as the scheduler sees it.
 
+use std::collections::VecDeque;
+
+use super::prefix::PrefixHash;
 use crate::step::SampleKey;
 
 /// Number of a sequence; later requests have higher numbers, which is what "first come" means.
@@ -22,8 +25,12 @@ pub struct Sequence {
     pub(super) pending: u32,
     /// Positions that are planned in some step, computed or not.
     pub(super) planned: u32,
-    /// Rows of it that are in flight.
-    pub(super) rows_in_flight: u32,
+    /// Where the rows of it that are in flight end, in order of their steps.
+    pub(super) rows_in_flight: VecDeque<u32>,
+    /// What stands before its first block; none when it shares blocks with nobody.
+    root: Option<PrefixHash>,
+    /// Names of its full blocks, as far as they were needed.
+    names: Vec<PrefixHash>,
     /// The batch that planned it last.
     pub(super) last_batch: u64,
     /// Its slot and KV blocks while it has them.
@@ -35,6 +42,8 @@ pub struct Sequence {
 pub(super) struct Placed {
     pub(super) slot: u32,
     pub(super) blocks: Vec<u32>,
+    /// How many of the blocks, from the first on, can be found by their names as far as they can at all.
+    pub(super) named: u32,
 }
 
 impl Sequence {
@@ -48,10 +57,43 @@ impl Sequence {
             sample,
             pending: 0,
             planned: 0,
-            rows_in_flight: 0,
+            rows_in_flight: VecDeque::new(),
+            root: None,
+            names: Vec::new(),
             last_batch: 0,
             placed: None,
         }
+    }
+
+    /// The same, and it shares blocks with all sequences of the same root.
+    #[must_use]
+    pub fn with_root(mut self, root: Option<PrefixHash>) -> Self {
+        self.root = root;
+        self
+    }
+
+    /// Whether it shares blocks with others.
+    #[must_use]
+    pub fn shares(&self) -> bool {
+        self.root.is_some()
+    }
+
+    /// The names of the full blocks of all known tokens; none when it shares nothing. The size of a block does not change
+    /// while a sequence lives.
+    pub(super) fn names(&mut self, block_size: u32) -> &[PrefixHash] {
+        if let Some(root) = self.root {
+            let blocks = self.tokens.chunks_exact(block_size.max(1) as usize);
+            for tokens in blocks.skip(self.names.len()) {
+                let before = self.names.last().unwrap_or(&root);
+                self.names.push(before.followed_by(tokens));
+            }
+        }
+        &self.names
+    }
+
+    /// What it holds and the names that are known, while it holds something.
+    pub(super) fn placed_and_names(&mut self) -> Option<(&mut Placed, &[PrefixHash])> {
+        Some((self.placed.as_mut()?, &self.names))
     }
 
     /// Number of known tokens.
@@ -94,7 +136,7 @@ impl Sequence {
     pub(super) fn reset(&mut self) {
         self.pending = 0;
         self.planned = 0;
-        self.rows_in_flight = 0;
+        self.rows_in_flight.clear();
         self.placed = None;
     }
 }

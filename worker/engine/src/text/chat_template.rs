@@ -3,6 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use jiff::civil::DateTime;
+use llamero_checkpoint::IoError;
 use minijinja::syntax::SyntaxConfig;
 use minijinja::{Environment, Error, ErrorKind, Value};
 
@@ -41,6 +42,9 @@ pub enum ChatTemplateError {
         /// What went wrong.
         reason: String,
     },
+    /// A disk or a network did not answer; another try may help.
+    #[error(transparent)]
+    Io(IoError),
     /// The template is not valid.
     #[error("the chat template is not valid: {0}; use the one that the checkpoint came with")]
     Syntax(String),

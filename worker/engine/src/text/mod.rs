@@ -3,6 +3,7 @@
 //! | module | what it is |
 //! |---|---|
 //! | [`tokenizer`] | `tokenizer.json`: text to tokens, tokens to bytes |
+//! | `shared_model` | two tokenizers with one vocabulary |
 //! | [`detokenizer`] | tokens to text as they come, whole characters only |
 //! | [`stop`] | stop strings across the borders of tokens |
 //! | [`output`] | the text of one answer: detokeniser, stop tokens and stop strings together |
@@ -23,6 +24,7 @@ pub mod output;
 pub mod prompt;
 mod python;
 pub mod request;
+mod shared_model;
 pub mod stop;
 pub mod template_files;
 pub mod tokenizer;

@@ -5,8 +5,47 @@
 #[derive(Debug, Clone, Default)]
 pub struct StopStrings {
     strings: Vec<String>,
+    /// One for each of them.
+    matches: Vec<Match>,
     /// The longest end of the text so far that a stop string begins with.
     held: String,
+}
+
+/// How much of a string the text ends with: Knuth, Morris and Pratt (1977), a few steps a byte however long the string is.
+#[derive(Debug, Clone)]
+struct Match {
+    /// For every beginning of the string, how long the longest shorter beginning is that it ends with.
+    borders: Vec<usize>,
+    /// Bytes of the string that the text ends with.
+    length: usize,
+}
+
+impl Match {
+    fn new(string: &[u8]) -> Self {
+        let mut borders = vec![0; string.len()];
+        for at in 1..string.len() {
+            borders[at] = longer(string, &borders, borders[at - 1], string[at]);
+        }
+        Self { borders, length: 0 }
+    }
+
+    /// The text goes on with `byte`. The string must not be complete.
+    fn push(&mut self, string: &[u8], byte: u8) {
+        self.length = longer(string, &self.borders, self.length, byte);
+    }
+}
+
+/// Bytes of the string that a text ends with once `byte` follows; before it the text ended with `length` of them, not all.
+fn longer(string: &[u8], borders: &[usize], mut length: usize, byte: u8) -> usize {
+    loop {
+        if string.get(length) == Some(&byte) {
+            return length + 1;
+        }
+        if length == 0 {
+            return 0;
+        }
+        length = borders[length - 1];
+    }
 }
 
 /// What to do with a piece of text.
@@ -23,6 +62,10 @@ impl StopStrings {
     #[must_use]
     pub fn new(strings: Vec<String>) -> Self {
         Self {
+            matches: strings
+                .iter()
+                .map(|string| Match::new(string.as_bytes()))
+                .collect(),
             strings,
             held: String::new(),
         }
@@ -37,18 +80,26 @@ impl StopStrings {
     /// Take the next piece of text.
     pub fn push(&mut self, piece: &str) -> StopStep {
         let mut text = String::new();
+        let mut bytes = [0; 4];
         for character in piece.chars() {
             self.held.push(character);
+            for (string, found) in self.strings.iter().zip(&mut self.matches) {
+                for byte in character.encode_utf8(&mut bytes).bytes() {
+                    found.push(string.as_bytes(), byte);
+                }
+            }
             if let Some(index) = self.completed() {
                 let keep = self.held.len() - self.strings[index].len();
                 text.push_str(&self.held[..keep]);
-                self.held.clear();
+                self.finish();
                 return StopStep {
                     text,
                     stopped: Some(index),
                 };
             }
-            let free = self.held.len() - self.possible_start();
+            // Whole characters: what the text ends with begins where a string does.
+            let possible = self.matches.iter().map(|found| found.length).max().unwrap_or(0);
+            let free = self.held.len() - possible;
             text.extend(self.held.drain(..free));
         }
         StopStep { text, stopped: None }
@@ -56,30 +107,18 @@ impl StopStrings {
 
     /// The answer ended for another reason: what was held back.
     pub fn finish(&mut self) -> String {
+        for found in &mut self.matches {
+            found.length = 0;
+        }
         std::mem::take(&mut self.held)
     }
 
     fn completed(&self) -> Option<usize> {
-        let complete = |string: &String| !string.is_empty() && self.held.ends_with(string.as_str());
-        let matches = self
-            .strings
-            .iter()
-            .enumerate()
-            .filter(|(_, string)| complete(string));
+        let matches = self.strings.iter().zip(&self.matches).enumerate();
         matches
-            .max_by_key(|(_, string)| string.len())
+            .filter(|(_, (string, found))| !string.is_empty() && found.length == string.len())
+            .max_by_key(|(_, (string, _))| string.len())
             .map(|(index, _)| index)
-    }
-
-    /// Length of the longest end of `held` with which a stop string begins.
-    fn possible_start(&self) -> usize {
-        let starts = |string: &String| {
-            let ends = string.char_indices().map(|(at, _)| at).rev();
-            ends.filter(|&at| at <= self.held.len())
-                .find(|&at| self.held.ends_with(&string[..at]))
-                .unwrap_or(0)
-        };
-        self.strings.iter().map(starts).max().unwrap_or(0)
     }
 }
 
@@ -122,6 +161,19 @@ mod tests {
     fn the_first_to_be_completed_wins_and_of_equals_the_longest() {
         assert_eq!(stops(&["abcd", "bc"]).push("xabcd"), step("xa", Some(1)));
         assert_eq!(stops(&["bc", "abc"]).push("xabc"), step("x", Some(1)));
+    }
+
+    /// A stop string that the text almost ends with at every character.
+    #[test]
+    fn long_answers_with_long_stop_strings_take_no_time() {
+        let strings = (0..16).map(|last| "a".repeat(255) + &char::from(b'b' + last).to_string());
+        let mut stops = StopStrings::new(strings.collect());
+        let mut shown = 0;
+        for _ in 0..1_000 {
+            shown += stops.push(&"a".repeat(1_000)).text.len();
+        }
+        assert_eq!(shown, 1_000_000 - 255);
+        assert_eq!(stops.push("d").stopped, Some(2));
     }
 
     proptest! {

@@ -2,6 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
+use llamero_checkpoint::read_if_there;
 use serde::Deserialize;
 
 use super::chat_template::ChatTemplateError;
@@ -57,7 +58,7 @@ impl TemplateFiles {
     /// `default`).
     ///
     /// # Errors
-    /// [`ChatTemplateError::Missing`] or [`ChatTemplateError::Read`].
+    /// [`ChatTemplateError::Missing`], [`ChatTemplateError::Read`] or [`ChatTemplateError::Io`].
     pub fn read(model_dir: &Path) -> Result<Self, ChatTemplateError> {
         let config: TokenizerConfig = match read(&model_dir.join("tokenizer_config.json"))? {
             None => TokenizerConfig::default(),
@@ -94,14 +95,17 @@ impl TemplateFiles {
 }
 
 fn read(path: &Path) -> Result<Option<(PathBuf, String)>, ChatTemplateError> {
-    match std::fs::read_to_string(path) {
-        Ok(text) => Ok(Some((path.to_owned(), text))),
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
-        Err(error) => Err(ChatTemplateError::Read {
-            path: path.to_owned(),
-            reason: error.to_string(),
-        }),
-    }
+    let unreadable = |reason: String| ChatTemplateError::Read {
+        path: path.to_owned(),
+        reason,
+    };
+    let bytes = read_if_there(path).map_err(|error| match error.is_passing() {
+        true => ChatTemplateError::Io(error),
+        false => unreadable(error.source.to_string()),
+    })?;
+    let text = bytes.map(String::from_utf8).transpose();
+    let text = text.map_err(|error| unreadable(error.to_string()))?;
+    Ok(text.map(|text| (path.to_owned(), text)))
 }
 
 #[cfg(test)]
@@ -125,5 +129,16 @@ mod tests {
         std::fs::write(dir.path().join("tokenizer_config.json"), "{").unwrap();
         let error = TemplateFiles::read(dir.path()).unwrap_err().to_string();
         assert!(error.contains("tokenizer_config.json"), "{error}");
+    }
+
+    /// Reading the start of a process's own memory fails with EIO.
+    #[test]
+    fn a_disk_that_does_not_answer_is_no_missing_template() {
+        for name in ["tokenizer_config.json", "chat_template.jinja"] {
+            let dir = tempfile::tempdir().unwrap();
+            std::os::unix::fs::symlink("/proc/self/mem", dir.path().join(name)).unwrap();
+            let error = TemplateFiles::read(dir.path()).unwrap_err();
+            assert!(matches!(error, ChatTemplateError::Io(_)), "{name}: {error}");
+        }
     }
 }

@@ -4,10 +4,12 @@ use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use llamero_checkpoint::IoError;
 use tokenizers::DecoderWrapper;
 
 use super::byte_level;
 use super::prompt::Prompt;
+use super::shared_model::{TextEncoder, text_encoder};
 
 /// Why a tokenizer cannot be used.
 #[derive(Debug, thiserror::Error)]
@@ -20,6 +22,9 @@ pub enum TokenizerError {
         /// What went wrong.
         reason: String,
     },
+    /// A disk or a network did not answer; another try may help.
+    #[error(transparent)]
+    Io(IoError),
     /// Not byte-level BPE, so single tokens cannot be turned into bytes.
     #[error("the tokenizer decodes with {0}; Llama 3 needs a byte-level BPE tokenizer (decoder ByteLevel)")]
     Decoder(String),
@@ -37,9 +42,9 @@ pub struct Tokenizer {
 #[derive(Debug)]
 struct Inner {
     /// Takes names of special tokens in a text for those tokens.
-    encoder: tokenizers::Tokenizer,
+    encoder: Arc<tokenizers::Tokenizer>,
     /// Takes them for text.
-    text_encoder: tokenizers::Tokenizer,
+    text_encoder: TextEncoder,
     /// What special tokens take from the text around them.
     strips: HashMap<u32, Strip>,
     /// No token has more bytes; 0 when the tokenizer changes texts before it cuts them.
@@ -63,14 +68,18 @@ impl Tokenizer {
     /// Load `tokenizer.json` of a model directory.
     ///
     /// # Errors
-    /// [`TokenizerError::Load`] or [`TokenizerError::Decoder`].
+    /// [`TokenizerError::Load`], [`TokenizerError::Io`] or [`TokenizerError::Decoder`].
     pub fn from_dir(model_dir: &Path) -> Result<Self, TokenizerError> {
         let path = model_dir.join("tokenizer.json");
         let load = |reason: String| TokenizerError::Load {
             path: path.clone(),
             reason,
         };
-        let json = std::fs::read(&path).map_err(|error| load(error.to_string()))?;
+        let json = std::fs::read(&path).map_err(IoError::at("read", &path));
+        let json = json.map_err(|error| match error.is_passing() {
+            true => TokenizerError::Io(error),
+            false => load(error.source.to_string()),
+        })?;
         let encoder = tokenizers::Tokenizer::from_bytes(json).map_err(|error| load(error.to_string()))?;
         Self::new(encoder)
     }
@@ -124,8 +133,8 @@ impl Tokenizer {
         if encoder.get_normalizer().is_some() || !strips.is_empty() {
             longest = 0;
         }
-        let mut text_encoder = encoder.clone();
-        text_encoder.set_encode_special_tokens(true);
+        let encoder = Arc::new(encoder);
+        let text_encoder = text_encoder(&encoder);
         Ok(Self {
             inner: Arc::new(Inner {
                 encoder,
@@ -299,6 +308,15 @@ mod tests {
             error.contains("tokenizer.json") && error.contains("copy"),
             "{error}"
         );
+    }
+
+    /// Reading the start of a process's own memory fails with EIO.
+    #[test]
+    fn a_disk_that_does_not_answer_is_no_missing_file() {
+        let dir = tempfile::tempdir().unwrap();
+        std::os::unix::fs::symlink("/proc/self/mem", dir.path().join("tokenizer.json")).unwrap();
+        let error = Tokenizer::from_dir(dir.path()).unwrap_err();
+        assert!(matches!(error, TokenizerError::Io(_)), "{error}");
     }
 
     #[test]

@@ -1,16 +1,19 @@
 //! `inspect`: what a checkpoint is and how it would be sharded, from its headers and samples.
 
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use anyhow::Context as _;
 use clap::Args;
-use llamero_checkpoint::inspect::inspect as report_on;
-use llamero_checkpoint::{Checkpoint, CheckpointSummary, ModelLayout, ShardPlan, Topology};
+use llamero_checkpoint::inspect::{Report, report as report_on};
+use llamero_checkpoint::{Checkpoint, CheckpointSummary, ContentIdentity, ModelLayout, ShardPlan, Topology};
 use llamero_cpu::WorkspaceNeed;
+use llamero_hub::{HubError, Manifest, Patience};
 use llamero_proto::limits;
 
 use crate::config::within;
 use crate::exit::UNUSABLE;
+use crate::source::{self, HubArgs};
 
 /// What this program can compute on, where there are such devices.
 const BACKENDS: &[&str] = if llamero_cuda::probe::LOADS_DRIVERS {
@@ -18,12 +21,19 @@ const BACKENDS: &[&str] = if llamero_cuda::probe::LOADS_DRIVERS {
 } else {
     &["cpu"]
 };
+/// Somebody waits for a sentence, and whoever reads it asks again in a minute.
+const SOON: Patience = Patience {
+    attempts: 3,
+    first: Duration::from_millis(500),
+    most: Duration::from_secs(10),
+    silence: Duration::from_secs(15),
+};
 /// What the kubelet keeps of a termination message.
 const TERMINATION_LIMIT: usize = 4096;
 
 /// Say what a checkpoint is, whether it is whole, and what each rank of a group would hold
 ///
-/// Reads headers, and a few kilobytes of each tensor for the content identity. Exits with 2 when the checkpoint cannot be used.
+/// Reads headers, and from a folder a few kilobytes of each tensor for the content identity. Exits with 2 when the checkpoint cannot be used.
 #[derive(Debug, Clone, Args)]
 pub struct InspectArgs {
     /// Folder of the checkpoint
@@ -38,6 +48,9 @@ pub struct InspectArgs {
     /// Pipeline stages to check and show with it
     #[arg(long, value_name = "N", default_value_t = 1, value_parser = within(limits::PIPELINE))]
     pub pipeline: u32,
+    /// Where the weights are, if not in the folder.
+    #[command(flatten)]
+    pub hub: HubArgs,
     /// Print JSON
     #[arg(long)]
     pub json: bool,
@@ -60,14 +73,10 @@ pub fn inspect(args: &InspectArgs) -> anyhow::Result<u8> {
         tensor: args.tensor,
         pipeline: args.pipeline,
     };
-    let outcome = report_on(dir, topology).and_then(|mut report| {
-        report.summary.backends = BACKENDS.iter().copied().map(str::to_owned).collect();
-        add_workspace(dir, &mut report.summary)?;
-        Ok(report)
-    });
+    let outcome = look(dir, &args.hub, topology);
     let json = match &outcome {
         Ok(report) => fit(&report.summary, args.tensor)?,
-        Err(error) => refusal(&format!("{error:#}")),
+        Err(error) => refusal(&error.to_string()),
     };
     if let Some(path) = &args.termination_log {
         std::fs::write(path, &json).with_context(|| format!("{} cannot be written", path.display()))?;
@@ -87,11 +96,34 @@ pub fn inspect(args: &InspectArgs) -> anyhow::Result<u8> {
     })
 }
 
+/// Look into the checkpoint in `dir`, which is filled first if it comes from a Hub.
+fn look(dir: &Path, hub: &HubArgs, topology: Topology) -> Result<Report, HubError> {
+    let of_checkpoint = |error| HubError::Checkpoint(Box::new(error));
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .map_err(|source| HubError::Io {
+            path: dir.to_owned(),
+            source,
+        })?;
+    let manifest = runtime.block_on(hub.prepare(dir, SOON))?;
+    let checkpoint = source::open(dir)?;
+    let identity = match &manifest {
+        Some(manifest) => manifest.identity(),
+        None => ContentIdentity::of(&checkpoint).map_err(of_checkpoint)?,
+    };
+    let mut report = report_on(&checkpoint, identity, topology).map_err(of_checkpoint)?;
+    report.summary.backends = BACKENDS.iter().copied().map(str::to_owned).collect();
+    report.summary.content_identity = manifest.as_ref().map(Manifest::identity);
+    report.summary.commit = manifest.map(|manifest| manifest.listing.commit);
+    add_workspace(&checkpoint, &mut report.summary).map_err(of_checkpoint)?;
+    Ok(report)
+}
+
 /// Say what the CPU backend takes beside weights and KV cache. Sizes that it cannot compute are left as they are: `serve` says
 /// why.
-fn add_workspace(dir: &Path, summary: &mut CheckpointSummary) -> llamero_checkpoint::Result<()> {
-    let checkpoint = Checkpoint::open(dir)?;
-    let (config, model) = (checkpoint.config(), ModelLayout::check(&checkpoint)?);
+fn add_workspace(checkpoint: &Checkpoint, summary: &mut CheckpointSummary) -> llamero_checkpoint::Result<()> {
+    let (config, model) = (checkpoint.config(), ModelLayout::check(checkpoint)?);
     for plan in &mut summary.plans {
         let split = ShardPlan::new(config, Topology::tensor(plan.tensor))?;
         if let Ok(need) = WorkspaceNeed::of(config, &model, &split) {
@@ -154,6 +186,7 @@ mod tests {
             model_dir: None,
             tensor: 1,
             pipeline: 1,
+            hub: HubArgs::default(),
             json: false,
             termination_log: Some(log.clone()),
         };

@@ -21,9 +21,11 @@ use std::process::ExitCode;
 use clap::{Parser, Subcommand};
 use llamero_engine::BackendError;
 use llamero_engine::text::TokenizerError;
+use llamero_hub::HubError;
 use llamero_settings::log;
 
 use crate::exit::{BUG, FAILED, UNUSABLE};
+use crate::rank::settings::SettingsError;
 use crate::{rank, supervisor};
 
 /// Serve a Llama model, sharded over processes and pods; prepare and inspect checkpoints
@@ -111,22 +113,49 @@ fn serve(args: serve::ServeArgs) -> anyhow::Result<u8> {
 /// The code of [`crate::exit`] that an error ends the program with: whether another start can help.
 #[must_use]
 pub fn exit_code(error: &anyhow::Error) -> u8 {
-    let backend = error
-        .chain()
-        .find_map(|cause| cause.downcast_ref::<BackendError>());
-    match backend {
-        Some(BackendError::Unusable(_)) => return UNUSABLE,
-        Some(BackendError::Bug(_)) => return BUG,
-        Some(BackendError::Lost(_) | BackendError::Cancelled) => return FAILED,
-        None => {}
+    error.chain().find_map(code_of_cause).unwrap_or(FAILED)
+}
+
+fn code_of_cause(cause: &(dyn std::error::Error + 'static)) -> Option<u8> {
+    if let Some(error) = cause.downcast_ref::<SettingsError>() {
+        return Some(match error {
+            SettingsError::Context { .. } => UNUSABLE,
+            SettingsError::Checkpoint(error) => of_checkpoint(error),
+            SettingsError::Backend(error) => of_backend(error),
+        });
     }
-    let unusable = error.chain().any(|cause| {
-        cause.is::<llamero_checkpoint::Error>()
-            || cause.is::<rank::settings::SettingsError>()
-            || cause.is::<serve::ArgumentsError>()
-            || cause.is::<TokenizerError>()
-    });
-    if unusable { UNUSABLE } else { FAILED }
+    let checkpoint = cause.downcast_ref().map(of_checkpoint);
+    let tokenizer = || match cause.downcast_ref::<TokenizerError>()? {
+        TokenizerError::Io(_) => Some(FAILED),
+        _ => Some(UNUSABLE),
+    };
+    let hub = || {
+        cause
+            .downcast_ref()
+            .is_some_and(HubError::is_final)
+            .then_some(UNUSABLE)
+    };
+    let arguments = || cause.is::<serve::ArgumentsError>().then_some(UNUSABLE);
+    checkpoint
+        .or_else(|| cause.downcast_ref().map(of_backend))
+        .or_else(tokenizer)
+        .or_else(hub)
+        .or_else(arguments)
+}
+
+fn of_backend(error: &BackendError) -> u8 {
+    match error {
+        BackendError::Unusable(_) => UNUSABLE,
+        BackendError::Bug(_) => BUG,
+        BackendError::Lost(_) | BackendError::Unavailable(_) | BackendError::Cancelled => FAILED,
+    }
+}
+
+fn of_checkpoint(error: &llamero_checkpoint::Error) -> u8 {
+    match error.is_passing() {
+        true => FAILED,
+        false => UNUSABLE,
+    }
 }
 
 #[cfg(test)]
@@ -134,6 +163,29 @@ mod tests {
     use clap::CommandFactory;
 
     use super::*;
+
+    #[test]
+    fn the_code_says_whether_another_start_can_help() {
+        use llamero_checkpoint::{Error, IoError};
+        let io = |kind: std::io::ErrorKind| IoError {
+            action: "read",
+            path: "model.safetensors".into(),
+            source: kind.into(),
+        };
+        let (passing, missing) = (std::io::ErrorKind::TimedOut, std::io::ErrorKind::NotFound);
+        let code = |error: anyhow::Error| exit_code(&error.context("a rank"));
+        for (kind, expected) in [(passing, FAILED), (missing, UNUSABLE)] {
+            assert_eq!(code(Error::Io(io(kind)).into()), expected);
+            assert_eq!(code(BackendError::from(Error::Io(io(kind))).into()), expected);
+            assert_eq!(code(SettingsError::from(Error::Io(io(kind))).into()), expected);
+        }
+        assert_eq!(code(TokenizerError::Io(io(passing)).into()), FAILED);
+        assert_eq!(code(TokenizerError::Decoder("none".into()).into()), UNUSABLE);
+        let bug = || BackendError::Bug("a test".into());
+        assert_eq!(code(bug().into()), BUG);
+        assert_eq!(code(SettingsError::Backend(bug()).into()), BUG);
+        assert_eq!(code(anyhow::anyhow!("a port is taken")), FAILED);
+    }
 
     #[test]
     fn the_command_line_is_consistent() {

@@ -5,9 +5,10 @@ use std::path::PathBuf;
 
 use clap::Args;
 use llamero_proto::{limits, ports};
+use llamero_settings::listen::EVERYWHERE;
 
 use crate::config::{EngineArgs, within};
-use crate::listen::EVERYWHERE;
+use crate::source::HubArgs;
 
 /// Serve a model: a supervisor that starts one process per rank
 ///
@@ -18,6 +19,9 @@ pub struct ServeArgs {
     /// The model and how it is served.
     #[command(flatten)]
     pub engine: EngineArgs,
+    /// Where the weights are, if not in the folder.
+    #[command(flatten)]
+    pub hub: HubArgs,
     /// UID of the group this pod belongs to; the worker stands alone when absent
     #[arg(long, value_name = "UID", requires = "ranks_per_pod")]
     pub group_uid: Option<String>,
@@ -27,6 +31,9 @@ pub struct ServeArgs {
     /// Ranks of this pod
     #[arg(long, value_name = "N", value_parser = within(limits::RANKS_PER_POD), requires = "group_uid")]
     pub ranks_per_pod: Option<u32>,
+    /// Pods of this group on this node, this one included, which share its cores
+    #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=256), requires = "group_uid")]
+    pub pods_on_node: u32,
     /// Address to listen on; loopback when the worker stands alone, else all addresses of both families
     #[arg(long, value_name = "IP")]
     pub listen: Option<IpAddr>,
@@ -154,13 +161,18 @@ impl ServeArgs {
     pub fn threads(&self, local_ranks: u32) -> u32 {
         self.engine
             .threads
-            .unwrap_or_else(|| (cores() / local_ranks.max(1)).max(1))
+            .unwrap_or_else(|| (self.cores() / local_ranks.max(1)).max(1))
     }
 
     /// Whether the ranks of this pod have more threads, all together, than the pod may use processors.
     #[must_use]
     pub fn oversubscribed(&self, local_ranks: u32) -> bool {
-        self.threads(local_ranks).saturating_mul(local_ranks) > cores()
+        self.threads(local_ranks).saturating_mul(local_ranks) > self.cores()
+    }
+
+    /// Cores that are this pod's.
+    fn cores(&self) -> u32 {
+        (cores() / self.pods_on_node.max(1)).max(1)
     }
 }
 
@@ -226,6 +238,9 @@ mod tests {
         assert!(Cli::try_parse_from(["serve", "--model-dir", "/m", "--group-uid", "g"]).is_err());
         assert_eq!(serve("--threads 4 --tensor 2").threads(2), 4);
         assert!(serve("").threads(64) >= 1);
+        let shared = serve("--group-uid g --ranks-per-pod 1 --pods-on-node 2");
+        assert_eq!(shared.threads(1), (cores() / 2).max(1));
+        assert!(!shared.oversubscribed(1));
     }
 
     #[test]

@@ -1,6 +1,8 @@
 //! One answer: the engine's tokens become text and end where the request says.
 
-use llamero_engine::runtime::{self, Constraint, EngineHandle, Event, FailureKind, Submission, SubmitError};
+use llamero_engine::runtime::{
+    self, Constraint, EngineHandle, Event, FailureKind, Sharing, Submission, SubmitError,
+};
 use llamero_engine::structured::TokenConstraint;
 use llamero_engine::text::tool_calls::{ToolCallParser, ToolPiece};
 use llamero_engine::text::{Finished, GenerationRequest, OutputText, Tokenizer};
@@ -50,6 +52,8 @@ pub struct Chunk {
     pub token_ids: Vec<u32>,
     /// Output tokens so far, resumed ones and a stop token included.
     pub output_tokens: u32,
+    /// Tokens of the prompt that were in the KV cache already; 0 before the first token.
+    pub cached_tokens: u32,
     /// Set on the last chunk.
     pub ending: Option<Ending>,
 }
@@ -62,6 +66,7 @@ pub struct Answer {
     tools: Option<Tools>,
     prompt_tokens: u32,
     output_tokens: u32,
+    cached_tokens: u32,
     abort: CancellationToken,
     /// Set when resumed tokens had ended the answer already.
     over: Option<Ending>,
@@ -101,6 +106,50 @@ pub struct Wishes {
     pub constraint: Option<Box<TokenConstraint>>,
     /// Reads its calls.
     pub tools: Option<Tools>,
+    /// With whom it shares what is computed for its prompt.
+    pub sharing: Sharing,
+}
+
+/// An answer that is not in the queue yet.
+#[derive(Debug)]
+pub struct Opening {
+    request: GenerationRequest,
+    constraint: Option<Box<TokenConstraint>>,
+    tools: Option<Tools>,
+    sharing: Sharing,
+    text: OutputText,
+    /// How resumed tokens ended the answer.
+    over: Option<Ending>,
+}
+
+impl Opening {
+    /// Go through the tokens that the client has already, which takes a while when they are many: not for a thread that
+    /// streams.
+    #[must_use]
+    pub fn new(model: &Model, request: GenerationRequest, wishes: Wishes) -> Self {
+        let Wishes {
+            constraint,
+            mut tools,
+            sharing,
+        } = wishes;
+        let mut text = OutputText::new(model.tokenizer.clone(), &request.stop, request.max_tokens)
+            .with_special_tokens(request.show_special_tokens);
+        let over = resume(&mut text, tools.as_mut(), &request.resume_tokens);
+        Self {
+            request,
+            constraint,
+            tools,
+            sharing,
+            text,
+            over,
+        }
+    }
+
+    /// The request.
+    #[must_use]
+    pub fn request(&self) -> &GenerationRequest {
+        &self.request
+    }
 }
 
 impl Answer {
@@ -108,21 +157,16 @@ impl Answer {
     ///
     /// # Errors
     /// UNAVAILABLE while draining.
-    pub fn begin(
-        engine: &EngineHandle,
-        model: &Model,
-        request: GenerationRequest,
-        wishes: Wishes,
-        abort: CancellationToken,
-    ) -> Result<Self, Status> {
+    pub fn begin(engine: &EngineHandle, opening: Opening, abort: CancellationToken) -> Result<Self, Status> {
         let count = |tokens: &[u32]| u32::try_from(tokens.len()).unwrap_or(u32::MAX);
-        let Wishes {
+        let Opening {
+            request,
             constraint,
-            mut tools,
-        } = wishes;
-        let mut text = OutputText::new(model.tokenizer.clone(), &request.stop, request.max_tokens)
-            .with_special_tokens(request.show_special_tokens);
-        let over = resume(&mut text, tools.as_mut(), &request.resume_tokens);
+            tools,
+            sharing,
+            text,
+            over,
+        } = opening;
         let (sender, events) = unbounded_channel();
         let (prompt_tokens, output_tokens) = (count(&request.prompt), count(&request.resume_tokens));
         let submission = match over {
@@ -134,6 +178,7 @@ impl Answer {
                     max_tokens: request.max_tokens,
                     stop_tokens: request.stop.tokens,
                     sampling: request.sampling,
+                    sharing,
                 };
                 let constraint = constraint.map(|constraint| constraint as Box<dyn Constraint>);
                 let sink = Box::new(move |event| sender.send(event).is_ok());
@@ -148,6 +193,7 @@ impl Answer {
             tools,
             prompt_tokens,
             output_tokens,
+            cached_tokens: 0,
             abort,
             over,
         })
@@ -187,18 +233,27 @@ impl Answer {
             chunk.ending = Some(ending);
             return Ok(chunk);
         }
-        let first = tokio::select! {
-            event = self.events.recv() => event,
-            () = self.abort.cancelled() => {
-                self.submission = None;
-                let rest = self.text.rest();
-                self.show(None, &rest, &mut chunk);
-                self.close(&mut chunk);
-                chunk.ending = Some(Ending::Aborted);
-                return Ok(chunk);
+        let first = loop {
+            let event = tokio::select! {
+                event = self.events.recv() => event,
+                () = self.abort.cancelled() => {
+                    self.submission = None;
+                    let rest = self.text.rest();
+                    self.show(None, &rest, &mut chunk);
+                    self.close(&mut chunk);
+                    chunk.cached_tokens = self.cached_tokens;
+                    chunk.ending = Some(Ending::Aborted);
+                    return Ok(chunk);
+                }
+            };
+            match event {
+                // It makes no chunk of its own.
+                Some(Event::Started { cached_tokens }) => self.cached_tokens = cached_tokens,
+                event => break event,
             }
         };
         let mut event = first.ok_or_else(stopped)?;
+        chunk.cached_tokens = self.cached_tokens;
         loop {
             self.take(event, &mut chunk)?;
             if chunk.ending.is_some() {
@@ -236,6 +291,10 @@ impl Answer {
     fn take(&mut self, event: Event, chunk: &mut Chunk) -> Result<(), Status> {
         match event {
             Event::Accepted { .. } => {}
+            Event::Started { cached_tokens } => {
+                self.cached_tokens = cached_tokens;
+                chunk.cached_tokens = cached_tokens;
+            }
             Event::Token { id, logprob, top } => {
                 self.output_tokens += 1;
                 let piece = self.text.push(id);

@@ -33,9 +33,9 @@ impl Completion for Services {
         let model = Arc::clone(&self.model);
         let stops = request.stop_token_ids.clone();
         let prepare = move || prepare(&model, request);
-        let (request, wishes) = self.text_workers.run(bytes, prepare).await?;
-        let resumed = u32::try_from(request.resume_tokens.len()).unwrap_or(u32::MAX);
-        let mut answer = Answer::begin(&self.engine, &self.model, request, wishes, entry.abort.clone())?;
+        let opening = self.text_workers.run(bytes, prepare).await?;
+        let resumed = u32::try_from(opening.request().resume_tokens.len()).unwrap_or(u32::MAX);
+        let mut answer = Answer::begin(&self.engine, opening, entry.abort.clone())?;
         answer.accepted().await?;
         let prompt_tokens = answer.prompt_tokens();
         let first = CompletionChunk {
@@ -91,6 +91,7 @@ fn message(model: &Model, prompt_tokens: u32, asked_stops: &[u32], chunk: Chunk)
             .map(|logprob| with_logprob(model, logprob))
             .collect(),
         tool_calls: calls(chunk.calls),
+        cached_tokens: chunk.cached_tokens,
     }
 }
 

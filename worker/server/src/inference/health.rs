@@ -1,5 +1,5 @@
-//! `grpc.health.v1`. SERVING means that a step of the whole group was completed within the stall time-out and that
-//! nothing drains: a dead or stuck rank shows, whichever it is.
+//! `grpc.health.v1`. SERVING means that the whole group completed a step within the stall time-out, or computes one whose
+//! layers move, and that nothing drains: a dead or stuck rank shows, whichever it is.
 
 use std::time::Duration;
 

@@ -4,6 +4,7 @@
 //! |---|---|
 //! | [`model`] | tokenizer, template, limits |
 //! | [`prepare`] | requests of `llamero.v1.Completion`, rendered, tokenised and checked |
+//! | [`receiving`] | bounds on the requests that are being received |
 //! | [`text_workers`] | rendering and tokenising, off the threads that stream |
 //! | [`answer`] | tokens become text and end where the request says |
 //! | [`running`] | requests under way, by id |
@@ -17,6 +18,7 @@ pub mod completion;
 pub mod health;
 pub mod model;
 pub mod prepare;
+pub mod receiving;
 pub mod running;
 pub mod telemetry;
 pub mod text_workers;
@@ -37,6 +39,7 @@ use vllm_proto::control_server::ControlServer;
 use vllm_proto::inference_server::InferenceServer;
 
 pub use self::model::Model;
+use self::receiving::Receiving;
 use self::running::Running;
 use self::text_workers::TextWorkers;
 use crate::grpc;
@@ -98,7 +101,7 @@ pub async fn serve(
     let server = Server::builder()
         .http2_keepalive_interval(Some(KEEPALIVE))
         .http2_keepalive_timeout(Some(KEEPALIVE))
-        .add_routes(grpc::with_fallback(routes))
+        .add_routes(grpc::with_fallback(Receiving::default().bound(routes)))
         .serve_with_incoming_shutdown(incoming, closing.clone().cancelled_owned());
     tokio::pin!(server);
     tokio::select! {

@@ -66,6 +66,8 @@ impl Model {
         let chat_template = match ChatTemplate::from_dir(dir, &tokenizer) {
             Ok(template) => Ok(template),
             Err(missing @ ChatTemplateError::Missing(_)) => Err(missing.to_string()),
+            // Tried again, or chat would be missing as long as this process lives.
+            Err(passing @ ChatTemplateError::Io(_)) => return Err(passing.into()),
             Err(broken) => {
                 tracing::warn!("chat is not available: {broken}");
                 Err(broken.to_string())

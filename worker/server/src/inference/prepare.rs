@@ -1,14 +1,15 @@
-//! A `CompletionRequest` becomes a request of the engine, with what restricts and reads its answer.
+//! A `CompletionRequest` becomes a request of the engine, with what restricts and reads its answer, up to where it goes on.
 
+use llamero_engine::runtime::Sharing;
 use llamero_engine::structured::Form;
-use llamero_engine::text::{GenerationRequest, RequestDraft};
+use llamero_engine::text::RequestDraft;
 use llamero_proto::v1::completion_request::Prompt;
 use llamero_proto::v1::structure;
 use llamero_proto::v1::{ChatMessage, ChatPrompt, CompletionRequest, Structure, ToolChoice};
 use serde_json::{Value, json};
 use tonic::Status;
 
-use super::answer::{Tools, Wishes};
+use super::answer::{Opening, Tools, Wishes};
 use super::model::{Model, blame};
 
 /// Most texts that an answer must not contain.
@@ -16,11 +17,11 @@ const MAX_BAD_WORDS: usize = 64;
 /// Most tools of a request.
 const MAX_TOOLS: usize = 128;
 
-/// Render, tokenise, compile and check everything.
+/// Render, tokenise, compile and check everything, and go through resumed tokens.
 ///
 /// # Errors
 /// INVALID_ARGUMENT and FAILED_PRECONDITION.
-pub fn prepare(model: &Model, mut request: CompletionRequest) -> Result<(GenerationRequest, Wishes), Status> {
+pub fn prepare(model: &Model, mut request: CompletionRequest) -> Result<Opening, Status> {
     let offered = match &request.prompt {
         Some(Prompt::Chat(chat)) if !chat.tools_json.is_empty() => Some(Offered::read(chat)?),
         _ => None,
@@ -41,6 +42,7 @@ pub fn prepare(model: &Model, mut request: CompletionRequest) -> Result<(Generat
         );
         return Err(blame("ignore_eos", &message));
     }
+    let sharing = Sharing::With(std::mem::take(&mut request.cache_salt));
     let draft = draft(model, request)?;
     let resumed = draft.resume_tokens.clone();
     let request = model.validate(draft)?;
@@ -48,7 +50,12 @@ pub fn prepare(model: &Model, mut request: CompletionRequest) -> Result<(Generat
         .map(|(form, parameter)| model.constraint(&form, &resumed, &parameter))
         .transpose()?;
     let tools = offered.map(|offered| Tools::new(&model.tokenizer, offered.names, offered.at_most_one));
-    Ok((request, Wishes { constraint, tools }))
+    let wishes = Wishes {
+        constraint,
+        tools,
+        sharing,
+    };
+    Ok(Opening::new(model, request, wishes))
 }
 
 /// The tools of a request.

@@ -52,6 +52,8 @@ fn sample(load: LoadSnapshot, now: SystemTime) -> LoadSample {
         time_to_first_token: Some(histogram(load.time_to_first_token)),
         inter_token_latency: Some(histogram(load.inter_token_latency)),
         draining: load.draining,
+        prefix_lookup_tokens: load.prefix_lookup_tokens,
+        prefix_hit_tokens: load.prefix_hit_tokens,
     }
 }
 

@@ -55,7 +55,8 @@ impl Alone {
         let membership = Membership {
             group_uid: "alone".to_owned(),
             generation: 1,
-            members: vec![member],
+            lost: Vec::new(),
+            addresses: Membership::in_rank_order([member]),
             key: GroupKey::random().context("the system has no random numbers for a key")?,
         };
         control.form(membership).map_err(|why| anyhow!(why))?;

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::Instant;
 
-use llamero_checkpoint::{Checkpoint, Topology};
+use llamero_checkpoint::{Checkpoint, Members, Topology};
 use llamero_cpu::{CpuBackend, CpuOptions, Kernel, Waits};
 use llamero_cuda::{CudaBackend, CudaOptions, Gpu, Origin};
 use llamero_engine::{
@@ -23,20 +23,24 @@ pub enum AnyBackend {
 }
 
 impl AnyBackend {
-    /// The backend of a rank. On CPUs the weights go into `memory`.
+    /// The backend of a rank of the model in `checkpoint`. On CPUs the weights go into `memory`.
     ///
     /// # Errors
     /// [`BackendError::Unusable`]: the checkpoint cannot be used, or there is no such device.
-    pub fn open(config: &RankConfig, memory: WeightsMemory) -> Result<Self, BackendError> {
-        let topology = Topology {
+    pub fn open(
+        config: &RankConfig,
+        checkpoint: Checkpoint,
+        memory: WeightsMemory,
+    ) -> Result<Self, BackendError> {
+        let members = Topology {
             tensor: config.engine.tensor,
             pipeline: config.engine.pipeline,
-        };
-        let folder = &config.engine.model_dir;
+        }
+        .into();
         match config.engine.backend {
             BackendKind::Cpu => {
                 let options = CpuOptions {
-                    topology,
+                    members,
                     rank: config.rank,
                     memory: memory.own,
                     pod: memory.pod,
@@ -44,18 +48,18 @@ impl AnyBackend {
                     kernel: Kernel::detect(),
                     waits: Waits::new(config.engine.stall_timeout, config.oversubscribed),
                 };
-                CpuBackend::new(folder, options).map(|backend| Self::Cpu(Box::new(backend)))
+                CpuBackend::of(checkpoint, options).map(|backend| Self::Cpu(Box::new(backend)))
             }
             BackendKind::Cuda => {
                 let options = CudaOptions {
-                    topology,
+                    members,
                     rank: config.rank,
                     // The ranks of a pod see the same GPUs in the same order.
                     gpu: Gpu::Number(config.rank.saturating_sub(config.first_rank) as usize),
                     kernels: config.engine.kernels.clone(),
                     origin: Origin::Checkpoint,
                 };
-                CudaBackend::new(folder, options).map(|backend| Self::Cuda(Box::new(backend)))
+                CudaBackend::of(checkpoint, options).map(|backend| Self::Cuda(Box::new(backend)))
             }
         }
     }
@@ -69,12 +73,12 @@ impl AnyBackend {
         }
     }
 
-    /// How the group shares the model.
+    /// Who belongs to the group, and how they share the model.
     #[must_use]
-    pub fn topology(&self) -> Topology {
+    pub fn members(&self) -> &Members {
         match self {
-            Self::Cpu(backend) => backend.topology(),
-            Self::Cuda(backend) => backend.topology(),
+            Self::Cpu(backend) => backend.members(),
+            Self::Cuda(backend) => backend.members(),
         }
     }
 

@@ -25,6 +25,7 @@ use std::thread;
 use anyhow::Context as _;
 use llamero_cpu::PodMemory;
 use llamero_engine::runtime::Outcome;
+use llamero_settings::listen::listen;
 
 use self::clients::Clients;
 use self::open::{Opened, WeightsMemory};
@@ -32,7 +33,6 @@ use self::report::Reports;
 use crate::config::RankConfig;
 use crate::exit::FAILED;
 use crate::link::{self, Up};
-use crate::listen;
 
 /// Run the rank whose supervisor is at the other end of standard input. Returns the exit code.
 ///
@@ -126,8 +126,6 @@ fn memory(config: &RankConfig, mut files: Vec<OwnedFd>) -> anyhow::Result<Weight
 }
 
 fn bind(config: &RankConfig, port: u16) -> anyhow::Result<TcpListener> {
-    listen::listen(config.listen, port).with_context(|| {
-        let address = SocketAddr::new(config.listen, port);
-        format!("cannot listen on {address}: another process uses the port")
-    })
+    let address = SocketAddr::new(config.listen, port);
+    listen(address).with_context(|| format!("cannot listen on {address}: another process uses the port"))
 }

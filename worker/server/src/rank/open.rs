@@ -11,6 +11,7 @@ use super::report::About;
 use super::settings;
 use crate::config::RankConfig;
 use crate::inference::Model;
+use crate::source;
 
 /// A rank that has not begun to load.
 pub struct Opened {
@@ -43,7 +44,7 @@ pub fn open(
     leads: bool,
 ) -> anyhow::Result<Opened> {
     let rank_port = listener.local_addr()?.port();
-    let backend = AnyBackend::open(config, memory)?;
+    let backend = AnyBackend::open(config, source::open(&config.engine.model_dir)?, memory)?;
     let settings = settings::settings(config, &backend)?;
     tracing::info!(rank = config.rank, numerics = %settings.numerics, threads = config.threads, rank_port, "started");
     let model = leads

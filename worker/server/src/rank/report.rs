@@ -24,7 +24,7 @@ pub struct About {
     pub content_identity: String,
     /// In which arithmetic they are computed.
     pub numerics: String,
-    /// A group that completed no step for longer does not serve.
+    /// A group in which nothing moved for longer does not serve.
     pub stall_timeout: Duration,
 }
 
@@ -82,11 +82,9 @@ pub fn obey(orders: impl BufRead, control: &RankControl, grace: Duration) -> any
             Down::Start(_) => bail!("started twice"),
             Down::Drain => control.drain(grace),
             Down::Form(membership) => {
-                let members = membership
-                    .members
-                    .iter()
-                    .map(|member| (member.ip, member.port).into())
-                    .collect();
+                let members = membership.members.iter();
+                let addresses = members.map(|member| (member.ip, member.port).into());
+                let addresses = Membership::in_rank_order(addresses);
                 let link::Membership {
                     group_uid,
                     generation,
@@ -96,7 +94,8 @@ pub fn obey(orders: impl BufRead, control: &RankControl, grace: Duration) -> any
                 if let Err(why) = control.form(Membership {
                     group_uid,
                     generation,
-                    members,
+                    lost: Vec::new(),
+                    addresses,
                     key,
                 }) {
                     tracing::error!("the members are not taken: {why}");
@@ -120,11 +119,10 @@ pub fn start(orders: &mut BufReader<UnixStream>) -> anyhow::Result<crate::config
     }
 }
 
-/// A step of the whole group was completed within the stall time-out, and nothing drains.
+/// The whole group completed a step within the stall time-out, or computes one whose layers move, and nothing drains.
 #[must_use]
 pub fn serves(engine: &EngineHandle, stall_timeout: Duration) -> bool {
-    let load = engine.load();
-    !load.draining && load.last_step_at.is_some_and(|at| at.elapsed() <= stall_timeout)
+    !engine.load().draining && engine.idle_for().is_some_and(|idle| idle <= stall_timeout)
 }
 
 fn rank_state(state: &runtime::RankState, engine: Option<&EngineHandle>, about: &About) -> RankState {
@@ -158,6 +156,8 @@ fn rank_state(state: &runtime::RankState, engine: Option<&EngineHandle>, about: 
             kv_blocks_total: load.kv_blocks_total,
             prompt_tokens: load.prompt_tokens,
             output_tokens: load.output_tokens,
+            prefix_lookup_tokens: load.prefix_lookup_tokens,
+            prefix_hit_tokens: load.prefix_hit_tokens,
         }),
     }
 }

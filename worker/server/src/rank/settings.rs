@@ -58,7 +58,7 @@ pub fn settings(config: &RankConfig, backend: &AnyBackend) -> Result<runtime::Ra
     let stall_timeout = config.engine.stall_timeout;
     let usual = runtime::RankConfig::new(
         config.rank,
-        backend.topology(),
+        backend.members().clone(),
         max_context,
         backend.numerics_class(KvDtype::default()),
         content.to_string(),
@@ -67,6 +67,8 @@ pub fn settings(config: &RankConfig, backend: &AnyBackend) -> Result<runtime::Ra
         max_sequences: config.engine.max_sequences,
         max_batched_tokens: config.engine.max_batched_tokens,
         max_queued_requests: config.engine.max_queued_requests,
+        block_size: limits::KV_BLOCK_TOKENS,
+        prefix_cache: config.engine.prefix_cache,
         // The pod's limit is about the memory of the host, and the plan of a GPU's rank about the GPU's.
         memory_limit: config
             .memory_limit
@@ -87,13 +89,7 @@ pub fn settings(config: &RankConfig, backend: &AnyBackend) -> Result<runtime::Ra
 fn usual_kv_bytes(settings: &runtime::RankConfig, backend: &AnyBackend) -> Result<u64, SettingsError> {
     let spec = FormSpec {
         era: Era::default(),
-        max_sequences: settings.max_sequences,
-        max_batched_tokens: settings.max_batched_tokens,
-        max_context: settings.max_context,
-        block_size: settings.block_size,
-        steps_in_flight: settings.steps_in_flight,
-        kv_dtype: settings.kv_dtype,
-        max_adapters: settings.max_adapters,
+        limits: settings.form_limits(),
         kv_bytes: 0,
     };
     if let Some(bytes) = backend.device_kv_bytes(&spec)? {

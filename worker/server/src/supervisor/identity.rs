@@ -3,29 +3,48 @@
 use std::path::PathBuf;
 
 use llamero_checkpoint::{Checkpoint, ContentIdentity};
+use llamero_hub::{HubError, Manifest, Patience};
 use tokio::sync::OnceCell;
 
-/// The content identity of a checkpoint, read when it is first asked for. The ranks are told it, so that a process that finds its
-/// weights in memory reads nothing of them.
+use crate::source::HubArgs;
+
+/// The checkpoint's folder, filled once where it comes from a Hub, and its content identity, read when it is first asked for. The
+/// ranks are told it, so that a process that finds its weights in memory reads nothing of them.
 #[derive(Debug)]
 pub struct SharedIdentity {
     model_dir: PathBuf,
+    hub: HubArgs,
+    manifest: OnceCell<Option<Manifest>>,
     known: OnceCell<ContentIdentity>,
 }
 
 impl SharedIdentity {
-    /// The identity of the checkpoint in `model_dir`; `known` when it need not be computed.
+    /// The identity of the checkpoint in `model_dir`, which comes from `hub` if that names a repository; `known` when it need
+    /// not be computed.
     #[must_use]
-    pub fn new(model_dir: PathBuf, known: Option<ContentIdentity>) -> Self {
+    pub fn new(model_dir: PathBuf, hub: HubArgs, known: Option<ContentIdentity>) -> Self {
         Self {
             model_dir,
+            hub,
+            manifest: OnceCell::new(),
             known: OnceCell::new_with(known),
         }
     }
 
-    /// The identity. None when the checkpoint cannot be read: the rank, which opens it too, says why, and the next call tries again.
-    pub async fn get(&self) -> Option<ContentIdentity> {
+    /// The identity, once the folder is there. None when the checkpoint cannot be read: the rank, which opens it too, says why,
+    /// and the next call tries again.
+    ///
+    /// # Errors
+    /// The folder cannot be filled from the Hub; the next call tries again.
+    pub async fn get(&self) -> Result<Option<ContentIdentity>, HubError> {
+        let manifest = self.manifest.get_or_try_init(|| self.prepare()).await?.as_ref();
+        if let (Some(manifest), Some(told)) = (manifest, self.known.get()) {
+            manifest.check(*told)?;
+        }
         let read = || async {
+            if let Some(manifest) = manifest {
+                return Ok(manifest.identity());
+            }
             let model_dir = self.model_dir.clone();
             tokio::task::spawn_blocking(move || ContentIdentity::of(&Checkpoint::open(&model_dir).ok()?).ok())
                 .await
@@ -33,7 +52,21 @@ impl SharedIdentity {
                 .flatten()
                 .ok_or(())
         };
-        self.known.get_or_try_init(read).await.ok().copied()
+        Ok(self.known.get_or_try_init(read).await.ok().copied())
+    }
+
+    /// Files are written, so this is no work for a thread that serves.
+    async fn prepare(&self) -> Result<Option<Manifest>, HubError> {
+        let (hub, folder) = (self.hub.clone(), self.model_dir.clone());
+        let runtime = tokio::runtime::Handle::current();
+        let prepare = move || runtime.block_on(hub.prepare(&folder, Patience::default()));
+        let ended = tokio::task::spawn_blocking(prepare).await;
+        ended.unwrap_or_else(|error| {
+            Err(HubError::Io {
+                path: self.model_dir.clone(),
+                source: std::io::Error::other(error),
+            })
+        })
     }
 }
 
@@ -51,14 +84,15 @@ mod tests {
         let expected = ContentIdentity::of(&Checkpoint::open(&model).unwrap()).unwrap();
         let dir = tempfile::tempdir().unwrap();
         let link = dir.path().join("model");
-        let identity = SharedIdentity::new(link.clone(), None);
-        assert_eq!(identity.get().await, None, "there is no model yet");
+        let identity = SharedIdentity::new(link.clone(), HubArgs::default(), None);
+        assert_eq!(identity.get().await.unwrap(), None, "there is no model yet");
         symlink(&model, &link).unwrap();
-        assert_eq!(identity.get().await, Some(expected));
+        assert_eq!(identity.get().await.unwrap(), Some(expected));
         std::fs::remove_file(&link).unwrap();
-        assert_eq!(identity.get().await, Some(expected), "it was read again");
+        assert_eq!(identity.get().await.unwrap(), Some(expected), "it was read again");
 
         let known = "ab".repeat(32).parse().unwrap();
-        assert_eq!(SharedIdentity::new(link, Some(known)).get().await, Some(known));
+        let told = SharedIdentity::new(link, HubArgs::default(), Some(known));
+        assert_eq!(told.get().await.unwrap(), Some(known));
     }
 }

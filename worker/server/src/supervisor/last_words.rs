@@ -6,22 +6,23 @@ use std::process::ExitStatus;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use llamero_proto::v1::RankExit;
-use tokio::io::{AsyncBufReadExt, AsyncRead, AsyncWriteExt, BufReader};
+use tokio::io::{AsyncBufReadExt, AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, BufReader};
 
 use crate::exit;
 
 const KEPT_LINES: usize = 20;
 const LONGEST_LINE: usize = 512;
+/// Bytes of a line that are held at once; a longer one is passed on in parts.
+const LONGEST_PART: u64 = 16 << 10;
 
-/// Copies lines to the supervisor's standard error until the end; returns the last ones, trimmed in length.
-pub async fn forward(from: impl AsyncRead + Unpin) -> VecDeque<String> {
+/// Copies lines `to` the supervisor's standard error until the end; returns the last ones, trimmed in length.
+pub async fn forward(from: impl AsyncRead + Unpin, mut to: impl AsyncWrite + Unpin) -> VecDeque<String> {
     let mut kept = VecDeque::with_capacity(KEPT_LINES);
     let mut from = BufReader::new(from);
-    let mut to = tokio::io::stderr();
     let mut line = Vec::new();
     loop {
         line.clear();
-        match from.read_until(b'\n', &mut line).await {
+        match (&mut from).take(LONGEST_PART).read_until(b'\n', &mut line).await {
             Ok(0) | Err(_) => return kept,
             Ok(_) => {}
         }
@@ -111,8 +112,20 @@ mod tests {
     #[tokio::test]
     async fn keeps_the_end() {
         let text: String = (0..50).map(|i| format!("line {i}\n")).collect();
-        let kept = forward(text.as_bytes()).await;
+        let mut copy = Vec::new();
+        let kept = forward(text.as_bytes(), &mut copy).await;
         assert_eq!(kept.len(), KEPT_LINES);
         assert_eq!(kept.back().map(String::as_str), Some("line 49"));
+        assert_eq!(copy, text.as_bytes());
+    }
+
+    #[tokio::test]
+    async fn a_line_without_an_end_is_passed_on_in_parts() {
+        let bytes = 100 * LONGEST_PART;
+        let mut copy = Vec::new();
+        let kept = forward(tokio::io::repeat(b'x').take(bytes), &mut copy).await;
+        assert_eq!(copy.len() as u64, bytes);
+        assert_eq!(kept.len(), KEPT_LINES, "no more than a part is held");
+        assert!(kept.iter().all(|part| part.len() == LONGEST_LINE));
     }
 }

@@ -152,7 +152,20 @@ impl Load {
         )?;
         gauge(to, "kv_blocks", "KV blocks in all", self.kv_blocks_total.into())?;
         counter(to, "prompt_tokens", "Prompt tokens taken in", self.prompt_tokens)?;
-        counter(to, "output_tokens", "Tokens generated", self.output_tokens)
+        counter(to, "output_tokens", "Tokens generated", self.output_tokens)?;
+        // Their ratio is the hit rate.
+        counter(
+            to,
+            "prefix_lookup_tokens",
+            "Prompt tokens that were looked for in the KV cache",
+            self.prefix_lookup_tokens,
+        )?;
+        counter(
+            to,
+            "prefix_hit_tokens",
+            "Prompt tokens that were found in the KV cache and not computed again",
+            self.prefix_hit_tokens,
+        )
     }
 }
 

@@ -35,6 +35,7 @@ use std::time::Duration;
 
 use anyhow::{Context as _, bail};
 use llamero_proto::v1::rank_control_server::RankControlServer;
+use llamero_settings::listen::listen;
 use tokio::net::TcpListener;
 use tokio::sync::watch;
 use tokio::task::JoinSet;
@@ -49,7 +50,7 @@ use self::signals::Terminations;
 use crate::cli::serve::{LocalRanks, ServeArgs};
 use crate::config::RankConfig;
 use crate::exit::{FAILED, UNUSABLE};
-use crate::{grpc, listen};
+use crate::grpc;
 
 /// Group UID of a worker that stands alone.
 const ALONE: &str = "standalone";
@@ -140,8 +141,8 @@ fn shared_state(args: &ServeArgs, local: LocalRanks) -> Control {
 }
 
 fn bind(ip: IpAddr, port: u16, flag: &str) -> anyhow::Result<TcpListener> {
-    let listener = listen::listen(ip, port).with_context(|| {
-        let address = SocketAddr::new(ip, port);
+    let address = SocketAddr::new(ip, port);
+    let listener = listen(address).with_context(|| {
         format!("cannot listen on {address}: stop what uses it, or choose another port with {flag}")
     })?;
     listener.set_nonblocking(true)?;
@@ -167,6 +168,7 @@ fn start_keepers(args: &ServeArgs, local: LocalRanks, control: &Control) -> anyh
     let mut keepers = JoinSet::new();
     let identity = Arc::new(SharedIdentity::new(
         args.engine.model_dir.clone(),
+        args.hub.clone(),
         args.engine.content_identity,
     ));
     let memory = Arc::new(Memory::new(local).context("cannot make memory files for the weights")?);

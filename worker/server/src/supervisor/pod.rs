@@ -152,7 +152,8 @@ impl Pod {
         Ok(true)
     }
 
-    /// Whether a step of the whole group completed within the stall time-out. Only ever true on the leader's pod.
+    /// Whether the whole group completed a step within the stall time-out, or computes one whose layers move. Only ever true
+    /// on the leader's pod.
     #[must_use]
     pub fn group_serving(&self, now: Instant) -> bool {
         let Some(RankView {
@@ -163,7 +164,7 @@ impl Pod {
         else {
             return false;
         };
-        let idle = age(*heard, now) + Duration::from_millis(state.idle_millis.unwrap_or(0));
+        let idle = age(*heard, now).saturating_add(Duration::from_millis(state.group_idle_millis()));
         self.leads() && state.group_serving && !self.draining && idle <= self.identity.stall_timeout
     }
 
@@ -184,7 +185,7 @@ impl Pod {
         }
         if self.leads() && !self.group_serving(now) {
             return Err(format!(
-                "no step of the whole group was completed within {} s",
+                "the whole group has not moved for {} s",
                 self.identity.stall_timeout.as_secs_f32()
             ));
         }
@@ -347,6 +348,30 @@ mod tests {
         );
         pod.draining = true;
         assert!(!pod.group_serving(start));
+    }
+
+    #[test]
+    fn a_slow_step_keeps_the_pod_ready() {
+        let start = Instant::now();
+        let mut pod = pod();
+        pod.ranks[0].pid = Some(7);
+        let mut hear = |phase: Phase, still| {
+            let state = RankState {
+                phase: phase.into(),
+                group_serving: true,
+                idle_millis: Some(90_000),
+                still_millis: Some(still),
+                ..RankState::default()
+            };
+            pod.ranks[0].state = Some((state, start));
+            pod.group_serving(start + Duration::from_secs(1))
+        };
+        assert!(hear(Phase::Serving, 2_000));
+        assert!(!hear(Phase::Serving, 2_001), "its layers stand still");
+        assert!(
+            !hear(Phase::Warming, 0),
+            "a group that forms again has no step under way"
+        );
     }
 
     #[test]

@@ -8,6 +8,7 @@ use std::process::Stdio;
 use std::sync::Arc;
 use std::time::{Instant, SystemTime};
 
+use llamero_hub::HubError;
 use llamero_proto::v1::{ExitKind, RankExit};
 use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader};
 use tokio::net::UnixStream;
@@ -72,12 +73,7 @@ impl Keeper {
             let started = Instant::now();
             let exit = match self.run_once().await {
                 Ok(exit) => exit,
-                Err(error) => RankExit {
-                    message: format!("the process of rank {} cannot be run: {error}", self.config.rank),
-                    unix_millis: last_words::unix_millis(SystemTime::now()),
-                    kind: ExitKind::Crashed.into(),
-                    ..RankExit::default()
-                },
+                Err(error) => self.not_run(&error),
             };
             let mut left = false;
             self.pod.send_modify(|pod| {
@@ -92,6 +88,8 @@ impl Keeper {
             if self.give_up && exit.kind() == ExitKind::Unusable {
                 return Ok(Ended::Unusable(exit));
             }
+            let members = self.orders.borrow().membership.clone();
+            let mut orders = self.orders.clone();
             let wait = backoff.after(exit.kind(), started.elapsed());
             tracing::warn!(
                 rank = self.config.rank,
@@ -101,13 +99,31 @@ impl Keeper {
             tokio::select! {
                 () = tokio::time::sleep(wait) => {}
                 () = drained(&mut self.orders), if self.config.rank == 0 => return Ok(Ended::DiedDraining(exit)),
+                // It may have been unusable only beside the members that there were.
+                () = renewed(&mut orders, members.as_ref()), if exit.kind() == ExitKind::Unusable => {}
             }
             self.pod.send_modify(|pod| pod.ranks[self.index].restarts += 1);
         }
     }
 
-    async fn run_once(&mut self) -> io::Result<RankExit> {
-        self.config.engine.content_identity = self.identity.get().await;
+    /// What counts as the end of a process that did not begin.
+    fn not_run(&self, error: &NotRun) -> RankExit {
+        let kind = match error {
+            NotRun::Source(error) if error.is_final() => ExitKind::Unusable,
+            NotRun::Source(_) | NotRun::Process(_) => ExitKind::Crashed,
+        };
+        // Nobody else says why: there is no process that could.
+        tracing::error!(rank = self.config.rank, "{error}");
+        RankExit {
+            message: error.to_string(),
+            unix_millis: last_words::unix_millis(SystemTime::now()),
+            kind: kind.into(),
+            ..RankExit::default()
+        }
+    }
+
+    async fn run_once(&mut self) -> Result<RankExit, NotRun> {
+        self.config.engine.content_identity = self.identity.get().await?;
         let (mut child, link) = spawn(self.config.rank)?;
         let pid = child.id();
         self.pod.send_modify(|pod| {
@@ -118,7 +134,7 @@ impl Keeper {
         let stderr = child.stderr.take();
         let words = tokio::spawn(async move {
             match stderr {
-                Some(stderr) => last_words::forward(stderr).await,
+                Some(stderr) => last_words::forward(stderr, tokio::io::stderr()).await,
                 None => Default::default(),
             }
         });
@@ -143,10 +159,29 @@ impl Keeper {
     }
 }
 
+/// Why a rank's process did not run.
+#[derive(Debug, thiserror::Error)]
+enum NotRun {
+    /// The checkpoint's folder cannot be filled.
+    #[error(transparent)]
+    Source(#[from] HubError),
+    /// The operating system does not let it.
+    #[error("the process of a rank cannot be run: {0}")]
+    Process(#[from] io::Error),
+}
+
 /// Returns once the ranks are told to drain.
 async fn drained(orders: &mut watch::Receiver<Orders>) {
     if orders.wait_for(|orders| orders.drain).await.is_err() {
         // The supervisor ends, and with it this keeper.
+        std::future::pending::<()>().await;
+    }
+}
+
+/// Returns once there are other members than `known`.
+async fn renewed(orders: &mut watch::Receiver<Orders>, known: Option<&Membership>) {
+    let is_new = |orders: &Orders| orders.membership.is_some() && orders.membership.as_ref() != known;
+    if orders.wait_for(is_new).await.is_err() {
         std::future::pending::<()>().await;
     }
 }
@@ -222,4 +257,31 @@ fn hear(pod: &watch::Sender<Pod>, index: usize, up: Up, config: &mut RankConfig)
             Up::Left => view.left = true,
         }
     });
+}
+
+#[cfg(test)]
+mod tests {
+    use futures::FutureExt as _;
+    use llamero_engine::mesh::GroupKey;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn new_members_end_the_pause_of_a_rank_that_could_not_work() {
+        let members = |generation| Membership {
+            group_uid: "g".into(),
+            generation,
+            members: Vec::new(),
+            key: GroupKey::from([7; 32]),
+        };
+        let (sender, mut orders) = watch::channel(Orders::default());
+        for (known, next) in [(None, members(1)), (Some(members(1)), members(2))] {
+            let mut waiting = Box::pin(renewed(&mut orders, known.as_ref()));
+            assert!(waiting.as_mut().now_or_never().is_none(), "{known:?}");
+            sender.send_modify(|orders| orders.drain = true);
+            assert!(waiting.as_mut().now_or_never().is_none(), "a drain is no news");
+            sender.send_modify(|orders| orders.membership = Some(next));
+            waiting.await;
+        }
+    }
 }

@@ -1,6 +1,6 @@
 //! Starting workers, talking to them, and waiting with a deadline.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::Duration;
 
@@ -35,6 +35,16 @@ pub(crate) fn model_dir() -> PathBuf {
         dir.display()
     );
     dir
+}
+
+/// The FP8 model in a folder of its own, whose files are links that a test may replace.
+pub(crate) fn linked_model() -> tempfile::TempDir {
+    let folder = tempfile::tempdir().unwrap();
+    for entry in std::fs::read_dir(model_dir()).unwrap() {
+        let entry = entry.unwrap();
+        std::os::unix::fs::symlink(entry.path(), folder.path().join(entry.file_name())).unwrap();
+    }
+    folder
 }
 
 /// Ask again and again until there is an answer.
@@ -90,6 +100,11 @@ impl Worker {
 
     /// A worker whose ranks listen.
     pub(crate) async fn start(args: &[&str]) -> Self {
+        Self::start_with(&model_dir(), args, &[]).await
+    }
+
+    /// The same for another folder, with variables of the environment.
+    pub(crate) async fn start_with(model: &Path, args: &[&str], env: &[(&str, &str)]) -> Self {
         let dir = tempfile::tempdir().unwrap();
         let ports_file = dir.path().join("ports.json");
         let mut child = Command::new(env!("CARGO_BIN_EXE_llamero-worker"))
@@ -104,10 +119,11 @@ impl Worker {
             ])
             .args(ANY_PORTS)
             .arg("--model-dir")
-            .arg(model_dir())
+            .arg(model)
             .arg("--ports-file")
             .arg(&ports_file)
             .args(args)
+            .envs(env.iter().copied())
             .stdin(Stdio::null())
             .spawn()
             .unwrap();

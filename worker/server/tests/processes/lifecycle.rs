@@ -1,5 +1,6 @@
 //! Starting with bad input, and ending well.
 
+use std::os::unix::fs::symlink;
 use std::process::{Command, Stdio};
 
 use llamero_proto::v1::rank_control_client::RankControlClient;
@@ -7,7 +8,9 @@ use llamero_proto::v1::{ExitKind, Phase, PodReport, WatchRequest};
 use rustix::process::Signal;
 use tonic::Code;
 
-use crate::harness::{ANY_PORTS, Worker, begin, complete, exists, finish, model_dir, story, turn, until};
+use crate::harness::{
+    ANY_PORTS, Worker, begin, complete, exists, finish, linked_model, model_dir, story, turn, until,
+};
 
 #[tokio::test]
 async fn a_drain_finishes_what_runs_and_refuses_the_rest() {
@@ -127,6 +130,46 @@ async fn a_pod_whose_rank_cannot_work_says_what_to_change() {
     );
     assert!(rank.message.contains("may use 1000"), "{}", rank.message);
     assert_eq!((rank.phase(), rank.restarts), (Phase::Failed, 0));
+    serve.kill().unwrap();
+    serve.wait().unwrap();
+}
+
+/// A disk that fails once costs a restart, not the minutes that a wrong configuration is paused for.
+#[tokio::test]
+async fn a_read_that_fails_once_is_tried_again_at_once() {
+    let _turn = turn().await;
+    let port = free_port();
+    let model = linked_model();
+    // Reading the start of a process's own memory fails with EIO.
+    let config = model.path().join("config.json");
+    std::fs::remove_file(&config).unwrap();
+    symlink("/proc/self/mem", &config).unwrap();
+    let mut serve = Command::new(env!("CARGO_BIN_EXE_llamero-worker"))
+        .arg("serve")
+        .args(["--inference-port", "0", "--http-port", "0", "--rank-port", "0"])
+        .args(["--listen", "127.0.0.1", "--max-context-length", "1024"])
+        .args(["--control-port", &port.to_string(), "--model-dir"])
+        .arg(model.path())
+        .args(["--group-uid", "g", "--tensor", "2", "--ranks-per-pod", "1"])
+        .stdin(Stdio::null())
+        .spawn()
+        .unwrap();
+    let report = until("the rank has ended", async || {
+        let report = control_report(port).await?;
+        report.ranks[0].last_exit.is_some().then_some(report)
+    })
+    .await;
+    let exit = report.ranks[0].last_exit.as_ref().unwrap();
+    assert_eq!((exit.kind(), exit.code), (ExitKind::Crashed, Some(1)), "{exit:?}");
+    assert!(exit.message.contains("config.json"), "{exit:?}");
+    let healed = model.path().join("healed");
+    symlink(model_dir().join("config.json"), &healed).unwrap();
+    std::fs::rename(&healed, &config).unwrap();
+    until("the rank has loaded", async || {
+        let report = control_report(port).await?;
+        (report.ranks[0].phase() == Phase::Connecting).then_some(())
+    })
+    .await;
     serve.kill().unwrap();
     serve.wait().unwrap();
 }

@@ -8,6 +8,7 @@
 
 mod faults;
 mod harness;
+mod hub;
 mod lifecycle;
 mod pods;
 mod requests;

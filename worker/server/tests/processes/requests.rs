@@ -15,7 +15,7 @@ use vllm_proto::{
     IsPausedRequest, ResponseOptions, StoppingCriteria, generate_request,
 };
 
-use crate::harness::{Whole, Worker, begin, complete, finish, refused, story, turn, until};
+use crate::harness::{Whole, Worker, begin, complete, finish, linked_model, refused, story, turn, until};
 
 #[tokio::test]
 async fn requests_are_answered_or_refused_with_a_sentence() {
@@ -24,6 +24,7 @@ async fn requests_are_answered_or_refused_with_a_sentence() {
     chat_and_stops(&worker).await;
     bad_input(&worker).await;
     cancelling(&worker).await;
+    common_beginnings(&worker).await;
     vllm(&worker).await;
     vllm_refusals(&worker).await;
     unknown_methods(&worker).await;
@@ -248,6 +249,67 @@ async fn load(worker: &Worker) -> LoadSample {
         .unwrap()
         .into_inner();
     samples.message().await.unwrap().unwrap()
+}
+
+/// Cached tokens of a prompt's answer, which are on every chunk from the first token on, and its token ids.
+async fn cached(worker: &Worker, request: CompletionRequest) -> (u32, Vec<u32>) {
+    let mut stream = worker.completion().complete(request).await.unwrap().into_inner();
+    let (mut cached, mut tokens) = (Vec::new(), Vec::new());
+    while let Some(chunk) = stream.message().await.unwrap() {
+        if !chunk.token_ids.is_empty() {
+            cached.push(chunk.cached_tokens);
+        }
+        tokens.extend(chunk.token_ids);
+    }
+    cached.dedup();
+    assert_eq!(cached.len(), 1);
+    (cached[0], tokens)
+}
+
+async fn common_beginnings(worker: &Worker) {
+    let prompt = |last: u32, salt: &str| CompletionRequest {
+        prompt: Some(ids((300..340).chain([last]).collect())),
+        cache_salt: salt.into(),
+        ..story(4)
+    };
+    let before = load(worker).await;
+    let (found, tokens) = cached(worker, prompt(9, "")).await;
+    assert_eq!(found, 0);
+    assert_eq!(cached(worker, prompt(9, "")).await, (32, tokens.clone()));
+    assert_eq!(
+        cached(worker, prompt(8, "")).await.0,
+        32,
+        "41 tokens begin alike by 40"
+    );
+    assert_eq!(cached(worker, prompt(9, "mine")).await, (0, tokens));
+    let after = load(worker).await;
+    assert_eq!(after.prefix_lookup_tokens - before.prefix_lookup_tokens, 4 * 41);
+    assert_eq!(after.prefix_hit_tokens - before.prefix_hit_tokens, 2 * 32);
+    until("the pod's metrics tell the hit rate", async || {
+        let (_, text) = worker.get("/metrics").await;
+        let line = format!("llamero_prefix_hit_tokens_total {}", after.prefix_hit_tokens);
+        text.contains(&line).then_some(())
+    })
+    .await;
+    let generate = |bypass_prefix_cache| GenerateRequest {
+        prompt: Some(generate_request::Prompt::TokenIds(vllm_proto::TokenIds {
+            ids: (300..340).collect(),
+        })),
+        kv: Some(vllm_proto::KvCacheParameters {
+            bypass_prefix_cache,
+            ..Default::default()
+        }),
+        ..GenerateRequest::default()
+    };
+    for (bypass, found) in [(false, 32), (true, 0)] {
+        let answer = InferenceClient::new(worker.channel())
+            .generate(generate(bypass))
+            .await
+            .unwrap()
+            .into_inner();
+        let finish = answer.outputs.unwrap().finish_info.unwrap();
+        assert_eq!(finish.num_cached_tokens, Some(found));
+    }
 }
 
 async fn cancelling(worker: &Worker) {
@@ -478,4 +540,24 @@ async fn reflection(worker: &Worker) {
         panic!("no descriptors: {answer:?}");
     };
     assert!(!files.file_descriptor_proto.is_empty());
+}
+
+/// Checkpoints that were cut down, or given another tokenizer, name ends that their vocabulary has not.
+#[tokio::test]
+async fn an_end_that_is_no_token_of_the_model_harms_no_request() {
+    let _turn = turn().await;
+    let model = linked_model();
+    let config = model.path().join("generation_config.json");
+    std::fs::remove_file(&config).unwrap();
+    std::fs::write(&config, r#"{"eos_token_id": [2, 128009]}"#).unwrap();
+    let worker = Worker::start_with(model.path(), &["--tensor", "1"], &[]).await;
+    worker.wait_for_health(true).await;
+    let request = CompletionRequest {
+        min_tokens: 4,
+        ignore_eos: false,
+        ..story(8)
+    };
+    let whole = complete(&worker, request).await.unwrap();
+    assert!(whole.token_ids.len() >= 4, "{whole:?}");
+    assert_eq!(worker.report().await.ranks[0].restarts, 0);
 }

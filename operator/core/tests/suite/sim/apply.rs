@@ -105,7 +105,7 @@ impl World {
             }
             Action::DeletePod { pod, .. } => {
                 let now = self.now;
-                self.inspect = self.inspect.take().filter(|i| i.uid != pod.uid);
+                self.inspect.retain(|i| i.uid != pod.uid);
                 for group in &mut self.groups {
                     let recorded = group.object.spec.members.iter().any(|m| {
                         let successor = m.successor.as_ref().and_then(|s| s.pod_uid.as_ref());
@@ -226,12 +226,14 @@ impl World {
             }
             Action::CreateInspectPod { name, key, .. } => {
                 let uid = self.uid();
-                self.inspect.get_or_insert_with(|| InspectPod {
-                    name,
-                    uid,
-                    key,
-                    ..InspectPod::default()
-                });
+                if self.inspect.iter().all(|pod| pod.name != name) {
+                    self.inspect.push(InspectPod {
+                        name,
+                        uid,
+                        key,
+                        ..InspectPod::default()
+                    });
+                }
             }
         }
     }

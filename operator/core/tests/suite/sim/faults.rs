@@ -8,11 +8,14 @@ pub(crate) enum Fault {
     Crash(usize),
     Delete(usize),
     Evict(usize),
+    /// Its node ran short of memory.
+    Pressure(usize),
     Stall(usize),
     RemoveNode(usize),
     AddNode(usize),
     Foreign(usize, i64),
     Scale(i32),
+    Partition(i32),
     Image(u8),
     Wait(u8),
     Quota(usize),
@@ -60,6 +63,11 @@ impl World {
                     p.gone_at.get_or_insert(now + 1000);
                 }
             }
+            Fault::Pressure(n) => {
+                if let Some(p) = self.pod(*n).filter(|p| p.pod.phase == PodPhase::Running) {
+                    (p.pod.evicted, p.pod.pressure, p.pod.phase) = (true, true, PodPhase::Failed);
+                }
+            }
             Fault::Stall(n) => {
                 if let Some(p) = self.pod(*n) {
                     p.stuck = true;
@@ -84,6 +92,7 @@ impl World {
                     .insert(name, Resources::new().with(GPU, (*gpus).min(free)));
             }
             Fault::Scale(n) => self.object.spec.replicas = *n,
+            Fault::Partition(n) => self.object.spec.rollout.partition = *n,
             Fault::Image(n) => self.object.spec.worker.image = Some(format!("worker:{n}")),
             Fault::Cordon(n, on) => {
                 if let Some(node) = self.nodes.get_mut(&format!("n{n}")) {

@@ -7,7 +7,7 @@ impl World {
     pub(crate) fn tick(&mut self) {
         self.now += 1000;
         let now = self.now;
-        if let Some(inspect) = &mut self.inspect {
+        for inspect in &mut self.inspect {
             inspect.phase = PodPhase::Succeeded;
             inspect.result = Some(serde_json::to_string(&build::summary()).unwrap());
         }

@@ -93,8 +93,10 @@ impl World {
         let outdated = self
             .groups
             .iter()
-            .any(|g| g.object.spec.revision != status.revision);
-        let surge = usize::from(outdated);
+            .filter(|g| g.object.spec.revision != status.revision)
+            .count();
+        let canary = outdated <= usize::try_from(self.object.spec.rollout.partition).unwrap();
+        let surge = usize::from(outdated > 0);
         assert!(
             (wanted..=wanted + surge).contains(&self.groups.len()),
             "{wanted} wanted: {:?}",
@@ -106,7 +108,7 @@ impl World {
             // Replacing another one would leave too few; nothing but room for a missing group can help.
             let at_floor = self.serves(group) && status.ready_replicas <= floor;
             assert!(
-                spec.revision == status.revision || at_floor,
+                spec.revision == status.revision || at_floor || canary,
                 "an old revision is left"
             );
             let budget = group

@@ -1,8 +1,10 @@
 //! The same bits whatever the batch and the sharding.
 
+use std::hash::Hasher as _;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
+use llamero_checkpoint::{Members, Topology};
 use llamero_engine::hash::Fnv1a;
 
 use super::group::{Group, Way};
@@ -38,20 +40,20 @@ fn prompt(len: u32, vocab: u32) -> Vec<u32> {
 }
 
 /// Every combination gives one hash, which is returned.
-fn one_hash(folder: &Path, main: &[u32], groups: &[(u32, usize, Level)], ways: &[Way]) -> u64 {
+fn one_hash(folder: &Path, main: &[u32], groups: &[(Members, usize, Level)], ways: &[Way]) -> u64 {
     let mut first = None;
-    for (tensor, threads, level) in groups.iter().copied() {
+    for (members, threads, level) in groups.iter() {
         let started = Instant::now();
-        let mut group = Group::load(folder, tensor, threads, level);
+        let mut group = Group::load(folder, members.clone(), *threads, *level);
         for way in ways {
             let logits = group.logits(main, *way);
             assert!(logits.iter().flatten().all(|logit| logit.is_finite()));
             let got = hash(&logits);
             let want = *first.get_or_insert(got);
-            assert_eq!(got, want, "tensor {tensor}, {threads} threads, {level}, {way:?}");
+            assert_eq!(got, want, "{members}, {threads} threads, {level}, {way:?}");
         }
         println!(
-            "tensor {tensor}, {threads} threads, {level}: {} ways, {:.1} s",
+            "{members}, {threads} threads, {level}: {} ways, {:.1} s",
             ways.len(),
             started.elapsed().as_secs_f64()
         );
@@ -77,14 +79,28 @@ fn ways(chunks: &[usize], peers: &[u32], blocks: &[u32], in_flight: &[usize]) ->
     all
 }
 
-fn groups(tensors: &[u32], threads: &[usize], levels: &[Level]) -> Vec<(u32, usize, Level)> {
+fn groups(tensors: &[u32], threads: &[usize], levels: &[Level]) -> Vec<(Members, usize, Level)> {
     let mut all = Vec::new();
     for level in levels {
         for tensor in tensors {
-            all.extend(threads.iter().map(|threads| (*tensor, *threads, *level)));
+            all.extend(
+                threads
+                    .iter()
+                    .map(|threads| (tensor_group(*tensor), *threads, *level)),
+            );
         }
     }
     all
+}
+
+fn tensor_group(tensor: u32) -> Members {
+    Topology::tensor(tensor).into()
+}
+
+/// Groups of `tensor` ranks without some of them.
+fn survivors(tensor: u32, lost: &[&[u32]], level: Level) -> Vec<(Members, usize, Level)> {
+    let group = |lost: &&[u32]| (Members::new(Topology::tensor(tensor), lost).unwrap(), 1, level);
+    lost.iter().map(group).collect()
 }
 
 /// 300 positions, so that the second chunk of attention is entered.
@@ -97,7 +113,7 @@ fn a_small_model_has_one_hash() {
         let want = one_hash(
             folder.path(),
             &main,
-            &[(1, 1, fast[0])],
+            &[(tensor_group(1), 1, fast[0])],
             &ways(&[64], &[0], &[16], &[1]),
         );
         let some = one_hash(
@@ -109,16 +125,34 @@ fn a_small_model_has_one_hash() {
         let slow = one_hash(
             folder.path(),
             &main[..],
-            &[(3, 1, Level::Avx2)],
+            &[(tensor_group(3), 1, Level::Avx2)],
             &ways(&[512], &[1], &[16, 32], &[1]),
         );
         let single = one_hash(
             folder.path(),
             &main,
-            &[(4, 1, fast[0])],
+            &[(tensor_group(4), 1, fast[0])],
             &ways(&[1], &[1], &[16], &[2]),
         );
         assert_eq!([some, slow, single], [want; 3]);
+    }
+}
+
+/// Any 7 or 6 of 8 ranks, and any 3 of 4: shares have gaps then, and the numbers of ranks have, too.
+#[test]
+fn survivors_of_a_small_model_have_its_hash() {
+    let main = prompt(300, tiny::VOCAB);
+    let level = Kernel::detect().level();
+    let of_eight: [&[u32]; 7] = [&[7], &[3], &[1], &[2, 6], &[6, 2], &[1, 7], &[5, 4]];
+    let of_four: [&[u32]; 4] = [&[1], &[3], &[2, 1], &[1, 3]];
+    for fp8 in [false, true] {
+        let folder = tiny::checkpoint(fp8);
+        let mut all = groups(&[1, 8], &[1], &[level]);
+        all.extend(survivors(8, &of_eight, level));
+        all.extend(survivors(4, &of_four, level));
+        one_hash(folder.path(), &main, &all, &ways(&[64], &[3], &[16], &[2]));
+        // Steps so large that sums go by reduce-scatter.
+        one_hash(folder.path(), &main, &all[..6], &ways(&[300], &[0], &[32], &[1]));
     }
 }
 
@@ -136,11 +170,18 @@ fn the_portable_kernel_gives_the_same_hash() {
     );
 }
 
-/// Nine query heads and three kv heads, split evenly and unevenly.
+/// Nine query heads and three kv heads, split evenly and unevenly, also over what is left of a larger group.
 #[test]
 fn smollm2_has_one_hash_in_every_sharding() {
     let folder = model("SmolLM2-135M-Instruct-FP8");
     let all = groups(&[1, 2, 3, 4, 5, 8, 9], &[1], &[Kernel::detect().level()]);
+    let level = Kernel::detect().level();
+    let all = [
+        all,
+        survivors(8, &[&[3], &[6, 2]], level),
+        survivors(9, &[&[8]], level),
+    ]
+    .concat();
     one_hash(&folder, &prompt(12, 49_152), &all, &ways(&[8], &[1], &[16], &[2]));
 }
 
@@ -151,7 +192,7 @@ fn swapped_leaves_are_seen() {
     let main = prompt(500, tiny::VOCAB);
     let folder = tiny::checkpoint(false);
     let way = Way::new(500, 0);
-    let mut group = Group::load(folder.path(), 1, 1, Kernel::detect().level());
+    let mut group = Group::load(folder.path(), tensor_group(1), 1, Kernel::detect().level());
     let before = hash(&group.logits(&main, way));
     assert_eq!(hash(&group.logits(&main, way)), before);
     group.ranks[0].swap_leaves_of_down(1, 2);
@@ -187,7 +228,7 @@ fn smollm2_has_one_hash_in_every_combination() {
         one_hash(&folder, &prompt(70, 49_152), &all, &ways_of_all);
         // Three tokens a second: few of them, in few ways.
         let mut slow = groups(&TENSORS, &[1, 2], &levels(&[Level::Portable]));
-        slow.push((1, 1, Kernel::detect().level()));
+        slow.push((tensor_group(1), 1, Kernel::detect().level()));
         one_hash(
             &folder,
             &prompt(24, 49_152),

@@ -216,14 +216,15 @@ fn what_cannot_be_is_unusable_and_named() {
         );
     };
     refused("raise the KV memory", &|spec| spec.kv_bytes = 1000);
-    refused("KV block of 24", &|spec| spec.block_size = 24);
-    refused("FP8", &|spec| spec.kv_dtype = KvDtype::Fp8E4m3);
-    refused("adapters", &|spec| spec.max_adapters = 1);
+    refused("KV block of 24", &|spec| spec.limits.block_size = 24);
+    refused("FP8", &|spec| spec.limits.kv_dtype = KvDtype::Fp8E4m3);
+    refused("adapters", &|spec| spec.limits.max_adapters = 1);
     let staged = CpuOptions {
-        topology: Topology {
+        members: Topology {
             tensor: 1,
             pipeline: 2,
-        },
+        }
+        .into(),
         ..one(1, 0)
     };
     let error = CpuBackend::new(folder.path(), staged).err().unwrap();
@@ -266,7 +267,7 @@ fn steps_are_submitted_ahead() {
     let got = done(&mut ahead, tickets[1]).unwrap();
     done(&mut ahead, tickets[2]).unwrap();
 
-    let mut group = Group::load(folder.path(), 1, 1, Kernel::detect().level());
+    let mut group = Group::load(folder.path(), Topology::tensor(1), 1, Kernel::detect().level());
     let want = group.logits(&[5, 6, 7, token], Way::new(4, 0));
     assert_eq!(ahead.fetch(tickets[1], 0, 0).unwrap().logits, want[3]);
     let best = want[3]
@@ -280,6 +281,47 @@ fn steps_are_submitted_ahead() {
     ahead.release(tickets[1]);
     assert!(ahead.fetch(tickets[1], 0, 0).is_err());
     ahead.submit(&fourth).unwrap();
+}
+
+#[test]
+fn blocks_outlive_their_era_where_as_many_are_wanted() {
+    let folder = tiny::checkpoint(false);
+    let mut rank = backend(&folder);
+    rank.load(&Unwatched).unwrap();
+    let form = |rank: &mut CpuBackend, spec: &FormSpec| {
+        let mesh = Box::new(TcpMesh::alone(ERA));
+        rank.form(spec, mesh, &mut |_| {}).unwrap().kept
+    };
+    let usual = spec(ERA, 64);
+    for why in ["nothing was there", "nothing was computed"] {
+        assert_eq!(form(&mut rank, &usual), None, "{why}");
+        rank.dissolve();
+    }
+    form(&mut rank, &usual);
+    let tokens: Vec<u32> = (0..17).map(|i| 3 + i * 5).collect();
+    let blocks = |slot| BlockDeltas {
+        appends: vec![(slot, vec![9, 4])],
+        ..BlockDeltas::default()
+    };
+    let plan = Leader::new().plan(vec![row(0, 0, tokens.clone())], blocks(0));
+    let ticket = rank.submit(&plan).unwrap();
+    let want = done(&mut rank, ticket).unwrap();
+    rank.dissolve();
+    assert_eq!(form(&mut rank, &usual), Some(ERA));
+    // The last token alone, behind the full block that the era before has left.
+    let plan = Leader::new().plan(vec![row(1, 16, vec![tokens[16]])], blocks(1));
+    let ticket = rank.submit(&plan).unwrap();
+    let got = done(&mut rank, ticket).unwrap();
+    assert_eq!(got.candidates[0].top, want.candidates[16].top);
+    let fewer = FormSpec {
+        kv_bytes: usual.kv_bytes / 2,
+        ..usual
+    };
+    assert_eq!(form(&mut rank, &fewer), None);
+    assert!(
+        matches!(rank.submit(&plan), Err(BackendError::Bug(_))),
+        "that block holds nothing"
+    );
 }
 
 #[test]
@@ -316,11 +358,8 @@ fn late_sampling_values_hold_up_sampling_only() {
     }
 }
 
-#[test]
-fn rows_answer_what_they_are_asked() {
-    let folder = tiny::checkpoint(true);
-    let mut leader = Leader::new();
-    let mut rank = formed(&folder);
+/// A row of each kind, each in a slot and a block of its own.
+fn rows_of_each_kind() -> (Vec<PlanRow>, BlockDeltas) {
     let asks = |slot, output| PlanRow {
         output,
         ..row(slot, 0, vec![5, 6, 7])
@@ -356,7 +395,15 @@ fn rows_answer_what_they_are_asked() {
         appends: (0..6).map(|slot| (slot, vec![slot])).collect(),
         ..BlockDeltas::default()
     };
-    let ticket = rank.submit(&leader.plan(rows, blocks)).unwrap();
+    (rows, blocks)
+}
+
+#[test]
+fn rows_answer_what_they_are_asked() {
+    let folder = tiny::checkpoint(true);
+    let mut rank = formed(&folder);
+    let (rows, blocks) = rows_of_each_kind();
+    let ticket = rank.submit(&Leader::new().plan(rows, blocks)).unwrap();
     rank.late(ticket, &Late::Cancel(vec![5])).unwrap();
     let output = done(&mut rank, ticket).unwrap();
     // A cancel that comes too late changes nothing.
@@ -452,8 +499,8 @@ fn rewinds_copies_and_saved_blocks_leave_no_trace() {
 #[test]
 fn a_lost_peer_ends_the_step() {
     let folder = tiny::checkpoint(false);
-    let mut group = Group::load(folder.path(), 2, 1, Kernel::detect().level());
-    let mut meshes = local_mesh(Topology::tensor(2), ERA).unwrap();
+    let mut group = Group::load(folder.path(), Topology::tensor(2), 1, Kernel::detect().level());
+    let mut meshes = local_mesh(&Topology::tensor(2).into(), ERA).unwrap();
     drop(meshes.pop());
     let rank = &mut group.ranks[0];
     rank.form(&spec(ERA, 64), Box::new(meshes.remove(0)), &mut |_| {})

@@ -4,12 +4,12 @@ use std::collections::VecDeque;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use llamero_checkpoint::Topology;
+use llamero_checkpoint::{Members, Runs, Topology};
 use llamero_engine::mesh::local::local_mesh;
 use llamero_engine::step::{BlockDeltas, SampleKey};
 use llamero_engine::{
-    Backend, BackendError, BlockTables, Era, FormSpec, KvDtype, Late, Plan, PlanRow, RowOutput, StepOutput,
-    Ticket, TokenRef, Unwatched, Waited,
+    Backend, BackendError, BlockTables, Era, FormLimits, FormSpec, KvDtype, Late, Plan, PlanRow, RowOutput,
+    StepOutput, Ticket, TokenRef, Unwatched, Waited,
 };
 
 use crate::collective::Waits;
@@ -45,13 +45,15 @@ impl Way {
 
 /// Ranks that have loaded their weights.
 pub(super) struct Group {
+    /// In rank order; some may be lost.
     pub(super) ranks: Vec<CpuBackend>,
+    members: Members,
     epoch: u64,
 }
 
 pub(super) fn options(tensor: u32, rank: u32, threads: usize, level: Level) -> CpuOptions {
     CpuOptions {
-        topology: Topology::tensor(tensor),
+        members: Topology::tensor(tensor).into(),
         rank,
         memory: None,
         pod: None,
@@ -63,14 +65,20 @@ pub(super) fn options(tensor: u32, rank: u32, threads: usize, level: Level) -> C
 }
 
 impl Group {
-    pub(super) fn load(folder: &Path, tensor: u32, threads: usize, level: Level) -> Self {
-        let rank = |rank| {
-            let mut backend = CpuBackend::new(folder, options(tensor, rank, threads, level)).unwrap();
+    pub(super) fn load(folder: &Path, members: impl Into<Members>, threads: usize, level: Level) -> Self {
+        let members = members.into();
+        let rank = |rank: &u32| {
+            let options = CpuOptions {
+                members: members.clone(),
+                ..options(1, *rank, threads, level)
+            };
+            let mut backend = CpuBackend::new(folder, options).unwrap();
             backend.load(&Unwatched).unwrap();
             backend
         };
         Self {
-            ranks: (0..tensor).map(rank).collect(),
+            ranks: members.ranks().iter().map(rank).collect(),
+            members,
             epoch: 0,
         }
     }
@@ -84,12 +92,17 @@ impl Group {
         };
         let vocab = self.ranks[0].shape.vocab_size as u32;
         let plans = &plans(main, way, era, vocab);
-        let spec = &FormSpec {
+        let limits = FormLimits {
             block_size: way.block,
             steps_in_flight: way.in_flight as u32,
+            ..limits(main.len())
+        };
+        let spec = &FormSpec {
+            limits,
             ..spec(era, main.len())
         };
-        let meshes = local_mesh(Topology::tensor(self.ranks.len() as u32), era).unwrap();
+        let meshes = local_mesh(&self.members, era).unwrap();
+        let vocabularies: Vec<Runs> = self.ranks.iter().map(|rank| rank.shape.vocab.clone()).collect();
         let shards: Vec<Vec<Vec<f32>>> = std::thread::scope(|scope| {
             let mut threads = Vec::new();
             for (rank, mesh) in self.ranks.iter_mut().zip(meshes) {
@@ -100,15 +113,30 @@ impl Group {
             }
             threads.into_iter().map(|thread| thread.join().unwrap()).collect()
         });
-        (0..main.len())
-            .map(|i| shards.iter().flat_map(|shard| shard[i].iter().copied()).collect())
-            .collect()
+        let whole = |i: usize| {
+            let mut row = vec![f32::NAN; vocab as usize];
+            for (vocabulary, shard) in vocabularies.iter().zip(&shards) {
+                assert_eq!(vocabulary.len() as usize, shard[i].len());
+                for (token, logit) in vocabulary.iter().zip(&shard[i]) {
+                    row[token as usize] = *logit;
+                }
+            }
+            row
+        };
+        (0..main.len()).map(whole).collect()
     }
 }
 
 pub(super) fn spec(era: Era, tokens: usize) -> FormSpec {
     FormSpec {
         era,
+        limits: limits(tokens),
+        kv_bytes: 1 << 30,
+    }
+}
+
+pub(super) fn limits(tokens: usize) -> FormLimits {
+    FormLimits {
         max_sequences: 6,
         max_batched_tokens: 600,
         max_context: tokens.max(PEERS_REACH) as u32,
@@ -116,7 +144,6 @@ pub(super) fn spec(era: Era, tokens: usize) -> FormSpec {
         steps_in_flight: 3,
         kv_dtype: KvDtype::Bf16,
         max_adapters: 0,
-        kv_bytes: 1 << 30,
     }
 }
 

@@ -1,8 +1,8 @@
 //! The memory plan says what forming takes.
 
-use llamero_engine::{Backend, BackendError, FormSpec};
+use llamero_engine::{Backend, BackendError, FormLimits, FormSpec};
 
-use super::group::{options, spec};
+use super::group::{limits, options, spec};
 use super::tiny;
 use crate::workspace::Workspace;
 use crate::{CpuBackend, Kernel, WorkspaceNeed};
@@ -17,11 +17,11 @@ fn the_plan_is_what_is_allocated() {
                 CpuBackend::new(folder.path(), options(tensor, rank, 1, Kernel::detect().level())).unwrap();
             let spec = spec(llamero_engine::Era::default(), 64);
             let plan = backend.memory(&spec).unwrap();
-            let tokens = spec.max_batched_tokens as usize;
+            let tokens = spec.limits.max_batched_tokens as usize;
             let work = Workspace::new(&backend.shape, &backend.programs, backend.frequencies(), tokens);
             let (buffers, logits, rope) = work.allocated();
             assert_eq!(rope as u64, plan.rope);
-            let states = spec.steps_in_flight as usize * tokens * backend.shape.hidden * 2;
+            let states = spec.limits.steps_in_flight as usize * tokens * backend.shape.hidden * 2;
             assert_eq!((logits + states) as u64, plan.logits);
             assert!(buffers as u64 <= plan.workspace);
             assert_eq!(
@@ -47,11 +47,15 @@ fn true_8b_layers_form_with_what_sizing_grants() {
     let granted = u64::from(CONTEXT) * summary.plans[0].kv_bytes_per_token_per_rank;
     assert_eq!(granted, 1_073_741_824);
     for block_size in [16, 32, 64, 128, 256] {
-        let spec = FormSpec {
+        let limits = FormLimits {
             max_context: CONTEXT,
             block_size,
+            ..limits(64)
+        };
+        let spec = FormSpec {
+            era: llamero_engine::Era::default(),
+            limits,
             kv_bytes: granted,
-            ..spec(llamero_engine::Era::default(), 64)
         };
         let plan = backend.memory(&spec).unwrap();
         assert_eq!(
@@ -69,11 +73,15 @@ fn a_sparse_8b_forms_and_answers() {
     let mut backend = CpuBackend::new(folder.path(), options(1, 0, 1, Kernel::detect().level())).unwrap();
     backend.load(&llamero_engine::Unwatched).unwrap();
     let era = llamero_engine::Era::default();
-    let mut spec = FormSpec {
+    let limits = FormLimits {
         max_context: 131_072,
         max_batched_tokens: 64,
+        ..limits(64)
+    };
+    let mut spec = FormSpec {
+        era,
+        limits,
         kv_bytes: 1_073_741_824,
-        ..spec(era, 64)
     };
     let mesh = || Box::new(llamero_engine::mesh::TcpMesh::alone(era));
     let capacity = backend.form(&spec, mesh(), &mut |_| {}).unwrap();
@@ -101,11 +109,15 @@ fn sizing_is_told_what_large_steps_take() {
             let backend =
                 CpuBackend::new(folder.path(), options(tensor, rank, 1, Kernel::detect().level())).unwrap();
             let config = backend.checkpoint.config();
-            let split = llamero_checkpoint::ShardPlan::new(config, backend.topology()).unwrap();
+            let split = llamero_checkpoint::ShardPlan::of(config, backend.members()).unwrap();
             told = WorkspaceNeed::of(config, &backend.model, &split).unwrap();
-            let spec = FormSpec {
+            let limits = FormLimits {
                 max_batched_tokens: tokens,
                 steps_in_flight: 2,
+                ..limits(64)
+            };
+            let spec = FormSpec {
+                limits,
                 ..spec(llamero_engine::Era::default(), 64)
             };
             let fixed = backend.memory(&spec).unwrap().fixed();

@@ -4,5 +4,6 @@ mod bits;
 mod contract;
 mod group;
 mod memory;
+mod prefix;
 mod reference;
 mod tiny;

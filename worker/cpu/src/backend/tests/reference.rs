@@ -70,7 +70,12 @@ fn compare(fixture: &str, name: &str) {
         .map(|token| token as u32)
         .collect();
     let mut rest = tokens.as_slice();
-    let mut group = Group::load(&model(name), 1, 2, Kernel::detect().level());
+    let mut group = Group::load(
+        &model(name),
+        llamero_checkpoint::Topology::tensor(1),
+        2,
+        Kernel::detect().level(),
+    );
     let mut logits = Vec::new();
     for len in fixture.integers("prompt_lengths") {
         let (prompt, after) = rest.split_at(len);

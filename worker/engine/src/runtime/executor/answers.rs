@@ -1,7 +1,6 @@
 //! What the members have answered to one step.
 
 use std::collections::BTreeMap;
-use std::ops::Range;
 
 use crate::mesh::MeshError;
 use crate::step::{LogitShard, StepOutput};
@@ -11,60 +10,66 @@ pub(super) type Place = (u32, u32);
 
 pub(super) struct StepAnswers {
     pub(super) number: u64,
-    /// By rank.
+    /// By member.
     outputs: Vec<Option<StepOutput>>,
     taken: bool,
-    /// The ranks of the last stage, the only ones that have logits.
-    heads: Range<u32>,
-    /// By rank of the last stage.
+    /// The first member of the last stage; it and all behind it are the only ones that have logits.
+    first_head: usize,
+    /// By member of the last stage.
     rows: BTreeMap<Place, Vec<Option<LogitShard>>>,
 }
 
+/// A member that answers: its rank, and its number among the members.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Answering {
+    pub(super) rank: u32,
+    pub(super) index: usize,
+}
+
 impl StepAnswers {
-    pub(super) fn new(number: u64, members: usize, heads: Range<u32>) -> Self {
+    pub(super) fn new(number: u64, members: usize, first_head: usize) -> Self {
         Self {
             number,
             outputs: vec![None; members],
             taken: false,
-            heads,
+            first_head,
             rows: BTreeMap::new(),
         }
     }
 
-    pub(super) fn output(&mut self, rank: u32, output: StepOutput) -> Result<(), MeshError> {
+    pub(super) fn output(&mut self, from: Answering, output: StepOutput) -> Result<(), MeshError> {
         let is_empty = output.candidates.is_empty() && output.hidden.is_empty();
-        if !is_empty && !self.heads.contains(&rank) {
+        if !is_empty && from.index < self.first_head {
             let reason = format!(
                 "it answered positions of step {}, which only ranks of the last stage can",
                 self.number
             );
+            let rank = from.rank;
             return Err(MeshError::Protocol { rank, reason });
         }
-        match self.outputs.get_mut(rank as usize) {
+        match self.outputs.get_mut(from.index) {
             Some(place @ None) if !self.taken => {
                 *place = Some(output);
                 Ok(())
             }
-            _ => Err(self.twice(rank)),
+            _ => Err(self.twice(from.rank)),
         }
     }
 
     pub(super) fn expect_row(&mut self, place: Place) {
-        self.rows.insert(place, vec![None; self.heads.len()]);
+        let heads = self.outputs.len().saturating_sub(self.first_head);
+        self.rows.insert(place, vec![None; heads]);
     }
 
-    pub(super) fn row(&mut self, rank: u32, place: Place, shard: LogitShard) -> Result<(), MeshError> {
+    pub(super) fn row(&mut self, from: Answering, place: Place, shard: LogitShard) -> Result<(), MeshError> {
         let shards = self.rows.get_mut(&place);
-        let at = rank.checked_sub(self.heads.start);
-        match shards
-            .zip(at)
-            .and_then(|(shards, at)| shards.get_mut(at as usize))
-        {
+        let at = from.index.checked_sub(self.first_head);
+        match shards.zip(at).and_then(|(shards, at)| shards.get_mut(at)) {
             Some(place @ None) => {
                 *place = Some(shard);
                 Ok(())
             }
-            _ => Err(self.twice(rank)),
+            _ => Err(self.twice(from.rank)),
         }
     }
 
@@ -75,16 +80,15 @@ impl StepAnswers {
         }
     }
 
-    /// The outputs of the last stage, with their ranks, once every rank has answered: the others' only say that they are done.
-    pub(super) fn take_outputs(&mut self) -> Option<Vec<(u32, StepOutput)>> {
+    /// The outputs of the last stage's members, in their order, once every member has answered: the others' only say that
+    /// they are done.
+    pub(super) fn take_outputs(&mut self) -> Option<Vec<StepOutput>> {
         if self.taken || self.outputs.iter().any(Option::is_none) {
             return None;
         }
         self.taken = true;
-        let heads = self.heads.clone();
-        heads
-            .map(|rank| Some((rank, self.outputs.get_mut(rank as usize)?.take()?)))
-            .collect()
+        let heads = self.outputs.get_mut(self.first_head..)?;
+        heads.iter_mut().map(Option::take).collect()
     }
 
     pub(super) fn take_row(&mut self, place: Place) -> Option<Vec<LogitShard>> {
@@ -94,16 +98,15 @@ impl StepAnswers {
         self.rows.remove(&place)?.into_iter().collect()
     }
 
-    /// Ranks that owe an answer.
+    /// Members that owe an answer.
     pub(super) fn missing(&self) -> Vec<usize> {
-        let first = self.heads.start as usize;
-        let row = |shards: &Vec<Option<LogitShard>>, rank: usize| {
-            let at = rank.checked_sub(first);
+        let row = |shards: &Vec<Option<LogitShard>>, member: usize| {
+            let at = member.checked_sub(self.first_head);
             at.and_then(|at| shards.get(at)).is_some_and(Option::is_none)
         };
-        let missing = |rank: &usize| {
-            let output = !self.taken && self.outputs[*rank].is_none();
-            output || self.rows.values().any(|shards| row(shards, *rank))
+        let missing = |member: &usize| {
+            let output = !self.taken && self.outputs[*member].is_none();
+            output || self.rows.values().any(|shards| row(shards, *member))
         };
         (0..self.outputs.len()).filter(missing).collect()
     }
@@ -118,7 +121,7 @@ mod tests {
     use llamero_checkpoint::Runs;
 
     use super::*;
-    use crate::mesh::Topology;
+    use crate::mesh::{Members, Topology};
     use crate::step::RowCandidates;
 
     fn with_candidates() -> StepOutput {
@@ -138,30 +141,45 @@ mod tests {
     #[test]
     fn only_the_last_stage_answers_positions_and_all_stages_end_the_step() {
         let topology = Topology {
-            tensor: 2,
+            tensor: 3,
             pipeline: 2,
         };
-        let mut answers = StepAnswers::new(7, 4, topology.ranks_of(1));
+        // Rank 1 is lost, and the others keep their numbers.
+        let members = Members::new(topology, &[1]).unwrap();
+        let from = |rank| Answering {
+            rank,
+            index: members.index(rank).unwrap(),
+        };
+        let first_head = from(members.last_stage()[0]).index;
+        let mut answers = StepAnswers::new(7, members.ranks().len(), first_head);
         assert!(
-            answers.output(1, with_candidates()).is_err(),
-            "rank 1 has no head"
+            answers.output(from(2), with_candidates()).is_err(),
+            "rank 2 has no head"
         );
-        answers.output(3, with_candidates()).unwrap();
-        answers.output(2, with_candidates()).unwrap();
-        answers.output(0, StepOutput::default()).unwrap();
-        assert_eq!(answers.take_outputs(), None, "rank 1 may still compute");
-        assert_eq!(answers.missing(), [1]);
-        answers.output(1, StepOutput::default()).unwrap();
+        answers.output(from(5), with_candidates()).unwrap();
+        answers.output(from(3), with_candidates()).unwrap();
+        answers.output(from(4), StepOutput::default()).unwrap();
+        answers.output(from(0), StepOutput::default()).unwrap();
+        assert_eq!(answers.take_outputs(), None, "rank 2 may still compute");
+        assert_eq!(answers.missing(), [from(2).index]);
+        answers.output(from(2), StepOutput::default()).unwrap();
         let outputs = answers.take_outputs().unwrap();
-        assert_eq!(outputs, [(2, with_candidates()), (3, with_candidates())]);
+        assert_eq!(
+            outputs,
+            [with_candidates(), StepOutput::default(), with_candidates()]
+        );
         assert!(answers.is_complete());
 
         answers.expect_row((0, 0));
-        assert_eq!(answers.missing(), [2, 3]);
-        assert!(answers.row(1, (0, 0), shard()).is_err(), "rank 1 was not asked");
-        answers.row(3, (0, 0), shard()).unwrap();
-        assert_eq!(answers.missing(), [2]);
-        answers.row(2, (0, 0), shard()).unwrap();
-        assert_eq!(answers.take_row((0, 0)), Some(vec![shard(), shard()]));
+        assert_eq!(answers.missing(), [3, 4, 5].map(|rank| from(rank).index));
+        assert!(
+            answers.row(from(2), (0, 0), shard()).is_err(),
+            "rank 2 was not asked"
+        );
+        answers.row(from(5), (0, 0), shard()).unwrap();
+        answers.row(from(4), (0, 0), shard()).unwrap();
+        assert_eq!(answers.missing(), [from(3).index]);
+        answers.row(from(3), (0, 0), shard()).unwrap();
+        assert_eq!(answers.take_row((0, 0)), Some(vec![shard(); 3]));
     }
 }

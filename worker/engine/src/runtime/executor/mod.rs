@@ -12,14 +12,15 @@ mod link;
 mod stall;
 
 use std::collections::VecDeque;
-use std::ops::Range;
 use std::time::{Duration, Instant};
 
-use answers::StepAnswers;
+use answers::{Answering, StepAnswers};
 pub(super) use link::{LeaderLink, Outgoing};
 use stall::Movement;
 
-use crate::mesh::{MeshError, Message, Setup, Topology};
+use crate::backend::KvCapacity;
+use crate::form::FormLimits;
+use crate::mesh::{Members, MeshError, Message};
 use crate::step::{Era, Late, LogitShard, Plan, StepOutput};
 
 /// How long members may be silent.
@@ -37,13 +38,9 @@ pub(super) struct Patience {
 pub(super) struct Executor {
     era: Era,
     /// In rank order.
-    links: Vec<LeaderLink>,
-    /// KV blocks of each rank, as far as it is ready.
-    blocks: Vec<Option<u32>>,
-    /// What each rank says that it does while it forms.
-    forming: Vec<Option<String>>,
-    /// The ranks of the last stage: they have the head, so logits are theirs.
-    heads: Range<u32>,
+    members: Vec<Member>,
+    /// The first member of the last stage. It and those behind it have the head, so logits are theirs.
+    first_head: usize,
     /// Submitted and not released, oldest first.
     steps: VecDeque<StepAnswers>,
     /// Steps whose release has not been told yet; that travels with the next message to all.
@@ -53,22 +50,37 @@ pub(super) struct Executor {
     spoke_at: Instant,
 }
 
+/// What the leader knows of a member.
+struct Member {
+    rank: u32,
+    link: LeaderLink,
+    /// Its KV blocks, once it is ready.
+    capacity: Option<KvCapacity>,
+    /// What it says that it does while it forms.
+    forming: Option<String>,
+}
+
 impl Executor {
-    /// All links of an era, in rank order, to the ranks of `topology`.
+    /// All links of an era, in rank order, to the ranks of `members`.
     pub(super) fn new(
         era: Era,
-        topology: Topology,
+        members: &Members,
         links: Vec<LeaderLink>,
         patience: Patience,
         now: Instant,
     ) -> Self {
+        let ranks = members.ranks();
+        let member = |(rank, link): (&u32, LeaderLink)| Member {
+            rank: *rank,
+            link,
+            capacity: None,
+            forming: None,
+        };
         Self {
             era,
-            forming: vec![None; links.len()],
-            heads: topology.ranks_of(topology.pipeline.saturating_sub(1)),
-            blocks: vec![None; links.len()],
-            movement: Movement::new(links.len(), now),
-            links,
+            first_head: ranks.len() - members.last_stage().len(),
+            movement: Movement::new(ranks.to_vec(), now),
+            members: ranks.iter().zip(links).map(member).collect(),
             steps: VecDeque::new(),
             released: Vec::new(),
             patience,
@@ -77,16 +89,17 @@ impl Executor {
     }
 
     /// Tell all members to form.
-    pub(super) fn form(&mut self, setup: Setup, now: Instant) -> Result<(), MeshError> {
-        self.send(vec![(0, Message::Setup(setup))], now)
+    pub(super) fn form(&mut self, limits: FormLimits, now: Instant) -> Result<(), MeshError> {
+        self.send(vec![(0, Message::Setup(limits))], now)
     }
 
-    /// KV blocks that every member has, once all are ready.
-    pub(super) fn capacity(&self) -> Option<u32> {
-        self.blocks
-            .iter()
-            .copied()
-            .try_fold(u32::MAX, |least, blocks| Some(least.min(blocks?)))
+    /// KV blocks that every member has, once all are ready, and what all of them have kept.
+    pub(super) fn capacity(&self) -> Option<KvCapacity> {
+        let all: Option<Vec<KvCapacity>> = self.members.iter().map(|member| member.capacity).collect();
+        all?.into_iter().reduce(|all, member| KvCapacity {
+            blocks: all.blocks.min(member.blocks),
+            kept: all.kept.filter(|kept| member.kept == Some(*kept)),
+        })
     }
 
     /// Let all members execute a plan.
@@ -96,7 +109,7 @@ impl Executor {
             self.movement.moved(now);
         }
         self.steps
-            .push_back(StepAnswers::new(plan.step, self.links.len(), self.heads.clone()));
+            .push_back(StepAnswers::new(plan.step, self.members.len(), self.first_head));
         self.send(vec![(plan.step, Message::Plan(plan))], now)
     }
 
@@ -113,7 +126,9 @@ impl Executor {
     /// The answers of the last stage's ranks to a step, with their ranks in ascending order, once every member has
     /// answered. Given once.
     pub(super) fn outputs(&mut self, step: u64) -> Option<Vec<(u32, StepOutput)>> {
-        self.step(step)?.take_outputs()
+        let outputs = self.step(step)?.take_outputs()?;
+        let heads = self.members[self.first_head..].iter().map(|member| member.rank);
+        Some(heads.zip(outputs).collect())
     }
 
     /// Ask the last stage's ranks for their parts of the logits of a position.
@@ -123,9 +138,8 @@ impl Executor {
         }
         self.movement.moved(now);
         let outgoing = Outgoing::new(self.era, vec![(step, Message::Fetch { row, offset })]);
-        let heads = (self.heads.start as usize).min(self.links.len())..;
-        for link in self.links[heads].iter().rev() {
-            link.send(&outgoing, self.patience.stall)?;
+        for member in self.members[self.first_head..].iter().rev() {
+            member.link.send(&outgoing, self.patience.stall)?;
         }
         Ok(())
     }
@@ -154,24 +168,28 @@ impl Executor {
         message: Message,
         now: Instant,
     ) -> Result<(), MeshError> {
+        let Some(index) = self.members.iter().position(|member| member.rank == rank) else {
+            return Err(message.out_of_place(rank, step));
+        };
+        let from = Answering { rank, index };
         self.movement.moved(now);
-        let at = rank as usize;
+        let member = &mut self.members[index];
         let answers = self.steps.iter_mut().find(|answers| answers.number == step);
         match (message, answers) {
             (Message::Forming(what), _) => {
-                self.forming[at] = Some(what);
+                member.forming = Some(what);
                 Ok(())
             }
-            (Message::Ready { blocks }, _) if self.blocks[at].is_none() => {
-                self.blocks[at] = Some(blocks);
+            (Message::Ready { blocks, kept }, _) if member.capacity.is_none() => {
+                member.capacity = Some(KvCapacity { blocks, kept });
                 Ok(())
             }
             (Message::Progress { layers }, _) => {
-                self.movement.progressed(at, layers);
+                self.movement.progressed(index, layers);
                 Ok(())
             }
-            (Message::Output(output), Some(answers)) => answers.output(rank, output),
-            (Message::Row { row, offset, shard }, Some(answers)) => answers.row(rank, (row, offset), shard),
+            (Message::Output(output), Some(answers)) => answers.output(from, output),
+            (Message::Row { row, offset, shard }, Some(answers)) => answers.row(from, (row, offset), shard),
             (Message::Failed(failure), _) => Err(failure.blame(rank)),
             (message, _) => Err(message.out_of_place(rank, step)),
         }
@@ -179,9 +197,9 @@ impl Executor {
 
     /// What the first rank that has not formed yet says that it does.
     pub(super) fn forming(&self) -> Option<String> {
-        let rank = self.blocks.iter().position(Option::is_none)?;
-        let what = self.forming[rank].as_ref()?;
-        Some(format!("rank {rank}: {what}"))
+        let member = self.members.iter().find(|member| member.capacity.is_none())?;
+        let what = member.forming.as_ref()?;
+        Some(format!("rank {}: {what}", member.rank))
     }
 
     /// Say that the leader is there, where it was silent for a while, and look for a member that stands still.
@@ -198,10 +216,10 @@ impl Executor {
         self.spoke_at + self.patience.progress
     }
 
-    /// The ranks whose answers are due, and how long nothing may move then.
+    /// The members whose answers are due, and how long nothing may move then.
     fn owing(&self) -> (Vec<usize>, Duration) {
-        let ready = |rank: &usize| self.blocks[*rank].is_some();
-        let forming: Vec<usize> = (0..self.links.len()).filter(|rank| !ready(rank)).collect();
+        let ready = |index: &usize| self.members[*index].capacity.is_some();
+        let forming: Vec<usize> = (0..self.members.len()).filter(|index| !ready(index)).collect();
         if !forming.is_empty() {
             return (forming, self.patience.form);
         }
@@ -221,8 +239,8 @@ impl Executor {
         let outgoing = Outgoing::new(self.era, released.chain(messages).collect());
         self.spoke_at = now;
         // This rank's own compute last: it would take the processor that the others' messages need.
-        for link in self.links.iter().rev() {
-            link.send(&outgoing, self.patience.stall)?;
+        for member in self.members.iter().rev() {
+            member.link.send(&outgoing, self.patience.stall)?;
         }
         Ok(())
     }

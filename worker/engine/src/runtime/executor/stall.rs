@@ -8,15 +8,18 @@ use crate::mesh::MeshError;
 pub(super) struct Movement {
     /// When a member last said anything, or was given something to do after a rest.
     at: Instant,
-    /// Layers of this era, by rank, as they told.
+    /// In rank order.
+    ranks: Vec<u32>,
+    /// Layers of this era, by member, as they told.
     layers: Vec<u64>,
 }
 
 impl Movement {
-    pub(super) fn new(members: usize, now: Instant) -> Self {
+    pub(super) fn new(ranks: Vec<u32>, now: Instant) -> Self {
         Self {
             at: now,
-            layers: vec![0; members],
+            layers: vec![0; ranks.len()],
+            ranks,
         }
     }
 
@@ -24,11 +27,11 @@ impl Movement {
         self.at = now;
     }
 
-    pub(super) fn progressed(&mut self, rank: usize, layers: u64) {
-        self.layers[rank] = layers;
+    pub(super) fn progressed(&mut self, member: usize, layers: u64) {
+        self.layers[member] = layers;
     }
 
-    /// Whether nothing has moved for `limit` although answers of the ranks `owing` are due. The one with the fewest layers
+    /// Whether nothing has moved for `limit` although answers of the members `owing` are due. The one with the fewest layers
     /// is to blame: others wait for it inside the step.
     pub(super) fn check(
         &self,
@@ -40,10 +43,10 @@ impl Movement {
         if now.duration_since(self.at) < limit {
             return Ok(());
         }
-        match owing.iter().min_by_key(|rank| self.layers[**rank]) {
+        match owing.iter().min_by_key(|member| self.layers[**member]) {
             None => Ok(()),
-            Some(rank) => Err(MeshError::Deadline {
-                rank: u32::try_from(*rank).unwrap_or(u32::MAX),
+            Some(member) => Err(MeshError::Deadline {
+                rank: self.ranks[*member],
                 millis: u64::try_from(stall.min(limit).as_millis()).unwrap_or(u64::MAX),
             }),
         }
@@ -62,7 +65,7 @@ mod tests {
         let check = |movement: &Movement, owing: &[usize], seconds| {
             movement.check(owing, limit, limit, after(seconds))
         };
-        let mut movement = Movement::new(3, start);
+        let mut movement = Movement::new(vec![0, 2, 5], start);
         // Hours of a step, while layers move.
         for minute in 1..100 {
             assert_eq!(check(&movement, &[0, 1, 2], minute * 20), Ok(()));
@@ -73,8 +76,8 @@ mod tests {
         movement.progressed(2, 9);
         assert_eq!(check(&movement, &[0, 1, 2], 2009), Ok(()));
         let blamed = |rank| Err(MeshError::Deadline { rank, millis: 30_000 });
-        assert_eq!(check(&movement, &[0, 1, 2], 2010), blamed(1));
-        assert_eq!(check(&movement, &[0, 2], 2010), blamed(2));
+        assert_eq!(check(&movement, &[0, 1, 2], 2010), blamed(2));
+        assert_eq!(check(&movement, &[0, 2], 2010), blamed(5));
         assert_eq!(check(&movement, &[], 2010), Ok(()), "an idle group owes nothing");
     }
 }

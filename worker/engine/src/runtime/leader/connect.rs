@@ -1,5 +1,6 @@
 //! Rank 0 reaches everybody.
 
+use std::collections::BTreeMap;
 use std::net::TcpStream;
 use std::sync::Arc;
 use std::time::Duration;
@@ -17,7 +18,8 @@ pub(super) struct Dialling {
     era: Era,
     abort: Arc<EraAbort>,
     dial_timeout: Duration,
-    plans: Vec<Option<TcpStream>>,
+    /// By rank, once they are there.
+    plans: BTreeMap<u32, TcpStream>,
 }
 
 /// How an attempt to reach everybody went.
@@ -45,14 +47,13 @@ impl Dialling {
         abort: Arc<EraAbort>,
         dial_timeout: Duration,
     ) -> Self {
-        let others = membership.members.len().saturating_sub(1);
         Self {
             membership,
             identity,
             era,
             abort,
             dial_timeout,
-            plans: (0..others).map(|_| None).collect(),
+            plans: BTreeMap::new(),
         }
     }
 
@@ -60,8 +61,9 @@ impl Dialling {
     pub(super) fn attempt(&mut self) -> Reached {
         let mut missing = Vec::new();
         let mut lasting = None;
-        for (rank, plan) in (1..).zip(&mut self.plans) {
-            match plan {
+        for (rank, address) in self.membership.addresses.range(1..) {
+            let rank = *rank;
+            match self.plans.get(&rank) {
                 Some(stream) if is_closed(stream) => {
                     let why = format!("rank {rank} went away while the others were connected");
                     return Reached::Over {
@@ -71,24 +73,23 @@ impl Dialling {
                     };
                 }
                 Some(_) => {}
-                None => match self.membership.members.get(rank as usize) {
-                    None => missing.push(format!("rank {rank} has no address")),
-                    Some(address) => {
-                        let hello = self.identity.hello(self.era, rank, LinkKind::Plan);
-                        match dial(*address, &hello, &self.membership.key, self.dial_timeout) {
-                            Ok(stream) => *plan = Some(stream),
-                            Err(error) => match refused_for_good(rank, &error, self.era) {
-                                Some(over) => return over,
-                                None => {
-                                    if refuses_always(&error) {
-                                        lasting = Some(error.to_string());
-                                    }
-                                    missing.push(error.to_string());
-                                }
-                            },
+                None => {
+                    let hello = self.identity.hello(self.era, rank, LinkKind::Plan);
+                    match dial(*address, &hello, &self.membership.key, self.dial_timeout) {
+                        Ok(stream) => {
+                            self.plans.insert(rank, stream);
                         }
+                        Err(error) => match refused_for_good(rank, &error, self.era) {
+                            Some(over) => return over,
+                            None => {
+                                if refuses_always(&error) {
+                                    lasting = Some(error.to_string());
+                                }
+                                missing.push(error.to_string());
+                            }
+                        },
                     }
-                },
+                }
             }
             if self.abort.is_aborted() {
                 return Reached::Over {
@@ -115,7 +116,8 @@ impl Dialling {
             why,
         };
         let mut data = Vec::new();
-        for (rank, address) in (0..).zip(&self.membership.members).skip(1) {
+        for (rank, address) in self.membership.addresses.range(1..) {
+            let rank = *rank;
             let hello = self.identity.hello(self.era, rank, LinkKind::Data);
             match dial(*address, &hello, &self.membership.key, self.dial_timeout) {
                 Ok(stream) => data.push(DataLink::new(stream, rank)),
@@ -126,7 +128,7 @@ impl Dialling {
             }
         }
         let mut plans = Vec::new();
-        for (rank, stream) in (1..).zip(self.plans.iter_mut().filter_map(Option::take)) {
+        for (rank, stream) in std::mem::take(&mut self.plans) {
             if let Err(error) = self.abort.watch(&stream) {
                 return over(rank, error.to_string());
             }
@@ -150,7 +152,8 @@ fn refuses_always(error: &DialError) -> bool {
                 | RefusalCode::OtherNumerics
                 | RefusalCode::OtherGroup
                 | RefusalCode::Protocol
-                | RefusalCode::WrongRank,
+                | RefusalCode::WrongRank
+                | RefusalCode::OtherMembers,
             ..
         }
     )

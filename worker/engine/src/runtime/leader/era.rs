@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use super::connect::{Dialling, Reached};
 use super::{End, Leader, LocalEra};
-use crate::backend::BackendError;
+use crate::backend::{BackendError, KvCapacity};
 use crate::mesh::hello::Identity;
 use crate::mesh::{Abort, ControlLink, DataLink, EraAbort, Membership, MeshError, TcpMesh};
 use crate::runtime::executor::{Executor, LeaderLink};
@@ -64,7 +64,7 @@ impl Leader<'_> {
         let identity = Identity {
             group_uid: membership.group_uid.clone(),
             rank: 0,
-            topology: self.config.topology,
+            members: self.config.members.clone(),
             numerics: self.config.numerics.clone(),
             content: self.config.content.clone(),
         };
@@ -126,13 +126,14 @@ impl Leader<'_> {
     ) -> Result<Infallible, End> {
         self.context.state.enter_era(era);
         self.context.state.phase(Phase::Warming, "");
-        let mesh = TcpMesh::new(0, self.config.topology, era, data, Arc::clone(abort))?;
+        let members = self.config.members.clone();
+        let mesh = TcpMesh::new(0, members, era, data, Arc::clone(abort))?;
         let (local, incoming) = mpsc::channel();
-        let mut members = vec![LeaderLink::Local(local)];
+        let mut to_members = vec![LeaderLink::Local(local)];
         for link in links {
             let link = Arc::new(link);
             self.listen(Arc::clone(&link), era)?;
-            members.push(LeaderLink::Remote(link));
+            to_members.push(LeaderLink::Remote(link));
         }
         let mesh = Box::new(mesh);
         if self.eras.send(LocalEra { era, mesh, incoming }).is_err() {
@@ -140,12 +141,12 @@ impl Leader<'_> {
         }
         let mut executor = Executor::new(
             era,
-            self.config.topology,
-            members,
+            &self.config.members,
+            to_members,
             self.config.patience(),
             Instant::now(),
         );
-        executor.form(self.config.setup(), Instant::now())?;
+        executor.form(self.config.form_limits(), Instant::now())?;
         self.formed(era, &mut executor, abort)?;
         let ended = self.serve(&mut executor, abort);
         if let Err(End::Outcome(Outcome::Drained)) = &ended {
@@ -186,9 +187,9 @@ impl Leader<'_> {
 
     /// Wait until everybody has formed.
     fn formed(&mut self, era: Era, executor: &mut Executor, abort: &EraAbort) -> Result<(), End> {
-        let blocks = loop {
-            if let Some(blocks) = executor.capacity() {
-                break blocks;
+        let KvCapacity { blocks, kept } = loop {
+            if let Some(capacity) = executor.capacity() {
+                break capacity;
             }
             if let Some(what) = executor.forming() {
                 self.context.state.explain(&what);
@@ -196,7 +197,7 @@ impl Leader<'_> {
             self.wait(executor, executor.check_at())?;
             self.check_abort(abort)?;
         };
-        self.planner.enter(era, self.config.limits(blocks));
+        self.planner.enter(era, self.config.limits(blocks), kept);
         self.queue.set_max_tokens(self.config.queued_tokens(blocks));
         self.context.state.update(|state| state.kv_blocks = blocks);
         Ok(())

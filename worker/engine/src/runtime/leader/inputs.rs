@@ -12,7 +12,7 @@ use crate::runtime::state::{Outcome, Phase};
 impl Leader<'_> {
     /// Take what came, waiting up to `wait` for the first. An end when the rank or the era is to end. `executor` is that
     /// of the present era, once there is one.
-    pub(super) fn take_inputs(
+    pub(in crate::runtime) fn take_inputs(
         &mut self,
         wait: Duration,
         mut executor: Option<&mut Executor>,

@@ -53,7 +53,7 @@ pub(super) struct Leader<'a> {
 }
 
 /// Why the leader is not in an era any more.
-enum End {
+pub(super) enum End {
     /// The era is over: something was lost, or a later generation came.
     Era(MeshError),
     /// The same, because a member's answer was invalid. Peers are authenticated, so that is a bug, or broken hardware.

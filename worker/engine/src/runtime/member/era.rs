@@ -6,8 +6,9 @@ use std::time::{Duration, Instant};
 use super::link::MemberLink;
 use super::steps::{MemberSteps, Taken};
 use super::watch::watch;
-use crate::backend::{Backend, BackendError};
-use crate::mesh::{Failure, Mesh, MeshError, Message, Setup};
+use crate::backend::{Backend, BackendError, KvCapacity};
+use crate::form::FormLimits;
+use crate::mesh::{Failure, Mesh, MeshError, Message};
 use crate::runtime::config::RankConfig;
 use crate::runtime::state::{Phase, StateWatch};
 
@@ -56,7 +57,7 @@ impl MemberEra<'_> {
     }
 
     fn form<B: Backend>(&self, backend: &mut B, mesh: Box<dyn Mesh>) -> Result<(), BackendError> {
-        let setup = self.setup()?;
+        let limits = self.limits()?;
         let era = mesh.era();
         if !self.leads() {
             self.state.enter_era(era);
@@ -69,19 +70,19 @@ impl MemberEra<'_> {
             // A link that is gone is found by the next wait.
             let _ = self.link.reports.send(0, Message::Forming(what.to_owned()));
         };
-        let capacity = backend.form(&self.config.form_spec(era, setup), mesh, &mut report)?;
+        let capacity = backend.form(&self.config.form_spec(era, limits), mesh, &mut report)?;
         if !self.leads() {
             self.state.update(|state| state.kv_blocks = capacity.blocks);
         }
-        let blocks = capacity.blocks;
-        Ok(self.link.reports.send(0, Message::Ready { blocks })?)
+        let KvCapacity { blocks, kept } = capacity;
+        Ok(self.link.reports.send(0, Message::Ready { blocks, kept })?)
     }
 
     /// The limits, once rank 0 has reached everybody.
-    fn setup(&self) -> Result<Setup, MeshError> {
+    fn limits(&self) -> Result<FormLimits, MeshError> {
         loop {
             match self.link.receive(self.config.form_timeout)? {
-                (_, Message::Setup(setup)) => return Ok(setup),
+                (_, Message::Setup(limits)) => return Ok(limits),
                 (_, Message::Alive) => {}
                 (step, message) => return Err(message.out_of_place(0, step)),
             }

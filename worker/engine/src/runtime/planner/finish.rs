@@ -1,22 +1,56 @@
-//! The end of a step: late values for the next, then events for clients.
+//! The end of a step: its answers are merged; late values for the next, then events for clients.
 
 use std::time::Instant;
 
 use super::Planner;
-use super::merge::Choice;
+use super::choice::Choice;
+use super::merge::{Merging, align};
 use super::requests::Publication;
-use super::step::PlannedRow;
+use super::row::PlannedRow;
+use super::step::PlannedStep;
 use crate::mesh::MeshError;
 use crate::runtime::executor::Executor;
 use crate::schedule::SequenceId;
 
 impl Planner {
-    /// The oldest step is merged: record its tokens, let the next step begin, then tell the clients.
-    pub(super) fn finish(
+    /// Merge the oldest step in flight as far as its answers are there. Returns its number when it has ended.
+    pub(super) fn merge_next(
         &mut self,
         executor: &mut Executor,
         now: &impl Fn() -> Instant,
-    ) -> Result<(), MeshError> {
+    ) -> Result<Option<u64>, MeshError> {
+        let Some(step) = self.steps.front_mut() else {
+            return Ok(None);
+        };
+        if step.merging.is_none() {
+            let Some(outputs) = executor.outputs(step.number) else {
+                return Ok(None);
+            };
+            let answers = align(step.number, &step.rows, outputs)?;
+            let merging = Merging::by_candidates(&step.rows, answers, &self.requests);
+            for row in merging.wanted() {
+                executor.fetch(step.number, row, 0, now())?;
+            }
+            step.merging = Some(merging);
+        }
+        let PlannedStep {
+            number,
+            rows,
+            merging,
+            ..
+        } = step;
+        let Some(merging) = merging else { return Ok(None) };
+        merging.take_rows(|row| executor.shards(*number, row, 0), rows, &self.requests);
+        if merging.wanted().next().is_some() {
+            return Ok(None);
+        }
+        let number = *number;
+        self.finish(executor, now)?;
+        Ok(Some(number))
+    }
+
+    /// The oldest step is merged: record its tokens, let the next step begin, then tell the clients.
+    fn finish(&mut self, executor: &mut Executor, now: &impl Fn() -> Instant) -> Result<(), MeshError> {
         let Some(step) = self.steps.pop_front() else {
             return Ok(());
         };

@@ -1,29 +1,16 @@
 //! Tokens from the answers of all ranks.
 
-use std::time::Instant;
-
-use super::Planner;
+use super::choice::{Choice, Chosen};
 use super::requests::Requests;
-use super::step::{PlannedRow, PlannedStep};
+use super::row::PlannedRow;
 use crate::mesh::MeshError;
-use crate::runtime::executor::Executor;
 use crate::sampling::{
-    Mass, Noise, Outcome, Sampled, SamplingError, SamplingParams, join_shards, likeliest, merge,
-    sample_full_row,
+    Mass, Noise, Outcome, Sampled, SamplingParams, join_shards, likeliest, merge, sample_full_row,
 };
 use crate::step::{LogitShard, RowCandidates, StepOutput};
 
 /// One rank's answered positions in the order of the plan's rows; none where a cancelled row was left out.
-type Answers = Vec<Option<RowCandidates>>;
-
-/// What comes of one sampled row.
-pub(super) type Choice = Result<Chosen, SamplingError>;
-
-/// A token, and the likeliest ones beside it when they were asked for.
-pub(super) struct Chosen {
-    pub(super) sampled: Sampled,
-    pub(super) top: Vec<(u32, f32)>,
-}
+pub(super) type Answers = Vec<Option<RowCandidates>>;
 
 /// The answers to a step and what is known by them.
 pub(super) struct Merging {
@@ -34,51 +21,12 @@ pub(super) struct Merging {
     fetching: Vec<(usize, usize)>,
 }
 
-impl Planner {
-    /// Merge the oldest step in flight as far as its answers are there. Returns its number when it has ended.
-    pub(super) fn merge_next(
-        &mut self,
-        executor: &mut Executor,
-        now: &impl Fn() -> Instant,
-    ) -> Result<Option<u64>, MeshError> {
-        let Some(step) = self.steps.front_mut() else {
-            return Ok(None);
-        };
-        if step.merging.is_none() {
-            let Some(outputs) = executor.outputs(step.number) else {
-                return Ok(None);
-            };
-            let answers = align(step, outputs)?;
-            let merging = Merging::by_candidates(step, answers, &self.requests);
-            for (row, _) in &merging.fetching {
-                let row = u32::try_from(*row).unwrap_or(u32::MAX);
-                executor.fetch(step.number, row, 0, now())?;
-            }
-            step.merging = Some(merging);
-        }
-        let PlannedStep {
-            number,
-            rows,
-            merging,
-            ..
-        } = step;
-        let Some(merging) = merging else { return Ok(None) };
-        merging.take_rows(|row| executor.shards(*number, row, 0), rows, &self.requests);
-        if !merging.fetching.is_empty() {
-            return Ok(None);
-        }
-        let number = *number;
-        self.finish(executor, now)?;
-        Ok(Some(number))
-    }
-}
-
 impl Merging {
-    fn by_candidates(step: &PlannedStep, answers: Vec<Answers>, requests: &Requests) -> Self {
+    pub(super) fn by_candidates(rows: &[PlannedRow], answers: Vec<Answers>, requests: &Requests) -> Self {
         let mut fetching = Vec::new();
-        let mut choices = Vec::with_capacity(step.rows.len());
+        let mut choices = Vec::with_capacity(rows.len());
         let mut nth = 0;
-        for (index, row) in step.rows.iter().enumerate() {
+        for (index, row) in rows.iter().enumerate() {
             let at = nth;
             nth += row.answered as usize;
             let params = requests.sampling(row.sequence);
@@ -105,8 +53,14 @@ impl Merging {
         }
     }
 
+    /// Rows whose logits are wanted of everybody.
+    pub(super) fn wanted(&self) -> impl Iterator<Item = u32> {
+        let rows = self.fetching.iter();
+        rows.map(|(row, _)| u32::try_from(*row).unwrap_or(u32::MAX))
+    }
+
     /// Sample the rows whose logits have come from everybody.
-    fn take_rows(
+    pub(super) fn take_rows(
         &mut self,
         mut shards: impl FnMut(u32) -> Option<Vec<LogitShard>>,
         rows: &[PlannedRow],
@@ -157,9 +111,13 @@ fn candidates(answers: &[Answers], at: usize) -> Vec<&RowCandidates> {
 }
 
 /// Check that every rank of the last stage answered every position that was asked for, in order, and nothing else.
-fn align(step: &PlannedStep, outputs: Vec<(u32, StepOutput)>) -> Result<Vec<Answers>, MeshError> {
+pub(super) fn align(
+    number: u64,
+    rows: &[PlannedRow],
+    outputs: Vec<(u32, StepOutput)>,
+) -> Result<Vec<Answers>, MeshError> {
     let asked = || {
-        let rows = (0_u32..).zip(&step.rows);
+        let rows = (0_u32..).zip(rows);
         rows.flat_map(|(index, row)| (0..row.answered).map(move |offset| (index, offset, row.cancelled)))
     };
     let mut answers = Vec::with_capacity(outputs.len());
@@ -169,16 +127,13 @@ fn align(step: &PlannedStep, outputs: Vec<(u32, StepOutput)>) -> Result<Vec<Answ
         for (row, offset, cancelled) in asked() {
             let answer = given.next_if(|answer| answer.row == row && answer.offset == offset);
             if answer.is_none() && !cancelled {
-                let reason = format!(
-                    "row {row} of step {} is not answered, or not in order",
-                    step.number
-                );
+                let reason = format!("row {row} of step {number} is not answered, or not in order");
                 return Err(MeshError::Protocol { rank, reason });
             }
             aligned.push(answer);
         }
         if let Some(more) = given.next() {
-            let reason = format!("row {} of step {} is answered unasked", more.row, step.number);
+            let reason = format!("row {} of step {number} is answered unasked", more.row);
             return Err(MeshError::Protocol { rank, reason });
         }
         answers.push(aligned);
@@ -215,19 +170,11 @@ mod tests {
 
     #[test]
     fn every_asked_position_is_answered_once_and_in_order() {
-        let step = PlannedStep {
-            number: 4,
-            // Drafts or scores, a chunk of prefill, a row that nobody wants any more, and one token.
-            rows: vec![row(2, false), row(0, false), row(1, true), row(1, false)],
-            late: Vec::new(),
-            sampling_due: false,
-            tokens: 4,
-            began: Instant::now(),
-            merging: None,
-        };
+        // Drafts or scores, a chunk of prefill, a row that nobody wants any more, and one token.
+        let rows = [row(2, false), row(0, false), row(1, true), row(1, false)];
         let full = [(0, 0), (0, 1), (2, 0), (3, 0)];
         let without = [(0, 0), (0, 1), (3, 0)];
-        let answers = align(&step, vec![(2, output(&full)), (3, output(&without))]).unwrap();
+        let answers = align(4, &rows, vec![(2, output(&full)), (3, output(&without))]).unwrap();
         let at = |at| candidates(&answers, at).len();
         assert_eq!([at(0), at(1), at(2), at(3)], [2, 2, 1, 2]);
         let wrong: [&[(u32, u32)]; 5] = [
@@ -238,7 +185,7 @@ mod tests {
             &[(0, 0), (0, 1), (3, 0), (3, 0)],
         ];
         for places in wrong {
-            match align(&step, vec![(2, output(&full)), (3, output(places))]) {
+            match align(4, &rows, vec![(2, output(&full)), (3, output(places))]) {
                 Err(MeshError::Protocol { rank: 3, .. }) => {}
                 other => panic!("{places:?}: {}", other.is_ok()),
             }

@@ -7,12 +7,16 @@
 //! |---|---|
 //! | [`requests`] | requests that are not finished: clients, sampling, ends |
 //! | [`step`] | one step in flight and what its rows belong to |
+//! | [`row`] | a row of it |
 //! | [`merge`] | tokens from the answers of all ranks |
-//! | [`finish`] | the end of a step: late values for the next, then events for clients |
+//! | [`choice`] | what comes of a sampled row |
+//! | [`finish`] | the end of a step: its answers are merged; late values for the next, then events for clients |
 
+mod choice;
 mod finish;
 mod merge;
 mod requests;
+mod row;
 mod step;
 
 use std::collections::VecDeque;
@@ -28,7 +32,7 @@ use super::load::LoadCell;
 use super::queue::QueueGauge;
 use super::request::{EventSink, FailureKind, GenerationRequest};
 use crate::mesh::MeshError;
-use crate::schedule::{Batch, Limits, Scheduler, SequenceId, StepBudget};
+use crate::schedule::{Batch, Limits, PrefixHash, Scheduler, SequenceId, StepBudget};
 use crate::step::{Era, Late, Plan};
 
 /// See the module's description. Outlives eras.
@@ -46,20 +50,24 @@ pub(super) struct Planner {
     last: u64,
     /// When the last step of this era ended.
     ended_at: Option<Instant>,
+    /// The era whose steps filled the KV cache last.
+    filled_in: Era,
 }
 
 impl Planner {
-    /// No request yet, and no era. `target` is how long a step should take at most.
+    /// No request yet, and no era. `target` is how long a step should take at most; `prefix` names what the group computes,
+    /// so that requests share KV blocks; none: they do not.
     pub(super) fn new(
         limits: Limits,
         depth: u32,
         target: Duration,
         load: Arc<LoadCell>,
         queue: Arc<QueueGauge>,
+        prefix: Option<PrefixHash>,
     ) -> Self {
         Self {
             scheduler: Scheduler::new(limits),
-            requests: Requests::new(Arc::clone(&load), Arc::clone(&queue)),
+            requests: Requests::new(Arc::clone(&load), Arc::clone(&queue), prefix),
             budget: StepBudget::new(target, limits.max_batched_tokens),
             load,
             queue,
@@ -68,6 +76,7 @@ impl Planner {
             steps: VecDeque::new(),
             last: 0,
             ended_at: None,
+            filled_in: Era::default(),
         }
     }
 
@@ -115,12 +124,13 @@ impl Planner {
         self.show();
     }
 
-    /// An era has formed with these limits: everything is computed again. Requests that the group cannot hold any more
-    /// fail.
-    pub(super) fn enter(&mut self, era: Era, limits: Limits) {
+    /// An era has formed with these limits: everything is computed again, but for what is still in KV blocks that all ranks
+    /// have kept as they were at the end of the era `kept`. Requests that the group cannot hold any more fail.
+    pub(super) fn enter(&mut self, era: Era, limits: Limits, kept: Option<Era>) {
         self.leave();
         self.era = era;
-        for (sequence, refusal) in self.scheduler.requeue_all(limits) {
+        let kept = kept.is_some_and(|kept| kept == self.filled_in);
+        for (sequence, refusal) in self.scheduler.requeue_all(limits, kept) {
             self.requests
                 .failed(sequence.id, FailureKind::from(&refusal), refusal.to_string());
         }
@@ -133,8 +143,8 @@ impl Planner {
         self.last = 0;
         self.ended_at = None;
         let limits = *self.scheduler.limits();
-        // The limits are the same, so nothing is refused.
-        self.scheduler.requeue_all(limits);
+        // The limits are the same, so nothing is refused. What becomes of the blocks shows when the next era forms.
+        self.scheduler.requeue_all(limits, true);
         self.show();
     }
 
@@ -158,8 +168,9 @@ impl Planner {
         while self.steps.len() < self.depth
             && let Some(batch) = self.scheduler.batch(self.budget.tokens())
         {
-            self.requests.admitted(&batch.admitted);
+            let admitted = self.requests.admitted(&batch.admitted);
             self.send(batch, executor, now)?;
+            self.requests.tell(admitted);
             planned = true;
         }
         if planned {
@@ -176,6 +187,7 @@ impl Planner {
 
     fn send(&mut self, batch: Batch, executor: &mut Executor, now: Instant) -> Result<(), MeshError> {
         self.last += 1;
+        self.filled_in = self.era;
         let step = PlannedStep::new(self.last, &batch, &self.requests, now);
         let plan = Plan {
             era: self.era,

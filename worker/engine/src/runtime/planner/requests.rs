@@ -4,13 +4,13 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Instant;
 
-use super::merge::Chosen;
+use super::choice::Chosen;
 use crate::runtime::constraint::Constraint;
 use crate::runtime::load::LoadCell;
 use crate::runtime::queue::QueueGauge;
-use crate::runtime::request::{Event, EventSink, FailureKind, FinishReason, GenerationRequest};
+use crate::runtime::request::{Event, EventSink, FailureKind, FinishReason, GenerationRequest, Sharing};
 use crate::sampling::{SamplingParams, TokenCounts};
-use crate::schedule::{Scheduler, Sequence, SequenceId};
+use crate::schedule::{Admission, PrefixHash, Scheduler, Sequence, SequenceId};
 
 struct Request {
     sink: EventSink,
@@ -85,14 +85,20 @@ pub(in crate::runtime) struct Requests {
     open: BTreeMap<SequenceId, Request>,
     load: Arc<LoadCell>,
     queue: Arc<QueueGauge>,
+    /// What the group computes; none when requests share no KV blocks.
+    prefix: Option<PrefixHash>,
 }
 
+/// A request begins to be computed: what its client is to hear.
+pub(super) type Started = (SequenceId, Event);
+
 impl Requests {
-    pub(super) fn new(load: Arc<LoadCell>, queue: Arc<QueueGauge>) -> Self {
+    pub(super) fn new(load: Arc<LoadCell>, queue: Arc<QueueGauge>, prefix: Option<PrefixHash>) -> Self {
         Self {
             open: BTreeMap::new(),
             load,
             queue,
+            prefix,
         }
     }
 
@@ -112,6 +118,7 @@ impl Requests {
             max_tokens,
             stop_tokens,
             sampling,
+            sharing,
         } = request;
         let prompt_tokens = length(&prompt);
         if let Some(end) = ended_before(&resume, max_tokens, &stop_tokens) {
@@ -122,7 +129,11 @@ impl Requests {
         }
         let counts = TokenCounts::of(&resume);
         let longest = prompt_tokens.saturating_add(max_tokens);
-        let sequence = Sequence::new(id, [prompt, resume].concat(), longest, sampling.key());
+        let root = match (&self.prefix, &sharing) {
+            (Some(group), Sharing::With(salt)) => Some(group.of_requests(salt, None)),
+            _ => None,
+        };
+        let sequence = Sequence::new(id, [prompt, resume].concat(), longest, sampling.key()).with_root(root);
         if let Err(refusal) = scheduler.add(sequence) {
             self.queue.leave(queued);
             sink(Event::Failed {
@@ -156,11 +167,37 @@ impl Requests {
         self.open.insert(id, request);
     }
 
-    /// These sequences run from here on.
-    pub(super) fn admitted(&mut self, ids: &[SequenceId]) {
-        for id in ids {
-            if let Some(queued) = self.open.get_mut(id).and_then(|request| request.queued.take()) {
-                self.queue.leave(queued);
+    /// These sequences run from here on. Returns what [`Self::tell`] tells clients whose requests begin for the first time.
+    pub(super) fn admitted(&mut self, admissions: &[Admission]) -> Vec<Started> {
+        let mut started = Vec::new();
+        for Admission {
+            sequence,
+            looked_up,
+            cached,
+        } in admissions
+        {
+            let Some(request) = self.open.get_mut(sequence) else {
+                continue;
+            };
+            let Some(queued) = request.queued.take() else {
+                continue;
+            };
+            self.queue.leave(queued);
+            self.load.update(|figures| {
+                figures.prefix_lookup_tokens += u64::from(*looked_up);
+                figures.prefix_hit_tokens += u64::from(*cached);
+            });
+            let cached_tokens = (*cached).min(request.prompt_tokens);
+            started.push((*sequence, Event::Started { cached_tokens }));
+        }
+        started
+    }
+
+    /// Tell clients that their requests begin. Who does not listen any more is found by the first token.
+    pub(super) fn tell(&mut self, started: Vec<Started>) {
+        for (id, event) in started {
+            if let Some(request) = self.open.get_mut(&id) {
+                (request.sink)(event);
             }
         }
     }

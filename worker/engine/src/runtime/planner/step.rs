@@ -4,8 +4,9 @@ use std::time::Instant;
 
 use super::merge::Merging;
 use super::requests::Requests;
+use super::row::PlannedRow;
 use crate::schedule::{Batch, LateToken, Scheduler, SequenceId};
-use crate::step::{Late, RowOutput};
+use crate::step::Late;
 
 pub(super) struct PlannedStep {
     pub(super) number: u64,
@@ -22,41 +23,13 @@ pub(super) struct PlannedStep {
     pub(super) merging: Option<Merging>,
 }
 
-/// A row of a step.
-#[derive(Debug, Clone, Copy)]
-pub(super) struct PlannedRow {
-    pub(super) sequence: SequenceId,
-    /// How many of the last positions are answered.
-    pub(super) answered: u32,
-    /// Absolute position of the first token that is sampled, which is one past the first answered position.
-    pub(super) position: u32,
-    /// Whether its last position is sampled.
-    pub(super) samples: bool,
-    /// Nobody wants its answer.
-    pub(super) cancelled: bool,
-}
-
 impl PlannedStep {
     pub(super) fn new(number: u64, batch: &Batch, requests: &Requests, now: Instant) -> Self {
         let rows: Vec<PlannedRow> = batch
             .rows
             .iter()
             .zip(&batch.sequences)
-            .map(|(row, sequence)| {
-                let answered = match &row.output {
-                    RowOutput::Sample { last, .. } => u32::from(*last),
-                    RowOutput::Score { ids, .. } => u32::try_from(ids.len()).unwrap_or(u32::MAX),
-                    RowOutput::None | RowOutput::Hidden => 0,
-                };
-                let end = row.start + u32::try_from(row.tokens.len()).unwrap_or(u32::MAX);
-                PlannedRow {
-                    sequence: *sequence,
-                    answered,
-                    position: end + 1 - answered.max(1),
-                    samples: matches!(row.output, RowOutput::Sample { .. }),
-                    cancelled: false,
-                }
-            })
+            .map(|(row, sequence)| PlannedRow::new(row, *sequence))
             .collect();
         Self {
             number,

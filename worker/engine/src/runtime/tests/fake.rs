@@ -9,14 +9,14 @@ use llamero_checkpoint::Runs;
 use super::faults_of_fake::Faults;
 use super::model::{self, LEAVES, VOCAB};
 use crate::backend::{
-    Backend, BackendError, FormSpec, KvCapacity, LoadProgress, LoadWatch, MemoryPlan, StepProgress, Ticket,
-    Waited,
+    Backend, BackendError, KvCapacity, LoadProgress, LoadWatch, MemoryPlan, StepProgress, Ticket, Waited,
 };
 use crate::block_tables::BlockTables;
+use crate::form::FormSpec;
 use crate::leaf_tree;
 use crate::mesh::{Label, Mesh, MeshError, Transfer, Wait};
 use crate::sampling::candidates::{ShardLogits, candidates};
-use crate::step::{Late, LogitShard, Plan, RowCandidates, RowOutput, StepOutput, TokenRef, VOCAB_TILE};
+use crate::step::{Era, Late, LogitShard, Plan, RowCandidates, RowOutput, StepOutput, TokenRef, VOCAB_TILE};
 
 pub(in crate::runtime) const KV_BLOCKS: u32 = 24;
 /// Layers of the model.
@@ -31,13 +31,21 @@ pub(in crate::runtime) struct Fake {
     era: Option<Formed>,
     loaded: bool,
     progress: Arc<StepProgress>,
+    /// KV blocks of the rank that has fewest.
+    blocks: u32,
+    /// The KV blocks of an era that is over, how many there are, and when steps were submitted last.
+    kept: Option<(Kv, u32, Era)>,
 }
+
+/// The token at each position of each physical block.
+type Kv = HashMap<(u32, u32), u32>;
 
 struct Formed {
     mesh: Box<dyn Mesh>,
     tables: BlockTables,
     spec: FormSpec,
-    kv: HashMap<(u32, u32), u32>,
+    kv: Kv,
+    filled_in: Option<Era>,
     steps: HashMap<Ticket, Submitted>,
     /// Computed last.
     last: u64,
@@ -70,16 +78,24 @@ impl Fake {
             era: None,
             loaded: false,
             progress: Arc::default(),
+            blocks: KV_BLOCKS,
+            kept: None,
         }
     }
 
-    /// One that needs no peers.
-    pub(in crate::runtime) fn solo() -> Self {
+    /// One that needs no peers and has so many blocks.
+    pub(in crate::runtime) fn solo(blocks: u32) -> Self {
         Self {
             solo: true,
             loaded: true,
+            blocks,
             ..Self::new(Arc::default(), Duration::ZERO)
         }
+    }
+
+    /// From the next era on.
+    pub(in crate::runtime) fn set_blocks(&mut self, blocks: u32) {
+        self.blocks = blocks;
     }
 
     /// Whether no slot holds a block.
@@ -112,14 +128,15 @@ impl Backend for Fake {
 
     fn unload(&mut self) {
         self.era = None;
+        self.kept = None;
         self.loaded = false;
     }
 
     fn memory(&self, spec: &FormSpec) -> Result<MemoryPlan, BackendError> {
         Ok(MemoryPlan {
-            kv_block: u64::from(spec.block_size) * 100,
+            kv_block: u64::from(spec.limits.block_size) * 100,
             weights: 5000,
-            workspace: u64::from(spec.max_batched_tokens) * 50,
+            workspace: u64::from(spec.limits.max_batched_tokens) * 50,
             logits: 30,
             rope: 4,
         })
@@ -137,17 +154,26 @@ impl Backend for Fake {
         assert_eq!(mesh.era(), spec.era);
         report("makes room");
         self.faults.forming(mesh.abort_handle())?;
+        self.dissolve();
         // Ranks differ, so that the group must agree on the smallest.
-        let blocks = KV_BLOCKS + mesh.topology().ranks() - 1 - mesh.rank();
+        let blocks = self.blocks + mesh.members().topology().ranks() - 1 - mesh.rank();
+        let (kv, filled_in) = match self.kept.take() {
+            Some((kv, before, era)) if before == blocks => (kv, Some(era)),
+            _ => (HashMap::new(), None),
+        };
         self.era = Some(Formed {
             mesh,
-            tables: BlockTables::new(spec.max_sequences, blocks),
-            spec: spec.clone(),
-            kv: HashMap::new(),
+            tables: BlockTables::new(spec.limits.max_sequences, blocks),
+            spec: *spec,
+            kv,
+            filled_in,
             steps: HashMap::new(),
             last: 0,
         });
-        Ok(KvCapacity { blocks })
+        Ok(KvCapacity {
+            blocks,
+            kept: filled_in,
+        })
     }
 
     fn submit(&mut self, plan: &Plan) -> Result<Ticket, BackendError> {
@@ -159,6 +185,7 @@ impl Backend for Fake {
         if formed.tables.hash() != plan.state_hash {
             return Err(bug("the state hash differs"));
         }
+        formed.filled_in = Some(formed.spec.era);
         let ticket = Ticket(plan.step);
         let submitted = Submitted {
             plan: plan.clone(),
@@ -170,7 +197,7 @@ impl Backend for Fake {
             logits: HashMap::new(),
         };
         formed.steps.insert(ticket, submitted);
-        if formed.steps.len() > formed.spec.steps_in_flight as usize {
+        if formed.steps.len() > formed.spec.limits.steps_in_flight as usize {
             return Err(bug("more steps in flight than agreed"));
         }
         Ok(ticket)
@@ -249,7 +276,15 @@ impl Backend for Fake {
     }
 
     fn dissolve(&mut self) {
-        self.era = None;
+        if let Some(Formed {
+            kv,
+            tables,
+            filled_in: Some(era),
+            ..
+        }) = self.era.take()
+        {
+            self.kept = Some((kv, tables.blocks(), era));
+        }
     }
 
     fn progress(&self) -> Arc<StepProgress> {
@@ -258,20 +293,21 @@ impl Backend for Fake {
 }
 
 impl Formed {
-    /// Every world-th tile, so that shares are sets.
+    /// Every tile whose number leaves this member's as the rest, so that shares are sets.
     fn tiles(&self) -> Runs {
-        let (rank, world) = (self.mesh.rank(), self.mesh.topology().ranks());
+        let members = self.mesh.members();
+        let (index, count) = (members.index(self.mesh.rank()).unwrap(), members.ranks().len());
         let tiles = (VOCAB / VOCAB_TILE) as u32;
         Runs::new(
             (0..tiles)
-                .filter(|tile| tile % world == rank)
+                .filter(|tile| *tile as usize % count == index)
                 .map(|tile| tile..tile + 1),
         )
     }
 
     fn place(&self, slot: u32, position: u32) -> (u32, u32) {
-        let block = self.tables.table(slot)[(position / self.spec.block_size) as usize];
-        (block, position % self.spec.block_size)
+        let block = self.tables.table(slot)[(position / self.spec.limits.block_size) as usize];
+        (block, position % self.spec.limits.block_size)
     }
 
     fn history(&self, slot: u32, length: u32) -> Vec<u32> {
@@ -294,6 +330,14 @@ impl Formed {
                 (self.place(slot, position), token)
             })
             .collect();
+        let block_size = self.spec.limits.block_size;
+        for (from, to) in &plan.blocks.copies {
+            for offset in 0..block_size {
+                if let Some(token) = self.kv.get(&(*from, offset)).copied() {
+                    self.kv.insert((*to, offset), token);
+                }
+            }
+        }
         self.kv.extend(written);
         let plan = &self.steps[&ticket].plan;
         let hashes: Vec<u32> = sampled(plan)
@@ -365,26 +409,29 @@ fn sum_over_ranks(
     hashes: &[u32],
     patience: Duration,
 ) -> Result<Vec<f32>, MeshError> {
-    let world = mesh.topology().ranks();
+    let ranks = mesh.members().ranks().to_vec();
+    let own = mesh.members().index(mesh.rank()).unwrap();
+    let world = ranks.len() as u32;
     let trees: Vec<Vec<leaf_tree::Subtree>> = (0..world)
-        .map(|rank| Runs::from(rank * LEAVES / world..(rank + 1) * LEAVES / world))
+        .map(|index| Runs::from(index * LEAVES / world..(index + 1) * LEAVES / world))
         .map(|owned| leaf_tree::maximal_subtrees(LEAVES, &owned))
         .collect();
     let hashes = if hashes.is_empty() { &[0][..] } else { hashes };
-    let roots = |rank: u32| -> Vec<u8> {
-        let trees = trees[rank as usize].iter();
+    let roots = |index: usize| -> Vec<u8> {
+        let trees = trees[index].iter();
         let values = trees.flat_map(|tree| hashes.iter().map(|hash| model::tree_value(tree, *hash)));
         values.flat_map(f32::to_le_bytes).collect()
     };
-    let mine = roots(mesh.rank());
+    let mine = roots(own);
     let mut all: Vec<Vec<u8>> = trees
         .iter()
         .map(|trees| vec![0; trees.len() * hashes.len() * 4])
         .collect();
-    let rank = mesh.rank();
-    let mut frames: Vec<Transfer<'_>> = (0..)
+    let mut frames: Vec<Transfer<'_>> = ranks
+        .iter()
+        .copied()
         .zip(&mut all)
-        .filter(|(peer, _)| *peer != rank)
+        .filter(|(peer, _)| *peer != ranks[own])
         .map(|(peer, into)| Transfer {
             peer,
             out: Some(&mine),
@@ -396,7 +443,7 @@ fn sum_over_ranks(
         spin: Duration::ZERO,
     };
     mesh.exchange(Label { step, tag: 1 }, &mut frames, wait)?;
-    all[rank as usize] = mine;
+    all[own] = mine;
     let value = |bytes: &[u8], at: usize| f32::from_le_bytes(bytes[at * 4..][..4].try_into().unwrap());
     let sum = |nth: usize| {
         let mut parts = trees.iter().zip(&all).flat_map(|(trees, bytes)| {

@@ -184,7 +184,12 @@ fn memberships_only_grow() {
     assert!(control.form(other).unwrap_err().contains("belongs to group"));
     let small = crate::mesh::Membership {
         generation: 9,
-        members: first.members[..1].to_vec(),
+        addresses: first
+            .addresses
+            .iter()
+            .take(1)
+            .map(|(rank, at)| (*rank, *at))
+            .collect(),
         ..first
     };
     assert!(control.form(small).unwrap_err().contains("1 members were sent"));

@@ -9,10 +9,10 @@ use std::time::Duration;
 use super::fake::Fake;
 use super::faults_of_fake::Faults;
 use crate::backend::BackendError;
-use crate::mesh::{GroupKey, Membership, Topology};
+use crate::mesh::{GroupKey, Members, Membership, Topology};
 use crate::runtime::{
     EngineHandle, Event, FinishReason, GenerationRequest, Outcome, RankConfig, RankControl, RankRuntime,
-    RankState,
+    RankState, Sharing,
 };
 use crate::sampling::SamplingParams;
 
@@ -20,6 +20,7 @@ use crate::sampling::SamplingParams;
 pub(super) const LONG: Duration = Duration::from_secs(60);
 
 pub(super) struct Rank {
+    rank: u32,
     pub(super) control: RankControl,
     pub(super) engine: EngineHandle,
     pub(super) faults: Arc<Faults>,
@@ -35,11 +36,13 @@ impl Rank {
 
     pub(super) fn start_with(config: RankConfig, faults: Arc<Faults>) -> Self {
         let socket = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
+        let rank = config.rank;
         let backend = Fake::new(Arc::clone(&faults), config.stall_timeout);
         let runtime = RankRuntime::new(backend, config, socket).unwrap();
         let (control, engine, address) = (runtime.control(), runtime.engine(), runtime.address());
         let thread = std::thread::spawn(move || runtime.run());
         Self {
+            rank,
             control,
             engine,
             faults,
@@ -65,10 +68,6 @@ impl Rank {
 }
 
 pub(super) fn config(rank: u32, world: u32, stall: Duration) -> RankConfig {
-    let topology = Topology {
-        tensor: world,
-        pipeline: 1,
-    };
     RankConfig {
         max_sequences: 4,
         max_batched_tokens: 16,
@@ -76,7 +75,7 @@ pub(super) fn config(rank: u32, world: u32, stall: Duration) -> RankConfig {
         stall_timeout: stall,
         form_timeout: LONG,
         heartbeat: Duration::from_millis(20),
-        ..RankConfig::new(rank, topology, 90, "test-v1", "tiny")
+        ..RankConfig::new(rank, Topology::tensor(world).into(), 90, "test-v1", "tiny")
     }
 }
 
@@ -94,6 +93,7 @@ impl Drop for Rank {
 
 pub(super) struct Group {
     pub(super) ranks: Vec<Rank>,
+    pub(super) lost: Vec<u32>,
     pub(super) generation: u64,
     pub(super) key: GroupKey,
 }
@@ -108,9 +108,24 @@ impl Group {
     }
 
     pub(super) fn of(world: u32, config: impl Fn(u32) -> RankConfig) -> Self {
-        let ranks = (0..world).map(|rank| Rank::start_with(config(rank), Arc::default()));
+        Self::of_members(&Topology::tensor(world).into(), config)
+    }
+
+    /// A group that does without some ranks.
+    pub(super) fn of_members(members: &Members, config: impl Fn(u32) -> RankConfig) -> Self {
+        let start = |rank: &u32| {
+            let members = members.clone();
+            Rank::start_with(
+                RankConfig {
+                    members,
+                    ..config(*rank)
+                },
+                Arc::default(),
+            )
+        };
         let mut group = Self {
-            ranks: ranks.collect(),
+            ranks: members.ranks().iter().map(start).collect(),
+            lost: members.lost().to_vec(),
             generation: 0,
             key: GroupKey::random().unwrap(),
         };
@@ -122,7 +137,8 @@ impl Group {
         Membership {
             group_uid: "group".into(),
             generation: self.generation,
-            members: self.ranks.iter().map(|rank| rank.address).collect(),
+            lost: self.lost.clone(),
+            addresses: self.ranks.iter().map(|rank| (rank.rank, rank.address)).collect(),
             key: self.key.clone(),
         }
     }
@@ -148,13 +164,17 @@ pub(super) fn greedy(prompt: &[u32], max_tokens: u32) -> GenerationRequest {
         max_tokens,
         stop_tokens: Vec::new(),
         sampling: SamplingParams::greedy(),
+        sharing: Sharing::default(),
     }
 }
 
 pub(super) fn token(events: &Receiver<Event>) -> u32 {
-    match events.recv_timeout(LONG).unwrap() {
-        Event::Token { id, .. } => id,
-        other => panic!("{other:?} instead of a token"),
+    loop {
+        match events.recv_timeout(LONG).unwrap() {
+            Event::Started { .. } => {}
+            Event::Token { id, .. } => return id,
+            other => panic!("{other:?} instead of a token"),
+        }
     }
 }
 
@@ -163,7 +183,7 @@ pub(super) fn rest(events: &Receiver<Event>) -> (Vec<u32>, FinishReason) {
     let mut tokens = Vec::new();
     loop {
         match events.recv_timeout(LONG).unwrap() {
-            Event::Accepted { .. } => {}
+            Event::Accepted { .. } | Event::Started { .. } => {}
             Event::Token { id, .. } => tokens.push(id),
             Event::Finished { reason, .. } => {
                 assert!(events.recv_timeout(LONG).is_err(), "nothing follows the end");

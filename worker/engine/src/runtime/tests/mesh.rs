@@ -17,10 +17,7 @@ fn hello(era: Era) -> Hello {
     let identity = Identity {
         group_uid: "group".into(),
         rank: 0,
-        topology: Topology {
-            tensor: 2,
-            pipeline: 1,
-        },
+        members: Topology::tensor(2).into(),
         numerics: "test-v1".into(),
         content: "tiny".into(),
     };

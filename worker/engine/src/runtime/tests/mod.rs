@@ -12,3 +12,5 @@ pub(super) mod model;
 mod serving;
 mod simulation;
 mod speed;
+mod stalls;
+mod survivors;

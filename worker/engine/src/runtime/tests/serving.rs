@@ -170,7 +170,7 @@ fn idle_groups_step() {
         assert_eq!((state.loaded, state.total), (7, 7));
         assert_eq!(state.message, "");
     }
-    assert!(group.leader().engine.canary_age().unwrap() < LONG);
+    assert!(group.leader().engine.idle_for().unwrap() < LONG);
 }
 
 #[test]

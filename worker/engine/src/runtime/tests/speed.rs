@@ -4,6 +4,7 @@
 use std::io::Read;
 use std::net::{Ipv4Addr, TcpListener, TcpStream};
 use std::sync::Arc;
+use std::sync::mpsc::Receiver;
 use std::time::{Duration, Instant};
 
 use llamero_checkpoint::Runs;
@@ -11,6 +12,7 @@ use llamero_checkpoint::Runs;
 use super::group::greedy;
 use crate::mesh::{ControlLink, EraAbort, Message, Topology};
 use crate::runtime::executor::{Executor, LeaderLink};
+use crate::runtime::member::link::Incoming;
 use crate::runtime::planner::Planner;
 use crate::runtime::queue::QueueGauge;
 use crate::runtime::{GenerationRequest, RankConfig};
@@ -81,30 +83,42 @@ fn median(mut times: Vec<Duration>) -> Duration {
     times[times.len() / 2]
 }
 
-/// Decode steps of `ROWS` requests, with one in flight while another is merged. Prints the medians of all that the planner
-/// does in a step, and of the part of it until the members have the next step's tokens.
-fn measure(name: &str, sampling: &SamplingParams) {
-    let topology = Topology {
-        tensor: RANKS,
-        pipeline: 1,
-    };
-    let config = RankConfig {
-        kv_bytes: 1,
-        ..RankConfig::new(0, topology, 131_072, "bench", "bench")
-    };
-    let queue = Arc::new(QueueGauge::new(1000, 1 << 30));
-    let limits = config.limits(20_000);
-    let mut planner = Planner::new(limits, 2, config.step_target, Arc::default(), queue.clone());
+/// The way to all members, which have formed, and the members' ends of it.
+fn formed(config: &RankConfig) -> (Executor, Receiver<Incoming>, Vec<TcpStream>) {
     let (local, own) = std::sync::mpsc::channel();
     let (links, ends): (Vec<_>, Vec<_>) = (1..RANKS).map(link).unzip();
     let remote = links.into_iter().map(|link| LeaderLink::Remote(Arc::new(link)));
     let links = std::iter::once(LeaderLink::Local(local)).chain(remote).collect();
-    let mut executor = Executor::new(ERA, config.topology, links, config.patience(), Instant::now());
+    let mut executor = Executor::new(ERA, &config.members, links, config.patience(), Instant::now());
     for rank in 0..RANKS {
-        let ready = Message::Ready { blocks: 20_000 };
+        let ready = Message::Ready {
+            blocks: 20_000,
+            kept: None,
+        };
         executor.receive(rank, 0, ready, Instant::now()).unwrap();
     }
-    planner.enter(ERA, limits);
+    (executor, own, ends)
+}
+
+/// Decode steps of `ROWS` requests, with one in flight while another is merged. Prints the medians of all that the planner
+/// does in a step, and of the part of it until the members have the next step's tokens.
+fn measure(name: &str, sampling: &SamplingParams) {
+    let config = RankConfig {
+        kv_bytes: 1,
+        ..RankConfig::new(0, Topology::tensor(RANKS).into(), 131_072, "bench", "bench")
+    };
+    let queue = Arc::new(QueueGauge::new(1000, 1 << 30));
+    let limits = config.limits(20_000);
+    let mut planner = Planner::new(
+        limits,
+        2,
+        config.step_target,
+        Arc::default(),
+        queue.clone(),
+        config.prefix(),
+    );
+    let (mut executor, own, ends) = formed(&config);
+    planner.enter(ERA, limits, None);
     let request = GenerationRequest {
         sampling: sampling.clone(),
         ..greedy(&[7; 16], 4000)

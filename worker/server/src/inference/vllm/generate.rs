@@ -12,7 +12,7 @@ use vllm_proto::{FinishInfo, GenerateRequest, GenerateResponse, PromptInfo, Sequ
 
 use super::request::{self, OutputSelection};
 use crate::inference::Services;
-use crate::inference::answer::{Answer, Chunk, Ending, Wishes};
+use crate::inference::answer::{Answer, Chunk, Ending, Opening, Wishes};
 use crate::inference::model::Model;
 use crate::inference::running::Entry;
 
@@ -27,31 +27,31 @@ struct Generation {
 }
 
 impl Generation {
-    async fn begin(services: &Services, request: GenerateRequest) -> Result<Self, Status> {
+    async fn begin(services: &Services, mut request: GenerateRequest) -> Result<Self, Status> {
         let model: &Model = &services.model;
         model.check_name(&request.model)?;
         let entry = services.running.enter(&request.request_id)?;
         let bytes = request.encoded_len();
+        let sharing = request::sharing(&mut request);
         let prepare = {
             let model = Arc::clone(&services.model);
             move || {
                 let (draft, selection) = request::draft(&model, request)?;
-                Ok((model.validate(draft)?, selection))
+                let request = model.validate(draft)?;
+                let wishes = Wishes {
+                    sharing,
+                    ..Wishes::default()
+                };
+                Ok((Opening::new(&model, request, wishes), selection))
             }
         };
-        let (request, selection) = services.text_workers.run(bytes, prepare).await?;
+        let (opening, selection) = services.text_workers.run(bytes, prepare).await?;
         let token_ids = if selection.prompt_token_ids {
-            request.prompt.clone()
+            opening.request().prompt.clone()
         } else {
             Vec::new()
         };
-        let mut answer = Answer::begin(
-            &services.engine,
-            model,
-            request,
-            Wishes::default(),
-            entry.abort.clone(),
-        )?;
+        let mut answer = Answer::begin(&services.engine, opening, entry.abort.clone())?;
         answer.accepted().await?;
         let prompt = PromptInfo {
             num_prompt_tokens: answer.prompt_tokens(),
@@ -87,6 +87,7 @@ impl Generation {
             text,
             mut token_ids,
             output_tokens,
+            cached_tokens,
             ending,
             ..
         } = chunk;
@@ -103,7 +104,10 @@ impl Generation {
             } else {
                 Vec::new()
             },
-            finish_info: ending.map(|ending| self.finish(output_tokens, ending)),
+            finish_info: ending.map(|ending| FinishInfo {
+                num_cached_tokens: Some(cached_tokens),
+                ..self.finish(output_tokens, ending)
+            }),
             ..SequenceOutput::default()
         }
     }

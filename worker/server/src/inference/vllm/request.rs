@@ -1,6 +1,7 @@
 //! A `GenerateRequest` becomes a request of the engine. What is not served is refused by name: a field that is
 //! silently ignored gives answers that look right and are not.
 
+use llamero_engine::runtime::Sharing;
 use llamero_engine::text::RequestDraft;
 use tonic::Status;
 use vllm_proto::generate_request::Prompt;
@@ -91,8 +92,19 @@ pub fn draft(model: &Model, request: GenerateRequest) -> Result<(RequestDraft, O
     Ok((draft, selection))
 }
 
+/// With whom a request shares what is computed for its prompt.
+#[must_use]
+pub fn sharing(request: &mut GenerateRequest) -> Sharing {
+    let kv = request.kv.as_mut();
+    match kv.map(|kv| (kv.bypass_prefix_cache, std::mem::take(&mut kv.cache_salt))) {
+        Some((true, _)) => Sharing::Nobody,
+        Some((false, salt)) => Sharing::With(salt),
+        None => Sharing::default(),
+    }
+}
+
 /// Names the first field that is set and not served. Fields whose only effect is on something this server does not
-/// have (a prefix cache to bypass or to salt, a watermark to switch off) are served by doing nothing.
+/// have (a watermark to switch off) are served by doing nothing.
 fn refuse_unserved(request: &GenerateRequest) -> Result<(), Status> {
     let sampling = request.sampling.iter().flat_map(unserved_sampling);
     let decoding = request.decoding.iter().flat_map(unserved_decoding);

@@ -1,0 +1,140 @@
+//! Whether a new revision starts at all, where a serving group must go before its successor can come.
+//!
+//! ```text
+//! no room for a surge --> a pod of the new revision on one of the old group's nodes --> pulled, started, headers read --> the old group goes
+//!                                    |  it does not start, or cannot read
+//!                                    +--> nothing goes; told; tried again after a minute, and at once when the words change
+//! ```
+//! The pod itself is what is remembered: it is kept, ended, until no group is left to replace.
+
+use llamero_api::{group::GroupTemplate, labels};
+
+use crate::{
+    inspect,
+    observed::{Deployment, InspectPod, Node, PodPhase},
+    placement::eligible,
+    plan::{Action, EventKind, Key, Step, TrialPod},
+    time::Millis,
+};
+
+/// How long after a failure it is tried again; what it lacked may be there by then.
+const RETRY_MILLIS: Millis = 60_000;
+/// How the keys of these pods begin; those of other inspect pods are hexadecimal.
+const PREFIX: &str = "trial-";
+
+/// What is tried.
+#[derive(Clone, Copy, Debug)]
+pub struct Trial<'a> {
+    /// Whose pod it is.
+    pub deployment: &'a Deployment,
+    /// Its namespace and name.
+    pub key: &'a Key,
+    /// Digest of the revision.
+    pub revision: &'a str,
+    /// What its groups are made from.
+    pub template: &'a GroupTemplate,
+}
+
+/// How far the trial is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Outcome {
+    /// The revision starts and reads the checkpoint.
+    Passed,
+    /// Not yet, or it does not: what people should know, and when to look again.
+    Pending(String, Option<Millis>),
+}
+
+/// Whether the pod tries a revision, instead of asking what a checkpoint is.
+#[must_use]
+pub fn is_one(pod: &InspectPod) -> bool {
+    pod.key.starts_with(PREFIX)
+}
+
+/// Deletes pods of trials beside the one of `revision`, or all.
+pub fn clear(deployment: &Deployment, key: &Key, revision: Option<&str>, steps: &mut Vec<Step>) {
+    let kept = revision.map(label);
+    let trials = deployment.inspect.iter().filter(|pod| is_one(pod));
+    for pod in trials.filter(|pod| Some(&pod.key) != kept.as_ref() && !pod.terminating) {
+        steps.push(inspect::delete(key, pod, "no revision is to be tried"));
+    }
+}
+
+fn label(revision: &str) -> String {
+    format!("{PREFIX}{revision}")
+}
+
+impl Trial<'_> {
+    /// How far it is; begins it on the first of `nodes` that may run the revision, else on any node that may.
+    #[must_use]
+    pub fn advance<'a>(
+        &self,
+        nodes: impl Iterator<Item = &'a Node>,
+        now: Millis,
+        steps: &mut Vec<Step>,
+    ) -> Outcome {
+        let label = label(self.revision);
+        let mut pods = self.deployment.inspect.iter();
+        match pods.find(|pod| pod.key == label) {
+            Some(pod) => self.judge(pod, now, steps),
+            None => self.begin(label, nodes, steps),
+        }
+    }
+
+    fn begin<'a>(
+        &self,
+        label: String,
+        mut nodes: impl Iterator<Item = &'a Node>,
+        steps: &mut Vec<Step>,
+    ) -> Outcome {
+        let revision = self.revision;
+        let Some(node) = nodes.find(|node| eligible::check(self.template, node).is_ok()) else {
+            let why = "no node may run it (taints, worker.nodeSelector, worker.affinity)";
+            return Outcome::Pending(format!("revision {revision} cannot be tried: {why}"), None);
+        };
+        let words = format!(
+            "revision {revision} is tried on node {} before a group goes",
+            node.name
+        );
+        steps.push(Step {
+            action: Action::CreateInspectPod {
+                deployment: self.key.clone(),
+                name: labels::inspect_pod_name(&self.key.name, &label),
+                key: label,
+                trial: Some(Box::new(TrialPod {
+                    template: self.template.clone(),
+                    node: node.name.clone(),
+                })),
+            },
+            reason: "Trying",
+            message: words.clone(),
+            event: EventKind::Normal,
+        });
+        Outcome::Pending(words, None)
+    }
+
+    fn judge(&self, pod: &InspectPod, now: Millis, steps: &mut Vec<Step>) -> Outcome {
+        let revision = self.revision;
+        match pod.phase {
+            PodPhase::Succeeded => Outcome::Passed,
+            PodPhase::Failed => {
+                // Clocks of nodes may be wrong, but no end lies in the future.
+                let at = pod.finished_at.unwrap_or(now).min(now) + RETRY_MILLIS;
+                if now >= at && !pod.terminating {
+                    steps.push(inspect::delete(self.key, pod, "the revision is tried again"));
+                }
+                let why = inspect::last_words(pod);
+                let words = format!(
+                    "revision {revision} does not start, so no group goes: {why}; correct the specification, it is tried again every minute"
+                );
+                Outcome::Pending(words, Some(at).filter(|at| *at > now))
+            }
+            PodPhase::Pending | PodPhase::Running => {
+                let waits = pod.waiting.as_deref().unwrap_or("its pod starts");
+                Outcome::Pending(
+                    format!("revision {revision} is tried before a group goes: {waits}"),
+                    None,
+                )
+            }
+        }
+    }
+}

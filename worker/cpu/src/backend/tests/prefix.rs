@@ -1,0 +1,215 @@
+//! The engine's scheduler over the CPU's ranks: what is found in the KV cache changes no bit.
+
+use std::collections::BTreeMap;
+use std::hash::Hasher as _;
+use std::time::Instant;
+
+use llamero_checkpoint::{Members, Topology};
+use llamero_engine::hash::Fnv1a;
+use llamero_engine::mesh::local::local_mesh;
+use llamero_engine::schedule::{Batch, Limits, PrefixHash, Scheduler, Sequence, SequenceId};
+use llamero_engine::{Backend as _, Era, FormLimits, FormSpec, Plan, RowOutput, Waited};
+
+use super::group::{GREEDY, Group, limits, spec};
+use super::tiny;
+use crate::{CpuBackend, Kernel};
+
+const ERA: Era = Era {
+    generation: 1,
+    epoch: 1,
+};
+const BLOCK: u32 = 16;
+const CONTEXT: u32 = 112;
+
+/// A prompt, and how many tokens its answer has.
+type Request = (Vec<u32>, u32);
+
+/// Of every sampled position: the token, and a hash over the bits of all logits.
+type Answers = BTreeMap<SequenceId, Vec<(u32, u64)>>;
+
+/// How requests are served.
+#[derive(Clone)]
+struct Service {
+    members: Members,
+    sequences: u32,
+    /// Tokens in one step.
+    chunk: u32,
+    blocks: u32,
+    root: Option<PrefixHash>,
+}
+
+#[derive(Default)]
+struct Served {
+    answers: Answers,
+    cached: u32,
+    copies: usize,
+    preempted: usize,
+}
+
+fn serve(folder: &std::path::Path, service: &Service, rounds: &[Vec<Request>]) -> Served {
+    let mut group = Group::load(folder, service.members.clone(), 1, Kernel::detect().level());
+    let meshes = local_mesh(&service.members, ERA).unwrap();
+    std::thread::scope(|scope| {
+        for (rank, mesh) in group.ranks.iter_mut().zip(meshes) {
+            scope.spawn(move || form(rank, Box::new(mesh), service));
+        }
+    });
+    let mut scheduler = Scheduler::new(Limits {
+        max_sequences: service.sequences,
+        max_batched_tokens: service.chunk,
+        max_context: CONTEXT,
+        block_size: BLOCK,
+        blocks: service.blocks,
+    });
+    let mut served = Served::default();
+    let (mut next, mut step) = (0, 0);
+    for round in rounds {
+        for (prompt, output) in round {
+            next += 1;
+            let longest = prompt.len() as u32 + output;
+            let sequence = Sequence::new(SequenceId(next), prompt.clone(), longest, GREEDY);
+            scheduler.add(sequence.with_root(service.root)).unwrap();
+        }
+        while let Some(batch) = scheduler.batch(service.chunk) {
+            step += 1;
+            served.cached += batch.admitted.iter().map(|one| one.cached).sum::<u32>();
+            served.copies += batch.blocks.copies.len();
+            served.preempted += batch.preempted.len();
+            let rows = compute(&mut group.ranks, &batch, step);
+            for (id, sampled) in batch.sequences.iter().zip(rows) {
+                let token = sampled.map(|(token, _)| token);
+                served.answers.entry(*id).or_default().extend(sampled);
+                scheduler.row_done(*id, token);
+                if scheduler.is_full(*id) {
+                    scheduler.remove(*id);
+                }
+            }
+        }
+    }
+    assert_eq!(scheduler.kv_blocks().0, 0);
+    served
+}
+
+fn form(rank: &mut CpuBackend, mesh: Box<dyn llamero_engine::Mesh>, service: &Service) {
+    let limits = FormLimits {
+        max_sequences: service.sequences,
+        max_batched_tokens: service.chunk,
+        max_context: CONTEXT,
+        block_size: BLOCK,
+        ..limits(0)
+    };
+    let mut spec = FormSpec {
+        limits,
+        ..spec(ERA, 0)
+    };
+    spec.kv_bytes = rank.memory(&spec).unwrap().kv_block * u64::from(service.blocks);
+    let capacity = rank.form(&spec, mesh, &mut |_| {}).unwrap();
+    assert_eq!(capacity.blocks, service.blocks);
+}
+
+/// What each row samples greedily, and the hash over its logits.
+fn compute(ranks: &mut [CpuBackend], batch: &Batch, step: u64) -> Vec<Option<(u32, u64)>> {
+    let plan = &Plan {
+        era: ERA,
+        step,
+        micro_batch: 0,
+        rows: batch.rows.clone(),
+        blocks: batch.blocks.clone(),
+        late_tokens: 0,
+        late_sampling: false,
+        state_hash: batch.state_hash,
+    };
+    assert!(batch.late.is_empty(), "one step at a time");
+    let sampled = |index: &usize| plan.rows[*index].output != RowOutput::None;
+    let sampled: Vec<usize> = (0..plan.rows.len()).filter(sampled).collect();
+    let sampled = &sampled;
+    let shards: Vec<_> = std::thread::scope(|scope| {
+        let threads: Vec<_> = ranks
+            .iter_mut()
+            .map(|rank| {
+                scope.spawn(move || {
+                    let ticket = rank.submit(plan).unwrap();
+                    assert!(matches!(
+                        rank.wait(ticket, Instant::now()).unwrap(),
+                        Waited::Done(_)
+                    ));
+                    let shard = |row: &usize| rank.fetch(ticket, *row as u32, 0).unwrap();
+                    let shards: Vec<_> = sampled.iter().map(shard).collect();
+                    rank.release(ticket);
+                    shards
+                })
+            })
+            .collect();
+        threads.into_iter().map(|thread| thread.join().unwrap()).collect()
+    });
+    let mut rows = vec![None; plan.rows.len()];
+    for (nth, row) in sampled.iter().enumerate() {
+        let mut logits = vec![f32::NAN; tiny::VOCAB as usize];
+        for shard in shards.iter().map(|shards| &shards[nth]) {
+            for (token, logit) in shard.tokens.iter().zip(&shard.logits) {
+                logits[token as usize] = *logit;
+            }
+        }
+        let mut hash = Fnv1a::default();
+        logits
+            .iter()
+            .for_each(|logit| hash.write(&logit.to_bits().to_le_bytes()));
+        let best = (0..logits.len())
+            .rev()
+            .max_by(|a, b| logits[*a].total_cmp(&logits[*b]));
+        rows[*row] = Some((best.unwrap() as u32, hash.finish()));
+    }
+    rows
+}
+
+fn rounds() -> Vec<Vec<Request>> {
+    let prompt =
+        |len: u32| -> Vec<u32> { (0..len).map(|i| (i * i * 31 + i * 7 + 3) % tiny::VOCAB).collect() };
+    let mut turned = prompt(70);
+    turned[40..].reverse();
+    vec![
+        vec![(prompt(70), 20)],
+        // The same again, one whose blocks are all there, one that turns off in the third block, and a longer one.
+        vec![(prompt(70), 20), (prompt(64), 12), (turned, 20), (prompt(100), 8)],
+    ]
+}
+
+#[test]
+fn what_is_found_in_the_cache_changes_no_bit() {
+    let (alone, root) = (
+        Members::whole(Topology::tensor(1)),
+        PrefixHash::of_group("tiny", "test", BLOCK),
+    );
+    for fp8 in [false, true] {
+        let folder = tiny::checkpoint(fp8);
+        // One sequence at a time, each in one step, and nothing is found.
+        let plain = Service {
+            members: alone.clone(),
+            sequences: 1,
+            chunk: 128,
+            blocks: 7,
+            root: None,
+        };
+        let want = serve(folder.path(), &plain, &rounds());
+        assert_eq!((want.cached, want.preempted), (0, 0));
+        for members in [
+            alone.clone(),
+            Topology::tensor(3).into(),
+            Members::new(Topology::tensor(8), &[6, 3]).unwrap(),
+        ] {
+            let what = members.to_string();
+            // So few blocks that somebody is preempted, and finds its own again.
+            let service = Service {
+                members,
+                sequences: 3,
+                chunk: 48,
+                blocks: 10,
+                root: Some(root),
+            };
+            let got = serve(folder.path(), &service, &rounds());
+            assert!(got.answers == want.answers, "{what}: other bits");
+            assert!(got.cached >= 64 + 63 + 32, "{what}: {} tokens found", got.cached);
+            assert!(got.copies > 0 && got.preempted > 0, "{what}");
+        }
+    }
+}

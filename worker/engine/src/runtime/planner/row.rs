@@ -1,0 +1,36 @@
+//! A row of a step in flight.
+
+use crate::schedule::SequenceId;
+use crate::step::{PlanRow, RowOutput};
+
+/// A row of a step.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct PlannedRow {
+    pub(super) sequence: SequenceId,
+    /// How many of the last positions are answered.
+    pub(super) answered: u32,
+    /// Absolute position of the first token that is sampled, which is one past the first answered position.
+    pub(super) position: u32,
+    /// Whether its last position is sampled.
+    pub(super) samples: bool,
+    /// Nobody wants its answer.
+    pub(super) cancelled: bool,
+}
+
+impl PlannedRow {
+    pub(super) fn new(row: &PlanRow, sequence: SequenceId) -> Self {
+        let answered = match &row.output {
+            RowOutput::Sample { last, .. } => u32::from(*last),
+            RowOutput::Score { ids, .. } => u32::try_from(ids.len()).unwrap_or(u32::MAX),
+            RowOutput::None | RowOutput::Hidden => 0,
+        };
+        let end = row.start + u32::try_from(row.tokens.len()).unwrap_or(u32::MAX);
+        Self {
+            sequence,
+            answered,
+            position: end + 1 - answered.max(1),
+            samples: matches!(row.output, RowOutput::Sample { .. }),
+            cancelled: false,
+        }
+    }
+}
