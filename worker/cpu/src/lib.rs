@@ -9,7 +9,7 @@
 //! | `kv`, `attention`, `rope` | paged cache, attention by chunks of absolute positions, rotary angles |
 //! | `forward`, `programs`, `workspace` | the layers, their orders of summation, and the scratch memory they need |
 //! | [`memory`] | what a rank takes of memory, before anything is loaded |
-//! | `plan`, `sample` | checks of a plan; candidates from logits |
+//! | `sample` | candidates from logits |
 //! | [`collective`] | sums and gathers among the ranks of a group |
 //! | [`pool`] | threads that share the work of one rank |
 //! | [`bench`] | speed beside the machine's own bounds |
@@ -30,7 +30,6 @@ mod leaves;
 mod load;
 mod matmul;
 pub mod memory;
-mod plan;
 pub mod pool;
 mod programs;
 mod region;

@@ -13,7 +13,8 @@ struct Attention {
     const u16* keys;     // [block][kv head][token][dim]
     const u16* values;
     const u32* positions; // [m]: the row sees this position and all before
-    const u32* tables;   // [m][table stride]
+    const u32* slots;    // [m]: rows of tables
+    const u32* tables;   // [slot][table stride]
     float* parts;        // [m][q heads][chunks][dim + 2]: weighted values, largest score, mass
     u32 table_stride, q_heads, kv_heads, block_tokens, chunks;
     float scale;
@@ -23,7 +24,7 @@ struct Attention {
 template <int DIM>
 __device__ __forceinline__ void scores(const Attention& p, const float* q, float (*out)[CHUNK], u32 group, u32 kv_head, u32 first, u32 seen) {
     const u32 lanes = DIM / 8, lane = threadIdx.x % lanes;
-    const u32 *table = p.tables + (u64)blockIdx.z * p.table_stride;
+    const u32 *table = p.tables + (u64)p.slots[blockIdx.z] * p.table_stride;
     for (u32 round = 0; round < CHUNK; round += blockDim.x / lanes) {
         u32 at = round + threadIdx.x / lanes;
         Bytes16 k = {0, 0, 0, 0};
@@ -73,7 +74,7 @@ __device__ __forceinline__ void weighted(const Attention& p, float (*s)[CHUNK], 
     // A warp takes 32 positions, a lane DIM / 32 dimensions; warps are added in order.
     const u32 warp = threadIdx.x / WARP, lane = threadIdx.x % WARP;
     const int EACH = DIM / WARP;
-    const u32* table = p.tables + (u64)blockIdx.z * p.table_stride;
+    const u32* table = p.tables + (u64)p.slots[blockIdx.z] * p.table_stride;
     for (u32 head0 = 0; head0 < group; head0 += 4) {
         float mine[4][EACH] = {};
         for (u32 i = 0; i < WARP; i++) {

@@ -1,10 +1,12 @@
 // Candidates of sampled rows, from this rank's slice of the logits: only they leave the device.
 //
-// What they are is defined by the engine's `sampling::candidates` and `sampling::noise`.
+// What they are is defined by the engine's `sampling::candidates` and `sampling::noise`. A token goes by its number among
+// the rank's own, whose order is that of the vocabulary; `tiles` says which tiles of the vocabulary they are.
 
 #define TILE 128
 #define TOP 64
 #define SEGMENT 2048
+#define NOTHING 0xffffffffu
 
 // A logit and its token as one number whose order is the candidates': larger logit first, then lower token. NaN comes
 // first of all, to be noticed.
@@ -38,22 +40,21 @@ __device__ __forceinline__ void sort_keys(u64* keys, u32 count) {
 }
 
 // The best 64 of each segment of 2,048 tokens. keys: [m][segments][64]; 0 where there is no token.
-extern "C" __global__ void __launch_bounds__(256) top_of_segment(const float* logits, u64* keys, u32 vocab, u32 first) {
+extern "C" __global__ void __launch_bounds__(256) top_of_segment(const float* logits, u64* keys, u32 vocab) {
     __shared__ u64 mine[SEGMENT];
     wait_for_previous();
     const u32 start = blockIdx.x * SEGMENT;
     const float* row = logits + (u64)blockIdx.y * vocab;
     for (u32 i = threadIdx.x; i < SEGMENT; i += blockDim.x)
-        mine[i] = start + i < vocab ? key_of(row[start + i], first + start + i) : 0;
+        mine[i] = start + i < vocab ? key_of(row[start + i], start + i) : 0;
     __syncthreads();
     sort_keys(mine, SEGMENT);
     for (u32 i = threadIdx.x; i < TOP; i += blockDim.x)
         keys[((u64)blockIdx.y * gridDim.x + blockIdx.x) * TOP + i] = mine[i];
 }
 
-// The best 64 of all segments. tokens, values: [m][64]; `counts[m]` of them are there.
-extern "C" __global__ void __launch_bounds__(256) top_of_row(
-    const u64* keys, const float* logits, u32* tokens, float* values, u32* counts, u32 segments, u32 vocab, u32 first) {
+// The best 64 of all segments. top: [m][64], pairs of (token, bits of its logit); a token of NOTHING where there are no more.
+extern "C" __global__ void __launch_bounds__(256) top_of_row(const u64* keys, const float* logits, Bytes8* top, u32 segments, u32 vocab) {
     __shared__ u64 mine[SEGMENT];
     wait_for_previous();
     const u64* row = keys + (u64)blockIdx.x * segments * TOP;
@@ -66,11 +67,9 @@ extern "C" __global__ void __launch_bounds__(256) top_of_row(
         sort_keys(mine, SEGMENT);
     }
     for (u32 i = threadIdx.x; i < TOP; i += blockDim.x) {
-        u32 token = ~(u32)mine[i];
-        bool there = mine[i] != 0;
-        tokens[blockIdx.x * TOP + i] = there ? token : 0;
-        values[blockIdx.x * TOP + i] = there ? logits[(u64)blockIdx.x * vocab + token - first] : 0.0f;
-        if (there && (i == TOP - 1 || mine[i + 1] == 0)) counts[blockIdx.x] = i + 1;
+        u32 token = mine[i] ? ~(u32)mine[i] : NOTHING;
+        u32 bits = token == NOTHING ? 0 : __float_as_uint(logits[(u64)blockIdx.x * vocab + token]);
+        top[blockIdx.x * TOP + i] = {token, bits};
     }
 }
 
@@ -87,10 +86,10 @@ extern "C" __global__ void __launch_bounds__(TILE) tile_lse(const float* logits,
     __syncthreads();
     top = fmaxf(fmaxf(parts[0], parts[1]), fmaxf(parts[2], parts[3]));
     __syncthreads();
-    // A tile whose tokens are all masked has no mass.
-    float mass = block_sum(top == -INFINITY_F ? 0.0f : expf(x - top), parts);
+    // A tile whose tokens are all masked has no mass; one that holds NaN has NaN.
+    float mass = block_sum(top != -INFINITY_F ? expf(x - top) : x == x ? 0.0f : x, parts);
     if (threadIdx.x == 0)
-        lse[(u64)blockIdx.y * gridDim.x + blockIdx.x] = top == -INFINITY_F ? top : top + logf(mass);
+        lse[(u64)blockIdx.y * gridDim.x + blockIdx.x] = top == -INFINITY_F && mass == mass ? top : top + logf(mass);
 }
 
 __device__ __forceinline__ u64 mix(u64 z) {
@@ -107,21 +106,21 @@ __device__ __forceinline__ float gumbel(u64 key, u32 token) {
 }
 
 // The token with the largest logit / temperature + noise in each segment. positions: of the tokens to be sampled.
-// best: [m][segments], keys of perturbed values.
+// best: [m][segments] of {key, low and high; bits of the logit}; a key of 0 where there is no noise.
 extern "C" __global__ void __launch_bounds__(256) best_perturbed(
-    const float* logits, const float* temperatures, const u64* seeds, const u32* positions, u64* best, u32 vocab, u32 first) {
+    const float* logits, const float* temperatures, const u64* seeds, const u32* positions, const u32* tiles, Bytes16* best, u32 vocab) {
     const u64 golden = 0x9e3779b97f4a7c15ull;
     __shared__ u64 parts[8];
     wait_for_previous();
     const u32 start = blockIdx.x * SEGMENT;
     const float temperature = temperatures[blockIdx.y];
     const u64 noise = mix(mix(seeds[blockIdx.y] + golden) ^ (u64)positions[blockIdx.y] * golden);
+    const float* row = logits + (u64)blockIdx.y * vocab;
     u64 mine = 0;
     if (temperature > 0.0f)
-        for (u32 i = threadIdx.x; i < SEGMENT && start + i < vocab; i += blockDim.x) {
-            u32 token = first + start + i;
-            float value = logits[(u64)blockIdx.y * vocab + start + i] / temperature + gumbel(noise, token);
-            u64 key = key_of(value, token);
+        for (u32 i = start + threadIdx.x; i < start + SEGMENT && i < vocab; i += blockDim.x) {
+            u32 token = tiles[i / TILE] * TILE + i % TILE;
+            u64 key = key_of(row[i] / temperature + gumbel(noise, token), i);
             mine = key > mine ? key : mine;
         }
 #pragma unroll
@@ -133,6 +132,32 @@ extern "C" __global__ void __launch_bounds__(256) best_perturbed(
     __syncthreads();
     if (threadIdx.x == 0) {
         for (u32 warp = 1; warp < 8; warp++) mine = parts[warp] > mine ? parts[warp] : mine;
-        best[(u64)blockIdx.y * gridDim.x + blockIdx.x] = mine;
+        u32 bits = mine ? __float_as_uint(row[~(u32)mine]) : 0;
+        best[(u64)blockIdx.y * gridDim.x + blockIdx.x] = {(u32)mine, (u32)(mine >> 32), bits, 0};
     }
+}
+
+// Add biases: entries of {row, token, bits of the bias, 0}, each row and token once.
+extern "C" __global__ void __launch_bounds__(256) add_biases(float* logits, const Bytes16* entries, u32 count, u32 vocab) {
+    wait_for_previous();
+    const u32 i = blockIdx.x * blockDim.x + threadIdx.x;
+    if (i >= count) return;
+    const Bytes16 entry = entries[i];
+    logits[(u64)entry.x * vocab + entry.y] += __uint_as_float(entry.z);
+}
+
+// What a mask does not allow becomes -infinity. masks: [masked row][tiles of the rank][4 words], a bit for each token.
+extern "C" __global__ void __launch_bounds__(256) apply_masks(float* logits, const u32* rows, const u32* masks, u32 vocab) {
+    wait_for_previous();
+    const u32 i = blockIdx.x * blockDim.x + threadIdx.x, words = (vocab + TILE - 1) / TILE * (TILE / 32);
+    if (i >= vocab) return;
+    u32 word = masks[(u64)blockIdx.y * words + i / 32];
+    if (!(word >> i % 32 & 1)) logits[(u64)rows[blockIdx.y] * vocab + i] = -INFINITY_F;
+}
+
+// values[m] = the logit of token tokens[m]; 0 for NOTHING.
+extern "C" __global__ void __launch_bounds__(64) pick(const float* logits, const u32* tokens, float* values, u32 rows, u32 vocab) {
+    wait_for_previous();
+    const u32 m = threadIdx.x;
+    if (m < rows) values[m] = tokens[m] == NOTHING ? 0.0f : logits[(u64)m * vocab + tokens[m]];
 }

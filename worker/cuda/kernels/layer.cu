@@ -9,13 +9,15 @@ extern "C" __global__ void __launch_bounds__(256) embed(const u16* table, const 
 
 // hidden += the roots of a product, joined left to right as a tree's program says; then y = norm(hidden) × weight as
 // bf16, padded leaf by leaf for the next product. `roots` 0: nothing is added. `joins`: pairs of roots, `to += from`.
+// `layers`, where it is not null, counts the calls on the device, and `seen`, in memory of the host, shows the count.
 extern "C" __global__ void __launch_bounds__(256) add_norm(
-    float* hidden, const float* roots, const u8* joins, u32 join_count, u32 root_count, const u16* weight, u16* y,
-    u32 width, u32 leaf_width, float epsilon) {
+    float* hidden, const float* roots, const u8* joins, u32 join_count, u32 root_count, const float* weight, u16* y,
+    u32 width, u32 leaf_width, float epsilon, u32* layers, volatile u32* seen) {
     __shared__ float parts[8];
     extern __shared__ float row[];
     wait_for_previous();
     const u32 m = gridDim.x;
+    if (layers && blockIdx.x == 0 && threadIdx.x == 0) *seen = ++*layers;
     float* mine = hidden + (u64)blockIdx.x * width;
     float squares = 0.0f;
     for (u32 i = threadIdx.x; i < width; i += blockDim.x) {
@@ -37,19 +39,20 @@ extern "C" __global__ void __launch_bounds__(256) add_norm(
     u16* out = y + (u64)blockIdx.x * leaves * padded;
     for (u32 i = threadIdx.x; i < leaves * padded; i += blockDim.x) {
         u32 in_leaf = i % padded, k = i / padded * leaf_width + in_leaf;
-        out[i] = in_leaf < leaf_width ? to_bf16(row[k] * factor * of_bf16(weight[k])) : 0;
+        out[i] = in_leaf < leaf_width ? to_bf16(row[k] * factor * weight[k]) : 0;
     }
 }
 
 // Rotate q and k of one row, give q as f32 and write k and v into the cache as bf16.
-// qkv: [m][(q_heads + 2 kv_heads) × dim]; cos, sin: [position][dim / 2]; cache: [block][kv head][token][dim].
+// qkv: [m][(q_heads + 2 kv_heads) × dim]; cos, sin: [position][dim / 2]; slots: [m], rows of tables; cache: [block][kv
+// head][token][dim].
 extern "C" __global__ void __launch_bounds__(256) rope_kv(
-    const float* qkv, const float* cos, const float* sin, const u32* positions, const u32* tables, u32 table_stride,
-    float* q, u16* keys, u16* values, u32 q_heads, u32 kv_heads, u32 dim, u32 block_tokens) {
+    const float* qkv, const float* cos, const float* sin, const u32* positions, const u32* slots, const u32* tables,
+    u32 table_stride, float* q, u16* keys, u16* values, u32 q_heads, u32 kv_heads, u32 dim, u32 block_tokens) {
     wait_for_previous();
     const u32 m = blockIdx.x, half = dim / 2, position = positions[m];
     const float* row = qkv + (u64)m * (q_heads + 2 * kv_heads) * dim;
-    const u32 block = tables[(u64)m * table_stride + position / block_tokens];
+    const u32 block = tables[(u64)slots[m] * table_stride + position / block_tokens];
     for (u32 i = threadIdx.x; i < (q_heads + kv_heads) * half; i += blockDim.x) {
         u32 head = i / half, at = i % half;
         float c = cos[(u64)position * half + at], s = sin[(u64)position * half + at];
@@ -84,4 +87,19 @@ extern "C" __global__ void __launch_bounds__(256) silu_mul(const float* gate_up,
         value = to_bf16(gate / (1.0f + expf(-gate)) * row[width + k]);
     }
     y[(u64)blockIdx.y * leaves * padded + i] = value;
+}
+
+// Change block tables: entries of (slot, index, block).
+extern "C" __global__ void __launch_bounds__(256) update_tables(const u32* entries, u32 count, u32* tables, u32 table_stride) {
+    wait_for_previous();
+    const u32 i = blockIdx.x * blockDim.x + threadIdx.x;
+    if (i < count) tables[(u64)entries[3 * i] * table_stride + entries[3 * i + 1]] = entries[3 * i + 2];
+}
+
+// to[i] = from[rows[i]]: rows of `width` numbers of 16 bits, an even number of them.
+extern "C" __global__ void __launch_bounds__(256) gather_rows(const u32* from, const u32* rows, u32* to, u32 width) {
+    wait_for_previous();
+    const u32 pairs = width / 2;
+    const u32* row = from + (u64)rows[blockIdx.x] * pairs;
+    for (u32 i = threadIdx.x; i < pairs; i += blockDim.x) to[(u64)blockIdx.x * pairs + i] = row[i];
 }

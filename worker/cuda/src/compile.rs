@@ -1,12 +1,14 @@
-//! CUDA C++ to PTX, kept by content hash.
+//! CUDA C++ to PTX and machine code, kept by content hash.
 
 use std::collections::HashMap;
+use std::ffi::CString;
 use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use cudarc::driver::sys::CUresult;
 use cudarc::driver::{CudaFunction, CudaModule, DriverError};
-use cudarc::nvrtc::{CompileError, CompileOptions, Ptx, compile_ptx_with_opts};
+use cudarc::nvrtc::{CompileError, CompileOptions, Ptx, compile_ptx_with_opts, result, sys};
 use sha2::{Digest, Sha256};
 
 use crate::device::Device;
@@ -91,10 +93,21 @@ impl Modules {
         module.load_function(name).map_err(|error| refused(name, error))
     }
 
+    /// Machine code where it is kept, else PTX, which the driver turns into machine code. A driver that is older than the
+    /// compiler does not know its PTX, but machine code of its GPU.
     fn load(&self, source: Source) -> Result<Arc<CudaModule>, KernelError> {
-        let ptx = ptx(source, &arch(self.device.capability), self.folder.as_deref())?;
-        let module = self.device.context.load_module(Ptx::from_src(ptx));
-        module.map_err(|error| refused(&format!("{source:?}"), error))
+        let (folder, capability) = (self.folder.as_deref(), self.device.capability);
+        let load = |image| self.device.context.load_module(image);
+        let refused = |error| refused(&format!("{source:?}"), error);
+        if let Some(code) = kept_cubin(source, capability, folder)? {
+            return load(Ptx::from_binary(code)).map_err(refused);
+        }
+        match load(Ptx::from_src(ptx(source, &arch(capability), folder)?)) {
+            Err(error) if error.0 == CUresult::CUDA_ERROR_UNSUPPORTED_PTX_VERSION => {
+                load(Ptx::from_binary(cubin(source, capability, folder)?)).map_err(refused)
+            }
+            loaded => loaded.map_err(refused),
+        }
     }
 }
 
@@ -122,21 +135,71 @@ pub fn ptx(source: Source, arch: &str, folder: Option<&Path>) -> Result<String, 
         return compile(source, &text, arch);
     };
     let path = folder.join(format!("{}.ptx", hash(&text, arch)));
-    let keep = |reason| KernelError::Keep {
-        path: path.clone(),
-        reason,
-    };
-    match std::fs::read_to_string(&path) {
-        Ok(ptx) => return Ok(ptx),
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
-        Err(error) => return Err(keep(error)),
+    if let Some(kept) = read(&path)? {
+        return Ok(String::from_utf8_lossy(&kept).into_owned());
     }
     let ptx = compile(source, &text, arch)?;
-    // A reader sees nothing or all of it.
-    let mut file = tempfile::NamedTempFile::new_in(folder).map_err(keep)?;
-    file.write_all(ptx.as_bytes()).map_err(keep)?;
-    file.persist(&path).map_err(|error| keep(error.error))?;
+    write(&path, ptx.as_bytes())?;
     Ok(ptx)
+}
+
+/// Machine code of a file for a GPU, from the folder or from the compiler.
+///
+/// # Errors
+/// All but [`KernelError::Load`].
+pub fn cubin(source: Source, capability: (i32, i32), folder: Option<&Path>) -> Result<Vec<u8>, KernelError> {
+    if let Some(kept) = kept_cubin(source, capability, folder)? {
+        return Ok(kept);
+    }
+    let code = compile_cubin(source, &real_arch(capability))?;
+    if let Some(folder) = folder {
+        write(&cubin_path(source, capability, folder), &code)?;
+    }
+    Ok(code)
+}
+
+fn real_arch(capability: (i32, i32)) -> String {
+    arch(capability).replace("compute", "sm")
+}
+
+fn cubin_path(source: Source, capability: (i32, i32), folder: &Path) -> PathBuf {
+    folder.join(format!("{}.cubin", hash(&source.text(), &real_arch(capability))))
+}
+
+fn kept_cubin(
+    source: Source,
+    capability: (i32, i32),
+    folder: Option<&Path>,
+) -> Result<Option<Vec<u8>>, KernelError> {
+    match folder {
+        Some(folder) => read(&cubin_path(source, capability, folder)),
+        None => Ok(None),
+    }
+}
+
+fn keep_error(path: &Path, reason: std::io::Error) -> KernelError {
+    KernelError::Keep {
+        path: path.to_owned(),
+        reason,
+    }
+}
+
+fn read(path: &Path) -> Result<Option<Vec<u8>>, KernelError> {
+    match std::fs::read(path) {
+        Ok(bytes) => Ok(Some(bytes)),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
+        Err(error) => Err(keep_error(path, error)),
+    }
+}
+
+/// A reader sees nothing or all of it.
+fn write(path: &Path, bytes: &[u8]) -> Result<(), KernelError> {
+    let keep = |reason| keep_error(path, reason);
+    let folder = path.parent().unwrap_or(Path::new("."));
+    let mut file = tempfile::NamedTempFile::new_in(folder).map_err(keep)?;
+    file.write_all(bytes).map_err(keep)?;
+    file.persist(path).map_err(|error| keep(error.error))?;
+    Ok(())
 }
 
 /// What the compiler is told. Contraction to fused multiply-adds is on by default and part of the numerics.
@@ -176,5 +239,46 @@ fn reason(error: CompileError) -> String {
     match error {
         CompileError::CompileError { log, .. } => log.to_string_lossy().into_owned(),
         other => format!("{other:?}"),
+    }
+}
+
+fn compile_cubin(source: Source, arch: &str) -> Result<Vec<u8>, KernelError> {
+    compiler()?;
+    let refused = |reason: String| KernelError::Compile {
+        file: source,
+        arch: arch.to_owned(),
+        reason,
+    };
+    let text = CString::new(source.text()).map_err(|error| refused(error.to_string()))?;
+    let program = result::create_program(&text, None).map_err(|error| refused(format!("{error:?}")))?;
+    // SAFETY: the program was made above and is destroyed below, after its last use.
+    let code = unsafe { machine_code(program, arch) };
+    // SAFETY: as above.
+    let destroyed = unsafe { result::destroy_program(program) };
+    let code = code.map_err(refused)?;
+    destroyed.map_err(|error| refused(format!("{error:?}")))?;
+    Ok(code)
+}
+
+/// # Safety
+/// `program` exists.
+unsafe fn machine_code(program: sys::nvrtcProgram, arch: &str) -> Result<Vec<u8>, String> {
+    let said = |error: result::NvrtcError| format!("{error:?}");
+    // SAFETY: the caller promises that the program exists; the buffer has the size that the compiler asks for.
+    unsafe {
+        if let Err(error) = result::compile_program(program, &options(arch)) {
+            let log = result::get_program_log(program).map_err(said)?;
+            let log: Vec<u8> = log.into_iter().map(|byte| byte as u8).collect();
+            return Err(format!("{error:?}: {}", String::from_utf8_lossy(&log)));
+        }
+        let mut size = 0;
+        sys::nvrtcGetCUBINSize(program, &raw mut size)
+            .result()
+            .map_err(said)?;
+        let mut code = vec![0u8; size];
+        sys::nvrtcGetCUBIN(program, code.as_mut_ptr().cast())
+            .result()
+            .map_err(said)?;
+        Ok(code)
     }
 }

@@ -2,17 +2,36 @@
 //!
 //! | module | what it is |
 //! |---|---|
+//! | [`backend`] | [`CudaBackend`]: the engine's contract, step by step |
 //! | [`probe`] | which libraries are there; absence is a sentence |
 //! | [`device`] | devices by UUID |
 //! | [`compile`] | CUDA C++ to PTX by NVRTC, kept by content hash |
 //! | [`source`] | the kernels' texts |
 //! | [`ops`] | one safe function for each kernel: shapes are checked before a launch |
+//! | `shape`, `layout`, `weights`, `load` | a rank's sizes, its matrices, and how they come to the device |
+//! | `work`, `kv`, `rope`, `pinned` | buffers of a formed rank |
+//! | `forward`, `sample` | the layers; from final norms to candidates |
+//! | `error` | what an error of the driver means to the engine |
 //!
 //! Kernels give a row the same bits whatever else is in its batch, and sums have one order that belongs to the model, as
 //! on the CPU. Built with dynamic linking only: a static program cannot load a driver.
 
+pub mod backend;
 pub mod compile;
 pub mod device;
+mod error;
+mod forward;
+mod kv;
+mod layout;
+mod load;
 pub mod ops;
+mod pinned;
 pub mod probe;
+mod rope;
+mod sample;
+mod shape;
 pub mod source;
+mod weights;
+mod work;
+
+pub use backend::{CudaBackend, CudaOptions, Gpu, Origin};

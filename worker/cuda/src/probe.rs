@@ -4,9 +4,18 @@
 
 use cudarc::{driver, nvrtc};
 
+/// Whether this program can load a driver at run time: one that is linked statically cannot.
+pub const LOADS_DRIVERS: bool = !cfg!(target_feature = "crt-static");
+
 /// Why there is no CUDA.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum Absent {
+    /// This program cannot load libraries at all.
+    #[error(
+        "this program is linked statically and cannot load the NVIDIA driver: it was built for CPUs. Use the image tag that is \
+         built for GPUs"
+    )]
+    Static,
     /// No driver on this machine, or none inside this container.
     #[error(
         "there is no NVIDIA driver: libcuda.so.1 was not found. Install the driver on the node, and let the container see \
@@ -37,6 +46,9 @@ pub struct Compiler(());
 /// # Errors
 /// [`Absent`], a sentence that says what to install.
 pub fn driver() -> Result<Driver, Absent> {
+    if !LOADS_DRIVERS {
+        return Err(Absent::Static);
+    }
     // SAFETY: loading a library runs its initialisers; NVIDIA's are made for it.
     if !unsafe { driver::sys::is_culib_present() } {
         return Err(Absent::Driver);
@@ -52,6 +64,9 @@ pub fn driver() -> Result<Driver, Absent> {
 /// # Errors
 /// [`Absent::Compiler`].
 pub fn compiler() -> Result<Compiler, Absent> {
+    if !LOADS_DRIVERS {
+        return Err(Absent::Static);
+    }
     // SAFETY: as above.
     if unsafe { nvrtc::sys::is_culib_present() } {
         Ok(Compiler(()))

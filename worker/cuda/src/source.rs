@@ -1,5 +1,7 @@
 //! The kernels' texts: what all share, then the file.
 
+use sha2::{Digest, Sha256};
+
 /// A file of kernels.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Source {
@@ -11,11 +13,19 @@ pub enum Source {
     Attention,
     /// Candidates from logits.
     Candidates,
+    /// Random numbers and reading at full speed: what measuring needs.
+    Measure,
 }
 
 impl Source {
     /// All files.
-    pub const ALL: [Self; 4] = [Self::Product, Self::Layer, Self::Attention, Self::Candidates];
+    pub const ALL: [Self; 5] = [
+        Self::Product,
+        Self::Layer,
+        Self::Attention,
+        Self::Candidates,
+        Self::Measure,
+    ];
 
     /// CUDA C++ that needs no header.
     #[must_use]
@@ -25,7 +35,19 @@ impl Source {
             Self::Layer => include_str!("../kernels/layer.cu"),
             Self::Attention => include_str!("../kernels/attention.cu"),
             Self::Candidates => include_str!("../kernels/candidates.cu"),
+            Self::Measure => include_str!("../kernels/measure.cu"),
         };
         format!("{}\n{own}", include_str!("../kernels/common.cuh"))
+    }
+
+    /// Which kernels these are, in few letters: ranks whose kernels differ do not compute the same bits.
+    #[must_use]
+    pub fn digest() -> String {
+        let mut hash = Sha256::new();
+        for source in Self::ALL {
+            hash.update(source.text().as_bytes());
+        }
+        let bytes = hash.finalize();
+        bytes.iter().take(6).map(|byte| format!("{byte:02x}")).collect()
     }
 }

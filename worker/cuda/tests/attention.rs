@@ -5,7 +5,7 @@
 mod common;
 
 use common::{close, numbers, of_bf16, ops, padded, to_bf16};
-use llamero_cuda::ops::{AttentionShape, Cache, Ops};
+use llamero_cuda::ops::{AttentionShape, Cache, Ops, Places};
 use llamero_gpu_emulator::emulated;
 use llamero_gpu_emulator::harness::ORDERS;
 
@@ -100,12 +100,7 @@ impl Batch {
     /// The rows of `which`.
     fn run(&self, ops: &mut Ops, which: std::ops::Range<usize>) -> Vec<u16> {
         let (rows, stream) = (which.len(), ops.stream().clone());
-        let AttentionShape {
-            q_heads,
-            dim,
-            table_stride,
-            ..
-        } = self.shape;
+        let AttentionShape { q_heads, dim, .. } = self.shape;
         let width = q_heads * dim;
         let shape = AttentionShape {
             longest: *self.contexts[which.clone()].iter().max().unwrap(),
@@ -120,16 +115,21 @@ impl Batch {
             .map(|context| *context as u32 - 1)
             .collect();
         let positions = stream.clone_htod(&positions).unwrap();
-        let tables = stream
-            .clone_htod(&self.tables[which.start * table_stride..which.end * table_stride])
-            .unwrap();
+        let tables = stream.clone_htod(&self.tables).unwrap();
+        let slots: Vec<u32> = which.clone().map(|row| row as u32).collect();
+        let slots = stream.clone_htod(&slots).unwrap();
         let mut parts = stream.alloc_zeros(shape.parts(rows)).unwrap();
         let mut y = stream.alloc_zeros(rows * width).unwrap();
         let cache = Cache {
             keys: &keys,
             values: &values,
         };
-        ops.attention(shape, &q, &cache, (&positions, &tables), &mut parts, &mut y, rows)
+        let places = Places {
+            positions: &positions,
+            slots: &slots,
+            tables: &tables,
+        };
+        ops.attention(shape, &q, &cache, &places, &mut parts, &mut y, rows)
             .unwrap();
         stream.clone_dtoh(&y).unwrap()
     }
@@ -170,9 +170,10 @@ emulated! {
         let stream = ops().stream().clone();
         let (mut parts, mut y) = (stream.alloc_zeros(1).unwrap(), stream.alloc_zeros(1).unwrap());
         let (q, bits) = (stream.alloc_zeros(1).unwrap(), stream.alloc_zeros(1).unwrap());
-        let words = stream.alloc_zeros(1).unwrap();
+        let words = stream.alloc_zeros::<u32>(1).unwrap();
         let cache = Cache { keys: &bits, values: &bits };
-        let error = ops().attention(batch.shape, &q, &cache, (&words, &words), &mut parts, &mut y, 1).unwrap_err();
+        let places = Places { positions: &words, slots: &words, tables: &words };
+        let error = ops().attention(batch.shape, &q, &cache, &places, &mut parts, &mut y, 1).unwrap_err();
         assert!(error.to_string().contains("no attention kernel"), "{error}");
     }
 }

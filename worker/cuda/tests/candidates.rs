@@ -6,14 +6,15 @@ mod common;
 
 use common::{numbers, ops};
 use llamero_checkpoint::Runs;
-use llamero_cuda::ops::{Ops, SEGMENT, TILE, TOP};
+use llamero_cuda::ops::{NOTHING, Ops, SEGMENT, TILE, TOP, mask_words};
 use llamero_engine::sampling::candidates::{ShardLogits, candidates};
 use llamero_engine::sampling::mass;
 use llamero_engine::step::{MassRoot, RowCandidates, SampleKey};
 use llamero_gpu_emulator::emulated;
 use llamero_gpu_emulator::harness::ORDERS;
 
-const FIRST: u32 = 128;
+/// The first tile; after the third, one is another rank's.
+const FIRST: u32 = 1;
 
 /// What the device gives for one row: best tokens, masses, and the token that won under noise.
 type Found = (Vec<(u32, f32)>, Vec<MassRoot>, Option<u32>);
@@ -31,57 +32,38 @@ fn run(ops: &mut Ops, logits: &[Vec<f32>], keys: &[SampleKey], positions: &[u32]
     );
     let positions = stream.clone_htod(positions).unwrap();
     let mut work = stream.alloc_zeros(rows * segments * TOP).unwrap();
-    let (mut tokens, mut values) = (
-        stream.alloc_zeros(rows * TOP).unwrap(),
-        stream.alloc_zeros(rows * TOP).unwrap(),
-    );
-    let (mut counts, mut lse) = (
-        stream.alloc_zeros(rows).unwrap(),
-        stream.alloc_zeros(rows * tiles).unwrap(),
-    );
-    let mut best = stream.alloc_zeros(rows * segments).unwrap();
-    ops.top(
-        &on_device,
-        (rows, vocab, FIRST),
-        &mut work,
-        &mut tokens,
-        &mut values,
-        &mut counts,
-    )
-    .unwrap();
+    let mut top = stream.alloc_zeros(rows * TOP).unwrap();
+    let mut lse = stream.alloc_zeros(rows * tiles).unwrap();
+    let mut best = stream.alloc_zeros(4 * rows * segments).unwrap();
+    let runs = tiles_of(vocab);
+    let numbers: Vec<u32> = runs.iter().collect();
+    let numbers = stream.clone_htod(&numbers).unwrap();
+    ops.top(&on_device, (rows, vocab), &mut work, &mut top).unwrap();
     ops.tile_lse(&on_device, (rows, vocab), &temperatures, &mut lse)
         .unwrap();
-    ops.best_perturbed(
-        &on_device,
-        (rows, vocab, FIRST),
-        (&temperatures, &seeds, &positions),
-        &mut best,
-    )
-    .unwrap();
-    let (tokens, values) = (
-        stream.clone_dtoh(&tokens).unwrap(),
-        stream.clone_dtoh(&values).unwrap(),
-    );
-    let (counts, lse) = (
-        stream.clone_dtoh(&counts).unwrap(),
-        stream.clone_dtoh(&lse).unwrap(),
-    );
+    let keyed = (&temperatures, &seeds, &positions);
+    ops.best_perturbed(&on_device, (rows, vocab), keyed, &numbers, &mut best)
+        .unwrap();
+    let (top, lse) = (stream.clone_dtoh(&top).unwrap(), stream.clone_dtoh(&lse).unwrap());
     let best = stream.clone_dtoh(&best).unwrap();
+    let token =
+        |number: u32| runs.iter().nth(number as usize / TILE).unwrap() * TILE as u32 + number % TILE as u32;
     (0..rows)
         .map(|row| {
-            let count = counts[row] as usize;
-            let top = tokens[row * TOP..][..count]
-                .iter()
-                .copied()
-                .zip(values[row * TOP..][..count].iter().copied());
-            let winner = best[row * segments..][..segments]
-                .iter()
-                .max()
-                .filter(|key| **key != 0);
+            let pairs = top[row * TOP..][..TOP].iter();
+            let there = pairs.take_while(|pair| **pair as u32 != NOTHING);
+            let top = there.map(|pair| (token(*pair as u32), f32::from_bits((*pair >> 32) as u32)));
+            let (entries, _) = best[4 * row * segments..][..4 * segments].as_chunks::<4>();
+            let order = |entry: &&[u32; 4]| u64::from(entry[1]) << 32 | u64::from(entry[0]);
+            let winner = entries.iter().max_by_key(order).filter(|entry| order(entry) != 0);
             (
                 top.collect(),
-                mass::roots(&tiles_of(vocab), lse[row * tiles..][..tiles].iter().copied()),
-                winner.map(|key| !(*key as u32)),
+                mass::roots(&runs, lse[row * tiles..][..tiles].iter().copied()),
+                winner.map(|entry| {
+                    let number = !entry[0];
+                    assert_eq!(entry[2], logits[row][number as usize].to_bits());
+                    token(number)
+                }),
             )
         })
         .collect()
@@ -106,10 +88,13 @@ fn same(found: &Found, wanted: &RowCandidates) {
     }
 }
 
-/// The tiles of `vocab` tokens from [`FIRST`] on.
+/// The tiles of `vocab` tokens.
 fn tiles_of(vocab: usize) -> Runs {
-    let first = FIRST / TILE as u32;
-    Runs::from(first..first + vocab.div_ceil(TILE) as u32)
+    let count = vocab.div_ceil(TILE) as u32;
+    if count < 4 {
+        return Runs::from(FIRST..FIRST + count);
+    }
+    Runs::new([FIRST..FIRST + 3, FIRST + 4..FIRST + 1 + count])
 }
 
 fn wanted(logits: &[f32], key: &SampleKey, position: u32) -> RowCandidates {
@@ -149,5 +134,31 @@ emulated! {
         let rows = [numbers(4, 40)];
         let found = run(&mut ops(), &rows, std::slice::from_ref(&key), &[3]);
         same(&found[0], &wanted(&rows[0], &key, 3));
+    }
+
+    fn masks_biases_and_single_logits() on ORDERS, {
+        let mut ops = ops();
+        let stream = ops.stream().clone();
+        let (rows, vocab) = (3, 300);
+        let logits = numbers(5, rows * vocab);
+        let mut on_device = stream.clone_htod(&logits).unwrap();
+        let biases = [0u32, 7, 1.5f32.to_bits(), 0, 2, 299, (-2.0f32).to_bits(), 0];
+        let biases = stream.clone_htod(&biases).unwrap();
+        ops.add_biases(&mut on_device, vocab, &biases, 2).unwrap();
+        let mut mask = vec![0u32; mask_words(vocab)];
+        mask[1] = 0x8000_0001;
+        let (places, masks) = (stream.clone_htod(&[1u32]).unwrap(), stream.clone_htod(&mask).unwrap());
+        ops.apply_masks(&mut on_device, vocab, (&places, &masks), 1).unwrap();
+        let mut wanted = logits.clone();
+        wanted[7] += 1.5;
+        wanted[2 * vocab + 299] -= 2.0;
+        for token in (0..vocab).filter(|token| ![32, 63].contains(token)) {
+            wanted[vocab + token] = f32::NEG_INFINITY;
+        }
+        assert_eq!(stream.clone_dtoh(&on_device).unwrap(), wanted);
+        let tokens = stream.clone_htod(&[7u32, NOTHING, 299]).unwrap();
+        let mut picked = stream.alloc_zeros(rows).unwrap();
+        ops.pick(&on_device, (rows, vocab), &tokens, &mut picked).unwrap();
+        assert_eq!(stream.clone_dtoh(&picked).unwrap(), [wanted[7], 0.0, wanted[2 * vocab + 299]]);
     }
 }

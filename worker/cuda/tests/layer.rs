@@ -5,7 +5,7 @@
 mod common;
 
 use common::{close, numbers, of_bf16, ops, padded, to_bf16};
-use llamero_cuda::ops::RopeShape;
+use llamero_cuda::ops::{Cache, Places, Roots, RopeShape};
 use llamero_gpu_emulator::emulated;
 use llamero_gpu_emulator::harness::ORDERS;
 
@@ -26,15 +26,16 @@ emulated! {
         let stream = ops.stream().clone();
         let (rows, leaves, leaf, epsilon) = (3, 8, 72, 1e-5f32);
         let width = leaves * leaf;
-        let (hidden, weight) = (numbers(1, rows * width), to_bf16(&numbers(2, width)));
-        let roots = numbers(3, 3 * rows * width);
+        let (hidden, weight) = (numbers(1, rows * width), numbers(2, width));
+        let values = numbers(3, 3 * rows * width);
         let mut on_device = stream.clone_htod(&hidden).unwrap();
-        let (weights, added) = (stream.clone_htod(&weight).unwrap(), stream.clone_htod(&roots).unwrap());
+        let (weights, added) = (stream.clone_htod(&weight).unwrap(), stream.clone_htod(&values).unwrap());
         let joins = stream.clone_htod(&[1u8, 2, 0, 1]).unwrap();
         let mut y = stream.alloc_zeros(rows * leaves * 128).unwrap();
-        ops.add_norm(&mut on_device, Some((&added, 3, &joins)), &weights, &mut y, rows, leaf, epsilon).unwrap();
+        let roots = Roots { values: &added, count: 3, joins: Some(&joins) };
+        ops.add_norm(&mut on_device, Some(roots), &weights, &mut y, rows, (leaf, epsilon), None).unwrap();
         let sums: Vec<f32> = (0..rows * width)
-            .map(|i| hidden[i] + (roots[i] + (roots[rows * width + i] + roots[2 * rows * width + i])))
+            .map(|i| hidden[i] + (values[i] + (values[rows * width + i] + values[2 * rows * width + i])))
             .collect();
         let bits = |values: &[f32]| values.iter().map(|x| x.to_bits()).collect::<Vec<_>>();
         assert_eq!(bits(&stream.clone_dtoh(&on_device).unwrap()), bits(&sums));
@@ -43,7 +44,7 @@ emulated! {
             .flat_map(|row| {
                 let mean = row.iter().map(|x| f64::from(*x).powi(2)).sum::<f64>() / width as f64;
                 let factor = 1.0 / (mean + f64::from(epsilon)).sqrt();
-                let normed: Vec<f64> = row.iter().zip(&weight).map(|(x, w)| f64::from(*x) * factor * of_bf16(*w)).collect();
+                let normed: Vec<f64> = row.iter().zip(&weight).map(|(x, w)| f64::from(*x) * factor * f64::from(*w)).collect();
                 padded(&normed, leaf)
             })
             .collect();
@@ -52,7 +53,7 @@ emulated! {
         // A row alone has the same bits.
         let mut last = stream.clone_htod(&sums[2 * width..]).unwrap();
         let mut alone = stream.alloc_zeros(leaves * 128).unwrap();
-        ops.add_norm(&mut last, None, &weights, &mut alone, 1, leaf, epsilon).unwrap();
+        ops.add_norm(&mut last, None, &weights, &mut alone, 1, (leaf, epsilon), None).unwrap();
         assert_eq!(stream.clone_dtoh(&alone).unwrap(), y[2 * leaves * 128..]);
     }
 
@@ -85,10 +86,12 @@ emulated! {
         let cos: Vec<f32> = (0..32 * half).map(|i| angle(i).cos() as f32).collect();
         let sin: Vec<f32> = (0..32 * half).map(|i| angle(i).sin() as f32).collect();
         let [from, cos_table, sin_table] = [&qkv, &cos, &sin].map(|values| stream.clone_htod(values).unwrap());
-        let places = (stream.clone_htod(&positions).unwrap(), stream.clone_htod(&tables).unwrap());
+        let on_device = [&positions[..], &tables[..], &[1, 0]].map(|words| stream.clone_htod(words).unwrap());
+        let places = Places { positions: &on_device[0], slots: &on_device[2], tables: &on_device[1] };
         let mut q = stream.alloc_zeros(rows * 3 * 64).unwrap();
-        let (mut keys, mut values) = (stream.alloc_zeros(4 * 16 * 64).unwrap(), stream.alloc_zeros(4 * 16 * 64).unwrap());
-        ops.rope_kv(shape, &from, (&cos_table, &sin_table), (&places.0, &places.1), &mut q, (&mut keys, &mut values), rows)
+        let (keys, values) = (stream.alloc_zeros(4 * 16 * 64).unwrap(), stream.alloc_zeros(4 * 16 * 64).unwrap());
+        let cache = Cache { keys: &keys, values: &values };
+        ops.rope_kv(shape, &from, (&cos_table, &sin_table), &places, &mut q, &cache, rows)
             .unwrap();
         let rotated = |row: usize, head: usize| -> Vec<f64> {
             let x = &qkv[(row * 5 + head) * 64..][..64];
@@ -104,12 +107,41 @@ emulated! {
         let wanted: Vec<f64> = (0..rows).flat_map(|row| (0..3).flat_map(|head| rotated(row, head)).collect::<Vec<_>>()).collect();
         close(stream.clone_dtoh(&q).unwrap().into_iter().map(f64::from), &wanted, 1e-6);
         let (keys, values) = (stream.clone_dtoh(&keys).unwrap(), stream.clone_dtoh(&values).unwrap());
-        for (row, (block, token)) in [(3, 5), (1, 1)].into_iter().enumerate() {
+        for (row, (block, token)) in [(2, 5), (0, 1)].into_iter().enumerate() {
             let place = (block * 16 + token) * 64;
             close(keys[place..][..64].iter().map(|x| of_bf16(*x)), &rotated(row, 3), 4e-3);
             assert_eq!(values[place..][..64], to_bf16(&qkv[(row * 5 + 4) * 64..][..64]));
         }
         let filled = keys.chunks(64).filter(|row| row.iter().any(|x| *x != 0)).count();
         assert_eq!(filled, 2, "only the two tokens' places are written");
+    }
+
+    fn a_row_of_405b_is_normed() on ["order=forward"], {
+        let mut ops = ops();
+        let stream = ops.stream().clone();
+        let (width, leaf) = (16_384, 2048);
+        let (row, weight) = (numbers(1, width), numbers(2, width));
+        let (mut hidden, weights) = (stream.clone_htod(&row).unwrap(), stream.clone_htod(&weight).unwrap());
+        let mut y = stream.alloc_zeros(width).unwrap();
+        ops.add_norm(&mut hidden, None, &weights, &mut y, 1, (leaf, 1e-5), None).unwrap();
+        let mean = row.iter().map(|x| f64::from(*x).powi(2)).sum::<f64>() / width as f64;
+        let wanted: Vec<f64> = row.iter().zip(&weight).map(|(x, w)| f64::from(*x * *w) / (mean + 1e-5).sqrt()).collect();
+        close(stream.clone_dtoh(&y).unwrap().iter().map(|y| of_bf16(*y)), &wanted, 4e-3);
+    }
+
+    fn tables_change_and_rows_are_gathered() on ORDERS, {
+        let mut ops = ops();
+        let stream = ops.stream().clone();
+        let mut tables = stream.clone_htod(&[9u32; 6]).unwrap();
+        let entries = stream.clone_htod(&[0u32, 2, 5, 1, 0, 7]).unwrap();
+        ops.update_tables(&entries, 2, &mut tables, 3).unwrap();
+        assert_eq!(stream.clone_dtoh(&tables).unwrap(), [9, 9, 5, 7, 9, 9]);
+        let from: Vec<u16> = (0..4 * 128).collect();
+        let (on_device, rows) = (stream.clone_htod(&from).unwrap(), stream.clone_htod(&[3u32, 1]).unwrap());
+        let mut to = stream.alloc_zeros::<u16>(3 * 128).unwrap();
+        ops.gather_rows(&on_device, (&rows, 2), (&mut to, 1), 128).unwrap();
+        let to = stream.clone_dtoh(&to).unwrap();
+        assert!(to[..128].iter().all(|x| *x == 0));
+        assert_eq!(to[128..], [&from[3 * 128..], &from[128..2 * 128]].concat());
     }
 }

@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 use common::{numbers, to_bf16};
 use llamero_cuda::compile::{Modules, ptx};
 use llamero_cuda::device::devices;
-use llamero_cuda::ops::{AttentionShape, Cache, Element, Leaves, Ops, TOP, Weights};
+use llamero_cuda::ops::{AttentionShape, Cache, Element, Leaves, Ops, Places, TOP, Weights};
 use llamero_cuda::probe;
 use llamero_cuda::source::Source;
 use llamero_gpu_emulator::harness::{ORDERS, inside, on_machines};
@@ -41,7 +41,7 @@ fn product(ops: &mut Ops) -> Option<Vec<u32>> {
         element: Element::E4m3,
         scales: None,
         outputs: 16,
-        program: stream.clone_htod(&leaves.program().unwrap()).ok()?,
+        program: stream.clone_htod(&leaves.program().unwrap()).ok()?.into(),
         leaves,
     };
     let x = stream
@@ -55,9 +55,9 @@ fn product(ops: &mut Ops) -> Option<Vec<u32>> {
 fn norm(ops: &mut Ops) -> Option<Vec<u32>> {
     let stream = ops.stream().clone();
     let mut hidden = stream.clone_htod(&numbers(1, 512)).ok()?;
-    let weight = stream.clone_htod(&to_bf16(&numbers(2, 512))).ok()?;
+    let weight = stream.clone_htod(&numbers(2, 512)).ok()?;
     let mut y = stream.alloc_zeros(512).ok()?;
-    ops.add_norm(&mut hidden, None, &weight, &mut y, 1, 64, 1e-5)
+    ops.add_norm(&mut hidden, None, &weight, &mut y, 1, (64, 1e-5), None)
         .ok()?;
     Some(stream.clone_dtoh(&y).ok()?.into_iter().map(u32::from).collect())
 }
@@ -76,14 +76,19 @@ fn attention(ops: &mut Ops) -> Option<Vec<u32>> {
     let q = stream.clone_htod(&numbers(1, 3 * 64)).ok()?;
     let [keys, values] = [2, 3].map(|seed| stream.clone_htod(&to_bf16(&numbers(seed, 256 * 64))).unwrap());
     let positions = stream.clone_htod(&[249u32]).ok()?;
-    let tables = stream.clone_htod(&[0u32]).ok()?;
+    let (slots, tables) = (stream.clone_htod(&[0u32]).ok()?, stream.clone_htod(&[0u32]).ok()?);
+    let places = Places {
+        positions: &positions,
+        slots: &slots,
+        tables: &tables,
+    };
     let mut parts = stream.alloc_zeros(shape.parts(1)).ok()?;
     let mut y = stream.alloc_zeros(3 * 64).ok()?;
     let cache = Cache {
         keys: &keys,
         values: &values,
     };
-    ops.attention(shape, &q, &cache, (&positions, &tables), &mut parts, &mut y, 1)
+    ops.attention(shape, &q, &cache, &places, &mut parts, &mut y, 1)
         .ok()?;
     stream.clone_dtoh(&parts).ok().map(bits)
 }
@@ -92,18 +97,10 @@ fn top(ops: &mut Ops) -> Option<Vec<u32>> {
     let stream = ops.stream().clone();
     let logits = stream.clone_htod(&numbers(1, 2048)).ok()?;
     let mut keys = stream.alloc_zeros(TOP).ok()?;
-    let (mut tokens, mut values) = (stream.alloc_zeros(TOP).ok()?, stream.alloc_zeros(TOP).ok()?);
-    let mut counts = stream.alloc_zeros(1).ok()?;
-    ops.top(
-        &logits,
-        (1, 2048, 0),
-        &mut keys,
-        &mut tokens,
-        &mut values,
-        &mut counts,
-    )
-    .ok()?;
-    stream.clone_dtoh(&tokens).ok()
+    let mut top = stream.alloc_zeros(TOP).ok()?;
+    ops.top(&logits, (1, 2048), &mut keys, &mut top).ok()?;
+    let top = stream.clone_dtoh(&top).ok()?;
+    Some(top.into_iter().map(|pair| pair as u32).collect())
 }
 
 fn lse(ops: &mut Ops) -> Option<Vec<u32>> {

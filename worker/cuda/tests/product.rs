@@ -78,7 +78,7 @@ impl Matrix {
             element: self.element,
             scales: scaled.then(|| stream.clone_htod(&self.scales).unwrap()),
             outputs: self.outputs,
-            program: stream.clone_htod(&leaves.program().unwrap()).unwrap(),
+            program: stream.clone_htod(&leaves.program().unwrap()).unwrap().into(),
             leaves,
         }
     }

@@ -18,6 +18,17 @@ pub fn within(range: RangeInclusive<u32>) -> RangedI64ValueParser<u32> {
     clap::value_parser!(u32).range(i64::from(*range.start())..=i64::from(*range.end()))
 }
 
+/// What computes.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, clap::ValueEnum, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum BackendKind {
+    /// The processors.
+    #[default]
+    Cpu,
+    /// One NVIDIA GPU for each rank.
+    Cuda,
+}
+
 /// The model and how it is served; the same on every rank of a group.
 #[derive(Debug, Clone, PartialEq, Args, Serialize, Deserialize)]
 pub struct EngineArgs {
@@ -27,6 +38,14 @@ pub struct EngineArgs {
     /// Name that clients ask for; the folder's name when absent
     #[arg(long, value_name = "NAME", default_value = "")]
     pub model_name: String,
+    /// What computes; there is no fallback: where it is missing, the worker ends and says what to install
+    #[arg(long, value_enum, default_value_t = BackendKind::Cpu)]
+    #[serde(default)]
+    pub backend: BackendKind,
+    /// Folder where compiled GPU kernels are kept; they are compiled at every start when absent
+    #[arg(long, value_name = "DIR")]
+    #[serde(default)]
+    pub kernels: Option<PathBuf>,
     /// Number of ranks that share every layer
     #[arg(long, value_name = "N", default_value_t = 1, value_parser = within(limits::TENSOR))]
     pub tensor: u32,
@@ -49,7 +68,7 @@ pub struct EngineArgs {
     /// and without
     #[arg(long, value_name = "BOOL", default_value_t = true, action = clap::ArgAction::Set)]
     pub prefix_cache: bool,
-    /// Bytes of each rank's KV cache; room for four full-length sequences, at most 1 GiB, when absent
+    /// Bytes of each rank's KV cache. When absent: room for four full-length sequences, at most 1 GiB; on GPUs, all that is left
     #[arg(long, value_name = "BYTES")]
     pub kv_memory: Option<u64>,
     /// Threads of each rank; the cores that this container may use, shared among its ranks, when absent

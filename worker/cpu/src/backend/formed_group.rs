@@ -3,6 +3,7 @@
 use std::collections::VecDeque;
 use std::time::Instant;
 
+use llamero_engine::kv_state::{KvState, resolve};
 use llamero_engine::{
     BackendError, Era, FormSpec, KvCapacity, Late, LogitShard, MemoryPlan, Plan, StepProgress, Ticket, Waited,
 };
@@ -12,7 +13,6 @@ use crate::attention::Span;
 use crate::collective::Collective;
 use crate::forward::{Machine, Model};
 use crate::kv::{KvCache, KvShape};
-use crate::plan::{KvState, resolve};
 use crate::pool::Pool;
 use crate::workspace::Workspace;
 

@@ -2,12 +2,12 @@
 
 use std::collections::BTreeSet;
 
+use llamero_engine::kv_state::{Answer, answers, check_late};
 use llamero_engine::{Late, LogitShard, Plan, RowOutput, StepOutput, Ticket};
 
 use crate::attention::Span;
 use crate::forward::Model;
 use crate::kernel::math::from_bf16;
-use crate::plan::check_late;
 use crate::pool::Pool;
 use crate::sample::{Adjustments, ShardRow};
 use crate::workspace::LOGIT_ROWS;
@@ -33,19 +33,6 @@ pub(super) enum Stage {
     Forwarded(Vec<u32>),
     /// Sampled.
     Done(Vec<u32>, StepOutput),
-}
-
-/// A position whose answer is wanted.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-struct Answer {
-    /// Index into the plan's rows.
-    row: u32,
-    /// Number among the row's answered positions.
-    offset: u32,
-    /// Index of the token in the batch.
-    token: usize,
-    /// Absolute position of the token after it.
-    next: u32,
 }
 
 impl Step {
@@ -106,22 +93,7 @@ impl Step {
 
     /// In order of (row, offset).
     fn answers(&self) -> Vec<Answer> {
-        let mut answers = Vec::new();
-        for ((row, plan), span) in (0u32..).zip(&self.plan.rows).zip(&self.spans) {
-            let last = match &plan.output {
-                RowOutput::None => 0,
-                RowOutput::Sample { last, .. } => usize::from(*last),
-                RowOutput::Score { ids, .. } => ids.len(),
-                RowOutput::Hidden => 1,
-            };
-            answers.extend((0u32..).zip(span.len - last..span.len).map(|(offset, i)| Answer {
-                row,
-                offset,
-                token: span.first + i,
-                next: (span.start + i + 1) as u32,
-            }));
-        }
-        answers
+        answers(&self.plan)
     }
 
     /// Whether the step, not yet computed, writes `block`.

@@ -1,13 +1,17 @@
 //! Attention of single rows.
 
-use cudarc::driver::{CudaSlice, PushKernelArg};
+use cudarc::driver::{CudaSlice, DevicePtr, PushKernelArg};
 
 use super::{ByValue, OpError, Ops, Parameters, at_least, shape, word};
 use crate::source::Source;
 
 /// Positions of a chunk, and most query heads of a kv head: as in `attention.cu`.
 const CHUNK: usize = 256;
-const MAX_GROUP: usize = 16;
+pub(crate) const MAX_GROUP: usize = 16;
+/// Pairs of a row and a chunk that one launch works on: bounds its workspace.
+const ROW_CHUNKS: usize = 4096;
+/// The kernels.
+pub(super) const KERNELS: [&str; 3] = ["attention_64", "attention_128", "attention_merge"];
 
 /// Sizes of an attention.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -33,10 +37,15 @@ impl AttentionShape {
         self.longest.div_ceil(CHUNK)
     }
 
+    /// Rows of one launch.
+    fn at_once(&self) -> usize {
+        (ROW_CHUNKS / self.chunks().max(1)).max(1)
+    }
+
     /// Elements of the workspace for `rows` rows.
     #[must_use]
     pub fn parts(&self, rows: usize) -> usize {
-        rows * self.q_heads * self.chunks() * (self.dim + 2)
+        rows.min(self.at_once()) * self.q_heads * self.chunks() * (self.dim + 2)
     }
 
     fn check(&self) -> Result<(), OpError> {
@@ -64,6 +73,17 @@ pub struct Cache<'a> {
     pub values: &'a CudaSlice<u16>,
 }
 
+/// Where the rows of a batch are.
+#[derive(Debug)]
+pub struct Places<'a, P> {
+    /// `[row]`: absolute positions.
+    pub positions: &'a P,
+    /// `[row]`: rows of `tables`.
+    pub slots: &'a P,
+    /// `[slot][blocks]`: block tables.
+    pub tables: &'a CudaSlice<u32>,
+}
+
 /// `struct Attention` of `attention.cu`.
 #[repr(C)]
 #[derive(Clone, Copy)]
@@ -72,6 +92,7 @@ struct Attention {
     keys: u64,
     values: u64,
     positions: u64,
+    slots: u64,
     tables: u64,
     parts: u64,
     table_stride: u32,
@@ -100,44 +121,66 @@ impl Ops {
         heads: AttentionShape,
         q: &CudaSlice<f32>,
         cache: &Cache<'_>,
-        (positions, tables): (&CudaSlice<u32>, &CudaSlice<u32>),
+        places: &Places<'_, impl DevicePtr<u32>>,
         parts: &mut CudaSlice<f32>,
         y: &mut CudaSlice<u16>,
         rows: usize,
     ) -> Result<(), OpError> {
         heads.check()?;
         let width = heads.q_heads * heads.dim;
+        let padded = width / heads.leaf_width * heads.leaf_width.next_multiple_of(64);
         at_least("the queries", q, rows * width)?;
-        at_least("the positions", positions, rows)?;
-        at_least("the block tables", tables, rows * heads.table_stride)?;
+        at_least("the positions", places.positions, rows)?;
+        at_least("the slots", places.slots, rows)?;
         at_least("the workspace", parts, heads.parts(rows))?;
-        at_least(
-            "the outputs",
-            y,
-            rows * (width / heads.leaf_width) * heads.leaf_width.next_multiple_of(64),
-        )?;
-        let chunks = word("chunks", heads.chunks())?;
-        let (q_heads, kv_heads) = (word("heads", heads.q_heads)?, word("heads", heads.kv_heads)?);
-        let rows = word("rows", rows)?;
-        let parameters = ByValue(Attention {
-            q: self.address(q),
-            keys: self.address(cache.keys),
-            values: self.address(cache.values),
-            positions: self.address(positions),
-            tables: self.address(tables),
-            parts: self.address(parts),
-            table_stride: word("a table", heads.table_stride)?,
+        at_least("the outputs", y, rows * padded)?;
+        let mut first = 0;
+        while first < rows {
+            let count = (rows - first).min(heads.at_once());
+            let skip = |address: u64, bytes: usize| address + (first * bytes) as u64;
+            let parameters = Attention {
+                q: skip(self.address(q), 4 * width),
+                keys: self.address(cache.keys),
+                values: self.address(cache.values),
+                positions: skip(self.address(places.positions), 4),
+                slots: skip(self.address(places.slots), 4),
+                tables: self.address(places.tables),
+                parts: self.address(parts),
+                table_stride: word("a table", heads.table_stride)?,
+                q_heads: word("heads", heads.q_heads)?,
+                kv_heads: word("heads", heads.kv_heads)?,
+                block_tokens: word("a block", heads.block_tokens)?,
+                chunks: word("chunks", heads.chunks())?,
+                scale: 1.0 / (heads.dim as f32).sqrt(),
+            };
+            let y = skip(self.address(y), 2 * padded);
+            self.attend(heads, parameters, y, word("rows", count)?)?;
+            first += count;
+        }
+        Ok(())
+    }
+
+    fn attend(
+        &mut self,
+        heads: AttentionShape,
+        parameters: Attention,
+        y: u64,
+        rows: u32,
+    ) -> Result<(), OpError> {
+        let Attention {
+            parts,
+            positions,
             q_heads,
             kv_heads,
-            block_tokens: word("a block", heads.block_tokens)?,
             chunks,
-            scale: 1.0 / (heads.dim as f32).sqrt(),
-        });
+            ..
+        } = parameters;
         let name = if heads.dim == 64 {
             "attention_64"
         } else {
             "attention_128"
         };
+        let parameters = ByValue(parameters);
         let function = self.function(Source::Attention, name)?;
         let mut launch = self.stream.launch_builder(&function);
         launch.arg(&parameters);
@@ -147,9 +190,9 @@ impl Ops {
         let (dim, leaf_width) = (word("a head", heads.dim)?, word("a leaf", heads.leaf_width)?);
         let mut launch = self.stream.launch_builder(&merge);
         launch
-            .arg(&*parts)
-            .arg(positions)
-            .arg(y)
+            .arg(&parts)
+            .arg(&positions)
+            .arg(&y)
             .arg(&q_heads)
             .arg(&dim)
             .arg(&chunks)

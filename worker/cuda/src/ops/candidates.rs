@@ -1,6 +1,6 @@
-//! Candidates from logits.
+//! Candidates from logits. Tokens go by their number among the rank's own.
 
-use cudarc::driver::{CudaSlice, PushKernelArg};
+use cudarc::driver::{CudaSlice, DevicePtr, PushKernelArg};
 
 use super::{OpError, Ops, at_least, shape, word};
 use crate::source::Source;
@@ -11,32 +11,39 @@ pub const TOP: usize = 64;
 pub const TILE: usize = 128;
 /// Tokens that a block looks through.
 pub const SEGMENT: usize = 2048;
+/// In place of a token where there is none.
+pub const NOTHING: u32 = u32::MAX;
+/// Words of a tile's mask.
+const MASK_WORDS: usize = TILE / 32;
+/// The kernels.
+pub(super) const KERNELS: [&str; 7] = [
+    "top_of_segment",
+    "top_of_row",
+    "tile_lse",
+    "best_perturbed",
+    "add_biases",
+    "apply_masks",
+    "pick",
+];
 
 impl Ops {
-    /// The best [`TOP`] tokens of each row of `logits[row][vocab]`, best first, and how many there are. `first` is the
-    /// token of the first logit; `keys` is workspace of `rows × segments × TOP` numbers.
+    /// The best [`TOP`] tokens of each row of `logits[row][vocab]`, best first: `top[row][TOP]`, the token in the low half
+    /// ([`NOTHING`] where there are no more), the bits of its logit in the high half. `keys` is workspace of
+    /// `rows × segments × TOP` numbers.
     ///
     /// # Errors
     /// [`OpError`].
-    #[allow(
-        clippy::too_many_arguments,
-        reason = "what is read, the workspace, and three results"
-    )]
     pub fn top(
         &mut self,
         logits: &CudaSlice<f32>,
-        (rows, vocab, first): (usize, usize, u32),
+        (rows, vocab): (usize, usize),
         keys: &mut CudaSlice<u64>,
-        tokens: &mut CudaSlice<u32>,
-        values: &mut CudaSlice<f32>,
-        counts: &mut CudaSlice<u32>,
+        top: &mut CudaSlice<u64>,
     ) -> Result<(), OpError> {
         let segments = vocab.div_ceil(SEGMENT);
         at_least("the logits", logits, rows * vocab)?;
         at_least("the workspace", keys, rows * segments * TOP)?;
-        at_least("the tokens", tokens, rows * TOP)?;
-        at_least("their logits", values, rows * TOP)?;
-        at_least("the counts", counts, rows)?;
+        at_least("the candidates", top, rows * TOP)?;
         let (rows, vocab, segments) = (
             word("rows", rows)?,
             word("vocab", vocab)?,
@@ -44,20 +51,12 @@ impl Ops {
         );
         let function = self.function(Source::Candidates, "top_of_segment")?;
         let mut launch = self.stream.launch_builder(&function);
-        launch.arg(logits).arg(&mut *keys).arg(&vocab).arg(&first);
+        launch.arg(logits).arg(&mut *keys).arg(&vocab);
         // SAFETY: the arguments are the kernel's, and the buffers hold what their shapes need.
         unsafe { launch.launch(shape((segments, rows, 1), 256, 0)) }?;
         let function = self.function(Source::Candidates, "top_of_row")?;
         let mut launch = self.stream.launch_builder(&function);
-        launch
-            .arg(&*keys)
-            .arg(logits)
-            .arg(tokens)
-            .arg(values)
-            .arg(counts)
-            .arg(&segments)
-            .arg(&vocab)
-            .arg(&first);
+        launch.arg(&*keys).arg(logits).arg(top).arg(&segments).arg(&vocab);
         // SAFETY: as above.
         unsafe { launch.launch(shape((rows, 1, 1), 256, 0)) }?;
         Ok(())
@@ -71,7 +70,7 @@ impl Ops {
         &mut self,
         logits: &CudaSlice<f32>,
         (rows, vocab): (usize, usize),
-        temperatures: &CudaSlice<f32>,
+        temperatures: &impl DevicePtr<f32>,
         lse: &mut CudaSlice<f32>,
     ) -> Result<(), OpError> {
         let tiles = vocab.div_ceil(TILE);
@@ -80,48 +79,133 @@ impl Ops {
         at_least("the results", lse, rows * tiles)?;
         let function = self.function(Source::Candidates, "tile_lse")?;
         let (rows, vocab, tiles) = (word("rows", rows)?, word("vocab", vocab)?, word("tiles", tiles)?);
+        let temperatures = self.address(temperatures);
         let mut launch = self.stream.launch_builder(&function);
-        launch.arg(logits).arg(temperatures).arg(lse).arg(&vocab);
+        launch.arg(logits).arg(&temperatures).arg(lse).arg(&vocab);
         // SAFETY: as above.
         unsafe { launch.launch(shape((tiles, rows, 1), TILE as u32, 0)) }?;
         Ok(())
     }
 
-    /// The best token of each segment under Gumbel noise, as a number whose order is that of (value, lower token):
-    /// the larger number wins. 0 where the temperature is 0. `best[row][segment]`.
+    /// The best token of each segment under Gumbel noise: `best[row][segment]` of four words. The first two are a number
+    /// whose order is that of (value, lower token), 0 where the temperature is 0; the token is the complement of the first;
+    /// the third are the bits of its logit. `tiles` are the rank's tiles of the vocabulary.
     ///
     /// # Errors
     /// [`OpError`].
     pub fn best_perturbed(
         &mut self,
         logits: &CudaSlice<f32>,
-        (rows, vocab, first): (usize, usize, u32),
-        (temperatures, seeds, positions): (&CudaSlice<f32>, &CudaSlice<u64>, &CudaSlice<u32>),
-        best: &mut CudaSlice<u64>,
+        (rows, vocab): (usize, usize),
+        (temperatures, seeds, positions): (&impl DevicePtr<f32>, &impl DevicePtr<u64>, &impl DevicePtr<u32>),
+        tiles: &CudaSlice<u32>,
+        best: &mut CudaSlice<u32>,
     ) -> Result<(), OpError> {
         let segments = vocab.div_ceil(SEGMENT);
         at_least("the logits", logits, rows * vocab)?;
         at_least("the temperatures", temperatures, rows)?;
         at_least("the seeds", seeds, rows)?;
         at_least("the positions", positions, rows)?;
-        at_least("the results", best, rows * segments)?;
+        at_least("the tiles", tiles, vocab.div_ceil(TILE))?;
+        at_least("the results", best, 4 * rows * segments)?;
         let function = self.function(Source::Candidates, "best_perturbed")?;
         let (rows, vocab, segments) = (
             word("rows", rows)?,
             word("vocab", vocab)?,
             word("segments", segments)?,
         );
+        let temperatures = self.address(temperatures);
+        let (seeds, positions) = (self.address(seeds), self.address(positions));
         let mut launch = self.stream.launch_builder(&function);
         launch
             .arg(logits)
-            .arg(temperatures)
-            .arg(seeds)
-            .arg(positions)
+            .arg(&temperatures)
+            .arg(&seeds)
+            .arg(&positions)
+            .arg(tiles)
             .arg(best)
-            .arg(&vocab)
-            .arg(&first);
+            .arg(&vocab);
         // SAFETY: as above.
         unsafe { launch.launch(shape((segments, rows, 1), 256, 0)) }?;
         Ok(())
     }
+
+    /// Add biases: `count` entries of four words (row, token, bits of the bias, 0), each row and token once.
+    ///
+    /// # Errors
+    /// [`OpError`]. Rows and tokens must be there, which the caller checks.
+    pub fn add_biases(
+        &mut self,
+        logits: &mut CudaSlice<f32>,
+        vocab: usize,
+        entries: &CudaSlice<u32>,
+        count: usize,
+    ) -> Result<(), OpError> {
+        at_least("the biases", entries, 4 * count)?;
+        let function = self.function(Source::Candidates, "add_biases")?;
+        let (count, vocab) = (word("biases", count)?, word("vocab", vocab)?);
+        let mut launch = self.stream.launch_builder(&function);
+        launch.arg(logits).arg(entries).arg(&count).arg(&vocab);
+        // SAFETY: as above.
+        unsafe { launch.launch(shape((count.div_ceil(256), 1, 1), 256, 0)) }?;
+        Ok(())
+    }
+
+    /// Make what a mask does not allow -∞: `masks[i]`, of [`mask_words`] words, goes with row `rows[i]`.
+    ///
+    /// # Errors
+    /// [`OpError`]. Rows must be there, which the caller checks.
+    pub fn apply_masks(
+        &mut self,
+        logits: &mut CudaSlice<f32>,
+        vocab: usize,
+        (rows, masks): (&impl DevicePtr<u32>, &impl DevicePtr<u32>),
+        count: usize,
+    ) -> Result<(), OpError> {
+        at_least("the masked rows", rows, count)?;
+        at_least("the masks", masks, count * mask_words(vocab))?;
+        let function = self.function(Source::Candidates, "apply_masks")?;
+        let (rows, masks) = (self.address(rows), self.address(masks));
+        let (count, vocab) = (word("masks", count)?, word("vocab", vocab)?);
+        let mut launch = self.stream.launch_builder(&function);
+        launch.arg(logits).arg(&rows).arg(&masks).arg(&vocab);
+        // SAFETY: as above.
+        unsafe { launch.launch(shape((vocab.div_ceil(256), count, 1), 256, 0)) }?;
+        Ok(())
+    }
+
+    /// The logit of one token of each row, of at most 64; 0 for [`NOTHING`].
+    ///
+    /// # Errors
+    /// [`OpError`]. Tokens must be there, which the caller checks.
+    pub fn pick(
+        &mut self,
+        logits: &CudaSlice<f32>,
+        (rows, vocab): (usize, usize),
+        tokens: &impl DevicePtr<u32>,
+        values: &mut CudaSlice<f32>,
+    ) -> Result<(), OpError> {
+        at_least("the logits", logits, rows * vocab)?;
+        at_least("the tokens", tokens, rows)?;
+        at_least("the picked logits", values, rows)?;
+        if rows > 64 {
+            return Err(OpError::Shape(format!(
+                "{rows} rows; logits of at most 64 are picked"
+            )));
+        }
+        let function = self.function(Source::Candidates, "pick")?;
+        let tokens = self.address(tokens);
+        let (rows, vocab) = (word("rows", rows)?, word("vocab", vocab)?);
+        let mut launch = self.stream.launch_builder(&function);
+        launch.arg(logits).arg(&tokens).arg(values).arg(&rows).arg(&vocab);
+        // SAFETY: as above.
+        unsafe { launch.launch(shape((1, 1, 1), 64, 0)) }?;
+        Ok(())
+    }
+}
+
+/// Words of a row's mask over the rank's `vocab` tokens.
+#[must_use]
+pub fn mask_words(vocab: usize) -> usize {
+    vocab.div_ceil(TILE) * MASK_WORDS
 }

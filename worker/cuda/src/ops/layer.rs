@@ -1,7 +1,9 @@
 //! What a layer computes between its products.
 
-use cudarc::driver::{CudaSlice, PushKernelArg};
+use cudarc::driver::sys::CUfunction_attribute;
+use cudarc::driver::{CudaSlice, DevicePtr, PushKernelArg};
 
+use super::attention::{Cache, Places};
 use super::{OpError, Ops, at_least, shape, word};
 use crate::source::Source;
 
@@ -20,9 +22,38 @@ pub struct RopeShape {
     pub table_stride: usize,
 }
 
+/// The kernels.
+pub(super) const KERNELS: [&str; 6] = [
+    "embed",
+    "add_norm",
+    "rope_kv",
+    "silu_mul",
+    "update_tables",
+    "gather_rows",
+];
 const THREADS: u32 = 256;
-/// A row lies in shared memory while it is normed; without asking for more, 48 KiB are there.
-const MAX_WIDTH: usize = 12_000;
+/// A row lies in shared memory while it is normed, of which every device has 96 KiB for a block that asks for it.
+const MAX_WIDTH: usize = 24_000;
+
+/// What a product gave, as it is added to the hidden rows.
+#[derive(Debug, Clone, Copy)]
+pub struct Roots<'a> {
+    /// `[root][row][output]`.
+    pub values: &'a CudaSlice<f32>,
+    /// How many roots.
+    pub count: usize,
+    /// Pairs of roots, `to += from`; none where there is but one.
+    pub joins: Option<&'a CudaSlice<u8>>,
+}
+
+/// Counts layers while the device computes: addresses of a number on the device and of one that the host sees.
+#[derive(Debug, Clone, Copy)]
+pub struct LayerCount {
+    /// The number.
+    pub count: u64,
+    /// Where it is shown.
+    pub seen: u64,
+}
 
 impl Ops {
     /// `hidden[row][width]` from a table of bf16 rows.
@@ -32,7 +63,23 @@ impl Ops {
     pub fn embed(
         &mut self,
         table: &CudaSlice<u16>,
-        tokens: &CudaSlice<u32>,
+        tokens: &impl DevicePtr<u32>,
+        rows: usize,
+        hidden: &mut CudaSlice<f32>,
+        width: usize,
+    ) -> Result<(), OpError> {
+        let table = self.address(table);
+        self.embed_from(table, tokens, rows, hidden, width)
+    }
+
+    /// The same from a table at this address, which may be in memory of the host that the device sees.
+    ///
+    /// # Errors
+    /// [`OpError`]. The table's rows must be there and ids below their number, which the caller checks.
+    pub(crate) fn embed_from(
+        &mut self,
+        table: u64,
+        tokens: &impl DevicePtr<u32>,
         rows: usize,
         hidden: &mut CudaSlice<f32>,
         width: usize,
@@ -41,14 +88,16 @@ impl Ops {
         at_least("the hidden rows", hidden, rows * width)?;
         let function = self.function(Source::Layer, "embed")?;
         let (width, rows) = (word("width", width)?, word("rows", rows)?);
+        let tokens = self.address(tokens);
         let mut launch = self.stream.launch_builder(&function);
-        launch.arg(table).arg(tokens).arg(hidden).arg(&width);
+        launch.arg(&table).arg(&tokens).arg(hidden).arg(&width);
         // SAFETY: the arguments are the kernel's, and the buffers hold what their shapes need.
         unsafe { launch.launch(shape((rows, 1, 1), THREADS, 0)) }?;
         Ok(())
     }
 
-    /// `hidden += roots`, joined as `joins` says; then the normed rows, bf16, padded for leaves of `leaf_width` inputs.
+    /// `hidden += roots`; then the normed rows, bf16, padded for leaves of `leaf_width` inputs. Where `layers` is given, one
+    /// more is counted.
     ///
     /// # Errors
     /// [`OpError`].
@@ -59,12 +108,12 @@ impl Ops {
     pub fn add_norm(
         &mut self,
         hidden: &mut CudaSlice<f32>,
-        roots: Option<(&CudaSlice<f32>, usize, &CudaSlice<u8>)>,
-        weight: &CudaSlice<u16>,
+        roots: Option<Roots<'_>>,
+        weight: &CudaSlice<f32>,
         y: &mut CudaSlice<u16>,
         rows: usize,
-        leaf_width: usize,
-        epsilon: f32,
+        (leaf_width, epsilon): (usize, f32),
+        layers: Option<LayerCount>,
     ) -> Result<(), OpError> {
         let width = weight.len();
         if leaf_width == 0 || !width.is_multiple_of(leaf_width) || width > MAX_WIDTH {
@@ -73,26 +122,28 @@ impl Ops {
             );
             return Err(OpError::Shape(reason));
         }
+        let padded = width / leaf_width * leaf_width.next_multiple_of(64);
         at_least("the hidden rows", hidden, rows * width)?;
-        at_least(
-            "the normed rows",
-            y,
-            rows * (width / leaf_width) * leaf_width.next_multiple_of(64),
-        )?;
-        let (joins, count) = match roots {
-            Some((roots, count, joins)) => {
-                at_least("the roots", roots, count * rows * width)?;
-                if count == 0 || count > 8 {
-                    return Err(OpError::Shape(format!("{count} roots; 1 to 8 can be added")));
-                }
-                (joins.len() / 2, count)
+        at_least("the normed rows", y, rows * padded)?;
+        if let Some(roots) = roots {
+            at_least("the roots", roots.values, roots.count * rows * width)?;
+            if roots.count == 0 || roots.count > 8 {
+                return Err(OpError::Shape(format!(
+                    "{} roots; 1 to 8 can be added",
+                    roots.count
+                )));
             }
-            None => (0, 0),
-        };
-        let added = roots.map_or(0, |roots| self.address(roots.0));
-        let program = roots.map_or(0, |roots| self.address(roots.2));
+        }
+        let joins = roots.and_then(|roots| roots.joins);
+        let added = roots.map_or(0, |roots| self.address(roots.values));
+        let program = joins.map_or(0, |joins| self.address(joins));
+        let (count, seen) = layers.map_or((0, 0), |layers| (layers.count, layers.seen));
         let function = self.function(Source::Layer, "add_norm")?;
-        let (joins, count) = (word("joins", joins)?, word("roots", count)?);
+        let shared = word("width", 4 * width)?;
+        let attribute = CUfunction_attribute::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES;
+        function.set_attribute(attribute, shared.cast_signed())?;
+        let joins = word("joins", joins.map_or(0, |joins| joins.len() / 2))?;
+        let root_count = word("roots", roots.map_or(0, |roots| roots.count))?;
         let (width, leaf_width, rows) = (
             word("width", width)?,
             word("leaf", leaf_width)?,
@@ -102,14 +153,16 @@ impl Ops {
         launch.arg(hidden).arg(&added).arg(&program);
         launch
             .arg(&joins)
-            .arg(&count)
+            .arg(&root_count)
             .arg(weight)
             .arg(y)
             .arg(&width)
             .arg(&leaf_width)
-            .arg(&epsilon);
-        // SAFETY: as above; without roots their pointers are not read.
-        unsafe { launch.launch(shape((rows, 1, 1), THREADS, 4 * width)) }?;
+            .arg(&epsilon)
+            .arg(&count)
+            .arg(&seen);
+        // SAFETY: as above; pointers of 0 are not read.
+        unsafe { launch.launch(shape((rows, 1, 1), THREADS, shared)) }?;
         Ok(())
     }
 
@@ -123,9 +176,9 @@ impl Ops {
         heads: RopeShape,
         qkv: &CudaSlice<f32>,
         (cos, sin): (&CudaSlice<f32>, &CudaSlice<f32>),
-        (positions, tables): (&CudaSlice<u32>, &CudaSlice<u32>),
+        places: &Places<'_, impl DevicePtr<u32>>,
         q: &mut CudaSlice<f32>,
-        (keys, values): (&mut CudaSlice<u16>, &mut CudaSlice<u16>),
+        cache: &Cache<'_>,
         rows: usize,
     ) -> Result<(), OpError> {
         let RopeShape {
@@ -136,8 +189,8 @@ impl Ops {
             table_stride,
         } = heads;
         at_least("the projections", qkv, rows * (q_heads + 2 * kv_heads) * dim)?;
-        at_least("the positions", positions, rows)?;
-        at_least("the block tables", tables, rows * table_stride)?;
+        at_least("the positions", places.positions, rows)?;
+        at_least("the slots", places.slots, rows)?;
         at_least("the queries", q, rows * q_heads * dim)?;
         let function = self.function(Source::Layer, "rope_kv")?;
         let numbers = [q_heads, kv_heads, dim, block_tokens, table_stride, rows];
@@ -146,18 +199,21 @@ impl Ops {
             *to = word("a head's shape", number)?;
         }
         let [q_heads, kv_heads, dim, block_tokens, table_stride, rows] = words;
+        let (positions, slots) = (self.address(places.positions), self.address(places.slots));
+        let (keys, values) = (self.address(cache.keys), self.address(cache.values));
         let mut launch = self.stream.launch_builder(&function);
         launch
             .arg(qkv)
             .arg(cos)
             .arg(sin)
-            .arg(positions)
-            .arg(tables)
+            .arg(&positions)
+            .arg(&slots)
+            .arg(places.tables)
             .arg(&table_stride);
         launch
             .arg(q)
-            .arg(keys)
-            .arg(values)
+            .arg(&keys)
+            .arg(&values)
             .arg(&q_heads)
             .arg(&kv_heads)
             .arg(&dim)
@@ -198,6 +254,57 @@ impl Ops {
         launch.arg(gate_up).arg(y).arg(&width).arg(&leaf_width);
         // SAFETY: as above.
         unsafe { launch.launch(shape((blocks, rows, 1), THREADS, 0)) }?;
+        Ok(())
+    }
+
+    /// Change block tables of `stride` entries: `count` entries of (slot, index, block).
+    ///
+    /// # Errors
+    /// [`OpError`]. Slots and indices must be in the tables, which the caller checks.
+    pub fn update_tables(
+        &mut self,
+        entries: &CudaSlice<u32>,
+        count: usize,
+        tables: &mut CudaSlice<u32>,
+        stride: usize,
+    ) -> Result<(), OpError> {
+        at_least("the entries", entries, 3 * count)?;
+        let function = self.function(Source::Layer, "update_tables")?;
+        let (count, stride) = (word("entries", count)?, word("a table", stride)?);
+        let mut launch = self.stream.launch_builder(&function);
+        launch.arg(entries).arg(&count).arg(tables).arg(&stride);
+        // SAFETY: as above.
+        unsafe { launch.launch(shape((count.div_ceil(THREADS), 1, 1), THREADS, 0)) }?;
+        Ok(())
+    }
+
+    /// `to[first + i] = from[rows[i]]`, rows of `width` bf16, an even number.
+    ///
+    /// # Errors
+    /// [`OpError`]. The rows must be there, which the caller checks.
+    pub fn gather_rows(
+        &mut self,
+        from: &CudaSlice<u16>,
+        rows: (&impl DevicePtr<u32>, usize),
+        (to, first): (&mut CudaSlice<u16>, usize),
+        width: usize,
+    ) -> Result<(), OpError> {
+        let (rows, count) = rows;
+        at_least("the rows' numbers", rows, count)?;
+        at_least("the gathered rows", to, (first + count) * width)?;
+        if !width.is_multiple_of(2) {
+            return Err(OpError::Shape(format!(
+                "rows of {width} elements; an even number can be gathered"
+            )));
+        }
+        let function = self.function(Source::Layer, "gather_rows")?;
+        let rows = self.address(rows);
+        let to = self.address(to) + 2 * (first * width) as u64;
+        let (width, count) = (word("width", width)?, word("rows", count)?);
+        let mut launch = self.stream.launch_builder(&function);
+        launch.arg(from).arg(&rows).arg(&to).arg(&width);
+        // SAFETY: as above.
+        unsafe { launch.launch(shape((count, 1, 1), THREADS, 0)) }?;
         Ok(())
     }
 }

@@ -6,6 +6,7 @@
 mod attention;
 mod candidates;
 mod layer;
+mod measure;
 mod product;
 
 use std::collections::HashMap;
@@ -13,12 +14,14 @@ use std::sync::Arc;
 
 use cudarc::driver::{CudaFunction, CudaStream, DevicePtr, DeviceRepr, DriverError, LaunchConfig};
 
-pub use attention::{AttentionShape, Cache};
-pub use candidates::{SEGMENT, TILE, TOP};
-pub use layer::RopeShape;
+pub(crate) use attention::MAX_GROUP;
+pub use attention::{AttentionShape, Cache, Places};
+pub use candidates::{NOTHING, SEGMENT, TILE, TOP, mask_words};
+pub use layer::{LayerCount, Roots, RopeShape};
 pub use product::{Element, Leaves, MAX_ROWS, Weights};
 
 use crate::compile::{KernelError, Modules};
+use crate::device::Device;
 use crate::probe::describe;
 use crate::source::Source;
 
@@ -32,13 +35,13 @@ pub enum OpError {
     #[error(transparent)]
     Kernel(#[from] KernelError),
     /// The driver refuses or reports an earlier fault.
-    #[error("the NVIDIA driver: {0}")]
-    Driver(String),
+    #[error("the NVIDIA driver: {}", describe(*.0))]
+    Driver(DriverError),
 }
 
 impl From<DriverError> for OpError {
     fn from(error: DriverError) -> Self {
-        Self::Driver(describe(error))
+        Self::Driver(error)
     }
 }
 
@@ -79,11 +82,38 @@ impl Ops {
         Ok(function)
     }
 
+    /// The device.
+    #[must_use]
+    pub fn device(&self) -> &Device {
+        self.modules.device()
+    }
+
     /// A buffer's address, for a struct of parameters. All work is on one stream, so no event has to guard it.
-    fn address<T>(&self, buffer: &impl DevicePtr<T>) -> u64 {
+    pub(crate) fn address<T>(&self, buffer: &impl DevicePtr<T>) -> u64 {
         buffer.device_ptr(&self.stream).0
     }
+
+    /// Load every kernel, so that none is compiled while somebody waits for an answer.
+    ///
+    /// # Errors
+    /// [`OpError::Kernel`].
+    pub fn load_all(&mut self) -> Result<(), OpError> {
+        for (source, names) in KERNELS {
+            for name in names {
+                self.function(source, name)?;
+            }
+        }
+        Ok(())
+    }
 }
+
+/// All kernels of a serving rank.
+const KERNELS: [(Source, &[&str]); 4] = [
+    (Source::Product, &product::VARIANTS),
+    (Source::Layer, &layer::KERNELS),
+    (Source::Attention, &attention::KERNELS),
+    (Source::Candidates, &candidates::KERNELS),
+];
 
 /// An error when a buffer is shorter than the kernel will reach.
 fn at_least<T>(what: &str, buffer: &impl DevicePtr<T>, needed: usize) -> Result<(), OpError> {

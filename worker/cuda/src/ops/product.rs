@@ -1,7 +1,9 @@
 //! Products with weights.
 
+use std::sync::Arc;
+
 use cudarc::driver::sys::CUfunction_attribute;
-use cudarc::driver::{CudaSlice, PushKernelArg};
+use cudarc::driver::{CudaSlice, DevicePtr, PushKernelArg};
 use llamero_checkpoint::Runs;
 use llamero_engine::leaf_tree::{Subtree, maximal_subtrees, split};
 
@@ -27,7 +29,9 @@ pub enum Element {
 }
 
 impl Element {
-    fn bytes(self) -> usize {
+    /// Bytes of an element.
+    #[must_use]
+    pub fn bytes(self) -> usize {
         match self {
             Self::E4m3 => 1,
             Self::Bf16 => 2,
@@ -143,7 +147,7 @@ pub struct Weights {
     /// Columns and their order of summation.
     pub leaves: Leaves,
     /// [`Leaves::program`].
-    pub program: CudaSlice<u8>,
+    pub program: Arc<CudaSlice<u8>>,
 }
 
 /// `struct Product` of `product.cu`.
@@ -165,6 +169,18 @@ struct Product {
 
 // SAFETY: the same members in the same order; pointers are eight bytes.
 unsafe impl Parameters for Product {}
+
+/// The kernels.
+pub(super) const VARIANTS: [&str; 8] = [
+    "product_fp8_8",
+    "product_fp8_16",
+    "product_fp8_32",
+    "product_fp8_64",
+    "product_bf16_8",
+    "product_bf16_16",
+    "product_bf16_32",
+    "product_bf16_64",
+];
 
 /// The kernel for so many rows, and the columns it computes.
 fn variant(element: Element, rows: usize) -> Result<(&'static str, u32), OpError> {
@@ -193,7 +209,7 @@ impl Ops {
     pub fn product(
         &mut self,
         weights: &Weights,
-        x: &CudaSlice<u16>,
+        x: &impl DevicePtr<u16>,
         rows: usize,
         y: &mut CudaSlice<f32>,
     ) -> Result<(), OpError> {
@@ -207,7 +223,7 @@ impl Ops {
         )?;
         at_least("the inputs", x, rows * stride)?;
         at_least("the outputs", y, roots * rows * weights.outputs)?;
-        at_least("the program", &weights.program, 2 * leaves.joins.len() + roots)?;
+        at_least("the program", &*weights.program, 2 * leaves.joins.len() + roots)?;
         if let Some(scales) = &weights.scales {
             at_least("the scales", scales, weights.outputs)?;
         }
@@ -216,7 +232,7 @@ impl Ops {
             scales: weights.scales.as_ref().map_or(0, |scales| self.address(scales)),
             x: self.address(x),
             y: self.address(y),
-            program: self.address(&weights.program),
+            program: self.address(&*weights.program),
             n: word("outputs", weights.outputs)?,
             m: word("rows", rows)?,
             leaves: word("leaves", leaves.count)?,

@@ -1,7 +1,7 @@
 //! Kernels on the first device, and numbers to feed them.
 #![allow(dead_code, reason = "each test binary uses a part")]
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use half::bf16;
 use llamero_cuda::compile::Modules;
@@ -12,8 +12,15 @@ use llamero_cuda::probe;
 /// Kernels, compiled once for all tests.
 pub(crate) fn ops() -> Ops {
     let device = devices(probe::driver().unwrap()).unwrap().remove(0);
-    let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).to_owned();
-    Ops::new(Modules::new(device, Some(folder))).unwrap()
+    Ops::new(Modules::new(device, Some(kernels()))).unwrap()
+}
+
+/// Where compiled kernels are kept. The check on a real GPU runs elsewhere, and says where they are.
+pub(crate) fn kernels() -> PathBuf {
+    match std::env::var_os("LLAMERO_GPU_CHECK_KERNELS") {
+        Some(folder) => folder.into(),
+        None => Path::new(env!("CARGO_TARGET_TMPDIR")).to_owned(),
+    }
 }
 
 /// Numbers between -1 and 1, the same for the same seed.

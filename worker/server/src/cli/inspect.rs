@@ -15,8 +15,12 @@ use crate::config::within;
 use crate::exit::UNUSABLE;
 use crate::source::{self, HubArgs};
 
-/// What this program can compute on.
-const BACKENDS: [&str; 1] = ["cpu"];
+/// What this program can compute on, where there are such devices.
+const BACKENDS: &[&str] = if llamero_cuda::probe::LOADS_DRIVERS {
+    &["cpu", "cuda"]
+} else {
+    &["cpu"]
+};
 /// Somebody waits for a sentence, and whoever reads it asks again in a minute.
 const SOON: Patience = Patience {
     attempts: 3,
@@ -109,7 +113,7 @@ fn look(dir: &Path, hub: &HubArgs, topology: Topology) -> Result<Report, HubErro
         None => ContentIdentity::of(&checkpoint).map_err(of_checkpoint)?,
     };
     let mut report = report_on(&checkpoint, identity, topology).map_err(of_checkpoint)?;
-    report.summary.backends = BACKENDS.map(str::to_owned).into();
+    report.summary.backends = BACKENDS.iter().copied().map(str::to_owned).collect();
     report.summary.content_identity = manifest.as_ref().map(Manifest::identity);
     report.summary.commit = manifest.map(|manifest| manifest.listing.commit);
     add_workspace(&checkpoint, &mut report.summary).map_err(of_checkpoint)?;

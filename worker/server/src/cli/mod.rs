@@ -5,9 +5,11 @@
 //! | [`serve`] | `serve`: a worker pod |
 //! | [`convert`] | `convert`, `quantize`: making checkpoints |
 //! | [`inspect`] | `inspect`: what a checkpoint is |
+//! | [`backends`] | `backends`: what this program can compute on |
 //! | [`bench`] | `bench`: speed beside the machine's bounds |
 //! | [`progress`] | progress on standard error |
 
+pub mod backends;
 pub mod bench;
 pub mod convert;
 pub mod inspect;
@@ -55,6 +57,8 @@ pub enum Command {
     Inspect(inspect::InspectArgs),
     /// Speed beside the machine's bounds.
     Bench(bench::BenchArgs),
+    /// What this program can compute on, on this machine.
+    Backends,
 }
 
 /// Run the program.
@@ -82,6 +86,10 @@ pub fn main() -> ExitCode {
         Command::Quantize(args) => convert::quantize(args).map(|()| 0),
         Command::Inspect(args) => inspect::inspect(args),
         Command::Bench(args) => bench::bench(args).map(|()| 0),
+        Command::Backends => {
+            backends::backends();
+            Ok(0)
+        }
     };
     match outcome {
         Ok(code) => ExitCode::from(code),

@@ -3,12 +3,14 @@
 //! | module | what it is |
 //! |---|---|
 //! | [`settings`] | from command line and checkpoint to the engine's settings |
+//! | [`backend`] | the backend that was asked for |
 //! | [`open`] | from a rank's configuration to an engine that can run |
 //! | [`clients`] | the thread that answers clients |
 //! | [`alone`] | a group of one rank inside another program |
 //! | [`report`] | orders from the supervisor, states to it |
 
 pub mod alone;
+pub mod backend;
 pub mod clients;
 pub mod open;
 pub mod report;

@@ -3,10 +3,10 @@
 use std::net::TcpListener;
 use std::os::fd::OwnedFd;
 
-use llamero_checkpoint::Topology;
-use llamero_cpu::{CpuBackend, CpuOptions, Kernel, PodMemory, Waits};
+use llamero_cpu::PodMemory;
 use llamero_engine::runtime::RankRuntime;
 
+use super::backend::AnyBackend;
 use super::report::About;
 use super::settings;
 use crate::config::RankConfig;
@@ -16,7 +16,7 @@ use crate::source;
 /// A rank that has not begun to load.
 pub struct Opened {
     /// The engine.
-    pub runtime: RankRuntime<CpuBackend>,
+    pub runtime: RankRuntime<AnyBackend>,
     /// What the rank says of itself.
     pub about: About,
     /// Tokenizer and template, on the rank that leads.
@@ -43,23 +43,10 @@ pub fn open(
     memory: WeightsMemory,
     leads: bool,
 ) -> anyhow::Result<Opened> {
-    let options = CpuOptions {
-        members: Topology {
-            tensor: config.engine.tensor,
-            pipeline: config.engine.pipeline,
-        }
-        .into(),
-        rank: config.rank,
-        memory: memory.own,
-        pod: memory.pod,
-        threads: config.threads as usize,
-        kernel: Kernel::detect(),
-        waits: Waits::new(config.engine.stall_timeout, config.oversubscribed),
-    };
     let rank_port = listener.local_addr()?.port();
-    let backend = CpuBackend::of(source::open(&config.engine.model_dir)?, options)?;
+    let backend = AnyBackend::open(config, source::open(&config.engine.model_dir)?, memory)?;
     let settings = settings::settings(config, &backend)?;
-    tracing::info!(rank = config.rank, kernel = %settings.numerics, threads = config.threads, rank_port, "started");
+    tracing::info!(rank = config.rank, numerics = %settings.numerics, threads = config.threads, rank_port, "started");
     let model = leads
         .then(|| Model::open(config, &settings, backend.checkpoint()))
         .transpose()?;

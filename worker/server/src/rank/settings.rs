@@ -1,11 +1,11 @@
 //! From the command line and the checkpoint to the engine's settings.
 
 use llamero_checkpoint::identity::ContentIdentity;
-use llamero_cpu::CpuBackend;
 use llamero_engine::{Backend as _, BackendError, Era, FormSpec, runtime};
 use llamero_proto::limits;
 
-use crate::config::RankConfig;
+use super::backend::AnyBackend;
+use crate::config::{BackendKind, RankConfig};
 
 /// KV cache without `--kv-memory`: room for this many full-length sequences, …
 const DEFAULT_SEQUENCES: u64 = 4;
@@ -37,7 +37,7 @@ pub enum SettingsError {
 ///
 /// # Errors
 /// [`SettingsError`].
-pub fn settings(config: &RankConfig, backend: &CpuBackend) -> Result<runtime::RankConfig, SettingsError> {
+pub fn settings(config: &RankConfig, backend: &AnyBackend) -> Result<runtime::RankConfig, SettingsError> {
     let checkpoint = backend.checkpoint();
     let most = checkpoint.config().max_position_embeddings;
     let max_context = config
@@ -70,7 +70,10 @@ pub fn settings(config: &RankConfig, backend: &CpuBackend) -> Result<runtime::Ra
         max_queued_requests: config.engine.max_queued_requests,
         block_size: limits::KV_BLOCK_TOKENS,
         prefix_cache: config.engine.prefix_cache,
-        memory_limit: config.memory_limit,
+        // The pod's limit is about the memory of the host, and the plan of a GPU's rank about the GPU's.
+        memory_limit: config
+            .memory_limit
+            .filter(|_| config.engine.backend == BackendKind::Cpu),
         stall_timeout,
         heartbeat: usual.heartbeat.min(stall_timeout / 4),
         dial_timeout: usual.dial_timeout.min(stall_timeout),
@@ -89,12 +92,16 @@ pub fn settings(config: &RankConfig, backend: &CpuBackend) -> Result<runtime::Ra
 }
 
 /// KV memory when none is asked for, by what the backend says that a block costs.
-fn usual_kv_bytes(settings: &runtime::RankConfig, backend: &CpuBackend) -> Result<u64, SettingsError> {
-    let memory = backend.memory(&FormSpec {
+fn usual_kv_bytes(settings: &runtime::RankConfig, backend: &AnyBackend) -> Result<u64, SettingsError> {
+    let spec = FormSpec {
         era: Era::default(),
         limits: settings.form_limits(),
         kv_bytes: 0,
-    })?;
+    };
+    if let Some(bytes) = backend.device_kv_bytes(&spec)? {
+        return Ok(bytes);
+    }
+    let memory = backend.memory(&spec)?;
     let blocks = settings.max_context.div_ceil(settings.block_size);
     let one = memory.kv_block * u64::from(blocks);
     Ok((one * DEFAULT_SEQUENCES).min(DEFAULT_KV_BYTES).max(one))

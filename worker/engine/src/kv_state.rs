@@ -1,13 +1,14 @@
-//! Checks of a plan before anything of it is done, and the state that they need.
+//! Checks of a plan before anything of it is done, and the state that they need: what every backend keeps of its KV blocks.
 
 use std::sync::Arc;
 
-use llamero_engine::step::{BlockDeltas, TOP_CANDIDATES};
-use llamero_engine::{BlockTables, FormLimits, Late, Plan, PlanRow, RowOutput, TokenRef};
+use crate::block_tables::BlockTables;
+use crate::form::FormLimits;
+use crate::step::{BlockDeltas, Late, Plan, PlanRow, RowOutput, TOP_CANDIDATES, TokenRef};
 
 /// Which blocks belong to which slot, and how much of each block is computed once all submitted steps are.
 #[derive(Debug)]
-pub(crate) struct KvState {
+pub struct KvState {
     tables: BlockTables,
     /// Tables as steps hold on to them, made again after a change.
     shared: Vec<Option<Arc<[u32]>>>,
@@ -18,7 +19,8 @@ pub(crate) struct KvState {
 
 impl KvState {
     /// No slot has blocks; `filled` says how many positions of each block hold keys and values.
-    pub(crate) fn new(limits: &FormLimits, filled: Vec<u32>) -> Self {
+    #[must_use]
+    pub fn new(limits: &FormLimits, filled: Vec<u32>) -> Self {
         let blocks = u32::try_from(filled.len()).unwrap_or(u32::MAX);
         Self {
             tables: BlockTables::new(limits.max_sequences, blocks),
@@ -29,12 +31,13 @@ impl KvState {
     }
 
     /// Positions of each block that hold keys and values.
-    pub(crate) fn into_filled(self) -> Vec<u32> {
+    #[must_use]
+    pub fn into_filled(self) -> Vec<u32> {
         self.filled
     }
 
     /// Physical blocks of a slot.
-    pub(crate) fn table(&mut self, slot: u32) -> Arc<[u32]> {
+    pub fn table(&mut self, slot: u32) -> Arc<[u32]> {
         let table = self.tables.table(slot);
         match self.shared.get_mut(slot as usize) {
             Some(shared) => Arc::clone(shared.get_or_insert_with(|| table.into())),
@@ -43,25 +46,23 @@ impl KvState {
     }
 
     /// Positions of a block that hold keys and values; none for a block that does not exist.
-    pub(crate) fn filled(&self, block: u32) -> Option<u32> {
+    #[must_use]
+    pub fn filled(&self, block: u32) -> Option<u32> {
         self.filled.get(block as usize).copied()
     }
 
     /// Say how many positions of a block hold keys and values.
-    pub(crate) fn set_filled(&mut self, block: u32, positions: u32) {
+    pub fn set_filled(&mut self, block: u32, positions: u32) {
         if let Some(filled) = self.filled.get_mut(block as usize) {
             *filled = positions;
         }
     }
 
-    /// Go on to the state after `plan`. What is wrong with the plan, with nothing changed. Costs as much as the plan
-    /// changes.
-    pub(crate) fn advance(
-        &mut self,
-        plan: &Plan,
-        limits: &FormLimits,
-        vocab_size: usize,
-    ) -> Result<(), String> {
+    /// Go on to the state after `plan`. Costs as much as the plan changes.
+    ///
+    /// # Errors
+    /// What is wrong with the plan, with nothing changed.
+    pub fn advance(&mut self, plan: &Plan, limits: &FormLimits, vocab_size: usize) -> Result<(), String> {
         check_rows(plan, limits, vocab_size)?;
         let touched = touched(&plan.blocks);
         let before: Vec<(u32, Vec<u32>)> = touched
@@ -264,7 +265,8 @@ fn check_output(row: &PlanRow, vocab_size: usize) -> Result<(), String> {
 }
 
 /// The tokens of all rows in order, with the late ones put in.
-pub(crate) fn resolve(plan: &Plan, late: &[u32]) -> Vec<u32> {
+#[must_use]
+pub fn resolve(plan: &Plan, late: &[u32]) -> Vec<u32> {
     let tokens = plan.rows.iter().flat_map(|row| &row.tokens);
     tokens
         .map(|token| match token {
@@ -276,7 +278,10 @@ pub(crate) fn resolve(plan: &Plan, late: &[u32]) -> Vec<u32> {
 }
 
 /// Whether late values fit the plan.
-pub(crate) fn check_late(plan: &Plan, late: &Late, vocab_size: usize) -> Result<(), String> {
+///
+/// # Errors
+/// What is wrong with them.
+pub fn check_late(plan: &Plan, late: &Late, vocab_size: usize) -> Result<(), String> {
     let row_exists = |row: &u32| {
         if (*row as usize) < plan.rows.len() {
             return Ok(());
@@ -320,6 +325,43 @@ pub(crate) fn check_late(plan: &Plan, late: &Late, vocab_size: usize) -> Result<
         }
         Late::Cancel(rows) => rows.iter().try_for_each(row_exists),
     }
+}
+
+/// A position whose answer is wanted.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Answer {
+    /// Index into the plan's rows.
+    pub row: u32,
+    /// Number among the row's answered positions.
+    pub offset: u32,
+    /// Index of the token in the batch.
+    pub token: usize,
+    /// Absolute position of the token after it.
+    pub next: u32,
+}
+
+/// The answered positions of a plan, in order of (row, offset).
+#[must_use]
+pub fn answers(plan: &Plan) -> Vec<Answer> {
+    let mut answers = Vec::new();
+    let mut first = 0;
+    for (row, planned) in (0u32..).zip(&plan.rows) {
+        let len = planned.tokens.len();
+        let last = match &planned.output {
+            RowOutput::None => 0,
+            RowOutput::Sample { last, .. } => usize::from(*last),
+            RowOutput::Score { ids, .. } => ids.len(),
+            RowOutput::Hidden => 1,
+        };
+        answers.extend((0u32..).zip(len - last..len).map(|(offset, i)| Answer {
+            row,
+            offset,
+            token: first + i,
+            next: planned.start + i as u32 + 1,
+        }));
+        first += len;
+    }
+    answers
 }
 
 #[cfg(test)]

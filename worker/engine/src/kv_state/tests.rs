@@ -1,4 +1,4 @@
-use llamero_engine::{Era, KvDtype, SampleKey};
+use crate::{Era, KvDtype, SampleKey};
 
 use super::*;
 

@@ -1,0 +1,15 @@
+//! The check of the CUDA backend: on the emulated driver in tests, and in one folder that runs on a real GPU.
+//!
+//! | module | what it is |
+//! |---|---|
+//! | [`model`] | seeded models of any Llama shape |
+//! | [`drive`] | a leader that feeds a backend |
+//! | [`agree`] | how far two backends are apart |
+//! | [`speed`] | bandwidth, decode and prefill of true shapes |
+//! | [`stages`] | what the check runs, one stage after the other |
+
+pub mod agree;
+pub mod drive;
+pub mod model;
+pub mod speed;
+pub mod stages;

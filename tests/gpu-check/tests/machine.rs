@@ -1,0 +1,107 @@
+//! What depends on the machine: refusals, memory, and the check itself. Runs on emulated machines only.
+#![cfg(not(target_feature = "crt-static"))]
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+mod common;
+
+use common::{TINY_LIMITS, TINY_SPEC, backend, checkpoint, options};
+use llamero_checkpoint::Topology;
+use llamero_cuda::{CudaBackend, CudaOptions, Gpu};
+use llamero_engine::{Backend, FormLimits, FormSpec, KvDtype};
+use llamero_gpu_check::drive;
+use llamero_gpu_check::model::{Model, TINY};
+use llamero_gpu_check::stages::Check;
+use llamero_gpu_emulator::emulated;
+
+fn refusal(model: &Model, options: CudaOptions) -> String {
+    match CudaBackend::new(checkpoint(model).path(), options) {
+        Ok(_) => panic!("{model:?} is taken"),
+        Err(error) => error.to_string(),
+    }
+}
+
+emulated! {
+    fn what_is_not_built_is_refused_by_name() on ["devices=2"], {
+        let folder = checkpoint(&TINY);
+        let gpu = backend(folder.path());
+        let memory = |limits| gpu.memory(&FormSpec { limits, ..TINY_SPEC }).unwrap_err().to_string();
+        assert!(memory(FormLimits { kv_dtype: KvDtype::Fp8E4m3, ..TINY_LIMITS }).contains("choose bf16"));
+        assert!(memory(FormLimits { max_adapters: 1, ..TINY_LIMITS }).contains("1 adapters"));
+        assert!(memory(FormLimits { block_size: 24, ..TINY_LIMITS }).contains("16, 32, 64, 128 or 256"));
+        let split = |tensor, pipeline| CudaOptions { members: Topology { tensor, pipeline }.into(), ..options() };
+        assert!(refusal(&TINY, split(2, 1)).contains("2 tensor-parallel ranks"));
+        assert!(refusal(&TINY, split(1, 2)).contains("2 pipeline stages"));
+        assert!(refusal(&TINY, CudaOptions { gpu: Gpu::Number(2), ..options() }).contains("sees 2"));
+        let uuid = "GPU-00000000-0000-0000-0000-000000000000".parse().unwrap();
+        assert!(refusal(&TINY, CudaOptions { gpu: Gpu::Uuid(uuid), ..options() }).contains("is it given to the pod"));
+        assert!(refusal(&Model { head_dim: 32, ..TINY }, options()).contains("heads of 32"));
+        assert!(refusal(&Model { ffn: 33 * 64, ..TINY }, options()).contains("at most 32 leaves"));
+        assert!(refusal(&Model { q_heads: 17, kv_heads: 1, ..TINY }, options()).contains("at most 16"));
+        assert!(refusal(&Model { hidden: 264, ..TINY }, options()).contains("hidden width of 264"));
+        let second = CudaBackend::new(folder.path(), CudaOptions { gpu: Gpu::Number(1), ..options() }).unwrap();
+        assert_eq!(second.device().context.ordinal(), 1);
+        assert!(gpu.numerics_class(KvDtype::Bf16).starts_with("cuda-sm90 "));
+    }
+
+    fn calls_in_the_wrong_order_are_bugs() on ["order=forward"], {
+        let folder = checkpoint(&TINY);
+        let mut gpu = backend(folder.path());
+        let mesh = || Box::new(llamero_engine::mesh::TcpMesh::alone(drive::ERA));
+        let error = gpu.form(&TINY_SPEC, mesh(), &mut |_| {}).unwrap_err().to_string();
+        assert!(error.contains("loaded first"), "{error}");
+        assert!(gpu.save(0).unwrap_err().to_string().contains("formed first"));
+    }
+
+    fn weights_that_do_not_fit_are_told_before_they_are_read() on ["memory=2MiB"], {
+        let folder = checkpoint(&TINY);
+        let error = backend(folder.path()).load(&llamero_engine::Unwatched).unwrap_err().to_string();
+        assert!(error.contains("the weights need") && error.contains("2097152"), "{error}");
+    }
+
+    fn a_context_that_does_not_fit_is_told_with_one_that_does() on ["memory=32MiB"], {
+        let folder = checkpoint(&TINY);
+        let mut gpu = backend(folder.path());
+        let long = FormSpec { limits: FormLimits { max_context: 30_000, ..TINY_LIMITS }, ..TINY_SPEC };
+        let error = gpu.usual_kv_bytes(&long).unwrap_err().to_string();
+        assert!(error.contains("lower maxContextLength to at most"), "{error}");
+        let error = drive::form(&mut gpu, &long).unwrap_err().to_string();
+        assert!(error.contains("one sequence of 30000 tokens"), "{error}");
+        // More is asked for than is there: as much as fits is taken.
+        let greedy = FormSpec { kv_bytes: 1 << 40, ..TINY_SPEC };
+        let blocks = drive::form(&mut gpu, &greedy).unwrap();
+        assert!((25..4096).contains(&blocks), "{blocks}");
+    }
+
+    fn forming_takes_what_the_plan_says() on ["memory=256MiB"], {
+        let folder = checkpoint(&TINY);
+        let mut gpu = backend(folder.path());
+        let plan = gpu.memory(&TINY_SPEC).unwrap();
+        let context = gpu.device().context.clone();
+        let free = || context.mem_get_info().unwrap().0 as u64;
+        let before = free();
+        let usual = gpu.usual_kv_bytes(&TINY_SPEC).unwrap();
+        assert!(usual < before && usual > before / 2);
+        let blocks = drive::form(&mut gpu, &TINY_SPEC).unwrap();
+        let taken = before - free();
+        let planned = plan.fixed() + u64::from(blocks + 1) * plan.kv_block;
+        // The programs of sums are not told of, and padding to whole pages is.
+        assert!(taken <= planned + 4096 && taken > planned - planned / 10, "{taken} {planned}");
+        gpu.unload();
+        context.synchronize().unwrap();
+        assert!(before - free() < planned / 10, "weights and buffers are given back");
+    }
+
+    fn the_check_runs_on_a_small_machine() on ["memory=512MiB"], {
+        let folder = tempfile::tempdir().unwrap();
+        std::fs::create_dir(folder.path().join("kernels")).unwrap();
+        let check = Check { folder: folder.path().to_owned(), small: true };
+        for stage in ["device", "read", "products", "decode-8b", "prefill-8b"] {
+            check.run(stage).unwrap();
+        }
+        let results = std::fs::read_to_string(folder.path().join("results.jsonl")).unwrap();
+        for stage in ["device", "read", "product", "decode", "prefill"] {
+            assert!(results.contains(&format!("\"stage\":\"{stage}\"")), "{stage}: {results}");
+        }
+        assert!(check.run("nonsense").unwrap_err().to_string().contains("prefill-8b"));
+    }
+}

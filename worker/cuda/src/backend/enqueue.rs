@@ -1,0 +1,367 @@
+//! Enqueues what steps need, in their order: decode steps as graphs, others launch by launch.
+
+use cudarc::driver::sys::{CUgraphInstantiate_flags_enum, CUstreamCaptureMode};
+use cudarc::driver::{CudaSlice, result};
+use llamero_engine::kv_state::{Answer, resolve};
+use llamero_engine::{BackendError, RowOutput};
+
+use super::formed_group::FormedGroup;
+use super::graphs::{Key, bucket, buckets, reach};
+use super::step::{Stage, Step};
+use crate::error::{bug, refused};
+use crate::forward::{Chunk, Model};
+use crate::ops::{MAX_ROWS, Ops};
+use crate::pinned::Pinned;
+use crate::sample::{Adjustments, Group, Room, Sampler, Wants};
+use crate::work::{ENTRIES, REGIONS};
+
+/// A formed group and what it computes with.
+pub(super) struct Enqueue<'a> {
+    pub(super) model: Model<'a>,
+    pub(super) ops: &'a mut Ops,
+    pub(super) group: &'a mut FormedGroup,
+}
+
+impl Enqueue<'_> {
+    /// Layers in the order of the steps, as far as tokens are known; then candidates of every step whose biases and masks
+    /// are.
+    pub(super) fn pump(&mut self) -> Result<(), BackendError> {
+        for index in 0..self.group.steps.len() {
+            if !matches!(self.group.steps[index].stage, Stage::Submitted) {
+                continue;
+            }
+            if self.group.steps[index].late_tokens().is_none() {
+                break;
+            }
+            self.tables(index)?;
+            for (from, to) in &self.group.steps[index].plan.blocks.copies {
+                self.group.cache.copy(*from, *to)?;
+            }
+            if is_decode(&self.group.steps[index]) {
+                self.decode(index)?;
+            } else {
+                self.layers(index)?;
+                self.group.steps[index].stage = Stage::Forwarded;
+            }
+        }
+        for index in 0..self.group.steps.len() {
+            let step = &self.group.steps[index];
+            if matches!(step.stage, Stage::Forwarded) && step.adjustments.is_some() {
+                self.candidates(index)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Capture the graphs of the usual decode steps.
+    pub(super) fn warm_up(&mut self) -> Result<(), BackendError> {
+        let most = bucket(self.group.sizes.sequences);
+        for lane in 0..self.group.lanes.len() {
+            for rows in buckets().filter(|rows| *rows <= most) {
+                let key = Key {
+                    lane,
+                    rows,
+                    longest: reach(1),
+                    sampling: Some(Wants::default()),
+                };
+                self.capture(key)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Everything of a step of one token a row, all of which are sampled.
+    fn decode(&mut self, index: usize) -> Result<(), BackendError> {
+        let step = &mut self.group.steps[index];
+        let tokens = step.late_tokens().map(|late| resolve(&step.plan, late));
+        let tokens = tokens.ok_or_else(|| bug("late tokens are not there"))?;
+        let lane = &mut self.group.lanes[step.lane];
+        let rows = bucket(tokens.len());
+        let chunks = fill(step, &tokens, lane.frame.as_mut_slice(), MAX_ROWS, &self.model);
+        let spare = self.group.spare;
+        pad(lane.frame.as_mut_slice(), tokens.len()..rows, spare);
+        let answers: Vec<(usize, Answer)> = step.answers.iter().copied().enumerate().collect();
+        let sampling = match (&step.adjustments, lane.room.take()) {
+            (Some(adjustments), Some(room)) if adjustments.are_none() => {
+                let group = Group::new(answers, &step.plan, &self.model.shape.vocab, room);
+                let wants = group.wants();
+                step.groups.push(group);
+                Some(wants)
+            }
+            (_, room) => {
+                lane.room = room;
+                None
+            }
+        };
+        let key = Key {
+            lane: step.lane,
+            rows,
+            longest: reach(chunks.iter().map(|chunk| chunk.longest).max().unwrap_or(1)),
+            sampling,
+        };
+        if !self.group.graphs.contains(&key) {
+            self.capture(key)?;
+        }
+        let Some(graph) = self.group.graphs.get(&key) else {
+            return Err(bug("a graph that was captured is not there"));
+        };
+        graph.launch().map_err(refused)?;
+        let step = &mut self.group.steps[index];
+        step.stage = match sampling {
+            Some(_) => Stage::Enqueued(self.ops.stream().record_event(None).map_err(refused)?),
+            None => Stage::Forwarded,
+        };
+        Ok(())
+    }
+
+    /// Make the graph of a whole step.
+    fn capture(&mut self, key: Key) -> Result<(), BackendError> {
+        let stream = self.ops.stream().clone();
+        if self.group.graphs.is_full() {
+            stream.synchronize().map_err(refused)?;
+            self.group.graphs.drop_oldest();
+        }
+        let mode = CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_THREAD_LOCAL;
+        stream.begin_capture(mode).map_err(refused)?;
+        let recorded = self.record(key);
+        let flags = CUgraphInstantiate_flags_enum(0);
+        // Ended also after a failure, so that the stream can be used again.
+        let graph = stream.end_capture(flags).map_err(refused);
+        recorded?;
+        let graph = graph?.ok_or_else(|| bug("a captured step has no launches"))?;
+        self.group.graphs.insert(key, graph);
+        Ok(())
+    }
+
+    /// The launches and copies of a graph.
+    fn record(&mut self, key: Key) -> Result<(), BackendError> {
+        let group = &mut *self.group;
+        upload(
+            self.ops,
+            &group.lanes[key.lane].frame,
+            REGIONS * MAX_ROWS,
+            &group.work.frame,
+        )?;
+        let chunk = Chunk {
+            width: MAX_ROWS,
+            first: 0,
+            rows: key.rows,
+            longest: key.longest,
+        };
+        self.model
+            .run(self.ops, &mut group.work, (&group.cache, &group.sizes), chunk)?;
+        self.gather(key.lane, MAX_ROWS, (0, key.rows))?;
+        let Some(wants) = key.sampling else { return Ok(()) };
+        // A step that is under way has the room of its lane; warming up finds it at home.
+        let group = &mut *self.group;
+        let at_home = group.lanes[key.lane].room.as_mut();
+        let mut under_way = group.steps.iter_mut().filter(|step| step.lane == key.lane);
+        let room = match at_home {
+            Some(room) => room,
+            None => match under_way.next().and_then(|step| step.groups.first_mut()) {
+                Some(group) => &mut group.room,
+                None => return Err(bug("a lane has no room for results")),
+            },
+        };
+        let mut sampler = Sampler {
+            shape: self.model.shape,
+            weights: self.model.weights,
+            ops: self.ops,
+            buffers: &mut group.work.sampling,
+        };
+        let states = &group.lanes_states[key.lane];
+        sampler.enqueue(states, (0, key.rows), wants, room, None)
+    }
+
+    /// Everything of a step up to the final norms of its answered positions.
+    fn layers(&mut self, index: usize) -> Result<(), BackendError> {
+        let chunks = self.frame(index)?;
+        let mut answered = 0;
+        for chunk in chunks {
+            let group = &mut *self.group;
+            self.model
+                .run(self.ops, &mut group.work, (&group.cache, &group.sizes), chunk)?;
+            let step = &self.group.steps[index];
+            let end = chunk.first + chunk.rows;
+            let count = step.answers[answered..]
+                .iter()
+                .take_while(|answer| answer.token < end)
+                .count();
+            if count > 0 {
+                let lane = step.lane;
+                self.gather(lane, chunk.width, (answered, count))?;
+                answered += count;
+            }
+        }
+        Ok(())
+    }
+
+    /// Keep the final norms of `count` answers from `first` on.
+    fn gather(
+        &mut self,
+        lane: usize,
+        width: usize,
+        (first, count): (usize, usize),
+    ) -> Result<(), BackendError> {
+        let work = &self.group.work;
+        let start = 3 * width + first;
+        let rows = work.frame.slice(start..start + count);
+        let states = &mut self.group.lanes_states[lane];
+        let stride = self.model.shape.hidden_leaves.stride();
+        self.ops
+            .gather_rows(&work.normed, (&rows, count), (states, first), stride)?;
+        Ok(())
+    }
+
+    /// Bring the device's block tables to the state of the step.
+    fn tables(&mut self, index: usize) -> Result<(), BackendError> {
+        let step = &mut self.group.steps[index];
+        let entries = std::mem::take(&mut step.entries);
+        let lane = &mut self.group.lanes[step.lane];
+        for part in entries.chunks(ENTRIES) {
+            let mut words = Pinned::new(self.ops.stream().context(), 3 * part.len()).map_err(refused)?;
+            words.as_mut_slice().copy_from_slice(part.as_flattened());
+            let work = &mut self.group.work;
+            upload(self.ops, &words, 3 * part.len(), &work.entries)?;
+            lane.entries.push(words);
+            let stride = self.group.sizes.table();
+            self.ops
+                .update_tables(&work.entries, part.len(), &mut work.tables, stride)?;
+        }
+        Ok(())
+    }
+
+    /// Upload tokens, positions, slots and answered rows; the chunks in which they are computed.
+    fn frame(&mut self, index: usize) -> Result<Vec<Chunk>, BackendError> {
+        let step = &self.group.steps[index];
+        let Some(late) = step.late_tokens() else {
+            return Err(bug("late tokens are not there"));
+        };
+        let tokens = resolve(&step.plan, late);
+        if tokens.is_empty() {
+            return Ok(Vec::new());
+        }
+        let width = tokens.len().next_multiple_of(MAX_ROWS);
+        let frame = &mut self.group.lanes[step.lane].frame;
+        let chunks = fill(step, &tokens, frame.as_mut_slice(), width, &self.model);
+        let words = 3 * width + step.answers.len();
+        upload(self.ops, frame, words, &self.group.work.frame)?;
+        Ok(chunks)
+    }
+
+    /// Logits and candidates of a step, and the event behind which it is done.
+    fn candidates(&mut self, index: usize) -> Result<(), BackendError> {
+        let step = &mut self.group.steps[index];
+        let shape = self.model.shape;
+        let states = &self.group.lanes_states[step.lane];
+        let adjustments = step.adjustments.take().unwrap_or_default();
+        let answers: Vec<_> = step.answers.iter().copied().enumerate().collect();
+        for answers in answers.chunks(MAX_ROWS) {
+            if !answers.iter().any(|(_, answer)| step.is_sampled(answer)) {
+                continue;
+            }
+            let room = match self.group.rooms.pop() {
+                Some(room) => room,
+                None => Room::new(self.ops.stream().context(), shape.vocab_width()).map_err(refused)?,
+            };
+            let mut group = Group::new(answers.to_vec(), &step.plan, &shape.vocab, room);
+            let mut sampler = Sampler {
+                shape,
+                weights: self.model.weights,
+                ops: self.ops,
+                buffers: &mut self.group.work.sampling,
+            };
+            group.enqueue(&mut sampler, states, &adjustments)?;
+            step.groups.push(group);
+        }
+        self.hidden(index)?;
+        let step = &mut self.group.steps[index];
+        step.adjustments = Some(adjustments);
+        let event = self.ops.stream().record_event(None).map_err(refused)?;
+        step.stage = Stage::Enqueued(event);
+        Ok(())
+    }
+
+    /// Bring back the states of rows that answer hidden ones.
+    fn hidden(&mut self, index: usize) -> Result<(), BackendError> {
+        let step = &mut self.group.steps[index];
+        let states = &self.group.lanes_states[step.lane];
+        let stride = self.model.shape.hidden_leaves.stride();
+        for (number, answer) in step.answers.clone().iter().enumerate() {
+            if !matches!(step.output(answer), RowOutput::Hidden) || !step.is_wanted(answer) {
+                continue;
+            }
+            let mut state = Pinned::<u16>::new(self.ops.stream().context(), stride).map_err(refused)?;
+            let from = self.ops.address(states) + 2 * (number * stride) as u64;
+            // SAFETY: both sides have a row; the host's is read behind the step's event.
+            unsafe { result::memcpy_dtoh_async(state.as_mut_slice(), from, self.ops.stream().cu_stream()) }
+                .map_err(refused)?;
+            step.hidden.push((answer.row, state));
+        }
+        Ok(())
+    }
+}
+
+/// Whether every row has one token, which is sampled.
+fn is_decode(step: &Step) -> bool {
+    let rows = step.plan.rows.len();
+    (1..=MAX_ROWS).contains(&rows)
+        && step.answers.len() == rows
+        && step
+            .plan
+            .rows
+            .iter()
+            .all(|row| row.tokens.len() == 1 && matches!(row.output, RowOutput::Sample { .. }))
+}
+
+/// Copy the first `count` words to the device.
+fn upload(ops: &Ops, from: &Pinned<u32>, count: usize, to: &CudaSlice<u32>) -> Result<(), BackendError> {
+    let (address, stream) = (ops.address(to), ops.stream().cu_stream());
+    // SAFETY: the buffer has room for as many, and the pinned memory lives until the step is done.
+    unsafe { result::memcpy_htod_async(address, &from.as_slice()[..count], stream) }.map_err(refused)
+}
+
+/// Fill a frame whose regions are `width` words long.
+fn fill(step: &Step, tokens: &[u32], frame: &mut [u32], width: usize, model: &Model<'_>) -> Vec<Chunk> {
+    let mut at = 0;
+    let mut chunks: Vec<Chunk> = (0..tokens.len())
+        .step_by(MAX_ROWS)
+        .map(|first| Chunk {
+            width,
+            first,
+            rows: MAX_ROWS.min(tokens.len() - first),
+            longest: 0,
+        })
+        .collect();
+    for span in &step.spans {
+        for position in (span.start..).take(span.len) {
+            // The embedding's rows are those of the rank's own tokens.
+            frame[at] = model.shape.vocab.position(tokens[at]).unwrap_or(0);
+            frame[width + at] = position;
+            frame[2 * width + at] = span.slot;
+            let chunk = &mut chunks[at / MAX_ROWS];
+            chunk.longest = chunk.longest.max(position as usize + 1);
+            at += 1;
+        }
+    }
+    for (number, answer) in step.answers.iter().enumerate() {
+        frame[3 * width + number] = (answer.token % MAX_ROWS) as u32;
+    }
+    chunks
+}
+
+/// Rows that only fill up a graph's batch: they write to a block that nobody reads.
+fn pad(frame: &mut [u32], rows: std::ops::Range<usize>, spare_slot: u32) {
+    for row in rows {
+        frame[row] = 0;
+        frame[MAX_ROWS + row] = 0;
+        frame[2 * MAX_ROWS + row] = spare_slot;
+        frame[3 * MAX_ROWS + row] = row as u32;
+    }
+}
+
+/// Nothing to add to logits.
+pub(super) static NO_ADJUSTMENTS: Adjustments = Adjustments {
+    biases: Vec::new(),
+    masks: Vec::new(),
+};

@@ -1,0 +1,416 @@
+//! One rank on one GPU: [`CudaBackend`].
+//!
+//! | module | what it is |
+//! |---|---|
+//! | `formed_group` | from forming a group until leaving it |
+//! | `step` | one step: submitted, enqueued, done |
+//! | `enqueue` | what steps need, in their order |
+//! | `graphs` | decode steps as graphs |
+
+mod enqueue;
+mod formed_group;
+mod graphs;
+mod step;
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Instant;
+
+use llamero_checkpoint::{Checkpoint, Members, ModelLayout, RankShard, ShardPlan, Topology};
+use llamero_engine::{
+    Backend, BackendError, FormSpec, KvCapacity, KvDtype, Late, LoadProgress, LoadWatch, LogitShard,
+    MemoryPlan, Mesh, Plan, StepProgress, Ticket, Waited,
+};
+
+use crate::compile::Modules;
+use crate::device::{self, Device, Uuid};
+use crate::error::{bug, refused, unusable};
+use crate::forward::Model;
+use crate::layout::Layout;
+use crate::ops::Ops;
+use crate::probe;
+use crate::rope::Rope;
+use crate::shape::Shape;
+use crate::source::Source;
+use crate::weights::ModelWeights;
+use crate::work::{self, Sizes, reserve};
+use formed_group::FormedGroup;
+
+/// Which of the GPUs that this process sees.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Gpu {
+    /// By its number among them.
+    Number(usize),
+    /// By the number that stays.
+    Uuid(Uuid),
+}
+
+/// Where weights come from.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum Origin {
+    /// Read from the checkpoint.
+    #[default]
+    Checkpoint,
+    /// Random numbers made on the device: for measuring true shapes without true weights. Only then may a rank run without
+    /// its peers: it takes its own part of a sum for the whole.
+    Random,
+}
+
+/// What a rank needs besides its checkpoint.
+#[derive(Debug, Clone)]
+pub struct CudaOptions {
+    /// Who belongs to the group, and how they share the model.
+    pub members: Members,
+    /// This rank.
+    pub rank: u32,
+    /// Its GPU.
+    pub gpu: Gpu,
+    /// Where compiled kernels are kept; none: they are compiled at every start.
+    pub kernels: Option<PathBuf>,
+    /// Where weights come from.
+    pub origin: Origin,
+}
+
+impl CudaOptions {
+    /// A rank alone in its group, on the first GPU.
+    #[must_use]
+    pub fn alone() -> Self {
+        Self {
+            members: Topology::tensor(1).into(),
+            rank: 0,
+            gpu: Gpu::Number(0),
+            kernels: None,
+            origin: Origin::Checkpoint,
+        }
+    }
+}
+
+/// One rank that computes on a GPU.
+pub struct CudaBackend {
+    checkpoint: Checkpoint,
+    model: ModelLayout,
+    members: Members,
+    shard: RankShard,
+    shape: Shape,
+    layout: Layout,
+    origin: Origin,
+    // Dropped before the weights and buffers that they use.
+    formed: Option<FormedGroup>,
+    rope: Option<Rope>,
+    weights: Option<ModelWeights>,
+    ops: Ops,
+    progress: Arc<StepProgress>,
+}
+
+impl CudaBackend {
+    /// A rank of the model in the folder `checkpoint`. Finds the driver and the GPU, and reads headers only.
+    ///
+    /// # Errors
+    /// [`BackendError::Unusable`] when there is no driver or no such GPU, or the checkpoint cannot be used or split so.
+    pub fn new(checkpoint: &Path, options: CudaOptions) -> Result<Self, BackendError> {
+        Self::of(Checkpoint::open(checkpoint)?, options)
+    }
+
+    /// A rank of the model in an open `checkpoint`.
+    ///
+    /// # Errors
+    /// As [`Self::new`].
+    pub fn of(checkpoint: Checkpoint, options: CudaOptions) -> Result<Self, BackendError> {
+        let driver = probe::driver().map_err(|absent| unusable(absent.to_string()))?;
+        let device = find(driver, options.gpu)?;
+        let model = ModelLayout::check(&checkpoint).map_err(llamero_checkpoint::Error::from)?;
+        check_members(&options.members, options.origin)?;
+        let plan = ShardPlan::of(checkpoint.config(), &options.members);
+        let plan = plan.map_err(llamero_checkpoint::Error::from)?;
+        let shard = plan
+            .member(options.rank)
+            .map_err(llamero_checkpoint::Error::from)?
+            .clone();
+        let shape = Shape::new(checkpoint.config(), &plan, &shard)?;
+        let layout = Layout::new(&shape, &model, shard.layers.start);
+        let ops = Ops::new(Modules::new(device, options.kernels))?;
+        Ok(Self {
+            checkpoint,
+            model,
+            members: options.members,
+            shard,
+            shape,
+            layout,
+            origin: options.origin,
+            formed: None,
+            rope: None,
+            weights: None,
+            ops,
+            progress: Arc::default(),
+        })
+    }
+
+    /// The numerics class for the handshake between ranks: architecture, kernels, leaves and type of the KV cache.
+    #[must_use]
+    pub fn numerics_class(&self, kv: KvDtype) -> String {
+        let kv = match kv {
+            KvDtype::Bf16 => "bf16",
+            KvDtype::Fp8E4m3 => "e4m3",
+        };
+        let (major, minor) = self.ops.device().capability;
+        let (hidden, attention, ffn) = Shape::leaf_counts(self.checkpoint.config(), &self.shard);
+        format!(
+            "cuda-sm{major}{minor} {} leaves-{hidden}-{attention}-{ffn} kv-{kv}",
+            Source::digest()
+        )
+    }
+
+    /// Who belongs to the group, and how they share the model.
+    #[must_use]
+    pub fn members(&self) -> &Members {
+        &self.members
+    }
+
+    /// The checkpoint.
+    #[must_use]
+    pub fn checkpoint(&self) -> &Checkpoint {
+        &self.checkpoint
+    }
+
+    /// The GPU.
+    #[must_use]
+    pub fn device(&self) -> &Device {
+        self.ops.device()
+    }
+
+    /// Bytes of weights that one step of decoding reads.
+    #[must_use]
+    pub fn bytes_per_step(&self) -> u64 {
+        self.layout.bytes_per_step() as u64
+    }
+
+    /// Bytes for KV blocks when all of the GPU serves this rank: what is free now and no other part of the plan takes.
+    ///
+    /// # Errors
+    /// [`BackendError::Unusable`], with what would fit.
+    pub fn usual_kv_bytes(&self, spec: &FormSpec) -> Result<u64, BackendError> {
+        let plan = self.memory(spec)?;
+        let (free, total) = self.ops.device().context.mem_get_info().map_err(refused)?;
+        let loaded = self.weights.as_ref().map_or(0, |_| plan.weights);
+        let needed = plan.fixed() - loaded + reserve(total as u64) + plan.kv_block;
+        let blocks = u64::from(spec.limits.max_context.div_ceil(spec.limits.block_size));
+        let one = blocks * plan.kv_block;
+        let left = (free as u64).saturating_sub(needed);
+        if left < one {
+            return Err(unusable(format!(
+                "{} has {free} of {total} bytes free; weights take {}, workspace {}, logits {}, rotary angles {}, the driver \
+                 {}, and of the {left} that are left one sequence of {} tokens needs {one}: lower maxContextLength to at most \
+                 {}, lower the tokens in a step, or use more tensor-parallel ranks",
+                self.ops.device().name,
+                plan.weights,
+                plan.workspace,
+                plan.logits,
+                plan.rope,
+                reserve(total as u64),
+                spec.limits.max_context,
+                left / plan.kv_block.max(1) * u64::from(spec.limits.block_size)
+            )));
+        }
+        Ok(left)
+    }
+
+    fn formed(&mut self) -> Result<&mut FormedGroup, BackendError> {
+        self.formed.as_mut().ok_or_else(not_formed)
+    }
+
+    /// The parts that a step needs.
+    fn parts(&mut self) -> Result<(Model<'_>, &mut FormedGroup, &mut Ops), BackendError> {
+        let weights = self.weights.as_ref().ok_or_else(not_loaded)?;
+        let formed = self.formed.as_mut().ok_or_else(not_formed)?;
+        let rope = self.rope.as_ref().ok_or_else(not_formed)?;
+        let model = Model {
+            shape: &self.shape,
+            weights,
+            rope,
+        };
+        Ok((model, formed, &mut self.ops))
+    }
+
+    fn pump(&mut self) -> Result<(), BackendError> {
+        let (model, formed, ops) = self.parts()?;
+        formed.pump(model, ops)
+    }
+
+    /// Fill all weights with random numbers.
+    fn fill(&mut self, weights: &mut ModelWeights) -> Result<(), BackendError> {
+        self.ops.fill_weights(weights)?;
+        self.ops.stream().synchronize().map_err(refused)
+    }
+}
+
+fn find(driver: probe::Driver, gpu: Gpu) -> Result<Device, BackendError> {
+    match gpu {
+        Gpu::Uuid(uuid) => device::find(driver, uuid).map_err(|error| unusable(error.to_string())),
+        Gpu::Number(number) => {
+            let mut all = device::devices(driver).map_err(|error| unusable(error.to_string()))?;
+            if number >= all.len() {
+                return Err(unusable(format!(
+                    "GPU {number} was asked for, and this process sees {}: is it given to the pod?",
+                    all.len()
+                )));
+            }
+            Ok(all.swap_remove(number))
+        }
+    }
+}
+
+fn check_members(members: &Members, origin: Origin) -> Result<(), BackendError> {
+    let topology = members.topology();
+    if topology.pipeline != 1 {
+        return Err(unusable(format!(
+            "{} pipeline stages cannot be computed on GPUs yet: use 1",
+            topology.pipeline
+        )));
+    }
+    if topology.tensor != 1 && origin == Origin::Checkpoint {
+        return Err(unusable(format!(
+            "{} tensor-parallel ranks cannot be computed on GPUs yet: use 1, and a model that fits one GPU",
+            topology.tensor
+        )));
+    }
+    Ok(())
+}
+
+fn not_formed() -> BackendError {
+    bug("a group must be formed first")
+}
+
+fn not_loaded() -> BackendError {
+    bug("the weights must be loaded first")
+}
+
+impl Backend for CudaBackend {
+    fn load(&mut self, watch: &dyn LoadWatch) -> Result<(), BackendError> {
+        if self.weights.is_some() {
+            return Ok(());
+        }
+        let stream = self.ops.stream().clone();
+        let mut weights = ModelWeights::allocate(&stream, &self.shape, &self.layout)?;
+        // Other streams fill it.
+        stream.synchronize().map_err(refused)?;
+        match self.origin {
+            Origin::Random => {
+                self.fill(&mut weights)?;
+                let total = self.layout.bytes() as u64;
+                watch.progress(LoadProgress {
+                    loaded: total,
+                    total,
+                    read: 0,
+                });
+            }
+            Origin::Checkpoint => crate::load::load(
+                &self.checkpoint,
+                &self.model,
+                &self.shard,
+                (&self.shape, &self.layout),
+                &weights,
+                watch,
+            )?,
+        }
+        self.weights = Some(weights);
+        Ok(())
+    }
+
+    fn unload(&mut self) {
+        self.formed = None;
+        self.weights = None;
+    }
+
+    fn memory(&self, spec: &FormSpec) -> Result<MemoryPlan, BackendError> {
+        Ok(work::plan(&self.shape, &self.layout, &Sizes::new(spec)?))
+    }
+
+    fn form(
+        &mut self,
+        spec: &FormSpec,
+        mesh: Box<dyn Mesh>,
+        report: &mut dyn FnMut(&str),
+    ) -> Result<KvCapacity, BackendError> {
+        self.formed = None;
+        if self.weights.is_none() {
+            return Err(not_loaded());
+        }
+        let own = (mesh.members(), mesh.rank()) == (&self.members, self.shard.rank);
+        if !own && self.origin == Origin::Checkpoint {
+            return Err(bug(format!(
+                "rank {} of {} was given the links of rank {} of {}",
+                self.shard.rank,
+                self.members,
+                mesh.rank(),
+                mesh.members()
+            )));
+        }
+        let sizes = Sizes::new(spec)?;
+        let plan = work::plan(&self.shape, &self.layout, &sizes);
+        report("compiles or loads the kernels");
+        self.ops.load_all()?;
+        let positions = sizes.table() * sizes.block;
+        if self
+            .rope
+            .as_ref()
+            .is_none_or(|rope| rope.positions() != positions)
+        {
+            self.rope = None;
+            self.rope = Some(Rope::new(self.ops.stream(), self.checkpoint.config(), positions)?);
+        }
+        report("allocates the KV cache");
+        let formed = FormedGroup::new(spec, sizes, &plan, (&self.shape, &self.ops))?;
+        let capacity = formed.capacity();
+        self.formed = Some(formed);
+        report("captures graphs");
+        let (model, formed, ops) = self.parts()?;
+        formed.warm_up(model, ops)?;
+        Ok(capacity)
+    }
+
+    fn submit(&mut self, plan: &Plan) -> Result<Ticket, BackendError> {
+        let vocab = self.shape.vocab_size;
+        let ticket = self.formed()?.submit(plan, vocab)?;
+        self.pump()?;
+        Ok(ticket)
+    }
+
+    fn late(&mut self, ticket: Ticket, late: &Late) -> Result<(), BackendError> {
+        let vocab = self.shape.vocab_size;
+        self.formed()?.late(ticket, late, vocab)?;
+        self.pump()
+    }
+
+    fn wait(&mut self, ticket: Ticket, until: Instant) -> Result<Waited, BackendError> {
+        let progress = Arc::clone(&self.progress);
+        let (model, formed, _) = self.parts()?;
+        formed.wait(ticket, until, model, &progress)
+    }
+
+    fn fetch(&mut self, ticket: Ticket, row: u32, offset: u32) -> Result<LogitShard, BackendError> {
+        let (model, formed, ops) = self.parts()?;
+        formed.fetch(ticket, (row, offset), model, ops)
+    }
+
+    fn save(&mut self, block: u32) -> Result<Vec<u8>, BackendError> {
+        self.formed()?.save(block)
+    }
+
+    fn restore(&mut self, block: u32, bytes: &[u8]) -> Result<(), BackendError> {
+        self.formed()?.restore(block, bytes)
+    }
+
+    fn release(&mut self, ticket: Ticket) {
+        if let Some(formed) = &mut self.formed {
+            formed.release(ticket);
+        }
+    }
+
+    fn dissolve(&mut self) {
+        self.formed = None;
+    }
+
+    fn progress(&self) -> Arc<StepProgress> {
+        Arc::clone(&self.progress)
+    }
+}

@@ -1,0 +1,152 @@
+//! One step on its way: submitted, its layers enqueued, its candidates enqueued, done.
+
+use std::collections::BTreeSet;
+
+use cudarc::driver::CudaEvent;
+use llamero_engine::kv_state::{Answer, answers, check_late};
+use llamero_engine::{Late, Plan, RowOutput, StepOutput, Ticket};
+
+use crate::pinned::Pinned;
+use crate::sample::{Adjustments, Group};
+
+/// A row of the step: where its tokens are.
+#[derive(Debug, Clone)]
+pub(super) struct Span {
+    pub(super) slot: u32,
+    pub(super) start: u32,
+    pub(super) len: usize,
+    /// Blocks that it reads and writes, as of this step.
+    pub(super) table: std::sync::Arc<[u32]>,
+}
+
+/// A step that is submitted and not yet released.
+pub(super) struct Step {
+    pub(super) ticket: Ticket,
+    pub(super) plan: Plan,
+    pub(super) spans: Vec<Span>,
+    /// Entries of the device's block tables that this step changes: (slot, index, block).
+    pub(super) entries: Vec<[u32; 3]>,
+    pub(super) answers: Vec<Answer>,
+    /// Which of the buffers that a step keeps to itself it has.
+    pub(super) lane: usize,
+    late_tokens: Option<Vec<u32>>,
+    pub(super) adjustments: Option<Adjustments>,
+    /// Rows that nobody wants any more.
+    pub(super) cancelled: BTreeSet<u32>,
+    pub(super) stage: Stage,
+    pub(super) groups: Vec<Group>,
+    /// States of rows that answer hidden ones, as they come back: (row, state).
+    pub(super) hidden: Vec<(u32, Pinned<u16>)>,
+}
+
+/// How far a step is.
+pub(super) enum Stage {
+    /// Nothing is enqueued.
+    Submitted,
+    /// The layers are enqueued.
+    Forwarded,
+    /// All is enqueued; done at this event.
+    Enqueued(CudaEvent),
+    /// Done.
+    Done(StepOutput),
+}
+
+impl Step {
+    pub(super) fn new(
+        ticket: Ticket,
+        plan: &Plan,
+        spans: Vec<Span>,
+        entries: Vec<[u32; 3]>,
+        lane: usize,
+    ) -> Self {
+        Self {
+            ticket,
+            answers: answers(plan),
+            spans,
+            entries,
+            lane,
+            late_tokens: (plan.late_tokens == 0).then(Vec::new),
+            adjustments: (!plan.late_sampling).then(Adjustments::default),
+            plan: plan.clone(),
+            cancelled: BTreeSet::new(),
+            stage: Stage::Submitted,
+            groups: Vec::new(),
+            hidden: Vec::new(),
+        }
+    }
+
+    /// Take late values, or say why they do not fit.
+    pub(super) fn late(&mut self, late: &Late, vocab: usize) -> Result<(), String> {
+        check_late(&self.plan, late, vocab)?;
+        match late {
+            Late::Tokens(_) if self.late_tokens.is_some() => {
+                Err("late tokens were given already, or not announced".into())
+            }
+            Late::Tokens(tokens) => {
+                self.late_tokens = Some(tokens.clone());
+                Ok(())
+            }
+            Late::Sampling { .. } if self.adjustments.is_some() => {
+                Err("biases and masks were given already, or not announced".into())
+            }
+            Late::Sampling { biases, masks } => {
+                self.adjustments = Some(Adjustments {
+                    biases: biases.clone(),
+                    masks: masks.clone(),
+                });
+                Ok(())
+            }
+            // It may come too late: who sends it cannot know how far the step is.
+            Late::Cancel(rows) => {
+                self.cancelled.extend(rows);
+                Ok(())
+            }
+        }
+    }
+
+    /// The late tokens, once they are known.
+    pub(super) fn late_tokens(&self) -> Option<&[u32]> {
+        self.late_tokens.as_deref()
+    }
+
+    /// What the row of an answer asks for.
+    pub(super) fn output(&self, answer: &Answer) -> &RowOutput {
+        &self.plan.rows[answer.row as usize].output
+    }
+
+    pub(super) fn is_wanted(&self, answer: &Answer) -> bool {
+        !self.cancelled.contains(&answer.row)
+    }
+
+    /// Whether logits of the position are needed.
+    pub(super) fn is_sampled(&self, answer: &Answer) -> bool {
+        let of_logits = matches!(
+            self.output(answer),
+            RowOutput::Sample { .. } | RowOutput::Score { .. }
+        );
+        of_logits && self.is_wanted(answer)
+    }
+
+    fn is_done(&self) -> bool {
+        matches!(self.stage, Stage::Done(_))
+    }
+
+    /// Whether the step, not yet done, writes `block`.
+    pub(super) fn writes(&self, block: u32, block_size: usize) -> bool {
+        let written = |span: &Span| {
+            let start = span.start as usize;
+            let blocks = start / block_size..(start + span.len).div_ceil(block_size);
+            span.table[blocks].contains(&block)
+        };
+        !self.is_done()
+            && (self.spans.iter().any(written) || self.plan.blocks.copies.iter().any(|(_, to)| *to == block))
+    }
+
+    /// Whether the step, not yet done, reads or writes `block`.
+    pub(super) fn uses(&self, block: u32) -> bool {
+        let copies = &self.plan.blocks.copies;
+        !self.is_done()
+            && (self.spans.iter().any(|span| span.table.contains(&block))
+                || copies.iter().any(|(from, to)| [from, to].contains(&&block)))
+    }
+}

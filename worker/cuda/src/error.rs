@@ -1,0 +1,44 @@
+//! From the driver's words to what the engine does next.
+
+use cudarc::driver::DriverError;
+use cudarc::driver::sys::CUresult;
+use llamero_engine::BackendError;
+
+use crate::ops::OpError;
+use crate::probe::describe;
+
+pub(crate) fn unusable(why: String) -> BackendError {
+    BackendError::Unusable(why)
+}
+
+pub(crate) fn bug(why: impl Into<String>) -> BackendError {
+    BackendError::Bug(why.into())
+}
+
+/// What an error of the driver means. After most of them the context is lost, and with it this process.
+pub(crate) fn refused(error: DriverError) -> BackendError {
+    let said = describe(error);
+    match error.0 {
+        CUresult::CUDA_ERROR_OUT_OF_MEMORY => unusable(format!(
+            "the GPU's memory is full: {said}. Lower the KV memory, the tokens in a step or the longest context, or end what \
+             else uses this GPU"
+        )),
+        CUresult::CUDA_ERROR_ECC_UNCORRECTABLE => unusable(format!(
+            "the GPU's memory is damaged: {said}. Drain the node, and reset or replace the GPU"
+        )),
+        CUresult::CUDA_ERROR_NO_DEVICE | CUresult::CUDA_ERROR_DEVICE_UNAVAILABLE => unusable(format!(
+            "the GPU is gone: {said}. `nvidia-smi` on the node tells more"
+        )),
+        _ => bug(format!("the NVIDIA driver says {said}")),
+    }
+}
+
+impl From<OpError> for BackendError {
+    fn from(error: OpError) -> Self {
+        match error {
+            OpError::Driver(error) => refused(error),
+            OpError::Kernel(error) => unusable(error.to_string()),
+            OpError::Shape(why) => bug(why),
+        }
+    }
+}

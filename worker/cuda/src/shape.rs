@@ -1,0 +1,162 @@
+//! The sizes of one rank's part of the model, and its orders of summation.
+
+use llamero_checkpoint::{LlamaConfig, RankShard, Runs, ShardPlan};
+use llamero_engine::BackendError;
+
+use crate::ops::{Leaves, MAX_GROUP};
+
+/// Leaves of products over the hidden width.
+const HIDDEN_LEAVES: u32 = 8;
+/// Most leaves of a product: each has a place in a block's shared memory for every row.
+const MAX_LEAVES: u32 = 32;
+
+/// What one rank computes. The rank's own heads, columns and rows lie side by side in ascending order.
+#[derive(Debug, Clone)]
+pub(crate) struct Shape {
+    /// Width of the residual stream.
+    pub(crate) hidden: usize,
+    pub(crate) layers: usize,
+    pub(crate) head_dim: usize,
+    /// This rank's query heads.
+    pub(crate) q_heads: usize,
+    /// This rank's kv heads, each of which serves as many query heads.
+    pub(crate) kv_heads: usize,
+    /// This rank's columns of the feed-forward layer.
+    pub(crate) ffn: usize,
+    /// This rank's tiles of the vocabulary.
+    pub(crate) vocab_tiles: Runs,
+    /// The token ids of these tiles.
+    pub(crate) vocab: Runs,
+    /// Token ids of the model.
+    pub(crate) vocab_size: usize,
+    /// The ε of the norms.
+    pub(crate) epsilon: f32,
+    /// Products over the hidden width.
+    pub(crate) hidden_leaves: Leaves,
+    /// `o`.
+    pub(crate) attention_leaves: Leaves,
+    /// `down`.
+    pub(crate) ffn_leaves: Leaves,
+}
+
+impl Shape {
+    /// Of a shard of `plan`.
+    ///
+    /// # Errors
+    /// [`BackendError::Unusable`] for sizes that no kernel was written for.
+    pub(crate) fn new(
+        config: &LlamaConfig,
+        plan: &ShardPlan,
+        shard: &RankShard,
+    ) -> Result<Self, BackendError> {
+        let head_dim = config.head_dim as usize;
+        let (q_heads, kv_heads) = (shard.q_heads.len() as usize, shard.kv_heads.len() as usize);
+        let group = config.q_heads / config.kv_heads;
+        check_heads(config, shard, group)?;
+        if !config.hidden_size.is_multiple_of(2 * HIDDEN_LEAVES) {
+            return Err(unusable(format!(
+                "a hidden width of {} cannot be computed on GPUs: it must be a multiple of {}",
+                config.hidden_size,
+                2 * HIDDEN_LEAVES
+            )));
+        }
+        let leaf = config.hidden_size / HIDDEN_LEAVES;
+        let hidden_leaves = leaves(HIDDEN_LEAVES, Runs::from(0..HIDDEN_LEAVES), leaf)?;
+        debug_assert!(plan.shard(shard.rank).is_some());
+        Ok(Self {
+            hidden: config.hidden_size as usize,
+            layers: shard.layers.len(),
+            head_dim,
+            q_heads,
+            kv_heads,
+            ffn: shard.ffn().len() as usize,
+            vocab_tiles: shard.vocab_tiles.clone(),
+            vocab: shard.vocab(),
+            vocab_size: config.vocab_size as usize,
+            epsilon: config.rms_norm_eps as f32,
+            hidden_leaves,
+            attention_leaves: attention_leaves(config, shard)?,
+            ffn_leaves: leaves(shard.leaves.count, shard.ffn_leaves.clone(), shard.leaves.width)?,
+        })
+    }
+
+    /// Rows of the fused product of queries, keys and values.
+    pub(crate) fn qkv(&self) -> usize {
+        (self.q_heads + 2 * self.kv_heads) * self.head_dim
+    }
+
+    /// Rows of this rank's head.
+    pub(crate) fn vocab_width(&self) -> usize {
+        self.vocab.len() as usize
+    }
+
+    /// Leaves of the products over the hidden width, of `o` and of `down`, for the numerics class.
+    pub(crate) fn leaf_counts(config: &LlamaConfig, shard: &RankShard) -> (u32, u32, u32) {
+        (HIDDEN_LEAVES, attention_leaf_count(config), shard.leaves.count)
+    }
+}
+
+fn unusable(why: String) -> BackendError {
+    BackendError::Unusable(why)
+}
+
+fn check_heads(config: &LlamaConfig, shard: &RankShard, group: u32) -> Result<(), BackendError> {
+    if !matches!(config.head_dim, 64 | 128) {
+        return Err(unusable(format!(
+            "heads of {} elements cannot be computed on GPUs: 64 and 128 can",
+            config.head_dim
+        )));
+    }
+    // One kernel serves all query heads of a kv head together.
+    let whole = shard.kv_heads.scaled(group, config.q_heads);
+    let shared = shard.kv_heads.len() == 1;
+    if whole != shard.q_heads && !shared {
+        return Err(unusable(format!(
+            "rank {} has query heads {} of kv heads {}, and GPUs compute whole groups of {group}: choose a number of ranks \
+             that divides the {} kv heads",
+            shard.rank, shard.q_heads, shard.kv_heads, config.kv_heads
+        )));
+    }
+    let group = shard.q_heads.len() / shard.kv_heads.len().max(1);
+    if group as usize > MAX_GROUP {
+        return Err(unusable(format!(
+            "{group} query heads share a kv head, and GPUs compute at most {MAX_GROUP}"
+        )));
+    }
+    Ok(())
+}
+
+fn leaves(total: u32, owned: Runs, width: u32) -> Result<Leaves, BackendError> {
+    if total > MAX_LEAVES {
+        return Err(unusable(format!(
+            "a product of {total} leaves of {width} inputs cannot be computed on GPUs, at most {MAX_LEAVES} leaves can: the \
+             width of the feed-forward layer must be a multiple of 2048, or at most 2048"
+        )));
+    }
+    Leaves::tree(total, owned, width as usize).map_err(|error| unusable(error.to_string()))
+}
+
+/// 32 where the heads come out even, else one for each query head.
+fn attention_leaf_count(config: &LlamaConfig) -> u32 {
+    if config.q_heads.is_multiple_of(MAX_LEAVES) {
+        MAX_LEAVES
+    } else {
+        config.q_heads
+    }
+}
+
+fn attention_leaves(config: &LlamaConfig, shard: &RankShard) -> Result<Leaves, BackendError> {
+    let count = attention_leaf_count(config);
+    let heads = config.q_heads / count;
+    let owned = Runs::new((0..count).filter_map(|leaf| {
+        let all = Runs::from(leaf * heads..(leaf + 1) * heads);
+        shard.q_heads.contains_all(&all).then_some(leaf..leaf + 1)
+    }));
+    if owned.scaled(heads, config.q_heads) != shard.q_heads {
+        return Err(unusable(format!(
+            "rank {} has query heads {}, and GPUs sum {heads} heads at a time: choose a number of ranks that divides {count}",
+            shard.rank, shard.q_heads
+        )));
+    }
+    leaves(count, owned, heads * config.head_dim)
+}
