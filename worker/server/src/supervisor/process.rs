@@ -110,7 +110,7 @@ impl Keeper {
     fn not_run(&self, error: &NotRun) -> RankExit {
         let kind = match error {
             NotRun::Source(error) if error.is_final() => ExitKind::Unusable,
-            NotRun::Source(_) | NotRun::Process(_) => ExitKind::Crashed,
+            NotRun::Source(_) | NotRun::Drained | NotRun::Process(_) => ExitKind::Crashed,
         };
         // Nobody else says why: there is no process that could.
         tracing::error!(rank = self.config.rank, "{error}");
@@ -123,7 +123,11 @@ impl Keeper {
     }
 
     async fn run_once(&mut self) -> Result<RankExit, NotRun> {
-        self.config.engine.content_identity = self.identity.get().await?;
+        self.config.engine.content_identity = tokio::select! {
+            identity = self.identity.get() => identity?,
+            // Nobody would use the weights any more, and a source that does not answer is asked for minutes.
+            () = drained(&mut self.orders), if self.config.rank == 0 => return Err(NotRun::Drained),
+        };
         let (mut child, link) = spawn(self.config.rank)?;
         let pid = child.id();
         self.pod.send_modify(|pod| {
@@ -165,6 +169,9 @@ enum NotRun {
     /// The checkpoint's folder cannot be filled.
     #[error(transparent)]
     Source(#[from] HubError),
+    /// The group ends before its weights are there.
+    #[error("told to stop before the weights were there")]
+    Drained,
     /// The operating system does not let it.
     #[error("the process of a rank cannot be run: {0}")]
     Process(#[from] io::Error),

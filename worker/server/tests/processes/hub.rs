@@ -8,7 +8,7 @@ use llamero_proto::v1::Phase;
 use rustix::process::Signal;
 use serde_json::Value;
 
-use crate::harness::{Worker, complete, model_dir, send, story, turn};
+use crate::harness::{Worker, complete, model_dir, send, story, turn, until};
 
 fn hub(faults: Faults) -> FakeHub {
     FakeHub::of_folder(&model_dir(), "localhost", faults)
@@ -102,6 +102,48 @@ async fn a_refusal_is_a_sentence_of_the_pod_s_report() {
     assert!(
         said.contains("(401)") && said.contains("accept the licence"),
         "{said}"
+    );
+}
+
+/// A source that never answers does not keep a pod from ending at once.
+#[tokio::test]
+async fn a_pod_that_waits_for_its_source_ends_when_it_is_told() {
+    let _turn = turn().await;
+    let server = hub(Faults {
+        silent: usize::MAX,
+        ..Faults::default()
+    });
+    let of_store = || server.log().iter().filter(|asked| !asked.at_hub).count();
+    let dir = tempfile::tempdir().unwrap();
+    let ports = [
+        "--control-port",
+        "0",
+        "--inference-port",
+        "0",
+        "--http-port",
+        "0",
+        "--rank-port",
+        "0",
+    ];
+    let mut serve = Command::new(env!("CARGO_BIN_EXE_llamero-worker"))
+        .args(["serve", "--listen", "127.0.0.1", "--model-dir"])
+        .arg(dir.path())
+        .args(args(&server))
+        .args(["--group-uid", "g", "--ranks-per-pod", "1"])
+        .args(ports)
+        .stdin(Stdio::null())
+        .spawn()
+        .unwrap();
+    until("the Hub is asked", async || {
+        (!server.log().is_empty()).then_some(())
+    })
+    .await;
+    send(serve.id(), Signal::TERM);
+    let status = until("the pod ends", async || serve.try_wait().unwrap()).await;
+    assert_eq!(
+        (status.code(), of_store()),
+        (Some(1), 1),
+        "it asked again before it ended"
     );
 }
 
