@@ -40,7 +40,7 @@ emulated! {
         assert!(refusal(&Model { hidden: 264, ..TINY }, options()).contains("hidden width of 264"));
         let second = CudaBackend::new(folder.path(), CudaOptions { gpu: Gpu::Number(1), ..options() }).unwrap();
         assert_eq!(second.device().context.ordinal(), 1);
-        assert!(gpu.numerics_class(KvDtype::Bf16).starts_with("cuda-sm90 "));
+        assert!(gpu.numerics_class(KvDtype::Bf16, 0).starts_with("cuda-sm90 "));
     }
 
     fn calls_in_the_wrong_order_are_bugs() on ["order=forward"], {

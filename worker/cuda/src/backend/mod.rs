@@ -145,9 +145,10 @@ impl CudaBackend {
         })
     }
 
-    /// The numerics class for the handshake between ranks: architecture, kernels, leaves and type of the KV cache.
+    /// The numerics class for the handshake between ranks: architecture, kernels, leaves, type of
+    /// the KV cache, and whether adapters may be added.
     #[must_use]
-    pub fn numerics_class(&self, kv: KvDtype) -> String {
+    pub fn numerics_class(&self, kv: KvDtype, max_adapters: u32) -> String {
         let kv = match kv {
             KvDtype::Bf16 => "bf16",
             KvDtype::Fp8E4m3 => "e4m3",
@@ -155,7 +156,7 @@ impl CudaBackend {
         let (major, minor) = self.ops.device().capability;
         let (hidden, attention, ffn) = Shape::leaf_counts(self.checkpoint.config(), &self.shard);
         format!(
-            "cuda-sm{major}{minor} {} leaves-{hidden}-{attention}-{ffn} kv-{kv}",
+            "cuda-sm{major}{minor} {} leaves-{hidden}-{attention}-{ffn} kv-{kv} adapters-{max_adapters}",
             Source::digest()
         )
     }

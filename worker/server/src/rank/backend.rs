@@ -84,10 +84,10 @@ impl AnyBackend {
 
     /// The numerics class for the handshake between ranks.
     #[must_use]
-    pub fn numerics_class(&self, kv: KvDtype) -> String {
+    pub fn numerics_class(&self, kv: KvDtype, max_adapters: u32) -> String {
         match self {
-            Self::Cpu(backend) => backend.numerics_class(kv),
-            Self::Cuda(backend) => backend.numerics_class(kv),
+            Self::Cpu(backend) => backend.numerics_class(kv, max_adapters),
+            Self::Cuda(backend) => backend.numerics_class(kv, max_adapters),
         }
     }
 
