@@ -96,6 +96,8 @@ async fn main() -> anyhow::Result<()> {
     tracing_subscriber::fmt()
         .with_env_filter(log::filter()?)
         .with_ansi(std::io::stderr().is_terminal())
+        // Who reads the log may be gone: then nothing is told, instead of a panic of whoever tells.
+        .log_internal_errors(false)
         .with_writer(std::io::stderr)
         .init();
     let options = Options::parse();

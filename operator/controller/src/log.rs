@@ -18,6 +18,8 @@ type Set = Box<dyn Fn(EnvFilter) -> Result<(), tracing_subscriber::reload::Error
 #[must_use]
 pub fn start(filter: EnvFilter, format: LogFormat) -> Set {
     let log = fmt()
+        // Who reads the log may be gone: then nothing is told, instead of a panic of whoever tells.
+        .log_internal_errors(false)
         .with_env_filter(quiet(filter))
         .with_ansi(std::io::stdout().is_terminal());
     match format {

@@ -75,6 +75,8 @@ pub fn main() -> ExitCode {
     // Log lines go where errors go: standard output belongs to results.
     tracing_subscriber::fmt()
         .with_env_filter(filter)
+        // Who reads the log may be gone: then nothing is told, instead of a panic of whoever tells.
+        .log_internal_errors(false)
         .with_writer(std::io::stderr)
         .with_ansi(false)
         .with_target(false)

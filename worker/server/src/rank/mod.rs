@@ -81,11 +81,10 @@ pub fn run(rank: u32) -> anyhow::Result<u8> {
         move || reports.follow(&control, engine.as_ref(), &about)
     })?;
     thread::Builder::new().name("orders".into()).spawn(move || {
+        let _end = EndOfProcess;
         if let Err(error) = report::obey(orders, &control, grace) {
             tracing::error!("the supervisor cannot be understood: {error:#}");
         }
-        // Nobody is left who would start or stop this process: it must not outlive its supervisor.
-        std::process::exit(FAILED.into());
     })?;
 
     let outcome = runtime.run()?;
@@ -97,6 +96,16 @@ pub fn run(rank: u32) -> anyhow::Result<u8> {
         reports.send(&Up::Left)?;
     }
     Ok(0)
+}
+
+/// Ends the process when it is dropped, also by a panic: without orders nobody is left who would start or stop this rank,
+/// and it must not outlive its supervisor.
+struct EndOfProcess;
+
+impl Drop for EndOfProcess {
+    fn drop(&mut self) {
+        std::process::exit(FAILED.into());
+    }
 }
 
 /// This rank's memory file, and those of the pod if it is to load with others: see [`link`].

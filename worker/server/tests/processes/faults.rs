@@ -169,3 +169,20 @@ async fn ranks_do_not_outlive_their_supervisor() {
     })
     .await;
 }
+
+/// Reports that nobody read any more once made the end of the link an error, and telling it, on a standard error that nobody
+/// read either, a panic.
+#[tokio::test]
+async fn ranks_end_with_a_supervisor_that_had_not_read_their_reports() {
+    let _turn = turn().await;
+    let mut worker = Worker::alone(2, &[]).await;
+    let pids: Vec<u32> = worker.report().await.ranks.iter().map(|rank| rank.pid).collect();
+    worker.signal(Signal::STOP);
+    complete(&worker, sampled_story(8)).await.unwrap();
+    worker.signal(Signal::KILL);
+    worker.exit().await;
+    crate::harness::until("the ranks end", async || {
+        pids.iter().all(|pid| !exists(*pid)).then_some(())
+    })
+    .await;
+}
