@@ -27,6 +27,8 @@ use crate::{
 pub struct Target {
     /// Groups.
     pub groups: i32,
+    /// The number that is about to be written. While it is lower no group is made that would go at once.
+    pub soon: i32,
     /// Digest of the template.
     pub revision: String,
     /// The template; absent while the checkpoint is not known or does not fit. Then no group is made and none is replaced.
@@ -289,7 +291,8 @@ impl<'a> Change<'a> {
         if self.rolling && self.recreate && older_left {
             return;
         }
-        let room = (self.desired + self.surge).saturating_sub(views.len());
+        let most = self.desired.min(usize::try_from(target.soon).unwrap_or(0));
+        let room = (most + self.surge).saturating_sub(views.len());
         let older = self.alive.iter().filter(|view| self.is_older(view)).count();
         let lost = self.lost_of_canary(older).min(room);
         let current = self.alive.len() - older;

@@ -67,9 +67,10 @@ pub(super) fn decide<'a>(
         .iter()
         .map(|group| GroupView::of(group, now))
         .collect();
-    desired(deployment, &key, &views, now, &mut verdict, plan, &mut steps);
+    let soon = desired(deployment, &key, &views, now, &mut verdict, plan, &mut steps);
     let target = Target {
         groups: verdict.desired,
+        soon,
         revision: verdict.revision.clone(),
         template,
     };
@@ -163,7 +164,7 @@ fn named(
 }
 
 /// How many groups there are to be: the number that stands in `spec.replicas`. What autoscaling recommends is written there first, and is
-/// acted upon when it is observed.
+/// acted upon when it is observed. Returns the number that is about to be written.
 fn desired(
     deployment: &Deployment,
     key: &Key,
@@ -172,12 +173,12 @@ fn desired(
     verdict: &mut Verdict,
     plan: &mut Plan,
     steps: &mut Vec<Step>,
-) {
+) -> i32 {
     let object = &deployment.object;
     let durable = replicas::durable(deployment);
     verdict.desired = durable.groups.clamp(0, MOST_GROUPS);
     let Some(policy) = &object.spec.autoscaling else {
-        return;
+        return verdict.desired;
     };
     let status = object.status.as_ref();
     let input = AutoscalerInput {
@@ -215,6 +216,7 @@ fn desired(
         });
     }
     verdict.autoscaling = Some(state);
+    groups
 }
 
 /// What one group needs next; steps that were refused a moment ago wait.

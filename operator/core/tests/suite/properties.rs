@@ -56,6 +56,21 @@ fn pass() -> impl Strategy<Value = (u64, bool)> {
     ]
 }
 
+/// Somebody writes over a number whose second group is not made yet: what was decided stands in the status, and holds.
+#[test]
+fn a_decision_outlives_a_foreign_number() {
+    let mut world = World::autoscaled(2);
+    world.pass(u64::MAX, true);
+    world.pass(0, true);
+    world.fault(&Fault::Requests(5));
+    world.pass(u64::MAX, true);
+    world.pass(14_316_235_682_886_154_785, false);
+    world.pass(0, true);
+    world.fault(&Fault::Meddle(0));
+    world.pass(u64::MAX, true);
+    world.settle();
+}
+
 proptest! {
     #![proptest_config(config())]
 

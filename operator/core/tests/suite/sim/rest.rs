@@ -95,22 +95,25 @@ impl World {
             .iter()
             .filter(|g| g.object.spec.revision != status.revision)
             .count();
-        let canary = outdated <= usize::try_from(self.object.spec.rollout.partition).unwrap();
         let surge = usize::from(outdated > 0);
         assert!(
             (wanted..=wanted + surge).contains(&self.groups.len()),
             "{wanted} wanted: {:?}",
             self.states()
         );
+        // Replacing another one that serves would leave too few; nothing but room for a missing group can help.
+        let rollout = &self.object.spec.rollout;
+        let at_floor = status.ready_replicas <= self.object.spec.replicas - rollout.max_unavailable;
+        let older = self
+            .groups
+            .iter()
+            .filter(|g| g.object.spec.revision != status.revision && !(at_floor && self.serves(g)));
+        assert!(
+            older.count() <= usize::try_from(rollout.partition).unwrap(),
+            "an old revision is left"
+        );
         for group in &self.groups {
             let spec = &group.object.spec;
-            let floor = self.object.spec.replicas - self.object.spec.rollout.max_unavailable;
-            // Replacing another one would leave too few; nothing but room for a missing group can help.
-            let at_floor = self.serves(group) && status.ready_replicas <= floor;
-            assert!(
-                spec.revision == status.revision || at_floor || canary,
-                "an old revision is left"
-            );
             let budget = group
                 .budget
                 .as_ref()
