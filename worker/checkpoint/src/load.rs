@@ -23,6 +23,7 @@
 //! # Ok(()) }
 //! ```
 
+mod announced;
 mod together;
 
 use std::ops::ControlFlow;
@@ -35,8 +36,10 @@ use crate::checkpoint::Checkpoint;
 use crate::error::{Error, Result};
 use crate::layout::ModelLayout;
 use crate::piece::{Piece, pieces, read_rows, read_scales};
-use crate::remote::{Announced, announced};
+use crate::remote::Announced;
 use crate::shard::RankShard;
+
+use announced::announced;
 
 pub use crate::piece::ROW_MULTIPLE;
 pub use together::{Member, PodNotes, Together, load_together};

@@ -6,13 +6,14 @@ use std::ops::ControlFlow;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
+use super::announced::announced;
 use super::{Load, LoadProgress, Room, Rows, Sink, on_threads};
 use crate::checkpoint::Checkpoint;
 use crate::error::{Error, Result};
 use crate::layout::ModelLayout;
 use crate::piece::{Piece, pieces, read_rows, read_scales};
 use crate::pod::{SharedRead, is_split_by_columns, shared_reads};
-use crate::remote::{Announced, announced};
+use crate::remote::Announced;
 use crate::shard::RankShard;
 
 /// How often a member that has read all of its own looks whether its peers have come further.
