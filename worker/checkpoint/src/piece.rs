@@ -129,16 +129,19 @@ pub fn read_rows(
     buffer: &mut Vec<u8>,
 ) -> Result<()> {
     buffer.resize(((rows.end - rows.start) * piece.row_bytes()) as usize, 0);
-    let spans = spans(piece, rows);
+    let spans = match checkpoint.is_remote() {
+        true => Spans::without_gaps(),
+        false => Spans::through_small_gaps(),
+    };
+    let spans = strips_of(piece, rows, spans);
     spans.read(buffer, &mut |offset, target| {
         checkpoint.read_at(&piece.tensor.name, offset, target)
     })
 }
 
-/// What [`read_rows`] reads.
-pub(crate) fn spans(piece: &Piece<'_>, rows: Range<u64>) -> Spans {
+/// The strips of `rows`, joined.
+fn strips_of(piece: &Piece<'_>, rows: Range<u64>, mut spans: Spans) -> Spans {
     let rows = piece.slice.rows.part(rows.start as u32..rows.end as u32);
-    let mut spans = Spans::default();
     for strip in strips(piece.tensor, &rows, &piece.slice.cols) {
         spans.add(strip);
     }

@@ -46,8 +46,11 @@ pub(crate) fn strips<'a>(
 }
 
 /// Strips joined to what one call reads.
-#[derive(Debug, Default, PartialEq, Eq)]
-pub(crate) struct Spans(Vec<Span>);
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) struct Spans {
+    spans: Vec<Span>,
+    max_gap: u64,
+}
 
 #[derive(Debug, PartialEq, Eq)]
 struct Span {
@@ -56,9 +59,24 @@ struct Span {
 }
 
 impl Spans {
+    /// Calls that cost as much as [`MAX_GAP`] says.
+    pub(crate) fn through_small_gaps() -> Self {
+        Self::through_gaps(MAX_GAP)
+    }
+
+    /// Calls that cost nothing, and are counted: of blocks that were fetched before, each byte is asked for once.
+    pub(crate) fn without_gaps() -> Self {
+        Self::through_gaps(0)
+    }
+
+    fn through_gaps(max_gap: u64) -> Self {
+        let spans = Vec::new();
+        Self { spans, max_gap }
+    }
+
     /// Add a strip that starts at or after the end of the last one.
     pub(crate) fn add(&mut self, strip: Range<u64>) {
-        if let Some(span) = self.0.last_mut() {
+        if let Some(span) = self.spans.last_mut() {
             let gap = strip.start - span.bytes.end;
             let joined = strip.end - span.bytes.start;
             if gap == 0 && span.strips.len() == 1 {
@@ -66,13 +84,13 @@ impl Spans {
                 span.strips[0].end = strip.end;
                 return;
             }
-            if gap <= MAX_GAP && joined <= MAX_SPAN {
+            if gap <= self.max_gap && joined <= MAX_SPAN {
                 span.bytes.end = strip.end;
                 span.strips.push(strip);
                 return;
             }
         }
-        self.0.push(Span {
+        self.spans.push(Span {
             bytes: strip.clone(),
             strips: vec![strip],
         });
@@ -86,7 +104,7 @@ impl Spans {
     ) -> Result<()> {
         let mut rest = buffer;
         let mut scratch = Vec::new();
-        for span in &self.0 {
+        for span in &self.spans {
             let start = span.bytes.start;
             if let [strip] = span.strips.as_slice() {
                 let (target, after) = rest.split_at_mut((strip.end - start) as usize);
@@ -112,10 +130,10 @@ mod tests {
     use super::*;
 
     fn spans(strips: impl IntoIterator<Item = Range<u64>>) -> Vec<(Range<u64>, usize)> {
-        let mut spans = Spans::default();
+        let mut spans = Spans::through_small_gaps();
         strips.into_iter().for_each(|strip| spans.add(strip));
         spans
-            .0
+            .spans
             .into_iter()
             .map(|span| (span.bytes, span.strips.len()))
             .collect()
@@ -141,7 +159,7 @@ mod tests {
     fn strips_arrive_in_order() {
         let data: Vec<u8> = (0..20_000).map(|i| (i % 251) as u8).collect();
         let strips = [5..9, 9..10, 100..200, 9_000..9_001, 19_000..20_000];
-        let mut all = Spans::default();
+        let mut all = Spans::through_small_gaps();
         let wanted: Vec<u8> = strips
             .into_iter()
             .inspect(|strip| all.add(strip.clone()))

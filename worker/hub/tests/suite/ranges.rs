@@ -8,6 +8,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use llamero_checkpoint::load::{Member, PodNotes, Rows, Sink, SinkError, Together, load_rank, load_together};
+use llamero_checkpoint::piece::pieces;
 use llamero_checkpoint::{Checkpoint, Error, ModelLayout, ShardPlan, TensorId, Topology};
 use llamero_fake_hub::{COMMIT, FakeHub, Faults, NEXT_COMMIT, REPOSITORY};
 use llamero_hub::{Audience, HubError, HubOptions, Manifest, Patience, Repository};
@@ -286,6 +287,30 @@ fn headers_of_a_405b_come_by_one_request_a_file() {
         "{} bytes",
         server.sent()
     );
+}
+
+/// A rank that is alone in its pod fetches the rows that it wants a part of whole, but once. Reading them through the gaps
+/// between its columns once made blocks go that were still needed.
+#[test]
+fn a_rank_fetches_no_byte_twice() {
+    let server = hub_of("SmolLM2-135M-Instruct-FP8", Faults::default());
+    let dir = tempfile::tempdir().unwrap();
+    let checkpoint = opened(&server, dir.path());
+    let layout = ModelLayout::check(&checkpoint).unwrap();
+    let plan = ShardPlan::new(checkpoint.config(), Topology::tensor(2)).unwrap();
+    for rank in 0..2 {
+        let wanted: u64 = pieces(&layout, plan.member(rank).unwrap())
+            .iter()
+            .map(|piece| piece.rows() * piece.tensor.cols * piece.tensor.dtype.size())
+            .sum();
+        let before = server.sent();
+        load(&checkpoint, 2, rank, &Forget).unwrap();
+        let sent = server.sent() - before;
+        assert!(
+            sent <= wanted + wanted / 50,
+            "rank {rank} fetched {sent} bytes of {wanted}"
+        );
+    }
 }
 
 /// What the supervisor keeps for a pod, in one process.
