@@ -24,6 +24,7 @@
 //! ```
 
 mod announced;
+mod elements;
 mod together;
 
 use std::ops::ControlFlow;

@@ -8,7 +8,6 @@ use std::ops::ControlFlow;
 use std::os::fd::OwnedFd;
 use std::time::UNIX_EPOCH;
 
-use llamero_checkpoint::dtype::{extend_bf16, extend_f32};
 use llamero_checkpoint::load::{LoadProgress, ROW_MULTIPLE, Rows, Sink, SinkError, load_rank};
 use llamero_checkpoint::{Checkpoint, Dtype, ModelLayout, RankShard, TensorId, TensorKind};
 use llamero_engine::hash::Fnv1a;
@@ -131,11 +130,6 @@ struct Scratch {
     packed: Vec<u8>,
 }
 
-/// A weight that is not a number would turn every answer into nonsense.
-#[derive(Debug, thiserror::Error)]
-#[error("{0} holds values that are not numbers; the file is damaged, download it again")]
-struct NotANumber(String);
-
 impl Sink for Packer<'_> {
     type Scratch = Scratch;
 
@@ -170,25 +164,19 @@ impl Packer<'_> {
         let Some(table) = self.layout.embedding else {
             return Err("the embedding of a tied model is its head".into());
         };
-        let bytes = to_bf16(rows, &mut scratch.converted)?;
+        let bytes = rows.bf16(&mut scratch.converted)?;
         let first = rows.first as usize * (bytes.len() / rows.count.max(1) as usize);
         self.store(table + first, bytes)
     }
 
     fn norm(&self, at: usize, rows: &Rows<'_>) -> Result<(), SinkError> {
-        let mut values = Vec::new();
-        extend_f32(rows.piece.tensor.dtype, rows.bytes, &mut values);
-        if values.iter().any(|value| value.is_nan()) {
-            return Err(not_a_number(rows));
-        }
-        self.store(at, bytemuck::cast_slice(&values))
+        self.store(at, bytemuck::cast_slice(&rows.f32()?))
     }
 
     fn matrix(&self, at: MatrixAt, rows: &Rows<'_>, scratch: &mut Scratch) -> Result<(), SinkError> {
         let bytes = match at.element {
-            Element::Bf16 => to_bf16(rows, &mut scratch.converted)?,
-            Element::E4m3 if any(rows.bytes, |code| code & 0x7f == 0x7f) => return Err(not_a_number(rows)),
-            Element::E4m3 => rows.bytes,
+            Element::Bf16 => rows.bf16(&mut scratch.converted)?,
+            Element::E4m3 => rows.e4m3()?,
         };
         pack_rows(at.element, at.k, bytes, &mut scratch.packed);
         let first = rows.first as usize;
@@ -215,34 +203,6 @@ impl Packer<'_> {
 }
 
 const _: () = assert!((ROW_MULTIPLE as usize).is_multiple_of(LANES));
-
-fn not_a_number(rows: &Rows<'_>) -> SinkError {
-    NotANumber(rows.piece.tensor.name.clone()).into()
-}
-
-/// Whether `test` holds for any value. Looks at all of them, which vectorises.
-fn any<T: Copy>(values: &[T], test: impl Fn(T) -> bool) -> bool {
-    values.iter().fold(false, |found, value| found | test(*value))
-}
-
-/// The elements as bf16: as they are, or rounded where the checkpoint is wider.
-fn to_bf16<'a>(rows: &Rows<'a>, converted: &'a mut Vec<u8>) -> Result<&'a [u8], SinkError> {
-    let tensor = rows.piece.tensor;
-    let bytes = if tensor.dtype == Dtype::BF16 {
-        rows.bytes
-    } else {
-        let mut values = Vec::with_capacity(rows.bytes.len() / 2);
-        extend_f32(tensor.dtype, rows.bytes, &mut values);
-        converted.clear();
-        extend_bf16(&values, converted);
-        converted
-    };
-    let is_nan = |value: [u8; 2]| u16::from_le_bytes(value) & 0x7fff > 0x7f80;
-    if any(bytes.as_chunks().0, is_nan) {
-        return Err(not_a_number(rows));
-    }
-    Ok(bytes)
-}
 
 #[cfg(test)]
 mod tests;

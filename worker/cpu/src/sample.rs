@@ -3,9 +3,8 @@
 //! Gives what [`llamero_engine::sampling::candidates`] defines, without sorting the vocabulary and without drawing noise for
 //! tokens that cannot win.
 
-use std::collections::BTreeMap;
-
 use llamero_checkpoint::Runs;
+use llamero_engine::late_values::Adjustments;
 use llamero_engine::sampling::candidates::by_logit;
 use llamero_engine::sampling::mass;
 use llamero_engine::sampling::noise::{MAX_GUMBEL, Noise, scale};
@@ -14,37 +13,18 @@ use llamero_engine::step::{MassRoot, RowCandidates, SampleKey, VOCAB_TILE};
 use crate::kernel::math::{exp, ln};
 use crate::kernel::{Kernel, vector};
 
-/// Biases and masks of a step: see [`llamero_engine::Late::Sampling`].
-#[derive(Debug, Clone, Default)]
-pub(crate) struct Adjustments {
-    pub(crate) biases: Vec<(u32, Vec<(u32, f32)>)>,
-    pub(crate) masks: Vec<(u32, Vec<u8>)>,
-}
-
-impl Adjustments {
-    /// Add the biases and apply the masks of plan row `row` to its logits, which are those of the tokens `vocab`.
-    pub(crate) fn apply(&self, row: u32, vocab: &Runs, logits: &mut [f32]) {
-        let biases = self
-            .biases
-            .iter()
-            .filter(|(of, _)| *of == row)
-            .flat_map(|(_, biases)| biases);
-        // Several biases of one token add up in the order given, so that the sum does not depend on the sharding.
-        let mut sums: BTreeMap<u32, f32> = BTreeMap::new();
-        for (token, bias) in biases {
-            *sums.entry(*token).or_default() += bias;
+/// Add the biases and apply the masks of plan row `row` to its logits, which are those of the tokens `vocab`.
+pub(crate) fn adjust(logits: &mut [f32], vocab: &Runs, adjustments: &Adjustments, row: u32) {
+    for (token, bias) in adjustments.bias_sums(row) {
+        if let Some(at) = vocab.position(token) {
+            logits[at as usize] += bias;
         }
-        for (token, bias) in sums {
-            if let Some(at) = vocab.position(token) {
-                logits[at as usize] += bias;
-            }
-        }
-        for (_, mask) in self.masks.iter().filter(|(of, _)| *of == row) {
-            for (token, logit) in vocab.iter().zip(&mut *logits) {
-                let bits = mask.get(token as usize / 8);
-                if bits.is_none_or(|bits| bits >> (token % 8) & 1 == 0) {
-                    *logit = f32::NEG_INFINITY;
-                }
+    }
+    for mask in adjustments.masks(row) {
+        for (token, logit) in vocab.iter().zip(&mut *logits) {
+            let bits = mask.get(token as usize / 8);
+            if bits.is_none_or(|bits| bits >> (token % 8) & 1 == 0) {
+                *logit = f32::NEG_INFINITY;
             }
         }
     }
@@ -297,12 +277,12 @@ mod tests {
         };
         let vocab = Runs::from(8..12);
         let mut row = [0.0; 4];
-        adjustments.apply(1, &vocab, &mut row);
+        adjust(&mut row, &vocab, &adjustments, 1);
         assert_eq!(row, [0.0, f32::NEG_INFINITY, 0.0, 0.5]);
-        adjustments.apply(2, &vocab, &mut row);
+        adjust(&mut row, &vocab, &adjustments, 2);
         assert_eq!(row, [0.0, f32::NEG_INFINITY, 0.0, 0.5]);
         let mut row = [0.0; 5];
-        adjustments.apply(1, &Runs::new([0..2, 9..12]), &mut row);
+        adjust(&mut row, &Runs::new([0..2, 9..12]), &adjustments, 1);
         assert_eq!(row, [0.0, 0.0, f32::NEG_INFINITY, 0.0, 0.5]);
     }
 }

@@ -5,7 +5,6 @@ use std::sync::{Arc, Condvar, Mutex, PoisonError};
 
 use cudarc::driver::{CudaEvent, CudaStream, DevicePtr as _, result};
 use half::bf16;
-use llamero_checkpoint::dtype::{extend_bf16, extend_f32};
 use llamero_checkpoint::load::{Rows, Sink, SinkError, load_rank};
 use llamero_checkpoint::{Checkpoint, Dtype, ModelLayout, RankShard, TensorKind, e4m3};
 use llamero_engine::{BackendError, LoadWatch};
@@ -72,11 +71,6 @@ struct Uploader<'a> {
     free: Mutex<Vec<Staging>>,
     returned: Condvar,
 }
-
-/// A weight that is not a number would turn every answer into nonsense.
-#[derive(Debug, thiserror::Error)]
-#[error("{0} holds values that are not numbers; the file is damaged, download it again")]
-struct NotANumber(String);
 
 /// The driver refuses a copy.
 #[derive(Debug, thiserror::Error)]
@@ -179,12 +173,7 @@ impl<'a> Uploader<'a> {
     }
 
     fn norm(&self, to: &cudarc::driver::CudaSlice<f32>, rows: &Rows<'_>) -> Result<(), SinkError> {
-        let mut values = Vec::new();
-        extend_f32(rows.piece.tensor.dtype, rows.bytes, &mut values);
-        if values.iter().any(|value| value.is_nan()) {
-            return Err(not_a_number(rows));
-        }
-        self.floats(to.device_ptr(&self.stream).0, &values)
+        self.floats(to.device_ptr(&self.stream).0, &rows.f32()?)
     }
 
     fn floats(&self, target: u64, values: &[f32]) -> Result<(), SinkError> {
@@ -194,7 +183,7 @@ impl<'a> Uploader<'a> {
     }
 
     fn embedding(&self, rows: &Rows<'_>, scratch: &mut Scratch) -> Result<(), SinkError> {
-        let bytes = to_bf16(rows, &mut scratch.converted)?;
+        let bytes = rows.bf16(&mut scratch.converted)?;
         let values: Vec<u16> = bytes
             .as_chunks()
             .0
@@ -219,14 +208,14 @@ impl<'a> Uploader<'a> {
     ) -> Result<(), SinkError> {
         let (layout, weights) = (self.layout.matrix(id), self.weights.matrix(id));
         let fp8 = rows.piece.tensor.dtype == Dtype::F8E4M3;
-        if fp8 && any(rows.bytes, |code| code & 0x7f == 0x7f) {
-            return Err(not_a_number(rows));
-        }
         let bytes = match (layout.element, fp8) {
-            (Element::E4m3, _) => rows.bytes,
-            (Element::Bf16, false) => to_bf16(rows, &mut scratch.converted)?,
+            (Element::E4m3, _) => rows.e4m3()?,
+            (Element::Bf16, false) => rows.bf16(&mut scratch.converted)?,
             (Element::Bf16, true) => {
-                let wide = rows.bytes.iter().map(|code| bf16::from_f32(e4m3::decode(*code)));
+                let wide = rows
+                    .e4m3()?
+                    .iter()
+                    .map(|code| bf16::from_f32(e4m3::decode(*code)));
                 scratch.converted.clear();
                 scratch.converted.extend(wide.flat_map(bf16::to_le_bytes));
                 &scratch.converted
@@ -284,32 +273,4 @@ impl Sink for Uploader<'_> {
             Place::Matrix(id, first) => self.matrix(id, first, rows, scratch),
         }
     }
-}
-
-fn not_a_number(rows: &Rows<'_>) -> SinkError {
-    NotANumber(rows.piece.tensor.name.clone()).into()
-}
-
-/// Whether `test` holds for any value. Looks at all of them, which vectorises.
-fn any<T: Copy>(values: &[T], test: impl Fn(T) -> bool) -> bool {
-    values.iter().fold(false, |found, value| found | test(*value))
-}
-
-/// The elements as bf16: as they are, or rounded where the checkpoint is wider.
-fn to_bf16<'a>(rows: &Rows<'a>, converted: &'a mut Vec<u8>) -> Result<&'a [u8], SinkError> {
-    let tensor = rows.piece.tensor;
-    let bytes = if tensor.dtype == Dtype::BF16 {
-        rows.bytes
-    } else {
-        let mut values = Vec::with_capacity(rows.bytes.len() / 2);
-        extend_f32(tensor.dtype, rows.bytes, &mut values);
-        converted.clear();
-        extend_bf16(&values, converted);
-        converted
-    };
-    let is_nan = |value: [u8; 2]| u16::from_le_bytes(value) & 0x7fff > 0x7f80;
-    if any(bytes.as_chunks().0, is_nan) {
-        return Err(not_a_number(rows));
-    }
-    Ok(bytes)
 }

@@ -1,11 +1,11 @@
 //! From final norms to candidates, up to 64 positions at a time.
 
-use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use cudarc::driver::{CudaContext, DriverError, result};
 use llamero_checkpoint::Runs;
 use llamero_engine::kv_state::Answer;
+use llamero_engine::late_values::Adjustments;
 use llamero_engine::sampling::mass;
 use llamero_engine::sampling::noise::Noise;
 use llamero_engine::{BackendError, Plan, RowCandidates, RowOutput, SampleKey};
@@ -23,56 +23,36 @@ const PICKS: usize = 2 * MAX_ROWS;
 const MASKED: usize = 3 * MAX_ROWS;
 const SEEDS: usize = 4 * MAX_ROWS;
 
-/// Biases and masks of a step: see [`llamero_engine::Late::Sampling`].
-#[derive(Debug, Clone, Default)]
-pub(crate) struct Adjustments {
-    pub(crate) biases: Vec<(u32, Vec<(u32, f32)>)>,
-    pub(crate) masks: Vec<(u32, Vec<u8>)>,
+/// Entries for the device: place of the row in the group, the rank's number of the token, bits of the sum of its biases.
+fn bias_entries(adjustments: &Adjustments, rows: &[u32], vocab: &Runs) -> Vec<[u32; 4]> {
+    let mut entries = Vec::new();
+    for (place, row) in (0u32..).zip(rows) {
+        let mine = |(token, bias): (u32, f32)| Some([place, vocab.position(token)?, bias.to_bits(), 0]);
+        entries.extend(adjustments.bias_sums(*row).into_iter().filter_map(mine));
+    }
+    entries
 }
 
-impl Adjustments {
-    pub(crate) fn are_none(&self) -> bool {
-        self.biases.is_empty() && self.masks.is_empty()
+/// Masks for the device: place of the row, and the bits of the rank's tiles.
+fn mask_entries(adjustments: &Adjustments, rows: &[u32], tiles: &Runs) -> Vec<(u32, Vec<u32>)> {
+    let word = |mask: &[u8], tile: u32, word: usize| {
+        let at = tile as usize * TILE / 8 + 4 * word;
+        let byte = |i: usize| mask.get(at + i).copied().unwrap_or(0);
+        u32::from_le_bytes([byte(0), byte(1), byte(2), byte(3)])
+    };
+    let mut masks = Vec::new();
+    for (place, row) in (0u32..).zip(rows) {
+        let words = adjustments.masks(*row).map(|mask| -> Vec<u32> {
+            tiles
+                .iter()
+                .flat_map(|tile| (0..TILE / 32).map(move |at| word(mask, tile, at)))
+                .collect()
+        });
+        // What all of them allow.
+        let all = words.reduce(|a, b| a.iter().zip(&b).map(|(a, b)| a & b).collect());
+        masks.extend(all.map(|all| (place, all)));
     }
-
-    /// Entries for the device: place of the row in the group, the rank's number of the token, bits of the sum of its biases.
-    fn biases(&self, rows: &[u32], vocab: &Runs) -> Vec<[u32; 4]> {
-        let mut entries = Vec::new();
-        for (place, row) in (0u32..).zip(rows) {
-            // Several biases of one token add up in the order given, so that the sum does not depend on the sharding.
-            let mut sums: BTreeMap<u32, f32> = BTreeMap::new();
-            let of_row = self.biases.iter().filter(|(of, _)| of == row);
-            for (token, bias) in of_row.flat_map(|(_, biases)| biases) {
-                *sums.entry(*token).or_default() += bias;
-            }
-            let mine = |(token, bias): (u32, f32)| Some([place, vocab.position(token)?, bias.to_bits(), 0]);
-            entries.extend(sums.into_iter().filter_map(mine));
-        }
-        entries
-    }
-
-    /// Masks for the device: place of the row, and the bits of the rank's tiles.
-    fn masks(&self, rows: &[u32], tiles: &Runs) -> Vec<(u32, Vec<u32>)> {
-        let word = |mask: &[u8], tile: u32, word: usize| {
-            let at = tile as usize * TILE / 8 + 4 * word;
-            let byte = |i: usize| mask.get(at + i).copied().unwrap_or(0);
-            u32::from_le_bytes([byte(0), byte(1), byte(2), byte(3)])
-        };
-        let mut masks = Vec::new();
-        for (place, row) in (0u32..).zip(rows) {
-            let of_row = self.masks.iter().filter(|(of, _)| of == row);
-            let words = of_row.map(|(_, mask)| -> Vec<u32> {
-                tiles
-                    .iter()
-                    .flat_map(|tile| (0..TILE / 32).map(move |at| word(mask, tile, at)))
-                    .collect()
-            });
-            // What all of them allow.
-            let all = words.reduce(|a, b| a.iter().zip(&b).map(|(a, b)| a & b).collect());
-            masks.extend(all.map(|all| (place, all)));
-        }
-        masks
-    }
+    masks
 }
 
 /// What a group of positions needs beside the best logits.
@@ -317,7 +297,7 @@ impl Sampler<'_> {
     ) -> Result<(), BackendError> {
         let vocab = self.shape.vocab_width();
         let context = self.ops.stream().context().clone();
-        for part in adjustments.biases(rows, &self.shape.vocab).chunks(BIASES) {
+        for part in bias_entries(adjustments, rows, &self.shape.vocab).chunks(BIASES) {
             let mut words = Pinned::new(&context, 4 * part.len()).map_err(refused)?;
             words.as_mut_slice().copy_from_slice(part.as_flattened());
             self.upload(
@@ -330,7 +310,7 @@ impl Sampler<'_> {
             self.ops
                 .add_biases(&mut buffers.logits, vocab, &buffers.biases, part.len())?;
         }
-        let masks = adjustments.masks(rows, &self.shape.vocab_tiles);
+        let masks = mask_entries(adjustments, rows, &self.shape.vocab_tiles);
         if masks.is_empty() {
             return Ok(());
         }

@@ -4,7 +4,10 @@ use std::sync::Arc;
 
 use crate::block_tables::BlockTables;
 use crate::form::FormLimits;
-use crate::step::{BlockDeltas, Late, Plan, PlanRow, RowOutput, TOP_CANDIDATES, TokenRef};
+use crate::step::{BlockDeltas, Plan, PlanRow, RowOutput, TOP_CANDIDATES, TokenRef};
+
+/// Bytes before those of a saved block's keys and values: how many of its positions hold some.
+const SAVED_HEADER: usize = size_of::<u32>();
 
 /// Which blocks belong to which slot, and how much of each block is computed once all submitted steps are.
 #[derive(Debug)]
@@ -56,6 +59,26 @@ impl KvState {
         if let Some(filled) = self.filled.get_mut(block as usize) {
             *filled = positions;
         }
+    }
+
+    /// The beginning of a saved block, with room for `block_bytes` of keys and values; none for a block that does not exist.
+    #[must_use]
+    pub fn begin_saved(&self, block: u32, block_bytes: usize) -> Option<Vec<u8>> {
+        let mut bytes = Vec::with_capacity(SAVED_HEADER + block_bytes);
+        bytes.extend(self.filled(block)?.to_le_bytes());
+        Some(bytes)
+    }
+
+    /// Of a saved block with `block_bytes` of keys and values: positions that hold some, and the bytes.
+    ///
+    /// # Errors
+    /// It is none of this rank.
+    pub fn read_saved<'b>(&self, bytes: &'b [u8], block_bytes: usize) -> Result<(u32, &'b [u8]), String> {
+        bytes
+            .split_first_chunk::<SAVED_HEADER>()
+            .map(|(filled, data)| (u32::from_le_bytes(*filled), data))
+            .filter(|(filled, data)| *filled <= self.block_size && data.len() == block_bytes)
+            .ok_or_else(|| format!("{} bytes are no saved block of this rank", bytes.len()))
     }
 
     /// Go on to the state after `plan`. Costs as much as the plan changes.
@@ -275,56 +298,6 @@ pub fn resolve(plan: &Plan, late: &[u32]) -> Vec<u32> {
             TokenRef::Late(index) => late[*index as usize],
         })
         .collect()
-}
-
-/// Whether late values fit the plan.
-///
-/// # Errors
-/// What is wrong with them.
-pub fn check_late(plan: &Plan, late: &Late, vocab_size: usize) -> Result<(), String> {
-    let row_exists = |row: &u32| {
-        if (*row as usize) < plan.rows.len() {
-            return Ok(());
-        }
-        Err(format!("row {row} does not exist: there are {}", plan.rows.len()))
-    };
-    match late {
-        Late::Tokens(tokens) => {
-            if tokens.len() != plan.late_tokens as usize {
-                return Err(format!(
-                    "{} late tokens were given and {} announced",
-                    tokens.len(),
-                    plan.late_tokens
-                ));
-            }
-            match tokens.iter().find(|token| **token as usize >= vocab_size) {
-                Some(token) => Err(format!("token {token} is past the vocabulary of {vocab_size}")),
-                None => Ok(()),
-            }
-        }
-        Late::Sampling { biases, masks } => {
-            for (row, biases) in biases {
-                row_exists(row)?;
-                if let Some((token, _)) = biases.iter().find(|(token, _)| *token as usize >= vocab_size) {
-                    return Err(format!(
-                        "the bias of token {token} is past the vocabulary of {vocab_size}"
-                    ));
-                }
-            }
-            let wanted = vocab_size.div_ceil(8);
-            for (row, mask) in masks {
-                row_exists(row)?;
-                if mask.len() != wanted {
-                    return Err(format!(
-                        "the mask of row {row} has {} bytes instead of {wanted}",
-                        mask.len()
-                    ));
-                }
-            }
-            Ok(())
-        }
-        Late::Cancel(rows) => rows.iter().try_for_each(row_exists),
-    }
 }
 
 /// A position whose answer is wanted.

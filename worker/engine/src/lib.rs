@@ -8,6 +8,7 @@
 //! | [`hash`] | hashes that are the same in every process |
 //! | [`block_tables`] | which KV blocks hold the positions of each slot |
 //! | [`kv_state`] | checks of a plan, and which KV blocks hold what |
+//! | [`late_values`] | what a submitted step still waits for |
 //! | [`schedule`] | what is computed next: admission, batches, KV blocks, preemption |
 //! | [`mesh`] | links between the ranks of a group, on which backends build their collectives |
 //! | [`runtime`] | the loops of leader and followers, from loading to draining |
@@ -24,6 +25,7 @@ pub mod block_tables;
 pub mod form;
 pub mod hash;
 pub mod kv_state;
+pub mod late_values;
 pub mod leaf_tree;
 pub mod log_sum;
 pub mod mesh;

@@ -16,9 +16,6 @@ use crate::kv::{KvCache, KvShape};
 use crate::pool::Pool;
 use crate::workspace::Workspace;
 
-/// Bytes in front of a saved block: how many of its positions hold keys and values, as u32.
-const SAVED_HEADER: usize = size_of::<u32>();
-
 /// The KV blocks of an era that is over.
 pub(super) struct KeptBlocks {
     cache: KvCache,
@@ -154,7 +151,7 @@ impl FormedGroup {
         let bug = |reason: String| BackendError::Bug(format!("late values of step {}: {reason}", ticket.0));
         let step = self.steps.iter_mut().find(|step| step.ticket == ticket);
         let step = step.ok_or_else(|| bug("it was not submitted, or is released".into()))?;
-        step.late(late, vocab).map_err(bug)
+        step.late.take(&step.plan, late, vocab).map_err(bug)
     }
 
     /// Compute every step up to `ticket`, in order.
@@ -216,7 +213,7 @@ impl FormedGroup {
     }
 
     pub(super) fn save(&mut self, block: u32) -> Result<Vec<u8>, BackendError> {
-        let Some(filled) = self.state.filled(block) else {
+        let Some(mut bytes) = self.state.begin_saved(block, self.cache.shape().block_bytes()) else {
             return Err(self.no_block(block));
         };
         let block_size = self.spec.limits.block_size as usize;
@@ -226,8 +223,6 @@ impl FormedGroup {
                 step.ticket.0
             )));
         }
-        let mut bytes = filled.to_le_bytes().to_vec();
-        bytes.reserve_exact(self.cache.shape().block_bytes());
         self.cache.save(block, &mut bytes);
         Ok(bytes)
     }
@@ -236,18 +231,11 @@ impl FormedGroup {
         if self.state.filled(block).is_none() {
             return Err(self.no_block(block));
         }
-        let saved = bytes
-            .split_first_chunk::<SAVED_HEADER>()
-            .map(|(filled, data)| (u32::from_le_bytes(*filled), data))
-            .filter(|(filled, data)| {
-                *filled <= self.spec.limits.block_size && data.len() == self.cache.shape().block_bytes()
-            });
-        let Some((filled, data)) = saved else {
-            return Err(BackendError::Bug(format!(
-                "{} bytes are no saved block of this rank",
-                bytes.len()
-            )));
-        };
+        let block_bytes = self.cache.shape().block_bytes();
+        let (filled, data) = self
+            .state
+            .read_saved(bytes, block_bytes)
+            .map_err(BackendError::Bug)?;
         if let Some(step) = self.steps.iter().find(|step| step.uses(block)) {
             return Err(BackendError::Bug(format!(
                 "KV block {block} is restored before step {}, which uses it, is computed",
@@ -274,7 +262,7 @@ impl FormedGroup {
 /// Run a step through the layers: the final norms of its answered positions.
 fn forward(model: &Model<'_>, mut machine: Machine<'_>, step: &Step) -> Result<Vec<u32>, BackendError> {
     let plan = &step.plan;
-    let Some(late) = step.late_tokens() else {
+    let Some(late) = step.late.tokens() else {
         return Err(BackendError::Bug(format!(
             "step {} is waited for before its {} late tokens are there",
             plan.step, plan.late_tokens

@@ -1,15 +1,14 @@
 //! One step on its way through a rank: submitted, run through the layers, sampled.
 
-use std::collections::BTreeSet;
-
-use llamero_engine::kv_state::{Answer, answers, check_late};
-use llamero_engine::{Late, LogitShard, Plan, RowOutput, StepOutput, Ticket};
+use llamero_engine::kv_state::{Answer, answers};
+use llamero_engine::late_values::LateValues;
+use llamero_engine::{LogitShard, Plan, RowOutput, StepOutput, Ticket};
 
 use crate::attention::Span;
 use crate::forward::Model;
 use crate::kernel::math::from_bf16;
 use crate::pool::Pool;
-use crate::sample::{Adjustments, ShardRow};
+use crate::sample::{ShardRow, adjust};
 use crate::workspace::LOGIT_ROWS;
 
 /// A step that is submitted and not yet released.
@@ -18,10 +17,7 @@ pub(super) struct Step {
     pub(super) plan: Plan,
     /// The tables as of this step: later plans may change them before it is computed.
     pub(super) spans: Vec<Span>,
-    late_tokens: Option<Vec<u32>>,
-    adjustments: Option<Adjustments>,
-    /// Rows that nobody wants any more.
-    cancelled: BTreeSet<u32>,
+    pub(super) late: LateValues,
     pub(super) stage: Stage,
 }
 
@@ -41,49 +37,13 @@ impl Step {
             ticket,
             plan: plan.clone(),
             spans,
-            late_tokens: (plan.late_tokens == 0).then(Vec::new),
-            adjustments: (!plan.late_sampling).then(Adjustments::default),
-            cancelled: BTreeSet::new(),
+            late: LateValues::of(plan),
             stage: Stage::Submitted,
         }
     }
 
     pub(super) fn is_done(&self) -> bool {
         matches!(self.stage, Stage::Done(..))
-    }
-
-    /// Take late values, or say why they do not fit.
-    pub(super) fn late(&mut self, late: &Late, vocab: usize) -> Result<(), String> {
-        check_late(&self.plan, late, vocab)?;
-        match late {
-            Late::Tokens(_) if self.late_tokens.is_some() => {
-                Err("late tokens were given already, or not announced".into())
-            }
-            Late::Tokens(tokens) => {
-                self.late_tokens = Some(tokens.clone());
-                Ok(())
-            }
-            Late::Sampling { .. } if self.adjustments.is_some() => {
-                Err("biases and masks were given already, or not announced".into())
-            }
-            Late::Sampling { biases, masks } => {
-                self.adjustments = Some(Adjustments {
-                    biases: biases.clone(),
-                    masks: masks.clone(),
-                });
-                Ok(())
-            }
-            // It may come too late: who sends it cannot know how far the step is.
-            Late::Cancel(rows) => {
-                self.cancelled.extend(rows);
-                Ok(())
-            }
-        }
-    }
-
-    /// The late tokens, once they are known.
-    pub(super) fn late_tokens(&self) -> Option<&[u32]> {
-        self.late_tokens.as_deref()
     }
 
     /// Indices in the batch of the answered positions.
@@ -117,7 +77,7 @@ impl Step {
     /// Answer all wanted positions, when their final norms and everything they wait for are there. False when biases
     /// and masks are missing.
     pub(super) fn sample(&mut self, model: &Model<'_>, pool: &mut Pool, logits: &mut [f32]) -> bool {
-        let (Stage::Forwarded(_), Some(adjustments)) = (&self.stage, &self.adjustments) else {
+        let (Stage::Forwarded(_), Some(adjustments)) = (&self.stage, self.late.adjustments()) else {
             return false;
         };
         let Stage::Forwarded(normed) = std::mem::replace(&mut self.stage, Stage::Submitted) else {
@@ -127,7 +87,7 @@ impl Step {
         let mut output = StepOutput::default();
         let mut wanted = Vec::new();
         for (answer, state) in self.answers().into_iter().zip(normed.chunks_exact(stride)) {
-            if self.cancelled.contains(&answer.row) {
+            if self.late.is_cancelled(answer.row) {
                 continue;
             }
             match &self.plan.rows[answer.row as usize].output {
@@ -147,7 +107,7 @@ impl Step {
             let logits = &mut logits[..wanted.len() * width];
             model.logits(pool, &states, logits);
             for ((answer, _), logits) in wanted.iter().zip(logits.chunks_exact_mut(width)) {
-                adjustments.apply(answer.row, &model.shape.vocab, logits);
+                adjust(logits, &model.shape.vocab, adjustments, answer.row);
                 output.candidates.extend(self.answer(model, *answer, logits));
             }
         }
@@ -201,8 +161,8 @@ impl Step {
         let stride = model.shape.hidden / 2;
         let logits = &mut logits[..model.shape.vocab_width()];
         model.logits(pool, &normed[index * stride..][..stride], logits);
-        if let Some(adjustments) = &self.adjustments {
-            adjustments.apply(row, &model.shape.vocab, logits);
+        if let Some(adjustments) = self.late.adjustments() {
+            adjust(logits, &model.shape.vocab, adjustments, row);
         }
         Ok(LogitShard {
             tokens: model.shape.vocab.clone(),

@@ -3,6 +3,7 @@ use std::path::Path;
 use std::sync::Mutex;
 
 use half::bf16;
+use llamero_checkpoint::dtype::extend_f32;
 use llamero_checkpoint::{ShardPlan, Topology};
 use rustix::fs::{MemfdFlags, memfd_create};
 use serde_json::{Map, Value, json};

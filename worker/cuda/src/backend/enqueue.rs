@@ -12,7 +12,7 @@ use crate::error::{bug, refused};
 use crate::forward::{Chunk, Model};
 use crate::ops::{MAX_ROWS, Ops};
 use crate::pinned::Pinned;
-use crate::sample::{Adjustments, Group, Room, Sampler, Wants};
+use crate::sample::{Group, Room, Sampler, Wants};
 use crate::work::{ENTRIES, REGIONS};
 
 /// A formed group and what it computes with.
@@ -30,7 +30,7 @@ impl Enqueue<'_> {
             if !matches!(self.group.steps[index].stage, Stage::Submitted) {
                 continue;
             }
-            if self.group.steps[index].late_tokens().is_none() {
+            if self.group.steps[index].late.tokens().is_none() {
                 break;
             }
             self.tables(index)?;
@@ -46,7 +46,7 @@ impl Enqueue<'_> {
         }
         for index in 0..self.group.steps.len() {
             let step = &self.group.steps[index];
-            if matches!(step.stage, Stage::Forwarded) && step.adjustments.is_some() {
+            if matches!(step.stage, Stage::Forwarded) && step.late.adjustments().is_some() {
                 self.candidates(index)?;
             }
         }
@@ -73,7 +73,7 @@ impl Enqueue<'_> {
     /// Everything of a step of one token a row, all of which are sampled.
     fn decode(&mut self, index: usize) -> Result<(), BackendError> {
         let step = &mut self.group.steps[index];
-        let tokens = step.late_tokens().map(|late| resolve(&step.plan, late));
+        let tokens = step.late.tokens().map(|late| resolve(&step.plan, late));
         let tokens = tokens.ok_or_else(|| bug("late tokens are not there"))?;
         let lane = &mut self.group.lanes[step.lane];
         let rows = bucket(tokens.len());
@@ -81,8 +81,8 @@ impl Enqueue<'_> {
         let spare = self.group.spare;
         pad(lane.frame.as_mut_slice(), tokens.len()..rows, spare);
         let answers: Vec<(usize, Answer)> = step.answers.iter().copied().enumerate().collect();
-        let sampling = match (&step.adjustments, lane.room.take()) {
-            (Some(adjustments), Some(room)) if adjustments.are_none() => {
+        let sampling = match (step.late.adjustments(), lane.room.take()) {
+            (Some(adjustments), Some(room)) if adjustments.is_empty() => {
                 let group = Group::new(answers, &step.plan, &self.model.shape.vocab, room);
                 let wants = group.wants();
                 step.groups.push(group);
@@ -234,7 +234,7 @@ impl Enqueue<'_> {
     /// Upload tokens, positions, slots and answered rows; the chunks in which they are computed.
     fn frame(&mut self, index: usize) -> Result<Vec<Chunk>, BackendError> {
         let step = &self.group.steps[index];
-        let Some(late) = step.late_tokens() else {
+        let Some(late) = step.late.tokens() else {
             return Err(bug("late tokens are not there"));
         };
         let tokens = resolve(&step.plan, late);
@@ -254,7 +254,9 @@ impl Enqueue<'_> {
         let step = &mut self.group.steps[index];
         let shape = self.model.shape;
         let states = &self.group.lanes_states[step.lane];
-        let adjustments = step.adjustments.take().unwrap_or_default();
+        let Some(adjustments) = step.late.adjustments() else {
+            return Err(bug("biases and masks are not there"));
+        };
         let answers: Vec<_> = step.answers.iter().copied().enumerate().collect();
         for answers in answers.chunks(MAX_ROWS) {
             if !answers.iter().any(|(_, answer)| step.is_sampled(answer)) {
@@ -271,12 +273,11 @@ impl Enqueue<'_> {
                 ops: self.ops,
                 buffers: &mut self.group.work.sampling,
             };
-            group.enqueue(&mut sampler, states, &adjustments)?;
+            group.enqueue(&mut sampler, states, adjustments)?;
             step.groups.push(group);
         }
         self.hidden(index)?;
         let step = &mut self.group.steps[index];
-        step.adjustments = Some(adjustments);
         let event = self.ops.stream().record_event(None).map_err(refused)?;
         step.stage = Stage::Enqueued(event);
         Ok(())
@@ -359,9 +360,3 @@ fn pad(frame: &mut [u32], rows: std::ops::Range<usize>, spare_slot: u32) {
         frame[3 * MAX_ROWS + row] = row as u32;
     }
 }
-
-/// Nothing to add to logits.
-pub(super) static NO_ADJUSTMENTS: Adjustments = Adjustments {
-    biases: Vec::new(),
-    masks: Vec::new(),
-};

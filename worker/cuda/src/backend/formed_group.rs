@@ -10,7 +10,7 @@ use llamero_engine::{
     StepProgress, Ticket, Waited,
 };
 
-use super::enqueue::{Enqueue, NO_ADJUSTMENTS};
+use super::enqueue::Enqueue;
 use super::graphs::Graphs;
 use super::step::{Span, Stage, Step};
 use crate::error::{bug, refused, unusable};
@@ -21,8 +21,6 @@ use crate::pinned::Pinned;
 use crate::sample::{Room, Sampler};
 use crate::work::{REGIONS, Sizes, Workspace, reserve, states};
 
-/// Bytes in front of a saved block: how many of its positions hold keys and values, as u32.
-const SAVED_HEADER: usize = size_of::<u32>();
 /// How long a wait asks without pause; then it sleeps in between.
 const EAGER: Duration = Duration::from_millis(2);
 /// How long it sleeps.
@@ -186,7 +184,7 @@ impl FormedGroup {
         let bug = |reason: String| bug(format!("late values of step {}: {reason}", ticket.0));
         let step = self.steps.iter_mut().find(|step| step.ticket == ticket);
         let step = step.ok_or_else(|| bug("it was not submitted, or is released".into()))?;
-        step.late(late, vocab).map_err(bug)
+        step.late.take(&step.plan, late, vocab).map_err(bug)
     }
 
     /// Enqueue whatever has all that it needs.
@@ -267,7 +265,7 @@ impl FormedGroup {
         }
         output
             .candidates
-            .retain(|candidates| !step.cancelled.contains(&candidates.row));
+            .retain(|candidates| !step.late.is_cancelled(candidates.row));
         let leaves = &model.shape.hidden_leaves;
         for (row, state) in step.hidden.drain(..) {
             let leaf = |padded: &[u16]| -> Vec<f32> {
@@ -320,9 +318,13 @@ impl FormedGroup {
             ops,
             buffers: &mut self.work.sampling,
         };
-        let adjustments = step.adjustments.as_ref().unwrap_or(&NO_ADJUSTMENTS);
+        let rows = [row];
+        let adjustments = step
+            .late
+            .adjustments()
+            .map(|adjustments| (&rows[..], adjustments));
         let states = &self.lanes_states[step.lane];
-        sampler.logits(states, (state, 1), Some((&[row], adjustments)), &mut room)?;
+        sampler.logits(states, (state, 1), adjustments, &mut room)?;
         let from = ops.address(&self.work.sampling.logits);
         // SAFETY: both sides have that many; the host's is read after the stream was waited for.
         unsafe { result::memcpy_dtoh_async(logits.as_mut_slice(), from, self.stream.cu_stream()) }
@@ -337,7 +339,7 @@ impl FormedGroup {
     }
 
     pub(super) fn save(&mut self, block: u32) -> Result<Vec<u8>, BackendError> {
-        let Some(filled) = self.state.filled(block) else {
+        let Some(mut bytes) = self.state.begin_saved(block, self.cache.block_bytes()) else {
             return Err(self.no_block(block));
         };
         let block_size = self.sizes.block;
@@ -347,8 +349,6 @@ impl FormedGroup {
                 step.ticket.0
             )));
         }
-        let mut bytes = filled.to_le_bytes().to_vec();
-        bytes.reserve_exact(self.cache.block_bytes());
         self.cache.save(block, &mut bytes)?;
         Ok(bytes)
     }
@@ -357,18 +357,8 @@ impl FormedGroup {
         if self.state.filled(block).is_none() {
             return Err(self.no_block(block));
         }
-        let saved = bytes
-            .split_first_chunk::<SAVED_HEADER>()
-            .map(|(filled, data)| (u32::from_le_bytes(*filled), data))
-            .filter(|(filled, data)| {
-                *filled as usize <= self.sizes.block && data.len() == self.cache.block_bytes()
-            });
-        let Some((filled, data)) = saved else {
-            return Err(bug(format!(
-                "{} bytes are no saved block of this rank",
-                bytes.len()
-            )));
-        };
+        let block_bytes = self.cache.block_bytes();
+        let (filled, data) = self.state.read_saved(bytes, block_bytes).map_err(bug)?;
         if let Some(step) = self.steps.iter().find(|step| step.uses(block)) {
             return Err(bug(format!(
                 "KV block {block} is restored before step {}, which uses it, is computed",

@@ -1,13 +1,12 @@
 //! One step on its way: submitted, its layers enqueued, its candidates enqueued, done.
 
-use std::collections::BTreeSet;
-
 use cudarc::driver::CudaEvent;
-use llamero_engine::kv_state::{Answer, answers, check_late};
-use llamero_engine::{Late, Plan, RowOutput, StepOutput, Ticket};
+use llamero_engine::kv_state::{Answer, answers};
+use llamero_engine::late_values::LateValues;
+use llamero_engine::{Plan, RowOutput, StepOutput, Ticket};
 
 use crate::pinned::Pinned;
-use crate::sample::{Adjustments, Group};
+use crate::sample::Group;
 
 /// A row of the step: where its tokens are.
 #[derive(Debug, Clone)]
@@ -29,10 +28,7 @@ pub(super) struct Step {
     pub(super) answers: Vec<Answer>,
     /// Which of the buffers that a step keeps to itself it has.
     pub(super) lane: usize,
-    late_tokens: Option<Vec<u32>>,
-    pub(super) adjustments: Option<Adjustments>,
-    /// Rows that nobody wants any more.
-    pub(super) cancelled: BTreeSet<u32>,
+    pub(super) late: LateValues,
     pub(super) stage: Stage,
     pub(super) groups: Vec<Group>,
     /// States of rows that answer hidden ones, as they come back: (row, state).
@@ -65,48 +61,12 @@ impl Step {
             spans,
             entries,
             lane,
-            late_tokens: (plan.late_tokens == 0).then(Vec::new),
-            adjustments: (!plan.late_sampling).then(Adjustments::default),
+            late: LateValues::of(plan),
             plan: plan.clone(),
-            cancelled: BTreeSet::new(),
             stage: Stage::Submitted,
             groups: Vec::new(),
             hidden: Vec::new(),
         }
-    }
-
-    /// Take late values, or say why they do not fit.
-    pub(super) fn late(&mut self, late: &Late, vocab: usize) -> Result<(), String> {
-        check_late(&self.plan, late, vocab)?;
-        match late {
-            Late::Tokens(_) if self.late_tokens.is_some() => {
-                Err("late tokens were given already, or not announced".into())
-            }
-            Late::Tokens(tokens) => {
-                self.late_tokens = Some(tokens.clone());
-                Ok(())
-            }
-            Late::Sampling { .. } if self.adjustments.is_some() => {
-                Err("biases and masks were given already, or not announced".into())
-            }
-            Late::Sampling { biases, masks } => {
-                self.adjustments = Some(Adjustments {
-                    biases: biases.clone(),
-                    masks: masks.clone(),
-                });
-                Ok(())
-            }
-            // It may come too late: who sends it cannot know how far the step is.
-            Late::Cancel(rows) => {
-                self.cancelled.extend(rows);
-                Ok(())
-            }
-        }
-    }
-
-    /// The late tokens, once they are known.
-    pub(super) fn late_tokens(&self) -> Option<&[u32]> {
-        self.late_tokens.as_deref()
     }
 
     /// What the row of an answer asks for.
@@ -115,7 +75,7 @@ impl Step {
     }
 
     pub(super) fn is_wanted(&self, answer: &Answer) -> bool {
-        !self.cancelled.contains(&answer.row)
+        !self.late.is_cancelled(answer.row)
     }
 
     /// Whether logits of the position are needed.

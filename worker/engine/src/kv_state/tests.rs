@@ -184,32 +184,25 @@ fn what_breaks_the_contract_is_named() {
 }
 
 #[test]
-fn late_values_must_fit() {
+fn late_tokens_stand_where_they_are_named() {
     let late_row = PlanRow {
         tokens: vec![TokenRef::Late(0), TokenRef::Known(2)],
         ..row(0, 0, 1)
     };
-    let (mut plan, _) = Both::new().plan(vec![late_row], appends(0, &[1]));
-    plan.late_tokens = 1;
-    let check = |late| check_late(&plan, &late, 100);
+    let (plan, _) = Both::new().plan(vec![late_row], appends(0, &[1]));
     assert_eq!(resolve(&plan, &[7]), [7, 2]);
-    assert_eq!(check(Late::Tokens(vec![7])), Ok(()));
-    assert!(check(Late::Tokens(vec![])).is_err());
-    assert!(check(Late::Tokens(vec![100])).is_err());
-    let bias = |row, token| Late::Sampling {
-        biases: vec![(row, vec![(token, 1.0)])],
-        masks: vec![],
-    };
-    assert_eq!(check(bias(0, 99)), Ok(()));
-    assert!(check(bias(1, 99)).is_err());
-    assert!(check(bias(0, 100)).is_err());
-    let mask = |row, bytes| Late::Sampling {
-        biases: vec![],
-        masks: vec![(row, vec![0; bytes])],
-    };
-    assert_eq!(check(mask(0, 13)), Ok(()));
-    assert!(check(mask(0, 12)).is_err());
-    assert!(check(mask(1, 13)).is_err());
-    assert_eq!(check(Late::Cancel(vec![0])), Ok(()));
-    assert!(check(Late::Cancel(vec![1])).is_err());
+}
+
+#[test]
+fn saved_blocks_say_how_much_of_them_is_filled() {
+    let mut state = KvState::new(&LIMITS, vec![0; 2]);
+    state.set_filled(1, 9);
+    let mut saved = state.begin_saved(1, 3).unwrap();
+    saved.extend([1, 2, 3]);
+    assert_eq!(state.read_saved(&saved, 3), Ok((9, &[1, 2, 3][..])));
+    assert!(state.read_saved(&saved, 4).is_err());
+    saved[0] = 17;
+    assert!(state.read_saved(&saved, 3).is_err());
+    assert!(state.read_saved(&saved[..2], 3).is_err());
+    assert_eq!(state.begin_saved(2, 3), None);
 }
