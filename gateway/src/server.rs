@@ -7,7 +7,7 @@ use std::time::Duration;
 use llamero_proto::v1::demand_server::DemandServer;
 use llamero_proto::v1::quota_server::QuotaServer;
 use tokio::net::TcpListener;
-use tonic::transport::server::TcpIncoming;
+use tonic::transport::server::{Router, TcpIncoming};
 
 use crate::Gateway;
 use crate::demand::DemandService;
@@ -85,23 +85,10 @@ pub async fn serve(
     };
     let router = routes::router(Arc::clone(&gateway));
     let http = listener::serve(listeners.http, router, &gateway.settings, tls, paused);
-    let (health_reporter, health_service) = tonic_health::server::health_reporter();
-    health_reporter.set_serving::<DemandServer<DemandService>>().await;
-    let reflection = tonic_reflection::server::Builder::configure()
-        .register_encoded_file_descriptor_set(llamero_proto::LLAMERO_DESCRIPTORS)
-        .build_v1()?;
-    let grpc = tonic::transport::Server::builder()
-        .add_service(health_service)
-        .add_service(reflection)
-        .add_service(DemandServer::new(DemandService::new(
-            gateway.demand.clone(),
-            stopping.clone(),
-        )))
-        .add_service(QuotaServer::new(QuotaService::new(Arc::clone(&gateway))))
-        .serve_with_incoming_shutdown(
-            TcpIncoming::from(listeners.grpc),
-            stopping.clone().cancelled_owned(),
-        );
+    let grpc = internal_services(&gateway).await?.serve_with_incoming_shutdown(
+        TcpIncoming::from(listeners.grpc),
+        stopping.clone().cancelled_owned(),
+    );
 
     let served = async {
         let ((), grpc) = tokio::join!(http, grpc);
@@ -124,4 +111,19 @@ pub async fn serve(
         follower.abort();
     }
     result
+}
+
+/// What the operator and other gateways call.
+async fn internal_services(gateway: &Arc<Gateway>) -> Result<Router, ServeError> {
+    let (health_reporter, health_service) = tonic_health::server::health_reporter();
+    health_reporter.set_serving::<DemandServer<DemandService>>().await;
+    let reflection = tonic_reflection::server::Builder::configure()
+        .register_encoded_file_descriptor_set(llamero_proto::LLAMERO_DESCRIPTORS)
+        .build_v1()?;
+    let demand = DemandService::new(gateway.demand.clone(), gateway.stopping.clone());
+    Ok(tonic::transport::Server::builder()
+        .add_service(health_service)
+        .add_service(reflection)
+        .add_service(DemandServer::new(demand))
+        .add_service(QuotaServer::new(QuotaService::new(Arc::clone(gateway)))))
 }

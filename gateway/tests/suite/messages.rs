@@ -4,11 +4,10 @@ use std::time::Duration;
 
 use hyper::{Method, StatusCode};
 use llamero_gateway::Settings;
-use llamero_proto::v1::{FinishReason, ToolCallDelta};
+use llamero_proto::v1::FinishReason;
 use serde_json::{Value, json};
 
 use crate::support::client::{post, send_with};
-use crate::support::worker::Worker;
 use crate::support::{MODEL, with_worker};
 
 const PATH: &str = "/v1/messages";
@@ -23,23 +22,6 @@ fn request(extra: Value) -> Value {
     request
 }
 
-async fn text_and_call(worker: &mut Worker) {
-    let mut answering = worker.call().await.accept().await;
-    answering.send("Hel", &[1], None).await;
-    answering.send("lo", &[2], None).await;
-    for (name, arguments) in [("f", ""), ("", "{\"a\":"), ("", "1}")] {
-        let delta = ToolCallDelta {
-            index: 0,
-            name: name.into(),
-            arguments: arguments.into(),
-        };
-        answering
-            .send_as("", |chunk| chunk.tool_calls = vec![delta])
-            .await;
-    }
-    answering.send("", &[9], Some(FinishReason::Stop)).await;
-}
-
 fn tools() -> Value {
     json!([{"name": "f", "input_schema": {"type": "object"}}])
 }
@@ -48,7 +30,9 @@ fn tools() -> Value {
 async fn a_message_comes_whole() {
     let (served, mut worker) = with_worker(Settings::default()).await;
     let body = request(json!({"tools": tools()}));
-    let (reply, ()) = tokio::join!(post(served.http, PATH, body), text_and_call(&mut worker));
+    let (reply, ()) = tokio::join!(post(served.http, PATH, body), async {
+        worker.call().await.answer_and_call().await
+    });
     assert_eq!(reply.status(), StatusCode::OK);
     let mut message = reply.json().await;
     let bare = message["id"]
@@ -74,7 +58,9 @@ async fn a_message_comes_whole() {
 async fn the_events_of_a_stream_come_in_order() {
     let (served, mut worker) = with_worker(Settings::default()).await;
     let body = request(json!({"stream": true, "tools": tools()}));
-    let (mut reply, ()) = tokio::join!(post(served.http, PATH, body), text_and_call(&mut worker));
+    let (mut reply, ()) = tokio::join!(post(served.http, PATH, body), async {
+        worker.call().await.answer_and_call().await
+    });
     let events = reply.all_named().await;
     let names: Vec<&str> = events.iter().map(|(name, _)| name.as_str()).collect();
     assert_eq!(

@@ -5,7 +5,7 @@ use std::time::Duration;
 use hyper::StatusCode;
 use llamero_gateway::Settings;
 use llamero_proto::v1::structure::Form;
-use llamero_proto::v1::{ChatPrompt, FinishReason, ToolCallDelta, completion_request::Prompt};
+use llamero_proto::v1::{ChatPrompt, FinishReason, completion_request::Prompt};
 use serde_json::{Value, json};
 
 use crate::support::client::post;
@@ -30,24 +30,6 @@ fn prompt(call: &Call) -> ChatPrompt {
     }
 }
 
-/// A text in two pieces, then a call.
-async fn text_and_call(call: Call) {
-    let mut answering = call.accept().await;
-    answering.send("Hel", &[1], None).await;
-    answering.send("lo", &[2], None).await;
-    for (name, arguments) in [("f", ""), ("", "{\"a\":"), ("", "1}")] {
-        let delta = ToolCallDelta {
-            index: 0,
-            name: name.into(),
-            arguments: arguments.into(),
-        };
-        answering
-            .send_as("", |chunk| chunk.tool_calls = vec![delta])
-            .await;
-    }
-    answering.send("", &[9], Some(FinishReason::Stop)).await;
-}
-
 fn tools() -> Value {
     json!([{"type": "function", "name": "f", "parameters": {"type": "object"}, "strict": true}])
 }
@@ -70,7 +52,7 @@ async fn a_response_comes_whole() {
             chat.tools_json
                 .starts_with(r#"[{"type":"function","function":{"name":"f","parameters":{"#)
         );
-        text_and_call(call).await;
+        call.answer_and_call().await;
     });
     assert_eq!(reply.status(), StatusCode::OK);
     let response = reply.json().await;
@@ -109,7 +91,7 @@ async fn the_events_of_a_stream_come_in_order_and_end_in_the_same_response() {
     let (served, mut worker) = with_worker(Settings::default()).await;
     let body = request(json!({"stream": true, "tools": tools()}));
     let (mut reply, ()) = tokio::join!(post(served.http, PATH, body), async {
-        text_and_call(worker.call().await).await;
+        worker.call().await.answer_and_call().await;
     });
     assert_eq!(reply.header("content-type"), Some("text/event-stream"));
     let events = reply.all_named().await;

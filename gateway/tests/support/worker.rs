@@ -10,7 +10,7 @@ use llamero_proto::v1::completion_server::{Completion, CompletionServer};
 use llamero_proto::v1::telemetry_server::{Telemetry, TelemetryServer};
 use llamero_proto::v1::{
     CompletionChunk, CompletionRequest, Detokenized, Finish, FinishReason, LoadRequest, LoadSample, TokenIds,
-    Tokenized,
+    Tokenized, ToolCallDelta,
 };
 use tokio::net::TcpListener;
 use tokio::runtime::Runtime;
@@ -134,6 +134,24 @@ impl Drop for Worker {
 }
 
 impl Call {
+    /// Answer with a text in two pieces, then a call of `f` whose arguments come in two.
+    pub async fn answer_and_call(self) {
+        let mut answering = self.accept().await;
+        answering.send("Hel", &[1], None).await;
+        answering.send("lo", &[2], None).await;
+        for (name, arguments) in [("f", ""), ("", "{\"a\":"), ("", "1}")] {
+            let delta = ToolCallDelta {
+                index: 0,
+                name: name.into(),
+                arguments: arguments.into(),
+            };
+            answering
+                .send_as("", |chunk| chunk.tool_calls = vec![delta])
+                .await;
+        }
+        answering.send("", &[9], Some(FinishReason::Stop)).await;
+    }
+
     /// Accept: the first chunk has no text.
     pub async fn accept(self) -> Answering {
         self.accept_as("").await

@@ -87,19 +87,7 @@ fn size(
             summary.max_position_embeddings
         ));
     }
-    let tensor = i64::from(spec.parallelism.tensor);
-    let Some(shard) = summary.plans.iter().find(|shard| shard.tensor == tensor) else {
-        let usable: Vec<String> = summary
-            .plans
-            .iter()
-            .map(|shard| shard.tensor.to_string())
-            .collect();
-        let why = summary
-            .problem
-            .clone()
-            .unwrap_or_else(|| format!("the checkpoint cannot be split over {tensor} ranks"));
-        return Err(format!("{why}; parallelism.tensor can be {}", usable.join(", ")));
-    };
+    let shard = shard_of(summary, i64::from(spec.parallelism.tensor))?;
     plan.weight_bytes_per_rank = shard.weight_bytes_per_rank;
     plan.kv_bytes_per_token_per_rank = shard.kv_bytes_per_token_per_rank;
 
@@ -150,6 +138,26 @@ fn size(
         }
         _ => String::new(),
     })
+}
+
+/// What a rank holds of the checkpoint when it is split over `tensor` ranks.
+fn shard_of(summary: &CheckpointSummary, tensor: i64) -> Result<&ShardPlan, String> {
+    summary
+        .plans
+        .iter()
+        .find(|shard| shard.tensor == tensor)
+        .ok_or_else(|| {
+            let usable: Vec<String> = summary
+                .plans
+                .iter()
+                .map(|shard| shard.tensor.to_string())
+                .collect();
+            let why = summary
+                .problem
+                .clone()
+                .unwrap_or_else(|| format!("the checkpoint cannot be split over {tensor} ranks"));
+            format!("{why}; parallelism.tensor can be {}", usable.join(", "))
+        })
 }
 
 /// Keys and values of one sequence of so many tokens: the last block is taken whole.

@@ -37,6 +37,15 @@ fn on_one_node(server: &FakeHub, node: &str) -> Value {
     })
 }
 
+/// The cluster, with the token's Secret in it, and a node.
+fn place() -> Result<(Cluster, String)> {
+    let cluster = Cluster::connect()?;
+    secret(&cluster)?;
+    let nodes = cluster.nodes()?;
+    let node = nodes.first().context("the cluster has no node")?.name();
+    Ok((cluster, node))
+}
+
 #[test]
 fn two_ranks_on_one_node_read_their_halves_and_a_moved_branch_changes_nothing() -> Result<()> {
     let claim = Deployment::create("by-claim-for-hub", json!({}))?;
@@ -48,13 +57,7 @@ fn two_ranks_on_one_node_read_their_halves_and_a_moved_branch_changes_nothing() 
         token: Some(TOKEN.to_owned()),
         ..Faults::default()
     });
-    let cluster = Cluster::connect()?;
-    secret(&cluster)?;
-    let node = cluster
-        .nodes()?
-        .first()
-        .context("the cluster has no node")?
-        .name();
+    let (cluster, node) = place()?;
     let deployment = Deployment::create("by-hub", on_one_node(&server, &node))?;
     deployment.wait_ready(1)?;
     let answer = ask(&cluster, &chat("by-hub", QUESTION, 24))?;
@@ -98,13 +101,7 @@ fn what_the_hub_refuses_is_a_sentence_in_status() -> Result<()> {
         gated: true,
         ..Faults::default()
     });
-    let cluster = Cluster::connect()?;
-    secret(&cluster)?;
-    let node = cluster
-        .nodes()?
-        .first()
-        .context("the cluster has no node")?
-        .name();
+    let (_, node) = place()?;
     let gated = Deployment::create("gated", on_one_node(&server, &node))?;
     let message = gated.wait_condition("Accepted", "False")?;
     ensure!(

@@ -74,15 +74,7 @@ pub(super) fn decide<'a>(
         revision: verdict.revision.clone(),
         template,
     };
-    let context = Context {
-        placement: &object.spec.placement,
-        recovery: &object.spec.recovery,
-        nodes: cluster.nodes,
-        settings: &cluster.observed.settings,
-        disruption: &object.spec.disruption,
-        priority: cluster.observed.default_priority,
-        now,
-    };
+    let context = context(cluster, deployment);
     let leaving = views
         .iter()
         .filter(|view| disruption::leaves(view, &context, &object.spec.disruption))
@@ -108,6 +100,20 @@ pub(super) fn decide<'a>(
         group(cluster, deployment, &context, view, plan, requests);
     }
     plan.verdicts.insert(key, verdict);
+}
+
+/// What each of its groups is decided by.
+fn context<'a>(cluster: &Cluster<'a>, deployment: &'a Deployment) -> Context<'a> {
+    let spec = &deployment.object.spec;
+    Context {
+        placement: &spec.placement,
+        recovery: &spec.recovery,
+        nodes: cluster.nodes,
+        settings: &cluster.observed.settings,
+        disruption: &spec.disruption,
+        priority: cluster.observed.default_priority,
+        now: cluster.now,
+    }
 }
 
 /// Whether the specification can be served, and what new groups would then be made from.

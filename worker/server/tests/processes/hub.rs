@@ -33,6 +33,18 @@ fn needing_a_token() -> Faults {
     }
 }
 
+/// No port is known beforehand.
+const ANY_PORTS: [&str; 8] = [
+    "--control-port",
+    "0",
+    "--inference-port",
+    "0",
+    "--http-port",
+    "0",
+    "--rank-port",
+    "0",
+];
+
 #[tokio::test]
 async fn two_ranks_answer_as_from_a_folder_and_a_dead_one_reads_nothing_again() {
     let _turn = turn().await;
@@ -72,21 +84,11 @@ async fn a_refusal_is_a_sentence_of_the_pod_s_report() {
         &["--tensor", "2", "--ranks-per-pod", "1", "--group-uid", "g"],
     ]
     .concat();
-    let ports = [
-        "--control-port",
-        "0",
-        "--inference-port",
-        "0",
-        "--http-port",
-        "0",
-        "--rank-port",
-        "0",
-    ];
     let mut serve = Command::new(env!("CARGO_BIN_EXE_llamero-worker"))
         .args(["serve", "--model-dir"])
         .arg(dir.path())
         .args(more)
-        .args(ports)
+        .args(ANY_PORTS)
         .args(["--listen", "127.0.0.1"])
         .env_remove("HF_TOKEN")
         .stdin(Stdio::null())
@@ -115,22 +117,12 @@ async fn a_pod_that_waits_for_its_source_ends_when_it_is_told() {
     });
     let of_store = || server.log().iter().filter(|asked| !asked.at_hub).count();
     let dir = tempfile::tempdir().unwrap();
-    let ports = [
-        "--control-port",
-        "0",
-        "--inference-port",
-        "0",
-        "--http-port",
-        "0",
-        "--rank-port",
-        "0",
-    ];
     let mut serve = Command::new(env!("CARGO_BIN_EXE_llamero-worker"))
         .args(["serve", "--listen", "127.0.0.1", "--model-dir"])
         .arg(dir.path())
         .args(args(&server))
         .args(["--group-uid", "g", "--ranks-per-pod", "1"])
-        .args(ports)
+        .args(ANY_PORTS)
         .stdin(Stdio::null())
         .spawn()
         .unwrap();

@@ -154,13 +154,7 @@ impl Requests {
         let sequence = Sequence::new(id, [prompt, resume].concat(), longest, sampling.key()).with_root(root);
         if let Err(refusal) = scheduler.add(sequence) {
             self.queue.leave(queued);
-            let fits_elsewhere = matches!(refusal, Refusal::TooLong { wanted, .. } if wanted <= scheduler.limits().max_context);
-            let kind = if resumed && fits_elsewhere {
-                // A group of the same settings has begun this answer.
-                FailureKind::Unavailable
-            } else {
-                FailureKind::from(&refusal)
-            };
+            let kind = kind_of_refusal(&refusal, resumed, scheduler.limits().max_context);
             let message = refusal.to_string();
             sink(Event::Failed { kind, message });
             return;
@@ -420,4 +414,13 @@ fn ended_before(resume: &[u32], max_tokens: u32, stop_tokens: &[u32]) -> Option<
 
 fn length(tokens: &[u32]) -> u32 {
     u32::try_from(tokens.len()).unwrap_or(u32::MAX)
+}
+
+/// What a client is told who is not taken. An answer that a group of the same settings has begun fits elsewhere, where the
+/// context is not what is too short.
+fn kind_of_refusal(refusal: &Refusal, resumed: bool, max_context: u32) -> FailureKind {
+    match refusal {
+        Refusal::TooLong { wanted, .. } if resumed && *wanted <= max_context => FailureKind::Unavailable,
+        _ => FailureKind::from(refusal),
+    }
 }
