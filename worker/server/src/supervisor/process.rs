@@ -88,6 +88,9 @@ impl Keeper {
             if self.give_up && exit.kind() == ExitKind::Unusable {
                 return Ok(Ended::Unusable(exit));
             }
+            if self.config.rank == 0 && self.orders.borrow().drain {
+                return Ok(Ended::DiedDraining(exit));
+            }
             let members = self.orders.borrow().membership.clone();
             let mut orders = self.orders.clone();
             let wait = backoff.after(exit.kind(), started.elapsed());

@@ -126,8 +126,8 @@ async fn a_pod_that_waits_for_its_source_ends_when_it_is_told() {
         .stdin(Stdio::null())
         .spawn()
         .unwrap();
-    until("the Hub is asked", async || {
-        (!server.log().is_empty()).then_some(())
+    until("the store is asked for the weights", async || {
+        (of_store() > 0).then_some(())
     })
     .await;
     send(serve.id(), Signal::TERM);
