@@ -107,13 +107,13 @@ pub struct LlamaDeploymentSpec {
 
 /// How the model is split over ranks.
 #[derive(KubeSchema, Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[x_kube(validation = Rule::new("self.pipeline == 1").message("parallelism.pipeline must be 1: pipeline parallelism is not available yet; use a larger parallelism.tensor"))]
 #[serde(rename_all = "camelCase")]
 pub struct Parallelism {
-    /// Tensor-parallel ranks; at most the model's number of query heads.
+    /// Ranks that share every layer; at most the model's number of query heads.
     #[schemars(range(min = 1, max = 256))]
     pub tensor: i32,
-    /// Pipeline stages. Only 1 for now.
+    /// Pipeline stages, of which each has its own layers: the group has `tensor` × `pipeline` ranks. Stages exchange little, so
+    /// they may stand on different nodes where `tensor` ranks of one node share fast links. Only with the CPU backend for now.
     #[serde(default = "one")]
     #[schemars(range(min = 1, max = 64))]
     pub pipeline: i32,
