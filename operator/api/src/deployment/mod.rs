@@ -58,8 +58,8 @@ pub use worker::{PullPolicy, Resources, Worker};
         .message("metadata.name must be at most 40 lower-case letters, digits and dashes and begin with a letter: pods and Services are named after it")
 )]
 #[x_kube(
-    validation = Rule::new("!has(self.accelerator) || !has(self.accelerator.perNode) || self.parallelism.tensor <= self.accelerator.perNode || self.parallelism.tensor % self.accelerator.perNode == 0")
-        .message("parallelism.tensor must be at most accelerator.perNode or a multiple of it, so that every pod holds equally many ranks")
+    validation = Rule::new("!has(self.accelerator) || !has(self.accelerator.perNode) || self.parallelism.tensor * self.parallelism.pipeline <= self.accelerator.perNode || self.parallelism.tensor * self.parallelism.pipeline % self.accelerator.perNode == 0")
+        .message("the ranks (parallelism.tensor × parallelism.pipeline) must be at most accelerator.perNode or a multiple of it, so that every pod holds equally many ranks")
 )]
 #[serde(rename_all = "camelCase")]
 pub struct LlamaDeploymentSpec {
