@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use llamero_proto::limits::MAX_REQUEST_BYTES;
+use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 use crate::budget::Budget;
@@ -79,6 +80,8 @@ pub struct Gateway {
     pub body_bytes: Budget,
     /// Limits of API keys.
     pub quotas: Arc<Quotas>,
+    /// Whether the other gateways are known, which keep the limits of API keys with this one. True where nobody looks for them.
+    pub peers_known: watch::Sender<bool>,
     /// Counters.
     pub metrics: Metrics,
     /// Cancelled when the process is asked to end: requests that wait for a group fail then, so that clients go to
@@ -97,9 +100,26 @@ impl Gateway {
             settings,
             directory: Directory::new(),
             demand: Demand::new(),
+            peers_known: watch::Sender::new(true),
             metrics: Metrics::new(),
             stopping: CancellationToken::new(),
         })
+    }
+
+    /// Why clients should go to another gateway for now.
+    #[must_use]
+    pub fn not_ready(&self) -> Option<&'static str> {
+        if self.stopping.is_cancelled() {
+            Some("stopping")
+        } else if !self.directory.snapshot().complete {
+            Some("has not yet read all LlamaDeployments and LlamaGroups")
+        } else if !*self.peers_known.borrow() {
+            Some(
+                "has not yet read the EndpointSlices of the gateways, which keep the limits of API keys together",
+            )
+        } else {
+            None
+        }
     }
 
     /// Forget what was counted of keys that are gone.

@@ -193,7 +193,7 @@ impl Quotas {
         }
     }
 
-    fn peers(&self) -> Arc<Peers> {
+    pub(crate) fn peers(&self) -> Arc<Peers> {
         self.peers.read().unwrap_or_else(PoisonError::into_inner).clone()
     }
 

@@ -42,7 +42,6 @@ async fn a_killed_rank_costs_no_token_and_no_byte() {
             rank.pid != before.ranks[1].pid || rank.phase() != Phase::Serving
         })
         .await;
-    assert!(!reading.is_finished(), "the answer is too short to disturb it");
     let after = worker
         .report_when("the rank serves again", |report| {
             report.ranks[1].restarts == 1 && all_serve(report)
