@@ -25,7 +25,6 @@ use std::net::{TcpListener, TcpStream};
 use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
-use std::time::Duration;
 
 mod files;
 mod http;
@@ -78,8 +77,6 @@ pub struct Faults {
     pub replaced: bool,
     /// 503 at the other host.
     pub failing: usize,
-    /// Time that each answer takes.
-    pub latency: Option<Duration>,
     /// The ordinary web server does not know this file.
     pub missing: Option<String>,
 }
@@ -193,12 +190,6 @@ impl Shared {
     /// `None` when the connection is to end.
     fn answer(&self, asked: &Asked, mut to: &TcpStream) -> Option<()> {
         let mut faults = self.faults.lock().unwrap();
-        if let Some(latency) = faults.latency {
-            // The wire's time, not the test's: others are answered meanwhile.
-            drop(faults);
-            std::thread::sleep(latency);
-            faults = self.faults.lock().unwrap();
-        }
         if !asked.at_hub {
             return self.web(asked, faults, to);
         }
