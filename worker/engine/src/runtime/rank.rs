@@ -191,6 +191,8 @@ impl<B: Backend> RankRuntime<B> {
             present: None,
             loss: None,
             lasting_refusals: 0,
+            silent: Vec::new(),
+            formed_at: None,
         };
         let (backend, context, sender) = (&mut self.backend, &self.context, &self.sender);
         std::thread::scope(|scope| {

@@ -282,7 +282,7 @@ fn invalid_answers_of_two_eras_in_a_row_are_a_bug() {
     match leader.ended() {
         Err(BackendError::Bug(why)) => {
             assert!(
-                why.contains("two eras in a row") && why.contains("rank 1 sent an invalid frame: row 99"),
+                why.contains("two eras within") && why.contains("rank 1 sent an invalid frame: row 99"),
                 "{why}"
             );
         }

@@ -114,6 +114,8 @@ fn leader(config: RankConfig) -> Leader<'static> {
         present: None,
         loss: None,
         lasting_refusals: 0,
+        silent: Vec::new(),
+        formed_at: None,
     }
 }
 
@@ -253,7 +255,11 @@ impl Simulation {
             reason: "the connection was closed".into(),
         };
         let era = self.leader.last;
-        self.send(Input::Lost { era, error });
+        self.send(Input::Lost {
+            era,
+            error,
+            heard_all: true,
+        });
     }
 
     /// The era ends: the next one begins with the histories, and with those KV blocks that everybody has kept.
