@@ -40,7 +40,7 @@ pub struct CheckpointSummary {
     /// Bytes of `tokenizer.json`, by which rank 0 takes memory for it; absent: not known.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub tokenizer_bytes: Option<i64>,
-    /// Usable tensor-parallel sizes.
+    /// Usable tensor-parallel sizes, with as many pipeline stages as the deployment asks for.
     pub plans: Vec<ShardPlan>,
     /// Why the wanted tensor-parallel size cannot be used, in words.
     #[serde(default, skip_serializing_if = "Option::is_none")]
