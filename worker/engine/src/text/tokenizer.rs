@@ -91,7 +91,7 @@ struct Inner {
 #[derive(Debug)]
 enum Encoding {
     /// In memory that does not grow with the text.
-    Pieces(PieceEncoder),
+    Pieces(Box<PieceEncoder>),
     /// Short texts only, one at a time.
     Whole {
         why: &'static str,
@@ -179,7 +179,7 @@ impl Tokenizer {
         }
         let encoder = Arc::new(encoder);
         let encoding = match PieceEncoder::new(&encoder, longest_token) {
-            Ok(pieces) => Encoding::Pieces(pieces),
+            Ok(pieces) => Encoding::Pieces(Box::new(pieces)),
             Err(why) => Encoding::Whole {
                 why,
                 text_encoder: Mutex::new(Box::new(text_encoder(&encoder))),
