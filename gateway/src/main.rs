@@ -47,6 +47,9 @@ struct Options {
     /// Bytes of all waiting requests over all deployments; more are refused with 503.
     #[arg(long, env = "LLAMERO_HOLD_BYTES", default_value_t = 128 << 20)]
     hold_bytes: usize,
+    /// Bytes of all requests whose answers are under way, over all deployments; more are refused with 503.
+    #[arg(long, env = "LLAMERO_CARRIED_BYTES", default_value_t = 128 << 20)]
+    carried_bytes: usize,
     /// PEM file with the certificate of the OpenAI API and its chain; without it the API is plain text.
     #[arg(long, env = "LLAMERO_TLS_CERT", requires = "tls_key")]
     tls_cert: Option<PathBuf>,
@@ -105,6 +108,7 @@ async fn main() -> anyhow::Result<()> {
         hold_timeout: options.hold_timeout,
         hold_limit: options.hold_limit,
         hold_bytes: options.hold_bytes,
+        carried_bytes: options.carried_bytes,
         continuation_timeout: options.continuation_timeout,
         limits: Limits {
             connections: options.max_connections,

@@ -25,6 +25,8 @@ pub struct Settings {
     pub hold_limit: u32,
     /// Bytes of all requests that wait for a leader, over all deployments.
     pub hold_bytes: usize,
+    /// Bytes of all requests whose answers are under way, over all deployments.
+    pub carried_bytes: usize,
     /// How long a request that lost its leader, or could not reach any, may stand still before it fails.
     pub continuation_timeout: Duration,
     /// Largest request body in bytes.
@@ -52,6 +54,7 @@ impl Default for Settings {
             hold_timeout: Duration::from_secs(600),
             hold_limit: 1000,
             hold_bytes: 128 << 20,
+            carried_bytes: 128 << 20,
             continuation_timeout: Duration::from_secs(120),
             body_limit: MAX_REQUEST_BYTES,
             body_bytes: 128 << 20,
@@ -76,6 +79,8 @@ pub struct Gateway {
     pub demand: Demand,
     /// Memory of requests that wait for a leader.
     pub held_bytes: Budget,
+    /// Memory of requests whose answers are under way.
+    pub carried_bytes: Budget,
     /// Memory of bodies that are being read.
     pub body_bytes: Budget,
     /// Limits of API keys.
@@ -95,6 +100,7 @@ impl Gateway {
     pub fn new(settings: Settings) -> Arc<Self> {
         Arc::new(Self {
             held_bytes: Budget::new(settings.hold_bytes),
+            carried_bytes: Budget::new(settings.carried_bytes),
             body_bytes: Budget::new(settings.body_bytes),
             quotas: Quotas::new(settings.quota_patience),
             settings,

@@ -7,6 +7,7 @@
 //! | [`listen`] | sockets that both address families reach, with the feature `listen` |
 //! | [`losses`] | requests that bring down whoever works on them |
 //! | [`log`] | `LLAMERO_LOG`, with the feature `log` |
+//! | [`memory`] | what a rank's process takes beside weights and KV cache |
 
 #![forbid(unsafe_code)]
 
@@ -16,3 +17,4 @@ pub mod listen;
 #[cfg(feature = "log")]
 pub mod log;
 pub mod losses;
+pub mod memory;

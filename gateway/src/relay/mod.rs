@@ -6,14 +6,17 @@
 //!
 //! | module | what it is |
 //! |---|---|
+//! | `carried` | memory of answers under way |
 //! | [`wait`] | waiting for a leader, and for how long |
 
+mod carried;
 pub mod wait;
 
 use std::sync::Arc;
 use std::time::Duration;
 
 use axum::http::HeaderValue;
+use carried::Carried;
 use futures::{Stream, stream};
 use llamero_proto::v1::{CompletionChunk, CompletionRequest, FinishReason, TokenLogprob, ToolCallDelta};
 use llamero_settings::losses::Losses;
@@ -106,6 +109,8 @@ pub struct Relay {
     client_id: Option<HeaderValue>,
     identity: Option<Arc<str>>,
     losses: Losses,
+    /// The request's memory, from when it first asked for a leader.
+    carried: Option<Carried>,
     attempt: Option<Attempt>,
 }
 
@@ -140,6 +145,7 @@ impl Relay {
             client_id: wishes.request_id,
             identity: None,
             losses: Losses::default(),
+            carried: None,
             attempt: None,
         }
     }
@@ -188,6 +194,9 @@ impl Relay {
         loop {
             let begun = !self.request.resume_token_ids.is_empty();
             let leader = self.waiting.leader(&self.gateway, begun).await?;
+            if self.carried.is_none() {
+                self.carried = Some(Carried::take(&self.gateway, self.request.encoded_len())?);
+            }
             let running = leader.begin();
             let counted = self.gateway.demand.run(self.waiting.key());
             let mut call = tonic::Request::new(self.request.clone());
@@ -256,6 +265,9 @@ impl Relay {
         // The prompt is given back once, whoever goes on with the answer.
         self.request.echo &= chunk.prompt_text.is_empty();
         self.request.resume_token_ids.extend(&chunk.token_ids);
+        if let Some(carried) = &mut self.carried {
+            carried.add_tokens(chunk.token_ids.len());
+        }
         // From the first token on, only these weights will do.
         if let Some(identity) = &self.identity
             && !self.bound()

@@ -202,6 +202,37 @@ async fn requests_on_their_way_to_a_leader_are_bounded_too() {
     assert_eq!(served.gateway.held_bytes.used(), 0);
 }
 
+/// A prompt stays in this process as long as its answer is under way, so that another group could go on.
+#[tokio::test]
+async fn requests_whose_answers_are_under_way_are_bounded_in_bytes() {
+    let settings = Settings {
+        carried_bytes: 100 << 10,
+        ..Settings::default()
+    };
+    let (served, mut worker) = with_worker(settings).await;
+    let long = json!({"model": MODEL, "messages": [{"role": "user", "content": "x".repeat(60 << 10)}]});
+    let first = tokio::spawn(post(served.http, "/v1/chat/completions", long.clone()));
+    let mut answering = worker.call().await.accept().await;
+    answering.send("a", &[1], None).await;
+    let refused = post(served.http, "/v1/chat/completions", long.clone()).await;
+    assert_eq!(
+        (refused.status(), refused.header("retry-after")),
+        (StatusCode::SERVICE_UNAVAILABLE, Some("10"))
+    );
+    assert_eq!(refused.json().await["error"]["code"], "too_many_under_way");
+    answering.send("b", &[2], Some(FinishReason::Stop)).await;
+    assert_eq!(soon(first).await.unwrap().status(), StatusCode::OK);
+    soon(async {
+        while served.gateway.carried_bytes.used() > 0 {
+            tokio::task::yield_now().await;
+        }
+    })
+    .await;
+    let second = tokio::spawn(post(served.http, "/v1/chat/completions", long));
+    worker.call().await.answer(&["x"]).await;
+    assert_eq!(soon(second).await.unwrap().status(), StatusCode::OK);
+}
+
 #[tokio::test]
 async fn a_silent_text_completion_sends_empty_text() {
     let settings = Settings {

@@ -37,6 +37,9 @@ pub struct CheckpointSummary {
     pub parameters: i64,
     /// Bytes of all tensors in the files.
     pub checkpoint_bytes: i64,
+    /// Bytes of `tokenizer.json`, by which rank 0 takes memory for it; absent: not known.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tokenizer_bytes: Option<i64>,
     /// Usable tensor-parallel sizes, with as many pipeline stages as the deployment asks for.
     pub plans: Vec<ShardPlan>,
     /// Why the wanted tensor-parallel size cannot be used, in words.

@@ -6,15 +6,13 @@ use llamero_api::{
     quantity::{self, human},
     summary::ShardPlan,
 };
+use llamero_settings::memory;
 
 use crate::{
     observed::Node,
     resources::{self, Resources},
 };
 
-/// Memory of a CPU rank's process itself: tokenizer, requests, connections. What it computes in comes on top, where the
-/// checkpoint's summary says it.
-const CPU_PROCESS: i64 = 256 << 20;
 /// Tokens in a step where nobody says otherwise: what `llamero-worker serve` takes without `--max-batched-tokens`.
 const USUAL_BATCHED_TOKENS: i64 = 512;
 /// Memory of a device beside weights and cache: context, kernels, workspace, collective buffers.
@@ -34,6 +32,8 @@ struct Budget {
     field: &'static str,
     /// Tokens that a step may have.
     batched_tokens: i64,
+    /// What a CPU rank's process takes whatever it computes: tokenizer, requests, connections.
+    process: i64,
     device: bool,
 }
 
@@ -44,7 +44,7 @@ impl Budget {
             return DEVICE_WORKSPACE;
         }
         let per_token = shard.workspace_bytes_per_batched_token_per_rank.unwrap_or(0);
-        CPU_PROCESS
+        self.process
             .saturating_add(shard.workspace_bytes_per_rank.unwrap_or(0))
             .saturating_add(per_token.saturating_mul(self.batched_tokens))
     }
@@ -64,7 +64,7 @@ pub fn plan(spec: &LlamaDeploymentSpec, summary: &CheckpointSummary, nodes: &[No
         max_context_length: context,
         ..PlanStatus::default()
     };
-    match size(spec, summary, &budget(spec, nodes), context, &mut plan) {
+    match size(spec, summary, &budget(spec, summary, nodes), context, &mut plan) {
         Ok(note) => {
             plan.fits = true;
             plan.message = note;
@@ -205,12 +205,13 @@ fn what_would_fit(
     format!("what would fit: {}", offers.join(", or "))
 }
 
-fn budget(spec: &LlamaDeploymentSpec, nodes: &[Node]) -> Budget {
+fn budget(spec: &LlamaDeploymentSpec, summary: &CheckpointSummary, nodes: &[Node]) -> Budget {
     let accelerator = spec.accelerator.as_ref();
     let batched_tokens = spec
         .engine
         .max_batched_tokens
         .map_or(USUAL_BATCHED_TOKENS, i64::from);
+    let process = process(spec, summary);
     if let Some(name) = accelerator.and_then(|a| a.resource.as_deref()) {
         let stated = accelerator
             .and_then(|a| a.memory.as_ref())
@@ -223,6 +224,7 @@ fn budget(spec: &LlamaDeploymentSpec, nodes: &[Node]) -> Budget {
                 "the nodes' label nvidia.com/gpu.memory"
             },
             batched_tokens,
+            process,
             device: true,
         };
     }
@@ -240,8 +242,18 @@ fn budget(spec: &LlamaDeploymentSpec, nodes: &[Node]) -> Budget {
             "worker.resources.requests.memory"
         },
         batched_tokens,
+        process,
         device: false,
     }
+}
+
+/// What a rank's process takes beside what it computes with; the worker checks the same.
+fn process(spec: &LlamaDeploymentSpec, summary: &CheckpointSummary) -> i64 {
+    let tokenizer = summary
+        .tokenizer_bytes
+        .and_then(|bytes| u64::try_from(bytes).ok());
+    let ranks = u32::try_from(spec.ranks_per_pod()).unwrap_or(1);
+    i64::try_from(memory::of_rank(tokenizer, ranks)).unwrap_or(i64::MAX)
 }
 
 /// Memory of the smallest device of this kind, from the label that NVIDIA's feature discovery writes in MiB.
@@ -272,6 +284,9 @@ mod tests {
         serde_json::from_value(whole).unwrap()
     }
 
+    /// What the process of a rank takes that has a pod of its own.
+    const PROCESS: i64 = 480 << 20;
+
     /// 70 GiB of weights, 1 MiB of cache a token, at TP 1.
     fn summary() -> CheckpointSummary {
         let plans = [1, 2, 4, 8].map(|tensor| ShardPlan {
@@ -296,6 +311,7 @@ mod tests {
             quantization: None,
             parameters: 70 << 30,
             checkpoint_bytes: 70 << 30,
+            tokenizer_bytes: Some(8 << 20),
             plans: plans.to_vec(),
             problem: Some("tensor 3 does not divide".into()),
             backends: vec![],
@@ -411,7 +427,7 @@ mod tests {
                 plan.workspace_bytes_per_rank = Some(fixed);
                 plan.workspace_bytes_per_batched_token_per_rank = Some(per_token);
             }
-            let workspace = CPU_PROCESS + fixed + per_token * i64::from(tokens.unwrap_or(512));
+            let workspace = PROCESS + fixed + per_token * i64::from(tokens.unwrap_or(512));
             let whole = (70 << 30) / tensor + (4 << 30) / tensor + workspace;
             let with = |memory: i64| {
                 plan(
@@ -438,11 +454,36 @@ mod tests {
         }
     }
 
+    /// Of the ranks of a pod one at most has a tokenizer and requests.
+    #[test]
+    fn a_large_tokenizer_takes_memory_once_a_pod() {
+        let memory = |tokenizer: Option<i64>, ranks_per_pod: i64| {
+            let mut summary = summary();
+            summary.tokenizer_bytes = tokenizer;
+            let group = json!({"parallelism": {"tensor": 2}, "accelerator": {"perNode": ranks_per_pod}});
+            let sized = plan(&spec(group), &summary, &[]);
+            assert!(sized.fits, "{}", sized.message);
+            sized.memory_bytes_per_rank - sized.weight_bytes_per_rank - sized.kv_bytes_per_rank
+        };
+        assert_eq!(memory(Some(8 << 20), 1), PROCESS);
+        assert_eq!(memory(Some(2 << 20), 1), PROCESS - (6 << 20) * 32);
+        assert!(
+            memory(None, 1) > PROCESS,
+            "unknown ones are granted what the largest usual one needs"
+        );
+        let together = 2 * memory(Some(8 << 20), 2);
+        let one = i64::try_from(memory::PROCESS).unwrap();
+        assert!(
+            (PROCESS + one..PROCESS + one + 2).contains(&together),
+            "{together}"
+        );
+    }
+
     #[test]
     fn a_cpu_rank_without_limit_asks_for_what_it_needs() {
         let sized = plan(&spec(json!({})), &summary(), &[]);
         assert!(sized.fits);
         assert_eq!(sized.kv_tokens, 4 * 4096);
-        assert_eq!(sized.memory_bytes_per_rank, (35 << 30) + (8 << 30) + CPU_PROCESS);
+        assert_eq!(sized.memory_bytes_per_rank, (35 << 30) + (8 << 30) + PROCESS);
     }
 }

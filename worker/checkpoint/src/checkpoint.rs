@@ -161,6 +161,13 @@ impl Checkpoint {
         self.bytes_read.load(Ordering::Relaxed)
     }
 
+    /// Bytes of `tokenizer.json`, by which the memory for the tokenizer is planned; none when it cannot be seen.
+    #[must_use]
+    pub fn tokenizer_bytes(&self) -> Option<u64> {
+        let metadata = std::fs::metadata(self.folder.join("tokenizer.json"));
+        metadata.ok().map(|metadata| metadata.len())
+    }
+
     /// Bytes of all tensors.
     #[must_use]
     pub fn bytes(&self) -> u64 {

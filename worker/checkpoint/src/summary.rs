@@ -65,6 +65,9 @@ pub struct CheckpointSummary {
     pub parameters: u64,
     /// Bytes of all tensors on disk.
     pub checkpoint_bytes: u64,
+    /// Bytes of `tokenizer.json`, by which rank 0 takes memory for it; none when it cannot be seen.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub tokenizer_bytes: Option<u64>,
     /// What usable numbers of tensor-parallel ranks cost, with as many pipeline stages as were asked for.
     pub plans: Vec<TensorPlan>,
     /// Why the group size asked for cannot be used.
@@ -107,6 +110,7 @@ impl CheckpointSummary {
                 .map(|quantization| quantization.method.name().to_owned()),
             parameters: parameters(layout),
             checkpoint_bytes: checkpoint.bytes(),
+            tokenizer_bytes: checkpoint.tokenizer_bytes(),
             plans: sizes
                 .into_iter()
                 .filter_map(|tensor| plan(checkpoint, layout, Topology { tensor, ..topology }))

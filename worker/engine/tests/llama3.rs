@@ -98,7 +98,7 @@ fn token_ids_are_those_of_meta_s_tokenizer() {
         let prompt = echo
             .render(&conversation(&[ChatMessage::new("user", string)]))
             .unwrap();
-        let ids_of_text = tokenizer.encode_prompt(&prompt).unwrap();
+        let ids_of_text = tokenizer.encode_prompt(usize::MAX, &prompt).unwrap();
         assert_eq!(digest(&ids_of_text), *text, "{string:?}: {ids_of_text:?}");
         assert_eq!(tokenizer.decode(&ids_of_text), *string);
         differ += usize::from(ids != ids_of_text);
@@ -164,7 +164,7 @@ fn prompts_are_those_of_transformers() {
         let name = format!("{source} {:?} {}", case.messages, case.variables);
         match (case.render(&tokenizer), &case.prompt, &case.refused) {
             (Ok(prompt), Some(expected), _) if prompt.text() == expected => {
-                let ids = tokenizer.encode_prompt(&prompt).unwrap();
+                let ids = tokenizer.encode_prompt(usize::MAX, &prompt).unwrap();
                 if Some(&ids) != case.tokens.as_ref() {
                     wrong.push(format!("{name}\n  tokens {ids:?}\n  but    {:?}", case.tokens));
                 }
@@ -209,7 +209,7 @@ fn nothing_that_a_user_sends_becomes_a_control_token() {
                 ..conversation(&messages)
             })
             .unwrap();
-        let ids = tokenizer.encode_prompt(&prompt).unwrap();
+        let ids = tokenizer.encode_prompt(usize::MAX, &prompt).unwrap();
         // Not a byte of it is lost.
         let spelt: Vec<u8> = ids.iter().flat_map(|&id| tokenizer.bytes(id)).copied().collect();
         assert_eq!(String::from_utf8(spelt).unwrap(), prompt.text());

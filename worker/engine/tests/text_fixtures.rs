@@ -111,7 +111,7 @@ fn the_model_s_own_files_make_a_prompt() {
     let expected =
         "<|im_start|>system\nBe brief.<|im_end|>\n<|im_start|>user\nHi!<|im_end|>\n<|im_start|>assistant\n";
     assert_eq!(prompt.text(), expected);
-    let ids = tokenizer.encode_prompt(&prompt).unwrap();
+    let ids = tokenizer.encode_prompt(usize::MAX, &prompt).unwrap();
     assert_eq!(ids, tokenizer.encode(expected, false).unwrap());
     assert_eq!(ids.iter().filter(|&&id| id == 1).count(), 3);
     assert_eq!(ids.iter().filter(|&&id| id == 2).count(), 2);
@@ -128,7 +128,7 @@ fn text_of_a_user_opens_no_turn() {
             .unwrap();
         (
             prompt.text().to_owned(),
-            tokenizer.encode_prompt(&prompt).unwrap(),
+            tokenizer.encode_prompt(usize::MAX, &prompt).unwrap(),
         )
     };
     let special = |ids: &[u32]| -> Vec<u32> {

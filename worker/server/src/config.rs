@@ -129,6 +129,8 @@ pub struct RankConfig {
     pub rank: u32,
     /// First rank of the pod.
     pub first_rank: u32,
+    /// Ranks of the pod.
+    pub pod_ranks: u32,
     /// Compute threads.
     pub threads: u32,
     /// This rank's share of the memory that its pod may use, in bytes; none: there is no limit.

@@ -51,6 +51,7 @@ pub(crate) fn summary() -> CheckpointSummary {
         quantization: None,
         parameters: 8 << 30,
         checkpoint_bytes: 8 << 30,
+        tokenizer_bytes: Some(8 << 20),
         plans: plans.to_vec(),
         problem: None,
         backends: vec!["cpu".into(), "cuda".into()],

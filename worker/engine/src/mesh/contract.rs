@@ -45,6 +45,20 @@ pub enum MeshError {
     Aborted,
 }
 
+impl MeshError {
+    /// The rank that it is about; none for an end from outside, which says nothing about anybody.
+    #[must_use]
+    pub fn rank(&self) -> Option<u32> {
+        match self {
+            Self::PeerLost { rank, .. }
+            | Self::Deadline { rank, .. }
+            | Self::Protocol { rank, .. }
+            | Self::NotLocal { rank } => Some(*rank),
+            Self::Aborted => None,
+        }
+    }
+}
+
 /// Ends every wait of an era from another thread.
 pub trait Abort: Send + Sync {
     /// Make the present and every later wait return [`MeshError::Aborted`].

@@ -12,9 +12,10 @@ use std::os::unix::net::{SocketAddr, UnixListener, UnixStream};
 use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags};
+use rustix::io::Errno;
 use rustix::net::{
-    RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer, SendAncillaryMessage,
-    SendFlags,
+    AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer,
+    SendAncillaryMessage, SendFlags, SocketAddrUnix, SocketFlags, SocketType, socket_with,
 };
 
 use super::contract::{Label, Mesh, MeshError, Transfer, Wait};
@@ -27,14 +28,18 @@ pub const MOST_FILES: usize = 64;
 const TAG: u16 = u16::MAX;
 /// Waits look this often whether the era was ended.
 const LOOK: Duration = Duration::from_millis(50);
+/// Connecting is tried again this often.
+const RETRY: Duration = Duration::from_millis(5);
 const INVITATION: usize = 2 * SECRET_BYTES;
 
 pub(super) fn send(
     mesh: &mut impl Mesh,
+    abort: &EraAbort,
     peer: u32,
     files: &[BorrowedFd<'_>],
     until: Instant,
 ) -> Result<(), MeshError> {
+    let start = Instant::now();
     let lost = |error: io::Error| MeshError::PeerLost {
         rank: peer,
         reason: format!("files cannot be passed: {error}"),
@@ -45,8 +50,14 @@ pub(super) fn send(
     let mut invitation = [0; INVITATION];
     swap(mesh, peer, None, Some(&mut invitation), until)?;
     let (name, word) = invitation.split_at(SECRET_BYTES);
-    let address = SocketAddr::from_abstract_name(name).map_err(lost)?;
-    let stream = UnixStream::connect_addr(&address).map_err(lost)?;
+    let stream = connect(name, abort, until).map_err(|failed| match failed {
+        Connecting::Aborted => MeshError::Aborted,
+        Connecting::Deadline => MeshError::Deadline {
+            rank: peer,
+            millis: u64::try_from(start.elapsed().as_millis()).unwrap_or(u64::MAX),
+        },
+        Connecting::Io(error) => lost(error),
+    })?;
     let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MOST_FILES))];
     let mut ancillary = SendAncillaryBuffer::new(&mut space);
     if !ancillary.push(SendAncillaryMessage::ScmRights(files)) {
@@ -63,6 +74,38 @@ pub(super) fn send(
         Ok(SECRET_BYTES) => Ok(()),
         Ok(_) => Err(lost(ErrorKind::WriteZero.into())),
         Err(error) => Err(lost(error.into())),
+    }
+}
+
+/// Why there is no connection.
+enum Connecting {
+    Aborted,
+    Deadline,
+    Io(io::Error),
+}
+
+/// Connect to an abstract socket. A usual `connect` waits without end while others fill the listener's queue.
+fn connect(name: &[u8], abort: &EraAbort, until: Instant) -> Result<UnixStream, Connecting> {
+    let io = |error: Errno| Connecting::Io(error.into());
+    let address = SocketAddrUnix::new_abstract_name(name).map_err(io)?;
+    let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
+    let socket = socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None).map_err(io)?;
+    loop {
+        match rustix::net::connect(&socket, &address) {
+            Ok(()) => return Ok(UnixStream::from(socket)),
+            // The queue is full (connect(2)), and no event tells when it is not.
+            Err(Errno::AGAIN | Errno::INTR) => {}
+            Err(error) => return Err(io(error)),
+        }
+        if abort.is_aborted() {
+            return Err(Connecting::Aborted);
+        }
+        let left = until.saturating_duration_since(Instant::now());
+        if left.is_zero() {
+            return Err(Connecting::Deadline);
+        }
+        // Nothing is ready to be waited for, so this is a pause.
+        let _ = socket::wait_any(&mut [], until.min(Instant::now() + RETRY));
     }
 }
 
@@ -159,4 +202,34 @@ fn take(stream: &UnixStream, word: &Nonce, until: Instant) -> io::Result<Option<
 
 fn wait(socket: &impl AsFd, until: Instant) -> io::Result<bool> {
     socket::wait_any(&mut [PollFd::new(socket, PollFlags::IN)], until)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::contract::Abort as _;
+    use super::*;
+
+    #[test]
+    fn connecting_has_a_deadline_and_ends_with_the_era() {
+        let name = nonce().unwrap();
+        let address = SocketAddr::from_abstract_name(name).unwrap();
+        let listener = UnixListener::bind_addr(&address).unwrap();
+        let abort = EraAbort::default();
+        let mut waiting = Vec::new();
+        let full = loop {
+            match connect(&name, &abort, Instant::now()) {
+                Ok(stream) => waiting.push(stream),
+                Err(full) => break full,
+            }
+        };
+        assert!(matches!(full, Connecting::Deadline));
+        let long = Instant::now() + Duration::from_secs(60);
+        std::thread::scope(|scope| {
+            let connecting = scope.spawn(|| connect(&name, &abort, long));
+            abort.abort();
+            assert!(matches!(connecting.join().unwrap(), Err(Connecting::Aborted)));
+        });
+        drop(listener.accept().unwrap());
+        assert!(connect(&name, &EraAbort::default(), long).is_ok());
+    }
 }

@@ -122,7 +122,8 @@ impl Mesh for TcpMesh {
 
     fn send_files(&mut self, peer: u32, files: &[BorrowedFd<'_>], until: Instant) -> Result<(), MeshError> {
         self.local(peer)?;
-        let done = files::send(self, peer, files, until);
+        let abort = Arc::clone(&self.abort);
+        let done = files::send(self, &abort, peer, files, until);
         self.ended(0, done)
     }
 

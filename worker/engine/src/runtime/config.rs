@@ -2,6 +2,8 @@
 
 use std::time::Duration;
 
+use llamero_settings::memory;
+
 use super::executor::Patience;
 use crate::backend::MemoryPlan;
 use crate::form::{FormLimits, FormSpec, KvDtype};
@@ -31,6 +33,8 @@ pub struct RankConfig {
     pub kv_bytes: u64,
     /// Bytes that this rank may use in all; none: no limit is known.
     pub memory_limit: Option<u64>,
+    /// Bytes that this rank's process takes beside weights, KV blocks and workspace.
+    pub process_bytes: u64,
     /// Type of the KV cache.
     pub kv_dtype: KvDtype,
     /// Adapters that may be loaded at once.
@@ -83,6 +87,7 @@ impl RankConfig {
             block_size: 16,
             kv_bytes: 1 << 30,
             memory_limit: None,
+            process_bytes: memory::PROCESS,
             kv_dtype: KvDtype::default(),
             max_adapters: 0,
             prefix_cache: true,

@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 
 use super::config::RankConfig;
 use super::control::RankContext;
+use super::leader::last_words::LAST_WORDS;
 use super::member::link::{WAITING_MESSAGES, read_plans};
 use super::member::{MemberEra, MemberLink, Reports, serve_era};
 use super::state::Outcome;
@@ -118,6 +119,9 @@ impl<B: Backend> Follower<'_, B> {
                 },
             };
             let served = serve_era(self.backend, Box::new(mesh), &member);
+            if served.is_err() {
+                member.link.linger(LAST_WORDS);
+            }
             // Whoever reads the link ends with it; a failure has been told by now.
             drop(member);
             abort.abort();

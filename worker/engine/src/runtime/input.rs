@@ -30,6 +30,8 @@ pub(super) enum Input {
     Lost {
         era: Era,
         error: MeshError,
+        /// Whether all that the member said has been told before.
+        heard_all: bool,
     },
     /// This rank's own compute thread ended for good.
     ComputeEnded,

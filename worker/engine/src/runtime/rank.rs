@@ -143,13 +143,14 @@ impl<B: Backend> RankRuntime<B> {
     /// end it in the middle of loading, with no word about why.
     fn check_limit(&self, memory: &MemoryPlan) -> Result<(), BackendError> {
         let config = &self.config;
-        let total = memory.fixed().saturating_add(config.kv_bytes);
+        let computing = memory.fixed().saturating_add(config.kv_bytes);
+        let total = computing.saturating_add(config.process_bytes);
         let Some(limit) = config.memory_limit.filter(|limit| *limit < total) else {
             return Ok(());
         };
         Err(BackendError::Unusable(format!(
             "rank {} needs {total} bytes and may use {limit}: weights {}, workspace for {} tokens a step {}, logits {}, rotary \
-             angles {}, KV blocks {}; raise the memory limit of the pod, use more tensor-parallel ranks, or lower the tokens \
+             angles {}, KV blocks {}, tokenizer, requests and the program {}; raise the memory limit of the pod, use more tensor-parallel ranks, or lower the tokens \
              in a step, the KV memory or the longest context",
             config.rank,
             memory.weights,
@@ -157,7 +158,8 @@ impl<B: Backend> RankRuntime<B> {
             memory.workspace,
             memory.logits,
             memory.rope,
-            config.kv_bytes
+            config.kv_bytes,
+            config.process_bytes
         )))
     }
 
@@ -190,6 +192,8 @@ impl<B: Backend> RankRuntime<B> {
             present: None,
             loss: None,
             lasting_refusals: 0,
+            silent: Vec::new(),
+            formed_at: None,
         };
         let (backend, context, sender) = (&mut self.backend, &self.context, &self.sender);
         std::thread::scope(|scope| {

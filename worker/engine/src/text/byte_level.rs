@@ -17,6 +17,17 @@ pub(super) fn byte_of(character: char) -> Option<u8> {
     }
 }
 
+/// The character that each byte is written as.
+pub(super) fn letters() -> [char; 256] {
+    let mut letters = ['\0'; 256];
+    for character in (0x21..0x144).filter_map(char::from_u32) {
+        if let Some(byte) = byte_of(character) {
+            letters[usize::from(byte)] = character;
+        }
+    }
+    letters
+}
+
 /// The bytes of a token as the vocabulary spells it. Tokens with other characters (added ones) stand for themselves.
 pub(super) fn token_bytes(token: &str) -> Vec<u8> {
     token
@@ -40,6 +51,9 @@ mod tests {
             .collect();
         let bytes: HashSet<u8> = characters.iter().filter_map(|&c| byte_of(c)).collect();
         assert_eq!((characters.len(), bytes.len()), (256, 256));
+        for (byte, letter) in letters().into_iter().enumerate() {
+            assert_eq!(byte_of(letter).map(usize::from), Some(byte));
+        }
     }
 
     #[test]

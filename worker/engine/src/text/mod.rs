@@ -3,6 +3,7 @@
 //! | module | what it is |
 //! |---|---|
 //! | [`tokenizer`] | `tokenizer.json`: text to tokens, tokens to bytes |
+//! | `encoding` | text to tokens in bounded memory |
 //! | `shared_model` | two tokenizers with one vocabulary |
 //! | [`detokenizer`] | tokens to text as they come, whole characters only |
 //! | [`stop`] | stop strings across the borders of tokens |
@@ -18,6 +19,7 @@ mod byte_level;
 pub mod chat_message;
 pub mod chat_template;
 pub mod detokenizer;
+mod encoding;
 mod markers;
 mod nesting;
 mod operators;

@@ -117,6 +117,16 @@ pub enum RequestError {
         /// The context.
         context: u32,
     },
+    /// The same, where nobody has counted further than that.
+    #[error(
+        "the prompt has more than {context} tokens, but prompt and answer together may have {context}; shorten the prompt to at \
+         most {} tokens",
+        context.saturating_sub(1)
+    )]
+    PromptMuchTooLong {
+        /// The context.
+        context: u32,
+    },
     /// Prompt and `max_tokens` exceed the context.
     #[error(
         "the prompt has {prompt} tokens and max_tokens is {max_tokens}, but together they may be {context}; lower max_tokens to at most {}",
@@ -196,14 +206,17 @@ impl RequestError {
     /// Whether prompt and answer are longer than the context, which a shorter conversation mends.
     #[must_use]
     pub fn is_too_long(&self) -> bool {
-        matches!(self, Self::PromptTooLong { .. } | Self::MaxTokensTooLarge { .. })
+        matches!(
+            self,
+            Self::PromptTooLong { .. } | Self::PromptMuchTooLong { .. } | Self::MaxTokensTooLarge { .. }
+        )
     }
 
     /// The parameter at fault, by its usual name.
     #[must_use]
     pub fn parameter(&self) -> &'static str {
         match self {
-            Self::EmptyPrompt | Self::PromptTooLong { .. } => "prompt",
+            Self::EmptyPrompt | Self::PromptTooLong { .. } | Self::PromptMuchTooLong { .. } => "prompt",
             Self::MaxTokensTooLarge { .. } | Self::NoTokens => "max_tokens",
             Self::MinTokensTooLarge { .. } => "min_tokens",
             Self::ResumeTooLong { .. } => "resume_token_ids",

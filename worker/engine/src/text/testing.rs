@@ -9,14 +9,10 @@ pub(crate) const SPECIAL: u32 = 261;
 pub(crate) const START: u32 = 262;
 
 pub(crate) fn tokenizer() -> Tokenizer {
-    let mut letters: Vec<(u8, char)> = (0..0x200)
-        .filter_map(char::from_u32)
-        .filter_map(|c| Some((byte_level::byte_of(c)?, c)))
-        .collect();
-    letters.sort_unstable();
-    let letter = |byte: u8| letters[usize::from(byte)].1.to_string();
+    let letters = byte_level::letters();
+    let letter = |byte: u8| letters[usize::from(byte)].to_string();
     let mut vocab = serde_json::Map::new();
-    for (byte, character) in &letters {
+    for (byte, character) in letters.iter().enumerate() {
         vocab.insert(character.to_string(), serde_json::json!(byte));
     }
     // Merges within characters of two, three and four bytes, and of letters.

@@ -2,14 +2,18 @@
 
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use llamero_checkpoint::IoError;
 use tokenizers::DecoderWrapper;
 
 use super::byte_level;
+use super::encoding::{Keep, PieceEncoder, Sink};
 use super::prompt::Prompt;
 use super::shared_model::{TextEncoder, text_encoder};
+
+/// Longest text in bytes that is encoded whole, where a tokenizer needs that. It takes up to 270 times as much memory.
+const MAX_WHOLE: usize = 256 << 10;
 
 /// Why a tokenizer cannot be used.
 #[derive(Debug, thiserror::Error)]
@@ -31,6 +35,33 @@ pub enum TokenizerError {
     /// The text could not be encoded.
     #[error("the text cannot be tokenised: {0}")]
     Encode(String),
+    /// The text has more tokens than were asked for.
+    #[error("the text has more than {most} tokens")]
+    TooMany {
+        /// How many were asked for.
+        most: usize,
+    },
+    /// A run in which there is no place to cut.
+    #[error(
+        "the text has more than {most} characters in a row that are all letters, digits, white space or other signs; shorten them"
+    )]
+    Run {
+        /// How many may stand in a row.
+        most: usize,
+    },
+    /// A text that would take much memory.
+    #[error(
+        "the text has {bytes} bytes, but this model's tokenizer {why}, so that a text is encoded whole and may have at most {most}; \
+         shorten it, or send its tokens"
+    )]
+    Whole {
+        /// Its length.
+        bytes: usize,
+        /// How long it may be.
+        most: usize,
+        /// What the tokenizer does.
+        why: &'static str,
+    },
 }
 
 /// A byte-level BPE tokenizer. Cheap to clone.
@@ -43,8 +74,7 @@ pub struct Tokenizer {
 struct Inner {
     /// Takes names of special tokens in a text for those tokens.
     encoder: Arc<tokenizers::Tokenizer>,
-    /// Takes them for text.
-    text_encoder: TextEncoder,
+    encoding: Encoding,
     /// What special tokens take from the text around them.
     strips: HashMap<u32, Strip>,
     /// No token has more bytes; 0 when the tokenizer changes texts before it cuts them.
@@ -55,6 +85,19 @@ struct Inner {
     bytes: Vec<u8>,
     ends: Vec<usize>,
     special: Vec<bool>,
+}
+
+/// How texts become tokens.
+#[derive(Debug)]
+enum Encoding {
+    /// In memory that does not grow with the text.
+    Pieces(Box<PieceEncoder>),
+    /// Short texts only, one at a time.
+    Whole {
+        why: &'static str,
+        /// Takes names of special tokens in a text for text.
+        text_encoder: Mutex<Box<TextEncoder>>,
+    },
 }
 
 /// White space that belongs to a special token.
@@ -130,15 +173,22 @@ impl Tokenizer {
                 known[usize::from(byte)] = true;
             }
         }
+        let longest_token = longest;
         if encoder.get_normalizer().is_some() || !strips.is_empty() {
             longest = 0;
         }
         let encoder = Arc::new(encoder);
-        let text_encoder = text_encoder(&encoder);
+        let encoding = match PieceEncoder::new(&encoder, longest_token) {
+            Ok(pieces) => Encoding::Pieces(Box::new(pieces)),
+            Err(why) => Encoding::Whole {
+                why,
+                text_encoder: Mutex::new(Box::new(text_encoder(&encoder))),
+            },
+        };
         Ok(Self {
             inner: Arc::new(Inner {
                 encoder,
-                text_encoder,
+                encoding,
                 strips,
                 longest,
                 known,
@@ -153,22 +203,59 @@ impl Tokenizer {
     /// around a text (Llama 3: `<|begin_of_text|>` in front).
     ///
     /// # Errors
-    /// [`TokenizerError::Encode`].
+    /// All but [`TokenizerError::TooMany`] of [`Self::encode_at_most`].
     pub fn encode(&self, text: &str, add_special: bool) -> Result<Vec<u32>, TokenizerError> {
-        let encoding = self.inner.encoder.encode_fast(text, add_special);
-        Ok(encoding
-            .map_err(|error| TokenizerError::Encode(error.to_string()))?
-            .get_ids()
-            .to_vec())
+        self.encode_at_most(usize::MAX, text, add_special)
     }
 
-    /// Token ids of what a chat template wrote. Only its own control tokens are special; text that spells their names stays text.
+    /// The same for a text of at most `most` tokens.
     ///
     /// # Errors
-    /// [`TokenizerError::Encode`].
-    pub fn encode_prompt(&self, prompt: &Prompt) -> Result<Vec<u32>, TokenizerError> {
+    /// [`TokenizerError::TooMany`] as soon as there are more; [`TokenizerError::Whole`], [`TokenizerError::Run`] and
+    /// [`TokenizerError::Encode`] for texts that cannot be encoded.
+    pub fn encode_at_most(
+        &self,
+        most: usize,
+        text: &str,
+        add_special: bool,
+    ) -> Result<Vec<u32>, TokenizerError> {
+        self.encode_to(Sink::new(Keep::AtMost(most)), text, add_special)
+    }
+
+    /// The last `count` tokens of a text.
+    ///
+    /// # Errors
+    /// As [`Self::encode`].
+    pub fn encode_last(
+        &self,
+        count: usize,
+        text: &str,
+        add_special: bool,
+    ) -> Result<Vec<u32>, TokenizerError> {
+        self.encode_to(Sink::new(Keep::Last(count)), text, add_special)
+    }
+
+    fn encode_to(&self, mut sink: Sink, text: &str, add_special: bool) -> Result<Vec<u32>, TokenizerError> {
+        match &self.inner.encoding {
+            Encoding::Pieces(pieces) => pieces.encode(text, add_special, &mut sink)?,
+            Encoding::Whole { why, text_encoder } => {
+                check_whole(text, why)?;
+                let _one_at_a_time = text_encoder.lock().unwrap_or_else(PoisonError::into_inner);
+                let encoding = self.inner.encoder.encode_fast(text, add_special);
+                sink.extend(encoding.map_err(refused)?.get_ids())?;
+            }
+        }
+        Ok(sink.finish())
+    }
+
+    /// Token ids of what a chat template wrote, at most `most`. Only its own control tokens are special; text that spells their
+    /// names stays text.
+    ///
+    /// # Errors
+    /// As [`Self::encode_at_most`].
+    pub fn encode_prompt(&self, most: usize, prompt: &Prompt) -> Result<Vec<u32>, TokenizerError> {
         let strip = |token: Option<u32>| token.and_then(|id| self.inner.strips.get(&id));
-        let mut ids = Vec::new();
+        let mut sink = Sink::new(Keep::AtMost(most));
         let mut before = None;
         // What stands between two special tokens is encoded whole, as the reference does it, so that nobody's text changes its merges.
         for (mut text, after) in prompt.stretches() {
@@ -179,17 +266,25 @@ impl Tokenizer {
                 text = text.trim_end();
             }
             if !text.is_empty() {
-                let encoding = self.inner.text_encoder.encode_fast(text, false);
-                ids.extend_from_slice(
-                    encoding
-                        .map_err(|error| TokenizerError::Encode(error.to_string()))?
-                        .get_ids(),
-                );
+                self.encode_text(text, &mut sink)?;
             }
-            ids.extend(after);
+            sink.extend(after.as_slice())?;
             before = after;
         }
-        Ok(ids)
+        Ok(sink.finish())
+    }
+
+    /// Encode a text that names no special token, whatever it says.
+    fn encode_text(&self, text: &str, sink: &mut Sink) -> Result<(), TokenizerError> {
+        match &self.inner.encoding {
+            Encoding::Pieces(pieces) => pieces.encode_as_text(text, sink),
+            Encoding::Whole { why, text_encoder } => {
+                check_whole(text, why)?;
+                let encoder = text_encoder.lock().unwrap_or_else(PoisonError::into_inner);
+                let encoding = encoder.encode_fast(text, false);
+                sink.extend(encoding.map_err(refused)?.get_ids())
+            }
+        }
     }
 
     /// A text cannot have fewer tokens than this, however it is cut; 0 when nothing is known without encoding it.
@@ -264,6 +359,21 @@ impl Tokenizer {
     pub fn inner(&self) -> &tokenizers::Tokenizer {
         &self.inner.encoder
     }
+}
+
+fn check_whole(text: &str, why: &'static str) -> Result<(), TokenizerError> {
+    if text.len() <= MAX_WHOLE {
+        return Ok(());
+    }
+    Err(TokenizerError::Whole {
+        bytes: text.len(),
+        most: MAX_WHOLE,
+        why,
+    })
+}
+
+fn refused(error: tokenizers::Error) -> TokenizerError {
+    TokenizerError::Encode(error.to_string())
 }
 
 fn decoder_name(decoder: Option<&DecoderWrapper>) -> String {

@@ -9,8 +9,8 @@ use llamero_engine::runtime;
 use llamero_engine::structured::{Form, FormError, Grammars, TokenConstraint};
 use llamero_engine::text::tool_calls::{self, ToolTexts};
 use llamero_engine::text::{
-    ChatTemplate, ChatTemplateError, Conversation, GenerationRequest, Prompt, RequestDraft, RequestLimits,
-    Tokenizer,
+    ChatTemplate, ChatTemplateError, Conversation, GenerationRequest, Prompt, RequestDraft, RequestError,
+    RequestLimits, Tokenizer, TokenizerError,
 };
 use llamero_proto::v1::{ChatMessage, ChatPrompt};
 use serde_json::{Value, json};
@@ -128,13 +128,29 @@ impl Model {
         )))
     }
 
+    /// The last `count` tokens of what [`Self::tokens_of_text`] would give for a text of any length.
+    ///
+    /// # Errors
+    /// INVALID_ARGUMENT.
+    pub fn last_tokens_of_text(
+        &self,
+        count: usize,
+        text: &str,
+        add_special: bool,
+    ) -> Result<Vec<u32>, Status> {
+        let tokens = self.tokenizer.encode_last(count, text, add_special);
+        tokens.map_err(|error| self.refusal(&error))
+    }
+
     /// Tokens of a plain text, behind the begin-of-text token if `add_special`. Names of special tokens in it become those tokens, since
     /// whoever sends a plain text writes the whole prompt, with the turns of a conversation if there are any.
     ///
     /// # Errors
-    /// INVALID_ARGUMENT.
+    /// OUT_OF_RANGE when there are more than fit the context; INVALID_ARGUMENT.
     pub fn tokens_of_text(&self, text: &str, add_special: bool) -> Result<Vec<u32>, Status> {
-        self.tokenizer.encode(text, add_special).map_err(invalid)
+        self.check_length(text)?;
+        let tokens = self.tokenizer.encode_at_most(self.most(), text, add_special);
+        tokens.map_err(|error| self.refusal(&error))
     }
 
     /// The text of tokens, those that steer the model by name.
@@ -195,21 +211,38 @@ impl Model {
             let message = "'continue_final_message' needs a last message whose content the chat template writes as it is";
             return Err(blame("continue_final_message", message));
         }
-        self.check_length(prompt.text())?;
         Ok(prompt)
     }
 
     /// Tokens of a rendered conversation.
     ///
     /// # Errors
-    /// INVALID_ARGUMENT.
+    /// OUT_OF_RANGE when there are more than fit the context; INVALID_ARGUMENT.
     pub fn tokens_of_chat(&self, prompt: &Prompt) -> Result<Vec<u32>, Status> {
+        self.check_length(prompt.text())?;
         // The template has written what stands around a text already.
         let tokens = match self.parse_special_tokens {
-            true => self.tokenizer.encode(prompt.text(), false),
-            false => self.tokenizer.encode_prompt(prompt),
+            true => self.tokenizer.encode_at_most(self.most(), prompt.text(), false),
+            false => self.tokenizer.encode_prompt(self.most(), prompt),
         };
-        tokens.map_err(invalid)
+        tokens.map_err(|error| self.refusal(&error))
+    }
+
+    /// Tokens of a prompt beyond which nothing more has to be known about it.
+    fn most(&self) -> usize {
+        self.limits.max_context as usize
+    }
+
+    fn refusal(&self, error: &TokenizerError) -> Status {
+        match error {
+            TokenizerError::TooMany { .. } => Status::out_of_range(
+                RequestError::PromptMuchTooLong {
+                    context: self.limits.max_context,
+                }
+                .to_string(),
+            ),
+            error => blame("prompt", &error.to_string()),
+        }
     }
 
     /// The constraint of a form behind the tokens that exist already. `parameter` is what the client calls it.
@@ -239,7 +272,7 @@ impl Model {
     ///
     /// # Errors
     /// OUT_OF_RANGE.
-    pub fn check_length(&self, text: &str) -> Result<(), Status> {
+    fn check_length(&self, text: &str) -> Result<(), Status> {
         let (fewest, context) = (self.tokenizer.fewest_tokens(text), self.limits.max_context);
         if fewest < context as usize {
             return Ok(());

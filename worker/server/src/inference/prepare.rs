@@ -150,7 +150,6 @@ pub fn prompt(model: &Model, request: &mut CompletionRequest) -> Result<(Vec<u32
     let echo = request.echo;
     Ok(match request.prompt.take() {
         Some(Sent::Text(text)) => {
-            model.check_length(&text)?;
             let tokens = model.tokens_of_text(&text, !request.no_special_tokens)?;
             (tokens, echo.then_some(text))
         }

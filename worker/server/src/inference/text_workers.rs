@@ -6,6 +6,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use llamero_proto::limits::MAX_MESSAGE_BYTES;
 use tokio::sync::Semaphore;
 use tonic::Status;
 
@@ -13,8 +14,9 @@ use crate::grpc;
 
 /// Most requests that wait or are worked on.
 const MAX_REQUESTS: usize = 1024;
-/// Most bytes of them, in KiB.
-const MAX_KIB: usize = 64 << 10;
+/// Most bytes of them, in KiB: room for two of the longest. [`llamero_settings::memory::REQUESTS`] grants them.
+const MAX_KIB: usize = 32 << 10;
+const _: () = assert!(MAX_KIB >= 2 * MAX_MESSAGE_BYTES / 1024);
 /// A request of more bytes than this is a long one.
 const LONG: usize = 256 << 10;
 /// How many short ones are worked on at once; of long ones it is one.

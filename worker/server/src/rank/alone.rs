@@ -40,6 +40,7 @@ impl Alone {
         let config = RankConfig {
             rank: 0,
             first_rank: 0,
+            pod_ranks: 1,
             threads,
             memory_limit: crate::cgroup::memory_limit(),
             listen: member.ip(),

@@ -3,6 +3,7 @@
 use llamero_checkpoint::identity::ContentIdentity;
 use llamero_engine::{Backend as _, BackendError, Era, FormSpec, runtime};
 use llamero_proto::limits;
+use llamero_settings::memory;
 
 use super::backend::AnyBackend;
 use crate::config::{BackendKind, RankConfig};
@@ -74,6 +75,7 @@ pub fn settings(config: &RankConfig, backend: &AnyBackend) -> Result<runtime::Ra
         memory_limit: config
             .memory_limit
             .filter(|_| config.engine.backend == BackendKind::Cpu),
+        process_bytes: memory::of_rank(checkpoint.tokenizer_bytes(), config.pod_ranks),
         stall_timeout,
         heartbeat: usual.heartbeat.min(stall_timeout / 4),
         dial_timeout: usual.dial_timeout.min(stall_timeout),

@@ -177,6 +177,7 @@ fn start_keepers(args: &ServeArgs, local: LocalRanks, control: &Control) -> anyh
             engine: args.engine.clone(),
             rank: local.first + index,
             first_rank: local.first,
+            pod_ranks: local.count,
             threads: args.threads(local.count),
             memory_limit: crate::cgroup::memory_limit().map(|limit| limit / u64::from(local.count.max(1))),
             listen: args.listen_address(),

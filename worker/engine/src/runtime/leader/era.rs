@@ -31,6 +31,8 @@ pub(super) fn run(leader: &mut Leader<'_>) -> Result<Infallible, End> {
     let abort = Arc::new(EraAbort::default());
     leader.context.inbox.enter(era, Arc::clone(&abort));
     leader.present = Some(Arc::clone(&membership));
+    leader.silent.clear();
+    leader.formed_at = None;
     let ended = leader
         .connect(&membership, era, &abort)
         .and_then(|(links, data)| leader.lead(era, links, data, &abort));
@@ -137,7 +139,11 @@ impl Leader<'_> {
             let inputs = self.sender.clone();
             let outbox = Outbox::new(link, self.config.stall_timeout, move |error| {
                 // A leader that has ended needs no word.
-                let _ = inputs.send(Input::Lost { era, error });
+                let _ = inputs.send(Input::Lost {
+                    era,
+                    error,
+                    heard_all: false,
+                });
             });
             to_members.push(LeaderLink::Remote(outbox));
         }
@@ -153,12 +159,17 @@ impl Leader<'_> {
             Instant::now(),
         );
         executor.form(self.config.form_limits(), Instant::now())?;
-        self.formed(era, &mut executor, abort)?;
-        let ended = self.serve(&mut executor, abort);
-        if let Err(End::Outcome(Outcome::Drained)) = &ended {
-            executor.leave(Instant::now());
+        let ended = self
+            .formed(era, &mut executor, abort)
+            .and_then(|()| self.serve(&mut executor, abort));
+        match ended {
+            Err(End::Era(error)) => Err(self.last_words(error, abort)),
+            Err(End::Outcome(Outcome::Drained)) => {
+                executor.leave(Instant::now());
+                Err(End::Outcome(Outcome::Drained))
+            }
+            ended => ended,
         }
-        ended
     }
 
     /// Hear a member on a thread of its own, which ends with the link.
@@ -174,7 +185,11 @@ impl Leader<'_> {
                         step,
                         message,
                     },
-                    Err(error) => Input::Lost { era, error },
+                    Err(error) => Input::Lost {
+                        era,
+                        error,
+                        heard_all: true,
+                    },
                 };
                 let ended = matches!(input, Input::Lost { .. });
                 if inputs.send(input).is_err() || ended {
@@ -211,6 +226,7 @@ impl Leader<'_> {
         self.planner.enter(era, self.config.limits(blocks), kept);
         self.queue.set_max_tokens(self.config.queued_tokens(blocks));
         self.context.state.update(|state| state.kv_blocks = blocks);
+        self.formed_at = Some(Instant::now());
         Ok(())
     }
 

@@ -56,7 +56,7 @@ impl Leader<'_> {
         Ok(())
     }
 
-    fn take(&mut self, input: Input, executor: Option<&mut Executor>) -> Result<(), End> {
+    pub(super) fn take(&mut self, input: Input, executor: Option<&mut Executor>) -> Result<(), End> {
         match (input, executor) {
             (
                 Input::Submit {
@@ -78,7 +78,21 @@ impl Leader<'_> {
                 },
                 Some(executor),
             ) if era == self.last => executor.receive(rank, step, message, Instant::now())?,
-            (Input::Lost { era, error }, Some(_)) if era == self.last => return Err(error.into()),
+            (
+                Input::Lost {
+                    era,
+                    error,
+                    heard_all,
+                },
+                executor,
+            ) if era == self.last => {
+                if heard_all {
+                    self.silent.extend(error.rank());
+                }
+                if executor.is_some() {
+                    return Err(error.into());
+                }
+            }
             // Of an era that is over.
             (Input::Member { .. } | Input::Lost { .. }, _) => {}
             (Input::ComputeEnded, _) => return Err(End::ComputeEnded),

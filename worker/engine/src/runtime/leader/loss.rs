@@ -16,13 +16,7 @@ pub(in crate::runtime) struct Loss {
 impl Loss {
     /// What `error` says about the members of the era that it ended; none where it says nothing about them.
     pub(super) fn of(error: MeshError, membership: &Membership) -> Option<Self> {
-        let rank = match &error {
-            MeshError::PeerLost { rank, .. }
-            | MeshError::Deadline { rank, .. }
-            | MeshError::Protocol { rank, .. }
-            | MeshError::NotLocal { rank } => *rank,
-            MeshError::Aborted => return None,
-        };
+        let rank = error.rank()?;
         Some(Self {
             rank,
             generation: membership.generation,

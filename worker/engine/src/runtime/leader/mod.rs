@@ -5,17 +5,22 @@
 //! | [`connect`] | rank 0 reaches everybody |
 //! | [`era`] | connecting, forming and serving once |
 //! | [`inputs`] | what other threads say while the leader waits |
+//! | [`invalid_eras`] | when eras that end by something invalid are a bug |
+//! | [`last_words`] | what a lost member says itself |
 //! | [`loss`] | a lost member, until it is known whether requests are to blame |
 
 mod connect;
 mod era;
 mod inputs;
+mod invalid_eras;
+pub(super) mod last_words;
 mod loss;
 
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, Sender};
 use std::time::{Duration, Instant};
 
+use invalid_eras::{InvalidEras, SERVED_WELL};
 use loss::Loss;
 
 use super::config::RankConfig;
@@ -58,6 +63,10 @@ pub(super) struct Leader<'a> {
     pub(super) loss: Option<Loss>,
     /// Attempts of this generation that somebody answered by a refusal that no new attempt changes.
     pub(super) lasting_refusals: u32,
+    /// Members of the present or last era that have said all they had to say.
+    pub(super) silent: Vec<u32>,
+    /// When the present or last era had formed; none before.
+    pub(super) formed_at: Option<Instant>,
 }
 
 /// Why the leader is not in an era any more.
@@ -89,19 +98,21 @@ impl Leader<'_> {
     /// Lead until drained or stopped; none when this rank's compute thread has ended.
     ///
     /// # Errors
-    /// [`BackendError::Unusable`] when members refuse this rank for good; [`BackendError::Bug`] when two eras in a row
-    /// end by something invalid: a third would not end otherwise.
+    /// [`BackendError::Unusable`] when members refuse this rank for good; [`BackendError::Bug`] when two eras end
+    /// by something invalid and the group did not serve for long between: a third would not end otherwise.
     pub(super) fn run(mut self) -> Result<Option<Outcome>, BackendError> {
-        let mut invalid_before = false;
+        let mut invalid_eras = InvalidEras::default();
         loop {
             let end = match era::run(&mut self) {
                 Ok(never) => match never {},
                 Err(end) => end,
             };
-            let invalid = matches!(end, End::Invalid(_));
+            let served = self.formed_at.map_or(Duration::ZERO, |formed| formed.elapsed());
+            let is_bug = invalid_eras.ended(matches!(end, End::Invalid(_)), served);
             let end = match end {
-                End::Invalid(error) if invalid_before => End::Failed(BackendError::Bug(format!(
-                    "what members said was invalid in two eras in a row, the last time because {error}"
+                End::Invalid(error) if is_bug => End::Failed(BackendError::Bug(format!(
+                    "what members said was invalid in two eras within {} minutes of serving, the last time because {error}",
+                    SERVED_WELL.as_secs() / 60
                 ))),
                 End::Era(error) | End::Invalid(error) => {
                     tracing::warn!(era = ?self.last, "the era ended: {error}");
@@ -119,7 +130,6 @@ impl Leader<'_> {
                 }
                 end => end,
             };
-            invalid_before = invalid;
             match end {
                 End::Era(_) | End::Invalid(_) => {}
                 End::Outcome(outcome) => return Ok(Some(outcome)),

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, SyncSender, TryRecvError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use crate::backend::StepProgress;
 use crate::mesh::{ControlLink, MeshError, Message};
@@ -59,6 +59,16 @@ impl MemberLink {
             }),
             Err(RecvTimeoutError::Disconnected) => Err(MeshError::Aborted),
         }
+    }
+
+    /// Let the leader end the era, at most until `wait` is over. A connection that is closed while messages of the peer are
+    /// unread is reset, and what was said last over it is lost (RFC 9293, section 3.10.7).
+    pub(in crate::runtime) fn linger(&self, wait: Duration) {
+        let until = Instant::now() + wait;
+        while self
+            .receive(until.saturating_duration_since(Instant::now()))
+            .is_ok()
+        {}
     }
 
     /// The next message if it is there already.

@@ -177,17 +177,18 @@ fn a_plan_beyond_the_limit_names_its_parts() {
     let limited = |limit| RankConfig {
         kv_bytes: 10_000,
         memory_limit: Some(limit),
+        process_bytes: 1000,
         ..config(0, 1, LONG)
     };
-    let total = 5000 + 16 * 50 + 30 + 4 + 10_000;
+    let total = 5000 + 16 * 50 + 30 + 4 + 10_000 + 1000;
     let rank = Rank::start_with(limited(total - 1), Arc::default());
     let faults = Arc::clone(&rank.faults);
     match rank.ended() {
         Err(BackendError::Unusable(why)) => {
             assert!(
                 why.starts_with(
-                    "rank 0 needs 15834 bytes and may use 15833: weights 5000, workspace for 16 tokens a step 800, logits 30, \
-                     rotary angles 4, KV blocks 10000; raise"
+                    "rank 0 needs 16834 bytes and may use 16833: weights 5000, workspace for 16 tokens a step 800, logits 30, \
+                     rotary angles 4, KV blocks 10000, tokenizer, requests and the program 1000; raise"
                 ),
                 "{why}"
             );
@@ -301,7 +302,7 @@ fn invalid_answers_of_two_eras_in_a_row_are_a_bug() {
     match leader.ended() {
         Err(BackendError::Bug(why)) => {
             assert!(
-                why.contains("two eras in a row") && why.contains("rank 1 sent an invalid frame: row 99"),
+                why.contains("two eras within") && why.contains("rank 1 sent an invalid frame: row 99"),
                 "{why}"
             );
         }

@@ -125,7 +125,7 @@ fn only_the_template_s_own_control_tokens_are_special() {
         .unwrap();
     assert_eq!(control_tokens(&prompt), [START, SPECIAL, SPECIAL]);
     assert_eq!(prompt.text().matches("<|start|>").count(), 6);
-    let ids = testing::tokenizer().encode_prompt(&prompt).unwrap();
+    let ids = testing::tokenizer().encode_prompt(usize::MAX, &prompt).unwrap();
     let special: Vec<u32> = ids
         .iter()
         .copied()

@@ -33,13 +33,9 @@ pub fn draft(model: &Model, request: GenerateRequest) -> Result<(RequestDraft, O
     refuse_unserved(&request)?;
     let keep = request.truncate_prompt_tokens as usize;
     let mut prompt = match request.prompt {
-        Some(Prompt::Text(text)) => {
-            // A text that is cut may be of any length.
-            if keep == 0 {
-                model.check_length(&text)?;
-            }
-            model.tokens_of_text(&text, true)?
-        }
+        Some(Prompt::Text(text)) if keep == 0 => model.tokens_of_text(&text, true)?,
+        // A text that is cut may be of any length.
+        Some(Prompt::Text(text)) => model.last_tokens_of_text(keep, &text, true)?,
         Some(Prompt::TokenIds(tokens)) => tokens.ids,
         None => {
             return Err(Status::invalid_argument(

@@ -115,6 +115,8 @@ fn leader(config: RankConfig) -> Leader<'static> {
         present: None,
         loss: None,
         lasting_refusals: 0,
+        silent: Vec::new(),
+        formed_at: None,
     }
 }
 
@@ -264,7 +266,11 @@ impl Simulation {
             reason: "the connection was closed".into(),
         };
         let era = self.leader.last;
-        self.send(Input::Lost { era, error });
+        self.send(Input::Lost {
+            era,
+            error,
+            heard_all: true,
+        });
     }
 
     /// The era ends: the next one begins with the histories, and with those KV blocks that everybody has kept.

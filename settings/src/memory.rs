@@ -1,0 +1,46 @@
+//! Memory of the host that a rank's process takes beside weights, KV cache and workspace: what the operator grants, and what the worker
+//! checks when it starts. On a GPU's host the same.
+
+/// What every rank takes: the program, threads, connections.
+pub const PROCESS: u64 = 48 << 20;
+/// What rank 0 takes for requests: those that are being received (32 MiB), those that wait to be tokenised (32 MiB), and those that are
+/// rendered and encoded, one long one at a time ([`ENCODING`], and copies of a text).
+pub const REQUESTS: u64 = 176 << 20;
+/// What encoding takes, all requests together, however long they are.
+pub const ENCODING: u64 = 72 << 20;
+/// Bytes in memory for each byte of `tokenizer.json` while it is loaded: 31 for Llama 3's. Afterwards 22 are used, but the allocator
+/// does not always give the rest back.
+const TOKENIZER: u64 = 32;
+/// Size of `tokenizer.json` where nobody has said it: a little more than Llama 3's.
+const USUAL_TOKENIZER: u64 = 9 << 20;
+
+/// What a tokenizer takes whose `tokenizer.json` has so many bytes.
+#[must_use]
+pub fn tokenizer(json_bytes: u64) -> u64 {
+    json_bytes.saturating_mul(TOKENIZER)
+}
+
+/// What a rank takes where so many share a pod. One of them may be rank 0, which alone has a tokenizer and requests; all of
+/// them bear a part of that.
+#[must_use]
+pub fn of_rank(tokenizer_json_bytes: Option<u64>, ranks_of_pod: u32) -> u64 {
+    let json_bytes = tokenizer_json_bytes.unwrap_or(USUAL_TOKENIZER);
+    let leader = REQUESTS.saturating_add(tokenizer(json_bytes));
+    PROCESS.saturating_add(leader.div_ceil(u64::from(ranks_of_pod.max(1))))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ranks_of_a_pod_bear_the_leader_s_part_together() {
+        let alone = of_rank(Some(8 << 20), 1);
+        assert_eq!(alone, PROCESS + REQUESTS + (256 << 20));
+        assert_eq!(of_rank(Some(8 << 20), 0), alone);
+        let one_of_eight = of_rank(Some(8 << 20), 8);
+        assert!(8 * one_of_eight >= 8 * PROCESS + REQUESTS + (256 << 20));
+        assert!(one_of_eight < alone / 4);
+        assert!(of_rank(None, 1) > alone);
+    }
+}
