@@ -39,6 +39,8 @@ pub struct Delta {
     pub text: String,
     /// Of its tokens, when they were asked for.
     pub logprobs: Vec<TokenLogprob>,
+    /// Of the prompt's tokens, when they were asked for: more of them, all before the first token of the answer.
+    pub prompt_logprobs: Vec<TokenLogprob>,
     /// What is new of tool calls.
     pub tool_calls: Vec<ToolCallDelta>,
     /// Tokens of the prompt.
@@ -105,6 +107,10 @@ pub struct Relay {
     request: CompletionRequest,
     client_id: Option<HeaderValue>,
     identity: Option<Arc<str>>,
+    /// Of the prompt's tokens, how many log-probabilities have come, in all and from the present leader.
+    scored: (usize, usize),
+    /// What the leader that began the answer had cached of the prompt.
+    cached: Option<u32>,
     losses: Losses,
     attempt: Option<Attempt>,
 }
@@ -139,6 +145,8 @@ impl Relay {
             request,
             client_id: wishes.request_id,
             identity: None,
+            scored: (0, 0),
+            cached: None,
             losses: Losses::default(),
             attempt: None,
         }
@@ -188,6 +196,7 @@ impl Relay {
         loop {
             let begun = !self.request.resume_token_ids.is_empty();
             let leader = self.waiting.leader(&self.gateway, begun).await?;
+            self.scored.1 = 0;
             let running = leader.begin();
             let counted = self.gateway.demand.run(self.waiting.key());
             let mut call = tonic::Request::new(self.request.clone());
@@ -255,6 +264,12 @@ impl Relay {
         }
         // The prompt is given back once, whoever goes on with the answer.
         self.request.echo &= chunk.prompt_text.is_empty();
+        let prompt_logprobs = self.new_scores(chunk.prompt_logprobs);
+        if !chunk.token_ids.is_empty() {
+            // The prompt's are complete.
+            self.request.prompt_logprobs = None;
+            self.cached.get_or_insert(chunk.cached_tokens);
+        }
         self.request.resume_token_ids.extend(&chunk.token_ids);
         // From the first token on, only these weights will do.
         if let Some(identity) = &self.identity
@@ -280,13 +295,23 @@ impl Relay {
         Ok(Delta {
             text: chunk.prompt_text + &chunk.text,
             logprobs: chunk.logprobs,
+            prompt_logprobs,
             tool_calls: chunk.tool_calls,
             prompt_tokens: chunk.prompt_tokens,
-            cached_tokens: chunk.cached_tokens,
+            cached_tokens: self.cached.unwrap_or(chunk.cached_tokens),
             output_tokens: chunk.output_tokens,
             identity: self.identity.clone(),
             end,
         })
+    }
+
+    /// Log-probabilities of the prompt's tokens that the client has not: another leader begins with the first one again.
+    fn new_scores(&mut self, mut scores: Vec<TokenLogprob>) -> Vec<TokenLogprob> {
+        let (all, of_leader) = &mut self.scored;
+        let known = all.saturating_sub(*of_leader).min(scores.len());
+        *of_leader += scores.len();
+        *all = (*all).max(*of_leader);
+        scores.split_off(known)
     }
 
     /// Learn the identity of the weights from a first chunk. A leader that should have refused the request, but did not,
