@@ -50,7 +50,7 @@ pub const fn row(on: On, name: &'static str, treatment: Treatment) -> Field {
     Field { name, on, treatment }
 }
 
-use Harmless::{Nothing, Null, Number, Only, True, Words};
+use Harmless::{Nothing, Number, Only, True, Words};
 use On::{Both, Chat, Text};
 use Treatment::{Accepted, Refused, Used};
 
