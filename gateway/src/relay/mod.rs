@@ -42,6 +42,8 @@ pub struct Delta {
     pub text: String,
     /// Of its tokens, when they were asked for.
     pub logprobs: Vec<TokenLogprob>,
+    /// Of the prompt's tokens, when they were asked for: more of them, all before the first token of the answer.
+    pub prompt_logprobs: Vec<TokenLogprob>,
     /// What is new of tool calls.
     pub tool_calls: Vec<ToolCallDelta>,
     /// Tokens of the prompt.
@@ -108,6 +110,10 @@ pub struct Relay {
     request: CompletionRequest,
     client_id: Option<HeaderValue>,
     identity: Option<Arc<str>>,
+    /// Of the prompt's tokens, how many log-probabilities have come, in all and from the present leader.
+    scored: (usize, usize),
+    /// What the leader that began the answer had cached of the prompt.
+    cached: Option<u32>,
     losses: Losses,
     /// The request's memory, from when it first asked for a leader.
     carried: Option<Carried>,
@@ -144,6 +150,8 @@ impl Relay {
             request,
             client_id: wishes.request_id,
             identity: None,
+            scored: (0, 0),
+            cached: None,
             losses: Losses::default(),
             carried: None,
             attempt: None,
@@ -197,6 +205,7 @@ impl Relay {
             if self.carried.is_none() {
                 self.carried = Some(Carried::take(&self.gateway, self.request.encoded_len())?);
             }
+            self.scored.1 = 0;
             let running = leader.begin();
             let counted = self.gateway.demand.run(self.waiting.key());
             let mut call = tonic::Request::new(self.request.clone());
@@ -264,6 +273,12 @@ impl Relay {
         }
         // The prompt is given back once, whoever goes on with the answer.
         self.request.echo &= chunk.prompt_text.is_empty();
+        let prompt_logprobs = self.new_scores(chunk.prompt_logprobs);
+        if !chunk.token_ids.is_empty() {
+            // The prompt's are complete.
+            self.request.prompt_logprobs = None;
+            self.cached.get_or_insert(chunk.cached_tokens);
+        }
         self.request.resume_token_ids.extend(&chunk.token_ids);
         if let Some(carried) = &mut self.carried {
             carried.add_tokens(chunk.token_ids.len());
@@ -292,13 +307,23 @@ impl Relay {
         Ok(Delta {
             text: chunk.prompt_text + &chunk.text,
             logprobs: chunk.logprobs,
+            prompt_logprobs,
             tool_calls: chunk.tool_calls,
             prompt_tokens: chunk.prompt_tokens,
-            cached_tokens: chunk.cached_tokens,
+            cached_tokens: self.cached.unwrap_or(chunk.cached_tokens),
             output_tokens: chunk.output_tokens,
             identity: self.identity.clone(),
             end,
         })
+    }
+
+    /// Log-probabilities of the prompt's tokens that the client has not: another leader begins with the first one again.
+    fn new_scores(&mut self, mut scores: Vec<TokenLogprob>) -> Vec<TokenLogprob> {
+        let (all, of_leader) = &mut self.scored;
+        let known = all.saturating_sub(*of_leader).min(scores.len());
+        *of_leader += scores.len();
+        *all = (*all).max(*of_leader);
+        scores.split_off(known)
     }
 
     /// Learn the identity of the weights from a first chunk. A leader that should have refused the request, but did not,

@@ -223,6 +223,11 @@ impl Answering {
         self.chunks.send(Ok(chunk)).await.unwrap();
     }
 
+    /// The last chunk had no token after all.
+    pub fn uncount(&mut self) {
+        self.sent -= 1;
+    }
+
     /// End with a stop string.
     pub async fn stop_at(mut self, stop_string: &str) {
         let mut chunk = self.chunk("", &[], Some(FinishReason::Stop));

@@ -142,7 +142,7 @@ emulated! {
             mask
         };
         let biases = vec![(0, vec![(40, 2.5), (1099, 0.25), (1099, 0.25)])];
-        let late = Late::Sampling { biases, masks: vec![(0, only(&[40, 1099])), (0, only(&[1, 40, 1099]))] };
+        let late = Late::Sampling { biases, masks: vec![(0, only(&[40, 1099])), (0, only(&[1, 40, 1099]))], repetitions: vec![(0, 1.25, vec![3, 1099])] };
         gpu.late(ticket, &late).unwrap();
         assert!(gpu.late(ticket, &late).is_err(), "given once");
         let output = done(&mut gpu, ticket).unwrap();
@@ -153,7 +153,8 @@ emulated! {
             let (token, logit) = output.candidates[offset as usize].top[0];
             assert_eq!(adjusted[token as usize].to_bits(), logit.to_bits());
             if offset == 2 {
-                assert_eq!([adjusted[40], adjusted[1099]], [free[40] + 2.5, free[1099] + 0.5]);
+                let penalised = llamero_engine::sampling::penalties::repeated(free[1099], 1.25);
+                assert_eq!([adjusted[40], adjusted[1099]], [free[40] + 2.5, penalised + 0.5]);
             }
         }
     }
@@ -204,7 +205,7 @@ emulated! {
         plan.late_sampling = true;
         let ticket = gpu.submit(&plan).unwrap();
         gpu.late(ticket, &Late::Cancel(vec![0, 2])).unwrap();
-        gpu.late(ticket, &Late::Sampling { biases: vec![], masks: vec![] }).unwrap();
+        gpu.late(ticket, &Late::Sampling { biases: vec![], masks: vec![], repetitions: vec![] }).unwrap();
         let output = done(&mut gpu, ticket).unwrap();
         assert_eq!(output.candidates.iter().map(|one| one.row).collect::<Vec<_>>(), [1]);
         assert!(output.hidden.is_empty());

@@ -8,13 +8,20 @@ use llamero_engine::late_values::Adjustments;
 use llamero_engine::sampling::candidates::by_logit;
 use llamero_engine::sampling::mass;
 use llamero_engine::sampling::noise::{MAX_GUMBEL, Noise, scale};
+use llamero_engine::sampling::penalties::repeated;
 use llamero_engine::step::{MassRoot, RowCandidates, SampleKey, VOCAB_TILE};
 
 use crate::kernel::math::{exp, ln};
 use crate::kernel::{Kernel, vector};
 
-/// Add the biases and apply the masks of plan row `row` to its logits, which are those of the tokens `vocab`.
+/// Apply repetition penalties, biases and masks of plan row `row` to its logits, which are those of the tokens `vocab`.
 pub(crate) fn adjust(logits: &mut [f32], vocab: &Runs, adjustments: &Adjustments, row: u32) {
+    for (penalty, tokens) in adjustments.repetitions(row) {
+        for at in tokens.iter().filter_map(|token| vocab.position(*token)) {
+            let logit = &mut logits[at as usize];
+            *logit = repeated(*logit, penalty);
+        }
+    }
     for (token, bias) in adjustments.bias_sums(row) {
         if let Some(at) = vocab.position(token) {
             logits[at as usize] += bias;
@@ -274,6 +281,7 @@ mod tests {
         let adjustments = Adjustments {
             biases: vec![(1, vec![(9, 1.5), (11, 0.25), (11, 0.25)]), (0, vec![(8, 9.0)])],
             masks: vec![(1, vec![0xff, 0b1111_1101])],
+            repetitions: vec![(1, 2.0, vec![10, 11]), (0, 9.0, vec![8])],
         };
         let vocab = Runs::from(8..12);
         let mut row = [0.0; 4];
@@ -284,5 +292,9 @@ mod tests {
         let mut row = [0.0; 5];
         adjust(&mut row, &Runs::new([0..2, 9..12]), &adjustments, 1);
         assert_eq!(row, [0.0, 0.0, f32::NEG_INFINITY, 0.0, 0.5]);
+        // The penalty comes before the bias.
+        let mut row = [1.0, 1.0, -1.0, 4.0];
+        adjust(&mut row, &vocab, &adjustments, 1);
+        assert_eq!(row, [1.0, f32::NEG_INFINITY, -2.0, 2.5]);
     }
 }

@@ -137,13 +137,16 @@ extern "C" __global__ void __launch_bounds__(256) best_perturbed(
     }
 }
 
-// Add biases: entries of {row, token, bits of the bias, 0}, each row and token once.
+// Change logits: entries of {row, token, bits of the bias, bits of the repetition penalty or 0}, each row and token once.
 extern "C" __global__ void __launch_bounds__(256) add_biases(float* logits, const Bytes16* entries, u32 count, u32 vocab) {
     wait_for_previous();
     const u32 i = blockIdx.x * blockDim.x + threadIdx.x;
     if (i >= count) return;
     const Bytes16 entry = entries[i];
-    logits[(u64)entry.x * vocab + entry.y] += __uint_as_float(entry.z);
+    float* logit = logits + (u64)entry.x * vocab + entry.y;
+    float x = *logit, penalty = __uint_as_float(entry.w);
+    if (entry.w) x = x > 0 ? x / penalty : x * penalty;
+    *logit = x + __uint_as_float(entry.z);
 }
 
 // What a mask does not allow becomes -infinity. masks: [masked row][tiles of the rank][4 words], a bit for each token.

@@ -23,6 +23,19 @@ const PICKS: usize = 2 * MAX_ROWS;
 const MASKED: usize = 3 * MAX_ROWS;
 const SEEDS: usize = 4 * MAX_ROWS;
 
+/// Entries for the device: place of the row in the group, the rank's number of the token, no bias, bits of the penalty. A token may have
+/// several penalties, so that each makes entries of its own.
+fn repetition_entries(adjustments: &Adjustments, rows: &[u32], vocab: &Runs) -> Vec<Vec<[u32; 4]>> {
+    let mut all = Vec::new();
+    for (place, row) in (0u32..).zip(rows) {
+        for (penalty, tokens) in adjustments.repetitions(*row) {
+            let mine = |token: &u32| Some([place, vocab.position(*token)?, 0, penalty.to_bits()]);
+            all.push(tokens.iter().filter_map(mine).collect());
+        }
+    }
+    all
+}
+
 /// Entries for the device: place of the row in the group, the rank's number of the token, bits of the sum of its biases.
 fn bias_entries(adjustments: &Adjustments, rows: &[u32], vocab: &Runs) -> Vec<[u32; 4]> {
     let mut entries = Vec::new();
@@ -297,7 +310,11 @@ impl Sampler<'_> {
     ) -> Result<(), BackendError> {
         let vocab = self.shape.vocab_width();
         let context = self.ops.stream().context().clone();
-        for part in bias_entries(adjustments, rows, &self.shape.vocab).chunks(BIASES) {
+        let vocab_of = &self.shape.vocab;
+        let mut changes = repetition_entries(adjustments, rows, vocab_of);
+        // Biases are added to what the penalties leave.
+        changes.push(bias_entries(adjustments, rows, vocab_of));
+        for part in changes.iter().flat_map(|entries| entries.chunks(BIASES)) {
             let mut words = Pinned::new(&context, 4 * part.len()).map_err(refused)?;
             words.as_mut_slice().copy_from_slice(part.as_flattened());
             self.upload(

@@ -11,13 +11,15 @@ pub struct Adjustments {
     pub biases: Vec<(u32, Vec<(u32, f32)>)>,
     /// One bit a token of the vocabulary, the lowest of each byte first; logits of the others become −∞.
     pub masks: Vec<(u32, Vec<u8>)>,
+    /// Factors, and the tokens whose logits they make worse before biases are added.
+    pub repetitions: Vec<(u32, f32, Vec<u32>)>,
 }
 
 impl Adjustments {
     /// Whether there are none.
     #[must_use]
     pub fn is_empty(&self) -> bool {
-        self.biases.is_empty() && self.masks.is_empty()
+        self.biases.is_empty() && self.masks.is_empty() && self.repetitions.is_empty()
     }
 
     /// What is added to logits of a row, by token. Several biases of one token add up in the order given, so that the sum does
@@ -30,6 +32,12 @@ impl Adjustments {
             *sums.entry(*token).or_default() += bias;
         }
         sums
+    }
+
+    /// The repetition penalties of a row, each with its tokens; to be applied before the biases.
+    pub fn repetitions(&self, row: u32) -> impl Iterator<Item = (f32, &[u32])> {
+        let of_row = self.repetitions.iter().filter(move |(of, ..)| *of == row);
+        of_row.map(|(_, penalty, tokens)| (*penalty, tokens.as_slice()))
     }
 
     /// The masks of a row; a token must be in all of them.
@@ -76,10 +84,15 @@ impl LateValues {
             Late::Sampling { .. } if self.adjustments.is_some() => {
                 Err("biases and masks were given already, or not announced".into())
             }
-            Late::Sampling { biases, masks } => {
+            Late::Sampling {
+                biases,
+                masks,
+                repetitions,
+            } => {
                 self.adjustments = Some(Adjustments {
                     biases: biases.clone(),
                     masks: masks.clone(),
+                    repetitions: repetitions.clone(),
                 });
                 Ok(())
             }
@@ -135,7 +148,24 @@ fn check(plan: &Plan, late: &Late, vocab_size: usize) -> Result<(), String> {
                 None => Ok(()),
             }
         }
-        Late::Sampling { biases, masks } => {
+        Late::Sampling {
+            biases,
+            masks,
+            repetitions,
+        } => {
+            for (row, penalty, tokens) in repetitions {
+                row_exists(row)?;
+                if !(*penalty > 0.0 && penalty.is_finite()) {
+                    return Err(format!(
+                        "the repetition penalty {penalty} of row {row} is not above 0"
+                    ));
+                }
+                if let Some(token) = tokens.iter().find(|token| **token as usize >= vocab_size) {
+                    return Err(format!(
+                        "the repeated token {token} is past the vocabulary of {vocab_size}"
+                    ));
+                }
+            }
             for (row, biases) in biases {
                 row_exists(row)?;
                 if let Some((token, _)) = biases.iter().find(|(token, _)| *token as usize >= vocab_size) {
@@ -197,6 +227,7 @@ mod tests {
         let bias = |row, token| Late::Sampling {
             biases: vec![(row, vec![(token, 1.0)])],
             masks: vec![],
+            repetitions: vec![],
         };
         assert_eq!(check(bias(0, 99)), Ok(()));
         assert!(check(bias(1, 99)).is_err());
@@ -204,6 +235,7 @@ mod tests {
         let mask = |row, bytes| Late::Sampling {
             biases: vec![],
             masks: vec![(row, vec![0; bytes])],
+            repetitions: vec![],
         };
         assert_eq!(check(mask(0, 13)), Ok(()));
         assert!(check(mask(0, 12)).is_err());
@@ -224,6 +256,7 @@ mod tests {
         let sampling = Late::Sampling {
             biases: vec![(0, vec![(3, 0.5), (3, 0.25)])],
             masks: vec![(0, vec![0xff; 13])],
+            repetitions: vec![],
         };
         assert_eq!(late.take(&plan, &sampling, 100), Ok(()));
         assert!(late.take(&plan, &sampling, 100).is_err());

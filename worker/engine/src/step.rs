@@ -131,6 +131,9 @@ pub enum Late {
         biases: Vec<(u32, Vec<(u32, f32)>)>,
         /// Allowed token ids as a bitmap over the whole vocabulary, little end first: (row of the plan, bits).
         masks: Vec<(u32, Vec<u8>)>,
+        /// Tokens that came before, whose logits are made worse by a factor before biases are added (see
+        /// [`crate::sampling::penalties::repeated`]): (row of the plan, factor, token ids without repeats).
+        repetitions: Vec<(u32, f32, Vec<u32>)>,
     },
     /// Rows of the plan whose answer nobody wants any more. They still write their KV unless the backend can leave them out;
     /// their entries of [`StepOutput`] may be missing.

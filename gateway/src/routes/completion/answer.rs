@@ -5,6 +5,7 @@ use super::objects::{Function, ToolCall};
 use super::order::Envelope;
 use super::route::Route;
 use crate::relay::{Delta, End};
+use llamero_proto::v1::TokenLogprob;
 
 /// Of a stream only what later pieces depend on is kept.
 #[derive(Debug, Default)]
@@ -15,6 +16,8 @@ pub struct Answer {
     calls: Vec<(String, String)>,
     /// It has tool calls.
     pub called: bool,
+    /// Of the prompt's tokens.
+    pub prompt_logprobs: Vec<TokenLogprob>,
     /// Of its tokens.
     pub logprobs: Option<Logprobs>,
     /// Characters of its tokens so far.
@@ -25,8 +28,13 @@ pub struct Answer {
 
 impl Answer {
     /// More of it.
-    pub fn add(&mut self, route: Route, delta: Delta) {
+    pub fn add(&mut self, route: Route, echo: bool, delta: Delta) {
         self.text.push_str(&delta.text);
+        if echo {
+            let prompt = logprobs(route, &delta.prompt_logprobs, &mut self.offset);
+            join(&mut self.logprobs, prompt);
+        }
+        self.prompt_logprobs.extend(delta.prompt_logprobs);
         join(
             &mut self.logprobs,
             logprobs(route, &delta.logprobs, &mut self.offset),

@@ -27,10 +27,30 @@ pub struct Checked {
     pub sampling: CompletionRequest,
     /// Whether the answer comes as server-sent events.
     pub stream: bool,
-    /// When usage is sent in a stream.
-    pub usage: UsageEvents,
+    /// How it is written.
+    pub form: Form,
     /// What the client says that the request belongs to.
     pub session: Option<Affinity>,
+}
+
+/// What is to be written.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Form {
+    /// When usage is sent in a stream.
+    pub usage: UsageEvents,
+    /// The prompt's tokens are among those of the answer.
+    pub echo: bool,
+    /// vLLM's `prompt_logprobs` are wanted.
+    pub prompt_logprobs: bool,
+}
+
+impl Form {
+    /// The answers' text and nothing else.
+    pub const PLAIN: Self = Self {
+        usage: UsageEvents::Never,
+        echo: false,
+        prompt_logprobs: false,
+    };
 }
 
 /// When usage is sent in a stream.
@@ -124,17 +144,26 @@ pub fn check(route: Route, request: Request) -> Result<Checked, ApiError> {
     converted.cache_salt = request.cache_salt.unwrap_or_default();
     converted.echo = request.echo.unwrap_or(false);
     converted.no_special_tokens = request.add_special_tokens == Some(false);
+    if converted.prompt_logprobs.is_some() && request.stream {
+        let message = "'prompt_logprobs' cannot be used beside 'stream'; leave one out.";
+        return Err(ApiError::unsupported("prompt_logprobs", message));
+    }
+    // The tokens of an echoed prompt are among those whose log-probabilities are given.
     if converted.echo && converted.logprobs.is_some() {
-        let message = "'echo' cannot be used beside 'logprobs': the prompt's tokens have no log-probabilities; leave one out.";
-        return Err(ApiError::unsupported("echo", message));
+        let asked = [converted.logprobs, converted.prompt_logprobs];
+        converted.prompt_logprobs = asked.into_iter().flatten().max();
     }
     Ok(Checked {
         model: request.model,
         prompts,
         n,
+        form: Form {
+            usage: UsageEvents::new(request.stream_options),
+            echo: converted.echo,
+            prompt_logprobs: sampling.prompt_logprobs.is_some(),
+        },
         sampling: converted,
         stream: request.stream,
-        usage: UsageEvents::new(request.stream_options),
         session: request.prompt_cache_key.as_deref().map(Affinity::of_session),
     })
 }
@@ -208,13 +237,11 @@ mod tests {
                 json!({"tools": [{"type": "web_search"}]}),
                 "tools[0]",
             ),
-            (Route::Chat, json!({"prompt_logprobs": 1}), "prompt_logprobs"),
             (
                 Route::Chat,
-                json!({"repetition_penalty": 1.1}),
-                "repetition_penalty",
+                json!({"prompt_logprobs": 1, "stream": true}),
+                "prompt_logprobs",
             ),
-            (Route::Chat, json!({"priority": 1}), "priority"),
             (Route::Chat, json!({"functions": [{}]}), "functions"),
             (
                 Route::Chat,
@@ -224,7 +251,6 @@ mod tests {
             (Route::Chat, json!({"audio": {"voice": "a"}}), "audio"),
             (Route::Chat, json!({"echo": true}), "echo"),
             (Route::Text, json!({"best_of": 3}), "best_of"),
-            (Route::Text, json!({"echo": true, "logprobs": 1}), "echo"),
             (Route::Text, json!({"suffix": "end"}), "suffix"),
         ] {
             let error = checked(route, extra).unwrap_err();
@@ -282,6 +308,10 @@ mod tests {
         assert_eq!(chat.structure.unwrap().parameter, "guided_choice");
         assert_eq!(sampling(Route::Chat, json!({"logprobs": true})).logprobs, Some(0));
         assert_eq!(sampling(Route::Text, json!({"logprobs": 0})).logprobs, Some(0));
+        let text = json!({"echo": true, "logprobs": 2, "priority": -4, "repetition_penalty": 1.5});
+        let text = sampling(Route::Text, text);
+        assert_eq!((text.logprobs, text.prompt_logprobs), (Some(2), Some(2)));
+        assert_eq!((text.priority, text.repetition_penalty), (-4, Some(1.5)));
         assert_eq!(sampling(Route::Text, json!({})).logprobs, None);
     }
 

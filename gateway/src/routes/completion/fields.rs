@@ -50,7 +50,7 @@ pub const fn row(on: On, name: &'static str, treatment: Treatment) -> Field {
     Field { name, on, treatment }
 }
 
-use Harmless::{Nothing, Null, Number, Only, True, Words};
+use Harmless::{Nothing, Number, Only, True, Words};
 use On::{Both, Chat, Text};
 use Treatment::{Accepted, Refused, Used};
 
@@ -111,6 +111,23 @@ pub const FIELDS: &[Field] = &[
     row(Both, "stop", Used("a string or up to 16")),
     row(Both, "stop_token_ids", Used("at most 1,024")),
     row(Both, "ignore_eos", Used("go on behind the end of the text")),
+    row(
+        Both,
+        "repetition_penalty",
+        Used("above 0, at most 10; 1 is off; counts tokens of the prompt too"),
+    ),
+    row(
+        Both,
+        "priority",
+        Used("lower ones begin first; a request that waits is overtaken at most 64 times"),
+    ),
+    row(
+        Both,
+        "prompt_logprobs",
+        Used(
+            "of the prompt's tokens, with 0 to 20 of the likeliest; not in a stream; computes the whole prompt",
+        ),
+    ),
     row(Both, "min_p", Used("0 (off) to 1")),
     row(Both, "min_tokens", Used("nothing ends the answer before")),
     row(Both, "bad_words", Used("at most 64")),
@@ -180,7 +197,7 @@ pub const FIELDS: &[Field] = &[
     row(
         Text,
         "echo",
-        Used("true: the prompt stands before the answer; not beside logprobs"),
+        Used("true: the prompt stands before the answer, and beside logprobs its tokens before the answer's"),
     ),
     row(
         Text,
@@ -218,15 +235,9 @@ pub const FIELDS: &[Field] = &[
     ),
     row(Chat, "functions", Refused(Nothing, TOOLS)),
     row(Chat, "function_call", Refused(Words(&["none", "auto"]), TOOLS)),
-    row(Both, "prompt_logprobs", Refused(Null, OUT)),
     row(Both, "return_tokens_as_token_ids", Refused(Nothing, OUT)),
     row(Both, "return_token_ids", Refused(Nothing, OUT)),
     row(Text, "suffix", Refused(Nothing, "the model only writes forward")),
-    row(
-        Both,
-        "repetition_penalty",
-        Refused(Number(1.0), "use frequency_penalty"),
-    ),
     row(Both, "length_penalty", Refused(Number(1.0), OUT)),
     row(Both, "use_beam_search", Refused(Nothing, "use n")),
     row(Both, "early_stopping", Refused(Nothing, OUT)),
@@ -239,11 +250,6 @@ pub const FIELDS: &[Field] = &[
         Refused(Nothing, "shorten the prompt yourself"),
     ),
     row(Chat, "add_special_tokens", Refused(Nothing, TEMPLATE)),
-    row(
-        Both,
-        "priority",
-        Refused(Nothing, "requests are served in their order"),
-    ),
     row(Chat, "chat_template", Refused(Nothing, TEMPLATE)),
     row(Chat, "documents", Refused(Nothing, "put documents in the prompt")),
     row(

@@ -1,5 +1,7 @@
 //! Log-probabilities of an answer's tokens, in the two forms of the API.
 
+use std::collections::BTreeMap;
+
 use llamero_proto::v1::TokenLogprob;
 use serde::Serialize;
 use serde_json::{Map, Value};
@@ -17,9 +19,10 @@ pub enum Logprobs {
     },
     Text {
         text_offset: Vec<usize>,
-        token_logprobs: Vec<f32>,
+        /// None for a token that begins the prompt.
+        token_logprobs: Vec<Option<f32>>,
         tokens: Vec<String>,
-        top_logprobs: Vec<Map<String, Value>>,
+        top_logprobs: Vec<Option<Map<String, Value>>>,
     },
 }
 
@@ -61,6 +64,36 @@ pub fn logprobs(route: Route, tokens: &[TokenLogprob], offset: &mut usize) -> Op
 #[must_use]
 pub fn entries(tokens: &[TokenLogprob]) -> Vec<Entry> {
     tokens.iter().map(entry).collect()
+}
+
+/// vLLM's `prompt_logprobs`: for each token of the prompt those of itself and of the likeliest ones by id, none for the first.
+pub type PromptLogprobs = Vec<Option<BTreeMap<u32, PromptEntry>>>;
+
+/// A token in the place of one of the prompt.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+#[allow(missing_docs, reason = "the fields are those of vLLM's server")]
+pub struct PromptEntry {
+    pub logprob: f32,
+    /// From 1; null when it is not among the likeliest that were asked for.
+    pub rank: Option<usize>,
+    pub decoded_token: String,
+}
+
+/// As vLLM's server sends them.
+#[must_use]
+pub fn prompt_logprobs(tokens: &[TokenLogprob]) -> PromptLogprobs {
+    let entry = |token: &TokenLogprob, rank| PromptEntry {
+        logprob: token.logprob,
+        rank,
+        decoded_token: shown(token),
+    };
+    let of = |token: &TokenLogprob| {
+        let mut all = BTreeMap::from([(token.token_id, entry(token, None))]);
+        let top = (1..).zip(&token.top);
+        all.extend(top.map(|(rank, top)| (top.token_id, entry(top, Some(rank)))));
+        (!token.begins).then_some(all)
+    };
+    tokens.iter().map(of).collect()
 }
 
 /// Of pieces that follow one another.
@@ -123,11 +156,15 @@ fn text(tokens: &[TokenLogprob], offset: &mut usize) -> Logprobs {
         *offset += shown(token).chars().count();
         // The token itself is always among them.
         let all = token.top.iter().chain([token]);
-        top.push(all.map(|token| (shown(token), token.logprob.into())).collect());
+        let all = all.map(|token| (shown(token), token.logprob.into())).collect();
+        top.push((!token.begins).then_some(all));
     }
     Logprobs::Text {
         text_offset: offsets,
-        token_logprobs: tokens.iter().map(|token| token.logprob).collect(),
+        token_logprobs: tokens
+            .iter()
+            .map(|token| (!token.begins).then_some(token.logprob))
+            .collect(),
         tokens: tokens.iter().map(shown).collect(),
         top_logprobs: top,
     }

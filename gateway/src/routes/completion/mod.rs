@@ -48,7 +48,7 @@ pub mod template;
 pub mod tools;
 
 use api::Api;
-use check::{Checked, UsageEvents};
+use check::{Checked, Form};
 use order::Envelope;
 use output::Output;
 use request::Request;
@@ -62,20 +62,20 @@ pub struct Completion(pub Route);
 
 impl Api for Completion {
     type Request = Request;
-    type Form = UsageEvents;
+    type Form = Form;
     type Output = Output;
 
     fn route(&self) -> Route {
         self.0
     }
 
-    fn check(&self, request: Request) -> Result<(Checked, UsageEvents), ApiError> {
+    fn check(&self, request: Request) -> Result<(Checked, Form), ApiError> {
         let checked = check::check(self.0, request)?;
-        let usage = checked.usage;
-        Ok((checked, usage))
+        let form = checked.form;
+        Ok((checked, form))
     }
 
-    fn output(&self, usage: UsageEvents, envelope: Envelope) -> Output {
-        Output::new(self.0, usage, envelope)
+    fn output(&self, form: Form, envelope: Envelope) -> Output {
+        Output::new(self.0, form, envelope)
     }
 }

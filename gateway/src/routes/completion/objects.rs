@@ -2,7 +2,7 @@
 
 use serde::Serialize;
 
-use super::logprobs::Logprobs;
+use super::logprobs::{Logprobs, PromptLogprobs};
 use super::order::Envelope;
 use super::route::Route;
 use crate::relay::StopReason;
@@ -20,6 +20,9 @@ pub struct Completion<'a> {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub system_fingerprint: Option<&'a str>,
     pub choices: &'a [Choice<'a>],
+    /// vLLM's, of a whole chat answer that was asked for it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub prompt_logprobs: Option<PromptLogprobs>,
     /// In streams absent unless asked for; then null in all chunks that have none.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub usage: Option<Option<Usage>>,
@@ -36,6 +39,7 @@ impl<'a> Completion<'a> {
             model: &envelope.model,
             system_fingerprint: None,
             choices,
+            prompt_logprobs: None,
             usage: None,
         }
     }
@@ -56,6 +60,9 @@ pub struct Choice<'a> {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub text: Option<&'a str>,
     pub logprobs: Option<Logprobs>,
+    /// vLLM's, of a whole text completion that was asked for it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub prompt_logprobs: Option<PromptLogprobs>,
     pub finish_reason: Option<&'static str>,
     /// vLLM's: what ended the answer, if the request asked for it.
     #[serde(skip_serializing_if = "Option::is_none")]

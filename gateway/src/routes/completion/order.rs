@@ -136,6 +136,10 @@ pub fn order(
             },
             prompt: prompts.get(prompt).cloned(),
             seed: Some(seed.wrapping_add(answer as u64)),
+            // Those of a chat's prompt are sent once.
+            prompt_logprobs: sampling
+                .prompt_logprobs
+                .filter(|_| answer == 0 || route == Route::Text),
             ..sampling.clone()
         };
         let relay = Relay::new(Arc::clone(gateway), deployment, request, wishes.clone());

@@ -7,8 +7,8 @@ use axum::response::{IntoResponse, Response};
 use llamero_proto::v1::ToolCallDelta;
 
 use super::answer::Answer;
-use super::check::UsageEvents;
-use super::logprobs::logprobs;
+use super::check::{Form, UsageEvents};
+use super::logprobs::{logprobs, prompt_logprobs};
 use super::objects::{self, Choice, Completion, Function, ToolCall, finish_reason};
 use super::order::Envelope;
 use super::route::Route;
@@ -21,7 +21,7 @@ use crate::routes::usage::Usage;
 #[derive(Debug)]
 pub struct Output {
     route: Route,
-    usage: UsageEvents,
+    form: Form,
     envelope: Envelope,
     answers: Vec<Answer>,
     identity: Option<Arc<str>>,
@@ -30,12 +30,12 @@ pub struct Output {
 impl Output {
     /// Nothing written yet.
     #[must_use]
-    pub fn new(route: Route, usage: UsageEvents, envelope: Envelope) -> Self {
+    pub fn new(route: Route, form: Form, envelope: Envelope) -> Self {
         let mut answers = Vec::new();
         answers.resize_with(envelope.choices, Answer::default);
         Self {
             route,
-            usage,
+            form,
             envelope,
             answers,
             identity: None,
@@ -67,7 +67,7 @@ impl Output {
     fn chunk(&self, frame: &mut Vec<u8>, choices: &[Choice<'_>], usage: Option<Usage>) {
         let mut chunk = Completion::new(self.route, true, &self.envelope, choices);
         chunk.system_fingerprint = self.identity.as_deref();
-        chunk.usage = (self.usage != UsageEvents::Never).then_some(usage);
+        chunk.usage = (self.form.usage != UsageEvents::Never).then_some(usage);
         event(frame, &chunk);
     }
 }
@@ -91,13 +91,24 @@ impl Writer for Output {
 
     fn piece(&mut self, frame: &mut Vec<u8>, index: usize, delta: &Delta, usage: Usage) {
         self.know(delta.identity.as_ref());
-        let usage = (self.usage == UsageEvents::Always).then_some(usage);
+        let usage = (self.form.usage == UsageEvents::Always).then_some(usage);
         let Some(answer) = self.answers.get_mut(index) else {
             return;
         };
         answer.called |= !delta.tool_calls.is_empty();
         let called = answer.called;
+        let prompt = match self.form.echo {
+            true => logprobs(self.route, &delta.prompt_logprobs, &mut answer.offset),
+            false => None,
+        };
         let logprobs = logprobs(self.route, &delta.logprobs, &mut answer.offset);
+        if prompt.is_some() {
+            let choice = Choice {
+                logprobs: prompt,
+                ..Choice::piece(self.route, index, None)
+            };
+            self.chunk(frame, &[choice], usage);
+        }
         if !delta.text.is_empty() || logprobs.is_some() {
             let choice = Choice {
                 logprobs,
@@ -130,7 +141,7 @@ impl Writer for Output {
     }
 
     fn closing(&mut self, frame: &mut Vec<u8>, total: Usage) {
-        if self.usage != UsageEvents::Never {
+        if self.form.usage != UsageEvents::Never {
             self.chunk(frame, &[], Some(total));
         }
         frame.extend_from_slice(b"data: [DONE]\n\n");
@@ -143,7 +154,7 @@ impl Writer for Output {
     fn add(&mut self, index: usize, delta: Delta, _: Usage) {
         self.know(delta.identity.as_ref());
         if let Some(answer) = self.answers.get_mut(index) {
-            answer.add(self.route, delta);
+            answer.add(self.route, self.form.echo, delta);
         }
     }
 
@@ -154,6 +165,10 @@ impl Writer for Output {
             .enumerate()
             .map(|(index, answer)| answer.calls(&self.envelope, index))
             .collect();
+        let of_prompt = |answer: &Answer| {
+            let wanted = self.form.prompt_logprobs;
+            wanted.then(|| prompt_logprobs(&answer.prompt_logprobs))
+        };
         let choices: Vec<Choice<'_>> = self
             .answers
             .iter()
@@ -166,11 +181,15 @@ impl Writer for Output {
                     .map(|end| finish_reason(end.reason, !calls.is_empty())),
                 stop_reason: answer.end.as_ref().and_then(End::stop_reason),
                 logprobs: answer.logprobs.clone(),
+                prompt_logprobs: (self.route == Route::Text).then(|| of_prompt(answer)).flatten(),
                 ..Choice::whole(self.route, index, &answer.text, calls)
             })
             .collect();
         let mut completion = Completion::new(self.route, false, &self.envelope, &choices);
         completion.system_fingerprint = self.identity.as_deref();
+        if self.route != Route::Text {
+            completion.prompt_logprobs = self.answers.first().and_then(of_prompt);
+        }
         completion.usage = Some(Some(total));
         Json(completion).into_response()
     }

@@ -180,6 +180,9 @@ impl Take for Request {
             "seed" => sampling.seed = map.next_value()?,
             "presence_penalty" => sampling.presence_penalty = map.next_value()?,
             "frequency_penalty" => sampling.frequency_penalty = map.next_value()?,
+            "repetition_penalty" => sampling.repetition_penalty = map.next_value()?,
+            "prompt_logprobs" => sampling.prompt_logprobs = map.next_value()?,
+            "priority" => sampling.priority = map.next_value()?,
             "logit_bias" => {
                 sampling.logit_bias = map.next_value::<Option<Biases>>()?.map(|biases| biases.0);
             }

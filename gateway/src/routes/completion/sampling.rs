@@ -111,6 +111,8 @@ pub struct Sampling {
     pub presence_penalty: Option<f32>,
     /// −2 to 2.
     pub frequency_penalty: Option<f32>,
+    /// Above 0, at most 10.
+    pub repetition_penalty: Option<f32>,
     /// Token id (as JSON keys are strings) and bias.
     pub logit_bias: Option<BTreeMap<String, f32>>,
     /// Strings that end the answer.
@@ -131,6 +133,10 @@ pub struct Sampling {
     pub skip_special: Option<bool>,
     /// A flag (chat), or a number of tokens (text).
     pub logprobs: Option<Asked>,
+    /// The same of the prompt's tokens, with so many of the likeliest tokens.
+    pub prompt_logprobs: Option<i64>,
+    /// Lower ones begin first.
+    pub priority: Option<i64>,
     /// How many of the likeliest tokens (chat).
     pub top_logprobs: Option<i64>,
 }
@@ -157,6 +163,7 @@ impl Sampling {
         request.seed = self.seed.map(i64::cast_unsigned);
         request.presence_penalty = within("presence_penalty", self.presence_penalty, -2.0, 2.0)?;
         request.frequency_penalty = within("frequency_penalty", self.frequency_penalty, -2.0, 2.0)?;
+        self.apply_vllm(request)?;
         for (key, &bias) in self.logit_bias.iter().flatten() {
             let token: u32 = key.parse().map_err(|_| {
                 ApiError::invalid(
@@ -186,6 +193,30 @@ impl Sampling {
         }
         request.include_stop_string = self.include_stop.unwrap_or(false);
         request.show_special_tokens = self.skip_special == Some(false);
+        Ok(())
+    }
+
+    /// What only vLLM's server has.
+    fn apply_vllm(&self, request: &mut CompletionRequest) -> Result<(), ApiError> {
+        request.repetition_penalty = within("repetition_penalty", self.repetition_penalty, 0.0, 10.0)?;
+        if request.repetition_penalty == Some(0.0) {
+            let message = "'repetition_penalty' is 0; it must be above 0 and at most 10 (1 is off).";
+            return Err(ApiError::invalid(Some("repetition_penalty"), message));
+        }
+        let prompt_logprobs = self.prompt_logprobs;
+        request.prompt_logprobs = prompt_logprobs
+            .map(|most| count("prompt_logprobs", most, MAX_LOGPROBS))
+            .transpose()?;
+        request.priority = self.priority.map_or(Ok(0), |priority| {
+            i32::try_from(priority).map_err(|_| {
+                let message = format!(
+                    "'priority' is {priority}; it must be from {} to {}, where lower ones go first.",
+                    i32::MIN,
+                    i32::MAX
+                );
+                ApiError::invalid(Some("priority"), message)
+            })
+        })?;
         Ok(())
     }
 
@@ -377,6 +408,19 @@ mod tests {
                 "from 0 to 2",
             ),
             (|s| s.top_p = Some(0.0), "top_p", "above 0"),
+            (
+                |s| s.repetition_penalty = Some(0.0),
+                "repetition_penalty",
+                "above 0",
+            ),
+            (
+                |s| s.repetition_penalty = Some(11.0),
+                "repetition_penalty",
+                "from 0 to 10",
+            ),
+            (|s| s.prompt_logprobs = Some(21), "prompt_logprobs", "0 to 20"),
+            (|s| s.prompt_logprobs = Some(-1), "prompt_logprobs", "0 to 20"),
+            (|s| s.priority = Some(1 << 40), "priority", "lower ones go first"),
             (|s| s.top_p = Some(1.5), "top_p", "from 0 to 1"),
             (|s| s.top_k = Some(-2), "top_k", "at least 1"),
             (

@@ -8,7 +8,7 @@ use super::blocks::messages;
 use super::request::Request;
 use crate::error::ApiError;
 use crate::routes::completion::bounded::Bounded;
-use crate::routes::completion::check::{Checked, UsageEvents};
+use crate::routes::completion::check::{Checked, Form};
 use crate::routes::completion::kept::Kept;
 use crate::routes::completion::messages::conversation;
 use crate::routes::completion::tools::{self, MAX_TOOLS, function_json};
@@ -59,7 +59,7 @@ pub fn check(request: Request) -> Result<Checked, ApiError> {
         n: 1,
         sampling: converted,
         stream,
-        usage: UsageEvents::Last,
+        form: Form::PLAIN,
         session: None,
     })
 }

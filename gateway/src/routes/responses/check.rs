@@ -10,7 +10,7 @@ use super::request::Request;
 use crate::error::ApiError;
 use crate::routes::completion::asked::Asked;
 use crate::routes::completion::bounded::Bounded;
-use crate::routes::completion::check::{Checked, UsageEvents};
+use crate::routes::completion::check::{Checked, Form};
 use crate::routes::completion::kept::Kept;
 use crate::routes::completion::messages::conversation;
 use crate::routes::completion::route::Route;
@@ -99,7 +99,7 @@ pub fn check(request: Request) -> Result<(Checked, Settings), ApiError> {
         n: 1,
         sampling: converted,
         stream: request.stream,
-        usage: UsageEvents::Last,
+        form: Form::PLAIN,
         session: request.prompt_cache_key.as_deref().map(Affinity::of_session),
     };
     Ok((checked, settings))

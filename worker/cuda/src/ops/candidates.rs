@@ -130,7 +130,8 @@ impl Ops {
         Ok(())
     }
 
-    /// Add biases: `count` entries of four words (row, token, bits of the bias, 0), each row and token once.
+    /// Change logits: `count` entries of four words (row, token, bits of the bias, bits of the repetition penalty that comes before it
+    /// or 0), each row and token once.
     ///
     /// # Errors
     /// [`OpError`]. Rows and tokens must be there, which the caller checks.

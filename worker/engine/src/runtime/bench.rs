@@ -184,6 +184,8 @@ impl Group {
             stop_tokens: Vec::new(),
             sampling,
             sharing: Sharing::default(),
+            prompt_logprobs: None,
+            priority: 0,
         };
         // One thread streams all answers.
         let (tokens, received) = channel();

@@ -56,5 +56,5 @@ pub use control::RankControl;
 pub use handle::{EngineHandle, Submission, SubmitError};
 pub use load::{HistogramSnapshot, LoadSnapshot};
 pub use rank::RankRuntime;
-pub use request::{Event, EventSink, FailureKind, FinishReason, GenerationRequest, Sharing};
+pub use request::{Event, EventSink, FailureKind, FinishReason, GenerationRequest, Sharing, TokenScore};
 pub use state::{Outcome, Phase, RankState, StateWatch};

@@ -18,6 +18,22 @@ pub struct GenerationRequest {
     pub sampling: SamplingParams,
     /// With whom it shares what is computed for the beginnings of prompts. No token depends on it.
     pub sharing: Sharing,
+    /// Whether log-probabilities of the prompt's tokens from the second on are wanted, and beside each those of so many of the
+    /// likeliest tokens.
+    pub prompt_logprobs: Option<u16>,
+    /// Requests with a lower one begin first; see [`crate::schedule::Scheduler`] for what bounds that.
+    pub priority: i32,
+}
+
+/// A token of a prompt.
+#[derive(Debug, Clone, PartialEq)]
+pub struct TokenScore {
+    /// Vocabulary id.
+    pub id: u32,
+    /// Its log-probability behind the tokens before it, at temperature 1 and without any rule.
+    pub logprob: f32,
+    /// The likeliest tokens and their log-probabilities, best first, as many as were asked for.
+    pub top: Vec<(u32, f32)>,
 }
 
 /// With which requests one shares the KV blocks of a common beginning, where the group does that at all.
@@ -89,6 +105,8 @@ pub enum Event {
         /// Tokens of the prompt, from the first on, whose keys and values were in the KV cache already.
         cached_tokens: u32,
     },
+    /// More tokens of the prompt in order, the first of them its second one. All come before the first output token.
+    Scored(Vec<TokenScore>),
     /// One more output token.
     Token {
         /// Vocabulary id.

@@ -26,6 +26,7 @@ pub mod merge;
 pub mod noise;
 pub mod params;
 pub mod penalties;
+mod score;
 
 #[cfg(test)]
 mod properties;
@@ -38,6 +39,7 @@ pub use merge::{Outcome, merge};
 pub use noise::Noise;
 pub use params::SamplingParams;
 pub use penalties::TokenCounts;
+pub use score::{Scored, scored};
 
 /// A sampled token.
 #[derive(Debug, Clone, Copy, PartialEq)]

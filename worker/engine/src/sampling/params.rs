@@ -17,6 +17,9 @@ pub struct SamplingParams {
     pub presence_penalty: f32,
     /// Subtracted once per time that the token was generated before.
     pub frequency_penalty: f32,
+    /// Logits of tokens that the prompt or the answer has already are divided by this where they are positive, else multiplied;
+    /// 1 is off.
+    pub repetition_penalty: f32,
     /// Added to logits, ascending by token id without repeats.
     pub logit_bias: Vec<(u32, f32)>,
     /// Key of the noise.
@@ -42,6 +45,7 @@ impl SamplingParams {
             min_p: 0.0,
             presence_penalty: 0.0,
             frequency_penalty: 0.0,
+            repetition_penalty: 1.0,
             logit_bias: Vec::new(),
             seed: 0,
             min_tokens: 0,
@@ -78,12 +82,13 @@ impl SamplingParams {
         self.temperature > 0.0 && self.top_p < 1.0
     }
 
-    /// Whether something is added to the logits.
+    /// Whether logits are changed before one is chosen.
     #[must_use]
     pub fn has_biases(&self) -> bool {
         !self.logit_bias.is_empty()
             || self.presence_penalty != 0.0
             || self.frequency_penalty != 0.0
+            || self.repetition_penalty != 1.0
             || self.min_tokens > 0
             || !self.bad_words.is_empty()
     }

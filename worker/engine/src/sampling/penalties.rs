@@ -1,4 +1,5 @@
-//! Presence and frequency penalties, logit bias and bans, as the sparse biases that ranks add to their logits.
+//! Presence and frequency penalties, logit bias and bans, as the sparse biases that ranks add to their logits; and repetition
+//! penalties, which are no biases, since they depend on the logit.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
@@ -17,6 +18,19 @@ pub struct TokenCounts {
     length: u32,
     /// The last ones, fewer than [`MAX_BAD_WORD_TOKENS`].
     tail: VecDeque<u32>,
+    /// The tokens of the prompt, where they count as repeated.
+    prompt: BTreeSet<u32>,
+}
+
+/// A logit under a repetition penalty, which is above 0, as CTRL defines it (arXiv 1909.05858 §4.1, with the sign taken into account
+/// as in every later implementation): a penalty above 1 makes the token less likely.
+#[must_use]
+pub fn repeated(logit: f32, penalty: f32) -> f32 {
+    if logit > 0.0 {
+        logit / penalty
+    } else {
+        logit * penalty
+    }
 }
 
 impl TokenCounts {
@@ -26,6 +40,27 @@ impl TokenCounts {
         let mut counts = Self::default();
         tokens.iter().for_each(|&token| counts.record(token));
         counts
+    }
+
+    /// The same behind a prompt, whose tokens count for a repetition penalty only.
+    #[must_use]
+    pub fn behind(mut self, prompt: &[u32], params: &SamplingParams) -> Self {
+        if params.repetition_penalty != 1.0 {
+            self.prompt = prompt.iter().copied().collect();
+        }
+        self
+    }
+
+    /// The tokens whose repetition is penalised, ascending; none when there is no such penalty.
+    #[must_use]
+    pub fn repeated(&self, params: &SamplingParams) -> Vec<u32> {
+        if params.repetition_penalty == 1.0 {
+            return Vec::new();
+        }
+        let generated = self.counts.keys().filter(|token| !self.prompt.contains(token));
+        let mut tokens: Vec<u32> = self.prompt.iter().chain(generated).copied().collect();
+        tokens.sort_unstable();
+        tokens
     }
 
     /// One more time.
@@ -102,6 +137,20 @@ mod tests {
         assert_eq!(banned(&[1, 1, 2]), [3, 7, 9]);
         assert_eq!(banned(&[1, 2, 1]), [7]);
         assert_eq!(banned(&[vec![4; 200], vec![1, 2]].concat()), [3, 7, 9]);
+    }
+
+    #[test]
+    fn a_repetition_penalty_counts_prompt_and_answer_once() {
+        let params = SamplingParams {
+            repetition_penalty: 1.5,
+            ..SamplingParams::greedy()
+        };
+        assert!(params.has_biases());
+        let counts = TokenCounts::of(&[7, 3, 7]).behind(&[9, 3, 1], &params);
+        assert_eq!(counts.repeated(&params), [1, 3, 7, 9]);
+        assert_eq!(counts.biases(&params), []);
+        assert!(counts.repeated(&SamplingParams::greedy()).is_empty());
+        assert_eq!([repeated(3.0, 1.5), repeated(-3.0, 1.5)], [2.0, -4.5]);
     }
 
     #[test]

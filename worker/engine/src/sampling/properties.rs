@@ -371,8 +371,13 @@ fn scores_come_from_the_rank_that_holds_the_token() {
         ranks.iter().map(|rank| rank.scored).collect::<Vec<_>>(),
         [None, Some(row[130])]
     );
+    let lonely: RowAnswers = ranks[..1].iter().cloned().collect();
+    assert!(scored(2, &lonely).is_err(), "nobody holds the token");
     let answers: RowAnswers = ranks.into_iter().collect();
-    let mass = answers.mass(false, true).unwrap().raw.unwrap();
     let exact: f64 = row.iter().map(|x| f64::from(*x).exp()).sum::<f64>().ln();
-    assert!((mass - exact).abs() < 1e-5);
+    let scored = scored(2, &answers).unwrap();
+    assert!((f64::from(scored.logprob) - (f64::from(row[130]) - exact)).abs() < 1e-5);
+    let best = row.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+    assert_eq!(scored.top.len(), 2);
+    assert!((f64::from(scored.top[0].1) - (f64::from(best) - exact)).abs() < 1e-5);
 }

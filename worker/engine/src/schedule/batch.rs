@@ -50,10 +50,12 @@ impl Batch {
         u32::try_from(tokens).unwrap_or(u32::MAX)
     }
 
-    /// Add the next `count` tokens of a sequence as a row. The last of all its tokens is sampled.
-    pub(super) fn push(&mut self, sequence: &mut Sequence, count: u32, batch: u64) {
-        let Some(placed) = &sequence.placed else { return };
-        let (start, end) = (sequence.planned, sequence.planned + count);
+    /// Add the next `count` tokens of a sequence as a row, or fewer of them, and tell how many. The last of all its tokens is
+    /// sampled.
+    pub(super) fn push(&mut self, sequence: &mut Sequence, count: u32, batch: u64) -> u32 {
+        let Some(placed) = &sequence.placed else { return 0 };
+        let start = sequence.planned;
+        let end = sequence.row_end(start, start + count);
         let tokens = (start..end)
             .map(|position| match sequence.tokens.get(position as usize) {
                 Some(token) => TokenRef::Known(*token),
@@ -74,7 +76,7 @@ impl Batch {
                 key: sequence.sample,
             }
         } else {
-            RowOutput::None
+            sequence.score(start, end)
         };
         self.rows.push(PlanRow {
             slot: placed.slot,
@@ -88,5 +90,6 @@ impl Batch {
         sequence.pending += u32::from(sampled);
         sequence.rows_in_flight.push_back(end);
         sequence.last_batch = batch;
+        end - start
     }
 }

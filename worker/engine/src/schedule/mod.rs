@@ -25,5 +25,5 @@ pub use batch::{Admission, Batch, LateToken};
 pub use block_pool::BlockPool;
 pub use budget::StepBudget;
 pub use prefix::PrefixHash;
-pub use scheduler::{Limits, Refusal, Scheduler};
+pub use scheduler::{Limits, MOST_OVERTAKEN, Refusal, Scheduler};
 pub use sequence::{Sequence, SequenceId};

@@ -6,7 +6,7 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::block_tables::BlockTables;
-use crate::step::{RowOutput, SampleKey, TokenRef};
+use crate::step::{PlanRow, RowOutput, SampleKey, TokenRef};
 
 const KEY: SampleKey = SampleKey {
     seed: 0,
@@ -25,6 +25,9 @@ enum Act {
         output: u32,
         /// Whether it shares blocks at all.
         shares: bool,
+        priority: i32,
+        /// Whether its prompt is scored.
+        scores: bool,
     },
     /// Make a batch and send it.
     Plan,
@@ -41,8 +44,8 @@ enum Act {
 
 fn act() -> impl Strategy<Value = Act> {
     prop_oneof![
-        3 => (0_u32..3, 1_u32..30, 1_u32..12, prop::bool::weighted(0.8))
-            .prop_map(|(family, prompt, output, shares)| Act::Arrive { family, prompt, output, shares }),
+        3 => (0_u32..3, 1_u32..30, 1_u32..12, prop::bool::weighted(0.8), -1_i32..2, prop::bool::weighted(0.3))
+            .prop_map(|(family, prompt, output, shares, priority, scores)| Act::Arrive { family, prompt, output, shares, priority, scores }),
         8 => Just(Act::Plan),
         8 => Just(Act::Done),
         1 => any::<usize>().prop_map(Act::Cancel),
@@ -154,6 +157,8 @@ struct World {
     depth: usize,
     /// What each name stands for: the tokens of its block.
     named: HashMap<PrefixHash, Vec<u32>>,
+    /// Positions of prompts that were scored so far, of those that want it.
+    scored: BTreeMap<SequenceId, (u32, u32)>,
 }
 
 impl World {
@@ -171,21 +176,34 @@ impl World {
             first_token: Vec::new(),
             next_id: 0,
             named: HashMap::new(),
+            scored: BTreeMap::new(),
         }
     }
 
-    fn arrive(&mut self, family: u32, prompt: u32, output: u32, shares: bool) {
+    fn arrive(
+        &mut self,
+        (family, prompt, output): (u32, u32, u32),
+        shares: bool,
+        priority: i32,
+        scores: bool,
+    ) {
         let id = SequenceId(self.next_id);
         self.next_id += 1;
         let tokens: Vec<u32> = (0..prompt).map(|i| i * 3 + family).collect();
         learn(&mut self.named, &tokens, self.mirror.limits.block_size);
         let longest = prompt + output;
         let fits = longest <= self.mirror.limits.longest();
-        let taken = self
-            .scheduler
-            .add(Sequence::new(id, tokens.clone(), longest, KEY).with_root(shares.then(root)));
+        let taken = self.scheduler.add(
+            Sequence::new(id, tokens.clone(), longest, KEY)
+                .with_root(shares.then(root))
+                .with_priority(priority)
+                .with_scores(scores.then_some(1), prompt),
+        );
         assert_eq!(taken.is_ok(), fits, "exactly what can never fit is refused");
         if fits {
+            if scores {
+                self.scored.insert(id, (0, prompt - 1));
+            }
             self.alive.insert(id, (tokens, longest));
         }
     }
@@ -226,13 +244,17 @@ impl World {
             }
         }
         let sampled = self.mirror.run(&batch, &late);
-        for (id, token) in batch.sequences.iter().zip(sampled) {
+        for ((id, token), row) in batch.sequences.iter().zip(sampled).zip(&batch.rows) {
+            self.score(*id, row);
             let length = self.scheduler.row_done(*id, token);
             let Some((history, longest)) = self.alive.get_mut(id) else {
                 assert_eq!(length, None);
                 continue;
             };
             let Some(token) = token else { continue };
+            if let Some((scored, all)) = self.scored.get(id) {
+                assert_eq!(scored, all, "a prompt is scored before its answer begins");
+            }
             assert_eq!(token, next_token(history), "the KV is the history");
             if !self.first_token.contains(id) {
                 self.first_token.push(*id);
@@ -261,6 +283,27 @@ impl World {
             assert_eq!(total, self.mirror.limits.blocks);
         }
         true
+    }
+
+    /// A row's scores are those that come next.
+    fn score(&mut self, id: SequenceId, row: &PlanRow) {
+        let RowOutput::Score { ids, top: 1 } = &row.output else {
+            assert!(!matches!(row.output, RowOutput::Score { .. }));
+            return;
+        };
+        let Some((history, _)) = self.alive.get(&id) else {
+            return;
+        };
+        let (scored, all) = self.scored.get_mut(&id).unwrap();
+        let end = row.start + u32::try_from(row.tokens.len()).unwrap();
+        assert_eq!(
+            end - u32::try_from(ids.len()).unwrap(),
+            *scored,
+            "each is scored once and in order"
+        );
+        assert_eq!(ids[..], history[*scored as usize + 1..=end as usize]);
+        assert!(end <= *all);
+        *scored = end;
     }
 
     /// Every block that can be found holds what its name stands for.
@@ -357,7 +400,9 @@ proptest! {
         let mut world = World::staged(limits, depth, stages);
         for act in acts {
             match act {
-                Act::Arrive { family, prompt, output, shares } => world.arrive(family, prompt, output, shares),
+                Act::Arrive { family, prompt, output, shares, priority, scores } => {
+                    world.arrive((family, prompt, output), shares, priority, scores);
+                }
                 Act::Plan => { world.plan(); }
                 Act::Done => { world.done(); }
                 Act::Cancel(pick) => world.cancel(pick),
@@ -385,12 +430,47 @@ proptest! {
         let limits = Limits { max_sequences: 4, max_batched_tokens: 8, max_context: 64, block_size: 5, blocks };
         let mut world = World::new(limits, 1);
         for (prompt, output) in prompts {
-            world.arrive(0, prompt, output, true);
+            world.arrive((0, prompt, output), true, 0, false);
         }
         while !world.alive.is_empty() {
             world.step();
         }
         prop_assert!(world.first_token.is_sorted(), "first tokens came as {:?}", world.first_token);
+    }
+}
+
+#[test]
+fn lower_priorities_go_first_and_starve_nobody() {
+    let mut scheduler = Scheduler::new(Limits {
+        max_sequences: 1,
+        max_batched_tokens: 8,
+        max_context: 64,
+        block_size: 4,
+        blocks: 16,
+    });
+    let add = |scheduler: &mut Scheduler, id: u64, priority: i32| {
+        let sequence = Sequence::new(SequenceId(id), vec![1, 2], 3, KEY);
+        scheduler.add(sequence.with_priority(priority)).unwrap();
+    };
+    let next = |scheduler: &mut Scheduler| {
+        let id = scheduler.batch(u32::MAX).unwrap().sequences[0];
+        scheduler.row_done(id, Some(9));
+        scheduler.remove(id);
+        id.0
+    };
+    for (id, priority) in [(0, 5), (1, 0), (2, -3), (3, 0)] {
+        add(&mut scheduler, id, priority);
+    }
+    let order = [(); 4].map(|()| next(&mut scheduler));
+    assert_eq!(order, [2, 1, 3, 0]);
+    add(&mut scheduler, 4, 1);
+    for id in 5.. {
+        add(&mut scheduler, id, 0);
+        if next(&mut scheduler) == 4 {
+            assert_eq!(id, u64::from(MOST_OVERTAKEN) + 5);
+            break;
+        }
+        assert!(id < 200, "it starves");
     }
 }
 

@@ -6,8 +6,10 @@
 //!    another and fits alone (longer ones are refused), so there is always progress.
 //! 2. Sequences in prefill get chunks from what is left of the token budget, oldest first.
 //! 3. Waiting sequences are admitted in order while there is a slot, budget, and room for their whole history; never
-//!    while one that was preempted still holds blocks. The head of the queue is never overtaken, with one exception:
-//!    suspected sequences ([`Scheduler::suspect`]) run one at a time, and those behind do not wait for that.
+//!    while one that was preempted still holds blocks. Those of a lower [`Sequence::with_priority`] go first, in order of
+//!    their arrival among equals; but one that ran before goes before all, and nobody is overtaken more than
+//!    [`MOST_OVERTAKEN`] times. Whose turn it is, is never overtaken, with one exception: suspected sequences
+//!    ([`Scheduler::suspect`]) run one at a time, and those behind do not wait for that.
 //!
 //! A sequence that is admitted takes the full blocks that an earlier one computed for the same tokens, and is computed from
 //! there on. A block can be found once all ranks have computed it, and is never written again while it can be. Where all of a
@@ -29,6 +31,9 @@ use super::sequence::{Placed, Sequence, SequenceId};
 use crate::block_tables::BlockTables;
 #[cfg(doc)]
 use crate::step::TokenRef;
+
+/// How many younger sequences may be admitted before one that waits: higher priorities must not starve it.
+pub const MOST_OVERTAKEN: u32 = 64;
 
 /// What a group can hold.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -323,8 +328,7 @@ impl Scheduler {
             let open = sequence.last_batch != self.batches && !sequence.decodes();
             let chunk = sequence.remaining().min(*budget);
             if open && chunk > 0 {
-                batch.push(sequence, chunk, self.batches);
-                *budget -= chunk;
+                *budget -= batch.push(sequence, chunk, self.batches);
             }
         }
     }
@@ -354,7 +358,11 @@ impl Scheduler {
             batch.blocks.appends.push((slot, blocks.clone()));
             batch.admitted.push(Admission {
                 sequence: sequence.id,
-                looked_up: if sequence.shares() { sequence.len() } else { 0 },
+                looked_up: if sequence.shares() && sequence.unscored().is_none() {
+                    sequence.len()
+                } else {
+                    0
+                },
                 cached: prefix.tokens,
             });
             sequence.planned = prefix.tokens;
@@ -364,8 +372,9 @@ impl Scheduler {
                 named: shared,
             });
             let chunk = sequence.remaining().min(*budget);
-            batch.push(&mut sequence, chunk, self.batches);
-            *budget -= chunk;
+            *budget -= batch.push(&mut sequence, chunk, self.batches);
+            self.overtake(index);
+            sequence.begun = true;
             self.running.push(sequence);
         }
     }
@@ -373,16 +382,43 @@ impl Scheduler {
     /// Which waiting sequence is admitted next.
     fn next_waiting(&self) -> Option<usize> {
         let suspected = self.running.iter().any(|running| running.suspected);
-        self.waiting
-            .iter()
-            .position(|waiting| !(suspected && waiting.suspected))
+        let may = |waiting: &Sequence| !(suspected && waiting.suspected);
+        let first = |due: fn(&Sequence) -> bool| {
+            self.waiting
+                .iter()
+                .position(|waiting| may(waiting) && due(waiting))
+        };
+        let by_priority = || {
+            let waiting = self
+                .waiting
+                .iter()
+                .enumerate()
+                .filter(|(_, waiting)| may(waiting));
+            let best = waiting.min_by_key(|(_, waiting)| waiting.priority);
+            best.map(|(index, _)| index)
+        };
+        first(|waiting| waiting.begun)
+            .or_else(|| first(|waiting| waiting.overtaken >= MOST_OVERTAKEN))
+            .or_else(by_priority)
+    }
+
+    /// The sequence that waited at `index` has been admitted before those that came earlier.
+    fn overtake(&mut self, index: usize) {
+        for older in self.waiting.iter_mut().take(index) {
+            older.overtaken = older.overtaken.saturating_add(1);
+        }
     }
 
     /// The longest beginning of a history that full blocks hold.
     fn cached_prefix(&self, sequence: &mut Sequence) -> CachedPrefix {
         let block_size = self.limits.block_size;
+        // What is to be scored must be computed.
+        let most = sequence.unscored().map_or(u32::MAX, |from| from / block_size);
         let names = sequence.names(block_size).iter();
-        let mut shared: Vec<u32> = names.map_while(|name| self.pool.find(name)).collect();
+        let mut shared: Vec<u32> = names
+            .take(most as usize)
+            .map_while(|name| self.pool.find(name))
+            .collect();
         let tokens = u32::try_from(shared.len())
             .unwrap_or(u32::MAX)
             .saturating_mul(block_size);
@@ -406,6 +442,7 @@ impl Scheduler {
                 && is_wanted
             {
                 name_blocks(pool, sequence, computed / block_size, block_size);
+                sequence.scored(computed);
             }
             if let Some(token) = token {
                 sequence.pending = sequence.pending.saturating_sub(1);
@@ -522,7 +559,9 @@ impl Scheduler {
             self.pool = pool;
         }
         let mut refused = Vec::new();
-        for sequence in running.into_iter().chain(waiting) {
+        running.extend(waiting);
+        running.sort_by_key(|sequence| sequence.id);
+        for sequence in running {
             match Self::check(&limits, &sequence) {
                 Ok(()) => self.waiting.push_back(sequence),
                 Err(why) => refused.push((sequence, why)),
@@ -601,6 +640,13 @@ impl Scheduler {
     pub fn token(&self, id: SequenceId, position: u32) -> Option<u32> {
         let sequence = self.sequences().find(|sequence| sequence.id == id)?;
         sequence.tokens.get(position as usize).copied()
+    }
+
+    /// `count` of a sequence's tokens from a position on, when all of them are known.
+    #[must_use]
+    pub fn tokens(&self, id: SequenceId, position: u32, count: usize) -> Option<&[u32]> {
+        let sequence = self.sequences().find(|sequence| sequence.id == id)?;
+        sequence.tokens.get(position as usize..)?.get(..count)
     }
 }
 

@@ -3,7 +3,7 @@
 use std::collections::VecDeque;
 
 use super::prefix::PrefixHash;
-use crate::step::SampleKey;
+use crate::step::{RowOutput, SampleKey};
 
 /// Number of a sequence; later requests have higher numbers, which is what "first come" means.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -23,6 +23,14 @@ pub struct Sequence {
     pub sample: SampleKey,
     /// Whether it may be what brings members down: no two such sequences run at once, so that it is clear which one does.
     pub(super) suspected: bool,
+    /// Lower ones are admitted first.
+    pub(super) priority: i32,
+    /// How many younger sequences were admitted before it.
+    pub(super) overtaken: u32,
+    /// Whether it was admitted before.
+    pub(super) begun: bool,
+    /// Which of its first positions are to be scored.
+    pub(super) scores: Option<PromptScores>,
     /// Tokens behind `tokens` that steps in flight are to sample.
     pub(super) pending: u32,
     /// Positions that are planned in some step, computed or not.
@@ -37,6 +45,17 @@ pub struct Sequence {
     pub(super) last_batch: u64,
     /// Its slot and KV blocks while it has them.
     pub(super) placed: Option<Placed>,
+}
+
+/// The positions of a prompt that are scored by the token behind each.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct PromptScores {
+    /// How many of the likeliest tokens are wanted beside each.
+    top: u16,
+    /// Positions before this one are scored; behind it nothing is.
+    until: u32,
+    /// Positions before this one have been.
+    done: u32,
 }
 
 /// What a running sequence holds.
@@ -58,6 +77,10 @@ impl Sequence {
             longest,
             sample,
             suspected: false,
+            priority: 0,
+            overtaken: 0,
+            begun: false,
+            scores: None,
             pending: 0,
             planned: 0,
             rows_in_flight: VecDeque::new(),
@@ -73,6 +96,55 @@ impl Sequence {
     pub fn with_root(mut self, root: Option<PrefixHash>) -> Self {
         self.root = root;
         self
+    }
+
+    /// The same, admitted before those of higher numbers.
+    #[must_use]
+    pub fn with_priority(mut self, priority: i32) -> Self {
+        self.priority = priority;
+        self
+    }
+
+    /// The same, and tokens of the prompt from the second on are scored, with so many of the likeliest tokens beside each.
+    #[must_use]
+    pub fn with_scores(mut self, top: Option<u16>, prompt_tokens: u32) -> Self {
+        let until = prompt_tokens.saturating_sub(1);
+        self.scores = top.map(|top| PromptScores { top, until, done: 0 });
+        self
+    }
+
+    /// The first position that is still to be scored, if there is one: it and those behind must be computed.
+    pub(super) fn unscored(&self) -> Option<u32> {
+        self.scores
+            .filter(|scores| scores.done < scores.until)
+            .map(|scores| scores.done)
+    }
+
+    /// Where a row that begins at `start` and might go to `end` must end: a row scores or samples, not both.
+    pub(super) fn row_end(&self, start: u32, end: u32) -> u32 {
+        match self.scores {
+            Some(scores) if start < scores.until => end.min(scores.until),
+            _ => end,
+        }
+    }
+
+    /// What the row of the positions from `start` to `end` scores.
+    pub(super) fn score(&self, start: u32, end: u32) -> RowOutput {
+        match self.scores {
+            Some(PromptScores { top, until, done }) if end <= until && done < end => {
+                let scored = start.max(done) as usize + 1..=end as usize;
+                let ids = self.tokens.get(scored).unwrap_or_default().to_vec();
+                RowOutput::Score { ids, top }
+            }
+            _ => RowOutput::None,
+        }
+    }
+
+    /// Rows up to this position are computed.
+    pub(super) fn scored(&mut self, computed: u32) {
+        if let Some(scores) = &mut self.scores {
+            scores.done = scores.done.max(computed.min(scores.until));
+        }
     }
 
     /// Whether it shares blocks with others.

@@ -15,6 +15,8 @@ pub const MAX_LISTED_TOKENS: usize = 1024;
 pub const MAX_LOGPROBS: u16 = 20;
 /// Most sequences of tokens that are banned: two for each word that a client may name.
 pub const MAX_BAD_WORDS: usize = 128;
+/// Largest repetition penalty.
+pub const MAX_REPETITION_PENALTY: f32 = 10.0;
 /// Temperatures below this are greedy: dividing logits by them would leave the range of f32.
 pub const GREEDY_BELOW: f32 = 1e-5;
 
@@ -37,6 +39,8 @@ pub struct RequestDraft {
     pub presence_penalty: Option<f32>,
     /// −2 to 2.
     pub frequency_penalty: Option<f32>,
+    /// Above 0, at most 10; 1 is off.
+    pub repetition_penalty: Option<f32>,
     /// Token id and bias from −100 to 100.
     pub logit_bias: Vec<(u32, f32)>,
     /// Key of the noise; random when absent.
@@ -49,6 +53,10 @@ pub struct RequestDraft {
     pub ignore_eos: bool,
     /// Whether log-probabilities are wanted, each with those of so many of the likeliest tokens.
     pub logprobs: Option<u32>,
+    /// The same of the prompt's tokens.
+    pub prompt_logprobs: Option<u32>,
+    /// Lower ones begin first.
+    pub priority: i32,
     /// The answer does not end by itself before so many tokens; 0 is off.
     pub min_tokens: u32,
     /// Sequences of tokens that the answer must not contain.
@@ -98,6 +106,10 @@ pub struct GenerationRequest {
     pub stop: StopConditions,
     /// Whether tokens that steer the model have a text.
     pub show_special_tokens: bool,
+    /// Whether log-probabilities of the prompt's tokens are wanted, each with those of so many of the likeliest ones.
+    pub prompt_logprobs: Option<u16>,
+    /// Lower ones begin first.
+    pub priority: i32,
 }
 
 /// What is wrong with a request, for the user who made it.
@@ -250,6 +262,7 @@ impl RequestDraft {
             });
         }
         let mut sampling = self.sampling(defaults, limits, random_seed)?;
+        let prompt_logprobs = logprobs("prompt_logprobs", self.prompt_logprobs)?;
         if self.min_tokens > 0 {
             sampling.ends.clone_from(&stop.tokens);
         }
@@ -260,6 +273,8 @@ impl RequestDraft {
             sampling,
             stop,
             show_special_tokens: self.show_special_tokens,
+            prompt_logprobs,
+            priority: self.priority,
         })
     }
 
@@ -324,6 +339,15 @@ impl RequestDraft {
         let presence_penalty = penalty("presence_penalty", self.presence_penalty)?;
         let frequency_penalty = penalty("frequency_penalty", self.frequency_penalty)?;
 
+        let repetition_penalty = self.repetition_penalty.unwrap_or(1.0);
+        if !(repetition_penalty > 0.0 && repetition_penalty <= MAX_REPETITION_PENALTY) {
+            return Err(RequestError::OutOfRange {
+                name: "repetition_penalty",
+                value: repetition_penalty,
+                range: "above 0 and at most 10",
+            });
+        }
+
         at_most("logit_bias", self.logit_bias.len(), MAX_LISTED_TOKENS)?;
         let mut logit_bias = self.logit_bias.clone();
         for &(token, bias) in &logit_bias {
@@ -347,27 +371,14 @@ impl RequestDraft {
             min_p,
             presence_penalty,
             frequency_penalty,
+            repetition_penalty,
             logit_bias,
             seed: self.seed.unwrap_or(random_seed),
             min_tokens: self.min_tokens,
             ends: Vec::new(),
             bad_words: self.bad_words(limits)?,
-            logprobs: self.logprobs()?,
+            logprobs: logprobs("logprobs", self.logprobs)?,
         })
-    }
-
-    fn logprobs(&self) -> Result<Option<u16>, RequestError> {
-        let count = self
-            .logprobs
-            .map(|count| u16::try_from(count).unwrap_or(u16::MAX));
-        match count {
-            Some(count) if count > MAX_LOGPROBS => Err(RequestError::OutOfRange {
-                name: "logprobs",
-                value: count.into(),
-                range: "from 0 to 20",
-            }),
-            count => Ok(count),
-        }
     }
 
     fn bad_words(&self, limits: RequestLimits) -> Result<Vec<Vec<u32>>, RequestError> {
@@ -420,6 +431,18 @@ fn between(
         Ok(value)
     } else {
         Err(RequestError::OutOfRange { name, value, range })
+    }
+}
+
+fn logprobs(name: &'static str, count: Option<u32>) -> Result<Option<u16>, RequestError> {
+    let count = count.map(|count| u16::try_from(count).unwrap_or(u16::MAX));
+    match count {
+        Some(count) if count > MAX_LOGPROBS => Err(RequestError::OutOfRange {
+            name,
+            value: count.into(),
+            range: "from 0 to 20",
+        }),
+        count => Ok(count),
     }
 }
 

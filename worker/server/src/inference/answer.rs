@@ -1,7 +1,7 @@
 //! One answer: the engine's tokens become text and end where the request says.
 
 use llamero_engine::runtime::{
-    self, Constraint, EngineHandle, Event, FailureKind, Sharing, Submission, SubmitError,
+    self, Constraint, EngineHandle, Event, FailureKind, Sharing, Submission, SubmitError, TokenScore,
 };
 use llamero_engine::structured::TokenConstraint;
 use llamero_engine::text::tool_calls::{ToolCallParser, ToolPiece};
@@ -46,6 +46,8 @@ pub struct Chunk {
     pub text: String,
     /// What is new of tool calls; without text.
     pub calls: Vec<ToolPiece>,
+    /// Of the prompt's tokens, when they were asked for: more of them, the second one first. All come before the first token.
+    pub prompt_logprobs: Vec<Logprob>,
     /// One for each of the tokens, when they were asked for.
     pub logprobs: Vec<Logprob>,
     /// Tokens, a stop token not included.
@@ -179,6 +181,8 @@ impl Answer {
                     stop_tokens: request.stop.tokens,
                     sampling: request.sampling,
                     sharing,
+                    prompt_logprobs: request.prompt_logprobs,
+                    priority: request.priority,
                 };
                 let constraint = constraint.map(|constraint| constraint as Box<dyn Constraint>);
                 let sink = Box::new(move |event| sender.send(event).is_ok());
@@ -260,6 +264,10 @@ impl Answer {
                 self.submission = None;
                 return Ok(chunk);
             }
+            // Those of a step fill a message.
+            if !chunk.prompt_logprobs.is_empty() {
+                return Ok(chunk);
+            }
             event = match self.events.try_recv() {
                 Ok(event) => event,
                 Err(_) => return Ok(chunk),
@@ -294,6 +302,10 @@ impl Answer {
             Event::Started { cached_tokens } => {
                 self.cached_tokens = cached_tokens;
                 chunk.cached_tokens = cached_tokens;
+            }
+            Event::Scored(tokens) => {
+                let logprob = |TokenScore { id, logprob, top }| Logprob { id, logprob, top };
+                chunk.prompt_logprobs.extend(tokens.into_iter().map(logprob));
             }
             Event::Token { id, logprob, top } => {
                 self.output_tokens += 1;

@@ -36,6 +36,12 @@ impl Completion for Services {
         let prepare = move || prepare(&model, request);
         let Prepared { opening, prompt_text } = self.text_workers.run(bytes, prepare).await?;
         let resumed = u32::try_from(opening.request().resume_tokens.len()).unwrap_or(u32::MAX);
+        let request = opening.request();
+        let begins = request
+            .prompt
+            .first()
+            .filter(|_| request.prompt_logprobs.is_some());
+        let prompt_logprobs = begins.map(|id| first_token(&self.model, *id));
         let mut answer = Answer::begin(&self.engine, opening, entry.abort.clone())?;
         answer.accepted().await?;
         let prompt_tokens = answer.prompt_tokens();
@@ -44,6 +50,7 @@ impl Completion for Services {
             output_tokens: resumed,
             content_identity: self.model.content_identity.clone(),
             prompt_text,
+            prompt_logprobs: prompt_logprobs.into_iter().collect(),
             ..CompletionChunk::default()
         };
         let model = Arc::clone(&self.model);
@@ -123,6 +130,21 @@ fn message(model: &Model, prompt_tokens: u32, asked_stops: &[u32], chunk: Chunk)
             .collect(),
         tool_calls: calls(chunk.calls),
         cached_tokens: chunk.cached_tokens,
+        prompt_logprobs: chunk
+            .prompt_logprobs
+            .into_iter()
+            .map(|logprob| with_logprob(model, logprob))
+            .collect(),
+    }
+}
+
+/// The first token of a prompt, which has no log-probability.
+fn first_token(model: &Model, id: u32) -> TokenLogprob {
+    TokenLogprob {
+        token_id: id,
+        bytes: model.tokenizer.bytes(id).to_vec(),
+        begins: true,
+        ..TokenLogprob::default()
     }
 }
 
@@ -132,6 +154,7 @@ fn with_logprob(model: &Model, Logprob { id, logprob, top }: Logprob) -> TokenLo
         bytes: model.tokenizer.bytes(id).to_vec(),
         logprob,
         top,
+        begins: false,
     };
     let top = top
         .into_iter()

@@ -7,12 +7,13 @@ use llamero_proto::v1::{
 };
 use tonic::{Code, Request};
 use tonic_reflection::pb::{v1, v1alpha};
+use vllm_proto::candidate_tokens::Select;
 use vllm_proto::control_client::ControlClient;
 use vllm_proto::finish_info::FinishReason as VllmReason;
 use vllm_proto::inference_client::InferenceClient;
 use vllm_proto::{
-    AbortRequest, DecodingParameters, GenerateRequest, GetModelInfoRequest, GetServerInfoRequest,
-    IsPausedRequest, ResponseOptions, StoppingCriteria, generate_request,
+    AbortRequest, CandidateTokens, DecodingParameters, GenerateRequest, GetModelInfoRequest,
+    GetServerInfoRequest, IsPausedRequest, ResponseOptions, StoppingCriteria, generate_request,
 };
 
 use crate::harness::{Whole, Worker, begin, complete, finish, linked_model, refused, story, turn, until};
@@ -26,6 +27,7 @@ async fn requests_are_answered_or_refused_with_a_sentence() {
     cancelling(&worker).await;
     common_beginnings(&worker).await;
     vllm(&worker).await;
+    vllm_scores(&worker).await;
     vllm_refusals(&worker).await;
     unknown_methods(&worker).await;
     reflection(&worker).await;
@@ -353,6 +355,73 @@ async fn vllm(worker: &Worker) {
         .unwrap()
         .into_inner();
     assert_eq!(info.served_model_name, "smol");
+}
+
+/// What a token's log-probability was when it was generated, it is when the prompt has it.
+async fn vllm_scores(worker: &Worker) {
+    let mut client = InferenceClient::new(worker.channel());
+    let candidates = || {
+        Some(CandidateTokens {
+            select: Some(Select::TopN(3)),
+        })
+    };
+    let request = GenerateRequest {
+        stopping: Some(StoppingCriteria {
+            ignore_eos: true,
+            max_new_tokens: 12,
+            ..StoppingCriteria::default()
+        }),
+        response: Some(ResponseOptions {
+            output_token_ids: true,
+            prompt_token_ids: true,
+            output_logprobs: true,
+            output_candidates: candidates(),
+            ..ResponseOptions::default()
+        }),
+        ..generate("Once upon a time, in a small village by the sea,")
+    };
+    let whole = client.generate(request.clone()).await.unwrap().into_inner();
+    let (prompt, outputs) = (whole.prompt_info.unwrap(), whole.outputs.unwrap());
+    assert_eq!((outputs.logprobs.len(), outputs.candidate_tokens.len()), (12, 12));
+    assert_eq!(outputs.ranks, [1; 12], "greedy");
+
+    let ids = [prompt.token_ids.clone(), outputs.token_ids.clone()].concat();
+    let scored = GenerateRequest {
+        prompt: Some(generate_request::Prompt::TokenIds(vllm_proto::TokenIds { ids })),
+        response: Some(ResponseOptions {
+            prompt_logprobs: true,
+            prompt_candidates: candidates(),
+            ..ResponseOptions::default()
+        }),
+        ..request.clone()
+    };
+    let again = client.generate(scored).await.unwrap().into_inner();
+    let known = prompt.token_ids.len();
+    let prompt = again.prompt_info.unwrap();
+    assert_eq!(prompt.logprobs.len(), known + 12);
+    assert_eq!(prompt.logprobs[0], 0.0, "the first has none");
+    assert!(prompt.logprobs[1..].iter().all(|logprob| *logprob < 0.0));
+    assert_eq!(prompt.logprobs[known..], outputs.logprobs, "bit for bit");
+    assert_eq!(prompt.ranks[known..], outputs.ranks);
+    assert_eq!(prompt.candidate_tokens[known..], outputs.candidate_tokens);
+    assert!(again.outputs.unwrap().logprobs.is_empty(), "not asked for");
+
+    let penalised = GenerateRequest {
+        decoding: Some(DecodingParameters {
+            repetition_penalty: 9.0,
+            ..DecodingParameters::default()
+        }),
+        ..request
+    };
+    let penalised = client.generate(penalised).await.unwrap().into_inner();
+    let tokens = penalised.outputs.unwrap().token_ids;
+    let before = penalised.prompt_info.unwrap().token_ids;
+    for (at, token) in tokens.iter().enumerate() {
+        assert!(
+            !before.contains(token) && !tokens[..at].contains(token),
+            "{token} comes again"
+        );
+    }
 }
 
 async fn vllm_refusals(worker: &Worker) {

@@ -354,6 +354,7 @@ fn late_sampling_values_hold_up_sampling_only() {
     let late = Late::Sampling {
         biases: vec![(0, vec![(40, 2.5)])],
         masks: vec![(0, only(40))],
+        repetitions: vec![],
     };
     rank.late(ticket, &late).unwrap();
     assert!(rank.late(ticket, &late).is_err(), "given once");

@@ -1,9 +1,17 @@
-//! What comes of a sampled row.
+//! What comes of an answered row.
 
-use crate::sampling::{Sampled, SamplingError};
+use crate::sampling::{Sampled, SamplingError, Scored};
 
-/// What comes of one sampled row.
-pub(super) type Choice = Result<Chosen, SamplingError>;
+/// What comes of one answered row.
+pub(super) type Choice = Result<Answered, SamplingError>;
+
+/// What a row answered.
+pub(super) enum Answered {
+    /// It was sampled.
+    Token(Chosen),
+    /// Its tokens were scored: one entry for each answered position.
+    Scores(Vec<Scored>),
+}
 
 /// A token, and the likeliest ones beside it when they were asked for.
 pub(super) struct Chosen {

@@ -3,13 +3,15 @@
 use std::time::Instant;
 
 use super::Planner;
-use super::choice::Choice;
+use super::choice::{Answered, Choice};
 use super::merge::Merging;
 use super::requests::Publication;
 use super::row::PlannedRow;
 use super::step::PlannedStep;
 use crate::mesh::MeshError;
 use crate::runtime::executor::Executor;
+use crate::runtime::request::TokenScore;
+use crate::sampling::Scored;
 use crate::schedule::SequenceId;
 
 impl Planner {
@@ -89,20 +91,33 @@ impl Planner {
     fn record(&mut self, row: &PlannedRow, choice: Option<Choice>) -> Option<Publication> {
         let id = row.sequence;
         let choice = choice.filter(|_| !row.cancelled);
-        let token = choice.as_ref().and_then(|choice| choice.as_ref().ok());
-        let length = self
-            .scheduler
-            .row_done(id, token.map(|chosen| chosen.sampled.token));
+        let token = match &choice {
+            Some(Ok(Answered::Token(chosen))) => Some(chosen.sampled.token),
+            _ => None,
+        };
+        let length = self.scheduler.row_done(id, token);
         if length.is_some_and(|length| self.requests.is_cleared(id, length)) {
             self.scheduler.suspect(id, false);
         }
         match choice? {
-            Ok(chosen) => {
+            Ok(Answered::Scores(scores)) => self.scored(row, scores),
+            Ok(Answered::Token(chosen)) => {
                 let full = self.scheduler.is_full(id);
                 self.requests.sampled(id, chosen, length?, full)
             }
             Err(error) => Some(Publication::broken(id, error.to_string())),
         }
+    }
+
+    /// What the client hears of a row that scored tokens of its prompt.
+    fn scored(&self, row: &PlannedRow, scores: Vec<Scored>) -> Option<Publication> {
+        let tokens = self.scheduler.tokens(row.sequence, row.position, scores.len())?;
+        let scored = tokens.iter().zip(scores).map(|(id, scored)| TokenScore {
+            id: *id,
+            logprob: scored.logprob,
+            top: scored.top,
+        });
+        self.requests.scored(row.sequence, scored.collect())
     }
 
     /// Send the steps in flight what they wait for, as far as it is there: tokens and cancelled rows first, since a step cannot

@@ -1,11 +1,12 @@
 //! Tokens from the answers of all ranks.
 
-use super::choice::{Choice, Chosen};
+use super::choice::{Answered, Choice, Chosen};
 use super::requests::Requests;
 use super::row::PlannedRow;
 use crate::mesh::MeshError;
 use crate::sampling::{
     Noise, Outcome, RowAnswers, Sampled, SamplingParams, join_shards, likeliest, merge, sample_full_row,
+    scored,
 };
 use crate::step::{LogitShard, StepOutput};
 
@@ -14,7 +15,7 @@ use crate::step::{LogitShard, StepOutput};
 pub(super) struct Merging {
     /// By answered position, in the order of the plan's rows.
     answers: Vec<RowAnswers>,
-    /// Once every rank has answered, by row; none for rows that sample nothing, that nobody wants, or that wait for their full
+    /// Once every rank has answered, by row; none for rows that answer nothing, that nobody wants, or that wait for their full
     /// row.
     pub(super) choices: Option<Vec<Option<Choice>>>,
     /// Rows whose candidates did not suffice, with the place of their answers.
@@ -71,6 +72,11 @@ impl Merging {
         for (index, row) in rows.iter().enumerate() {
             let at = nth;
             nth += row.answered as usize;
+            if let Some(top) = row.scores.filter(|_| !row.cancelled) {
+                let scores = self.answers[at..nth].iter().map(|answers| scored(top, answers));
+                choices.push(Some(scores.collect::<Result<_, _>>().map(Answered::Scores)));
+                continue;
+            }
             let params = requests.sampling(row.sequence);
             let params = params.filter(|_| row.samples && !row.cancelled);
             choices.push(params.and_then(|params| {
@@ -130,7 +136,7 @@ fn chosen(params: &SamplingParams, sampled: Sampled, answers: &RowAnswers) -> Ch
         Some(count) if count > 0 => likeliest(count, answers.ranks(), &answers.mass(false, true)?),
         _ => Vec::new(),
     };
-    Ok(Chosen { sampled, top })
+    Ok(Answered::Token(Chosen { sampled, top }))
 }
 
 fn noise(params: &SamplingParams, row: &PlannedRow) -> Noise {
@@ -149,6 +155,7 @@ mod tests {
             answered,
             position: 9,
             samples: true,
+            scores: None,
             cancelled,
         }
     }

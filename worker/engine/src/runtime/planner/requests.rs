@@ -10,7 +10,9 @@ use super::choice::Chosen;
 use crate::runtime::constraint::Constraint;
 use crate::runtime::load::LoadCell;
 use crate::runtime::queue::QueueGauge;
-use crate::runtime::request::{Event, EventSink, FailureKind, FinishReason, GenerationRequest, Sharing};
+use crate::runtime::request::{
+    Event, EventSink, FailureKind, FinishReason, GenerationRequest, Sharing, TokenScore,
+};
 use crate::sampling::{SamplingParams, TokenCounts};
 use crate::schedule::{Admission, PrefixHash, Refusal, Scheduler, Sequence, SequenceId};
 
@@ -71,7 +73,7 @@ impl Constrained {
 /// What a client is to hear after a step.
 pub(in crate::runtime) struct Publication {
     sequence: SequenceId,
-    /// The token, unless it is a stop token.
+    /// The token, unless it is a stop token; or scores of the prompt's tokens.
     token: Option<Event>,
     end: Option<Event>,
 }
@@ -137,6 +139,8 @@ impl Requests {
             stop_tokens,
             sampling,
             sharing,
+            prompt_logprobs,
+            priority,
         } = request;
         let prompt_tokens = length(&prompt);
         if let Some(end) = ended_before(&resume, max_tokens, &stop_tokens) {
@@ -145,13 +149,16 @@ impl Requests {
             sink(end);
             return;
         }
-        let counts = TokenCounts::of(&resume);
+        let counts = TokenCounts::of(&resume).behind(&prompt, &sampling);
         let longest = prompt_tokens.saturating_add(max_tokens);
         let root = match (&self.prefix, &sharing) {
             (Some(group), Sharing::With(salt)) => Some(group.of_requests(salt, None)),
             _ => None,
         };
-        let sequence = Sequence::new(id, [prompt, resume].concat(), longest, sampling.key()).with_root(root);
+        let sequence = Sequence::new(id, [prompt, resume].concat(), longest, sampling.key())
+            .with_root(root)
+            .with_priority(priority)
+            .with_scores(prompt_logprobs, prompt_tokens);
         if let Err(refusal) = scheduler.add(sequence) {
             self.queue.leave(queued);
             let kind = kind_of_refusal(&refusal, resumed, scheduler.limits().max_context);
@@ -262,6 +269,15 @@ impl Requests {
         })
     }
 
+    /// The next tokens of a request's prompt were scored. What its client is to hear.
+    pub(super) fn scored(&self, id: SequenceId, tokens: Vec<TokenScore>) -> Option<Publication> {
+        self.open.contains_key(&id).then_some(Publication {
+            sequence: id,
+            token: Some(Event::Scored(tokens)),
+            end: None,
+        })
+    }
+
     /// Tell the clients. Returns the requests whose clients do not listen any more.
     pub(super) fn publish(&mut self, news: Vec<Publication>, now: Instant) -> Vec<SequenceId> {
         let mut gone = Vec::new();
@@ -270,7 +286,8 @@ impl Requests {
                 continue;
             };
             let broken = matches!(end, Some(Event::Failed { .. }));
-            if !broken {
+            let scored = matches!(token, Some(Event::Scored(_)));
+            if !broken && !scored {
                 request.note_latency(&self.load, now);
             }
             let heard = token.is_none_or(|token| (request.sink)(token));
@@ -368,6 +385,13 @@ impl Requests {
     /// Which tokens may come next in a request; none: any.
     pub(super) fn mask(&mut self, id: SequenceId) -> Option<Vec<u8>> {
         self.open.get_mut(&id)?.constraint.as_mut()?.mask()
+    }
+
+    /// The repetition penalty of a request's next token, and the tokens that it is for; none: no penalty.
+    pub(super) fn repeated(&self, id: SequenceId) -> Option<(f32, Vec<u32>)> {
+        let request = self.open.get(&id)?;
+        let tokens = request.counts.repeated(&request.sampling);
+        (!tokens.is_empty()).then_some((request.sampling.repetition_penalty, tokens))
     }
 
     /// What is added to the logits of a request's next token.

@@ -13,6 +13,8 @@ pub(super) struct PlannedRow {
     pub(super) position: u32,
     /// Whether its last position is sampled.
     pub(super) samples: bool,
+    /// How many of the likeliest tokens are wanted beside each scored one; none where none is scored.
+    pub(super) scores: Option<u16>,
     /// Nobody wants its answer.
     pub(super) cancelled: bool,
 }
@@ -30,6 +32,10 @@ impl PlannedRow {
             answered,
             position: end + 1 - answered.max(1),
             samples: matches!(row.output, RowOutput::Sample { .. }),
+            scores: match &row.output {
+                RowOutput::Score { top, .. } => Some(*top),
+                _ => None,
+            },
             cancelled: false,
         }
     }

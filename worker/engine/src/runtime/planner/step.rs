@@ -69,7 +69,7 @@ impl PlannedStep {
         if !std::mem::take(&mut self.sampling_due) {
             return None;
         }
-        let (mut biases, mut masks) = (Vec::new(), Vec::new());
+        let (mut biases, mut masks, mut repetitions) = (Vec::new(), Vec::new(), Vec::new());
         for (index, row) in (0..).zip(&self.rows) {
             if !row.samples || row.cancelled {
                 continue;
@@ -78,9 +78,15 @@ impl PlannedStep {
             if !added.is_empty() {
                 biases.push((index, added));
             }
+            let repeated = requests.repeated(row.sequence);
+            repetitions.extend(repeated.map(|(penalty, tokens)| (index, penalty, tokens)));
             masks.extend(requests.mask(row.sequence).map(|mask| (index, mask)));
         }
-        Some(Late::Sampling { biases, masks })
+        Some(Late::Sampling {
+            biases,
+            masks,
+            repetitions,
+        })
     }
 
     /// Cancel the rows of these sequences; returns their indices.

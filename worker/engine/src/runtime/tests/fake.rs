@@ -13,9 +13,11 @@ use crate::backend::{
 };
 use crate::block_tables::BlockTables;
 use crate::form::FormSpec;
+use crate::kv_state::answers;
 use crate::leaf_tree;
 use crate::mesh::{Label, Mesh, MeshError, Transfer, Wait};
-use crate::sampling::candidates::{ShardLogits, candidates};
+use crate::sampling::candidates::{ShardLogits, candidates, scored};
+use crate::sampling::penalties::repeated;
 use crate::step::{Era, Late, LogitShard, Plan, RowCandidates, RowOutput, StepOutput, TokenRef, VOCAB_TILE};
 
 pub(in crate::runtime) const KV_BLOCKS: u32 = 24;
@@ -56,6 +58,7 @@ struct Submitted {
     tokens: Option<Vec<u32>>,
     biases: Option<Vec<RowBiases>>,
     masks: Vec<(u32, Vec<u8>)>,
+    repetitions: Vec<(u32, f32, Vec<u32>)>,
     cancelled: Vec<u32>,
     /// Sums over the leaves for each sampled row, once computed.
     sums: Option<Vec<f32>>,
@@ -192,6 +195,7 @@ impl Backend for Fake {
             tokens: (plan.late_tokens == 0).then(Vec::new),
             biases: (!plan.late_sampling).then(Vec::new),
             masks: Vec::new(),
+            repetitions: Vec::new(),
             cancelled: Vec::new(),
             sums: None,
             logits: HashMap::new(),
@@ -212,12 +216,17 @@ impl Backend for Fake {
                 }
                 step.tokens = Some(tokens.clone());
             }
-            Late::Sampling { biases, masks } => {
+            Late::Sampling {
+                biases,
+                masks,
+                repetitions,
+            } => {
                 if step.biases.is_some() {
                     return Err(bug("late sampling values twice, or unasked"));
                 }
                 step.biases = Some(biases.clone());
                 step.masks = masks.clone();
+                step.repetitions = repetitions.clone();
             }
             Late::Cancel(rows) => step.cancelled.extend(rows),
         }
@@ -344,7 +353,7 @@ impl Formed {
         }
         self.kv.extend(written);
         let plan = &self.steps[&ticket].plan;
-        let hashes: Vec<u32> = sampled(plan)
+        let hashes: Vec<u32> = answered(plan)
             .map(|(_, slot, length)| model::hash(&self.history(slot, length)))
             .collect();
         let sums = if solo {
@@ -373,14 +382,16 @@ impl Formed {
         };
         let mut output = StepOutput::default();
         let sums = step.sums.iter().flatten();
-        for ((row, _, length), sum) in sampled(&step.plan).zip(sums) {
-            let RowOutput::Sample { key, .. } = &step.plan.rows[row as usize].output else {
-                continue;
-            };
+        for (((row, offset), _, length), sum) in answered(&step.plan).zip(sums) {
             if step.cancelled.contains(&row) {
                 continue;
             }
             let mut logits: Vec<f32> = tokens.iter().map(|token| model::logit(*sum, token)).collect();
+            for (_, penalty, tokens_before) in step.repetitions.iter().filter(|(of, ..)| *of == row) {
+                for at in tokens_before.iter().filter_map(|token| tokens.position(*token)) {
+                    logits[at as usize] = repeated(logits[at as usize], *penalty);
+                }
+            }
             for (_, biases) in biases.iter().filter(|(of, _)| *of == row) {
                 for (token, bias) in biases {
                     if let Some(at) = tokens.position(*token) {
@@ -395,7 +406,18 @@ impl Formed {
                 tiles: &tiles,
                 logits: &logits,
             };
-            output.candidates.push(candidates((row, 0), shard, key, length));
+            let place = (row, offset);
+            match &step.plan.rows[row as usize].output {
+                RowOutput::Sample { key, .. } => {
+                    output.candidates.push(candidates(place, shard, key, length))
+                }
+                RowOutput::Score { ids, top } => {
+                    output
+                        .candidates
+                        .push(scored(place, shard, ids[offset as usize], *top));
+                }
+                RowOutput::None | RowOutput::Hidden => {}
+            }
             step.logits.insert(row, logits);
         }
         Ok(Waited::Done(output))
@@ -410,11 +432,11 @@ fn known_tokens(plan: &Plan) -> impl Iterator<Item = u32> {
     })
 }
 
-/// Sampled rows: index, slot and length of the history.
-fn sampled(plan: &Plan) -> impl Iterator<Item = (u32, u32, u32)> {
-    let rows = (0..).zip(&plan.rows);
-    let sampled = rows.filter(|(_, row)| matches!(row.output, RowOutput::Sample { .. }));
-    sampled.map(|(index, row)| (index, row.slot, row.start + row.tokens.len() as u32))
+/// Answered positions: index of the row and offset, slot, and length of the history.
+fn answered(plan: &Plan) -> impl Iterator<Item = ((u32, u32), u32, u32)> {
+    let slot = |row: u32| plan.rows[row as usize].slot;
+    let answers = answers(plan).into_iter();
+    answers.map(move |answer| ((answer.row, answer.offset), slot(answer.row), answer.next))
 }
 
 /// The sum over all leaves for each hash. A step without any passes through all ranks too.

@@ -64,8 +64,12 @@ fn leader(stall: Duration) -> (Executor, [ControlLink; 2], Receiver<MeshError>) 
 /// A large message that is known by its step.
 fn large(step: u64) -> (u64, Late) {
     let masks = vec![(0, vec![step as u8; MESSAGE])];
-    let biases = Vec::new();
-    (step, Late::Sampling { biases, masks })
+    let late = Late::Sampling {
+        biases: Vec::new(),
+        masks,
+        repetitions: Vec::new(),
+    };
+    (step, late)
 }
 
 fn send_all(executor: &mut Executor) {

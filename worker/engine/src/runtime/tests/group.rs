@@ -189,6 +189,8 @@ pub(super) fn greedy(prompt: &[u32], max_tokens: u32) -> GenerationRequest {
         stop_tokens: Vec::new(),
         sampling: SamplingParams::greedy(),
         sharing: Sharing::default(),
+        prompt_logprobs: None,
+        priority: 0,
     }
 }
 
@@ -207,7 +209,7 @@ pub(super) fn rest(events: &Receiver<Event>) -> (Vec<u32>, FinishReason) {
     let mut tokens = Vec::new();
     loop {
         match events.recv_timeout(LONG).unwrap() {
-            Event::Accepted { .. } | Event::Started { .. } => {}
+            Event::Accepted { .. } | Event::Started { .. } | Event::Scored(_) => {}
             Event::Token { id, .. } => tokens.push(id),
             Event::Finished { reason, .. } => {
                 assert!(events.recv_timeout(LONG).is_err(), "nothing follows the end");

@@ -5,6 +5,7 @@ use llamero_checkpoint::Runs;
 use crate::leaf_tree;
 use crate::runtime::Constraint;
 use crate::sampling::candidates::{ShardLogits, candidates};
+use crate::sampling::penalties::repeated;
 use crate::sampling::{Noise, RowAnswers, Sampled, SamplingParams, TokenCounts, sample_full_row};
 use crate::step::VOCAB_TILE;
 
@@ -34,6 +35,18 @@ pub(in crate::runtime) fn logit(sum: f32, token: u32) -> f32 {
     (mixed >> 16) as f32 / 16_384.0
 }
 
+/// The logits of the whole vocabulary.
+fn row(sum: f32) -> Vec<f32> {
+    (0..).take(VOCAB).map(|token| logit(sum, token)).collect()
+}
+
+/// Log-probabilities of the whole vocabulary behind a history.
+pub(in crate::runtime) fn logprobs(history: &[u32]) -> Vec<f64> {
+    let row = row(tree_value(&(0..LEAVES), hash(history)));
+    let total: f64 = row.iter().map(|logit| f64::from(*logit).exp()).sum();
+    row.iter().map(|logit| f64::from(*logit) - total.ln()).collect()
+}
+
 /// Takes away what a mask does not allow.
 pub(in crate::runtime) fn mask<'a>(mask: &[u8], logits: impl Iterator<Item = (u32, &'a mut f32)>) {
     assert_eq!(mask.len(), VOCAB / 8);
@@ -58,12 +71,14 @@ pub(in crate::runtime) fn constrained_reference(
 ) -> Vec<u32> {
     let tiles = Runs::from(0..(VOCAB / VOCAB_TILE) as u32);
     let mut history = prompt.to_vec();
-    let mut counts = TokenCounts::default();
+    let mut counts = TokenCounts::default().behind(prompt, sampling);
     for _ in 0..count {
         let sum = tree_value(&(0..LEAVES), hash(&history));
-        let mut logits: Vec<f32> = (0..u32::try_from(VOCAB).unwrap())
-            .map(|token| logit(sum, token))
-            .collect();
+        let mut logits = row(sum);
+        for token in counts.repeated(sampling) {
+            let logit = &mut logits[token as usize];
+            *logit = repeated(*logit, sampling.repetition_penalty);
+        }
         for (token, bias) in counts.biases(sampling) {
             logits[token as usize] += bias;
         }

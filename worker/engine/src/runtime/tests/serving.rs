@@ -2,7 +2,7 @@
 
 use super::fake::KV_BLOCKS;
 use super::group::{Group, LONG, greedy, in_step, rest, token};
-use super::model::reference;
+use super::model::{logprobs, reference};
 use crate::runtime::{Event, FailureKind, FinishReason, GenerationRequest, Outcome, Phase, SubmitError};
 use crate::sampling::SamplingParams;
 
@@ -15,6 +15,11 @@ fn samplings() -> Vec<SamplingParams> {
     };
     vec![
         warm.clone(),
+        SamplingParams {
+            repetition_penalty: 1.3,
+            frequency_penalty: 0.2,
+            ..warm.clone()
+        },
         SamplingParams {
             top_k: 5,
             ..warm.clone()
@@ -89,6 +94,54 @@ fn stop_tokens_end_an_answer() {
         rest(&events),
         (tokens[..expected].to_vec(), FinishReason::StopToken(stop))
     );
+}
+
+#[test]
+fn tokens_of_a_prompt_are_scored_once_each_in_every_world_and_batch() {
+    let prompt: Vec<u32> = (0..75).map(|at| at * 7 % 512).collect();
+    for world in [1, 3] {
+        let group = Group::start(world);
+        let engine = &group.leader().engine;
+        let request = GenerationRequest {
+            prompt_logprobs: Some(2),
+            ..greedy(&prompt, 5)
+        };
+        // The second one finds the first one's blocks, but must compute them.
+        let asked = [(); 2].map(|()| engine.submit_channel(request.clone()).unwrap());
+        let mate = engine.submit_channel(greedy(&prompt, 5)).unwrap();
+        for (_submission, events) in asked {
+            let (mut scores, mut tokens) = (Vec::new(), Vec::new());
+            loop {
+                match events.recv_timeout(LONG).unwrap() {
+                    Event::Scored(more) => scores.extend(more),
+                    Event::Token { id, .. } => tokens.push(id),
+                    Event::Finished { .. } => break,
+                    Event::Failed { message, .. } => panic!("{message}"),
+                    Event::Started { cached_tokens } => assert_eq!(cached_tokens, 0),
+                    Event::Accepted { .. } => {}
+                }
+                assert!(
+                    tokens.is_empty() || scores.len() == prompt.len() - 1,
+                    "scores come first"
+                );
+            }
+            assert_eq!(tokens, reference(&prompt, &SamplingParams::greedy(), 5));
+            assert!(
+                scores
+                    .iter()
+                    .map(|score| score.id)
+                    .eq(prompt[1..].iter().copied())
+            );
+            for (at, score) in scores.iter().enumerate() {
+                let expected = logprobs(&prompt[..=at]);
+                assert!((f64::from(score.logprob) - expected[score.id as usize]).abs() < 1e-5);
+                let best = expected.iter().copied().fold(f64::NEG_INFINITY, f64::max);
+                assert_eq!(score.top.len(), 2);
+                assert!((f64::from(score.top[0].1) - best).abs() < 1e-5);
+            }
+        }
+        assert_eq!(rest(&mate.1).0, reference(&prompt, &SamplingParams::greedy(), 5));
+    }
 }
 
 #[test]

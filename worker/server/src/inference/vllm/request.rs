@@ -2,11 +2,13 @@
 //! silently ignored gives answers that look right and are not.
 
 use llamero_engine::runtime::Sharing;
+use llamero_engine::structured::Form;
 use llamero_engine::text::RequestDraft;
 use tonic::Status;
+use vllm_proto::decoding_parameters::StructuredOutput;
 use vllm_proto::generate_request::Prompt;
 use vllm_proto::{
-    DecodingParameters, GenerateRequest, KvCacheParameters, RandomSampling, ResponseOptions, StoppingCriteria,
+    CandidateTokens, DecodingParameters, GenerateRequest, KvCacheParameters, RandomSampling, StoppingCriteria,
 };
 
 use crate::inference::model::Model;
@@ -17,6 +19,14 @@ pub const DEFAULT_NEW_TOKENS: u32 = 20;
 /// What the answer is to contain.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct OutputSelection {
+    /// Log-probabilities of output tokens.
+    pub logprobs: bool,
+    /// Candidates beside them.
+    pub candidates: bool,
+    /// Log-probabilities of the prompt's tokens.
+    pub prompt_logprobs: bool,
+    /// Candidates beside them.
+    pub prompt_candidates: bool,
     /// The text.
     pub text: bool,
     /// The ids of output tokens.
@@ -29,7 +39,7 @@ pub struct OutputSelection {
 ///
 /// # Errors
 /// UNIMPLEMENTED for a field that is not served, INVALID_ARGUMENT for one that makes no sense.
-pub fn draft(model: &Model, request: GenerateRequest) -> Result<(RequestDraft, OutputSelection), Status> {
+pub fn draft(model: &Model, mut request: GenerateRequest) -> Result<Asked, Status> {
     refuse_unserved(&request)?;
     let keep = request.truncate_prompt_tokens as usize;
     let mut prompt = match request.prompt {
@@ -48,7 +58,8 @@ pub fn draft(model: &Model, request: GenerateRequest) -> Result<(RequestDraft, O
         prompt.drain(..prompt.len() - keep);
     }
     let sampling = request.sampling.unwrap_or_default();
-    let decoding = request.decoding.unwrap_or_default();
+    let mut decoding = request.decoding.take().unwrap_or_default();
+    let form = form(decoding.structured_output.take())?;
     let stopping = request.stopping.unwrap_or_default();
     let response = request.response.unwrap_or_default();
     let left = model
@@ -73,6 +84,27 @@ pub fn draft(model: &Model, request: GenerateRequest) -> Result<(RequestDraft, O
         min_p: sampling.min_p,
         presence_penalty: Some(decoding.presence_penalty),
         frequency_penalty: Some(decoding.frequency_penalty),
+        // 0 is the contract's "absent".
+        repetition_penalty: Some(decoding.repetition_penalty).filter(|penalty| *penalty != 0.0),
+        bad_words: decoding
+            .bad_words_token_ids
+            .into_iter()
+            .map(|word| word.ids)
+            .collect(),
+        min_tokens: stopping.min_new_tokens,
+        include_stop_string: stopping.include_stop_strings,
+        show_special_tokens: response.skip_special_tokens == Some(false),
+        logprobs: logprobs(
+            response.output_logprobs,
+            response.output_candidates.as_ref(),
+            "response.output_candidates",
+        )?,
+        prompt_logprobs: logprobs(
+            response.prompt_logprobs,
+            response.prompt_candidates.as_ref(),
+            "response.prompt_candidates",
+        )?,
+        priority: request.priority,
         logit_bias: decoding.logit_bias.into_iter().collect(),
         seed: sampling.seed.map(i64::cast_unsigned),
         stop: stopping.stop_strings,
@@ -81,11 +113,58 @@ pub fn draft(model: &Model, request: GenerateRequest) -> Result<(RequestDraft, O
         ..RequestDraft::default()
     };
     let selection = OutputSelection {
+        logprobs: response.output_logprobs,
+        candidates: response.output_candidates.is_some(),
+        prompt_logprobs: response.prompt_logprobs,
+        prompt_candidates: response.prompt_candidates.is_some(),
         text: response.output_text.unwrap_or(true),
         token_ids: response.output_token_ids,
         prompt_token_ids: response.prompt_token_ids,
     };
-    Ok((draft, selection))
+    Ok(Asked {
+        draft,
+        selection,
+        form,
+    })
+}
+
+/// How many of the likeliest tokens are wanted beside each, if log-probabilities are wanted at all.
+fn logprobs(wanted: bool, candidates: Option<&CandidateTokens>, name: &str) -> Result<Option<u32>, Status> {
+    use vllm_proto::candidate_tokens::Select;
+    match candidates.map(|candidates| &candidates.select) {
+        None | Some(None) => Ok(wanted.then_some(0)),
+        Some(Some(Select::TopN(most))) => Ok(Some(*most)),
+        Some(Some(Select::TokenIds(_) | Select::All(_))) => Err(Status::unimplemented(format!(
+            "{name} by token_ids or all is not served; ask for top_n, at most 20"
+        ))),
+    }
+}
+
+/// The form of the answer.
+fn form(structure: Option<StructuredOutput>) -> Result<Option<Form>, Status> {
+    Ok(Some(match structure {
+        None | Some(StructuredOutput::JsonObject(false)) => return Ok(None),
+        Some(StructuredOutput::JsonObject(true)) => Form::Json(r#"{"type": "object"}"#.to_owned()),
+        Some(StructuredOutput::Json(schema)) => Form::Json(schema),
+        Some(StructuredOutput::Regex(regex)) => Form::Regex(regex),
+        Some(StructuredOutput::Choice(choices)) => Form::Choice(choices.choices),
+        Some(StructuredOutput::Grammar(grammar)) => Form::Lark(grammar),
+        Some(StructuredOutput::StructuralTag(_)) => {
+            let message = "decoding.structural_tag is not served; use json, regex, choice or grammar";
+            return Err(Status::unimplemented(message));
+        }
+    }))
+}
+
+/// What a request comes down to.
+#[derive(Debug)]
+pub struct Asked {
+    /// For the engine.
+    pub draft: RequestDraft,
+    /// What the answer is to contain.
+    pub selection: OutputSelection,
+    /// What it must look like.
+    pub form: Option<Form>,
 }
 
 /// With whom a request shares what is computed for its prompt.
@@ -105,11 +184,8 @@ fn refuse_unserved(request: &GenerateRequest) -> Result<(), Status> {
     let sampling = request.sampling.iter().flat_map(unserved_sampling);
     let decoding = request.decoding.iter().flat_map(unserved_decoding);
     let stopping = request.stopping.iter().flat_map(unserved_stopping);
-    let response = request.response.iter().flat_map(unserved_response);
     let kv = request.kv.iter().flat_map(unserved_kv);
     let own = [
-        ("priority", request.priority != 0),
-        ("session_id", request.session_id.is_some()),
         ("media", !request.media.is_empty()),
         ("lora_name", !request.lora_name.is_empty()),
         ("kv_hints", request.kv_hints.is_some()),
@@ -120,7 +196,6 @@ fn refuse_unserved(request: &GenerateRequest) -> Result<(), Status> {
         .chain(sampling)
         .chain(decoding)
         .chain(stopping)
-        .chain(response)
         .chain(kv);
     match all.find(|(_, set)| *set) {
         Some((field, _)) => Err(Status::unimplemented(format!(
@@ -136,45 +211,18 @@ fn unserved_sampling(sampling: &RandomSampling) -> [Field; 1] {
     [("sampling.num_sequences above 1", sampling.num_sequences > 1)]
 }
 
-fn unserved_decoding(decoding: &DecodingParameters) -> [Field; 4] {
-    // 1 is the neutral value of a repetition penalty, 0 the protocol's "absent".
-    let repetition = decoding.repetition_penalty != 0.0 && decoding.repetition_penalty != 1.0;
-    [
-        ("decoding.repetition_penalty", repetition),
-        (
-            "decoding.allowed_token_ids",
-            !decoding.allowed_token_ids.is_empty(),
-        ),
-        ("decoding.structured_output", decoding.structured_output.is_some()),
-        (
-            "decoding.bad_words_token_ids",
-            !decoding.bad_words_token_ids.is_empty(),
-        ),
-    ]
+fn unserved_decoding(decoding: &DecodingParameters) -> [Field; 1] {
+    [(
+        "decoding.allowed_token_ids",
+        !decoding.allowed_token_ids.is_empty(),
+    )]
 }
 
-fn unserved_stopping(stopping: &StoppingCriteria) -> [Field; 3] {
-    [
-        ("stopping.min_new_tokens", stopping.min_new_tokens > 0),
-        ("stopping.include_stop_strings", stopping.include_stop_strings),
-        (
-            "stopping.thinking_token_budget",
-            stopping.thinking_token_budget.is_some_and(|budget| budget != -1),
-        ),
-    ]
-}
-
-fn unserved_response(response: &ResponseOptions) -> [Field; 5] {
-    [
-        ("response.prompt_logprobs", response.prompt_logprobs),
-        ("response.prompt_candidates", response.prompt_candidates.is_some()),
-        ("response.output_logprobs", response.output_logprobs),
-        ("response.output_candidates", response.output_candidates.is_some()),
-        (
-            "response.skip_special_tokens = false",
-            response.skip_special_tokens == Some(false),
-        ),
-    ]
+fn unserved_stopping(stopping: &StoppingCriteria) -> [Field; 1] {
+    [(
+        "stopping.thinking_token_budget",
+        stopping.thinking_token_budget.is_some_and(|budget| budget != -1),
+    )]
 }
 
 fn unserved_kv(kv: &KvCacheParameters) -> [Field; 2] {
@@ -198,23 +246,26 @@ mod tests {
     #[test]
     fn what_is_not_served_is_named() {
         let decoding = DecodingParameters {
-            repetition_penalty: 1.2,
+            allowed_token_ids: vec![1],
             ..Default::default()
         };
         let said = refusal(GenerateRequest {
             decoding: Some(decoding),
             ..Default::default()
         });
-        assert!(said.unwrap().contains("decoding.repetition_penalty"));
-        let response = ResponseOptions {
-            output_logprobs: true,
-            ..Default::default()
+        assert!(said.unwrap().contains("decoding.allowed_token_ids"));
+        let all = CandidateTokens {
+            select: Some(vllm_proto::candidate_tokens::Select::All(true)),
         };
-        let said = refusal(GenerateRequest {
-            response: Some(response),
-            ..Default::default()
-        });
-        assert!(said.unwrap().contains("response.output_logprobs"));
+        let status = logprobs(true, Some(&all), "response.output_candidates").unwrap_err();
+        assert!(
+            status.message().contains("response.output_candidates"),
+            "{status}"
+        );
+        assert_eq!(logprobs(true, None, "x").unwrap(), Some(0));
+        assert_eq!(logprobs(false, None, "x").unwrap(), None);
+        let status = form(Some(StructuredOutput::StructuralTag("x".into()))).unwrap_err();
+        assert!(status.message().contains("structural_tag"), "{status}");
         let said = refusal(GenerateRequest {
             lora_name: "x".into(),
             ..Default::default()
@@ -237,7 +288,7 @@ mod tests {
                 thinking_token_budget: Some(-1),
                 ..Default::default()
             }),
-            response: Some(ResponseOptions {
+            response: Some(vllm_proto::ResponseOptions {
                 skip_special_tokens: Some(true),
                 ..Default::default()
             }),
