@@ -1,13 +1,16 @@
 #!/usr/bin/env bash
 # Build the folder that checks the CUDA worker on a real GPU: .local/gpu-check, and .local/gpu-check.tar.xz. It needs an NVIDIA
-# driver and nothing else; see run.sh there.
+# driver and nothing else; see run.sh there. `build.sh DIR` builds it in DIR and packs nothing.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
-out=.local/gpu-check
+out=${1:-.local/gpu-check}
+model=.local/models/SmolLM2-135M-Instruct-FP8
+[ -f "$model/config.json" ] || { echo "$model is missing: run \`make model\` first" >&2; exit 1; }
 tests/gpu-emulator/toolchain.sh
 export RUSTC_WORKSPACE_WRAPPER="$PWD/tests/gpu-emulator/rustc-dynamic.sh"
 names=(product layer attention candidates backend)
-rm -rf "$out"
+# What was compiled of the same kernels before stays.
+[ -d "$out" ] && find "$out" -mindepth 1 -maxdepth 1 ! -name kernels -exec rm -rf {} +
 mkdir -p "$out/tests" "$out/kernels"
 # The programs' tests, and with them the program of the check.
 cargo test --release --no-run --message-format=json -p llamero-gpu-emulator -p llamero-cuda -p llamero-gpu-check \
@@ -26,9 +29,11 @@ program=$(awk '$1 == "bin" && $2 == "gpu-check" {print $3}' "$out/programs" | he
 strip -o "$out/gpu-check" "$program"
 rm "$out/programs"
 cp tests/gpu-check/run.sh "$out/"
+tests/gpu-check/cut.py "$model" "$out/smollm2" 2 8192
 nvrtc=$(echo .local/venv-nvrtc/lib/python3*/site-packages/nvidia/cu13/lib)
 LLAMERO_GPU_CHECK="$out" LD_LIBRARY_PATH="$nvrtc" "$out/gpu-check" compile
 chmod -R a+rX "$out"
+[ $# -eq 0 ] || exit 0
 tar -C .local -cJf "$out.tar.xz" gpu-check
 size=$(stat -c %s "$out.tar.xz")
 echo "$out: $((size >> 20)) MiB packed"

@@ -1,5 +1,9 @@
 //! How far two backends are apart.
 
+use llamero_engine::{Backend, FormSpec};
+
+use crate::drive::{self, Leader, row, sample};
+
 /// The largest logit's token, ties by lower id.
 #[must_use]
 pub fn best(logits: &[f32]) -> usize {
@@ -83,6 +87,39 @@ impl Agreement {
     pub fn holds(&self) -> bool {
         self.gap <= CLOSE && self.different <= (self.positions / 50).max(1) && self.divergence <= 1e-4
     }
+}
+
+/// Teacher-forced: both compute `prompt`, then the reference's best token, step by step.
+///
+/// # Errors
+/// A backend's.
+pub fn compare(
+    reference: &mut dyn Backend,
+    backend: &mut dyn Backend,
+    spec: &FormSpec,
+    prompt: &[u32],
+    steps: usize,
+) -> anyhow::Result<Agreement> {
+    let blocks = drive::form(backend, spec)?.min(drive::form(reference, spec)?);
+    let mut leader = Leader::new(spec, blocks);
+    let mut all = Agreement::default();
+    let (mut start, mut tokens) = (0, prompt.to_vec());
+    for _ in 0..=steps {
+        let plan = leader.plan(vec![row(0, start, &tokens, sample(tokens.len()))]);
+        let wanted = drive::logits(reference, &plan)?;
+        let found = drive::logits(backend, &plan)?;
+        wanted
+            .iter()
+            .zip(&found)
+            .for_each(|(wanted, found)| all.add(wanted, found));
+        start += tokens.len() as u32;
+        tokens = wanted
+            .last()
+            .map(|logits| best(logits) as u32)
+            .into_iter()
+            .collect();
+    }
+    Ok(all)
 }
 
 #[cfg(test)]

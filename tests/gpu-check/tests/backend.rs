@@ -7,33 +7,17 @@ mod common;
 use common::{TINY_SPEC, backend, cpu, formed, leader, prompt};
 use llamero_engine::step::{BlockDeltas, TokenRef};
 use llamero_engine::{Backend, Late, PlanRow, RowOutput, SampleKey, Waited};
-use llamero_gpu_check::agree::{Agreement, best};
+use llamero_gpu_check::agree::{self, Agreement, best};
 use llamero_gpu_check::drive::{self, ERA, GREEDY, Leader, Way, done, row, sample, sequence};
 use llamero_gpu_check::model::{Fp8, Model, TINY};
 use llamero_gpu_emulator::emulated;
 use std::time::Instant;
 
-/// Teacher-forced: both compute `prompt`, then the CPU's best token, step by step.
+/// See [`agree::compare`].
 fn compare(model: &Model, prompt: &[u32], steps: usize) -> Agreement {
     let folder = common::checkpoint(model);
     let (mut gpu, mut cpu) = (backend(folder.path()), cpu(folder.path()));
-    let blocks = drive::form(&mut gpu, &TINY_SPEC)
-        .unwrap()
-        .min(drive::form(&mut cpu, &TINY_SPEC).unwrap());
-    let mut leader = Leader::new(&TINY_SPEC, blocks);
-    let mut all = Agreement::default();
-    let (mut start, mut tokens) = (0, prompt.to_vec());
-    for _ in 0..=steps {
-        let plan = leader.plan(vec![row(0, start, &tokens, sample(tokens.len()))]);
-        let wanted = drive::logits(&mut cpu, &plan).unwrap();
-        let found = drive::logits(&mut gpu, &plan).unwrap();
-        wanted
-            .iter()
-            .zip(&found)
-            .for_each(|(wanted, found)| all.add(wanted, found));
-        start += tokens.len() as u32;
-        tokens = vec![best(wanted.last().unwrap()) as u32];
-    }
+    let all = agree::compare(&mut cpu, &mut gpu, &TINY_SPEC, prompt, steps).unwrap();
     println!("{all:?}");
     all
 }
@@ -253,8 +237,11 @@ emulated! {
         gpu.release(ticket);
         let ticket = gpu.submit(&leader.plan(vec![row(0, 0, &[5], sample(1))])).unwrap();
         gpu.progress().stop(true);
-        let error = done(&mut gpu, ticket).unwrap_err().to_string();
-        assert!(error.contains("aborted"), "{error}");
+        match done(&mut gpu, ticket) {
+            Err(error) => assert!(error.to_string().contains("aborted"), "{error}"),
+            // A real device may be faster.
+            Ok(_) => assert!(!std::env::var("LLAMERO_GPU_EMULATOR").is_ok_and(|machine| machine.contains("deferred"))),
+        }
         gpu.progress().stop(false);
         // Weights outlive the era.
         gpu.dissolve();

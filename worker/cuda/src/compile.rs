@@ -100,15 +100,79 @@ impl Modules {
         let load = |image| self.device.context.load_module(image);
         let refused = |error| refused(&format!("{source:?}"), error);
         if let Some(code) = kept_cubin(source, capability, folder)? {
-            return load(Ptx::from_binary(code)).map_err(refused);
+            match load(Ptx::from_binary(code)) {
+                Err(error) if is_for_another(error) => {
+                    tracing::warn!(?source, "the kept machine code is not for this GPU: PTX is taken");
+                }
+                loaded => return loaded.map_err(refused),
+            }
         }
-        match load(Ptx::from_src(ptx(source, &arch(capability), folder)?)) {
+        match load(Ptx::from_src(self.text(source)?)) {
             Err(error) if error.0 == CUresult::CUDA_ERROR_UNSUPPORTED_PTX_VERSION => {
                 load(Ptx::from_binary(cubin(source, capability, folder)?)).map_err(refused)
             }
             loaded => loaded.map_err(refused),
         }
     }
+
+    /// PTX for this very device, else, where there is no compiler, what was kept for all of its kind.
+    fn text(&self, source: Source) -> Result<String, KernelError> {
+        let (folder, capability) = (self.folder.as_deref(), self.device.capability);
+        match ptx(source, &arch(capability), folder) {
+            Err(KernelError::Absent(absent)) => match kept_portable(source, capability, folder)? {
+                Some(text) => Ok(text),
+                None => Err(absent.into()),
+            },
+            made => made,
+        }
+    }
+}
+
+/// Whether the driver says that an image holds nothing for its device.
+fn is_for_another(error: DriverError) -> bool {
+    matches!(
+        error.0,
+        CUresult::CUDA_ERROR_NO_BINARY_FOR_GPU | CUresult::CUDA_ERROR_INVALID_IMAGE
+    )
+}
+
+/// GPUs whose machine code is made beforehand: A100; L4 and L40S; H100 and H200; B200.
+pub const CAPABILITIES: [(i32, i32); 4] = [(8, 0), (8, 9), (9, 0), (10, 0)];
+/// Targets whose PTX every later GPU takes, the latest first.
+const PORTABLE: [((i32, i32), &str); 2] = [((9, 0), "compute_90"), ((8, 0), "compute_80")];
+
+/// Fill a folder with everything that a machine without a compiler needs: machine code of all kernels for known GPUs, and
+/// PTX that drivers as new as the compiler turn into machine code of others. Returns the files.
+///
+/// # Errors
+/// The compiler's; the folder cannot be made.
+pub fn fill(folder: &Path) -> Result<Vec<PathBuf>, KernelError> {
+    std::fs::create_dir_all(folder).map_err(|reason| keep_error(folder, reason))?;
+    let mut files = Vec::new();
+    for source in Source::ALL {
+        for capability in CAPABILITIES {
+            cubin(source, capability, Some(folder))?;
+            files.push(cubin_path(source, capability, folder));
+        }
+        for (_, target) in PORTABLE {
+            ptx(source, target, Some(folder))?;
+            files.push(ptx_path(&source.text(), target, folder));
+        }
+    }
+    Ok(files)
+}
+
+fn kept_portable(
+    source: Source,
+    capability: (i32, i32),
+    folder: Option<&Path>,
+) -> Result<Option<String>, KernelError> {
+    let fitting = PORTABLE.iter().find(|(least, _)| *least <= capability);
+    let (Some((_, target)), Some(folder)) = (fitting, folder) else {
+        return Ok(None);
+    };
+    let kept = read(&ptx_path(&source.text(), target, folder))?;
+    Ok(kept.map(|text| String::from_utf8_lossy(&text).into_owned()))
 }
 
 fn refused(what: &str, error: DriverError) -> KernelError {
@@ -134,12 +198,12 @@ pub fn ptx(source: Source, arch: &str, folder: Option<&Path>) -> Result<String, 
     let Some(folder) = folder else {
         return compile(source, &text, arch);
     };
-    let path = folder.join(format!("{}.ptx", hash(&text, arch)));
+    let path = ptx_path(&text, arch, folder);
     if let Some(kept) = read(&path)? {
         return Ok(String::from_utf8_lossy(&kept).into_owned());
     }
     let ptx = compile(source, &text, arch)?;
-    write(&path, ptx.as_bytes())?;
+    keep(&path, ptx.as_bytes())?;
     Ok(ptx)
 }
 
@@ -153,9 +217,13 @@ pub fn cubin(source: Source, capability: (i32, i32), folder: Option<&Path>) -> R
     }
     let code = compile_cubin(source, &real_arch(capability))?;
     if let Some(folder) = folder {
-        write(&cubin_path(source, capability, folder), &code)?;
+        keep(&cubin_path(source, capability, folder), &code)?;
     }
     Ok(code)
+}
+
+fn ptx_path(text: &str, arch: &str, folder: &Path) -> PathBuf {
+    folder.join(format!("{}.ptx", hash(text, arch)))
 }
 
 fn real_arch(capability: (i32, i32)) -> String {
@@ -190,6 +258,24 @@ fn read(path: &Path) -> Result<Option<Vec<u8>>, KernelError> {
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
         Err(error) => Err(keep_error(path, error)),
     }
+}
+
+/// Keep what was compiled. A folder that may only be read, such as that of an image, is no reason not to go on.
+fn keep(path: &Path, bytes: &[u8]) -> Result<(), KernelError> {
+    match write(path, bytes) {
+        Err(KernelError::Keep { path, reason }) if is_read_only(&reason) => {
+            tracing::warn!(path = %path.display(), %reason, "a compiled kernel cannot be kept: it is compiled at every start");
+            Ok(())
+        }
+        written => written,
+    }
+}
+
+fn is_read_only(reason: &std::io::Error) -> bool {
+    matches!(
+        reason.kind(),
+        std::io::ErrorKind::ReadOnlyFilesystem | std::io::ErrorKind::PermissionDenied
+    )
 }
 
 /// A reader sees nothing or all of it.

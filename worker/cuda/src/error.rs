@@ -23,12 +23,15 @@ pub(crate) fn refused(error: DriverError) -> BackendError {
             "the GPU's memory is full: {said}. Lower the KV memory, the tokens in a step or the longest context, or end what \
              else uses this GPU"
         )),
-        CUresult::CUDA_ERROR_ECC_UNCORRECTABLE => unusable(format!(
-            "the GPU's memory is damaged: {said}. Drain the node, and reset or replace the GPU"
+        // Nothing of the configuration is wrong: another start, or another node, can help.
+        CUresult::CUDA_ERROR_ECC_UNCORRECTABLE => BackendError::Unavailable(format!(
+            "the GPU's memory is damaged: {said}. If it comes again, drain the node, and reset or replace the GPU"
         )),
-        CUresult::CUDA_ERROR_NO_DEVICE | CUresult::CUDA_ERROR_DEVICE_UNAVAILABLE => unusable(format!(
-            "the GPU is gone: {said}. `nvidia-smi` on the node tells more"
-        )),
+        CUresult::CUDA_ERROR_NO_DEVICE | CUresult::CUDA_ERROR_DEVICE_UNAVAILABLE => {
+            BackendError::Unavailable(format!(
+                "the GPU is gone: {said}. `nvidia-smi` on the node tells more"
+            ))
+        }
         _ => bug(format!("the NVIDIA driver says {said}")),
     }
 }

@@ -37,6 +37,22 @@ pub enum Absent {
 #[derive(Debug, Clone, Copy)]
 pub struct Driver(());
 
+impl Driver {
+    /// The latest version of CUDA that the driver knows, such as `13.0`.
+    ///
+    /// # Errors
+    /// [`Absent::Start`].
+    pub fn cuda_version(self) -> Result<String, Absent> {
+        let mut version = 0;
+        // SAFETY: the driver was found, and writes one number.
+        let asked = unsafe { driver::sys::cuDriverGetVersion(&raw mut version) }.result();
+        match asked {
+            Ok(()) => Ok(format!("{}.{}", version / 1000, version % 1000 / 10)),
+            Err(error) => Err(Absent::Start(describe(error))),
+        }
+    }
+}
+
 /// Proof that the run-time compiler was found.
 #[derive(Debug, Clone, Copy)]
 pub struct Compiler(());

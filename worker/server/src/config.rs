@@ -43,7 +43,7 @@ pub struct EngineArgs {
     #[serde(default)]
     pub backend: BackendKind,
     /// Folder where compiled GPU kernels are kept; they are compiled at every start when absent
-    #[arg(long, value_name = "DIR")]
+    #[arg(long, value_name = "DIR", env = "LLAMERO_KERNELS")]
     #[serde(default)]
     pub kernels: Option<PathBuf>,
     /// Number of ranks that share every layer

@@ -198,18 +198,24 @@ impl CudaBackend {
         let one = blocks * plan.kv_block;
         let left = (free as u64).saturating_sub(needed);
         if left < one {
+            let fitting = left / plan.kv_block.max(1) * u64::from(spec.limits.block_size);
+            let advice = match fitting {
+                0 => "the weights do not fit: use more tensor-parallel ranks, a GPU with more memory, or lower the tokens in a step"
+                    .to_owned(),
+                tokens => format!(
+                    "lower maxContextLength to at most {tokens}, lower the tokens in a step, or use more tensor-parallel ranks"
+                ),
+            };
             return Err(unusable(format!(
                 "{} has {free} of {total} bytes free; weights take {}, workspace {}, logits {}, rotary angles {}, the driver \
-                 {}, and of the {left} that are left one sequence of {} tokens needs {one}: lower maxContextLength to at most \
-                 {}, lower the tokens in a step, or use more tensor-parallel ranks",
+                 {}, and of the {left} that are left one sequence of {} tokens needs {one}: {advice}",
                 self.ops.device().name,
                 plan.weights,
                 plan.workspace,
                 plan.logits,
                 plan.rope,
                 reserve(total as u64),
-                spec.limits.max_context,
-                left / plan.kv_block.max(1) * u64::from(spec.limits.block_size)
+                spec.limits.max_context
             )));
         }
         Ok(left)

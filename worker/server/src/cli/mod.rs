@@ -6,6 +6,7 @@
 //! | [`convert`] | `convert`, `quantize`: making checkpoints |
 //! | [`inspect`] | `inspect`: what a checkpoint is |
 //! | [`backends`] | `backends`: what this program can compute on |
+//! | [`kernels`] | `kernels`: GPU kernels compiled beforehand |
 //! | [`bench`] | `bench`: speed beside the machine's bounds |
 //! | [`progress`] | progress on standard error |
 
@@ -13,6 +14,7 @@ pub mod backends;
 pub mod bench;
 pub mod convert;
 pub mod inspect;
+pub mod kernels;
 pub mod progress;
 pub mod serve;
 
@@ -59,6 +61,8 @@ pub enum Command {
     Bench(bench::BenchArgs),
     /// What this program can compute on, on this machine.
     Backends,
+    /// GPU kernels compiled beforehand.
+    Kernels(kernels::KernelsArgs),
 }
 
 /// Run the program.
@@ -88,6 +92,7 @@ pub fn main() -> ExitCode {
         Command::Quantize(args) => convert::quantize(args).map(|()| 0),
         Command::Inspect(args) => inspect::inspect(args),
         Command::Bench(args) => bench::bench(args).map(|()| 0),
+        Command::Kernels(args) => kernels::kernels(args).map(|()| 0),
         Command::Backends => {
             backends::backends();
             Ok(0)

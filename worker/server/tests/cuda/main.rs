@@ -1,0 +1,104 @@
+//! The worker with `--backend cuda`, as processes on the emulated driver.
+#![cfg(not(target_feature = "crt-static"))]
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+mod worker;
+
+use std::process::Command;
+
+use llamero_proto::v1::ExitKind;
+use worker::{Worker, greedy, serves, smollm2};
+
+const CUDA: [&str; 2] = ["--backend", "cuda"];
+const TOKENS: u32 = 8;
+
+/// Kill a process as nobody can refuse.
+fn kill(pid: u32) {
+    let status = Command::new("kill")
+        .args(["-9", &pid.to_string()])
+        .status()
+        .unwrap();
+    assert!(status.success());
+}
+
+#[tokio::test]
+async fn greedy_streams_are_those_of_the_cpu_and_go_on_after_a_kill_and_a_fault() {
+    let model = smollm2(2);
+    let reference = Worker::serving(model.path(), "", &["--backend", "cpu"]).await;
+    let wanted = reference.tokens(greedy(TOKENS, &[])).await;
+    drop(reference);
+    let faults = tempfile::tempdir().unwrap();
+    let fault = faults.path().join("illegal");
+    let machine = format!("memory=1GiB,fault=illegal@{}", fault.display());
+    let mut worker = Worker::serving(model.path(), &machine, &CUDA).await;
+    let before = worker.report_when("it serves", serves).await;
+    assert!(before.ranks[0].numerics.starts_with("cuda-sm90 "), "{before:?}");
+    assert_eq!(worker.tokens(greedy(TOKENS, &[])).await, wanted);
+
+    // Its only rank is killed in the middle of an answer, which goes on behind the tokens that have come.
+    let mut stream = worker.complete(greedy(TOKENS, &[])).await;
+    let mut had = Vec::new();
+    while had.len() < 4 {
+        had.extend(stream.message().await.unwrap().unwrap().token_ids);
+    }
+    kill(before.ranks[0].pid);
+    while let Ok(Some(chunk)) = stream.message().await {
+        had.extend(chunk.token_ids);
+    }
+    let after = worker
+        .report_when("it serves again", |report| {
+            report.ranks[0].restarts == 1 && serves(report)
+        })
+        .await;
+    assert_eq!(after.ranks[0].last_exit.as_ref().unwrap().signal, Some(9));
+    had.extend(worker.tokens(greedy(TOKENS, &had)).await);
+    assert_eq!(had, wanted);
+
+    // A fault that stays with the context ends the process that has it, and says so; the next one has a context of its own.
+    std::fs::write(&fault, "").unwrap();
+    let mut stream = worker.complete(greedy(TOKENS, &[])).await;
+    while let Ok(Some(_)) = stream.message().await {}
+    let failed = worker
+        .report_when("the rank has ended", |report| report.ranks[0].restarts >= 2)
+        .await;
+    let exit = failed.ranks[0].last_exit.as_ref().unwrap();
+    assert!(exit.message.contains("illegal memory access"), "{exit:?}");
+    assert_ne!(exit.kind(), ExitKind::Unusable, "another start can help");
+    assert!(worker.is_running());
+    std::fs::remove_file(&fault).unwrap();
+    worker.report_when("it serves once more", serves).await;
+    assert_eq!(worker.tokens(greedy(TOKENS, &[])).await, wanted);
+}
+
+#[tokio::test]
+async fn what_does_not_fit_or_is_not_there_ends_with_a_sentence_and_never_with_the_cpu() {
+    let model = smollm2(1);
+    for (machine, arguments, sentence) in [
+        ("memory=8MiB", &CUDA[..], "the weights do not fit"),
+        (
+            "memory=128MiB",
+            &[
+                "--backend",
+                "cuda",
+                "--max-context-length",
+                "8192",
+                "--max-batched-tokens",
+                "4096",
+            ],
+            "lower maxContextLength to at most",
+        ),
+        ("cc=7.5", &CUDA, "8.0 (Ampere) or later is needed"),
+        ("fault=oom@3", &CUDA, "the GPU's memory is full"),
+        (
+            "devices=1",
+            &["--backend", "cuda", "--tensor", "3"],
+            "was asked for, and this process sees 1",
+        ),
+    ] {
+        let mut worker = Worker::start(model.path(), machine, arguments);
+        let status = worker.exit().await;
+        let log = worker.log();
+        assert_eq!(status.code(), Some(2), "{machine}: {log}");
+        assert!(log.contains(sentence), "{machine}: {log}");
+    }
+}
