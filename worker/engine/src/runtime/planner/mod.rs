@@ -85,6 +85,12 @@ impl Planner {
         }
     }
 
+    /// The same for a pipeline of `stages` stages.
+    pub(super) fn with_stages(mut self, stages: u32) -> Self {
+        self.scheduler = Scheduler::staged(*self.scheduler.limits(), stages);
+        self
+    }
+
     /// Queue a request, or tell its client why not.
     pub(super) fn submit(
         &mut self,
