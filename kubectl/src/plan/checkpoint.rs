@@ -64,7 +64,8 @@ fn found(object: &LlamaDeployment, others: &[LlamaDeployment]) -> Option<Checkpo
     let source = &object.spec.model.source;
     let same = others.iter().filter(|other| {
         let near = source.persistent_volume_claim.is_none() || other.namespace() == object.namespace();
-        near && other.spec.model.source == *source
+        let stages = other.spec.parallelism.pipeline == object.spec.parallelism.pipeline;
+        near && stages && other.spec.model.source == *source
     });
     let checkpoints = same.filter_map(|other| other.status.as_ref()?.checkpoint.as_ref());
     checkpoints

@@ -38,6 +38,11 @@ fn a_plan_names_the_nodes_that_the_operator_then_takes() -> Result<()> {
     let file = file
         .to_str()
         .context("the temporary folder's path is not UTF-8")?;
+    let (code, text) = plugin(&first.cluster, &["explain", "foretold"])?;
+    ensure!(code == 0 && text.contains("is ready"), "{code}: {text}");
+    let words = ["chat", "foretold", "-p", "Hello", "--max-tokens", "4"];
+    let (code, text) = plugin(&first.cluster, &words)?;
+    ensure!(code == 0 && !text.trim().is_empty(), "{code}: {text}");
     let (code, text) = plugin(&first.cluster, &["plan", "-f", file, "-o", "json"])?;
     ensure!(code == 0, "{text}");
     let planned: Value = serde_json::from_str(&text)?;
@@ -77,8 +82,12 @@ fn what_is_not_ready_is_explained_and_shown() -> Result<()> {
     Ok(())
 }
 
+/// Two rollouts: only in the long run.
 #[test]
-fn a_deployment_is_restarted_rolled_back_and_talked_with() -> Result<()> {
+fn a_deployment_is_restarted_and_rolled_back() -> Result<()> {
+    if std::env::var_os("LLAMERO_LONG").is_none() {
+        return Ok(());
+    }
     let deployment = Deployment::create("steered", json!({"parallelism": {"tensor": 1}}))?;
     deployment.wait_ready(1)?;
     let run = |words: &[&str]| -> Result<String> {
@@ -86,15 +95,6 @@ fn a_deployment_is_restarted_rolled_back_and_talked_with() -> Result<()> {
         ensure!(code == 0, "{words:?} ended with {code}: {text}");
         Ok(text)
     };
-    let (code, text) = plugin(&deployment.cluster, &["explain", "steered"])?;
-    ensure!(code == 0 && text.contains("is ready"), "{code}: {text}");
-    ensure!(
-        !run(&["chat", "steered", "-p", "Hello", "--max-tokens", "4"])?
-            .trim()
-            .is_empty(),
-        "no answer"
-    );
-
     let before = deployment
         .groups()?
         .iter()
