@@ -4,6 +4,10 @@ use std::time::{Duration, Instant};
 
 use llamero_engine::{BackendError, Label, Mesh, Transfer, Wait};
 
+/// A stage waits for another one so many times longer than ranks wait for each other within a layer: the other computes all of
+/// its layers meanwhile. Whether they move is for the leader to see, which ends the era if they do not.
+const STAGE_PATIENCE: u32 = 20;
+
 /// How long waits spin and last.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Waits {
@@ -121,8 +125,12 @@ impl Group {
             step: self.step,
             tag: kind as u16,
         };
+        let patience = match kind {
+            Kind::Stage => self.waits.deadline * STAGE_PATIENCE,
+            Kind::Roots | Kind::Scatter | Kind::Gather => self.waits.deadline,
+        };
         let wait = Wait {
-            until: Instant::now() + self.waits.deadline,
+            until: Instant::now() + patience,
             spin: self.waits.spin,
         };
         Ok(self.mesh.exchange(label, frames, wait)?)

@@ -190,6 +190,30 @@ fn through_three_stages(collective: &mut Collective, n: usize) -> Vec<f32> {
     values
 }
 
+/// A stage computes many layers before it has something to pass on, and each of them may take as long as ranks wait for each other.
+#[test]
+fn a_stage_that_computes_for_long_has_not_stalled() {
+    let deadline = Duration::from_millis(200);
+    let stages = Topology {
+        tensor: 1,
+        pipeline: 2,
+    };
+    let got = on_all(of_members(&stages.into(), deadline), |mut collective| {
+        let mut value = [7.0];
+        if collective.has_stage_before() {
+            collective.take_over(&mut value).unwrap();
+        } else {
+            let began = std::time::Instant::now();
+            while began.elapsed() < deadline * 2 {
+                std::thread::yield_now();
+            }
+            collective.pass_on(&[8.0]).unwrap();
+        }
+        value
+    });
+    assert_eq!(got, [[7.0], [8.0]]);
+}
+
 #[test]
 fn a_stalled_peer_is_named() {
     let done = std::sync::Barrier::new(2);
