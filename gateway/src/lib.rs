@@ -27,16 +27,6 @@
 //! Prompts and answers are never logged.
 
 #![forbid(unsafe_code)]
-#![cfg_attr(
-    not(test),
-    warn(
-        clippy::indexing_slicing,
-        clippy::cast_possible_truncation,
-        clippy::cast_possible_wrap,
-        clippy::cast_sign_loss,
-        reason = "what comes in from outside must not be able to end the process, nor become another number"
-    )
-)]
 
 pub mod budget;
 pub mod demand;
