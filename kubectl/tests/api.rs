@@ -1,5 +1,7 @@
 //! The commands against a stand-in of the API server and of a gateway, over real HTTP. The real ones are asked in the end-to-end tests.
 
+#![allow(clippy::unwrap_used, clippy::panic, reason = "a test may fail")]
+
 use std::{
     net::SocketAddr,
     sync::{Arc, Mutex},

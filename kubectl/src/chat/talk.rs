@@ -92,17 +92,20 @@ impl GatewayTalk {
         let said = messages
             .iter()
             .map(|message| json!({"role": message.role, "content": message.content}));
+        let settings = [
+            ("temperature", args.temperature.map(Value::from)),
+            ("top_p", args.top_p.map(Value::from)),
+            ("seed", args.seed.map(Value::from)),
+            ("max_tokens", args.max_tokens.map(Value::from)),
+        ];
         let mut body = json!({"model": self.model, "messages": said.collect::<Vec<_>>(), "stream": true,
             "stream_options": {"include_usage": true}});
-        let mut set = |name: &str, value: Option<Value>| {
-            if let Some(value) = value {
-                body[name] = value;
-            }
-        };
-        set("temperature", args.temperature.map(Value::from));
-        set("top_p", args.top_p.map(Value::from));
-        set("seed", args.seed.map(Value::from));
-        set("max_tokens", args.max_tokens.map(Value::from));
+        if let Some(body) = body.as_object_mut() {
+            let given = settings
+                .into_iter()
+                .filter_map(|(name, value)| Some((name.to_owned(), value?)));
+            body.extend(given);
+        }
         body
     }
 }

@@ -52,7 +52,7 @@ fn objects(text: &str) -> Result<Vec<Value>> {
         let value = Value::deserialize(document).context("it is neither YAML nor JSON")?;
         let items = value.get("items").and_then(Value::as_array);
         for object in items.map_or(std::slice::from_ref(&value), Vec::as_slice) {
-            if object["kind"] == "LlamaDeployment" {
+            if object.get("kind").is_some_and(|kind| kind == "LlamaDeployment") {
                 found.push(object.clone());
             }
         }
@@ -68,12 +68,10 @@ fn objects(text: &str) -> Result<Vec<Value>> {
 pub async fn checked(cluster: &Cluster, objects: Vec<Value>) -> Result<Vec<LlamaDeployment>> {
     let mut checked = Vec::new();
     for object in objects {
-        let namespace = object["metadata"]["namespace"]
-            .as_str()
-            .unwrap_or(&cluster.namespace)
-            .to_owned();
+        let word = |path: &str| object.pointer(path).and_then(Value::as_str).map(str::to_owned);
+        let namespace = word("/metadata/namespace").unwrap_or_else(|| cluster.namespace.clone());
         let api: Api<LlamaDeployment> = Api::namespaced(cluster.client.clone(), &namespace);
-        let Some(name) = object["metadata"]["name"].as_str().map(str::to_owned) else {
+        let Some(name) = word("/metadata/name") else {
             bail!("a LlamaDeployment has no metadata.name");
         };
         let mut params = PatchParams::apply(MANAGER).force().validation_strict();
