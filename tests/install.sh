@@ -12,7 +12,7 @@ for namespace in llamero-system demo; do
   kubectl label --overwrite namespace "$namespace" pod-security.kubernetes.io/enforce=restricted >/dev/null
 done
 kubectl apply --server-side -k crds >/dev/null
-"$bin/helm" upgrade --install llamero charts/llamero --namespace llamero-system --set "tenants.hostPaths={$PWD/.local/models}" --set "networkPolicy.apiServerPorts={443,16443}" --wait --timeout 2m "$@" >/dev/null
+"$bin/helm" upgrade --install llamero charts/llamero --namespace llamero-system --set "tenants.hostPaths={$PWD/.local/models}" --set "networkPolicy.apiServerPorts={443,16443}" --wait --timeout 5m "$@" >/dev/null
 
 # All nodes of the local cluster share one file system, so a hostPath volume is ReadOnlyMany in fact.
 kubectl apply -f - >/dev/null <<YAML

@@ -25,6 +25,8 @@ lint() {
 }
 
 unit() {
+  # The S3 server of the tests is among the cluster's programs.
+  make --no-print-directory cluster-build
   say "Unit, property and real-model tests"
   cargo test --workspace --release --no-fail-fast "$@"
 }

@@ -7,8 +7,8 @@ use std::process::ExitCode;
 use clap::Parser as _;
 use llamero::options::{Cli, Command};
 use llamero::{cache, manage, run, source};
-use llamero_hub::HubError;
 use llamero_settings::log;
+use llamero_sources::FetchError;
 use llamero_worker::exit::UNUSABLE;
 
 fn main() -> ExitCode {
@@ -48,7 +48,9 @@ fn main() -> ExitCode {
 fn exit_code(error: &anyhow::Error) -> u8 {
     let hopeless = error.chain().any(|cause| {
         cause.is::<source::SourceError>()
-            || cause.downcast_ref::<HubError>().is_some_and(HubError::is_final)
+            || cause
+                .downcast_ref::<FetchError>()
+                .is_some_and(FetchError::is_final)
             || matches!(cause.downcast_ref(), Some(cache::CacheError::Unknown(_)))
     });
     if hopeless {

@@ -8,7 +8,7 @@ use std::time::UNIX_EPOCH;
 use anyhow::Context as _;
 use llamero_checkpoint::convert::{ConvertOptions, gguf_to_hugging_face};
 use llamero_checkpoint::quantize::{QuantizeOptions, to_fp8};
-use llamero_hub::{Hub, HubError, Listing, Patience, RemoteFile, Repository};
+use llamero_sources::{FetchError, Hub, Listing, Origin as Place, Patience, RemoteFile, Repository};
 use llamero_worker::cli::progress::ProgressLine;
 use sha2::{Digest as _, Sha256};
 
@@ -122,6 +122,7 @@ impl<'a> Preparation<'a> {
             .enable_all()
             .build()?;
         let listing = runtime.block_on(hub.list(repository))?;
+        let commit = listing.commit.clone().unwrap_or_default();
         let file = self
             .args
             .file
@@ -133,18 +134,20 @@ impl<'a> Preparation<'a> {
             Origin::Hub {
                 endpoint: hub.endpoint().to_owned(),
                 repository: repository.name.clone(),
-                commit: listing.commit.clone(),
+                commit: commit.clone(),
                 file: file.as_ref().map(|file| file.path.clone()),
             },
         );
         entry.ask(&repository.revision);
-        let mut line = ProgressLine::new(format!(
-            "downloading {}@{}",
-            repository.name,
-            short(&listing.commit)
-        ));
+        let mut line = ProgressLine::new(format!("downloading {}@{}", repository.name, short(&commit)));
         let files = self.keep(&entry, &mut |files| {
-            runtime.block_on(download(&hub, &listing, file.as_ref(), files, &mut line))
+            runtime.block_on(download(
+                &Place::Hub(hub.clone()),
+                &listing,
+                file.as_ref(),
+                files,
+                &mut line,
+            ))
         })?;
         self.note(&entry, &repository.revision)?;
         self.folder_of(&entry, files)
@@ -207,7 +210,7 @@ impl<'a> Preparation<'a> {
 }
 
 async fn download(
-    hub: &Hub,
+    hub: &Place,
     listing: &Listing,
     file: Option<&RemoteFile>,
     folder: &Path,
@@ -262,8 +265,8 @@ fn token(args: &ModelArgs) -> anyhow::Result<Option<String>> {
     };
     let token = written.trim();
     if token.len() > TOKEN_BYTES {
-        return Err(HubError::Token {
-            audience: llamero_hub::Audience::CommandLine,
+        return Err(FetchError::Token {
+            audience: llamero_sources::Audience::CommandLine,
         }
         .into());
     }

@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
-use llamero_hub::Repository;
+use llamero_sources::Repository;
 
 /// Where a model comes from.
 #[derive(Debug, Clone, PartialEq, Eq)]

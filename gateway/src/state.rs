@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use llamero_proto::limits::MAX_REQUEST_BYTES;
+use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 use crate::budget::Budget;
@@ -41,6 +42,8 @@ pub struct Settings {
     pub cors: Option<Cors>,
     /// Who may ask; absent: everybody.
     pub keys: Option<Arc<KeyBook>>,
+    /// How long a request waits for the gateway that keeps its key's books, before its own share of the limits holds here.
+    pub quota_patience: Duration,
 }
 
 impl Default for Settings {
@@ -57,6 +60,7 @@ impl Default for Settings {
             keep_alive: Duration::from_secs(10),
             cors: None,
             keys: None,
+            quota_patience: Duration::from_millis(500),
         }
     }
 }
@@ -76,6 +80,8 @@ pub struct Gateway {
     pub body_bytes: Budget,
     /// Limits of API keys.
     pub quotas: Arc<Quotas>,
+    /// Whether the other gateways are known, which keep the limits of API keys with this one. True where nobody looks for them.
+    pub peers_known: watch::Sender<bool>,
     /// Counters.
     pub metrics: Metrics,
     /// Cancelled when the process is asked to end: requests that wait for a group fail then, so that clients go to
@@ -90,13 +96,30 @@ impl Gateway {
         Arc::new(Self {
             held_bytes: Budget::new(settings.hold_bytes),
             body_bytes: Budget::new(settings.body_bytes),
+            quotas: Quotas::new(settings.quota_patience),
             settings,
             directory: Directory::new(),
             demand: Demand::new(),
-            quotas: Quotas::new(),
+            peers_known: watch::Sender::new(true),
             metrics: Metrics::new(),
             stopping: CancellationToken::new(),
         })
+    }
+
+    /// Why clients should go to another gateway for now.
+    #[must_use]
+    pub fn not_ready(&self) -> Option<&'static str> {
+        if self.stopping.is_cancelled() {
+            Some("stopping")
+        } else if !self.directory.snapshot().complete {
+            Some("has not yet read all LlamaDeployments and LlamaGroups")
+        } else if !*self.peers_known.borrow() {
+            Some(
+                "has not yet read the EndpointSlices of the gateways, which keep the limits of API keys together",
+            )
+        } else {
+            None
+        }
     }
 
     /// Forget what was counted of keys that are gone.

@@ -26,20 +26,32 @@ pub struct Place {
     pub own: SocketAddr,
 }
 
-/// Watch until the gateway stops. While the API server is away the last known gateways stay.
-pub async fn watch(client: Client, place: Place, gateway: Arc<Gateway>) {
+/// Watch until the gateway stops. While the API server is away the last known gateways stay. From this call on until the first
+/// list is there the gateway is not ready: its books of a key would be its own, and another's limit could be used twice.
+pub fn watch(client: Client, place: Place, gateway: Arc<Gateway>) -> impl Future<Output = ()> + Send {
+    gateway.peers_known.send_replace(false);
+    follow(client, place, gateway)
+}
+
+async fn follow(client: Client, place: Place, gateway: Arc<Gateway>) {
     let api = Api::<EndpointSlice>::namespaced(client, &place.namespace);
     let config = watcher::Config::default().labels(&format!("{SERVICE}={}", place.service));
     let (slices, mut events) = reflect(api, config);
     let own = place.own.to_string();
-    // It knows its own name at once; that there are others it learns before clients are sent to it.
     gateway.quotas.set_peers(&own, std::slice::from_ref(&own));
+    let mut first_list = std::pin::pin!(slices.wait_until_ready());
+    let mut listed = false;
     loop {
         tokio::select! {
             () = gateway.stopping.cancelled() => return,
+            // A writer that is gone would be a stream that ended, which `events` tells.
+            _ = &mut first_list, if !listed => listed = true,
             event = events.next() => if event.is_none() { return },
         }
-        gateway.quotas.set_peers(&own, &ready(&slices.state(), place.own));
+        if listed {
+            gateway.quotas.set_peers(&own, &ready(&slices.state(), place.own));
+            gateway.peers_known.send_replace(true);
+        }
     }
 }
 
@@ -63,7 +75,61 @@ fn ready(slices: &[Arc<EndpointSlice>], own: SocketAddr) -> Vec<String> {
 
 #[cfg(test)]
 mod tests {
+    use axum::body::Body;
+    use axum::extract::{RawQuery, State};
+    use axum::response::{IntoResponse as _, Response};
+    use axum::routing::get;
+    use axum::{Json, Router};
+    use tokio::sync::Semaphore;
+
     use super::*;
+
+    /// Lists one other gateway when it is let, and then keeps silent.
+    async fn slices(State(let_on): State<Arc<Semaphore>>, RawQuery(query): RawQuery) -> Response {
+        if query.unwrap_or_default().contains("watch=") {
+            return Body::from_stream(futures::stream::pending::<Result<Vec<u8>, std::io::Error>>())
+                .into_response();
+        }
+        let _let_on = let_on.acquire().await;
+        Json(serde_json::json!({
+            "apiVersion": "discovery.k8s.io/v1", "kind": "EndpointSliceList", "metadata": {"resourceVersion": "1"},
+            "items": [{"metadata": {"name": "s", "namespace": "ns"}, "addressType": "IPv4", "ports": [],
+                "endpoints": [{"addresses": ["10.0.0.2"], "conditions": {"ready": true}}]}],
+        }))
+        .into_response()
+    }
+
+    #[tokio::test]
+    async fn a_gateway_is_ready_when_it_knows_the_others() {
+        let let_on = Arc::new(Semaphore::new(0));
+        let path = "/apis/discovery.k8s.io/v1/namespaces/ns/endpointslices";
+        let server = Router::new()
+            .route(path, get(slices))
+            .with_state(Arc::clone(&let_on));
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let url = format!("http://{}", listener.local_addr().unwrap());
+        tokio::spawn(async move { axum::serve(listener, server).await });
+        let client = Client::try_from(kube::Config::new(url.parse().unwrap())).unwrap();
+
+        let gateway = Gateway::new(crate::Settings::default());
+        gateway.publish(vec![]);
+        assert_eq!(gateway.not_ready(), None, "outside of Kubernetes");
+        let place = Place {
+            namespace: "ns".to_owned(),
+            service: "gateways".to_owned(),
+            own: "10.0.0.1:7".parse().unwrap(),
+        };
+        let following = tokio::spawn(watch(client, place, Arc::clone(&gateway)));
+        assert!(gateway.not_ready().unwrap().contains("EndpointSlices"));
+
+        let_on.add_permits(1);
+        let mut known = gateway.peers_known.subscribe();
+        known.wait_for(|known| *known).await.unwrap();
+        assert_eq!(gateway.not_ready(), None);
+        assert_eq!(gateway.quotas.peers().count(), 2);
+        gateway.stopping.cancel();
+        following.await.unwrap();
+    }
 
     #[test]
     fn ready_gateways_of_one_family_are_peers() {

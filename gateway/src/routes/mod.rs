@@ -74,10 +74,10 @@ pub fn router(gateway: Arc<Gateway>) -> Router {
 
 /// `GET /health`: whether this gateway takes requests. The groups of a model have readiness of their own.
 async fn health(State(gateway): State<Arc<Gateway>>) -> StatusCode {
-    if gateway.stopping.is_cancelled() || !gateway.directory.snapshot().complete {
-        return StatusCode::SERVICE_UNAVAILABLE;
+    match gateway.not_ready() {
+        None => StatusCode::OK,
+        Some(_) => StatusCode::SERVICE_UNAVAILABLE,
     }
-    StatusCode::OK
 }
 
 /// `GET /version`.

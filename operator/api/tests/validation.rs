@@ -236,6 +236,7 @@ fn every_sample_is_accepted() {
             "llama-3.2-3b.yaml",
             "llama-405b-fp8.yaml",
             "llama-70b.yaml",
+            "llama-8b-s3.yaml",
             "llama-8b.yaml",
             "smollm2-claim.yaml",
             "smollm2.yaml"
@@ -290,5 +291,41 @@ fn a_repository_is_named_as_the_hub_names_it() {
     ] {
         let refusal = refused(&source(hub.clone()));
         assert!(refusal.contains(said), "{hub}: {refusal}");
+    }
+}
+
+#[test]
+fn buckets_and_web_servers_are_addressed() {
+    let source = |source: Value| deployment(move |o| o["spec"]["model"]["source"] = source);
+    for right in [
+        json!({"s3": {"uri": "s3://weights"}}),
+        json!({"s3": {"uri": "s3://w/llama/8b", "endpoint": "http://minio:9000", "region": "eu-1",
+            "credentialsSecretRef": {"name": "keys"}, "caBundle": {"configMap": "roots"}}}),
+        json!({"s3": {"uri": "gs://w.example/x/"}}),
+        json!({"s3": {"uri": "az://w/x"}}),
+        json!({"https": {"url": "https://h:8443/m", "tokenSecretRef": {"name": "t"}}}),
+    ] {
+        let object = source(right);
+        object.validate_cel().unwrap();
+        assert!(object.spec.model.source.is_remote());
+    }
+    for (wrong, part) in [
+        (json!({"s3": {"uri": "weights/x"}}), "s3.uri must be"),
+        (json!({"s3": {"uri": "http://w/x"}}), "s3.uri must be"),
+        (json!({"s3": {"uri": "s3://w/x?y"}}), "s3.uri must be"),
+        (
+            json!({"s3": {"uri": "s3://w", "endpoint": "minio"}}),
+            "s3.endpoint must be",
+        ),
+        (json!({"s3": {"uri": "gs://w", "region": "eu"}}), "for s3:// only"),
+        (json!({"https": {"url": "h/m"}}), "https.url must be"),
+        (json!({"https": {"url": "https://h/m?x"}}), "https.url must be"),
+        (
+            json!({"https": {"url": "https://h"}, "s3": {"uri": "s3://w"}}),
+            "exactly one of",
+        ),
+    ] {
+        let said = refused(&source(wrong));
+        assert!(said.contains(part), "{said}");
     }
 }

@@ -35,7 +35,7 @@ pub(super) fn wait(node: &Node) -> Result<()> {
         process::find(&part, "containerd")?.context("containerd has ended")?;
         Ok(Some(ctr(node, &["version"])?))
     };
-    poll::until("containerd answers", Duration::from_secs(30), serves)
+    poll::until("containerd answers", Duration::from_secs(120), serves)
         .with_context(|| format!("its log is {}", process::log_file(&part).display()))?;
     Ok(())
 }

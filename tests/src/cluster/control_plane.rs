@@ -79,7 +79,7 @@ pub(super) fn wait_for_api_server(kubectl: &Kubectl) -> Result<()> {
             "--request-timeout=2s",
         ])?))
     };
-    poll::until("API server ready", Duration::from_secs(60), ready)
+    poll::until("API server ready", Duration::from_secs(180), ready)
         .with_context(|| format!("its log is {}", process::log_file(API_SERVER).display()))?;
     Ok(())
 }

@@ -10,13 +10,20 @@ use super::{Layout, cgroup, network, process, sysctl};
 use crate::command::{command, output};
 use crate::poll;
 
+/// For what is over in a moment on a machine that has nothing else to do.
+const PATIENCE: Duration = Duration::from_secs(60);
+
 /// Stops all processes and removes all that they have made; nothing to do is success.
 pub(super) fn run(layout: &Layout) -> Result<()> {
     // Nodes first, and at once: a node's first process takes all others with it.
-    process::end(&process::all()?, Signal::KILL, Duration::ZERO)?;
+    // A daemon may have started another one meanwhile, so they are looked for until there are none.
+    poll::until("no process to be left", PATIENCE, || {
+        process::end(&process::all()?, Signal::KILL, Duration::ZERO)?;
+        Ok(process::all()?.is_empty().then_some(()))
+    })?;
     for name in cgroup::left(is_node)? {
         // The kernel counts a process out of its group shortly after its end.
-        poll::until("empty control groups", Duration::from_secs(10), || {
+        poll::until("empty control groups", PATIENCE, || {
             Ok(Some(cgroup::remove(&name)?))
         })?;
     }

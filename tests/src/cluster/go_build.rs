@@ -86,6 +86,11 @@ const PARTS: &[Part] = &[
         programs: &[("grpcurl", "grpcurl")],
         ..PLAIN
     },
+    Part {
+        name: "versitygw",
+        programs: &[("versitygw", "versitygw")],
+        ..PLAIN
+    },
 ];
 
 /// Builds every part whose pins have changed since it was last built; says what it does on standard error.

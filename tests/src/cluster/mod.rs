@@ -195,7 +195,7 @@ impl Cluster {
             .collect();
         process::end(&daemons, Signal::KILL, Duration::ZERO)?;
         let empty = || Ok(Some(cgroup::remove(name)?));
-        crate::poll::until("empty control groups", Duration::from_secs(10), empty)?;
+        crate::poll::until("empty control groups", Duration::from_secs(60), empty)?;
         let others: Vec<_> = Node::all()?
             .iter()
             .map(|node| (node.index(), node.init()))
@@ -275,15 +275,17 @@ impl Cluster {
         control_plane::wait_for_api_server(&self.kubectl())
     }
 
-    /// Stops the scheduler in its tracks until the returned value is dropped.
+    /// Ends the scheduler until the returned value is dropped. The next one reads the whole cluster before it places anything; one that
+    /// was only held up would go on with what it had read.
     ///
     /// # Errors
-    /// The scheduler does not run.
-    pub fn pause_scheduler(&self) -> Result<Paused> {
+    /// The scheduler does not run, or cannot be ended.
+    pub fn stop_scheduler(&self) -> Result<WithoutScheduler> {
         let daemon = process::find(control_plane::SCHEDULER, control_plane::SCHEDULER)?;
         let daemon = daemon.context("the scheduler does not run")?;
-        daemon.signal(Signal::STOP);
-        Ok(Paused(daemon))
+        let without = WithoutScheduler(self.layout.kubeconfig_of(control_plane::SCHEDULER));
+        process::end(&[daemon], Signal::KILL, Duration::ZERO)?;
+        Ok(without)
     }
 
     /// Gives the node `count` of an extended resource, for example `nvidia.com/gpu`; 0 takes it away.
@@ -307,13 +309,15 @@ impl Cluster {
     }
 }
 
-/// A daemon that is stopped in its tracks. It goes on when this is dropped.
+/// A cluster that places no pods. A scheduler starts, with this kubeconfig, when this is dropped.
 #[derive(Debug)]
-#[must_use = "the daemon goes on when this is dropped"]
-pub struct Paused(process::Daemon);
+#[must_use = "a scheduler starts when this is dropped"]
+pub struct WithoutScheduler(PathBuf);
 
-impl Drop for Paused {
+impl Drop for WithoutScheduler {
     fn drop(&mut self) {
-        self.0.signal(Signal::CONT);
+        if let Err(error) = control_plane::start_scheduler(&self.0) {
+            eprintln!("the cluster is without a scheduler: {error:#}");
+        }
     }
 }

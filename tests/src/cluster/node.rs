@@ -103,7 +103,7 @@ impl Node {
             let node = process::find(&part, "bash")?.as_ref().and_then(Self::of);
             Ok(node.filter(|node| node.file("/run/node-ready").exists()))
         };
-        let node = poll::until("the node's first process", Duration::from_secs(10), is_ready)
+        let node = poll::until("the node's first process", Duration::from_secs(60), is_ready)
             .with_context(|| format!("its log is {}", process::log_file(&part).display()))?;
         network::plug(index, node.init)?;
         containerd::start(&node)?;

@@ -114,7 +114,7 @@ pub(super) fn end(daemons: &[Daemon], signal: Signal, limit: Duration) -> Result
         return Ok(());
     }
     daemons.iter().for_each(|daemon| daemon.signal(Signal::KILL));
-    poll::until("end of killed processes", Duration::from_secs(10), gone)
+    poll::until("end of killed processes", Duration::from_secs(60), gone)
 }
 
 impl Daemon {

@@ -40,7 +40,7 @@ pub(super) fn run(layout: &Layout, count: u8) -> Result<()> {
         &layout.certificates(),
         &layout.kubeconfig_of("kube-controller-manager"),
     )?;
-    control_plane::start_scheduler(&layout.kubeconfig_of("kube-scheduler"))?;
+    control_plane::start_scheduler(&layout.kubeconfig_of(control_plane::SCHEDULER))?;
     dns::start(&layout.state(), &layout.kubeconfig())?;
     in_parallel(&nodes, |node| node.join(&authority, layout))?;
 
@@ -75,13 +75,13 @@ pub(super) fn wait_until_ready(layout: &Layout, names: &[String]) -> Result<()> 
     let mut words = vec!["wait", "--for=condition=Ready", "--timeout=5s", "node"];
     words.extend(names.iter().map(String::as_str));
     let ready = || Ok(Some(kubectl.run(&words)?));
-    poll::until("all nodes Ready", Duration::from_secs(60), ready).with_context(|| {
+    poll::until("all nodes Ready", Duration::from_secs(180), ready).with_context(|| {
         format!(
             "the logs of kubelet and containerd are in {}",
             process::log_folder().display()
         )
     })?;
-    poll::until("the default service account", Duration::from_secs(30), || {
+    poll::until("the default service account", Duration::from_secs(120), || {
         Ok(Some(kubectl.run(&["get", "serviceaccount", "default"])?))
     })?;
     Ok(())

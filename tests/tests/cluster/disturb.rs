@@ -11,7 +11,7 @@ use serde_json::Value;
 
 use crate::SOON;
 use crate::pods::{NAMESPACE, Pods};
-use crate::serve::fetch;
+use crate::serve::{answers, fetch};
 
 pub(crate) fn processes_are_signalled(cluster: &Cluster, pods: &Pods) -> Result<()> {
     let url = pods.url("first")?;
@@ -19,7 +19,7 @@ pub(crate) fn processes_are_signalled(cluster: &Cluster, pods: &Pods) -> Result<
     server.signal(Signal::STOP)?;
     ensure!(fetch(&url).is_err(), "a suspended process does not answer");
     server.signal(Signal::CONT)?;
-    ensure!(fetch(&url)?.trim() == "first", "it answers when it goes on");
+    answers(&url, &["first"]).context("it answers when it goes on")?;
 
     server.signal(Signal::KILL)?;
     poll::until("the container's restart", SOON, || {
@@ -32,11 +32,9 @@ pub(crate) fn processes_are_signalled(cluster: &Cluster, pods: &Pods) -> Result<
         server.signal(Signal::KILL).is_err(),
         "a process that has ended cannot be signalled"
     );
-    ensure!(
-        self::server(cluster, "first")?.pid != server.pid,
-        "another process has taken over"
-    );
-    Ok(())
+    poll::until("another process that has taken over", SOON, || {
+        Ok((self::server(cluster, "first")? != server).then_some(()))
+    })
 }
 
 pub(crate) fn extended_resources_come_and_go(cluster: &Cluster, node: &str) -> Result<()> {
@@ -65,7 +63,7 @@ pub(crate) fn the_api_server_stops_and_starts(cluster: &Cluster, pods: &Pods) ->
         pods.run(&["get", "pods", "--request-timeout=2s"]).is_err(),
         "the API server does not answer"
     );
-    ensure!(fetch(&url)?.trim() == "second", "pods go on");
+    answers(&url, &["second"]).context("pods go on")?;
     ensure!(
         server(cluster, "second")? == before,
         "and their processes are found"
@@ -140,10 +138,11 @@ pub(crate) fn nodes_come_and_go(cluster: &Cluster, pods: &Pods) -> Result<()> {
     let name = node.name();
     cluster.import_image(&paths::images().join("toolbox.tar"))?;
     pods.start("third", &name)?;
-    ensure!(
-        pods.fetch("first", &pods.url("third")?)?.trim() == "third",
-        "the new node is connected"
-    );
+    let url = pods.url("third")?;
+    let answer = poll::until("an answer from the new node", SOON, || {
+        pods.fetch("first", &url).map(Some)
+    })?;
+    ensure!(answer.trim() == "third", "the new node is connected");
     cluster.remove_node(&name)?;
     ensure!(cluster.node(&name).is_err(), "the node is gone");
     let listed = cluster.kubectl().run(&["get", "nodes"])?;

@@ -13,7 +13,7 @@ use llamero_tests::{paths, poll};
 use pods::Pods;
 
 /// Long enough for a machine that has other things to do.
-const SOON: Duration = Duration::from_secs(60);
+const SOON: Duration = Duration::from_secs(180);
 
 #[test]
 fn a_cluster_serves_can_be_disturbed_and_leaves_nothing() -> Result<()> {

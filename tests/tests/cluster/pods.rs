@@ -70,7 +70,7 @@ impl Pods {
         self.run(&[
             "wait",
             "--for=condition=Ready",
-            "--timeout=60s",
+            "--timeout=180s",
             &format!("pod/{name}"),
         ])?;
         Ok(())

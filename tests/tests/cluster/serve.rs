@@ -1,6 +1,8 @@
 //! What works on an undisturbed cluster.
 
-use std::process::{Command, Stdio};
+use std::io::{BufRead as _, BufReader};
+use std::process::{Child, Command, Stdio};
+use std::sync::mpsc::channel;
 
 use anyhow::{Context, Result, ensure};
 use llamero_tests::cluster::Cluster;
@@ -48,19 +50,18 @@ pub(crate) fn names_and_service_addresses_work(pods: &Pods) -> Result<()> {
 pub(crate) fn pods_reach_the_api_server(pods: &Pods) -> Result<()> {
     // It speaks TLS; a plain request is enough to see that it is there.
     let ask = r#"printf "GET / HTTP/1.0\r\n\r\n" | /bin/busybox nc -w 2 kubernetes.default 443"#;
-    let answer = pods.exec("first", &["sh", "-c", ask])?;
-    ensure!(
-        answer.contains("HTTP request to an HTTPS server"),
-        "the API server answers {answer:?}"
-    );
-    Ok(())
+    poll::until("the API server's answer to a pod", SOON, || {
+        let answer = pods.exec("first", &["sh", "-c", ask])?;
+        ensure!(
+            answer.contains("HTTP request to an HTTPS server"),
+            "the API server answers {answer:?}"
+        );
+        Ok(Some(()))
+    })
 }
 
 pub(crate) fn the_machine_reaches_pods_and_services(pods: &Pods) -> Result<()> {
-    ensure!(
-        fetch(&pods.url("second")?)?.trim() == "second",
-        "a pod's address reaches that pod"
-    );
+    answers(&pods.url("second")?, &["second"]).context("a pod's address reaches that pod")?;
     let service = pods.value("service/web", "/spec/clusterIP")?;
     let url = format!(
         "http://{}/",
@@ -68,10 +69,7 @@ pub(crate) fn the_machine_reaches_pods_and_services(pods: &Pods) -> Result<()> {
     );
     // Several, so that pods on both nodes are asked.
     for _ in 0..8 {
-        ensure!(
-            ["first", "second"].contains(&fetch(&url)?.trim()),
-            "a Service's address reaches one of its pods"
-        );
+        answers(&url, &["first", "second"]).context("a Service's address reaches one of its pods")?;
     }
     Ok(())
 }
@@ -86,27 +84,57 @@ pub(crate) fn an_image_is_a_volume(pods: &Pods) -> Result<()> {
 }
 
 pub(crate) fn ports_are_forwarded(cluster: &Cluster, pods: &Pods) -> Result<()> {
-    let port = std::net::TcpListener::bind("127.0.0.1:0")?.local_addr()?.port();
-    let words = [
-        "--namespace",
-        NAMESPACE,
-        "port-forward",
-        "pod/first",
-        &format!("{port}:{PORT}"),
-    ];
-    let mut forward = cluster
-        .kubectl()
-        .command(&words)
-        .stdout(Stdio::null())
-        .stderr(Stdio::null())
-        .spawn()?;
-    let answer = poll::until("an answer through the forwarded port", SOON, || {
-        Ok(Some(fetch(&format!("http://127.0.0.1:{port}/"))?))
-    });
-    forward.kill()?;
-    forward.wait()?;
-    ensure!(answer?.trim() == "first", "the pod answers");
+    let forward = Forward::start(cluster)?;
+    answers(&format!("http://127.0.0.1:{}/", forward.port), &["first"])?;
     ensure!(pods.run(&["logs", "first"]).is_ok(), "logs can be read");
+    Ok(())
+}
+
+/// `kubectl port-forward` to the first pod. Killed when dropped.
+struct Forward {
+    kubectl: Child,
+    /// Of this machine, chosen by `kubectl`.
+    port: u16,
+}
+
+impl Forward {
+    fn start(cluster: &Cluster) -> Result<Self> {
+        let port = format!(":{PORT}");
+        let words = ["--namespace", NAMESPACE, "port-forward", "pod/first", &port];
+        let kubectl = cluster.kubectl().command(&words).stdout(Stdio::piped()).spawn()?;
+        let mut this = Self { kubectl, port: 0 };
+        let output = this.kubectl.stdout.take().context("kubectl has no output")?;
+        let (ports, chosen) = channel();
+        // It reads to the end: kubectl would be ended by a pipe that nobody reads.
+        std::thread::spawn(move || {
+            for line in BufReader::new(output).lines().map_while(Result::ok) {
+                let port = line
+                    .strip_prefix("Forwarding from 127.0.0.1:")
+                    .and_then(|rest| rest.split(' ').next()?.parse::<u16>().ok());
+                if let Some(port) = port {
+                    // Nobody waits any more after a failure.
+                    let _ = ports.send(port);
+                }
+            }
+        });
+        this.port = chosen
+            .recv_timeout(SOON)
+            .context("kubectl has not said which port it forwards")?;
+        Ok(this)
+    }
+}
+
+impl Drop for Forward {
+    fn drop(&mut self) {
+        let _ = self.kubectl.kill();
+        let _ = self.kubectl.wait();
+    }
+}
+
+/// Waits until the machine gets an answer from `url`, which must be one of these words from the first one on.
+pub(crate) fn answers(url: &str, words: &[&str]) -> Result<()> {
+    let answer = poll::until(&format!("an answer from {url}"), SOON, || fetch(url).map(Some))?;
+    ensure!(words.contains(&answer.trim()), "{url} answers {answer}");
     Ok(())
 }
 

@@ -3,11 +3,11 @@
 use std::process::Command;
 
 use anyhow::{Context, Result, ensure};
-use llamero_tests::{command, paths};
+use llamero_tests::{command, paths, poll};
 use serde_json::json;
 
 use crate::client::{ask, chat, gateway};
-use crate::fixture::{Deployment, NAMESPACE, node_of};
+use crate::fixture::{Deployment, NAMESPACE, SOON, node_of};
 
 #[test]
 fn two_nodes_answer_as_one_process_and_the_traffic_is_seen_on_both_links() -> Result<()> {
@@ -110,11 +110,14 @@ fn grpcurl_lists_and_calls() -> Result<()> {
     ] {
         ensure!(services.contains(service), "{service} is not among {services}");
     }
-    let health = grpcurl(&[leader, "grpc.health.v1.Health/Check"])?;
-    ensure!(
-        health.contains("SERVING") && !health.contains("NOT_SERVING"),
-        "{health}"
-    );
+    poll::until("the leader to be healthy", SOON, || {
+        let health = grpcurl(&[leader, "grpc.health.v1.Health/Check"])?;
+        ensure!(
+            health.contains("SERVING") && !health.contains("NOT_SERVING"),
+            "{health}"
+        );
+        Ok(Some(()))
+    })?;
     let request = r#"{"text": "Llamas are", "temperature": 0, "stopping": {"max_new_tokens": 8}, "response": {"output_text": true}}"#;
     let answer = grpcurl(&["-d", request, leader, "vllm.Inference/Generate"])?;
     ensure!(answer.contains("LENGTH") || answer.contains("STOP"), "{answer}");

@@ -2,16 +2,23 @@
 
 use std::io::{BufRead, BufReader};
 use std::process::{Child, Command, Stdio};
-use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use llamero_tests::cluster::Cluster;
+use llamero_tests::command::output;
 use llamero_tests::poll;
 use serde_json::{Value, json};
 
+use crate::fixture::SOON;
+
+/// `curl` gives up after so many seconds: a hang is noticed, and a loaded machine may take its time.
+const ANSWER_SECONDS: &str = "600";
+/// Port of the gateway's metrics.
+const METRICS_PORT: u16 = 8081;
+
 /// Address of a ready gateway pod.
 pub(crate) fn gateway(cluster: &Cluster) -> Result<String> {
-    poll::until("a ready gateway", Duration::from_secs(60), || {
+    poll::until("a ready gateway", SOON, || {
         let words = [
             "-n",
             "llamero-system",
@@ -42,6 +49,13 @@ pub(crate) fn chat(model: &str, prompt: &str, tokens: u32) -> Value {
     })
 }
 
+/// The same, and the answer has exactly so many tokens: it goes on behind the end of the text.
+pub(crate) fn chat_on(model: &str, prompt: &str, tokens: u32) -> Value {
+    let mut request = chat(model, prompt, tokens);
+    request["ignore_eos"] = json!(true);
+    request
+}
+
 /// Posts `body` and returns status code and answer.
 pub(crate) fn post(cluster: &Cluster, path: &str, body: &[u8]) -> Result<(u16, Value)> {
     let url = format!("http://{}{path}", gateway(cluster)?);
@@ -49,7 +63,7 @@ pub(crate) fn post(cluster: &Cluster, path: &str, body: &[u8]) -> Result<(u16, V
     command.args([
         "-sS",
         "--max-time",
-        "180",
+        ANSWER_SECONDS,
         "-w",
         "\n%{http_code}",
         "-H",
@@ -76,6 +90,9 @@ pub(crate) fn ask(cluster: &Cluster, request: &Value) -> Result<String> {
 /// A running stream of chat chunks.
 pub(crate) struct Stream {
     curl: Child,
+    /// The gateway's `ip:port`.
+    gateway: String,
+    model: String,
     lines: std::io::Lines<BufReader<std::process::ChildStdout>>,
     pub(crate) text: String,
     pub(crate) finish: Option<String>,
@@ -84,12 +101,14 @@ pub(crate) struct Stream {
 impl Stream {
     pub(crate) fn start(cluster: &Cluster, mut request: Value) -> Result<Self> {
         request["stream"] = json!(true);
-        let url = format!("http://{}/v1/chat/completions", gateway(cluster)?);
+        let gateway = gateway(cluster)?;
+        let url = format!("http://{gateway}/v1/chat/completions");
+        let model = request["model"].as_str().context("no model")?.to_owned();
         let mut curl = Command::new("curl")
             .args([
                 "-sSN",
                 "--max-time",
-                "180",
+                ANSWER_SECONDS,
                 "-H",
                 "content-type: application/json",
             ])
@@ -99,6 +118,8 @@ impl Stream {
         let lines = BufReader::new(curl.stdout.take().context("curl has no output")?).lines();
         Ok(Self {
             curl,
+            gateway,
+            model,
             lines,
             text: String::new(),
             finish: None,
@@ -130,6 +151,23 @@ impl Stream {
             }
         }
         Ok(true)
+    }
+
+    /// That the group has not finished the answer yet, by the gateway's own count. The deployment must have the model's name.
+    pub(crate) fn ensure_unfinished(&self) -> Result<()> {
+        let (ip, _) = self.gateway.rsplit_once(':').context("an address has a port")?;
+        let url = format!("http://{ip}:{METRICS_PORT}/metrics");
+        let metrics = output(Command::new("curl").args(["-sSf", "--max-time", "10", &url]))?;
+        let label = format!("name=\"{}\"", self.model);
+        let count = metrics
+            .lines()
+            .filter(|line| line.starts_with("llamero_gateway_in_flight_requests{"))
+            .find(|line| line.contains(&label));
+        ensure!(
+            count.is_some_and(|line| !line.ends_with(" 0")),
+            "the stream had ended before it could be disturbed: {count:?}"
+        );
+        Ok(())
     }
 
     /// Reads the rest and returns the whole text.

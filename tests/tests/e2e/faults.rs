@@ -5,11 +5,11 @@ use llamero_tests::cluster::{PodProcess, Signal};
 use llamero_tests::poll;
 use serde_json::{Value, json};
 
-use crate::client::{Stream, ask, chat};
+use crate::client::{Stream, ask, chat_on};
 use crate::fixture::{Deployment, NAMESPACE, SOON, name_of};
 
 const QUESTION: &str = "Tell me a long story about a llama who crosses the Andes.";
-const TOKENS: u32 = 400;
+const TOKENS: u32 = 1000;
 
 #[test]
 fn a_killed_rank_costs_no_token_and_no_survivor() -> Result<()> {
@@ -18,16 +18,17 @@ fn a_killed_rank_costs_no_token_and_no_survivor() -> Result<()> {
     let survivor = rank_process(&deployment, name_of(&leader))?;
     let victim = rank_process(&deployment, name_of(&follower))?;
 
-    let mut stream = Stream::start(&deployment.cluster, chat("killed", QUESTION, TOKENS))?;
+    let mut stream = Stream::start(&deployment.cluster, chat_on("killed", QUESTION, TOKENS))?;
     ensure!(stream.read_to(100)?, "the stream ended early");
     victim.signal(Signal::KILL)?;
+    stream.ensure_unfinished()?;
     ensure!(stream.finish()? == expected, "the interrupted stream differs");
 
     ensure!(survivor.lives(), "the surviving rank was restarted");
-    let again = poll::until("the rank to be back", SOON, || {
-        rank_process(&deployment, name_of(&follower)).map(Some)
+    poll::until("another process of the rank", SOON, || {
+        let now = rank_process(&deployment, name_of(&follower))?;
+        Ok((now != victim).then_some(()))
     })?;
-    ensure!(again.pid != victim.pid, "the rank was not restarted");
     let (leader_now, follower_now) = members(&deployment)?;
     ensure!(
         leader_now["metadata"]["uid"] == leader["metadata"]["uid"],
@@ -47,7 +48,7 @@ fn a_deleted_pod_is_replaced_and_the_stream_goes_on() -> Result<()> {
     let (leader, follower) = members(&deployment)?;
     let survivor = rank_process(&deployment, name_of(&leader))?;
 
-    let mut stream = Stream::start(&deployment.cluster, chat("deleted", QUESTION, TOKENS))?;
+    let mut stream = Stream::start(&deployment.cluster, chat_on("deleted", QUESTION, TOKENS))?;
     ensure!(stream.read_to(100)?, "the stream ended early");
     let pod = name_of(&follower);
     deployment.kubectl().run(&[
@@ -59,6 +60,7 @@ fn a_deleted_pod_is_replaced_and_the_stream_goes_on() -> Result<()> {
         "--grace-period=0",
         "--force",
     ])?;
+    stream.ensure_unfinished()?;
     ensure!(stream.finish()? == expected, "the interrupted stream differs");
 
     ensure!(survivor.lives(), "the surviving rank was restarted");
@@ -87,10 +89,11 @@ fn a_deleted_leader_finishes_its_answer_and_leaves_the_other_its_weights() -> Re
     let (leader, follower) = members(&deployment)?;
     let survivor = rank_process(&deployment, name_of(&follower))?;
 
-    let mut stream = Stream::start(&deployment.cluster, chat("headless", QUESTION, TOKENS))?;
+    let mut stream = Stream::start(&deployment.cluster, chat_on("headless", QUESTION, TOKENS))?;
     ensure!(stream.read_to(100)?, "the stream ended early");
     let delete = ["-n", NAMESPACE, "delete", "pod", name_of(&leader), "--wait=false"];
     deployment.kubectl().run(&delete)?;
+    stream.ensure_unfinished()?;
     ensure!(stream.finish()? == expected, "the interrupted stream differs");
 
     poll::until("another leader", SOON, || {
@@ -103,7 +106,7 @@ fn a_deleted_leader_finishes_its_answer_and_leaves_the_other_its_weights() -> Re
     })?;
     deployment.wait_ready(1)?;
     ensure!(
-        ask(&deployment.cluster, &chat("headless", QUESTION, TOKENS))? == expected,
+        ask(&deployment.cluster, &chat_on("headless", QUESTION, TOKENS))? == expected,
         "the new leader answers differently"
     );
     ensure!(survivor.lives(), "the surviving rank was restarted");
@@ -119,7 +122,7 @@ fn a_deleted_leader_finishes_its_answer_and_leaves_the_other_its_weights() -> Re
 fn answering(name: &str) -> Result<(Deployment, String)> {
     let deployment = Deployment::create(name, json!({}))?;
     deployment.wait_ready(1)?;
-    let expected = ask(&deployment.cluster, &chat(name, QUESTION, TOKENS))?;
+    let expected = ask(&deployment.cluster, &chat_on(name, QUESTION, TOKENS))?;
     Ok((deployment, expected))
 }
 

@@ -9,8 +9,8 @@ use serde_json::{Value, json};
 
 /// Namespace that enforces the restricted Pod Security Standard and has the claim `weights`.
 pub(crate) const NAMESPACE: &str = "demo";
-/// Long enough for a loaded machine, short enough to notice a hang.
-pub(crate) const SOON: Duration = Duration::from_secs(90);
+/// Long enough for a loaded machine, short enough to notice a hang. A test that is well never waits so long.
+pub(crate) const SOON: Duration = Duration::from_secs(300);
 
 /// A `LlamaDeployment` of SmolLM2 that goes when the test ends.
 pub(crate) struct Deployment {
@@ -84,13 +84,19 @@ impl Deployment {
             .collect())
     }
 
-    /// Waits until exactly `count` groups are ready and no other is there.
+    /// Waits until exactly `count` groups are wanted and ready, no other is there, and the status speaks of the present specification.
     pub(crate) fn wait_ready(&self, count: i64) -> Result<()> {
         poll::until(&format!("{count} ready groups of {}", self.name), SOON, || {
-            let status = &self.get()?["status"];
-            let at_rest = status["readyReplicas"].as_i64().unwrap_or(0) == count
-                && status["replicas"].as_i64().unwrap_or(0) == count;
-            ensure!(at_rest, "status is {status}");
+            let object = self.get()?;
+            let status = &object["status"];
+            let counts = ["desiredReplicas", "replicas", "readyReplicas"];
+            let at_rest = status["observedGeneration"] == object["metadata"]["generation"]
+                && counts.iter().all(|field| status[*field] == count);
+            ensure!(
+                at_rest,
+                "generation is {}, status is {status}",
+                object["metadata"]["generation"]
+            );
             Ok(Some(()))
         })
     }
@@ -118,7 +124,7 @@ impl Deployment {
             "llamadeployment",
             &self.name,
             "--ignore-not-found",
-            "--timeout=60s",
+            "--timeout=180s",
         ];
         self.kubectl().run(&words)?;
         self.wait_no_pods()

@@ -1,7 +1,7 @@
 //! What a platform team relies on: definitions of this release, roles, and a log that can be turned up.
 
 use anyhow::{Context, Result, ensure};
-use llamero_tests::cluster::Cluster;
+use llamero_tests::cluster::{Cluster, Kubectl};
 use llamero_tests::poll;
 use serde_json::json;
 
@@ -10,6 +10,33 @@ use crate::fixture::{NAMESPACE, SOON};
 const SYSTEM: &str = "llamero-system";
 const DEFINITION: &str = "llamadeployments.llamero.dev";
 const RELEASE: &str = "llamero.dev/schema-version";
+
+/// Writes that the definition is of this release.
+fn annotate(kubectl: &Kubectl, release: &str) -> Result<()> {
+    let annotation = format!("{RELEASE}={release}");
+    kubectl.run(&[
+        "annotate",
+        "customresourcedefinition",
+        DEFINITION,
+        &annotation,
+        "--overwrite",
+    ])?;
+    Ok(())
+}
+
+/// Gives the definition its release back when this is dropped.
+struct Annotated<'a> {
+    kubectl: &'a Kubectl,
+    release: String,
+}
+
+impl Drop for Annotated<'_> {
+    fn drop(&mut self) {
+        if let Err(error) = annotate(self.kubectl, &self.release) {
+            eprintln!("left behind: {error:#}");
+        }
+    }
+}
 
 #[test]
 fn an_operator_that_starts_brings_older_definitions_to_its_release_and_newer_ones_not_back() -> Result<()> {
@@ -21,16 +48,6 @@ fn an_operator_that_starts_brings_older_definitions_to_its_release_and_newer_one
             .map(str::to_owned)
             .context("the definition names no release")
     };
-    let annotate = |value: &str| {
-        let annotation = format!("{RELEASE}={value}");
-        kubectl.run(&[
-            "annotate",
-            "customresourcedefinition",
-            DEFINITION,
-            &annotation,
-            "--overwrite",
-        ])
-    };
     let restart = || -> Result<()> {
         kubectl.run(&["-n", SYSTEM, "rollout", "restart", "deployment/llamero-operator"])?;
         let words = [
@@ -39,27 +56,30 @@ fn an_operator_that_starts_brings_older_definitions_to_its_release_and_newer_one
             "rollout",
             "status",
             "deployment/llamero-operator",
-            "--timeout=90s",
+            "--timeout=300s",
         ];
         kubectl.run(&words)?;
         Ok(())
     };
     let ours = release()?;
-    annotate("0.0.1")?;
+    let _back = Annotated {
+        kubectl: &kubectl,
+        release: ours.clone(),
+    };
+    annotate(&kubectl, "0.0.1")?;
     restart()?;
     poll::until("the definition to be of this release", SOON, || {
         let now = release()?;
         ensure!(now == ours, "it is of {now}");
         Ok(Some(()))
     })?;
-    annotate("99.0.0")?;
+    annotate(&kubectl, "99.0.0")?;
     restart()?;
     poll::until("the operator to say that the definition is newer", SOON, || {
         let log = kubectl.run(&["-n", SYSTEM, "logs", "deployment/llamero-operator"])?;
         Ok(log.contains("newer release and is left alone").then_some(()))
     })?;
     let now = release()?;
-    annotate(&ours)?;
     ensure!(now == "99.0.0", "it is of {now}");
     Ok(())
 }

@@ -1,7 +1,7 @@
 //! Whole groups or nothing.
 
 use anyhow::{Result, ensure};
-use llamero_tests::cluster::Cluster;
+use llamero_tests::cluster::{Cluster, Kubectl};
 use llamero_tests::poll;
 use serde_json::{Value, json};
 
@@ -37,6 +37,59 @@ impl Drop for Gpus {
     }
 }
 
+/// A pod with a GPU that the operator's reservations do not know: it arrives through the node's name, past the scheduler. It goes when
+/// this is dropped.
+struct Thief(Kubectl);
+
+impl Thief {
+    /// Returns when the node has let it in.
+    fn sit(kubectl: Kubectl, node: &str) -> Result<Self> {
+        kubectl.apply(&json!({
+            "apiVersion": "v1", "kind": "Pod",
+            "metadata": {"name": "thief", "namespace": NAMESPACE},
+            "spec": {
+                "nodeName": node, "terminationGracePeriodSeconds": 0,
+                "securityContext": {"runAsNonRoot": true, "runAsUser": 65532, "seccompProfile": {"type": "RuntimeDefault"}},
+                "containers": [{
+                    "name": "sit", "image": "llamero-worker:0.1.0", "imagePullPolicy": "Never",
+                    "args": ["serve", "--help"],
+                    "securityContext": {"allowPrivilegeEscalation": false, "capabilities": {"drop": ["ALL"]}},
+                    "resources": {"limits": {GPU: "1"}}
+                }]
+            }
+        }))?;
+        let this = Self(kubectl);
+        poll::until("the thief to be let in", SOON, || {
+            let status = this.0.get(&["-n", NAMESPACE, "pod", "thief"])?["status"].clone();
+            // A pod that the kubelet turns away has a start time too, and takes no room.
+            ensure!(
+                status["startTime"].is_string() && status["phase"] != "Failed",
+                "its status is {status}"
+            );
+            Ok(Some(()))
+        })?;
+        Ok(this)
+    }
+}
+
+impl Drop for Thief {
+    fn drop(&mut self) {
+        let words = [
+            "-n",
+            NAMESPACE,
+            "delete",
+            "pod",
+            "thief",
+            "--force",
+            "--grace-period=0",
+            "--ignore-not-found",
+        ];
+        if let Err(error) = self.0.run(&words) {
+            eprintln!("left behind: {error:#}");
+        }
+    }
+}
+
 /// One GPU a pod, that the CPU worker holds and does not use: placement is the same for all extended resources.
 fn seat() -> Value {
     json!({"resources": {"requests": {GPU: "1"}, "limits": {GPU: "1"}}})
@@ -62,31 +115,14 @@ fn a_group_that_does_not_fit_holds_nothing_and_starts_when_room_appears() -> Res
 #[test]
 fn an_attempt_whose_room_is_taken_is_rolled_back_whole_and_placed_later() -> Result<()> {
     let gpus = Gpus::new(&[1, 1, 0])?;
-    // A pod that the operator's reservations do not know: it arrives through the node's name, past the scheduler.
-    let thief = |node: &str| {
-        json!({
-            "apiVersion": "v1", "kind": "Pod",
-            "metadata": {"name": "thief", "namespace": NAMESPACE},
-            "spec": {
-                "nodeName": node, "terminationGracePeriodSeconds": 0,
-                "securityContext": {"runAsNonRoot": true, "runAsUser": 65532, "seccompProfile": {"type": "RuntimeDefault"}},
-                "containers": [{
-                    "name": "sit", "image": "llamero-worker:0.1.0", "imagePullPolicy": "Never",
-                    "args": ["serve", "--help"],
-                    "securityContext": {"allowPrivilegeEscalation": false, "capabilities": {"drop": ["ALL"]}},
-                    "resources": {"limits": {GPU: "1"}}
-                }]
-            }
-        })
-    };
     let deployment = Deployment::create(
         "taken",
-        json!({"worker": seat(), "placement": {"deadline": "5s"}, "replicas": 0}),
+        json!({"worker": seat(), "placement": {"deadline": "30s"}, "replicas": 0}),
     )?;
     let kubectl = deployment.kubectl();
     deployment.wait_condition("Accepted", "True")?;
-    // The scheduler sleeps while the operator places, and the room is gone when it wakes.
-    let scheduler = gpus.cluster.pause_scheduler()?;
+    // There is no scheduler while the operator places, and the room is gone when there is one again.
+    let scheduler = gpus.cluster.stop_scheduler()?;
     kubectl.run(&[
         "-n",
         NAMESPACE,
@@ -104,8 +140,7 @@ fn an_attempt_whose_room_is_taken_is_rolled_back_whole_and_placed_later() -> Res
         };
         Ok((pods.len() == 2 && pods.iter().all(ungated)).then_some(pods))
     })?;
-    let node = pinned_node(&pods[1]);
-    kubectl.apply(&thief(&node))?;
+    let thief = Thief::sit(deployment.kubectl(), &pinned_node(&pods[1]))?;
     drop(scheduler);
     poll::until("the attempt to be rolled back whole", SOON, || {
         let now: Vec<Value> = deployment
@@ -115,16 +150,7 @@ fn an_attempt_whose_room_is_taken_is_rolled_back_whole_and_placed_later() -> Res
             .collect();
         Ok((!pods.iter().any(|pod| now.contains(&pod["metadata"]["uid"]))).then_some(()))
     })?;
-    kubectl.run(&[
-        "-n",
-        NAMESPACE,
-        "delete",
-        "pod",
-        "thief",
-        "--force",
-        "--grace-period=0",
-        "--ignore-not-found",
-    ])?;
+    drop(thief);
     deployment.wait_ready(1)
 }
 

@@ -42,9 +42,10 @@ fn where_nothing_may_be_beside_it_a_mistyped_image_takes_no_group_down() -> Resu
     )?;
     deployment.wait_ready(1)?;
     let before = deployment.groups()?[0]["metadata"]["uid"].clone();
+    // Never pulled: no registry and no name server has a say in how soon it is told.
     patch(
         &deployment,
-        &json!({"spec": {"worker": {"image": "llamero-worker:mistyped", "imagePullPolicy": "IfNotPresent"}}}),
+        &json!({"spec": {"worker": {"image": "llamero-worker:mistyped", "imagePullPolicy": "Never"}}}),
     )?;
     poll::until("the trial to be told", SOON, || {
         let object = deployment.get()?;
@@ -55,7 +56,10 @@ fn where_nothing_may_be_beside_it_a_mistyped_image_takes_no_group_down() -> Resu
         let message = progressing
             .and_then(|one| one["message"].as_str())
             .unwrap_or_default();
-        ensure!(message.contains("ImagePull"), "Progressing says {message:?}");
+        ensure!(
+            message.contains("ErrImageNeverPull"),
+            "Progressing says {message:?}"
+        );
         Ok(Some(()))
     })?;
     let groups = deployment.groups()?;
@@ -142,6 +146,7 @@ fn at_zero_by_hand_a_request_waits_where_that_was_asked_for() -> Result<()> {
         "held",
         json!({"parallelism": {"tensor": 1}, "replicas": 0, "holdAtZero": true}),
     )?;
+    deployment.wait_condition("Accepted", "True")?;
     deployment.wait_ready(0)?;
     std::thread::scope(|scope| {
         let cluster = &deployment.cluster;

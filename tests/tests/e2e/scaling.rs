@@ -1,10 +1,14 @@
 //! Up, down, to zero and back.
 
+use std::sync::atomic::{AtomicBool, Ordering};
+
 use anyhow::{Result, ensure};
+use llamero_tests::cluster::Cluster;
+use llamero_tests::poll;
 use serde_json::json;
 
 use crate::client::{ask, chat};
-use crate::fixture::{Deployment, NAMESPACE};
+use crate::fixture::{Deployment, NAMESPACE, SOON};
 
 #[test]
 fn the_scale_subresource_moves_between_one_three_and_none() -> Result<()> {
@@ -32,6 +36,8 @@ fn an_idle_deployment_goes_to_zero_and_a_request_wakes_it() -> Result<()> {
             }
         }),
     )?;
+    // Its first group is not asked for anything and goes: what wakes it below is the request.
+    deployment.wait_condition("Accepted", "True")?;
     deployment.wait_ready(0)?;
     // Held by the gateway until a group is there, then answered.
     let text = ask(&deployment.cluster, &chat("sleepy", "Good morning!", 16))?;
@@ -56,10 +62,13 @@ fn the_number_of_an_autoscaled_deployment_is_written_back_and_its_writer_told() 
     ])?;
     let message = deployment.wait_condition("Scalable", "False")?;
     ensure!(message.contains("wrote spec.replicas"), "{message}");
-    deployment.wait_ready(1)?;
-    let replicas = deployment.get()?["spec"]["replicas"].clone();
-    ensure!(replicas == 1, "spec.replicas is {replicas}");
-    Ok(())
+    // It is told before it is done: once the number is written back, nobody knows any more who wrote it.
+    poll::until("the number to be written back", SOON, || {
+        let replicas = deployment.get()?["spec"]["replicas"].clone();
+        ensure!(replicas == 1, "spec.replicas is {replicas}");
+        Ok(Some(()))
+    })?;
+    deployment.wait_ready(1)
 }
 
 #[test]
@@ -75,25 +84,32 @@ fn load_brings_a_second_group_and_its_end_takes_it_away() -> Result<()> {
         }),
     )?;
     deployment.wait_ready(1)?;
+    let enough = AtomicBool::new(false);
     std::thread::scope(|scope| {
         let asking: Vec<_> = (0..6)
             .map(|i| {
-                let cluster = &deployment.cluster;
-                scope.spawn(move || {
-                    ask(
-                        cluster,
-                        &chat("busy", &format!("Count from {i} to one thousand."), 1200),
-                    )
-                })
+                let (cluster, enough) = (&deployment.cluster, &enough);
+                scope.spawn(move || keep_asking(cluster, i, enough))
             })
             .collect();
-        deployment.wait_ready(2)?;
+        let grown = deployment.wait_ready(2);
+        // Also after a failure: the threads are waited for.
+        enough.store(true, Ordering::Relaxed);
         for request in asking {
             request
                 .join()
                 .map_err(|_| anyhow::anyhow!("a request panicked"))??;
         }
-        Ok::<_, anyhow::Error>(())
+        grown
     })?;
     deployment.wait_ready(1)
+}
+
+/// Asks again and again, so that the load lasts however fast the machine answers or starts a group.
+fn keep_asking(cluster: &Cluster, number: usize, enough: &AtomicBool) -> Result<()> {
+    let request = chat("busy", &format!("Count from {number} to one thousand."), 300);
+    while !enough.load(Ordering::Relaxed) {
+        ask(cluster, &request)?;
+    }
+    Ok(())
 }

@@ -75,7 +75,7 @@ impl Drop for Namespace {
         let delete = || {
             Cluster::connect()?
                 .kubectl()
-                .run(&["delete", "namespace", self.0])
+                .run(&["delete", "namespace", self.0, "--timeout=180s"])
         };
         if let Err(error) = delete() {
             eprintln!("left behind: {error:#}");

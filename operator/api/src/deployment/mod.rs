@@ -15,8 +15,8 @@ use crate::duration::Duration;
 
 pub use engine::{Engine, KvCache};
 pub use model::{
-    CaBundle, HostPathSource, HuggingFaceSource, ImageSource, ModelSpec, PersistentVolumeClaimSource, Source,
-    TokenSecretRef,
+    CaBundle, CredentialsSecretRef, HostPathSource, HttpsSource, HuggingFaceSource, ImageSource, ModelSpec,
+    PersistentVolumeClaimSource, S3Source, Source, TokenSecretRef,
 };
 pub use scaling::{Autoscaling, Rollout, RolloutStrategy};
 pub use status::{

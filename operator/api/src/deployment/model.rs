@@ -24,8 +24,8 @@ pub struct ModelSpec {
 
 /// Where the weights lie; exactly one of the fields.
 #[derive(KubeSchema, Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[x_kube(validation = Rule::new("[has(self.persistentVolumeClaim), has(self.image), has(self.hostPath), has(self.huggingFace)].filter(present, present).size() == 1")
-    .message("give exactly one of model.source.huggingFace, model.source.persistentVolumeClaim, model.source.image and model.source.hostPath"))]
+#[x_kube(validation = Rule::new("[has(self.persistentVolumeClaim), has(self.image), has(self.hostPath), has(self.huggingFace), has(self.s3), has(self.https)].filter(present, present).size() == 1")
+    .message("give exactly one of model.source.huggingFace, model.source.s3, model.source.https, model.source.persistentVolumeClaim, model.source.image and model.source.hostPath"))]
 #[serde(rename_all = "camelCase")]
 pub struct Source {
     /// A volume; for groups over several nodes its access mode must be ReadOnlyMany or ReadWriteMany.
@@ -41,13 +41,28 @@ pub struct Source {
     /// network, and nothing is kept on disk but the tokenizer.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub hugging_face: Option<HuggingFaceSource>,
+    /// A folder of a bucket, read like a repository.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub s3: Option<S3Source>,
+    /// A folder of a web server, read like a repository.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub https: Option<HttpsSource>,
 }
 
 impl Source {
     /// Whether weights come over the network, not from a volume.
     #[must_use]
     pub const fn is_remote(&self) -> bool {
-        self.hugging_face.is_some()
+        self.hugging_face.is_some() || self.s3.is_some() || self.https.is_some()
+    }
+
+    /// Certificates that are trusted beside the usual ones.
+    #[must_use]
+    pub fn ca_bundle(&self) -> Option<&CaBundle> {
+        let hub = self.hugging_face.as_ref().map(|hub| &hub.ca_bundle);
+        let bucket = || self.s3.as_ref().map(|bucket| &bucket.ca_bundle);
+        let web = || self.https.as_ref().map(|web| &web.ca_bundle);
+        hub.or_else(bucket).or_else(web)?.as_ref()
     }
 }
 
@@ -79,6 +94,69 @@ pub struct HuggingFaceSource {
     #[schemars(length(min = 8, max = 1024))]
     pub endpoint: Option<String>,
     /// Certificates that are trusted beside the usual ones: those of a mirror or of a proxy that opens connections.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ca_bundle: Option<CaBundle>,
+}
+
+/// A folder of a bucket: of Amazon's S3 and what speaks the same, of Google Cloud Storage, or of Azure Blob Storage.
+#[derive(KubeSchema, Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[x_kube(
+    validation = Rule::new("self.uri.matches('^(s3|gs|az)://[A-Za-z0-9][-A-Za-z0-9._]*(/[^?#[:space:]]*)?$')")
+        .message("model.source.s3.uri must be a folder of a bucket, for example s3://weights/llama-3.1-8b, gs://… or az://…"),
+    validation = Rule::new("!has(self.endpoint) || self.endpoint.matches('^https?://[^?#]+$')")
+        .message("model.source.s3.endpoint must be the address of the service, for example https://minio.example.com:9000"),
+    validation = Rule::new("!has(self.region) || self.uri.startsWith('s3://')")
+        .message("model.source.s3.region is for s3:// only")
+)]
+#[serde(rename_all = "camelCase")]
+pub struct S3Source {
+    /// Bucket and folder of config.json, safetensors and tokenizer.json: `s3://BUCKET/FOLDER`, also `gs://` and `az://`. A file
+    /// `SHA256SUMS` in it is checked against. What is in it when the model is inspected is pinned by its ETags; objects that are
+    /// replaced later are refused until `rollout.restartedAt` asks for them.
+    #[schemars(length(min = 6, max = 1024))]
+    pub uri: String,
+    /// Base URL of the service. Absent: the cloud's own; for `az://` then the variable AZURE_STORAGE_ACCOUNT_NAME must be given.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(min = 8, max = 1024))]
+    pub endpoint: Option<String>,
+    /// Region of the bucket. Absent: the variable AWS_REGION, else us-east-1.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(min = 1, max = 63))]
+    pub region: Option<String>,
+    /// Secret of the same namespace with the keys. Absent: the cloud identity of `worker.serviceAccountName`, or of the node.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub credentials_secret_ref: Option<CredentialsSecretRef>,
+    /// Certificates that are trusted beside the usual ones.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ca_bundle: Option<CaBundle>,
+}
+
+/// Keys of a bucket in a Secret, under the names that the cloud's own tools know: AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY and perhaps
+/// AWS_SESSION_TOKEN; GOOGLE_SERVICE_ACCOUNT_KEY; AZURE_STORAGE_ACCOUNT_KEY or AZURE_STORAGE_SAS_TOKEN, and perhaps
+/// AZURE_STORAGE_ACCOUNT_NAME.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct CredentialsSecretRef {
+    /// Name of the Secret.
+    #[schemars(length(min = 1, max = 253))]
+    pub name: String,
+}
+
+/// A folder of a web server that answers with ranges and ETags.
+#[derive(KubeSchema, Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[x_kube(validation = Rule::new("self.url.matches('^https?://[^?#[:space:]]+$')")
+    .message("model.source.https.url must be the address of a folder, for example https://example.com/models/llama-3.1-8b"))]
+#[serde(rename_all = "camelCase")]
+pub struct HttpsSource {
+    /// Address of the folder of config.json, model.safetensors.index.json or model.safetensors, and tokenizer.json. A file `SHA256SUMS`
+    /// in it is checked against. What is in it when the model is inspected is pinned by its ETags; files that are replaced later are
+    /// refused until `rollout.restartedAt` asks for them.
+    #[schemars(length(min = 8, max = 1024))]
+    pub url: String,
+    /// Secret of the same namespace with an access token, which is sent as `Authorization: Bearer`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub token_secret_ref: Option<TokenSecretRef>,
+    /// Certificates that are trusted beside the usual ones.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub ca_bundle: Option<CaBundle>,
 }

@@ -1,7 +1,8 @@
 //! Effects against an API server that refuses, conflicts, and answers late to who is faster.
 
 use k8s_openapi::jiff::Timestamp;
-use llamero_core::{Action, Key, Step, observed::Settings, plan::EventKind};
+use llamero_api::{LlamaDeploymentStatus, LlamaGroupStatus, group::GroupPhase};
+use llamero_core::{Action, Key, Step, observed::Settings, plan::EventKind, status::Reports};
 use prometheus_client::registry::Registry;
 use serde_json::{Value, json};
 
@@ -11,6 +12,7 @@ use super::{
     effects::{self, Tools},
     error::Remedy,
     peers::Peers,
+    statuses::{self, Throttle},
 };
 use crate::{
     events::Events,
@@ -462,5 +464,61 @@ async fn the_master_key_is_made_once_and_a_faster_operator_s_counts() {
     assert_eq!(
         taken.of_generation("g", 1),
         FormKeys::new([2; 32]).of_generation("g", 1)
+    );
+}
+
+/// Also when the write of the group fails: the deployment is not said to be ready before its group names the leader.
+#[tokio::test]
+async fn a_deployment_is_told_after_its_groups() {
+    const OF_GROUP: &str = "/apis/llamero.dev/v1alpha1/namespaces/n/llamagroups/d-0/status";
+    const OF_DEPLOYMENT: &str = "/apis/llamero.dev/v1alpha1/namespaces/n/llamadeployments/d/status";
+    let observed = observe(
+        &snapshot(),
+        &Settings::default(),
+        &Refusals::default(),
+        Timestamp::now(),
+    );
+    let serving = LlamaGroupStatus {
+        phase: GroupPhase::Serving,
+        ready: true,
+        leader_address: Some("10.0.0.1:18051".into()),
+        ..LlamaGroupStatus::default()
+    };
+    let ready = LlamaDeploymentStatus {
+        ready_replicas: 1,
+        ..LlamaDeploymentStatus::default()
+    };
+    let reports = Reports {
+        groups: [(key("d-0"), serving)].into(),
+        deployments: [(key("d"), ready)].into(),
+    };
+    let written = async |answers, throttle: &mut Throttle| {
+        let (client, server) = ApiServer::start(answers).await;
+        let caches = Caches::start(&client, Some("n"), &Wake::default());
+        let writer = Writer::new(client, Leadership::held_for_tests(), caches);
+        let metrics = Metrics::register(&mut Registry::default());
+        let again = statuses::write(&writer, &metrics, throttle, &observed, &reports).await;
+        let asked = server.asked().into_iter().filter(|asked| asked.method == "PATCH");
+        let paths: Vec<String> = asked.map(|asked| asked.path).collect();
+        (paths, again.is_some())
+    };
+    let deployment = || {
+        let object = serde_json::to_value(&*snapshot().deployments[0]).unwrap();
+        ("PATCH", OF_DEPLOYMENT, 200, object)
+    };
+    let outage = || ("PATCH", OF_GROUP, 500, failure(500, "InternalError", "later"));
+
+    let mut throttle = Throttle::default();
+    let (paths, again) = written(vec![outage(), deployment()], &mut throttle).await;
+    assert_eq!((paths.as_slice(), again), (&[OF_GROUP.to_owned()][..], true));
+    // A moment later the group's turn is not tried again yet, or in vain on a slow machine.
+    let (paths, again) = written(vec![outage(), deployment()], &mut throttle).await;
+    assert!(!paths.contains(&OF_DEPLOYMENT.to_owned()) && again, "{paths:?}");
+
+    let group = ("PATCH", OF_GROUP, 200, group_json("8"));
+    let (paths, again) = written(vec![deployment(), group], &mut Throttle::default()).await;
+    assert_eq!(
+        (paths, again),
+        (vec![OF_GROUP.into(), OF_DEPLOYMENT.into()], false)
     );
 }

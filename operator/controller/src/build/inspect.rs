@@ -10,7 +10,7 @@ use kube::ResourceExt as _;
 use llamero_api::{LlamaDeployment, deployment::Source, labels};
 use llamero_core::{observed::Settings, plan::TrialPod, revision};
 
-use super::{bind, hub, parts};
+use super::{bind, parts, remote};
 
 /// The pod that inspects the deployment's source; `key` is what the answer is kept under. With a trial it is made from the snapshot of that
 /// revision, and runs on its node: it shows that groups of the revision could start there.
@@ -40,7 +40,7 @@ pub fn inspect_pod(
     // Proxies and what else the network asks for stand in the user's variables.
     let environment = source
         .is_remote()
-        .then(|| hub::merged(&worker.env, hub::environment(source).into_iter().collect()));
+        .then(|| remote::merged(&worker.env, remote::environment(source)));
     let container = Container {
         name: parts::INSPECT.to_owned(),
         args: Some(arguments(source, tensor, pipeline)),
@@ -90,7 +90,7 @@ fn arguments(source: &Source, tensor: i32, pipeline: i32) -> Vec<String> {
     ]
     .map(str::to_owned)
     .into();
-    arguments.extend(hub::arguments(source));
+    arguments.extend(remote::arguments(source));
     arguments
 }
 

@@ -10,8 +10,8 @@
 //! | [`bind`] | the patch that pins a gated pod to its node and lets it go |
 
 pub mod bind;
-pub mod hub;
 pub mod inspect;
 pub mod parts;
 pub mod pod;
+pub mod remote;
 pub mod threads;

@@ -12,7 +12,7 @@ use k8s_openapi::{
 use kube::{Resource, ResourceExt as _};
 use llamero_api::deployment::{ExtraMount, ExtraVolume, Source, Worker};
 
-use super::hub;
+use super::remote;
 
 /// Name of a worker's container.
 pub const WORKER: &str = "worker";
@@ -64,7 +64,7 @@ pub fn container_security() -> SecurityContext {
 /// inside the user's volume, and image volumes know it only in newer versions of Kubernetes.
 pub fn model_dir(source: &Source) -> String {
     if source.is_remote() {
-        return hub::MODEL_DIR.to_owned();
+        return remote::MODEL_DIR.to_owned();
     }
     let claim = source.persistent_volume_claim.as_ref();
     let image = source.image.as_ref();
@@ -116,7 +116,7 @@ fn model_volume(source: &Source) -> Option<(Volume, VolumeMount)> {
 pub fn pod_spec(worker: &Worker, source: &Source, mut container: Container) -> PodSpec {
     let (volumes, mounts): (Vec<_>, Vec<_>) = model_volume(source)
         .into_iter()
-        .chain(hub::certificates(source))
+        .chain(remote::certificates(source))
         .unzip();
     let tmp = VolumeMount {
         name: "tmp".to_owned(),

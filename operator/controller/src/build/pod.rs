@@ -17,7 +17,7 @@ use llamero_api::{
     labels::{self, CONTROL_PORT, HEALTH_PORT, INFERENCE_PORT, RANK_PORT},
 };
 
-use super::{hub, parts, threads};
+use super::{parts, remote, threads};
 
 /// Time between "not ready" and "no new requests" of a group that goes, where nobody says otherwise.
 const DRAIN_GRACE: Duration = Duration::from_secs(5);
@@ -127,7 +127,7 @@ fn arguments(group: &LlamaGroup, index: i32) -> Vec<String> {
         arguments.push("--parse-special-tokens-in-messages".to_owned());
     }
     arguments.extend(threads::arguments(group, index).into_iter().flatten());
-    arguments.extend(hub::arguments(&template.source));
+    arguments.extend(remote::arguments(&template.source));
     arguments
 }
 
@@ -150,8 +150,8 @@ fn environment(template: &GroupTemplate) -> Vec<EnvVar> {
         field("LLAMERO_POD_NAME", "metadata.name"),
         field("LLAMERO_NODE_NAME", "spec.nodeName"),
     ];
-    ours.extend(hub::environment(&template.source));
-    hub::merged(&template.worker.env, ours)
+    ours.extend(remote::environment(&template.source));
+    remote::merged(&template.worker.env, ours)
 }
 
 fn ports(template: &GroupTemplate) -> Vec<ContainerPort> {

@@ -268,7 +268,7 @@ fn scalable(facts: &Facts<'_>) -> Finding {
         Some(writer) => no(
             reason::FOREIGN_WRITER,
             format!(
-                "{writer} wrote spec.replicas although spec.autoscaling decides it, so it was written back: let {writer} leave the field alone, or remove spec.autoscaling"
+                "{writer} wrote spec.replicas although spec.autoscaling decides it, so it is written back: let {writer} leave the field alone, or remove spec.autoscaling"
             ),
         ),
     }

@@ -111,7 +111,7 @@ fn pod() -> impl Strategy<Value = Pod> {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::default() })]
+    #![proptest_config(crate::config(256))]
 
     #[test]
     fn nothing_panics(

@@ -17,3 +17,26 @@ mod table_rollout;
 mod table_stalls;
 mod table_starting;
 mod table_status;
+
+use proptest::{prelude::ProptestConfig, test_runner::RngSeed};
+
+/// So many cases of a property, the same at every run: a run that finds something new says nothing about the change that it tests. With
+/// `PROPTEST_CASES` set there are as many as that, others at every run unless `PROPTEST_RNG_SEED` is set too.
+fn config(cases: u32) -> ProptestConfig {
+    let default = ProptestConfig {
+        failure_persistence: None,
+        ..ProptestConfig::default()
+    };
+    if std::env::var_os("PROPTEST_CASES").is_some() {
+        return default;
+    }
+    let rng_seed = match default.rng_seed {
+        RngSeed::Random => RngSeed::Fixed(1),
+        chosen => chosen,
+    };
+    ProptestConfig {
+        cases,
+        rng_seed,
+        ..default
+    }
+}

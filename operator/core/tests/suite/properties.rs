@@ -1,4 +1,5 @@
-//! Properties of the planner over a simulated cluster. Sixty-four cases each; `PROPTEST_CASES=5000` for a long run.
+//! Properties of the planner over a simulated cluster. Sixty-four cases each, the same every time; `PROPTEST_CASES=5000` for a long run
+//! over others.
 
 use llamero_api::deployment::RolloutStrategy;
 use proptest::prelude::*;
@@ -6,15 +7,9 @@ use proptest::prelude::*;
 use crate::sim::{Fault, World};
 
 fn config() -> ProptestConfig {
-    let cases = std::env::var("PROPTEST_CASES")
-        .ok()
-        .and_then(|n| n.parse().ok())
-        .unwrap_or(64);
     ProptestConfig {
-        cases,
         max_shrink_iters: 2000,
-        failure_persistence: None,
-        ..ProptestConfig::default()
+        ..crate::config(64)
     }
 }
 

@@ -227,7 +227,7 @@ fn a_stalled_peer_is_named() {
             errors[0],
             Some(Err(BackendError::Lost(MeshError::Deadline {
                 rank: 1,
-                millis: 100
+                millis: 1..=100
             })))
         ),
         "{:?}",

@@ -8,12 +8,12 @@ use clap::Args;
 use llamero_checkpoint::inspect::{Report, report as report_on};
 use llamero_checkpoint::{Checkpoint, CheckpointSummary, ContentIdentity, ModelLayout, ShardPlan, Topology};
 use llamero_cpu::WorkspaceNeed;
-use llamero_hub::{HubError, Manifest, Patience};
 use llamero_proto::limits;
+use llamero_sources::{FetchError, Manifest, Patience};
 
 use crate::config::within;
 use crate::exit::UNUSABLE;
-use crate::source::{self, HubArgs};
+use crate::source::{self, SourceArgs};
 
 /// What this program can compute on, where there are such devices.
 const BACKENDS: &[&str] = if llamero_cuda::probe::LOADS_DRIVERS {
@@ -50,7 +50,7 @@ pub struct InspectArgs {
     pub pipeline: u32,
     /// Where the weights are, if not in the folder.
     #[command(flatten)]
-    pub hub: HubArgs,
+    pub source: SourceArgs,
     /// Print JSON
     #[arg(long)]
     pub json: bool,
@@ -73,7 +73,7 @@ pub fn inspect(args: &InspectArgs) -> anyhow::Result<u8> {
         tensor: args.tensor,
         pipeline: args.pipeline,
     };
-    let outcome = look(dir, &args.hub, topology);
+    let outcome = look(dir, &args.source, topology);
     let json = match &outcome {
         Ok(report) => fit(&report.summary, args.tensor)?,
         Err(error) => refusal(&error.to_string()),
@@ -96,17 +96,17 @@ pub fn inspect(args: &InspectArgs) -> anyhow::Result<u8> {
     })
 }
 
-/// Look into the checkpoint in `dir`, which is filled first if it comes from a Hub.
-fn look(dir: &Path, hub: &HubArgs, topology: Topology) -> Result<Report, HubError> {
-    let of_checkpoint = |error| HubError::Checkpoint(Box::new(error));
+/// Look into the checkpoint in `dir`, which is filled first if it comes from elsewhere.
+fn look(dir: &Path, place: &SourceArgs, topology: Topology) -> Result<Report, FetchError> {
+    let of_checkpoint = |error| FetchError::Checkpoint(Box::new(error));
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
-        .map_err(|source| HubError::Io {
+        .map_err(|source| FetchError::Io {
             path: dir.to_owned(),
             source,
         })?;
-    let manifest = runtime.block_on(hub.prepare(dir, SOON))?;
+    let manifest = runtime.block_on(place.prepare(dir, SOON))?;
     let checkpoint = source::open(dir)?;
     let identity = match &manifest {
         Some(manifest) => manifest.identity(),
@@ -115,7 +115,7 @@ fn look(dir: &Path, hub: &HubArgs, topology: Topology) -> Result<Report, HubErro
     let mut report = report_on(&checkpoint, identity, topology).map_err(of_checkpoint)?;
     report.summary.backends = BACKENDS.iter().copied().map(str::to_owned).collect();
     report.summary.content_identity = manifest.as_ref().map(Manifest::identity);
-    report.summary.commit = manifest.map(|manifest| manifest.listing.commit);
+    report.summary.commit = manifest.and_then(|manifest| manifest.listing.commit);
     add_workspace(&checkpoint, topology, &mut report.summary).map_err(of_checkpoint)?;
     Ok(report)
 }
@@ -194,7 +194,7 @@ mod tests {
             model_dir: None,
             tensor: 1,
             pipeline: 1,
-            hub: HubArgs::default(),
+            source: SourceArgs::default(),
             json: false,
             termination_log: Some(log.clone()),
         };

@@ -21,8 +21,8 @@ use std::process::ExitCode;
 use clap::{Parser, Subcommand};
 use llamero_engine::BackendError;
 use llamero_engine::text::TokenizerError;
-use llamero_hub::HubError;
 use llamero_settings::log;
+use llamero_sources::FetchError;
 
 use crate::exit::{BUG, FAILED, UNUSABLE};
 use crate::rank::settings::SettingsError;
@@ -134,7 +134,7 @@ fn code_of_cause(cause: &(dyn std::error::Error + 'static)) -> Option<u8> {
     let hub = || {
         cause
             .downcast_ref()
-            .is_some_and(HubError::is_final)
+            .is_some_and(FetchError::is_final)
             .then_some(UNUSABLE)
     };
     let arguments = || cause.is::<serve::ArgumentsError>().then_some(UNUSABLE);

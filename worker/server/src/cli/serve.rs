@@ -8,7 +8,7 @@ use llamero_proto::{limits, ports};
 use llamero_settings::listen::EVERYWHERE;
 
 use crate::config::{EngineArgs, within};
-use crate::source::HubArgs;
+use crate::source::SourceArgs;
 
 /// Serve a model: a supervisor that starts one process per rank
 ///
@@ -21,7 +21,7 @@ pub struct ServeArgs {
     pub engine: EngineArgs,
     /// Where the weights are, if not in the folder.
     #[command(flatten)]
-    pub hub: HubArgs,
+    pub source: SourceArgs,
     /// UID of the group this pod belongs to; the worker stands alone when absent
     #[arg(long, value_name = "UID", requires = "ranks_per_pod")]
     pub group_uid: Option<String>,

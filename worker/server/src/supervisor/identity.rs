@@ -3,29 +3,29 @@
 use std::path::PathBuf;
 
 use llamero_checkpoint::{Checkpoint, ContentIdentity};
-use llamero_hub::{HubError, Manifest, Patience};
+use llamero_sources::{FetchError, Manifest, Patience};
 use tokio::sync::OnceCell;
 
-use crate::source::HubArgs;
+use crate::source::SourceArgs;
 
-/// The checkpoint's folder, filled once where it comes from a Hub, and its content identity, read when it is first asked for. The
+/// The checkpoint's folder, filled once where it comes from elsewhere, and its content identity, read when it is first asked for. The
 /// ranks are told it, so that a process that finds its weights in memory reads nothing of them.
 #[derive(Debug)]
 pub struct SharedIdentity {
     model_dir: PathBuf,
-    hub: HubArgs,
+    source: SourceArgs,
     manifest: OnceCell<Option<Manifest>>,
     known: OnceCell<ContentIdentity>,
 }
 
 impl SharedIdentity {
-    /// The identity of the checkpoint in `model_dir`, which comes from `hub` if that names a repository; `known` when it need
+    /// The identity of the checkpoint in `model_dir`, which comes from `source` if that names a place; `known` when it need
     /// not be computed.
     #[must_use]
-    pub fn new(model_dir: PathBuf, hub: HubArgs, known: Option<ContentIdentity>) -> Self {
+    pub fn new(model_dir: PathBuf, source: SourceArgs, known: Option<ContentIdentity>) -> Self {
         Self {
             model_dir,
-            hub,
+            source,
             manifest: OnceCell::new(),
             known: OnceCell::new_with(known),
         }
@@ -35,8 +35,8 @@ impl SharedIdentity {
     /// and the next call tries again.
     ///
     /// # Errors
-    /// The folder cannot be filled from the Hub; the next call tries again.
-    pub async fn get(&self) -> Result<Option<ContentIdentity>, HubError> {
+    /// The folder cannot be filled from its source; the next call tries again.
+    pub async fn get(&self) -> Result<Option<ContentIdentity>, FetchError> {
         let manifest = self.manifest.get_or_try_init(|| self.prepare()).await?.as_ref();
         if let (Some(manifest), Some(told)) = (manifest, self.known.get()) {
             manifest.check(*told)?;
@@ -56,13 +56,13 @@ impl SharedIdentity {
     }
 
     /// Files are written, so this is no work for a thread that serves.
-    async fn prepare(&self) -> Result<Option<Manifest>, HubError> {
-        let (hub, folder) = (self.hub.clone(), self.model_dir.clone());
+    async fn prepare(&self) -> Result<Option<Manifest>, FetchError> {
+        let (source, folder) = (self.source.clone(), self.model_dir.clone());
         let runtime = tokio::runtime::Handle::current();
-        let prepare = move || runtime.block_on(hub.prepare(&folder, Patience::default()));
+        let prepare = move || runtime.block_on(source.prepare(&folder, Patience::default()));
         let ended = tokio::task::spawn_blocking(prepare).await;
         ended.unwrap_or_else(|error| {
-            Err(HubError::Io {
+            Err(FetchError::Io {
                 path: self.model_dir.clone(),
                 source: std::io::Error::other(error),
             })
@@ -84,7 +84,7 @@ mod tests {
         let expected = ContentIdentity::of(&Checkpoint::open(&model).unwrap()).unwrap();
         let dir = tempfile::tempdir().unwrap();
         let link = dir.path().join("model");
-        let identity = SharedIdentity::new(link.clone(), HubArgs::default(), None);
+        let identity = SharedIdentity::new(link.clone(), SourceArgs::default(), None);
         assert_eq!(identity.get().await.unwrap(), None, "there is no model yet");
         symlink(&model, &link).unwrap();
         assert_eq!(identity.get().await.unwrap(), Some(expected));
@@ -92,7 +92,7 @@ mod tests {
         assert_eq!(identity.get().await.unwrap(), Some(expected), "it was read again");
 
         let known = "ab".repeat(32).parse().unwrap();
-        let told = SharedIdentity::new(link, HubArgs::default(), Some(known));
+        let told = SharedIdentity::new(link, SourceArgs::default(), Some(known));
         assert_eq!(told.get().await.unwrap(), Some(known));
     }
 }

@@ -168,7 +168,7 @@ fn start_keepers(args: &ServeArgs, local: LocalRanks, control: &Control) -> anyh
     let mut keepers = JoinSet::new();
     let identity = Arc::new(SharedIdentity::new(
         args.engine.model_dir.clone(),
-        args.hub.clone(),
+        args.source.clone(),
         args.engine.content_identity,
     ));
     let memory = Arc::new(Memory::new(local).context("cannot make memory files for the weights")?);

@@ -8,8 +8,8 @@ use std::process::Stdio;
 use std::sync::Arc;
 use std::time::{Instant, SystemTime};
 
-use llamero_hub::HubError;
 use llamero_proto::v1::{ExitKind, RankExit};
+use llamero_sources::FetchError;
 use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader};
 use tokio::net::UnixStream;
 use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
@@ -171,7 +171,7 @@ impl Keeper {
 enum NotRun {
     /// The checkpoint's folder cannot be filled.
     #[error(transparent)]
-    Source(#[from] HubError),
+    Source(#[from] FetchError),
     /// The group ends before its weights are there.
     #[error("told to stop before the weights were there")]
     Drained,
