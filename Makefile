@@ -41,6 +41,10 @@ test-long: ## The same with every combination and every write cut (hours)
 generate: ## Generate the CRDs, the chart's copy and the kustomize base
 	@tests/generate.sh
 
+.PHONY: sbom
+sbom: ## Write what Llamero is made of as CycloneDX files to .local/sbom
+	@tests/supply-chain/sbom.sh
+
 .PHONY: bench-engine
 bench-engine: model ## Decode and prefill speed beside this machine's own bounds
 	@tests/bench-engine.sh

@@ -15,4 +15,5 @@ make --no-print-directory cluster-up NODES=3
 images/build.sh weights smollm2 .local/models/SmolLM2-135M-Instruct-FP8
 .local/bin/llamero-cluster import-image .local/images/{llamero,llamero-worker,weights-smollm2}.tar
 tests/install.sh
+cargo build --release -q --workspace --bin kubectl-llamero
 cargo test --release --workspace --features llamero-tests/cluster --test e2e -- --test-threads=1 "$@"

@@ -18,6 +18,8 @@ lint() {
   make --no-print-directory cluster-build
   tests/generate.sh --check
   .local/bin/helm lint --quiet --strict charts/llamero
+  say "Supply chain"
+  tests/supply-chain/check.sh
   say "Clippy"
   cargo clippy --workspace --all-targets --all-features --release -q -- -D warnings
 }

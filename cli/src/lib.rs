@@ -16,7 +16,7 @@
 //! | [`cache`] | what was downloaded or made, and the locks on it |
 //! | [`prepare`] | from a source to a folder that the engine loads |
 //! | [`run`] | `llamero run` |
-//! | [`chat`] | questions and answers in the terminal |
+//! | [`chat`] | the engine as who answers in a chat |
 //! | [`serve`] | the OpenAI API in this process |
 //! | [`manage`] | `llamero pull`, `list` and `rm` |
 

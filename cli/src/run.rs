@@ -9,10 +9,10 @@ use llamero_worker::cli::progress::ProgressLine;
 use llamero_worker::config::EngineArgs;
 use llamero_worker::rank::alone::Alone;
 
-use crate::chat::answer::Talk;
+use crate::chat::EngineTalk;
 use crate::options::RunArgs;
 use crate::prepare::{Preparation, Prepared};
-use crate::{chat, serve};
+use crate::serve;
 
 /// The longest context unless the user asks for more: KV memory grows with it, and a model of 128K tokens would not start
 /// on a small machine.
@@ -45,10 +45,10 @@ pub fn run(args: &RunArgs, verbose: bool) -> anyhow::Result<()> {
     let outcome = match (listener, prompt) {
         (Some(listener), _) => runtime.block_on(serve::serve(listener, &name, alone.address(), keys)),
         (None, prompt) => {
-            let talk = runtime.block_on(async { Talk::new(alone.address(), args.answers.clone()) })?;
+            let talk = runtime.block_on(async { EngineTalk::new(alone.address(), args.answers.clone()) })?;
             match prompt {
-                Some(prompt) => chat::once(&runtime, talk, &prompt, verbose),
-                None => chat::converse(&runtime, talk, verbose),
+                Some(prompt) => llamero_chat::once(&runtime, &talk, &prompt, verbose).map_err(Into::into),
+                None => llamero_chat::converse(&runtime, &talk, verbose).map_err(Into::into),
             }
         }
     };

@@ -10,6 +10,16 @@
 //! | [`memory`] | what a rank's process takes beside weights and KV cache |
 
 #![forbid(unsafe_code)]
+#![cfg_attr(
+    not(test),
+    warn(
+        clippy::indexing_slicing,
+        clippy::cast_possible_truncation,
+        clippy::cast_possible_wrap,
+        clippy::cast_sign_loss,
+        reason = "what comes in from outside must not be able to end the process, nor become another number"
+    )
+)]
 
 pub mod duration;
 #[cfg(feature = "listen")]

@@ -32,3 +32,15 @@ pub fn program(name: &str) -> PathBuf {
 pub fn images() -> PathBuf {
     local().join("images")
 }
+
+/// Path of a program of this workspace that was built beside the running test.
+///
+/// # Errors
+/// It was not built.
+pub fn built(name: &str) -> std::io::Result<PathBuf> {
+    let test = std::env::current_exe()?;
+    let folder = test.parent().and_then(Path::parent).unwrap_or(Path::new("."));
+    let program = folder.join(name);
+    program.metadata()?;
+    Ok(program)
+}

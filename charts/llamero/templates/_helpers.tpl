@@ -53,3 +53,15 @@ allowPrivilegeEscalation: false
 readOnlyRootFilesystem: true
 capabilities: {drop: [ALL]}
 {{- end }}
+{{- /* Whether a name is meant by one of the patterns: a name, or its beginning followed by *. */}}
+{{- define "llamero.matches" -}}
+(p, p.endsWith('*') ? {{ . }}.startsWith(p.substring(0, size(p) - 1)) : {{ . }} == p)
+{{- end }}
+{{- /* What both programs must reach: names, and the API server, which policies cannot select and so is meant by its ports. */}}
+{{- define "llamero.basicEgress" -}}
+- ports: [{port: 53, protocol: UDP}, {port: 53, protocol: TCP}]
+- ports:
+    {{- range .Values.networkPolicy.apiServerPorts }}
+    - {port: {{ . }}, protocol: TCP}
+    {{- end }}
+{{- end }}

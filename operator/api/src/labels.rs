@@ -19,7 +19,7 @@ pub const ROLE: &str = "llamero.dev/role";
 pub const REVISION: &str = "llamero.dev/revision";
 /// Label on inspect pods: which source they look into (see `status.checkpoint.key`).
 pub const INSPECT: &str = "llamero.dev/inspect";
-/// Annotation on inspect pods: digest of the settings they were made with, so that corrected ones make another pod.
+/// Annotation on inspect pods and network policies: digest of the settings they were made with, so that corrected ones make others.
 pub const SETTINGS: &str = "llamero.dev/settings";
 /// Value of [`ROLE`] on the pod of rank 0.
 pub const ROLE_LEADER: &str = "leader";

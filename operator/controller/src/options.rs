@@ -3,8 +3,12 @@
 use std::{net::SocketAddr, path::PathBuf, time::Duration};
 
 use clap::{Parser, ValueEnum};
-use llamero_api::deployment::PullPolicy;
-use llamero_core::observed::Settings;
+use llamero_api::{deployment::PullPolicy, labels};
+use llamero_core::{
+    network::{Network, NetworkOptions, Pods},
+    observed::Settings,
+    policy::Policy,
+};
 
 /// How log lines are written.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -73,6 +77,46 @@ pub struct Options {
     )]
     pub urgent_taints: Vec<String>,
 
+    /// Images that LlamaDeployments may name, comma-separated; a name, or its beginning followed by `*`. The worker image is always allowed.
+    #[arg(
+        long,
+        env = "LLAMERO_ALLOWED_IMAGES",
+        value_delimiter = ',',
+        default_value = "*"
+    )]
+    pub allowed_images: Vec<String>,
+
+    /// Directories of nodes that LlamaDeployments may read weights from, with what lies in them, comma-separated. Default: none.
+    #[arg(long, env = "LLAMERO_ALLOWED_HOST_PATHS", value_delimiter = ',')]
+    pub allowed_host_paths: Vec<String>,
+
+    /// Service accounts that worker pods may have, beside `default`, comma-separated, as patterns.
+    #[arg(
+        long,
+        env = "LLAMERO_ALLOWED_SERVICE_ACCOUNTS",
+        value_delimiter = ',',
+        default_value = "*"
+    )]
+    pub allowed_service_accounts: Vec<String>,
+
+    /// Priority classes that worker pods may have, comma-separated, as patterns. `*` does not mean those of the system.
+    #[arg(
+        long,
+        env = "LLAMERO_ALLOWED_PRIORITY_CLASSES",
+        value_delimiter = ',',
+        default_value = "*"
+    )]
+    pub allowed_priority_classes: Vec<String>,
+
+    /// NetworkPolicies of worker pods, as JSON: `{"enabled": true, "restrictEgress": true, "metricsFrom": [], "inferenceFrom": [], "egress": [],
+    /// "metadataAddress": false}`; peers and rules as a NetworkPolicy has them. What is left out is as here.
+    #[arg(long, env = "LLAMERO_NETWORK_POLICY", value_name = "JSON", default_value = "{}", value_parser = network_options)]
+    pub network_policy: NetworkOptions,
+
+    /// Value of the label `app.kubernetes.io/name` of the operator's own pods.
+    #[arg(long, env = "LLAMERO_OPERATOR_APP", default_value = "llamero-operator")]
+    pub operator_app: String,
+
     /// Label selector (equalities, comma-separated) of the gateway pods that report demand.
     #[arg(
         long,
@@ -127,6 +171,8 @@ impl Options {
             definitions: None,
             disruption_taints: self.disruption_taints.clone(),
             urgent_taints: self.urgent_taints.clone(),
+            policy: self.policy(),
+            network: Some(self.network()),
             pull_secrets: self
                 .worker_pull_secrets
                 .iter()
@@ -136,11 +182,42 @@ impl Options {
         }
     }
 
+    /// How worker pods are fenced.
+    fn network(&self) -> Network {
+        let operator = [(labels::APP_NAME.to_owned(), self.operator_app.clone())];
+        Network {
+            options: self.network_policy.clone(),
+            operator: Pods {
+                namespace: self.lease_namespace.clone(),
+                labels: operator.into(),
+            },
+            gateways: Pods {
+                namespace: self.gateway_namespace().to_owned(),
+                labels: self.gateway_selector.0.iter().cloned().collect(),
+            },
+        }
+    }
+
+    /// What tenants may ask for. An empty word between commas, which a chart writes for an empty list, allows nothing.
+    fn policy(&self) -> Policy {
+        let named = |list: &[String]| list.iter().filter(|word| !word.is_empty()).cloned().collect();
+        Policy {
+            images: named(&self.allowed_images),
+            host_paths: named(&self.allowed_host_paths),
+            service_accounts: named(&self.allowed_service_accounts),
+            priority_classes: named(&self.allowed_priority_classes),
+        }
+    }
+
     /// Namespace whose gateway pods are believed. Labels alone are not enough: anyone who may create a pod may label it.
     #[must_use]
     pub fn gateway_namespace(&self) -> &str {
         self.gateway_namespace.as_deref().unwrap_or(&self.lease_namespace)
     }
+}
+
+fn network_options(text: &str) -> Result<NetworkOptions, String> {
+    serde_json::from_str(text).map_err(|error| format!("it is no such JSON: {error}"))
 }
 
 fn pull_policy(text: &str) -> Result<PullPolicy, String> {
@@ -215,6 +292,30 @@ mod tests {
         assert_eq!(options.gateway_namespace(), "x");
         assert_eq!(options.identity(), "me");
         assert!(options.manage_crds);
+        let policy = options.settings().policy;
+        assert!(
+            policy.host_paths.is_empty(),
+            "directories of nodes are allowed by nobody's default"
+        );
+        assert_eq!(policy.images, ["*"]);
+        let words = [
+            "llamero-operator",
+            "--allowed-images=",
+            "--allowed-host-paths=/a,/b",
+        ];
+        let policy = Options::try_parse_from(words).unwrap().settings().policy;
+        assert_eq!((policy.images.len(), policy.host_paths.len()), (0, 2));
+        let network = options.settings().network.unwrap();
+        assert_eq!(
+            (
+                network.operator.namespace.as_str(),
+                network.gateways.namespace.as_str()
+            ),
+            ("x", "x")
+        );
+        let words = ["llamero-operator", "--network-policy={\"enabled\": false}"];
+        assert!(!Options::try_parse_from(words).unwrap().network_policy.enabled);
+        assert!(Options::try_parse_from(["llamero-operator", "--network-policy=off"]).is_err());
         let words = ["llamero-operator", "--manage-crds=false"];
         assert!(!Options::try_parse_from(words).unwrap().manage_crds);
         assert!(Options::try_parse_from(["llamero-operator", "--lease-seconds", "1"]).is_err());

@@ -4,6 +4,7 @@
 use k8s_openapi::{
     api::{
         core::v1::{Service, ServicePort, ServiceSpec},
+        networking::v1::NetworkPolicy,
         policy::v1::{PodDisruptionBudget, PodDisruptionBudgetSpec},
     },
     apimachinery::pkg::{
@@ -16,7 +17,8 @@ use serde_json::Value;
 
 use crate::{
     groups::GroupView,
-    observed::Deployment,
+    network,
+    observed::{Deployment, Settings},
     plan::{Action, EventKind, Key, Step},
 };
 
@@ -27,6 +29,8 @@ pub enum ManagedObject {
     Service(Box<Service>),
     /// The disruption budget of a group.
     Budget(Box<PodDisruptionBudget>),
+    /// Who may reach the pods of a deployment.
+    Policy(Box<NetworkPolicy>),
 }
 
 impl ManagedObject {
@@ -36,14 +40,38 @@ impl ManagedObject {
         match self {
             Self::Service(object) => object.metadata.name.as_deref(),
             Self::Budget(object) => object.metadata.name.as_deref(),
+            Self::Policy(object) => object.metadata.name.as_deref(),
         }
         .unwrap_or_default()
     }
 }
 
-/// What is to be applied for a deployment.
-#[must_use]
-pub fn of_deployment(deployment: &Deployment, key: &Key) -> Option<Step> {
+/// What is to be applied for a deployment. The policy first: no pod is to stand there without.
+pub fn of_deployment(deployment: &Deployment, key: &Key, settings: &Settings, steps: &mut Vec<Step>) {
+    steps.extend(policy(deployment, key, settings));
+    steps.extend(service(deployment, key));
+}
+
+fn policy(deployment: &Deployment, key: &Key, settings: &Settings) -> Option<Step> {
+    let wanted = network::of_deployment(deployment, settings.network.as_ref()?)?;
+    if let Some(found) = &deployment.network_policy
+        && shows(found.as_ref(), &wanted)
+    {
+        return None;
+    }
+    Some(Step {
+        action: Action::Apply {
+            owner: key.clone(),
+            owner_uid: deployment.object.metadata.uid.clone().unwrap_or_default(),
+            object: ManagedObject::Policy(Box::new(wanted)),
+        },
+        reason: "Fenced",
+        message: "a NetworkPolicy around the pods".to_owned(),
+        event: EventKind::None,
+    })
+}
+
+fn service(deployment: &Deployment, key: &Key) -> Option<Step> {
     let wanted = leader_service(&deployment.object);
     if deployment
         .service
@@ -201,7 +229,7 @@ pub fn disruption_budget(group: &LlamaGroup, pods: usize, holds_weights: bool) -
 }
 
 /// Reference that makes the object of this metadata the controlling owner.
-fn owner(kind: &str, metadata: &ObjectMeta) -> OwnerReference {
+pub(crate) fn owner(kind: &str, metadata: &ObjectMeta) -> OwnerReference {
     OwnerReference {
         api_version: format!("{}/{}", labels::GROUP, labels::VERSION),
         kind: kind.to_owned(),

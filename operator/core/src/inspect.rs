@@ -107,6 +107,16 @@ pub fn inspect(
     inspection
 }
 
+/// What stands in the status, for who may not look again.
+#[must_use]
+pub fn recorded(deployment: &Deployment) -> Inspection {
+    let status = deployment.object.status.as_ref();
+    Inspection {
+        checkpoint: status.and_then(|status| status.checkpoint.clone()),
+        ..Inspection::default()
+    }
+}
+
 /// An image was refused for want of a backend, and there is another one now.
 fn outdated(deployment: &Deployment, checkpoint: &CheckpointStatus, settings: &Settings) -> bool {
     let spec = &deployment.object.spec;

@@ -17,15 +17,18 @@
 //! | [`autoscalers`] | what pods tell cluster autoscalers |
 //! | [`replicas`] | how many groups there are to be, and who wrote that |
 //! | [`names`] | which deployment a model name belongs to |
+//! | [`policy`] | what tenants may ask for |
 //! | [`history`] | which resolved snapshots are kept |
 //! | [`identity`] | what the weights are, where the source says it |
 //! | [`children`] | Service and disruption budget as they should be |
+//! | [`network`] | who may reach workers, and whom they may reach |
 //! | [`refusals`] | when refused steps are tried again |
 //! | [`rollout`] | which groups come and go |
 //! | [`trial`] | whether a new revision starts where no surge fits |
 //! | [`groups`] | what each group needs next |
 //! | [`recovery`] | whether the budget allows another try, and where not |
 //! | [`placement`] | which nodes have room for a whole group |
+//! | [`forecast`] | what would be decided, for `kubectl llamero plan` |
 //! | [`status`] | what is reported |
 //!
 //! The contract of [`decide`] is in the crate's README.
@@ -36,14 +39,17 @@ pub mod autoscaling;
 pub mod backends;
 pub mod children;
 mod decide;
+pub mod forecast;
 pub mod groups;
 pub mod history;
 pub mod identity;
 pub mod inspect;
 pub mod names;
+pub mod network;
 pub mod observed;
 pub mod placement;
 pub mod plan;
+pub mod policy;
 pub mod progress;
 pub mod recovery;
 pub mod refusals;

@@ -15,6 +15,7 @@ use std::{
 
 use k8s_openapi::api::{
     core::v1::{Service, Taint},
+    networking::v1::NetworkPolicy,
     policy::v1::PodDisruptionBudget,
 };
 use llamero_api::{
@@ -23,7 +24,7 @@ use llamero_api::{
     group::{GroupTemplate, RankPhase},
 };
 
-use crate::{resources::Resources, time::Millis};
+use crate::{network::Network, policy::Policy, resources::Resources, time::Millis};
 
 /// Who was not heard for this long says nothing about the present.
 pub const STALE_AFTER: Millis = 10_000;
@@ -44,7 +45,7 @@ pub struct Observed {
 }
 
 /// How the operator was installed.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq)]
 pub struct Settings {
     /// Worker image of deployments that name none.
     pub worker_image: String,
@@ -58,6 +59,10 @@ pub struct Settings {
     pub disruption_taints: Vec<String>,
     /// Keys of taints that say that a node goes within two minutes.
     pub urgent_taints: Vec<String>,
+    /// What tenants may ask for.
+    pub policy: Policy,
+    /// How worker pods are fenced; absent: nobody looks after that.
+    pub network: Option<Network>,
 }
 
 /// A node.
@@ -94,6 +99,8 @@ pub struct Deployment {
     pub inspect: Vec<InspectPod>,
     /// The Service in front of the leaders, if it exists and is owned by this object.
     pub service: Option<Arc<Service>>,
+    /// The NetworkPolicy of its pods, if it exists and is owned by this object.
+    pub network_policy: Option<Arc<NetworkPolicy>>,
     /// Its kept revisions.
     pub revisions: Vec<Revision>,
     /// Field manager that wrote `spec.replicas` last; absent when nobody did and the API server's default stands there.

@@ -362,6 +362,8 @@ pub enum Acceptance {
     Refused(String),
     /// The worker image cannot compute on what is asked for: why, and what to do.
     NoBackend(String),
+    /// The installation does not allow it: what, and what to do.
+    PolicyRefused(String),
     /// The revision that it is to run is not kept: why, and which ones are.
     NoRevision(String),
     /// It can.

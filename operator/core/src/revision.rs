@@ -204,7 +204,7 @@ fn value<T: serde::Serialize>(part: &T) -> Value {
     serde_json::to_value(part).unwrap_or(Value::Null)
 }
 
-fn hex(view: &Value, digits: usize) -> String {
+pub(crate) fn hex(view: &Value, digits: usize) -> String {
     let canonical = prune(view.clone()).map(|v| v.to_string()).unwrap_or_default();
     let mut text: String = Sha256::digest(canonical)
         .iter()

@@ -49,6 +49,10 @@ enum Action {
     LinkRestore { node: String },
     /// Print the bytes that a node has received and sent over its cable
     LinkBytes { node: String },
+    /// Enforce the NetworkPolicies as they are now
+    PoliciesEnforce,
+    /// Enforce none any more
+    PoliciesLift,
     /// List the processes of a pod
     Processes(Target),
     /// Suspend processes of a pod (SIGSTOP)
@@ -117,6 +121,8 @@ fn run(action: Action) -> Result<()> {
                 .iter()
                 .try_for_each(|archive| cluster.import_image(archive))
         }
+        Action::PoliciesEnforce => Cluster::connect()?.enforce_policies(),
+        Action::PoliciesLift => Cluster::connect()?.lift_policies(),
         Action::NodeAdd => {
             show(Cluster::connect()?.add_node()?.name());
             Ok(())

@@ -6,6 +6,7 @@
 //! | module | what it holds |
 //! |---|---|
 //! | [`addresses`] | names and addresses |
+//! | [`fences`] | NetworkPolicies, enforced on the nodes |
 //! | [`go_build`] | building the programs from their pinned Go modules |
 //! | [`kubectl`] | talking to the API server |
 //! | [`network`] | bridge, cables, routes |
@@ -26,6 +27,7 @@ mod containerd;
 mod control_plane;
 mod dns;
 mod down;
+pub mod fences;
 pub mod go_build;
 mod kube_proxy;
 pub mod kubectl;
@@ -220,6 +222,22 @@ impl Cluster {
     /// There is no such node.
     pub fn restore_link(&self, name: &str) -> Result<()> {
         network::set_link(self.node(name)?.index(), true)
+    }
+
+    /// Enforces the NetworkPolicies as they are now; pods that come later need another call.
+    ///
+    /// # Errors
+    /// They cannot be read or translated, or a node refuses the rules.
+    pub fn enforce_policies(&self) -> Result<()> {
+        fences::enforce(self)
+    }
+
+    /// Enforces no NetworkPolicies any more.
+    ///
+    /// # Errors
+    /// A node refuses.
+    pub fn lift_policies(&self) -> Result<()> {
+        fences::lift(self)
     }
 
     /// Traffic over the node's cable since the node was started.

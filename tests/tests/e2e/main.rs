@@ -7,8 +7,11 @@
 //! | [`disruption`] | a drained node: members move and the stream goes on |
 //! | [`faults`] | a killed rank, a deleted pod: streams go on, survivors keep their weights |
 //! | [`hub`] | weights straight from a Hub, two ranks on one node |
+//! | [`network`] | fences between pods, enforced |
 //! | [`operations`] | definitions, roles |
 //! | [`placement`] | whole groups or nothing |
+//! | [`plugin`] | `kubectl llamero` foretells, explains, steers and talks |
+//! | [`policy`] | what tenants may ask for |
 //! | [`refusals`] | what the API server and the gateway refuse, and how |
 //! | [`rollout`] | changes that go wrong, canaries, names that two want |
 //! | [`sources`] | a claim, an image and a directory hold the same weights |
@@ -22,8 +25,11 @@ mod disruption;
 mod faults;
 mod fixture;
 mod hub;
+mod network;
 mod operations;
 mod placement;
+mod plugin;
+mod policy;
 mod refusals;
 mod rollout;
 mod scaling;

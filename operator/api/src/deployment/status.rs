@@ -43,6 +43,8 @@ pub mod reason {
     pub const DOES_NOT_FIT: &str = "DoesNotFit";
     /// The worker image cannot compute on the accelerators asked for.
     pub const NO_BACKEND: &str = "NoBackend";
+    /// The installation does not allow tenants to ask for this.
+    pub const POLICY_REFUSED: &str = "PolicyRefused";
     /// The API server refuses an object: quota, Pod Security, admission, or a name that is taken.
     pub const REFUSED: &str = "Refused";
     /// The cluster's CustomResourceDefinitions are not those of this release, so that fields are dropped.

@@ -24,6 +24,10 @@ pub(super) async fn apply(
             let written = apply_owned(writer, owner, owner_uid, wanted.as_ref()).await?;
             writer.caches().services.wrote(written);
         }
+        ManagedObject::Policy(wanted) => {
+            let written = apply_owned(writer, owner, owner_uid, wanted.as_ref()).await?;
+            writer.caches().policies.wrote(written);
+        }
         ManagedObject::Budget(wanted) => {
             let written = apply_owned(writer, owner, owner_uid, wanted.as_ref()).await?;
             writer.caches().budgets.wrote(written);

@@ -120,7 +120,7 @@ impl Index {
             | Action::DrainGroup { group, .. }
             | Action::DeleteGroup { group, .. } => Subject::Group(group.clone()),
             Action::Apply { owner, object, .. } => match object {
-                ManagedObject::Service(_) => Subject::Deployment(owner.clone()),
+                ManagedObject::Service(_) | ManagedObject::Policy(_) => Subject::Deployment(owner.clone()),
                 ManagedObject::Budget(_) => Subject::Group(owner.clone()),
             },
         }

@@ -9,6 +9,7 @@ use k8s_openapi::{
     api::{
         apps::v1::ControllerRevision,
         core::v1::{Node, Pod, Service},
+        networking::v1::NetworkPolicy,
         policy::v1::PodDisruptionBudget,
         scheduling::v1::PriorityClass,
     },
@@ -16,7 +17,7 @@ use k8s_openapi::{
 };
 use kube::{Resource, ResourceExt as _};
 use llamero_api::{LlamaDeployment, LlamaGroup, labels};
-use llamero_core::{Observed, observed};
+use llamero_core::{Observed, network::policy_name, observed};
 use llamero_proto::v1;
 
 use super::{nodes, pods, streams, writers};
@@ -41,6 +42,8 @@ pub struct Snapshot {
     pub services: Vec<Arc<Service>>,
     /// Disruption budgets that we manage.
     pub budgets: Vec<Arc<PodDisruptionBudget>>,
+    /// Network policies that we manage.
+    pub policies: Vec<Arc<NetworkPolicy>>,
     /// Kept revisions.
     pub revisions: Vec<Arc<ControllerRevision>>,
     /// All priority classes.
@@ -94,6 +97,7 @@ struct Owned<'a> {
     groups: ByOwner<'a, LlamaGroup>,
     services: ByOwner<'a, Service>,
     budgets: ByOwner<'a, PodDisruptionBudget>,
+    policies: ByOwner<'a, NetworkPolicy>,
     revisions: ByOwner<'a, ControllerRevision>,
     group_names: BTreeMap<String, BTreeSet<String>>,
 }
@@ -108,6 +112,7 @@ impl<'a> Owned<'a> {
             groups: by_owner(&snapshot.groups),
             services: by_owner(&snapshot.services),
             budgets: by_owner(&snapshot.budgets),
+            policies: by_owner(&snapshot.policies),
             revisions: by_owner(&snapshot.revisions),
             group_names: group_names(snapshot),
         }
@@ -136,6 +141,7 @@ impl<'a> Owned<'a> {
             groups,
             inspect,
             service: named(&self.services, &uid, &labels::service_name(&name)),
+            network_policy: named(&self.policies, &uid, &policy_name(&name)),
             revisions: of(&self.revisions, &uid).iter().map(|r| revision(r)).collect(),
             replicas_manager: writers::of_replicas(object),
             refusals: self.refusals.of(&Subject::Deployment(key_of(object.as_ref()))),

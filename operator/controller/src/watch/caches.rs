@@ -5,6 +5,7 @@ use std::time::Duration;
 use k8s_openapi::api::{
     apps::v1::ControllerRevision,
     core::v1::{Node, Pod, Service},
+    networking::v1::NetworkPolicy,
     policy::v1::PodDisruptionBudget,
     scheduling::v1::PriorityClass,
 };
@@ -35,6 +36,8 @@ pub struct Caches {
     pub services: Cache<Service>,
     /// Disruption budgets with our label.
     pub budgets: Cache<PodDisruptionBudget>,
+    /// Network policies with our label.
+    pub policies: Cache<NetworkPolicy>,
     /// Kept revisions with our label.
     pub revisions: Cache<ControllerRevision>,
     /// All priority classes.
@@ -72,6 +75,7 @@ impl Caches {
             nodes: Cache::start(Api::all(client.clone()), all(), wake.clone(), slim_node),
             services: Cache::start(scoped(client, namespace), ours(), wake.clone(), short),
             budgets: Cache::start(scoped(client, namespace), ours(), wake.clone(), short),
+            policies: Cache::start(scoped(client, namespace), ours(), wake.clone(), short),
             revisions: Cache::start(scoped(client, namespace), ours(), wake.clone(), short),
             priority_classes: Cache::start(Api::all(client.clone()), all(), wake.clone(), short),
         }
@@ -85,21 +89,23 @@ impl Caches {
         self.nodes.synced().await;
         self.services.synced().await;
         self.budgets.synced().await;
+        self.policies.synced().await;
         self.revisions.synced().await;
         self.priority_classes.synced().await;
     }
 
     /// Waits until the caches show what was written, at most for `limit`. False when they do not.
     pub async fn caught_up(&self, limit: Duration) -> bool {
-        let (deployments, groups, pods, services, budgets, revisions) = tokio::join!(
+        let (deployments, groups, pods, services, budgets, policies, revisions) = tokio::join!(
             self.deployments.caught_up(limit),
             self.groups.caught_up(limit),
             self.pods.caught_up(limit),
             self.services.caught_up(limit),
             self.budgets.caught_up(limit),
+            self.policies.caught_up(limit),
             self.revisions.caught_up(limit),
         );
-        deployments && groups && pods && services && budgets && revisions
+        deployments && groups && pods && services && budgets && policies && revisions
     }
 
     /// What the caches hold now; nothing of the streams.
@@ -112,6 +118,7 @@ impl Caches {
             nodes: self.nodes.all(),
             services: self.services.all(),
             budgets: self.budgets.all(),
+            policies: self.policies.all(),
             revisions: self.revisions.all(),
             priority_classes: self.priority_classes.all(),
             ..Snapshot::default()

@@ -12,9 +12,9 @@ use crate::{
     history,
     inspect::{self, Inspection},
     names::NameOwners,
-    observed::{Deployment, Node, Observed},
+    observed::{Deployment, Node, Observed, Settings},
     plan::{Acceptance, Action, EventKind, Key, Plan, Step, Verdict},
-    progress, refusals, replicas, revision,
+    policy, progress, refusals, replicas, revision,
     rollout::{self, Fleet, Target},
     sizing,
     time::{self, Millis},
@@ -51,13 +51,20 @@ pub(super) fn decide<'a>(
         definitions: cluster.observed.settings.definitions.clone(),
         ..Verdict::default()
     };
-    steps.extend(children::of_deployment(deployment, &key));
+    let settings = &cluster.observed.settings;
+    children::of_deployment(deployment, &key, settings, &mut steps);
 
-    let inspection = inspect::inspect(deployment, &key, &cluster.observed.settings, now, &mut steps);
+    let allowed = policy::check(&object.spec.model.source, &object.spec.worker, settings);
+    let inspection = match allowed {
+        Ok(()) => inspect::inspect(deployment, &key, settings, now, &mut steps),
+        // No pod is made, not even one that only looks.
+        Err(_) => inspect::recorded(deployment),
+    };
     plan.next_at = time::earlier(plan.next_at, inspection.next_at);
     let resolved = accept(cluster, deployment, inspection, &mut verdict);
+    let resolved = permit(allowed, &mut verdict).and(resolved);
     let template = match pinned {
-        Some(digest) => named(deployment, &key, digest, &mut verdict, &mut steps),
+        Some(digest) => named(deployment, &key, digest, settings, &mut verdict, &mut steps),
         None => history::snapshot(deployment, &key, &verdict.revision, resolved, &mut steps),
     };
     plan.next_at = time::earlier(plan.next_at, progress::deadline(object).filter(|at| *at > now));
@@ -149,18 +156,28 @@ fn accept(
     template
 }
 
+/// Takes back what was accepted where the installation does not allow it.
+fn permit(allowed: Result<(), String>, verdict: &mut Verdict) -> Option<()> {
+    allowed
+        .map_err(|why| verdict.acceptance = Acceptance::PolicyRefused(why))
+        .ok()
+}
+
 /// The snapshot that the user wants to go back to. It was served before, so nothing about it depends on what the specification says now.
 fn named(
     deployment: &Deployment,
     key: &Key,
     digest: &str,
+    settings: &Settings,
     verdict: &mut Verdict,
     steps: &mut Vec<Step>,
 ) -> Option<GroupTemplate> {
     match history::named(deployment, key, digest, steps) {
         Ok(template) => {
             verdict.acceptance = Acceptance::Accepted;
-            Some(template)
+            // What was allowed when it was kept may not be any more.
+            let allowed = policy::check(&template.source, &template.worker, settings);
+            permit(allowed, verdict).map(|()| template)
         }
         Err(why) => {
             verdict.acceptance = Acceptance::NoRevision(why);

@@ -132,6 +132,7 @@ fn accepted(facts: &Facts<'_>) -> Finding {
         Acceptance::Unreadable(error) => no(reason::SOURCE_UNREADABLE, error.clone()),
         Acceptance::Refused(why) => no(reason::DOES_NOT_FIT, why.clone()),
         Acceptance::NoBackend(why) => no(reason::NO_BACKEND, why.clone()),
+        Acceptance::PolicyRefused(why) => no(reason::POLICY_REFUSED, why.clone()),
         Acceptance::NoRevision(why) => no(reason::REVISION_UNKNOWN, why.clone()),
     }
 }

@@ -164,6 +164,7 @@ fn phase(verdict: &Verdict, rows: &[Row<'_>], ready: i32) -> &'static str {
             Acceptance::Unreadable(_)
             | Acceptance::Refused(_)
             | Acceptance::NoBackend(_)
+            | Acceptance::PolicyRefused(_)
             | Acceptance::NoRevision(_) => return "Refused",
             Acceptance::Accepted if verdict.desired == 0 => return "Idle",
             Acceptance::Accepted => {}

@@ -78,6 +78,7 @@ fn unaccepted(facts: &Facts<'_>) -> Option<Finding> {
         ),
         Acceptance::Refused(_) => no(reason::DOES_NOT_FIT, change),
         Acceptance::NoBackend(_) => no(reason::NO_BACKEND, change),
+        Acceptance::PolicyRefused(_) => no(reason::POLICY_REFUSED, change),
         Acceptance::NoRevision(_) => no(reason::REVISION_UNKNOWN, change),
         Acceptance::Accepted => return None,
     })

@@ -107,6 +107,7 @@ pub(crate) fn deployment(change: impl FnOnce(&mut Value)) -> Deployment {
         names_in_use: BTreeSet::new(),
         inspect: vec![],
         service: Some(Arc::new(service)),
+        network_policy: None,
         revisions,
         replicas_manager: None,
         refusals: vec![],
@@ -358,6 +359,7 @@ pub(crate) fn words(plan: &Plan) -> Vec<String> {
             Action::DeleteGroup { group, .. } => format!("delete group {}", group.name),
             Action::Apply { object, .. } => match object {
                 ManagedObject::Service(_) => "apply service".into(),
+                ManagedObject::Policy(_) => "apply policy".into(),
                 ManagedObject::Budget(budget) => {
                     format!(
                         "apply pdb {:?}",

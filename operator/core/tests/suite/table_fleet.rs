@@ -555,3 +555,42 @@ fn a_deployment_that_is_being_deleted_is_left_to_the_garbage_collector() {
     );
     assert_eq!(decide(&observed, NOW), llamero_core::Plan::default());
 }
+
+/// The installation's bounds are asked before any pod is made, and bind groups to come; what serves goes on.
+#[test]
+fn what_the_installation_does_not_allow_makes_no_pod_and_takes_none() {
+    let mut observed = with(|deployment| {
+        deployment.groups = vec![serving(deployment, "llama-0", ["a", "b"])];
+        let object = std::sync::Arc::make_mut(&mut deployment.object);
+        object.spec.worker.image = Some("elsewhere/worker:2".into());
+        object.spec.replicas = 2;
+    });
+    observed.settings.policy.images = vec!["ours/*".into()];
+    let plan = decide(&observed, NOW);
+    let harmful = words(&plan);
+    let harmful: Vec<&String> = harmful
+        .iter()
+        .filter(|word| word.contains("create") || word.contains("write"))
+        .collect();
+    assert!(harmful.is_empty(), "{harmful:?}");
+    let (status, reason, message) = {
+        let status = status_at(&observed, NOW);
+        let (status, reason, message) = condition(&status, "Accepted");
+        (status.to_owned(), reason.to_owned(), message.to_owned())
+    };
+    assert_eq!((status.as_str(), reason.as_str()), ("False", "PolicyRefused"));
+    assert!(message.contains("worker.image elsewhere/worker:2"), "{message}");
+
+    // A kept revision is no way around it.
+    let digest = observed.deployments[0].revisions[0].digest.clone();
+    let deployment = &mut observed.deployments[0];
+    let object = std::sync::Arc::make_mut(&mut deployment.object);
+    object.spec.worker.image = None;
+    object.spec.rollout.revision = Some(digest);
+    let template = deployment.revisions[0].template.as_mut().unwrap();
+    template.worker.image = Some("elsewhere/worker:1".into());
+    assert_eq!(
+        condition(&status_at(&observed, NOW), "Accepted").1,
+        "PolicyRefused"
+    );
+}

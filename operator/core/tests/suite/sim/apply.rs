@@ -184,6 +184,7 @@ impl World {
             }
             Action::Apply { owner, object, .. } => match object {
                 ManagedObject::Service(service) => self.service = Some(Arc::new(*service)),
+                ManagedObject::Policy(_) => {}
                 ManagedObject::Budget(budget) => {
                     if let Some(group) = self.find(&owner.name) {
                         group.budget = Some(Arc::new(*budget));

@@ -150,6 +150,7 @@ impl World {
                 names_in_use: BTreeSet::new(),
                 inspect: self.inspect.clone(),
                 service: self.service.clone(),
+                network_policy: None,
                 revisions: self.revisions.clone(),
                 replicas_manager: self.replicas_manager.clone(),
                 refusals: vec![],

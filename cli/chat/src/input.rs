@@ -9,8 +9,10 @@ use tokio::runtime::Runtime;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::mpsc;
 
-/// Longest line that is read from a pipe.
-const LINE_BYTES: u64 = llamero_proto::limits::MAX_REQUEST_BYTES as u64;
+use crate::ChatError;
+
+/// Longest line that is read from a pipe: as long as the longest request.
+const LINE_BYTES: u64 = 8 << 20;
 
 /// What comes next.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -41,7 +43,7 @@ impl Input {
     ///
     /// # Errors
     /// The terminal cannot be used.
-    pub fn new(runtime: &Runtime) -> anyhow::Result<Self> {
+    pub fn new(runtime: &Runtime) -> Result<Self, ChatError> {
         let config = Config::builder().auto_add_history(true).build();
         if io::stdin().is_terminal() {
             return Ok(Self::Terminal(Box::new(Editor::with_history(
@@ -50,16 +52,19 @@ impl Input {
             )?)));
         }
         let (sender, lines) = mpsc::channel(1);
-        std::thread::Builder::new().name("input".into()).spawn(move || {
-            while let Some(line) = piped_line() {
-                if sender.blocking_send(line).is_err() {
-                    return;
+        std::thread::Builder::new()
+            .name("input".into())
+            .spawn(move || {
+                while let Some(line) = piped_line() {
+                    if sender.blocking_send(line).is_err() {
+                        return;
+                    }
                 }
-            }
-        })?;
+            })
+            .map_err(ChatError::Input)?;
         let interrupt = {
             let _entered = runtime.enter();
-            signal(SignalKind::interrupt())?
+            signal(SignalKind::interrupt()).map_err(ChatError::Signal)?
         };
         Ok(Self::Piped { lines, interrupt })
     }
@@ -68,7 +73,7 @@ impl Input {
     ///
     /// # Errors
     /// The input cannot be read.
-    pub fn line(&mut self, runtime: &Runtime) -> anyhow::Result<Line> {
+    pub fn line(&mut self, runtime: &Runtime) -> Result<Line, ChatError> {
         match self {
             Self::Terminal(editor) => match editor.readline("> ") {
                 Ok(line) => Ok(Line::Text(line)),
@@ -78,7 +83,7 @@ impl Input {
             },
             Self::Piped { lines, interrupt } => runtime.block_on(async {
                 tokio::select! {
-                    line = lines.recv() => line.map_or(Ok(Line::End), |line| Ok(Line::Text(line?))),
+                    line = lines.recv() => line.map_or(Ok(Line::End), |line| Ok(Line::Text(line.map_err(ChatError::Input)?))),
                     // Nobody sits there who could press it twice.
                     _ = interrupt.recv() => Ok(Line::End),
                 }

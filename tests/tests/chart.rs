@@ -1,0 +1,141 @@
+//! What the chart renders: the bounds of tenants and the fences between pods, for several values.
+
+use std::process::Command;
+
+use anyhow::{Context, Result, ensure};
+use llamero_tests::paths;
+use serde::Deserialize as _;
+use serde_json::Value;
+
+/// The chart's objects for these values.
+fn rendered(values: &[&str]) -> Result<Vec<Value>> {
+    let helm = paths::program("helm");
+    let mut command = Command::new(&helm);
+    command
+        .args(["template", "llamero"])
+        .arg(paths::root().join("charts/llamero"));
+    command.args(["--namespace", "llamero-system"]).args(values);
+    let output = command
+        .output()
+        .with_context(|| format!("cannot run {}: build it with make cluster-build", helm.display()))?;
+    ensure!(
+        output.status.success(),
+        "{}",
+        String::from_utf8_lossy(&output.stderr)
+    );
+    let text = String::from_utf8(output.stdout)?;
+    serde_yaml_ng::Deserializer::from_str(&text)
+        .map(|document| Ok(Value::deserialize(document)?))
+        .collect()
+}
+
+fn find<'a>(objects: &'a [Value], kind: &str, name: &str) -> Option<&'a Value> {
+    let named = |object: &&Value| object["kind"] == kind && object["metadata"]["name"] == name;
+    objects.iter().find(named)
+}
+
+fn operator_args(objects: &[Value]) -> Result<Vec<String>> {
+    let operator = find(objects, "Deployment", "llamero-operator").context("no operator")?;
+    let args = &operator["spec"]["template"]["spec"]["containers"][0]["args"];
+    Ok(serde_json::from_value(args.clone())?)
+}
+
+#[test]
+fn tenants_are_bounded_by_policy_and_operator_alike() -> Result<()> {
+    let values = [
+        "--set",
+        "tenants.hostPaths={/models,/data}",
+        "--set",
+        "tenants.images={ours/*}",
+    ];
+    let objects = rendered(&values)?;
+    let policy = find(&objects, "ValidatingAdmissionPolicy", "llamero-tenants").context("no policy")?;
+    let variables = policy["spec"]["variables"].as_array().context("no variables")?;
+    let variable = |name: &str| {
+        variables
+            .iter()
+            .find(|one| one["name"] == name)
+            .map(|one| &one["expression"])
+    };
+    ensure!(
+        variable("hostPaths").is_some_and(|list| list == r#"["/models","/data"]"#),
+        "{variables:?}"
+    );
+    ensure!(
+        variable("images").is_some_and(|list| list == r#"["llamero-worker:0.1.0","ours/*"]"#),
+        "{variables:?}"
+    );
+    ensure!(
+        find(&objects, "ValidatingAdmissionPolicyBinding", "llamero-tenants").is_some(),
+        "it is not bound"
+    );
+    let args = operator_args(&objects)?;
+    for wanted in ["--allowed-host-paths=/models,/data", "--allowed-images=ours/*"] {
+        ensure!(
+            args.iter().any(|arg| arg == wanted),
+            "{wanted} is not in {args:?}"
+        );
+    }
+    // Directories of nodes are allowed by nobody's default.
+    let usual = operator_args(&rendered(&[])?)?;
+    ensure!(
+        usual.iter().any(|arg| arg == "--allowed-host-paths="),
+        "{usual:?}"
+    );
+    let without = rendered(&["--set", "tenants.admissionPolicy=false"])?;
+    ensure!(
+        find(&without, "ValidatingAdmissionPolicy", "llamero-tenants").is_none(),
+        "the policy stays"
+    );
+    ensure!(
+        rendered(&["--set", "tenants.hostPaths={relative}"]).is_err(),
+        "a relative directory is taken"
+    );
+    Ok(())
+}
+
+#[test]
+fn fences_stand_by_default_and_are_moved_by_values() -> Result<()> {
+    let objects = rendered(&[])?;
+    for name in ["llamero-operator", "llamero-gateway"] {
+        let policy = find(&objects, "NetworkPolicy", name).with_context(|| format!("no policy of {name}"))?;
+        let types = policy["spec"]["policyTypes"].as_array().context("no types")?;
+        ensure!(types.len() == 2, "{name} restricts {types:?} only");
+        for rule in policy["spec"]["egress"].as_array().context("no egress")? {
+            ensure!(
+                rule["ports"].as_array().is_some_and(|ports| !ports.is_empty()),
+                "{name} may reach any port"
+            );
+        }
+    }
+    let peers = r#"networkPolicy.metricsFrom=[{"namespaceSelector":{"matchLabels":{"name":"a: #b"}}}]"#;
+    let objects = rendered(&["--set-json", peers, "--set", "networkPolicy.restrictEgress=false"])?;
+    let gateway = find(&objects, "NetworkPolicy", "llamero-gateway").context("no policy")?;
+    ensure!(
+        gateway["spec"]["ingress"][1]["from"][0]["namespaceSelector"]["matchLabels"]["name"] == "a: #b",
+        "{gateway}"
+    );
+    ensure!(gateway["spec"]["egress"].is_null(), "{gateway}");
+    let args = operator_args(&objects)?;
+    let json = args
+        .iter()
+        .find_map(|arg| arg.strip_prefix("--network-policy="))
+        .context("nothing is said of workers")?;
+    let options: Value = serde_json::from_str(json)?;
+    ensure!(
+        options["metricsFrom"][0]["namespaceSelector"]["matchLabels"]["name"] == "a: #b",
+        "{options}"
+    );
+    ensure!(options["restrictEgress"] == false, "{options}");
+    let off = rendered(&["--set", "networkPolicy.enabled=false"])?;
+    ensure!(
+        !off.iter().any(|object| object["kind"] == "NetworkPolicy"),
+        "a policy stays"
+    );
+    let args = operator_args(&off)?;
+    ensure!(
+        args.iter().any(|arg| arg.contains(r#""enabled":false"#)),
+        "{args:?}"
+    );
+    Ok(())
+}

@@ -1,0 +1,224 @@
+//! The NetworkPolicies of chart and operator, enforced: a stranger gets nowhere, and everything still works.
+
+use std::process::{Child, Command, Stdio};
+
+use anyhow::{Context, Result, ensure};
+use llamero_tests::{cluster::Cluster, paths, poll};
+use serde_json::{Value, json};
+
+use crate::client::{ask, chat};
+use crate::fixture::{Deployment, NAMESPACE, SOON};
+
+/// Ports of workers and gateway that are nobody's business.
+const CLOSED: [u16; 4] = [18051, 18052, 18100, 18053];
+/// Metrics and probes are open unless the chart's values say otherwise.
+const OPEN: u16 = 8080;
+const QUESTION: &str = "What do llamas eat?";
+
+/// Policies are enforced while this lives.
+struct Enforced<'a>(&'a Cluster);
+
+impl<'a> Enforced<'a> {
+    fn now(cluster: &'a Cluster) -> Result<Self> {
+        cluster.enforce_policies()?;
+        Ok(Self(cluster))
+    }
+}
+
+impl Drop for Enforced<'_> {
+    fn drop(&mut self) {
+        if let Err(error) = self.0.lift_policies() {
+            eprintln!("policies are still enforced: {error:#}");
+        }
+    }
+}
+
+/// A pod with no rights and no labels, which only exists.
+struct Stranger<'a> {
+    cluster: &'a Cluster,
+    pid: i32,
+}
+
+impl<'a> Stranger<'a> {
+    fn create(cluster: &'a Cluster) -> Result<Self> {
+        let pod = json!({"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "stranger", "namespace": NAMESPACE},
+            "spec": {
+                "automountServiceAccountToken": false, "terminationGracePeriodSeconds": 0,
+                "securityContext": {"runAsNonRoot": true, "runAsUser": 65532, "seccompProfile": {"type": "RuntimeDefault"}},
+                "containers": [{"name": "sit", "image": "llamero.dev/toolbox:1", "imagePullPolicy": "Never",
+                    "command": ["/bin/busybox", "sleep", "3600"],
+                    "securityContext": {"allowPrivilegeEscalation": false, "capabilities": {"drop": ["ALL"]}}}]}});
+        cluster.import_image(&paths::images().join("toolbox.tar"))?;
+        cluster.kubectl().apply(&pod)?;
+        let pid = poll::until("the stranger's process", SOON, || {
+            let processes = cluster.pod_processes(NAMESPACE, "stranger")?;
+            Ok(processes.first().map(|process| process.pid))
+        })?;
+        Ok(Self { cluster, pid })
+    }
+
+    /// To which of the ports connections come about. All are tried at once: what is dropped shows only by waiting.
+    fn reached(&self, targets: &[(String, u16)]) -> Result<Vec<(String, u16)>> {
+        let tries = targets.iter().map(|target| Ok((target, self.connect(target)?)));
+        let mut tries = tries.collect::<Result<Vec<_>>>()?;
+        let mut reached = Vec::new();
+        for (target, child) in &mut tries {
+            if child.wait()?.success() {
+                reached.push((*target).clone());
+            }
+        }
+        Ok(reached)
+    }
+
+    fn connect(&self, (address, port): &(String, u16)) -> Result<Child> {
+        let pid = self.pid.to_string();
+        let connect = format!("exec 3<>/dev/tcp/{address}/{port}");
+        Command::new("nsenter")
+            .args(["--target", &pid, "--net", "timeout", "2", "bash", "-c", &connect])
+            .stderr(Stdio::null())
+            .spawn()
+            .context("cannot enter the stranger's network")
+    }
+
+    fn reaches(&self, address: &str, port: u16) -> Result<bool> {
+        Ok(!self.reached(&[(address.to_owned(), port)])?.is_empty())
+    }
+}
+
+impl Drop for Stranger<'_> {
+    fn drop(&mut self) {
+        let words = [
+            "-n",
+            NAMESPACE,
+            "delete",
+            "pod",
+            "stranger",
+            "--ignore-not-found",
+            "--wait=true",
+        ];
+        if let Err(error) = self.cluster.kubectl().run(&words) {
+            eprintln!("the stranger is still there: {error:#}");
+        }
+    }
+}
+
+/// A policy that somebody opens is closed again.
+fn is_mended(deployment: &Deployment) -> Result<()> {
+    let kubectl = deployment.kubectl();
+    let policy = || kubectl.get(&["-n", NAMESPACE, "networkpolicy", "fenced-workers"]);
+    let rules = policy()?["spec"]["ingress"].clone();
+    let open = r#"{"spec": {"ingress": [{}]}}"#;
+    kubectl.run(&[
+        "-n",
+        NAMESPACE,
+        "patch",
+        "networkpolicy",
+        "fenced-workers",
+        "--type=merge",
+        "-p",
+        open,
+    ])?;
+    poll::until("the policy to be mended", SOON, || {
+        let now = policy()?["spec"]["ingress"].clone();
+        ensure!(now == rules, "it is {now}");
+        Ok(Some(()))
+    })
+}
+
+/// The operator reaches its workers, and they each other: a member that is deleted is replaced, and the group forms anew.
+fn forms_anew(deployment: &Deployment, expected: &str) -> Result<()> {
+    let cluster = &deployment.cluster;
+    let workers = deployment.pods()?;
+    let member = workers
+        .iter()
+        .find(|pod| pod["metadata"]["labels"]["llamero.dev/role"] == "member")
+        .and_then(|pod| pod["metadata"]["name"].as_str())
+        .context("no member")?;
+    cluster
+        .kubectl()
+        .run(&["-n", NAMESPACE, "delete", "pod", member, "--wait=false"])?;
+    poll::until("another member", SOON, || {
+        // Its address is not known before it runs.
+        cluster.enforce_policies()?;
+        let pods = deployment.pods()?;
+        let there = pods.iter().any(|pod| pod["metadata"]["name"] == member);
+        Ok((!there && addresses(&pods).len() == 2).then_some(()))
+    })?;
+    cluster.enforce_policies()?;
+    deployment.wait_ready(1)?;
+    ensure!(
+        ask(cluster, &chat("fenced", QUESTION, 24))? == expected,
+        "the group formed anew answers differently"
+    );
+    Ok(())
+}
+
+fn addresses(pods: &[Value]) -> Vec<&str> {
+    pods.iter()
+        .filter_map(|pod| pod["status"]["podIP"].as_str())
+        .collect()
+}
+
+#[test]
+fn a_stranger_is_refused_on_every_port_while_everything_works() -> Result<()> {
+    let deployment = Deployment::create("fenced", json!({}))?;
+    deployment.wait_ready(1)?;
+    let cluster = &deployment.cluster;
+    let expected = ask(cluster, &chat("fenced", QUESTION, 24))?;
+    let words = [
+        "-n",
+        "llamero-system",
+        "pods",
+        "-l",
+        "app.kubernetes.io/part-of=llamero",
+    ];
+    let system = cluster.kubectl().get(&words)?["items"]
+        .as_array()
+        .cloned()
+        .unwrap_or_default();
+    let workers = deployment.pods()?;
+    is_mended(&deployment)?;
+    let stranger = Stranger::create(cluster)?;
+    let leader = workers
+        .iter()
+        .find(|pod| pod["metadata"]["labels"]["llamero.dev/role"] == "leader")
+        .and_then(|pod| pod["status"]["podIP"].as_str())
+        .context("no leader")?;
+    ensure!(
+        stranger.reaches(leader, 18052)?,
+        "nothing is enforced yet, and the control port does not answer"
+    );
+
+    let enforced = Enforced::now(cluster)?;
+    let addresses = addresses(&workers).into_iter().chain(addresses(&system));
+    let targets: Vec<(String, u16)> = addresses
+        .flat_map(|address| CLOSED.map(|port| (address.to_owned(), port)))
+        .collect();
+    let reached = stranger.reached(&targets)?;
+    ensure!(reached.is_empty(), "the stranger reaches {reached:?}");
+    ensure!(
+        stranger.reaches(leader, OPEN)?,
+        "metrics are closed although everybody may read them"
+    );
+    ensure!(
+        ask(cluster, &chat("fenced", QUESTION, 24))? == expected,
+        "the fenced group answers differently"
+    );
+
+    if std::env::var_os("LLAMERO_LONG").is_some() {
+        forms_anew(&deployment, &expected)?;
+    }
+    drop(enforced);
+
+    let leader = deployment.pods()?;
+    let leader = leader
+        .iter()
+        .find(|pod| pod["metadata"]["labels"]["llamero.dev/role"] == "leader")
+        .and_then(|pod| pod["status"]["podIP"].as_str())
+        .context("no leader")?;
+    ensure!(
+        stranger.reaches(leader, 18052)?,
+        "without enforcement the stranger is still refused"
+    );
+    Ok(())
+}
