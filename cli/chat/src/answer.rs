@@ -118,8 +118,10 @@ where
         interrupt = tokio::signal::ctrl_c() => interrupt.map_err(ChatError::Signal),
     };
     // What has come stands on a line of its own, whatever happened.
-    writeln!(to).map_err(ChatError::Output)?;
-    to.flush().map_err(ChatError::Output)?;
+    if outcome.is_ok() || !answer.text.is_empty() {
+        writeln!(to).map_err(ChatError::Output)?;
+        to.flush().map_err(ChatError::Output)?;
+    }
     outcome.map(|()| answer)
 }
 

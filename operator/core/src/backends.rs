@@ -5,6 +5,13 @@ use llamero_api::{CheckpointSummary, LlamaDeploymentSpec};
 /// Domains of extended resources, and the backend of the worker that drives their devices.
 const DRIVERS: [(&str, &str); 1] = [("nvidia.com/", "cuda")];
 
+/// The backend of the worker that drives an accelerator; none for one that nothing drives.
+#[must_use]
+pub fn driver(resource: &str) -> Option<&'static str> {
+    let driver = DRIVERS.iter().find(|(domain, _)| resource.starts_with(domain));
+    driver.map(|(_, driver)| *driver)
+}
+
 /// Whether a backend of the worker image drives the accelerators of the specification. The image itself says which ones it has, in
 /// what its inspect pod writes.
 ///
@@ -15,18 +22,18 @@ pub fn check(spec: &LlamaDeploymentSpec, summary: &CheckpointSummary) -> Result<
         return Ok(());
     };
     let backends = summary.backends();
-    let Some((_, driver)) = DRIVERS.iter().find(|(domain, _)| resource.starts_with(domain)) else {
+    let Some(driver) = driver(resource) else {
         return Err(format!(
             "accelerator.resource is {resource}, which no backend of Llamero drives: use nvidia.com/gpu, or remove accelerator.resource to run on the CPU"
         ));
     };
     let stages = spec.parallelism.pipeline;
-    if backends.contains(driver) && stages > 1 {
+    if backends.contains(&driver) && stages > 1 {
         return Err(format!(
             "parallelism.pipeline is {stages}, and {resource} is driven by the backend {driver}, which computes a model in one stage only: use 1 and a larger parallelism.tensor"
         ));
     }
-    if backends.contains(driver) {
+    if backends.contains(&driver) {
         return Ok(());
     }
     Err(format!(

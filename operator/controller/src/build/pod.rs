@@ -101,6 +101,14 @@ fn arguments(group: &LlamaGroup, index: i32) -> Vec<String> {
     flag("ranks-per-pod", template.ranks_per_pod.to_string());
     flag("tensor", template.tensor.to_string());
     flag("pipeline", template.pipeline.to_string());
+    // What is placed on accelerators is never to compute on the CPU.
+    if let Some(backend) = template
+        .accelerator_resource
+        .as_deref()
+        .and_then(backends::driver)
+    {
+        flag("backend", backend.to_owned());
+    }
     flag("max-context-length", template.max_context_length.to_string());
     if let Some(tokens) = template.engine.max_batched_tokens {
         flag("max-batched-tokens", tokens.to_string());
@@ -341,6 +349,7 @@ mod tests {
             "{arguments}"
         );
         assert!(!arguments.contains("--kv-memory"));
+        assert!(arguments.contains(r#""--backend","cuda""#), "{arguments}");
         assert_eq!(pod["metadata"]["labels"]["llamero.dev/role"], "leader");
         assert_eq!(pod["spec"]["terminationGracePeriodSeconds"], 600);
         let env = container["env"].as_array().unwrap();

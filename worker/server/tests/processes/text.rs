@@ -100,19 +100,19 @@ async fn lengths(worker: &Worker) {
     };
     refused(worker, text, Code::OutOfRange, "the longest token has").await;
     // Nothing is known of these before they are encoded; that ends when there are too many.
-    let many = "a b ".repeat(50_000);
+    let many = "a b ".repeat(15_000);
     refused(
         worker,
         chat(&[("user", &many)]),
         Code::OutOfRange,
-        "more than 8192 tokens",
+        "more than 1024 tokens",
     )
     .await;
     let text = CompletionRequest {
         prompt: Some(Prompt::Text(many)),
         ..story(8)
     };
-    refused(worker, text, Code::OutOfRange, "more than 8192 tokens").await;
+    refused(worker, text, Code::OutOfRange, "more than 1024 tokens").await;
     // Spaces are trimmed by no template of SmolLM2, but a text of few tokens may be long.
     let many: Vec<(&str, &str)> = vec![("user", "x"); 20_000];
     refused(worker, chat(&many), Code::InvalidArgument, "at most 16384").await;
