@@ -17,6 +17,8 @@ use llamero_api::{
     labels::{self, CONTROL_PORT, HEALTH_PORT, INFERENCE_PORT, RANK_PORT},
 };
 
+use llamero_core::backends;
+
 use super::{parts, remote, threads};
 
 /// Time between "not ready" and "no new requests" of a group that goes, where nobody says otherwise.

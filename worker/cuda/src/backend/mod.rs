@@ -198,7 +198,13 @@ impl CudaBackend {
         let one = blocks * plan.kv_block;
         let left = (free as u64).saturating_sub(needed);
         if left < one {
-            let fitting = left / plan.kv_block.max(1) * u64::from(spec.limits.block_size);
+            // Rotary angles grow with the context as keys and values do.
+            let (tokens, block) = (
+                u64::from(spec.limits.max_context.max(1)),
+                u64::from(spec.limits.block_size),
+            );
+            let per_token = plan.kv_block.div_ceil(block) + plan.rope.div_ceil(tokens);
+            let fitting = (free as u64).saturating_sub(needed - plan.rope) / per_token.max(1) / block * block;
             let advice = match fitting {
                 0 => "the weights do not fit: use more tensor-parallel ranks, a GPU with more memory, or lower the tokens in a step"
                     .to_owned(),
