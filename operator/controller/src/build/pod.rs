@@ -16,7 +16,6 @@ use llamero_api::{
     group::GroupTemplate,
     labels::{self, CONTROL_PORT, HEALTH_PORT, INFERENCE_PORT, RANK_PORT},
 };
-
 use llamero_core::backends;
 
 use super::{parts, remote, threads};
