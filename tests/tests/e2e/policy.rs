@@ -64,10 +64,13 @@ fn a_directory_that_is_not_allowed_is_refused_by_the_api_server_and_by_the_opera
         refusal(&kubectl, &sly)?.contains("is not allowed"),
         "a way out of the directory is admitted"
     );
-    let critical = asking(json!({"priorityClassName": "system-node-critical"}));
+    // The API server tells the first thing that it finds.
+    let mut critical = asking(json!({"priorityClassName": "system-node-critical"}));
+    critical["spec"]["model"]["source"] = json!({"persistentVolumeClaim": {"claimName": "weights"}});
+    let said = refusal(&kubectl, &critical)?;
     ensure!(
-        refusal(&kubectl, &critical)?.contains("priorityClassName"),
-        "the system's priority is admitted"
+        said.contains("worker.priorityClassName system-node-critical is not allowed"),
+        "{said}"
     );
 
     let unbound = Unbound::new(Cluster::connect()?.kubectl())?;
