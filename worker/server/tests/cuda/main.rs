@@ -80,13 +80,15 @@ async fn what_does_not_fit_or_is_not_there_ends_with_a_sentence_and_never_with_t
         (
             "devices=1",
             &["--backend", "cuda", "--tensor", "3"],
-            "3 tensor-parallel ranks cannot be computed on GPUs yet",
+            // Whichever rank ends first: one that has a GPU, or one that has none.
+            "3 tensor-parallel ranks cannot be computed on GPUs yet|was asked for, and this process sees 1",
         ),
     ] {
         let mut worker = Worker::start(model.path(), machine, arguments);
         let status = worker.exit().await;
         let log = worker.log();
         assert_eq!(status.code(), Some(2), "{machine}: {log}");
-        assert!(log.contains(sentence), "{machine}: {log}");
+        let is_said = sentence.split('|').any(|sentence| log.contains(sentence));
+        assert!(is_said, "{machine}: {log}");
     }
 }
