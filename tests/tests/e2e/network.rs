@@ -102,6 +102,13 @@ impl Drop for Stranger<'_> {
     }
 }
 
+fn leader_address(pods: &[Value]) -> Result<&str> {
+    pods.iter()
+        .find(|pod| pod["metadata"]["labels"]["llamero.dev/role"] == "leader")
+        .and_then(|pod| pod["status"]["podIP"].as_str())
+        .context("no leader")
+}
+
 /// A policy that somebody opens is closed again.
 fn is_mended(deployment: &Deployment) -> Result<()> {
     let kubectl = deployment.kubectl();
@@ -179,11 +186,7 @@ fn a_stranger_is_refused_on_every_port_while_everything_works() -> Result<()> {
     let workers = deployment.pods()?;
     is_mended(&deployment)?;
     let stranger = Stranger::create(cluster)?;
-    let leader = workers
-        .iter()
-        .find(|pod| pod["metadata"]["labels"]["llamero.dev/role"] == "leader")
-        .and_then(|pod| pod["status"]["podIP"].as_str())
-        .context("no leader")?;
+    let leader = leader_address(&workers)?;
     ensure!(
         stranger.reaches(leader, 18052)?,
         "nothing is enforced yet, and the control port does not answer"
@@ -210,14 +213,9 @@ fn a_stranger_is_refused_on_every_port_while_everything_works() -> Result<()> {
     }
     drop(enforced);
 
-    let leader = deployment.pods()?;
-    let leader = leader
-        .iter()
-        .find(|pod| pod["metadata"]["labels"]["llamero.dev/role"] == "leader")
-        .and_then(|pod| pod["status"]["podIP"].as_str())
-        .context("no leader")?;
+    let workers = deployment.pods()?;
     ensure!(
-        stranger.reaches(leader, 18052)?,
+        stranger.reaches(leader_address(&workers)?, 18052)?,
         "without enforcement the stranger is still refused"
     );
     Ok(())

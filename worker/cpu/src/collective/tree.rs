@@ -201,8 +201,7 @@ impl Collective {
             )));
         }
         if by_parts {
-            let counts: Vec<usize> = (0..world).map(|peer| self::part(peer, world, n).len()).collect();
-            self.gather(&counts, out)?;
+            self.gather_parts(out)?;
         }
         Ok(())
     }
@@ -251,6 +250,13 @@ impl Collective {
         let start: usize = counts[..rank].iter().sum();
         out[start..start + mine.len()].copy_from_slice(mine);
         self.gather(counts, out)
+    }
+
+    /// Complete `out`, of which every rank has its [`part`].
+    fn gather_parts(&mut self, out: &mut [f32]) -> Result<(), BackendError> {
+        let (world, n) = (self.world(), out.len());
+        let counts: Vec<usize> = (0..world).map(|rank| part(rank, world, n).len()).collect();
+        self.gather(&counts, out)
     }
 
     /// Complete `out`, of which this rank's piece is there, by everybody else's.
@@ -321,8 +327,7 @@ impl Collective {
         }];
         self.group.transfer(Kind::Stage, &mut frame)?;
         if by_parts {
-            let counts: Vec<usize> = (0..world).map(|peer| part(peer, world, n).len()).collect();
-            self.gather(&counts, values)?;
+            self.gather_parts(values)?;
         }
         Ok(())
     }

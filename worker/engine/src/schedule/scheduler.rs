@@ -22,7 +22,9 @@
 //! are to sample ([`TokenRef::Late`]). Slot and blocks of a sequence that ends or is preempted are kept until no row of
 //! it is in flight, so that no change of the block tables reaches a step that was sent before.
 
-use std::collections::{BTreeMap, VecDeque};
+mod decode;
+
+use std::collections::VecDeque;
 
 use super::batch::{Admission, Batch};
 use super::block_pool::BlockPool;
@@ -31,6 +33,7 @@ use super::sequence::{Placed, Sequence, SequenceId};
 use crate::block_tables::BlockTables;
 #[cfg(doc)]
 use crate::step::TokenRef;
+use decode::Turn;
 
 /// How many younger sequences may be admitted before one that waits: higher priorities must not starve it.
 pub const MOST_OVERTAKEN: u32 = 64;
@@ -108,33 +111,6 @@ enum Departure {
     Finished,
     /// It was preempted, and waits again.
     Preempted,
-}
-
-/// Which sequences get a row for their next token.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Turn {
-    /// Those that are not in one of the batches that the stages compute while this one begins.
-    Due,
-    /// Those that had their last row before all others.
-    LongestWaiting,
-}
-
-/// Whether a sequence has the blocks of its next row.
-enum BlockGrant {
-    Granted,
-    /// Sequences that leave hold enough; there is no row in this batch.
-    Deferred,
-    /// Nobody leaves, so that somebody must be preempted.
-    Exhausted,
-}
-
-/// Blocks that sequences will have left when their rows in flight are done.
-#[derive(Default)]
-struct Coming {
-    /// Counted when it is asked for first, and anew after a preemption.
-    all: Option<u32>,
-    /// Those that older sequences wait for.
-    promised: u32,
 }
 
 impl Scheduler {
@@ -239,87 +215,6 @@ impl Scheduler {
         );
         batch.state_hash = self.tables.hash();
         batch
-    }
-
-    fn decode(&mut self, turn: Turn, batch: &mut Batch) {
-        let mut index = 0;
-        let decoding = self.running.iter().filter(|sequence| sequence.decodes());
-        let last_due = match turn {
-            Turn::Due => Some(self.batches.saturating_sub(u64::from(self.stages))),
-            Turn::LongestWaiting => decoding.clone().map(|sequence| sequence.last_batch).min(),
-        };
-        let share = u32::try_from(decoding.count())
-            .unwrap_or(u32::MAX)
-            .div_ceil(self.stages);
-        let mut budget = self.limits.max_batched_tokens.min(share);
-        let mut coming = Coming::default();
-        while index < self.running.len() && budget > 0 {
-            let sequence = &self.running[index];
-            if sequence.decodes() && Some(sequence.last_batch) <= last_due {
-                match self.grow(index, &mut coming, batch) {
-                    BlockGrant::Granted => {
-                        batch.push(&mut self.running[index], 1, self.batches);
-                        budget -= 1;
-                    }
-                    BlockGrant::Deferred => {}
-                    // Sequences before `index` were looked at; the youngest stands at or behind it.
-                    BlockGrant::Exhausted => {
-                        self.preempt_youngest(batch);
-                        coming.all = None;
-                        continue;
-                    }
-                }
-            }
-            index += 1;
-        }
-    }
-
-    /// Make sure the next position of a running sequence has a block.
-    fn grow(&mut self, index: usize, coming: &mut Coming, batch: &mut Batch) -> BlockGrant {
-        let sequence = &mut self.running[index];
-        let missing = sequence
-            .blocks_needed(self.limits.block_size)
-            .saturating_sub(held(sequence));
-        if missing == 0 {
-            return BlockGrant::Granted;
-        }
-        if let Some(placed) = &mut sequence.placed
-            && let Some(blocks) = self.pool.allocate(missing)
-        {
-            placed.blocks.extend_from_slice(&blocks);
-            batch.blocks.appends.push((placed.slot, blocks));
-            return BlockGrant::Granted;
-        }
-        let all = *coming.all.get_or_insert_with(|| self.leaving_blocks());
-        if missing <= self.pool.available() + all.saturating_sub(coming.promised) {
-            coming.promised += missing;
-            return BlockGrant::Deferred;
-        }
-        BlockGrant::Exhausted
-    }
-
-    /// Blocks that nobody uses any more once all sequences that leave are gone.
-    fn leaving_blocks(&self) -> u32 {
-        let mut users = BTreeMap::new();
-        let placed = self
-            .leaving
-            .iter()
-            .filter_map(|(leaving, _)| leaving.placed.as_ref());
-        for block in placed.flat_map(|placed| &placed.blocks) {
-            *users.entry(*block).or_insert(0) += 1;
-        }
-        let alone = users
-            .iter()
-            .filter(|(block, users)| self.pool.users(**block) == **users);
-        u32::try_from(alone.count()).unwrap_or(u32::MAX)
-    }
-
-    /// Send the youngest running sequence back to the queue.
-    fn preempt_youngest(&mut self, batch: &mut Batch) {
-        if let Some(sequence) = self.running.pop() {
-            batch.preempted.push(sequence.id);
-            self.leave(sequence, Departure::Preempted);
-        }
     }
 
     fn prefill(&mut self, batch: &mut Batch, budget: &mut u32) {

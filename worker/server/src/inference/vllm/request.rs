@@ -8,7 +8,8 @@ use tonic::Status;
 use vllm_proto::decoding_parameters::StructuredOutput;
 use vllm_proto::generate_request::Prompt;
 use vllm_proto::{
-    CandidateTokens, DecodingParameters, GenerateRequest, KvCacheParameters, RandomSampling, StoppingCriteria,
+    CandidateTokens, DecodingParameters, GenerateRequest, KvCacheParameters, RandomSampling, ResponseOptions,
+    StoppingCriteria,
 };
 
 use crate::inference::model::Model;
@@ -42,21 +43,7 @@ pub struct OutputSelection {
 pub fn draft(model: &Model, mut request: GenerateRequest) -> Result<Asked, Status> {
     refuse_unserved(&request)?;
     let keep = request.truncate_prompt_tokens as usize;
-    let mut prompt = match request.prompt {
-        Some(Prompt::Text(text)) if keep == 0 => model.tokens_of_text(&text, true)?,
-        // A text that is cut may be of any length.
-        Some(Prompt::Text(text)) => model.last_tokens_of_text(keep, &text, true)?,
-        Some(Prompt::TokenIds(tokens)) => tokens.ids,
-        None => {
-            return Err(Status::invalid_argument(
-                "there is no prompt; send text or token_ids",
-            ));
-        }
-    };
-    if keep > 0 && prompt.len() > keep {
-        // The end of a prompt matters most; this is what the contract's own server keeps.
-        prompt.drain(..prompt.len() - keep);
-    }
+    let prompt = prompt(model, request.prompt.take(), keep)?;
     let sampling = request.sampling.unwrap_or_default();
     let mut decoding = request.decoding.take().unwrap_or_default();
     let form = form(decoding.structured_output.take())?;
@@ -112,7 +99,35 @@ pub fn draft(model: &Model, mut request: GenerateRequest) -> Result<Asked, Statu
         ignore_eos: stopping.ignore_eos,
         ..RequestDraft::default()
     };
-    let selection = OutputSelection {
+    Ok(Asked {
+        draft,
+        selection: selection(&response),
+        form,
+    })
+}
+
+/// The prompt's tokens: all, or the last `keep` where that is not 0.
+fn prompt(model: &Model, prompt: Option<Prompt>, keep: usize) -> Result<Vec<u32>, Status> {
+    let mut prompt = match prompt {
+        Some(Prompt::Text(text)) if keep == 0 => model.tokens_of_text(&text, true)?,
+        // A text that is cut may be of any length.
+        Some(Prompt::Text(text)) => model.last_tokens_of_text(keep, &text, true)?,
+        Some(Prompt::TokenIds(tokens)) => tokens.ids,
+        None => {
+            return Err(Status::invalid_argument(
+                "there is no prompt; send text or token_ids",
+            ));
+        }
+    };
+    if keep > 0 && prompt.len() > keep {
+        // The end of a prompt matters most; this is what the contract's own server keeps.
+        prompt.drain(..prompt.len() - keep);
+    }
+    Ok(prompt)
+}
+
+fn selection(response: &ResponseOptions) -> OutputSelection {
+    OutputSelection {
         logprobs: response.output_logprobs,
         candidates: response.output_candidates.is_some(),
         prompt_logprobs: response.prompt_logprobs,
@@ -120,12 +135,7 @@ pub fn draft(model: &Model, mut request: GenerateRequest) -> Result<Asked, Statu
         text: response.output_text.unwrap_or(true),
         token_ids: response.output_token_ids,
         prompt_token_ids: response.prompt_token_ids,
-    };
-    Ok(Asked {
-        draft,
-        selection,
-        form,
-    })
+    }
 }
 
 /// How many of the likeliest tokens are wanted beside each, if log-probabilities are wanted at all.
