@@ -197,6 +197,7 @@ pub(crate) fn group(
     );
     Group {
         object: Arc::new(object),
+        writing: None,
         pods: vec![],
         budget: Some(Arc::new(budget)),
         refusals: vec![],
