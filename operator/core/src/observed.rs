@@ -90,9 +90,9 @@ pub struct Deployment {
     pub object: Arc<LlamaDeployment>,
     /// Groups whose controlling owner is this object, by UID.
     pub groups: Vec<Group>,
-    /// Group names of this namespace that must not be used for new groups although no group above bears them: groups of other owners,
-    /// and values of the group label on pods that still exist.
-    pub names_in_use: BTreeSet<String>,
+    /// Names of this namespace that new groups must not take: those of all groups, whoever owns them, and values of the group label on pods
+    /// that still exist. One set is shared by all deployments of the namespace.
+    pub names_in_use: Arc<BTreeSet<String>>,
     /// Pods with the inspect label, owned by this object.
     pub inspect: Vec<InspectPod>,
     /// The Service in front of the leaders, if it exists and is owned by this object.

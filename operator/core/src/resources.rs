@@ -178,6 +178,10 @@ pub fn of_pod(spec: &PodSpec) -> Resources {
         running.add(&of_container(container));
     }
     running.raise_to(&peak);
+    // What stands on the pod counts instead of what its containers ask for together (pod-level resources, stable since 1.34).
+    if let Some(resources) = &spec.resources {
+        running = running.overlaid(&of_requirements(resources));
+    }
     if let Some(overhead) = &spec.overhead {
         running.add(&Resources::from_quantities(overhead));
     }
@@ -185,9 +189,16 @@ pub fn of_pod(spec: &PodSpec) -> Resources {
 }
 
 fn of_container(container: &Container) -> Resources {
-    let Some(ResourceRequirements { limits, requests, .. }) = &container.resources else {
-        return Resources::new();
-    };
+    container
+        .resources
+        .as_ref()
+        .map(of_requirements)
+        .unwrap_or_default()
+}
+
+/// Requests, and limits where nothing is requested, as the API server fills them in.
+fn of_requirements(requirements: &ResourceRequirements) -> Resources {
+    let ResourceRequirements { limits, requests, .. } = requirements;
     let read = |map: &Option<BTreeMap<String, Quantity>>| map.as_ref().map(Resources::from_quantities);
     read(limits)
         .unwrap_or_default()
@@ -219,6 +230,27 @@ mod tests {
         };
         // First init alone 3; sidecar 1 + second init 2 = 3; sidecar 1 + containers 1 = 2.
         assert_eq!(of_pod(&spec), Resources::new().with(CPU, 3000).with(PODS, 1));
+    }
+
+    #[test]
+    fn what_stands_on_the_pod_counts_instead_of_its_containers() {
+        let cpu = |amount: &str| {
+            Some(ResourceRequirements {
+                limits: Some([(CPU.to_owned(), Quantity(amount.to_owned()))].into()),
+                ..Default::default()
+            })
+        };
+        let container = Container {
+            resources: cpu("1"),
+            ..Default::default()
+        };
+        let spec = PodSpec {
+            resources: cpu("5"),
+            containers: vec![container.clone(), container],
+            overhead: Some([(CPU.to_owned(), Quantity("250m".to_owned()))].into()),
+            ..Default::default()
+        };
+        assert_eq!(of_pod(&spec), Resources::new().with(CPU, 5250).with(PODS, 1));
     }
 
     #[test]

@@ -2,24 +2,28 @@
 //! an object, a group's new phase at once, and groups before deployments: who reads a deployment's counts finds groups
 //! that say the same.
 
-use std::{collections::HashMap, fmt::Debug, time::Duration};
+use std::{
+    collections::{BTreeMap, HashMap, HashSet},
+    fmt::Debug,
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
+};
 
-use futures::StreamExt as _;
 use kube::{Resource, ResourceExt as _, api::Patch, core::NamespaceResourceScope};
 use llamero_api::{LlamaDeployment, LlamaGroup, deployment::LlamaDeploymentStatus, group::LlamaGroupStatus};
-use llamero_core::{Observed, status::Reports};
+use llamero_core::{Key, status::Reports};
 use serde::{Serialize, de::DeserializeOwned};
 use serde_json::{Value, json};
-use tokio::time::Instant;
+use tokio::{sync::Semaphore, time::Instant};
 use tracing::{debug, warn};
 
-use super::{EffectError, Writer, error::Remedy, index::key_of, writer::apply_params};
-use crate::{build::parts::namespace_of, metrics::Metrics};
+use super::{EffectError, Index, Subject, Writer, error::Remedy, index::key_of, writer::apply_params};
+use crate::{build::parts::namespace_of, metrics::Metrics, wake::Wake};
 
 /// At most one write of an object's progress in this time.
 const INTERVAL: Duration = Duration::from_secs(1);
 /// Writes that are under way at the same time.
-const CONCURRENCY: usize = 8;
+const CONCURRENCY: usize = 16;
 
 /// When which object's status was written last, and whether that went well.
 #[derive(Debug, Default)]
@@ -67,12 +71,12 @@ impl Throttle {
 }
 
 /// A status to be written.
-enum Job<'a> {
-    Group(&'a LlamaGroup, &'a LlamaGroupStatus),
-    Deployment(&'a LlamaDeployment, &'a LlamaDeploymentStatus),
+enum Job {
+    Group(Arc<LlamaGroup>, Box<LlamaGroupStatus>),
+    Deployment(Arc<LlamaDeployment>, Box<LlamaDeploymentStatus>),
 }
 
-impl Job<'_> {
+impl Job {
     fn uid(&self) -> String {
         match self {
             Self::Group(object, _) => object.uid(),
@@ -85,28 +89,30 @@ impl Job<'_> {
         match self {
             Self::Group(object, wanted) => {
                 let current = object.status.as_ref();
-                throttle.due(uid, current, wanted, phase_differs(current, wanted))
+                throttle.due(uid, current, wanted.as_ref(), phase_differs(current, wanted))
             }
-            Self::Deployment(object, wanted) => throttle.due(uid, object.status.as_ref(), wanted, false),
+            Self::Deployment(object, wanted) => {
+                throttle.due(uid, object.status.as_ref(), wanted.as_ref(), false)
+            }
         }
     }
 
     async fn run(self, writer: &Writer, metrics: &Metrics) -> bool {
         let (result, subject) = match self {
             Self::Group(object, wanted) => {
-                let result = send(writer, object, wanted).await.map(|written| {
+                let result = send(writer, object.as_ref(), &wanted).await.map(|written| {
                     writer.caches().groups.wrote(written);
                 });
-                (result, format!("LlamaGroup {}", key_of(object)))
+                (result, format!("LlamaGroup {}", key_of(object.as_ref())))
             }
             Self::Deployment(object, wanted) => {
-                let result = send(writer, object, wanted).await.map(|written| {
+                let result = send(writer, object.as_ref(), &wanted).await.map(|written| {
                     writer
                         .caches()
                         .deployments
                         .note(written.resource_version().as_deref());
                 });
-                (result, format!("LlamaDeployment {}", key_of(object)))
+                (result, format!("LlamaDeployment {}", key_of(object.as_ref())))
             }
         };
         metrics.effect(
@@ -123,65 +129,121 @@ impl Job<'_> {
     }
 }
 
-/// Writes what differs and is due; when to come back for what was written a moment ago or could not be.
-pub async fn write(
-    writer: &Writer,
-    metrics: &Metrics,
-    throttle: &mut Throttle,
-    observed: &Observed,
-    reports: &Reports,
-) -> Option<Instant> {
-    throttle.forget();
-    let mut again: Option<Instant> = None;
-    let mut sooner = |at: Instant| again = Some(again.map_or(at, |again| again.min(at)));
-    for jobs in [group_jobs(observed, reports), deployment_jobs(observed, reports)] {
-        let mut runs = Vec::new();
-        for job in jobs {
-            let uid = job.uid();
-            match job.due(throttle, &uid) {
-                Due::Nothing => {}
-                Due::At(at) => sooner(at),
-                Due::Now => runs.push(async { (uid, job.run(writer, metrics).await) }),
-            }
-        }
-        let results: Vec<(String, bool)> = futures::stream::iter(runs)
-            .buffer_unordered(CONCURRENCY)
-            .collect()
-            .await;
-        for (uid, succeeded) in results {
-            if !succeeded {
-                sooner(Instant::now() + INTERVAL);
-            }
-            throttle.wrote(uid, !succeeded);
+/// Statuses that were written: of which deployment, and by UID whether that went well.
+type Written = (Key, Vec<(String, bool)>);
+
+/// Writes statuses beside the loop, those of one deployment and its groups at a time.
+pub struct Statuses {
+    writer: Arc<Writer>,
+    metrics: Metrics,
+    throttle: Throttle,
+    underway: HashSet<Key>,
+    room: Arc<Semaphore>,
+    done: Arc<Mutex<Vec<Written>>>,
+    wake: Wake,
+}
+
+impl Statuses {
+    /// Nothing was written yet.
+    #[must_use]
+    pub fn new(writer: Arc<Writer>, metrics: Metrics, wake: Wake) -> Self {
+        Self {
+            writer,
+            metrics,
+            throttle: Throttle::default(),
+            underway: HashSet::new(),
+            room: Arc::new(Semaphore::new(CONCURRENCY)),
+            done: Arc::default(),
+            wake,
         }
     }
-    again
-}
 
-fn group_jobs<'a>(observed: &'a Observed, reports: &'a Reports) -> Vec<Job<'a>> {
-    let groups = observed
-        .deployments
-        .iter()
-        .flat_map(|deployment| &deployment.groups);
-    groups
-        .filter_map(|group| {
-            let object = group.object.as_ref();
-            let wanted = reports.groups.get(&key_of(object))?;
-            Some(Job::Group(object, wanted))
-        })
-        .collect()
-}
+    /// Takes in what was written since. Deployments whose status could not be written, and when to look at them again.
+    pub fn settle(&mut self) -> Vec<(Key, Instant)> {
+        self.throttle.forget();
+        let done = std::mem::take(&mut *self.done.lock().unwrap_or_else(PoisonError::into_inner));
+        let mut again = Vec::new();
+        for (deployment, written) in done {
+            self.underway.remove(&deployment);
+            if written.iter().any(|(_, succeeded)| !succeeded) {
+                again.push((deployment, Instant::now() + INTERVAL));
+            }
+            for (uid, succeeded) in written {
+                self.throttle.wrote(uid, !succeeded);
+            }
+        }
+        again
+    }
 
-fn deployment_jobs<'a>(observed: &'a Observed, reports: &'a Reports) -> Vec<Job<'a>> {
-    observed
-        .deployments
-        .iter()
-        .filter_map(|deployment| {
-            let object = deployment.object.as_ref();
-            let wanted = reports.deployments.get(&key_of(object))?;
-            Some(Job::Deployment(object, wanted))
-        })
-        .collect()
+    /// Begins to write what differs and is due. When to come back for each deployment of which something was written a moment ago.
+    pub fn begin(&mut self, index: &Index, reports: Reports) -> Vec<(Key, Instant)> {
+        let mut groups: BTreeMap<Key, Vec<Job>> = BTreeMap::new();
+        for (key, status) in reports.groups {
+            let owner = index.deployment_of(&Subject::Group(key.clone()));
+            if let (Some(owner), Ok(object)) = (owner, index.group(&key)) {
+                groups
+                    .entry(owner)
+                    .or_default()
+                    .push(Job::Group(Arc::clone(object), Box::new(status)));
+            }
+        }
+        let mut again = Vec::new();
+        for (key, status) in reports.deployments {
+            let Ok(object) = index.deployment(&key) else {
+                continue;
+            };
+            if self.underway.contains(&key) {
+                again.push((key, Instant::now() + INTERVAL));
+                continue;
+            }
+            let (first, later) = self.due(groups.remove(&key).unwrap_or_default());
+            let (then, latest) = self.due(vec![Job::Deployment(Arc::clone(object), Box::new(status))]);
+            again.extend(later.into_iter().chain(latest).min().map(|at| (key.clone(), at)));
+            if !first.is_empty() || !then.is_empty() {
+                self.underway.insert(key.clone());
+                self.spawn(key, first, then);
+            }
+        }
+        again
+    }
+
+    /// Jobs that are due, and when the first of the others is.
+    fn due(&self, jobs: Vec<Job>) -> (Vec<(String, Job)>, Option<Instant>) {
+        let (mut now, mut later) = (Vec::new(), None);
+        for job in jobs {
+            let uid = job.uid();
+            match job.due(&self.throttle, &uid) {
+                Due::Nothing => {}
+                Due::Now => now.push((uid, job)),
+                Due::At(at) => later = Some(later.map_or(at, |later: Instant| later.min(at))),
+            }
+        }
+        (now, later)
+    }
+
+    fn spawn(&self, deployment: Key, first: Vec<(String, Job)>, then: Vec<(String, Job)>) {
+        let (writer, metrics, room) = (
+            Arc::clone(&self.writer),
+            self.metrics.clone(),
+            Arc::clone(&self.room),
+        );
+        let (done, wake) = (Arc::clone(&self.done), self.wake.clone());
+        tokio::spawn(async move {
+            let mut written = Vec::new();
+            for jobs in [first, then] {
+                let runs = jobs.into_iter().map(|(uid, job)| async {
+                    // The semaphore is never closed.
+                    let _place = room.acquire().await;
+                    (uid, job.run(&writer, &metrics).await)
+                });
+                written.extend(futures::future::join_all(runs).await);
+            }
+            done.lock()
+                .unwrap_or_else(PoisonError::into_inner)
+                .push((deployment, written));
+            wake.wake();
+        });
+    }
 }
 
 fn phase_differs(current: Option<&LlamaGroupStatus>, wanted: &LlamaGroupStatus) -> bool {

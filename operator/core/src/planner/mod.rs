@@ -19,13 +19,16 @@ mod nodes;
 mod rest;
 mod same;
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+};
 
 use llamero_api::LlamaDeployment;
 
 use crate::{
     decide::{self, Decided},
-    observed::{Deployment, Group, Observed, Settings},
+    observed::{Demand, Deployment, Group, Observed, Settings},
     placement::{Ledger, Reservations},
     plan::{Key, Plan},
     status::{self, Reports},
@@ -124,6 +127,33 @@ impl Planner {
         }
     }
 
+    /// What the gateways hold for a deployment.
+    pub fn set_demand(&mut self, key: &Key, demand: Option<Demand>) {
+        let Ok(at) = self.find(key) else { return };
+        let known = &mut self.observed.deployments[at];
+        let same = same::demanded(&known.object, known.demand.as_ref(), demand.as_ref());
+        known.demand = demand;
+        if !same {
+            self.touch(key);
+        }
+    }
+
+    /// Names of a namespace that new groups must not take. Nobody waits for one, so nobody is looked at again.
+    pub fn set_names_in_use(&mut self, namespace: &str, names: &Arc<BTreeSet<String>>) {
+        for deployment in &mut self.observed.deployments {
+            if deployment
+                .object
+                .metadata
+                .namespace
+                .as_deref()
+                .unwrap_or_default()
+                == namespace
+            {
+                deployment.names_in_use = Arc::clone(names);
+            }
+        }
+    }
+
     /// Forgets a deployment that is gone, and its groups.
     pub fn remove_deployment(&mut self, key: &Key) {
         let Ok(at) = self.find(key) else { return };
@@ -178,15 +208,16 @@ impl Planner {
     /// What was decided about a deployment is under way: nothing is decided about it until [`Self::release`].
     pub fn hold(&mut self, key: &Key) {
         if let Some(entry) = self.entries.get_mut(key) {
-            entry.held = true;
+            (entry.held, entry.dirty) = (true, false);
         }
     }
 
-    /// What was decided about a deployment has happened, or has not. It is decided about again, at once or at `due`.
+    /// What was decided about a deployment has happened, or has not. It is decided about again: at once, or at `due` unless something changed
+    /// meanwhile.
     pub fn release(&mut self, key: &Key, due: Option<Millis>) {
         if let Some(entry) = self.entries.get_mut(key) {
             entry.held = false;
-            entry.dirty = due.is_none();
+            entry.dirty |= due.is_none();
             entry.due = time::earlier(entry.due, due);
         }
     }
@@ -248,7 +279,11 @@ impl Planner {
                     // It is being deleted: nothing is decided about it.
                     _ => true,
                 };
-            let again = now.saturating_add(if rests { rest::pause(key) } else { rest::UNSETTLED });
+            let again = now.saturating_add(if rests {
+                rest::pause(key, deployment)
+            } else {
+                rest::UNSETTLED
+            });
             if let Some(entry) = self.entries.get_mut(key) {
                 (entry.dirty, entry.waits) = (acts, waits);
                 entry.due = time::earlier(own, Some(again));
@@ -278,7 +313,9 @@ impl Planner {
         }
     }
 
-    fn next_due(&self) -> Option<Millis> {
+    /// When to look at the first deployment that is not held, if nothing changes before.
+    #[must_use]
+    pub fn next_due(&self) -> Option<Millis> {
         let waiting = self.entries.values().filter(|entry| !entry.held);
         waiting.filter_map(|entry| entry.due).min()
     }

@@ -16,8 +16,14 @@ const SETTLED: Millis = 60_000;
 /// Over this time the looks at many are spread.
 const SPREAD: u64 = 30_000;
 
+/// How soon one at rest whose number of groups follows the load: a sample that says the same as a stale one is no change.
+const SCALED: Millis = 5_000;
+
 /// How long one at rest is left alone when nothing changes.
-pub(super) fn pause(key: &Key) -> Millis {
+pub(super) fn pause(key: &Key, deployment: Option<&Deployment>) -> Millis {
+    if deployment.is_some_and(|d| d.object.spec.autoscaling.is_some()) {
+        return SCALED;
+    }
     let mut hasher = DefaultHasher::new();
     key.hash(&mut hasher);
     SETTLED.saturating_add(i64::try_from(hasher.finish() % SPREAD).unwrap_or(0))

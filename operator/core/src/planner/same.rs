@@ -3,6 +3,8 @@
 
 use std::sync::Arc;
 
+use llamero_api::LlamaDeployment;
+
 use crate::observed::{Demand, Deployment, Group, Load, OPEN, Pod, Rank, Report};
 
 fn same_object<K: PartialEq>(one: &Arc<K>, other: &Arc<K>) -> bool {
@@ -21,7 +23,8 @@ pub(super) fn frame(one: &Deployment, other: &Deployment) -> bool {
     let Deployment {
         object,
         groups: _,
-        names_in_use,
+        // A name that is taken makes nobody wait: another one is chosen.
+        names_in_use: _,
         inspect,
         service,
         revisions,
@@ -29,17 +32,27 @@ pub(super) fn frame(one: &Deployment, other: &Deployment) -> bool {
         refusals,
         demand,
     } = one;
-    let demanded = |demand: &Option<Demand>| demand.map(|d| (d.held, d.in_flight, d.total));
-    // Only a number that follows the load depends on it.
-    let asked = object.spec.autoscaling.is_none() || demanded(demand) == demanded(&other.demand);
-    asked
+    demanded(object, demand.as_ref(), other.demand.as_ref())
         && same_object(object, &other.object)
-        && *names_in_use == other.names_in_use
         && *inspect == other.inspect
         && same_optional(service.as_ref(), other.service.as_ref())
         && *revisions == other.revisions
         && *replicas_manager == other.replicas_manager
         && *refusals == other.refusals
+}
+
+/// How many wait is told; the rest only a number of groups that follows the load depends on.
+pub(super) fn demanded(object: &LlamaDeployment, one: Option<&Demand>, other: Option<&Demand>) -> bool {
+    let follows = object.spec.autoscaling.is_some();
+    let means = |demand: Option<&Demand>| {
+        demand.map(|d| {
+            (
+                d.held,
+                follows.then_some((d.in_flight, d.total, d.received_at == 0)),
+            )
+        })
+    };
+    means(one) == means(other)
 }
 
 pub(super) fn group(one: &Group, other: &Group) -> bool {

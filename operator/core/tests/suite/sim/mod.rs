@@ -151,7 +151,7 @@ impl World {
             deployments: vec![Deployment {
                 object: Arc::new(self.object.clone()),
                 groups,
-                names_in_use: BTreeSet::new(),
+                names_in_use: Arc::default(),
                 inspect: self.inspect.clone(),
                 service: self.service.clone(),
                 revisions: self.revisions.clone(),

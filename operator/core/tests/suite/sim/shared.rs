@@ -209,10 +209,12 @@ impl Shared {
         plan.verdicts.len()
     }
 
-    /// Whether every group serves.
+    /// Whether every group serves, on nodes that stay.
     pub(crate) fn serves(&self) -> bool {
         let mut worlds = self.worlds.iter();
-        worlds.all(|world| world.all_settled() && !world.groups.is_empty())
+        let mut nodes = self.worlds[0].nodes.values();
+        nodes.all(|node| !node.unschedulable)
+            && worlds.all(|world| world.all_settled() && !world.groups.is_empty())
     }
 }
 
