@@ -41,6 +41,8 @@ pub struct Settings {
     pub cors: Option<Cors>,
     /// Who may ask; absent: everybody.
     pub keys: Option<Arc<KeyBook>>,
+    /// How long a request waits for the gateway that keeps its key's books, before its own share of the limits holds here.
+    pub quota_patience: Duration,
 }
 
 impl Default for Settings {
@@ -57,6 +59,7 @@ impl Default for Settings {
             keep_alive: Duration::from_secs(10),
             cors: None,
             keys: None,
+            quota_patience: Duration::from_millis(500),
         }
     }
 }
@@ -90,10 +93,10 @@ impl Gateway {
         Arc::new(Self {
             held_bytes: Budget::new(settings.hold_bytes),
             body_bytes: Budget::new(settings.body_bytes),
+            quotas: Quotas::new(settings.quota_patience),
             settings,
             directory: Directory::new(),
             demand: Demand::new(),
-            quotas: Quotas::new(),
             metrics: Metrics::new(),
             stopping: CancellationToken::new(),
         })

@@ -15,8 +15,6 @@ use super::peers::{Keeper, Peers};
 use crate::error::ApiError;
 use crate::keys::{Key, Limits};
 
-/// Longest time that a request waits for the gateway that keeps its key's books.
-const PATIENCE: Duration = Duration::from_millis(500);
 /// How often gateways hear of requests that run elsewhere; see the ledger's patience.
 const REFRESH: Duration = Duration::from_secs(10);
 
@@ -25,6 +23,8 @@ const REFRESH: Duration = Duration::from_secs(10);
 pub struct Quotas {
     /// The books of keys that are kept here.
     pub ledger: Ledger,
+    /// Longest time that a request waits for the gateway that keeps its key's books.
+    patience: Duration,
     peers: RwLock<Arc<Peers>>,
     /// Requests that run here, by key.
     running: Mutex<HashMap<String, (Limits, u32)>>,
@@ -43,11 +43,13 @@ pub struct Admission {
 }
 
 impl Quotas {
-    /// Of a gateway that is alone until it hears of others.
+    /// Of a gateway that is alone until it hears of others. A request waits up to `patience` for the one that keeps its
+    /// key's books.
     #[must_use]
-    pub fn new() -> Arc<Self> {
+    pub fn new(patience: Duration) -> Arc<Self> {
         Arc::new(Self {
             ledger: Ledger::new(),
+            patience,
             peers: RwLock::default(),
             running: Mutex::default(),
             sequence: AtomicU64::new(1),
@@ -104,7 +106,7 @@ impl Quotas {
         let Keeper::There(mut keeper) = peers.keeper(&ask.key) else {
             return self.ledger.admit(&ask, limits, Instant::now());
         };
-        match tokio::time::timeout(PATIENCE, keeper.admit(ask.clone())).await {
+        match tokio::time::timeout(self.patience, keeper.admit(ask.clone())).await {
             Ok(Ok(reply)) => reply.into_inner(),
             failed => {
                 let why = match failed {
@@ -140,8 +142,9 @@ impl Quotas {
             tokens,
             running: Some(running),
         };
+        let patience = self.patience;
         let told = async move {
-            let told = tokio::time::timeout(PATIENCE, keeper.settle(request)).await;
+            let told = tokio::time::timeout(patience, keeper.settle(request)).await;
             if !matches!(told, Ok(Ok(_))) {
                 tracing::debug!("the gateway that keeps a key's books was not told of a request's end");
             }

@@ -6,7 +6,7 @@ use serde_json::{Value, json};
 use tonic::Status;
 
 use crate::support::client::{post, send};
-use crate::support::{MODEL, chat, gateway, with_worker};
+use crate::support::{MODEL, chat, gateway, patient, with_worker};
 
 #[tokio::test]
 async fn bad_requests_get_a_sentence_in_openai_s_form() {
@@ -85,7 +85,7 @@ async fn bad_requests_get_a_sentence_in_openai_s_form() {
 
 #[tokio::test]
 async fn the_worker_s_sentence_reaches_the_client_with_its_status_also_when_streaming() {
-    let (served, mut worker) = with_worker(Settings::default()).await;
+    let (served, mut worker) = with_worker(patient()).await;
     for stream in [false, true] {
         let (reply, ()) = tokio::join!(
             post(

@@ -75,7 +75,7 @@ async fn a_request_at_zero_is_held_told_and_answered() {
 async fn holding_is_bounded_in_number_and_time() {
     let settings = Settings {
         hold_limit: 1,
-        hold_timeout: Duration::from_millis(400),
+        hold_timeout: Duration::from_secs(3),
         ..Settings::default()
     };
     let served = gateway(settings).await;

@@ -2,6 +2,7 @@
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 
 use hyper::{Method, StatusCode};
 use llamero_gateway::Settings;
@@ -44,6 +45,7 @@ impl Keys {
 fn settings(path: &Path) -> Settings {
     Settings {
         keys: Some(Arc::new(KeyBook::load(path).unwrap())),
+        quota_patience: Duration::from_secs(20),
         ..Settings::default()
     }
 }

@@ -62,7 +62,7 @@ pub async fn gateway_with(settings: Settings, tls: Option<Arc<Tls>>) -> Served {
     let stop = CancellationToken::new();
     let ending = Ending {
         delay: Duration::ZERO,
-        grace: Duration::from_secs(5),
+        grace: Duration::from_secs(60),
     };
     let serving = serve(
         gateway.clone(),
@@ -86,6 +86,14 @@ impl Served {
     /// Make `model` known with these leaders.
     pub fn publish(&self, model: &str, leaders: &[SocketAddr]) {
         self.gateway.publish(vec![found(model, leaders)]);
+    }
+}
+
+/// For tests of errors that come before a stream has begun: it does not begin by itself.
+pub fn patient() -> Settings {
+    Settings {
+        first_chunk_wait: Duration::from_secs(60),
+        ..Settings::default()
     }
 }
 

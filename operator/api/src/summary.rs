@@ -37,7 +37,7 @@ pub struct CheckpointSummary {
     pub parameters: i64,
     /// Bytes of all tensors in the files.
     pub checkpoint_bytes: i64,
-    /// Usable tensor-parallel sizes.
+    /// Usable tensor-parallel sizes, with as many pipeline stages as the deployment asks for.
     pub plans: Vec<ShardPlan>,
     /// Why the wanted tensor-parallel size cannot be used, in words.
     #[serde(default, skip_serializing_if = "Option::is_none")]

@@ -114,9 +114,16 @@ fn every_pod_holds_equally_many_ranks() {
 }
 
 #[test]
-fn pipeline_stages_are_refused_for_now() {
-    let staged = deployment(|o| o["spec"]["parallelism"]["pipeline"] = json!(2));
-    assert!(refused(&staged).contains("pipeline parallelism is not available yet"));
+fn pods_hold_equally_many_ranks_of_all_stages() {
+    let staged = |tensor: i32, pipeline: i32, per_node: i32| {
+        deployment(|o| {
+            o["spec"]["parallelism"] = json!({"tensor": tensor, "pipeline": pipeline});
+            o["spec"]["accelerator"] = json!({"perNode": per_node});
+        })
+    };
+    staged(1, 2, 1).validate_cel().unwrap();
+    staged(8, 2, 8).validate_cel().unwrap();
+    assert!(refused(&staged(3, 2, 4)).contains("a multiple of it"));
 }
 
 #[test]

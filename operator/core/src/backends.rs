@@ -20,6 +20,12 @@ pub fn check(spec: &LlamaDeploymentSpec, summary: &CheckpointSummary) -> Result<
             "accelerator.resource is {resource}, which no backend of Llamero drives: use nvidia.com/gpu, or remove accelerator.resource to run on the CPU"
         ));
     };
+    let stages = spec.parallelism.pipeline;
+    if backends.contains(driver) && stages > 1 {
+        return Err(format!(
+            "parallelism.pipeline is {stages}, and {resource} is driven by the backend {driver}, which computes a model in one stage only: use 1 and a larger parallelism.tensor"
+        ));
+    }
     if backends.contains(driver) {
         return Ok(());
     }
@@ -66,6 +72,21 @@ mod tests {
             Ok(())
         );
         assert_eq!(check(&spec(None), &summary(&[])), Ok(()));
+    }
+
+    #[test]
+    fn stages_on_gpus_are_refused_until_they_are_built() {
+        let staged = |resource| {
+            let mut spec = spec(resource);
+            spec.parallelism.pipeline = 2;
+            check(&spec, &summary(&["cpu", "cuda"]))
+        };
+        let why = staged(Some("nvidia.com/gpu")).unwrap_err();
+        assert!(
+            why.contains("parallelism.pipeline is 2") && why.contains("one stage only"),
+            "{why}"
+        );
+        assert_eq!(staged(None), Ok(()));
     }
 
     #[test]

@@ -30,11 +30,13 @@ pub fn digest(spec: &LlamaDeploymentSpec, model_name: &str) -> String {
 /// Digest of the source and split that an inspection looks into, eight hexadecimal digits.
 #[must_use]
 pub fn inspect_key(spec: &LlamaDeploymentSpec) -> String {
-    hex(
-        &json!({"version": 1, "source": value(&spec.model.source), "tensor": spec.parallelism.tensor,
-            "restartedAt": value(&spec.rollout.restarted_at)}),
-        8,
-    )
+    let mut looked_into = json!({"version": 1, "source": value(&spec.model.source), "tensor": spec.parallelism.tensor,
+        "restartedAt": value(&spec.rollout.restarted_at)});
+    // One stage is left out, as it was before there could be more: nobody's checkpoint is to be read again by an upgrade.
+    if spec.parallelism.pipeline > 1 {
+        looked_into["pipeline"] = json!(spec.parallelism.pipeline);
+    }
+    hex(&looked_into, 8)
 }
 
 /// The snapshot that a new group keeps.
@@ -249,6 +251,13 @@ mod tests {
     #[test]
     fn digest_is_golden() {
         assert_eq!(digest(&spec(|_| {}), "llama"), "0fc80c83b0");
+    }
+
+    #[test]
+    fn other_stages_are_looked_into_again() {
+        let stages = |stages: i32| inspect_key(&spec(|s| s["parallelism"]["pipeline"] = json!(stages)));
+        assert_eq!(stages(1), inspect_key(&spec(|_| {})));
+        assert!(stages(2) != stages(1) && stages(3) != stages(2));
     }
 
     #[test]

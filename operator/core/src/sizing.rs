@@ -156,6 +156,9 @@ fn shard_of(summary: &CheckpointSummary, tensor: i64) -> Result<&ShardPlan, Stri
                 .problem
                 .clone()
                 .unwrap_or_else(|| format!("the checkpoint cannot be split over {tensor} ranks"));
+            if usable.is_empty() {
+                return why;
+            }
             format!("{why}; parallelism.tensor can be {}", usable.join(", "))
         })
 }

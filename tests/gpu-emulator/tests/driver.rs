@@ -130,7 +130,7 @@ emulated! {
         assert_eq!(run(), Err(sys::CUresult::CUDA_ERROR_ECC_UNCORRECTABLE), "it stays");
     }
 
-    fn a_fault_comes_when_a_file_appears() on ["fault=hang@{folder}/hang,timeout=1"], {
+    fn a_fault_comes_when_a_file_appears() on ["fault=hang@{folder}/hang,timeout=4"], {
         let gpu = Gpu::new(SUM, "sum");
         let x = gpu.stream.alloc_zeros::<f32>(64).unwrap();
         let mut out = gpu.stream.alloc_zeros::<f32>(1).unwrap();
@@ -141,7 +141,7 @@ emulated! {
         std::fs::write(path, "").unwrap();
         let started = std::time::Instant::now();
         assert_eq!(run(), Err(sys::CUresult::CUDA_ERROR_LAUNCH_TIMEOUT));
-        assert!(started.elapsed().as_millis() >= 1000, "it hung");
+        assert!(started.elapsed().as_millis() >= 4000, "it hung");
     }
 
     fn streams_wait_for_themselves_and_for_each_other() on ["streams=eager", "streams=deferred"], {

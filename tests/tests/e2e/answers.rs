@@ -38,6 +38,17 @@ fn two_nodes_answer_as_one_process_and_the_traffic_is_seen_on_both_links() -> Re
             "{node} sent {sent} bytes, fewer than the partial sums of {least}"
         );
     }
+    drop(two);
+
+    let staged = Deployment::create("staged", json!({"parallelism": {"tensor": 1, "pipeline": 2}}))?;
+    staged.wait_ready(1)?;
+    let pods = staged.pods()?;
+    ensure!(
+        pods.len() == 2 && node_of(&pods[0]) != node_of(&pods[1]),
+        "not on two nodes"
+    );
+    let got = ask(&staged.cluster, &chat("staged", "Why do llamas hum?", 48))?;
+    ensure!(got == expected, "two stages: {got:?}\none process: {expected:?}");
     Ok(())
 }
 

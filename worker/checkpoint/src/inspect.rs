@@ -167,7 +167,7 @@ impl fmt::Display for Report {
             )?;
         }
         writeln!(f, "  content identity {}", self.identity)?;
-        write_plans(f, summary)?;
+        write_plans(f, summary, self.topology.pipeline)?;
         self.write_ranks(f)?;
         if let Some(problem) = &summary.problem {
             writeln!(f, "\nProblem: {problem}")?;
@@ -176,7 +176,10 @@ impl fmt::Display for Report {
     }
 }
 
-fn write_plans(f: &mut fmt::Formatter<'_>, summary: &CheckpointSummary) -> fmt::Result {
+fn write_plans(f: &mut fmt::Formatter<'_>, summary: &CheckpointSummary, pipeline: u32) -> fmt::Result {
+    if pipeline > 1 {
+        write!(f, "\n  in {pipeline} stages, the largest rank counts:")?;
+    }
     writeln!(f, "\n  tensor  weights a rank  KV a token and rank")?;
     for plan in &summary.plans {
         writeln!(

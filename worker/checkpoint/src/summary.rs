@@ -18,7 +18,7 @@ const LISTED: [u32; 9] = [1, 2, 3, 4, 5, 8, 9, 16, 32];
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct TensorPlan {
-    /// Ranks in the group.
+    /// Ranks of a stage.
     pub tensor: u32,
     /// Bytes of weights that a rank holds.
     pub weight_bytes_per_rank: u64,
@@ -65,7 +65,7 @@ pub struct CheckpointSummary {
     pub parameters: u64,
     /// Bytes of all tensors on disk.
     pub checkpoint_bytes: u64,
-    /// What usable group sizes cost.
+    /// What usable numbers of tensor-parallel ranks cost, with as many pipeline stages as were asked for.
     pub plans: Vec<TensorPlan>,
     /// Why the group size asked for cannot be used.
     pub problem: Option<String>,
@@ -109,7 +109,7 @@ impl CheckpointSummary {
             checkpoint_bytes: checkpoint.bytes(),
             plans: sizes
                 .into_iter()
-                .filter_map(|tensor| plan(checkpoint, layout, tensor))
+                .filter_map(|tensor| plan(checkpoint, layout, Topology { tensor, ..topology }))
                 .collect(),
             problem: ShardPlan::new(config, topology)
                 .err()
@@ -121,12 +121,12 @@ impl CheckpointSummary {
     }
 }
 
-fn plan(checkpoint: &Checkpoint, layout: &ModelLayout, tensor: u32) -> Option<TensorPlan> {
+fn plan(checkpoint: &Checkpoint, layout: &ModelLayout, topology: Topology) -> Option<TensorPlan> {
     let config = checkpoint.config();
-    let split = ShardPlan::new(config, Topology::tensor(tensor)).ok()?;
+    let split = ShardPlan::new(config, topology).ok()?;
     let shards = split.shards();
     Some(TensorPlan {
-        tensor,
+        tensor: topology.tensor,
         weight_bytes_per_rank: shards.iter().map(|shard| rank_bytes(layout, shard)).max()?,
         kv_bytes_per_token_per_rank: shards
             .iter()

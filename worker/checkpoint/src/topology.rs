@@ -40,6 +40,12 @@ impl Topology {
         stage * self.tensor..(stage + 1) * self.tensor
     }
 
+    /// Steps that are under way at once: while the stages compute one each, the next is planned and sent.
+    #[must_use]
+    pub fn steps_in_flight(self) -> u32 {
+        self.pipeline.saturating_add(1).max(2)
+    }
+
     /// Which of `layers` layers a stage computes: contiguous parts, the first stages one layer more where it does not come
     /// out even, because the last one also has the head.
     #[must_use]

@@ -132,9 +132,11 @@ fn a_report_shows_stages_tables_and_identity() {
         first.table_bytes.abs_diff(quarter) < 3_000_000 && last.table_bytes.abs_diff(quarter) < 3_000_000
     );
     assert_eq!(
-        first.kv_bytes_per_token,
-        report.summary.plans[3].kv_bytes_per_token_per_rank / 2
+        first.kv_bytes_per_token, report.summary.plans[3].kv_bytes_per_token_per_rank,
+        "sizing is told of stages"
     );
+    let largest = report.ranks.iter().map(|rank| rank.weight_bytes).max();
+    assert_eq!(Some(report.summary.plans[3].weight_bytes_per_rank), largest);
 }
 
 /// A rank of a 405B finds its last rows inside the files, at offsets beyond 4 GiB.

@@ -41,7 +41,9 @@ pub(crate) struct Machine<'a> {
 }
 
 impl Model<'_> {
-    /// Run `tokens` (of all `spans`, in order) through every layer, writing their keys and values to the cache.
+    /// Run `tokens` (of all `spans`, in order) through every layer of the stage, writing their keys and values to the cache. The
+    /// first stage looks the tokens up; the others take the residual stream from the stage before, f32 as it is, so that the
+    /// bits do not depend on where the model is cut.
     pub(crate) fn run(
         &self,
         machine: &mut Machine<'_>,
@@ -50,7 +52,16 @@ impl Model<'_> {
     ) -> Result<(), BackendError> {
         let rows = tokens.len();
         machine.work.rope.turn(spans);
-        self.embed(machine, tokens)?;
+        let residual = ..rows * self.shape.hidden;
+        if self.shape.has_embedding {
+            self.embed(machine, tokens)?;
+        } else if machine.is_warm_up {
+            machine.work.residual[residual].fill(0.0);
+        } else {
+            machine
+                .collective
+                .take_over(&mut machine.work.residual[residual])?;
+        }
         for layer in 0..self.shape.layers {
             if machine.progress.is_stopped() {
                 return Err(MeshError::Aborted.into());
@@ -58,6 +69,9 @@ impl Model<'_> {
             self.attention(machine, layer, rows, spans)?;
             self.feed_forward(machine, layer, rows)?;
             machine.progress.layer();
+        }
+        if !self.shape.has_head && !machine.is_warm_up {
+            machine.collective.pass_on(&machine.work.residual[residual])?;
         }
         Ok(())
     }
@@ -112,10 +126,13 @@ impl Model<'_> {
         Ok(())
     }
 
-    /// The final norm of the batch's tokens `wanted`, as pairs `[wanted, hidden / 2]`.
+    /// The final norm of the batch's tokens `wanted`, as pairs `[wanted, hidden / 2]`; nothing before the last stage.
     pub(crate) fn final_norm(&self, work: &Workspace, wanted: &[usize]) -> Vec<u32> {
         let hidden = self.shape.hidden;
-        let weight = self.weights.floats(self.weights.layout().final_norm, hidden);
+        let Some(head) = self.weights.layout().head else {
+            return Vec::new();
+        };
+        let weight = self.weights.floats(head.norm, hidden);
         let mut normed = vec![0; wanted.len() * hidden / 2];
         for (token, out) in wanted.iter().zip(normed.chunks_exact_mut(hidden / 2)) {
             let row = &work.residual[token * hidden..][..hidden];
@@ -132,7 +149,10 @@ impl Model<'_> {
             stride,
             rows: normed.len() / stride,
         };
-        let head = self.weights.matrix(self.weights.layout().head);
+        let Some(head) = self.weights.layout().head else {
+            return;
+        };
+        let head = self.weights.matrix(head.matrix);
         multiply(pool, self.kernel, inputs, &mut [self.product(head, out)]);
     }
 

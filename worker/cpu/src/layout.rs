@@ -65,22 +65,31 @@ impl LayerAt {
     }
 }
 
+/// What stands behind the layers of the last stage.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub(crate) struct HeadAt {
+    /// The last norm, f32 `[hidden]`.
+    pub(crate) norm: usize,
+    /// From hidden states to logits of the rank's vocabulary.
+    pub(crate) matrix: MatrixAt,
+}
+
 /// All of a rank's tensors.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub(crate) struct Layout {
-    /// bf16 `[vocabulary of the rank, hidden]`, row-major: it is only looked up. None where it is the head's table.
+    /// bf16 `[vocabulary of the rank, hidden]`, row-major: it is only looked up. None where it is the head's table, and behind
+    /// the first stage.
     pub(crate) embedding: Option<usize>,
     pub(crate) layers: Vec<LayerAt>,
-    /// f32 `[hidden]`.
-    pub(crate) final_norm: usize,
-    pub(crate) head: MatrixAt,
+    /// None before the last stage.
+    pub(crate) head: Option<HeadAt>,
     /// Length of the region.
     pub(crate) bytes: usize,
 }
 
 impl Layout {
-    /// `element_of(layer, role)` is the type of each matrix; `head` that of the head, which is the embedding, too, where
-    /// the model is `tied`.
+    /// `element_of(layer, role)` is the type of each matrix, by the layer's number in the model; `head` that of the head, which
+    /// is the embedding, too, where the model is `tied` and the rank has both.
     pub(crate) fn new(
         shape: &Shape,
         element_of: impl Fn(usize, Role) -> Element,
@@ -94,7 +103,8 @@ impl Layout {
             at
         };
         let table = shape.vocab_width() * shape.hidden * size_of::<u16>();
-        let embedding = (!tied).then(|| take_at(table, PAGE));
+        let has_table = shape.has_embedding && !(tied && shape.has_head);
+        let embedding = has_table.then(|| take_at(table, PAGE));
         let norm_bytes = shape.hidden * size_of::<f32>();
         let matrix =
             |take_at: &mut dyn FnMut(usize, usize) -> usize, element: Element, n: usize, k: usize| MatrixAt {
@@ -109,17 +119,18 @@ impl Layout {
                 input_norm: take_at(norm_bytes, ALIGN),
                 matrices: Role::ALL.map(|role| {
                     let (n, k) = sizes(shape, role);
-                    matrix(&mut take_at, element_of(layer, role), n, k)
+                    matrix(&mut take_at, element_of(shape.first_layer + layer, role), n, k)
                 }),
                 post_norm: take_at(norm_bytes, ALIGN),
             })
             .collect();
-        let final_norm = take_at(norm_bytes, ALIGN);
-        let head = matrix(&mut take_at, head, shape.vocab_width(), shape.hidden);
+        let head = shape.has_head.then(|| HeadAt {
+            norm: take_at(norm_bytes, ALIGN),
+            matrix: matrix(&mut take_at, head, shape.vocab_width(), shape.hidden),
+        });
         Self {
             embedding,
             layers,
-            final_norm,
             head,
             bytes: end,
         }

@@ -14,7 +14,7 @@ use llamero_engine::hash::Fnv1a;
 use llamero_engine::{BackendError, LoadWatch};
 
 use crate::kernel::pack::{Element, LANES, pack_rows};
-use crate::layout::{LayerAt, Layout, MatrixAt, Role};
+use crate::layout::{HeadAt, LayerAt, Layout, MatrixAt, Role};
 use crate::shape::Shape;
 use crate::weights::{Store, Weights};
 
@@ -90,6 +90,7 @@ pub(crate) fn load(
     let layout = weights.layout().clone();
     let packer = Packer {
         layout: &layout,
+        first_layer: shard.layers.start as usize,
         store: weights.store(file),
     };
     let threads = threads.clamp(1, MAX_THREADS);
@@ -120,6 +121,8 @@ fn finish(loaded: llamero_checkpoint::Result<()>, weights: &mut Weights) -> Resu
 /// Packs rows into the region.
 struct Packer<'a> {
     layout: &'a Layout,
+    /// The first layer of the rank's stage.
+    first_layer: usize,
     store: Store<'a>,
 }
 
@@ -141,8 +144,8 @@ impl Sink for Packer<'_> {
         };
         match (id.kind, layer) {
             (TensorKind::Embed, _) => self.embedding(rows, scratch),
-            (TensorKind::FinalNorm, _) => self.norm(self.layout.final_norm, rows),
-            (TensorKind::Head, _) => self.matrix(self.layout.head, rows, scratch),
+            (TensorKind::FinalNorm, _) => self.norm(self.head()?.norm, rows),
+            (TensorKind::Head, _) => self.matrix(self.head()?.matrix, rows, scratch),
             (TensorKind::InputNorm, Some(layer)) => self.norm(layer.input_norm, rows),
             (TensorKind::PostAttentionNorm, Some(layer)) => self.norm(layer.post_norm, rows),
             (kind, Some(layer)) => match role_of(kind) {
@@ -156,13 +159,20 @@ impl Sink for Packer<'_> {
 
 impl Packer<'_> {
     fn layer(&self, layer: u32) -> Result<&LayerAt, SinkError> {
-        let known = self.layout.layers.get(layer as usize);
+        let of_stage = (layer as usize).checked_sub(self.first_layer);
+        let known = of_stage.and_then(|layer| self.layout.layers.get(layer));
         known.ok_or_else(|| format!("layer {layer} has no place in this rank's memory").into())
+    }
+
+    fn head(&self) -> Result<HeadAt, SinkError> {
+        self.layout
+            .head
+            .ok_or_else(|| "the head belongs to the last stage".into())
     }
 
     fn embedding(&self, rows: &Rows<'_>, scratch: &mut Scratch) -> Result<(), SinkError> {
         let Some(table) = self.layout.embedding else {
-            return Err("the embedding of a tied model is its head".into());
+            return Err("the embedding has no place of its own in this rank's memory".into());
         };
         let bytes = rows.bf16(&mut scratch.converted)?;
         let first = rows.first as usize * (bytes.len() / rows.count.max(1) as usize);

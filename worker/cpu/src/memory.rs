@@ -10,8 +10,6 @@ use crate::rope::Rope;
 use crate::shape::Shape;
 use crate::workspace::{LOGIT_ROWS, Workspace};
 
-/// Steps that are submitted and not released in a group of one stage.
-const STEPS_IN_FLIGHT: u32 = 2;
 /// Tokens in a step between which the need is drawn as a straight line: from the first on, the logits' buffer grows no more.
 const SAMPLES: [u32; 2] = [LOGIT_ROWS as u32, 1 << 16];
 
@@ -50,7 +48,7 @@ impl WorkspaceNeed {
                 max_batched_tokens: tokens,
                 max_context: 1,
                 block_size: 16,
-                steps_in_flight: STEPS_IN_FLIGHT,
+                steps_in_flight: shard.topology.steps_in_flight(),
                 kv_dtype: KvDtype::Bf16,
                 max_adapters: 0,
             };

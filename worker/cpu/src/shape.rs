@@ -1,6 +1,6 @@
 //! The sizes of one rank's part of the model.
 
-use llamero_checkpoint::{LlamaConfig, RankShard, Runs, ShardPlan};
+use llamero_checkpoint::{LlamaConfig, RankShard, Runs, ShardPlan, TensorId, TensorKind};
 use llamero_engine::LeafLayout;
 
 /// What one rank computes. Sets count in the whole model; the rank's own heads, columns and rows lie side by side in
@@ -9,8 +9,14 @@ use llamero_engine::LeafLayout;
 pub(crate) struct Shape {
     /// Width of the residual stream.
     pub(crate) hidden: usize,
+    /// The first layer of this rank's stage.
+    pub(crate) first_layer: usize,
     /// Layers of this rank's stage.
     pub(crate) layers: usize,
+    /// Whether the stage begins with the embedding; a later one takes over what the one before it has computed.
+    pub(crate) has_embedding: bool,
+    /// Whether the stage ends with the head; an earlier one passes on what it has computed.
+    pub(crate) has_head: bool,
     /// Width of a head.
     pub(crate) head_dim: usize,
     /// This rank's kv head (counted from 0) that each of its query heads attends to.
@@ -39,6 +45,11 @@ pub(crate) struct Shape {
     pub(crate) index: usize,
 }
 
+/// A tensor that belongs to no layer.
+fn global(kind: TensorKind) -> TensorId {
+    TensorId { layer: None, kind }
+}
+
 impl Shape {
     /// Of a shard of `plan`.
     pub(crate) fn new(config: &LlamaConfig, plan: &ShardPlan, shard: &RankShard) -> Self {
@@ -51,7 +62,10 @@ impl Shape {
         };
         Self {
             hidden: config.hidden_size as usize,
+            first_layer: shard.layers.start as usize,
             layers: shard.layers.len(),
+            has_embedding: shard.has(global(TensorKind::Embed)),
+            has_head: shard.has(global(TensorKind::Head)),
             head_dim: config.head_dim as usize,
             kv_of: shard.q_heads.iter().map(kv_of).collect(),
             kv_heads: shard.kv_heads.len() as usize,

@@ -10,7 +10,7 @@ use llamero_checkpoint::load::Member;
 
 use crate::disjoint::DisjointSlice;
 use crate::kernel::pack::LANES;
-use crate::layout::{Layout, MatrixAt};
+use crate::layout::{HeadAt, Layout, MatrixAt};
 use crate::matmul::Matrix;
 use crate::region::Region;
 
@@ -93,7 +93,8 @@ impl Weights {
         bytemuck::cast_slice(&self.region.bytes()[at..at + n * size_of::<f32>()])
     }
 
-    /// The embedding of the `row`-th token of the rank's vocabulary, bf16 `[hidden]`, into `out`.
+    /// The embedding of the `row`-th token of the rank's vocabulary, bf16 `[hidden]`, into `out`; nothing on a rank that has
+    /// neither the table nor the head.
     pub(crate) fn embed(&self, row: usize, out: &mut [u16]) {
         let bytes = self.region.bytes();
         if let Some(table) = self.layout.embedding {
@@ -102,7 +103,9 @@ impl Weights {
             return;
         }
         // The head's table, of which a step holds two elements of the row.
-        let head = self.layout.head;
+        let Some(HeadAt { matrix: head, .. }) = self.layout.head else {
+            return;
+        };
         let block = &bytes[head.weights + row / LANES * head.element.block_bytes(head.k)..];
         let at = head.element.index(row % LANES, 0) * head.element.size();
         let steps = block.chunks_exact(head.element.step_bytes());

@@ -64,8 +64,12 @@ impl Widths {
     }
 }
 
-fn logit_rows(tokens: usize) -> usize {
-    tokens.min(LOGIT_ROWS)
+/// Logits that are computed at a time: none before the last stage.
+fn logit_values(shape: &Shape, tokens: usize) -> usize {
+    if !shape.has_head {
+        return 0;
+    }
+    tokens.min(LOGIT_ROWS) * shape.vocab_width()
 }
 
 impl Workspace {
@@ -88,7 +92,7 @@ impl Workspace {
             roots: floats(widths.roots),
             sum: floats(widths.hidden),
             rope: Rope::new(frequencies, tokens),
-            logits: vec![0.0; logit_rows(tokens) * shape.vocab_width()],
+            logits: vec![0.0; logit_values(shape, tokens)],
         }
     }
 
@@ -103,9 +107,12 @@ impl Workspace {
 
     /// Bytes of logits, and of the hidden states of the sampled positions of every step in flight.
     pub(crate) fn logit_bytes(shape: &Shape, limits: &FormLimits) -> usize {
+        if !shape.has_head {
+            return 0;
+        }
         let tokens = limits.max_batched_tokens as usize;
         let states = limits.steps_in_flight as usize * tokens * shape.hidden * size_of::<u16>();
-        logit_rows(tokens) * shape.vocab_width() * size_of::<f32>() + states
+        logit_values(shape, tokens) * size_of::<f32>() + states
     }
 
     /// What the buffers of this value take, without those of exchanges.

@@ -49,7 +49,7 @@ pub struct EngineArgs {
     /// Number of ranks that share every layer
     #[arg(long, value_name = "N", default_value_t = 1, value_parser = within(limits::TENSOR))]
     pub tensor: u32,
-    /// Number of pipeline stages; only 1 is served so far
+    /// Number of pipeline stages, of which each has its own layers
     #[arg(long, value_name = "N", default_value_t = 1, value_parser = within(limits::PIPELINE))]
     pub pipeline: u32,
     /// Longest prompt and answer together, in tokens; the model's own limit when absent

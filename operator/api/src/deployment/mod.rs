@@ -58,8 +58,8 @@ pub use worker::{PullPolicy, Resources, Worker};
         .message("metadata.name must be at most 40 lower-case letters, digits and dashes and begin with a letter: pods and Services are named after it")
 )]
 #[x_kube(
-    validation = Rule::new("!has(self.accelerator) || !has(self.accelerator.perNode) || self.parallelism.tensor <= self.accelerator.perNode || self.parallelism.tensor % self.accelerator.perNode == 0")
-        .message("parallelism.tensor must be at most accelerator.perNode or a multiple of it, so that every pod holds equally many ranks")
+    validation = Rule::new("!has(self.accelerator) || !has(self.accelerator.perNode) || self.parallelism.tensor * self.parallelism.pipeline <= self.accelerator.perNode || self.parallelism.tensor * self.parallelism.pipeline % self.accelerator.perNode == 0")
+        .message("the ranks (parallelism.tensor × parallelism.pipeline) must be at most accelerator.perNode or a multiple of it, so that every pod holds equally many ranks")
 )]
 #[serde(rename_all = "camelCase")]
 pub struct LlamaDeploymentSpec {
@@ -107,13 +107,13 @@ pub struct LlamaDeploymentSpec {
 
 /// How the model is split over ranks.
 #[derive(KubeSchema, Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[x_kube(validation = Rule::new("self.pipeline == 1").message("parallelism.pipeline must be 1: pipeline parallelism is not available yet; use a larger parallelism.tensor"))]
 #[serde(rename_all = "camelCase")]
 pub struct Parallelism {
-    /// Tensor-parallel ranks; at most the model's number of query heads.
+    /// Ranks that share every layer; at most the model's number of query heads.
     #[schemars(range(min = 1, max = 256))]
     pub tensor: i32,
-    /// Pipeline stages. Only 1 for now.
+    /// Pipeline stages, of which each has its own layers: the group has `tensor` × `pipeline` ranks. Stages exchange little, so
+    /// they may stand on different nodes where `tensor` ranks of one node share fast links. Only with the CPU backend for now.
     #[serde(default = "one")]
     #[schemars(range(min = 1, max = 64))]
     pub pipeline: i32,

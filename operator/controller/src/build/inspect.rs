@@ -28,9 +28,14 @@ pub fn inspect_pod(
         Some(trial) => trial.template.worker.clone(),
         None => revision::worker(&deployment.spec.worker, settings),
     };
-    let (source, tensor) = match trial {
-        Some(trial) => (&trial.template.source, trial.template.tensor),
-        None => (&deployment.spec.model.source, deployment.spec.parallelism.tensor),
+    let parallelism = &deployment.spec.parallelism;
+    let (source, tensor, pipeline) = match trial {
+        Some(TrialPod { template, .. }) => (&template.source, template.tensor, template.pipeline),
+        None => (
+            &deployment.spec.model.source,
+            parallelism.tensor,
+            parallelism.pipeline,
+        ),
     };
     // Proxies and what else the network asks for stand in the user's variables.
     let environment = source
@@ -38,7 +43,7 @@ pub fn inspect_pod(
         .then(|| hub::merged(&worker.env, hub::environment(source).into_iter().collect()));
     let container = Container {
         name: parts::INSPECT.to_owned(),
-        args: Some(arguments(source, tensor)),
+        args: Some(arguments(source, tensor, pipeline)),
         env: environment.filter(|env| !env.is_empty()),
         resources: Some(resources(deployment)),
         termination_message_policy: Some("FallbackToLogsOnError".to_owned()),
@@ -70,7 +75,7 @@ pub fn inspect_pod(
     }
 }
 
-fn arguments(source: &Source, tensor: i32) -> Vec<String> {
+fn arguments(source: &Source, tensor: i32, pipeline: i32) -> Vec<String> {
     let mut arguments: Vec<String> = [
         "inspect",
         "--model-dir",
@@ -78,6 +83,8 @@ fn arguments(source: &Source, tensor: i32) -> Vec<String> {
         "--json",
         "--tensor",
         &tensor.to_string(),
+        "--pipeline",
+        &pipeline.to_string(),
         "--termination-log",
         "/dev/termination-log",
     ]

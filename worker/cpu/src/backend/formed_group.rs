@@ -8,7 +8,7 @@ use llamero_engine::{
     BackendError, Era, FormSpec, KvCapacity, Late, LogitShard, MemoryPlan, Plan, StepProgress, Ticket, Waited,
 };
 
-use super::step::{Stage, Step};
+use super::step::{Phase, Step};
 use crate::attention::Span;
 use crate::collective::Collective;
 use crate::forward::{Machine, Model};
@@ -169,7 +169,7 @@ impl FormedGroup {
             if computed && Instant::now() >= until {
                 return Ok(Waited::Pending);
             }
-            if matches!(self.steps[number].stage, Stage::Submitted) {
+            if matches!(self.steps[number].phase, Phase::Submitted) {
                 let step = &self.steps[number];
                 let machine = Machine {
                     pool,
@@ -180,7 +180,7 @@ impl FormedGroup {
                     is_warm_up: false,
                 };
                 let normed = forward(model, machine, step)?;
-                self.steps[number].stage = Stage::Forwarded(normed);
+                self.steps[number].phase = Phase::Forwarded(normed);
                 computed = true;
             }
             let step = &mut self.steps[number];
@@ -188,9 +188,9 @@ impl FormedGroup {
                 return Ok(Waited::NeedsSampling);
             }
         }
-        match &self.steps[index].stage {
-            Stage::Done(_, output) => Ok(Waited::Done(output.clone())),
-            Stage::Submitted | Stage::Forwarded(_) => Ok(Waited::Pending),
+        match &self.steps[index].phase {
+            Phase::Done(_, output) => Ok(Waited::Done(output.clone())),
+            Phase::Submitted | Phase::Forwarded(_) => Ok(Waited::Pending),
         }
     }
 
@@ -259,6 +259,20 @@ impl FormedGroup {
     }
 }
 
+/// Pass a number through all ranks: every stage gathers it, and gives it to the next.
+fn heartbeat(collective: &mut Collective, number: f32) -> Result<(), BackendError> {
+    let mut number = [number];
+    if collective.has_stage_before() {
+        collective.take_over(&mut number)?;
+    }
+    let world = collective.world();
+    collective.all_gather(&vec![1; world], &number, &mut vec![0.0; world])?;
+    if collective.has_stage_behind() {
+        collective.pass_on(&number)?;
+    }
+    Ok(())
+}
+
 /// Run a step through the layers: the final norms of its answered positions.
 fn forward(model: &Model<'_>, mut machine: Machine<'_>, step: &Step) -> Result<Vec<u32>, BackendError> {
     let plan = &step.plan;
@@ -274,11 +288,7 @@ fn forward(model: &Model<'_>, mut machine: Machine<'_>, step: &Step) -> Result<V
     }
     if plan.rows.is_empty() {
         // A heartbeat proves that every rank still reaches every other.
-        let world = machine.collective.world();
-        let mut all = vec![0.0; world];
-        machine
-            .collective
-            .all_gather(&vec![1; world], &[plan.step as f32], &mut all)?;
+        heartbeat(machine.collective, plan.step as f32)?;
         return Ok(Vec::new());
     }
     model.run(&mut machine, &resolve(plan, late), &step.spans)?;

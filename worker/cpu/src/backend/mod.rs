@@ -110,12 +110,6 @@ impl CpuBackend {
     pub fn of(checkpoint: Checkpoint, options: CpuOptions) -> Result<Self, BackendError> {
         let model = ModelLayout::check(&checkpoint).map_err(llamero_checkpoint::Error::from)?;
         let config = checkpoint.config();
-        let stages = options.members.topology().pipeline;
-        if stages != 1 {
-            return Err(BackendError::Unusable(format!(
-                "{stages} pipeline stages cannot be computed on CPUs yet: use 1, and more tensor-parallel ranks"
-            )));
-        }
         let plan = ShardPlan::of(config, &options.members).map_err(llamero_checkpoint::Error::from)?;
         let shard = plan
             .member(options.rank)

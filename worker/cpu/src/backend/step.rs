@@ -18,14 +18,15 @@ pub(super) struct Step {
     /// The tables as of this step: later plans may change them before it is computed.
     pub(super) spans: Vec<Span>,
     pub(super) late: LateValues,
-    pub(super) stage: Stage,
+    pub(super) phase: Phase,
 }
 
 /// How far a step is.
-pub(super) enum Stage {
+pub(super) enum Phase {
     /// Nothing is computed.
     Submitted,
-    /// The layers are computed: final norms of the answered positions, as pairs, in order of [`Step::answers`].
+    /// The layers are computed: final norms of the answered positions, as pairs, in order of [`Step::answers`];
+    /// none before the last stage of a pipeline.
     Forwarded(Vec<u32>),
     /// Sampled.
     Done(Vec<u32>, StepOutput),
@@ -38,12 +39,12 @@ impl Step {
             plan: plan.clone(),
             spans,
             late: LateValues::of(plan),
-            stage: Stage::Submitted,
+            phase: Phase::Submitted,
         }
     }
 
     pub(super) fn is_done(&self) -> bool {
-        matches!(self.stage, Stage::Done(..))
+        matches!(self.phase, Phase::Done(..))
     }
 
     /// Indices in the batch of the answered positions.
@@ -62,14 +63,14 @@ impl Step {
             let blocks = span.start / block_size..(span.start + span.len).div_ceil(block_size);
             span.table[blocks].contains(&block)
         };
-        matches!(self.stage, Stage::Submitted)
+        matches!(self.phase, Phase::Submitted)
             && (self.spans.iter().any(written) || self.plan.blocks.copies.iter().any(|(_, to)| *to == block))
     }
 
     /// Whether the step, not yet computed, reads or writes `block`.
     pub(super) fn uses(&self, block: u32) -> bool {
         let copies = &self.plan.blocks.copies;
-        matches!(self.stage, Stage::Submitted)
+        matches!(self.phase, Phase::Submitted)
             && (self.spans.iter().any(|span| span.table.contains(&block))
                 || copies.iter().any(|(from, to)| [from, to].contains(&&block)))
     }
@@ -77,10 +78,15 @@ impl Step {
     /// Answer all wanted positions, when their final norms and everything they wait for are there. False when biases
     /// and masks are missing.
     pub(super) fn sample(&mut self, model: &Model<'_>, pool: &mut Pool, logits: &mut [f32]) -> bool {
-        let (Stage::Forwarded(_), Some(adjustments)) = (&self.stage, self.late.adjustments()) else {
+        if !model.shape.has_head && matches!(self.phase, Phase::Forwarded(_)) {
+            // The last stage answers for all.
+            self.phase = Phase::Done(Vec::new(), StepOutput::default());
+            return true;
+        }
+        let (Phase::Forwarded(_), Some(adjustments)) = (&self.phase, self.late.adjustments()) else {
             return false;
         };
-        let Stage::Forwarded(normed) = std::mem::replace(&mut self.stage, Stage::Submitted) else {
+        let Phase::Forwarded(normed) = std::mem::replace(&mut self.phase, Phase::Submitted) else {
             return false;
         };
         let stride = model.shape.hidden / 2;
@@ -111,7 +117,7 @@ impl Step {
                 output.candidates.extend(self.answer(model, *answer, logits));
             }
         }
-        self.stage = Stage::Done(normed, output);
+        self.phase = Phase::Done(normed, output);
         true
     }
 
@@ -143,9 +149,12 @@ impl Step {
         (row, offset): (u32, u32),
         logits: &mut [f32],
     ) -> Result<LogitShard, String> {
-        let Stage::Done(normed, _) = &self.stage else {
+        let Phase::Done(normed, _) = &self.phase else {
             return Err("it is not computed".into());
         };
+        if !model.shape.has_head {
+            return Err("the last stage has the head, and this rank is of an earlier one".into());
+        }
         let index = self
             .answers()
             .iter()

@@ -4,6 +4,10 @@ use std::time::{Duration, Instant};
 
 use llamero_engine::{BackendError, Label, Mesh, Transfer, Wait};
 
+/// A stage waits for another one so many times longer than ranks wait for each other within a layer: the other computes all of
+/// its layers meanwhile. Whether they move is for the leader to see, which ends the era if they do not.
+const STAGE_PATIENCE: u32 = 20;
+
 /// How long waits spin and last.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Waits {
@@ -35,8 +39,8 @@ pub(super) enum Kind {
     Scatter = 2,
     /// Parts to concatenate.
     Gather = 3,
-    /// Point to point.
-    Direct = 4,
+    /// From one stage to the next.
+    Stage = 4,
 }
 
 /// What one member gives to and takes from another.
@@ -47,6 +51,9 @@ pub(super) struct Group {
     mesh: Box<dyn Mesh>,
     /// In rank order.
     members: Vec<u32>,
+    /// The ranks of the stage before, and of the one behind; none where there is no such stage.
+    before: Vec<u32>,
+    behind: Vec<u32>,
     /// This rank's number among them.
     index: usize,
     step: u64,
@@ -56,8 +63,12 @@ pub(super) struct Group {
 impl Group {
     pub(super) fn new(mesh: Box<dyn Mesh>, waits: Waits) -> Self {
         let (all, rank) = (mesh.members(), mesh.rank());
-        let members = all.stage(all.topology().stage(rank)).to_vec();
+        let stage = all.topology().stage(rank);
+        let members_of = |stage: u32| all.stage(stage).to_vec();
+        let members = members_of(stage);
         Self {
+            before: stage.checked_sub(1).map(members_of).unwrap_or_default(),
+            behind: members_of(stage + 1),
             index: members.iter().position(|member| *member == rank).unwrap_or(0),
             mesh,
             members,
@@ -78,6 +89,16 @@ impl Group {
     /// This rank's number in the group.
     pub(super) fn index(&self) -> usize {
         self.index
+    }
+
+    /// The ranks of the stage before.
+    pub(super) fn before(&self) -> &[u32] {
+        &self.before
+    }
+
+    /// The ranks of the stage behind.
+    pub(super) fn behind(&self) -> &[u32] {
+        &self.behind
     }
 
     /// One exchange with all other members; `parts` are in order of members, this rank's own one is left out.
@@ -104,8 +125,12 @@ impl Group {
             step: self.step,
             tag: kind as u16,
         };
+        let patience = match kind {
+            Kind::Stage => self.waits.deadline * STAGE_PATIENCE,
+            Kind::Roots | Kind::Scatter | Kind::Gather => self.waits.deadline,
+        };
         let wait = Wait {
-            until: Instant::now() + self.waits.deadline,
+            until: Instant::now() + patience,
             spin: self.waits.spin,
         };
         Ok(self.mesh.exchange(label, frames, wait)?)

@@ -145,44 +145,73 @@ fn uneven_and_empty_parts_are_gathered() {
 }
 
 #[test]
-fn stages_sum_apart_and_pass_data_on() {
+fn stages_gather_apart_and_pass_values_on() {
     let topology = Topology {
-        tensor: 2,
+        tensor: 3,
+        pipeline: 3,
+    };
+    // As many ranks in every stage, fewer in the one in the middle, and more than in the one before.
+    for lost in [&[][..], &[4], &[1, 2, 8]] {
+        let members = Members::new(topology, lost).unwrap();
+        for scatter_bytes in [0, usize::MAX] {
+            for n in [1, 2, 50] {
+                let got = on_all(of_members(&members, Duration::from_secs(20)), |mut collective| {
+                    collective.set_scatter_bytes(scatter_bytes);
+                    through_three_stages(&mut collective, n)
+                });
+                let want: Vec<f32> = (0..n).map(|element| element as f32 * 8.0 + 7.0).collect();
+                let last = &got[got.len() - members.last_stage().len()..];
+                assert!(
+                    last.iter().all(|values| *values == want),
+                    "{members}, {n} values: {got:?}"
+                );
+            }
+        }
+    }
+}
+
+/// Every stage doubles what it is given and adds one; all ranks of a stage agree before that.
+fn through_three_stages(collective: &mut Collective, n: usize) -> Vec<f32> {
+    let mut values: Vec<f32> = (0..n).map(|element| element as f32).collect();
+    if collective.has_stage_before() {
+        values.fill(f32::NAN);
+        collective.take_over(&mut values).unwrap();
+    }
+    let world = collective.world();
+    let mut all = vec![0.0; world];
+    collective
+        .all_gather(&vec![1; world], &values[..1], &mut all)
+        .unwrap();
+    assert!(all.iter().all(|first| *first == values[0]));
+    values.iter_mut().for_each(|value| *value = *value * 2.0 + 1.0);
+    if collective.has_stage_behind() {
+        collective.pass_on(&values).unwrap();
+    }
+    values
+}
+
+/// A stage computes many layers before it has something to pass on, and each of them may take as long as ranks wait for each other.
+#[test]
+fn a_stage_that_computes_for_long_has_not_stalled() {
+    let deadline = Duration::from_millis(200);
+    let stages = Topology {
+        tensor: 1,
         pipeline: 2,
     };
-    let stages = local_mesh(&topology.into(), ERA)
-        .unwrap()
-        .into_iter()
-        .map(|mesh| Collective::new(Box::new(mesh), Waits::new(Duration::from_secs(20), true)))
-        .collect::<Vec<_>>();
-    let got = std::thread::scope(|scope| {
-        let threads: Vec<_> = (0_u32..)
-            .zip(stages)
-            .map(|(rank, mut collective)| {
-                scope.spawn(move || {
-                    let mut data = [0.0];
-                    if rank >= 2 {
-                        collective.receive(rank - 2, &mut data).unwrap();
-                    } else {
-                        data[0] = rank as f32 + 1.0;
-                    }
-                    let mut all = [0.0; 2];
-                    collective.all_gather(&[1, 1], &data, &mut all).unwrap();
-                    if rank < 2 {
-                        collective
-                            .send(rank + 2, &[all[0] * 10.0 + all[1] + rank as f32])
-                            .unwrap();
-                    }
-                    all
-                })
-            })
-            .collect();
-        threads
-            .into_iter()
-            .map(|thread| thread.join().unwrap())
-            .collect::<Vec<_>>()
+    let got = on_all(of_members(&stages.into(), deadline), |mut collective| {
+        let mut value = [7.0];
+        if collective.has_stage_before() {
+            collective.take_over(&mut value).unwrap();
+        } else {
+            let began = std::time::Instant::now();
+            while began.elapsed() < deadline * 2 {
+                std::thread::yield_now();
+            }
+            collective.pass_on(&[8.0]).unwrap();
+        }
+        value
     });
-    assert_eq!(got, [[1.0, 2.0], [1.0, 2.0], [12.0, 13.0], [12.0, 13.0]]);
+    assert_eq!(got, [[7.0], [8.0]]);
 }
 
 #[test]
@@ -198,7 +227,7 @@ fn a_stalled_peer_is_named() {
             errors[0],
             Some(Err(BackendError::Lost(MeshError::Deadline {
                 rank: 1,
-                millis: 100
+                millis: 1..=100
             })))
         ),
         "{:?}",

@@ -121,6 +121,18 @@ impl Collective {
         self.group.index()
     }
 
+    /// Whether there is a stage before this rank's.
+    #[must_use]
+    pub fn has_stage_before(&self) -> bool {
+        !self.group.before().is_empty()
+    }
+
+    /// Whether there is a stage behind this rank's.
+    #[must_use]
+    pub fn has_stage_behind(&self) -> bool {
+        !self.group.behind().is_empty()
+    }
+
     /// Change where reduce-scatter begins to pay. All ranks must agree.
     pub fn set_scatter_bytes(&mut self, bytes: usize) {
         self.scatter_bytes = bytes;
@@ -267,31 +279,63 @@ impl Collective {
         self.group.exchange(Kind::Gather, parts)
     }
 
-    /// Send to one rank of the mesh (pipeline stages).
+    /// Give `values`, which all ranks of this stage have alike, to the next stage, which calls [`Self::take_over`].
     ///
     /// # Errors
     /// [`BackendError::Lost`].
-    pub fn send(&mut self, to: u32, data: &[f32]) -> Result<(), BackendError> {
-        let mut frame = [Transfer {
-            peer: to,
-            out: Some(bytemuck::cast_slice(data)),
-            into: None,
-        }];
-        self.group.transfer(Kind::Direct, &mut frame)
+    pub fn pass_on(&mut self, values: &[f32]) -> Result<(), BackendError> {
+        let (index, stage) = (self.index(), self.world());
+        let peers = self.group.behind().to_vec();
+        let by_parts = self.is_cut(values.len(), peers.len());
+        let mut frames: Vec<Transfer<'_>> = (0..peers.len())
+            .filter(|receiver| receiver % stage == index)
+            .map(|receiver| {
+                let wanted = portion(by_parts, receiver, peers.len(), values.len());
+                Transfer {
+                    peer: peers[receiver],
+                    out: Some(bytemuck::cast_slice(&values[wanted])),
+                    into: None,
+                }
+            })
+            .collect();
+        self.group.transfer(Kind::Stage, &mut frames)
     }
 
-    /// Receive from one rank of the mesh (pipeline stages).
+    /// Take from the stage before what its ranks give by [`Self::pass_on`]. Each rank takes all of it from one of them, or, where
+    /// it is long, a part, so that it goes over the network once; the parts are gathered then.
     ///
     /// # Errors
-    /// [`BackendError::Lost`].
-    pub fn receive(&mut self, from: u32, data: &mut [f32]) -> Result<(), BackendError> {
+    /// [`BackendError::Lost`]; `values` is then undefined.
+    pub fn take_over(&mut self, values: &mut [f32]) -> Result<(), BackendError> {
+        let (index, world, n) = (self.index(), self.world(), values.len());
+        let senders = self.group.before();
+        let Some(peer) = senders.get(index % senders.len().max(1)).copied() else {
+            return Err(BackendError::Bug("there is no stage before the first".into()));
+        };
+        let by_parts = self.is_cut(n, world);
+        let wanted = portion(by_parts, index, world, n);
         let mut frame = [Transfer {
-            peer: from,
+            peer,
             out: None,
-            into: Some(bytemuck::cast_slice_mut(data)),
+            into: Some(bytemuck::cast_slice_mut(&mut values[wanted])),
         }];
-        self.group.transfer(Kind::Direct, &mut frame)
+        self.group.transfer(Kind::Stage, &mut frame)?;
+        if by_parts {
+            let counts: Vec<usize> = (0..world).map(|peer| part(peer, world, n).len()).collect();
+            self.gather(&counts, values)?;
+        }
+        Ok(())
     }
+
+    /// Whether `n` values go to a stage of so many ranks in parts.
+    fn is_cut(&self, n: usize, ranks: usize) -> bool {
+        ranks > 1 && n * size_of::<f32>() * (ranks - 1) >= self.scatter_bytes
+    }
+}
+
+/// What the `receiver`-th of `world` ranks takes of `n` values from the stage before.
+fn portion(by_parts: bool, receiver: usize, world: usize, n: usize) -> Range<usize> {
+    if by_parts { part(receiver, world, n) } else { 0..n }
 }
 
 /// The elements that `rank` joins of `n`.

@@ -24,7 +24,7 @@ struct Run {
 pub(crate) fn fill(weights: &mut Weights, hidden: usize, seed: u64, pool: &mut Pool) -> std::io::Result<()> {
     let layout = weights.layout().clone();
     let mut runs = Vec::new();
-    let mut floats: Vec<(usize, Vec<f32>)> = vec![(layout.final_norm, vec![1.0; hidden])];
+    let mut floats: Vec<(usize, Vec<f32>)> = Vec::new();
     let mut matrix = |at: MatrixAt| {
         let (mask, set, scale) = pattern(at.element, at.k);
         add(
@@ -40,7 +40,10 @@ pub(crate) fn fill(weights: &mut Weights, hidden: usize, seed: u64, pool: &mut P
             matrix(layer.matrix(role));
         }
     }
-    matrix(layout.head);
+    if let Some(head) = layout.head {
+        matrix(head.matrix);
+    }
+    floats.extend(layout.head.map(|head| (head.norm, vec![1.0; hidden])));
     for layer in &layout.layers {
         floats.extend([layer.input_norm, layer.post_norm].map(|at| (at, vec![1.0; hidden])));
     }

@@ -122,9 +122,11 @@ impl<'a> Pod<'a> {
         let packers: Vec<Packer<'_>> = self
             .layouts
             .iter()
+            .zip(&self.shards)
             .zip(self.files)
-            .map(|(layout, file)| Packer {
+            .map(|((layout, shard), file)| Packer {
                 layout,
+                first_layer: shard.layers.start as usize,
                 store: Store::File(file),
             })
             .collect();

@@ -207,7 +207,7 @@ fn silent_strangers_keep_no_peer_out() {
     let rank = Rank::start();
     let key = rank.form(1);
     let (stream, challenge) = rank.challenged(&key);
-    let strangers = silent(&rank, STRANGER, 200);
+    let strangers = silent(&rank, STRANGER, 100);
     assert!(!answer_head(stream, &signed(&hello(1, 1), &key, &challenge)).is_empty());
     drop(strangers);
 }

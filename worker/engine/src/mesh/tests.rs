@@ -99,14 +99,24 @@ fn a_stalled_peer_is_named_by_everybody() {
     let done = std::sync::Barrier::new(3);
     let errors = on_all(mesh(3), |mut mesh| {
         let error = (mesh.rank() < 2).then(|| {
-            let wait = [Duration::from_millis(200), Duration::from_secs(600)][mesh.rank() as usize];
+            let wait = [Duration::from_secs(2), Duration::from_secs(600)][mesh.rank() as usize];
             all_to_all(&mut mesh, Label::default(), &[0], wait).unwrap_err()
         });
         done.wait();
         error
     });
-    let late = Some(MeshError::Deadline { rank: 2, millis: 200 });
-    assert_eq!(errors, [late.clone(), late, None]);
+    // What was left of the wait when the exchange began, which a busy machine begins late.
+    assert!(
+        matches!(
+            errors[0],
+            Some(MeshError::Deadline {
+                rank: 2,
+                millis: 1000..=2000
+            })
+        ),
+        "{errors:?}"
+    );
+    assert_eq!((&errors[1], &errors[2]), (&errors[0], &None));
 }
 
 #[test]

@@ -35,7 +35,9 @@ pub struct RankConfig {
     pub kv_dtype: KvDtype,
     /// Adapters that may be loaded at once.
     pub max_adapters: u32,
-    /// Steps that are submitted and not released: 2, or pipeline stages + 1.
+    /// Steps that are submitted and not released; see [`Topology::steps_in_flight`].
+    ///
+    /// [`Topology::steps_in_flight`]: crate::mesh::Topology::steps_in_flight
     pub steps_in_flight: u32,
     /// Whether requests share the KV blocks of a common beginning.
     pub prefix_cache: bool,
@@ -73,7 +75,7 @@ impl RankConfig {
     ) -> Self {
         Self {
             rank,
-            steps_in_flight: members.topology().pipeline.saturating_add(1).max(2),
+            steps_in_flight: members.topology().steps_in_flight(),
             members,
             max_sequences: 64,
             max_batched_tokens: 512,

@@ -3,6 +3,8 @@
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
+use crate::schedule::Scheduler;
+
 /// Upper bounds in seconds, from a millisecond to two minutes.
 pub const BOUNDS: [f64; 16] = [
     0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0,
@@ -95,6 +97,16 @@ pub(super) struct Figures {
     pub(super) first_token: Histogram,
     pub(super) inter_token: Histogram,
     pub(super) last_step_at: Option<Instant>,
+}
+
+impl Figures {
+    /// Renew the figures about the queue.
+    pub(super) fn queue(&mut self, scheduler: &Scheduler) {
+        let count = |n: usize| u32::try_from(n).unwrap_or(u32::MAX);
+        self.running = count(scheduler.running());
+        self.waiting = count(scheduler.waiting());
+        self.kv = scheduler.kv_blocks();
+    }
 }
 
 impl LoadCell {

@@ -183,7 +183,8 @@ impl<B: Backend> RankRuntime<B> {
                 Arc::clone(&self.load),
                 Arc::clone(&self.queue),
                 config.prefix(),
-            ),
+            )
+            .with_stages(config.members.topology().pipeline),
             last: Era::default(),
             backoff: config.backoff.0,
             present: None,

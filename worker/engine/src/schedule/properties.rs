@@ -158,10 +158,14 @@ struct World {
 
 impl World {
     fn new(limits: Limits, depth: usize) -> Self {
+        Self::staged(limits, depth, 1)
+    }
+
+    fn staged(limits: Limits, depth: usize, stages: u32) -> Self {
         Self {
             in_flight: VecDeque::new(),
             depth,
-            scheduler: Scheduler::new(limits),
+            scheduler: Scheduler::staged(limits, stages),
             mirror: Mirror::new(limits),
             alive: BTreeMap::new(),
             first_token: Vec::new(),
@@ -347,8 +351,10 @@ proptest! {
         block_size in 1_u32..6,
         blocks in 1_u32..14,
         depth in 1_usize..5,
+        stages in 1_u32..5,
     ) {
-        let mut world = World::new(Limits { max_sequences, max_batched_tokens, max_context: 40, block_size, blocks }, depth);
+        let limits = Limits { max_sequences, max_batched_tokens, max_context: 40, block_size, blocks };
+        let mut world = World::staged(limits, depth, stages);
         for act in acts {
             match act {
                 Act::Arrive { family, prompt, output, shares } => world.arrive(family, prompt, output, shares),

@@ -13,6 +13,9 @@
 //! there on. A block can be found once all ranks have computed it, and is never written again while it can be. Where all of a
 //! history is there, the last token is computed again, since its logits are needed, on a copy of its block.
 //!
+//! In a pipeline the sequences that decode are dealt out over the stages: a batch has at most its share of them, and first those
+//! that none of the stages computes, so that no stage waits for tokens that a later one is about to sample.
+//!
 //! Batches are made ahead: a batch may be asked for while earlier ones are in flight, and then holds tokens that those
 //! are to sample ([`TokenRef::Late`]). Slot and blocks of a sequence that ends or is preempted are kept until no row of
 //! it is in flight, so that no change of the block tables reaches a step that was sent before.
@@ -78,6 +81,8 @@ pub enum Refusal {
 #[derive(Debug, Clone)]
 pub struct Scheduler {
     limits: Limits,
+    /// Of the pipeline.
+    stages: u32,
     pool: BlockPool,
     tables: BlockTables,
     free_slots: Vec<u32>,
@@ -100,6 +105,15 @@ enum Departure {
     Preempted,
 }
 
+/// Which sequences get a row for their next token.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Turn {
+    /// Those that are not in one of the batches that the stages compute while this one begins.
+    Due,
+    /// Those that had their last row before all others.
+    LongestWaiting,
+}
+
 /// Whether a sequence has the blocks of its next row.
 enum BlockGrant {
     Granted,
@@ -119,13 +133,20 @@ struct Coming {
 }
 
 impl Scheduler {
-    /// Nothing waits, nothing runs.
+    /// Nothing waits, nothing runs. One stage.
     #[must_use]
     pub fn new(limits: Limits) -> Self {
+        Self::staged(limits, 1)
+    }
+
+    /// The same for a pipeline of `stages` stages.
+    #[must_use]
+    pub fn staged(limits: Limits, stages: u32) -> Self {
         // More sequences than tokens in a step could never all decode.
         let slots = limits.max_sequences.min(limits.max_batched_tokens);
         Self {
             limits,
+            stages: stages.max(1),
             pool: BlockPool::new(limits.blocks),
             tables: BlockTables::new(limits.max_sequences, limits.blocks),
             free_slots: (0..slots).rev().collect(),
@@ -172,7 +193,7 @@ impl Scheduler {
     pub fn batch(&mut self, tokens: u32) -> Option<Batch> {
         self.batches += 1;
         let mut batch = Batch::default();
-        self.decode(&mut batch);
+        self.decode(Turn::Due, &mut batch);
         let decoding = batch.tokens();
         let room = self.limits.max_batched_tokens.saturating_sub(decoding);
         let mut budget = room.min(tokens.saturating_sub(decoding).max(MIN_CHUNK));
@@ -185,7 +206,14 @@ impl Scheduler {
         {
             self.admit(&mut batch, &mut budget);
         }
+        // Nobody is due: rather than nothing, those that have waited longest. They may have to make room for others first.
+        let mut preempted = usize::MAX;
+        while batch.rows.is_empty() && batch.preempted.len() != preempted {
+            preempted = batch.preempted.len();
+            self.decode(Turn::LongestWaiting, &mut batch);
+        }
         if batch.rows.is_empty() {
+            self.batches -= 1;
             return None;
         }
         Some(self.close(batch))
@@ -208,12 +236,21 @@ impl Scheduler {
         batch
     }
 
-    fn decode(&mut self, batch: &mut Batch) {
+    fn decode(&mut self, turn: Turn, batch: &mut Batch) {
         let mut index = 0;
-        let mut budget = self.limits.max_batched_tokens;
+        let decoding = self.running.iter().filter(|sequence| sequence.decodes());
+        let last_due = match turn {
+            Turn::Due => Some(self.batches.saturating_sub(u64::from(self.stages))),
+            Turn::LongestWaiting => decoding.clone().map(|sequence| sequence.last_batch).min(),
+        };
+        let share = u32::try_from(decoding.count())
+            .unwrap_or(u32::MAX)
+            .div_ceil(self.stages);
+        let mut budget = self.limits.max_batched_tokens.min(share);
         let mut coming = Coming::default();
         while index < self.running.len() && budget > 0 {
-            if self.running[index].decodes() {
+            let sequence = &self.running[index];
+            if sequence.decodes() && Some(sequence.last_batch) <= last_due {
                 match self.grow(index, &mut coming, batch) {
                     BlockGrant::Granted => {
                         batch.push(&mut self.running[index], 1, self.batches);
@@ -480,7 +517,7 @@ impl Scheduler {
         }
         let waiting = std::mem::take(&mut self.waiting);
         let same = (limits.blocks, limits.block_size) == (self.limits.blocks, self.limits.block_size);
-        *self = Self::new(limits);
+        *self = Self::staged(limits, self.stages);
         if kept && same {
             self.pool = pool;
         }
@@ -550,6 +587,13 @@ impl Scheduler {
             .iter()
             .chain(preempted.map(|(sequence, _)| sequence))
             .chain(&self.waiting)
+    }
+
+    /// Whether a sequence is here whose token at a position is still to be sampled.
+    #[must_use]
+    pub fn awaits(&self, id: SequenceId, position: u32) -> bool {
+        self.sequences()
+            .any(|sequence| sequence.id == id && sequence.len() <= position)
     }
 
     /// A sequence's token at a position, when it is known.

@@ -116,16 +116,24 @@ fn look(dir: &Path, hub: &HubArgs, topology: Topology) -> Result<Report, HubErro
     report.summary.backends = BACKENDS.iter().copied().map(str::to_owned).collect();
     report.summary.content_identity = manifest.as_ref().map(Manifest::identity);
     report.summary.commit = manifest.map(|manifest| manifest.listing.commit);
-    add_workspace(&checkpoint, &mut report.summary).map_err(of_checkpoint)?;
+    add_workspace(&checkpoint, topology, &mut report.summary).map_err(of_checkpoint)?;
     Ok(report)
 }
 
 /// Say what the CPU backend takes beside weights and KV cache. Sizes that it cannot compute are left as they are: `serve` says
 /// why.
-fn add_workspace(checkpoint: &Checkpoint, summary: &mut CheckpointSummary) -> llamero_checkpoint::Result<()> {
+fn add_workspace(
+    checkpoint: &Checkpoint,
+    topology: Topology,
+    summary: &mut CheckpointSummary,
+) -> llamero_checkpoint::Result<()> {
     let (config, model) = (checkpoint.config(), ModelLayout::check(checkpoint)?);
     for plan in &mut summary.plans {
-        let split = ShardPlan::new(config, Topology::tensor(plan.tensor))?;
+        let of_plan = Topology {
+            tensor: plan.tensor,
+            ..topology
+        };
+        let split = ShardPlan::new(config, of_plan)?;
         if let Ok(need) = WorkspaceNeed::of(config, &model, &split) {
             plan.workspace_bytes_per_rank = Some(need.fixed);
             plan.workspace_bytes_per_batched_token_per_rank = Some(need.per_token);

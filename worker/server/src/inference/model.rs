@@ -30,8 +30,10 @@ pub struct Model {
     pub defaults: GenerationConfig,
     /// Vocabulary and context.
     pub limits: RequestLimits,
-    /// Ranks of a tensor-parallel group.
+    /// Ranks that share every layer.
     pub tensor: u32,
+    /// Stages, of which each has its own layers.
+    pub pipeline: u32,
     /// Tokens per KV block.
     pub block_size: u32,
     /// Sequences at once.
@@ -84,6 +86,7 @@ impl Model {
                 max_context: settings.max_context,
             },
             tensor: config.engine.tensor,
+            pipeline: config.engine.pipeline,
             block_size: settings.block_size,
             max_sequences: settings.max_sequences,
             max_batched_tokens: settings.max_batched_tokens,

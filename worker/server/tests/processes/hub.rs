@@ -156,8 +156,9 @@ fn inspect(server: &FakeHub, folder: &Path, token: &str) -> (Option<i32>, Value)
     (status.code(), serde_json::from_slice(&written).unwrap())
 }
 
-#[test]
-fn inspect_reads_headers_only_and_names_the_commit() {
+#[tokio::test]
+async fn inspect_reads_headers_only_and_names_the_commit() {
+    let _turn = turn().await;
     let server = hub(needing_a_token());
     let dir = tempfile::tempdir().unwrap();
     let (code, summary) = inspect(&server, &dir.path().join("m"), "hf_right");

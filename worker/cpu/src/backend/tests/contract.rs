@@ -232,14 +232,14 @@ fn what_cannot_be_is_unusable_and_named() {
     let staged = CpuOptions {
         members: Topology {
             tensor: 1,
-            pipeline: 2,
+            pipeline: 3,
         }
         .into(),
         ..one(1, 0)
     };
     let error = CpuBackend::new(folder.path(), staged).err().unwrap();
     assert!(
-        matches!(&error, BackendError::Unusable(text) if text.contains("pipeline")),
+        matches!(&error, BackendError::Unusable(text) if text.contains("pipeline 3 is more than the 2 layers")),
         "{error}"
     );
 }

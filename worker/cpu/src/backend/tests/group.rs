@@ -102,7 +102,9 @@ impl Group {
             ..spec(era, main.len())
         };
         let meshes = local_mesh(&self.members, era).unwrap();
-        let vocabularies: Vec<Runs> = self.ranks.iter().map(|rank| rank.shape.vocab.clone()).collect();
+        let heads = self.ranks.iter().filter(|rank| rank.shape.has_head);
+        let vocabularies: Vec<Runs> = heads.map(|rank| rank.shape.vocab.clone()).collect();
+        let earlier = self.ranks.len() - vocabularies.len();
         let shards: Vec<Vec<Vec<f32>>> = std::thread::scope(|scope| {
             let mut threads = Vec::new();
             for (rank, mesh) in self.ranks.iter_mut().zip(meshes) {
@@ -115,7 +117,7 @@ impl Group {
         });
         let whole = |i: usize| {
             let mut row = vec![f32::NAN; vocab as usize];
-            for (vocabulary, shard) in vocabularies.iter().zip(&shards) {
+            for (vocabulary, shard) in vocabularies.iter().zip(&shards[earlier..]) {
                 assert_eq!(vocabulary.len() as usize, shard[i].len());
                 for (token, logit) in vocabulary.iter().zip(&shard[i]) {
                     row[token as usize] = *logit;
@@ -181,6 +183,12 @@ fn finish(rank: &mut CpuBackend, ticket: Ticket, (plan, late): &(Plan, Vec<u32>)
         rank.late(ticket, &Late::Tokens(late.clone())).unwrap();
     }
     let output = done(rank, ticket).unwrap();
+    if !rank.shape.has_head {
+        assert_eq!(output, StepOutput::default());
+        assert!(rank.fetch(ticket, 0, 0).is_err());
+        rank.release(ticket);
+        return Vec::new();
+    }
     let answered = |row: &PlanRow| match row.output {
         RowOutput::Sample { last, .. } => usize::from(last),
         _ => 0,

@@ -1,11 +1,12 @@
 //! The memory plan says what forming takes.
 
+use llamero_checkpoint::Topology;
 use llamero_engine::{Backend, BackendError, FormLimits, FormSpec};
 
 use super::group::{limits, options, spec};
 use super::tiny;
 use crate::workspace::Workspace;
-use crate::{CpuBackend, Kernel, WorkspaceNeed};
+use crate::{CpuBackend, CpuOptions, Kernel, WorkspaceNeed};
 
 /// Each buffer is what the plan says.
 #[test]
@@ -31,6 +32,37 @@ fn the_plan_is_what_is_allocated() {
             );
         }
     }
+}
+
+/// Only the last stage takes room for logits, only the first and the last take room for a table, and each has its own layers.
+#[test]
+fn stages_take_what_is_theirs() {
+    let folder = tiny::checkpoint_of(true, 5, false);
+    let members = Topology {
+        tensor: 1,
+        pipeline: 3,
+    };
+    let plans = [0, 1, 2].map(|rank| {
+        let options = CpuOptions {
+            members: members.into(),
+            ..options(1, rank, 1, Kernel::detect().level())
+        };
+        let backend = CpuBackend::new(folder.path(), options).unwrap();
+        let plan = backend.memory(&spec(llamero_engine::Era::default(), 64)).unwrap();
+        let work = Workspace::new(&backend.shape, &backend.programs, backend.frequencies(), 64);
+        assert_eq!(work.allocated().1 == 0, rank != 2);
+        plan
+    });
+    let [first, middle, last] = plans;
+    assert_eq!((first.logits, middle.logits), (0, 0));
+    assert!(last.logits > 0);
+    // 2, 2 and 1 layers.
+    assert_eq!(first.kv_block, middle.kv_block);
+    assert_eq!(first.kv_block, 2 * last.kv_block);
+    let table = u64::from(tiny::VOCAB) * 96 * 2;
+    // Tensors start at pages.
+    assert!(first.weights + 4096 > middle.weights + table);
+    assert!(last.weights > middle.weights / 2);
 }
 
 /// What sizing grants is what one sequence needs, at every block size: the fault was that blocks of 16 tokens cost half as

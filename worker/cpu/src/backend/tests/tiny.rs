@@ -16,11 +16,16 @@ const LAYERS: usize = 2;
 
 /// Write it to a temporary folder: linear layers in FP8 with row scales, or everything in bf16.
 pub(super) fn checkpoint(fp8: bool) -> TempDir {
+    checkpoint_of(fp8, LAYERS, false)
+}
+
+/// The same with `layers` layers, and with one table for embedding and head if it is `tied`.
+pub(super) fn checkpoint_of(fp8: bool, layers: usize, tied: bool) -> TempDir {
     let folder = TempDir::new().unwrap();
     let config = json!({
-        "architectures": ["LlamaForCausalLM"], "model_type": "llama", "hidden_size": HIDDEN, "num_hidden_layers": LAYERS,
+        "architectures": ["LlamaForCausalLM"], "model_type": "llama", "hidden_size": HIDDEN, "num_hidden_layers": layers,
         "num_attention_heads": 9, "num_key_value_heads": 3, "head_dim": HEAD_DIM, "intermediate_size": FFN,
-        "vocab_size": VOCAB, "rms_norm_eps": 1e-5, "rope_theta": 10000.0, "tie_word_embeddings": false,
+        "vocab_size": VOCAB, "rms_norm_eps": 1e-5, "rope_theta": 10000.0, "tie_word_embeddings": tied,
         "max_position_embeddings": 4096, "eos_token_id": 2, "bos_token_id": 1,
         "rope_scaling": {"factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
             "original_max_position_embeddings": 256, "rope_type": "llama3"}
@@ -34,7 +39,7 @@ pub(super) fn checkpoint(fp8: bool) -> TempDir {
     };
     let vocab = VOCAB as usize;
     file.plain("model.embed_tokens.weight", vec![vocab, HIDDEN], 1.0, 0.0);
-    for layer in 0..LAYERS {
+    for layer in 0..layers {
         let prefix = format!("model.layers.{layer}");
         file.plain(
             &format!("{prefix}.input_layernorm.weight"),
@@ -61,7 +66,9 @@ pub(super) fn checkpoint(fp8: bool) -> TempDir {
         }
     }
     file.plain("model.norm.weight", vec![HIDDEN], 0.2, 1.0);
-    file.linear("lm_head", vocab, HIDDEN);
+    if !tied {
+        file.linear("lm_head", vocab, HIDDEN);
+    }
     file.write(&folder.path().join("model.safetensors"));
     folder
 }

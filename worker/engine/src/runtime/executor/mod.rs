@@ -53,6 +53,7 @@ pub(super) struct Executor {
 /// What the leader knows of a member.
 struct Member {
     rank: u32,
+    stage: u32,
     link: LeaderLink,
     /// Its KV blocks, once it is ready.
     capacity: Option<KvCapacity>,
@@ -72,6 +73,7 @@ impl Executor {
         let ranks = members.ranks();
         let member = |(rank, link): (&u32, LeaderLink)| Member {
             rank: *rank,
+            stage: members.topology().stage(*rank),
             link,
             capacity: None,
             forming: None,
@@ -237,7 +239,21 @@ impl Executor {
         // A member that moves says so only now and then, and the members themselves find a stalled peer a little sooner
         // and know better who it is.
         let limit = self.patience.stall + self.patience.progress;
-        (owing.map(StepAnswers::missing).unwrap_or_default(), limit)
+        let mut missing = owing.map(StepAnswers::missing).unwrap_or_default();
+        // Later stages wait for what the first of these passes on.
+        let stage = missing.first().map(|index| self.members[*index].stage);
+        missing.retain(|index| Some(self.members[*index].stage) == stage);
+        (missing, limit)
+    }
+
+    #[cfg(test)]
+    fn all_ready(&mut self) {
+        for member in &mut self.members {
+            member.capacity = Some(KvCapacity {
+                blocks: 1,
+                kept: None,
+            });
+        }
     }
 
     fn step(&mut self, step: u64) -> Option<&mut StepAnswers> {
@@ -253,5 +269,66 @@ impl Executor {
             member.link.send(&outgoing)?;
         }
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::mpsc;
+
+    use super::*;
+    use crate::mesh::Topology;
+    use crate::step::BlockDeltas;
+
+    /// The last stage has computed less than all others, since it waits for them: the first one that owes an answer is to blame.
+    #[test]
+    fn the_first_stage_that_owes_an_answer_holds_the_others_up() {
+        let topology = Topology {
+            tensor: 2,
+            pipeline: 2,
+        };
+        let (start, stall) = (Instant::now(), Duration::from_secs(30));
+        let patience = Patience {
+            stall,
+            form: stall,
+            progress: stall / 4,
+        };
+        let (links, _incoming): (Vec<_>, Vec<_>) = (0..4)
+            .map(|_| mpsc::channel())
+            .map(|(sender, incoming)| (LeaderLink::Local(sender), incoming))
+            .unzip();
+        let mut executor = Executor::new(Era::default(), &topology.into(), links, patience, start);
+        executor.all_ready();
+        let plan = Plan {
+            era: Era::default(),
+            step: 1,
+            micro_batch: 0,
+            rows: Vec::new(),
+            blocks: BlockDeltas::default(),
+            late_tokens: 0,
+            late_sampling: false,
+            state_hash: 0,
+        };
+        executor.submit(plan, start).unwrap();
+        for (rank, layers) in [(0, 9), (1, 7)] {
+            executor
+                .receive(rank, 0, Message::Progress { layers }, start)
+                .unwrap();
+        }
+        let blamed = |executor: &mut Executor| match executor.check(start + stall * 2) {
+            Err(MeshError::Deadline { rank, .. }) => rank,
+            other => panic!("{other:?}"),
+        };
+        assert_eq!(blamed(&mut executor), 1);
+        let mut answer = |rank| {
+            let output = Message::Output(StepOutput::default());
+            executor.receive(rank, 1, output, start).unwrap();
+        };
+        answer(1);
+        answer(0);
+        executor
+            .receive(2, 0, Message::Progress { layers: 1 }, start)
+            .unwrap();
+        assert_eq!(blamed(&mut executor), 3);
     }
 }

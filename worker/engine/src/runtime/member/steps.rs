@@ -106,19 +106,32 @@ impl MemberSteps {
 
     fn late<B: Backend>(&mut self, backend: &mut B, number: u64, late: &Late) -> Result<(), BackendError> {
         let step = self.steps.iter_mut().find(|step| step.number == number);
-        let Some(step) = step.filter(|step| !step.done) else {
-            // The leader did not know yet that the step was computed.
-            return match late {
-                Late::Cancel(_) => Ok(()),
-                _ => Err(Message::Late(late.clone()).out_of_place(0, number).into()),
-            };
+        let Some(step) = step else {
+            return Self::not_awaited(late, number);
         };
+        if step.done {
+            // The leader did not know yet that the step was computed. Ranks before the last stage sample nothing, and are done
+            // without the values for that.
+            let is_unused = matches!(late, Late::Sampling { .. }) && step.sampling == Sampling::Due;
+            if is_unused {
+                step.sampling = Sampling::Given;
+                return Ok(());
+            }
+            return Self::not_awaited(late, number);
+        }
         match late {
             Late::Tokens(_) => step.tokens_due = false,
             Late::Sampling { .. } => step.sampling = Sampling::Given,
             Late::Cancel(_) => {}
         }
         backend.late(step.ticket, late)
+    }
+
+    fn not_awaited(late: &Late, number: u64) -> Result<(), BackendError> {
+        match late {
+            Late::Cancel(_) => Ok(()),
+            _ => Err(Message::Late(late.clone()).out_of_place(0, number).into()),
+        }
     }
 
     /// Compute the next step, at most about until `until`. Its answer when it is done.

@@ -105,8 +105,9 @@ impl Planner {
         }
     }
 
-    /// Send the next step what it waits for: tokens and cancelled rows first, since it cannot begin without, then what
-    /// it needs before sampling.
+    /// Send the steps in flight what they wait for, as far as it is there: tokens and cancelled rows first, since a step cannot
+    /// begin without, then what it needs before sampling. In a pipeline more than the next one may wait for what was just
+    /// sampled, and the next one for nothing.
     fn let_begin(
         &mut self,
         executor: &mut Executor,
@@ -118,19 +119,25 @@ impl Planner {
         } else {
             self.cancel_rows(ended)
         };
-        let Some(next) = self.steps.front_mut() else {
-            return executor.late(values, now());
-        };
-        values.extend(next.late_values(&self.scheduler).map(|late| (next.number, late)));
-        executor.late(values, now())?;
-        next.began = now();
-        match next.sampling(&mut self.requests) {
-            Some(sampling) => executor.late(vec![(next.number, sampling)], now()),
-            None => Ok(()),
+        let mut begun = Vec::new();
+        for step in &mut self.steps {
+            if step.is_due(&self.scheduler) {
+                values.extend(step.late_values(&self.scheduler).map(|late| (step.number, late)));
+                begun.push(step.number);
+            }
         }
+        executor.late(values, now())?;
+        let mut sampling = Vec::new();
+        for step in self.steps.iter_mut().filter(|step| begun.contains(&step.number)) {
+            step.began = now();
+            sampling.extend(step.sampling(&mut self.requests).map(|late| (step.number, late)));
+        }
+        executor.late(sampling, now())
     }
 
+    /// A step ended. What it took is counted from the end of the one before: until then the members had that one to compute.
     fn measure(&mut self, tokens: u32, began: Instant, now: Instant) {
+        let began = self.ended_at.map_or(began, |ended| ended.max(began));
         let duration = now.saturating_duration_since(began);
         self.budget.measured(tokens, duration);
         self.queue.measured(tokens, duration);

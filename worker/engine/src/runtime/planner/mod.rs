@@ -85,6 +85,12 @@ impl Planner {
         }
     }
 
+    /// The same for a pipeline of `stages` stages.
+    pub(super) fn with_stages(mut self, stages: u32) -> Self {
+        self.scheduler = Scheduler::staged(*self.scheduler.limits(), stages);
+        self
+    }
+
     /// Queue a request, or tell its client why not.
     pub(super) fn submit(
         &mut self,
@@ -283,12 +289,7 @@ impl Planner {
 
     /// Renew the figures about the queue.
     pub(super) fn show(&self) {
-        let count = |n: usize| u32::try_from(n).unwrap_or(u32::MAX);
-        self.load.update(|figures| {
-            figures.running = count(self.scheduler.running());
-            figures.waiting = count(self.scheduler.waiting());
-            figures.kv = self.scheduler.kv_blocks();
-        });
+        self.load.update(|figures| figures.queue(&self.scheduler));
     }
 
     /// Rows that the oldest step in flight samples.

@@ -159,8 +159,11 @@ impl Requests {
             sink(Event::Failed { kind, message });
             return;
         }
-        self.load
-            .update(|figures| figures.prompt_tokens += u64::from(prompt_tokens));
+        // Whoever hears that the request is accepted finds it counted.
+        self.load.update(|figures| {
+            figures.prompt_tokens += u64::from(prompt_tokens);
+            figures.queue(scheduler);
+        });
         if !sink(Event::Accepted { prompt_tokens }) {
             self.queue.leave(queued);
             scheduler.remove(id);

@@ -48,7 +48,13 @@ impl PlannedStep {
         u32::try_from(self.late.len()).unwrap_or(u32::MAX)
     }
 
-    /// The values of the late tokens, which every earlier step has sampled. A sequence that ended needs none any more.
+    /// Whether its late tokens are all sampled, and not sent yet. A sequence that ended needs none any more.
+    pub(super) fn is_due(&self, scheduler: &Scheduler) -> bool {
+        let awaited = |late: &LateToken| scheduler.awaits(late.sequence, late.position);
+        !self.late.is_empty() && !self.late.iter().any(awaited)
+    }
+
+    /// The values of the late tokens, which earlier steps have sampled.
     pub(super) fn late_values(&mut self, scheduler: &Scheduler) -> Option<Late> {
         if self.late.is_empty() {
             return None;

@@ -24,8 +24,11 @@ fn what_a_member_finds_invalid_in_two_eras_in_a_row_is_a_bug() {
     for finder in [0, 1] {
         let mut group = Group::start(2);
         group.leader().wait_for(|state| state.phase == Phase::Serving);
+        // Held, so that the answer is not finished before the ranks diverge.
+        group.ranks[1].faults.stall(true);
         let (_submission, events) = group.leader().engine.submit_channel(greedy(&[6, 7], 60)).unwrap();
         group.ranks[finder].faults.diverge();
+        group.ranks[1].faults.stall(false);
         let leader = group.ranks.remove(0);
         let control = leader.control.clone();
         is_bug(

@@ -294,10 +294,13 @@ impl Backend for Fake {
 }
 
 impl Formed {
-    /// Every tile whose number leaves this member's as the rest, so that shares are sets.
+    /// Every tile whose number leaves this member's among those of the last stage as the rest, so that shares are sets.
     fn tiles(&self) -> Runs {
-        let members = self.mesh.members();
-        let (index, count) = (members.index(self.mesh.rank()).unwrap(), members.ranks().len());
+        let members = self.mesh.members().last_stage();
+        let Some(index) = members.iter().position(|rank| *rank == self.mesh.rank()) else {
+            return Runs::default();
+        };
+        let count = members.len();
         let tiles = (VOCAB / VOCAB_TILE) as u32;
         Runs::new(
             (0..tiles)
@@ -360,6 +363,9 @@ impl Formed {
 
     fn sample(&mut self, ticket: Ticket) -> Result<Waited, BackendError> {
         let tiles = self.tiles();
+        if tiles.is_empty() {
+            return Ok(Waited::Done(StepOutput::default()));
+        }
         let tokens = tiles.scaled(VOCAB_TILE as u32, VOCAB as u32);
         let step = self.steps.get_mut(&ticket).ok_or_else(|| bug("no such ticket"))?;
         let Some(biases) = &step.biases else {

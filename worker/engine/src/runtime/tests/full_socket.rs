@@ -5,6 +5,8 @@ use std::sync::Arc;
 use std::sync::mpsc::{self, Receiver};
 use std::time::{Duration, Instant};
 
+use rustix::net::sockopt;
+
 use super::group::LONG;
 use crate::mesh::{ControlLink, EraAbort, MeshError, Message, Outbox, Topology};
 use crate::runtime::executor::{Executor, LeaderLink, Patience};
@@ -18,10 +20,16 @@ const ERA: Era = Era {
 const MESSAGES: u64 = 40;
 const MESSAGE: usize = 1 << 20;
 
+/// Bytes that a socket is told to hold: the usual ones grow on some machines to more than all messages.
+const SOCKET: usize = 256 << 10;
+
 /// Both ends of a plan link to `rank`.
 fn link(rank: u32) -> (ControlLink, ControlLink) {
     let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
+    // Connections that are accepted take over what the listener has.
+    sockopt::set_socket_recv_buffer_size(&listener, SOCKET).unwrap();
     let here = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+    sockopt::set_socket_send_buffer_size(&here, SOCKET).unwrap();
     let (there, _) = listener.accept().unwrap();
     let link = |stream: TcpStream, peer| {
         stream.set_nodelay(true).unwrap();

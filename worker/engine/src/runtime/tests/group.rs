@@ -2,7 +2,7 @@
 
 use std::net::{Ipv4Addr, SocketAddr, TcpListener};
 use std::sync::Arc;
-use std::sync::mpsc::Receiver;
+use std::sync::mpsc::{self, Receiver};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
@@ -12,7 +12,7 @@ use crate::backend::BackendError;
 use crate::mesh::{GroupKey, Members, Membership, Topology};
 use crate::runtime::{
     EngineHandle, Event, FinishReason, GenerationRequest, Outcome, RankConfig, RankControl, RankRuntime,
-    RankState, Sharing,
+    RankState, Sharing, Submission,
 };
 use crate::sampling::SamplingParams;
 
@@ -80,6 +80,7 @@ pub(super) fn config(rank: u32, world: u32, stall: Duration) -> RankConfig {
         block_size: 4,
         stall_timeout: stall,
         form_timeout: LONG,
+        dial_timeout: LONG,
         heartbeat: Duration::from_millis(20),
         ..RankConfig::new(rank, Topology::tensor(world).into(), 90, "test-v1", "tiny")
     }
@@ -161,6 +162,23 @@ impl Group {
     pub(super) fn leader(&self) -> &Rank {
         &self.ranks[0]
     }
+}
+
+/// Events of a request in step that may be there before the test reads them; far fewer than such a request has.
+const AHEAD: usize = 16;
+
+/// Submit a request that keeps step with the test: its leader waits before it goes on further than the test reads, so that the
+/// answer is not finished, however slow the machine, when the test disturbs the group in the middle of it. A test that waits for
+/// the leader before it reads on leaves the reading to [`read_on`].
+pub(super) fn in_step(engine: &EngineHandle, request: GenerationRequest) -> (Submission, Receiver<Event>) {
+    let (sender, receiver) = mpsc::sync_channel(AHEAD);
+    let sink = Box::new(move |event| sender.send(event).is_ok());
+    (engine.submit(request, sink).unwrap(), receiver)
+}
+
+/// [`rest`] in another thread.
+pub(super) fn read_on(events: Receiver<Event>) -> JoinHandle<(Vec<u32>, FinishReason)> {
+    std::thread::spawn(move || rest(&events))
 }
 
 pub(super) fn greedy(prompt: &[u32], max_tokens: u32) -> GenerationRequest {

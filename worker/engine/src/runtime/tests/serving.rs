@@ -1,7 +1,7 @@
 //! What clients get while nothing breaks.
 
 use super::fake::KV_BLOCKS;
-use super::group::{Group, LONG, greedy, rest, token};
+use super::group::{Group, LONG, greedy, in_step, rest, token};
 use super::model::reference;
 use crate::runtime::{Event, FailureKind, FinishReason, GenerationRequest, Outcome, Phase, SubmitError};
 use crate::sampling::SamplingParams;
@@ -141,17 +141,17 @@ fn what_can_never_fit_is_refused_with_a_sentence() {
 fn cancelling_frees_blocks() {
     let group = Group::start(2);
     let engine = &group.leader().engine;
-    let (submission, events) = engine.submit_channel(greedy(&[7; 20], 70)).unwrap();
+    let (submission, events) = in_step(engine, greedy(&[7; 20], 70));
     assert!(matches!(events.recv_timeout(LONG), Ok(Event::Accepted { .. })));
     token(&events);
     submission.cancel();
     assert_eq!(rest(&events).1, FinishReason::Cancelled);
 
     // Whoever drops the submission or the receiver cancels too.
-    let (submission, dropped) = engine.submit_channel(greedy(&[8; 20], 70)).unwrap();
+    let (submission, dropped) = in_step(engine, greedy(&[8; 20], 70));
     drop(submission);
     assert_eq!(rest(&dropped).1, FinishReason::Cancelled);
-    let (_submission, unheard) = engine.submit_channel(greedy(&[9; 20], 70)).unwrap();
+    let (_submission, unheard) = in_step(engine, greedy(&[9; 20], 70));
     drop(unheard);
 
     // A request that needs nearly all blocks is served at once.
@@ -177,7 +177,7 @@ fn idle_groups_step() {
 fn a_drained_group_finishes_and_leaves() {
     let mut group = Group::start(3);
     let engine = group.leader().engine.clone();
-    let (_submission, events) = engine.submit_channel(greedy(&[1, 2, 3], 40)).unwrap();
+    let (_submission, events) = in_step(&engine, greedy(&[1, 2, 3], 40));
     assert!(matches!(events.recv_timeout(LONG), Ok(Event::Accepted { .. })));
     let first = token(&events);
     for rank in &group.ranks {

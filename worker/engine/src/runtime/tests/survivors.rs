@@ -1,6 +1,6 @@
 //! Groups that do without some of their ranks.
 
-use super::group::{Group, LONG, Rank, config, greedy, rest, token};
+use super::group::{Group, LONG, Rank, config, greedy, in_step, rest, token};
 use super::model::reference;
 use crate::mesh::{Members, Membership, Topology};
 use crate::runtime::{Event, Phase, RankConfig};
@@ -45,7 +45,7 @@ fn survivors_give_the_tokens_of_the_whole_group() {
 #[test]
 fn survivors_find_each_other_again() {
     let group = group(&[2]);
-    let (_submission, events) = group.leader().engine.submit_channel(greedy(&[6, 7], 60)).unwrap();
+    let (_submission, events) = in_step(&group.leader().engine, greedy(&[6, 7], 60));
     assert!(matches!(events.recv_timeout(LONG), Ok(Event::Accepted { .. })));
     let head = token(&events);
     group.ranks[2].faults.cut();

@@ -87,11 +87,11 @@ fn server_info(services: &Services) -> ServerInfo {
         instance_id: model.instance_id.clone(),
         parallelism: Some(ParallelismInfo {
             tensor_parallel_size: model.tensor,
-            pipeline_parallel_size: 1,
+            pipeline_parallel_size: model.pipeline,
             data_parallel_size: 1,
             data_parallel_rank: 0,
             decode_context_parallel_size: 1,
-            world_size: model.tensor.into(),
+            world_size: u64::from(model.tensor) * u64::from(model.pipeline),
             data_parallel_size_local: 1,
         }),
         max_model_len: model.limits.max_context,

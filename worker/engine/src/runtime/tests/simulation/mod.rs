@@ -17,7 +17,7 @@ use world::{Left, Simulation};
 use super::fake::KV_BLOCKS;
 use super::group::{LONG, config, greedy};
 use super::model::reference;
-use crate::mesh::Message;
+use crate::mesh::{Message, Topology};
 use crate::runtime::{Event, FinishReason, GenerationRequest, RankConfig, Sharing};
 use crate::sampling::SamplingParams;
 
@@ -47,7 +47,7 @@ enum Act {
 fn left() -> impl Strategy<Value = Left> {
     prop_oneof![
         3 => Just(Left::All),
-        1 => (0_usize..3).prop_map(Left::ButOne),
+        1 => (0_usize..9).prop_map(Left::ButOne),
         1 => (6_u32..=KV_BLOCKS).prop_map(Left::Blocks),
     ]
 }
@@ -65,15 +65,15 @@ fn act() -> impl Strategy<Value = Act> {
         6 => arrive.prop_map(|(prompt, family, output, sampling, stop, patience)| {
             Act::Arrive { prompt, family, output, sampling, stop, patience }
         }),
-        60 => (0_usize..3).prop_map(Act::Member),
-        20 => (0_usize..3).prop_map(Act::Compute),
-        40 => (0_usize..3).prop_map(Act::Deliver),
+        60 => (0_usize..9).prop_map(Act::Member),
+        20 => (0_usize..9).prop_map(Act::Compute),
+        40 => (0_usize..9).prop_map(Act::Deliver),
         2 => any::<usize>().prop_map(Act::Cancel),
         2 => Just(Act::Heartbeat),
         10 => left().prop_map(Act::Take),
-        10 => (0_usize..3).prop_map(Act::Answer),
-        1 => (0_usize..3).prop_map(Act::Fail),
-        1 => (0_usize..3).prop_map(Act::Cut),
+        10 => (0_usize..9).prop_map(Act::Answer),
+        1 => (0_usize..9).prop_map(Act::Fail),
+        1 => (0_usize..9).prop_map(Act::Cut),
     ]
 }
 
@@ -159,12 +159,12 @@ proptest! {
     #[test]
     fn no_token_is_lost_and_no_block_leaks(
         acts in prop::collection::vec(act(), 1..500),
-        world in 1_u32..4,
+        (tensor, pipeline) in (1_u32..4, 1_u32..4),
         depth in 1_u32..5,
         max_sequences in 1_u32..6,
         max_batched_tokens in 4_u32..40,
     ) {
-        let mut simulation = Simulation::new(world, depth, max_sequences, max_batched_tokens);
+        let mut simulation = Simulation::staged(Topology { tensor, pipeline }, depth, max_sequences, max_batched_tokens);
         for act in acts {
             simulation.take(act);
         }
@@ -295,4 +295,70 @@ fn the_next_step_is_sent_while_one_computes_and_clients_hear_after_the_members()
         [(1, "Release"), (2, "Late"), (3, "Plan")]
     );
     assert_eq!(simulation.clients[0].events.lock().unwrap().len(), 3);
+}
+
+impl Simulation {
+    /// What the leader has sent, which is the same to all members, and which they take now: the plans' rows by their slots.
+    fn pass_on(&mut self) -> Vec<(u64, &'static str, Vec<u32>)> {
+        let mut sent = Vec::new();
+        for member in &mut self.members {
+            sent.clear();
+            for (step, message) in member.incoming.try_iter().map(Result::unwrap) {
+                let slots = match &message {
+                    Message::Plan(plan) => plan.rows.iter().map(|row| row.slot).collect(),
+                    _ => Vec::new(),
+                };
+                sent.push((step, message.name(), slots));
+                member.steps.take(&mut member.backend, step, message).unwrap();
+            }
+        }
+        sent
+    }
+}
+
+/// Each of two stages works on its own half of the sequences; the next step of a half may begin while the other half is still on
+/// its way.
+#[test]
+fn the_stages_of_a_pipeline_work_on_different_sequences() {
+    let stages = Topology {
+        tensor: 1,
+        pipeline: 2,
+    };
+    let mut simulation = Simulation::staged(stages, 3, 4, 16);
+    for prompt in [3, 5, 7, 9] {
+        simulation.arrive(greedy(&[prompt], 8), usize::MAX);
+    }
+    simulation.take_inputs(Left::All);
+    let plan = |step, slots: &[u32]| (step, "Plan", slots.to_vec());
+    let other = |step, name| (step, name, Vec::new());
+    assert_eq!(
+        simulation.pass_on(),
+        [plan(1, &[0, 1, 2, 3]), plan(2, &[0, 1]), plan(3, &[2, 3])],
+        "what began together is dealt out over the stages"
+    );
+    for rank in [0, 1] {
+        simulation.act(rank);
+        simulation.deliver(rank);
+    }
+    assert_eq!(
+        simulation.pass_on(),
+        [
+            other(1, "Release"),
+            other(2, "Late"),
+            other(3, "Late"),
+            plan(4, &[0, 1])
+        ],
+        "both halves can go on"
+    );
+    // The first stage is ahead by a step.
+    assert!(simulation.act(0) && simulation.act(0) && !simulation.act(0));
+    assert!(simulation.act(1));
+    while simulation.deliver(0) {}
+    simulation.deliver(1);
+    assert_eq!(
+        simulation.pass_on(),
+        [other(2, "Release"), other(4, "Late"), plan(5, &[2, 3])],
+        "the first half goes on while the last stage has the second"
+    );
+    simulation.check();
 }

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use super::client::Client;
 use super::member::{Member, Silent};
 use crate::backend::{Backend, KvCapacity};
-use crate::mesh::{Failure, Inbox, MeshError, Message};
+use crate::mesh::{Failure, Inbox, MeshError, Message, Topology};
 use crate::runtime::control::RankContext;
 use crate::runtime::executor::{Executor, LeaderLink};
 use crate::runtime::input::Input;
@@ -105,7 +105,8 @@ fn leader(config: RankConfig) -> Leader<'static> {
             Arc::default(),
             queue,
             config.prefix(),
-        ),
+        )
+        .with_stages(config.members.topology().pipeline),
         last: Era {
             generation: 1,
             epoch: 1,
@@ -119,11 +120,21 @@ fn leader(config: RankConfig) -> Leader<'static> {
 
 impl Simulation {
     pub(super) fn new(world: u32, depth: u32, max_sequences: u32, max_batched_tokens: u32) -> Self {
+        Self::staged(Topology::tensor(world), depth, max_sequences, max_batched_tokens)
+    }
+
+    pub(super) fn staged(
+        topology: Topology,
+        depth: u32,
+        max_sequences: u32,
+        max_batched_tokens: u32,
+    ) -> Self {
         Self::with(RankConfig {
+            members: topology.into(),
             steps_in_flight: depth,
             max_sequences,
             max_batched_tokens,
-            ..config(0, world, Duration::from_secs(1 << 30))
+            ..config(0, 1, Duration::from_secs(1 << 30))
         })
     }
 
