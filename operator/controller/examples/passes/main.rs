@@ -3,7 +3,10 @@
 //!
 //! Two sizes: 1,000 pods as 125 groups of 8 on 100 nodes, and 10,000 pods as 1,250 groups on 5,000 nodes beside 60,000 pods of others.
 
-#![allow(clippy::expect_used, reason = "a benchmark whose own objects are malformed may end")]
+#![allow(
+    clippy::expect_used,
+    reason = "a benchmark whose own objects are malformed may end"
+)]
 
 mod world;
 
