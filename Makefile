@@ -48,3 +48,10 @@ sbom: ## Write what Llamero is made of as CycloneDX files to .local/sbom
 .PHONY: bench-engine
 bench-engine: model ## Decode and prefill speed beside this machine's own bounds
 	@tests/bench-engine.sh
+
+.PHONY: bench-passes bench-control
+bench-passes: ## What a pass of the operator costs, and what it holds in memory
+	@cargo run --quiet --release -p llamero-operator --example passes
+
+bench-control: cluster-build ## The operator at 1,000 pods on a real API server, beside a plain Deployment (PODS=, NODES=, FOREIGN=)
+	@tests/bench-control.sh

@@ -123,6 +123,7 @@ impl Listed {
     fn group(&self, object: &LlamaGroup, now: Millis) -> observed::Group {
         let pods = self.pods.iter().filter(|pod| owned(*pod, object));
         observed::Group {
+            writing: None,
             pods: pods.filter_map(|pod| self::pod(pod, object, now)).collect(),
             budget: None,
             refusals: Vec::new(),

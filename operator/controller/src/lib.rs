@@ -1,13 +1,13 @@
 //! The operator: observe → decide → apply → report.
 //!
 //! ```text
-//!  watches ──► caches ─┐
-//!  rank reports ───────┼─► observe() ─► Observed ─► llamero_core::decide() ─► Plan ─► apply() ─► API server, RankControl
-//!  load, demand ───────┘                                                 └─► report() ─► .status, Events, metrics
+//!  watches ──► caches ── changes ─┐
+//!  rank reports ──────────────────┼─► Model ─► llamero_core::Planner ─► Plan ─► actuators ─► API server, RankControl
+//!  load, demand ──────────────────┘                              └─► statuses ─► .status, Events, metrics
 //! ```
 //!
-//! All decisions are in `llamero-core`; here are only the observations it needs and the effects it asks for. One serial loop over the
-//! whole state makes the passes, so that there is a single placer.
+//! All decisions are in `llamero-core`; here are only the observations it needs and the effects it asks for. One serial loop makes the
+//! passes, so that there is a single placer; it decides only about what changed, and waits for no answer.
 //!
 //! | module | what |
 //! |---|---|
@@ -15,7 +15,7 @@
 //! | [`reconcile`] | the loop |
 //! | [`watch`] | caches kept by watches |
 //! | [`links`] | gRPC streams to workers and gateways |
-//! | [`observe`] | from both to one `Observed` |
+//! | [`observe`] | from both to what is decided from |
 //! | [`apply`] | the only writer |
 //! | [`build`] | the objects it writes |
 //! | `contract` | (tests) resource types and worker agree |

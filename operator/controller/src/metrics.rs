@@ -2,7 +2,7 @@
 
 use std::{collections::BTreeMap, sync::atomic::AtomicU64};
 
-use llamero_api::group::{GroupPhase, LlamaGroupStatus};
+use llamero_api::group::GroupPhase;
 use prometheus_client::{
     metrics::{
         counter::Counter,
@@ -30,7 +30,7 @@ type Labels<const N: usize> = [(&'static str, String); N];
 /// Metrics of the operator. Clones share their values.
 #[derive(Clone, Debug)]
 pub struct Metrics {
-    /// Time of reconcile passes, effects included.
+    /// Time of reconcile passes; effects go on beside them.
     pub pass_seconds: Histogram,
     /// Passes that were cut short because the lease was lost.
     pub passes_cut: Counter,
@@ -57,7 +57,7 @@ impl Metrics {
     #[must_use]
     pub fn register(registry: &mut Registry) -> Self {
         let metrics = Self {
-            pass_seconds: Histogram::new(exponential_buckets(0.001, 2.0, 15)),
+            pass_seconds: Histogram::new(exponential_buckets(0.000_01, 2.0, 20)),
             passes_cut: Counter::default(),
             effects: Family::default(),
             groups: Family::default(),
@@ -71,7 +71,7 @@ impl Metrics {
         let all = registry.sub_registry_with_prefix("llamero");
         all.register_with_unit(
             "reconcile",
-            "Time of reconcile passes, effects included",
+            "Time of reconcile passes; effects go on beside them",
             Unit::Seconds,
             metrics.pass_seconds.clone(),
         );
@@ -108,13 +108,13 @@ impl Metrics {
         metrics
     }
 
-    /// Sets the numbers of groups by phase, and of those that serve.
-    pub fn count_groups<'a>(&self, statuses: impl Iterator<Item = &'a LlamaGroupStatus>) {
+    /// Sets the numbers of groups by phase, and of those that serve: `groups` has the phase of each and whether it serves.
+    pub fn count_groups(&self, groups: impl Iterator<Item = (GroupPhase, bool)>) {
         let mut counts: BTreeMap<&str, i64> = PHASES.iter().map(|phase| (phase.as_str(), 0)).collect();
         let mut ready = 0;
-        for status in statuses {
-            *counts.entry(status.phase.as_str()).or_default() += 1;
-            ready += i64::from(status.ready);
+        for (phase, serves) in groups {
+            *counts.entry(phase.as_str()).or_default() += 1;
+            ready += i64::from(serves);
         }
         for (phase, count) in counts {
             self.groups
@@ -153,12 +153,7 @@ mod tests {
         metrics.effect("CreatePod", "ok");
         metrics.stream_counts("ranks", (2, 1));
         metrics.pass_seconds.observe(0.1);
-        let serving = LlamaGroupStatus {
-            phase: GroupPhase::Serving,
-            ready: true,
-            ..LlamaGroupStatus::default()
-        };
-        metrics.count_groups([serving].iter());
+        metrics.count_groups([(GroupPhase::Serving, true)].into_iter());
         let mut text = String::new();
         prometheus_client::encoding::text::encode(&mut text, &registry).unwrap();
         for line in [

@@ -1,36 +1,30 @@
-//! The loop: observe → decide → apply → report, one pass after another.
+//! The loop: observe → decide → apply → report, one pass after another. It waits for nobody: effects and statuses go on beside it.
 
-use std::time::Duration;
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use k8s_openapi::jiff::Timestamp;
-use kube::{Client, ResourceExt as _};
-use llamero_api::labels;
-use llamero_core::{
-    Observed, Plan,
-    observed::{PodPhase, Settings},
-    status::Reports,
-};
+use kube::Client;
+use llamero_api::group::GroupPhase;
+use llamero_core::{Action, Key, Plan, observed::Settings, status::Reports, time::Millis};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tracing::{Instrument as _, debug, info_span, warn};
 
 use crate::{
     apply::{
-        self, Index, Outcome, Refusals, Writer,
-        calls::{self, Channels},
-        effects::Tools,
-        error::Remedy,
+        Actuators, Done, Hands, Refusals, Subject, Writer,
+        effects::{self, Chain},
         peers::Peers,
-        statuses::{self, Throttle},
+        statuses::Statuses,
     },
     definitions::Definitions,
     events::Events,
     form_keys::FormKeys,
     health::Health,
     lease::Leadership,
-    links::{DemandStream, LoadStream, Pool, RankStream},
+    links::Links,
     metrics::Metrics,
-    observe::{self, Snapshot, pods},
+    observe::Model,
     options::Options,
     wake::Wake,
     watch::Caches,
@@ -38,33 +32,24 @@ use crate::{
 
 /// Changes that come together make one pass.
 const GATHER: Duration = Duration::from_millis(20);
-/// A pass at least this often: nothing may depend on a change being noticed.
-const RESYNC: Duration = Duration::from_secs(5);
+/// A pass at least this often: what wakes nobody, like a counter, is taken in then. One with nothing to do costs next to nothing.
+const PULSE: Duration = Duration::from_secs(1);
 /// How long a pass waits for caches that lag behind our own writes before it tells; it never decides from them.
 const CATCH_UP: Duration = Duration::from_secs(10);
-/// Pause before failed steps are tried again; doubles up to the last.
-const FIRST_RETRY: Duration = Duration::from_millis(250);
-const LAST_RETRY: Duration = Duration::from_secs(10);
+/// When to look again whether the lease is ours.
+const LEASE_RETRY: Duration = Duration::from_millis(250);
+/// When a deployment is decided about again of which only calls to worker pods are under way.
+const CALLS_UNDERWAY: Millis = 1_000;
 
-/// The loop's parts.
+/// The loop's parts before it leads.
 pub struct Reconciler {
     options: Options,
     caches: Caches,
     wake: Wake,
     leadership: Leadership,
-    writer: Writer,
-    peers: Peers,
-    events: Events,
     metrics: Metrics,
     health: Health,
-    throttle: Throttle,
-    refusals: Refusals,
-    settings: Settings,
     client: Client,
-    ranks: Pool<RankStream>,
-    loads: Pool<LoadStream>,
-    gateways: Pool<DemandStream>,
-    retry: Duration,
 }
 
 impl Reconciler {
@@ -80,17 +65,7 @@ impl Reconciler {
         health: Health,
     ) -> Self {
         Self {
-            writer: Writer::new(client.clone(), leadership.clone(), caches.clone()),
-            events: Events::start(client.clone(), options.identity()),
-            peers: Peers::new(leadership.clone(), metrics.clone(), wake.clone()),
-            ranks: Pool::new(wake.clone()),
-            loads: Pool::new(wake.clone()),
-            gateways: Pool::new(wake.clone()),
-            throttle: Throttle::default(),
-            refusals: Refusals::default(),
-            settings: options.settings(),
             client: client.clone(),
-            retry: FIRST_RETRY,
             options,
             caches,
             wake,
@@ -101,195 +76,240 @@ impl Reconciler {
     }
 
     /// Runs until `stop`. Waits for the caches, then for the lease.
-    pub async fn run(mut self, stop: CancellationToken) {
+    pub async fn run(self, stop: CancellationToken) {
         let cancelled = stop.clone();
-        let work = async {
-            self.caches.synced().await;
-            self.health.set_synced();
-            self.leadership.acquired().await;
-            self.metrics.leading.set(1);
-            let (namespace, secret) = (&self.options.lease_namespace, &self.options.form_keys_secret);
-            let keys = FormKeys::load(&self.client, namespace, secret).await;
-            let manage = self.options.manage_crds;
-            let (definitions, problem) =
-                Definitions::new(self.client.clone(), manage, self.leadership.clone());
-            if let Some(until_well) = definitions.first().await {
-                tokio::spawn(until_well);
-            }
-            let mut number = 0u64;
-            loop {
-                self.settings.definitions.clone_from(&problem.borrow());
-                self.health.pass_begins();
-                number += 1;
-                let span = info_span!("pass", id = number);
-                let next = self.pass(&keys).instrument(span).await;
-                self.health.pass_ended();
-                tokio::select! {
-                    () = self.wake.woken() => {}
-                    () = tokio::time::sleep_until(next) => {}
-                }
-                tokio::time::sleep(GATHER).await;
-            }
-        };
         tokio::select! {
-            () = work => {}
+            () = self.lead() => {}
             () = cancelled.cancelled() => {}
         }
     }
 
+    async fn lead(mut self) {
+        self.caches.synced().await;
+        self.health.set_synced();
+        self.leadership.acquired().await;
+        self.metrics.leading.set(1);
+        let (namespace, secret) = (&self.options.lease_namespace, &self.options.form_keys_secret);
+        let keys = FormKeys::load(&self.client, namespace, secret).await;
+        let manage = self.options.manage_crds;
+        let (definitions, problem) = Definitions::new(self.client.clone(), manage, self.leadership.clone());
+        if let Some(until_well) = definitions.first().await {
+            tokio::spawn(until_well);
+        }
+        let (health, wake) = (self.health.clone(), self.wake.clone());
+        let mut work = Loop::new(self, keys);
+        let mut number = 0u64;
+        loop {
+            work.settings.definitions.clone_from(&problem.borrow());
+            health.pass_begins();
+            number += 1;
+            let span = info_span!("pass", id = number);
+            let next = work.pass().instrument(span).await;
+            health.pass_ended();
+            tokio::select! {
+                () = wake.woken() => {}
+                () = tokio::time::sleep_until(next) => {}
+            }
+            tokio::time::sleep(GATHER).await;
+        }
+    }
+}
+
+/// The loop's parts while it leads.
+struct Loop {
+    caches: Caches,
+    metrics: Metrics,
+    writer: Arc<Writer>,
+    model: Model,
+    links: Links,
+    actuators: Actuators,
+    statuses: Statuses,
+    refusals: Refusals,
+    settings: Settings,
+    /// Of every deployment the phase of each group and whether it serves, as reported last.
+    phases: BTreeMap<Key, Vec<(GroupPhase, bool)>>,
+}
+
+impl Loop {
+    fn new(parts: Reconciler, keys: FormKeys) -> Self {
+        let Reconciler {
+            options,
+            caches,
+            wake,
+            leadership,
+            metrics,
+            client,
+            health: _,
+        } = parts;
+        let writer = Arc::new(Writer::new(client.clone(), leadership.clone(), caches.clone()));
+        let hands = Hands {
+            writer: Arc::clone(&writer),
+            peers: Peers::new(leadership, metrics.clone(), wake.clone()),
+            events: Events::start(client, options.identity()),
+            metrics: metrics.clone(),
+            keys,
+        };
+        Self {
+            model: Model::default(),
+            links: Links::new(&wake),
+            actuators: Actuators::new(hands, wake.clone()),
+            statuses: Statuses::new(Arc::clone(&writer), metrics.clone(), wake),
+            refusals: Refusals::default(),
+            settings: options.settings(),
+            phases: BTreeMap::new(),
+            caches,
+            metrics,
+            writer,
+        }
+    }
+
     /// One pass; when the next is due at the latest.
-    async fn pass(&mut self, keys: &FormKeys) -> Instant {
+    async fn pass(&mut self) -> Instant {
+        // What has been answered first: the caches must then show it.
+        let done = self.actuators.take_done();
         if !self.caches.caught_up(CATCH_UP).await {
             self.metrics.stale_caches.inc();
             warn!(
                 "the watches do not show what was written {} s ago; nothing is decided before they do",
                 CATCH_UP.as_secs()
             );
+            self.actuators.put_back(done);
             return Instant::now();
         }
         if !self.writer.leads() {
             self.metrics.passes_cut.inc();
-            return Instant::now() + FIRST_RETRY;
+            self.actuators.put_back(done);
+            return Instant::now() + LEASE_RETRY;
         }
         let began = Instant::now();
-        let snapshot = self.snapshot();
-        let time = Timestamp::now();
-        let now = time.as_millisecond();
-        let observed = observe::observe(&snapshot, &self.settings, &self.refusals, time);
-        let plan = llamero_core::decide(&observed, now);
-        let index = Index::new(&snapshot);
-        let outcome = self.apply(&index, &plan, keys).await;
-        let reports = llamero_core::report(&observed, &plan, now);
-        let status_due = statuses::write(
-            &self.writer,
-            &self.metrics,
-            &mut self.throttle,
-            &observed,
-            &reports,
-        )
-        .await;
+        let now = Timestamp::now().as_millisecond();
+        self.observe(done, now);
+        let mut plan = self.model.pass(now);
+        let reports = self.model.report(&plan, now);
+        let steps = plan.steps.len();
+        self.apply(&mut plan);
+        self.report(&plan, reports, now);
 
-        self.refusals.record(&outcome, now);
-        self.count(&observed, &reports);
         self.metrics.pass_seconds.observe(began.elapsed().as_secs_f64());
         self.metrics
             .last_pass
             .set(Timestamp::now().as_millisecond() as f64 / 1000.0);
-        debug!(steps = plan.steps.len(), applied = outcome.applied.len(), failed = outcome.failures.len(), took = ?began.elapsed(), "pass");
-        self.next_pass(&plan, &outcome, now, status_due)
+        debug!(steps, decided = plan.verdicts.len(), took = ?began.elapsed(), "pass");
+        let due = self.model.planner().next_due();
+        let wait = due.map_or(PULSE, |due| millis(due.saturating_sub(now)).min(PULSE));
+        Instant::now() + wait
     }
 
-    /// What caches and streams hold, after the streams were pointed at today's pods.
-    fn snapshot(&mut self) -> Snapshot {
-        let mut snapshot = self.caches.snapshot();
-        let (mut workers, mut leaders, mut gateways) = (Vec::new(), Vec::new(), Vec::new());
-        for pod in &snapshot.pods {
-            let (Some(ip), Some(uid)) = (pods::ip(pod), pod.uid()) else {
-                continue;
+    /// Takes in everything that has changed since the last pass.
+    fn observe(&mut self, done: Vec<Done>, now: Millis) {
+        for done in done {
+            self.settle(done, now);
+        }
+        for subject in self.refusals.expire(now) {
+            self.model.touch(&subject);
+        }
+        self.model.take(self.caches.take());
+        self.model.heard(self.links.take_heard());
+        if let Some(demands) = self.links.demands(self.model.gateways().iter()) {
+            self.model.set_demands(demands);
+        }
+        self.model
+            .refresh(&mut self.links, &self.settings, &self.refusals, now);
+        self.links.count(&self.metrics);
+    }
+
+    /// What was decided about a deployment has been answered: it may be decided about again.
+    fn settle(&mut self, done: Done, now: Millis) {
+        let Done {
+            deployment,
+            outcome,
+            written,
+            again,
+        } = done;
+        for group in &written {
+            self.model.set_writing(group, None);
+        }
+        self.refusals.record(&outcome, now);
+        let failed = outcome.failures.iter().map(|failure| &failure.subject);
+        for subject in failed.chain(outcome.applied.iter().map(|(subject, _)| subject)) {
+            self.model.touch(subject);
+        }
+        let idle = outcome.applied.is_empty() && outcome.failures.is_empty();
+        let due = match again {
+            Some(at) => Some(now.saturating_add(until(at))),
+            None => idle.then(|| now.saturating_add(CALLS_UNDERWAY)),
+        };
+        self.model.planner_mut().release(&deployment, due);
+    }
+
+    /// Begins to carry out the steps of a plan.
+    fn apply(&mut self, plan: &mut Plan) {
+        let mut of_deployments: BTreeMap<Key, Vec<Chain>> = BTreeMap::new();
+        let index = self.model.index();
+        for (subject, steps) in effects::chains(index, std::mem::take(&mut plan.steps)) {
+            let owner = match &subject {
+                Subject::Deployment(key) => Some(key.clone()),
+                Subject::Group(_) => index.deployment_of(&subject),
             };
-            let running = pods::phase(pod) == PodPhase::Running;
-            let labels = pod.labels();
-            if labels.contains_key(labels::GROUP_NAME) {
-                let leads = labels
-                    .get(labels::ROLE)
-                    .is_some_and(|role| role == labels::ROLE_LEADER);
-                if running && leads {
-                    leaders.push((uid.clone(), calls::address(ip, labels::INFERENCE_PORT)));
-                }
-                // What a pod said last is kept until the pod is gone: it may tell why it ended.
-                if running || self.ranks.contains(&uid) {
-                    workers.push((uid, calls::address(ip, labels::CONTROL_PORT)));
-                }
-            } else if running
-                && pod.metadata.namespace.as_deref() == Some(self.options.gateway_namespace())
-                && self.options.gateway_selector.matches(Some(labels))
-                && pods::condition(pod, "Ready")
-            {
-                gateways.push((uid, calls::address(ip, labels::DEMAND_PORT)));
+            if let Some(owner) = owner {
+                of_deployments.entry(owner).or_default().push((subject, steps));
             }
         }
-        // An address may have passed on to another pod: only believe who says the name.
-        snapshot.reports = latest(&mut self.ranks, workers)
-            .into_iter()
-            .filter_map(some_value)
-            .filter(|(uid, received)| received.message.pod_uid == *uid)
-            .collect();
-        snapshot.loads = latest(&mut self.loads, leaders)
-            .into_iter()
-            .filter_map(some_value)
-            .collect();
-        snapshot.gateways = latest(&mut self.gateways, gateways)
-            .into_iter()
-            .map(|(_, received)| received)
-            .collect();
-        self.metrics.stream_counts("ranks", self.ranks.counts());
-        self.metrics.stream_counts("load", self.loads.counts());
-        self.metrics.stream_counts("demand", self.gateways.counts());
-        snapshot
-    }
-
-    async fn apply(&self, index: &Index, plan: &Plan, keys: &FormKeys) -> Outcome {
-        let channels: Channels = self.ranks.channels().collect();
-        let tools = Tools {
-            writer: &self.writer,
-            index,
-            channels: &channels,
-            peers: &self.peers,
-            events: &self.events,
-            metrics: &self.metrics,
-            settings: &self.settings,
-            keys,
-        };
-        apply::apply(&tools, &plan.steps).await
-    }
-
-    fn count(&self, observed: &Observed, reports: &Reports) {
-        self.metrics
-            .deployments
-            .set(i64::try_from(observed.deployments.len()).unwrap_or(i64::MAX));
-        self.metrics.count_groups(reports.groups.values());
-    }
-
-    fn next_pass(
-        &mut self,
-        plan: &Plan,
-        outcome: &Outcome,
-        now: i64,
-        status_due: Option<Instant>,
-    ) -> Instant {
-        let start = Instant::now();
-        let mut next = start + RESYNC;
-        if let Some(at) = plan.next_at {
-            next =
-                next.min(start + Duration::from_millis(u64::try_from(at.saturating_sub(now)).unwrap_or(0)));
+        for (deployment, chains) in of_deployments {
+            let mut writing = Vec::new();
+            for step in chains.iter().flat_map(|(_, steps)| steps) {
+                if let Action::WriteGroup { group, spec, .. } = &step.action {
+                    writing.push((group.clone(), Arc::new((**spec).clone())));
+                }
+            }
+            self.model.planner_mut().hold(&deployment);
+            let channel = |pod_uid: &str| self.links.channel(pod_uid);
+            self.actuators
+                .begin(deployment, chains, self.model.index(), channel, &self.settings);
+            for (group, spec) in writing {
+                self.model.set_writing(&group, Some(spec));
+            }
         }
-        if outcome.failures.is_empty() {
-            self.retry = FIRST_RETRY;
-        } else {
-            let soon = outcome
-                .failures
-                .iter()
-                .any(|failure| failure.remedy == Remedy::Decide);
-            next = next.min(start + if soon { FIRST_RETRY } else { self.retry });
-            self.retry = (self.retry * 2).min(LAST_RETRY);
+    }
+
+    /// Begins to write the statuses of what was decided about.
+    fn report(&mut self, plan: &Plan, reports: Reports, now: Millis) {
+        let index = self.model.index();
+        for key in plan.verdicts.keys() {
+            self.phases.insert(key.clone(), Vec::new());
         }
-        status_due.map_or(next, |due| next.min(due))
+        for (key, status) in &reports.groups {
+            let owner = index.deployment_of(&Subject::Group(key.clone()));
+            if let Some(phases) = owner.and_then(|owner| self.phases.get_mut(&owner)) {
+                phases.push((status.phase, status.ready));
+            }
+        }
+        let mut again = self.statuses.settle();
+        again.extend(self.statuses.begin(index, reports));
+        for (key, at) in again {
+            let at = now.saturating_add(until(at));
+            self.model.planner_mut().look_at(&key, at);
+        }
+        let there = |key: &Key| self.model.index().deployment(key).is_ok();
+        let before = self.phases.len();
+        if !plan.verdicts.is_empty() || before != self.model.planner().observed().deployments.len() {
+            self.phases.retain(|key, _| there(key));
+            self.actuators.keep(there);
+            self.metrics.count_groups(self.phases.values().flatten().copied());
+            let deployments = self.model.planner().observed().deployments.len();
+            self.metrics
+                .deployments
+                .set(i64::try_from(deployments).unwrap_or(i64::MAX));
+        }
     }
 }
 
-/// Points the pool at these peers and returns what each said last, in the order of their keys.
-fn latest<S: crate::links::subscribe::Subscribe>(
-    pool: &mut Pool<S>,
-    mut peers: Vec<(String, String)>,
-) -> Vec<(String, Option<crate::links::Received<S::Message>>)> {
-    peers.sort();
-    pool.set_peers(peers.iter().cloned());
-    peers
-        .into_iter()
-        .map(|(key, _)| (key.clone(), pool.latest(&key)))
-        .collect()
+fn millis(millis: Millis) -> Duration {
+    Duration::from_millis(u64::try_from(millis).unwrap_or(0))
 }
 
-fn some_value<K, V>((key, value): (K, Option<V>)) -> Option<(K, V)> {
-    Some((key, value?))
+/// Milliseconds until then.
+fn until(at: Instant) -> Millis {
+    let wait = at.saturating_duration_since(Instant::now());
+    i64::try_from(wait.as_millis()).unwrap_or(Millis::MAX)
 }

@@ -11,6 +11,7 @@ use crate::{
     health::{self, Health},
     lease::{self, LeaseConfig, LeaseError},
     metrics::Metrics,
+    observe::seen_pod::Projection,
     options::Options,
     reconcile::Reconciler,
     wake::Wake,
@@ -59,7 +60,8 @@ pub async fn run(options: Options, stop: CancellationToken) -> Result<(), RunErr
         duration: options.lease_duration(),
     };
     info!(identity = %lease.identity, namespace = options.namespace.as_deref().unwrap_or("(all)"), "starting");
-    let caches = Caches::start(&client, options.namespace.as_deref(), &wake);
+    let pods = Projection::new(options.gateway_namespace(), options.gateway_selector.clone());
+    let caches = Caches::start(&client, options.namespace.as_deref(), pods, &wake);
 
     // The lease is given back only after the loop has stopped writing.
     let stop_lease = CancellationToken::new();

@@ -8,6 +8,7 @@
 //! |---|---|
 //! | [`observed`] | (input) the cluster as the caches show it |
 //! | [`plan`] | (output) typed steps, and verdicts for the report |
+//! | [`Planner`] | keeps both, and decides about what changed |
 //! | [`resources`] | amounts of CPU, memory, pods and devices |
 //! | [`sizing`] | from a checkpoint's headers to memory per rank, or a refusal that says what would fit |
 //! | [`inspect`] | when to look into a checkpoint |
@@ -44,11 +45,13 @@ pub mod groups;
 pub mod history;
 pub mod identity;
 pub mod inspect;
+mod interned;
 pub mod names;
 pub mod network;
 pub mod observed;
 pub mod placement;
 pub mod plan;
+mod planner;
 pub mod policy;
 pub mod progress;
 pub mod recovery;
@@ -65,4 +68,5 @@ pub mod trial;
 pub use decide::decide;
 pub use observed::Observed;
 pub use plan::{Action, Key, Plan, Step};
+pub use planner::Planner;
 pub use status::report;

@@ -25,7 +25,7 @@ pub struct NameOwners<'a> {
 impl<'a> NameOwners<'a> {
     /// The oldest deployment of each name; of two made in one second the first by namespace and name.
     #[must_use]
-    pub fn of(deployments: &[&'a Deployment]) -> Self {
+    pub fn of(deployments: impl Iterator<Item = &'a Deployment>) -> Self {
         let mut owners = Self::default();
         for deployment in deployments {
             let object = deployment.object.as_ref();

@@ -21,13 +21,16 @@ use k8s_openapi::api::{
 use llamero_api::{
     LlamaDeployment, LlamaGroup,
     deployment::PullPolicy,
-    group::{GroupTemplate, RankPhase},
+    group::{GroupTemplate, LlamaGroupSpec, RankPhase},
 };
 
 use crate::{network::Network, policy::Policy, resources::Resources, time::Millis};
 
 /// Who was not heard for this long says nothing about the present.
 pub const STALE_AFTER: Millis = 10_000;
+
+/// [`Report::alive_at`] of a supervisor whose stream is open: it is there now, whenever that is.
+pub const OPEN: Millis = Millis::MAX;
 
 /// Everything that decisions are made from.
 #[derive(Clone, Debug, Default)]
@@ -92,9 +95,9 @@ pub struct Deployment {
     pub object: Arc<LlamaDeployment>,
     /// Groups whose controlling owner is this object, by UID.
     pub groups: Vec<Group>,
-    /// Group names of this namespace that must not be used for new groups although no group above bears them: groups of other owners,
-    /// and values of the group label on pods that still exist.
-    pub names_in_use: BTreeSet<String>,
+    /// Names of this namespace that new groups must not take: those of all groups, whoever owns them, and values of the group label on pods
+    /// that still exist. One set is shared by all deployments of the namespace.
+    pub names_in_use: Arc<BTreeSet<String>>,
     /// Pods with the inspect label, owned by this object.
     pub inspect: Vec<InspectPod>,
     /// The Service in front of the leaders, if it exists and is owned by this object.
@@ -184,6 +187,8 @@ pub struct Refusal {
 pub struct Group {
     /// The object, never older than the last write of this process.
     pub object: Arc<LlamaGroup>,
+    /// A specification that is being written: it may stand there at any moment, or never. Its room is not promised to others.
+    pub writing: Option<Arc<LlamaGroupSpec>>,
     /// Pods whose controlling owner is this object, by UID.
     pub pods: Vec<Pod>,
     /// Its PodDisruptionBudget, if it exists and is owned by this object.
@@ -268,9 +273,9 @@ impl Pod {
     /// Its latest report, if that still speaks of the present.
     #[must_use]
     pub fn fresh_report(&self, now: Millis) -> Option<&Report> {
-        self.report
-            .as_ref()
-            .filter(|report| self.phase == PodPhase::Running && now - report.alive_at <= STALE_AFTER)
+        self.report.as_ref().filter(|report| {
+            self.phase == PodPhase::Running && now.saturating_sub(report.alive_at) <= STALE_AFTER
+        })
     }
 }
 
@@ -290,7 +295,7 @@ pub struct Exit {
 pub struct Report {
     /// When it was received.
     pub received_at: Millis,
-    /// When the supervisor was last known to be reachable: this report, or a later keep-alive of the open stream.
+    /// When the supervisor was last known to be reachable: [`OPEN`], or when its stream broke.
     pub alive_at: Millis,
     /// Generation the pod holds; 0 before the first Form.
     pub generation: i64,

@@ -8,6 +8,8 @@ use k8s_openapi::{
 };
 use llamero_api::{group::GroupTemplate, quantity};
 
+use crate::interned::Name;
+
 /// CPU, in thousandths of a processor.
 pub const CPU: &str = "cpu";
 /// Memory, in bytes.
@@ -15,9 +17,10 @@ pub const MEMORY: &str = "memory";
 /// Pods, in pieces.
 pub const PODS: &str = "pods";
 
-/// Amounts by resource name: CPU in thousandths, everything else in whole units. What is not named is zero.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Resources(BTreeMap<String, i64>);
+/// Amounts by resource name: CPU in thousandths, everything else in whole units. What is not named is zero. Kept in the order of the
+/// names, which are few.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
+pub struct Resources(Vec<(Name, i64)>);
 
 impl Resources {
     /// Nothing.
@@ -29,7 +32,7 @@ impl Resources {
     /// With an amount set.
     #[must_use]
     pub fn with(mut self, name: &str, amount: i64) -> Self {
-        self.0.insert(name.to_owned(), amount);
+        self.set(Name::of(name), amount);
         self
     }
 
@@ -38,7 +41,7 @@ impl Resources {
     pub fn from_quantities(map: &BTreeMap<String, Quantity>) -> Self {
         Self(
             map.iter()
-                .map(|(name, amount)| (name.clone(), read(name, amount)))
+                .map(|(name, amount)| (Name::of(name), read(name, amount)))
                 .collect(),
         )
     }
@@ -46,10 +49,12 @@ impl Resources {
     /// The amount of a resource.
     #[must_use]
     pub fn get(&self, name: &str) -> i64 {
-        self.0.get(name).copied().unwrap_or(0)
+        let mut amounts = self.0.iter();
+        let found = amounts.find(|(other, _)| other.as_str() == name);
+        found.map_or(0, |(_, amount)| *amount)
     }
 
-    /// All named amounts.
+    /// All named amounts, in the order of their names.
     pub fn iter(&self) -> impl Iterator<Item = (&str, i64)> {
         self.0.iter().map(|(name, amount)| (name.as_str(), *amount))
     }
@@ -57,7 +62,7 @@ impl Resources {
     /// Adds amounts.
     pub fn add(&mut self, other: &Self) {
         for (name, amount) in &other.0 {
-            let sum = self.0.entry(name.clone()).or_insert(0);
+            let sum = self.entry(name);
             *sum = sum.saturating_add(*amount);
         }
     }
@@ -65,7 +70,7 @@ impl Resources {
     /// Takes amounts away; the result may be negative.
     pub fn subtract(&mut self, other: &Self) {
         for (name, amount) in &other.0 {
-            let rest = self.0.entry(name.clone()).or_insert(0);
+            let rest = self.entry(name);
             *rest = rest.saturating_sub(*amount);
         }
     }
@@ -76,14 +81,47 @@ impl Resources {
         request
             .0
             .iter()
-            .all(|(name, amount)| *amount <= 0 || self.get(name) >= *amount)
+            .all(|(name, amount)| *amount <= 0 || self.get(name.as_str()) >= *amount)
+    }
+
+    /// Leaves out what is zero, which says the same.
+    #[must_use]
+    pub fn without_zeros(mut self) -> Self {
+        self.0.retain(|(_, amount)| *amount != 0);
+        self
     }
 
     fn raise_to(&mut self, other: &Self) {
         for (name, amount) in &other.0 {
-            let mine = self.0.entry(name.clone()).or_insert(0);
+            let mine = self.entry(name);
             *mine = (*mine).max(*amount);
         }
+    }
+
+    /// These amounts, with others in place of those that the others name.
+    fn overlaid(mut self, other: &Self) -> Self {
+        for (name, amount) in &other.0 {
+            self.set(name.clone(), *amount);
+        }
+        self
+    }
+
+    fn set(&mut self, name: Name, amount: i64) {
+        match self.0.binary_search_by(|(other, _)| other.cmp(&name)) {
+            Ok(at) => self.0[at].1 = amount,
+            Err(at) => self.0.insert(at, (name, amount)),
+        }
+    }
+
+    fn entry(&mut self, name: &Name) -> &mut i64 {
+        let at = match self.0.binary_search_by(|(other, _)| other.cmp(name)) {
+            Ok(at) => at,
+            Err(at) => {
+                self.0.insert(at, (name.clone(), 0));
+                at
+            }
+        };
+        &mut self.0[at].1
     }
 }
 
@@ -113,10 +151,8 @@ pub fn of_template(template: &GroupTemplate) -> Resources {
     let mut request = Resources::new();
     if let Some(resources) = &template.worker.resources {
         // As the API server does: a limit without a request is the request.
-        request = Resources::from_quantities(&resources.limits);
-        request
-            .0
-            .extend(Resources::from_quantities(&resources.requests).0);
+        request = Resources::from_quantities(&resources.limits)
+            .overlaid(&Resources::from_quantities(&resources.requests));
     }
     if let Some(name) = &template.accelerator_resource {
         request = request.with(name, i64::from(template.ranks_per_pod));
@@ -142,6 +178,10 @@ pub fn of_pod(spec: &PodSpec) -> Resources {
         running.add(&of_container(container));
     }
     running.raise_to(&peak);
+    // What stands on the pod counts instead of what its containers ask for together (pod-level resources, stable since 1.34).
+    if let Some(resources) = &spec.resources {
+        running = running.overlaid(&of_requirements(resources));
+    }
     if let Some(overhead) = &spec.overhead {
         running.add(&Resources::from_quantities(overhead));
     }
@@ -149,21 +189,20 @@ pub fn of_pod(spec: &PodSpec) -> Resources {
 }
 
 fn of_container(container: &Container) -> Resources {
-    let Some(ResourceRequirements { limits, requests, .. }) = &container.resources else {
-        return Resources::new();
-    };
-    let mut amounts = limits
+    container
+        .resources
         .as_ref()
-        .map(Resources::from_quantities)
-        .unwrap_or_default();
-    amounts.0.extend(
-        requests
-            .as_ref()
-            .map(Resources::from_quantities)
-            .unwrap_or_default()
-            .0,
-    );
-    amounts
+        .map(of_requirements)
+        .unwrap_or_default()
+}
+
+/// Requests, and limits where nothing is requested, as the API server fills them in.
+fn of_requirements(requirements: &ResourceRequirements) -> Resources {
+    let ResourceRequirements { limits, requests, .. } = requirements;
+    let read = |map: &Option<BTreeMap<String, Quantity>>| map.as_ref().map(Resources::from_quantities);
+    read(limits)
+        .unwrap_or_default()
+        .overlaid(&read(requests).unwrap_or_default())
 }
 
 #[cfg(test)]
@@ -191,6 +230,27 @@ mod tests {
         };
         // First init alone 3; sidecar 1 + second init 2 = 3; sidecar 1 + containers 1 = 2.
         assert_eq!(of_pod(&spec), Resources::new().with(CPU, 3000).with(PODS, 1));
+    }
+
+    #[test]
+    fn what_stands_on_the_pod_counts_instead_of_its_containers() {
+        let cpu = |amount: &str| {
+            Some(ResourceRequirements {
+                limits: Some([(CPU.to_owned(), Quantity(amount.to_owned()))].into()),
+                ..Default::default()
+            })
+        };
+        let container = Container {
+            resources: cpu("1"),
+            ..Default::default()
+        };
+        let spec = PodSpec {
+            resources: cpu("5"),
+            containers: vec![container.clone(), container],
+            overhead: Some([(CPU.to_owned(), Quantity("250m".to_owned()))].into()),
+            ..Default::default()
+        };
+        assert_eq!(of_pod(&spec), Resources::new().with(CPU, 5250).with(PODS, 1));
     }
 
     #[test]

@@ -20,7 +20,10 @@ struct Arguments {
 #[derive(Subcommand)]
 enum Action {
     /// Build the programs from their pinned Go modules (the first time takes about ten minutes)
-    Build,
+    Build {
+        /// Beside them what only benchmarks need: kwok
+        parts: Vec<String>,
+    },
     /// Start a cluster, or add nodes to the running one
     Up {
         /// How many nodes there should be at least
@@ -89,7 +92,7 @@ struct Target {
 
 fn main() -> Result<()> {
     let action = Arguments::parse().command;
-    if !matches!(action, Action::Build | Action::Kubeconfig) {
+    if !matches!(action, Action::Build { .. } | Action::Kubeconfig) {
         ensure!(
             rustix::process::geteuid().is_root(),
             "the cluster makes namespaces and links: run this as root"
@@ -100,7 +103,7 @@ fn main() -> Result<()> {
 
 fn run(action: Action) -> Result<()> {
     match action {
-        Action::Build => go_build::build(),
+        Action::Build { parts } => go_build::build(&parts),
         Action::Up { nodes } => {
             let cluster = Cluster::up(nodes)?;
             show(format_args!(

@@ -93,20 +93,42 @@ const PARTS: &[Part] = &[
     },
 ];
 
-/// Builds every part whose pins have changed since it was last built; says what it does on standard error.
+/// Parts that only benchmarks need: built when they are asked for by name.
+const ON_DEMAND: &[Part] = &[Part {
+    name: "kwok",
+    programs: &[("kwok", "kwok")],
+    ..PLAIN
+}];
+
+/// Builds every part whose pins have changed since it was last built, and of those that only benchmarks need the `wanted` ones; says what it does
+/// on standard error.
 ///
 /// # Errors
-/// The Go tool is missing, the module proxy cannot be reached, or a part does not compile.
-pub fn build() -> Result<()> {
+/// The Go tool is missing, the module proxy cannot be reached, a part does not compile, or nothing is called so.
+pub fn build(wanted: &[String]) -> Result<()> {
+    if let Some(unknown) = wanted
+        .iter()
+        .find(|name| ON_DEMAND.iter().all(|part| part.name != **name))
+    {
+        let known: Vec<&str> = ON_DEMAND.iter().map(|part| part.name).collect();
+        bail!(
+            "there is no part {unknown} to be built on demand: {}",
+            known.join(", ")
+        );
+    }
+    let on_demand = ON_DEMAND
+        .iter()
+        .filter(|part| wanted.iter().any(|name| name == part.name));
+    let parts: Vec<&Part> = PARTS.iter().chain(on_demand).collect();
     let go = command::output(&mut command::command("go", &["version"])).context(
         "the cluster's programs are built with Go: install Go 1.26.6 or later (https://go.dev/dl)",
     )?;
-    for (index, part) in PARTS.iter().enumerate() {
+    for (index, part) in parts.iter().enumerate() {
         let pins = pins(part, &go)?;
         if is_built(part, &pins) {
             continue;
         }
-        let title = format!("[{}/{}] {}", index + 1, PARTS.len(), part.name);
+        let title = format!("[{}/{}] {}", index + 1, parts.len(), part.name);
         compile(part, &title).with_context(|| format!("cannot build {}", part.name))?;
         std::fs::write(pins_file(part), pins)?;
     }

@@ -1,8 +1,7 @@
-//! Runs a plan's steps: one chain a group, chains side by side.
+//! A plan's steps: one chain a group, which runs in order.
 
 use std::collections::BTreeMap;
 
-use futures::StreamExt as _;
 use llamero_core::{Action, Step, observed::Settings, plan::EventKind};
 use tracing::{debug, info, warn};
 
@@ -16,9 +15,6 @@ use super::{
     pods, revisions,
 };
 use crate::{build::inspect, events::Events, form_keys::FormKeys, metrics::Metrics};
-
-/// Chains that run at the same time.
-const CONCURRENCY: usize = 8;
 
 /// What became of a plan.
 #[derive(Debug, Default)]
@@ -48,7 +44,7 @@ pub struct Failure {
 pub struct Tools<'a> {
     /// Fenced access to the API server.
     pub writer: &'a Writer,
-    /// Objects of this pass.
+    /// The objects that the steps are about.
     pub index: &'a Index,
     /// Connections to worker pods.
     pub channels: &'a Channels,
@@ -64,24 +60,13 @@ pub struct Tools<'a> {
     pub keys: &'a FormKeys,
 }
 
-/// Runs all steps. Steps of one group run in order, and the first that fails ends them for this pass; other groups go on.
-pub async fn apply(tools: &Tools<'_>, steps: &[Step]) -> Outcome {
-    let mut runs = Vec::new();
-    for (subject, chain) in chains(tools.index, steps) {
-        runs.push(run_chain(tools, subject, chain));
-    }
-    let outcomes: Vec<Outcome> = futures::stream::iter(runs).buffered(CONCURRENCY).collect().await;
-    let mut all = Outcome::default();
-    for outcome in outcomes {
-        all.applied.extend(outcome.applied);
-        all.failures.extend(outcome.failures);
-    }
-    all
-}
+/// Steps that run one after another, and what they are about.
+pub type Chain = (Subject, Vec<Step>);
 
 /// Steps by group in their order; a step about a deployment is a chain of its own.
-fn chains<'a>(index: &Index, steps: &'a [Step]) -> Vec<(Subject, Vec<&'a Step>)> {
-    let mut chains: Vec<(Subject, Vec<&Step>)> = Vec::new();
+#[must_use]
+pub fn chains(index: &Index, steps: Vec<Step>) -> Vec<Chain> {
+    let mut chains: Vec<Chain> = Vec::new();
     let mut of_group: BTreeMap<Subject, usize> = BTreeMap::new();
     for step in steps {
         let subject = index.subject(&step.action);
@@ -98,9 +83,10 @@ fn chains<'a>(index: &Index, steps: &'a [Step]) -> Vec<(Subject, Vec<&'a Step>)>
     chains
 }
 
-async fn run_chain(tools: &Tools<'_>, subject: Subject, steps: Vec<&Step>) -> Outcome {
+/// Runs the steps of a chain in order; the first that fails ends it.
+pub async fn run_chain(tools: &Tools<'_>, (subject, steps): Chain) -> Outcome {
     let mut outcome = Outcome::default();
-    for step in steps {
+    for step in &steps {
         let action = step.action.kind();
         let result = match begin_call(tools, &step.action) {
             // It is under way already, which is no news.
@@ -302,8 +288,8 @@ mod tests {
                 replicas: 1,
             })
         };
-        let steps = [pod("a", 0), service("d"), pod("b", 0), pod("a", 1), service("d")];
-        let chains = chains(&Index::default(), &steps);
+        let steps = vec![pod("a", 0), service("d"), pod("b", 0), pod("a", 1), service("d")];
+        let chains = chains(&Index::default(), steps.clone());
         let lengths: Vec<_> = chains
             .iter()
             .map(|(subject, chain)| (subject.clone(), chain.len()))
@@ -317,6 +303,6 @@ mod tests {
                 (Subject::Deployment(key("d")), 1),
             ]
         );
-        assert_eq!(chains[0].1, [&steps[0], &steps[3]]);
+        assert_eq!(chains[0].1, [steps[0].clone(), steps[3].clone()]);
     }
 }

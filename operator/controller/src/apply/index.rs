@@ -1,6 +1,9 @@
 //! The objects of a pass by name, and which of them a step is about.
 
-use std::{collections::HashMap, sync::Arc};
+use std::{
+    collections::{HashMap, HashSet},
+    sync::Arc,
+};
 
 use k8s_openapi::api::core::v1::{ObjectReference, Pod};
 use kube::{Resource, ResourceExt as _};
@@ -8,7 +11,7 @@ use llamero_api::{LlamaDeployment, LlamaGroup};
 use llamero_core::{Action, Key, children::ManagedObject};
 
 use super::error::EffectError;
-use crate::{build::parts::namespace_of, observe::Snapshot, watch::slim};
+use crate::{build::parts::namespace_of, observe::OwnPod};
 
 /// What a step is about.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -33,7 +36,10 @@ impl std::fmt::Display for Subject {
 pub struct Index {
     deployments: HashMap<Key, Arc<LlamaDeployment>>,
     groups: HashMap<Key, Arc<LlamaGroup>>,
-    pods: HashMap<Key, Arc<Pod>>,
+    /// What of pods their binding is written from, while they are gated.
+    gated: HashMap<Key, Arc<Pod>>,
+    /// Pods that look at a checkpoint.
+    inspect: HashSet<Key>,
 }
 
 /// Namespace and name of an object.
@@ -46,19 +52,64 @@ pub fn key_of(object: &impl Resource) -> Key {
 }
 
 impl Index {
-    /// The objects of a snapshot; of the pods only ours.
+    /// Takes in a deployment.
+    pub fn put_deployment(&mut self, key: Key, object: Arc<LlamaDeployment>) {
+        self.deployments.insert(key, object);
+    }
+
+    /// Forgets a deployment.
+    pub fn remove_deployment(&mut self, key: &Key) {
+        self.deployments.remove(key);
+    }
+
+    /// Takes in a group.
+    pub fn put_group(&mut self, key: Key, object: Arc<LlamaGroup>) {
+        self.groups.insert(key, object);
+    }
+
+    /// Forgets a group.
+    pub fn remove_group(&mut self, key: &Key) {
+        self.groups.remove(key);
+    }
+
+    /// Takes in what became of a pod of ours.
+    pub fn pod(&mut self, before: Option<&OwnPod>, after: Option<&OwnPod>) {
+        if let Some(before) = before {
+            self.gated.remove(&before.key);
+            self.inspect.remove(&before.key);
+        }
+        let Some(after) = after else { return };
+        if let Some(gated) = &after.gated {
+            self.gated.insert(after.key.clone(), Arc::clone(gated));
+        }
+        if after.inspect.is_some() {
+            self.inspect.insert(after.key.clone());
+        }
+    }
+
+    /// Of these objects those that steps about the subject need.
     #[must_use]
-    pub fn new(snapshot: &Snapshot) -> Self {
-        fn by_key<'a, K: Resource + 'a>(objects: impl Iterator<Item = &'a Arc<K>>) -> HashMap<Key, Arc<K>> {
-            objects
-                .map(|object| (key_of(object.as_ref()), Arc::clone(object)))
-                .collect()
+    pub fn of_subject(&self, subject: &Subject, actions: &[&Action]) -> Self {
+        let mut part = Self::default();
+        let group = match subject {
+            Subject::Group(key) => self.groups.get_key_value(key),
+            Subject::Deployment(_) => None,
+        };
+        if let Some((key, group)) = group {
+            part.groups.insert(key.clone(), Arc::clone(group));
         }
-        Self {
-            deployments: by_key(snapshot.deployments.iter()),
-            groups: by_key(snapshot.groups.iter()),
-            pods: by_key(snapshot.pods.iter().filter(|pod| slim::is_ours(pod))),
+        let owner = self.deployment_of(subject);
+        if let Some((key, owner)) = owner.and_then(|key| self.deployments.get_key_value(&key)) {
+            part.deployments.insert(key.clone(), Arc::clone(owner));
         }
+        for action in actions {
+            if let Action::Ungate { pod, .. } = action
+                && let Some(gated) = self.gated.get(&pod.key)
+            {
+                part.gated.insert(pod.key.clone(), Arc::clone(gated));
+            }
+        }
+        part
     }
 
     /// The deployment of this name.
@@ -81,14 +132,10 @@ impl Index {
             .ok_or_else(|| EffectError::Dropped(format!("LlamaGroup {key} is gone")))
     }
 
-    /// The pod of this name.
-    ///
-    /// # Errors
-    /// When it is gone.
-    pub fn pod(&self, key: &Key) -> Result<&Arc<Pod>, EffectError> {
-        self.pods
-            .get(key)
-            .ok_or_else(|| EffectError::Dropped(format!("pod {key} is gone")))
+    /// The pod of this name, if it is gated.
+    #[must_use]
+    pub fn gated(&self, key: &Key) -> Option<&Arc<Pod>> {
+        self.gated.get(key)
     }
 
     /// What the action is about.
@@ -103,10 +150,7 @@ impl Index {
             | Action::CreateInspectPod { deployment, .. } => Subject::Deployment(deployment.clone()),
             Action::DeletePod { owner, pod, .. } => {
                 // An inspect pod belongs to the deployment even if a group bears the same name.
-                let inspects = self
-                    .pods
-                    .get(&pod.key)
-                    .is_some_and(|pod| pod.labels().contains_key(llamero_api::labels::INSPECT));
+                let inspects = self.inspect.contains(&pod.key);
                 if self.groups.contains_key(owner) && !inspects {
                     Subject::Group(owner.clone())
                 } else {

@@ -1,10 +1,11 @@
-//! The only writer. Carries out a plan's steps; whatever fails is left to the next pass.
+//! The only writer. Carries out a plan's steps beside the loop; whatever fails is decided again.
 //!
 //! | module | what |
 //! |---|---|
 //! | [`error`] | why an effect did not happen, and whose turn it is |
 //! | [`index`] | the objects of a pass by name |
-//! | [`effects`] | runs steps in order: one chain a group, chains side by side |
+//! | [`actuators`] | chains that are under way, and when to try again |
+//! | [`effects`] | runs steps in order: one chain a group |
 //! | [`refusals`] | what was refused, as input of the next decision |
 //! | [`writer`] | fenced access to the API server |
 //! | `owned` | create, patch and delete single objects of an owner |
@@ -17,6 +18,7 @@
 //! | [`peers`] | calls to worker pods that are under way |
 //! | [`statuses`] | status of deployments and groups |
 
+pub mod actuators;
 pub mod calls;
 pub mod children;
 pub mod effects;
@@ -34,7 +36,8 @@ pub mod statuses;
 mod tests;
 pub mod writer;
 
-pub use effects::{Failure, Outcome, apply};
+pub use actuators::{Actuators, Done, Hands};
+pub use effects::{Failure, Outcome};
 pub use error::EffectError;
 pub use index::{Index, Subject};
 pub use refusals::Refusals;

@@ -41,6 +41,11 @@ impl<K> Owned for K where
 {
 }
 
+/// Forms in which a cache keeps objects.
+pub(super) trait Kept: Clone + PartialEq + Send + 'static {}
+
+impl<T: Clone + PartialEq + Send + 'static> Kept for T {}
+
 /// Whether the controlling owner has this UID.
 pub(super) fn is_controlled_by(object: &impl Resource, uid: &str) -> bool {
     object
@@ -51,9 +56,9 @@ pub(super) fn is_controlled_by(object: &impl Resource, uid: &str) -> bool {
 
 /// Creates an object. That one of this name and owner exists already is success: the answer to an earlier request was lost, or the cache is
 /// behind. The object as it is there; its UID is the proof that it exists.
-pub(super) async fn create<K: Owned>(
+pub(super) async fn create<K: Owned, T: Kept>(
     writer: &Writer,
-    cache: &Cache<K>,
+    cache: &Cache<K, T>,
     wanted: &K,
     owner_uid: &str,
 ) -> Result<K, EffectError> {
@@ -75,9 +80,9 @@ pub(super) async fn create<K: Owned>(
 }
 
 /// JSON-patches an object. A `test` that does not hold drops the step: the object was written, or is another one by now.
-pub(super) async fn patch_json<K: Owned>(
+pub(super) async fn patch_json<K: Owned, T: Kept>(
     writer: &Writer,
-    cache: &Cache<K>,
+    cache: &Cache<K, T>,
     key: &Key,
     patch: json_patch::Patch,
 ) -> Result<(), EffectError> {
@@ -96,9 +101,9 @@ pub(super) async fn patch_json<K: Owned>(
 }
 
 /// Deletes this very object; `how` says all but the precondition. That it is gone is success.
-pub(super) async fn delete<K: Owned>(
+pub(super) async fn delete<K: Owned, T: Kept>(
     writer: &Writer,
-    cache: &Cache<K>,
+    cache: &Cache<K, T>,
     key: &Key,
     uid: &str,
     how: DeleteParams,

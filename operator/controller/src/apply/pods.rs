@@ -55,7 +55,10 @@ pub(super) async fn ungate(
     pod: &PodRef,
     node: &str,
 ) -> Result<(), EffectError> {
-    match bind::bind_patch(index.pod(&pod.key)?, &pod.uid, node) {
+    let Some(gated) = index.gated(&pod.key) else {
+        return Ok(());
+    };
+    match bind::bind_patch(gated, &pod.uid, node) {
         Ok(patch) => owned::patch_json(writer, &writer.caches().pods, &pod.key, patch).await,
         Err(bind::BindError::NotGated) => Ok(()),
         Err(error) => Err(error.into()),

@@ -15,7 +15,7 @@ const PATIENCE: Millis = 5_000;
 pub struct Refusals(BTreeMap<Subject, Vec<Refusal>>);
 
 impl Refusals {
-    /// Takes in what became of a pass.
+    /// Takes in what became of steps.
     pub fn record(&mut self, outcome: &Outcome, now: Millis) {
         for (subject, target) in &outcome.applied {
             if let Some(refusals) = self.0.get_mut(subject) {
@@ -41,10 +41,21 @@ impl Refusals {
                 }),
             }
         }
-        for refusals in self.0.values_mut() {
-            refusals.retain(|refusal| now <= refusals::retry_at(refusal) + PATIENCE);
-        }
         self.0.retain(|_, refusals| !refusals.is_empty());
+    }
+
+    /// Forgets those that nobody asked for any more. What they were about.
+    pub fn expire(&mut self, now: Millis) -> Vec<Subject> {
+        let mut about = Vec::new();
+        self.0.retain(|subject, refusals| {
+            let before = refusals.len();
+            refusals.retain(|refusal| now <= refusals::retry_at(refusal) + PATIENCE);
+            if refusals.len() != before {
+                about.push(subject.clone());
+            }
+            !refusals.is_empty()
+        });
+        about
     }
 
     /// Steps about this object that were refused.
@@ -102,9 +113,11 @@ mod tests {
         others.record(&done, 4_000);
         assert!(others.of(&subject()).is_empty());
 
-        refusals.record(&Outcome::default(), 5_000);
-        assert_eq!(refusals.of(&subject()).len(), 1);
-        refusals.record(&Outcome::default(), 20_000);
+        assert_eq!(
+            (refusals.expire(5_000), refusals.of(&subject()).len()),
+            (vec![], 1)
+        );
+        assert_eq!(refusals.expire(20_000), [subject()]);
         assert!(refusals.of(&subject()).is_empty());
     }
 }

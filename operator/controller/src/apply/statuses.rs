@@ -3,38 +3,39 @@
 //! deployment's counts finds groups that say the same, also when a group's turn could not be written.
 
 use std::{
-    collections::{HashMap, HashSet},
+    collections::{BTreeMap, HashMap, HashSet},
     fmt::Debug,
+    sync::{Arc, Mutex, PoisonError},
     time::Duration,
 };
 
-use futures::StreamExt as _;
 use kube::{Resource, ResourceExt as _, api::Patch, core::NamespaceResourceScope};
 use llamero_api::{LlamaDeployment, LlamaGroup, deployment::LlamaDeploymentStatus, group::LlamaGroupStatus};
-use llamero_core::{Observed, observed::Deployment, status::Reports};
+use llamero_core::{Key, status::Reports};
 use serde::{Serialize, de::DeserializeOwned};
 use serde_json::{Value, json};
-use tokio::time::Instant;
+use tokio::{sync::Semaphore, time::Instant};
 use tracing::{debug, warn};
 
-use super::{EffectError, Writer, error::Remedy, index::key_of, writer::apply_params};
-use crate::{build::parts::namespace_of, metrics::Metrics};
+use super::{EffectError, Index, Subject, Writer, error::Remedy, index::key_of, writer::apply_params};
+use crate::{build::parts::namespace_of, metrics::Metrics, wake::Wake};
 
 /// At most one write of an object's progress in this time.
 const INTERVAL: Duration = Duration::from_secs(1);
 /// Writes that are under way at the same time.
-const CONCURRENCY: usize = 8;
+const CONCURRENCY: usize = 16;
+
 /// A deployment's status waits at most so long for the turns of its groups: what it says about a group that can never be
 /// written must be heard too.
 const PATIENCE: Duration = Duration::from_secs(30);
 
-/// What the next writes depend on. Objects are known by their UIDs.
+/// What the next writes depend on.
 #[derive(Debug, Default)]
 pub struct Throttle {
-    /// When which status was written last, and whether that went well.
+    /// When which status was written last, and whether that went well. Objects are known by their UIDs.
     writes: HashMap<String, LastWrite>,
     /// Since when deployments wait for the turns of their groups.
-    waiting: HashMap<String, Instant>,
+    waiting: HashMap<Key, Instant>,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -72,18 +73,15 @@ impl Throttle {
         self.writes.insert(uid, LastWrite { at, failed });
     }
 
-    /// Takes in which deployments have groups whose turn is unwritten; those that are to wait for them.
-    fn wait(&mut self, unwritten: HashSet<String>) -> HashSet<String> {
-        self.waiting.retain(|uid, _| unwritten.contains(uid));
+    /// Whether a deployment is to wait, of which a group's turn is `unwritten`.
+    fn wait(&mut self, deployment: &Key, unwritten: bool) -> bool {
+        if !unwritten {
+            self.waiting.remove(deployment);
+            return false;
+        }
         let now = Instant::now();
-        let waiting = &mut self.waiting;
-        unwritten
-            .into_iter()
-            .filter(|uid| {
-                let since = *waiting.entry(uid.clone()).or_insert(now);
-                now.duration_since(since) < PATIENCE
-            })
-            .collect()
+        let since = *self.waiting.entry(deployment.clone()).or_insert(now);
+        now.duration_since(since) < PATIENCE
     }
 
     /// Forgets objects whose interval has passed.
@@ -93,16 +91,15 @@ impl Throttle {
 }
 
 /// A status to be written.
-enum Job<'a> {
-    /// With the UID of its deployment.
-    Group(&'a LlamaGroup, &'a LlamaGroupStatus, String),
-    Deployment(&'a LlamaDeployment, &'a LlamaDeploymentStatus),
+enum Job {
+    Group(Arc<LlamaGroup>, Box<LlamaGroupStatus>),
+    Deployment(Arc<LlamaDeployment>, Box<LlamaDeploymentStatus>),
 }
 
-impl Job<'_> {
+impl Job {
     fn uid(&self) -> String {
         match self {
-            Self::Group(object, ..) => object.uid(),
+            Self::Group(object, _) => object.uid(),
             Self::Deployment(object, _) => object.uid(),
         }
         .unwrap_or_default()
@@ -110,40 +107,40 @@ impl Job<'_> {
 
     fn due(&self, throttle: &Throttle, uid: &str) -> Due {
         match self {
-            Self::Group(object, wanted, _) => {
+            Self::Group(object, wanted) => {
                 let current = object.status.as_ref();
-                throttle.due(uid, current, wanted, turns(current, wanted))
+                throttle.due(uid, current, wanted.as_ref(), turns(current, wanted))
             }
-            Self::Deployment(object, wanted) => throttle.due(uid, object.status.as_ref(), wanted, false),
+            Self::Deployment(object, wanted) => {
+                throttle.due(uid, object.status.as_ref(), wanted.as_ref(), false)
+            }
         }
     }
 
-    /// The deployment whose status waits until this one is written.
-    fn holds_up(&self) -> Option<String> {
+    /// Whether it is the turn of a group, which the status of its deployment waits for.
+    fn is_turn(&self) -> bool {
         match self {
-            Self::Group(object, wanted, deployment) => {
-                turns(object.status.as_ref(), wanted).then(|| deployment.clone())
-            }
-            Self::Deployment(..) => None,
+            Self::Group(object, wanted) => turns(object.status.as_ref(), wanted),
+            Self::Deployment(..) => false,
         }
     }
 
     async fn run(self, writer: &Writer, metrics: &Metrics) -> bool {
         let (result, subject) = match self {
-            Self::Group(object, wanted, _) => {
-                let result = send(writer, object, wanted).await.map(|written| {
+            Self::Group(object, wanted) => {
+                let result = send(writer, object.as_ref(), &wanted).await.map(|written| {
                     writer.caches().groups.wrote(written);
                 });
-                (result, format!("LlamaGroup {}", key_of(object)))
+                (result, format!("LlamaGroup {}", key_of(object.as_ref())))
             }
             Self::Deployment(object, wanted) => {
-                let result = send(writer, object, wanted).await.map(|written| {
+                let result = send(writer, object.as_ref(), &wanted).await.map(|written| {
                     writer
                         .caches()
                         .deployments
                         .note(written.resource_version().as_deref());
                 });
-                (result, format!("LlamaDeployment {}", key_of(object)))
+                (result, format!("LlamaDeployment {}", key_of(object.as_ref())))
             }
         };
         metrics.effect(
@@ -160,102 +157,175 @@ impl Job<'_> {
     }
 }
 
-/// Writes what differs and is due; when to come back for what was written a moment ago or could not be.
-pub async fn write(
-    writer: &Writer,
-    metrics: &Metrics,
-    throttle: &mut Throttle,
-    observed: &Observed,
-    reports: &Reports,
-) -> Option<Instant> {
-    throttle.forget();
-    let mut pass = Pass {
-        writer,
-        metrics,
-        throttle,
-        again: None,
-    };
-    let unwritten = pass.run(group_jobs(observed, reports)).await;
-    let waiting = pass.throttle.wait(unwritten);
-    let mut jobs = deployment_jobs(observed, reports);
-    // Its groups are come back for, and it with them.
-    jobs.retain(|job| !waiting.contains(&job.uid()));
-    pass.run(jobs).await;
-    pass.again
+/// Statuses that were written.
+struct Written {
+    deployment: Key,
+    /// By UID whether it went well.
+    objects: Vec<(String, bool)>,
+    /// Whether the turn of a group could not be written.
+    turn_failed: bool,
 }
 
-/// The writes of one pass.
-struct Pass<'a> {
-    writer: &'a Writer,
-    metrics: &'a Metrics,
-    throttle: &'a mut Throttle,
-    /// When to come back.
-    again: Option<Instant>,
+/// What of a number of statuses is to be written now.
+#[derive(Default)]
+struct Dues {
+    now: Vec<(String, Job)>,
+    /// When the first of the others is due.
+    later: Option<Instant>,
+    /// Whether the turn of a group is among the others.
+    turn_later: bool,
 }
 
-impl Pass<'_> {
-    /// Does what is due; deployments whose status must wait for what was not done.
-    async fn run(&mut self, jobs: Vec<Job<'_>>) -> HashSet<String> {
-        let mut unwritten = HashSet::new();
-        let mut runs = Vec::new();
+/// Writes statuses beside the loop, those of one deployment and its groups at a time.
+pub struct Statuses {
+    writer: Arc<Writer>,
+    metrics: Metrics,
+    throttle: Throttle,
+    underway: HashSet<Key>,
+    room: Arc<Semaphore>,
+    done: Arc<Mutex<Vec<Written>>>,
+    wake: Wake,
+}
+
+impl Statuses {
+    /// Nothing was written yet.
+    #[must_use]
+    pub fn new(writer: Arc<Writer>, metrics: Metrics, wake: Wake) -> Self {
+        Self {
+            writer,
+            metrics,
+            throttle: Throttle::default(),
+            underway: HashSet::new(),
+            room: Arc::new(Semaphore::new(CONCURRENCY)),
+            done: Arc::default(),
+            wake,
+        }
+    }
+
+    #[cfg(test)]
+    pub fn is_writing(&self) -> bool {
+        !self.underway.is_empty()
+    }
+
+    /// Takes in what was written since. Deployments whose status could not be written, and when to look at them again.
+    pub fn settle(&mut self) -> Vec<(Key, Instant)> {
+        self.throttle.forget();
+        let done = std::mem::take(&mut *self.done.lock().unwrap_or_else(PoisonError::into_inner));
+        let mut again = Vec::new();
+        for written in done {
+            self.underway.remove(&written.deployment);
+            if written.turn_failed {
+                self.throttle.wait(&written.deployment, true);
+            }
+            if written.objects.iter().any(|(_, succeeded)| !succeeded) {
+                again.push((written.deployment, Instant::now() + INTERVAL));
+            }
+            for (uid, succeeded) in written.objects {
+                self.throttle.wrote(uid, !succeeded);
+            }
+        }
+        again
+    }
+
+    /// Begins to write what differs and is due. When to come back for each deployment of which something was written a moment ago.
+    pub fn begin(&mut self, index: &Index, reports: Reports) -> Vec<(Key, Instant)> {
+        let mut groups: BTreeMap<Key, Vec<Job>> = BTreeMap::new();
+        for (key, status) in reports.groups {
+            let owner = index.deployment_of(&Subject::Group(key.clone()));
+            if let (Some(owner), Ok(object)) = (owner, index.group(&key)) {
+                groups
+                    .entry(owner)
+                    .or_default()
+                    .push(Job::Group(Arc::clone(object), Box::new(status)));
+            }
+        }
+        let mut again = Vec::new();
+        for (key, status) in reports.deployments {
+            let Ok(object) = index.deployment(&key) else {
+                continue;
+            };
+            if self.underway.contains(&key) {
+                again.push((key, Instant::now() + INTERVAL));
+                continue;
+            }
+            let first = self.due(groups.remove(&key).unwrap_or_default());
+            let then = self.due(vec![Job::Deployment(Arc::clone(object), Box::new(status))]);
+            again.extend(
+                first
+                    .later
+                    .into_iter()
+                    .chain(then.later)
+                    .min()
+                    .map(|at| (key.clone(), at)),
+            );
+            // What is written now may fail, and is waited for as long as what failed before.
+            let turns = first.turn_later || first.now.iter().any(|(_, job)| job.is_turn());
+            let patient = self.throttle.wait(&key, turns);
+            // Its groups are come back for, and it with them.
+            let then = if first.turn_later && patient {
+                Vec::new()
+            } else {
+                then.now
+            };
+            if !first.now.is_empty() || !then.is_empty() {
+                self.underway.insert(key.clone());
+                self.spawn(key, first.now, then, patient);
+            }
+        }
+        again
+    }
+
+    fn due(&self, jobs: Vec<Job>) -> Dues {
+        let mut dues = Dues::default();
         for job in jobs {
             let uid = job.uid();
-            match job.due(self.throttle, &uid) {
+            match job.due(&self.throttle, &uid) {
                 Due::Nothing => {}
+                Due::Now => dues.now.push((uid, job)),
                 Due::At(at) => {
-                    unwritten.extend(job.holds_up());
-                    self.come_back(at);
-                }
-                Due::Now => {
-                    let (writer, metrics) = (self.writer, self.metrics);
-                    runs.push(async move {
-                        let held_up = job.holds_up();
-                        (uid, held_up, job.run(writer, metrics).await)
-                    });
+                    dues.turn_later |= job.is_turn();
+                    dues.later = Some(dues.later.map_or(at, |later| later.min(at)));
                 }
             }
         }
-        let results: Vec<(String, Option<String>, bool)> = futures::stream::iter(runs)
-            .buffer_unordered(CONCURRENCY)
-            .collect()
-            .await;
-        for (uid, held_up, succeeded) in results {
-            if !succeeded {
-                unwritten.extend(held_up);
-                self.come_back(Instant::now() + INTERVAL);
+        dues
+    }
+
+    /// Writes what groups say, then what their deployment does: `then` is left out when a turn fails and the deployment is
+    /// `patient`.
+    fn spawn(&self, deployment: Key, first: Vec<(String, Job)>, then: Vec<(String, Job)>, patient: bool) {
+        let (writer, metrics, room) = (
+            Arc::clone(&self.writer),
+            self.metrics.clone(),
+            Arc::clone(&self.room),
+        );
+        let (done, wake) = (Arc::clone(&self.done), self.wake.clone());
+        tokio::spawn(async move {
+            let write = async |jobs: Vec<(String, Job)>| {
+                let runs = jobs.into_iter().map(|(uid, job)| async {
+                    // The semaphore is never closed.
+                    let _place = room.acquire().await;
+                    let is_turn = job.is_turn();
+                    let succeeded = job.run(&writer, &metrics).await;
+                    ((uid, succeeded), is_turn && !succeeded)
+                });
+                let results = futures::future::join_all(runs).await;
+                let turn_failed = results.iter().any(|(_, turn_failed)| *turn_failed);
+                let objects: Vec<(String, bool)> = results.into_iter().map(|(object, _)| object).collect();
+                (objects, turn_failed)
+            };
+            let (mut objects, turn_failed) = write(first).await;
+            if !(turn_failed && patient) {
+                objects.extend(write(then).await.0);
             }
-            self.throttle.wrote(uid, !succeeded);
-        }
-        unwritten
+            done.lock().unwrap_or_else(PoisonError::into_inner).push(Written {
+                deployment,
+                objects,
+                turn_failed,
+            });
+            wake.wake();
+        });
     }
-
-    fn come_back(&mut self, at: Instant) {
-        self.again = Some(self.again.map_or(at, |again| again.min(at)));
-    }
-}
-
-fn group_jobs<'a>(observed: &'a Observed, reports: &'a Reports) -> Vec<Job<'a>> {
-    let of = |deployment: &'a Deployment| {
-        let owner = deployment.object.uid().unwrap_or_default();
-        deployment.groups.iter().filter_map(move |group| {
-            let object = group.object.as_ref();
-            let wanted = reports.groups.get(&key_of(object))?;
-            Some(Job::Group(object, wanted, owner.clone()))
-        })
-    };
-    observed.deployments.iter().flat_map(of).collect()
-}
-
-fn deployment_jobs<'a>(observed: &'a Observed, reports: &'a Reports) -> Vec<Job<'a>> {
-    observed
-        .deployments
-        .iter()
-        .filter_map(|deployment| {
-            let object = deployment.object.as_ref();
-            let wanted = reports.deployments.get(&key_of(object))?;
-            Some(Job::Deployment(object, wanted))
-        })
-        .collect()
 }
 
 /// Whether more than progress differs: what others act upon, and a deployment's counts follow from.
@@ -352,15 +422,18 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn a_deployment_waits_for_its_groups_but_not_for_ever() {
         let mut throttle = Throttle::default();
-        let of = |uids: &[&str]| -> HashSet<String> { uids.iter().map(|uid| (*uid).to_owned()).collect() };
-        assert_eq!(throttle.wait(of(&["a", "b"])), of(&["a", "b"]));
+        let [a, b] = ["a", "b"].map(|name| Key {
+            namespace: "ns".into(),
+            name: name.into(),
+        });
+        assert!(throttle.wait(&a, true) && throttle.wait(&b, true));
         tokio::time::advance(PATIENCE / 2).await;
         // The second has got through, and waits anew.
-        assert_eq!(throttle.wait(of(&["a"])), of(&["a"]));
-        assert_eq!(throttle.wait(of(&["a", "b"])), of(&["a", "b"]));
+        assert!(throttle.wait(&a, true) && !throttle.wait(&b, false));
+        assert!(throttle.wait(&a, true) && throttle.wait(&b, true));
         tokio::time::advance(PATIENCE / 2).await;
-        assert_eq!(throttle.wait(of(&["a", "b"])), of(&["b"]));
-        assert_eq!(throttle.wait(of(&[])), of(&[]));
+        assert!(!throttle.wait(&a, true) && throttle.wait(&b, true));
+        assert!(!throttle.wait(&a, false) && !throttle.wait(&b, false));
         assert!(throttle.waiting.is_empty());
     }
 }

@@ -1,28 +1,32 @@
 //! Effects against an API server that refuses, conflicts, and answers late to who is faster.
 
+use std::sync::Arc;
+
 use k8s_openapi::jiff::Timestamp;
+
 use llamero_api::{LlamaDeploymentStatus, LlamaGroupStatus, group::GroupPhase};
 use llamero_core::{Action, Key, Step, observed::Settings, plan::EventKind, status::Reports};
 use prometheus_client::registry::Registry;
 use serde_json::{Value, json};
 
 use super::{
-    Failure, Index, Outcome, Refusals, Subject, Writer,
+    Failure, Outcome, Refusals, Subject, Writer,
     calls::Channels,
     effects::{self, Tools},
     error::Remedy,
     peers::Peers,
-    statuses::{self, Throttle},
+    statuses::Statuses,
 };
 use crate::{
     events::Events,
     form_keys::FormKeys,
     lease::Leadership,
+    links::Links,
     metrics::Metrics,
     mock::{Answer, ApiServer, failure},
-    observe::{Snapshot, observe},
+    observe::{Model, seen_pod::Projection},
     wake::Wake,
-    watch::Caches,
+    watch::{Caches, Change, Changes},
 };
 
 const GROUP: &str = "/apis/llamero.dev/v1alpha1/namespaces/n/llamagroups/d-0";
@@ -53,20 +57,44 @@ fn group_json(version: &str) -> Value {
 }
 
 /// A deployment with one placed group whose pod is still to be made.
-fn snapshot() -> Snapshot {
+fn model() -> Model {
     let deployment = json!({
         "apiVersion": "llamero.dev/v1alpha1", "kind": "LlamaDeployment",
         "metadata": {"name": "d", "namespace": "n", "uid": "d-uid", "resourceVersion": "3"},
         "spec": {"model": {"source": {"hostPath": {"path": "/w"}}}, "parallelism": {"tensor": 1},
             "placement": {"deadline": "999999h"}},
     });
-    Snapshot {
-        deployments: vec![std::sync::Arc::new(serde_json::from_value(deployment).unwrap())],
-        groups: vec![std::sync::Arc::new(
-            serde_json::from_value(group_json("7")).unwrap(),
-        )],
-        ..Snapshot::default()
+    let mut model = Model::default();
+    model.take(Changes {
+        deployments: vec![Change {
+            before: None,
+            after: Some(std::sync::Arc::new(serde_json::from_value(deployment).unwrap())),
+        }],
+        groups: vec![Change {
+            before: None,
+            after: Some(std::sync::Arc::new(
+                serde_json::from_value(group_json("7")).unwrap(),
+            )),
+        }],
+        ..Changes::default()
+    });
+    model
+}
+
+fn caches(client: &kube::Client) -> Caches {
+    let pods = Projection::new("system", "app=gateway".parse().unwrap());
+    Caches::start(client, Some("n"), pods, &Wake::default())
+}
+
+/// All chains of these steps, one after another.
+async fn apply(tools: &Tools<'_>, steps: Vec<Step>) -> Outcome {
+    let mut all = Outcome::default();
+    for chain in effects::chains(tools.index, steps) {
+        let one = effects::run_chain(tools, chain).await;
+        all.applied.extend(one.applied);
+        all.failures.extend(one.failures);
     }
+    all
 }
 
 async fn run(answers: Vec<Answer>, actions: Vec<Action>) -> (Outcome, ApiServer) {
@@ -77,15 +105,15 @@ async fn run(answers: Vec<Answer>, actions: Vec<Action>) -> (Outcome, ApiServer)
 /// Passes of one operator.
 async fn run_all(answers: Vec<Answer>, passes: Vec<Vec<Action>>) -> (Vec<Outcome>, ApiServer, Peers) {
     let (client, server) = ApiServer::start(answers).await;
-    let caches = Caches::start(&client, Some("n"), &Wake::default());
     let leadership = Leadership::held_for_tests();
-    let writer = Writer::new(client.clone(), leadership.clone(), caches);
+    let writer = Writer::new(client.clone(), leadership.clone(), caches(&client));
     let events = Events::start(client, "test".into());
     let metrics = Metrics::register(&mut Registry::default());
     let peers = Peers::new(leadership, metrics.clone(), Wake::default());
+    let model = model();
     let tools = Tools {
         writer: &writer,
-        index: &Index::new(&snapshot()),
+        index: model.index(),
         channels: &Channels::new(),
         peers: &peers,
         events: &events,
@@ -104,7 +132,7 @@ async fn run_all(answers: Vec<Answer>, passes: Vec<Vec<Action>>) -> (Vec<Outcome
                 event: EventKind::None,
             })
             .collect();
-        outcomes.push(effects::apply(&tools, &steps).await);
+        outcomes.push(apply(&tools, steps).await);
     }
     (outcomes, server, peers)
 }
@@ -225,8 +253,15 @@ async fn a_quota_s_refusal_is_input_of_the_next_decision_and_releases_the_room()
     let now = Timestamp::now();
     let mut refusals = Refusals::default();
     refusals.record(&outcome, now.as_millisecond());
-    let observed = observe(&snapshot(), &Settings::default(), &refusals, now);
-    let plan = llamero_core::decide(&observed, now.as_millisecond());
+    let mut model = model();
+    let now = now.as_millisecond();
+    model.refresh(
+        &mut Links::new(&Wake::default()),
+        &Settings::default(),
+        &refusals,
+        now,
+    );
+    let plan = model.pass(now);
     let rolled_back = plan
         .steps
         .iter()
@@ -242,7 +277,7 @@ async fn a_quota_s_refusal_is_input_of_the_next_decision_and_releases_the_room()
             .iter()
             .all(|step| !matches!(step.action, Action::CreatePod { .. }))
     );
-    let status = llamero_core::report(&observed, &plan, now.as_millisecond());
+    let status = model.report(&plan, now);
     let degraded = status
         .deployments
         .values()
@@ -397,18 +432,18 @@ async fn a_pod_that_does_not_answer_form_holds_up_no_other_step() {
         ("POST", PODS, 201, pod_json("d-0-0-0", "p")),
     ])
     .await;
-    let caches = Caches::start(&client, Some("n"), &Wake::default());
     let leadership = Leadership::held_for_tests();
-    let writer = Writer::new(client.clone(), leadership.clone(), caches);
+    let writer = Writer::new(client.clone(), leadership.clone(), caches(&client));
     let metrics = Metrics::register(&mut Registry::default());
     let peers = Peers::new(leadership, metrics.clone(), Wake::default());
     let endpoint = format!("http://{}", silent.local_addr().unwrap());
     let channel = tonic::transport::Endpoint::from_shared(endpoint)
         .unwrap()
         .connect_lazy();
+    let model = model();
     let tools = Tools {
         writer: &writer,
-        index: &Index::new(&snapshot()),
+        index: model.index(),
         channels: &[("dead".to_owned(), channel)].into(),
         peers: &peers,
         events: &Events::start(client, "test".into()),
@@ -424,7 +459,7 @@ async fn a_pod_that_does_not_answer_form_holds_up_no_other_step() {
             event: EventKind::None,
         })
         .into();
-    let outcome = effects::apply(&tools, &steps).await;
+    let outcome = apply(&tools, steps).await;
     assert!(outcome.failures.is_empty(), "{:?}", outcome.failures);
     // Everything else is done, in the same group too, while the call still hangs.
     assert_eq!(server.asked().len(), 2);
@@ -472,12 +507,7 @@ async fn the_master_key_is_made_once_and_a_faster_operator_s_counts() {
 async fn a_deployment_is_told_after_its_groups() {
     const OF_GROUP: &str = "/apis/llamero.dev/v1alpha1/namespaces/n/llamagroups/d-0/status";
     const OF_DEPLOYMENT: &str = "/apis/llamero.dev/v1alpha1/namespaces/n/llamadeployments/d/status";
-    let observed = observe(
-        &snapshot(),
-        &Settings::default(),
-        &Refusals::default(),
-        Timestamp::now(),
-    );
+    let model = model();
     let serving = LlamaGroupStatus {
         phase: GroupPhase::Serving,
         ready: true,
@@ -492,33 +522,43 @@ async fn a_deployment_is_told_after_its_groups() {
         groups: [(key("d-0"), serving)].into(),
         deployments: [(key("d"), ready)].into(),
     };
-    let written = async |answers, throttle: &mut Throttle| {
+    let start = async |answers| {
         let (client, server) = ApiServer::start(answers).await;
-        let caches = Caches::start(&client, Some("n"), &Wake::default());
-        let writer = Writer::new(client, Leadership::held_for_tests(), caches);
-        let metrics = Metrics::register(&mut Registry::default());
-        let again = statuses::write(&writer, &metrics, throttle, &observed, &reports).await;
+        let writer = Writer::new(client.clone(), Leadership::held_for_tests(), caches(&client));
+        let (metrics, wake) = (Metrics::register(&mut Registry::default()), Wake::default());
+        (
+            Statuses::new(Arc::new(writer), metrics, wake.clone()),
+            server,
+            wake,
+        )
+    };
+    let written = async |(statuses, server, wake): &mut (Statuses, ApiServer, Wake)| {
+        let later = statuses.begin(model.index(), reports.clone());
+        if statuses.is_writing() {
+            wake.woken().await;
+        }
+        let failed = statuses.settle();
         let asked = server.asked().into_iter().filter(|asked| asked.method == "PATCH");
         let paths: Vec<String> = asked.map(|asked| asked.path).collect();
-        (paths, again.is_some())
+        (paths, !later.is_empty() || !failed.is_empty())
     };
     let deployment = || {
-        let object = serde_json::to_value(&*snapshot().deployments[0]).unwrap();
+        let object = serde_json::to_value(&**model.index().deployment(&key("d")).unwrap()).unwrap();
         ("PATCH", OF_DEPLOYMENT, 200, object)
     };
     let outage = || ("PATCH", OF_GROUP, 500, failure(500, "InternalError", "later"));
 
-    let mut throttle = Throttle::default();
-    let (paths, again) = written(vec![outage(), deployment()], &mut throttle).await;
+    let mut failing = start(vec![outage(), outage(), deployment()]).await;
+    let (paths, again) = written(&mut failing).await;
     assert_eq!((paths.as_slice(), again), (&[OF_GROUP.to_owned()][..], true));
     // A moment later the group's turn is not tried again yet, or in vain on a slow machine.
-    let (paths, again) = written(vec![outage(), deployment()], &mut throttle).await;
+    let (paths, again) = written(&mut failing).await;
     assert!(!paths.contains(&OF_DEPLOYMENT.to_owned()) && again, "{paths:?}");
 
     let group = ("PATCH", OF_GROUP, 200, group_json("8"));
-    let (paths, again) = written(vec![deployment(), group], &mut Throttle::default()).await;
+    let mut well = start(vec![deployment(), group]).await;
     assert_eq!(
-        (paths, again),
+        written(&mut well).await,
         (vec![OF_GROUP.into(), OF_DEPLOYMENT.into()], false)
     );
 }

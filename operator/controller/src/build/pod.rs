@@ -50,6 +50,18 @@ pub fn member_pod(group: &LlamaGroup, index: i32, attempt: i32) -> Pod {
     spec.tolerations
         .get_or_insert_default()
         .extend(["node.kubernetes.io/not-ready", "node.kubernetes.io/unreachable"].map(tolerated));
+    // Nodes with devices bear a taint of that name so that others stay away.
+    spec.tolerations
+        .get_or_insert_default()
+        .extend(
+            template
+                .accelerator_resource
+                .as_deref()
+                .map(|resource| Toleration {
+                    effect: Some("NoSchedule".to_owned()),
+                    ..tolerated(resource)
+                }),
+        );
     // The supervisor restarts ranks itself. When it ends its weights are gone too, and the member is replaced, elsewhere if that is better.
     spec.restart_policy = Some("Never".to_owned());
 
@@ -341,6 +353,8 @@ mod tests {
             container["resources"],
             json!({"requests": count, "limits": count})
         );
+        let own = json!({"key": "nvidia.com/gpu", "operator": "Exists", "effect": "NoSchedule"});
+        assert_eq!(pod["spec"]["tolerations"][2], own);
         assert_eq!(container["ports"].as_array().unwrap().len(), 3 + 8);
         let arguments = serde_json::to_string(&container["args"]).unwrap();
         assert!(

@@ -2,7 +2,7 @@
 //! the decisions can tell fresh from stale.
 
 use std::{
-    collections::HashMap,
+    collections::{HashMap, HashSet},
     sync::{Arc, Mutex, PoisonError},
     time::Duration,
 };
@@ -32,28 +32,28 @@ pub struct Received<M> {
     pub broken_at: Option<Timestamp>,
 }
 
-impl<M> Received<M> {
-    /// When the peer was last known to be there: now, while the stream is open.
-    #[must_use]
-    pub fn alive_at(&self, now: Timestamp) -> Timestamp {
-        self.broken_at.unwrap_or(now)
-    }
-}
-
 /// Subscriptions to a changing set of peers, by a key such as the pod's uid.
 pub struct Pool<S: Subscribe> {
     peers: HashMap<String, Peer<S::Message>>,
+    changed: Arc<Mutex<HashSet<String>>>,
     wake: Wake,
 }
 
+type Latest<M> = Arc<Mutex<Option<Received<M>>>>;
+
 struct Peer<M> {
     address: String,
+    latest: Latest<M>,
+    /// Absent while it is not listened to.
+    open: Option<Open>,
+}
+
+struct Open {
     channel: Channel,
-    latest: Arc<Mutex<Option<Received<M>>>>,
     task: JoinHandle<()>,
 }
 
-impl<M> Drop for Peer<M> {
+impl Drop for Open {
     fn drop(&mut self) {
         self.task.abort();
     }
@@ -65,46 +65,71 @@ impl<S: Subscribe> Pool<S> {
     pub fn new(wake: Wake) -> Self {
         Self {
             peers: HashMap::new(),
+            changed: Arc::default(),
             wake,
         }
     }
 
-    /// Subscribes to exactly these peers: key and `ip:port`. A peer whose address changed is a new one.
-    pub fn set_peers(&mut self, wanted: impl IntoIterator<Item = (String, String)>) {
+    /// Subscribes to exactly these peers: key and `ip:port`. Whether they are others than before.
+    pub fn set_peers(&mut self, wanted: impl IntoIterator<Item = (String, String)>) -> bool {
         let wanted: HashMap<String, String> = wanted.into_iter().collect();
-        self.peers
-            .retain(|key, peer| wanted.get(key) == Some(&peer.address));
+        let before = self.peers.len();
+        self.peers.retain(|key, _| wanted.contains_key(key));
+        let mut others = self.peers.len() != before;
         for (key, address) in wanted {
-            if self.peers.contains_key(&key) {
-                continue;
-            }
-            let Ok(endpoint) = Endpoint::from_shared(format!("http://{address}")) else {
-                debug!(%address, "not an address");
-                continue;
-            };
-            let channel = endpoint
-                .connect_timeout(CONNECT_TIMEOUT)
-                .http2_keep_alive_interval(KEEP_ALIVE)
-                .keep_alive_timeout(KEEP_ALIVE)
-                .keep_alive_while_idle(true)
-                .connect_lazy();
-            let latest = Arc::new(Mutex::new(None));
-            let task = tokio::spawn(follow::<S>(
-                channel.clone(),
-                Arc::clone(&latest),
-                self.wake.clone(),
-                address.clone(),
-            ));
-            self.peers.insert(
-                key,
-                Peer {
-                    address,
-                    channel,
-                    latest,
-                    task,
-                },
-            );
+            others |= self.want(&key, &address, None);
         }
+        others
+    }
+
+    /// Subscribes to a peer, `ip:port`; one whose address changed is a new one. One that was not listened to was last known to be there at
+    /// `alive_at`: what it said last stays until it speaks again. Whether it was not listened to before.
+    pub fn want(&mut self, key: &str, address: &str, alive_at: Option<Timestamp>) -> bool {
+        let known = self.peers.get_mut(key).filter(|peer| peer.address == address);
+        if known.as_ref().is_some_and(|peer| peer.open.is_some()) {
+            return false;
+        }
+        let latest = known.map(|peer| Arc::clone(&peer.latest)).unwrap_or_default();
+        let Ok(endpoint) = Endpoint::from_shared(format!("http://{address}")) else {
+            debug!(%address, "not an address");
+            return false;
+        };
+        if let (Some(last), Some(alive_at)) = (lock(&latest).as_mut(), alive_at) {
+            (last.at, last.broken_at) = (Timestamp::now(), Some(alive_at));
+        }
+        let channel = endpoint
+            .connect_timeout(CONNECT_TIMEOUT)
+            .http2_keep_alive_interval(KEEP_ALIVE)
+            .keep_alive_timeout(KEEP_ALIVE)
+            .keep_alive_while_idle(true)
+            .connect_lazy();
+        let listener = Listener::<S> {
+            key: key.to_owned(),
+            address: address.to_owned(),
+            latest: Arc::clone(&latest),
+            changed: Arc::clone(&self.changed),
+            wake: self.wake.clone(),
+        };
+        let task = tokio::spawn(listener.follow(channel.clone()));
+        let peer = Peer {
+            address: address.to_owned(),
+            latest,
+            open: Some(Open { channel, task }),
+        };
+        self.peers.insert(key.to_owned(), peer);
+        true
+    }
+
+    /// Listens to a peer no longer; what it said last stays.
+    pub fn pause(&mut self, key: &str) {
+        if let Some(peer) = self.peers.get_mut(key) {
+            peer.open = None;
+        }
+    }
+
+    /// Forgets a peer.
+    pub fn drop_peer(&mut self, key: &str) {
+        self.peers.remove(key);
     }
 
     /// What the peer said last.
@@ -113,31 +138,36 @@ impl<S: Subscribe> Pool<S> {
         self.peers.get(key).and_then(|peer| lock(&peer.latest).clone())
     }
 
-    /// What every peer said last, those without a message left out.
-    pub fn all(&self) -> impl Iterator<Item = Received<S::Message>> + '_ {
-        self.peers.values().filter_map(|peer| lock(&peer.latest).clone())
-    }
-
-    /// Whether there is a subscription to this peer.
+    /// What every peer said last.
     #[must_use]
-    pub fn contains(&self, key: &str) -> bool {
-        self.peers.contains_key(key)
-    }
-
-    /// Connections to all peers by key, for other calls.
-    pub fn channels(&self) -> impl Iterator<Item = (String, Channel)> + '_ {
+    pub fn all(&self) -> Vec<Option<Received<S::Message>>> {
         self.peers
-            .iter()
-            .map(|(key, peer)| (key.clone(), peer.channel.clone()))
+            .values()
+            .map(|peer| lock(&peer.latest).clone())
+            .collect()
     }
 
-    /// Number of peers, and of those whose stream is open.
+    /// Peers that said something, or whose stream broke, since this was asked last.
+    pub fn take_changed(&mut self) -> Vec<String> {
+        lock(&self.changed).drain().collect()
+    }
+
+    /// The connection to a peer that is listened to, for other calls.
+    #[must_use]
+    pub fn channel(&self, key: &str) -> Option<Channel> {
+        Some(self.peers.get(key)?.open.as_ref()?.channel.clone())
+    }
+
+    /// Number of peers that are listened to, and of those whose stream is open.
     #[must_use]
     pub fn counts(&self) -> (usize, usize) {
-        (
-            self.peers.len(),
-            self.all().filter(|received| received.broken_at.is_none()).count(),
-        )
+        let wanted = || self.peers.values().filter(|peer| peer.open.is_some());
+        let open = wanted().filter(|peer| {
+            lock(&peer.latest)
+                .as_ref()
+                .is_some_and(|last| last.broken_at.is_none())
+        });
+        (wanted().count(), open.count())
     }
 }
 
@@ -145,45 +175,72 @@ fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-async fn follow<S: Subscribe>(
-    channel: Channel,
-    latest: Arc<Mutex<Option<Received<S::Message>>>>,
-    wake: Wake,
+/// Listens to one peer.
+struct Listener<S: Subscribe> {
+    key: String,
     address: String,
-) {
-    let mut backoff = FIRST_BACKOFF;
-    loop {
-        match tokio::time::timeout(SUBSCRIBE_TIMEOUT, S::subscribe(channel.clone())).await {
-            Ok(Ok(mut stream)) => loop {
-                match stream.message().await {
-                    Ok(Some(message)) => {
-                        backoff = FIRST_BACKOFF;
-                        *lock(&latest) = Some(Received {
-                            message,
-                            at: Timestamp::now(),
-                            broken_at: None,
-                        });
-                        wake.wake();
+    latest: Latest<S::Message>,
+    changed: Arc<Mutex<HashSet<String>>>,
+    wake: Wake,
+}
+
+impl<S: Subscribe> Listener<S> {
+    async fn follow(self, channel: Channel) {
+        let address = &self.address;
+        let mut backoff = FIRST_BACKOFF;
+        loop {
+            match tokio::time::timeout(SUBSCRIBE_TIMEOUT, S::subscribe(channel.clone())).await {
+                Ok(Ok(mut stream)) => loop {
+                    match stream.message().await {
+                        Ok(Some(message)) => {
+                            backoff = FIRST_BACKOFF;
+                            self.heard(message);
+                        }
+                        Ok(None) => break,
+                        Err(status) => {
+                            debug!(%address, %status, "stream broke");
+                            break;
+                        }
                     }
-                    Ok(None) => break,
-                    Err(status) => {
-                        debug!(%address, %status, "stream broke");
-                        break;
-                    }
-                }
-            },
-            Ok(Err(status)) => debug!(%address, %status, "cannot subscribe yet"),
-            Err(_) => debug!(%address, "no answer to a subscription"),
+                },
+                Ok(Err(status)) => debug!(%address, %status, "cannot subscribe yet"),
+                Err(_) => debug!(%address, "no answer to a subscription"),
+            }
+            self.broke();
+            tokio::time::sleep(backoff).await;
+            backoff = (backoff * 2).min(LAST_BACKOFF);
         }
-        let broke = lock(&latest)
+    }
+
+    /// Keeps a message; the loop is woken for one that means something beside the last.
+    fn heard(&self, message: S::Message) {
+        let mut latest = lock(&self.latest);
+        let last = latest.as_ref().filter(|last| last.broken_at.is_none());
+        let means = last.is_none_or(|last| S::means(&last.message, &message));
+        *latest = Some(Received {
+            message,
+            at: Timestamp::now(),
+            broken_at: None,
+        });
+        drop(latest);
+        self.tell(means);
+    }
+
+    fn broke(&self) {
+        let broke = lock(&self.latest)
             .as_mut()
             .filter(|last| last.broken_at.is_none())
             .map(|last| last.broken_at = Some(Timestamp::now()));
         if broke.is_some() {
-            wake.wake();
+            self.tell(true);
         }
-        tokio::time::sleep(backoff).await;
-        backoff = (backoff * 2).min(LAST_BACKOFF);
+    }
+
+    fn tell(&self, means: bool) {
+        lock(&self.changed).insert(self.key.clone());
+        if means {
+            self.wake.wake();
+        }
     }
 }
 
@@ -242,7 +299,8 @@ mod tests {
         );
         let wake = Wake::default();
         let mut pool = Pool::<DemandStream>::new(wake.clone());
-        pool.set_peers([("uid".to_owned(), address)]);
+        let peer = address.clone();
+        assert!(pool.set_peers([("uid".to_owned(), address)]));
 
         let stream = streams.recv().await.unwrap();
         stream.send(Ok(sample(1))).await.unwrap();
@@ -256,14 +314,34 @@ mod tests {
         assert_eq!(broken.message, sample(1));
         assert!(broken.broken_at.is_some_and(|at| at >= broken.at));
 
-        streams.recv().await.unwrap().send(Ok(sample(2))).await.unwrap();
+        let stream = streams.recv().await.unwrap();
+        stream.send(Ok(sample(2))).await.unwrap();
         wake.woken().await;
         assert_eq!(
-            pool.all().map(|received| received.message).collect::<Vec<_>>(),
+            pool.all()
+                .into_iter()
+                .flatten()
+                .map(|received| received.message)
+                .collect::<Vec<_>>(),
             [sample(2)]
         );
 
-        pool.set_peers([]);
+        // It is not listened to for a while: what it said stays, and is not taken for the present when it is asked again.
+        assert_eq!(pool.take_changed(), ["uid"]);
+        pool.pause("uid");
+        assert_eq!(
+            (pool.counts(), pool.latest("uid").unwrap().broken_at),
+            ((0, 0), None)
+        );
+        let proof = Timestamp::UNIX_EPOCH;
+        assert!(pool.want("uid", &peer, Some(proof)) && !pool.want("uid", &peer, Some(proof)));
+        let resumed = pool.latest("uid").unwrap();
+        assert_eq!((resumed.message, resumed.broken_at), (sample(2), Some(proof)));
+        streams.recv().await.unwrap().send(Ok(sample(3))).await.unwrap();
+        wake.woken().await;
+        assert_eq!(pool.latest("uid").unwrap().message, sample(3));
+
+        assert!(pool.set_peers([]));
         assert_eq!(pool.latest("uid"), None);
         server.abort();
     }

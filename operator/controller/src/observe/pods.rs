@@ -1,16 +1,11 @@
 //! Worker and inspect pods, as the decisions take them.
 
-use k8s_openapi::{
-    api::core::v1::{ContainerState, ContainerStateTerminated, ContainerStatus, Pod, PodStatus},
-    jiff::Timestamp,
-};
+use k8s_openapi::api::core::v1::{ContainerState, ContainerStateTerminated, ContainerStatus, Pod, PodStatus};
 use kube::ResourceExt as _;
 use llamero_api::labels;
 use llamero_core::observed::{self, PodPhase};
-use llamero_proto::v1;
 
-use super::streams;
-use crate::{build::parts, links::Received};
+use crate::build::parts;
 
 /// How far the pod is for us: as its own container is, once that has ended. A container that somebody injected may run on, and must not
 /// keep a dead member alive or the answer of an inspect pod unread.
@@ -58,13 +53,9 @@ fn conditions<'a>(pod: &'a Pod, type_: &str) -> Option<&'a k8s_openapi::api::cor
     conditions.iter().find(|condition| condition.type_ == type_)
 }
 
-/// A pod of a group; nothing when its labels do not say which member it is.
+/// A pod of a group, without a report; nothing when its labels do not say which member it is.
 #[must_use]
-pub fn worker_pod(
-    pod: &Pod,
-    report: Option<&Received<v1::PodReport>>,
-    now: Timestamp,
-) -> Option<observed::Pod> {
+pub fn member(pod: &Pod) -> Option<observed::Pod> {
     let number = |label: &str| pod.labels().get(label).and_then(|value| value.parse().ok());
     Some(observed::Pod {
         name: pod.name_any(),
@@ -90,7 +81,7 @@ pub fn worker_pod(
         exit: pod.status.as_ref().and_then(exit),
         waiting: pod.status.as_ref().and_then(waiting),
         unschedulable: unschedulable(pod),
-        report: report.map(|report| streams::report(report, now)),
+        report: None,
     })
 }
 
@@ -253,7 +244,7 @@ mod tests {
             ip: Some("10.0.0.9".into()),
             ..observed::Pod::default()
         };
-        assert_eq!(worker_pod(&pod, None, Timestamp::UNIX_EPOCH), Some(expected));
+        assert_eq!(member(&pod), Some(expected));
     }
 
     #[test]
@@ -263,7 +254,7 @@ mod tests {
             json!({"phase": "Pending", "conditions": [{"type": "PodScheduled", "status": "False", "reason": "SchedulingGated",
                 "message": "Scheduling is blocked due to non-empty scheduling gates"}]}),
         );
-        let seen = worker_pod(&gated, None, Timestamp::UNIX_EPOCH).unwrap();
+        let seen = member(&gated).unwrap();
         assert!(seen.gated);
         assert_eq!(seen.unschedulable, None);
         let full = pod(
@@ -272,10 +263,7 @@ mod tests {
                 "message": "0/3 nodes are available"}]}),
         );
         assert_eq!(
-            worker_pod(&full, None, Timestamp::UNIX_EPOCH)
-                .unwrap()
-                .unschedulable
-                .as_deref(),
+            member(&full).unwrap().unschedulable.as_deref(),
             Some("0/3 nodes are available")
         );
     }
@@ -290,10 +278,7 @@ mod tests {
             json!({"containers": []}),
             state(json!({"terminated": {"exitCode": 137, "reason": "OOMKilled"}})),
         );
-        let exit = worker_pod(&killed, None, Timestamp::UNIX_EPOCH)
-            .unwrap()
-            .exit
-            .unwrap();
+        let exit = member(&killed).unwrap().exit.unwrap();
         assert_eq!((exit.code, exit.reason.as_str()), (137, "OOMKilled"));
         assert_eq!(inspect_pod(&killed).result.as_deref(), Some(""));
 
@@ -302,31 +287,20 @@ mod tests {
             state(json!({"waiting": {"reason": "ImagePullBackOff", "message": "no such image"}})),
         );
         assert_eq!(
-            worker_pod(&pulling, None, Timestamp::UNIX_EPOCH)
-                .unwrap()
-                .waiting
-                .as_deref(),
+            member(&pulling).unwrap().waiting.as_deref(),
             Some("ImagePullBackOff: no such image")
         );
         let creating = pod(
             json!({"containers": []}),
             state(json!({"waiting": {"reason": "ContainerCreating"}})),
         );
-        assert_eq!(
-            worker_pod(&creating, None, Timestamp::UNIX_EPOCH)
-                .unwrap()
-                .waiting,
-            None
-        );
+        assert_eq!(member(&creating).unwrap().waiting, None);
 
         let refused = pod(
             json!({"containers": []}),
             json!({"phase": "Failed", "reason": "OutOfcpu", "message": "no cpu"}),
         );
-        let exit = worker_pod(&refused, None, Timestamp::UNIX_EPOCH)
-            .unwrap()
-            .exit
-            .unwrap();
+        let exit = member(&refused).unwrap().exit.unwrap();
         assert_eq!(
             (exit.code, exit.reason.as_str(), exit.message.as_str()),
             (-1, "OutOfcpu", "no cpu")
@@ -341,7 +315,7 @@ mod tests {
                 json!({"phase": "Failed", "reason": reason, "message": "The node was low on resource: memory.",
                     "conditions": [{"type": "DisruptionTarget", "status": "True", "reason": by}]}),
             );
-            let seen = worker_pod(&pod, None, Timestamp::UNIX_EPOCH).unwrap();
+            let seen = member(&pod).unwrap();
             (seen.evicted, seen.pressure, seen.exit.unwrap().message)
         };
         let low = "The node was low on resource: memory.".to_owned();
@@ -368,7 +342,7 @@ mod tests {
                 ]}),
             )
         };
-        let dead = worker_pod(&with_sidecar(3, "worker"), None, Timestamp::UNIX_EPOCH).unwrap();
+        let dead = member(&with_sidecar(3, "worker")).unwrap();
         assert_eq!(
             (dead.phase, dead.exit.map(|exit| exit.code)),
             (PodPhase::Failed, Some(3))
@@ -381,13 +355,13 @@ mod tests {
         // It still takes its room, until all of it has ended.
         assert_eq!(raw_phase(&with_sidecar(3, "worker")), PodPhase::Running);
         // And an injected container that has ended is not the worker's end.
-        let job = worker_pod(&with_sidecar(0, "setup"), None, Timestamp::UNIX_EPOCH).unwrap();
+        let job = member(&with_sidecar(0, "setup")).unwrap();
         assert_eq!((job.phase, job.exit), (PodPhase::Running, None));
     }
 
     #[test]
     fn a_pod_without_a_member_label_is_none_of_ours() {
         let pod: Pod = serde_json::from_value(json!({"metadata": {"name": "x"}})).unwrap();
-        assert_eq!(worker_pod(&pod, None, Timestamp::UNIX_EPOCH), None);
+        assert_eq!(member(&pod), None);
     }
 }

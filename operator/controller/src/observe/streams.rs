@@ -1,6 +1,7 @@
 //! Messages of workers and gateways, as the decisions take them.
 
-use k8s_openapi::jiff::Timestamp;
+use std::collections::HashMap;
+
 use llamero_api::group::RankPhase;
 use llamero_core::observed;
 use llamero_proto::v1;
@@ -9,11 +10,13 @@ use crate::links::Received;
 
 /// A supervisor's report. Counters that do not fit are cut: they only serve comparison and display.
 #[must_use]
-pub fn report(received: &Received<v1::PodReport>, now: Timestamp) -> observed::Report {
+pub fn report(received: &Received<v1::PodReport>) -> observed::Report {
     let report = &received.message;
     observed::Report {
         received_at: received.at.as_millisecond(),
-        alive_at: received.alive_at(now).as_millisecond(),
+        alive_at: received
+            .broken_at
+            .map_or(observed::OPEN, |at| at.as_millisecond()),
         generation: signed(report.generation),
         ranks: report.ranks.iter().map(rank).collect(),
         serving: report.group_serving,
@@ -84,39 +87,56 @@ pub fn load(received: &Received<v1::LoadSample>) -> observed::Load {
     }
 }
 
-/// The demand for one deployment: the sum over all gateways. `gateways` holds one entry for each ready gateway, without a message
-/// where none has come yet. A model that a gateway does not mention has no demand there.
+/// What all gateways hold, summed by deployment.
 ///
-/// While a gateway has not spoken nobody can say that there is no demand, so the sum then counts as stale; unless somebody already waits,
-/// which is enough to know.
-#[must_use]
-pub fn demand(
-    gateways: &[Option<Received<v1::DemandSample>>],
-    namespace: &str,
-    name: &str,
-) -> Option<observed::Demand> {
-    if gateways.is_empty() {
-        return None;
-    }
-    let mut sum = observed::Demand {
-        received_at: i64::MAX,
-        ..observed::Demand::default()
-    };
-    for received in gateways.iter().flatten() {
-        sum.received_at = sum.received_at.min(received.at.as_millisecond());
-        for model in &received.message.models {
-            if model.namespace == namespace && model.name == name {
-                sum.held = sum.held.saturating_add(model.held);
-                sum.in_flight = sum.in_flight.saturating_add(model.in_flight);
-                sum.total = sum.total.saturating_add(model.total);
-            }
+/// While a gateway has not spoken nobody can say that there is no demand, so what is summed then counts as stale; unless somebody already
+/// waits, which is enough to know.
+#[derive(Clone, Debug, Default)]
+pub struct Demands {
+    /// By namespace and name.
+    sums: HashMap<(String, String), observed::Demand>,
+    /// What is true of a deployment that no gateway mentions; absent when there is no gateway.
+    none: Option<observed::Demand>,
+    silent: bool,
+}
+
+impl Demands {
+    /// `gateways` holds one entry for each ready gateway, without a message where none has come yet. A model that a gateway does not mention
+    /// has no demand there.
+    #[must_use]
+    pub fn of(gateways: &[Option<Received<v1::DemandSample>>]) -> Self {
+        let spoken = || gateways.iter().flatten();
+        let oldest = spoken().map(|received| received.at.as_millisecond()).min();
+        let none = observed::Demand {
+            received_at: oldest.unwrap_or(0),
+            ..observed::Demand::default()
+        };
+        let mut sums: HashMap<(String, String), observed::Demand> = HashMap::new();
+        for model in spoken().flat_map(|received| &received.message.models) {
+            let sum = sums
+                .entry((model.namespace.clone(), model.name.clone()))
+                .or_insert(none);
+            sum.held = sum.held.saturating_add(model.held);
+            sum.in_flight = sum.in_flight.saturating_add(model.in_flight);
+            sum.total = sum.total.saturating_add(model.total);
+        }
+        Self {
+            sums,
+            none: (!gateways.is_empty()).then_some(none),
+            silent: gateways.iter().any(Option::is_none),
         }
     }
-    let silent = gateways.iter().any(Option::is_none);
-    if sum.received_at == i64::MAX || (silent && sum.held == 0) {
-        sum.received_at = 0;
+
+    /// The demand for one deployment; absent when no gateway is known.
+    #[must_use]
+    pub fn for_deployment(&self, namespace: &str, name: &str) -> Option<observed::Demand> {
+        let key = (namespace.to_owned(), name.to_owned());
+        let mut sum = self.sums.get(&key).copied().or(self.none)?;
+        if self.silent && sum.held == 0 {
+            sum.received_at = 0;
+        }
+        Some(sum)
     }
-    Some(sum)
 }
 
 fn signed(value: u64) -> i64 {
@@ -129,7 +149,17 @@ fn small(value: u32) -> i32 {
 
 #[cfg(test)]
 mod tests {
+    use k8s_openapi::jiff::Timestamp;
+
     use super::*;
+
+    fn demand(
+        gateways: &[Option<Received<v1::DemandSample>>],
+        namespace: &str,
+        name: &str,
+    ) -> Option<observed::Demand> {
+        Demands::of(gateways).for_deployment(namespace, name)
+    }
 
     fn at<M>(seconds: i64, message: M) -> Received<M> {
         Received {
@@ -222,7 +252,7 @@ mod tests {
         };
         let expected = observed::Report {
             received_at: 8_000,
-            alive_at: 9_000,
+            alive_at: observed::OPEN,
             generation: 3,
             serving: true,
             draining: false,
@@ -247,10 +277,9 @@ mod tests {
                 message: "reads layer 3".into(),
             }],
         };
-        let now = Timestamp::from_second(9).unwrap();
         let mut received = at(8, message);
-        assert_eq!(report(&received, now), expected);
+        assert_eq!(report(&received), expected);
         received.broken_at = Some(received.at);
-        assert_eq!(report(&received, now).alive_at, 8_000);
+        assert_eq!(report(&received).alive_at, 8_000);
     }
 }

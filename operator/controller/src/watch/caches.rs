@@ -1,6 +1,6 @@
 //! The caches the operator decides from.
 
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 
 use k8s_openapi::api::{
     apps::v1::ControllerRevision,
@@ -11,13 +11,11 @@ use k8s_openapi::api::{
 };
 use kube::{Api, Client, Resource, core::NamespaceResourceScope, runtime::watcher::Config};
 use llamero_api::{LlamaDeployment, LlamaGroup, labels};
+use llamero_core::observed;
 
-use super::{
-    Cache,
-    slim::{slim_node, slim_pod},
-};
+use super::{Cache, Change};
 use crate::{
-    observe::{Snapshot, writers::keep_writers_of_replicas},
+    observe::{SeenPod, nodes, seen_pod::Projection, writers::keep_writers_of_replicas},
     wake::Wake,
 };
 
@@ -28,10 +26,10 @@ pub struct Caches {
     pub deployments: Cache<LlamaDeployment>,
     /// LlamaGroups of the namespaces served.
     pub groups: Cache<LlamaGroup>,
-    /// All pods of the cluster; those that are not ours in short form.
-    pub pods: Cache<Pod>,
-    /// All nodes.
-    pub nodes: Cache<Node>,
+    /// All pods of the cluster, in short form.
+    pub pods: Cache<Pod, SeenPod>,
+    /// All nodes, in short form.
+    pub nodes: Cache<Node, Arc<observed::Node>>,
     /// Services with our label.
     pub services: Cache<Service>,
     /// Disruption budgets with our label.
@@ -44,10 +42,39 @@ pub struct Caches {
     pub priority_classes: Cache<PriorityClass>,
 }
 
+/// What changed in all caches.
+#[derive(Debug, Default)]
+pub struct Changes {
+    /// LlamaDeployments.
+    pub deployments: Vec<Change<Arc<LlamaDeployment>>>,
+    /// LlamaGroups.
+    pub groups: Vec<Change<Arc<LlamaGroup>>>,
+    /// Pods.
+    pub pods: Vec<Change<SeenPod>>,
+    /// Nodes.
+    pub nodes: Vec<Change<Arc<observed::Node>>>,
+    /// Services.
+    pub services: Vec<Change<Arc<Service>>>,
+    /// Disruption budgets.
+    pub budgets: Vec<Change<Arc<PodDisruptionBudget>>>,
+    /// Network policies.
+    pub policies: Vec<Change<Arc<NetworkPolicy>>>,
+    /// Kept revisions.
+    pub revisions: Vec<Change<Arc<ControllerRevision>>>,
+    /// Priority classes.
+    pub priority_classes: Vec<Change<Arc<PriorityClass>>>,
+}
+
+/// Nearly whole.
+fn short<K: Resource>(mut object: K) -> Arc<K> {
+    object.meta_mut().managed_fields = None;
+    Arc::new(object)
+}
+
 impl Caches {
     /// Starts all watches. Pods and nodes are watched in the whole cluster whatever `namespace` is: other namespaces' pods take room.
     #[must_use]
-    pub fn start(client: &Client, namespace: Option<&str>, wake: &Wake) -> Self {
+    pub fn start(client: &Client, namespace: Option<&str>, pods: Projection, wake: &Wake) -> Self {
         fn scoped<K>(client: &Client, namespace: Option<&str>) -> Api<K>
         where
             K: Resource<Scope = NamespaceResourceScope, DynamicType = ()>,
@@ -57,22 +84,20 @@ impl Caches {
                 None => Api::all(client.clone()),
             }
         }
-        fn short(object: &mut impl Resource) {
-            object.meta_mut().managed_fields = None;
-        }
         let ours =
             || Config::default().labels(&format!("{}={}", labels::APP_MANAGED_BY, labels::FIELD_MANAGER));
         let all = Config::default;
+        let deployment = |mut object: LlamaDeployment| {
+            keep_writers_of_replicas(&mut object);
+            Arc::new(object)
+        };
+        let pod = move |pod: Pod| pods.pod(&pod);
+        let node = |node: Node| Arc::new(nodes::node(node));
         Self {
-            deployments: Cache::start(
-                scoped(client, namespace),
-                all(),
-                wake.clone(),
-                keep_writers_of_replicas,
-            ),
+            deployments: Cache::start(scoped(client, namespace), all(), wake.clone(), deployment),
             groups: Cache::start(scoped(client, namespace), all(), wake.clone(), short),
-            pods: Cache::start(Api::all(client.clone()), all(), wake.clone(), slim_pod),
-            nodes: Cache::start(Api::all(client.clone()), all(), wake.clone(), slim_node),
+            pods: Cache::start(Api::all(client.clone()), all(), wake.clone(), pod),
+            nodes: Cache::start(Api::all(client.clone()), all(), wake.clone(), node),
             services: Cache::start(scoped(client, namespace), ours(), wake.clone(), short),
             budgets: Cache::start(scoped(client, namespace), ours(), wake.clone(), short),
             policies: Cache::start(scoped(client, namespace), ours(), wake.clone(), short),
@@ -108,20 +133,19 @@ impl Caches {
         deployments && groups && pods && services && budgets && policies && revisions
     }
 
-    /// What the caches hold now; nothing of the streams.
+    /// What changed since this was asked last.
     #[must_use]
-    pub fn snapshot(&self) -> Snapshot {
-        Snapshot {
-            deployments: self.deployments.all(),
-            groups: self.groups.all(),
-            pods: self.pods.all(),
-            nodes: self.nodes.all(),
-            services: self.services.all(),
-            budgets: self.budgets.all(),
-            policies: self.policies.all(),
-            revisions: self.revisions.all(),
-            priority_classes: self.priority_classes.all(),
-            ..Snapshot::default()
+    pub fn take(&self) -> Changes {
+        Changes {
+            deployments: self.deployments.take(),
+            groups: self.groups.take(),
+            pods: self.pods.take(),
+            nodes: self.nodes.take(),
+            services: self.services.take(),
+            budgets: self.budgets.take(),
+            policies: self.policies.take(),
+            revisions: self.revisions.take(),
+            priority_classes: self.priority_classes.take(),
         }
     }
 }

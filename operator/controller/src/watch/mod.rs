@@ -2,13 +2,14 @@
 //!
 //! | module | what |
 //! |---|---|
-//! | [`cache`] | one reflector, own writes over it, and how far it is |
+//! | [`cache`] | one watch, own writes over it, and how far it is |
+//! | [`entries`] | what a cache holds, and what of it changed |
 //! | [`caches`] | all caches the operator decides from |
-//! | [`slim`] | what is dropped from objects before they are cached |
 
 pub mod cache;
 pub mod caches;
-pub mod slim;
+pub mod entries;
 
 pub use cache::Cache;
-pub use caches::Caches;
+pub use caches::{Caches, Changes};
+pub use entries::Change;

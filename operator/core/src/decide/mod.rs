@@ -13,41 +13,66 @@ use std::collections::BTreeMap;
 use crate::{
     names::NameOwners,
     observed::{Deployment, Node, Observed},
-    placement::{Native, Placer},
+    placement::{Ledger, Native},
     plan::{Key, Plan},
-    time::Millis,
+    time::{self, Millis},
 };
 
 /// Decides about the whole cluster. Total and deterministic; the contract is in the crate's README.
 #[must_use]
 pub fn decide(observed: &Observed, now: Millis) -> Plan {
-    decide_with(observed, now, &Native)
+    let mut all: Vec<&Deployment> = observed.deployments.iter().collect();
+    all.sort_by_key(|d| Key::of(&d.object.metadata));
+    decide_some(observed, &all, || Ledger::of(observed), now).plan
 }
 
-fn decide_with(observed: &Observed, now: Millis, placer: &dyn Placer) -> Plan {
-    let mut plan = Plan::default();
+/// What was decided about some deployments.
+#[derive(Debug, Default)]
+pub(crate) struct Decided {
+    /// Steps and verdicts of all of them.
+    pub(crate) plan: Plan,
+    /// Of each: whether anything is to be done, and when to look again although nothing was seen to change.
+    pub(crate) each: BTreeMap<Key, (bool, Option<Millis>)>,
+}
+
+/// Decides about `some` of the deployments, in their order, with the room that `ledger` tells.
+pub(crate) fn decide_some<'a>(
+    observed: &'a Observed,
+    some: &[&'a Deployment],
+    ledger: impl FnOnce() -> Ledger<'a>,
+    now: Millis,
+) -> Decided {
+    let mut decided = Decided::default();
     let nodes: BTreeMap<&str, &Node> = observed
         .nodes
         .iter()
         .map(|node| (node.name.as_str(), node))
         .collect();
-    let mut deployments: Vec<&Deployment> = observed
-        .deployments
-        .iter()
-        .filter(|d| d.object.metadata.deletion_timestamp.is_none())
-        .collect();
-    deployments.sort_by_key(|d| Key::of(&d.object.metadata));
-
     let cluster = deployment::Cluster {
         observed,
         nodes: &nodes,
-        names: NameOwners::of(&deployments),
+        names: NameOwners::of(observed.deployments.iter().filter(|d| stays(d))),
         now,
     };
     let mut requests = Vec::new();
-    for deployment in deployments {
-        deployment::decide(&cluster, deployment, &mut plan, &mut requests);
+    let mut next_at = None;
+    for deployment in some.iter().filter(|d| stays(d)) {
+        let before = decided.plan.steps.len();
+        deployment::decide(&cluster, deployment, &mut decided.plan, &mut requests);
+        let own = decided.plan.next_at.take();
+        next_at = time::earlier(next_at, own);
+        let acts = decided.plan.steps.len() > before;
+        let key = Key::of(&deployment.object.metadata);
+        decided.each.insert(key, (acts, own));
     }
-    queue::place(observed, requests, placer, now, &mut plan);
-    plan
+    decided.plan.next_at = next_at;
+    if !requests.is_empty() {
+        queue::place(observed, requests, ledger(), &Native, now, &mut decided);
+    }
+    decided
+}
+
+/// It is not being deleted.
+fn stays(deployment: &Deployment) -> bool {
+    deployment.object.metadata.deletion_timestamp.is_none()
 }

@@ -228,6 +228,7 @@ fn made(deployment: &Key, name: &str, spec: &LlamaGroupSpec) -> Group {
     object.metadata.uid = Some(name.to_owned());
     Group {
         object: Arc::new(object),
+        writing: None,
         pods: Vec::new(),
         budget: None,
         refusals: Vec::new(),

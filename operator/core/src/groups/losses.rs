@@ -151,7 +151,11 @@ fn silent(
     patience: Millis,
     now: Millis,
 ) -> Vec<(usize, Loss)> {
-    let silence = |pod: &Pod| pod.report.as_ref().map(|report| now - report.alive_at);
+    let silence = |pod: &Pod| {
+        pod.report
+            .as_ref()
+            .map(|report| now.saturating_sub(report.alive_at))
+    };
     let pods = || {
         view.members
             .iter()

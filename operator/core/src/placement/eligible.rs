@@ -1,4 +1,5 @@
-//! Taints, selectors and affinity: whether pods of a template may run on a node at all.
+//! Taints, selectors and affinity: whether pods of a template may run on a node at all. Nodes with devices often bear a taint with the name of
+//! the resource, so that others stay away: pods that ask for it tolerate it, as the admission plugin ExtendedResourceToleration would have it.
 
 use k8s_openapi::api::core::v1::{NodeSelectorRequirement, NodeSelectorTerm, Taint, Toleration};
 use llamero_api::group::GroupTemplate;
@@ -22,11 +23,14 @@ pub fn check(template: &GroupTemplate, node: &Node) -> Result<(), String> {
         .iter()
         .filter(|t| matches!(t.effect.as_str(), "NoSchedule" | "NoExecute"))
     {
-        if !worker
-            .tolerations
-            .iter()
-            .any(|toleration| tolerates(toleration, taint))
-        {
+        let own = taint.effect == "NoSchedule"
+            && template.accelerator_resource.as_deref() == Some(taint.key.as_str());
+        let tolerated = own
+            || worker
+                .tolerations
+                .iter()
+                .any(|toleration| tolerates(toleration, taint));
+        if !tolerated {
             return Err(format!("has the taint {} that is not tolerated", taint.key));
         }
     }

@@ -19,7 +19,7 @@ use llamero_api::group::GroupTemplate;
 
 use crate::resources::Resources;
 
-pub use ledger::Ledger;
+pub use ledger::{Ledger, Reservations};
 pub use native::Native;
 
 /// Members of one group that need nodes.
@@ -39,6 +39,19 @@ pub struct PlacementRequest<'a> {
     pub avoid: BTreeSet<String>,
     /// The nodes are for successors of these members, which still serve.
     pub successors: bool,
+}
+
+impl PlacementRequest<'_> {
+    /// Whether the other one finds room exactly where this one does.
+    #[must_use]
+    pub fn asks_the_same(&self, other: &Self) -> bool {
+        self.indices.len() == other.indices.len()
+            && self.priority == other.priority
+            && self.amounts == other.amounts
+            && self.occupied == other.occupied
+            && self.avoid == other.avoid
+            && self.template == other.template
+    }
 }
 
 /// A member and its node.

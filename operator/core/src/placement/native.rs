@@ -5,10 +5,7 @@ use std::collections::BTreeMap;
 use llamero_api::deployment::{OnePodPerNode, TopologyPolicy};
 
 use super::{Assignment, Ledger, NoRoom, PlacementRequest, Placer, eligible};
-use crate::{
-    observed::Node,
-    resources::{self, Resources},
-};
+use crate::{observed::Node, resources};
 
 /// Chooses nodes by free room: one pod of a group on a node, or, where the group allows it, several when there are no more nodes.
 #[derive(Clone, Copy, Debug, Default)]
@@ -31,25 +28,19 @@ struct Candidate<'a> {
 impl Placer for Native {
     fn place(&self, ledger: &Ledger<'_>, request: &PlacementRequest<'_>) -> Result<Vec<Assignment>, NoRoom> {
         let wanted = request.indices.len();
-        let mut rejected: BTreeMap<String, usize> = BTreeMap::new();
-        let mut candidates: Vec<(Option<&str>, Candidate<'_>)> = Vec::new();
-        let (mut total, mut fitting) = (0usize, 0usize);
+        let mut candidates: Vec<Candidate<'_>> = Vec::new();
         for node in ledger.nodes() {
-            total += 1;
-            match consider(ledger, request, node) {
-                Ok(room) => {
-                    fitting += 1;
-                    let domain = domain_of(request, node);
-                    candidates.extend(room.into_iter().map(|candidate| (domain, candidate)));
-                }
-                Err(reason) => *rejected.entry(reason).or_default() += 1,
+            if may_have(request, node).is_ok() {
+                consider(ledger, request, node, &mut candidates);
             }
         }
-        candidates.sort();
-        candidates.sort_by(|a, b| a.1.cmp(&b.1));
+        let room = candidates.len();
         let chosen = match &request.template.topology_key {
-            None => first(&candidates, wanted),
-            Some(key) => in_domains(ledger, request, key, &candidates, wanted),
+            None => best(&mut candidates, wanted),
+            Some(key) => {
+                candidates.sort_unstable();
+                in_domains(ledger, request, key, &candidates)
+            }
         };
         match chosen {
             Some(mut names) => {
@@ -65,13 +56,7 @@ impl Placer for Native {
                     })
                     .collect())
             }
-            None => Err(NoRoom(explain(
-                request,
-                total,
-                fitting,
-                candidates.len(),
-                &rejected,
-            ))),
+            None => Err(NoRoom(explain(ledger, request, room))),
         }
     }
 }
@@ -81,83 +66,101 @@ fn may_share(request: &PlacementRequest<'_>) -> bool {
     request.template.one_pod_per_node == Some(OnePodPerNode::Preferred)
 }
 
+/// Pods of the group that are on a node already.
+fn already_on(request: &PlacementRequest<'_>, node: &Node) -> usize {
+    request.occupied.iter().filter(|name| **name == node.name).count()
+}
+
+/// Whether the node may have a pod of the request at all, if it has room.
+fn may_have(request: &PlacementRequest<'_>, node: &Node) -> Result<(), String> {
+    eligible::check(request.template, node)?;
+    if !may_share(request) && already_on(request, node) > 0 {
+        return Err("already holds a pod of the group".to_owned());
+    }
+    Ok(())
+}
+
 /// The room of a node, for as many pods as the request has and may be there.
 fn consider<'a>(
     ledger: &Ledger<'a>,
     request: &PlacementRequest<'_>,
     node: &'a Node,
-) -> Result<Vec<Candidate<'a>>, String> {
-    eligible::check(request.template, node)?;
-    let there = request.occupied.iter().filter(|name| **name == node.name).count();
-    if there > 0 && !may_share(request) {
-        return Err("already holds a pod of the group".to_owned());
+    candidates: &mut Vec<Candidate<'a>>,
+) {
+    let room = ledger.room(node, request.priority);
+    let fit = usize::try_from(room.pods(&request.amounts)).unwrap_or(usize::MAX);
+    if fit == 0 {
+        return;
     }
+    let fit_now = usize::try_from(room.pods_now(&request.amounts)).unwrap_or(usize::MAX);
+    let there = already_on(request, node);
     let most = if may_share(request) {
         request.indices.len()
     } else {
         1
     };
-    let mut free = ledger.free(&node.name, request.priority);
-    let mut free_now = ledger.free_now(&node.name);
-    let mut room = Vec::new();
-    while room.len() < most && free.covers(&request.amounts) {
-        let left = |name: &str| free_now.get(name) - request.amounts.get(name);
-        room.push(Candidate {
+    for at in 0..fit.min(most) {
+        let left = |name: &str| {
+            let taken = request.amounts.get(name).saturating_mul(as_amount(at + 1));
+            room.free_now(name).saturating_sub(taken)
+        };
+        candidates.push(Candidate {
             avoided: request.avoid.contains(&node.name),
-            preempts: !free_now.covers(&request.amounts),
-            shares: there + room.len(),
+            preempts: at >= fit_now,
+            shares: there + at,
             devices_left: request.template.accelerator_resource.as_deref().map_or(0, left),
-            memory_left: -left(resources::MEMORY),
+            memory_left: left(resources::MEMORY).saturating_neg(),
             name: &node.name,
         });
-        free.subtract(&request.amounts);
-        free_now.subtract(&request.amounts);
     }
-    if room.is_empty() {
-        return Err(shortage(&free, &request.amounts));
-    }
-    Ok(room)
+}
+
+fn as_amount(count: usize) -> i64 {
+    i64::try_from(count).unwrap_or(i64::MAX)
 }
 
 /// What a node has too little of. Not how much is free: that changes with every pod of others, and the text with it.
-fn shortage(free: &Resources, request: &Resources) -> String {
-    let short = request.iter().filter(|(name, amount)| *amount > free.get(name));
+fn shortage(ledger: &Ledger<'_>, request: &PlacementRequest<'_>, node: &Node) -> Option<String> {
+    let room = ledger.room(node, request.priority);
+    let amounts = request.amounts.iter();
+    let short = amounts.filter(|(name, amount)| *amount > 0 && *amount > room.free(name));
     let names: Vec<&str> = short.map(|(name, _)| name).collect();
-    format!("is short of {}", names.join(" and "))
+    (!names.is_empty()).then(|| format!("is short of {}", names.join(" and ")))
 }
 
-fn domain_of<'a>(request: &PlacementRequest<'_>, node: &'a Node) -> Option<&'a str> {
-    node.labels
-        .get(request.template.topology_key.as_ref()?)
-        .map(String::as_str)
+/// The best of them, in no order.
+fn best<'a>(candidates: &mut [Candidate<'a>], wanted: usize) -> Option<Vec<&'a str>> {
+    if candidates.len() < wanted {
+        return None;
+    }
+    if (1..candidates.len()).contains(&wanted) {
+        candidates.select_nth_unstable(wanted - 1);
+    }
+    Some(candidates.iter().take(wanted).map(|c| c.name).collect())
 }
 
-fn first<'a>(candidates: &[(Option<&'a str>, Candidate<'a>)], wanted: usize) -> Option<Vec<&'a str>> {
-    (candidates.len() >= wanted).then(|| candidates.iter().take(wanted).map(|(_, c)| c.name).collect())
-}
-
-/// One domain if it has room, else several where the policy allows.
+/// One domain if it has room, else several where the policy allows. Better candidates come first.
 fn in_domains<'a>(
-    ledger: &Ledger<'_>,
+    ledger: &Ledger<'a>,
     request: &PlacementRequest<'_>,
     key: &str,
-    candidates: &[(Option<&'a str>, Candidate<'a>)],
-    wanted: usize,
+    candidates: &[Candidate<'a>],
 ) -> Option<Vec<&'a str>> {
+    let wanted = request.indices.len();
+    let domain = |name: &str| -> Option<&'a str> { Some(ledger.node(name)?.labels.get(key)?.as_str()) };
+    let candidates: Vec<(Option<&str>, &Candidate<'a>)> =
+        candidates.iter().map(|c| (domain(c.name), c)).collect();
     let mut domains: BTreeMap<&str, Vec<&Candidate<'a>>> = BTreeMap::new();
-    for (domain, candidate) in candidates {
+    for (domain, candidate) in &candidates {
         if let Some(domain) = domain {
             domains.entry(domain).or_default().push(candidate);
         }
     }
     // Survivors fix the domain of a replacement.
-    let home = request
-        .occupied
-        .iter()
-        .find_map(|name| ledger.nodes().find(|node| node.name == *name)?.labels.get(key));
+    let home = request.occupied.iter().find_map(|name| domain(name));
     let best = domains
         .iter()
-        .filter(|(domain, _)| home.is_none_or(|home| home == *domain))
+        .filter(|(domain, _)| home.is_none_or(|home| home == **domain))
         .filter(|(_, members)| members.len() >= wanted)
         .min_by_key(|(domain, members)| {
             let used = members.iter().take(wanted);
@@ -175,19 +178,26 @@ fn in_domains<'a>(
     }
     // As few domains as possible: home first, then the roomiest.
     let size = |domain: &Option<&str>| domain.and_then(|d| domains.get(d)).map_or(0, Vec::len);
-    let away = |domain: &Option<&str>| home.is_some_and(|home| *domain != Some(home.as_str()));
+    let away = |domain: &Option<&str>| home.is_some_and(|home| *domain != Some(home));
     let mut order: Vec<_> = candidates.iter().collect();
     order.sort_by(|(a, x), (b, y)| (away(a), size(b), a, x).cmp(&(away(b), size(a), b, y)));
     Some(order.into_iter().take(wanted).map(|(_, c)| c.name).collect())
 }
 
-fn explain(
-    request: &PlacementRequest<'_>,
-    total: usize,
-    fitting: usize,
-    room: usize,
-    rejected: &BTreeMap<String, usize>,
-) -> String {
+/// What is asked for, and what each node lacks of it; `room` pods would fit.
+fn explain(ledger: &Ledger<'_>, request: &PlacementRequest<'_>, room: usize) -> String {
+    let mut rejected: BTreeMap<String, usize> = BTreeMap::new();
+    let (mut total, mut fitting) = (0usize, 0usize);
+    for node in ledger.nodes() {
+        total += 1;
+        let why = may_have(request, node)
+            .err()
+            .or_else(|| shortage(ledger, request, node));
+        match why {
+            Some(why) => *rejected.entry(why).or_default() += 1,
+            None => fitting += 1,
+        }
+    }
     let amounts: Vec<String> = request
         .amounts
         .iter()

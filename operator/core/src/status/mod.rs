@@ -43,30 +43,34 @@ pub struct Reports {
 pub fn report(observed: &Observed, plan: &Plan, now: Millis) -> Reports {
     let mut reports = Reports::default();
     for deployment in &observed.deployments {
-        let key = Key::of(&deployment.object.metadata);
-        let Some(verdict) = plan.verdicts.get(&key) else {
-            continue;
-        };
-        let mut rows: Vec<Row<'_>> = deployment
-            .groups
-            .iter()
-            .map(|group| {
-                let view = GroupView::of(group, now);
-                let missing = verdict.no_room.get(&view.key.name).map(String::as_str);
-                let status = group::status(&view, &deployment.object.spec.recovery, missing, now);
-                Row { view, status }
-            })
-            .collect();
-        rows.sort_by(|a, b| {
-            (a.view.key.name.len(), &a.view.key.name).cmp(&(b.view.key.name.len(), &b.view.key.name))
-        });
-        let status = of_deployment(deployment, &key, verdict, &rows, now);
-        reports.deployments.insert(key, status);
-        reports
-            .groups
-            .extend(rows.into_iter().map(|row| (row.view.key, row.status)));
+        if let Some(verdict) = plan.verdicts.get(&Key::of(&deployment.object.metadata)) {
+            report_one(deployment, verdict, now, &mut reports);
+        }
     }
     reports
+}
+
+/// Reports on one deployment and its groups.
+pub(crate) fn report_one(deployment: &Deployment, verdict: &Verdict, now: Millis, reports: &mut Reports) {
+    let key = Key::of(&deployment.object.metadata);
+    let mut rows: Vec<Row<'_>> = deployment
+        .groups
+        .iter()
+        .map(|group| {
+            let view = GroupView::of(group, now);
+            let missing = verdict.no_room.get(&view.key.name).map(String::as_str);
+            let status = group::status(&view, &deployment.object.spec.recovery, missing, now);
+            Row { view, status }
+        })
+        .collect();
+    rows.sort_by(|a, b| {
+        (a.view.key.name.len(), &a.view.key.name).cmp(&(b.view.key.name.len(), &b.view.key.name))
+    });
+    let status = of_deployment(deployment, &key, verdict, &rows, now);
+    reports.deployments.insert(key, status);
+    reports
+        .groups
+        .extend(rows.into_iter().map(|row| (row.view.key, row.status)));
 }
 
 /// A group and its new status.

@@ -1,6 +1,6 @@
 //! Objects for tests, in few words.
 
-use std::{collections::BTreeSet, sync::Arc};
+use std::sync::Arc;
 
 use llamero_api::{
     CheckpointSummary, LlamaDeployment, LlamaDeploymentStatus, LlamaGroup, LlamaGroupStatus,
@@ -104,7 +104,7 @@ pub(crate) fn deployment(change: impl FnOnce(&mut Value)) -> Deployment {
     Deployment {
         object: Arc::new(object),
         groups: vec![],
-        names_in_use: BTreeSet::new(),
+        names_in_use: Arc::default(),
         inspect: vec![],
         service: Some(Arc::new(service)),
         network_policy: None,
@@ -199,6 +199,7 @@ pub(crate) fn group(
     );
     Group {
         object: Arc::new(object),
+        writing: None,
         pods: vec![],
         budget: Some(Arc::new(budget)),
         refusals: vec![],

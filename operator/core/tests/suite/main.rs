@@ -6,6 +6,7 @@ mod argo;
 mod build;
 mod garbage;
 mod properties;
+mod schema;
 mod sim;
 mod table_disruption;
 mod table_fleet;

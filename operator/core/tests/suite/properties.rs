@@ -4,7 +4,7 @@
 use llamero_api::deployment::RolloutStrategy;
 use proptest::prelude::*;
 
-use crate::sim::{Fault, World};
+use crate::sim::{Fault, Shared, World};
 
 fn config() -> ProptestConfig {
     ProptestConfig {
@@ -148,5 +148,28 @@ proptest! {
             world.fault(&fault);
         }
         world.settle();
+    }
+
+    /// A planner that is told of changes decides about dirty deployments what is decided from scratch, and leaves alone only those about
+    /// which nothing would be decided.
+    #[test]
+    fn changes_alone_lead_to_the_same_decisions(
+        deployments in 2usize..4,
+        nodes in 1usize..8,
+        replicas in 0i32..3,
+        script in prop::collection::vec((pass(), prop::option::weighted(0.3, (0usize..4, fault()))), 1..40),
+    ) {
+        let mut shared = Shared::new(deployments, nodes, replicas);
+        for ((mask, write_status), fault) in script {
+            shared.pass(mask, write_status);
+            if let Some((at, fault)) = fault {
+                shared.fault(at, &fault);
+            }
+        }
+        let mut left_alone = false;
+        for _ in 0..90 {
+            left_alone |= shared.pass(u64::MAX, true) == 0;
+        }
+        prop_assert!(left_alone || !shared.serves(), "what serves is left alone");
     }
 }

@@ -29,7 +29,7 @@ fn one(observed: &mut Observed) -> &mut Deployment {
 #[test]
 fn scaling_up_fills_the_lowest_free_numbers() {
     let mut observed = fleet(|d| d["spec"]["replicas"] = json!(4), &[("llama-1", ["a", "b"])]);
-    one(&mut observed).names_in_use.insert("llama-2".into());
+    std::sync::Arc::make_mut(&mut one(&mut observed).names_in_use).insert("llama-2".into());
     assert_eq!(
         words(&decide(&observed, NOW)),
         [

@@ -82,6 +82,22 @@ fn taints_selectors_and_cordons_are_respected() {
     );
 }
 
+#[test]
+fn the_taint_of_their_own_accelerator_keeps_nobody_away() {
+    let mut observed = pending(|_| {});
+    for node in &mut observed.nodes {
+        node.taints.push(Taint {
+            key: GPU.into(),
+            value: Some("present".into()),
+            effect: "NoSchedule".into(),
+            ..Taint::default()
+        });
+    }
+    assert_eq!(chosen(&observed), ["a", "b"]);
+    observed.nodes[0].taints[0].effect = "NoExecute".into();
+    assert_eq!(chosen(&observed), ["b", "c"]);
+}
+
 fn zones(observed: &mut Observed, zones: &[(&str, &str)]) {
     observed.nodes = zones
         .iter()

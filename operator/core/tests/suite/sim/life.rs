@@ -38,7 +38,7 @@ impl World {
                     ranks: vec![rank],
                     ..Report::default()
                 });
-                (report.received_at, report.alive_at) = (now, now);
+                (report.received_at, report.alive_at) = (now, OPEN);
                 // A rank reads its shard as soon as it runs; only connecting waits for Form.
                 let rank = &mut report.ranks[0];
                 rank.loaded_bytes = (rank.loaded_bytes + READ).min(total);

@@ -5,8 +5,10 @@ mod apply;
 mod faults;
 mod life;
 mod rest;
+mod shared;
 
 pub(crate) use faults::Fault;
+pub(crate) use shared::Shared;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -19,16 +21,17 @@ use llamero_api::{
     group::{Intent, LlamaGroupSpec, RankPhase},
 };
 use llamero_core::{
-    Action, Plan,
+    Action, Plan, Step,
     children::ManagedObject,
     decide,
     observed::{
-        Demand, Deployment, Exit, Group, InspectPod, Load, Node, Observed, Pod, PodPhase, Rank, Refusal,
-        Report, Revision, Settings,
+        Demand, Deployment, Exit, Group, InspectPod, Load, Node, OPEN, Observed, Pod, PodPhase, Rank,
+        Refusal, Report, Revision, Settings,
     },
     plan::Confirm,
     refusals, report,
     resources::{self, Resources},
+    status::Reports,
     time::Millis,
 };
 
@@ -127,6 +130,7 @@ impl World {
                 let serves = self.serves(group);
                 Group {
                     object: Arc::new(group.object.clone()),
+                    writing: None,
                     pods,
                     budget: group.budget.clone(),
                     refusals: self.refused(group),
@@ -147,7 +151,7 @@ impl World {
             deployments: vec![Deployment {
                 object: Arc::new(self.object.clone()),
                 groups,
-                names_in_use: BTreeSet::new(),
+                names_in_use: Arc::default(),
                 inspect: self.inspect.clone(),
                 service: self.service.clone(),
                 network_policy: None,
@@ -246,33 +250,47 @@ impl World {
             decide(&observed, self.now),
             "the same input gives the same plan"
         );
+        self.obey(&plan.steps, mask);
+        if write_status {
+            self.write_status(report(&observed, &plan, self.now));
+        }
+        self.forget_refusals();
+        self.tick();
+        plan
+    }
+
+    /// Applies the steps that the mask selects.
+    fn obey(&mut self, steps: &[Step], mask: u64) {
         let mut writes = BTreeSet::new();
-        for step in &plan.steps {
+        for step in steps {
             if let Action::WriteGroup { group, .. } = &step.action {
                 assert!(writes.insert(group.clone()), "two writes to {group} in one plan");
             }
             assert!(!step.message.is_empty());
         }
-        for (at, step) in plan.steps.iter().enumerate() {
+        for (at, step) in steps.iter().enumerate() {
             if mask & (1 << (at % 64)) != 0 {
                 self.apply(&step.action);
             }
         }
-        if write_status {
-            let reports = report(&observed, &plan, self.now);
-            self.object.status = reports.deployments.into_values().next();
-            for (key, status) in reports.groups {
-                if let Some(group) = self.find(&key.name) {
-                    group.object.status = Some(status);
-                }
+    }
+
+    fn write_status(&mut self, reports: Reports) {
+        if let Some(status) = reports.deployments.into_values().next() {
+            self.object.status = Some(status);
+        }
+        for (key, status) in reports.groups {
+            if let Some(group) = self.find(&key.name) {
+                group.object.status = Some(status);
             }
         }
+    }
+
+    fn forget_refusals(&mut self) {
         let now = self.now;
         for refusals in self.refusals.values_mut() {
             refusals.retain(|refusal| now <= refusals::retry_at(refusal) + 5_000);
         }
-        self.tick();
-        plan
     }
 
     fn find(&mut self, name: &str) -> Option<&mut SimGroup> {

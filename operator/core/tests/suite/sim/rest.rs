@@ -28,7 +28,7 @@ impl World {
         panic!("the planner does not come to rest: {:?}", self.states());
     }
 
-    fn all_settled(&self) -> bool {
+    pub(super) fn all_settled(&self) -> bool {
         self.groups.iter().all(|g| self.serves(g))
     }
 
