@@ -27,13 +27,13 @@ pub fn check(spec: &LlamaDeploymentSpec, summary: &CheckpointSummary) -> Result<
             "accelerator.resource is {resource}, which no backend of Llamero drives: use nvidia.com/gpu, or remove accelerator.resource to run on the CPU"
         ));
     };
-    let stages = spec.parallelism.pipeline;
-    if backends.contains(&driver) && stages > 1 {
-        return Err(format!(
-            "parallelism.pipeline is {stages}, and {resource} is driven by the backend {driver}, which computes a model in one stage only: use 1 and a larger parallelism.tensor"
-        ));
-    }
     if backends.contains(&driver) {
+        let (tensor, pipeline) = (spec.parallelism.tensor, spec.parallelism.pipeline);
+        if tensor.saturating_mul(pipeline) > 1 {
+            return Err(format!(
+                "parallelism is tensor {tensor} and pipeline {pipeline}, and the backend {driver} that drives {resource} computes a model on one device only: use 1 for both and a model that fits one device, or remove accelerator.resource to run on the CPU"
+            ));
+        }
         return Ok(());
     }
     Err(format!(
@@ -82,18 +82,21 @@ mod tests {
     }
 
     #[test]
-    fn stages_on_gpus_are_refused_until_they_are_built() {
-        let staged = |resource| {
-            let mut spec = spec(resource);
-            spec.parallelism.pipeline = 2;
-            check(&spec, &summary(&["cpu", "cuda"]))
-        };
-        let why = staged(Some("nvidia.com/gpu")).unwrap_err();
-        assert!(
-            why.contains("parallelism.pipeline is 2") && why.contains("one stage only"),
-            "{why}"
-        );
-        assert_eq!(staged(None), Ok(()));
+    fn several_gpus_are_refused_until_they_are_built() {
+        for (tensor, pipeline) in [(1, 2), (8, 1)] {
+            let several = |resource| {
+                let mut spec = spec(resource);
+                spec.parallelism.tensor = tensor;
+                spec.parallelism.pipeline = pipeline;
+                check(&spec, &summary(&["cpu", "cuda"]))
+            };
+            let why = several(Some("nvidia.com/gpu")).unwrap_err();
+            assert!(
+                why.contains(&format!("tensor {tensor} and pipeline {pipeline}")) && why.contains("one device only"),
+                "{why}"
+            );
+            assert_eq!(several(None), Ok(()));
+        }
     }
 
     #[test]

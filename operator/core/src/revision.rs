@@ -19,7 +19,7 @@ use llamero_api::{
 use serde_json::{Map, Value, json};
 use sha2::{Digest, Sha256};
 
-use crate::{autoscalers, identity, observed::Settings, resources};
+use crate::{autoscalers, identity, observed::Settings, resources, sizing};
 
 /// Digest of the template, ten hexadecimal digits.
 #[must_use]
@@ -58,10 +58,14 @@ pub fn template(
     let accelerator_resource = spec.accelerator.as_ref().and_then(|a| a.resource.clone());
     let names_memory = resources.requests.contains_key(resources::MEMORY)
         || resources.limits.contains_key(resources::MEMORY);
-    if !names_memory && accelerator_resource.is_none() {
-        let bytes = plan
-            .memory_bytes_per_rank
-            .saturating_mul(i64::from(plan.ranks_per_pod.max(1)));
+    if !names_memory {
+        let summary = checkpoint.and_then(|checkpoint| checkpoint.summary.as_ref());
+        let per_rank = match accelerator_resource {
+            // The plan is about the device's memory, and the node's is asked for here.
+            Some(_) => sizing::host_bytes_beside_device(summary, i64::from(spec.parallelism.tensor)),
+            None => plan.memory_bytes_per_rank,
+        };
+        let bytes = per_rank.saturating_mul(i64::from(plan.ranks_per_pod.max(1)));
         resources
             .requests
             .insert(resources::MEMORY.to_owned(), quantity::bytes(bytes));
@@ -353,6 +357,34 @@ mod tests {
         ] {
             assert_eq!(image(worker, ran, id), "w:1");
         }
+    }
+
+    #[test]
+    fn pods_with_devices_ask_for_memory_of_the_node() {
+        let made = |worker: Value| {
+            let whole = json!({"apiVersion": "llamero.dev/v1alpha1", "kind": "LlamaDeployment", "metadata": {"name": "d"},
+                "spec": {"model": {"source": {"hostPath": {"path": "/m"}}}, "parallelism": {"tensor": 8},
+                    "accelerator": {"resource": "nvidia.com/gpu", "perNode": 4}, "worker": worker}});
+            let checkpoint = serde_json::from_value(json!({"key": "k", "inspectedAt": "2026-01-01T00:00:00Z", "summary": {
+                "formatVersion": 1, "architecture": "LlamaForCausalLM", "hiddenSize": 16_384, "layers": 126, "qHeads": 128,
+                "kvHeads": 8, "headDim": 128, "ffnSize": 53_248, "vocabSize": 128_256, "maxPositionEmbeddings": 131_072,
+                "weights": "fp8", "parameters": 1, "checkpointBytes": 1, "plans": []}}))
+            .unwrap();
+            let object: LlamaDeployment = serde_json::from_value(whole).unwrap();
+            let plan = PlanStatus {
+                ranks_per_pod: 4,
+                memory_bytes_per_rank: 80 << 30,
+                ..PlanStatus::default()
+            };
+            template(&object, &plan, Some(&checkpoint), &Settings::default()).worker
+        };
+        let worker = made(json!({}));
+        // Of the embedding, 4.2 GB, each of four ranks pins an eighth.
+        let memory = quantity::units(&worker.resources.unwrap().requests["memory"]).unwrap();
+        let (embedding, process) = (2 * 128_256 * 16_384 / 8, 2 << 30);
+        assert_eq!(memory, 4 * (embedding + process));
+        let worker = made(json!({"resources": {"requests": {"memory": "9Gi"}}}));
+        assert_eq!(worker.resources.unwrap().requests["memory"].0, "9Gi");
     }
 
     #[test]

@@ -15,6 +15,9 @@ use crate::{
 
 /// Tokens in a step where nobody says otherwise: what `llamero-worker serve` takes without `--max-batched-tokens`.
 const USUAL_BATCHED_TOKENS: i64 = 512;
+/// Memory of the node that a rank on a device takes beside its part of the embedding: the driver's, buffers that weights are read into,
+/// tokenizer, requests.
+const HOST_PROCESS: i64 = 2 << 30;
 /// Memory of a device beside weights and cache: context, kernels, workspace, collective buffers.
 const DEVICE_WORKSPACE: i64 = 2 << 30;
 /// Tokens of a KV block, the unit in which a worker gives memory to sequences.
@@ -48,6 +51,20 @@ impl Budget {
             .saturating_add(shard.workspace_bytes_per_rank.unwrap_or(0))
             .saturating_add(per_token.saturating_mul(self.batched_tokens))
     }
+}
+
+/// Bytes of the node's memory that each of `tensor` ranks on devices takes: its part of the embedding stays there, pinned, because a step reads a
+/// few rows of it only.
+#[must_use]
+pub fn host_bytes_beside_device(summary: Option<&CheckpointSummary>, tensor: i64) -> i64 {
+    let embedding = summary.map_or(0, |summary| {
+        summary
+            .vocab_size
+            .saturating_mul(summary.hidden_size)
+            .saturating_mul(2)
+            / tensor.max(1)
+    });
+    embedding.saturating_add(HOST_PROCESS)
 }
 
 /// Sizes a group. `fits: false` comes with a message that says why and what would fit.

@@ -100,6 +100,11 @@ pub struct Worker {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = 253))]
     pub priority_class_name: Option<String>,
+    /// RuntimeClass of the pods that serve, for example `nvidia` where containers see GPUs only under that one. Pods that read a checkpoint's
+    /// headers need no device and run under the nodes' usual one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(min = 1, max = 253))]
+    pub runtime_class_name: Option<String>,
     /// ServiceAccount of the pods. Absent: the namespace's default. No token is mounted.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = 253))]

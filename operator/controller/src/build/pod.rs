@@ -4,8 +4,9 @@ use std::collections::BTreeMap;
 
 use k8s_openapi::{
     api::core::v1::{
-        Container, ContainerPort, EnvVar, EnvVarSource, HTTPGetAction, ObjectFieldSelector, Pod,
-        PodSchedulingGate, Probe, ResourceRequirements, Toleration,
+        Container, ContainerPort, EmptyDirVolumeSource, EnvVar, EnvVarSource, HTTPGetAction,
+        ObjectFieldSelector, Pod, PodSchedulingGate, PodSpec, Probe, ResourceRequirements, Toleration,
+        Volume, VolumeMount,
     },
     apimachinery::pkg::{api::resource::Quantity, apis::meta::v1::ObjectMeta, util::intstr::IntOrString},
 };
@@ -42,6 +43,10 @@ pub fn member_pod(group: &LlamaGroup, index: i32, attempt: i32) -> Pod {
         ..Container::default()
     };
     let mut spec = parts::pod_spec(&template.worker, &template.source, container);
+    spec.runtime_class_name = template.worker.runtime_class_name.clone();
+    if template.accelerator_resource.is_some() {
+        share_memory(&mut spec);
+    }
     spec.scheduling_gates = Some(vec![PodSchedulingGate {
         name: labels::PLACEMENT_GATE.to_owned(),
     }]);
@@ -216,6 +221,37 @@ fn resources(template: &GroupTemplate) -> ResourceRequirements {
     }
 }
 
+/// Room for what ranks of a pod share and drivers and NCCL put there, instead of the 64 MiB that container runtimes give. It counts as the
+/// pod's memory. Users who mount something there are left their word.
+fn share_memory(spec: &mut PodSpec) {
+    const NAME: &str = "llamero-shm";
+    const PATH: &str = "/dev/shm";
+    const BYTES: &str = "1Gi";
+    let mut mounts = spec
+        .containers
+        .iter()
+        .filter_map(|container| container.volume_mounts.as_ref())
+        .flatten();
+    if mounts.any(|mount| mount.mount_path.trim_end_matches('/') == PATH) {
+        return;
+    }
+    spec.volumes.get_or_insert_default().push(Volume {
+        name: NAME.to_owned(),
+        empty_dir: Some(EmptyDirVolumeSource {
+            medium: Some("Memory".to_owned()),
+            size_limit: Some(Quantity(BYTES.to_owned())),
+        }),
+        ..Volume::default()
+    });
+    for container in &mut spec.containers {
+        container.volume_mounts.get_or_insert_default().push(VolumeMount {
+            name: NAME.to_owned(),
+            mount_path: PATH.to_owned(),
+            ..VolumeMount::default()
+        });
+    }
+}
+
 /// Without bound.
 fn tolerated(taint: &str) -> Toleration {
     Toleration {
@@ -344,7 +380,7 @@ mod tests {
             "engine": {"maxBatchedTokens": 4096, "maxSequences": 256, "threads": 4, "maxQueuedRequests": 9,
                 "parseSpecialTokensInMessages": true},
             "worker": {"image": "w", "env": [{"name": "LLAMERO_LOG", "value": "debug"}, {"name": "LLAMERO_POD_IP", "value": "0.0.0.0"}],
-                "terminationGracePeriodSeconds": 600, "drainGrace": "1m"},
+                "terminationGracePeriodSeconds": 600, "drainGrace": "1m", "runtimeClassName": "nvidia"},
         }));
         let pod = serde_json::to_value(member_pod(&group, 0, 0)).unwrap();
         let container = &pod["spec"]["containers"][0];
@@ -356,9 +392,18 @@ mod tests {
         let own = json!({"key": "nvidia.com/gpu", "operator": "Exists", "effect": "NoSchedule"});
         assert_eq!(pod["spec"]["tolerations"][2], own);
         assert_eq!(container["ports"].as_array().unwrap().len(), 3 + 8);
+        assert_eq!(pod["spec"]["runtimeClassName"], "nvidia");
+        assert_eq!(
+            pod["spec"]["volumes"][2],
+            json!({"name": "llamero-shm", "emptyDir": {"medium": "Memory", "sizeLimit": "1Gi"}})
+        );
+        assert_eq!(
+            container["volumeMounts"][2],
+            json!({"name": "llamero-shm", "mountPath": "/dev/shm"})
+        );
         let arguments = serde_json::to_string(&container["args"]).unwrap();
         assert!(
-            arguments.contains(
+            arguments.contains(r#""--pipeline","1","--backend","cuda","#) && arguments.contains(
                 r#""--max-batched-tokens","4096","--max-sequences","256","--max-queued-requests","9","--threads","4""#
             ) && arguments.ends_with(r#""--drain-grace","1m","--parse-special-tokens-in-messages"]"#),
             "{arguments}"
@@ -374,6 +419,31 @@ mod tests {
             "a user cannot replace {named:?}"
         );
         assert_eq!(env[0]["value"], "debug");
+    }
+
+    #[test]
+    fn shared_memory_is_for_devices_and_users_may_mount_their_own() {
+        let spec =
+            |template: Value| serde_json::to_value(member_pod(&group(template), 0, 0).spec.unwrap()).unwrap();
+        let mounts = |spec: &Value| {
+            let mounts = spec["containers"][0]["volumeMounts"].as_array().unwrap();
+            mounts
+                .iter()
+                .filter(|mount| mount["mountPath"] == "/dev/shm")
+                .count()
+        };
+        let on_cpus = spec(json!({"worker": {"image": "w", "runtimeClassName": "gvisor"}}));
+        assert!(
+            on_cpus["runtimeClassName"] == "gvisor" && mounts(&on_cpus) == 0,
+            "{on_cpus}"
+        );
+        let own = json!({"image": "w", "volumes": [{"name": "shm", "emptyDir": {"medium": "Memory"}}],
+            "volumeMounts": [{"name": "shm", "mountPath": "/dev/shm"}]});
+        let own = spec(json!({"acceleratorResource": "nvidia.com/gpu", "worker": own}));
+        assert!(
+            mounts(&own) == 1 && own["volumes"].as_array().unwrap().len() == 3,
+            "{own}"
+        );
     }
 
     #[test]
