@@ -92,7 +92,8 @@ mod tests {
             };
             let why = several(Some("nvidia.com/gpu")).unwrap_err();
             assert!(
-                why.contains(&format!("tensor {tensor} and pipeline {pipeline}")) && why.contains("one device only"),
+                why.contains(&format!("tensor {tensor} and pipeline {pipeline}"))
+                    && why.contains("one device only"),
                 "{why}"
             );
             assert_eq!(several(None), Ok(()));
