@@ -29,9 +29,10 @@ pub fn check(spec: &LlamaDeploymentSpec, summary: &CheckpointSummary) -> Result<
     };
     if backends.contains(&driver) {
         let (tensor, pipeline) = (spec.parallelism.tensor, spec.parallelism.pipeline);
-        if tensor.saturating_mul(pipeline) > 1 {
+        let on_one_device = summary.one_device_backends.iter().any(|one| one == driver);
+        if on_one_device && tensor.saturating_mul(pipeline) > 1 {
             return Err(format!(
-                "parallelism is tensor {tensor} and pipeline {pipeline}, and the backend {driver} that drives {resource} computes a model on one device only: use 1 for both and a model that fits one device, or remove accelerator.resource to run on the CPU"
+                "parallelism is tensor {tensor} and pipeline {pipeline}, and the backend {driver} of the worker image, which drives {resource}, computes a model on one device only: use 1 for both and a model that fits one device, or remove accelerator.resource to run on the CPU"
             ));
         }
         return Ok(());
@@ -57,10 +58,12 @@ mod tests {
     }
 
     fn summary(backends: &[&str]) -> CheckpointSummary {
+        let on_one_device: Vec<_> = backends.iter().filter(|backend| **backend == "cuda").collect();
         serde_json::from_value(json!({
             "formatVersion": 1, "architecture": "LlamaForCausalLM", "hiddenSize": 1, "layers": 1, "qHeads": 1, "kvHeads": 1,
             "headDim": 1, "ffnSize": 1, "vocabSize": 1, "maxPositionEmbeddings": 1, "weights": "fp8", "parameters": 1,
-            "checkpointBytes": 1, "plans": [], "backends": backends
+            "checkpointBytes": 1, "plans": [], "backends": backends,
+            "oneDeviceBackends": on_one_device
         }))
         .unwrap()
     }
@@ -82,7 +85,7 @@ mod tests {
     }
 
     #[test]
-    fn several_gpus_are_refused_until_they_are_built() {
+    fn several_gpus_are_refused_where_the_image_takes_one() {
         for (tensor, pipeline) in [(1, 2), (8, 1)] {
             let several = |resource| {
                 let mut spec = spec(resource);
@@ -98,6 +101,13 @@ mod tests {
             );
             assert_eq!(several(None), Ok(()));
         }
+        let mut spec = spec(Some("nvidia.com/gpu"));
+        spec.parallelism.tensor = 8;
+        let later = CheckpointSummary {
+            one_device_backends: Vec::new(),
+            ..summary(&["cpu", "cuda"])
+        };
+        assert_eq!(check(&spec, &later), Ok(()));
     }
 
     #[test]

@@ -332,6 +332,7 @@ mod tests {
             plans: plans.to_vec(),
             problem: Some("tensor 3 does not divide".into()),
             backends: vec![],
+            one_device_backends: vec![],
             commit: None,
             content_identity: None,
         }

@@ -202,6 +202,7 @@ impl Statuses {
         }
     }
 
+    /// Whether a status is on its way to the API server.
     #[cfg(test)]
     pub fn is_writing(&self) -> bool {
         !self.underway.is_empty()

@@ -55,6 +55,7 @@ pub(crate) fn summary() -> CheckpointSummary {
         plans: plans.to_vec(),
         problem: None,
         backends: vec!["cpu".into(), "cuda".into()],
+        one_device_backends: vec![],
         commit: None,
         content_identity: None,
     }

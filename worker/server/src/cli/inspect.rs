@@ -21,6 +21,9 @@ const BACKENDS: &[&str] = if llamero_cuda::probe::LOADS_DRIVERS {
 } else {
     &["cpu"]
 };
+/// Those of them that compute a model on one device only.
+const ONE_DEVICE_BACKENDS: &[&str] = &["cuda"];
+
 /// Somebody waits for a sentence, and whoever reads it asks again in a minute.
 const SOON: Patience = Patience {
     attempts: 3,
@@ -113,7 +116,16 @@ fn look(dir: &Path, place: &SourceArgs, topology: Topology) -> Result<Report, Fe
         None => ContentIdentity::of(&checkpoint).map_err(of_checkpoint)?,
     };
     let mut report = report_on(&checkpoint, identity, topology).map_err(of_checkpoint)?;
-    report.summary.backends = BACKENDS.iter().copied().map(str::to_owned).collect();
+    let names = |of: fn(&str) -> bool| {
+        BACKENDS
+            .iter()
+            .copied()
+            .filter(|name| of(name))
+            .map(str::to_owned)
+            .collect()
+    };
+    report.summary.backends = names(|_| true);
+    report.summary.one_device_backends = names(|name| ONE_DEVICE_BACKENDS.contains(&name));
     report.summary.content_identity = manifest.as_ref().map(Manifest::identity);
     report.summary.commit = manifest.and_then(|manifest| manifest.listing.commit);
     add_workspace(&checkpoint, topology, &mut report.summary).map_err(of_checkpoint)?;
