@@ -5,10 +5,10 @@ use std::net::SocketAddr;
 use futures::{StreamExt as _, stream};
 use llamero_chat::answer::{Finish, Piece};
 use llamero_chat::{ChatError, Message, Pieces, Talk};
-use llamero_proto::limits::MAX_MESSAGE_BYTES;
 use llamero_proto::v1::completion_client::CompletionClient;
 use llamero_proto::v1::completion_request::Prompt;
 use llamero_proto::v1::{ChatMessage, ChatPrompt, CompletionChunk, CompletionRequest, FinishReason};
+use llamero_settings::limits::MAX_ANSWER_BYTES;
 use tonic::transport::{Channel, Endpoint};
 
 use crate::options::AnswerArgs;
@@ -29,7 +29,7 @@ impl EngineTalk {
         let channel = Endpoint::from_shared(format!("http://{address}"))?
             .tcp_nodelay(true)
             .connect_lazy();
-        let client = CompletionClient::new(channel).max_encoding_message_size(MAX_MESSAGE_BYTES);
+        let client = CompletionClient::new(channel).max_decoding_message_size(MAX_ANSWER_BYTES);
         Ok(Self { client, args })
     }
 }

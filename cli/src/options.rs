@@ -4,7 +4,7 @@ use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
-use llamero_proto::limits;
+use llamero_settings::limits;
 use llamero_worker::config::within;
 
 /// Run a Llama model on this machine: a chat in the terminal, or an OpenAI-compatible server

@@ -18,7 +18,7 @@ use crate::serve;
 /// on a small machine.
 const USUAL_CONTEXT: u32 = 8192;
 /// Longest prompt that is read from standard input.
-const PROMPT_BYTES: u64 = llamero_proto::limits::MAX_REQUEST_BYTES as u64;
+const PROMPT_BYTES: u64 = llamero_settings::limits::MAX_REQUEST_BYTES as u64;
 
 /// Run `run`.
 ///

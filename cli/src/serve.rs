@@ -8,7 +8,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use anyhow::Context as _;
 use llamero_gateway::discovery::Found;
 use llamero_gateway::discovery::fixed::FixedModel;
-use llamero_gateway::keys::KeyBook;
+use llamero_gateway::keys::KeyStore;
 use llamero_gateway::{Gateway, Settings, health, listener, routes};
 use tokio::net::TcpListener;
 use tokio::signal::unix::{Signal, SignalKind, signal};
@@ -24,7 +24,7 @@ pub async fn serve(
     listener: std::net::TcpListener,
     model: &str,
     leader: SocketAddr,
-    keys: Option<Arc<KeyBook>>,
+    keys: Option<Arc<KeyStore>>,
 ) -> anyhow::Result<()> {
     listener.set_nonblocking(true)?;
     let listener = TcpListener::from_std(listener)?;
@@ -74,8 +74,8 @@ pub async fn serve(
 ///
 /// # Errors
 /// It cannot be read, or is not as expected.
-pub fn keys(path: &Path) -> anyhow::Result<Arc<KeyBook>> {
-    let keys = KeyBook::load(path).with_context(|| format!("cannot use {}", path.display()))?;
+pub fn keys(path: &Path) -> anyhow::Result<Arc<KeyStore>> {
+    let keys = KeyStore::load(path).with_context(|| format!("cannot use {}", path.display()))?;
     Ok(Arc::new(keys))
 }
 

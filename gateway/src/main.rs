@@ -10,7 +10,7 @@ use anyhow::Context;
 use clap::Parser;
 use llamero_gateway::discovery::gateways::{self, Place};
 use llamero_gateway::discovery::{fixed::FixedModel, kubernetes};
-use llamero_gateway::keys::KeyBook;
+use llamero_gateway::keys::KeyStore;
 use llamero_gateway::listener::{Cors, Limits, Tls, tls};
 use llamero_gateway::server::{Ending, Listeners, serve};
 use llamero_gateway::{Gateway, Settings};
@@ -165,14 +165,14 @@ async fn main() -> anyhow::Result<()> {
     Ok(())
 }
 
-fn keys(path: Option<&Path>) -> anyhow::Result<Option<Arc<KeyBook>>> {
+fn keys(path: Option<&Path>) -> anyhow::Result<Option<Arc<KeyStore>>> {
     let Some(path) = path else {
         tracing::warn!(
             "the API is open: whoever reaches it may use every model; give --api-keys to close it"
         );
         return Ok(None);
     };
-    let keys = KeyBook::load(path).with_context(|| format!("cannot use {}", path.display()))?;
+    let keys = KeyStore::load(path).with_context(|| format!("cannot use {}", path.display()))?;
     tracing::info!(
         keys = keys.names().len(),
         "the API is open to holders of keys only"

@@ -4,14 +4,14 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
-use llamero_proto::limits::MAX_REQUEST_BYTES;
+use llamero_settings::limits::MAX_REQUEST_BYTES;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 use crate::budget::Budget;
 use crate::demand::Demand;
 use crate::discovery::{DeploymentKey, Directory, Found};
-use crate::keys::KeyBook;
+use crate::keys::KeyStore;
 use crate::listener::{Cors, Limits};
 use crate::metrics::Metrics;
 use crate::quota::Quotas;
@@ -43,7 +43,7 @@ pub struct Settings {
     /// Pages of other origins that may use the API from a browser; absent: none.
     pub cors: Option<Cors>,
     /// Who may ask; absent: everybody.
-    pub keys: Option<Arc<KeyBook>>,
+    pub keys: Option<Arc<KeyStore>>,
     /// How long a request waits for the gateway that keeps its key's books, before its own share of the limits holds here.
     pub quota_patience: Duration,
 }
@@ -129,7 +129,7 @@ impl Gateway {
     }
 
     /// Forget what was counted of keys that are gone.
-    pub fn keys_changed(&self, keys: &KeyBook) {
+    pub fn keys_changed(&self, keys: &KeyStore) {
         let names = keys.names();
         self.quotas.ledger.keep(&names);
         self.metrics.keep_keys(&names);

@@ -7,7 +7,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use llamero_gateway::Settings;
-use llamero_gateway::keys::KeyBook;
+use llamero_gateway::keys::KeyStore;
 use llamero_proto::v1::completion_request::Prompt;
 use llamero_proto::v1::{CompletionRequest, FinishReason};
 use serde_json::json;
@@ -72,7 +72,7 @@ async fn people_chat_with_keyboard_and_key_and_chats_stay_apart() {
     let path = folder.path().join("keys.yaml");
     std::fs::write(&path, format!("keys: [{{name: page, key: {KEY}}}]")).unwrap();
     let settings = Settings {
-        keys: Some(Arc::new(KeyBook::load(&path).unwrap())),
+        keys: Some(Arc::new(KeyStore::load(&path).unwrap())),
         ..Settings::default()
     };
     let (served, mut worker) = with_worker(settings).await;

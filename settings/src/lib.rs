@@ -4,6 +4,8 @@
 //! | module | what it is |
 //! |---|---|
 //! | [`duration`] | spans of time, in resources and on command lines |
+//! | [`hash`] | hashes that are the same in every process and build |
+//! | [`limits`] | ranges of settings, and sizes that gateway and worker agree on |
 //! | [`listen`] | sockets that both address families reach, with the feature `listen` |
 //! | [`losses`] | requests that bring down whoever works on them |
 //! | [`log`] | `LLAMERO_LOG`, with the feature `log` |
@@ -22,6 +24,8 @@
 )]
 
 pub mod duration;
+pub mod hash;
+pub mod limits;
 #[cfg(feature = "listen")]
 pub mod listen;
 #[cfg(feature = "log")]

@@ -4,7 +4,10 @@
 //! one, and so have questions about the same long text. Leaders are ranked for a key by rendezvous hashing: gateways
 //! that know the same leaders agree without talking, and a leader that comes or goes moves only its own share of keys.
 
+use std::hash::Hasher;
+
 use llamero_proto::v1::{ChatMessage, completion_request::Prompt};
+use llamero_settings::hash::{Fnv1a, mix};
 
 /// Shorter prompts are computed sooner than any queue is worth.
 const SHORT: usize = 1 << 10;
@@ -19,7 +22,7 @@ impl Affinity {
     /// Of what a client calls a session, or a cache.
     #[must_use]
     pub fn of_session(name: &str) -> Self {
-        let mut hash = Hash::new();
+        let mut hash = Hash::default();
         hash.add(b"session");
         hash.add(name.as_bytes());
         hash.end()
@@ -28,7 +31,7 @@ impl Affinity {
     /// Of a prompt. Short ones have none: they go to the least loaded leader.
     #[must_use]
     pub fn of_prompt(prompt: &Prompt) -> Option<Self> {
-        let mut hash = Hash::new();
+        let mut hash = Hash::default();
         let bytes = match prompt {
             Prompt::Text(text) => {
                 hash.add(beginning(text.as_bytes()));
@@ -61,7 +64,7 @@ impl Affinity {
     /// How well a leader fits; the one with the most is the first choice.
     #[must_use]
     pub fn weight(self, address: &str) -> u64 {
-        let mut hash = Hash::new();
+        let mut hash = Hash::default();
         hash.add(&self.0.to_le_bytes());
         hash.add(address.as_bytes());
         hash.end().0
@@ -82,29 +85,18 @@ fn beginning(bytes: &[u8]) -> &[u8] {
 
 /// FNV-1a, with the finish of SplitMix64 so that similar names give unlike weights. It is the same in every version of
 /// the gateway, as it must be while they are replaced one by one.
-struct Hash(u64);
+#[derive(Default)]
+struct Hash(Fnv1a);
 
 impl Hash {
-    fn new() -> Self {
-        Self(0xcbf2_9ce4_8422_2325)
-    }
-
     fn add(&mut self, bytes: &[u8]) {
-        for &byte in bytes {
-            self.step(byte);
-        }
+        self.0.write(bytes);
         // What stands in two parts is not what stands in one.
-        self.step(0xff);
-    }
-
-    fn step(&mut self, byte: u8) {
-        self.0 = (self.0 ^ u64::from(byte)).wrapping_mul(0x0000_0100_0000_01b3);
+        self.0.write_u8(0xff);
     }
 
     fn end(self) -> Affinity {
-        let mixed = (self.0 ^ (self.0 >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        let mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        Affinity(mixed ^ (mixed >> 31))
+        Affinity(mix(self.0.finish()))
     }
 }
 

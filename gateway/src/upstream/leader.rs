@@ -6,6 +6,7 @@ use std::time::Duration;
 use llamero_proto::v1::{
     LoadRequest, LoadSample, completion_client::CompletionClient, telemetry_client::TelemetryClient,
 };
+use llamero_settings::limits::MAX_ANSWER_BYTES;
 use tokio::task::AbortHandle;
 use tokio::time::Instant;
 use tonic::transport::{Channel, Endpoint};
@@ -30,6 +31,12 @@ const AVOID_MOST: Duration = Duration::from_secs(5);
 const TELEMETRY_RETRY: Duration = Duration::from_secs(1);
 /// A sample older than this says nothing.
 const STALE: Duration = Duration::from_secs(5);
+
+/// A client for completions. It takes the longest answer that a worker sends, which is more than gRPC lets in by itself.
+#[must_use]
+pub fn completion(channel: Channel) -> CompletionClient<Channel> {
+    CompletionClient::new(channel).max_decoding_message_size(MAX_ANSWER_BYTES)
+}
 
 /// The leader of a group that serves.
 #[derive(Debug)]
@@ -101,7 +108,7 @@ impl Leader {
     /// A client on the shared connection.
     #[must_use]
     pub fn completion(&self) -> CompletionClient<Channel> {
-        CompletionClient::new(self.channel.clone())
+        completion(self.channel.clone())
     }
 
     /// Requests running and waiting there: our own exactly, those of others as of the last sample.

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use llamero_gateway::Settings;
-use llamero_gateway::keys::KeyBook;
+use llamero_gateway::keys::KeyStore;
 use tonic::metadata::MetadataValue;
 use tonic::{Code, Request};
 use vllm_proto::inference_client::InferenceClient;
@@ -33,7 +33,7 @@ async fn requests_pass_to_the_model_that_they_name() {
     let path = folder.path().join("keys.yaml");
     std::fs::write(&path, format!("keys: [{{name: grpc, key: {KEY}}}]")).unwrap();
     let settings = Settings {
-        keys: Some(Arc::new(KeyBook::load(&path).unwrap())),
+        keys: Some(Arc::new(KeyStore::load(&path).unwrap())),
         ..Settings::default()
     };
     let (served, _worker) = with_worker(settings).await;

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use hyper::{Method, StatusCode};
 use llamero_gateway::Settings;
-use llamero_gateway::keys::KeyBook;
+use llamero_gateway::keys::KeyStore;
 use llamero_proto::v1::FinishReason;
 use serde_json::{Value, json};
 use tempfile::TempDir;
@@ -44,7 +44,7 @@ impl Keys {
 
 fn settings(path: &Path) -> Settings {
     Settings {
-        keys: Some(Arc::new(KeyBook::load(path).unwrap())),
+        keys: Some(Arc::new(KeyStore::load(path).unwrap())),
         quota_patience: Duration::from_secs(20),
         ..Settings::default()
     }

@@ -40,6 +40,17 @@ async fn prompts_become_tokens_and_tokens_texts() {
 }
 
 #[tokio::test]
+async fn answers_may_be_longer_than_what_grpc_takes_by_itself() {
+    let (served, _worker) = with_worker(Settings::default()).await;
+    // A byte for each token's number and three for what it spells.
+    let letters = 3 << 19;
+    let body = json!({"model": MODEL, "prompt": "a".repeat(letters)});
+    let reply = post(served.http, "/tokenize", body).await;
+    assert_eq!(reply.status(), StatusCode::OK);
+    assert_eq!(reply.json().await["count"], letters);
+}
+
+#[tokio::test]
 async fn health_and_version_are_told_and_what_others_have_is_refused_by_name() {
     let starting = gateway(Settings::default()).await;
     assert_eq!(

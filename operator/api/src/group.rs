@@ -5,6 +5,7 @@
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use kube::{CustomResource, KubeSchema};
+use llamero_settings::limits;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
@@ -183,13 +184,13 @@ pub struct GroupTemplate {
     /// Longest context in tokens.
     pub max_context_length: i64,
     /// Tensor-parallel ranks.
-    #[schemars(range(min = 1, max = 256))]
+    #[schemars(range(min = *limits::TENSOR.start(), max = *limits::TENSOR.end()))]
     pub tensor: i32,
     /// Pipeline stages.
-    #[schemars(range(min = 1, max = 64))]
+    #[schemars(range(min = *limits::PIPELINE.start(), max = *limits::PIPELINE.end()))]
     pub pipeline: i32,
     /// Ranks in each pod.
-    #[schemars(range(min = 1, max = 64))]
+    #[schemars(range(min = *limits::RANKS_PER_POD.start(), max = *limits::RANKS_PER_POD.end()))]
     pub ranks_per_pod: i32,
     /// Extended resource, one for each rank. Absent: CPU backend.
     #[serde(default, skip_serializing_if = "Option::is_none")]

@@ -5,7 +5,8 @@ mod tests {
     use std::ops::RangeInclusive;
 
     use llamero_api::{crds, labels};
-    use llamero_proto::{limits, ports};
+    use llamero_proto::ports;
+    use llamero_settings::limits;
     use serde_json::Value;
 
     #[test]

@@ -1,8 +1,8 @@
 //! Which weights these are, at little cost.
 //!
 //! Hashed are: what of the configuration arithmetic depends on; name, element type and shape of every tensor, and three
-//! samples of 4 KiB of each at places that follow from name and size; the tokenizer's files. Not hashed are names, number
-//! and dates of files, so that the same model has the same identity on every node and however it is cut into files. Two
+//! samples of 4 KiB of each at places that follow from name and size; the tokenizer's files; which tokens end an answer, and
+//! how one is sampled where the client says nothing. Not hashed are names, number and dates of files, so that the same model has the same identity on every node and however it is cut into files. Two
 //! trainings of one model differ in every matrix, so samples tell them apart; a few flipped bits elsewhere do not show. A
 //! checkpoint that comes as an OCI image is named by the image's digest instead.
 //!
@@ -28,7 +28,12 @@ const SAMPLES: u64 = 3;
 /// Reads at a time.
 const READERS: usize = 16;
 /// Files beside the weights that decide what an answer is.
-const TOKENIZER_FILES: [&str; 3] = ["tokenizer.json", "tokenizer_config.json", "chat_template.jinja"];
+const FILES: [&str; 4] = [
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "chat_template.jinja",
+    "generation_config.json",
+];
 
 /// A SHA-256 that stands for a checkpoint's content, or for the OCI image that it came in.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
@@ -51,7 +56,7 @@ impl ContentIdentity {
         for digest in tensors(checkpoint)? {
             hash.update(digest);
         }
-        for name in TOKENIZER_FILES {
+        for name in FILES {
             let path = checkpoint.folder().join(name);
             if let Some(bytes) = read_if_there(&path)? {
                 hash.update(format!("\n{name} {}\n", bytes.len()));
@@ -68,13 +73,14 @@ impl ContentIdentity {
     }
 }
 
-/// Of the configuration what logits depend on.
+/// Of the configuration what logits and the end of an answer depend on.
 fn arithmetic(config: &LlamaConfig) -> serde_json::Value {
     let rope = config.rope_scaling.as_ref().map(|scaling| format!("{scaling:?}"));
     json!({
         "hidden": config.hidden_size, "layers": config.layers, "q_heads": config.q_heads, "kv_heads": config.kv_heads,
         "head_dim": config.head_dim, "ffn": config.ffn_size, "vocab": config.vocab_size, "epsilon": config.rms_norm_eps,
         "theta": config.rope_theta, "rope": rope, "tied": config.tie_word_embeddings,
+        "eos": config.eos_token_ids,
     })
 }
 

@@ -11,7 +11,7 @@ use std::fs::{self, File};
 use std::os::unix::fs::FileExt;
 use std::path::Path;
 
-use common::{LLAMA_405B, TINY, config_json, header, tensors, write_checkpoint, write_sparse};
+use common::{LLAMA_405B, Sizes, TINY, config_json, header, tensors, write_checkpoint, write_sparse};
 use llamero_checkpoint::{Checkpoint, ContentIdentity, LlamaConfig};
 use serde_json::json;
 
@@ -60,6 +60,14 @@ fn weights_configuration_and_tokenizer_count() {
         fs::write(folder.join("tokenizer_config.json"), "{}").unwrap()
     }));
     seen.push(tiny(5, |folder| {
+        fs::write(folder.join("generation_config.json"), r#"{"temperature": 0.6}"#).unwrap()
+    }));
+    seen.push(tiny(5, |folder| {
+        let mut json = config_json(TINY);
+        json["eos_token_id"] = json!(7);
+        fs::write(folder.join("config.json"), json.to_string()).unwrap();
+    }));
+    seen.push(tiny(5, |folder| {
         let mut json = config_json(TINY);
         json["rope_theta"] = json!(10000.0);
         fs::write(folder.join("config.json"), json.to_string()).unwrap();
@@ -71,6 +79,62 @@ fn weights_configuration_and_tokenizer_count() {
     }));
     for (i, one) in seen.iter().enumerate() {
         assert!(!seen[..i].contains(one), "change {i} does not show");
+    }
+}
+
+/// Matrices of more than three pages, which are sampled.
+const SAMPLED: Sizes = Sizes {
+    hidden: 256,
+    ffn: 512,
+    ..TINY
+};
+
+/// Training changes a matrix everywhere, so samples see it.
+#[test]
+fn a_matrix_that_was_trained_anew_shows() {
+    let json = config_json(SAMPLED);
+    let config = LlamaConfig::from_json(json.clone()).unwrap();
+    let (header, data) = header(&tensors(&config, |_| true));
+    let trained = |anew: Option<&str>| {
+        let folder = tempfile::tempdir().unwrap();
+        fs::write(folder.path().join("config.json"), json.to_string()).unwrap();
+        let path = folder.path().join("model.safetensors");
+        write_sparse(&path, &header, data);
+        let file = File::options().write(true).open(path).unwrap();
+        let first = 8 + header.to_string().len() as u64;
+        for (name, entry) in header.as_object().unwrap() {
+            let [start, end] = [0, 1].map(|at| entry["data_offsets"][at].as_u64().unwrap());
+            let mut noise = Xorshift(if anew == Some(name) { 2 } else { 1 });
+            let bytes: Vec<u8> = (start..end).map(|_| noise.byte()).collect();
+            file.write_all_at(&bytes, first + start).unwrap();
+        }
+        identity(folder.path())
+    };
+    let one = trained(None);
+    assert_eq!(one, trained(None));
+    let sampled: Vec<_> = header
+        .as_object()
+        .unwrap()
+        .iter()
+        .filter(|(_, entry)| {
+            entry["data_offsets"][1].as_u64() > entry["data_offsets"][0].as_u64().map(|at| at + 32_768)
+        })
+        .collect();
+    assert!(sampled.len() > 10);
+    for (name, _) in sampled {
+        assert_ne!(one, trained(Some(name)), "{name}");
+    }
+}
+
+/// Marsaglia (2003), "Xorshift RNGs".
+struct Xorshift(u64);
+
+impl Xorshift {
+    fn byte(&mut self) -> u8 {
+        self.0 ^= self.0 << 13;
+        self.0 ^= self.0 >> 7;
+        self.0 ^= self.0 << 17;
+        (self.0 >> 24) as u8
     }
 }
 

@@ -10,8 +10,8 @@ use std::time::UNIX_EPOCH;
 
 use llamero_checkpoint::load::{LoadProgress, ROW_MULTIPLE, Rows, Sink, SinkError, load_rank};
 use llamero_checkpoint::{Checkpoint, Dtype, ModelLayout, RankShard, TensorId, TensorKind};
-use llamero_engine::hash::Fnv1a;
 use llamero_engine::{BackendError, LoadWatch};
+use llamero_settings::hash::Fnv1a;
 
 use crate::kernel::pack::{Element, LANES, pack_rows};
 use crate::layout::{HeadAt, LayerAt, Layout, MatrixAt, Role};

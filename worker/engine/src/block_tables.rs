@@ -5,8 +5,8 @@
 
 use std::collections::BTreeMap;
 
-use crate::hash::{GOLDEN, mix};
 use crate::step::BlockDeltas;
+use llamero_settings::hash::{GOLDEN, mix};
 
 /// Block tables of all slots. Copies move data and leave the tables alone: the backend carries them out.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -5,7 +5,6 @@
 //! | [`step`] | what travels in one step: plan, late values, candidates |
 //! | [`form`] | the limits that the ranks of a group form with |
 //! | [`backend`] | the contract of one rank's compute |
-//! | [`hash`] | hashes that are the same in every process |
 //! | [`block_tables`] | which KV blocks hold the positions of each slot |
 //! | [`kv_state`] | checks of a plan, and which KV blocks hold what |
 //! | [`late_values`] | what a submitted step still waits for |
@@ -23,7 +22,6 @@
 pub mod backend;
 pub mod block_tables;
 pub mod form;
-pub mod hash;
 pub mod kv_state;
 pub mod late_values;
 pub mod leaf_tree;

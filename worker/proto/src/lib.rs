@@ -1,10 +1,8 @@
 //! gRPC contracts: [`v1`] between the parts of Llamero, `vllm` toward applications (the crate `vllm-proto`), and the
-//! descriptors of both for gRPC reflection. [`ports`] and [`limits`] are what operator, gateway and worker must agree on
-//! besides.
+//! descriptors of both for gRPC reflection. [`ports`] are what operator, gateway and worker must agree on besides.
 
 #![forbid(unsafe_code)]
 
-pub mod limits;
 pub mod ports;
 
 /// `llamero.v1`: rank control, telemetry, demand and completion. The documentation is in the `.proto` files.

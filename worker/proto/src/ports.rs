@@ -28,7 +28,7 @@ mod tests {
 
     #[test]
     fn no_port_is_one_that_the_kernel_hands_out() {
-        let last_rank = RANKS + u16::try_from(crate::limits::MAX_RANKS_PER_POD).unwrap();
+        let last_rank = RANKS + u16::try_from(llamero_settings::limits::MAX_RANKS_PER_POD).unwrap();
         for port in [INFERENCE, CONTROL, DEMAND, HEALTH, last_rank] {
             assert!(port < 32_768, "{port}");
         }

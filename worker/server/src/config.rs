@@ -8,8 +8,8 @@ use std::time::Duration;
 use clap::Args;
 use clap::builder::RangedI64ValueParser;
 use llamero_checkpoint::identity::ContentIdentity;
-use llamero_proto::limits;
 use llamero_settings::duration;
+use llamero_settings::limits;
 use serde::{Deserialize, Serialize};
 
 /// Parses a number of the range, which the resource types have too.

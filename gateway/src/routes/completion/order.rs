@@ -6,8 +6,8 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use futures::Stream;
 use futures::stream::{SelectAll, StreamExt, select_all};
-use llamero_proto::limits::MAX_REQUEST_BYTES;
 use llamero_proto::v1::{CompletionRequest, completion_request::Prompt};
+use llamero_settings::limits::MAX_REQUEST_BYTES;
 use prost::Message;
 
 use super::check::Checked;

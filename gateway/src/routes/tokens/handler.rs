@@ -4,7 +4,6 @@ use std::marker::PhantomData;
 
 use axum::Json;
 use axum::body::Body;
-use llamero_proto::v1::completion_client::CompletionClient;
 use llamero_proto::v1::{CompletionRequest, Detokenized, TokenIds, Tokenized};
 use prost::Message as _;
 
@@ -13,6 +12,7 @@ use crate::error::ApiError;
 use crate::routes::body::read_json;
 use crate::routes::completion::api::Front;
 use crate::routes::leader::{Asked, Question, ask};
+use crate::upstream::leader::completion;
 
 /// `POST /tokenize`.
 ///
@@ -48,7 +48,7 @@ pub async fn tokens(
         tokens: 0,
     };
     let call = |channel| {
-        let (mut client, request) = (CompletionClient::new(channel), request.clone());
+        let (mut client, request) = (completion(channel), request.clone());
         Box::pin(async move { client.tokenize(request).await.map(tonic::Response::into_inner) }) as _
     };
     Ok(finished(ask(front, question, call).await?))
@@ -68,7 +68,7 @@ pub async fn detokenize(front: Front, body: Body) -> Result<Json<Text>, ApiError
         tokens: 0,
     };
     let call = |channel| {
-        let (mut client, tokens) = (CompletionClient::new(channel), tokens.clone());
+        let (mut client, tokens) = (completion(channel), tokens.clone());
         Box::pin(async move { client.detokenize(tokens).await.map(tonic::Response::into_inner) }) as _
     };
     let answer: Detokenized = finished(ask(front, question, call).await?);

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use futures::future::BoxFuture;
 use futures::stream::BoxStream;
 use futures::{Stream, StreamExt};
-use llamero_proto::limits::MAX_MESSAGE_BYTES;
+use llamero_settings::limits::{MAX_ANSWER_BYTES, MAX_MESSAGE_BYTES};
 use prost::Message as _;
 use tonic::metadata::MetadataMap;
 use tonic::transport::Channel;
@@ -78,7 +78,7 @@ impl Service {
             tokens: prompt as u64 + u64::from(longest),
         };
         let call = |channel| {
-            let client = InferenceClient::new(channel).max_decoding_message_size(MAX_MESSAGE_BYTES);
+            let client = InferenceClient::new(channel).max_decoding_message_size(MAX_ANSWER_BYTES);
             call(client, request.clone())
         };
         ask(front, question, call).await.map_err(status)

@@ -1,6 +1,7 @@
 //! Settings of the inference engine.
 
 use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
+use llamero_settings::limits;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
@@ -10,15 +11,15 @@ use serde::{Deserialize, Serialize};
 pub struct Engine {
     /// Most tokens that one step computes, over all sequences.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[schemars(range(min = 1, max = 1_048_576))]
+    #[schemars(range(min = *limits::MAX_BATCHED_TOKENS.start(), max = *limits::MAX_BATCHED_TOKENS.end()))]
     pub max_batched_tokens: Option<i32>,
     /// Most sequences that run at once.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[schemars(range(min = 1, max = 65_536))]
+    #[schemars(range(min = *limits::MAX_SEQUENCES.start(), max = *limits::MAX_SEQUENCES.end()))]
     pub max_sequences: Option<i32>,
     /// Most requests that wait for a place in a group; one more is answered with 429 and told when to come again. Absent: 1024.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[schemars(range(min = 1, max = 65_536))]
+    #[schemars(range(min = *limits::MAX_QUEUED_REQUESTS.start(), max = *limits::MAX_QUEUED_REQUESTS.end()))]
     pub max_queued_requests: Option<i32>,
     /// Take names of control tokens in chat messages, such as `<|eot_id|>`, for those tokens, as servers did before. Else they are text, so
     /// that nobody can write a system message into a user's.
@@ -29,7 +30,7 @@ pub struct Engine {
     pub kv_cache: Option<KvCache>,
     /// Threads of a CPU rank. Absent: the pod's CPU limit, else its CPU request, shared by its ranks; else the node's processors, shared with the group's other pods there.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[schemars(range(min = 1, max = 1024))]
+    #[schemars(range(min = *limits::THREADS.start(), max = *limits::THREADS.end()))]
     pub threads: Option<i32>,
 }
 

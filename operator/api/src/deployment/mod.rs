@@ -8,6 +8,7 @@ mod volumes;
 mod worker;
 
 use kube::{CustomResource, KubeSchema};
+use llamero_settings::limits;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
@@ -110,12 +111,12 @@ pub struct LlamaDeploymentSpec {
 #[serde(rename_all = "camelCase")]
 pub struct Parallelism {
     /// Ranks that share every layer; at most the model's number of query heads.
-    #[schemars(range(min = 1, max = 256))]
+    #[schemars(range(min = *limits::TENSOR.start(), max = *limits::TENSOR.end()))]
     pub tensor: i32,
     /// Pipeline stages, of which each has its own layers: the group has `tensor` × `pipeline` ranks. Stages exchange little, so
     /// they may stand on different nodes where `tensor` ranks of one node share fast links. Only with the CPU backend for now.
     #[serde(default = "one")]
-    #[schemars(range(min = 1, max = 64))]
+    #[schemars(range(min = *limits::PIPELINE.start(), max = *limits::PIPELINE.end()))]
     pub pipeline: i32,
 }
 
@@ -131,7 +132,7 @@ pub struct Accelerator {
     pub resource: Option<String>,
     /// Ranks per pod.
     #[serde(default = "one")]
-    #[schemars(range(min = 1, max = 64))]
+    #[schemars(range(min = *limits::RANKS_PER_POD.start(), max = *limits::RANKS_PER_POD.end()))]
     pub per_node: i32,
     /// Memory of one device. Absent: from the nodes' `nvidia.com/gpu.memory` label.
     #[serde(default, skip_serializing_if = "Option::is_none")]

@@ -1,6 +1,7 @@
 //! What is served and where its weights lie.
 
 use kube::KubeSchema;
+use llamero_settings::limits;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
@@ -18,7 +19,7 @@ pub struct ModelSpec {
     pub source: Source,
     /// Longest context, prompt and answer together, in tokens. Absent: what the checkpoint was made for.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[schemars(range(min = 16, max = 1_048_576))]
+    #[schemars(range(min = *limits::MAX_CONTEXT_LENGTH.start(), max = *limits::MAX_CONTEXT_LENGTH.end()))]
     pub max_context_length: Option<i64>,
 }
 

@@ -185,6 +185,7 @@ fn summary() -> CheckpointSummary {
         plans: [1, 2, 4, 8].map(plan).to_vec(),
         problem: None,
         backends: vec!["cpu".into()],
+        one_device_backends: vec![],
         commit: None,
         content_identity: None,
     }

@@ -77,7 +77,7 @@ pub fn load_together<S: Sink>(
     let mut load = Load::new(checkpoint, rest, &together.sinks[own]);
     load.total += columns.iter().map(Piece::loaded_bytes).sum::<u64>();
     let reads: Vec<_> = shared_reads(layout, together.members).collect();
-    let shared = Shared {
+    let shared = PodLoad {
         together,
         load: &load,
         reads: &reads,
@@ -104,13 +104,13 @@ pub fn load_together<S: Sink>(
     load.outcome()
 }
 
-struct Shared<'a, S> {
+struct PodLoad<'a, S> {
     together: &'a Together<'a, S>,
     load: &'a Load<'a, S>,
     reads: &'a [SharedRead<'a>],
 }
 
-impl<'a, S: Sink> Shared<'a, S> {
+impl<'a, S: Sink> PodLoad<'a, S> {
     /// What reading these chunks reads, each as `part` of it.
     fn announced(&self, chunks: &[usize], part: impl Fn(&SharedRead<'a>) -> Piece<'a>) -> Vec<Announced> {
         let of_chunk = |chunk: &usize| announced(self.load.checkpoint, &part(&self.reads[*chunk]));

@@ -16,8 +16,8 @@ use std::time::Duration;
 use llamero_checkpoint::load::{Member, PodNotes, Together, load_together};
 use llamero_checkpoint::pod::shared_reads;
 use llamero_checkpoint::{Checkpoint, Members, ModelLayout, RankShard, ShardPlan};
-use llamero_engine::hash::Fnv1a;
 use llamero_engine::{BackendError, LoadWatch};
+use llamero_settings::hash::Fnv1a;
 
 use super::{MAX_THREADS, Packer, fingerprint, finish, layout, tell};
 use crate::layout::Layout;

@@ -14,8 +14,8 @@
 
 use std::hash::Hasher as _;
 
-use crate::hash::Fnv1a;
 use crate::step::Era;
+use llamero_settings::hash::Fnv1a;
 
 /// Bytes of a header.
 pub const HEADER: usize = 44;

@@ -15,10 +15,10 @@ const MOST_WAITING: usize = 128 << 20;
 
 /// The sending side of a plan link. Nobody else may send on that link.
 pub struct Outbox {
-    shared: Arc<Shared>,
+    shared: Arc<Sending>,
 }
 
-struct Shared {
+struct Sending {
     link: Arc<ControlLink>,
     /// A peer may read nothing for so long.
     patience: Duration,
@@ -50,7 +50,7 @@ impl Outbox {
         patience: Duration,
         lost: impl Fn(MeshError) + Send + Sync + 'static,
     ) -> Self {
-        let shared = Shared {
+        let shared = Sending {
             link,
             patience,
             lost: Box::new(lost),
@@ -115,7 +115,7 @@ impl Outbox {
     }
 }
 
-impl Shared {
+impl Sending {
     fn lock(&self) -> MutexGuard<'_, Backlog> {
         self.backlog.lock().unwrap_or_else(PoisonError::into_inner)
     }

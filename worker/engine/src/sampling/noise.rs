@@ -6,7 +6,7 @@
 //!
 //! The generator is counter based: two rounds of the finaliser of SplitMix64 (Steele, Lea and Flood 2014).
 
-use crate::hash::{GOLDEN, mix};
+use llamero_settings::hash::{GOLDEN, mix};
 
 /// No noise is larger: the value of the largest 24-bit uniform. A token whose scaled logit plus this stays below the
 /// best perturbed value so far cannot win, so its noise need not be computed.

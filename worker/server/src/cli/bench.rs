@@ -11,7 +11,7 @@ use llamero_checkpoint::Progress;
 use llamero_cpu::bench::{self, BenchOptions, Report};
 use llamero_cpu::{CpuBackend, CpuOptions, Kernel};
 use llamero_engine::{Backend as _, KvDtype, LoadProgress, LoadWatch};
-use llamero_proto::limits;
+use llamero_settings::limits;
 
 use super::progress::ProgressLine;
 use crate::config::within;

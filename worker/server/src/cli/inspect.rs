@@ -8,7 +8,7 @@ use clap::Args;
 use llamero_checkpoint::inspect::{Report, report as report_on};
 use llamero_checkpoint::{Checkpoint, CheckpointSummary, ContentIdentity, ModelLayout, ShardPlan, Topology};
 use llamero_cpu::WorkspaceNeed;
-use llamero_proto::limits;
+use llamero_settings::limits;
 use llamero_sources::{FetchError, Manifest, Patience};
 
 use crate::config::within;

@@ -4,7 +4,8 @@ use std::net::{IpAddr, Ipv4Addr};
 use std::path::PathBuf;
 
 use clap::Args;
-use llamero_proto::{limits, ports};
+use llamero_proto::ports;
+use llamero_settings::limits;
 use llamero_settings::listen::EVERYWHERE;
 
 use crate::config::{EngineArgs, within};

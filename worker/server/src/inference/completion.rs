@@ -78,6 +78,7 @@ impl Completion for Services {
         let model = Arc::clone(&self.model);
         let work = move || {
             let (ids, _) = prompt(&model, &mut request)?;
+            model.check_spelling(&ids)?;
             let pieces = ids.iter().map(|id| model.tokenizer.bytes(*id).to_vec());
             Ok(Tokenized {
                 pieces: pieces.collect(),

@@ -29,9 +29,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use llamero_engine::runtime::EngineHandle;
-use llamero_proto::limits::MAX_MESSAGE_BYTES;
 use llamero_proto::v1::completion_server::CompletionServer;
 use llamero_proto::v1::telemetry_server::TelemetryServer;
+use llamero_settings::limits::MAX_MESSAGE_BYTES;
 use tokio_util::sync::CancellationToken;
 use tonic::transport::Server;
 use tonic::transport::server::TcpIncoming;

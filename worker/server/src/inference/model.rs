@@ -13,6 +13,7 @@ use llamero_engine::text::{
     RequestLimits, Tokenizer, TokenizerError,
 };
 use llamero_proto::v1::{ChatMessage, ChatPrompt};
+use llamero_settings::limits::MAX_TEXT_BYTES;
 use serde_json::{Value, json};
 use tonic::metadata::{MetadataMap, MetadataValue};
 use tonic::{Code, Status};
@@ -156,23 +157,37 @@ impl Model {
     /// The text of tokens, those that steer the model by name.
     ///
     /// # Errors
-    /// INVALID_ARGUMENT for a token that the model does not have.
+    /// INVALID_ARGUMENT for a token that the model does not have, and for more text than fits an answer.
     pub fn text_of(&self, tokens: &[u32]) -> Result<String, Status> {
+        self.check_spelling(tokens)?;
+        let bytes = tokens.iter().flat_map(|&token| self.tokenizer.bytes(token));
+        let bytes: Vec<u8> = bytes.copied().collect();
+        Ok(String::from_utf8_lossy(&bytes).into_owned())
+    }
+
+    /// Whether the text of tokens fits an answer.
+    ///
+    /// # Errors
+    /// As [`Self::text_of`].
+    pub fn check_spelling(&self, tokens: &[u32]) -> Result<(), Status> {
         let size = self.limits.vocab_size;
-        match tokens.iter().find(|&&token| token >= size) {
-            None => {
-                let bytes = tokens.iter().flat_map(|&token| self.tokenizer.bytes(token));
-                let bytes: Vec<u8> = bytes.copied().collect();
-                Ok(String::from_utf8_lossy(&bytes).into_owned())
-            }
-            Some(token) => Err(blame(
-                "tokens",
-                &format!(
-                    "there is no token {token}; the model has the tokens 0 to {}",
-                    size.saturating_sub(1)
-                ),
-            )),
+        if let Some(token) = tokens.iter().find(|&&token| token >= size) {
+            let most = size.saturating_sub(1);
+            let why = format!("there is no token {token}; the model has the tokens 0 to {most}");
+            return Err(blame("tokens", &why));
         }
+        let bytes: usize = tokens
+            .iter()
+            .map(|&token| self.tokenizer.bytes(token).len())
+            .sum();
+        if bytes > MAX_TEXT_BYTES {
+            let many = tokens.len();
+            let why = format!(
+                "the text of these {many} tokens has {bytes} bytes, of which an answer has room for {MAX_TEXT_BYTES}; ask for it in parts"
+            );
+            return Err(blame("tokens", &why));
+        }
+        Ok(())
     }
 
     /// The prompt of a conversation at a time in seconds since 1970, or now.

@@ -12,7 +12,7 @@ use axum::middleware::{Next, from_fn_with_state};
 use axum::response::Response;
 use futures::StreamExt as _;
 use futures::stream::try_unfold;
-use llamero_proto::limits::MAX_MESSAGE_BYTES;
+use llamero_settings::limits::MAX_MESSAGE_BYTES;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::{Instant, timeout_at};
 use tonic::Status;

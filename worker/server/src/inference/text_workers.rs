@@ -6,7 +6,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use llamero_proto::limits::MAX_MESSAGE_BYTES;
+use llamero_settings::limits::MAX_MESSAGE_BYTES;
 use tokio::sync::Semaphore;
 use tonic::Status;
 

@@ -2,7 +2,7 @@
 
 use llamero_checkpoint::identity::ContentIdentity;
 use llamero_engine::{Backend as _, BackendError, Era, FormSpec, runtime};
-use llamero_proto::limits;
+use llamero_settings::limits;
 use llamero_settings::memory;
 
 use super::backend::AnyBackend;

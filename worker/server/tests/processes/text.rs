@@ -2,9 +2,9 @@
 
 use std::time::{Duration, Instant};
 
-use llamero_proto::limits::MAX_REQUEST_BYTES;
 use llamero_proto::v1::completion_request::Prompt;
-use llamero_proto::v1::{ChatMessage, ChatPrompt, CompletionRequest};
+use llamero_proto::v1::{ChatMessage, ChatPrompt, CompletionRequest, TokenIds};
+use llamero_settings::limits::{MAX_ANSWER_BYTES, MAX_REQUEST_BYTES, MAX_TEXT_BYTES};
 use tonic::Code;
 use vllm_proto::inference_client::InferenceClient;
 use vllm_proto::{GenerateRequest, StoppingCriteria, generate_request};
@@ -58,6 +58,7 @@ async fn texts_of_users_stay_texts() {
     assert!(text >= benign - 1 + control + 10, "{text} {benign} {control}");
     resuming(&worker).await;
     lengths(&worker).await;
+    spelling(&worker).await;
     drop(worker);
 
     let worker = Worker::alone(1, &["--parse-special-tokens-in-messages"]).await;
@@ -118,6 +119,33 @@ async fn lengths(worker: &Worker) {
     refused(worker, chat(&many), Code::InvalidArgument, "at most 16384").await;
 }
 
+/// What is spelled out is bounded, too.
+async fn spelling(worker: &Worker) {
+    let spaces = CompletionRequest {
+        prompt: Some(Prompt::Text(" ".repeat(64))),
+        ..story(8)
+    };
+    let tokenized = worker.completion().tokenize(spaces).await.unwrap().into_inner();
+    let (longest, id) = tokenized
+        .pieces
+        .iter()
+        .map(Vec::len)
+        .zip(tokenized.ids)
+        .max()
+        .unwrap();
+    let ids = vec![id; MAX_TEXT_BYTES / longest];
+    let fits = TokenIds {
+        ids: ids[1..].to_vec(),
+    };
+    let mut client = worker.completion().max_decoding_message_size(MAX_ANSWER_BYTES);
+    let text = client.detokenize(fits).await.unwrap().into_inner().text;
+    assert_eq!(text.len(), (MAX_TEXT_BYTES / longest - 1) * longest);
+    let ids = [ids, vec![id]].concat();
+    let refused = client.detokenize(TokenIds { ids }).await.unwrap_err();
+    assert_eq!(refused.code(), Code::InvalidArgument);
+    assert!(refused.message().contains("ask for it in parts"), "{refused}");
+}
+
 /// Largest gap between the tokens of a stream.
 async fn largest_gap(worker: &Worker, tokens: u32) -> Duration {
     let mut stream = worker
@@ -138,8 +166,43 @@ async fn largest_gap(worker: &Worker, tokens: u32) -> Duration {
     largest
 }
 
+/// One measurement: the largest gap in streams beside four prompts of 3.9 MiB, and how long the longest of these took.
+struct Gap {
+    largest: Duration,
+    longest: Duration,
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn long_prompts_do_not_stall_the_streams_of_others() {
+    let mut gaps: Vec<_> = gaps_beside_long_prompts()
+        .await
+        .into_iter()
+        .map(|Gap { largest, longest }| {
+            let allowed = LARGEST_GAP.max(longest / LARGEST_PART);
+            (largest.div_duration_f64(allowed), largest, allowed)
+        })
+        .collect();
+    gaps.sort_by(|a, b| a.0.total_cmp(&b.0));
+    assert!(
+        gaps[MEASUREMENTS / 2].0 < 1.0,
+        "parts of what is allowed, gaps in the streams beside long prompts, and what is allowed: {gaps:?}"
+    );
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+#[ignore = "needs a quiet machine"]
+async fn long_prompts_make_gaps_below_200_milliseconds() {
+    let mut gaps: Vec<_> = gaps_beside_long_prompts()
+        .await
+        .into_iter()
+        .map(|gap| gap.largest)
+        .collect();
+    gaps.sort();
+    println!("largest gaps in streams beside four prompts of 3.9 MiB: {gaps:?}");
+    assert!(gaps[MEASUREMENTS / 2] < LARGEST_GAP, "{gaps:?}");
+}
+
+async fn gaps_beside_long_prompts() -> Vec<Gap> {
     let _turn = turn().await;
     let worker = Worker::alone(1, &[]).await;
     // Cut to its end the text may be of any length, so all of it must be tokenised.
@@ -178,12 +241,7 @@ async fn long_prompts_do_not_stall_the_streams_of_others() {
             longest > 2 * LARGEST_GAP,
             "{longest:?}: these prompts are too short to stall anybody"
         );
-        let allowed = LARGEST_GAP.max(longest / LARGEST_PART);
-        gaps.push((largest.div_duration_f64(allowed), largest, allowed));
+        gaps.push(Gap { largest, longest });
     }
-    gaps.sort_by(|a, b| a.0.total_cmp(&b.0));
-    assert!(
-        gaps[MEASUREMENTS / 2].0 < 1.0,
-        "parts of what is allowed, gaps in the streams beside long prompts, and what is allowed: {gaps:?}"
-    );
+    gaps
 }

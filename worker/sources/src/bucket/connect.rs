@@ -20,9 +20,9 @@ const REDIRECTS: usize = 10;
 
 /// Gives out one client, so that certificates, proxies and silences are those of the other sources.
 #[derive(Debug)]
-struct Shared(reqwest::Client);
+struct OneClient(reqwest::Client);
 
-impl HttpConnector for Shared {
+impl HttpConnector for OneClient {
     fn connect(&self, _: &ClientOptions) -> object_store::Result<HttpClient> {
         Ok(HttpClient::new(self.0.clone()))
     }
@@ -63,7 +63,7 @@ pub(super) fn store(
     {
         return Err(no_keys(format!("the Secret has no {missing}")));
     }
-    let shared = Shared(transport(access, Policy::limited(REDIRECTS))?);
+    let shared = OneClient(transport(access, Policy::limited(REDIRECTS))?);
     let endpoint = endpoint.map(|endpoint| endpoint.trim_end_matches('/'));
     let (bucket, once) = (address.bucket.as_str(), once());
     let made: object_store::Result<Arc<dyn ObjectStore>> = match address.cloud {

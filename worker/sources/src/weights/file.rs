@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use llamero_checkpoint::remote::WeightFile;
 
-use super::Shared;
+use super::Transfers;
 use super::fetch::Source;
 
 /// What is known of an open file.
@@ -27,7 +27,7 @@ pub(super) struct SourceFile {
     /// What is known of it.
     pub(super) body: Arc<Body>,
     /// All files.
-    pub(super) shared: Arc<Shared>,
+    pub(super) shared: Arc<Transfers>,
 }
 
 impl WeightFile for SourceFile {

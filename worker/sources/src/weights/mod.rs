@@ -42,7 +42,7 @@ const HEADERS_AT_ONCE: usize = 32;
 /// The weights of one checkpoint.
 #[derive(Debug)]
 pub struct SourceWeights {
-    shared: Arc<Shared>,
+    shared: Arc<Transfers>,
     manifest: Manifest,
     /// Has the small files.
     folder: PathBuf,
@@ -50,7 +50,7 @@ pub struct SourceWeights {
 
 /// What files and window have in common.
 #[derive(Debug)]
-struct Shared {
+struct Transfers {
     remote: Arc<Remote>,
     /// Gone only while this is dropped.
     runtime: Option<Runtime>,
@@ -95,7 +95,7 @@ impl SourceWeights {
             })?;
         let remote = Remote::new(origin, manifest.listing.clone());
         Ok(Self {
-            shared: Arc::new(Shared {
+            shared: Arc::new(Transfers {
                 remote: Arc::new(remote),
                 runtime: Some(runtime),
                 files: Mutex::default(),
@@ -107,7 +107,7 @@ impl SourceWeights {
     }
 }
 
-impl Shared {
+impl Transfers {
     /// Run `future` on this thread.
     fn block_on<T>(&self, future: impl Future<Output = Result<T, FetchError>>) -> io::Result<T> {
         let Some(runtime) = &self.runtime else {
@@ -121,7 +121,7 @@ impl Shared {
     }
 }
 
-impl Drop for Shared {
+impl Drop for Transfers {
     fn drop(&mut self) {
         if let Some(window) = lock(&self.window).take() {
             window.close();

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use llamero_checkpoint::{Members, Topology};
-use llamero_engine::hash::Fnv1a;
+use llamero_settings::hash::Fnv1a;
 
 use super::group::{Group, Way};
 use super::tiny;

@@ -5,10 +5,10 @@ use std::hash::Hasher as _;
 use std::time::Instant;
 
 use llamero_checkpoint::{Members, Topology};
-use llamero_engine::hash::Fnv1a;
 use llamero_engine::mesh::local::local_mesh;
 use llamero_engine::schedule::{Batch, Limits, PrefixHash, Scheduler, Sequence, SequenceId};
 use llamero_engine::{Backend as _, Era, FormLimits, FormSpec, Plan, RowOutput, Waited};
+use llamero_settings::hash::Fnv1a;
 
 use super::group::{GREEDY, Group, limits, spec};
 use super::tiny;

@@ -12,9 +12,9 @@ pub const MAX_BATCHED_TOKENS: RangeInclusive<u32> = 1..=1_048_576;
 /// Requests that may wait (`engine.maxQueuedRequests`, `--max-queued-requests`).
 pub const MAX_QUEUED_REQUESTS: RangeInclusive<u32> = 1..=65_536;
 /// Longest context in tokens (`model.maxContextLength`, `--max-context-length`).
-pub const MAX_CONTEXT_LENGTH: RangeInclusive<u32> = 16..=LONGEST_CONTEXT as u32;
+pub const MAX_CONTEXT_LENGTH: RangeInclusive<u32> = 16..=LONGEST_CONTEXT;
 /// The largest of [`MAX_CONTEXT_LENGTH`].
-const LONGEST_CONTEXT: usize = 1 << 20;
+const LONGEST_CONTEXT: u32 = 1 << 20;
 /// Tensor-parallel ranks (`parallelism.tensor`, `--tensor`).
 pub const TENSOR: RangeInclusive<u32> = 1..=256;
 /// Pipeline stages (`parallelism.pipeline`, `--pipeline`).
@@ -22,7 +22,7 @@ pub const PIPELINE: RangeInclusive<u32> = 1..=64;
 /// Ranks of one pod (`accelerator.perNode`, `--ranks-per-pod`).
 pub const RANKS_PER_POD: RangeInclusive<u32> = 1..=MAX_RANKS_PER_POD;
 /// The largest of [`RANKS_PER_POD`].
-pub const MAX_RANKS_PER_POD: u32 = 256;
+pub const MAX_RANKS_PER_POD: u32 = 64;
 
 /// Tokens of a KV block: memory for keys and values is given to sequences in whole ones.
 pub const KV_BLOCK_TOKENS: u32 = 16;
@@ -33,7 +33,14 @@ pub const MAX_REQUEST_BYTES: usize = 8 << 20;
 /// Longest gRPC message that a worker takes in bytes. A gateway's message has the texts of a request, which are never longer than
 /// their JSON, the tokens to resume, of which no context has more than [`MAX_CONTEXT_LENGTH`], and small fields, for which a mebibyte
 /// is plenty.
-pub const MAX_MESSAGE_BYTES: usize = MAX_REQUEST_BYTES + LONGEST_CONTEXT * BYTES_A_TOKEN + (1 << 20);
+pub const MAX_MESSAGE_BYTES: usize = MAX_REQUEST_BYTES + LONGEST_CONTEXT as usize * BYTES_A_TOKEN + (1 << 20);
+
+/// Longest gRPC message of an answer in bytes, as a gateway takes it: a text of [`MAX_TEXT_BYTES`], once more cut into tokens, and
+/// their numbers.
+pub const MAX_ANSWER_BYTES: usize = 2 * MAX_TEXT_BYTES + MAX_MESSAGE_BYTES;
+
+/// Longest text in bytes that a worker spells out of tokens which it was given: 32 bytes for each of the longest context.
+pub const MAX_TEXT_BYTES: usize = (LONGEST_CONTEXT as usize) << 5;
 
 /// Most bytes that a token's number takes in a message: seven bits a byte.
 const BYTES_A_TOKEN: usize = (u32::BITS as usize).div_ceil(7);

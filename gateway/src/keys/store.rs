@@ -11,9 +11,9 @@ use super::file::{self, Hash, Key, KeysError, MAX_BYTES, hash};
 /// How often the file is looked at. The kubelet takes about a minute to bring a changed Secret.
 const PERIOD: Duration = Duration::from_secs(10);
 
-/// All keys. A gateway without a book is open to everybody.
+/// All keys. A gateway without a store of them is open to everybody.
 #[derive(Debug)]
-pub struct KeyBook {
+pub struct KeyStore {
     path: PathBuf,
     current: RwLock<Current>,
 }
@@ -26,7 +26,7 @@ struct Current {
     by_name: HashMap<String, Arc<Key>>,
 }
 
-impl KeyBook {
+impl KeyStore {
     /// Read a file.
     ///
     /// # Errors
@@ -77,8 +77,8 @@ impl KeyBook {
     pub async fn follow(self: Arc<Self>, changed: impl Fn(&Self)) {
         loop {
             tokio::time::sleep(PERIOD).await;
-            let book = Arc::clone(&self);
-            match tokio::task::spawn_blocking(move || book.reload()).await {
+            let store = Arc::clone(&self);
+            match tokio::task::spawn_blocking(move || store.reload()).await {
                 Ok(Ok(false)) | Err(_) => {}
                 Ok(Ok(true)) => {
                     tracing::info!(keys = self.names().len(), "the API keys have changed");
@@ -130,18 +130,18 @@ mod tests {
         let path = folder.path().join("keys.yaml");
         let write = |key: &str| std::fs::write(&path, format!("keys:\n- {{name: a, key: {key}}}\n")).unwrap();
         write("sk-0123456789-old");
-        let book = KeyBook::load(&path).unwrap();
-        assert!(!book.reload().unwrap());
+        let store = KeyStore::load(&path).unwrap();
+        assert!(!store.reload().unwrap());
         write("sk-0123456789-new");
-        assert!(book.reload().unwrap());
-        assert!(book.find("sk-0123456789-old").is_none());
-        assert_eq!(book.find("sk-0123456789-new").unwrap().name, "a");
+        assert!(store.reload().unwrap());
+        assert!(store.find("sk-0123456789-old").is_none());
+        assert_eq!(store.find("sk-0123456789-new").unwrap().name, "a");
         write("short");
-        assert!(book.reload().unwrap_err().to_string().contains("openssl rand"));
-        assert!(book.find("sk-0123456789-new").is_some() && book.named("a").is_some());
+        assert!(store.reload().unwrap_err().to_string().contains("openssl rand"));
+        assert!(store.find("sk-0123456789-new").is_some() && store.named("a").is_some());
         std::fs::remove_file(&path).unwrap();
-        assert!(book.reload().unwrap_err().to_string().contains("cannot read"));
-        assert!(KeyBook::load(&path).is_err());
-        assert_eq!(book.names().into_iter().collect::<Vec<_>>(), ["a"]);
+        assert!(store.reload().unwrap_err().to_string().contains("cannot read"));
+        assert!(KeyStore::load(&path).is_err());
+        assert_eq!(store.names().into_iter().collect::<Vec<_>>(), ["a"]);
     }
 }
