@@ -41,6 +41,18 @@ fn operator_args(objects: &[Value]) -> Result<Vec<String>> {
 }
 
 #[test]
+fn values_of_an_older_chart_are_refused_with_a_way_out() -> Result<()> {
+    for missing in ["tenants", "networkPolicy"] {
+        let refused = rendered(&["--set", &format!("{missing}=null")]).unwrap_err().to_string();
+        ensure!(
+            refused.contains(&format!("have no {missing}")) && refused.contains("--reset-then-reuse-values"),
+            "{refused}"
+        );
+    }
+    Ok(())
+}
+
+#[test]
 fn tenants_are_bounded_by_policy_and_operator_alike() -> Result<()> {
     let values = [
         "--set",

@@ -65,3 +65,11 @@ capabilities: {drop: [ALL]}
     - {port: {{ . }}, protocol: TCP}
     {{- end }}
 {{- end }}
+{{- /* `helm upgrade --reuse-values` keeps the values of an older chart, which knows nothing of what came since. */}}
+{{- define "llamero.checkValues" -}}
+{{- range $key := list "tenants" "networkPolicy" }}
+{{- if not (hasKey $.Values $key) }}
+{{- fail (printf "the values have no %s, as those of an older chart: upgrade with --reset-then-reuse-values in place of --reuse-values" $key) }}
+{{- end }}
+{{- end }}
+{{- end }}
