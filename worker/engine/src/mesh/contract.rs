@@ -34,6 +34,15 @@ pub enum MeshError {
         /// What is wrong with it.
         reason: String,
     },
+    /// A frame came on the link to a peer that the peer did not send next.
+    #[error(
+        "a frame on the link to rank {rank} is not what that rank sent: something between the two changed, repeated or \
+         forged it"
+    )]
+    Forged {
+        /// The peer at the other end of the link.
+        rank: u32,
+    },
     /// A file descriptor can only be passed inside a pod, and that peer lives in another one.
     #[error("rank {rank} is in another pod: no file can be passed there")]
     NotLocal {
@@ -53,6 +62,7 @@ impl MeshError {
             Self::PeerLost { rank, .. }
             | Self::Deadline { rank, .. }
             | Self::Protocol { rank, .. }
+            | Self::Forged { rank }
             | Self::NotLocal { rank } => Some(*rank),
             Self::Aborted => None,
         }

@@ -71,7 +71,7 @@ impl TcpMesh {
     /// After an error every later call fails the same way, and the peers are told whom to blame.
     fn ended<T>(&mut self, step: u64, done: Result<T, MeshError>) -> Result<T, MeshError> {
         if let Err(error) = &done {
-            send_abort(&self.links, self.era, step, error);
+            send_abort(&mut self.links, self.era, step, error);
             self.failed = Some(error.clone());
         }
         done
