@@ -124,6 +124,16 @@ pub trait Mesh: Send {
     /// [`MeshError`]. The buffers are undefined then, and every later call fails in the same way.
     fn exchange(&mut self, label: Label, frames: &mut [Transfer<'_>], wait: Wait) -> Result<(), MeshError>;
 
+    /// Hear, without waiting, what peers say outside exchanges: that they have left the era, and whom they blame. For who
+    /// waits for peers in another way than by an exchange.
+    ///
+    /// # Errors
+    /// [`MeshError`], also when a peer of `owed` is gone, from which something is to come. The mesh can be used afterwards.
+    fn listen(&mut self, owed: &[u32]) -> Result<(), MeshError>;
+
+    /// Leave the era for `error`, which came about outside an exchange, and tell the peers.
+    fn fail(&mut self, step: u64, error: &MeshError);
+
     /// Pass file descriptors to a rank of this pod, which calls [`Self::receive_files`] for as many.
     ///
     /// # Errors

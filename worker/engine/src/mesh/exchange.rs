@@ -3,12 +3,11 @@
 //! Reads and writes of all peers progress together, so two ranks that send each other more than the sockets' buffers
 //! hold do not wait for each other forever.
 
-use std::io::Write;
 use std::time::Instant;
 
 use rustix::event::{PollFd, PollFlags};
-use serde::{Deserialize, Serialize};
 
+use super::abort_frame;
 use super::contract::{Label, MeshError, Transfer, Wait};
 use super::control_link::blame;
 use super::data_link::DataLink;
@@ -27,15 +26,6 @@ pub(super) struct Context<'a> {
     /// When the exchange began, to say how long was waited.
     pub(super) start: Instant,
     pub(super) abort: &'a EraAbort,
-}
-
-/// Why somebody left the era, as it travels in an abort frame.
-#[derive(Debug, Serialize, Deserialize)]
-enum AbortReason {
-    PeerLost { rank: u32, reason: String },
-    Deadline { rank: u32, millis: u64 },
-    Protocol { rank: u32, reason: String },
-    Forged { rank: u32 },
 }
 
 impl Context<'_> {
@@ -82,7 +72,7 @@ pub(super) fn exchange(
     loop {
         let mut moved = false;
         for progress in &mut all {
-            moved |= progress.advance(&context, deadline)?;
+            moved |= progress.advance(&context)?;
         }
         if all.iter().all(Progress::is_done) {
             return Ok(());
@@ -96,7 +86,7 @@ pub(super) fn exchange(
         }
         // Peers whose part is done may know why the others' is not.
         for progress in &mut all {
-            progress.listen(&context, deadline)?;
+            progress.listen(&context)?;
         }
         if context.abort.is_aborted() {
             return Err(MeshError::Aborted);
@@ -149,31 +139,6 @@ fn wait_any(all: &[Progress<'_>], deadline: Instant) -> Result<bool, MeshError> 
     })
 }
 
-/// Tell the peers why this rank leaves the era, where no frame is half written. Best effort: they find out by the
-/// closed connection otherwise, only not who is to blame.
-pub(super) fn send_abort(links: &mut [DataLink], era: Era, step: u64, error: &MeshError) {
-    let reason = match error.clone() {
-        MeshError::PeerLost { rank, reason } => AbortReason::PeerLost { rank, reason },
-        MeshError::Deadline { rank, millis } => AbortReason::Deadline { rank, millis },
-        MeshError::Protocol { rank, reason } => AbortReason::Protocol { rank, reason },
-        MeshError::Forged { rank } => AbortReason::Forged { rank },
-        MeshError::Aborted | MeshError::NotLocal { .. } => return,
-    };
-    let header = Header::of(Kind::Abort, era, step);
-    let Ok(payload) = postcard::to_stdvec(&reason) else {
-        return;
-    };
-    let Ok(bytes) = socket::frame_bytes(header, &payload) else {
-        return;
-    };
-    for link in links.iter_mut().filter(|link| !link.torn) {
-        let mut sealed = Vec::new();
-        if link.sealer.seal_frame(&bytes, &mut sealed).is_ok() {
-            let _ = (&link.stream).write(&sealed);
-        }
-    }
-}
-
 impl<'a> Progress<'a> {
     fn new(
         context: &Context<'_>,
@@ -223,8 +188,8 @@ impl<'a> Progress<'a> {
         self.is_sent() && self.is_received()
     }
 
-    fn advance(&mut self, context: &Context<'_>, deadline: Instant) -> Result<bool, MeshError> {
-        let received = !self.is_received() && self.receive(context, deadline)?;
+    fn advance(&mut self, context: &Context<'_>) -> Result<bool, MeshError> {
+        let received = !self.is_received() && self.receive(context)?;
         let sent = match &mut self.out {
             Some(out) if !out.is_done() => out.send(self.link).map_err(|error| self.lost(error, context))?,
             _ => false,
@@ -232,15 +197,15 @@ impl<'a> Progress<'a> {
         Ok(received || sent)
     }
 
-    fn receive(&mut self, context: &Context<'_>, deadline: Instant) -> Result<bool, MeshError> {
+    fn receive(&mut self, context: &Context<'_>) -> Result<bool, MeshError> {
         if !self.accepted {
             let link = &mut *self.link;
             let header = link.incoming.header(&link.stream, &mut link.opener);
             let Some(header) = header.map_err(|error| self.lost(error, context))? else {
                 return Ok(false);
             };
+            self.check_header(header, context)?;
             self.link.incoming.take_header();
-            self.check_header(header, context, deadline)?;
             self.accepted = true;
         }
         self.receive_record().map_err(|error| self.lost(error, context))
@@ -277,7 +242,7 @@ impl<'a> Progress<'a> {
 
     /// Hear a peer whose frame is here already: its abort frame ends this exchange too, at once and with the right one to
     /// blame.
-    fn listen(&mut self, context: &Context<'_>, deadline: Instant) -> Result<(), MeshError> {
+    fn listen(&mut self, context: &Context<'_>) -> Result<(), MeshError> {
         if self.ahead || !self.is_received() {
             return Ok(());
         }
@@ -285,8 +250,7 @@ impl<'a> Progress<'a> {
         match link.incoming.header(&link.stream, &mut link.opener) {
             Ok(None) => {}
             Ok(Some(header)) if header.kind == Kind::Abort => {
-                link.incoming.take_header();
-                return Err(self.aborted_by_peer(header, context, deadline));
+                return Err(self.aborted_by_peer(header, context));
             }
             Err(error @ SocketError::WrongTag(_)) => return Err(self.lost(error, context)),
             // A peer may close after its last part; if more was to come from it, the next call fails.
@@ -295,14 +259,9 @@ impl<'a> Progress<'a> {
         Ok(())
     }
 
-    fn check_header(
-        &mut self,
-        header: Header,
-        context: &Context<'_>,
-        deadline: Instant,
-    ) -> Result<(), MeshError> {
+    fn check_header(&mut self, header: Header, context: &Context<'_>) -> Result<(), MeshError> {
         if header.kind == Kind::Abort && header.era == context.era {
-            return Err(self.aborted_by_peer(header, context, deadline));
+            return Err(self.aborted_by_peer(header, context));
         }
         let length = u32::try_from(self.into.as_ref().map_or(0, |into| into.len())).unwrap_or(u32::MAX);
         let expected = context.header(self.link.received, length);
@@ -315,23 +274,8 @@ impl<'a> Progress<'a> {
     }
 
     /// A peer left and says whom it blames.
-    fn aborted_by_peer(&mut self, header: Header, context: &Context<'_>, deadline: Instant) -> MeshError {
-        let DataLink {
-            stream,
-            incoming,
-            opener,
-            ..
-        } = &mut *self.link;
-        let reason = incoming
-            .read_short(stream, opener, header.length as usize, deadline)
-            .and_then(|payload| postcard::from_bytes(&payload).map_err(super::dial::content));
-        match reason {
-            Ok(AbortReason::PeerLost { rank, reason }) => MeshError::PeerLost { rank, reason },
-            Ok(AbortReason::Deadline { rank, millis }) => MeshError::Deadline { rank, millis },
-            Ok(AbortReason::Protocol { rank, reason }) => MeshError::Protocol { rank, reason },
-            Ok(AbortReason::Forged { rank }) => MeshError::Forged { rank },
-            Err(error) => self.lost(error, context),
-        }
+    fn aborted_by_peer(&mut self, header: Header, context: &Context<'_>) -> MeshError {
+        abort_frame::receive(self.link, header).unwrap_or_else(|error| self.lost(error, context))
     }
 
     fn lost(&self, error: SocketError, context: &Context<'_>) -> MeshError {

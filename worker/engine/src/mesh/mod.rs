@@ -24,12 +24,14 @@
 //! | [`handshakes`] | who gives way when too many connect |
 //! | [`inbox`] | accepted links that wait for their era |
 //! | [`data_link`] | frames of a backend between two ranks |
+//! | `abort_frame` | telling peers that the era is over |
 //! | `incoming`, `outgoing` | frames of a data link on their way |
 //! | [`exchange`] | moving frames to and from many peers at once |
 //! | [`files`] | passing file descriptors inside a pod |
 //! | [`tcp`] | [`Mesh`] over data links |
 //! | [`local`] | meshes over loopback inside one process |
 
+mod abort_frame;
 pub mod connection;
 pub mod contract;
 pub mod control_link;
