@@ -2,7 +2,7 @@
 
 use std::os::fd::{AsFd, OwnedFd};
 use std::ptr::NonNull;
-use std::sync::atomic::{AtomicU8, AtomicU64};
+use std::sync::atomic::{AtomicU8, AtomicU32, AtomicU64};
 
 use rustix::mm::{Advice, MapFlags, ProtFlags, madvise, mmap, mmap_anonymous, munmap};
 
@@ -87,6 +87,29 @@ impl Region {
         assert!(self.len >= size_of::<AtomicU64>());
         // SAFETY: inside the mapping and, as that is page aligned, aligned; the rest as above.
         unsafe { self.start.cast().as_ref() }
+    }
+
+    /// A word of a region of which nothing is ever seen but through this and [`Self::shared_data`], at byte `at`. Other
+    /// processes may change it at any time.
+    ///
+    /// # Panics
+    /// When it is not inside the region or not aligned.
+    pub(crate) fn shared_word(&self, at: usize) -> &AtomicU32 {
+        assert!(at.is_multiple_of(align_of::<AtomicU32>()) && at + size_of::<AtomicU32>() <= self.len);
+        // SAFETY: inside the mapping and aligned, as that is page aligned; initialised by the kernel, and valid for any bytes.
+        // The owner keeps plain slices away, so that all access is atomic.
+        unsafe { self.start.add(at).cast().as_ref() }
+    }
+
+    /// So many values of a region of which nothing is ever seen but through this and [`Self::shared_word`], from byte `at` on.
+    ///
+    /// # Panics
+    /// When they are not inside the region or not aligned.
+    pub(crate) fn shared_data(&self, at: usize, count: usize) -> &[AtomicU64] {
+        let bytes = count * size_of::<AtomicU64>();
+        assert!(at.is_multiple_of(align_of::<AtomicU64>()) && at + bytes <= self.len);
+        // SAFETY: as for a word.
+        unsafe { std::slice::from_raw_parts(self.start.add(at).cast().as_ptr(), count) }
     }
 
     pub(crate) fn bytes_mut(&mut self) -> &mut [u8] {

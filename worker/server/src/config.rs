@@ -68,6 +68,9 @@ pub struct EngineArgs {
     /// and without
     #[arg(long, value_name = "BOOL", default_value_t = true, action = clap::ArgAction::Set)]
     pub prefix_cache: bool,
+    /// Ranks of one pod exchange through shared memory, which is faster; else over TCP, as with those of other pods. CPUs only
+    #[arg(long, value_name = "BOOL", default_value_t = true, action = clap::ArgAction::Set)]
+    pub shared_memory: bool,
     /// Bytes of each rank's KV cache. When absent: room for four full-length sequences, at most 1 GiB; on GPUs, all that is left
     #[arg(long, value_name = "BYTES")]
     pub kv_memory: Option<u64>,

@@ -21,7 +21,7 @@ use llamero_engine::{
 };
 
 use crate::attention::{MAX_HEAD_DIM, Span};
-use crate::collective::{Collective, Waits};
+use crate::collective::{Collective, SharedMesh, Waits};
 use crate::forward::{Machine, Model};
 use crate::kernel::Kernel;
 use crate::kernel::pack::LANES;
@@ -53,6 +53,8 @@ pub struct CpuOptions {
     pub kernel: Kernel,
     /// How long waits for peers and for work last and spin.
     pub waits: Waits,
+    /// Exchange through shared memory with the other ranks of the pod, which must do so too.
+    pub shared_memory: bool,
 }
 
 impl CpuOptions {
@@ -67,9 +69,13 @@ impl CpuOptions {
             threads,
             kernel,
             waits: Waits::new(std::time::Duration::from_secs(30), threads > crate::cores()),
+            shared_memory: false,
         }
     }
 }
+
+/// Ranks of a pod wait so many times longer for each other before they form than in a step.
+const FORM_PATIENCE: u32 = 20;
 
 /// One rank that computes on the CPU.
 pub struct CpuBackend {
@@ -82,6 +88,7 @@ pub struct CpuBackend {
     kernel: Kernel,
     pool: Pool,
     waits: Waits,
+    shared_memory: bool,
     memory: Option<OwnedFd>,
     pod: Option<PodMemory>,
     weights: Option<Weights>,
@@ -135,6 +142,7 @@ impl CpuBackend {
             memory,
             pod,
             waits,
+            shared_memory,
             ..
         } = options;
         Ok(Self {
@@ -147,6 +155,7 @@ impl CpuBackend {
             kernel,
             pool,
             waits,
+            shared_memory,
             memory,
             pod,
             weights: None,
@@ -367,6 +376,13 @@ impl Backend for CpuBackend {
         report("allocates the KV cache");
         let tokens = spec.limits.max_batched_tokens as usize;
         let work = Workspace::new(&self.shape, &self.programs, self.frequencies(), tokens);
+        let mesh = if self.shared_memory {
+            report("shares memory with the other ranks of its pod");
+            // Others may still touch their weights; the leader ends the era when nobody gets on.
+            SharedMesh::over(mesh, Instant::now() + self.waits.deadline * FORM_PATIENCE)?
+        } else {
+            mesh
+        };
         let collective = Collective::new(mesh, self.waits);
         let kv = self.kv_shape(spec.limits.block_size)?;
         let formed = FormedGroup::new(spec, collective, kv, &plan, work, self.kept.take())?;

@@ -1,37 +1,53 @@
 //! Collectives over loopback.
 
 use std::ops::Range;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use llamero_checkpoint::Runs;
 use llamero_engine::leaf_tree::{self, LeafLayout, Subtree};
+use llamero_engine::mesh::TcpMesh;
 use llamero_engine::mesh::local::local_mesh;
-use llamero_engine::{BackendError, Era, Members, MeshError, Topology};
+use llamero_engine::{BackendError, Era, Members, Mesh, MeshError, Topology};
 
-use super::{Collective, Reduction, Waits};
+use super::{Collective, Reduction, SharedMesh, Waits};
 
 const ERA: Era = Era {
     generation: 3,
     epoch: 2,
 };
 
-fn group(world: u32, deadline: Duration) -> Vec<Collective> {
+/// A group whose collectives wait so long.
+struct Group {
+    members: Members,
+    deadline: Duration,
+}
+
+fn group(world: u32, deadline: Duration) -> Group {
     of_members(&Topology::tensor(world).into(), deadline)
 }
 
-fn of_members(members: &Members, deadline: Duration) -> Vec<Collective> {
-    local_mesh(members, ERA)
-        .unwrap()
-        .into_iter()
-        .map(|mesh| Collective::new(Box::new(mesh), Waits::new(deadline, false)))
-        .collect()
+fn of_members(members: &Members, deadline: Duration) -> Group {
+    Group {
+        members: members.clone(),
+        deadline,
+    }
 }
 
-/// Run `work` on every rank in its own thread; results in rank order.
-fn on_all<T: Send>(group: Vec<Collective>, work: impl Fn(Collective) -> T + Sync) -> Vec<T> {
-    std::thread::scope(|scope| {
-        let threads: Vec<_> = group.into_iter().map(|one| scope.spawn(|| work(one))).collect();
-        threads.into_iter().map(|thread| thread.join().unwrap()).collect()
+/// Run `work` on every rank in its own thread, over TCP and then through shared memory; results in rank order, of either way.
+fn on_all<T: Send>(group: Group, work: impl Fn(Collective) -> T + Sync) -> [Vec<T>; 2] {
+    [false, true].map(|is_shared| {
+        let run = |mesh: TcpMesh| {
+            let mut mesh: Box<dyn Mesh> = Box::new(mesh);
+            if is_shared {
+                mesh = SharedMesh::over(mesh, Instant::now() + Duration::from_secs(60)).unwrap();
+            }
+            work(Collective::new(mesh, Waits::new(group.deadline, false)))
+        };
+        std::thread::scope(|scope| {
+            let meshes = local_mesh(&group.members, ERA).unwrap();
+            let threads: Vec<_> = meshes.into_iter().map(|mesh| scope.spawn(|| run(mesh))).collect();
+            threads.into_iter().map(|thread| thread.join().unwrap()).collect()
+        })
     })
 }
 
@@ -88,7 +104,7 @@ fn sums_have_the_same_bits_in_every_world_and_both_ways() {
                     collective.begin_step(1);
                     sum(&mut collective, &even(leaves, world), n)
                 });
-                for sum in sums {
+                for sum in sums.into_iter().flatten() {
                     let bits: Vec<u32> = sum.iter().map(|value| value.to_bits()).collect();
                     assert!(bits == whole, "{leaves} leaves of {n} values, world {world}");
                 }
@@ -113,7 +129,7 @@ fn shares_may_have_gaps_or_be_empty() {
             let whole: Vec<f32> = (0..40)
                 .map(|element| node(&(0..layout.leaves), element))
                 .collect();
-            assert!(sums.iter().all(|sum| *sum == whole));
+            assert!(sums.iter().flatten().all(|sum| *sum == whole));
         }
     }
 }
@@ -130,7 +146,7 @@ fn survivors_of_each_stage_sum_among_themselves() {
         sum(&mut collective, &even(9, 2), 40)
     });
     let whole: Vec<f32> = (0..40).map(|element| node(&(0..9), element)).collect();
-    assert_eq!(sums, vec![whole; 4]);
+    assert_eq!(sums, [vec![whole.clone(); 4], vec![whole; 4]]);
 }
 
 #[test]
@@ -141,7 +157,7 @@ fn uneven_and_empty_parts_are_gathered() {
         collective.all_gather(&[3, 0, 1], mine, &mut out).unwrap();
         out
     });
-    assert!(all.iter().all(|out| *out == [1.0, 2.0, 3.0, 4.0]));
+    assert!(all.iter().flatten().all(|out| *out == [1.0, 2.0, 3.0, 4.0]));
 }
 
 #[test]
@@ -160,11 +176,13 @@ fn stages_gather_apart_and_pass_values_on() {
                     through_three_stages(&mut collective, n)
                 });
                 let want: Vec<f32> = (0..n).map(|element| element as f32 * 8.0 + 7.0).collect();
-                let last = &got[got.len() - members.last_stage().len()..];
-                assert!(
-                    last.iter().all(|values| *values == want),
-                    "{members}, {n} values: {got:?}"
-                );
+                for got in got {
+                    let last = &got[got.len() - members.last_stage().len()..];
+                    assert!(
+                        last.iter().all(|values| *values == want),
+                        "{members}, {n} values: {got:?}"
+                    );
+                }
             }
         }
     }
@@ -211,7 +229,7 @@ fn a_stage_that_computes_for_long_has_not_stalled() {
         }
         value
     });
-    assert_eq!(got, [[7.0], [8.0]]);
+    assert_eq!(got, [[[7.0], [8.0]], [[7.0], [8.0]]]);
 }
 
 #[test]
@@ -222,22 +240,25 @@ fn a_stalled_peer_is_named() {
         done.wait();
         error
     });
-    assert!(
-        matches!(
-            errors[0],
-            Some(Err(BackendError::Lost(MeshError::Deadline {
-                rank: 1,
-                millis: 1..=100
-            })))
-        ),
-        "{:?}",
-        errors[0]
-    );
+    for errors in errors {
+        assert!(
+            matches!(
+                errors[0],
+                Some(Err(BackendError::Lost(MeshError::Deadline {
+                    rank: 1,
+                    millis: 1..=100
+                })))
+            ),
+            "{:?}",
+            errors[0]
+        );
+    }
 }
 
 #[test]
 fn buffers_of_wrong_size_are_bugs() {
-    let mut alone = group(1, Duration::from_secs(1)).pop().unwrap();
+    let mesh = Box::new(TcpMesh::alone(ERA));
+    let mut alone = Collective::new(mesh, Waits::new(Duration::from_secs(1), false));
     let reduction = Reduction::new(&even(4, 1));
     assert!(matches!(
         alone.reduce_tree(&reduction, &[0.0; 5], &mut [0.0; 6]),

@@ -34,6 +34,15 @@ pub enum MeshError {
         /// What is wrong with it.
         reason: String,
     },
+    /// A frame came on the link to a peer that the peer did not send next.
+    #[error(
+        "a frame on the link to rank {rank} is not what that rank sent: something between the two changed, repeated or \
+         forged it"
+    )]
+    Forged {
+        /// The peer at the other end of the link.
+        rank: u32,
+    },
     /// A file descriptor can only be passed inside a pod, and that peer lives in another one.
     #[error("rank {rank} is in another pod: no file can be passed there")]
     NotLocal {
@@ -53,6 +62,7 @@ impl MeshError {
             Self::PeerLost { rank, .. }
             | Self::Deadline { rank, .. }
             | Self::Protocol { rank, .. }
+            | Self::Forged { rank }
             | Self::NotLocal { rank } => Some(*rank),
             Self::Aborted => None,
         }
@@ -113,6 +123,16 @@ pub trait Mesh: Send {
     /// # Errors
     /// [`MeshError`]. The buffers are undefined then, and every later call fails in the same way.
     fn exchange(&mut self, label: Label, frames: &mut [Transfer<'_>], wait: Wait) -> Result<(), MeshError>;
+
+    /// Hear, without waiting, what peers say outside exchanges: that they have left the era, and whom they blame. For who
+    /// waits for peers in another way than by an exchange.
+    ///
+    /// # Errors
+    /// [`MeshError`], also when a peer of `owed` is gone, from which something is to come. The mesh can be used afterwards.
+    fn listen(&mut self, owed: &[u32]) -> Result<(), MeshError>;
+
+    /// Leave the era for `error`, which came about outside an exchange, and tell the peers.
+    fn fail(&mut self, step: u64, error: &MeshError);
 
     /// Pass file descriptors to a rank of this pod, which calls [`Self::receive_files`] for as many.
     ///

@@ -3,6 +3,9 @@
 use std::io;
 use std::net::TcpStream;
 
+use super::connection::Connection;
+use super::incoming::Incoming;
+use super::seal::{Opener, Sealer};
 use super::socket::EraAbort;
 
 /// A connection for the frames of a backend, non-blocking, in one era. Frames are numbered per direction.
@@ -10,6 +13,11 @@ use super::socket::EraAbort;
 pub struct DataLink {
     pub(super) stream: TcpStream,
     pub(super) peer: u32,
+    pub(super) sealer: Sealer,
+    pub(super) opener: Opener,
+    pub(super) incoming: Incoming,
+    /// Sealed bytes that are being sent.
+    pub(super) sealed: Vec<u8>,
     pub(super) sent: u32,
     pub(super) received: u32,
     /// Whether a frame is half written; nothing else may be sent then.
@@ -17,12 +25,16 @@ pub struct DataLink {
 }
 
 impl DataLink {
-    /// A link over a connection whose handshake is done.
+    /// A link to rank `peer` over a connection whose handshake is done.
     #[must_use]
-    pub fn new(stream: TcpStream, peer: u32) -> Self {
+    pub fn new(connection: Connection, peer: u32) -> Self {
         Self {
-            stream,
+            stream: connection.stream,
             peer,
+            sealer: connection.keys.sealer,
+            opener: connection.keys.opener,
+            incoming: Incoming::default(),
+            sealed: Vec::new(),
             sent: 0,
             received: 0,
             torn: false,

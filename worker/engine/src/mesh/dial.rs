@@ -3,9 +3,11 @@
 use std::net::{SocketAddr, TcpStream};
 use std::time::{Duration, Instant};
 
+use super::connection::Connection;
 use super::frame::{Header, Kind};
 use super::hello::{Answer, Challenge, Hello, Opening, RefusalCode, SignedAnswer, SignedHello};
 use super::key::{GroupKey, Nonce, Purpose, SECRET_BYTES, nonce};
+use super::seal::LinkContext;
 use super::socket::{self, SocketError};
 use crate::step::Era;
 
@@ -45,15 +47,15 @@ pub fn dial(
     hello: &Hello,
     key: &GroupKey,
     wait: Duration,
-) -> Result<TcpStream, DialError> {
+) -> Result<Connection, DialError> {
     let unreachable = |source| DialError::Unreachable {
         rank: hello.to,
         address,
         source,
     };
-    let (stream, answer) = handshake(address, hello, key, wait).map_err(unreachable)?;
+    let (connection, answer) = handshake(address, hello, key, wait).map_err(unreachable)?;
     match answer {
-        Answer::Welcome => Ok(stream),
+        Answer::Welcome => Ok(connection),
         Answer::Refused {
             code,
             sentence,
@@ -74,7 +76,7 @@ fn handshake(
     hello: &Hello,
     key: &GroupKey,
     wait: Duration,
-) -> Result<(TcpStream, Answer), SocketError> {
+) -> Result<(Connection, Answer), SocketError> {
     let deadline = Instant::now() + wait;
     let stream = TcpStream::connect_timeout(&address, wait)?;
     socket::prepare(&stream)?;
@@ -96,7 +98,15 @@ fn handshake(
     if !key.verifies(&signed.proof, Purpose::Answer, &challenge, &nonce, &signed.answer) {
         return Err(without_key());
     }
-    Ok((stream, postcard::from_bytes(&signed.answer).map_err(content)?))
+    let answer = postcard::from_bytes(&signed.answer).map_err(content)?;
+    let context = LinkContext {
+        era: hello.era,
+        link: hello.link,
+        challenge,
+        nonce,
+    };
+    let connection = Connection::new(stream, key, &context, (hello.from, hello.to))?;
+    Ok((connection, answer))
 }
 
 /// The listener's random number, once it has proved to know the key.

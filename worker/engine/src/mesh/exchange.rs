@@ -3,16 +3,17 @@
 //! Reads and writes of all peers progress together, so two ranks that send each other more than the sockets' buffers
 //! hold do not wait for each other forever.
 
-use std::io::{ErrorKind, IoSlice, Read, Write};
 use std::time::Instant;
 
 use rustix::event::{PollFd, PollFlags};
-use serde::{Deserialize, Serialize};
 
+use super::abort_frame;
 use super::contract::{Label, MeshError, Transfer, Wait};
 use super::control_link::blame;
 use super::data_link::DataLink;
-use super::frame::{HEADER, Header, Kind};
+use super::frame::{Header, Kind};
+use super::outgoing::Outgoing;
+use super::seal::{RECORD, TAG};
 use super::socket::{self, EraAbort, SocketError};
 use crate::step::Era;
 
@@ -25,21 +26,6 @@ pub(super) struct Context<'a> {
     /// When the exchange began, to say how long was waited.
     pub(super) start: Instant,
     pub(super) abort: &'a EraAbort,
-}
-
-/// One peer's part: what goes there and what is to come from there.
-struct Job<'a> {
-    link: &'a mut DataLink,
-    out: Option<&'a [u8]>,
-    into: Option<&'a mut [u8]>,
-}
-
-/// Why somebody left the era, as it travels in an abort frame.
-#[derive(Debug, Serialize, Deserialize)]
-enum AbortReason {
-    PeerLost { rank: u32, reason: String },
-    Deadline { rank: u32, millis: u64 },
-    Protocol { rank: u32, reason: String },
 }
 
 impl Context<'_> {
@@ -55,12 +41,18 @@ impl Context<'_> {
     }
 }
 
+/// One peer's part: what goes there and what is to come from there.
 struct Progress<'a> {
-    job: Job<'a>,
-    out_header: [u8; HEADER],
-    sent: usize,
-    in_header: [u8; HEADER],
+    link: &'a mut DataLink,
+    out: Option<Outgoing<'a>>,
+    into: Option<&'a mut [u8]>,
+    /// The header of the peer's frame was the expected one.
+    accepted: bool,
+    /// Bytes of the payload that were opened.
+    opened: usize,
+    /// Bytes of the next record and its tag that have come.
     received: usize,
+    tag: [u8; TAG],
     /// The peer's next frame has begun to come, or its end; that is for a later call.
     ahead: bool,
 }
@@ -80,7 +72,7 @@ pub(super) fn exchange(
     loop {
         let mut moved = false;
         for progress in &mut all {
-            moved |= progress.advance(&context, deadline)?;
+            moved |= progress.advance(&context)?;
         }
         if all.iter().all(Progress::is_done) {
             return Ok(());
@@ -94,7 +86,7 @@ pub(super) fn exchange(
         }
         // Peers whose part is done may know why the others' is not.
         for progress in &mut all {
-            progress.listen(&context, deadline)?;
+            progress.listen(&context)?;
         }
         if context.abort.is_aborted() {
             return Err(MeshError::Aborted);
@@ -126,12 +118,7 @@ fn jobs<'a>(
             let rank = transfer.peer;
             return Err(MeshError::Protocol { rank, reason });
         };
-        let job = Job {
-            link,
-            out: transfer.out,
-            into: transfer.into.as_deref_mut(),
-        };
-        all.push(Progress::new(context, job)?);
+        all.push(Progress::new(context, link, transfer)?);
     }
     Ok(all)
 }
@@ -143,192 +130,160 @@ fn wait_any(all: &[Progress<'_>], deadline: Instant) -> Result<bool, MeshError> 
             let mut flags = PollFlags::empty();
             flags.set(PollFlags::IN, !progress.is_received() || !progress.ahead);
             flags.set(PollFlags::OUT, !progress.is_sent());
-            (!flags.is_empty()).then(|| PollFd::new(&progress.job.link.stream, flags))
+            (!flags.is_empty()).then(|| PollFd::new(&progress.link.stream, flags))
         })
         .collect();
     socket::wait_any(&mut fds, deadline).map_err(|error| MeshError::PeerLost {
-        rank: all.first().map_or(0, |progress| progress.job.link.peer),
+        rank: all.first().map_or(0, |progress| progress.link.peer),
         reason: error.to_string(),
     })
 }
 
-/// Tell the peers why this rank leaves the era, where no frame is half written. Best effort: they find out by the
-/// closed connection otherwise, only not who is to blame.
-pub(super) fn send_abort(links: &[DataLink], era: Era, step: u64, error: &MeshError) {
-    let reason = match error.clone() {
-        MeshError::PeerLost { rank, reason } => AbortReason::PeerLost { rank, reason },
-        MeshError::Deadline { rank, millis } => AbortReason::Deadline { rank, millis },
-        MeshError::Protocol { rank, reason } => AbortReason::Protocol { rank, reason },
-        MeshError::Aborted | MeshError::NotLocal { .. } => return,
-    };
-    let header = Header::of(Kind::Abort, era, step);
-    let Ok(payload) = postcard::to_stdvec(&reason) else {
-        return;
-    };
-    let Ok(bytes) = socket::frame_bytes(header, &payload) else {
-        return;
-    };
-    for link in links.iter().filter(|link| !link.torn) {
-        let _ = (&link.stream).write(&bytes);
-    }
-}
-
 impl<'a> Progress<'a> {
-    fn new(context: &Context<'_>, job: Job<'a>) -> Result<Self, MeshError> {
-        let length = u32::try_from(job.out.map_or(0, <[u8]>::len))
+    fn new(
+        context: &Context<'_>,
+        link: &'a mut DataLink,
+        transfer: &'a mut Transfer<'_>,
+    ) -> Result<Self, MeshError> {
+        let mut progress = Self {
+            link,
+            out: None,
+            into: transfer.into.as_deref_mut(),
+            accepted: false,
+            opened: 0,
+            received: 0,
+            tag: [0; TAG],
+            ahead: false,
+        };
+        if let Some(out) = transfer.out {
+            let begun = progress.begin(context, out);
+            progress.out = Some(begun.map_err(|error| progress.lost(error, context))?);
+        }
+        Ok(progress)
+    }
+
+    fn begin(&mut self, context: &Context<'_>, out: &'a [u8]) -> Result<Outgoing<'a>, SocketError> {
+        let length = u32::try_from(out.len())
             .ok()
-            .filter(|l| *l <= Kind::Data.longest());
+            .filter(|length| *length <= Kind::Data.longest());
         let Some(length) = length else {
             let reason = format!("a frame longer than {} bytes is to be sent", Kind::Data.longest());
-            return Err(MeshError::Protocol {
-                rank: job.link.peer,
-                reason,
-            });
+            return Err(SocketError::Content(reason));
         };
-        let header = context.header(job.link.sent, length);
-        if job.out.is_some() {
-            job.link.sent = job.link.sent.wrapping_add(1);
-            job.link.torn = true;
-        }
-        Ok(Self {
-            job,
-            out_header: header.encode(),
-            sent: 0,
-            in_header: [0; HEADER],
-            received: 0,
-            ahead: false,
-        })
+        let header = context.header(self.link.sent, length);
+        self.link.sent = self.link.sent.wrapping_add(1);
+        Outgoing::new(self.link, header, out)
     }
 
     fn is_sent(&self) -> bool {
-        self.job.out.is_none_or(|out| self.sent == HEADER + out.len())
+        self.out.as_ref().is_none_or(Outgoing::is_done)
     }
 
     fn is_received(&self) -> bool {
-        self.job
-            .into
-            .as_ref()
-            .is_none_or(|into| self.received == HEADER + into.len())
+        let all = |into: &&mut [u8]| self.accepted && self.opened == into.len();
+        self.into.as_ref().is_none_or(all)
     }
 
     fn is_done(&self) -> bool {
         self.is_sent() && self.is_received()
     }
 
-    fn advance(&mut self, context: &Context<'_>, deadline: Instant) -> Result<bool, MeshError> {
-        let received = !self.is_received() && self.receive(context, deadline)?;
-        let sent = !self.is_sent() && self.send().map_err(|error| self.lost(error, context))?;
+    fn advance(&mut self, context: &Context<'_>) -> Result<bool, MeshError> {
+        let received = !self.is_received() && self.receive(context)?;
+        let sent = match &mut self.out {
+            Some(out) if !out.is_done() => out.send(self.link).map_err(|error| self.lost(error, context))?,
+            _ => false,
+        };
         Ok(received || sent)
     }
 
-    fn send(&mut self) -> Result<bool, SocketError> {
-        let out = self.job.out.unwrap_or_default();
-        let header = &self.out_header[self.sent.min(HEADER)..];
-        let payload = &out[self.sent.saturating_sub(HEADER)..];
-        match (&self.job.link.stream).write_vectored(&[IoSlice::new(header), IoSlice::new(payload)]) {
-            Ok(0) => Err(SocketError::Closed),
-            Ok(count) => {
-                self.sent += count;
-                self.job.link.torn = !self.is_sent();
-                Ok(true)
-            }
-            Err(error) if matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::Interrupted) => Ok(false),
-            Err(error) => Err(error.into()),
+    fn receive(&mut self, context: &Context<'_>) -> Result<bool, MeshError> {
+        if !self.accepted {
+            let link = &mut *self.link;
+            let header = link.incoming.header(&link.stream, &mut link.opener);
+            let Some(header) = header.map_err(|error| self.lost(error, context))? else {
+                return Ok(false);
+            };
+            self.check_header(header, context)?;
+            self.link.incoming.take_header();
+            self.accepted = true;
         }
+        self.receive_record().map_err(|error| self.lost(error, context))
     }
 
-    fn receive(&mut self, context: &Context<'_>, deadline: Instant) -> Result<bool, MeshError> {
-        let mut moved = false;
-        if self.received < HEADER {
-            let count = read_some(&self.job.link.stream, &mut self.in_header[self.received..]);
-            let count = count.map_err(|error| self.lost(error, context))?;
-            self.received += count;
-            moved = count > 0;
-            if self.received < HEADER {
-                return Ok(moved);
-            }
-            self.check_header(context, deadline)?;
+    /// What is here of one record.
+    fn receive_record(&mut self) -> Result<bool, SocketError> {
+        let into = self.into.as_deref_mut().unwrap_or_default();
+        let length = (into.len() - self.opened).min(RECORD);
+        if length == 0 {
+            return Ok(true);
         }
-        let into = self.job.into.as_deref_mut().unwrap_or_default();
-        if self.received < HEADER + into.len() {
-            let count = read_some(&self.job.link.stream, &mut into[self.received - HEADER..]);
-            let count = count.map_err(|error| self.lost(error, context))?;
-            self.received += count;
-            moved |= count > 0;
+        let record = &mut into[self.opened..][..length];
+        let DataLink {
+            stream,
+            incoming,
+            opener,
+            ..
+        } = &mut *self.link;
+        let rest = &mut record[self.received.min(length)..];
+        let count = incoming.read(
+            stream,
+            rest,
+            &mut self.tag[self.received.saturating_sub(length)..],
+        )?;
+        self.received += count;
+        if self.received == length + TAG {
+            opener.open(record, &self.tag)?;
+            self.opened += length;
+            self.received = 0;
         }
-        Ok(moved)
+        Ok(count > 0)
     }
 
     /// Hear a peer whose frame is here already: its abort frame ends this exchange too, at once and with the right one to
     /// blame.
-    fn listen(&mut self, context: &Context<'_>, deadline: Instant) -> Result<(), MeshError> {
+    fn listen(&mut self, context: &Context<'_>) -> Result<(), MeshError> {
         if self.ahead || !self.is_received() {
             return Ok(());
         }
-        let mut bytes = [0; HEADER];
-        match self.job.link.stream.peek(&mut bytes) {
-            Ok(HEADER) => {
-                let aborted = Header::decode(&bytes).ok();
-                let aborted =
-                    aborted.filter(|header| header.kind == Kind::Abort && header.era == context.era);
-                if let Some(header) = aborted {
-                    let read = socket::read_exact(&self.job.link.stream, &mut bytes, deadline);
-                    read.map_err(|error| self.lost(error, context))?;
-                    return Err(self.aborted_by_peer(header, context, deadline));
-                }
-                self.ahead = true;
+        let link = &mut *self.link;
+        match link.incoming.header(&link.stream, &mut link.opener) {
+            Ok(None) => {}
+            Ok(Some(header)) if header.kind == Kind::Abort => {
+                return Err(self.aborted_by_peer(header, context));
             }
-            Err(error) if matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::Interrupted) => {}
+            Err(error @ SocketError::WrongTag(_)) => return Err(self.lost(error, context)),
             // A peer may close after its last part; if more was to come from it, the next call fails.
-            Ok(_) | Err(_) => self.ahead = true,
+            Ok(Some(_)) | Err(_) => self.ahead = true,
         }
         Ok(())
     }
 
-    fn check_header(&mut self, context: &Context<'_>, deadline: Instant) -> Result<(), MeshError> {
-        let header = Header::decode(&self.in_header).map_err(|error| self.lost(error.into(), context))?;
+    fn check_header(&mut self, header: Header, context: &Context<'_>) -> Result<(), MeshError> {
         if header.kind == Kind::Abort && header.era == context.era {
-            return Err(self.aborted_by_peer(header, context, deadline));
+            return Err(self.aborted_by_peer(header, context));
         }
-        let length = u32::try_from(self.job.into.as_ref().map_or(0, |into| into.len())).unwrap_or(u32::MAX);
-        let expected = context.header(self.job.link.received, length);
+        let length = u32::try_from(self.into.as_ref().map_or(0, |into| into.len())).unwrap_or(u32::MAX);
+        let expected = context.header(self.link.received, length);
         if header != expected {
             let reason = format!("expected {expected:?} and got {header:?}");
             return Err(self.lost(SocketError::Content(reason), context));
         }
-        self.job.link.received = self.job.link.received.wrapping_add(1);
+        self.link.received = self.link.received.wrapping_add(1);
         Ok(())
     }
 
     /// A peer left and says whom it blames.
-    fn aborted_by_peer(&self, header: Header, context: &Context<'_>, deadline: Instant) -> MeshError {
-        let mut payload = vec![0; header.length as usize];
-        let reason = socket::read_exact(&self.job.link.stream, &mut payload, deadline)
-            .and_then(|()| postcard::from_bytes(&payload).map_err(super::dial::content));
-        match reason {
-            Ok(AbortReason::PeerLost { rank, reason }) => MeshError::PeerLost { rank, reason },
-            Ok(AbortReason::Deadline { rank, millis }) => MeshError::Deadline { rank, millis },
-            Ok(AbortReason::Protocol { rank, reason }) => MeshError::Protocol { rank, reason },
-            Err(error) => self.lost(error, context),
-        }
+    fn aborted_by_peer(&mut self, header: Header, context: &Context<'_>) -> MeshError {
+        abort_frame::receive(self.link, header).unwrap_or_else(|error| self.lost(error, context))
     }
 
     fn lost(&self, error: SocketError, context: &Context<'_>) -> MeshError {
         blame(
-            self.job.link.peer,
+            self.link.peer,
             error,
             context.wait.until.duration_since(context.start),
             context.abort,
         )
-    }
-}
-
-/// Read what is there; 0 when that is nothing yet.
-fn read_some(mut stream: &std::net::TcpStream, into: &mut [u8]) -> Result<usize, SocketError> {
-    match stream.read(into) {
-        Ok(0) => Err(SocketError::Closed),
-        Ok(count) => Ok(count),
-        Err(error) if matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::Interrupted) => Ok(0),
-        Err(error) => Err(error.into()),
     }
 }

@@ -11,7 +11,7 @@ use super::dial::{DialError, dial};
 use super::frame::{HEADER, Header, Kind};
 use super::hello::{Challenge, Hello, Identity, LinkKind, Opening, RefusalCode, SignedHello};
 use super::key::{GroupKey, Nonce, Purpose, SECRET_BYTES};
-use super::{EraAbort, Inbox, Listener, Membership, Topology};
+use super::{Connection, EraAbort, Inbox, Listener, Membership, Topology};
 use crate::step::Era;
 
 const LONG: Duration = Duration::from_secs(60);
@@ -44,7 +44,7 @@ impl Rank {
         key
     }
 
-    fn dial(&self, hello: &Hello, key: &GroupKey) -> Result<TcpStream, DialError> {
+    fn dial(&self, hello: &Hello, key: &GroupKey) -> Result<Connection, DialError> {
         dial(self.listener.address(), hello, key, LONG)
     }
 

@@ -7,6 +7,8 @@
 //! | dialler | [`SignedHello`]: [`Hello`] | that it knows the key, by both numbers |
 //! | listener | [`SignedAnswer`]: [`Answer`] | that it knows the key, by both numbers |
 //!
+//! From then on both sides send sealed frames only (`seal`), by keys that are made from the same key and both numbers.
+//!
 //! Whoever does not prove itself hears nothing more: the connection is closed. So a stranger that is dialled learns a random
 //! number only, and one that dials learns nothing; who replays an opening gets a challenge, which does not help it either.
 //! Ranks that are not formed close at once.
@@ -18,7 +20,7 @@ use super::{Members, Topology};
 use crate::step::Era;
 
 /// Version of everything that ranks say to each other.
-pub const PROTOCOL: u16 = 4;
+pub const PROTOCOL: u16 = 5;
 
 /// What a link is for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]

@@ -6,12 +6,14 @@ use std::net::TcpStream;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use super::connection::Connection;
 use super::contract::Abort;
 use super::frame::{Header, Kind};
 use super::hello::{
     Answer, Challenge, Hello, Identity, LinkKind, Opening, RefusalCode, SignedAnswer, SignedHello,
 };
 use super::key::{GroupKey, Nonce, Purpose, SECRET_BYTES, nonce};
+use super::seal::LinkContext;
 use super::socket::{self, EraAbort};
 use super::{Members, Membership};
 use crate::step::Era;
@@ -29,7 +31,7 @@ pub struct Accepted {
     /// What for.
     pub link: LinkKind,
     /// The connection.
-    pub stream: TcpStream,
+    pub connection: Connection,
 }
 
 /// What the listener's threads and the rank's own thread share.
@@ -252,8 +254,11 @@ impl Inbox {
             .answer_bytes(&answer)
             // A fresh connection's buffer takes an answer whole; one that does not is closed.
             .is_some_and(|bytes| (&stream).write(&bytes).is_ok_and(|count| count == bytes.len()));
-        if sent && answer == Answer::Welcome {
-            state.keep(&hello, stream);
+        if sent
+            && answer == Answer::Welcome
+            && let Ok(connection) = dialler.connection(&hello, stream)
+        {
+            state.keep(&hello, connection);
             drop(state);
             self.changed.notify_all();
         }
@@ -286,6 +291,17 @@ impl Recognised {
         let (proof, hello) = (&signed.proof, &signed.hello);
         self.key
             .verifies(proof, Purpose::Hello, &self.challenge, &self.nonce, hello)
+    }
+
+    /// The connection of a dialler that is welcome.
+    fn connection(&self, hello: &Hello, stream: TcpStream) -> io::Result<Connection> {
+        let context = LinkContext {
+            era: hello.era,
+            link: hello.link,
+            challenge: self.challenge,
+            nonce: self.nonce,
+        };
+        Connection::new(stream, &self.key, &context, (hello.to, hello.from))
     }
 
     fn answer_bytes(&self, answer: &Answer) -> Option<Vec<u8>> {
@@ -411,7 +427,7 @@ impl State {
         Ok(())
     }
 
-    fn keep(&mut self, hello: &Hello, stream: TcpStream) {
+    fn keep(&mut self, hello: &Hello, connection: Connection) {
         // Only rank 0 announces eras. A link of a later era from somebody else waits for the announcement.
         if hello.from == 0 && hello.era > self.latest {
             self.latest = hello.era;
@@ -424,7 +440,7 @@ impl State {
             era: hello.era,
             from: hello.from,
             link: hello.link,
-            stream,
+            connection,
         });
     }
 }

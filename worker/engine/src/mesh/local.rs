@@ -1,11 +1,12 @@
 //! Meshes over loopback inside one process, for tests and benchmarks.
 
 use std::io;
-use std::net::{Ipv4Addr, TcpListener, TcpStream};
 use std::sync::Arc;
 
+use super::connection::Connection;
 use super::data_link::DataLink;
-use super::socket::{self, EraAbort};
+use super::hello::LinkKind;
+use super::socket::EraAbort;
 use super::{Members, TcpMesh};
 use crate::step::Era;
 
@@ -17,15 +18,13 @@ pub fn local_mesh(members: &Members, era: Era) -> io::Result<Vec<TcpMesh>> {
     let ranks = members.ranks();
     let mut links: Vec<Vec<DataLink>> = ranks.iter().map(|_| Vec::new()).collect();
     let aborts: Vec<Arc<EraAbort>> = ranks.iter().map(|_| Arc::default()).collect();
-    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?;
     for low in 0..ranks.len() {
         for high in low + 1..ranks.len() {
-            let dialled = TcpStream::connect(listener.local_addr()?)?;
-            let (accepted, _) = listener.accept()?;
-            for (stream, here, there) in [(dialled, low, high), (accepted, high, low)] {
-                socket::prepare(&stream)?;
-                aborts[here].watch(&stream)?;
-                links[here].push(DataLink::new(stream, ranks[there]));
+            let pair = (ranks[low], ranks[high]);
+            let (one, other) = Connection::pair(pair, era, LinkKind::Data)?;
+            for (connection, here, there) in [(one, low, high), (other, high, low)] {
+                connection.watch(&aborts[here])?;
+                links[here].push(DataLink::new(connection, ranks[there]));
             }
         }
     }

@@ -8,7 +8,7 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use super::contract::MeshError;
-use super::control_link::ControlLink;
+use super::control_link::{ControlLink, Frames};
 
 /// Bytes that may wait for one peer: twice the longest frame. Those of the steps in flight are far fewer.
 const MOST_WAITING: usize = 128 << 20;
@@ -66,15 +66,16 @@ impl Outbox {
     ///
     /// # Errors
     /// [`MeshError`]; the link is unusable then.
-    pub fn send(&self, bytes: &[u8]) -> Result<(), MeshError> {
+    pub fn send(&self, frames: &Frames) -> Result<(), MeshError> {
         let mut backlog = self.shared.lock();
         if let Some(error) = &backlog.failed {
             return Err(error.clone());
         }
+        let bytes = self.shared.link.seal(frames)?;
         let sent = if backlog.writing {
             0
         } else {
-            self.shared.link.try_send(bytes)?
+            self.shared.link.try_send(&bytes)?
         };
         let rest = &bytes[sent..];
         if rest.is_empty() {

@@ -10,6 +10,8 @@ use rustix::event::{PollFd, PollFlags, Timespec};
 
 use super::contract::Abort;
 use super::frame::{FrameError, HEADER, Header, Kind};
+use super::incoming::open_header;
+use super::seal::{HEAD, Opener, RECORD, TAG, WrongTag};
 
 /// Why a read or write failed.
 #[derive(Debug, thiserror::Error)]
@@ -26,9 +28,18 @@ pub enum SocketError {
     /// What came is not a frame.
     #[error(transparent)]
     Frame(#[from] FrameError),
+    /// What came was not made by the peer, or not for here.
+    #[error(transparent)]
+    WrongTag(#[from] WrongTag),
     /// A frame of the right form with unusable content.
     #[error("{0}")]
     Content(String),
+}
+
+impl From<ring::error::Unspecified> for SocketError {
+    fn from(_: ring::error::Unspecified) -> Self {
+        Self::Content("a frame cannot be sealed".into())
+    }
 }
 
 /// All sockets of one era. Aborting closes them, which wakes whoever waits on them.
@@ -190,18 +201,25 @@ pub(super) fn read_handshake(
     Ok(payload)
 }
 
-/// Read one frame. The payload grows with what arrives, never with what is announced.
-pub(super) fn read_frame(stream: &TcpStream, deadline: Instant) -> Result<(Header, Vec<u8>), SocketError> {
-    const CHUNK: usize = 1 << 16;
-    let mut header = [0; HEADER];
-    read_exact(stream, &mut header, deadline)?;
-    let header = Header::decode(&header)?;
+/// Read one sealed frame. The payload grows with what arrives, never with what is announced.
+pub(super) fn read_frame(
+    stream: &TcpStream,
+    opener: &mut Opener,
+    deadline: Instant,
+) -> Result<(Header, Vec<u8>), SocketError> {
+    let mut head = [0; HEAD];
+    read_exact(stream, &mut head, deadline)?;
+    let header = open_header(head, opener)?;
     let length = header.length as usize;
-    let mut payload = Vec::with_capacity(length.min(CHUNK));
+    let mut payload = Vec::with_capacity(length.min(RECORD) + TAG);
     while payload.len() < length {
-        let from = payload.len();
-        payload.resize(length.min(from + CHUNK), 0);
+        let (from, to) = (payload.len(), length.min(payload.len() + RECORD));
+        payload.resize(to + TAG, 0);
         read_exact(stream, &mut payload[from..], deadline)?;
+        let mut tag = [0; TAG];
+        tag.copy_from_slice(&payload[to..]);
+        payload.truncate(to);
+        opener.open(&mut payload[from..], &tag)?;
     }
     Ok((header, payload))
 }

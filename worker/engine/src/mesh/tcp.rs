@@ -4,9 +4,10 @@ use std::os::fd::{BorrowedFd, OwnedFd};
 use std::sync::Arc;
 use std::time::Instant;
 
+use super::abort_frame;
 use super::contract::{Abort, Label, Mesh, MeshError, Transfer, Wait};
 use super::data_link::DataLink;
-use super::exchange::{Context, exchange, send_abort};
+use super::exchange::{Context, exchange};
 use super::socket::EraAbort;
 use super::{Members, Topology, files};
 use crate::step::Era;
@@ -71,8 +72,7 @@ impl TcpMesh {
     /// After an error every later call fails the same way, and the peers are told whom to blame.
     fn ended<T>(&mut self, step: u64, done: Result<T, MeshError>) -> Result<T, MeshError> {
         if let Err(error) = &done {
-            send_abort(&self.links, self.era, step, error);
-            self.failed = Some(error.clone());
+            self.fail(step, error);
         }
         done
     }
@@ -118,6 +118,20 @@ impl Mesh for TcpMesh {
         };
         let done = exchange(context, &mut self.links, frames);
         self.ended(label.step, done)
+    }
+
+    fn listen(&mut self, owed: &[u32]) -> Result<(), MeshError> {
+        match &self.failed {
+            Some(error) => Err(error.clone()),
+            None => abort_frame::listen(&mut self.links, &self.abort, owed),
+        }
+    }
+
+    fn fail(&mut self, step: u64, error: &MeshError) {
+        if self.failed.is_none() {
+            abort_frame::send(&mut self.links, self.era, step, error);
+            self.failed = Some(error.clone());
+        }
     }
 
     fn send_files(&mut self, peer: u32, files: &[BorrowedFd<'_>], until: Instant) -> Result<(), MeshError> {

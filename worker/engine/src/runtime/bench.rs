@@ -3,7 +3,6 @@
 
 use std::fmt;
 use std::io::{self, Read};
-use std::net::{Ipv4Addr, TcpListener, TcpStream};
 use std::ops::Range;
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, channel};
@@ -17,7 +16,7 @@ use super::planner::Planner;
 use super::queue::QueueGauge;
 use super::request::{GenerationRequest, Sharing};
 use super::{EventSink, RankConfig};
-use crate::mesh::{ControlLink, EraAbort, Message, Outbox, Topology};
+use crate::mesh::{Connection, ControlLink, EraAbort, LinkKind, Message, Outbox, Topology};
 use crate::sampling::SamplingParams;
 use crate::sampling::candidates::{ShardLogits, candidates};
 use crate::schedule::SequenceId;
@@ -115,13 +114,8 @@ pub fn planner(bench: PlannerBench) -> io::Result<Vec<PlannerSpeed>> {
 }
 
 /// A link over loopback, and its other end, which nobody waits at: members on other hosts take no time here.
-fn link(rank: u32) -> io::Result<(Arc<ControlLink>, TcpStream)> {
-    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?;
-    let here = TcpStream::connect(listener.local_addr()?)?;
-    let (there, _) = listener.accept()?;
-    here.set_nodelay(true)?;
-    here.set_nonblocking(true)?;
-    there.set_nonblocking(true)?;
+fn link(rank: u32) -> io::Result<(Arc<ControlLink>, Connection)> {
+    let (here, there) = Connection::pair((0, rank), ERA, LinkKind::Plan)?;
     let link = ControlLink::new(here, rank, ERA, Arc::new(EraAbort::default()));
     Ok((Arc::new(link), there))
 }
@@ -132,7 +126,7 @@ struct Group {
     planner: Planner,
     executor: Executor,
     /// The members' ends, and this rank's own.
-    ends: Vec<TcpStream>,
+    ends: Vec<Connection>,
     own: Receiver<Incoming>,
     /// Every rank's answer to a step in which all rows are sampled.
     answers: Vec<StepOutput>,
@@ -215,7 +209,7 @@ impl Group {
             .map_err(io::Error::other)?;
         for step in 1..=u64::from(self.bench.steps) {
             // Read and forget what the members were sent.
-            for mut end in &self.ends {
+            for mut end in self.ends.iter().map(Connection::stream) {
                 let mut bytes = [0; 1 << 16];
                 while end.read(&mut bytes).is_ok_and(|count| count > 0) {}
             }

@@ -152,14 +152,15 @@ impl<B: Backend> Follower<'_, B> {
         let mut dial_at = Instant::now();
         loop {
             while let Some(accepted) = self.context.inbox.take(era) {
-                abort
-                    .watch(&accepted.stream)
+                accepted
+                    .connection
+                    .watch(abort)
                     .map_err(|error| lost(accepted.from, error.to_string()))?;
                 match accepted.link {
                     LinkKind::Plan => {
-                        links.plan = Some(ControlLink::new(accepted.stream, 0, era, Arc::clone(abort)));
+                        links.plan = Some(ControlLink::new(accepted.connection, 0, era, Arc::clone(abort)));
                     }
-                    LinkKind::Data => links.data.push(DataLink::new(accepted.stream, accepted.from)),
+                    LinkKind::Data => links.data.push(DataLink::new(accepted.connection, accepted.from)),
                 }
             }
             let missing = |links: &Links, peer: u32| !links.data.iter().any(|link| link.peer() == peer);
@@ -169,8 +170,8 @@ impl<B: Backend> Follower<'_, B> {
                     if missing(&links, peer) {
                         let hello = identity.hello(era, peer, LinkKind::Data);
                         match dial(*address, &hello, &membership.key, self.config.dial_timeout) {
-                            Ok(stream) => {
-                                let link = DataLink::new(stream, peer);
+                            Ok(connection) => {
+                                let link = DataLink::new(connection, peer);
                                 link.watch(abort).map_err(|error| lost(peer, error.to_string()))?;
                                 links.data.push(link);
                             }

@@ -47,6 +47,7 @@ impl AnyBackend {
                     threads: config.threads as usize,
                     kernel: Kernel::detect(),
                     waits: Waits::new(config.engine.stall_timeout, config.oversubscribed),
+                    shared_memory: config.engine.shared_memory,
                 };
                 CpuBackend::of(checkpoint, options).map(|backend| Self::Cpu(Box::new(backend)))
             }

@@ -1,7 +1,12 @@
 //! Pods of one group, formed from outside as the operator does it.
 
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
 use llamero_proto::v1::{DrainRequest, FormRequest, FormResponse, Member, Phase, PodReport};
 use rustix::process::Signal;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{TcpListener, TcpStream};
 use tonic::{Code, Status};
 
 use crate::harness::{Whole, Worker, all_serve, begin, complete, finish, sampled_story, send, turn};
@@ -10,7 +15,9 @@ async fn pod(member: u32, uid: &str) -> Worker {
     let member = member.to_string();
     let group = ["--group-uid", "group", "--tensor", "2", "--ranks-per-pod", "1"];
     let own = ["--member", &member, "--pod-uid", uid, "--drain-grace", "100ms"];
-    Worker::start(&[&group[..], &own].concat()).await
+    // On loopback all pods seem to be one, and what is between them is to be TCP.
+    let apart = ["--shared-memory", "false"];
+    Worker::start(&[&group[..], &own, &apart].concat()).await
 }
 
 fn members(generation: u64, pods: [(&Worker, &str); 2]) -> FormRequest {
@@ -193,4 +200,100 @@ async fn refusals(leader: &Worker, first: &Worker) {
     let elsewhere = members(3, [(leader, "z"), (first, "b")]);
     refused(elsewhere, Code::InvalidArgument, "lives in the pod").await;
     assert_eq!(leader.report().await.generation, 2);
+}
+
+/// Somebody between two ranks, who passes on what they say, and changes a bit when told to.
+struct Between {
+    port: u16,
+    /// Bytes until a bit is changed; 0: none is.
+    until_change: Arc<AtomicU64>,
+}
+
+impl Between {
+    async fn start(port: u16) -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let between = Self {
+            port: listener.local_addr().unwrap().port(),
+            until_change: Arc::default(),
+        };
+        let until_change = Arc::clone(&between.until_change);
+        tokio::spawn(async move {
+            while let Ok((from, _)) = listener.accept().await {
+                // Both have gone away when the rank behind is not there.
+                let Ok(to) = TcpStream::connect(("127.0.0.1", port)).await else {
+                    continue;
+                };
+                let ((from_read, from_write), (to_read, to_write)) = (from.into_split(), to.into_split());
+                tokio::spawn(pass_on(from_read, to_write, Arc::clone(&until_change)));
+                tokio::spawn(pass_on(to_read, from_write, Arc::clone(&until_change)));
+            }
+        });
+        between
+    }
+}
+
+async fn pass_on(
+    mut from: tokio::net::tcp::OwnedReadHalf,
+    mut to: tokio::net::tcp::OwnedWriteHalf,
+    until_change: Arc<AtomicU64>,
+) {
+    let mut bytes = vec![0; 1 << 16];
+    while let Ok(count) = from.read(&mut bytes).await {
+        if count == 0 {
+            return;
+        }
+        let left = until_change.load(Ordering::Relaxed);
+        if left > 0 {
+            until_change.store(left.saturating_sub(count as u64), Ordering::Relaxed);
+            if left <= count as u64 {
+                bytes[left as usize - 1] ^= 4;
+            }
+        }
+        if to.write_all(&bytes[..count]).await.is_err() {
+            return;
+        }
+    }
+}
+
+/// What is changed on the way between ranks ends an era, as a lost connection does, and never becomes part of an answer.
+#[tokio::test]
+async fn a_bit_changed_between_ranks_costs_an_era_and_no_token() {
+    let _turn = turn().await;
+    let (leader, member) = (pod(0, "a").await, pod(1, "b").await);
+    let between = Between::start(member.ports.ranks[0]).await;
+    let mut two = members(2, [(&leader, "a"), (&member, "b")]);
+    two.members[1].port = between.port.into();
+    form(&leader, &two).await.unwrap();
+    // The member finds itself where it listens.
+    two.members[1].port = member.ports.ranks[0].into();
+    form(&member, &two).await.unwrap();
+    leader
+        .report_when("the group serves", |report| report.group_serving)
+        .await;
+    let reference = complete(&leader, sampled_story(120)).await.unwrap();
+    // Some place in a header, an activation, a plan or an answer of the next steps.
+    for bytes in [1, 1000, 100_000] {
+        let before = leader.report().await.ranks[0].clone();
+        let (whole, mut stream) = begin(&leader, sampled_story(120), 10).await;
+        between.until_change.store(bytes, Ordering::Relaxed);
+        assert_eq!(
+            finish(whole, &mut stream).await.unwrap(),
+            reference,
+            "bit after {bytes} bytes"
+        );
+        assert_eq!(
+            between.until_change.load(Ordering::Relaxed),
+            0,
+            "nothing was changed"
+        );
+        let after = leader
+            .report_when("another era serves", |report| {
+                report.group_serving && report.ranks[0].epoch > before.epoch
+            })
+            .await;
+        assert_eq!((after.ranks[0].pid, after.ranks[0].restarts), (before.pid, 0));
+    }
+    // No rank took it for a mistake of its own and ended.
+    let restarts = member.report().await.ranks[0].restarts;
+    assert_eq!(restarts, 0);
 }

@@ -29,6 +29,8 @@ pub(super) struct Way {
     pub(super) block: u32,
     /// Steps submitted before the first is waited for; with more than one, tokens come late.
     pub(super) in_flight: usize,
+    /// Whether ranks exchange through shared memory.
+    pub(super) shared: bool,
 }
 
 impl Way {
@@ -39,6 +41,7 @@ impl Way {
             peers,
             block: 16,
             in_flight: 1,
+            shared: false,
         }
     }
 }
@@ -61,6 +64,7 @@ pub(super) fn options(tensor: u32, rank: u32, threads: usize, level: Level) -> C
         kernel: Kernel::new(level).unwrap(),
         // Ranks and threads are more than processors.
         waits: Waits::new(Duration::from_secs(120), true),
+        shared_memory: false,
     }
 }
 
@@ -108,6 +112,7 @@ impl Group {
         let shards: Vec<Vec<Vec<f32>>> = std::thread::scope(|scope| {
             let mut threads = Vec::new();
             for (rank, mesh) in self.ranks.iter_mut().zip(meshes) {
+                rank.shared_memory = way.shared;
                 threads.push(scope.spawn(move || {
                     rank.form(spec, Box::new(mesh), &mut |_| {}).unwrap();
                     run(rank, plans, way.in_flight)

@@ -4,7 +4,7 @@ use std::cell::OnceCell;
 use std::sync::mpsc::Sender;
 use std::time::Instant;
 
-use crate::mesh::{ControlLink, MeshError, Message, Outbox};
+use crate::mesh::{ControlLink, Frames, MeshError, Message, Outbox};
 use crate::runtime::member::link::Incoming;
 use crate::step::Era;
 
@@ -20,7 +20,7 @@ pub(in crate::runtime) enum LeaderLink {
 pub(in crate::runtime) struct Outgoing {
     era: Era,
     messages: Vec<(u64, Message)>,
-    bytes: OnceCell<Vec<u8>>,
+    frames: OnceCell<Frames>,
 }
 
 impl Outgoing {
@@ -28,16 +28,16 @@ impl Outgoing {
         Self {
             era,
             messages,
-            bytes: OnceCell::new(),
+            frames: OnceCell::new(),
         }
     }
 
-    fn bytes(&self) -> Result<&[u8], MeshError> {
-        if let Some(bytes) = self.bytes.get() {
-            return Ok(bytes);
+    fn frames(&self) -> Result<&Frames, MeshError> {
+        if let Some(frames) = self.frames.get() {
+            return Ok(frames);
         }
-        let bytes = ControlLink::encode(self.era, &self.messages)?;
-        Ok(self.bytes.get_or_init(|| bytes))
+        let frames = ControlLink::encode(self.era, &self.messages)?;
+        Ok(self.frames.get_or_init(|| frames))
     }
 }
 
@@ -52,7 +52,7 @@ impl LeaderLink {
                 }
                 Ok(())
             }
-            Self::Remote(outbox) => outbox.send(outgoing.bytes()?),
+            Self::Remote(outbox) => outbox.send(outgoing.frames()?),
         }
     }
 

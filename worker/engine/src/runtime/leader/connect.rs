@@ -1,14 +1,12 @@
 //! Rank 0 reaches everybody.
 
 use std::collections::BTreeMap;
-use std::net::TcpStream;
 use std::sync::Arc;
 use std::time::Duration;
 
 use crate::mesh::dial::{DialError, dial};
 use crate::mesh::hello::{Identity, LinkKind, RefusalCode};
-use crate::mesh::socket::is_closed;
-use crate::mesh::{ControlLink, DataLink, EraAbort, Membership};
+use crate::mesh::{Connection, ControlLink, DataLink, EraAbort, Membership};
 use crate::step::Era;
 
 /// Rank 0's links of an era that is being connected.
@@ -19,7 +17,7 @@ pub(super) struct Dialling {
     abort: Arc<EraAbort>,
     dial_timeout: Duration,
     /// By rank, once they are there.
-    plans: BTreeMap<u32, TcpStream>,
+    plans: BTreeMap<u32, Connection>,
 }
 
 /// How an attempt to reach everybody went.
@@ -64,7 +62,7 @@ impl Dialling {
         for (rank, address) in self.membership.addresses.range(1..) {
             let rank = *rank;
             match self.plans.get(&rank) {
-                Some(stream) if is_closed(stream) => {
+                Some(connection) if connection.is_closed() => {
                     let why = format!("rank {rank} went away while the others were connected");
                     return Reached::Over {
                         epoch: self.era.epoch,
@@ -76,8 +74,8 @@ impl Dialling {
                 None => {
                     let hello = self.identity.hello(self.era, rank, LinkKind::Plan);
                     match dial(*address, &hello, &self.membership.key, self.dial_timeout) {
-                        Ok(stream) => {
-                            self.plans.insert(rank, stream);
+                        Ok(connection) => {
+                            self.plans.insert(rank, connection);
                         }
                         Err(error) => match refused_for_good(rank, &error, self.era) {
                             Some(over) => return over,
@@ -123,7 +121,7 @@ impl Dialling {
             }
             let hello = self.identity.hello(self.era, rank, LinkKind::Data);
             match dial(*address, &hello, &self.membership.key, self.dial_timeout) {
-                Ok(stream) => data.push(DataLink::new(stream, rank)),
+                Ok(connection) => data.push(DataLink::new(connection, rank)),
                 Err(error) => {
                     let refused = refused_for_good(rank, &error, self.era);
                     return refused.unwrap_or_else(|| over(rank, error.to_string()));
@@ -131,11 +129,16 @@ impl Dialling {
             }
         }
         let mut plans = Vec::new();
-        for (rank, stream) in std::mem::take(&mut self.plans) {
-            if let Err(error) = self.abort.watch(&stream) {
+        for (rank, connection) in std::mem::take(&mut self.plans) {
+            if let Err(error) = connection.watch(&self.abort) {
                 return over(rank, error.to_string());
             }
-            plans.push(ControlLink::new(stream, rank, self.era, Arc::clone(&self.abort)));
+            plans.push(ControlLink::new(
+                connection,
+                rank,
+                self.era,
+                Arc::clone(&self.abort),
+            ));
         }
         for link in &data {
             if let Err(error) = link.watch(&self.abort) {
@@ -186,7 +189,7 @@ fn refused_for_good(rank: u32, error: &DialError, era: Era) -> Option<Reached> {
 
 #[cfg(test)]
 mod tests {
-    use std::net::{Ipv4Addr, SocketAddr, TcpListener};
+    use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
 
     use super::*;
     use crate::mesh::{Abort, GroupKey, Inbox, Listener, Topology};

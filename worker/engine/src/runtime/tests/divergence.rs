@@ -1,12 +1,13 @@
 //! Divergence that comes again in every era.
 
-use std::io::Write;
 use std::net::{Ipv4Addr, TcpListener};
 use std::sync::Arc;
 
 use super::group::{Group, LONG, Rank, greedy};
 use crate::backend::BackendError;
-use crate::mesh::{Abort, EraAbort, GroupKey, Inbox, LinkKind, Listener, Membership, Topology};
+use crate::mesh::{
+    Abort, ControlLink, EraAbort, Frames, GroupKey, Inbox, LinkKind, Listener, Membership, Topology,
+};
 use crate::runtime::{Event, Outcome, Phase};
 use crate::step::Era;
 
@@ -73,8 +74,11 @@ fn what_cannot_be_read_in_two_eras_in_a_row_is_a_bug() {
                 inbox.wait_for_link(era, LONG);
                 links.extend(inbox.take(era));
             }
-            let plan = links.iter_mut().find(|link| link.link == LinkKind::Plan).unwrap();
-            plan.stream.write_all(&[0xff; 64]).unwrap();
+            let plan = links.iter().position(|link| link.link == LinkKind::Plan).unwrap();
+            let connection = links.remove(plan).connection;
+            let plan = ControlLink::new(connection, 0, era, Arc::clone(&abort));
+            plan.send_frames(&Frames::from(vec![vec![0xff; 64]]), LONG)
+                .unwrap();
             over = era;
             if era.epoch < 2 {
                 inbox.wait_for_era(over, LONG);

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use rustix::net::sockopt;
 
 use super::group::LONG;
-use crate::mesh::{ControlLink, EraAbort, MeshError, Message, Outbox, Topology};
+use crate::mesh::{Connection, ControlLink, EraAbort, LinkKind, MeshError, Message, Outbox, Topology};
 use crate::runtime::executor::{Executor, LeaderLink, Patience};
 use crate::step::{Era, Late};
 
@@ -31,12 +31,11 @@ fn link(rank: u32) -> (ControlLink, ControlLink) {
     let here = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
     sockopt::set_socket_send_buffer_size(&here, SOCKET).unwrap();
     let (there, _) = listener.accept().unwrap();
-    let link = |stream: TcpStream, peer| {
-        stream.set_nodelay(true).unwrap();
-        stream.set_nonblocking(true).unwrap();
-        ControlLink::new(stream, peer, ERA, Arc::new(EraAbort::default()))
+    let link = |stream, own, peer| {
+        let connection = Connection::without_handshake(stream, (own, peer), ERA, LinkKind::Plan).unwrap();
+        ControlLink::new(connection, peer, ERA, Arc::new(EraAbort::default()))
     };
-    (link(here, rank), link(there, 0))
+    (link(here, 0, rank), link(there, rank, 0))
 }
 
 /// A leader of three that lets rank 1 read nothing for `stall`, and rank 2 for long; the other ends of its links to them, and

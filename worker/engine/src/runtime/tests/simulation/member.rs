@@ -41,6 +41,10 @@ impl Mesh for Silent {
     fn exchange(&mut self, _: Label, _: &mut [Transfer<'_>], _: Wait) -> Result<(), MeshError> {
         Err(MeshError::Aborted)
     }
+    fn listen(&mut self, _: &[u32]) -> Result<(), MeshError> {
+        Err(MeshError::Aborted)
+    }
+    fn fail(&mut self, _: u64, _: &MeshError) {}
     fn send_files(&mut self, peer: u32, _: &[BorrowedFd<'_>], _: Instant) -> Result<(), MeshError> {
         Err(MeshError::NotLocal { rank: peer })
     }
