@@ -94,7 +94,9 @@ async fn accept(
     let room = Arc::new(Semaphore::new(HANDSHAKES));
     loop {
         // The semaphore is never closed.
-        let Ok(place) = Arc::clone(&room).acquire_owned().await else { return };
+        let Ok(place) = Arc::clone(&room).acquire_owned().await else {
+            return;
+        };
         let accepted = tokio::select! {
             () = to.closed() => return,
             accepted = listener.accept() => accepted,
@@ -110,7 +112,8 @@ async fn accept(
         let (credentials, to) = (credentials.clone(), to.clone());
         tokio::spawn(async move {
             let address = stream.peer_addr().ok();
-            let greeted = tokio::time::timeout(HANDSHAKE_TIMEOUT, handshake(stream, &credentials, clients)).await;
+            let greeted =
+                tokio::time::timeout(HANDSHAKE_TIMEOUT, handshake(stream, &credentials, clients)).await;
             drop(place);
             match greeted {
                 Ok(Ok(connection)) => {
@@ -124,11 +127,7 @@ async fn accept(
     }
 }
 
-async fn handshake(
-    stream: TcpStream,
-    credentials: &Credentials,
-    clients: Clients,
-) -> io::Result<Connection> {
+async fn handshake(stream: TcpStream, credentials: &Credentials, clients: Clients) -> io::Result<Connection> {
     let Some(current) = credentials.current() else {
         return Err(io::Error::other("there is no certificate yet"));
     };

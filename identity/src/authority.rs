@@ -38,6 +38,7 @@ pub struct Authority {
     /// What is sent after a certificate so that it leads to a root.
     intermediates: Vec<CertificateDer<'static>>,
     roots: Vec<CertificateDer<'static>>,
+    roots_pem: String,
     not_after: SystemTime,
     life: Duration,
 }
@@ -105,7 +106,9 @@ impl Authority {
     pub fn open(pems: &Pems, life: Duration, now: SystemTime) -> Result<Self, AuthorityError> {
         let chain = certificates(&pems.certificate, "tls.crt")?;
         let roots = certificates(&pems.roots, "ca.crt")?;
-        let own = chain.first().ok_or(AuthorityError::Pem("tls.crt", "certificate"))?;
+        let own = chain
+            .first()
+            .ok_or(AuthorityError::Pem("tls.crt", "certificate"))?;
         may_sign(own, now)?;
         let not_after = certificate::not_after(own)?;
         let key = KeyPair::from_pem(&pems.key).map_err(AuthorityError::Key)?;
@@ -116,6 +119,7 @@ impl Authority {
             issuer,
             intermediates,
             roots,
+            roots_pem: pems.roots.clone(),
             not_after,
             life,
         })
@@ -125,6 +129,12 @@ impl Authority {
     #[must_use]
     pub fn roots(&self) -> &[CertificateDer<'static>] {
         &self.roots
+    }
+
+    /// The same in PEM.
+    #[must_use]
+    pub fn roots_pem(&self) -> &str {
+        &self.roots_pem
     }
 
     /// The certificate of `identity` for the key of a PKCS #10 request, and those that lead to a root. All names come from `identity`.
@@ -163,14 +173,17 @@ impl Authority {
         request.params = params;
         let certificate = request.signed_by(&self.issuer).map_err(AuthorityError::Make)?;
         let own = [certificate.der().clone()];
-        Ok(own.into_iter().chain(self.intermediates.iter().cloned()).collect())
+        Ok(own
+            .into_iter()
+            .chain(self.intermediates.iter().cloned())
+            .collect())
     }
 }
 
 /// Whether it may sign for others.
 fn may_sign(der: &CertificateDer<'_>, now: SystemTime) -> Result<(), AuthorityError> {
-    let (_, parsed) =
-        x509_parser::parse_x509_certificate(der).map_err(|_| AuthorityError::Pem("tls.crt", "certificate"))?;
+    let (_, parsed) = x509_parser::parse_x509_certificate(der)
+        .map_err(|_| AuthorityError::Pem("tls.crt", "certificate"))?;
     if !parsed.is_ca() {
         return Err(AuthorityError::Certificate("it is no authority's".to_owned()));
     }
@@ -183,8 +196,8 @@ fn may_sign(der: &CertificateDer<'_>, now: SystemTime) -> Result<(), AuthorityEr
 /// Whether the certificate is of this key.
 fn fits(der: &CertificateDer<'_>, key: &KeyPair) -> Result<(), AuthorityError> {
     use rcgen::PublicKeyData as _;
-    let (_, parsed) =
-        x509_parser::parse_x509_certificate(der).map_err(|_| AuthorityError::Pem("tls.crt", "certificate"))?;
+    let (_, parsed) = x509_parser::parse_x509_certificate(der)
+        .map_err(|_| AuthorityError::Pem("tls.crt", "certificate"))?;
     if parsed.public_key().raw == key.subject_public_key_info() {
         return Ok(());
     }
@@ -196,10 +209,7 @@ fn fits(der: &CertificateDer<'_>, key: &KeyPair) -> Result<(), AuthorityError> {
 ///
 /// # Errors
 /// There is none, or one that cannot be read.
-pub fn certificates(
-    pem: &str,
-    file: &'static str,
-) -> Result<Vec<CertificateDer<'static>>, AuthorityError> {
+pub fn certificates(pem: &str, file: &'static str) -> Result<Vec<CertificateDer<'static>>, AuthorityError> {
     let read: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(pem.as_bytes()).collect();
     read.ok()
         .filter(|certificates| !certificates.is_empty())

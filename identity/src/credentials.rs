@@ -93,8 +93,12 @@ impl Current {
     /// # Errors
     /// [`MaterialError`].
     pub fn new(material: &Material) -> Result<Self, MaterialError> {
-        let chain: Vec<CertificateDer<'static>> =
-            material.certificates.iter().cloned().map(CertificateDer::from).collect();
+        let chain: Vec<CertificateDer<'static>> = material
+            .certificates
+            .iter()
+            .cloned()
+            .map(CertificateDer::from)
+            .collect();
         let read = Certificate::read(chain.first().ok_or(MaterialError::Empty)?)?;
         let key = PrivateKeyDer::from(PrivatePkcs8KeyDer::from(material.key.clone()));
         let key = Arc::new(CertifiedKey::from_der(chain, key, &provider())?);
@@ -102,9 +106,12 @@ impl Current {
         let roots = Arc::new(authority::store(&roots)?);
         let verifier =
             WebPkiClientVerifier::builder_with_provider(Arc::clone(&roots), Arc::new(provider())).build()?;
-        let server = || ServerConfig::builder_with_provider(Arc::new(provider())).with_protocol_versions(&[&TLS13]);
+        let server =
+            || ServerConfig::builder_with_provider(Arc::new(provider())).with_protocol_versions(&[&TLS13]);
         let resolver = || Arc::new(SingleCertAndKey::from(Arc::clone(&key)));
-        let mutual = server()?.with_client_cert_verifier(verifier).with_cert_resolver(resolver());
+        let mutual = server()?
+            .with_client_cert_verifier(verifier)
+            .with_cert_resolver(resolver());
         let open = server()?.with_no_client_auth().with_cert_resolver(resolver());
         Ok(Self {
             identity: read.identity,

@@ -15,6 +15,7 @@
 //! | [`credentials`] | certificate and key in use, swapped when renewed |
 //! | [`verify`] | whether a server is who is expected |
 //! | [`accept`], [`connect`] | both ends of connections |
+//! | [`serving`] | how a gRPC server takes connections |
 //! | [`enrol`] | how a pod comes by its certificate, and renews it |
 
 #![forbid(unsafe_code)]
@@ -27,7 +28,9 @@ pub mod connect;
 pub mod credentials;
 pub mod enrol;
 pub mod guard;
+pub mod serving;
 pub mod spiffe;
 pub mod verify;
 
+pub use serving::Serving;
 pub use spiffe::{Identity, Role};

@@ -82,7 +82,9 @@ fn parse(text: &str) -> Option<Identity> {
         }
         _ => return None,
     };
-    let all_names = [trust_domain, namespace, pod].into_iter().all(|name| is_name(name));
+    let all_names = [trust_domain, namespace, pod]
+        .into_iter()
+        .all(|name| is_name(name));
     all_names.then(|| Identity {
         trust_domain: (*trust_domain).to_owned(),
         namespace: (*namespace).to_owned(),

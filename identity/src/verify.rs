@@ -97,7 +97,8 @@ impl ServerCertVerifier for ServerIdentity {
         let parsed = ParsedCertificate::try_from(end_entity)?;
         let algorithms = self.algorithms.all;
         verify_server_cert_signed_by_trust_anchor(&parsed, &self.roots, intermediates, now, algorithms)?;
-        let found = Certificate::read(end_entity).map_err(|error| rustls::Error::General(error.to_string()))?;
+        let found =
+            Certificate::read(end_entity).map_err(|error| rustls::Error::General(error.to_string()))?;
         if self.expected.is(&found.identity) {
             return Ok(ServerCertVerified::assertion());
         }

@@ -10,13 +10,28 @@ use super::client::{Enrolment, Roots};
 #[derive(Debug, Clone, Default, Args)]
 pub struct EnrolmentArgs {
     /// HOST:PORT of the operator's enrolment; links are then mutually authenticated. In plain text when absent
-    #[arg(long, value_name = "HOST:PORT", env = "LLAMERO_ENROLMENT", requires = "installation")]
+    #[arg(
+        long,
+        value_name = "HOST:PORT",
+        env = "LLAMERO_ENROLMENT",
+        requires = "installation"
+    )]
     pub enrolment: Option<String>,
     /// Namespace of the operator and the gateways
-    #[arg(long, value_name = "NAMESPACE", env = "LLAMERO_INSTALLATION", requires = "enrolment")]
+    #[arg(
+        long,
+        value_name = "NAMESPACE",
+        env = "LLAMERO_INSTALLATION",
+        requires = "enrolment"
+    )]
     pub installation: Option<String>,
     /// Certificates of the authority whose identities are believed, in PEM
-    #[arg(long, value_name = "PEM", env = "LLAMERO_ROOTS", conflicts_with = "roots_file")]
+    #[arg(
+        long,
+        value_name = "PEM",
+        env = "LLAMERO_ROOTS",
+        conflicts_with = "roots_file"
+    )]
     pub roots: Option<String>,
     /// The same as a file, which is read again at every renewal
     #[arg(long, value_name = "FILE", env = "LLAMERO_ROOTS_FILE", requires = "enrolment")]
@@ -30,7 +45,12 @@ pub struct EnrolmentArgs {
     )]
     pub token_file: PathBuf,
     /// Trust domain of all identities
-    #[arg(long, value_name = "NAME", env = "LLAMERO_TRUST_DOMAIN", default_value = "cluster.local")]
+    #[arg(
+        long,
+        value_name = "NAME",
+        env = "LLAMERO_TRUST_DOMAIN",
+        default_value = "cluster.local"
+    )]
     pub trust_domain: String,
 }
 

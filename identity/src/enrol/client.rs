@@ -1,7 +1,7 @@
 //! Enrols a pod, and renews its certificate after half of its life for as long as the process runs. While the operator is away the
 //! certificate in use stays.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
 use llamero_proto::v1::EnrolRequest;
@@ -193,11 +193,12 @@ impl Enrolment {
     }
 }
 
-async fn read(path: &PathBuf) -> Result<String, EnrolError> {
-    tokio::fs::read_to_string(path)
-        .await
-        .map_err(|source| EnrolError::Read {
-            path: path.clone(),
-            source,
-        })
+async fn read(path: &Path) -> Result<String, EnrolError> {
+    let file = path.to_owned();
+    let text = tokio::task::spawn_blocking(move || std::fs::read_to_string(file)).await;
+    let text = text.map_err(std::io::Error::other).and_then(|text| text);
+    text.map_err(|source| EnrolError::Read {
+        path: path.to_owned(),
+        source,
+    })
 }

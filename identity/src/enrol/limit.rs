@@ -47,7 +47,10 @@ impl Limiter {
                 return false;
             }
         }
-        let entry = self.spent.entry(address).or_insert(Spent { count: 0, since: now });
+        let entry = self
+            .spent
+            .entry(address)
+            .or_insert(Spent { count: 0, since: now });
         *entry = entry.at(now);
         if entry.count >= BURST {
             return false;

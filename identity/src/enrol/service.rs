@@ -82,17 +82,25 @@ impl<R: Registrar> Service<R> {
         if limiter.admit(address, Instant::now()) {
             return Ok(());
         }
-        Err(Status::resource_exhausted(format!("{address} asks too often; ask again later")))
+        Err(Status::resource_exhausted(format!(
+            "{address} asks too often; ask again later"
+        )))
     }
 
     async fn answer(&self, address: Option<IpAddr>, request: EnrolRequest) -> Result<EnrolResponse, Status> {
         self.admit(address)?;
-        let EnrolRequest { signing_request, token } = request;
+        let EnrolRequest {
+            signing_request,
+            token,
+        } = request;
         if token.is_empty() || token.len() > MAX_TOKEN_BYTES {
-            return Err(Status::unauthenticated("send the token of the pod's service account"));
+            return Err(Status::unauthenticated(
+                "send the token of the pod's service account",
+            ));
         }
         let authority = self.authority.borrow().clone();
-        let authority = authority.ok_or_else(|| Status::unavailable("there is no authority yet; ask again"))?;
+        let authority =
+            authority.ok_or_else(|| Status::unavailable("there is no authority yet; ask again"))?;
         let identity = {
             let _place = self
                 .room
@@ -117,7 +125,9 @@ impl<R: Registrar> Service<R> {
 impl<R: Registrar> Enrolment for Service<R> {
     async fn enrol(&self, request: Request<EnrolRequest>) -> Result<Response<EnrolResponse>, Status> {
         let address = request.extensions().get::<Peer>().and_then(|peer| peer.address);
-        let answer = self.answer(address.map(|address| address.ip()), request.into_inner()).await;
+        let answer = self
+            .answer(address.map(|address| address.ip()), request.into_inner())
+            .await;
         if let Err(status) = &answer {
             tracing::warn!(?address, "a pod may not enrol: {}", status.message());
         }

@@ -26,6 +26,7 @@ fn network(options: Value) -> Network {
         options: serde_json::from_value::<NetworkOptions>(options).unwrap(),
         operator: pods("llamero-system", "llamero-operator"),
         gateways: pods("llamero-system", "llamero-gateway"),
+        enrolment: None,
     }
 }
 
