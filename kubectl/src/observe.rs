@@ -102,7 +102,10 @@ impl Listed {
             .iter()
             .filter(|group| group.namespace() == object.namespace() && !owned(*group, object));
         observed::Deployment {
-            names_in_use: foreign.map(|group| group.name_any()).collect::<BTreeSet<_>>(),
+            names_in_use: foreign
+                .map(|group| group.name_any())
+                .collect::<BTreeSet<_>>()
+                .into(),
             groups: groups.into_iter().map(|group| self.group(group, now)).collect(),
             inspect: Vec::new(),
             service: None,
