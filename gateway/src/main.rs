@@ -13,7 +13,10 @@ use llamero_gateway::discovery::{fixed::FixedModel, kubernetes};
 use llamero_gateway::keys::KeyStore;
 use llamero_gateway::listener::{Cors, Limits, Tls, tls};
 use llamero_gateway::server::{Ending, Listeners, serve};
+use llamero_gateway::upstream::dialler::Dialler;
 use llamero_gateway::{Gateway, Settings};
+use llamero_identity::credentials::pair;
+use llamero_identity::enrol::args::EnrolmentArgs;
 use llamero_settings::{duration, listen, log};
 use rustix::process::{Resource, getrlimit, setrlimit};
 use tokio::net::TcpListener;
@@ -77,6 +80,9 @@ struct Options {
     /// Address of this gateway's pod.
     #[arg(long, env = "LLAMERO_POD_IP")]
     pod_ip: Option<IpAddr>,
+    /// Who this gateway is, for leaders and the operator.
+    #[command(flatten)]
+    identity: EnrolmentArgs,
     /// Most connections of clients at once; more are answered with 503.
     #[arg(long, env = "LLAMERO_MAX_CONNECTIONS", default_value_t = Limits::default().connections)]
     max_connections: usize,
@@ -104,7 +110,9 @@ async fn main() -> anyhow::Result<()> {
         .with_writer(std::io::stderr)
         .init();
     let options = Options::parse();
+    let dialler = enrol(&options.identity)?;
     let gateway = Gateway::new(Settings {
+        dialler,
         hold_timeout: options.hold_timeout,
         hold_limit: options.hold_limit,
         hold_bytes: options.hold_bytes,
@@ -163,6 +171,21 @@ async fn main() -> anyhow::Result<()> {
     )
     .await?;
     Ok(())
+}
+
+/// Enrols, and renews, beside everything else.
+fn enrol(args: &EnrolmentArgs) -> anyhow::Result<Option<Dialler>> {
+    let Some(enrolment) = args.enrolment()? else {
+        return Ok(None);
+    };
+    let (publisher, credentials) = pair();
+    let dialler = Dialler {
+        credentials,
+        trust_domain: enrolment.trust_domain.clone(),
+        installation: enrolment.installation.clone(),
+    };
+    tokio::spawn(enrolment.keep(publisher, |_, _| ()));
+    Ok(Some(dialler))
 }
 
 fn keys(path: Option<&Path>) -> anyhow::Result<Option<Arc<KeyStore>>> {

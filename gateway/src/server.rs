@@ -4,15 +4,18 @@ use std::future::Future;
 use std::sync::Arc;
 use std::time::Duration;
 
+use llamero_identity::Serving;
 use llamero_proto::v1::demand_server::DemandServer;
 use llamero_proto::v1::quota_server::QuotaServer;
 use tokio::net::TcpListener;
-use tonic::transport::server::{Router, TcpIncoming};
+use tonic::service::Routes;
+use tonic::transport::Server;
 
 use crate::Gateway;
 use crate::demand::DemandService;
 use crate::listener::{self, Tls};
 use crate::quota::service::QuotaService;
+use crate::upstream::dialler::Dialler;
 use crate::{health, routes};
 
 /// The three sockets.
@@ -85,10 +88,18 @@ pub async fn serve(
     };
     let router = routes::router(Arc::clone(&gateway));
     let http = listener::serve(listeners.http, router, &gateway.settings, tls, paused);
-    let grpc = internal_services(&gateway).await?.serve_with_incoming_shutdown(
-        TcpIncoming::from(listeners.grpc),
-        stopping.clone().cancelled_owned(),
-    );
+    let serving = gateway
+        .settings
+        .dialler
+        .as_ref()
+        .map_or_else(Serving::plain, Dialler::serving);
+    let services = serving.guard(internal_services(&gateway).await?);
+    let grpc = Server::builder()
+        .add_routes(services)
+        .serve_with_incoming_shutdown(
+            serving.incoming(listeners.grpc),
+            stopping.clone().cancelled_owned(),
+        );
 
     let served = async {
         let ((), grpc) = tokio::join!(http, grpc);
@@ -114,15 +125,14 @@ pub async fn serve(
 }
 
 /// What the operator and other gateways call.
-async fn internal_services(gateway: &Arc<Gateway>) -> Result<Router, ServeError> {
+async fn internal_services(gateway: &Arc<Gateway>) -> Result<Routes, ServeError> {
     let (health_reporter, health_service) = tonic_health::server::health_reporter();
     health_reporter.set_serving::<DemandServer<DemandService>>().await;
     let reflection = tonic_reflection::server::Builder::configure()
         .register_encoded_file_descriptor_set(llamero_proto::LLAMERO_DESCRIPTORS)
         .build_v1()?;
     let demand = DemandService::new(gateway.demand.clone(), gateway.stopping.clone());
-    Ok(tonic::transport::Server::builder()
-        .add_service(health_service)
+    Ok(Routes::new(health_service)
         .add_service(reflection)
         .add_service(DemandServer::new(demand))
         .add_service(QuotaServer::new(QuotaService::new(Arc::clone(gateway)))))

@@ -4,6 +4,7 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
+use llamero_identity::connect::Link;
 use llamero_settings::limits::MAX_REQUEST_BYTES;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
@@ -15,6 +16,7 @@ use crate::keys::KeyStore;
 use crate::listener::{Cors, Limits};
 use crate::metrics::Metrics;
 use crate::quota::Quotas;
+use crate::upstream::dialler::Dialler;
 
 /// How the gateway behaves.
 #[derive(Debug, Clone)]
@@ -44,6 +46,8 @@ pub struct Settings {
     pub cors: Option<Cors>,
     /// Who may ask; absent: everybody.
     pub keys: Option<Arc<KeyStore>>,
+    /// How links to leaders and other gateways are authenticated; absent: all are plain text.
+    pub dialler: Option<Dialler>,
     /// How long a request waits for the gateway that keeps its key's books, before its own share of the limits holds here.
     pub quota_patience: Duration,
 }
@@ -63,6 +67,7 @@ impl Default for Settings {
             keep_alive: Duration::from_secs(10),
             cors: None,
             keys: None,
+            dialler: None,
             quota_patience: Duration::from_millis(500),
         }
     }
@@ -102,9 +107,12 @@ impl Gateway {
             held_bytes: Budget::new(settings.hold_bytes),
             carried_bytes: Budget::new(settings.carried_bytes),
             body_bytes: Budget::new(settings.body_bytes),
-            quotas: Quotas::new(settings.quota_patience),
+            quotas: Quotas::new(
+                settings.quota_patience,
+                settings.dialler.as_ref().map_or(Link::Plain, Dialler::gateway),
+            ),
+            directory: Directory::new(settings.dialler.clone()),
             settings,
-            directory: Directory::new(),
             demand: Demand::new(),
             peers_known: watch::Sender::new(true),
             metrics: Metrics::new(),
@@ -117,6 +125,13 @@ impl Gateway {
     pub fn not_ready(&self) -> Option<&'static str> {
         if self.stopping.is_cancelled() {
             Some("stopping")
+        } else if self
+            .settings
+            .dialler
+            .as_ref()
+            .is_some_and(|dialler| !dialler.is_enrolled())
+        {
+            Some("has no certificate yet from the operator, with which it reaches leaders")
         } else if !self.directory.snapshot().complete {
             Some("has not yet read all LlamaDeployments and LlamaGroups")
         } else if !*self.peers_known.borrow() {

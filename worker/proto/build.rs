@@ -8,8 +8,8 @@ use prost::Message as _;
 
 fn main() -> Result<(), Box<dyn Error>> {
     let out = PathBuf::from(env::var("OUT_DIR")?);
-    let files =
-        ["rank", "telemetry", "completion", "quota"].map(|name| format!("proto/llamero/v1/{name}.proto"));
+    let files = ["rank", "telemetry", "completion", "quota", "identity"]
+        .map(|name| format!("proto/llamero/v1/{name}.proto"));
     let descriptors = protox::compile(&files, ["proto"])?;
     fs::write(out.join("llamero.bin"), descriptors.encode_to_vec())?;
     tonic_prost_build::configure().compile_fds(descriptors)?;

@@ -3,10 +3,12 @@
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
 
+use llamero_identity::connect::Link;
 use tokio::sync::watch;
 
 use crate::keys::Scope;
 use crate::upstream::Leader;
+use crate::upstream::dialler::{Dialler, LeaderPod};
 
 /// Namespace and name of a `LlamaDeployment`.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -40,6 +42,8 @@ pub struct Found {
     pub problem: Option<String>,
     /// `ip:port` of leaders that serve.
     pub leaders: BTreeSet<String>,
+    /// Of those, by address, the ones that must show who they are; the others are reached in plain text.
+    pub authenticated: BTreeMap<String, LeaderPod>,
     /// Groups of a new revision that are to have a share of the requests of their own.
     pub canary: Option<Canary>,
 }
@@ -157,19 +161,21 @@ impl Snapshot {
 #[derive(Debug)]
 pub struct Directory {
     snapshot: watch::Sender<Arc<Snapshot>>,
+    dialler: Option<Dialler>,
 }
 
 impl Default for Directory {
     fn default() -> Self {
-        Self::new()
+        Self::new(None)
     }
 }
 
 impl Directory {
-    /// An empty directory that is not complete.
+    /// An empty directory that is not complete. Without a `dialler` only leaders in plain text are reached.
     #[must_use]
-    pub fn new() -> Self {
+    pub fn new(dialler: Option<Dialler>) -> Self {
         Self {
+            dialler,
             snapshot: watch::Sender::new(Arc::default()),
         }
     }
@@ -186,6 +192,25 @@ impl Directory {
         self.snapshot.subscribe()
     }
 
+    fn dial(&self, namespace: &str, address: &str, expected: Option<&LeaderPod>) -> Option<Arc<Leader>> {
+        let link = match (expected, &self.dialler) {
+            (None, _) => Link::Plain,
+            (Some(leader), Some(dialler)) => dialler.leader(namespace, leader),
+            (Some(leader), None) => {
+                let group = &leader.group;
+                tracing::warn!(%address, %group, "links of the group are authenticated, and this gateway was started without --enrolment");
+                return None;
+            }
+        };
+        match Leader::dial(address, &link, expected.cloned()) {
+            Ok(leader) => Some(leader),
+            Err(error) => {
+                tracing::warn!(%address, %error, "a group has an address that cannot be dialled");
+                None
+            }
+        }
+    }
+
     /// Replace the state. Addresses that cannot be dialled are left out with a warning.
     pub fn publish(&self, found: Vec<Found>) {
         let before = self.snapshot();
@@ -194,20 +219,18 @@ impl Directory {
             .flat_map(|deployment| deployment.leaders.iter())
             .map(|leader| (leader.address(), leader))
             .collect();
-        let live = |address: &String| match known.get(address.as_str()) {
-            Some(leader) => Some(Arc::clone(leader)),
-            None => match Leader::connect(address) {
-                Ok(leader) => Some(leader),
-                Err(error) => {
-                    tracing::warn!(%address, %error, "a group has an address that cannot be dialled");
-                    None
-                }
-            },
+        let live = |found: &Found, address: &String| {
+            let expected = found.authenticated.get(address);
+            match known.get(address.as_str()) {
+                Some(leader) if leader.expected() == expected => Some(Arc::clone(leader)),
+                _ => self.dial(&found.key.namespace, address, expected),
+            }
         };
         let deployments = found
             .into_iter()
             .map(|found| {
-                let leaders = found.leaders.iter().filter_map(live).collect();
+                let leaders = found.leaders.iter();
+                let leaders = leaders.filter_map(|address| live(&found, address)).collect();
                 let Found {
                     key,
                     model,
@@ -256,13 +279,14 @@ mod tests {
             max_context: None,
             problem: None,
             canary: None,
+            authenticated: BTreeMap::new(),
             leaders: leaders.iter().map(|&address| address.to_owned()).collect(),
         }
     }
 
     #[tokio::test]
     async fn leaders_outlive_snapshots_by_address() {
-        let directory = Directory::new();
+        let directory = Directory::default();
         directory.publish(vec![found("a", "m", 1, &["127.0.0.1:9", "127.0.0.1:10"])]);
         let first = directory.snapshot().by_model("m").unwrap().leaders.clone();
         directory.publish(vec![found("a", "m", 1, &["127.0.0.1:9", "not an address"])]);
@@ -272,8 +296,44 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn an_address_that_went_to_another_pod_is_dialled_anew() {
+        let (_publisher, credentials) = llamero_identity::credentials::pair();
+        let dialler = Dialler {
+            credentials,
+            trust_domain: "d".to_owned(),
+            installation: "system".to_owned(),
+        };
+        let leader_of = |directory: &Directory, pod: Option<&str>| {
+            let mut found = found("a", "m", 1, &["127.0.0.1:9"]);
+            let expected = pod.map(|pod| LeaderPod {
+                group: "a-0".to_owned(),
+                pod: pod.to_owned(),
+            });
+            found.authenticated = expected
+                .map(|one| ("127.0.0.1:9".to_owned(), one))
+                .into_iter()
+                .collect();
+            directory.publish(vec![found]);
+            directory
+                .snapshot()
+                .by_model("m")
+                .unwrap()
+                .leaders
+                .first()
+                .cloned()
+        };
+        let directory = Directory::new(Some(dialler));
+        let all = [None, Some("a-0-0-0"), Some("a-0-0-0"), Some("a-0-0-1")];
+        let all = all.map(|pod| leader_of(&directory, pod).unwrap());
+        let same = |one: usize, other: usize| Arc::ptr_eq(&all[one], &all[other]);
+        assert!(!same(0, 1) && same(1, 2) && !same(2, 3));
+        // A gateway that cannot show who it is does not fall back to plain text.
+        assert!(leader_of(&Directory::default(), Some("a-0-0-0")).is_none());
+    }
+
+    #[tokio::test]
     async fn a_name_belongs_to_the_older_deployment_whoever_is_ready() {
-        let directory = Directory::new();
+        let directory = Directory::default();
         directory.publish(vec![
             found("a", "m", 3, &["127.0.0.1:9"]),
             found("b", "m", 2, &[]),
@@ -285,7 +345,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_name_is_looked_up_in_the_namespaces_of_a_key_in_their_order() {
-        let directory = Directory::new();
+        let directory = Directory::default();
         let other = Found {
             key: DeploymentKey {
                 namespace: "team".to_owned(),
@@ -311,7 +371,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_name_in_its_namespace_is_nobody_else_s() {
-        let directory = Directory::new();
+        let directory = Directory::default();
         let elsewhere = |name: &str, model: &str, created| {
             let mut found = found(name, model, created, &[]);
             found.key.namespace = "team".to_owned();
@@ -340,7 +400,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_renamed_model_answers_to_both_names_while_groups_serve_under_the_former() {
-        let directory = Directory::new();
+        let directory = Directory::default();
         let renamed = Found {
             former: ["old".to_owned()].into(),
             ..found("a", "new", 1, &["127.0.0.1:9"])

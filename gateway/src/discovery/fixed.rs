@@ -58,6 +58,7 @@ impl FixedModel {
             max_context: None,
             problem: None,
             canary: None,
+            authenticated: std::collections::BTreeMap::new(),
             leaders: self.leaders.iter().map(ToString::to_string).collect(),
         }
     }

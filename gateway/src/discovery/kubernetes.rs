@@ -9,11 +9,12 @@ use kube::runtime::reflector::{self, Store};
 use kube::runtime::{WatchStreamExt, watcher};
 use kube::{Client, ResourceExt};
 use llamero_api::deployment::condition;
-use llamero_api::group::{GroupPhase, Intent};
+use llamero_api::group::{GroupPhase, Intent, LlamaGroupStatus, Transport};
 use llamero_api::{LlamaDeployment, LlamaGroup};
 
 use super::{Canary, DeploymentKey, Found};
 use crate::Gateway;
+use crate::upstream::dialler::LeaderPod;
 
 /// Watch until the gateway stops, publishing every change. While the API server is away the last known state stays.
 pub async fn watch(client: Client, gateway: Arc<Gateway>) {
@@ -70,6 +71,7 @@ fn collect(deployments: &[Arc<LlamaDeployment>], groups: &[Arc<LlamaGroup>]) -> 
     let mut contexts: BTreeMap<DeploymentKey, u32> = BTreeMap::new();
     let mut names: BTreeMap<DeploymentKey, BTreeSet<String>> = BTreeMap::new();
     let mut revisions: BTreeMap<DeploymentKey, BTreeMap<String, String>> = BTreeMap::new();
+    let mut authenticated: BTreeMap<DeploymentKey, BTreeMap<String, LeaderPod>> = BTreeMap::new();
     for group in groups {
         let Some(status) = &group.status else { continue };
         let serves = status.phase == GroupPhase::Serving && status.ready && group.spec.intent == Intent::Run;
@@ -89,6 +91,10 @@ fn collect(deployments: &[Arc<LlamaDeployment>], groups: &[Arc<LlamaGroup>]) -> 
                 .entry(key.clone())
                 .or_default()
                 .insert(address.clone(), revision);
+            if group.spec.template.transport == Transport::Mutual {
+                let pods = authenticated.entry(key.clone()).or_default();
+                pods.insert(address.clone(), leader_pod(group, status));
+            }
             leaders.entry(key).or_default().insert(address.clone());
         }
     }
@@ -113,10 +119,20 @@ fn collect(deployments: &[Arc<LlamaDeployment>], groups: &[Arc<LlamaGroup>]) -> 
                 .remove(&key)
                 .and_then(|revisions| canary(deployment, revisions)),
             leaders: leaders.remove(&key).unwrap_or_default(),
+            authenticated: authenticated.remove(&key).unwrap_or_default(),
             key,
         }
     };
     deployments.iter().map(found).collect()
+}
+
+/// The pod of rank 0, which must show its certificate. Nobody's certificate names a pod without a name.
+fn leader_pod(group: &LlamaGroup, status: &LlamaGroupStatus) -> LeaderPod {
+    let first = status.ranks.iter().find(|rank| rank.rank == 0);
+    LeaderPod {
+        group: group.name_any(),
+        pod: first.map(|rank| rank.pod.clone()).unwrap_or_default(),
+    }
 }
 
 /// The leaders of the revision that is rolled out, while others serve too and it is to have a share of its own. `revisions`: by address.
@@ -208,6 +224,26 @@ mod tests {
         assert_eq!((&found[0].problem, found[0].max_context), (&None, Some(128)));
         // The groups were made when the model had another name.
         assert_eq!(found[0].former.iter().collect::<Vec<_>>(), ["m"]);
+    }
+
+    #[test]
+    fn leaders_must_show_who_they_are_where_the_snapshot_of_their_group_says_so() {
+        let mut group = group("smol-0", "Serving", true, "Run", "10.0.0.1:18051");
+        let found = |group: &Arc<LlamaGroup>| {
+            collect(&[deployment(serde_json::json!({}))], &[group.clone()])[0]
+                .authenticated
+                .clone()
+        };
+        assert!(found(&group).is_empty());
+        let changed = Arc::make_mut(&mut group);
+        changed.spec.template.transport = Transport::Mutual;
+        let ranks = serde_json::json!([{"rank": 0, "pod": "smol-0-0-3"}, {"rank": 1, "pod": "smol-0-1-0"}]);
+        changed.status.as_mut().unwrap().ranks = serde_json::from_value(ranks).unwrap();
+        let expected = LeaderPod {
+            group: "smol-0".to_owned(),
+            pod: "smol-0-0-3".to_owned(),
+        };
+        assert_eq!(found(&group), [("10.0.0.1:18051".to_owned(), expected)].into());
     }
 
     #[test]

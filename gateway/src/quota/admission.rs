@@ -6,6 +6,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 use std::time::Duration;
 
 use axum::http::StatusCode;
+use llamero_identity::connect::Link;
 use llamero_proto::v1::{AdmitReply, AdmitRequest, Limit, Running, SettleRequest};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
@@ -25,6 +26,8 @@ pub struct Quotas {
     pub ledger: Ledger,
     /// Longest time that a request waits for the gateway that keeps its key's books.
     patience: Duration,
+    /// How other gateways are reached.
+    link: Link,
     peers: RwLock<Arc<Peers>>,
     /// Requests that run here, by key.
     running: Mutex<HashMap<String, (Limits, u32)>>,
@@ -46,10 +49,11 @@ impl Quotas {
     /// Of a gateway that is alone until it hears of others. A request waits up to `patience` for the one that keeps its
     /// key's books.
     #[must_use]
-    pub fn new(patience: Duration) -> Arc<Self> {
+    pub fn new(patience: Duration, link: Link) -> Arc<Self> {
         Arc::new(Self {
             ledger: Ledger::new(),
             patience,
+            link,
             peers: RwLock::default(),
             running: Mutex::default(),
             sequence: AtomicU64::new(1),
@@ -59,7 +63,7 @@ impl Quotas {
     /// The gateways that are ready, `own` among them.
     pub fn set_peers(&self, own: &str, addresses: &[String]) {
         let before = self.peers();
-        let after = Peers::new(own, addresses, &before);
+        let after = Peers::new(own, addresses, &before, &self.link);
         if after.same(&before) {
             return;
         }

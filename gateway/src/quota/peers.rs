@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
+use llamero_identity::connect::Link;
 use llamero_proto::v1::quota_client::QuotaClient;
 use sha2::{Digest as _, Sha256};
 use tonic::transport::{Channel, Endpoint};
@@ -26,17 +27,17 @@ pub enum Keeper {
 }
 
 impl Peers {
-    /// This gateway and others. Connections of `before` stay; an address that cannot be dialled is left out with a
+    /// This gateway and others, reached by `link`. Connections of `before` stay; an address that cannot be dialled is left out with a
     /// warning.
     #[must_use]
-    pub fn new(own: &str, addresses: &[String], before: &Self) -> Self {
+    pub fn new(own: &str, addresses: &[String], before: &Self, link: &Link) -> Self {
         let others = addresses.iter().filter(|address| *address != own);
         let client = |address: &String| match before.others.get(address) {
             Some(client) => Some((address.clone(), client.clone())),
             None => match Endpoint::from_shared(format!("http://{address}")) {
                 Ok(endpoint) => {
                     let endpoint = endpoint.connect_timeout(CONNECT_TIMEOUT).tcp_nodelay(true);
-                    Some((address.clone(), QuotaClient::new(endpoint.connect_lazy())))
+                    Some((address.clone(), QuotaClient::new(link.channel(&endpoint))))
                 }
                 Err(error) => {
                     tracing::warn!(%address, %error, "a gateway has an address that cannot be dialled");
@@ -101,7 +102,7 @@ mod tests {
         let all: Vec<String> = (1..=3).map(|host| format!("10.0.0.{host}:18053")).collect();
         let views: Vec<Peers> = all
             .iter()
-            .map(|own| Peers::new(own, &all, &Peers::default()))
+            .map(|own| Peers::new(own, &all, &Peers::default(), &Link::Plain))
             .collect();
         let keeps = |peers: &Peers, key: &str| matches!(peers.keeper(key), Keeper::Here);
         let keys: Vec<String> = (0..300).map(|index| format!("team-{index}")).collect();
@@ -112,7 +113,7 @@ mod tests {
         for key in &keys {
             assert_eq!(views.iter().filter(|view| keeps(view, key)).count(), 1, "{key}");
         }
-        let fewer = Peers::new(&all[0], &all[..2], &views[0]);
+        let fewer = Peers::new(&all[0], &all[..2], &views[0], &Link::Plain);
         assert!(
             keys.iter()
                 .all(|key| !keeps(&views[0], key) || keeps(&fewer, key))

@@ -3,6 +3,7 @@
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use llamero_identity::connect::Link;
 use llamero_proto::v1::{
     LoadRequest, LoadSample, completion_client::CompletionClient, telemetry_client::TelemetryClient,
 };
@@ -12,6 +13,7 @@ use tokio::time::Instant;
 use tonic::transport::{Channel, Endpoint};
 
 use super::balance::Candidate;
+use super::dialler::LeaderPod;
 
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
 /// A dead node sends nothing, not even a reset: after this silence a ping is sent, and `PING_TIMEOUT` later the
@@ -42,6 +44,7 @@ pub fn completion(channel: Channel) -> CompletionClient<Channel> {
 #[derive(Debug)]
 pub struct Leader {
     address: String,
+    expected: Option<LeaderPod>,
     channel: Channel,
     load: Arc<Mutex<Load>>,
     telemetry: AbortHandle,
@@ -69,11 +72,23 @@ impl Load {
 }
 
 impl Leader {
-    /// Dial `ip:port`, lazily, and follow its load. One HTTP/2 connection carries everything.
+    /// Dial `ip:port` in plain text: see [`Self::dial`].
     ///
     /// # Errors
     /// When the address does not make a URI.
     pub fn connect(address: &str) -> Result<Arc<Self>, tonic::transport::Error> {
+        Self::dial(address, &Link::Plain, None)
+    }
+
+    /// Dial `ip:port`, lazily, and follow its load. One HTTP/2 connection carries everything. `expected` is who must answer, as `link` knows.
+    ///
+    /// # Errors
+    /// When the address does not make a URI.
+    pub fn dial(
+        address: &str,
+        link: &Link,
+        expected: Option<LeaderPod>,
+    ) -> Result<Arc<Self>, tonic::transport::Error> {
         let endpoint = Endpoint::from_shared(format!("http://{address}"))?
             .connect_timeout(CONNECT_TIMEOUT)
             .tcp_nodelay(true)
@@ -82,11 +97,12 @@ impl Leader {
             .http2_keep_alive_interval(PING_INTERVAL)
             .keep_alive_timeout(PING_TIMEOUT)
             .keep_alive_while_idle(true);
-        let channel = endpoint.connect_lazy();
+        let channel = link.channel(&endpoint);
         let load = Arc::new(Mutex::new(Load::default()));
         let telemetry = tokio::spawn(follow(channel.clone(), Arc::clone(&load))).abort_handle();
         Ok(Arc::new(Self {
             address: address.to_owned(),
+            expected,
             channel,
             load,
             telemetry,
@@ -97,6 +113,12 @@ impl Leader {
     #[must_use]
     pub fn address(&self) -> &str {
         &self.address
+    }
+
+    /// Whose certificate it must show; none: it is reached in plain text.
+    #[must_use]
+    pub fn expected(&self) -> Option<&LeaderPod> {
+        self.expected.as_ref()
     }
 
     /// The shared connection.

@@ -3,6 +3,7 @@
 //! | module | what it is |
 //! |---|---|
 //! | [`leader`] | one leader: connection, load, failures |
+//! | [`dialler`] | how leaders and other gateways are reached |
 //! | [`affinity`] | which requests belong together |
 //! | [`balance`] | which of several leaders a request goes to |
 //! | [`share`] | a canary's share of the requests |
@@ -12,6 +13,7 @@
 pub mod affinity;
 pub mod balance;
 pub mod classify;
+pub mod dialler;
 pub mod leader;
 pub mod refusals;
 pub mod share;

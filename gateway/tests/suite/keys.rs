@@ -7,6 +7,7 @@ use std::time::Duration;
 use hyper::{Method, StatusCode};
 use llamero_gateway::Settings;
 use llamero_gateway::keys::KeyStore;
+use llamero_identity::connect::Link;
 use llamero_proto::v1::FinishReason;
 use serde_json::{Value, json};
 use tempfile::TempDir;
@@ -326,7 +327,7 @@ async fn a_gateway_whose_keeper_is_gone_admits_its_share() {
     let keeper_is_gone = |own: &str| {
         use llamero_gateway::quota::peers::{Keeper, Peers};
         matches!(
-            Peers::new(own, &gone, &Peers::default()).keeper("alice"),
+            Peers::new(own, &gone, &Peers::default(), &Link::Plain).keeper("alice"),
             Keeper::There(_)
         )
     };

@@ -215,12 +215,33 @@ pub struct GroupTemplate {
     pub one_pod_per_node: Option<OnePodPerNode>,
     /// Time-out of every wait between ranks.
     pub stall_timeout: Duration,
+    /// How operator and gateways reach the pods. Groups of revisions from before there was a choice are reached in plain text.
+    #[serde(default, skip_serializing_if = "Transport::is_plain")]
+    pub transport: Transport,
     /// Settings of the engine.
     #[serde(default)]
     pub engine: Engine,
     /// Settings of the pods; `image` and the memory request are always set here.
     #[serde(default)]
     pub worker: Worker,
+}
+
+/// How operator and gateways reach the pods of a group.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub enum Transport {
+    /// In plain text; whoever reaches a port is answered.
+    #[default]
+    Plain,
+    /// Over TLS with certificates on both sides.
+    Mutual,
+}
+
+impl Transport {
+    /// Whether links are plain text.
+    #[must_use]
+    pub fn is_plain(&self) -> bool {
+        *self == Self::Plain
+    }
 }
 
 /// Ranks that `parallelism` can ask for.

@@ -55,6 +55,8 @@ pub const INFERENCE_PORT: u16 = 18051;
 pub const CONTROL_PORT: u16 = 18052;
 /// Demand: on every gateway pod.
 pub const DEMAND_PORT: u16 = 18053;
+/// Enrolment: on every operator pod, where links are authenticated.
+pub const ENROLMENT_PORT: u16 = 18054;
 /// Liveness, readiness and metrics of a worker pod.
 pub const HEALTH_PORT: u16 = 8080;
 /// Port of the first rank of a pod for its peers; rank `i` of the pod listens at `RANK_PORT + i`.

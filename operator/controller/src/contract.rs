@@ -15,6 +15,7 @@ mod tests {
             (labels::INFERENCE_PORT, ports::INFERENCE),
             (labels::CONTROL_PORT, ports::CONTROL),
             (labels::DEMAND_PORT, ports::DEMAND),
+            (labels::ENROLMENT_PORT, ports::ENROLMENT),
             (labels::HEALTH_PORT, ports::HEALTH),
             (labels::RANK_PORT, ports::RANKS),
         ] {

@@ -92,6 +92,13 @@ impl Leadership {
         Self(held)
     }
 
+    /// The lease is somebody else's.
+    #[cfg(test)]
+    pub(crate) fn not_held_for_tests() -> Self {
+        let (_, held) = watch::channel(None);
+        Self(held)
+    }
+
     /// Returns when the lease is ours. Never returns if it never is.
     pub async fn acquired(&mut self) {
         while !self.is_held() {

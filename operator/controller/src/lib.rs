@@ -21,6 +21,7 @@
 //! | `contract` | (tests) resource types and worker agree |
 //! | [`definitions`] | brings the CustomResourceDefinitions to this release |
 //! | [`form_keys`] | the keys by which ranks of a group know each other |
+//! | [`identities`] | the certificate authority, and who is given certificates |
 //! | [`events`], [`metrics`], [`health`], [`log`] | what people and machines can see of it |
 //! | [`lease`], [`options`], [`wake`] | plumbing |
 #![forbid(unsafe_code)]
@@ -32,6 +33,7 @@ pub mod definitions;
 pub mod events;
 pub mod form_keys;
 pub mod health;
+pub mod identities;
 pub mod lease;
 pub mod links;
 pub mod log;

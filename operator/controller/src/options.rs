@@ -6,7 +6,7 @@ use clap::{Parser, ValueEnum};
 use llamero_api::{deployment::PullPolicy, labels};
 use llamero_core::{
     network::{Network, NetworkOptions, Pods},
-    observed::Settings,
+    observed::{Enrolment, Settings},
     policy::Policy,
 };
 
@@ -58,6 +58,38 @@ pub struct Options {
     /// Secret in the namespace of the lease from which the keys of all groups are derived; it is made when it is not there.
     #[arg(long, env = "LLAMERO_FORM_KEYS_SECRET", default_value = "llamero-form-keys")]
     pub form_keys_secret: String,
+
+    /// Whether links to pods of new groups, and to gateways, are authenticated on both sides by certificates that this operator gives out.
+    #[arg(long, env = "LLAMERO_MTLS", default_value_t = false, action = clap::ArgAction::Set)]
+    pub mtls: bool,
+
+    /// Secret in the namespace of the lease with the certificate authority, in cert-manager's layout; it is made when it is not there.
+    #[arg(long, env = "LLAMERO_CA_SECRET", default_value = "llamero-ca")]
+    pub ca_secret: String,
+
+    /// Trust domain of all identities.
+    #[arg(long, env = "LLAMERO_TRUST_DOMAIN", default_value = "cluster.local", value_parser = name)]
+    pub trust_domain: String,
+
+    /// How long certificates live; they are renewed after half of that.
+    #[arg(long, env = "LLAMERO_CERTIFICATE_LIFE", default_value = "24h", value_parser = certificate_life)]
+    pub certificate_life: Duration,
+
+    /// Where pods reach the enrolment of this operator. Default: the Service `llamero-operator` in the namespace of the lease.
+    #[arg(long, env = "LLAMERO_ENROLMENT_ADDRESS", value_name = "HOST:PORT")]
+    pub enrolment_address: Option<String>,
+
+    /// Address where pods enrol.
+    #[arg(long, env = "LLAMERO_ENROLMENT_LISTEN", default_value = "[::]:18054")]
+    pub enrolment_listen: SocketAddr,
+
+    /// Service account of the gateway pods.
+    #[arg(
+        long,
+        env = "LLAMERO_GATEWAY_SERVICE_ACCOUNT",
+        default_value = "llamero-gateway"
+    )]
+    pub gateway_service_account: String,
 
     /// Keys of taints that say that a node is being taken away, comma-separated. Cordoned nodes always count.
     #[arg(
@@ -173,6 +205,8 @@ impl Options {
             urgent_taints: self.urgent_taints.clone(),
             policy: self.policy(),
             network: Some(self.network()),
+            // Known once there is an authority.
+            enrolment: None,
             pull_secrets: self
                 .worker_pull_secrets
                 .iter()
@@ -195,6 +229,25 @@ impl Options {
                 namespace: self.gateway_namespace().to_owned(),
                 labels: self.gateway_selector.0.iter().cloned().collect(),
             },
+            enrolment: self.mtls.then_some(self.enrolment_listen.port()),
+        }
+    }
+
+    /// Where pods enrol, for an authority with these roots in PEM.
+    #[must_use]
+    pub fn enrolment(&self, roots: &str) -> Enrolment {
+        let usual = || {
+            format!(
+                "llamero-operator.{}.svc:{}",
+                self.lease_namespace,
+                self.enrolment_listen.port()
+            )
+        };
+        Enrolment {
+            address: self.enrolment_address.clone().unwrap_or_else(usual),
+            installation: self.lease_namespace.clone(),
+            trust_domain: self.trust_domain.clone(),
+            roots: roots.to_owned(),
         }
     }
 
@@ -218,6 +271,22 @@ impl Options {
 
 fn network_options(text: &str) -> Result<NetworkOptions, String> {
     serde_json::from_str(text).map_err(|error| format!("it is no such JSON: {error}"))
+}
+
+fn name(text: &str) -> Result<String, String> {
+    if llamero_identity::spiffe::is_name(text) {
+        return Ok(text.to_owned());
+    }
+    Err("give small letters, digits, - and ., such as cluster.local".to_owned())
+}
+
+fn certificate_life(text: &str) -> Result<Duration, String> {
+    let life = llamero_settings::duration::parse(text).map_err(|error| error.to_string())?;
+    let bounds = Duration::from_secs(10)..=Duration::from_secs(90 * 86_400);
+    if bounds.contains(&life) {
+        return Ok(life);
+    }
+    Err("give between 10s and 2160h".to_owned())
 }
 
 fn pull_policy(text: &str) -> Result<PullPolicy, String> {

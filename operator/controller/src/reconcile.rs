@@ -21,6 +21,7 @@ use crate::{
     events::Events,
     form_keys::FormKeys,
     health::Health,
+    identities::Identities,
     lease::Leadership,
     links::Links,
     metrics::Metrics,
@@ -50,6 +51,7 @@ pub struct Reconciler {
     metrics: Metrics,
     health: Health,
     client: Client,
+    identities: Option<Identities>,
 }
 
 impl Reconciler {
@@ -72,7 +74,14 @@ impl Reconciler {
             leadership,
             metrics,
             health,
+            identities: None,
         }
+    }
+
+    /// The loop with authenticated links.
+    #[must_use]
+    pub fn with_identities(self, identities: Option<Identities>) -> Self {
+        Self { identities, ..self }
     }
 
     /// Runs until `stop`. Waits for the caches, then for the lease.
@@ -91,6 +100,14 @@ impl Reconciler {
         self.metrics.leading.set(1);
         let (namespace, secret) = (&self.options.lease_namespace, &self.options.form_keys_secret);
         let keys = FormKeys::load(&self.client, namespace, secret).await;
+        if let Some(identities) = &mut self.identities {
+            identities.ready().await;
+        }
+        let mut roots = self
+            .identities
+            .as_ref()
+            .map(|identities| identities.authority.clone());
+        let options = self.options.clone();
         let manage = self.options.manage_crds;
         let (definitions, problem) = Definitions::new(self.client.clone(), manage, self.leadership.clone());
         if let Some(until_well) = definitions.first().await {
@@ -101,6 +118,10 @@ impl Reconciler {
         let mut number = 0u64;
         loop {
             work.settings.definitions.clone_from(&problem.borrow());
+            if let Some(roots) = &mut roots {
+                let authority = roots.borrow_and_update();
+                work.settings.enrolment = authority.as_ref().map(|one| options.enrolment(one.roots_pem()));
+            }
             health.pass_begins();
             number += 1;
             let span = info_span!("pass", id = number);
@@ -140,6 +161,7 @@ impl Loop {
             metrics,
             client,
             health: _,
+            identities,
         } = parts;
         let writer = Arc::new(Writer::new(client.clone(), leadership.clone(), caches.clone()));
         let hands = Hands {
@@ -151,7 +173,7 @@ impl Loop {
         };
         Self {
             model: Model::default(),
-            links: Links::new(&wake),
+            links: Links::new(&wake, identities.map(|identities| identities.dialler)),
             actuators: Actuators::new(hands, wake.clone()),
             statuses: Statuses::new(Arc::clone(&writer), metrics.clone(), wake),
             refusals: Refusals::default(),

@@ -9,6 +9,7 @@ use tracing::info;
 
 use crate::{
     health::{self, Health},
+    identities::{self, IdentitiesError},
     lease::{self, LeaseConfig, LeaseError},
     metrics::Metrics,
     observe::seen_pod::Projection,
@@ -38,6 +39,9 @@ pub enum RunError {
         #[source]
         error: std::io::Error,
     },
+    /// Pods cannot enrol.
+    #[error(transparent)]
+    Identities(#[from] IdentitiesError),
     /// Leadership was lost.
     #[error(transparent)]
     Lease(#[from] LeaseError),
@@ -69,13 +73,16 @@ pub async fn run(options: Options, stop: CancellationToken) -> Result<(), RunErr
     let mut lease = tokio::spawn(lease);
     let address = options.http_address;
     let mut health_server = tokio::spawn(health::serve(address, health.clone(), registry, stop.clone()));
-    let reconciler = Reconciler::new(&client, options, caches, wake, leadership, metrics, health);
+    let (identities, mut enrolling) = identities::start(&client, &options, &leadership)?;
+    let reconciler = Reconciler::new(&client, options, caches, wake, leadership, metrics, health)
+        .with_identities(identities);
     let mut reconciling = tokio::spawn(reconciler.run(stop.clone()));
 
     let result = tokio::select! {
         ended = &mut lease => flatten(ended).map_err(RunError::from),
         served = &mut health_server => flatten(served).map_err(|error| RunError::Listen { address, error }),
         ended = &mut reconciling => flatten(ended.map(Ok)),
+        served = &mut enrolling => flatten(served).map_err(RunError::from),
     };
     // A task that has ended may have been awaited above, and must not be awaited again.
     reconciling.abort();

@@ -2,6 +2,7 @@
 //!
 //! ```text
 //! operator ──────── 18052 control, 18051 load ──────► ┌────────┐ ◄── 18100… ranks ── pods of the same deployment
+//! operator ◄─────── 18054 enrolment, where links are authenticated
 //! gateways ──────── 18051 inference ────────────────► │ worker │ ──► DNS; where weights come from a Hub: its port, not the cloud's metadata
 //! whoever scrapes ─ 8080 metrics ───────────────────► └────────┘
 //! ```
@@ -96,6 +97,8 @@ pub struct Network {
     pub operator: Pods,
     /// The gateways' pods.
     pub gateways: Pods,
+    /// Port where the operator lets pods enrol, if it does.
+    pub enrolment: Option<u16>,
 }
 
 /// Name of the policy of a deployment.
@@ -181,7 +184,10 @@ fn fence(name: &str, network: &Network, remote: &BTreeSet<u16>) -> NetworkPolicy
     let ingress = vec![
         from(vec![own.clone()], ranks()),
         from(inference, vec![ports("TCP", labels::INFERENCE_PORT, None)]),
-        from(vec![operator], vec![ports("TCP", labels::CONTROL_PORT, None)]),
+        from(
+            vec![operator.clone()],
+            vec![ports("TCP", labels::CONTROL_PORT, None)],
+        ),
         from(
             options.metrics_from.clone(),
             vec![ports("TCP", labels::HEALTH_PORT, None)],
@@ -195,6 +201,9 @@ fn fence(name: &str, network: &Network, remote: &BTreeSet<u16>) -> NetworkPolicy
     if !remote.is_empty() {
         let remote = remote.iter().map(|port| ports("TCP", *port, None));
         egress.push(to(anywhere(options.metadata_address), remote.collect()));
+    }
+    if let Some(port) = network.enrolment {
+        egress.push(to(vec![operator], vec![ports("TCP", port, None)]));
     }
     egress.extend(options.egress.iter().cloned());
     if options.restrict_egress {

@@ -66,6 +66,21 @@ pub struct Settings {
     pub policy: Policy,
     /// How worker pods are fenced; absent: nobody looks after that.
     pub network: Option<Network>,
+    /// Where pods of new groups enrol; absent: they are reached in plain text.
+    pub enrolment: Option<Enrolment>,
+}
+
+/// Where pods come by their certificates.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Enrolment {
+    /// `host:port` of the operator's enrolment.
+    pub address: String,
+    /// Namespace of operator and gateways.
+    pub installation: String,
+    /// Trust domain of all identities.
+    pub trust_domain: String,
+    /// Certificates that are believed, in PEM.
+    pub roots: String,
 }
 
 /// A node.

@@ -345,6 +345,8 @@ pub struct Verdict {
     pub name_owner: Option<Key>,
     /// Why no group goes although the new revision has no room beside the old one.
     pub trial: Option<String>,
+    /// The installation authenticates links.
+    pub authenticated: bool,
     /// What is wrong with the cluster's CustomResourceDefinitions.
     pub definitions: Option<String>,
     /// Why a step about the deployment itself was refused, in the words of who refused it.

@@ -13,7 +13,7 @@ use llamero_api::{
         CheckpointStatus, OnePodPerNode, PlanStatus, PullPolicy, Resources as WorkerResources, Source,
         TopologyPolicy, Worker,
     },
-    group::GroupTemplate,
+    group::{GroupTemplate, Transport},
     quantity,
 };
 use serde_json::{Map, Value, json};
@@ -85,8 +85,17 @@ pub fn template(
         topology_policy: spec.placement.policy,
         one_pod_per_node: Some(one_pod_per_node(spec)),
         stall_timeout: spec.recovery.stall_timeout,
+        transport: transport(settings),
         engine: spec.engine.clone(),
         worker,
+    }
+}
+
+/// New groups are reached as the installation says; kept revisions as they were made.
+fn transport(settings: &Settings) -> Transport {
+    match settings.enrolment {
+        Some(_) => Transport::Mutual,
+        None => Transport::Plain,
     }
 }
 
@@ -255,6 +264,33 @@ mod tests {
     #[test]
     fn digest_is_golden() {
         assert_eq!(digest(&spec(|_| {}), "llama"), "0fc80c83b0");
+    }
+
+    /// Switching it on rolls nobody's pods either: it is no part of the digest.
+    #[test]
+    fn links_are_as_the_installation_says_when_a_revision_is_made() {
+        let object: LlamaDeployment = serde_json::from_value(
+            json!({"apiVersion": "llamero.dev/v1alpha1", "kind": "LlamaDeployment", "metadata": {"name": "d"}, "spec": spec(|_| {})}),
+        )
+        .unwrap();
+        let made = |enrolment| {
+            let settings = Settings {
+                enrolment,
+                ..Settings::default()
+            };
+            template(&object, &PlanStatus::default(), None, &settings)
+        };
+        let (before, after) = (made(None), made(Some(Default::default())));
+        assert_eq!(
+            (before.transport, after.transport),
+            (Transport::Plain, Transport::Mutual)
+        );
+        // What was kept before there was a choice is read as plain text, and written as it was.
+        let kept = serde_json::to_value(&before).unwrap();
+        assert!(kept.get("transport").is_none());
+        let read: GroupTemplate = serde_json::from_value(kept).unwrap();
+        assert_eq!(read, before);
+        assert_eq!(serde_json::to_value(&after).unwrap()["transport"], "Mutual");
     }
 
     #[test]

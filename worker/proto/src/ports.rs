@@ -9,6 +9,7 @@
 //! | 18051 | worker of rank 0: inference (gRPC) |
 //! | 18052 | worker: rank control (gRPC) |
 //! | 18053 | gateway: demand and quota (gRPC) |
+//! | 18054 | operator: enrolment (gRPC) |
 //! | 18100 … | worker: ranks for their peers, one port each |
 
 /// `vllm.Inference`, Completion, Telemetry: on the leader's pod.
@@ -17,6 +18,8 @@ pub const INFERENCE: u16 = 18051;
 pub const CONTROL: u16 = 18052;
 /// `Demand`: on every gateway pod.
 pub const DEMAND: u16 = 18053;
+/// `Enrolment`: on every operator pod, where links are mutually authenticated.
+pub const ENROLMENT: u16 = 18054;
 /// Liveness, readiness and metrics of a worker pod.
 pub const HEALTH: u16 = 8080;
 /// Port of the first rank of a pod for its peers; rank `i` of the pod listens at `RANKS + i`.
@@ -29,9 +32,9 @@ mod tests {
     #[test]
     fn no_port_is_one_that_the_kernel_hands_out() {
         let last_rank = RANKS + u16::try_from(llamero_settings::limits::MAX_RANKS_PER_POD).unwrap();
-        for port in [INFERENCE, CONTROL, DEMAND, HEALTH, last_rank] {
+        for port in [INFERENCE, CONTROL, DEMAND, ENROLMENT, HEALTH, last_rank] {
             assert!(port < 32_768, "{port}");
         }
-        const { assert!(DEMAND < RANKS) };
+        const { assert!(ENROLMENT < RANKS) };
     }
 }

@@ -147,6 +147,9 @@ pub struct RankConfig {
     pub inference_port: u16,
     /// The ranks of this pod have more compute threads than it may use processors, so waiting must not spin.
     pub oversubscribed: bool,
+    /// Namespace of the operator and the gateways that may call, with certificates; none: clients are served in plain text.
+    #[serde(default)]
+    pub installation: Option<String>,
     /// Names this server towards clients.
     pub instance_id: String,
 }

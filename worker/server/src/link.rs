@@ -10,6 +10,7 @@ use std::net::IpAddr;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use llamero_engine::mesh::GroupKey;
+use llamero_identity::credentials::Material;
 use llamero_proto::v1::Phase;
 use rustix::net::{
     RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer, SendAncillaryMessage,
@@ -27,6 +28,8 @@ pub enum Down {
     Start(Box<RankConfig>),
     /// The members of the group.
     Form(Membership),
+    /// The certificate and key by which rank 0 serves clients, again at every renewal.
+    Credentials(Material),
     /// Stop. Rank 0: not ready, grace, finish, tell the others. Others: go on until rank 0 has left.
     Drain,
 }

@@ -29,10 +29,14 @@ pub mod condition {
     pub const ROUTABLE: &str = "Routable";
     /// Nobody but its owner writes the number of replicas.
     pub const SCALABLE: &str = "Scalable";
+    /// Groups are reached in plain text although the installation authenticates links.
+    pub const INSECURE_LINKS: &str = "InsecureLinks";
 }
 
 /// Reasons of conditions.
 pub mod reason {
+    /// Groups run a revision from before links were authenticated.
+    pub const OLDER_REVISION: &str = "OlderRevision";
     /// All is as wanted.
     pub const AS_WANTED: &str = "AsWanted";
     /// The checkpoint's headers are being read.

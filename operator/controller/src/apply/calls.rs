@@ -2,7 +2,7 @@
 
 use std::{collections::HashMap, time::Duration};
 
-use llamero_api::labels::CONTROL_PORT;
+use llamero_api::{group::Transport, labels::CONTROL_PORT};
 use llamero_core::plan::{FormMember, FormTarget};
 use llamero_proto::v1;
 use tonic::transport::{Channel, Endpoint};
@@ -16,9 +16,24 @@ use crate::links::form;
 /// Connections to control ports by pod UID, those of the report streams.
 pub type Channels = HashMap<String, Channel>;
 
-fn channel(channels: &Channels, target: &FormTarget) -> Result<Channel, EffectError> {
-    if let Some(channel) = channels.get(&target.pod_uid) {
+/// How the pods of a group are reached.
+pub(super) struct Dialled<'a> {
+    /// Connections that are there.
+    pub(super) channels: &'a Channels,
+    /// How others are made.
+    pub(super) transport: Transport,
+}
+
+fn channel(dialled: &Dialled<'_>, target: &FormTarget) -> Result<Channel, EffectError> {
+    if let Some(channel) = dialled.channels.get(&target.pod_uid) {
         return Ok(channel.clone());
+    }
+    if dialled.transport == Transport::Mutual {
+        // Every pass dials the pods that are to be told something; there is no other way to those that must be authenticated.
+        let uid = &target.pod_uid;
+        return Err(EffectError::Dropped(format!(
+            "the pod with uid {uid} is not listened to yet"
+        )));
     }
     Endpoint::from_shared(format!("http://{}", address(&target.ip, CONTROL_PORT)))
         .map(|endpoint| endpoint.connect_timeout(Duration::from_secs(2)).connect_lazy())
@@ -50,7 +65,7 @@ pub(super) struct Forming<'a> {
 /// Begins to tell all targets that are not being told; what comes of it their reports tell. Whether there were any.
 pub(super) fn form(
     peers: &Peers,
-    channels: &Channels,
+    dialled: &Dialled<'_>,
     forming: &Forming<'_>,
     targets: &[FormTarget],
 ) -> Result<bool, EffectError> {
@@ -71,7 +86,7 @@ pub(super) fn form(
     };
     let mut begun = false;
     for target in targets {
-        let call = form::form(channel(channels, target)?, request.clone());
+        let call = form::form(channel(dialled, target)?, request.clone());
         let told = async move { call.await.map(drop) };
         begun |= peers.call(&target.pod_uid, Asked::Form(forming.generation), told)?;
     }
@@ -79,8 +94,8 @@ pub(super) fn form(
 }
 
 /// Begins to ask the leader to finish what runs.
-pub(super) fn drain(peers: &Peers, channels: &Channels, leader: &FormTarget) -> Result<bool, EffectError> {
-    let call = form::drain(channel(channels, leader)?);
+pub(super) fn drain(peers: &Peers, dialled: &Dialled<'_>, leader: &FormTarget) -> Result<bool, EffectError> {
+    let call = form::drain(channel(dialled, leader)?);
     peers.call(&leader.pod_uid, Asked::Drain, call)
 }
 

@@ -2,12 +2,12 @@
 
 use std::collections::BTreeMap;
 
-use llamero_core::{Action, Step, observed::Settings, plan::EventKind};
+use llamero_core::{Action, Key, Step, observed::Settings, plan::EventKind};
 use tracing::{debug, info, warn};
 
 use super::{
     EffectError, Index, Subject, Writer,
-    calls::{self, Channels},
+    calls::{self, Channels, Dialled},
     children,
     error::Remedy,
     objects,
@@ -166,7 +166,7 @@ async fn run(tools: &Tools<'_>, action: &Action) -> Result<(), EffectError> {
             name,
             index: member,
             attempt,
-        } => pods::create_member(writer, index, group, name, *member, *attempt).await,
+        } => pods::create_member((writer, tools.settings), index, group, name, *member, *attempt).await,
         Action::Ungate { pod, node, .. } => pods::ungate(writer, index, pod, node).await,
         Action::DeletePod {
             pod, grace_seconds, ..
@@ -228,11 +228,11 @@ async fn run_for_deployment(tools: &Tools<'_>, action: &Action) -> Result<(), Ef
 fn begin_call(tools: &Tools<'_>, action: &Action) -> Option<Result<bool, EffectError>> {
     match action {
         Action::Form {
+            group,
             group_uid,
             generation,
             members,
             targets,
-            ..
         } => {
             let forming = calls::Forming {
                 group_uid,
@@ -240,10 +240,27 @@ fn begin_call(tools: &Tools<'_>, action: &Action) -> Option<Result<bool, EffectE
                 members,
                 key: tools.keys.of_generation(group_uid, *generation),
             };
-            Some(calls::form(tools.peers, tools.channels, &forming, targets))
+            Some(calls::form(
+                tools.peers,
+                &dialled(tools, group),
+                &forming,
+                targets,
+            ))
         }
-        Action::DrainGroup { leader, .. } => Some(calls::drain(tools.peers, tools.channels, leader)),
+        Action::DrainGroup { group, leader } => {
+            Some(calls::drain(tools.peers, &dialled(tools, group), leader))
+        }
         _ => None,
+    }
+}
+
+fn dialled<'a>(tools: &Tools<'a>, group: &Key) -> Dialled<'a> {
+    let found = tools.index.group(group);
+    Dialled {
+        channels: tools.channels,
+        transport: found
+            .map(|group| group.spec.template.transport)
+            .unwrap_or_default(),
     }
 }
 
@@ -253,8 +270,6 @@ fn not_about(action: &Action, what: &str) -> EffectError {
 
 #[cfg(test)]
 mod tests {
-    use llamero_core::Key;
-
     use super::*;
 
     fn step(action: Action) -> Step {

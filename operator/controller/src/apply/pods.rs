@@ -2,15 +2,15 @@
 
 use k8s_openapi::api::core::v1::Pod;
 use kube::{ResourceExt as _, api::DeleteParams};
-use llamero_api::LlamaDeployment;
-use llamero_core::{Key, plan::PodRef};
+use llamero_api::{LlamaDeployment, group::Transport};
+use llamero_core::{Key, observed::Settings, plan::PodRef};
 
 use super::{EffectError, Index, Writer, owned};
-use crate::build::{bind, parts, pod};
+use crate::build::{bind, enrol, parts, pod};
 
 /// Creates the gated pod of a member; the answer proves that it exists.
 pub(super) async fn create_member(
-    writer: &Writer,
+    (writer, settings): (&Writer, &Settings),
     objects: &Index,
     group: &Key,
     name: &str,
@@ -19,6 +19,13 @@ pub(super) async fn create_member(
 ) -> Result<(), EffectError> {
     let owner = objects.group(group)?;
     let mut wanted = pod::member_pod(owner, index, attempt);
+    if owner.spec.template.transport == Transport::Mutual {
+        let enrolment = settings
+            .enrolment
+            .as_ref()
+            .ok_or_else(|| EffectError::NoAuthority(name.to_owned()))?;
+        enrol::let_enrol(&mut wanted, enrolment);
+    }
     wanted.metadata.name = Some(name.to_owned());
     let there = create(writer, wanted, &group.namespace, &owner.uid().unwrap_or_default()).await?;
     if let Some(uid) = there

@@ -256,7 +256,7 @@ async fn a_quota_s_refusal_is_input_of_the_next_decision_and_releases_the_room()
     let mut model = model();
     let now = now.as_millisecond();
     model.refresh(
-        &mut Links::new(&Wake::default()),
+        &mut Links::new(&Wake::default(), None),
         &Settings::default(),
         &refusals,
         now,

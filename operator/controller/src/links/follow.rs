@@ -1,16 +1,24 @@
 //! Which pods of a group are listened to. Once a group serves only its leader is: it says so for all ranks, and at once when it is over.
 
 use k8s_openapi::jiff::Timestamp;
-use llamero_api::{LlamaGroup, group::Intent, labels};
+use kube::ResourceExt as _;
+use llamero_api::{
+    LlamaGroup,
+    group::{Intent, Transport},
+    labels,
+};
 use llamero_core::{
     observed::{self, PodPhase},
     time::Millis,
 };
+use llamero_identity::{Identity, Role, connect::Link, credentials::Credentials, verify::Expected};
 use llamero_proto::v1;
 use tonic::transport::Channel;
 
 use super::{DemandStream, LoadStream, Pool, RankStream, Received};
-use crate::{apply::calls, metrics::Metrics, observe::streams::Demands, wake::Wake};
+use crate::{
+    apply::calls, build::parts::namespace_of, metrics::Metrics, observe::streams::Demands, wake::Wake,
+};
 
 /// A silent member of a group that has stopped serving has at least this long to be heard again before anybody is blamed.
 const HEARING: Millis = 3_000;
@@ -42,16 +50,51 @@ pub struct Links {
     ranks: Pool<RankStream>,
     loads: Pool<LoadStream>,
     gateways: Pool<DemandStream>,
+    dialler: Option<Dialler>,
+}
+
+/// How links are authenticated.
+#[derive(Clone)]
+pub struct Dialler {
+    /// This operator's certificate.
+    pub credentials: Credentials,
+    /// Trust domain of all identities.
+    pub trust_domain: String,
+    /// Namespace of the gateways.
+    pub gateway_namespace: String,
+}
+
+impl Dialler {
+    fn gateways(&self) -> Link {
+        let expected = Expected::Gateway {
+            trust_domain: self.trust_domain.clone(),
+            namespace: self.gateway_namespace.clone(),
+        };
+        Link::Mutual(self.credentials.clone(), expected)
+    }
+
+    fn worker(&self, group: &LlamaGroup, pod: &observed::Pod) -> Link {
+        let expected = Expected::Pod(Identity {
+            trust_domain: self.trust_domain.clone(),
+            namespace: namespace_of(group),
+            role: Role::Worker {
+                group: group.name_any(),
+            },
+            pod: pod.name.clone(),
+        });
+        Link::Mutual(self.credentials.clone(), expected)
+    }
 }
 
 impl Links {
-    /// No streams yet.
+    /// No streams yet; without a `dialler` all are plain text.
     #[must_use]
-    pub fn new(wake: &Wake) -> Self {
+    pub fn new(wake: &Wake, dialler: Option<Dialler>) -> Self {
         Self {
             ranks: Pool::new(wake.clone()),
             loads: Pool::new(wake.clone()),
             gateways: Pool::new(wake.clone()),
+            dialler,
         }
     }
 
@@ -69,9 +112,21 @@ impl Links {
         gateways: impl Iterator<Item = (&'a String, &'a String)>,
     ) -> Option<Demands> {
         let wanted = gateways.map(|(uid, ip)| (uid.clone(), calls::address(ip, labels::DEMAND_PORT)));
-        let others = self.gateways.set_peers(wanted);
+        let others = self.gateways.set_peers(wanted, &self.link_to_gateways());
         let heard = !self.gateways.take_changed().is_empty();
         (others || heard).then(|| Demands::of(&self.gateways.all()))
+    }
+
+    fn link_to_gateways(&self) -> Link {
+        self.dialler.as_ref().map_or(Link::Plain, Dialler::gateways)
+    }
+
+    /// How a pod is reached, as the snapshot of its group says; not at all without a certificate of our own where one must be shown.
+    fn link(&self, group: &LlamaGroup, pod: &observed::Pod) -> Option<Link> {
+        match group.spec.template.transport {
+            Transport::Plain => Some(Link::Plain),
+            Transport::Mutual => self.dialler.as_ref().map(|dialler| dialler.worker(group, pod)),
+        }
     }
 
     /// The connection to a pod's control port, if it is listened to.
@@ -94,17 +149,20 @@ impl Streams for Links {
         for pod in &membership.pods {
             let (uid, running) = (pod.uid.as_str(), pod.phase == PodPhase::Running);
             let Some(ip) = pod.ip.as_deref() else { continue };
+            let Some(link) = self.link(membership.group, pod) else {
+                continue;
+            };
             let control = calls::address(ip, labels::CONTROL_PORT);
             if quiet.is_some() && pod.index != 0 {
                 self.ranks.pause(uid);
             } else if running {
                 let silent_since = quiet.is_none().then(|| last_proof(membership, now, &self.ranks));
-                self.ranks.want(uid, &control, silent_since.flatten());
+                self.ranks.want(uid, &control, &link, silent_since.flatten());
             }
             // What a pod said last is kept until it is gone: it may tell why it ended.
             if running && pod.index == 0 && membership.scaled {
                 self.loads
-                    .want(uid, &calls::address(ip, labels::INFERENCE_PORT), None);
+                    .want(uid, &calls::address(ip, labels::INFERENCE_PORT), &link, None);
             } else {
                 self.loads.drop_peer(uid);
             }

@@ -12,6 +12,6 @@ pub mod form;
 pub mod pool;
 pub mod subscribe;
 
-pub use follow::{Links, Membership, Streams};
+pub use follow::{Dialler, Links, Membership, Streams};
 pub use pool::{Pool, Received};
 pub use subscribe::{DemandStream, LoadStream, RankStream};

@@ -8,6 +8,7 @@ use std::{
 };
 
 use k8s_openapi::jiff::Timestamp;
+use llamero_identity::connect::Link;
 use tokio::task::JoinHandle;
 use tonic::transport::{Channel, Endpoint};
 use tracing::debug;
@@ -71,20 +72,20 @@ impl<S: Subscribe> Pool<S> {
     }
 
     /// Subscribes to exactly these peers: key and `ip:port`. Whether they are others than before.
-    pub fn set_peers(&mut self, wanted: impl IntoIterator<Item = (String, String)>) -> bool {
+    pub fn set_peers(&mut self, wanted: impl IntoIterator<Item = (String, String)>, link: &Link) -> bool {
         let wanted: HashMap<String, String> = wanted.into_iter().collect();
         let before = self.peers.len();
         self.peers.retain(|key, _| wanted.contains_key(key));
         let mut others = self.peers.len() != before;
         for (key, address) in wanted {
-            others |= self.want(&key, &address, None);
+            others |= self.want(&key, &address, link, None);
         }
         others
     }
 
     /// Subscribes to a peer, `ip:port`; one whose address changed is a new one. One that was not listened to was last known to be there at
     /// `alive_at`: what it said last stays until it speaks again. Whether it was not listened to before.
-    pub fn want(&mut self, key: &str, address: &str, alive_at: Option<Timestamp>) -> bool {
+    pub fn want(&mut self, key: &str, address: &str, link: &Link, alive_at: Option<Timestamp>) -> bool {
         let known = self.peers.get_mut(key).filter(|peer| peer.address == address);
         if known.as_ref().is_some_and(|peer| peer.open.is_some()) {
             return false;
@@ -97,12 +98,12 @@ impl<S: Subscribe> Pool<S> {
         if let (Some(last), Some(alive_at)) = (lock(&latest).as_mut(), alive_at) {
             (last.at, last.broken_at) = (Timestamp::now(), Some(alive_at));
         }
-        let channel = endpoint
+        let endpoint = endpoint
             .connect_timeout(CONNECT_TIMEOUT)
             .http2_keep_alive_interval(KEEP_ALIVE)
             .keep_alive_timeout(KEEP_ALIVE)
-            .keep_alive_while_idle(true)
-            .connect_lazy();
+            .keep_alive_while_idle(true);
+        let channel = link.channel(&endpoint);
         let listener = Listener::<S> {
             key: key.to_owned(),
             address: address.to_owned(),
@@ -300,7 +301,7 @@ mod tests {
         let wake = Wake::default();
         let mut pool = Pool::<DemandStream>::new(wake.clone());
         let peer = address.clone();
-        assert!(pool.set_peers([("uid".to_owned(), address)]));
+        assert!(pool.set_peers([("uid".to_owned(), address)], &Link::Plain));
 
         let stream = streams.recv().await.unwrap();
         stream.send(Ok(sample(1))).await.unwrap();
@@ -334,14 +335,17 @@ mod tests {
             ((0, 0), None)
         );
         let proof = Timestamp::UNIX_EPOCH;
-        assert!(pool.want("uid", &peer, Some(proof)) && !pool.want("uid", &peer, Some(proof)));
+        assert!(
+            pool.want("uid", &peer, &Link::Plain, Some(proof))
+                && !pool.want("uid", &peer, &Link::Plain, Some(proof))
+        );
         let resumed = pool.latest("uid").unwrap();
         assert_eq!((resumed.message, resumed.broken_at), (sample(2), Some(proof)));
         streams.recv().await.unwrap().send(Ok(sample(3))).await.unwrap();
         wake.woken().await;
         assert_eq!(pool.latest("uid").unwrap().message, sample(3));
 
-        assert!(pool.set_peers([]));
+        assert!(pool.set_peers([], &Link::Plain));
         assert_eq!(pool.latest("uid"), None);
         server.abort();
     }

@@ -48,6 +48,7 @@ pub(super) fn decide<'a>(
             .unwrap_or_else(|| revision::digest(&object.spec, object.model_name())),
         name_owner: cluster.names.other_owner(object, &key),
         refusal: refusals::latest(&deployment.refusals),
+        authenticated: cluster.observed.settings.enrolment.is_some(),
         definitions: cluster.observed.settings.definitions.clone(),
         ..Verdict::default()
     };

@@ -64,6 +64,7 @@ pub fn all(facts: &Facts<'_>, previous: &[Condition], now: Millis) -> Vec<Condit
         (condition::SCALABLE, scalable(facts)),
     ]
     .into_iter()
+    .chain(insecure_links(facts).map(|finding| (condition::INSECURE_LINKS, finding)))
     .map(|(type_, Finding(status, reason, message))| {
         let kept = previous.iter().find(|c| c.type_ == type_ && c.status == status);
         Condition {
@@ -272,6 +273,29 @@ fn scalable(facts: &Facts<'_>) -> Finding {
             ),
         ),
     }
+}
+
+/// Groups that are reached in plain text. Nothing is said where links are not authenticated at all.
+fn insecure_links(facts: &Facts<'_>) -> Option<Finding> {
+    if !facts.verdict.authenticated {
+        return None;
+    }
+    let plain: Vec<&str> = facts
+        .rows
+        .iter()
+        .filter(|row| row.view.spec().template.transport.is_plain())
+        .map(|row| row.view.key.name.as_str())
+        .collect();
+    if plain.is_empty() {
+        return Some(no(reason::AS_WANTED, ""));
+    }
+    Some(yes(
+        reason::OLDER_REVISION,
+        format!(
+            "the links of {} are plain text, as their revision was made before links were authenticated: set spec.rollout.restartedAt to now, and new groups take their place",
+            plain.join(", ")
+        ),
+    ))
 }
 
 fn degraded(facts: &Facts<'_>) -> Finding {

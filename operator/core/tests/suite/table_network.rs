@@ -26,6 +26,7 @@ fn network(options: Value) -> Network {
         options: serde_json::from_value::<NetworkOptions>(options).unwrap(),
         operator: pods("llamero-system", "llamero-operator"),
         gateways: pods("llamero-system", "llamero-gateway"),
+        enrolment: None,
     }
 }
 
@@ -101,6 +102,25 @@ fn each_port_is_open_to_who_needs_it_and_nobody_else() {
         outside(&spec),
         BTreeSet::new(),
         "weights of a claim come over no network"
+    );
+}
+
+#[test]
+fn pods_reach_the_operator_where_they_enrol_there() {
+    let mut network = network(json!({}));
+    network.enrolment = Some(18054);
+    let policy = of_deployment(&deployment(|_| {}), &network).unwrap();
+    let told = json!(policy.spec.unwrap().egress);
+    let rule = told.as_array().unwrap().last().unwrap();
+    assert_eq!(rule["ports"], json!([{"port": 18054, "protocol": "TCP"}]));
+    let to = &rule["to"][0];
+    assert_eq!(
+        to["podSelector"]["matchLabels"],
+        json!({"app.kubernetes.io/name": "llamero-operator"})
+    );
+    assert!(
+        !json!(spec(&deployment(|_| {}), json!({}))).to_string().contains("18054"),
+        "only there"
     );
 }
 

@@ -1,11 +1,18 @@
 //! What is reported.
 
+use std::sync::Arc;
+
 use llamero_api::{
     LlamaDeploymentStatus,
     deployment::{condition as kind, reason},
-    group::{GroupPhase, RankPhase},
+    group::{GroupPhase, RankPhase, Transport},
 };
-use llamero_core::{decide, observed::Observed, report, resources::Resources};
+use llamero_core::{
+    decide,
+    observed::{Enrolment, Observed},
+    report,
+    resources::Resources,
+};
 use serde_json::json;
 
 use crate::build::*;
@@ -43,6 +50,37 @@ fn all_is_well() {
     ] {
         assert_eq!(condition(&status, type_).0, expected, "{type_}");
     }
+}
+
+#[test]
+fn switching_authenticated_links_on_rolls_nothing_and_names_what_is_still_plain() {
+    let mut deployment = deployment(|_| {});
+    deployment.groups = vec![serving(&deployment, "llama-0", ["a", "b"])];
+    let mut observed = observed(deployment);
+    count_usage(&mut observed);
+    let has_condition = |status: &LlamaDeploymentStatus| {
+        status
+            .conditions
+            .iter()
+            .any(|condition| condition.type_ == kind::INSECURE_LINKS)
+    };
+    assert!(!has_condition(&status(&observed)), "nobody asked for it");
+    let before = words(&decide(&observed, NOW));
+
+    observed.settings.enrolment = Some(Enrolment::default());
+    assert_eq!(words(&decide(&observed, NOW)), before);
+    let told = status(&observed);
+    let (insecure, why, message) = condition(&told, kind::INSECURE_LINKS);
+    assert_eq!((insecure, why), ("True", reason::OLDER_REVISION));
+    assert!(
+        message.contains("llama-0") && message.contains("restartedAt"),
+        "{message}"
+    );
+    assert_eq!(condition(&told, kind::READY).0, "True");
+
+    let group = &mut observed.deployments[0].groups[0];
+    Arc::make_mut(&mut group.object).spec.template.transport = Transport::Mutual;
+    assert_eq!(condition(&status(&observed), kind::INSECURE_LINKS).0, "False");
 }
 
 #[test]

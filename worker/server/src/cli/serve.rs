@@ -4,6 +4,7 @@ use std::net::{IpAddr, Ipv4Addr};
 use std::path::PathBuf;
 
 use clap::Args;
+use llamero_identity::enrol::args::EnrolmentArgs;
 use llamero_proto::ports;
 use llamero_settings::limits;
 use llamero_settings::listen::EVERYWHERE;
@@ -23,6 +24,9 @@ pub struct ServeArgs {
     /// Where the weights are, if not in the folder.
     #[command(flatten)]
     pub source: SourceArgs,
+    /// Who may call this pod.
+    #[command(flatten)]
+    pub identity: EnrolmentArgs,
     /// UID of the group this pod belongs to; the worker stands alone when absent
     #[arg(long, value_name = "UID", requires = "ranks_per_pod")]
     pub group_uid: Option<String>,

@@ -29,12 +29,12 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use llamero_engine::runtime::EngineHandle;
+use llamero_identity::Serving;
 use llamero_proto::v1::completion_server::CompletionServer;
 use llamero_proto::v1::telemetry_server::TelemetryServer;
 use llamero_settings::limits::MAX_MESSAGE_BYTES;
 use tokio_util::sync::CancellationToken;
 use tonic::transport::Server;
-use tonic::transport::server::TcpIncoming;
 use vllm_proto::control_server::ControlServer;
 use vllm_proto::inference_server::InferenceServer;
 
@@ -70,12 +70,13 @@ pub struct Services {
 /// When the server cannot run.
 pub async fn serve(
     listener: TcpListener,
+    serving: Serving,
     model: Model,
     engine: EngineHandle,
     closing: CancellationToken,
 ) -> anyhow::Result<()> {
     listener.set_nonblocking(true)?;
-    let incoming = TcpIncoming::from(tokio::net::TcpListener::from_std(listener)?).with_nodelay(Some(true));
+    let incoming = serving.incoming(tokio::net::TcpListener::from_std(listener)?);
     let services = Services {
         model: Arc::new(model),
         engine,
@@ -101,7 +102,7 @@ pub async fn serve(
     let server = Server::builder()
         .http2_keepalive_interval(Some(KEEPALIVE))
         .http2_keepalive_timeout(Some(KEEPALIVE))
-        .add_routes(grpc::with_fallback(Receiving::default().bound(routes)))
+        .add_routes(serving.guard(grpc::with_fallback(Receiving::default().bound(routes))))
         .serve_with_incoming_shutdown(incoming, closing.clone().cancelled_owned());
     tokio::pin!(server);
     tokio::select! {

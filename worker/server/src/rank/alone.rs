@@ -9,6 +9,7 @@ use llamero_checkpoint::Progress;
 use llamero_engine::BackendError;
 use llamero_engine::mesh::{GroupKey, Membership};
 use llamero_engine::runtime::{Outcome, Phase, RankControl};
+use llamero_identity::Serving;
 
 use super::clients::Clients;
 use super::open::{Opened, WeightsMemory, open};
@@ -47,6 +48,7 @@ impl Alone {
             rank_port: member.port(),
             inference_port: address.port(),
             oversubscribed: threads > cores,
+            installation: None,
             instance_id: format!("llamero-{}", std::process::id()),
             engine,
         };
@@ -61,7 +63,7 @@ impl Alone {
             key: GroupKey::random().context("the system has no random numbers for a key")?,
         };
         control.form(membership).map_err(|why| anyhow!(why))?;
-        let clients = Clients::serve(clients, model, runtime.engine())?;
+        let clients = Clients::serve(clients, Serving::plain(), model, runtime.engine())?;
         let engine = thread::Builder::new()
             .name("engine".into())
             .spawn(move || runtime.run())?;

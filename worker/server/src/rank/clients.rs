@@ -4,6 +4,7 @@ use std::net::TcpListener;
 use std::thread;
 
 use llamero_engine::runtime::EngineHandle;
+use llamero_identity::Serving;
 use tokio_util::sync::CancellationToken;
 
 use crate::exit::FAILED;
@@ -21,7 +22,12 @@ impl Clients {
     ///
     /// # Errors
     /// The operating system has no threads left.
-    pub fn serve(listener: TcpListener, model: Model, engine: EngineHandle) -> anyhow::Result<Self> {
+    pub fn serve(
+        listener: TcpListener,
+        serving: Serving,
+        model: Model,
+        engine: EngineHandle,
+    ) -> anyhow::Result<Self> {
         let stop = CancellationToken::new();
         let closing = stop.clone();
         let tokio = tokio::runtime::Builder::new_multi_thread()
@@ -29,7 +35,7 @@ impl Clients {
             .enable_all()
             .build()?;
         let thread = thread::Builder::new().name("clients".into()).spawn(move || {
-            if let Err(error) = tokio.block_on(inference::serve(listener, model, engine, closing)) {
+            if let Err(error) = tokio.block_on(inference::serve(listener, serving, model, engine, closing)) {
                 tracing::error!("clients can no longer be served: {error:#}");
                 std::process::exit(FAILED.into());
             }

@@ -25,6 +25,8 @@ use std::thread;
 use anyhow::Context as _;
 use llamero_cpu::PodMemory;
 use llamero_engine::runtime::Outcome;
+use llamero_identity::Serving;
+use llamero_identity::credentials::pair;
 use llamero_settings::listen::listen;
 
 use self::clients::Clients;
@@ -67,8 +69,13 @@ pub fn run(rank: u32) -> anyhow::Result<u8> {
     let (control, engine) = (runtime.control(), runtime.engine());
 
     let grace = config.engine.drain_grace;
+    let (publisher, credentials) = pair();
+    let serving = match config.installation.clone() {
+        Some(installation) => Serving::mutual(credentials, installation),
+        None => Serving::plain(),
+    };
     let clients = match (client_listener, model) {
-        (Some(listener), Some(model)) => Some(Clients::serve(listener, model, engine.clone())?),
+        (Some(listener), Some(model)) => Some(Clients::serve(listener, serving, model, engine.clone())?),
         _ => None,
     };
     reports.send(&Up::Listening {
@@ -82,7 +89,7 @@ pub fn run(rank: u32) -> anyhow::Result<u8> {
     })?;
     thread::Builder::new().name("orders".into()).spawn(move || {
         let _end = EndOfProcess;
-        if let Err(error) = report::obey(orders, &control, grace) {
+        if let Err(error) = report::obey(orders, &control, grace, &publisher) {
             tracing::error!("the supervisor cannot be understood: {error:#}");
         }
     })?;

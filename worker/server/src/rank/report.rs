@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, bail};
 use llamero_engine::mesh::Membership;
 use llamero_engine::runtime::{self, EngineHandle, RankControl};
+use llamero_identity::credentials::{Current, Publisher};
 use llamero_proto::v1::Phase;
 
 use crate::link::{self, Down, Load, RankState, Up};
@@ -72,15 +73,24 @@ impl Reports {
     }
 }
 
-/// Take orders until the supervisor is gone.
+/// Take orders until the supervisor is gone. Certificates go to `credentials`.
 ///
 /// # Errors
 /// When a line cannot be read.
-pub fn obey(orders: impl BufRead, control: &RankControl, grace: Duration) -> anyhow::Result<()> {
+pub fn obey(
+    orders: impl BufRead,
+    control: &RankControl,
+    grace: Duration,
+    credentials: &Publisher,
+) -> anyhow::Result<()> {
     for line in orders.lines() {
         match serde_json::from_str(&line?)? {
             Down::Start(_) => bail!("started twice"),
             Down::Drain => control.drain(grace),
+            Down::Credentials(material) => match Current::new(&material) {
+                Ok(current) => credentials.put(current),
+                Err(error) => tracing::error!("the certificate that came cannot be used: {error}"),
+            },
             Down::Form(membership) => {
                 let members = membership.members.iter();
                 let addresses = members.map(|member| (member.ip, member.port).into());

@@ -4,6 +4,7 @@
 //! | module | what it is |
 //! |---|---|
 //! | [`pod`] | state of the ranks, pure |
+//! | [`enrolment`] | the pod's certificate |
 //! | [`identity`] | which weights these are |
 //! | [`memory`] | memory files that outlive the ranks |
 //! | [`process`] | keeps one rank's process running |
@@ -17,6 +18,7 @@
 
 pub mod backoff;
 pub mod control;
+pub mod enrolment;
 pub mod http;
 pub mod identity;
 pub mod last_words;
@@ -34,12 +36,12 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context as _, bail};
+use llamero_identity::Serving;
 use llamero_proto::v1::rank_control_server::RankControlServer;
 use llamero_settings::listen::listen;
 use tokio::net::TcpListener;
 use tokio::sync::watch;
 use tokio::task::JoinSet;
-use tonic::transport::server::TcpIncoming;
 
 use self::control::Control;
 use self::identity::SharedIdentity;
@@ -72,11 +74,13 @@ pub async fn run(args: ServeArgs) -> anyhow::Result<u8> {
 
     let control = shared_state(&args, local);
     let mut services = JoinSet::new();
-    services.spawn(serve_control(control.clone(), control_listener));
+    let (serving, enrolling) = enrolment::start(&args.identity, &control)?;
+    services.spawn(serve_control(control.clone(), control_listener, serving));
     let routes = http::routes(control.pod.clone());
     services.spawn(async move { Ok(axum::serve(http_listener, routes).await?) });
     let mut helpers = JoinSet::new();
     helpers.spawn(reaper::reap_orphans());
+    helpers.spawn(enrolling);
     helpers.spawn(listening::when_all_listen(args.clone(), control.clone(), ports));
 
     let mut keepers = start_keepers(&args, local, &control)?;
@@ -149,15 +153,15 @@ fn bind(ip: IpAddr, port: u16, flag: &str) -> anyhow::Result<TcpListener> {
     Ok(TcpListener::from_std(listener)?)
 }
 
-async fn serve_control(control: Control, listener: TcpListener) -> anyhow::Result<()> {
+async fn serve_control(control: Control, listener: TcpListener, serving: Serving) -> anyhow::Result<()> {
     let (health, health_service) = tonic_health::server::health_reporter();
     health.set_serving::<RankControlServer<Control>>().await;
     let services = grpc::reflection(&["llamero.v1.RankControl", "grpc.health.v1.Health"])?
         .add_service(RankControlServer::new(control))
         .add_service(health_service);
     tonic::transport::Server::builder()
-        .add_routes(grpc::with_fallback(services))
-        .serve_with_incoming(TcpIncoming::from(listener).with_nodelay(Some(true)))
+        .add_routes(serving.guard(grpc::with_fallback(services)))
+        .serve_with_incoming(serving.incoming(listener))
         .await?;
     Ok(())
 }
@@ -184,6 +188,7 @@ fn start_keepers(args: &ServeArgs, local: LocalRanks, control: &Control) -> anyh
             rank_port,
             inference_port: args.inference_port,
             oversubscribed: args.oversubscribed(local.count),
+            installation: args.identity.installation.clone(),
             instance_id: if args.pod_uid.is_empty() {
                 ALONE.to_owned()
             } else {

@@ -49,6 +49,8 @@ pub struct Pod {
     pub ranks: Vec<RankView>,
     /// The members the pod was told last.
     pub membership: Option<Membership>,
+    /// Why there is no certificate that callers would believe.
+    pub unenrolled: Option<String>,
     /// The pod was asked to drain.
     pub draining: bool,
 }
@@ -91,6 +93,7 @@ impl Pod {
             identity,
             ranks,
             membership: None,
+            unenrolled: None,
             draining: false,
         }
     }
@@ -175,6 +178,9 @@ impl Pod {
     pub fn ready(&self, now: Instant) -> Result<(), String> {
         if self.draining {
             return Err("draining".to_owned());
+        }
+        if let Some(why) = &self.unenrolled {
+            return Err(format!("this pod is not enrolled: {why}"));
         }
         for (rank, view) in (self.identity.first_rank..).zip(&self.ranks) {
             let report = view.report(rank, now);

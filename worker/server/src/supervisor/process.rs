@@ -8,6 +8,7 @@ use std::process::Stdio;
 use std::sync::Arc;
 use std::time::{Instant, SystemTime};
 
+use llamero_identity::credentials::Material;
 use llamero_proto::v1::{ExitKind, RankExit};
 use llamero_sources::FetchError;
 use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader};
@@ -29,6 +30,8 @@ use crate::link::{self, Down, Membership, Up};
 pub struct Orders {
     /// Connect with these members.
     pub membership: Option<Membership>,
+    /// By which rank 0 serves clients.
+    pub credentials: Option<Material>,
     /// Stop serving.
     pub drain: bool,
 }
@@ -214,6 +217,7 @@ fn spawn(rank: u32) -> io::Result<(Child, UnixStream)> {
 
 async fn instruct(mut to: OwnedWriteHalf, config: RankConfig, mut orders: watch::Receiver<Orders>) {
     let mut told = Orders::default();
+    let serves_clients = config.rank == 0;
     let mut lines = link::line(&Down::Start(Box::new(config)));
     loop {
         let Ok(line) = lines else { return };
@@ -227,6 +231,13 @@ async fn instruct(mut to: OwnedWriteHalf, config: RankConfig, mut orders: watch:
             {
                 told.membership = Some(membership.clone());
                 break link::line(&Down::Form(membership));
+            }
+            if serves_clients
+                && wanted.credentials != told.credentials
+                && let Some(credentials) = wanted.credentials
+            {
+                told.credentials = Some(credentials.clone());
+                break link::line(&Down::Credentials(credentials));
             }
             if wanted.drain && !told.drain {
                 told.drain = true;

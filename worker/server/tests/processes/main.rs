@@ -10,6 +10,7 @@ mod exact_streams;
 mod faults;
 mod harness;
 mod hub;
+mod identities;
 mod lifecycle;
 mod pods;
 mod prompts;

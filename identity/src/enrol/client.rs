@@ -1,0 +1,204 @@
+//! Enrols a pod, and renews its certificate after half of its life for as long as the process runs. While the operator is away the
+//! certificate in use stays.
+
+use std::path::{Path, PathBuf};
+use std::time::{Duration, SystemTime};
+
+use llamero_proto::v1::EnrolRequest;
+use llamero_proto::v1::enrolment_client::EnrolmentClient;
+use rcgen::{CertificateParams, KeyPair};
+use tonic::transport::Endpoint;
+use tonic::{Code, Status};
+
+use super::MAX_TOKEN_BYTES;
+use crate::authority::{self, AuthorityError};
+use crate::connect;
+use crate::credentials::{self, Current, Material, MaterialError, Publisher};
+use crate::verify::Expected;
+
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
+const CALL_TIMEOUT: Duration = Duration::from_secs(15);
+/// Pause after an attempt that failed; doubles up to the last.
+const FIRST_RETRY: Duration = Duration::from_millis(500);
+const LAST_RETRY: Duration = Duration::from_secs(30);
+/// No certificate is renewed sooner, however short its life.
+const SHORTEST: Duration = Duration::from_millis(500);
+
+/// Where the first roots come from; later ones come with every renewal.
+#[derive(Debug, Clone)]
+pub enum Roots {
+    /// PEM.
+    Pem(String),
+    /// A file with it.
+    File(PathBuf),
+}
+
+/// Where and as whom to enrol.
+#[derive(Debug, Clone)]
+pub struct Enrolment {
+    /// `host:port` of the operator.
+    pub address: String,
+    /// Its namespace.
+    pub installation: String,
+    /// What is believed.
+    pub roots: Roots,
+    /// The token of this pod's service account.
+    pub token_file: PathBuf,
+    /// Of all identities.
+    pub trust_domain: String,
+}
+
+/// Why there is no certificate.
+#[derive(Debug, thiserror::Error)]
+pub enum EnrolError {
+    /// A file cannot be read.
+    #[error("{} cannot be read: {source}", path.display())]
+    Read {
+        /// Which.
+        path: PathBuf,
+        /// Why.
+        source: std::io::Error,
+    },
+    /// A token that is none.
+    #[error("{} holds {bytes} bytes, and a token has between 1 and {MAX_TOKEN_BYTES}", path.display())]
+    Token {
+        /// Where it lies.
+        path: PathBuf,
+        /// How long it is.
+        bytes: usize,
+    },
+    /// Roots or a key cannot be used.
+    #[error(transparent)]
+    Authority(#[from] AuthorityError),
+    /// The address is none.
+    #[error("{0} is no HOST:PORT to enrol at")]
+    Address(String),
+    /// The operator is away, is not who it should be, or says no.
+    #[error("the operator gave no certificate: {} ({:?})", .0.message(), .0.code())]
+    Refused(Box<Status>),
+    /// What came cannot be used.
+    #[error("the operator's certificate cannot be used: {0}")]
+    Material(#[from] MaterialError),
+}
+
+impl From<Status> for EnrolError {
+    fn from(status: Status) -> Self {
+        Self::Refused(Box::new(status))
+    }
+}
+
+impl EnrolError {
+    /// What the operator answered, if it did.
+    #[must_use]
+    pub fn code(&self) -> Option<Code> {
+        match self {
+            Self::Refused(status) => Some(status.code()),
+            _ => None,
+        }
+    }
+}
+
+impl Enrolment {
+    /// A certificate for a new key. The operator must prove that it is one; `known` are roots that came with the last certificate.
+    ///
+    /// # Errors
+    /// [`EnrolError`].
+    pub async fn enrol(&self, known: Option<&Material>) -> Result<Material, EnrolError> {
+        let token = self.token().await?;
+        let roots = self.roots(known).await?;
+        let store = authority::store(&roots).map_err(MaterialError::from)?;
+        let operator = Expected::Operator {
+            trust_domain: self.trust_domain.clone(),
+            namespace: self.installation.clone(),
+        };
+        let config = credentials::anonymous(store, operator).map_err(MaterialError::from)?;
+        let endpoint = Endpoint::from_shared(format!("http://{}", self.address))
+            .map_err(|_| EnrolError::Address(self.address.clone()))?
+            .connect_timeout(CONNECT_TIMEOUT)
+            .timeout(CALL_TIMEOUT);
+
+        let key = KeyPair::generate().map_err(AuthorityError::Make)?;
+        let request = CertificateParams::default()
+            .serialize_request(&key)
+            .map_err(AuthorityError::Make)?;
+        let answer = EnrolmentClient::new(connect::anonymous(&endpoint, config))
+            .enrol(EnrolRequest {
+                signing_request: request.der().to_vec(),
+                token,
+            })
+            .await?
+            .into_inner();
+        Ok(Material {
+            certificates: answer.certificates,
+            key: key.serialize_der(),
+            roots: answer.roots,
+            installation: self.installation.clone(),
+        })
+    }
+
+    /// Enrols and renews for ever. `tell` hears why there is no certificate that counts, and None once there is one.
+    pub async fn keep(self, publisher: Publisher, tell: impl Fn(Option<String>, Option<&Material>)) {
+        let mut held: Option<(Material, SystemTime)> = None;
+        let mut retry = FIRST_RETRY;
+        loop {
+            let answer = self.enrol(held.as_ref().map(|(material, _)| material)).await;
+            let made = answer.and_then(|material| Ok((Current::new(&material)?, material)));
+            let wait = match made {
+                Ok((current, material)) => {
+                    let wait = current.renew_in(SystemTime::now()).max(SHORTEST);
+                    tracing::info!(identity = %current.identity, renewed_in = ?wait, "enrolled");
+                    held = Some((material.clone(), current.not_after));
+                    publisher.put(current);
+                    tell(None, Some(&material));
+                    retry = FIRST_RETRY;
+                    wait
+                }
+                Err(error) => {
+                    tracing::warn!(%error, "cannot enrol; trying again in {retry:?}");
+                    let counts = held.as_ref().is_some_and(|(_, end)| *end > SystemTime::now());
+                    if !counts {
+                        tell(Some(error.to_string()), None);
+                    }
+                    let wait = retry;
+                    retry = (retry * 2).min(LAST_RETRY);
+                    wait
+                }
+            };
+            tokio::time::sleep(wait).await;
+        }
+    }
+
+    async fn token(&self) -> Result<String, EnrolError> {
+        let path = self.token_file.clone();
+        let text = read(&path).await?;
+        let token = text.trim();
+        if token.is_empty() || token.len() > MAX_TOKEN_BYTES {
+            let bytes = token.len();
+            return Err(EnrolError::Token { path, bytes });
+        }
+        Ok(token.to_owned())
+    }
+
+    /// Those that came last, and those that we were given: the authority may have been replaced meanwhile.
+    async fn roots(
+        &self,
+        known: Option<&Material>,
+    ) -> Result<Vec<rustls_pki_types::CertificateDer<'static>>, EnrolError> {
+        let given = match &self.roots {
+            Roots::Pem(pem) => authority::certificates(pem, "LLAMERO_ROOTS"),
+            Roots::File(path) => authority::certificates(&read(path).await?, "--roots-file"),
+        }?;
+        let known = known.into_iter().flat_map(|material| &material.roots);
+        Ok(given.into_iter().chain(known.cloned().map(Into::into)).collect())
+    }
+}
+
+async fn read(path: &Path) -> Result<String, EnrolError> {
+    let file = path.to_owned();
+    let text = tokio::task::spawn_blocking(move || std::fs::read_to_string(file)).await;
+    let text = text.map_err(std::io::Error::other).and_then(|text| text);
+    text.map_err(|source| EnrolError::Read {
+        path: path.to_owned(),
+        source,
+    })
+}

@@ -1,0 +1,36 @@
+//! Who is who between the parts of Llamero, and who may call whom.
+//!
+//! ```text
+//!  pod ── signing request + token of its service account ──► operator: TokenReview, member of a group? ──► certificate, 24 h
+//!  pod ◄─────────────── TLS 1.3, certificates on both sides, SPIFFE IDs ───────────────► pod
+//! ```
+//!
+//! | module | what it is |
+//! |---|---|
+//! | [`spiffe`] | identities |
+//! | [`access`] | the table of who may call what |
+//! | [`guard`] | its enforcement in gRPC servers |
+//! | [`authority`] | the certificate authority |
+//! | [`certificate`] | what stands in a certificate |
+//! | [`credentials`] | certificate and key in use, swapped when renewed |
+//! | [`verify`] | whether a server is who is expected |
+//! | [`accept`], [`connect`] | both ends of connections |
+//! | [`serving`] | how a gRPC server takes connections |
+//! | [`enrol`] | how a pod comes by its certificate, and renews it |
+
+#![forbid(unsafe_code)]
+
+pub mod accept;
+pub mod access;
+pub mod authority;
+pub mod certificate;
+pub mod connect;
+pub mod credentials;
+pub mod enrol;
+pub mod guard;
+pub mod serving;
+pub mod spiffe;
+pub mod verify;
+
+pub use serving::Serving;
+pub use spiffe::{Identity, Role};

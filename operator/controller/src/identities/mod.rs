@@ -1,0 +1,132 @@
+//! The certificate authority of an installation, and who is given certificates.
+//!
+//! | module | what |
+//! |---|---|
+//! | [`secret`] | the authority in its Secret, and this operator's own certificate |
+//! | [`registrar`] | which pod is behind a token, and whether it is a part of Llamero |
+
+pub mod registrar;
+pub mod secret;
+#[cfg(test)]
+mod tests;
+
+use std::{net::SocketAddr, sync::Arc};
+
+use kube::Client;
+use llamero_identity::{
+    Identity, Role, accept,
+    authority::Authority,
+    credentials::{Clients, pair},
+    enrol::service::Service,
+    guard::guarded,
+    spiffe::is_name,
+};
+use llamero_settings::listen::listen;
+use tokio::{net::TcpListener, sync::watch, task::JoinHandle};
+use tonic::{service::Routes, transport::Server};
+use tracing::info;
+
+use self::{registrar::Kubernetes, secret::Keeper};
+use crate::{lease::Leadership, links::Dialler, options::Options};
+
+/// Why pods cannot enrol.
+#[derive(Debug, thiserror::Error)]
+pub enum IdentitiesError {
+    /// The address cannot be used.
+    #[error(
+        "cannot listen on {address} for the enrolment of pods: {error}. Choose another --enrolment-listen"
+    )]
+    Listen {
+        /// The address.
+        address: SocketAddr,
+        /// Why.
+        #[source]
+        error: std::io::Error,
+    },
+    /// The server ended.
+    #[error("pods can no longer enrol: {0}")]
+    Serve(#[from] tonic::transport::Error),
+}
+
+/// What the loop needs of it.
+pub struct Identities {
+    /// The authority, once there is one.
+    pub authority: watch::Receiver<Option<Arc<Authority>>>,
+    /// How links are authenticated.
+    pub dialler: Dialler,
+}
+
+impl Identities {
+    /// Waits for the authority and this operator's own certificate.
+    pub async fn ready(&mut self) {
+        if self.authority.wait_for(Option::is_some).await.is_err()
+            || self.dialler.credentials.first().await.is_none()
+        {
+            // Whoever keeps them ends with the process only.
+            std::future::pending::<()>().await;
+        }
+    }
+}
+
+/// What goes on beside the loop.
+pub type Enrolling = JoinHandle<Result<(), IdentitiesError>>;
+
+/// Starts to keep the authority and to let pods enrol, at every replica; only the lease holder makes an authority. Nothing of it happens where
+/// links are not authenticated.
+///
+/// # Errors
+/// [`IdentitiesError::Listen`].
+pub fn start(
+    client: &Client,
+    options: &Options,
+    leadership: &Leadership,
+) -> Result<(Option<Identities>, Enrolling), IdentitiesError> {
+    if !options.mtls {
+        return Ok((None, tokio::spawn(std::future::pending())));
+    }
+    let (authorities, authority) = watch::channel(None);
+    let (publisher, credentials) = pair();
+    let keeper = Keeper {
+        client: client.clone(),
+        namespace: options.lease_namespace.clone(),
+        name: options.ca_secret.clone(),
+        life: options.certificate_life,
+        leadership: leadership.clone(),
+        identity: own_identity(options),
+        authorities,
+        publisher,
+    };
+    let address = options.enrolment_listen;
+    let failed = |error| IdentitiesError::Listen { address, error };
+    let listener = listen(address).map_err(failed)?;
+    listener.set_nonblocking(true).map_err(failed)?;
+    let listener = TcpListener::from_std(listener).map_err(failed)?;
+
+    let service = Service::new(Kubernetes::new(client.clone(), options), authority.clone());
+    let routes = guarded(Routes::new(service.server()), &options.lease_namespace);
+    let incoming = accept::tls(listener, credentials.clone(), Clients::Anybody);
+    info!(%address, "pods enrol here");
+    let enrolling = tokio::spawn(async move {
+        tokio::select! {
+            served = Server::builder().add_routes(routes).serve_with_incoming(incoming) => Ok(served?),
+            () = keeper.keep() => Ok(()),
+        }
+    });
+    let dialler = Dialler {
+        credentials,
+        trust_domain: options.trust_domain.clone(),
+        gateway_namespace: options.gateway_namespace().to_owned(),
+    };
+    Ok((Some(Identities { authority, dialler }), enrolling))
+}
+
+fn own_identity(options: &Options) -> Identity {
+    let pod = options.identity();
+    Identity {
+        trust_domain: options.trust_domain.clone(),
+        namespace: options.lease_namespace.clone(),
+        role: Role::Operator,
+        // Outside of a cluster it is the name of a host.
+        pod: if is_name(&pod) { pod } else { "operator".to_owned() },
+    }
+}

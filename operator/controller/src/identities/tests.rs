@@ -1,0 +1,278 @@
+//! Pods enrol over real sockets at an operator whose API server is a scenario.
+
+use std::time::SystemTime;
+
+use clap::Parser as _;
+use llamero_identity::{
+    authority::{self, Pems},
+    credentials::Current,
+    enrol::client::{EnrolError, Enrolment, Roots},
+};
+use serde_json::{Value, json};
+use tonic::Code;
+
+use super::*;
+use crate::mock::{Answer, ApiServer, failure};
+
+const REVIEWS: &str = "/apis/authentication.k8s.io/v1/tokenreviews";
+const GROUP: &str = "/apis/llamero.dev/v1alpha1/namespaces/team/llamagroups/d-0";
+const GATEWAY: &str = "/api/v1/namespaces/system/pods/gateway-1";
+const SECRETS: &str = "/api/v1/namespaces/system/secrets";
+const SECRET: &str = "/api/v1/namespaces/system/secrets/llamero-ca";
+
+fn options(listen: &str) -> Options {
+    let words = [
+        "llamero-operator",
+        "--lease-namespace=system",
+        "--mtls=true",
+        "--identity=operator-0",
+        "--enrolment-listen",
+        listen,
+    ];
+    Options::try_parse_from(words).unwrap()
+}
+
+fn base64(text: &str) -> Value {
+    serde_json::to_value(k8s_openapi::ByteString(text.as_bytes().to_vec())).unwrap()
+}
+
+fn secret(pems: &Pems) -> Value {
+    json!({"apiVersion": "v1", "kind": "Secret", "metadata": {"name": "llamero-ca"}, "data": {
+        "tls.crt": base64(&pems.certificate), "tls.key": base64(&pems.key), "ca.crt": base64(&pems.roots)}})
+}
+
+/// What the API server says of the token of a pod.
+fn review(account: &str, pod: &str, uid: &str) -> Value {
+    json!({"apiVersion": "authentication.k8s.io/v1", "kind": "TokenReview", "spec": {}, "status": {
+        "authenticated": true, "audiences": ["llamero"], "user": {"username": format!("system:serviceaccount:{account}"),
+            "extra": {"authentication.kubernetes.io/pod-name": [pod], "authentication.kubernetes.io/pod-uid": [uid]}}}})
+}
+
+fn group() -> Value {
+    json!({"apiVersion": "llamero.dev/v1alpha1", "kind": "LlamaGroup", "metadata": {"name": "d-0", "namespace": "team"},
+        "spec": {"deployment": "d", "revision": "r", "generation": 2,
+            "members": [{"index": 0, "attempt": 0, "podUID": "uid-0"}, {"index": 1, "attempt": 0, "podUID": "uid-1",
+                "successor": {"attempt": 1, "node": "b", "placedAt": "2026-01-01T00:00:00Z", "podUID": "uid-2"}}],
+            "template": {"modelName": "m", "source": {}, "maxContextLength": 1, "tensor": 2, "pipeline": 1,
+                "ranksPerPod": 1, "kvBytesPerRank": 1, "weightBytesPerRank": 1, "stallTimeout": "1s"}}})
+}
+
+struct Installation {
+    server: ApiServer,
+    enrolment: Enrolment,
+    identities: Identities,
+    enrolling: Enrolling,
+    _folder: tempfile::TempDir,
+}
+
+impl Drop for Installation {
+    fn drop(&mut self) {
+        self.enrolling.abort();
+    }
+}
+
+impl Installation {
+    async fn start(answers: Vec<Answer>) -> Self {
+        let (client, server) = ApiServer::start(answers).await;
+        // A port that is free now; it is asked for by number.
+        let free = std::net::TcpListener::bind("127.0.0.1:0")
+            .unwrap()
+            .local_addr()
+            .unwrap();
+        let options = options(&free.to_string());
+        let (identities, enrolling) = start(&client, &options, &Leadership::held_for_tests()).unwrap();
+        let mut identities = identities.unwrap();
+        identities.ready().await;
+        let folder = tempfile::tempdir().unwrap();
+        let token_file = folder.path().join("token");
+        std::fs::write(&token_file, "a.token.of-a-pod\n").unwrap();
+        let roots = identities
+            .authority
+            .borrow()
+            .as_ref()
+            .unwrap()
+            .roots_pem()
+            .to_owned();
+        let enrolment = Enrolment {
+            address: free.to_string(),
+            installation: "system".into(),
+            roots: Roots::Pem(roots),
+            token_file,
+            trust_domain: "cluster.local".into(),
+        };
+        Self {
+            server,
+            enrolment,
+            identities,
+            enrolling,
+            _folder: folder,
+        }
+    }
+
+    async fn enrol(&self) -> Result<Identity, EnrolError> {
+        let material = self.enrolment.enrol(None).await?;
+        Ok(Current::new(&material)?.identity)
+    }
+}
+
+fn reviewed(account: &str, pod: &str, uid: &str) -> Answer {
+    ("POST", REVIEWS, 201, review(account, pod, uid))
+}
+
+#[tokio::test]
+async fn a_member_enrols_and_nobody_else_does() {
+    let pems = authority::generate(SystemTime::now()).unwrap();
+    let not_for_us = json!({"apiVersion": "authentication.k8s.io/v1", "kind": "TokenReview", "spec": {}, "status": {
+        "authenticated": false, "error": "token audiences [\"api\"] is invalid for the target audiences [\"llamero\"]"}});
+    let other_audience = {
+        let mut answer = review("team:default", "d-0-0-0", "uid-0");
+        answer["status"]["audiences"] = json!(["api"]);
+        answer
+    };
+    let unbound = json!({"apiVersion": "authentication.k8s.io/v1", "kind": "TokenReview", "spec": {}, "status": {
+        "authenticated": true, "audiences": ["llamero"], "user": {"username": "system:serviceaccount:team:default"}}});
+    let answers = vec![
+        ("GET", SECRET, 200, secret(&pems)),
+        reviewed("team:default", "d-0-0-0", "uid-0"),
+        ("GET", GROUP, 200, group()),
+        reviewed("team:default", "d-0-1-1", "uid-2"),
+        ("GET", GROUP, 200, group()),
+        // Another pod's token: its name is a member's, its UID is not; or both are members', not of one pod.
+        reviewed("team:default", "d-0-0-0", "uid-9"),
+        ("GET", GROUP, 200, group()),
+        reviewed("team:default", "d-0-0-0", "uid-1"),
+        ("GET", GROUP, 200, group()),
+        // No member at all; the group is asked for and not there.
+        reviewed("team:default", "x-0-0-0", "uid-0"),
+        reviewed("team:default", "shell", "uid-0"),
+        ("POST", REVIEWS, 201, not_for_us),
+        ("POST", REVIEWS, 201, other_audience),
+        ("POST", REVIEWS, 201, unbound),
+    ];
+    let installation = Installation::start(answers).await;
+    let member = |pod: &str| format!("spiffe://cluster.local/ns/team/group/d-0/pod/{pod}");
+    assert_eq!(installation.enrol().await.unwrap().to_string(), member("d-0-0-0"));
+    assert_eq!(
+        installation.enrol().await.unwrap().to_string(),
+        member("d-0-1-1"),
+        "a successor"
+    );
+    for part in ["team/d-0-0-0", "team/d-0-0-0", "team/x-0-0-0", "team/shell"] {
+        let error = installation.enrol().await.unwrap_err();
+        assert_eq!(error.code(), Some(Code::PermissionDenied), "{error}");
+        assert!(error.to_string().contains(part), "{error}");
+    }
+    for _ in 0..3 {
+        let error = installation.enrol().await.unwrap_err();
+        assert_eq!(error.code(), Some(Code::Unauthenticated), "{error}");
+    }
+    let asked = installation.server.asked();
+    let reviews: Vec<_> = asked.iter().filter(|asked| asked.path == REVIEWS).collect();
+    assert_eq!(reviews.len(), 9);
+    assert!(reviews.iter().all(|asked| {
+        asked.body["spec"] == json!({"audiences": ["llamero"], "token": "a.token.of-a-pod"})
+    }));
+}
+
+#[tokio::test]
+async fn a_gateway_enrols_by_its_account_and_labels() {
+    let pems = authority::generate(SystemTime::now()).unwrap();
+    let pod = |uid: &str, app: &str| {
+        json!({"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "gateway-1", "namespace": "system", "uid": uid,
+            "labels": {"app.kubernetes.io/name": app}}})
+    };
+    let account = "system:llamero-gateway";
+    let answers = vec![
+        ("GET", SECRET, 200, secret(&pems)),
+        reviewed(account, "gateway-1", "uid-0"),
+        ("GET", GATEWAY, 200, pod("uid-0", "llamero-gateway")),
+        reviewed(account, "gateway-1", "uid-0"),
+        ("GET", GATEWAY, 200, pod("uid-0", "something-else")),
+        reviewed(account, "gateway-1", "uid-0"),
+        ("GET", GATEWAY, 200, pod("uid-1", "llamero-gateway")),
+        // The same account's name in a tenant's namespace, and another account beside the gateways.
+        reviewed("team:llamero-gateway", "gateway-1", "uid-0"),
+        reviewed("system:default", "gateway-1", "uid-0"),
+    ];
+    let installation = Installation::start(answers).await;
+    let gateway = "spiffe://cluster.local/ns/system/gateway/pod/gateway-1";
+    assert_eq!(installation.enrol().await.unwrap().to_string(), gateway);
+    for _ in 0..4 {
+        let error = installation.enrol().await.unwrap_err();
+        assert_eq!(error.code(), Some(Code::PermissionDenied), "{error}");
+    }
+}
+
+#[tokio::test]
+async fn the_lease_holder_makes_an_authority_in_cert_managers_layout() {
+    let answers = vec![
+        (
+            "POST",
+            SECRETS,
+            201,
+            json!({"apiVersion": "v1", "kind": "Secret", "metadata": {"name": "llamero-ca"}}),
+        ),
+        (
+            "POST",
+            REVIEWS,
+            500,
+            failure(500, "InternalError", "etcd is away"),
+        ),
+        reviewed("team:default", "d-0-0-0", "uid-0"),
+        ("GET", GROUP, 200, group()),
+    ];
+    let installation = Installation::start(answers).await;
+    let error = installation.enrol().await.unwrap_err();
+    assert_eq!(error.code(), Some(Code::Unavailable), "{error}");
+    installation.enrol().await.unwrap();
+    let made = installation
+        .server
+        .asked()
+        .into_iter()
+        .find(|asked| asked.path == SECRETS)
+        .unwrap()
+        .body;
+    let mut entries: Vec<_> = made["data"].as_object().unwrap().keys().cloned().collect();
+    entries.sort();
+    assert_eq!(
+        (entries, &made["type"]),
+        (
+            ["ca.crt", "tls.crt", "tls.key"].map(str::to_owned).into(),
+            &json!("kubernetes.io/tls")
+        )
+    );
+    let own = installation.identities.dialler.credentials.current().unwrap();
+    assert_eq!(
+        own.identity.to_string(),
+        "spiffe://cluster.local/ns/system/operator/pod/operator-0"
+    );
+}
+
+#[tokio::test]
+async fn a_replica_that_does_not_lead_makes_none() {
+    let (client, server) = ApiServer::start(vec![(
+        "POST",
+        SECRETS,
+        201,
+        json!({"apiVersion": "v1", "kind": "Secret", "metadata": {"name": "llamero-ca"}}),
+    )])
+    .await;
+    let (authorities, _authority) = watch::channel(None);
+    let keeper = Keeper {
+        client,
+        namespace: "system".into(),
+        name: "llamero-ca".into(),
+        life: std::time::Duration::from_secs(60),
+        leadership: Leadership::not_held_for_tests(),
+        identity: own_identity(&options("127.0.0.1:0")),
+        authorities,
+        publisher: pair().0,
+    };
+    assert!(
+        keeper
+            .pems()
+            .await
+            .is_err_and(|error| error.to_string().contains("the lease holder makes it"))
+    );
+    assert_eq!(server.asked(), []);
+}
