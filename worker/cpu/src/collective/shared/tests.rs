@@ -70,7 +70,7 @@ fn frames_of_any_length_go_both_ways_at_once() {
     for length in [0, 1, 7, 8, 2304, (256 << 10) - 48, (3 << 20) + 5] {
         let heard = on_all(3, |mut mesh| {
             (1..=4_u8)
-                .map(|step| {
+                .all(|step| {
                     let byte = |at: usize, rank: u32| (at as u8).wrapping_mul(31) ^ (rank as u8) ^ step;
                     let mine: Vec<u8> = (0..length).map(|at| byte(at, mesh.rank())).collect();
                     let label = Label {
@@ -83,7 +83,6 @@ fn frames_of_any_length_go_both_ways_at_once() {
                         theirs.iter().enumerate().all(|(at, got)| *got == byte(at, peer))
                     })
                 })
-                .all(|right| right)
         });
         assert_eq!(heard, [true; 3], "{length} bytes");
     }
