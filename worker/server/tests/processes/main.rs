@@ -12,6 +12,7 @@ mod harness;
 mod hub;
 mod lifecycle;
 mod pods;
+mod presharded;
 mod prompts;
 mod requests;
 mod sharding;
