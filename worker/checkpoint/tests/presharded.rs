@@ -205,10 +205,13 @@ fn a_rank_reads_its_own_file_in_order() {
     );
 }
 
+/// Numbers of files, and the ranges that were read of them, in order.
+type Reads = Vec<(usize, Range<u64>)>;
+
 #[derive(Debug)]
 struct Recorded {
     folder: std::path::PathBuf,
-    reads: Arc<Mutex<Vec<(usize, Range<u64>)>>>,
+    reads: Arc<Mutex<Reads>>,
     announced: Mutex<Vec<Announced>>,
 }
 
@@ -226,7 +229,7 @@ impl Recorded {
 struct RecordedFile {
     number: usize,
     file: File,
-    reads: Arc<Mutex<Vec<(usize, Range<u64>)>>>,
+    reads: Arc<Mutex<Reads>>,
 }
 
 impl RemoteWeights for Recorded {
