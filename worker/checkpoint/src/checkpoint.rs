@@ -1,18 +1,23 @@
 //! A checkpoint folder: configuration and the headers of all safetensors files.
 
 use std::collections::BTreeMap;
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use crate::config::{GenerationConfig, LlamaConfig};
-use crate::error::Result;
+use crate::error::{PreshardedError, Result, ShardError};
 use crate::io_error::{IoError, is_file};
+use crate::layout::ModelLayout;
 use crate::lfs::LfsPointer;
+use crate::members::Members;
+use crate::presharded::{ShardManifest, check_files};
 use crate::remote::{Announced, RemoteWeights};
 use crate::safetensors::{
     INDEX_NAME, SINGLE_NAME, SafetensorsError, SafetensorsFile, TensorInfo, WeightIndex,
 };
+use crate::shard::ShardPlan;
 
 /// An open checkpoint. Opening reads configuration and headers only; reads are positioned and may run in parallel.
 #[derive(Debug)]
@@ -24,6 +29,14 @@ pub struct Checkpoint {
     file_of: BTreeMap<String, usize>,
     bytes_read: AtomicU64,
     remote: Option<Arc<dyn RemoteWeights>>,
+    presharded: Option<Presharded>,
+}
+
+/// Of a folder with one file a rank: for whom it was made, and the tensors of the whole model.
+#[derive(Debug)]
+struct Presharded {
+    manifest: ShardManifest,
+    tensors: BTreeMap<String, TensorInfo>,
 }
 
 /// Small files that a clone without Git LFS may leave as pointers, beside the weights.
@@ -37,7 +50,7 @@ const SMALL_FILES: [&str; 5] = [
 
 impl Checkpoint {
     /// Open the Hugging Face folder `folder`: `config.json` and either `model.safetensors` or the files of
-    /// `model.safetensors.index.json`.
+    /// `model.safetensors.index.json`; or a folder with one file a rank (see [`crate::presharded`]).
     pub fn open(folder: &Path) -> Result<Self> {
         Self::with(folder, None)
     }
@@ -57,8 +70,21 @@ impl Checkpoint {
             generation.eos_token_ids.clone_from(&config.eos_token_ids);
         }
         drop_unknown(&mut generation.eos_token_ids, config.vocab_size);
-        let (files, file_of) = open_files(folder, remote.as_deref())?;
-        Ok(Self {
+        let presharded = match ShardManifest::read(folder)? {
+            Some(manifest) => Some(Presharded {
+                tensors: manifest.infos(folder)?,
+                manifest,
+            }),
+            None => None,
+        };
+        let (files, file_of) = match &presharded {
+            Some(Presharded { manifest, .. }) => {
+                let names: Vec<&str> = manifest.files.iter().map(|file| file.name.as_str()).collect();
+                (open_each(folder, &names, remote.as_deref())?, BTreeMap::new())
+            }
+            None => open_files(folder, remote.as_deref())?,
+        };
+        let checkpoint = Self {
             folder: folder.to_path_buf(),
             config,
             generation,
@@ -66,7 +92,12 @@ impl Checkpoint {
             file_of,
             bytes_read: AtomicU64::new(0),
             remote,
-        })
+            presharded,
+        };
+        if let Some(made) = checkpoint.presharded() {
+            check_files(&checkpoint, made, &ModelLayout::check(&checkpoint)?)?;
+        }
+        Ok(checkpoint)
     }
 
     /// Where it is.
@@ -96,19 +127,57 @@ impl Checkpoint {
 
     /// All tensors by name.
     pub fn tensors(&self) -> impl Iterator<Item = (&str, &TensorInfo)> {
+        let parted = self.presharded.iter().flat_map(|made| made.tensors.keys());
         self.file_of
             .keys()
+            .chain(parted)
             .filter_map(|name| Some((name.as_str(), self.tensor(name)?)))
     }
 
     /// The tensor of that name.
     #[must_use]
     pub fn tensor(&self, name: &str) -> Option<&TensorInfo> {
+        if let Some(made) = &self.presharded {
+            return made.tensors.get(name);
+        }
         self.files[*self.file_of.get(name)?].tensor(name)
     }
 
+    /// For which groups the folder was made, and of what, if it has one file a rank.
+    #[must_use]
+    pub fn presharded(&self) -> Option<&ShardManifest> {
+        self.presharded.as_ref().map(|made| &made.manifest)
+    }
+
+    /// How the model is split over the ranks of the group `members`.
+    ///
+    /// # Errors
+    /// As [`ShardPlan::of`]; also when the folder has one file a rank and was made for other ranks.
+    pub fn shard_plan(&self, members: &Members) -> Result<ShardPlan, ShardError> {
+        if let Some(made_for) = self.presharded().map(|made| made.topology) {
+            let asked = members.topology();
+            if asked != made_for {
+                return Err(ShardError::MadeForOthers { made_for, asked });
+            }
+            if !members.lost().is_empty() {
+                return Err(ShardError::MadeForAll { made_for });
+            }
+        }
+        ShardPlan::of(&self.config, members)
+    }
+
     /// Fill `buffer` with the bytes of tensor `name` from `offset` on.
+    ///
+    /// # Errors
+    /// A read fails; the folder has one file a rank, so that it has no whole tensors.
     pub fn read_at(&self, name: &str, offset: u64, buffer: &mut [u8]) -> Result<()> {
+        if let Some(made) = self.presharded() {
+            return Err(PreshardedError::NotWhole {
+                path: self.folder.clone(),
+                made_for: made.topology,
+            }
+            .into());
+        }
         let Some(file) = self.file_of.get(name) else {
             let end = offset.saturating_add(buffer.len() as u64);
             let (path, tensor) = (self.folder.clone(), name.to_owned());
@@ -124,6 +193,20 @@ impl Checkpoint {
         self.files[*file].read_at(name, offset, buffer)?;
         self.bytes_read.fetch_add(buffer.len() as u64, Ordering::Relaxed);
         Ok(())
+    }
+
+    /// Fill `buffer` with the bytes of tensor `name` of file `file` from `offset` on.
+    pub(crate) fn read_file_at(&self, file: usize, name: &str, offset: u64, buffer: &mut [u8]) -> Result<()> {
+        self.files[file].read_at(name, offset, buffer)?;
+        self.bytes_read.fetch_add(buffer.len() as u64, Ordering::Relaxed);
+        Ok(())
+    }
+
+    /// Where tensor `name` lies in file `file`.
+    pub(crate) fn range_in_file(&self, file: usize, name: &str) -> Option<Range<u64>> {
+        let file = &self.files[file];
+        let (start, range) = (file.data_start(), &file.tensor(name)?.range);
+        Some(start + range.start..start + range.end)
     }
 
     /// Number of the file that holds the tensor, and the tensor's first byte in it.

@@ -7,6 +7,18 @@ use crate::checkpoint::Checkpoint;
 use crate::config::LlamaConfig;
 use crate::error::LayoutError;
 
+/// Small files beside the weights that a folder made from another takes over as they are, where the source has them;
+/// `config.json` is not among them, because it may have to say something else.
+pub(crate) const SMALL_FILES: [&str; 7] = [
+    "generation_config.json",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "chat_template.jinja",
+    "LICENSE",
+    "USE_POLICY.md",
+];
+
 /// Leaves beside `weight` that a matrix may have. Those of the input belong to quantised activations, which this
 /// engine keeps as they are; those of the output are the KV cache's in AutoFP8's files.
 const OF_MATRIX: [&str; 7] = [

@@ -53,7 +53,7 @@ impl ContentIdentity {
     pub fn of(checkpoint: &Checkpoint) -> Result<Self> {
         let mut hash = Sha256::new();
         hash.update(arithmetic(checkpoint.config()).to_string());
-        for digest in tensors(checkpoint)? {
+        for digest in sample_digests(checkpoint)? {
             hash.update(digest);
         }
         for name in FILES {
@@ -84,8 +84,12 @@ fn arithmetic(config: &LlamaConfig) -> serde_json::Value {
     })
 }
 
-/// The digest of every tensor's header and samples, in the order of names.
-fn tensors(checkpoint: &Checkpoint) -> Result<Vec<[u8; 32]>> {
+/// The digest of every tensor's header and samples, in the order of names. A folder with one file a rank has those of the
+/// checkpoint that it was made from.
+pub(crate) fn sample_digests(checkpoint: &Checkpoint) -> Result<Vec<[u8; 32]>> {
+    if let Some(made) = checkpoint.presharded() {
+        return Ok(made.samples.iter().map(|digest| digest.0).collect());
+    }
     let names: Vec<&str> = checkpoint.tensors().map(|(name, _)| name).collect();
     let next = AtomicUsize::new(0);
     let reader = || -> Result<Vec<(usize, [u8; 32])>> {

@@ -11,7 +11,7 @@ use crate::identity::ContentIdentity;
 use crate::layout::{ModelLayout, TensorId, TensorKind};
 use crate::piece::{pieces, rank_bytes};
 use crate::runs::Runs;
-use crate::shard::{RankShard, ShardPlan};
+use crate::shard::RankShard;
 use crate::summary::{CheckpointSummary, kv_bytes_per_token};
 use crate::topology::Topology;
 
@@ -30,6 +30,8 @@ pub struct Report {
     pub identity: ContentIdentity,
     /// Whether one table serves as embedding and as head.
     pub tied: bool,
+    /// For which groups the folder was made, if it has one file a rank.
+    pub presharded: Option<Topology>,
     /// The arrangement that was asked for.
     pub topology: Topology,
     /// Every rank of the group that was asked for; empty when the model cannot be split so.
@@ -69,13 +71,14 @@ pub fn inspect(folder: &Path, topology: Topology) -> Result<Report> {
 pub fn report(checkpoint: &Checkpoint, identity: ContentIdentity, topology: Topology) -> Result<Report> {
     let layout = ModelLayout::check(checkpoint)?;
     let config = checkpoint.config();
+    let members = topology.into();
     let of_rank = |shard: &RankShard| RankReport {
         weight_bytes: rank_bytes(&layout, shard),
         table_bytes: table_bytes(&layout, shard),
         kv_bytes_per_token: kv_bytes_per_token(config, shard),
         shard: shard.clone(),
     };
-    let ranks = match ShardPlan::new(config, topology) {
+    let ranks = match checkpoint.shard_plan(&members) {
         Ok(plan) => plan.shards().iter().map(of_rank).collect(),
         Err(_) => Vec::new(),
     };
@@ -91,6 +94,7 @@ pub fn report(checkpoint: &Checkpoint, identity: ContentIdentity, topology: Topo
         dtypes,
         identity,
         tied: layout.is_tied(),
+        presharded: checkpoint.presharded().map(|made| made.topology),
         topology,
         ranks,
         unknown_tensors: unknown_tensors(checkpoint, &layout),
@@ -165,6 +169,9 @@ impl fmt::Display for Report {
                 self.unknown_tensors.len(),
                 self.unknown_tensors[0]
             )?;
+        }
+        if let Some(made_for) = self.presharded {
+            writeln!(f, "  one file a rank, made for {made_for}")?;
         }
         writeln!(f, "  content identity {}", self.identity)?;
         write_plans(f, summary, self.topology.pipeline)?;

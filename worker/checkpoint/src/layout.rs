@@ -210,7 +210,7 @@ impl ModelLayout {
             checkpoint,
             &TensorId::all(checkpoint.config()).map(TensorId::module).collect(),
         )?;
-        if layout.is_tied() {
+        if layout.is_tied() && checkpoint.presharded().is_none() {
             check_own_head(checkpoint, &HEAD.name(), &EMBED.name())?;
         }
         Ok(layout)

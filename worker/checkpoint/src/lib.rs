@@ -11,6 +11,7 @@
 //! | [`layout`] | the logical tensors of a Llama, checked against the headers |
 //! | [`topology`] | tensor ranks and pipeline stages |
 //! | [`members`] | which ranks of a group are there |
+//! | [`presharded`] | folders with one file a rank |
 //! | [`shard`] | which layers, heads, leaves and vocabulary rows a rank holds |
 //! | [`runs`] | sets of heads, leaves or rows |
 //! | `strips` | which byte ranges to read for some rows and columns of a tensor |
@@ -27,7 +28,7 @@
 //! | [`convert`] | GGUF to a Hugging Face folder |
 //! | [`quantize`] | bf16 to row-wise FP8 |
 //!
-//! The way to a rank's weights: [`Checkpoint::open`] → [`ModelLayout::check`] → [`ShardPlan::new`] →
+//! The way to a rank's weights: [`Checkpoint::open`] → [`ModelLayout::check`] → [`Checkpoint::shard_plan`] →
 //! [`load::load_rank`].
 
 #![forbid(unsafe_code)]
@@ -49,6 +50,7 @@ pub mod load;
 pub mod members;
 pub mod piece;
 pub mod pod;
+pub mod presharded;
 pub mod progress;
 pub mod quantize;
 pub mod remote;

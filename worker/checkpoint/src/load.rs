@@ -37,6 +37,7 @@ use crate::checkpoint::Checkpoint;
 use crate::error::{Error, Result};
 use crate::layout::ModelLayout;
 use crate::piece::{Piece, pieces, read_rows, read_scales};
+use crate::presharded::RankFile;
 use crate::remote::Announced;
 use crate::shard::RankShard;
 
@@ -47,7 +48,7 @@ pub use together::{Member, PodNotes, Together, load_together};
 
 /// A chunk and its packed form together fit a core's second-level cache, so that packing reads what the kernel has just
 /// copied there; larger reads were not faster from the page cache.
-const CHUNK_BYTES: u64 = 256 << 10;
+pub(crate) const CHUNK_BYTES: u64 = 256 << 10;
 
 /// What a sink may fail with; any error stops the load.
 pub type SinkError = Box<dyn std::error::Error + Send + Sync>;
@@ -104,7 +105,12 @@ pub fn load_rank<S: Sink>(
     sink: &S,
     watch: &mut dyn FnMut(LoadProgress) -> ControlFlow<()>,
 ) -> Result<()> {
-    let load = Load::new(checkpoint, pieces(layout, shard), sink);
+    let pieces = pieces(layout, shard);
+    let file = match checkpoint.presharded() {
+        Some(made) => Some(RankFile::open(checkpoint, made, shard, &pieces)?),
+        None => None,
+    };
+    let load = Load::new(checkpoint, pieces, file, sink);
     load.tell(watch);
     checkpoint.announce(|| load.announced());
     let run = |after_each: &mut dyn FnMut()| load.run(&mut Room::default(), after_each);
@@ -133,6 +139,8 @@ struct Load<'a, S> {
     checkpoint: &'a Checkpoint,
     sink: &'a S,
     pieces: Vec<Piece<'a>>,
+    /// The rank's own file, where the folder has one file a rank.
+    file: Option<RankFile>,
     /// Number of the first chunk of each piece, and of all chunks.
     starts: Vec<usize>,
     total: u64,
@@ -144,15 +152,20 @@ struct Load<'a, S> {
 }
 
 impl<'a, S: Sink> Load<'a, S> {
-    fn new(checkpoint: &'a Checkpoint, mut pieces: Vec<Piece<'a>>, sink: &'a S) -> Self {
-        if checkpoint.is_remote() {
+    fn new(
+        checkpoint: &'a Checkpoint,
+        mut pieces: Vec<Piece<'a>>,
+        file: Option<RankFile>,
+        sink: &'a S,
+    ) -> Self {
+        if checkpoint.is_remote() && file.is_none() {
             // Each file from its beginning to its end: what comes first is needed first.
             pieces.sort_by_key(|piece| checkpoint.position(&piece.tensor.name));
         }
         let mut starts = vec![0];
         let mut chunks = 0;
         for piece in &pieces {
-            chunks += piece.rows().div_ceil(chunk_rows(piece)) as usize;
+            chunks += piece.rows().div_ceil(step(&file, piece)) as usize;
             starts.push(chunks);
         }
         Self {
@@ -160,6 +173,7 @@ impl<'a, S: Sink> Load<'a, S> {
             sink,
             total: pieces.iter().map(Piece::loaded_bytes).sum(),
             pieces,
+            file,
             starts,
             read_before: checkpoint.bytes_read(),
             next: AtomicUsize::new(0),
@@ -171,7 +185,10 @@ impl<'a, S: Sink> Load<'a, S> {
 
     /// What its pieces read.
     fn announced(&self) -> Vec<Announced> {
-        let of_piece = |piece| announced(self.checkpoint, piece);
+        let of_piece = |piece| match &self.file {
+            Some(file) => file.announced(self.checkpoint, piece),
+            None => announced(self.checkpoint, piece),
+        };
         self.pieces.iter().flat_map(of_piece).collect()
     }
 
@@ -203,11 +220,17 @@ impl<'a, S: Sink> Load<'a, S> {
     fn chunk(&self, chunk: usize, room: &mut Room<S::Scratch>) -> Result<u64> {
         let number = self.starts.partition_point(|start| *start <= chunk) - 1;
         let piece = &self.pieces[number];
-        let step = chunk_rows(piece);
+        let step = step(&self.file, piece);
         let first = (chunk - self.starts[number]) as u64 * step;
         let count = step.min(piece.rows() - first);
-        read_rows(self.checkpoint, piece, first..first + count, &mut room.bytes)?;
-        read_scales(self.checkpoint, piece, first..first + count, &mut room.scales)?;
+        let part = first..first + count;
+        let (bytes, scales) = (&mut room.bytes, &mut room.scales);
+        if let Some(file) = &self.file {
+            file.read(self.checkpoint, number, piece, part, bytes, scales)?;
+        } else {
+            read_rows(self.checkpoint, piece, part.clone(), bytes)?;
+            read_scales(self.checkpoint, piece, part, scales)?;
+        }
         let rows = Rows {
             piece,
             first,
@@ -261,7 +284,16 @@ struct Room<T> {
     scratch: T,
 }
 
-fn chunk_rows(piece: &Piece<'_>) -> u64 {
-    let rows = CHUNK_BYTES / piece.row_bytes().max(1);
+/// Rows of `piece` in a chunk: a block of the rank's own file, if it has one.
+fn step(file: &Option<RankFile>, piece: &Piece<'_>) -> u64 {
+    match file {
+        Some(file) => file.step(piece),
+        None => chunk_rows(piece, CHUNK_BYTES),
+    }
+}
+
+/// Rows of `piece` in a chunk of about `bytes`.
+pub(crate) fn chunk_rows(piece: &Piece<'_>, bytes: u64) -> u64 {
+    let rows = bytes / piece.row_bytes().max(1);
     (rows - rows % ROW_MULTIPLE).max(ROW_MULTIPLE)
 }

@@ -10,10 +10,11 @@ use std::path::Path;
 use serde_json::{Value, json};
 
 use crate::checkpoint::Checkpoint;
+use crate::companions::SMALL_FILES;
 use crate::convert::ConvertError;
 use crate::dtype::{Dtype, extend_f32};
 use crate::e4m3;
-use crate::error::Result;
+use crate::error::{PreshardedError, Result};
 use crate::identity::ContentIdentity;
 use crate::io_error::{IoError, is_file};
 use crate::layout::{ModelLayout, Tensor, TensorId, TensorKind};
@@ -26,17 +27,6 @@ pub const MIN_SCALE: f32 = 1.0 / (448.0 * 512.0);
 const ACTIVATION_SCALE_UB: f64 = 1200.0;
 /// Elements quantised at a time.
 const CHUNK: u64 = 1 << 21;
-/// Files that are taken over as they are, where the source has them.
-const COMPANIONS: [&str; 7] = [
-    "generation_config.json",
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "chat_template.jinja",
-    "LICENSE",
-    "USE_POLICY.md",
-];
-
 /// How the configuration announces the weights, and which matrices are quantised.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Scheme {
@@ -108,6 +98,13 @@ pub fn to_fp8(
     report: &mut dyn FnMut(Progress),
 ) -> Result<()> {
     let checkpoint = Checkpoint::open(source)?;
+    if let Some(made) = checkpoint.presharded() {
+        return Err(PreshardedError::NotWhole {
+            path: source.to_path_buf(),
+            made_for: made.topology,
+        }
+        .into());
+    }
     let layout = ModelLayout::check(&checkpoint)?;
     if let Some(tensor) = layout.tensors.iter().find(|tensor| tensor.scale.is_some()) {
         let (tensor, dtype) = (tensor.name.clone(), tensor.dtype);
@@ -129,7 +126,7 @@ pub fn to_fp8(
 
     let identity = ContentIdentity::of(&checkpoint)?;
     let output = OutputDir::resume(target, &format!("{identity} {options:?}"))?;
-    for name in COMPANIONS {
+    for name in SMALL_FILES {
         let from = source.join(name);
         if is_file(&from)? {
             output.copy(name, &from)?;

@@ -8,7 +8,7 @@ use crate::dtype::Dtype;
 use crate::identity::ContentIdentity;
 use crate::layout::{ModelLayout, TensorKind};
 use crate::piece::rank_bytes;
-use crate::shard::{RankShard, ShardPlan};
+use crate::shard::RankShard;
 use crate::topology::Topology;
 
 /// Group sizes that are listed where the model allows them, beside the one asked for.
@@ -118,7 +118,8 @@ impl CheckpointSummary {
                 .into_iter()
                 .filter_map(|tensor| plan(checkpoint, layout, Topology { tensor, ..topology }))
                 .collect(),
-            problem: ShardPlan::new(config, topology)
+            problem: checkpoint
+                .shard_plan(&topology.into())
                 .err()
                 .map(|error| error.to_string()),
             backends: Vec::new(),
@@ -131,7 +132,7 @@ impl CheckpointSummary {
 
 fn plan(checkpoint: &Checkpoint, layout: &ModelLayout, topology: Topology) -> Option<TensorPlan> {
     let config = checkpoint.config();
-    let split = ShardPlan::new(config, topology).ok()?;
+    let split = checkpoint.shard_plan(&topology.into()).ok()?;
     let shards = split.shards();
     Some(TensorPlan {
         tensor: topology.tensor,

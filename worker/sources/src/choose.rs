@@ -3,6 +3,7 @@
 use std::collections::BTreeSet;
 use std::path::Path;
 
+use llamero_checkpoint::presharded::{MANIFEST_NAME, ShardManifest};
 use llamero_checkpoint::safetensors::{INDEX_NAME, SINGLE_NAME, WeightIndex};
 
 use super::{FetchError, Listing, RemoteFile};
@@ -10,7 +11,7 @@ use super::{FetchError, Listing, RemoteFile};
 /// Without these nothing can be run.
 pub(crate) const REQUIRED: [&str; 2] = ["config.json", "tokenizer.json"];
 /// Taken where they are.
-pub(crate) const OPTIONAL: [&str; 8] = [
+pub(crate) const OPTIONAL: [&str; 9] = [
     "generation_config.json",
     "tokenizer_config.json",
     "special_tokens_map.json",
@@ -19,6 +20,7 @@ pub(crate) const OPTIONAL: [&str; 8] = [
     "LICENSE",
     "USE_POLICY.md",
     INDEX_NAME,
+    MANIFEST_NAME,
 ];
 /// GGUF files that an error names.
 const NAMED: usize = 12;
@@ -41,7 +43,8 @@ impl Listing {
     /// # Errors
     /// [`FetchError::Unusable`] when this is no checkpoint.
     pub fn small(&self) -> Result<Vec<RemoteFile>, FetchError> {
-        if self.find(INDEX_NAME).is_none() && self.find(SINGLE_NAME).is_none() {
+        let weights = [INDEX_NAME, SINGLE_NAME, MANIFEST_NAME];
+        if weights.iter().all(|name| self.find(name).is_none()) {
             return Err(self.unusable(self.without_weights()));
         }
         if let Some(missing) = REQUIRED.iter().find(|name| self.find(name).is_none()) {
@@ -53,11 +56,18 @@ impl Listing {
         Ok(names.filter_map(|name| self.find(name)).cloned().collect())
     }
 
-    /// The weights, as the index in `folder` names them.
+    /// The weights, as the index in `folder`, or the manifest of one file a rank, names them.
     ///
     /// # Errors
     /// [`FetchError::Unusable`] when index and repository do not belong together.
     pub fn weights(&self, folder: &Path) -> Result<Vec<RemoteFile>, FetchError> {
+        if self.find(MANIFEST_NAME).is_some() {
+            let made = ShardManifest::read(folder)
+                .map_err(|error| FetchError::Checkpoint(Box::new(error)))?
+                .ok_or_else(|| self.unusable(format!("{MANIFEST_NAME} is not there any more")))?;
+            let names = made.files.iter().map(|file| &file.name);
+            return self.named(MANIFEST_NAME, names.collect());
+        }
         if self.find(INDEX_NAME).is_none() {
             return Ok(self.find(SINGLE_NAME).cloned().into_iter().collect());
         }
@@ -65,15 +75,17 @@ impl Listing {
         let bytes = std::fs::read(&path).map_err(|source| FetchError::Io { path, source })?;
         let index: WeightIndex = serde_json::from_slice(&bytes)
             .map_err(|error| self.unusable(format!("{INDEX_NAME} is damaged: {error}")))?;
-        let names: BTreeSet<&String> = index.weight_map.values().collect();
+        self.named(INDEX_NAME, index.weight_map.values().collect())
+    }
+
+    /// The files that `by` names.
+    fn named(&self, by: &str, names: BTreeSet<&String>) -> Result<Vec<RemoteFile>, FetchError> {
         let file = |name: &String| {
             // A name from the network becomes a name in a folder here.
             let found = self.find(name).filter(|file| is_plain(&file.path));
-            found.cloned().ok_or_else(|| {
-                self.unusable(format!(
-                    "{INDEX_NAME} names the file {name:?}, which it does not have"
-                ))
-            })
+            found
+                .cloned()
+                .ok_or_else(|| self.unusable(format!("{by} names the file {name:?}, which it does not have")))
         };
         names.into_iter().map(file).collect()
     }

@@ -5,10 +5,12 @@
 
 mod convert;
 mod layout;
+mod presharded;
 mod shard;
 
 pub use convert::ConvertError;
 pub use layout::LayoutError;
+pub use presharded::PreshardedError;
 pub use shard::ShardError;
 
 use crate::config::ConfigError;
@@ -37,6 +39,9 @@ pub enum Error {
     /// The model cannot be split as asked.
     #[error(transparent)]
     Shard(#[from] ShardError),
+    /// A folder with one file a rank is damaged, or cannot serve here.
+    #[error(transparent)]
+    Presharded(#[from] PreshardedError),
     /// A GGUF file is damaged or of a kind that is not supported.
     #[error(transparent)]
     Gguf(#[from] GgufError),

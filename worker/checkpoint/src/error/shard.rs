@@ -1,5 +1,7 @@
 //! Why a model cannot be split.
 
+use crate::topology::Topology;
+
 /// Why a model cannot be split as asked.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum ShardError {
@@ -24,6 +26,26 @@ pub enum ShardError {
         pipeline: u32,
         /// Layers of the model.
         layers: u32,
+    },
+    /// The files hold the parts of the ranks of another group.
+    #[error(
+        "the files were made for {made_for}, not for {asked}: use {made_for}, or make files for {asked} from the whole \
+         checkpoint with `llamero-worker shard --tensor {} --pipeline {}`", asked.tensor, asked.pipeline
+    )]
+    MadeForOthers {
+        /// For which group they were made.
+        made_for: Topology,
+        /// The group that was asked for.
+        asked: Topology,
+    },
+    /// The files hold the parts of the ranks of a whole group, and some are lost.
+    #[error(
+        "the files were made for the whole group of {made_for}, and this one has lost ranks: replace them, or serve the whole \
+         checkpoint, of which any rank can read any part"
+    )]
+    MadeForAll {
+        /// For which group they were made.
+        made_for: Topology,
     },
     /// No ranks at all.
     #[error("a group of tensor {tensor} x pipeline {pipeline}: both must be at least 1")]

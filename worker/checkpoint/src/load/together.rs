@@ -71,10 +71,15 @@ pub fn load_together<S: Sink>(
     watch: &mut dyn FnMut(LoadProgress) -> ControlFlow<()>,
 ) -> Result<()> {
     let own = together.own;
+    if checkpoint.presharded().is_some() {
+        // Each has its own file, and nothing in common with the others.
+        let sink = &together.sinks[own];
+        return super::load_rank(checkpoint, layout, &together.members[own], threads, sink, watch);
+    }
     let (columns, rest): (Vec<_>, Vec<_>) = pieces(layout, &together.members[own])
         .into_iter()
         .partition(|piece| is_split_by_columns(piece.tensor));
-    let mut load = Load::new(checkpoint, rest, &together.sinks[own]);
+    let mut load = Load::new(checkpoint, rest, None, &together.sinks[own]);
     load.total += columns.iter().map(Piece::loaded_bytes).sum::<u64>();
     let reads: Vec<_> = shared_reads(layout, together.members).collect();
     let shared = PodLoad {

@@ -14,6 +14,7 @@ pub use file::SafetensorsFile;
 pub use header::{Header, TensorInfo};
 pub use index::{INDEX_NAME, SINGLE_NAME, WeightIndex};
 pub use output::{OutputDir, OutputError};
+pub(crate) use writer::header_bytes;
 pub use writer::{ShardedWriter, TensorSpec};
 
 use std::path::PathBuf;

@@ -206,7 +206,7 @@ fn is_finished(output: &OutputDir, name: &str, tensors: &[TensorSpec]) -> bool {
 }
 
 /// Length and JSON of a header, padded with spaces so that the data starts at a multiple of 8 bytes.
-fn header_bytes(tensors: &[TensorSpec]) -> Vec<u8> {
+pub(crate) fn header_bytes(tensors: &[TensorSpec]) -> Vec<u8> {
     let mut entries = Map::new();
     entries.insert("__metadata__".to_owned(), json!({ "format": "pt" }));
     let mut start = 0;

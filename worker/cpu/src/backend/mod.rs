@@ -13,7 +13,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Instant;
 
-use llamero_checkpoint::{Checkpoint, Members, ModelLayout, RankShard, ShardPlan, Topology};
+use llamero_checkpoint::{Checkpoint, Members, ModelLayout, RankShard, Topology};
 use llamero_engine::mesh::TcpMesh;
 use llamero_engine::{
     Backend, BackendError, FormLimits, FormSpec, KvCapacity, KvDtype, Late, LoadProgress, LoadWatch,
@@ -117,7 +117,9 @@ impl CpuBackend {
     pub fn of(checkpoint: Checkpoint, options: CpuOptions) -> Result<Self, BackendError> {
         let model = ModelLayout::check(&checkpoint).map_err(llamero_checkpoint::Error::from)?;
         let config = checkpoint.config();
-        let plan = ShardPlan::of(config, &options.members).map_err(llamero_checkpoint::Error::from)?;
+        let plan = checkpoint
+            .shard_plan(&options.members)
+            .map_err(llamero_checkpoint::Error::from)?;
         let shard = plan
             .member(options.rank)
             .map_err(llamero_checkpoint::Error::from)?

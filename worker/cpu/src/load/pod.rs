@@ -70,6 +70,10 @@ impl<'a> Pod<'a> {
         if !members.lost().is_empty() {
             return Ok(None);
         }
+        // Each rank has a file of its own, of which the others need nothing.
+        if checkpoint.presharded().is_some() {
+            return Ok(None);
+        }
         let plan = ShardPlan::of(checkpoint.config(), members).map_err(llamero_checkpoint::Error::from)?;
         let of_pod = (pod.first..).take(pod.weights.len());
         let shards: Vec<RankShard> = of_pod

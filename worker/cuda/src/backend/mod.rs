@@ -16,7 +16,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Instant;
 
-use llamero_checkpoint::{Checkpoint, Members, ModelLayout, RankShard, ShardPlan, Topology};
+use llamero_checkpoint::{Checkpoint, Members, ModelLayout, RankShard, Topology};
 use llamero_engine::{
     Backend, BackendError, FormSpec, KvCapacity, KvDtype, Late, LoadProgress, LoadWatch, LogitShard,
     MemoryPlan, Mesh, Plan, StepProgress, Ticket, Waited,
@@ -120,7 +120,7 @@ impl CudaBackend {
         let device = find(driver, options.gpu)?;
         let model = ModelLayout::check(&checkpoint).map_err(llamero_checkpoint::Error::from)?;
         check_members(&options.members, options.origin)?;
-        let plan = ShardPlan::of(checkpoint.config(), &options.members);
+        let plan = checkpoint.shard_plan(&options.members);
         let plan = plan.map_err(llamero_checkpoint::Error::from)?;
         let shard = plan
             .member(options.rank)

@@ -1,13 +1,17 @@
-//! `convert` and `quantize`: making checkpoints.
+//! `convert`, `quantize` and `shard`: making checkpoints.
 
 use std::path::PathBuf;
 
 use anyhow::Context as _;
 use clap::{Args, ValueEnum};
+use llamero_checkpoint::Topology;
 use llamero_checkpoint::convert::{ConvertOptions, gguf_to_hugging_face};
+use llamero_checkpoint::presharded::{ShardOptions, to_shards};
 use llamero_checkpoint::quantize::{self, QuantizeOptions, to_fp8};
+use llamero_proto::limits;
 
 use super::progress::ProgressLine;
+use crate::config::within;
 
 /// Turn a GGUF file of a Llama model into a Hugging Face folder in bf16
 #[derive(Debug, Clone, Args)]
@@ -34,6 +38,21 @@ pub struct QuantizeArgs {
     #[arg(long, value_name = "MODULE")]
     pub keep: Vec<String>,
     /// The folder with bf16, f16 or f32 weights
+    pub source: PathBuf,
+    /// The folder to make; it must not exist, or be empty
+    pub out: PathBuf,
+}
+
+/// Cut a Hugging Face folder into one file for each rank of a group, so that each reads one file in order
+#[derive(Debug, Clone, Args)]
+pub struct ShardArgs {
+    /// Tensor-parallel ranks of a stage
+    #[arg(long, value_name = "N", value_parser = within(limits::TENSOR))]
+    pub tensor: u32,
+    /// Pipeline stages
+    #[arg(long, value_name = "N", default_value_t = 1, value_parser = within(limits::PIPELINE))]
+    pub pipeline: u32,
+    /// The folder with whole weights
     pub source: PathBuf,
     /// The folder to make; it must not exist, or be empty
     pub out: PathBuf,
@@ -93,6 +112,24 @@ pub fn quantize(args: &QuantizeArgs) -> anyhow::Result<()> {
         line.report(progress)
     })
     .with_context(|| format!("{} was not quantised", args.source.display()))?;
+    println!("{}", args.out.display());
+    Ok(())
+}
+
+/// Run `shard`.
+///
+/// # Errors
+/// The checkpoint cannot be used or split so, or the folder not written.
+pub fn shard(args: &ShardArgs) -> anyhow::Result<()> {
+    let options = ShardOptions::new(Topology {
+        tensor: args.tensor,
+        pipeline: args.pipeline,
+    });
+    let mut line = ProgressLine::new(format!("sharding {}", args.source.display()));
+    to_shards(&args.source, &args.out, options, &mut |progress| {
+        line.report(progress)
+    })
+    .with_context(|| format!("{} was not sharded", args.source.display()))?;
     println!("{}", args.out.display());
     Ok(())
 }

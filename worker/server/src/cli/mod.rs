@@ -3,7 +3,7 @@
 //! | module | command |
 //! |---|---|
 //! | [`serve`] | `serve`: a worker pod |
-//! | [`convert`] | `convert`, `quantize`: making checkpoints |
+//! | [`convert`] | `convert`, `quantize`, `shard`: making checkpoints |
 //! | [`inspect`] | `inspect`: what a checkpoint is |
 //! | [`backends`] | `backends`: what this program can compute on |
 //! | [`kernels`] | `kernels`: GPU kernels compiled beforehand |
@@ -55,6 +55,8 @@ pub enum Command {
     Convert(convert::ConvertArgs),
     /// bf16 to FP8.
     Quantize(convert::QuantizeArgs),
+    /// One file for each rank.
+    Shard(convert::ShardArgs),
     /// What a checkpoint is.
     Inspect(inspect::InspectArgs),
     /// Speed beside the machine's bounds.
@@ -90,6 +92,7 @@ pub fn main() -> ExitCode {
         Command::Rank { rank } => rank::run(*rank),
         Command::Convert(args) => convert::convert(args).map(|()| 0),
         Command::Quantize(args) => convert::quantize(args).map(|()| 0),
+        Command::Shard(args) => convert::shard(args).map(|()| 0),
         Command::Inspect(args) => inspect::inspect(args),
         Command::Bench(args) => bench::bench(args).map(|()| 0),
         Command::Kernels(args) => kernels::kernels(args).map(|()| 0),

@@ -13,6 +13,7 @@ mod hub;
 mod identities;
 mod lifecycle;
 mod pods;
+mod presharded;
 mod prompts;
 mod requests;
 mod sharding;
