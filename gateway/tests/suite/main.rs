@@ -5,6 +5,7 @@ mod about;
 mod answers;
 mod browsers;
 mod continuation;
+mod embeddings;
 mod encrypted;
 mod errors;
 mod grpc;

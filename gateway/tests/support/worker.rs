@@ -9,8 +9,8 @@ use llamero_proto::v1::completion_request::Prompt;
 use llamero_proto::v1::completion_server::{Completion, CompletionServer};
 use llamero_proto::v1::telemetry_server::{Telemetry, TelemetryServer};
 use llamero_proto::v1::{
-    CompletionChunk, CompletionRequest, Detokenized, Finish, FinishReason, LoadRequest, LoadSample, TokenIds,
-    Tokenized, ToolCallDelta,
+    CompletionChunk, CompletionRequest, Detokenized, EmbedRequest, Embedding, Finish, FinishReason,
+    LoadRequest, LoadSample, TokenIds, Tokenized, ToolCallDelta, embed_input,
 };
 use tokio::net::TcpListener;
 use tokio::runtime::Runtime;
@@ -290,6 +290,35 @@ impl Completion for Service {
             pieces: text.bytes().map(|byte| vec![byte]).collect(),
             max_context: 100,
         }))
+    }
+
+    type EmbedStream = Pin<Box<dyn Stream<Item = Result<Embedding, Status>> + Send>>;
+
+    /// Of each input its length, what pooling it is for, and 0.25. An input `fail` is refused, `break` breaks off the answer.
+    async fn embed(&self, request: Request<EmbedRequest>) -> Result<Response<Self::EmbedStream>, Status> {
+        let request = request.into_inner();
+        let pooling = request.pooling as f32;
+        let embeddings: Vec<_> = request
+            .inputs
+            .into_iter()
+            .map(|input| {
+                let length = match input.input.unwrap() {
+                    embed_input::Input::Text(text) if text == "fail" => {
+                        return Err(Status::out_of_range("an input is too long"));
+                    }
+                    embed_input::Input::Text(text) if text == "break" => {
+                        return Err(Status::unavailable("the group ends"));
+                    }
+                    embed_input::Input::Text(text) => text.len(),
+                    embed_input::Input::TokenIds(tokens) => tokens.ids.len(),
+                };
+                Ok(Embedding {
+                    values: vec![length as f32, pooling, 0.25],
+                    prompt_tokens: length as u32,
+                })
+            })
+            .collect();
+        Ok(Response::new(Box::pin(futures::stream::iter(embeddings))))
     }
 
     async fn detokenize(&self, request: Request<TokenIds>) -> Result<Response<Detokenized>, Status> {
