@@ -4,6 +4,7 @@
 mod about;
 mod answers;
 mod browsers;
+mod conformance;
 mod continuation;
 mod embeddings;
 mod encrypted;

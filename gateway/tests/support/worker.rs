@@ -96,6 +96,11 @@ impl Worker {
         soon(self.calls.recv()).await.unwrap()
     }
 
+    /// The same, however long it takes; none at the end.
+    pub async fn next_call(&mut self) -> Option<Call> {
+        self.calls.recv().await
+    }
+
     pub fn has_call(&self) -> bool {
         !self.calls.is_empty()
     }
@@ -198,6 +203,12 @@ impl Answering {
         let sent = self.chunks.send(Ok(chunk)).await.is_ok();
         self.moved.send_modify(|count| *count += 1);
         sent
+    }
+
+    /// The last piece. Nothing is said of a gateway that has dropped the stream.
+    pub async fn try_end(mut self, text: &str, reason: FinishReason) {
+        let chunk = self.chunk(text, &[2], Some(reason));
+        drop(self.chunks.send(Ok(chunk)).await);
     }
 
     fn chunk(&mut self, text: &str, tokens: &[u32], finish: Option<FinishReason>) -> CompletionChunk {
