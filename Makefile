@@ -49,6 +49,10 @@ sbom: ## Write what Llamero is made of as CycloneDX files to .local/sbom
 bench-engine: model ## Decode and prefill speed beside this machine's own bounds
 	@tests/bench-engine.sh
 
+.PHONY: bench-gateway
+bench-gateway: ## The gateway beside smg: requests a CPU second, latency, long prompts, memory (SECONDS_EACH=, RATE=, STREAMS=)
+	@tests/bench-gateway.sh
+
 .PHONY: bench-passes bench-control
 bench-passes: ## What a pass of the operator costs, and what it holds in memory
 	@cargo run --quiet --release -p llamero-operator --example passes

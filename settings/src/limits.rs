@@ -30,6 +30,9 @@ pub const KV_BLOCK_TOKENS: u32 = 16;
 /// Longest request of a client in bytes: the body of an HTTP request at the gateway.
 pub const MAX_REQUEST_BYTES: usize = 8 << 20;
 
+/// Most texts of one request for embeddings, as OpenAI's API has it.
+pub const MAX_EMBED_INPUTS: usize = 2_048;
+
 /// Longest gRPC message that a worker takes in bytes. A gateway's message has the texts of a request, which are never longer than
 /// their JSON, the tokens to resume, of which no context has more than [`MAX_CONTEXT_LENGTH`], and small fields, for which a mebibyte
 /// is plenty.

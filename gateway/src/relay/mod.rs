@@ -343,7 +343,7 @@ impl Relay {
 }
 
 /// The request has brought down several leaders.
-fn deadly() -> ApiError {
+pub(crate) fn deadly() -> ApiError {
     ApiError {
         final_answer: true,
         ..ApiError::internal_as(

@@ -116,7 +116,10 @@ fn parse<'de, S: DeserializeSeed<'de>>(reader: S, bytes: &'de [u8]) -> Result<S:
     let value = read.map_err(|error| {
         let path: String = track.path().to_string().chars().take(MAX_PATH).collect();
         let named = path != "." && !error.is_syntax() && !error.is_eof();
-        if named {
+        if let Some(field) = missing_field(&error.to_string()).filter(|_| path == ".") {
+            let message = format!("'{field}' is missing: {error}");
+            ApiError::invalid(Some(field), message)
+        } else if named {
             ApiError::invalid(Some(&path), format!("'{path}' is not as expected: {error}"))
         } else {
             not_json(&error)
@@ -124,6 +127,12 @@ fn parse<'de, S: DeserializeSeed<'de>>(reader: S, bytes: &'de [u8]) -> Result<S:
     })?;
     json.end().map_err(|error| not_json(&error))?;
     Ok(value)
+}
+
+/// The field of the body itself that is not there, as serde says it.
+fn missing_field(error: &str) -> Option<&str> {
+    let (field, _) = error.strip_prefix("missing field `")?.split_once('`')?;
+    Some(field)
 }
 
 fn not_json(error: &serde_json::Error) -> ApiError {
@@ -160,7 +169,7 @@ mod tests {
             (b"{\"model\": \"\xff\"}", None, "UTF-8 (at byte 11)"),
             (b"{\"model\": ", None, "not a valid JSON"),
             (b"{\"model\": \"m\"} x", None, "not a valid JSON"),
-            (b"{}", None, "missing field `model`"),
+            (b"{}", Some("model"), "missing field `model`"),
             (b"{\"model\": 1}", Some("model"), "expected a string"),
             (
                 b"{\"model\": \"m\", \"temperature\": \"hot\"}",

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use futures::future::BoxFuture;
+use llamero_settings::losses::Losses;
 use tokio::time::Instant;
 use tonic::Status;
 use tonic::transport::Channel;
@@ -10,8 +11,8 @@ use tonic::transport::Channel;
 use crate::Gateway;
 use crate::demand::Counted;
 use crate::error::ApiError;
-use crate::relay::Wishes;
 use crate::relay::wait::Waiting;
+use crate::relay::{Wishes, deadly};
 use crate::routes::completion::api::Front;
 use crate::routes::completion::order::deployment;
 use crate::routes::record::Record;
@@ -106,6 +107,7 @@ async fn first_answer<T>(
     call: impl Fn(Channel) -> BoxFuture<'static, Result<T, Status>>,
 ) -> Result<(T, Running, Counted), Unanswered> {
     let mut waiting = waiting.with_affinity(wishes.session);
+    let mut losses = Losses::default();
     loop {
         let leader = waiting.leader(gateway, false).await?;
         let running = leader.begin();
@@ -128,8 +130,12 @@ async fn first_answer<T>(
                 waiting.refused(&leader, Refusal::Busy(Instant::now() + retry_after));
             }
             Failure::OtherWeights(_) => waiting.refused(&leader, Refusal::OtherWeights),
-            Failure::Lost { .. } => {
+            Failure::Lost { taken, .. } => {
                 leader.failed(Instant::now());
+                // Nothing has come of it, so every loss counts.
+                if taken && losses.add(0) {
+                    return Err(deadly().into());
+                }
                 waiting.stalled();
             }
         }

@@ -6,6 +6,7 @@
 //! | [`completion`] | `POST /v1/chat/completions`, `POST /v1/completions`, and what all answers share |
 //! | [`responses`] | `POST /v1/responses` |
 //! | [`messages`] | `POST /v1/messages`, `POST /v1/messages/count_tokens` |
+//! | [`embeddings`] | `POST /v1/embeddings` |
 //! | [`tokens`] | `POST /tokenize`, `POST /detokenize` |
 //! | [`vllm`] | `vllm.Inference`, over gRPC |
 //! | [`leader`] | one question to a leader |
@@ -16,6 +17,7 @@
 
 pub mod body;
 pub mod completion;
+pub mod embeddings;
 pub mod leader;
 pub mod messages;
 pub mod models;
@@ -59,6 +61,7 @@ pub fn router(gateway: Arc<Gateway>) -> Router {
         .route("/v1/chat/completions", post(chat))
         .route("/v1/completions", post(text))
         .route("/v1/responses", post(responses))
+        .route("/v1/embeddings", post(embeddings::handler::embed))
         .route("/tokenize", post(tokens::handler::tokenize))
         .route("/detokenize", post(tokens::handler::detokenize))
         .merge(vllm::router(Arc::clone(&gateway)))

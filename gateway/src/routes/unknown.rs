@@ -6,13 +6,13 @@ use crate::error::ApiError;
 
 /// Ends of paths that other servers have, and why they are not here.
 const REFUSED: &[(&str, &str)] = &[
-    ("/embeddings", "the groups give texts, not hidden states"),
+    ("/embeddings", "use POST /v1/embeddings"),
     ("/score", "a model that generates has no score for pairs of texts"),
     (
         "/rerank",
         "a model that generates has no score for pairs of texts",
     ),
-    ("/pooling", "the groups give texts, not hidden states"),
+    ("/pooling", "use POST /v1/embeddings"),
     ("/classify", "a model that generates has no classes"),
     ("/moderations", "no moderation model is served"),
     ("/audio/speech", "the models read and write text only"),
@@ -39,8 +39,8 @@ pub async fn route(method: Method, uri: Uri) -> ApiError {
         None => (
             "unknown_url",
             format!(
-                "There is no {method} {path}; use /v1/models, /v1/chat/completions, /v1/completions, /v1/responses or \
-                 /v1/messages."
+                "There is no {method} {path}; use /v1/models, /v1/chat/completions, /v1/completions, /v1/responses, \
+                 /v1/messages or /v1/embeddings."
             ),
         ),
     };

@@ -4,7 +4,9 @@
 mod about;
 mod answers;
 mod browsers;
+mod conformance;
 mod continuation;
+mod embeddings;
 mod encrypted;
 mod errors;
 mod grpc;

@@ -64,7 +64,7 @@ async fn health_and_version_are_told_and_what_others_have_is_refused_by_name() {
     for path in [
         "/score",
         "/v1/rerank",
-        "/v1/embeddings",
+        "/embeddings",
         "/v1/audio/speech",
         "/v1/responses/resp_1",
     ] {

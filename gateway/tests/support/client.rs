@@ -76,10 +76,14 @@ impl Http2 {
     }
 
     pub fn post(&self, path: &str, body: Value) -> impl Future<Output = Reply> + use<> {
+        self.post_bytes(path, body.to_string().into())
+    }
+
+    pub fn post_bytes(&self, path: &str, body: Bytes) -> impl Future<Output = Reply> + use<> {
         let request = Request::builder()
             .method(Method::POST)
             .uri(format!("http://gateway{path}"))
-            .body(Full::new(body.to_string().into()))
+            .body(Full::new(body))
             .unwrap();
         let mut sender = self.sender.clone();
         async move {
@@ -89,6 +93,23 @@ impl Http2 {
                 buffer: String::new(),
             }
         }
+    }
+
+    /// Send the frames of a call and give its status, if there is one.
+    pub async fn grpc(&self, path: &str, frames: Vec<u8>) -> Option<u32> {
+        let request = Request::builder()
+            .method(Method::POST)
+            .uri(format!("http://gateway{path}"))
+            .header("content-type", "application/grpc")
+            .header("te", "trailers")
+            .body(Full::new(frames.into()))
+            .unwrap();
+        let mut sender = self.sender.clone();
+        let response = soon(sender.send_request(request)).await.unwrap();
+        let (head, body) = response.into_parts();
+        let trailers = soon(body.collect()).await.unwrap().trailers().cloned();
+        let of = |headers: &hyper::HeaderMap| headers.get("grpc-status")?.to_str().ok()?.parse().ok();
+        of(&head.headers).or_else(|| of(&trailers?))
     }
 }
 

@@ -9,8 +9,8 @@ use llamero_proto::v1::completion_request::Prompt;
 use llamero_proto::v1::completion_server::{Completion, CompletionServer};
 use llamero_proto::v1::telemetry_server::{Telemetry, TelemetryServer};
 use llamero_proto::v1::{
-    CompletionChunk, CompletionRequest, Detokenized, Finish, FinishReason, LoadRequest, LoadSample, TokenIds,
-    Tokenized, ToolCallDelta,
+    CompletionChunk, CompletionRequest, Detokenized, EmbedRequest, Embedding, Finish, FinishReason,
+    LoadRequest, LoadSample, TokenIds, Tokenized, ToolCallDelta, embed_input,
 };
 use tokio::net::TcpListener;
 use tokio::runtime::Runtime;
@@ -94,6 +94,11 @@ impl Worker {
     /// The next request that the gateway passes on.
     pub async fn call(&mut self) -> Call {
         soon(self.calls.recv()).await.unwrap()
+    }
+
+    /// The same, however long it takes; none at the end.
+    pub async fn next_call(&mut self) -> Option<Call> {
+        self.calls.recv().await
     }
 
     pub fn has_call(&self) -> bool {
@@ -200,6 +205,12 @@ impl Answering {
         sent
     }
 
+    /// The last piece. Nothing is said of a gateway that has dropped the stream.
+    pub async fn try_end(mut self, text: &str, reason: FinishReason) {
+        let chunk = self.chunk(text, &[2], Some(reason));
+        drop(self.chunks.send(Ok(chunk)).await);
+    }
+
     fn chunk(&mut self, text: &str, tokens: &[u32], finish: Option<FinishReason>) -> CompletionChunk {
         self.sent += tokens.len() as u32;
         CompletionChunk {
@@ -290,6 +301,35 @@ impl Completion for Service {
             pieces: text.bytes().map(|byte| vec![byte]).collect(),
             max_context: 100,
         }))
+    }
+
+    type EmbedStream = Pin<Box<dyn Stream<Item = Result<Embedding, Status>> + Send>>;
+
+    /// Of each input its length, what pooling it is for, and 0.25. An input `fail` is refused, `break` breaks off the answer.
+    async fn embed(&self, request: Request<EmbedRequest>) -> Result<Response<Self::EmbedStream>, Status> {
+        let request = request.into_inner();
+        let pooling = request.pooling as f32;
+        let embeddings: Vec<_> = request
+            .inputs
+            .into_iter()
+            .map(|input| {
+                let length = match input.input.unwrap() {
+                    embed_input::Input::Text(text) if text == "fail" => {
+                        return Err(Status::out_of_range("an input is too long"));
+                    }
+                    embed_input::Input::Text(text) if text == "break" => {
+                        return Err(Status::unavailable("the group ends"));
+                    }
+                    embed_input::Input::Text(text) => text.len(),
+                    embed_input::Input::TokenIds(tokens) => tokens.ids.len(),
+                };
+                Ok(Embedding {
+                    values: vec![length as f32, pooling, 0.25],
+                    prompt_tokens: length as u32,
+                })
+            })
+            .collect();
+        Ok(Response::new(Box::pin(futures::stream::iter(embeddings))))
     }
 
     async fn detokenize(&self, request: Request<TokenIds>) -> Result<Response<Detokenized>, Status> {

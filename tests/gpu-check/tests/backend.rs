@@ -177,7 +177,7 @@ emulated! {
             }
         }
         let ([(3, found)], [(3, wanted)]) = (output.hidden.as_slice(), wanted.hidden.as_slice()) else { panic!() };
-        let far = found.iter().zip(wanted).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
+        let far = found.iter().zip(wanted).map(|(a, b)| (a - b).abs()).fold(0.0, f64::max);
         assert!(found.len() == TINY.hidden && far < 0.1, "{far}");
         assert!(gpu.fetch(ticket, 2, 0).is_err(), "scored is not sampled");
     }

@@ -142,7 +142,7 @@ impl Group {
                     pick = vocab.position(ids[answer.offset as usize]).unwrap_or(NOTHING);
                     (wants.raw, wants.scores) = (true, true);
                 }
-                RowOutput::None | RowOutput::Hidden => {}
+                RowOutput::None | RowOutput::Hidden | RowOutput::HiddenSum => {}
             }
             frame[place] = temperature.to_bits();
             frame[POSITIONS + place] = answer.next;
@@ -193,7 +193,7 @@ impl Group {
                     RowOutput::Score { ids, top } => {
                         Some(row.scored(answer, ids[answer.offset as usize], *top))
                     }
-                    RowOutput::None | RowOutput::Hidden => None,
+                    RowOutput::None | RowOutput::Hidden | RowOutput::HiddenSum => None,
                 }
             })
             .collect()

@@ -255,7 +255,7 @@ fn check_tokens(plan: &Plan, row: &PlanRow, limits: &FormLimits, vocab_size: usi
 fn check_output(row: &PlanRow, vocab_size: usize) -> Result<(), String> {
     let (slot, len) = (row.slot, row.tokens.len());
     let top = match &row.output {
-        RowOutput::None | RowOutput::Hidden => 0,
+        RowOutput::None | RowOutput::Hidden | RowOutput::HiddenSum => 0,
         RowOutput::Sample { last, key } => {
             if *last == 0 || usize::from(*last) > len {
                 return Err(format!("slot {slot} samples {last} of {len} positions"));
@@ -325,6 +325,7 @@ pub fn answers(plan: &Plan) -> Vec<Answer> {
             RowOutput::Sample { last, .. } => usize::from(*last),
             RowOutput::Score { ids, .. } => ids.len(),
             RowOutput::Hidden => 1,
+            RowOutput::HiddenSum => len,
         };
         answers.extend((0u32..).zip(len - last..len).map(|(offset, i)| Answer {
             row,

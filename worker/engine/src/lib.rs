@@ -14,6 +14,7 @@
 //! | [`leaf_tree`] | the fixed tree in which partial sums are joined |
 //! | [`log_sum`] | sums of exponentials of any size |
 //! | [`sampling`] | from candidates to a token |
+//! | [`pooling`] | from hidden states to an embedding |
 //! | [`structured`] | answers with a form: JSON, regular expressions, grammars |
 //! | [`text`] | from messages to a validated request, from tokens to text |
 
@@ -27,6 +28,7 @@ pub mod late_values;
 pub mod leaf_tree;
 pub mod log_sum;
 pub mod mesh;
+pub mod pooling;
 pub mod runtime;
 pub mod sampling;
 pub mod schedule;

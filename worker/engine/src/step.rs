@@ -67,6 +67,8 @@ pub enum RowOutput {
     },
     /// The last position's hidden state behind the final norm (embeddings).
     Hidden,
+    /// The sum of all positions' hidden states behind the final norm, by [`crate::pooling::add`].
+    HiddenSum,
 }
 
 /// Consecutive positions of one sequence that are computed in this step (one for decode, a chunk for prefill).
@@ -175,8 +177,9 @@ pub struct RowCandidates {
 pub struct StepOutput {
     /// One entry per answered position, in order of (row, offset).
     pub candidates: Vec<RowCandidates>,
-    /// Hidden states of the rows that ask for them: (row, f32 `[hidden]`). Only from the first rank of the last stage.
-    pub hidden: Vec<(u32, Vec<f32>)>,
+    /// Hidden states of the rows that ask for them, or their sums: (row, `[hidden]`). Only from the first rank of the last
+    /// stage.
+    pub hidden: Vec<(u32, Vec<f64>)>,
 }
 
 /// One rank's part of a full row of logits.

@@ -20,6 +20,8 @@ pub enum On {
     Responses,
     /// The Messages API.
     Messages,
+    /// Embeddings.
+    Embeddings,
 }
 
 /// What is done with a field.
@@ -297,6 +299,7 @@ impl On {
                 | (Self::Text, Route::Text)
                 | (Self::Responses, Route::Responses)
                 | (Self::Messages, Route::Messages)
+                | (Self::Embeddings, Route::Embeddings)
         )
     }
 }
@@ -323,6 +326,7 @@ mod tests {
         );
         section(&mut page, "`/v1/responses`", Route::Responses.fields());
         section(&mut page, "`/v1/messages`", Route::Messages.fields());
+        section(&mut page, "`/v1/embeddings`", Route::Embeddings.fields());
         page
     }
 
@@ -339,7 +343,7 @@ mod tests {
                 On::Both => "| both ",
                 On::Chat => "| chat ",
                 On::Text => "| text ",
-                On::Responses | On::Messages => "",
+                On::Responses | On::Messages | On::Embeddings => "",
             };
             let what = match field.treatment {
                 Treatment::Used(how) => format!("used: {how}"),
@@ -366,7 +370,13 @@ mod tests {
 
     #[test]
     fn each_field_has_one_row_on_a_route() {
-        for route in [Route::Chat, Route::Text, Route::Responses, Route::Messages] {
+        for route in [
+            Route::Chat,
+            Route::Text,
+            Route::Responses,
+            Route::Messages,
+            Route::Embeddings,
+        ] {
             let mut names: Vec<_> = route
                 .fields()
                 .iter()

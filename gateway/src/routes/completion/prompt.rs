@@ -1,4 +1,4 @@
-//! Prompts of text completion: text or token ids, alone or in a list.
+//! Prompts of text completion, and texts to be embedded: text or token ids, alone or in a list.
 
 use std::fmt;
 
@@ -9,11 +9,11 @@ use serde::de::{Deserializer, Error, SeqAccess, Visitor};
 use super::check::MAX_CHOICES;
 use crate::error::ApiError;
 
-/// One prompt or several.
+/// One prompt or several, at most `MOST`.
 #[derive(Debug, Clone, PartialEq)]
-pub struct Prompts(Vec<Prompt>);
+pub struct Prompts<const MOST: usize = MAX_CHOICES>(Vec<Prompt>);
 
-impl Prompts {
+impl<const MOST: usize> Prompts<MOST> {
     /// The prompts, at least one, each with something in it.
     ///
     /// # Errors
@@ -42,26 +42,26 @@ enum Entry {
 
 const EXPECTED: &str = "a string, a list of token ids, or a list of these";
 
-impl<'de> Deserialize<'de> for Prompts {
+impl<'de, const MOST: usize> Deserialize<'de> for Prompts<MOST> {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        struct All;
+        struct All<const MOST: usize>;
 
-        impl<'de> Visitor<'de> for All {
-            type Value = Prompts;
+        impl<'de, const MOST: usize> Visitor<'de> for All<MOST> {
+            type Value = Prompts<MOST>;
 
             fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
                 f.write_str(EXPECTED)
             }
 
-            fn visit_str<E: Error>(self, text: &str) -> Result<Prompts, E> {
+            fn visit_str<E: Error>(self, text: &str) -> Result<Self::Value, E> {
                 self.visit_string(text.to_owned())
             }
 
-            fn visit_string<E>(self, text: String) -> Result<Prompts, E> {
+            fn visit_string<E>(self, text: String) -> Result<Self::Value, E> {
                 Ok(Prompts(vec![Prompt::Text(text)]))
             }
 
-            fn visit_seq<A: SeqAccess<'de>>(self, mut list: A) -> Result<Prompts, A::Error> {
+            fn visit_seq<A: SeqAccess<'de>>(self, mut list: A) -> Result<Self::Value, A::Error> {
                 let (mut prompts, mut ids) = (Vec::new(), Vec::new());
                 while let Some(entry) = list.next_element()? {
                     match entry {
@@ -69,9 +69,9 @@ impl<'de> Deserialize<'de> for Prompts {
                         Entry::Prompt(prompt) if ids.is_empty() => prompts.push(prompt),
                         _ => return Err(A::Error::custom("texts and token ids are mixed in one list")),
                     }
-                    if prompts.len() > MAX_CHOICES {
+                    if prompts.len() > MOST {
                         return Err(A::Error::custom(format_args!(
-                            "more than {MAX_CHOICES} prompts; send several requests"
+                            "more than {MOST} entries; send several requests"
                         )));
                     }
                 }
@@ -82,7 +82,7 @@ impl<'de> Deserialize<'de> for Prompts {
             }
         }
 
-        deserializer.deserialize_any(All)
+        deserializer.deserialize_any(All::<MOST>)
     }
 }
 
@@ -155,7 +155,7 @@ mod tests {
             (json!([1_u64 << 40]), "too large"),
             (json!(["a", 1]), "mixed"),
             (json!([1, [2]]), "mixed"),
-            (json!(vec!["a"; 129]), "more than 128 prompts"),
+            (json!(vec!["a"; 129]), "more than 128 entries"),
         ] {
             let error = serde_json::from_value::<Prompts>(wrong).unwrap_err().to_string();
             assert!(error.contains(words), "{error}");

@@ -1,7 +1,7 @@
 //! What differs between the two routes.
 
 use super::fields::{FIELDS, Field};
-use crate::routes::{messages, responses};
+use crate::routes::{embeddings, messages, responses};
 
 /// A route.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -14,6 +14,8 @@ pub enum Route {
     Responses,
     /// `POST /v1/messages`.
     Messages,
+    /// `POST /v1/embeddings`.
+    Embeddings,
 }
 
 impl Route {
@@ -25,6 +27,7 @@ impl Route {
             Self::Text => "completions",
             Self::Responses => "responses",
             Self::Messages => "messages",
+            Self::Embeddings => "embeddings",
         }
     }
 
@@ -36,6 +39,7 @@ impl Route {
             Self::Text => "cmpl-",
             Self::Responses => "resp_",
             Self::Messages => "msg_",
+            Self::Embeddings => "embd-",
         }
     }
 
@@ -48,6 +52,7 @@ impl Route {
             (Self::Text, _) => "text_completion",
             (Self::Responses, _) => "response",
             (Self::Messages, _) => "message",
+            (Self::Embeddings, _) => "list",
         }
     }
 
@@ -58,6 +63,7 @@ impl Route {
             Self::Chat | Self::Text => FIELDS,
             Self::Responses => responses::fields::FIELDS,
             Self::Messages => messages::fields::FIELDS,
+            Self::Embeddings => embeddings::fields::FIELDS,
         }
     }
 
@@ -67,7 +73,7 @@ impl Route {
         match self {
             Self::Chat | Self::Messages => "messages",
             Self::Text => "prompt",
-            Self::Responses => "input",
+            Self::Responses | Self::Embeddings => "input",
         }
     }
 }

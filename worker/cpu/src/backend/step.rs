@@ -2,6 +2,7 @@
 
 use llamero_engine::kv_state::{Answer, answers};
 use llamero_engine::late_values::LateValues;
+use llamero_engine::pooling;
 use llamero_engine::{LogitShard, Plan, RowOutput, StepOutput, Ticket};
 
 use crate::attention::Span;
@@ -92,18 +93,30 @@ impl Step {
         let stride = model.shape.hidden / 2;
         let mut output = StepOutput::default();
         let mut wanted = Vec::new();
+        let floats = |state: &[u32]| -> Vec<f32> {
+            let pairs = state.iter();
+            pairs
+                .flat_map(|pair| [from_bf16(*pair as u16), from_bf16((*pair >> 16) as u16)])
+                .collect()
+        };
         for (answer, state) in self.answers().into_iter().zip(normed.chunks_exact(stride)) {
             if self.late.is_cancelled(answer.row) {
                 continue;
             }
             match &self.plan.rows[answer.row as usize].output {
                 RowOutput::Hidden if model.shape.index == 0 => {
-                    let values = state
-                        .iter()
-                        .flat_map(|pair| [from_bf16(*pair as u16), from_bf16((*pair >> 16) as u16)]);
+                    let values = floats(state).into_iter().map(f64::from);
                     output.hidden.push((answer.row, values.collect()));
                 }
-                RowOutput::Hidden | RowOutput::None => {}
+                RowOutput::HiddenSum if model.shape.index == 0 => {
+                    if answer.offset == 0 {
+                        output.hidden.push((answer.row, vec![0.0; model.shape.hidden]));
+                    }
+                    if let Some((_, sum)) = output.hidden.last_mut() {
+                        pooling::add(sum, floats(state));
+                    }
+                }
+                RowOutput::Hidden | RowOutput::HiddenSum | RowOutput::None => {}
                 RowOutput::Sample { .. } | RowOutput::Score { .. } => wanted.push((answer, state)),
             }
         }
@@ -137,7 +150,7 @@ impl Step {
         match &self.plan.rows[answer.row as usize].output {
             RowOutput::Sample { key, .. } => Some(shard.candidates(place, key, answer.next)),
             RowOutput::Score { ids, top } => Some(shard.scored(place, ids[answer.offset as usize], *top)),
-            RowOutput::None | RowOutput::Hidden => None,
+            RowOutput::None | RowOutput::Hidden | RowOutput::HiddenSum => None,
         }
     }
 

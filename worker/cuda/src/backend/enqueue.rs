@@ -289,12 +289,21 @@ impl Enqueue<'_> {
         let states = &self.group.lanes_states[step.lane];
         let stride = self.model.shape.hidden_leaves.stride();
         for (number, answer) in step.answers.clone().iter().enumerate() {
-            if !matches!(step.output(answer), RowOutput::Hidden) || !step.is_wanted(answer) {
+            // Positions of a row stand behind each other.
+            let rows = match step.output(answer) {
+                RowOutput::Hidden => 1,
+                RowOutput::HiddenSum if answer.offset == 0 => {
+                    step.plan.rows[answer.row as usize].tokens.len()
+                }
+                _ => continue,
+            };
+            if !step.is_wanted(answer) {
                 continue;
             }
-            let mut state = Pinned::<u16>::new(self.ops.stream().context(), stride).map_err(refused)?;
+            let mut state =
+                Pinned::<u16>::new(self.ops.stream().context(), rows * stride).map_err(refused)?;
             let from = self.ops.address(states) + 2 * (number * stride) as u64;
-            // SAFETY: both sides have a row; the host's is read behind the step's event.
+            // SAFETY: both sides have these rows; the host's is read behind the step's event.
             unsafe { result::memcpy_dtoh_async(state.as_mut_slice(), from, self.ops.stream().cu_stream()) }
                 .map_err(refused)?;
             step.hidden.push((answer.row, state));

@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 
 use cudarc::driver::{CudaSlice, result};
 use llamero_engine::kv_state::KvState;
+use llamero_engine::pooling;
 use llamero_engine::{
     BackendError, FormSpec, KvCapacity, Late, LogitShard, MemoryPlan, MeshError, Plan, RowOutput, StepOutput,
     StepProgress, Ticket, Waited,
@@ -274,8 +275,20 @@ impl FormedGroup {
                     .map(|bits| half::bf16::from_bits(*bits).to_f32())
                     .collect()
             };
-            let values = state.as_slice().chunks_exact(leaves.padded()).flat_map(leaf);
-            output.hidden.push((row, values.collect()));
+            let mut sum = vec![0.0; model.shape.hidden];
+            let mut states = state.as_slice().chunks_exact(leaves.stride());
+            if matches!(step.plan.rows[row as usize].output, RowOutput::Hidden) {
+                let values = states
+                    .next()
+                    .into_iter()
+                    .flat_map(|state| state.chunks_exact(leaves.padded()));
+                sum = values.flat_map(leaf).map(f64::from).collect();
+            } else {
+                for state in states {
+                    pooling::add(&mut sum, state.chunks_exact(leaves.padded()).flat_map(leaf));
+                }
+            }
+            output.hidden.push((row, sum));
         }
         self.lanes[step.lane].entries.clear();
         step.stage = Stage::Done(output);

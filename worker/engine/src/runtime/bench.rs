@@ -180,6 +180,7 @@ impl Group {
             sharing: Sharing::default(),
             prompt_logprobs: None,
             priority: 0,
+            pooling: None,
         };
         // One thread streams all answers.
         let (tokens, received) = channel();

@@ -1,5 +1,6 @@
 //! A request and the events of its answer, in token ids.
 
+use crate::pooling::Pooling;
 use crate::sampling::SamplingParams;
 use crate::schedule::Refusal;
 
@@ -23,6 +24,8 @@ pub struct GenerationRequest {
     pub prompt_logprobs: Option<u16>,
     /// Requests with a lower one begin first; see [`crate::schedule::Scheduler`] for what bounds that.
     pub priority: i32,
+    /// Set when an embedding is wanted, and no token: [`Event::Embedding`] comes instead.
+    pub pooling: Option<Pooling>,
 }
 
 /// A token of a prompt.
@@ -53,6 +56,23 @@ impl Default for Sharing {
 }
 
 impl GenerationRequest {
+    /// The embedding of a text.
+    #[must_use]
+    pub fn embedding(prompt: Vec<u32>, pooling: Pooling, sharing: Sharing, priority: i32) -> Self {
+        Self {
+            prompt,
+            resume: Vec::new(),
+            // The scheduler wants room for one: a row that pools stands where one that samples would.
+            max_tokens: 1,
+            stop_tokens: Vec::new(),
+            sampling: SamplingParams::greedy(),
+            sharing,
+            prompt_logprobs: None,
+            priority,
+            pooling: Some(pooling),
+        }
+    }
+
     /// What it counts in the queue: all tokens that are to be computed before the first new one.
     pub(super) fn queued_tokens(&self) -> u64 {
         self.prompt.len() as u64 + self.resume.len() as u64
@@ -107,6 +127,8 @@ pub enum Event {
     },
     /// More tokens of the prompt in order, the first of them its second one. All come before the first output token.
     Scored(Vec<TokenScore>),
+    /// The embedding of the prompt, of length 1.
+    Embedding(Vec<f32>),
     /// One more output token.
     Token {
         /// Vocabulary id.

@@ -1,7 +1,7 @@
 //! The rows of one step and what they belong to.
 
 use super::sequence::{Sequence, SequenceId};
-use crate::step::{BlockDeltas, PlanRow, RowOutput, TokenRef};
+use crate::step::{BlockDeltas, PlanRow, TokenRef};
 
 /// Which token a [`TokenRef::Late`] stands for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -51,7 +51,7 @@ impl Batch {
     }
 
     /// Add the next `count` tokens of a sequence as a row, or fewer of them, and tell how many. The last of all its tokens is
-    /// sampled.
+    /// sampled, or ends an embedding.
     pub(super) fn push(&mut self, sequence: &mut Sequence, count: u32, batch: u64) -> u32 {
         let Some(placed) = &sequence.placed else { return 0 };
         let start = sequence.planned;
@@ -70,14 +70,7 @@ impl Batch {
             })
             .collect();
         let sampled = end == sequence.expected();
-        let output = if sampled {
-            RowOutput::Sample {
-                last: 1,
-                key: sequence.sample,
-            }
-        } else {
-            sequence.score(start, end)
-        };
+        let output = sequence.output(start, end);
         self.rows.push(PlanRow {
             slot: placed.slot,
             start,

@@ -150,11 +150,9 @@ impl Scheduler {
         if sequence.longest <= sequence.len() {
             return Err(Refusal::NothingToGenerate);
         }
-        if sequence.longest > limits.longest() {
-            return Err(Refusal::TooLong {
-                wanted: sequence.longest,
-                longest: limits.longest(),
-            });
+        let (wanted, longest) = (sequence.longest_history(), limits.longest());
+        if wanted > longest {
+            return Err(Refusal::TooLong { wanted, longest });
         }
         Ok(())
     }

@@ -3,6 +3,7 @@
 use std::collections::VecDeque;
 
 use super::prefix::PrefixHash;
+use crate::pooling::Pooling;
 use crate::step::{RowOutput, SampleKey};
 
 /// Number of a sequence; later requests have higher numbers, which is what "first come" means.
@@ -31,6 +32,8 @@ pub struct Sequence {
     pub(super) begun: bool,
     /// Which of its first positions are to be scored.
     pub(super) scores: Option<PromptScores>,
+    /// Set when its hidden states are wanted, and no token.
+    pub(super) pooling: Option<Pooling>,
     /// Tokens behind `tokens` that steps in flight are to sample.
     pub(super) pending: u32,
     /// Positions that are planned in some step, computed or not.
@@ -81,6 +84,7 @@ impl Sequence {
             overtaken: 0,
             begun: false,
             scores: None,
+            pooling: None,
             pending: 0,
             planned: 0,
             rows_in_flight: VecDeque::new(),
@@ -113,6 +117,25 @@ impl Sequence {
         self
     }
 
+    /// The same, and its hidden states are wanted instead of a token. For the mean all of them are, so that none may be found
+    /// in the KV cache.
+    #[must_use]
+    pub fn with_pooling(mut self, pooling: Option<Pooling>) -> Self {
+        self.pooling = pooling;
+        if pooling == Some(Pooling::Mean) {
+            self.root = None;
+        }
+        self
+    }
+
+    /// Most tokens that it may come to hold KV of, and one more.
+    pub(super) fn longest_history(&self) -> u32 {
+        match self.pooling {
+            Some(_) => self.len(),
+            None => self.longest,
+        }
+    }
+
     /// The first position that is still to be scored, if there is one: it and those behind must be computed.
     pub(super) fn unscored(&self) -> Option<u32> {
         self.scores
@@ -128,8 +151,23 @@ impl Sequence {
         }
     }
 
+    /// What the row of the positions from `start` to `end` answers.
+    pub(super) fn output(&self, start: u32, end: u32) -> RowOutput {
+        let last = end == self.expected();
+        match self.pooling {
+            Some(Pooling::Mean) => RowOutput::HiddenSum,
+            Some(Pooling::Last) if last => RowOutput::Hidden,
+            Some(Pooling::Last) => RowOutput::None,
+            None if last => RowOutput::Sample {
+                last: 1,
+                key: self.sample,
+            },
+            None => self.score(start, end),
+        }
+    }
+
     /// What the row of the positions from `start` to `end` scores.
-    pub(super) fn score(&self, start: u32, end: u32) -> RowOutput {
+    fn score(&self, start: u32, end: u32) -> RowOutput {
         match self.scores {
             Some(PromptScores { top, until, done }) if end <= until && done < end => {
                 let scored = start.max(done) as usize + 1..=end as usize;

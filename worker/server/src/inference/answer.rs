@@ -183,6 +183,7 @@ impl Answer {
                     sharing,
                     prompt_logprobs: request.prompt_logprobs,
                     priority: request.priority,
+                    pooling: None,
                 };
                 let constraint = constraint.map(|constraint| constraint as Box<dyn Constraint>);
                 let sink = Box::new(move |event| sender.send(event).is_ok());
@@ -335,6 +336,7 @@ impl Answer {
                     runtime::FinishReason::Cancelled => Ending::Aborted,
                 });
             }
+            Event::Embedding(_) => return Err(Status::internal("an embedding came that nobody asked for")),
             Event::Failed { kind, message } => return Err(failed(kind, message)),
         }
         Ok(())
@@ -377,14 +379,14 @@ fn ending(finished: Finished, token: u32) -> Ending {
     }
 }
 
-fn refused(error: SubmitError) -> Status {
+pub(super) fn refused(error: SubmitError) -> Status {
     match error {
         SubmitError::Draining | SubmitError::Stopped => Status::unavailable(error.to_string()),
         SubmitError::Full { retry_after, .. } => exhausted(error.to_string(), retry_after),
     }
 }
 
-fn failed(kind: FailureKind, message: String) -> Status {
+pub(super) fn failed(kind: FailureKind, message: String) -> Status {
     match kind {
         FailureKind::Invalid => Status::invalid_argument(message),
         FailureKind::TooLong => Status::out_of_range(message),

@@ -7,14 +7,15 @@ use futures::Stream;
 use llamero_engine::text::tool_calls::ToolPiece;
 use llamero_proto::v1::completion_server::Completion;
 use llamero_proto::v1::{
-    CompletionChunk, CompletionRequest, Detokenized, Finish, FinishReason, TokenIds, TokenLogprob, Tokenized,
-    ToolCallDelta,
+    CompletionChunk, CompletionRequest, Detokenized, EmbedRequest, Embedding, Finish, FinishReason, TokenIds,
+    TokenLogprob, Tokenized, ToolCallDelta,
 };
 use prost::Message as _;
 use tonic::{Request, Response, Status};
 
 use super::Services;
 use super::answer::{Answer, Chunk, Ending, Logprob};
+use super::embed;
 use super::model::Model;
 use super::prepare::{Prepared, prepare, prompt};
 
@@ -87,6 +88,23 @@ impl Completion for Services {
             })
         };
         Ok(Response::new(self.text_workers.run(bytes, work).await?))
+    }
+
+    type EmbedStream = Pin<Box<dyn Stream<Item = Result<Embedding, Status>> + Send>>;
+
+    async fn embed(&self, request: Request<EmbedRequest>) -> Result<Response<Self::EmbedStream>, Status> {
+        let request = request.into_inner();
+        let bytes = request.encoded_len();
+        self.model.check_name(&request.model)?;
+        let entry = self.running.enter(&request.request_id)?;
+        let model = Arc::clone(&self.model);
+        let work = move || embed::prepare(&model, request);
+        let requests = self.text_workers.run(bytes, work).await?;
+        Ok(Response::new(embed::embeddings(
+            self.engine.clone(),
+            requests,
+            entry,
+        )))
     }
 
     async fn detokenize(&self, request: Request<TokenIds>) -> Result<Response<Detokenized>, Status> {

@@ -6,6 +6,7 @@
 //! | [`prepare`] | requests of `llamero.v1.Completion`, rendered, tokenised and checked |
 //! | [`receiving`] | bounds on the requests that are being received |
 //! | [`text_workers`] | rendering and tokenising, off the threads that stream |
+//! | [`embed`] | embeddings |
 //! | [`answer`] | tokens become text and end where the request says |
 //! | [`running`] | requests under way, by id |
 //! | [`completion`] | `llamero.v1.Completion` |
@@ -15,6 +16,7 @@
 
 pub mod answer;
 pub mod completion;
+pub mod embed;
 pub mod health;
 pub mod model;
 pub mod prepare;

@@ -11,6 +11,8 @@ pub(super) enum Answered {
     Token(Chosen),
     /// Its tokens were scored: one entry for each answered position.
     Scores(Vec<Scored>),
+    /// The hidden state of its last position, or the sum of all.
+    Hidden(Vec<f64>),
 }
 
 /// A token, and the likeliest ones beside it when they were asked for.

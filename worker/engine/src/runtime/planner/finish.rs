@@ -101,6 +101,7 @@ impl Planner {
         }
         match choice? {
             Ok(Answered::Scores(scores)) => self.scored(row, scores),
+            Ok(Answered::Hidden(values)) => self.requests.pooled(id, row.hidden?, values),
             Ok(Answered::Token(chosen)) => {
                 let full = self.scheduler.is_full(id);
                 self.requests.sampled(id, chosen, length?, full)

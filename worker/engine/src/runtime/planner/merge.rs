@@ -1,12 +1,14 @@
 //! Tokens from the answers of all ranks.
 
+use std::collections::BTreeMap;
+
 use super::choice::{Answered, Choice, Chosen};
 use super::requests::Requests;
 use super::row::PlannedRow;
 use crate::mesh::MeshError;
 use crate::sampling::{
-    Noise, Outcome, RowAnswers, Sampled, SamplingParams, join_shards, likeliest, merge, sample_full_row,
-    scored,
+    Noise, Outcome, RowAnswers, Sampled, SamplingError, SamplingParams, join_shards, likeliest, merge,
+    sample_full_row, scored,
 };
 use crate::step::{LogitShard, StepOutput};
 
@@ -15,6 +17,8 @@ use crate::step::{LogitShard, StepOutput};
 pub(super) struct Merging {
     /// By answered position, in the order of the plan's rows.
     answers: Vec<RowAnswers>,
+    /// Hidden states that have come, by row.
+    hidden: BTreeMap<u32, Vec<f64>>,
     /// Once every rank has answered, by row; none for rows that answer nothing, that nobody wants, or that wait for their full
     /// row.
     pub(super) choices: Option<Vec<Option<Choice>>>,
@@ -28,6 +32,7 @@ impl Merging {
         let answered: usize = rows.iter().map(|row| row.answered as usize).sum();
         Self {
             answers: (0..answered).map(|_| RowAnswers::of_ranks(ranks)).collect(),
+            hidden: BTreeMap::new(),
             choices: None,
             fetching: Vec::new(),
         }
@@ -42,6 +47,13 @@ impl Merging {
         step: u64,
         rows: &[PlannedRow],
     ) -> Result<(), MeshError> {
+        for (row, values) in output.hidden {
+            let asked = rows.get(row as usize).is_some_and(|row| row.hidden.is_some());
+            if !asked || self.hidden.insert(row, values).is_some() {
+                let reason = format!("hidden states of row {row} of step {step} came twice, or unasked");
+                return Err(MeshError::Protocol { rank, reason });
+            }
+        }
         let mut given = output.candidates.into_iter().peekable();
         let mut answers = self.answers.iter_mut();
         for (row, planned) in (0_u32..).zip(rows) {
@@ -75,6 +87,14 @@ impl Merging {
             if let Some(top) = row.scores.filter(|_| !row.cancelled) {
                 let scores = self.answers[at..nth].iter().map(|answers| scored(top, answers));
                 choices.push(Some(scores.collect::<Result<_, _>>().map(Answered::Scores)));
+                continue;
+            }
+            if row.hidden.is_some() && !row.cancelled {
+                let index = u32::try_from(index).unwrap_or(u32::MAX);
+                let hidden = self.hidden.remove(&index).map(Answered::Hidden);
+                choices.push(Some(
+                    hidden.ok_or(SamplingError::Inconsistent("no rank has answered hidden states")),
+                ));
                 continue;
             }
             let params = requests.sampling(row.sequence);
@@ -156,6 +176,7 @@ mod tests {
             position: 9,
             samples: true,
             scores: None,
+            hidden: None,
             cancelled,
         }
     }

@@ -7,6 +7,7 @@ use std::time::Instant;
 use llamero_settings::losses::Losses;
 
 use super::choice::Chosen;
+use crate::pooling::Pooled;
 use crate::runtime::constraint::Constraint;
 use crate::runtime::load::LoadCell;
 use crate::runtime::queue::QueueGauge;
@@ -22,6 +23,8 @@ struct Request {
     stop_tokens: Vec<u32>,
     counts: TokenCounts,
     constraint: Option<Constrained>,
+    /// Set when an embedding is wanted, and no token.
+    pooled: Option<Pooled>,
     prompt_tokens: u32,
     /// Tokens that count in the queue, until it is admitted first.
     queued: Option<u64>,
@@ -141,6 +144,7 @@ impl Requests {
             sharing,
             prompt_logprobs,
             priority,
+            pooling,
         } = request;
         let prompt_tokens = length(&prompt);
         if let Some(end) = ended_before(&resume, max_tokens, &stop_tokens) {
@@ -158,7 +162,8 @@ impl Requests {
         let sequence = Sequence::new(id, [prompt, resume].concat(), longest, sampling.key())
             .with_root(root)
             .with_priority(priority)
-            .with_scores(prompt_logprobs, prompt_tokens);
+            .with_scores(prompt_logprobs, prompt_tokens)
+            .with_pooling(pooling);
         if let Err(refusal) = scheduler.add(sequence) {
             self.queue.leave(queued);
             let kind = kind_of_refusal(&refusal, resumed, scheduler.limits().max_context);
@@ -186,6 +191,7 @@ impl Requests {
                 pending: None,
                 broken: None,
             }),
+            pooled: pooling.map(Pooled::new),
             prompt_tokens,
             queued: Some(queued),
             last_at: at,
@@ -278,6 +284,34 @@ impl Requests {
         })
     }
 
+    /// Hidden states of the row of a request's positions `start .. end` have come. What its client is to hear.
+    pub(super) fn pooled(
+        &mut self,
+        id: SequenceId,
+        (start, end): (u32, u32),
+        values: Vec<f64>,
+    ) -> Option<Publication> {
+        let request = self.open.get_mut(&id)?;
+        let pooled = request.pooled.as_mut()?;
+        if let Err(error) = pooled.take(start, end, values) {
+            return Some(Publication::broken(id, error.to_string()));
+        }
+        if end < request.prompt_tokens {
+            return None;
+        }
+        Some(match pooled.vector() {
+            Ok(vector) => Publication {
+                sequence: id,
+                token: Some(Event::Embedding(vector)),
+                end: Some(Event::Finished {
+                    reason: FinishReason::Length,
+                    output_tokens: 0,
+                }),
+            },
+            Err(error) => Publication::broken(id, error.to_string()),
+        })
+    }
+
     /// Tell the clients. Returns the requests whose clients do not listen any more.
     pub(super) fn publish(&mut self, news: Vec<Publication>, now: Instant) -> Vec<SequenceId> {
         let mut gone = Vec::new();
@@ -286,8 +320,8 @@ impl Requests {
                 continue;
             };
             let broken = matches!(end, Some(Event::Failed { .. }));
-            let scored = matches!(token, Some(Event::Scored(_)));
-            if !broken && !scored {
+            let is_token = !matches!(token, Some(Event::Scored(_) | Event::Embedding(_)));
+            if !broken && is_token {
                 request.note_latency(&self.load, now);
             }
             let heard = token.is_none_or(|token| (request.sink)(token));

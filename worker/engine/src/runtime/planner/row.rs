@@ -15,6 +15,8 @@ pub(super) struct PlannedRow {
     pub(super) samples: bool,
     /// How many of the likeliest tokens are wanted beside each scored one; none where none is scored.
     pub(super) scores: Option<u16>,
+    /// Where the row begins and ends, when it answers hidden states.
+    pub(super) hidden: Option<(u32, u32)>,
     /// Nobody wants its answer.
     pub(super) cancelled: bool,
 }
@@ -24,7 +26,7 @@ impl PlannedRow {
         let answered = match &row.output {
             RowOutput::Sample { last, .. } => u32::from(*last),
             RowOutput::Score { ids, .. } => u32::try_from(ids.len()).unwrap_or(u32::MAX),
-            RowOutput::None | RowOutput::Hidden => 0,
+            RowOutput::None | RowOutput::Hidden | RowOutput::HiddenSum => 0,
         };
         let end = row.start + u32::try_from(row.tokens.len()).unwrap_or(u32::MAX);
         Self {
@@ -36,6 +38,8 @@ impl PlannedRow {
                 RowOutput::Score { top, .. } => Some(*top),
                 _ => None,
             },
+            hidden: matches!(row.output, RowOutput::Hidden | RowOutput::HiddenSum)
+                .then_some((row.start, end)),
             cancelled: false,
         }
     }

@@ -16,6 +16,7 @@ use crate::form::FormSpec;
 use crate::kv_state::answers;
 use crate::leaf_tree;
 use crate::mesh::{Label, Mesh, MeshError, Transfer, Wait};
+use crate::pooling;
 use crate::sampling::candidates::{ShardLogits, candidates, scored};
 use crate::sampling::penalties::repeated;
 use crate::step::{Era, Late, LogitShard, Plan, RowCandidates, RowOutput, StepOutput, TokenRef, VOCAB_TILE};
@@ -381,6 +382,7 @@ impl Formed {
             return Ok(Waited::NeedsSampling);
         };
         let mut output = StepOutput::default();
+        let is_first = self.mesh.members().last_stage().first() == Some(&self.mesh.rank());
         let sums = step.sums.iter().flatten();
         for (((row, offset), _, length), sum) in answered(&step.plan).zip(sums) {
             if step.cancelled.contains(&row) {
@@ -416,7 +418,14 @@ impl Formed {
                         .candidates
                         .push(scored(place, shard, ids[offset as usize], *top));
                 }
-                RowOutput::None | RowOutput::Hidden => {}
+                RowOutput::Hidden | RowOutput::HiddenSum if is_first => {
+                    let state = model::state(*sum);
+                    match output.hidden.iter_mut().find(|(of, _)| *of == row) {
+                        Some((_, values)) => pooling::add(values, state),
+                        None => output.hidden.push((row, state.map(f64::from).to_vec())),
+                    }
+                }
+                RowOutput::None | RowOutput::Hidden | RowOutput::HiddenSum => {}
             }
             step.logits.insert(row, logits);
         }

@@ -191,6 +191,7 @@ pub(super) fn greedy(prompt: &[u32], max_tokens: u32) -> GenerationRequest {
         sharing: Sharing::default(),
         prompt_logprobs: None,
         priority: 0,
+        pooling: None,
     }
 }
 
@@ -215,7 +216,7 @@ pub(super) fn rest(events: &Receiver<Event>) -> (Vec<u32>, FinishReason) {
                 assert!(events.recv_timeout(LONG).is_err(), "nothing follows the end");
                 return (tokens, reason);
             }
-            Event::Failed { message, .. } => panic!("{message}"),
+            other => panic!("{other:?}"),
         }
     }
 }

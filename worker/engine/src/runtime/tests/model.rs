@@ -3,6 +3,7 @@
 use llamero_checkpoint::Runs;
 
 use crate::leaf_tree;
+use crate::pooling::{self, Pooled, Pooling};
 use crate::runtime::Constraint;
 use crate::sampling::candidates::{ShardLogits, candidates};
 use crate::sampling::penalties::repeated;
@@ -33,6 +34,25 @@ pub(in crate::runtime) fn tree_value(tree: &leaf_tree::Subtree, hash: u32) -> f3
 pub(in crate::runtime) fn logit(sum: f32, token: u32) -> f32 {
     let mixed = (sum.to_bits() ^ token.wrapping_mul(0xc2b2_ae35)).wrapping_mul(0x27d4_eb2f);
     (mixed >> 16) as f32 / 16_384.0
+}
+
+/// The hidden state of a position.
+pub(in crate::runtime) fn state(sum: f32) -> [f32; 4] {
+    [0, 1, 2, 3].map(|at| logit(sum, 1000 + at) - 2.0)
+}
+
+/// The embedding of a prompt: what a group must give.
+pub(in crate::runtime) fn embedding(prompt: &[u32], pooling: Pooling) -> Vec<f32> {
+    let state = |at: usize| state(tree_value(&(0..LEAVES), hash(&prompt[..=at])));
+    let mut sum = vec![0.0; 4];
+    let first = match pooling {
+        Pooling::Last => prompt.len() - 1,
+        Pooling::Mean => 0,
+    };
+    (first..prompt.len()).for_each(|at| pooling::add(&mut sum, state(at)));
+    let mut pooled = Pooled::new(pooling);
+    pooled.take(0, u32::try_from(prompt.len()).unwrap(), sum).unwrap();
+    pooled.vector().unwrap()
 }
 
 /// The logits of the whole vocabulary.

@@ -1,9 +1,12 @@
 //! What clients get while nothing breaks.
 
 use super::fake::KV_BLOCKS;
-use super::group::{Group, LONG, greedy, in_step, rest, token};
-use super::model::{logprobs, reference};
-use crate::runtime::{Event, FailureKind, FinishReason, GenerationRequest, Outcome, Phase, SubmitError};
+use super::group::{Group, LONG, config, greedy, in_step, rest, token};
+use super::model::{embedding, logprobs, reference};
+use crate::pooling::Pooling;
+use crate::runtime::{
+    Event, FailureKind, FinishReason, GenerationRequest, Outcome, Phase, Sharing, SubmitError,
+};
 use crate::sampling::SamplingParams;
 
 fn samplings() -> Vec<SamplingParams> {
@@ -116,9 +119,9 @@ fn tokens_of_a_prompt_are_scored_once_each_in_every_world_and_batch() {
                     Event::Scored(more) => scores.extend(more),
                     Event::Token { id, .. } => tokens.push(id),
                     Event::Finished { .. } => break,
-                    Event::Failed { message, .. } => panic!("{message}"),
                     Event::Started { cached_tokens } => assert_eq!(cached_tokens, 0),
                     Event::Accepted { .. } => {}
+                    other => panic!("{other:?}"),
                 }
                 assert!(
                     tokens.is_empty() || scores.len() == prompt.len() - 1,
@@ -142,6 +145,80 @@ fn tokens_of_a_prompt_are_scored_once_each_in_every_world_and_batch() {
         }
         assert_eq!(rest(&mate.1).0, reference(&prompt, &SamplingParams::greedy(), 5));
     }
+}
+
+#[test]
+fn embeddings_are_the_same_in_every_world_and_batch_and_found_prefix() {
+    let prompt: Vec<u32> = (0..75).map(|at| at * 7 % 512).collect();
+    for world in [1, 3] {
+        let group = Group::start(world);
+        let engine = &group.leader().engine;
+        let peer = engine.submit_channel(greedy(&prompt, 9)).unwrap();
+        let inputs = [&prompt[..], &prompt[..64], &prompt[..1], &prompt[..75]];
+        let asked: Vec<_> = inputs
+            .iter()
+            .flat_map(|input| [(*input, Pooling::Last), (*input, Pooling::Mean)])
+            .map(|(input, pooling)| {
+                let request = GenerationRequest::embedding(input.to_vec(), pooling, Sharing::default(), 0);
+                (input, pooling, engine.submit_channel(request).unwrap())
+            })
+            .collect();
+        for (input, pooling, (_submission, events)) in asked {
+            let (mut found, mut cached) = (Vec::new(), 0);
+            loop {
+                match events.recv_timeout(LONG).unwrap() {
+                    Event::Embedding(vector) => found.push(vector),
+                    Event::Started { cached_tokens } => cached = cached_tokens,
+                    Event::Accepted { prompt_tokens } => assert_eq!(prompt_tokens as usize, input.len()),
+                    Event::Finished { output_tokens, .. } => {
+                        assert_eq!(output_tokens, 0);
+                        break;
+                    }
+                    other => panic!("{other:?}"),
+                }
+            }
+            assert_eq!(
+                found,
+                [embedding(input, pooling)],
+                "{world} {pooling:?} {}",
+                input.len()
+            );
+            assert!(
+                pooling == Pooling::Last || cached == 0,
+                "the mean is of all positions"
+            );
+        }
+        assert_eq!(rest(&peer.1).0, reference(&prompt, &SamplingParams::greedy(), 9));
+        assert_eq!(engine.load().running, 0);
+    }
+}
+
+#[test]
+fn the_context_may_be_full_of_a_text_that_is_embedded_and_not_fuller() {
+    let group = Group::start(1);
+    let engine = &group.leader().engine;
+    let context = config(0, 1, LONG).max_context;
+    let embed = |tokens: u32| {
+        let prompt = (0..tokens).map(|at| at % 512).collect();
+        let request = GenerationRequest::embedding(prompt, Pooling::Last, Sharing::Nobody, 0);
+        let (_submission, events) = engine.submit_channel(request).unwrap();
+        events.iter().last().unwrap()
+    };
+    assert!(matches!(embed(context), Event::Finished { .. }));
+    assert!(matches!(
+        embed(context + 1),
+        Event::Failed {
+            kind: FailureKind::TooLong,
+            ..
+        }
+    ));
+    assert!(matches!(
+        embed(0),
+        Event::Failed {
+            kind: FailureKind::Invalid,
+            ..
+        }
+    ));
 }
 
 #[test]

@@ -1,0 +1,395 @@
+//! Bad input of every kind, over real sockets: nothing panics, nothing is answered with a status of 500 or more, and each
+//! refusal of a JSON object names the parameter. Bodies are changes of those in `tests/corpus`.
+//!
+//! The same seed gives the same bodies. `LLAMERO_FUZZ_SEED` and `LLAMERO_FUZZ_CASES` choose others, and more of them.
+#![allow(clippy::unwrap_used, clippy::expect_used, missing_docs, unreachable_pub)]
+
+mod support;
+
+use std::path::Path;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use hyper::Method;
+use llamero_gateway::Settings;
+use llamero_proto::v1::FinishReason;
+use serde_json::{Map, Number, Value, json};
+use support::client::{Http2, post, send_with};
+use support::worker::Worker;
+use support::{MODEL, Served, chat, gateway, with_worker};
+use tokio::task::JoinHandle;
+
+/// Changed bodies of a run, over all routes.
+const CASES: usize = 4_000;
+
+/// SplitMix64 (Steele, Lea, Flood 2014).
+struct Random(u64);
+
+impl Random {
+    fn next(&mut self) -> u64 {
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mut mixed = self.0;
+        mixed = (mixed ^ mixed >> 30).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        mixed = (mixed ^ mixed >> 27).wrapping_mul(0x94d0_49bb_1331_11eb);
+        mixed ^ mixed >> 31
+    }
+
+    fn below(&mut self, limit: usize) -> usize {
+        usize::try_from(self.next() % limit.max(1) as u64).unwrap()
+    }
+
+    fn of<'a, T>(&mut self, all: &'a [T]) -> &'a T {
+        &all[self.below(all.len())]
+    }
+}
+
+fn from_environment(name: &str, usual: usize) -> usize {
+    let set = std::env::var(name).ok();
+    set.map_or(usual, |set| set.parse().unwrap())
+}
+
+/// Panics of this process. Tasks of the gateway swallow theirs.
+static PANICS: AtomicUsize = AtomicUsize::new(0);
+
+fn count_panics() {
+    let usual = std::panic::take_hook();
+    std::panic::set_hook(Box::new(move |info| {
+        PANICS.fetch_add(1, Ordering::SeqCst);
+        usual(info);
+    }));
+}
+
+/// A worker that answers everything at once, in two pieces.
+async fn answering() -> (Served, JoinHandle<()>) {
+    let served = gateway(Settings::default()).await;
+    let mut worker = Worker::start();
+    served.publish(MODEL, &[worker.address]);
+    let answers = tokio::spawn(async move {
+        while let Some(call) = worker.next_call().await {
+            let mut answering = call.accept().await;
+            // The gateway may have gone already: it cancels answers whose peer has failed.
+            if answering.try_send("Hel", &[1]).await {
+                answering.try_end("lo", FinishReason::Stop).await;
+            }
+        }
+    });
+    (served, answers)
+}
+
+/// Values that code forgets.
+fn odd(random: &mut Random) -> Value {
+    let long = "é\u{2028}\0\"\\".repeat(40);
+    let mut deep = json!(1);
+    for _ in 0..random.below(70) {
+        deep = if random.below(2) == 0 {
+            json!([deep])
+        } else {
+            json!({"a": deep})
+        };
+    }
+    let huge: Value = Number::from_f64(1e300).unwrap().into();
+    let values = [
+        Value::Null,
+        json!(true),
+        json!(false),
+        json!(0),
+        json!(-1),
+        json!(1),
+        json!(128),
+        json!(0.5),
+        json!(-0.0),
+        json!(u64::MAX),
+        json!(i64::MIN),
+        json!(1_u64 << 32),
+        huge,
+        json!(""),
+        json!("a"),
+        json!("\u{fffd}\u{1f600}"),
+        json!(long),
+        json!([]),
+        json!([null]),
+        json!([[]]),
+        json!([1, "a", {}]),
+        json!({}),
+        json!({"": null}),
+        json!({"type": "function", "function": {"name": "f"}}),
+        json!({"type": "text", "text": "a"}),
+        json!({"role": "user", "content": "a"}),
+        deep,
+    ];
+    random.of(&values).clone()
+}
+
+/// Every place in a body.
+fn places(value: &Value, path: &str, all: &mut Vec<String>) {
+    all.push(path.to_owned());
+    match value {
+        Value::Array(entries) => {
+            for (index, entry) in entries.iter().enumerate() {
+                places(entry, &format!("{path}/{index}"), all);
+            }
+        }
+        Value::Object(fields) => {
+            for (name, entry) in fields {
+                places(
+                    entry,
+                    &format!("{path}/{}", name.replace('~', "~0").replace('/', "~1")),
+                    all,
+                );
+            }
+        }
+        _ => {}
+    }
+}
+
+/// Change one place: another value, none, one twice, one more.
+fn change(body: &mut Value, random: &mut Random, names: &[String]) {
+    let mut all = Vec::new();
+    places(body, "", &mut all);
+    // The body itself stays an object.
+    let place = random.of(&all[1..]).clone();
+    let new = odd(random);
+    let name = random.of(names).clone();
+    match random.below(5) {
+        0 | 1 => *body.pointer_mut(&place).unwrap() = new,
+        2 => {
+            let (parent, last) = place.rsplit_once('/').unwrap();
+            match body.pointer_mut(parent).unwrap() {
+                Value::Object(fields) => drop(fields.remove(last)),
+                Value::Array(entries) => drop(entries.remove(last.parse().unwrap())),
+                _ => {}
+            }
+        }
+        3 => match body.pointer_mut(&place).unwrap() {
+            Value::Array(entries) => entries.push(new),
+            Value::Object(fields) => drop(fields.insert(name, new)),
+            other => *other = json!([other.clone(), other.clone()]),
+        },
+        _ => drop(body.as_object_mut().unwrap().insert(name, new)),
+    }
+}
+
+/// Break the text of a body.
+fn garble(text: &mut Vec<u8>, random: &mut Random) {
+    for _ in 0..=random.below(3) {
+        let at = random.below(text.len());
+        match random.below(5) {
+            0 => text[at] ^= 1 << random.below(8),
+            1 => text.truncate(at),
+            2 => text.insert(at, *random.of(b"{}[]\",:\\u0\xff\xed\x00")),
+            3 => text
+                .splice(
+                    at..at,
+                    random
+                        .of(&[&b"1e999"[..], b"\\ud800", b"-", b"nul", b"0x1"])
+                        .iter()
+                        .copied(),
+                )
+                .for_each(drop),
+            _ => {
+                let part = text[at..(at + 20).min(text.len())].to_vec();
+                text.splice(at..at, part).for_each(drop);
+            }
+        }
+        if text.is_empty() {
+            text.push(b' ');
+        }
+    }
+}
+
+/// Bodies by their file, with the path that takes them.
+fn corpus() -> Vec<(String, &'static str, Value)> {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/corpus");
+    let routes = [
+        ("chat", "/v1/chat/completions"),
+        ("text", "/v1/completions"),
+        ("responses", "/v1/responses"),
+        ("messages", "/v1/messages"),
+        ("count", "/v1/messages/count_tokens"),
+        ("embeddings", "/v1/embeddings"),
+        ("tokenize", "/tokenize"),
+        ("detokenize", "/detokenize"),
+    ];
+    let mut bodies = Vec::new();
+    for entry in std::fs::read_dir(folder).unwrap() {
+        let path = entry.unwrap().path();
+        let name = path.file_stem().unwrap().to_str().unwrap().to_owned();
+        if path.extension().is_some_and(|extension| extension == "json") {
+            let (_, route) = routes.iter().find(|(begin, _)| name.starts_with(begin)).unwrap();
+            let body = serde_json::from_slice(&std::fs::read(&path).unwrap()).unwrap();
+            bodies.push((name, *route, body));
+        }
+    }
+    bodies.sort_by(|a, b| a.0.cmp(&b.0));
+    assert!(bodies.len() >= 16);
+    bodies
+}
+
+/// Why an answer is not as it must be.
+fn complaint(path: &str, body: &[u8], status: u16, answer: &str) -> Option<String> {
+    if status >= 500 {
+        return Some(format!("status {status}"));
+    }
+    if status == 200 {
+        return None;
+    }
+    let Ok(answer) = serde_json::from_str::<Value>(answer) else {
+        return Some("a refusal that is not JSON".to_owned());
+    };
+    let error = &answer["error"];
+    let message = error["message"].as_str().unwrap_or_default();
+    if message.is_empty() {
+        return Some("a refusal without a sentence".to_owned());
+    }
+    // Who sends no object is told so, in words.
+    let is_object = serde_json::from_slice::<Map<String, Value>>(body).is_ok();
+    // Anthropic's errors have no field for it.
+    let named = match path.starts_with("/v1/messages") {
+        true => message.contains(['\'', '`']),
+        false => error["param"].is_string(),
+    };
+    (is_object && !named).then(|| "a refusal that names no parameter".to_owned())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn bodies_are_answered_or_refused_by_name() {
+    count_panics();
+    let (served, answers) = answering().await;
+    let seed = from_environment("LLAMERO_FUZZ_SEED", 1);
+    let mut random = Random(seed as u64);
+    let corpus = corpus();
+    let mut names: Vec<String> = corpus
+        .iter()
+        .flat_map(|(_, _, body)| body.as_object().unwrap().keys().cloned())
+        .collect();
+    names.extend(["", "nobody", "functions", "audio", "guided_json", "best_of"].map(str::to_owned));
+    let client = Http2::connect(served.http).await;
+    let mut statuses = std::collections::BTreeMap::new();
+    for case in 0..from_environment("LLAMERO_FUZZ_CASES", CASES) + corpus.len() {
+        let (name, path, body) = &corpus[case % corpus.len()];
+        let mut body = body.clone();
+        let changed = case >= corpus.len();
+        for _ in 0..if changed { 1 + random.below(3) } else { 0 } {
+            change(&mut body, &mut random, &names);
+        }
+        let mut text = body.to_string().into_bytes();
+        if changed && random.below(4) == 0 {
+            garble(&mut text, &mut random);
+        }
+        let reply = client.post_bytes(path, text.clone().into()).await;
+        let status = reply.status().as_u16();
+        let answer = reply.text().await;
+        *statuses.entry(status).or_insert(0) += 1;
+        let shown = || String::from_utf8_lossy(&text).into_owned();
+        if let Some(why) = complaint(path, &text, status, &answer) {
+            panic!("seed {seed}, case {case}, {name}: {why}\n{}\n{answer}", shown());
+        }
+        assert!(changed || status == 200, "{name} is refused: {answer}");
+        assert_eq!(
+            PANICS.load(Ordering::SeqCst),
+            0,
+            "seed {seed}, case {case}, {name}: {}",
+            shown()
+        );
+    }
+    println!("answers by status: {statuses:?}");
+    assert!(statuses[&200] > 100 && statuses[&400] > 100, "{statuses:?}");
+    answers.abort();
+}
+
+/// Any text survives the way through server-sent events.
+#[tokio::test(flavor = "multi_thread")]
+async fn texts_come_as_they_are_through_events() {
+    let (served, mut worker) = with_worker(Settings::default()).await;
+    let mut random = Random(from_environment("LLAMERO_FUZZ_SEED", 1) as u64);
+    let parts = [
+        "\n",
+        "\r",
+        "\r\n",
+        "\n\n",
+        "data: ",
+        ": ",
+        "event: x\n",
+        "[DONE]",
+        "\u{2028}",
+        "\u{2029}",
+        "\u{85}",
+        "\0",
+        "\u{b}",
+        "\"",
+        "\\",
+        "é",
+        "😀",
+        "</script>",
+        "\u{feff}",
+        "\u{202e}",
+        " ",
+        "id: 1\n",
+    ];
+    for _ in 0..60 {
+        let pieces: Vec<String> = (0..=random.below(8))
+            .map(|_| (0..random.below(6)).map(|_| *random.of(&parts)).collect())
+            .collect();
+        let request = post(served.http, "/v1/chat/completions", chat(json!({"stream": true})));
+        let (mut reply, ()) = tokio::join!(request, async {
+            let mut answering = worker.call().await.accept().await;
+            for piece in &pieces {
+                answering.send(piece, &[1], None).await;
+            }
+            answering.send("", &[2], Some(FinishReason::Stop)).await;
+        });
+        let mut text = String::new();
+        let mut done = false;
+        while let Some(event) = reply.event().await {
+            done = event == "[DONE]";
+            let event: Value = serde_json::from_str(&event).unwrap_or_default();
+            text.push_str(
+                event["choices"][0]["delta"]["content"]
+                    .as_str()
+                    .unwrap_or_default(),
+            );
+        }
+        assert!(done);
+        assert_eq!(text, pieces.concat());
+    }
+}
+
+/// Frames of gRPC that hold no message, or not all of it.
+#[tokio::test(flavor = "multi_thread")]
+async fn broken_frames_get_a_status_and_end_nothing() {
+    let (served, answers) = answering().await;
+    let mut random = Random(from_environment("LLAMERO_FUZZ_SEED", 1) as u64);
+    let client = Http2::connect(served.http).await;
+    let message = [&[0, 0, 0, 0, 12, 18, 2][..], b"hi", &[114, 6][..], b"nobody"].concat();
+    for case in 0..400 {
+        let mut frame = message.clone();
+        match case % 4 {
+            0 => (0..random.below(40)).for_each(|_| frame.push(random.next() as u8)),
+            1 => frame = (0..random.below(40)).map(|_| random.next() as u8).collect(),
+            2 => frame.truncate(random.below(message.len())),
+            _ => {
+                let at = random.below(frame.len());
+                frame[at] ^= 1 << random.below(8);
+            }
+        }
+        let path = *random.of(&["/vllm.Inference/Generate", "/vllm.Inference/GenerateStream"]);
+        let status = client.grpc(path, frame.clone()).await;
+        assert!(
+            status.is_some_and(|status| status != 0),
+            "case {case}: {frame:?}: {status:?}"
+        );
+    }
+    // The connection and the gateway go on.
+    let reply = client.post("/v1/chat/completions", chat(json!({}))).await;
+    assert_eq!(reply.status().as_u16(), 200);
+    let strange = [("content-type", "application/grpc")];
+    let reply = send_with(
+        served.http,
+        Method::POST,
+        "/v1/chat/completions",
+        &strange,
+        message,
+    )
+    .await;
+    assert_eq!(reply.status().as_u16(), 400);
+    answers.abort();
+}
