@@ -7,7 +7,9 @@
 //! | [`member`] | one of its members |
 //! | [`client`] | a client, and what it must have heard |
 //! | [`order`] | what is sent when |
+//! | [`budget`] | how long steps are |
 
+mod budget;
 mod client;
 mod member;
 mod order;
