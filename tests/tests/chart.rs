@@ -159,15 +159,21 @@ fn links_are_authenticated_only_where_the_installation_says_so() -> Result<()> {
         "--trust-domain=cluster.local",
         "--enrolment-address=llamero-operator.llamero-system.svc:18054",
     ] {
-        ensure!(args.iter().any(|arg| arg == wanted), "{wanted} is not in {args:?}");
+        ensure!(
+            args.iter().any(|arg| arg == wanted),
+            "{wanted} is not in {args:?}"
+        );
     }
     let service = find(&objects, "Service", "llamero-operator").context("no Service")?;
     ensure!(service["spec"]["ports"][0]["port"] == 18054, "{service}");
     let role = find(&objects, "Role", "llamero-operator-lease").context("no Role")?;
     let secrets = role["rules"].as_array().context("no rules")?.iter();
-    let names: Vec<&Value> = secrets.filter(|rule| rule["verbs"][0] == "get" && rule["resources"][0] == "secrets").collect();
+    let names: Vec<&Value> = secrets
+        .filter(|rule| rule["verbs"][0] == "get" && rule["resources"][0] == "secrets")
+        .collect();
     ensure!(
-        names.len() == 1 && names[0]["resourceNames"] == serde_json::json!(["llamero-form-keys", "llamero-ca"]),
+        names.len() == 1
+            && names[0]["resourceNames"] == serde_json::json!(["llamero-form-keys", "llamero-ca"]),
         "{names:?}"
     );
     // The gateway is given the authority's certificate and not its key.
@@ -175,7 +181,8 @@ fn links_are_authenticated_only_where_the_installation_says_so() -> Result<()> {
     let volumes = &gateway["spec"]["template"]["spec"]["volumes"];
     let sources = &volumes[0]["projected"]["sources"];
     ensure!(
-        sources[1]["secret"] == serde_json::json!({"name": "llamero-ca", "items": [{"key": "ca.crt", "path": "ca.crt"}]})
+        sources[1]["secret"]
+            == serde_json::json!({"name": "llamero-ca", "items": [{"key": "ca.crt", "path": "ca.crt"}]})
             && sources[0]["serviceAccountToken"]["audience"] == "llamero",
         "{volumes}"
     );

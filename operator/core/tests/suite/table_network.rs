@@ -119,7 +119,9 @@ fn pods_reach_the_operator_where_they_enrol_there() {
         json!({"app.kubernetes.io/name": "llamero-operator"})
     );
     assert!(
-        !json!(spec(&deployment(|_| {}), json!({}))).to_string().contains("18054"),
+        !json!(spec(&deployment(|_| {}), json!({})))
+            .to_string()
+            .contains("18054"),
         "only there"
     );
 }
