@@ -9,7 +9,7 @@ use crate::sampling::SamplingParams;
 
 /// A third of the vocabulary, which one depends on all tokens before.
 #[derive(Default)]
-struct Thirds {
+pub(super) struct Thirds {
     sum: u32,
     accepted: usize,
     /// Fails for the token after so many.
@@ -17,7 +17,7 @@ struct Thirds {
 }
 
 impl Thirds {
-    fn behind(tokens: &[u32]) -> Box<Self> {
+    pub(super) fn behind(tokens: &[u32]) -> Box<Self> {
         let mut thirds = Box::<Self>::default();
         tokens.iter().for_each(|token| thirds.accept(*token).unwrap());
         thirds

@@ -6,18 +6,23 @@
 //! | [`world`] | a simulated group, and what may happen to it |
 //! | [`member`] | one of its members |
 //! | [`client`] | a client, and what it must have heard |
+//! | [`order`] | what is sent when |
+//! | [`budget`] | how long steps are |
 
+mod budget;
 mod client;
 mod member;
+mod order;
 mod world;
 
+use client::answer;
 use proptest::prelude::*;
 use world::{Left, Simulation};
 
 use super::fake::KV_BLOCKS;
 use super::group::{LONG, config, greedy};
 use super::model::reference;
-use crate::mesh::{Message, Topology};
+use crate::mesh::Topology;
 use crate::runtime::{Event, FinishReason, GenerationRequest, RankConfig, Sharing};
 use crate::sampling::SamplingParams;
 
@@ -30,6 +35,8 @@ enum Act {
         sampling: usize,
         stop: Option<usize>,
         patience: usize,
+        constrained: bool,
+        scores: Option<u16>,
     },
     Member(usize),
     Compute(usize),
@@ -42,6 +49,8 @@ enum Act {
     Answer(usize),
     Fail(usize),
     Cut(usize),
+    /// Something of the era before this one comes only now.
+    Replay(usize),
 }
 
 fn left() -> impl Strategy<Value = Left> {
@@ -60,10 +69,12 @@ fn act() -> impl Strategy<Value = Act> {
         0_usize..6,
         prop::option::weighted(0.3, 0_usize..20),
         prop_oneof![5 => Just(usize::MAX), 1 => 1_usize..10],
+        prop::bool::weighted(0.25),
+        prop::option::weighted(0.2, 0_u16..4),
     );
     prop_oneof![
-        6 => arrive.prop_map(|(prompt, family, output, sampling, stop, patience)| {
-            Act::Arrive { prompt, family, output, sampling, stop, patience }
+        6 => arrive.prop_map(|(prompt, family, output, sampling, stop, patience, constrained, scores)| {
+            Act::Arrive { prompt, family, output, sampling, stop, patience, constrained, scores }
         }),
         60 => (0_usize..9).prop_map(Act::Member),
         20 => (0_usize..9).prop_map(Act::Compute),
@@ -74,6 +85,7 @@ fn act() -> impl Strategy<Value = Act> {
         10 => (0_usize..9).prop_map(Act::Answer),
         1 => (0_usize..9).prop_map(Act::Fail),
         1 => (0_usize..9).prop_map(Act::Cut),
+        5 => any::<usize>().prop_map(Act::Replay),
     ]
 }
 
@@ -118,18 +130,24 @@ impl Simulation {
                 sampling: kind,
                 stop,
                 patience,
+                constrained,
+                scores,
             } => {
                 let number = self.clients.len() as u32;
                 // Prompts of one family begin alike.
                 let prompt: Vec<u32> = (0..prompt as u32).map(|at| (at * 7 + family) % 512).collect();
-                let sampling = sampling(kind, u64::from(number));
-                let answer = reference(&prompt, &sampling, output as usize);
-                let request = GenerationRequest {
-                    sampling,
-                    stop_tokens: stop.map(|at| answer[at % answer.len()]).into_iter().collect(),
+                let mut request = GenerationRequest {
+                    sampling: sampling(kind, u64::from(number)),
+                    prompt_logprobs: scores,
                     ..greedy(&prompt, output)
                 };
-                self.arrive(request, patience);
+                let answer = answer(&request, constrained);
+                let stop = stop.map(|at| answer[at % answer.len()]);
+                request.stop_tokens = stop.into_iter().collect();
+                match constrained {
+                    true => self.arrive_constrained(request, patience),
+                    false => self.arrive(request, patience),
+                }
             }
             Act::Member(rank) => {
                 self.act(rank % ranks);
@@ -149,6 +167,7 @@ impl Simulation {
             }
             Act::Fail(rank) => self.fail(rank % ranks),
             Act::Cut(rank) => self.cut(rank % ranks),
+            Act::Replay(pick) => self.replay(pick),
         }
     }
 }
@@ -262,103 +281,69 @@ fn a_request_that_comes_with_a_lost_link_is_not_lost() {
     }
 }
 
+/// Wide and hot: the candidates do not hold enough of the mass.
 #[test]
-fn the_next_step_is_sent_while_one_computes_and_clients_hear_after_the_members() {
-    let mut simulation = Simulation::new(1, 2, 4, 16);
-    simulation.arrive(greedy(&[1, 2, 3], 5), usize::MAX);
-    simulation.take_inputs(Left::All);
-    let sent = |simulation: &Simulation| -> Vec<(u64, Message)> {
-        let incoming = &simulation.members[0].incoming;
-        incoming.try_iter().map(Result::unwrap).collect()
-    };
-    let names = |messages: &[(u64, Message)]| -> Vec<(u64, &'static str)> {
-        messages
-            .iter()
-            .map(|(step, message)| (*step, message.name()))
-            .collect()
-    };
-    let both = sent(&simulation);
-    assert_eq!(
-        names(&both),
-        [(1, "Plan"), (2, "Plan")],
-        "two steps are in flight at once"
-    );
-    for (step, message) in both {
-        let member = &mut simulation.members[0];
-        member.steps.take(&mut member.backend, step, message).unwrap();
-    }
-    assert!(simulation.act(0), "the first is computed");
-    assert!(!simulation.act(0), "the second waits for its token");
-    assert!(simulation.deliver(0));
-    assert_eq!(
-        names(&sent(&simulation)),
-        [(1, "Release"), (2, "Late"), (3, "Plan")]
-    );
-    assert_eq!(simulation.clients[0].events.lock().unwrap().len(), 3);
-}
-
-impl Simulation {
-    /// What the leader has sent, which is the same to all members, and which they take now: the plans' rows by their slots.
-    fn pass_on(&mut self) -> Vec<(u64, &'static str, Vec<u32>)> {
-        let mut sent = Vec::new();
-        for member in &mut self.members {
-            sent.clear();
-            for (step, message) in member.incoming.try_iter().map(Result::unwrap) {
-                let slots = match &message {
-                    Message::Plan(plan) => plan.rows.iter().map(|row| row.slot).collect(),
-                    _ => Vec::new(),
-                };
-                sent.push((step, message.name(), slots));
-                member.steps.take(&mut member.backend, step, message).unwrap();
-            }
+fn an_answer_from_full_rows_is_the_same_through_a_loss() {
+    let mut simulation = Simulation::new(2, 2, 4, 16);
+    for (seed, constrained) in [(1, false), (2, true), (3, false)] {
+        let request = GenerationRequest {
+            sampling: sampling(3, seed),
+            ..greedy(&prompt(7), 12)
+        };
+        match constrained {
+            true => simulation.arrive_constrained(request, usize::MAX),
+            false => simulation.arrive(request, usize::MAX),
         }
-        sent
-    }
-}
-
-/// Each of two stages works on its own half of the sequences; the next step of a half may begin while the other half is still on
-/// its way.
-#[test]
-fn the_stages_of_a_pipeline_work_on_different_sequences() {
-    let stages = Topology {
-        tensor: 1,
-        pipeline: 2,
-    };
-    let mut simulation = Simulation::staged(stages, 3, 4, 16);
-    for prompt in [3, 5, 7, 9] {
-        simulation.arrive(greedy(&[prompt], 8), usize::MAX);
     }
     simulation.take_inputs(Left::All);
-    let plan = |step, slots: &[u32]| (step, "Plan", slots.to_vec());
-    let other = |step, name| (step, name, Vec::new());
-    assert_eq!(
-        simulation.pass_on(),
-        [plan(1, &[0, 1, 2, 3]), plan(2, &[0, 1]), plan(3, &[2, 3])],
-        "what began together is dealt out over the stages"
+    simulation.settle();
+    let asked = simulation.full_rows();
+    assert!(asked > 0, "no row is fetched");
+    // A member is lost while rows of the next answer are fetched.
+    simulation.arrive(
+        GenerationRequest {
+            sampling: sampling(3, 4),
+            ..greedy(&prompt(5), 12)
+        },
+        usize::MAX,
     );
-    for rank in [0, 1] {
-        simulation.act(rank);
-        simulation.deliver(rank);
+    simulation.take_inputs(Left::All);
+    for _ in 0..10_000 {
+        for rank in 0..2 {
+            simulation.act(rank);
+        }
+        if simulation.full_rows() > asked {
+            break;
+        }
+        for rank in 0..2 {
+            simulation.deliver(rank);
+        }
     }
-    assert_eq!(
-        simulation.pass_on(),
-        [
-            other(1, "Release"),
-            other(2, "Late"),
-            other(3, "Late"),
-            plan(4, &[0, 1])
-        ],
-        "both halves can go on"
-    );
-    // The first stage is ahead by a step.
-    assert!(simulation.act(0) && simulation.act(0) && !simulation.act(0));
-    assert!(simulation.act(1));
-    while simulation.deliver(0) {}
-    simulation.deliver(1);
-    assert_eq!(
-        simulation.pass_on(),
-        [other(2, "Release"), other(4, "Late"), plan(5, &[2, 3])],
-        "the first half goes on while the last stage has the second"
-    );
+    assert!(simulation.full_rows() > asked);
+    simulation.fail(1);
+    simulation.take_inputs(Left::All);
+    assert_eq!(simulation.losses, 1);
+    simulation.check();
+}
+
+#[test]
+fn what_comes_of_an_era_that_is_over_changes_nothing() {
+    let mut simulation = Simulation::new(2, 2, 4, 16);
+    simulation.arrive(greedy(&prompt(9), 12), usize::MAX);
+    simulation.take_inputs(Left::All);
+    for _ in 0..4 {
+        for rank in 0..2 {
+            simulation.act(rank);
+            simulation.deliver(rank);
+        }
+    }
+    simulation.cut(1);
+    simulation.take_inputs(Left::All);
+    // Answers to steps whose numbers are in flight again, and the end of a link.
+    for pick in 0..20 {
+        simulation.replay(pick);
+    }
+    simulation.take_inputs(Left::All);
+    assert_eq!(simulation.losses, 1);
     simulation.check();
 }

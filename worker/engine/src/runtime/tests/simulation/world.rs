@@ -5,7 +5,7 @@ use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, mpsc};
 use std::time::{Duration, Instant};
 
-use super::client::Client;
+use super::client::{Client, constraint};
 use super::member::{Member, Silent};
 use crate::backend::{Backend, KvCapacity};
 use crate::mesh::{Failure, Inbox, MeshError, Message, Topology};
@@ -32,6 +32,11 @@ pub(super) struct Simulation {
     pub(super) clients: Vec<Client>,
     /// Eras that ended.
     pub(super) losses: u32,
+    /// Whether something happened in this era that ends it.
+    is_broken: bool,
+    /// What members said in this era and the last one, as far as it may come again.
+    said: Vec<(u32, u64, Message)>,
+    stale: Vec<(u32, u64, Message)>,
     start: Instant,
     ticks: Cell<u64>,
 }
@@ -153,6 +158,9 @@ impl Simulation {
             fewest_blocks: KV_BLOCKS,
             clients: Vec::new(),
             losses: 0,
+            is_broken: false,
+            said: Vec::new(),
+            stale: Vec::new(),
             start,
             ticks: Cell::new(0),
         };
@@ -174,17 +182,40 @@ impl Simulation {
     pub(super) fn take_inputs(&mut self, left: Left) {
         let taken = self.leader.take_inputs(Duration::ZERO, Some(&mut self.executor));
         match taken {
-            Ok(()) => self.advance(),
-            Err(End::Era(_)) => self.lose(left),
+            Ok(()) => {
+                assert!(!self.is_broken, "the era goes on without a member");
+                self.advance();
+            }
+            Err(End::Era(error)) => {
+                assert!(self.is_broken, "nothing was lost in this era: {error}");
+                self.lose(left);
+            }
             Err(_) => panic!("only eras end here"),
         }
     }
 
-    /// A client that goes away after `patience` tokens.
+    /// A client that goes away at a token when it has heard `patience` events before.
     pub(super) fn arrive(&mut self, request: GenerationRequest, patience: usize) {
+        self.arrive_listening(request, patience, false, |_| ());
+    }
+
+    /// The same, with tokens that are restricted.
+    pub(super) fn arrive_constrained(&mut self, request: GenerationRequest, patience: usize) {
+        self.arrive_listening(request, patience, true, |_| ());
+    }
+
+    /// The same, with something that is called with every event when the client hears it.
+    pub(super) fn arrive_listening(
+        &mut self,
+        request: GenerationRequest,
+        patience: usize,
+        constrained: bool,
+        mut listen: impl FnMut(&Event) + Send + 'static,
+    ) {
         let events = Arc::new(Mutex::new(Vec::new()));
         let heard = Arc::clone(&events);
         let sink = Box::new(move |event: Event| {
+            listen(&event);
             let mut heard = heard.lock().unwrap();
             let token = matches!(event, Event::Token { .. });
             heard.push(event);
@@ -194,12 +225,15 @@ impl Simulation {
         self.leader.queue.enter(request.queued_tokens()).unwrap();
         self.clients.push(Client {
             request: request.clone(),
+            constrained,
+            patience,
+            cancelled: false,
             events,
         });
         self.send(Input::Submit {
             id,
             request,
-            constraint: None,
+            constraint: constraint(constrained),
             sink,
             at: self.now(),
         });
@@ -207,7 +241,9 @@ impl Simulation {
 
     pub(super) fn cancel(&mut self, pick: usize) {
         if !self.clients.is_empty() {
-            self.send(Input::Cancel(SequenceId((pick % self.clients.len()) as u64)));
+            let client = pick % self.clients.len();
+            self.clients[client].cancelled = true;
+            self.send(Input::Cancel(SequenceId(client as u64)));
         }
     }
 
@@ -225,9 +261,11 @@ impl Simulation {
         let Some((step, message)) = self.members[rank].outgoing.pop_front() else {
             return false;
         };
+        let rank = rank as u32;
+        self.said.push((rank, step, message.clone()));
         self.send(Input::Member {
             era: self.leader.last,
-            rank: rank as u32,
+            rank,
             step,
             message,
         });
@@ -239,6 +277,25 @@ impl Simulation {
         let answered = self.answer(rank);
         self.take_inputs(Left::All);
         answered
+    }
+
+    /// Something of the last era reaches the leader in this one: what a member said, or that a link has ended.
+    pub(super) fn replay(&mut self, pick: usize) {
+        let mut era = self.leader.last;
+        let before = era.epoch - 1;
+        if before == 0 {
+            return;
+        }
+        era.epoch = before;
+        match self.stale.get(pick % (self.stale.len() + 1)).cloned() {
+            Some((rank, step, message)) => self.send(Input::Member {
+                era,
+                rank,
+                step,
+                message,
+            }),
+            None => self.send_lost(era, pick % self.members.len()),
+        }
     }
 
     /// A member fails in the middle of a step, if it has one: it has computed a part of it, and tells the leader that it
@@ -256,16 +313,21 @@ impl Simulation {
         member
             .outgoing
             .push_back((0, Message::Failed(Failure::Lost(lost))));
+        self.is_broken = true;
         while self.answer(rank) {}
     }
 
     /// The link to a member ends.
     pub(super) fn cut(&mut self, rank: usize) {
+        self.is_broken = true;
+        self.send_lost(self.leader.last, rank);
+    }
+
+    fn send_lost(&self, era: Era, rank: usize) {
         let error = MeshError::PeerLost {
             rank: rank as u32,
             reason: "the connection was closed".into(),
         };
-        let era = self.leader.last;
         self.send(Input::Lost {
             era,
             error,
@@ -276,6 +338,14 @@ impl Simulation {
     /// The era ends: the next one begins with the histories, and with those KV blocks that everybody has kept.
     fn lose(&mut self, left: Left) {
         self.losses += 1;
+        self.is_broken = false;
+        // What was sent and taken, and what was still on its way.
+        self.stale = std::mem::take(&mut self.said);
+        for (rank, member) in (0..).zip(&mut self.members) {
+            let on_its_way = member.outgoing.drain(..);
+            self.stale
+                .extend(on_its_way.map(|(step, message)| (rank, step, message)));
+        }
         self.leader.planner.leave();
         self.leader.planner.charge_loss("it fails");
         self.leader.last.epoch += 1;
@@ -348,6 +418,12 @@ impl Simulation {
         for client in &self.clients {
             client.check(longest, self.losses);
         }
+    }
+
+    /// Full rows of logits that were asked of all members.
+    pub(super) fn full_rows(&self) -> u32 {
+        let members = self.members.iter();
+        members.map(|member| member.backend.faults.full_rows()).sum()
     }
 
     /// Tokens of a client's prompt that it was told to be cached.
