@@ -25,8 +25,9 @@ lint() {
 }
 
 unit() {
-  # The S3 server of the tests is among the cluster's programs.
+  # The S3 server of the tests is among the cluster's programs, and the gateway's answers are held beside the types of OpenAI's package.
   make --no-print-directory cluster-build
+  tests/venv.sh openai openai==1.109.1
   say "Unit, property and real-model tests"
   cargo test --workspace --release --no-fail-fast "$@"
 }

@@ -1,4 +1,9 @@
 //! Enrolment and calls over real sockets: who gets in and who does not.
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    reason = "a test fails by panicking"
+)]
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;

@@ -22,7 +22,7 @@ use super::{MODEL, mock, usage};
 const PATIENCE: Duration = Duration::from_secs(60);
 
 /// What is to be measured.
-pub struct Options {
+pub(crate) struct Options {
     gateway: SocketAddr,
     /// The mock's HTTP, for what an answer takes without a gateway.
     direct: SocketAddr,
@@ -37,7 +37,7 @@ impl Options {
     ///
     /// # Errors
     /// One is missing, or is no number.
-    pub fn read(arguments: &[String]) -> anyhow::Result<Self> {
+    pub(crate) fn read(arguments: &[String]) -> anyhow::Result<Self> {
         let [gateway, direct, pid, seconds, rate, streams] = arguments else {
             anyhow::bail!("say GATEWAY DIRECT PID SECONDS RATE STREAMS");
         };
@@ -56,7 +56,7 @@ impl Options {
 ///
 /// # Errors
 /// The gateway does not answer.
-pub async fn measure(options: &Options) -> anyhow::Result<Map<String, Value>> {
+pub(crate) async fn measure(options: &Options) -> anyhow::Result<Map<String, Value>> {
     let mut figures = Map::new();
     let short = body(1_000, 1, false);
     let long = body(220_000, 1, false);

@@ -24,7 +24,7 @@ use tonic::{Request, Status};
 use super::MODEL;
 
 /// Tokens of an answer that does not end.
-pub const HELD: u32 = 7;
+pub(crate) const HELD: u32 = 7;
 /// A usual token.
 const TOKEN: &str = " word";
 /// Longest body: more than any gateway lets through.
@@ -34,7 +34,7 @@ const MAX_BODY: usize = 16 << 20;
 ///
 /// # Errors
 /// A port is taken.
-pub async fn serve(http: SocketAddr, grpc: SocketAddr) -> anyhow::Result<()> {
+pub(crate) async fn serve(http: SocketAddr, grpc: SocketAddr) -> anyhow::Result<()> {
     let worker = CompletionServer::new(Worker).max_decoding_message_size(MAX_BODY);
     let grpc = tonic::transport::Server::builder()
         .add_service(worker)

@@ -11,7 +11,7 @@ const TICKS_PER_SECOND: u64 = 100;
 ///
 /// # Errors
 /// There is no such process.
-pub fn processor_time(pid: u32) -> anyhow::Result<Duration> {
+pub(crate) fn processor_time(pid: u32) -> anyhow::Result<Duration> {
     let stat = std::fs::read_to_string(format!("/proc/{pid}/stat"))?;
     // The name, which may hold anything, ends at the last parenthesis; the fields behind it are numbered from 3 (proc(5)).
     let (_, fields) = stat.rsplit_once(')').context("no stat")?;
@@ -27,7 +27,7 @@ pub fn processor_time(pid: u32) -> anyhow::Result<Duration> {
 ///
 /// # Errors
 /// There is no such process.
-pub fn resident(pid: u32) -> anyhow::Result<u64> {
+pub(crate) fn resident(pid: u32) -> anyhow::Result<u64> {
     let status = std::fs::read_to_string(format!("/proc/{pid}/status"))?;
     let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
     let kib = line

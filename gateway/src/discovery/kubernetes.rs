@@ -230,7 +230,7 @@ mod tests {
     fn leaders_must_show_who_they_are_where_the_snapshot_of_their_group_says_so() {
         let mut group = group("smol-0", "Serving", true, "Run", "10.0.0.1:18051");
         let found = |group: &Arc<LlamaGroup>| {
-            collect(&[deployment(serde_json::json!({}))], &[group.clone()])[0]
+            collect(&[deployment(serde_json::json!({}))], std::slice::from_ref(group))[0]
                 .authenticated
                 .clone()
         };

@@ -114,7 +114,6 @@ impl Leader {
         Plan {
             era: ERA,
             step: self.step,
-            micro_batch: 0,
             rows,
             blocks,
             late_tokens,

@@ -191,12 +191,6 @@ fn check_rows(plan: &Plan, limits: &FormLimits, vocab_size: usize) -> Result<(),
             limits.max_batched_tokens
         ));
     }
-    if plan.micro_batch != 0 {
-        return Err(format!(
-            "micro-batch {} in a group of one stage",
-            plan.micro_batch
-        ));
-    }
     let mut seen = vec![false; limits.max_sequences as usize];
     for row in &plan.rows {
         let slot = row.slot;

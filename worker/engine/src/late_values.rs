@@ -202,7 +202,6 @@ mod tests {
                 epoch: 1,
             },
             step: 1,
-            micro_batch: 0,
             rows: vec![PlanRow {
                 slot: 0,
                 start: 0,

@@ -108,8 +108,6 @@ pub struct Plan {
     pub era: Era,
     /// Number of the step within the epoch, from 1, without gaps.
     pub step: u64,
-    /// Micro-batch of a pipeline; 0 without pipeline parallelism.
-    pub micro_batch: u16,
     /// Rows; empty for a heartbeat, which still runs one collective through all ranks.
     pub rows: Vec<PlanRow>,
     /// Block table changes.

@@ -1,8 +1,8 @@
 //! A request as it is read, and the question to the worker.
 
-use llamero_proto::limits::MAX_EMBED_INPUTS;
 use llamero_proto::v1::completion_request::Prompt;
 use llamero_proto::v1::{self, EmbedInput, EmbedRequest, embed_input::Input};
+use llamero_settings::limits::MAX_EMBED_INPUTS;
 use serde::Deserialize;
 use serde::de::MapAccess;
 

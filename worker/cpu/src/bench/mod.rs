@@ -233,7 +233,6 @@ impl<'a> Driver<'a> {
         let plan = Plan {
             era: self.era,
             step: self.step,
-            micro_batch: 0,
             rows,
             blocks,
             late_tokens: 0,

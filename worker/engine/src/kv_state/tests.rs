@@ -37,7 +37,6 @@ impl Both {
         let plan = Plan {
             era: ERA,
             step: 1,
-            micro_batch: 0,
             rows,
             blocks,
             late_tokens: 0,

@@ -8,7 +8,7 @@ use llamero_checkpoint::Topology;
 use llamero_checkpoint::convert::{ConvertOptions, gguf_to_hugging_face};
 use llamero_checkpoint::presharded::{ShardOptions, to_shards};
 use llamero_checkpoint::quantize::{self, QuantizeOptions, to_fp8};
-use llamero_proto::limits;
+use llamero_settings::limits;
 
 use super::progress::ProgressLine;
 use crate::config::within;

@@ -4,9 +4,9 @@ use futures::StreamExt;
 use futures::stream::BoxStream;
 use llamero_engine::pooling::Pooling;
 use llamero_engine::runtime::{EngineHandle, Event, GenerationRequest, Sharing};
-use llamero_proto::limits::MAX_EMBED_INPUTS;
 use llamero_proto::v1::embed_input::Input;
 use llamero_proto::v1::{EmbedInput, EmbedRequest, Embedding, Pooling as Asked};
+use llamero_settings::limits::MAX_EMBED_INPUTS;
 use tokio::sync::mpsc::unbounded_channel;
 use tonic::Status;
 

@@ -263,7 +263,6 @@ fn plans(main: &[u32], way: Way, era: Era, vocab: u32) -> Vec<(Plan, Vec<u32>)> 
         let plan = Plan {
             era,
             step,
-            micro_batch: 0,
             rows,
             blocks,
             late_tokens: late.len() as u32,

@@ -112,7 +112,6 @@ fn compute(ranks: &mut [CpuBackend], batch: &Batch, step: u64) -> Vec<Option<(u3
     let plan = &Plan {
         era: ERA,
         step,
-        micro_batch: 0,
         rows: batch.rows.clone(),
         blocks: batch.blocks.clone(),
         late_tokens: 0,

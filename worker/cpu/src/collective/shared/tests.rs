@@ -69,20 +69,19 @@ fn frames_of_any_length_go_both_ways_at_once() {
     // Nothing, less than a datum, and many times what a ring holds.
     for length in [0, 1, 7, 8, 2304, (256 << 10) - 48, (3 << 20) + 5] {
         let heard = on_all(3, |mut mesh| {
-            (1..=4_u8)
-                .all(|step| {
-                    let byte = |at: usize, rank: u32| (at as u8).wrapping_mul(31) ^ (rank as u8) ^ step;
-                    let mine: Vec<u8> = (0..length).map(|at| byte(at, mesh.rank())).collect();
-                    let label = Label {
-                        step: step.into(),
-                        tag: 0,
-                    };
-                    let theirs = all_to_all(&mut mesh, label, &mine, LONG).unwrap();
-                    let peers = (0..3).filter(|peer| *peer != mesh.rank());
-                    peers.zip(theirs).all(|(peer, theirs)| {
-                        theirs.iter().enumerate().all(|(at, got)| *got == byte(at, peer))
-                    })
-                })
+            (1..=4_u8).all(|step| {
+                let byte = |at: usize, rank: u32| (at as u8).wrapping_mul(31) ^ (rank as u8) ^ step;
+                let mine: Vec<u8> = (0..length).map(|at| byte(at, mesh.rank())).collect();
+                let label = Label {
+                    step: step.into(),
+                    tag: 0,
+                };
+                let theirs = all_to_all(&mut mesh, label, &mine, LONG).unwrap();
+                let peers = (0..3).filter(|peer| *peer != mesh.rank());
+                peers
+                    .zip(theirs)
+                    .all(|(peer, theirs)| theirs.iter().enumerate().all(|(at, got)| *got == byte(at, peer)))
+            })
         });
         assert_eq!(heard, [true; 3], "{length} bytes");
     }

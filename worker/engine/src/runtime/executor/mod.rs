@@ -302,7 +302,6 @@ mod tests {
         let plan = Plan {
             era: Era::default(),
             step: 1,
-            micro_batch: 0,
             rows: Vec::new(),
             blocks: BlockDeltas::default(),
             late_tokens: 0,

@@ -242,7 +242,6 @@ impl Planner {
         let plan = Plan {
             era: self.era,
             step: self.last,
-            micro_batch: 0,
             rows: batch.rows,
             blocks: batch.blocks,
             late_tokens: step.late_tokens(),

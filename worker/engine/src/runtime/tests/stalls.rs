@@ -57,7 +57,6 @@ impl Clock {
         let plan = Plan {
             era: ERA,
             step,
-            micro_batch: 0,
             rows: Vec::new(),
             blocks: BlockDeltas::default(),
             late_tokens: 0,
