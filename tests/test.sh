@@ -53,7 +53,7 @@ case "${1:-all}" in
     # The chat page is tested in a browser.
     tests/cluster/install-debian.sh chromium
     # Among the ignored ones: exact_streams kills the leader of twelve kinds of answers at every token.
-    PROPTEST_CASES=4096 unit -- --include-ignored
+    LLAMERO_FUZZ_CASES=4000 PROPTEST_CASES=4096 unit -- --include-ignored
     gpu -- --include-ignored
     LLAMERO_LONG=1 cluster
     ;;

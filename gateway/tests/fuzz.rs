@@ -18,8 +18,8 @@ use support::worker::Worker;
 use support::{MODEL, Served, chat, gateway, with_worker};
 use tokio::task::JoinHandle;
 
-/// Changed bodies of a run, over all routes.
-const CASES: usize = 4_000;
+/// Changed bodies of a run, over all routes; `make test-long` takes more.
+const CASES: usize = 240;
 
 /// SplitMix64 (Steele, Lea, Flood 2014).
 struct Random(u64);
@@ -146,6 +146,9 @@ fn change(body: &mut Value, random: &mut Random, names: &[String]) {
     let mut all = Vec::new();
     places(body, "", &mut all);
     // The body itself stays an object.
+    if all.len() < 2 {
+        return;
+    }
     let place = random.of(&all[1..]).clone();
     let new = odd(random);
     let name = random.of(names).clone();
@@ -292,7 +295,7 @@ async fn bodies_are_answered_or_refused_by_name() {
         );
     }
     println!("answers by status: {statuses:?}");
-    assert!(statuses[&200] > 100 && statuses[&400] > 100, "{statuses:?}");
+    assert!(statuses[&200] > 20 && statuses[&400] > 20, "{statuses:?}");
     answers.abort();
 }
 

@@ -68,8 +68,8 @@ async fn bad_requests_get_a_sentence_in_openai_s_form() {
             Method::POST,
             "/v1/embeddings",
             b"{}".to_vec(),
-            404,
-            "not hidden states",
+            400,
+            "'model' is missing",
         ),
     ];
     for (method, path, body, status, words) in cases {

@@ -16,7 +16,7 @@ const BYTES_A_TOKEN: usize = 4;
 
 /// How the values are written.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize)]
-#[serde(rename_all = "lowercase")]
+#[serde(try_from = "String")]
 pub enum EncodingFormat {
     /// A list of numbers.
     #[default]
@@ -27,13 +27,38 @@ pub enum EncodingFormat {
 
 /// Which hidden states make an embedding.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize)]
-#[serde(rename_all = "lowercase")]
+#[serde(try_from = "String")]
 pub enum Pooling {
     /// The last token's.
     #[default]
     Last,
     /// The mean of all.
     Mean,
+}
+
+// Serde's own enums take what is no word for bad JSON, without the field's name.
+impl TryFrom<String> for EncodingFormat {
+    type Error = String;
+
+    fn try_from(word: String) -> Result<Self, String> {
+        match word.as_str() {
+            "float" => Ok(Self::Float),
+            "base64" => Ok(Self::Base64),
+            _ => Err(format!("use float or base64, not {word:?}")),
+        }
+    }
+}
+
+impl TryFrom<String> for Pooling {
+    type Error = String;
+
+    fn try_from(word: String) -> Result<Self, String> {
+        match word.as_str() {
+            "last" => Ok(Self::Last),
+            "mean" => Ok(Self::Mean),
+            _ => Err(format!("use last or mean, not {word:?}")),
+        }
+    }
 }
 
 /// What was read. Absent and null are the same.

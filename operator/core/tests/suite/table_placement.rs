@@ -34,7 +34,7 @@ fn a_group_that_does_not_fit_holds_nothing_and_says_what_is_missing() {
     observed.nodes[2].ready = false;
     assert_eq!(
         refusal(&observed),
-        "needs 2 nodes with 1 nvidia.com/gpu each; of 3 nodes 1 fit, 1 is not ready, 1 is short of nvidia.com/gpu"
+        "needs 2 nodes with 2.0 GiB memory, 1 nvidia.com/gpu each; of 3 nodes 1 fit, 1 is not ready, 1 is short of nvidia.com/gpu"
     );
 }
 
@@ -251,7 +251,7 @@ fn who_asks_for_nodes_of_their_own_waits_for_them() {
         ),
         (
             (|_| {}) as fn(&mut Value),
-            "needs 2 nodes with 1 nvidia.com/gpu each; of 1 node 1 fit",
+            "needs 2 nodes with 2.0 GiB memory, 1 nvidia.com/gpu each; of 1 node 1 fit",
         ),
     ] {
         let mut observed = pending(change);

@@ -3,9 +3,9 @@
 use std::path::Path;
 
 use futures::TryStreamExt;
-use llamero_checkpoint::Dtype;
 use llamero_checkpoint::dtype::extend_f32;
 use llamero_checkpoint::safetensors::SafetensorsFile;
+use llamero_checkpoint::{Checkpoint, Dtype};
 use llamero_proto::v1::embed_input::Input;
 use llamero_proto::v1::{EmbedInput, EmbedRequest, Embedding, Pooling, TokenIds};
 use tonic::{Code, Status};
@@ -172,8 +172,12 @@ async fn the_last_hidden_state_gives_the_logits_of_transformers() {
     let embeddings = embed(&worker, inputs.collect(), Pooling::LastToken)
         .await
         .unwrap();
-    let model = SafetensorsFile::open(&folder.join("model.safetensors")).unwrap();
-    let table = floats(&model, "model.embed_tokens.weight");
+    let checkpoint = Checkpoint::open(&folder).unwrap();
+    let name = "model.embed_tokens.weight";
+    let tensor = checkpoint.tensor(name).unwrap();
+    let (mut bytes, mut table) = (vec![0; tensor.bytes() as usize], Vec::new());
+    checkpoint.read_at(name, 0, &mut bytes).unwrap();
+    assert!(extend_f32(tensor.dtype, &bytes, &mut table));
     assert!(embeddings.len() > 15, "{}", embeddings.len());
     for (row, embedding) in rows.iter().zip(&embeddings) {
         let width = embedding.values.len();
