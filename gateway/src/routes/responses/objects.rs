@@ -117,6 +117,15 @@ pub struct Text {
     pub logprobs: Vec<Entry>,
 }
 
+/// The API knows these codes only for a response that failed.
+fn code(error: &ApiError) -> &'static str {
+    match error.status.as_u16() {
+        429 => "rate_limit_exceeded",
+        400..500 => "invalid_prompt",
+        _ => "server_error",
+    }
+}
+
 /// A whole response.
 #[must_use]
 pub fn response(
@@ -128,8 +137,7 @@ pub fn response(
     error: Option<&ApiError>,
 ) -> Value {
     let incomplete = (status == Status::Incomplete).then(|| json!({"reason": "max_output_tokens"}));
-    let error =
-        error.map(|error| json!({"code": error.code.unwrap_or("server_error"), "message": error.message}));
+    let error = error.map(|error| json!({"code": code(error), "message": error.message}));
     let usage = usage.map(|usage| {
         json!({
             "input_tokens": usage.prompt_tokens,
