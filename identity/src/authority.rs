@@ -98,6 +98,16 @@ impl std::fmt::Debug for Authority {
     }
 }
 
+/// A new key, and the PKCS #10 request of a certificate for it. It names nobody: the authority does.
+pub(crate) fn new_key() -> Result<(KeyPair, Vec<u8>), AuthorityError> {
+    let key = KeyPair::generate().map_err(AuthorityError::Make)?;
+    let request = CertificateParams::default()
+        .serialize_request(&key)
+        .map_err(AuthorityError::Make)?;
+    let request = request.der().to_vec();
+    Ok((key, request))
+}
+
 impl Authority {
     /// From what it is kept as. Certificates live for `life`.
     ///

@@ -14,7 +14,7 @@ use tokio_rustls::rustls::sign::{CertifiedKey, SingleCertAndKey};
 use tokio_rustls::rustls::version::TLS13;
 use tokio_rustls::rustls::{self, ClientConfig, RootCertStore, ServerConfig};
 
-use crate::authority;
+use crate::authority::{self, Authority, AuthorityError};
 use crate::certificate::{Certificate, CertificateError};
 use crate::spiffe::Identity;
 use crate::verify::{Expected, ServerIdentity};
@@ -30,6 +30,28 @@ pub struct Material {
     pub roots: Vec<Vec<u8>>,
     /// Namespace of the operator and the gateways that are believed.
     pub installation: String,
+}
+
+impl Material {
+    /// A new key with the certificate of `identity`, for whoever has the authority at hand and need not enrol.
+    ///
+    /// # Errors
+    /// As [`Authority::sign`].
+    pub fn signed(
+        authority: &Authority,
+        identity: &Identity,
+        installation: &str,
+        now: SystemTime,
+    ) -> Result<Self, AuthorityError> {
+        let (key, request) = authority::new_key()?;
+        let chain = authority.sign(&request, identity, now)?;
+        Ok(Self {
+            certificates: chain.iter().map(|one| one.to_vec()).collect(),
+            key: key.serialize_der(),
+            roots: authority.roots().iter().map(|one| one.to_vec()).collect(),
+            installation: installation.to_owned(),
+        })
+    }
 }
 
 impl fmt::Debug for Material {

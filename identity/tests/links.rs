@@ -64,15 +64,7 @@ fn new_authority(life: Duration) -> (Pems, Arc<Authority>) {
 
 /// Credentials as if they had been enrolled at `now`.
 fn material(authority: &Authority, identity: &Identity, now: SystemTime) -> Material {
-    let key = KeyPair::generate().unwrap();
-    let request = CertificateParams::default().serialize_request(&key).unwrap();
-    let chain = authority.sign(request.der(), identity, now).unwrap();
-    Material {
-        certificates: chain.iter().map(|one| one.to_vec()).collect(),
-        key: key.serialize_der(),
-        roots: authority.roots().iter().map(|one| one.to_vec()).collect(),
-        installation: "system".into(),
-    }
+    Material::signed(authority, identity, "system", now).unwrap()
 }
 
 fn put(authority: &Authority, identity: &Identity) -> (Publisher, Credentials) {

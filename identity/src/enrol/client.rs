@@ -6,7 +6,6 @@ use std::time::{Duration, SystemTime};
 
 use llamero_proto::v1::EnrolRequest;
 use llamero_proto::v1::enrolment_client::EnrolmentClient;
-use rcgen::{CertificateParams, KeyPair};
 use tonic::transport::Endpoint;
 use tonic::{Code, Status};
 
@@ -117,13 +116,10 @@ impl Enrolment {
             .connect_timeout(CONNECT_TIMEOUT)
             .timeout(CALL_TIMEOUT);
 
-        let key = KeyPair::generate().map_err(AuthorityError::Make)?;
-        let request = CertificateParams::default()
-            .serialize_request(&key)
-            .map_err(AuthorityError::Make)?;
+        let (key, signing_request) = authority::new_key()?;
         let answer = EnrolmentClient::new(connect::anonymous(&endpoint, config))
             .enrol(EnrolRequest {
-                signing_request: request.der().to_vec(),
+                signing_request,
                 token,
             })
             .await?

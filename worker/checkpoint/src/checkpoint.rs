@@ -166,18 +166,27 @@ impl Checkpoint {
         ShardPlan::of(&self.config, members)
     }
 
+    /// Whether tensors are there as a whole.
+    ///
+    /// # Errors
+    /// [`PreshardedError::NotWhole`]: the folder has one file a rank.
+    pub fn check_whole(&self) -> Result<()> {
+        match self.presharded() {
+            None => Ok(()),
+            Some(made) => Err(PreshardedError::NotWhole {
+                path: self.folder.clone(),
+                made_for: made.topology,
+            }
+            .into()),
+        }
+    }
+
     /// Fill `buffer` with the bytes of tensor `name` from `offset` on.
     ///
     /// # Errors
     /// A read fails; the folder has one file a rank, so that it has no whole tensors.
     pub fn read_at(&self, name: &str, offset: u64, buffer: &mut [u8]) -> Result<()> {
-        if let Some(made) = self.presharded() {
-            return Err(PreshardedError::NotWhole {
-                path: self.folder.clone(),
-                made_for: made.topology,
-            }
-            .into());
-        }
+        self.check_whole()?;
         let Some(file) = self.file_of.get(name) else {
             let end = offset.saturating_add(buffer.len() as u64);
             let (path, tensor) = (self.folder.clone(), name.to_owned());

@@ -14,7 +14,7 @@ use crate::companions::SMALL_FILES;
 use crate::convert::ConvertError;
 use crate::dtype::{Dtype, extend_f32};
 use crate::e4m3;
-use crate::error::{PreshardedError, Result};
+use crate::error::Result;
 use crate::identity::ContentIdentity;
 use crate::io_error::{IoError, is_file};
 use crate::layout::{ModelLayout, Tensor, TensorId, TensorKind};
@@ -98,13 +98,7 @@ pub fn to_fp8(
     report: &mut dyn FnMut(Progress),
 ) -> Result<()> {
     let checkpoint = Checkpoint::open(source)?;
-    if let Some(made) = checkpoint.presharded() {
-        return Err(PreshardedError::NotWhole {
-            path: source.to_path_buf(),
-            made_for: made.topology,
-        }
-        .into());
-    }
+    checkpoint.check_whole()?;
     let layout = ModelLayout::check(&checkpoint)?;
     if let Some(tensor) = layout.tensors.iter().find(|tensor| tensor.scale.is_some()) {
         let (tensor, dtype) = (tensor.name.clone(), tensor.dtype);

@@ -335,20 +335,24 @@ impl World {
                 };
                 self.changes.revisions.push(new(Arc::new(revision)));
             }
-            Action::Apply { object, .. } => match object {
-                ManagedObject::Service(service) => {
-                    self.changes
-                        .services
-                        .push(new(Arc::new(service.as_ref().clone())));
-                }
-                ManagedObject::Budget(budget) => {
-                    self.changes.budgets.push(new(Arc::new(budget.as_ref().clone())));
-                }
-                ManagedObject::Policy(policy) => {
-                    self.changes.policies.push(new(Arc::new(policy.as_ref().clone())));
-                }
-            },
+            Action::Apply { object, .. } => self.apply(object),
             other => panic!("a start asks for {}", other.kind()),
+        }
+    }
+
+    fn apply(&mut self, object: &ManagedObject) {
+        match object {
+            ManagedObject::Service(service) => {
+                self.changes
+                    .services
+                    .push(new(Arc::new(service.as_ref().clone())));
+            }
+            ManagedObject::Budget(budget) => {
+                self.changes.budgets.push(new(Arc::new(budget.as_ref().clone())));
+            }
+            ManagedObject::Policy(policy) => {
+                self.changes.policies.push(new(Arc::new(policy.as_ref().clone())));
+            }
         }
     }
 

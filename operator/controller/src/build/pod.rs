@@ -51,22 +51,9 @@ pub fn member_pod(group: &LlamaGroup, index: i32, attempt: i32) -> Pod {
         name: labels::PLACEMENT_GATE.to_owned(),
     }]);
     spec.termination_grace_period_seconds = Some(template.grace_seconds());
-    // A node that is not ready costs nothing while its ranks step: the operator judges, not a time-out.
     spec.tolerations
         .get_or_insert_default()
-        .extend(["node.kubernetes.io/not-ready", "node.kubernetes.io/unreachable"].map(tolerated));
-    // Nodes with devices bear a taint of that name so that others stay away.
-    spec.tolerations
-        .get_or_insert_default()
-        .extend(
-            template
-                .accelerator_resource
-                .as_deref()
-                .map(|resource| Toleration {
-                    effect: Some("NoSchedule".to_owned()),
-                    ..tolerated(resource)
-                }),
-        );
+        .extend(tolerations(template));
     // The supervisor restarts ranks itself. When it ends its weights are gone too, and the member is replaced, elsewhere if that is better.
     spec.restart_policy = Some("Never".to_owned());
 
@@ -250,6 +237,21 @@ fn share_memory(spec: &mut PodSpec) {
             ..VolumeMount::default()
         });
     }
+}
+
+/// What every member bears, beside what the user says.
+fn tolerations(template: &GroupTemplate) -> impl Iterator<Item = Toleration> {
+    // A node that is not ready costs nothing while its ranks step: the operator judges, not a time-out.
+    let nodes = ["node.kubernetes.io/not-ready", "node.kubernetes.io/unreachable"].map(tolerated);
+    // Nodes with devices bear a taint of that name so that others stay away.
+    let devices = template
+        .accelerator_resource
+        .as_deref()
+        .map(|resource| Toleration {
+            effect: Some("NoSchedule".to_owned()),
+            ..tolerated(resource)
+        });
+    nodes.into_iter().chain(devices)
 }
 
 /// Without bound.

@@ -14,7 +14,6 @@ use llamero_identity::{
     authority::{self, Authority, AuthorityError, Pems},
     credentials::{Current, Material, MaterialError, Publisher},
 };
-use rcgen::{CertificateParams, KeyPair};
 use tokio::sync::watch;
 use tracing::{info, warn};
 
@@ -136,21 +135,9 @@ impl Keeper {
         if now < held.renew_at {
             return Ok(());
         }
-        let unusable = |error| KeepError::Unusable(self.shown(), error);
-        let made = |error| unusable(AuthorityError::Make(error));
-        let key = KeyPair::generate().map_err(made)?;
-        let request = CertificateParams::default()
-            .serialize_request(&key)
-            .map_err(made)?;
-        let chain = authority
-            .sign(request.der(), &self.identity, now)
-            .map_err(unusable)?;
-        let current = Current::new(&Material {
-            certificates: chain.iter().map(|one| one.to_vec()).collect(),
-            key: key.serialize_der(),
-            roots: authority.roots().iter().map(|one| one.to_vec()).collect(),
-            installation: self.namespace.clone(),
-        })?;
+        let material = Material::signed(&authority, &self.identity, &self.namespace, now)
+            .map_err(|error| KeepError::Unusable(self.shown(), error))?;
+        let current = Current::new(&material)?;
         held.renew_at = now + current.renew_in(now);
         self.publisher.put(current);
         Ok(())

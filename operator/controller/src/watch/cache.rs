@@ -97,6 +97,13 @@ where
         wake: Wake,
         project: impl Fn(K) -> T + Send + Sync + 'static,
     ) -> Self {
+        let (cache, follower) = Self::unwatched(project);
+        tokio::spawn(follow(api, config, wake, follower));
+        cache
+    }
+
+    /// An empty cache, and who fills it.
+    fn unwatched(project: impl Fn(K) -> T + Send + Sync + 'static) -> (Self, Follower<K, T>) {
         let (seen, seen_by) = channel::channel(0);
         let (listed, listed_by) = channel::channel(false);
         let inner = Arc::new(Inner {
@@ -110,12 +117,12 @@ where
             listed,
             list: None,
         };
-        tokio::spawn(follow(api, config, wake, follower));
-        Self {
+        let cache = Self {
             inner,
             seen: seen_by,
             listed: listed_by,
-        }
+        };
+        (cache, follower)
     }
 
     /// What changed since this was asked last; own writes are there at once.
@@ -304,27 +311,9 @@ mod tests {
 
     /// A cache without a watch: objects are kept as name and version.
     fn cache() -> (Objects, Follower<ConfigMap, String>) {
-        let (seen, seen_by) = channel::channel(0);
-        let (listed, listed_by) = channel::channel(false);
-        let project =
-            |object: ConfigMap| format!("{}@{}", object.name_any(), object.resource_version().unwrap());
-        let inner = Arc::new(Inner {
-            entries: Mutex::new(Entries::default()),
-            project: Box::new(project),
-            written: AtomicU64::new(0),
-        });
-        let follower = Follower {
-            inner: Arc::clone(&inner),
-            seen,
-            listed,
-            list: None,
-        };
-        let cache = Cache {
-            inner,
-            seen: seen_by,
-            listed: listed_by,
-        };
-        (cache, follower)
+        Cache::unwatched(|object: ConfigMap| {
+            format!("{}@{}", object.name_any(), object.resource_version().unwrap())
+        })
     }
 
     fn shown(cache: &Objects) -> Vec<String> {

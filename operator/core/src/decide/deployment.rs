@@ -42,16 +42,7 @@ pub(super) fn decide<'a>(
     let key = Key::of(&object.metadata);
     let mut steps = Vec::new();
     let pinned = object.spec.rollout.revision.as_ref();
-    let mut verdict = Verdict {
-        revision: pinned
-            .cloned()
-            .unwrap_or_else(|| revision::digest(&object.spec, object.model_name())),
-        name_owner: cluster.names.other_owner(object, &key),
-        refusal: refusals::latest(&deployment.refusals),
-        authenticated: cluster.observed.settings.enrolment.is_some(),
-        definitions: cluster.observed.settings.definitions.clone(),
-        ..Verdict::default()
-    };
+    let mut verdict = opened(cluster, deployment, &key);
     let settings = &cluster.observed.settings;
     children::of_deployment(deployment, &key, settings, &mut steps);
 
@@ -108,6 +99,20 @@ pub(super) fn decide<'a>(
         group(cluster, deployment, &context, view, plan, requests);
     }
     plan.verdicts.insert(key, verdict);
+}
+
+/// The verdict as far as nothing need be decided for it.
+fn opened(cluster: &Cluster<'_>, deployment: &Deployment, key: &Key) -> Verdict {
+    let (object, settings) = (&deployment.object, &cluster.observed.settings);
+    let pinned = object.spec.rollout.revision.clone();
+    Verdict {
+        revision: pinned.unwrap_or_else(|| revision::digest(&object.spec, object.model_name())),
+        name_owner: cluster.names.other_owner(object, key),
+        refusal: refusals::latest(&deployment.refusals),
+        authenticated: settings.enrolment.is_some(),
+        definitions: settings.definitions.clone(),
+        ..Verdict::default()
+    }
 }
 
 /// What each of its groups is decided by.

@@ -5,7 +5,6 @@
 
 use std::path::Path;
 
-use super::PreshardedError;
 use super::content::scale_count;
 use super::journal::Journal;
 use super::manifest::{MANIFEST_NAME, RankFileEntry, ShardManifest, WholeTensor};
@@ -61,13 +60,7 @@ pub fn to_shards(
     report: &mut dyn FnMut(Progress),
 ) -> Result<()> {
     let checkpoint = Checkpoint::open(source)?;
-    if let Some(made) = checkpoint.presharded() {
-        return Err(PreshardedError::NotWhole {
-            path: source.to_path_buf(),
-            made_for: made.topology,
-        }
-        .into());
-    }
+    checkpoint.check_whole()?;
     let topology = options.topology;
     let layout = ModelLayout::check(&checkpoint)?;
     let plan = ShardPlan::new(checkpoint.config(), topology)?;

@@ -2,12 +2,13 @@
 
 use std::io;
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use super::connection::Connection;
 use super::data_link::DataLink;
 use super::hello::LinkKind;
 use super::socket::EraAbort;
-use super::{Members, TcpMesh};
+use super::{Label, Members, Mesh, MeshError, TcpMesh, Transfer, Wait};
 use crate::step::Era;
 
 /// The meshes of all members, in rank order, connected over 127.0.0.1.
@@ -33,4 +34,34 @@ pub fn local_mesh(members: &Members, era: Era) -> io::Result<Vec<TcpMesh>> {
         TcpMesh::new(*rank, members.clone(), era, links, abort).map_err(io::Error::other)
     })
     .collect()
+}
+
+/// Give everybody `mine` and take as much from everybody, for as long as `wait`.
+///
+/// # Errors
+/// As [`Mesh::exchange`].
+pub fn all_to_all(
+    mesh: &mut dyn Mesh,
+    label: Label,
+    mine: &[u8],
+    wait: Duration,
+) -> Result<Vec<Vec<u8>>, MeshError> {
+    let ranks = mesh.members().ranks().iter().copied();
+    let peers: Vec<u32> = ranks.filter(|peer| *peer != mesh.rank()).collect();
+    let mut theirs = vec![vec![0; mine.len()]; peers.len()];
+    let mut frames: Vec<Transfer<'_>> = peers
+        .iter()
+        .zip(&mut theirs)
+        .map(|(peer, into)| Transfer {
+            peer: *peer,
+            out: Some(mine),
+            into: Some(into),
+        })
+        .collect();
+    let wait = Wait {
+        until: Instant::now() + wait,
+        spin: Duration::from_micros(30),
+    };
+    mesh.exchange(label, &mut frames, wait)?;
+    Ok(theirs)
 }

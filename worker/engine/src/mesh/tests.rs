@@ -4,7 +4,7 @@ use std::io::{Read, Seek, Write};
 use std::os::fd::AsFd;
 use std::time::{Duration, Instant};
 
-use super::local::local_mesh;
+use super::local::{all_to_all, local_mesh};
 use super::{Label, Members, Mesh, MeshError, TcpMesh, Topology, Transfer, Wait};
 use crate::step::Era;
 
@@ -24,33 +24,6 @@ fn on_all<T: Send>(mesh: Vec<TcpMesh>, work: impl Fn(TcpMesh) -> T + Sync) -> Ve
         let threads: Vec<_> = mesh.into_iter().map(|one| scope.spawn(|| work(one))).collect();
         threads.into_iter().map(|thread| thread.join().unwrap()).collect()
     })
-}
-
-/// Give everybody `mine` and take as much from everybody.
-fn all_to_all(
-    mesh: &mut TcpMesh,
-    label: Label,
-    mine: &[u8],
-    wait: Duration,
-) -> Result<Vec<Vec<u8>>, MeshError> {
-    let ranks = mesh.members().ranks().iter().copied();
-    let peers: Vec<u32> = ranks.filter(|peer| *peer != mesh.rank()).collect();
-    let mut theirs = vec![vec![0; mine.len()]; peers.len()];
-    let mut frames: Vec<Transfer<'_>> = peers
-        .iter()
-        .zip(&mut theirs)
-        .map(|(peer, into)| Transfer {
-            peer: *peer,
-            out: Some(mine),
-            into: Some(into),
-        })
-        .collect();
-    let wait = Wait {
-        until: Instant::now() + wait,
-        spin: Duration::from_micros(30),
-    };
-    mesh.exchange(label, &mut frames, wait)?;
-    Ok(theirs)
 }
 
 #[test]

@@ -17,7 +17,6 @@ use llamero_proto::v1::completion_client::CompletionClient;
 use llamero_proto::v1::rank_control_client::RankControlClient;
 use llamero_proto::v1::telemetry_client::TelemetryClient;
 use llamero_proto::v1::{FormRequest, LoadRequest, Member, WatchRequest};
-use rcgen::{CertificateParams, KeyPair};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::watch;
 use tokio_rustls::TlsConnector;
@@ -54,15 +53,7 @@ fn worker(pod: &str) -> Identity {
 
 /// Credentials as if they had been enrolled at `now`.
 fn material(authority: &Authority, identity: &Identity, now: SystemTime) -> Material {
-    let key = KeyPair::generate().unwrap();
-    let request = CertificateParams::default().serialize_request(&key).unwrap();
-    let chain = authority.sign(request.der(), identity, now).unwrap();
-    Material {
-        certificates: chain.iter().map(|one| one.to_vec()).collect(),
-        key: key.serialize_der(),
-        roots: authority.roots().iter().map(|one| one.to_vec()).collect(),
-        installation: "system".into(),
-    }
+    Material::signed(authority, identity, "system", now).unwrap()
 }
 
 /// Knows one token.

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use llamero_engine::mesh::TcpMesh;
-use llamero_engine::mesh::local::local_mesh;
+use llamero_engine::mesh::local::{all_to_all, local_mesh};
 use llamero_engine::{Abort, Era, Label, Members, Mesh, MeshError, Topology, Transfer, Wait};
 
 use super::SharedMesh;
@@ -41,29 +41,6 @@ fn waiting(wait: Duration) -> Wait {
     }
 }
 
-/// Give everybody `mine` and take as much from everybody.
-fn all_to_all(
-    mesh: &mut Box<dyn Mesh>,
-    label: Label,
-    mine: &[u8],
-    wait: Duration,
-) -> Result<Vec<Vec<u8>>, MeshError> {
-    let ranks = mesh.members().ranks().iter().copied();
-    let peers: Vec<u32> = ranks.filter(|peer| *peer != mesh.rank()).collect();
-    let mut theirs = vec![vec![0; mine.len()]; peers.len()];
-    let mut frames: Vec<Transfer<'_>> = peers
-        .iter()
-        .zip(&mut theirs)
-        .map(|(peer, into)| Transfer {
-            peer: *peer,
-            out: Some(mine),
-            into: Some(into),
-        })
-        .collect();
-    mesh.exchange(label, &mut frames, waiting(wait))?;
-    Ok(theirs)
-}
-
 #[test]
 fn frames_of_any_length_go_both_ways_at_once() {
     // Nothing, less than a datum, and many times what a ring holds.
@@ -76,7 +53,7 @@ fn frames_of_any_length_go_both_ways_at_once() {
                     step: step.into(),
                     tag: 0,
                 };
-                let theirs = all_to_all(&mut mesh, label, &mine, LONG).unwrap();
+                let theirs = all_to_all(&mut *mesh, label, &mine, LONG).unwrap();
                 let peers = (0..3).filter(|peer| *peer != mesh.rank());
                 peers
                     .zip(theirs)
@@ -117,7 +94,7 @@ fn ranks_that_diverge_are_found() {
             step: 7 + u64::from(mesh.rank()),
             tag: 0,
         };
-        all_to_all(&mut mesh, label, &[0], LONG).unwrap_err()
+        all_to_all(&mut *mesh, label, &[0], LONG).unwrap_err()
     });
     let is_protocol = |error: &MeshError| matches!(error, MeshError::Protocol { .. });
     assert!(errors.iter().any(is_protocol), "{errors:?}");
@@ -129,7 +106,7 @@ fn a_stalled_peer_is_named_by_everybody() {
     let errors = on_all(3, |mut mesh| {
         let error = (mesh.rank() < 2).then(|| {
             let wait = [Duration::from_secs(2), Duration::from_secs(600)][mesh.rank() as usize];
-            all_to_all(&mut mesh, Label::default(), &[0], wait).unwrap_err()
+            all_to_all(&mut *mesh, Label::default(), &[0], wait).unwrap_err()
         });
         done.wait();
         error
@@ -154,8 +131,8 @@ fn a_lost_peer_is_an_error_everywhere_and_stays_one() {
             drop(mesh);
             return None;
         }
-        let error = all_to_all(&mut mesh, Label::default(), &[0], LONG).unwrap_err();
-        let again = all_to_all(&mut mesh, Label::default(), &[0], LONG);
+        let error = all_to_all(&mut *mesh, Label::default(), &[0], LONG).unwrap_err();
+        let again = all_to_all(&mut *mesh, Label::default(), &[0], LONG);
         assert_eq!(again, Err(error.clone()), "it stays failed");
         seen.wait();
         Some(error)
@@ -191,7 +168,7 @@ fn abort_ends_a_wait() {
             let abort = mesh.abort_handle();
             std::thread::scope(|scope| {
                 scope.spawn(|| abort.abort());
-                all_to_all(&mut mesh, Label::default(), &[0], Duration::from_secs(600)).unwrap_err()
+                all_to_all(&mut *mesh, Label::default(), &[0], Duration::from_secs(600)).unwrap_err()
             })
         });
         // Rank 1 is silent, and there until then.
@@ -254,7 +231,7 @@ fn ranks_of_other_pods_are_reached_over_tcp() {
     let heard = on_all_of(4, TwoPods, |mut mesh| {
         for length in [8, 2304, 3 << 20] {
             let mine = vec![mesh.rank() as u8; length];
-            let theirs = all_to_all(&mut mesh, Label::default(), &mine, LONG).unwrap();
+            let theirs = all_to_all(&mut *mesh, Label::default(), &mine, LONG).unwrap();
             let ranks = (0..4_u8).filter(|rank| u32::from(*rank) != mesh.rank());
             assert!(
                 ranks
@@ -265,7 +242,7 @@ fn ranks_of_other_pods_are_reached_over_tcp() {
         if mesh.rank() == 3 {
             return None;
         }
-        let error = all_to_all(&mut mesh, Label::default(), &[0], LONG).unwrap_err();
+        let error = all_to_all(&mut *mesh, Label::default(), &[0], LONG).unwrap_err();
         lost.wait();
         Some(error)
     });
@@ -293,7 +270,7 @@ fn speed() {
                 let mut times: Vec<Duration> = (0..5000)
                     .map(|step| {
                         let start = Instant::now();
-                        all_to_all(&mut mesh, Label { step, tag: 0 }, &mine, LONG).unwrap();
+                        all_to_all(&mut *mesh, Label { step, tag: 0 }, &mine, LONG).unwrap();
                         start.elapsed()
                     })
                     .collect();

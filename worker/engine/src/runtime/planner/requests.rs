@@ -155,12 +155,8 @@ impl Requests {
         }
         let counts = TokenCounts::of(&resume).behind(&prompt, &sampling);
         let longest = prompt_tokens.saturating_add(max_tokens);
-        let root = match (&self.prefix, &sharing) {
-            (Some(group), Sharing::With(salt)) => Some(group.of_requests(salt, None)),
-            _ => None,
-        };
         let sequence = Sequence::new(id, [prompt, resume].concat(), longest, sampling.key())
-            .with_root(root)
+            .with_root(self.root(&sharing))
             .with_priority(priority)
             .with_scores(prompt_logprobs, prompt_tokens)
             .with_pooling(pooling);
@@ -200,6 +196,14 @@ impl Requests {
             suspected: false,
         };
         self.open.insert(id, request);
+    }
+
+    /// Where the blocks of a request stand in the prefix cache, if it shares them.
+    fn root(&self, sharing: &Sharing) -> Option<PrefixHash> {
+        match (&self.prefix, sharing) {
+            (Some(group), Sharing::With(salt)) => Some(group.of_requests(salt, None)),
+            _ => None,
+        }
     }
 
     /// These sequences run from here on. Returns what [`Self::tell`] tells clients whose requests begin for the first time.
