@@ -12,7 +12,7 @@ http=127.0.0.1:18110 grpc=127.0.0.1:18111 ours=127.0.0.1:18112 smg=127.0.0.1:181
 tests/venv.sh smg smg==1.13.0
 cargo build --release -q -p llamero-gateway --example bench_gateway
 bench=$(ls -d "${CARGO_TARGET_DIR:-.local/target}"/*-linux-*/release)/examples/bench_gateway
-ulimit -n 65536
+ulimit -n "$(ulimit -Hn)" # as many connections as are allowed
 
 running=()
 finish() { for process in "${running[@]}"; do kill "$process" 2> /dev/null || true; done; }
