@@ -120,12 +120,15 @@ fn without_figures(outcome: &str) -> String {
     kind
 }
 
+/// What runs now, and since when.
+type Running = Mutex<Option<(Instant, Vec<u8>)>>;
+
 /// Ends the process when an input hangs.
-struct Watch(Arc<Mutex<Option<(Instant, Vec<u8>)>>>);
+struct Watch(Arc<Running>);
 
 impl Watch {
     fn start(name: &'static str) -> Self {
-        let running = Arc::new(Mutex::new(None::<(Instant, Vec<u8>)>));
+        let running: Arc<Running> = Arc::default();
         let watched = Arc::downgrade(&running);
         std::thread::spawn(move || {
             while let Some(running) = watched.upgrade() {

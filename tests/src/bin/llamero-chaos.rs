@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
 use clap::Parser;
-use llamero_tests::chaos::{Options, Outcome, page, run, schedule};
+use llamero_tests::chaos::{Options, Outcome, page, picture, run, schedule};
 use llamero_tests::paths;
 
 /// Disturbs Llamero on the running cluster and says what did not hold.
@@ -61,7 +61,9 @@ fn main() -> Result<()> {
 fn write(outcome: &Outcome) -> Result<String> {
     let folder = paths::local().join("chaos");
     std::fs::create_dir_all(&folder).context("cannot make the folder of reports")?;
-    let file = folder.join(format!("seed-{}.html", outcome.options.seed));
-    std::fs::write(&file, page(outcome)).with_context(|| format!("cannot write {}", file.display()))?;
-    Ok(file.display().to_string())
+    let file = |kind: &str| folder.join(format!("seed-{}.{kind}", outcome.options.seed));
+    for (file, text) in [(file("svg"), picture(outcome)), (file("html"), page(outcome))] {
+        std::fs::write(&file, text).with_context(|| format!("cannot write {}", file.display()))?;
+    }
+    Ok(file("html").display().to_string())
 }

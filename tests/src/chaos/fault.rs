@@ -29,6 +29,10 @@ pub enum Kind {
     CutOutOf,
     /// A node's cable carries little.
     Throttle,
+    /// What a node sends is late.
+    Delay,
+    /// A byte in a frame between ranks is another one.
+    CorruptFrame,
     /// The API server is away.
     StopApiServer,
     /// etcd is killed and starts again.
@@ -69,7 +73,7 @@ pub(super) struct Shape {
 
 impl Kind {
     /// All that can be caused.
-    pub const ALL: [Self; 17] = [
+    pub const ALL: [Self; 19] = [
         Self::KillRank,
         Self::PauseRank,
         Self::KillSupervisor,
@@ -82,6 +86,8 @@ impl Kind {
         Self::CutInto,
         Self::CutOutOf,
         Self::Throttle,
+        Self::Delay,
+        Self::CorruptFrame,
         Self::StopApiServer,
         Self::RestartEtcd,
         Self::StealLease,
@@ -105,6 +111,8 @@ impl Kind {
             Self::CutInto => "link cut one way, into a node",
             Self::CutOutOf => "link cut one way, out of a node",
             Self::Throttle => "link throttled",
+            Self::Delay => "link late by 10 ms, out of a node",
+            Self::CorruptFrame => "a corrupt byte in a frame between ranks",
             Self::StopApiServer => "API server away",
             Self::RestartEtcd => "etcd killed and started",
             Self::StealLease => "lease stolen",
@@ -120,7 +128,12 @@ impl Kind {
             Self::KillRank | Self::PauseRank | Self::KillSupervisor | Self::PauseSupervisor => Part::Worker,
             Self::KillOperator | Self::PauseOperator | Self::StealLease => Part::Operator,
             Self::KillGateway | Self::PauseGateway => Part::Gateway,
-            Self::CutLink | Self::CutInto | Self::CutOutOf | Self::Throttle => Part::Network,
+            Self::CutLink
+            | Self::CutInto
+            | Self::CutOutOf
+            | Self::Throttle
+            | Self::Delay
+            | Self::CorruptFrame => Part::Network,
             Self::StopApiServer | Self::RestartEtcd | Self::FillDisk | Self::LoseNode => Part::Cluster,
         }
     }
@@ -139,7 +152,9 @@ impl Kind {
             // A liveness probe that fails for 30 s would end it, which is another fault.
             Self::PauseGateway => ((2, 6), (2, 15), 0),
             Self::CutLink | Self::CutInto | Self::CutOutOf => ((2, 8), (2, 45), 0),
-            Self::Throttle => ((4, 8), (5, 40), 0),
+            Self::Throttle | Self::Delay => ((4, 8), (5, 40), 0),
+            // Until a long enough segment comes by.
+            Self::CorruptFrame => ((3, 5), (3, 10), 0),
             Self::StopApiServer => ((5, 10), (60, 60), 0),
             Self::FillDisk => ((10, 15), (20, 60), 120),
             Self::LoseNode => ((20, 30), (30, 90), 600),

@@ -13,6 +13,10 @@ use crate::paths;
 
 /// Megabits a second of a throttled cable: enough that groups go on, slowly.
 const SLOW: u32 = 100;
+/// Milliseconds that a late cable adds, as between zones that are far from each other.
+const LATE: u64 = 10;
+/// Where ranks listen.
+const RANK_PORTS: (u16, u16) = (18_100, 18_355);
 const LEASE: &str = "llamero-operator";
 /// Images that a new node must have.
 const IMAGES: [&str; 2] = ["llamero.tar", "llamero-worker.tar"];
@@ -64,6 +68,8 @@ pub(super) fn inflict(cluster: &Cluster, shared: &Arc<Shared>, fault: &Fault) ->
         Kind::CutInto => impair(cluster, pick, Impairment::NothingIn),
         Kind::CutOutOf => impair(cluster, pick, Impairment::NothingOut),
         Kind::Throttle => impair(cluster, pick, Impairment::Slow(SLOW)),
+        Kind::Delay => impair(cluster, pick, Impairment::Late(LATE)),
+        Kind::CorruptFrame => corrupt_frame(cluster, pick),
         Kind::StopApiServer => {
             cluster.stop_api_server()?;
             Ok(Inflicted::until("API server", Cluster::start_api_server))
@@ -151,6 +157,16 @@ fn cut(cluster: &Cluster, pick: u64) -> Result<Inflicted> {
 fn impair(cluster: &Cluster, pick: u64, impairment: Impairment) -> Result<Inflicted> {
     let node = node(cluster, pick)?;
     cluster.impair_link(&node, impairment)?;
+    Ok(Inflicted::until(node.clone(), move |cluster| {
+        cluster.heal_link(&node)
+    }))
+}
+
+/// On a node with a rank: the byte must be one of a frame.
+fn corrupt_frame(cluster: &Cluster, pick: u64) -> Result<Inflicted> {
+    let node = victim(cluster, Role::Rank, pick)?.node;
+    let (first, last) = RANK_PORTS;
+    cluster.impair_link(&node, Impairment::WrongByte(first, last))?;
     Ok(Inflicted::until(node.clone(), move |cluster| {
         cluster.heal_link(&node)
     }))

@@ -40,6 +40,7 @@ pub mod table;
 mod target;
 mod watch;
 
+pub use picture::picture;
 pub use report::page;
 pub use run::{Happened, Options, Outcome, run};
 pub use schedule::schedule;

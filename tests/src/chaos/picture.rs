@@ -39,8 +39,9 @@ impl Scale {
     }
 }
 
-/// The picture, without an XML header, to stand in a page.
-pub(super) fn picture(outcome: &Outcome) -> String {
+/// The picture, without an XML header, to stand in a page or alone.
+#[must_use]
+pub fn picture(outcome: &Outcome) -> String {
     let last = outcome
         .samples
         .last()

@@ -24,9 +24,9 @@ pub fn page(outcome: &Outcome) -> String {
     } else {
         ("bad", "Something did not hold.")
     };
-    let _ = write!(
+    let _ = writeln!(
         html,
-        "<p><strong class=\"{class}\">{verdict}</strong> Repeat it with <code>make chaos SEED={seed} MINUTES={minutes}</code>.</p>\n"
+        "<p><strong class=\"{class}\">{verdict}</strong> Repeat it with <code>make chaos SEED={seed} MINUTES={minutes}</code>.</p>"
     );
     if !outcome.findings.is_empty() {
         html.push_str("<ul>");
@@ -42,9 +42,9 @@ pub fn page(outcome: &Outcome) -> String {
             .filter(|(_, verdict)| wanted(verdict))
             .count()
     };
-    let _ = write!(
+    let _ = writeln!(
         html,
-        "<p>{} streams: {} whole and byte for byte the undisturbed ones (green), {} ended by an error that is expected, the death of their own gateway (yellow), {} wrong (red).</p>\n",
+        "<p>{} streams: {} whole and byte for byte the undisturbed ones (green), {} ended by an error that is expected, the death of their own gateway (yellow), {} wrong (red).</p>",
         outcome.streams.len(),
         count(|verdict| *verdict == Verdict::Whole),
         count(|verdict| *verdict == Verdict::Expected),

@@ -1,9 +1,11 @@
-//! Cables that work badly: one way only, or slowly. Undone by [`heal`].
+//! Cables that work badly: one way only, slowly, late, or with a wrong byte. Undone by [`heal`].
 
-use std::io::Write as _;
+use std::fmt::Write as _;
+use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 
+use super::delay;
 use super::node::Node;
 use crate::command::{command, output, output_with_input};
 
@@ -16,6 +18,10 @@ pub enum Impairment {
     NothingOut,
     /// Both ways carry so many megabits a second.
     Slow(u32),
+    /// What leaves the node takes so many milliseconds longer.
+    Late(u64),
+    /// One packet of each direction between TCP ports from the first to the last one has a wrong byte, which no check sum shows.
+    WrongByte(u16, u16),
 }
 
 const TABLE: &str = "llamero_impair";
@@ -34,11 +40,14 @@ pub(super) fn impair(node: Node, impairment: Impairment) -> Result<()> {
             output(inside(node, "tc", &["qdisc", "replace", "dev", "eth0"]).args(shape))?;
             Ok(())
         }
+        Impairment::Late(millis) => delay::delay(node, Duration::from_millis(millis)),
+        Impairment::WrongByte(first, last) => wrong_byte(node, first, last),
     }
 }
 
 /// Takes every impairment back; none is fine.
 pub(super) fn heal(node: Node) -> Result<()> {
+    delay::heal(node)?;
     let remove = format!("table inet {TABLE}\ndelete table inet {TABLE}\n");
     output_with_input(&mut inside(node, "nft", &["-f", "-"]), remove.as_bytes())?;
     let link = node.index().link();
@@ -67,12 +76,28 @@ fn drop_packets(node: Node, hook: &str, priority: i32, direction: &str) -> Resul
     Ok(())
 }
 
+/// The kernel does not look at check sums between the two ends of a virtual cable, so what is changed there arrives.
+fn wrong_byte(node: Node, first: u16, last: u16) -> Result<()> {
+    let mut rules =
+        format!("table inet {TABLE} {{ chain cable {{ type filter hook prerouting priority -310;\n");
+    for end in ["sport", "dport"] {
+        // The 81st byte of a long enough segment: behind a frame's header.
+        let _ = writeln!(
+            rules,
+            "iifname \"eth0\" tcp {end} {first}-{last} meta length > 200 limit rate 1/hour burst 1 packets counter @ih,640,8 set 0x5a;"
+        );
+    }
+    rules.push_str("}; }\n");
+    output_with_input(&mut inside(node, "nft", &["-f", "-"]), rules.as_bytes())?;
+    Ok(())
+}
+
 /// Fills the node's `/run`, of which it has its own, to the last byte.
 pub(super) fn fill(node: Node) -> Result<()> {
     let mut file = std::fs::File::create(node.file(FILLER)).context("cannot fill the node's /run")?;
     let block = vec![0; 1 << 16];
     loop {
-        match file.write(&block) {
+        match std::io::Write::write(&mut file, &block) {
             Ok(0) => bail!("the node's /run takes no bytes, and says nothing"),
             Ok(_) => {}
             Err(error) if error.kind() == std::io::ErrorKind::StorageFull => return Ok(()),

@@ -6,6 +6,7 @@
 //! | module | what it holds |
 //! |---|---|
 //! | [`addresses`] | names and addresses |
+//! | [`mod@delay`] | a relay that holds packets |
 //! | [`fences`] | NetworkPolicies, enforced on the nodes |
 //! | [`impair`] | cables that work badly, a full disk |
 //! | [`go_build`] | building the programs from their pinned Go modules |
@@ -26,6 +27,7 @@ mod certs;
 mod cgroup;
 mod containerd;
 mod control_plane;
+pub mod delay;
 mod dns;
 mod down;
 pub mod fences;

@@ -4,7 +4,7 @@ use std::fs;
 use std::io;
 use std::path::Path;
 
-use llamero_checkpoint::config::QuantScheme;
+use llamero_checkpoint::config::Quantization;
 use llamero_checkpoint::gguf::GgufFile;
 use llamero_checkpoint::presharded::ShardManifest;
 use llamero_checkpoint::remote::WeightFile;
@@ -118,8 +118,8 @@ fn configurations() {
                 let _ = config.kv_bytes_per_head();
             }
             let value = serde_json::from_slice(input).unwrap_or_default();
-            let scheme = outcome(QuantScheme::from_config(&value));
-            let sidecar = outcome(QuantScheme::from_sidecar(&value));
+            let scheme = outcome(Quantization::from_config(&value));
+            let sidecar = outcome(Quantization::from_sidecar(&value));
             let generation = outcome(GenerationConfig::read(&path));
             format!("{} {scheme} {sidecar} {generation}", outcome(config))
         })

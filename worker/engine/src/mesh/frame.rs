@@ -171,6 +171,10 @@ impl Header {
     }
 }
 
+#[expect(
+    clippy::indexing_slicing,
+    reason = "every caller's offset is a constant and lies 4 bytes before the end or earlier"
+)]
 fn u32_at(bytes: &[u8; HEADER], at: usize) -> u32 {
     u32::from_le_bytes([bytes[at], bytes[at + 1], bytes[at + 2], bytes[at + 3]])
 }
@@ -179,6 +183,7 @@ fn u64_at(bytes: &[u8; HEADER], at: usize) -> u64 {
     u64::from(u32_at(bytes, at)) | u64::from(u32_at(bytes, at + 4)) << 32
 }
 
+#[expect(clippy::cast_possible_truncation, reason = "both halves are folded into the lower one")]
 fn checksum(bytes: &[u8; HEADER]) -> u32 {
     let mut hash = Fnv1a::default();
     hash.write(&bytes[..40]);
