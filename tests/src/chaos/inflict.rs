@@ -2,14 +2,14 @@
 
 use std::sync::Arc;
 
-use anyhow::{Context, Result};
+use anyhow::Result;
 
 use super::fault::{Fault, Kind};
 use super::load::Shared;
 use super::table::Death;
-use super::target::{Role, SYSTEM, processes};
+use super::target::{Role, SOON, SYSTEM, processes};
 use crate::cluster::{Cluster, Impairment, PodProcess, Signal};
-use crate::paths;
+use crate::{paths, poll};
 
 /// Megabits a second of a throttled cable: enough that groups go on, slowly.
 const SLOW: u32 = 100;
@@ -52,7 +52,7 @@ impl Inflicted {
     }
 }
 
-/// Causes the fault. An error means that nothing was there to be hit, or that it could not be caused.
+/// Causes the fault. An error is [`Nothing`], or says why it could not be caused.
 pub(super) fn inflict(cluster: &Cluster, shared: &Arc<Shared>, fault: &Fault) -> Result<Inflicted> {
     let pick = fault.pick;
     match fault.kind {
@@ -84,21 +84,31 @@ pub(super) fn inflict(cluster: &Cluster, shared: &Arc<Shared>, fault: &Fault) ->
     }
 }
 
-fn one<T: Clone>(items: &[T], pick: u64) -> Result<T> {
-    let index = pick.checked_rem(items.len() as u64).context("there is none")?;
-    items
-        .get(usize::try_from(index)?)
-        .cloned()
-        .context("there is none")
+/// Nothing was there to be hit.
+#[derive(Debug)]
+pub(super) struct Nothing(&'static str);
+
+impl std::fmt::Display for Nothing {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "no {} runs", self.0)
+    }
+}
+
+impl std::error::Error for Nothing {}
+
+fn one<T: Clone>(items: &[T], pick: u64, what: &'static str) -> Result<T> {
+    let index = pick.checked_rem(items.len() as u64).ok_or(Nothing(what))?;
+    let item = items.get(usize::try_from(index)?).cloned();
+    Ok(item.ok_or(Nothing(what))?)
 }
 
 fn victim(cluster: &Cluster, role: Role, pick: u64) -> Result<PodProcess> {
-    one(&processes(cluster, role)?, pick).with_context(|| format!("no {} runs", role.name()))
+    one(&processes(cluster, role)?, pick, role.name())
 }
 
 fn node(cluster: &Cluster, pick: u64) -> Result<String> {
     let names: Vec<String> = cluster.nodes()?.iter().map(|node| node.name()).collect();
-    one(&names, pick)
+    one(&names, pick, "node")
 }
 
 fn kill(cluster: &Cluster, role: Role, pick: u64) -> Result<Inflicted> {
@@ -175,7 +185,9 @@ fn corrupt_frame(cluster: &Cluster, pick: u64) -> Result<Inflicted> {
 fn steal_lease(cluster: &Cluster) -> Result<Inflicted> {
     let patch = r#"{"spec": {"holderIdentity": "somebody-else"}}"#;
     let words = ["-n", SYSTEM, "patch", "lease", LEASE, "--type=merge", "-p", patch];
-    cluster.kubectl().run(&words)?;
+    poll::until("the lease to be stolen", SOON, || {
+        cluster.kubectl().run(&words).map(Some)
+    })?;
     Ok(Inflicted::once(format!("lease {LEASE}")))
 }
 

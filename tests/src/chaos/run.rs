@@ -8,7 +8,7 @@ use anyhow::{Context, Result, anyhow};
 
 use super::answer::Answer;
 use super::fault::Fault;
-use super::inflict::inflict;
+use super::inflict::{Nothing, inflict};
 use super::leaks::Census;
 use super::load::{Questions, Shared, all_once, load};
 use super::schedule::schedule;
@@ -130,7 +130,13 @@ fn disturb(target: &Target, shared: &Arc<Shared>, options: Options) -> (Vec<Happ
         let from = shared.start.elapsed();
         let (hit, undo) = match inflict(&target.cluster, shared, &fault) {
             Ok(inflicted) => (Ok(inflicted.hit.clone()), Some(inflicted)),
-            Err(error) => (Err(format!("{error:#}")), None),
+            Err(error) => {
+                let why = format!("{error:#}");
+                if !error.is::<Nothing>() {
+                    findings.push(format!("{} could not be caused: {why}", fault.kind.name()));
+                }
+                (Err(why), None)
+            }
         };
         let shown = hit.as_ref().unwrap_or_else(|why| why);
         eprintln!(

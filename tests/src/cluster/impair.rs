@@ -70,7 +70,7 @@ pub(super) fn heal(node: Node) -> Result<()> {
 
 fn drop_packets(node: Node, hook: &str, priority: i32, direction: &str) -> Result<()> {
     let rules = format!(
-        "table inet {TABLE} {{ chain cable {{ type filter hook {hook} priority {priority}; {direction} \"eth0\" drop; }} }}\n"
+        "table inet {TABLE} {{ chain cable {{ type filter hook {hook} priority {priority}; {direction} \"eth0\" drop; }}; }}\n"
     );
     output_with_input(&mut inside(node, "nft", &["-f", "-"]), rules.as_bytes())?;
     Ok(())
