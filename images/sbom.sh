@@ -18,6 +18,8 @@ cargo tree --locked "${packages[@]}" --edges normal --prefix none --no-dedupe --
       if ($1 == "checksum") { gsub(/"/, "", $3); sum[package " " release] = $3 }
       next
     }
+    # Between two crates that were asked for.
+    $0 == "" { next }
     {
       split($0, parts, "|"); split(parts[1], words, " ")
       release = substr(words[2], 2); key = words[1] " " release
