@@ -14,8 +14,11 @@ table{border-collapse:collapse}td,th{text-align:left;padding:.15rem .8rem .15rem
 /// An HTML page that needs nothing else.
 #[must_use]
 pub fn page(outcome: &Outcome) -> String {
-    let minutes = outcome.options.length.as_secs_f64() / 60.0;
     let seed = outcome.options.seed;
+    let again = match outcome.options.length.as_secs() {
+        seconds if seconds.is_multiple_of(60) => format!("make chaos SEED={seed} MINUTES={}", seconds / 60),
+        seconds => format!("llamero-chaos --seed {seed} --seconds {seconds}"),
+    };
     let mut html = format!(
         "<!doctype html><html lang=\"en\"><meta charset=\"utf-8\"><title>Llamero under faults, seed {seed}</title><style>{STYLE}</style>\n<h1>Llamero under faults</h1>\n"
     );
@@ -26,7 +29,7 @@ pub fn page(outcome: &Outcome) -> String {
     };
     let _ = writeln!(
         html,
-        "<p><strong class=\"{class}\">{verdict}</strong> Repeat it with <code>make chaos SEED={seed} MINUTES={minutes}</code>.</p>"
+        "<p><strong class=\"{class}\">{verdict}</strong> Repeat it with <code>{again}</code>.</p>"
     );
     if !outcome.findings.is_empty() {
         html.push_str("<ul>");
