@@ -28,7 +28,16 @@ const TABLE: &str = "llamero_impair";
 /// Fills a node's `/run`.
 const FILLER: &str = "/run/filler";
 
+/// Half of an impairment is taken back.
 pub(super) fn impair(node: Node, impairment: Impairment) -> Result<()> {
+    let done = begin(node, impairment);
+    if done.is_err() {
+        heal(node)?;
+    }
+    done
+}
+
+fn begin(node: Node, impairment: Impairment) -> Result<()> {
     match impairment {
         // Before connections are tracked, so that nothing is known of what is dropped.
         Impairment::NothingIn => drop_packets(node, "prerouting", -310, "iifname"),
