@@ -9,7 +9,7 @@ cluster=.local/bin/llamero-cluster
 logs=.local/bench-control
 mkdir -p "$logs"
 
-cargo build --release -q -p llamero-operator --bin llamero-operator --example bench_control
+cargo build --locked --release -q -p llamero-operator --bin llamero-operator --example bench_control
 target=$(ls -d "${CARGO_TARGET_DIR:-.local/target}"/*-linux-*/release)
 
 running=()
@@ -46,6 +46,6 @@ ulimit -n "$(ulimit -Hn)" # as many connections as are allowed
   --operator-pid "$operator" | tee "$logs/result.json"
 if [[ -n ${KEEP:-} ]]; then
   cat "$logs/result.json" >> docs/benchmarks/control.jsonl
-  tests/venv.sh plot matplotlib==3.10.3
+  tests/venv.sh plot
   .local/venv-plot/bin/python tests/plot-control.py docs/benchmarks/control.jsonl docs/benchmarks/control.svg
 fi
