@@ -208,6 +208,7 @@ impl Relay {
             self.scored.1 = 0;
             let running = leader.begin();
             let counted = self.gateway.demand.run(self.waiting.key());
+            leader.model().clone_into(&mut self.request.model);
             let mut call = tonic::Request::new(self.request.clone());
             let client_id = self.client_id.as_ref();
             if let Some(Ok(id)) = client_id.map(|id| MetadataValue::try_from(id.as_bytes())) {
