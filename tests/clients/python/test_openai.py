@@ -46,7 +46,7 @@ def test_chat_whole_and_streamed_are_the_same(client, model):
     assert 0 < chunks[-1].usage.prompt_tokens_details.cached_tokens < whole.usage.prompt_tokens
     assert len(chunks) > 3
     assert len({chunk.id for chunk in chunks}) == 1
-    assert whole.system_fingerprint == chunks[0].system_fingerprint != None
+    assert whole.system_fingerprint == chunks[-1].system_fingerprint != None
 
 
 def test_several_answers_and_log_probabilities(client, model):
