@@ -4,7 +4,6 @@
 use std::time::Duration;
 
 use futures::future::{BoxFuture, join_all};
-use prost::Message as _;
 use tonic::metadata::MetadataMap;
 use tonic::transport::Channel;
 use tonic::{Request, Response, Status};
