@@ -1,6 +1,8 @@
 """What all client suites share: where the gateway is, which model it serves, and a tool whose arguments can be checked."""
 
 import os
+import pathlib
+import re
 
 import pytest
 
@@ -18,6 +20,15 @@ WEATHER = {
     "additionalProperties": False,
     "$defs": {"unit": {"type": "string", "enum": UNITS}},
 }
+
+
+def block(section: str, language: str) -> str:
+    """The block of a section of docs/clients.md."""
+    page = pathlib.Path(__file__).parents[3] / "docs/clients.md"
+    _, _, rest = page.read_text().partition(f"\n## {section}\n")
+    text = re.search(rf"^```{language}\n(.*?)^```", rest.split("\n## ")[0], re.MULTILINE | re.DOTALL)
+    assert text, f"{page} has no block of {language} in '{section}'"
+    return text[1]
 
 
 def check_weather(arguments: dict) -> None:

@@ -5,12 +5,14 @@ from typing import Literal
 import instructor
 import openai
 import pytest
-from pydantic import BaseModel
+from pydantic import BaseModel, ConfigDict
 
 
 class Review(BaseModel):
     """A review."""
 
+    # Else the schema allows more properties, and the small model never stops writing some.
+    model_config = ConfigDict(extra="forbid")
     sentiment: Literal["good", "bad"]
     stars: Literal[1, 2, 3]
 
