@@ -206,7 +206,10 @@ fn links_are_authenticated_only_where_the_installation_says_so() -> Result<()> {
 #[test]
 fn images_are_pinned_by_digest() -> Result<()> {
     let digest = format!("sha256:{}", "0a".repeat(32));
-    let (image, worker) = (format!("image.digest={digest}"), format!("workerImage.digest={digest}"));
+    let (image, worker) = (
+        format!("image.digest={digest}"),
+        format!("workerImage.digest={digest}"),
+    );
     let objects = rendered(&["--set", &image, "--set", &worker, "--set", "image.tag=unused"])?;
     for name in ["llamero-operator", "llamero-gateway"] {
         let deployment = find(&objects, "Deployment", name).with_context(|| format!("no {name}"))?;
@@ -216,7 +219,10 @@ fn images_are_pinned_by_digest() -> Result<()> {
     let args = operator_args(&objects)?;
     let wanted = format!("--worker-image=llamero-worker@{digest}");
     ensure!(args.contains(&wanted), "{wanted} is not in {args:?}");
-    ensure!(rendered(&["--set", "image.digest=abc"]).is_err(), "a digest of no kind is taken");
+    ensure!(
+        rendered(&["--set", "image.digest=abc"]).is_err(),
+        "a digest of no kind is taken"
+    );
     Ok(())
 }
 
@@ -224,7 +230,10 @@ fn images_are_pinned_by_digest() -> Result<()> {
 fn the_gateway_is_reached_and_scaled_as_values_say() -> Result<()> {
     let usual = rendered(&[])?;
     for kind in ["Ingress", "HTTPRoute", "HorizontalPodAutoscaler"] {
-        ensure!(find(&usual, kind, "llamero-gateway").is_none(), "{kind} is there by default");
+        ensure!(
+            find(&usual, kind, "llamero-gateway").is_none(),
+            "{kind} is there by default"
+        );
     }
     let budget = find(&usual, "PodDisruptionBudget", "llamero-gateway").context("no budget")?;
     ensure!(budget["spec"]["maxUnavailable"] == 1, "{budget}");
@@ -259,7 +268,10 @@ fn the_gateway_is_reached_and_scaled_as_values_say() -> Result<()> {
         "{scaler}"
     );
     let gateway = &find(&objects, "Deployment", "llamero-gateway").context("no gateway")?["spec"];
-    ensure!(gateway["replicas"].is_null(), "the chart and the autoscaler decide both");
+    ensure!(
+        gateway["replicas"].is_null(),
+        "the chart and the autoscaler decide both"
+    );
     let pod = &gateway["template"];
     let container = &pod["spec"]["containers"][0];
     let args = container["args"].as_array().context("no arguments")?;
@@ -269,7 +281,9 @@ fn the_gateway_is_reached_and_scaled_as_values_say() -> Result<()> {
             && env.contains(&serde_json::json!({"name": "A", "value": "b"}))
             && pod["metadata"]["labels"]["team"] == "x"
             && pod["metadata"]["annotations"]["note"] == "y"
-            && pod["spec"]["topologySpreadConstraints"].as_array().is_some_and(|all| all.len() == 2),
+            && pod["spec"]["topologySpreadConstraints"]
+                .as_array()
+                .is_some_and(|all| all.len() == 2),
         "{pod}"
     );
     Ok(())

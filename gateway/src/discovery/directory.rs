@@ -228,7 +228,9 @@ impl Directory {
         let live = |found: &Found, address: &String, model: &String| {
             let expected = found.authenticated.get(address);
             match known.get(address.as_str()) {
-                Some(leader) if leader.expected() == expected && leader.model() == model => Some(Arc::clone(leader)),
+                Some(leader) if leader.expected() == expected && leader.model() == model => {
+                    Some(Arc::clone(leader))
+                }
                 _ => self.dial(&found.key.namespace, address, model, expected),
             }
         };
@@ -288,7 +290,10 @@ mod tests {
             problem: None,
             canary: None,
             authenticated: BTreeMap::new(),
-            leaders: leaders.iter().map(|&address| (address.to_owned(), model.to_owned())).collect(),
+            leaders: leaders
+                .iter()
+                .map(|&address| (address.to_owned(), model.to_owned()))
+                .collect(),
         }
     }
 

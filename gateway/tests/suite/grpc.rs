@@ -113,18 +113,25 @@ async fn control_is_asked_of_the_model_that_the_metadata_name() {
     let served = gateway(Settings::default()).await;
     let worker = Worker::start();
     served.publish(MODEL, &[worker.address]);
-    let mut client = ControlClient::connect(format!("http://{}", served.http)).await.unwrap();
+    let mut client = ControlClient::connect(format!("http://{}", served.http))
+        .await
+        .unwrap();
     let info = client.get_server_info(GetServerInfoRequest {}).await.unwrap();
     assert_eq!(info.into_inner().max_model_len, 100);
     let none = with(GetModelInfoRequest {}, &[("model", "nope")]);
-    assert_eq!(client.get_model_info(none).await.unwrap_err().code(), Code::NotFound);
+    assert_eq!(
+        client.get_model_info(none).await.unwrap_err().code(),
+        Code::NotFound
+    );
     let sleep = client.sleep(SleepRequest::default()).await.unwrap_err();
     assert_eq!(sleep.code(), Code::Unimplemented);
     assert!(sleep.message().contains("vllm.Control/Sleep"), "{sleep}");
 
     let mut other = found("other", &[worker.address]);
     other.key.name = "other".to_owned();
-    served.gateway.publish(vec![found(MODEL, &[worker.address]), other]);
+    served
+        .gateway
+        .publish(vec![found(MODEL, &[worker.address]), other]);
     let ambiguous = client.get_model_info(GetModelInfoRequest {}).await.unwrap_err();
     assert_eq!(ambiguous.code(), Code::InvalidArgument);
     assert!(ambiguous.message().contains("'model'"), "{ambiguous}");
@@ -139,23 +146,31 @@ async fn an_abort_reaches_every_leader_but_no_request_of_another_key() {
     let served = gateway(settings).await;
     let (mut a, mut b) = (Worker::start(), Worker::start());
     served.publish(MODEL, &[a.address, b.address]);
-    let mut client = ControlClient::connect(format!("http://{}", served.http)).await.unwrap();
+    let mut client = ControlClient::connect(format!("http://{}", served.http))
+        .await
+        .unwrap();
     let abort = AbortRequest {
         request_ids: vec!["one".to_owned()],
     };
     let open = client.abort(abort.clone()).await.unwrap_err();
     assert_eq!(open.code(), Code::Unauthenticated);
     let bearer = format!("Bearer {KEY}");
-    client.abort(with(abort, &[("authorization", &bearer)])).await.unwrap();
-    assert_eq!((a.aborted().await, b.aborted().await), ("grpc/one".into(), "grpc/one".into()));
+    client
+        .abort(with(abort, &[("authorization", &bearer)]))
+        .await
+        .unwrap();
+    assert_eq!(
+        (a.aborted().await, b.aborted().await),
+        ("grpc/one".into(), "grpc/one".into())
+    );
 }
 
 #[tokio::test]
 async fn reflection_lists_the_services() {
+    use tonic_reflection::pb::v1::ServerReflectionRequest;
     use tonic_reflection::pb::v1::server_reflection_client::ServerReflectionClient;
     use tonic_reflection::pb::v1::server_reflection_request::MessageRequest;
     use tonic_reflection::pb::v1::server_reflection_response::MessageResponse;
-    use tonic_reflection::pb::v1::ServerReflectionRequest;
 
     let served = gateway(Settings::default()).await;
     let channel = tonic::transport::Endpoint::from_shared(format!("http://{}", served.http)).unwrap();
@@ -174,5 +189,8 @@ async fn reflection_lists_the_services() {
         panic!("{answer:?}")
     };
     let names: Vec<&str> = list.service.iter().map(|service| service.name.as_str()).collect();
-    assert!(names.contains(&"vllm.Inference") && names.contains(&"vllm.Control"), "{names:?}");
+    assert!(
+        names.contains(&"vllm.Inference") && names.contains(&"vllm.Control"),
+        "{names:?}"
+    );
 }

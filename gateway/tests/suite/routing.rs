@@ -148,7 +148,9 @@ async fn a_group_is_asked_by_the_name_that_it_serves_under() {
     let served = gateway(Settings::default()).await;
     let (mut old, mut new) = (Worker::start(), Worker::start());
     let mut renamed = found(MODEL, &[old.address, new.address]);
-    renamed.leaders.insert(old.address.to_string(), "before".to_owned());
+    renamed
+        .leaders
+        .insert(old.address.to_string(), "before".to_owned());
     renamed.former.insert("before".to_owned());
     served.gateway.publish(vec![renamed]);
     // Both run at once, so each leader has one.

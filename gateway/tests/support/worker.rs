@@ -389,7 +389,10 @@ impl Inference for Service {
 fn prompt(request: Request<GenerateRequest>) -> Result<String, Status> {
     let request = request.into_inner();
     if request.model != MODEL {
-        return Err(Status::not_found(format!("{:?} is not served here", request.model)));
+        return Err(Status::not_found(format!(
+            "{:?} is not served here",
+            request.model
+        )));
     }
     if request.request_id.ends_with("taken") {
         return Err(Status::already_exists("a request with this id is under way"));

@@ -17,7 +17,7 @@ const compatible = createOpenAICompatible({
 const openai = createOpenAI({ baseURL, apiKey: "unused" });
 const Review = z.object({ sentiment: z.enum(["good", "bad"]), stars: z.enum(["one", "two"]) });
 const providers = { compatible: compatible(model), responses: openai.responses(model), chat: openai.chat(model) };
-const shared = { temperature: 0, maxOutputTokens: 60, maxRetries: 0 };
+const shared = { temperature: 0, maxOutputTokens: 48, maxRetries: 0 };
 
 function weather(called) {
   return tool({
@@ -41,15 +41,14 @@ for (const [name, language] of Object.entries(providers)) {
   });
 
   test(`${name}: a tool is called and its result read`, async () => {
-    for (const toolChoice of ["required", { type: "tool", toolName: "get_weather" }]) {
-      const called = [];
-      const steps = { ...ask, prompt: question, tools: { get_weather: weather(called) }, toolChoice };
-      await generateText({ ...steps, stopWhen: isStepCount(2) });
-      assert.equal(called.length, 2);
-      const stream = streamText({ ...steps, onError: ({ error }) => assert.fail(error) });
-      assert.equal((await stream.toolCalls).length, 1);
-      called.forEach(checkWeather);
-    }
+    const called = [];
+    const toolChoice = name === "compatible" ? "required" : { type: "tool", toolName: "get_weather" };
+    const steps = { ...ask, prompt: question, tools: { get_weather: weather(called) }, toolChoice };
+    await generateText({ ...steps, stopWhen: isStepCount(2) });
+    assert.equal(called.length, 2);
+    const stream = streamText({ ...steps, onError: ({ error }) => assert.fail(error) });
+    assert.equal((await stream.toolCalls).length, 1);
+    called.forEach(checkWeather);
   });
 
   test(`${name}: an answer has a type`, async () => {

@@ -107,7 +107,8 @@ fn grpcurl_lists_and_calls_a_leader_and_the_gateway() -> Result<()> {
         services.contains("vllm.Inference") && services.contains("vllm.Control"),
         "{services}"
     );
-    let request = r#"{"model": "grpc", "text": "Llamas are", "temperature": 0, "stopping": {"max_new_tokens": 8}}"#;
+    let request =
+        r#"{"model": "grpc", "text": "Llamas are", "temperature": 0, "stopping": {"max_new_tokens": 8}}"#;
     let whole = grpcurl(&["-d", request, &gateway, "vllm.Inference/Generate"])?;
     let streamed = grpcurl(&["-d", request, &gateway, "vllm.Inference/GenerateStream"])?;
     for answer in [&whole, &streamed] {

@@ -97,7 +97,9 @@ impl Service {
         let models = convert::list(&snapshot, caller.scope()).data;
         match models.as_slice() {
             [only] => Ok(only.id.clone()),
-            _ if !snapshot.complete => Err(Status::unavailable("the gateway has not yet read which models there are")),
+            _ if !snapshot.complete => Err(Status::unavailable(
+                "the gateway has not yet read which models there are",
+            )),
             _ => Err(Status::invalid_argument(format!(
                 "there are {} models here; name one of them in the metadata 'model'",
                 models.len()

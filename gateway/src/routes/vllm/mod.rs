@@ -40,7 +40,11 @@ pub fn router(gateway: Arc<Gateway>) -> axum::Router<Arc<Gateway>> {
         (Ok(newer), Ok(older)) => routes = routes.add_service(newer).add_service(older),
         (Err(error), _) | (_, Err(error)) => tracing::error!(%error, "gRPC reflection is not offered"),
     }
-    routes.prepare().into_axum_router().reset_fallback().with_state(())
+    routes
+        .prepare()
+        .into_axum_router()
+        .reset_fallback()
+        .with_state(())
 }
 
 #[derive(Debug, Clone)]

@@ -36,7 +36,9 @@ pub fn prepare(model: &Model, mut request: CompletionRequest) -> Result<Prepared
         {
             return Err(blame(
                 "tool_choice",
-                &format!("an answer cannot be a tool call and have the form of '{parameter}'; ask for one of them"),
+                &format!(
+                    "an answer cannot be a tool call and have the form of '{parameter}'; ask for one of them"
+                ),
             ));
         }
         form = Some((call, "tools".to_owned()));

@@ -348,7 +348,13 @@ async fn tools(worker: &Worker) {
     };
     let (made, ..) = calls(worker, formed("response_format")).await;
     assert_eq!(made[0].0, "weather");
-    refused(worker, formed("guided_json"), Code::InvalidArgument, "'guided_json'").await;
+    refused(
+        worker,
+        formed("guided_json"),
+        Code::InvalidArgument,
+        "'guided_json'",
+    )
+    .await;
 }
 
 /// A history with a call and its result is rendered, also by a template that knows no tools.
