@@ -7,7 +7,9 @@ cd "$(dirname "$0")/.."
 down() { make --no-print-directory cluster-down || true; }
 trap down EXIT
 
-tests/venv.sh openai # OpenAI's own client streams a chat
+extent=short
+[ -z "${LLAMERO_LONG:-}" ] || extent=all
+tests/clients/install.sh "$extent"
 if [ $# -eq 0 ]; then
   cargo test --locked --release -q --workspace --features llamero-tests/cluster --test cluster
 fi

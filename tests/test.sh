@@ -50,8 +50,8 @@ case "${1:-all}" in
   cluster) prepare; cluster ;;
   long)
     prepare
-    # The chat page is tested in a browser.
-    tests/cluster/install-debian.sh chromium
+    # The chat page is tested in a browser, streams behind a proxy.
+    tests/cluster/install-debian.sh chromium nginx-light
     # Among the ignored ones: exact_streams kills the leader of twelve kinds of answers at every token.
     LLAMERO_FUZZ_SECONDS=60 LLAMERO_FUZZ_CASES=4000 PROPTEST_CASES=4096 unit -- --include-ignored
     gpu -- --include-ignored

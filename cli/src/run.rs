@@ -12,7 +12,7 @@ use llamero_worker::rank::alone::Alone;
 use crate::chat::EngineTalk;
 use crate::options::RunArgs;
 use crate::prepare::{Preparation, Prepared};
-use crate::serve;
+use crate::serve::{self, Served};
 
 /// The longest context unless the user asks for more: KV memory grows with it, and a model of 128K tokens would not start
 /// on a small machine.
@@ -35,7 +35,7 @@ pub fn run(args: &RunArgs, verbose: bool) -> anyhow::Result<()> {
     let prompt = args.prompt.as_deref().map(prompt).transpose()?;
     let prepared = Preparation::new(&args.model)?.prepare(false)?;
     let engine = engine(args, &prepared)?;
-    let name = engine.served_name();
+    let (name, context) = (engine.served_name(), engine.max_context_length);
     let mut line = ProgressLine::new(format!("loading {name}"));
     let alone = Alone::start(engine)?.wait(&mut |progress| line.report(progress))?;
     let runtime = tokio::runtime::Builder::new_multi_thread()
@@ -43,7 +43,14 @@ pub fn run(args: &RunArgs, verbose: bool) -> anyhow::Result<()> {
         .enable_all()
         .build()?;
     let outcome = match (listener, prompt) {
-        (Some(listener), _) => runtime.block_on(serve::serve(listener, &name, alone.address(), keys)),
+        (Some(listener), _) => {
+            let served = Served {
+                model: name,
+                max_context: context,
+                leader: alone.address(),
+            };
+            runtime.block_on(serve::serve(listener, served, keys))
+        }
         (None, prompt) => {
             let talk = runtime.block_on(async { EngineTalk::new(alone.address(), args.answers.clone()) })?;
             match prompt {

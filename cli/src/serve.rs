@@ -16,14 +16,24 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 /// For answers that still run after SIGTERM.
 const GRACE: Duration = Duration::from_secs(10);
 
-/// Serve `model`, which `leader` answers for, until SIGTERM or SIGINT; a second one ends it at once.
+/// What is served.
+#[derive(Debug)]
+pub struct Served {
+    /// The name that clients ask for.
+    pub model: String,
+    /// Longest prompt and answer together in tokens, if it is known.
+    pub max_context: Option<u32>,
+    /// Who answers.
+    pub leader: SocketAddr,
+}
+
+/// Serve a model until SIGTERM or SIGINT; a second one ends it at once.
 ///
 /// # Errors
 /// The socket cannot be used.
 pub async fn serve(
     listener: std::net::TcpListener,
-    model: &str,
-    leader: SocketAddr,
+    served: Served,
     keys: Option<Arc<KeyStore>>,
 ) -> anyhow::Result<()> {
     listener.set_nonblocking(true)?;
@@ -34,12 +44,18 @@ pub async fn serve(
         ..Settings::default()
     });
     let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    let Served {
+        model,
+        max_context,
+        leader,
+    } = served;
     let fixed = FixedModel {
-        model: model.to_owned(),
+        model: model.clone(),
         leaders: vec![leader],
     };
     gateway.publish(vec![Found {
         created: i64::try_from(now.as_secs()).unwrap_or(0),
+        max_context,
         ..fixed.found()
     }]);
     let router = routes::router(gateway.clone()).merge(health::router(gateway.clone()));

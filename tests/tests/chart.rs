@@ -202,3 +202,89 @@ fn links_are_authenticated_only_where_the_installation_says_so() -> Result<()> {
     );
     Ok(())
 }
+
+#[test]
+fn images_are_pinned_by_digest() -> Result<()> {
+    let digest = format!("sha256:{}", "0a".repeat(32));
+    let (image, worker) = (
+        format!("image.digest={digest}"),
+        format!("workerImage.digest={digest}"),
+    );
+    let objects = rendered(&["--set", &image, "--set", &worker, "--set", "image.tag=unused"])?;
+    for name in ["llamero-operator", "llamero-gateway"] {
+        let deployment = find(&objects, "Deployment", name).with_context(|| format!("no {name}"))?;
+        let image = &deployment["spec"]["template"]["spec"]["containers"][0]["image"];
+        ensure!(*image == format!("llamero@{digest}"), "{image}");
+    }
+    let args = operator_args(&objects)?;
+    let wanted = format!("--worker-image=llamero-worker@{digest}");
+    ensure!(args.contains(&wanted), "{wanted} is not in {args:?}");
+    ensure!(
+        rendered(&["--set", "image.digest=abc"]).is_err(),
+        "a digest of no kind is taken"
+    );
+    Ok(())
+}
+
+#[test]
+fn the_gateway_is_reached_and_scaled_as_values_say() -> Result<()> {
+    let usual = rendered(&[])?;
+    for kind in ["Ingress", "HTTPRoute", "HorizontalPodAutoscaler"] {
+        ensure!(
+            find(&usual, kind, "llamero-gateway").is_none(),
+            "{kind} is there by default"
+        );
+    }
+    let budget = find(&usual, "PodDisruptionBudget", "llamero-gateway").context("no budget")?;
+    ensure!(budget["spec"]["maxUnavailable"] == 1, "{budget}");
+    let values = [
+        "gateway.ingress={\"enabled\":true,\"className\":\"nginx\",\"host\":\"llm.example.com\",\"annotations\":{\"a\":\"b\"},\"tlsSecretName\":\"cert\"}",
+        "gateway.httpRoute={\"enabled\":true,\"parentRefs\":[{\"name\":\"public\"}],\"hostnames\":[\"llm.example.com\"]}",
+        "gateway.autoscaling={\"enabled\":true,\"minReplicas\":3,\"maxReplicas\":9,\"targetCPU\":50}",
+        "gateway.extraArgs=[\"--max-requests=9\"]",
+        "gateway.extraEnv=[{\"name\":\"A\",\"value\":\"b\"}]",
+        "gateway.podLabels={\"team\":\"x\"}",
+        "gateway.podAnnotations={\"note\":\"y\"}",
+    ];
+    let words: Vec<&str> = values.iter().flat_map(|value| ["--set-json", value]).collect();
+    let objects = rendered(&words)?;
+    let ingress = &find(&objects, "Ingress", "llamero-gateway").context("no Ingress")?["spec"];
+    let rule = &ingress["rules"][0];
+    ensure!(
+        ingress["ingressClassName"] == "nginx"
+            && ingress["tls"][0]["secretName"] == "cert"
+            && rule["host"] == "llm.example.com"
+            && rule["http"]["paths"][0]["backend"]["service"]["name"] == "llamero-gateway",
+        "{ingress}"
+    );
+    let route = &find(&objects, "HTTPRoute", "llamero-gateway").context("no HTTPRoute")?["spec"];
+    ensure!(
+        route["parentRefs"][0]["name"] == "public" && route["rules"][0]["timeouts"]["request"] == "0s",
+        "{route}"
+    );
+    let scaler = find(&objects, "HorizontalPodAutoscaler", "llamero-gateway").context("no autoscaler")?;
+    ensure!(
+        scaler["spec"]["minReplicas"] == 3 && scaler["spec"]["maxReplicas"] == 9,
+        "{scaler}"
+    );
+    let gateway = &find(&objects, "Deployment", "llamero-gateway").context("no gateway")?["spec"];
+    ensure!(
+        gateway["replicas"].is_null(),
+        "the chart and the autoscaler decide both"
+    );
+    let pod = &gateway["template"];
+    let container = &pod["spec"]["containers"][0];
+    let args = container["args"].as_array().context("no arguments")?;
+    let env = container["env"].as_array().context("no variables")?;
+    ensure!(
+        args.iter().any(|arg| arg == "--max-requests=9")
+            && env.contains(&serde_json::json!({"name": "A", "value": "b"}))
+            && pod["metadata"]["labels"]["team"] == "x"
+            && pod["metadata"]["annotations"]["note"] == "y"
+            && pod["spec"]["topologySpreadConstraints"]
+                .as_array()
+                .is_some_and(|all| all.len() == 2),
+        "{pod}"
+    );
+    Ok(())
+}

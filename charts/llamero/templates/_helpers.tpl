@@ -1,8 +1,12 @@
 {{- define "llamero.image" -}}
-{{ .Values.image.repository }}:{{ .Values.image.tag | default .Chart.AppVersion }}
+{{ include "llamero.reference" (dict "image" .Values.image "root" $) }}
 {{- end }}
 {{- define "llamero.workerImage" -}}
-{{ .Values.workerImage.repository }}:{{ .Values.workerImage.tag | default .Chart.AppVersion }}
+{{ include "llamero.reference" (dict "image" .Values.workerImage "root" $) }}
+{{- end }}
+{{- /* An image by its digest, else by its tag: (dict "image" .Values.image "root" $). */}}
+{{- define "llamero.reference" -}}
+{{ .image.repository }}{{ with .image.digest }}@{{ . }}{{ else }}:{{ .image.tag | default .root.Chart.AppVersion }}{{ end }}
 {{- end }}
 {{- define "llamero.labels" -}}
 app.kubernetes.io/part-of: llamero

@@ -49,6 +49,7 @@ fn the_api_is_served_and_ends_in_order() {
     assert!(head.starts_with("HTTP/1.1 200"), "{head}");
     let models: serde_json::Value = serde_json::from_str(&body).unwrap();
     assert_eq!(models["data"][0]["id"], "smol", "{models}");
+    assert_eq!(models["data"][0]["max_model_len"], 8192, "{models}");
 
     let chat = r#"{"model": "smol", "stream": true, "temperature": 0, "max_tokens": 12,
         "messages": [{"role": "user", "content": "What is the capital of France? Answer in one word."}]}"#;

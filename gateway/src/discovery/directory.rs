@@ -40,8 +40,8 @@ pub struct Found {
     pub max_context: Option<u32>,
     /// Why no group will ever be ready unless somebody changes something; a request is then refused, not held.
     pub problem: Option<String>,
-    /// `ip:port` of leaders that serve.
-    pub leaders: BTreeSet<String>,
+    /// `ip:port` of leaders that serve, and the name that each has of its model: groups of an older revision keep theirs.
+    pub leaders: BTreeMap<String, String>,
     /// Of those, by address, the ones that must show who they are; the others are reached in plain text.
     pub authenticated: BTreeMap<String, LeaderPod>,
     /// Groups of a new revision that are to have a share of the requests of their own.
@@ -192,7 +192,13 @@ impl Directory {
         self.snapshot.subscribe()
     }
 
-    fn dial(&self, namespace: &str, address: &str, expected: Option<&LeaderPod>) -> Option<Arc<Leader>> {
+    fn dial(
+        &self,
+        namespace: &str,
+        address: &str,
+        model: &str,
+        expected: Option<&LeaderPod>,
+    ) -> Option<Arc<Leader>> {
         let link = match (expected, &self.dialler) {
             (None, _) => Link::Plain,
             (Some(leader), Some(dialler)) => dialler.leader(namespace, leader),
@@ -202,7 +208,7 @@ impl Directory {
                 return None;
             }
         };
-        match Leader::dial(address, &link, expected.cloned()) {
+        match Leader::dial(address, model, &link, expected.cloned()) {
             Ok(leader) => Some(leader),
             Err(error) => {
                 tracing::warn!(%address, %error, "a group has an address that cannot be dialled");
@@ -219,18 +225,22 @@ impl Directory {
             .flat_map(|deployment| deployment.leaders.iter())
             .map(|leader| (leader.address(), leader))
             .collect();
-        let live = |found: &Found, address: &String| {
+        let live = |found: &Found, address: &String, model: &String| {
             let expected = found.authenticated.get(address);
             match known.get(address.as_str()) {
-                Some(leader) if leader.expected() == expected => Some(Arc::clone(leader)),
-                _ => self.dial(&found.key.namespace, address, expected),
+                Some(leader) if leader.expected() == expected && leader.model() == model => {
+                    Some(Arc::clone(leader))
+                }
+                _ => self.dial(&found.key.namespace, address, model, expected),
             }
         };
         let deployments = found
             .into_iter()
             .map(|found| {
                 let leaders = found.leaders.iter();
-                let leaders = leaders.filter_map(|address| live(&found, address)).collect();
+                let leaders = leaders
+                    .filter_map(|(address, model)| live(&found, address, model))
+                    .collect();
                 let Found {
                     key,
                     model,
@@ -280,7 +290,10 @@ mod tests {
             problem: None,
             canary: None,
             authenticated: BTreeMap::new(),
-            leaders: leaders.iter().map(|&address| address.to_owned()).collect(),
+            leaders: leaders
+                .iter()
+                .map(|&address| (address.to_owned(), model.to_owned()))
+                .collect(),
         }
     }
 

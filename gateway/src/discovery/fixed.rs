@@ -59,7 +59,11 @@ impl FixedModel {
             problem: None,
             canary: None,
             authenticated: std::collections::BTreeMap::new(),
-            leaders: self.leaders.iter().map(ToString::to_string).collect(),
+            leaders: self
+                .leaders
+                .iter()
+                .map(|address| (address.to_string(), self.model.clone()))
+                .collect(),
         }
     }
 }

@@ -67,9 +67,8 @@ where
 
 /// Deployments with the leaders of their groups.
 fn collect(deployments: &[Arc<LlamaDeployment>], groups: &[Arc<LlamaGroup>]) -> Vec<Found> {
-    let mut leaders: BTreeMap<DeploymentKey, BTreeSet<String>> = BTreeMap::new();
+    let mut leaders: BTreeMap<DeploymentKey, BTreeMap<String, String>> = BTreeMap::new();
     let mut contexts: BTreeMap<DeploymentKey, u32> = BTreeMap::new();
-    let mut names: BTreeMap<DeploymentKey, BTreeSet<String>> = BTreeMap::new();
     let mut revisions: BTreeMap<DeploymentKey, BTreeMap<String, String>> = BTreeMap::new();
     let mut authenticated: BTreeMap<DeploymentKey, BTreeMap<String, LeaderPod>> = BTreeMap::new();
     for group in groups {
@@ -85,7 +84,6 @@ fn collect(deployments: &[Arc<LlamaDeployment>], groups: &[Arc<LlamaGroup>]) -> 
             let context = u32::try_from(group.spec.template.max_context_length).unwrap_or(u32::MAX);
             let known = contexts.entry(key.clone()).or_insert(context);
             *known = context.min(*known);
-            names.entry(key.clone()).or_default().insert(name);
             let revision = group.spec.revision.clone();
             revisions
                 .entry(key.clone())
@@ -95,7 +93,7 @@ fn collect(deployments: &[Arc<LlamaDeployment>], groups: &[Arc<LlamaGroup>]) -> 
                 let pods = authenticated.entry(key.clone()).or_default();
                 pods.insert(address.clone(), leader_pod(group, status));
             }
-            leaders.entry(key).or_default().insert(address.clone());
+            leaders.entry(key).or_default().insert(address.clone(), name);
         }
     }
     let found = |deployment: &Arc<LlamaDeployment>| {
@@ -105,8 +103,8 @@ fn collect(deployments: &[Arc<LlamaDeployment>], groups: &[Arc<LlamaGroup>]) -> 
         };
         let model = deployment.model_name().to_owned();
         let asked = || u32::try_from(deployment.spec.model.max_context_length?).ok();
-        let mut former = names.remove(&key).unwrap_or_default();
-        former.remove(&model);
+        let leaders = leaders.remove(&key).unwrap_or_default();
+        let former = leaders.values().filter(|name| **name != model).cloned().collect();
         Found {
             model,
             former,
@@ -118,7 +116,7 @@ fn collect(deployments: &[Arc<LlamaDeployment>], groups: &[Arc<LlamaGroup>]) -> 
             canary: revisions
                 .remove(&key)
                 .and_then(|revisions| canary(deployment, revisions)),
-            leaders: leaders.remove(&key).unwrap_or_default(),
+            leaders,
             authenticated: authenticated.remove(&key).unwrap_or_default(),
             key,
         }
@@ -220,7 +218,10 @@ mod tests {
         assert_eq!(found.len(), 1);
         assert_eq!(found[0].model, "smol");
         assert_eq!(found[0].created, 1_735_689_600);
-        assert_eq!(found[0].leaders.iter().collect::<Vec<_>>(), ["10.0.0.1:18051"]);
+        assert_eq!(
+            found[0].leaders,
+            [("10.0.0.1:18051".to_owned(), "m".to_owned())].into()
+        );
         assert_eq!((&found[0].problem, found[0].max_context), (&None, Some(128)));
         // The groups were made when the model had another name.
         assert_eq!(found[0].former.iter().collect::<Vec<_>>(), ["m"]);

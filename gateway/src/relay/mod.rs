@@ -44,7 +44,7 @@ pub struct Delta {
     pub logprobs: Vec<TokenLogprob>,
     /// Of the prompt's tokens, when they were asked for: more of them, all before the first token of the answer.
     pub prompt_logprobs: Vec<TokenLogprob>,
-    /// What is new of tool calls.
+    /// What is new of tool calls, of each at most one piece: clients take the first pieces of a list for as many calls.
     pub tool_calls: Vec<ToolCallDelta>,
     /// Tokens of the prompt.
     pub prompt_tokens: u32,
@@ -208,6 +208,7 @@ impl Relay {
             self.scored.1 = 0;
             let running = leader.begin();
             let counted = self.gateway.demand.run(self.waiting.key());
+            leader.model().clone_into(&mut self.request.model);
             let mut call = tonic::Request::new(self.request.clone());
             let client_id = self.client_id.as_ref();
             if let Some(Ok(id)) = client_id.map(|id| MetadataValue::try_from(id.as_bytes())) {
@@ -308,7 +309,7 @@ impl Relay {
             text: chunk.prompt_text + &chunk.text,
             logprobs: chunk.logprobs,
             prompt_logprobs,
-            tool_calls: chunk.tool_calls,
+            tool_calls: joined(chunk.tool_calls),
             prompt_tokens: chunk.prompt_tokens,
             cached_tokens: self.cached.unwrap_or(chunk.cached_tokens),
             output_tokens: chunk.output_tokens,
@@ -340,6 +341,21 @@ impl Relay {
         }
         Ok(())
     }
+}
+
+/// Pieces of calls in order, with those of one call together.
+fn joined(pieces: Vec<ToolCallDelta>) -> Vec<ToolCallDelta> {
+    let mut joined: Vec<ToolCallDelta> = Vec::new();
+    for piece in pieces {
+        match joined.last_mut().filter(|last| last.index == piece.index) {
+            Some(last) => {
+                last.name.push_str(&piece.name);
+                last.arguments.push_str(&piece.arguments);
+            }
+            None => joined.push(piece),
+        }
+    }
+    joined
 }
 
 /// The request has brought down several leaders.

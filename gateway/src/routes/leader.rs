@@ -5,8 +5,7 @@ use std::sync::Arc;
 use futures::future::BoxFuture;
 use llamero_settings::losses::Losses;
 use tokio::time::Instant;
-use tonic::Status;
-use tonic::transport::Channel;
+use tonic::{Code, Status};
 
 use crate::Gateway;
 use crate::demand::Counted;
@@ -16,7 +15,7 @@ use crate::relay::{Wishes, deadly};
 use crate::routes::completion::api::Front;
 use crate::routes::completion::order::deployment;
 use crate::routes::record::Record;
-use crate::upstream::{Failure, Refusal, Running, classify};
+use crate::upstream::{Failure, Leader, Refusal, Running, classify};
 
 /// A question.
 pub struct Question<'a> {
@@ -69,7 +68,7 @@ impl From<Unanswered> for ApiError {
 pub async fn ask<T>(
     front: Front,
     question: Question<'_>,
-    call: impl Fn(Channel) -> BoxFuture<'static, Result<T, Status>> + Send,
+    call: impl Fn(&Leader) -> BoxFuture<'static, Result<T, Status>> + Send,
 ) -> Result<Asked<T>, Unanswered> {
     let Front {
         gateway,
@@ -104,18 +103,26 @@ async fn first_answer<T>(
     gateway: &Gateway,
     waiting: Waiting,
     wishes: &Wishes,
-    call: impl Fn(Channel) -> BoxFuture<'static, Result<T, Status>>,
+    call: impl Fn(&Leader) -> BoxFuture<'static, Result<T, Status>>,
 ) -> Result<(T, Running, Counted), Unanswered> {
     let mut waiting = waiting.with_affinity(wishes.session);
     let mut losses = Losses::default();
+    let mut lost = false;
     loop {
         let leader = waiting.leader(gateway, false).await?;
         let running = leader.begin();
         let counted = gateway.demand.run(waiting.key());
-        let status = match call(leader.channel()).await {
+        let status = match call(&leader).await {
             Ok(answer) => {
                 leader.succeeded();
                 return Ok((answer, running, counted));
+            }
+            // A leader that was lost may not have noticed that our own question to it broke.
+            Err(status) if status.code() == Code::AlreadyExists && !lost => {
+                return Err(Unanswered {
+                    error: ApiError::invalid(Some("request_id"), status.message()),
+                    status: Some(status),
+                });
             }
             Err(status) => status,
         };
@@ -132,6 +139,7 @@ async fn first_answer<T>(
             Failure::OtherWeights(_) => waiting.refused(&leader, Refusal::OtherWeights),
             Failure::Lost { taken, .. } => {
                 leader.failed(Instant::now());
+                lost = true;
                 // Nothing has come of it, so every loss counts.
                 if taken && losses.add(0) {
                     return Err(deadly().into());

@@ -8,7 +8,7 @@
 //! | [`messages`] | `POST /v1/messages`, `POST /v1/messages/count_tokens` |
 //! | [`embeddings`] | `POST /v1/embeddings` |
 //! | [`tokens`] | `POST /tokenize`, `POST /detokenize` |
-//! | [`vllm`] | `vllm.Inference`, over gRPC |
+//! | [`vllm`] | `vllm.Inference` and `vllm.Control`, over gRPC |
 //! | [`leader`] | one question to a leader |
 //! | [`unknown`] | routes that are not there, those of other servers by name |
 //! | [`body`] | reading a JSON body |

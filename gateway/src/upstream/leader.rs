@@ -34,16 +34,11 @@ const TELEMETRY_RETRY: Duration = Duration::from_secs(1);
 /// A sample older than this says nothing.
 const STALE: Duration = Duration::from_secs(5);
 
-/// A client for completions. It takes the longest answer that a worker sends, which is more than gRPC lets in by itself.
-#[must_use]
-pub fn completion(channel: Channel) -> CompletionClient<Channel> {
-    CompletionClient::new(channel).max_decoding_message_size(MAX_ANSWER_BYTES)
-}
-
 /// The leader of a group that serves.
 #[derive(Debug)]
 pub struct Leader {
     address: String,
+    model: String,
     expected: Option<LeaderPod>,
     channel: Channel,
     load: Arc<Mutex<Load>>,
@@ -77,15 +72,17 @@ impl Leader {
     /// # Errors
     /// When the address does not make a URI.
     pub fn connect(address: &str) -> Result<Arc<Self>, tonic::transport::Error> {
-        Self::dial(address, &Link::Plain, None)
+        Self::dial(address, "", &Link::Plain, None)
     }
 
-    /// Dial `ip:port`, lazily, and follow its load. One HTTP/2 connection carries everything. `expected` is who must answer, as `link` knows.
+    /// Dial `ip:port`, lazily, and follow its load. One HTTP/2 connection carries everything. `model` is the name that it serves under, `expected` who must
+    /// answer, as `link` knows.
     ///
     /// # Errors
     /// When the address does not make a URI.
     pub fn dial(
         address: &str,
+        model: &str,
         link: &Link,
         expected: Option<LeaderPod>,
     ) -> Result<Arc<Self>, tonic::transport::Error> {
@@ -102,6 +99,7 @@ impl Leader {
         let telemetry = tokio::spawn(follow(channel.clone(), Arc::clone(&load))).abort_handle();
         Ok(Arc::new(Self {
             address: address.to_owned(),
+            model: model.to_owned(),
             expected,
             channel,
             load,
@@ -113,6 +111,12 @@ impl Leader {
     #[must_use]
     pub fn address(&self) -> &str {
         &self.address
+    }
+
+    /// The name of its model there. A request that says it is refused by whoever has come to the address since.
+    #[must_use]
+    pub fn model(&self) -> &str {
+        &self.model
     }
 
     /// Whose certificate it must show; none: it is reached in plain text.
@@ -127,10 +131,10 @@ impl Leader {
         self.channel.clone()
     }
 
-    /// A client on the shared connection.
+    /// A client on the shared connection. It takes the longest answer that a worker sends, which is more than gRPC lets in by itself.
     #[must_use]
     pub fn completion(&self) -> CompletionClient<Channel> {
-        completion(self.channel.clone())
+        CompletionClient::new(self.channel()).max_decoding_message_size(MAX_ANSWER_BYTES)
     }
 
     /// Requests running and waiting there: our own exactly, those of others as of the last sample.

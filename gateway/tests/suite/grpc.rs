@@ -1,4 +1,4 @@
-//! `vllm.Inference` on the port of the API.
+//! `vllm.Inference` and `vllm.Control` on the port of the API.
 
 use std::sync::Arc;
 
@@ -6,13 +6,31 @@ use llamero_gateway::Settings;
 use llamero_gateway::keys::KeyStore;
 use tonic::metadata::MetadataValue;
 use tonic::{Code, Request};
+use vllm_proto::control_client::ControlClient;
 use vllm_proto::inference_client::InferenceClient;
-use vllm_proto::{GenerateRequest, generate_request::Prompt};
+use vllm_proto::{
+    AbortRequest, GenerateRequest, GetModelInfoRequest, GetServerInfoRequest, SleepRequest,
+    generate_request::Prompt,
+};
 
 use crate::support::client::get;
-use crate::support::{MODEL, with_worker};
+use crate::support::worker::Worker;
+use crate::support::{MODEL, found, gateway, with_worker};
 
 const KEY: &str = "sk-grpc-0123456789";
+
+/// Settings with one key, `grpc`.
+fn keyed() -> (Settings, tempfile::TempDir) {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("keys.yaml");
+    std::fs::write(&path, format!("keys: [{{name: grpc, key: {KEY}}}]")).unwrap();
+    let keys = Some(Arc::new(KeyStore::load(&path).unwrap()));
+    let settings = Settings {
+        keys,
+        ..Settings::default()
+    };
+    (settings, folder)
+}
 
 fn request(model: &str, key: Option<&str>) -> Request<GenerateRequest> {
     let mut request = Request::new(GenerateRequest {
@@ -29,13 +47,7 @@ fn request(model: &str, key: Option<&str>) -> Request<GenerateRequest> {
 
 #[tokio::test]
 async fn requests_pass_to_the_model_that_they_name() {
-    let folder = tempfile::tempdir().unwrap();
-    let path = folder.path().join("keys.yaml");
-    std::fs::write(&path, format!("keys: [{{name: grpc, key: {KEY}}}]")).unwrap();
-    let settings = Settings {
-        keys: Some(Arc::new(KeyStore::load(&path).unwrap())),
-        ..Settings::default()
-    };
+    let (settings, _folder) = keyed();
     let (served, _worker) = with_worker(settings).await;
     let mut client = InferenceClient::connect(format!("http://{}", served.http))
         .await
@@ -66,16 +78,119 @@ async fn requests_pass_to_the_model_that_they_name() {
         code(client.generate(request("nope", Some(KEY))).await),
         Some(Code::NotFound)
     );
-    // What the leader says is passed on as it is.
+    // The leader is told its own name of the model, not what the client called it.
+    let qualified = client.generate(request(&format!("ns/{MODEL}"), Some(KEY))).await;
+    assert_eq!(qualified.unwrap().into_inner().outputs.unwrap().text, "hum");
+    // What the leader says is passed on as it is, and a mistake of a client is no failure of the leader.
+    let mut twice = request(MODEL, Some(KEY));
+    twice.get_mut().request_id = "taken".to_owned();
+    assert_eq!(code(client.generate(twice).await), Some(Code::AlreadyExists));
     let mut empty = request(MODEL, Some(KEY));
     empty.get_mut().prompt = None;
     assert_eq!(code(client.generate(empty).await), Some(Code::OutOfRange));
     let metrics = get(served.health, "/metrics").await.text().await;
     for line in [
-        "llamero_gateway_key_requests_total{key=\"grpc\",model=\"org/smol\",status=\"200\"} 2",
-        "llamero_gateway_key_tokens_total{key=\"grpc\",model=\"org/smol\",kind=\"prompt\"} 14",
-        "llamero_gateway_key_tokens_total{key=\"grpc\",model=\"org/smol\",kind=\"output\"} 6",
+        "llamero_gateway_key_requests_total{key=\"grpc\",model=\"org/smol\",status=\"200\"} 3",
+        "llamero_gateway_key_tokens_total{key=\"grpc\",model=\"org/smol\",kind=\"prompt\"} 21",
+        "llamero_gateway_key_tokens_total{key=\"grpc\",model=\"org/smol\",kind=\"output\"} 9",
     ] {
         assert!(metrics.contains(line), "{line}\n{metrics}");
     }
+}
+
+/// A question with metadata.
+fn with<Q>(question: Q, metadata: &[(&'static str, &str)]) -> Request<Q> {
+    let mut request = Request::new(question);
+    for (name, value) in metadata {
+        let value = MetadataValue::try_from(*value).unwrap();
+        request.metadata_mut().insert(*name, value);
+    }
+    request
+}
+
+#[tokio::test]
+async fn control_is_asked_of_the_model_that_the_metadata_name() {
+    let served = gateway(Settings::default()).await;
+    let worker = Worker::start();
+    served.publish(MODEL, &[worker.address]);
+    let mut client = ControlClient::connect(format!("http://{}", served.http))
+        .await
+        .unwrap();
+    let info = client.get_server_info(GetServerInfoRequest {}).await.unwrap();
+    assert_eq!(info.into_inner().max_model_len, 100);
+    let none = with(GetModelInfoRequest {}, &[("model", "nope")]);
+    assert_eq!(
+        client.get_model_info(none).await.unwrap_err().code(),
+        Code::NotFound
+    );
+    let sleep = client.sleep(SleepRequest::default()).await.unwrap_err();
+    assert_eq!(sleep.code(), Code::Unimplemented);
+    assert!(sleep.message().contains("vllm.Control/Sleep"), "{sleep}");
+
+    let mut other = found("other", &[worker.address]);
+    other.key.name = "other".to_owned();
+    served
+        .gateway
+        .publish(vec![found(MODEL, &[worker.address]), other]);
+    let ambiguous = client.get_model_info(GetModelInfoRequest {}).await.unwrap_err();
+    assert_eq!(ambiguous.code(), Code::InvalidArgument);
+    assert!(ambiguous.message().contains("'model'"), "{ambiguous}");
+    let named = with(GetModelInfoRequest {}, &[("model", MODEL)]);
+    let info = client.get_model_info(named).await.unwrap().into_inner();
+    assert_eq!(info.served_model_name, MODEL);
+}
+
+#[tokio::test]
+async fn an_abort_reaches_every_leader_but_no_request_of_another_key() {
+    let (settings, _folder) = keyed();
+    let served = gateway(settings).await;
+    let (mut a, mut b) = (Worker::start(), Worker::start());
+    served.publish(MODEL, &[a.address, b.address]);
+    let mut client = ControlClient::connect(format!("http://{}", served.http))
+        .await
+        .unwrap();
+    let abort = AbortRequest {
+        request_ids: vec!["one".to_owned()],
+    };
+    let open = client.abort(abort.clone()).await.unwrap_err();
+    assert_eq!(open.code(), Code::Unauthenticated);
+    let bearer = format!("Bearer {KEY}");
+    client
+        .abort(with(abort, &[("authorization", &bearer)]))
+        .await
+        .unwrap();
+    assert_eq!(
+        (a.aborted().await, b.aborted().await),
+        ("grpc/one".into(), "grpc/one".into())
+    );
+}
+
+#[tokio::test]
+async fn reflection_lists_the_services() {
+    use tonic_reflection::pb::v1::ServerReflectionRequest;
+    use tonic_reflection::pb::v1::server_reflection_client::ServerReflectionClient;
+    use tonic_reflection::pb::v1::server_reflection_request::MessageRequest;
+    use tonic_reflection::pb::v1::server_reflection_response::MessageResponse;
+
+    let served = gateway(Settings::default()).await;
+    let channel = tonic::transport::Endpoint::from_shared(format!("http://{}", served.http)).unwrap();
+    let mut client = ServerReflectionClient::new(channel.connect().await.unwrap());
+    let question = ServerReflectionRequest {
+        host: String::new(),
+        message_request: Some(MessageRequest::ListServices(String::new())),
+    };
+    let mut answers = client
+        .server_reflection_info(tokio_stream::iter([question]))
+        .await
+        .unwrap()
+        .into_inner();
+    let answer = answers.message().await.unwrap().unwrap().message_response;
+    let Some(MessageResponse::ListServicesResponse(list)) = answer else {
+        panic!("{answer:?}")
+    };
+    let names: Vec<&str> = list.service.iter().map(|service| service.name.as_str()).collect();
+    assert!(
+        names.contains(&"vllm.Inference") && names.contains(&"vllm.Control"),
+        "{names:?}"
+    );
 }

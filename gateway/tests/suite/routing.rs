@@ -7,7 +7,7 @@ use serde_json::json;
 
 use crate::support::client::send_with;
 use crate::support::worker::Worker;
-use crate::support::{MODEL, ask, asking, begun, chat, gateway, patient, soon, with_worker};
+use crate::support::{MODEL, ask, asking, begun, chat, found, gateway, patient, soon, with_worker};
 
 #[tokio::test]
 async fn requests_spread_over_leaders() {
@@ -141,4 +141,28 @@ async fn requests_that_belong_together_go_to_the_same_leader() {
         assert_eq!(soon(asking).await.unwrap().status(), StatusCode::OK);
     }
     assert_eq!(went.len(), 1, "one session went to the leaders {went:?}");
+}
+
+#[tokio::test]
+async fn a_group_is_asked_by_the_name_that_it_serves_under() {
+    let served = gateway(Settings::default()).await;
+    let (mut old, mut new) = (Worker::start(), Worker::start());
+    let mut renamed = found(MODEL, &[old.address, new.address]);
+    renamed
+        .leaders
+        .insert(old.address.to_string(), "before".to_owned());
+    renamed.former.insert("before".to_owned());
+    served.gateway.publish(vec![renamed]);
+    // Both run at once, so each leader has one.
+    let clients = [asking(&served, false), asking(&served, false)];
+    for (worker, name) in [(&mut old, "before"), (&mut new, MODEL)] {
+        let call = worker.call().await;
+        assert_eq!(call.request.model, name);
+        call.answer(&["x"]).await;
+    }
+    for client in clients {
+        let answer = soon(client).await.unwrap();
+        assert_eq!(answer.status(), StatusCode::OK);
+        assert_eq!(answer.json().await["model"], MODEL);
+    }
 }

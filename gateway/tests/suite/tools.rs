@@ -14,15 +14,18 @@ async fn answer_with_calls(worker: &mut Worker) -> ChatPrompt {
         panic!("{:?}", call.request)
     };
     let mut answering = call.accept().await;
-    for (index, name, arguments) in [(0, "f", ""), (0, "", "{\"a\":"), (0, "", " 1}"), (1, "g", "{}")] {
-        let delta = ToolCallDelta {
-            index,
-            name: name.into(),
-            arguments: arguments.into(),
-        };
-        answering
-            .send_as("", |chunk| chunk.tool_calls = vec![delta])
-            .await;
+    let piece = |index, name: &str, arguments: &str| ToolCallDelta {
+        index,
+        name: name.into(),
+        arguments: arguments.into(),
+    };
+    // A token may end one piece of a call and begin the next, or end a call and begin another.
+    for pieces in [
+        vec![piece(0, "f", ""), piece(0, "", "{")],
+        vec![piece(0, "", "\"a\":")],
+        vec![piece(0, "", " 1}"), piece(1, "g", ""), piece(1, "", "{}")],
+    ] {
+        answering.send_as("", |chunk| chunk.tool_calls = pieces).await;
     }
     answering.send("", &[1], Some(FinishReason::Stop)).await;
     chat
@@ -74,7 +77,9 @@ async fn tool_calls_come_whole_and_in_pieces() {
         ends.push(choice["finish_reason"].clone());
     }
     let begins: Vec<_> = pieces.iter().filter(|piece| piece.get("id").is_some()).collect();
+    // At most one piece of each call in a chunk: OpenAI's package takes the first list for as many calls.
     assert_eq!((begins.len(), pieces.len()), (2, 4));
+    assert_eq!(pieces[0]["function"], json!({"name": "f", "arguments": "{"}));
     assert_eq!(
         (&begins[1]["index"], &begins[1]["function"]["name"]),
         (&json!(1), &json!("g"))

@@ -173,7 +173,10 @@ pub fn found(model: &str, leaders: &[SocketAddr]) -> Found {
         problem: None,
         canary: None,
         authenticated: std::collections::BTreeMap::new(),
-        leaders: leaders.iter().map(ToString::to_string).collect(),
+        leaders: leaders
+            .iter()
+            .map(|address| (address.to_string(), model.to_owned()))
+            .collect(),
     }
 }
 

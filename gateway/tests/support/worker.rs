@@ -18,10 +18,14 @@ use tokio::sync::{mpsc, oneshot, watch};
 use tokio_stream::wrappers::{ReceiverStream, WatchStream};
 use tonic::transport::server::TcpIncoming;
 use tonic::{Request, Response, Status};
+use vllm_proto::control_server::ControlServer;
 use vllm_proto::inference_server::{Inference, InferenceServer};
-use vllm_proto::{GenerateRequest, GenerateResponse, PromptInfo, SequenceOutput, generate_request};
+use vllm_proto::{
+    AbortRequest, AbortResponse, GenerateRequest, GenerateResponse, GetModelInfoRequest,
+    GetServerInfoRequest, ModelInfo, PromptInfo, SequenceOutput, ServerInfo, generate_request,
+};
 
-use super::soon;
+use super::{MODEL, soon};
 
 type Reply = Result<mpsc::Receiver<Result<CompletionChunk, Status>>, Status>;
 
@@ -31,6 +35,7 @@ pub struct Worker {
     calls: mpsc::Receiver<Call>,
     load: watch::Sender<LoadSample>,
     moved: watch::Sender<u64>,
+    aborted: mpsc::UnboundedReceiver<String>,
     runtime: Option<Runtime>,
 }
 
@@ -64,8 +69,10 @@ impl Worker {
         let (calls_in, calls) = mpsc::channel(64);
         let load = watch::Sender::new(LoadSample::default());
         let moved = watch::Sender::new(0);
+        let (aborts, aborted) = mpsc::unbounded_channel();
         let service = Service {
             calls: calls_in,
+            aborts,
             load: load.clone(),
             moved: moved.clone(),
         };
@@ -77,7 +84,8 @@ impl Worker {
             tonic::transport::Server::builder()
                 .add_service(CompletionServer::new(service.clone()))
                 .add_service(TelemetryServer::new(service.clone()))
-                .add_service(InferenceServer::new(service))
+                .add_service(InferenceServer::new(service.clone()))
+                .add_service(ControlServer::new(service))
                 .serve_with_incoming(incoming)
                 .await
                 .unwrap();
@@ -87,6 +95,7 @@ impl Worker {
             calls,
             load,
             moved,
+            aborted,
             runtime: Some(runtime),
         }
     }
@@ -99,6 +108,11 @@ impl Worker {
     /// The same, however long it takes; none at the end.
     pub async fn next_call(&mut self) -> Option<Call> {
         self.calls.recv().await
+    }
+
+    /// The next id of a request that is to be aborted.
+    pub async fn aborted(&mut self) -> String {
+        soon(self.aborted.recv()).await.unwrap()
     }
 
     pub fn has_call(&self) -> bool {
@@ -259,6 +273,7 @@ impl Answering {
 #[derive(Clone)]
 struct Service {
     calls: mpsc::Sender<Call>,
+    aborts: mpsc::UnboundedSender<String>,
     load: watch::Sender<LoadSample>,
     moved: watch::Sender<u64>,
 }
@@ -370,8 +385,19 @@ impl Inference for Service {
     }
 }
 
+/// As a worker does, it knows its model by one name.
 fn prompt(request: Request<GenerateRequest>) -> Result<String, Status> {
-    match request.into_inner().prompt {
+    let request = request.into_inner();
+    if request.model != MODEL {
+        return Err(Status::not_found(format!(
+            "{:?} is not served here",
+            request.model
+        )));
+    }
+    if request.request_id.ends_with("taken") {
+        return Err(Status::already_exists("a request with this id is under way"));
+    }
+    match request.prompt {
         Some(generate_request::Prompt::Text(text)) => Ok(text),
         other => Err(Status::out_of_range(format!("no text, but {other:?}"))),
     }
@@ -390,6 +416,23 @@ fn generated(text: &str, tokens: u32, first: bool) -> GenerateResponse {
         }),
     }
 }
+
+llamero_proto::vllm_control! { Service {
+    async fn get_server_info(&self, _: Request<GetServerInfoRequest>) -> Result<Response<ServerInfo>, Status> {
+        Ok(Response::new(ServerInfo { max_model_len: 100, ..ServerInfo::default() }))
+    }
+
+    async fn get_model_info(&self, _: Request<GetModelInfoRequest>) -> Result<Response<ModelInfo>, Status> {
+        Ok(Response::new(ModelInfo { served_model_name: MODEL.to_owned(), ..ModelInfo::default() }))
+    }
+
+    async fn abort(&self, request: Request<AbortRequest>) -> Result<Response<AbortResponse>, Status> {
+        for id in request.into_inner().request_ids {
+            self.aborts.send(id).map_err(|_| Status::unavailable("the test is over"))?;
+        }
+        Ok(Response::new(AbortResponse {}))
+    }
+}}
 
 #[tonic::async_trait]
 impl Telemetry for Service {

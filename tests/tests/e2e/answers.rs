@@ -53,41 +53,7 @@ fn two_nodes_answer_as_one_process_and_the_traffic_is_seen_on_both_links() -> Re
 }
 
 #[test]
-fn the_openai_package_streams_a_chat() -> Result<()> {
-    let deployment = Deployment::create("openai", json!({}))?;
-    deployment.wait_ready(1)?;
-    let python = paths::local().join("venv-openai/bin/python");
-    let script = r#"
-import sys, openai
-client = openai.OpenAI(base_url=sys.argv[1], api_key="unused")
-assert [model.id for model in client.models.list()].count("openai") == 1
-ask = dict(model="openai", temperature=0, max_tokens=24, messages=[{"role": "user", "content": "Say hello."}])
-whole = client.chat.completions.create(**ask)
-chunks = list(client.chat.completions.create(stream=True, stream_options={"include_usage": True}, **ask))
-text = "".join(chunk.choices[0].delta.content or "" for chunk in chunks if chunk.choices)
-assert text == whole.choices[0].message.content != "", (text, whole)
-count = lambda usage: (usage.prompt_tokens, usage.completion_tokens, usage.total_tokens)
-assert count(chunks[-1].usage) == count(whole.usage), (chunks[-1].usage, whole.usage)
-cached = chunks[-1].usage.prompt_tokens_details.cached_tokens
-assert 16 <= cached < whole.usage.prompt_tokens, (cached, "of a prompt that the group has just computed")
-assert len(chunks) > 3
-plain = client.completions.create(model="openai", prompt="Llamas are", temperature=0, max_tokens=8)
-assert plain.choices[0].text and plain.usage.completion_tokens == 8, plain
-try:
-    client.chat.completions.create(**{**ask, "model": "nobody"})
-    raise SystemExit("an unknown model was served")
-except openai.NotFoundError as error:
-    assert error.code == "model_not_found", error
-print("ok")
-"#;
-    let url = format!("http://{}/v1", gateway(&deployment.cluster)?);
-    let printed = command::output(Command::new(python).args(["-c", script, &url]))?;
-    ensure!(printed.trim() == "ok", "{printed}");
-    Ok(())
-}
-
-#[test]
-fn grpcurl_lists_and_calls() -> Result<()> {
+fn grpcurl_lists_and_calls_a_leader_and_the_gateway() -> Result<()> {
     let deployment = Deployment::create("grpc", json!({}))?;
     deployment.wait_ready(1)?;
     let groups = deployment.groups()?;
@@ -133,5 +99,29 @@ fn grpcurl_lists_and_calls() -> Result<()> {
         services.contains("llamero.v1.RankControl"),
         "{services} in {NAMESPACE}"
     );
+
+    // Through the gateway a client needs its address only; requests name the model, and metadata where they cannot.
+    let gateway = gateway(&deployment.cluster)?;
+    let services = grpcurl(&[&gateway, "list"])?;
+    ensure!(
+        services.contains("vllm.Inference") && services.contains("vllm.Control"),
+        "{services}"
+    );
+    let request =
+        r#"{"model": "grpc", "text": "Llamas are", "temperature": 0, "stopping": {"max_new_tokens": 8}}"#;
+    let whole = grpcurl(&["-d", request, &gateway, "vllm.Inference/Generate"])?;
+    let streamed = grpcurl(&["-d", request, &gateway, "vllm.Inference/GenerateStream"])?;
+    for answer in [&whole, &streamed] {
+        ensure!(answer.contains("LENGTH") || answer.contains("STOP"), "{answer}");
+    }
+    ensure!(
+        streamed.matches("\"outputs\"").count() > 1,
+        "not in pieces: {streamed}"
+    );
+    let named = ["-H", "model: grpc", &gateway];
+    let info = grpcurl(&[&named[..], &["vllm.Control/GetServerInfo"]].concat())?;
+    ensure!(info.contains("\"tensorParallelSize\": 2"), "{info}");
+    let info = grpcurl(&[&named[..], &["vllm.Control/GetModelInfo"]].concat())?;
+    ensure!(info.contains("\"servedModelName\": \"grpc\""), "{info}");
     Ok(())
 }

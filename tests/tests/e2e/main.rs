@@ -2,7 +2,8 @@
 //!
 //! | module | what it shows |
 //! |---|---|
-//! | [`answers`] | text of ranks on different nodes is the text of one process; OpenAI's client and grpcurl work |
+//! | [`answers`] | text of ranks on different nodes is the text of one process; grpcurl works |
+//! | [`clients`] | client packages of others, through the gateway |
 //! | [`dashboard`] | the dashboard's metrics are exported |
 //! | [`disruption`] | a drained node: members move and the stream goes on |
 //! | [`faults`] | a killed rank, a deleted pod: streams go on, survivors keep their weights |
@@ -20,6 +21,7 @@
 
 mod answers;
 mod client;
+mod clients;
 mod dashboard;
 mod disruption;
 mod faults;

@@ -1,9 +1,11 @@
 //! gRPC contracts: [`v1`] between the parts of Llamero, `vllm` toward applications (the crate `vllm-proto`), and the
-//! descriptors of both for gRPC reflection. [`ports`] are what operator, gateway and worker must agree on besides.
+//! descriptors of both for gRPC reflection. [`ports`] are what operator, gateway and worker must agree on besides;
+//! [`vllm`] is what the servers of the public contract share.
 
 #![forbid(unsafe_code)]
 
 pub mod ports;
+pub mod vllm;
 
 /// `llamero.v1`: rank control, telemetry, demand and completion. The documentation is in the `.proto` files.
 #[allow(missing_docs, clippy::all, unreachable_pub)]

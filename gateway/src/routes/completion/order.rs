@@ -123,7 +123,6 @@ pub fn order(
         Some(seed) => seed,
         None => random()?,
     };
-    sampling.model.clone_from(&deployment.model);
     sampling.template_time = i64::try_from(envelope.created).unwrap_or_default();
     gateway.demand.arrived(&deployment.key);
     let relays = (0..choices).map(|index| {

@@ -18,6 +18,7 @@ use crate::routes::completion::api::Front;
 use crate::routes::completion::request::Reader;
 use crate::routes::completion::route::Route;
 use crate::routes::leader::{Question, ask};
+use crate::upstream::Leader;
 
 /// Most values of one answer: 16 MiB, and some 50 MiB as JSON.
 const MAX_VALUES: usize = 4 << 20;
@@ -42,7 +43,14 @@ pub async fn embed(front: Front, body: Body) -> Result<Response, ApiError> {
         bytes: request.encoded_len(),
         tokens: likely_tokens,
     };
-    let call = |channel| Box::pin(embeddings(channel, request.clone(), dimensions)) as _;
+    let call = |leader: &Leader| {
+        let model = leader.model().to_owned();
+        let request = EmbedRequest {
+            model,
+            ..request.clone()
+        };
+        Box::pin(embeddings(leader.channel(), request, dimensions)) as _
+    };
     let asked = ask(front, question, call).await;
     let mut asked = asked.map_err(|unanswered| ApiError::from(unanswered).on(Route::Embeddings))?;
     let list = match asked.answer {

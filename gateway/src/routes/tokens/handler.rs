@@ -12,7 +12,7 @@ use crate::error::ApiError;
 use crate::routes::body::read_json;
 use crate::routes::completion::api::Front;
 use crate::routes::leader::{Asked, Question, ask};
-use crate::upstream::leader::completion;
+use crate::upstream::Leader;
 
 /// `POST /tokenize`.
 ///
@@ -47,8 +47,13 @@ pub async fn tokens(
         bytes: request.encoded_len(),
         tokens: 0,
     };
-    let call = |channel| {
-        let (mut client, request) = (completion(channel), request.clone());
+    let call = |leader: &Leader| {
+        let model = leader.model().to_owned();
+        let request = CompletionRequest {
+            model,
+            ..request.clone()
+        };
+        let mut client = leader.completion();
         Box::pin(async move { client.tokenize(request).await.map(tonic::Response::into_inner) }) as _
     };
     Ok(finished(ask(front, question, call).await?))
@@ -67,8 +72,8 @@ pub async fn detokenize(front: Front, body: Body) -> Result<Json<Text>, ApiError
         bytes: tokens.encoded_len(),
         tokens: 0,
     };
-    let call = |channel| {
-        let (mut client, tokens) = (completion(channel), tokens.clone());
+    let call = |leader: &Leader| {
+        let (mut client, tokens) = (leader.completion(), tokens.clone());
         Box::pin(async move { client.detokenize(tokens).await.map(tonic::Response::into_inner) }) as _
     };
     let answer: Detokenized = finished(ask(front, question, call).await?);

@@ -14,6 +14,8 @@ use super::model::{Model, blame};
 
 /// Most texts that an answer must not contain.
 const MAX_BAD_WORDS: usize = 64;
+/// Parameters whose form is that of the answer's text, if it has text.
+const FORMS_OF_TEXT: [&str; 2] = ["response_format", "text.format"];
 /// Most tools of a request.
 const MAX_TOOLS: usize = 128;
 
@@ -28,10 +30,15 @@ pub fn prepare(model: &Model, mut request: CompletionRequest) -> Result<Prepared
     };
     let mut form = request.structure.take().map(form).transpose()?;
     if let Some(call) = offered.as_ref().and_then(|offered| offered.required.clone()) {
-        if form.is_some() {
+        // Fields of OpenAI's API give a form to the text of an answer; an answer that must be a call has none.
+        if let Some((_, parameter)) = &form
+            && !FORMS_OF_TEXT.contains(&parameter.as_str())
+        {
             return Err(blame(
                 "tool_choice",
-                "an answer cannot be a tool call and have another form; ask for one of them",
+                &format!(
+                    "an answer cannot be a tool call and have the form of '{parameter}'; ask for one of them"
+                ),
             ));
         }
         form = Some((call, "tools".to_owned()));

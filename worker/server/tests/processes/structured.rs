@@ -338,6 +338,23 @@ async fn tools(worker: &Worker) {
         let (made, ..) = calls(worker, request("", seed)).await;
         assert!(["weather", "now"].contains(&made[0].0.as_str()));
     }
+    // The form of an answer's text says nothing of an answer that must be a call; another form does.
+    let formed = |parameter: &str| CompletionRequest {
+        structure: Some(Structure {
+            parameter: parameter.into(),
+            form: Some(Form::JsonSchema(r#"{"type": "null"}"#.into())),
+        }),
+        ..request("weather", 0)
+    };
+    let (made, ..) = calls(worker, formed("response_format")).await;
+    assert_eq!(made[0].0, "weather");
+    refused(
+        worker,
+        formed("guided_json"),
+        Code::InvalidArgument,
+        "'guided_json'",
+    )
+    .await;
 }
 
 /// A history with a call and its result is rendered, also by a template that knows no tools.
