@@ -15,6 +15,7 @@ use super::enqueue::Enqueue;
 use super::graphs::Graphs;
 use super::step::{Span, Stage, Step};
 use crate::error::{bug, refused, unusable};
+use crate::exchange::Exchange;
 use crate::forward::Model;
 use crate::kv::KvCache;
 use crate::ops::Ops;
@@ -45,6 +46,8 @@ pub(super) struct FormedGroup {
     // Graphs go before the buffers that they name.
     pub(super) graphs: Graphs,
     pub(super) work: Workspace,
+    /// With the other ranks of the tensor group; none for a rank alone.
+    pub(super) exchange: Option<Exchange>,
     pub(super) lanes: Vec<Lane>,
     /// Final norms of answered positions, of each lane.
     pub(super) lanes_states: Vec<CudaSlice<u16>>,
@@ -96,6 +99,7 @@ impl FormedGroup {
             blocks,
             graphs: Graphs::default(),
             work,
+            exchange: None,
             lanes,
             lanes_states,
             spare: spec.limits.max_sequences,
@@ -178,6 +182,9 @@ impl FormedGroup {
         let ticket = Ticket(plan.step);
         let step = Step::new(ticket, plan, spans.collect(), entries, lane);
         self.steps.push_back(step);
+        if let Some(exchange) = &self.exchange {
+            exchange.set_busy(true);
+        }
         Ok(ticket)
     }
 
@@ -228,9 +235,15 @@ impl FormedGroup {
                 Stage::Submitted | Stage::Forwarded => return Ok(Waited::Pending),
             };
             if event.try_is_complete().map_err(refused)? {
+                if let Some(exchange) = &self.exchange {
+                    exchange.check_device(ticket.0)?;
+                }
                 self.tell(progress);
                 self.finish(index, model);
                 continue;
+            }
+            if let Some(exchange) = &self.exchange {
+                exchange.check(ticket.0)?;
             }
             if progress.is_stopped() {
                 return Err(MeshError::Aborted.into());
@@ -292,6 +305,9 @@ impl FormedGroup {
         }
         self.lanes[step.lane].entries.clear();
         step.stage = Stage::Done(output);
+        if let Some(exchange) = &self.exchange {
+            exchange.set_busy(!self.steps.iter().all(Step::is_done));
+        }
     }
 
     fn index(&self, ticket: Ticket) -> Result<usize, BackendError> {
@@ -410,6 +426,9 @@ impl FormedGroup {
 
 impl Drop for FormedGroup {
     fn drop(&mut self) {
+        if let Some(exchange) = &self.exchange {
+            exchange.abort();
+        }
         // Pinned memory is given back at once, and the device may still be writing to it.
         let _ = self.stream.synchronize();
     }
