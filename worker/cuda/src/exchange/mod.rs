@@ -123,11 +123,9 @@ impl Exchange {
         let state: CudaSlice<u32> = stream.alloc_zeros(STATE_WORDS).map_err(refused)?;
         let sum = |order: &SumOrder| -> Result<Sum, BackendError> {
             let bytes = |bytes: &[u8]| stream.clone_htod(bytes).map_err(refused);
-            // A buffer has one element at least.
-            let joins = [&order.joins[..], &[0, 0]].concat();
             Ok(Sum {
                 places: bytes(&order.places)?,
-                joins: bytes(&joins)?,
+                joins: bytes(&order.joins)?,
                 order: order.clone(),
             })
         };
