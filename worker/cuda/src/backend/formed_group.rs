@@ -243,7 +243,7 @@ impl FormedGroup {
                 continue;
             }
             if let Some(exchange) = &self.exchange {
-                exchange.check(ticket.0)?;
+                exchange.check()?;
             }
             if progress.is_stopped() {
                 return Err(MeshError::Aborted.into());

@@ -203,9 +203,9 @@ impl Exchange {
         self.watch.check_device(step)
     }
 
-    /// An error when the era is over.
-    pub(crate) fn check(&self, step: u64) -> Result<(), MeshError> {
-        self.watch.check(step)
+    /// An error when the era is over and the device does not end its work.
+    pub(crate) fn check(&self) -> Result<(), MeshError> {
+        self.watch.check()
     }
 }
 
