@@ -99,26 +99,26 @@ emulated! {
         let mut reference = cpu(folder.path());
         let blocks = drive::form(&mut reference, &TINY_SPEC).unwrap();
         let mut leader = Leader::new(&TINY_SPEC, blocks);
-        let mut tokens = prompt(9);
-        let mut wanted = sequence(&mut reference, &mut leader, &tokens, Way { chunk: 9, peers: 0 }).unwrap();
-        for _ in 0..4 {
+        let mut tokens = prompt(5);
+        let mut wanted = sequence(&mut reference, &mut leader, &tokens, Way { chunk: 5, peers: 0 }).unwrap();
+        for _ in 0..3 {
             let next = best(wanted.last().unwrap()) as u32;
             let plan = leader.plan(vec![row(0, tokens.len() as u32, &[next], sample(1))]);
             wanted.extend(drive::logits(&mut reference, &plan).unwrap());
             tokens.push(next);
         }
-        // Prefill of nine tokens, which is not decoding, and a rest of four.
-        let way = Way { chunk: 9, peers: 0 };
+        // Prefill of seven tokens, then one is decoded.
+        let way = Way { chunk: 7, peers: 0 };
         let found = one_set_of_bits(&TINY, &tokens, way, &[(2, PATIENCE), (3, PATIENCE), (3, BY_PARTS)]);
         let mut all = Agreement::default();
         wanted.iter().zip(&found).for_each(|(wanted, found)| all.add(wanted, found));
-        assert!(all.positions == 13 && all.holds(), "{all:?}");
+        assert!(all.positions == 8 && all.holds(), "{all:?}");
     }
 
     fn batches_of_graphs_have_the_bits_of_one_rank() on ["devices=3,memory=256MiB,order=reverse", "devices=3,memory=256MiB,streams=deferred"], {
         let model = Model { layers: 1, ..TINY };
-        // Five rows, and three that fill up the graph's batch.
-        one_set_of_bits(&model, &prompt(3), Way { chunk: 1, peers: 4 }, &[(2, PATIENCE), (3, BY_PARTS)]);
+        // Three rows, and one that fills up the graph's batch.
+        one_set_of_bits(&model, &prompt(2), Way { chunk: 1, peers: 2 }, &[(3, BY_PARTS)]);
     }
 
     fn nine_ranks_have_the_bits_of_one() on ["devices=9,memory=128MiB,threads=1"], {
