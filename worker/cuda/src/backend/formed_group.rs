@@ -25,6 +25,8 @@ use crate::work::{REGIONS, Sizes, Workspace, reserve, states};
 
 /// How long a wait asks without pause; then it sleeps in between.
 const EAGER: Duration = Duration::from_millis(2);
+/// How long the device may take to end what is under way once nothing of it waits for peers: the longest step.
+const ENDING: Duration = Duration::from_secs(60);
 /// How long it sleeps.
 const NAP: Duration = Duration::from_micros(50);
 
@@ -236,14 +238,14 @@ impl FormedGroup {
             };
             if event.try_is_complete().map_err(refused)? {
                 if let Some(exchange) = &self.exchange {
-                    exchange.check_device(ticket.0)?;
+                    exchange.check(ticket.0)?;
                 }
                 self.tell(progress);
                 self.finish(index, model);
                 continue;
             }
             if let Some(exchange) = &self.exchange {
-                exchange.check()?;
+                exchange.check(ticket.0)?;
             }
             if progress.is_stopped() {
                 return Err(MeshError::Aborted.into());
@@ -428,9 +430,29 @@ impl Drop for FormedGroup {
     fn drop(&mut self) {
         if let Some(exchange) = &self.exchange {
             exchange.abort();
+            self.end();
         }
         // Pinned memory is given back at once, and the device may still be writing to it.
         let _ = self.stream.synchronize();
+    }
+}
+
+impl FormedGroup {
+    /// Wait until the device has ended its work, whose waits for peers are over. A process whose GPU does not end can neither
+    /// give back its memory nor form again, so it dies, for its supervisor to start another one.
+    fn end(&self) {
+        let Ok(end) = self.stream.record_event(None) else { return };
+        let until = Instant::now() + ENDING;
+        while let Ok(false) = end.try_is_complete() {
+            if Instant::now() >= until {
+                tracing::error!(
+                    "the GPU has not ended its work {} s after the group did: this process ends, for another one to have the GPU",
+                    ENDING.as_secs()
+                );
+                std::process::abort();
+            }
+            std::thread::park_timeout(NAP);
+        }
     }
 }
 

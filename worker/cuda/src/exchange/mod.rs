@@ -199,13 +199,8 @@ impl Exchange {
     }
 
     /// An error when a wait on the device has failed: what was computed behind it is worth nothing.
-    pub(crate) fn check_device(&self, step: u64) -> Result<(), MeshError> {
-        self.watch.check_device(step)
-    }
-
-    /// An error when the era is over and the device does not end its work.
-    pub(crate) fn check(&self) -> Result<(), MeshError> {
-        self.watch.check()
+    pub(crate) fn check(&self, step: u64) -> Result<(), MeshError> {
+        self.watch.check(step)
     }
 }
 

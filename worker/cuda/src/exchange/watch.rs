@@ -3,7 +3,7 @@
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use cudarc::driver::{CudaContext, DriverError};
 use llamero_engine::{BackendError, Mesh, MeshError, StepProgress};
@@ -14,8 +14,6 @@ use crate::pinned::Pinned;
 
 /// How often it listens.
 const LOOK: Duration = Duration::from_millis(5);
-/// How long the device may take to end its waits once the era is over.
-const ENDING: Duration = Duration::from_secs(10);
 
 /// The control block of a rank's exchanges, in memory of the host: see `exchange.cu`.
 #[derive(Debug)]
@@ -71,8 +69,8 @@ struct Shared {
     /// Steps are under way, for which peers have to be there.
     is_busy: AtomicBool,
     is_over: AtomicBool,
-    /// Why the era is over, and since when.
-    lost: Mutex<Option<(MeshError, Instant)>>,
+    /// Why the era is over.
+    lost: Mutex<Option<MeshError>>,
 }
 
 /// The thread that listens. Ended when this is dropped.
@@ -124,23 +122,15 @@ impl Watch {
         self.shared.control.abort();
     }
 
-    /// An error when the era is over and the device does not end its work. What a lost peer wrote before counts, so work that
-    /// needs no more of it is waited for.
-    pub(super) fn check(&self) -> Result<(), MeshError> {
-        match &*lock(&self.shared.lost) {
-            Some((error, since)) if since.elapsed() > ENDING => Err(error.clone()),
-            _ => Ok(()),
-        }
-    }
-
-    /// An error when a wait on the device has failed. Of a peer that did not come in time the others are told.
-    pub(super) fn check_device(&self, step: u64) -> Result<(), MeshError> {
+    /// An error when a wait on the device has failed. What a lost peer wrote before counts, so it is none while no wait needs
+    /// more of it. Of a peer that did not come in time the others are told.
+    pub(super) fn check(&self, step: u64) -> Result<(), MeshError> {
         let Some(ended) = self.shared.control.ended() else {
             return Ok(());
         };
         let known = lock(&self.shared.lost).clone();
         let error = match (known, ended) {
-            (Some((error, _)), _) => error,
+            (Some(error), _) => error,
             (None, Ended::ByHost) => MeshError::Aborted,
             (None, Ended::TooLate(index)) => {
                 let error = MeshError::Deadline {
@@ -191,7 +181,7 @@ impl Shared {
     }
 
     fn lose(&self, error: MeshError) {
-        lock(&self.lost).get_or_insert((error, Instant::now()));
+        lock(&self.lost).get_or_insert(error);
         self.control.abort();
     }
 }
