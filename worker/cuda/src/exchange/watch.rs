@@ -174,6 +174,8 @@ impl Shared {
             };
             let heard = lock(&self.mesh).listen(owed);
             if let Err(error) = heard {
+                // Whoever is not told by the same one hears of it here.
+                lock(&self.mesh).fail(0, &error);
                 return self.lose(error);
             }
             std::thread::park_timeout(LOOK);
