@@ -121,13 +121,17 @@ mod tests {
     #[test]
     fn several_gpus_of_one_node_are_taken_and_of_several_refused() {
         let ask = |tensor, pipeline, per_node| {
-            check(&split(Some("nvidia.com/gpu"), tensor, pipeline, per_node), &summary(&["cpu", "cuda"]))
+            check(
+                &split(Some("nvidia.com/gpu"), tensor, pipeline, per_node),
+                &summary(&["cpu", "cuda"]),
+            )
         };
         assert_eq!(ask(8, 1, 8), Ok(()));
         assert_eq!(ask(2, 1, 8), Ok(()));
         let why = ask(16, 1, 8).unwrap_err();
         assert!(
-            why.contains("tensor is 16 with accelerator.perNode 8, which makes 2 pods") && why.contains("one node only"),
+            why.contains("tensor is 16 with accelerator.perNode 8, which makes 2 pods")
+                && why.contains("one node only"),
             "{why}"
         );
         assert!(ask(8, 1, 1).unwrap_err().contains("set accelerator.perNode to 8"));

@@ -236,7 +236,10 @@ pub fn check_group() -> anyhow::Result<()> {
     first.order()?;
     drop(second);
     let said = first.answer()?;
-    ensure!(said.starts_with("lost: lost rank 1"), "a rank whose peer was killed says: {said}");
+    ensure!(
+        said.starts_with("lost: lost rank 1"),
+        "a rank whose peer was killed says: {said}"
+    );
     first.order()?;
     let mut second = first.join(folder.path()).context("after a rank was killed")?;
     same(&mut first, &mut second, &wanted[..KILLED_AFTER as usize]).context("after a rank was killed")
@@ -248,7 +251,10 @@ fn same(first: &mut Member, second: &mut Member, wanted: &[String]) -> anyhow::R
         first.order()?;
         second.order()?;
         let found = first.answer()? + &second.answer()?;
-        ensure!(found == *wanted, "token {token} of two ranks has other bits than of one: {found:.80}");
+        ensure!(
+            found == *wanted,
+            "token {token} of two ranks has other bits than of one: {found:.80}"
+        );
     }
     Ok(())
 }

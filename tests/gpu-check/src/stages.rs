@@ -202,7 +202,10 @@ impl Check {
     fn processes(&self) -> anyhow::Result<()> {
         let checks: [(&str, fn() -> anyhow::Result<()>); 2] = [
             ("a killed process leaves another its context", processes::check),
-            ("two ranks of a tensor group have the bits of one, and form again after a kill", processes::check_group),
+            (
+                "two ranks of a tensor group have the bits of one, and form again after a kill",
+                processes::check_group,
+            ),
         ];
         let mut all = Ok(());
         for (test, check) in checks {

@@ -62,7 +62,10 @@ fn on_all<T: Send>(
     };
     std::thread::scope(|scope| {
         let one = &one;
-        let threads: Vec<_> = meshes(world).into_iter().map(|mesh| scope.spawn(move || one(mesh))).collect();
+        let threads: Vec<_> = meshes(world)
+            .into_iter()
+            .map(|mesh| scope.spawn(move || one(mesh)))
+            .collect();
         threads.into_iter().map(|thread| thread.join().unwrap()).collect()
     })
 }
@@ -77,18 +80,31 @@ fn logits(folder: &Path, world: u32, exchange: ExchangeOptions, tokens: &[u32], 
 }
 
 fn bits(rows: &[Vec<f32>]) -> Vec<Vec<u32>> {
-    rows.iter().map(|row| row.iter().map(|x| x.to_bits()).collect()).collect()
+    rows.iter()
+        .map(|row| row.iter().map(|x| x.to_bits()).collect())
+        .collect()
 }
 
 /// Groups of these sizes have the bits of one rank.
-fn one_set_of_bits(model: &Model, tokens: &[u32], way: Way, groups: &[(u32, ExchangeOptions)]) -> Vec<Vec<f32>> {
+fn one_set_of_bits(
+    model: &Model,
+    tokens: &[u32],
+    way: Way,
+    groups: &[(u32, ExchangeOptions)],
+) -> Vec<Vec<f32>> {
     let folder = checkpoint(model);
     let alone = logits(folder.path(), 1, PATIENCE, tokens, way);
     assert_eq!(alone[0].len(), model.vocab);
     for (world, exchange) in groups {
         let found = logits(folder.path(), *world, *exchange, tokens, way);
-        let other = bits(&found).iter().zip(bits(&alone)).position(|(found, alone)| *found != alone);
-        assert_eq!(other, None, "the first position that differs, {world} ranks, {exchange:?}");
+        let other = bits(&found)
+            .iter()
+            .zip(bits(&alone))
+            .position(|(found, alone)| *found != alone);
+        assert_eq!(
+            other, None,
+            "the first position that differs, {world} ranks, {exchange:?}"
+        );
     }
     alone
 }

@@ -63,7 +63,9 @@ fn registered(word: &mut u32) -> u64 {
     // SAFETY: the word lives until the test's process ends.
     unsafe {
         sys::cuMemHostRegister_v2(at, 4, flags).result().unwrap();
-        sys::cuMemHostGetDevicePointer_v2(&raw mut address, at, 0).result().unwrap();
+        sys::cuMemHostGetDevicePointer_v2(&raw mut address, at, 0)
+            .result()
+            .unwrap();
     }
     address
 }
@@ -101,14 +103,20 @@ fn start_peer(handle: u64) -> std::process::Child {
     let mut fd = -1i32;
     // SAFETY: the pointer leads to a descriptor; the driver made it for the caller.
     let file = unsafe {
-        sys::cuMemExportToShareableHandle((&raw mut fd).cast(), handle, POSIX, 0).result().unwrap();
+        sys::cuMemExportToShareableHandle((&raw mut fd).cast(), handle, POSIX, 0)
+            .result()
+            .unwrap();
         OwnedFd::from_raw_fd(fd)
     };
     let path = format!("/proc/{}/fd/{}", std::process::id(), file.as_raw_fd());
     // Open as long as this process lives.
     std::mem::forget(file);
     let test = std::thread::current().name().unwrap().to_owned();
-    Command::new(std::env::current_exe().unwrap()).args([&test, "--exact"]).env(PEER, path).spawn().unwrap()
+    Command::new(std::env::current_exe().unwrap())
+        .args([&test, "--exact"])
+        .env(PEER, path)
+        .spawn()
+        .unwrap()
 }
 
 /// What the first process shares, mapped for device 0.

@@ -135,12 +135,19 @@ pub fn find(_driver: Driver, wanted: Uuid) -> Result<Device, DeviceError> {
 /// The number of the device with this UUID among those that this process sees.
 pub(crate) fn number(wanted: Uuid) -> Result<Option<i32>, DriverError> {
     let all = uuids()?;
-    Ok((0..).zip(all).find(|(_, uuid)| *uuid == wanted).map(|(number, _)| number))
+    Ok((0..)
+        .zip(all)
+        .find(|(_, uuid)| *uuid == wanted)
+        .map(|(number, _)| number))
 }
 
 /// The UUIDs of all devices, for which none of them needs a context.
 fn uuids() -> Result<Vec<Uuid>, DriverError> {
-    let uuid = |number| result::device::get(number).and_then(result::device::get_uuid).map(of_driver);
+    let uuid = |number| {
+        result::device::get(number)
+            .and_then(result::device::get_uuid)
+            .map(of_driver)
+    };
     (0..result::device::get_count()?).map(uuid).collect()
 }
 

@@ -64,9 +64,8 @@ impl Fault {
 
 /// The fault of the `count`-th launch, which is on this device, if one is due.
 pub(super) fn of_launch(faults: &[Fault], count: u64, device: usize) -> Option<Kind> {
-    let concerned = |fault: &&Fault| {
-        fault.kind != Kind::OutOfMemory && fault.device.is_none_or(|of| of == device)
-    };
+    let concerned =
+        |fault: &&Fault| fault.kind != Kind::OutOfMemory && fault.device.is_none_or(|of| of == device);
     let due = faults.iter().filter(concerned).find(|fault| fault.due(count));
     due.map(|fault| fault.kind)
 }

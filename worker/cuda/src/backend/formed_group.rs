@@ -441,7 +441,9 @@ impl FormedGroup {
     /// Wait until the device has ended its work, whose waits for peers are over. A process whose GPU does not end can neither
     /// give back its memory nor form again, so it dies, for its supervisor to start another one.
     fn end(&self) {
-        let Ok(end) = self.stream.record_event(None) else { return };
+        let Ok(end) = self.stream.record_event(None) else {
+            return;
+        };
         let until = Instant::now() + ENDING;
         while let Ok(false) = end.try_is_complete() {
             if Instant::now() >= until {

@@ -11,8 +11,7 @@ use cudarc::driver::{CudaContext, DriverError};
 
 /// The granularity of devices so far, for plans that are made without one.
 pub(crate) const GRANULARITY: u64 = 2 << 20;
-const FILE: CUmemAllocationHandleType =
-    CUmemAllocationHandleType::CU_MEM_HANDLE_TYPE_POSIX_FILE_DESCRIPTOR;
+const FILE: CUmemAllocationHandleType = CUmemAllocationHandleType::CU_MEM_HANDLE_TYPE_POSIX_FILE_DESCRIPTOR;
 
 /// Memory that this process maps for one of its GPUs.
 #[derive(Debug)]
@@ -151,7 +150,9 @@ fn give_back(context: &CudaContext, call: impl FnOnce() -> sys::CUresult) {
 impl Drop for Mapped {
     fn drop(&mut self) {
         // SAFETY: mapped in `map`, and unmapped once.
-        give_back(&self.context, || unsafe { sys::cuMemUnmap(self.address, self.size) });
+        give_back(&self.context, || unsafe {
+            sys::cuMemUnmap(self.address, self.size)
+        });
     }
 }
 

@@ -212,7 +212,13 @@ fn share(
     patience: Duration,
 ) -> Result<Vec<SharedMemory>, BackendError> {
     let (rank, device) = (mesh.rank(), ops.device());
-    let peers: Vec<u32> = mesh.members().ranks().iter().copied().filter(|peer| *peer != rank).collect();
+    let peers: Vec<u32> = mesh
+        .members()
+        .ranks()
+        .iter()
+        .copied()
+        .filter(|peer| *peer != rank)
+        .collect();
     if let Some(far) = peers.iter().find(|peer| !mesh.is_local(**peer)) {
         return Err(unusable(format!(
             "rank {far} is in another pod, and tensor-parallel ranks on GPUs have to be in one: use a node that has as many GPUs \
@@ -268,9 +274,14 @@ fn reaches(ops: &Ops, peer: u32, theirs: Uuid) -> Result<(), BackendError> {
         )));
     };
     let mut can = 0;
-    let (own, other) = (mine.context.cu_device(), result::device::get(other).map_err(refused)?);
+    let (own, other) = (
+        mine.context.cu_device(),
+        result::device::get(other).map_err(refused)?,
+    );
     // SAFETY: both are devices, and the pointer leads to a number.
-    unsafe { sys::cuDeviceCanAccessPeer(&raw mut can, own, other) }.result().map_err(refused)?;
+    unsafe { sys::cuDeviceCanAccessPeer(&raw mut can, own, other) }
+        .result()
+        .map_err(refused)?;
     if can != 0 {
         return Ok(());
     }

@@ -129,7 +129,9 @@ impl SumOrder {
             return Err(wrong());
         }
         let mut joins = Vec::new();
-        let mut numbered = (0u8..).zip(&all).map(|(number, (tree, _))| (tree.clone(), number));
+        let mut numbered = (0u8..)
+            .zip(&all)
+            .map(|(number, (tree, _))| (tree.clone(), number));
         let root = leaf_tree::join(&(0..layout.leaves), &mut numbered, &mut |to, from| {
             joins.extend([to, from]);
             to
@@ -203,7 +205,12 @@ impl Ops {
         let (parameters, mine, blocks) = (ByValue(*at), word("roots", mine)?, Self::blocks(n / 4));
         let n = n as u64;
         let mut launch = self.stream.launch_builder(&function);
-        launch.arg(&parameters).arg(&roots).arg(&places).arg(&mine).arg(&n);
+        launch
+            .arg(&parameters)
+            .arg(&roots)
+            .arg(&places)
+            .arg(&mine)
+            .arg(&n);
         // SAFETY: the arguments are the kernel's; buffers and slots hold what their shapes need.
         unsafe { launch.launch(shape((blocks, 1, 1), THREADS, 0)) }?;
         Ok(())
@@ -302,7 +309,10 @@ mod tests {
     fn order(leaves: u32, cuts: &[u32], index: usize) -> SumOrder {
         let starts = [&[0], cuts].concat();
         let ends = [cuts, &[leaves]].concat();
-        let owners = starts.into_iter().zip(ends).map(|(from, to)| Runs::from(from..to));
+        let owners = starts
+            .into_iter()
+            .zip(ends)
+            .map(|(from, to)| Runs::from(from..to));
         let layout = LeafLayout {
             leaves,
             owners: owners.collect(),
@@ -325,7 +335,13 @@ mod tests {
             let owned = [&[0], cuts, &[leaves]].concat();
             for (index, order) in all.iter().enumerate() {
                 let trees = maximal_subtrees(leaves, &Runs::from(owned[index]..owned[index + 1]));
-                roots.extend(order.places.iter().zip(trees).map(|(place, tree)| (*place, name(&tree))));
+                roots.extend(
+                    order
+                        .places
+                        .iter()
+                        .zip(trees)
+                        .map(|(place, tree)| (*place, name(&tree))),
+                );
             }
             roots.sort_unstable();
             let mut values: Vec<String> = roots.into_iter().map(|(_, name)| name).collect();
@@ -336,7 +352,11 @@ mod tests {
             }
             values[0].clone()
         };
-        for (leaves, cuts) in [(32, &[11, 22][..]), (24, &[5, 9, 16, 20]), (9, &[1, 2, 3, 4, 5, 6, 7, 8])] {
+        for (leaves, cuts) in [
+            (32, &[11, 22][..]),
+            (24, &[5, 9, 16, 20]),
+            (9, &[1, 2, 3, 4, 5, 6, 7, 8]),
+        ] {
             assert_eq!(named(leaves, cuts), named(leaves, &[]), "{leaves} {cuts:?}");
         }
     }

@@ -81,7 +81,12 @@ async fn ranks_on_several_gpus_have_the_cpus_tokens_and_form_again_after_a_kill(
         let arguments = ["--backend", "cuda", "--tensor", tensor];
         let worker = Worker::serving(model.path(), "devices=3,memory=1GiB", &arguments).await;
         let before = worker.report_when("it serves", serves).await;
-        assert!(before.ranks.iter().all(|rank| rank.numerics == before.ranks[0].numerics));
+        assert!(
+            before
+                .ranks
+                .iter()
+                .all(|rank| rank.numerics == before.ranks[0].numerics)
+        );
         assert_eq!(worker.tokens(greedy(TOKENS, &[])).await, wanted, "{tensor} ranks");
         if tensor == "3" {
             continue;
@@ -99,7 +104,10 @@ async fn ranks_on_several_gpus_have_the_cpus_tokens_and_form_again_after_a_kill(
         }
         assert_eq!(had, wanted);
         let after = worker.report_when("it serves again", serves).await;
-        assert_eq!((after.ranks[0].pid, after.ranks[0].restarts), (before.ranks[0].pid, 0));
+        assert_eq!(
+            (after.ranks[0].pid, after.ranks[0].restarts),
+            (before.ranks[0].pid, 0)
+        );
         assert_eq!(after.ranks[1].restarts, 1);
         assert_eq!(after.ranks[1].last_exit.as_ref().unwrap().signal, Some(9));
     }
@@ -120,7 +128,9 @@ async fn a_rank_whose_gpu_hangs_is_named_and_the_group_forms_again() {
     std::fs::write(&hang, "").unwrap();
     let mut stream = worker.complete(greedy(TOKENS, &[])).await;
     let failed = worker
-        .report_when("rank 0 blames rank 1", |report| report.ranks[0].message.contains("rank 1"))
+        .report_when("rank 0 blames rank 1", |report| {
+            report.ranks[0].message.contains("rank 1")
+        })
         .await;
     assert_eq!(failed.ranks[0].pid, before.ranks[0].pid, "{failed:?}");
     std::fs::remove_file(&hang).unwrap();
@@ -130,7 +140,10 @@ async fn a_rank_whose_gpu_hangs_is_named_and_the_group_forms_again() {
     }
     assert_eq!(had, wanted);
     let after = worker.report_when("it serves again", serves).await;
-    assert_eq!((after.ranks[0].pid, after.ranks[0].restarts), (before.ranks[0].pid, 0));
+    assert_eq!(
+        (after.ranks[0].pid, after.ranks[0].restarts),
+        (before.ranks[0].pid, 0)
+    );
 }
 
 #[tokio::test]

@@ -94,12 +94,7 @@ impl Worker {
                 "--max-sequences",
                 "2",
             ])
-            .args([
-                "--max-batched-tokens",
-                "64",
-                "--threads",
-                "1",
-            ])
+            .args(["--max-batched-tokens", "64", "--threads", "1"])
             .args(stall)
             .args([
                 "--inference-port",
