@@ -150,7 +150,7 @@ const LONGEST_SLEEP: u32 = 1_000_000;
 fn sleep(nanoseconds: [u32; WARP], mask: u32) {
     let longest = super::lanes::lanes(mask).map(|lane| nanoseconds[lane]).max();
     let longest = longest.unwrap_or(0).min(LONGEST_SLEEP);
-    std::thread::sleep(std::time::Duration::from_nanos(longest.into()));
+    std::thread::park_timeout(std::time::Duration::from_nanos(longest.into()));
 }
 
 fn set(regs: &mut Registers, mask: u32, d: Reg, a: Pred) {
