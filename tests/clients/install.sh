@@ -32,6 +32,7 @@ packages() {
 modules() {
   local lock=node/package-lock.json
   cmp -s "$lock" "$place/node/lock" && return
+  command -v npm >/dev/null || ../cluster/install-debian.sh nodejs npm
   rm -rf "$place/node"
   mkdir "$place/node"
   cp node/package.json "$lock" "$place/node"
