@@ -487,7 +487,7 @@ mod tests {
 
     #[test]
     fn a_part_on_which_the_crate_panics_is_damage() {
-        // serde_json takes a map whose keys are no strings for no map.
+        // A key that is no string.
         let dir = tempfile::tempdir().unwrap();
         let json = serde_json::to_string(testing::tokenizer().inner()).unwrap();
         let damaged = json.replacen("\"decoder\":{\"type\"", "\"decoder\":{1:2,\"type\"", 1);
