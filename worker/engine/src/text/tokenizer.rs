@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use llamero_checkpoint::IoError;
+use serde::de::IgnoredAny;
 use tokenizers::DecoderWrapper;
 
 use super::byte_level;
@@ -137,7 +138,8 @@ impl Tokenizer {
             true => TokenizerError::Io(error),
             false => load(error.source.to_string()),
         })?;
-        // The crate panics on some parts that are no parts of a tokenizer; what it was given goes with it.
+        serde_json::from_slice::<IgnoredAny>(&json).map_err(|error| load(error.to_string()))?;
+        // The crate panics on errors inside of some parts, and that look does not see all of them, such as half of a pair of code points.
         let parsed = catch_unwind(move || tokenizers::Tokenizer::from_bytes(json));
         let parsed = parsed.map_err(|_| load("it is damaged".to_owned()))?;
         Self::new(parsed.map_err(|error| load(error.to_string()))?)
