@@ -22,6 +22,6 @@ cargo test --locked --release --workspace --features llamero-tests/cluster --tes
 # Always the same minute of faults, and an hour of others in `make test-long`.
 if [ $# -eq 0 ]; then
   chaos=$(ls "${CARGO_TARGET_DIR:-.local/target}"/*-linux-*/release/llamero-chaos)
-  "$chaos" --seed 278 --seconds 60 --tokens 32
+  "$chaos" --seed 11 --seconds 60 --tokens 32
   [ -z "${LLAMERO_LONG:-}" ] || "$chaos" --seed "$(date +%s)" --seconds 3600
 fi

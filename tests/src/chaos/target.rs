@@ -22,6 +22,8 @@ pub(super) const GROUPS: u32 = 2;
 pub(super) const PLACEMENT_DEADLINE: Duration = Duration::from_secs(20);
 /// Long enough for a loaded machine, short enough to notice what is stuck.
 pub(super) const SOON: Duration = Duration::from_secs(300);
+/// The kubelet waits for up to five minutes before it starts again what has ended often, as the operator does when it loses its lease.
+const WHOLE: Duration = Duration::from_secs(600);
 const GATEWAY_PORT: u16 = 8000;
 
 /// The deployment of a run. It goes when this is dropped.
@@ -63,7 +65,7 @@ impl Target {
 
     /// Waits until all groups are ready, no other is there, and no pod is on its way.
     pub(super) fn wait_ready(&self) -> Result<()> {
-        poll::until("all groups ready and nothing on its way", SOON, || {
+        poll::until("all groups ready and nothing on its way", WHOLE, || {
             let kubectl = self.cluster.kubectl();
             let object = kubectl.get(&["-n", NAMESPACE, "llamadeployment", NAME])?;
             let status = &object["status"];

@@ -83,7 +83,10 @@ fn tokenizers() {
             }
             outcome(tokenizer)
         };
-        (vec![small_tokenizer().to_string().into_bytes()], take)
+        let mut sparse = small_tokenizer();
+        sparse["model"]["vocab"]["zz"] = json!(u32::MAX);
+        let seeds = [small_tokenizer(), sparse].map(|seed| seed.to_string().into_bytes());
+        (seeds.to_vec(), take)
     });
 }
 

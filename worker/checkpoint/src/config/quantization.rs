@@ -49,8 +49,9 @@ impl Quantization {
     pub fn from_config(config: &Value) -> Result<Option<Self>, ConfigError> {
         let json = &config["quantization_config"];
         // MLX repeats its own form in `quantization_config`, without a name.
-        if config["quantization"]["bits"].is_number() {
-            return Err(scheme(&format!("MLX, {} bits", config["quantization"]["bits"])));
+        let bits = config.pointer("/quantization/bits");
+        if let Some(bits) = bits.filter(|bits| bits.is_number()) {
+            return Err(scheme(&format!("MLX, {bits} bits")));
         }
         if json.is_null() {
             return Ok(None);
@@ -88,7 +89,9 @@ impl Quantization {
         if !matches!(sparsity, "" | "dense") {
             return refused(format!("with the sparsity {sparsity}"));
         }
-        let transforms = &json["transform_config"]["config_groups"];
+        let transforms = json
+            .pointer("/transform_config/config_groups")
+            .unwrap_or(&Value::Null);
         if transforms.as_object().is_some_and(|groups| !groups.is_empty()) {
             return refused("with transforms of the weights (transform_config)".to_owned());
         }

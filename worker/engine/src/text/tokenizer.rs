@@ -1,10 +1,12 @@
 //! Text to tokens and tokens to bytes, from a checkpoint's `tokenizer.json`.
 
 use std::collections::HashMap;
+use std::panic::catch_unwind;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use llamero_checkpoint::IoError;
+use serde::de::IgnoredAny;
 use tokenizers::DecoderWrapper;
 
 use super::byte_level;
@@ -14,6 +16,9 @@ use super::shared_model::{TextEncoder, text_encoder};
 
 /// Longest text in bytes that is encoded whole, where a tokenizer needs that. It takes up to 270 times as much memory.
 const MAX_WHOLE: usize = 256 << 10;
+
+/// Ids that a vocabulary may leave out beside as many as it has: tables go by id, and a single large one must not cost its value in memory.
+const MAX_GAPS: usize = 64 << 10;
 
 /// Why a tokenizer cannot be used.
 #[derive(Debug, thiserror::Error)]
@@ -32,6 +37,16 @@ pub enum TokenizerError {
     /// Not byte-level BPE, so single tokens cannot be turned into bytes.
     #[error("the tokenizer decodes with {0}; Llama 3 needs a byte-level BPE tokenizer (decoder ByteLevel)")]
     Decoder(String),
+    /// An id far beyond the others.
+    #[error(
+        "the vocabulary has {tokens} tokens, and one with the id {largest}; copy tokenizer.json again from where the checkpoint came from"
+    )]
+    Sparse {
+        /// Tokens that there are.
+        tokens: usize,
+        /// The largest id.
+        largest: u32,
+    },
     /// The text could not be encoded.
     #[error("the text cannot be tokenised: {0}")]
     Encode(String),
@@ -123,14 +138,17 @@ impl Tokenizer {
             true => TokenizerError::Io(error),
             false => load(error.source.to_string()),
         })?;
-        let encoder = tokenizers::Tokenizer::from_bytes(json).map_err(|error| load(error.to_string()))?;
-        Self::new(encoder)
+        serde_json::from_slice::<IgnoredAny>(&json).map_err(|error| load(error.to_string()))?;
+        // The crate panics on errors inside of some parts, and that look does not see all of them, such as half of a pair of code points.
+        let parsed = catch_unwind(move || tokenizers::Tokenizer::from_bytes(json));
+        let parsed = parsed.map_err(|_| load("it is damaged".to_owned()))?;
+        Self::new(parsed.map_err(|error| load(error.to_string()))?)
     }
 
     /// Wrap a tokenizer.
     ///
     /// # Errors
-    /// [`TokenizerError::Decoder`] when it is not byte-level BPE.
+    /// [`TokenizerError::Decoder`] when it is not byte-level BPE, [`TokenizerError::Sparse`].
     pub fn new(mut encoder: tokenizers::Tokenizer) -> Result<Self, TokenizerError> {
         match encoder.get_decoder() {
             Some(DecoderWrapper::ByteLevel(_)) => {}
@@ -143,7 +161,7 @@ impl Tokenizer {
             .map_err(|error| TokenizerError::Encode(error.to_string()))?;
 
         let vocabulary = encoder.get_vocab(true);
-        let size = vocabulary.values().max().map_or(0, |&id| id as usize + 1);
+        let size = table_size(&encoder, &vocabulary)?;
         let mut tokens: Vec<&str> = vec![""; size];
         for (token, &id) in &vocabulary {
             tokens[id as usize] = token;
@@ -361,6 +379,22 @@ impl Tokenizer {
     }
 }
 
+/// How long a table of all ids is.
+fn table_size(
+    encoder: &tokenizers::Tokenizer,
+    vocabulary: &HashMap<String, u32>,
+) -> Result<usize, TokenizerError> {
+    let added = encoder.get_added_tokens_decoder();
+    let Some(&largest) = vocabulary.values().chain(added.keys()).max() else {
+        return Ok(0);
+    };
+    let tokens = vocabulary.len();
+    if largest as usize > 2 * tokens + MAX_GAPS {
+        return Err(TokenizerError::Sparse { tokens, largest });
+    }
+    Ok(largest as usize + 1)
+}
+
 fn check_whole(text: &str, why: &'static str) -> Result<(), TokenizerError> {
     if text.len() <= MAX_WHOLE {
         return Ok(());
@@ -427,6 +461,42 @@ mod tests {
         std::os::unix::fs::symlink("/proc/self/mem", dir.path().join("tokenizer.json")).unwrap();
         let error = Tokenizer::from_dir(dir.path()).unwrap_err();
         assert!(matches!(error, TokenizerError::Io(_)), "{error}");
+    }
+
+    fn with_model(change: impl FnOnce(&mut serde_json::Value)) -> Result<Tokenizer, TokenizerError> {
+        let mut json = serde_json::to_value(testing::tokenizer().inner()).unwrap();
+        change(&mut json);
+        let dir = tempfile::tempdir().unwrap();
+        std::fs::write(dir.path().join("tokenizer.json"), json.to_string()).unwrap();
+        Tokenizer::from_dir(dir.path())
+    }
+
+    #[test]
+    fn an_id_far_beyond_the_others_is_refused_before_tables_are_made() {
+        let error = with_model(|json| json["model"]["vocab"]["zz"] = u32::MAX.into()).unwrap_err();
+        assert!(
+            matches!(
+                error,
+                TokenizerError::Sparse {
+                    largest: u32::MAX,
+                    ..
+                }
+            ),
+            "{error}"
+        );
+        with_model(|json| json["model"]["vocab"]["zz"] = 60_000.into()).unwrap();
+    }
+
+    #[test]
+    fn a_part_on_which_the_crate_panics_is_damage() {
+        // A key that is no string.
+        let dir = tempfile::tempdir().unwrap();
+        let json = serde_json::to_string(testing::tokenizer().inner()).unwrap();
+        let damaged = json.replacen("\"decoder\":{\"type\"", "\"decoder\":{1:2,\"type\"", 1);
+        assert_ne!(damaged, json);
+        std::fs::write(dir.path().join("tokenizer.json"), damaged).unwrap();
+        let error = Tokenizer::from_dir(dir.path()).unwrap_err();
+        assert!(matches!(error, TokenizerError::Load { .. }), "{error}");
     }
 
     #[test]
