@@ -37,6 +37,12 @@ test-cluster: ## End-to-end tests on a real local Kubernetes
 test-long: ## The same with every combination and every write cut (hours)
 	@tests/test.sh long
 
+SEED ?= $(shell date +%s)
+MINUTES ?= 5
+.PHONY: chaos
+chaos: model ## Faults on a schedule on a real cluster, under 64 streams: make chaos SEED=7 MINUTES=5
+	@tests/chaos.sh $(SEED) $(MINUTES)
+
 .PHONY: generate
 generate: ## Generate the CRDs, the chart's copy and the kustomize base
 	@tests/generate.sh
@@ -55,7 +61,7 @@ bench-gateway: ## The gateway beside smg: requests a CPU second, latency, long p
 
 .PHONY: bench-passes bench-control
 bench-passes: ## What a pass of the operator costs, and what it holds in memory
-	@cargo run --quiet --release -p llamero-operator --example passes
+	@cargo run --locked --quiet --release -p llamero-operator --example passes
 
 bench-control: cluster-build ## The operator at 1,000 pods on a real API server, beside a plain Deployment (PODS=, NODES=, FOREIGN=)
 	@tests/bench-control.sh

@@ -55,9 +55,11 @@ programs() {
 work=$(mktemp -d)
 case ${1:-} in
   '')
-    cargo build --release --workspace --bin llamero-operator --bin llamero-gateway --bin llamero-worker
+    cargo build --locked --release --workspace --bin llamero-operator --bin llamero-gateway --bin llamero-worker
     programs "$work/llamero" llamero-operator llamero-gateway
     programs "$work/worker" llamero-worker
+    images/sbom.sh llamero llamero-operator llamero-gateway >"$work/llamero/sbom.cdx.json"
+    images/sbom.sh llamero-worker llamero-worker >"$work/worker/sbom.cdx.json"
     pack llamero "docker.io/library/llamero:$version" images/Dockerfile.llamero prebuilt "$work/llamero"
     pack llamero-worker "docker.io/library/llamero-worker:$version" images/Dockerfile.worker prebuilt "$work/worker"
     ;;

@@ -10,8 +10,8 @@ old=.local/bench-against
 rm -rf "$old/tree"
 trap 'git worktree remove --force "$old/tree"' EXIT
 git worktree add -q --detach "$old/tree" "$revision"
-(cd "$old/tree" && CARGO_TARGET_DIR=../target cargo build --release -q -p llamero-worker)
-cargo build --release -q --workspace --bin llamero-worker
+(cd "$old/tree" && CARGO_TARGET_DIR=../target cargo build --locked --release -q -p llamero-worker)
+cargo build --locked --release -q --workspace --bin llamero-worker
 cp "$old"/target/*-linux-*/release/llamero-worker "$old/before"
 cp "${CARGO_TARGET_DIR:-.local/target}"/*-linux-*/release/llamero-worker "$old/now"
 

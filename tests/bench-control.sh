@@ -9,7 +9,7 @@ cluster=.local/bin/llamero-cluster
 logs=.local/bench-control
 mkdir -p "$logs"
 
-cargo build --release -q -p llamero-operator --bin llamero-operator --example bench_control
+cargo build --locked --release -q -p llamero-operator --bin llamero-operator --example bench_control
 target=$(ls -d "${CARGO_TARGET_DIR:-.local/target}"/*-linux-*/release)
 
 running=()
@@ -25,7 +25,7 @@ LLAMERO_NODE_GRACE=900s "$cluster" up --nodes 1
 KUBECONFIG=$("$cluster" kubeconfig)
 export KUBECONFIG
 kubectl=.local/bin/kubectl
-"$kubectl" apply --server-side -f crds/
+"$kubectl" apply --server-side -k crds
 "$kubectl" create namespace llamero-system
 
 # Every address of a fake pod is this machine's.
@@ -34,18 +34,18 @@ ip route add local 10.224.0.0/11 dev lo
   --node-ip 10.255.255.254 --node-lease-duration-seconds 400 --config tests/cluster/kwok/stages.yaml > "$logs/kwok.log" 2>&1 &
 running+=($!)
 LLAMERO_LOG=${LLAMERO_LOG:-warn} "$target/llamero-operator" --identity bench --http-address 127.0.0.1:18089 \
-  --worker-image stand-in:1 > "$logs/operator.log" 2>&1 &
+  --allowed-host-paths /w --worker-image stand-in:1 > "$logs/operator.log" 2>&1 &
 operator=$!
 running+=("$operator")
 until "$kubectl" -n llamero-system get lease llamero-operator > /dev/null 2>&1; do
   kill -0 "$operator" || { tail "$logs/operator.log" >&2; exit 1; }
   sleep 0.2
 done
-ulimit -n 65536
+ulimit -n "$(ulimit -Hn)" # as many connections as are allowed
 "$target/examples/bench_control" --pods "$pods" --nodes "$nodes" --foreign "$foreign" --deployments "$deployments" --soak "$soak" \
   --operator-pid "$operator" | tee "$logs/result.json"
 if [[ -n ${KEEP:-} ]]; then
   cat "$logs/result.json" >> docs/benchmarks/control.jsonl
-  tests/venv.sh plot matplotlib==3.10.3
+  tests/venv.sh plot
   .local/venv-plot/bin/python tests/plot-control.py docs/benchmarks/control.jsonl docs/benchmarks/control.svg
 fi

@@ -3,7 +3,7 @@
 # docs/engine-speed.svg. ROUNDS runs (default 3) of each are made in turn, and medians are drawn: machines are noisy.
 set -euo pipefail
 cd "$(dirname "$0")/.."
-cargo build --release -q --workspace --bin llamero-worker
+cargo build --locked --release -q --workspace --bin llamero-worker
 worker=$(ls "${CARGO_TARGET_DIR:-.local/target}"/*-linux-*/release/llamero-worker)
 results=.local/bench-engine.jsonl
 : > "$results"
@@ -16,5 +16,5 @@ for round in $(seq "${ROUNDS:-3}"); do
   done
 done
 
-tests/venv.sh plot matplotlib==3.10.3
+tests/venv.sh plot
 .local/venv-plot/bin/python tests/plot-engine.py "$results" docs/engine-speed.svg

@@ -9,10 +9,10 @@ logs=.local/bench-gateway
 mkdir -p "$logs"
 http=127.0.0.1:18110 grpc=127.0.0.1:18111 ours=127.0.0.1:18112 smg=127.0.0.1:18113
 
-tests/venv.sh smg smg==1.13.0
-cargo build --release -q -p llamero-gateway --example bench_gateway
+tests/venv.sh smg
+cargo build --locked --release -q -p llamero-gateway --example bench_gateway
 bench=$(ls -d "${CARGO_TARGET_DIR:-.local/target}"/*-linux-*/release)/examples/bench_gateway
-ulimit -n 65536
+ulimit -n "$(ulimit -Hn)" # as many connections as are allowed
 
 running=()
 finish() { for process in "${running[@]}"; do kill "$process" 2> /dev/null || true; done; }
@@ -73,6 +73,6 @@ print(json.dumps({
 PY
 if [[ -n ${KEEP:-} ]]; then
   cat "$logs/result.json" >> docs/benchmarks/gateway.jsonl
-  tests/venv.sh plot matplotlib==3.10.3
+  tests/venv.sh plot
   .local/venv-plot/bin/python tests/plot-gateway.py docs/benchmarks/gateway.jsonl docs/benchmarks/gateway.svg
 fi

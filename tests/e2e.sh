@@ -11,11 +11,17 @@ extent=short
 [ -z "${LLAMERO_LONG:-}" ] || extent=all
 tests/clients/install.sh "$extent"
 if [ $# -eq 0 ]; then
-  cargo test --release -q --workspace --features llamero-tests/cluster --test cluster
+  cargo test --locked --release -q --workspace --features llamero-tests/cluster --test cluster
 fi
 make --no-print-directory cluster-up NODES=3
 images/build.sh weights smollm2 .local/models/SmolLM2-135M-Instruct-FP8
 .local/bin/llamero-cluster import-image .local/images/{llamero,llamero-worker,weights-smollm2}.tar
 tests/install.sh
-cargo build --release -q --workspace --bin kubectl-llamero
-cargo test --release --workspace --features llamero-tests/cluster --test e2e -- --test-threads=1 "$@"
+cargo build --locked --release -q --workspace --bin kubectl-llamero --bin llamero-chaos
+cargo test --locked --release --workspace --features llamero-tests/cluster --test e2e -- --test-threads=1 "$@"
+# Always the same minute of faults, and an hour of others in `make test-long`.
+if [ $# -eq 0 ]; then
+  chaos=$(ls "${CARGO_TARGET_DIR:-.local/target}"/*-linux-*/release/llamero-chaos)
+  "$chaos" --seed 278 --seconds 60 --tokens 32
+  [ -z "${LLAMERO_LONG:-}" ] || "$chaos" --seed "$(date +%s)" --seconds 3600
+fi

@@ -2,7 +2,7 @@
 # Writes what is generated: CRDs, the chart's copy, the page about them, and the kustomize base (the chart rendered with its defaults). `--check` only compares.
 set -euo pipefail
 cd "$(dirname "$0")/.."
-cargo build --release -q --workspace --bin llamero-crdgen
+cargo build --locked --release -q --workspace --bin llamero-crdgen
 crdgen() { "${CARGO_TARGET_DIR:-.local/target}"/*-linux-*/release/llamero-crdgen "$@"; }
 render() {
   echo "# Generated from charts/llamero by \`make generate\`; do not edit."

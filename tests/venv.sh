@@ -1,10 +1,11 @@
 #!/usr/bin/env bash
-# A pinned Python package in an environment of its own: `venv.sh NAME PACKAGE==VERSION` makes .local/venv-NAME, once.
+# A Python package with all that it needs, pinned by hash, in an environment of its own: `venv.sh NAME` makes .local/venv-NAME from
+# tests/requirements/NAME.txt, once.
 set -euo pipefail
 cd "$(dirname "$0")/.."
-venv=.local/venv-$1
-pin=$2
-[ "$(cat "$venv/pin" 2>/dev/null)" = "$pin" ] && exit 0
+venv=.local/venv-$1 pins=tests/requirements/$1.txt
+cmp -s "$pins" "$venv/pins" && exit 0
+rm -rf "$venv"
 python3 -m venv "$venv"
-"$venv/bin/pip" install -q "$pin"
-echo "$pin" > "$venv/pin"
+"$venv/bin/pip" install -q --disable-pip-version-check --require-hashes --no-deps -r "$pins"
+cp "$pins" "$venv/pins"

@@ -32,10 +32,7 @@ packages() {
 modules() {
   local lock=node/package-lock.json
   cmp -s "$lock" "$place/node/lock" && return
-  if ! command -v npm >/dev/null; then
-    echo "There is no npm: install Node.js with it, for example Debian's npm." >&2
-    exit 1
-  fi
+  command -v npm >/dev/null || ../cluster/install-debian.sh nodejs npm
   rm -rf "$place/node"
   mkdir "$place/node"
   cp node/package.json "$lock" "$place/node"

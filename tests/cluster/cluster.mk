@@ -7,7 +7,7 @@ cluster-packages:
 
 # The program that does it all; it stays where it is while it runs.
 cluster-program:
-	@cargo build --quiet --release --workspace --bin llamero-cluster
+	@cargo build --locked --quiet --release --workspace --bin llamero-cluster
 	@mkdir -p $(dir $(CLUSTER))
 	@install -C $${CARGO_TARGET_DIR:-.local/target}/*-linux-*/release/llamero-cluster $(CLUSTER)
 

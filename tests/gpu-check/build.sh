@@ -13,7 +13,7 @@ names=(product layer attention candidates backend)
 [ -d "$out" ] && find "$out" -mindepth 1 -maxdepth 1 ! -name kernels -exec rm -rf {} +
 mkdir -p "$out/tests" "$out/kernels"
 # The programs' tests, and with them the program of the check.
-cargo test --release --no-run --message-format=json -p llamero-gpu-emulator -p llamero-cuda -p llamero-gpu-check \
+cargo test --locked --release --no-run --message-format=json -p llamero-gpu-emulator -p llamero-cuda -p llamero-gpu-check \
   "${names[@]/#/--test=}" |
   python3 -c '
 import json, sys

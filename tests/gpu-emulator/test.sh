@@ -6,6 +6,6 @@ set -euo pipefail
 cd "$(dirname "$0")/../.."
 tests/gpu-emulator/toolchain.sh
 export RUSTC_WORKSPACE_WRAPPER="$PWD/tests/gpu-emulator/rustc-dynamic.sh"
-cargo test --release -p llamero-gpu-emulator -p llamero-cuda -p llamero-gpu-check "$@"
+cargo test --locked --release -p llamero-gpu-emulator -p llamero-cuda -p llamero-gpu-check "$@"
 # Selected out of the whole workspace, so that crates from outside are those that the other tests were built with.
-exec cargo test --release --workspace --test cuda "$@"
+exec cargo test --locked --release --workspace --test cuda "$@"

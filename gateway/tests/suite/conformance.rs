@@ -30,7 +30,7 @@ impl Compared {
         let python = root.join("../.local/venv-openai/bin/python");
         assert!(
             python.exists(),
-            "{} is missing: run tests/venv.sh openai openai==1.109.1",
+            "{} is missing: run tests/venv.sh openai",
             python.display()
         );
         let mut process = Command::new(python)

@@ -49,10 +49,15 @@ pub struct CheckpointSummary {
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 8))]
     pub backends: Vec<String>,
-    /// Those of `backends` that compute a model on one device only, without tensor or pipeline parallelism.
+    /// Those of `backends` that compute a model on one device only, without tensor or pipeline parallelism. Written by older
+    /// worker images.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 8))]
     pub one_device_backends: Vec<String>,
+    /// Those of `backends` whose tensor-parallel ranks have to be in one pod, and which compute no pipeline stages.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 8))]
+    pub one_node_backends: Vec<String>,
     /// The commit that was looked into, where the weights come from a Hub.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = 64))]

@@ -28,19 +28,43 @@ pub fn check(spec: &LlamaDeploymentSpec, summary: &CheckpointSummary) -> Result<
         ));
     };
     if backends.contains(&driver) {
-        let (tensor, pipeline) = (spec.parallelism.tensor, spec.parallelism.pipeline);
-        let on_one_device = summary.one_device_backends.iter().any(|one| one == driver);
-        if on_one_device && tensor.saturating_mul(pipeline) > 1 {
-            return Err(format!(
-                "parallelism is tensor {tensor} and pipeline {pipeline}, and the backend {driver} of the worker image, which drives {resource}, computes a model on one device only: use 1 for both and a model that fits one device, or remove accelerator.resource to run on the CPU"
-            ));
-        }
-        return Ok(());
+        return check_split(spec, summary, (driver, resource));
     }
     Err(format!(
         "accelerator.resource is {resource}, but the worker image computes on {} only: choose a worker.image with the backend {driver}, or remove accelerator.resource to run on the CPU",
         backends.join(" and ")
     ))
+}
+
+/// Whether the backend splits a model over devices as the specification asks for.
+fn check_split(
+    spec: &LlamaDeploymentSpec,
+    summary: &CheckpointSummary,
+    (driver, resource): (&str, &str),
+) -> Result<(), String> {
+    let has = |names: &[String]| names.iter().any(|one| one == driver);
+    let (tensor, pipeline) = (spec.parallelism.tensor, spec.parallelism.pipeline);
+    if has(&summary.one_device_backends) && spec.ranks() > 1 {
+        return Err(format!(
+            "parallelism is tensor {tensor} and pipeline {pipeline}, and the backend {driver} of the worker image, which drives {resource}, computes a model on one device only: use 1 for both and a model that fits one device, or remove accelerator.resource to run on the CPU"
+        ));
+    }
+    if !has(&summary.one_node_backends) {
+        return Ok(());
+    }
+    if pipeline > 1 {
+        return Err(format!(
+            "parallelism.pipeline is {pipeline}, and the backend {driver} of the worker image, which drives {resource}, computes no pipeline stages yet: use 1 and as many tensor-parallel ranks as one node has devices, or remove accelerator.resource to run on the CPU"
+        ));
+    }
+    if spec.pods() > 1 {
+        return Err(format!(
+            "parallelism.tensor is {tensor} with accelerator.perNode {}, which makes {} pods of a group, and the backend {driver} of the worker image, which drives {resource}, computes a model on one node only: set accelerator.perNode to {tensor} where nodes have that many devices, else use fewer tensor-parallel ranks, or remove accelerator.resource to run on the CPU",
+            spec.ranks_per_pod(),
+            spec.pods()
+        ));
+    }
+    Ok(())
 }
 
 #[cfg(test)]
@@ -58,12 +82,12 @@ mod tests {
     }
 
     fn summary(backends: &[&str]) -> CheckpointSummary {
-        let on_one_device: Vec<_> = backends.iter().filter(|backend| **backend == "cuda").collect();
+        let on_one_node: Vec<_> = backends.iter().filter(|backend| **backend == "cuda").collect();
         serde_json::from_value(json!({
             "formatVersion": 1, "architecture": "LlamaForCausalLM", "hiddenSize": 1, "layers": 1, "qHeads": 1, "kvHeads": 1,
             "headDim": 1, "ffnSize": 1, "vocabSize": 1, "maxPositionEmbeddings": 1, "weights": "fp8", "parameters": 1,
             "checkpointBytes": 1, "plans": [], "backends": backends,
-            "oneDeviceBackends": on_one_device
+            "oneNodeBackends": on_one_node
         }))
         .unwrap()
     }
@@ -84,30 +108,54 @@ mod tests {
         assert_eq!(check(&spec(None), &summary(&[])), Ok(()));
     }
 
+    fn split(resource: Option<&str>, tensor: i32, pipeline: i32, per_node: i32) -> LlamaDeploymentSpec {
+        let mut spec = spec(resource);
+        spec.parallelism.tensor = tensor;
+        spec.parallelism.pipeline = pipeline;
+        if let Some(accelerator) = &mut spec.accelerator {
+            accelerator.per_node = per_node;
+        }
+        spec
+    }
+
     #[test]
-    fn several_gpus_are_refused_where_the_image_takes_one() {
+    fn several_gpus_of_one_node_are_taken_and_of_several_refused() {
+        let ask = |tensor, pipeline, per_node| {
+            check(
+                &split(Some("nvidia.com/gpu"), tensor, pipeline, per_node),
+                &summary(&["cpu", "cuda"]),
+            )
+        };
+        assert_eq!(ask(8, 1, 8), Ok(()));
+        assert_eq!(ask(2, 1, 8), Ok(()));
+        let why = ask(16, 1, 8).unwrap_err();
+        assert!(
+            why.contains("tensor is 16 with accelerator.perNode 8, which makes 2 pods")
+                && why.contains("one node only"),
+            "{why}"
+        );
+        assert!(ask(8, 1, 1).unwrap_err().contains("set accelerator.perNode to 8"));
+        assert!(ask(4, 2, 8).unwrap_err().contains("parallelism.pipeline is 2"));
+        // On CPUs they may be anywhere.
+        assert_eq!(check(&split(None, 16, 2, 1), &summary(&["cpu", "cuda"])), Ok(()));
+    }
+
+    #[test]
+    fn several_gpus_are_refused_where_an_older_image_takes_one() {
+        let older = CheckpointSummary {
+            one_device_backends: vec!["cuda".into()],
+            ..summary(&["cpu", "cuda"])
+        };
         for (tensor, pipeline) in [(1, 2), (8, 1)] {
-            let several = |resource| {
-                let mut spec = spec(resource);
-                spec.parallelism.tensor = tensor;
-                spec.parallelism.pipeline = pipeline;
-                check(&spec, &summary(&["cpu", "cuda"]))
-            };
-            let why = several(Some("nvidia.com/gpu")).unwrap_err();
+            let why = check(&split(Some("nvidia.com/gpu"), tensor, pipeline, 8), &older).unwrap_err();
             assert!(
                 why.contains(&format!("tensor {tensor} and pipeline {pipeline}"))
                     && why.contains("one device only"),
                 "{why}"
             );
-            assert_eq!(several(None), Ok(()));
+            assert_eq!(check(&split(None, tensor, pipeline, 8), &older), Ok(()));
         }
-        let mut spec = spec(Some("nvidia.com/gpu"));
-        spec.parallelism.tensor = 8;
-        let later = CheckpointSummary {
-            one_device_backends: Vec::new(),
-            ..summary(&["cpu", "cuda"])
-        };
-        assert_eq!(check(&spec, &later), Ok(()));
+        assert_eq!(check(&split(Some("nvidia.com/gpu"), 1, 1, 8), &older), Ok(()));
     }
 
     #[test]

@@ -333,6 +333,7 @@ mod tests {
             problem: Some("tensor 3 does not divide".into()),
             backends: vec![],
             one_device_backends: vec![],
+            one_node_backends: vec![],
             commit: None,
             content_identity: None,
         }

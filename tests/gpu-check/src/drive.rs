@@ -51,8 +51,16 @@ pub fn spec(max_sequences: u32, max_batched_tokens: u32, max_context: u32) -> Fo
 /// # Errors
 /// Whatever the backend says.
 pub fn form(backend: &mut dyn Backend, spec: &FormSpec) -> anyhow::Result<u32> {
+    form_over(backend, spec, TcpMesh::alone(spec.era))
+}
+
+/// Load a backend and form the group of `mesh`.
+///
+/// # Errors
+/// Whatever the backend says.
+pub fn form_over(backend: &mut dyn Backend, spec: &FormSpec, mesh: TcpMesh) -> anyhow::Result<u32> {
     backend.load(&Unwatched)?;
-    let capacity = backend.form(spec, Box::new(TcpMesh::alone(spec.era)), &mut |_| {})?;
+    let capacity = backend.form(spec, Box::new(mesh), &mut |_| {})?;
     Ok(capacity.blocks)
 }
 

@@ -200,12 +200,22 @@ impl Check {
     }
 
     fn processes(&self) -> anyhow::Result<()> {
-        let outcome = processes::check();
-        let test = "a killed process leaves another its context";
-        let result = json!({"stage": "processes", "test": test, "passed": outcome.is_ok()});
-        let said = if outcome.is_ok() { "ok" } else { "FAILED" };
-        self.tell(&format!("{said:6} {test}"), &result)?;
-        outcome
+        let checks: [(&str, fn() -> anyhow::Result<()>); 2] = [
+            ("a killed process leaves another its context", processes::check),
+            (
+                "two ranks of a tensor group have the bits of one, and form again after a kill",
+                processes::check_group,
+            ),
+        ];
+        let mut all = Ok(());
+        for (test, check) in checks {
+            let outcome = check();
+            let result = json!({"stage": "processes", "test": test, "passed": outcome.is_ok()});
+            let said = if outcome.is_ok() { "ok" } else { "FAILED" };
+            self.tell(&format!("{said:6} {test}"), &result)?;
+            all = all.and(outcome);
+        }
+        all
     }
 
     fn products(&self) -> anyhow::Result<()> {

@@ -29,7 +29,8 @@ emulated! {
         assert!(memory(FormLimits { max_adapters: 1, ..TINY_LIMITS }).contains("1 adapters"));
         assert!(memory(FormLimits { block_size: 24, ..TINY_LIMITS }).contains("16, 32, 64, 128 or 256"));
         let split = |tensor, pipeline| CudaOptions { members: Topology { tensor, pipeline }.into(), ..options() };
-        assert!(refusal(&TINY, split(2, 1)).contains("2 tensor-parallel ranks"));
+        assert!(refusal(&Model { q_heads: 64, kv_heads: 4, ..TINY }, split(3, 1)).contains("a number of ranks that divides 32"));
+        assert!(refusal(&Model { q_heads: 17 * 16, kv_heads: 17, ffn: 17 * 64, vocab: 17 * 128, ..TINY }, split(17, 1)).contains("at most 16"));
         assert!(refusal(&TINY, split(1, 2)).contains("2 pipeline stages"));
         assert!(refusal(&TINY, CudaOptions { gpu: Gpu::Number(2), ..options() }).contains("sees 2"));
         let uuid = "GPU-00000000-0000-0000-0000-000000000000".parse().unwrap();

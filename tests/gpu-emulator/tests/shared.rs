@@ -6,7 +6,10 @@ use std::fs::File;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 use std::process::Command;
 
-use cudarc::driver::{CudaContext, sys};
+mod common;
+
+use common::{Gpu, launch};
+use cudarc::driver::{CudaContext, PushKernelArg, sys};
 use llamero_gpu_emulator::emulated;
 
 const SIZE: usize = 2 << 20;
@@ -52,15 +55,24 @@ fn create(size: usize) -> Result<u64, cudarc::driver::DriverError> {
 const POSIX: sys::CUmemAllocationHandleType =
     sys::CUmemAllocationHandleType::CU_MEM_HANDLE_TYPE_POSIX_FILE_DESCRIPTOR;
 
+/// Where device 0 sees a word of the host.
+fn registered(word: &mut u32) -> u64 {
+    let mut address = 0;
+    let flags = sys::CU_MEMHOSTREGISTER_DEVICEMAP;
+    let at = (&raw mut *word).cast();
+    // SAFETY: the word lives until the test's process ends.
+    unsafe {
+        sys::cuMemHostRegister_v2(at, 4, flags).result().unwrap();
+        sys::cuMemHostGetDevicePointer_v2(&raw mut address, at, 0)
+            .result()
+            .unwrap();
+    }
+    address
+}
+
 /// The second process: add one to each byte of what the first shares.
 fn second(path: &str) {
-    let file = File::options().read(true).write(true).open(path).unwrap();
-    let mut handle = 0;
-    // SAFETY: the descriptor is open; it stands in the pointer.
-    unsafe { sys::cuMemImportFromShareableHandle(&mut handle, file.as_raw_fd() as usize as *mut _, POSIX) }
-        .result()
-        .unwrap();
-    let address = map(handle);
+    let address = shared_by_peer(path);
     let mut bytes = vec![0u8; SIZE];
     // SAFETY: the mapping has as many bytes.
     unsafe {
@@ -70,7 +82,91 @@ fn second(path: &str) {
     }
 }
 
+/// Waits for the flag behind the words, or for a word of the host, which it sees by another address; then takes the words.
+const WAITS: &str = r#"extern "C" __global__ void k(const unsigned* words, const volatile unsigned* stop, unsigned* out) {
+    unsigned flag;
+    do {
+        asm volatile("nanosleep.u32 %0;" :: "r"(1000));
+        asm volatile("ld.acquire.sys.global.u32 %0, [%1];" : "=r"(flag) : "l"(words + 64) : "memory");
+    } while (flag < 32 && !*stop);
+    out[threadIdx.x] = words[threadIdx.x] + flag;
+}"#;
+/// Writes the words, then adds one to the flag for each.
+const WRITES: &str = r#"extern "C" __global__ void k(unsigned* words) {
+    asm volatile("st.relaxed.sys.global.u32 [%0], %1;" :: "l"(words + threadIdx.x), "r"(100 * threadIdx.x) : "memory");
+    asm volatile("membar.sys;" ::: "memory");
+    asm volatile("red.release.sys.global.add.u32 [%0], %1;" :: "l"(words + 64), "r"(1) : "memory");
+}"#;
+
+/// Export a handle, and start this test again as a second process that finds the descriptor.
+fn start_peer(handle: u64) -> std::process::Child {
+    let mut fd = -1i32;
+    // SAFETY: the pointer leads to a descriptor; the driver made it for the caller.
+    let file = unsafe {
+        sys::cuMemExportToShareableHandle((&raw mut fd).cast(), handle, POSIX, 0)
+            .result()
+            .unwrap();
+        OwnedFd::from_raw_fd(fd)
+    };
+    let path = format!("/proc/{}/fd/{}", std::process::id(), file.as_raw_fd());
+    // Open as long as this process lives.
+    std::mem::forget(file);
+    let test = std::thread::current().name().unwrap().to_owned();
+    Command::new(std::env::current_exe().unwrap())
+        .args([&test, "--exact"])
+        .env(PEER, path)
+        .spawn()
+        .unwrap()
+}
+
+/// What the first process shares, mapped for device 0.
+fn shared_by_peer(path: &str) -> u64 {
+    let file = File::options().read(true).write(true).open(path).unwrap();
+    let mut handle = 0;
+    // SAFETY: the descriptor is open; it stands in the pointer.
+    unsafe { sys::cuMemImportFromShareableHandle(&mut handle, file.as_raw_fd() as usize as *mut _, POSIX) }
+        .result()
+        .unwrap();
+    map(handle)
+}
+
 emulated! {
+    fn a_spinning_kernel_sees_what_another_process_writes() on ["memory=16MiB", "order=reverse", "order=seed:2"], {
+        if let Ok(path) = std::env::var(PEER) {
+            let gpu = Gpu::new(WRITES, "k");
+            let words = shared_by_peer(&path);
+            launch(&gpu, 1, 32, 0, |args| { args.arg(&words); }).unwrap();
+            return gpu.stream.synchronize().unwrap();
+        }
+        let gpu = Gpu::new(WAITS, "k");
+        let words = { let handle = create(SIZE).unwrap(); let words = map(handle);
+            // SAFETY: the mapping has as many bytes.
+            unsafe { cudarc::driver::result::memset_d8_sync(words, 0, SIZE) }.unwrap();
+            (handle, words) };
+        let mut stop = 0u32;
+        let (stop_address, mut out) = (registered(&mut stop), gpu.stream.alloc_zeros::<u32>(32).unwrap());
+        let mut peer = start_peer(words.0);
+        launch(&gpu, 1, 32, 0, |args| { args.arg(&words.1).arg(&stop_address).arg(&mut out); }).unwrap();
+        assert!(peer.wait().unwrap().success());
+        assert!(gpu.stream.clone_dtoh(&out).unwrap().into_iter().eq((0..32).map(|i| 100 * i + 32)));
+    }
+
+    fn a_spinning_kernel_sees_what_the_host_writes() on ["memory=16MiB"], {
+        let gpu = Gpu::new(WAITS, "k");
+        let words = gpu.stream.alloc_zeros::<u32>(65).unwrap();
+        let mut out = gpu.stream.alloc_zeros::<u32>(32).unwrap();
+        let mut stop = 0u32;
+        let address = registered(&mut stop);
+        // SAFETY: the word lives through the scope, and is changed as a whole.
+        let word = unsafe { std::sync::atomic::AtomicU32::from_ptr(&raw mut stop) };
+        std::thread::scope(|scope| {
+            // The launch lasts until the word is there, whichever comes first.
+            scope.spawn(|| word.store(1, std::sync::atomic::Ordering::Release));
+            launch(&gpu, 1, 32, 0, |args| { args.arg(&words).arg(&address).arg(&mut out); }).unwrap();
+        });
+        assert!(gpu.stream.clone_dtoh(&out).unwrap().into_iter().all(|word| word == 0));
+    }
+
     fn a_file_descriptor_carries_memory_to_another_process() on ["memory=16MiB"], {
         let context = CudaContext::new(0).unwrap();
         if let Ok(path) = std::env::var(PEER) {

@@ -4,10 +4,11 @@
 use std::fmt::Display;
 use std::io::Write as _;
 use std::path::PathBuf;
+use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
 use clap::{Args, Parser, Subcommand};
-use llamero_tests::cluster::{Cluster, Layout, PodProcess, Signal, go_build, network, process};
+use llamero_tests::cluster::{Cluster, Layout, PodProcess, Signal, delay, go_build, network, process};
 
 /// A real Kubernetes on this machine, for development and tests. Needs root.
 #[derive(Parser)]
@@ -64,6 +65,9 @@ enum Action {
     Resume(Target),
     /// Kill processes of a pod (SIGKILL)
     Kill(Target),
+    /// Hold what leaves a node for so many milliseconds (started by the cluster itself, inside a node)
+    #[command(hide = true)]
+    Relay { milliseconds: u64 },
     /// Stop the API server
     ApiserverStop,
     /// Start the API server again
@@ -145,6 +149,7 @@ fn run(action: Action) -> Result<()> {
         Action::Pause(target) => signal(&target, Signal::STOP),
         Action::Resume(target) => signal(&target, Signal::CONT),
         Action::Kill(target) => signal(&target, Signal::KILL),
+        Action::Relay { milliseconds } => delay::relay(Duration::from_millis(milliseconds)),
         Action::ApiserverStop => Cluster::connect()?.stop_api_server(),
         Action::ApiserverStart => Cluster::connect()?.start_api_server(),
         Action::SetExtended {

@@ -12,13 +12,14 @@ use super::kubectl::Kubectl;
 use super::process;
 use crate::{paths, poll};
 
+pub(super) const ETCD: &str = "etcd";
 pub(super) const API_SERVER: &str = "kube-apiserver";
 pub(super) const SCHEDULER: &str = "kube-scheduler";
 
 pub(super) fn start_etcd(state: &Path) -> Result<()> {
     let client = format!("http://127.0.0.1:{ETCD_PORT}");
     let peer = format!("http://127.0.0.1:{}", ETCD_PORT + 1);
-    let mut command = Command::new(paths::program("etcd"));
+    let mut command = Command::new(paths::program(ETCD));
     command.args([
         "--name=llamero".to_owned(),
         format!("--data-dir={}", state.join("etcd").display()),
@@ -31,7 +32,7 @@ pub(super) fn start_etcd(state: &Path) -> Result<()> {
         "--unsafe-no-fsync".to_owned(),
         "--log-level=warn".to_owned(),
     ]);
-    process::start("etcd", &mut command)
+    process::start(ETCD, &mut command)
 }
 
 pub(super) fn start_api_server(certificates: &Path) -> Result<()> {

@@ -6,7 +6,9 @@
 //! | module | what it holds |
 //! |---|---|
 //! | [`addresses`] | names and addresses |
+//! | [`mod@delay`] | a relay that holds packets |
 //! | [`fences`] | NetworkPolicies, enforced on the nodes |
+//! | [`impair`] | cables that work badly, a full disk |
 //! | [`go_build`] | building the programs from their pinned Go modules |
 //! | [`kubectl`] | talking to the API server |
 //! | [`network`] | bridge, cables, routes |
@@ -25,10 +27,12 @@ mod certs;
 mod cgroup;
 mod containerd;
 mod control_plane;
+pub mod delay;
 mod dns;
 mod down;
 pub mod fences;
 pub mod go_build;
+pub mod impair;
 mod kube_proxy;
 pub mod kubectl;
 mod kubelet;
@@ -41,6 +45,7 @@ pub mod process;
 mod sysctl;
 mod up;
 
+pub use impair::Impairment;
 pub use kubectl::Kubectl;
 pub use layout::Layout;
 pub use network::LinkBytes;
@@ -224,6 +229,38 @@ impl Cluster {
         network::set_link(self.node(name)?.index(), true)
     }
 
+    /// Makes a node's cable work badly, until [`Self::heal_link`].
+    ///
+    /// # Errors
+    /// There is no such node, or the kernel cannot do it.
+    pub fn impair_link(&self, name: &str, impairment: Impairment) -> Result<()> {
+        impair::impair(self.node(name)?, impairment)
+    }
+
+    /// Takes back what [`Self::impair_link`] did; nothing to do is success.
+    ///
+    /// # Errors
+    /// There is no such node.
+    pub fn heal_link(&self, name: &str) -> Result<()> {
+        impair::heal(self.node(name)?)
+    }
+
+    /// Fills the node's `/run`, of which every node has its own: nothing can start there any more.
+    ///
+    /// # Errors
+    /// There is no such node.
+    pub fn fill_run(&self, name: &str) -> Result<()> {
+        impair::fill(self.node(name)?)
+    }
+
+    /// Makes room in the node's `/run` again.
+    ///
+    /// # Errors
+    /// There is no such node.
+    pub fn empty_run(&self, name: &str) -> Result<()> {
+        impair::make_room(self.node(name)?)
+    }
+
     /// Enforces the NetworkPolicies as they are now; pods that come later need another call.
     ///
     /// # Errors
@@ -253,7 +290,27 @@ impl Cluster {
     /// # Errors
     /// `/proc` cannot be read.
     pub fn pod_processes(&self, namespace: &str, pod: &str) -> Result<Vec<PodProcess>> {
-        pod_process::find(&self.nodes()?, namespace, pod)
+        pod_process::find(&self.nodes()?, namespace, Some(pod))
+    }
+
+    /// Processes of all pods of a namespace. Works while the API server is stopped.
+    ///
+    /// # Errors
+    /// `/proc` cannot be read.
+    pub fn namespace_processes(&self, namespace: &str) -> Result<Vec<PodProcess>> {
+        pod_process::find(&self.nodes()?, namespace, None)
+    }
+
+    /// Kills etcd and starts it again.
+    ///
+    /// # Errors
+    /// It cannot be ended or started.
+    pub fn restart_etcd(&self) -> Result<()> {
+        let daemons: Vec<_> = process::find(control_plane::ETCD, control_plane::ETCD)?
+            .into_iter()
+            .collect();
+        process::end(&daemons, Signal::KILL, Duration::ZERO)?;
+        control_plane::start_etcd(&self.layout.state())
     }
 
     /// Stops the API server; everything else goes on.

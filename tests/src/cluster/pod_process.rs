@@ -18,6 +18,8 @@ const BUNDLES: &str = "/run/containerd/io.containerd.runtime.v2.task/k8s.io";
 pub struct PodProcess {
     /// Process id as the machine sees it.
     pub pid: i32,
+    /// Pod that it belongs to.
+    pub pod: String,
     /// Node on which it runs.
     pub node: String,
     /// Container's name in the pod.
@@ -73,8 +75,9 @@ impl Bundle {
     }
 }
 
-/// Processes of the pod's containers on the given nodes; the sandbox's is not among them. In the order of their pids.
-pub(super) fn find(nodes: &[Node], namespace: &str, pod: &str) -> Result<Vec<PodProcess>> {
+/// Processes of the containers of the pod, or of all pods of the namespace, on the given nodes; a sandbox's is not among them. In the order of
+/// their pids.
+pub(super) fn find(nodes: &[Node], namespace: &str, pod: Option<&str>) -> Result<Vec<PodProcess>> {
     let mut found = Vec::new();
     for node in nodes {
         let Ok(bundles) = std::fs::read_dir(node.file(BUNDLES)) else {
@@ -87,11 +90,10 @@ pub(super) fn find(nodes: &[Node], namespace: &str, pod: &str) -> Result<Vec<Pod
             };
             let is_wanted = bundle.annotation("container-type") == "container"
                 && bundle.annotation("sandbox-namespace") == namespace
-                && bundle.annotation("sandbox-name") == pod;
+                && pod.is_none_or(|pod| bundle.annotation("sandbox-name") == pod);
             if is_wanted {
                 let pids = cgroup::processes(&bundle.linux.group);
-                let container = bundle.annotation("container-name");
-                found.extend(pids.into_iter().filter_map(|pid| describe(pid, *node, container)));
+                found.extend(pids.into_iter().filter_map(|pid| describe(pid, *node, &bundle)));
             }
         }
     }
@@ -103,7 +105,7 @@ fn read(folder: &Path) -> Option<Bundle> {
     serde_json::from_slice(&std::fs::read(folder.join("config.json")).ok()?).ok()
 }
 
-fn describe(pid: i32, node: Node, container: &str) -> Option<PodProcess> {
+fn describe(pid: i32, node: Node, bundle: &Bundle) -> Option<PodProcess> {
     let started = start_time(pid)?;
     let words = std::fs::read(format!("/proc/{pid}/cmdline")).ok()?;
     let command = String::from_utf8_lossy(&words)
@@ -111,8 +113,9 @@ fn describe(pid: i32, node: Node, container: &str) -> Option<PodProcess> {
         .replace('\0', " ");
     Some(PodProcess {
         pid,
+        pod: bundle.annotation("sandbox-name").to_owned(),
         node: node.name(),
-        container: container.to_owned(),
+        container: bundle.annotation("container-name").to_owned(),
         command,
         started,
     })

@@ -1,6 +1,16 @@
 //! Git-LFS pointers: what a clone without Git LFS leaves in place of large files.
 //!
 //! Format: <https://github.com/git-lfs/git-lfs/blob/main/docs/spec.md>.
+#![cfg_attr(
+    not(test),
+    warn(
+        clippy::indexing_slicing,
+        clippy::cast_possible_truncation,
+        clippy::cast_possible_wrap,
+        clippy::cast_sign_loss,
+        reason = "what comes in from outside must not be able to end the process, nor become another number"
+    )
+)]
 
 use std::fs::File;
 use std::io::Read;

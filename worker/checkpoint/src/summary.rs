@@ -75,9 +75,9 @@ pub struct CheckpointSummary {
     /// What the program that wrote this can compute on: `cpu`, `cuda`. Left empty here, where nothing is computed.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub backends: Vec<String>,
-    /// Those of them that compute a model on one device only.
+    /// Those of them whose tensor-parallel ranks have to be in one pod, and which compute no pipeline stages.
     #[serde(skip_serializing_if = "Vec::is_empty")]
-    pub one_device_backends: Vec<String>,
+    pub one_node_backends: Vec<String>,
     /// The commit that the weights are of, where they come from a Hub. Left empty here, where there is only a folder.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub commit: Option<String>,
@@ -123,7 +123,7 @@ impl CheckpointSummary {
                 .err()
                 .map(|error| error.to_string()),
             backends: Vec::new(),
-            one_device_backends: Vec::new(),
+            one_node_backends: Vec::new(),
             commit: None,
             content_identity: None,
         }

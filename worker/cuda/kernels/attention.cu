@@ -17,6 +17,7 @@ struct Attention {
     const u32* tables;   // [slot][table stride]
     float* parts;        // [m][q heads][chunks][dim + 2]: weighted values, largest score, mass
     u32 table_stride, q_heads, kv_heads, block_tokens, chunks;
+    u32 group, skipped;  // query heads of a kv head; those of the first one that are not this rank's
     float scale;
 };
 
@@ -117,11 +118,14 @@ __device__ __forceinline__ void attention(const Attention& p) {
     __shared__ float q[MAX_GROUP * DIM], sums[MAX_GROUP * DIM];
     __shared__ float largest[MAX_GROUP], mass[MAX_GROUP];
     wait_for_previous();
-    const u32 chunk = blockIdx.x, kv_head = blockIdx.y, m = blockIdx.z, group = p.q_heads / p.kv_heads;
+    const u32 chunk = blockIdx.x, kv_head = blockIdx.y, m = blockIdx.z;
+    // The rank's query heads of this kv head: the first and the last one may have less than a whole group.
+    const u32 start = kv_head * p.group > p.skipped ? kv_head * p.group - p.skipped : 0;
+    const u32 stop = (kv_head + 1) * p.group - p.skipped, group = (stop < p.q_heads ? stop : p.q_heads) - start;
     const u32 first = chunk * CHUNK, length = p.positions[m] + 1;
     if (first >= length) return;
     const u32 seen = length - first < CHUNK ? length - first : CHUNK;
-    const u64 row = (u64)m * p.q_heads + kv_head * group;
+    const u64 row = (u64)m * p.q_heads + start;
     for (u32 i = threadIdx.x; i < group * DIM; i += blockDim.x) q[i] = p.q[row * DIM + i];
     __syncthreads();
     scores<DIM>(p, q, s, group, kv_head, first, seen);

@@ -96,3 +96,12 @@ __device__ __forceinline__ u32 padded_place(u32 k, u32 width) {
     u32 padded = (width + 63) / 64 * 64;
     return k / width * padded + k % width;
 }
+
+// Most roots of a product over all ranks: every leaf is one at worst.
+#define MOST_ROOTS 32
+
+// Join the roots of a product in the order of a tree's program: pairs of places, `to += from`. `values` is spoilt.
+__device__ __forceinline__ float join_values(float* values, const u8* joins, u32 count) {
+    for (u32 i = 0; i < count; i++) values[joins[2 * i]] += values[joins[2 * i + 1]];
+    return values[0];
+}

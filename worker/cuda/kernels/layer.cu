@@ -7,26 +7,32 @@ extern "C" __global__ void __launch_bounds__(256) embed(const u16* table, const 
     for (u32 i = threadIdx.x; i < width; i += blockDim.x) to[i] = of_bf16(from[i]);
 }
 
-// hidden += the roots of a product, joined left to right as a tree's program says; then y = norm(hidden) × weight as
-// bf16, padded leaf by leaf for the next product. `roots` 0: nothing is added. `joins`: pairs of roots, `to += from`.
+// hidden += the roots of a product, joined left to right as a tree's program says and then scaled; then y = norm(hidden) ×
+// weight as bf16, padded leaf by leaf for the next product. `root_count` 0: nothing is added. `joins`: pairs of roots, `to
+// += from`. `scales`, where it is not null: one for each output of the product. `exchanges`, where it is not null: the
+// roots lie in the slot of the last of so many exchanges, one of two that are `slot` values apart.
 // `layers`, where it is not null, counts the calls on the device, and `seen`, in memory of the host, shows the count.
 extern "C" __global__ void __launch_bounds__(256) add_norm(
-    float* hidden, const float* roots, const u8* joins, u32 join_count, u32 root_count, const float* weight, u16* y,
-    u32 width, u32 leaf_width, float epsilon, u32* layers, volatile u32* seen) {
+    float* hidden, const float* roots, const u8* joins, u32 join_count, u32 root_count, const float* scales,
+    const u32* exchanges, u64 slot, const float* weight, u16* y, u32 width, u32 leaf_width, float epsilon, u32* layers,
+    volatile u32* seen) {
     __shared__ float parts[8];
     extern __shared__ float row[];
     wait_for_previous();
     const u32 m = gridDim.x;
     if (layers && blockIdx.x == 0 && threadIdx.x == 0) *seen = ++*layers;
+    if (exchanges) roots += (*exchanges - 1 & 1) * slot;
     float* mine = hidden + (u64)blockIdx.x * width;
     float squares = 0.0f;
     for (u32 i = threadIdx.x; i < width; i += blockDim.x) {
         float x = mine[i];
         if (root_count > 0) {
-            float values[8];
+            float values[MOST_ROOTS];
             for (u32 root = 0; root < root_count; root++) values[root] = roots[((u64)root * m + blockIdx.x) * width + i];
-            for (u32 j = 0; j < join_count; j++) values[joins[2 * j]] += values[joins[2 * j + 1]];
-            x += values[0];
+            float sum = join_values(values, joins, join_count);
+            // Rounded apart, as if the product had scaled it.
+            if (scales) sum = __fmul_rn(sum, scales[i]);
+            x = __fadd_rn(x, sum);
             mine[i] = x;
         }
         row[i] = x;

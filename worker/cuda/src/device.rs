@@ -4,7 +4,7 @@ use std::fmt;
 use std::str::FromStr;
 use std::sync::Arc;
 
-use cudarc::driver::{CudaContext, DriverError};
+use cudarc::driver::{CudaContext, DriverError, result, sys};
 
 use crate::probe::{Driver, describe};
 
@@ -97,24 +97,62 @@ pub struct Device {
 ///
 /// # Errors
 /// [`DeviceError::TooOld`] when one of them cannot run the kernels; [`DeviceError::Driver`].
-pub fn devices(_driver: Driver) -> Result<Vec<Device>, DeviceError> {
-    let count = usize::try_from(CudaContext::device_count()?).unwrap_or(0);
-    (0..count).map(open).collect()
+pub fn devices(driver: Driver) -> Result<Vec<Device>, DeviceError> {
+    (0..count(driver)?).map(open).collect()
 }
 
-/// The device with this number.
+/// The device with this number among those that this process sees, without touching the others; none where there is none.
+///
+/// # Errors
+/// As [`devices`].
+pub fn at(driver: Driver, number: usize) -> Result<Option<Device>, DeviceError> {
+    (number < count(driver)?).then(|| open(number)).transpose()
+}
+
+/// How many devices this process sees.
+///
+/// # Errors
+/// [`DeviceError::Driver`].
+pub fn count(_driver: Driver) -> Result<usize, DeviceError> {
+    Ok(usize::try_from(CudaContext::device_count()?).unwrap_or(0))
+}
+
+/// The device with this UUID, without touching the others.
 ///
 /// # Errors
 /// [`DeviceError::NotSeen`], and those of [`devices`].
-pub fn find(driver: Driver, wanted: Uuid) -> Result<Device, DeviceError> {
-    let all = devices(driver)?;
-    let seen = all
-        .iter()
-        .map(|device| device.uuid.to_string())
-        .collect::<Vec<_>>()
-        .join(", ");
-    let found = all.into_iter().find(|device| device.uuid == wanted);
-    found.ok_or(DeviceError::NotSeen { wanted, seen })
+pub fn find(_driver: Driver, wanted: Uuid) -> Result<Device, DeviceError> {
+    if let Some(number) = number(wanted)? {
+        return open(usize::try_from(number).unwrap_or(0));
+    }
+    let seen: Vec<String> = uuids()?.iter().map(Uuid::to_string).collect();
+    Err(DeviceError::NotSeen {
+        wanted,
+        seen: seen.join(", "),
+    })
+}
+
+/// The number of the device with this UUID among those that this process sees.
+pub(crate) fn number(wanted: Uuid) -> Result<Option<i32>, DriverError> {
+    let all = uuids()?;
+    Ok((0..)
+        .zip(all)
+        .find(|(_, uuid)| *uuid == wanted)
+        .map(|(number, _)| number))
+}
+
+/// The UUIDs of all devices, for which none of them needs a context.
+fn uuids() -> Result<Vec<Uuid>, DriverError> {
+    let uuid = |number| {
+        result::device::get(number)
+            .and_then(result::device::get_uuid)
+            .map(of_driver)
+    };
+    (0..result::device::get_count()?).map(uuid).collect()
+}
+
+fn of_driver(uuid: sys::CUuuid) -> Uuid {
+    Uuid(uuid.bytes.map(|byte| byte as u8))
 }
 
 fn open(ordinal: usize) -> Result<Device, DeviceError> {
@@ -128,7 +166,7 @@ fn open(ordinal: usize) -> Result<Device, DeviceError> {
         return Err(DeviceError::TooOld { name, major, minor });
     }
     Ok(Device {
-        uuid: Uuid(context.uuid()?.bytes.map(|byte| byte as u8)),
+        uuid: of_driver(context.uuid()?),
         name,
         capability: (major, minor),
         memory: context.total_mem()?,

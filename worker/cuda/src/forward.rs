@@ -1,10 +1,13 @@
-//! The forward pass of Llama on one device (Touvron et al., 2023; Grattafiori et al., 2024): nothing but launches, so that
-//! it can be captured.
+//! The forward pass of Llama on one rank's device (Touvron et al., 2023; Grattafiori et al., 2024): nothing but launches, so
+//! that it can be captured.
 //!
 //! The residual stream is f32; what enters a matrix product is rounded to bf16; what leaves it is f32.
 
+use cudarc::driver::CudaSlice;
+
+use crate::exchange::{Exchange, Which};
 use crate::kv::KvCache;
-use crate::ops::{LayerCount, OpError, Ops, Places, Roots};
+use crate::ops::{LayerCount, OpError, Ops, Places, RootValues, Roots, Weights};
 use crate::rope::Rope;
 use crate::shape::Shape;
 use crate::weights::ModelWeights;
@@ -37,6 +40,7 @@ impl Model<'_> {
         ops: &mut Ops,
         work: &mut Workspace,
         (cache, sizes): (&KvCache, &Sizes),
+        exchange: Option<&Exchange>,
         chunk: Chunk,
     ) -> Result<(), OpError> {
         let Self { shape, weights, rope } = *self;
@@ -58,14 +62,16 @@ impl Model<'_> {
         let (hidden, normed) = (&mut work.hidden, &mut work.normed);
         let attention = sizes.attention(shape, chunk.longest);
         let norm = (shape.hidden_leaves.width, shape.epsilon);
-        let (after_o, after_down) = (shape.attention_leaves.roots.len(), shape.ffn_leaves.roots.len());
-        ops.embed_from(weights.embedding.address(), &tokens, rows, hidden, shape.hidden)?;
+        let table = weights.embedding.address();
+        match exchange {
+            Some(exchange) => {
+                ops.embed_together(exchange.areas(), table, &tokens, rows, hidden, shape.hidden)?
+            }
+            None => ops.embed_from(table, &tokens, rows, hidden, shape.hidden)?,
+        }
+        let n = rows * shape.hidden;
+        let mut before = None;
         for (number, layer) in weights.layers.iter().enumerate() {
-            let before = (number > 0).then_some(Roots {
-                values: &work.roots,
-                count: after_down,
-                joins: None,
-            });
             let counted = before.map(|_| layers);
             ops.add_norm(hidden, before, &layer.input_norm, normed, rows, norm, counted)?;
             ops.product(&layer.qkv, normed, rows, &mut work.qkv)?;
@@ -82,31 +88,38 @@ impl Model<'_> {
             )?;
             let (parts, attended) = (&mut work.attention_parts, &mut work.attended);
             ops.attention(attention, &work.q, &cache, &places, parts, attended, rows)?;
-            ops.product(&layer.o, &work.attended, rows, &mut work.roots)?;
-            let attended = Roots {
-                values: &work.roots,
-                count: after_o,
-                joins: None,
-            };
+            ops.unscaled_product(&layer.o, &work.attended, rows, &mut work.roots)?;
+            let attended = sum(ops, exchange, Which::Attention, (&layer.o, &work.roots), n)?;
             ops.add_norm(hidden, Some(attended), &layer.post_norm, normed, rows, norm, None)?;
             ops.product(&layer.gate_up, normed, rows, &mut work.gate_up)?;
             let width = shape.ffn_leaves.width;
             ops.silu_mul(&work.gate_up, &mut work.gated, rows, shape.ffn, width)?;
-            ops.product(&layer.down, &work.gated, rows, &mut work.roots)?;
+            ops.unscaled_product(&layer.down, &work.gated, rows, &mut work.roots)?;
+            before = Some(sum(ops, exchange, Which::Ffn, (&layer.down, &work.roots), n)?);
         }
-        let last = Roots {
-            values: &work.roots,
-            count: after_down,
-            joins: None,
-        };
-        ops.add_norm(
-            hidden,
-            Some(last),
-            &weights.final_norm,
-            normed,
-            rows,
-            norm,
-            Some(layers),
-        )
+        let norms = &weights.final_norm;
+        ops.add_norm(hidden, before, norms, normed, rows, norm, Some(layers))
     }
+}
+
+/// The sum of a product that is split by inputs, with `n` values for each root: over all ranks where there are several.
+/// Where a rank is measured without its peers, its first root is taken for the sum.
+fn sum<'a>(
+    ops: &mut Ops,
+    exchange: Option<&'a Exchange>,
+    which: Which,
+    (matrix, roots): (&'a Weights, &'a CudaSlice<f32>),
+    n: usize,
+) -> Result<Roots<'a>, OpError> {
+    let scales = matrix.scales.as_ref();
+    let Some(exchange) = exchange else {
+        return Ok(Roots {
+            values: RootValues::Here(roots),
+            count: 1,
+            joins: None,
+            scales,
+        });
+    };
+    exchange.sum(ops, which, roots, n)?;
+    Ok(exchange.received(which, n, scales))
 }

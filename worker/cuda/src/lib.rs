@@ -8,6 +8,7 @@
 //! | [`compile`] | CUDA C++ to PTX by NVRTC, kept by content hash |
 //! | [`source`] | the kernels' texts |
 //! | [`ops`] | one safe function for each kernel: shapes are checked before a launch |
+//! | `exchange` | what ranks of a tensor group give each other, over memory of their GPUs |
 //! | `shape`, `layout`, `weights`, `load` | a rank's sizes, its matrices, and how they come to the device |
 //! | `work`, `kv`, `rope`, `pinned` | buffers of a formed rank |
 //! | `forward`, `sample` | the layers; from final norms to candidates |
@@ -20,6 +21,7 @@ pub mod backend;
 pub mod compile;
 pub mod device;
 mod error;
+mod exchange;
 mod forward;
 mod kv;
 mod layout;
@@ -35,3 +37,4 @@ mod weights;
 mod work;
 
 pub use backend::{CudaBackend, CudaOptions, Gpu, Origin};
+pub use exchange::ExchangeOptions;

@@ -2,6 +2,7 @@
 
 use std::ptr::NonNull;
 use std::sync::Arc;
+use std::sync::atomic::AtomicU32;
 
 use cudarc::driver::{CudaContext, DriverError, result, sys};
 
@@ -89,6 +90,15 @@ impl<T: Plain> Pinned<T> {
         assert!(at < self.len, "an element beyond the end");
         // SAFETY: inside the array; a number is read whole.
         unsafe { self.pointer.as_ptr().add(at).read_volatile() }
+    }
+}
+
+impl Pinned<u32> {
+    /// A word that the device reads and writes, too.
+    pub(crate) fn word(&self, at: usize) -> &AtomicU32 {
+        assert!(at < self.len, "an element beyond the end");
+        // SAFETY: inside the array, which is aligned, lives as long as `self`, and is changed by whole words only.
+        unsafe { AtomicU32::from_ptr(self.pointer.as_ptr().add(at)) }
     }
 }
 

@@ -1,8 +1,9 @@
 //! The sizes of one rank's part of the model, and its orders of summation.
 
 use llamero_checkpoint::{LlamaConfig, RankShard, Runs, ShardPlan};
-use llamero_engine::BackendError;
+use llamero_engine::{BackendError, LeafLayout};
 
+use crate::ops::exchange::{MOST_RANKS, SumOrder};
 use crate::ops::{Leaves, MAX_GROUP};
 
 /// Leaves of products over the hidden width.
@@ -19,8 +20,11 @@ pub(crate) struct Shape {
     pub(crate) head_dim: usize,
     /// This rank's query heads.
     pub(crate) q_heads: usize,
-    /// This rank's kv heads, each of which serves as many query heads.
+    /// This rank's kv heads: every one that its query heads attend to.
     pub(crate) kv_heads: usize,
+    /// Query heads of the model that a kv head serves, and those of this rank's first one that are another rank's.
+    pub(crate) group: usize,
+    pub(crate) skipped: usize,
     /// This rank's columns of the feed-forward layer.
     pub(crate) ffn: usize,
     /// This rank's tiles of the vocabulary.
@@ -37,6 +41,12 @@ pub(crate) struct Shape {
     pub(crate) attention_leaves: Leaves,
     /// `down`.
     pub(crate) ffn_leaves: Leaves,
+    /// How the roots of all ranks join in `o` and in `down`.
+    pub(crate) attention_sum: SumOrder,
+    pub(crate) ffn_sum: SumOrder,
+    /// Ranks that share the layers, and this one's number among them.
+    pub(crate) world: usize,
+    pub(crate) index: usize,
 }
 
 impl Shape {
@@ -62,21 +72,42 @@ impl Shape {
         }
         let leaf = config.hidden_size / HIDDEN_LEAVES;
         let hidden_leaves = leaves(HIDDEN_LEAVES, Runs::from(0..HIDDEN_LEAVES), leaf)?;
-        debug_assert!(plan.shard(shard.rank).is_some());
+        let stage: Vec<&RankShard> = plan.stage(shard.stage()).collect();
+        if stage.len() > MOST_RANKS {
+            return Err(unusable(format!(
+                "{} tensor-parallel ranks cannot be computed on GPUs: at most {MOST_RANKS} can",
+                stage.len()
+            )));
+        }
+        let index = stage.iter().position(|one| one.rank == shard.rank).unwrap_or(0);
+        let attention = attention_layout(config, &stage)?;
+        let ffn = LeafLayout {
+            leaves: shard.leaves.count,
+            owners: stage.iter().map(|one| one.ffn_leaves.clone()).collect(),
+        };
+        let ffn_leaves = leaves(ffn.leaves, shard.ffn_leaves.clone(), shard.leaves.width)?;
+        let attention_width = config.q_heads / attention.leaves * config.head_dim;
+        let sum = |layout| SumOrder::new(layout, index).map_err(|error| unusable(error.to_string()));
         Ok(Self {
             hidden: config.hidden_size as usize,
             layers: shard.layers.len(),
             head_dim,
             q_heads,
             kv_heads,
+            group: group as usize,
+            skipped: (shard.q_heads.iter().next().unwrap_or(0) % group) as usize,
             ffn: shard.ffn().len() as usize,
             vocab_tiles: shard.vocab_tiles.clone(),
             vocab: shard.vocab(),
             vocab_size: config.vocab_size as usize,
             epsilon: config.rms_norm_eps as f32,
             hidden_leaves,
-            attention_leaves: attention_leaves(config, shard)?,
-            ffn_leaves: leaves(shard.leaves.count, shard.ffn_leaves.clone(), shard.leaves.width)?,
+            attention_leaves: leaves(attention.leaves, attention.owners[index].clone(), attention_width)?,
+            ffn_leaves,
+            attention_sum: sum(&attention)?,
+            ffn_sum: sum(&ffn)?,
+            world: stage.len(),
+            index,
         })
     }
 
@@ -107,17 +138,14 @@ fn check_heads(config: &LlamaConfig, shard: &RankShard, group: u32) -> Result<()
             config.head_dim
         )));
     }
-    // One kernel serves all query heads of a kv head together.
-    let whole = shard.kv_heads.scaled(group, config.q_heads);
-    let shared = shard.kv_heads.len() == 1;
-    if whole != shard.q_heads && !shared {
+    // Kernels count on from the rank's first query head.
+    if shard.q_heads.as_slice().len() != 1 {
         return Err(unusable(format!(
-            "rank {} has query heads {} of kv heads {}, and GPUs compute whole groups of {group}: choose a number of ranks \
-             that divides the {} kv heads",
-            shard.rank, shard.q_heads, shard.kv_heads, config.kv_heads
+            "rank {} has query heads {}, and GPUs compute heads that follow each other: a group that lost a rank has to wait for \
+             another one",
+            shard.rank, shard.q_heads
         )));
     }
-    let group = shard.q_heads.len() / shard.kv_heads.len().max(1);
     if group as usize > MAX_GROUP {
         return Err(unusable(format!(
             "{group} query heads share a kv head, and GPUs compute at most {MAX_GROUP}"
@@ -145,18 +173,25 @@ fn attention_leaf_count(config: &LlamaConfig) -> u32 {
     }
 }
 
-fn attention_leaves(config: &LlamaConfig, shard: &RankShard) -> Result<Leaves, BackendError> {
-    let count = attention_leaf_count(config);
-    let heads = config.q_heads / count;
-    let owned = Runs::new((0..count).filter_map(|leaf| {
-        let all = Runs::from(leaf * heads..(leaf + 1) * heads);
-        shard.q_heads.contains_all(&all).then_some(leaf..leaf + 1)
-    }));
-    if owned.scaled(heads, config.q_heads) != shard.q_heads {
-        return Err(unusable(format!(
-            "rank {} has query heads {}, and GPUs sum {heads} heads at a time: choose a number of ranks that divides {count}",
+/// Who owns the leaves of `o`.
+fn attention_layout(config: &LlamaConfig, stage: &[&RankShard]) -> Result<LeafLayout, BackendError> {
+    let leaves = attention_leaf_count(config);
+    let heads = config.q_heads / leaves;
+    let owned = |shard: &&RankShard| {
+        let owned = Runs::new((0..leaves).filter_map(|leaf| {
+            let all = Runs::from(leaf * heads..(leaf + 1) * heads);
+            shard.q_heads.contains_all(&all).then_some(leaf..leaf + 1)
+        }));
+        if owned.scaled(heads, config.q_heads) == shard.q_heads {
+            return Ok(owned);
+        }
+        Err(unusable(format!(
+            "rank {} has query heads {}, and GPUs sum {heads} heads at a time: choose a number of ranks that divides {leaves}",
             shard.rank, shard.q_heads
-        )));
-    }
-    leaves(count, owned, heads * config.head_dim)
+        )))
+    };
+    Ok(LeafLayout {
+        leaves,
+        owners: stage.iter().map(owned).collect::<Result<_, _>>()?,
+    })
 }

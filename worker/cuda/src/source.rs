@@ -13,17 +13,20 @@ pub enum Source {
     Attention,
     /// Candidates from logits.
     Candidates,
+    /// Exchanges between ranks over memory of their GPUs.
+    Exchange,
     /// Random numbers and reading at full speed: what measuring needs.
     Measure,
 }
 
 impl Source {
     /// All files.
-    pub const ALL: [Self; 5] = [
+    pub const ALL: [Self; 6] = [
         Self::Product,
         Self::Layer,
         Self::Attention,
         Self::Candidates,
+        Self::Exchange,
         Self::Measure,
     ];
 
@@ -35,6 +38,7 @@ impl Source {
             Self::Layer => include_str!("../kernels/layer.cu"),
             Self::Attention => include_str!("../kernels/attention.cu"),
             Self::Candidates => include_str!("../kernels/candidates.cu"),
+            Self::Exchange => include_str!("../kernels/exchange.cu"),
             Self::Measure => include_str!("../kernels/measure.cu"),
         };
         format!("{}\n{own}", include_str!("../kernels/common.cuh"))

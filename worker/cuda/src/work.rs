@@ -6,6 +6,7 @@ use cudarc::driver::{CudaSlice, CudaStream};
 use llamero_engine::{BackendError, FormSpec, KvDtype, MemoryPlan};
 
 use crate::error::{refused, unusable};
+use crate::exchange::{self, ExchangeOptions};
 use crate::layout::{Layout, aligned};
 use crate::ops::{AttentionShape, MAX_ROWS, RopeShape, SEGMENT, TILE, TOP, mask_words};
 use crate::pinned::Pinned;
@@ -86,6 +87,8 @@ impl Sizes {
         AttentionShape {
             q_heads: shape.q_heads,
             kv_heads: shape.kv_heads,
+            group: shape.group,
+            skipped: shape.skipped,
             dim: shape.head_dim,
             block_tokens: self.block,
             table_stride: self.table(),
@@ -193,12 +196,12 @@ impl Counts {
 }
 
 /// What a rank takes of the device's memory.
-pub(crate) fn plan(shape: &Shape, layout: &Layout, sizes: &Sizes) -> MemoryPlan {
+pub(crate) fn plan(shape: &Shape, layout: &Layout, sizes: &Sizes, exchange: ExchangeOptions) -> MemoryPlan {
     let counts = Counts::new(shape, sizes);
     let angles = aligned(4 * sizes.table() * sizes.block * shape.head_dim / 2);
     MemoryPlan {
         weights: layout.bytes() as u64,
-        workspace: counts.workspace() as u64,
+        workspace: counts.workspace() as u64 + exchange::bytes(shape, exchange.by_parts),
         logits: counts.logits(sizes) as u64,
         rope: 2 * angles as u64,
         kv_block: (2 * 2 * shape.layers * sizes.block_elements(shape)) as u64,

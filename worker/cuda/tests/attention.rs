@@ -26,6 +26,8 @@ impl Batch {
         let shape = AttentionShape {
             q_heads,
             kv_heads,
+            group: q_heads / kv_heads,
+            skipped: 0,
             dim,
             block_tokens,
             table_stride,

@@ -5,7 +5,7 @@
 mod common;
 
 use common::{close, numbers, of_bf16, ops, padded, to_bf16};
-use llamero_cuda::ops::{Cache, Places, Roots, RopeShape};
+use llamero_cuda::ops::{Cache, Places, RootValues, Roots, RopeShape};
 use llamero_gpu_emulator::emulated;
 use llamero_gpu_emulator::harness::ORDERS;
 
@@ -32,7 +32,7 @@ emulated! {
         let (weights, added) = (stream.clone_htod(&weight).unwrap(), stream.clone_htod(&values).unwrap());
         let joins = stream.clone_htod(&[1u8, 2, 0, 1]).unwrap();
         let mut y = stream.alloc_zeros(rows * leaves * 128).unwrap();
-        let roots = Roots { values: &added, count: 3, joins: Some(&joins) };
+        let roots = Roots { values: RootValues::Here(&added), count: 3, joins: Some(&joins), scales: None };
         ops.add_norm(&mut on_device, Some(roots), &weights, &mut y, rows, (leaf, epsilon), None).unwrap();
         let sums: Vec<f32> = (0..rows * width)
             .map(|i| hidden[i] + (values[i] + (values[rows * width + i] + values[2 * rows * width + i])))

@@ -67,6 +67,8 @@ fn attention(ops: &mut Ops) -> Option<Vec<u32>> {
     let shape = AttentionShape {
         q_heads: 3,
         kv_heads: 1,
+        group: 3,
+        skipped: 0,
         dim: 64,
         block_tokens: 256,
         table_stride: 1,

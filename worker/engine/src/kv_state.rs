@@ -2,9 +2,12 @@
 
 use std::sync::Arc;
 
+use self::computed::Computed;
 use crate::block_tables::BlockTables;
 use crate::form::FormLimits;
 use crate::step::{BlockDeltas, Plan, PlanRow, RowOutput, TOP_CANDIDATES, TokenRef};
+
+mod computed;
 
 /// Bytes before those of a saved block's keys and values: how many of its positions hold some.
 const SAVED_HEADER: usize = size_of::<u32>();
@@ -17,6 +20,7 @@ pub struct KvState {
     shared: Vec<Option<Arc<[u32]>>>,
     /// Positions of each physical block that hold keys and values, from its start.
     filled: Vec<u32>,
+    computed: Computed,
     block_size: u32,
 }
 
@@ -29,6 +33,7 @@ impl KvState {
             tables: BlockTables::new(limits.max_sequences, blocks),
             shared: vec![None; limits.max_sequences as usize],
             filled,
+            computed: Computed::new(limits.max_sequences, blocks),
             block_size: limits.block_size,
         }
     }
@@ -58,6 +63,7 @@ impl KvState {
     pub fn set_filled(&mut self, block: u32, positions: u32) {
         if let Some(filled) = self.filled.get_mut(block as usize) {
             *filled = positions;
+            self.computed.shrink(block);
         }
     }
 
@@ -95,8 +101,10 @@ impl KvState {
         self.tables
             .apply(&plan.blocks)
             .map_err(|error| error.to_string())?;
+        self.computed.follow(&plan.blocks);
         let mut changed = Vec::new();
         if let Err(why) = self.fill_all(plan, &mut changed) {
+            self.computed.forget();
             for (block, filled) in changed.into_iter().rev() {
                 self.filled[block as usize] = filled;
             }
@@ -127,6 +135,7 @@ impl KvState {
         for (from, to) in &plan.blocks.copies {
             changed.push((*to, self.filled[*to as usize]));
             self.filled[*to as usize] = self.filled[*from as usize];
+            self.computed.shrink(*to);
         }
         plan.rows.iter().try_for_each(|row| self.fill(row, changed))
     }
@@ -145,9 +154,8 @@ impl KvState {
         let whole = (row.start / self.block_size) as usize;
         let rest = row.start % self.block_size;
         let holds = |block: u32| self.filled[block as usize];
-        let computed = table[..whole]
-            .iter()
-            .all(|block| holds(*block) == self.block_size)
+        let full = |block: u32| holds(block) == self.block_size;
+        let computed = self.computed.reaches(row.slot, &table[..whole], full)
             && (rest == 0 || holds(table[whole]) >= rest);
         if !computed {
             return Err(format!(
@@ -159,7 +167,10 @@ impl KvState {
             let first = (whole as u32 + i) * self.block_size;
             let filled = &mut self.filled[*block as usize];
             changed.push((*block, *filled));
-            *filled = (end - first).min(self.block_size);
+            let before = std::mem::replace(filled, (end - first).min(self.block_size));
+            if *filled < before {
+                self.computed.shrink(*block);
+            }
         }
         Ok(())
     }

@@ -186,6 +186,7 @@ fn summary() -> CheckpointSummary {
         problem: None,
         backends: vec!["cpu".into()],
         one_device_backends: vec![],
+        one_node_backends: vec![],
         commit: None,
         content_identity: None,
     }

@@ -80,7 +80,11 @@ fn measure(size: &Size) {
     let began = Instant::now();
     while !world.serves() {
         passes.push(world.pass());
-        assert!(passes.len() < 200, "the groups do not come to serve");
+        assert!(
+            passes.len() < 200,
+            "the groups do not come to serve: {:#?}",
+            world.what_is_missing()
+        );
     }
     let longest = passes.iter().max().copied().unwrap_or_default();
     println!(

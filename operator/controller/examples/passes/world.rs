@@ -8,11 +8,18 @@ use std::{
 
 use k8s_openapi::{
     api::{apps::v1::ControllerRevision, core::v1::Pod},
-    apimachinery::pkg::{apis::meta::v1::ObjectMeta, runtime::RawExtension},
+    apimachinery::pkg::{
+        apis::meta::v1::{Condition, ObjectMeta},
+        runtime::RawExtension,
+    },
     jiff::Timestamp,
 };
 use kube::ResourceExt as _;
-use llamero_api::{LlamaDeployment, LlamaGroup, deployment::CheckpointStatus, labels};
+use llamero_api::{
+    LlamaDeployment, LlamaGroup,
+    deployment::{CheckpointStatus, condition},
+    labels,
+};
 use llamero_core::{
     Action, Key, children::ManagedObject, observed::Settings, revision, status::Reports, time,
 };
@@ -86,7 +93,7 @@ fn foreign_pod(at: usize, node: usize) -> Pod {
 
 fn node(at: usize) -> Arc<llamero_core::observed::Node> {
     let capacity =
-        json!({"cpu": "64", "memory": "512Gi", "pods": "110", "ephemeral-storage": "1Ti", GPU: "8"});
+        json!({"cpu": "64", "memory": "512Gi", "pods": "110", "ephemeral-storage": "1Ti", GPU: "16"});
     Arc::new(nodes::node(of(json!({
         "metadata": {"name": format!("node-{at}"), "labels": {
             "kubernetes.io/hostname": format!("node-{at}"), "kubernetes.io/arch": "amd64", "kubernetes.io/os": "linux",
@@ -197,6 +204,21 @@ impl World {
                 .groups
                 .values()
                 .all(|group| group.status.as_ref().is_some_and(|s| s.ready))
+    }
+
+    /// What one of the deployments and one of the groups that do not serve are said to wait for.
+    pub(crate) fn what_is_missing(&self) -> Vec<String> {
+        let mut deployments = self.deployments.values().filter_map(|d| d.status.as_ref());
+        let mut groups = self.groups.values().filter_map(|g| g.status.as_ref());
+        let group = groups.find(|status| !status.ready);
+        let waits =
+            |condition: &&Condition| condition.type_ == condition::READY && condition.status != "True";
+        let conditions = deployments.find_map(|status| status.conditions.iter().find(waits));
+        conditions
+            .into_iter()
+            .map(|condition| format!("{}={}: {}", condition.type_, condition.status, condition.message))
+            .chain(group.map(|status| format!("{:?}: {}", status.phase, status.message)))
+            .collect()
     }
 
     /// Until nothing is written any more.

@@ -1,5 +1,5 @@
 //! Status of deployments and groups: server-side applied where it differs. Progress is written at most once a second for
-//! an object, a group's turn (phase, readiness or leader's address) at once, and groups before deployments: who reads a
+//! an object, more seldom while many make progress, a group's turn (phase, readiness or leader's address) at once, and groups before deployments: who reads a
 //! deployment's counts finds groups that say the same, also when a group's turn could not be written.
 
 use std::{
@@ -22,6 +22,10 @@ use crate::{build::parts::namespace_of, metrics::Metrics, wake::Wake};
 
 /// At most one write of an object's progress in this time.
 const INTERVAL: Duration = Duration::from_secs(1);
+/// Writes of progress in that time, of all objects together: a start of a thousand groups leaves the API server room for the start itself.
+const SHARED: usize = 20;
+/// No object's progress is older than this for that reason.
+const LONGEST_INTERVAL: Duration = Duration::from_secs(30);
 /// Writes that are under way at the same time.
 const CONCURRENCY: usize = 16;
 
@@ -44,6 +48,17 @@ struct LastWrite {
     failed: bool,
 }
 
+/// What of an object differs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum News {
+    /// A group's phase, readiness or leader: nobody should wait for it.
+    Turn,
+    /// How far a group has come.
+    Progress,
+    /// What a deployment says of its groups.
+    Counts,
+}
+
 /// What to do about a status.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Due {
@@ -56,16 +71,34 @@ enum Due {
 }
 
 impl Throttle {
-    /// `turned`: more than progress differs, so that nobody should wait for it.
-    fn due<S: PartialEq>(&self, uid: &str, current: Option<&S>, wanted: &S, turned: bool) -> Due {
+    fn due<S: PartialEq>(&self, uid: &str, current: Option<&S>, wanted: &S, news: News) -> Due {
         if current == Some(wanted) {
             return Due::Nothing;
         }
-        match self.writes.get(uid) {
-            Some(last) if turned && !last.failed => Due::Now,
-            Some(last) if last.at.elapsed() < INTERVAL => Due::At(last.at + INTERVAL),
-            _ => Due::Now,
+        let Some(last) = self.writes.get(uid) else {
+            return Due::Now;
+        };
+        let pause = match news {
+            News::Turn if !last.failed => return Due::Now,
+            News::Progress if !last.failed => self.interval(),
+            News::Turn | News::Progress | News::Counts => INTERVAL,
+        };
+        if last.at.elapsed() < pause {
+            Due::At(last.at + pause)
+        } else {
+            Due::Now
         }
+    }
+
+    /// What passes between two writes of an object's progress: longer when more objects were written in that time than
+    /// share it.
+    fn interval(&self) -> Duration {
+        (INTERVAL.saturating_mul(
+            u32::try_from(self.writes.len() / SHARED)
+                .unwrap_or(u32::MAX)
+                .max(1),
+        ))
+        .min(LONGEST_INTERVAL)
     }
 
     fn wrote(&mut self, uid: String, failed: bool) {
@@ -86,7 +119,8 @@ impl Throttle {
 
     /// Forgets objects whose interval has passed.
     fn forget(&mut self) {
-        self.writes.retain(|_, last| last.at.elapsed() < INTERVAL);
+        let interval = self.interval();
+        self.writes.retain(|_, last| last.at.elapsed() < interval);
     }
 }
 
@@ -109,10 +143,10 @@ impl Job {
         match self {
             Self::Group(object, wanted) => {
                 let current = object.status.as_ref();
-                throttle.due(uid, current, wanted.as_ref(), turns(current, wanted))
+                throttle.due(uid, current, wanted.as_ref(), news(current, wanted))
             }
             Self::Deployment(object, wanted) => {
-                throttle.due(uid, object.status.as_ref(), wanted.as_ref(), false)
+                throttle.due(uid, object.status.as_ref(), wanted.as_ref(), News::Counts)
             }
         }
     }
@@ -120,7 +154,7 @@ impl Job {
     /// Whether it is the turn of a group, which the status of its deployment waits for.
     fn is_turn(&self) -> bool {
         match self {
-            Self::Group(object, wanted) => turns(object.status.as_ref(), wanted),
+            Self::Group(object, wanted) => news(object.status.as_ref(), wanted) == News::Turn,
             Self::Deployment(..) => false,
         }
     }
@@ -330,12 +364,13 @@ impl Statuses {
 }
 
 /// Whether more than progress differs: what others act upon, and a deployment's counts follow from.
-fn turns(current: Option<&LlamaGroupStatus>, wanted: &LlamaGroupStatus) -> bool {
-    current.is_none_or(|current| {
+fn news(current: Option<&LlamaGroupStatus>, wanted: &LlamaGroupStatus) -> News {
+    let turn = current.is_none_or(|current| {
         current.phase != wanted.phase
             || current.ready != wanted.ready
             || current.leader_address != wanted.leader_address
-    })
+    });
+    if turn { News::Turn } else { News::Progress }
 }
 
 async fn send<K, S>(writer: &Writer, object: &K, wanted: &S) -> Result<K, EffectError>
@@ -369,19 +404,49 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn at_most_once_a_second_and_only_where_it_differs() {
         let mut throttle = Throttle::default();
-        assert_eq!(throttle.due("u", Some(&1), &1, false), Due::Nothing);
-        assert_eq!(throttle.due("u", None, &1, false), Due::Now);
+        assert_eq!(throttle.due("u", Some(&1), &1, News::Progress), Due::Nothing);
+        assert_eq!(throttle.due("u", None, &1, News::Progress), Due::Now);
         throttle.wrote("u".to_owned(), false);
         let written = Instant::now();
         assert_eq!(
-            throttle.due("u", Some(&1), &2, false),
+            throttle.due("u", Some(&1), &2, News::Progress),
             Due::At(written + INTERVAL)
         );
-        assert_eq!(throttle.due("other", Some(&1), &2, false), Due::Now);
+        assert_eq!(throttle.due("other", Some(&1), &2, News::Progress), Due::Now);
         tokio::time::advance(INTERVAL).await;
-        assert_eq!(throttle.due("u", Some(&1), &2, false), Due::Now);
+        assert_eq!(throttle.due("u", Some(&1), &2, News::Progress), Due::Now);
         throttle.forget();
         assert!(throttle.writes.is_empty());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn many_that_make_progress_share_the_writes() {
+        let mut throttle = Throttle::default();
+        let (mut written, objects, seconds) = (0, 125, 120);
+        for _ in 0..seconds * 10 {
+            for object in 0..objects {
+                let uid = object.to_string();
+                if throttle.due(&uid, Some(&1), &2, News::Progress) == Due::Now {
+                    throttle.wrote(uid, false);
+                    written += 1;
+                }
+            }
+            tokio::time::advance(INTERVAL / 10).await;
+            throttle.forget();
+        }
+        let even = SHARED * seconds;
+        assert!(
+            (even / 2..=even * 3 / 2).contains(&written),
+            "{written} in {seconds} s"
+        );
+        assert_eq!(throttle.due("0", Some(&1), &2, News::Turn), Due::Now);
+        throttle.wrote("0".to_owned(), true);
+        let again = Due::At(Instant::now() + INTERVAL);
+        assert_eq!(
+            throttle.due("0", Some(&1), &2, News::Progress),
+            again,
+            "a failed one is no progress"
+        );
     }
 
     /// A deployment was once said to be ready a second before its group had the leader's address.
@@ -394,7 +459,7 @@ mod tests {
         let (loading, serving) = (of(GroupPhase::Loading), of(GroupPhase::Serving));
         let mut throttle = Throttle::default();
         throttle.wrote("u".to_owned(), false);
-        let due = |current, wanted| throttle.due("u", Some(current), wanted, turns(Some(current), wanted));
+        let due = |current, wanted| throttle.due("u", Some(current), wanted, news(Some(current), wanted));
         assert_eq!(due(&loading, &serving), Due::Now);
         let further = LlamaGroupStatus {
             loaded_bytes: 1,
@@ -413,7 +478,7 @@ mod tests {
         assert_eq!(due(&ready, &led), Due::Now);
 
         throttle.wrote("u".to_owned(), true);
-        let due = |current, wanted| throttle.due("u", Some(current), wanted, turns(Some(current), wanted));
+        let due = |current, wanted| throttle.due("u", Some(current), wanted, news(Some(current), wanted));
         assert!(
             matches!(due(&loading, &serving), Due::At(_)),
             "it failed a moment ago"

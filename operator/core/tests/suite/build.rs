@@ -56,6 +56,7 @@ pub(crate) fn summary() -> CheckpointSummary {
         problem: None,
         backends: vec!["cpu".into(), "cuda".into()],
         one_device_backends: vec![],
+        one_node_backends: vec![],
         commit: None,
         content_identity: None,
     }

@@ -3,6 +3,7 @@
 //! `fault=WHAT@WHEN` in the configuration. `WHAT` is `oom` (an allocation fails), `illegal` (a launch ends with an illegal
 //! address, which stays), `ecc` (a launch ends with an uncorrectable memory error, which stays) or `hang` (a launch never
 //! ends). `WHEN` is a number, the how-manieth allocation or launch from 1, or the path of a file: from when it exists.
+//! `WHAT:DEVICE` is a fault of launches on one device only.
 
 use std::path::PathBuf;
 
@@ -26,12 +27,18 @@ enum When {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Fault {
     kind: Kind,
+    /// None: any.
+    device: Option<usize>,
     when: When,
 }
 
 impl Fault {
     pub(super) fn parse(text: &str) -> Option<Self> {
         let (kind, when) = text.split_once('@')?;
+        let (kind, device) = match kind.split_once(':') {
+            Some((kind, device)) => (kind, Some(device.parse().ok()?)),
+            None => (kind, None),
+        };
         let kind = match kind {
             "oom" => Kind::OutOfMemory,
             "illegal" => Kind::Illegal,
@@ -44,7 +51,7 @@ impl Fault {
             Err(_) if when.starts_with('/') => When::File(when.into()),
             Err(_) => return None,
         };
-        Some(Self { kind, when })
+        Some(Self { kind, device, when })
     }
 
     fn due(&self, count: u64) -> bool {
@@ -55,11 +62,11 @@ impl Fault {
     }
 }
 
-/// The fault of the `count`-th launch, if one is due.
-pub(super) fn of_launch(faults: &[Fault], count: u64) -> Option<Kind> {
-    let due = faults
-        .iter()
-        .find(|fault| fault.kind != Kind::OutOfMemory && fault.due(count));
+/// The fault of the `count`-th launch, which is on this device, if one is due.
+pub(super) fn of_launch(faults: &[Fault], count: u64, device: usize) -> Option<Kind> {
+    let concerned =
+        |fault: &&Fault| fault.kind != Kind::OutOfMemory && fault.device.is_none_or(|of| of == device);
+    let due = faults.iter().filter(concerned).find(|fault| fault.due(count));
     due.map(|fault| fault.kind)
 }
 

@@ -177,7 +177,7 @@ impl Driver {
             number,
             deadline: started + self.config.timeout,
         };
-        let result = match faults::of_launch(&self.config.faults, number) {
+        let result = match faults::of_launch(&self.config.faults, number, stream.device) {
             Some(kind) => Err(demanded(kind, &kernel.name, self.config.timeout)),
             None => run.run().map_err(|fault| of_fault(&fault)),
         };

@@ -136,10 +136,21 @@ fn moves(op: &Op, regs: &mut Registers, mask: u32) -> bool {
             regs.set_pred(d, mask, value);
         }
         Op::ActiveMask { d } => u32::write(regs, d, mask, [mask; WARP]),
+        Op::Sleep { nanoseconds } => sleep(u32::read(regs, nanoseconds), mask),
         Op::Nothing => {}
         _ => return false,
     }
     true
+}
+
+/// A millisecond at most, as PTX says.
+const LONGEST_SLEEP: u32 = 1_000_000;
+
+/// The host thread sleeps as long as the lane that sleeps longest: whoever is waited for may need its processor.
+fn sleep(nanoseconds: [u32; WARP], mask: u32) {
+    let longest = super::lanes::lanes(mask).map(|lane| nanoseconds[lane]).max();
+    let longest = longest.unwrap_or(0).min(LONGEST_SLEEP);
+    std::thread::park_timeout(std::time::Duration::from_nanos(longest.into()));
 }
 
 fn set(regs: &mut Registers, mask: u32, d: Reg, a: Pred) {

@@ -553,7 +553,11 @@ pub(crate) enum Op {
     },
     Exit,
     Trap,
-    /// Has no effect here: fences, prefetches, waits for an earlier grid, sleeps.
+    /// About so many nanoseconds, in which others get on.
+    Sleep {
+        nanoseconds: Src,
+    },
+    /// Has no effect here: fences, prefetches, waits for an earlier grid.
     Nothing,
 }
 

@@ -1,4 +1,14 @@
 //! The configuration of a Llama checkpoint: `config.json` and `generation_config.json` of Hugging Face.
+#![cfg_attr(
+    not(test),
+    warn(
+        clippy::indexing_slicing,
+        clippy::cast_possible_truncation,
+        clippy::cast_possible_wrap,
+        clippy::cast_sign_loss,
+        reason = "what comes in from outside must not be able to end the process, nor become another number"
+    )
+)]
 
 mod generation;
 mod llama;

@@ -57,7 +57,7 @@ impl Quantization {
         }
         match text(json, "quant_method") {
             "fbgemm_fp8" => Ok(Some(Self {
-                activation_scale_ub: json["activation_scale_ub"].as_f64().map(|bound| bound as f32),
+                activation_scale_ub: json["activation_scale_ub"].as_f64().map(narrow),
                 ..Self::new(QuantMethod::FbgemmFp8, &json["modules_to_not_convert"])
             })),
             "compressed-tensors" => Self::compressed_tensors(json).map(Some),
@@ -187,6 +187,11 @@ fn scheme(found: &str) -> ConfigError {
         hint: "use the bf16 weights, or FP8 weights with one scale a row or a tensor (fbgemm_fp8, \
                compressed-tensors, modelopt, fp8)",
     }
+}
+
+#[expect(clippy::cast_possible_truncation, reason = "it is applied to f32 values")]
+fn narrow(bound: f64) -> f32 {
+    bound as f32
 }
 
 #[cfg(test)]

@@ -1,4 +1,14 @@
 //! One open GGUF file.
+#![cfg_attr(
+    not(test),
+    warn(
+        clippy::indexing_slicing,
+        clippy::cast_possible_truncation,
+        clippy::cast_possible_wrap,
+        clippy::cast_sign_loss,
+        reason = "what comes in from outside must not be able to end the process, nor become another number"
+    )
+)]
 
 use std::collections::BTreeMap;
 use std::fs::File;
@@ -142,7 +152,15 @@ impl GgufFile {
         count: u64,
         out: &mut Vec<f32>,
     ) -> Result<(), GgufError> {
-        let mut bytes = vec![0; (count * tensor.row_bytes()) as usize];
+        let length = count.checked_mul(tensor.row_bytes());
+        let length = length.and_then(|length| usize::try_from(length).ok());
+        let mut bytes = vec![
+            0;
+            length.ok_or_else(|| GgufError::Damaged {
+                path: self.path.clone(),
+                reason: format!("{count} rows of it do not fit into memory"),
+            })?
+        ];
         let position = tensor.offset + first * tensor.row_bytes();
         self.file
             .read_exact_at(&mut bytes, position)
@@ -237,13 +255,15 @@ fn check_tensor(
     data: u64,
     size: u64,
 ) -> Result<GgufTensor, String> {
-    let cols = dims[0];
+    let Some((&cols, others)) = dims.split_first() else {
+        return Err(format!("tensor {name} has no dimensions; the file is damaged"));
+    };
     if cols == 0 || !cols.is_multiple_of(kind.block()) {
         return Err(format!(
             "rows of tensor {name} have {cols} elements, not whole blocks; the file is damaged"
         ));
     }
-    let end = dims[1..]
+    let end = others
         .iter()
         .try_fold(1, |rows: u64, dim| rows.checked_mul(*dim))
         .and_then(|rows| {

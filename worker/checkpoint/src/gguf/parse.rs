@@ -1,4 +1,14 @@
 //! The binary part of GGUF: a reader that bounds every length by what the file can hold.
+#![cfg_attr(
+    not(test),
+    warn(
+        clippy::indexing_slicing,
+        clippy::cast_possible_truncation,
+        clippy::cast_possible_wrap,
+        clippy::cast_sign_loss,
+        reason = "what comes in from outside must not be able to end the process, nor become another number"
+    )
+)]
 
 use std::io::{self, Read};
 
@@ -59,9 +69,9 @@ impl<R: Read> Parser<R> {
     pub(super) fn text(&mut self) -> Parsed<String> {
         let length = self.count(1)?;
         if length > MAX_TEXT {
-            return Err(format!("it claims a text of {length} bytes; the file is damaged"));
+            return Err(too_long(length));
         }
-        let mut bytes = vec![0; length as usize];
+        let mut bytes = vec![0; usize::try_from(length).map_err(|_| too_long(length))?];
         self.fill(&mut bytes)?;
         String::from_utf8(bytes)
             .map_err(|_| "a text in its metadata is not UTF-8; the file is damaged".to_owned())
@@ -74,14 +84,14 @@ impl<R: Read> Parser<R> {
 
     fn nested_value(&mut self, kind: u32, depth: u32) -> Parsed<GgufValue> {
         Ok(match kind {
-            0 => GgufValue::Unsigned(self.bytes::<1>()?[0].into()),
+            0 => GgufValue::Unsigned(u8::from_le_bytes(self.bytes()?).into()),
             1 => GgufValue::Signed(i8::from_le_bytes(self.bytes()?).into()),
             2 => GgufValue::Unsigned(u16::from_le_bytes(self.bytes()?).into()),
             3 => GgufValue::Signed(i16::from_le_bytes(self.bytes()?).into()),
             4 => GgufValue::Unsigned(self.u32()?.into()),
             5 => GgufValue::Signed(i32::from_le_bytes(self.bytes()?).into()),
             6 => GgufValue::Float(f32::from_le_bytes(self.bytes()?)),
-            7 => GgufValue::Bool(self.bytes::<1>()?[0] != 0),
+            7 => GgufValue::Bool(u8::from_le_bytes(self.bytes()?) != 0),
             8 => GgufValue::Text(self.text()?),
             9 if depth < 4 => {
                 let kind = self.u32()?;
@@ -94,7 +104,7 @@ impl<R: Read> Parser<R> {
             }
             10 => GgufValue::Unsigned(self.u64()?),
             11 => GgufValue::Signed(i64::from_le_bytes(self.bytes()?)),
-            12 => GgufValue::Float(f64::from_le_bytes(self.bytes()?) as f32),
+            12 => GgufValue::Float(narrow(f64::from_le_bytes(self.bytes()?))),
             _ => {
                 return Err(format!(
                     "its metadata has a value of the unknown type {kind}; the file is damaged"
@@ -116,4 +126,16 @@ impl<R: Read> Parser<R> {
         self.position += bytes.len() as u64;
         Ok(())
     }
+}
+
+fn too_long(length: u64) -> String {
+    format!("it claims a text of {length} bytes; the file is damaged")
+}
+
+#[expect(
+    clippy::cast_possible_truncation,
+    reason = "metadata of models is f32; what is written as f64 has no more digits that count"
+)]
+fn narrow(value: f64) -> f32 {
+    value as f32
 }

@@ -1,4 +1,14 @@
 //! Values of GGUF's metadata.
+#![cfg_attr(
+    not(test),
+    warn(
+        clippy::indexing_slicing,
+        clippy::cast_possible_truncation,
+        clippy::cast_possible_wrap,
+        clippy::cast_sign_loss,
+        reason = "what comes in from outside must not be able to end the process, nor become another number"
+    )
+)]
 
 /// A metadata value. Integers are widened, as no reader cares for their width.
 #[derive(Clone, Debug, PartialEq)]

@@ -1,4 +1,14 @@
 //! One open safetensors file, read by positioned reads.
+#![cfg_attr(
+    not(test),
+    warn(
+        clippy::indexing_slicing,
+        clippy::cast_possible_truncation,
+        clippy::cast_possible_wrap,
+        clippy::cast_sign_loss,
+        reason = "what comes in from outside must not be able to end the process, nor become another number"
+    )
+)]
 
 use std::fs::File;
 use std::ops::Range;
@@ -41,13 +51,16 @@ impl SafetensorsFile {
         file.read_exact_at(&mut length, 0)
             .map_err(IoError::at("read", path))?;
         let length = u64::from_le_bytes(length);
-        if length > Header::MAX_BYTES {
+        let fits = usize::try_from(length)
+            .ok()
+            .filter(|_| length <= Header::MAX_BYTES);
+        let Some(json_bytes) = fits else {
             return Err(SafetensorsError::HeaderTooLong {
                 path: owned(),
                 length,
                 limit: Header::MAX_BYTES,
             });
-        }
+        };
         let data_start = 8 + length;
         if size < data_start {
             return Err(SafetensorsError::HeaderCutOff {
@@ -56,7 +69,7 @@ impl SafetensorsFile {
                 needed: data_start,
             });
         }
-        let mut json = vec![0; length as usize];
+        let mut json = vec![0; json_bytes];
         file.read_exact_at(&mut json, 8)
             .map_err(IoError::at("read", path))?;
         let header = Header::parse(&json).map_err(|reason| SafetensorsError::BadHeader {

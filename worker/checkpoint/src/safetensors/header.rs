@@ -1,4 +1,14 @@
 //! The JSON header of a safetensors file, checked so strictly that whatever passes can be read without surprises.
+#![cfg_attr(
+    not(test),
+    warn(
+        clippy::indexing_slicing,
+        clippy::cast_possible_truncation,
+        clippy::cast_possible_wrap,
+        clippy::cast_sign_loss,
+        reason = "what comes in from outside must not be able to end the process, nor become another number"
+    )
+)]
 
 use std::collections::BTreeMap;
 use std::fmt;

@@ -2,6 +2,7 @@
 
 use cudarc::driver::sys::{CUgraphInstantiate_flags_enum, CUstreamCaptureMode};
 use cudarc::driver::{CudaSlice, result};
+use llamero_checkpoint::Runs;
 use llamero_engine::kv_state::{Answer, resolve};
 use llamero_engine::{BackendError, RowOutput};
 
@@ -10,7 +11,7 @@ use super::graphs::{Key, bucket, buckets, reach};
 use super::step::{Stage, Step};
 use crate::error::{bug, refused};
 use crate::forward::{Chunk, Model};
-use crate::ops::{MAX_ROWS, Ops};
+use crate::ops::{MAX_ROWS, NOTHING, Ops};
 use crate::pinned::Pinned;
 use crate::sample::{Group, Room, Sampler, Wants};
 use crate::work::{ENTRIES, REGIONS};
@@ -77,9 +78,11 @@ impl Enqueue<'_> {
         let tokens = tokens.ok_or_else(|| bug("late tokens are not there"))?;
         let lane = &mut self.group.lanes[step.lane];
         let rows = bucket(tokens.len());
-        let chunks = fill(step, &tokens, lane.frame.as_mut_slice(), MAX_ROWS, &self.model);
+        let vocab = Vocab::new(&self.model, self.group.exchange.is_some());
+        let chunks = fill(step, &tokens, lane.frame.as_mut_slice(), MAX_ROWS, vocab);
         let spare = self.group.spare;
-        pad(lane.frame.as_mut_slice(), tokens.len()..rows, spare);
+        let token = vocab.position(0);
+        pad(lane.frame.as_mut_slice(), tokens.len()..rows, (token, spare));
         let answers: Vec<(usize, Answer)> = step.answers.iter().copied().enumerate().collect();
         let sampling = match (step.late.adjustments(), lane.room.take()) {
             (Some(adjustments), Some(room)) if adjustments.is_empty() => {
@@ -148,8 +151,9 @@ impl Enqueue<'_> {
             rows: key.rows,
             longest: key.longest,
         };
+        let cache = (&group.cache, &group.sizes);
         self.model
-            .run(self.ops, &mut group.work, (&group.cache, &group.sizes), chunk)?;
+            .run(self.ops, &mut group.work, cache, group.exchange.as_ref(), chunk)?;
         self.gather(key.lane, MAX_ROWS, (0, key.rows))?;
         let Some(wants) = key.sampling else { return Ok(()) };
         // A step that is under way has the room of its lane; warming up finds it at home.
@@ -176,11 +180,16 @@ impl Enqueue<'_> {
     /// Everything of a step up to the final norms of its answered positions.
     fn layers(&mut self, index: usize) -> Result<(), BackendError> {
         let chunks = self.frame(index)?;
+        if let (true, Some(exchange)) = (chunks.is_empty(), &self.group.exchange) {
+            // A heartbeat proves that every rank still reaches every other.
+            self.ops.meet(exchange.areas())?;
+        }
         let mut answered = 0;
         for chunk in chunks {
             let group = &mut *self.group;
+            let cache = (&group.cache, &group.sizes);
             self.model
-                .run(self.ops, &mut group.work, (&group.cache, &group.sizes), chunk)?;
+                .run(self.ops, &mut group.work, cache, group.exchange.as_ref(), chunk)?;
             let step = &self.group.steps[index];
             let end = chunk.first + chunk.rows;
             let count = step.answers[answered..]
@@ -242,8 +251,9 @@ impl Enqueue<'_> {
             return Ok(Vec::new());
         }
         let width = tokens.len().next_multiple_of(MAX_ROWS);
+        let vocab = Vocab::new(&self.model, self.group.exchange.is_some());
         let frame = &mut self.group.lanes[step.lane].frame;
-        let chunks = fill(step, &tokens, frame.as_mut_slice(), width, &self.model);
+        let chunks = fill(step, &tokens, frame.as_mut_slice(), width, vocab);
         let words = 3 * width + step.answers.len();
         upload(self.ops, frame, words, &self.group.work.frame)?;
         Ok(chunks)
@@ -331,8 +341,31 @@ fn upload(ops: &Ops, from: &Pinned<u32>, count: usize, to: &CudaSlice<u32>) -> R
     unsafe { result::memcpy_htod_async(address, &from.as_slice()[..count], stream) }.map_err(refused)
 }
 
+/// Whose rows of the embedding the rank has.
+#[derive(Clone, Copy)]
+struct Vocab<'a> {
+    own: &'a Runs,
+    /// What stands for a token of another rank.
+    others: u32,
+}
+
+impl<'a> Vocab<'a> {
+    /// Where nobody gives the rows of other ranks, any row stands for them.
+    fn new(model: &Model<'a>, is_exchanged: bool) -> Self {
+        Self {
+            own: &model.shape.vocab,
+            others: if is_exchanged { NOTHING } else { 0 },
+        }
+    }
+
+    /// The row of a token.
+    fn position(self, token: u32) -> u32 {
+        self.own.position(token).unwrap_or(self.others)
+    }
+}
+
 /// Fill a frame whose regions are `width` words long.
-fn fill(step: &Step, tokens: &[u32], frame: &mut [u32], width: usize, model: &Model<'_>) -> Vec<Chunk> {
+fn fill(step: &Step, tokens: &[u32], frame: &mut [u32], width: usize, vocab: Vocab<'_>) -> Vec<Chunk> {
     let mut at = 0;
     let mut chunks: Vec<Chunk> = (0..tokens.len())
         .step_by(MAX_ROWS)
@@ -345,8 +378,7 @@ fn fill(step: &Step, tokens: &[u32], frame: &mut [u32], width: usize, model: &Mo
         .collect();
     for span in &step.spans {
         for position in (span.start..).take(span.len) {
-            // The embedding's rows are those of the rank's own tokens.
-            frame[at] = model.shape.vocab.position(tokens[at]).unwrap_or(0);
+            frame[at] = vocab.position(tokens[at]);
             frame[width + at] = position;
             frame[2 * width + at] = span.slot;
             let chunk = &mut chunks[at / MAX_ROWS];
@@ -361,9 +393,9 @@ fn fill(step: &Step, tokens: &[u32], frame: &mut [u32], width: usize, model: &Mo
 }
 
 /// Rows that only fill up a graph's batch: they write to a block that nobody reads.
-fn pad(frame: &mut [u32], rows: std::ops::Range<usize>, spare_slot: u32) {
+fn pad(frame: &mut [u32], rows: std::ops::Range<usize>, (token, spare_slot): (u32, u32)) {
     for row in rows {
-        frame[row] = 0;
+        frame[row] = token;
         frame[MAX_ROWS + row] = 0;
         frame[2 * MAX_ROWS + row] = spare_slot;
         frame[3 * MAX_ROWS + row] = row as u32;

@@ -15,6 +15,7 @@ use super::enqueue::Enqueue;
 use super::graphs::Graphs;
 use super::step::{Span, Stage, Step};
 use crate::error::{bug, refused, unusable};
+use crate::exchange::Exchange;
 use crate::forward::Model;
 use crate::kv::KvCache;
 use crate::ops::Ops;
@@ -24,6 +25,8 @@ use crate::work::{REGIONS, Sizes, Workspace, reserve, states};
 
 /// How long a wait asks without pause; then it sleeps in between.
 const EAGER: Duration = Duration::from_millis(2);
+/// How long the device may take to end what is under way once nothing of it waits for peers: the longest step.
+const ENDING: Duration = Duration::from_secs(60);
 /// How long it sleeps.
 const NAP: Duration = Duration::from_micros(50);
 
@@ -45,6 +48,8 @@ pub(super) struct FormedGroup {
     // Graphs go before the buffers that they name.
     pub(super) graphs: Graphs,
     pub(super) work: Workspace,
+    /// With the other ranks of the tensor group; none for a rank alone.
+    pub(super) exchange: Option<Exchange>,
     pub(super) lanes: Vec<Lane>,
     /// Final norms of answered positions, of each lane.
     pub(super) lanes_states: Vec<CudaSlice<u16>>,
@@ -96,6 +101,7 @@ impl FormedGroup {
             blocks,
             graphs: Graphs::default(),
             work,
+            exchange: None,
             lanes,
             lanes_states,
             spare: spec.limits.max_sequences,
@@ -178,6 +184,9 @@ impl FormedGroup {
         let ticket = Ticket(plan.step);
         let step = Step::new(ticket, plan, spans.collect(), entries, lane);
         self.steps.push_back(step);
+        if let Some(exchange) = &self.exchange {
+            exchange.set_busy(true);
+        }
         Ok(ticket)
     }
 
@@ -228,9 +237,15 @@ impl FormedGroup {
                 Stage::Submitted | Stage::Forwarded => return Ok(Waited::Pending),
             };
             if event.try_is_complete().map_err(refused)? {
+                if let Some(exchange) = &self.exchange {
+                    exchange.check(ticket.0)?;
+                }
                 self.tell(progress);
                 self.finish(index, model);
                 continue;
+            }
+            if let Some(exchange) = &self.exchange {
+                exchange.check(ticket.0)?;
             }
             if progress.is_stopped() {
                 return Err(MeshError::Aborted.into());
@@ -292,6 +307,9 @@ impl FormedGroup {
         }
         self.lanes[step.lane].entries.clear();
         step.stage = Stage::Done(output);
+        if let Some(exchange) = &self.exchange {
+            exchange.set_busy(!self.steps.iter().all(Step::is_done));
+        }
     }
 
     fn index(&self, ticket: Ticket) -> Result<usize, BackendError> {
@@ -410,8 +428,33 @@ impl FormedGroup {
 
 impl Drop for FormedGroup {
     fn drop(&mut self) {
+        if let Some(exchange) = &self.exchange {
+            exchange.abort();
+            self.end();
+        }
         // Pinned memory is given back at once, and the device may still be writing to it.
         let _ = self.stream.synchronize();
+    }
+}
+
+impl FormedGroup {
+    /// Wait until the device has ended its work, whose waits for peers are over. A process whose GPU does not end can neither
+    /// give back its memory nor form again, so it dies, for its supervisor to start another one.
+    fn end(&self) {
+        let Ok(end) = self.stream.record_event(None) else {
+            return;
+        };
+        let until = Instant::now() + ENDING;
+        while let Ok(false) = end.try_is_complete() {
+            if Instant::now() >= until {
+                tracing::error!(
+                    "the GPU has not ended its work {} s after the group did: this process ends, for another one to have the GPU",
+                    ENDING.as_secs()
+                );
+                std::process::abort();
+            }
+            std::thread::park_timeout(NAP);
+        }
     }
 }
 

@@ -25,6 +25,7 @@ use llamero_engine::{
 use crate::compile::Modules;
 use crate::device::{self, Device, Uuid};
 use crate::error::{bug, refused, unusable};
+use crate::exchange::{Exchange, ExchangeOptions};
 use crate::forward::Model;
 use crate::layout::Layout;
 use crate::ops::Ops;
@@ -69,6 +70,8 @@ pub struct CudaOptions {
     pub kernels: Option<PathBuf>,
     /// Where weights come from.
     pub origin: Origin,
+    /// How it exchanges with the other ranks of its tensor group.
+    pub exchange: ExchangeOptions,
 }
 
 impl CudaOptions {
@@ -81,6 +84,7 @@ impl CudaOptions {
             gpu: Gpu::Number(0),
             kernels: None,
             origin: Origin::Checkpoint,
+            exchange: ExchangeOptions::default(),
         }
     }
 }
@@ -94,6 +98,7 @@ pub struct CudaBackend {
     shape: Shape,
     layout: Layout,
     origin: Origin,
+    exchange: ExchangeOptions,
     // Dropped before the weights and buffers that they use.
     formed: Option<FormedGroup>,
     rope: Option<Rope>,
@@ -119,7 +124,7 @@ impl CudaBackend {
         let driver = probe::driver().map_err(|absent| unusable(absent.to_string()))?;
         let device = find(driver, options.gpu)?;
         let model = ModelLayout::check(&checkpoint).map_err(llamero_checkpoint::Error::from)?;
-        check_members(&options.members, options.origin)?;
+        check_members(&options.members)?;
         let plan = checkpoint.shard_plan(&options.members);
         let plan = plan.map_err(llamero_checkpoint::Error::from)?;
         let shard = plan
@@ -137,6 +142,7 @@ impl CudaBackend {
             shape,
             layout,
             origin: options.origin,
+            exchange: options.exchange,
             formed: None,
             rope: None,
             weights: None,
@@ -227,6 +233,10 @@ impl CudaBackend {
         Ok(left)
     }
 
+    fn plan(&self, sizes: &Sizes) -> MemoryPlan {
+        work::plan(&self.shape, &self.layout, sizes, self.exchange)
+    }
+
     fn formed(&mut self) -> Result<&mut FormedGroup, BackendError> {
         self.formed.as_mut().ok_or_else(not_formed)
     }
@@ -259,31 +269,23 @@ impl CudaBackend {
 fn find(driver: probe::Driver, gpu: Gpu) -> Result<Device, BackendError> {
     match gpu {
         Gpu::Uuid(uuid) => device::find(driver, uuid).map_err(|error| unusable(error.to_string())),
-        Gpu::Number(number) => {
-            let mut all = device::devices(driver).map_err(|error| unusable(error.to_string()))?;
-            if number >= all.len() {
-                return Err(unusable(format!(
-                    "GPU {number} was asked for, and this process sees {}: is it given to the pod?",
-                    all.len()
-                )));
-            }
-            Ok(all.swap_remove(number))
-        }
+        Gpu::Number(number) => match device::at(driver, number) {
+            Ok(Some(device)) => Ok(device),
+            Ok(None) => Err(unusable(format!(
+                "GPU {number} was asked for, and this process sees {}: is it given to the pod?",
+                device::count(driver).unwrap_or(0)
+            ))),
+            Err(error) => Err(unusable(error.to_string())),
+        },
     }
 }
 
-fn check_members(members: &Members, origin: Origin) -> Result<(), BackendError> {
+fn check_members(members: &Members) -> Result<(), BackendError> {
     let topology = members.topology();
     if topology.pipeline != 1 {
         return Err(unusable(format!(
             "{} pipeline stages cannot be computed on GPUs yet: use 1",
             topology.pipeline
-        )));
-    }
-    if topology.tensor != 1 && origin == Origin::Checkpoint {
-        return Err(unusable(format!(
-            "{} tensor-parallel ranks cannot be computed on GPUs yet: use 1, and a model that fits one GPU",
-            topology.tensor
         )));
     }
     Ok(())
@@ -335,7 +337,7 @@ impl Backend for CudaBackend {
     }
 
     fn memory(&self, spec: &FormSpec) -> Result<MemoryPlan, BackendError> {
-        Ok(work::plan(&self.shape, &self.layout, &Sizes::new(spec)?))
+        Ok(self.plan(&Sizes::new(spec)?))
     }
 
     fn form(
@@ -359,7 +361,7 @@ impl Backend for CudaBackend {
             )));
         }
         let sizes = Sizes::new(spec)?;
-        let plan = work::plan(&self.shape, &self.layout, &sizes);
+        let plan = self.plan(&sizes);
         report("compiles or loads the kernels");
         self.ops.load_all()?;
         let positions = sizes.table() * sizes.block;
@@ -372,8 +374,13 @@ impl Backend for CudaBackend {
             self.rope = Some(Rope::new(self.ops.stream(), self.checkpoint.config(), positions)?);
         }
         report("allocates the KV cache");
-        let formed = FormedGroup::new(spec, sizes, &plan, (&self.shape, &self.ops))?;
+        let mut formed = FormedGroup::new(spec, sizes, &plan, (&self.shape, &self.ops))?;
         let capacity = formed.capacity();
+        if own {
+            report("shares memory with the other ranks");
+            let progress = Arc::clone(&self.progress);
+            formed.exchange = Exchange::over(mesh, &self.shape, &self.ops, self.exchange, progress)?;
+        }
         self.formed = Some(formed);
         report("captures graphs");
         let (model, formed, ops) = self.parts()?;

@@ -87,7 +87,7 @@ impl Step {
         of_logits && self.is_wanted(answer)
     }
 
-    fn is_done(&self) -> bool {
+    pub(super) fn is_done(&self) -> bool {
         matches!(self.stage, Stage::Done(_))
     }
 

@@ -18,8 +18,12 @@ pub(super) const KERNELS: [&str; 3] = ["attention_64", "attention_128", "attenti
 pub struct AttentionShape {
     /// Query heads of this rank.
     pub q_heads: usize,
-    /// Key and value heads that it stores; each serves as many query heads.
+    /// Key and value heads that it stores.
     pub kv_heads: usize,
+    /// Query heads of the model that a kv head serves.
+    pub group: usize,
+    /// Those of the first kv head that are another rank's. The last one may be another rank's in part, too.
+    pub skipped: usize,
     /// Elements of a head: 64 or 128.
     pub dim: usize,
     /// Tokens of a cache block.
@@ -49,11 +53,13 @@ impl AttentionShape {
     }
 
     fn check(&self) -> Result<(), OpError> {
-        let group = self.q_heads.checked_div(self.kv_heads).unwrap_or(0);
+        let Self { group, skipped, .. } = *self;
         let width = self.q_heads * self.dim;
         let fits = matches!(self.dim, 64 | 128)
             && (1..=MAX_GROUP).contains(&group)
-            && group * self.kv_heads == self.q_heads
+            && skipped < group
+            && (skipped + self.q_heads).div_ceil(group) == self.kv_heads
+            && self.q_heads > 0
             && self.leaf_width > 0
             && width.is_multiple_of(self.leaf_width)
             && (1..=self.table_stride * self.block_tokens).contains(&self.longest);
@@ -100,6 +106,8 @@ struct Attention {
     kv_heads: u32,
     block_tokens: u32,
     chunks: u32,
+    group: u32,
+    skipped: u32,
     scale: f32,
 }
 
@@ -151,6 +159,8 @@ impl Ops {
                 kv_heads: word("heads", heads.kv_heads)?,
                 block_tokens: word("a block", heads.block_tokens)?,
                 chunks: word("chunks", heads.chunks())?,
+                group: word("a group", heads.group)?,
+                skipped: word("a group", heads.skipped)?,
                 scale: 1.0 / (heads.dim as f32).sqrt(),
             };
             let y = skip(self.address(y), 2 * padded);

@@ -4,6 +4,7 @@ use cudarc::driver::sys::CUfunction_attribute;
 use cudarc::driver::{CudaSlice, DevicePtr, PushKernelArg};
 
 use super::attention::{Cache, Places};
+use super::exchange::{self, MOST_ROOTS};
 use super::{OpError, Ops, at_least, shape, word};
 use crate::source::Source;
 
@@ -38,13 +39,28 @@ const MAX_WIDTH: usize = 24_000;
 /// What a product gave, as it is added to the hidden rows.
 #[derive(Debug, Clone, Copy)]
 pub struct Roots<'a> {
-    /// `[root][row][output]`.
-    pub values: &'a CudaSlice<f32>,
+    /// Where they are.
+    pub values: RootValues<'a>,
     /// How many roots.
     pub count: usize,
     /// Pairs of roots, `to += from`; none where there is but one.
     pub joins: Option<&'a CudaSlice<u8>>,
+    /// One for each output, applied to the joined roots; none: 1.
+    pub scales: Option<&'a CudaSlice<f32>>,
 }
+
+/// Where roots are, `[root][row][output]`.
+#[derive(Debug, Clone, Copy)]
+pub enum RootValues<'a> {
+    /// In a buffer.
+    Here(&'a CudaSlice<f32>),
+    /// In the slot of the last exchange.
+    Received(Received<'a>),
+}
+
+/// What an exchange has brought.
+#[derive(Debug, Clone, Copy)]
+pub struct Received<'a>(pub(crate) &'a exchange::Areas);
 
 /// Counts layers while the device computes: addresses of a number on the device and of one that the host sees.
 #[derive(Debug, Clone, Copy)]
@@ -125,18 +141,33 @@ impl Ops {
         let padded = width / leaf_width * leaf_width.next_multiple_of(64);
         at_least("the hidden rows", hidden, rows * width)?;
         at_least("the normed rows", y, rows * padded)?;
+        let (mut added, mut exchanges, mut slot) = (0, 0, 0);
         if let Some(roots) = roots {
-            at_least("the roots", roots.values, roots.count * rows * width)?;
-            if roots.count == 0 || roots.count > 8 {
+            if roots.count == 0 || roots.count > MOST_ROOTS {
                 return Err(OpError::Shape(format!(
-                    "{} roots; 1 to 8 can be added",
+                    "{} roots; 1 to {MOST_ROOTS} can be added",
                     roots.count
                 )));
             }
+            match roots.values {
+                RootValues::Here(values) => {
+                    at_least("the roots", values, roots.count * rows * width)?;
+                    added = self.address(values);
+                }
+                RootValues::Received(Received(areas)) => {
+                    areas.fits("the roots", 4 * roots.count * rows * width)?;
+                    (exchanges, added) = areas.received();
+                    slot = areas.slot_bytes() / 4;
+                }
+            }
+            if let Some(scales) = roots.scales {
+                at_least("the scales", scales, width)?;
+            }
         }
         let joins = roots.and_then(|roots| roots.joins);
-        let added = roots.map_or(0, |roots| self.address(roots.values));
         let program = joins.map_or(0, |joins| self.address(joins));
+        let scales = roots.and_then(|roots| roots.scales);
+        let scales = scales.map_or(0, |scales| self.address(scales));
         let (count, seen) = layers.map_or((0, 0), |layers| (layers.count, layers.seen));
         let function = self.function(Source::Layer, "add_norm")?;
         let shared = word("width", 4 * width)?;
@@ -154,6 +185,9 @@ impl Ops {
         launch
             .arg(&joins)
             .arg(&root_count)
+            .arg(&scales)
+            .arg(&exchanges)
+            .arg(&slot)
             .arg(weight)
             .arg(y)
             .arg(&width)

@@ -5,6 +5,7 @@
 
 mod attention;
 mod candidates;
+pub(crate) mod exchange;
 mod layer;
 mod measure;
 mod product;
@@ -17,7 +18,7 @@ use cudarc::driver::{CudaFunction, CudaStream, DevicePtr, DeviceRepr, DriverErro
 pub(crate) use attention::MAX_GROUP;
 pub use attention::{AttentionShape, Cache, Places};
 pub use candidates::{NOTHING, SEGMENT, TILE, TOP, mask_words};
-pub use layer::{LayerCount, Roots, RopeShape};
+pub use layer::{LayerCount, Received, RootValues, Roots, RopeShape};
 pub use product::{Element, Leaves, MAX_ROWS, Weights};
 
 use crate::compile::{KernelError, Modules};
@@ -108,11 +109,12 @@ impl Ops {
 }
 
 /// All kernels of a serving rank.
-const KERNELS: [(Source, &[&str]); 4] = [
+const KERNELS: [(Source, &[&str]); 5] = [
     (Source::Product, &product::VARIANTS),
     (Source::Layer, &layer::KERNELS),
     (Source::Attention, &attention::KERNELS),
     (Source::Candidates, &candidates::KERNELS),
+    (Source::Exchange, &exchange::KERNELS),
 ];
 
 /// An error when a buffer is shorter than the kernel will reach.

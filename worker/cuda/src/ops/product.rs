@@ -213,6 +213,31 @@ impl Ops {
         rows: usize,
         y: &mut CudaSlice<f32>,
     ) -> Result<(), OpError> {
+        self.multiply(weights, weights.scales.as_ref(), x, rows, y)
+    }
+
+    /// The same without the scales: those of roots that are to be joined with others come after that.
+    ///
+    /// # Errors
+    /// [`OpError`].
+    pub fn unscaled_product(
+        &mut self,
+        weights: &Weights,
+        x: &impl DevicePtr<u16>,
+        rows: usize,
+        y: &mut CudaSlice<f32>,
+    ) -> Result<(), OpError> {
+        self.multiply(weights, None, x, rows, y)
+    }
+
+    fn multiply(
+        &mut self,
+        weights: &Weights,
+        scales: Option<&CudaSlice<f32>>,
+        x: &impl DevicePtr<u16>,
+        rows: usize,
+        y: &mut CudaSlice<f32>,
+    ) -> Result<(), OpError> {
         let (name, columns) = variant(weights.element, rows)?;
         let leaves = &weights.leaves;
         let (stride, roots) = (leaves.stride(), leaves.roots.len());
@@ -224,12 +249,12 @@ impl Ops {
         at_least("the inputs", x, rows * stride)?;
         at_least("the outputs", y, roots * rows * weights.outputs)?;
         at_least("the program", &*weights.program, 2 * leaves.joins.len() + roots)?;
-        if let Some(scales) = &weights.scales {
+        if let Some(scales) = scales {
             at_least("the scales", scales, weights.outputs)?;
         }
         let parameters = ByValue(Product {
             weights: self.address(&weights.values),
-            scales: weights.scales.as_ref().map_or(0, |scales| self.address(scales)),
+            scales: scales.map_or(0, |scales| self.address(scales)),
             x: self.address(x),
             y: self.address(y),
             program: self.address(&*weights.program),

@@ -1,3 +1,5 @@
+use proptest::prelude::*;
+
 use crate::{Era, KvDtype, SampleKey};
 
 use super::*;
@@ -44,6 +46,21 @@ impl Both {
             state_hash,
         };
         (plan, tables)
+    }
+
+    /// Computed positions of a slot once `deltas` are applied.
+    fn end_after(&self, deltas: &BlockDeltas, slot: u32) -> u32 {
+        let mut tables = self.tables.clone();
+        let _ = tables.apply(deltas);
+        let mut end = 0;
+        for block in tables.table(slot) {
+            let filled = self.state.filled[*block as usize];
+            end += filled;
+            if filled < LIMITS.block_size {
+                break;
+            }
+        }
+        end
     }
 
     fn step(&mut self, rows: Vec<PlanRow>, blocks: BlockDeltas) {
@@ -123,6 +140,55 @@ fn a_copy_brings_along_how_much_is_computed() {
         },
     );
     assert_eq!(&*both.state.table(1), [3]);
+}
+
+fn any_step() -> impl Strategy<Value = (Vec<(u32, u32, u32)>, BlockDeltas)> {
+    let blocks = prop::collection::vec(0_u32..8, 1..3);
+    (
+        prop::collection::vec((0_u32..2, 0_u32..4, 0_u32..20), 0..3),
+        prop::option::weighted(0.1, 0_u32..2),
+        prop::option::weighted(0.2, (0_u32..2, 0_u32..3)),
+        prop::option::weighted(0.5, (0_u32..2, blocks)),
+        prop::option::weighted(0.2, (0_u32..2, 0_u32..3, 0_u32..8)),
+        prop::option::weighted(0.2, (0_u32..8, 0_u32..8)),
+    )
+        .prop_map(|(rows, free, truncate, append, replace, copy)| {
+            let deltas = BlockDeltas {
+                frees: free.into_iter().collect(),
+                truncates: truncate.into_iter().collect(),
+                appends: append.into_iter().collect(),
+                replaces: replace.into_iter().collect(),
+                copies: copy.into_iter().collect(),
+            };
+            (rows, deltas)
+        })
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::with_cases(2000) })]
+
+    /// Also where blocks are shared, written twice and copied over each other.
+    #[test]
+    fn what_is_known_already_changes_no_answer(steps in prop::collection::vec(any_step(), 1..30)) {
+        let (mut both, mut looking) = (Both::new(), Both::new());
+        for (rows, deltas) in steps {
+            // Mostly where the slot ends, so that sequences grow.
+            let ends: Vec<u32> = (0..2).map(|slot| looking.end_after(&deltas, slot)).collect();
+            let rows: Vec<_> = rows
+                .into_iter()
+                .map(|(slot, back, tokens)| row(slot, ends[slot as usize].saturating_sub(back / 3 * 9), tokens + 1))
+                .collect();
+            let (plan, tables) = both.plan(rows, deltas);
+            looking.state.computed.forget();
+            let answer = both.state.advance(&plan, &LIMITS, 100);
+            prop_assert_eq!(&answer, &looking.state.advance(&plan, &LIMITS, 100));
+            prop_assert_eq!(&both.state.filled, &looking.state.filled);
+            if answer.is_ok() {
+                both.tables = tables.clone();
+                looking.tables = tables;
+            }
+        }
+    }
 }
 
 #[test]

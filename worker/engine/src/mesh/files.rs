@@ -32,6 +32,31 @@ const LOOK: Duration = Duration::from_millis(50);
 const RETRY: Duration = Duration::from_millis(5);
 const INVITATION: usize = 2 * SECRET_BYTES;
 
+/// Pass a file to all of `peers`, ranks of this pod in ascending order that do the same; theirs, in the same order.
+///
+/// # Errors
+/// As [`Mesh::send_files`].
+pub fn swap_files(
+    mesh: &mut dyn Mesh,
+    peers: &[u32],
+    file: BorrowedFd<'_>,
+    until: Instant,
+) -> Result<Vec<OwnedFd>, MeshError> {
+    let rank = mesh.rank();
+    let mut theirs = Vec::new();
+    // All ranks take the pairs in one order, the lower rank of each gives first: somebody can always go on.
+    for peer in peers.iter().copied() {
+        if rank < peer {
+            mesh.send_files(peer, &[file], until)?;
+        }
+        theirs.extend(mesh.receive_files(peer, 1, until)?);
+        if peer < rank {
+            mesh.send_files(peer, &[file], until)?;
+        }
+    }
+    Ok(theirs)
+}
+
 pub(super) fn send(
     mesh: &mut impl Mesh,
     abort: &EraAbort,

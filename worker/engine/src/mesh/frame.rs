@@ -11,6 +11,16 @@
 //! | 32 | 4 | sequence number of the frame on its link |
 //! | 36 | 4 | length of the payload |
 //! | 40 | 4 | FNV-1a of the 40 bytes before, folded to 32 bits |
+#![cfg_attr(
+    not(test),
+    warn(
+        clippy::indexing_slicing,
+        clippy::cast_possible_truncation,
+        clippy::cast_possible_wrap,
+        clippy::cast_sign_loss,
+        reason = "what comes in from outside must not be able to end the process, nor become another number"
+    )
+)]
 
 use std::hash::Hasher as _;
 
@@ -171,6 +181,10 @@ impl Header {
     }
 }
 
+#[expect(
+    clippy::indexing_slicing,
+    reason = "every caller's offset is a constant and lies 4 bytes before the end or earlier"
+)]
 fn u32_at(bytes: &[u8; HEADER], at: usize) -> u32 {
     u32::from_le_bytes([bytes[at], bytes[at + 1], bytes[at + 2], bytes[at + 3]])
 }
@@ -179,6 +193,10 @@ fn u64_at(bytes: &[u8; HEADER], at: usize) -> u64 {
     u64::from(u32_at(bytes, at)) | u64::from(u32_at(bytes, at + 4)) << 32
 }
 
+#[expect(
+    clippy::cast_possible_truncation,
+    reason = "both halves are folded into the lower one"
+)]
 fn checksum(bytes: &[u8; HEADER]) -> u32 {
     let mut hash = Fnv1a::default();
     hash.write(&bytes[..40]);

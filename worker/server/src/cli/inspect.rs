@@ -21,8 +21,8 @@ const BACKENDS: &[&str] = if llamero_cuda::probe::LOADS_DRIVERS {
 } else {
     &["cpu"]
 };
-/// Those of them that compute a model on one device only.
-const ONE_DEVICE_BACKENDS: &[&str] = &["cuda"];
+/// Those of them whose tensor-parallel ranks have to be in one pod, and which compute no pipeline stages.
+const ONE_NODE_BACKENDS: &[&str] = &["cuda"];
 
 /// Somebody waits for a sentence, and whoever reads it asks again in a minute.
 const SOON: Patience = Patience {
@@ -125,7 +125,7 @@ fn look(dir: &Path, place: &SourceArgs, topology: Topology) -> Result<Report, Fe
             .collect()
     };
     report.summary.backends = names(|_| true);
-    report.summary.one_device_backends = names(|name| ONE_DEVICE_BACKENDS.contains(&name));
+    report.summary.one_node_backends = names(|name| ONE_NODE_BACKENDS.contains(&name));
     report.summary.content_identity = manifest.as_ref().map(Manifest::identity);
     report.summary.commit = manifest.and_then(|manifest| manifest.listing.commit);
     add_workspace(&checkpoint, topology, &mut report.summary).map_err(of_checkpoint)?;

@@ -5,7 +5,7 @@ use std::time::Instant;
 
 use llamero_checkpoint::{Checkpoint, Members, Topology};
 use llamero_cpu::{CpuBackend, CpuOptions, Kernel, Waits};
-use llamero_cuda::{CudaBackend, CudaOptions, Gpu, Origin};
+use llamero_cuda::{CudaBackend, CudaOptions, ExchangeOptions, Gpu, Origin};
 use llamero_engine::{
     Backend, BackendError, FormSpec, KvCapacity, KvDtype, Late, LoadWatch, LogitShard, MemoryPlan, Mesh,
     Plan, StepProgress, Ticket, Waited,
@@ -59,6 +59,10 @@ impl AnyBackend {
                     gpu: Gpu::Number(config.rank.saturating_sub(config.first_rank) as usize),
                     kernels: config.engine.kernels.clone(),
                     origin: Origin::Checkpoint,
+                    exchange: ExchangeOptions {
+                        limit: config.engine.stall_timeout,
+                        ..ExchangeOptions::default()
+                    },
                 };
                 CudaBackend::of(checkpoint, options).map(|backend| Self::Cuda(Box::new(backend)))
             }

@@ -70,6 +70,82 @@ async fn greedy_streams_are_those_of_the_cpu_and_go_on_after_a_kill_and_a_fault(
     assert_eq!(worker.tokens(greedy(TOKENS, &[])).await, wanted);
 }
 
+/// Three query heads or more on each rank; with two ranks, a kv head is on both.
+#[tokio::test]
+async fn ranks_on_several_gpus_have_the_cpus_tokens_and_form_again_after_a_kill() {
+    let model = smollm2(2);
+    let reference = Worker::serving(model.path(), "", &["--backend", "cpu"]).await;
+    let wanted = reference.tokens(greedy(TOKENS, &[])).await;
+    drop(reference);
+    for tensor in ["3", "2"] {
+        let arguments = ["--backend", "cuda", "--tensor", tensor];
+        let worker = Worker::serving(model.path(), "devices=3,memory=1GiB", &arguments).await;
+        let before = worker.report_when("it serves", serves).await;
+        assert!(
+            before
+                .ranks
+                .iter()
+                .all(|rank| rank.numerics == before.ranks[0].numerics)
+        );
+        assert_eq!(worker.tokens(greedy(TOKENS, &[])).await, wanted, "{tensor} ranks");
+        if tensor == "3" {
+            continue;
+        }
+        // The last rank is killed in the middle of an answer. The first one keeps its process and weights, and the answer
+        // goes on.
+        let mut stream = worker.complete(greedy(TOKENS, &[])).await;
+        let mut had = Vec::new();
+        while had.len() < 3 {
+            had.extend(stream.message().await.unwrap().unwrap().token_ids);
+        }
+        kill(before.ranks[1].pid);
+        while let Some(chunk) = stream.message().await.unwrap() {
+            had.extend(chunk.token_ids);
+        }
+        assert_eq!(had, wanted);
+        let after = worker.report_when("it serves again", serves).await;
+        assert_eq!(
+            (after.ranks[0].pid, after.ranks[0].restarts),
+            (before.ranks[0].pid, 0)
+        );
+        assert_eq!(after.ranks[1].restarts, 1);
+        assert_eq!(after.ranks[1].last_exit.as_ref().unwrap().signal, Some(9));
+    }
+}
+
+#[tokio::test]
+#[ignore = "minutes on a small machine"]
+async fn a_rank_whose_gpu_hangs_is_named_and_the_group_forms_again() {
+    let model = smollm2(1);
+    let faults = tempfile::tempdir().unwrap();
+    let hang = faults.path().join("hang");
+    // What hangs does so until the emulated driver gives up, and then its process ends.
+    let machine = format!("devices=2,memory=1GiB,timeout=60,fault=hang:1@{}", hang.display());
+    let arguments = ["--backend", "cuda", "--tensor", "2", "--stall-timeout", "20s"];
+    let worker = Worker::serving(model.path(), &machine, &arguments).await;
+    let before = worker.report_when("it serves", serves).await;
+    let wanted = worker.tokens(greedy(TOKENS, &[])).await;
+    std::fs::write(&hang, "").unwrap();
+    let mut stream = worker.complete(greedy(TOKENS, &[])).await;
+    let failed = worker
+        .report_when("rank 0 blames rank 1", |report| {
+            report.ranks[0].message.contains("rank 1")
+        })
+        .await;
+    assert_eq!(failed.ranks[0].pid, before.ranks[0].pid, "{failed:?}");
+    std::fs::remove_file(&hang).unwrap();
+    let mut had = Vec::new();
+    while let Some(chunk) = stream.message().await.unwrap() {
+        had.extend(chunk.token_ids);
+    }
+    assert_eq!(had, wanted);
+    let after = worker.report_when("it serves again", serves).await;
+    assert_eq!(
+        (after.ranks[0].pid, after.ranks[0].restarts),
+        (before.ranks[0].pid, 0)
+    );
+}
+
 #[tokio::test]
 async fn what_does_not_fit_or_is_not_there_ends_with_a_sentence_and_never_with_the_cpu() {
     let model = smollm2(1);
@@ -78,17 +154,20 @@ async fn what_does_not_fit_or_is_not_there_ends_with_a_sentence_and_never_with_t
         ("cc=7.5", &CUDA, "8.0 (Ampere) or later is needed"),
         ("fault=oom@3", &CUDA, "the GPU's memory is full"),
         (
+            "devices=2,peers=no",
+            &["--backend", "cuda", "--tensor", "2"],
+            "do not reach each other's memory",
+        ),
+        (
             "devices=1",
             &["--backend", "cuda", "--tensor", "3"],
-            // Whichever rank ends first: one that has a GPU, or one that has none.
-            "3 tensor-parallel ranks cannot be computed on GPUs yet|was asked for, and this process sees 1",
+            "was asked for, and this process sees 1",
         ),
     ] {
         let mut worker = Worker::start(model.path(), machine, arguments);
         let status = worker.exit().await;
         let log = worker.log();
         assert_eq!(status.code(), Some(2), "{machine}: {log}");
-        let is_said = sentence.split('|').any(|sentence| log.contains(sentence));
-        assert!(is_said, "{machine}: {log}");
+        assert!(log.contains(sentence), "{machine}: {log}");
     }
 }

@@ -79,6 +79,11 @@ impl Worker {
         let folder = TempDir::new().unwrap();
         let libraries = folder.path().join("lib");
         lay_out(&libraries, &[llamero_gpu_emulator::harness::nvrtc()]).unwrap();
+        // Steps are interpreted on a machine that many programs share.
+        let stall: &[&str] = match arguments.contains(&"--stall-timeout") {
+            true => &[],
+            false => &["--stall-timeout", "120s"],
+        };
         let child = Command::new(env!("CARGO_BIN_EXE_llamero-worker"))
             .args([
                 "serve",
@@ -89,14 +94,8 @@ impl Worker {
                 "--max-sequences",
                 "2",
             ])
-            .args([
-                "--max-batched-tokens",
-                "64",
-                "--threads",
-                "1",
-                "--stall-timeout",
-                "120s",
-            ])
+            .args(["--max-batched-tokens", "64", "--threads", "1"])
+            .args(stall)
             .args([
                 "--inference-port",
                 "0",

@@ -69,10 +69,9 @@ fn without_effect(parts: &[&str], operands: &mut Operands) -> Result<Option<Op>>
         ["membar", "cta" | "gl" | "gpu" | "sys"]
         | ["fence", "sc" | "acq_rel", "cta" | "gpu" | "sys"]
         | ["griddepcontrol", "wait" | "launch_dependents"] => Ok(Some(Op::Nothing)),
-        ["nanosleep", "u32"] => {
-            operands.src(Type::U32)?;
-            Ok(Some(Op::Nothing))
-        }
+        ["nanosleep", "u32"] => Ok(Some(Op::Sleep {
+            nanoseconds: operands.src(Type::U32)?,
+        })),
         _ => Ok(None),
     }
 }

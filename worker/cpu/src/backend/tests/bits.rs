@@ -1,13 +1,16 @@
 //! The same bits whatever the batch and the sharding.
 
+use std::collections::BTreeMap;
 use std::hash::Hasher as _;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use llamero_checkpoint::{Members, Topology};
+use llamero_engine::step::BlockDeltas;
+use llamero_engine::{PlanRow, RowOutput, StepOutput};
 use llamero_settings::hash::Fnv1a;
 
-use super::group::{Group, Way};
+use super::group::{Group, Way, row};
 use super::tiny;
 use crate::{Kernel, Level};
 
@@ -185,6 +188,66 @@ fn a_pipeline_has_the_same_hash() {
         // What goes from stage to stage is so long that it goes in parts.
         one_hash(folder.path(), &main, &all, &ways(&[300], &[0], &[32], &[1]));
     }
+}
+
+/// Scored tokens, and the state behind a last token and summed over all tokens: each from the rank that has it.
+#[test]
+fn rows_of_every_kind_have_the_same_bits_in_every_group() {
+    let asks = |slot, output| PlanRow {
+        output,
+        ..row(slot, 0, prompt(20 + slot, tiny::VOCAB))
+    };
+    let score = RowOutput::Score {
+        ids: (0..12).map(|i| i * 47 % tiny::VOCAB).collect(),
+        top: 2,
+    };
+    let rows = [
+        asks(0, RowOutput::None),
+        row(1, 0, prompt(9, tiny::VOCAB)),
+        asks(2, score),
+        asks(3, RowOutput::Hidden),
+        asks(4, RowOutput::HiddenSum),
+    ];
+    let blocks = BlockDeltas {
+        appends: (0..5).map(|slot| (slot, vec![slot * 2, slot * 2 + 1])).collect(),
+        ..BlockDeltas::default()
+    };
+    let level = Kernel::detect().level();
+    for (fp8, tied) in [(true, false), (false, true)] {
+        let folder = tiny::checkpoint_of(fp8, 5, tied);
+        let mut first = None;
+        for (tensor, pipeline) in [(1, 1), (2, 1), (3, 1), (8, 1), (1, 2), (2, 3)] {
+            let mut group = Group::load(folder.path(), Topology { tensor, pipeline }, 1, level);
+            for shared in [false, true] {
+                let answers = group.answers(&rows, &blocks, shared);
+                let (scored, hidden) = (scored(&answers), hidden(&answers));
+                assert_eq!((scored.len(), hidden.len()), (12, 2));
+                let want = first.get_or_insert((scored.clone(), hidden.clone()));
+                assert!(
+                    *want == (scored, hidden),
+                    "{tensor} × {pipeline}, shared memory: {shared}"
+                );
+            }
+        }
+    }
+}
+
+/// By row and number of the position, the bits of the scored token's logit, which one rank has.
+fn scored(answers: &[StepOutput]) -> BTreeMap<(u32, u32), u32> {
+    let all = answers.iter().flat_map(|answer| &answer.candidates);
+    let scored: Vec<_> = all
+        .filter_map(|one| Some(((one.row, one.offset), one.scored?.to_bits())))
+        .collect();
+    let by_place: BTreeMap<_, _> = scored.iter().copied().collect();
+    assert_eq!(by_place.len(), scored.len(), "two ranks scored one token");
+    by_place
+}
+
+/// By row, the bits of its hidden state, which one rank has.
+fn hidden(answers: &[StepOutput]) -> Vec<(u32, Vec<u64>)> {
+    let all = answers.iter().flat_map(|answer| &answer.hidden);
+    all.map(|(row, state)| (*row, state.iter().map(|x| x.to_bits()).collect()))
+        .collect()
 }
 
 /// The same in plain Rust without any CPU feature, over fewer positions because it is slow.

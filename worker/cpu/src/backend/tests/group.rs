@@ -105,21 +105,10 @@ impl Group {
             limits,
             ..spec(era, main.len())
         };
-        let meshes = local_mesh(&self.members, era).unwrap();
         let heads = self.ranks.iter().filter(|rank| rank.shape.has_head);
         let vocabularies: Vec<Runs> = heads.map(|rank| rank.shape.vocab.clone()).collect();
         let earlier = self.ranks.len() - vocabularies.len();
-        let shards: Vec<Vec<Vec<f32>>> = std::thread::scope(|scope| {
-            let mut threads = Vec::new();
-            for (rank, mesh) in self.ranks.iter_mut().zip(meshes) {
-                rank.shared_memory = way.shared;
-                threads.push(scope.spawn(move || {
-                    rank.form(spec, Box::new(mesh), &mut |_| {}).unwrap();
-                    run(rank, plans, way.in_flight)
-                }));
-            }
-            threads.into_iter().map(|thread| thread.join().unwrap()).collect()
-        });
+        let shards = self.formed(spec, way.shared, |rank| run(rank, plans, way.in_flight));
         let whole = |i: usize| {
             let mut row = vec![f32::NAN; vocab as usize];
             for (vocabulary, shard) in vocabularies.iter().zip(&shards[earlier..]) {
@@ -131,6 +120,59 @@ impl Group {
             row
         };
         (0..main.len()).map(whole).collect()
+    }
+
+    /// What the ranks answer to one step, in rank order.
+    pub(super) fn answers(
+        &mut self,
+        rows: &[PlanRow],
+        blocks: &BlockDeltas,
+        shared: bool,
+    ) -> Vec<StepOutput> {
+        self.epoch += 1;
+        let era = Era {
+            generation: 1,
+            epoch: self.epoch,
+        };
+        let spec = spec(era, PEERS_REACH);
+        let mut tables = BlockTables::new(spec.limits.max_sequences, 4096);
+        tables.apply(blocks).unwrap();
+        let plan = Plan {
+            era,
+            step: 1,
+            rows: rows.to_vec(),
+            blocks: blocks.clone(),
+            late_tokens: 0,
+            late_sampling: false,
+            state_hash: tables.hash(),
+        };
+        self.formed(&spec, shared, |rank| {
+            let ticket = rank.submit(&plan).unwrap();
+            let output = done(rank, ticket).unwrap();
+            rank.release(ticket);
+            output
+        })
+    }
+
+    /// Form all ranks and do the same with each; what comes of it, in rank order.
+    fn formed<T: Send>(
+        &mut self,
+        spec: &FormSpec,
+        shared: bool,
+        run: impl Fn(&mut CpuBackend) -> T + Sync,
+    ) -> Vec<T> {
+        let (meshes, run) = (local_mesh(&self.members, spec.era).unwrap(), &run);
+        std::thread::scope(|scope| {
+            let mut threads = Vec::new();
+            for (rank, mesh) in self.ranks.iter_mut().zip(meshes) {
+                rank.shared_memory = shared;
+                threads.push(scope.spawn(move || {
+                    rank.form(spec, Box::new(mesh), &mut |_| {}).unwrap();
+                    run(rank)
+                }));
+            }
+            threads.into_iter().map(|thread| thread.join().unwrap()).collect()
+        })
     }
 }
 

@@ -1,10 +1,11 @@
 //! A mesh over shared memory inside a pod, and over another mesh beyond it.
 
 use std::collections::BTreeMap;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use llamero_engine::mesh::files::swap_files;
 use llamero_engine::{Abort, BackendError, Era, Label, Members, Mesh, MeshError, Transfer, Wait};
 
 use super::peer::{Here, Peer, Progress};
@@ -42,25 +43,14 @@ impl SharedMesh {
             ))
         };
         let (own, file) = SharedRegion::create(pod.len()).map_err(unusable)?;
+        let number = pod.iter().take_while(|peer| **peer < rank).count();
+        let peers: Vec<u32> = pod.iter().copied().filter(|peer| *peer != rank).collect();
+        let files = swap_files(&mut *mesh, &peers, file.as_fd(), until)?;
         let mut shared = BTreeMap::new();
-        let mut number = 0;
-        // All ranks take the pairs in one order, the lower rank of each gives first: somebody can always go on.
-        for (index, peer) in pod.iter().copied().enumerate() {
-            if peer == rank {
-                number = index;
-                continue;
-            }
-            if rank < peer {
-                mesh.send_files(peer, &[file.as_fd()], until)?;
-            }
-            let files = mesh.receive_files(peer, 1, until)?;
-            if peer < rank {
-                mesh.send_files(peer, &[file.as_fd()], until)?;
-            }
-            for file in files {
-                let region = SharedRegion::open(&file, pod.len()).map_err(unusable)?;
-                shared.insert(peer, Peer::new(peer, index, region));
-            }
+        for (peer, file) in peers.into_iter().zip(files) {
+            let index = pod.iter().take_while(|other| **other < peer).count();
+            let region = SharedRegion::open(&file, pod.len()).map_err(unusable)?;
+            shared.insert(peer, Peer::new(peer, index, region));
         }
         Ok(Box::new(Self {
             mesh,

@@ -1,0 +1,168 @@
+//! Running a target.
+
+use std::collections::BTreeSet;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use crate::MEMORY;
+use crate::corpus;
+use crate::mutate::{Shape, mutate};
+use crate::random::Random;
+
+/// Seconds of a run.
+pub const SECONDS: u64 = 3;
+/// An input that takes so long hangs: the slowest take milliseconds.
+const HANG: Duration = Duration::from_secs(120);
+/// Inputs with new outcomes that a run changes further.
+const MOST: usize = 2000;
+
+/// What takes bad input.
+#[derive(Clone, Copy, Debug)]
+pub struct Target {
+    /// Its folder of `corpus`.
+    pub name: &'static str,
+    /// What an input looks like.
+    pub shape: Shape,
+    /// Bytes of memory that it may take for each byte of an input.
+    pub factor: usize,
+    /// Bytes of memory that it may take beside that.
+    pub constant: usize,
+}
+
+/// Only one at a time: memory is counted for the process.
+static ONE: Mutex<()> = Mutex::new(());
+
+/// Feeds the function that `prepare` gives inputs made from its seeds and the corpus until time is up. It returns the outcome in words.
+///
+/// # Panics
+/// An input makes `take` panic, takes more memory than the target may, or hangs (then the process ends). The input is kept and named.
+pub fn drive<F: FnMut(&[u8]) -> String>(target: Target, prepare: impl FnOnce() -> (Vec<Vec<u8>>, F)) {
+    let _one = ONE.lock().unwrap_or_else(PoisonError::into_inner);
+    let (seeds, mut take) = prepare();
+    let long = from_environment("LLAMERO_FUZZ_SECONDS");
+    let seed = from_environment("LLAMERO_FUZZ_SEED").unwrap_or(1);
+    let mut random = Random::new(seed);
+    let mut inputs = corpus::kept(target.name);
+    inputs.extend(seeds);
+    assert!(!inputs.is_empty(), "{} has nothing to begin with", target.name);
+    if long.is_some() {
+        inputs.extend(corpus::found(target.name));
+    }
+    let words = corpus::words(target.name);
+    let watch = Watch::start(target.name);
+    let mut outcomes = BTreeSet::new();
+    // First those that are kept, as they are.
+    for input in &inputs {
+        outcomes.insert(one(&target, input, &watch, &mut take));
+    }
+    let end = Instant::now() + Duration::from_secs(long.unwrap_or(SECONDS));
+    let mut cases = inputs.len();
+    while Instant::now() < end {
+        let (input, other) = (random.below(inputs.len()), random.below(inputs.len()));
+        let (Some(input), Some(other)) = (inputs.get(input), inputs.get(other)) else {
+            break;
+        };
+        let changed = mutate(input, other, target.shape, &words, &mut random);
+        let outcome = one(&target, &changed, &watch, &mut take);
+        cases += 1;
+        if outcomes.insert(outcome) && inputs.len() < MOST {
+            if long.is_some() {
+                let _ = corpus::keep(target.name, "found", &changed);
+            }
+            inputs.push(changed);
+        }
+    }
+    println!(
+        "{}: {cases} inputs, {} outcomes, seed {seed}",
+        target.name,
+        outcomes.len()
+    );
+    assert!(
+        outcomes.len() > 2,
+        "{}: changing inputs changes nothing: {outcomes:?}",
+        target.name
+    );
+}
+
+fn one(target: &Target, input: &[u8], watch: &Watch, take: &mut impl FnMut(&[u8]) -> String) -> String {
+    watch.begin(input);
+    MEMORY.reset_peak_usage();
+    let before = MEMORY.current_usage();
+    let taken = catch_unwind(AssertUnwindSafe(|| take(input)));
+    let memory = MEMORY.peak_usage().saturating_sub(before);
+    watch.end();
+    let limit = target.factor * input.len() + target.constant;
+    let complaint = match taken {
+        Err(_) => "it panics".to_owned(),
+        Ok(_) if memory > limit => format!("it takes {memory} bytes of memory, {limit} are its bound"),
+        Ok(outcome) => return without_figures(&outcome),
+    };
+    let place = corpus::keep(target.name, "failed", input);
+    panic!(
+        "{}: {complaint} on {} bytes, kept as {place:?}",
+        target.name,
+        input.len()
+    );
+}
+
+/// What kind of outcome it is: words without the names and figures of the input.
+fn without_figures(outcome: &str) -> String {
+    let mut kind = String::new();
+    let mut quoted = false;
+    for letter in outcome.chars() {
+        if matches!(letter, '"' | '`' | '\'') {
+            quoted = !quoted;
+        } else if !quoted && (letter.is_ascii_alphabetic() || letter == ' ') && kind.len() < 80 {
+            kind.push(letter);
+        }
+    }
+    kind
+}
+
+/// What runs now, and since when.
+type Running = Mutex<Option<(Instant, Vec<u8>)>>;
+
+/// Ends the process when an input hangs.
+struct Watch(Arc<Running>);
+
+impl Watch {
+    fn start(name: &'static str) -> Self {
+        let running: Arc<Running> = Arc::default();
+        let watched = Arc::downgrade(&running);
+        std::thread::spawn(move || {
+            while let Some(running) = watched.upgrade() {
+                let hung = match &*running.lock().unwrap_or_else(PoisonError::into_inner) {
+                    Some((begin, input)) if begin.elapsed() > HANG => Some(input.clone()),
+                    _ => None,
+                };
+                if let Some(input) = hung {
+                    eprintln!(
+                        "{name}: an input hangs, kept as {:?}",
+                        corpus::keep(name, "failed", &input)
+                    );
+                    std::process::abort();
+                }
+                drop(running);
+                std::thread::park_timeout(Duration::from_secs(1));
+            }
+        });
+        Self(running)
+    }
+
+    fn begin(&self, input: &[u8]) {
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = Some((Instant::now(), input.to_vec()));
+    }
+
+    fn end(&self) {
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = None;
+    }
+}
+
+fn from_environment(name: &str) -> Option<u64> {
+    let text = std::env::var(name).ok()?;
+    match text.parse() {
+        Ok(number) => Some(number),
+        Err(_) => panic!("{name} is {text:?}; give a whole number"),
+    }
+}

@@ -1,0 +1,27 @@
+//! Bad input on purpose, on stable Rust: inputs that are kept are changed at random, and whatever comes out must be taken or refused: no panic, no
+//! more memory than a bound by the input's size, no hang. Changed inputs whose outcome is new are changed further.
+//!
+//! The same seed gives the same inputs as long as time does not end them. A run lasts [`SECONDS`] unless `LLAMERO_FUZZ_SECONDS` says otherwise;
+//! then inputs with new outcomes are kept in `.local/fuzz`, and the next such run begins with them. `LLAMERO_FUZZ_SEED` chooses others.
+//!
+//! | module | what it holds |
+//! |---|---|
+//! | `corpus` | inputs that are kept |
+//! | `drive` | running a target |
+//! | `mutate` | changing an input |
+//! | `random` | numbers that a seed repeats |
+#![forbid(unsafe_code)]
+
+mod corpus;
+mod drive;
+mod mutate;
+mod random;
+
+pub use drive::{SECONDS, Target, drive};
+pub use mutate::Shape;
+
+use peak_alloc::PeakAlloc;
+
+/// Counts what the process allocates. Targets run one at a time, so what is allocated meanwhile is the target's.
+#[global_allocator]
+static MEMORY: PeakAlloc = PeakAlloc;

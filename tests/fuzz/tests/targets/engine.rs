@@ -1,0 +1,220 @@
+//! What the engine takes from checkpoints, requests and other ranks.
+
+use std::fs;
+
+use jiff::civil::DateTime;
+use llamero_engine::mesh::frame::{HEADER, Header, Kind};
+use llamero_engine::mesh::hello::{Answer, Challenge, Hello, Opening, SignedAnswer, SignedHello};
+use llamero_engine::mesh::{Identity, LinkKind, Members, Message, Topology};
+use llamero_engine::step::Era;
+use llamero_engine::structured::{Form, Grammars};
+use llamero_engine::text::{ChatMessage, ChatTemplate, Conversation, TemplateFiles, Tokenizer};
+use llamero_fuzz::{Shape, Target, drive};
+use serde_json::{Value, json};
+
+use crate::outcome;
+
+/// GPT-2's letters for bytes: printable ones mean themselves, the others follow from 256 on.
+fn letters() -> Vec<char> {
+    let mut next = 256_u32;
+    let letter = |byte: u8| match byte {
+        b'!'..=b'~' | 0xa1..=0xac | 0xae..=0xff => char::from(byte),
+        _ => {
+            next += 1;
+            char::from_u32(next - 1).unwrap()
+        }
+    };
+    (0..=255).map(letter).collect()
+}
+
+/// A byte-level tokenizer with one merge and two special tokens.
+fn small_tokenizer() -> Value {
+    let mut vocabulary: serde_json::Map<String, Value> = letters()
+        .iter()
+        .enumerate()
+        .map(|(byte, letter)| (letter.to_string(), json!(byte)))
+        .collect();
+    vocabulary.insert("he".to_owned(), json!(256));
+    let special = |id: u32, content: &str| json!({"id": id, "content": content, "single_word": false, "lstrip": false, "rstrip": false, "normalized": false, "special": true});
+    json!({
+        "version": "1.0",
+        "added_tokens": [special(257, "<|end|>"), special(258, "<|start|>")],
+        "normalizer": null,
+        "pre_tokenizer": {"type": "ByteLevel", "add_prefix_space": false, "trim_offsets": true, "use_regex": true},
+        "post_processor": {"type": "TemplateProcessing", "single": [{"SpecialToken": {"id": "<|start|>", "type_id": 0}}, {"Sequence": {"id": "A", "type_id": 0}}],
+            "pair": [{"Sequence": {"id": "A", "type_id": 0}}, {"Sequence": {"id": "B", "type_id": 1}}],
+            "special_tokens": {"<|start|>": {"id": "<|start|>", "ids": [258], "tokens": ["<|start|>"]}}},
+        "decoder": {"type": "ByteLevel", "add_prefix_space": true, "trim_offsets": true, "use_regex": true},
+        "model": {"type": "BPE", "vocab": vocabulary, "merges": ["h e"]},
+    })
+}
+
+fn tokenizer() -> Tokenizer {
+    let folder = tempfile::tempdir().unwrap();
+    fs::write(
+        folder.path().join("tokenizer.json"),
+        small_tokenizer().to_string(),
+    )
+    .unwrap();
+    Tokenizer::from_dir(folder.path()).unwrap()
+}
+
+#[test]
+fn tokenizers() {
+    let target = Target {
+        name: "tokenizer",
+        shape: Shape::Json,
+        // Tables of bytes, ids and merges, and the regular expression's automaton.
+        factor: 2000,
+        constant: 64 << 20,
+    };
+    drive(target, || {
+        let folder = tempfile::tempdir().unwrap();
+        let take = move |input: &[u8]| {
+            fs::write(folder.path().join("tokenizer.json"), input).unwrap();
+            let tokenizer = Tokenizer::from_dir(folder.path());
+            if let Ok(tokenizer) = &tokenizer {
+                let _ = tokenizer.fewest_tokens("hello");
+                if let Ok(tokens) = tokenizer.encode("he said é <|end|> \u{1f600}", true) {
+                    let _ = tokenizer.decode(&tokens);
+                }
+                let _ = tokenizer.decode(&[0, 255, 258, 259, u32::MAX]);
+                let _ = tokenizer.special_tokens();
+            }
+            outcome(tokenizer)
+        };
+        (vec![small_tokenizer().to_string().into_bytes()], take)
+    });
+}
+
+#[test]
+fn chat_templates() {
+    let target = Target {
+        name: "template",
+        shape: Shape::Text,
+        // The steps of a template are bounded, and so is what each may make.
+        factor: 4000,
+        constant: 192 << 20,
+    };
+    drive(target, || {
+        let tokenizer = tokenizer();
+        let take = move |input: &[u8]| {
+            let Ok(source) = std::str::from_utf8(input) else {
+                return "not UTF".to_owned();
+            };
+            let files = TemplateFiles {
+                source: source.to_owned(),
+                token_names: vec![
+                    ("bos_token", "<|start|>".to_owned()),
+                    ("eos_token", "<|end|>".to_owned()),
+                ],
+            };
+            let template = match ChatTemplate::new(&files, &tokenizer) {
+                Ok(template) => template,
+                Err(error) => return error.to_string(),
+            };
+            let messages = [
+                ChatMessage::new("system", "Be brief."),
+                ChatMessage::new("user", "Hello <|end|>!"),
+            ];
+            let conversation = Conversation {
+                messages: &messages,
+                tools_json: Some(
+                    r#"[{"type": "function", "function": {"name": "f", "parameters": {"type": "object"}}}]"#,
+                ),
+                variables_json: Some(r#"{"date_string": "1 May"}"#),
+                add_generation_prompt: true,
+                now: DateTime::default(),
+            };
+            outcome(template.render(&conversation))
+        };
+        (Vec::new(), take)
+    });
+}
+
+#[test]
+fn forms_of_answers() {
+    let target = Target {
+        name: "form",
+        shape: Shape::Json,
+        factor: 4000,
+        constant: 256 << 20,
+    };
+    drive(target, || {
+        let tokenizer = tokenizer();
+        let grammars = Grammars::new(&tokenizer, tokenizer.vocab_size(), &[257]).unwrap();
+        let take = move |input: &[u8]| {
+            let text = String::from_utf8_lossy(input).into_owned();
+            let forms = [
+                Form::Json(text.clone()),
+                Form::Regex(text.clone()),
+                Form::Lark(text),
+            ];
+            let outcomes = forms.map(|form| outcome(grammars.compile(&form, &[]).map(drop)));
+            outcomes.join(" ")
+        };
+        (Vec::new(), take)
+    });
+}
+
+#[test]
+fn frames_between_ranks() {
+    let era = Era {
+        generation: 3,
+        epoch: 1,
+    };
+    let identity = Identity {
+        group_uid: "uid".to_owned(),
+        rank: 0,
+        members: Members::new(Topology::tensor(2), &[]).unwrap(),
+        numerics: "class".to_owned(),
+        content: "content".to_owned(),
+    };
+    let hello = identity.hello(era, 1, LinkKind::Data);
+    let messages = [
+        Message::Forming("it warms up".to_owned()),
+        Message::Ready {
+            blocks: 7,
+            kept: Some(era),
+        },
+        Message::Progress { layers: 5 },
+        Message::Fetch { row: 1, offset: 2 },
+        Message::Leave,
+    ];
+    let mut seeds: Vec<Vec<u8>> = messages
+        .iter()
+        .map(|message| postcard::to_stdvec(message).unwrap())
+        .collect();
+    seeds.push(postcard::to_stdvec(&hello).unwrap());
+    seeds.push(Header::of(Kind::Control, era, 1).encode().to_vec());
+    let target = Target {
+        name: "rank-frame",
+        shape: Shape::Bytes,
+        factor: 200,
+        constant: 64 << 10,
+    };
+    let known = identity.clone();
+    drive(target, || {
+        (seeds, move |input: &[u8]| {
+            let mut words = Vec::new();
+            if let Some(header) = input.first_chunk::<HEADER>() {
+                words.push(outcome(Header::decode(header)));
+            }
+            let hello = postcard::from_bytes::<Hello>(input);
+            if let Ok(hello) = &hello {
+                words.push(outcome(known.check(hello).map_err(|(_, sentence)| sentence)));
+            }
+            words.push(outcome(postcard::from_bytes::<Opening>(input)));
+            words.push(outcome(postcard::from_bytes::<Challenge>(input)));
+            words.push(outcome(postcard::from_bytes::<SignedHello>(input)));
+            words.push(outcome(postcard::from_bytes::<SignedAnswer>(input)));
+            words.push(outcome(postcard::from_bytes::<Answer>(input)));
+            let message = postcard::from_bytes::<Message>(input);
+            words.push(match &message {
+                Ok(message) => message.name().to_owned(),
+                Err(error) => error.to_string(),
+            });
+            words.join(" ")
+        })
+    });
+}

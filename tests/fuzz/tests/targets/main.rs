@@ -1,0 +1,22 @@
+//! Bad input on purpose. `LLAMERO_FUZZ_SECONDS=60` makes each run last a minute.
+//!
+//! | module | what takes bad input |
+//! |---|---|
+//! | `checkpoint` | safetensors headers, index files, configurations, manifests of pre-sharded folders, GGUF |
+//! | `engine` | tokenizers, chat templates, forms of answers, frames between ranks |
+//! | `wire` | objects of the API server, gRPC messages, server-sent events |
+//!
+//! HTTP bodies and broken gRPC frames over real sockets are `gateway/tests/fuzz.rs`. LoRA is not built, so there are no PEFT files to read.
+#![allow(clippy::unwrap_used, clippy::expect_used, missing_docs)]
+
+mod checkpoint;
+mod engine;
+mod wire;
+
+/// The outcome in words.
+fn outcome<T, E: std::fmt::Display>(result: Result<T, E>) -> String {
+    match result {
+        Ok(_) => "taken".to_owned(),
+        Err(error) => error.to_string(),
+    }
+}
