@@ -200,8 +200,11 @@ impl Check {
     }
 
     fn processes(&self) -> anyhow::Result<()> {
-        let checks: [(&str, fn() -> anyhow::Result<()>); 2] = [
-            ("a killed process leaves another its context", processes::check),
+        let checks = [
+            (
+                "a killed process leaves another its context",
+                processes::check as fn() -> _,
+            ),
             (
                 "two ranks of a tensor group have the bits of one, and form again after a kill",
                 processes::check_group,

@@ -9,7 +9,7 @@ use llamero_checkpoint::Topology;
 use llamero_cuda::{CudaBackend, CudaOptions, Gpu};
 use llamero_engine::{Backend, FormLimits, FormSpec, KvDtype};
 use llamero_gpu_check::drive;
-use llamero_gpu_check::model::{Model, TINY};
+use llamero_gpu_check::model::{LLAMA_70B, LLAMA_405B, Model, TINY};
 use llamero_gpu_check::stages::Check;
 use llamero_gpu_emulator::emulated;
 
@@ -90,6 +90,29 @@ emulated! {
         gpu.unload();
         context.synchronize().unwrap();
         assert!(before - free() < planned / 10, "weights and buffers are given back");
+    }
+
+    fn llama_70b_and_405b_fit_the_gpus_of_one_node() on ["devices=8,memory=80GiB"], {
+        // As in the samples: at least two sequences of the longest context, beside a step of 512 tokens.
+        let spec = |max_context| FormSpec {
+            limits: FormLimits { max_context, max_batched_tokens: 512, max_sequences: 32, ..TINY_LIMITS },
+            ..TINY_SPEC
+        };
+        for (model, tensor, context) in [(LLAMA_70B, 4, 65_536), (LLAMA_405B, 8, 65_536)] {
+            let folder = tempfile::tempdir().unwrap();
+            model.write_sparse(folder.path()).unwrap();
+            for rank in [0, tensor - 1] {
+                let members = Topology::tensor(tensor).into();
+                let options = CudaOptions { members, rank, gpu: Gpu::Number(rank as usize), ..options() };
+                let gpu = CudaBackend::new(folder.path(), options).unwrap();
+                let plan = gpu.memory(&spec(context)).unwrap();
+                let kv = gpu.usual_kv_bytes(&spec(context)).unwrap();
+                let sequences = plan.blocks(kv) / context.div_ceil(16);
+                assert!(sequences >= 2, "{tensor} ranks: {plan:?}, {kv} bytes are left");
+                // Areas, the largest of which takes parts of all ranks' roots, are a small part of the memory.
+                assert!(plan.workspace < 1 << 30, "{plan:?}");
+            }
+        }
     }
 
     fn the_check_runs_on_a_small_machine() on ["memory=512MiB"], {
