@@ -4,7 +4,7 @@ use std::process::{Child, Command, Stdio};
 
 use anyhow::{Context, Result};
 use llamero_tests::{cluster::Cluster, paths, poll};
-use serde_json::json;
+use serde_json::{Value, json};
 
 use crate::fixture::{NAMESPACE, SOON};
 
@@ -29,12 +29,19 @@ impl Drop for Enforced<'_> {
 /// A pod with no rights and no labels, which only exists.
 pub(crate) struct Stranger<'a> {
     cluster: &'a Cluster,
+    namespace: &'static str,
     pid: i32,
 }
 
 impl<'a> Stranger<'a> {
     pub(crate) fn create(cluster: &'a Cluster) -> Result<Self> {
-        let pod = json!({"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "stranger", "namespace": NAMESPACE},
+        Self::wearing(cluster, NAMESPACE, json!({}))
+    }
+
+    /// In this namespace, with the labels of somebody else.
+    pub(crate) fn wearing(cluster: &'a Cluster, namespace: &'static str, labels: Value) -> Result<Self> {
+        let pod = json!({"apiVersion": "v1", "kind": "Pod",
+            "metadata": {"name": "stranger", "namespace": namespace, "labels": labels},
             "spec": {
                 "automountServiceAccountToken": false, "terminationGracePeriodSeconds": 0,
                 "securityContext": {"runAsNonRoot": true, "runAsUser": 65532, "seccompProfile": {"type": "RuntimeDefault"}},
@@ -44,10 +51,14 @@ impl<'a> Stranger<'a> {
         cluster.import_image(&paths::images().join("toolbox.tar"))?;
         cluster.kubectl().apply(&pod)?;
         let pid = poll::until("the stranger's process", SOON, || {
-            let processes = cluster.pod_processes(NAMESPACE, "stranger")?;
+            let processes = cluster.pod_processes(namespace, "stranger")?;
             Ok(processes.first().map(|process| process.pid))
         })?;
-        Ok(Self { cluster, pid })
+        Ok(Self {
+            cluster,
+            namespace,
+            pid,
+        })
     }
 
     /// To which of the ports connections come about. All are tried at once: what is dropped shows only by waiting.
@@ -82,7 +93,7 @@ impl Drop for Stranger<'_> {
     fn drop(&mut self) {
         let words = [
             "-n",
-            NAMESPACE,
+            self.namespace,
             "delete",
             "pod",
             "stranger",

@@ -11,13 +11,10 @@ use llamero_tests::cluster::Cluster;
 use llamero_tests::{paths, poll};
 use serde_json::{Value, json};
 
-use super::Target;
 use super::attempts::Section;
+use super::{OTHERS, Target};
 use crate::client::post;
 use crate::fixture::{NAMESPACE, SOON};
-
-/// A namespace of another tenant.
-const OTHERS: &str = "team";
 
 fn deployment(namespace: &str, name: &str, model: Value) -> Value {
     json!({"apiVersion": "llamero.dev/v1alpha1", "kind": "LlamaDeployment", "metadata": {"name": name, "namespace": namespace},
@@ -106,7 +103,6 @@ fn dry_run(cluster: &Cluster, object: &Value) -> Result<String> {
 pub(super) fn names(target: &Target) -> Result<Section> {
     let mut section = Section::new("Names", "Names of models that are somebody else's, or nobody's.");
     let kubectl = target.group.kubectl();
-    kubectl.apply(&json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": OTHERS}}))?;
     let claim = json!({"persistentVolumeClaim": {"claimName": "none"}});
     kubectl.apply(&deployment(
         OTHERS,

@@ -27,6 +27,9 @@ use crate::installation::pods_of;
 use crate::parts::{Parts, Port, SYSTEM, TRUST_DOMAIN, port_of};
 use crate::stranger::Stranger;
 
+/// A namespace of another tenant.
+const OTHERS: &str = "team";
+
 /// What is attacked: a group over two pods, and the installation.
 struct Target {
     group: Deployment,
@@ -112,6 +115,8 @@ fn penetration() -> Result<()> {
     let target = Target::create()?;
     let cluster = target.cluster();
     let expected = ask(cluster, &chat("target", QUESTION, 24))?;
+    let namespace = json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": OTHERS}});
+    cluster.kubectl().apply(&namespace)?;
     let stranger = Stranger::create(cluster)?;
     let sections = [
         plain::ports(&target, &stranger)?,

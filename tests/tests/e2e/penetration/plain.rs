@@ -4,21 +4,25 @@ use std::process::Command;
 
 use anyhow::{Result, ensure};
 use llamero_tests::command;
+use serde_json::json;
 
 use super::attempts::Section;
-use super::{Target, ip};
+use super::{OTHERS, Target, ip};
 use crate::stranger::{Enforced, Stranger};
 
 /// Port of probes and metrics of workers and operator; and of gateways.
 const PROBES: u16 = 8080;
 const GATEWAY_PROBES: u16 = 8081;
 
-/// A pod with no rights connects to every port.
+/// Pods with no rights connect to every port. One of them wears a worker's label, with which it may ask for a certificate.
 pub(super) fn ports(target: &Target, stranger: &Stranger<'_>) -> Result<Section> {
     let mut section = Section::new(
         "Ports",
-        "Connections of a pod with no rights and no labels, while the NetworkPolicies of chart and operator are enforced.",
+        "Connections of two pods with no rights, while the NetworkPolicies of chart and operator are enforced: one has no labels, the other lies in another namespace and has the labels of \
+         the group's own pods, with which it reaches nothing but enrolment.",
     );
+    let labels = json!({"app.kubernetes.io/name": "llamero-worker", "llamero.dev/deployment": "target"});
+    let poser = Stranger::wearing(target.cluster(), OTHERS, labels)?;
     let tries = [
         ("leader", &target.leader, &[18051, 18052, 18100][..]),
         ("member", &target.member, &[18051, 18052, 18100]),
@@ -38,11 +42,23 @@ pub(super) fn ports(target: &Target, stranger: &Stranger<'_>) -> Result<Section>
     );
     let enforced = Enforced::now(target.cluster())?;
     let targets: Vec<_> = named.iter().map(|(_, target)| target.clone()).collect();
-    let reached = stranger.reached(&targets)?;
+    let (reached, by_poser) = (stranger.reached(&targets)?, poser.reached(&targets)?);
     drop(enforced);
     ensure!(reached.is_empty(), "the stranger reaches {reached:?}");
-    for (name, _) in named {
-        section.add("a connection", name, "none comes about");
+    let only_enrolment = by_poser.iter().all(|(_, port)| *port == 18054);
+    ensure!(
+        only_enrolment,
+        "a pod with a worker's labels reaches {by_poser:?}"
+    );
+    for (name, (_, port)) in named {
+        section.add("without labels", &name, "no connection");
+        if port != 18054 {
+            section.add(
+                "with a worker's labels, from another namespace",
+                name,
+                "no connection",
+            );
+        }
     }
     Ok(section)
 }
