@@ -8,6 +8,7 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 
 use futures::{Stream, StreamExt as _};
+use rustls_pki_types::CertificateDer;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{Semaphore, mpsc};
@@ -16,8 +17,8 @@ use tokio_rustls::server::TlsStream;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::transport::server::{Connected, TcpIncoming};
 
-use crate::certificate::Certificate;
-use crate::credentials::{Clients, Credentials};
+use crate::certificate::{self, Certificate};
+use crate::credentials::{Clients, Credentials, Current};
 use crate::spiffe::Identity;
 
 /// Handshakes at the same time; who comes then waits in the kernel's queue.
@@ -32,10 +33,32 @@ const PAUSE: Duration = Duration::from_millis(100);
 /// Who is at the other end of a connection; an extension of every request.
 #[derive(Debug, Clone, Default)]
 pub struct Peer {
-    /// Whose certificate it showed; none in plain text and where none is asked for.
-    pub identity: Option<Arc<Identity>>,
+    /// By the certificate that it showed.
+    pub who: Who,
     /// Where it is.
     pub address: Option<SocketAddr>,
+}
+
+/// Whose certificate was shown.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub enum Who {
+    /// In plain text, and where no certificate is asked for.
+    #[default]
+    Unknown,
+    /// A part of Llamero.
+    Part(Arc<Identity>),
+    /// A client that the user admits, with the subject of its certificate.
+    Client(Arc<str>),
+}
+
+impl std::fmt::Display for Who {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Unknown => f.write_str("who shows no certificate"),
+            Self::Part(identity) => identity.fmt(f),
+            Self::Client(subject) => write!(f, "the client {subject:?}"),
+        }
+    }
 }
 
 /// A connection.
@@ -69,7 +92,7 @@ pub fn plain(listener: TcpListener) -> Incoming {
     Box::pin(incoming.map(|accepted| {
         accepted.map(|stream| Connection {
             peer: Peer {
-                identity: None,
+                who: Who::Unknown,
                 address: stream.peer_addr().ok(),
             },
             stream: Socket::Plain(stream),
@@ -109,11 +132,11 @@ async fn accept(
                 continue;
             }
         };
-        let (credentials, to) = (credentials.clone(), to.clone());
+        let (credentials, clients, to) = (credentials.clone(), clients.clone(), to.clone());
         tokio::spawn(async move {
             let address = stream.peer_addr().ok();
             let greeted =
-                tokio::time::timeout(HANDSHAKE_TIMEOUT, handshake(stream, &credentials, clients)).await;
+                tokio::time::timeout(HANDSHAKE_TIMEOUT, handshake(stream, &credentials, &clients)).await;
             drop(place);
             match greeted {
                 Ok(Ok(connection)) => {
@@ -127,29 +150,45 @@ async fn accept(
     }
 }
 
-async fn handshake(stream: TcpStream, credentials: &Credentials, clients: Clients) -> io::Result<Connection> {
+async fn handshake(
+    stream: TcpStream,
+    credentials: &Credentials,
+    clients: &Clients,
+) -> io::Result<Connection> {
     let Some(current) = credentials.current() else {
         return Err(io::Error::other("there is no certificate yet"));
     };
     let address = stream.peer_addr().ok();
     stream.set_nodelay(true)?;
-    let stream = TlsAcceptor::from(current.server(clients)).accept(stream).await?;
-    let identity = match clients {
-        Clients::Anybody => None,
-        Clients::WithCertificate => {
-            let shown = stream.get_ref().1.peer_certificates().and_then(<[_]>::first);
-            let shown = shown.ok_or_else(|| io::Error::other("no certificate was shown"))?;
-            let identity = Certificate::read(shown).map_err(io::Error::other)?.identity;
-            if identity.trust_domain != current.identity.trust_domain {
-                return Err(io::Error::other(format!("{identity} is of another trust domain")));
-            }
-            Some(Arc::new(identity))
+    let config = current.server(clients).await.map_err(io::Error::other)?;
+    let stream = TlsAcceptor::from(config).accept(stream).await?;
+    let who = match clients {
+        Clients::Anybody => Who::Unknown,
+        Clients::WithCertificate | Clients::Admitted(_) => {
+            let shown = stream.get_ref().1.peer_certificates().unwrap_or_default();
+            who(shown, &current)?
         }
     };
     Ok(Connection {
         stream: Socket::Tls(Box::new(stream)),
-        peer: Peer { identity, address },
+        peer: Peer { who, address },
     })
+}
+
+/// Whose certificates the handshake has found to be good. Only our own authority says who is a part of Llamero.
+fn who(shown: &[CertificateDer<'_>], current: &Current) -> io::Result<Who> {
+    let first = shown
+        .first()
+        .ok_or_else(|| io::Error::other("no certificate was shown"))?;
+    if !current.is_ours(shown) {
+        let subject = certificate::subject(first).map_err(io::Error::other)?;
+        return Ok(Who::Client(subject.into()));
+    }
+    let identity = Certificate::read(first).map_err(io::Error::other)?.identity;
+    if identity.trust_domain != current.identity.trust_domain {
+        return Err(io::Error::other(format!("{identity} is of another trust domain")));
+    }
+    Ok(Who::Part(Arc::new(identity)))
 }
 
 impl AsyncRead for Connection {

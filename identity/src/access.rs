@@ -1,6 +1,7 @@
 //! Who may call what: the one table, which servers enforce (see [`crate::guard`]), tests walk through and
 //! `docs/threat-model.md` shows.
 
+use crate::accept::Who;
 use crate::spiffe::{Identity, Role};
 
 /// Who calls.
@@ -12,6 +13,8 @@ pub enum Caller {
     Gateway,
     /// A worker pod.
     Worker,
+    /// A client that a user admits to a deployment's leaders by a certificate of an authority of their own.
+    Client,
     /// Whoever reaches the port: the call itself proves who it is.
     Anybody,
 }
@@ -29,7 +32,8 @@ pub struct Rule {
     pub purpose: &'static str,
 }
 
-const INSTALLATION: &[Caller] = &[Caller::Operator, Caller::Gateway];
+/// Certificates of clients are asked for at the inference port only.
+const INFERENCE: &[Caller] = &[Caller::Operator, Caller::Gateway, Caller::Client];
 
 /// The table. What is not in it nobody may call.
 pub const TABLE: &[Rule] = &[
@@ -42,25 +46,25 @@ pub const TABLE: &[Rule] = &[
     Rule {
         service: "llamero.v1.Completion",
         server: "leader, 18051",
-        callers: INSTALLATION,
+        callers: INFERENCE,
         purpose: "inference",
     },
     Rule {
         service: "vllm.Inference",
         server: "leader, 18051",
-        callers: INSTALLATION,
+        callers: INFERENCE,
         purpose: "inference",
     },
     Rule {
         service: "vllm.Control",
         server: "leader, 18051",
-        callers: INSTALLATION,
+        callers: INFERENCE,
         purpose: "what is served",
     },
     Rule {
         service: "llamero.v1.Telemetry",
         server: "leader, 18051",
-        callers: INSTALLATION,
+        callers: INFERENCE,
         purpose: "load",
     },
     Rule {
@@ -78,19 +82,19 @@ pub const TABLE: &[Rule] = &[
     Rule {
         service: "grpc.health.v1.Health",
         server: "worker, gateway",
-        callers: INSTALLATION,
+        callers: INFERENCE,
         purpose: "whether it serves",
     },
     Rule {
         service: "grpc.reflection.v1.ServerReflection",
         server: "worker, gateway",
-        callers: INSTALLATION,
+        callers: INFERENCE,
         purpose: "what is served",
     },
     Rule {
         service: "grpc.reflection.v1alpha.ServerReflection",
         server: "worker",
-        callers: INSTALLATION,
+        callers: INFERENCE,
         purpose: "what is served",
     },
     Rule {
@@ -101,13 +105,17 @@ pub const TABLE: &[Rule] = &[
     },
 ];
 
-/// Whether `peer` may call methods of `service`; operator and gateways count only in the namespace `installation`.
+/// Whether `who` may call methods of `service`; operator and gateways count only in the namespace `installation`.
 #[must_use]
-pub fn may_call(peer: Option<&Identity>, installation: &str, service: &str) -> bool {
+pub fn may_call(who: &Who, installation: &str, service: &str) -> bool {
     let Some(rule) = TABLE.iter().find(|rule| rule.service == service) else {
         return false;
     };
-    let caller = peer.and_then(|peer| caller(peer, installation));
+    let caller = match who {
+        Who::Unknown => None,
+        Who::Part(identity) => caller(identity, installation),
+        Who::Client(_) => Some(Caller::Client),
+    };
     rule.callers
         .iter()
         .any(|allowed| *allowed == Caller::Anybody || Some(*allowed) == caller)
@@ -144,57 +152,61 @@ const fn name(caller: Caller) -> &'static str {
         Caller::Operator => "operator",
         Caller::Gateway => "gateway",
         Caller::Worker => "worker",
+        Caller::Client => "client",
         Caller::Anybody => "whoever has a token",
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Arc;
+
     use super::*;
 
-    fn peer(namespace: &str, role: Role) -> Identity {
-        Identity {
+    fn peer(namespace: &str, role: Role) -> Who {
+        Who::Part(Arc::new(Identity {
             trust_domain: "d".into(),
             namespace: namespace.into(),
             role,
             pod: "p".into(),
-        }
+        }))
     }
 
     #[test]
     fn everybody_may_call_what_the_table_says_and_nothing_else() {
         let worker = Role::Worker { group: "g".into() };
         let callers = [
-            (Some(peer("system", Role::Operator)), Some(Caller::Operator)),
-            (Some(peer("system", Role::Gateway)), Some(Caller::Gateway)),
-            (Some(peer("team", worker.clone())), Some(Caller::Worker)),
-            (Some(peer("system", worker)), Some(Caller::Worker)),
+            (peer("system", Role::Operator), Some(Caller::Operator)),
+            (peer("system", Role::Gateway), Some(Caller::Gateway)),
+            (peer("team", worker.clone()), Some(Caller::Worker)),
+            (peer("system", worker), Some(Caller::Worker)),
+            (Who::Client("CN=x".into()), Some(Caller::Client)),
             // Of another installation, or named so by an authority that signs for several.
-            (Some(peer("team", Role::Operator)), None),
-            (Some(peer("team", Role::Gateway)), None),
-            (None, None),
+            (peer("team", Role::Operator), None),
+            (peer("team", Role::Gateway), None),
+            (Who::Unknown, None),
         ];
         for rule in TABLE {
-            for (identity, caller) in &callers {
+            for (who, caller) in &callers {
                 let expected =
                     rule.callers == [Caller::Anybody] || caller.is_some_and(|c| rule.callers.contains(&c));
                 assert_eq!(
-                    may_call(identity.as_ref(), "system", rule.service),
+                    may_call(who, "system", rule.service),
                     expected,
-                    "{identity:?} {}",
+                    "{who:?} {}",
                     rule.service
                 );
             }
         }
         let operator = peer("system", Role::Operator);
-        assert!(!may_call(Some(&operator), "system", "llamero.v1.Unknown"));
+        assert!(!may_call(&operator, "system", "llamero.v1.Unknown"));
     }
 
     #[test]
     fn no_worker_may_control_another() {
         let worker = peer("team", Role::Worker { group: "g".into() });
         assert!(TABLE.iter().all(|rule| {
-            rule.callers.contains(&Caller::Anybody) || !may_call(Some(&worker), "system", rule.service)
+            rule.callers.contains(&Caller::Anybody) || !may_call(&worker, "system", rule.service)
         }));
     }
 

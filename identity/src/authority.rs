@@ -141,6 +141,18 @@ impl Authority {
         &self.roots
     }
 
+    /// Until then it signs.
+    #[must_use]
+    pub const fn not_after(&self) -> SystemTime {
+        self.not_after
+    }
+
+    /// How long its certificates live.
+    #[must_use]
+    pub const fn life(&self) -> Duration {
+        self.life
+    }
+
     /// The same in PEM.
     #[must_use]
     pub fn roots_pem(&self) -> &str {

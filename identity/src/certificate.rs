@@ -71,6 +71,15 @@ pub fn not_after(der: &[u8]) -> Result<SystemTime, CertificateError> {
     Ok(time(parsed.validity().not_after.timestamp()))
 }
 
+/// Whom a certificate names, for people: the authority that signed it may have written anything.
+///
+/// # Errors
+/// [`CertificateError::Malformed`].
+pub fn subject(der: &[u8]) -> Result<String, CertificateError> {
+    let (_, parsed) = parse_x509_certificate(der).map_err(|_| CertificateError::Malformed)?;
+    Ok(parsed.subject().to_string().chars().take(200).collect())
+}
+
 /// Times before 1970 count as 1970.
 fn time(unix_seconds: i64) -> SystemTime {
     SystemTime::UNIX_EPOCH + Duration::from_secs(u64::try_from(unix_seconds).unwrap_or(0))

@@ -4,16 +4,18 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
-use rustls_pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer};
+use rustls_pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer, UnixTime};
 use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
 use tokio_rustls::rustls::client::{ResolvesClientCert, Resumption};
 use tokio_rustls::rustls::crypto::{CryptoProvider, ring};
+use tokio_rustls::rustls::server::danger::ClientCertVerifier;
 use tokio_rustls::rustls::server::{NoServerSessionStorage, WebPkiClientVerifier};
 use tokio_rustls::rustls::sign::{CertifiedKey, SingleCertAndKey};
 use tokio_rustls::rustls::version::TLS13;
 use tokio_rustls::rustls::{self, ClientConfig, RootCertStore, ServerConfig};
 
+use crate::admitted::{Admitted, Either};
 use crate::authority::{self, Authority, AuthorityError};
 use crate::certificate::{Certificate, CertificateError};
 use crate::spiffe::Identity;
@@ -86,10 +88,13 @@ pub struct Current {
     pub identity: Identity,
     /// Namespace of the operator and the gateways that are believed.
     pub installation: String,
+    /// From then on it counts.
+    pub not_before: SystemTime,
     /// Until then it counts.
     pub not_after: SystemTime,
     mutual: Arc<ServerConfig>,
     open: Arc<ServerConfig>,
+    parts: Arc<dyn ClientCertVerifier>,
     key: Arc<CertifiedKey>,
     roots: Arc<RootCertStore>,
 }
@@ -101,10 +106,12 @@ impl fmt::Debug for Current {
 }
 
 /// Who may connect to a server.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone)]
 pub enum Clients {
     /// Who has a certificate of the authority.
     WithCertificate,
+    /// They, and whom the user admits.
+    Admitted(Admitted),
     /// Everybody: a certificate is what they come for.
     Anybody,
 }
@@ -132,26 +139,50 @@ impl Current {
             || ServerConfig::builder_with_provider(Arc::new(provider())).with_protocol_versions(&[&TLS13]);
         let resolver = || Arc::new(SingleCertAndKey::from(Arc::clone(&key)));
         let mutual = server()?
-            .with_client_cert_verifier(verifier)
+            .with_client_cert_verifier(Arc::clone(&verifier))
             .with_cert_resolver(resolver());
         let open = server()?.with_no_client_auth().with_cert_resolver(resolver());
         Ok(Self {
             identity: read.identity,
             installation: material.installation.clone(),
+            not_before: read.not_before,
             not_after: read.not_after,
             mutual: Arc::new(for_grpc(mutual)),
             open: Arc::new(for_grpc(open)),
+            parts: verifier,
             key,
             roots,
         })
     }
 
     /// How to serve.
+    ///
+    /// # Errors
+    /// What TLS says.
+    pub async fn server(&self, clients: &Clients) -> Result<Arc<ServerConfig>, rustls::Error> {
+        let theirs = match clients {
+            Clients::Anybody => return Ok(Arc::clone(&self.open)),
+            Clients::WithCertificate => None,
+            Clients::Admitted(admitted) => admitted.verifier().await,
+        };
+        let Some(theirs) = theirs else {
+            return Ok(Arc::clone(&self.mutual));
+        };
+        let either = Either::new(Arc::clone(&self.parts), theirs);
+        let config = ServerConfig::builder_with_provider(Arc::new(provider()))
+            .with_protocol_versions(&[&TLS13])?
+            .with_client_cert_verifier(Arc::new(either))
+            .with_cert_resolver(Arc::new(SingleCertAndKey::from(Arc::clone(&self.key))));
+        Ok(Arc::new(for_grpc(config)))
+    }
+
+    /// Whether a client's certificate is of our authority.
     #[must_use]
-    pub fn server(&self, clients: Clients) -> Arc<ServerConfig> {
-        Arc::clone(match clients {
-            Clients::WithCertificate => &self.mutual,
-            Clients::Anybody => &self.open,
+    pub fn is_ours(&self, shown: &[CertificateDer<'_>]) -> bool {
+        shown.split_first().is_some_and(|(end_entity, intermediates)| {
+            self.parts
+                .verify_client_cert(end_entity, intermediates, UnixTime::now())
+                .is_ok()
         })
     }
 
@@ -164,6 +195,12 @@ impl Current {
         let verifier = ServerIdentity::new(Arc::clone(&self.roots), expected);
         let config = dialling(verifier)?.with_client_cert_resolver(resolver);
         Ok(Arc::new(of_client(config)))
+    }
+
+    /// Its certificate and those that lead to a root.
+    #[must_use]
+    pub fn chain(&self) -> &[CertificateDer<'static>] {
+        &self.key.cert
     }
 
     /// When to renew: after half of what is left of its life.

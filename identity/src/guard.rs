@@ -6,7 +6,7 @@ use axum::response::Response;
 use tonic::Status;
 use tonic::service::Routes;
 
-use crate::accept::Peer;
+use crate::accept::{Peer, Who};
 use crate::access::may_call;
 
 /// These services for whom the table allows them; operator and gateways are those of the namespace `installation`.
@@ -24,11 +24,10 @@ async fn check(State(installation): State<String>, request: Request, next: Next)
     let path = request.uri().path();
     let service = path.trim_start_matches('/').split('/').next().unwrap_or_default();
     let peer = request.extensions().get::<Peer>();
-    let identity = peer.and_then(|peer| peer.identity.as_deref());
-    if may_call(identity, &installation, service) {
+    let who = peer.map_or(Who::Unknown, |peer| peer.who.clone());
+    if may_call(&who, &installation, service) {
         return next.run(request).await;
     }
-    let who = identity.map_or_else(|| "who shows no certificate".to_owned(), ToString::to_string);
-    tracing::warn!(peer = who, call = path, "refused");
+    tracing::warn!(peer = %who, call = path, "refused");
     Status::permission_denied(format!("{who} may not call {service}")).into_http()
 }

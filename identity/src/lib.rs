@@ -11,10 +11,13 @@
 //! | [`access`] | the table of who may call what |
 //! | [`guard`] | its enforcement in gRPC servers |
 //! | [`authority`] | the certificate authority |
+//! | [`rotation`] | when one authority may take the place of another |
 //! | [`certificate`] | what stands in a certificate |
 //! | [`credentials`] | certificate and key in use, swapped when renewed |
 //! | [`verify`] | whether a server is who is expected |
+//! | [`admitted`] | clients that a user admits |
 //! | [`accept`], [`connect`] | both ends of connections |
+//! | [`explain`] | why a link did not come about |
 //! | [`serving`] | how a gRPC server takes connections |
 //! | [`enrol`] | how a pod comes by its certificate, and renews it |
 
@@ -22,12 +25,15 @@
 
 pub mod accept;
 pub mod access;
+pub mod admitted;
 pub mod authority;
 pub mod certificate;
 pub mod connect;
 pub mod credentials;
 pub mod enrol;
+pub mod explain;
 pub mod guard;
+pub mod rotation;
 pub mod serving;
 pub mod spiffe;
 pub mod verify;

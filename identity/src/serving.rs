@@ -4,6 +4,7 @@ use tokio::net::TcpListener;
 use tonic::service::Routes;
 
 use crate::accept::{self, Incoming};
+use crate::admitted::Admitted;
 use crate::credentials::{Clients, Credentials};
 use crate::guard::guarded;
 
@@ -15,6 +16,7 @@ pub struct Serving(Option<Mutual>);
 struct Mutual {
     credentials: Credentials,
     installation: String,
+    admitted: Option<Admitted>,
 }
 
 impl Serving {
@@ -30,7 +32,17 @@ impl Serving {
         Self(Some(Mutual {
             credentials,
             installation,
+            admitted: None,
         }))
+    }
+
+    /// The same, for clients too that the user admits. Nothing of it holds in plain text.
+    #[must_use]
+    pub fn admitting(mut self, admitted: Option<Admitted>) -> Self {
+        if let Some(mutual) = &mut self.0 {
+            mutual.admitted = admitted;
+        }
+        self
     }
 
     /// Whether callers show certificates.
@@ -44,7 +56,11 @@ impl Serving {
     pub fn incoming(&self, listener: TcpListener) -> Incoming {
         match &self.0 {
             None => accept::plain(listener),
-            Some(mutual) => accept::tls(listener, mutual.credentials.clone(), Clients::WithCertificate),
+            Some(mutual) => {
+                let clients = mutual.admitted.clone();
+                let clients = clients.map_or(Clients::WithCertificate, Clients::Admitted);
+                accept::tls(listener, mutual.credentials.clone(), clients)
+            }
         }
     }
 

@@ -65,6 +65,23 @@ impl std::fmt::Display for Expected {
     }
 }
 
+/// Whether who believes `roots` believes this certificate and what leads from it to a root.
+///
+/// # Errors
+/// What TLS says.
+pub fn believed(
+    roots: &RootCertStore,
+    chain: &[CertificateDer<'_>],
+    now: UnixTime,
+) -> Result<(), rustls::Error> {
+    let (end_entity, intermediates) = chain
+        .split_first()
+        .ok_or(rustls::Error::NoCertificatesPresented)?;
+    let parsed = ParsedCertificate::try_from(end_entity)?;
+    let algorithms = provider().signature_verification_algorithms.all;
+    verify_server_cert_signed_by_trust_anchor(&parsed, roots, intermediates, now, algorithms)
+}
+
 /// Verifies chain, time, use and identity of a server's certificate.
 #[derive(Debug)]
 pub struct ServerIdentity {
@@ -94,9 +111,8 @@ impl ServerCertVerifier for ServerIdentity {
         _: &[u8],
         now: UnixTime,
     ) -> Result<ServerCertVerified, rustls::Error> {
-        let parsed = ParsedCertificate::try_from(end_entity)?;
-        let algorithms = self.algorithms.all;
-        verify_server_cert_signed_by_trust_anchor(&parsed, &self.roots, intermediates, now, algorithms)?;
+        let chain: Vec<_> = [end_entity].into_iter().chain(intermediates).cloned().collect();
+        believed(&self.roots, &chain, now)?;
         let found =
             Certificate::read(end_entity).map_err(|error| rustls::Error::General(error.to_string()))?;
         if self.expected.is(&found.identity) {

@@ -13,6 +13,7 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::{Duration, SystemTime};
 
 use llamero_identity::accept;
+use llamero_identity::admitted::Admitted;
 use llamero_identity::authority::{self, Authority, Pems};
 use llamero_identity::connect::Link;
 use llamero_identity::credentials::{Clients, Credentials, Current, Material, Publisher, pair};
@@ -20,10 +21,12 @@ use llamero_identity::enrol::client::{Enrolment, Roots};
 use llamero_identity::enrol::service::{NotKnown, Registrar, Service};
 use llamero_identity::guard::guarded;
 use llamero_identity::verify::Expected;
-use llamero_identity::{Identity, Role};
+use llamero_identity::{Identity, Role, Serving};
 use llamero_proto::v1::demand_client::DemandClient;
 use llamero_proto::v1::demand_server::{Demand, DemandServer};
-use llamero_proto::v1::{DemandRequest, DemandSample};
+use llamero_proto::v1::telemetry_client::TelemetryClient;
+use llamero_proto::v1::telemetry_server::{Telemetry, TelemetryServer};
+use llamero_proto::v1::{DemandRequest, DemandSample, LoadRequest, LoadSample};
 use rcgen::{CertificateParams, KeyPair};
 use tokio::net::TcpListener;
 use tokio::sync::watch;
@@ -159,6 +162,85 @@ async fn only_who_the_table_names_gets_through() {
     let stranger = llamero_identity::connect::anonymous(&endpoint(address), config.unwrap());
     assert!(watch_demand(stranger).await.is_err(), "without a certificate");
     call(address, &of(operator()), there()).await.unwrap();
+}
+
+struct Load;
+
+#[tonic::async_trait]
+impl Telemetry for Load {
+    type WatchStream = futures::stream::Pending<Result<LoadSample, Status>>;
+
+    async fn watch(&self, _: Request<LoadRequest>) -> Result<Response<Self::WatchStream>, Status> {
+        Ok(Response::new(futures::stream::pending()))
+    }
+}
+
+/// A leader's load, for clients too by whose authority there is a file; and demand beside it, for operators only.
+async fn load(credentials: Credentials, clients: PathBuf) -> SocketAddr {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    let serving = Serving::mutual(credentials, "system".into()).admitting(Some(Admitted::by(clients)));
+    let routes = Routes::new(TelemetryServer::new(Load)).add_service(DemandServer::new(Silent));
+    let incoming = serving.incoming(listener);
+    tokio::spawn(
+        Server::builder()
+            .add_routes(serving.guard(routes))
+            .serve_with_incoming(incoming),
+    );
+    address
+}
+
+async fn watch_load(address: SocketAddr, material: &Material) -> Result<(), Status> {
+    let (publisher, credentials) = pair();
+    publisher.put(Current::new(material).unwrap());
+    let channel = Link::Mutual(credentials, Expected::Pod(worker("g-0-0"))).channel(&endpoint(address));
+    TelemetryClient::new(channel)
+        .watch(LoadRequest { interval_millis: 100 })
+        .await
+        .map(drop)
+}
+
+#[tokio::test]
+async fn clients_of_a_user_are_admitted_and_are_never_a_part_of_llamero() {
+    let (_, ours) = new_authority(DAY);
+    let (theirs_pems, theirs) = new_authority(DAY);
+    let (_, foreign) = new_authority(DAY);
+    let (_serving, credentials) = put(&ours, &worker("g-0-0"));
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("bundle.pem");
+    let address = load(credentials, file.clone()).await;
+    let now = SystemTime::now();
+    // They believe the leader's authority, and show a certificate that says that they are the operator.
+    let by = |authority: &Authority| Material {
+        roots: material(&ours, &operator(), now).roots,
+        ..material(authority, &operator(), now)
+    };
+    let there = || Expected::Pod(worker("g-0-0"));
+
+    // Without roots of clients only parts of Llamero get in; the same where they are garbage.
+    watch_load(address, &by(&ours)).await.unwrap();
+    watch_load(address, &by(&theirs)).await.unwrap_err();
+    std::fs::write(&file, "no certificates").unwrap();
+    watch_load(address, &by(&ours)).await.unwrap();
+
+    std::fs::write(&file, &theirs_pems.roots).unwrap();
+    tokio::time::timeout(DEADLINE, async {
+        while watch_load(address, &by(&theirs)).await.is_err() {
+            tokio::time::sleep(Duration::from_millis(100)).await;
+        }
+    })
+    .await
+    .expect("a client is admitted once its authority is in the file");
+    let status = call(address, &by(&theirs), there()).await.unwrap_err();
+    assert_eq!(status.code(), Code::PermissionDenied, "{status}");
+    assert!(status.message().starts_with("the client "), "{status}");
+    call(address, &by(&ours), there()).await.unwrap();
+    watch_load(address, &by(&foreign)).await.unwrap_err();
+    let expired = Material {
+        roots: by(&ours).roots,
+        ..material(&theirs, &operator(), now - 2 * DAY)
+    };
+    watch_load(address, &expired).await.unwrap_err();
 }
 
 #[tokio::test]

@@ -42,7 +42,7 @@ fn operator_args(objects: &[Value]) -> Result<Vec<String>> {
 
 #[test]
 fn values_of_an_older_chart_are_refused_with_a_way_out() -> Result<()> {
-    for missing in ["tenants", "networkPolicy"] {
+    for missing in ["tenants", "networkPolicy", "security"] {
         let refused = rendered(&["--set", &format!("{missing}=null")])
             .unwrap_err()
             .to_string();
@@ -155,22 +155,26 @@ fn fences_stand_by_default_and_are_moved_by_values() -> Result<()> {
 }
 
 #[test]
-fn links_are_authenticated_only_where_the_installation_says_so() -> Result<()> {
-    let usual = rendered(&[])?;
+fn links_are_authenticated_unless_the_installation_says_otherwise() -> Result<()> {
+    let off = rendered(&["--set", "security.mtls=false"])?;
     ensure!(
-        find(&usual, "Service", "llamero-operator").is_none(),
-        "nothing enrols by default"
+        find(&off, "Service", "llamero-operator").is_none(),
+        "pods enrol although links are plain text"
     );
-    let text = serde_json::to_string(&usual)?;
+    let text = serde_json::to_string(&off)?;
     for absent in ["tokenreviews", "--mtls", "18054", "--enrolment"] {
-        ensure!(!text.contains(absent), "{absent} is there by default");
+        ensure!(
+            !text.contains(absent),
+            "{absent} is there although links are plain text"
+        );
     }
-    let objects = rendered(&["--set", "security.mtls=true"])?;
+    let objects = rendered(&[])?;
     let args = operator_args(&objects)?;
     for wanted in [
         "--mtls=true",
         "--ca-secret=llamero-ca",
         "--trust-domain=cluster.local",
+        "--certificate-life=24h",
         "--enrolment-address=llamero-operator.llamero-system.svc:18054",
     ] {
         ensure!(

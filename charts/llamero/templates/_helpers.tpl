@@ -71,7 +71,7 @@ capabilities: {drop: [ALL]}
 {{- end }}
 {{- /* `helm upgrade --reuse-values` keeps the values of an older chart, which knows nothing of what came since. */}}
 {{- define "llamero.checkValues" -}}
-{{- range $key := list "tenants" "networkPolicy" }}
+{{- range $key := list "tenants" "networkPolicy" "security" }}
 {{- if not (hasKey $.Values $key) }}
 {{- fail (printf "the values have no %s, as those of an older chart: upgrade with --reset-then-reuse-values in place of --reuse-values" $key) }}
 {{- end }}

@@ -89,7 +89,7 @@ fn collect(deployments: &[Arc<LlamaDeployment>], groups: &[Arc<LlamaGroup>]) -> 
                 .entry(key.clone())
                 .or_default()
                 .insert(address.clone(), revision);
-            if group.spec.template.transport == Transport::Mutual {
+            if group.spec.template.inference_transport() == Transport::Mutual {
                 let pods = authenticated.entry(key.clone()).or_default();
                 pods.insert(address.clone(), leader_pod(group, status));
             }
@@ -245,6 +245,10 @@ mod tests {
             pod: "smol-0-0-3".to_owned(),
         };
         assert_eq!(found(&group), [("10.0.0.1:18051".to_owned(), expected)].into());
+        // A mesh knows who calls.
+        let open = serde_json::json!({"inference": {"auth": "None"}});
+        Arc::make_mut(&mut group).spec.template.worker = serde_json::from_value(open).unwrap();
+        assert!(found(&group).is_empty());
     }
 
     #[test]

@@ -11,9 +11,9 @@ use tonic::{Code, Status};
 
 use super::MAX_TOKEN_BYTES;
 use crate::authority::{self, AuthorityError};
-use crate::connect;
 use crate::credentials::{self, Current, Material, MaterialError, Publisher};
 use crate::verify::Expected;
+use crate::{connect, explain};
 
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 const CALL_TIMEOUT: Duration = Duration::from_secs(15);
@@ -73,11 +73,32 @@ pub enum EnrolError {
     #[error("{0} is no HOST:PORT to enrol at")]
     Address(String),
     /// The operator is away, is not who it should be, or says no.
-    #[error("the operator gave no certificate: {} ({:?})", .0.message(), .0.code())]
+    #[error("the operator gave no certificate: {}", refusal(.0))]
     Refused(Box<Status>),
+    /// The certificate does not count by the clock of this node.
+    #[error(
+        "the operator's certificate does not count at {} by the clock of this node: set the clocks of this node and of the operator's",
+        seconds(*.0)
+    )]
+    Clocks(SystemTime),
     /// What came cannot be used.
     #[error("the operator's certificate cannot be used: {0}")]
     Material(#[from] MaterialError),
+}
+
+/// What the operator said, or why it is not reached.
+fn refusal(status: &Status) -> String {
+    match explain::unreached(status) {
+        Some(why) => format!("it is not reached: {why}"),
+        None => format!("{} ({:?})", status.message(), status.code()),
+    }
+}
+
+/// A time as Unix seconds.
+fn seconds(time: SystemTime) -> u64 {
+    time.duration_since(SystemTime::UNIX_EPOCH)
+        .unwrap_or_default()
+        .as_secs()
 }
 
 impl From<Status> for EnrolError {
@@ -138,7 +159,7 @@ impl Enrolment {
         let mut retry = FIRST_RETRY;
         loop {
             let answer = self.enrol(held.as_ref().map(|(material, _)| material)).await;
-            let made = answer.and_then(|material| Ok((Current::new(&material)?, material)));
+            let made = answer.and_then(|material| Ok((counting(&material, SystemTime::now())?, material)));
             let wait = match made {
                 Ok((current, material)) => {
                     let wait = current.renew_in(SystemTime::now()).max(SHORTEST);
@@ -150,10 +171,16 @@ impl Enrolment {
                     wait
                 }
                 Err(error) => {
-                    tracing::warn!(%error, "cannot enrol; trying again in {retry:?}");
-                    let counts = held.as_ref().is_some_and(|(_, end)| *end > SystemTime::now());
-                    if !counts {
-                        tell(Some(error.to_string()), None);
+                    let now = SystemTime::now();
+                    let left = held.as_ref().and_then(|(_, end)| end.duration_since(now).ok());
+                    match left.filter(|left| !left.is_zero()) {
+                        Some(left) => {
+                            tracing::warn!(%error, "cannot enrol anew; the certificate in use counts for another {} s; trying again in {retry:?}", left.as_secs());
+                        }
+                        None => {
+                            tracing::warn!(%error, "cannot enrol, and nobody is let in without a certificate; trying again in {retry:?}");
+                            tell(Some(error.to_string()), None);
+                        }
                     }
                     let wait = retry;
                     retry = (retry * 2).min(LAST_RETRY);
@@ -187,6 +214,15 @@ impl Enrolment {
         let known = known.into_iter().flat_map(|material| &material.roots);
         Ok(given.into_iter().chain(known.cloned().map(Into::into)).collect())
     }
+}
+
+/// The material as it is used, if it counts now.
+fn counting(material: &Material, now: SystemTime) -> Result<Current, EnrolError> {
+    let current = Current::new(material)?;
+    if current.not_before <= now && now < current.not_after {
+        return Ok(current);
+    }
+    Err(EnrolError::Clocks(now))
 }
 
 async fn read(path: &Path) -> Result<String, EnrolError> {

@@ -10,7 +10,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    deployment::{Engine, OnePodPerNode, Source, TopologyPolicy, Worker},
+    deployment::{Engine, InferenceAuth, OnePodPerNode, Source, TopologyPolicy, Worker},
     duration::Duration,
 };
 
@@ -250,6 +250,15 @@ const MAX_RANKS: i32 = 256 * 64;
 impl GroupTemplate {
     /// Seconds a deleted pod may take to finish, when the user did not say.
     pub const DEFAULT_GRACE_SECONDS: i64 = 60;
+
+    /// How operator and gateways reach the inference port of the leader.
+    #[must_use]
+    pub fn inference_transport(&self) -> Transport {
+        match self.worker.inference_auth() {
+            InferenceAuth::Mutual => self.transport,
+            InferenceAuth::None => Transport::Plain,
+        }
+    }
 
     /// Ranks of the group.
     #[must_use]

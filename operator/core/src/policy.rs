@@ -19,6 +19,8 @@ pub struct Policy {
     pub service_accounts: Vec<String>,
     /// Patterns of priority classes. Those of the system (`system-…`) are not meant by `*` alone.
     pub priority_classes: Vec<String>,
+    /// Links are authenticated, so clients can be admitted by certificates.
+    pub authenticated: bool,
 }
 
 impl Default for Policy {
@@ -30,6 +32,7 @@ impl Default for Policy {
             host_paths: vec!["/".to_owned()],
             service_accounts: any(),
             priority_classes: any(),
+            authenticated: true,
         }
     }
 }
@@ -74,6 +77,13 @@ pub fn check(source: &Source, worker: &Worker, settings: &Settings) -> Result<()
             &policy.priority_classes,
             "tenants.priorityClasses",
         )?;
+    }
+    if worker.client_ca_bundle().is_some() && !policy.authenticated {
+        return Err(
+            "worker.inference.clientCaBundle admits clients by certificates, and the links of this installation are plain text: leave it out, or have \
+             security.mtls of the chart switched on"
+                .to_owned(),
+        );
     }
     Ok(())
 }
@@ -148,6 +158,7 @@ mod tests {
             host_paths: vec!["/models/".into()],
             service_accounts: vec!["llama-*".into()],
             priority_classes: vec!["*".into()],
+            authenticated: false,
         })
     }
 
@@ -158,6 +169,15 @@ mod tests {
 
     fn path(path: &str) -> Result<(), String> {
         checked(json!({"hostPath": {"path": path}}), json!({}), &strict())
+    }
+
+    #[test]
+    fn clients_are_admitted_only_where_they_can_show_who_they_are() {
+        let worker = || json!({"inference": {"clientCaBundle": {"configMap": "clients"}}});
+        let source = || json!({"persistentVolumeClaim": {"claimName": "c"}});
+        let refused = checked(source(), worker(), &strict()).unwrap_err();
+        assert!(refused.contains("security.mtls"), "{refused}");
+        assert_eq!(checked(source(), worker(), &settings(Policy::default())), Ok(()));
     }
 
     #[test]

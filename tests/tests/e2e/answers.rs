@@ -3,11 +3,13 @@
 use std::process::Command;
 
 use anyhow::{Context, Result, ensure};
+use llamero_identity::Identity;
 use llamero_tests::{command, paths, poll};
 use serde_json::json;
 
 use crate::client::{ask, chat, gateway};
 use crate::fixture::{Deployment, NAMESPACE, SOON, node_of};
+use crate::parts::{self, Parts, write_pems};
 
 #[test]
 fn two_nodes_answer_as_one_process_and_the_traffic_is_seen_on_both_links() -> Result<()> {
@@ -60,14 +62,19 @@ fn grpcurl_lists_and_calls_a_leader_and_the_gateway() -> Result<()> {
     let leader = groups[0]["status"]["leaderAddress"]
         .as_str()
         .context("no leader address")?;
-    let grpcurl = |words: &[&str]| {
+    // It shows a gateway's certificate. Who answers is not checked: names of servers mean nothing here, and grpcurl knows no other check.
+    let folder = tempfile::tempdir()?;
+    let parts = Parts::of(&deployment.kubectl())?;
+    let grpcurl = |who: &Identity, words: &[&str]| {
+        let [certificate, key] = write_pems(&parts.as_who(who)?, folder.path())?;
         command::output(
             Command::new(paths::binaries().join("grpcurl"))
-                .arg("-plaintext")
+                .args(["-insecure", "-cert", &certificate, "-key", &key])
                 .args(words),
         )
     };
-    let services = grpcurl(&[leader, "list"])?;
+    let gateway = parts::gateway();
+    let services = grpcurl(&gateway, &[leader, "list"])?;
     for service in [
         "vllm.Inference",
         "vllm.Control",
@@ -77,7 +84,7 @@ fn grpcurl_lists_and_calls_a_leader_and_the_gateway() -> Result<()> {
         ensure!(services.contains(service), "{service} is not among {services}");
     }
     poll::until("the leader to be healthy", SOON, || {
-        let health = grpcurl(&[leader, "grpc.health.v1.Health/Check"])?;
+        let health = grpcurl(&gateway, &[leader, "grpc.health.v1.Health/Check"])?;
         ensure!(
             health.contains("SERVING") && !health.contains("NOT_SERVING"),
             "{health}"
@@ -85,16 +92,16 @@ fn grpcurl_lists_and_calls_a_leader_and_the_gateway() -> Result<()> {
         Ok(Some(()))
     })?;
     let request = r#"{"text": "Llamas are", "temperature": 0, "stopping": {"max_new_tokens": 8}, "response": {"output_text": true}}"#;
-    let answer = grpcurl(&["-d", request, leader, "vllm.Inference/Generate"])?;
+    let answer = grpcurl(&gateway, &["-d", request, leader, "vllm.Inference/Generate"])?;
     ensure!(answer.contains("LENGTH") || answer.contains("STOP"), "{answer}");
-    let info = grpcurl(&[leader, "vllm.Control/GetServerInfo"])?;
+    let info = grpcurl(&gateway, &[leader, "vllm.Control/GetServerInfo"])?;
     ensure!(info.contains("\"tensorParallelSize\": 2"), "{info}");
     let pods = deployment.pods()?;
     let control = format!(
         "{}:18052",
         pods[0]["status"]["podIP"].as_str().context("no pod IP")?
     );
-    let services = grpcurl(&[&control, "list"])?;
+    let services = grpcurl(&parts::operator(), &[&control, "list"])?;
     ensure!(
         services.contains("llamero.v1.RankControl"),
         "{services} in {NAMESPACE}"

@@ -8,8 +8,10 @@
 //! | [`disruption`] | a drained node: members move and the stream goes on |
 //! | [`faults`] | a killed rank, a deleted pod: streams go on, survivors keep their weights |
 //! | [`hub`] | weights straight from a Hub, two ranks on one node |
+//! | [`identities`] | certificates on both sides: who enrols, who gets in, renewal, an operator that is away |
 //! | [`network`] | fences between pods, enforced |
 //! | [`operations`] | definitions, roles |
+//! | [`penetration`] | whoever should not get in does not, each attempt with its answer: `docs/security.md` |
 //! | [`placement`] | whole groups or nothing |
 //! | [`plugin`] | `kubectl llamero` foretells, explains, steers and talks |
 //! | [`policy`] | what tenants may ask for |
@@ -27,8 +29,12 @@ mod disruption;
 mod faults;
 mod fixture;
 mod hub;
+mod identities;
+mod installation;
 mod network;
 mod operations;
+mod parts;
+mod penetration;
 mod placement;
 mod plugin;
 mod policy;
@@ -36,4 +42,5 @@ mod refusals;
 mod rollout;
 mod scaling;
 mod sources;
+mod stranger;
 mod writes;

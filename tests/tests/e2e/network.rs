@@ -1,106 +1,18 @@
 //! The NetworkPolicies of chart and operator, enforced: a stranger gets nowhere, and everything still works.
 
-use std::process::{Child, Command, Stdio};
-
 use anyhow::{Context, Result, ensure};
-use llamero_tests::{cluster::Cluster, paths, poll};
+use llamero_tests::poll;
 use serde_json::{Value, json};
 
 use crate::client::{ask, chat};
 use crate::fixture::{Deployment, NAMESPACE, SOON};
+use crate::stranger::{Enforced, Stranger};
 
-/// Ports of workers and gateway that are nobody's business.
-const CLOSED: [u16; 4] = [18051, 18052, 18100, 18053];
+/// Ports of workers, gateway and operator that are nobody's business.
+const CLOSED: [u16; 5] = [18051, 18052, 18100, 18053, 18054];
 /// Metrics and probes are open unless the chart's values say otherwise.
 const OPEN: u16 = 8080;
 const QUESTION: &str = "What do llamas eat?";
-
-/// Policies are enforced while this lives.
-struct Enforced<'a>(&'a Cluster);
-
-impl<'a> Enforced<'a> {
-    fn now(cluster: &'a Cluster) -> Result<Self> {
-        cluster.enforce_policies()?;
-        Ok(Self(cluster))
-    }
-}
-
-impl Drop for Enforced<'_> {
-    fn drop(&mut self) {
-        if let Err(error) = self.0.lift_policies() {
-            eprintln!("policies are still enforced: {error:#}");
-        }
-    }
-}
-
-/// A pod with no rights and no labels, which only exists.
-struct Stranger<'a> {
-    cluster: &'a Cluster,
-    pid: i32,
-}
-
-impl<'a> Stranger<'a> {
-    fn create(cluster: &'a Cluster) -> Result<Self> {
-        let pod = json!({"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "stranger", "namespace": NAMESPACE},
-            "spec": {
-                "automountServiceAccountToken": false, "terminationGracePeriodSeconds": 0,
-                "securityContext": {"runAsNonRoot": true, "runAsUser": 65532, "seccompProfile": {"type": "RuntimeDefault"}},
-                "containers": [{"name": "sit", "image": "llamero.dev/toolbox:1", "imagePullPolicy": "Never",
-                    "command": ["/bin/busybox", "sleep", "3600"],
-                    "securityContext": {"allowPrivilegeEscalation": false, "capabilities": {"drop": ["ALL"]}}}]}});
-        cluster.import_image(&paths::images().join("toolbox.tar"))?;
-        cluster.kubectl().apply(&pod)?;
-        let pid = poll::until("the stranger's process", SOON, || {
-            let processes = cluster.pod_processes(NAMESPACE, "stranger")?;
-            Ok(processes.first().map(|process| process.pid))
-        })?;
-        Ok(Self { cluster, pid })
-    }
-
-    /// To which of the ports connections come about. All are tried at once: what is dropped shows only by waiting.
-    fn reached(&self, targets: &[(String, u16)]) -> Result<Vec<(String, u16)>> {
-        let tries = targets.iter().map(|target| Ok((target, self.connect(target)?)));
-        let mut tries = tries.collect::<Result<Vec<_>>>()?;
-        let mut reached = Vec::new();
-        for (target, child) in &mut tries {
-            if child.wait()?.success() {
-                reached.push((*target).clone());
-            }
-        }
-        Ok(reached)
-    }
-
-    fn connect(&self, (address, port): &(String, u16)) -> Result<Child> {
-        let pid = self.pid.to_string();
-        let connect = format!("exec 3<>/dev/tcp/{address}/{port}");
-        Command::new("nsenter")
-            .args(["--target", &pid, "--net", "timeout", "2", "bash", "-c", &connect])
-            .stderr(Stdio::null())
-            .spawn()
-            .context("cannot enter the stranger's network")
-    }
-
-    fn reaches(&self, address: &str, port: u16) -> Result<bool> {
-        Ok(!self.reached(&[(address.to_owned(), port)])?.is_empty())
-    }
-}
-
-impl Drop for Stranger<'_> {
-    fn drop(&mut self) {
-        let words = [
-            "-n",
-            NAMESPACE,
-            "delete",
-            "pod",
-            "stranger",
-            "--ignore-not-found",
-            "--wait=true",
-        ];
-        if let Err(error) = self.cluster.kubectl().run(&words) {
-            eprintln!("the stranger is still there: {error:#}");
-        }
-    }
-}
 
 fn leader_address(pods: &[Value]) -> Result<&str> {
     pods.iter()

@@ -7,19 +7,18 @@ use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 
 use anyhow::{Context, Result, ensure};
-use llamero_tests::cluster::{Cluster, Kubectl};
+use llamero_tests::cluster::Cluster;
 use llamero_tests::write_cutter::WriteCutter;
 use llamero_tests::{paths, poll};
 use serde_json::{Value, json};
 
 use crate::fixture::{Deployment, NAMESPACE, SOON, name_of};
-
-const SYSTEM: &str = "llamero-system";
+use crate::installation::OperatorAway;
 
 #[test]
 fn an_operator_killed_at_any_write_is_succeeded_without_loss() -> Result<()> {
     let cluster = Cluster::connect()?;
-    let _away = InClusterOperator::away(cluster.kubectl())?;
+    let _away = OperatorAway::now(cluster.kubectl())?;
     let cutter = WriteCutter::start(cluster.layout())?;
     let long = std::env::var_os("LLAMERO_LONG").is_some();
     let cuts: Vec<usize> = if long {
@@ -115,51 +114,6 @@ impl Drop for Operator {
     fn drop(&mut self) {
         let _ = self.0.kill();
         let _ = self.0.wait();
-    }
-}
-
-/// Keeps the chart's operator away while the tests run their own.
-struct InClusterOperator(Kubectl);
-
-impl InClusterOperator {
-    fn away(kubectl: Kubectl) -> Result<Self> {
-        kubectl.run(&[
-            "-n",
-            SYSTEM,
-            "scale",
-            "deployment",
-            "llamero-operator",
-            "--replicas=0",
-        ])?;
-        let this = Self(kubectl);
-        poll::until("the operator to go", SOON, || {
-            let words = [
-                "-n",
-                SYSTEM,
-                "pods",
-                "-l",
-                "app.kubernetes.io/name=llamero-operator",
-            ];
-            let pods = this.0.get(&words)?;
-            Ok(pods["items"].as_array().is_some_and(Vec::is_empty).then_some(()))
-        })?;
-        Ok(this)
-    }
-}
-
-impl Drop for InClusterOperator {
-    fn drop(&mut self) {
-        let words = [
-            "-n",
-            SYSTEM,
-            "scale",
-            "deployment",
-            "llamero-operator",
-            "--replicas=1",
-        ];
-        if let Err(error) = self.0.run(&words) {
-            eprintln!("the operator is still away: {error:#}");
-        }
     }
 }
 

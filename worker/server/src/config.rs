@@ -150,6 +150,9 @@ pub struct RankConfig {
     /// Namespace of the operator and the gateways that may call, with certificates; none: clients are served in plain text.
     #[serde(default)]
     pub installation: Option<String>,
+    /// Certificates of authorities whose clients may call too.
+    #[serde(default)]
+    pub client_roots: Option<PathBuf>,
     /// Names this server towards clients.
     pub instance_id: String,
 }

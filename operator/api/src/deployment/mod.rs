@@ -28,7 +28,7 @@ pub use volumes::{
     ConfigMapVolume, CsiVolume, EmptyDirVolume, ExtraMount, ExtraVolume, PersistentVolumeClaimVolume,
     SecretVolume,
 };
-pub use worker::{PullPolicy, Resources, Worker};
+pub use worker::{Inference, InferenceAuth, PullPolicy, Resources, Worker};
 
 /// A Llama model that is to be served by a number of groups of worker pods.
 #[derive(CustomResource, KubeSchema, Clone, Debug, PartialEq, Serialize, Deserialize)]

@@ -10,7 +10,7 @@ use kube::KubeSchema;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::{ExtraMount, ExtraVolume};
+use super::{CaBundle, ExtraMount, ExtraVolume};
 use crate::duration::Duration;
 
 /// When an image is pulled.
@@ -120,4 +120,49 @@ pub struct Worker {
     /// need to hear it. Absent: 5s.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub drain_grace: Option<Duration>,
+    /// Who may call the leaders at their inference port (18051), beside gateways and operator.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub inference: Option<Inference>,
+}
+
+/// Who may call leaders.
+#[derive(KubeSchema, Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[x_kube(validation = Rule::new("!has(self.clientCaBundle) || !has(self.auth) || self.auth == 'Mutual'")
+    .message("worker.inference.clientCaBundle admits clients by certificates, and with auth None nobody shows one: leave one of the two out"))]
+#[serde(rename_all = "camelCase")]
+pub struct Inference {
+    /// Mutual: certificates on both sides, where the installation authenticates links (`security.mtls`). None: plain text, and whom the
+    /// NetworkPolicy lets through is answered; for pods beside a mesh that does both. Absent: Mutual.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub auth: Option<InferenceAuth>,
+    /// Authorities whose clients may call too, without the gateway. They must also pass the NetworkPolicy (`networkPolicy.inferenceFrom`).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub client_ca_bundle: Option<CaBundle>,
+}
+
+/// How clients prove who they are.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub enum InferenceAuth {
+    /// By certificates.
+    #[default]
+    Mutual,
+    /// Not at all.
+    None,
+}
+
+impl Worker {
+    /// How clients prove who they are.
+    #[must_use]
+    pub fn inference_auth(&self) -> InferenceAuth {
+        self.inference
+            .as_ref()
+            .and_then(|inference| inference.auth)
+            .unwrap_or_default()
+    }
+
+    /// Authorities whose clients are admitted.
+    #[must_use]
+    pub fn client_ca_bundle(&self) -> Option<&CaBundle> {
+        self.inference.as_ref()?.client_ca_bundle.as_ref()
+    }
 }

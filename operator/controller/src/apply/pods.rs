@@ -24,7 +24,7 @@ pub(super) async fn create_member(
             .enrolment
             .as_ref()
             .ok_or_else(|| EffectError::NoAuthority(name.to_owned()))?;
-        enrol::let_enrol(&mut wanted, enrolment);
+        enrol::let_enrol(&mut wanted, enrolment, &owner.spec.template.worker);
     }
     wanted.metadata.name = Some(name.to_owned());
     let there = create(writer, wanted, &group.namespace, &owner.uid().unwrap_or_default()).await?;

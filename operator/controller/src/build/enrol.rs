@@ -1,8 +1,10 @@
-//! What a pod needs that enrols: where, whom to believe, and a token that says who it is.
+//! What a pod needs that enrols: where, whom to believe, a token that says who it is, and which clients it admits.
 
 use k8s_openapi::api::core::v1::{
-    EnvVar, Pod, ProjectedVolumeSource, ServiceAccountTokenProjection, Volume, VolumeMount, VolumeProjection,
+    ConfigMapVolumeSource, Container, EnvVar, KeyToPath, Pod, ProjectedVolumeSource,
+    ServiceAccountTokenProjection, Volume, VolumeMount, VolumeProjection,
 };
+use llamero_api::deployment::{CaBundle, InferenceAuth, Worker};
 use llamero_core::observed::Enrolment;
 use llamero_identity::enrol::AUDIENCE;
 
@@ -12,12 +14,22 @@ use super::parts;
 const VOLUME: &str = "llamero-token";
 /// Where it is mounted.
 const MOUNT: &str = "/var/run/secrets/llamero";
+/// Name of the volume with the authorities of clients.
+const CLIENTS_VOLUME: &str = "client-ca";
+/// Where it is mounted. A folder, since the kubelet renews no single files.
+const CLIENTS_MOUNT: &str = "/etc/llamero/clients";
+/// Name of their file.
+const CLIENTS_FILE: &str = "bundle.pem";
 /// Seconds; the kubelet replaces it after four fifths of that.
 const TOKEN_LIFE: i64 = 3_600;
 
-/// Lets the pod's worker enrol.
-pub fn let_enrol(pod: &mut Pod, enrolment: &Enrolment) {
+/// Lets the pod's worker enrol, and admit the clients that its user names.
+pub fn let_enrol(pod: &mut Pod, enrolment: &Enrolment, worker: &Worker) {
     let Some(spec) = &mut pod.spec else { return };
+    let clients = worker.client_ca_bundle();
+    spec.volumes
+        .get_or_insert_default()
+        .extend(clients.map(clients_volume));
     let token = ServiceAccountTokenProjection {
         audience: Some(AUDIENCE.to_owned()),
         expiration_seconds: Some(TOKEN_LIFE),
@@ -46,6 +58,7 @@ pub fn let_enrol(pod: &mut Pod, enrolment: &Enrolment) {
             read_only: Some(true),
             ..VolumeMount::default()
         });
+        admit(container, worker);
         let ours = [
             ("LLAMERO_ENROLMENT", enrolment.address.clone()),
             ("LLAMERO_INSTALLATION", enrolment.installation.clone()),
@@ -66,6 +79,44 @@ pub fn let_enrol(pod: &mut Pod, enrolment: &Enrolment) {
     }
 }
 
+fn clients_volume(bundle: &CaBundle) -> Volume {
+    let item = KeyToPath {
+        key: bundle.key.clone(),
+        path: CLIENTS_FILE.to_owned(),
+        mode: None,
+    };
+    Volume {
+        name: CLIENTS_VOLUME.to_owned(),
+        config_map: Some(ConfigMapVolumeSource {
+            name: bundle.config_map.clone(),
+            items: Some(vec![item]),
+            ..ConfigMapVolumeSource::default()
+        }),
+        ..Volume::default()
+    }
+}
+
+/// Tells the worker how clients prove who they are.
+fn admit(container: &mut Container, worker: &Worker) {
+    let arguments = container.args.get_or_insert_default();
+    if worker.inference_auth() == InferenceAuth::None {
+        arguments.extend(["--inference-auth".to_owned(), "none".to_owned()]);
+    }
+    if worker.client_ca_bundle().is_none() {
+        return;
+    }
+    arguments.extend([
+        "--client-roots-file".to_owned(),
+        format!("{CLIENTS_MOUNT}/{CLIENTS_FILE}"),
+    ]);
+    container.volume_mounts.get_or_insert_default().push(VolumeMount {
+        name: CLIENTS_VOLUME.to_owned(),
+        mount_path: CLIENTS_MOUNT.to_owned(),
+        read_only: Some(true),
+        ..VolumeMount::default()
+    });
+}
+
 #[cfg(test)]
 mod tests {
     use serde_json::{Value, json};
@@ -84,7 +135,7 @@ mod tests {
             trust_domain: "cluster.local".into(),
             roots: "PEM".into(),
         };
-        let_enrol(&mut pod, &enrolment);
+        let_enrol(&mut pod, &enrolment, &Worker::default());
         let told: Value = serde_json::to_value(&pod.spec).unwrap();
         let token = json!({"audience": "llamero", "expirationSeconds": 3600, "path": "token"});
         assert_eq!(
@@ -115,6 +166,41 @@ mod tests {
             told["containers"][1],
             json!({"name": "sidecar"}),
             "it gets no token"
+        );
+    }
+
+    #[test]
+    fn clients_are_admitted_as_the_user_says() {
+        let made = |inference: Value| {
+            let mut pod: Pod = serde_json::from_value(
+                json!({"spec": {"containers": [{"name": "worker", "args": ["serve"]}]}}),
+            )
+            .unwrap();
+            let worker: Worker = serde_json::from_value(json!({"inference": inference})).unwrap();
+            let_enrol(&mut pod, &Enrolment::default(), &worker);
+            serde_json::to_value(&pod.spec).unwrap()
+        };
+        let usual = made(Value::Null);
+        assert_eq!(usual["containers"][0]["args"], json!(["serve"]));
+        assert_eq!(usual, made(json!({"auth": "Mutual"})));
+        let open = made(json!({"auth": "None"}));
+        assert_eq!(
+            open["containers"][0]["args"],
+            json!(["serve", "--inference-auth", "none"])
+        );
+        let admitting = made(json!({"clientCaBundle": {"configMap": "clients"}}));
+        assert_eq!(
+            admitting["containers"][0]["args"],
+            json!(["serve", "--client-roots-file", "/etc/llamero/clients/bundle.pem"])
+        );
+        assert_eq!(
+            admitting["volumes"][0],
+            json!({"name": "client-ca", "configMap": {"name": "clients", "items": [{"key": "ca.crt", "path": "bundle.pem"}]}})
+        );
+        assert!(
+            admitting["containers"][0]["volumeMounts"]
+                .to_string()
+                .contains("/etc/llamero/clients")
         );
     }
 }

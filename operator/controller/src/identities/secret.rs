@@ -13,6 +13,7 @@ use llamero_identity::{
     Identity,
     authority::{self, Authority, AuthorityError, Pems},
     credentials::{Current, Material, MaterialError, Publisher},
+    rotation::{Believed, NotYet},
 };
 use tokio::sync::watch;
 use tracing::{info, warn};
@@ -24,6 +25,8 @@ const PERIOD: Duration = Duration::from_secs(60);
 /// Pause before it is looked for again; doubles up to the last.
 const FIRST_RETRY: Duration = Duration::from_millis(500);
 const LAST_RETRY: Duration = Duration::from_secs(10);
+/// An authority that ends sooner is warned of.
+const ENDS_SOON: Duration = Duration::from_secs(30 * 86_400);
 /// No request may take longer.
 const TIMEOUT: Duration = Duration::from_secs(10);
 
@@ -47,9 +50,12 @@ pub enum KeepError {
     /// This operator's own certificate cannot be used.
     #[error(transparent)]
     Own(#[from] MaterialError),
+    /// It may not take the place of the one in use.
+    #[error("the Secret {0} holds another authority: {1}")]
+    NotYet(String, #[source] NotYet),
     /// Only the lease holder makes one.
     #[error("the Secret {0} is not there yet; the lease holder makes it")]
-    NotYet(String),
+    NotMade(String),
 }
 
 /// Keeps authority and own certificate.
@@ -75,6 +81,7 @@ pub struct Keeper {
 /// What is in use.
 struct Held {
     pems: Pems,
+    believed: Believed,
     renew_at: SystemTime,
 }
 
@@ -116,12 +123,27 @@ impl Keeper {
             let now = SystemTime::now();
             let authority = Authority::open(&pems, self.life, now)
                 .map_err(|error| KeepError::Unusable(self.shown(), error))?;
-            self.authorities.send_replace(Some(Arc::new(authority)));
+            let authority = Arc::new(authority);
+            let believed = match held.take() {
+                None => Believed::new(&authority),
+                Some(mut before) => match before.believed.admit(&authority, now) {
+                    Ok(()) => before.believed,
+                    Err(error) => {
+                        *held = Some(before);
+                        return Err(KeepError::NotYet(self.shown(), error));
+                    }
+                },
+            };
+            self.authorities.send_replace(Some(authority));
             info!(
                 secret = self.shown(),
                 "certificates are signed by the authority of this Secret"
             );
-            *held = Some(Held { pems, renew_at: now });
+            *held = Some(Held {
+                pems,
+                believed,
+                renew_at: now,
+            });
         }
         self.renew(held)
     }
@@ -140,6 +162,14 @@ impl Keeper {
         let current = Current::new(&material)?;
         held.renew_at = now + current.renew_in(now);
         self.publisher.put(current);
+        let left = authority.not_after().duration_since(now).unwrap_or_default();
+        if left < ENDS_SOON.max(2 * self.life) {
+            warn!(
+                secret = self.shown(),
+                "the certificate authority ends in {} s: put another one in its place by the steps of docs/operations.md",
+                left.as_secs()
+            );
+        }
         Ok(())
     }
 
@@ -150,7 +180,7 @@ impl Keeper {
             return self.read(&found);
         }
         if !self.leadership.is_held() {
-            return Err(KeepError::NotYet(self.shown()));
+            return Err(KeepError::NotMade(self.shown()));
         }
         let pems = authority::generate(SystemTime::now())
             .map_err(|error| KeepError::Unusable(self.shown(), error))?;

@@ -122,8 +122,8 @@ impl Links {
     }
 
     /// How a pod is reached, as the snapshot of its group says; not at all without a certificate of our own where one must be shown.
-    fn link(&self, group: &LlamaGroup, pod: &observed::Pod) -> Option<Link> {
-        match group.spec.template.transport {
+    fn link(&self, group: &LlamaGroup, pod: &observed::Pod, transport: Transport) -> Option<Link> {
+        match transport {
             Transport::Plain => Some(Link::Plain),
             Transport::Mutual => self.dialler.as_ref().map(|dialler| dialler.worker(group, pod)),
         }
@@ -149,7 +149,11 @@ impl Streams for Links {
         for pod in &membership.pods {
             let (uid, running) = (pod.uid.as_str(), pod.phase == PodPhase::Running);
             let Some(ip) = pod.ip.as_deref() else { continue };
-            let Some(link) = self.link(membership.group, pod) else {
+            let template = &membership.group.spec.template;
+            let link = |transport| self.link(membership.group, pod, transport);
+            let (Some(control_link), Some(inference_link)) =
+                (link(template.transport), link(template.inference_transport()))
+            else {
                 continue;
             };
             let control = calls::address(ip, labels::CONTROL_PORT);
@@ -157,12 +161,17 @@ impl Streams for Links {
                 self.ranks.pause(uid);
             } else if running {
                 let silent_since = quiet.is_none().then(|| last_proof(membership, now, &self.ranks));
-                self.ranks.want(uid, &control, &link, silent_since.flatten());
+                self.ranks
+                    .want(uid, &control, &control_link, silent_since.flatten());
             }
             // What a pod said last is kept until it is gone: it may tell why it ended.
             if running && pod.index == 0 && membership.scaled {
-                self.loads
-                    .want(uid, &calls::address(ip, labels::INFERENCE_PORT), &link, None);
+                self.loads.want(
+                    uid,
+                    &calls::address(ip, labels::INFERENCE_PORT),
+                    &inference_link,
+                    None,
+                );
             } else {
                 self.loads.drop_peer(uid);
             }

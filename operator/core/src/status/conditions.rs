@@ -4,7 +4,7 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
 use llamero_api::{
     LlamaDeploymentSpec,
     deployment::{condition, reason},
-    group::{GroupPhase, RankPhase},
+    group::{GroupPhase, GroupTemplate, RankPhase},
 };
 
 use super::{Row, kstatus, progressing::progressing};
@@ -280,22 +280,29 @@ fn insecure_links(facts: &Facts<'_>) -> Option<Finding> {
     if !facts.verdict.authenticated {
         return None;
     }
-    let plain: Vec<&str> = facts
-        .rows
-        .iter()
-        .filter(|row| row.view.spec().template.transport.is_plain())
-        .map(|row| row.view.key.name.as_str())
-        .collect();
-    if plain.is_empty() {
-        return Some(no(reason::AS_WANTED, ""));
+    let named = |is_meant: fn(&GroupTemplate) -> bool| {
+        let rows = facts.rows.iter();
+        let meant = rows.filter(|row| is_meant(&row.view.spec().template));
+        let names: Vec<&str> = meant.map(|row| row.view.key.name.as_str()).collect();
+        (!names.is_empty()).then(|| names.join(", "))
+    };
+    if let Some(groups) = named(|template| template.transport.is_plain()) {
+        return Some(yes(
+            reason::OLDER_REVISION,
+            format!(
+                "the links of {groups} are plain text, as their revision was made before links were authenticated: set spec.rollout.restartedAt to now, and new groups take their place"
+            ),
+        ));
     }
-    Some(yes(
-        reason::OLDER_REVISION,
-        format!(
-            "the links of {} are plain text, as their revision was made before links were authenticated: set spec.rollout.restartedAt to now, and new groups take their place",
-            plain.join(", ")
-        ),
-    ))
+    if let Some(groups) = named(|template| template.inference_transport().is_plain()) {
+        return Some(yes(
+            reason::AS_WANTED,
+            format!(
+                "the inference port of {groups} is plain text, as worker.inference.auth is None: a mesh is to know and encrypt who calls"
+            ),
+        ));
+    }
+    Some(no(reason::AS_WANTED, ""))
 }
 
 fn degraded(facts: &Facts<'_>) -> Finding {

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use llamero_api::{
     LlamaDeploymentStatus,
-    deployment::{condition as kind, reason},
+    deployment::{Inference, InferenceAuth, condition as kind, reason},
     group::{GroupPhase, RankPhase, Transport},
 };
 use llamero_core::{
@@ -81,6 +81,20 @@ fn switching_authenticated_links_on_rolls_nothing_and_names_what_is_still_plain(
     let group = &mut observed.deployments[0].groups[0];
     Arc::make_mut(&mut group.object).spec.template.transport = Transport::Mutual;
     assert_eq!(condition(&status(&observed), kind::INSECURE_LINKS).0, "False");
+
+    let inference = Inference {
+        auth: Some(InferenceAuth::None),
+        client_ca_bundle: None,
+    };
+    let group = &mut observed.deployments[0].groups[0];
+    Arc::make_mut(&mut group.object).spec.template.worker.inference = Some(inference);
+    let told = status(&observed);
+    let (insecure, why, message) = condition(&told, kind::INSECURE_LINKS);
+    assert_eq!((insecure, why), ("True", reason::AS_WANTED));
+    assert!(
+        message.contains("llama-0") && message.contains("a mesh"),
+        "{message}"
+    );
 }
 
 #[test]

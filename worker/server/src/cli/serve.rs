@@ -27,6 +27,13 @@ pub struct ServeArgs {
     /// Who may call this pod.
     #[command(flatten)]
     pub identity: EnrolmentArgs,
+    /// How clients at the inference port prove who they are where there is --enrolment; none: they do not, and it is plain text, for
+    /// pods beside a mesh
+    #[arg(long, value_enum, default_value_t = InferenceAuth::Mutual, value_name = "HOW")]
+    pub inference_auth: InferenceAuth,
+    /// Certificates in PEM of authorities whose clients may call the inference port too; read again when they change
+    #[arg(long, value_name = "FILE", requires = "enrolment")]
+    pub client_roots_file: Option<PathBuf>,
     /// UID of the group this pod belongs to; the worker stands alone when absent
     #[arg(long, value_name = "UID", requires = "ranks_per_pod")]
     pub group_uid: Option<String>,
@@ -60,6 +67,16 @@ pub struct ServeArgs {
     /// UID of this pod
     #[arg(long, value_name = "UID", env = "LLAMERO_POD_UID", default_value = "")]
     pub pod_uid: String,
+}
+
+/// How clients prove who they are.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, clap::ValueEnum)]
+pub enum InferenceAuth {
+    /// By certificates, on both sides.
+    #[default]
+    Mutual,
+    /// Not at all.
+    None,
 }
 
 /// Arguments that are right one by one and do not go together.

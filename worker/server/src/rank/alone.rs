@@ -49,6 +49,7 @@ impl Alone {
             inference_port: address.port(),
             oversubscribed: threads > cores,
             installation: None,
+            client_roots: None,
             instance_id: format!("llamero-{}", std::process::id()),
             engine,
         };

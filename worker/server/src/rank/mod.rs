@@ -26,6 +26,7 @@ use anyhow::Context as _;
 use llamero_cpu::PodMemory;
 use llamero_engine::runtime::Outcome;
 use llamero_identity::Serving;
+use llamero_identity::admitted::Admitted;
 use llamero_identity::credentials::pair;
 use llamero_settings::listen::listen;
 
@@ -71,7 +72,10 @@ pub fn run(rank: u32) -> anyhow::Result<u8> {
     let grace = config.engine.drain_grace;
     let (publisher, credentials) = pair();
     let serving = match config.installation.clone() {
-        Some(installation) => Serving::mutual(credentials, installation),
+        Some(installation) => {
+            let admitted = config.client_roots.clone().map(Admitted::by);
+            Serving::mutual(credentials, installation).admitting(admitted)
+        }
         None => Serving::plain(),
     };
     let clients = match (client_listener, model) {

@@ -49,7 +49,7 @@ use self::memory::Memory;
 use self::pod::{Identity, Pod};
 use self::process::{Ended, Keeper, Orders};
 use self::signals::Terminations;
-use crate::cli::serve::{LocalRanks, ServeArgs};
+use crate::cli::serve::{InferenceAuth, LocalRanks, ServeArgs};
 use crate::config::RankConfig;
 use crate::exit::{FAILED, UNUSABLE};
 use crate::grpc;
@@ -188,7 +188,11 @@ fn start_keepers(args: &ServeArgs, local: LocalRanks, control: &Control) -> anyh
             rank_port,
             inference_port: args.inference_port,
             oversubscribed: args.oversubscribed(local.count),
-            installation: args.identity.installation.clone(),
+            installation: match args.inference_auth {
+                InferenceAuth::Mutual => args.identity.installation.clone(),
+                InferenceAuth::None => None,
+            },
+            client_roots: args.client_roots_file.clone(),
             instance_id: if args.pod_uid.is_empty() {
                 ALONE.to_owned()
             } else {

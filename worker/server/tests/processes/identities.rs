@@ -128,7 +128,7 @@ impl Enrolling {
     }
 
     /// The only pod of a group of one rank.
-    async fn worker(&self, folder: &tempfile::TempDir) -> Worker {
+    async fn worker(&self, folder: &tempfile::TempDir, more: &[&str]) -> Worker {
         let token_file = folder.path().join("token");
         std::fs::write(&token_file, TOKEN).unwrap();
         let args = [
@@ -141,6 +141,7 @@ impl Enrolling {
             "--drain-grace",
             "100ms",
         ];
+        let args = [&args[..], more].concat();
         let environment = [
             ("LLAMERO_ENROLMENT", self.address.to_string()),
             ("LLAMERO_INSTALLATION", "system".to_owned()),
@@ -203,7 +204,12 @@ async fn shown_until(port: u16, material: &Material) -> Option<SystemTime> {
 async fn a_worker_answers_whom_the_table_names_and_renews_while_it_serves() {
     let _turn = turn().await;
     let (enrolling, folder) = (Enrolling::start().await, tempfile::tempdir().unwrap());
-    let pod = enrolling.worker(&folder).await;
+    // A user's own authority, whose clients may ask.
+    let clients = authority::generate(SystemTime::now()).unwrap();
+    let clients_file = folder.path().join("clients.pem");
+    std::fs::write(&clients_file, &clients.roots).unwrap();
+    let admitting = ["--client-roots-file", clients_file.to_str().unwrap()];
+    let pod = enrolling.worker(&folder, &admitting).await;
     let (control, inference) = (pod.ports.control, pod.ports.inference.unwrap());
     let long = enrolling.authority(DAY);
     let of = |identity: Identity| material(&long, &identity, SystemTime::now());
@@ -252,6 +258,22 @@ async fn a_worker_answers_whom_the_table_names_and_renews_while_it_serves() {
         .unwrap();
 
     strangers_are_refused(&enrolling, control, inference).await;
+    // Whatever its certificate says, a client is a client: it may ask, and nothing else.
+    let clients = Authority::open(&clients, DAY, SystemTime::now()).unwrap();
+    let client = Material {
+        roots: own.roots.clone(),
+        ..material(&clients, &operator(), SystemTime::now())
+    };
+    let answer = ask(channel(inference, &client, worker("g-0-0"))).await.unwrap();
+    assert_eq!(answer, reference);
+    let status = watch_ranks(channel(control, &client, worker("g-0-0")))
+        .await
+        .unwrap_err();
+    assert_ne!(
+        status.code(),
+        Code::PermissionDenied,
+        "it got past the handshake: {status}"
+    );
 
     // The operator goes for good: the pod serves on, over new connections too.
     enrolling.away.store(true, Ordering::SeqCst);
@@ -274,6 +296,32 @@ async fn a_worker_answers_whom_the_table_names_and_renews_while_it_serves() {
     ] {
         assert_eq!(pod.get(path).await.0, 404, "{path}");
     }
+}
+
+#[tokio::test]
+async fn beside_a_mesh_the_inference_port_is_plain_text_and_the_control_port_is_not() {
+    let _turn = turn().await;
+    let (enrolling, folder) = (Enrolling::start().await, tempfile::tempdir().unwrap());
+    enrolling.away.store(false, Ordering::SeqCst);
+    enrolling.sign_for(DAY);
+    let pod = enrolling.worker(&folder, &["--inference-auth", "none"]).await;
+    let (control, inference) = (pod.ports.control, pod.ports.inference.unwrap());
+    let own = material(&enrolling.authority(DAY), &operator(), SystemTime::now());
+    until("the pod to be enrolled", async || {
+        let (_, why) = pod.get("/readyz").await;
+        (!why.contains("not enrolled")).then_some(())
+    })
+    .await;
+    form(&pod, &own).await;
+    until("the pod is ready", async || {
+        (pod.get("/readyz").await.0 == 200).then_some(())
+    })
+    .await;
+    let answer = ask(endpoint(inference).connect_lazy()).await.unwrap();
+    assert_eq!(answer.token_ids.len(), 8);
+    watch_ranks(endpoint(control).connect_lazy())
+        .await
+        .expect_err("the control port answers in plain text");
 }
 
 async fn form(pod: &Worker, own: &Material) {
