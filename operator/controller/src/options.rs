@@ -64,6 +64,7 @@ pub struct Options {
     pub mtls: bool,
 
     /// Secret in the namespace of the lease with the certificate authority, in cert-manager's layout; it is made when it is not there.
+    /// What is in use is kept beside it, in the Secret of this name with `-state` behind it.
     #[arg(long, env = "LLAMERO_CA_SECRET", default_value = "llamero-ca")]
     pub ca_secret: String,
 

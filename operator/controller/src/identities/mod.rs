@@ -2,15 +2,17 @@
 //!
 //! | module | what |
 //! |---|---|
-//! | [`secret`] | the authority in its Secret, and this operator's own certificate |
+//! | [`keeper`] | which authority signs, and this operator's own certificate |
+//! | [`secret`] | the Secrets of both |
 //! | [`registrar`] | which pod is behind a token, and whether it is a part of Llamero |
 
+pub mod keeper;
 pub mod registrar;
 pub mod secret;
 #[cfg(test)]
 mod tests;
 
-use std::{net::SocketAddr, sync::Arc};
+use std::{net::SocketAddr, sync::Arc, time::Duration};
 
 use kube::Client;
 use llamero_identity::{
@@ -26,7 +28,7 @@ use tokio::{net::TcpListener, sync::watch, task::JoinHandle};
 use tonic::{service::Routes, transport::Server};
 use tracing::info;
 
-use self::{registrar::Kubernetes, secret::Keeper};
+use self::{keeper::Keeper, registrar::Kubernetes, secret::Secrets};
 use crate::{lease::Leadership, links::Dialler, options::Options};
 
 /// Why pods cannot enrol.
@@ -87,9 +89,13 @@ pub fn start(
     let (authorities, authority) = watch::channel(None);
     let (publisher, credentials) = pair();
     let keeper = Keeper {
-        client: client.clone(),
-        namespace: options.lease_namespace.clone(),
-        name: options.ca_secret.clone(),
+        secrets: Secrets {
+            client: client.clone(),
+            namespace: options.lease_namespace.clone(),
+            authority: options.ca_secret.clone(),
+            record: format!("{}-state", options.ca_secret),
+            served: options.namespace.clone(),
+        },
         life: options.certificate_life,
         leadership: leadership.clone(),
         identity: own_identity(options),
@@ -108,7 +114,7 @@ pub fn start(
     info!(%address, "pods enrol here");
     let enrolling = tokio::spawn(async move {
         tokio::select! {
-            served = Server::builder().add_routes(routes).serve_with_incoming(incoming) => Ok(served?),
+            served = bounded().add_routes(routes).serve_with_incoming(incoming) => Ok(served?),
             () = keeper.keep() => Ok(()),
         }
     });
@@ -118,6 +124,19 @@ pub fn start(
         gateway_namespace: options.gateway_namespace().to_owned(),
     };
     Ok((Some(Identities { authority, dialler }), enrolling))
+}
+
+/// A server for questions that are short, from whoever reaches the port.
+fn bounded() -> Server {
+    const STREAMS: u32 = 4;
+    const FRAME: u32 = 64 << 10;
+    Server::builder()
+        .max_concurrent_streams(STREAMS)
+        .initial_stream_window_size(FRAME)
+        .initial_connection_window_size(FRAME)
+        .timeout(Duration::from_secs(20))
+        .http2_keepalive_interval(Some(Duration::from_secs(10)))
+        .http2_keepalive_timeout(Some(Duration::from_secs(10)))
 }
 
 fn own_identity(options: &Options) -> Identity {
