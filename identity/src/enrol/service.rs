@@ -8,7 +8,7 @@ use std::time::{Instant, SystemTime};
 use llamero_proto::v1::enrolment_server::{Enrolment, EnrolmentServer};
 use llamero_proto::v1::{EnrolRequest, EnrolResponse};
 use tokio::sync::watch;
-use tonic::{Request, Response, Status};
+use tonic::{Code, Request, Response, Status};
 
 use super::MAX_TOKEN_BYTES;
 use super::limit::Limiter;
@@ -58,6 +58,7 @@ pub struct Service<R> {
     limiter: Mutex<Limiter>,
     room: Room,
     quiet: Quiet,
+    count: Box<dyn Fn(Code) + Send + Sync>,
 }
 
 impl<R: Registrar> Service<R> {
@@ -70,7 +71,15 @@ impl<R: Registrar> Service<R> {
             limiter: Mutex::default(),
             room: Room::new(MOST_AT_ONCE.0, MOST_AT_ONCE.1),
             quiet: Quiet::default(),
+            count: Box::new(|_| ()),
         }
+    }
+
+    /// The same, which tells what is answered.
+    #[must_use]
+    pub fn counting(self, count: impl Fn(Code) + Send + Sync + 'static) -> Self {
+        let count = Box::new(count);
+        Self { count, ..self }
     }
 
     /// As a server for tonic, with bounds on what it reads.
@@ -130,6 +139,7 @@ impl<R: Registrar> Enrolment for Service<R> {
         let peer = request.extensions().get::<Peer>();
         let address = peer.and_then(|peer| peer.address).map(|address| address.ip());
         let answer = self.answer(address, request.into_inner()).await;
+        (self.count)(answer.as_ref().err().map_or(Code::Ok, Status::code));
         if let Err(status) = &answer
             && self.quiet.may_tell(address, Instant::now())
         {

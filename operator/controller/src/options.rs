@@ -3,7 +3,7 @@
 use std::{net::SocketAddr, path::PathBuf, time::Duration};
 
 use clap::{Parser, ValueEnum};
-use llamero_api::{deployment::PullPolicy, labels};
+use llamero_api::{deployment::PullPolicy, group::Transport, labels};
 use llamero_core::{
     network::{Network, NetworkOptions, Pods},
     observed::{Enrolment, Settings},
@@ -206,8 +206,14 @@ impl Options {
             urgent_taints: self.urgent_taints.clone(),
             policy: self.policy(),
             network: Some(self.network()),
+            transport: if self.mtls {
+                Transport::Mutual
+            } else {
+                Transport::Plain
+            },
             // Known once there is an authority.
             enrolment: None,
+            unenrollable: None,
             pull_secrets: self
                 .worker_pull_secrets
                 .iter()

@@ -16,7 +16,7 @@ use tokio::sync::watch;
 use tracing::{info, warn};
 
 use super::secret::{KeepError, Kept, Secrets};
-use crate::lease::Leadership;
+use crate::{events::Events, health::Health, lease::Leadership, metrics::Metrics};
 
 /// Pause before it is looked for again; doubles up to the last.
 const FIRST_RETRY: Duration = Duration::from_millis(500);
@@ -38,6 +38,20 @@ pub struct Keeper {
     pub authorities: watch::Sender<Option<Arc<Authority>>>,
     /// Whoever dials and serves.
     pub publisher: Publisher,
+    /// Whoever wants to know how it stands.
+    pub watched: Watched,
+}
+
+/// Where it is told how the authority stands.
+pub struct Watched {
+    /// Why no certificates can be given out, where somebody must do something about it.
+    pub unenrollable: watch::Sender<Option<String>>,
+    /// Probes.
+    pub health: Health,
+    /// Metrics.
+    pub metrics: Metrics,
+    /// Events about the Secret.
+    pub events: Events,
 }
 
 /// What is in use.
@@ -52,7 +66,9 @@ impl Keeper {
     pub async fn keep(self) {
         let (mut held, mut retry) = (None, FIRST_RETRY);
         loop {
-            let wait = match self.look(&mut held).await {
+            let looked = self.look(&mut held).await;
+            self.tell(looked.as_ref().err());
+            let wait = match looked {
                 Ok(()) => {
                     retry = FIRST_RETRY;
                     let left = held
@@ -73,6 +89,35 @@ impl Keeper {
                 }
             };
             tokio::time::sleep(wait).await;
+        }
+    }
+
+    /// Tells how it stands after a look.
+    pub(super) fn tell(&self, error: Option<&KeepError>) {
+        let now = SystemTime::now();
+        let authority = self.authorities.borrow().clone();
+        let own = self.publisher.credentials().current();
+        let counts = |end: SystemTime| end > now;
+        let ends = authority.as_ref().map(|authority| authority.not_after());
+        let is_usable = ends.is_some_and(counts) && own.as_ref().is_some_and(|own| counts(own.not_after));
+        let for_the_user = error.filter(|error| error.is_for_the_user());
+
+        let why = for_the_user.filter(|_| !is_usable).map(ToString::to_string);
+        let Watched {
+            unenrollable,
+            health,
+            metrics,
+            events,
+        } = &self.watched;
+        health.set_unenrollable(why.clone());
+        unenrollable.send_replace(why);
+        metrics.enrollable.set(i64::from(is_usable));
+        metrics.authority_end.set(seconds(ends));
+        metrics.certificate_end.set(seconds(own.map(|own| own.not_after)));
+        let is_told = |error: &&KeepError| self.leadership.is_held() && !error.is_a_stage();
+        if let Some(error) = for_the_user.filter(is_told) {
+            let about = self.secrets.reference();
+            events.warn_about(about, "AuthorityNotUsed", "Enrol", &error.to_string());
         }
     }
 
@@ -233,4 +278,10 @@ impl Keeper {
         }
         Ok(())
     }
+}
+
+/// As Unix seconds, 0 where there is none.
+fn seconds(time: Option<SystemTime>) -> i64 {
+    let since = time.and_then(|time| time.duration_since(SystemTime::UNIX_EPOCH).ok());
+    since.map_or(0, |since| i64::try_from(since.as_secs()).unwrap_or(i64::MAX))
 }

@@ -12,7 +12,11 @@ pub mod secret;
 #[cfg(test)]
 mod tests;
 
-use std::{net::SocketAddr, sync::Arc, time::Duration};
+use std::{
+    net::SocketAddr,
+    sync::Arc,
+    time::{Duration, SystemTime},
+};
 
 use kube::Client;
 use llamero_identity::{
@@ -25,11 +29,17 @@ use llamero_identity::{
 };
 use llamero_settings::listen::listen;
 use tokio::{net::TcpListener, sync::watch, task::JoinHandle};
-use tonic::{service::Routes, transport::Server};
+use tonic::{Code, service::Routes, transport::Server};
 use tracing::info;
 
-use self::{keeper::Keeper, registrar::Kubernetes, secret::Secrets};
-use crate::{lease::Leadership, links::Dialler, options::Options};
+use self::{
+    keeper::{Keeper, Watched},
+    registrar::Kubernetes,
+    secret::Secrets,
+};
+use crate::{
+    events::Events, health::Health, lease::Leadership, links::Dialler, metrics::Metrics, options::Options,
+};
 
 /// Why pods cannot enrol.
 #[derive(Debug, thiserror::Error)]
@@ -51,22 +61,22 @@ pub enum IdentitiesError {
 }
 
 /// What the loop needs of it.
+#[derive(Clone)]
 pub struct Identities {
     /// The authority, once there is one.
     pub authority: watch::Receiver<Option<Arc<Authority>>>,
+    /// Why no certificates can be given out, where somebody must do something about it.
+    pub unenrollable: watch::Receiver<Option<String>>,
     /// How links are authenticated.
     pub dialler: Dialler,
 }
 
 impl Identities {
-    /// Waits for the authority and this operator's own certificate.
-    pub async fn ready(&mut self) {
-        if self.authority.wait_for(Option::is_some).await.is_err()
-            || self.dialler.credentials.first().await.is_none()
-        {
-            // Whoever keeps them ends with the process only.
-            std::future::pending::<()>().await;
-        }
+    /// The authority, while it can sign.
+    #[must_use]
+    pub fn usable(&self) -> Option<Arc<Authority>> {
+        let authority = self.authority.borrow().clone();
+        authority.filter(|authority| SystemTime::now() < authority.not_after())
     }
 }
 
@@ -82,12 +92,20 @@ pub fn start(
     client: &Client,
     options: &Options,
     leadership: &Leadership,
+    (health, metrics): (&Health, &Metrics),
 ) -> Result<(Option<Identities>, Enrolling), IdentitiesError> {
     if !options.mtls {
         return Ok((None, tokio::spawn(std::future::pending())));
     }
     let (authorities, authority) = watch::channel(None);
     let (publisher, credentials) = pair();
+    let (why, unenrollable) = watch::channel(None);
+    let watched = Watched {
+        unenrollable: why,
+        health: health.clone(),
+        metrics: metrics.clone(),
+        events: Events::start(client.clone(), options.identity()),
+    };
     let keeper = Keeper {
         secrets: Secrets {
             client: client.clone(),
@@ -101,6 +119,7 @@ pub fn start(
         identity: own_identity(options),
         authorities,
         publisher,
+        watched,
     };
     let address = options.enrolment_listen;
     let failed = |error| IdentitiesError::Listen { address, error };
@@ -108,7 +127,9 @@ pub fn start(
     listener.set_nonblocking(true).map_err(failed)?;
     let listener = TcpListener::from_std(listener).map_err(failed)?;
 
-    let service = Service::new(Kubernetes::new(client.clone(), options), authority.clone());
+    let counted = metrics.clone();
+    let service = Service::new(Kubernetes::new(client.clone(), options), authority.clone())
+        .counting(move |code| counted.enrolment(result(code)));
     let routes = guarded(Routes::new(service.server()), &options.lease_namespace);
     let incoming = accept::tls(listener, credentials.clone(), Clients::Anybody);
     info!(%address, "pods enrol here");
@@ -123,7 +144,21 @@ pub fn start(
         trust_domain: options.trust_domain.clone(),
         gateway_namespace: options.gateway_namespace().to_owned(),
     };
-    Ok((Some(Identities { authority, dialler }), enrolling))
+    let identities = Identities {
+        authority,
+        unenrollable,
+        dialler,
+    };
+    Ok((Some(identities), enrolling))
+}
+
+/// How a metric calls an answer.
+fn result(code: Code) -> &'static str {
+    match code {
+        Code::Ok => "ok",
+        Code::Unavailable | Code::ResourceExhausted => "unavailable",
+        _ => "refused",
+    }
 }
 
 /// A server for questions that are short, from whoever reaches the port.

@@ -3,7 +3,11 @@
 
 use std::{collections::BTreeMap, time::Duration};
 
-use k8s_openapi::{ByteString, api::core::v1::Secret, apimachinery::pkg::apis::meta::v1::ObjectMeta};
+use k8s_openapi::{
+    ByteString,
+    api::core::v1::{ObjectReference, Secret},
+    apimachinery::pkg::apis::meta::v1::ObjectMeta,
+};
 use kube::{
     Api, Client,
     api::{ListParams, PostParams},
@@ -69,6 +73,12 @@ impl KeepError {
     #[must_use]
     pub const fn is_for_the_user(&self) -> bool {
         !matches!(self, Self::Api(..) | Self::TimedOut(_) | Self::NotMade(_))
+    }
+
+    /// Whether it is a stage of a replacement, which ends by itself.
+    #[must_use]
+    pub const fn is_a_stage(&self) -> bool {
+        matches!(self, Self::NotYet(_, NotYet::Spreading(_)))
     }
 }
 
@@ -179,6 +189,17 @@ impl Secrets {
             let of = |part: Option<String>| part.unwrap_or_default();
             format!("{}/{}", of(group.metadata.namespace), of(group.metadata.name))
         }))
+    }
+
+    /// The authority's Secret, for Events.
+    pub(super) fn reference(&self) -> ObjectReference {
+        ObjectReference {
+            api_version: Some("v1".to_owned()),
+            kind: Some("Secret".to_owned()),
+            namespace: Some(self.namespace.clone()),
+            name: Some(self.authority.clone()),
+            ..ObjectReference::default()
+        }
     }
 
     /// How people find the authority.

@@ -8,6 +8,7 @@ use llamero_identity::{
     credentials::Current,
     enrol::client::{EnrolError, Enrolment, Roots},
 };
+use prometheus_client::registry::Registry;
 use serde_json::{Value, json};
 use tonic::Code;
 
@@ -59,6 +60,10 @@ fn group() -> Value {
                 "ranksPerPod": 1, "kvBytesPerRank": 1, "weightBytesPerRank": 1, "stallTimeout": "1s"}}})
 }
 
+fn metrics() -> Metrics {
+    Metrics::register(&mut Registry::default())
+}
+
 struct Installation {
     server: ApiServer,
     enrolment: Enrolment,
@@ -83,9 +88,16 @@ impl Installation {
             .local_addr()
             .unwrap();
         let options = options(&free.to_string());
-        let (identities, enrolling) = start(&client, &options, &Leadership::held_for_tests()).unwrap();
+        let (identities, enrolling) = start(
+            &client,
+            &options,
+            &Leadership::held_for_tests(),
+            (&Health::default(), &metrics()),
+        )
+        .unwrap();
         let mut identities = identities.unwrap();
-        identities.ready().await;
+        identities.authority.wait_for(Option::is_some).await.unwrap();
+        identities.dialler.credentials.first().await.unwrap();
         let folder = tempfile::tempdir().unwrap();
         let token_file = folder.path().join("token");
         std::fs::write(&token_file, "a.token.of-a-pod\n").unwrap();
@@ -245,6 +257,7 @@ struct Replica {
     authority: watch::Receiver<Option<Arc<Authority>>>,
     credentials: llamero_identity::credentials::Credentials,
     held: Option<Held>,
+    unenrollable: watch::Receiver<Option<String>>,
 }
 
 const DAY: Duration = Duration::from_secs(86_400);
@@ -252,7 +265,14 @@ const DAY: Duration = Duration::from_secs(86_400);
 fn replica(client: &Client, leadership: Leadership) -> Replica {
     let (authorities, authority) = watch::channel(None);
     let (publisher, credentials) = pair();
+    let (why, unenrollable) = watch::channel(None);
     let keeper = Keeper {
+        watched: Watched {
+            unenrollable: why,
+            health: Health::default(),
+            metrics: metrics(),
+            events: Events::start(client.clone(), "operator-0".to_owned()),
+        },
         secrets: Secrets {
             client: client.clone(),
             namespace: "system".into(),
@@ -272,12 +292,14 @@ fn replica(client: &Client, leadership: Leadership) -> Replica {
         authority,
         credentials,
         held,
+        unenrollable,
     }
 }
 
 impl Replica {
     async fn look(&mut self) -> Result<(), String> {
         let looked = self.keeper.look(&mut self.held).await;
+        self.keeper.tell(looked.as_ref().err());
         looked.map_err(|error| error.to_string())
     }
 
@@ -434,4 +456,41 @@ async fn one_that_cannot_be_used_is_not_taken_up() {
     let error = leader.look().await.unwrap_err();
     assert!(error.contains("lead to none of the roots of ca.crt"), "{error}");
     assert_eq!(leader.roots(), Some(old.roots));
+}
+
+const EVENTS: &str = "/apis/events.k8s.io/v1/namespaces/system/events";
+
+#[tokio::test]
+async fn an_authority_that_cannot_be_used_is_told_everywhere_and_ends_nothing_that_is_in_use() {
+    let [old, new] = two();
+    let event = json!({"apiVersion": "events.k8s.io/v1", "kind": "Event", "metadata": {"name": "e"}, "eventTime": null});
+    let (client, server) = api(vec![("POST", EVENTS, 201, event)]).await;
+    let broken = Pems {
+        key: "-----BEGIN".into(),
+        ..old.clone()
+    };
+    server.put(SECRET, secret(&broken));
+    let mut replica = leader(&client);
+    replica.look().await.unwrap_err();
+    let why = replica.unenrollable.borrow().clone().unwrap();
+    assert!(why.contains("system/llamero-ca cannot be used"), "{why}");
+    let Watched { metrics, .. } = &replica.keeper.watched;
+    assert_eq!((metrics.enrollable.get(), metrics.certificate_end.get()), (0, 0));
+    tokio::time::timeout(Duration::from_secs(60), async {
+        while !server.asked().iter().any(|asked| asked.path == EVENTS) {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    })
+    .await
+    .expect("an Event");
+
+    server.put(SECRET, secret(&old));
+    replica.look().await.unwrap();
+    assert_eq!(*replica.unenrollable.borrow(), None);
+    assert_eq!(replica.keeper.watched.metrics.enrollable.get(), 1);
+    // One that may not take its place leaves the one in use.
+    server.put(SECRET, secret(&new));
+    replica.look().await.unwrap_err();
+    assert_eq!(*replica.unenrollable.borrow(), None);
+    assert!(replica.keeper.watched.metrics.authority_end.get() > 0);
 }

@@ -109,7 +109,7 @@ fn opened(cluster: &Cluster<'_>, deployment: &Deployment, key: &Key) -> Verdict 
         revision: pinned.unwrap_or_else(|| revision::digest(&object.spec, object.model_name())),
         name_owner: cluster.names.other_owner(object, key),
         refusal: refusals::latest(&deployment.refusals),
-        authenticated: settings.enrolment.is_some(),
+        authenticated: !settings.transport.is_plain(),
         definitions: settings.definitions.clone(),
         ..Verdict::default()
     }

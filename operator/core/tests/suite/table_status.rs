@@ -7,12 +7,7 @@ use llamero_api::{
     deployment::{Inference, InferenceAuth, condition as kind, reason},
     group::{GroupPhase, RankPhase, Transport},
 };
-use llamero_core::{
-    decide,
-    observed::{Enrolment, Observed},
-    report,
-    resources::Resources,
-};
+use llamero_core::{decide, observed::Observed, report, resources::Resources};
 use serde_json::json;
 
 use crate::build::*;
@@ -67,7 +62,7 @@ fn switching_authenticated_links_on_rolls_nothing_and_names_what_is_still_plain(
     assert!(!has_condition(&status(&observed)), "nobody asked for it");
     let before = words(&decide(&observed, NOW));
 
-    observed.settings.enrolment = Some(Enrolment::default());
+    observed.settings.transport = Transport::Mutual;
     assert_eq!(words(&decide(&observed, NOW)), before);
     let told = status(&observed);
     let (insecure, why, message) = condition(&told, kind::INSECURE_LINKS);
