@@ -70,7 +70,7 @@ pub struct Settings {
     pub transport: Transport,
     /// Where pods enrol; absent: they cannot.
     pub enrolment: Option<Enrolment>,
-    /// Why they cannot, where somebody must do something about it.
+    /// Why they cannot, and who waits for a certificate will not be reached, where somebody must do something about it.
     pub unenrollable: Option<String>,
 }
 

@@ -38,10 +38,6 @@ pub(super) async fn create_member(
 
 /// Why the pod would get no certificate.
 fn no_certificate(pod: &str, settings: &Settings) -> EffectError {
-    if settings.transport.is_plain() {
-        let off = "this operator was started without --mtls: switch security.mtls on again, or set spec.rollout.restartedAt";
-        return EffectError::NoAuthority(pod.to_owned(), off.to_owned());
-    }
     match &settings.unenrollable {
         Some(why) => {
             let why = format!("no certificate can be given out: {why}");

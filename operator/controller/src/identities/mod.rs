@@ -84,7 +84,7 @@ impl Identities {
 pub type Enrolling = JoinHandle<Result<(), IdentitiesError>>;
 
 /// Starts to keep the authority and to let pods enrol, at every replica; only the lease holder makes an authority. Nothing of it happens where
-/// links are not authenticated.
+/// no certificates are given out.
 ///
 /// # Errors
 /// [`IdentitiesError::Listen`].
@@ -94,7 +94,7 @@ pub fn start(
     leadership: &Leadership,
     (health, metrics): (&Health, &Metrics),
 ) -> Result<(Option<Identities>, Enrolling), IdentitiesError> {
-    if !options.mtls {
+    if !options.gives_out_certificates() {
         return Ok((None, tokio::spawn(std::future::pending())));
     }
     let (authorities, authority) = watch::channel(None);
