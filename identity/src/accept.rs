@@ -28,7 +28,7 @@ const HANDSHAKES: (usize, usize) = (16, 256);
 /// Connections of one address, and in all, whose clients show certificates: they last, and many may come through one address.
 const CONNECTIONS: (usize, usize) = (256, 4096);
 /// The same where anybody may connect. Such a connection is for one question.
-const OPEN_CONNECTIONS: (usize, usize) = (4, 1024);
+const OPEN_CONNECTIONS: (usize, usize) = (16, 1024);
 /// A connection of anybody is over after this long.
 const OPEN_LIFE: Duration = Duration::from_secs(60);
 /// A client that has not finished its handshake by then is dropped.

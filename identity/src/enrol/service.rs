@@ -15,6 +15,7 @@ use super::limit::Limiter;
 use crate::accept::Peer;
 use crate::authority::{Authority, AuthorityError, MAX_REQUEST_BYTES};
 use crate::quiet::Quiet;
+use crate::room::Room;
 use crate::spiffe::Identity;
 
 /// Tokens that are reviewed at the same time, of one address and in all.

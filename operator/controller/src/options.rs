@@ -283,7 +283,7 @@ impl Options {
             host_paths: named(&self.allowed_host_paths),
             service_accounts: named(&self.allowed_service_accounts),
             priority_classes: named(&self.allowed_priority_classes),
-            authenticated: self.gives_out_certificates(),
+            authenticated: self.mtls,
         }
     }
 

@@ -93,7 +93,7 @@ impl Reconciler {
         }
     }
 
-    async fn lead(self) {
+    async fn lead(mut self) {
         self.caches.synced().await;
         self.health.set_synced();
         self.leadership.acquired().await;

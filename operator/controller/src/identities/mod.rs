@@ -55,6 +55,17 @@ pub enum IdentitiesError {
         #[source]
         error: std::io::Error,
     },
+    /// Nobody would believe them.
+    #[error(
+        "gateways of the namespace {gateways} would be refused everywhere, since certificates are believed of gateways beside the operator only, in {own}: leave --gateway-namespace \
+         out, or start with neither --mtls nor --certificates"
+    )]
+    GatewaysElsewhere {
+        /// Where the gateways are.
+        gateways: String,
+        /// Where the operator is.
+        own: String,
+    },
     /// The server ended.
     #[error("pods can no longer enrol: {0}")]
     Serve(#[from] tonic::transport::Error),
@@ -87,7 +98,7 @@ pub type Enrolling = JoinHandle<Result<(), IdentitiesError>>;
 /// no certificates are given out.
 ///
 /// # Errors
-/// [`IdentitiesError::Listen`].
+/// [`IdentitiesError::Listen`], [`IdentitiesError::GatewaysElsewhere`].
 pub fn start(
     client: &Client,
     options: &Options,
@@ -96,6 +107,12 @@ pub fn start(
 ) -> Result<(Option<Identities>, Enrolling), IdentitiesError> {
     if !options.gives_out_certificates() {
         return Ok((None, tokio::spawn(std::future::pending())));
+    }
+    if options.gateway_namespace() != options.lease_namespace {
+        return Err(IdentitiesError::GatewaysElsewhere {
+            gateways: options.gateway_namespace().to_owned(),
+            own: options.lease_namespace.clone(),
+        });
     }
     let (authorities, authority) = watch::channel(None);
     let (publisher, credentials) = pair();

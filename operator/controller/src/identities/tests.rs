@@ -494,3 +494,19 @@ async fn an_authority_that_cannot_be_used_is_told_everywhere_and_ends_nothing_th
     assert_eq!(*replica.unenrollable.borrow(), None);
     assert!(replica.keeper.watched.metrics.authority_end.get() > 0);
 }
+
+#[tokio::test]
+async fn gateways_of_another_namespace_are_refused_at_the_start() {
+    let (client, _server) = api(Vec::new()).await;
+    let options = Options {
+        gateway_namespace: Some("elsewhere".to_owned()),
+        ..options("127.0.0.1:0")
+    };
+    let leadership = Leadership::held_for_tests();
+    let started = start(&client, &options, &leadership, (&Health::default(), &metrics()));
+    let error = started.err().unwrap().to_string();
+    assert!(
+        error.contains("elsewhere") && error.contains("leave --gateway-namespace out"),
+        "{error}"
+    );
+}
