@@ -27,7 +27,9 @@ async fn ready(State(gateway): State<Arc<Gateway>>) -> Response {
 }
 
 async fn metrics(State(gateway): State<Arc<Gateway>>) -> Response {
-    match gateway.metrics.render(&gateway.demand) {
+    let dialler = gateway.settings.dialler.as_ref();
+    let certificate_end = dialler.and_then(|dialler| dialler.ends());
+    match gateway.metrics.render(&gateway.demand, certificate_end) {
         Ok(text) => {
             let kind = "application/openmetrics-text; version=1.0.0; charset=utf-8";
             ([(CONTENT_TYPE, kind)], text).into_response()

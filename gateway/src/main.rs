@@ -21,6 +21,7 @@ use llamero_settings::{duration, listen, log};
 use rustix::process::{Resource, getrlimit, setrlimit};
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
+use tokio::task::JoinHandle;
 
 /// One OpenAI-compatible address for all LlamaDeployments of a cluster.
 #[derive(Debug, Parser)]
@@ -110,7 +111,7 @@ async fn main() -> anyhow::Result<()> {
         .with_writer(std::io::stderr)
         .init();
     let options = Options::parse();
-    let dialler = enrol(&options.identity)?;
+    let (dialler, mut enrolling) = enrol(&options.identity)?;
     let gateway = Gateway::new(Settings {
         dialler,
         hold_timeout: options.hold_timeout,
@@ -152,18 +153,23 @@ async fn main() -> anyhow::Result<()> {
         "serving the OpenAI API"
     );
     let stop = told_to_stop()?;
-    serve(
-        gateway,
-        listeners,
-        tls,
-        Ending {
-            delay: options.stop_delay,
-            grace: options.stop_grace,
-        },
-        stop,
-    )
-    .await?;
-    Ok(())
+    let ending = Ending {
+        delay: options.stop_delay,
+        grace: options.stop_grace,
+    };
+    tokio::select! {
+        served = serve(gateway, listeners, tls, ending, stop) => Ok(served?),
+        // Nobody would renew the certificate any more.
+        ended = &mut enrolling => Err(gone(ended)),
+    }
+}
+
+/// What renews the certificate never ends by itself.
+fn gone(ended: Result<(), tokio::task::JoinError>) -> anyhow::Error {
+    match ended {
+        Ok(()) => anyhow::anyhow!("what renews the certificate has ended"),
+        Err(error) => anyhow::Error::new(error).context("what renews the certificate has failed"),
+    }
 }
 
 /// Ends with SIGTERM and SIGINT, which are listened to from here on.
@@ -178,10 +184,10 @@ fn told_to_stop() -> anyhow::Result<impl Future<Output = ()>> {
     })
 }
 
-/// Enrols, and renews, beside everything else.
-fn enrol(args: &EnrolmentArgs) -> anyhow::Result<Option<Dialler>> {
+/// Enrols, and renews, beside everything else; and what does it, which never ends.
+fn enrol(args: &EnrolmentArgs) -> anyhow::Result<(Option<Dialler>, JoinHandle<()>)> {
     let Some(enrolment) = args.enrolment()? else {
-        return Ok(None);
+        return Ok((None, tokio::spawn(std::future::pending())));
     };
     let (publisher, credentials) = pair();
     let dialler = Dialler {
@@ -189,8 +195,8 @@ fn enrol(args: &EnrolmentArgs) -> anyhow::Result<Option<Dialler>> {
         trust_domain: enrolment.trust_domain.clone(),
         installation: enrolment.installation.clone(),
     };
-    tokio::spawn(enrolment.keep(publisher, |_, _| ()));
-    Ok(Some(dialler))
+    let enrolling = tokio::spawn(enrolment.keep(publisher, |_, _| ()));
+    Ok((Some(dialler), enrolling))
 }
 
 fn keys(path: Option<&Path>) -> anyhow::Result<Option<Arc<KeyStore>>> {
@@ -246,6 +252,16 @@ fn bind(ip: IpAddr, port: u16) -> anyhow::Result<TcpListener> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[tokio::test]
+    async fn who_renews_no_certificate_any_more_says_why() {
+        let failed = tokio::spawn(async { panic!("a bug") }).await;
+        let told = format!("{:#}", gone(failed));
+        assert!(
+            told.contains("what renews the certificate has failed") && told.contains("panicked"),
+            "{told}"
+        );
+    }
 
     #[test]
     fn options_are_consistent() {

@@ -3,6 +3,7 @@
 use std::collections::{BTreeSet, HashSet};
 use std::fmt;
 use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::SystemTime;
 
 use prometheus_client::encoding::EncodeLabelSet;
 use prometheus_client::encoding::text::encode;
@@ -64,6 +65,7 @@ pub struct Metrics {
     key_tokens: Family<KeyTokens, Counter>,
     held: Family<Deployment, Gauge>,
     in_flight: Family<Deployment, Gauge>,
+    certificate_end: Gauge,
     known: Mutex<Known>,
 }
 
@@ -149,7 +151,14 @@ impl Metrics {
             "Requests that run on a group",
             in_flight.clone(),
         );
+        let certificate_end = Gauge::default();
+        registry.register(
+            "certificate_end_seconds",
+            "Unix time at which the certificate of this gateway ends; 0 without one",
+            certificate_end.clone(),
+        );
         Self {
+            certificate_end,
             registry,
             requests,
             first_token,
@@ -297,7 +306,10 @@ impl Metrics {
     ///
     /// # Errors
     /// When formatting fails, which a `String` never does.
-    pub fn render(&self, demand: &Demand) -> Result<String, fmt::Error> {
+    pub fn render(&self, demand: &Demand, certificate_end: Option<SystemTime>) -> Result<String, fmt::Error> {
+        let end = certificate_end.and_then(|end| end.duration_since(SystemTime::UNIX_EPOCH).ok());
+        let end = end.map_or(0, |end| i64::try_from(end.as_secs()).unwrap_or(i64::MAX));
+        self.certificate_end.set(end);
         for (key, counts) in demand.counts() {
             let label = Deployment {
                 namespace: key.namespace,

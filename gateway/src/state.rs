@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use llamero_identity::connect::Link;
 use llamero_settings::limits::MAX_REQUEST_BYTES;
@@ -125,13 +125,13 @@ impl Gateway {
     pub fn not_ready(&self) -> Option<&'static str> {
         if self.stopping.is_cancelled() {
             Some("stopping")
-        } else if self
+        } else if let Some(problem) = self
             .settings
             .dialler
             .as_ref()
-            .is_some_and(|dialler| !dialler.is_enrolled())
+            .and_then(|dialler| dialler.problem(SystemTime::now()))
         {
-            Some("has no certificate yet from the operator, with which it reaches leaders")
+            Some(problem)
         } else if !self.directory.snapshot().complete {
             Some("has not yet read all LlamaDeployments and LlamaGroups")
         } else if !*self.peers_known.borrow() {

@@ -11,7 +11,8 @@ use futures::{Stream, StreamExt as _};
 use rustls_pki_types::CertificateDer;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::{Semaphore, mpsc};
+use tokio::sync::mpsc;
+use tokio::time::Sleep;
 use tokio_rustls::TlsAcceptor;
 use tokio_rustls::server::TlsStream;
 use tokio_stream::wrappers::ReceiverStream;
@@ -19,10 +20,17 @@ use tonic::transport::server::{Connected, TcpIncoming};
 
 use crate::certificate::{self, Certificate};
 use crate::credentials::{Clients, Credentials, Current};
+use crate::room::{Place, Room};
 use crate::spiffe::Identity;
 
-/// Handshakes at the same time; who comes then waits in the kernel's queue.
-const HANDSHAKES: usize = 64;
+/// Handshakes at the same time of one address, and in all; who comes then is dropped.
+const HANDSHAKES: (usize, usize) = (16, 256);
+/// Connections of one address, and in all, whose clients show certificates: they last, and many may come through one address.
+const CONNECTIONS: (usize, usize) = (256, 4096);
+/// The same where anybody may connect. Such a connection is for one question.
+const OPEN_CONNECTIONS: (usize, usize) = (16, 1024);
+/// A connection of anybody is over after this long.
+const OPEN_LIFE: Duration = Duration::from_secs(60);
 /// A client that has not finished its handshake by then is dropped.
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(5);
 /// Connections that wait to be served.
@@ -66,6 +74,9 @@ impl std::fmt::Display for Who {
 pub struct Connection {
     stream: Socket,
     peer: Peer,
+    /// Nothing is read after that.
+    end: Option<Pin<Box<Sleep>>>,
+    _place: Option<Place>,
 }
 
 #[derive(Debug)]
@@ -96,6 +107,8 @@ pub fn plain(listener: TcpListener) -> Incoming {
                 address: stream.peer_addr().ok(),
             },
             stream: Socket::Plain(stream),
+            end: None,
+            _place: None,
         })
     }))
 }
@@ -114,37 +127,44 @@ async fn accept(
     clients: Clients,
     to: mpsc::Sender<io::Result<Connection>>,
 ) {
-    let room = Arc::new(Semaphore::new(HANDSHAKES));
+    let is_open = matches!(clients, Clients::Anybody);
+    let (of_address, in_all) = if is_open { OPEN_CONNECTIONS } else { CONNECTIONS };
+    let (connections, handshakes) = (
+        Room::new(of_address, in_all),
+        Room::new(HANDSHAKES.0, HANDSHAKES.1),
+    );
     loop {
-        // The semaphore is never closed.
-        let Ok(place) = Arc::clone(&room).acquire_owned().await else {
-            return;
-        };
         let accepted = tokio::select! {
             () = to.closed() => return,
             accepted = listener.accept() => accepted,
         };
-        let stream = match accepted {
-            Ok((stream, _)) => stream,
+        let (stream, address) = match accepted {
+            Ok(accepted) => accepted,
             Err(error) => {
                 tracing::debug!(%error, "cannot accept a connection");
                 tokio::time::sleep(PAUSE).await;
                 continue;
             }
         };
+        let ip = address.ip();
+        let Some((place, greeting)) = connections.enter(ip).zip(handshakes.enter(ip)) else {
+            tracing::debug!(%address, "it has too many connections, or there are too many in all");
+            continue;
+        };
         let (credentials, clients, to) = (credentials.clone(), clients.clone(), to.clone());
         tokio::spawn(async move {
-            let address = stream.peer_addr().ok();
             let greeted =
                 tokio::time::timeout(HANDSHAKE_TIMEOUT, handshake(stream, &credentials, &clients)).await;
-            drop(place);
+            drop(greeting);
             match greeted {
-                Ok(Ok(connection)) => {
+                Ok(Ok(mut connection)) => {
+                    connection._place = Some(place);
+                    connection.end = is_open.then(|| Box::pin(tokio::time::sleep(OPEN_LIFE)));
                     // Whoever serves may be gone.
                     let _ = to.send(Ok(connection)).await;
                 }
-                Ok(Err(error)) => tracing::debug!(?address, %error, "a handshake failed"),
-                Err(_) => tracing::debug!(?address, "a handshake took too long"),
+                Ok(Err(error)) => tracing::debug!(%address, %error, "a handshake failed"),
+                Err(_) => tracing::debug!(%address, "a handshake took too long"),
             }
         });
     }
@@ -166,29 +186,41 @@ async fn handshake(
         Clients::Anybody => Who::Unknown,
         Clients::WithCertificate | Clients::Admitted(_) => {
             let shown = stream.get_ref().1.peer_certificates().unwrap_or_default();
-            who(shown, &current)?
+            who(shown, &current, clients).await?
         }
     };
     Ok(Connection {
         stream: Socket::Tls(Box::new(stream)),
         peer: Peer { who, address },
+        end: None,
+        _place: None,
     })
 }
 
-/// Whose certificates the handshake has found to be good. Only our own authority says who is a part of Llamero.
-fn who(shown: &[CertificateDer<'_>], current: &Current) -> io::Result<Who> {
+/// Whose certificates the handshake has found to be good. Only our own authority says who is a part of Llamero. Where a user's clients have certificates of
+/// the same root, those that name no part of Llamero are clients.
+async fn who(shown: &[CertificateDer<'_>], current: &Current, clients: &Clients) -> io::Result<Who> {
     let first = shown
         .first()
         .ok_or_else(|| io::Error::other("no certificate was shown"))?;
-    if !current.is_ours(shown) {
-        let subject = certificate::subject(first).map_err(io::Error::other)?;
-        return Ok(Who::Client(subject.into()));
+    let not_a_part = if current.is_ours(shown) {
+        match Certificate::read(first) {
+            Ok(read) if read.identity.trust_domain == current.identity.trust_domain => {
+                return Ok(Who::Part(Arc::new(read.identity)));
+            }
+            Ok(read) => format!("{} is of another trust domain", read.identity),
+            Err(error) => error.to_string(),
+        }
+    } else {
+        "it is of no authority that is believed".to_owned()
+    };
+    match clients {
+        Clients::Admitted(admitted) if admitted.accepts(shown).await => {
+            let subject = certificate::subject(first).map_err(io::Error::other)?;
+            Ok(Who::Client(subject.into()))
+        }
+        _ => Err(io::Error::other(not_a_part)),
     }
-    let identity = Certificate::read(first).map_err(io::Error::other)?.identity;
-    if identity.trust_domain != current.identity.trust_domain {
-        return Err(io::Error::other(format!("{identity} is of another trust domain")));
-    }
-    Ok(Who::Part(Arc::new(identity)))
 }
 
 impl AsyncRead for Connection {
@@ -197,6 +229,13 @@ impl AsyncRead for Connection {
         cx: &mut Context<'_>,
         buffer: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
+        if self
+            .end
+            .as_mut()
+            .is_some_and(|end| end.as_mut().poll(cx).is_ready())
+        {
+            return Poll::Ready(Err(io::ErrorKind::TimedOut.into()));
+        }
         match &mut self.stream {
             Socket::Plain(stream) => Pin::new(stream).poll_read(cx, buffer),
             Socket::Tls(stream) => Pin::new(stream).poll_read(cx, buffer),
@@ -242,5 +281,26 @@ impl AsyncWrite for Connection {
             Socket::Plain(stream) => Pin::new(stream).poll_shutdown(cx),
             Socket::Tls(stream) => Pin::new(stream).poll_shutdown(cx),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::io::AsyncReadExt as _;
+
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn a_connection_that_has_an_end_is_over_however_silent_it_is() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let _silent = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
+        let mut connection = Connection {
+            stream: Socket::Plain(listener.accept().await.unwrap().0),
+            peer: Peer::default(),
+            end: Some(Box::pin(tokio::time::sleep(OPEN_LIFE))),
+            _place: None,
+        };
+        let read = connection.read_u8().await;
+        assert_eq!(read.unwrap_err().kind(), io::ErrorKind::TimedOut);
     }
 }

@@ -68,17 +68,39 @@ impl Admitted {
             if let Err(error) = self.look(&mut state).await {
                 tracing::warn!(
                     file = %self.0.path.display(), %error,
-                    "roots of clients cannot be used, so those from before count: put certificates in PEM form into the ConfigMap that worker.inference.clientCaBundle names"
+                    "roots of clients cannot be used, so those from before count until they can: put certificates in PEM form into the ConfigMap that worker.inference.clientCaBundle names"
                 );
             }
         }
         state.verifier.clone()
     }
 
+    /// Whether this is the certificate of a client that is admitted.
+    pub(crate) async fn accepts(&self, shown: &[CertificateDer<'_>]) -> bool {
+        let Some((verifier, (end_entity, intermediates))) = self.verifier().await.zip(shown.split_first())
+        else {
+            return false;
+        };
+        verifier
+            .verify_client_cert(end_entity, intermediates, UnixTime::now())
+            .is_ok()
+    }
+
     async fn look(&self, state: &mut State) -> Result<(), RootsError> {
         let path = self.0.path.clone();
         let read = tokio::task::spawn_blocking(move || read(&path)).await;
-        let pem = read.map_err(std::io::Error::other)??;
+        let pem = match read.map_err(std::io::Error::other)? {
+            // Who takes the roots away admits nobody.
+            Err(RootsError::Read(error)) if error.kind() == std::io::ErrorKind::NotFound => String::new(),
+            read => read?,
+        };
+        if pem.trim().is_empty() {
+            if state.verifier.take().is_some() {
+                tracing::info!(file = %self.0.path.display(), "there are no roots of clients any more, so no client is admitted");
+            }
+            state.pem.clear();
+            return Ok(());
+        }
         if pem != state.pem || state.verifier.is_none() {
             state.verifier = Some(verifier(&pem)?);
             state.pem = pem;

@@ -9,9 +9,11 @@ use rcgen::{
 };
 use rustls_pki_types::pem::PemObject as _;
 use rustls_pki_types::{CertificateDer, CertificateSigningRequestDer};
+use serde::{Deserialize, Serialize};
 use tokio_rustls::rustls::RootCertStore;
 
 use crate::certificate::{self, CertificateError};
+use crate::rotation;
 use crate::spiffe::Identity;
 
 /// How long the operator's own authority lives.
@@ -22,7 +24,7 @@ const CLOCKS_DIFFER: Duration = Duration::from_secs(300);
 pub const MAX_REQUEST_BYTES: usize = 8 << 10;
 
 /// What an authority is kept as, all in PEM.
-#[derive(Clone)]
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Pems {
     /// `tls.crt`.
     pub certificate: String,
@@ -58,6 +60,16 @@ pub enum AuthorityError {
     /// It is over.
     #[error("tls.crt is not valid any more: put a new one in its place")]
     Expired,
+    /// It is of the future.
+    #[error(
+        "tls.crt does not count yet: compare the clocks of the operator's node and of who made it, or wait"
+    )]
+    NotBegun,
+    /// Nobody would believe what it signs.
+    #[error(
+        "certificates signed by tls.crt lead to none of the roots of ca.crt: put the root of tls.crt into ca.crt, and what lies between them into tls.crt"
+    )]
+    LeadsNowhere,
     /// A request that is too long or not one, or whose signature is not by its key.
     #[error("the signing request cannot be used: {0}")]
     Request(String),
@@ -125,14 +137,18 @@ impl Authority {
         fits(own, &key)?;
         let issuer = Issuer::from_ca_cert_der(own, key).map_err(AuthorityError::Make)?;
         let intermediates = chain.iter().filter(|one| !roots.contains(one)).cloned().collect();
-        Ok(Self {
+        let authority = Self {
             issuer,
             intermediates,
             roots,
             roots_pem: pems.roots.clone(),
             not_after,
             life,
-        })
+        };
+        if rotation::is_led_to(&authority.roots, &authority, now) {
+            return Ok(authority);
+        }
+        Err(AuthorityError::LeadsNowhere)
     }
 
     /// Certificates that are believed, in DER.
@@ -211,6 +227,9 @@ fn may_sign(der: &CertificateDer<'_>, now: SystemTime) -> Result<(), AuthorityEr
     }
     if certificate::not_after(der)? <= now {
         return Err(AuthorityError::Expired);
+    }
+    if certificate::not_before(der)? > now {
+        return Err(AuthorityError::NotBegun);
     }
     Ok(())
 }

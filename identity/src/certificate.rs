@@ -71,6 +71,15 @@ pub fn not_after(der: &[u8]) -> Result<SystemTime, CertificateError> {
     Ok(time(parsed.validity().not_after.timestamp()))
 }
 
+/// The beginning of a certificate's life, whoever it names.
+///
+/// # Errors
+/// [`CertificateError::Malformed`].
+pub fn not_before(der: &[u8]) -> Result<SystemTime, CertificateError> {
+    let (_, parsed) = parse_x509_certificate(der).map_err(|_| CertificateError::Malformed)?;
+    Ok(time(parsed.validity().not_before.timestamp()))
+}
+
 /// Whom a certificate names, for people: the authority that signed it may have written anything.
 ///
 /// # Errors

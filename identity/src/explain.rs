@@ -30,8 +30,8 @@ fn tls(cause: &Cause) -> Option<&TlsError> {
 }
 
 fn way_out(error: &TlsError) -> Option<&'static str> {
-    const OTHER_AUTHORITY: &str = "the certificate is of an authority that is not believed here. Where the authority was replaced, what began before believes the \
-                                   old one: restart gateway and operator, and set spec.rollout.restartedAt of the LlamaDeployments";
+    const OTHER_AUTHORITY: &str = "the certificate is of an authority that is not believed here. Where the authority was replaced at once, what began before believes the \
+                                   old one: restart gateways, and set spec.rollout.restartedAt of the LlamaDeployments";
     const CLOCKS: &str = "compare the clocks of the two nodes";
     const ENDED: &str = "it was not renewed in time: look for `cannot enrol` in its log, and compare the clocks of the two nodes";
     match error {

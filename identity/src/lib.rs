@@ -18,6 +18,8 @@
 //! | [`admitted`] | clients that a user admits |
 //! | [`accept`], [`connect`] | both ends of connections |
 //! | [`explain`] | why a link did not come about |
+//! | `quiet` | how often a log tells of an address |
+//! | `room` | how many connections there may be |
 //! | [`serving`] | how a gRPC server takes connections |
 //! | [`enrol`] | how a pod comes by its certificate, and renews it |
 
@@ -33,6 +35,8 @@ pub mod credentials;
 pub mod enrol;
 pub mod explain;
 pub mod guard;
+mod quiet;
+mod room;
 pub mod rotation;
 pub mod serving;
 pub mod spiffe;

@@ -16,11 +16,11 @@ use llamero_identity::accept;
 use llamero_identity::admitted::Admitted;
 use llamero_identity::authority::{self, Authority, Pems};
 use llamero_identity::connect::Link;
-use llamero_identity::credentials::{Clients, Credentials, Current, Material, Publisher, pair};
+use llamero_identity::credentials::{Clients, Credentials, Current, Material, Publisher, pair, provider};
 use llamero_identity::enrol::client::{Enrolment, Roots};
 use llamero_identity::enrol::service::{NotKnown, Registrar, Service};
 use llamero_identity::guard::guarded;
-use llamero_identity::verify::Expected;
+use llamero_identity::verify::{Expected, ServerIdentity};
 use llamero_identity::{Identity, Role, Serving};
 use llamero_proto::v1::demand_client::DemandClient;
 use llamero_proto::v1::demand_server::{Demand, DemandServer};
@@ -28,8 +28,11 @@ use llamero_proto::v1::telemetry_client::TelemetryClient;
 use llamero_proto::v1::telemetry_server::{Telemetry, TelemetryServer};
 use llamero_proto::v1::{DemandRequest, DemandSample, LoadRequest, LoadSample};
 use rcgen::{CertificateParams, KeyPair};
-use tokio::net::TcpListener;
+use rustls_pki_types::{CertificateDer, PrivatePkcs8KeyDer};
+use tokio::net::{TcpListener, TcpSocket};
 use tokio::sync::watch;
+use tokio_rustls::rustls::ClientConfig;
+use tokio_rustls::rustls::version::TLS13;
 use tonic::service::Routes;
 use tonic::transport::{Channel, Endpoint, Server};
 use tonic::{Code, Request, Response, Status};
@@ -241,6 +244,71 @@ async fn clients_of_a_user_are_admitted_and_are_never_a_part_of_llamero() {
         ..material(&theirs, &operator(), now - 2 * DAY)
     };
     watch_load(address, &expired).await.unwrap_err();
+
+    // Garbage takes nothing away, and an empty bundle does, as does none.
+    for gone in [Some(""), None] {
+        std::fs::write(&file, &theirs_pems.roots).unwrap();
+        until(async || watch_load(address, &by(&theirs)).await.is_ok()).await;
+        match gone {
+            Some(text) => std::fs::write(&file, text).unwrap(),
+            None => std::fs::remove_file(&file).unwrap(),
+        }
+        until(async || watch_load(address, &by(&theirs)).await.is_err()).await;
+        watch_load(address, &by(&ours)).await.unwrap();
+    }
+}
+
+/// A user's program, which believes the leader's authority.
+fn client_config(ours: &Authority, certificate: &CertificateDer<'_>, key: &KeyPair) -> Arc<ClientConfig> {
+    let roots = Arc::new(authority::store(ours.roots()).unwrap());
+    let verifier = ServerIdentity::new(roots, Expected::Pod(worker("g-0-0")));
+    let mut config = ClientConfig::builder_with_provider(Arc::new(provider()))
+        .with_protocol_versions(&[&TLS13])
+        .unwrap()
+        .dangerous()
+        .with_custom_certificate_verifier(Arc::new(verifier))
+        .with_client_auth_cert(
+            vec![certificate.clone().into_owned()],
+            PrivatePkcs8KeyDer::from(key.serialize_der()).into(),
+        )
+        .unwrap();
+    config.alpn_protocols = vec![b"h2".to_vec()];
+    Arc::new(config)
+}
+
+async fn until(holds: impl AsyncFn() -> bool) {
+    tokio::time::timeout(DEADLINE, async {
+        while !holds().await {
+            tokio::time::sleep(Duration::from_millis(100)).await;
+        }
+    })
+    .await
+    .expect("it does not come to hold");
+}
+
+#[tokio::test]
+async fn clients_may_have_certificates_of_the_root_that_signs_for_llamero() {
+    let (pems, ours) = new_authority(DAY);
+    let (_serving, credentials) = put(&ours, &worker("g-0-0"));
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("bundle.pem");
+    std::fs::write(&file, &pems.roots).unwrap();
+    let address = load(credentials, file).await;
+    // A web server's certificate of a company's authority, and one of another installation.
+    let issuer_key = KeyPair::from_pem(&pems.key).unwrap();
+    let issuer = rcgen::Issuer::from_ca_cert_der(&ours.roots()[0], issuer_key).unwrap();
+    let key = KeyPair::generate().unwrap();
+    let mut params = CertificateParams::new(vec!["app.example".to_owned()]).unwrap();
+    params.extended_key_usages = vec![rcgen::ExtendedKeyUsagePurpose::ClientAuth];
+    let certificate = params.signed_by(&key, &issuer).unwrap();
+    let config = client_config(&ours, certificate.der(), &key);
+    let channel = || llamero_identity::connect::anonymous(&endpoint(address), Arc::clone(&config));
+    TelemetryClient::new(channel())
+        .watch(LoadRequest { interval_millis: 100 })
+        .await
+        .unwrap();
+    let status = watch_demand(channel()).await.unwrap_err();
+    assert!(status.message().starts_with("the client "), "{status}");
 }
 
 #[tokio::test]
@@ -425,6 +493,19 @@ async fn who_asks_without_end_is_refused_before_anybody_is_asked() {
 }
 
 #[tokio::test]
+async fn who_connects_and_says_nothing_keeps_nobody_from_enrolling() {
+    let office = Office::open(DAY, "silent").await;
+    let silent = (0..256).map(|_| {
+        let socket = TcpSocket::new_v4().unwrap();
+        socket.bind("127.0.0.2:0".parse().unwrap()).unwrap();
+        socket.connect(office.address)
+    });
+    // Some are dropped at once.
+    let _silent = futures::future::join_all(silent).await;
+    office.enrolment("of-worker").enrol(None).await.unwrap();
+}
+
+#[tokio::test]
 async fn certificates_are_renewed_under_a_running_server_and_outlast_an_operator_that_is_away() {
     // Half of it passes in two seconds.
     let office = Office::open(Duration::from_secs(4), "renew").await;
@@ -524,6 +605,15 @@ fn an_authority_that_cannot_sign_is_refused_with_a_way_out() {
     );
     let expired = authority::generate(now - 11 * 365 * DAY).unwrap();
     refused(expired, "not valid any more");
+    refused(authority::generate(now + DAY).unwrap(), "does not count yet");
+    let (elsewhere, _) = new_authority(DAY);
+    refused(
+        Pems {
+            roots: elsewhere.roots,
+            ..pems.clone()
+        },
+        "lead to none of the roots of ca.crt",
+    );
     let key = KeyPair::generate().unwrap();
     let certificate = CertificateParams::default().self_signed(&key).unwrap().pem();
     let nobody = Pems {

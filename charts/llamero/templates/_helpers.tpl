@@ -76,4 +76,10 @@ capabilities: {drop: [ALL]}
 {{- fail (printf "the values have no %s, as those of an older chart: upgrade with --reset-then-reuse-values in place of --reuse-values" $key) }}
 {{- end }}
 {{- end }}
+{{- if not (hasKey .Values.security "certificates") }}
+{{- fail "the values have no security.certificates, as those of an older chart: upgrade with --reset-then-reuse-values in place of --reuse-values" }}
+{{- end }}
+{{- if and .Values.security.mtls (not .Values.security.certificates) }}
+{{- fail "security.mtls needs security.certificates: set it to true, or security.mtls to false" }}
+{{- end }}
 {{- end }}

@@ -220,14 +220,18 @@ impl Directory {
     /// Replace the state. Addresses that cannot be dialled are left out with a warning.
     pub fn publish(&self, found: Vec<Found>) {
         let before = self.snapshot();
-        let known: HashMap<&str, &Arc<Leader>> = before
+        // Addresses are given out again, to pods of other namespaces too.
+        let known: HashMap<(&str, &str), &Arc<Leader>> = before
             .deployments()
-            .flat_map(|deployment| deployment.leaders.iter())
-            .map(|leader| (leader.address(), leader))
+            .flat_map(|deployment| {
+                let namespace = deployment.key.namespace.as_str();
+                let leaders = deployment.leaders.iter();
+                leaders.map(move |leader| ((namespace, leader.address()), leader))
+            })
             .collect();
         let live = |found: &Found, address: &String, model: &String| {
             let expected = found.authenticated.get(address);
-            match known.get(address.as_str()) {
+            match known.get(&(found.key.namespace.as_str(), address.as_str())) {
                 Some(leader) if leader.expected() == expected && leader.model() == model => {
                     Some(Arc::clone(leader))
                 }
@@ -306,6 +310,19 @@ mod tests {
         let second = directory.snapshot().by_model("m").unwrap().leaders.clone();
         assert_eq!(second.len(), 1);
         assert!(first.iter().any(|leader| Arc::ptr_eq(leader, &second[0])));
+    }
+
+    #[tokio::test]
+    async fn an_address_that_went_to_another_namespace_is_dialled_anew() {
+        let directory = Directory::default();
+        let leader_in = |namespace: &str| {
+            let mut found = found("a", "m", 1, &["127.0.0.1:9"]);
+            found.key.namespace = namespace.to_owned();
+            directory.publish(vec![found]);
+            directory.snapshot().by_model("m").unwrap().leaders[0].clone()
+        };
+        let all = ["ns", "ns", "other"].map(leader_in);
+        assert!(Arc::ptr_eq(&all[0], &all[1]) && !Arc::ptr_eq(&all[1], &all[2]));
     }
 
     #[tokio::test]

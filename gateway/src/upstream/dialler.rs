@@ -1,5 +1,7 @@
 //! How leaders and other gateways are reached: in plain text, or with certificates on both sides.
 
+use std::time::SystemTime;
+
 use llamero_identity::connect::Link;
 use llamero_identity::credentials::Credentials;
 use llamero_identity::verify::Expected;
@@ -56,9 +58,56 @@ impl Dialler {
         Serving::mutual(self.credentials.clone(), self.installation.clone())
     }
 
-    /// Whether there is a certificate to show.
+    /// Why there is no certificate to show that counts.
     #[must_use]
-    pub fn is_enrolled(&self) -> bool {
-        self.credentials.current().is_some()
+    pub fn problem(&self, now: SystemTime) -> Option<&'static str> {
+        match self.credentials.current() {
+            None => Some("has no certificate yet from the operator, with which it reaches leaders"),
+            Some(current) if current.not_after <= now => Some(
+                "has a certificate that has ended, so that only connections from before reach leaders: look for `cannot enrol` in its log",
+            ),
+            Some(_) => None,
+        }
+    }
+
+    /// When its certificate ends.
+    #[must_use]
+    pub fn ends(&self) -> Option<SystemTime> {
+        self.credentials.current().map(|current| current.not_after)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use llamero_identity::authority::{self, Authority};
+    use llamero_identity::credentials::{Current, Material, pair};
+
+    use super::*;
+
+    #[test]
+    fn a_certificate_that_has_ended_is_told() {
+        let (now, day) = (SystemTime::now(), Duration::from_secs(86_400));
+        let (publisher, credentials) = pair();
+        let dialler = Dialler {
+            credentials,
+            trust_domain: "d".to_owned(),
+            installation: "system".to_owned(),
+        };
+        assert!(dialler.problem(now).unwrap().contains("no certificate yet"));
+        let identity = Identity {
+            trust_domain: "d".to_owned(),
+            namespace: "system".to_owned(),
+            role: Role::Gateway,
+            pod: "gateway-0".to_owned(),
+        };
+        let pems = authority::generate(now).unwrap();
+        let authority = Authority::open(&pems, day, now).unwrap();
+        let material = Material::signed(&authority, &identity, "system", now).unwrap();
+        publisher.put(Current::new(&material).unwrap());
+        assert_eq!(dialler.problem(now), None);
+        assert!(dialler.problem(now + day * 2).unwrap().contains("has ended"));
+        assert!(dialler.ends().is_some_and(|end| end > now));
     }
 }

@@ -1,11 +1,13 @@
 //! Enrols a pod, and renews its certificate after half of its life for as long as the process runs. While the operator is away the
 //! certificate in use stays.
 
+use std::hash::{BuildHasher as _, RandomState};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
 use llamero_proto::v1::EnrolRequest;
 use llamero_proto::v1::enrolment_client::EnrolmentClient;
+use tokio::time::Instant;
 use tonic::transport::Endpoint;
 use tonic::{Code, Status};
 
@@ -17,9 +19,15 @@ use crate::{connect, explain};
 
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 const CALL_TIMEOUT: Duration = Duration::from_secs(15);
-/// Pause after an attempt that failed; doubles up to the last.
-const FIRST_RETRY: Duration = Duration::from_millis(500);
+/// Pause after a renewal that failed; doubles up to the last. Between them half and all of it.
+const FIRST_RETRY: Duration = Duration::from_secs(1);
 const LAST_RETRY: Duration = Duration::from_secs(30);
+/// The same while there is no certificate that counts: nobody is served meanwhile.
+const UNENROLLED_RETRY: Duration = Duration::from_secs(5);
+/// The clock is looked at this often: it may be set, and a machine may be suspended.
+const LOOK: Duration = Duration::from_secs(60);
+/// What is told when a certificate ends while nothing is asked.
+const ENDED: &str = "its certificate has ended and was not renewed in time";
 /// No certificate is renewed sooner, however short its life.
 const SHORTEST: Duration = Duration::from_millis(500);
 
@@ -162,7 +170,7 @@ impl Enrolment {
             let made = answer.and_then(|material| Ok((counting(&material, SystemTime::now())?, material)));
             let wait = match made {
                 Ok((current, material)) => {
-                    let wait = current.renew_in(SystemTime::now()).max(SHORTEST);
+                    let wait = earlier(current.renew_in(SystemTime::now()), RENEWAL_SPREAD).max(SHORTEST);
                     tracing::info!(identity = %current.identity, renewed_in = ?wait, "enrolled");
                     held = Some((material.clone(), current.not_after));
                     publisher.put(current);
@@ -173,21 +181,28 @@ impl Enrolment {
                 Err(error) => {
                     let now = SystemTime::now();
                     let left = held.as_ref().and_then(|(_, end)| end.duration_since(now).ok());
-                    match left.filter(|left| !left.is_zero()) {
+                    let left = left.filter(|left| !left.is_zero());
+                    if left.is_none() {
+                        retry = retry.min(UNENROLLED_RETRY);
+                        tell(Some(error.to_string()), None);
+                    }
+                    match left {
                         Some(left) => {
                             tracing::warn!(%error, "cannot enrol anew; the certificate in use counts for another {} s; trying again in {retry:?}", left.as_secs());
                         }
                         None => {
                             tracing::warn!(%error, "cannot enrol, and nobody is let in without a certificate; trying again in {retry:?}");
-                            tell(Some(error.to_string()), None);
                         }
                     }
-                    let wait = retry;
+                    let wait = earlier(retry, RETRY_SPREAD);
                     retry = (retry * 2).min(LAST_RETRY);
                     wait
                 }
             };
-            tokio::time::sleep(wait).await;
+            let end = held.as_ref().map(|(_, end)| *end);
+            if !wait_for(wait, end).await {
+                tell(Some(ENDED.to_owned()), None);
+            }
         }
     }
 
@@ -216,6 +231,42 @@ impl Enrolment {
     }
 }
 
+/// Renewals come up to a tenth earlier, and other attempts up to half, so that pods which began together do not ask together.
+const RENEWAL_SPREAD: u32 = 10;
+const RETRY_SPREAD: u32 = 2;
+
+/// Up to one part in so many less than `whole`, by chance.
+fn earlier(whole: Duration, parts: u32) -> Duration {
+    let chance = RandomState::new().hash_one(()) % 1000;
+    let less = whole / parts * u32::try_from(chance).unwrap_or(0) / 1000;
+    whole.saturating_sub(less)
+}
+
+/// Waits, by the clock of the wall too; no longer than to the end of the certificate, if that comes first. Whether it did not come.
+async fn wait_for(wait: Duration, end: Option<SystemTime>) -> bool {
+    let (began, due) = (Instant::now(), SystemTime::now() + wait);
+    let end = end.filter(|end| *end > SystemTime::now());
+    loop {
+        let now = SystemTime::now();
+        if end.is_some_and(|end| end <= now) {
+            return false;
+        }
+        let left = wait.saturating_sub(began.elapsed());
+        let left = pause(now, due, end).map(|pause| pause.min(left));
+        let Some(left) = left.filter(|left| !left.is_zero()) else {
+            return true;
+        };
+        tokio::time::sleep(left).await;
+    }
+}
+
+/// How long to sleep before the clock is looked at again. None: it is time.
+fn pause(now: SystemTime, due: SystemTime, end: Option<SystemTime>) -> Option<Duration> {
+    let left = |at: SystemTime| at.duration_since(now).unwrap_or_default();
+    let until_due = Some(left(due)).filter(|left| !left.is_zero())?;
+    Some(end.map_or(LOOK, left).min(LOOK).min(until_due))
+}
+
 /// The material as it is used, if it counts now.
 fn counting(material: &Material, now: SystemTime) -> Result<Current, EnrolError> {
     let current = Current::new(material)?;
@@ -233,4 +284,38 @@ async fn read(path: &Path) -> Result<String, EnrolError> {
         path: path.to_owned(),
         source,
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn no_sleep_goes_over_the_time_to_renew_or_the_end_of_a_certificate() {
+        let (now, day) = (SystemTime::now(), Duration::from_secs(86_400));
+        let second = Duration::from_secs(1);
+        assert_eq!(pause(now, now + day / 2, Some(now + day)), Some(LOOK));
+        assert_eq!(pause(now, now + second, Some(now + day)), Some(second));
+        assert_eq!(pause(now, now + second * 2, Some(now + second)), Some(second));
+        // The clock was set, or the machine slept.
+        assert_eq!(pause(now + day, now + day / 2, Some(now + day)), None);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn the_end_of_a_certificate_is_told_though_nothing_is_asked() {
+        let day = Duration::from_secs(86_400);
+        // The clock of the wall does not stand still, unlike that of the test.
+        let soon = SystemTime::now() + Duration::from_millis(50);
+        assert!(!wait_for(day, Some(soon)).await);
+        assert!(wait_for(day, Some(SystemTime::now() + day * 30)).await);
+        assert!(wait_for(Duration::from_secs(1), None).await);
+    }
+
+    #[test]
+    fn pods_that_began_together_do_not_ask_together() {
+        let day = Duration::from_secs(86_400);
+        let waits: std::collections::BTreeSet<_> = (0..100).map(|_| earlier(day, RENEWAL_SPREAD)).collect();
+        assert!(waits.len() > 50, "{}", waits.len());
+        assert!(waits.iter().all(|wait| *wait <= day && *wait >= day / 10 * 9));
+    }
 }

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 const BURST: u32 = 10;
 /// One more after this long.
 const REFILL: Duration = Duration::from_secs(2);
-/// Addresses that are remembered; others are refused until some are forgotten.
+/// Addresses that are remembered; whoever has been silent for longest is forgotten first.
 const MOST_ADDRESSES: usize = 16_384;
 
 /// Questions asked by each address lately.
@@ -21,6 +21,7 @@ pub struct Limiter {
 struct Spent {
     count: u32,
     since: Instant,
+    asked_at: Instant,
 }
 
 impl Spent {
@@ -29,11 +30,16 @@ impl Spent {
         let passed = now.saturating_duration_since(self.since).as_millis() / REFILL.as_millis();
         let passed = u32::try_from(passed).unwrap_or(u32::MAX);
         if passed >= self.count {
-            return Self { count: 0, since: now };
+            return Self {
+                count: 0,
+                since: now,
+                ..self
+            };
         }
         Self {
             count: self.count - passed,
             since: self.since + REFILL * passed,
+            ..self
         }
     }
 }
@@ -42,21 +48,31 @@ impl Limiter {
     /// Whether the address may ask now.
     pub fn admit(&mut self, address: IpAddr, now: Instant) -> bool {
         if self.spent.len() >= MOST_ADDRESSES && !self.spent.contains_key(&address) {
-            self.spent.retain(|_, spent| spent.at(now).count > 0);
-            if self.spent.len() >= MOST_ADDRESSES {
-                return false;
-            }
+            self.make_room(now);
         }
-        let entry = self
-            .spent
-            .entry(address)
-            .or_insert(Spent { count: 0, since: now });
+        let entry = self.spent.entry(address).or_insert(Spent {
+            count: 0,
+            since: now,
+            asked_at: now,
+        });
         *entry = entry.at(now);
+        entry.asked_at = now;
         if entry.count >= BURST {
             return false;
         }
         entry.count += 1;
         true
+    }
+
+    fn make_room(&mut self, now: Instant) {
+        self.spent.retain(|_, spent| spent.at(now).count > 0);
+        if self.spent.len() < MOST_ADDRESSES {
+            return;
+        }
+        let oldest = self.spent.iter().min_by_key(|(_, spent)| spent.asked_at);
+        if let Some(address) = oldest.map(|(address, _)| *address) {
+            self.spent.remove(&address);
+        }
     }
 }
 
@@ -83,9 +99,20 @@ mod tests {
         let (mut limiter, start) = (Limiter::default(), Instant::now());
         let address = |index: u32| IpAddr::from(Ipv4Addr::from(index));
         let most = u32::try_from(MOST_ADDRESSES).unwrap();
+        let soon = start + REFILL / 4;
         assert!((0..most).all(|index| limiter.admit(address(index), start)));
-        assert!(!limiter.admit(address(most), start) && limiter.admit(address(0), start));
-        assert!(limiter.admit(address(most), start + REFILL * 3));
-        assert_eq!(limiter.spent.len(), 1);
+        // One that has asked too often is not forgotten for newcomers, and those are not refused.
+        while limiter.admit(address(7), soon) {}
+        assert!((most..most + 10).all(|index| limiter.admit(address(index), soon)));
+        assert!(!limiter.admit(address(7), soon));
+        assert_eq!(limiter.spent.len(), MOST_ADDRESSES);
+        assert!(limiter.admit(address(most), start + REFILL * 1000));
+        assert_eq!(
+            limiter.spent.len(),
+            MOST_ADDRESSES,
+            "that address was there already"
+        );
+        assert!(limiter.admit(address(2 * most), start + REFILL * 1000));
+        assert_eq!(limiter.spent.len(), 2);
     }
 }

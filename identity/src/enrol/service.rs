@@ -1,23 +1,25 @@
 //! `llamero.v1.Enrolment`.
 
 use std::future::Future;
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Instant, SystemTime};
 
 use llamero_proto::v1::enrolment_server::{Enrolment, EnrolmentServer};
 use llamero_proto::v1::{EnrolRequest, EnrolResponse};
-use tokio::sync::{Semaphore, watch};
-use tonic::{Request, Response, Status};
+use tokio::sync::watch;
+use tonic::{Code, Request, Response, Status};
 
 use super::MAX_TOKEN_BYTES;
 use super::limit::Limiter;
 use crate::accept::Peer;
 use crate::authority::{Authority, AuthorityError, MAX_REQUEST_BYTES};
+use crate::quiet::Quiet;
+use crate::room::Room;
 use crate::spiffe::Identity;
 
-/// Tokens that are reviewed at the same time.
-const MOST_AT_ONCE: usize = 16;
+/// Tokens that are reviewed at the same time, of one address and in all.
+const MOST_AT_ONCE: (usize, usize) = (2, 16);
 
 /// Why nobody is found behind a token.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -55,7 +57,9 @@ pub struct Service<R> {
     registrar: R,
     authority: watch::Receiver<Option<Arc<Authority>>>,
     limiter: Mutex<Limiter>,
-    room: Semaphore,
+    room: Room,
+    quiet: Quiet,
+    count: Box<dyn Fn(Code) + Send + Sync>,
 }
 
 impl<R: Registrar> Service<R> {
@@ -66,8 +70,17 @@ impl<R: Registrar> Service<R> {
             registrar,
             authority,
             limiter: Mutex::default(),
-            room: Semaphore::new(MOST_AT_ONCE),
+            room: Room::new(MOST_AT_ONCE.0, MOST_AT_ONCE.1),
+            quiet: Quiet::default(),
+            count: Box::new(|_| ()),
         }
+    }
+
+    /// The same, which tells what is answered.
+    #[must_use]
+    pub fn counting(self, count: impl Fn(Code) + Send + Sync + 'static) -> Self {
+        let count = Box::new(count);
+        Self { count, ..self }
     }
 
     /// As a server for tonic, with bounds on what it reads.
@@ -102,10 +115,10 @@ impl<R: Registrar> Service<R> {
         let authority =
             authority.ok_or_else(|| Status::unavailable("there is no authority yet; ask again"))?;
         let identity = {
-            let _place = self
-                .room
-                .try_acquire()
-                .map_err(|_| Status::resource_exhausted("too many pods enrol at once; ask again"))?;
+            let address = address.unwrap_or(Ipv4Addr::UNSPECIFIED.into());
+            let place = self.room.enter(address);
+            let _place =
+                place.ok_or_else(|| Status::resource_exhausted("too many pods enrol at once; ask again"))?;
             self.registrar.identify(&token).await?
         };
         let chain = authority.sign(&signing_request, &identity, SystemTime::now());
@@ -124,12 +137,18 @@ impl<R: Registrar> Service<R> {
 #[tonic::async_trait]
 impl<R: Registrar> Enrolment for Service<R> {
     async fn enrol(&self, request: Request<EnrolRequest>) -> Result<Response<EnrolResponse>, Status> {
-        let address = request.extensions().get::<Peer>().and_then(|peer| peer.address);
-        let answer = self
-            .answer(address.map(|address| address.ip()), request.into_inner())
-            .await;
-        if let Err(status) = &answer {
-            tracing::warn!(?address, "a pod may not enrol: {}", status.message());
+        let peer = request.extensions().get::<Peer>();
+        let address = peer.and_then(|peer| peer.address).map(|address| address.ip());
+        let answer = self.answer(address, request.into_inner()).await;
+        (self.count)(answer.as_ref().err().map_or(Code::Ok, Status::code));
+        if let Err(status) = &answer
+            && self.quiet.may_tell(address, Instant::now())
+        {
+            let why = status.message();
+            tracing::warn!(
+                ?address,
+                "a pod may not enrol, which is told at most once a minute for each address: {why}"
+            );
         }
         answer.map(Response::new)
     }

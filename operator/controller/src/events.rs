@@ -98,6 +98,23 @@ impl Events {
     }
 }
 
+impl Events {
+    /// Records a warning about an object that is none of ours.
+    pub fn warn_about(&self, about: ObjectReference, reason: &str, action: &str, note: &str) {
+        let note = Note {
+            about,
+            related: None,
+            warning: true,
+            reason: reason.to_owned(),
+            action: action.to_owned(),
+            note: cut(note).to_owned(),
+        };
+        if self.0.try_send(note).is_err() {
+            debug!(reason, "too many Events wait; one is left out");
+        }
+    }
+}
+
 /// How a note reaches the API server.
 #[derive(Clone, Debug, PartialEq, Eq)]
 enum Delivery {

@@ -3,7 +3,7 @@
 use std::{
     net::SocketAddr,
     sync::{
-        Arc,
+        Arc, Mutex, PoisonError,
         atomic::{AtomicBool, AtomicU64, Ordering},
     },
     time::Duration,
@@ -31,6 +31,8 @@ struct Inner {
     synced: AtomicBool,
     // Milliseconds after `started` at which the pass under way began; 0 between passes.
     pass_began: AtomicU64,
+    // Why no certificates can be given out, where somebody must do something about it.
+    unenrollable: Mutex<Option<String>>,
 }
 
 /// A pass that takes longer than this hangs: every request in it has a time limit of its own.
@@ -42,6 +44,7 @@ impl Default for Health {
             started: Instant::now(),
             synced: AtomicBool::new(false),
             pass_began: AtomicU64::new(0),
+            unenrollable: Mutex::default(),
         }))
     }
 }
@@ -72,8 +75,20 @@ impl Health {
             || self.millis().saturating_sub(began) < u64::try_from(PASS_LIMIT.as_millis()).unwrap_or(u64::MAX)
     }
 
-    fn ready(&self) -> bool {
-        self.0.synced.load(Ordering::Acquire)
+    /// Why no certificates can be given out; nothing where they can, or where nobody need do anything.
+    pub fn set_unenrollable(&self, why: Option<String>) {
+        *self.0.unenrollable.lock().unwrap_or_else(PoisonError::into_inner) = why;
+    }
+
+    /// Why it is not ready.
+    fn not_ready(&self) -> Option<String> {
+        if !self.0.synced.load(Ordering::Acquire) {
+            return Some("the caches are not filled yet".to_owned());
+        }
+        let why = self.0.unenrollable.lock().unwrap_or_else(PoisonError::into_inner);
+        why.as_ref().map(|why| {
+            format!("no certificates can be given out, while groups with links in plain text go on: {why}")
+        })
     }
 }
 
@@ -96,25 +111,21 @@ pub async fn serve(
 }
 
 fn router(health: Health, registry: Arc<Registry>) -> Router {
-    let probe = |good: bool, bad: &'static str| {
-        if good {
-            (StatusCode::OK, "ok\n")
-        } else {
-            (StatusCode::SERVICE_UNAVAILABLE, bad)
-        }
+    let probe = |problem: Option<String>| match problem {
+        None => (StatusCode::OK, "ok\n".to_owned()),
+        Some(problem) => (StatusCode::SERVICE_UNAVAILABLE, format!("{problem}\n")),
     };
     Router::new()
         .route(
             "/livez",
             get(move |State(health): State<Health>| async move {
-                probe(health.alive(), "a reconcile pass hangs\n")
+                let hangs = || "a reconcile pass hangs".to_owned();
+                probe((!health.alive()).then(hangs))
             }),
         )
         .route(
             "/readyz",
-            get(move |State(health): State<Health>| async move {
-                probe(health.ready(), "the caches are not filled yet\n")
-            }),
+            get(move |State(health): State<Health>| async move { probe(health.not_ready()) }),
         )
         .with_state(health)
         .route("/metrics", get(metrics).with_state(registry))
@@ -138,7 +149,7 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn a_hanging_pass_is_not_alive_and_an_idle_loop_is() {
         let health = Health::default();
-        assert!(health.alive() && !health.ready());
+        assert!(health.alive() && health.not_ready().is_some());
         tokio::time::advance(PASS_LIMIT * 2).await;
         assert!(health.alive());
         health.pass_begins();
@@ -148,6 +159,21 @@ mod tests {
         health.pass_ended();
         assert!(health.alive());
         health.set_synced();
-        assert!(health.ready());
+        assert_eq!(health.not_ready(), None);
+    }
+
+    #[test]
+    fn an_authority_that_cannot_be_used_is_told_and_stops_no_pass() {
+        let health = Health::default();
+        health.set_synced();
+        health.set_unenrollable(Some("tls.crt is not valid any more".to_owned()));
+        assert!(health.alive());
+        assert!(
+            health
+                .not_ready()
+                .is_some_and(|why| why.ends_with("tls.crt is not valid any more"))
+        );
+        health.set_unenrollable(None);
+        assert_eq!(health.not_ready(), None);
     }
 }

@@ -50,6 +50,14 @@ pub struct Metrics {
     pub stale_caches: Counter,
     /// Unix time of the last complete pass.
     pub last_pass: Gauge<f64, AtomicU64>,
+    /// 1 while certificates can be given out.
+    pub enrollable: Gauge,
+    /// Unix time at which the certificate authority ends.
+    pub authority_end: Gauge,
+    /// Unix time at which this operator's own certificate ends.
+    pub certificate_end: Gauge,
+    /// Answers to pods that enrol, by result (`ok`, `refused`, `unavailable`).
+    pub enrolments: Family<Labels<1>, Counter>,
 }
 
 impl Metrics {
@@ -67,6 +75,10 @@ impl Metrics {
             streams: Family::default(),
             stale_caches: Counter::default(),
             last_pass: Gauge::default(),
+            enrollable: Gauge::default(),
+            authority_end: Gauge::default(),
+            certificate_end: Gauge::default(),
+            enrolments: Family::default(),
         };
         let all = registry.sub_registry_with_prefix("llamero");
         all.register_with_unit(
@@ -105,7 +117,40 @@ impl Metrics {
             Unit::Seconds,
             metrics.last_pass.clone(),
         );
+        metrics.register_identities(all);
         metrics
+    }
+
+    fn register_identities(&self, all: &mut Registry) {
+        all.register(
+            "enrollable",
+            "1 while certificates can be given out",
+            self.enrollable.clone(),
+        );
+        all.register_with_unit(
+            "authority_end",
+            "Unix time at which the certificate authority ends",
+            Unit::Seconds,
+            self.authority_end.clone(),
+        );
+        all.register_with_unit(
+            "certificate_end",
+            "Unix time at which this operator's own certificate ends",
+            Unit::Seconds,
+            self.certificate_end.clone(),
+        );
+        all.register(
+            "enrolments",
+            "Answers to pods that enrol by result",
+            self.enrolments.clone(),
+        );
+    }
+
+    /// Counts an answer to a pod that enrols.
+    pub fn enrolment(&self, result: &str) {
+        self.enrolments
+            .get_or_create(&[("result", result.to_owned())])
+            .inc();
     }
 
     /// Sets the numbers of groups by phase, and of those that serve: `groups` has the phase of each and whether it serves.
@@ -151,6 +196,8 @@ mod tests {
         let mut registry = Registry::default();
         let metrics = Metrics::register(&mut registry);
         metrics.effect("CreatePod", "ok");
+        metrics.enrolment("refused");
+        metrics.authority_end.set(7);
         metrics.stream_counts("ranks", (2, 1));
         metrics.pass_seconds.observe(0.1);
         metrics.count_groups([(GroupPhase::Serving, true)].into_iter());
@@ -163,6 +210,8 @@ mod tests {
             "llamero_groups{phase=\"Serving\"} 1",
             "llamero_groups{phase=\"Pending\"} 0",
             "llamero_ready_groups 1",
+            "llamero_enrolments_total{result=\"refused\"} 1",
+            "llamero_authority_end_seconds 7",
         ] {
             assert!(text.contains(line), "{line} is not in\n{text}");
         }

@@ -1,7 +1,7 @@
 //! (tests) An API server that answers what a scenario says, and remembers what it was asked.
 
 use std::{
-    collections::VecDeque,
+    collections::{BTreeMap, VecDeque},
     sync::{Arc, Mutex, PoisonError},
 };
 
@@ -30,6 +30,45 @@ pub(crate) type Answer = (&'static str, &'static str, u16, Value);
 struct Inner {
     answers: Mutex<VecDeque<Answer>>,
     asked: Mutex<Vec<Asked>>,
+    objects: Mutex<Objects>,
+}
+
+/// Objects of one collection, by path, with how often anything was written.
+#[derive(Default)]
+struct Objects {
+    collection: Option<String>,
+    kept: BTreeMap<String, Value>,
+    writes: u64,
+}
+
+impl Objects {
+    /// Reads, creates and replaces as an API server does. None: the object is of another collection.
+    fn answer(&mut self, method: &Method, path: &str, body: &Value) -> Option<(u16, Value)> {
+        let collection = self.collection.clone()?;
+        let is_conflict =
+            |there: &Value| there["metadata"]["resourceVersion"] != body["metadata"]["resourceVersion"];
+        let path = match *method {
+            Method::POST if path == collection => {
+                format!("{collection}/{}", body["metadata"]["name"].as_str()?)
+            }
+            _ => path.strip_prefix(&collection).map(|_| path.to_owned())?,
+        };
+        Some(match (method.as_str(), self.kept.get(&path)) {
+            ("GET", Some(there)) => (200, there.clone()),
+            ("POST", None) => (201, self.put(path, body.clone())),
+            ("POST", Some(_)) => (409, failure(409, "AlreadyExists", "it exists")),
+            ("PUT", Some(there)) if is_conflict(there) => (409, failure(409, "Conflict", "it was changed")),
+            ("PUT", Some(_)) => (200, self.put(path, body.clone())),
+            _ => (404, failure(404, "NotFound", "not found")),
+        })
+    }
+
+    fn put(&mut self, path: String, mut object: Value) -> Value {
+        self.writes += 1;
+        object["metadata"]["resourceVersion"] = json!(self.writes.to_string());
+        self.kept.insert(path, object.clone());
+        object
+    }
 }
 
 /// The server's memory.
@@ -49,6 +88,30 @@ impl ApiServer {
         // As `run::client` sets it.
         config.default_retry = false;
         (Client::try_from(config).unwrap(), server)
+    }
+
+    /// From now on it keeps the objects of this collection, beside what a scenario says.
+    pub(crate) fn keep(&self, collection: &str) {
+        self.objects().collection = Some(collection.to_owned());
+    }
+
+    /// Somebody else writes an object.
+    pub(crate) fn put(&self, path: &str, object: Value) {
+        self.objects().put(path.to_owned(), object);
+    }
+
+    /// Somebody else deletes an object.
+    pub(crate) fn delete(&self, path: &str) {
+        self.objects().kept.remove(path).unwrap();
+    }
+
+    /// An object that is kept.
+    pub(crate) fn get(&self, path: &str) -> Option<Value> {
+        self.objects().kept.get(path).cloned()
+    }
+
+    fn objects(&self) -> std::sync::MutexGuard<'_, Objects> {
+        self.0.objects.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Requests that were given an answer, in their order.
@@ -72,7 +135,11 @@ async fn answer(
     let found = answers
         .iter()
         .position(|(m, p, ..)| method.as_str() == *m && uri.path() == *p);
+    let body = serde_json::from_slice(&body).unwrap_or(Value::Null);
     let Some((_, _, code, answer)) = found.and_then(|at| answers.remove(at)) else {
+        if let Some((code, answer)) = server.objects().answer(&method, uri.path(), &body) {
+            return (StatusCode::from_u16(code).unwrap(), Json(answer));
+        }
         return (StatusCode::NOT_FOUND, Json(failure(404, "NotFound", "not found")));
     };
     let header = headers.get("content-type").and_then(|value| value.to_str().ok());
@@ -85,7 +152,7 @@ async fn answer(
             method: method.to_string(),
             path: uri.path().to_owned(),
             content_type: header.unwrap_or_default().to_owned(),
-            body: serde_json::from_slice(&body).unwrap_or(Value::Null),
+            body,
         });
     (StatusCode::from_u16(code).unwrap(), Json(answer))
 }

@@ -3,7 +3,7 @@
 use std::{net::SocketAddr, path::PathBuf, time::Duration};
 
 use clap::{Parser, ValueEnum};
-use llamero_api::{deployment::PullPolicy, labels};
+use llamero_api::{deployment::PullPolicy, group::Transport, labels};
 use llamero_core::{
     network::{Network, NetworkOptions, Pods},
     observed::{Enrolment, Settings},
@@ -63,7 +63,13 @@ pub struct Options {
     #[arg(long, env = "LLAMERO_MTLS", default_value_t = false, action = clap::ArgAction::Set)]
     pub mtls: bool,
 
+    /// Whether certificates are given out, to groups whose links are authenticated already and to gateways, while links of new groups are plain text.
+    /// With --mtls they always are.
+    #[arg(long, env = "LLAMERO_CERTIFICATES", default_value_t = false, action = clap::ArgAction::Set)]
+    pub certificates: bool,
+
     /// Secret in the namespace of the lease with the certificate authority, in cert-manager's layout; it is made when it is not there.
+    /// What is in use is kept beside it, in the Secret of this name with `-state` behind it.
     #[arg(long, env = "LLAMERO_CA_SECRET", default_value = "llamero-ca")]
     pub ca_secret: String,
 
@@ -178,6 +184,10 @@ pub struct Options {
     pub log_format: LogFormat,
 }
 
+/// Why nobody can enrol at an operator with the usual flags.
+const OFF: &str = "this operator was started with neither --mtls nor --certificates: set security.certificates again, or set spec.rollout.restartedAt so that groups with plain \
+                   text take their place";
+
 impl Options {
     /// Name of this process in the lease.
     #[must_use]
@@ -205,8 +215,14 @@ impl Options {
             urgent_taints: self.urgent_taints.clone(),
             policy: self.policy(),
             network: Some(self.network()),
+            transport: if self.mtls {
+                Transport::Mutual
+            } else {
+                Transport::Plain
+            },
             // Known once there is an authority.
             enrolment: None,
+            unenrollable: (!self.gives_out_certificates()).then(|| OFF.to_owned()),
             pull_secrets: self
                 .worker_pull_secrets
                 .iter()
@@ -214,6 +230,12 @@ impl Options {
                 .cloned()
                 .collect(),
         }
+    }
+
+    /// Whether pods can enrol.
+    #[must_use]
+    pub const fn gives_out_certificates(&self) -> bool {
+        self.mtls || self.certificates
     }
 
     /// How worker pods are fenced.
@@ -229,7 +251,9 @@ impl Options {
                 namespace: self.gateway_namespace().to_owned(),
                 labels: self.gateway_selector.0.iter().cloned().collect(),
             },
-            enrolment: self.mtls.then_some(self.enrolment_listen.port()),
+            enrolment: self
+                .gives_out_certificates()
+                .then_some(self.enrolment_listen.port()),
         }
     }
 
@@ -352,6 +376,27 @@ mod tests {
         assert!(!selector.matches(None));
         assert!("a".parse::<LabelSelector>().is_err());
         assert!("a!=1".parse::<LabelSelector>().is_err());
+    }
+
+    #[test]
+    fn certificates_are_given_out_while_only_new_groups_have_plain_text() {
+        let parsed = |words: &[&str]| {
+            let words = ["llamero-operator"].iter().chain(words);
+            Options::try_parse_from(words).unwrap()
+        };
+        let settings = parsed(&["--mtls=false", "--certificates=true"]).settings();
+        assert_eq!(
+            (settings.transport, settings.unenrollable),
+            (Transport::Plain, None)
+        );
+        assert_eq!(settings.network.unwrap().enrolment, Some(18054));
+        let off = parsed(&[]).settings().unenrollable.unwrap();
+        assert!(
+            off.contains("security.certificates") && off.contains("restartedAt"),
+            "{off}"
+        );
+        let on = parsed(&["--mtls=true"]).settings();
+        assert_eq!((on.transport, on.unenrollable), (Transport::Mutual, None));
     }
 
     #[test]

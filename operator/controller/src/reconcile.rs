@@ -100,27 +100,22 @@ impl Reconciler {
         self.metrics.leading.set(1);
         let (namespace, secret) = (&self.options.lease_namespace, &self.options.form_keys_secret);
         let keys = FormKeys::load(&self.client, namespace, secret).await;
-        if let Some(identities) = &mut self.identities {
-            identities.ready().await;
-        }
-        let mut roots = self
-            .identities
-            .as_ref()
-            .map(|identities| identities.authority.clone());
         let options = self.options.clone();
         let manage = self.options.manage_crds;
         let (definitions, problem) = Definitions::new(self.client.clone(), manage, self.leadership.clone());
         if let Some(until_well) = definitions.first().await {
             tokio::spawn(until_well);
         }
-        let (health, wake) = (self.health.clone(), self.wake.clone());
+        let (health, wake, identities) = (self.health.clone(), self.wake.clone(), self.identities.clone());
         let mut work = Loop::new(self, keys);
         let mut number = 0u64;
         loop {
             work.settings.definitions.clone_from(&problem.borrow());
-            if let Some(roots) = &mut roots {
-                let authority = roots.borrow_and_update();
-                work.settings.enrolment = authority.as_ref().map(|one| options.enrolment(one.roots_pem()));
+            // Without an authority the loop goes on: only pods whose links are to be authenticated are not made.
+            if let Some(identities) = &identities {
+                let authority = identities.usable();
+                work.settings.enrolment = authority.map(|one| options.enrolment(one.roots_pem()));
+                work.settings.unenrollable = identities.unenrollable.borrow().clone();
             }
             health.pass_begins();
             number += 1;

@@ -73,7 +73,7 @@ pub async fn run(options: Options, stop: CancellationToken) -> Result<(), RunErr
     let mut lease = tokio::spawn(lease);
     let address = options.http_address;
     let mut health_server = tokio::spawn(health::serve(address, health.clone(), registry, stop.clone()));
-    let (identities, mut enrolling) = identities::start(&client, &options, &leadership)?;
+    let (identities, mut enrolling) = identities::start(&client, &options, &leadership, (&health, &metrics))?;
     let reconciler = Reconciler::new(&client, options, caches, wake, leadership, metrics, health)
         .with_identities(identities);
     let mut reconciling = tokio::spawn(reconciler.run(stop.clone()));

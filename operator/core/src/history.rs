@@ -6,21 +6,25 @@
 
 use std::collections::BTreeSet;
 
-use llamero_api::{group::GroupTemplate, labels};
+use llamero_api::{
+    group::{GroupTemplate, Transport},
+    labels,
+};
 
 use crate::{
-    observed::{Deployment, Revision},
+    observed::{Deployment, Group, Revision},
     plan::{Action, EventKind, Key, Step},
 };
 
 /// The snapshot that new groups of this digest are made from; nothing until it is kept. Steps keep, renumber and forget revisions.
-/// `resolved`: the snapshot as it would be made now, where the specification can be served.
+/// `resolved`: the snapshot as it would be made now, where the specification can be served; with how the installation wants groups to be reached. Where that
+/// is with certificates, a snapshot with plain text is made anew once another was newer or none of its groups is left.
 #[must_use]
 pub fn snapshot(
     deployment: &Deployment,
     key: &Key,
     digest: &str,
-    resolved: Option<GroupTemplate>,
+    (resolved, transport): (Option<GroupTemplate>, Transport),
     steps: &mut Vec<Step>,
 ) -> Option<GroupTemplate> {
     forget(deployment, key, digest, steps);
@@ -29,9 +33,10 @@ pub fn snapshot(
     let Some(kept) = deployment.revisions.iter().find(|r| r.digest == digest) else {
         // A group that is there already shows what an operator which kept no revisions had resolved.
         let shown = deployment.groups.iter().map(|group| &group.object.spec);
+        let kept_none = deployment.revisions.is_empty();
         let template = shown
             .clone()
-            .find(|spec| spec.revision == digest)
+            .find(|spec| spec.revision == digest && (kept_none || !is_outdated(&spec.template, transport)))
             .map_or(resolved, |spec| spec.template.clone());
         steps.push(create(
             deployment,
@@ -42,6 +47,11 @@ pub fn snapshot(
         ));
         return None;
     };
+    let is_plain = |template: &GroupTemplate| is_outdated(template, transport);
+    if kept.template.as_ref().is_some_and(is_plain) && !goes_on(deployment, kept) {
+        steps.push(delete(key, kept, "its links are plain text, and no new ones are"));
+        return None;
+    }
     if kept.number < newest {
         steps.push(Step {
             action: Action::RenumberRevision {
@@ -72,6 +82,7 @@ pub fn named(
     deployment: &Deployment,
     key: &Key,
     digest: &str,
+    transport: Transport,
     steps: &mut Vec<Step>,
 ) -> Result<GroupTemplate, String> {
     forget(deployment, key, digest, steps);
@@ -81,11 +92,11 @@ pub fn named(
         .filter(|revision| revision.template.is_some())
         .collect();
     kept.sort_by_key(|revision| std::cmp::Reverse(revision.number));
-    if let Some(template) = kept
-        .iter()
-        .find(|revision| revision.digest == digest)
-        .and_then(|revision| revision.template.clone())
-    {
+    let found = kept.iter().find(|revision| revision.digest == digest);
+    if let Some((found, mut template)) = found.and_then(|found| Some((found, found.template.clone()?))) {
+        if is_outdated(&template, transport) && !goes_on(deployment, found) {
+            template.transport = transport;
+        }
         return Ok(template);
     }
     let names: Vec<&str> = kept.iter().map(|revision| revision.digest.as_str()).collect();
@@ -97,6 +108,24 @@ pub fn named(
             names.join(", ")
         }
     ))
+}
+
+/// Whether groups of this snapshot would be reached in plain text where that is not wanted any more.
+fn is_outdated(template: &GroupTemplate, transport: Transport) -> bool {
+    template.transport.is_plain() && !transport.is_plain()
+}
+
+/// Whether groups with plain text run that are of the newest revision: an upgrade changes nothing about them, so others may join them.
+fn goes_on(deployment: &Deployment, kept: &Revision) -> bool {
+    let is_newest = deployment
+        .revisions
+        .iter()
+        .all(|other| other.number <= kept.number);
+    let runs = |group: &Group| {
+        let spec = &group.object.spec;
+        spec.revision == kept.digest && spec.template.transport.is_plain()
+    };
+    is_newest && deployment.groups.iter().any(runs)
 }
 
 fn create(deployment: &Deployment, key: &Key, digest: &str, number: i64, template: GroupTemplate) -> Step {

@@ -21,7 +21,7 @@ use k8s_openapi::api::{
 use llamero_api::{
     LlamaDeployment, LlamaGroup,
     deployment::PullPolicy,
-    group::{GroupTemplate, LlamaGroupSpec, RankPhase},
+    group::{GroupTemplate, LlamaGroupSpec, RankPhase, Transport},
 };
 
 use crate::{network::Network, policy::Policy, resources::Resources, time::Millis};
@@ -66,8 +66,12 @@ pub struct Settings {
     pub policy: Policy,
     /// How worker pods are fenced; absent: nobody looks after that.
     pub network: Option<Network>,
-    /// Where pods of new groups enrol; absent: they are reached in plain text.
+    /// How pods of new groups are reached.
+    pub transport: Transport,
+    /// Where pods enrol; absent: they cannot.
     pub enrolment: Option<Enrolment>,
+    /// Why they cannot, and who waits for a certificate will not be reached, where somebody must do something about it.
+    pub unenrollable: Option<String>,
 }
 
 /// Where pods come by their certificates.

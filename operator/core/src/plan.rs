@@ -347,6 +347,8 @@ pub struct Verdict {
     pub trial: Option<String>,
     /// The installation authenticates links.
     pub authenticated: bool,
+    /// Why no certificates are given out.
+    pub unenrollable: Option<String>,
     /// What is wrong with the cluster's CustomResourceDefinitions.
     pub definitions: Option<String>,
     /// Why a step about the deployment itself was refused, in the words of who refused it.

@@ -13,7 +13,7 @@ use llamero_api::{
         CheckpointStatus, OnePodPerNode, PlanStatus, PullPolicy, Resources as WorkerResources, Source,
         TopologyPolicy, Worker,
     },
-    group::{GroupTemplate, Transport},
+    group::GroupTemplate,
     quantity,
 };
 use serde_json::{Map, Value, json};
@@ -85,17 +85,9 @@ pub fn template(
         topology_policy: spec.placement.policy,
         one_pod_per_node: Some(one_pod_per_node(spec)),
         stall_timeout: spec.recovery.stall_timeout,
-        transport: transport(settings),
+        transport: settings.transport,
         engine: spec.engine.clone(),
         worker,
-    }
-}
-
-/// New groups are reached as the installation says; kept revisions as they were made.
-fn transport(settings: &Settings) -> Transport {
-    match settings.enrolment {
-        Some(_) => Transport::Mutual,
-        None => Transport::Plain,
     }
 }
 
@@ -248,6 +240,8 @@ fn prune(value: Value) -> Option<Value> {
 
 #[cfg(test)]
 mod tests {
+    use llamero_api::group::Transport;
+
     use super::*;
 
     fn spec(change: impl FnOnce(&mut Value)) -> LlamaDeploymentSpec {
@@ -273,14 +267,14 @@ mod tests {
             json!({"apiVersion": "llamero.dev/v1alpha1", "kind": "LlamaDeployment", "metadata": {"name": "d"}, "spec": spec(|_| {})}),
         )
         .unwrap();
-        let made = |enrolment| {
+        let made = |transport| {
             let settings = Settings {
-                enrolment,
+                transport,
                 ..Settings::default()
             };
             template(&object, &PlanStatus::default(), None, &settings)
         };
-        let (before, after) = (made(None), made(Some(Default::default())));
+        let (before, after) = (made(Transport::Plain), made(Transport::Mutual));
         assert_eq!(
             (before.transport, after.transport),
             (Transport::Plain, Transport::Mutual)

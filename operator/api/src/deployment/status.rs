@@ -37,6 +37,8 @@ pub mod condition {
 pub mod reason {
     /// Groups run a revision from before links were authenticated.
     pub const OLDER_REVISION: &str = "OlderRevision";
+    /// Links of groups are authenticated, and no certificates are given out.
+    pub const LINKS_UNREACHABLE: &str = "LinksUnreachable";
     /// All is as wanted.
     pub const AS_WANTED: &str = "AsWanted";
     /// The checkpoint's headers are being read.

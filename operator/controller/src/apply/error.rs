@@ -25,11 +25,9 @@ pub enum EffectError {
     /// The API server said no, or could not be reached.
     #[error("{}", describe(.0))]
     Api(#[source] kube::Error),
-    /// The pod's links are to be authenticated, and this operator gives out no certificates.
-    #[error(
-        "links of the pod {0} are to be authenticated, and this operator was started without --mtls: switch security.mtls on again, or set spec.rollout.restartedAt"
-    )]
-    NoAuthority(String),
+    /// The pod's links are to be authenticated, and there is no certificate for it until somebody does something.
+    #[error("links of the pod {0} are to be authenticated, and {1}")]
+    NoAuthority(String, String),
     /// A worker pod did not do as asked.
     #[error(transparent)]
     Call(#[from] CallError),
@@ -56,7 +54,7 @@ impl EffectError {
         match self {
             Self::NotLeading | Self::TimedOut | Self::Call(CallError::Unreachable { .. }) => Remedy::Retry,
             Self::Dropped(_) | Self::Call(CallError::Refused { .. }) | Self::Bind(_) => Remedy::Decide,
-            Self::Foreign { .. } | Self::NoAuthority(_) => Remedy::User,
+            Self::Foreign { .. } | Self::NoAuthority(..) => Remedy::User,
             Self::Api(kube::Error::Api(status)) => match status.code {
                 // Not found: the object, or the namespace with it, has gone meanwhile.
                 404 | 409 => Remedy::Decide,

@@ -20,10 +20,8 @@ pub(super) async fn create_member(
     let owner = objects.group(group)?;
     let mut wanted = pod::member_pod(owner, index, attempt);
     if owner.spec.template.transport == Transport::Mutual {
-        let enrolment = settings
-            .enrolment
-            .as_ref()
-            .ok_or_else(|| EffectError::NoAuthority(name.to_owned()))?;
+        let enrolment = settings.enrolment.as_ref();
+        let enrolment = enrolment.ok_or_else(|| no_certificate(name, settings))?;
         enrol::let_enrol(&mut wanted, enrolment, &owner.spec.template.worker);
     }
     wanted.metadata.name = Some(name.to_owned());
@@ -36,6 +34,17 @@ pub(super) async fn create_member(
         writer.proofs().exists(uid);
     }
     Ok(())
+}
+
+/// Why the pod would get no certificate.
+fn no_certificate(pod: &str, settings: &Settings) -> EffectError {
+    match &settings.unenrollable {
+        Some(why) => {
+            let why = format!("no certificate can be given out: {why}");
+            EffectError::NoAuthority(pod.to_owned(), why)
+        }
+        None => EffectError::Dropped(format!("the authority for the pod {pod} is not read yet")),
+    }
 }
 
 /// Creates a pod that reads a checkpoint's headers.
@@ -84,4 +93,30 @@ pub(super) async fn delete(
     };
     writer.proofs().forget([&pod.uid]);
     owned::delete(writer, &writer.caches().pods, &pod.key, &pod.uid, how).await
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::apply::error::Remedy;
+
+    #[test]
+    fn a_pod_without_a_certificate_is_refused_with_a_sentence() {
+        let mut settings = Settings::default();
+        let refused = |settings: &Settings| no_certificate("d-0-0-0", settings);
+        assert!(
+            refused(&settings)
+                .to_string()
+                .contains("switch security.mtls on again")
+        );
+        settings.transport = Transport::Mutual;
+        assert_eq!(refused(&settings).remedy(), Remedy::Decide, "it only began");
+        settings.unenrollable = Some("tls.crt is not valid any more".to_owned());
+        let error = refused(&settings);
+        assert_eq!(error.remedy(), Remedy::User);
+        assert_eq!(
+            error.to_string(),
+            "links of the pod d-0-0-0 are to be authenticated, and no certificate can be given out: tls.crt is not valid any more"
+        );
+    }
 }

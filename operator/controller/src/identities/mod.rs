@@ -2,15 +2,21 @@
 //!
 //! | module | what |
 //! |---|---|
-//! | [`secret`] | the authority in its Secret, and this operator's own certificate |
+//! | [`keeper`] | which authority signs, and this operator's own certificate |
+//! | [`secret`] | the Secrets of both |
 //! | [`registrar`] | which pod is behind a token, and whether it is a part of Llamero |
 
+pub mod keeper;
 pub mod registrar;
 pub mod secret;
 #[cfg(test)]
 mod tests;
 
-use std::{net::SocketAddr, sync::Arc};
+use std::{
+    net::SocketAddr,
+    sync::Arc,
+    time::{Duration, SystemTime},
+};
 
 use kube::Client;
 use llamero_identity::{
@@ -23,11 +29,17 @@ use llamero_identity::{
 };
 use llamero_settings::listen::listen;
 use tokio::{net::TcpListener, sync::watch, task::JoinHandle};
-use tonic::{service::Routes, transport::Server};
+use tonic::{Code, service::Routes, transport::Server};
 use tracing::info;
 
-use self::{registrar::Kubernetes, secret::Keeper};
-use crate::{lease::Leadership, links::Dialler, options::Options};
+use self::{
+    keeper::{Keeper, Watched},
+    registrar::Kubernetes,
+    secret::Secrets,
+};
+use crate::{
+    events::Events, health::Health, lease::Leadership, links::Dialler, metrics::Metrics, options::Options,
+};
 
 /// Why pods cannot enrol.
 #[derive(Debug, thiserror::Error)]
@@ -43,28 +55,39 @@ pub enum IdentitiesError {
         #[source]
         error: std::io::Error,
     },
+    /// Nobody would believe them.
+    #[error(
+        "gateways of the namespace {gateways} would be refused everywhere, since certificates are believed of gateways beside the operator only, in {own}: leave --gateway-namespace \
+         out, or start with neither --mtls nor --certificates"
+    )]
+    GatewaysElsewhere {
+        /// Where the gateways are.
+        gateways: String,
+        /// Where the operator is.
+        own: String,
+    },
     /// The server ended.
     #[error("pods can no longer enrol: {0}")]
     Serve(#[from] tonic::transport::Error),
 }
 
 /// What the loop needs of it.
+#[derive(Clone)]
 pub struct Identities {
     /// The authority, once there is one.
     pub authority: watch::Receiver<Option<Arc<Authority>>>,
+    /// Why no certificates can be given out, where somebody must do something about it.
+    pub unenrollable: watch::Receiver<Option<String>>,
     /// How links are authenticated.
     pub dialler: Dialler,
 }
 
 impl Identities {
-    /// Waits for the authority and this operator's own certificate.
-    pub async fn ready(&mut self) {
-        if self.authority.wait_for(Option::is_some).await.is_err()
-            || self.dialler.credentials.first().await.is_none()
-        {
-            // Whoever keeps them ends with the process only.
-            std::future::pending::<()>().await;
-        }
+    /// The authority, while it can sign.
+    #[must_use]
+    pub fn usable(&self) -> Option<Arc<Authority>> {
+        let authority = self.authority.borrow().clone();
+        authority.filter(|authority| SystemTime::now() < authority.not_after())
     }
 }
 
@@ -72,29 +95,48 @@ impl Identities {
 pub type Enrolling = JoinHandle<Result<(), IdentitiesError>>;
 
 /// Starts to keep the authority and to let pods enrol, at every replica; only the lease holder makes an authority. Nothing of it happens where
-/// links are not authenticated.
+/// no certificates are given out.
 ///
 /// # Errors
-/// [`IdentitiesError::Listen`].
+/// [`IdentitiesError::Listen`], [`IdentitiesError::GatewaysElsewhere`].
 pub fn start(
     client: &Client,
     options: &Options,
     leadership: &Leadership,
+    (health, metrics): (&Health, &Metrics),
 ) -> Result<(Option<Identities>, Enrolling), IdentitiesError> {
-    if !options.mtls {
+    if !options.gives_out_certificates() {
         return Ok((None, tokio::spawn(std::future::pending())));
+    }
+    if options.gateway_namespace() != options.lease_namespace {
+        return Err(IdentitiesError::GatewaysElsewhere {
+            gateways: options.gateway_namespace().to_owned(),
+            own: options.lease_namespace.clone(),
+        });
     }
     let (authorities, authority) = watch::channel(None);
     let (publisher, credentials) = pair();
+    let (why, unenrollable) = watch::channel(None);
+    let watched = Watched {
+        unenrollable: why,
+        health: health.clone(),
+        metrics: metrics.clone(),
+        events: Events::start(client.clone(), options.identity()),
+    };
     let keeper = Keeper {
-        client: client.clone(),
-        namespace: options.lease_namespace.clone(),
-        name: options.ca_secret.clone(),
+        secrets: Secrets {
+            client: client.clone(),
+            namespace: options.lease_namespace.clone(),
+            authority: options.ca_secret.clone(),
+            record: format!("{}-state", options.ca_secret),
+            served: options.namespace.clone(),
+        },
         life: options.certificate_life,
         leadership: leadership.clone(),
         identity: own_identity(options),
         authorities,
         publisher,
+        watched,
     };
     let address = options.enrolment_listen;
     let failed = |error| IdentitiesError::Listen { address, error };
@@ -102,13 +144,15 @@ pub fn start(
     listener.set_nonblocking(true).map_err(failed)?;
     let listener = TcpListener::from_std(listener).map_err(failed)?;
 
-    let service = Service::new(Kubernetes::new(client.clone(), options), authority.clone());
+    let counted = metrics.clone();
+    let service = Service::new(Kubernetes::new(client.clone(), options), authority.clone())
+        .counting(move |code| counted.enrolment(result(code)));
     let routes = guarded(Routes::new(service.server()), &options.lease_namespace);
     let incoming = accept::tls(listener, credentials.clone(), Clients::Anybody);
     info!(%address, "pods enrol here");
     let enrolling = tokio::spawn(async move {
         tokio::select! {
-            served = Server::builder().add_routes(routes).serve_with_incoming(incoming) => Ok(served?),
+            served = bounded().add_routes(routes).serve_with_incoming(incoming) => Ok(served?),
             () = keeper.keep() => Ok(()),
         }
     });
@@ -117,7 +161,34 @@ pub fn start(
         trust_domain: options.trust_domain.clone(),
         gateway_namespace: options.gateway_namespace().to_owned(),
     };
-    Ok((Some(Identities { authority, dialler }), enrolling))
+    let identities = Identities {
+        authority,
+        unenrollable,
+        dialler,
+    };
+    Ok((Some(identities), enrolling))
+}
+
+/// How a metric calls an answer.
+fn result(code: Code) -> &'static str {
+    match code {
+        Code::Ok => "ok",
+        Code::Unavailable | Code::ResourceExhausted => "unavailable",
+        _ => "refused",
+    }
+}
+
+/// A server for questions that are short, from whoever reaches the port.
+fn bounded() -> Server {
+    const STREAMS: u32 = 4;
+    const FRAME: u32 = 64 << 10;
+    Server::builder()
+        .max_concurrent_streams(STREAMS)
+        .initial_stream_window_size(FRAME)
+        .initial_connection_window_size(FRAME)
+        .timeout(Duration::from_secs(20))
+        .http2_keepalive_interval(Some(Duration::from_secs(10)))
+        .http2_keepalive_timeout(Some(Duration::from_secs(10)))
 }
 
 fn own_identity(options: &Options) -> Identity {

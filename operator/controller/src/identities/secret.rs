@@ -1,49 +1,48 @@
-//! The authority in its Secret. The lease holder makes it where it is not there; every replica looks now and then whether it was replaced.
+//! The two Secrets of the authority: one in cert-manager's layout, which an administrator may replace, and the record of what is in use, which only
+//! operators read and the lease holder writes.
 
-use std::{
-    collections::BTreeMap,
-    sync::Arc,
-    time::{Duration, SystemTime},
+use std::{collections::BTreeMap, time::Duration};
+
+use k8s_openapi::{
+    ByteString,
+    api::core::v1::{ObjectReference, Secret},
+    apimachinery::pkg::apis::meta::v1::ObjectMeta,
 };
-
-use k8s_openapi::{ByteString, api::core::v1::Secret, apimachinery::pkg::apis::meta::v1::ObjectMeta};
-use kube::{Api, Client, api::PostParams};
-use llamero_api::labels;
+use kube::{
+    Api, Client,
+    api::{ListParams, PostParams},
+};
+use llamero_api::{LlamaGroup, group::Transport, labels};
 use llamero_identity::{
-    Identity,
-    authority::{self, Authority, AuthorityError, Pems},
-    credentials::{Current, Material, MaterialError, Publisher},
-    rotation::{Believed, NotYet},
+    authority::{AuthorityError, Pems},
+    credentials::MaterialError,
+    rotation::{NotYet, Record},
 };
-use tokio::sync::watch;
-use tracing::{info, warn};
 
-use crate::lease::Leadership;
-
-/// How often it is looked at once it is there.
-const PERIOD: Duration = Duration::from_secs(60);
-/// Pause before it is looked for again; doubles up to the last.
-const FIRST_RETRY: Duration = Duration::from_millis(500);
-const LAST_RETRY: Duration = Duration::from_secs(10);
-/// An authority that ends sooner is warned of.
-const ENDS_SOON: Duration = Duration::from_secs(30 * 86_400);
+/// Key of the record's data.
+const ENTRY: &str = "record.json";
 /// No request may take longer.
 const TIMEOUT: Duration = Duration::from_secs(10);
 
-/// Why there is no authority.
+/// Why there is no authority, or not the one that was put there.
 #[derive(Debug, thiserror::Error)]
 pub enum KeepError {
     /// The API server said no, or could not be reached.
-    #[error("the Secret {0} with the certificate authority cannot be read or made: {1}")]
+    #[error("the Secret {0} of the certificate authority cannot be read or written: {1}")]
     Api(String, #[source] kube::Error),
     /// No answer in time.
     #[error("the API server did not answer in time about the Secret {0}")]
     TimedOut(String),
     /// An entry is missing or no text.
     #[error(
-        "the Secret {0} has no {1}: put an authority there in cert-manager's layout, or delete it, and the operator makes one"
+        "the Secret {0} has no {1}: put an authority there in cert-manager's layout, or delete it, and the operator writes the authority in use there"
     )]
     Entry(String, &'static str),
+    /// The record is damaged.
+    #[error(
+        "the Secret {0} cannot be read: {1}. Put it back from a backup, or delete it, and the authority that its neighbour without -state holds is taken for the one in use"
+    )]
+    Record(String, String),
     /// What is there cannot be used.
     #[error("the Secret {0} cannot be used: {1}")]
     Unusable(String, #[source] AuthorityError),
@@ -56,176 +55,174 @@ pub enum KeepError {
     /// Only the lease holder makes one.
     #[error("the Secret {0} is not there yet; the lease holder makes it")]
     NotMade(String),
+    /// Both are gone, and pods have certificates.
+    #[error(
+        "the Secret {0} is gone and so is what was kept of it, and the group {1} believes that authority: put the Secret back from a backup. Where there is none, put another \
+         authority there in cert-manager's layout, restart the gateway and set spec.rollout.restartedAt of every LlamaDeployment"
+    )]
+    Lost(String, String),
+    /// All identities would be others.
+    #[error(
+        "the trust domain is {1}, as the Secret {0} says, and cannot become {2}, since pods that serve would believe nobody: set security.trustDomain back to {1}"
+    )]
+    TrustDomain(String, String, String),
 }
 
-/// Keeps authority and own certificate.
-pub struct Keeper {
+impl KeepError {
+    /// Whether somebody must do something about the Secrets or the settings: trying again changes nothing.
+    #[must_use]
+    pub const fn is_for_the_user(&self) -> bool {
+        !matches!(self, Self::Api(..) | Self::TimedOut(_) | Self::NotMade(_))
+    }
+
+    /// Whether it is a stage of a replacement, which ends by itself.
+    #[must_use]
+    pub const fn is_a_stage(&self) -> bool {
+        matches!(self, Self::NotYet(_, NotYet::Spreading(_)))
+    }
+}
+
+/// Where the Secrets are.
+#[derive(Clone)]
+pub struct Secrets {
     /// To the API server.
     pub client: Client,
-    /// Of the Secret.
+    /// Of both.
     pub namespace: String,
-    /// Of the Secret.
-    pub name: String,
-    /// Of certificates.
-    pub life: Duration,
-    /// Whether this process may make it.
-    pub leadership: Leadership,
-    /// This operator.
-    pub identity: Identity,
-    /// Whoever signs.
-    pub authorities: watch::Sender<Option<Arc<Authority>>>,
-    /// Whoever dials and serves.
-    pub publisher: Publisher,
+    /// Of the authority's.
+    pub authority: String,
+    /// Of the record's.
+    pub record: String,
+    /// Namespace whose groups there are; None: all.
+    pub served: Option<String>,
 }
 
-/// What is in use.
-struct Held {
-    pems: Pems,
-    believed: Believed,
-    renew_at: SystemTime,
+/// A record as it was read.
+pub(super) struct Kept {
+    pub(super) record: Record,
+    /// Its `resourceVersion`; None where it is not written.
+    pub(super) version: Option<String>,
 }
 
-impl Keeper {
-    /// Keeps them for ever; what is in use stays while the API server is away.
-    pub async fn keep(self) {
-        let (mut held, mut retry) = (None, FIRST_RETRY);
-        loop {
-            let wait = match self.look(&mut held).await {
-                Ok(()) => {
-                    retry = FIRST_RETRY;
-                    let left = held
-                        .as_ref()
-                        .and_then(|held: &Held| held.renew_at.duration_since(SystemTime::now()).ok());
-                    left.map_or(FIRST_RETRY, |left| left.clamp(FIRST_RETRY, PERIOD))
-                }
-                Err(error) => {
-                    // Its own certificate does not need the API server.
-                    if let Err(error) = self.renew(&mut held) {
-                        warn!(%error, "the operator's own certificate is not renewed");
-                    }
-                    warn!(%error, "trying again");
-                    let wait = retry;
-                    retry = (retry * 2).min(LAST_RETRY);
-                    wait
-                }
-            };
-            tokio::time::sleep(wait).await;
-        }
+impl Secrets {
+    /// The authority as it lies there.
+    pub(super) async fn pems(&self) -> Result<Option<Pems>, KeepError> {
+        let name = &self.authority;
+        let found = self.within(name, self.api().get_opt(name)).await?;
+        found.map(|secret| self.read(&secret)).transpose()
     }
 
-    async fn look(&self, held: &mut Option<Held>) -> Result<(), KeepError> {
-        let pems = self.pems().await?;
-        let same = |held: &Held| {
-            let (a, b) = (&held.pems, &pems);
-            (&a.certificate, &a.key, &a.roots) == (&b.certificate, &b.key, &b.roots)
-        };
-        if !held.as_ref().is_some_and(same) {
-            let now = SystemTime::now();
-            let authority = Authority::open(&pems, self.life, now)
-                .map_err(|error| KeepError::Unusable(self.shown(), error))?;
-            let authority = Arc::new(authority);
-            let believed = match held.take() {
-                None => Believed::new(&authority),
-                Some(mut before) => match before.believed.admit(&authority, now) {
-                    Ok(()) => before.believed,
-                    Err(error) => {
-                        *held = Some(before);
-                        return Err(KeepError::NotYet(self.shown(), error));
-                    }
-                },
-            };
-            self.authorities.send_replace(Some(authority));
-            info!(
-                secret = self.shown(),
-                "certificates are signed by the authority of this Secret"
-            );
-            *held = Some(Held {
-                pems,
-                believed,
-                renew_at: now,
-            });
-        }
-        self.renew(held)
-    }
-
-    /// A new certificate of this operator after half of the last one's life.
-    fn renew(&self, held: &mut Option<Held>) -> Result<(), KeepError> {
-        let (now, authority) = (SystemTime::now(), self.authorities.borrow().clone());
-        let Some((held, authority)) = held.as_mut().zip(authority) else {
-            return Ok(());
-        };
-        if now < held.renew_at {
-            return Ok(());
-        }
-        let material = Material::signed(&authority, &self.identity, &self.namespace, now)
-            .map_err(|error| KeepError::Unusable(self.shown(), error))?;
-        let current = Current::new(&material)?;
-        held.renew_at = now + current.renew_in(now);
-        self.publisher.put(current);
-        let left = authority.not_after().duration_since(now).unwrap_or_default();
-        if left < ENDS_SOON.max(2 * self.life) {
-            warn!(
-                secret = self.shown(),
-                "the certificate authority ends in {} s: put another one in its place by the steps of docs/operations.md",
-                left.as_secs()
-            );
-        }
-        Ok(())
-    }
-
-    /// What the Secret holds; it is made where it is not there.
-    pub(super) async fn pems(&self) -> Result<Pems, KeepError> {
-        let api = Api::<Secret>::namespaced(self.client.clone(), &self.namespace);
-        if let Some(found) = self.within(api.get_opt(&self.name)).await? {
-            return self.read(&found);
-        }
-        if !self.leadership.is_held() {
-            return Err(KeepError::NotMade(self.shown()));
-        }
-        let pems = authority::generate(SystemTime::now())
-            .map_err(|error| KeepError::Unusable(self.shown(), error))?;
-        match self
-            .within(api.create(&PostParams::default(), &self.secret(&pems)))
-            .await
-        {
-            Ok(_) => {
-                info!(secret = self.shown(), "made a certificate authority");
-                Ok(pems)
-            }
-            // Somebody else was faster: theirs counts.
-            Err(KeepError::Api(_, kube::Error::Api(status))) if status.is_already_exists() => {
-                self.read(&self.within(api.get(&self.name)).await?)
-            }
-            Err(error) => Err(error),
-        }
-    }
-
-    fn secret(&self, pems: &Pems) -> Secret {
-        let labels = [
-            (labels::APP_MANAGED_BY, labels::FIELD_MANAGER),
-            (labels::APP_PART_OF, labels::PART_OF),
-        ];
+    /// Writes an authority there where none is. The one that is there then.
+    pub(super) async fn make(&self, pems: Pems) -> Result<Pems, KeepError> {
         let entry = |name: &str, text: &String| (name.to_owned(), ByteString(text.clone().into_bytes()));
-        let data: BTreeMap<_, _> = [
+        let data = [
             entry("tls.crt", &pems.certificate),
             entry("tls.key", &pems.key),
             entry("ca.crt", &pems.roots),
-        ]
-        .into();
-        Secret {
-            metadata: ObjectMeta {
-                name: Some(self.name.clone()),
-                labels: Some(
-                    labels
-                        .map(|(key, value)| (key.to_owned(), value.to_owned()))
-                        .into(),
-                ),
-                ..ObjectMeta::default()
-            },
-            type_: Some("kubernetes.io/tls".to_owned()),
-            data: Some(data),
-            ..Secret::default()
+        ];
+        let secret = secret(&self.authority, "kubernetes.io/tls", data.into());
+        match self.create(&self.authority, &secret).await {
+            // Somebody else was faster: theirs counts.
+            Err(KeepError::Api(_, kube::Error::Api(status))) if status.is_already_exists() => {
+                let name = &self.authority;
+                self.read(&self.within(name, self.api().get(name)).await?)
+            }
+            made => made.map(|_| pems),
         }
+    }
+
+    /// What is in use.
+    pub(super) async fn record(&self) -> Result<Option<Kept>, KeepError> {
+        let name = &self.record;
+        let Some(found) = self.within(name, self.api().get_opt(name)).await? else {
+            return Ok(None);
+        };
+        let damaged = |why: String| KeepError::Record(self.shown(name), why);
+        let bytes = found.data.as_ref().and_then(|data| data.get(ENTRY));
+        let bytes = bytes.ok_or_else(|| damaged(format!("it has no {ENTRY}")))?;
+        let record = serde_json::from_slice(&bytes.0)
+            // What stands there may be a key, so it is not quoted.
+            .map_err(|error| damaged(format!("{ENTRY} is malformed in line {}", error.line())))?;
+        let version = found.metadata.resource_version;
+        Ok(Some(Kept { record, version }))
+    }
+
+    /// Writes what is in use, over exactly the version that was read.
+    pub(super) async fn write(&self, kept: Kept) -> Result<Kept, KeepError> {
+        let name = &self.record;
+        let text = serde_json::to_vec(&kept.record)
+            .map_err(|error| KeepError::Record(self.shown(name), error.to_string()))?;
+        let mut wanted = secret(name, "Opaque", [(ENTRY.to_owned(), ByteString(text))].into());
+        let written = match kept.version {
+            None => self.create(name, &wanted).await?,
+            Some(version) => {
+                wanted.metadata.resource_version = Some(version);
+                let (api, how) = (self.api(), PostParams::default());
+                self.within(name, api.replace(name, &how, &wanted)).await?
+            }
+        };
+        Ok(Kept {
+            version: written.metadata.resource_version,
+            ..kept
+        })
+    }
+
+    /// A group whose pods have certificates.
+    pub(super) async fn authenticated_group(&self) -> Result<Option<String>, KeepError> {
+        let client = self.client.clone();
+        let api: Api<LlamaGroup> = match &self.served {
+            Some(namespace) => Api::namespaced(client, namespace),
+            None => Api::all(client),
+        };
+        let listed = self
+            .within(&self.authority, api.list(&ListParams::default()))
+            .await;
+        let groups = match listed {
+            Ok(groups) => groups.items,
+            // Their kind is not there yet.
+            Err(KeepError::Api(_, kube::Error::Api(status))) if status.code == 404 => Vec::new(),
+            Err(error) => return Err(error),
+        };
+        let mut meant = groups.into_iter();
+        let found = meant.find(|group| group.spec.template.transport == Transport::Mutual);
+        Ok(found.map(|group| {
+            let of = |part: Option<String>| part.unwrap_or_default();
+            format!("{}/{}", of(group.metadata.namespace), of(group.metadata.name))
+        }))
+    }
+
+    /// The authority's Secret, for Events.
+    pub(super) fn reference(&self) -> ObjectReference {
+        ObjectReference {
+            api_version: Some("v1".to_owned()),
+            kind: Some("Secret".to_owned()),
+            namespace: Some(self.namespace.clone()),
+            name: Some(self.authority.clone()),
+            ..ObjectReference::default()
+        }
+    }
+
+    /// How people find the authority.
+    pub(super) fn shown_authority(&self) -> String {
+        self.shown(&self.authority)
+    }
+
+    /// How people find the record.
+    pub(super) fn shown_record(&self) -> String {
+        self.shown(&self.record)
+    }
+
+    fn shown(&self, name: &str) -> String {
+        format!("{}/{name}", self.namespace)
+    }
+
+    fn api(&self) -> Api<Secret> {
+        Api::namespaced(self.client.clone(), &self.namespace)
+    }
+
+    async fn create(&self, name: &str, secret: &Secret) -> Result<Secret, KeepError> {
+        self.within(name, self.api().create(&PostParams::default(), secret))
+            .await
     }
 
     fn read(&self, secret: &Secret) -> Result<Pems, KeepError> {
@@ -233,7 +230,7 @@ impl Keeper {
             let bytes = secret.data.as_ref().and_then(|data| data.get(name));
             bytes
                 .and_then(|bytes| String::from_utf8(bytes.0.clone()).ok())
-                .ok_or_else(|| KeepError::Entry(self.shown(), name))
+                .ok_or_else(|| KeepError::Entry(self.shown_authority(), name))
         };
         Ok(Pems {
             certificate: entry("tls.crt")?,
@@ -242,14 +239,32 @@ impl Keeper {
         })
     }
 
-    fn shown(&self) -> String {
-        format!("{}/{}", self.namespace, self.name)
-    }
-
-    async fn within<T>(&self, request: impl Future<Output = kube::Result<T>>) -> Result<T, KeepError> {
+    async fn within<T>(
+        &self,
+        name: &str,
+        request: impl Future<Output = kube::Result<T>>,
+    ) -> Result<T, KeepError> {
         match tokio::time::timeout(TIMEOUT, request).await {
-            Ok(answer) => answer.map_err(|error| KeepError::Api(self.shown(), error)),
-            Err(_) => Err(KeepError::TimedOut(self.shown())),
+            Ok(answer) => answer.map_err(|error| KeepError::Api(self.shown(name), error)),
+            Err(_) => Err(KeepError::TimedOut(self.shown(name))),
         }
+    }
+}
+
+fn secret(name: &str, kind: &str, data: BTreeMap<String, ByteString>) -> Secret {
+    let labels = [
+        (labels::APP_MANAGED_BY, labels::FIELD_MANAGER),
+        (labels::APP_PART_OF, labels::PART_OF),
+    ];
+    let labels = labels.map(|(key, value)| (key.to_owned(), value.to_owned()));
+    Secret {
+        metadata: ObjectMeta {
+            name: Some(name.to_owned()),
+            labels: Some(labels.into()),
+            ..ObjectMeta::default()
+        },
+        type_: Some(kind.to_owned()),
+        data: Some(data),
+        ..Secret::default()
     }
 }

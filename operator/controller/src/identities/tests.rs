@@ -8,10 +8,11 @@ use llamero_identity::{
     credentials::Current,
     enrol::client::{EnrolError, Enrolment, Roots},
 };
+use prometheus_client::registry::Registry;
 use serde_json::{Value, json};
 use tonic::Code;
 
-use super::*;
+use super::{keeper::Held, *};
 use crate::mock::{Answer, ApiServer, failure};
 
 const REVIEWS: &str = "/apis/authentication.k8s.io/v1/tokenreviews";
@@ -19,6 +20,8 @@ const GROUP: &str = "/apis/llamero.dev/v1alpha1/namespaces/team/llamagroups/d-0"
 const GATEWAY: &str = "/api/v1/namespaces/system/pods/gateway-1";
 const SECRETS: &str = "/api/v1/namespaces/system/secrets";
 const SECRET: &str = "/api/v1/namespaces/system/secrets/llamero-ca";
+const RECORD: &str = "/api/v1/namespaces/system/secrets/llamero-ca-state";
+const GROUPS: &str = "/apis/llamero.dev/v1alpha1/llamagroups";
 
 fn options(listen: &str) -> Options {
     let words = [
@@ -57,6 +60,10 @@ fn group() -> Value {
                 "ranksPerPod": 1, "kvBytesPerRank": 1, "weightBytesPerRank": 1, "stallTimeout": "1s"}}})
 }
 
+fn metrics() -> Metrics {
+    Metrics::register(&mut Registry::default())
+}
+
 struct Installation {
     server: ApiServer,
     enrolment: Enrolment,
@@ -74,15 +81,23 @@ impl Drop for Installation {
 impl Installation {
     async fn start(answers: Vec<Answer>) -> Self {
         let (client, server) = ApiServer::start(answers).await;
+        server.keep(SECRETS);
         // A port that is free now; it is asked for by number.
         let free = std::net::TcpListener::bind("127.0.0.1:0")
             .unwrap()
             .local_addr()
             .unwrap();
         let options = options(&free.to_string());
-        let (identities, enrolling) = start(&client, &options, &Leadership::held_for_tests()).unwrap();
+        let (identities, enrolling) = start(
+            &client,
+            &options,
+            &Leadership::held_for_tests(),
+            (&Health::default(), &metrics()),
+        )
+        .unwrap();
         let mut identities = identities.unwrap();
-        identities.ready().await;
+        identities.authority.wait_for(Option::is_some).await.unwrap();
+        identities.dialler.credentials.first().await.unwrap();
         let folder = tempfile::tempdir().unwrap();
         let token_file = folder.path().join("token");
         std::fs::write(&token_file, "a.token.of-a-pod\n").unwrap();
@@ -208,12 +223,6 @@ async fn the_lease_holder_makes_an_authority_in_cert_managers_layout() {
     let answers = vec![
         (
             "POST",
-            SECRETS,
-            201,
-            json!({"apiVersion": "v1", "kind": "Secret", "metadata": {"name": "llamero-ca"}}),
-        ),
-        (
-            "POST",
             REVIEWS,
             500,
             failure(500, "InternalError", "etcd is away"),
@@ -225,13 +234,7 @@ async fn the_lease_holder_makes_an_authority_in_cert_managers_layout() {
     let error = installation.enrol().await.unwrap_err();
     assert_eq!(error.code(), Some(Code::Unavailable), "{error}");
     installation.enrol().await.unwrap();
-    let made = installation
-        .server
-        .asked()
-        .into_iter()
-        .find(|asked| asked.path == SECRETS)
-        .unwrap()
-        .body;
+    let made = installation.server.get(SECRET).unwrap();
     let mut entries: Vec<_> = made["data"].as_object().unwrap().keys().cloned().collect();
     entries.sort();
     assert_eq!(
@@ -248,31 +251,262 @@ async fn the_lease_holder_makes_an_authority_in_cert_managers_layout() {
     );
 }
 
-#[tokio::test]
-async fn a_replica_that_does_not_lead_makes_none() {
-    let (client, server) = ApiServer::start(vec![(
-        "POST",
-        SECRETS,
-        201,
-        json!({"apiVersion": "v1", "kind": "Secret", "metadata": {"name": "llamero-ca"}}),
-    )])
-    .await;
-    let (authorities, _authority) = watch::channel(None);
+/// A replica that has just started.
+struct Replica {
+    keeper: Keeper,
+    authority: watch::Receiver<Option<Arc<Authority>>>,
+    credentials: llamero_identity::credentials::Credentials,
+    held: Option<Held>,
+    unenrollable: watch::Receiver<Option<String>>,
+}
+
+const DAY: Duration = Duration::from_secs(86_400);
+
+fn replica(client: &Client, leadership: Leadership) -> Replica {
+    let (authorities, authority) = watch::channel(None);
+    let (publisher, credentials) = pair();
+    let (why, unenrollable) = watch::channel(None);
     let keeper = Keeper {
-        client,
-        namespace: "system".into(),
-        name: "llamero-ca".into(),
-        life: std::time::Duration::from_secs(60),
-        leadership: Leadership::not_held_for_tests(),
+        watched: Watched {
+            unenrollable: why,
+            health: Health::default(),
+            metrics: metrics(),
+            events: Events::start(client.clone(), "operator-0".to_owned()),
+        },
+        secrets: Secrets {
+            client: client.clone(),
+            namespace: "system".into(),
+            authority: "llamero-ca".into(),
+            record: "llamero-ca-state".into(),
+            served: None,
+        },
+        life: DAY,
+        leadership,
         identity: own_identity(&options("127.0.0.1:0")),
         authorities,
-        publisher: pair().0,
+        publisher,
     };
+    let held = None;
+    Replica {
+        keeper,
+        authority,
+        credentials,
+        held,
+        unenrollable,
+    }
+}
+
+impl Replica {
+    async fn look(&mut self) -> Result<(), String> {
+        let looked = self.keeper.look(&mut self.held).await;
+        self.keeper.tell(looked.as_ref().err());
+        looked.map_err(|error| error.to_string())
+    }
+
+    /// `ca.crt` of the authority that signs.
+    fn roots(&self) -> Option<String> {
+        let authority = self.authority.borrow();
+        authority.as_ref().map(|one| one.roots_pem().to_owned())
+    }
+}
+
+async fn api(answers: Vec<Answer>) -> (Client, ApiServer) {
+    let (client, server) = ApiServer::start(answers).await;
+    server.keep(SECRETS);
+    (client, server)
+}
+
+fn leader(client: &Client) -> Replica {
+    replica(client, Leadership::held_for_tests())
+}
+
+fn standby(client: &Client) -> Replica {
+    replica(client, Leadership::not_held_for_tests())
+}
+
+fn two() -> [Pems; 2] {
+    [(); 2].map(|()| authority::generate(SystemTime::now()).unwrap())
+}
+
+#[tokio::test]
+async fn a_replica_that_does_not_lead_makes_none_and_takes_what_is_there() {
+    let (client, server) = api(Vec::new()).await;
+    let mut standby = standby(&client);
+    let error = standby.look().await.unwrap_err();
+    assert!(error.contains("the lease holder makes it"), "{error}");
+    assert_eq!((server.get(SECRET), server.get(RECORD)), (None, None));
+
+    leader(&client).look().await.unwrap();
+    standby.look().await.unwrap();
+    assert!(standby.credentials.current().is_some());
+}
+
+#[tokio::test]
+async fn an_authority_that_is_overwritten_is_not_taken_up_by_a_restart_or_another_replica() {
+    let [old, new] = two();
+    let (client, server) = api(Vec::new()).await;
+    server.put(SECRET, secret(&old));
+    leader(&client).look().await.unwrap();
+    server.put(SECRET, secret(&new));
+    let mut restarted = leader(&client);
+    let error = restarted.look().await.unwrap_err();
     assert!(
-        keeper
-            .pems()
-            .await
-            .is_err_and(|error| error.to_string().contains("the lease holder makes it"))
+        error.contains("holds another authority") && error.contains("delete the Secret"),
+        "{error}"
     );
-    assert_eq!(server.asked(), []);
+    assert_eq!(restarted.roots(), Some(old.roots.clone()));
+    let mut other = standby(&client);
+    other.look().await.unwrap();
+    assert_eq!(other.roots(), Some(old.roots.clone()));
+
+    // As the message says: the one from before comes back, and both roots spread.
+    server.delete(SECRET);
+    restarted.look().await.unwrap();
+    assert_eq!(server.get(SECRET).unwrap()["data"], secret(&old)["data"]);
+    let both = Pems {
+        roots: format!("{}{}", old.roots, new.roots),
+        ..old.clone()
+    };
+    server.put(SECRET, secret(&both));
+    restarted.look().await.unwrap();
+    other.look().await.unwrap();
+    assert_eq!(
+        other.roots(),
+        Some(both.roots.clone()),
+        "replicas follow the record"
+    );
+    let early = Pems {
+        roots: both.roots.clone(),
+        ..new.clone()
+    };
+    server.put(SECRET, secret(&early));
+    let error = leader(&client).look().await.unwrap_err();
+    assert!(error.contains("is known to all pods in"), "{error}");
+}
+
+#[tokio::test]
+async fn an_authority_that_is_deleted_comes_back_and_is_never_replaced_by_itself() {
+    let (client, server) = api(Vec::new()).await;
+    leader(&client).look().await.unwrap();
+    let made = server.get(SECRET).unwrap();
+    server.delete(SECRET);
+    let mut restarted = leader(&client);
+    restarted.look().await.unwrap();
+    assert_eq!(server.get(SECRET).unwrap()["data"], made["data"]);
+    // The record alone: it is written again by whoever holds it in memory.
+    server.delete(RECORD);
+    restarted.look().await.unwrap();
+    assert!(server.get(RECORD).is_some());
+}
+
+#[tokio::test]
+async fn where_both_secrets_are_gone_and_pods_have_certificates_none_is_made() {
+    let mut group = group();
+    group["spec"]["template"]["transport"] = json!("Mutual");
+    let list = json!({"apiVersion": "llamero.dev/v1alpha1", "kind": "LlamaGroupList", "metadata": {}, "items": [group]});
+    let (client, server) = api(vec![("GET", GROUPS, 200, list)]).await;
+    let error = leader(&client).look().await.unwrap_err();
+    assert!(
+        error.contains("team/d-0") && error.contains("from a backup"),
+        "{error}"
+    );
+    assert_eq!(server.get(SECRET), None);
+}
+
+#[tokio::test]
+async fn another_trust_domain_is_refused() {
+    let (client, _server) = api(Vec::new()).await;
+    leader(&client).look().await.unwrap();
+    let mut renamed = leader(&client);
+    renamed.keeper.identity.trust_domain = "elsewhere".into();
+    let error = renamed.look().await.unwrap_err();
+    assert!(
+        error.contains("set security.trustDomain back to cluster.local"),
+        "{error}"
+    );
+    assert!(renamed.credentials.current().is_none());
+}
+
+#[tokio::test]
+async fn a_longer_life_is_recorded_before_certificates_have_it() {
+    let (client, _server) = api(Vec::new()).await;
+    leader(&client).look().await.unwrap();
+    let (mut longer, mut leading) = (standby(&client), leader(&client));
+    (longer.keeper.life, leading.keeper.life) = (DAY * 7, DAY * 7);
+    longer.look().await.unwrap();
+    let life = |replica: &Replica| replica.authority.borrow().as_ref().unwrap().life();
+    assert_eq!(life(&longer), DAY);
+    leading.look().await.unwrap();
+    longer.look().await.unwrap();
+    assert_eq!((life(&leading), life(&longer)), (DAY * 7, DAY * 7));
+}
+
+#[tokio::test]
+async fn one_that_cannot_be_used_is_not_taken_up() {
+    let [old, new] = two();
+    let (client, server) = api(Vec::new()).await;
+    server.put(SECRET, secret(&old));
+    let mut leader = leader(&client);
+    leader.look().await.unwrap();
+    let astray = Pems {
+        roots: new.roots,
+        ..old.clone()
+    };
+    server.put(SECRET, secret(&astray));
+    let error = leader.look().await.unwrap_err();
+    assert!(error.contains("lead to none of the roots of ca.crt"), "{error}");
+    assert_eq!(leader.roots(), Some(old.roots));
+}
+
+const EVENTS: &str = "/apis/events.k8s.io/v1/namespaces/system/events";
+
+#[tokio::test]
+async fn an_authority_that_cannot_be_used_is_told_everywhere_and_ends_nothing_that_is_in_use() {
+    let [old, new] = two();
+    let event = json!({"apiVersion": "events.k8s.io/v1", "kind": "Event", "metadata": {"name": "e"}, "eventTime": null});
+    let (client, server) = api(vec![("POST", EVENTS, 201, event)]).await;
+    let broken = Pems {
+        key: "-----BEGIN".into(),
+        ..old.clone()
+    };
+    server.put(SECRET, secret(&broken));
+    let mut replica = leader(&client);
+    replica.look().await.unwrap_err();
+    let why = replica.unenrollable.borrow().clone().unwrap();
+    assert!(why.contains("system/llamero-ca cannot be used"), "{why}");
+    let Watched { metrics, .. } = &replica.keeper.watched;
+    assert_eq!((metrics.enrollable.get(), metrics.certificate_end.get()), (0, 0));
+    tokio::time::timeout(Duration::from_secs(60), async {
+        while !server.asked().iter().any(|asked| asked.path == EVENTS) {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    })
+    .await
+    .expect("an Event");
+
+    server.put(SECRET, secret(&old));
+    replica.look().await.unwrap();
+    assert_eq!(*replica.unenrollable.borrow(), None);
+    assert_eq!(replica.keeper.watched.metrics.enrollable.get(), 1);
+    // One that may not take its place leaves the one in use.
+    server.put(SECRET, secret(&new));
+    replica.look().await.unwrap_err();
+    assert_eq!(*replica.unenrollable.borrow(), None);
+    assert!(replica.keeper.watched.metrics.authority_end.get() > 0);
+}
+
+#[tokio::test]
+async fn gateways_of_another_namespace_are_refused_at_the_start() {
+    let (client, _server) = api(Vec::new()).await;
+    let options = Options {
+        gateway_namespace: Some("elsewhere".to_owned()),
+        ..options("127.0.0.1:0")
+    };
+    let leadership = Leadership::held_for_tests();
+    let started = start(&client, &options, &leadership, (&Health::default(), &metrics()));
+    let error = started.err().unwrap().to_string();
+    assert!(
+        error.contains("elsewhere") && error.contains("leave --gateway-namespace out"),
+        "{error}"
+    );
 }

@@ -57,7 +57,13 @@ pub(super) fn decide<'a>(
     let resolved = permit(allowed, &mut verdict).and(resolved);
     let template = match pinned {
         Some(digest) => named(deployment, &key, digest, settings, &mut verdict, &mut steps),
-        None => history::snapshot(deployment, &key, &verdict.revision, resolved, &mut steps),
+        None => history::snapshot(
+            deployment,
+            &key,
+            &verdict.revision,
+            (resolved, settings.transport),
+            &mut steps,
+        ),
     };
     plan.next_at = time::earlier(plan.next_at, progress::deadline(object).filter(|at| *at > now));
 
@@ -109,7 +115,8 @@ fn opened(cluster: &Cluster<'_>, deployment: &Deployment, key: &Key) -> Verdict 
         revision: pinned.unwrap_or_else(|| revision::digest(&object.spec, object.model_name())),
         name_owner: cluster.names.other_owner(object, key),
         refusal: refusals::latest(&deployment.refusals),
-        authenticated: settings.enrolment.is_some(),
+        authenticated: !settings.transport.is_plain(),
+        unenrollable: settings.unenrollable.clone(),
         definitions: settings.definitions.clone(),
         ..Verdict::default()
     }
@@ -178,7 +185,7 @@ fn named(
     verdict: &mut Verdict,
     steps: &mut Vec<Step>,
 ) -> Option<GroupTemplate> {
-    match history::named(deployment, key, digest, steps) {
+    match history::named(deployment, key, digest, settings.transport, steps) {
         Ok(template) => {
             verdict.acceptance = Acceptance::Accepted;
             // What was allowed when it was kept may not be any more.

@@ -312,6 +312,18 @@ fn degraded(facts: &Facts<'_>) -> Finding {
     if let Some(problem) = &facts.verdict.definitions {
         return yes(reason::DEFINITIONS_OUTDATED, problem.clone());
     }
+    let authenticated = |row: &&Row<'_>| !row.view.spec().template.transport.is_plain();
+    if let Some((why, row)) = facts
+        .verdict
+        .unenrollable
+        .as_ref()
+        .zip(facts.rows.iter().find(authenticated))
+    {
+        let group = &row.view.key.name;
+        let told =
+            format!("the links of {group} are authenticated, and no certificates are given out: {why}");
+        return yes(reason::LINKS_UNREACHABLE, told);
+    }
     let of = |row: &Row<'_>| format!("group {}: {}", row.view.key.name, row.status.message);
     let find = |phase| wanted(facts).find(|row| row.status.phase == phase);
     if let Some(row) = find(GroupPhase::Failed) {

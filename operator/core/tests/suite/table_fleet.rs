@@ -1,5 +1,6 @@
 //! Which groups come and go.
 
+use llamero_api::group::Transport;
 use llamero_core::{
     decide,
     observed::{Demand, Deployment, InspectPod, Load, Observed, PodPhase},
@@ -593,4 +594,54 @@ fn what_the_installation_does_not_allow_makes_no_pod_and_takes_none() {
         condition(&status_at(&observed, NOW), "Accepted").1,
         "PolicyRefused"
     );
+}
+
+fn made_from(observed: &Observed) -> Vec<Transport> {
+    let plan = decide(observed, NOW);
+    let made = plan.steps.iter().filter_map(|step| match &step.action {
+        llamero_core::Action::CreateGroup { spec, .. } => Some(spec.template.transport),
+        llamero_core::Action::CreateRevision { template, .. } => Some(template.transport),
+        _ => None,
+    });
+    made.collect()
+}
+
+#[test]
+fn no_new_group_has_plain_text_where_links_are_authenticated_unless_it_joins_others() {
+    let two = |d: &mut Value| d["spec"]["replicas"] = json!(2);
+    let mut joining = fleet(two, &[("llama-0", ["a", "b"])]);
+    joining.settings.transport = Transport::Mutual;
+    assert_eq!(
+        made_from(&joining),
+        [Transport::Plain],
+        "an upgrade changes nothing"
+    );
+
+    // Nobody runs it any more: it is made anew.
+    let mut alone = fleet(two, &[]);
+    alone.settings.transport = Transport::Mutual;
+    let digest = one(&mut alone).revisions[0].digest.clone();
+    assert_eq!(words(&decide(&alone, NOW)), [format!("forget llama-{digest}")]);
+    one(&mut alone).revisions.clear();
+    assert_eq!(made_from(&alone), [Transport::Mutual]);
+
+    // Going back to it while some of its groups are left.
+    let newer = |observed: &mut Observed| {
+        let mut revision = one(observed).revisions[0].clone();
+        (revision.name, revision.digest, revision.number) = ("new".into(), "new".into(), 2);
+        one(observed).revisions.push(revision);
+    };
+    newer(&mut joining);
+    let back = words(&decide(&joining, NOW));
+    assert!(back.contains(&format!("forget llama-{digest}")), "{back:?}");
+    one(&mut joining).revisions.remove(0);
+    assert_eq!(made_from(&joining), [Transport::Mutual]);
+
+    // The same by its name.
+    let mut named = fleet(|d| d["spec"]["rollout"] = json!({"revision": digest}), &[]);
+    one(&mut named).revisions[0].digest.clone_from(&digest);
+    newer(&mut named);
+    assert_eq!(made_from(&named), [Transport::Plain]);
+    named.settings.transport = Transport::Mutual;
+    assert_eq!(made_from(&named), [Transport::Mutual]);
 }

@@ -7,12 +7,7 @@ use llamero_api::{
     deployment::{Inference, InferenceAuth, condition as kind, reason},
     group::{GroupPhase, RankPhase, Transport},
 };
-use llamero_core::{
-    decide,
-    observed::{Enrolment, Observed},
-    report,
-    resources::Resources,
-};
+use llamero_core::{decide, observed::Observed, report, resources::Resources};
 use serde_json::json;
 
 use crate::build::*;
@@ -53,6 +48,29 @@ fn all_is_well() {
 }
 
 #[test]
+fn groups_that_need_certificates_say_when_none_are_given_out() {
+    let mut deployment = deployment(|_| {});
+    deployment.groups = vec![serving(&deployment, "llama-0", ["a", "b"])];
+    let mut observed = observed(deployment);
+    count_usage(&mut observed);
+    observed.settings.unenrollable = Some("switch it on again".to_owned());
+    assert_eq!(
+        condition(&status(&observed), kind::DEGRADED).0,
+        "False",
+        "links in plain text"
+    );
+    let group = &mut observed.deployments[0].groups[0];
+    Arc::make_mut(&mut group.object).spec.template.transport = Transport::Mutual;
+    let told = status(&observed);
+    let (degraded, why, message) = condition(&told, kind::DEGRADED);
+    assert_eq!((degraded, why), ("True", reason::LINKS_UNREACHABLE));
+    assert!(
+        message.contains("llama-0") && message.contains("switch it on again"),
+        "{message}"
+    );
+}
+
+#[test]
 fn switching_authenticated_links_on_rolls_nothing_and_names_what_is_still_plain() {
     let mut deployment = deployment(|_| {});
     deployment.groups = vec![serving(&deployment, "llama-0", ["a", "b"])];
@@ -67,7 +85,7 @@ fn switching_authenticated_links_on_rolls_nothing_and_names_what_is_still_plain(
     assert!(!has_condition(&status(&observed)), "nobody asked for it");
     let before = words(&decide(&observed, NOW));
 
-    observed.settings.enrolment = Some(Enrolment::default());
+    observed.settings.transport = Transport::Mutual;
     assert_eq!(words(&decide(&observed, NOW)), before);
     let told = status(&observed);
     let (insecure, why, message) = condition(&told, kind::INSECURE_LINKS);

@@ -122,6 +122,8 @@ pub async fn run(args: ServeArgs) -> anyhow::Result<u8> {
                 tracing::info!("the group is not connected: nothing to wait for");
                 return Ok(0);
             }
+            // Some have done what they were for. One that failed would be missed: nobody would renew the certificate any more.
+            Some(helper) = helpers.join_next() => helper.context("a helper of the supervisor failed")?,
             Some(service) = services.join_next() => {
                 service.context("a service")??;
                 bail!("a service of the supervisor ended");
