@@ -104,12 +104,6 @@ mod tests {
     fn a_pod_without_a_certificate_is_refused_with_a_sentence() {
         let mut settings = Settings::default();
         let refused = |settings: &Settings| no_certificate("d-0-0-0", settings);
-        assert!(
-            refused(&settings)
-                .to_string()
-                .contains("switch security.mtls on again")
-        );
-        settings.transport = Transport::Mutual;
         assert_eq!(refused(&settings).remedy(), Remedy::Decide, "it only began");
         settings.unenrollable = Some("tls.crt is not valid any more".to_owned());
         let error = refused(&settings);
