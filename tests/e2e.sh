@@ -19,9 +19,9 @@ images/build.sh weights smollm2 .local/models/SmolLM2-135M-Instruct-FP8
 tests/install.sh
 cargo build --locked --release -q --workspace --bin kubectl-llamero --bin llamero-chaos
 cargo test --locked --release --workspace --features llamero-tests/cluster --test e2e -- --test-threads=1 "$@"
-# Always the same minute of faults, and an hour of others in `make test-long`.
-if [ $# -eq 0 ]; then
+# A minute of faults that is always the same, and an hour of others.
+if [ -n "${LLAMERO_LONG:-}" ]; then
   chaos=$(ls "${CARGO_TARGET_DIR:-.local/target}"/*-linux-*/release/llamero-chaos)
   "$chaos" --seed 11 --seconds 60 --tokens 32
-  [ -z "${LLAMERO_LONG:-}" ] || "$chaos" --seed "$(date +%s)" --seconds 3600
+  "$chaos" --seed "$(date +%s)" --seconds 3600
 fi

@@ -267,9 +267,9 @@ fn check_tensor(
         .iter()
         .try_fold(1, |rows: u64, dim| rows.checked_mul(*dim))
         .and_then(|rows| {
-            let bytes = rows
-                .checked_mul(cols / kind.block())?
-                .checked_mul(kind.block_bytes())?;
+            // A row must have a length also where there are no rows.
+            let row = (cols / kind.block()).checked_mul(kind.block_bytes())?;
+            let bytes = rows.checked_mul(row)?;
             Some((rows, data.checked_add(offset)?.checked_add(bytes)?))
         });
     match end {
