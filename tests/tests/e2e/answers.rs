@@ -73,8 +73,8 @@ fn grpcurl_lists_and_calls_a_leader_and_the_gateway() -> Result<()> {
                 .args(words),
         )
     };
-    let gateway = parts::gateway();
-    let services = grpcurl(&gateway, &[leader, "list"])?;
+    let as_gateway = parts::gateway();
+    let services = grpcurl(&as_gateway, &[leader, "list"])?;
     for service in [
         "vllm.Inference",
         "vllm.Control",
@@ -84,7 +84,7 @@ fn grpcurl_lists_and_calls_a_leader_and_the_gateway() -> Result<()> {
         ensure!(services.contains(service), "{service} is not among {services}");
     }
     poll::until("the leader to be healthy", SOON, || {
-        let health = grpcurl(&gateway, &[leader, "grpc.health.v1.Health/Check"])?;
+        let health = grpcurl(&as_gateway, &[leader, "grpc.health.v1.Health/Check"])?;
         ensure!(
             health.contains("SERVING") && !health.contains("NOT_SERVING"),
             "{health}"
@@ -92,9 +92,9 @@ fn grpcurl_lists_and_calls_a_leader_and_the_gateway() -> Result<()> {
         Ok(Some(()))
     })?;
     let request = r#"{"text": "Llamas are", "temperature": 0, "stopping": {"max_new_tokens": 8}, "response": {"output_text": true}}"#;
-    let answer = grpcurl(&gateway, &["-d", request, leader, "vllm.Inference/Generate"])?;
+    let answer = grpcurl(&as_gateway, &["-d", request, leader, "vllm.Inference/Generate"])?;
     ensure!(answer.contains("LENGTH") || answer.contains("STOP"), "{answer}");
-    let info = grpcurl(&gateway, &[leader, "vllm.Control/GetServerInfo"])?;
+    let info = grpcurl(&as_gateway, &[leader, "vllm.Control/GetServerInfo"])?;
     ensure!(info.contains("\"tensorParallelSize\": 2"), "{info}");
     let pods = deployment.pods()?;
     let control = format!(
@@ -109,15 +109,19 @@ fn grpcurl_lists_and_calls_a_leader_and_the_gateway() -> Result<()> {
 
     // Through the gateway a client needs its address only; requests name the model, and metadata where they cannot.
     let gateway = gateway(&deployment.cluster)?;
-    let services = grpcurl(&[&gateway, "list"])?;
+    let plainly = |words: &[&str]| {
+        let mut grpcurl = Command::new(paths::binaries().join("grpcurl"));
+        command::output(grpcurl.arg("-plaintext").args(words))
+    };
+    let services = plainly(&[&gateway, "list"])?;
     ensure!(
         services.contains("vllm.Inference") && services.contains("vllm.Control"),
         "{services}"
     );
     let request =
         r#"{"model": "grpc", "text": "Llamas are", "temperature": 0, "stopping": {"max_new_tokens": 8}}"#;
-    let whole = grpcurl(&["-d", request, &gateway, "vllm.Inference/Generate"])?;
-    let streamed = grpcurl(&["-d", request, &gateway, "vllm.Inference/GenerateStream"])?;
+    let whole = plainly(&["-d", request, &gateway, "vllm.Inference/Generate"])?;
+    let streamed = plainly(&["-d", request, &gateway, "vllm.Inference/GenerateStream"])?;
     for answer in [&whole, &streamed] {
         ensure!(answer.contains("LENGTH") || answer.contains("STOP"), "{answer}");
     }
@@ -126,9 +130,9 @@ fn grpcurl_lists_and_calls_a_leader_and_the_gateway() -> Result<()> {
         "not in pieces: {streamed}"
     );
     let named = ["-H", "model: grpc", &gateway];
-    let info = grpcurl(&[&named[..], &["vllm.Control/GetServerInfo"]].concat())?;
+    let info = plainly(&[&named[..], &["vllm.Control/GetServerInfo"]].concat())?;
     ensure!(info.contains("\"tensorParallelSize\": 2"), "{info}");
-    let info = grpcurl(&[&named[..], &["vllm.Control/GetModelInfo"]].concat())?;
+    let info = plainly(&[&named[..], &["vllm.Control/GetModelInfo"]].concat())?;
     ensure!(info.contains("\"servedModelName\": \"grpc\""), "{info}");
     Ok(())
 }
