@@ -1,6 +1,7 @@
 //! Liveness, readiness and metrics over HTTP, on a port of their own.
 
 use std::sync::Arc;
+use std::time::SystemTime;
 
 use axum::Router;
 use axum::extract::State;
@@ -20,8 +21,12 @@ pub fn router(gateway: Arc<Gateway>) -> Router {
 }
 
 async fn ready(State(gateway): State<Arc<Gateway>>) -> Response {
+    let dialler = gateway.settings.dialler.as_ref();
+    let warning = dialler.and_then(|dialler| dialler.warning(SystemTime::now()));
     match gateway.not_ready() {
-        None => "ok\n".into_response(),
+        None => warning
+            .map_or("ok\n".to_owned(), |warning| format!("ok, but {warning}\n"))
+            .into_response(),
         Some(reason) => (StatusCode::SERVICE_UNAVAILABLE, format!("{reason}\n")).into_response(),
     }
 }

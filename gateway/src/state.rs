@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
 use llamero_identity::connect::Link;
 use llamero_settings::limits::MAX_REQUEST_BYTES;
@@ -125,12 +125,7 @@ impl Gateway {
     pub fn not_ready(&self) -> Option<&'static str> {
         if self.stopping.is_cancelled() {
             Some("stopping")
-        } else if let Some(problem) = self
-            .settings
-            .dialler
-            .as_ref()
-            .and_then(|dialler| dialler.problem(SystemTime::now()))
-        {
+        } else if let Some(problem) = self.settings.dialler.as_ref().and_then(Dialler::not_ready) {
             Some(problem)
         } else if !self.directory.snapshot().complete {
             Some("has not yet read all LlamaDeployments and LlamaGroups")

@@ -203,6 +203,12 @@ impl Current {
         &self.key.cert
     }
 
+    /// Whether it counts, neither too early nor too late.
+    #[must_use]
+    pub fn counts(&self, now: SystemTime) -> bool {
+        self.not_before <= now && now < self.not_after
+    }
+
     /// When to renew: after half of what is left of its life.
     #[must_use]
     pub fn renew_in(&self, now: SystemTime) -> Duration {

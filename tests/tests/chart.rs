@@ -156,13 +156,19 @@ fn fences_stand_by_default_and_are_moved_by_values() -> Result<()> {
 
 #[test]
 fn links_are_authenticated_unless_the_installation_says_otherwise() -> Result<()> {
-    let off = rendered(&["--set", "security.mtls=false"])?;
+    let plain = rendered(&["--set", "security.mtls=false"])?;
+    let args = operator_args(&plain)?;
+    ensure!(
+        args.contains(&"--mtls=false".to_owned()) && find(&plain, "Service", "llamero-operator").is_some(),
+        "groups from before could not renew: {args:?}"
+    );
+    let off = rendered(&["--set", "security.mtls=false,security.certificates=false"])?;
     ensure!(
         find(&off, "Service", "llamero-operator").is_none(),
         "pods enrol although links are plain text"
     );
     let text = serde_json::to_string(&off)?;
-    for absent in ["tokenreviews", "--mtls", "18054", "--enrolment"] {
+    for absent in ["tokenreviews", "--mtls=true", "18054", "--enrolment"] {
         ensure!(
             !text.contains(absent),
             "{absent} is there although links are plain text"
@@ -186,14 +192,20 @@ fn links_are_authenticated_unless_the_installation_says_otherwise() -> Result<()
     ensure!(service["spec"]["ports"][0]["port"] == 18054, "{service}");
     let role = find(&objects, "Role", "llamero-operator-lease").context("no Role")?;
     let secrets = role["rules"].as_array().context("no rules")?.iter();
-    let names: Vec<&Value> = secrets
-        .filter(|rule| rule["verbs"][0] == "get" && rule["resources"][0] == "secrets")
+    let told: Vec<Value> = secrets
+        .filter(|rule| rule["resources"][0] == "secrets")
+        .map(|rule| serde_json::json!([rule["resourceNames"], rule["verbs"]]))
         .collect();
-    ensure!(
-        names.len() == 1
-            && names[0]["resourceNames"] == serde_json::json!(["llamero-form-keys", "llamero-ca"]),
-        "{names:?}"
-    );
+    let wanted = serde_json::json!([
+        [["llamero-form-keys", "llamero-ca"], ["get"]],
+        [["llamero-ca-state"], ["get", "update"]],
+        [null, ["create"]],
+    ]);
+    ensure!(serde_json::json!(told) == wanted, "{told:?}");
+    // Nobody reads a Secret of a tenant.
+    for role in objects.iter().filter(|object| object["kind"] == "ClusterRole") {
+        ensure!(!role["rules"].to_string().contains("secrets"), "{role}");
+    }
     // The gateway is given the authority's certificate and not its key.
     let gateway = find(&objects, "Deployment", "llamero-gateway").context("no gateway")?;
     let volumes = &gateway["spec"]["template"]["spec"]["volumes"];

@@ -58,16 +58,21 @@ impl Dialler {
         Serving::mutual(self.credentials.clone(), self.installation.clone())
     }
 
-    /// Why there is no certificate to show that counts.
+    /// Why nobody can be reached yet.
     #[must_use]
-    pub fn problem(&self, now: SystemTime) -> Option<&'static str> {
-        match self.credentials.current() {
-            None => Some("has no certificate yet from the operator, with which it reaches leaders"),
-            Some(current) if current.not_after <= now => Some(
-                "has a certificate that has ended, so that only connections from before reach leaders: look for `cannot enrol` in its log",
-            ),
-            Some(_) => None,
-        }
+    pub fn not_ready(&self) -> Option<&'static str> {
+        let has = self.credentials.current().is_some();
+        (!has).then_some("has no certificate yet from the operator, with which it reaches leaders")
+    }
+
+    /// What is said to whoever asks how it is. A gateway whose certificate has ended stays ready: the connections that it has go on, groups with plain
+    /// text are reached, and an operator that is away would otherwise take every gateway out of its Service.
+    #[must_use]
+    pub fn warning(&self, now: SystemTime) -> Option<&'static str> {
+        let ended = self.ends().is_some_and(|end| end <= now);
+        ended.then_some(
+            "its certificate has ended, so that only connections from before reach leaders with authenticated links: look for `cannot enrol` in its log",
+        )
     }
 
     /// When its certificate ends.
@@ -87,7 +92,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_certificate_that_has_ended_is_told() {
+    fn a_certificate_that_has_ended_is_told_and_is_no_reason_to_be_unready() {
         let (now, day) = (SystemTime::now(), Duration::from_secs(86_400));
         let (publisher, credentials) = pair();
         let dialler = Dialler {
@@ -95,7 +100,7 @@ mod tests {
             trust_domain: "d".to_owned(),
             installation: "system".to_owned(),
         };
-        assert!(dialler.problem(now).unwrap().contains("no certificate yet"));
+        assert!(dialler.not_ready().unwrap().contains("no certificate yet"));
         let identity = Identity {
             trust_domain: "d".to_owned(),
             namespace: "system".to_owned(),
@@ -106,8 +111,8 @@ mod tests {
         let authority = Authority::open(&pems, day, now).unwrap();
         let material = Material::signed(&authority, &identity, "system", now).unwrap();
         publisher.put(Current::new(&material).unwrap());
-        assert_eq!(dialler.problem(now), None);
-        assert!(dialler.problem(now + day * 2).unwrap().contains("has ended"));
+        assert_eq!((dialler.not_ready(), dialler.warning(now)), (None, None));
+        assert!(dialler.warning(now + day * 2).unwrap().contains("has ended"));
         assert!(dialler.ends().is_some_and(|end| end > now));
     }
 }

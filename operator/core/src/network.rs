@@ -3,7 +3,7 @@
 //! ```text
 //! operator ──────── 18052 control, 18051 load ──────► ┌────────┐ ◄── 18100… ranks ── pods of the same deployment
 //! operator ◄─────── 18054 enrolment, where links are authenticated
-//! gateways ──────── 18051 inference ────────────────► │ worker │ ──► DNS; where weights come from a Hub: its port, not the cloud's metadata
+//! gateways ──────── 18051 inference ────────────────► │ worker │ ──► DNS; where weights come over the network: their port, not the cloud's metadata
 //! whoever scrapes ─ 8080 metrics ───────────────────► └────────┘
 //! ```
 //! It is a fence of the network plug-in, by labels: who may label pods of the namespace may stand inside. Between ranks the key of the group
@@ -34,6 +34,10 @@ use crate::{children::owner, observed::Deployment, revision};
 const RANK_PORTS: u16 = 256;
 /// Where clouds hand out the credentials of a node, over IPv4 and IPv6.
 const METADATA: [&str; 2] = ["169.254.169.254/32", "fd00:ec2::254/128"];
+/// Where the agent of EKS Pod Identity hands out the credentials of the pod that asks.
+const POD_IDENTITY: [&str; 2] = ["169.254.170.23/32", "fd00:ec2::23/128"];
+/// Port of both.
+const METADATA_PORT: u16 = 80;
 /// Label that the API server gives every namespace.
 const NAMESPACE_NAME: &str = "kubernetes.io/metadata.name";
 
@@ -51,7 +55,7 @@ pub struct NetworkOptions {
     pub inference_from: Vec<NetworkPolicyPeer>,
     /// What pods may reach beside what they need.
     pub egress: Vec<NetworkPolicyEgressRule>,
-    /// Whether weights may come from the address where clouds hand out credentials.
+    /// Whether pods that read weights over the network may reach the address where clouds hand out the credentials of a node.
     pub metadata_address: bool,
 }
 
@@ -118,9 +122,9 @@ pub fn of_deployment(deployment: &Deployment, network: &Network) -> Option<Netwo
     let spec = &deployment.object.spec;
     let groups = deployment.groups.iter().map(|group| &group.object.spec.template);
     let pods = groups.map(|template| (&template.source, &template.worker));
-    let ports = remote_ports(pods.chain([(&spec.model.source, &spec.worker)]));
+    let remote = Remote::of(pods.chain([(&spec.model.source, &spec.worker)]));
     let name = deployment.object.metadata.name.clone().unwrap_or_default();
-    Some(policy(&deployment.object, fence(&name, network, &ports)))
+    Some(policy(&deployment.object, fence(&name, network, &remote)))
 }
 
 fn policy(object: &LlamaDeployment, spec: NetworkPolicySpec) -> NetworkPolicy {
@@ -165,7 +169,7 @@ fn open() -> NetworkPolicySpec {
     }
 }
 
-fn fence(name: &str, network: &Network, remote: &BTreeSet<u16>) -> NetworkPolicySpec {
+fn fence(name: &str, network: &Network, remote: &Remote) -> NetworkPolicySpec {
     let options = &network.options;
     let own = NetworkPolicyPeer {
         pod_selector: Some(of_deployment_named(name)),
@@ -198,10 +202,7 @@ fn fence(name: &str, network: &Network, remote: &BTreeSet<u16>) -> NetworkPolicy
         to(vec![own], ranks()),
         to(vec![], vec![ports("UDP", 53, None), ports("TCP", 53, None)]),
     ];
-    if !remote.is_empty() {
-        let remote = remote.iter().map(|port| ports("TCP", *port, None));
-        egress.push(to(anywhere(options.metadata_address), remote.collect()));
-    }
+    egress.extend(remote.rules(options.metadata_address));
     if let Some(port) = network.enrolment {
         egress.push(to(vec![operator], vec![ports("TCP", port, None)]));
     }
@@ -240,37 +241,82 @@ fn ports(protocol: &str, first: u16, last: Option<u16>) -> NetworkPolicyPort {
     }
 }
 
-/// Everything outside, with or without the address where clouds hand out credentials.
-fn anywhere(metadata: bool) -> Vec<NetworkPolicyPeer> {
-    let all = ["0.0.0.0/0", "::/0"];
-    all.into_iter()
-        .zip(METADATA)
-        .map(|(cidr, address)| NetworkPolicyPeer {
-            ip_block: Some(IPBlock {
-                cidr: cidr.to_owned(),
-                except: (!metadata).then(|| vec![address.to_owned()]),
-            }),
-            ..NetworkPolicyPeer::default()
-        })
-        .collect()
+/// Everything outside but the address where clouds hand out credentials.
+fn anywhere() -> Vec<NetworkPolicyPeer> {
+    let all = ["0.0.0.0/0", "::/0"].into_iter().zip(METADATA);
+    all.map(|(cidr, address)| block(cidr, Some(address))).collect()
 }
 
-/// Ports of the Hubs that weights come from, and of the proxies on the way. A Hub leads on to other servers, by HTTPS.
-fn remote_ports<'a>(pods: impl Iterator<Item = (&'a Source, &'a Worker)>) -> BTreeSet<u16> {
-    let mut found = BTreeSet::new();
-    for (source, worker) in pods {
-        let Some(hub) = &source.hugging_face else { continue };
-        found.insert(443);
-        found.extend(hub.endpoint.as_deref().and_then(port_of));
-        let proxies = worker.env.iter().filter(|variable| {
-            matches!(
-                variable.name.to_ascii_uppercase().as_str(),
-                "HTTP_PROXY" | "HTTPS_PROXY" | "ALL_PROXY"
-            )
-        });
-        found.extend(proxies.filter_map(|variable| port_of(variable.value.as_deref()?)));
+fn block(cidr: &str, except: Option<&str>) -> NetworkPolicyPeer {
+    NetworkPolicyPeer {
+        ip_block: Some(IPBlock {
+            cidr: cidr.to_owned(),
+            except: except.map(|address| vec![address.to_owned()]),
+        }),
+        ..NetworkPolicyPeer::default()
     }
-    found
+}
+
+/// What pods reach to read weights over the network.
+#[derive(Debug, Default)]
+struct Remote {
+    /// Ports of the servers, and of the proxies on the way. Servers lead on to others, by HTTPS.
+    ports: BTreeSet<u16>,
+    /// Whether the cloud says who the pod is.
+    has_cloud_identity: bool,
+}
+
+impl Remote {
+    fn of<'a>(pods: impl Iterator<Item = (&'a Source, &'a Worker)>) -> Self {
+        let mut found = Self::default();
+        for (source, worker) in pods.filter(|(source, _)| source.is_remote()) {
+            found.ports.insert(443);
+            let hub = source
+                .hugging_face
+                .as_ref()
+                .and_then(|hub| hub.endpoint.as_deref());
+            let bucket = source.s3.as_ref().and_then(|bucket| bucket.endpoint.as_deref());
+            let web = source.https.as_ref().map(|web| web.url.as_str());
+            let variables = worker
+                .env
+                .iter()
+                .filter(|variable| names_a_server(&variable.name));
+            let named = variables.filter_map(|variable| variable.value.as_deref());
+            let servers = [hub, bucket, web].into_iter().flatten().chain(named);
+            found.ports.extend(servers.filter_map(port_of));
+            found.has_cloud_identity |= source
+                .s3
+                .as_ref()
+                .is_some_and(|bucket| bucket.credentials_secret_ref.is_none());
+        }
+        found
+    }
+
+    fn rules(&self, metadata: bool) -> Vec<NetworkPolicyEgressRule> {
+        let metadata_port = || vec![ports("TCP", METADATA_PORT, None)];
+        let mut rules = Vec::new();
+        if !self.ports.is_empty() {
+            let open = self.ports.iter().map(|port| ports("TCP", *port, None));
+            rules.push(to(anywhere(), open.collect()));
+            if metadata {
+                let peers = METADATA.map(|address| block(address, None));
+                rules.push(to(peers.into(), metadata_port()));
+            }
+        }
+        if self.has_cloud_identity {
+            let peers = POD_IDENTITY.map(|address| block(address, None));
+            rules.push(to(peers.into(), metadata_port()));
+        }
+        rules
+    }
+}
+
+/// Variables that hold the address of a proxy, or of a cloud's service.
+fn names_a_server(variable: &str) -> bool {
+    let name = variable.to_ascii_uppercase();
+    matches!(name.as_str(), "HTTP_PROXY" | "HTTPS_PROXY" | "ALL_PROXY")
+        || ((name.starts_with("AWS_") || name.starts_with("GOOGLE_") || name.starts_with("AZURE_"))
+            && name.contains("ENDPOINT"))
 }
 
 /// The port of a URL: the one that stands in it, else the scheme's.

@@ -79,7 +79,7 @@ impl Keeper {
                 }
                 Err(error) => {
                     // Its own certificate does not need the API server.
-                    if let Err(error) = self.renew(&mut held) {
+                    if let Err(error) = self.renew(&mut held, SystemTime::now()) {
                         warn!(%error, "the operator's own certificate is not renewed");
                     }
                     warn!(%error, "trying again");
@@ -97,9 +97,8 @@ impl Keeper {
         let now = SystemTime::now();
         let authority = self.authorities.borrow().clone();
         let own = self.publisher.credentials().current();
-        let counts = |end: SystemTime| end > now;
         let ends = authority.as_ref().map(|authority| authority.not_after());
-        let is_usable = ends.is_some_and(counts) && own.as_ref().is_some_and(|own| counts(own.not_after));
+        let is_usable = ends.is_some_and(|end| end > now) && own.as_ref().is_some_and(|own| own.counts(now));
         let for_the_user = error.filter(|error| error.is_for_the_user());
 
         let why = for_the_user.filter(|_| !is_usable).map(ToString::to_string);
@@ -208,7 +207,7 @@ impl Keeper {
                 });
             }
         }
-        self.renew(held)
+        self.renew(held, SystemTime::now())
     }
 
     /// Takes up what was put into the authority's Secret and writes that down; whether there was anything.
@@ -255,12 +254,13 @@ impl Keeper {
     }
 
     /// A new certificate of this operator after half of the last one's life.
-    fn renew(&self, held: &mut Option<Held>) -> Result<(), KeepError> {
-        let (now, authority) = (SystemTime::now(), self.authorities.borrow().clone());
+    pub(super) fn renew(&self, held: &mut Option<Held>, now: SystemTime) -> Result<(), KeepError> {
+        let authority = self.authorities.borrow().clone();
         let Some((held, authority)) = held.as_mut().zip(authority) else {
             return Ok(());
         };
-        if now < held.renew_at {
+        let own = self.publisher.credentials().current();
+        if now < held.renew_at && own.is_some_and(|own| is_of_this_time(&own, held, now)) {
             return Ok(());
         }
         let material = Material::signed(&authority, &self.identity, &self.secrets.namespace, now)
@@ -278,6 +278,12 @@ impl Keeper {
         }
         Ok(())
     }
+}
+
+/// Whether a certificate was made by a clock that is still believed: one that was far ahead left a certificate that does not count yet, to be
+/// renewed much later.
+fn is_of_this_time(own: &Current, held: &Held, now: SystemTime) -> bool {
+    own.counts(now) && held.renew_at <= now + held.life
 }
 
 /// As Unix seconds, 0 where there is none.

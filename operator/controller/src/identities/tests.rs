@@ -329,6 +329,25 @@ fn two() -> [Pems; 2] {
 }
 
 #[tokio::test]
+async fn a_clock_that_was_days_ahead_leaves_no_certificate_behind() {
+    let pems = authority::generate(SystemTime::now()).unwrap();
+    let (client, server) = api(vec![]).await;
+    server.put(SECRET, secret(&pems));
+    let mut replica = leader(&client);
+    replica.look().await.unwrap();
+    let now = SystemTime::now();
+    let own = |replica: &Replica| replica.credentials.current().unwrap();
+    replica.keeper.renew(&mut replica.held, now + 3 * DAY).unwrap();
+    assert!(!own(&replica).counts(now) && own(&replica).counts(now + 3 * DAY));
+    replica.keeper.tell(None);
+    assert_eq!(replica.keeper.watched.metrics.enrollable.get(), 0);
+    replica.keeper.renew(&mut replica.held, now).unwrap();
+    assert!(own(&replica).counts(now));
+    replica.keeper.tell(None);
+    assert_eq!(replica.keeper.watched.metrics.enrollable.get(), 1);
+}
+
+#[tokio::test]
 async fn a_replica_that_does_not_lead_makes_none_and_takes_what_is_there() {
     let (client, server) = api(Vec::new()).await;
     let mut standby = standby(&client);

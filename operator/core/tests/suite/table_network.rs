@@ -85,6 +85,14 @@ fn outside(spec: &NetworkPolicySpec) -> BTreeSet<i64> {
     ports.map(|port| port["port"].as_i64().unwrap()).collect()
 }
 
+/// The port that is open towards one address, of a rule of its own.
+fn to_address(spec: &NetworkPolicySpec, cidr: &str) -> Option<i64> {
+    let told = serde_json::to_value(&spec.egress).unwrap();
+    let mut rules = told.as_array().unwrap().iter();
+    let rule = rules.find(|rule| rule["to"][0]["ipBlock"]["cidr"] == cidr)?;
+    rule["ports"][0]["port"].as_i64()
+}
+
 #[test]
 fn each_port_is_open_to_who_needs_it_and_nobody_else() {
     let spec = spec(&deployment(|_| {}), json!({}));
@@ -140,7 +148,7 @@ fn installations_extend_and_restrict() {
 }
 
 #[test]
-fn weights_from_a_hub_open_its_port_but_not_the_clouds_credentials() {
+fn weights_over_the_network_open_their_port_but_not_the_clouds_credentials() {
     assert_eq!(outside(&spec(&hub(None), json!({}))), BTreeSet::from([443, 3128]));
     let mirror = spec(&hub(Some("http://mirror:8080")), json!({}));
     assert_eq!(outside(&mirror), BTreeSet::from([443, 3128, 8080]));
@@ -149,8 +157,28 @@ fn weights_from_a_hub_open_its_port_but_not_the_clouds_credentials() {
         told.contains("169.254.169.254/32") && told.contains("fd00:ec2::254/128"),
         "{told}"
     );
-    let open = json!(spec(&hub(None), json!({"metadataAddress": true}))).to_string();
-    assert!(!open.contains("169.254"), "{open}");
+    assert_eq!(to_address(&mirror, "169.254.169.254/32"), None);
+    let open = spec(&hub(None), json!({"metadataAddress": true}));
+    assert_eq!(to_address(&open, "169.254.169.254/32"), Some(80));
+    assert_eq!(to_address(&open, "169.254.170.23/32"), None);
+
+    let of = |source: Value| {
+        let env = json!([{"name": "AWS_ENDPOINT_URL_STS", "value": "https://sts.internal:8443"}]);
+        let deployment = deployment(|object| {
+            object["spec"]["model"]["source"] = source;
+            object["spec"]["worker"] = json!({"env": env});
+        });
+        spec(&deployment, json!({}))
+    };
+    let web = of(json!({"https": {"url": "http://files:8000/llama"}}));
+    assert_eq!(outside(&web), BTreeSet::from([443, 8000, 8443]));
+    let bucket = of(json!({"s3": {"uri": "s3://weights/llama", "endpoint": "https://minio:9000"}}));
+    assert_eq!(outside(&bucket), BTreeSet::from([80, 443, 8443, 9000]));
+    assert_eq!(to_address(&bucket, "169.254.170.23/32"), Some(80));
+    let keyed = json!({"s3": {"uri": "gs://weights/llama", "credentialsSecretRef": {"name": "keys"}}});
+    assert_eq!(outside(&of(keyed)), BTreeSet::from([443, 8443]));
+    let volume = of(json!({"persistentVolumeClaim": {"claimName": "weights"}}));
+    assert_eq!(outside(&volume), BTreeSet::new());
 }
 
 fn applied(observed: &Observed) -> Option<NetworkPolicy> {
