@@ -44,12 +44,23 @@ programs() {
       echo "images: there is no $target/*/release/$program" >&2
       exit 1
     fi
-    strip -o "$context/$program" "$file"
+    # The build ID is one of the program before it was stripped.
+    strip --remove-section=.note.gnu.build-id -o "$context/$program" "$file"
     if readelf --program-headers "$context/$program" | grep -q INTERP; then
       echo "images: $program is not linked statically; it cannot run in an image without a C library" >&2
       exit 1
     fi
   done
+}
+
+# reproducible CONTEXT: refuses files that tell where they were made, since another checkout would make others.
+reproducible() {
+  local told
+  if told=$(grep --recursive --files-with-matches --fixed-strings -e "$PWD" -e "${CARGO_HOME:-$HOME/.cargo}" "$1"); then
+    echo "images: these files hold paths of this machine; were they compiled without .cargo/rustc.sh (RUSTC_WRAPPER)?" >&2
+    echo "$told" >&2
+    exit 1
+  fi
 }
 
 work=$(mktemp -d)
@@ -60,6 +71,7 @@ case ${1:-} in
     programs "$work/worker" llamero-worker
     images/sbom.sh llamero llamero-operator llamero-gateway >"$work/llamero/sbom.cdx.json"
     images/sbom.sh llamero-worker llamero-worker >"$work/worker/sbom.cdx.json"
+    reproducible "$work"
     pack llamero "docker.io/library/llamero:$version" images/Dockerfile.llamero prebuilt "$work/llamero"
     pack llamero-worker "docker.io/library/llamero-worker:$version" images/Dockerfile.worker prebuilt "$work/worker"
     ;;
