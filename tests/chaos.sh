@@ -10,5 +10,6 @@ trap down EXIT
 cargo build --locked --release -q --workspace --bin llamero-chaos
 make --no-print-directory cluster-up images NODES=3
 .local/bin/llamero-cluster import-image .local/images/{llamero,llamero-worker}.tar
-tests/install.sh
+# As tests/src/chaos/fault.rs has it.
+tests/install.sh --set security.certificateLife=30s
 "$(ls "${CARGO_TARGET_DIR:-.local/target}"/*-linux-*/release/llamero-chaos)" --seed "$seed" --seconds $((minutes * 60))

@@ -55,6 +55,7 @@ case "${1:-all}" in
     # Among the ignored ones: exact_streams kills the leader of twelve kinds of answers at every token.
     LLAMERO_FUZZ_SECONDS=60 LLAMERO_FUZZ_CASES=4000 PROPTEST_CASES=4096 unit -- --include-ignored
     gpu -- --include-ignored
+    tests/supply-chain/reproduce.sh
     LLAMERO_LONG=1 cluster
     ;;
   all) prepare; lint; unit; gpu; cluster; say "All tests passed" ;;

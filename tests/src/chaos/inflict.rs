@@ -62,7 +62,7 @@ pub(super) fn inflict(cluster: &Cluster, shared: &Arc<Shared>, fault: &Fault) ->
         Kind::KillGateway => kill_gateway(cluster, shared, pick),
         Kind::PauseRank => pause(cluster, Role::Rank, pick),
         Kind::PauseSupervisor => pause(cluster, Role::Supervisor, pick),
-        Kind::PauseOperator => pause(cluster, Role::Operator, pick),
+        Kind::PauseOperator | Kind::EndCertificates => pause(cluster, Role::Operator, pick),
         Kind::PauseGateway => pause(cluster, Role::Gateway, pick),
         Kind::CutLink => cut(cluster, pick),
         Kind::CutInto => impair(cluster, pick, Impairment::NothingIn),

@@ -14,7 +14,7 @@ use super::load::{Questions, Shared, all_once, load};
 use super::schedule::schedule;
 use super::table::{Ended, Verdict, judge};
 use super::target::{NAME, SOON, Target};
-use super::watch::{Sample, watch};
+use super::watch::{Sample, silences, watch};
 use crate::poll;
 
 /// Wrong streams that are told one by one; the rest is counted.
@@ -96,6 +96,7 @@ pub fn run(options: Options) -> Result<Outcome> {
         let seen = watching.join().map_err(|_| anyhow!("the watch broke"))?;
         ended.map(|()| (faults, seen, findings))
     })?;
+    findings.extend(silences(&seen.samples));
     findings.extend(seen.partial);
 
     say("everything whole again");

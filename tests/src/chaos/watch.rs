@@ -72,6 +72,30 @@ pub(super) fn watch(cluster: &Cluster, shared: &Arc<Shared>, stop: &AtomicBool) 
     seen
 }
 
+/// Longer than this no fault may keep all streams silent together: the longest one, and time to start again behind it.
+const SILENCE: Duration = Duration::from_secs(150);
+
+/// Times without a token of any stream that were too long. Behind the last token nothing was to come.
+pub(super) fn silences(samples: &[Sample]) -> Vec<String> {
+    let mut found = Vec::new();
+    let mut last: Option<Sample> = None;
+    for sample in samples {
+        let Some(before) = last else {
+            last = Some(*sample);
+            continue;
+        };
+        if sample.tokens == before.tokens {
+            continue;
+        }
+        if sample.at.saturating_sub(before.at) > SILENCE {
+            let (from, to) = (before.at.as_secs(), sample.at.as_secs());
+            found.push(format!("no stream got a token between {from} s and {to} s"));
+        }
+        last = Some(*sample);
+    }
+    found
+}
+
 /// A group as its pods show it.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 struct Group {
@@ -144,6 +168,18 @@ mod tests {
     use serde_json::json;
 
     use super::*;
+
+    #[test]
+    fn silence_counts_between_tokens_only() {
+        let at = |seconds: u64, tokens: u64| Sample {
+            at: Duration::from_secs(seconds),
+            tokens,
+            ready: None,
+        };
+        let short = [at(0, 0), at(10, 5), at(160, 5), at(161, 6), at(900, 6)];
+        assert_eq!(silences(&short), ["no stream got a token between 10 s and 161 s"]);
+        assert!(silences(&[at(0, 0), at(100, 1), at(240, 2), at(900, 2)]).is_empty());
+    }
 
     #[test]
     fn a_group_is_what_its_pods_show() {

@@ -266,7 +266,15 @@ impl Cluster {
     /// # Errors
     /// They cannot be read or translated, or a node refuses the rules.
     pub fn enforce_policies(&self) -> Result<()> {
-        fences::enforce(self)
+        fences::enforce(self, None)
+    }
+
+    /// Enforces all but the policies of this name.
+    ///
+    /// # Errors
+    /// As of [`Cluster::enforce_policies`].
+    pub fn enforce_policies_without(&self, name: &str) -> Result<()> {
+        fences::enforce(self, Some(name))
     }
 
     /// Enforces no NetworkPolicies any more.

@@ -6,7 +6,7 @@ use serde_json::{Value, json};
 
 use crate::client::{ask, chat};
 use crate::fixture::{Deployment, NAMESPACE, SOON};
-use crate::stranger::{Enforced, Stranger};
+use crate::stranger::{Enforced, PodNetwork, Stranger};
 
 /// Ports of workers, gateway and operator that are nobody's business.
 const CLOSED: [u16; 5] = [18051, 18052, 18100, 18053, 18054];
@@ -78,6 +78,43 @@ fn addresses(pods: &[Value]) -> Vec<&str> {
         .collect()
 }
 
+/// Outwards, while policies are enforced: the operator's enrolment, and neither probes of the gateway nor the API server.
+fn workers_reach_what_they_need_only(
+    deployment: &Deployment,
+    workers: &[Value],
+    system: &[Value],
+) -> Result<()> {
+    let cluster = &deployment.cluster;
+    let name = workers[0]["metadata"]["name"].as_str().context("no name")?;
+    let inside = PodNetwork::of(cluster, NAMESPACE, name)?;
+    let address = |app: &str| {
+        let is_of = |pod: &&Value| pod["metadata"]["labels"]["app.kubernetes.io/name"] == app;
+        let pod = system
+            .iter()
+            .find(is_of)
+            .and_then(|pod| pod["status"]["podIP"].as_str());
+        pod.map(str::to_owned).with_context(|| format!("no {app}"))
+    };
+    let api = cluster
+        .kubectl()
+        .get(&["-n", "default", "service", "kubernetes"])?;
+    let api = api["spec"]["clusterIP"]
+        .as_str()
+        .context("no cluster IP")?
+        .to_owned();
+    let enrolment = (address("llamero-operator")?, 18054);
+    let targets = [enrolment.clone(), (address("llamero-gateway")?, 8081), (api, 443)];
+    let reached = inside.reached(&targets)?;
+    ensure!(reached == [enrolment], "a worker reaches {reached:?}");
+    cluster.lift_policies()?;
+    let open = inside.reached(&targets)?;
+    ensure!(
+        open == targets,
+        "with nothing enforced a worker reaches {open:?} only"
+    );
+    cluster.enforce_policies()
+}
+
 #[test]
 fn a_stranger_is_refused_on_every_port_while_everything_works() -> Result<()> {
     let deployment = Deployment::create("fenced", json!({}))?;
@@ -120,6 +157,13 @@ fn a_stranger_is_refused_on_every_port_while_everything_works() -> Result<()> {
         "the fenced group answers differently"
     );
 
+    cluster.enforce_policies_without("fenced-workers")?;
+    ensure!(
+        stranger.reaches(leader, 18052)?,
+        "it is not the policy of the deployment that refuses the stranger"
+    );
+    cluster.enforce_policies()?;
+    workers_reach_what_they_need_only(&deployment, &workers, &system)?;
     if std::env::var_os("LLAMERO_LONG").is_some() {
         forms_anew(&deployment, &expected)?;
     }

@@ -1,5 +1,6 @@
 //! A pod that is nobody's, and the policies that stand before it.
 
+use std::ops::Deref;
 use std::process::{Child, Command, Stdio};
 
 use anyhow::{Context, Result};
@@ -26,11 +27,16 @@ impl Drop for Enforced<'_> {
     }
 }
 
+/// What a pod's network reaches.
+pub(crate) struct PodNetwork {
+    pid: i32,
+}
+
 /// A pod with no rights and no labels, which only exists.
 pub(crate) struct Stranger<'a> {
     cluster: &'a Cluster,
     namespace: &'static str,
-    pid: i32,
+    network: PodNetwork,
 }
 
 impl<'a> Stranger<'a> {
@@ -50,15 +56,31 @@ impl<'a> Stranger<'a> {
                     "securityContext": {"allowPrivilegeEscalation": false, "capabilities": {"drop": ["ALL"]}}}]}});
         cluster.import_image(&paths::images().join("toolbox.tar"))?;
         cluster.kubectl().apply(&pod)?;
-        let pid = poll::until("the stranger's process", SOON, || {
-            let processes = cluster.pod_processes(namespace, "stranger")?;
-            Ok(processes.first().map(|process| process.pid))
-        })?;
+        let network = PodNetwork::of(cluster, namespace, "stranger")?;
         Ok(Self {
             cluster,
             namespace,
-            pid,
+            network,
         })
+    }
+}
+
+impl Deref for Stranger<'_> {
+    type Target = PodNetwork;
+
+    fn deref(&self) -> &PodNetwork {
+        &self.network
+    }
+}
+
+impl PodNetwork {
+    /// Of any pod, once it runs.
+    pub(crate) fn of(cluster: &Cluster, namespace: &str, pod: &str) -> Result<Self> {
+        let pid = poll::until("the pod's process", SOON, || {
+            let processes = cluster.pod_processes(namespace, pod)?;
+            Ok(processes.first().map(|process| process.pid))
+        })?;
+        Ok(Self { pid })
     }
 
     /// To which of the ports connections come about. All are tried at once: what is dropped shows only by waiting.

@@ -31,12 +31,15 @@ pub use rules::{Objects, script};
 const BRIDGED: &str = "net.bridge.bridge-nf-call-iptables=1";
 const REMOVE: &str = "table inet llamero_fences\ndelete table inet llamero_fences\n";
 
-/// Enforces what the policies say now, on all nodes.
+/// Enforces what the policies say now, on all nodes; as if those of the name `without` were not there.
 ///
 /// # Errors
 /// The objects cannot be read or translated, or a node refuses the rules.
-pub(super) fn enforce(cluster: &Cluster) -> Result<()> {
-    let rules = script(&objects(&cluster.kubectl())?)?;
+pub(super) fn enforce(cluster: &Cluster, without: Option<&str>) -> Result<()> {
+    let mut objects = objects(&cluster.kubectl())?;
+    let is_left_out = |policy: &Value| without.is_some_and(|name| policy["metadata"]["name"] == name);
+    objects.policies.retain(|policy| !is_left_out(policy));
+    let rules = script(&objects)?;
     for node in cluster.nodes()? {
         let bridged = output(node.command(Path::new("sysctl")).args(["-q", "-w", BRIDGED]));
         bridged.context(

@@ -28,6 +28,13 @@ pub(super) fn sources(cluster: &Cluster) -> Result<Section> {
         "LlamaDeployments that lead out of what their tenant may read, as a tenant writes them.",
     );
     let allowed = paths::local().join("models");
+    // What a tenant may name is taken, so the others are refused for what they are.
+    let honest = deployment(
+        NAMESPACE,
+        "honest",
+        json!({"source": {"hostPath": {"path": allowed}}}),
+    );
+    create_dry(cluster, &honest)?;
     for (what, source) in [
         ("a directory of the node", json!({"hostPath": {"path": "/etc"}})),
         (
@@ -79,13 +86,19 @@ pub(super) fn sources(cluster: &Cluster) -> Result<Section> {
     Ok(section)
 }
 
-/// What the API server says to whoever writes it. Nothing is kept even if it is let through.
-fn dry_run(cluster: &Cluster, object: &Value) -> Result<String> {
+/// Writes it so that nothing is kept.
+fn create_dry(cluster: &Cluster, object: &Value) -> Result<String> {
     let file = tempfile::NamedTempFile::new()?;
     fs::write(file.path(), object.to_string())?;
     let path = file.path().display().to_string();
-    let words = ["create", "--dry-run=server", "-f", &path];
-    match cluster.kubectl().run(&words) {
+    cluster
+        .kubectl()
+        .run(&["create", "--dry-run=server", "-f", &path])
+}
+
+/// What the API server says to whoever writes it.
+fn dry_run(cluster: &Cluster, object: &Value) -> Result<String> {
+    match create_dry(cluster, object) {
         Ok(_) => anyhow::bail!("the API server takes {object}"),
         Err(error) => {
             let text = format!("{error:#}");

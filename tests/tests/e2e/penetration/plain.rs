@@ -25,7 +25,8 @@ pub(super) fn ports(target: &Target, stranger: &Stranger<'_>) -> Result<Section>
     let poser = Stranger::wearing(target.cluster(), OTHERS, labels)?;
     let tries = [
         ("leader", &target.leader, &[18051, 18052, 18100][..]),
-        ("member", &target.member, &[18051, 18052, 18100]),
+        // A member serves nobody at 18051.
+        ("member", &target.member, &[18052, 18100]),
         ("gateway", &target.gateway, &[18053]),
         ("operator", &target.operator, &[18054]),
     ];
@@ -35,19 +36,19 @@ pub(super) fn ports(target: &Target, stranger: &Stranger<'_>) -> Result<Section>
             named.push((format!("{name}, {port}"), (ip(pod)?.to_owned(), *port)));
         }
     }
-    // The leader's pod answers it as long as nothing is enforced: else all of this would show nothing.
+    let targets: Vec<_> = named.iter().map(|(_, target)| target.clone()).collect();
+    // All of these answer as long as nothing is enforced: else this would show nothing.
+    let open = stranger.reached(&targets)?;
     ensure!(
-        stranger.reaches(ip(&target.leader)?, 18052)?,
-        "the control port does not answer"
+        open == targets,
+        "with nothing enforced the stranger reaches {open:?} only"
     );
     let enforced = Enforced::now(target.cluster())?;
-    let targets: Vec<_> = named.iter().map(|(_, target)| target.clone()).collect();
     let (reached, by_poser) = (stranger.reached(&targets)?, poser.reached(&targets)?);
     drop(enforced);
     ensure!(reached.is_empty(), "the stranger reaches {reached:?}");
-    let only_enrolment = by_poser.iter().all(|(_, port)| *port == 18054);
     ensure!(
-        only_enrolment,
+        by_poser == [(ip(&target.operator)?.to_owned(), 18054)],
         "a pod with a worker's labels reaches {by_poser:?}"
     );
     for (name, (_, port)) in named {
