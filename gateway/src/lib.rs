@@ -25,7 +25,17 @@
 //! | [`server`] | the listening sockets and an orderly end |
 //!
 //! Prompts and answers are never logged.
-
+#![cfg_attr(
+    not(test),
+    warn(
+        clippy::indexing_slicing,
+        clippy::string_slice,
+        clippy::cast_possible_truncation,
+        clippy::cast_possible_wrap,
+        clippy::cast_sign_loss,
+        reason = "what comes in from outside must not be able to end the process, nor become another number"
+    )
+)]
 #![forbid(unsafe_code)]
 
 pub mod budget;

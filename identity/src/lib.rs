@@ -22,7 +22,17 @@
 //! | `room` | how many connections there may be |
 //! | [`serving`] | how a gRPC server takes connections |
 //! | [`enrol`] | how a pod comes by its certificate, and renews it |
-
+#![cfg_attr(
+    not(test),
+    warn(
+        clippy::indexing_slicing,
+        clippy::string_slice,
+        clippy::cast_possible_truncation,
+        clippy::cast_possible_wrap,
+        clippy::cast_sign_loss,
+        reason = "what comes in from outside must not be able to end the process, nor become another number"
+    )
+)]
 #![forbid(unsafe_code)]
 
 pub mod accept;

@@ -196,8 +196,8 @@ fn from_hex(text: &str) -> Option<Hash> {
         return None;
     }
     let mut hash = Hash::default();
-    for (index, byte) in hash.iter_mut().enumerate() {
-        *byte = u8::from_str_radix(&text[2 * index..2 * index + 2], 16).ok()?;
+    for (byte, digits) in hash.iter_mut().zip(text.as_bytes().chunks(2)) {
+        *byte = u8::from_str_radix(str::from_utf8(digits).ok()?, 16).ok()?;
     }
     Some(hash)
 }

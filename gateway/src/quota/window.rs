@@ -1,4 +1,9 @@
 //! What was used in the last minute, second by second.
+#![allow(
+    clippy::indexing_slicing,
+    clippy::cast_possible_truncation,
+    reason = "61 places, and the remainder of 61"
+)]
 
 /// The second that has begun, and the minute before it: so no 60 seconds ever hold more than is allowed.
 const SLOTS: u64 = 61;

@@ -80,7 +80,7 @@ fn said(message: &ChatMessage) -> &[u8] {
 }
 
 fn beginning(bytes: &[u8]) -> &[u8] {
-    &bytes[..bytes.len().min(CHUNK)]
+    bytes.get(..CHUNK).unwrap_or(bytes)
 }
 
 /// FNV-1a, with the finish of SplitMix64 so that similar names give unlike weights. It is the same in every version of

@@ -42,8 +42,12 @@ pub fn pick(leaders: &[Arc<Leader>], refusals: &Refusals, affinity: Option<Affin
     // Equal leaders take turns, so that the first one is not favoured.
     static TURN: AtomicUsize = AtomicUsize::new(0);
     let turn = TURN.fetch_add(1, Ordering::Relaxed);
-    let usable: Vec<&Arc<Leader>> = (0..leaders.len())
-        .map(|index| &leaders[(index + turn) % leaders.len()])
+    let first = turn.checked_rem(leaders.len()).unwrap_or_default();
+    let usable: Vec<&Arc<Leader>> = leaders
+        .iter()
+        .cycle()
+        .skip(first)
+        .take(leaders.len())
         .filter(|leader| opens_at(leader, refusals, now).is_some_and(|at| at <= now))
         .collect();
     let candidates: Vec<Candidate<'_>> = usable.iter().map(|leader| leader.candidate(now)).collect();

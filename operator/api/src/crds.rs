@@ -9,6 +9,7 @@ use crate::{LlamaDeployment, LlamaGroup, labels::SCHEMA_VERSION};
 ///
 /// # Errors
 /// When a definition cannot be written as JSON, which would be a mistake in this crate.
+#[allow(clippy::indexing_slicing, reason = "a definition is an object with metadata")]
 pub fn definitions() -> Result<Vec<Value>, serde_json::Error> {
     [LlamaDeployment::crd(), LlamaGroup::crd()]
         .into_iter()

@@ -18,6 +18,17 @@
 //!
 //! Unknown fields: the API server prunes them. `kubectl` (1.27 and newer) validates strictly by default and refuses them by name;
 //! other clients can ask for the same with `fieldValidation=Strict`.
+#![cfg_attr(
+    not(test),
+    warn(
+        clippy::indexing_slicing,
+        clippy::string_slice,
+        clippy::cast_possible_truncation,
+        clippy::cast_possible_wrap,
+        clippy::cast_sign_loss,
+        reason = "what comes in from outside must not be able to end the process, nor become another number"
+    )
+)]
 #![forbid(unsafe_code)]
 #![allow(
     unreachable_pub,

@@ -40,17 +40,16 @@ pub fn bytes(value: i64) -> Quantity {
 /// Bytes for a human: `3.1 GiB`.
 #[must_use]
 pub fn human(value: i64) -> String {
-    const UNITS: [&str; 5] = ["B", "KiB", "MiB", "GiB", "TiB"];
-    let (mut scaled, mut unit) = (value as f64, 0);
-    while scaled.abs() >= 1024.0 && unit + 1 < UNITS.len() {
+    let mut scaled = value as f64;
+    let mut unit = None;
+    for next in ["KiB", "MiB", "GiB", "TiB"] {
+        if scaled.abs() < 1024.0 {
+            break;
+        }
         scaled /= 1024.0;
-        unit += 1;
+        unit = Some(next);
     }
-    if unit == 0 {
-        format!("{value} B")
-    } else {
-        format!("{scaled:.1} {}", UNITS[unit])
-    }
+    unit.map_or(format!("{value} B"), |unit| format!("{scaled:.1} {unit}"))
 }
 
 fn narrow(value: i128, text: &str) -> Result<i64, QuantityError> {
@@ -73,7 +72,7 @@ fn parse_milli(text: &str) -> Result<i128, QuantityError> {
     }
     let digits: i128 = format!("{whole}{fraction}").parse().map_err(|_| error())?;
     let (numerator, denominator) = scale(suffix).ok_or_else(error)?;
-    let divisor = 10i128.pow(fraction.len() as u32) * denominator;
+    let divisor = 10i128.pow(u32::try_from(fraction.len()).map_err(|_| error())?) * denominator;
     // At most 28 digits times 1e18 times 1000 could pass 127 bits: refuse instead of wrapping.
     let scaled = digits
         .checked_mul(numerator)

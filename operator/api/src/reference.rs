@@ -1,4 +1,8 @@
 //! The resources as a page to read, made from their schemas.
+#![allow(
+    clippy::indexing_slicing,
+    reason = "what is read is our own, when pages are made"
+)]
 
 use std::fmt::Write as _;
 

@@ -112,7 +112,10 @@ impl Definitions {
     }
 
     async fn bring(&self, definition: &Value) -> Result<(), DefinitionError> {
-        let name = definition["metadata"]["name"].as_str().unwrap_or_default();
+        let name = definition
+            .pointer("/metadata/name")
+            .and_then(Value::as_str)
+            .unwrap_or_default();
         let api = Api::<CustomResourceDefinition>::all(self.client.clone());
         let found = within(name, api.get(name)).await?;
         let theirs = found.annotations().get(SCHEMA_VERSION);

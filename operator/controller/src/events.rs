@@ -215,7 +215,7 @@ fn cut(note: &str) -> &str {
     let end = (0..=NOTE.min(note.len()))
         .rev()
         .find(|end| note.is_char_boundary(*end));
-    &note[..end.unwrap_or(0)]
+    end.and_then(|end| note.get(..end)).unwrap_or_default()
 }
 
 #[cfg(test)]

@@ -24,6 +24,17 @@
 //! | [`identities`] | the certificate authority, and who is given certificates |
 //! | [`events`], [`metrics`], [`health`], [`log`] | what people and machines can see of it |
 //! | [`lease`], [`options`], [`wake`] | plumbing |
+#![cfg_attr(
+    not(test),
+    warn(
+        clippy::indexing_slicing,
+        clippy::string_slice,
+        clippy::cast_possible_truncation,
+        clippy::cast_possible_wrap,
+        clippy::cast_sign_loss,
+        reason = "what comes in from outside must not be able to end the process, nor become another number"
+    )
+)]
 #![forbid(unsafe_code)]
 
 pub mod apply;

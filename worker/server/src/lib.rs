@@ -11,7 +11,17 @@
 //! | [`grpc`] | what the servers have in common |
 //! | [`cgroup`] | how much memory this container may use |
 //! | [`exit`] | exit codes |
-
+#![cfg_attr(
+    not(test),
+    warn(
+        clippy::indexing_slicing,
+        clippy::string_slice,
+        clippy::cast_possible_truncation,
+        clippy::cast_possible_wrap,
+        clippy::cast_sign_loss,
+        reason = "what comes in from outside must not be able to end the process, nor become another number"
+    )
+)]
 #![forbid(unsafe_code)]
 
 pub mod cgroup;

@@ -157,6 +157,10 @@ fn counts(usage: Usage) -> Value {
     })
 }
 
+#[allow(
+    clippy::indexing_slicing,
+    reason = "all fields are objects that are made here"
+)]
 fn event(frame: &mut Vec<u8>, kind: &str, mut fields: Value) {
     fields["type"] = kind.into();
     named_event(frame, kind, &fields);

@@ -40,6 +40,10 @@ impl Output {
         }
     }
 
+    #[allow(
+        clippy::indexing_slicing,
+        reason = "all fields are objects that are made here"
+    )]
     fn event(&mut self, frame: &mut Vec<u8>, kind: &str, mut fields: Value) {
         fields["type"] = kind.into();
         fields["sequence_number"] = self.sequence.into();

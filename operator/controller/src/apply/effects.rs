@@ -70,8 +70,8 @@ pub fn chains(index: &Index, steps: Vec<Step>) -> Vec<Chain> {
     let mut of_group: BTreeMap<Subject, usize> = BTreeMap::new();
     for step in steps {
         let subject = index.subject(&step.action);
-        match of_group.get(&subject) {
-            Some(&index) => chains[index].1.push(step),
+        match of_group.get(&subject).and_then(|index| chains.get_mut(*index)) {
+            Some((_, chain)) => chain.push(step),
             None => {
                 if matches!(subject, Subject::Group(_)) {
                     of_group.insert(subject.clone(), chains.len());

@@ -77,7 +77,9 @@ fn checkpoint(args: &BenchArgs, dir: &Path) -> anyhow::Result<()> {
     let planner = Planner::measure()?;
     if args.json {
         let mut json = json(args, &numerics, &report);
-        json["planner"] = planner.json();
+        if let Some(fields) = json.as_object_mut() {
+            fields.insert("planner".to_owned(), planner.json());
+        }
         println!("{json}");
     } else {
         println!("model     {}\n{report}\n{planner}", dir.display());

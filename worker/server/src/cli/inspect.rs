@@ -171,7 +171,7 @@ fn fit(summary: &CheckpointSummary, asked: u32) -> serde_json::Result<String> {
 fn refusal(message: &str) -> String {
     let mut end = message.len();
     loop {
-        let json = serde_json::json!({ "error": &message[..end] }).to_string();
+        let json = serde_json::json!({ "error": message.get(..end).unwrap_or_default() }).to_string();
         if json.len() <= TERMINATION_LIMIT {
             return json;
         }

@@ -85,6 +85,15 @@ pub enum FormRefusal {
 }
 
 impl Pod {
+    /// What is known of one of its ranks.
+    #[allow(
+        clippy::indexing_slicing,
+        reason = "each process has one of the places that the pod was made with"
+    )]
+    pub(super) fn rank(&mut self, index: usize) -> &mut RankView {
+        &mut self.ranks[index]
+    }
+
     /// A pod whose ranks have not started.
     #[must_use]
     pub fn new(identity: Identity, ranks: u32) -> Self {
@@ -144,7 +153,15 @@ impl Pod {
             )));
         }
         for rank in (*first_rank..).take(self.ranks.len()) {
-            let named = &membership.members[rank as usize].pod_uid;
+            let Some(named) = membership
+                .members
+                .get(rank as usize)
+                .map(|member| &member.pod_uid)
+            else {
+                return Err(FormRefusal::Members(format!(
+                    "there is no rank {rank} in a group of {world}"
+                )));
+            };
             if !pod_uid.is_empty() && named != pod_uid {
                 return Err(FormRefusal::Members(format!(
                     "rank {rank} lives in the pod with uid {pod_uid:?}, but the members name {named:?}"

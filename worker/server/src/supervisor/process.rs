@@ -80,7 +80,7 @@ impl Keeper {
             };
             let mut left = false;
             self.pod.send_modify(|pod| {
-                let view = &mut pod.ranks[self.index];
+                let view = pod.rank(self.index);
                 view.pid = None;
                 view.last_exit = Some(exit.clone());
                 left = view.left;
@@ -108,7 +108,7 @@ impl Keeper {
                 // It may have been unusable only beside the members that there were.
                 () = renewed(&mut orders, members.as_ref()), if exit.kind() == ExitKind::Unusable => {}
             }
-            self.pod.send_modify(|pod| pod.ranks[self.index].restarts += 1);
+            self.pod.send_modify(|pod| pod.rank(self.index).restarts += 1);
         }
     }
 
@@ -137,7 +137,7 @@ impl Keeper {
         let (mut child, link) = spawn(self.config.rank)?;
         let pid = child.id();
         self.pod.send_modify(|pod| {
-            let view = &mut pod.ranks[self.index];
+            let view = pod.rank(self.index);
             view.pid = pid;
             view.state = None;
         });
@@ -262,7 +262,7 @@ async fn listen(from: OwnedReadHalf, mut hear: impl FnMut(Up)) {
 
 fn hear(pod: &watch::Sender<Pod>, index: usize, up: Up, config: &mut RankConfig) {
     pod.send_modify(|pod| {
-        let view = &mut pod.ranks[index];
+        let view = pod.rank(index);
         match up {
             Up::Listening {
                 rank_port,
