@@ -8,9 +8,11 @@ use serde_json::{Value, json};
 
 use crate::client::{ask, chat};
 use crate::fixture::{Deployment, NAMESPACE, SOON, node_of};
+use crate::secrecy::keeps_to_itself;
 
 const QUESTION: &str = "What do llamas eat?";
 const TOKEN: &str = "hf_only-here";
+const ENV: &str = "a-tenant-s-own-value";
 const SECRET: &str = "hugging-face";
 
 fn hub(faults: Faults) -> FakeHub {
@@ -31,6 +33,7 @@ fn on_one_node(server: &FakeHub, node: &str) -> Value {
         "model": {"source": {"persistentVolumeClaim": null, "huggingFace": {
             "repo": REPOSITORY, "endpoint": server.endpoint, "tokenSecretRef": {"name": SECRET}}}},
         "worker": {
+            "env": [{"name": "OF_THE_TENANT", "value": ENV}],
             "nodeSelector": {"kubernetes.io/hostname": node},
             "resources": {"requests": {"cpu": "50m", "memory": "640Mi"}, "limits": {"memory": "1Gi"}}
         }
@@ -92,7 +95,7 @@ fn two_ranks_on_one_node_read_their_halves_and_a_moved_branch_changes_nothing() 
         let revision = &group["spec"]["template"]["source"]["huggingFace"]["revision"];
         ensure!(revision == COMMIT, "a group reads {revision}");
     }
-    Ok(())
+    keeps_to_itself(&cluster, &[QUESTION, &expected, TOKEN, ENV])
 }
 
 #[test]

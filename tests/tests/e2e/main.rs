@@ -17,6 +17,7 @@
 //! | [`policy`] | what tenants may ask for |
 //! | [`refusals`] | what the API server and the gateway refuse, and how |
 //! | [`rollout`] | changes that go wrong, canaries, names that two want |
+//! | [`secrecy`] | what nobody must read in statuses, Events and logs |
 //! | [`sources`] | a claim, an image and a directory hold the same weights |
 //! | [`scaling`] | up, down, to zero and back |
 //! | [`writes`] | the operator dies at a write of a placement and a new one converges |
@@ -41,6 +42,7 @@ mod policy;
 mod refusals;
 mod rollout;
 mod scaling;
+mod secrecy;
 mod sources;
 mod stranger;
 mod writes;
