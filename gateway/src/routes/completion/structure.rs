@@ -2,6 +2,7 @@
 
 use llamero_proto::v1::{Choices, Structure, structure::Form};
 use serde::Deserialize;
+use serde_json::Value;
 
 use super::kept::Kept;
 use crate::error::ApiError;
@@ -38,6 +39,41 @@ struct StructuredOutputs {
     choice: Option<Kept>,
     grammar: Option<Kept>,
     json_object: Option<bool>,
+}
+
+/// A form as the Responses and the Messages API say it: the schema stands beside the type.
+#[derive(Debug, Deserialize)]
+pub struct Format {
+    #[serde(rename = "type")]
+    kind: String,
+    schema: Option<Kept>,
+}
+
+impl Format {
+    /// What the answer must look like, if anything. The client calls it `name`.
+    ///
+    /// # Errors
+    /// 400 naming the parameter.
+    pub fn checked(self, name: &'static str) -> Result<Option<Structure>, ApiError> {
+        let kind = Value::from(self.kind);
+        let schema = self
+            .schema
+            .map(|Kept(schema)| format!(",\"json_schema\":{{\"schema\":{schema}}}"));
+        let asked = Asked {
+            response_format: Some(Kept(format!("{{\"type\":{kind}{}}}", schema.unwrap_or_default()))),
+            ..Asked::default()
+        };
+        let renamed = |error: ApiError| {
+            error
+                .renamed("response_format", name)
+                .renamed("json_schema.schema", "schema")
+        };
+        let checked = asked.checked().map_err(renamed)?;
+        Ok(checked.map(|structure| Structure {
+            parameter: name.to_owned(),
+            ..structure
+        }))
+    }
 }
 
 /// Any object.
@@ -161,7 +197,7 @@ fn parse<T: for<'de> Deserialize<'de>>(name: &str, kept: &Kept) -> Result<T, Api
 
 #[cfg(test)]
 mod tests {
-    use serde_json::{Value, json};
+    use serde_json::json;
 
     use super::*;
 

@@ -1,6 +1,6 @@
 //! From what was read to what is ordered.
 
-use llamero_proto::v1::{ChatPrompt, CompletionRequest, completion_request::Prompt};
+use llamero_proto::v1::{ChatPrompt, CompletionRequest, Structure, completion_request::Prompt};
 use serde::Deserialize;
 use serde_json::Value;
 
@@ -11,6 +11,7 @@ use crate::routes::completion::bounded::Bounded;
 use crate::routes::completion::check::{Checked, Form};
 use crate::routes::completion::kept::Kept;
 use crate::routes::completion::messages::conversation;
+use crate::routes::completion::structure::Format;
 use crate::routes::completion::tools::{self, MAX_TOOLS, function_json};
 
 #[derive(Deserialize)]
@@ -36,6 +37,12 @@ struct Thinking {
     kind: String,
 }
 
+#[derive(Deserialize)]
+struct OutputConfig {
+    format: Option<Format>,
+    effort: Option<String>,
+}
+
 /// Check everything that can be checked without the model.
 ///
 /// # Errors
@@ -48,11 +55,13 @@ pub fn check(request: Request) -> Result<Checked, ApiError> {
     let mut sampling = request.sampling.clone();
     sampling.max_tokens = Some((most, "max_tokens"));
     let (model, stream) = (request.model.clone(), request.stream);
+    let structure = structure(request.output_config.as_ref(), request.output_format.as_ref())?;
     let prompt = prompt(request)?;
     let mut converted = CompletionRequest::default();
     sampling
         .apply(&mut converted)
         .map_err(|error| error.renamed("stop", "stop_sequences"))?;
+    converted.structure = structure;
     Ok(Checked {
         model,
         prompts: vec![Prompt::Chat(prompt)],
@@ -62,6 +71,32 @@ pub fn check(request: Request) -> Result<Checked, ApiError> {
         form: Form::PLAIN,
         session: None,
     })
+}
+
+/// What an answer must look like that calls no tool.
+fn structure(config: Option<&Kept>, format: Option<&Kept>) -> Result<Option<Structure>, ApiError> {
+    const FORMAT: &str = "output_config.format";
+    let said = |kept: Option<&Kept>| kept.filter(|kept| !kept.is_nothing()).cloned();
+    let mut form = None;
+    if let Some(config) = said(config) {
+        let config: OutputConfig = parse("output_config", &config)?;
+        if config.effort.is_some_and(|effort| effort != "high") {
+            let message =
+                "'output_config.effort' may only be high; the model does not think apart from its answer.";
+            return Err(ApiError::unsupported("output_config.effort", message));
+        }
+        form = config.format.map(|format| (format, FORMAT));
+    }
+    if let Some(format) = said(format) {
+        if form.is_some() {
+            let message = format!(
+                "'output_format' cannot be used beside '{FORMAT}', whose older name it is; leave it out."
+            );
+            return Err(ApiError::invalid(Some("output_format"), message));
+        }
+        form = Some((parse("output_format", &format)?, "output_format"));
+    }
+    form.map_or(Ok(None), |(format, name)| format.checked(name))
 }
 
 /// The prompt of a request.
@@ -229,6 +264,30 @@ mod tests {
     }
 
     #[test]
+    fn a_form_is_that_of_chat_completion() {
+        let format = json!({"type": "json_schema", "schema": {"type": "null"}});
+        for (extra, parameter) in [
+            (
+                json!({"output_config": {"format": format, "effort": "high"}}),
+                "output_config.format",
+            ),
+            (
+                json!({"output_format": format, "output_config": {}}),
+                "output_format",
+            ),
+        ] {
+            let structure = read(extra).unwrap().sampling.structure.unwrap();
+            let form = llamero_proto::v1::structure::Form::JsonSchema(r#"{"type":"null"}"#.to_owned());
+            assert_eq!(
+                (structure.parameter.as_str(), structure.form),
+                (parameter, Some(form))
+            );
+        }
+        let none = json!({"output_config": {"effort": null, "format": null}, "output_format": null});
+        assert_eq!(read(none).unwrap().sampling.structure, None);
+    }
+
+    #[test]
     fn each_mistake_is_named() {
         for (extra, param) in [
             (json!({"max_tokens": null}), "max_tokens"),
@@ -245,6 +304,22 @@ mod tests {
             (json!({"tool_choice": {"type": "any"}}), "tool_choice"),
             (json!({"stop_sequences": [""]}), "stop_sequences"),
             (json!({"mcp_servers": [{}]}), "mcp_servers"),
+            (
+                json!({"output_config": {"effort": "low"}}),
+                "output_config.effort",
+            ),
+            (
+                json!({"output_config": {"format": {"type": "xml"}}}),
+                "output_config.format",
+            ),
+            (
+                json!({"output_format": {"type": "json_schema"}}),
+                "output_format.schema",
+            ),
+            (
+                json!({"output_format": {"type": "json_object"}, "output_config": {"format": {"type": "json_object"}}}),
+                "output_format",
+            ),
             (
                 json!({"messages": [{"role": "system", "content": "x"}, {"role": "robot", "content": "x"}]}),
                 "messages[1].role",

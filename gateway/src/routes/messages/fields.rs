@@ -49,13 +49,13 @@ pub const FIELDS: &[Field] = &[
     ),
     row(
         Messages,
-        "output_format",
-        Refused(Null, "use /v1/responses with text.format"),
+        "output_config",
+        Used("format: a json_schema that the answer has; effort: high; others are refused"),
     ),
     row(
         Messages,
-        "output_config",
-        Refused(Nothing, "use /v1/responses with text.format"),
+        "output_format",
+        Used("the older name of output_config.format"),
     ),
     row(
         Messages,

@@ -22,6 +22,8 @@ pub struct Request {
     pub tools: Option<Kept>,
     pub tool_choice: Option<Kept>,
     pub thinking: Option<Kept>,
+    pub output_config: Option<Kept>,
+    pub output_format: Option<Kept>,
     /// The first field that asks for something that is not built, and what to do instead.
     pub refused: Option<(&'static str, &'static str)>,
 }
@@ -44,6 +46,8 @@ impl Take for Request {
             "tools" => self.tools = map.next_value()?,
             "tool_choice" => self.tool_choice = map.next_value()?,
             "thinking" => self.thinking = map.next_value()?,
+            "output_config" => self.output_config = map.next_value()?,
+            "output_format" => self.output_format = map.next_value()?,
             _ => return Ok(false),
         }
         Ok(true)

@@ -41,14 +41,7 @@ struct Chosen {
 
 #[derive(Deserialize)]
 struct Text {
-    format: Option<Format>,
-}
-
-#[derive(Deserialize)]
-struct Format {
-    #[serde(rename = "type")]
-    kind: String,
-    schema: Option<Kept>,
+    format: Option<structure::Format>,
 }
 
 /// Check everything that can be checked without the model.
@@ -156,22 +149,8 @@ fn format(text: Kept) -> Result<Option<llamero_proto::v1::Structure>, ApiError> 
         ApiError::invalid(Some("text"), format!("'text' is not as expected: {error}."))
     };
     let text: Option<Text> = serde_json::from_str(&text.0).map_err(wrong)?;
-    let Some(format) = text.and_then(|text| text.format) else {
-        return Ok(None);
-    };
-    let kind = Value::from(format.kind);
-    let schema = format
-        .schema
-        .map(|Kept(schema)| format!(",\"json_schema\":{{\"schema\":{schema}}}"));
-    let asked = structure::Asked {
-        response_format: Some(Kept(format!("{{\"type\":{kind}{}}}", schema.unwrap_or_default()))),
-        ..structure::Asked::default()
-    };
-    let checked = asked
-        .checked()
-        .map_err(|error| error.renamed("response_format", NAME))?;
-    Ok(checked.map(|structure| llamero_proto::v1::Structure {
-        parameter: NAME.to_owned(),
-        ..structure
-    }))
+    match text.and_then(|text| text.format) {
+        Some(format) => format.checked(NAME),
+        None => Ok(None),
+    }
 }

@@ -21,6 +21,19 @@ pub enum Form {
     Lark(String),
     /// A call of one of these tools, as Llama writes it: name, and the schema of its parameters.
     Call(Vec<(String, String)>),
+    /// A text of a form, or calls of these tools with any arguments.
+    CallOr(CallOr),
+}
+
+/// What an answer may be when tools are offered beside a form.
+#[derive(Debug, Clone, PartialEq)]
+pub struct CallOr {
+    /// The form of an answer that calls nothing.
+    pub text: Box<Form>,
+    /// Names of the tools.
+    pub tools: Vec<String>,
+    /// One call, or else also a list of calls.
+    pub one: bool,
 }
 
 /// Why a form cannot be used, for the user who sent it.
@@ -51,11 +64,7 @@ impl Form {
     /// # Errors
     /// [`FormError`], before anything is compiled.
     pub(super) fn grammar(&self) -> Result<TopLevelGrammar, FormError> {
-        let bytes = match self {
-            Self::Json(text) | Self::Regex(text) | Self::Lark(text) => text.len(),
-            Self::Choice(texts) => texts.iter().map(String::len).sum(),
-            Self::Call(tools) => tools.iter().map(|(name, schema)| name.len() + schema.len()).sum(),
-        };
+        let bytes = self.bytes();
         if bytes > MAX_FORM_BYTES {
             return Err(FormError::TooLong(bytes));
         }
@@ -65,8 +74,60 @@ impl Form {
             Self::Lark(text) => TopLevelGrammar::from_lark(text.clone()),
             Self::Choice(texts) => TopLevelGrammar::from_lark(choice(texts)?),
             Self::Call(tools) => TopLevelGrammar::from_lark(call(tools)?),
+            Self::CallOr(either) => either.grammar()?,
         })
     }
+
+    fn bytes(&self) -> usize {
+        match self {
+            Self::Json(text) | Self::Regex(text) | Self::Lark(text) => text.len(),
+            Self::Choice(texts) => texts.iter().map(String::len).sum(),
+            Self::Call(tools) => tools.iter().map(|(name, schema)| name.len() + schema.len()).sum(),
+            Self::CallOr(either) => either.text.bytes() + either.tools.iter().map(String::len).sum::<usize>(),
+        }
+    }
+}
+
+impl CallOr {
+    /// Calls are taken apart as JSON's own terminals are, so that an answer may begin like a call and go on otherwise.
+    fn grammar(&self) -> Result<TopLevelGrammar, FormError> {
+        if self.tools.is_empty() {
+            return Err(FormError::NoChoice("no tool"));
+        }
+        let names: Vec<String> = self
+            .tools
+            .iter()
+            .map(|name| literal(&Value::from(name.as_str()).to_string()))
+            .collect();
+        let list = if self.one {
+            ""
+        } else {
+            " | \"[\" s call (s \",\" s call)* s \"]\""
+        };
+        let lark = format!(
+            r#"start: @text | call{list}
+call: "{{" s "\"name\"" s ":" s name s "," s "\"parameters\"" s ":" s arguments s "}}"
+name: {names}
+arguments: %json {object}
+s: SPACE?
+SPACE: /{JSON_SPACE}/
+"#,
+            names = names.join(" | "),
+            object = schema(r#"{"type": "object"}"#)?,
+        );
+        let mut grammar = TopLevelGrammar::from_lark(lark);
+        let mut text = self.text.grammar()?;
+        for one in &mut text.grammars {
+            one.name = Some("text".to_owned());
+        }
+        grammar.grammars.append(&mut text.grammars);
+        Ok(grammar)
+    }
+}
+
+/// A text as Lark writes it, whose strings are JSON's.
+fn literal(text: &str) -> String {
+    Value::from(text).to_string()
 }
 
 /// A schema for the compiler.
@@ -104,7 +165,7 @@ fn call(tools: &[(String, String)]) -> Result<String, FormError> {
     let mut lark = format!("start: {}\n", names.join(" | "));
     for (index, (name, parameters)) in tools.iter().enumerate() {
         let head = format!("{{\"name\": {}, \"parameters\": ", Value::from(name.as_str()));
-        let (head, schema) = (Value::from(head), schema(parameters)?);
+        let (head, schema) = (literal(&head), schema(parameters)?);
         lark += &format!("call{index}: {head} arguments{index} \"}}\"\narguments{index}: %json {schema}\n");
     }
     Ok(lark)
@@ -117,10 +178,6 @@ fn choice(texts: &[String]) -> Result<String, FormError> {
     if texts.iter().any(String::is_empty) {
         return Err(FormError::NoChoice("an empty text"));
     }
-    // Lark's strings are JSON's.
-    let literals: Vec<String> = texts
-        .iter()
-        .map(|text| Value::from(text.as_str()).to_string())
-        .collect();
+    let literals: Vec<String> = texts.iter().map(|text| literal(text)).collect();
     Ok(format!("start: {}", literals.join(" | ")))
 }

@@ -1,7 +1,7 @@
 //! A `CompletionRequest` becomes a request of the engine, with what restricts and reads its answer, up to where it goes on.
 
 use llamero_engine::runtime::Sharing;
-use llamero_engine::structured::Form;
+use llamero_engine::structured::{CallOr, Form};
 use llamero_engine::text::RequestDraft;
 use llamero_proto::v1::completion_request::Prompt as Sent;
 use llamero_proto::v1::structure;
@@ -15,7 +15,12 @@ use super::model::{Model, blame};
 /// Most texts that an answer must not contain.
 const MAX_BAD_WORDS: usize = 64;
 /// Parameters whose form is that of the answer's text, if it has text.
-const FORMS_OF_TEXT: [&str; 2] = ["response_format", "text.format"];
+const FORMS_OF_TEXT: [&str; 4] = [
+    "response_format",
+    "text.format",
+    "output_config.format",
+    "output_format",
+];
 /// Most tools of a request.
 const MAX_TOOLS: usize = 128;
 
@@ -42,6 +47,8 @@ pub fn prepare(model: &Model, mut request: CompletionRequest) -> Result<Prepared
             ));
         }
         form = Some((call, "tools".to_owned()));
+    } else if let Some(offered) = &offered {
+        form = form.map(|(text, parameter)| (offered.beside(text), parameter));
     }
     if let (Some((_, parameter)), true) = (&form, request.ignore_eos) {
         let message = format!(
@@ -123,6 +130,15 @@ impl Offered {
             // A required call is one call.
             at_most_one: chat.one_tool_call || must,
             required: must.then_some(Form::Call(callable)),
+        })
+    }
+
+    /// What an answer may be that has this form if it calls nothing.
+    fn beside(&self, text: Form) -> Form {
+        Form::CallOr(CallOr {
+            text: Box::new(text),
+            tools: self.names.clone(),
+            one: self.at_most_one,
         })
     }
 }
