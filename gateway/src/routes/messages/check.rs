@@ -10,7 +10,7 @@ use crate::error::ApiError;
 use crate::routes::completion::bounded::Bounded;
 use crate::routes::completion::check::{Checked, Form};
 use crate::routes::completion::kept::Kept;
-use crate::routes::completion::messages::conversation;
+use crate::routes::completion::messages::{Content, Message, conversation};
 use crate::routes::completion::structure::Format;
 use crate::routes::completion::tools::{self, MAX_TOOLS, function_json};
 
@@ -21,6 +21,7 @@ struct Tool {
     name: String,
     description: Option<String>,
     input_schema: Option<Kept>,
+    strict: Option<bool>,
 }
 
 #[derive(Deserialize)]
@@ -116,10 +117,13 @@ pub fn prompt(request: Request) -> Result<ChatPrompt, ApiError> {
         let message = "'messages' is empty; send at least one message.";
         return Err(ApiError::invalid(Some("messages"), message));
     }
-    let (places, messages): (Vec<_>, Vec<_>) = messages(request.system, turns)?.into_iter().unzip();
+    let mut messages = messages(request.system, turns)?;
+    let continue_final_message = prefilled(&mut messages)?;
+    let (places, messages): (Vec<_>, Vec<_>) = messages.into_iter().unzip();
     let place = |index: usize| places.get(index).cloned().unwrap_or_default();
     let mut prompt = ChatPrompt {
         messages: conversation(messages, place)?,
+        continue_final_message,
         ..ChatPrompt::default()
     };
     let mut asked = tools::Asked {
@@ -139,6 +143,29 @@ pub fn prompt(request: Request) -> Result<ChatPrompt, ApiError> {
     Ok(prompt)
 }
 
+/// Whether the last turn is the beginning of the answer, which the client has written. An empty one is taken away.
+fn prefilled(messages: &mut Vec<(String, Message)>) -> Result<bool, ApiError> {
+    let Some((place, last)) = messages.last().filter(|(_, last)| last.role == "assistant") else {
+        return Ok(false);
+    };
+    if last.tool_calls.is_some() {
+        let message =
+            format!("'{place}' ends the conversation with a tool_use; send its tool_result behind it.");
+        return Err(ApiError::invalid(Some(place), message));
+    }
+    let text = last.content.as_ref().map_or("", Content::text);
+    if text.is_empty() {
+        messages.pop();
+        return Ok(false);
+    }
+    if text.ends_with(char::is_whitespace) {
+        let message =
+            format!("'{place}' begins the answer, but ends with white space; leave that to the model.");
+        return Err(ApiError::invalid(Some(place), message));
+    }
+    Ok(true)
+}
+
 /// Tools in the form of chat completion, which templates know.
 fn nested(tools: Kept) -> Result<Kept, ApiError> {
     let tools: Bounded<Tool, MAX_TOOLS> = parse("tools", &tools)?;
@@ -154,6 +181,7 @@ fn nested(tools: Kept) -> Result<Kept, ApiError> {
             &tool.name,
             tool.description.as_deref(),
             tool.input_schema.as_ref(),
+            tool.strict,
         ));
     }
     Ok(Kept(format!("[{}]", written.join(","))))
@@ -220,9 +248,11 @@ mod tests {
                 {"type": "text", "text": "c"},
                 {"type": "tool_use", "id": "t1", "name": "f", "input": {"z": 1}}]},
             {"role": "user", "content": [
-                {"type": "tool_result", "tool_use_id": "t1", "content": [{"type": "text", "text": "3"}]},
+                {"type": "tool_result", "tool_use_id": "t1", "content": [{"type": "text", "text": "3"}], "is_error": false},
                 {"type": "text", "text": "d"}]},
             {"role": "user", "content": [{"type": "tool_result", "tool_use_id": "t1"}]},
+            {"role": "user", "content": [{"type": "tool_result", "tool_use_id": "t2", "content": "no such city", "is_error": true}]},
+            {"role": "user", "content": [{"type": "tool_result", "tool_use_id": "t3", "is_error": true}]},
         ]});
         let chat = chat(turns);
         let told: Vec<Value> = chat
@@ -247,7 +277,11 @@ mod tests {
             json!({"role": "tool", "content": "3", "tool_call_id": "t1"})
         );
         assert_eq!(told[4], json!(["user", "d"]));
-        assert_eq!((told.len(), &told[5]["role"]), (6, &json!("tool")));
+        assert_eq!((told.len(), &told[5]["role"]), (8, &json!("tool")));
+        assert_eq!(
+            (&told[6]["content"], &told[7]["content"]),
+            (&json!("Error: no such city"), &json!("Error"))
+        );
     }
 
     #[test]
@@ -259,8 +293,30 @@ mod tests {
         let written: Value = serde_json::from_str(&named.tools_json).unwrap();
         let function = json!({"name": "f", "description": "d", "parameters": {"type": "object"}});
         assert_eq!(written, json!([{"type": "function", "function": function}]));
+        let strict = json!([{"name": "f", "input_schema": {"type": "object"}, "strict": true}]);
+        let strict: Value = serde_json::from_str(&chat(json!({"tools": strict})).tools_json).unwrap();
+        assert_eq!(strict[0]["function"]["strict"], true);
         assert_eq!(prompt(json!({"type": "any"})).tool_choice, 1);
         assert_eq!(prompt(json!({"type": "none"})).tools_json, "");
+    }
+
+    #[test]
+    fn a_last_turn_of_the_assistant_begins_the_answer() {
+        let turns = |last: Value| json!({"messages": [{"role": "user", "content": "hi"}, {"role": "assistant", "content": last}]});
+        let begun = chat(turns(
+            json!([{"type": "text", "text": "The ans"}, {"type": "text", "text": "wer"}]),
+        ));
+        assert!(begun.continue_final_message);
+        assert_eq!(begun.messages[1].content, "The answer");
+        for nothing in [
+            json!(""),
+            json!([]),
+            json!([{"type": "thinking", "thinking": "…"}]),
+        ] {
+            let none = chat(turns(nothing));
+            assert_eq!((none.messages.len(), none.continue_final_message), (1, false));
+        }
+        assert!(!chat(json!({})).continue_final_message);
     }
 
     #[test]
@@ -319,6 +375,15 @@ mod tests {
             (
                 json!({"output_format": {"type": "json_object"}, "output_config": {"format": {"type": "json_object"}}}),
                 "output_format",
+            ),
+            (
+                json!({"messages": [{"role": "user", "content": "x"}, {"role": "assistant", "content": "The "}]}),
+                "messages[1]",
+            ),
+            (
+                json!({"messages": [{"role": "user", "content": "x"}, {"role": "assistant", "content":
+                    [{"type": "tool_use", "id": "t", "name": "f", "input": {}}]}]}),
+                "messages[1]",
             ),
             (
                 json!({"messages": [{"role": "system", "content": "x"}, {"role": "robot", "content": "x"}]}),
