@@ -66,6 +66,24 @@ def test_an_answer_has_its_schema_also_beside_tools(client, model):
         assert set(json.loads(either.content[0].text)) == {"city"}
 
 
+def test_a_last_turn_of_the_assistant_is_gone_on_with(client, model):
+    begun = [*HELLO, {"role": "assistant", "content": "Hello! I am called"}]
+    told = client.messages.create(model=model, max_tokens=8, messages=begun, extra_body=GREEDY)
+    assert told.content[0].text and not told.content[0].text.lstrip().startswith("Hello! I am called")
+    # The turn stands in the prompt once, and no other one is opened behind it.
+    closed = client.messages.count_tokens(model=model, messages=[*begun, *HELLO])
+    assert told.usage.input_tokens + told.usage.cache_read_input_tokens < closed.input_tokens
+    with pytest.raises(anthropic.BadRequestError, match="white space"):
+        client.messages.create(model=model, max_tokens=8, messages=[*HELLO, {"role": "assistant", "content": "Hello! "}])
+
+
+def test_a_strict_tool_is_called_by_its_schema_or_not_at_all(client, model):
+    ask = dict(model=model, max_tokens=80, messages=ASK_WEATHER, tools=[{**TOOL, "strict": True}], extra_body=GREEDY)
+    for block in client.messages.create(**ask).content:
+        if block.type == "tool_use":
+            check_weather(block.input)
+
+
 def test_counting(client, model):
     counted = client.messages.count_tokens(model=model, messages=HELLO, system="Be brief.")
     asked = client.messages.create(model=model, messages=HELLO, system="Be brief.", max_tokens=1)
