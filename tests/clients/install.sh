@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # The packages of the client suites, each pinned by hash: `install.sh short` those of `make test`, `install.sh all` all of them. Safe to repeat.
-# `install.sh lock` makes tests/requirements/clients-*.txt from python/*.in, and node/package-lock.json from node/package.json.
+# `install.sh lock` makes tests/requirements/clients-*.txt and openai.txt from python/*.in, and node/package-lock.json from node/package.json.
 set -euo pipefail
 cd "$(dirname "$0")"
 mkdir -p ../../.local
@@ -37,6 +37,12 @@ modules() {
   cp "$lock" "$place/lock"
 }
 
+# What the requirements in a file come to, for this version of Python.
+compile() {
+  echo "# Made by: tests/clients/install.sh lock"
+  "$local/venv-clients-lock/bin/uv" pip compile -q --universal --generate-hashes --python-version "$2" --no-header --no-annotate "$1"
+}
+
 # Hashes of all files of a version, also those for other machines.
 lock() {
   local venv=$local/venv-clients-lock set minor
@@ -45,11 +51,10 @@ lock() {
   for set in sdk openai2 openai3 stack; do
     minor=11
     [ $set != stack ] || minor=12
-    {
-      echo "# Made by: tests/clients/install.sh lock"
-      "$venv/bin/uv" pip compile -q --universal --generate-hashes --python-version 3.$minor --no-header --no-annotate python/$set.in
-    } > ../requirements/clients-$set.txt
+    compile python/$set.in 3.$minor > ../requirements/clients-$set.txt
   done
+  # The types that the gateway's objects are held beside: those of the newest clients.
+  grep '^openai==' python/openai3.in | compile - 3.11 > ../requirements/openai.txt
   (cd node && npm install --package-lock-only --ignore-scripts --no-audit --no-fund --silent)
 }
 

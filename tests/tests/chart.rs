@@ -55,6 +55,69 @@ fn values_of_an_older_chart_are_refused_with_a_way_out() -> Result<()> {
 }
 
 #[test]
+fn operator_and_gateway_take_what_an_installation_adds() -> Result<()> {
+    for part in ["operator", "gateway"] {
+        let set = |value: &str| format!("{part}.{value}");
+        let values = [
+            set("extraArgs={--one,--two=2}"),
+            set("extraEnv[0].name=RUST_BACKTRACE"),
+            set("extraEnv[0].value=full"),
+            set("podLabels.team=llamas"),
+            set("podAnnotations.note=hum"),
+        ];
+        let values: Vec<&str> = values.iter().flat_map(|value| ["--set", value]).collect();
+        let objects = rendered(&values)?;
+        let found = find(&objects, "Deployment", &format!("llamero-{part}")).context(part)?;
+        let pod = &found["spec"]["template"];
+        ensure!(
+            pod["metadata"]["labels"]["team"] == "llamas" && pod["metadata"]["annotations"]["note"] == "hum",
+            "{part}: {pod}"
+        );
+        // The labels are the pod's alone: a selector cannot be changed.
+        ensure!(
+            found["spec"]["selector"]["matchLabels"]["team"].is_null(),
+            "{part}"
+        );
+        let container = &pod["spec"]["containers"][0];
+        let args = container["args"].as_array().context("no arguments")?;
+        ensure!(
+            args.ends_with(&["--one".into(), "--two=2".into()]),
+            "{part}: {args:?}"
+        );
+        let env = container["env"].as_array().context("no environment")?;
+        let added = serde_json::json!({"name": "RUST_BACKTRACE", "value": "full"});
+        ensure!(env.last() == Some(&added), "{part}: {env:?}");
+    }
+    Ok(())
+}
+
+#[test]
+fn pods_are_monitored_where_that_is_wanted() -> Result<()> {
+    ensure!(
+        find(&rendered(&[])?, "PodMonitor", "llamero-gateway").is_none(),
+        "monitored by default"
+    );
+    let objects = rendered(&["--set", "metrics.podMonitor=true"])?;
+    for part in ["operator", "gateway"] {
+        let name = format!("llamero-{part}");
+        let monitor = find(&objects, "PodMonitor", &name).context("no PodMonitor")?;
+        let pods = find(&objects, "Deployment", &name).context("no Deployment")?;
+        ensure!(
+            monitor["spec"]["selector"]["matchLabels"] == pods["spec"]["selector"]["matchLabels"],
+            "{monitor}"
+        );
+        let endpoint = &monitor["spec"]["podMetricsEndpoints"][0];
+        let ports = pods["spec"]["template"]["spec"]["containers"][0]["ports"].as_array();
+        let named = ports
+            .into_iter()
+            .flatten()
+            .any(|port| port["name"] == endpoint["port"]);
+        ensure!(named && endpoint["path"] == "/metrics", "{endpoint}");
+    }
+    Ok(())
+}
+
+#[test]
 fn tenants_are_bounded_by_policy_and_operator_alike() -> Result<()> {
     let values = [
         "--set",

@@ -16,7 +16,8 @@ use super::{Canary, DeploymentKey, Found};
 use crate::Gateway;
 use crate::upstream::dialler::LeaderPod;
 
-/// Watch until the gateway stops, publishing every change. While the API server is away the last known state stays.
+/// Watch for as long as the process lives, publishing every change: streams that run when it is asked to end may still need another leader. While
+/// the API server is away the last known state stays.
 pub async fn watch(client: Client, gateway: Arc<Gateway>) {
     let everything = watcher::Config::default;
     let (deployments, deployment_events) = reflect::<LlamaDeployment>(Api::all(client.clone()), everything());
@@ -31,7 +32,6 @@ pub async fn watch(client: Client, gateway: Arc<Gateway>) {
     let mut listed = false;
     loop {
         tokio::select! {
-            () = gateway.stopping.cancelled() => return,
             () = &mut both_listed, if !listed => listed = true,
             event = events.next() => if event.is_none() { return },
         }
@@ -168,6 +168,13 @@ fn problem(deployment: &LlamaDeployment) -> Option<String> {
 
 #[cfg(test)]
 mod tests {
+    use axum::body::Body;
+    use axum::extract::{RawQuery, State};
+    use axum::response::{IntoResponse as _, Response};
+    use axum::routing::get;
+    use axum::{Json, Router};
+    use tokio::sync::Semaphore;
+
     use super::*;
 
     fn deployment(json: serde_json::Value) -> Arc<LlamaDeployment> {
@@ -204,6 +211,60 @@ mod tests {
             }
             (into, from) => *into = from,
         }
+    }
+
+    /// Lists nothing, and tells of one deployment when it is let.
+    async fn deployments(State(let_on): State<Arc<Semaphore>>, RawQuery(query): RawQuery) -> Response {
+        if !query.unwrap_or_default().contains("watch=") {
+            return empty("LlamaDeploymentList");
+        }
+        let object = serde_json::to_value(&*deployment(
+            serde_json::json!({"metadata": {"resourceVersion": "2"}}),
+        ))
+        .unwrap();
+        let event = serde_json::json!({"type": "ADDED", "object": object}).to_string() + "\n";
+        let told = async move {
+            let_on.acquire().await.unwrap().forget();
+            Ok::<_, std::io::Error>(event)
+        };
+        Body::from_stream(futures::stream::once(told).chain(futures::stream::pending())).into_response()
+    }
+
+    async fn groups(RawQuery(query): RawQuery) -> Response {
+        if query.unwrap_or_default().contains("watch=") {
+            return Body::from_stream(futures::stream::pending::<Result<Vec<u8>, std::io::Error>>())
+                .into_response();
+        }
+        empty("LlamaGroupList")
+    }
+
+    fn empty(kind: &str) -> Response {
+        let list = serde_json::json!({"apiVersion": "llamero.dev/v1alpha1", "kind": kind, "metadata": {"resourceVersion": "1"}, "items": []});
+        Json(list).into_response()
+    }
+
+    #[tokio::test]
+    async fn changes_are_published_while_the_last_streams_run() {
+        let let_on = Arc::new(Semaphore::new(0));
+        let server = Router::new()
+            .route("/apis/llamero.dev/v1alpha1/llamadeployments", get(deployments))
+            .route("/apis/llamero.dev/v1alpha1/llamagroups", get(groups))
+            .with_state(Arc::clone(&let_on));
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let url = format!("http://{}", listener.local_addr().unwrap());
+        tokio::spawn(async move { axum::serve(listener, server).await });
+        let client = Client::try_from(kube::Config::new(url.parse().unwrap())).unwrap();
+
+        let gateway = Gateway::new(crate::Settings::default());
+        let mut snapshots = gateway.directory.subscribe();
+        let watching = tokio::spawn(watch(client, Arc::clone(&gateway)));
+        snapshots.wait_for(|snapshot| snapshot.complete).await.unwrap();
+        gateway.stopping.cancel();
+        let_on.add_permits(1);
+        let known = snapshots.wait_for(|snapshot| snapshot.deployments().any(|found| found.model == "smol"));
+        known.await.unwrap();
+        assert!(!watching.is_finished());
+        watching.abort();
     }
 
     #[test]

@@ -1,6 +1,6 @@
 //! One answer, from whichever leaders it takes.
 //!
-//! The relay passes the request to the least loaded leader. When that one is lost, it asks another to go on behind the
+//! The relay passes the request to the leader whose cache fits it, or to the least loaded one ([`crate::upstream`]). When that one is lost, it asks another to go on behind the
 //! tokens that came already, with the same seed, so the client sees one unbroken answer. Dropping the relay drops the
 //! gRPC stream, which cancels the request at the leader.
 //!

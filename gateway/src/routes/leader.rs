@@ -10,12 +10,12 @@ use tonic::{Code, Status};
 use crate::Gateway;
 use crate::demand::Counted;
 use crate::error::ApiError;
+use crate::relay::deadly;
 use crate::relay::wait::Waiting;
-use crate::relay::{Wishes, deadly};
 use crate::routes::completion::api::Front;
 use crate::routes::completion::order::deployment;
 use crate::routes::record::Record;
-use crate::upstream::{Failure, Leader, Refusal, Running, classify};
+use crate::upstream::{Affinity, Failure, Leader, Refusal, Running, classify};
 
 /// A question.
 pub struct Question<'a> {
@@ -27,6 +27,8 @@ pub struct Question<'a> {
     pub bytes: usize,
     /// Tokens that it is likely to cost.
     pub tokens: u64,
+    /// Which requests it belongs to by its prompt; what the client says goes before it.
+    pub affinity: Option<Affinity>,
 }
 
 /// What a leader answered. While it is held, the question counts as under way.
@@ -83,7 +85,8 @@ pub async fn ask<T>(
         record.admit(question.tokens).await?;
         gateway.demand.arrived(&deployment.key);
         let waiting = Waiting::new(&gateway, deployment.key, question.bytes, wishes.patience);
-        first_answer(&gateway, waiting, &wishes, call).await
+        let waiting = waiting.with_affinity(wishes.session.or(question.affinity));
+        first_answer(&gateway, waiting, call).await
     };
     match asked.await {
         Ok((answer, running, counted)) => Ok(Asked {
@@ -101,11 +104,9 @@ pub async fn ask<T>(
 
 async fn first_answer<T>(
     gateway: &Gateway,
-    waiting: Waiting,
-    wishes: &Wishes,
+    mut waiting: Waiting,
     call: impl Fn(&Leader) -> BoxFuture<'static, Result<T, Status>>,
 ) -> Result<(T, Running, Counted), Unanswered> {
-    let mut waiting = waiting.with_affinity(wishes.session);
     let mut losses = Losses::default();
     let mut lost = false;
     loop {

@@ -6,7 +6,7 @@
 
 use std::hash::Hasher;
 
-use llamero_proto::v1::{ChatMessage, completion_request::Prompt};
+use llamero_proto::v1::{ChatMessage, ChatPrompt, completion_request::Prompt};
 use llamero_settings::hash::{Fnv1a, mix};
 
 /// Shorter prompts are computed sooner than any queue is worth.
@@ -28,37 +28,45 @@ impl Affinity {
         hash.end()
     }
 
+    /// Of a prompt that is a text.
+    #[must_use]
+    pub fn of_text(text: &str) -> Option<Self> {
+        let mut hash = Hash::default();
+        hash.add(beginning(text.as_bytes()));
+        (text.len() >= SHORT).then(|| hash.end())
+    }
+
+    /// Of a prompt that is tokens.
+    #[must_use]
+    pub fn of_tokens(ids: &[u32]) -> Option<Self> {
+        let mut hash = Hash::default();
+        for id in ids.iter().take(CHUNK / size_of::<u32>()) {
+            hash.add(&id.to_le_bytes());
+        }
+        (ids.len() * size_of::<u32>() >= SHORT).then(|| hash.end())
+    }
+
     /// Of a prompt. Short ones have none: they go to the least loaded leader.
     #[must_use]
     pub fn of_prompt(prompt: &Prompt) -> Option<Self> {
+        match prompt {
+            Prompt::Text(text) => Self::of_text(text),
+            Prompt::TokenIds(tokens) => Self::of_tokens(&tokens.ids),
+            Prompt::Chat(chat) => Self::of_chat(chat),
+        }
+    }
+
+    fn of_chat(chat: &ChatPrompt) -> Option<Self> {
         let mut hash = Hash::default();
-        let bytes = match prompt {
-            Prompt::Text(text) => {
-                hash.add(beginning(text.as_bytes()));
-                text.len()
+        hash.add(beginning(chat.tools_json.as_bytes()));
+        for message in &chat.messages {
+            hash.add(beginning(said(message)));
+            if message.role == "user" {
+                break;
             }
-            Prompt::TokenIds(tokens) => {
-                for id in tokens.ids.iter().take(CHUNK / size_of::<u32>()) {
-                    hash.add(&id.to_le_bytes());
-                }
-                tokens.ids.len() * size_of::<u32>()
-            }
-            Prompt::Chat(chat) => {
-                hash.add(beginning(chat.tools_json.as_bytes()));
-                for message in &chat.messages {
-                    hash.add(beginning(said(message)));
-                    if message.role == "user" {
-                        break;
-                    }
-                }
-                chat.messages
-                    .iter()
-                    .map(|message| said(message).len())
-                    .sum::<usize>()
-                    + chat.tools_json.len()
-            }
-        };
-        (bytes >= SHORT).then(|| hash.end())
+        }
+        let messages: usize = chat.messages.iter().map(|message| said(message).len()).sum();
+        (messages + chat.tools_json.len() >= SHORT).then(|| hash.end())
     }
 
     /// How well a leader fits; the one with the most is the first choice.
@@ -102,8 +110,6 @@ impl Hash {
 
 #[cfg(test)]
 mod tests {
-    use llamero_proto::v1::ChatPrompt;
-
     use super::*;
 
     fn chat(turns: &[(&str, &str)]) -> Option<Affinity> {

@@ -30,8 +30,10 @@ pub struct Candidate<'a> {
     pub address: &'a str,
     /// Requests that it has.
     pub load: u32,
-    /// Whether some of them wait.
+    /// Whether some of them wait, or the next one would.
     pub queue: bool,
+    /// Thousandths of its KV cache that they hold.
+    pub cache: u32,
     /// Whether it is about to go.
     pub draining: bool,
 }
@@ -66,7 +68,8 @@ pub fn pick(leaders: &[Arc<Leader>], refusals: &Refusals, affinity: Option<Affin
 pub fn choose(candidates: &[Candidate<'_>], affinity: Option<Affinity>) -> Option<usize> {
     let least = || {
         let all = candidates.iter().enumerate();
-        all.min_by_key(|(_, leader)| (leader.draining, leader.load))
+        // Of two with as many requests the one whose requests are shorter has more room.
+        all.min_by_key(|(_, leader)| (leader.draining, leader.queue, leader.load, leader.cache))
             .map(|(index, _)| index)
     };
     let Some(key) = affinity else { return least() };

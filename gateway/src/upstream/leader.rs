@@ -31,6 +31,8 @@ const AVOID_FIRST: Duration = Duration::from_millis(200);
 const AVOID_MOST: Duration = Duration::from_secs(5);
 /// Pause before the load stream is opened again.
 const TELEMETRY_RETRY: Duration = Duration::from_secs(1);
+/// Thousandths of a KV cache with which it is as good as full.
+const FULL: u32 = 950;
 /// A sample older than this says nothing.
 const STALE: Duration = Duration::from_secs(5);
 
@@ -53,16 +55,27 @@ struct Load {
     others: Option<(u32, Instant)>,
     /// Requests that waited at the last sample.
     waiting: u32,
+    /// Thousandths of the KV cache that running requests held at the last sample.
+    cache: u32,
     draining: bool,
     failures: u32,
     avoid_until: Option<Instant>,
 }
 
 impl Load {
-    /// Whether requests wait there, if that is known.
-    fn waiting(&self, now: Instant) -> bool {
-        let fresh = |(_, at): &(u32, Instant)| now.duration_since(*at) < STALE;
-        self.waiting > 0 && self.others.as_ref().is_some_and(fresh)
+    /// Whether the last sample still says something.
+    fn is_fresh(&self, now: Instant) -> bool {
+        self.others.is_some_and(|(_, at)| now.duration_since(at) < STALE)
+    }
+
+    /// Whether requests wait there, or the next one would have to for want of KV cache, if that is known.
+    fn queue(&self, now: Instant) -> bool {
+        self.is_fresh(now) && (self.waiting > 0 || self.cache >= FULL)
+    }
+
+    /// Thousandths of the KV cache that are held, if that is known.
+    fn cache(&self, now: Instant) -> u32 {
+        if self.is_fresh(now) { self.cache } else { 0 }
     }
 }
 
@@ -158,11 +171,15 @@ impl Leader {
     #[must_use]
     pub fn candidate(&self, now: Instant) -> Candidate<'_> {
         // The lock is held by one of these at a time: a temporary would hold it to the end of the expression.
-        let queue = lock(&self.load).waiting(now);
+        let (queue, cache) = {
+            let load = lock(&self.load);
+            (load.queue(now), load.cache(now))
+        };
         Candidate {
             address: &self.address,
             load: self.load(now),
             queue,
+            cache,
             draining: self.draining(),
         }
     }
@@ -253,6 +270,11 @@ fn take(load: &Mutex<Load>, sample: &LoadSample) {
     let total = sample.running.saturating_add(sample.waiting);
     load.others = Some((total.saturating_sub(load.own), Instant::now()));
     load.waiting = sample.waiting;
+    let (used, total) = (
+        u64::from(sample.kv_blocks_used),
+        u64::from(sample.kv_blocks_total),
+    );
+    load.cache = u32::try_from((used * 1000).checked_div(total).unwrap_or(0)).unwrap_or(u32::MAX);
     load.draining = sample.draining;
 }
 
@@ -285,6 +307,26 @@ mod tests {
         drop(second);
         assert_eq!(leader.load(now), 3);
         assert_eq!(leader.load(now + STALE * 2), 0);
+    }
+
+    #[tokio::test]
+    async fn a_cache_that_is_nearly_full_counts_as_a_queue_for_a_while() {
+        let leader = Leader::connect("127.0.0.1:9").unwrap();
+        let told = |used: u32, total: u32| {
+            let sample = LoadSample {
+                kv_blocks_used: used,
+                kv_blocks_total: total,
+                ..LoadSample::default()
+            };
+            take(&leader.load, &sample);
+            let now = Instant::now();
+            let (fresh, stale) = (leader.candidate(now), leader.candidate(now + STALE));
+            assert_eq!((stale.queue, stale.cache), (false, 0));
+            (fresh.queue, fresh.cache)
+        };
+        assert_eq!(told(0, 0), (false, 0));
+        assert_eq!(told(94, 100), (false, 940));
+        assert_eq!(told(95, 100), (true, 950));
     }
 
     #[tokio::test]

@@ -66,6 +66,8 @@ async fn metrics_and_probes_tell_what_happened() {
     .await;
     assert_eq!(get(served.health, "/livez").await.status(), StatusCode::OK);
     assert_eq!(get(served.health, "/readyz").await.status(), StatusCode::OK);
+    // They are for the cluster, not for clients.
+    assert_eq!(get(served.http, "/metrics").await.status(), StatusCode::NOT_FOUND);
     let metrics = get(served.health, "/metrics").await.text().await;
     for line in [
         "llamero_gateway_requests_total{route=\"chat_completions\",model=\"org/smol\",status=\"200\"} 1",

@@ -4,6 +4,7 @@
 use std::io::Write;
 use std::path::Path;
 use std::process::{Command, Stdio};
+use std::time::Duration;
 
 use llamero_gateway::Settings;
 use llamero_gateway::routes::completion::fields::find;
@@ -113,14 +114,7 @@ impl Collector {
                 .extend(events.into_iter().map(|(_, event)| (kind, event)));
         } else {
             while let Some(event) = reply.event().await.filter(|event| event != "[DONE]") {
-                let mut event: Value = serde_json::from_str(&event).unwrap();
-                // The package's type of a whole completion is that of its parts, too, and knows no null, which OpenAI's server sends.
-                if let Some(reason) = event.pointer_mut("/choices/0/finish_reason")
-                    && kind == "text_completion"
-                    && reason.is_null()
-                {
-                    *reason = "stop".into();
-                }
+                let mut event = whole_choice(kind, serde_json::from_str(&event).unwrap());
                 match event.get_mut("error") {
                     Some(error) => self.compared.objects.push(("error", error.take())),
                     None => self.compared.objects.push((kind, event)),
@@ -147,6 +141,17 @@ impl Collector {
         let error = reply.json().await["error"].take();
         self.compared.objects.push(("error", error));
     }
+}
+
+/// The package's type of a whole text completion is that of its parts, too, and knows no null, which OpenAI's server sends.
+fn whole_choice(kind: &str, mut event: Value) -> Value {
+    if let Some(reason) = event.pointer_mut("/choices/0/finish_reason")
+        && kind == "text_completion"
+        && reason.is_null()
+    {
+        *reason = "stop".into();
+    }
+    event
 }
 
 fn logprob(text: &str) -> TokenLogprob {
@@ -241,6 +246,43 @@ async fn responses(collector: &mut Collector) {
     collector.events("response.event", reply).await;
 }
 
+/// Streams that are silent long enough for something to be sent that keeps them open.
+async fn keep_alives(collector: &mut Collector) {
+    let settings = Settings {
+        first_chunk_wait: Duration::from_millis(10),
+        keep_alive: Duration::from_millis(10),
+        ..Settings::default()
+    };
+    let (served, mut worker) = with_worker(settings).await;
+    for (kind, path, body) in [
+        (
+            "chat.completion.chunk",
+            "/v1/chat/completions",
+            json!({"messages": [{"role": "user", "content": "hi"}]}),
+        ),
+        ("text_completion", "/v1/completions", json!({"prompt": "hi"})),
+        ("response.event", "/v1/responses", json!({"input": "hi"})),
+    ] {
+        let mut body = ask(body);
+        body["stream"] = true.into();
+        let mut reply = post(served.http, path, body).await;
+        // What comes while the worker says nothing keeps the stream open, but for the beginning of a response.
+        let mut silent = Vec::new();
+        while silent.len() < 4 {
+            silent.push(match kind {
+                "response.event" => reply.named().await.unwrap().1,
+                _ => serde_json::from_str(&reply.event().await.unwrap()).unwrap(),
+            });
+        }
+        collector
+            .compared
+            .objects
+            .extend(silent.into_iter().map(|event| (kind, whole_choice(kind, event))));
+        worker.call().await.answer(&["x", "y", "z"]).await;
+        collector.events(kind, reply).await;
+    }
+}
+
 async fn errors(collector: &mut Collector) {
     for (path, question) in [
         (
@@ -270,6 +312,7 @@ async fn requests_and_answers_are_those_of_openais_types() {
     texts(&mut collector).await;
     responses(&mut collector).await;
     errors(&mut collector).await;
+    keep_alives(&mut collector).await;
     collector.get("models", "/v1/models").await;
     collector.get("model", "/v1/models/org/smol").await;
     collector.embeddings(ask(json!({"input": ["a", "b"]}))).await;

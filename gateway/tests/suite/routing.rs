@@ -1,11 +1,14 @@
 //! Which leader a request goes to.
 
+use std::collections::BTreeMap;
+
 use hyper::{Method, StatusCode};
 use llamero_gateway::Settings;
-
 use serde_json::json;
+use vllm_proto::inference_client::InferenceClient;
+use vllm_proto::{GenerateRequest, generate_request::Prompt};
 
-use crate::support::client::send_with;
+use crate::support::client::{post, send_with};
 use crate::support::worker::Worker;
 use crate::support::{MODEL, ask, asking, begun, chat, found, gateway, patient, soon, with_worker};
 
@@ -141,6 +144,51 @@ async fn requests_that_belong_together_go_to_the_same_leader() {
         assert_eq!(soon(asking).await.unwrap().status(), StatusCode::OK);
     }
     assert_eq!(went.len(), 1, "one session went to the leaders {went:?}");
+}
+
+#[tokio::test]
+async fn questions_of_grpc_and_embeddings_that_belong_together_go_to_the_same_leader() {
+    let served = gateway(Settings::default()).await;
+    let workers = [Worker::start(), Worker::start(), Worker::start()];
+    let addresses: Vec<_> = workers.iter().map(|worker| worker.address).collect();
+    served.publish(MODEL, &addresses);
+    let url = format!("http://{}", served.http);
+    let mut client = InferenceClient::connect(url).await.unwrap();
+    let long = "once upon a time ".repeat(200);
+    let mut went = BTreeMap::new();
+    for (kind, session, prompt) in [("session", Some("k"), "hum"), ("prompt", None, long.as_str())] {
+        for _ in 0..4 {
+            let request = GenerateRequest {
+                model: MODEL.to_owned(),
+                prompt: Some(Prompt::Text(prompt.to_owned())),
+                session_id: session.map(str::to_owned),
+                ..GenerateRequest::default()
+            };
+            client.generate(request).await.unwrap();
+            went.entry(kind)
+                .or_insert_with(Vec::new)
+                .push(workers.each_ref().map(Worker::asked));
+        }
+    }
+    for _ in 0..4 {
+        let reply = post(
+            served.http,
+            "/v1/embeddings",
+            json!({"model": MODEL, "input": long}),
+        )
+        .await;
+        assert_eq!(reply.status(), StatusCode::OK);
+        went.entry("embeddings")
+            .or_default()
+            .push(workers.each_ref().map(Worker::asked));
+    }
+    let mut before = [0; 3];
+    for kind in ["session", "prompt", "embeddings"] {
+        let after = *went[kind].last().unwrap();
+        let more: Vec<usize> = (0..3).map(|at| after[at] - before[at]).collect();
+        assert!(more.contains(&4), "{kind}: {went:?}");
+        before = after;
+    }
 }
 
 #[tokio::test]

@@ -33,6 +33,11 @@ async fn prompts_become_tokens_and_tokens_texts() {
             400,
         ),
         ("/tokenize", json!({"model": "nope", "prompt": "a"}), 404),
+        (
+            "/tokenize",
+            json!({"model": MODEL, "messages": [{"role": "user", "content": "a"}], "chat_template": "{{ x }}"}),
+            400,
+        ),
         ("/detokenize", json!({"model": MODEL, "tokens": [-1]}), 400),
     ] {
         assert_eq!(post(served.http, path, body).await.status().as_u16(), status);

@@ -2,6 +2,8 @@
 
 use std::net::SocketAddr;
 use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use futures::Stream;
@@ -36,6 +38,7 @@ pub struct Worker {
     load: watch::Sender<LoadSample>,
     moved: watch::Sender<u64>,
     aborted: mpsc::UnboundedReceiver<String>,
+    asked: Arc<AtomicUsize>,
     runtime: Option<Runtime>,
 }
 
@@ -75,7 +78,9 @@ impl Worker {
             aborts,
             load: load.clone(),
             moved: moved.clone(),
+            asked: Arc::default(),
         };
+        let asked = Arc::clone(&service.asked);
         let listener = std::net::TcpListener::bind(address).unwrap();
         listener.set_nonblocking(true).unwrap();
         let address = listener.local_addr().unwrap();
@@ -96,6 +101,7 @@ impl Worker {
             load,
             moved,
             aborted,
+            asked,
             runtime: Some(runtime),
         }
     }
@@ -108,6 +114,11 @@ impl Worker {
     /// The same, however long it takes; none at the end.
     pub async fn next_call(&mut self) -> Option<Call> {
         self.calls.recv().await
+    }
+
+    /// How many questions it has answered by itself: those of `vllm.Inference`, and for embeddings.
+    pub fn asked(&self) -> usize {
+        self.asked.load(Ordering::SeqCst)
     }
 
     /// The next id of a request that is to be aborted.
@@ -276,6 +287,7 @@ struct Service {
     aborts: mpsc::UnboundedSender<String>,
     load: watch::Sender<LoadSample>,
     moved: watch::Sender<u64>,
+    asked: Arc<AtomicUsize>,
 }
 
 #[tonic::async_trait]
@@ -322,6 +334,7 @@ impl Completion for Service {
 
     /// Of each input its length, what pooling it is for, and 0.25. An input `fail` is refused, `break` breaks off the answer.
     async fn embed(&self, request: Request<EmbedRequest>) -> Result<Response<Self::EmbedStream>, Status> {
+        self.asked.fetch_add(1, Ordering::SeqCst);
         let request = request.into_inner();
         let pooling = request.pooling as f32;
         let embeddings: Vec<_> = request
@@ -365,6 +378,7 @@ impl Inference for Service {
         &self,
         request: Request<GenerateRequest>,
     ) -> Result<Response<GenerateResponse>, Status> {
+        self.asked.fetch_add(1, Ordering::SeqCst);
         let text = prompt(request)?;
         let tokens = text.len() as u32;
         Ok(Response::new(generated(&text, tokens, true)))

@@ -1,5 +1,7 @@
 """Anthropic's Python package: messages, tools, streams, counting."""
 
+import json
+
 import anthropic
 import pytest
 from conftest import WEATHER, check_weather
@@ -47,6 +49,39 @@ def test_a_tool_is_used_and_its_result_read(client, model, choice):
     ]
     told = client.messages.create(model=model, max_tokens=16, messages=history, tools=[TOOL])
     assert told.content
+
+
+SHAPE = {"type": "object", "properties": {"city": {"type": "string", "maxLength": 12}}, "required": ["city"], "additionalProperties": False}
+
+
+def test_an_answer_has_its_schema_also_beside_tools(client, model):
+    shape = {"format": {"type": "json_schema", "schema": SHAPE}}
+    ask = dict(model=model, max_tokens=80, messages=ASK_WEATHER, output_config=shape, extra_body=GREEDY)
+    whole = client.messages.create(**ask)
+    assert whole.stop_reason == "end_turn" and set(json.loads(whole.content[0].text)) == {"city"}
+    either = client.messages.create(tools=[TOOL], **ask)
+    if either.stop_reason == "tool_use":
+        assert either.content[-1].name == "get_weather"
+    else:
+        assert set(json.loads(either.content[0].text)) == {"city"}
+
+
+def test_a_last_turn_of_the_assistant_is_gone_on_with(client, model):
+    begun = [*HELLO, {"role": "assistant", "content": "Hello! I am called"}]
+    told = client.messages.create(model=model, max_tokens=8, messages=begun, extra_body=GREEDY)
+    assert told.content[0].text and not told.content[0].text.lstrip().startswith("Hello! I am called")
+    # The turn stands in the prompt once, and no other one is opened behind it.
+    closed = client.messages.count_tokens(model=model, messages=[*begun, *HELLO])
+    assert told.usage.input_tokens + told.usage.cache_read_input_tokens < closed.input_tokens
+    with pytest.raises(anthropic.BadRequestError, match="white space"):
+        client.messages.create(model=model, max_tokens=8, messages=[*HELLO, {"role": "assistant", "content": "Hello! "}])
+
+
+def test_a_strict_tool_is_called_by_its_schema_or_not_at_all(client, model):
+    ask = dict(model=model, max_tokens=80, messages=ASK_WEATHER, tools=[{**TOOL, "strict": True}], extra_body=GREEDY)
+    for block in client.messages.create(**ask).content:
+        if block.type == "tool_use":
+            check_weather(block.input)
 
 
 def test_counting(client, model):

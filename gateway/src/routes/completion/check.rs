@@ -164,7 +164,11 @@ pub fn check(route: Route, request: Request) -> Result<Checked, ApiError> {
         },
         sampling: converted,
         stream: request.stream,
-        session: request.prompt_cache_key.as_deref().map(Affinity::of_session),
+        session: request
+            .prompt_cache_key
+            .or(request.session_id)
+            .as_deref()
+            .map(Affinity::of_session),
     })
 }
 

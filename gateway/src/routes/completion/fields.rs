@@ -22,6 +22,8 @@ pub enum On {
     Messages,
     /// Embeddings.
     Embeddings,
+    /// The tokens of a prompt.
+    Tokenize,
 }
 
 /// What is done with a field.
@@ -58,7 +60,9 @@ use Treatment::{Accepted, Refused, Used};
 
 const OUT: &str = "leave it out";
 const TOOLS: &str = "use tools and tool_choice";
-const TEMPLATE: &str = "the checkpoint's own chat template is used as it is";
+const TEXT_ONLY: &str = "the model reads text only";
+/// For a chat template of the client's own.
+pub const TEMPLATE: &str = "the checkpoint's own chat template is used as it is";
 
 /// The table.
 pub const FIELDS: &[Field] = &[
@@ -161,7 +165,7 @@ pub const FIELDS: &[Field] = &[
     row(
         Both,
         "response_format",
-        Used("text, json_object, json_schema (always enforced)"),
+        Used("text, json_object (also with a schema), json_schema (always enforced)"),
     ),
     row(
         Both,
@@ -172,7 +176,11 @@ pub const FIELDS: &[Field] = &[
     row(Both, "guided_regex", Used("the syntax of Rust's crate regex")),
     row(Both, "guided_choice", Used("texts")),
     row(Both, "guided_grammar", Used("llguidance's variant of Lark")),
-    row(Chat, "tools", Used("functions, at most 128")),
+    row(
+        Chat,
+        "tools",
+        Used("functions, at most 128; strict: calls have the schema also beside auto"),
+    ),
     row(
         Chat,
         "tool_choice",
@@ -215,6 +223,16 @@ pub const FIELDS: &[Field] = &[
         Both,
         "prompt_cache_key",
         Used("requests with the same one go to the same group, as far as its load allows"),
+    ),
+    row(
+        Both,
+        "session_id",
+        Used("the same as prompt_cache_key, which goes before it"),
+    ),
+    row(
+        Chat,
+        "prompt_cache_options",
+        Accepted("only speed could depend on it"),
     ),
     row(
         Both,
@@ -279,6 +297,50 @@ pub const FIELDS: &[Field] = &[
         "web_search_options",
         Refused(Nothing, "put what the model should know in the prompt"),
     ),
+    row(
+        Chat,
+        "moderation",
+        Refused(Nothing, "texts are not judged here; judge them yourself"),
+    ),
+    row(
+        Both,
+        "thinking_token_budget",
+        Refused(Nothing, "the model does not reason apart from its answer"),
+    ),
+    row(
+        Chat,
+        "include_reasoning",
+        Accepted("the model does not reason apart from its answer"),
+    ),
+    row(
+        Both,
+        "truncation_side",
+        Refused(Nothing, "shorten the prompt yourself"),
+    ),
+    row(
+        Both,
+        "logprob_token_ids",
+        Refused(Nothing, "ask for the likeliest tokens"),
+    ),
+    row(Both, "repetition_detection", Refused(Nothing, "use a penalty")),
+    row(Both, "watermarking", Refused(Nothing, OUT)),
+    row(Chat, "mm_processor_kwargs", Refused(Nothing, TEXT_ONLY)),
+    row(Chat, "media_io_kwargs", Refused(Nothing, TEXT_ONLY)),
+    row(Both, "return_mm_kwargs", Accepted("there are none")),
+    row(Chat, "return_prompt_text", Refused(Nothing, "use /tokenize")),
+    row(Both, "return_token_offsets", Refused(Nothing, "use /tokenize")),
+    row(
+        Both,
+        "routed_experts_prompt_start",
+        Refused(Nothing, "the model has no experts"),
+    ),
+    row(Both, "stream_interval", Accepted("pieces come as they are made")),
+    row(
+        Text,
+        "prompt_embeds",
+        Refused(Nothing, "send a text, or token ids"),
+    ),
+    row(Both, "ec_transfer_params", Refused(Nothing, OUT)),
     row(Both, "kv_transfer_params", Refused(Nothing, OUT)),
     row(Both, "vllm_xargs", Refused(Nothing, OUT)),
 ];
@@ -300,6 +362,7 @@ impl On {
                 | (Self::Responses, Route::Responses)
                 | (Self::Messages, Route::Messages)
                 | (Self::Embeddings, Route::Embeddings)
+                | (Self::Tokenize, Route::Tokenize)
         )
     }
 }
@@ -327,6 +390,7 @@ mod tests {
         section(&mut page, "`/v1/responses`", Route::Responses.fields());
         section(&mut page, "`/v1/messages`", Route::Messages.fields());
         section(&mut page, "`/v1/embeddings`", Route::Embeddings.fields());
+        section(&mut page, "`/tokenize`", Route::Tokenize.fields());
         page
     }
 
@@ -343,7 +407,7 @@ mod tests {
                 On::Both => "| both ",
                 On::Chat => "| chat ",
                 On::Text => "| text ",
-                On::Responses | On::Messages | On::Embeddings => "",
+                On::Responses | On::Messages | On::Embeddings | On::Tokenize => "",
             };
             let what = match field.treatment {
                 Treatment::Used(how) => format!("used: {how}"),
@@ -368,6 +432,26 @@ mod tests {
         );
     }
 
+    /// Requests of vLLM's server (protocol.py of each route) and of the Python package anthropic 2.14.0, by route.
+    const OTHERS: &str = include_str!("known-fields.json");
+
+    #[test]
+    fn every_field_of_other_servers_has_a_row() {
+        let others: std::collections::BTreeMap<String, Vec<String>> = serde_json::from_str(OTHERS).unwrap();
+        for route in [
+            Route::Chat,
+            Route::Text,
+            Route::Responses,
+            Route::Messages,
+            Route::Tokenize,
+        ] {
+            let names = &others[route.name()];
+            assert!(names.len() > 10);
+            let missing: Vec<_> = names.iter().filter(|name| find(route, name).is_none()).collect();
+            assert!(missing.is_empty(), "{route:?}: {missing:?}");
+        }
+    }
+
     #[test]
     fn each_field_has_one_row_on_a_route() {
         for route in [
@@ -376,6 +460,7 @@ mod tests {
             Route::Responses,
             Route::Messages,
             Route::Embeddings,
+            Route::Tokenize,
         ] {
             let mut names: Vec<_> = route
                 .fields()

@@ -55,6 +55,22 @@ impl Content {
     pub fn of(text: String) -> Self {
         Self { text, other: false }
     }
+
+    /// What is said.
+    #[must_use]
+    pub fn text(&self) -> &str {
+        &self.text
+    }
+
+    /// The same as what went wrong: chat templates know no other way to say so.
+    #[must_use]
+    pub fn as_error(self) -> Self {
+        let text = match self.text.as_str() {
+            "" => "Error".to_owned(),
+            text => format!("Error: {text}"),
+        };
+        Self { text, ..self }
+    }
 }
 
 #[derive(Deserialize)]
@@ -159,7 +175,8 @@ fn message(place: impl Fn() -> String, message: Message) -> Result<ChatMessage, 
         }
     };
     let calls = message.tool_calls.filter(|calls| !calls.is_nothing());
-    if calls.is_none() && role != "tool" {
+    let named = message.name.as_ref().is_some_and(|name| !name.is_empty());
+    if calls.is_none() && role != "tool" && !named {
         return Ok(ChatMessage {
             role: role.to_owned(),
             content,
@@ -170,6 +187,7 @@ fn message(place: impl Fn() -> String, message: Message) -> Result<ChatMessage, 
         check_calls(role, calls, &at("tool_calls"))?;
     }
     Ok(ChatMessage {
+        role: role.to_owned(),
         json: with_calls(role, &content, calls.as_ref(), message.tool_call_id, message.name),
         ..ChatMessage::default()
     })
@@ -269,7 +287,6 @@ mod tests {
             {"role": "user", "content": ""},
             {"role": "user", "content": []},
             {"role": "assistant", "content": null, "refusal": null, "tool_calls": []},
-            {"role": "assistant", "name": "llama"},
             {"role": "assistant", "content": "c", "tool_calls": null},
         ]))
         .unwrap();
@@ -284,7 +301,6 @@ mod tests {
                 ("user", ""),
                 ("user", ""),
                 ("assistant", ""),
-                ("assistant", ""),
                 ("assistant", "c")
             ]
         );
@@ -298,6 +314,8 @@ mod tests {
             {"role": "tool", "tool_call_id": "call_1", "content": [{"type": "text", "text": "3\n"}]},
         ]))
         .unwrap();
+        let named = check(json!([{"role": "user", "content": "hi", "name": "ann"}])).unwrap();
+        assert_eq!(named[0].json, r#"{"role":"user","content":"hi","name":"ann"}"#);
         let passed: Vec<Value> = messages
             .iter()
             .map(|found| serde_json::from_str(&found.json).unwrap())

@@ -13,7 +13,7 @@ use super::kept::Kept;
 use super::messages::{MAX_MESSAGES, Message};
 use super::prompt::Prompts;
 use super::route::Route;
-use super::sampling::{Biases, Sampling, Words};
+use super::sampling::Sampling;
 use super::{structure, template, tools};
 
 /// What was read. Absent and null are the same.
@@ -34,6 +34,7 @@ pub struct Request {
     pub template: template::Asked,
     pub echo: Option<bool>,
     pub prompt_cache_key: Option<String>,
+    pub session_id: Option<String>,
     pub cache_salt: Option<String>,
     pub add_special_tokens: Option<bool>,
     /// The first field that asks for something that is not built, and what to do instead.
@@ -155,7 +156,9 @@ impl Take for Request {
     }
 
     fn take<'de, A: MapAccess<'de>>(&mut self, name: &str, map: &mut A) -> Result<bool, A::Error> {
-        let sampling = &mut self.sampling;
+        if self.sampling.take(name, map)? || self.structure.take(name, map)? {
+            return Ok(true);
+        }
         match name {
             "model" => self.model = map.next_value()?,
             "messages" => {
@@ -172,32 +175,13 @@ impl Take for Request {
             "max_completion_tokens" => self.max_completion_tokens = map.next_value()?,
             "max_tokens" => {
                 let most: Option<i64> = map.next_value()?;
-                sampling.max_tokens = most.map(|most| (most, "max_tokens"));
+                self.sampling.max_tokens = most.map(|most| (most, "max_tokens"));
             }
-            "temperature" => sampling.temperature = map.next_value()?,
-            "top_p" => sampling.top_p = map.next_value()?,
-            "top_k" => sampling.top_k = map.next_value()?,
-            "seed" => sampling.seed = map.next_value()?,
-            "presence_penalty" => sampling.presence_penalty = map.next_value()?,
-            "frequency_penalty" => sampling.frequency_penalty = map.next_value()?,
-            "repetition_penalty" => sampling.repetition_penalty = map.next_value()?,
-            "prompt_logprobs" => sampling.prompt_logprobs = map.next_value()?,
-            "priority" => sampling.priority = map.next_value()?,
-            "logit_bias" => {
-                sampling.logit_bias = map.next_value::<Option<Biases>>()?.map(|biases| biases.0);
-            }
-            "stop" => sampling.stop = map.next_value()?,
-            "stop_token_ids" => sampling.stop_token_ids = map.next_value()?,
-            "ignore_eos" => sampling.ignore_eos = map.next_value()?,
-            "min_p" => sampling.min_p = map.next_value()?,
-            "min_tokens" => sampling.min_tokens = map.next_value()?,
-            "bad_words" => sampling.bad_words = map.next_value::<Option<Words>>()?.map(|words| words.0),
-            "include_stop_str_in_output" => sampling.include_stop = map.next_value()?,
-            "skip_special_tokens" => sampling.skip_special = map.next_value()?,
-            "logprobs" => sampling.logprobs = map.next_value()?,
-            "top_logprobs" => sampling.top_logprobs = map.next_value()?,
+            "prompt_logprobs" => self.sampling.prompt_logprobs = map.next_value()?,
+            "logprobs" => self.sampling.logprobs = map.next_value()?,
             "cache_salt" => self.cache_salt = map.next_value()?,
             "prompt_cache_key" => self.prompt_cache_key = map.next_value()?,
+            "session_id" => self.session_id = map.next_value()?,
             "echo" => self.echo = map.next_value()?,
             "add_special_tokens" => self.add_special_tokens = map.next_value()?,
             "add_generation_prompt" => self.template.add_generation_prompt = map.next_value()?,
@@ -213,12 +197,6 @@ impl Request {
     /// Read the value of a field that is passed on.
     fn keep<'de, A: MapAccess<'de>>(&mut self, name: &str, map: &mut A) -> Result<bool, A::Error> {
         let place: &mut Option<Kept> = match name {
-            "response_format" => &mut self.structure.response_format,
-            "structured_outputs" => &mut self.structure.structured_outputs,
-            "guided_json" => &mut self.structure.guided_json,
-            "guided_regex" => &mut self.structure.guided_regex,
-            "guided_choice" => &mut self.structure.guided_choice,
-            "guided_grammar" => &mut self.structure.guided_grammar,
             "tools" => &mut self.tools.tools,
             "tool_choice" => &mut self.tools.tool_choice,
             "chat_template_kwargs" => &mut self.template.chat_template_kwargs,

@@ -1,7 +1,7 @@
 //! What differs between the two routes.
 
 use super::fields::{FIELDS, Field};
-use crate::routes::{embeddings, messages, responses};
+use crate::routes::{embeddings, messages, responses, tokens};
 
 /// A route.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -16,6 +16,8 @@ pub enum Route {
     Messages,
     /// `POST /v1/embeddings`.
     Embeddings,
+    /// `POST /tokenize`.
+    Tokenize,
 }
 
 impl Route {
@@ -28,6 +30,7 @@ impl Route {
             Self::Responses => "responses",
             Self::Messages => "messages",
             Self::Embeddings => "embeddings",
+            Self::Tokenize => "tokenize",
         }
     }
 
@@ -40,6 +43,7 @@ impl Route {
             Self::Responses => "resp_",
             Self::Messages => "msg_",
             Self::Embeddings => "embd-",
+            Self::Tokenize => "tok-",
         }
     }
 
@@ -52,7 +56,7 @@ impl Route {
             (Self::Text, _) => "text_completion",
             (Self::Responses, _) => "response",
             (Self::Messages, _) => "message",
-            (Self::Embeddings, _) => "list",
+            (Self::Embeddings | Self::Tokenize, _) => "list",
         }
     }
 
@@ -64,6 +68,7 @@ impl Route {
             Self::Responses => responses::fields::FIELDS,
             Self::Messages => messages::fields::FIELDS,
             Self::Embeddings => embeddings::fields::FIELDS,
+            Self::Tokenize => tokens::fields::FIELDS,
         }
     }
 
@@ -72,7 +77,7 @@ impl Route {
     pub fn prompt(self) -> &'static str {
         match self {
             Self::Chat | Self::Messages => "messages",
-            Self::Text => "prompt",
+            Self::Text | Self::Tokenize => "prompt",
             Self::Responses | Self::Embeddings => "input",
         }
     }

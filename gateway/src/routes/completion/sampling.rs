@@ -142,6 +142,35 @@ pub struct Sampling {
 }
 
 impl Sampling {
+    /// Read the value of a field that has the same name and meaning on all routes that have it. False, and nothing is read, for any other field.
+    ///
+    /// # Errors
+    /// The value is not as expected.
+    pub fn take<'de, A: MapAccess<'de>>(&mut self, name: &str, map: &mut A) -> Result<bool, A::Error> {
+        match name {
+            "temperature" => self.temperature = map.next_value()?,
+            "top_p" => self.top_p = map.next_value()?,
+            "top_k" => self.top_k = map.next_value()?,
+            "seed" => self.seed = map.next_value()?,
+            "presence_penalty" => self.presence_penalty = map.next_value()?,
+            "frequency_penalty" => self.frequency_penalty = map.next_value()?,
+            "repetition_penalty" => self.repetition_penalty = map.next_value()?,
+            "priority" => self.priority = map.next_value()?,
+            "logit_bias" => self.logit_bias = map.next_value::<Option<Biases>>()?.map(|biases| biases.0),
+            "stop" => self.stop = map.next_value()?,
+            "stop_token_ids" => self.stop_token_ids = map.next_value()?,
+            "ignore_eos" => self.ignore_eos = map.next_value()?,
+            "min_p" => self.min_p = map.next_value()?,
+            "min_tokens" => self.min_tokens = map.next_value()?,
+            "bad_words" => self.bad_words = map.next_value::<Option<Words>>()?.map(|words| words.0),
+            "include_stop_str_in_output" => self.include_stop = map.next_value()?,
+            "skip_special_tokens" => self.skip_special = map.next_value()?,
+            "top_logprobs" => self.top_logprobs = map.next_value()?,
+            _ => return Ok(false),
+        }
+        Ok(true)
+    }
+
     /// Check everything that can be checked without the model, and write it into the request.
     ///
     /// # Errors

@@ -2,6 +2,7 @@
 
 use llamero_proto::v1::{Choices, Structure, structure::Form};
 use serde::Deserialize;
+use serde::de::MapAccess;
 
 use super::kept::Kept;
 use crate::error::ApiError;
@@ -23,6 +24,7 @@ struct ResponseFormat {
     #[serde(rename = "type")]
     kind: String,
     json_schema: Option<JsonSchema>,
+    schema: Option<Kept>,
 }
 
 #[derive(Deserialize)]
@@ -40,10 +42,50 @@ struct StructuredOutputs {
     json_object: Option<bool>,
 }
 
+/// A form as the Responses and the Messages API say it: the schema stands beside the type.
+#[derive(Debug, Deserialize)]
+pub struct Format {
+    #[serde(rename = "type")]
+    kind: String,
+    schema: Option<Kept>,
+}
+
+impl Format {
+    /// What the answer must look like, if anything. The client calls it `name`.
+    ///
+    /// # Errors
+    /// 400 naming the parameter.
+    pub fn checked(self, name: &'static str) -> Result<Option<Structure>, ApiError> {
+        let form = of_format(name, &self.kind, self.schema, &format!("{name}.schema"))?;
+        Ok(form.map(|form| Structure {
+            parameter: name.to_owned(),
+            form: Some(form),
+        }))
+    }
+}
+
 /// Any object.
 const OBJECT: &str = r#"{"type":"object"}"#;
 
 impl Asked {
+    /// Read the value of one of the fields. False, and nothing is read, for any other field.
+    ///
+    /// # Errors
+    /// The value is not as expected.
+    pub fn take<'de, A: MapAccess<'de>>(&mut self, name: &str, map: &mut A) -> Result<bool, A::Error> {
+        let place = match name {
+            "response_format" => &mut self.response_format,
+            "structured_outputs" => &mut self.structured_outputs,
+            "guided_json" => &mut self.guided_json,
+            "guided_regex" => &mut self.guided_regex,
+            "guided_choice" => &mut self.guided_choice,
+            "guided_grammar" => &mut self.guided_grammar,
+            _ => return Ok(false),
+        };
+        *place = map.next_value()?;
+        Ok(true)
+    }
+
     /// What the answer must look like, if anything.
     ///
     /// # Errors
@@ -67,7 +109,9 @@ impl Asked {
             ("guided_choice", self.guided_choice, choice),
             ("guided_grammar", self.guided_grammar, grammar),
         ] {
-            if let Some(kept) = said(kept) {
+            // An empty schema asks for JSON of any kind.
+            let any = name == "guided_json" && kept.as_ref().is_some_and(|kept| kept.0 == "{}");
+            if let Some(kept) = kept.filter(|kept| any || !kept.is_nothing()) {
                 forms.push((name, read(name, kept)?));
             }
         }
@@ -89,25 +133,30 @@ type Read = fn(&'static str, Kept) -> Result<Form, ApiError>;
 fn response_format(kept: &Kept) -> Result<Option<Form>, ApiError> {
     let name = "response_format";
     let format: ResponseFormat = parse(name, kept)?;
-    match (
-        format.kind.as_str(),
-        format.json_schema.and_then(|held| held.schema),
-    ) {
+    let (schema, place) = match format.kind.as_str() {
+        "json_schema" => (
+            format.json_schema.and_then(|held| held.schema),
+            "response_format.json_schema.schema",
+        ),
+        _ => (format.schema, "response_format.schema"),
+    };
+    of_format(name, &format.kind, schema, place)
+}
+
+/// The form of a type and a schema, which the client calls `place`.
+fn of_format(name: &str, kind: &str, schema: Option<Kept>, place: &str) -> Result<Option<Form>, ApiError> {
+    match (kind, schema) {
         ("text", _) => Ok(None),
-        ("json_object", _) => Ok(Some(Form::JsonSchema(OBJECT.to_owned()))),
-        ("json_schema", Some(schema)) => Ok(Some(Form::JsonSchema(schema.0))),
+        // Not OpenAI's, but what llama.cpp and others take: an object by this schema.
+        ("json_object" | "json_schema", Some(Kept(schema))) => Ok(Some(Form::JsonSchema(schema))),
+        ("json_object", None) => Ok(Some(Form::JsonSchema(OBJECT.to_owned()))),
         ("json_schema", None) => {
-            let message =
-                "'response_format.json_schema.schema' is missing; it holds the JSON schema of the answer.";
-            Err(ApiError::invalid(
-                Some("response_format.json_schema.schema"),
-                message,
-            ))
+            let message = format!("'{place}' is missing; it holds the JSON schema of the answer.");
+            Err(ApiError::invalid(Some(place), message))
         }
         (other, _) => {
             let other: String = other.chars().take(64).collect();
-            let message =
-                format!("'response_format' has the type '{other}'; use text, json_object or json_schema.");
+            let message = format!("'{name}' has the type '{other}'; use text, json_object or json_schema.");
             Err(ApiError::unsupported(name, message))
         }
     }
@@ -193,6 +242,16 @@ mod tests {
                 json!({"response_format": {"type": "json_schema", "json_schema": {"name": "n", "strict": true, "schema": {"type": "null"}}}}),
                 "response_format",
                 schema(),
+            ),
+            (
+                json!({"response_format": {"type": "json_object", "schema": {"type": "null"}}}),
+                "response_format",
+                schema(),
+            ),
+            (
+                json!({"guided_json": {}}),
+                "guided_json",
+                Form::JsonSchema("{}".to_owned()),
             ),
             (json!({"guided_json": {"type": "null"}}), "guided_json", schema()),
             (

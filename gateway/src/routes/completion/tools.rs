@@ -67,7 +67,12 @@ impl Asked {
 
 /// A tool in the form of chat completion; the parameters keep the client's order.
 #[must_use]
-pub fn function_json(name: &str, description: Option<&str>, parameters: Option<&Kept>) -> String {
+pub fn function_json(
+    name: &str,
+    description: Option<&str>,
+    parameters: Option<&Kept>,
+    strict: Option<bool>,
+) -> String {
     let mut json = format!(
         "{{\"type\":\"function\",\"function\":{{\"name\":{}",
         Value::from(name)
@@ -77,6 +82,9 @@ pub fn function_json(name: &str, description: Option<&str>, parameters: Option<&
     }
     if let Some(Kept(parameters)) = parameters {
         json += &format!(",\"parameters\":{parameters}");
+    }
+    if let Some(strict) = strict {
+        json += &format!(",\"strict\":{strict}");
     }
     json + "}}"
 }

@@ -4,7 +4,7 @@ use axum::Json;
 use axum::body::Body;
 use axum::response::{IntoResponse, Response};
 use llamero_proto::v1::completion_client::CompletionClient;
-use llamero_proto::v1::{EmbedRequest, Embedding};
+use llamero_proto::v1::{EmbedInput, EmbedRequest, Embedding, embed_input::Input};
 use prost::Message as _;
 use tonic::Status;
 use tonic::transport::Channel;
@@ -18,10 +18,18 @@ use crate::routes::completion::api::Front;
 use crate::routes::completion::request::Reader;
 use crate::routes::completion::route::Route;
 use crate::routes::leader::{Question, ask};
-use crate::upstream::Leader;
+use crate::upstream::{Affinity, Leader};
 
 /// Most values of one answer: 16 MiB, and some 50 MiB as JSON.
 const MAX_VALUES: usize = 4 << 20;
+
+/// Inputs that begin alike go to the same leader; of several the first one decides.
+fn affinity(input: &EmbedInput) -> Option<Affinity> {
+    match input.input.as_ref()? {
+        Input::Text(text) => Affinity::of_text(text),
+        Input::TokenIds(tokens) => Affinity::of_tokens(&tokens.ids),
+    }
+}
 
 /// `POST /v1/embeddings`.
 ///
@@ -42,6 +50,7 @@ pub async fn embed(front: Front, body: Body) -> Result<Response, ApiError> {
         model: &model,
         bytes: request.encoded_len(),
         tokens: likely_tokens,
+        affinity: request.inputs.first().and_then(affinity),
     };
     let call = |leader: &Leader| {
         let model = leader.model().to_owned();

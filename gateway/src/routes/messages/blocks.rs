@@ -40,6 +40,7 @@ struct Block {
     input: Option<Kept>,
     tool_use_id: Option<String>,
     content: Option<Content>,
+    is_error: Option<bool>,
 }
 
 impl<'de> Deserialize<'de> for Blocks {
@@ -129,7 +130,10 @@ impl Parts {
                 ("tool_result", "user") => {
                     self.has_results = true;
                     self.results.push(Message {
-                        content: block.content,
+                        content: match block.is_error {
+                            Some(true) => Some(block.content.unwrap_or_default().as_error()),
+                            _ => block.content,
+                        },
                         tool_call_id: block.tool_use_id,
                         ..Message::of("tool")
                     });

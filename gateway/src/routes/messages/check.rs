@@ -1,6 +1,6 @@
 //! From what was read to what is ordered.
 
-use llamero_proto::v1::{ChatPrompt, CompletionRequest, completion_request::Prompt};
+use llamero_proto::v1::{ChatPrompt, CompletionRequest, Structure, completion_request::Prompt};
 use serde::Deserialize;
 use serde_json::Value;
 
@@ -10,7 +10,8 @@ use crate::error::ApiError;
 use crate::routes::completion::bounded::Bounded;
 use crate::routes::completion::check::{Checked, Form};
 use crate::routes::completion::kept::Kept;
-use crate::routes::completion::messages::conversation;
+use crate::routes::completion::messages::{Content, Message, conversation};
+use crate::routes::completion::structure::Format;
 use crate::routes::completion::tools::{self, MAX_TOOLS, function_json};
 
 #[derive(Deserialize)]
@@ -20,6 +21,7 @@ struct Tool {
     name: String,
     description: Option<String>,
     input_schema: Option<Kept>,
+    strict: Option<bool>,
 }
 
 #[derive(Deserialize)]
@@ -36,6 +38,12 @@ struct Thinking {
     kind: String,
 }
 
+#[derive(Deserialize)]
+struct OutputConfig {
+    format: Option<Format>,
+    effort: Option<String>,
+}
+
 /// Check everything that can be checked without the model.
 ///
 /// # Errors
@@ -48,11 +56,13 @@ pub fn check(request: Request) -> Result<Checked, ApiError> {
     let mut sampling = request.sampling.clone();
     sampling.max_tokens = Some((most, "max_tokens"));
     let (model, stream) = (request.model.clone(), request.stream);
+    let structure = structure(request.output_config.as_ref(), request.output_format.as_ref())?;
     let prompt = prompt(request)?;
     let mut converted = CompletionRequest::default();
     sampling
         .apply(&mut converted)
         .map_err(|error| error.renamed("stop", "stop_sequences"))?;
+    converted.structure = structure;
     Ok(Checked {
         model,
         prompts: vec![Prompt::Chat(prompt)],
@@ -62,6 +72,32 @@ pub fn check(request: Request) -> Result<Checked, ApiError> {
         form: Form::PLAIN,
         session: None,
     })
+}
+
+/// What an answer must look like that calls no tool.
+fn structure(config: Option<&Kept>, format: Option<&Kept>) -> Result<Option<Structure>, ApiError> {
+    const FORMAT: &str = "output_config.format";
+    let said = |kept: Option<&Kept>| kept.filter(|kept| !kept.is_nothing()).cloned();
+    let mut form = None;
+    if let Some(config) = said(config) {
+        let config: OutputConfig = parse("output_config", &config)?;
+        if config.effort.is_some_and(|effort| effort != "high") {
+            let message =
+                "'output_config.effort' may only be high; the model does not think apart from its answer.";
+            return Err(ApiError::unsupported("output_config.effort", message));
+        }
+        form = config.format.map(|format| (format, FORMAT));
+    }
+    if let Some(format) = said(format) {
+        if form.is_some() {
+            let message = format!(
+                "'output_format' cannot be used beside '{FORMAT}', whose older name it is; leave it out."
+            );
+            return Err(ApiError::invalid(Some("output_format"), message));
+        }
+        form = Some((parse("output_format", &format)?, "output_format"));
+    }
+    form.map_or(Ok(None), |(format, name)| format.checked(name))
 }
 
 /// The prompt of a request.
@@ -81,10 +117,13 @@ pub fn prompt(request: Request) -> Result<ChatPrompt, ApiError> {
         let message = "'messages' is empty; send at least one message.";
         return Err(ApiError::invalid(Some("messages"), message));
     }
-    let (places, messages): (Vec<_>, Vec<_>) = messages(request.system, turns)?.into_iter().unzip();
+    let mut messages = messages(request.system, turns)?;
+    let continue_final_message = prefilled(&mut messages)?;
+    let (places, messages): (Vec<_>, Vec<_>) = messages.into_iter().unzip();
     let place = |index: usize| places.get(index).cloned().unwrap_or_default();
     let mut prompt = ChatPrompt {
         messages: conversation(messages, place)?,
+        continue_final_message,
         ..ChatPrompt::default()
     };
     let mut asked = tools::Asked {
@@ -104,6 +143,29 @@ pub fn prompt(request: Request) -> Result<ChatPrompt, ApiError> {
     Ok(prompt)
 }
 
+/// Whether the last turn is the beginning of the answer, which the client has written. An empty one is taken away.
+fn prefilled(messages: &mut Vec<(String, Message)>) -> Result<bool, ApiError> {
+    let Some((place, last)) = messages.last().filter(|(_, last)| last.role == "assistant") else {
+        return Ok(false);
+    };
+    if last.tool_calls.is_some() {
+        let message =
+            format!("'{place}' ends the conversation with a tool_use; send its tool_result behind it.");
+        return Err(ApiError::invalid(Some(place), message));
+    }
+    let text = last.content.as_ref().map_or("", Content::text);
+    if text.is_empty() {
+        messages.pop();
+        return Ok(false);
+    }
+    if text.ends_with(char::is_whitespace) {
+        let message =
+            format!("'{place}' begins the answer, but ends with white space; leave that to the model.");
+        return Err(ApiError::invalid(Some(place), message));
+    }
+    Ok(true)
+}
+
 /// Tools in the form of chat completion, which templates know.
 fn nested(tools: Kept) -> Result<Kept, ApiError> {
     let tools: Bounded<Tool, MAX_TOOLS> = parse("tools", &tools)?;
@@ -119,6 +181,7 @@ fn nested(tools: Kept) -> Result<Kept, ApiError> {
             &tool.name,
             tool.description.as_deref(),
             tool.input_schema.as_ref(),
+            tool.strict,
         ));
     }
     Ok(Kept(format!("[{}]", written.join(","))))
@@ -185,9 +248,11 @@ mod tests {
                 {"type": "text", "text": "c"},
                 {"type": "tool_use", "id": "t1", "name": "f", "input": {"z": 1}}]},
             {"role": "user", "content": [
-                {"type": "tool_result", "tool_use_id": "t1", "content": [{"type": "text", "text": "3"}]},
+                {"type": "tool_result", "tool_use_id": "t1", "content": [{"type": "text", "text": "3"}], "is_error": false},
                 {"type": "text", "text": "d"}]},
             {"role": "user", "content": [{"type": "tool_result", "tool_use_id": "t1"}]},
+            {"role": "user", "content": [{"type": "tool_result", "tool_use_id": "t2", "content": "no such city", "is_error": true}]},
+            {"role": "user", "content": [{"type": "tool_result", "tool_use_id": "t3", "is_error": true}]},
         ]});
         let chat = chat(turns);
         let told: Vec<Value> = chat
@@ -212,7 +277,11 @@ mod tests {
             json!({"role": "tool", "content": "3", "tool_call_id": "t1"})
         );
         assert_eq!(told[4], json!(["user", "d"]));
-        assert_eq!((told.len(), &told[5]["role"]), (6, &json!("tool")));
+        assert_eq!((told.len(), &told[5]["role"]), (8, &json!("tool")));
+        assert_eq!(
+            (&told[6]["content"], &told[7]["content"]),
+            (&json!("Error: no such city"), &json!("Error"))
+        );
     }
 
     #[test]
@@ -224,8 +293,54 @@ mod tests {
         let written: Value = serde_json::from_str(&named.tools_json).unwrap();
         let function = json!({"name": "f", "description": "d", "parameters": {"type": "object"}});
         assert_eq!(written, json!([{"type": "function", "function": function}]));
+        let strict = json!([{"name": "f", "input_schema": {"type": "object"}, "strict": true}]);
+        let strict: Value = serde_json::from_str(&chat(json!({"tools": strict})).tools_json).unwrap();
+        assert_eq!(strict[0]["function"]["strict"], true);
         assert_eq!(prompt(json!({"type": "any"})).tool_choice, 1);
         assert_eq!(prompt(json!({"type": "none"})).tools_json, "");
+    }
+
+    #[test]
+    fn a_last_turn_of_the_assistant_begins_the_answer() {
+        let turns = |last: Value| json!({"messages": [{"role": "user", "content": "hi"}, {"role": "assistant", "content": last}]});
+        let begun = chat(turns(
+            json!([{"type": "text", "text": "The ans"}, {"type": "text", "text": "wer"}]),
+        ));
+        assert!(begun.continue_final_message);
+        assert_eq!(begun.messages[1].content, "The answer");
+        for nothing in [
+            json!(""),
+            json!([]),
+            json!([{"type": "thinking", "thinking": "…"}]),
+        ] {
+            let none = chat(turns(nothing));
+            assert_eq!((none.messages.len(), none.continue_final_message), (1, false));
+        }
+        assert!(!chat(json!({})).continue_final_message);
+    }
+
+    #[test]
+    fn a_form_is_that_of_chat_completion() {
+        let format = json!({"type": "json_schema", "schema": {"type": "null"}});
+        for (extra, parameter) in [
+            (
+                json!({"output_config": {"format": format, "effort": "high"}}),
+                "output_config.format",
+            ),
+            (
+                json!({"output_format": format, "output_config": {}}),
+                "output_format",
+            ),
+        ] {
+            let structure = read(extra).unwrap().sampling.structure.unwrap();
+            let form = llamero_proto::v1::structure::Form::JsonSchema(r#"{"type":"null"}"#.to_owned());
+            assert_eq!(
+                (structure.parameter.as_str(), structure.form),
+                (parameter, Some(form))
+            );
+        }
+        let none = json!({"output_config": {"effort": null, "format": null}, "output_format": null});
+        assert_eq!(read(none).unwrap().sampling.structure, None);
     }
 
     #[test]
@@ -245,6 +360,31 @@ mod tests {
             (json!({"tool_choice": {"type": "any"}}), "tool_choice"),
             (json!({"stop_sequences": [""]}), "stop_sequences"),
             (json!({"mcp_servers": [{}]}), "mcp_servers"),
+            (
+                json!({"output_config": {"effort": "low"}}),
+                "output_config.effort",
+            ),
+            (
+                json!({"output_config": {"format": {"type": "xml"}}}),
+                "output_config.format",
+            ),
+            (
+                json!({"output_format": {"type": "json_schema"}}),
+                "output_format.schema",
+            ),
+            (
+                json!({"output_format": {"type": "json_object"}, "output_config": {"format": {"type": "json_object"}}}),
+                "output_format",
+            ),
+            (
+                json!({"messages": [{"role": "user", "content": "x"}, {"role": "assistant", "content": "The "}]}),
+                "messages[1]",
+            ),
+            (
+                json!({"messages": [{"role": "user", "content": "x"}, {"role": "assistant", "content":
+                    [{"type": "tool_use", "id": "t", "name": "f", "input": {}}]}]}),
+                "messages[1]",
+            ),
             (
                 json!({"messages": [{"role": "system", "content": "x"}, {"role": "robot", "content": "x"}]}),
                 "messages[1].role",

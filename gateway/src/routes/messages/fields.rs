@@ -10,7 +10,9 @@ pub const FIELDS: &[Field] = &[
     row(
         Messages,
         "messages",
-        Used("user and assistant; text, or blocks: text, tool_use, tool_result; thinking is passed over"),
+        Used(
+            "user and assistant; text, or blocks: text, tool_use, tool_result (is_error: its text begins with Error); thinking is passed over; a last turn of the assistant is gone on with",
+        ),
     ),
     row(Messages, "system", Used("text, or text blocks")),
     row(Messages, "max_tokens", Used("at least 1; required")),
@@ -23,7 +25,11 @@ pub const FIELDS: &[Field] = &[
     ),
     row(Messages, "top_k", Used("default: the checkpoint's")),
     row(Messages, "stop_sequences", Used("at most 16")),
-    row(Messages, "tools", Used("tools with an input_schema, at most 128")),
+    row(
+        Messages,
+        "tools",
+        Used("tools with an input_schema, at most 128; strict: calls have the schema also beside auto"),
+    ),
     row(
         Messages,
         "tool_choice",
@@ -32,6 +38,36 @@ pub const FIELDS: &[Field] = &[
     row(Messages, "thinking", Used("type: disabled; others are refused")),
     row(Messages, "metadata", Accepted("keeps books")),
     row(Messages, "service_tier", Accepted("there is one tier")),
+    row(Messages, "speed", Accepted("there is one speed")),
+    row(
+        Messages,
+        "cache_control",
+        Accepted("prompts are cached by themselves"),
+    ),
+    row(Messages, "user_profile_id", Accepted("keeps books")),
+    row(Messages, "workspace_id", Accepted("keeps books")),
+    row(Messages, "billing_policy", Accepted("keeps books")),
+    row(Messages, "fallback_credit_token", Accepted("keeps books")),
+    row(
+        Messages,
+        "fallbacks",
+        Accepted("no request is declined for its content"),
+    ),
+    row(
+        Messages,
+        "diagnostics",
+        Refused(Nothing, "usage says how much of the prompt was cached"),
+    ),
+    row(
+        Messages,
+        "compaction",
+        Refused(Nothing, "ask for a summary in a message"),
+    ),
+    row(
+        Messages,
+        "thread",
+        Refused(Null, "nothing is stored here; send the whole conversation"),
+    ),
     row(
         Messages,
         "container",
@@ -49,13 +85,13 @@ pub const FIELDS: &[Field] = &[
     ),
     row(
         Messages,
-        "output_format",
-        Refused(Null, "use /v1/responses with text.format"),
+        "output_config",
+        Used("format: a json_schema that the answer has; effort: high; others are refused"),
     ),
     row(
         Messages,
-        "output_config",
-        Refused(Nothing, "use /v1/responses with text.format"),
+        "output_format",
+        Used("the older name of output_config.format"),
     ),
     row(
         Messages,

@@ -22,6 +22,8 @@ pub struct Request {
     pub tools: Option<Kept>,
     pub tool_choice: Option<Kept>,
     pub thinking: Option<Kept>,
+    pub output_config: Option<Kept>,
+    pub output_format: Option<Kept>,
     /// The first field that asks for something that is not built, and what to do instead.
     pub refused: Option<(&'static str, &'static str)>,
 }
@@ -37,14 +39,13 @@ impl Take for Request {
             "system" => self.system = map.next_value()?,
             "max_tokens" => self.max_tokens = map.next_value()?,
             "stream" => self.stream = map.next_value::<Option<bool>>()?.unwrap_or_default(),
-            "temperature" => self.sampling.temperature = map.next_value()?,
-            "top_p" => self.sampling.top_p = map.next_value()?,
-            "top_k" => self.sampling.top_k = map.next_value()?,
             "stop_sequences" => self.sampling.stop = map.next_value::<Option<Stop>>()?,
             "tools" => self.tools = map.next_value()?,
             "tool_choice" => self.tool_choice = map.next_value()?,
             "thinking" => self.thinking = map.next_value()?,
-            _ => return Ok(false),
+            "output_config" => self.output_config = map.next_value()?,
+            "output_format" => self.output_format = map.next_value()?,
+            _ => return self.sampling.take(name, map),
         }
         Ok(true)
     }

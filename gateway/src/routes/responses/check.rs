@@ -1,6 +1,6 @@
 //! From what was read to what is ordered.
 
-use llamero_proto::v1::{ChatPrompt, CompletionRequest, completion_request::Prompt};
+use llamero_proto::v1::{ChatPrompt, CompletionRequest, Structure, completion_request::Prompt};
 use serde::Deserialize;
 use serde_json::Value;
 
@@ -8,14 +8,14 @@ use super::input::chat;
 use super::objects::Settings;
 use super::request::Request;
 use crate::error::ApiError;
-use crate::routes::completion::asked::Asked;
+use crate::routes::completion::asked::{Asked, Harmless};
 use crate::routes::completion::bounded::Bounded;
-use crate::routes::completion::check::{Checked, Form};
+use crate::routes::completion::check::{Checked, Form, refusal};
 use crate::routes::completion::kept::Kept;
 use crate::routes::completion::messages::conversation;
 use crate::routes::completion::route::Route;
 use crate::routes::completion::sampling::Sampling;
-use crate::routes::completion::structure;
+use crate::routes::completion::structure::{self, Format};
 use crate::routes::completion::tools::{self, MAX_TOOLS, function_json};
 use crate::upstream::Affinity;
 
@@ -30,6 +30,7 @@ struct Tool {
     name: Option<String>,
     description: Option<String>,
     parameters: Option<Kept>,
+    strict: Option<bool>,
 }
 
 #[derive(Deserialize)]
@@ -42,13 +43,7 @@ struct Chosen {
 #[derive(Deserialize)]
 struct Text {
     format: Option<Format>,
-}
-
-#[derive(Deserialize)]
-struct Format {
-    #[serde(rename = "type")]
-    kind: String,
-    schema: Option<Kept>,
+    verbosity: Option<Asked>,
 }
 
 /// Check everything that can be checked without the model.
@@ -80,19 +75,17 @@ pub fn check(request: Request) -> Result<(Checked, Settings), ApiError> {
     };
     asked.apply(&mut prompt)?;
     let wants_logprobs = request.include.iter().any(|word| word == LOGPROBS);
+    let most = request.sampling.top_logprobs;
     let sampling = Sampling {
         max_tokens: request.max_output_tokens.map(|most| (most, "max_output_tokens")),
-        temperature: request.temperature,
-        top_p: request.top_p,
-        logprobs: (wants_logprobs || request.top_logprobs.is_some_and(|most| most != 0))
-            .then_some(Asked::Flag(true)),
-        top_logprobs: request.top_logprobs,
-        ..Sampling::default()
+        logprobs: (wants_logprobs || most.is_some_and(|most| most != 0)).then_some(Asked::Flag(true)),
+        ..request.sampling
     };
     let mut converted = CompletionRequest::default();
     sampling.apply(&mut converted)?;
     converted.logprobs = sampling.logprobs(Route::Responses)?;
-    converted.structure = request.text.map(format).transpose()?.flatten();
+    converted.structure = structure(request.text, request.structure)?;
+    converted.cache_salt = request.cache_salt.unwrap_or_default();
     let checked = Checked {
         model: request.model,
         prompts: vec![Prompt::Chat(prompt)],
@@ -124,6 +117,7 @@ fn nested(tools: Kept) -> Result<Kept, ApiError> {
             &name,
             tool.description.as_deref(),
             tool.parameters.as_ref(),
+            tool.strict,
         ));
     }
     Ok(Kept(format!("[{}]", written.join(","))))
@@ -149,29 +143,108 @@ fn choice(choice: Kept) -> Result<Kept, ApiError> {
     }
 }
 
-/// What `text.format` asks for.
-fn format(text: Kept) -> Result<Option<llamero_proto::v1::Structure>, ApiError> {
-    const NAME: &str = "text.format";
+/// What the answer must look like: OpenAI's `text.format`, or one of vLLM's fields.
+fn structure(text: Option<Kept>, asked: structure::Asked) -> Result<Option<Structure>, ApiError> {
+    let first = text.map(format).transpose()?.flatten();
+    let second = asked.checked()?;
+    if let (Some(_), Some(second)) = (&first, &second) {
+        let name = &second.parameter;
+        let message = format!(
+            "'{name}' cannot be used beside 'text.format': an answer has one form; leave one of them out."
+        );
+        return Err(ApiError::invalid(Some(name), message));
+    }
+    Ok(first.or(second))
+}
+
+/// What `text` asks for.
+fn format(text: Kept) -> Result<Option<Structure>, ApiError> {
+    const VERBOSITY: &str = "text.verbosity";
     let wrong = |error: serde_json::Error| {
         ApiError::invalid(Some("text"), format!("'text' is not as expected: {error}."))
     };
-    let text: Option<Text> = serde_json::from_str(&text.0).map_err(wrong)?;
-    let Some(format) = text.and_then(|text| text.format) else {
+    let Some(text) = serde_json::from_str::<Option<Text>>(&text.0).map_err(wrong)? else {
         return Ok(None);
     };
-    let kind = Value::from(format.kind);
-    let schema = format
-        .schema
-        .map(|Kept(schema)| format!(",\"json_schema\":{{\"schema\":{schema}}}"));
-    let asked = structure::Asked {
-        response_format: Some(Kept(format!("{{\"type\":{kind}{}}}", schema.unwrap_or_default()))),
-        ..structure::Asked::default()
-    };
-    let checked = asked
-        .checked()
-        .map_err(|error| error.renamed("response_format", NAME))?;
-    Ok(checked.map(|structure| llamero_proto::v1::Structure {
-        parameter: NAME.to_owned(),
-        ..structure
-    }))
+    // The same words as chat completion's `verbosity`.
+    if text
+        .verbosity
+        .is_some_and(|asked| !Harmless::Words(&["medium"]).covers(&asked))
+    {
+        return Err(refusal(VERBOSITY, "ask for it in the prompt"));
+    }
+    text.format
+        .map_or(Ok(None), |format| format.checked("text.format"))
+}
+
+#[cfg(test)]
+mod tests {
+    use serde::de::DeserializeSeed as _;
+    use serde_json::json;
+
+    use super::*;
+    use crate::routes::completion::request::Reader;
+
+    fn read(extra: Value) -> Result<CompletionRequest, ApiError> {
+        let mut body = json!({"model": "m", "input": "hi"});
+        body.as_object_mut()
+            .unwrap()
+            .extend(extra.as_object().unwrap().clone());
+        let request: Request = Reader::new(Route::Responses).deserialize(body).unwrap();
+        match request.refused {
+            Some((field, instead)) => Err(refusal(field, instead)),
+            None => check(request).map(|(checked, _)| checked.sampling),
+        }
+    }
+
+    #[test]
+    fn what_vllm_s_server_takes_is_ordered() {
+        let asked = read(json!({"seed": 7, "top_k": 3, "stop": "x", "logit_bias": {"5": 1}, "repetition_penalty": 1.5, "ignore_eos": true,
+            "skip_special_tokens": false, "include_stop_str_in_output": true, "priority": -2, "cache_salt": "s", "presence_penalty": 0.5,
+            "structured_outputs": {"regex": "a+"}, "top_logprobs": 2}))
+        .unwrap();
+        assert_eq!(
+            (asked.seed, asked.top_k, asked.logprobs),
+            (Some(7), Some(3), Some(2))
+        );
+        assert_eq!(
+            (asked.stop, asked.priority, asked.cache_salt.as_str()),
+            (vec!["x".to_owned()], -2, "s")
+        );
+        assert_eq!(
+            (asked.repetition_penalty, asked.presence_penalty),
+            (Some(1.5), Some(0.5))
+        );
+        assert!(asked.ignore_eos && asked.show_special_tokens && asked.include_stop_string);
+        assert_eq!(
+            (asked.logit_bias[&5], asked.structure.unwrap().parameter.as_str()),
+            (1.0, "structured_outputs")
+        );
+        read(json!({"text": {"verbosity": "medium", "format": {"type": "text"}}, "truncation": "disabled"}))
+            .unwrap();
+    }
+
+    #[test]
+    fn each_mistake_is_named() {
+        for (extra, param) in [
+            (json!({"seed": 1, "top_k": -2}), "top_k"),
+            (json!({"text": {"verbosity": "low"}}), "text.verbosity"),
+            (
+                json!({"text": {"format": {"type": "json_schema"}}}),
+                "text.format.schema",
+            ),
+            (
+                json!({"text": {"format": {"type": "json_object"}}, "structured_outputs": {"regex": "a"}}),
+                "structured_outputs",
+            ),
+            (
+                json!({"enable_response_messages": true}),
+                "enable_response_messages",
+            ),
+            (json!({"previous_response": {"id": "x"}}), "previous_response"),
+        ] {
+            let error = read(extra).unwrap_err();
+            assert_eq!(error.param.as_deref(), Some(param), "{error:?}");
+        }
+    }
 }

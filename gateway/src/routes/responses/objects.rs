@@ -49,9 +49,9 @@ impl Settings {
         Ok(Self {
             instructions: request.instructions.clone(),
             max_output_tokens: request.max_output_tokens,
-            temperature: request.temperature,
-            top_p: request.top_p,
-            top_logprobs: request.top_logprobs.unwrap_or(0),
+            temperature: request.sampling.temperature,
+            top_p: request.sampling.top_p,
+            top_logprobs: request.sampling.top_logprobs.unwrap_or(0),
             text: object("text", &request.text, json!({"format": {"type": "text"}}))?,
             tools: object("tools", &request.tools, json!([]))?,
             tool_choice: object("tool_choice", &request.tool_choice, json!("auto"))?,

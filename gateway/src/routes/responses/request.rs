@@ -6,6 +6,8 @@ use super::input::Input;
 use crate::routes::completion::bounded::Bounded;
 use crate::routes::completion::kept::Kept;
 use crate::routes::completion::request::Take;
+use crate::routes::completion::sampling::Sampling;
+use crate::routes::completion::structure;
 
 /// Most words of `include`.
 const MAX_INCLUDED: usize = 32;
@@ -19,9 +21,9 @@ pub struct Request {
     pub instructions: Option<String>,
     pub stream: bool,
     pub max_output_tokens: Option<i64>,
-    pub temperature: Option<f32>,
-    pub top_p: Option<f32>,
-    pub top_logprobs: Option<i64>,
+    pub sampling: Sampling,
+    pub structure: structure::Asked,
+    pub cache_salt: Option<String>,
     pub include: Vec<String>,
     pub text: Option<Kept>,
     pub tools: Option<Kept>,
@@ -41,9 +43,6 @@ impl Take for Request {
             "instructions" => self.instructions = map.next_value()?,
             "stream" => self.stream = map.next_value::<Option<bool>>()?.unwrap_or_default(),
             "max_output_tokens" => self.max_output_tokens = map.next_value()?,
-            "temperature" => self.temperature = map.next_value()?,
-            "top_p" => self.top_p = map.next_value()?,
-            "top_logprobs" => self.top_logprobs = map.next_value()?,
             "include" => {
                 let included: Option<Bounded<String, MAX_INCLUDED>> = map.next_value()?;
                 self.include = included.map(|included| included.0).unwrap_or_default();
@@ -54,7 +53,8 @@ impl Take for Request {
             "parallel_tool_calls" => self.parallel_tool_calls = map.next_value()?,
             "prompt_cache_key" => self.prompt_cache_key = map.next_value()?,
             "metadata" => self.metadata = map.next_value()?,
-            _ => return Ok(false),
+            "cache_salt" => self.cache_salt = map.next_value()?,
+            _ => return Ok(self.sampling.take(name, map)? || self.structure.take(name, map)?),
         }
         Ok(true)
     }

@@ -11,6 +11,8 @@ use super::types::{Detokenize, Text, Tokenize, Tokens};
 use crate::error::ApiError;
 use crate::routes::body::read_json;
 use crate::routes::completion::api::Front;
+use crate::routes::completion::request::Reader;
+use crate::routes::completion::route::Route;
 use crate::routes::leader::{Asked, Question, ask};
 use crate::upstream::Leader;
 
@@ -19,9 +21,9 @@ use crate::upstream::Leader;
 /// # Errors
 /// 400 for a prompt that is not as expected, and whatever keeps a leader from answering.
 pub async fn tokenize(front: Front, body: Body) -> Result<Json<Tokens>, ApiError> {
-    let asked = read_json(&front.gateway, PhantomData::<Tokenize>, body).await?;
+    let asked = read_json(&front.gateway, Reader::<Tokenize>::new(Route::Tokenize), body).await?;
     let (model, strings) = (asked.model.clone(), asked.return_token_strs == Some(true));
-    let tokenized = tokens(front, "tokenize", &model, asked.request()?).await?;
+    let tokenized = tokens(front, Route::Tokenize.name(), &model, asked.request()?).await?;
     let spelled = |piece: &Vec<u8>| String::from_utf8_lossy(piece).into_owned();
     Ok(Json(Tokens {
         count: tokenized.ids.len(),
@@ -46,6 +48,7 @@ pub async fn tokens(
         model,
         bytes: request.encoded_len(),
         tokens: 0,
+        affinity: None,
     };
     let call = |leader: &Leader| {
         let model = leader.model().to_owned();
@@ -71,6 +74,7 @@ pub async fn detokenize(front: Front, body: Body) -> Result<Json<Text>, ApiError
         model: &asked.model,
         bytes: tokens.encoded_len(),
         tokens: 0,
+        affinity: None,
     };
     let call = |leader: &Leader| {
         let (mut client, tokens) = (leader.completion(), tokens.clone());

@@ -2,8 +2,10 @@
 //!
 //! | module | what it is |
 //! |---|---|
+//! | [`fields`] | every field of a question for tokens |
 //! | [`types`] | requests and answers |
 //! | [`handler`] | the handlers |
 
+pub mod fields;
 pub mod handler;
 pub mod types;

@@ -79,6 +79,7 @@ impl Service {
             model: &model,
             bytes: request.encoded_len(),
             tokens: 0,
+            affinity: None,
         };
         let asked = ask(front, question, |leader| {
             call(ControlClient::new(leader.channel()), request.clone())

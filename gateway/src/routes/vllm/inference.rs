@@ -16,7 +16,7 @@ use super::{Service, own_id, status};
 use crate::error::ApiError;
 use crate::routes::leader::{Asked, Question, ask};
 use crate::routes::record::Record;
-use crate::upstream::Leader;
+use crate::upstream::{Affinity, Leader};
 
 /// Counts the tokens of an answer while it passes.
 #[derive(Debug, Default)]
@@ -49,6 +49,7 @@ impl Service {
             model: &model,
             bytes: request.encoded_len(),
             tokens: prompt as u64 + u64::from(longest),
+            affinity: affinity(request.prompt.as_ref()),
         };
         let call = |leader: &Leader| {
             let client = InferenceClient::new(leader.channel()).max_decoding_message_size(MAX_ANSWER_BYTES);
@@ -60,6 +61,14 @@ impl Service {
             call(client, request)
         };
         ask(front, question, call).await.map_err(status)
+    }
+}
+
+/// Prompts that begin alike go to the same leader, those of the other APIs among them.
+fn affinity(prompt: Option<&Prompt>) -> Option<Affinity> {
+    match prompt? {
+        Prompt::Text(text) => Affinity::of_text(text),
+        Prompt::TokenIds(tokens) => Affinity::of_tokens(&tokens.ids),
     }
 }
 

@@ -69,6 +69,7 @@ fn replay(policy: Policy, seed: u64) -> (f64, u32) {
                 address,
                 load: leader.running,
                 queue: false,
+                cache: 0,
                 draining: false,
             })
             .collect();

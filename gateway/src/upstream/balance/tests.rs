@@ -80,9 +80,22 @@ fn candidates(loads: &[u32]) -> Vec<Candidate<'static>> {
         address,
         load,
         queue: false,
+        cache: 0,
         draining: false,
     };
     addresses.iter().zip(loads).map(candidate).collect()
+}
+
+#[test]
+fn of_as_many_requests_the_shorter_ones_leave_more_room() {
+    let mut all = candidates(&[3, 2, 2, 4]);
+    assert_eq!(choose(&all, None), Some(1));
+    all[1].cache = 700;
+    assert_eq!(choose(&all, None), Some(2));
+    // The next request would wait there.
+    all[1].queue = true;
+    all[2].queue = true;
+    assert_eq!(choose(&all, None), Some(0));
 }
 
 #[test]

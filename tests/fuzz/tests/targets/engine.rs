@@ -8,6 +8,7 @@ use llamero_engine::mesh::hello::{Answer, Challenge, Hello, Opening, SignedAnswe
 use llamero_engine::mesh::{Identity, LinkKind, Members, Message, Topology};
 use llamero_engine::step::Era;
 use llamero_engine::structured::{Form, Grammars};
+use llamero_engine::text::tool_calls::{ToolCallParser, ToolPiece};
 use llamero_engine::text::{ChatMessage, ChatTemplate, Conversation, TemplateFiles, Tokenizer};
 use llamero_fuzz::{Shape, Target, drive};
 use serde_json::{Value, json};
@@ -155,6 +156,92 @@ fn forms_of_answers() {
             ];
             let outcomes = forms.map(|form| outcome(grammars.compile(&form, &[]).map(drop)));
             outcomes.join(" ")
+        };
+        (Vec::new(), take)
+    });
+}
+
+/// The pieces of an answer in which a control character stands for `<|python_tag|>`, cut into parts of `part` bytes or so.
+fn pieces_of_calls(answer: &str, part: usize, at_most_one: bool) -> Vec<ToolPiece> {
+    let mut parser = ToolCallParser::new(
+        vec![
+            "f".to_owned(),
+            "brave_search".to_owned(),
+            "code_interpreter".to_owned(),
+        ],
+        at_most_one,
+    );
+    let mut pieces = Vec::new();
+    for (index, text) in answer.split('\u{1}').enumerate() {
+        if index > 0 {
+            pieces.extend(parser.python_tag());
+        }
+        let letters: Vec<char> = text.chars().collect();
+        for letters in letters.chunks(part.max(1)) {
+            pieces.extend(parser.push(&letters.iter().collect::<String>()));
+        }
+    }
+    pieces.extend(parser.finish());
+    pieces
+}
+
+/// What a client makes of them: the text, and each call's name and arguments.
+fn joined(pieces: &[ToolPiece]) -> (String, Vec<(String, String)>) {
+    let (mut text, mut calls) = (String::new(), Vec::new());
+    for piece in pieces {
+        match piece {
+            ToolPiece::Text(more) => text.push_str(more),
+            ToolPiece::Begin { index, name } => {
+                assert_eq!(*index as usize, calls.len(), "calls are numbered in their order");
+                calls.push((name.clone(), String::new()));
+            }
+            ToolPiece::Arguments { index, text } => {
+                assert_eq!(
+                    *index as usize + 1,
+                    calls.len(),
+                    "arguments belong to the last call"
+                );
+                calls.last_mut().unwrap().1.push_str(text);
+            }
+        }
+    }
+    (text, calls)
+}
+
+#[test]
+fn calls_in_answers() {
+    let target = Target {
+        name: "tool-calls",
+        shape: Shape::Text,
+        factor: 4000,
+        constant: 1 << 20,
+    };
+    drive(target, || {
+        let take = |input: &[u8]| {
+            let answer = String::from_utf8_lossy(input);
+            let mut words = String::new();
+            for at_most_one in [false, true] {
+                let whole = joined(&pieces_of_calls(&answer, usize::MAX, at_most_one));
+                let cut = joined(&pieces_of_calls(&answer, 1 + input.len() % 7, at_most_one));
+                assert_eq!(whole, cut, "where an answer is cut makes a difference");
+                let (text, calls) = whole;
+                assert!(!at_most_one || calls.len() <= 1);
+                words += match (text.is_empty(), calls.len()) {
+                    (true, 0) => "nothing ",
+                    (false, 0) => "text ",
+                    (true, 1) => "call ",
+                    (false, 1) => "text and call ",
+                    (true, _) => "calls ",
+                    (false, _) => "text and calls ",
+                };
+                if calls
+                    .iter()
+                    .any(|(_, arguments)| serde_json::from_str::<Value>(arguments).is_err())
+                {
+                    words += "broken off ";
+                }
+            }
+            words
         };
         (Vec::new(), take)
     });

@@ -3,7 +3,7 @@
 //! | module | what takes bad input |
 //! |---|---|
 //! | `checkpoint` | safetensors headers, index files, configurations, manifests of pre-sharded folders, GGUF |
-//! | `engine` | tokenizers, chat templates, forms of answers, frames between ranks |
+//! | `engine` | tokenizers, chat templates, forms of answers, calls in answers, frames between ranks |
 //! | `wire` | objects of the API server, gRPC messages, server-sent events |
 //!
 //! HTTP bodies and broken gRPC frames over real sockets are `gateway/tests/fuzz.rs`. LoRA is not built, so there are no PEFT files to read.

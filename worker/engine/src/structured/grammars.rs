@@ -136,6 +136,7 @@ fn bitmap(allowed: &SimpleVob, bytes: usize) -> Vec<u8> {
 
 #[cfg(test)]
 mod tests {
+    use super::super::form::CallOr;
     use super::*;
     use crate::text::testing::{SPECIAL, tokenizer};
     use crate::text::tool_calls::{ToolCallParser, ToolPiece};
@@ -256,6 +257,120 @@ mod tests {
             let text = walk(&Form::Lark("start: \"a\" start \"b\" | \"x\"".to_owned()), seed);
             assert!(text.is_none_or(|text| text.matches('a').count() == text.matches('b').count()));
         }
+    }
+
+    /// Whether a text is an answer of a form as a whole.
+    fn accepts(form: &Form, text: &str) -> bool {
+        let mut constraint = grammars().compile(form, &[]).unwrap();
+        for token in tokenizer().encode(text, false).unwrap() {
+            if !allowed(&mut constraint).contains(&token) {
+                return false;
+            }
+            constraint.accept(token).unwrap();
+        }
+        allowed(&mut constraint).contains(&SPECIAL)
+    }
+
+    #[test]
+    fn beside_tools_an_answer_has_its_form_or_is_calls() {
+        let schema = r#"{"type": "object", "properties": {"name": {"type": "string"}, "age": {"type": "integer"}}, "required": ["name"],
+            "additionalProperties": false}"#;
+        let empty = r#"{"type": "object", "additionalProperties": false}"#;
+        let texts = |one: bool, text: Form| {
+            Form::CallOr(CallOr {
+                text: Box::new(text),
+                tools: vec![
+                    ("f".to_owned(), None),
+                    ("g \"h\"".to_owned(), Some(empty.to_owned())),
+                ],
+                one,
+            })
+        };
+        let call = r#"{"name": "f", "parameters": {"a": [1]}}"#;
+        let quoted = r#"{"name":"g \"h\"","parameters":{}}"#;
+        let list = format!("[{call}, {quoted}]");
+        for one in [false, true] {
+            let form = texts(one, Form::Json(schema.to_owned()));
+            for text in [
+                call,
+                quoted,
+                r#"{"name": "f", "age": 3}"#,
+                r#"{"name": "fox"}"#,
+                r#"{"name": "f"}"#,
+            ] {
+                assert!(accepts(&form, text), "{text}");
+            }
+            for text in [
+                r#"{"name": "fox", "parameters": {}}"#,
+                r#"{"name": "f", "parameters": 3}"#,
+                r#"{"name": "g \"h\"", "parameters": {"a": 1}}"#,
+                r#"{"parameters": {}}"#,
+                "no",
+            ] {
+                assert!(!accepts(&form, text), "{text}");
+            }
+            assert_eq!(accepts(&form, &list), !one);
+        }
+        for text in [
+            Form::Regex("x/y+".to_owned()),
+            Form::Choice(vec!["x/y".to_owned()]),
+            Form::Lark("start: \"x/y\"".to_owned()),
+        ] {
+            let form = texts(false, text);
+            assert!(
+                accepts(&form, "x/y") && accepts(&form, call) && !accepts(&form, "x"),
+                "{form:?}"
+            );
+        }
+        let text = Box::new(Form::Regex("x".to_owned()));
+        let none = Form::CallOr(CallOr {
+            text,
+            tools: Vec::new(),
+            one: true,
+        });
+        assert!(matches!(
+            grammars().compile(&none, &[]),
+            Err(FormError::NoChoice(_))
+        ));
+    }
+
+    #[test]
+    fn a_text_is_free_until_a_strict_tool_is_called() {
+        let schema = r#"{"type": "object", "properties": {"a": {"type": "integer"}}, "required": ["a"], "additionalProperties": false}"#;
+        let tools = vec![
+            ("f".to_owned(), schema.to_owned()),
+            ("g.h".to_owned(), schema.to_owned()),
+        ];
+        let form = Form::StrictCalls(tools);
+        let call = r#"{"name": "f", "parameters": {"a": 1}}"#;
+        for text in [
+            "",
+            "Some {\"text\": \"of\"}\nits own, {\"name\": \"fox\", \"parameters\": {}}.",
+            r#"{"name": "g", "parameters": {"b": 2}}"#,
+            call,
+            r#"{"type": "function", "function": "f", "arguments": {"a": -3}}"#,
+            r#"{"name":"g.h","parameters":{"a":1}}"#,
+            &format!("{call}; {call}"),
+            &format!("I call: [{call},\n {call}] and go on."),
+        ] {
+            assert!(accepts(&form, text), "{text}");
+        }
+        for text in [
+            r#"{"name": "f", "parameters": {"a": "x"}}"#,
+            r#"{"name": "f", "parameters": {}}"#,
+            r#"{"name": "f", "parameters": {"a": 1}"#,
+            r#"{"name": "f"}"#,
+            r#"{"name": "f", "age": 3}"#,
+            &format!(r#"{call}; {{"name": "g.h", "parameters": {{"b": 1}}}}"#),
+        ] {
+            assert!(!accepts(&form, text), "{text}");
+        }
+        assert!(
+            grammars()
+                .compile(&form, &tokenizer().encode("a {\"na", false).unwrap())
+                .is_ok()
+        );
+        assert!(grammars().compile(&Form::StrictCalls(Vec::new()), &[]).is_err());
     }
 
     #[test]

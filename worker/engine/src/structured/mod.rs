@@ -9,5 +9,5 @@
 pub mod form;
 pub mod grammars;
 
-pub use form::{Form, FormError};
+pub use form::{CallOr, Form, FormError};
 pub use grammars::{Grammars, TokenConstraint};

@@ -1,5 +1,6 @@
 //! `bench`: how fast the machine serves a checkpoint, beside what the machine could do.
 
+mod guided;
 mod planner;
 mod shape;
 
@@ -15,6 +16,7 @@ use llamero_settings::limits;
 
 use super::progress::ProgressLine;
 use crate::config::within;
+use guided::Guided;
 use planner::Planner;
 use shape::ShapeArgs;
 
@@ -41,6 +43,9 @@ pub struct BenchArgs {
     /// Sequences decoded at once in the batched measurement
     #[arg(long, value_name = "N", default_value_t = BenchOptions::default().batch, value_parser = clap::value_parser!(u32).range(1..=1_024))]
     pub batch: u32,
+    /// Measure instead what a JSON schema costs: guided decoding beside free decoding, in 1 and in 16 streams
+    #[arg(long, conflicts_with = "shape")]
+    pub guided: bool,
     #[command(flatten)]
     shape: ShapeArgs,
     /// Print JSON
@@ -54,9 +59,21 @@ pub struct BenchArgs {
 /// The checkpoint cannot be used, or there is too little memory.
 pub fn bench(args: &BenchArgs) -> anyhow::Result<()> {
     match &args.dir {
+        Some(dir) if args.guided => guided(args, dir),
         Some(dir) => checkpoint(args, dir),
         None => args.shape.run(args),
     }
+}
+
+fn guided(args: &BenchArgs, dir: &Path) -> anyhow::Result<()> {
+    let guided = Guided::measure(dir, args.threads, args.decode)?;
+    if args.json {
+        let json = serde_json::json!({"model": args.dir, "threads": args.threads, "guided": guided.json()});
+        println!("{json}");
+    } else {
+        println!("model     {}\n{guided}", dir.display());
+    }
+    Ok(())
 }
 
 fn checkpoint(args: &BenchArgs, dir: &Path) -> anyhow::Result<()> {

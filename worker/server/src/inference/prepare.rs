@@ -1,7 +1,7 @@
 //! A `CompletionRequest` becomes a request of the engine, with what restricts and reads its answer, up to where it goes on.
 
 use llamero_engine::runtime::Sharing;
-use llamero_engine::structured::Form;
+use llamero_engine::structured::{CallOr, Form};
 use llamero_engine::text::RequestDraft;
 use llamero_proto::v1::completion_request::Prompt as Sent;
 use llamero_proto::v1::structure;
@@ -15,7 +15,12 @@ use super::model::{Model, blame};
 /// Most texts that an answer must not contain.
 const MAX_BAD_WORDS: usize = 64;
 /// Parameters whose form is that of the answer's text, if it has text.
-const FORMS_OF_TEXT: [&str; 2] = ["response_format", "text.format"];
+const FORMS_OF_TEXT: [&str; 4] = [
+    "response_format",
+    "text.format",
+    "output_config.format",
+    "output_format",
+];
 /// Most tools of a request.
 const MAX_TOOLS: usize = 128;
 
@@ -42,6 +47,11 @@ pub fn prepare(model: &Model, mut request: CompletionRequest) -> Result<Prepared
             ));
         }
         form = Some((call, "tools".to_owned()));
+    } else if let Some(offered) = &offered {
+        form = match form {
+            Some((text, parameter)) => Some((offered.beside(text), parameter)),
+            None => offered.strict().map(|calls| (calls, "tools".to_owned())),
+        };
     }
     if let (Some((_, parameter)), true) = (&form, request.ignore_eos) {
         let message = format!(
@@ -80,6 +90,8 @@ pub struct Prepared {
 /// The tools of a request.
 struct Offered {
     names: Vec<String>,
+    /// Of each tool, the schema of its parameters where it is strict.
+    strict: Vec<Option<String>>,
     at_most_one: bool,
     /// Set when a tool must be called.
     required: Option<Form>,
@@ -107,6 +119,12 @@ impl Offered {
             Ok((name.to_owned(), parameters.map_or_else(any, Value::to_string)))
         });
         let functions: Vec<(String, String)> = functions.collect::<Result<_, Status>>()?;
+        let strict = tools.iter().zip(&functions).map(|(tool, (_, schema))| {
+            let function = tool.get("function").unwrap_or(tool);
+            let strict = function.get("strict").and_then(Value::as_bool) == Some(true);
+            strict.then(|| schema.clone())
+        });
+        let strict = strict.collect();
         let names = functions.iter().map(|(name, _)| name.clone()).collect();
         let must = chat.tool_choice() == ToolChoice::Required;
         let named = |(name, _): &(String, String)| chat.tool_name.is_empty() || *name == chat.tool_name;
@@ -120,10 +138,27 @@ impl Offered {
         }
         Ok(Self {
             names,
+            strict,
             // A required call is one call.
             at_most_one: chat.one_tool_call || must,
             required: must.then_some(Form::Call(callable)),
         })
+    }
+
+    /// What an answer may be that has this form if it calls nothing.
+    fn beside(&self, text: Form) -> Form {
+        Form::CallOr(CallOr {
+            text: Box::new(text),
+            tools: self.names.iter().cloned().zip(self.strict.clone()).collect(),
+            one: self.at_most_one,
+        })
+    }
+
+    /// What an answer is that may call strict tools; none of them: whatever it likes.
+    fn strict(&self) -> Option<Form> {
+        let tools = self.names.iter().cloned().zip(self.strict.clone());
+        let tools: Vec<_> = tools.filter_map(|(name, schema)| Some((name, schema?))).collect();
+        (!tools.is_empty()).then_some(Form::StrictCalls(tools))
     }
 }
 

@@ -2,9 +2,10 @@
 
 use llamero_proto::v1::completion_request::Prompt;
 use llamero_proto::v1::{ChatMessage, ChatPrompt, CompletionRequest, TokenIds};
+use serde_json::{Value, json};
 use tonic::Code;
 
-use crate::harness::{Worker, turn};
+use crate::harness::{Worker, model_dir, turn};
 
 fn text(text: &str) -> CompletionRequest {
     CompletionRequest {
@@ -88,6 +89,57 @@ async fn a_prompt_is_tokenised_told_back_and_gone_on_with() {
         }
     }
     templates(&worker).await;
+}
+
+/// The model with a tokenizer that begins a text as that of Llama 3 does, and a template with a date.
+fn dated_model() -> tempfile::TempDir {
+    let (from, dir) = (model_dir(), tempfile::tempdir().unwrap());
+    for name in [
+        "config.json",
+        "generation_config.json",
+        "model.safetensors",
+        "tokenizer_config.json",
+    ] {
+        std::os::unix::fs::symlink(from.join(name), dir.path().join(name)).unwrap();
+    }
+    let tokenizer = std::fs::read_to_string(from.join("tokenizer.json")).unwrap();
+    let mut tokenizer: Value = serde_json::from_str(&tokenizer).unwrap();
+    let (begin, text) = (
+        json!({"SpecialToken": {"id": "<|im_start|>", "type_id": 0}}),
+        json!({"Sequence": {"id": "A", "type_id": 0}}),
+    );
+    let around = json!({"type": "TemplateProcessing", "single": [begin, text], "pair": [text, {"Sequence": {"id": "B", "type_id": 1}}],
+        "special_tokens": {"<|im_start|>": {"id": "<|im_start|>", "ids": [1], "tokens": ["<|im_start|>"]}}});
+    tokenizer["post_processor"] =
+        json!({"type": "Sequence", "processors": [tokenizer["post_processor"].take(), around]});
+    std::fs::write(dir.path().join("tokenizer.json"), tokenizer.to_string()).unwrap();
+    let template = "{{ strftime_now('%d %b %Y') }}: {{ messages[0]['content'] }}";
+    std::fs::write(dir.path().join("chat_template.jinja"), template).unwrap();
+    dir
+}
+
+#[tokio::test]
+async fn a_template_tells_the_time_of_the_request_and_a_text_may_begin_without_a_token() {
+    let _turn = turn().await;
+    let model = dated_model();
+    let worker = Worker::start_with(model.path(), &["--tensor", "1"], &[]).await;
+    worker.wait_for_health(true).await;
+    // 1 May 2025 and a day later, whatever day it is.
+    for (time, date) in [(1_746_100_800, "01 May 2025"), (1_746_187_200, "02 May 2025")] {
+        let request = CompletionRequest {
+            template_time: time,
+            ..chat(&[("user", "hum")], |_| {})
+        };
+        assert_eq!(rendered(&worker, request).await, format!("{date}: hum"));
+    }
+    let usual = tokens(&worker, text("hum")).await;
+    let bare = CompletionRequest {
+        no_special_tokens: true,
+        ..text("hum")
+    };
+    let bare = tokens(&worker, bare).await;
+    assert_eq!((usual[0], &usual[1..]), (1, bare.as_slice()));
+    assert!(!bare.is_empty());
 }
 
 async fn templates(worker: &Worker) {

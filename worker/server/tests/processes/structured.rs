@@ -187,6 +187,7 @@ async fn every_answer_that_ends_has_its_form() {
     let _turn = turn().await;
     let worker = Worker::alone(1, &[]).await;
     let whole = validate(&worker, 2).await;
+    alone(&worker, &whole).await;
     texts(&worker).await;
     resuming(&worker).await;
     refusals(&worker).await;
@@ -201,6 +202,16 @@ async fn every_answer_that_ends_has_its_form() {
         whole,
         "three ranks answer as one does"
     );
+}
+
+/// The first answers once more, each without batch mates.
+async fn alone(worker: &Worker, whole: &[Whole]) {
+    for ((schema, _), among_others) in schemas().iter().zip(whole).take(4) {
+        let answer = complete(worker, formed(Form::JsonSchema(schema.to_string()), 0))
+            .await
+            .unwrap();
+        assert_eq!(&answer, among_others, "{schema}");
+    }
 }
 
 #[tokio::test]
@@ -337,6 +348,40 @@ async fn tools(worker: &Worker) {
         );
         let (made, ..) = calls(worker, request("", seed)).await;
         assert!(["weather", "now"].contains(&made[0].0.as_str()));
+    }
+    // Free to call or not, a strict tool is called by its schema alone. The answer goes on behind the beginning of a call, so that there is one.
+    let mut strict = tools.clone();
+    strict[0]["function"]["strict"] = true.into();
+    for seed in 0..4 {
+        let begun = r#"{"name": "weather""#;
+        let ids = worker.completion().tokenize(CompletionRequest {
+            prompt: Some(Prompt::Text(begun.into())),
+            ..CompletionRequest::default()
+        });
+        let ids = ids.await.unwrap().into_inner().ids;
+        let free = CompletionRequest {
+            prompt: Some(Prompt::Chat(ChatPrompt {
+                tools_json: strict.to_string(),
+                ..ask("How is the weather in Rome?")
+            })),
+            resume_token_ids: ids,
+            max_tokens: Some(120),
+            ..request("", seed)
+        };
+        let mut stream = worker.completion().complete(free).await.unwrap().into_inner();
+        let (mut arguments, mut reason) = (String::new(), None);
+        while let Some(chunk) = stream.message().await.unwrap() {
+            let first = chunk.tool_calls.iter().filter(|piece| piece.index == 0);
+            arguments.extend(first.map(|piece| piece.arguments.as_str()));
+            reason = chunk.finish.map(|finish| finish.reason()).or(reason);
+        }
+        let value: Value = serde_json::from_str(&arguments)
+            .unwrap_or_else(|error| panic!("{error}: {arguments} {reason:?}"));
+        assert!(
+            ["Paris", "Rome"].contains(&value["city"].as_str().unwrap())
+                && (1..=7).contains(&value["days"].as_i64().unwrap()),
+            "{value}"
+        );
     }
     // The form of an answer's text says nothing of an answer that must be a call; another form does.
     let formed = |parameter: &str| CompletionRequest {
