@@ -4,6 +4,7 @@
 //! |---|---|
 //! | `checkpoint` | safetensors headers, index files, configurations, manifests of pre-sharded folders, GGUF |
 //! | `engine` | tokenizers, chat templates, forms of answers, calls in answers, frames between ranks |
+//! | `identities` | signing requests, certificates, SPIFFE IDs, bundles of roots |
 //! | `wire` | objects of the API server, gRPC messages, server-sent events |
 //!
 //! HTTP bodies and broken gRPC frames over real sockets are `gateway/tests/fuzz.rs`. LoRA is not built, so there are no PEFT files to read.
@@ -11,6 +12,7 @@
 
 mod checkpoint;
 mod engine;
+mod identities;
 mod wire;
 
 /// The outcome in words.
