@@ -354,11 +354,17 @@ async fn tools(worker: &Worker) {
     strict[0]["function"]["strict"] = true.into();
     for seed in 0..4 {
         let begun = r#"{"name": "weather""#;
-        let text = CompletionRequest {
+        let beginning = CompletionRequest {
             prompt: Some(Prompt::Text(begun.into())),
             ..CompletionRequest::default()
         };
-        let ids = worker.completion().tokenize(text).await.unwrap().into_inner().ids;
+        let ids = worker
+            .completion()
+            .tokenize(beginning)
+            .await
+            .unwrap()
+            .into_inner()
+            .ids;
         let free = CompletionRequest {
             prompt: Some(Prompt::Chat(ChatPrompt {
                 tools_json: strict.to_string(),
