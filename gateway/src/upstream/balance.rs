@@ -38,6 +38,9 @@ pub struct Candidate<'a> {
     pub draining: bool,
 }
 
+/// Thousandths of a KV cache with which it is as good as full.
+pub(super) const FULL: u32 = 950;
+
 /// Choose among the leaders of a deployment for a request that some of them may have refused.
 #[must_use]
 pub fn pick(leaders: &[Arc<Leader>], refusals: &Refusals, affinity: Option<Affinity>, now: Instant) -> Pick {
@@ -68,8 +71,9 @@ pub fn pick(leaders: &[Arc<Leader>], refusals: &Refusals, affinity: Option<Affin
 pub fn choose(candidates: &[Candidate<'_>], affinity: Option<Affinity>) -> Option<usize> {
     let least = || {
         let all = candidates.iter().enumerate();
-        // Of two with as many requests the one whose requests are shorter has more room.
-        all.min_by_key(|(_, leader)| (leader.draining, leader.queue, leader.load, leader.cache))
+        // A full cache comes before the load, since it changes slowly; waiting requests do not, or all would go where none waited half a second ago. Of two
+        // with as many requests the one whose requests are shorter has more room.
+        all.min_by_key(|(_, leader)| (leader.draining, leader.cache >= FULL, leader.load, leader.cache))
             .map(|(index, _)| index)
     };
     let Some(key) = affinity else { return least() };

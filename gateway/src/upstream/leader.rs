@@ -12,7 +12,7 @@ use tokio::task::AbortHandle;
 use tokio::time::Instant;
 use tonic::transport::{Channel, Endpoint};
 
-use super::balance::Candidate;
+use super::balance::{Candidate, FULL};
 use super::dialler::LeaderPod;
 
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
@@ -31,8 +31,6 @@ const AVOID_FIRST: Duration = Duration::from_millis(200);
 const AVOID_MOST: Duration = Duration::from_secs(5);
 /// Pause before the load stream is opened again.
 const TELEMETRY_RETRY: Duration = Duration::from_secs(1);
-/// Thousandths of a KV cache with which it is as good as full.
-const FULL: u32 = 950;
 /// A sample older than this says nothing.
 const STALE: Duration = Duration::from_secs(5);
 

@@ -77,13 +77,6 @@ def test_a_last_turn_of_the_assistant_is_gone_on_with(client, model):
         client.messages.create(model=model, max_tokens=8, messages=[*HELLO, {"role": "assistant", "content": "Hello! "}])
 
 
-def test_a_strict_tool_is_called_by_its_schema_or_not_at_all(client, model):
-    ask = dict(model=model, max_tokens=80, messages=ASK_WEATHER, tools=[{**TOOL, "strict": True}], extra_body=GREEDY)
-    for block in client.messages.create(**ask).content:
-        if block.type == "tool_use":
-            check_weather(block.input)
-
-
 def test_counting(client, model):
     counted = client.messages.count_tokens(model=model, messages=HELLO, system="Be brief.")
     asked = client.messages.create(model=model, messages=HELLO, system="Be brief.", max_tokens=1)

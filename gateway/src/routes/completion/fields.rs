@@ -179,7 +179,7 @@ pub const FIELDS: &[Field] = &[
     row(
         Chat,
         "tools",
-        Used("functions, at most 128; strict: calls have the schema also beside auto"),
+        Used("functions, at most 128; calls have the schema where tool_choice demands one"),
     ),
     row(
         Chat,

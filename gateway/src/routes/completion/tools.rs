@@ -67,12 +67,7 @@ impl Asked {
 
 /// A tool in the form of chat completion; the parameters keep the client's order.
 #[must_use]
-pub fn function_json(
-    name: &str,
-    description: Option<&str>,
-    parameters: Option<&Kept>,
-    strict: Option<bool>,
-) -> String {
+pub fn function_json(name: &str, description: Option<&str>, parameters: Option<&Kept>) -> String {
     let mut json = format!(
         "{{\"type\":\"function\",\"function\":{{\"name\":{}",
         Value::from(name)
@@ -82,9 +77,6 @@ pub fn function_json(
     }
     if let Some(Kept(parameters)) = parameters {
         json += &format!(",\"parameters\":{parameters}");
-    }
-    if let Some(strict) = strict {
-        json += &format!(",\"strict\":{strict}");
     }
     json + "}}"
 }

@@ -1,6 +1,6 @@
 //! From what was read to what is ordered.
 
-use llamero_proto::v1::{ChatPrompt, CompletionRequest, Structure, completion_request::Prompt};
+use llamero_proto::v1::{ChatPrompt, CompletionRequest, Structure, ToolChoice, completion_request::Prompt};
 use serde::Deserialize;
 use serde_json::Value;
 
@@ -21,7 +21,6 @@ struct Tool {
     name: String,
     description: Option<String>,
     input_schema: Option<Kept>,
-    strict: Option<bool>,
 }
 
 #[derive(Deserialize)]
@@ -58,6 +57,7 @@ pub fn check(request: Request) -> Result<Checked, ApiError> {
     let (model, stream) = (request.model.clone(), request.stream);
     let structure = structure(request.output_config.as_ref(), request.output_format.as_ref())?;
     let prompt = prompt(request)?;
+    alone(&prompt, structure.as_ref())?;
     let mut converted = CompletionRequest::default();
     sampling
         .apply(&mut converted)
@@ -72,6 +72,22 @@ pub fn check(request: Request) -> Result<Checked, ApiError> {
         form: Form::PLAIN,
         session: None,
     })
+}
+
+/// A turn that is gone on with has no other form: what stands in the prompt is no part of it.
+fn alone(prompt: &ChatPrompt, structure: Option<&Structure>) -> Result<(), ApiError> {
+    let form = match structure {
+        Some(structure) => structure.parameter.as_str(),
+        None if prompt.tool_choice() == ToolChoice::Required => "tool_choice",
+        None => return Ok(()),
+    };
+    if !prompt.continue_final_message {
+        return Ok(());
+    }
+    let message = format!(
+        "'messages' ends with a turn of the assistant, which cannot be gone on with beside '{form}'; end with a turn of the user."
+    );
+    Err(ApiError::invalid(Some("messages"), message))
 }
 
 /// What an answer must look like that calls no tool.
@@ -181,7 +197,6 @@ fn nested(tools: Kept) -> Result<Kept, ApiError> {
             &tool.name,
             tool.description.as_deref(),
             tool.input_schema.as_ref(),
-            tool.strict,
         ));
     }
     Ok(Kept(format!("[{}]", written.join(","))))
@@ -293,9 +308,13 @@ mod tests {
         let written: Value = serde_json::from_str(&named.tools_json).unwrap();
         let function = json!({"name": "f", "description": "d", "parameters": {"type": "object"}});
         assert_eq!(written, json!([{"type": "function", "function": function}]));
-        let strict = json!([{"name": "f", "input_schema": {"type": "object"}, "strict": true}]);
-        let strict: Value = serde_json::from_str(&chat(json!({"tools": strict})).tools_json).unwrap();
-        assert_eq!(strict[0]["function"]["strict"], true);
+        // What changes no answer changes no prompt.
+        let strict =
+            json!([{"name": "f", "description": "d", "input_schema": {"type": "object"}, "strict": false}]);
+        assert_eq!(
+            chat(json!({"tools": strict})).tools_json,
+            chat(json!({"tools": tools})).tools_json
+        );
         assert_eq!(prompt(json!({"type": "any"})).tool_choice, 1);
         assert_eq!(prompt(json!({"type": "none"})).tools_json, "");
     }
@@ -317,6 +336,20 @@ mod tests {
             assert_eq!((none.messages.len(), none.continue_final_message), (1, false));
         }
         assert!(!chat(json!({})).continue_final_message);
+        // A form would begin anew behind it.
+        let tools = json!([{"name": "f", "input_schema": {"type": "object"}}]);
+        for extra in [
+            json!({"output_config": {"format": {"type": "json_schema", "schema": {}}}}),
+            json!({"tools": tools, "tool_choice": {"type": "any"}}),
+        ] {
+            let mut asked = turns(json!("The answer"));
+            asked
+                .as_object_mut()
+                .unwrap()
+                .extend(extra.as_object().unwrap().clone());
+            let error = read(asked).unwrap_err();
+            assert_eq!(error.param.as_deref(), Some("messages"), "{error:?}");
+        }
     }
 
     #[test]

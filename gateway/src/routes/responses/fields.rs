@@ -48,11 +48,7 @@ pub const FIELDS: &[Field] = &[
             "format: text, json_object, json_schema (always enforced); verbosity: medium; others are refused",
         ),
     ),
-    row(
-        Responses,
-        "tools",
-        Used("functions, at most 128; strict: calls have the schema also beside auto"),
-    ),
+    row(Responses, "tools", Used("functions, at most 128")),
     row(
         Responses,
         "tool_choice",

@@ -93,8 +93,11 @@ fn of_as_many_requests_the_shorter_ones_leave_more_room() {
     all[1].cache = 700;
     assert_eq!(choose(&all, None), Some(2));
     // The next request would wait there.
-    all[1].queue = true;
-    all[2].queue = true;
+    all[1].cache = 950;
+    all[2].cache = 990;
+    assert_eq!(choose(&all, None), Some(0));
+    // Who waited at the last sample says little now.
+    all[0].queue = true;
     assert_eq!(choose(&all, None), Some(0));
 }
 

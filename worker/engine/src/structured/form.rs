@@ -21,10 +21,8 @@ pub enum Form {
     Lark(String),
     /// A call of one of these tools, as Llama writes it: name, and the schema of its parameters.
     Call(Vec<(String, String)>),
-    /// A text of a form, or calls of these tools.
+    /// A text of a form, or calls of these tools with any arguments.
     CallOr(CallOr),
-    /// Any text, in which whatever begins as a call of one of these tools is one: name, and the schema of its parameters.
-    StrictCalls(Vec<(String, String)>),
 }
 
 /// What an answer may be when tools are offered beside a form.
@@ -32,8 +30,8 @@ pub enum Form {
 pub struct CallOr {
     /// The form of an answer that calls nothing.
     pub text: Box<Form>,
-    /// The tools: name, and the schema of its parameters where it is to be enforced; any object else.
-    pub tools: Vec<(String, Option<String>)>,
+    /// Names of the tools.
+    pub tools: Vec<String>,
     /// One call, or else also a list of calls.
     pub one: bool,
 }
@@ -77,7 +75,6 @@ impl Form {
             Self::Choice(texts) => TopLevelGrammar::from_lark(choice(texts)?),
             Self::Call(tools) => TopLevelGrammar::from_lark(call(tools)?),
             Self::CallOr(either) => either.grammar()?,
-            Self::StrictCalls(tools) => TopLevelGrammar::from_lark(strict_calls(tools)?),
         })
     }
 
@@ -85,15 +82,8 @@ impl Form {
         match self {
             Self::Json(text) | Self::Regex(text) | Self::Lark(text) => text.len(),
             Self::Choice(texts) => texts.iter().map(String::len).sum(),
-            Self::Call(tools) | Self::StrictCalls(tools) => {
-                tools.iter().map(|(name, schema)| name.len() + schema.len()).sum()
-            }
-            Self::CallOr(either) => {
-                let tool = |(name, schema): &(String, Option<String>)| {
-                    name.len() + schema.as_deref().map_or(0, str::len)
-                };
-                either.text.bytes() + either.tools.iter().map(tool).sum::<usize>()
-            }
+            Self::Call(tools) => tools.iter().map(|(name, schema)| name.len() + schema.len()).sum(),
+            Self::CallOr(either) => either.text.bytes() + either.tools.iter().map(String::len).sum::<usize>(),
         }
     }
 }
@@ -109,21 +99,19 @@ impl CallOr {
         } else {
             " | \"[\" s call (s \",\" s call)* s \"]\""
         };
-        let mut lark = format!("start: @text | call{list}\n");
-        let calls: Vec<String> = (0..self.tools.len())
-            .map(|index| format!("call{index}"))
-            .collect();
-        lark += &format!("call: {}\n", calls.join(" | "));
-        for (index, (name, parameters)) in self.tools.iter().enumerate() {
-            let name = literal(&Value::from(name.as_str()).to_string());
-            let schema = schema(parameters.as_deref().unwrap_or(OBJECT))?;
-            lark += &format!(
-                r#"call{index}: "{{" s "\"name\"" s ":" s {name} s "," s "\"parameters\"" s ":" s arguments{index} s "}}"
-arguments{index}: %json {schema}
-"#
-            );
-        }
-        lark += SPACE_RULE;
+        let quoted = |name: &String| literal(&Value::from(name.as_str()).to_string());
+        let names: Vec<String> = self.tools.iter().map(quoted).collect();
+        let lark = format!(
+            r#"start: @text | call{list}
+call: "{{" s "\"name\"" s ":" s name s "," s ("\"parameters\"" | "\"arguments\"") s ":" s arguments s "}}"
+name: {names}
+arguments: %json {object}
+s: SPACE?
+SPACE: /{JSON_SPACE}/
+"#,
+            names = names.join(" | "),
+            object = schema(r#"{"type": "object"}"#)?,
+        );
         let mut grammar = TopLevelGrammar::from_lark(lark);
         let mut text = self.text.grammar()?;
         for one in &mut text.grammars {
@@ -132,45 +120,6 @@ arguments{index}: %json {schema}
         grammar.grammars.append(&mut text.grammars);
         Ok(grammar)
     }
-}
-
-/// Any object.
-const OBJECT: &str = r#"{"type": "object"}"#;
-/// White space that may be missing.
-const SPACE_RULE: &str = "s: SPACE?\nSPACE: /[ \\n\\r\\t]{1,16}/\n";
-
-/// A call begins where the parser of calls sees its name. From there on it has to be one; before, lazily matched text runs up to the next
-/// beginning of a call, if one comes.
-fn strict_calls(tools: &[(String, String)]) -> Result<String, FormError> {
-    if tools.is_empty() {
-        return Err(FormError::NoChoice("no tool"));
-    }
-    let calls: Vec<String> = (0..tools.len()).map(|index| format!("call{index}")).collect();
-    let mut lark = format!(
-        "start: ({})* rest\nrest: TEXT\nTEXT: /(\\n|.)*/\n",
-        calls.join(" | ")
-    );
-    for (index, (name, parameters)) in tools.iter().enumerate() {
-        // Names are letters, digits, '_', '-' and '.' where the gateway asks; others may call the worker, too.
-        let name = regex_literal(&Value::from(name.as_str()).to_string());
-        let schema = schema(parameters)?;
-        lark += &format!(
-            r#"head{index}[lazy]: TEXT /\{{\s*("type"\s*:\s*"function"\s*,\s*)?"(name|function)"\s*:\s*{name}/
-call{index}: head{index} s "," s ("\"parameters\"" | "\"arguments\"") s ":" s arguments{index} s "}}"
-arguments{index}: %json {schema}
-"#
-        );
-    }
-    Ok(lark + SPACE_RULE)
-}
-
-/// A text as a regular expression between slashes in Lark: everything but letters and digits by its number.
-fn regex_literal(text: &str) -> String {
-    let one = |character: char| match character {
-        'a'..='z' | 'A'..='Z' | '0'..='9' | '_' => character.to_string(),
-        other => format!("\\x{{{:x}}}", u32::from(other)),
-    };
-    text.chars().map(one).collect()
 }
 
 /// A text as Lark writes it, whose strings are JSON's.

@@ -275,14 +275,10 @@ mod tests {
     fn beside_tools_an_answer_has_its_form_or_is_calls() {
         let schema = r#"{"type": "object", "properties": {"name": {"type": "string"}, "age": {"type": "integer"}}, "required": ["name"],
             "additionalProperties": false}"#;
-        let empty = r#"{"type": "object", "additionalProperties": false}"#;
         let texts = |one: bool, text: Form| {
             Form::CallOr(CallOr {
                 text: Box::new(text),
-                tools: vec![
-                    ("f".to_owned(), None),
-                    ("g \"h\"".to_owned(), Some(empty.to_owned())),
-                ],
+                tools: vec!["f".to_owned(), "g \"h\"".to_owned()],
                 one,
             })
         };
@@ -294,6 +290,7 @@ mod tests {
             for text in [
                 call,
                 quoted,
+                r#"{"name": "f", "arguments": {}}"#,
                 r#"{"name": "f", "age": 3}"#,
                 r#"{"name": "fox"}"#,
                 r#"{"name": "f"}"#,
@@ -303,7 +300,6 @@ mod tests {
             for text in [
                 r#"{"name": "fox", "parameters": {}}"#,
                 r#"{"name": "f", "parameters": 3}"#,
-                r#"{"name": "g \"h\"", "parameters": {"a": 1}}"#,
                 r#"{"parameters": {}}"#,
                 "no",
             ] {
@@ -332,45 +328,6 @@ mod tests {
             grammars().compile(&none, &[]),
             Err(FormError::NoChoice(_))
         ));
-    }
-
-    #[test]
-    fn a_text_is_free_until_a_strict_tool_is_called() {
-        let schema = r#"{"type": "object", "properties": {"a": {"type": "integer"}}, "required": ["a"], "additionalProperties": false}"#;
-        let tools = vec![
-            ("f".to_owned(), schema.to_owned()),
-            ("g.h".to_owned(), schema.to_owned()),
-        ];
-        let form = Form::StrictCalls(tools);
-        let call = r#"{"name": "f", "parameters": {"a": 1}}"#;
-        for text in [
-            "",
-            "Some {\"text\": \"of\"}\nits own, {\"name\": \"fox\", \"parameters\": {}}.",
-            r#"{"name": "g", "parameters": {"b": 2}}"#,
-            call,
-            r#"{"type": "function", "function": "f", "arguments": {"a": -3}}"#,
-            r#"{"name":"g.h","parameters":{"a":1}}"#,
-            &format!("{call}; {call}"),
-            &format!("I call: [{call},\n {call}] and go on."),
-        ] {
-            assert!(accepts(&form, text), "{text}");
-        }
-        for text in [
-            r#"{"name": "f", "parameters": {"a": "x"}}"#,
-            r#"{"name": "f", "parameters": {}}"#,
-            r#"{"name": "f", "parameters": {"a": 1}"#,
-            r#"{"name": "f"}"#,
-            r#"{"name": "f", "age": 3}"#,
-            &format!(r#"{call}; {{"name": "g.h", "parameters": {{"b": 1}}}}"#),
-        ] {
-            assert!(!accepts(&form, text), "{text}");
-        }
-        assert!(
-            grammars()
-                .compile(&form, &tokenizer().encode("a {\"na", false).unwrap())
-                .is_ok()
-        );
-        assert!(grammars().compile(&Form::StrictCalls(Vec::new()), &[]).is_err());
     }
 
     #[test]

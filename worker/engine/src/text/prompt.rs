@@ -28,10 +28,20 @@ impl Prompt {
     }
 
     /// Cut off what stands behind the last occurrence of `text`, as transformers does to go on with a message. Templates may trim
-    /// messages, so white space around `text` need not be there. False, and nothing is cut, when it does not occur or is empty.
+    /// messages, so white space around `text` need not be there. False, and nothing is cut, when it does not occur or is empty. Names of control
+    /// tokens are no place where it occurs.
     pub fn end_behind(&mut self, text: &str) -> bool {
         let trimmed = text.trim();
-        let found = self.text.rfind(trimmed).filter(|_| !trimmed.is_empty());
+        let is_text = |start: usize| {
+            let end = start + trimmed.len();
+            self.control
+                .iter()
+                .all(|(range, _)| range.end <= start || end <= range.start)
+        };
+        let mut found = self.text.rmatch_indices(trimmed).map(|(start, _)| start);
+        let found = found
+            .find(|start| is_text(*start))
+            .filter(|_| !trimmed.is_empty());
         let Some(start) = found else { return false };
         let behind = &text[text.len() - text.trim_start().len()..];
         let whole = self.text[start..].starts_with(behind);
@@ -89,6 +99,9 @@ mod tests {
         assert_eq!(cut("hi"), (true, "say hi</s>hi".to_owned(), 2));
         assert_eq!(cut(" hi there "), (true, "say hi</s>hi there ".to_owned(), 2));
         assert_eq!(cut("hi there\n"), (true, "say hi</s>hi there".to_owned(), 2));
+        // Within the name of a control token nothing ends.
+        assert_eq!(cut("s"), (true, "s".to_owned(), 1));
+        assert_eq!(cut("/s"), (false, "say hi</s>hi there </s>".to_owned(), 3));
         for nothing in ["ho", "", " "] {
             assert_eq!(cut(nothing), (false, "say hi</s>hi there </s>".to_owned(), 3));
         }

@@ -48,10 +48,13 @@ pub fn prepare(model: &Model, mut request: CompletionRequest) -> Result<Prepared
         }
         form = Some((call, "tools".to_owned()));
     } else if let Some(offered) = &offered {
-        form = match form {
-            Some((text, parameter)) => Some((offered.beside(text), parameter)),
-            None => offered.strict().map(|calls| (calls, "tools".to_owned())),
-        };
+        form = form.map(
+            |(text, parameter)| match FORMS_OF_TEXT.contains(&parameter.as_str()) {
+                true => (offered.beside(text), parameter),
+                // The whole answer has the others, so that there is no room for calls.
+                false => (text, parameter),
+            },
+        );
     }
     if let (Some((_, parameter)), true) = (&form, request.ignore_eos) {
         let message = format!(
@@ -90,8 +93,6 @@ pub struct Prepared {
 /// The tools of a request.
 struct Offered {
     names: Vec<String>,
-    /// Of each tool, the schema of its parameters where it is strict.
-    strict: Vec<Option<String>>,
     at_most_one: bool,
     /// Set when a tool must be called.
     required: Option<Form>,
@@ -119,12 +120,6 @@ impl Offered {
             Ok((name.to_owned(), parameters.map_or_else(any, Value::to_string)))
         });
         let functions: Vec<(String, String)> = functions.collect::<Result<_, Status>>()?;
-        let strict = tools.iter().zip(&functions).map(|(tool, (_, schema))| {
-            let function = tool.get("function").unwrap_or(tool);
-            let strict = function.get("strict").and_then(Value::as_bool) == Some(true);
-            strict.then(|| schema.clone())
-        });
-        let strict = strict.collect();
         let names = functions.iter().map(|(name, _)| name.clone()).collect();
         let must = chat.tool_choice() == ToolChoice::Required;
         let named = |(name, _): &(String, String)| chat.tool_name.is_empty() || *name == chat.tool_name;
@@ -138,7 +133,6 @@ impl Offered {
         }
         Ok(Self {
             names,
-            strict,
             // A required call is one call.
             at_most_one: chat.one_tool_call || must,
             required: must.then_some(Form::Call(callable)),
@@ -149,16 +143,9 @@ impl Offered {
     fn beside(&self, text: Form) -> Form {
         Form::CallOr(CallOr {
             text: Box::new(text),
-            tools: self.names.iter().cloned().zip(self.strict.clone()).collect(),
+            tools: self.names.clone(),
             one: self.at_most_one,
         })
-    }
-
-    /// What an answer is that may call strict tools; none of them: whatever it likes.
-    fn strict(&self) -> Option<Form> {
-        let tools = self.names.iter().cloned().zip(self.strict.clone());
-        let tools: Vec<_> = tools.filter_map(|(name, schema)| Some((name, schema?))).collect();
-        (!tools.is_empty()).then_some(Form::StrictCalls(tools))
     }
 }
 

@@ -281,9 +281,8 @@ async fn stream(
     while let Some(data) = event(&mut lines).await {
         joined.add(&data);
         events += 1;
-        if kill_at == Some(events)
-            && let Some(serving) = front.serving(workers)
-        {
+        if kill_at == Some(events) {
+            let serving = front.serving(workers).expect("somebody serves the stream");
             let killed = children(workers[serving].pid());
             killed.iter().for_each(|rank| send(*rank, Signal::KILL));
         }

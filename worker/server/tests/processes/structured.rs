@@ -349,46 +349,6 @@ async fn tools(worker: &Worker) {
         let (made, ..) = calls(worker, request("", seed)).await;
         assert!(["weather", "now"].contains(&made[0].0.as_str()));
     }
-    // Free to call or not, a strict tool is called by its schema alone. The answer goes on behind the beginning of a call, so that there is one.
-    let mut strict = tools.clone();
-    strict[0]["function"]["strict"] = true.into();
-    for seed in 0..4 {
-        let begun = r#"{"name": "weather""#;
-        let beginning = CompletionRequest {
-            prompt: Some(Prompt::Text(begun.into())),
-            ..CompletionRequest::default()
-        };
-        let ids = worker
-            .completion()
-            .tokenize(beginning)
-            .await
-            .unwrap()
-            .into_inner()
-            .ids;
-        let free = CompletionRequest {
-            prompt: Some(Prompt::Chat(ChatPrompt {
-                tools_json: strict.to_string(),
-                ..ask("How is the weather in Rome?")
-            })),
-            resume_token_ids: ids,
-            max_tokens: Some(120),
-            ..request("", seed)
-        };
-        let mut stream = worker.completion().complete(free).await.unwrap().into_inner();
-        let (mut arguments, mut reason) = (String::new(), None);
-        while let Some(chunk) = stream.message().await.unwrap() {
-            let first = chunk.tool_calls.iter().filter(|piece| piece.index == 0);
-            arguments.extend(first.map(|piece| piece.arguments.as_str()));
-            reason = chunk.finish.map(|finish| finish.reason()).or(reason);
-        }
-        let value: Value = serde_json::from_str(&arguments)
-            .unwrap_or_else(|error| panic!("{error}: {arguments} {reason:?}"));
-        assert!(
-            ["Paris", "Rome"].contains(&value["city"].as_str().unwrap())
-                && (1..=7).contains(&value["days"].as_i64().unwrap()),
-            "{value}"
-        );
-    }
     // The form of an answer's text says nothing of an answer that must be a call; another form does.
     let formed = |parameter: &str| CompletionRequest {
         structure: Some(Structure {

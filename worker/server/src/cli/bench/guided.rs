@@ -178,7 +178,7 @@ impl Worker {
         Ok(worker)
     }
 
-    /// Tokens per second of so many answers at once, all of them from when each has its first token.
+    /// Tokens per second of so many answers at once: those that come while all of them run, from the last first token to the first last one.
     async fn decode(
         &self,
         streams: usize,
@@ -190,19 +190,26 @@ impl Worker {
             (0..streams).map(|stream| self.answer(tokens, schema, (round * 100 + stream) as u64)),
         )
         .await?;
-        let begin = answers.iter().map(|answer| answer.0).max().context("no stream")?;
-        let end = answers.iter().map(|answer| answer.1).max().context("no stream")?;
-        let counted = (tokens.saturating_sub(1) as usize * streams) as f64;
-        Ok(counted / (end - begin).as_secs_f64().max(f64::EPSILON))
+        let firsts = answers.iter().filter_map(|answer| answer.first());
+        let lasts = answers.iter().filter_map(|answer| answer.last());
+        let begin = firsts.map(|(at, _)| *at).max().context("no stream")?;
+        let end = lasts.map(|(at, _)| *at).min().context("no stream")?;
+        ensure!(begin < end, "the answers do not run together; take longer ones");
+        let meanwhile = answers
+            .iter()
+            .flatten()
+            .filter(|(at, _)| begin < *at && *at <= end);
+        let counted: usize = meanwhile.map(|(_, tokens)| tokens).sum();
+        Ok(counted as f64 / (end - begin).as_secs_f64())
     }
 
-    /// When an answer had its first token, and its last one.
+    /// When tokens of an answer came, and how many.
     async fn answer(
         &self,
         tokens: u32,
         schema: Option<&str>,
         seed: u64,
-    ) -> anyhow::Result<(Instant, Instant)> {
+    ) -> anyhow::Result<Vec<(Instant, usize)>> {
         let request = CompletionRequest {
             prompt: Some(Prompt::Text(
                 "A list of the animals of the herd, as JSON:\n".to_owned(),
@@ -220,18 +227,18 @@ impl Worker {
         };
         let mut client = CompletionClient::new(self.channel.clone());
         let mut chunks = client.complete(request).await?.into_inner();
-        let (mut first, mut got) = (None, 0);
+        let mut came = Vec::new();
         while let Some(chunk) = chunks.message().await? {
-            got += chunk.token_ids.len();
-            if got > 0 && first.is_none() {
-                first = Some(Instant::now());
+            if !chunk.token_ids.is_empty() {
+                came.push((Instant::now(), chunk.token_ids.len()));
             }
         }
+        let got: usize = came.iter().map(|(_, tokens)| tokens).sum();
         ensure!(
             got == tokens as usize,
             "an answer has {got} tokens instead of {tokens}"
         );
-        Ok((first.context("no token")?, Instant::now()))
+        Ok(came)
     }
 }
 
