@@ -81,7 +81,7 @@ async fn a_response_comes_whole() {
     );
     assert_eq!(
         response["usage"],
-        json!({"input_tokens": 5, "input_tokens_details": {"cached_tokens": 0}, "output_tokens": 6,
+        json!({"input_tokens": 5, "input_tokens_details": {"cached_tokens": 0, "cache_write_tokens": 0}, "output_tokens": 6,
             "output_tokens_details": {"reasoning_tokens": 0}, "total_tokens": 11})
     );
 }
