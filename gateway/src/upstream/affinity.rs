@@ -43,7 +43,7 @@ impl Affinity {
         for id in ids.iter().take(CHUNK / size_of::<u32>()) {
             hash.add(&id.to_le_bytes());
         }
-        (ids.len() * size_of::<u32>() >= SHORT).then(|| hash.end())
+        (size_of_val(ids) >= SHORT).then(|| hash.end())
     }
 
     /// Of a prompt. Short ones have none: they go to the least loaded leader.
