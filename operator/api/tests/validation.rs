@@ -213,9 +213,11 @@ fn a_draining_group_stays_so() {
 #[test]
 fn types_of_the_kv_cache_have_their_usual_names() {
     let with = |dtype: Value| -> Result<LlamaDeployment, _> {
-        serde_json::from_value(json!({"apiVersion": "llamero.dev/v1alpha1", "kind": "LlamaDeployment", "metadata": {"name": "d"},
+        serde_json::from_value(
+            json!({"apiVersion": "llamero.dev/v1alpha1", "kind": "LlamaDeployment", "metadata": {"name": "d"},
             "spec": {"model": {"source": {"hostPath": {"path": "/m"}}}, "parallelism": {"tensor": 1},
-                "engine": {"kvCache": {"dtype": dtype}}}}))
+                "engine": {"kvCache": {"dtype": dtype}}}}),
+        )
     };
     for (name, dtype) in [("auto", KvCacheDtype::Auto), ("fp8", KvCacheDtype::Fp8)] {
         assert_eq!(with(json!(name)).unwrap().spec.engine.kv_dtype(), dtype);

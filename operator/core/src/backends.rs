@@ -26,7 +26,9 @@ pub fn check(spec: &LlamaDeploymentSpec, summary: &CheckpointSummary) -> Result<
 fn check_kv(spec: &LlamaDeploymentSpec, summary: &CheckpointSummary) -> Result<(), String> {
     let resource = spec.accelerator.as_ref().and_then(|a| a.resource.as_deref());
     let backend = resource.and_then(driver).unwrap_or(CPU_BACKEND);
-    if spec.engine.kv_dtype() == KvCacheDtype::Auto || summary.fp8_kv_backends.iter().any(|one| one == backend) {
+    if spec.engine.kv_dtype() == KvCacheDtype::Auto
+        || summary.fp8_kv_backends.iter().any(|one| one == backend)
+    {
         return Ok(());
     }
     let way_out = match resource {
@@ -185,7 +187,10 @@ mod tests {
             let mut spec = spec(resource);
             spec.engine = serde_json::from_value(json!({"kvCache": {"dtype": dtype}})).unwrap();
             let fp8_kv_backends = fp8_kv_backends.iter().map(|name| (*name).to_owned()).collect();
-            let summary = CheckpointSummary { fp8_kv_backends, ..summary(&["cpu", "cuda"]) };
+            let summary = CheckpointSummary {
+                fp8_kv_backends,
+                ..summary(&["cpu", "cuda"])
+            };
             check(&spec, &summary)
         };
         assert_eq!(ask(None, "fp8", &["cpu"]), Ok(()));

@@ -10,8 +10,8 @@ use k8s_openapi::api::core::v1::LocalObjectReference;
 use llamero_api::{
     LlamaDeployment, LlamaDeploymentSpec,
     deployment::{
-        CheckpointStatus, KvCacheDtype, OnePodPerNode, PlanStatus, PullPolicy, Resources as WorkerResources, Source,
-        TopologyPolicy, Worker,
+        CheckpointStatus, KvCacheDtype, OnePodPerNode, PlanStatus, PullPolicy, Resources as WorkerResources,
+        Source, TopologyPolicy, Worker,
     },
     group::GroupTemplate,
     quantity,

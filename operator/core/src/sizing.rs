@@ -407,21 +407,32 @@ mod tests {
         );
     }
 
-    /// Half, and two bytes of scales for each layer and kv head: 8,192 tokens of the summary's 1 MiB in bf16, of heads of 128.
+    /// Half, and two scales of four bytes for each layer and kv head: 8,192 tokens of the summary's 1 MiB in bf16, of heads of 128.
     #[test]
     fn a_cache_in_fp8_holds_almost_twice_the_tokens() {
         let sized = |dtype: &str, memory: &str| {
             let engine = json!({"maxSequences": 1, "kvCache": {"memory": memory, "dtype": dtype}});
-            plan(&spec(json!({"parallelism": {"tensor": 1}, "engine": engine})), &summary(), &[])
+            plan(
+                &spec(json!({"parallelism": {"tensor": 1}, "engine": engine})),
+                &summary(),
+                &[],
+            )
         };
         let [bf16, fp8] = ["auto", "fp8"].map(|dtype| sized(dtype, "8Gi"));
         assert!(bf16.fits && fp8.fits, "{} {}", bf16.message, fp8.message);
-        assert_eq!((bf16.kv_bytes_per_token_per_rank, bf16.kv_tokens), (1 << 20, 8192));
-        assert_eq!(fp8.kv_bytes_per_token_per_rank, (1 << 19) + 2048 * 2);
-        assert_eq!(fp8.kv_tokens, 16_256);
+        assert_eq!(
+            (bf16.kv_bytes_per_token_per_rank, bf16.kv_tokens),
+            (1 << 20, 8192)
+        );
+        assert_eq!(fp8.kv_bytes_per_token_per_rank, (1 << 19) + 2048 * 8);
+        assert_eq!(fp8.kv_tokens, 15_872);
         // One context of 4,096 tokens fits where it did not.
         let [bf16, fp8] = ["auto", "fp8"].map(|dtype| sized(dtype, "3Gi"));
-        assert!(!bf16.fits && bf16.message.contains("takes 4.0 GiB"), "{}", bf16.message);
+        assert!(
+            !bf16.fits && bf16.message.contains("takes 4.0 GiB"),
+            "{}",
+            bf16.message
+        );
         assert!(fp8.fits, "{}", fp8.message);
     }
 

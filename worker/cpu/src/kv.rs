@@ -10,10 +10,10 @@
 use llamero_engine::{BackendError, KvDtype};
 
 use crate::attention::MAX_HEAD_DIM;
+use crate::kernel::Kernel;
 use crate::kernel::math::to_bf16;
 use crate::kernel::pack::{Element, LANES};
-use crate::kernel::quantize::{quantize, scale};
-use crate::kernel::Kernel;
+use crate::kernel::quantize::quantize;
 use crate::region::Region;
 
 /// Attention works on chunks of that many absolute positions, whatever the batch.
@@ -100,7 +100,7 @@ impl KvShape {
     fn half_scales(&self) -> usize {
         match self.element {
             Element::Bf16 => 0,
-            Element::E4m3 => self.block_size,
+            Element::E4m3 => self.block_size * size_of::<f32>(),
         }
     }
 
@@ -112,7 +112,7 @@ impl KvShape {
     pub(crate) fn token_bytes(&self) -> usize {
         let scales = match self.element {
             Element::Bf16 => 0,
-            Element::E4m3 => 2,
+            Element::E4m3 => 2 * size_of::<f32>(),
         };
         self.layers * self.heads * (2 * self.head_dim * self.element.size() + scales)
     }
@@ -221,10 +221,8 @@ impl KvCache {
                     Half::Keys => 0,
                     Half::Values => self.shape.half_scales(),
                 };
-            let bytes = &self.region.bytes()[at..at + out.len()];
-            for (out, byte) in out.iter_mut().zip(bytes) {
-                *out = scale(*byte);
-            }
+            let scales = &self.region.bytes()[at..at + size_of_val(out)];
+            out.copy_from_slice(bytemuck::cast_slice(scales));
         }
     }
 
@@ -243,7 +241,10 @@ impl KvCache {
         let shape = self.shape;
         let block = table[position / shape.block_size] as usize;
         let offset = position % shape.block_size;
-        let (at, scales) = (self.head_at(layer, block, head), self.scales_at(layer, block, head));
+        let (at, scales) = (
+            self.head_at(layer, block, head),
+            self.scales_at(layer, block, head),
+        );
         let data = self.region.bytes_mut();
         if offset == 0 {
             // What an earlier owner left must not meet a weight of zero: zero times infinity is not zero.
@@ -267,9 +268,11 @@ impl KvCache {
             Element::E4m3 => {
                 let mut codes = [[0; MAX_HEAD_DIM]; 2];
                 let [key_codes, value_codes] = &mut codes;
-                data[scales + offset] = quantize(kernel, key, &mut key_codes[..key.len()]);
-                data[scales + shape.half_scales() + offset] =
-                    quantize(kernel, value, &mut value_codes[..value.len()]);
+                let of_key = quantize(kernel, key, &mut key_codes[..key.len()]);
+                let of_value = quantize(kernel, value, &mut value_codes[..value.len()]);
+                let all = &mut data[scales..scales + 2 * shape.half_scales()];
+                let all: &mut [f32] = bytemuck::cast_slice_mut(all);
+                (all[offset], all[shape.block_size + offset]) = (of_key, of_value);
                 let (keys, values) = data[tile].split_at_mut(shape.key_tile());
                 for (d, (key, value)) in key_codes.iter().zip(value_codes).enumerate().take(key.len()) {
                     let place = shape.place(d, lane);

@@ -100,7 +100,9 @@ fn unpack(pairs: &[u32]) -> Vec<f32> {
 /// Softmax attention of one query over the first `seen` positions.
 fn plain(query: &[f64], keys: &Rows, values: &Rows, head: usize, seen: usize) -> Vec<f64> {
     let dot = |key: &[f32]| -> f64 { query.iter().zip(key).map(|(q, k)| q * f64::from(*k)).sum() };
-    let scores = keys[..seen].iter().map(|key| dot(&key[head]) / (HEAD_DIM as f64).sqrt());
+    let scores = keys[..seen]
+        .iter()
+        .map(|key| dot(&key[head]) / (HEAD_DIM as f64).sqrt());
     let scores: Vec<f64> = scores.collect();
     let most = scores.iter().copied().fold(f64::NEG_INFINITY, f64::max);
     let mass: f64 = scores.iter().map(|score| (score - most).exp()).sum();
@@ -127,7 +129,9 @@ fn both_types_read_what_the_definition_does() {
         vector::split(Kernel::detect(), &queries, &mut high, &mut low);
         let parts = (unpack(&high), unpack(&low));
         let exact = parts.0.iter().zip(&parts.1);
-        let exact: Vec<f64> = exact.map(|(high, low)| f64::from(*high) + f64::from(*low)).collect();
+        let exact: Vec<f64> = exact
+            .map(|(high, low)| f64::from(*high) + f64::from(*low))
+            .collect();
         let want: Vec<f64> = (0..len * Q_HEADS)
             .flat_map(|row| {
                 let (token, head) = (row / Q_HEADS, row % Q_HEADS / (Q_HEADS / KV_HEADS));
@@ -178,7 +182,10 @@ fn a_nan_reaches_those_that_see_it_and_no_others() {
             let got = attended(KvDtype::Fp8E4m3, 16, level, rows, [&queries, &zeros], 4);
             for (row, got) in got.chunks_exact(HEAD_DIM).enumerate() {
                 let sees = row / Q_HEADS >= 2 && row % Q_HEADS < Q_HEADS / KV_HEADS;
-                assert!(got.iter().all(|value| value.is_nan() == sees), "row {row}: {got:?}");
+                assert!(
+                    got.iter().all(|value| value.is_nan() == sees),
+                    "row {row}: {got:?}"
+                );
             }
         }
     }

@@ -221,7 +221,13 @@ impl Rank {
             .map_err(|error| unusable("make the weights", error))?;
         let tokens = bench.prefill.max(1) as usize;
         let blocks = (tokens + 1).div_ceil(BLOCK);
-        let kv = KvShape::new(shape.layers, shape.kv_heads, shape.head_dim, BLOCK, bench.kv_dtype)?;
+        let kv = KvShape::new(
+            shape.layers,
+            shape.kv_heads,
+            shape.head_dim,
+            BLOCK,
+            bench.kv_dtype,
+        )?;
         let cache = KvCache::new(kv, blocks).map_err(|error| unusable("map the KV cache", error))?;
         let turns = frequencies(config.rope_theta, shape.head_dim);
         let work = Workspace::new(&shape, &programs, turns, tokens);

@@ -89,9 +89,7 @@ fn what_is_written_is_what_the_kernel_reads() {
                     let lane = position % LANES;
                     let key = match upper {
                         None => keys[d / 2 * 64 + Element::E4m3.index(lane, d % 2)],
-                        Some(upper) => {
-                            [keys, upper][lane / 16][d / 2 * 32 + 2 * (lane % 16) + d % 2]
-                        }
+                        Some(upper) => [keys, upper][lane / 16][d / 2 * 32 + 2 * (lane % 16) + d % 2],
                     };
                     let near = |code: u8, scale: f32, want: f32| {
                         let got = e4m3::decode(code) * scale;

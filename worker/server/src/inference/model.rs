@@ -5,13 +5,13 @@ use std::sync::OnceLock;
 use std::time::Duration;
 
 use llamero_checkpoint::{Checkpoint, GenerationConfig};
-use llamero_engine::{KvDtype, runtime};
 use llamero_engine::structured::{Form, FormError, Grammars, TokenConstraint};
 use llamero_engine::text::tool_calls::{self, ToolTexts};
 use llamero_engine::text::{
     ChatTemplate, ChatTemplateError, Conversation, GenerationRequest, Prompt, RequestDraft, RequestError,
     RequestLimits, Tokenizer, TokenizerError,
 };
+use llamero_engine::{KvDtype, runtime};
 use llamero_proto::v1::{ChatMessage, ChatPrompt};
 use llamero_settings::limits::MAX_TEXT_BYTES;
 use serde_json::{Value, json};

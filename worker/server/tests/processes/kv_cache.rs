@@ -23,7 +23,13 @@ async fn two_ranks_give_the_answer_of_one_and_keep_to_their_kind() {
         content_identity: usual.1,
         ..sampled_story(120)
     };
-    refused(&alone, resumed, Code::FailedPrecondition, "would not go on as it began").await;
+    refused(
+        &alone,
+        resumed,
+        Code::FailedPrecondition,
+        "would not go on as it began",
+    )
+    .await;
     drop(alone);
 
     let (leader, member) = (pod_with(0, "a", &FP8).await, pod_with(1, "b", &FP8).await);

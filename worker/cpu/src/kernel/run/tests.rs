@@ -136,7 +136,10 @@ fn every_kernel_gives_the_bits_of_the_definition() {
                     tile.run(kernel, &mut got);
                     let mut split = start.clone();
                     apart.run(kernel, &mut split);
-                    assert_eq!(split, got, "{kernel:?} {element:?} rows {rows} blocks {blocks} steps {steps}");
+                    assert_eq!(
+                        split, got,
+                        "{kernel:?} {element:?} rows {rows} blocks {blocks} steps {steps}"
+                    );
                     let differs = want
                         .iter()
                         .zip(&got)
