@@ -5,7 +5,7 @@ use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use llamero_settings::limits;
-use llamero_worker::config::within;
+use llamero_worker::config::{KvCacheDtype, within};
 
 /// Run a Llama model on this machine: a chat in the terminal, or an OpenAI-compatible server
 #[derive(Debug, Parser)]
@@ -107,6 +107,10 @@ pub struct EngineOptions {
     /// Longest prompt and answer together in tokens; the model's own limit, at most 8192, when absent
     #[arg(long, value_name = "TOKENS", value_parser = within(limits::MAX_CONTEXT_LENGTH))]
     pub max_context_length: Option<u32>,
+    /// Type in which keys and values are kept: the model's own (bf16), or fp8, which takes half the memory and changes answers a
+    /// little
+    #[arg(long, value_enum, value_name = "TYPE", default_value_t = KvCacheDtype::Auto)]
+    pub kv_cache_dtype: KvCacheDtype,
     /// Name that clients of the server ask for; the repository, or the name of folder or file, when absent
     #[arg(long, value_name = "NAME", requires = "serve")]
     pub model_name: Option<String>,
@@ -199,6 +203,16 @@ mod tests {
         assert_eq!(serve("m --serve 0.0.0.0:9").as_deref(), Some("0.0.0.0:9"));
         let error = run("--serve m").unwrap_err().to_string();
         assert!(error.contains("the model before --serve"), "{error}");
+    }
+
+    #[test]
+    fn types_of_the_kv_cache_have_their_usual_names() {
+        let dtype = |line: &str| run(line).map(|args| args.engine.kv_cache_dtype);
+        assert_eq!(dtype("m").unwrap(), KvCacheDtype::Auto);
+        assert_eq!(dtype("m --kv-cache-dtype auto").unwrap(), KvCacheDtype::Auto);
+        assert_eq!(dtype("m --kv-cache-dtype fp8").unwrap(), KvCacheDtype::Fp8);
+        let error = dtype("m --kv-cache-dtype int4").unwrap_err().to_string();
+        assert!(error.contains("[possible values: auto, fp8]"), "{error}");
     }
 
     #[test]

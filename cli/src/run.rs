@@ -76,6 +76,7 @@ fn engine(args: &RunArgs, prepared: &Prepared) -> anyhow::Result<EngineArgs> {
             .clone()
             .unwrap_or_else(|| prepared.name.clone()),
         threads: options.threads,
+        kv_cache_dtype: options.kv_cache_dtype,
         max_context_length: Some(options.max_context_length.unwrap_or(context)),
         ..EngineArgs::of(prepared.folder.clone())?
     })

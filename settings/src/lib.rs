@@ -5,6 +5,7 @@
 //! |---|---|
 //! | [`duration`] | spans of time, in resources and on command lines |
 //! | [`hash`] | hashes that are the same in every process and build |
+//! | [`kv`] | what a token takes in the KV cache |
 //! | [`limits`] | ranges of settings, and sizes that gateway and worker agree on |
 //! | [`listen`] | sockets that both address families reach, with the feature `listen` |
 //! | [`losses`] | requests that bring down whoever works on them |
@@ -25,6 +26,7 @@
 
 pub mod duration;
 pub mod hash;
+pub mod kv;
 pub mod limits;
 #[cfg(feature = "listen")]
 pub mod listen;

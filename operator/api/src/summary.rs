@@ -58,6 +58,10 @@ pub struct CheckpointSummary {
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 8))]
     pub one_node_backends: Vec<String>,
+    /// Those of `backends` that can keep keys and values in FP8 (`engine.kvCache.dtype`). Absent: none.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 8))]
+    pub fp8_kv_backends: Vec<String>,
     /// The commit that was looked into, where the weights come from a Hub.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = 64))]

@@ -2,6 +2,7 @@
 
 #![allow(clippy::unwrap_used, reason = "a test may fail")]
 
+use llamero_api::deployment::KvCacheDtype;
 use llamero_api::{LlamaDeployment, LlamaGroup};
 use serde_json::{Value, json};
 
@@ -207,6 +208,21 @@ fn a_draining_group_stays_so() {
     let draining = group(|o| o["spec"]["intent"] = json!("Drain"));
     let back = group(|_| {}).validate_cel_update(&draining).unwrap_err();
     assert!(back.to_string().contains("cannot be put back"));
+}
+
+#[test]
+fn types_of_the_kv_cache_have_their_usual_names() {
+    let with = |dtype: Value| -> Result<LlamaDeployment, _> {
+        serde_json::from_value(
+            json!({"apiVersion": "llamero.dev/v1alpha1", "kind": "LlamaDeployment", "metadata": {"name": "d"},
+            "spec": {"model": {"source": {"hostPath": {"path": "/m"}}}, "parallelism": {"tensor": 1},
+                "engine": {"kvCache": {"dtype": dtype}}}}),
+        )
+    };
+    for (name, dtype) in [("auto", KvCacheDtype::Auto), ("fp8", KvCacheDtype::Fp8)] {
+        assert_eq!(with(json!(name)).unwrap().spec.engine.kv_dtype(), dtype);
+    }
+    assert!(with(json!("int4")).is_err());
 }
 
 #[test]

@@ -1,6 +1,6 @@
 //! Whether the worker image can compute on what a deployment asks for.
 
-use llamero_api::{CheckpointSummary, LlamaDeploymentSpec};
+use llamero_api::{CheckpointSummary, LlamaDeploymentSpec, deployment::KvCacheDtype, summary::CPU_BACKEND};
 
 /// Domains of extended resources, and the backend of the worker that drives their devices.
 const DRIVERS: [(&str, &str); 1] = [("nvidia.com/", "cuda")];
@@ -18,6 +18,29 @@ pub fn driver(resource: &str) -> Option<&'static str> {
 /// # Errors
 /// A sentence that says which backend is missing and what to do.
 pub fn check(spec: &LlamaDeploymentSpec, summary: &CheckpointSummary) -> Result<(), String> {
+    check_device(spec, summary)?;
+    check_kv(spec, summary)
+}
+
+/// Whether the backend keeps keys and values in the type that the specification asks for.
+fn check_kv(spec: &LlamaDeploymentSpec, summary: &CheckpointSummary) -> Result<(), String> {
+    let resource = spec.accelerator.as_ref().and_then(|a| a.resource.as_deref());
+    let backend = resource.and_then(driver).unwrap_or(CPU_BACKEND);
+    if spec.engine.kv_dtype() == KvCacheDtype::Auto
+        || summary.fp8_kv_backends.iter().any(|one| one == backend)
+    {
+        return Ok(());
+    }
+    let way_out = match resource {
+        Some(_) => "or remove accelerator.resource to run on the CPU",
+        None => "or choose a newer worker.image",
+    };
+    Err(format!(
+        "engine.kvCache.dtype is fp8, and the backend {backend} of the worker image keeps keys and values in bf16 only: set engine.kvCache.dtype to auto, {way_out}"
+    ))
+}
+
+fn check_device(spec: &LlamaDeploymentSpec, summary: &CheckpointSummary) -> Result<(), String> {
     let Some(resource) = spec.accelerator.as_ref().and_then(|a| a.resource.as_deref()) else {
         return Ok(());
     };
@@ -156,6 +179,32 @@ mod tests {
             assert_eq!(check(&split(None, tensor, pipeline, 8), &older), Ok(()));
         }
         assert_eq!(check(&split(Some("nvidia.com/gpu"), 1, 1, 8), &older), Ok(()));
+    }
+
+    #[test]
+    fn a_cache_in_fp8_is_taken_where_it_is_built() {
+        let ask = |resource, dtype: &str, fp8_kv_backends: &[&str]| {
+            let mut spec = spec(resource);
+            spec.engine = serde_json::from_value(json!({"kvCache": {"dtype": dtype}})).unwrap();
+            let fp8_kv_backends = fp8_kv_backends.iter().map(|name| (*name).to_owned()).collect();
+            let summary = CheckpointSummary {
+                fp8_kv_backends,
+                ..summary(&["cpu", "cuda"])
+            };
+            check(&spec, &summary)
+        };
+        assert_eq!(ask(None, "fp8", &["cpu"]), Ok(()));
+        assert_eq!(ask(None, "auto", &[]), Ok(()));
+        assert_eq!(ask(Some("nvidia.com/gpu"), "auto", &["cpu"]), Ok(()));
+        let why = ask(Some("nvidia.com/gpu"), "fp8", &["cpu"]).unwrap_err();
+        assert!(
+            why.contains("engine.kvCache.dtype is fp8, and the backend cuda")
+                && why.contains("or remove accelerator.resource"),
+            "{why}"
+        );
+        // An older image, which would not know the flag.
+        let why = ask(None, "fp8", &[]).unwrap_err();
+        assert!(why.contains("a newer worker.image"), "{why}");
     }
 
     #[test]

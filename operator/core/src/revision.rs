@@ -10,8 +10,8 @@ use k8s_openapi::api::core::v1::LocalObjectReference;
 use llamero_api::{
     LlamaDeployment, LlamaDeploymentSpec,
     deployment::{
-        CheckpointStatus, OnePodPerNode, PlanStatus, PullPolicy, Resources as WorkerResources, Source,
-        TopologyPolicy, Worker,
+        CheckpointStatus, KvCacheDtype, OnePodPerNode, PlanStatus, PullPolicy, Resources as WorkerResources,
+        Source, TopologyPolicy, Worker,
     },
     group::GroupTemplate,
     quantity,
@@ -180,7 +180,11 @@ fn view(spec: &LlamaDeploymentSpec, model_name: &str) -> Value {
             .kv_cache
             .as_ref()
             .and_then(|kv| amount(kv.memory.as_ref()));
-        map.insert("kvCache".into(), json!({"memory": kv}));
+        let mut cache = json!({"memory": kv});
+        if spec.engine.kv_dtype() == KvCacheDtype::Fp8 {
+            cache["dtype"] = json!("fp8");
+        }
+        map.insert("kvCache".into(), cache);
     }
     let accelerator = spec.accelerator.as_ref();
     json!({
@@ -420,8 +424,9 @@ mod tests {
     #[test]
     fn other_words_for_the_same_are_the_same() {
         let base = digest(&spec(|_| {}), "llama");
-        let same: [fn(&mut Value); 6] = [
+        let same: [fn(&mut Value); 7] = [
             |s| s["engine"] = json!({"parseSpecialTokensInMessages": false}),
+            |s| s["engine"] = json!({"kvCache": {"dtype": "auto"}}),
             |s| s["worker"]["resources"]["requests"]["memory"] = json!("1024Mi"),
             |s| s["worker"]["resources"]["requests"]["cpu"] = json!("1000m"),
             |s| s["worker"]["tolerations"] = json!([]),
@@ -453,7 +458,8 @@ mod tests {
     #[test]
     fn what_pods_see_changes_it() {
         let base = digest(&spec(|_| {}), "llama");
-        let other: [fn(&mut Value); 11] = [
+        let other: [fn(&mut Value); 12] = [
+            |s| s["engine"] = json!({"kvCache": {"dtype": "fp8"}}),
             |s| s["disruption"] = json!({"safeToEvict": false}),
             |s| s["engine"] = json!({"maxQueuedRequests": 7}),
             |s| s["engine"] = json!({"parseSpecialTokensInMessages": true}),

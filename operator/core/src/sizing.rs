@@ -1,12 +1,14 @@
 //! From a checkpoint's headers to memory per rank, or a refusal that says what would fit, before any accelerator is taken.
 
+use std::borrow::Cow;
+
 use llamero_api::{
     CheckpointSummary, LlamaDeploymentSpec,
-    deployment::PlanStatus,
+    deployment::{KvCacheDtype, PlanStatus},
     quantity::{self, human},
     summary::ShardPlan,
 };
-use llamero_settings::memory;
+use llamero_settings::{kv, memory};
 
 use crate::{
     observed::Node,
@@ -81,6 +83,7 @@ pub fn plan(spec: &LlamaDeploymentSpec, summary: &CheckpointSummary, nodes: &[No
         max_context_length: context,
         ..PlanStatus::default()
     };
+    let summary = &of_kv_type(spec, summary);
     match size(spec, summary, &budget(spec, summary, nodes), context, &mut plan) {
         Ok(note) => {
             plan.fits = true;
@@ -89,6 +92,23 @@ pub fn plan(spec: &LlamaDeploymentSpec, summary: &CheckpointSummary, nodes: &[No
         Err(refusal) => plan.message = refusal,
     }
     plan
+}
+
+/// The summary with what a token takes in the type of cache that is asked for; an inspect pod says it for bf16.
+fn of_kv_type<'a>(spec: &LlamaDeploymentSpec, summary: &'a CheckpointSummary) -> Cow<'a, CheckpointSummary> {
+    if spec.engine.kv_dtype() == KvCacheDtype::Auto {
+        return Cow::Borrowed(summary);
+    }
+    let in_fp8 = |in_bf16: i64| {
+        let bytes = |value| u64::try_from(value).unwrap_or(0);
+        let in_fp8 = kv::bytes_in_fp8(bytes(in_bf16), bytes(summary.head_dim));
+        i64::try_from(in_fp8).unwrap_or(i64::MAX)
+    };
+    let mut summary = summary.clone();
+    for plan in &mut summary.plans {
+        plan.kv_bytes_per_token_per_rank = in_fp8(plan.kv_bytes_per_token_per_rank);
+    }
+    Cow::Owned(summary)
 }
 
 fn size(
@@ -334,6 +354,7 @@ mod tests {
             backends: vec![],
             one_device_backends: vec![],
             one_node_backends: vec![],
+            fp8_kv_backends: vec!["cpu".into()],
             commit: None,
             content_identity: None,
         }
@@ -384,6 +405,35 @@ mod tests {
                 .message
                 .contains("at most 8192")
         );
+    }
+
+    /// Half, and two scales of four bytes for each layer and kv head: 8,192 tokens of the summary's 1 MiB in bf16, of heads of 128.
+    #[test]
+    fn a_cache_in_fp8_holds_almost_twice_the_tokens() {
+        let sized = |dtype: &str, memory: &str| {
+            let engine = json!({"maxSequences": 1, "kvCache": {"memory": memory, "dtype": dtype}});
+            plan(
+                &spec(json!({"parallelism": {"tensor": 1}, "engine": engine})),
+                &summary(),
+                &[],
+            )
+        };
+        let [bf16, fp8] = ["auto", "fp8"].map(|dtype| sized(dtype, "8Gi"));
+        assert!(bf16.fits && fp8.fits, "{} {}", bf16.message, fp8.message);
+        assert_eq!(
+            (bf16.kv_bytes_per_token_per_rank, bf16.kv_tokens),
+            (1 << 20, 8192)
+        );
+        assert_eq!(fp8.kv_bytes_per_token_per_rank, (1 << 19) + 2048 * 8);
+        assert_eq!(fp8.kv_tokens, 15_872);
+        // One context of 4,096 tokens fits where it did not.
+        let [bf16, fp8] = ["auto", "fp8"].map(|dtype| sized(dtype, "3Gi"));
+        assert!(
+            !bf16.fits && bf16.message.contains("takes 4.0 GiB"),
+            "{}",
+            bf16.message
+        );
+        assert!(fp8.fits, "{}", fp8.message);
     }
 
     /// 1,000 tokens take 63 blocks, which hold 1,008.

@@ -18,28 +18,30 @@ pub fn decode(code: u8) -> f32 {
     DECODE[code as usize]
 }
 
-/// The code nearest to `value`, ties to even; magnitudes beyond 448 (infinity too) saturate to 448; NaN stays NaN.
+/// The code nearest to `value`, ties to even; magnitudes beyond 448 (infinity too) saturate to 448; NaN stays NaN: the
+/// conversion with saturation of the OCP 8-bit Floating Point Specification, section 5.2.2. All cases are computed and one is
+/// chosen, so that a loop over it becomes vector instructions.
 #[must_use]
+#[inline]
 pub fn encode(value: f32) -> u8 {
     let bits = value.to_bits();
     let sign = ((bits >> 24) & 0x80) as u8;
     let magnitude = bits & 0x7fff_ffff;
-    if magnitude > 0x7f80_0000 {
-        return sign | 0x7f;
-    }
-    if magnitude >= MAX.to_bits() {
-        return sign | 0x7e;
-    }
     // Below 2^-6 the code is subnormal: its mantissa counts units of 2^-9. Adding 2^14 puts the last mantissa bit of
     // an f32 at 2^-9, so that the addition itself rounds to nearest even.
-    if magnitude < (1.0f32 / 64.0).to_bits() {
-        let shifted = f32::from_bits(magnitude) + 16384.0;
-        return sign | (shifted.to_bits() - 16384.0f32.to_bits()) as u8;
-    }
+    let shifted = f32::from_bits(magnitude) + 16384.0;
+    let subnormal = shifted.to_bits().wrapping_sub(16384.0f32.to_bits());
     // Round 23 mantissa bits to 3, ties to even; a carry moves into the exponent, which is what rounding up means.
-    let rounded = magnitude + 0x0007_ffff + ((magnitude >> 20) & 1);
-    let code = (rounded >> 20) - ((127 - 7) << 3);
-    sign | (code.min(0x7e) as u8)
+    let rounded = magnitude.wrapping_add(0x0007_ffff + ((magnitude >> 20) & 1));
+    let normal = (rounded >> 20).wrapping_sub((127 - 7) << 3);
+    let code = if magnitude < (1.0f32 / 64.0).to_bits() {
+        subnormal
+    } else {
+        normal
+    };
+    let code = if magnitude >= MAX.to_bits() { 0x7e } else { code };
+    let code = if magnitude > 0x7f80_0000 { 0x7f } else { code };
+    sign | code as u8
 }
 
 const fn decode_table() -> [f32; 256] {

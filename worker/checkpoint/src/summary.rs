@@ -78,6 +78,9 @@ pub struct CheckpointSummary {
     /// Those of them whose tensor-parallel ranks have to be in one pod, and which compute no pipeline stages.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub one_node_backends: Vec<String>,
+    /// Those of them that can keep keys and values in FP8.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub fp8_kv_backends: Vec<String>,
     /// The commit that the weights are of, where they come from a Hub. Left empty here, where there is only a folder.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub commit: Option<String>,
@@ -124,6 +127,7 @@ impl CheckpointSummary {
                 .map(|error| error.to_string()),
             backends: Vec::new(),
             one_node_backends: Vec::new(),
+            fp8_kv_backends: Vec::new(),
             commit: None,
             content_identity: None,
         }

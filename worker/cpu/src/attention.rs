@@ -4,17 +4,25 @@
 //! maxima (Milakov and Gimelshein, 2018). Nothing in a row's arithmetic depends on which rows share its tile, so other sequences and prefill
 //! chunks do not change its bits: positions that a row must not see have the weight zero at the end of its chains.
 //!
-//! Keys and values are bf16 in the cache. Queries and softmax weights enter the dot products as two bf16 parts each, so
-//! that attention adds hardly any rounding of its own: some models amplify it at the first positions of a text.
+//! Queries and softmax weights enter the dot products as two bf16 parts each, so that attention adds hardly any rounding of its
+//! own: some models amplify it at the first positions of a text.
+//!
+//! | module | what it is |
+//! |---|---|
+//! | `bf16` | products with keys and values in bf16 |
+//! | `e4m3` | products with their codes, whose scales go to scores and softmax weights |
+
+mod bf16;
+mod e4m3;
 
 use std::sync::Arc;
 
 use crate::disjoint::DisjointSlice;
 use crate::kernel::math::exp;
 use crate::kernel::pack::{Element, LANES};
-use crate::kernel::tile::{MAX_ROWS, Tile};
+use crate::kernel::tile::MAX_ROWS;
 use crate::kernel::{Kernel, vector};
-use crate::kv::{CHUNK, KvCache};
+use crate::kv::{CHUNK, Half, KvCache};
 use crate::pool::Pool;
 use crate::shape::Shape;
 
@@ -132,12 +140,14 @@ struct Worker<'a> {
 
 /// `[row][position of the chunk]`.
 type Scores = [f32; MAX_ROWS * CHUNK];
-/// The high and the low parts of softmax weights, bf16 pairs `[row][position of the chunk / 2]`.
-type Weights = [[u32; MAX_ROWS * CHUNK / 2]; 2];
-/// The high and the low parts of queries, bf16 pairs `[row][element / 2]`.
-type Queries = [[u32; MAX_ROWS * MAX_HEAD_DIM / 2]; 2];
+/// The high and the low parts of softmax weights, bf16 pairs `[input][position of the chunk / 2]`; see [`Worker::input`].
+type Weights = [u32; MAX_ROWS * CHUNK];
+/// The high and the low parts of queries, bf16 pairs `[input][element / 2]`.
+type Queries = [u32; MAX_ROWS * MAX_HEAD_DIM];
 /// `[row][element]`, or in the order of the tiles that sum it up.
 type Values = [f32; MAX_ROWS * MAX_HEAD_DIM];
+/// Scales of the keys and of the values of a chunk's positions.
+type Scales = [[f32; CHUNK]; 2];
 /// Largest scaled score and sum of the weights of each row.
 type Softmax = [(f32, f32); MAX_ROWS];
 
@@ -148,15 +158,27 @@ impl Worker<'_> {
         let Some(last) = self.rows().last() else { return };
         let queries = self.gather(queries);
         let mut scores = [0.0; MAX_ROWS * CHUNK];
-        let mut weights = [[0; MAX_ROWS * CHUNK / 2]; 2];
+        let mut weights = [0; MAX_ROWS * CHUNK];
         let mut total = [0.0; MAX_ROWS * MAX_HEAD_DIM];
         let mut state = UNSEEN;
         for chunk in (0..=last.position).step_by(CHUNK) {
             let end = CHUNK.min(last.position + 1 - chunk);
-            self.score(&queries, chunk, end, &mut scores);
-            let part = self.weigh(chunk, &mut scores, &mut weights);
             let mut sums = [0.0; MAX_ROWS * MAX_HEAD_DIM];
-            self.sum_values(&weights, chunk, end, &mut sums);
+            let part = match self.element() {
+                Element::Bf16 => {
+                    self.score(&queries, chunk, end, &mut scores);
+                    let part = self.weigh(chunk, None, &mut scores, &mut weights);
+                    self.sum_values(&weights, chunk, end, &mut sums);
+                    part
+                }
+                Element::E4m3 => {
+                    let scales = self.scales(chunk, end);
+                    self.score_codes(&queries, chunk, end, &mut scores);
+                    let part = self.weigh(chunk, Some(&scales), &mut scores, &mut weights);
+                    self.sum_codes(&weights, chunk, end, &mut sums);
+                    part
+                }
+            };
             self.merge(chunk, &part, &sums, &mut state, &mut total);
         }
         self.store(&state, &mut total, out);
@@ -171,95 +193,73 @@ impl Worker<'_> {
         (row.token * self.shape.kv_of.len() + row.head) * (self.shape.head_dim / 2)
     }
 
+    fn element(&self) -> Element {
+        self.cache.shape().element
+    }
+
+    /// Which row of the kernel's inputs the high (0) or the low (1) part of the task's row `i` is: all high parts before all low
+    /// ones, or so by groups of rows that are multiplied at once.
+    fn input(&self, part: usize, i: usize) -> usize {
+        let at_once = match self.element() {
+            Element::Bf16 => MAX_ROWS,
+            Element::E4m3 => e4m3::AT_ONCE,
+        };
+        let first = i - i % at_once;
+        2 * first + part * at_once.min(self.task.len - first) + i % at_once
+    }
+
     /// The task's own queries, side by side.
     fn gather(&self, queries: [&[u32]; 2]) -> Queries {
         let pairs = self.shape.head_dim / 2;
-        let mut gathered = [[0; MAX_ROWS * MAX_HEAD_DIM / 2]; 2];
-        for (to, from) in gathered.iter_mut().zip(queries) {
+        let mut gathered = [0; MAX_ROWS * MAX_HEAD_DIM];
+        for (part, from) in queries.iter().enumerate() {
             for (i, row) in self.rows().iter().enumerate() {
                 let at = self.place(row);
-                to[i * pairs..][..pairs].copy_from_slice(&from[at..at + pairs]);
+                gathered[self.input(part, i) * pairs..][..pairs].copy_from_slice(&from[at..at + pairs]);
             }
         }
         gathered
     }
 
-    /// Products of all rows with the keys of the positions `chunk .. chunk + end`.
-    fn score(&self, queries: &Queries, chunk: usize, end: usize, scores: &mut Scores) {
-        let (rows, pairs) = (self.task.len, self.shape.head_dim / 2);
-        for at in (0..end).step_by(LANES) {
-            let mut sums = [0.0; MAX_ROWS * LANES];
-            let table = &self.task.span.table;
-            let (lower, upper) = self.cache.keys(self.layer, table, self.task.kv_head, chunk + at);
-            let tile = Tile {
-                element: Element::Bf16,
-                weights: bytemuck::cast_slice(lower),
-                upper: upper.map(bytemuck::cast_slice),
-                block_stride: 0,
-                blocks: 1,
-                steps: pairs,
-                inputs: &queries[0],
-                input_stride: pairs,
-                rows,
-            };
-            tile.run(self.kernel, &mut sums);
-            Tile {
-                inputs: &queries[1],
-                ..tile
-            }
-            .run(self.kernel, &mut sums);
-            for i in 0..rows {
-                scores[i * CHUNK + at..][..LANES].copy_from_slice(&sums[i * LANES..][..LANES]);
-            }
+    fn scales(&self, chunk: usize, end: usize) -> Scales {
+        let mut scales = [[0.0; CHUNK]; 2];
+        let (table, head) = (&self.task.span.table, self.task.kv_head);
+        for (half, scales) in [Half::Keys, Half::Values].into_iter().zip(&mut scales) {
+            self.cache
+                .scales(self.layer, table, head, chunk, half, &mut scales[..end]);
         }
+        scales
     }
 
-    /// Softmax over the positions of the chunk that each row sees; the others weigh zero.
-    fn weigh(&self, chunk: usize, scores: &mut Scores, weights: &mut Weights) -> Softmax {
+    /// Softmax over the positions of the chunk that each row sees; the others weigh zero. Scales of keys go to the scores, those
+    /// of values to the weights, but not to their sum.
+    fn weigh(
+        &self,
+        chunk: usize,
+        scales: Option<&Scales>,
+        scores: &mut Scores,
+        weights: &mut Weights,
+    ) -> Softmax {
         let scale = 1.0 / (self.shape.head_dim as f32).sqrt();
         let mut part = UNSEEN;
         for (i, row) in self.rows().iter().enumerate() {
             let seen = (row.position + 1).saturating_sub(chunk).min(CHUNK);
             let scores = &mut scores[i * CHUNK..][..CHUNK];
+            if let Some([keys, _]) = scales {
+                vector::multiply(self.kernel, &mut scores[..seen], keys);
+            }
             if seen > 0 {
                 part[i] = vector::softmax_chunk(self.kernel, &mut scores[..seen], scale);
             }
+            if let Some([_, values]) = scales {
+                vector::multiply(self.kernel, &mut scores[..seen], values);
+            }
             scores[seen..].fill(0.0);
-            let [high, low] = weights
-                .each_mut()
-                .map(|part| &mut part[i * CHUNK / 2..][..CHUNK / 2]);
-            vector::split(self.kernel, scores, high, low);
+            let (high, low) = weights.split_at_mut(self.input(1, i) * CHUNK / 2);
+            let high = &mut high[self.input(0, i) * CHUNK / 2..][..CHUNK / 2];
+            vector::split(self.kernel, scores, high, &mut low[..CHUNK / 2]);
         }
         part
-    }
-
-    /// Sums of the values of the positions `chunk .. chunk + end` by weight, `[group of lanes][row][lane]`.
-    fn sum_values(&self, weights: &Weights, chunk: usize, end: usize, sums: &mut Values) {
-        let (kv, rows) = (self.cache.shape(), self.task.len);
-        let sums = &mut sums[..kv.groups() * rows * LANES];
-        // By 32 positions for every size of blocks, so that the order of summation is one.
-        for at in (0..end).step_by(LANES) {
-            for weights in weights {
-                for at in (at..(at + LANES).min(end)).step_by(kv.tile()) {
-                    let table = &self.task.span.table;
-                    let values = self
-                        .cache
-                        .values(self.layer, table, self.task.kv_head, chunk + at);
-                    let tile = Tile {
-                        element: Element::Bf16,
-                        weights: bytemuck::cast_slice(values),
-                        upper: None,
-                        block_stride: kv.value_group() * size_of::<u16>(),
-                        blocks: kv.groups(),
-                        steps: kv.tile() / 2,
-                        inputs: &weights[at / 2..],
-                        input_stride: CHUNK / 2,
-                        rows,
-                    };
-                    tile.run(self.kernel, sums);
-                }
-            }
-        }
     }
 
     /// Add a chunk's sums to the total of all chunks before it, both scaled to the larger maximum.
@@ -300,3 +300,6 @@ impl Worker<'_> {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

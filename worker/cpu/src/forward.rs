@@ -292,7 +292,7 @@ impl Model<'_> {
                 let values = work.v[token * kv_width..][..kv_width].chunks_exact(head_dim);
                 for (head, (key, value)) in keys.zip(values).enumerate() {
                     vector::rotate(self.kernel, key, cos, sin);
-                    cache.write(layer, &span.table, head, position, key, value);
+                    cache.write(self.kernel, layer, &span.table, head, position, key, value);
                 }
             }
         }

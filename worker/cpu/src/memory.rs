@@ -86,6 +86,7 @@ pub(crate) fn plan(
         shape.kv_heads,
         shape.head_dim,
         limits.block_size as usize,
+        limits.kv_dtype,
     )?;
     Ok(MemoryPlan {
         weights: load::layout(shape, model).bytes as u64,

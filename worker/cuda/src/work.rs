@@ -43,7 +43,7 @@ impl Sizes {
         let limits = &spec.limits;
         if limits.kv_dtype != KvDtype::Bf16 {
             return Err(unusable(
-                "a KV cache in FP8 is not built for GPUs yet: choose bf16".into(),
+                "a KV cache in FP8 is not built for GPUs yet: choose bf16 (--kv-cache-dtype auto, engine.kvCache.dtype: auto)".into(),
             ));
         }
         if limits.max_adapters > 0 {

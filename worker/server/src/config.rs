@@ -8,6 +8,7 @@ use std::time::Duration;
 use clap::Args;
 use clap::builder::RangedI64ValueParser;
 use llamero_checkpoint::identity::ContentIdentity;
+use llamero_engine::KvDtype;
 use llamero_settings::duration;
 use llamero_settings::limits;
 use serde::{Deserialize, Serialize};
@@ -27,6 +28,26 @@ pub enum BackendKind {
     Cpu,
     /// One NVIDIA GPU for each rank.
     Cuda,
+}
+
+/// Type of the KV cache. The names are those of vLLM's `--kv-cache-dtype`.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, clap::ValueEnum, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum KvCacheDtype {
+    /// bf16, that of the model.
+    #[default]
+    Auto,
+    /// E4M3 with one scale for each token and kv head: half the memory. CPUs only.
+    Fp8,
+}
+
+impl From<KvCacheDtype> for KvDtype {
+    fn from(dtype: KvCacheDtype) -> Self {
+        match dtype {
+            KvCacheDtype::Auto => Self::Bf16,
+            KvCacheDtype::Fp8 => Self::Fp8E4m3,
+        }
+    }
 }
 
 /// The model and how it is served; the same on every rank of a group.
@@ -74,6 +95,11 @@ pub struct EngineArgs {
     /// Bytes of each rank's KV cache. When absent: room for four full-length sequences, at most 1 GiB; on GPUs, all that is left
     #[arg(long, value_name = "BYTES")]
     pub kv_memory: Option<u64>,
+    /// Type in which keys and values are kept: the model's own (bf16), or fp8, which takes half the memory and changes answers a
+    /// little. CPUs only; the same on every rank
+    #[arg(long, value_enum, value_name = "TYPE", default_value_t = KvCacheDtype::Auto)]
+    #[serde(default)]
+    pub kv_cache_dtype: KvCacheDtype,
     /// Threads of each rank; the cores that this container may use, shared among its ranks, when absent
     #[arg(long, value_name = "N", value_parser = within(limits::THREADS))]
     pub threads: Option<u32>,

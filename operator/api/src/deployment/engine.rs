@@ -34,10 +34,33 @@ pub struct Engine {
     pub threads: Option<i32>,
 }
 
+/// Type of the key/value cache. The names are those of vLLM's `--kv-cache-dtype`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum KvCacheDtype {
+    /// bf16, that of the model.
+    #[default]
+    Auto,
+    /// E4M3 with one scale for each token and head: half the memory, so twice the context; answers change a little. On CPUs only.
+    Fp8,
+}
+
+impl Engine {
+    /// Type of the key/value cache.
+    #[must_use]
+    pub fn kv_dtype(&self) -> KvCacheDtype {
+        let named = self.kv_cache.as_ref().and_then(|kv| kv.dtype);
+        named.unwrap_or_default()
+    }
+}
+
 /// The key/value cache of a rank.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct KvCache {
+    /// Type in which keys and values are kept. Absent: `auto`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub dtype: Option<KvCacheDtype>,
     /// Memory for keys and values on each rank. Absent: what weights leave of the memory, or one full context where that is unknown.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(schema_with = "crate::schema::quantity")]

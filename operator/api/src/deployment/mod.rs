@@ -14,7 +14,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::duration::Duration;
 
-pub use engine::{Engine, KvCache};
+pub use engine::{Engine, KvCache, KvCacheDtype};
 pub use model::{
     CaBundle, CredentialsSecretRef, HostPathSource, HttpsSource, HuggingFaceSource, ImageSource, ModelSpec,
     PersistentVolumeClaimSource, S3Source, Source, TokenSecretRef,

@@ -13,6 +13,7 @@ use k8s_openapi::{
 use kube::ResourceExt as _;
 use llamero_api::{
     LlamaGroup,
+    deployment::KvCacheDtype,
     duration::Duration,
     group::GroupTemplate,
     labels::{self, CONTROL_PORT, HEALTH_PORT, INFERENCE_PORT, RANK_PORT},
@@ -126,6 +127,9 @@ fn arguments(group: &LlamaGroup, index: i32) -> Vec<String> {
     }
     if template.kv_bytes_per_rank > 0 {
         flag("kv-memory", template.kv_bytes_per_rank.to_string());
+    }
+    if template.engine.kv_dtype() == KvCacheDtype::Fp8 {
+        flag("kv-cache-dtype", "fp8".to_owned());
     }
     if let Some(threads) = template.engine.threads {
         flag("threads", threads.to_string());
@@ -380,7 +384,7 @@ mod tests {
         let group = group(json!({
             "tensor": 16, "ranksPerPod": 8, "acceleratorResource": "nvidia.com/gpu", "kvBytesPerRank": 0,
             "engine": {"maxBatchedTokens": 4096, "maxSequences": 256, "threads": 4, "maxQueuedRequests": 9,
-                "parseSpecialTokensInMessages": true},
+                "parseSpecialTokensInMessages": true, "kvCache": {"dtype": "fp8"}},
             "worker": {"image": "w", "env": [{"name": "LLAMERO_LOG", "value": "debug"}, {"name": "LLAMERO_POD_IP", "value": "0.0.0.0"}],
                 "terminationGracePeriodSeconds": 600, "drainGrace": "1m", "runtimeClassName": "nvidia"},
         }));
@@ -406,7 +410,7 @@ mod tests {
         let arguments = serde_json::to_string(&container["args"]).unwrap();
         assert!(
             arguments.contains(r#""--pipeline","1","--backend","cuda","#) && arguments.contains(
-                r#""--max-batched-tokens","4096","--max-sequences","256","--max-queued-requests","9","--threads","4""#
+                r#""--max-batched-tokens","4096","--max-sequences","256","--max-queued-requests","9","--kv-cache-dtype","fp8","--threads","4""#
             ) && arguments.ends_with(r#""--drain-grace","1m","--parse-special-tokens-in-messages"]"#),
             "{arguments}"
         );

@@ -234,9 +234,15 @@ impl CpuBackend {
         turns
     }
 
-    fn kv_shape(&self, block_size: u32) -> Result<KvShape, BackendError> {
+    fn kv_shape(&self, block_size: u32, dtype: KvDtype) -> Result<KvShape, BackendError> {
         let shape = &self.shape;
-        KvShape::new(shape.layers, shape.kv_heads, shape.head_dim, block_size as usize)
+        KvShape::new(
+            shape.layers,
+            shape.kv_heads,
+            shape.head_dim,
+            block_size as usize,
+            dtype,
+        )
     }
 
     fn formed(&mut self) -> Result<&mut FormedGroup, BackendError> {
@@ -258,7 +264,7 @@ impl CpuBackend {
 
     /// Touch all weights once, so that the first request does not pay for it. Talks to nobody.
     fn warm_up(&mut self) -> Result<(), BackendError> {
-        let kv = self.kv_shape(32)?;
+        let kv = self.kv_shape(32, KvDtype::Bf16)?;
         let mut cache = KvCache::new(kv, 1)
             .map_err(|error| BackendError::Unusable(format!("cannot map a block of KV cache: {error}")))?;
         let mut work = Workspace::new(&self.shape, &self.programs, self.frequencies(), 1);
@@ -298,11 +304,6 @@ fn not_loaded() -> BackendError {
 }
 
 fn check_limits(limits: &FormLimits) -> Result<(), BackendError> {
-    if limits.kv_dtype != KvDtype::Bf16 {
-        return Err(BackendError::Unusable(
-            "a KV cache in FP8 is not built for CPUs yet: choose bf16".into(),
-        ));
-    }
     if limits.max_adapters > 0 {
         return Err(BackendError::Unusable(format!(
             "{} adapters were asked for, and adapters are not built for CPUs yet: serve the model without",
@@ -386,7 +387,7 @@ impl Backend for CpuBackend {
             mesh
         };
         let collective = Collective::new(mesh, self.waits);
-        let kv = self.kv_shape(spec.limits.block_size)?;
+        let kv = self.kv_shape(spec.limits.block_size, spec.limits.kv_dtype)?;
         let formed = FormedGroup::new(spec, collective, kv, &plan, work, self.kept.take())?;
         let capacity = formed.capacity();
         self.formed = Some(formed);

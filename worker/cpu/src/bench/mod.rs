@@ -45,6 +45,10 @@ pub struct BenchOptions {
     pub prefill: u32,
     /// Sequences decoded at once in the batched measurement.
     pub batch: u32,
+    /// Tokens behind which one sequence is decoded once more; 0: it is not.
+    pub context: u32,
+    /// Type of the KV cache.
+    pub kv_dtype: KvDtype,
 }
 
 impl Default for BenchOptions {
@@ -54,6 +58,8 @@ impl Default for BenchOptions {
             decode: 128,
             prefill: 512,
             batch: 16,
+            context: 0,
+            kv_dtype: KvDtype::Bf16,
         }
     }
 }
@@ -79,6 +85,19 @@ pub struct Report {
     pub batch: u32,
     /// Tokens of a prompt a second.
     pub prefill: f64,
+    /// One sequence behind [`BenchOptions::context`] tokens.
+    pub long: Option<LongDecode>,
+}
+
+/// Decoding one sequence behind a long context.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct LongDecode {
+    /// Tokens before the first.
+    pub context: u32,
+    /// Bytes of keys and values that the first token reads.
+    pub cache_bytes: u64,
+    /// Tokens a second.
+    pub decode: f64,
 }
 
 impl Report {
@@ -122,7 +141,17 @@ impl fmt::Display for Report {
             self.prefill,
             100.0 * self.prefill_ratio(),
             self.operations_per_token as f64 / 1e6
-        )
+        )?;
+        match &self.long {
+            Some(long) => write!(
+                f,
+                "\ndecode    1 sequence behind {} tokens: {:.1} tokens/s ({:.1} MB of keys and values a token)",
+                long.context,
+                long.decode,
+                long.cache_bytes as f64 / 1e6
+            ),
+            None => Ok(()),
+        }
     }
 }
 
@@ -132,13 +161,17 @@ impl fmt::Display for Report {
 /// What the backend says, for instance too little memory for the cache.
 pub fn run(backend: &mut CpuBackend, options: BenchOptions) -> Result<Report, BackendError> {
     let context = options.prefill.max(options.decode + 1);
-    let mut driver = Driver::form(backend, context, options.batch.max(1), options.threads)?;
-    driver.prefill(0, options.prefill.min(64))?;
+    let mut driver = Driver::form(backend, options, context, options.batch.max(1))?;
+    driver.prefill(0, 0, options.prefill.min(64))?;
     let start = Stopwatch::start(options.threads);
-    driver.prefill(0, options.prefill)?;
+    driver.prefill(0, 0, options.prefill)?;
     let prefill = f64::from(options.prefill) / start.elapsed().as_secs_f64();
-    let decode = driver.decode(1, options.decode)?;
-    let decode_batch = driver.decode(options.batch.max(1), options.decode.min(64))?;
+    let decode = driver.decode(1, 0, options.decode)?;
+    let decode_batch = driver.decode(options.batch.max(1), 0, options.decode.min(64))?;
+    let long = match options.context {
+        0 => None,
+        _ => Some(long(backend, options)?),
+    };
     backend.dissolve();
     Ok(Report {
         threads: options.threads,
@@ -150,6 +183,25 @@ pub fn run(backend: &mut CpuBackend, options: BenchOptions) -> Result<Report, Ba
         decode_batch,
         batch: options.batch.max(1),
         prefill,
+        long,
+    })
+}
+
+/// Decode one sequence behind a prompt of `options.context` tokens.
+fn long(backend: &mut CpuBackend, options: BenchOptions) -> Result<LongDecode, BackendError> {
+    let BenchOptions { context, decode, .. } = options;
+    let mut driver = Driver::form(backend, options, context + decode + 1, 1)?;
+    let mut start = 0;
+    while start < context {
+        let tokens = options.prefill.max(1).min(context - start);
+        driver.prefill(0, start, tokens)?;
+        start += tokens;
+    }
+    let cache_bytes = driver.block_bytes / u64::from(BLOCK) * u64::from(context + 1);
+    Ok(LongDecode {
+        context,
+        cache_bytes,
+        decode: driver.decode(1, context, decode)?,
     })
 }
 
@@ -158,6 +210,7 @@ struct Driver<'a> {
     backend: &'a mut CpuBackend,
     tables: BlockTables,
     blocks_per_slot: u32,
+    block_bytes: u64,
     step: u64,
     era: Era,
     threads: usize,
@@ -166,9 +219,9 @@ struct Driver<'a> {
 impl<'a> Driver<'a> {
     fn form(
         backend: &'a mut CpuBackend,
+        options: BenchOptions,
         context: u32,
         slots: u32,
-        threads: usize,
     ) -> Result<Self, BackendError> {
         let era = Era {
             generation: 0,
@@ -178,11 +231,11 @@ impl<'a> Driver<'a> {
         let blocks_per_slot = context / BLOCK;
         let limits = FormLimits {
             max_sequences: slots,
-            max_batched_tokens: context.max(slots),
+            max_batched_tokens: options.prefill.max(slots),
             max_context: context,
             block_size: BLOCK,
             steps_in_flight: 1,
-            kv_dtype: KvDtype::Bf16,
+            kv_dtype: options.kv_dtype,
             max_adapters: 0,
         };
         let mut spec = FormSpec {
@@ -190,27 +243,29 @@ impl<'a> Driver<'a> {
             limits,
             kv_bytes: 0,
         };
-        spec.kv_bytes = backend.memory(&spec)?.kv_block * u64::from(blocks_per_slot) * u64::from(slots);
+        let block_bytes = backend.memory(&spec)?.kv_block;
+        spec.kv_bytes = block_bytes * u64::from(blocks_per_slot) * u64::from(slots);
         let capacity = backend.form(&spec, Box::new(TcpMesh::alone(era)), &mut |_| {})?;
         Ok(Self {
             backend,
             tables: BlockTables::new(slots, capacity.blocks),
             blocks_per_slot,
+            block_bytes,
             step: 0,
             era,
-            threads,
+            threads: options.threads,
         })
     }
 
-    fn prefill(&mut self, slot: u32, tokens: u32) -> Result<(), BackendError> {
-        self.step(vec![row(slot, 0, tokens, true)])
+    fn prefill(&mut self, slot: u32, start: u32, tokens: u32) -> Result<(), BackendError> {
+        self.step(vec![row(slot, start, tokens, true)])
     }
 
-    /// Decode `tokens` tokens of each of `sequences` sequences; tokens a second in all.
-    fn decode(&mut self, sequences: u32, tokens: u32) -> Result<f64, BackendError> {
-        self.step((0..sequences).map(|slot| row(slot, 0, 1, true)).collect())?;
+    /// Decode `tokens` tokens of each of `sequences` sequences, of which `behind` tokens are there; tokens a second in all.
+    fn decode(&mut self, sequences: u32, behind: u32, tokens: u32) -> Result<f64, BackendError> {
+        self.step((0..sequences).map(|slot| row(slot, behind, 1, true)).collect())?;
         let start = Stopwatch::start(self.threads);
-        for position in 1..=tokens {
+        for position in behind + 1..=behind + tokens {
             self.step((0..sequences).map(|slot| row(slot, position, 1, true)).collect())?;
         }
         Ok(f64::from(sequences) * f64::from(tokens) / start.elapsed().as_secs_f64())

@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use llamero_checkpoint::{LlamaConfig, ShardPlan, Topology};
-use llamero_engine::{BackendError, StepProgress};
+use llamero_engine::{BackendError, KvDtype, StepProgress};
 
 use super::lonely::{LonelyMesh, Traffic, take};
 use super::machine::{bandwidth, flops};
@@ -42,6 +42,8 @@ pub struct ShapeBench {
     pub rank: u32,
     /// Whether the layers' matrices are E4M3; bf16 otherwise. The head is bf16, as Meta leaves it.
     pub fp8: bool,
+    /// Type of the KV cache.
+    pub kv_dtype: KvDtype,
     /// Threads that compute.
     pub threads: usize,
     /// Tokens of the prompt, which are the context of decoding.
@@ -219,7 +221,13 @@ impl Rank {
             .map_err(|error| unusable("make the weights", error))?;
         let tokens = bench.prefill.max(1) as usize;
         let blocks = (tokens + 1).div_ceil(BLOCK);
-        let kv = KvShape::new(shape.layers, shape.kv_heads, shape.head_dim, BLOCK)?;
+        let kv = KvShape::new(
+            shape.layers,
+            shape.kv_heads,
+            shape.head_dim,
+            BLOCK,
+            bench.kv_dtype,
+        )?;
         let cache = KvCache::new(kv, blocks).map_err(|error| unusable("map the KV cache", error))?;
         let turns = frequencies(config.rope_theta, shape.head_dim);
         let work = Workspace::new(&shape, &programs, turns, tokens);
@@ -268,7 +276,7 @@ impl Rank {
         // Each token attends to those before it and to itself.
         let seen = tokens * (f64::from(start) + (tokens + 1.0) / 2.0);
         let attention = 4.0 * seen * self.shape.q_width() as f64;
-        let cached = (start + len) as usize * self.shape.kv_width() * 2 * size_of::<u16>();
+        let cached = (start + len) as usize * self.cache.shape().token_bytes() / self.shape.layers;
         Ok(LayerSpeed {
             tokens: len,
             seconds: median(layers),
@@ -355,6 +363,7 @@ mod tests {
             tensor,
             rank,
             fp8,
+            kv_dtype: KvDtype::Bf16,
             threads: 1,
             prefill: 40,
             decode: 3,

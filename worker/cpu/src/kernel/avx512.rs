@@ -4,8 +4,9 @@
 //! from a table of 128 entries held in two registers each, and the sign is put in by one ternary-logic instruction.
 
 use std::arch::x86_64::{
-    __m512bh, __m512i, _mm512_dpbf16_ps, _mm512_loadu_ps, _mm512_loadu_si512, _mm512_permutex2var_epi8,
-    _mm512_set1_epi8, _mm512_set1_epi32, _mm512_storeu_ps, _mm512_ternarylogic_epi32, _mm512_unpackhi_epi8,
+    __m512bh, __m512i, _mm256_loadu_si256, _mm512_castsi256_si512, _mm512_dpbf16_ps, _mm512_loadu_ps,
+    _mm512_loadu_si512, _mm512_permutex2var_epi8, _mm512_permutex2var_epi64, _mm512_set1_epi8,
+    _mm512_set1_epi32, _mm512_setr_epi64, _mm512_storeu_ps, _mm512_ternarylogic_epi32, _mm512_unpackhi_epi8,
     _mm512_unpacklo_epi8,
 };
 use std::mem::transmute;
@@ -37,6 +38,12 @@ const fn table(byte: u32) -> [u8; 128] {
     bytes
 }
 
+/// What is multiplied, and where it lies.
+const BF16: u8 = 0;
+const E4M3: u8 = 1;
+/// E4M3 whose lanes 16 to 31 lie elsewhere.
+const E4M3_APART: u8 = 2;
+
 static LOW: [u8; 128] = table(0);
 static HIGH: [u8; 128] = table(1);
 
@@ -46,14 +53,21 @@ static HIGH: [u8; 128] = table(1);
 /// [`is_supported`], and the lengths of the slices must cover the shape.
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vbmi,avx512bf16")]
 pub(super) unsafe fn run(tile: Tile<'_>, sums: &mut [f32]) {
+    let kind = match (tile.element, tile.upper) {
+        (Element::Bf16, _) => BF16,
+        (Element::E4m3, None) => E4M3,
+        (Element::E4m3, Some(_)) => E4M3_APART,
+    };
     macro_rules! choose {
         ($(($rows:literal, $blocks:literal)),*) => {
-            match (tile.rows, tile.blocks, tile.element) {
+            match (tile.rows, tile.blocks, kind) {
                 $(
                     // SAFETY: the caller's promises are passed on.
-                    ($rows, $blocks, Element::Bf16) => unsafe { chains::<$rows, $blocks, false>(tile, sums) },
+                    ($rows, $blocks, BF16) => unsafe { chains::<$rows, $blocks, BF16>(tile, sums) },
                     // SAFETY: as above.
-                    ($rows, $blocks, Element::E4m3) => unsafe { chains::<$rows, $blocks, true>(tile, sums) },
+                    ($rows, $blocks, E4M3) => unsafe { chains::<$rows, $blocks, E4M3>(tile, sums) },
+                    // SAFETY: as above.
+                    ($rows, $blocks, E4M3_APART) => unsafe { chains::<$rows, $blocks, E4M3_APART>(tile, sums) },
                 )*
                 _ => unreachable!("no tile of {} rows and {} blocks", tile.rows, tile.blocks),
             }
@@ -82,10 +96,10 @@ pub(super) unsafe fn run(tile: Tile<'_>, sums: &mut [f32]) {
     clippy::needless_range_loop,
     reason = "indices also compute addresses; loops of constant length unroll"
 )]
-unsafe fn chains<const ROWS: usize, const BLOCKS: usize, const E4M3: bool>(tile: Tile<'_>, sums: &mut [f32]) {
+unsafe fn chains<const ROWS: usize, const BLOCKS: usize, const KIND: u8>(tile: Tile<'_>, sums: &mut [f32]) {
     let step_bytes = tile.step_bytes();
     let sums = sums.as_mut_ptr();
-    // Of bf16, lanes 16 to 31; E4M3 is unpacked from one register.
+    // Lanes 16 to 31; E4M3 that lies together is unpacked from one register.
     let upper = match tile.upper {
         Some(upper) => upper,
         None => &tile.weights[step_bytes / 2..],
@@ -103,6 +117,8 @@ unsafe fn chains<const ROWS: usize, const BLOCKS: usize, const E4M3: bool>(tile:
             _mm512_loadu_si512(HIGH.as_ptr().add(64).cast()),
         ];
         let sign = _mm512_set1_epi8(i8::MIN);
+        // Four lanes of the lower half, then four of the upper one: see `Element::index`.
+        let together = _mm512_setr_epi64(0, 8, 1, 9, 2, 10, 3, 11);
         let mut acc = [[[_mm512_loadu_ps(sums); 2]; ROWS]; BLOCKS];
         for b in 0..BLOCKS {
             for r in 0..ROWS {
@@ -114,8 +130,14 @@ unsafe fn chains<const ROWS: usize, const BLOCKS: usize, const E4M3: bool>(tile:
             let inputs = tile.inputs.as_ptr().add(step);
             for b in 0..BLOCKS {
                 let at = b * tile.block_stride + step * step_bytes;
-                let first = _mm512_loadu_si512(tile.weights.as_ptr().add(at).cast());
-                let weights: [__m512i; 2] = if E4M3 {
+                let first = tile.weights.as_ptr().add(at);
+                let first = if KIND == E4M3_APART {
+                    let half = |from: *const u8| _mm512_castsi256_si512(_mm256_loadu_si256(from.cast()));
+                    _mm512_permutex2var_epi64(half(first), together, half(upper.add(at)))
+                } else {
+                    _mm512_loadu_si512(first.cast())
+                };
+                let weights: [__m512i; 2] = if KIND != BF16 {
                     let lows = _mm512_permutex2var_epi8(low[0], first, low[1]);
                     let highs = _mm512_permutex2var_epi8(high[0], first, high[1]);
                     // highs | (first & sign)

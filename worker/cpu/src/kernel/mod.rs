@@ -10,6 +10,7 @@ pub(crate) mod math;
 mod multiversion;
 pub(crate) mod pack;
 pub(crate) mod portable;
+pub(crate) mod quantize;
 mod run;
 pub(crate) mod tile;
 pub(crate) mod vector;

@@ -20,6 +20,7 @@ multiversion! {
                 };
                 let (even, odd) = match tile.element {
                     Element::Bf16 => widen(halves),
+                    Element::E4m3 if upper.is_some() => widen_e4m3_halves(halves),
                     Element::E4m3 => widen_e4m3(bytes),
                 };
                 for (row, sums) in sums.as_chunks_mut::<LANES>().0.iter_mut().enumerate() {
@@ -55,6 +56,19 @@ fn widen_e4m3(bytes: &[u8]) -> ([f32; LANES], [f32; LANES]) {
     for lane in 0..LANES {
         even[lane] = e4m3(bytes[Element::E4m3.index(lane, 0)]);
         odd[lane] = e4m3(bytes[Element::E4m3.index(lane, 1)]);
+    }
+    (even, odd)
+}
+
+/// The same of E4M3 whose lanes 16 to 31 lie elsewhere.
+#[inline(always)]
+fn widen_e4m3_halves(halves: (&[u8], &[u8])) -> ([f32; LANES], [f32; LANES]) {
+    let (mut even, mut odd) = ([0.0; LANES], [0.0; LANES]);
+    for (from, bytes) in [(0, halves.0), (LANES / 2, halves.1)] {
+        for (lane, pair) in bytes.as_chunks::<2>().0.iter().take(LANES / 2).enumerate() {
+            even[from + lane] = e4m3(pair[0]);
+            odd[from + lane] = e4m3(pair[1]);
+        }
     }
     (even, odd)
 }

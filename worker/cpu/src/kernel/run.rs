@@ -17,7 +17,7 @@ impl Tile<'_> {
         let needed = (self.blocks - 1) * self.block_stride + self.steps * self.step_bytes();
         assert!(self.weights.len() >= needed);
         if let Some(upper) = self.upper {
-            assert!(upper.len() >= needed && self.element == Element::Bf16);
+            assert!(upper.len() >= needed);
         }
         assert!(self.inputs.len() >= (self.rows - 1) * self.input_stride + self.steps);
         assert!(sums.len() >= self.blocks * self.rows * LANES);

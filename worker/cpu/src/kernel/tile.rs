@@ -13,8 +13,8 @@ pub(crate) struct Tile<'a> {
     pub(crate) element: Element,
     /// Packed steps (see [`super::pack`]); block `b` starts at byte `b * block_stride`.
     pub(crate) weights: &'a [u8],
-    /// Where lanes 16 to 31 of every step lie when they are not behind lanes 0 to 15; a step of either is then half as
-    /// long. Only for bf16.
+    /// Where lanes 16 to 31 of every step lie when they are not among lanes 0 to 15; a step of either is then half as
+    /// long, its lanes one after the other.
     pub(crate) upper: Option<&'a [u8]>,
     /// Bytes from one block to the next.
     pub(crate) block_stride: usize,

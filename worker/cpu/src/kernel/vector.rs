@@ -61,6 +61,15 @@ multiversion! {
 }
 
 multiversion! {
+    /// `values *= factors`, element by element.
+    pub(crate) fn multiply(values: &mut [f32], factors: &[f32]) {
+        for (value, factor) in values.iter_mut().zip(factors) {
+            *value *= factor;
+        }
+    }
+}
+
+multiversion! {
     /// `left += right`: one join of the leaf tree.
     pub(crate) fn join(left: &mut [f32], right: &[f32]) {
         for (left, right) in left.iter_mut().zip(right) {
@@ -192,6 +201,7 @@ mod tests {
             merge(kernel, &mut all, 0.3, &y, 0.6);
             rotate(kernel, &mut all, &x[..101], &y[..101]);
             add_scaled(kernel, &mut all, &x, &y);
+            multiply(kernel, &mut all, &y);
             all.extend([max, sum, most, mass]);
             bits.extend(all.iter().map(|v| v.to_bits()));
             bits

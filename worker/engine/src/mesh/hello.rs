@@ -228,7 +228,7 @@ impl Identity {
         }
         if hello.numerics != self.numerics {
             let sentence = format!(
-                "rank {} computes as {} and rank {} as {}: a group needs processors of one kind",
+                "rank {} computes as {} and rank {} as {}: a group needs processors of one kind, and one type of KV cache",
                 hello.from, hello.numerics, self.rank, self.numerics
             );
             return refuse(RefusalCode::OtherNumerics, sentence);

@@ -11,11 +11,11 @@ use clap::Args;
 use llamero_checkpoint::Progress;
 use llamero_cpu::bench::{self, BenchOptions, Report};
 use llamero_cpu::{CpuBackend, CpuOptions, Kernel};
-use llamero_engine::{Backend as _, KvDtype, LoadProgress, LoadWatch};
+use llamero_engine::{Backend as _, LoadProgress, LoadWatch};
 use llamero_settings::limits;
 
 use super::progress::ProgressLine;
-use crate::config::within;
+use crate::config::{KvCacheDtype, within};
 use guided::Guided;
 use planner::Planner;
 use shape::ShapeArgs;
@@ -44,8 +44,14 @@ pub struct BenchArgs {
     #[arg(long, value_name = "N", default_value_t = BenchOptions::default().batch, value_parser = clap::value_parser!(u32).range(1..=1_024))]
     pub batch: u32,
     /// Measure instead what a JSON schema costs: guided decoding beside free decoding, in 1 and in 16 streams
-    #[arg(long, conflicts_with = "shape")]
+    #[arg(long, conflicts_with_all = ["shape", "context", "kv_cache_dtype"])]
     pub guided: bool,
+    /// Decode one sequence once more behind so many tokens; 0: do not. With --shape, decoding is behind the prompt already
+    #[arg(long, value_name = "TOKENS", default_value_t = 0, conflicts_with = "shape", value_parser = clap::value_parser!(u32).range(0..=1_048_576))]
+    pub context: u32,
+    /// Type of the KV cache
+    #[arg(long, value_enum, value_name = "TYPE", default_value_t = KvCacheDtype::Auto)]
+    pub kv_cache_dtype: KvCacheDtype,
     #[command(flatten)]
     shape: ShapeArgs,
     /// Print JSON
@@ -82,13 +88,15 @@ fn checkpoint(args: &BenchArgs, dir: &Path) -> anyhow::Result<()> {
     let mut backend = CpuBackend::new(dir, CpuOptions::alone(threads, kernel))?;
     let line = ProgressLine::new(format!("loading {}", dir.display()));
     backend.load(&Watch(Mutex::new(line)))?;
-    let numerics = backend.numerics_class(KvDtype::default(), 0);
+    let numerics = backend.numerics_class(args.kv_cache_dtype.into(), 0);
     eprintln!("measuring with the kernels {numerics}");
     let options = BenchOptions {
         threads,
         decode: args.decode,
         prefill: args.prefill,
         batch: args.batch,
+        context: args.context,
+        kv_dtype: args.kv_cache_dtype.into(),
     };
     let report = bench::run(&mut backend, options)?;
     let planner = Planner::measure()?;
@@ -133,5 +141,8 @@ fn json(args: &BenchArgs, kernel: &str, report: &Report) -> serde_json::Value {
         "decode": {"tokensPerSecond": report.decode, "ratioToBandwidth": report.decode_ratio()},
         "decodeBatch": {"sequences": report.batch, "tokensPerSecond": report.decode_batch},
         "prefill": {"tokens": args.prefill, "tokensPerSecond": report.prefill, "ratioToPeak": report.prefill_ratio()},
+        "decodeLong": report.long.map(|long| serde_json::json!({
+            "context": long.context, "cacheBytes": long.cache_bytes, "tokensPerSecond": long.decode,
+        })),
     })
 }

@@ -23,6 +23,8 @@ const BACKENDS: &[&str] = if llamero_cuda::probe::LOADS_DRIVERS {
 };
 /// Those of them whose tensor-parallel ranks have to be in one pod, and which compute no pipeline stages.
 const ONE_NODE_BACKENDS: &[&str] = &["cuda"];
+/// Those of them that can keep keys and values in FP8.
+const FP8_KV_BACKENDS: &[&str] = &["cpu"];
 
 /// Somebody waits for a sentence, and whoever reads it asks again in a minute.
 const SOON: Patience = Patience {
@@ -126,6 +128,7 @@ fn look(dir: &Path, place: &SourceArgs, topology: Topology) -> Result<Report, Fe
     };
     report.summary.backends = names(|_| true);
     report.summary.one_node_backends = names(|name| ONE_NODE_BACKENDS.contains(&name));
+    report.summary.fp8_kv_backends = names(|name| FP8_KV_BACKENDS.contains(&name));
     report.summary.content_identity = manifest.as_ref().map(Manifest::identity);
     report.summary.commit = manifest.and_then(|manifest| manifest.listing.commit);
     add_workspace(&checkpoint, topology, &mut report.summary).map_err(of_checkpoint)?;

@@ -5,13 +5,13 @@ use std::sync::OnceLock;
 use std::time::Duration;
 
 use llamero_checkpoint::{Checkpoint, GenerationConfig};
-use llamero_engine::runtime;
 use llamero_engine::structured::{Form, FormError, Grammars, TokenConstraint};
 use llamero_engine::text::tool_calls::{self, ToolTexts};
 use llamero_engine::text::{
     ChatTemplate, ChatTemplateError, Conversation, GenerationRequest, Prompt, RequestDraft, RequestError,
     RequestLimits, Tokenizer, TokenizerError,
 };
+use llamero_engine::{KvDtype, runtime};
 use llamero_proto::v1::{ChatMessage, ChatPrompt};
 use llamero_settings::limits::MAX_TEXT_BYTES;
 use serde_json::{Value, json};
@@ -45,7 +45,8 @@ pub struct Model {
     pub stall_timeout: Duration,
     /// Names this server.
     pub instance_id: String,
-    /// What the weights are. An answer is only resumed on the weights that began it.
+    /// What the weights are, and the type of the KV cache where that is not the usual one. An answer is only resumed on what began
+    /// it.
     pub content_identity: String,
     /// Whether names of control tokens in messages are those tokens.
     parse_special_tokens: bool,
@@ -53,6 +54,14 @@ pub struct Model {
     chat_template: Result<ChatTemplate, String>,
     /// Compiles forms of answers; made when the first is asked for.
     grammars: OnceLock<Result<Grammars, FormError>>,
+}
+
+/// What an answer must be resumed on to go on as it began: other weights give other tokens, and so does another KV cache.
+fn answer_identity(settings: &runtime::RankConfig) -> String {
+    match settings.kv_dtype {
+        KvDtype::Bf16 => settings.content.clone(),
+        KvDtype::Fp8E4m3 => format!("{} kv-e4m3", settings.content),
+    }
 }
 
 impl Model {
@@ -93,7 +102,7 @@ impl Model {
             max_batched_tokens: settings.max_batched_tokens,
             stall_timeout: settings.stall_timeout,
             instance_id: config.instance_id.clone(),
-            content_identity: settings.content.clone(),
+            content_identity: answer_identity(settings),
             parse_special_tokens: config.engine.parse_special_tokens_in_messages,
             chat_template,
             grammars: OnceLock::new(),

@@ -70,6 +70,7 @@ pub fn settings(config: &RankConfig, backend: &AnyBackend) -> Result<runtime::Ra
         max_batched_tokens: config.engine.max_batched_tokens,
         max_queued_requests: config.engine.max_queued_requests,
         block_size: limits::KV_BLOCK_TOKENS,
+        kv_dtype: config.engine.kv_cache_dtype.into(),
         prefix_cache: config.engine.prefix_cache,
         // The pod's limit is about the memory of the host, and the plan of a GPU's rank about the GPU's.
         memory_limit: config

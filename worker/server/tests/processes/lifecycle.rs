@@ -230,6 +230,7 @@ fn inspect_says_what_a_checkpoint_is() {
         (&summary["weights"], &summary["qHeads"]),
         (&"fp8".into(), &9.into())
     );
+    assert_eq!(summary["fp8KvBackends"], serde_json::json!(["cpu"]));
     let tokenizer = std::fs::metadata(model_dir().join("tokenizer.json")).unwrap();
     assert_eq!(summary["tokenizerBytes"], tokenizer.len());
     assert!(

@@ -12,6 +12,7 @@ mod faults;
 mod harness;
 mod hub;
 mod identities;
+mod kv_cache;
 mod lifecycle;
 mod pods;
 mod presharded;

@@ -12,15 +12,20 @@ use tonic::{Code, Status};
 use crate::harness::{Whole, Worker, all_serve, begin, complete, finish, sampled_story, send, turn};
 
 async fn pod(member: u32, uid: &str) -> Worker {
+    pod_with(member, uid, &[]).await
+}
+
+/// The same with more arguments.
+pub(crate) async fn pod_with(member: u32, uid: &str, more: &[&str]) -> Worker {
     let member = member.to_string();
     let group = ["--group-uid", "group", "--tensor", "2", "--ranks-per-pod", "1"];
     let own = ["--member", &member, "--pod-uid", uid, "--drain-grace", "100ms"];
     // On loopback all pods seem to be one, and what is between them is to be TCP.
     let apart = ["--shared-memory", "false"];
-    Worker::start(&[&group[..], &own, &apart].concat()).await
+    Worker::start(&[&group[..], &own, &apart, more].concat()).await
 }
 
-fn members(generation: u64, pods: [(&Worker, &str); 2]) -> FormRequest {
+pub(crate) fn members(generation: u64, pods: [(&Worker, &str); 2]) -> FormRequest {
     let member = |(rank, (worker, uid)): (u32, (&Worker, &str))| Member {
         rank,
         pod_uid: uid.into(),
@@ -36,7 +41,7 @@ fn members(generation: u64, pods: [(&Worker, &str); 2]) -> FormRequest {
     }
 }
 
-async fn form(worker: &Worker, request: &FormRequest) -> Result<FormResponse, Status> {
+pub(crate) async fn form(worker: &Worker, request: &FormRequest) -> Result<FormResponse, Status> {
     worker
         .control()
         .form(request.clone())

@@ -7,7 +7,7 @@ use std::time::Instant;
 
 use llamero_checkpoint::{Members, Topology};
 use llamero_engine::step::BlockDeltas;
-use llamero_engine::{PlanRow, RowOutput, StepOutput};
+use llamero_engine::{KvDtype, PlanRow, RowOutput, StepOutput};
 use llamero_settings::hash::Fnv1a;
 
 use super::group::{Group, Way, row};
@@ -78,12 +78,19 @@ fn ways(chunks: &[usize], peers: &[u32], blocks: &[u32], in_flight: &[usize]) ->
                         in_flight: *in_flight,
                         // A third of the ways, which falls on every value of the others.
                         shared: all.len() % 3 == 1,
+                        kv: KvDtype::Bf16,
                     });
                 }
             }
         }
     }
     all
+}
+
+/// The same with the KV cache in FP8.
+fn with_fp8_kv(mut ways: Vec<Way>) -> Vec<Way> {
+    ways.iter_mut().for_each(|way| way.kv = KvDtype::Fp8E4m3);
+    ways
 }
 
 fn groups(tensors: &[u32], threads: &[usize], levels: &[Level]) -> Vec<(Members, usize, Level)> {
@@ -143,6 +150,37 @@ fn a_small_model_has_one_hash() {
         );
         assert_eq!([some, slow, single], [want; 3]);
     }
+}
+
+/// A numerics class of its own, in which nothing else changes a bit: not kernels, blocks, chunks, batch, threads, ranks, losses,
+/// stages, nor how ranks exchange.
+#[test]
+fn a_kv_cache_in_fp8_has_one_hash_of_its_own() {
+    let main = prompt(300, tiny::VOCAB);
+    let level = Kernel::detect().level();
+    let staged = |tensor, pipeline| (Topology { tensor, pipeline }.into(), 1, level);
+    for fp8 in [false, true] {
+        let folder = tiny::checkpoint(fp8);
+        let alone = [(tensor_group(1), 1, level)];
+        let bf16 = one_hash(folder.path(), &main, &alone, &ways(&[64], &[0], &[16], &[1]));
+        let all = [
+            groups(&[1, 3, 8], &[1], &[level]),
+            groups(&[2], &[2], &levels(&[Level::Avx2])),
+            survivors(8, &[&[3], &[6, 2]], level),
+            vec![staged(1, 2), staged(2, 2)],
+        ];
+        let some = with_fp8_kv(ways(&[7, 512], &[0, 5], &[16, 32], &[2]));
+        let want = one_hash(folder.path(), &main, &all.concat(), &some);
+        let single = with_fp8_kv(ways(&[1], &[1], &[16, 128], &[1]));
+        let single = one_hash(folder.path(), &main, &groups(&[4], &[1], &[level]), &single);
+        assert_eq!(single, want);
+        assert_ne!(want, bf16, "the cache is not in FP8");
+    }
+    // In plain Rust without any CPU feature over fewer positions, because it is slow.
+    let folder = tiny::checkpoint(true);
+    let all = groups(&[1, 2], &[1], &levels(&[Level::Portable, Level::Avx512]));
+    let some = with_fp8_kv(ways(&[64, 3], &[1], &[16, 32], &[1]));
+    one_hash(folder.path(), &prompt(40, tiny::VOCAB), &all, &some);
 }
 
 /// Any 7 or 6 of 8 ranks, and any 3 of 4: shares have gaps then, and the numbers of ranks have, too.
@@ -278,7 +316,10 @@ fn smollm2_has_one_hash_in_every_sharding() {
         staged.to_vec(),
     ]
     .concat();
-    one_hash(&folder, &prompt(12, 49_152), &all, &ways(&[8], &[1], &[16], &[2]));
+    let some = ways(&[8], &[1], &[16], &[2]);
+    let bf16 = one_hash(&folder, &prompt(12, 49_152), &all, &some);
+    let fp8 = one_hash(&folder, &prompt(12, 49_152), &all[..4], &with_fp8_kv(some));
+    assert_ne!(fp8, bf16);
 }
 
 /// A different order changes sums by their last bit, and only where that tips the rounding of an activation to bf16 do
@@ -304,12 +345,10 @@ fn a_small_model_has_one_hash_in_every_combination() {
         let folder = tiny::checkpoint(fp8);
         let all = levels(&[Level::Avx512, Level::Avx2, Level::Portable]);
         let all = groups(&TENSORS, &[1, 2], &all);
-        one_hash(
-            folder.path(),
-            &main,
-            &all,
-            &ways(&[1, 7, 64, 512], &[0, 1, 5], &[16, 32], &[1, 2]),
-        );
+        let ways_of_all = ways(&[1, 7, 64, 512], &[0, 1, 5], &[16, 32], &[1, 2]);
+        let bf16 = one_hash(folder.path(), &main, &all, &ways_of_all);
+        let fp8 = one_hash(folder.path(), &main, &all, &with_fp8_kv(ways_of_all));
+        assert_ne!(fp8, bf16);
     }
 }
 
@@ -322,6 +361,8 @@ fn smollm2_has_one_hash_in_every_combination() {
         let all = groups(&TENSORS, &[1, 2], &levels(&[Level::Avx512, Level::Avx2]));
         let ways_of_all = ways(&[1, 7, 64, 512], &[0, 1, 5], &[16, 32], &[1, 2]);
         one_hash(&folder, &prompt(70, 49_152), &all, &ways_of_all);
+        let some = with_fp8_kv(ways(&[7, 64], &[1], &[16, 32], &[2]));
+        one_hash(&folder, &prompt(70, 49_152), &all, &some);
         // Three tokens a second: few of them, in few ways.
         let mut slow = groups(&TENSORS, &[1, 2], &levels(&[Level::Portable]));
         slow.push((tensor_group(1), 1, Kernel::detect().level()));

@@ -226,7 +226,6 @@ fn what_cannot_be_is_unusable_and_named() {
     };
     refused("raise the KV memory", &|spec| spec.kv_bytes = 1000);
     refused("KV block of 24", &|spec| spec.limits.block_size = 24);
-    refused("FP8", &|spec| spec.limits.kv_dtype = KvDtype::Fp8E4m3);
     refused("adapters", &|spec| spec.limits.max_adapters = 1);
     let staged = CpuOptions {
         members: Topology {
@@ -322,6 +321,10 @@ fn blocks_outlive_their_era_where_as_many_are_wanted() {
     let ticket = rank.submit(&plan).unwrap();
     let got = done(&mut rank, ticket).unwrap();
     assert_eq!(got.candidates[0].top, want.candidates[16].top);
+    let mut in_fp8 = usual;
+    in_fp8.limits.kv_dtype = KvDtype::Fp8E4m3;
+    assert_eq!(form(&mut rank, &in_fp8), None, "blocks of another type");
+    assert_eq!(form(&mut rank, &usual), None, "blocks of another type");
     let fewer = FormSpec {
         kv_bytes: usual.kv_bytes / 2,
         ..usual
@@ -459,9 +462,19 @@ fn rows_answer_what_they_are_asked() {
 
 #[test]
 fn rewinds_copies_and_saved_blocks_leave_no_trace() {
+    for kv in [KvDtype::Bf16, KvDtype::Fp8E4m3] {
+        rewind_copy_and_restore(kv);
+    }
+}
+
+fn rewind_copy_and_restore(kv: KvDtype) {
     let folder = tiny::checkpoint(false);
+    let mut usual = spec(ERA, 64);
+    usual.limits.kv_dtype = kv;
     let mut leader = Leader::new();
-    let mut rank = formed(&folder);
+    let mut rank = backend(&folder);
+    rank.load(&Unwatched).unwrap();
+    form(&mut rank, &usual).unwrap();
     let step = |rank: &mut CpuBackend, plan: Plan| {
         let ticket = rank.submit(&plan).unwrap();
         done(rank, ticket).unwrap();
@@ -493,7 +506,7 @@ fn rewinds_copies_and_saved_blocks_leave_no_trace() {
     // So does a block that was saved and put back, also in another era.
     let saved = rank.save(3).unwrap();
     assert!(rank.save(1 << 30).is_err());
-    form(&mut rank, &spec(ERA, 64)).unwrap();
+    form(&mut rank, &usual).unwrap();
     let mut leader = Leader::new();
     assert!(rank.restore(7, &saved[1..]).is_err());
     rank.restore(7, &saved).unwrap();

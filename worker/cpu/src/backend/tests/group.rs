@@ -31,6 +31,8 @@ pub(super) struct Way {
     pub(super) in_flight: usize,
     /// Whether ranks exchange through shared memory.
     pub(super) shared: bool,
+    /// Type of the KV cache.
+    pub(super) kv: KvDtype,
 }
 
 impl Way {
@@ -42,6 +44,7 @@ impl Way {
             block: 16,
             in_flight: 1,
             shared: false,
+            kv: KvDtype::Bf16,
         }
     }
 }
@@ -99,6 +102,7 @@ impl Group {
         let limits = FormLimits {
             block_size: way.block,
             steps_in_flight: way.in_flight as u32,
+            kv_dtype: way.kv,
             ..limits(main.len())
         };
         let spec = &FormSpec {

@@ -3,6 +3,7 @@
 mod bits;
 mod contract;
 mod group;
+mod kv_quality;
 mod memory;
 mod prefix;
 mod reference;

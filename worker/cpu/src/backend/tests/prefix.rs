@@ -7,7 +7,7 @@ use std::time::Instant;
 use llamero_checkpoint::{Members, Topology};
 use llamero_engine::mesh::local::local_mesh;
 use llamero_engine::schedule::{Batch, Limits, PrefixHash, Scheduler, Sequence, SequenceId};
-use llamero_engine::{Backend as _, Era, FormLimits, FormSpec, Plan, RowOutput, Waited};
+use llamero_engine::{Backend as _, Era, FormLimits, FormSpec, KvDtype, Plan, RowOutput, Waited};
 use llamero_settings::hash::Fnv1a;
 
 use super::group::{GREEDY, Group, limits, spec};
@@ -35,6 +35,7 @@ struct Service {
     /// Tokens in one step.
     chunk: u32,
     blocks: u32,
+    kv: KvDtype,
     root: Option<PrefixHash>,
 }
 
@@ -96,6 +97,7 @@ fn form(rank: &mut CpuBackend, mesh: Box<dyn llamero_engine::Mesh>, service: &Se
         max_batched_tokens: service.chunk,
         max_context: CONTEXT,
         block_size: BLOCK,
+        kv_dtype: service.kv,
         ..limits(0)
     };
     let mut spec = FormSpec {
@@ -179,7 +181,11 @@ fn what_is_found_in_the_cache_changes_no_bit() {
         Members::whole(Topology::tensor(1)),
         PrefixHash::of_group("tiny", "test", BLOCK),
     );
-    for fp8 in [false, true] {
+    for (fp8, kv) in [
+        (false, KvDtype::Bf16),
+        (true, KvDtype::Bf16),
+        (true, KvDtype::Fp8E4m3),
+    ] {
         let folder = tiny::checkpoint(fp8);
         // One sequence at a time, each in one step, and nothing is found.
         let plain = Service {
@@ -187,6 +193,7 @@ fn what_is_found_in_the_cache_changes_no_bit() {
             sequences: 1,
             chunk: 128,
             blocks: 7,
+            kv,
             root: None,
         };
         let want = serve(folder.path(), &plain, &rounds());
@@ -203,6 +210,7 @@ fn what_is_found_in_the_cache_changes_no_bit() {
                 sequences: 3,
                 chunk: 48,
                 blocks: 10,
+                kv,
                 root: Some(root),
             };
             let got = serve(folder.path(), &service, &rounds());

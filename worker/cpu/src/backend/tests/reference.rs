@@ -15,12 +15,12 @@ use super::bits::model;
 use super::group::{Group, Way};
 use crate::Kernel;
 
-struct Fixture {
+pub(super) struct Fixture {
     file: SafetensorsFile,
 }
 
 impl Fixture {
-    fn open(name: &str) -> Self {
+    pub(super) fn open(name: &str) -> Self {
         let path = Path::new(env!("CARGO_MANIFEST_DIR"))
             .join("../../tests/fixtures")
             .join(name);
@@ -41,7 +41,7 @@ impl Fixture {
         values
     }
 
-    fn integers(&self, name: &str) -> Vec<usize> {
+    pub(super) fn integers(&self, name: &str) -> Vec<usize> {
         let bytes = self.bytes(name);
         bytes
             .as_chunks::<4>()

@@ -49,6 +49,7 @@ impl ShapeArgs {
             tensor: self.tensor,
             rank: self.rank,
             fp8: self.weights == "fp8",
+            kv_dtype: args.kv_cache_dtype.into(),
             threads: args.threads as usize,
             prefill: args.prefill,
             decode: args.decode,
