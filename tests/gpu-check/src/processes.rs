@@ -10,7 +10,7 @@ use std::sync::Arc;
 
 use anyhow::{Context as _, bail, ensure};
 use llamero_checkpoint::{Members, Topology};
-use llamero_cuda::{CudaBackend, CudaOptions};
+use llamero_cuda::{CudaBackend, CudaOptions, ExchangeOptions};
 use llamero_engine::mesh::{Connection, DataLink, EraAbort, LinkKind, TcpMesh};
 use llamero_engine::{Backend as _, FormSpec};
 
@@ -52,6 +52,10 @@ impl Place {
             members: Topology::tensor(tensor).into(),
             rank,
             kernels: Some(kernels.to_owned()),
+            exchange: ExchangeOptions {
+                same_gpu: true,
+                ..ExchangeOptions::default()
+            },
             ..CudaOptions::alone()
         }
     }

@@ -40,7 +40,7 @@ use formed_group::FormedGroup;
 /// Which of the GPUs that this process sees.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Gpu {
-    /// By its number among them.
+    /// By its number among them in the order of the buses: all processes of a pod count alike.
     Number(usize),
     /// By the number that stays.
     Uuid(Uuid),
@@ -268,14 +268,14 @@ impl CudaBackend {
 
 fn find(driver: probe::Driver, gpu: Gpu) -> Result<Device, BackendError> {
     match gpu {
-        Gpu::Uuid(uuid) => device::find(driver, uuid).map_err(|error| unusable(error.to_string())),
+        Gpu::Uuid(uuid) => device::find(driver, uuid).map_err(BackendError::from),
         Gpu::Number(number) => match device::at(driver, number) {
             Ok(Some(device)) => Ok(device),
             Ok(None) => Err(unusable(format!(
                 "GPU {number} was asked for, and this process sees {}: is it given to the pod?",
                 device::count(driver).unwrap_or(0)
             ))),
-            Err(error) => Err(unusable(error.to_string())),
+            Err(error) => Err(error.into()),
         },
     }
 }
@@ -379,7 +379,7 @@ impl Backend for CudaBackend {
         if own {
             report("shares memory with the other ranks");
             let progress = Arc::clone(&self.progress);
-            formed.exchange = Exchange::over(mesh, &self.shape, &self.ops, self.exchange, progress)?;
+            formed.exchange = Exchange::over(mesh, &self.shape, &mut self.ops, self.exchange, progress)?;
         }
         self.formed = Some(formed);
         report("captures graphs");
