@@ -119,11 +119,11 @@ emulated! {
         let folder = tempfile::tempdir().unwrap();
         std::fs::create_dir(folder.path().join("kernels")).unwrap();
         let check = Check { folder: folder.path().to_owned(), small: true };
-        for stage in ["device", "read", "products", "decode-8b", "prefill-8b"] {
+        for stage in ["device", "read", "products", "exchange", "decode-8b", "prefill-8b"] {
             check.run(stage).unwrap();
         }
         let results = std::fs::read_to_string(folder.path().join("results.jsonl")).unwrap();
-        for stage in ["device", "read", "product", "decode", "prefill"] {
+        for stage in ["device", "read", "product", "exchange", "decode", "prefill"] {
             assert!(results.contains(&format!("\"stage\":\"{stage}\"")), "{stage}: {results}");
         }
         assert!(check.run("nonsense").unwrap_err().to_string().contains("prefill-8b"));

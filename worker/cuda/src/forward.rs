@@ -105,7 +105,7 @@ impl Model<'_> {
 }
 
 /// Sum a product that is split by inputs over all ranks where there are several, and add it to the hidden rows; else what the
-/// next norm adds. Where a rank is measured without its peers, its first root is taken for the sum.
+/// next norm adds.
 fn sum<'a>(
     ops: &mut Ops,
     exchange: Option<&Exchange>,

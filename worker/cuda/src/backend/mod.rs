@@ -6,10 +6,12 @@
 //! | `step` | one step: submitted, enqueued, done |
 //! | `enqueue` | what steps need, in their order |
 //! | `graphs` | decode steps as graphs |
+//! | `measure` | what exchanges take |
 
 mod enqueue;
 mod formed_group;
 mod graphs;
+mod measure;
 mod step;
 
 use std::path::{Path, PathBuf};
@@ -53,7 +55,7 @@ pub enum Origin {
     #[default]
     Checkpoint,
     /// Random numbers made on the device: for measuring true shapes without true weights. Only then may a rank run without
-    /// its peers: it takes its own part of a sum for the whole.
+    /// its peers: it exchanges with itself.
     Random,
 }
 
@@ -376,10 +378,13 @@ impl Backend for CudaBackend {
         report("allocates the KV cache");
         let mut formed = FormedGroup::new(spec, sizes, &plan, (&self.shape, &self.ops))?;
         let capacity = formed.capacity();
+        let progress = Arc::clone(&self.progress);
+        let (shape, ops) = (&self.shape, &mut self.ops);
         if own {
             report("shares memory with the other ranks");
-            let progress = Arc::clone(&self.progress);
-            formed.exchange = Exchange::over(mesh, &self.shape, &mut self.ops, self.exchange, progress)?;
+            formed.exchange = Exchange::over(mesh, shape, ops, self.exchange, progress)?;
+        } else {
+            formed.exchange = Exchange::looped_back(mesh, shape, ops, self.exchange, progress)?;
         }
         self.formed = Some(formed);
         report("captures graphs");

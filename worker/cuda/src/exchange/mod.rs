@@ -25,7 +25,8 @@ use crate::error::refused;
 use crate::ops::exchange::{Areas, STATE_WORDS, Sum, SumOrder, area_bytes, part};
 use crate::ops::{MAX_ROWS, OpError, Ops, Received, RootValues, Roots};
 use crate::shape::Shape;
-use share::{Area, share};
+use memory::SharedMemory;
+use share::share;
 use watch::{Control, Watch};
 
 /// From how many bytes that a rank would send in one exchange on a sum goes by parts: a second exchange costs some
@@ -33,6 +34,8 @@ use watch::{Control, Watch};
 pub(crate) const BY_PARTS: usize = 1 << 20;
 /// Ranks of a pod wait so many times longer for each other before they form than in a step.
 const FORM_PATIENCE: u32 = 20;
+/// A flag that no exchange has to wait for.
+const HIGHEST: u32 = 0x7fff_ffff;
 
 /// How exchanges are made. All ranks have the same.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -85,15 +88,61 @@ pub(crate) fn bytes(shape: &Shape, by_parts: usize) -> u64 {
 
 /// A rank's part of the exchanges of one era.
 pub(crate) struct Exchange {
+    parts: Parts,
     watch: Watch,
+    // Owners wait for the device before they drop it.
+    _memory: Vec<SharedMemory>,
+}
+
+/// What exchanges are made with.
+struct Parts {
     areas: Areas,
     attention: Sum,
     ffn: Sum,
     by_parts: usize,
     world: usize,
     _state: CudaSlice<u32>,
-    // Owners wait for the device before they drop it.
-    _shared: Vec<Area>,
+}
+
+impl Parts {
+    /// With the areas of all ranks at these addresses; the control block is its watch's.
+    fn new(
+        addresses: &[u64],
+        shape: &Shape,
+        ops: &Ops,
+        options: ExchangeOptions,
+    ) -> Result<(Self, Control), BackendError> {
+        let stream = ops.stream();
+        let state: CudaSlice<u32> = stream.alloc_zeros(STATE_WORDS).map_err(refused)?;
+        let sum = |order: &SumOrder| -> Result<Sum, BackendError> {
+            let bytes = |bytes: &[u8]| stream.clone_htod(bytes).map_err(refused);
+            Ok(Sum {
+                places: bytes(&order.places)?,
+                joins: bytes(&order.joins)?,
+                order: order.clone(),
+            })
+        };
+        let control = Control::new(stream.context(), options.limit).map_err(refused)?;
+        let words = (ops.address(&state), control.address());
+        let slot = slot_bytes(shape, options.by_parts);
+        let parts = Self {
+            areas: Areas::new(addresses, shape.index, slot, words)?,
+            attention: sum(&shape.attention_sum)?,
+            ffn: sum(&shape.ffn_sum)?,
+            by_parts: options.by_parts,
+            world: shape.world,
+            _state: state,
+        };
+        stream.synchronize().map_err(refused)?;
+        Ok((parts, control))
+    }
+
+    fn sum_of(&self, which: Which) -> &Sum {
+        match which {
+            Which::Attention => &self.attention,
+            Which::Ffn => &self.ffn,
+        }
+    }
 }
 
 /// Which of a layer's two sums.
@@ -121,36 +170,43 @@ impl Exchange {
         if shape.world < 2 {
             return Ok(None);
         }
-        let stream = ops.stream().clone();
-        let slot = slot_bytes(shape, options.by_parts);
+        let bytes = area_bytes(slot_bytes(shape, options.by_parts));
         let patience = options.limit * FORM_PATIENCE;
-        let shared = share(&mut *mesh, ops, area_bytes(slot), (patience, options.same_gpu))?;
-        let state: CudaSlice<u32> = stream.alloc_zeros(STATE_WORDS).map_err(refused)?;
-        let sum = |order: &SumOrder| -> Result<Sum, BackendError> {
-            let bytes = |bytes: &[u8]| stream.clone_htod(bytes).map_err(refused);
-            Ok(Sum {
-                places: bytes(&order.places)?,
-                joins: bytes(&order.joins)?,
-                order: order.clone(),
-            })
-        };
-        let control = Control::new(stream.context(), options.limit).map_err(refused)?;
+        let shared = share(&mut *mesh, ops, bytes, (patience, options.same_gpu))?;
         let addresses: Vec<u64> = shared.iter().map(|area| area.memory.address()).collect();
-        let words = (ops.address(&state), control.address());
-        let areas = Areas::new(&addresses, shape.index, slot, words)?;
-        trial::run(&mut *mesh, ops, &areas, &shared, patience)?;
-        let exchange = Self {
-            areas,
-            attention: sum(&shape.attention_sum)?,
-            ffn: sum(&shape.ffn_sum)?,
-            by_parts: options.by_parts,
-            world: shape.world,
+        let (parts, control) = Parts::new(&addresses, shape, ops, options)?;
+        trial::run(&mut *mesh, ops, &parts.areas, &shared, patience)?;
+        let memory = shared.into_iter().map(|area| area.memory).collect();
+        Ok(Some(Self {
+            parts,
             watch: Watch::new(mesh, control, progress)?,
-            _state: state,
-            _shared: shared,
-        };
-        stream.synchronize().map_err(refused)?;
-        Ok(Some(exchange))
+            _memory: memory,
+        }))
+    }
+
+    /// Exchange with nobody, for measuring a rank without its peers: whatever it gives them goes to its own memory, and their
+    /// flags are up. It sums what was there for the roots of others. None for a rank alone.
+    ///
+    /// # Errors
+    /// The driver's.
+    pub(crate) fn looped_back(
+        mesh: Box<dyn Mesh>,
+        shape: &Shape,
+        ops: &mut Ops,
+        options: ExchangeOptions,
+        progress: Arc<StepProgress>,
+    ) -> Result<Option<Self>, BackendError> {
+        if shape.world < 2 {
+            return Ok(None);
+        }
+        let bytes = area_bytes(slot_bytes(shape, options.by_parts));
+        let own = share::own(ops, bytes, HIGHEST)?;
+        let (parts, control) = Parts::new(&vec![own.address(); shape.world], shape, ops, options)?;
+        Ok(Some(Self {
+            parts,
+            watch: Watch::new(mesh, control, progress)?,
+            _memory: vec![own],
+        }))
     }
 
     /// Enqueue an exchange of the `n` values of each of this rank's roots.
@@ -161,9 +217,10 @@ impl Exchange {
         roots: &CudaSlice<f32>,
         n: usize,
     ) -> Result<(), OpError> {
-        match goes_by_parts(n, self.world, self.by_parts) {
-            true => ops.sum_by_parts(&self.areas, self.sum_of(which), roots, n),
-            false => ops.push_roots(&self.areas, self.sum_of(which), roots, n),
+        let parts = &self.parts;
+        match goes_by_parts(n, parts.world, parts.by_parts) {
+            true => ops.sum_by_parts(&parts.areas, parts.sum_of(which), roots, n),
+            false => ops.push_roots(&parts.areas, parts.sum_of(which), roots, n),
         }
     }
 
@@ -174,25 +231,19 @@ impl Exchange {
         n: usize,
         scales: Option<&'a CudaSlice<f32>>,
     ) -> Roots<'a> {
-        let sum = self.sum_of(which);
-        let is_joined = goes_by_parts(n, self.world, self.by_parts);
+        let parts = &self.parts;
+        let sum = parts.sum_of(which);
+        let is_joined = goes_by_parts(n, parts.world, parts.by_parts);
         Roots {
-            values: RootValues::Received(Received(&self.areas)),
+            values: RootValues::Received(Received(&parts.areas)),
             count: if is_joined { 1 } else { sum.order.roots },
             joins: (!is_joined && sum.order.roots > 1).then_some(&sum.joins),
             scales,
         }
     }
 
-    fn sum_of(&self, which: Which) -> &Sum {
-        match which {
-            Which::Attention => &self.attention,
-            Which::Ffn => &self.ffn,
-        }
-    }
-
     pub(crate) fn areas(&self) -> &Areas {
-        &self.areas
+        &self.parts.areas
     }
 
     /// Whether steps are under way, for which peers have to be there.
@@ -205,7 +256,12 @@ impl Exchange {
         self.watch.abort();
     }
 
-    /// An error when a wait on the device has failed: what was computed behind it is worth nothing.
+    /// Where the device keeps whether an exchange has failed: a word that is not 0 then.
+    pub(crate) fn failed(&self) -> u64 {
+        self.parts.areas.failed()
+    }
+
+    /// The error by which a wait on the device has failed; none while all have ended well.
     pub(crate) fn check(&self, step: u64) -> Result<(), MeshError> {
         self.watch.check(step)
     }

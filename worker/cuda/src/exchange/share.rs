@@ -1,11 +1,10 @@
 //! Brings the areas of all ranks together: each rank makes its own, and maps those of its peers.
 
 use std::os::fd::AsFd as _;
-use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use cudarc::driver::sys::CUdevice_attribute;
-use cudarc::driver::{CudaStream, result, sys};
+use cudarc::driver::{result, sys};
 use llamero_engine::mesh::files::swap_files;
 use llamero_engine::mesh::local::all_to_all;
 use llamero_engine::{BackendError, Label, Mesh};
@@ -14,6 +13,7 @@ use super::memory::SharedMemory;
 use crate::device::{Device, Uuid};
 use crate::error::{bug, refused, unusable};
 use crate::ops::Ops;
+use crate::ops::exchange::FLAGS;
 
 /// A rank's area, as this rank maps it.
 pub(super) struct Area {
@@ -44,9 +44,8 @@ pub(super) fn share(
              as there are ranks, or fewer ranks"
         )));
     }
-    can_share(device)?;
-    let own = SharedMemory::create(&device.context, bytes).map_err(refused)?;
-    zero(ops.stream(), &own)?;
+    // Nobody else has the memory yet, so its flags are down before anybody raises one.
+    let own = own(ops, bytes, 0)?;
     let mut introduction = device.uuid.0.to_vec();
     introduction.extend(own.size().to_le_bytes());
     let label = Label { step: 0, tag: 0 };
@@ -104,12 +103,21 @@ fn can_share(device: &Device) -> Result<(), BackendError> {
     Ok(())
 }
 
-/// Nobody has the memory yet, so its flags are down before anybody raises one.
-fn zero(stream: &Arc<CudaStream>, memory: &SharedMemory) -> Result<(), BackendError> {
-    let (address, size) = (memory.address(), memory.size() as usize);
-    // SAFETY: the memory has as many bytes, and is mapped for this device.
-    unsafe { result::memset_d8_async(address, 0, size, stream.cu_stream()) }.map_err(refused)?;
-    stream.synchronize().map_err(refused)
+/// An area of this rank: zeros, and each flag at this number.
+pub(super) fn own(ops: &Ops, bytes: u64, flag: u32) -> Result<SharedMemory, BackendError> {
+    let device = ops.device();
+    can_share(device)?;
+    let memory = SharedMemory::create(&device.context, bytes).map_err(refused)?;
+    let (address, size, stream) = (memory.address(), memory.size() as usize, ops.stream());
+    let flags = vec![flag; FLAGS as usize / size_of::<u32>()];
+    // SAFETY: the memory has as many bytes, flags first, and is mapped for this device; the host's words live until the stream
+    // was waited for.
+    unsafe {
+        result::memset_d8_async(address, 0, size, stream.cu_stream()).map_err(refused)?;
+        result::memcpy_htod_async(address, &flags, stream.cu_stream()).map_err(refused)?;
+    }
+    stream.synchronize().map_err(refused)?;
+    Ok(memory)
 }
 
 /// Whether this rank's GPU reaches the memory of a peer's.

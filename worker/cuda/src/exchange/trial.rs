@@ -1,8 +1,8 @@
 //! Shows that what ranks write to each other's memory arrives, before a group counts as formed.
 //!
-//! The driver says that GPUs reach each other also where an IOMMU translates their addresses or a PCIe switch's access control
-//! (ACS) sends them a way on which they are lost (NVIDIA, "GPUDirect Storage and NCCL troubleshooting": PCI access control
-//! services). Nothing tells of it then: a step would wait for its deadline, or read what nobody wrote.
+//! The driver says that GPUs reach each other also where an IOMMU translates their addresses, or where a PCIe switch's access
+//! control (ACS) sends them a way on which they are lost (NCCL's documentation, "Troubleshooting", "PCI Access Control
+//! Services"). Nothing tells of it then: a step would wait for its deadline, or read what nobody wrote.
 
 use std::time::Duration;
 

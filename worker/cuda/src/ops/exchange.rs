@@ -10,9 +10,10 @@ use crate::source::Source;
 pub(crate) const MOST_RANKS: usize = 16;
 pub(super) const MOST_ROOTS: usize = 32;
 /// Bytes of an area in front of its two slots.
-const FLAGS: u64 = (MOST_RANKS * 128) as u64;
+pub(crate) const FLAGS: u64 = (MOST_RANKS * 128) as u64;
 /// Words of the state, and of the control block.
 pub(crate) const STATE_WORDS: usize = 3;
+const FAILED: u64 = 2;
 pub(crate) const CONTROL_WORDS: usize = 4;
 /// Words of the control block: see `exchange.cu`.
 pub(crate) const ABORT: usize = 0;
@@ -102,6 +103,11 @@ impl Areas {
     /// Where the exchanges so far are counted, and the first slot of this rank.
     pub(super) fn received(&self) -> (u64, u64) {
         (self.state, self.areas[self.index as usize] + FLAGS)
+    }
+
+    /// Where the state says whether an exchange has failed.
+    pub(crate) fn failed(&self) -> u64 {
+        self.state + 4 * FAILED
     }
 
     pub(super) fn slot_bytes(&self) -> u64 {
