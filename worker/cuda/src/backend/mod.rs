@@ -31,6 +31,7 @@ use crate::exchange::{Exchange, ExchangeOptions};
 use crate::forward::Model;
 use crate::layout::Layout;
 use crate::ops::Ops;
+use crate::preflight::Preflight;
 use crate::probe;
 use crate::rope::Rope;
 use crate::shape::Shape;
@@ -101,6 +102,7 @@ pub struct CudaBackend {
     layout: Layout,
     origin: Origin,
     exchange: ExchangeOptions,
+    preflight: Preflight,
     // Dropped before the weights and buffers that they use.
     formed: Option<FormedGroup>,
     rope: Option<Rope>,
@@ -113,7 +115,8 @@ impl CudaBackend {
     /// A rank of the model in the folder `checkpoint`. Finds the driver and the GPU, and reads headers only.
     ///
     /// # Errors
-    /// [`BackendError::Unusable`] when there is no driver or no such GPU, or the checkpoint cannot be used or split so.
+    /// [`BackendError::Unusable`] when there is no driver or no such GPU, or the checkpoint cannot be used or split so;
+    /// [`BackendError::Unavailable`] when the GPU is damaged or another process has it.
     pub fn new(checkpoint: &Path, options: CudaOptions) -> Result<Self, BackendError> {
         Self::of(Checkpoint::open(checkpoint)?, options)
     }
@@ -125,6 +128,7 @@ impl CudaBackend {
     pub fn of(checkpoint: Checkpoint, options: CudaOptions) -> Result<Self, BackendError> {
         let driver = probe::driver().map_err(|absent| unusable(absent.to_string()))?;
         let device = find(driver, options.gpu)?;
+        let preflight = Preflight::of(driver, &device)?;
         let model = ModelLayout::check(&checkpoint).map_err(llamero_checkpoint::Error::from)?;
         check_members(&options.members)?;
         let plan = checkpoint.shard_plan(&options.members);
@@ -145,6 +149,7 @@ impl CudaBackend {
             layout,
             origin: options.origin,
             exchange: options.exchange,
+            preflight,
             formed: None,
             rope: None,
             weights: None,
@@ -185,6 +190,12 @@ impl CudaBackend {
     #[must_use]
     pub fn device(&self) -> &Device {
         self.ops.device()
+    }
+
+    /// What the GPU was like when it was taken.
+    #[must_use]
+    pub fn preflight(&self) -> &Preflight {
+        &self.preflight
     }
 
     /// Bytes of weights that one step of decoding reads.
