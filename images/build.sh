@@ -5,6 +5,7 @@
 #   images/build.sh pause              the image that the local cluster's pods stand on
 #   images/build.sh toolbox            BusyBox, for tests: llamero.dev/toolbox:1
 #   images/build.sh weights NAME DIR   llamero-weights-NAME:dev, the files of DIR as an image
+#   images/build.sh emulated           llamero-worker:VERSION-cuda-emulated, for tests: the CUDA worker on an emulated driver
 #
 # An archive is left alone while what goes into it has not changed.
 set -euo pipefail
@@ -63,6 +64,34 @@ reproducible() {
   fi
 }
 
+# emulated CONTEXT: puts there the worker that loads a driver, its kernels, the C library that it needs and the emulated driver.
+emulated() {
+  local context=$1 libraries=$1/lib/x86_64-linux-gnu kernels nvrtc file
+  # Compiling for every GPU takes a while, so that what was made of the same texts stays.
+  kernels=$PWD/.local/kernels/$(cat worker/cuda/kernels/* worker/cuda/src/compile.rs | sha256sum | cut -c 1-16)
+  find .local/kernels -mindepth 1 -maxdepth 1 ! -path "*/${kernels##*/}" -exec rm -rf {} + 2>/dev/null || true
+  mkdir -p "$libraries" "$context/lib64" "$context/kernels" "$kernels"
+  tests/gpu-emulator/toolchain.sh
+  nvrtc=$(echo .local/venv-nvrtc/lib/python3*/site-packages/nvidia/cu13/lib)
+  export RUSTC_WORKSPACE_WRAPPER=$PWD/tests/gpu-emulator/rustc-dynamic.sh
+  cargo build --locked --release --workspace --bin llamero-worker
+  strip -o "$context/llamero-worker" "$target"/*-linux-*/release/llamero-worker
+  cargo build --locked --release -p llamero-gpu-emulator --lib
+  strip -o "$libraries/libcuda.so.1" "$target"/*-linux-*/release/deps/libllamero_gpu_emulator.so
+  cp "$libraries/libcuda.so.1" "$libraries/libnvidia-ml.so.1"
+  LD_LIBRARY_PATH=$nvrtc "$context/llamero-worker" kernels "$kernels" >/dev/null
+  cp "$kernels"/* "$context/kernels/"
+  for file in $(ldd "$context/llamero-worker" "$libraries/libcuda.so.1" | grep -o '/[^ ]*\.so[^ :]*' | sort -u); do
+    case $file in
+      "$context"/*) ;;
+      */ld-linux*) cp -L "$file" "$context/lib64/" ;;
+      *) cp -L "$file" "$libraries/" ;;
+    esac
+  done
+  # What was compiled is its maker's alone, and pods run as somebody else.
+  chmod -R a+rX "$context"
+}
+
 work=$(mktemp -d)
 case ${1:-} in
   '')
@@ -92,8 +121,12 @@ case ${1:-} in
     fi
     pack "weights-$2" "docker.io/library/llamero-weights-$2:dev" images/Dockerfile.weights 0 "$3"
     ;;
+  emulated)
+    emulated "$work/emulated"
+    pack worker-emulated "docker.io/library/llamero-worker:$version-cuda-emulated" images/Dockerfile.worker-emulated prebuilt "$work/emulated"
+    ;;
   *)
-    echo "usage: images/build.sh [pause | toolbox | weights NAME DIR]" >&2
+    echo "usage: images/build.sh [pause | toolbox | weights NAME DIR | emulated]" >&2
     exit 2
     ;;
 esac

@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # End-to-end tests: the local cluster tests itself, then a fresh cluster gets the chart and every test of tests/tests/e2e runs in turn.
-# Nothing is left running, also after a failure. Words after the script's name choose tests.
+# Nothing is left running, also after a failure. Words after the script's name choose tests; those that need the image of the CUDA worker,
+# which takes minutes to build, run where they are named (`gpus`), and with LLAMERO_LONG.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -16,9 +17,17 @@ fi
 make --no-print-directory cluster-up NODES=3
 images/build.sh weights smollm2 .local/models/SmolLM2-135M-Instruct-FP8
 .local/bin/llamero-cluster import-image .local/images/{llamero,llamero-worker,weights-smollm2}.tar
+ignored=()
+if [ -n "${LLAMERO_LONG:-}" ] || [[ " $* " == *gpus* ]]; then
+  images/build.sh emulated
+  tests/gpu-check/cut-to-chat.sh .local/smollm2-cut 2 8192
+  images/build.sh weights cut .local/smollm2-cut
+  .local/bin/llamero-cluster import-image .local/images/{worker-emulated,weights-cut}.tar
+  ignored=(--include-ignored)
+fi
 tests/install.sh
 cargo build --locked --release -q --workspace --bin kubectl-llamero --bin llamero-chaos
-cargo test --locked --release --workspace --features llamero-tests/cluster --test e2e -- --test-threads=1 "$@"
+cargo test --locked --release --workspace --features llamero-tests/cluster --test e2e -- --test-threads=1 "${ignored[@]}" "$@"
 # A minute of faults that is always the same, and an hour of others, with certificates that are renewed all the time (tests/src/chaos/fault.rs).
 if [ -n "${LLAMERO_LONG:-}" ]; then
   tests/install.sh --set security.certificateLife=30s

@@ -51,7 +51,7 @@ sanitize() {
   for tool in memcheck racecheck synccheck; do
     [ "$(left 60)" -gt 0 ] || continue
     echo "== compute-sanitizer $tool"
-    for test in product:fp8_products_of_small_leaves layer:adds_roots_and_norms attention:three_heads_share_one_of_64 candidates:candidates_are_the_engines; do
+    for test in product:fp8_products_of_small_leaves layer:joins_roots_in_the_order_of_their_tree layer:adds_a_product_and_norms attention:three_heads_share_one_of_64 candidates:candidates_are_the_engines; do
       [ "$(left 60)" -gt 0 ] || continue
       LLAMERO_GPU_EMULATOR_TEST=${test#*:} LLAMERO_GPU_CHECK_KERNELS=$PWD/kernels timeout "$(left 60)" \
         compute-sanitizer --tool "$tool" --error-exitcode 9 "tests/${test%%:*}" "${test#*:}" --exact 2>&1 | tail -1 || failed=1

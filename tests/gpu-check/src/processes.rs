@@ -10,7 +10,7 @@ use std::sync::Arc;
 
 use anyhow::{Context as _, bail, ensure};
 use llamero_checkpoint::{Members, Topology};
-use llamero_cuda::{CudaBackend, CudaOptions};
+use llamero_cuda::{CudaBackend, CudaOptions, ExchangeOptions, Gpu};
 use llamero_engine::mesh::{Connection, DataLink, EraAbort, LinkKind, TcpMesh};
 use llamero_engine::{Backend as _, FormSpec};
 
@@ -18,7 +18,7 @@ use crate::drive::{self, ERA, Leader, row, sample};
 use crate::model::TINY;
 
 /// Tokens that each process decodes.
-const TOKENS: u32 = 8;
+pub(crate) const TOKENS: u32 = 8;
 /// How many of them the killed one gets to.
 const KILLED_AFTER: u32 = 3;
 
@@ -28,8 +28,8 @@ enum Place {
     Alone,
     /// The first of two, which waits for the second.
     First,
-    /// The second of two, and the port where the first waits.
-    Second(u16),
+    /// The second of two: the port where the first waits, and the number of its GPU.
+    Second(u16, usize),
 }
 
 impl Place {
@@ -37,21 +37,28 @@ impl Place {
         match arguments {
             [model] => Ok((model, Self::Alone)),
             [model, place] if place == "first" => Ok((model, Self::First)),
-            [model, place, port] if place == "second" => Ok((model, Self::Second(port.parse()?))),
+            [model, place, port, gpu] if place == "second" => {
+                Ok((model, Self::Second(port.parse()?, gpu.parse()?)))
+            }
             _ => bail!("`rank` is started by the stage `processes`"),
         }
     }
 
     fn options(self, kernels: &Path) -> CudaOptions {
-        let (tensor, rank) = match self {
-            Self::Alone => (1, 0),
-            Self::First => (2, 0),
-            Self::Second(_) => (2, 1),
+        let (tensor, rank, gpu) = match self {
+            Self::Alone => (1, 0, 0),
+            Self::First => (2, 0, 0),
+            Self::Second(_, gpu) => (2, 1, gpu),
         };
         CudaOptions {
             members: Topology::tensor(tensor).into(),
             rank,
+            gpu: Gpu::Number(gpu),
             kernels: Some(kernels.to_owned()),
+            exchange: ExchangeOptions {
+                same_gpu: true,
+                ..ExchangeOptions::default()
+            },
             ..CudaOptions::alone()
         }
     }
@@ -65,7 +72,7 @@ impl Place {
                 println!("{}", listener.local_addr()?.port());
                 (listener.accept()?.0, (0, 1))
             }
-            Self::Second(port) => (TcpStream::connect((Ipv4Addr::LOCALHOST, port))?, (1, 0)),
+            Self::Second(port, _) => (TcpStream::connect((Ipv4Addr::LOCALHOST, port))?, (1, 0)),
         };
         let abort = Arc::new(EraAbort::default());
         let connection = Connection::without_handshake(stream, ends, ERA, LinkKind::Data)?;
@@ -145,10 +152,10 @@ impl Member {
         })
     }
 
-    /// Start the second rank of a group whose first one this is, and wait until both have formed.
-    fn join(&mut self, model: &Path) -> anyhow::Result<Self> {
+    /// Start the second rank of a group whose first one this is, on a GPU, and wait until both have formed.
+    fn join(&mut self, model: &Path, gpu: usize) -> anyhow::Result<Self> {
         let port = self.answer()?;
-        let mut second = Self::start(model, &["second", &port])?;
+        let mut second = Self::start(model, &["second", &port, &gpu.to_string()])?;
         self.answer()?;
         second.answer()?;
         Ok(second)
@@ -218,31 +225,38 @@ pub fn check() -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Two processes are one tensor group on the first GPU: they have the bits of one process that has the whole model. One is
-/// killed; the other says so, and forms the group again with another one in the same context, its weights still there.
+/// Two processes are one tensor group, the first on the first GPU, the other on the one with this number: they have the bits of
+/// one process that has the whole model. One is killed, as often as `kills` says; the other says so, and forms the group again
+/// with another one in the same context, its weights still there.
 ///
 /// # Errors
 /// What does not hold.
-pub fn check_group() -> anyhow::Result<()> {
+pub fn check_group(gpu: usize, tokens: u32, kills: u32) -> anyhow::Result<()> {
     let folder = tempfile::tempdir()?;
     TINY.write(folder.path(), 7)?;
     let mut alone = Member::start(folder.path(), &[])?;
     alone.answer()?;
-    let wanted: Vec<String> = (0..TOKENS).map(|_| alone.step()).collect::<anyhow::Result<_>>()?;
+    let wanted: Vec<String> = (0..tokens).map(|_| alone.step()).collect::<anyhow::Result<_>>()?;
     drop(alone);
     let mut first = Member::start(folder.path(), &["first"])?;
-    let mut second = first.join(folder.path())?;
+    let mut second = first.join(folder.path(), gpu)?;
     same(&mut first, &mut second, &wanted)?;
-    first.order()?;
-    drop(second);
-    let said = first.answer()?;
-    ensure!(
-        said.starts_with("lost: lost rank 1"),
-        "a rank whose peer was killed says: {said}"
-    );
-    first.order()?;
-    let mut second = first.join(folder.path()).context("after a rank was killed")?;
-    same(&mut first, &mut second, &wanted[..KILLED_AFTER as usize]).context("after a rank was killed")
+    for _ in 0..kills {
+        first.order()?;
+        drop(second);
+        let said = first.answer()?;
+        ensure!(
+            said.starts_with("lost: lost rank 1"),
+            "a rank whose peer was killed says: {said}"
+        );
+        first.order()?;
+        second = first
+            .join(folder.path(), gpu)
+            .context("after a rank was killed")?;
+        let some = &wanted[..wanted.len().min(KILLED_AFTER as usize)];
+        same(&mut first, &mut second, some).context("after a rank was killed")?;
+    }
+    Ok(())
 }
 
 /// What two ranks give together is what was wanted.

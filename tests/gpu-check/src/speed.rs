@@ -287,6 +287,19 @@ impl Rank {
         Ok(())
     }
 
+    /// Seconds of a sum over all ranks of so many rows, with its joining: the best of several runs of `count`.
+    ///
+    /// # Errors
+    /// The backend's.
+    pub fn exchange(&mut self, rows: usize, count: u32) -> anyhow::Result<f64> {
+        drive::form(&mut self.backend, &drive::spec(1, MAX_ROWS as u32, 64))?;
+        let mut best = self.backend.exchange_seconds(rows, count)?;
+        for _ in 1..RUNS {
+            best = best.min(self.backend.exchange_seconds(rows, count)?);
+        }
+        Ok(best)
+    }
+
     /// Seconds from a prompt of `tokens` tokens to its first token.
     ///
     /// # Errors

@@ -7,6 +7,8 @@ use std::process::Command;
 
 use anyhow::{Context as _, bail, ensure};
 use llamero_cpu::{CpuBackend, CpuOptions, Kernel};
+use llamero_cuda::device::count;
+use llamero_cuda::probe::driver;
 use llamero_cuda::source::Source;
 use llamero_cuda::{CudaBackend, CudaOptions};
 use serde_json::{Value, json};
@@ -35,14 +37,16 @@ pub struct Check {
 }
 
 /// The stages in their order.
-pub const STAGES: [&str; 11] = [
+pub const STAGES: [&str; 13] = [
     "device",
     "read",
     "kernels",
     "backend",
     "smollm2",
     "processes",
+    "peers",
     "products",
+    "exchange",
     "decode-8b",
     "prefill-8b",
     "decode-405b",
@@ -62,7 +66,9 @@ impl Check {
             "backend" => self.tests(&["backend"]),
             "smollm2" => self.smollm2(),
             "processes" => self.processes(),
+            "peers" => self.peers(),
             "products" => self.products(),
+            "exchange" => self.exchange("405B, a rank of 8", LLAMA_405B, 8),
             "decode-8b" => self.decode("8B", LLAMA_8B, 1, &[(1, 300), (16, 300), (64, 300), (1, 8000)]),
             "prefill-8b" => self.prefill("8B", LLAMA_8B, 4096),
             "decode-405b" => self.decode("405B, a rank of 8", LLAMA_405B, 8, &[(1, 300), (16, 300)]),
@@ -207,7 +213,7 @@ impl Check {
             ),
             (
                 "two ranks of a tensor group have the bits of one, and form again after a kill",
-                processes::check_group,
+                || processes::check_group(0, processes::TOKENS, 1),
             ),
         ];
         let mut all = Ok(());
@@ -219,6 +225,46 @@ impl Check {
             all = all.and(outcome);
         }
         all
+    }
+
+    /// Exchanges between two GPUs, where there are two.
+    fn peers(&self) -> anyhow::Result<()> {
+        let test = "two GPUs have the bits of one, over many exchanges and kills";
+        let gpus = count(driver()?)?;
+        if gpus < 2 {
+            let result = json!({"stage": "peers", "test": test, "gpus": gpus});
+            return self.tell("one GPU is seen: exchanges between GPUs are not tried", &result);
+        }
+        // As many tokens as a small group has context for.
+        let (tokens, kills) = if self.small { (2, 1) } else { (60, 5) };
+        let outcome = processes::check_group(1, tokens, kills);
+        let result = json!({"stage": "peers", "test": test, "gpus": gpus, "passed": outcome.is_ok()});
+        let said = if outcome.is_ok() { "ok" } else { "FAILED" };
+        self.tell(&format!("{said:6} {test}"), &result)?;
+        outcome
+    }
+
+    /// What the exchanges of a decode step take on one GPU: launches, waits, joins, and this rank's writes, all to itself.
+    fn exchange(&self, name: &str, model: Model, tensor: u32) -> anyhow::Result<()> {
+        let (model, tensor, count) = match self.small {
+            true => (crate::model::TINY, 3, 2),
+            false => (model, tensor, 100),
+        };
+        let sums = 2 * model.layers;
+        let one = Model { layers: 1, ..model };
+        let mut rank = Rank::new(one, tensor, Some(&self.kernels()))?;
+        for rows in [1, 16, 64] {
+            let seconds = rank.exchange(rows, count)?;
+            let text = format!(
+                "{name}, {rows:2} rows: {:.1} µs a sum, {:.2} ms for the {sums} sums of a token",
+                1e6 * seconds,
+                1e3 * seconds * sums as f64
+            );
+            let result =
+                json!({"stage": "exchange", "name": name, "rows": rows, "seconds": seconds, "sums": sums});
+            self.tell(&text, &result)?;
+        }
+        Ok(())
     }
 
     fn products(&self) -> anyhow::Result<()> {

@@ -50,7 +50,7 @@ fn table(results: &[Value]) -> Value {
     let passed = |wanted: bool| results.iter().filter(|result| result["passed"] == wanted).count();
     let is_figure = |result: &&Value| {
         let stage = result["stage"].as_str().unwrap_or_default();
-        ["product", "decode", "prefill"].contains(&stage) && result["test"].is_null()
+        ["product", "exchange", "decode", "prefill"].contains(&stage) && result["test"].is_null()
     };
     let figures = results.iter().filter(is_figure);
     let figures: Vec<Value> = figures.map(|figure| with_share(figure, bandwidth)).collect();

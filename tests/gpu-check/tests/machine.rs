@@ -7,7 +7,7 @@ mod common;
 use common::{TINY_LIMITS, TINY_SPEC, backend, checkpoint, options};
 use llamero_checkpoint::Topology;
 use llamero_cuda::{CudaBackend, CudaOptions, Gpu};
-use llamero_engine::{Backend, FormLimits, FormSpec, KvDtype};
+use llamero_engine::{Backend, BackendError, FormLimits, FormSpec, KvDtype};
 use llamero_gpu_check::drive;
 use llamero_gpu_check::model::{LLAMA_70B, LLAMA_405B, Model, TINY};
 use llamero_gpu_check::stages::Check;
@@ -42,6 +42,20 @@ emulated! {
         let second = CudaBackend::new(folder.path(), CudaOptions { gpu: Gpu::Number(1), ..options() }).unwrap();
         assert_eq!(second.device().context.ordinal(), 1);
         assert!(gpu.numerics_class(KvDtype::Bf16, 0).starts_with("cuda-sm90 "));
+    }
+
+    fn a_gpu_is_looked_at_before_it_is_used() on ["memory=2GiB"], {
+        let seen = backend(checkpoint(&TINY).path()).preflight().clone();
+        assert_eq!((seen.memory, seen.uncorrected, seen.clock), (2 << 30, Some(0), Some((1980, 1980))));
+        let text = seen.to_string();
+        assert!(text.contains("2.0 of 2.0 GiB free, CUDA 13.5, driver 999.0.0-emulated, 1980 of 1980 MHz"), "{text}");
+    }
+
+    // A file that is there from the beginning.
+    fn a_gpu_with_damaged_memory_is_refused_before_anything_is_read() on ["fault=ecc@/proc/self/exe"], {
+        let folder = checkpoint(&TINY);
+        let error = CudaBackend::new(folder.path(), options()).err().unwrap();
+        assert!(matches!(&error, BackendError::Unavailable(why) if why.contains("at its next reset only. Drain the node")), "{error}");
     }
 
     fn calls_in_the_wrong_order_are_bugs() on ["order=forward"], {
@@ -119,11 +133,11 @@ emulated! {
         let folder = tempfile::tempdir().unwrap();
         std::fs::create_dir(folder.path().join("kernels")).unwrap();
         let check = Check { folder: folder.path().to_owned(), small: true };
-        for stage in ["device", "read", "products", "decode-8b", "prefill-8b"] {
+        for stage in ["device", "read", "products", "exchange", "decode-8b", "prefill-8b"] {
             check.run(stage).unwrap();
         }
         let results = std::fs::read_to_string(folder.path().join("results.jsonl")).unwrap();
-        for stage in ["device", "read", "product", "decode", "prefill"] {
+        for stage in ["device", "read", "product", "exchange", "decode", "prefill"] {
             assert!(results.contains(&format!("\"stage\":\"{stage}\"")), "{stage}: {results}");
         }
         assert!(check.run("nonsense").unwrap_err().to_string().contains("prefill-8b"));

@@ -22,6 +22,7 @@ use llamero_gpu_emulator::emulated;
 const PATIENCE: ExchangeOptions = ExchangeOptions {
     limit: Duration::from_secs(100),
     by_parts: usize::MAX,
+    same_gpu: false,
 };
 /// Every sum that can goes by parts.
 const BY_PARTS: ExchangeOptions = ExchangeOptions {
@@ -241,19 +242,48 @@ emulated! {
     }
 
     fn gpus_that_do_not_reach_each_other_are_refused() on ["devices=2,memory=256MiB,peers=no"], {
-        let folder = checkpoint(&Model { layers: 1, ..TINY });
-        let refused = std::thread::scope(|scope| {
-            let threads: Vec<_> = meshes(2).into_iter().map(|mesh| {
-                let folder = folder.path();
-                scope.spawn(move || {
-                    let mut backend = member(folder, (mesh.rank(), 2), PATIENCE);
-                    backend.form(&TINY_SPEC, Box::new(mesh), &mut |_| {}).unwrap_err().to_string()
-                })
-            }).collect();
-            threads.into_iter().map(|thread| thread.join().unwrap()).collect::<Vec<_>>()
-        });
+        let refused = refusals(|rank| rank as usize);
         assert!(refused.iter().all(|why| why.contains("do not reach each other's memory")), "{refused:?}");
     }
+
+    fn gpus_whose_writes_are_lost_are_named_on_every_rank() on ["devices=2,memory=256MiB,peers=lost"], {
+        let refused = refusals(|rank| rank as usize);
+        let wanted = "GPU-6c6c616d-6572-6f2d-656d-756c61746501 of rank 1 writes to the memory of GPU-6c6c616d-6572-6f2d-656d-756c61746500 of rank 0 is lost";
+        assert!(refused.iter().all(|why| why.contains(wanted)), "{refused:?}");
+    }
+
+    fn two_ranks_on_one_gpu_are_refused() on ["devices=2,memory=256MiB"], {
+        let refused = refusals(|_| 1);
+        assert!(refused.iter().all(|why| why.contains("each rank needs a GPU of its own")), "{refused:?}");
+    }
+}
+
+/// What two ranks on GPUs of these numbers say when they form.
+fn refusals(gpu: fn(u32) -> usize) -> Vec<String> {
+    let folder = checkpoint(&Model { layers: 1, ..TINY });
+    let one = |mesh: TcpMesh| {
+        let options = CudaOptions {
+            members: Topology::tensor(2).into(),
+            rank: mesh.rank(),
+            gpu: Gpu::Number(gpu(mesh.rank())),
+            exchange: PATIENCE,
+            ..options()
+        };
+        let mut backend = CudaBackend::new(folder.path(), options).unwrap();
+        backend.load(&Unwatched).unwrap();
+        backend
+            .form(&TINY_SPEC, Box::new(mesh), &mut |_| {})
+            .unwrap_err()
+            .to_string()
+    };
+    std::thread::scope(|scope| {
+        let one = &one;
+        let threads: Vec<_> = meshes(2)
+            .into_iter()
+            .map(|mesh| scope.spawn(move || one(mesh)))
+            .collect();
+        threads.into_iter().map(|thread| thread.join().unwrap()).collect()
+    })
 }
 
 fn is_first(backend: &CudaBackend) -> bool {

@@ -7,6 +7,7 @@
 //! | [`dashboard`] | the dashboard's metrics are exported |
 //! | [`disruption`] | a drained node: members move and the stream goes on |
 //! | [`faults`] | a killed rank, a deleted pod: streams go on, survivors keep their weights |
+//! | [`gpus`] | ranks on an emulated driver: the CPU's text, a killed rank, nodes without GPUs, an image without CUDA |
 //! | [`hub`] | weights straight from a Hub, two ranks on one node |
 //! | [`identities`] | certificates on both sides: who enrols, who gets in, renewal, an operator that is away |
 //! | [`network`] | fences between pods, enforced |
@@ -29,6 +30,7 @@ mod dashboard;
 mod disruption;
 mod faults;
 mod fixture;
+mod gpus;
 mod hub;
 mod identities;
 mod installation;

@@ -7,16 +7,18 @@ use serde_json::{Value, json};
 
 use crate::fixture::{Deployment, NAMESPACE, SOON, node_of};
 
-const GPU: &str = "nvidia.com/gpu";
+pub(crate) const GPU: &str = "nvidia.com/gpu";
 
 /// Gives nodes GPUs and takes them away again.
-struct Gpus {
+pub(crate) struct Gpus {
     cluster: Cluster,
-    nodes: Vec<String>,
+    /// Names of all nodes.
+    pub(crate) nodes: Vec<String>,
 }
 
 impl Gpus {
-    fn new(counts: &[u32]) -> Result<Self> {
+    /// As many as `counts` says for each node in the order of their names.
+    pub(crate) fn new(counts: &[u32]) -> Result<Self> {
         let cluster = Cluster::connect()?;
         let nodes: Vec<String> = cluster.nodes()?.iter().map(|node| node.name()).collect();
         let gpus = Self { cluster, nodes };

@@ -42,6 +42,9 @@ __device__ __forceinline__ u8* slot(const Exchange& e, u32 rank, u32 number) {
 
 __device__ __forceinline__ u32* flag(const Exchange& e, u32 area, u32 of) { return (u32*)(e.areas[area] + of * APART); }
 
+// Ranks write to each other beginning with themselves, so that they do not all write to the same one.
+__device__ __forceinline__ u32 behind(const Exchange& e, u32 rank) { return rank + 1 < e.world ? rank + 1 : 0; }
+
 __device__ __forceinline__ u64 nanoseconds() {
     u64 now;
     asm volatile("mov.u64 %0, %%globaltimer;" : "=l"(now));
@@ -73,13 +76,19 @@ __device__ __forceinline__ void fail(const Exchange& e, u32 rank, u32 why) {
 __device__ __forceinline__ void await(const Exchange& e, u32 rank, u32 number) {
     const u32* from = flag(e, e.index, rank);
     const u64 started = nanoseconds();
+    bool is_late = false;
     for (u32 looks = 1;; looks++) {
         // Numbers go round.
         if ((int)(load_acquire(from) - number) >= 0) return;
         if (looks % LOOKS) continue;
         if (has_failed(e)) return;
         if (e.control[ABORT]) return fail(e, rank, BY_HOST);
-        if (nanoseconds() - started > (u64)e.control[LIMIT] * 1000000) return fail(e, rank, TOO_LATE);
+        // The clock may go back, and a GPU that other processes use may not have run since the last look at the flag: it is
+        // late when the flag is not up some looks after the time was over.
+        if ((long long)(nanoseconds() - started) > (long long)e.control[LIMIT] * 1000000) {
+            if (is_late) return fail(e, rank, TOO_LATE);
+            is_late = true;
+        }
         asm volatile("nanosleep.u32 %0;" ::"r"(500));
     }
 }
@@ -107,6 +116,20 @@ __device__ __forceinline__ void finish(const Exchange& e) {
     }
 }
 
+// Words of the pattern that each rank writes for each. Never 0.
+#define TRIED 64
+__device__ __forceinline__ u32 pattern(u32 from, u32 to, u32 word) {
+    return 0x9e3779b9u * (1 + word + TRIED * (from + MOST_RANKS * to));
+}
+
+// Write a pattern to every rank's first slot, before anybody relies on such writes: an IOMMU or a PCIe switch may drop them
+// without a word. One block a rank.
+extern "C" __global__ void __launch_bounds__(TRIED) try_writes(const __grid_constant__ Exchange e) {
+    const u32 rank = blockIdx.x, word = threadIdx.x;
+    ((u32*)slot(e, rank, 0))[e.index * TRIED + word] = pattern(e.index, rank, word);
+    fence_system();
+}
+
 // Give everybody this rank's roots, `mine` of them with `n` values each; root i is number places[i] of all. With no
 // roots it is a meeting: it shows that everybody is there.
 extern "C" __global__ void __launch_bounds__(256) push_roots(
@@ -117,19 +140,22 @@ extern "C" __global__ void __launch_bounds__(256) push_roots(
         for (u64 i = 4 * ((u64)blockIdx.x * blockDim.x + threadIdx.x); i < n; i += 4 * (u64)gridDim.x * blockDim.x)
             for (u32 root = 0; root < mine; root++) {
                 const Bytes16 values = *(const Bytes16*)(roots + root * n + i);
-                for (u32 rank = 0; rank < e.world; rank++)
+                for (u32 to = 0, rank = e.index; to < e.world; to++, rank = behind(e, rank))
                     *(Bytes16*)((float*)slot(e, rank, number) + places[root] * n + i) = values;
             }
     finish(e);
 }
 
-// Give each rank its part of this rank's roots: `part` values of each, the last ranks less.
+// Give each rank its part of this rank's roots: `part` values of each, the last ranks less. Each begins with its own.
 extern "C" __global__ void __launch_bounds__(256) push_parts(
     const __grid_constant__ Exchange e, const float* roots, const u8* places, u32 mine, u64 n, u64 part) {
     wait_for_previous();
     const u32 number = e.state[NUMBER];
+    const u64 all = part * e.world;
     if (!has_failed(e))
-        for (u64 i = 4 * ((u64)blockIdx.x * blockDim.x + threadIdx.x); i < n; i += 4 * (u64)gridDim.x * blockDim.x) {
+        for (u64 at = 4 * ((u64)blockIdx.x * blockDim.x + threadIdx.x); at < all; at += 4 * (u64)gridDim.x * blockDim.x) {
+            const u64 i = (at + e.index * part) % all;
+            if (i >= n) continue;
             float* to = (float*)slot(e, i / part, number) + i % part;
             for (u32 root = 0; root < mine; root++)
                 *(Bytes16*)(to + places[root] * part) = *(const Bytes16*)(roots + root * n + i);
@@ -149,7 +175,8 @@ extern "C" __global__ void __launch_bounds__(256) join_parts(
             float values[MOST_ROOTS];
             for (u32 root = 0; root < roots; root++) values[root] = from[root * part + i];
             const float sum = join_values(values, joins, join_count);
-            for (u32 rank = 0; rank < e.world; rank++) ((float*)slot(e, rank, number))[first + i] = sum;
+            for (u32 to = 0, rank = e.index; to < e.world; to++, rank = behind(e, rank))
+                ((float*)slot(e, rank, number))[first + i] = sum;
         }
     finish(e);
 }
@@ -163,7 +190,7 @@ extern "C" __global__ void __launch_bounds__(256) push_rows(
     if (token != NOTHING && !has_failed(e))
         for (u32 i = 8 * threadIdx.x; i < width; i += 8 * blockDim.x) {
             const Bytes16 values = *(const Bytes16*)(table + (u64)token * width + i);
-            for (u32 rank = 0; rank < e.world; rank++)
+            for (u32 to = 0, rank = e.index; to < e.world; to++, rank = behind(e, rank))
                 *(Bytes16*)((u16*)slot(e, rank, number) + (u64)blockIdx.x * width + i) = values;
         }
     finish(e);

@@ -1,4 +1,9 @@
-// What a layer computes between its products. One block a row, so that rows do not touch each other's bits.
+// What a layer computes between its products. Rows do not touch each other's bits.
+
+// x plus one output of a product, scaled where there are scales. Rounded apart, as if the product had scaled it.
+__device__ __forceinline__ float add_scaled(float x, float sum, const float* scales, u32 output) {
+    return __fadd_rn(x, scales ? __fmul_rn(sum, scales[output]) : sum);
+}
 
 // hidden[m][width] = table[tokens[m]], bf16 to f32.
 extern "C" __global__ void __launch_bounds__(256) embed(const u16* table, const u32* tokens, float* hidden, u32 width) {
@@ -7,34 +12,37 @@ extern "C" __global__ void __launch_bounds__(256) embed(const u16* table, const 
     for (u32 i = threadIdx.x; i < width; i += blockDim.x) to[i] = of_bf16(from[i]);
 }
 
-// hidden += the roots of a product, joined left to right as a tree's program says and then scaled; then y = norm(hidden) ×
-// weight as bf16, padded leaf by leaf for the next product. `root_count` 0: nothing is added. `joins`: pairs of roots, `to
-// += from`. `scales`, where it is not null: one for each output of the product. `exchanges`, where it is not null: the
-// roots lie in the slot of the last of so many exchanges, one of two that are `slot` values apart.
+// hidden[i] += the roots of a product over all ranks, `root_count` of `n` values each, joined left to right as a tree's program
+// says and then scaled. `joins`: pairs of roots, `to += from`. `scales`, where it is not null: one for each of `width` outputs.
+// `exchanges`, where it is not null: the roots lie in the slot of the last of so many exchanges, one of two that are `slot`
+// values apart. One thread a value: a row of a large model is joined by the whole device, and not by the block that norms it.
+extern "C" __global__ void __launch_bounds__(128) join_roots(
+    float* hidden, const float* roots, const u8* joins, u32 join_count, u32 root_count, const float* scales,
+    const u32* exchanges, u64 slot, u32 n, u32 width) {
+    wait_for_previous();
+    const u32 i = blockIdx.x * blockDim.x + threadIdx.x;
+    if (i >= n) return;
+    if (exchanges) roots += (*exchanges - 1 & 1) * slot;
+    float values[MOST_ROOTS];
+    for (u32 root = 0; root < root_count; root++) values[root] = roots[(u64)root * n + i];
+    hidden[i] = add_scaled(hidden[i], join_values(values, joins, join_count), scales, i % width);
+}
+
+// hidden += what a product gave, scaled; then y = norm(hidden) × weight as bf16, padded leaf by leaf for the next product.
+// `added` null: nothing is added. `scales`, where it is not null: one for each output of the product.
 // `layers`, where it is not null, counts the calls on the device, and `seen`, in memory of the host, shows the count.
 extern "C" __global__ void __launch_bounds__(256) add_norm(
-    float* hidden, const float* roots, const u8* joins, u32 join_count, u32 root_count, const float* scales,
-    const u32* exchanges, u64 slot, const float* weight, u16* y, u32 width, u32 leaf_width, float epsilon, u32* layers,
-    volatile u32* seen) {
+    float* hidden, const float* added, const float* scales, const float* weight, u16* y, u32 width, u32 leaf_width,
+    float epsilon, u32* layers, volatile u32* seen) {
     __shared__ float parts[8];
     extern __shared__ float row[];
     wait_for_previous();
-    const u32 m = gridDim.x;
     if (layers && blockIdx.x == 0 && threadIdx.x == 0) *seen = ++*layers;
-    if (exchanges) roots += (*exchanges - 1 & 1) * slot;
-    float* mine = hidden + (u64)blockIdx.x * width;
+    const u64 first = (u64)blockIdx.x * width;
     float squares = 0.0f;
     for (u32 i = threadIdx.x; i < width; i += blockDim.x) {
-        float x = mine[i];
-        if (root_count > 0) {
-            float values[MOST_ROOTS];
-            for (u32 root = 0; root < root_count; root++) values[root] = roots[((u64)root * m + blockIdx.x) * width + i];
-            float sum = join_values(values, joins, join_count);
-            // Rounded apart, as if the product had scaled it.
-            if (scales) sum = __fmul_rn(sum, scales[i]);
-            x = __fadd_rn(x, sum);
-            mine[i] = x;
-        }
+        float x = hidden[first + i];
+        if (added) hidden[first + i] = x = add_scaled(x, added[first + i], scales, i);
         row[i] = x;
         squares = fmaf(x, x, squares);
     }

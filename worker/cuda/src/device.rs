@@ -4,9 +4,14 @@ use std::fmt;
 use std::str::FromStr;
 use std::sync::Arc;
 
+use cudarc::driver::sys::{CUdevice_attribute, CUresult};
 use cudarc::driver::{CudaContext, DriverError, result, sys};
 
 use crate::probe::{Driver, describe};
+
+/// `CUcomputemode`.
+const PROHIBITED: i32 = 2;
+const EXCLUSIVE_PROCESS: i32 = 3;
 
 /// Number of a device that stays the same when devices are hidden or reordered.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -67,6 +72,24 @@ pub enum DeviceError {
         /// Its second part.
         minor: i32,
     },
+    /// Nobody may compute on it.
+    #[error(
+        "{name} is in the compute mode PROHIBITED, in which no process may use it: `nvidia-smi --compute-mode=DEFAULT` on the node \
+         lets them"
+    )]
+    Prohibited {
+        /// Name of the device.
+        name: String,
+    },
+    /// One process may compute on it, and another one does.
+    #[error(
+        "{name} is in the compute mode EXCLUSIVE_PROCESS, and another process has it: end that one (`nvidia-smi` on the node \
+         names it), or let several use it by `nvidia-smi --compute-mode=DEFAULT`"
+    )]
+    Taken {
+        /// Name of the device.
+        name: String,
+    },
     /// The driver refuses.
     #[error("the NVIDIA driver refuses: {0}")]
     Driver(String),
@@ -101,12 +124,39 @@ pub fn devices(driver: Driver) -> Result<Vec<Device>, DeviceError> {
     (0..count(driver)?).map(open).collect()
 }
 
-/// The device with this number among those that this process sees, without touching the others; none where there is none.
+/// The device with this number among those that this process sees, in the order of their buses, without touching the others;
+/// none where there is none.
 ///
 /// # Errors
 /// As [`devices`].
 pub fn at(driver: Driver, number: usize) -> Result<Option<Device>, DeviceError> {
-    (number < count(driver)?).then(|| open(number)).transpose()
+    let ordinal = in_order_of_buses(driver)?.get(number).copied();
+    ordinal.map(open).transpose()
+}
+
+/// Numbers of all devices in the order of their buses. The driver's own order, the fastest first, is that of one process and
+/// its settings.
+fn in_order_of_buses(driver: Driver) -> Result<Vec<usize>, DeviceError> {
+    let mut all = Vec::new();
+    for ordinal in 0..count(driver)? {
+        let device = result::device::get(i32::try_from(ordinal).unwrap_or(0))?;
+        // Parts of one GPU have one bus.
+        let uuid = of_driver(result::device::get_uuid(device)?);
+        all.push((bus(device)?, uuid, ordinal));
+    }
+    all.sort_unstable();
+    Ok(all.into_iter().map(|(.., ordinal)| ordinal).collect())
+}
+
+/// Where a device is: `0000:1b:00.0`, which sorts as its numbers do.
+fn bus(device: sys::CUdevice) -> Result<String, DriverError> {
+    let mut text = [0; 32];
+    let room = i32::try_from(text.len()).unwrap_or(0);
+    // SAFETY: the driver writes at most so many bytes.
+    unsafe { sys::cuDeviceGetPCIBusId(text.as_mut_ptr(), room, device) }.result()?;
+    let bytes = text.iter().map(|byte| byte.cast_unsigned());
+    let bytes: Vec<u8> = bytes.take_while(|byte| *byte != 0).collect();
+    Ok(String::from_utf8_lossy(&bytes).to_ascii_lowercase())
 }
 
 /// How many devices this process sees.
@@ -156,7 +206,21 @@ fn of_driver(uuid: sys::CUuuid) -> Uuid {
 }
 
 fn open(ordinal: usize) -> Result<Device, DeviceError> {
-    let context = CudaContext::new(ordinal)?;
+    let device = result::device::get(i32::try_from(ordinal).unwrap_or(0))?;
+    let mode = CUdevice_attribute::CU_DEVICE_ATTRIBUTE_COMPUTE_MODE;
+    // SAFETY: the driver gave the device.
+    let mode = unsafe { result::device::get_attribute(device, mode) }?;
+    if mode == PROHIBITED {
+        let name = result::device::get_name(device)?;
+        return Err(DeviceError::Prohibited { name });
+    }
+    let context = match CudaContext::new(ordinal) {
+        Err(error) if mode == EXCLUSIVE_PROCESS && error.0 == CUresult::CUDA_ERROR_DEVICE_UNAVAILABLE => {
+            let name = result::device::get_name(device)?;
+            return Err(DeviceError::Taken { name });
+        }
+        context => context?,
+    };
     // SAFETY: each rank orders its work by one stream for kernels and events of its own; tracking every buffer would
     // cost thousands of waits a step.
     unsafe { context.disable_event_tracking() };

@@ -4,6 +4,7 @@ use cudarc::driver::DriverError;
 use cudarc::driver::sys::CUresult;
 use llamero_engine::BackendError;
 
+use crate::device::DeviceError;
 use crate::ops::OpError;
 use crate::probe::describe;
 
@@ -27,12 +28,34 @@ pub(crate) fn refused(error: DriverError) -> BackendError {
         CUresult::CUDA_ERROR_ECC_UNCORRECTABLE => BackendError::Unavailable(format!(
             "the GPU's memory is damaged: {said}. If it comes again, drain the node, and reset or replace the GPU"
         )),
+        CUresult::CUDA_ERROR_NVLINK_UNCORRECTABLE => BackendError::Unavailable(format!(
+            "an NVLink of the GPU has failed: {said}. `nvidia-smi nvlink --status` on the node tells which; if it comes again, \
+             drain the node"
+        )),
+        CUresult::CUDA_ERROR_SYSTEM_NOT_READY => BackendError::Unavailable(format!(
+            "the node's GPUs are not ready: {said}. Where NVSwitches connect them, `nvidia-fabricmanager` must run on the node"
+        )),
+        CUresult::CUDA_ERROR_PEER_ACCESS_UNSUPPORTED
+        | CUresult::CUDA_ERROR_PEER_ACCESS_NOT_ENABLED
+        | CUresult::CUDA_ERROR_TOO_MANY_PEERS => unusable(format!(
+            "the GPUs of the group cannot reach each other's memory: {said}. Use GPUs of one NVLink or PCIe switch, or fewer ranks"
+        )),
         CUresult::CUDA_ERROR_NO_DEVICE | CUresult::CUDA_ERROR_DEVICE_UNAVAILABLE => {
             BackendError::Unavailable(format!(
                 "the GPU is gone: {said}. `nvidia-smi` on the node tells more"
             ))
         }
         _ => bug(format!("the NVIDIA driver says {said}")),
+    }
+}
+
+impl From<DeviceError> for BackendError {
+    fn from(error: DeviceError) -> Self {
+        match error {
+            // Whoever has it may end.
+            DeviceError::Taken { .. } => Self::Unavailable(error.to_string()),
+            other => unusable(other.to_string()),
+        }
     }
 }
 

@@ -7,7 +7,7 @@ use cudarc::driver::CudaSlice;
 
 use crate::exchange::{Exchange, Which};
 use crate::kv::KvCache;
-use crate::ops::{LayerCount, OpError, Ops, Places, RootValues, Roots, Weights};
+use crate::ops::{Added, LayerCount, OpError, Ops, Places, Weights};
 use crate::rope::Rope;
 use crate::shape::Shape;
 use crate::weights::ModelWeights;
@@ -69,10 +69,10 @@ impl Model<'_> {
             }
             None => ops.embed_from(table, &tokens, rows, hidden, shape.hidden)?,
         }
-        let n = rows * shape.hidden;
+        let size = (rows, shape.hidden);
         let mut before = None;
         for (number, layer) in weights.layers.iter().enumerate() {
-            let counted = before.map(|_| layers);
+            let counted = (number > 0).then_some(layers);
             ops.add_norm(hidden, before, &layer.input_norm, normed, rows, norm, counted)?;
             ops.product(&layer.qkv, normed, rows, &mut work.qkv)?;
             let angles = (&rope.cos, &rope.sin);
@@ -89,37 +89,40 @@ impl Model<'_> {
             let (parts, attended) = (&mut work.attention_parts, &mut work.attended);
             ops.attention(attention, &work.q, &cache, &places, parts, attended, rows)?;
             ops.unscaled_product(&layer.o, &work.attended, rows, &mut work.roots)?;
-            let attended = sum(ops, exchange, Which::Attention, (&layer.o, &work.roots), n)?;
-            ops.add_norm(hidden, Some(attended), &layer.post_norm, normed, rows, norm, None)?;
+            let product = (&layer.o, &work.roots);
+            let attended = sum(ops, exchange, Which::Attention, product, hidden, size)?;
+            ops.add_norm(hidden, attended, &layer.post_norm, normed, rows, norm, None)?;
             ops.product(&layer.gate_up, normed, rows, &mut work.gate_up)?;
             let width = shape.ffn_leaves.width;
             ops.silu_mul(&work.gate_up, &mut work.gated, rows, shape.ffn, width)?;
             ops.unscaled_product(&layer.down, &work.gated, rows, &mut work.roots)?;
-            before = Some(sum(ops, exchange, Which::Ffn, (&layer.down, &work.roots), n)?);
+            let product = (&layer.down, &work.roots);
+            before = sum(ops, exchange, Which::Ffn, product, hidden, size)?;
         }
         let norms = &weights.final_norm;
         ops.add_norm(hidden, before, norms, normed, rows, norm, Some(layers))
     }
 }
 
-/// The sum of a product that is split by inputs, with `n` values for each root: over all ranks where there are several.
-/// Where a rank is measured without its peers, its first root is taken for the sum.
+/// Sum a product that is split by inputs over all ranks where there are several, and add it to the hidden rows; else what the
+/// next norm adds.
 fn sum<'a>(
     ops: &mut Ops,
-    exchange: Option<&'a Exchange>,
+    exchange: Option<&Exchange>,
     which: Which,
     (matrix, roots): (&'a Weights, &'a CudaSlice<f32>),
-    n: usize,
-) -> Result<Roots<'a>, OpError> {
+    hidden: &mut CudaSlice<f32>,
+    (rows, width): (usize, usize),
+) -> Result<Option<Added<'a>>, OpError> {
     let scales = matrix.scales.as_ref();
     let Some(exchange) = exchange else {
-        return Ok(Roots {
-            values: RootValues::Here(roots),
-            count: 1,
-            joins: None,
+        return Ok(Some(Added {
+            values: roots,
             scales,
-        });
+        }));
     };
+    let n = rows * width;
     exchange.sum(ops, which, roots, n)?;
-    Ok(exchange.received(which, n, scales))
+    ops.join_roots(hidden, exchange.received(which, n, scales), rows, width)?;
+    Ok(None)
 }

@@ -5,6 +5,7 @@
 //! | [`backend`] | [`CudaBackend`]: the engine's contract, step by step |
 //! | [`probe`] | which libraries are there; absence is a sentence |
 //! | [`device`] | devices by UUID |
+//! | [`preflight`], `management` | what a GPU is like before it is used, and whether it can be trusted |
 //! | [`compile`] | CUDA C++ to PTX by NVRTC, kept by content hash |
 //! | [`source`] | the kernels' texts |
 //! | [`ops`] | one safe function for each kernel: shapes are checked before a launch |
@@ -26,8 +27,10 @@ mod forward;
 mod kv;
 mod layout;
 mod load;
+mod management;
 pub mod ops;
 mod pinned;
+pub mod preflight;
 pub mod probe;
 mod rope;
 mod sample;

@@ -1,8 +1,12 @@
 //! Pinned memory of the host: copies to and from it need no detour, and the device sees it.
+//!
+//! The driver waits for the whole device when it gives such memory or takes it back, so that steps take theirs from a [`Pool`].
 
+use std::collections::HashMap;
+use std::marker::PhantomData;
 use std::ptr::NonNull;
-use std::sync::Arc;
 use std::sync::atomic::AtomicU32;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use cudarc::driver::{CudaContext, DriverError, result, sys};
 
@@ -108,5 +112,85 @@ impl<T> Drop for Pinned<T> {
         // SAFETY: allocated in `new`, and given back once. Owners wait for the device before they drop it.
         let freed = bound.and_then(|()| unsafe { result::free_host(self.pointer.as_ptr().cast()) });
         self.context.record_err(freed);
+    }
+}
+
+/// The least that is taken from the driver at a time: a page.
+const LEAST: usize = 4096;
+
+/// Pinned memory that is used again and again. It grows to what is lent at one time, and is given back with its last owner.
+#[derive(Debug, Clone)]
+pub(crate) struct Pool {
+    context: Arc<CudaContext>,
+    /// By size, a power of two.
+    free: Arc<Mutex<Free>>,
+}
+
+type Free = HashMap<usize, Vec<Pinned<u8>>>;
+
+/// An array in memory of a pool, to which it goes back. Whoever drops it knows that the device has ended its work on it.
+#[derive(Debug)]
+pub(crate) struct Lent<T> {
+    /// Away only while it is dropped.
+    memory: Option<Pinned<u8>>,
+    len: usize,
+    free: Arc<Mutex<Free>>,
+    values: PhantomData<T>,
+}
+
+fn lock(free: &Mutex<Free>) -> MutexGuard<'_, Free> {
+    free.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Pool {
+    pub(crate) fn new(context: &Arc<CudaContext>) -> Self {
+        Self {
+            context: Arc::clone(context),
+            free: Arc::default(),
+        }
+    }
+
+    /// `len` numbers, whatever they are.
+    pub(crate) fn take<T: Plain>(&self, len: usize) -> Result<Lent<T>, DriverError> {
+        let bytes = (len * size_of::<T>()).next_power_of_two().max(LEAST);
+        let found = lock(&self.free).get_mut(&bytes).and_then(Vec::pop);
+        let memory = match found {
+            Some(memory) => memory,
+            None => Pinned::new(&self.context, bytes)?,
+        };
+        Ok(Lent {
+            memory: Some(memory),
+            len,
+            free: Arc::clone(&self.free),
+            values: PhantomData,
+        })
+    }
+}
+
+impl<T: Plain> Lent<T> {
+    pub(crate) fn as_slice(&self) -> &[T] {
+        match &self.memory {
+            // SAFETY: the memory begins with a page, holds as many numbers, and all bits are values.
+            Some(memory) => unsafe { std::slice::from_raw_parts(memory.pointer.as_ptr().cast(), self.len) },
+            None => &[],
+        }
+    }
+
+    pub(crate) fn as_mut_slice(&mut self) -> &mut [T] {
+        match &mut self.memory {
+            // SAFETY: as above, and `self` is borrowed alone.
+            Some(memory) => unsafe {
+                std::slice::from_raw_parts_mut(memory.pointer.as_ptr().cast(), self.len)
+            },
+            None => &mut [],
+        }
+    }
+}
+
+impl<T> Drop for Lent<T> {
+    fn drop(&mut self) {
+        if let Some(memory) = self.memory.take() {
+            lock(&self.free).entry(memory.len).or_default().push(memory);
+        }
     }
 }

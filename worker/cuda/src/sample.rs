@@ -12,7 +12,7 @@ use llamero_engine::{BackendError, Plan, RowCandidates, RowOutput, SampleKey};
 
 use crate::error::refused;
 use crate::ops::{MAX_ROWS, NOTHING, Ops, SEGMENT, TILE, TOP, mask_words};
-use crate::pinned::Pinned;
+use crate::pinned::{Lent, Pinned, Pool};
 use crate::shape::Shape;
 use crate::weights::ModelWeights;
 use crate::work::{BIASES, SAMPLE_WORDS, SamplingBuffers};
@@ -89,8 +89,8 @@ pub(crate) struct Room {
     raw_lse: Pinned<f32>,
     best: Pinned<u32>,
     picked: Pinned<f32>,
-    /// Biases and masks, made when they first come.
-    adjustments: Vec<Pinned<u32>>,
+    /// Biases and masks.
+    adjustments: Vec<Lent<u32>>,
 }
 
 impl Room {
@@ -121,6 +121,7 @@ pub(crate) struct Sampler<'a> {
     pub(crate) shape: &'a Shape,
     pub(crate) weights: &'a ModelWeights,
     pub(crate) ops: &'a mut Ops,
+    pub(crate) pool: &'a Pool,
     pub(crate) buffers: &'a mut SamplingBuffers,
 }
 
@@ -309,19 +310,14 @@ impl Sampler<'_> {
         room: &mut Room,
     ) -> Result<(), BackendError> {
         let vocab = self.shape.vocab_width();
-        let context = self.ops.stream().context().clone();
         let vocab_of = &self.shape.vocab;
         let mut changes = repetition_entries(adjustments, rows, vocab_of);
         // Biases are added to what the penalties leave.
         changes.push(bias_entries(adjustments, rows, vocab_of));
         for part in changes.iter().flat_map(|entries| entries.chunks(BIASES)) {
-            let mut words = Pinned::new(&context, 4 * part.len()).map_err(refused)?;
+            let mut words = self.pool.take(4 * part.len()).map_err(refused)?;
             words.as_mut_slice().copy_from_slice(part.as_flattened());
-            self.upload(
-                &words,
-                words.as_slice().len(),
-                self.ops.address(&self.buffers.biases),
-            )?;
+            self.upload(words.as_slice(), self.ops.address(&self.buffers.biases))?;
             room.adjustments.push(words);
             let buffers = &mut *self.buffers;
             self.ops
@@ -332,19 +328,15 @@ impl Sampler<'_> {
             return Ok(());
         }
         let each = mask_words(vocab);
-        let mut words = Pinned::new(&context, masks.len() * each).map_err(refused)?;
-        let mut places = Pinned::new(&context, masks.len()).map_err(refused)?;
+        let mut words = self.pool.take::<u32>(masks.len() * each).map_err(refused)?;
+        let mut places = self.pool.take(masks.len()).map_err(refused)?;
         for (number, (place, mask)) in masks.iter().enumerate() {
             words.as_mut_slice()[number * each..][..each].copy_from_slice(mask);
             places.as_mut_slice()[number] = *place;
         }
-        self.upload(
-            &words,
-            words.as_slice().len(),
-            self.ops.address(&self.buffers.masks),
-        )?;
+        self.upload(words.as_slice(), self.ops.address(&self.buffers.masks))?;
         let masked = self.ops.address(&self.buffers.frame) + 4 * MASKED as u64;
-        self.upload(&places, masks.len(), masked)?;
+        self.upload(places.as_slice(), masked)?;
         room.adjustments.extend([words, places]);
         let buffers = &mut *self.buffers;
         let places = buffers.frame.slice(MASKED..MASKED + masks.len());
@@ -353,10 +345,10 @@ impl Sampler<'_> {
         Ok(())
     }
 
-    fn upload(&self, from: &Pinned<u32>, count: usize, to: u64) -> Result<(), BackendError> {
+    fn upload(&self, from: &[u32], to: u64) -> Result<(), BackendError> {
         let stream = self.ops.stream().cu_stream();
         // SAFETY: the target is a buffer with room for it, and the pinned memory lives until the step is done.
-        unsafe { result::memcpy_htod_async(to, &from.as_slice()[..count], stream) }.map_err(refused)
+        unsafe { result::memcpy_htod_async(to, from, stream) }.map_err(refused)
     }
 
     /// Enqueue everything from `count` states from `first` on to the results in `room`, whose frame is filled. What is to be
@@ -371,11 +363,8 @@ impl Sampler<'_> {
     ) -> Result<(), BackendError> {
         let frame = self.ops.address(&self.buffers.frame);
         // Without the region of masked rows, which `adjust` fills.
-        self.upload(&room.frame, MASKED, frame)?;
-        let seeds = &room.frame.as_slice()[SEEDS..];
-        let stream = self.ops.stream().cu_stream();
-        // SAFETY: as in `upload`.
-        unsafe { result::memcpy_htod_async(frame + 4 * SEEDS as u64, seeds, stream) }.map_err(refused)?;
+        self.upload(&room.frame.as_slice()[..MASKED], frame)?;
+        self.upload(&room.frame.as_slice()[SEEDS..], frame + 4 * SEEDS as u64)?;
         self.logits(states, (first, count), adjustments, room)?;
         self.candidates(count, wants)?;
         self.download(count, wants, room)

@@ -5,9 +5,13 @@
 mod common;
 
 use common::{close, numbers, of_bf16, ops, padded, to_bf16};
-use llamero_cuda::ops::{Cache, Places, RootValues, Roots, RopeShape};
+use llamero_cuda::ops::{Added, Cache, Places, RootValues, Roots, RopeShape};
 use llamero_gpu_emulator::emulated;
 use llamero_gpu_emulator::harness::ORDERS;
+
+fn bits(values: &[f32]) -> Vec<u32> {
+    values.iter().map(|x| x.to_bits()).collect()
+}
 
 emulated! {
     fn embeds() on ["order=forward"], {
@@ -21,23 +25,44 @@ emulated! {
         close(stream.clone_dtoh(&hidden).unwrap().into_iter().map(f64::from), &wanted, 0.0);
     }
 
-    fn adds_roots_and_norms() on ORDERS, {
+    fn joins_roots_in_the_order_of_their_tree() on ORDERS, {
+        let mut ops = ops();
+        let stream = ops.stream().clone();
+        // Neither whole blocks nor whole warps.
+        let (rows, width) = (3, 332);
+        let n = rows * width;
+        let (hidden, values, factors) = (numbers(1, n), numbers(3, 3 * n), numbers(4, width));
+        let (roots, scales) = (stream.clone_htod(&values).unwrap(), stream.clone_htod(&factors).unwrap());
+        let joins = stream.clone_htod(&[1u8, 2, 0, 1]).unwrap();
+        let mut joined = |count, joins, scales: Option<&_>| {
+            let mut to = stream.clone_htod(&hidden).unwrap();
+            ops.join_roots(&mut to, Roots { values: RootValues::Here(&roots), count, joins, scales }, rows, width).unwrap();
+            bits(&stream.clone_dtoh(&to).unwrap())
+        };
+        let tree = |i: usize| values[i] + (values[n + i] + values[2 * n + i]);
+        let wanted = |sum: &dyn Fn(usize) -> f32| bits(&(0..n).map(|i| hidden[i] + sum(i)).collect::<Vec<_>>());
+        assert_eq!(joined(3, Some(&joins), None), wanted(&tree));
+        assert_eq!(joined(3, Some(&joins), Some(&scales)), wanted(&|i| tree(i) * factors[i % width]));
+        assert_eq!(joined(1, None, None), wanted(&|i| values[i]));
+        let mut to = stream.clone_htod(&hidden).unwrap();
+        let too_many = Roots { values: RootValues::Here(&roots), count: 33, joins: None, scales: None };
+        assert!(ops.join_roots(&mut to, too_many, rows, width).unwrap_err().to_string().contains("33 roots"));
+    }
+
+    fn adds_a_product_and_norms() on ORDERS, {
         let mut ops = ops();
         let stream = ops.stream().clone();
         let (rows, leaves, leaf, epsilon) = (3, 8, 72, 1e-5f32);
         let width = leaves * leaf;
         let (hidden, weight) = (numbers(1, rows * width), numbers(2, width));
-        let values = numbers(3, 3 * rows * width);
+        let (values, factors) = (numbers(3, rows * width), numbers(4, width));
         let mut on_device = stream.clone_htod(&hidden).unwrap();
-        let (weights, added) = (stream.clone_htod(&weight).unwrap(), stream.clone_htod(&values).unwrap());
-        let joins = stream.clone_htod(&[1u8, 2, 0, 1]).unwrap();
+        let (weights, product) = (stream.clone_htod(&weight).unwrap(), stream.clone_htod(&values).unwrap());
+        let scales = stream.clone_htod(&factors).unwrap();
         let mut y = stream.alloc_zeros(rows * leaves * 128).unwrap();
-        let roots = Roots { values: RootValues::Here(&added), count: 3, joins: Some(&joins), scales: None };
-        ops.add_norm(&mut on_device, Some(roots), &weights, &mut y, rows, (leaf, epsilon), None).unwrap();
-        let sums: Vec<f32> = (0..rows * width)
-            .map(|i| hidden[i] + (values[i] + (values[rows * width + i] + values[2 * rows * width + i])))
-            .collect();
-        let bits = |values: &[f32]| values.iter().map(|x| x.to_bits()).collect::<Vec<_>>();
+        let added = Added { values: &product, scales: Some(&scales) };
+        ops.add_norm(&mut on_device, Some(added), &weights, &mut y, rows, (leaf, epsilon), None).unwrap();
+        let sums: Vec<f32> = (0..rows * width).map(|i| hidden[i] + values[i] * factors[i % width]).collect();
         assert_eq!(bits(&stream.clone_dtoh(&on_device).unwrap()), bits(&sums));
         let wanted: Vec<f64> = sums
             .chunks(width)

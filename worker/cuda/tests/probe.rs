@@ -5,7 +5,7 @@
 use std::process::Command;
 
 use llamero_cuda::compile::{KernelError, ptx};
-use llamero_cuda::device::{devices, find};
+use llamero_cuda::device::{DeviceError, devices, find};
 use llamero_cuda::probe::{self, Absent};
 use llamero_cuda::source::Source;
 use llamero_gpu_emulator::emulated;
@@ -42,6 +42,15 @@ emulated! {
         let missing = "GPU-00000000-0000-0000-0000-000000000000".parse().unwrap();
         let error = find(driver, missing).unwrap_err().to_string();
         assert!(error.contains(&all[1].uuid.to_string()), "{error}");
+    }
+
+    fn devices_that_a_compute_mode_keeps_are_named_with_the_way_out() on ["mode=taken", "mode=prohibited"], {
+        let error = devices(probe::driver().unwrap()).unwrap_err();
+        match std::env::var("LLAMERO_GPU_EMULATOR").unwrap().as_str() {
+            "mode=taken" => assert!(matches!(error, DeviceError::Taken { .. }), "{error}"),
+            _ => assert!(matches!(error, DeviceError::Prohibited { .. }), "{error}"),
+        }
+        assert!(error.to_string().contains("--compute-mode=DEFAULT"), "{error}");
     }
 
     fn old_devices_are_refused() on ["cc=7.5"], {

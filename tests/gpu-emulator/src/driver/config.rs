@@ -12,7 +12,8 @@
 //! | `streams` | `eager`: work is done when enqueued; `deferred`: when somebody waits for it | eager |
 //! | `threads` | host threads of a launch | all |
 //! | `timeout` | seconds until a launch is given up | 120 |
-//! | `peers` | `yes` or `no`: whether devices reach each other | yes |
+//! | `peers` | `yes`, `no` (devices do not reach each other) or `lost` (they do, they say, and what is written to another device's memory is lost) | yes |
+//! | `mode` | compute mode: `default`, `prohibited`, or `taken` (exclusive, and another process has the devices) | default |
 //! | `log` | file that gets a line of JSON for each launch | none |
 //! | `fault` | see [`super::faults`]; may stand several times | none |
 
@@ -28,6 +29,14 @@ pub(super) enum Streams {
     Deferred,
 }
 
+/// Who may compute on the devices.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Mode {
+    Default,
+    Prohibited,
+    Taken,
+}
+
 /// The emulated machine.
 #[derive(Debug, Clone, PartialEq)]
 pub(super) struct Config {
@@ -40,6 +49,8 @@ pub(super) struct Config {
     pub(super) threads: usize,
     pub(super) timeout: Duration,
     pub(super) peers: bool,
+    pub(super) peer_writes_are_lost: bool,
+    pub(super) mode: Mode,
     pub(super) log: Option<std::path::PathBuf>,
     pub(super) faults: Vec<Fault>,
 }
@@ -56,6 +67,8 @@ impl Default for Config {
             threads: std::thread::available_parallelism().map_or(1, usize::from),
             timeout: Duration::from_secs(120),
             peers: true,
+            peer_writes_are_lost: false,
+            mode: Mode::Default,
             log: None,
             faults: Vec::new(),
         }
@@ -111,9 +124,18 @@ impl Config {
             "threads" => self.threads = value.parse().ok().filter(|n| (1..=64).contains(n))?,
             "timeout" => self.timeout = Duration::from_secs(value.parse().ok()?),
             "peers" => {
-                self.peers = match value {
-                    "yes" => true,
-                    "no" => false,
+                (self.peers, self.peer_writes_are_lost) = match value {
+                    "yes" => (true, false),
+                    "no" => (false, false),
+                    "lost" => (true, true),
+                    _ => return None,
+                }
+            }
+            "mode" => {
+                self.mode = match value {
+                    "default" => Mode::Default,
+                    "prohibited" => Mode::Prohibited,
+                    "taken" => Mode::Taken,
                     _ => return None,
                 }
             }

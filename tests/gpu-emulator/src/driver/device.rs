@@ -1,6 +1,6 @@
 //! Attributes of a device, by compute capability.
 
-use super::config::Config;
+use super::config::{Config, Mode};
 use super::error::{Result, fail};
 
 /// What occupancy and launches are checked against.
@@ -68,7 +68,12 @@ pub(super) fn attribute(config: &Config, device: usize, attribute: u32) -> Resul
         13 => 1_980_000,                  // clock, kHz
         15 | 19 | 31 | 32 | 40 | 41 => 1, // overlap, mapped host memory, concurrency, ECC, copies, one address space
         16 => config.multiprocessors as i32,
-        17 | 18 | 20 => 0,       // kernel timeout, integrated, compute mode
+        17 | 18 => 0, // kernel timeout, integrated
+        20 => match config.mode {
+            Mode::Default => 0,
+            Mode::Prohibited => 2,
+            Mode::Taken => 3,
+        },
         33 => device as i32 + 1, // PCI bus
         34 | 35 | 50 => 0,       // PCI device, TCC, PCI domain
         36 => 2_619_000,         // memory clock, kHz

@@ -7,6 +7,7 @@ pub(super) enum Code {
     InvalidValue = 1,
     OutOfMemory = 2,
     NotInitialized = 3,
+    DeviceUnavailable = 46,
     InvalidDevice = 101,
     InvalidImage = 200,
     InvalidContext = 201,
@@ -34,11 +35,16 @@ pub(super) enum Code {
 }
 
 /// Names and texts of the codes above, and of success.
-const NAMES: [(u32, &std::ffi::CStr, &std::ffi::CStr); 28] = [
+const NAMES: [(u32, &std::ffi::CStr, &std::ffi::CStr); 29] = [
     (0, c"CUDA_SUCCESS", c"no error"),
     (1, c"CUDA_ERROR_INVALID_VALUE", c"invalid argument"),
     (2, c"CUDA_ERROR_OUT_OF_MEMORY", c"out of memory"),
     (3, c"CUDA_ERROR_NOT_INITIALIZED", c"initialization error"),
+    (
+        46,
+        c"CUDA_ERROR_DEVICE_UNAVAILABLE",
+        c"CUDA-capable device(s) is/are busy or unavailable",
+    ),
     (101, c"CUDA_ERROR_INVALID_DEVICE", c"invalid device ordinal"),
     (
         200,

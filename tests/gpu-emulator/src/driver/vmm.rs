@@ -35,23 +35,29 @@ fn last_error() -> super::error::Error {
     error(Code::OutOfMemory, std::io::Error::last_os_error().to_string())
 }
 
+/// Memory of so many zeros.
+fn zeros(size: u64) -> Result<OwnedFd> {
+    // SAFETY: a constant name; the result is checked before use.
+    let fd = unsafe { libc::memfd_create(c"llamero-gpu-emulator".as_ptr(), libc::MFD_CLOEXEC) };
+    if fd < 0 {
+        return Err(last_error());
+    }
+    // SAFETY: the descriptor is new and belongs to nobody else.
+    let file = unsafe { OwnedFd::from_raw_fd(fd) };
+    // SAFETY: the descriptor is open.
+    if unsafe { libc::ftruncate(fd, size as i64) } != 0 {
+        return Err(last_error());
+    }
+    Ok(file)
+}
+
 impl Driver {
     /// `cuMemCreate`.
     pub(super) fn create(&self, size: u64, device: i32) -> Result<u64> {
         whole(size, "a size")?;
         let device = self.device(device)?;
         self.count_allocation(size)?;
-        // SAFETY: a constant name; the result is checked before use.
-        let fd = unsafe { libc::memfd_create(c"llamero-gpu-emulator".as_ptr(), libc::MFD_CLOEXEC) };
-        if fd < 0 {
-            return Err(last_error());
-        }
-        // SAFETY: the descriptor is new and belongs to nobody else.
-        let file = unsafe { OwnedFd::from_raw_fd(fd) };
-        // SAFETY: the descriptor is open.
-        if unsafe { libc::ftruncate(fd, size as i64) } != 0 {
-            return Err(last_error());
-        }
+        let file = zeros(size)?;
         let mut tables = self.tables();
         tables.memory.charge(device, size, self.config.memory)?;
         Ok(tables.share(Shareable {
@@ -148,7 +154,11 @@ impl Driver {
             );
         }
         let at = (address - mapping.base()) as usize;
-        mapping.attach(at, size as usize, shared.file.as_fd(), offset as i64)?;
+        if self.config.peer_writes_are_lost && shared.device.is_none() {
+            mapping.attach(at, size as usize, zeros(offset + size)?.as_fd(), offset as i64)?;
+        } else {
+            mapping.attach(at, size as usize, shared.file.as_fd(), offset as i64)?;
+        }
         let allocation = Allocation {
             size,
             place: Place::Mapped { read: 0, write: 0 },

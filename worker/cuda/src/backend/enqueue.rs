@@ -12,7 +12,6 @@ use super::step::{Stage, Step};
 use crate::error::{bug, refused};
 use crate::forward::{Chunk, Model};
 use crate::ops::{MAX_ROWS, NOTHING, Ops};
-use crate::pinned::Pinned;
 use crate::sample::{Group, Room, Sampler, Wants};
 use crate::work::{ENTRIES, REGIONS};
 
@@ -139,12 +138,8 @@ impl Enqueue<'_> {
     /// The launches and copies of a graph.
     fn record(&mut self, key: Key) -> Result<(), BackendError> {
         let group = &mut *self.group;
-        upload(
-            self.ops,
-            &group.lanes[key.lane].frame,
-            REGIONS * MAX_ROWS,
-            &group.work.frame,
-        )?;
+        let frame = &group.lanes[key.lane].frame.as_slice()[..REGIONS * MAX_ROWS];
+        upload(self.ops, frame, &group.work.frame)?;
         let chunk = Chunk {
             width: MAX_ROWS,
             first: 0,
@@ -171,10 +166,12 @@ impl Enqueue<'_> {
             shape: self.model.shape,
             weights: self.model.weights,
             ops: self.ops,
+            pool: &group.pool,
             buffers: &mut group.work.sampling,
         };
         let states = &group.lanes_states[key.lane];
-        sampler.enqueue(states, (0, key.rows), wants, room, None)
+        sampler.enqueue(states, (0, key.rows), wants, room, None)?;
+        group.bring_back_whether_failed(key.lane)
     }
 
     /// Everything of a step up to the final norms of its answered positions.
@@ -228,10 +225,10 @@ impl Enqueue<'_> {
         let entries = std::mem::take(&mut step.entries);
         let lane = &mut self.group.lanes[step.lane];
         for part in entries.chunks(ENTRIES) {
-            let mut words = Pinned::new(self.ops.stream().context(), 3 * part.len()).map_err(refused)?;
+            let mut words = self.group.pool.take(3 * part.len()).map_err(refused)?;
             words.as_mut_slice().copy_from_slice(part.as_flattened());
             let work = &mut self.group.work;
-            upload(self.ops, &words, 3 * part.len(), &work.entries)?;
+            upload(self.ops, words.as_slice(), &work.entries)?;
             lane.entries.push(words);
             let stride = self.group.sizes.table();
             self.ops
@@ -255,7 +252,7 @@ impl Enqueue<'_> {
         let frame = &mut self.group.lanes[step.lane].frame;
         let chunks = fill(step, &tokens, frame.as_mut_slice(), width, vocab);
         let words = 3 * width + step.answers.len();
-        upload(self.ops, frame, words, &self.group.work.frame)?;
+        upload(self.ops, &frame.as_slice()[..words], &self.group.work.frame)?;
         Ok(chunks)
     }
 
@@ -281,15 +278,17 @@ impl Enqueue<'_> {
                 shape,
                 weights: self.model.weights,
                 ops: self.ops,
+                pool: &self.group.pool,
                 buffers: &mut self.group.work.sampling,
             };
             group.enqueue(&mut sampler, states, adjustments)?;
             step.groups.push(group);
         }
         self.hidden(index)?;
-        let step = &mut self.group.steps[index];
+        self.group
+            .bring_back_whether_failed(self.group.steps[index].lane)?;
         let event = self.ops.stream().record_event(None).map_err(refused)?;
-        step.stage = Stage::Enqueued(event);
+        self.group.steps[index].stage = Stage::Enqueued(event);
         Ok(())
     }
 
@@ -310,8 +309,7 @@ impl Enqueue<'_> {
             if !step.is_wanted(answer) {
                 continue;
             }
-            let mut state =
-                Pinned::<u16>::new(self.ops.stream().context(), rows * stride).map_err(refused)?;
+            let mut state = self.group.pool.take::<u16>(rows * stride).map_err(refused)?;
             let from = self.ops.address(states) + 2 * (number * stride) as u64;
             // SAFETY: both sides have these rows; the host's is read behind the step's event.
             unsafe { result::memcpy_dtoh_async(state.as_mut_slice(), from, self.ops.stream().cu_stream()) }
@@ -334,11 +332,11 @@ fn is_decode(step: &Step) -> bool {
             .all(|row| row.tokens.len() == 1 && matches!(row.output, RowOutput::Sample { .. }))
 }
 
-/// Copy the first `count` words to the device.
-fn upload(ops: &Ops, from: &Pinned<u32>, count: usize, to: &CudaSlice<u32>) -> Result<(), BackendError> {
+/// Copy pinned words to the device.
+fn upload(ops: &Ops, from: &[u32], to: &CudaSlice<u32>) -> Result<(), BackendError> {
     let (address, stream) = (ops.address(to), ops.stream().cu_stream());
     // SAFETY: the buffer has room for as many, and the pinned memory lives until the step is done.
-    unsafe { result::memcpy_htod_async(address, &from.as_slice()[..count], stream) }.map_err(refused)
+    unsafe { result::memcpy_htod_async(address, from, stream) }.map_err(refused)
 }
 
 /// Whose rows of the embedding the rank has.

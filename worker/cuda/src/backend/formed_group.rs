@@ -19,7 +19,7 @@ use crate::exchange::Exchange;
 use crate::forward::Model;
 use crate::kv::KvCache;
 use crate::ops::Ops;
-use crate::pinned::Pinned;
+use crate::pinned::{Lent, Pinned, Pool};
 use crate::sample::{Room, Sampler};
 use crate::work::{REGIONS, Sizes, Workspace, reserve, states};
 
@@ -33,7 +33,9 @@ const NAP: Duration = Duration::from_micros(50);
 /// Host memory that a step keeps until it is released.
 pub(super) struct Lane {
     pub(super) frame: Pinned<u32>,
-    pub(super) entries: Vec<Pinned<u32>>,
+    pub(super) entries: Vec<Lent<u32>>,
+    /// Not 0 where an exchange had failed by the end of the step.
+    failed: Pinned<u32>,
     /// For results of graphs; away while a step has it.
     pub(super) room: Option<Room>,
 }
@@ -56,6 +58,8 @@ pub(super) struct FormedGroup {
     /// The slot of rows that only fill up a batch.
     pub(super) spare: u32,
     free_lanes: Vec<usize>,
+    /// Host memory for what comes and goes with a step.
+    pub(super) pool: Pool,
     /// Host memory of groups that nobody uses now.
     pub(super) rooms: Vec<Room>,
     next_step: u64,
@@ -83,6 +87,7 @@ impl FormedGroup {
             lanes.push(Lane {
                 frame: Pinned::new(stream.context(), REGIONS * sizes.tokens).map_err(refused)?,
                 entries: Vec::new(),
+                failed: Pinned::new(stream.context(), 1).map_err(refused)?,
                 room: Some(Room::new(stream.context(), shape.vocab_width()).map_err(refused)?),
             });
         }
@@ -105,6 +110,7 @@ impl FormedGroup {
             lanes,
             lanes_states,
             spare: spec.limits.max_sequences,
+            pool: Pool::new(stream.context()),
             rooms: Vec::new(),
             next_step: 1,
             steps: VecDeque::new(),
@@ -237,15 +243,10 @@ impl FormedGroup {
                 Stage::Submitted | Stage::Forwarded => return Ok(Waited::Pending),
             };
             if event.try_is_complete().map_err(refused)? {
-                if let Some(exchange) = &self.exchange {
-                    exchange.check(ticket.0)?;
-                }
+                self.check_exchanges(index)?;
                 self.tell(progress);
                 self.finish(index, model);
                 continue;
-            }
-            if let Some(exchange) = &self.exchange {
-                exchange.check(ticket.0)?;
             }
             if progress.is_stopped() {
                 return Err(MeshError::Aborted.into());
@@ -259,6 +260,29 @@ impl FormedGroup {
             } else {
                 std::thread::park_timeout(NAP.min(until - now));
             }
+        }
+    }
+
+    /// Enqueue, behind everything of a step, to bring back whether an exchange has failed so far. Later steps may fail while the
+    /// host has not yet seen that this one is done.
+    pub(super) fn bring_back_whether_failed(&mut self, lane: usize) -> Result<(), BackendError> {
+        let Some(exchange) = &self.exchange else {
+            return Ok(());
+        };
+        let (from, to) = (exchange.failed(), self.lanes[lane].failed.as_mut_slice());
+        // SAFETY: both are one word, and the host's is read behind the step's event.
+        unsafe { result::memcpy_dtoh_async(to, from, self.stream.cu_stream()) }.map_err(refused)
+    }
+
+    /// An error when an exchange of a step, which is done, has failed: what was computed behind it is worth nothing.
+    fn check_exchanges(&self, index: usize) -> Result<(), BackendError> {
+        let step = &self.steps[index];
+        match &self.exchange {
+            Some(exchange) if self.lanes[step.lane].failed.read(0) != 0 => {
+                exchange.check(step.ticket.0)?;
+                Err(MeshError::Aborted.into())
+            }
+            _ => Ok(()),
         }
     }
 
@@ -342,11 +366,12 @@ impl FormedGroup {
             Some(room) => room,
             None => Room::new(self.stream.context(), vocab).map_err(refused)?,
         };
-        let mut logits = Pinned::<f32>::new(self.stream.context(), vocab).map_err(refused)?;
+        let mut logits = self.pool.take::<f32>(vocab).map_err(refused)?;
         let mut sampler = Sampler {
             shape: model.shape,
             weights: model.weights,
             ops,
+            pool: &self.pool,
             buffers: &mut self.work.sampling,
         };
         let rows = [row];

@@ -6,10 +6,12 @@
 //! | `step` | one step: submitted, enqueued, done |
 //! | `enqueue` | what steps need, in their order |
 //! | `graphs` | decode steps as graphs |
+//! | `measure` | what exchanges take |
 
 mod enqueue;
 mod formed_group;
 mod graphs;
+mod measure;
 mod step;
 
 use std::path::{Path, PathBuf};
@@ -29,6 +31,7 @@ use crate::exchange::{Exchange, ExchangeOptions};
 use crate::forward::Model;
 use crate::layout::Layout;
 use crate::ops::Ops;
+use crate::preflight::Preflight;
 use crate::probe;
 use crate::rope::Rope;
 use crate::shape::Shape;
@@ -40,7 +43,7 @@ use formed_group::FormedGroup;
 /// Which of the GPUs that this process sees.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Gpu {
-    /// By its number among them.
+    /// By its number among them in the order of the buses: all processes of a pod count alike.
     Number(usize),
     /// By the number that stays.
     Uuid(Uuid),
@@ -53,7 +56,7 @@ pub enum Origin {
     #[default]
     Checkpoint,
     /// Random numbers made on the device: for measuring true shapes without true weights. Only then may a rank run without
-    /// its peers: it takes its own part of a sum for the whole.
+    /// its peers: it exchanges with itself.
     Random,
 }
 
@@ -99,6 +102,7 @@ pub struct CudaBackend {
     layout: Layout,
     origin: Origin,
     exchange: ExchangeOptions,
+    preflight: Preflight,
     // Dropped before the weights and buffers that they use.
     formed: Option<FormedGroup>,
     rope: Option<Rope>,
@@ -111,7 +115,8 @@ impl CudaBackend {
     /// A rank of the model in the folder `checkpoint`. Finds the driver and the GPU, and reads headers only.
     ///
     /// # Errors
-    /// [`BackendError::Unusable`] when there is no driver or no such GPU, or the checkpoint cannot be used or split so.
+    /// [`BackendError::Unusable`] when there is no driver or no such GPU, or the checkpoint cannot be used or split so;
+    /// [`BackendError::Unavailable`] when the GPU is damaged or another process has it.
     pub fn new(checkpoint: &Path, options: CudaOptions) -> Result<Self, BackendError> {
         Self::of(Checkpoint::open(checkpoint)?, options)
     }
@@ -123,6 +128,7 @@ impl CudaBackend {
     pub fn of(checkpoint: Checkpoint, options: CudaOptions) -> Result<Self, BackendError> {
         let driver = probe::driver().map_err(|absent| unusable(absent.to_string()))?;
         let device = find(driver, options.gpu)?;
+        let preflight = Preflight::of(driver, &device)?;
         let model = ModelLayout::check(&checkpoint).map_err(llamero_checkpoint::Error::from)?;
         check_members(&options.members)?;
         let plan = checkpoint.shard_plan(&options.members);
@@ -143,6 +149,7 @@ impl CudaBackend {
             layout,
             origin: options.origin,
             exchange: options.exchange,
+            preflight,
             formed: None,
             rope: None,
             weights: None,
@@ -183,6 +190,12 @@ impl CudaBackend {
     #[must_use]
     pub fn device(&self) -> &Device {
         self.ops.device()
+    }
+
+    /// What the GPU was like when it was taken.
+    #[must_use]
+    pub fn preflight(&self) -> &Preflight {
+        &self.preflight
     }
 
     /// Bytes of weights that one step of decoding reads.
@@ -268,14 +281,14 @@ impl CudaBackend {
 
 fn find(driver: probe::Driver, gpu: Gpu) -> Result<Device, BackendError> {
     match gpu {
-        Gpu::Uuid(uuid) => device::find(driver, uuid).map_err(|error| unusable(error.to_string())),
+        Gpu::Uuid(uuid) => device::find(driver, uuid).map_err(BackendError::from),
         Gpu::Number(number) => match device::at(driver, number) {
             Ok(Some(device)) => Ok(device),
             Ok(None) => Err(unusable(format!(
                 "GPU {number} was asked for, and this process sees {}: is it given to the pod?",
                 device::count(driver).unwrap_or(0)
             ))),
-            Err(error) => Err(unusable(error.to_string())),
+            Err(error) => Err(error.into()),
         },
     }
 }
@@ -376,10 +389,13 @@ impl Backend for CudaBackend {
         report("allocates the KV cache");
         let mut formed = FormedGroup::new(spec, sizes, &plan, (&self.shape, &self.ops))?;
         let capacity = formed.capacity();
+        let progress = Arc::clone(&self.progress);
+        let (shape, ops) = (&self.shape, &mut self.ops);
         if own {
             report("shares memory with the other ranks");
-            let progress = Arc::clone(&self.progress);
-            formed.exchange = Exchange::over(mesh, &self.shape, &self.ops, self.exchange, progress)?;
+            formed.exchange = Exchange::over(mesh, shape, ops, self.exchange, progress)?;
+        } else {
+            formed.exchange = Exchange::looped_back(mesh, shape, ops, self.exchange, progress)?;
         }
         self.formed = Some(formed);
         report("captures graphs");

@@ -5,7 +5,7 @@ use llamero_engine::kv_state::{Answer, answers};
 use llamero_engine::late_values::LateValues;
 use llamero_engine::{Plan, RowOutput, StepOutput, Ticket};
 
-use crate::pinned::Pinned;
+use crate::pinned::Lent;
 use crate::sample::Group;
 
 /// A row of the step: where its tokens are.
@@ -32,7 +32,7 @@ pub(super) struct Step {
     pub(super) stage: Stage,
     pub(super) groups: Vec<Group>,
     /// States of rows that answer hidden ones, as they come back: (row, state).
-    pub(super) hidden: Vec<(u32, Pinned<u16>)>,
+    pub(super) hidden: Vec<(u32, Lent<u16>)>,
 }
 
 /// How far a step is.

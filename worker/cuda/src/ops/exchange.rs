@@ -10,9 +10,10 @@ use crate::source::Source;
 pub(crate) const MOST_RANKS: usize = 16;
 pub(super) const MOST_ROOTS: usize = 32;
 /// Bytes of an area in front of its two slots.
-const FLAGS: u64 = (MOST_RANKS * 128) as u64;
+pub(crate) const FLAGS: u64 = (MOST_RANKS * 128) as u64;
 /// Words of the state, and of the control block.
 pub(crate) const STATE_WORDS: usize = 3;
+const FAILED: u64 = 2;
 pub(crate) const CONTROL_WORDS: usize = 4;
 /// Words of the control block: see `exchange.cu`.
 pub(crate) const ABORT: usize = 0;
@@ -22,8 +23,17 @@ pub(crate) const AWAITED: usize = 3;
 /// What [`ENDED`] says when a wait has lasted too long.
 pub(crate) const TOO_LATE: u32 = 2;
 /// The kernels.
-pub(super) const KERNELS: [&str; 5] = ["push_roots", "push_parts", "join_parts", "push_rows", "take_rows"];
+pub(super) const KERNELS: [&str; 6] = [
+    "try_writes",
+    "push_roots",
+    "push_parts",
+    "join_parts",
+    "push_rows",
+    "take_rows",
+];
 const THREADS: u32 = 256;
+/// Words of the pattern by which writes are tried.
+const TRIED: usize = 64;
 /// Most blocks of an exchange: as many as fill a device a few times over.
 const BLOCKS: usize = 512;
 
@@ -72,9 +82,32 @@ impl Areas {
         })
     }
 
+    /// Where the patterns of all ranks arrive, and how many words they have.
+    pub(crate) fn tried(&self) -> (u64, usize) {
+        (
+            self.areas[self.index as usize] + FLAGS,
+            self.world as usize * TRIED,
+        )
+    }
+
+    /// Whether the pattern that the rank with this index writes for this one is among `words`.
+    pub(crate) fn arrived(&self, from: usize, words: &[u32]) -> bool {
+        let numbers = TRIED * (from + MOST_RANKS * self.index as usize)..;
+        let wanted = numbers
+            .take(TRIED)
+            .map(|word| 0x9e37_79b9_u32.wrapping_mul(1 + word as u32));
+        let found = words.iter().skip(from * TRIED).take(TRIED).copied();
+        found.eq(wanted)
+    }
+
     /// Where the exchanges so far are counted, and the first slot of this rank.
     pub(super) fn received(&self) -> (u64, u64) {
         (self.state, self.areas[self.index as usize] + FLAGS)
+    }
+
+    /// Where the state says whether an exchange has failed.
+    pub(crate) fn failed(&self) -> u64 {
+        self.state + 4 * FAILED
     }
 
     pub(super) fn slot_bytes(&self) -> u64 {
@@ -164,6 +197,21 @@ pub(crate) fn part(n: usize, world: usize) -> usize {
 impl Ops {
     fn blocks(work: usize) -> u32 {
         work.div_ceil(THREADS as usize).clamp(1, BLOCKS) as u32
+    }
+
+    /// Write a pattern to every rank's area, its first slot, which nobody may use meanwhile.
+    ///
+    /// # Errors
+    /// [`OpError`].
+    pub(crate) fn try_writes(&mut self, at: &Areas) -> Result<(), OpError> {
+        at.fits("the patterns", 4 * at.tried().1)?;
+        let function = self.function(Source::Exchange, "try_writes")?;
+        let parameters = ByValue(*at);
+        let mut launch = self.stream.launch_builder(&function);
+        launch.arg(&parameters);
+        // SAFETY: the argument is the kernel's, and every area has room for the patterns.
+        unsafe { launch.launch(shape((at.world, 1, 1), TRIED as u32, 0)) }?;
+        Ok(())
     }
 
     /// Give everybody `roots[root][n]`, one for each of the sum's places of this rank; they lie as `[root][n]` then.

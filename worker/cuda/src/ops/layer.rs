@@ -24,8 +24,9 @@ pub struct RopeShape {
 }
 
 /// The kernels.
-pub(super) const KERNELS: [&str; 6] = [
+pub(super) const KERNELS: [&str; 7] = [
     "embed",
+    "join_roots",
     "add_norm",
     "rope_kv",
     "silu_mul",
@@ -33,10 +34,21 @@ pub(super) const KERNELS: [&str; 6] = [
     "gather_rows",
 ];
 const THREADS: u32 = 256;
+/// Threads of a block that joins roots: the one row of a large model then fills the device.
+const JOIN_THREADS: u32 = 128;
 /// A row lies in shared memory while it is normed, of which every device has 96 KiB for a block that asks for it.
 const MAX_WIDTH: usize = 24_000;
 
-/// What a product gave, as it is added to the hidden rows.
+/// What a product gave, one root, as it is added to the hidden rows.
+#[derive(Debug, Clone, Copy)]
+pub struct Added<'a> {
+    /// `[row][output]`.
+    pub values: &'a CudaSlice<f32>,
+    /// One for each output; none: 1.
+    pub scales: Option<&'a CudaSlice<f32>>,
+}
+
+/// The roots of a product over all ranks, as they are added to the hidden rows.
 #[derive(Debug, Clone, Copy)]
 pub struct Roots<'a> {
     /// Where they are.
@@ -61,6 +73,16 @@ pub enum RootValues<'a> {
 /// What an exchange has brought.
 #[derive(Debug, Clone, Copy)]
 pub struct Received<'a>(pub(crate) &'a exchange::Areas);
+
+/// Addresses from which a kernel finds roots.
+struct RootPlace {
+    /// The first of them, or the first slot of exchanges.
+    roots: u64,
+    /// The number of exchanges so far; 0 where the roots do not come by one.
+    exchanges: u64,
+    /// Values between the two slots.
+    slot: u64,
+}
 
 /// Counts layers while the device computes: addresses of a number on the device and of one that the host sees.
 #[derive(Debug, Clone, Copy)]
@@ -112,19 +134,78 @@ impl Ops {
         Ok(())
     }
 
-    /// `hidden += roots`; then the normed rows, bf16, padded for leaves of `leaf_width` inputs. Where `layers` is given, one
+    /// `hidden[row][width] += roots`, joined in the order of their tree.
+    ///
+    /// # Errors
+    /// [`OpError`].
+    pub fn join_roots(
+        &mut self,
+        hidden: &mut CudaSlice<f32>,
+        roots: Roots<'_>,
+        rows: usize,
+        width: usize,
+    ) -> Result<(), OpError> {
+        let n = rows * width;
+        at_least("the hidden rows", hidden, n)?;
+        if let Some(scales) = roots.scales {
+            at_least("the scales", scales, width)?;
+        }
+        let place = self.root_place(&roots, n)?;
+        let joins = roots.joins.map_or(0, |joins| self.address(joins));
+        let join_count = word("joins", roots.joins.map_or(0, |joins| joins.len() / 2))?;
+        let scales = roots.scales.map_or(0, |scales| self.address(scales));
+        let root_count = word("roots", roots.count)?;
+        let (n, width) = (word("values", n)?, word("width", width)?);
+        let function = self.function(Source::Layer, "join_roots")?;
+        let mut launch = self.stream.launch_builder(&function);
+        launch.arg(hidden).arg(&place.roots);
+        launch.arg(&joins).arg(&join_count).arg(&root_count).arg(&scales);
+        launch.arg(&place.exchanges).arg(&place.slot);
+        launch.arg(&n).arg(&width);
+        // SAFETY: the arguments are the kernel's, and the buffers hold what their shapes need; pointers of 0 are not read.
+        unsafe { launch.launch(shape((n.div_ceil(JOIN_THREADS), 1, 1), JOIN_THREADS, 0)) }?;
+        Ok(())
+    }
+
+    /// Where roots of `n` values lie.
+    fn root_place(&self, roots: &Roots<'_>, n: usize) -> Result<RootPlace, OpError> {
+        if roots.count == 0 || roots.count > MOST_ROOTS {
+            return Err(OpError::Shape(format!(
+                "{} roots; 1 to {MOST_ROOTS} can be joined",
+                roots.count
+            )));
+        }
+        match roots.values {
+            RootValues::Here(values) => {
+                at_least("the roots", values, roots.count * n)?;
+                Ok(RootPlace {
+                    roots: self.address(values),
+                    exchanges: 0,
+                    slot: 0,
+                })
+            }
+            RootValues::Received(Received(areas)) => {
+                areas.fits("the roots", 4 * roots.count * n)?;
+                let (exchanges, roots) = areas.received();
+                Ok(RootPlace {
+                    roots,
+                    exchanges,
+                    slot: areas.slot_bytes() / 4,
+                })
+            }
+        }
+    }
+
+    /// `hidden += added`; then the normed rows, bf16, padded for leaves of `leaf_width` inputs. Where `layers` is given, one
     /// more is counted.
     ///
     /// # Errors
     /// [`OpError`].
-    #[allow(
-        clippy::too_many_arguments,
-        reason = "what is read, how it joins, and where it goes"
-    )]
+    #[allow(clippy::too_many_arguments, reason = "what is read, and where it goes")]
     pub fn add_norm(
         &mut self,
         hidden: &mut CudaSlice<f32>,
-        roots: Option<Roots<'_>>,
+        added: Option<Added<'_>>,
         weight: &CudaSlice<f32>,
         y: &mut CudaSlice<u16>,
         rows: usize,
@@ -141,61 +222,27 @@ impl Ops {
         let padded = width / leaf_width * leaf_width.next_multiple_of(64);
         at_least("the hidden rows", hidden, rows * width)?;
         at_least("the normed rows", y, rows * padded)?;
-        let (mut added, mut exchanges, mut slot) = (0, 0, 0);
-        if let Some(roots) = roots {
-            if roots.count == 0 || roots.count > MOST_ROOTS {
-                return Err(OpError::Shape(format!(
-                    "{} roots; 1 to {MOST_ROOTS} can be added",
-                    roots.count
-                )));
-            }
-            match roots.values {
-                RootValues::Here(values) => {
-                    at_least("the roots", values, roots.count * rows * width)?;
-                    added = self.address(values);
-                }
-                RootValues::Received(Received(areas)) => {
-                    areas.fits("the roots", 4 * roots.count * rows * width)?;
-                    (exchanges, added) = areas.received();
-                    slot = areas.slot_bytes() / 4;
-                }
-            }
-            if let Some(scales) = roots.scales {
-                at_least("the scales", scales, width)?;
-            }
+        let scales = added.and_then(|added| added.scales);
+        if let Some(added) = added {
+            at_least("what is added", added.values, rows * width)?;
         }
-        let joins = roots.and_then(|roots| roots.joins);
-        let program = joins.map_or(0, |joins| self.address(joins));
-        let scales = roots.and_then(|roots| roots.scales);
+        if let Some(scales) = scales {
+            at_least("the scales", scales, width)?;
+        }
+        let added = added.map_or(0, |added| self.address(added.values));
         let scales = scales.map_or(0, |scales| self.address(scales));
         let (count, seen) = layers.map_or((0, 0), |layers| (layers.count, layers.seen));
         let function = self.function(Source::Layer, "add_norm")?;
         let shared = word("width", 4 * width)?;
         let attribute = CUfunction_attribute::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES;
         function.set_attribute(attribute, shared.cast_signed())?;
-        let joins = word("joins", joins.map_or(0, |joins| joins.len() / 2))?;
-        let root_count = word("roots", roots.map_or(0, |roots| roots.count))?;
-        let (width, leaf_width, rows) = (
-            word("width", width)?,
-            word("leaf", leaf_width)?,
-            word("rows", rows)?,
-        );
+        let (width, rows) = (word("width", width)?, word("rows", rows)?);
+        let leaf_width = word("leaf", leaf_width)?;
         let mut launch = self.stream.launch_builder(&function);
-        launch.arg(hidden).arg(&added).arg(&program);
-        launch
-            .arg(&joins)
-            .arg(&root_count)
-            .arg(&scales)
-            .arg(&exchanges)
-            .arg(&slot)
-            .arg(weight)
-            .arg(y)
-            .arg(&width)
-            .arg(&leaf_width)
-            .arg(&epsilon)
-            .arg(&count)
-            .arg(&seen);
-        // SAFETY: as above; pointers of 0 are not read.
+        launch.arg(hidden).arg(&added).arg(&scales);
+        launch.arg(weight).arg(y).arg(&width).arg(&leaf_width);
+        launch.arg(&epsilon).arg(&count).arg(&seen);
+        // SAFETY: as above.
         unsafe { launch.launch(shape((rows, 1, 1), THREADS, shared)) }?;
         Ok(())
     }

@@ -18,7 +18,7 @@ use cudarc::driver::{CudaFunction, CudaStream, DevicePtr, DeviceRepr, DriverErro
 pub(crate) use attention::MAX_GROUP;
 pub use attention::{AttentionShape, Cache, Places};
 pub use candidates::{NOTHING, SEGMENT, TILE, TOP, mask_words};
-pub use layer::{LayerCount, Received, RootValues, Roots, RopeShape};
+pub use layer::{Added, LayerCount, Received, RootValues, Roots, RopeShape};
 pub use product::{Element, Leaves, MAX_ROWS, Weights};
 
 use crate::compile::{KernelError, Modules};

@@ -55,12 +55,13 @@ impl AnyBackend {
                 let options = CudaOptions {
                     members,
                     rank: config.rank,
-                    // The ranks of a pod see the same GPUs in the same order.
+                    // The ranks of a pod see the same GPUs, and count them in the same order.
                     gpu: Gpu::Number(config.rank.saturating_sub(config.first_rank) as usize),
                     kernels: config.engine.kernels.clone(),
                     origin: Origin::Checkpoint,
                     exchange: ExchangeOptions {
-                        limit: config.engine.stall_timeout,
+                        // Who waits says whom it waits for before others say that it stalls.
+                        limit: config.engine.stall_timeout / 4 * 3,
                         ..ExchangeOptions::default()
                     },
                 };

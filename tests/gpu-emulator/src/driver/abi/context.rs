@@ -1,6 +1,7 @@
 //! Contexts.
 
 use super::{Out, calls};
+use crate::driver::config::Mode;
 use crate::driver::error::fail;
 use crate::driver::state::{current, driver, pop, push, set_current};
 
@@ -8,6 +9,9 @@ calls! {
     fn cuDevicePrimaryCtxRetain(context: Out<u64>, device: i32) {
         let driver = driver()?;
         let device = driver.device(device)?;
+        if driver.config.mode != Mode::Default {
+            fail!(DeviceUnavailable, "the compute mode of device {device} keeps this process out");
+        }
         context.set(driver.primary(device, true)?)
     }
 
