@@ -9,7 +9,7 @@ cluster=.local/bin/llamero-cluster
 logs=.local/bench-control
 mkdir -p "$logs"
 
-cargo build --locked --release -q -p llamero-operator --bin llamero-operator --example bench_control
+cargo build --locked --release -q --workspace --bin llamero-operator --example bench_control
 target=$(ls -d "${CARGO_TARGET_DIR:-.local/target}"/*-linux-*/release)
 
 running=()

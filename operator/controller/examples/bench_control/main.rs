@@ -4,6 +4,7 @@
 //! | module | what |
 //! |---|---|
 //! | [`options`] | how large, and where things are |
+//! | [`counts`] | what the whole control plane does |
 //! | [`cluster`] | nodes, pods of others, the reference, LlamaDeployments |
 //! | [`tally`] | how many pods there are, seen by a watch |
 //! | [`workers`] | what answers for the workers |
@@ -11,6 +12,7 @@
 //! | [`phases`] | what is measured |
 
 mod cluster;
+mod counts;
 mod options;
 mod phases;
 mod process;
@@ -31,7 +33,8 @@ async fn main() -> anyhow::Result<()> {
     let tally = Tally::start(&client);
     workers::start(&client).await?;
     let bench = Bench {
-        cluster: Cluster::new(client, &options),
+        cluster: Cluster::new(client.clone(), &options),
+        client,
         operator: Process::new(options.operator_pid, &options.operator_metrics),
         tally,
         options,

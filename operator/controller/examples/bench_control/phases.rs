@@ -2,19 +2,30 @@
 
 use std::time::{Duration, Instant};
 
+use kube::Client;
 use serde_json::{Value, json};
 
 use crate::{
     cluster::Cluster,
+    counts::Counts,
     options::Options,
     process::Process,
-    tally::{Tally, Whose},
+    tally::{Stage, Tally, Whose},
 };
 
 /// How often it is looked.
 const LOOK: Duration = Duration::from_millis(50);
 
+/// How far pods come before a group can serve.
+const STAGES: [(&str, Stage); 4] = [
+    ("created", Stage::Created),
+    ("released", Stage::Released),
+    ("bound", Stage::Bound),
+    ("podsReady", Stage::Ready),
+];
+
 pub(crate) struct Bench {
+    pub(crate) client: Client,
     pub(crate) cluster: Cluster,
     pub(crate) tally: Tally,
     pub(crate) operator: Process,
@@ -39,18 +50,22 @@ impl Bench {
             Ok(self.cluster.ready_nodes().await? >= nodes)
         })
         .await?;
+        let groups = self.options.groups() * self.options.deployments;
+        let counts = Counts::read(&self.client).await?;
         let reference = self.reference(pods).await?;
-        eprintln!("reference: {reference}");
+        let of_reference = Counts::read(&self.client).await?.since(&counts, groups);
+        eprintln!("reference: {reference} {of_reference}");
         let before = self.operator.totals()?;
+        let counts = Counts::read(&self.client).await?;
         let start = self.start(pods).await?;
+        let of_start = Counts::read(&self.client).await?.since(&counts, groups);
         let after = self.operator.totals()?;
-        eprintln!("start: {start}");
+        eprintln!("start: {start} {of_start}");
         let rest = self.rest().await?;
         eprintln!("at rest: {rest}");
         let (halves, zero) = self.scale(pods).await?;
         let soak = self.soak().await?;
         eprintln!("soak: {soak}");
-        let groups = self.options.groups() * self.options.deployments;
         let (resident, most) = self.operator.memory()?;
         Ok(json!({
             "unixSeconds": std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH)?.as_secs(),
@@ -58,6 +73,7 @@ impl Bench {
             "pods": pods, "perGroup": self.options.per_group, "groups": groups, "deployments": self.options.deployments,
             "nodes": nodes, "foreignPods": self.options.foreign,
             "reference": reference, "start": start,
+            "controlPlane": {"reference": of_reference, "start": of_start},
             "effectsPerGroup": (after.effects - before.effects) / groups as f64,
             "cpuSecondsOfStart": after.cpu - before.cpu,
             "halfToWhole": halves, "toZero": zero, "soak": soak, "atRest": rest,
@@ -71,9 +87,9 @@ impl Bench {
         while !done().await? {
             anyhow::ensure!(
                 began.elapsed() < Duration::from_secs(self.options.patience),
-                "{what}: not within {} s; of ours {:?} pods are there and ready",
+                "{what}: not within {} s; of our pods {:?} are created, released, bound and ready",
                 self.options.patience,
-                self.tally.count(Whose::Llamero)
+                STAGES.map(|(_, stage)| self.tally.count(Whose::Llamero, stage))
             );
             tokio::time::sleep(LOOK).await;
         }
@@ -81,8 +97,10 @@ impl Bench {
     }
 
     async fn pods(&self, whose: Whose, wanted: usize) -> anyhow::Result<f64> {
-        self.until("pods", async || Ok(self.tally.count(whose).0 == wanted))
-            .await
+        self.until("pods", async || {
+            Ok(self.tally.count(whose, Stage::Created) == wanted)
+        })
+        .await
     }
 
     async fn reference(&self, pods: usize) -> anyhow::Result<Value> {
@@ -91,7 +109,7 @@ impl Bench {
         self.pods(Whose::Reference, pods).await?;
         let created = seconds(began);
         self.until("reference ready", async || {
-            Ok(self.tally.count(Whose::Reference).1 == pods)
+            Ok(self.tally.count(Whose::Reference, Stage::Ready) == pods)
         })
         .await?;
         let ready = seconds(began);
@@ -105,11 +123,16 @@ impl Bench {
         let (all, groups) = (self.options.deployments, self.options.groups());
         let began = Instant::now();
         self.cluster.deploy(groups).await?;
-        self.pods(Whose::Llamero, pods).await?;
-        let created = seconds(began);
+        let mut reached = serde_json::Map::new();
+        for (name, stage) in STAGES {
+            self.until(name, async || Ok(self.tally.count(Whose::Llamero, stage) == pods))
+                .await?;
+            reached.insert(name.to_owned(), seconds(began).into());
+        }
         self.until("groups ready", async || self.cluster.all_ready(all, groups).await)
             .await?;
-        Ok(json!({"created": created, "ready": seconds(began)}))
+        reached.insert("ready".to_owned(), seconds(began).into());
+        Ok(reached.into())
     }
 
     /// Half of the groups, all of them again, none.

@@ -28,6 +28,21 @@ pub(crate) struct Totals {
 /// Ticks of `/proc/*/stat` a second, on every Linux that Kubernetes runs on.
 const TICKS: f64 = 100.0;
 
+/// Seconds of processor time that a process has taken.
+pub(crate) fn seconds_of(pid: u32) -> anyhow::Result<f64> {
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).context("the process has ended")?;
+    // The name of the program may hold blanks; behind its bracket fields are numbered from 3.
+    let fields: Vec<&str> = stat
+        .rsplit(')')
+        .next()
+        .unwrap_or_default()
+        .split_whitespace()
+        .collect();
+    let ticks = |number: usize| fields.get(number - 3).and_then(|word| word.parse::<f64>().ok());
+    let (user, system) = ticks(14).zip(ticks(15)).context("no processor time")?;
+    Ok((user + system) / TICKS)
+}
+
 impl Process {
     pub(crate) fn new(pid: u32, metrics: &str) -> Self {
         Self {
@@ -48,17 +63,6 @@ impl Process {
     }
 
     pub(crate) fn totals(&self) -> anyhow::Result<Totals> {
-        let stat =
-            std::fs::read_to_string(format!("/proc/{}/stat", self.pid)).context("the operator has ended")?;
-        // The name of the program may hold blanks; behind its bracket fields are numbered from 3.
-        let fields: Vec<&str> = stat
-            .rsplit(')')
-            .next()
-            .unwrap_or_default()
-            .split_whitespace()
-            .collect();
-        let ticks = |number: usize| fields.get(number - 3).and_then(|word| word.parse::<f64>().ok());
-        let cpu = ticks(14).zip(ticks(15)).context("no processor time")?;
         let text = self.scrape()?;
         let sum = |name: &str| -> f64 {
             let lines = text.lines().filter(|line| line.starts_with(name));
@@ -67,7 +71,7 @@ impl Process {
                 .sum()
         };
         Ok(Totals {
-            cpu: (cpu.0 + cpu.1) / TICKS,
+            cpu: seconds_of(self.pid)?,
             effects: sum("llamero_effects_total"),
             passes: (
                 sum("llamero_reconcile_seconds_count"),

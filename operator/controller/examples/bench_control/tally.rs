@@ -25,9 +25,19 @@ pub(crate) enum Whose {
     Llamero,
 }
 
-/// Pods by name, and whether each is ready.
+/// How far a pod has come.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum Stage {
+    Created,
+    /// No gate keeps it from being scheduled.
+    Released,
+    Bound,
+    Ready,
+}
+
+/// Pods by name, and how far each has come.
 #[derive(Clone, Default)]
-pub(crate) struct Tally(Arc<Mutex<HashMap<String, (Whose, bool)>>>);
+pub(crate) struct Tally(Arc<Mutex<HashMap<String, (Whose, Stage)>>>);
 
 fn whose(pod: &Pod) -> Option<Whose> {
     if pod.labels().contains_key(labels::GROUP_NAME) {
@@ -39,6 +49,19 @@ fn whose(pod: &Pod) -> Option<Whose> {
 fn ready(pod: &Pod) -> bool {
     let mut conditions = pod.status.iter().flat_map(|s| &s.conditions).flatten();
     conditions.any(|c| c.type_ == "Ready" && c.status == "True")
+}
+
+fn stage(pod: &Pod) -> Stage {
+    let spec = pod.spec.as_ref();
+    if ready(pod) {
+        Stage::Ready
+    } else if spec.is_some_and(|spec| spec.node_name.is_some()) {
+        Stage::Bound
+    } else if spec.is_some_and(|spec| spec.scheduling_gates.as_ref().is_none_or(Vec::is_empty)) {
+        Stage::Released
+    } else {
+        Stage::Created
+    }
 }
 
 impl Tally {
@@ -53,7 +76,7 @@ impl Tally {
                 match event {
                     Ok(Event::Apply(pod) | Event::InitApply(pod)) => {
                         if let Some(whose) = whose(&pod) {
-                            pods.insert(pod.name_any(), (whose, ready(&pod)));
+                            pods.insert(pod.name_any(), (whose, stage(&pod)));
                         }
                     }
                     Ok(Event::Delete(pod)) => drop(pods.remove(&pod.name_any())),
@@ -66,10 +89,12 @@ impl Tally {
         tally
     }
 
-    /// How many there are, and how many of them are ready.
-    pub(crate) fn count(&self, whose: Whose) -> (usize, usize) {
+    /// How many have come so far.
+    pub(crate) fn count(&self, whose: Whose, stage: Stage) -> usize {
         let pods = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        let of = || pods.values().filter(|(other, _)| *other == whose);
-        (of().count(), of().filter(|(_, ready)| *ready).count())
+        let far = pods
+            .values()
+            .filter(|(other, has)| *other == whose && *has >= stage);
+        far.count()
     }
 }
