@@ -92,10 +92,15 @@ fn service(deployment: &Deployment, key: &Key) -> Option<Step> {
     })
 }
 
-/// What is to be applied for a group.
+/// What is to be applied for a group. Before a rank holds weights its pods may be evicted, so there is no budget yet: the disruption controller
+/// would write its status for each pod that comes up.
 #[must_use]
 pub fn of_group(view: &GroupView<'_>) -> Option<Step> {
-    let wanted = disruption_budget(&view.group.object, view.members.len(), holds_weights(view));
+    let holds_weights = holds_weights(view);
+    if view.group.budget.is_none() && !holds_weights {
+        return None;
+    }
+    let wanted = disruption_budget(&view.group.object, view.members.len(), holds_weights);
     if view
         .group
         .budget

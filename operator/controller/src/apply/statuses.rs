@@ -1,5 +1,5 @@
 //! Status of deployments and groups: server-side applied where it differs. Progress is written at most once a second for
-//! an object, more seldom while many make progress, a group's turn (phase, readiness or leader's address) at once, and groups before deployments: who reads a
+//! an object, more seldom while many make progress, a group's turn (it serves or no longer does, its leader's address) at once, and groups before deployments: who reads a
 //! deployment's counts finds groups that say the same, also when a group's turn could not be written.
 
 use std::{
@@ -10,7 +10,11 @@ use std::{
 };
 
 use kube::{Resource, ResourceExt as _, api::Patch, core::NamespaceResourceScope};
-use llamero_api::{LlamaDeployment, LlamaGroup, deployment::LlamaDeploymentStatus, group::LlamaGroupStatus};
+use llamero_api::{
+    LlamaDeployment, LlamaGroup,
+    deployment::LlamaDeploymentStatus,
+    group::{GroupPhase, LlamaGroupStatus},
+};
 use llamero_core::{Key, status::Reports};
 use serde::{Serialize, de::DeserializeOwned};
 use serde_json::{Value, json};
@@ -51,9 +55,9 @@ struct LastWrite {
 /// What of an object differs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum News {
-    /// A group's phase, readiness or leader: nobody should wait for it.
+    /// Whether a group serves, goes or is lost, and its leader: nobody should wait for it.
     Turn,
-    /// How far a group has come.
+    /// How far a group has come on its way to serving.
     Progress,
     /// What a deployment says of its groups.
     Counts,
@@ -366,11 +370,24 @@ impl Statuses {
 /// Whether more than progress differs: what others act upon, and a deployment's counts follow from.
 fn news(current: Option<&LlamaGroupStatus>, wanted: &LlamaGroupStatus) -> News {
     let turn = current.is_none_or(|current| {
-        current.phase != wanted.phase
+        let goes_on = starts(current.phase) && starts(wanted.phase);
+        (current.phase != wanted.phase && !goes_on)
             || current.ready != wanted.ready
             || current.leader_address != wanted.leader_address
     });
     if turn { News::Turn } else { News::Progress }
+}
+
+/// The group is on its way to serving.
+const fn starts(phase: GroupPhase) -> bool {
+    match phase {
+        GroupPhase::Pending
+        | GroupPhase::Placing
+        | GroupPhase::Starting
+        | GroupPhase::Loading
+        | GroupPhase::Forming => true,
+        GroupPhase::Serving | GroupPhase::Recovering | GroupPhase::Draining | GroupPhase::Failed => false,
+    }
 }
 
 async fn send<K, S>(writer: &Writer, object: &K, wanted: &S) -> Result<K, EffectError>
@@ -397,8 +414,6 @@ fn status_patch<K: Resource<DynamicType = ()>>(object: &K, status: &impl Seriali
 
 #[cfg(test)]
 mod tests {
-    use llamero_api::group::GroupPhase;
-
     use super::*;
 
     #[tokio::test(start_paused = true)]
@@ -456,6 +471,7 @@ mod tests {
             phase,
             ..LlamaGroupStatus::default()
         };
+        let (starting, recovering) = (of(GroupPhase::Starting), of(GroupPhase::Recovering));
         let (loading, serving) = (of(GroupPhase::Loading), of(GroupPhase::Serving));
         let mut throttle = Throttle::default();
         throttle.wrote("u".to_owned(), false);
@@ -466,6 +482,11 @@ mod tests {
             ..loading.clone()
         };
         assert!(matches!(due(&loading, &further), Due::At(_)));
+        assert!(
+            matches!(due(&starting, &loading), Due::At(_)),
+            "it only comes nearer"
+        );
+        assert_eq!(due(&serving, &recovering), Due::Now);
         let ready = LlamaGroupStatus {
             ready: true,
             ..serving.clone()

@@ -207,26 +207,29 @@ fn a_cordon_that_is_lifted_calls_the_successor_off() {
 
 #[test]
 fn unready_pods_may_be_evicted_only_while_no_rank_holds_weights() {
-    let policy = |loaded: i64| {
+    let policy = |loaded: i64, before: bool| {
         let mut observed = cordoned();
         observed.nodes[1].unschedulable = false;
         let group = &mut observed.deployments[0].groups[0];
-        group.budget = None;
+        let budget = llamero_core::children::disruption_budget(&group.object, 2, loaded == 0);
+        group.budget = before.then(|| budget.into());
         for pod in &mut group.pods {
             pod.report.as_mut().unwrap().ranks[0].loaded_bytes = loaded;
         }
         let plan = decide(&observed, NOW);
-        let llamero_core::Action::Apply {
-            object: llamero_core::children::ManagedObject::Budget(budget),
-            ..
-        } = plan.steps[0].action.clone()
-        else {
-            panic!("{:?}", words(&plan))
-        };
-        budget.spec.unwrap().unhealthy_pod_eviction_policy.unwrap()
+        let steps = plan.steps.into_iter();
+        let mut budgets = steps.filter_map(|step| match step.action {
+            llamero_core::Action::Apply {
+                object: llamero_core::children::ManagedObject::Budget(budget),
+                ..
+            } => Some(budget.spec.unwrap().unhealthy_pod_eviction_policy.unwrap()),
+            _ => None,
+        });
+        budgets.next()
     };
-    assert_eq!(
-        (policy(0).as_str(), policy(1).as_str()),
-        ("AlwaysAllow", "IfHealthyBudget")
-    );
+    for before in [false, true] {
+        assert_eq!(policy(1, before).as_deref(), Some("IfHealthyBudget"));
+    }
+    assert_eq!(policy(0, true).as_deref(), Some("AlwaysAllow"));
+    assert_eq!(policy(0, false), None, "there is nothing to protect yet");
 }
