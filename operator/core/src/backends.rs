@@ -33,7 +33,7 @@ fn check_kv(spec: &LlamaDeploymentSpec, summary: &CheckpointSummary) -> Result<(
     }
     let way_out = match resource {
         Some(_) => "or remove accelerator.resource to run on the CPU",
-        None => "or choose a newer worker.image",
+        None => "or choose a newer worker.image (and set rollout.restartedAt where its name stays the same)",
     };
     Err(format!(
         "engine.kvCache.dtype is fp8, and the backend {backend} of the worker image keeps keys and values in bf16 only: set engine.kvCache.dtype to auto, {way_out}"

@@ -1,6 +1,11 @@
 //! When to look into a checkpoint, and what was seen.
 
-use llamero_api::{CheckpointSummary, deployment::CheckpointStatus, labels, summary::InspectOutcome};
+use llamero_api::{
+    CheckpointSummary,
+    deployment::{CheckpointStatus, KvCacheDtype},
+    labels,
+    summary::InspectOutcome,
+};
 
 use crate::{
     backends,
@@ -117,14 +122,14 @@ pub fn recorded(deployment: &Deployment) -> Inspection {
     }
 }
 
-/// An image was refused for want of a backend, and there is another one now.
+/// An image was refused for want of a backend, or promised what an older one may not know, and there is another one now.
 fn outdated(deployment: &Deployment, checkpoint: &CheckpointStatus, settings: &Settings) -> bool {
     let spec = &deployment.object.spec;
     let refused = checkpoint
         .summary
         .as_ref()
         .is_some_and(|summary| backends::check(spec, summary).is_err());
-    refused
+    (refused || spec.engine.kv_dtype() == KvCacheDtype::Fp8)
         && checkpoint.image.is_some()
         && checkpoint.image != revision::worker(&spec.worker, settings).image
 }

@@ -4,8 +4,9 @@
 use std::hash::{DefaultHasher, Hash as _, Hasher as _};
 
 use crate::{
+    children::ManagedObject,
     observed::Refusal,
-    plan::Step,
+    plan::{Action, Step},
     time::{self, Millis},
 };
 
@@ -39,14 +40,32 @@ pub fn hold_each(steps: &mut Vec<Step>, refusals: &[Refusal], now: Millis) -> Op
     next
 }
 
-/// Leaves out the first step that waits and all behind it: steps of a group depend on each other. When it is due.
+/// Leaves out the first step that waits and all behind it: steps of a group depend on each other. Only on a disruption budget none does: a group
+/// serves also where a quota allows no budget. When the first of them is due.
 pub fn hold_rest(steps: &mut Vec<Step>, refusals: &[Refusal], now: Millis) -> Option<Millis> {
-    let (at, due) = steps
-        .iter()
-        .enumerate()
-        .find_map(|(at, step)| Some((at, waiting(step, refusals, now)?)))?;
-    steps.truncate(at);
-    Some(due)
+    let (mut next, mut is_held) = (None, false);
+    steps.retain(|step| {
+        if is_held {
+            return false;
+        }
+        let Some(due) = waiting(step, refusals, now) else {
+            return true;
+        };
+        next = time::earlier(next, Some(due));
+        is_held = !is_budget(step);
+        false
+    });
+    next
+}
+
+const fn is_budget(step: &Step) -> bool {
+    matches!(
+        &step.action,
+        Action::Apply {
+            object: ManagedObject::Budget(_),
+            ..
+        }
+    )
 }
 
 fn waiting(step: &Step, refusals: &[Refusal], now: Millis) -> Option<Millis> {

@@ -206,6 +206,22 @@ fn a_cordon_that_is_lifted_calls_the_successor_off() {
 }
 
 #[test]
+fn a_budget_that_is_refused_holds_nothing_else_up() {
+    let mut observed = noted();
+    let group = &mut observed.deployments[0].groups[0];
+    group.budget = None;
+    let both = words(&decide(&observed, NOW));
+    assert_eq!(both, ["apply llama-0: Protected", "write llama-0: Reserved"]);
+    observed.deployments[0].groups[0].refusals = vec![Refusal {
+        target: "Apply llama-0".into(),
+        message: "exceeded quota: budgets".into(),
+        at: NOW,
+        times: 4,
+    }];
+    assert_eq!(words(&decide(&observed, NOW + 1)), ["write llama-0: Reserved"]);
+}
+
+#[test]
 fn unready_pods_may_be_evicted_only_while_no_rank_holds_weights() {
     let policy = |loaded: i64, before: bool| {
         let mut observed = cordoned();

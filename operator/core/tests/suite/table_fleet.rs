@@ -535,6 +535,24 @@ fn another_image_is_asked_anew_for_its_backends() {
 }
 
 #[test]
+fn another_image_is_asked_anew_whether_it_has_kv_caches_in_fp8() {
+    for (dtype, steps) in [("fp8", &["create inspect pod"][..]), ("auto", &[])] {
+        let mut observed = fleet(
+            |object| object["spec"]["engine"] = json!({"kvCache": {"dtype": dtype}}),
+            &[("llama-0", ["a", "b"])],
+        );
+        let object = std::sync::Arc::make_mut(&mut one(&mut observed).object);
+        let checkpoint = object.status.as_mut().unwrap().checkpoint.as_mut().unwrap();
+        checkpoint.summary.as_mut().unwrap().fp8_kv_backends = vec!["cpu".into()];
+        checkpoint.image = Some("worker:2".into());
+        observed.settings.worker_image = "worker:1".into();
+        let said = words(&decide(&observed, NOW));
+        let inspects: Vec<_> = said.iter().filter(|step| step.contains("inspect")).collect();
+        assert_eq!(inspects, steps, "{dtype}: {said:?}");
+    }
+}
+
+#[test]
 fn an_image_without_the_backend_takes_no_accelerator() {
     let mut observed = observed(deployment(|_| {}));
     let object = std::sync::Arc::make_mut(&mut one(&mut observed).object);
