@@ -12,7 +12,7 @@
 //! | [`routes`] | OpenAI's routes: types, validation, conversion |
 //! | [`page`] | a chat page |
 //! | [`relay`] | one answer: waits for a leader, continues on another when it is lost |
-//! | [`upstream`] | leaders: connection, load, choice of the least loaded |
+//! | [`upstream`] | leaders: connection, load, choice by cache and load |
 //! | [`discovery`] | which deployments and leaders there are |
 //! | [`keys`] | API keys: who may ask for what, and how much |
 //! | [`quota`] | limits of keys, over all gateways together |

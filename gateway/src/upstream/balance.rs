@@ -1,5 +1,5 @@
 //! Which leader a request goes to: the one whose cache fits it, as long as that one is not loaded much more than the
-//! others; else the least loaded. There are few leaders, so all are looked at ("power of all choices").
+//! others; else the least loaded whose KV cache is not full. There are few leaders, so all are looked at ("power of all choices").
 //!
 //! The bound is that of consistent hashing with bounded loads (Mirrokni, Thorup, Zadimoghaddam, 2016): no leader has
 //! more than 1.25 times its fair share of the requests because of its cache.

@@ -9,7 +9,7 @@ use cudarc::driver::{CudaContext, DriverError, result, sys};
 
 use crate::probe::{Driver, describe};
 
-/// `CUcomputemode`.
+/// `CUcomputemode`: the modes that keep processes out.
 const PROHIBITED: i32 = 2;
 const EXCLUSIVE_PROCESS: i32 = 3;
 

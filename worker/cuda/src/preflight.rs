@@ -21,9 +21,9 @@ pub struct Preflight {
     pub driver: String,
     /// The latest version of CUDA that the driver knows.
     pub cuda: String,
-    /// Bytes in all, and those that nobody uses.
+    /// Bytes of memory in all.
     pub memory: u64,
-    /// See above.
+    /// Bytes that nobody uses.
     pub free: u64,
     /// Clock of the multiprocessors now and at most, MHz, where it is known.
     pub clock: Option<(u32, u32)>,

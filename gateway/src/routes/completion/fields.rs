@@ -1,4 +1,4 @@
-//! Every field of a request that OpenAI's API or vLLM's server knows, and what is done with it. The page
+//! Every field of a request that OpenAI's API, vLLM's server or Anthropic's API knows, and what is done with it. The page
 //! `docs/gateway-fields.md` is made from this table.
 //!
 //! What changes an answer and is not built is refused by name; what only keeps books is accepted. Fields that are not

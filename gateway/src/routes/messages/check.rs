@@ -57,7 +57,7 @@ pub fn check(request: Request) -> Result<Checked, ApiError> {
     let (model, stream) = (request.model.clone(), request.stream);
     let structure = structure(request.output_config.as_ref(), request.output_format.as_ref())?;
     let prompt = prompt(request)?;
-    alone(&prompt, structure.as_ref())?;
+    refuse_form_beside_prefill(&prompt, structure.as_ref())?;
     let mut converted = CompletionRequest::default();
     sampling
         .apply(&mut converted)
@@ -75,7 +75,7 @@ pub fn check(request: Request) -> Result<Checked, ApiError> {
 }
 
 /// A turn that is gone on with has no other form: what stands in the prompt is no part of it.
-fn alone(prompt: &ChatPrompt, structure: Option<&Structure>) -> Result<(), ApiError> {
+fn refuse_form_beside_prefill(prompt: &ChatPrompt, structure: Option<&Structure>) -> Result<(), ApiError> {
     let form = match structure {
         Some(structure) => structure.parameter.as_str(),
         None if prompt.tool_choice() == ToolChoice::Required => "tool_choice",
@@ -310,7 +310,7 @@ mod tests {
         assert_eq!(written, json!([{"type": "function", "function": function}]));
         // What changes no answer changes no prompt.
         let strict =
-            json!([{"name": "f", "description": "d", "input_schema": {"type": "object"}, "strict": false}]);
+            json!([{"name": "f", "description": "d", "input_schema": {"type": "object"}, "strict": true}]);
         assert_eq!(
             chat(json!({"tools": strict})).tools_json,
             chat(json!({"tools": tools})).tools_json

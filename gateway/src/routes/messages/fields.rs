@@ -11,7 +11,7 @@ pub const FIELDS: &[Field] = &[
         Messages,
         "messages",
         Used(
-            "user and assistant; text, or blocks: text, tool_use, tool_result (is_error: its text begins with Error); thinking is passed over; a last turn of the assistant is gone on with",
+            "user and assistant; text, or blocks: text, tool_use, tool_result (is_error: its text begins with Error); thinking is passed over; a last turn of the assistant is gone on with, not beside a form or a demanded call",
         ),
     ),
     row(Messages, "system", Used("text, or text blocks")),

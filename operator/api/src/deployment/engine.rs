@@ -34,14 +34,15 @@ pub struct Engine {
     pub threads: Option<i32>,
 }
 
-/// Type of the key/value cache. The names are those of vLLM's `--kv-cache-dtype`.
+/// Type in which keys and values are kept: `auto` (bf16), or `fp8` (E4M3 with one scale for each token and head: about half the memory, answers change a
+/// little; CPUs only). Absent: `auto`. The names are those of vLLM's `--kv-cache-dtype`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum KvCacheDtype {
     /// bf16, that of the model.
     #[default]
     Auto,
-    /// E4M3 with one scale for each token and head: half the memory, so twice the context; answers change a little. On CPUs only.
+    /// E4M3 with one scale for each token and head.
     Fp8,
 }
 

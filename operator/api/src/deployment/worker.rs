@@ -131,8 +131,7 @@ pub struct Worker {
     .message("worker.inference.clientCaBundle admits clients by certificates, and with auth None nobody shows one: leave one of the two out"))]
 #[serde(rename_all = "camelCase")]
 pub struct Inference {
-    /// Mutual: certificates on both sides, where the installation authenticates links (`security.mtls`). None: plain text, and whom the
-    /// NetworkPolicy lets through is answered; for pods beside a mesh that does both. Absent: Mutual.
+    /// How clients prove who they are.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub auth: Option<InferenceAuth>,
     /// Authorities whose clients may call too, without the gateway. They must also pass the NetworkPolicy (`networkPolicy.inferenceFrom`).
@@ -140,7 +139,8 @@ pub struct Inference {
     pub client_ca_bundle: Option<CaBundle>,
 }
 
-/// How clients prove who they are.
+/// How clients prove who they are. Mutual: certificates on both sides, where the installation authenticates links (`security.mtls`). None: plain text, and
+/// whom the NetworkPolicy lets through is answered; for pods beside a mesh that does both. Absent: Mutual.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub enum InferenceAuth {
     /// By certificates.

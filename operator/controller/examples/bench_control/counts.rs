@@ -17,7 +17,7 @@ const PARTS: [&str; 6] = [
     "kwok",
     "llamero-operato",
 ];
-/// Verbs that are watched rather than counted: a watch is one request, however much it carries.
+/// Verbs that are left out: watches and connections last, and lists are those of caches that start.
 const UNCOUNTED: [&str; 3] = ["WATCH", "CONNECT", "LIST"];
 
 /// Totals since everything started.
