@@ -55,7 +55,7 @@ emulated! {
     fn a_gpu_with_damaged_memory_is_refused_before_anything_is_read() on ["fault=ecc@/proc/self/exe"], {
         let folder = checkpoint(&TINY);
         let error = CudaBackend::new(folder.path(), options()).err().unwrap();
-        assert!(matches!(&error, BackendError::Unavailable(why) if why.contains("at its next reset only. Drain the node")), "{error}");
+        assert!(matches!(&error, BackendError::Unavailable(why) if why.contains("no others to replace them. Drain the node")), "{error}");
     }
 
     fn calls_in_the_wrong_order_are_bugs() on ["order=forward"], {

@@ -91,14 +91,8 @@ pub enum DeviceError {
         name: String,
     },
     /// The driver refuses.
-    #[error("the NVIDIA driver refuses: {0}")]
-    Driver(String),
-}
-
-impl From<DriverError> for DeviceError {
-    fn from(error: DriverError) -> Self {
-        Self::Driver(describe(error))
-    }
+    #[error("the NVIDIA driver refuses: {}", describe(*.0))]
+    Driver(#[from] DriverError),
 }
 
 /// A device that can be used.

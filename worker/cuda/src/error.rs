@@ -6,7 +6,7 @@ use llamero_engine::BackendError;
 
 use crate::device::DeviceError;
 use crate::ops::OpError;
-use crate::probe::describe;
+use crate::probe::{Absent, describe};
 
 pub(crate) fn unusable(why: String) -> BackendError {
     BackendError::Unusable(why)
@@ -54,6 +54,21 @@ impl From<DeviceError> for BackendError {
         match error {
             // Whoever has it may end.
             DeviceError::Taken { .. } => Self::Unavailable(error.to_string()),
+            // What passes, or is mended by another node, is tried again.
+            DeviceError::Driver(refusal) => match refused(refusal) {
+                passing @ Self::Unavailable(_) => passing,
+                _ => unusable(error.to_string()),
+            },
+            other => unusable(other.to_string()),
+        }
+    }
+}
+
+impl From<Absent> for BackendError {
+    fn from(absent: Absent) -> Self {
+        match absent {
+            // A node that has just started.
+            Absent::NotReady(_) => Self::Unavailable(absent.to_string()),
             other => unusable(other.to_string()),
         }
     }

@@ -29,6 +29,8 @@ pub struct Preflight {
     pub clock: Option<(u32, u32)>,
     /// Memory errors that could not be corrected since the driver was loaded, where they are counted.
     pub uncorrected: Option<u64>,
+    /// Rows of its memory had errors and are replaced at its next reset. Until then the driver leaves them out.
+    pub is_reset_due: bool,
     /// Heat or power slows it down.
     pub is_slowed_down: bool,
 }
@@ -53,6 +55,9 @@ impl fmt::Display for Preflight {
         }
         if let Some(errors) = self.uncorrected.filter(|errors| *errors > 0) {
             write!(f, ", {errors} uncorrectable memory errors")?;
+        }
+        if self.is_reset_due {
+            f.write_str(", a reset is due to replace rows of its memory that had errors (`nvidia-smi --gpu-reset`, once its node is drained)")?;
         }
         if self.is_slowed_down {
             f.write_str(", slowed down by heat or power")?;
@@ -81,15 +86,16 @@ impl Preflight {
             free: free as u64,
             clock: known.clock,
             uncorrected: known.uncorrected,
+            is_reset_due: known.remapping.is_some_and(|rows| rows.is_pending),
             is_slowed_down: known.is_slowed_down,
         };
         if let Some(damage) = damage(&known) {
             return Err(BackendError::Unavailable(format!(
-                "{} {} is refused: {damage}. Drain the node and reset the GPU (`nvidia-smi --gpu-reset`); if it comes again, replace it",
-                seen.name, seen.uuid
+                "{} {} is refused: {damage}. Drain the node and reset the GPU (`nvidia-smi --gpu-reset -i {}`); if it comes again, replace it",
+                seen.name, seen.uuid, seen.uuid
             )));
         }
-        if seen.is_slowed_down {
+        if seen.is_slowed_down || seen.is_reset_due {
             tracing::warn!("{seen}");
         } else {
             tracing::info!("{seen}");
@@ -98,16 +104,13 @@ impl Preflight {
     }
 }
 
-/// What is wrong with the GPU's memory. Since Ampere, rows with errors are replaced at the next reset, and errors that were
-/// contained leave the GPU usable; before, any error that could not be corrected asks for one (NVIDIA, "GPU Memory Error
-/// Management").
+/// What is wrong with the GPU's memory. Since Ampere, rows with errors are replaced at the next reset, until which the driver leaves
+/// their pages out, so that the GPU stays usable; before, any error that could not be corrected asks for a reset (NVIDIA, "GPU
+/// Memory Error Management").
 fn damage(known: &Management) -> Option<String> {
     match (known.remapping, known.uncorrected) {
         (Some(Remapping { has_failed: true, .. }), _) => {
             Some("rows of its memory have errors, and it has no others to replace them".into())
-        }
-        (Some(Remapping { is_pending: true, .. }), _) => {
-            Some("rows of its memory have errors, and are replaced at its next reset only".into())
         }
         (None, Some(errors)) if errors > 0 => Some(format!(
             "its memory had {errors} errors that could not be corrected since the driver was loaded"
@@ -121,7 +124,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn damage_is_what_a_reset_would_mend_and_no_other() {
+    fn damage_is_what_leaves_no_memory_to_count_on() {
         let known = |remapping, uncorrected| {
             damage(&Management {
                 remapping,
@@ -140,7 +143,7 @@ mod tests {
         assert!(known(None, Some(2)).unwrap().contains("2 errors"));
         // Contained and replaced.
         assert_eq!(known(rows(false, false), Some(2)), None);
-        assert!(known(rows(true, false), Some(2)).unwrap().contains("next reset"));
+        assert_eq!(known(rows(true, false), Some(2)), None);
         assert!(known(rows(true, true), None).unwrap().contains("no others"));
     }
 }

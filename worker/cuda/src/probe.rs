@@ -25,6 +25,11 @@ pub enum Absent {
     /// The driver is there, but does not start.
     #[error("the NVIDIA driver does not start: {0}. `nvidia-smi` on the node tells more")]
     Start(String),
+    /// The driver is there, and waits for what else runs on the node.
+    #[error(
+        "the node's GPUs are not ready: {0}. Where NVSwitches connect them, `nvidia-fabricmanager` must run on the node"
+    )]
+    NotReady(String),
     /// No run-time compiler.
     #[error(
         "the kernels for this GPU are not built in and NVRTC is missing: libnvrtc was not found. Use the image tag that \
@@ -71,6 +76,9 @@ pub fn driver() -> Result<Driver, Absent> {
     }
     match driver::result::init() {
         Ok(()) => Ok(Driver(())),
+        Err(error) if error.0 == driver::sys::CUresult::CUDA_ERROR_SYSTEM_NOT_READY => {
+            Err(Absent::NotReady(describe(error)))
+        }
         Err(error) => Err(Absent::Start(describe(error))),
     }
 }

@@ -335,9 +335,10 @@ impl Sampler<'_> {
             places.as_mut_slice()[number] = *place;
         }
         self.upload(words.as_slice(), self.ops.address(&self.buffers.masks))?;
+        room.adjustments.push(words);
         let masked = self.ops.address(&self.buffers.frame) + 4 * MASKED as u64;
         self.upload(places.as_slice(), masked)?;
-        room.adjustments.extend([words, places]);
+        room.adjustments.push(places);
         let buffers = &mut *self.buffers;
         let places = buffers.frame.slice(MASKED..MASKED + masks.len());
         self.ops

@@ -126,7 +126,7 @@ impl CudaBackend {
     /// # Errors
     /// As [`Self::new`].
     pub fn of(checkpoint: Checkpoint, options: CudaOptions) -> Result<Self, BackendError> {
-        let driver = probe::driver().map_err(|absent| unusable(absent.to_string()))?;
+        let driver = probe::driver()?;
         let device = find(driver, options.gpu)?;
         let preflight = Preflight::of(driver, &device)?;
         let model = ModelLayout::check(&checkpoint).map_err(llamero_checkpoint::Error::from)?;

@@ -157,15 +157,15 @@ calls! {
         errors.set(u64::from(kind == 1 && faults::ecc_happened(&config.faults, launches)))
     }
 
-    // Rows with errors are replaced at a reset, which there is none of.
+    // Rows with errors that no others can replace.
     fn nvmlDeviceGetRemappedRows(handle: u64, corrected: Out<u32>, uncorrected: Out<u32>, pending: Out<u32>, failed: Out<u32>) {
         let (config, _) = device_of(handle)?;
         let launches = driver().map_or(0, |driver| driver.launches.load(std::sync::atomic::Ordering::Relaxed));
         let rows = u32::from(faults::ecc_happened(&config.faults, launches));
         corrected.set(0)?;
         uncorrected.set(rows)?;
-        pending.set(rows)?;
-        failed.set(0)
+        pending.set(0)?;
+        failed.set(rows)
     }
 
     fn nvmlDeviceGetClockInfo(handle: u64, kind: u32, megahertz: Out<u32>) {
