@@ -211,7 +211,7 @@ fn a_budget_that_is_refused_holds_nothing_else_up() {
     let group = &mut observed.deployments[0].groups[0];
     group.budget = None;
     let both = words(&decide(&observed, NOW));
-    assert_eq!(both, ["apply llama-0: Protected", "write llama-0: Reserved"]);
+    assert_eq!(both, ["apply pdb Some(Int(2))", "write llama-0: Reserved"]);
     observed.deployments[0].groups[0].refusals = vec![Refusal {
         target: "Apply llama-0".into(),
         message: "exceeded quota: budgets".into(),
