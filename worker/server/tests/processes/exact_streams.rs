@@ -269,22 +269,25 @@ impl Joined {
     }
 }
 
-/// Read a stream to its end. Its leader is killed behind the event of this number.
+/// Read a stream to its end, with the number of its events. Its leader is killed behind the event of this number, if the answer is not whole by then and
+/// only waits to be read; whether it was.
 async fn stream(
     front: &Front,
     workers: &[Worker],
     request: &(&str, Value),
     kill_at: Option<usize>,
-) -> (Joined, usize) {
+) -> (Joined, usize, bool) {
     let mut lines = front.ask(request.0, request.1.clone()).await;
-    let (mut joined, mut events) = (Joined::default(), 0);
+    let (mut joined, mut events, mut killed) = (Joined::default(), 0, false);
     while let Some(data) = event(&mut lines).await {
         joined.add(&data);
         events += 1;
-        if kill_at == Some(events) {
-            let serving = front.serving(workers).expect("somebody serves the stream");
-            let killed = children(workers[serving].pid());
-            killed.iter().for_each(|rank| send(*rank, Signal::KILL));
+        if kill_at == Some(events)
+            && let Some(serving) = front.serving(workers)
+        {
+            let ranks = children(workers[serving].pid());
+            ranks.iter().for_each(|rank| send(*rank, Signal::KILL));
+            killed = true;
         }
     }
     assert_eq!(
@@ -299,7 +302,7 @@ async fn stream(
         "no weights, or others: {:?}",
         joined.fingerprints
     );
-    (joined, events)
+    (joined, events, killed)
 }
 
 /// Wait until a stream may lose its leader: the pause before a rank starts again doubles with each of its deaths, so the others answer meanwhile.
@@ -325,7 +328,8 @@ async fn killed_at_every(step: usize) {
         .iter()
         .map(|request| stream(&front, &workers, request, None));
     let undisturbed = join_all(undisturbed).await;
-    for (number, (request, (undisturbed, events))) in requests.iter().zip(undisturbed).enumerate() {
+    let (mut tries, mut kills) = (0, 0);
+    for (number, (request, (undisturbed, events, _))) in requests.iter().zip(undisturbed).enumerate() {
         assert!(
             undisturbed.done && events > 3,
             "request {number}: {undisturbed:?}"
@@ -333,13 +337,18 @@ async fn killed_at_every(step: usize) {
         // Which tokens are struck differs from request to request.
         for kill_at in (1 + number % step..events).step_by(step) {
             two_serve(&workers).await;
-            let (disturbed, _) = stream(&front, &workers, request, Some(kill_at)).await;
+            let (disturbed, _, killed) = stream(&front, &workers, request, Some(kill_at)).await;
+            (tries, kills) = (tries + 1, kills + usize::from(killed));
             assert!(
                 disturbed.same(&undisturbed),
                 "request {number}, killed behind event {kill_at}:\n{disturbed:?}\nundisturbed:\n{undisturbed:?}"
             );
         }
     }
+    assert!(
+        2 * kills > tries,
+        "only {kills} of {tries} leaders were killed at work"
+    );
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
