@@ -54,16 +54,6 @@ programs() {
   done
 }
 
-# reproducible CONTEXT: refuses files that tell where they were made, since another checkout would make others.
-reproducible() {
-  local told
-  if told=$(grep --recursive --files-with-matches --fixed-strings -e "$PWD" -e "${CARGO_HOME:-$HOME/.cargo}" "$1"); then
-    echo "images: these files hold paths of this machine; were they compiled without .cargo/rustc.sh (RUSTC_WRAPPER)?" >&2
-    echo "$told" >&2
-    exit 1
-  fi
-}
-
 # emulated CONTEXT: puts there the worker that loads a driver, its kernels, the C library that it needs and the emulated driver.
 emulated() {
   local context=$1 libraries=$1/lib/x86_64-linux-gnu kernels nvrtc file
@@ -100,7 +90,6 @@ case ${1:-} in
     programs "$work/worker" llamero-worker
     images/sbom.sh llamero llamero-operator llamero-gateway >"$work/llamero/sbom.cdx.json"
     images/sbom.sh llamero-worker llamero-worker >"$work/worker/sbom.cdx.json"
-    reproducible "$work"
     pack llamero "docker.io/library/llamero:$version" images/Dockerfile.llamero prebuilt "$work/llamero"
     pack llamero-worker "docker.io/library/llamero-worker:$version" images/Dockerfile.worker prebuilt "$work/worker"
     ;;

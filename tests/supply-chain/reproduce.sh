@@ -10,6 +10,11 @@ ids() { for tar in "$1"/.local/images/llamero{,-worker}.tar; do tar -xOf "$tar" 
 for clone in one another-name; do
   git clone --quiet --local "$root" "$work/$clone"
   (unset CARGO_TARGET_DIR && cd "$work/$clone" && images/build.sh)
+  # What tells where it was made would be made otherwise elsewhere.
+  if told=$(grep --files-with-matches --fixed-strings -e "$work" -e "${CARGO_HOME:-$HOME/.cargo}" "$work/$clone"/.local/images/llamero{,-worker}.tar); then
+    printf 'supply-chain: these images hold paths of this machine (is RUSTC_WRAPPER set, so that .cargo/rustc.sh is not used?):\n%s\n' "$told" >&2
+    exit 1
+  fi
   rm -rf "$work/$clone/.local/target"
 done
 one=$(ids "$work/one") other=$(ids "$work/another-name")
