@@ -20,6 +20,19 @@ pub fn unreached(status: &Status) -> Option<String> {
     Some(hint.map_or(last.clone(), |hint| format!("{last}: {hint}")))
 }
 
+/// Whether the other end refused who called, so that it has read nothing of the call. Over TLS 1.3 that comes behind the handshake of who calls.
+#[must_use]
+pub fn is_refused(status: &Status) -> bool {
+    let first = status.source();
+    let mut causes = successors(first, |cause| Cause::source(*cause)).filter_map(|cause| tls(cause));
+    causes.any(|error| {
+        matches!(
+            error,
+            TlsError::AlertReceived(_) | TlsError::InvalidCertificate(_)
+        )
+    })
+}
+
 /// What TLS says. An I/O error does not give what it carries as its source.
 fn tls(cause: &Cause) -> Option<&TlsError> {
     let carried = cause.downcast_ref::<io::Error>().and_then(io::Error::get_ref);
@@ -84,6 +97,15 @@ mod tests {
         }
         let plain = Status::from_error(Box::new(io::Error::other("connection refused")));
         assert_eq!(unreached(&plain).unwrap(), "connection refused");
+    }
+
+    #[test]
+    fn a_refusal_is_no_broken_connection() {
+        assert!(is_refused(&status(TlsError::AlertReceived(
+            AlertDescription::CertificateExpired
+        ))));
+        let reset = Status::from_error(Box::new(io::Error::from(io::ErrorKind::ConnectionReset)));
+        assert!(!is_refused(&reset) && !is_refused(&Status::unavailable("draining")));
     }
 
     #[test]

@@ -13,7 +13,7 @@ mod carried;
 pub mod wait;
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use axum::http::HeaderValue;
 use carried::Carried;
@@ -254,7 +254,9 @@ impl Relay {
                 if accepted {
                     self.gateway.metrics.continued(&self.model);
                 }
-                if (accepted || taken) && self.losses.add(tokens) {
+                let dialler = self.gateway.settings.dialler.as_ref();
+                let is_let_in = dialler.is_none_or(|dialler| dialler.counts(SystemTime::now()));
+                if (accepted || taken && is_let_in) && self.losses.add(tokens) {
                     return Err(deadly());
                 }
             }

@@ -4,6 +4,7 @@ use std::error::Error;
 use std::time::Duration;
 
 use axum::http::StatusCode;
+use llamero_identity::explain;
 use tonic::{Code, ConnectError, Status};
 
 use crate::error::ApiError;
@@ -54,7 +55,7 @@ pub fn classify(status: &Status, bound: bool) -> Failure {
     {
         return Failure::Lost {
             reason: format!("{:?}: {}", status.code(), status.message()),
-            taken: transport && !never_connected(status),
+            taken: transport && !never_connected(status) && !explain::is_refused(status),
         };
     }
     let message = status.message().to_owned();

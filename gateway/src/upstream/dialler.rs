@@ -65,6 +65,14 @@ impl Dialler {
         (!has).then_some("has no certificate yet from the operator, with which it reaches leaders")
     }
 
+    /// Whether leaders let this gateway in. Those that do not may close the connection before they tell why.
+    #[must_use]
+    pub fn counts(&self, now: SystemTime) -> bool {
+        self.credentials
+            .current()
+            .is_some_and(|current| current.counts(now))
+    }
+
     /// What is said to whoever asks how it is. A gateway whose certificate has ended stays ready: the connections that it has go on, groups with plain
     /// text are reached, and an operator that is away would otherwise take every gateway out of its Service.
     #[must_use]
@@ -112,6 +120,7 @@ mod tests {
         let material = Material::signed(&authority, &identity, "system", now).unwrap();
         publisher.put(Current::new(&material).unwrap());
         assert_eq!((dialler.not_ready(), dialler.warning(now)), (None, None));
+        assert!(dialler.counts(now) && !dialler.counts(now + day * 2));
         assert!(dialler.warning(now + day * 2).unwrap().contains("has ended"));
         assert!(dialler.ends().is_some_and(|end| end > now));
     }
