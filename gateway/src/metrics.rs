@@ -5,6 +5,7 @@ use std::fmt;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::SystemTime;
 
+use llamero_identity::certificate::unix_seconds;
 use prometheus_client::encoding::EncodeLabelSet;
 use prometheus_client::encoding::text::encode;
 use prometheus_client::metrics::counter::Counter;
@@ -307,8 +308,8 @@ impl Metrics {
     /// # Errors
     /// When formatting fails, which a `String` never does.
     pub fn render(&self, demand: &Demand, certificate_end: Option<SystemTime>) -> Result<String, fmt::Error> {
-        let end = certificate_end.and_then(|end| end.duration_since(SystemTime::UNIX_EPOCH).ok());
-        let end = end.map_or(0, |end| i64::try_from(end.as_secs()).unwrap_or(i64::MAX));
+        let end = certificate_end.map_or(0, unix_seconds);
+        let end = i64::try_from(end).unwrap_or(i64::MAX);
         self.certificate_end.set(end);
         for (key, counts) in demand.counts() {
             let label = Deployment {

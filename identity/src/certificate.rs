@@ -62,6 +62,14 @@ impl Certificate {
     }
 }
 
+/// Seconds since the beginning of 1970; 0 for what was before.
+#[must_use]
+pub fn unix_seconds(time: SystemTime) -> u64 {
+    time.duration_since(SystemTime::UNIX_EPOCH)
+        .unwrap_or_default()
+        .as_secs()
+}
+
 /// The end of a certificate's life, whoever it names.
 ///
 /// # Errors

@@ -15,6 +15,7 @@ use rustls_pki_types::{CertificateDer, UnixTime};
 use serde::{Deserialize, Serialize};
 
 use crate::authority::{self, Authority, AuthorityError, Pems};
+use crate::certificate::unix_seconds;
 use crate::credentials::Material;
 use crate::{Identity, Role, certificate, verify};
 
@@ -143,7 +144,7 @@ impl Record {
         // Twice: another replica may go on with the longer life for a while.
         self.longer = (before.as_secs() > life).then(|| Longer {
             life: before.as_secs(),
-            until: seconds(now + before * 2),
+            until: unix_seconds(now + before * 2),
         });
         self.life = life;
         true
@@ -165,7 +166,7 @@ impl Record {
         if !leads(&self.everywhere, next, now) {
             return Err(match &self.spreading {
                 Some(Spreading { roots, until }) if leads(roots, next, now) => {
-                    NotYet::Spreading(Duration::from_secs(until.saturating_sub(seconds(now))))
+                    NotYet::Spreading(Duration::from_secs(until.saturating_sub(unix_seconds(now))))
                 }
                 _ => NotYet::NotBelieved(wait),
             });
@@ -181,7 +182,7 @@ impl Record {
         if self.former.len() >= MOST_FORMER {
             return Err(NotYet::TooOften(wait));
         }
-        let until = seconds(now + wait);
+        let until = unix_seconds(now + wait);
         let before = std::mem::replace(&mut self.current, pems.clone());
         if (&before.certificate, &before.key) != (&pems.certificate, &pems.key) {
             let authority = before;
@@ -195,7 +196,7 @@ impl Record {
     }
 
     fn settle(&mut self, now: SystemTime) {
-        let at = seconds(now);
+        let at = unix_seconds(now);
         if let Some(spread) = self.spreading.take_if(|spreading| spreading.until <= at) {
             self.everywhere = spread.roots;
         }
@@ -203,13 +204,6 @@ impl Record {
         self.former
             .retain(|former| at < former.until && !has_ended(&former.authority, now));
     }
-}
-
-/// Unix seconds.
-fn seconds(time: SystemTime) -> u64 {
-    time.duration_since(SystemTime::UNIX_EPOCH)
-        .unwrap_or_default()
-        .as_secs()
 }
 
 /// Whether nothing that it signed counts any more. One that cannot be read has signed nothing that does.
@@ -273,7 +267,7 @@ mod tests {
 
     /// Whole seconds, as records hold them.
     fn start() -> SystemTime {
-        SystemTime::UNIX_EPOCH + Duration::from_secs(seconds(SystemTime::now()))
+        SystemTime::UNIX_EPOCH + Duration::from_secs(unix_seconds(SystemTime::now()))
     }
 
     fn two(at: SystemTime) -> [Pems; 2] {

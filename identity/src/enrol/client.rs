@@ -13,6 +13,7 @@ use tonic::{Code, Status};
 
 use super::MAX_TOKEN_BYTES;
 use crate::authority::{self, AuthorityError};
+use crate::certificate::unix_seconds;
 use crate::credentials::{self, Current, Material, MaterialError, Publisher};
 use crate::verify::Expected;
 use crate::{connect, explain};
@@ -86,7 +87,7 @@ pub enum EnrolError {
     /// The certificate does not count by the clock of this node.
     #[error(
         "the operator's certificate does not count at {} by the clock of this node: set the clocks of this node and of the operator's",
-        seconds(*.0)
+        unix_seconds(*.0)
     )]
     Clocks(SystemTime),
     /// What came cannot be used.
@@ -100,13 +101,6 @@ fn refusal(status: &Status) -> String {
         Some(why) => format!("it is not reached: {why}"),
         None => format!("{} ({:?})", status.message(), status.code()),
     }
-}
-
-/// A time as Unix seconds.
-fn seconds(time: SystemTime) -> u64 {
-    time.duration_since(SystemTime::UNIX_EPOCH)
-        .unwrap_or_default()
-        .as_secs()
 }
 
 impl From<Status> for EnrolError {

@@ -317,7 +317,8 @@ impl Sampler<'_> {
         for part in changes.iter().flat_map(|entries| entries.chunks(BIASES)) {
             let mut words = self.pool.take(4 * part.len()).map_err(refused)?;
             words.as_mut_slice().copy_from_slice(part.as_flattened());
-            self.upload(words.as_slice(), self.ops.address(&self.buffers.biases))?;
+            self.ops
+                .upload(words.as_slice(), self.ops.address(&self.buffers.biases))?;
             room.adjustments.push(words);
             let buffers = &mut *self.buffers;
             self.ops
@@ -334,22 +335,17 @@ impl Sampler<'_> {
             words.as_mut_slice()[number * each..][..each].copy_from_slice(mask);
             places.as_mut_slice()[number] = *place;
         }
-        self.upload(words.as_slice(), self.ops.address(&self.buffers.masks))?;
+        self.ops
+            .upload(words.as_slice(), self.ops.address(&self.buffers.masks))?;
         room.adjustments.push(words);
         let masked = self.ops.address(&self.buffers.frame) + 4 * MASKED as u64;
-        self.upload(places.as_slice(), masked)?;
+        self.ops.upload(places.as_slice(), masked)?;
         room.adjustments.push(places);
         let buffers = &mut *self.buffers;
         let places = buffers.frame.slice(MASKED..MASKED + masks.len());
         self.ops
             .apply_masks(&mut buffers.logits, vocab, (&places, &buffers.masks), masks.len())?;
         Ok(())
-    }
-
-    fn upload(&self, from: &[u32], to: u64) -> Result<(), BackendError> {
-        let stream = self.ops.stream().cu_stream();
-        // SAFETY: the target is a buffer with room for it, and the pinned memory lives until the step is done.
-        unsafe { result::memcpy_htod_async(to, from, stream) }.map_err(refused)
     }
 
     /// Enqueue everything from `count` states from `first` on to the results in `room`, whose frame is filled. What is to be
@@ -364,8 +360,9 @@ impl Sampler<'_> {
     ) -> Result<(), BackendError> {
         let frame = self.ops.address(&self.buffers.frame);
         // Without the region of masked rows, which `adjust` fills.
-        self.upload(&room.frame.as_slice()[..MASKED], frame)?;
-        self.upload(&room.frame.as_slice()[SEEDS..], frame + 4 * SEEDS as u64)?;
+        self.ops.upload(&room.frame.as_slice()[..MASKED], frame)?;
+        self.ops
+            .upload(&room.frame.as_slice()[SEEDS..], frame + 4 * SEEDS as u64)?;
         self.logits(states, (first, count), adjustments, room)?;
         self.candidates(count, wants)?;
         self.download(count, wants, room)

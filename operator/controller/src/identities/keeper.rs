@@ -9,6 +9,7 @@ use std::{
 use llamero_identity::{
     Identity,
     authority::{self, Authority},
+    certificate::unix_seconds,
     credentials::{Current, Material, Publisher},
     rotation::{self, Record},
 };
@@ -288,6 +289,5 @@ fn is_of_this_time(own: &Current, held: &Held, now: SystemTime) -> bool {
 
 /// As Unix seconds, 0 where there is none.
 fn seconds(time: Option<SystemTime>) -> i64 {
-    let since = time.and_then(|time| time.duration_since(SystemTime::UNIX_EPOCH).ok());
-    since.map_or(0, |since| i64::try_from(since.as_secs()).unwrap_or(i64::MAX))
+    i64::try_from(time.map_or(0, unix_seconds)).unwrap_or(i64::MAX)
 }

@@ -1,7 +1,7 @@
 //! Enqueues what steps need, in their order: decode steps as graphs, others launch by launch.
 
+use cudarc::driver::result;
 use cudarc::driver::sys::{CUgraphInstantiate_flags_enum, CUstreamCaptureMode};
-use cudarc::driver::{CudaSlice, result};
 use llamero_checkpoint::Runs;
 use llamero_engine::kv_state::{Answer, resolve};
 use llamero_engine::{BackendError, RowOutput};
@@ -139,7 +139,7 @@ impl Enqueue<'_> {
     fn record(&mut self, key: Key) -> Result<(), BackendError> {
         let group = &mut *self.group;
         let frame = &group.lanes[key.lane].frame.as_slice()[..REGIONS * MAX_ROWS];
-        upload(self.ops, frame, &group.work.frame)?;
+        self.ops.upload(frame, self.ops.address(&group.work.frame))?;
         let chunk = Chunk {
             width: MAX_ROWS,
             first: 0,
@@ -228,7 +228,8 @@ impl Enqueue<'_> {
             let mut words = self.group.pool.take(3 * part.len()).map_err(refused)?;
             words.as_mut_slice().copy_from_slice(part.as_flattened());
             let work = &mut self.group.work;
-            upload(self.ops, words.as_slice(), &work.entries)?;
+            self.ops
+                .upload(words.as_slice(), self.ops.address(&work.entries))?;
             lane.entries.push(words);
             let stride = self.group.sizes.table();
             self.ops
@@ -252,7 +253,10 @@ impl Enqueue<'_> {
         let frame = &mut self.group.lanes[step.lane].frame;
         let chunks = fill(step, &tokens, frame.as_mut_slice(), width, vocab);
         let words = 3 * width + step.answers.len();
-        upload(self.ops, &frame.as_slice()[..words], &self.group.work.frame)?;
+        self.ops.upload(
+            &frame.as_slice()[..words],
+            self.ops.address(&self.group.work.frame),
+        )?;
         Ok(chunks)
     }
 
@@ -330,13 +334,6 @@ fn is_decode(step: &Step) -> bool {
             .rows
             .iter()
             .all(|row| row.tokens.len() == 1 && matches!(row.output, RowOutput::Sample { .. }))
-}
-
-/// Copy pinned words to the device.
-fn upload(ops: &Ops, from: &[u32], to: &CudaSlice<u32>) -> Result<(), BackendError> {
-    let (address, stream) = (ops.address(to), ops.stream().cu_stream());
-    // SAFETY: the buffer has room for as many, and the pinned memory lives until the step is done.
-    unsafe { result::memcpy_htod_async(address, from, stream) }.map_err(refused)
 }
 
 /// Whose rows of the embedding the rank has.

@@ -13,7 +13,7 @@ mod product;
 use std::collections::HashMap;
 use std::sync::Arc;
 
-use cudarc::driver::{CudaFunction, CudaStream, DevicePtr, DeviceRepr, DriverError, LaunchConfig};
+use cudarc::driver::{CudaFunction, CudaStream, DevicePtr, DeviceRepr, DriverError, LaunchConfig, result};
 
 pub(crate) use attention::MAX_GROUP;
 pub use attention::{AttentionShape, Cache, Places};
@@ -92,6 +92,15 @@ impl Ops {
     /// A buffer's address, for a struct of parameters. All work is on one stream, so no event has to guard it.
     pub(crate) fn address<T>(&self, buffer: &impl DevicePtr<T>) -> u64 {
         buffer.device_ptr(&self.stream).0
+    }
+
+    /// Copy words to the device: to `address` in a buffer that has room for as many. `from` is pinned memory that lives until the step is done.
+    ///
+    /// # Errors
+    /// [`OpError::Driver`].
+    pub(crate) fn upload(&self, from: &[u32], address: u64) -> Result<(), OpError> {
+        // SAFETY: as the caller says of both ends.
+        unsafe { result::memcpy_htod_async(address, from, self.stream.cu_stream()) }.map_err(OpError::Driver)
     }
 
     /// Load every kernel, so that none is compiled while somebody waits for an answer.
