@@ -15,7 +15,7 @@ use kube::{Api, Resource, ResourceExt as _};
 use llamero_api::{LlamaDeployment, LlamaGroup, labels};
 use llamero_core::{
     Observed,
-    observed::{self, PodPhase},
+    observed::{self, PodPhase, Priority},
     resources::{self, Resources},
     time::Millis,
 };
@@ -67,7 +67,10 @@ impl Listed {
             let used = priorities.entry(spec.priority.unwrap_or(0)).or_default();
             used.add(&resources::of_pod(spec));
         }
-        if pod.labels().contains_key(labels::GROUP_NAME) {
+        if [labels::GROUP_NAME, labels::PLACEHOLDER_OF]
+            .iter()
+            .any(|label| pod.labels().contains_key(*label))
+        {
             self.pods.push(pod);
         }
     }
@@ -85,9 +88,9 @@ impl Listed {
             nodes: nodes.collect(),
             priority_classes: classes
                 .iter()
-                .map(|class| (class.name_any(), class.value))
+                .map(|class| (class.name_any(), priority(class)))
                 .collect(),
-            default_priority: default.map_or(0, |class| class.value),
+            default_priority: default.map(priority).unwrap_or_default(),
             deployments: self.deployments.iter().map(|d| self.deployment(d, now)).collect(),
             ..Observed::default()
         }
@@ -128,6 +131,12 @@ impl Listed {
         observed::Group {
             writing: None,
             pods: pods.filter_map(|pod| self::pod(pod, object, now)).collect(),
+            placeholders: self
+                .pods
+                .iter()
+                .filter(|pod| owned(*pod, object))
+                .filter_map(placeholder)
+                .collect(),
             budget: None,
             refusals: Vec::new(),
             load: None,
@@ -172,6 +181,13 @@ fn phase(pod: &Pod) -> PodPhase {
     }
 }
 
+fn priority(class: &PriorityClass) -> Priority {
+    Priority {
+        value: class.value,
+        preempts: class.preemption_policy.as_deref() != Some("Never"),
+    }
+}
+
 fn node(node: &Node, used: BTreeMap<i32, Resources>) -> observed::Node {
     let status = node.status.as_ref();
     let conditions = status.and_then(|status| status.conditions.as_ref());
@@ -191,6 +207,17 @@ fn node(node: &Node, used: BTreeMap<i32, Resources>) -> observed::Node {
             .unwrap_or_default(),
         used,
     }
+}
+
+fn placeholder(pod: &Pod) -> Option<observed::Placeholder> {
+    Some(observed::Placeholder {
+        name: pod.name_any(),
+        uid: pod.uid().unwrap_or_default(),
+        index: pod.labels().get(labels::PLACEHOLDER)?.parse().ok()?,
+        node: pod.spec.as_ref().and_then(|spec| spec.node_name.clone()),
+        terminating: pod.metadata.deletion_timestamp.is_some(),
+        ended: phase(pod).ended(),
+    })
 }
 
 fn pod(pod: &Pod, group: &LlamaGroup, now: Millis) -> Option<observed::Pod> {

@@ -29,6 +29,9 @@ pub fn way_out(object: &LlamaDeployment, group: Option<&LlamaGroup>, why: &str) 
         reason::NO_ROOM | reason::DEADLINE_EXCEEDED | reason::PLACING => format!(
             "add nodes or free some; kubectl llamero plan {name} {here} shows what would fit now"
         ),
+        reason::PROVISIONING => format!(
+            "see why no nodes are added, in the events of the placeholders and in the autoscaler's log: kubectl describe pods {here} -l llamero.dev/placeholder-of={group}"
+        ),
         reason::PODS_NOT_STARTING => format!(
             "correct what the pod lacks (image, pull secret, volume): kubectl describe pods {here} -l llamero.dev/group={group}"
         ),

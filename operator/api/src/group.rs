@@ -91,10 +91,32 @@ pub struct LlamaGroupSpec {
     /// No new placement before this time.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub place_after: Option<Time>,
+    /// Nodes that an autoscaler of the cluster is asked for.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub provision: Option<Provision>,
     /// Failures of members, oldest first; kept after their pods are gone. The charged ones within the window are the restart budget's account.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 64))]
     pub failures: Vec<MemberFailure>,
+}
+
+/// How nodes are asked for, with `placement.whenFull: Provision`.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct Provision {
+    /// Since when placeholders ask for them; absent: none do.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub since: Option<Time>,
+    /// How often in a row not all came in time.
+    #[serde(default)]
+    #[schemars(range(min = 0))]
+    pub failures: i32,
+    /// They are not asked for again before this time.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub not_before: Option<Time>,
+    /// The value of the template's `topologyKey` where not enough came the last time.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub avoided_domain: Option<String>,
 }
 
 /// Whether a group is to serve or to go.

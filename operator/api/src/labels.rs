@@ -19,6 +19,10 @@ pub const ROLE: &str = "llamero.dev/role";
 pub const REVISION: &str = "llamero.dev/revision";
 /// Label on inspect pods: which source they look into (see `status.checkpoint.key`).
 pub const INSPECT: &str = "llamero.dev/inspect";
+/// Label on placeholders: name of the `LlamaGroup`. Not the label of its members, by which disruption budgets count.
+pub const PLACEHOLDER_OF: &str = "llamero.dev/placeholder-of";
+/// Label on placeholders: the member whose room they hold.
+pub const PLACEHOLDER: &str = "llamero.dev/placeholder";
 /// Annotation on inspect pods and network policies: digest of the settings they were made with, so that corrected ones make others.
 pub const SETTINGS: &str = "llamero.dev/settings";
 /// Value of [`ROLE`] on the pod of rank 0.
@@ -41,6 +45,12 @@ pub const PART_OF: &str = "llamero";
 pub const WORKER_APP: &str = "llamero-worker";
 /// Value of [`APP_NAME`] on inspect pods.
 pub const INSPECT_APP: &str = "llamero-inspect";
+/// Value of [`APP_NAME`] on placeholders.
+pub const PLACEHOLDER_APP: &str = "llamero-placeholder";
+/// Priority class of placeholders, which the chart makes.
+pub const PLACEHOLDER_CLASS: &str = "llamero-placeholder";
+/// Its value: below that of pods that say nothing, so that members, and whoever else is short of room, take it.
+pub const PLACEHOLDER_PRIORITY: i32 = -1;
 /// Value of [`APP_NAME`] on gateway pods.
 pub const GATEWAY_APP: &str = "llamero-gateway";
 
@@ -82,6 +92,12 @@ pub fn common(deployment: &str, app: &str) -> std::collections::BTreeMap<String,
 #[must_use]
 pub fn pod_name(group: &str, index: i32, attempt: i32) -> String {
     format!("{group}-{index}-{attempt}")
+}
+
+/// Name of a pod that holds the room of a member; `number` tells apart those that follow each other.
+#[must_use]
+pub fn placeholder_name(group: &str, index: i32, number: u32) -> String {
+    format!("{group}-{index}-room-{number}")
 }
 
 /// Name of the group with this ordinal.

@@ -44,6 +44,10 @@ async fn start(filter: EnvFilter) -> anyhow::Result<()> {
         }
         cancel.cancel();
     });
+    if options.placeholder {
+        stop.cancelled().await;
+        return Ok(());
+    }
     llamero_operator::run::run(options, stop).await?;
     Ok(())
 }

@@ -47,6 +47,14 @@ pub struct Options {
     #[arg(long, env = "LLAMERO_WORKER_IMAGE", default_value = concat!("llamero-worker:", env!("CARGO_PKG_VERSION")))]
     pub worker_image: String,
 
+    /// Image of this program, which placeholders run: pods that hold room while nodes are asked for (placement.whenFull: Provision).
+    #[arg(long, env = "LLAMERO_PLACEHOLDER_IMAGE", default_value = concat!("llamero:", env!("CARGO_PKG_VERSION")))]
+    pub placeholder_image: String,
+
+    /// Be a placeholder: do nothing until told to end.
+    #[arg(long, hide = true)]
+    pub placeholder: bool,
+
     /// When the worker image is pulled, where the LlamaDeployment does not say. Default: as the kubelet does.
     #[arg(long, env = "LLAMERO_WORKER_PULL_POLICY", value_parser = pull_policy)]
     pub worker_pull_policy: Option<PullPolicy>,
@@ -209,6 +217,7 @@ impl Options {
     pub fn settings(&self) -> Settings {
         Settings {
             worker_image: self.worker_image.clone(),
+            placeholder_image: self.placeholder_image.clone(),
             pull_policy: self.worker_pull_policy,
             definitions: None,
             disruption_taints: self.disruption_taints.clone(),

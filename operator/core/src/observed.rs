@@ -39,12 +39,38 @@ pub struct Observed {
     pub settings: Settings,
     /// All nodes.
     pub nodes: Vec<Node>,
-    /// Values of the cluster's priority classes.
-    pub priority_classes: BTreeMap<String, i32>,
-    /// Value of the class that is the global default, else 0.
-    pub default_priority: i32,
+    /// The cluster's priority classes.
+    pub priority_classes: BTreeMap<String, Priority>,
+    /// That of pods which name no class.
+    pub default_priority: Priority,
     /// All `LlamaDeployment`s.
     pub deployments: Vec<Deployment>,
+}
+
+/// What a priority class gives to its pods.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Priority {
+    /// Higher ones come first.
+    pub value: i32,
+    /// Pods of lower priority are evicted where they are in the way (`preemptionPolicy`).
+    pub preempts: bool,
+}
+
+impl Default for Priority {
+    fn default() -> Self {
+        Self {
+            value: 0,
+            preempts: true,
+        }
+    }
+}
+
+impl Priority {
+    /// Pods of this priority and above stay where they are.
+    #[must_use]
+    pub const fn lowest_that_stays(self) -> i32 {
+        if self.preempts { self.value } else { i32::MIN }
+    }
 }
 
 /// How the operator was installed.
@@ -54,6 +80,8 @@ pub struct Settings {
     pub worker_image: String,
     /// When that image is pulled.
     pub pull_policy: Option<PullPolicy>,
+    /// Image of placeholders: a small one, which is there in a moment.
+    pub placeholder_image: String,
     /// Secrets with registry credentials, beside those that a deployment names.
     pub pull_secrets: Vec<String>,
     /// What is wrong with the cluster's CustomResourceDefinitions.
@@ -210,12 +238,31 @@ pub struct Group {
     pub writing: Option<Arc<LlamaGroupSpec>>,
     /// Pods whose controlling owner is this object, by UID.
     pub pods: Vec<Pod>,
+    /// Pods that hold room for its members, whose controlling owner is this object, by UID.
+    pub placeholders: Vec<Placeholder>,
     /// Its PodDisruptionBudget, if it exists and is owned by this object.
     pub budget: Option<Arc<PodDisruptionBudget>>,
     /// Steps about this object that were refused.
     pub refusals: Vec<Refusal>,
     /// Load as the leader tells it.
     pub load: Option<Load>,
+}
+
+/// A pod that does nothing but hold the room of a member.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Placeholder {
+    /// `metadata.name`.
+    pub name: String,
+    /// `metadata.uid`.
+    pub uid: String,
+    /// The member.
+    pub index: i32,
+    /// `spec.nodeName`.
+    pub node: Option<String>,
+    /// `metadata.deletionTimestamp` is set.
+    pub terminating: bool,
+    /// It has ended, for example because it was evicted, and holds nothing.
+    pub ended: bool,
 }
 
 /// Load of a group.

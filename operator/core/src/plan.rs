@@ -1,6 +1,6 @@
 //! What is to be done: the output of [`crate::decide`].
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use llamero_api::{
@@ -124,6 +124,17 @@ pub enum Action {
         index: i32,
         /// Its attempt.
         attempt: i32,
+    },
+    /// Create the pod that holds the room of a member, pinned to no node. That it exists already, with the same owner UID, is success.
+    CreatePlaceholder {
+        /// The group.
+        group: Key,
+        /// Name of the pod.
+        name: String,
+        /// The member.
+        index: i32,
+        /// It ends by itself after so many seconds on a node.
+        most_seconds: i64,
     },
     /// One JSON patch: `test` the UID, pin the pod to the node by required affinity on `metadata.name`, remove the placement gate.
     Ungate {
@@ -255,6 +266,7 @@ impl Action {
             Self::CreateGroup { .. } => "CreateGroup",
             Self::WriteGroup { .. } => "WriteGroup",
             Self::CreatePod { .. } => "CreatePod",
+            Self::CreatePlaceholder { .. } => "CreatePlaceholder",
             Self::Ungate { .. } => "Ungate",
             Self::DeletePod { .. } => "DeletePod",
             Self::Form { .. } => "Form",
@@ -275,6 +287,7 @@ impl Action {
         let name = match self {
             Self::CreateGroup { name, spec, .. } => format!("{name} {}", spec.revision),
             Self::CreatePod { name, .. }
+            | Self::CreatePlaceholder { name, .. }
             | Self::CreateInspectPod { name, .. }
             | Self::CreateRevision { name, .. }
             | Self::RenumberRevision { name, .. }
@@ -339,6 +352,8 @@ pub struct Verdict {
     pub autoscaling: Option<AutoscalingState>,
     /// By group: what is missing for its placement.
     pub no_room: BTreeMap<String, String>,
+    /// Groups among them for which nodes are asked, or will be.
+    pub provisioning: BTreeSet<String>,
     /// By group: what is missing for successors of members whose nodes are being taken away.
     pub no_room_to_move: BTreeMap<String, String>,
     /// Another, older deployment that the model name belongs to.

@@ -393,6 +393,7 @@ fn new_group(key: &Key, revision: &str, template: &GroupTemplate) -> LlamaGroupS
         placement_failures: 0,
         disrupted_since: None,
         place_after: None,
+        provision: None,
         failures: Vec::new(),
     }
 }

@@ -156,6 +156,92 @@ fn an_attempt_whose_room_is_taken_is_rolled_back_whole_and_placed_later() -> Res
     deployment.wait_ready(1)
 }
 
+/// Nobody adds nodes here, so a node of the cluster gets what it was short of: to the scheduler that is the same.
+#[test]
+fn a_group_asks_for_nodes_and_starts_when_all_are_there() -> Result<()> {
+    let gpus = Gpus::new(&[1, 0, 0])?;
+    let placement = json!({"whenFull": "Provision", "onePodPerNode": "Required", "provisionDeadline": "10m"});
+    let deployment = Deployment::create("asks", json!({"worker": seat(), "placement": placement}))?;
+    poll::until(
+        "a placeholder that has a node and one that finds none",
+        SOON,
+        || {
+            let placeholders = placeholders(&deployment)?;
+            let waits = placeholders.iter().filter(|pod| is_unschedulable(pod)).count();
+            let runs = placeholders
+                .iter()
+                .filter(|pod| pod["status"]["phase"] == "Running")
+                .count();
+            ensure!(
+                deployment.pods()?.is_empty(),
+                "members are made before there is room for all"
+            );
+            Ok((waits == 1 && runs == 1).then_some(()))
+        },
+    )?;
+    poll::until("what was asked for in status", SOON, || {
+        let message = deployment.wait_condition("Placed", "False")?;
+        let told = [
+            "needs 2 nodes with",
+            GPU,
+            "ask for 2 nodes or rooms, 1 of which have come, for 10m",
+        ];
+        Ok(told.iter().all(|words| message.contains(words)).then_some(()))
+    })?;
+
+    gpus.cluster.set_extended(&gpus.nodes[1], GPU, 1)?;
+    deployment.wait_ready(1)?;
+    poll::until("the placeholders to go", SOON, || {
+        Ok(placeholders(&deployment)?.is_empty().then_some(()))
+    })?;
+
+    // Another group for which only one node comes, which is given back.
+    gpus.cluster.set_extended(&gpus.nodes[2], GPU, 1)?;
+    let patch = json!({"spec": {"replicas": 2, "placement": {"provisionDeadline": "8s"}}}).to_string();
+    let words = [
+        "-n",
+        NAMESPACE,
+        "patch",
+        "llamadeployment",
+        "asks",
+        "--type=merge",
+        "-p",
+        &patch,
+    ];
+    deployment.kubectl().run(&words)?;
+    poll::until("the second group to give up", SOON, || {
+        let groups = deployment.groups()?;
+        let provision = |group: &Value| group["spec"]["provision"]["failures"].as_i64();
+        Ok(groups
+            .iter()
+            .any(|group| provision(group) == Some(1))
+            .then_some(()))
+    })?;
+    poll::until("the node to be given back", SOON, || {
+        Ok(placeholders(&deployment)?.is_empty().then_some(()))
+    })
+}
+
+fn placeholders(deployment: &Deployment) -> Result<Vec<Value>> {
+    let selector = format!(
+        "llamero.dev/deployment={},llamero.dev/placeholder",
+        deployment.name
+    );
+    let list = deployment
+        .kubectl()
+        .get(&["-n", NAMESPACE, "pods", "-l", &selector])?;
+    Ok(list["items"].as_array().cloned().unwrap_or_default())
+}
+
+/// What autoscalers of a cluster look for.
+fn is_unschedulable(pod: &Value) -> bool {
+    let conditions = pod["status"]["conditions"].as_array();
+    conditions
+        .into_iter()
+        .flatten()
+        .any(|one| one["type"] == "PodScheduled" && one["reason"] == "Unschedulable")
+}
+
 /// Waits until status says that accelerators are missing, not that the checkpoint is still being read.
 fn names_what_is_missing(deployment: &Deployment) -> Result<()> {
     poll::until("the missing accelerators in status", SOON, || {

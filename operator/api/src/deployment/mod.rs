@@ -165,6 +165,9 @@ pub enum WhenFull {
     /// Hold nothing and try again when the cluster changes.
     #[default]
     Wait,
+    /// Ask for nodes as well: pods that do nothing but hold the room of members are made, so that an autoscaler of the cluster (Karpenter,
+    /// cluster-autoscaler) sees what is missing. Where not all are there by `provisionDeadline` all are taken away, and made again later.
+    Provision,
 }
 
 /// Where groups go.
@@ -187,6 +190,9 @@ pub struct Placement {
     /// All pods of a group must be scheduled within this time, or all of them are rolled back.
     #[serde(default = "Placement::default_deadline")]
     pub deadline: Duration,
+    /// With `whenFull: Provision`, nodes for a whole group must have been added within this time, or those that were are given back.
+    #[serde(default = "Placement::default_provision_deadline")]
+    pub provision_deadline: Duration,
     /// All containers of a group must run and answer within this time after that, pulled images included, or the group is rolled back and tried again
     /// later: what cannot start holds no accelerators.
     #[serde(default = "Placement::default_start_deadline")]
@@ -196,6 +202,10 @@ pub struct Placement {
 impl Placement {
     const fn default_deadline() -> Duration {
         Duration::from_secs(120)
+    }
+
+    const fn default_provision_deadline() -> Duration {
+        Duration::from_secs(1200)
     }
 
     const fn default_start_deadline() -> Duration {
@@ -211,6 +221,7 @@ impl Default for Placement {
             one_pod_per_node: None,
             when_full: WhenFull::default(),
             deadline: Self::default_deadline(),
+            provision_deadline: Self::default_provision_deadline(),
             start_deadline: Self::default_start_deadline(),
         }
     }

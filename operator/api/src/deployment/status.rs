@@ -65,6 +65,8 @@ pub mod reason {
     pub const FOREIGN_WRITER: &str = "ForeignWriter";
     /// No nodes have room for a whole group.
     pub const NO_ROOM: &str = "NoRoom";
+    /// The same, and nodes are asked for.
+    pub const PROVISIONING: &str = "Provisioning";
     /// The scheduler did not place all pods in time; all were rolled back.
     pub const DEADLINE_EXCEEDED: &str = "DeadlineExceeded";
     /// Pods are being scheduled.

@@ -167,6 +167,15 @@ async fn run(tools: &Tools<'_>, action: &Action) -> Result<(), EffectError> {
             index: member,
             attempt,
         } => pods::create_member((writer, tools.settings), index, group, name, *member, *attempt).await,
+        Action::CreatePlaceholder {
+            group,
+            name,
+            index: member,
+            most_seconds,
+        } => {
+            let made = (name.as_str(), *member, *most_seconds);
+            pods::create_placeholder((writer, tools.settings), index, group, made).await
+        }
         Action::Ungate { pod, node, .. } => pods::ungate(writer, index, pod, node).await,
         Action::DeletePod {
             pod, grace_seconds, ..

@@ -159,6 +159,7 @@ impl Index {
             }
             Action::WriteGroup { group, .. }
             | Action::CreatePod { group, .. }
+            | Action::CreatePlaceholder { group, .. }
             | Action::Ungate { group, .. }
             | Action::Form { group, .. }
             | Action::DrainGroup { group, .. }

@@ -6,7 +6,7 @@ use llamero_api::{LlamaDeployment, group::Transport};
 use llamero_core::{Key, observed::Settings, plan::PodRef};
 
 use super::{EffectError, Index, Writer, owned};
-use crate::build::{bind, enrol, parts, pod};
+use crate::build::{bind, enrol, parts, placeholder, pod};
 
 /// Creates the gated pod of a member; the answer proves that it exists.
 pub(super) async fn create_member(
@@ -34,6 +34,20 @@ pub(super) async fn create_member(
         writer.proofs().exists(uid);
     }
     Ok(())
+}
+
+/// Creates the pod that holds the room of a member: its name, the member, and its longest life in seconds.
+pub(super) async fn create_placeholder(
+    (writer, settings): (&Writer, &Settings),
+    objects: &Index,
+    group: &Key,
+    (name, index, most_seconds): (&str, i32, i64),
+) -> Result<(), EffectError> {
+    let owner = objects.group(group)?;
+    let mut wanted = placeholder::placeholder_pod(owner, index, &settings.placeholder_image, most_seconds);
+    wanted.metadata.name = Some(name.to_owned());
+    let uid = owner.uid().unwrap_or_default();
+    create(writer, wanted, &group.namespace, &uid).await.map(drop)
 }
 
 /// Why the pod would get no certificate.

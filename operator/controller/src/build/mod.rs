@@ -3,9 +3,10 @@
 //! | module | what |
 //! |---|---|
 //! | [`pod`] | the worker pod of a member |
+//! | [`placeholder`] | the pod that holds the room of a member while nodes are asked for |
 //! | [`inspect`] | the pod that reads a checkpoint's headers |
-//! | [`parts`] | what both pods share: volumes, security, ownership |
-//! | [`hub`] | what pods need whose weights come from a Hub |
+//! | [`parts`] | what all these pods share: volumes, security, ownership |
+//! | [`remote`] | what pods need whose weights come over the network |
 //! | [`enrol`] | what a pod needs that enrols |
 //! | [`threads`] | how many threads a pod's ranks compute with |
 //! | [`bind`] | the patch that pins a gated pod to its node and lets it go |
@@ -14,6 +15,7 @@ pub mod bind;
 pub mod enrol;
 pub mod inspect;
 pub mod parts;
+pub mod placeholder;
 pub mod pod;
 pub mod remote;
 pub mod threads;

@@ -18,8 +18,10 @@ use super::remote;
 pub const WORKER: &str = "worker";
 /// Name of the container that reads a checkpoint's headers.
 pub const INSPECT: &str = "inspect";
+/// Name of the container that holds room.
+pub const PLACEHOLDER: &str = "placeholder";
 /// Our own containers, whatever others are injected beside them.
-pub const CONTAINERS: [&str; 2] = [WORKER, INSPECT];
+pub const CONTAINERS: [&str; 3] = [WORKER, INSPECT, PLACEHOLDER];
 /// Where the source is mounted.
 const MODEL_MOUNT: &str = "/model";
 /// User and group of every container; the images have no other.

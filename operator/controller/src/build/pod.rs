@@ -192,7 +192,7 @@ fn ports(template: &GroupTemplate) -> Vec<ContainerPort> {
 }
 
 /// What sizing and the user asked for, and the accelerators: one for each rank of the pod.
-fn resources(template: &GroupTemplate) -> ResourceRequirements {
+pub(super) fn resources(template: &GroupTemplate) -> ResourceRequirements {
     let (mut requests, mut limits) = template
         .worker
         .resources
@@ -247,15 +247,16 @@ fn share_memory(spec: &mut PodSpec) {
 fn tolerations(template: &GroupTemplate) -> impl Iterator<Item = Toleration> {
     // A node that is not ready costs nothing while its ranks step: the operator judges, not a time-out.
     let nodes = ["node.kubernetes.io/not-ready", "node.kubernetes.io/unreachable"].map(tolerated);
-    // Nodes with devices bear a taint of that name so that others stay away.
-    let devices = template
-        .accelerator_resource
-        .as_deref()
-        .map(|resource| Toleration {
-            effect: Some("NoSchedule".to_owned()),
-            ..tolerated(resource)
-        });
-    nodes.into_iter().chain(devices)
+    nodes.into_iter().chain(device_toleration(template))
+}
+
+/// Nodes with devices bear a taint of that name so that others stay away.
+pub(super) fn device_toleration(template: &GroupTemplate) -> Option<Toleration> {
+    let resource = template.accelerator_resource.as_deref()?;
+    Some(Toleration {
+        effect: Some("NoSchedule".to_owned()),
+        ..tolerated(resource)
+    })
 }
 
 /// Without bound.

@@ -69,6 +69,11 @@ impl Known {
             load: leader
                 .and_then(|pod| streams.load(&pod.uid))
                 .map(|heard| streams::load(&heard)),
+            placeholders: self
+                .pods
+                .of(&uid)
+                .filter_map(|pod| pod.placeholder.clone())
+                .collect(),
             budget: self.budgets.named(&uid, &key.name).cloned(),
             writing: self.writing.get(&key).cloned(),
             refusals: refusals.of(&Subject::Group(key)),

@@ -13,7 +13,7 @@ use kube::ResourceExt as _;
 use llamero_api::{LlamaDeployment, LlamaGroup, group::LlamaGroupSpec};
 use llamero_core::{
     Key, Plan, Planner,
-    observed::{self, Settings},
+    observed::{self, Priority, Settings},
     status::Reports,
     time::Millis,
 };
@@ -94,6 +94,14 @@ impl NamesInUse {
     }
 }
 
+/// What a class gives to its pods.
+fn priority(class: &PriorityClass) -> Priority {
+    Priority {
+        value: class.value,
+        preempts: class.preemption_policy.as_deref() != Some("Never"),
+    }
+}
+
 /// Everything that is known.
 #[derive(Default)]
 pub struct Model {
@@ -101,7 +109,8 @@ pub struct Model {
     known: Known,
     index: Index,
     usage: Usage,
-    priority_classes: BTreeMap<String, (i32, bool)>,
+    /// And whether they are the default.
+    priority_classes: BTreeMap<String, (Priority, bool)>,
     /// UID and address of ready gateways.
     gateways: BTreeMap<String, String>,
     stale_deployments: BTreeSet<Key>,
@@ -301,7 +310,7 @@ impl Model {
         if let Some(after) = &change.after {
             let default = after.global_default == Some(true);
             self.priority_classes
-                .insert(after.name_any(), (after.value, default));
+                .insert(after.name_any(), (priority(after), default));
         }
     }
 
@@ -366,8 +375,9 @@ impl Model {
         let default = classes
             .filter(|(_, (_, default))| *default)
             .map(|(_, (value, _))| *value)
-            .max();
-        self.planner.set_cluster(settings, &values, default.unwrap_or(0));
+            .max_by_key(|priority| priority.value);
+        self.planner
+            .set_cluster(settings, &values, default.unwrap_or_default());
         for uid in std::mem::take(&mut self.gone) {
             streams.forget(&uid);
         }

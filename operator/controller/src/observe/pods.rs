@@ -85,6 +85,19 @@ pub fn member(pod: &Pod) -> Option<observed::Pod> {
     })
 }
 
+/// A pod that holds room; nothing when its labels do not say for whom.
+#[must_use]
+pub fn placeholder(pod: &Pod) -> Option<observed::Placeholder> {
+    Some(observed::Placeholder {
+        name: pod.name_any(),
+        uid: pod.uid().unwrap_or_default(),
+        index: pod.labels().get(labels::PLACEHOLDER)?.parse().ok()?,
+        node: pod.spec.as_ref().and_then(|spec| spec.node_name.clone()),
+        terminating: pod.metadata.deletion_timestamp.is_some(),
+        ended: raw_phase(pod).ended(),
+    })
+}
+
 /// The kubelet ended it because its node ran out of something; not because the node shuts down, which it says with the same condition.
 fn pressed(pod: &Pod) -> bool {
     let by_kubelet = conditions(pod, "DisruptionTarget").is_some_and(|condition| {

@@ -59,6 +59,8 @@ pub struct OwnPod {
     pub group: Option<String>,
     /// As a member of a group; absent when its labels do not say which one. Without a report.
     pub member: Option<observed::Pod>,
+    /// As one that holds room for a member.
+    pub placeholder: Option<observed::Placeholder>,
     /// As one that looks at a checkpoint.
     pub inspect: Option<observed::InspectPod>,
     /// What it takes.
@@ -175,8 +177,11 @@ fn own(pod: &Pod, taken: Option<Taken>) -> OwnPod {
             name: pod.name_any(),
         },
         owner: owners.find(|o| o.controller == Some(true)).map(|o| o.uid.clone()),
-        group: pod.labels().get(labels::GROUP_NAME).cloned(),
+        group: [labels::GROUP_NAME, labels::PLACEHOLDER_OF]
+            .iter()
+            .find_map(|label| pod.labels().get(*label).cloned()),
         member: pods::member(pod),
+        placeholder: pods::placeholder(pod),
         inspect: inspects.then(|| pods::inspect_pod(pod)),
         taken,
         gated,

@@ -107,7 +107,7 @@ fn everything_belongs_to_its_owner_by_uid() {
             json!({"metadata": {"name": "d-0", "ownerReferences": owned("g-uid")}, "spec": {"minAvailable": 1}}),
         ))],
         priority_classes: vec![new(object(
-            json!({"metadata": {"name": "high"}, "value": 9, "globalDefault": true}),
+            json!({"metadata": {"name": "high"}, "value": 9, "globalDefault": true, "preemptionPolicy": "Never"}),
         ))],
         ..Changes::default()
     });
@@ -130,7 +130,14 @@ fn everything_belongs_to_its_owner_by_uid() {
     let taken = ["d-0", "d-7", "d-9"].map(str::to_owned);
     assert_eq!(*deployment.names_in_use, BTreeSet::from(taken));
     assert_eq!(deployment.demand, None);
-    assert_eq!((seen.default_priority, seen.priority_classes["high"]), (9, 9));
+    let high = observed::Priority {
+        value: 9,
+        preempts: false,
+    };
+    assert_eq!(
+        (seen.default_priority, seen.priority_classes["high"]),
+        (high, high)
+    );
     assert_eq!(seen.settings.worker_image, "image");
 }
 

@@ -1,24 +1,30 @@
 //! About one deployment and its groups.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
-use llamero_api::group::GroupTemplate;
+use llamero_api::{
+    deployment::{Placement, WhenFull},
+    group::GroupTemplate,
+};
 
 use super::queue::Queued;
 use crate::{
     autoscaling::{self, AutoscalerInput},
     backends, children,
-    groups::{self, Context, GroupView, disruption},
+    groups::{self, Context, GroupView, disruption, members::REFUSED, provision},
     history,
     inspect::{self, Inspection},
     names::NameOwners,
-    observed::{Deployment, Node, Observed, Settings},
+    observed::{Deployment, Group, Node, Observed, Settings},
     plan::{Acceptance, Action, EventKind, Key, Plan, Step, Verdict},
     policy, progress, refusals, replicas, revision,
     rollout::{self, Fleet, Target},
     sizing,
     time::{self, Millis},
 };
+
+/// So long after a member was refused nobody in its namespace asks for nodes: longer than until it is tried again.
+const REFUSED_LATELY: Millis = 150_000;
 
 /// What the API lets a deployment ask for.
 const MOST_GROUPS: i32 = 1000;
@@ -100,9 +106,12 @@ pub(super) fn decide<'a>(
     plan.next_at = time::earlier(plan.next_at, held);
     plan.steps.extend(steps);
 
+    let (may_ask, again) = askers(cluster, &object.spec.placement, &key, &views, &verdict);
+    plan.next_at = time::earlier(plan.next_at, again);
     let going = decided.going;
     for view in views.into_iter().filter(|view| !going.contains(&view.key.name)) {
-        group(cluster, deployment, &context, view, plan, requests);
+        let asks = may_ask.contains(&view.key.name);
+        group(cluster, deployment, (&context, asks), view, plan, requests);
     }
     plan.verdicts.insert(key, verdict);
 }
@@ -132,6 +141,7 @@ fn context<'a>(cluster: &Cluster<'a>, deployment: &'a Deployment) -> Context<'a>
         settings: &cluster.observed.settings,
         disruption: &spec.disruption,
         priority: cluster.observed.default_priority,
+        may_ask: false,
         now: cluster.now,
     }
 }
@@ -255,11 +265,53 @@ fn desired(
     groups
 }
 
+/// Groups that may ask for nodes, and when to look again where none may for a while: while a quota refuses members in the namespace, against which
+/// placeholders count too. Nor may any where older definitions would drop since when nodes are asked for.
+fn askers(
+    cluster: &Cluster<'_>,
+    placement: &Placement,
+    key: &Key,
+    views: &[GroupView<'_>],
+    verdict: &Verdict,
+) -> (BTreeSet<String>, Option<Millis>) {
+    let observed = cluster.observed;
+    if placement.when_full != WhenFull::Provision || observed.settings.definitions.is_some() {
+        return (BTreeSet::new(), None);
+    }
+    let neighbours = observed.deployments.iter().filter(|other| {
+        let namespace = other.object.metadata.namespace.as_deref();
+        namespace.unwrap_or_default() == key.namespace
+    });
+    let groups = neighbours.flat_map(|other| &other.groups);
+    let free_at = groups.filter_map(|group| refused_until(group, cluster.now)).max();
+    if let Some(at) = free_at.filter(|at| *at > cluster.now) {
+        return (BTreeSet::new(), Some(at));
+    }
+    let askers = provision::may_ask(views, verdict.desired, &verdict.revision);
+    (askers.map(|view| view.key.name.clone()).collect(), None)
+}
+
+/// Until when a group's members, one of which was refused, come first.
+fn refused_until(group: &Group, now: Millis) -> Option<Millis> {
+    let last = group
+        .object
+        .spec
+        .failures
+        .last()
+        .filter(|failure| failure.reason == REFUSED);
+    let lately = last.map(|failure| time::millis(&failure.time));
+    let mut refusals = group.refusals.iter();
+    let is_held = refusals.any(|refusal| refusal.target.starts_with("CreatePod "));
+    lately
+        .max(is_held.then_some(now))
+        .map(|at| at.saturating_add(REFUSED_LATELY))
+}
+
 /// What one group needs next; steps that were refused a moment ago wait.
 fn group<'a>(
     cluster: &Cluster<'a>,
     deployment: &'a Deployment,
-    context: &Context<'_>,
+    (context, may_ask): (&Context<'_>, bool),
     view: GroupView<'a>,
     plan: &mut Plan,
     requests: &mut Vec<Queued<'a>>,
@@ -267,10 +319,14 @@ fn group<'a>(
     let class = view.spec().template.worker.priority_class_name.as_deref();
     let observed = cluster.observed;
     let priority = match class {
-        Some(class) => observed.priority_classes.get(class).copied().unwrap_or(0),
+        Some(class) => observed.priority_classes.get(class).copied().unwrap_or_default(),
         None => observed.default_priority,
     };
-    let context = Context { priority, ..*context };
+    let context = Context {
+        priority,
+        may_ask,
+        ..*context
+    };
     let mut next = groups::next_steps(&view, &context);
     let held = refusals::hold_rest(&mut next.steps, &view.group.refusals, cluster.now);
     plan.next_at = time::earlier(plan.next_at, time::earlier(next.next_at, held));
@@ -279,6 +335,7 @@ fn group<'a>(
         requests.push(Queued {
             deployment: Key::of(&deployment.object.metadata),
             view,
+            provision: (may_ask && !request.successors).then_some(&deployment.object.spec.placement),
             request,
         });
     }

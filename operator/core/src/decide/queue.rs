@@ -2,12 +2,18 @@
 
 use std::{cmp::Reverse, collections::BTreeMap};
 
+use llamero_api::deployment::Placement;
+
 use super::Decided;
 use crate::{
-    groups::{GroupView, disruption, members},
+    groups::{
+        GroupView, disruption, members,
+        provision::{self, Asked},
+    },
     observed::Observed,
     placement::{Ledger, NoRoom, PlacementRequest, Placer},
     plan::Key,
+    refusals,
     time::{self, Millis},
 };
 
@@ -16,6 +22,8 @@ pub(super) struct Queued<'a> {
     pub(super) deployment: Key,
     pub(super) view: GroupView<'a>,
     pub(super) request: PlacementRequest<'a>,
+    /// Nodes may be asked for where there is no room.
+    pub(super) provision: Option<&'a Placement>,
 }
 
 impl Queued<'_> {
@@ -23,7 +31,7 @@ impl Queued<'_> {
     fn order(&self, created: Option<Millis>) -> (Reverse<i32>, bool, Option<Millis>, usize, Key) {
         let whole = self.request.indices.len() == self.view.members.len();
         (
-            Reverse(self.request.priority),
+            Reverse(self.request.priority.value),
             whole,
             created,
             self.view.key.name.len(),
@@ -62,6 +70,7 @@ pub(super) fn place(
         deployment,
         view,
         request,
+        provision,
     } in requests
     {
         let known = refused.iter().find(|(other, _)| other.asks_the_same(&request));
@@ -84,13 +93,23 @@ pub(super) fn place(
                 }
             }
             Err(missing) => {
+                let asked = provision.map(|placement| provision::ask(&view, &request, placement, now));
+                let asks = asked.as_ref().is_some_and(|asked| asked.asks);
+                let words = asked.and_then(|asked| take_in(asked, &deployment, &view, now, decided));
                 if let Some(verdict) = decided.plan.verdicts.get_mut(&deployment) {
                     let missing_of = if request.successors {
                         &mut verdict.no_room_to_move
                     } else {
                         &mut verdict.no_room
                     };
-                    missing_of.insert(view.key.name.clone(), missing.0.clone());
+                    let told = match &words {
+                        Some(words) => format!("{missing}; {words}"),
+                        None => missing.0.clone(),
+                    };
+                    missing_of.insert(view.key.name.clone(), told);
+                    if asks {
+                        verdict.provisioning.insert(view.key.name.clone());
+                    }
                 }
                 if known.is_none() && refused.len() < MOST_REFUSED {
                     refused.push((request, missing));
@@ -98,4 +117,23 @@ pub(super) fn place(
             }
         }
     }
+}
+
+/// Takes in what comes of a request without room, but for steps that were refused a moment ago. How far it is.
+fn take_in(
+    mut asked: Asked,
+    deployment: &Key,
+    view: &GroupView<'_>,
+    now: Millis,
+    decided: &mut Decided,
+) -> Option<String> {
+    let held = refusals::hold_each(&mut asked.steps, &view.group.refusals, now);
+    let next_at = time::earlier(asked.next_at, held);
+    decided.plan.next_at = time::earlier(decided.plan.next_at, next_at);
+    if let Some((acts, own)) = decided.each.get_mut(deployment) {
+        *acts |= !asked.steps.is_empty();
+        *own = time::earlier(*own, next_at);
+    }
+    decided.plan.steps.extend(asked.steps);
+    asked.words
 }

@@ -85,7 +85,7 @@ fn tried(
     let template = revision::template(&changed.object, &plan, None, &cluster.settings);
     let class = spec.worker.priority_class_name.as_ref();
     let priority = class.map_or(cluster.default_priority, |class| {
-        cluster.priority_classes.get(class).copied().unwrap_or(0)
+        cluster.priority_classes.get(class).copied().unwrap_or_default()
     });
     let request = PlacementRequest {
         amounts: resources::of_template(&template),

@@ -230,6 +230,7 @@ fn made(deployment: &Key, name: &str, spec: &LlamaGroupSpec) -> Group {
         object: Arc::new(object),
         writing: None,
         pods: Vec::new(),
+        placeholders: Vec::new(),
         budget: None,
         refusals: Vec::new(),
         load: None,

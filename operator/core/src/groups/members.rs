@@ -11,7 +11,7 @@ use llamero_api::{
 use super::{
     Context, GroupView, MemberView, disruption,
     losses::{self, Loss},
-    starting,
+    provision, starting,
 };
 use crate::{
     observed::{Pod, PodPhase},
@@ -25,6 +25,9 @@ const KEPT_FAILURES: usize = 64;
 /// First wait after a placement was rolled back; doubles up to [`LONGEST_BACKOFF`].
 const FIRST_BACKOFF: Millis = 5_000;
 const LONGEST_BACKOFF: Millis = 120_000;
+
+/// The API server refused a member's pod.
+pub const REFUSED: &str = "Refused";
 
 /// A write that fences by the resource version that was read.
 #[must_use]
@@ -58,6 +61,7 @@ pub fn assign(view: &GroupView<'_>, assignments: &[Assignment], now: Millis) -> 
         }
     }
     spec.place_after = None;
+    provision::met(&mut spec);
     let places: Vec<String> = assignments
         .iter()
         .map(|a| format!("{} on {}", a.index, a.node))
@@ -115,6 +119,9 @@ pub fn replace_lost(view: &GroupView<'_>, context: &Context<'_>) -> Option<Step>
     }
     spec.placement_failures = 0;
     spec.place_after = None;
+    if !view.members.iter().any(MemberView::unplaced) {
+        provision::forget(&mut spec);
+    }
     Some(Step {
         action: write(view, spec, confirm),
         reason: "MemberLost",
@@ -226,7 +233,7 @@ pub fn roll_back_refused(view: &GroupView<'_>, context: &Context<'_>) -> Option<
     let placement = batch(member.member);
     let mut spec = view.spec().clone();
     let loss = Loss {
-        reason: "Refused",
+        reason: REFUSED,
         exit_code: None,
         message: refusal.message.clone(),
         charged: false,

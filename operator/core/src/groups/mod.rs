@@ -15,6 +15,7 @@
 //! | [`starting`] | who holds a start up |
 //! | [`disruption`] | members move off nodes that are being taken away |
 //! | [`effects`] | pods, gates, Form |
+//! | [`provision`] | nodes that are asked for where there are none |
 //! | [`drain`] | how a group goes |
 
 pub mod disruption;
@@ -22,6 +23,7 @@ pub mod drain;
 pub mod effects;
 pub mod losses;
 pub mod members;
+pub mod provision;
 pub mod starting;
 pub mod view;
 
@@ -34,7 +36,7 @@ use llamero_api::{
 
 use crate::{
     children,
-    observed::{Node, Settings},
+    observed::{Node, Priority, Settings},
     placement::PlacementRequest,
     plan::Step,
     recovery::{self, Permit},
@@ -57,8 +59,10 @@ pub struct Context<'a> {
     pub settings: &'a Settings,
     /// What happens when a node is being taken away.
     pub disruption: &'a Disruption,
-    /// Value of the pods' priority class.
-    pub priority: i32,
+    /// What the pods' priority class gives them.
+    pub priority: Priority,
+    /// Whether this group may ask for nodes ([`provision::may_ask`]).
+    pub may_ask: bool,
     /// The present.
     pub now: Millis,
 }
@@ -82,19 +86,22 @@ pub fn next_steps<'a>(view: &GroupView<'a>, context: &Context<'_>) -> NextSteps<
         return next;
     }
     effects::delete_orphans(view, &mut next.steps);
+    provision::withdraw(view, context, &mut next.steps);
     if view.spec().intent == Intent::Drain {
         next.next_at = drain::drain(view, context.now, &mut next.steps);
         return next;
     }
     let write = members::replace_lost(view, context)
         .or_else(|| members::roll_back_overdue(view, context))
-        .or_else(|| members::roll_back_refused(view, context));
+        .or_else(|| members::roll_back_refused(view, context))
+        .or_else(|| provision::end(view, context));
     if let Some(step) = write {
         next.steps.push(step);
         return next;
     }
     next.next_at = time::earlier(members::next_deadline(view, context), stall_check(view, context));
     next.next_at = time::earlier(next.next_at, starting::next_deadline(view, context));
+    next.next_at = time::earlier(next.next_at, provision::deadline(view, context.placement));
     next.steps.extend(children::of_group(view));
     if view.members.iter().any(MemberView::unplaced) {
         request_nodes(view, context, &mut next);

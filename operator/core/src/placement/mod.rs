@@ -17,7 +17,7 @@ use std::collections::BTreeSet;
 
 use llamero_api::group::GroupTemplate;
 
-use crate::resources::Resources;
+use crate::{observed::Priority, resources::Resources};
 
 pub use ledger::{Ledger, Reservations};
 pub use native::Native;
@@ -29,8 +29,8 @@ pub struct PlacementRequest<'a> {
     pub template: &'a GroupTemplate,
     /// What each asks of its node.
     pub amounts: Resources,
-    /// Priority of the pods: lower ones count as room.
-    pub priority: i32,
+    /// Priority of the pods: lower ones count as room, if these may take their place.
+    pub priority: Priority,
     /// The members.
     pub indices: Vec<i32>,
     /// Nodes of the group's other members, each as often as it has one.

@@ -87,7 +87,7 @@ fn consider<'a>(
     node: &'a Node,
     candidates: &mut Vec<Candidate<'a>>,
 ) {
-    let room = ledger.room(node, request.priority);
+    let room = ledger.room(node, request.priority.lowest_that_stays());
     let fit = usize::try_from(room.pods(&request.amounts)).unwrap_or(usize::MAX);
     if fit == 0 {
         return;
@@ -121,7 +121,7 @@ fn as_amount(count: usize) -> i64 {
 
 /// What a node has too little of. Not how much is free: that changes with every pod of others, and the text with it.
 fn shortage(ledger: &Ledger<'_>, request: &PlacementRequest<'_>, node: &Node) -> Option<String> {
-    let room = ledger.room(node, request.priority);
+    let room = ledger.room(node, request.priority.lowest_that_stays());
     let amounts = request.amounts.iter();
     let short = amounts.filter(|(name, amount)| *amount > 0 && *amount > room.free(name));
     let names: Vec<&str> = short.map(|(name, _)| name).collect();

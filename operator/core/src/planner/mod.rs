@@ -28,7 +28,7 @@ use llamero_api::LlamaDeployment;
 
 use crate::{
     decide::{self, Decided},
-    observed::{Demand, Deployment, Group, Observed, Settings},
+    observed::{Demand, Deployment, Group, Observed, Priority, Settings},
     placement::{Ledger, Reservations},
     plan::{Key, Plan},
     status::{self, Reports},
@@ -79,8 +79,8 @@ impl Planner {
     pub fn set_cluster(
         &mut self,
         settings: &Settings,
-        priority_classes: &BTreeMap<String, i32>,
-        default_priority: i32,
+        priority_classes: &BTreeMap<String, Priority>,
+        default_priority: Priority,
     ) {
         let known = &mut self.observed;
         if known.settings == *settings

@@ -62,6 +62,7 @@ pub(super) fn group(one: &Group, other: &Group) -> bool {
         object,
         writing,
         pods,
+        placeholders,
         budget,
         refusals,
         load,
@@ -72,6 +73,7 @@ pub(super) fn group(one: &Group, other: &Group) -> bool {
         && same_optional(budget.as_ref(), other.budget.as_ref())
         && *refusals == other.refusals
         && loaded(load) == loaded(&other.load)
+        && *placeholders == other.placeholders
         && pods.len() == other.pods.len()
         && pods.iter().zip(&other.pods).all(|(one, other)| pod(one, other))
 }

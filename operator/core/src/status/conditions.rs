@@ -12,6 +12,7 @@ use crate::{
     groups::{MemberView, losses},
     observed::Deployment,
     plan::{Acceptance, Verdict},
+    refusals,
     time::{self, Millis},
 };
 
@@ -147,7 +148,16 @@ fn placed(facts: &Facts<'_>) -> Finding {
         return yes(reason::SCALED_TO_ZERO, "no group is wanted");
     }
     if let Some((group, missing)) = facts.verdict.no_room.iter().next() {
-        return no(reason::NO_ROOM, format!("group {group} {missing}"));
+        let why = match facts.verdict.provisioning.contains(group) {
+            true => reason::PROVISIONING,
+            false => reason::NO_ROOM,
+        };
+        let mut rows = facts.rows.iter().filter(|row| row.view.key.name == *group);
+        let refusal = rows.find_map(|row| refusals::latest(&row.view.group.refusals));
+        return no(
+            why,
+            format!("group {group} {}", refusal.as_ref().unwrap_or(missing)),
+        );
     }
     let open = |row: &&Row<'_>| {
         row.view

@@ -103,6 +103,8 @@ fn toward_ready(facts: &Facts<'_>) -> Finding {
     let phases = || wanted(facts).map(|row| row.status.phase);
     if phases().any(|phase| phase == GroupPhase::Recovering) {
         yes(reason::RECOVERING, "a member is being replaced")
+    } else if !facts.verdict.provisioning.is_empty() {
+        yes(reason::PROVISIONING, "nodes are asked for")
     } else if !facts.verdict.no_room.is_empty() {
         no(reason::NO_ROOM, "waits for room; nothing is held meanwhile")
     } else if let Some(row) = wanted(facts).find(|row| row.status.phase == GroupPhase::Failed) {

@@ -204,6 +204,7 @@ pub(crate) fn group(
         object: Arc::new(object),
         writing: None,
         pods: vec![],
+        placeholders: vec![],
         budget: Some(Arc::new(budget)),
         refusals: vec![],
         load: None,
@@ -340,6 +341,7 @@ pub(crate) fn words(plan: &Plan) -> Vec<String> {
             Action::CreateGroup { name, .. } => format!("create group {name}"),
             Action::WriteGroup { group, .. } => format!("write {}: {}", group.name, step.reason),
             Action::CreatePod { name, .. } => format!("create pod {name}"),
+            Action::CreatePlaceholder { name, .. } => format!("create placeholder {name}"),
             Action::Ungate { pod, node, .. } => format!("ungate {} to {node}", pod.key.name),
             Action::DeletePod {
                 pod, grace_seconds, ..

@@ -14,6 +14,7 @@ mod table_forecast;
 mod table_members;
 mod table_network;
 mod table_placement;
+mod table_provision;
 mod table_rollout;
 mod table_stalls;
 mod table_starting;

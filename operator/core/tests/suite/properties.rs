@@ -97,6 +97,26 @@ proptest! {
         world.settle();
     }
 
+    /// The same where nodes are asked for: what an autoscaler of the cluster can add is added, placeholders are never left, and no more groups ask
+    /// than are wanted.
+    #[test]
+    fn asks_for_nodes_and_comes_to_rest(
+        nodes in 0usize..4,
+        most in 0usize..6,
+        replicas in 1i32..4,
+        script in prop::collection::vec((pass(), prop::option::weighted(0.3, fault())), 1..60),
+    ) {
+        let mut world = World::provisioned(nodes, replicas, most);
+        for ((mask, write_status), fault) in script {
+            world.pass(mask, write_status);
+            if let Some(fault) = fault {
+                world.fault(&fault);
+            }
+        }
+        world.settle();
+        world.check_provisioned();
+    }
+
     /// The number of groups is written before any effect, whatever subset of plans and statuses was written; nobody who asks is forgotten.
     #[test]
     fn autoscaling_forgets_no_decision(

@@ -1,7 +1,11 @@
 //! Which nodes a group gets, and what is said when there are none.
 
 use k8s_openapi::api::core::v1::Taint;
-use llamero_core::{decide, observed::Observed, resources::Resources};
+use llamero_core::{
+    decide,
+    observed::{Observed, Priority},
+    resources::Resources,
+};
 use serde_json::{Value, json};
 
 use crate::build::*;
@@ -41,11 +45,26 @@ fn a_group_that_does_not_fit_holds_nothing_and_says_what_is_missing() {
 #[test]
 fn room_of_lower_priority_counts_and_is_taken_last() {
     let mut observed = pending(|d| d["spec"]["worker"] = json!({"priorityClassName": "high"}));
-    observed.priority_classes.insert("high".into(), 100);
+    let high = Priority {
+        value: 100,
+        preempts: true,
+    };
+    observed.priority_classes.insert("high".into(), high);
     observed.nodes[0].used.insert(0, Resources::new().with(GPU, 1));
     assert_eq!(chosen(&observed), ["b", "c"]);
     observed.nodes[1].used.insert(100, Resources::new().with(GPU, 1));
     assert_eq!(chosen(&observed), ["a", "c"]);
+    // The class says preemptionPolicy: Never.
+    let patient = Priority {
+        preempts: false,
+        ..high
+    };
+    observed.priority_classes.insert("high".into(), patient);
+    assert!(
+        refusal(&observed).contains("of 3 nodes 1 fit"),
+        "{}",
+        refusal(&observed)
+    );
 }
 
 #[test]

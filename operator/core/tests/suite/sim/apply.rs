@@ -43,6 +43,7 @@ impl World {
                     self.groups.push(SimGroup {
                         object,
                         pods: vec![],
+                        placeholders: vec![],
                         budget: None,
                         formed: BTreeSet::new(),
                     });
@@ -61,7 +62,8 @@ impl World {
                 attempt,
             } => {
                 let uid = self.uid();
-                if self.groups.iter().map(|g| g.pods.len()).sum::<usize>() >= self.quota {
+                let pods = self.groups.iter().map(|g| g.pods.len() + g.placeholders.len());
+                if pods.sum::<usize>() >= self.quota {
                     self.refuse(&group.name, action);
                     return;
                 }
@@ -87,6 +89,40 @@ impl World {
                         gone_at: None,
                         pinned: None,
                         stuck: false,
+                    });
+                }
+            }
+            Action::CreatePlaceholder {
+                group, name, index, ..
+            } => {
+                let uid = self.uid();
+                let pods = self.groups.iter().map(|g| g.pods.len() + g.placeholders.len());
+                if pods.sum::<usize>() >= self.quota {
+                    self.refuse(&group.name, action);
+                    return;
+                }
+                let most = usize::try_from(self.object.spec.replicas).unwrap();
+                let holding = self.groups.iter().filter(|g| !g.placeholders.is_empty()).count();
+                let Some(group) = self.find(&group.name) else {
+                    return;
+                };
+                let spec = &group.object.spec;
+                let asks = spec.provision.as_ref().is_some_and(|p| p.since.is_some());
+                let unplaced = spec.members.iter().any(|m| m.index == index && m.node.is_none());
+                assert!(
+                    asks && unplaced,
+                    "a placeholder for nobody, or before its clock began"
+                );
+                assert!(
+                    holding <= most || !group.placeholders.is_empty(),
+                    "more groups ask for nodes than are wanted"
+                );
+                if group.placeholders.iter().all(|one| one.name != name) {
+                    group.placeholders.push(Placeholder {
+                        name,
+                        uid,
+                        index,
+                        ..Placeholder::default()
                     });
                 }
             }
@@ -119,6 +155,9 @@ impl World {
                 let now = self.now;
                 self.inspect.retain(|i| i.uid != pod.uid);
                 for group in &mut self.groups {
+                    for one in group.placeholders.iter_mut().filter(|one| one.uid == pod.uid) {
+                        one.terminating = true;
+                    }
                     let recorded = group.object.spec.members.iter().any(|m| {
                         let successor = m.successor.as_ref().and_then(|s| s.pod_uid.as_ref());
                         m.pod_uid.as_ref() == Some(&pod.uid) || successor == Some(&pod.uid)

@@ -18,6 +18,7 @@ impl World {
                 p.gone_at.is_none_or(|at| at > now) && p.pod.node.as_ref().is_none_or(|n| nodes.contains(n))
             });
         }
+        self.provision();
         self.schedule();
         for group in &mut self.groups {
             let total = group.object.spec.template.weight_bytes_per_rank;
@@ -52,6 +53,69 @@ impl World {
         }
     }
 
+    /// Placeholders that were deleted, or whose nodes are gone, go; the others find room that nobody has; an autoscaler of the cluster adds a node
+    /// while one finds none.
+    fn provision(&mut self) {
+        for at in 0..self.groups.len() {
+            let nodes = &self.nodes;
+            let stays = |one: &Placeholder| {
+                !one.terminating && one.node.as_ref().is_none_or(|node| nodes.contains_key(node))
+            };
+            self.groups[at].placeholders.retain(stays);
+            let request = resources::of_template(&self.groups[at].object.spec.template);
+            for one in 0..self.groups[at].placeholders.len() {
+                if self.groups[at].placeholders[one].node.is_none() {
+                    let found = self.room_for_a_placeholder(at, &request);
+                    self.groups[at].placeholders[one].node = found;
+                }
+            }
+        }
+        let short = |group: &SimGroup| group.placeholders.iter().any(|one| one.node.is_none());
+        if self.nodes.len() < self.most_nodes && self.groups.iter().any(short) {
+            self.serial += 1;
+            let name = format!("added-{}", self.serial);
+            self.nodes.insert(name.clone(), build::node(&name, 2));
+        }
+    }
+
+    /// A node that has room without anyone giving way, and no pod of the group.
+    fn room_for_a_placeholder(&self, at: usize, request: &Resources) -> Option<String> {
+        let group = &self.groups[at];
+        let occupied: BTreeSet<&String> = group
+            .placeholders
+            .iter()
+            .filter_map(|one| one.node.as_ref())
+            .chain(group.pods.iter().filter_map(|p| p.pod.node.as_ref()))
+            .collect();
+        let mut nodes = self.nodes.values();
+        let found = nodes.find(|node| {
+            let mut free = node.allocatable.clone();
+            free.subtract(&self.used(&node.name));
+            free.subtract(&self.held(&node.name));
+            !node.unschedulable && !occupied.contains(&node.name) && free.covers(request)
+        })?;
+        Some(found.name.clone())
+    }
+
+    /// Placeholders of a node give way until nobody has too little.
+    fn preempt(&mut self, node: &str) {
+        loop {
+            let mut taken = self.used(node);
+            taken.add(&self.held(node));
+            if self.nodes[node].allocatable.covers(&taken) {
+                return;
+            }
+            let on_node = |one: &Placeholder| one.node.as_deref() == Some(node);
+            let victim = self
+                .groups
+                .iter_mut()
+                .find(|group| group.placeholders.iter().any(on_node))
+                .unwrap();
+            let at = victim.placeholders.iter().position(on_node).unwrap();
+            victim.placeholders.remove(at);
+        }
+    }
+
     /// The stock scheduler: binds pods without gate to the node they are pinned to, if it has room.
     fn schedule(&mut self) {
         for at in 0..self.groups.len() {
@@ -72,8 +136,9 @@ impl World {
                 });
                 let pod = &mut self.groups[at].pods[p].pod;
                 if free.is_some_and(|free| free.covers(&request)) {
-                    pod.node = Some(node);
                     pod.unschedulable = None;
+                    pod.node = Some(node.clone());
+                    self.preempt(&node);
                 } else {
                     pod.unschedulable = Some("0 nodes are available".into());
                 }

@@ -19,14 +19,15 @@ use k8s_openapi::api::{core::v1::Service, policy::v1::PodDisruptionBudget};
 use llamero_api::{
     LlamaDeployment, LlamaGroup,
     group::{Intent, LlamaGroupSpec, RankPhase},
+    labels::PLACEHOLDER_PRIORITY,
 };
 use llamero_core::{
     Action, Plan, Step,
     children::ManagedObject,
     decide,
     observed::{
-        Demand, Deployment, Exit, Group, InspectPod, Load, Node, OPEN, Observed, Pod, PodPhase, Rank,
-        Refusal, Report, Revision, Settings,
+        Demand, Deployment, Exit, Group, InspectPod, Load, Node, OPEN, Observed, Placeholder, Pod, PodPhase,
+        Rank, Refusal, Report, Revision, Settings,
     },
     plan::Confirm,
     refusals, report,
@@ -51,6 +52,7 @@ struct SimPod {
 struct SimGroup {
     object: LlamaGroup,
     pods: Vec<SimPod>,
+    placeholders: Vec<Placeholder>,
     budget: Option<Arc<PodDisruptionBudget>>,
     /// Membership that was pushed last.
     formed: BTreeSet<String>,
@@ -66,6 +68,8 @@ pub(crate) struct World {
     pub(crate) requests: u32,
     /// Pods that the namespace may have.
     pub(crate) quota: usize,
+    /// Nodes that an autoscaler of the cluster adds at most.
+    most_nodes: usize,
     refusals: BTreeMap<String, Vec<Refusal>>,
     groups: Vec<SimGroup>,
     inspect: Vec<InspectPod>,
@@ -95,6 +99,7 @@ impl World {
             object,
             requests: 0,
             quota: usize::MAX,
+            most_nodes: 0,
             refusals: BTreeMap::new(),
             groups: Vec::new(),
             inspect: Vec::new(),
@@ -121,6 +126,10 @@ impl World {
         let mut nodes: Vec<Node> = self.nodes.values().cloned().collect();
         for node in &mut nodes {
             node.used = [(0, self.used(&node.name))].into();
+            let held = self.held(&node.name);
+            if held != Resources::new() {
+                node.used.insert(PLACEHOLDER_PRIORITY, held);
+            }
         }
         let groups = self
             .groups
@@ -132,6 +141,7 @@ impl World {
                     object: Arc::new(group.object.clone()),
                     writing: None,
                     pods,
+                    placeholders: group.placeholders.clone(),
                     budget: group.budget.clone(),
                     refusals: self.refused(group),
                     load: serves.then_some(Load {
@@ -178,6 +188,18 @@ impl World {
         self.refusals.get(name).cloned().unwrap_or_default()
     }
 
+    /// Nodes are asked for, and added until there are so many.
+    pub(crate) fn provisioned(nodes: usize, replicas: i32, most: usize) -> Self {
+        let mut world = Self::new(nodes, replicas);
+        world.object.spec.placement = serde_json::from_value(
+            serde_json::json!({"deadline": "20s", "whenFull": "Provision", "provisionDeadline": "60s"}),
+        )
+        .unwrap();
+        world.most_nodes = most;
+        world.touch();
+        world
+    }
+
     /// With autoscaling from zero.
     pub(crate) fn autoscaled(nodes: usize) -> Self {
         let mut world = Self::new(nodes, 0);
@@ -204,6 +226,21 @@ impl World {
             }
         }
         used
+    }
+
+    /// What placeholders hold of a node.
+    fn held(&self, node: &str) -> Resources {
+        let mut held = Resources::new();
+        for group in &self.groups {
+            let request = resources::of_template(&group.object.spec.template);
+            let there = |one: &&Placeholder| one.node.as_deref() == Some(node);
+            group
+                .placeholders
+                .iter()
+                .filter(there)
+                .for_each(|_| held.add(&request));
+        }
+        held
     }
 
     fn reserved(&self, node: &str) -> Resources {

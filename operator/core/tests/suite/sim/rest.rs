@@ -4,10 +4,13 @@ use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
 
 use super::*;
 
+/// Whoever asks for nodes that nobody adds goes on for ever: after so many deadlines the rest is at rest.
+const IN_VAIN: usize = 12;
+
 impl World {
     /// Lets the operator work undisturbed until there is nothing left to do.
     pub(crate) fn settle(&mut self) {
-        let mut quiet = 0;
+        let (mut quiet, mut in_vain) = (0, 0);
         self.quota = usize::MAX;
         for _ in 0..2000 {
             let plan = self.pass(u64::MAX, true);
@@ -15,7 +18,8 @@ impl World {
             if quiet < 12 {
                 continue;
             }
-            match plan.next_at.filter(|_| !self.all_settled()) {
+            in_vain += usize::from(self.asks_in_vain(&plan));
+            match plan.next_at.filter(|_| !self.all_settled() && in_vain < IN_VAIN) {
                 // Nothing to do before a deadline or a backoff ends: wait for it, with the kubelets alive.
                 Some(at) => {
                     while self.now < at {
@@ -26,6 +30,15 @@ impl World {
             }
         }
         panic!("the planner does not come to rest: {:?}", self.states());
+    }
+
+    /// Somebody asks for nodes, and no more are added: and so it goes on. Who else does not serve has no room either, and stands beside a group that
+    /// is to be replaced.
+    fn asks_in_vain(&self, plan: &Plan) -> bool {
+        let mut verdicts = plan.verdicts.values();
+        let asks = verdicts.any(|verdict| !verdict.provisioning.is_empty());
+        let waits = |group: &SimGroup| group.object.spec.members.iter().any(|m| m.node.is_none());
+        asks && self.nodes.len() >= self.most_nodes && self.groups.iter().all(|g| self.serves(g) || waits(g))
     }
 
     pub(super) fn all_settled(&self) -> bool {
@@ -82,6 +95,20 @@ impl World {
         moving > 0 && self.fitting(group, &nodes) >= moving
     }
 
+    /// With an autoscaler that adds nodes of two devices, everybody serves whom so many nodes can hold.
+    pub(crate) fn check_provisioned(&self) {
+        let wanted = usize::try_from(self.object.spec.replicas).unwrap();
+        let roomy = self.quota == usize::MAX
+            && self.foreign.is_empty()
+            && self.most_nodes >= (wanted + 1).max(2)
+            && self.nodes.values().all(|node| !node.unschedulable);
+        assert!(
+            !roomy || self.all_settled(),
+            "nodes could be added, and not everybody serves: {:?}",
+            self.states()
+        );
+    }
+
     fn check_settled(&self) {
         let status = self.object.status.as_ref().unwrap();
         assert!(
@@ -121,6 +148,16 @@ impl World {
                 "what serves is protected: {minimum:?}"
             );
             let name = group.object.metadata.name.as_deref().unwrap();
+            let asks = spec
+                .provision
+                .as_ref()
+                .is_some_and(|provision| provision.since.is_some());
+            assert!(
+                group.placeholders.is_empty() || (asks && !self.serves(group)),
+                "placeholders are left: {:?} {:?}",
+                spec.provision,
+                group.placeholders
+            );
             if self.serves(group) {
                 let recorded: BTreeSet<_> = spec.members.iter().filter_map(|m| m.pod_uid.clone()).collect();
                 let running: BTreeSet<_> = group.pods.iter().map(|p| p.pod.uid.clone()).collect();

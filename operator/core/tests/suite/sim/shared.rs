@@ -229,6 +229,7 @@ fn namespace(action: &Action) -> &str {
         Action::DeletePod { owner, .. } | Action::Apply { owner, .. } => owner,
         Action::WriteGroup { group, .. }
         | Action::CreatePod { group, .. }
+        | Action::CreatePlaceholder { group, .. }
         | Action::Ungate { group, .. }
         | Action::Form { group, .. }
         | Action::DrainGroup { group, .. }
