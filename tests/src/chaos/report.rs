@@ -2,7 +2,6 @@
 
 use std::fmt::Write as _;
 
-use super::fault::NOT_DONE;
 use super::picture::picture;
 use super::run::Outcome;
 use super::table::Verdict;
@@ -71,10 +70,6 @@ pub fn page(outcome: &Outcome) -> String {
     html.push_str("</table><h2>Afterwards</h2><ul>\n");
     for line in &outcome.uses {
         let _ = writeln!(html, "<li>{}</li>", escape(line));
-    }
-    html.push_str("</ul><h2>Not caused</h2><ul>\n");
-    for (what, why) in NOT_DONE {
-        let _ = writeln!(html, "<li>{what}: {}</li>", escape(why));
     }
     html.push_str("</ul></html>\n");
     html

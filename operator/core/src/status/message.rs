@@ -73,7 +73,9 @@ fn failed(told: &Told<'_>) -> String {
     let failures = &told.view.spec().failures;
     let last = last_failure(told.view);
     if let Permit::UnusableUntil(_) = recovery::permit(failures, told.policy, told.now) {
-        return format!("{last}; a changed specification is tried at once, the same one every 15 minutes");
+        return format!(
+            "{last}; a changed specification is tried at once, the same one after a minute, then after twice the last wait, up to every 15 minutes"
+        );
     }
     let spent = recovery::incidents(failures, told.policy, told.now).len();
     format!(
