@@ -50,8 +50,13 @@ fn within_window(
         .iter()
         .filter(|failure| which(failure))
         .map(|failure| time::millis(&failure.time))
-        .filter(|at| *at > since);
+        .filter(|at| happened(*at, since, now));
     times.collect::<BTreeSet<_>>().into_iter().collect()
+}
+
+/// Whether it was within the time that counts. What is still to come was written by an operator whose clock was wrong.
+fn happened(at: Millis, since: Millis, now: Millis) -> bool {
+    at > since && at <= now
 }
 
 /// Whether the budget and the backoff allow a replacement.
@@ -62,8 +67,8 @@ pub fn permit(failures: &[MemberFailure], policy: &Recovery, now: Millis) -> Per
     }
     let incidents = incidents(failures, policy, now);
     let budget = usize::try_from(policy.restart_budget).unwrap_or(0);
-    if incidents.len() > budget {
-        return Permit::SpentUntil(incidents[incidents.len() - budget - 1] + policy.restart_window.millis());
+    if let Some(first_too_many) = incidents.iter().rev().nth(budget) {
+        return Permit::SpentUntil(first_too_many + policy.restart_window.millis());
     }
     // What a node's pressure ended is charged to nobody, and is not tried at once again and again either.
     let paced = within_window(failures, policy, now, |failure| {
@@ -82,7 +87,7 @@ fn unusable_until(failures: &[MemberFailure], now: Millis) -> Option<Millis> {
         .iter()
         .filter(|failure| failure.reason == UNUSABLE)
         .map(|failure| time::millis(&failure.time))
-        .filter(|at| *at > now - UNUSABLE_WINDOW)
+        .filter(|at| happened(*at, now - UNUSABLE_WINDOW, now))
         .collect();
     let last = times.last()?;
     let doublings = times.len().saturating_sub(1).min(8);
@@ -151,6 +156,18 @@ mod tests {
         failures.push(failure(T + 20_000, "Exited", true));
         assert_eq!(permit(&failures, &policy(10), T + 20_000), Permit::At(T + 40_000));
         assert_eq!(permit(&failures, &policy(10), T + 40_000), Permit::Now);
+    }
+
+    #[test]
+    fn what_a_clock_that_was_ahead_has_written_holds_nobody_up() {
+        let day = 86_400_000;
+        let ahead = [
+            failure(T + day, UNUSABLE, false),
+            failure(T + day, "Exited", true),
+            failure(T + day + 1, "Exited", true),
+        ];
+        assert_eq!(permit(&ahead, &policy(0), T), Permit::Now);
+        assert!(incidents(&ahead, &policy(0), T).is_empty());
     }
 
     #[test]

@@ -14,9 +14,15 @@ table{border-collapse:collapse}td,th{text-align:left;padding:.15rem .8rem .15rem
 #[must_use]
 pub fn page(outcome: &Outcome) -> String {
     let seed = outcome.options.seed;
-    let again = match outcome.options.length.as_secs() {
-        seconds if seconds.is_multiple_of(60) => format!("make chaos SEED={seed} MINUTES={}", seconds / 60),
-        seconds => format!("llamero-chaos --seed {seed} --seconds {seconds}"),
+    let again = match (outcome.options.length.as_secs(), outcome.options.only) {
+        (seconds, Some(only)) => format!(
+            "llamero-chaos --seed {seed} --seconds {seconds} --only '{}'",
+            escape(only.name())
+        ),
+        (seconds, None) if seconds.is_multiple_of(60) => {
+            format!("make chaos SEED={seed} MINUTES={}", seconds / 60)
+        }
+        (seconds, None) => format!("llamero-chaos --seed {seed} --seconds {seconds}"),
     };
     let mut html = format!(
         "<!doctype html><html lang=\"en\"><meta charset=\"utf-8\"><title>Llamero under faults, seed {seed}</title><style>{STYLE}</style>\n<h1>Llamero under faults</h1>\n"
@@ -111,6 +117,7 @@ mod tests {
                 seed: 5,
                 length: second * 60,
                 tokens: 8,
+                only: None,
             },
             faults: vec![Happened {
                 fault,

@@ -9,11 +9,11 @@ use llamero_api::{
 
 use super::group::difference;
 use crate::{
-    groups::{GroupView, MemberView, losses},
+    groups::{GroupView, MemberView, losses, members},
     observed::Pod,
     recovery::{self, Permit},
     refusals,
-    time::{self, Millis},
+    time::Millis,
 };
 
 /// What is known of a group when its message is written.
@@ -147,9 +147,8 @@ fn moving(view: &GroupView<'_>) -> String {
 
 fn waiting(told: &Told<'_>) -> String {
     let spec = told.view.spec();
-    let after = spec.place_after.as_ref().map(time::millis);
     let last = || last_failure(told.view);
-    match (told.missing, after.filter(|at| *at > told.now)) {
+    match (told.missing, members::waits_until(spec, told.now)) {
         (Some(missing), _) => missing.to_owned(),
         (None, Some(_)) => format!(
             "placement was rolled back {} times, and is tried again after a while: {}",
