@@ -431,14 +431,14 @@ fn what_can_never_work_gives_its_room_back_and_is_not_tried_at_once() {
     group.pods.clear();
     spec(group, |s| *s = after);
     observed.nodes.iter_mut().for_each(|node| node.used.clear());
-    let plan = decide(&observed, NOW + 600_000);
+    let plan = decide(&observed, NOW + 59_999);
     // Nobody holds weights any more, so the budget opens; no node is taken.
     assert_eq!(words(&plan), ["apply pdb Some(Int(2))"]);
-    let status = status_at(&observed, NOW + 600_000);
+    let status = status_at(&observed, NOW + 59_999);
     let (degraded, why, message) = condition(&status, "Degraded");
     assert_eq!((degraded, why), ("True", "WorkerUnusable"));
     assert!(message.contains("raise engine.kvCache.memory"), "{message}");
-    let words = words(&decide(&observed, NOW + 900_000));
+    let words = words(&decide(&observed, NOW + 60_000));
     assert!(words.contains(&"write llama-0: Reserved".to_owned()), "{words:?}");
 }
 
