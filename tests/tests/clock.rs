@@ -1,4 +1,5 @@
 //! A process is told a wrong time, and no other one is.
+#![cfg(target_arch = "x86_64")]
 #![allow(
     clippy::unwrap_used,
     clippy::expect_used,

@@ -40,6 +40,10 @@ impl Shifted {
 /// # Errors
 /// The process has ended, or there is no such page in it.
 pub fn shift(process: &PodProcess, seconds: i64) -> Result<Shifted> {
+    ensure!(
+        cfg!(target_arch = "x86_64"),
+        "a clock can be shifted on x86-64 only"
+    );
     let page = Page::of(process.pid)?;
     let code = code(seconds);
     ensure!(
