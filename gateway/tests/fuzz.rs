@@ -27,7 +27,7 @@ const CASES: usize = 240;
 
 /// Bytes of memory that a body may take for each of its own, and beside that.
 const FACTOR: usize = 64;
-const CONSTANT: usize = 8 << 20;
+const CONSTANT: usize = 2 << 20;
 /// A body that is not answered for so long hangs: the slowest take milliseconds.
 const HANG: Duration = Duration::from_secs(120);
 
