@@ -28,12 +28,15 @@ fi
 tests/install.sh
 cargo build --locked --release -q --workspace --bin kubectl-llamero --bin llamero-chaos
 cargo test --locked --release --workspace --features llamero-tests/cluster --test e2e -- --test-threads=1 "${ignored[@]}" "$@"
-# A minute of faults that is always the same, and an hour of others, with certificates that are renewed all the time (tests/src/chaos/fault.rs).
+chaos=$(ls "${CARGO_TARGET_DIR:-.local/target}"/*-linux-*/release/llamero-chaos)
+# A minute of faults that is always the same.
+if [ $# -eq 0 ]; then
+  "$chaos" --seed 11 --seconds 60 --tokens 16
+fi
+# An hour of others, with certificates that are renewed all the time (tests/src/chaos/fault.rs).
 if [ -n "${LLAMERO_LONG:-}" ]; then
   tests/install.sh --set security.certificateLife=30s
   .local/bin/kubectl --kubeconfig .local/cluster/kubeconfig -n llamero-system rollout restart deployment/llamero-gateway
   .local/bin/kubectl --kubeconfig .local/cluster/kubeconfig -n llamero-system rollout status deployment/llamero-gateway --timeout 3m
-  chaos=$(ls "${CARGO_TARGET_DIR:-.local/target}"/*-linux-*/release/llamero-chaos)
-  "$chaos" --seed 11 --seconds 60 --tokens 32
   "$chaos" --seed "$(date +%s)" --seconds 3600
 fi

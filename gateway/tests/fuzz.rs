@@ -1,25 +1,41 @@
-//! Bad input of every kind, over real sockets: nothing panics, nothing is answered with a status of 500 or more, and each
-//! refusal of a JSON object names the parameter. Bodies are changes of those in `tests/corpus`.
+//! Bad input of every kind, over real sockets: nothing panics, nothing is answered with a status of 500 or more, nothing takes more memory than
+//! a bound by its size, nothing hangs, and each refusal of a JSON object names the parameter. Bodies are changes of those in `tests/corpus`.
 //!
-//! The same seed gives the same bodies. `LLAMERO_FUZZ_SEED` and `LLAMERO_FUZZ_CASES` choose others, and more of them.
+//! The same seed gives the same bodies. `LLAMERO_FUZZ_SEED` and `LLAMERO_FUZZ_CASES` choose others, and more of them; with
+//! `LLAMERO_FUZZ_SECONDS` there are as many as come in that time.
 #![allow(clippy::unwrap_used, clippy::expect_used, missing_docs, unreachable_pub)]
 
 mod support;
 
 use std::path::Path;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::{Duration, Instant};
 
 use hyper::Method;
 use llamero_gateway::Settings;
 use llamero_proto::v1::FinishReason;
+use peak_alloc::PeakAlloc;
 use serde_json::{Map, Number, Value, json};
 use support::client::{Http2, post, send_with};
 use support::worker::Worker;
 use support::{MODEL, Served, chat, gateway, with_worker};
+use tokio::sync::Mutex;
 use tokio::task::JoinHandle;
 
 /// Changed bodies of a run, over all routes; `make test-long` takes more.
 const CASES: usize = 240;
+
+/// Bytes of memory that a body may take for each of its own, and beside that.
+const FACTOR: usize = 64;
+const CONSTANT: usize = 2 << 20;
+/// A body that is not answered for so long hangs: the slowest take milliseconds.
+const HANG: Duration = Duration::from_secs(120);
+
+/// Counts what the process allocates.
+#[global_allocator]
+static MEMORY: PeakAlloc = PeakAlloc;
+/// One test at a time, so that what is allocated meanwhile is its own.
+static ONE: Mutex<()> = Mutex::const_new(());
 
 /// SplitMix64 (Steele, Lea, Flood 2014).
 struct Random(u64);
@@ -255,6 +271,7 @@ fn complaint(path: &str, body: &[u8], status: u16, answer: &str) -> Option<Strin
 
 #[tokio::test(flavor = "multi_thread")]
 async fn bodies_are_answered_or_refused_by_name() {
+    let _one = ONE.lock().await;
     count_panics();
     let (served, answers) = answering().await;
     let seed = from_environment("LLAMERO_FUZZ_SEED", 1);
@@ -267,7 +284,10 @@ async fn bodies_are_answered_or_refused_by_name() {
     names.extend(["", "nobody", "functions", "audio", "guided_json", "best_of"].map(str::to_owned));
     let client = Http2::connect(served.http).await;
     let mut statuses = std::collections::BTreeMap::new();
-    for case in 0..from_environment("LLAMERO_FUZZ_CASES", CASES) + corpus.len() {
+    let cases = from_environment("LLAMERO_FUZZ_CASES", CASES) + corpus.len();
+    let seconds = Duration::from_secs(from_environment("LLAMERO_FUZZ_SECONDS", 0) as u64);
+    let (began, mut most) = (Instant::now(), 0);
+    for case in (0..).take_while(|case| *case < cases || began.elapsed() < seconds) {
         let (name, path, body) = &corpus[case % corpus.len()];
         let mut body = body.clone();
         let changed = case >= corpus.len();
@@ -278,14 +298,27 @@ async fn bodies_are_answered_or_refused_by_name() {
         if changed && random.below(4) == 0 {
             garble(&mut text, &mut random);
         }
-        let reply = client.post_bytes(path, text.clone().into()).await;
-        let status = reply.status().as_u16();
-        let answer = reply.text().await;
+        MEMORY.reset_peak_usage();
+        let before = MEMORY.current_usage();
+        let asked = async {
+            let reply = client.post_bytes(path, text.clone().into()).await;
+            (reply.status().as_u16(), reply.text().await)
+        };
+        let (status, answer) = tokio::time::timeout(HANG, asked)
+            .await
+            .unwrap_or_else(|_| panic!("seed {seed}, case {case}, {name} hangs"));
+        let memory = MEMORY.peak_usage().saturating_sub(before);
+        most = most.max(memory);
         *statuses.entry(status).or_insert(0) += 1;
         let shown = || String::from_utf8_lossy(&text).into_owned();
         if let Some(why) = complaint(path, &text, status, &answer) {
             panic!("seed {seed}, case {case}, {name}: {why}\n{}\n{answer}", shown());
         }
+        assert!(
+            memory <= FACTOR * text.len() + CONSTANT,
+            "seed {seed}, case {case}, {name}: {memory} bytes of memory for {} bytes",
+            text.len()
+        );
         assert!(changed || status == 200, "{name} is refused: {answer}");
         assert_eq!(
             PANICS.load(Ordering::SeqCst),
@@ -294,7 +327,7 @@ async fn bodies_are_answered_or_refused_by_name() {
             shown()
         );
     }
-    println!("answers by status: {statuses:?}");
+    println!("answers by status: {statuses:?}; a body took {most} bytes of memory at most");
     assert!(statuses[&200] > 20 && statuses[&400] > 20, "{statuses:?}");
     answers.abort();
 }
@@ -302,6 +335,7 @@ async fn bodies_are_answered_or_refused_by_name() {
 /// Any text survives the way through server-sent events.
 #[tokio::test(flavor = "multi_thread")]
 async fn texts_come_as_they_are_through_events() {
+    let _one = ONE.lock().await;
     let (served, mut worker) = with_worker(Settings::default()).await;
     let mut random = Random(from_environment("LLAMERO_FUZZ_SEED", 1) as u64);
     let parts = [
@@ -359,6 +393,7 @@ async fn texts_come_as_they_are_through_events() {
 /// Frames of gRPC that hold no message, or not all of it.
 #[tokio::test(flavor = "multi_thread")]
 async fn broken_frames_get_a_status_and_end_nothing() {
+    let _one = ONE.lock().await;
     let (served, answers) = answering().await;
     let mut random = Random(from_environment("LLAMERO_FUZZ_SEED", 1) as u64);
     let client = Http2::connect(served.http).await;

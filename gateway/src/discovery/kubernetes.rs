@@ -9,9 +9,9 @@ use kube::runtime::reflector::{self, Store};
 use kube::runtime::{WatchStreamExt, watcher};
 use kube::{Client, ResourceExt};
 use llamero_api::deployment::condition;
-use llamero_api::group::{GroupPhase, Intent, LlamaGroupStatus, Transport};
-use llamero_api::{LlamaDeployment, LlamaGroup};
+use llamero_api::group::{GroupPhase, Intent, Transport};
 
+use super::objects::{Deployment, Group, GroupStatus};
 use super::{Canary, DeploymentKey, Found};
 use crate::Gateway;
 use crate::upstream::dialler::LeaderPod;
@@ -20,8 +20,8 @@ use crate::upstream::dialler::LeaderPod;
 /// the API server is away the last known state stays.
 pub async fn watch(client: Client, gateway: Arc<Gateway>) {
     let everything = watcher::Config::default;
-    let (deployments, deployment_events) = reflect::<LlamaDeployment>(Api::all(client.clone()), everything());
-    let (groups, group_events) = reflect::<LlamaGroup>(Api::all(client), everything());
+    let (deployments, deployment_events) = reflect::<Deployment>(Api::all(client.clone()), everything());
+    let (groups, group_events) = reflect::<Group>(Api::all(client), everything());
     let mut events = futures::stream::select(deployment_events, group_events);
     let both_listed = async {
         // A writer that is gone would be a stream that ended, which `events` tells.
@@ -66,7 +66,7 @@ where
 }
 
 /// Deployments with the leaders of their groups.
-fn collect(deployments: &[Arc<LlamaDeployment>], groups: &[Arc<LlamaGroup>]) -> Vec<Found> {
+fn collect(deployments: &[Arc<Deployment>], groups: &[Arc<Group>]) -> Vec<Found> {
     let mut leaders: BTreeMap<DeploymentKey, BTreeMap<String, String>> = BTreeMap::new();
     let mut contexts: BTreeMap<DeploymentKey, u32> = BTreeMap::new();
     let mut revisions: BTreeMap<DeploymentKey, BTreeMap<String, String>> = BTreeMap::new();
@@ -96,7 +96,7 @@ fn collect(deployments: &[Arc<LlamaDeployment>], groups: &[Arc<LlamaGroup>]) -> 
             leaders.entry(key).or_default().insert(address.clone(), name);
         }
     }
-    let found = |deployment: &Arc<LlamaDeployment>| {
+    let found = |deployment: &Arc<Deployment>| {
         let key = DeploymentKey {
             namespace: deployment.namespace().unwrap_or_default(),
             name: deployment.name_any(),
@@ -125,7 +125,7 @@ fn collect(deployments: &[Arc<LlamaDeployment>], groups: &[Arc<LlamaGroup>]) -> 
 }
 
 /// The pod of rank 0, which must show its certificate. Nobody's certificate names a pod without a name.
-fn leader_pod(group: &LlamaGroup, status: &LlamaGroupStatus) -> LeaderPod {
+fn leader_pod(group: &Group, status: &GroupStatus) -> LeaderPod {
     let first = status.ranks.iter().find(|rank| rank.rank == 0);
     LeaderPod {
         group: group.name_any(),
@@ -134,7 +134,7 @@ fn leader_pod(group: &LlamaGroup, status: &LlamaGroupStatus) -> LeaderPod {
 }
 
 /// The leaders of the revision that is rolled out, while others serve too and it is to have a share of its own. `revisions`: by address.
-fn canary(deployment: &LlamaDeployment, revisions: BTreeMap<String, String>) -> Option<Canary> {
+fn canary(deployment: &Deployment, revisions: BTreeMap<String, String>) -> Option<Canary> {
     let percent = deployment.spec.rollout.canary_percent?;
     let target = &deployment.status.as_ref()?.revision;
     let all = revisions.len();
@@ -148,7 +148,7 @@ fn canary(deployment: &LlamaDeployment, revisions: BTreeMap<String, String>) -> 
 }
 
 /// Why waiting is pointless.
-fn problem(deployment: &LlamaDeployment) -> Option<String> {
+fn problem(deployment: &Deployment) -> Option<String> {
     let spec = &deployment.spec;
     if spec.autoscaling.is_none() && spec.replicas == 0 && !spec.hold_at_zero {
         let name = deployment.name_any();
@@ -177,17 +177,21 @@ mod tests {
 
     use super::*;
 
-    fn deployment(json: serde_json::Value) -> Arc<LlamaDeployment> {
+    fn deployment(json: serde_json::Value) -> Arc<Deployment> {
+        Arc::new(serde_json::from_value(object(json)).unwrap())
+    }
+
+    fn object(json: serde_json::Value) -> serde_json::Value {
         let mut whole = serde_json::json!({
             "apiVersion": "llamero.dev/v1alpha1", "kind": "LlamaDeployment",
             "metadata": {"name": "smol", "namespace": "ns", "creationTimestamp": "2025-01-01T00:00:00Z"},
             "spec": {"model": {"source": {"hostPath": {"path": "/m"}}}, "parallelism": {"tensor": 1}},
         });
         merge(&mut whole, json);
-        Arc::new(serde_json::from_value(whole).unwrap())
+        whole
     }
 
-    fn group(name: &str, phase: &str, ready: bool, intent: &str, address: &str) -> Arc<LlamaGroup> {
+    fn group(name: &str, phase: &str, ready: bool, intent: &str, address: &str) -> Arc<Group> {
         let json = serde_json::json!({
             "apiVersion": "llamero.dev/v1alpha1", "kind": "LlamaGroup",
             "metadata": {"name": name, "namespace": "ns"},
@@ -218,10 +222,7 @@ mod tests {
         if !query.unwrap_or_default().contains("watch=") {
             return empty("LlamaDeploymentList");
         }
-        let object = serde_json::to_value(&*deployment(
-            serde_json::json!({"metadata": {"resourceVersion": "2"}}),
-        ))
-        .unwrap();
+        let object = object(serde_json::json!({"metadata": {"resourceVersion": "2"}}));
         let event = serde_json::json!({"type": "ADDED", "object": object}).to_string() + "\n";
         let told = async move {
             let_on.acquire().await.unwrap().forget();
@@ -291,7 +292,7 @@ mod tests {
     #[test]
     fn leaders_must_show_who_they_are_where_the_snapshot_of_their_group_says_so() {
         let mut group = group("smol-0", "Serving", true, "Run", "10.0.0.1:18051");
-        let found = |group: &Arc<LlamaGroup>| {
+        let found = |group: &Arc<Group>| {
             collect(&[deployment(serde_json::json!({}))], std::slice::from_ref(group))[0]
                 .authenticated
                 .clone()
@@ -319,7 +320,7 @@ mod tests {
             Arc::make_mut(&mut group).spec.revision = revision.to_owned();
             group
         };
-        let canary = |percent: Option<i32>, groups: &[Arc<LlamaGroup>]| {
+        let canary = |percent: Option<i32>, groups: &[Arc<Group>]| {
             let object = deployment(
                 serde_json::json!({"spec": {"rollout": {"canaryPercent": percent}}, "status": {"revision": "new"}}),
             );

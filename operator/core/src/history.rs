@@ -161,8 +161,9 @@ fn forget(deployment: &Deployment, key: &Key, digest: &str, steps: &mut Vec<Step
     let limit = usize::try_from(deployment.object.spec.revision_history_limit).unwrap_or(0);
     let surplus = unused.len().saturating_sub(limit);
     steps.extend(
-        unused[..surplus]
+        unused
             .iter()
+            .take(surplus)
             .map(|revision| delete(key, revision, "revisionHistoryLimit are kept")),
     );
 }

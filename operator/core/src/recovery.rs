@@ -12,8 +12,13 @@ use crate::{
 /// Longest wait between replacements.
 const LONGEST_BACKOFF: Millis = 300_000;
 
-/// Wait after a rank said that it cannot work as it is configured.
-const UNUSABLE_BACKOFF: Millis = 900_000;
+/// Waits after a rank said that it cannot work as it is configured, the first one and the last of those that double: a damaged file
+/// may be put right soon, and may not.
+const FIRST_UNUSABLE_BACKOFF: Millis = 60_000;
+const LAST_UNUSABLE_BACKOFF: Millis = 900_000;
+
+/// For so long they count.
+const UNUSABLE_WINDOW: Millis = 3_600_000;
 
 /// Whether lost members may be replaced.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -45,25 +50,25 @@ fn within_window(
         .iter()
         .filter(|failure| which(failure))
         .map(|failure| time::millis(&failure.time))
-        .filter(|at| *at > since);
+        .filter(|at| happened(*at, since, now));
     times.collect::<BTreeSet<_>>().into_iter().collect()
+}
+
+/// Whether it was within the time that counts. What is still to come was written by an operator whose clock was wrong.
+fn happened(at: Millis, since: Millis, now: Millis) -> bool {
+    at > since && at <= now
 }
 
 /// Whether the budget and the backoff allow a replacement.
 #[must_use]
 pub fn permit(failures: &[MemberFailure], policy: &Recovery, now: Millis) -> Permit {
-    let unusable = failures
-        .iter()
-        .filter(|failure| failure.reason == UNUSABLE)
-        .map(|failure| time::millis(&failure.time) + UNUSABLE_BACKOFF)
-        .max();
-    if let Some(at) = unusable.filter(|at| *at > now) {
+    if let Some(at) = unusable_until(failures, now).filter(|at| *at > now) {
         return Permit::UnusableUntil(at);
     }
     let incidents = incidents(failures, policy, now);
     let budget = usize::try_from(policy.restart_budget).unwrap_or(0);
-    if incidents.len() > budget {
-        return Permit::SpentUntil(incidents[incidents.len() - budget - 1] + policy.restart_window.millis());
+    if let Some(first_too_many) = incidents.iter().rev().nth(budget) {
+        return Permit::SpentUntil(first_too_many + policy.restart_window.millis());
     }
     // What a node's pressure ended is charged to nobody, and is not tried at once again and again either.
     let paced = within_window(failures, policy, now, |failure| {
@@ -74,6 +79,20 @@ pub fn permit(failures: &[MemberFailure], policy: &Recovery, now: Millis) -> Per
     };
     let at = last + backoff(paced.len(), policy);
     if now >= at { Permit::Now } else { Permit::At(at) }
+}
+
+/// Until when a group waits after its last rank that could not work as it is configured.
+fn unusable_until(failures: &[MemberFailure], now: Millis) -> Option<Millis> {
+    let times: BTreeSet<Millis> = failures
+        .iter()
+        .filter(|failure| failure.reason == UNUSABLE)
+        .map(|failure| time::millis(&failure.time))
+        .filter(|at| happened(*at, now - UNUSABLE_WINDOW, now))
+        .collect();
+    let last = times.last()?;
+    let doublings = times.len().saturating_sub(1).min(8);
+    let wait = (FIRST_UNUSABLE_BACKOFF << doublings).min(LAST_UNUSABLE_BACKOFF);
+    Some(last + wait)
 }
 
 /// The wait after so many incidents within the window: none after the first, then doubling up to [`LONGEST_BACKOFF`].
@@ -140,6 +159,18 @@ mod tests {
     }
 
     #[test]
+    fn what_a_clock_that_was_ahead_has_written_holds_nobody_up() {
+        let day = 86_400_000;
+        let ahead = [
+            failure(T + day, UNUSABLE, false),
+            failure(T + day, "Exited", true),
+            failure(T + day + 1, "Exited", true),
+        ];
+        assert_eq!(permit(&ahead, &policy(0), T), Permit::Now);
+        assert!(incidents(&ahead, &policy(0), T).is_empty());
+    }
+
+    #[test]
     fn a_spent_budget_recovers_with_the_window() {
         let failures = vec![failure(T, "Exited", true), failure(T + 5000, "Exited", true)];
         assert_eq!(
@@ -165,14 +196,25 @@ mod tests {
     }
 
     #[test]
-    fn what_cannot_work_as_configured_waits_long_and_spends_no_budget() {
-        let failures = vec![failure(T, UNUSABLE, false)];
-        assert_eq!(
-            permit(&failures, &policy(0), T + 1),
-            Permit::UnusableUntil(T + UNUSABLE_BACKOFF)
-        );
-        assert_eq!(permit(&failures, &policy(0), T + UNUSABLE_BACKOFF), Permit::Now);
-        assert!(avoid(&failures, &policy(1), T).is_empty());
+    fn what_cannot_work_as_configured_waits_ever_longer_and_spends_no_budget() {
+        let mut failures = Vec::new();
+        let mut now = T;
+        for wait in [60_000, 120_000, 240_000, 480_000, 900_000, 900_000, 900_000] {
+            // Two members at one time are one try.
+            failures.extend([failure(now, UNUSABLE, false), failure(now, UNUSABLE, false)]);
+            let until = now + wait;
+            assert_eq!(
+                permit(&failures, &policy(0), now + 1),
+                Permit::UnusableUntil(until)
+            );
+            assert_eq!(permit(&failures, &policy(0), until), Permit::Now);
+            now = until;
+        }
+        assert!(avoid(&failures, &policy(1), now).is_empty());
+        now += UNUSABLE_WINDOW;
+        failures.push(failure(now, UNUSABLE, false));
+        let again = Permit::UnusableUntil(now + FIRST_UNUSABLE_BACKOFF);
+        assert_eq!(permit(&failures, &policy(0), now), again);
     }
 
     #[test]

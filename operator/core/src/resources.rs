@@ -106,6 +106,7 @@ impl Resources {
         self
     }
 
+    #[expect(clippy::indexing_slicing, reason = "the place was found in the same list")]
     fn set(&mut self, name: Name, amount: i64) {
         match self.0.binary_search_by(|(other, _)| other.cmp(&name)) {
             Ok(at) => self.0[at].1 = amount,
@@ -113,6 +114,10 @@ impl Resources {
         }
     }
 
+    #[expect(
+        clippy::indexing_slicing,
+        reason = "the place was found in the same list, or was just filled"
+    )]
     fn entry(&mut self, name: &Name) -> &mut i64 {
         let at = match self.0.binary_search_by(|(other, _)| other.cmp(name)) {
             Ok(at) => at,

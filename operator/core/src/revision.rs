@@ -33,8 +33,10 @@ pub fn inspect_key(spec: &LlamaDeploymentSpec) -> String {
     let mut looked_into = json!({"version": 1, "source": value(&spec.model.source), "tensor": spec.parallelism.tensor,
         "restartedAt": value(&spec.rollout.restarted_at)});
     // One stage is left out, as it was before there could be more: nobody's checkpoint is to be read again by an upgrade.
-    if spec.parallelism.pipeline > 1 {
-        looked_into["pipeline"] = json!(spec.parallelism.pipeline);
+    if spec.parallelism.pipeline > 1
+        && let Some(map) = looked_into.as_object_mut()
+    {
+        map.insert("pipeline".to_owned(), json!(spec.parallelism.pipeline));
     }
     hex(&looked_into, 8)
 }
@@ -180,10 +182,10 @@ fn view(spec: &LlamaDeploymentSpec, model_name: &str) -> Value {
             .kv_cache
             .as_ref()
             .and_then(|kv| amount(kv.memory.as_ref()));
-        let mut cache = json!({"memory": kv});
-        if spec.engine.kv_dtype() == KvCacheDtype::Fp8 {
-            cache["dtype"] = json!("fp8");
-        }
+        let cache = match spec.engine.kv_dtype() {
+            KvCacheDtype::Fp8 => json!({"memory": kv, "dtype": "fp8"}),
+            KvCacheDtype::Auto => json!({"memory": kv}),
+        };
         map.insert("kvCache".into(), cache);
     }
     let accelerator = spec.accelerator.as_ref();

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
 use clap::Parser;
+use llamero_tests::chaos::fault::Kind;
 use llamero_tests::chaos::{Options, Outcome, page, picture, run, schedule};
 use llamero_tests::paths;
 
@@ -22,9 +23,20 @@ struct Arguments {
     /// Tokens of each answer
     #[arg(long, default_value_t = 64, value_parser = clap::value_parser!(u32).range(8..=512))]
     tokens: u32,
+    /// Faults of this kind only, by its name in schedules
+    #[arg(long, value_parser = kind)]
+    only: Option<Kind>,
     /// Only print the schedule
     #[arg(long)]
     schedule: bool,
+}
+
+fn kind(name: &str) -> Result<Kind> {
+    let found = Kind::ALL.into_iter().find(|kind| kind.name() == name);
+    found.with_context(|| {
+        let names = Kind::ALL.map(Kind::name);
+        format!("there is none of that name; there are: {}", names.join("; "))
+    })
 }
 
 fn main() -> Result<()> {
@@ -33,10 +45,11 @@ fn main() -> Result<()> {
         seed: arguments.seed,
         length: Duration::from_secs(arguments.seconds),
         tokens: arguments.tokens,
+        only: arguments.only,
     };
     let mut out = std::io::stdout().lock();
     if arguments.schedule {
-        for fault in schedule(options.seed, options.length) {
+        for fault in schedule(options.seed, options.length, options.only) {
             let (at, lasts) = (fault.at.as_secs(), fault.lasts.as_secs());
             writeln!(out, "{at:5} s  for {lasts:3} s  {}", fault.kind.name())?;
         }

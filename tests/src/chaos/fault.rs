@@ -38,6 +38,10 @@ pub enum Kind {
     Delay,
     /// A byte in a frame between ranks is another one.
     CorruptFrame,
+    /// A byte in the file of a rank is another one, and a supervisor of that rank is killed, so that the file is read again.
+    CorruptShard,
+    /// The clock of one process is wrong.
+    ShiftClock,
     /// The API server is away.
     StopApiServer,
     /// etcd is killed and starts again.
@@ -78,7 +82,7 @@ pub(super) struct Shape {
 
 impl Kind {
     /// All that can be caused.
-    pub const ALL: [Self; 20] = [
+    pub const ALL: [Self; 22] = [
         Self::KillRank,
         Self::PauseRank,
         Self::KillSupervisor,
@@ -94,6 +98,8 @@ impl Kind {
         Self::Throttle,
         Self::Delay,
         Self::CorruptFrame,
+        Self::CorruptShard,
+        Self::ShiftClock,
         Self::StopApiServer,
         Self::RestartEtcd,
         Self::StealLease,
@@ -120,6 +126,8 @@ impl Kind {
             Self::Throttle => "link throttled",
             Self::Delay => "link late by 10 ms, out of a node",
             Self::CorruptFrame => "a corrupt byte in a frame between ranks",
+            Self::CorruptShard => "a corrupt byte in a rank's file, read again",
+            Self::ShiftClock => "clock of one process shifted",
             Self::StopApiServer => "API server away",
             Self::RestartEtcd => "etcd killed and started",
             Self::StealLease => "lease stolen",
@@ -132,7 +140,11 @@ impl Kind {
     #[must_use]
     pub const fn part(self) -> Part {
         match self {
-            Self::KillRank | Self::PauseRank | Self::KillSupervisor | Self::PauseSupervisor => Part::Worker,
+            Self::KillRank
+            | Self::PauseRank
+            | Self::KillSupervisor
+            | Self::PauseSupervisor
+            | Self::CorruptShard => Part::Worker,
             Self::KillOperator | Self::PauseOperator | Self::EndCertificates | Self::StealLease => {
                 Part::Operator
             }
@@ -143,7 +155,9 @@ impl Kind {
             | Self::Throttle
             | Self::Delay
             | Self::CorruptFrame => Part::Network,
-            Self::StopApiServer | Self::RestartEtcd | Self::FillDisk | Self::LoseNode => Part::Cluster,
+            Self::StopApiServer | Self::RestartEtcd | Self::FillDisk | Self::LoseNode | Self::ShiftClock => {
+                Part::Cluster
+            }
         }
     }
 
@@ -168,6 +182,9 @@ impl Kind {
             Self::Throttle | Self::Delay => ((4, 8), (5, 40), 0),
             // Until a long enough segment comes by.
             Self::CorruptFrame => ((3, 5), (3, 10), 0),
+            // Behind it the group waits for a minute before it tries again.
+            Self::CorruptShard => ((3, 5), (5, 30), 120),
+            Self::ShiftClock => ((4, 10), (10, 60), 0),
             Self::StopApiServer => ((5, 10), (60, 60), 0),
             Self::FillDisk => ((10, 15), (20, 60), 120),
             Self::LoseNode => ((20, 30), (30, 90), 600),
@@ -175,18 +192,6 @@ impl Kind {
         Shape { short, long, room }
     }
 }
-
-/// What the issue of the suite asks for and this suite does not do, with the reason.
-pub const NOT_DONE: [(&str, &str); 2] = [
-    (
-        "clock of one process shifted",
-        "CLOCK_REALTIME has no namespace in the kernel, and a static program takes no preloaded library",
-    ),
-    (
-        "a corrupt byte in a shard",
-        "content identity is a sample of every tensor (docs/threat-model.md, item 8): a byte between the samples is not noticed, so this would only tell what is known",
-    ),
-];
 
 /// One fault of a schedule.
 #[derive(Clone, Debug, PartialEq, Eq)]

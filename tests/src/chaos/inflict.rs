@@ -2,19 +2,22 @@
 
 use std::sync::Arc;
 
-use anyhow::Result;
+use anyhow::{Context, Result};
 
 use super::fault::{Fault, Kind};
 use super::load::Shared;
+use super::shards::WrongByte;
 use super::table::Death;
-use super::target::{Role, SOON, SYSTEM, processes};
-use crate::cluster::{Cluster, Impairment, PodProcess, Signal};
+use super::target::{RANKS, Role, SOON, SYSTEM, failures, processes};
+use crate::cluster::{Cluster, Impairment, PodProcess, Signal, clock};
 use crate::{paths, poll};
 
 /// Megabits a second of a throttled cable: enough that groups go on, slowly.
 const SLOW: u32 = 100;
 /// Milliseconds that a late cable adds, as between zones that are far from each other.
 const LATE: u64 = 10;
+/// Seconds by which a clock is wrong: within the life of a certificate, and beyond it.
+const SHIFTS: [i64; 4] = [-300, -10, 10, 300];
 /// Where ranks listen.
 const RANK_PORTS: (u16, u16) = (18_100, 18_355);
 const LEASE: &str = "llamero-operator";
@@ -70,6 +73,8 @@ pub(super) fn inflict(cluster: &Cluster, shared: &Arc<Shared>, fault: &Fault) ->
         Kind::Throttle => impair(cluster, pick, Impairment::Slow(SLOW)),
         Kind::Delay => impair(cluster, pick, Impairment::Late(LATE)),
         Kind::CorruptFrame => corrupt_frame(cluster, pick),
+        Kind::CorruptShard => corrupt_shard(cluster, pick),
+        Kind::ShiftClock => shift_clock(cluster, pick),
         Kind::StopApiServer => {
             cluster.stop_api_server()?;
             Ok(Inflicted::until("API server", Cluster::start_api_server))
@@ -180,6 +185,45 @@ fn corrupt_frame(cluster: &Cluster, pick: u64) -> Result<Inflicted> {
     Ok(Inflicted::until(node.clone(), move |cluster| {
         cluster.heal_link(&node)
     }))
+}
+
+/// It counts as caused when the group says which file is wrong, so that nothing was served of it.
+fn corrupt_shard(cluster: &Cluster, pick: u64) -> Result<Inflicted> {
+    let victim = victim(cluster, Role::Supervisor, pick)?;
+    // `DEPLOYMENT-GROUP-INDEX-ATTEMPT`, with one rank a pod.
+    let index = victim.pod.rsplit('-').nth(1).and_then(|index| index.parse().ok());
+    let rank = index.with_context(|| format!("pod {} has no index", victim.pod))?;
+    let before = failures(cluster)?;
+    let wrong = WrongByte::put(rank, RANKS, pick)?;
+    let refused = victim.signal(Signal::KILL).and_then(|()| {
+        poll::until("the wrong byte to be noticed", SOON, || {
+            let names = |text: &&String| text.contains(&wrong.name) && text.contains("SHA-256");
+            let now = failures(cluster)?;
+            Ok(now.difference(&before).any(|text| names(&text)).then_some(()))
+        })
+    });
+    match refused {
+        Ok(()) => {
+            let hit = format!("{}, and {} on {}", wrong.name, victim.pod, victim.node);
+            Ok(Inflicted::until(hit, move |_| wrong.take_back()))
+        }
+        Err(error) => {
+            wrong.take_back()?;
+            Err(error)
+        }
+    }
+}
+
+fn shift_clock(cluster: &Cluster, pick: u64) -> Result<Inflicted> {
+    let roles = [Role::Gateway, Role::Operator, Role::Supervisor, Role::Rank];
+    let role = one(&roles, pick, "part")?;
+    let pick = pick / roles.len() as u64;
+    let seconds = one(&SHIFTS, pick, "shift")?;
+    let victim = victim(cluster, role, pick / SHIFTS.len() as u64)?;
+    let shifted = clock::shift(&victim, seconds)?;
+    let (name, pod, node) = (role.name(), &victim.pod, &victim.node);
+    let hit = format!("{name} {pod} on {node}, by {seconds} s");
+    Ok(Inflicted::until(hit, move |_| shifted.take_back()))
 }
 
 fn steal_lease(cluster: &Cluster) -> Result<Inflicted> {

@@ -21,6 +21,7 @@
 //! | `run` | all of it in order |
 //! | [`mod@schedule`] | from a seed to faults |
 //! | [`table`] | how a stream may end |
+//! | `shards` | the deployment's weights |
 //! | `target` | the deployment under test |
 //! | `watch` | looking at the cluster meanwhile |
 
@@ -36,6 +37,7 @@ mod report;
 pub mod request;
 mod run;
 pub mod schedule;
+mod shards;
 pub mod table;
 mod target;
 mod watch;

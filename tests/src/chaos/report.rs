@@ -2,7 +2,6 @@
 
 use std::fmt::Write as _;
 
-use super::fault::NOT_DONE;
 use super::picture::picture;
 use super::run::Outcome;
 use super::table::Verdict;
@@ -15,9 +14,15 @@ table{border-collapse:collapse}td,th{text-align:left;padding:.15rem .8rem .15rem
 #[must_use]
 pub fn page(outcome: &Outcome) -> String {
     let seed = outcome.options.seed;
-    let again = match outcome.options.length.as_secs() {
-        seconds if seconds.is_multiple_of(60) => format!("make chaos SEED={seed} MINUTES={}", seconds / 60),
-        seconds => format!("llamero-chaos --seed {seed} --seconds {seconds}"),
+    let again = match (outcome.options.length.as_secs(), outcome.options.only) {
+        (seconds, Some(only)) => format!(
+            "llamero-chaos --seed {seed} --seconds {seconds} --only '{}'",
+            escape(only.name())
+        ),
+        (seconds, None) if seconds.is_multiple_of(60) => {
+            format!("make chaos SEED={seed} MINUTES={}", seconds / 60)
+        }
+        (seconds, None) => format!("llamero-chaos --seed {seed} --seconds {seconds}"),
     };
     let mut html = format!(
         "<!doctype html><html lang=\"en\"><meta charset=\"utf-8\"><title>Llamero under faults, seed {seed}</title><style>{STYLE}</style>\n<h1>Llamero under faults</h1>\n"
@@ -72,10 +77,6 @@ pub fn page(outcome: &Outcome) -> String {
     for line in &outcome.uses {
         let _ = writeln!(html, "<li>{}</li>", escape(line));
     }
-    html.push_str("</ul><h2>Not caused</h2><ul>\n");
-    for (what, why) in NOT_DONE {
-        let _ = writeln!(html, "<li>{what}: {}</li>", escape(why));
-    }
     html.push_str("</ul></html>\n");
     html
 }
@@ -116,6 +117,7 @@ mod tests {
                 seed: 5,
                 length: second * 60,
                 tokens: 8,
+                only: None,
             },
             faults: vec![Happened {
                 fault,

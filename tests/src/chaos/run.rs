@@ -7,7 +7,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, anyhow};
 
 use super::answer::Answer;
-use super::fault::Fault;
+use super::fault::{Fault, Kind};
 use super::inflict::{Nothing, inflict};
 use super::leaks::Census;
 use super::load::{Questions, Shared, all_once, load};
@@ -29,6 +29,8 @@ pub struct Options {
     pub length: Duration,
     /// Tokens of each answer.
     pub tokens: u32,
+    /// The only kind of fault.
+    pub only: Option<Kind>,
 }
 
 /// A fault as it went.
@@ -126,7 +128,7 @@ async fn every_stream(target: &Target, questions: &Questions) -> Result<Vec<Answ
 fn disturb(target: &Target, shared: &Arc<Shared>, options: Options) -> (Vec<Happened>, Vec<String>) {
     let mut happened = Vec::new();
     let mut findings = Vec::new();
-    for fault in schedule(options.seed, options.length) {
+    for fault in schedule(options.seed, options.length, options.only) {
         poll::pause(fault.at.saturating_sub(shared.start.elapsed()));
         let from = shared.start.elapsed();
         let (hit, undo) = match inflict(&target.cluster, shared, &fault) {

@@ -12,9 +12,10 @@ const FIRST: u64 = 4;
 /// Seconds between the end of a fault and the next one, from and to.
 const PAUSE: (u64, u64) = (1, 5);
 
-/// The faults of a run, one after the other, in the order of their times. Every kind that fits comes once before any comes again.
+/// The faults of a run, one after the other, in the order of their times. Every kind that fits comes once before any comes again; where one
+/// is named there is no other.
 #[must_use]
-pub fn schedule(seed: u64, run: Duration) -> Vec<Fault> {
+pub fn schedule(seed: u64, run: Duration, only: Option<Kind>) -> Vec<Fault> {
     let mut random = Random::new(seed);
     let mut faults = Vec::new();
     let mut deck: Vec<Kind> = Vec::new();
@@ -23,7 +24,9 @@ pub fn schedule(seed: u64, run: Duration) -> Vec<Fault> {
         if deck.is_empty() {
             deck = Kind::ALL
                 .into_iter()
-                .filter(|kind| Duration::from_secs(kind.shape().room) <= run)
+                .filter(|kind| {
+                    Duration::from_secs(kind.shape().room) <= run && only.is_none_or(|only| only == *kind)
+                })
                 .collect();
             random.shuffle(&mut deck);
         }
@@ -54,14 +57,14 @@ mod tests {
 
     #[test]
     fn a_seed_repeats_its_schedule_and_another_gives_another() {
-        assert_eq!(schedule(7, MINUTE), schedule(7, MINUTE));
-        assert_ne!(schedule(7, MINUTE), schedule(8, MINUTE));
+        assert_eq!(schedule(7, MINUTE, None), schedule(7, MINUTE, None));
+        assert_ne!(schedule(7, MINUTE, None), schedule(8, MINUTE, None));
     }
 
     #[test]
     fn faults_come_one_after_the_other_and_end_within_the_run() {
         for seed in 0..200 {
-            let faults = schedule(seed, MINUTE);
+            let faults = schedule(seed, MINUTE, None);
             assert!(faults.len() >= 5, "seed {seed}: {faults:?}");
             for pair in faults.windows(2) {
                 assert!(pair[0].at + pair[0].lasts < pair[1].at, "seed {seed}: {pair:?}");
@@ -72,11 +75,13 @@ mod tests {
 
     #[test]
     fn an_hour_has_every_kind_and_a_minute_none_that_needs_longer() {
-        let hour = schedule(1, 60 * MINUTE);
+        let hour = schedule(1, 60 * MINUTE, None);
         for kind in Kind::ALL {
             assert!(hour.iter().any(|fault| fault.kind == kind), "{kind:?}");
         }
-        let minute = schedule(1, MINUTE);
+        let minute = schedule(1, MINUTE, None);
         assert!(minute.iter().all(|fault| fault.kind != Kind::LoseNode));
+        let clocks = schedule(1, MINUTE, Some(Kind::ShiftClock));
+        assert!(clocks.len() > 2 && clocks.iter().all(|fault| fault.kind == Kind::ShiftClock));
     }
 }

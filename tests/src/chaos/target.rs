@@ -1,12 +1,13 @@
 //! The deployment under test, and where its parts run.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use serde_json::{Value, json};
 
+use super::shards;
 use crate::cluster::{Cluster, PodProcess};
 use crate::poll;
 
@@ -18,6 +19,8 @@ pub(super) const SYSTEM: &str = "llamero-system";
 pub(super) const NAME: &str = "chaos";
 /// Groups that the deployment has.
 pub(super) const GROUPS: u32 = 2;
+/// Ranks of a group, of which each has a pod of its own.
+pub(super) const RANKS: u32 = 2;
 /// How long a group may be placed in part.
 pub(super) const PLACEMENT_DEADLINE: Duration = Duration::from_secs(20);
 /// Long enough for a loaded machine, short enough to notice what is stuck.
@@ -39,17 +42,18 @@ impl Target {
             cluster: Cluster::connect()?,
         };
         target.remove()?;
+        shards::make(RANKS)?;
         target.cluster.kubectl().apply(&json!({
             "apiVersion": "llamero.dev/v1alpha1",
             "kind": "LlamaDeployment",
             "metadata": {"name": NAME, "namespace": NAMESPACE},
             "spec": {
                 "model": {
-                    "source": {"persistentVolumeClaim": {"claimName": "weights", "path": "SmolLM2-135M-Instruct-FP8"}},
+                    "source": {"persistentVolumeClaim": {"claimName": "weights", "path": shards::FOLDER}},
                     "maxContextLength": 1024
                 },
                 "replicas": GROUPS,
-                "parallelism": {"tensor": 2},
+                "parallelism": {"tensor": RANKS},
                 "placement": {"deadline": format!("{}s", PLACEMENT_DEADLINE.as_secs())},
                 // Faults come thick here: what is spent in ordinary life must not be spent by them.
                 "recovery": {
@@ -101,7 +105,8 @@ impl Target {
                 .kubectl()
                 .get(&["-n", NAMESPACE, "pods", "-l", &selector])?;
             Ok(pods["items"].as_array().is_some_and(Vec::is_empty).then_some(()))
-        })
+        })?;
+        shards::remove()
     }
 
     /// Pods and addresses of the gateways that are not on their way out.
@@ -146,6 +151,16 @@ fn is_ready(pod: &Value) -> bool {
         .flatten()
         .any(|one| one["type"] == "Ready" && one["status"] == "True");
     ready && pod["metadata"]["deletionTimestamp"].is_null()
+}
+
+/// How ranks failed, as the operator keeps it.
+pub(super) fn failures(cluster: &Cluster) -> Result<BTreeSet<String>> {
+    let groups = cluster.kubectl().get(&["-n", NAMESPACE, "llamagroups"])?;
+    let groups = groups["items"].as_array().context("no list of groups")?;
+    let kept = groups
+        .iter()
+        .filter_map(|group| group["spec"]["failures"].as_array());
+    Ok(kept.flatten().map(Value::to_string).collect())
 }
 
 /// What a process of Llamero is.

@@ -6,6 +6,7 @@
 //! | module | what it holds |
 //! |---|---|
 //! | [`addresses`] | names and addresses |
+//! | [`clock`] | a wrong clock for one process |
 //! | [`mod@delay`] | a relay that holds packets |
 //! | [`fences`] | NetworkPolicies, enforced on the nodes |
 //! | [`impair`] | cables that work badly, a full disk |
@@ -25,6 +26,7 @@ use serde_json::json;
 pub mod addresses;
 mod certs;
 mod cgroup;
+pub mod clock;
 mod containerd;
 mod control_plane;
 pub mod delay;

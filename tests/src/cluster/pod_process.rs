@@ -47,6 +47,19 @@ impl PodProcess {
         pidfd_send_signal(&handle, signal).with_context(gone)
     }
 
+    /// A process of this machine that is in no pod; `None` for one that has ended.
+    #[must_use]
+    pub fn of(pid: i32) -> Option<Self> {
+        Some(Self {
+            pid,
+            pod: String::new(),
+            node: String::new(),
+            container: String::new(),
+            command: String::new(),
+            started: start_time(pid)?,
+        })
+    }
+
     /// Whether the process is still there and not only waiting to be reaped.
     #[must_use]
     pub fn lives(&self) -> bool {

@@ -6,6 +6,10 @@
 //!                        +--> the group finishes what runs and leaves                 +--> another successor, after a backoff
 //! ```
 //! Only a group that serves moves its members: one that does not has nothing to lose, and its lost members go to other nodes anyway.
+#![expect(
+    clippy::indexing_slicing,
+    reason = "a place in a view is one in the list of members that it was made from"
+)]
 
 use llamero_api::{
     deployment::Disruption,
@@ -354,11 +358,7 @@ fn request_nodes<'a>(view: &GroupView<'a>, context: &Context<'_>, next: &mut Nex
     if indices.is_empty() || !view.ready {
         return;
     }
-    let wait = spec
-        .place_after
-        .as_ref()
-        .map(time::millis)
-        .filter(|at| *at > context.now);
+    let wait = members::waits_until(spec, context.now);
     if wait.is_some() {
         next.next_at = time::earlier(next.next_at, wait);
         return;

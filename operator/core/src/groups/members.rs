@@ -1,4 +1,8 @@
 //! Writes of `spec.members`: roll back what is overdue, replace what is lost, record what exists.
+#![expect(
+    clippy::indexing_slicing,
+    reason = "a place in a view is one in the list of members that it was made from"
+)]
 
 use std::collections::BTreeSet;
 
@@ -266,6 +270,13 @@ pub fn back_off(spec: &mut LlamaGroupSpec, now: Millis) -> Millis {
     wait
 }
 
+/// Until when nothing is placed, if that is still to come. A time beyond the longest wait is from an operator whose clock was wrong.
+#[must_use]
+pub fn waits_until(spec: &LlamaGroupSpec, now: Millis) -> Option<Millis> {
+    let after = spec.place_after.as_ref().map(time::millis)?;
+    (after > now && after <= now.saturating_add(LONGEST_BACKOFF)).then_some(after)
+}
+
 /// When the next placement becomes overdue.
 #[must_use]
 pub fn next_deadline(view: &GroupView<'_>, context: &Context<'_>) -> Option<Millis> {
@@ -319,9 +330,14 @@ fn deadlines<'a>(
     members.filter_map(|m| Some((batch(m.member)?, deadline_of(view, m, context)?)))
 }
 
-/// Until when a placed member must be scheduled, or its container run and answer.
+/// Until when a placed member must be scheduled, or its container run and answer. Who was placed later than now, by more than a
+/// deadline, was so by an operator whose clock was wrong, and is overdue.
 fn deadline_of(view: &GroupView<'_>, member: &MemberView<'_>, context: &Context<'_>) -> Option<Millis> {
-    let scheduled_by = batch(member.member)?.saturating_add(context.placement.deadline.millis());
+    let (placed, deadline) = (batch(member.member)?, context.placement.deadline.millis());
+    let scheduled_by = match placed > context.now.saturating_add(deadline) {
+        true => Millis::MIN,
+        false => placed.saturating_add(deadline),
+    };
     if !member.scheduled() {
         Some(scheduled_by)
     } else if starts(view, member) {

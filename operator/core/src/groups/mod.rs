@@ -127,11 +127,7 @@ pub fn next_steps<'a>(view: &GroupView<'a>, context: &Context<'_>) -> NextSteps<
 /// Asks for nodes, once backoff and budget allow it.
 fn request_nodes<'a>(view: &GroupView<'a>, context: &Context<'_>, next: &mut NextSteps<'a>) {
     let spec = view.spec();
-    let backed_off = spec
-        .place_after
-        .as_ref()
-        .map(time::millis)
-        .filter(|at| *at > context.now);
+    let backed_off = members::waits_until(spec, context.now);
     let wait = match recovery::permit(&spec.failures, context.recovery, context.now) {
         Permit::Now => backed_off,
         Permit::At(at) | Permit::SpentUntil(at) | Permit::UnusableUntil(at) => {

@@ -1,5 +1,9 @@
 //! Who is to blame when a group that starts gets no further: a rank that reads nothing, or ranks that have their weights and do not
 //! come together.
+#![expect(
+    clippy::indexing_slicing,
+    reason = "a place in a view is one in the list of members that it was made from"
+)]
 
 use llamero_api::group::RankPhase;
 

@@ -168,7 +168,7 @@ impl<'a> Ledger<'a> {
     #[must_use]
     pub fn node(&self, name: &str) -> Option<&'a Node> {
         let at = self.nodes.binary_search_by(|node| node.name.as_str().cmp(name));
-        at.ok().map(|at| self.nodes[at])
+        self.nodes.get(at.ok()?).copied()
     }
 
     /// What is left on a node for pods that ask for this much.

@@ -1,4 +1,8 @@
 //! Nodes and what is used on them.
+#![expect(
+    clippy::indexing_slicing,
+    reason = "places come from a search of the same list"
+)]
 
 use std::collections::{BTreeMap, BTreeSet};
 

@@ -9,11 +9,11 @@ use llamero_api::{
 
 use super::group::difference;
 use crate::{
-    groups::{GroupView, MemberView, losses},
+    groups::{GroupView, MemberView, losses, members},
     observed::Pod,
     recovery::{self, Permit},
     refusals,
-    time::{self, Millis},
+    time::Millis,
 };
 
 /// What is known of a group when its message is written.
@@ -73,7 +73,9 @@ fn failed(told: &Told<'_>) -> String {
     let failures = &told.view.spec().failures;
     let last = last_failure(told.view);
     if let Permit::UnusableUntil(_) = recovery::permit(failures, told.policy, told.now) {
-        return format!("{last}; a changed specification is tried at once, the same one every 15 minutes");
+        return format!(
+            "{last}; a changed specification is tried at once, the same one after a minute, then after twice the last wait, up to every 15 minutes"
+        );
     }
     let spent = recovery::incidents(failures, told.policy, told.now).len();
     format!(
@@ -145,9 +147,8 @@ fn moving(view: &GroupView<'_>) -> String {
 
 fn waiting(told: &Told<'_>) -> String {
     let spec = told.view.spec();
-    let after = spec.place_after.as_ref().map(time::millis);
     let last = || last_failure(told.view);
-    match (told.missing, after.filter(|at| *at > told.now)) {
+    match (told.missing, members::waits_until(spec, told.now)) {
         (Some(missing), _) => missing.to_owned(),
         (None, Some(_)) => format!(
             "placement was rolled back {} times, and is tried again after a while: {}",
