@@ -503,7 +503,11 @@ mod tests {
                 "stop",
                 "at most 256",
             ),
-            (|s| s.allowed_token_ids = Some(Vec::new()), "allowed_token_ids"),
+            (
+                |s| s.allowed_token_ids = Some(Vec::new()),
+                "allowed_token_ids",
+                "name some",
+            ),
             (
                 |s| s.stop_token_ids = Some(vec![1; 1025]),
                 "stop_token_ids",

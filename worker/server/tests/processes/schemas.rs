@@ -7,6 +7,7 @@ use jsonschema::{Draft, Validator};
 use llamero_proto::v1::structure::Form;
 use llamero_proto::v1::{CompletionRequest, FinishReason};
 use llamero_settings::hash::mix;
+use regex::Regex;
 use serde::Deserialize;
 use serde_json::{Map, Value, json};
 use tonic::Code;
@@ -66,8 +67,7 @@ struct Case {
 
 enum Check {
     Json(Validator),
-    /// As a string.
-    Text(Validator),
+    Text(Regex),
     Holds(fn(&str) -> bool),
     /// Another implementation is not asked: the schema points to the network, which ours refuses.
     Refused,
@@ -83,7 +83,7 @@ impl Case {
     fn holds(&self, text: &str) -> bool {
         match &self.check {
             Check::Holds(holds) => holds(text),
-            Check::Text(validator) => validator.is_valid(&Value::from(text)),
+            Check::Text(regex) => regex.is_match(text),
             Check::Json(validator) => match serde_json::from_str(text) {
                 Ok(value) => is_vast(text) || validator.is_valid(&value),
                 Err(error) => is_vast(text) && error.to_string().contains("out of range"),
@@ -118,7 +118,7 @@ fn cases() -> Vec<Case> {
     let regexes = REGEXES.iter().map(|regex| Case {
         name: (*regex).to_owned(),
         form: Form::Regex((*regex).to_owned()),
-        check: Check::Text(validator(&json!({"pattern": format!("^(?:{regex})$")})).expect(regex)),
+        check: Check::Text(Regex::new(&format!("^(?:{regex})$")).unwrap()),
     });
     let grammars = GRAMMARS.iter().map(|(grammar, holds)| Case {
         name: (*grammar).to_owned(),
@@ -282,5 +282,5 @@ async fn every_answer_that_ends_has_its_form() {
 #[ignore = "takes minutes"]
 async fn every_answer_that_ends_has_its_form_with_all_forms() {
     let cases = cases();
-    on_one_and_three_ranks(&cases, cases.len()).await;
+    on_one_and_three_ranks(&cases, 100).await;
 }
