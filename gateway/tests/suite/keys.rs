@@ -148,7 +148,7 @@ async fn over_http2_a_refused_request_may_still_be_sent() {
         assert!(!reply.into_body().collect().await.unwrap().to_bytes().is_empty());
         body
     };
-    let mut body = refused().await;
+    let body = refused().await;
     // Whatever the gateway sent behind its first answer has come when the second one has.
     let _second = refused().await;
     for _ in 0..3 {

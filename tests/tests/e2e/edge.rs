@@ -1,7 +1,7 @@
 //! Two gateways in front of two groups: TLS and keys from Secrets that change, limits over both, and conversations that find their caches.
 
 use std::process::Command;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use llamero_tests::cluster::Kubectl;
@@ -168,8 +168,11 @@ fn two_gateways_keep_limits_and_take_up_secrets() -> Result<()> {
 /// What the limited key may ask in a minute, over both gateways in turn.
 fn limits(secrets: &Secrets, ips: &[String]) -> Result<()> {
     // What other gateways did before these two knew each other counts as spent for a minute.
-    std::thread::sleep(Duration::from_secs(65));
-    let begun = std::time::Instant::now();
+    let known = Instant::now();
+    poll::until("a minute to pass", SOON, || {
+        Ok((known.elapsed() > Duration::from_secs(65)).then_some(()))
+    })?;
+    let begun = Instant::now();
     let mut served = 0;
     for turn in 0..LIMIT * 2 {
         let (code, answer, _) =
