@@ -55,6 +55,8 @@ case "${1:-all}" in
     # Among the ignored ones: exact_streams kills the leader of twelve kinds of answers at every token.
     LLAMERO_FUZZ_SECONDS=60 LLAMERO_FUZZ_CASES=4000 PROPTEST_CASES=4096 unit -- --include-ignored
     gpu -- --include-ignored
+    say "2,000 streams through the gateway"
+    tests/load-gateway.sh 600 2000 "$(date +%s)"
     tests/supply-chain/reproduce.sh
     LLAMERO_LONG=1 cluster
     ;;

@@ -112,10 +112,10 @@ fn body(prompt: usize, tokens: u32, stream: bool) -> Bytes {
     body.to_string().into()
 }
 
-struct Client(SendRequest<Full<Bytes>>);
+pub(crate) struct Client(SendRequest<Full<Bytes>>);
 
 impl Client {
-    async fn connect(address: SocketAddr) -> anyhow::Result<Self> {
+    pub(crate) async fn connect(address: SocketAddr) -> anyhow::Result<Self> {
         let stream = TcpStream::connect(address).await?;
         stream.set_nodelay(true)?;
         let (sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await?;
@@ -123,7 +123,7 @@ impl Client {
         Ok(Self(sender))
     }
 
-    async fn ask(&mut self, body: &Bytes) -> anyhow::Result<Incoming> {
+    pub(crate) async fn ask(&mut self, body: &Bytes) -> anyhow::Result<Incoming> {
         let request = Request::post("/v1/chat/completions")
             .header("host", "gateway")
             .header("content-type", "application/json")

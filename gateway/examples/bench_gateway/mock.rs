@@ -5,6 +5,7 @@
 use std::convert::Infallible;
 use std::net::SocketAddr;
 use std::pin::Pin;
+use std::time::Duration;
 
 use axum::Json;
 use axum::body::Body;
@@ -35,10 +36,7 @@ const MAX_BODY: usize = 16 << 20;
 /// # Errors
 /// A port is taken.
 pub(crate) async fn serve(http: SocketAddr, grpc: SocketAddr) -> anyhow::Result<()> {
-    let worker = CompletionServer::new(Worker).max_decoding_message_size(MAX_BODY);
-    let grpc = tonic::transport::Server::builder()
-        .add_service(worker)
-        .serve(grpc);
+    let grpc = leader(grpc, None);
     let router = axum::Router::new()
         .route("/v1/chat/completions", post(chat))
         .fallback(any(about))
@@ -49,6 +47,21 @@ pub(crate) async fn serve(http: SocketAddr, grpc: SocketAddr) -> anyhow::Result<
         ended = axum::serve(listener, router) => ended?,
     }
     Ok(())
+}
+
+/// Serve gRPC only until the process ends. With a pace, tokens come one each time, and their texts are their numbers.
+///
+/// # Errors
+/// The port is taken.
+pub(crate) async fn leader(address: SocketAddr, pace: Option<Duration>) -> anyhow::Result<()> {
+    let worker = CompletionServer::new(Worker { pace }).max_decoding_message_size(MAX_BODY);
+    let server = tonic::transport::Server::builder().add_service(worker);
+    Ok(server.serve(address).await?)
+}
+
+/// The text of the token of this number, from 1, of a leader with a pace.
+pub(crate) fn numbered(number: u32) -> String {
+    format!(" {number}")
 }
 
 /// Health and what a router asks a worker about itself.
@@ -95,7 +108,20 @@ fn one_by_one<T: Send + 'static>(pieces: Vec<T>) -> impl Stream<Item = T> + Send
     })
 }
 
-struct Worker;
+/// One each time.
+fn paced<T: Send + 'static>(
+    pieces: impl Iterator<Item = T> + Send + 'static,
+    pace: Duration,
+) -> impl Stream<Item = T> + Send {
+    stream::iter(pieces).then(move |piece| async move {
+        tokio::time::sleep(pace).await;
+        piece
+    })
+}
+
+struct Worker {
+    pace: Option<Duration>,
+}
 
 type Chunks = Pin<Box<dyn Stream<Item = Result<CompletionChunk, Status>> + Send>>;
 
@@ -104,26 +130,35 @@ impl Completion for Worker {
     type CompleteStream = Chunks;
 
     async fn complete(&self, request: Request<CompletionRequest>) -> Result<tonic::Response<Chunks>, Status> {
-        let tokens = request.into_inner().max_tokens.unwrap_or(1);
+        let request = request.into_inner();
+        let (tokens, pace) = (request.max_tokens.unwrap_or(1), self.pace);
+        let resumed = u32::try_from(request.resume_token_ids.len()).unwrap_or(u32::MAX);
+        let held = pace.is_none() && tokens == HELD;
         let chunk = move |number: u32| CompletionChunk {
             prompt_tokens: 5,
             output_tokens: number,
-            text: if number > 0 {
-                TOKEN.to_owned()
-            } else {
-                String::new()
+            text: match pace {
+                _ if number == resumed => String::new(),
+                Some(_) => numbered(number),
+                None => TOKEN.to_owned(),
             },
-            token_ids: if number > 0 { vec![number] } else { Vec::new() },
-            finish: (number == tokens && tokens != HELD).then(|| Finish {
+            token_ids: if number > resumed {
+                vec![number]
+            } else {
+                Vec::new()
+            },
+            content_identity: "mock".to_owned(),
+            finish: (number == tokens && !held).then(|| Finish {
                 reason: FinishReason::Length.into(),
                 ..Finish::default()
             }),
             ..CompletionChunk::default()
         };
-        let pieces = one_by_one((0..=tokens).map(move |number| Ok(chunk(number))).collect());
-        let stream = match tokens {
-            HELD => pieces.chain(stream::pending()).boxed(),
-            _ => pieces.boxed(),
+        let pieces = (resumed..=tokens).map(move |number| Ok(chunk(number)));
+        let stream = match pace {
+            Some(pace) => paced(pieces, pace).boxed(),
+            None if held => one_by_one(pieces.collect()).chain(stream::pending()).boxed(),
+            None => one_by_one(pieces.collect()).boxed(),
         };
         Ok(tonic::Response::new(stream))
     }

@@ -12,6 +12,7 @@ use super::file::Key;
 use super::scope::Scope;
 use crate::Gateway;
 use crate::error::ApiError;
+use crate::routes::body::linger;
 
 /// How Anthropic's clients send a key.
 const API_KEY: HeaderName = HeaderName::from_static("x-api-key");
@@ -44,7 +45,12 @@ pub async fn authenticate(State(gateway): State<Arc<Gateway>>, mut request: Requ
         None => Caller::default(),
         Some(keys) => match sent(request.headers()).and_then(|sent| keys.find(sent)) {
             Some(key) => Caller { key: Some(key) },
-            None => return refusal(request.headers()),
+            None => {
+                let refusal = refusal(request.headers());
+                // Over HTTP/2 the stream would be reset under what the client still sends, and some never see why.
+                tokio::spawn(linger(request.into_body()));
+                return refusal;
+            }
         },
     };
     request.extensions_mut().insert(caller);

@@ -12,7 +12,7 @@ use crate::Gateway;
 use crate::budget::{Budget, Share};
 use crate::error::ApiError;
 
-/// What a client may still send of a body that was refused for its size, and for how long. Who closes a connection
+/// What a client may still send of a body that was refused, and for how long. Who closes a connection
 /// with unread bytes resets it, and the client never sees the sentence that says why.
 const LINGER_BYTES: usize = 64 << 20;
 const LINGER: Duration = Duration::from_secs(10);
@@ -85,7 +85,7 @@ fn full() -> ApiError {
 }
 
 /// Read and forget, within bounds, what the client sends after its request was refused.
-async fn linger(mut body: Body) {
+pub async fn linger(mut body: Body) {
     let rest = async {
         let mut read = 0;
         while let Some(Ok(frame)) = body.frame().await {

@@ -1,16 +1,23 @@
 //! API keys and their limits, at one gateway and at several.
 
+use std::convert::Infallible;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
+use bytes::Bytes;
+use futures::stream::unfold;
+use http_body_util::{BodyExt as _, StreamBody};
+use hyper::body::Frame;
 use hyper::{Method, StatusCode};
+use hyper_util::rt::{TokioExecutor, TokioIo};
 use llamero_gateway::Settings;
 use llamero_gateway::keys::KeyStore;
 use llamero_identity::connect::Link;
 use llamero_proto::v1::FinishReason;
 use serde_json::{Value, json};
 use tempfile::TempDir;
+use tokio::sync::mpsc::Receiver;
 
 use crate::support::client::{Reply, get, send_with};
 use crate::support::worker::Worker;
@@ -117,6 +124,37 @@ async fn only_holders_of_keys_are_served() {
     assert_eq!(reply.status(), StatusCode::UNAUTHORIZED);
     let metrics = get(served.health, "/metrics").await.text().await;
     assert!(!metrics.contains("alice"), "{metrics}");
+}
+
+/// A client that sends its body while it is refused hears why: nothing resets its stream.
+#[tokio::test]
+async fn over_http2_a_refused_request_may_still_be_sent() {
+    let keys = Keys::new("");
+    let served = gateway(settings(&keys.path)).await;
+    let stream = tokio::net::TcpStream::connect(served.http).await.unwrap();
+    let handshake = hyper::client::conn::http2::handshake(TokioExecutor::new(), TokioIo::new(stream));
+    let (mut client, connection) = handshake.await.unwrap();
+    tokio::spawn(connection);
+    let mut refused = async || {
+        let (body, frames) = tokio::sync::mpsc::channel(1);
+        let frames = Box::pin(unfold(frames, async |mut frames: Receiver<_>| {
+            Some((frames.recv().await?, frames))
+        }));
+        let request = hyper::Request::post(format!("http://{}/v1/completions", served.http));
+        let request = request.body(StreamBody::new(frames)).unwrap();
+        client.ready().await.unwrap();
+        let reply = client.send_request(request).await.unwrap();
+        assert_eq!(reply.status(), StatusCode::UNAUTHORIZED);
+        assert!(!reply.into_body().collect().await.unwrap().to_bytes().is_empty());
+        body
+    };
+    let body = refused().await;
+    // Whatever the gateway sent behind its first answer has come when the second one has.
+    let _second = refused().await;
+    for _ in 0..3 {
+        let frame = Ok::<_, Infallible>(Frame::data(Bytes::from_static(b"{}")));
+        body.send(frame).await.expect("the stream was reset");
+    }
 }
 
 #[tokio::test]

@@ -6,6 +6,7 @@
 //! | [`clients`] | client packages of others, through the gateway |
 //! | [`dashboard`] | the dashboard's metrics are exported |
 //! | [`disruption`] | a drained node: members move and the stream goes on |
+//! | [`edge`] | two gateways with TLS, keys and limits in front of two groups |
 //! | [`faults`] | a killed rank, a deleted pod: streams go on, survivors keep their weights |
 //! | [`gpus`] | ranks on an emulated driver: the CPU's text, a killed rank, nodes without GPUs, an image without CUDA |
 //! | [`hub`] | weights straight from a Hub, two ranks on one node |
@@ -28,6 +29,7 @@ mod client;
 mod clients;
 mod dashboard;
 mod disruption;
+mod edge;
 mod faults;
 mod fixture;
 mod gpus;

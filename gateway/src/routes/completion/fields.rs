@@ -116,6 +116,11 @@ pub const FIELDS: &[Field] = &[
     row(Both, "logit_bias", Used("−100 to 100 by token id; at most 1,024")),
     row(Both, "stop", Used("a string or up to 16")),
     row(Both, "stop_token_ids", Used("at most 1,024")),
+    row(
+        Both,
+        "allowed_token_ids",
+        Used("the answer has no others, also not its end-of-text token unless it is named"),
+    ),
     row(Both, "ignore_eos", Used("go on behind the end of the text")),
     row(
         Both,
@@ -261,7 +266,6 @@ pub const FIELDS: &[Field] = &[
     row(Both, "length_penalty", Refused(Number(1.0), OUT)),
     row(Both, "use_beam_search", Refused(Nothing, "use n")),
     row(Both, "early_stopping", Refused(Nothing, OUT)),
-    row(Both, "allowed_token_ids", Refused(Nothing, "use logit_bias")),
     row(Both, "logits_processors", Refused(Nothing, OUT)),
     row(Both, "spaces_between_special_tokens", Refused(True, OUT)),
     row(

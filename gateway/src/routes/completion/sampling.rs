@@ -119,6 +119,8 @@ pub struct Sampling {
     pub stop: Option<Stop>,
     /// Tokens that end the answer.
     pub stop_token_ids: Option<Vec<u32>>,
+    /// The only tokens that the answer may have.
+    pub allowed_token_ids: Option<Vec<u32>>,
     /// Go on after the end-of-text token.
     pub ignore_eos: Option<bool>,
     /// 0 (off) to 1.
@@ -159,6 +161,7 @@ impl Sampling {
             "logit_bias" => self.logit_bias = map.next_value::<Option<Biases>>()?.map(|biases| biases.0),
             "stop" => self.stop = map.next_value()?,
             "stop_token_ids" => self.stop_token_ids = map.next_value()?,
+            "allowed_token_ids" => self.allowed_token_ids = map.next_value()?,
             "ignore_eos" => self.ignore_eos = map.next_value()?,
             "min_p" => self.min_p = map.next_value()?,
             "min_tokens" => self.min_tokens = map.next_value()?,
@@ -231,6 +234,13 @@ impl Sampling {
         if request.repetition_penalty == Some(0.0) {
             let message = "'repetition_penalty' is 0; it must be above 0 and at most 10 (1 is off).";
             return Err(ApiError::invalid(Some("repetition_penalty"), message));
+        }
+        if let Some(tokens) = &self.allowed_token_ids {
+            if tokens.is_empty() {
+                let message = "'allowed_token_ids' is empty, which leaves no token for the answer; name some, or leave it out.";
+                return Err(ApiError::invalid(Some("allowed_token_ids"), message));
+            }
+            request.allowed_token_ids.clone_from(tokens);
         }
         let prompt_logprobs = self.prompt_logprobs;
         request.prompt_logprobs = prompt_logprobs
@@ -492,6 +502,11 @@ mod tests {
                 |s| s.stop = Some(Stop::One("a".repeat(257))),
                 "stop",
                 "at most 256",
+            ),
+            (
+                |s| s.allowed_token_ids = Some(Vec::new()),
+                "allowed_token_ids",
+                "name some",
             ),
             (
                 |s| s.stop_token_ids = Some(vec![1; 1025]),

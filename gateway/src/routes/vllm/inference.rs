@@ -43,12 +43,16 @@ impl Service {
             .stopping
             .as_ref()
             .map_or(0, |stopping| stopping.max_new_tokens);
+        let answers = request
+            .sampling
+            .as_ref()
+            .map_or(1, |sampling| sampling.num_sequences.max(1));
         let model = std::mem::take(&mut request.model);
         let question = Question {
             route: "vllm_generate",
             model: &model,
             bytes: request.encoded_len(),
-            tokens: prompt as u64 + u64::from(longest),
+            tokens: prompt as u64 + u64::from(longest) * u64::from(answers),
             affinity: affinity(request.prompt.as_ref()),
         };
         let call = |leader: &Leader| {

@@ -3,6 +3,8 @@
 use llguidance::api::TopLevelGrammar;
 use serde_json::{Value, json};
 
+use super::formats::make_exact;
+
 /// Longest description of a form in bytes.
 pub const MAX_FORM_BYTES: usize = 256 << 10;
 /// White space between the parts of JSON. Bounded, since a model that has fallen into white space does not find out again.
@@ -146,6 +148,7 @@ pub(crate) fn schema(text: &str) -> Result<Value, FormError> {
             "the keyword \"x-guidance\" is not allowed".to_owned(),
         ));
     }
+    make_exact(&mut schema);
     schema.insert(
         "x-guidance".to_owned(),
         json!({ "whitespace_pattern": JSON_SPACE }),

@@ -61,6 +61,8 @@ pub struct RequestDraft {
     pub min_tokens: u32,
     /// Sequences of tokens that the answer must not contain.
     pub bad_words: Vec<Vec<u32>>,
+    /// The only tokens that the answer may have; none: all.
+    pub allowed_tokens: Vec<u32>,
     /// Whether the stop string that ends the answer is part of its text.
     pub include_stop_string: bool,
     /// Whether tokens that steer the model have a text: their names.
@@ -100,6 +102,8 @@ pub struct GenerationRequest {
     pub resume_tokens: Vec<u32>,
     /// At least 1; with the prompt at most the context. Resumed tokens count.
     pub max_tokens: u32,
+    /// The only tokens that the answer may have, all in the vocabulary; none: all.
+    pub allowed_tokens: Vec<u32>,
     /// How to sample.
     pub sampling: SamplingParams,
     /// When to stop.
@@ -254,6 +258,12 @@ impl RequestDraft {
         let max_tokens = self.answer_length(limits.max_context)?;
         known("prompt", &self.prompt, limits)?;
         known("resume_token_ids", &self.resume_tokens, limits)?;
+        at_most(
+            "allowed_token_ids",
+            self.allowed_tokens.len(),
+            limits.vocab_size as usize,
+        )?;
+        known("allowed_token_ids", &self.allowed_tokens, limits)?;
         let stop = self.stop_conditions(defaults, limits)?;
         if self.min_tokens > max_tokens {
             return Err(RequestError::MinTokensTooLarge {
@@ -270,6 +280,7 @@ impl RequestDraft {
             prompt: self.prompt,
             resume_tokens: self.resume_tokens,
             max_tokens,
+            allowed_tokens: self.allowed_tokens,
             sampling,
             stop,
             show_special_tokens: self.show_special_tokens,
@@ -586,6 +597,12 @@ mod tests {
                 "count toward",
             ),
             (|d| d.resume_tokens = vec![100], "resume_token_ids", "0 to 99"),
+            (|d| d.allowed_tokens = vec![100], "allowed_token_ids", "0 to 99"),
+            (
+                |d| d.allowed_tokens = vec![1; 101],
+                "allowed_token_ids",
+                "at most 100",
+            ),
         ];
         for (change, parameter, words) in cases {
             let (named, sentence) = complaint(*change);

@@ -3,7 +3,7 @@
 use llamero_engine::runtime::{
     self, Constraint, EngineHandle, Event, FailureKind, Sharing, Submission, SubmitError, TokenScore,
 };
-use llamero_engine::structured::TokenConstraint;
+use llamero_engine::structured::{AllowedTokens, TokenConstraint};
 use llamero_engine::text::tool_calls::{ToolCallParser, ToolPiece};
 use llamero_engine::text::{Finished, GenerationRequest, OutputText, Tokenizer};
 use tokio::sync::mpsc::{UnboundedReceiver, unbounded_channel};
@@ -113,10 +113,9 @@ pub struct Wishes {
 }
 
 /// An answer that is not in the queue yet.
-#[derive(Debug)]
 pub struct Opening {
     request: GenerationRequest,
-    constraint: Option<Box<TokenConstraint>>,
+    constraint: Option<Box<dyn Constraint>>,
     tools: Option<Tools>,
     sharing: Sharing,
     text: OutputText,
@@ -128,7 +127,7 @@ impl Opening {
     /// Go through the tokens that the client has already, which takes a while when they are many: not for a thread that
     /// streams.
     #[must_use]
-    pub fn new(model: &Model, request: GenerationRequest, wishes: Wishes) -> Self {
+    pub fn new(model: &Model, mut request: GenerationRequest, wishes: Wishes) -> Self {
         let Wishes {
             constraint,
             mut tools,
@@ -137,6 +136,16 @@ impl Opening {
         let mut text = OutputText::new(model.tokenizer.clone(), &request.stop, request.max_tokens)
             .with_special_tokens(request.show_special_tokens);
         let over = resume(&mut text, tools.as_mut(), &request.resume_tokens);
+        let allowed = std::mem::take(&mut request.allowed_tokens);
+        let constraint: Option<Box<dyn Constraint>> = match (allowed.as_slice(), constraint) {
+            ([], None) => None,
+            ([], Some(form)) => Some(form),
+            (allowed, form) => Some(Box::new(AllowedTokens::new(
+                allowed,
+                model.limits.vocab_size,
+                form,
+            ))),
+        };
         Self {
             request,
             constraint,
@@ -185,7 +194,6 @@ impl Answer {
                     priority: request.priority,
                     pooling: None,
                 };
-                let constraint = constraint.map(|constraint| constraint as Box<dyn Constraint>);
                 let sink = Box::new(move |event| sender.send(event).is_ok());
                 let submitted = engine.submit_constrained(request, constraint, sink);
                 Some(submitted.map_err(refused)?)

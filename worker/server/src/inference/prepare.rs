@@ -220,6 +220,7 @@ fn draft(model: &Model, prompt: Vec<u32>, request: CompletionRequest) -> Result<
         priority: request.priority,
         min_tokens: request.min_tokens,
         bad_words: bad_words(model, &request.bad_words)?,
+        allowed_tokens: request.allowed_token_ids,
         include_stop_string: request.include_stop_string,
         show_special_tokens: request.show_special_tokens,
         resume_tokens: request.resume_token_ids,

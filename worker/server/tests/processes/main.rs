@@ -9,6 +9,7 @@
 mod embeddings;
 mod exact_streams;
 mod faults;
+mod grammars;
 mod harness;
 mod hub;
 mod identities;
@@ -18,6 +19,8 @@ mod pods;
 mod presharded;
 mod prompts;
 mod requests;
+mod schemas;
 mod sharding;
 mod structured;
 mod text;
+mod vllm;

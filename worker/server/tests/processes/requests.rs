@@ -7,16 +7,15 @@ use llamero_proto::v1::{
 };
 use tonic::{Code, Request};
 use tonic_reflection::pb::{v1, v1alpha};
-use vllm_proto::candidate_tokens::Select;
 use vllm_proto::control_client::ControlClient;
-use vllm_proto::finish_info::FinishReason as VllmReason;
+use vllm_proto::decoding_parameters::StructuredOutput;
 use vllm_proto::inference_client::InferenceClient;
 use vllm_proto::{
-    AbortRequest, CandidateTokens, DecodingParameters, GenerateRequest, GetModelInfoRequest,
-    GetServerInfoRequest, IsPausedRequest, ResponseOptions, StoppingCriteria, generate_request,
+    AbortRequest, DecodingParameters, GenerateRequest, IsPausedRequest, StoppingCriteria, generate_request,
 };
 
 use crate::harness::{Whole, Worker, begin, complete, finish, linked_model, refused, story, turn, until};
+use crate::vllm::generate;
 
 #[tokio::test]
 async fn requests_are_answered_or_refused_with_a_sentence() {
@@ -26,9 +25,7 @@ async fn requests_are_answered_or_refused_with_a_sentence() {
     bad_input(&worker).await;
     cancelling(&worker).await;
     common_beginnings(&worker).await;
-    vllm(&worker).await;
-    vllm_scores(&worker).await;
-    vllm_refusals(&worker).await;
+    allowed_tokens(&worker).await;
     unknown_methods(&worker).await;
     reflection(&worker).await;
 }
@@ -291,187 +288,67 @@ async fn cancelling(worker: &Worker) {
     assert!(status.message().contains("at least 100"), "{status}");
 }
 
-fn generate(text: &str) -> GenerateRequest {
-    GenerateRequest {
-        prompt: Some(generate_request::Prompt::Text(text.into())),
-        ..GenerateRequest::default()
-    }
-}
-
-async fn vllm(worker: &Worker) {
-    let mut client = InferenceClient::new(worker.channel());
-    let request = GenerateRequest {
-        stopping: Some(StoppingCriteria {
-            ignore_eos: true,
-            ..StoppingCriteria::default()
-        }),
-        response: Some(ResponseOptions {
-            output_token_ids: true,
-            prompt_token_ids: true,
-            ..ResponseOptions::default()
-        }),
-        ..generate("The capital of France is")
+/// An answer has no other tokens than those that are allowed, alone and within a form.
+async fn allowed_tokens(worker: &Worker) {
+    let tokens = |text: &str| {
+        let request = CompletionRequest {
+            prompt: Some(Prompt::Text(text.to_owned())),
+            no_special_tokens: true,
+            ..CompletionRequest::default()
+        };
+        let mut client = worker.completion();
+        async move { client.tokenize(request).await.unwrap().into_inner().ids }
     };
-    let whole = client.generate(request.clone()).await.unwrap().into_inner();
-    let (prompt, outputs) = (whole.prompt_info.unwrap(), whole.outputs.unwrap());
-    assert!(outputs.text.contains("Paris"), "{outputs:?}");
-    assert_eq!(prompt.token_ids.len(), prompt.num_prompt_tokens as usize);
-    let finish = outputs.finish_info.unwrap();
-    assert_eq!(
-        (finish.num_output_tokens, finish.finish_reason()),
-        (20, VllmReason::Length)
+    let allowed = [tokens("yes").await, tokens("no").await].concat();
+    let request = CompletionRequest {
+        temperature: Some(1.0),
+        seed: Some(1),
+        allowed_token_ids: allowed.clone(),
+        ..story(12)
+    };
+    let answer = complete(worker, request.clone()).await.unwrap();
+    assert_eq!(answer.token_ids.len(), 12);
+    assert!(
+        answer.token_ids.iter().all(|token| allowed.contains(token)),
+        "{answer:?}"
     );
-    assert_eq!((outputs.num_tokens, outputs.token_ids.len()), (20, 20));
-
-    let mut stream = client.generate_stream(request).await.unwrap().into_inner();
-    let (mut text, mut token_ids, mut ends) = (String::new(), Vec::new(), 0);
-    while let Some(part) = stream.message().await.unwrap() {
-        assert_eq!(
-            part.prompt_info.is_some(),
-            token_ids.is_empty(),
-            "the prompt comes first, and once"
-        );
-        let outputs = part.outputs.unwrap();
-        text.push_str(&outputs.text);
-        token_ids.extend(outputs.token_ids);
-        ends += usize::from(outputs.finish_info.is_some());
-    }
-    assert_eq!((text, token_ids, ends), (outputs.text, outputs.token_ids, 1));
-
-    let mut control = ControlClient::new(worker.channel());
-    let info = control
-        .get_server_info(GetServerInfoRequest {})
-        .await
-        .unwrap()
-        .into_inner();
-    assert_eq!(
-        (info.max_model_len, info.parallelism.unwrap().tensor_parallel_size),
-        (1024, 1)
-    );
-    assert!(info.total_kv_blocks > 0);
-    let info = control
-        .get_model_info(GetModelInfoRequest {})
-        .await
-        .unwrap()
-        .into_inner();
-    assert_eq!(info.served_model_name, "smol");
-}
-
-/// What a token's log-probability was when it was generated, it is when the prompt has it.
-async fn vllm_scores(worker: &Worker) {
-    let mut client = InferenceClient::new(worker.channel());
-    let candidates = || {
-        Some(CandidateTokens {
-            select: Some(Select::TopN(3)),
-        })
-    };
-    let request = GenerateRequest {
-        stopping: Some(StoppingCriteria {
-            ignore_eos: true,
-            max_new_tokens: 12,
-            ..StoppingCriteria::default()
-        }),
-        response: Some(ResponseOptions {
-            output_token_ids: true,
-            prompt_token_ids: true,
-            output_logprobs: true,
-            output_candidates: candidates(),
-            ..ResponseOptions::default()
-        }),
-        ..generate("Once upon a time, in a small village by the sea,")
-    };
-    let whole = client.generate(request.clone()).await.unwrap().into_inner();
-    let (prompt, outputs) = (whole.prompt_info.unwrap(), whole.outputs.unwrap());
-    assert_eq!((outputs.logprobs.len(), outputs.candidate_tokens.len()), (12, 12));
-    assert_eq!(outputs.ranks, [1; 12], "greedy");
-
-    let ids = [prompt.token_ids.clone(), outputs.token_ids.clone()].concat();
-    let scored = GenerateRequest {
-        prompt: Some(generate_request::Prompt::TokenIds(vllm_proto::TokenIds { ids })),
-        response: Some(ResponseOptions {
-            prompt_logprobs: true,
-            prompt_candidates: candidates(),
-            ..ResponseOptions::default()
-        }),
+    let whole = answer.token_ids;
+    let resumed = CompletionRequest {
+        resume_token_ids: whole[..5].to_vec(),
         ..request.clone()
     };
-    let again = client.generate(scored).await.unwrap().into_inner();
-    let known = prompt.token_ids.len();
-    let prompt = again.prompt_info.unwrap();
-    assert_eq!(prompt.logprobs.len(), known + 12);
-    assert_eq!(prompt.logprobs[0], 0.0, "the first has none");
-    assert!(prompt.logprobs[1..].iter().all(|logprob| *logprob < 0.0));
-    assert_eq!(prompt.logprobs[known..], outputs.logprobs, "bit for bit");
-    assert_eq!(prompt.ranks[known..], outputs.ranks);
-    assert_eq!(prompt.candidate_tokens[known..], outputs.candidate_tokens);
-    assert!(again.outputs.unwrap().logprobs.is_empty(), "not asked for");
+    assert_eq!(complete(worker, resumed).await.unwrap().token_ids, whole[5..]);
 
-    let penalised = GenerateRequest {
+    let form = GenerateRequest {
         decoding: Some(DecodingParameters {
-            repetition_penalty: 9.0,
+            allowed_token_ids: allowed.clone(),
+            structured_output: Some(StructuredOutput::Regex("no(yes|no){3}".to_owned())),
             ..DecodingParameters::default()
         }),
+        stopping: Some(StoppingCriteria {
+            max_new_tokens: 4,
+            ..StoppingCriteria::default()
+        }),
+        ..generate("Once upon a time")
+    };
+    let mut client = InferenceClient::new(worker.channel());
+    let outputs = client.generate(form.clone()).await.unwrap().into_inner().outputs;
+    assert!(outputs.unwrap().text.starts_with("no"));
+    // Where neither is left, the answer ends with an error that says so.
+    let longer = GenerateRequest {
+        stopping: Some(StoppingCriteria {
+            max_new_tokens: 20,
+            ..StoppingCriteria::default()
+        }),
+        ..form
+    };
+    let status = client.generate(longer).await.unwrap_err();
+    assert!(status.message().contains("allowed_token_ids"), "{status}");
+    let unknown = CompletionRequest {
+        allowed_token_ids: vec![1_000_000],
         ..request
     };
-    let penalised = client.generate(penalised).await.unwrap().into_inner();
-    let tokens = penalised.outputs.unwrap().token_ids;
-    let before = penalised.prompt_info.unwrap().token_ids;
-    for (at, token) in tokens.iter().enumerate() {
-        assert!(
-            !before.contains(token) && !tokens[..at].contains(token),
-            "{token} comes again"
-        );
-    }
-}
-
-async fn vllm_refusals(worker: &Worker) {
-    let mut client = InferenceClient::new(worker.channel());
-    let decoding = DecodingParameters {
-        allowed_token_ids: vec![1],
-        ..DecodingParameters::default()
-    };
-    let cases = [
-        (
-            GenerateRequest {
-                decoding: Some(decoding),
-                ..generate("x")
-            },
-            Code::Unimplemented,
-            "allowed_token_ids",
-        ),
-        (
-            GenerateRequest {
-                lora_name: "l".into(),
-                ..generate("x")
-            },
-            Code::Unimplemented,
-            "lora_name",
-        ),
-        (
-            GenerateRequest {
-                temperature: Some(-0.5),
-                ..generate("x")
-            },
-            Code::InvalidArgument,
-            "temperature",
-        ),
-        (
-            GenerateRequest {
-                model: "m".into(),
-                ..generate("x")
-            },
-            Code::NotFound,
-            "\"smol\"",
-        ),
-        (GenerateRequest::default(), Code::InvalidArgument, "no prompt"),
-    ];
-    for (request, code, part) in cases {
-        let status = client.generate(request.clone()).await.unwrap_err();
-        assert_eq!(status.code(), code, "{status}");
-        assert!(status.message().contains(part), "{status}");
-        let status = client.generate_stream(request).await.unwrap_err();
-        assert_eq!(status.code(), code, "{status}");
-    }
+    refused(worker, unknown, Code::InvalidArgument, "allowed_token_ids").await;
 }
 
 async fn unknown_methods(worker: &Worker) {

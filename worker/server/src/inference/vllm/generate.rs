@@ -3,7 +3,9 @@
 use std::pin::Pin;
 use std::sync::Arc;
 
-use futures::Stream;
+use futures::stream::select_all;
+use futures::{Stream, StreamExt as _, TryStreamExt as _};
+use llamero_engine::text::RequestDraft;
 use prost::Message as _;
 use tonic::{Request, Response, Status};
 use vllm_proto::candidate_token_info::TokenInfo;
@@ -19,92 +21,137 @@ use crate::inference::answer::{Answer, Chunk, Ending, Logprob, Opening, Wishes};
 use crate::inference::model::{Model, blame};
 use crate::inference::running::Entry;
 
-/// An answer under way and what it is to contain.
+/// All answers to a request.
 struct Generation {
+    prompt: PromptInfo,
+    sequences: Vec<Sequence>,
+    /// Keeps the request's id taken.
+    entry: Entry,
+}
+
+/// An answer under way and what it is to contain.
+struct Sequence {
+    index: u32,
     answer: Answer,
     selection: OutputSelection,
-    prompt: Option<PromptInfo>,
     /// A chunk that came already.
     first: Option<Chunk>,
     eos_tokens: Vec<u32>,
-    /// Keeps the request's id taken.
-    _entry: Entry,
+}
+
+/// Render, compile and check everything: an opening for each answer.
+fn prepare(model: &Model, mut request: GenerateRequest) -> Result<(Vec<Opening>, OutputSelection), Status> {
+    let sharing = request::sharing(&mut request);
+    let Asked {
+        draft,
+        sequences,
+        selection,
+        form,
+    } = request::draft(model, request)?;
+    if form.is_some() && draft.ignore_eos {
+        let message = "stopping.ignore_eos cannot be true beside decoding.structured_output: the answer would have to go on behind its form";
+        return Err(blame("ignore_eos", message));
+    }
+    let opening = |index: u32| {
+        let request = model.validate(RequestDraft {
+            // As over HTTP, so that the answers differ.
+            seed: draft.seed.map(|seed| seed.wrapping_add(index.into())),
+            // What is said of the prompt is said once.
+            prompt_logprobs: draft.prompt_logprobs.filter(|_| index == 0),
+            ..draft.clone()
+        })?;
+        let form = form.as_ref();
+        let constraint = form.map(|form| model.constraint(form, &[], "structured_output"));
+        let wishes = Wishes {
+            sharing: sharing.clone(),
+            constraint: constraint.transpose()?,
+            ..Wishes::default()
+        };
+        Ok(Opening::new(model, request, wishes))
+    };
+    let openings: Result<_, Status> = (0..sequences).map(opening).collect();
+    Ok((openings?, selection))
 }
 
 impl Generation {
-    async fn begin(services: &Services, mut request: GenerateRequest) -> Result<Self, Status> {
-        let model: &Model = &services.model;
-        model.check_name(&request.model)?;
+    async fn begin(services: &Services, request: GenerateRequest) -> Result<Self, Status> {
+        services.model.check_name(&request.model)?;
         let entry = services.running.enter(&request.request_id)?;
         let bytes = request.encoded_len();
-        let sharing = request::sharing(&mut request);
-        let prepare = {
+        let work = {
             let model = Arc::clone(&services.model);
-            move || {
-                let Asked {
-                    draft,
-                    selection,
-                    form,
-                } = request::draft(&model, request)?;
-                if form.is_some() && draft.ignore_eos {
-                    let message = "stopping.ignore_eos cannot be true beside decoding.structured_output: the answer would have to go on behind its form";
-                    return Err(blame("ignore_eos", message));
-                }
-                let request = model.validate(draft)?;
-                let constraint = form.map(|form| model.constraint(&form, &[], "structured_output"));
-                let wishes = Wishes {
-                    sharing,
-                    constraint: constraint.transpose()?,
-                    ..Wishes::default()
-                };
-                Ok((Opening::new(&model, request, wishes), selection))
+            move || prepare(&model, request)
+        };
+        let (openings, selection) = services.text_workers.run(bytes, work).await?;
+        let (mut prompt, mut sequences) = (PromptInfo::default(), Vec::new());
+        for (index, opening) in (0..).zip(openings) {
+            let request = opening.request();
+            let scored = request.prompt_logprobs.is_some();
+            if index == 0 && selection.prompt_token_ids {
+                prompt.token_ids.clone_from(&request.prompt);
             }
-        };
-        let (opening, selection) = services.text_workers.run(bytes, prepare).await?;
-        let scored = opening.request().prompt_logprobs.is_some();
-        let token_ids = if selection.prompt_token_ids {
-            opening.request().prompt.clone()
-        } else {
-            Vec::new()
-        };
-        let mut answer = Answer::begin(&services.engine, opening, entry.abort.clone())?;
-        answer.accepted().await?;
-        let mut prompt = PromptInfo {
-            num_prompt_tokens: answer.prompt_tokens(),
-            token_ids,
-            ..PromptInfo::default()
-        };
-        let mut first = None;
-        if scored {
-            // The contract has all that is said of the prompt in the first message.
-            first = Some(scores(&mut answer, selection, &mut prompt).await?);
+            let answer = Answer::begin(&services.engine, opening, entry.abort.clone())?;
+            sequences.push((scored, Sequence::new(services, index, selection, answer)));
         }
-        let eos_tokens = model.defaults.eos_token_ids.clone();
+        for (scored, sequence) in &mut sequences {
+            sequence.answer.accepted().await?;
+            prompt.num_prompt_tokens = sequence.answer.prompt_tokens();
+            if *scored {
+                // The contract has all that is said of the prompt in the first message.
+                sequence.first = Some(scores(&mut sequence.answer, selection, &mut prompt).await?);
+            }
+        }
         Ok(Self {
-            answer,
-            selection,
-            prompt: Some(prompt),
-            first,
-            eos_tokens,
-            _entry: entry,
+            prompt,
+            sequences: sequences.into_iter().map(|(_, sequence)| sequence).collect(),
+            entry,
         })
     }
 
-    /// The next response, and whether it is the last.
-    async fn next(&mut self) -> Result<(GenerateResponse, bool), Status> {
+    /// What comes of all answers, in the order in which it comes.
+    fn responses(self) -> impl Stream<Item = Result<GenerateResponse, Status>> {
+        let entry = Arc::new(self.entry);
+        let pieces = self.sequences.into_iter().map(|sequence| {
+            // An answer lives as long as the stream: a client that goes away drops, and so cancels, it.
+            let state = Some((sequence, Arc::clone(&entry)));
+            futures::stream::unfold(state, |state| async move {
+                let (mut sequence, entry) = state?;
+                match sequence.next().await {
+                    Ok((output, last)) => Some((Ok(output), (!last).then_some((sequence, entry)))),
+                    Err(status) => Some((Err(status), None)),
+                }
+            })
+            .boxed()
+        });
+        let mut prompt = Some(self.prompt);
+        select_all(pieces).map(move |piece| {
+            piece.map(|output| GenerateResponse {
+                prompt_info: prompt.take(),
+                outputs: Some(output),
+            })
+        })
+    }
+}
+
+impl Sequence {
+    fn new(services: &Services, index: u32, selection: OutputSelection, answer: Answer) -> Self {
+        Self {
+            index,
+            answer,
+            selection,
+            first: None,
+            eos_tokens: services.model.defaults.eos_token_ids.clone(),
+        }
+    }
+
+    /// What comes next, and whether it is the last.
+    async fn next(&mut self) -> Result<(SequenceOutput, bool), Status> {
         let chunk = match self.first.take() {
             Some(chunk) => chunk,
             None => self.answer.next().await?,
         };
         let last = chunk.ending.is_some();
-        let outputs = Some(self.output(chunk));
-        Ok((
-            GenerateResponse {
-                prompt_info: self.prompt.take(),
-                outputs,
-            },
-            last,
-        ))
+        Ok((self.output(chunk), last))
     }
 
     fn output(&self, chunk: Chunk) -> SequenceOutput {
@@ -127,7 +174,7 @@ impl Generation {
             token_ids.push(id);
         }
         SequenceOutput {
-            index: 0,
+            index: self.index,
             text: if self.selection.text { text } else { String::new() },
             num_tokens: u32::try_from(token_ids.len()).unwrap_or(u32::MAX),
             token_ids: if self.selection.token_ids {
@@ -231,12 +278,20 @@ impl Inference for Services {
         &self,
         request: Request<GenerateRequest>,
     ) -> Result<Response<GenerateResponse>, Status> {
-        let mut generation = Generation::begin(self, request.into_inner()).await?;
-        let (mut whole, mut last) = generation.next().await?;
-        while !last {
-            let (part, ends) = generation.next().await?;
-            last = ends;
-            if let (Some(outputs), Some(more)) = (&mut whole.outputs, part.outputs) {
+        let request = request.into_inner();
+        if request
+            .sampling
+            .as_ref()
+            .is_some_and(|sampling| sampling.num_sequences > 1)
+        {
+            let message = "sampling.num_sequences is above 1, but an answer of Generate holds one sequence; ask GenerateStream";
+            return Err(blame("num_sequences", message));
+        }
+        let responses = Generation::begin(self, request).await?.responses();
+        let whole = responses.try_fold(GenerateResponse::default(), |mut whole, part| async move {
+            whole.prompt_info = whole.prompt_info.or(part.prompt_info);
+            if let Some(more) = part.outputs {
+                let outputs = whole.outputs.get_or_insert_default();
                 outputs.text.push_str(&more.text);
                 outputs.num_tokens += more.num_tokens;
                 outputs.token_ids.extend(more.token_ids);
@@ -245,8 +300,9 @@ impl Inference for Services {
                 outputs.candidate_tokens.extend(more.candidate_tokens);
                 outputs.finish_info = more.finish_info;
             }
-        }
-        Ok(Response::new(whole))
+            Ok(whole)
+        });
+        Ok(Response::new(whole.await?))
     }
 
     type GenerateStreamStream = Pin<Box<dyn Stream<Item = Result<GenerateResponse, Status>> + Send>>;
@@ -256,14 +312,6 @@ impl Inference for Services {
         request: Request<GenerateRequest>,
     ) -> Result<Response<Self::GenerateStreamStream>, Status> {
         let generation = Generation::begin(self, request.into_inner()).await?;
-        // The generation lives as long as the stream: a client that goes away drops, and so cancels, it.
-        let responses = futures::stream::unfold(Some(generation), |state| async move {
-            let mut generation = state?;
-            match generation.next().await {
-                Ok((response, last)) => Some((Ok(response), (!last).then_some(generation))),
-                Err(status) => Some((Err(status), None)),
-            }
-        });
-        Ok(Response::new(Box::pin(responses)))
+        Ok(Response::new(Box::pin(generation.responses())))
     }
 }

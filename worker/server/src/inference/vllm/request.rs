@@ -8,14 +8,15 @@ use tonic::Status;
 use vllm_proto::decoding_parameters::StructuredOutput;
 use vllm_proto::generate_request::Prompt;
 use vllm_proto::{
-    CandidateTokens, DecodingParameters, GenerateRequest, KvCacheParameters, RandomSampling, ResponseOptions,
-    StoppingCriteria,
+    CandidateTokens, GenerateRequest, KvCacheParameters, RandomSampling, ResponseOptions, StoppingCriteria,
 };
 
 use crate::inference::model::Model;
 
 /// `max_new_tokens` when it is 0, as the contract documents it.
 pub const DEFAULT_NEW_TOKENS: u32 = 20;
+/// Most answers to a prompt, as over HTTP.
+const MAX_SEQUENCES: u32 = 128;
 
 /// What the answer is to contain.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -42,6 +43,7 @@ pub struct OutputSelection {
 /// UNIMPLEMENTED for a field that is not served, INVALID_ARGUMENT for one that makes no sense.
 pub fn draft(model: &Model, mut request: GenerateRequest) -> Result<Asked, Status> {
     refuse_unserved(&request)?;
+    let sequences = sequences(request.sampling.as_ref())?;
     let keep = request.truncate_prompt_tokens as usize;
     let prompt = prompt(model, request.prompt.take(), keep)?;
     let sampling = request.sampling.unwrap_or_default();
@@ -78,6 +80,7 @@ pub fn draft(model: &Model, mut request: GenerateRequest) -> Result<Asked, Statu
             .into_iter()
             .map(|word| word.ids)
             .collect(),
+        allowed_tokens: decoding.allowed_token_ids,
         min_tokens: stopping.min_new_tokens,
         include_stop_string: stopping.include_stop_strings,
         show_special_tokens: response.skip_special_tokens == Some(false),
@@ -101,9 +104,21 @@ pub fn draft(model: &Model, mut request: GenerateRequest) -> Result<Asked, Statu
     };
     Ok(Asked {
         draft,
+        sequences,
         selection: selection(&response),
         form,
     })
+}
+
+/// Answers that are asked for.
+fn sequences(sampling: Option<&RandomSampling>) -> Result<u32, Status> {
+    match sampling.map_or(0, |sampling| sampling.num_sequences) {
+        0 => Ok(1),
+        count @ 1..=MAX_SEQUENCES => Ok(count),
+        count => Err(Status::invalid_argument(format!(
+            "sampling.num_sequences is {count}; ask for at most {MAX_SEQUENCES}"
+        ))),
+    }
 }
 
 /// The prompt's tokens: all, or the last `keep` where that is not 0.
@@ -171,6 +186,8 @@ fn form(structure: Option<StructuredOutput>) -> Result<Option<Form>, Status> {
 pub struct Asked {
     /// For the engine.
     pub draft: RequestDraft,
+    /// How many answers are wanted, at least 1.
+    pub sequences: u32,
     /// What the answer is to contain.
     pub selection: OutputSelection,
     /// What it must look like.
@@ -191,8 +208,6 @@ pub fn sharing(request: &mut GenerateRequest) -> Sharing {
 /// Names the first field that is set and not served. Fields whose only effect is on something this server does not
 /// have (a watermark to switch off) are served by doing nothing.
 fn refuse_unserved(request: &GenerateRequest) -> Result<(), Status> {
-    let sampling = request.sampling.iter().flat_map(unserved_sampling);
-    let decoding = request.decoding.iter().flat_map(unserved_decoding);
     let stopping = request.stopping.iter().flat_map(unserved_stopping);
     let kv = request.kv.iter().flat_map(unserved_kv);
     let own = [
@@ -201,12 +216,7 @@ fn refuse_unserved(request: &GenerateRequest) -> Result<(), Status> {
         ("kv_hints", request.kv_hints.is_some()),
         ("engine_reasoning_gate", request.engine_reasoning_gate.is_some()),
     ];
-    let mut all = own
-        .into_iter()
-        .chain(sampling)
-        .chain(decoding)
-        .chain(stopping)
-        .chain(kv);
+    let mut all = own.into_iter().chain(stopping).chain(kv);
     match all.find(|(_, set)| *set) {
         Some((field, _)) => Err(Status::unimplemented(format!(
             "{field} is not served yet; leave it out"
@@ -216,17 +226,6 @@ fn refuse_unserved(request: &GenerateRequest) -> Result<(), Status> {
 }
 
 type Field = (&'static str, bool);
-
-fn unserved_sampling(sampling: &RandomSampling) -> [Field; 1] {
-    [("sampling.num_sequences above 1", sampling.num_sequences > 1)]
-}
-
-fn unserved_decoding(decoding: &DecodingParameters) -> [Field; 1] {
-    [(
-        "decoding.allowed_token_ids",
-        !decoding.allowed_token_ids.is_empty(),
-    )]
-}
 
 fn unserved_stopping(stopping: &StoppingCriteria) -> [Field; 1] {
     [(
@@ -244,6 +243,8 @@ fn unserved_kv(kv: &KvCacheParameters) -> [Field; 2] {
 
 #[cfg(test)]
 mod tests {
+    use vllm_proto::DecodingParameters;
+
     use super::*;
 
     fn refusal(request: GenerateRequest) -> Option<String> {
@@ -255,15 +256,21 @@ mod tests {
 
     #[test]
     fn what_is_not_served_is_named() {
-        let decoding = DecodingParameters {
-            allowed_token_ids: vec![1],
-            ..Default::default()
-        };
         let said = refusal(GenerateRequest {
-            decoding: Some(decoding),
+            stopping: Some(StoppingCriteria {
+                thinking_token_budget: Some(3),
+                ..Default::default()
+            }),
             ..Default::default()
         });
-        assert!(said.unwrap().contains("decoding.allowed_token_ids"));
+        assert!(said.unwrap().contains("stopping.thinking_token_budget"));
+        let many = RandomSampling {
+            num_sequences: 129,
+            ..Default::default()
+        };
+        let status = sequences(Some(&many)).unwrap_err();
+        assert!(status.message().contains("at most 128"), "{status}");
+        assert_eq!(sequences(Some(&RandomSampling::default())).unwrap(), 1);
         let all = CandidateTokens {
             select: Some(vllm_proto::candidate_tokens::Select::All(true)),
         };

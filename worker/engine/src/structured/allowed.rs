@@ -1,0 +1,76 @@
+//! A list of tokens that an answer may have.
+
+use super::grammars::TokenConstraint;
+use crate::runtime::Constraint;
+
+/// Restricts an answer to some tokens; one that has a form too, to those of them that the form allows.
+#[derive(Debug)]
+pub struct AllowedTokens {
+    bits: Vec<u8>,
+    form: Option<Box<TokenConstraint>>,
+}
+
+impl AllowedTokens {
+    /// For a model with `vocab_size` token ids; ids beyond them are none.
+    #[must_use]
+    pub fn new(tokens: &[u32], vocab_size: u32, form: Option<Box<TokenConstraint>>) -> Self {
+        let mut bits = vec![0_u8; vocab_size.div_ceil(8) as usize];
+        for token in tokens {
+            if let Some(byte) = bits.get_mut(*token as usize / 8) {
+                *byte |= 1 << (token % 8);
+            }
+        }
+        Self { bits, form }
+    }
+}
+
+impl Constraint for AllowedTokens {
+    fn accept(&mut self, token: u32) -> Result<(), String> {
+        self.form.as_mut().map_or(Ok(()), |form| form.accept(token))
+    }
+
+    fn mask(&mut self) -> Result<Option<Vec<u8>>, String> {
+        let form = self.form.as_mut().map_or(Ok(None), |form| form.mask())?;
+        let Some(mut bits) = form else {
+            return Ok(Some(self.bits.clone()));
+        };
+        bits.iter_mut()
+            .zip(&self.bits)
+            .for_each(|(bit, allowed)| *bit &= allowed);
+        if bits.iter().all(|byte| *byte == 0) {
+            let message = "the form of the answer allows none of the tokens of allowed_token_ids here; allow more of them";
+            return Err(message.to_owned());
+        }
+        Ok(Some(bits))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::form::Form;
+    use super::super::testing::{VOCAB, grammars};
+    use super::*;
+    use crate::text::testing::{SPECIAL, tokenizer};
+
+    fn allowed(constraint: &mut AllowedTokens) -> Vec<u32> {
+        let mask = constraint.mask().unwrap().unwrap();
+        let is_set = |id: &u32| mask[*id as usize / 8] >> (id % 8) & 1 == 1;
+        (0..VOCAB).filter(is_set).collect()
+    }
+
+    #[test]
+    fn a_list_holds_alone_and_within_a_form() {
+        let mut alone = AllowedTokens::new(&[7, 299, 7, 3_000], VOCAB, None);
+        assert_eq!(allowed(&mut alone), [7, 299]);
+        alone.accept(7).unwrap();
+        assert_eq!(allowed(&mut alone), [7, 299]);
+
+        let form = grammars().compile(&Form::Regex("[ab]x".to_owned()), &[]).unwrap();
+        let token = |text: &str| tokenizer().encode(text, false).unwrap()[0];
+        let tokens = [token("b"), token("y"), SPECIAL];
+        let mut both = AllowedTokens::new(&tokens, VOCAB, Some(Box::new(form)));
+        assert_eq!(allowed(&mut both), [token("b")]);
+        both.accept(token("b")).unwrap();
+        assert!(both.mask().unwrap_err().contains("allowed_token_ids"));
+    }
+}
