@@ -444,8 +444,8 @@ async fn vllm_refusals(worker: &Worker) {
                 lora_name: "l".into(),
                 ..generate("x")
             },
-            Code::Unimplemented,
-            "lora_name",
+            Code::NotFound,
+            "no adapter \"l\"",
         ),
         (
             GenerateRequest {

@@ -15,6 +15,7 @@ use vllm_proto::{
 
 use super::request::{self, Asked, OutputSelection};
 use crate::inference::Services;
+use crate::inference::adapters;
 use crate::inference::answer::{Answer, Chunk, Ending, Logprob, Opening, Wishes};
 use crate::inference::model::{Model, blame};
 use crate::inference::running::Entry;
@@ -38,6 +39,7 @@ impl Generation {
         let entry = services.running.enter(&request.request_id)?;
         let bytes = request.encoded_len();
         let sharing = request::sharing(&mut request);
+        let adapter = adapters::choose(&services.engine, &request.lora_name)?;
         let prepare = {
             let model = Arc::clone(&services.model);
             move || {
@@ -54,6 +56,7 @@ impl Generation {
                 let constraint = form.map(|form| model.constraint(&form, &[], "structured_output"));
                 let wishes = Wishes {
                     sharing,
+                    adapter,
                     constraint: constraint.transpose()?,
                     ..Wishes::default()
                 };
