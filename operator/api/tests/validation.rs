@@ -160,7 +160,8 @@ fn adapters_need_room_and_a_place_in_the_model_s_volume() {
     let good = with(&|_| {});
     good.validate_cel().unwrap();
     assert_eq!(good.spec.engine.lora.as_ref().unwrap().max_rank, 16);
-    let refusals: [(&dyn Fn(&mut Value), &str); 7] = [
+    type Case<'a> = (&'a dyn Fn(&mut Value), &'a str);
+    let refusals: [Case<'_>; 7] = [
         (&|s| s["engine"] = json!({}), "set engine.lora.maxAdapters"),
         (
             &|s| s["engine"]["lora"]["maxAdapters"] = json!(1),
