@@ -24,6 +24,11 @@ pub const RANKS_PER_POD: RangeInclusive<u32> = 1..=MAX_RANKS_PER_POD;
 /// The largest of [`RANKS_PER_POD`].
 pub const MAX_RANKS_PER_POD: u32 = 64;
 
+/// Adapters that may be loaded at once (`engine.lora.maxAdapters`, `--max-adapters`); 0: none are served.
+pub const MAX_ADAPTERS: RangeInclusive<u32> = 0..=64;
+/// The largest rank of an adapter (`engine.lora.maxRank`, `--max-adapter-rank`).
+pub const MAX_ADAPTER_RANK: RangeInclusive<u32> = 1..=256;
+
 /// Tokens of a KV block: memory for keys and values is given to sequences in whole ones.
 pub const KV_BLOCK_TOKENS: u32 = 16;
 

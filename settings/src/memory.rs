@@ -29,6 +29,58 @@ pub fn of_rank(tokenizer_json_bytes: Option<u64>, ranks_of_pod: u32) -> u64 {
     PROCESS.saturating_add(leader.div_ceil(u64::from(ranks_of_pod.max(1))))
 }
 
+/// The widths of one rank's part of a model that adapters have factors for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct AdapterWidths {
+    /// Of the residual stream.
+    pub hidden: u64,
+    /// Of the rank's queries.
+    pub q: u64,
+    /// Of its keys, and of its values.
+    pub kv: u64,
+    /// Of its part of the feed-forward layer.
+    pub ffn: u64,
+    /// Layers of its stage.
+    pub layers: u64,
+}
+
+/// Bytes of the factors of one adapter on a CPU rank, with ranks of `rank` in every module. They are packed as weights are: outputs
+/// in blocks of 32, inputs by twos, in bf16, with an f32 scale for each output.
+#[must_use]
+pub fn adapter(widths: AdapterWidths, rank: u64) -> u64 {
+    let AdapterWidths {
+        hidden,
+        q,
+        kv,
+        ffn,
+        layers,
+    } = widths;
+    let rank = rank.next_multiple_of(2);
+    let factor = |outputs: u64, inputs: u64| {
+        let packed = outputs
+            .next_multiple_of(32)
+            .saturating_mul(inputs.next_multiple_of(2));
+        packed.saturating_mul(2).saturating_add(outputs.saturating_mul(4))
+    };
+    // Those that read the same have the first factors stacked.
+    let sites = [
+        [
+            factor(3 * rank, hidden),
+            factor(q, rank),
+            factor(kv, rank),
+            factor(kv, rank),
+        ],
+        [factor(rank, q), factor(hidden, rank), 0, 0],
+        [factor(2 * rank, hidden), factor(ffn, rank), factor(ffn, rank), 0],
+        [factor(rank, ffn), factor(hidden, rank), 0, 0],
+    ];
+    let layer = sites
+        .iter()
+        .flatten()
+        .fold(0u64, |sum, bytes| sum.saturating_add(*bytes));
+    layer.saturating_mul(layers)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

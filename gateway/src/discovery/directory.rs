@@ -46,6 +46,8 @@ pub struct Found {
     pub authenticated: BTreeMap<String, LeaderPod>,
     /// Groups of a new revision that are to have a share of the requests of their own.
     pub canary: Option<Canary>,
+    /// Names of the adapters that its groups have from their start.
+    pub adapters: Vec<String>,
 }
 
 /// Groups of a new revision beside those of older ones, and how much of the requests they get.
@@ -76,9 +78,23 @@ pub struct Deployment {
     pub leaders: Vec<Arc<Leader>>,
     /// See [`Found::canary`].
     pub canary: Option<Canary>,
+    /// See [`Found::adapters`].
+    pub first_adapters: Vec<String>,
 }
 
 impl Deployment {
+    /// The adapters that every group which serves has, so that it does not matter which one a request comes to. Those that the groups
+    /// have from their start, until one has told.
+    #[must_use]
+    pub fn adapters(&self) -> Vec<String> {
+        let told = self.leaders.iter().filter_map(|leader| leader.adapters());
+        let common = told.reduce(|mut common, adapters| {
+            common.retain(|name| adapters.contains(name));
+            common
+        });
+        common.unwrap_or_else(|| self.first_adapters.clone())
+    }
+
     /// How it comes to a name; the least has it. Its own name in its namespace is nobody else's; then whoever has the name now goes before
     /// who had it, and the older before the younger. Not whether it is ready: requests never cross to another deployment.
     fn claim(&self, model: &str) -> Option<Claim> {
@@ -149,6 +165,30 @@ impl Snapshot {
             });
         let first = candidates.min_by_key(|(claim, _)| *claim);
         first.map(|(_, deployment)| deployment)
+    }
+
+    /// The deployment and the adapter that a name stands for, where it is no model's: every group of the deployment that serves has
+    /// an adapter of that name. Of several deployments as with models.
+    #[must_use]
+    pub fn by_adapter_in(&self, name: &str, scope: &Scope) -> Option<(&Deployment, String)> {
+        let candidates = self.deployments.values().filter_map(|deployment| {
+            let namespace = &deployment.key.namespace;
+            let place = scope.place(namespace)?;
+            let own = name
+                .strip_prefix(namespace.as_str())
+                .and_then(|rest| rest.strip_prefix('/'));
+            let adapters = deployment.adapters();
+            let sees = |adapter: &&String| scope.has_model(name) || scope.has_model(adapter);
+            let find = |wanted: &str| adapters.iter().find(|adapter| *adapter == wanted).filter(sees);
+            let (is_qualified, adapter) = match own.and_then(find) {
+                Some(adapter) => (true, adapter),
+                None => (false, find(name)?),
+            };
+            let claim = (!is_qualified, place, deployment.created);
+            Some((claim, (deployment, adapter.clone())))
+        });
+        let first = candidates.min_by_key(|(claim, _)| *claim);
+        first.map(|(_, found)| found)
     }
 
     /// All, by namespace and name.
@@ -253,6 +293,7 @@ impl Directory {
                     max_context,
                     problem,
                     canary,
+                    adapters,
                     ..
                 } = found;
                 (
@@ -266,6 +307,7 @@ impl Directory {
                         problem,
                         leaders,
                         canary,
+                        first_adapters: adapters,
                     },
                 )
             })
@@ -293,6 +335,7 @@ mod tests {
             max_context: None,
             problem: None,
             canary: None,
+            adapters: Vec::new(),
             authenticated: BTreeMap::new(),
             leaders: leaders
                 .iter()

@@ -58,6 +58,7 @@ impl FixedModel {
             max_context: None,
             problem: None,
             canary: None,
+            adapters: Vec::new(),
             authenticated: std::collections::BTreeMap::new(),
             leaders: self
                 .leaders

@@ -113,6 +113,12 @@ fn collect(deployments: &[Arc<Deployment>], groups: &[Arc<Group>]) -> Vec<Found>
                 .map_or(0, |time| time.0.as_second()),
             max_context: contexts.get(&key).copied().or_else(asked),
             problem: problem(deployment),
+            adapters: deployment
+                .spec
+                .adapters
+                .iter()
+                .map(|adapter| adapter.name.clone())
+                .collect(),
             canary: revisions
                 .remove(&key)
                 .and_then(|revisions| canary(deployment, revisions)),

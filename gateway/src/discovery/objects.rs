@@ -24,6 +24,8 @@ pub(super) struct Deployment {
 pub(super) struct DeploymentSpec {
     #[serde(default)]
     pub(super) model: Model,
+    #[serde(default)]
+    pub(super) adapters: Vec<Adapter>,
     #[serde(default = "one")]
     pub(super) replicas: i32,
     #[serde(default)]
@@ -38,6 +40,11 @@ pub(super) struct DeploymentSpec {
 pub(super) struct Model {
     pub(super) name: Option<String>,
     pub(super) max_context_length: Option<i64>,
+}
+
+#[derive(Clone, Debug, Deserialize)]
+pub(super) struct Adapter {
+    pub(super) name: String,
 }
 
 #[derive(Clone, Debug, Default, Deserialize)]

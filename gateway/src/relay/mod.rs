@@ -15,7 +15,7 @@ pub mod wait;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
-use axum::http::HeaderValue;
+use axum::http::{HeaderValue, StatusCode};
 use carried::Carried;
 use futures::{Stream, stream};
 use llamero_proto::v1::{CompletionChunk, CompletionRequest, FinishReason, TokenLogprob, ToolCallDelta};
@@ -23,8 +23,8 @@ use llamero_settings::losses::Losses;
 use prost::Message;
 use serde::Serialize;
 use tokio::time::Instant;
-use tonic::Streaming;
 use tonic::metadata::MetadataValue;
+use tonic::{Status, Streaming};
 
 use crate::Gateway;
 use crate::demand::Counted;
@@ -190,7 +190,7 @@ impl Relay {
                     reason: "the stream ended before the answer did".to_owned(),
                     taken: true,
                 },
-                Err(status) => classify(&status, self.bound()),
+                Err(status) => self.classify(&status),
             };
             drop(attempt);
             self.failed(&leader, true, failure)?;
@@ -223,8 +223,19 @@ impl Relay {
                         _counted: counted,
                     });
                 }
-                Err(status) => self.failed(&leader, false, classify(&status, self.bound()))?,
+                Err(status) => self.failed(&leader, false, self.classify(&status))?,
             }
+        }
+    }
+
+    /// What a status of a leader means. One that does not have the adapter of an answer that has begun is as good as one with other
+    /// weights: another may still have it.
+    fn classify(&self, status: &Status) -> Failure {
+        match classify(status, self.bound()) {
+            Failure::Final(error) if error.status == StatusCode::NOT_FOUND && self.bound() => {
+                Failure::OtherWeights(error.message)
+            }
+            failure => failure,
         }
     }
 

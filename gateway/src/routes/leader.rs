@@ -13,7 +13,7 @@ use crate::error::ApiError;
 use crate::relay::deadly;
 use crate::relay::wait::Waiting;
 use crate::routes::completion::api::Front;
-use crate::routes::completion::order::deployment;
+use crate::routes::completion::order::named;
 use crate::routes::record::Record;
 use crate::upstream::{Affinity, Failure, Leader, Refusal, Running, classify};
 
@@ -27,6 +27,8 @@ pub struct Question<'a> {
     pub bytes: usize,
     /// Tokens that it is likely to cost.
     pub tokens: u64,
+    /// Whether it may go to the model of an adapter, since the adapter changes nothing of the answer.
+    pub adapters: bool,
     /// Which requests it belongs to by its prompt; what the client says goes before it.
     pub affinity: Option<Affinity>,
 }
@@ -80,7 +82,14 @@ pub async fn ask<T>(
     let scope = caller.scope().clone();
     let mut record = Record::new(Arc::clone(&gateway), question.route, caller);
     let asked = async {
-        let deployment = deployment(&gateway, &scope, question.model)?;
+        let (deployment, adapter) = named(&gateway, &scope, question.model)?;
+        if !adapter.is_empty() && !question.adapters {
+            let message = format!(
+                "'{}' is an adapter of {}, and adapters answer chats, completions, responses and messages; ask for the model itself.",
+                question.model, deployment.model
+            );
+            return Err(ApiError::unsupported("model", message).into());
+        }
         record.model(&deployment.model);
         record.admit(question.tokens).await?;
         gateway.demand.arrived(&deployment.key);

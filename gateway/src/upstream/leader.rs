@@ -56,6 +56,8 @@ struct Load {
     /// Thousandths of the KV cache that running requests held at the last sample.
     cache: u32,
     draining: bool,
+    /// Names of the adapters that it had at the last sample; none before the first.
+    adapters: Option<Vec<String>>,
     failures: u32,
     avoid_until: Option<Instant>,
 }
@@ -188,6 +190,12 @@ impl Leader {
         lock(&self.load).draining
     }
 
+    /// The adapters that requests may ask for there, as of its last sample; none before the first.
+    #[must_use]
+    pub fn adapters(&self) -> Option<Vec<String>> {
+        lock(&self.load).adapters.clone()
+    }
+
     /// Until when it is better left alone.
     #[must_use]
     pub fn avoid_until(&self) -> Option<Instant> {
@@ -274,6 +282,9 @@ fn take(load: &Mutex<Load>, sample: &LoadSample) {
     );
     load.cache = u32::try_from((used * 1000).checked_div(total).unwrap_or(0)).unwrap_or(u32::MAX);
     load.draining = sample.draining;
+    if load.adapters.as_ref() != Some(&sample.adapters) {
+        load.adapters = Some(sample.adapters.clone());
+    }
 }
 
 /// Nothing panics while it holds the lock, and the numbers are valid at every time.

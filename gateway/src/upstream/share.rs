@@ -89,6 +89,7 @@ mod tests {
                 leaders: BTreeSet::from(["127.0.0.1:9001".to_owned()]),
                 percent,
             }),
+            first_adapters: Vec::new(),
         }
     }
 

@@ -2,6 +2,7 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, missing_docs, unreachable_pub)]
 
 mod about;
+mod adapters;
 mod answers;
 mod browsers;
 mod conformance;

@@ -172,6 +172,7 @@ pub fn found(model: &str, leaders: &[SocketAddr]) -> Found {
         max_context: Some(4096),
         problem: None,
         canary: None,
+        adapters: Vec::new(),
         authenticated: std::collections::BTreeMap::new(),
         leaders: leaders
             .iter()

@@ -24,7 +24,8 @@ use vllm_proto::control_server::ControlServer;
 use vllm_proto::inference_server::{Inference, InferenceServer};
 use vllm_proto::{
     AbortRequest, AbortResponse, GenerateRequest, GenerateResponse, GetModelInfoRequest,
-    GetServerInfoRequest, ModelInfo, PromptInfo, SequenceOutput, ServerInfo, generate_request,
+    GetServerInfoRequest, ListLorasRequest, ListLorasResponse, LoadLoraRequest, LoadLoraResponse, ModelInfo,
+    PromptInfo, SequenceOutput, ServerInfo, UnloadLoraRequest, UnloadLoraResponse, generate_request,
 };
 
 use super::{MODEL, soon};
@@ -135,6 +136,14 @@ impl Worker {
         self.load.send_replace(LoadSample {
             running,
             waiting,
+            ..LoadSample::default()
+        });
+    }
+
+    /// Tell the gateway which adapters this worker has.
+    pub fn tell_adapters(&self, names: &[&str]) {
+        self.load.send_replace(LoadSample {
+            adapters: names.iter().map(|name| (*name).to_owned()).collect(),
             ..LoadSample::default()
         });
     }
@@ -445,6 +454,18 @@ llamero_proto::vllm_control! { Service {
             self.aborts.send(id).map_err(|_| Status::unavailable("the test is over"))?;
         }
         Ok(Response::new(AbortResponse {}))
+    }
+
+    async fn list_loras(&self, _: Request<ListLorasRequest>) -> Result<Response<ListLorasResponse>, Status> {
+        Ok(Response::new(ListLorasResponse::default()))
+    }
+
+    async fn load_lora(&self, _: Request<LoadLoraRequest>) -> Result<Response<LoadLoraResponse>, Status> {
+        Err(Status::unimplemented("no adapter"))
+    }
+
+    async fn unload_lora(&self, _: Request<UnloadLoraRequest>) -> Result<Response<UnloadLoraResponse>, Status> {
+        Err(Status::unimplemented("no adapter"))
     }
 }}
 

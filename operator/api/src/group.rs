@@ -10,7 +10,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    deployment::{Engine, InferenceAuth, OnePodPerNode, Source, TopologyPolicy, Worker},
+    deployment::{Adapter, Engine, InferenceAuth, OnePodPerNode, Source, TopologyPolicy, Worker},
     duration::Duration,
 };
 
@@ -243,6 +243,10 @@ pub struct GroupTemplate {
     /// Settings of the engine.
     #[serde(default)]
     pub engine: Engine,
+    /// LoRA adapters that every rank has from its start.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 64))]
+    pub adapters: Vec<Adapter>,
     /// Settings of the pods; `image` and the memory request are always set here.
     #[serde(default)]
     pub worker: Worker,

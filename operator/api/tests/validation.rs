@@ -148,6 +148,50 @@ fn paths_stay_inside_the_volume() {
 }
 
 #[test]
+fn adapters_need_room_and_a_place_in_the_model_s_volume() {
+    let adapters = json!([{"name": "sql", "path": "adapters/sql"}, {"name": "team/poet", "path": "poet"}]);
+    let with = |change: &dyn Fn(&mut Value)| {
+        deployment(|o| {
+            o["spec"]["adapters"] = adapters.clone();
+            o["spec"]["engine"] = json!({"lora": {"maxAdapters": 2}});
+            change(&mut o["spec"]);
+        })
+    };
+    let good = with(&|_| {});
+    good.validate_cel().unwrap();
+    assert_eq!(good.spec.engine.lora.as_ref().unwrap().max_rank, 16);
+    type Case<'a> = (&'a dyn Fn(&mut Value), &'a str);
+    let refusals: [Case<'_>; 7] = [
+        (&|s| s["engine"] = json!({}), "set engine.lora.maxAdapters"),
+        (
+            &|s| s["engine"]["lora"]["maxAdapters"] = json!(1),
+            "to their number or more",
+        ),
+        (
+            &|s| s["accelerator"] = json!({"resource": "nvidia.com/gpu"}),
+            "CPU backend only",
+        ),
+        (
+            &|s| s["model"]["source"] = json!({"huggingFace": {"repo": "org/name"}}),
+            "must be persistentVolumeClaim, hostPath or image",
+        ),
+        (
+            &|s| s["adapters"][0]["path"] = json!("../x"),
+            "may not contain . or ..",
+        ),
+        (
+            &|s| s["adapters"][0]["path"] = json!("/x"),
+            "relative to the model's directory",
+        ),
+        (&|s| s["adapters"][0]["name"] = json!("a b"), "letters, digits"),
+    ];
+    for (change, part) in refusals {
+        let why = refused(&with(change));
+        assert!(why.contains(part), "{part}: {why}");
+    }
+}
+
+#[test]
 fn a_group_that_goes_keeps_time_to_finish_what_runs() {
     let worker = |worker: Value| deployment(|o| o["spec"]["worker"] = worker);
     let long = worker(json!({"drainGrace": "1m"}));

@@ -89,6 +89,7 @@ pub fn template(
         stall_timeout: spec.recovery.stall_timeout,
         transport: settings.transport,
         engine: spec.engine.clone(),
+        adapters: spec.adapters.clone(),
         worker,
     }
 }
@@ -204,6 +205,7 @@ fn view(spec: &LlamaDeploymentSpec, model_name: &str) -> Value {
         "onePodPerNode": value(&spec.placement.one_pod_per_node),
         "stallTimeout": spec.recovery.stall_timeout.millis(),
         "engine": engine,
+        "adapters": value(&spec.adapters),
         "worker": worker,
         "restartedAt": value(&spec.rollout.restarted_at),
         "safeToEvict": spec.disruption.safe_to_evict,
@@ -426,7 +428,8 @@ mod tests {
     #[test]
     fn other_words_for_the_same_are_the_same() {
         let base = digest(&spec(|_| {}), "llama");
-        let same: [fn(&mut Value); 7] = [
+        let same: [fn(&mut Value); 8] = [
+            |s| s["adapters"] = json!([]),
             |s| s["engine"] = json!({"parseSpecialTokensInMessages": false}),
             |s| s["engine"] = json!({"kvCache": {"dtype": "auto"}}),
             |s| s["worker"]["resources"]["requests"]["memory"] = json!("1024Mi"),
@@ -460,7 +463,9 @@ mod tests {
     #[test]
     fn what_pods_see_changes_it() {
         let base = digest(&spec(|_| {}), "llama");
-        let other: [fn(&mut Value); 12] = [
+        let other: [fn(&mut Value); 14] = [
+            |s| s["engine"] = json!({"lora": {"maxAdapters": 2}}),
+            |s| s["adapters"] = json!([{"name": "a", "path": "a"}]),
             |s| s["engine"] = json!({"kvCache": {"dtype": "fp8"}}),
             |s| s["disruption"] = json!({"safeToEvict": false}),
             |s| s["engine"] = json!({"maxQueuedRequests": 7}),

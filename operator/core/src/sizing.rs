@@ -8,6 +8,7 @@ use llamero_api::{
     quantity::{self, human},
     summary::ShardPlan,
 };
+use llamero_settings::memory::AdapterWidths;
 use llamero_settings::{kv, memory};
 
 use crate::{
@@ -24,6 +25,8 @@ const HOST_PROCESS: i64 = 2 << 30;
 const DEVICE_WORKSPACE: i64 = 2 << 30;
 /// Tokens of a KV block, the unit in which a worker gives memory to sequences.
 pub const KV_BLOCK_TOKENS: i64 = 16;
+/// Bytes that a token of a step takes for each of the ranks of adapters: their sums, also those of the other ranks' leaves.
+const ADAPTER_WORKSPACE: i64 = 256;
 /// Full contexts that the cache of a CPU rank holds when memory allows more.
 const CPU_SEQUENCES: i64 = 16;
 /// Full contexts that the cache holds when nobody said how much memory there is.
@@ -39,6 +42,8 @@ struct Budget {
     batched_tokens: i64,
     /// What a CPU rank's process takes whatever it computes: tokenizer, requests, connections.
     process: i64,
+    /// What is set aside for adapters.
+    adapters: i64,
     device: bool,
 }
 
@@ -50,6 +55,7 @@ impl Budget {
         }
         let per_token = shard.workspace_bytes_per_batched_token_per_rank.unwrap_or(0);
         self.process
+            .saturating_add(self.adapters)
             .saturating_add(shard.workspace_bytes_per_rank.unwrap_or(0))
             .saturating_add(per_token.saturating_mul(self.batched_tokens))
     }
@@ -249,6 +255,7 @@ fn budget(spec: &LlamaDeploymentSpec, summary: &CheckpointSummary, nodes: &[Node
         .max_batched_tokens
         .map_or(USUAL_BATCHED_TOKENS, i64::from);
     let process = process(spec, summary);
+    let adapters = adapters(spec, summary, batched_tokens);
     if let Some(name) = accelerator.and_then(|a| a.resource.as_deref()) {
         let stated = accelerator
             .and_then(|a| a.memory.as_ref())
@@ -262,6 +269,7 @@ fn budget(spec: &LlamaDeploymentSpec, summary: &CheckpointSummary, nodes: &[Node
             },
             batched_tokens,
             process,
+            adapters,
             device: true,
         };
     }
@@ -280,6 +288,7 @@ fn budget(spec: &LlamaDeploymentSpec, summary: &CheckpointSummary, nodes: &[Node
         },
         batched_tokens,
         process,
+        adapters,
         device: false,
     }
 }
@@ -291,6 +300,43 @@ fn process(spec: &LlamaDeploymentSpec, summary: &CheckpointSummary) -> i64 {
         .and_then(|bytes| u64::try_from(bytes).ok());
     let ranks = u32::try_from(spec.ranks_per_pod()).unwrap_or(1);
     i64::try_from(memory::of_rank(tokenizer, ranks)).unwrap_or(i64::MAX)
+}
+
+/// What is set aside for adapters on the rank that has most of the model, a little rounded up where shares are uneven.
+fn adapters(spec: &LlamaDeploymentSpec, summary: &CheckpointSummary, batched_tokens: i64) -> i64 {
+    let Some(lora) = &spec.engine.lora else {
+        return 0;
+    };
+    let share = |whole: i64, ranks: i32| {
+        whole.max(0).saturating_add(i64::from(ranks.max(1)) - 1) / i64::from(ranks.max(1))
+    };
+    let tensor = spec.parallelism.tensor;
+    let q_heads = share(summary.q_heads, tensor);
+    // A rank may touch one kv head more than its query heads fill.
+    let kv_heads = share(summary.kv_heads, tensor)
+        .saturating_add(1)
+        .min(summary.kv_heads);
+    // The feed-forward layer is cut into leaves of a 32nd or of 64 columns.
+    let leaf = (summary.ffn_size / 32).max(64);
+    let ffn = share(summary.ffn_size, tensor)
+        .saturating_add(leaf)
+        .min(summary.ffn_size);
+    let size = |value: i64| u64::try_from(value).unwrap_or(0);
+    let widths = AdapterWidths {
+        hidden: size(summary.hidden_size),
+        q: size(q_heads.saturating_mul(summary.head_dim)),
+        kv: size(kv_heads.saturating_mul(summary.head_dim)),
+        ffn: size(ffn),
+        layers: size(share(summary.layers, spec.parallelism.pipeline)),
+    };
+    let factors =
+        memory::adapter(widths, size(lora.max_rank.into())).saturating_mul(size(lora.max_adapters.into()));
+    let workspace = i64::from(lora.max_rank)
+        .saturating_mul(ADAPTER_WORKSPACE)
+        .saturating_mul(batched_tokens);
+    i64::try_from(factors)
+        .unwrap_or(i64::MAX)
+        .saturating_add(workspace)
 }
 
 /// Memory of the smallest device of this kind, from the label that NVIDIA's feature discovery writes in MiB.
@@ -434,6 +480,38 @@ mod tests {
             bf16.message
         );
         assert!(fp8.fits, "{}", fp8.message);
+    }
+
+    /// What the worker sets aside for them, and what their sums take in a step.
+    #[test]
+    fn adapters_count_as_memory_of_a_rank() {
+        let sized = |engine: serde_json::Value| {
+            plan(
+                &spec(json!({"parallelism": {"tensor": 1}, "engine": engine})),
+                &summary(),
+                &[],
+            )
+        };
+        let bytes = |engine| sized(engine).memory_bytes_per_rank;
+        let without = bytes(json!({}));
+        let one = bytes(json!({"lora": {"maxAdapters": 1, "maxRank": 16}})) - without;
+        let two = bytes(json!({"lora": {"maxAdapters": 2, "maxRank": 16}})) - without;
+        let summary = summary();
+        let kv = summary.kv_heads * summary.head_dim;
+        let (hidden, q, ffn) = (
+            summary.hidden_size,
+            summary.q_heads * summary.head_dim,
+            summary.ffn_size,
+        );
+        // In bf16, as many as the factors have elements at least.
+        let elements =
+            summary.layers * 16 * (3 * hidden + q + 2 * kv + q + hidden + 2 * (hidden + ffn) + ffn + hidden);
+        let factors = two - one;
+        assert!(
+            factors >= 2 * elements && factors < 3 * elements,
+            "{factors} bytes for {elements}"
+        );
+        assert!(one > factors && one - factors < 8 << 20, "{one} bytes");
     }
 
     /// 1,000 tokens take 63 blocks, which hold 1,008.

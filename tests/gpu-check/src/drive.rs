@@ -41,6 +41,7 @@ pub fn spec(max_sequences: u32, max_batched_tokens: u32, max_context: u32) -> Fo
             steps_in_flight: 2,
             kv_dtype: KvDtype::Bf16,
             max_adapters: 0,
+            max_adapter_rank: 0,
         },
         kv_bytes: 1 << 30,
     }

@@ -35,7 +35,7 @@ const FILES: [&str; 4] = [
     "generation_config.json",
 ];
 
-/// A SHA-256 that stands for a checkpoint's content, or for the OCI image that it came in.
+/// A SHA-256 that stands for a checkpoint's or an adapter's content, or for the OCI image that a checkpoint came in.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
 pub struct ContentIdentity([u8; 32]);
@@ -64,6 +64,11 @@ impl ContentIdentity {
             }
         }
         Ok(Self(hash.finalize().into()))
+    }
+
+    /// A SHA-256 of something's content.
+    pub(crate) fn from_digest(digest: [u8; 32]) -> Self {
+        Self(digest)
     }
 
     /// The first 12 digits: for logs and people.

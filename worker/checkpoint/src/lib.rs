@@ -3,6 +3,7 @@
 //!
 //! | module | what it is |
 //! |---|---|
+//! | [`adapter`] | LoRA adapters as PEFT saves them |
 //! | [`checkpoint`] | an open folder: configuration and headers of all files |
 //! | [`config`] | `config.json`, `generation_config.json`, quantisation schemes |
 //! | [`safetensors`] | reader by byte range, index, writer |
@@ -33,6 +34,7 @@
 
 #![forbid(unsafe_code)]
 
+pub mod adapter;
 pub mod checkpoint;
 mod companions;
 pub mod config;
@@ -63,6 +65,7 @@ pub mod summary;
 mod tied;
 pub mod topology;
 
+pub use adapter::{Adapter, AdapterError};
 pub use checkpoint::Checkpoint;
 pub use config::{GenerationConfig, LlamaConfig};
 pub use dtype::Dtype;

@@ -11,9 +11,12 @@ use crate::kernel::math::from_bf16;
 use crate::kernel::{Kernel, vector};
 use crate::kv::KvCache;
 use crate::layout::Role;
+use crate::lora::Segment;
+use crate::lora::apply::AtSite;
+use crate::lora::packed::Site;
 use crate::matmul::{Inputs, Matrix, Product, multiply};
 use crate::pool::Pool;
-use crate::programs::{Programs, SplitSum};
+use crate::programs::Programs;
 use crate::shape::Shape;
 use crate::weights::Weights;
 use crate::workspace::Workspace;
@@ -40,21 +43,25 @@ pub(crate) struct Machine<'a> {
     pub(crate) is_warm_up: bool,
 }
 
+/// What is computed in a step.
+pub(crate) struct Batch<'a> {
+    /// Of all spans, in order.
+    pub(crate) tokens: &'a [u32],
+    pub(crate) spans: &'a [Span],
+    /// Rows that have adapters.
+    pub(crate) segments: &'a [Segment],
+}
+
 impl Model<'_> {
-    /// Run `tokens` (of all `spans`, in order) through every layer of the stage, writing their keys and values to the cache. The
+    /// Run the tokens of `batch` through every layer of the stage, writing their keys and values to the cache. The
     /// first stage looks the tokens up; the others take the residual stream from the stage before, f32 as it is, so that the
     /// bits do not depend on where the model is cut.
-    pub(crate) fn run(
-        &self,
-        machine: &mut Machine<'_>,
-        tokens: &[u32],
-        spans: &[Span],
-    ) -> Result<(), BackendError> {
-        let rows = tokens.len();
-        machine.work.rope.turn(spans);
+    pub(crate) fn run(&self, machine: &mut Machine<'_>, batch: &Batch<'_>) -> Result<(), BackendError> {
+        let rows = batch.tokens.len();
+        machine.work.rope.turn(batch.spans);
         let residual = ..rows * self.shape.hidden;
         if self.shape.has_embedding {
-            self.embed(machine, tokens)?;
+            self.embed(machine, batch.tokens)?;
         } else if machine.is_warm_up {
             machine.work.residual[residual].fill(0.0);
         } else {
@@ -66,8 +73,8 @@ impl Model<'_> {
             if machine.progress.is_stopped() {
                 return Err(MeshError::Aborted.into());
             }
-            self.attention(machine, layer, rows, spans)?;
-            self.feed_forward(machine, layer, rows)?;
+            self.attention(machine, layer, batch)?;
+            self.feed_forward(machine, layer, batch)?;
             machine.progress.layer();
         }
         if !self.shape.has_head && !machine.is_warm_up {
@@ -160,13 +167,12 @@ impl Model<'_> {
         &self,
         machine: &mut Machine<'_>,
         layer: usize,
-        rows: usize,
-        spans: &[Span],
+        batch: &Batch<'_>,
     ) -> Result<(), BackendError> {
         let Machine {
             pool, cache, work, ..
         } = machine;
-        let shape = self.shape;
+        let (shape, rows, spans) = (self.shape, batch.tokens.len(), batch.spans);
         let at = &self.weights.layout().layers[layer];
         self.norm(pool, work, at.input_norm, rows);
         let matrix = |role| self.weights.matrix(at.matrix(role));
@@ -185,6 +191,7 @@ impl Model<'_> {
                 self.product(matrix(Role::V), &mut work.v),
             ],
         );
+        self.adapt(pool, work, (layer, Site::Attention), batch);
         self.rotate_and_store(cache, work, layer, spans);
         let queries = work
             .queries
@@ -200,18 +207,17 @@ impl Model<'_> {
             queries,
             &mut work.attended,
         );
-        self.reduce(
-            machine,
-            Input::Attended,
-            rows,
-            matrix(Role::O),
-            &self.programs.attention,
-        )
+        self.reduce(machine, (layer, Site::Output), batch)
     }
 
-    fn feed_forward(&self, machine: &mut Machine<'_>, layer: usize, rows: usize) -> Result<(), BackendError> {
+    fn feed_forward(
+        &self,
+        machine: &mut Machine<'_>,
+        layer: usize,
+        batch: &Batch<'_>,
+    ) -> Result<(), BackendError> {
         let Machine { pool, work, .. } = machine;
-        let shape = self.shape;
+        let (shape, rows) = (self.shape, batch.tokens.len());
         let at = &self.weights.layout().layers[layer];
         self.norm(pool, work, at.post_norm, rows);
         let matrix = |role| self.weights.matrix(at.matrix(role));
@@ -229,6 +235,7 @@ impl Model<'_> {
                 self.product(matrix(Role::Up), &mut work.up),
             ],
         );
+        self.adapt(pool, work, (layer, Site::FeedForward), batch);
         let width = shape.ffn;
         let gated = DisjointSlice::new(&mut work.gated);
         per_row(pool, rows, &|row| {
@@ -240,13 +247,7 @@ impl Model<'_> {
             let out = unsafe { gated.part(row * width / 2..(row + 1) * width / 2) };
             vector::silu_mul(self.kernel, gate, up, out);
         });
-        self.reduce(
-            machine,
-            Input::Gated,
-            rows,
-            matrix(Role::Down),
-            &self.programs.ffn,
-        )
+        self.reduce(machine, (layer, Site::Down), batch)
     }
 
     fn norm(&self, pool: &mut Pool, work: &mut Workspace, weight: usize, rows: usize) {
@@ -298,14 +299,43 @@ impl Model<'_> {
         }
     }
 
-    /// Add a product that is split by inputs over all ranks to the residual stream.
+    /// Add what adapters have at a site whose outputs are split over ranks.
+    fn adapt(&self, pool: &mut Pool, work: &mut Workspace, (layer, site): (usize, Site), batch: &Batch<'_>) {
+        let at = AtSite::new(batch.segments, layer, site);
+        if at.is_empty() {
+            return;
+        }
+        let rows = batch.tokens.len();
+        let inputs = Inputs {
+            pairs: &work.normed,
+            stride: self.shape.hidden / 2,
+            rows,
+        };
+        let place = (at.width(), 0);
+        let reads = (inputs, &self.programs.hidden);
+        at.down(pool, self.kernel, reads, &mut work.adapter_sums, place);
+        let pairs = &mut work.adapter_pairs;
+        at.round(pool, self.kernel, &work.adapter_sums, place, pairs);
+        let (q, k, v, gate, up) = (
+            &mut work.q,
+            &mut work.k,
+            &mut work.v,
+            &mut work.gate,
+            &mut work.up,
+        );
+        let mut out: Vec<&mut [f32]> = match site {
+            Site::Attention => vec![q, k, v],
+            _ => vec![gate, up],
+        };
+        at.up(pool, self.kernel, pairs, rows, (site.roles(), &mut out));
+    }
+
+    /// Add a product that is split by inputs over all ranks to the residual stream, and what adapters add to it.
     fn reduce(
         &self,
         machine: &mut Machine<'_>,
-        input: Input,
-        rows: usize,
-        matrix: Matrix<'_>,
-        sum: &SplitSum,
+        (layer, site): (usize, Site),
+        batch: &Batch<'_>,
     ) -> Result<(), BackendError> {
         let Machine {
             pool,
@@ -313,50 +343,59 @@ impl Model<'_> {
             work,
             ..
         } = machine;
-        let hidden = matrix.n;
-        let pairs = match input {
-            Input::Attended => &work.attended,
-            Input::Gated => &work.gated,
+        let (pairs, sum) = match site {
+            Site::Output => (&work.attended, &self.programs.attention),
+            _ => (&work.gated, &self.programs.ffn),
         };
+        let role = site.roles()[0];
+        let matrix = self
+            .weights
+            .matrix(self.weights.layout().layers[layer].matrix(role));
+        let (rows, hidden) = (batch.tokens.len(), matrix.n);
         let inputs = Inputs {
             pairs,
             stride: matrix.k / 2,
             rows,
         };
-        let roots = &mut work.roots[..sum.leaves.roots().len() * rows * hidden];
+        let at = AtSite::new(batch.segments, layer, site);
+        // Sums of adapters stand behind those of their rows, and travel with them.
+        let stride = hidden + at.width();
+        let roots = &mut work.roots[..sum.leaves.roots().len() * rows * stride];
         let product = Product {
             matrix,
             leaves: &sum.leaves,
             out: roots,
-            stride: hidden,
+            stride,
             scaled: false,
         };
         multiply(pool, self.kernel, inputs, &mut [product]);
+        if !at.is_empty() {
+            let reads = (inputs, &sum.leaves);
+            at.down(pool, self.kernel, reads, roots, (stride, hidden));
+        }
         // A lone rank's only root is the root of the tree.
         let total: &[f32] = if collective.world() == 1 {
-            &work.roots[..rows * hidden]
+            &roots[..rows * stride]
         } else {
-            let total = &mut work.sum[..rows * hidden];
-            let roots = &work.roots[..sum.leaves.roots().len() * rows * hidden];
+            let total = &mut work.sum[..rows * stride];
             collective.reduce_tree(&sum.reduction, roots, total)?;
             total
         };
         for (out, total) in work
             .residual
             .chunks_exact_mut(hidden)
-            .zip(total.chunks_exact(hidden))
+            .zip(total.chunks_exact(stride))
         {
             vector::add_scaled(self.kernel, out, total, matrix.scale);
         }
+        if !at.is_empty() {
+            let pairs = &mut work.adapter_pairs;
+            at.round(pool, self.kernel, total, (stride, hidden), pairs);
+            let mut out: [&mut [f32]; 1] = [&mut work.residual];
+            at.up(pool, self.kernel, pairs, rows, (&[role], &mut out));
+        }
         Ok(())
     }
-}
-
-/// What a split product reads.
-#[derive(Clone, Copy)]
-enum Input {
-    Attended,
-    Gated,
 }
 
 /// Run `row(0)` … `row(rows - 1)` on the pool, a few rows a task.

@@ -138,7 +138,7 @@ impl Layout {
 }
 
 /// Outputs and inputs of this rank's part of a matrix.
-fn sizes(shape: &Shape, role: Role) -> (usize, usize) {
+pub(crate) fn sizes(shape: &Shape, role: Role) -> (usize, usize) {
     match role {
         Role::Q => (shape.q_width(), shape.hidden),
         Role::K | Role::V => (shape.kv_width(), shape.hidden),

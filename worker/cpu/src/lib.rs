@@ -6,6 +6,7 @@
 //! | [`kernel`] | kernels and their choice at run time; what "the same bits" means |
 //! | `shape`, `layout`, `weights`, `region`, `load` | a rank's sizes, and its packed weights in one piece of memory |
 //! | `leaves`, `matmul` | matrix products in the model's order of summation |
+//! | `lora` | adapters: what is added for the rows that ask for one |
 //! | `kv`, `attention`, `rope` | paged cache, attention by chunks of absolute positions, rotary angles |
 //! | `forward`, `programs`, `workspace` | the layers, their orders of summation, and the scratch memory they need |
 //! | [`memory`] | what a rank takes of memory, before anything is loaded |
@@ -28,6 +29,7 @@ mod kv;
 mod layout;
 mod leaves;
 mod load;
+mod lora;
 mod matmul;
 pub mod memory;
 pub mod pool;

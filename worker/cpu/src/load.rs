@@ -38,7 +38,7 @@ pub(crate) fn layout(shape: &Shape, model: &ModelLayout) -> Layout {
     )
 }
 
-fn kind_of(role: Role) -> TensorKind {
+pub(crate) fn kind_of(role: Role) -> TensorKind {
     match role {
         Role::Q => TensorKind::Q,
         Role::K => TensorKind::K,

@@ -33,6 +33,17 @@ pub(crate) struct Inputs<'a> {
     pub(crate) rows: usize,
 }
 
+impl<'a> Inputs<'a> {
+    /// Some of the rows.
+    pub(crate) fn rows(self, first: usize, rows: usize) -> Self {
+        Self {
+            pairs: &self.pairs[first * self.stride..],
+            stride: self.stride,
+            rows,
+        }
+    }
+}
+
 /// Where a product goes: `values[root][row][column]`, with row `r` of a root at `r * stride`.
 pub(crate) struct Product<'a> {
     pub(crate) matrix: Matrix<'a>,
@@ -44,18 +55,87 @@ pub(crate) struct Product<'a> {
     pub(crate) scaled: bool,
 }
 
+/// A product of some rows into a part of a buffer that others write, too.
+pub(crate) struct Piece<'a> {
+    pub(crate) inputs: Inputs<'a>,
+    pub(crate) matrix: Matrix<'a>,
+    pub(crate) leaves: &'a LeafProgram,
+    pub(crate) place: Place,
+    pub(crate) write: Write,
+}
+
+/// Where a piece goes: `values[root][row + r][column + c]` of a buffer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Place {
+    /// Number of the buffer.
+    pub(crate) target: usize,
+    /// The piece's first row.
+    pub(crate) row: usize,
+    /// The piece's first column.
+    pub(crate) column: usize,
+    /// Values from one row to the next.
+    pub(crate) stride: usize,
+    /// Rows of a root.
+    pub(crate) root_rows: usize,
+}
+
+/// How sums are written.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Write {
+    /// As they are.
+    Raw,
+    /// Multiplied by the outputs' scales: only where no reduction follows.
+    Scaled,
+    /// The same, added to what is there.
+    Added,
+}
+
 /// Compute all `products` of the same `inputs`; the work is shared by blocks of outputs.
 pub(crate) fn multiply(pool: &mut Pool, kernel: Kernel, inputs: Inputs<'_>, products: &mut [Product<'_>]) {
-    let group = blocks_at_once(inputs.rows.min(MAX_ROWS));
-    let parts: Vec<Part<'_>> = products
-        .iter_mut()
-        .map(|product| Part {
+    let mut targets = Vec::with_capacity(products.len());
+    let mut pieces = Vec::with_capacity(products.len());
+    for (target, product) in products.iter_mut().enumerate() {
+        pieces.push(Piece {
+            inputs,
             matrix: product.matrix,
             leaves: product.leaves,
-            tasks: product.matrix.n.div_ceil(group * LANES),
-            stride: product.stride,
-            scaled: product.scaled,
-            out: DisjointSlice::new(product.out),
+            place: Place {
+                target,
+                row: 0,
+                column: 0,
+                stride: product.stride,
+                root_rows: inputs.rows,
+            },
+            write: if product.scaled { Write::Scaled } else { Write::Raw },
+        });
+        targets.push(&mut *product.out);
+    }
+    multiply_pieces(pool, kernel, &mut targets, &pieces);
+}
+
+/// Compute all `pieces`; the work is shared by blocks of outputs.
+///
+/// # Panics
+/// When pieces of one buffer are not in ascending order of their rows, or reach out of it.
+pub(crate) fn multiply_pieces(
+    pool: &mut Pool,
+    kernel: Kernel,
+    targets: &mut [&mut [f32]],
+    pieces: &[Piece<'_>],
+) {
+    let targets: Vec<DisjointSlice<'_, f32>> =
+        targets.iter_mut().map(|out| DisjointSlice::new(out)).collect();
+    assert_apart(targets.len(), pieces);
+    let parts: Vec<Part<'_>> = pieces
+        .iter()
+        .map(|piece| {
+            let group = blocks_at_once(piece.inputs.rows.min(MAX_ROWS));
+            Part {
+                piece,
+                group,
+                tasks: piece.matrix.n.div_ceil(group * LANES),
+                out: &targets[piece.place.target],
+            }
         })
         .collect();
     let tasks = parts.iter().map(|part| part.tasks).sum();
@@ -63,10 +143,10 @@ pub(crate) fn multiply(pool: &mut Pool, kernel: Kernel, inputs: Inputs<'_>, prod
         for part in &parts {
             if task < part.tasks {
                 // Clearing a deep stack costs more than a small product.
-                match part.leaves.depth() {
-                    1 => part.run::<1>(kernel, inputs, task * group, group),
-                    2..=8 => part.run::<8>(kernel, inputs, task * group, group),
-                    _ => part.run::<32>(kernel, inputs, task * group, group),
+                match part.piece.leaves.depth() {
+                    1 => part.run::<1>(kernel, task * part.group),
+                    2..=8 => part.run::<8>(kernel, task * part.group),
+                    _ => part.run::<32>(kernel, task * part.group),
                 }
                 return;
             }
@@ -75,27 +155,57 @@ pub(crate) fn multiply(pool: &mut Pool, kernel: Kernel, inputs: Inputs<'_>, prod
     });
 }
 
+/// No two pieces write the same place: those of one buffer have rows of their own.
+fn assert_apart(targets: usize, pieces: &[Piece<'_>]) {
+    let mut ends: Vec<(usize, Option<(usize, usize)>)> = vec![(0, None); targets];
+    for Piece {
+        inputs,
+        matrix,
+        place,
+        ..
+    } in pieces
+    {
+        let (end, form) = &mut ends[place.target];
+        let own = (place.stride, place.root_rows);
+        assert!(
+            place.row >= *end && *form.get_or_insert(own) == own,
+            "two pieces of a product share a row"
+        );
+        *end = place.row + inputs.rows;
+        assert!(
+            *end <= place.root_rows && place.column + matrix.n <= place.stride,
+            "a piece of a product reaches out of its place"
+        );
+    }
+}
+
 struct Part<'a> {
-    matrix: Matrix<'a>,
-    leaves: &'a LeafProgram,
+    piece: &'a Piece<'a>,
+    /// Blocks of a task.
+    group: usize,
     tasks: usize,
-    stride: usize,
-    scaled: bool,
-    out: DisjointSlice<'a, f32>,
+    out: &'a DisjointSlice<'a, f32>,
 }
 
 impl Part<'_> {
-    /// All rows of up to `group` blocks from block `first`, with at most `DEPTH` sums on the stack.
-    fn run<const DEPTH: usize>(&self, kernel: Kernel, inputs: Inputs<'_>, first: usize, group: usize) {
-        let blocks = group.min(self.matrix.n.div_ceil(LANES) - first);
-        let block_stride = self.matrix.element.block_bytes(self.matrix.k);
-        let weights = &self.matrix.weights[first * block_stride..];
+    /// All rows of up to `self.group` blocks from block `first`, with at most `DEPTH` sums on the stack.
+    fn run<const DEPTH: usize>(&self, kernel: Kernel, first: usize) {
+        let Piece {
+            inputs,
+            matrix,
+            leaves,
+            place,
+            ..
+        } = *self.piece;
+        let blocks = self.group.min(matrix.n.div_ceil(LANES) - first);
+        let block_stride = matrix.element.block_bytes(matrix.k);
+        let weights = &matrix.weights[first * block_stride..];
         let mut stack = [[0.0f32; TILE_SUMS]; DEPTH];
         for row in (0..inputs.rows).step_by(MAX_ROWS) {
             let rows = MAX_ROWS.min(inputs.rows - row);
-            // The last rows may be fewer than `group` was chosen for, never more.
+            // The last rows may be fewer than the group was chosen for, never more.
             let sums = blocks * rows * LANES;
-            for (root, ops) in self.leaves.roots().iter().enumerate() {
+            for (root, ops) in leaves.roots().iter().enumerate() {
                 let mut level = 0;
                 for op in ops {
                     match *op {
@@ -103,8 +213,8 @@ impl Part<'_> {
                             let top = &mut stack[level][..sums];
                             top.fill(0.0);
                             let tile = Tile {
-                                element: self.matrix.element,
-                                weights: &weights[start * self.matrix.element.step_bytes()..],
+                                element: matrix.element,
+                                weights: &weights[start * matrix.element.step_bytes()..],
                                 upper: None,
                                 block_stride,
                                 blocks,
@@ -123,26 +233,35 @@ impl Part<'_> {
                         }
                     }
                 }
-                self.store(root * inputs.rows + row, rows, first, blocks, &stack[0]);
+                self.store(root * place.root_rows + row, rows, first, blocks, &stack[0]);
             }
         }
     }
 
     fn store(&self, first_row: usize, rows: usize, first_block: usize, blocks: usize, sums: &[f32]) {
+        let Piece { matrix, place, .. } = self.piece;
         for block in 0..blocks {
             let column = (first_block + block) * LANES;
-            let width = LANES.min(self.matrix.n - column);
+            let width = LANES.min(matrix.n - column);
+            let scale = &matrix.scale[column..];
             for row in 0..rows {
                 let from = &sums[(block * rows + row) * LANES..][..width];
-                let at = (first_row + row) * self.stride + column;
-                // SAFETY: blocks of outputs are disjoint between tasks, and within a task nothing else is alive.
+                let at = (place.row + first_row + row) * place.stride + place.column + column;
+                // SAFETY: pieces have rows of their own, blocks of outputs are disjoint between the tasks of one, and within a
+                // task nothing else is alive.
                 let to = unsafe { self.out.part(at..at + width) };
-                if self.scaled {
-                    for ((to, from), scale) in to.iter_mut().zip(from).zip(&self.matrix.scale[column..]) {
-                        *to = from * scale;
+                match self.piece.write {
+                    Write::Raw => to.copy_from_slice(from),
+                    Write::Scaled => {
+                        for ((to, from), scale) in to.iter_mut().zip(from).zip(scale) {
+                            *to = from * scale;
+                        }
                     }
-                } else {
-                    to.copy_from_slice(from);
+                    Write::Added => {
+                        for ((to, from), scale) in to.iter_mut().zip(from).zip(scale) {
+                            *to += from * scale;
+                        }
+                    }
                 }
             }
         }

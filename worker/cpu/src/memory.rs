@@ -5,6 +5,7 @@ use llamero_engine::{BackendError, FormLimits, KvDtype, MemoryPlan};
 
 use crate::kv::KvShape;
 use crate::load;
+use crate::lora::LoraLimits;
 use crate::programs::Programs;
 use crate::rope::Rope;
 use crate::shape::Shape;
@@ -51,6 +52,7 @@ impl WorkspaceNeed {
                 steps_in_flight: shard.topology.steps_in_flight(),
                 kv_dtype: KvDtype::Bf16,
                 max_adapters: 0,
+                max_adapter_rank: 0,
             };
             Ok(plan(shape, &programs, model, &limits)?
                 .fixed()
@@ -81,6 +83,7 @@ pub(crate) fn plan(
     limits: &FormLimits,
 ) -> Result<MemoryPlan, BackendError> {
     let tokens = limits.max_batched_tokens as usize;
+    let lora = LoraLimits::of(limits);
     let kv = KvShape::new(
         shape.layers,
         shape.kv_heads,
@@ -90,9 +93,10 @@ pub(crate) fn plan(
     )?;
     Ok(MemoryPlan {
         weights: load::layout(shape, model).bytes as u64,
-        workspace: Workspace::bytes(shape, programs, tokens) as u64,
+        workspace: Workspace::bytes(shape, programs, tokens, lora) as u64,
         logits: Workspace::logit_bytes(shape, limits) as u64,
         rope: Rope::bytes(shape.head_dim, tokens) as u64,
+        adapters: lora.bytes(shape),
         kv_block: kv.block_bytes() as u64,
     })
 }

@@ -3,6 +3,7 @@
 use llamero_engine::FormLimits;
 
 use crate::collective::Collective;
+use crate::lora::LoraLimits;
 use crate::programs::Programs;
 use crate::rope::Rope;
 use crate::shape::Shape;
@@ -25,6 +26,10 @@ pub(crate) struct Workspace {
     pub(crate) gated: Vec<u32>,
     pub(crate) roots: Vec<f32>,
     pub(crate) sum: Vec<f32>,
+    /// `A · x` of the rows that have adapters.
+    pub(crate) adapter_sums: Vec<f32>,
+    /// The same in bf16.
+    pub(crate) adapter_pairs: Vec<u32>,
     pub(crate) rope: Rope,
     /// `[LOGIT_ROWS, vocabulary of the rank]`.
     pub(crate) logits: Vec<f32>,
@@ -37,23 +42,29 @@ struct Widths {
     kv: usize,
     ffn: usize,
     roots: usize,
+    /// The residual stream's, and what adapters add to a sum.
+    sum: usize,
+    adapters: usize,
 }
 
 impl Widths {
-    fn of(shape: &Shape, programs: &Programs) -> Self {
+    fn of(shape: &Shape, programs: &Programs, lora: LoraLimits) -> Self {
         let roots = [&programs.attention, &programs.ffn].map(|sum| sum.leaves.roots().len());
         Self {
             hidden: shape.hidden,
             q: shape.q_width(),
             kv: shape.kv_width(),
             ffn: shape.ffn,
-            roots: shape.hidden * roots[0].max(roots[1]).max(1),
+            roots: (shape.hidden + lora.reduced()) * roots[0].max(roots[1]).max(1),
+            sum: shape.hidden + lora.reduced(),
+            adapters: lora.widest(),
         }
     }
 
     fn per_token(&self) -> usize {
-        // residual, sum, normed; q, two queries, attended; k, v; gate, up, gated; roots.
-        2 * self.hidden
+        // residual, sum, normed; q, two queries, attended; k, v; gate, up, gated; roots; of adapters.
+        self.hidden
+            + self.sum
             + self.hidden.div_ceil(2)
             + self.q
             + 3 * self.q.div_ceil(2)
@@ -61,6 +72,8 @@ impl Widths {
             + 2 * self.ffn
             + self.ffn.div_ceil(2)
             + self.roots
+            + self.adapters
+            + self.adapters.div_ceil(2)
     }
 }
 
@@ -73,9 +86,14 @@ fn logit_values(shape: &Shape, tokens: usize) -> usize {
 }
 
 impl Workspace {
-    /// Room for `tokens` tokens, whose angles turn by `frequencies`.
-    pub(crate) fn new(shape: &Shape, programs: &Programs, frequencies: Vec<f64>, tokens: usize) -> Self {
-        let widths = Widths::of(shape, programs);
+    /// Room for `tokens` tokens, whose angles turn by `frequencies`, with adapters up to `lora`.
+    pub(crate) fn new(
+        shape: &Shape,
+        programs: &Programs,
+        frequencies: Vec<f64>,
+        (tokens, lora): (usize, LoraLimits),
+    ) -> Self {
+        let widths = Widths::of(shape, programs, lora);
         let floats = |width: usize| vec![0.0f32; tokens * width];
         let pairs = |width: usize| vec![0u32; tokens * width.div_ceil(2)];
         Self {
@@ -90,18 +108,20 @@ impl Workspace {
             up: floats(widths.ffn),
             gated: pairs(widths.ffn),
             roots: floats(widths.roots),
-            sum: floats(widths.hidden),
+            sum: floats(widths.sum),
+            adapter_sums: floats(widths.adapters),
+            adapter_pairs: pairs(widths.adapters),
             rope: Rope::new(frequencies, tokens),
             logits: vec![0.0; logit_values(shape, tokens)],
         }
     }
 
     /// Bytes of activations and of the buffers for exchanges, as [`Self::new`] and the collective allocate them.
-    pub(crate) fn bytes(shape: &Shape, programs: &Programs, tokens: usize) -> usize {
-        let widths = Widths::of(shape, programs);
+    pub(crate) fn bytes(shape: &Shape, programs: &Programs, tokens: usize, lora: LoraLimits) -> usize {
+        let widths = Widths::of(shape, programs, lora);
         let sums = [&programs.attention, &programs.ffn];
         let buffers =
-            sums.map(|sum| Collective::buffer_bytes(&sum.reduction, shape.index, tokens * shape.hidden));
+            sums.map(|sum| Collective::buffer_bytes(&sum.reduction, shape.index, tokens * widths.sum));
         tokens * widths.per_token() * size_of::<f32>() + buffers[0].max(buffers[1])
     }
 
@@ -127,6 +147,7 @@ impl Workspace {
             &self.up,
             &self.roots,
             &self.sum,
+            &self.adapter_sums,
         ];
         let pairs = [
             &self.normed,
@@ -134,6 +155,7 @@ impl Workspace {
             &self.queries[1],
             &self.attended,
             &self.gated,
+            &self.adapter_pairs,
         ];
         let of_floats: usize = floats.iter().map(|all| all.len()).sum();
         let of_pairs: usize = pairs.iter().map(|all| all.len()).sum();

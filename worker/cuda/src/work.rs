@@ -200,6 +200,8 @@ pub(crate) fn plan(shape: &Shape, layout: &Layout, sizes: &Sizes, exchange: Exch
     let counts = Counts::new(shape, sizes);
     let angles = aligned(4 * sizes.table() * sizes.block * shape.head_dim / 2);
     MemoryPlan {
+        // Refused where any are asked for.
+        adapters: 0,
         weights: layout.bytes() as u64,
         workspace: counts.workspace() as u64 + exchange::bytes(shape, exchange.by_parts),
         logits: counts.logits(sizes) as u64,

@@ -6,6 +6,7 @@ use std::time::Instant;
 
 pub use llamero_checkpoint::load::LoadProgress;
 
+use crate::adapters::{AdapterStore, NoAdapters};
 #[cfg(doc)]
 use crate::form::FormLimits;
 use crate::form::FormSpec;
@@ -27,6 +28,8 @@ pub struct MemoryPlan {
     pub logits: u64,
     /// Tables of rotary angles.
     pub rope: u64,
+    /// Adapters, as many and as large as may be loaded.
+    pub adapters: u64,
     /// One KV block, padding included.
     pub kv_block: u64,
 }
@@ -35,9 +38,15 @@ impl MemoryPlan {
     /// Bytes of everything but KV blocks.
     #[must_use]
     pub fn fixed(&self) -> u64 {
-        [self.weights, self.workspace, self.logits, self.rope]
-            .into_iter()
-            .fold(0, u64::saturating_add)
+        [
+            self.weights,
+            self.workspace,
+            self.logits,
+            self.rope,
+            self.adapters,
+        ]
+        .into_iter()
+        .fold(0, u64::saturating_add)
     }
 
     /// KV blocks that `bytes` hold.
@@ -237,6 +246,11 @@ pub trait Backend: Send {
 
     /// The counter of layers.
     fn progress(&self) -> Arc<StepProgress>;
+
+    /// The adapters that this rank has in memory, for other threads to fill. They outlive eras, as weights do.
+    fn adapters(&self) -> Arc<dyn AdapterStore> {
+        Arc::new(NoAdapters("this backend"))
+    }
 }
 
 #[cfg(test)]

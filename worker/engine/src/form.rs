@@ -29,6 +29,8 @@ pub struct FormLimits {
     pub kv_dtype: KvDtype,
     /// Adapters (LoRA) that may be loaded at once; 0 where none are.
     pub max_adapters: u32,
+    /// The largest rank of an adapter; 0 where none are.
+    pub max_adapter_rank: u32,
 }
 
 /// What a rank forms with.

@@ -226,7 +226,7 @@ fn check_tokens(plan: &Plan, row: &PlanRow, limits: &FormLimits, vocab_size: usi
     if row.tokens.is_empty() {
         return Err(format!("the row of slot {slot} has no tokens"));
     }
-    if let Some(adapter) = row.adapter {
+    if let (Some(adapter), 0) = (row.adapter, limits.max_adapters) {
         return Err(format!(
             "slot {slot} wants adapter {adapter}, and none was agreed on"
         ));

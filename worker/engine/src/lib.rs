@@ -3,6 +3,7 @@
 //! | module | what it is |
 //! |---|---|
 //! | [`step`] | what travels in one step: plan, late values, candidates |
+//! | [`adapters`] | LoRA adapters that a rank has beside the model |
 //! | [`form`] | the limits that the ranks of a group form with |
 //! | [`backend`] | the contract of one rank's compute |
 //! | [`block_tables`] | which KV blocks hold the positions of each slot |
@@ -20,6 +21,7 @@
 
 #![forbid(unsafe_code)]
 
+pub mod adapters;
 pub mod backend;
 pub mod block_tables;
 pub mod form;
@@ -36,6 +38,7 @@ pub mod step;
 pub mod structured;
 pub mod text;
 
+pub use adapters::{AdapterSource, AdapterStore, NoAdapters};
 pub use backend::{
     Backend, BackendError, KvCapacity, LoadProgress, LoadWatch, MemoryPlan, StepProgress, Ticket, Unwatched,
     Waited,

@@ -6,7 +6,7 @@ use tonic::Status;
 #[must_use]
 pub fn not_served(method: &str) -> Status {
     Status::unimplemented(format!(
-        "vllm.Control/{method} is not served by Llamero; weights, adapters and life cycle are steered by the \
+        "vllm.Control/{method} is not served by Llamero; weights and life cycle are steered by the \
          LlamaDeployment resource"
     ))
 }
@@ -19,9 +19,6 @@ macro_rules! vllm_control {
         $crate::vllm_control! {
             @all $server { $($served)* }
             shutdown(ShutdownRequest) -> ShutdownResponse = "Shutdown",
-            load_lora(LoadLoraRequest) -> LoadLoraResponse = "LoadLora",
-            unload_lora(UnloadLoraRequest) -> UnloadLoraResponse = "UnloadLora",
-            list_loras(ListLorasRequest) -> ListLorasResponse = "ListLoras",
             get_kv_event_sources(GetKvEventSourcesRequest) -> GetKvEventSourcesResponse = "GetKvEventSources",
             pause_generation(PauseGenerationRequest) -> PauseGenerationResponse = "PauseGeneration",
             resume_generation(ResumeGenerationRequest) -> ResumeGenerationResponse = "ResumeGeneration",

@@ -3,6 +3,7 @@
 use std::net::IpAddr;
 use std::ops::RangeInclusive;
 use std::path::PathBuf;
+use std::str::FromStr;
 use std::time::Duration;
 
 use clap::Args;
@@ -100,6 +101,22 @@ pub struct EngineArgs {
     #[arg(long, value_enum, value_name = "TYPE", default_value_t = KvCacheDtype::Auto)]
     #[serde(default)]
     pub kv_cache_dtype: KvCacheDtype,
+    /// Most LoRA adapters that may be loaded at once; their memory is set aside at the start. 0: none. CPUs only
+    #[arg(long, value_name = "N", default_value_t = 0, value_parser = within(limits::MAX_ADAPTERS))]
+    #[serde(default)]
+    pub max_adapters: u32,
+    /// The largest rank of an adapter
+    #[arg(long, value_name = "R", default_value_t = 16, value_parser = within(limits::MAX_ADAPTER_RANK))]
+    #[serde(default)]
+    pub max_adapter_rank: u32,
+    /// Folder below which adapters lie, each in a folder of its own as PEFT saves it; that of the model when absent
+    #[arg(long, value_name = "DIR")]
+    #[serde(default)]
+    pub adapter_dir: Option<PathBuf>,
+    /// An adapter to load at the start: the name that clients ask for, and its folder below that for adapters. May be repeated
+    #[arg(long = "adapter", value_name = "NAME=PATH", requires = "max_adapters")]
+    #[serde(default)]
+    pub adapters: Vec<NamedAdapter>,
     /// Threads of each rank; the cores that this container may use, shared among its ranks, when absent
     #[arg(long, value_name = "N", value_parser = within(limits::THREADS))]
     pub threads: Option<u32>,
@@ -115,6 +132,29 @@ pub struct EngineArgs {
     /// Time between "not ready" and "no new requests" while draining
     #[arg(long, value_name = "DURATION", default_value = "5s", value_parser = duration::parse)]
     pub drain_grace: Duration,
+}
+
+/// An adapter of the command line.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NamedAdapter {
+    /// The name that clients ask for.
+    pub name: String,
+    /// Its folder below that for adapters.
+    pub path: String,
+}
+
+impl FromStr for NamedAdapter {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        match text.split_once('=') {
+            Some((name, path)) if !name.is_empty() && !path.is_empty() => Ok(Self {
+                name: name.to_owned(),
+                path: path.to_owned(),
+            }),
+            _ => Err(format!("{text:?} is not NAME=PATH, for example sql=adapters/sql")),
+        }
+    }
 }
 
 /// Reads nothing but [`EngineArgs`].

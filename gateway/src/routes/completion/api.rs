@@ -12,7 +12,7 @@ use axum::response::{IntoResponse, Response};
 use futures::StreamExt;
 
 use super::check::{Checked, refusal};
-use super::order::{Envelope, Pieces, deployment, order};
+use super::order::{Envelope, Pieces, named, order};
 use super::patience::patience;
 use super::request::{Reader, Take};
 use super::route::Route;
@@ -114,11 +114,11 @@ async fn complete<A: Api>(api: A, front: Front, body: Body) -> Result<Response, 
             return Err(refusal(field, instead));
         }
         let (checked, form) = api.check(request)?;
-        let deployment = deployment(&gateway, &scope, &checked.model)?;
+        let (deployment, adapter) = named(&gateway, &scope, &checked.model)?;
         record.model(&deployment.model);
         record.admit(checked.likely_tokens()).await?;
         let stream = checked.stream;
-        let (envelope, pieces) = order(&gateway, route, &deployment, checked, &wishes)?;
+        let (envelope, pieces) = order(&gateway, route, (&deployment, adapter), checked, &wishes)?;
         record.expect(&envelope);
         Ok((stream, api.output(form, envelope), pieces))
     };

@@ -79,6 +79,20 @@ pub fn deployment(gateway: &Gateway, scope: &Scope, model: &str) -> Result<Deplo
     }
 }
 
+/// The deployment and the adapter that a name stands for; the adapter is empty where it is a model's name.
+///
+/// # Errors
+/// As [`deployment`].
+pub fn named(gateway: &Gateway, scope: &Scope, name: &str) -> Result<(Deployment, String), ApiError> {
+    match deployment(gateway, scope, name) {
+        Ok(deployment) => Ok((deployment, String::new())),
+        Err(error) => match gateway.directory.snapshot().by_adapter_in(name, scope) {
+            Some((deployment, adapter)) => Ok((deployment.clone(), adapter)),
+            None => Err(error),
+        },
+    }
+}
+
 /// Order the answers. Each gets an id and a seed of its own; without a seed it could not go on elsewhere.
 ///
 /// # Errors
@@ -86,7 +100,7 @@ pub fn deployment(gateway: &Gateway, scope: &Scope, model: &str) -> Result<Deplo
 pub fn order(
     gateway: &Arc<Gateway>,
     route: Route,
-    deployment: &Deployment,
+    (deployment, adapter): (&Deployment, String),
     checked: Checked,
     wishes: &Wishes,
 ) -> Result<(Envelope, Pieces), ApiError> {
@@ -115,7 +129,10 @@ pub fn order(
         created: SystemTime::now()
             .duration_since(UNIX_EPOCH)
             .map_or(0, |since| since.as_secs()),
-        model: deployment.model.clone(),
+        model: match adapter.as_str() {
+            "" => deployment.model.clone(),
+            adapter => adapter.to_owned(),
+        },
         n,
         choices,
     };
@@ -123,6 +140,7 @@ pub fn order(
         Some(seed) => seed,
         None => random()?,
     };
+    sampling.adapter = adapter;
     sampling.template_time = i64::try_from(envelope.created).unwrap_or_default();
     gateway.demand.arrived(&deployment.key);
     let relays = (0..choices).map(|index| {

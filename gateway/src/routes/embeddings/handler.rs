@@ -50,6 +50,7 @@ pub async fn embed(front: Front, body: Body) -> Result<Response, ApiError> {
         model: &model,
         bytes: request.encoded_len(),
         tokens: likely_tokens,
+        adapters: false,
         affinity: request.inputs.first().and_then(affinity),
     };
     let call = |leader: &Leader| {

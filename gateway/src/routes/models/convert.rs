@@ -14,13 +14,32 @@ pub fn model(deployment: &Deployment) -> Model {
         object: "model",
         created: deployment.created,
         owned_by: deployment.key.to_string(),
+        root: None,
+        parent: None,
         max_model_len: deployment.max_context,
     }
 }
 
-/// Every model in a scope once, by name.
+/// An adapter of a deployment's model.
+#[must_use]
+pub fn adapter(deployment: &Deployment, name: String) -> Model {
+    Model {
+        id: name,
+        root: Some(deployment.model.clone()),
+        parent: Some(deployment.model.clone()),
+        ..model(deployment)
+    }
+}
+
+/// Every model in a scope once, by name, and the adapters whose names are no models'.
 #[must_use]
 pub fn list(snapshot: &Snapshot, scope: &Scope) -> ModelList {
+    let adapters: BTreeSet<String> = snapshot.deployments().flat_map(Deployment::adapters).collect();
+    let adapters = adapters
+        .into_iter()
+        .filter(|name| snapshot.by_model_in(name, scope).is_none());
+    let adapters = adapters.filter_map(|name| snapshot.by_adapter_in(&name, scope));
+    let adapters = adapters.map(|(deployment, name)| adapter(deployment, name));
     let names: BTreeSet<&str> = snapshot
         .deployments()
         .map(|deployment| deployment.model.as_str())
@@ -29,6 +48,7 @@ pub fn list(snapshot: &Snapshot, scope: &Scope) -> ModelList {
         .into_iter()
         .filter_map(|name| snapshot.by_model_in(name, scope))
         .map(model)
+        .chain(adapters)
         .collect();
     ModelList { object: "list", data }
 }

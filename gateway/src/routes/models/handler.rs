@@ -29,8 +29,11 @@ pub async fn get(
     Path(id): Path<String>,
 ) -> Result<Json<Model>, ApiError> {
     let snapshot = gateway.directory.snapshot();
-    let deployment = snapshot
-        .by_model_in(&id, caller.scope())
+    if let Some(deployment) = snapshot.by_model_in(&id, caller.scope()) {
+        return Ok(Json(convert::model(deployment)));
+    }
+    let (deployment, adapter) = snapshot
+        .by_adapter_in(&id, caller.scope())
         .ok_or_else(|| ApiError::unknown_model(&id))?;
-    Ok(Json(convert::model(deployment)))
+    Ok(Json(convert::adapter(deployment, adapter)))
 }

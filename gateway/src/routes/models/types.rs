@@ -13,6 +13,12 @@ pub struct Model {
     pub created: i64,
     /// Namespace and name of its deployment.
     pub owned_by: String,
+    /// vLLM's: of an adapter, the model that it belongs to.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub root: Option<String>,
+    /// vLLM's: of an adapter, the model that it changes.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub parent: Option<String>,
     /// vLLM's: the longest context in tokens, if it is known.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub max_model_len: Option<u32>,

@@ -48,6 +48,7 @@ pub async fn tokens(
         model,
         bytes: request.encoded_len(),
         tokens: 0,
+        adapters: true,
         affinity: None,
     };
     let call = |leader: &Leader| {
@@ -74,6 +75,7 @@ pub async fn detokenize(front: Front, body: Body) -> Result<Json<Text>, ApiError
         model: &asked.model,
         bytes: tokens.encoded_len(),
         tokens: 0,
+        adapters: true,
         affinity: None,
     };
     let call = |leader: &Leader| {

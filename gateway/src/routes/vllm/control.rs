@@ -9,7 +9,9 @@ use tonic::transport::Channel;
 use tonic::{Request, Response, Status};
 use vllm_proto::control_client::ControlClient;
 use vllm_proto::{
-    AbortRequest, AbortResponse, GetModelInfoRequest, GetServerInfoRequest, ModelInfo, ServerInfo,
+    AbortRequest, AbortResponse, GetModelInfoRequest, GetServerInfoRequest, ListLorasRequest,
+    ListLorasResponse, LoadLoraRequest, LoadLoraResponse, ModelInfo, ServerInfo, UnloadLoraRequest,
+    UnloadLoraResponse,
 };
 
 use super::{Service, own_id, status};
@@ -63,7 +65,29 @@ llamero_proto::vllm_control! { Service {
         }
         Ok(Response::new(AbortResponse {}))
     }
+
+    async fn list_loras(&self, request: Request<ListLorasRequest>) -> Result<Response<ListLorasResponse>, Status> {
+        self.question(request, |mut client, request| {
+            Box::pin(async move { client.list_loras(request).await })
+        })
+        .await
+    }
+
+    async fn load_lora(&self, _: Request<LoadLoraRequest>) -> Result<Response<LoadLoraResponse>, Status> {
+        Err(not_served("LoadLora"))
+    }
+
+    async fn unload_lora(&self, _: Request<UnloadLoraRequest>) -> Result<Response<UnloadLoraResponse>, Status> {
+        Err(not_served("UnloadLora"))
+    }
 }}
+
+fn not_served(method: &str) -> Status {
+    Status::unimplemented(format!(
+        "vllm.Control/{method} is not served by the gateway, which does not know the groups that are yet to come; call the leaders of the \
+         deployment's groups"
+    ))
+}
 
 impl Service {
     async fn question<Q: Clone + prost::Message + 'static, A: 'static>(
@@ -79,6 +103,7 @@ impl Service {
             model: &model,
             bytes: request.encoded_len(),
             tokens: 0,
+            adapters: true,
             affinity: None,
         };
         let asked = ask(front, question, |leader| {
@@ -98,7 +123,8 @@ impl Service {
                 .to_owned());
         }
         let snapshot = self.gateway.directory.snapshot();
-        let models = convert::list(&snapshot, caller.scope()).data;
+        let mut models = convert::list(&snapshot, caller.scope()).data;
+        models.retain(|model| model.parent.is_none());
         match models.as_slice() {
             [only] => Ok(only.id.clone()),
             _ if !snapshot.complete => Err(Status::unavailable(

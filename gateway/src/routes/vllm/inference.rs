@@ -53,6 +53,8 @@ impl Service {
             model: &model,
             bytes: request.encoded_len(),
             tokens: prompt as u64 + u64::from(longest) * u64::from(answers),
+            // The contract has a field of its own for the adapter.
+            adapters: false,
             affinity: affinity(request.prompt.as_ref()),
         };
         let call = |leader: &Leader| {

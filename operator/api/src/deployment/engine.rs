@@ -5,6 +5,8 @@ use llamero_settings::limits;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use super::Lora;
+
 /// Settings of the inference engine; what is absent is left to the worker.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
@@ -28,6 +30,9 @@ pub struct Engine {
     /// The key/value cache.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub kv_cache: Option<KvCache>,
+    /// Room for LoRA adapters. Absent: none are served.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub lora: Option<Lora>,
     /// Threads of a CPU rank. Absent: the pod's CPU limit, else its CPU request, shared by its ranks; else the node's processors, shared with the group's other pods there.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = *limits::THREADS.start(), max = *limits::THREADS.end()))]

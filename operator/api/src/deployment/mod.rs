@@ -1,5 +1,6 @@
 //! `LlamaDeployment`: what a user wants served.
 
+mod adapter;
 mod engine;
 mod model;
 mod scaling;
@@ -14,6 +15,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::duration::Duration;
 
+pub use adapter::{Adapter, Lora};
 pub use engine::{Engine, KvCache, KvCacheDtype};
 pub use model::{
     CaBundle, CredentialsSecretRef, HostPathSource, HttpsSource, HuggingFaceSource, ImageSource, ModelSpec,
@@ -60,7 +62,13 @@ pub use worker::{Inference, InferenceAuth, PullPolicy, Resources, Worker};
 )]
 #[x_kube(
     validation = Rule::new("!has(self.accelerator) || !has(self.accelerator.perNode) || self.parallelism.tensor * self.parallelism.pipeline <= self.accelerator.perNode || self.parallelism.tensor * self.parallelism.pipeline % self.accelerator.perNode == 0")
-        .message("the ranks (parallelism.tensor × parallelism.pipeline) must be at most accelerator.perNode or a multiple of it, so that every pod holds equally many ranks")
+        .message("the ranks (parallelism.tensor × parallelism.pipeline) must be at most accelerator.perNode or a multiple of it, so that every pod holds equally many ranks"),
+    validation = Rule::new("!has(self.adapters) || size(self.adapters) == 0 || (has(self.engine) && has(self.engine.lora) && size(self.adapters) <= self.engine.lora.maxAdapters)")
+        .message("adapters need room: set engine.lora.maxAdapters to their number or more"),
+    validation = Rule::new("!has(self.engine) || !has(self.engine.lora) || !has(self.accelerator) || !has(self.accelerator.resource)")
+        .message("engine.lora is built for the CPU backend only: leave out accelerator.resource, or merge the adapter into its model"),
+    validation = Rule::new("!has(self.adapters) || size(self.adapters) == 0 || has(self.model.source.persistentVolumeClaim) || has(self.model.source.hostPath) || has(self.model.source.image)")
+        .message("adapters lie below the model's directory, so model.source must be persistentVolumeClaim, hostPath or image")
 )]
 #[serde(rename_all = "camelCase")]
 pub struct LlamaDeploymentSpec {
@@ -101,6 +109,10 @@ pub struct LlamaDeploymentSpec {
     /// Settings of the inference engine.
     #[serde(default)]
     pub engine: Engine,
+    /// LoRA adapters that every group has from its start. A change rolls the groups; at run time adapters are loaded at their leaders.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 64), extend("x-kubernetes-list-type" = "map", "x-kubernetes-list-map-keys" = ["name"]))]
+    pub adapters: Vec<Adapter>,
     /// Settings of the worker pods.
     #[serde(default)]
     pub worker: Worker,

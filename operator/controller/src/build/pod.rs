@@ -131,6 +131,13 @@ fn arguments(group: &LlamaGroup, index: i32) -> Vec<String> {
     if template.engine.kv_dtype() == KvCacheDtype::Fp8 {
         flag("kv-cache-dtype", "fp8".to_owned());
     }
+    if let Some(lora) = &template.engine.lora {
+        flag("max-adapters", lora.max_adapters.to_string());
+        flag("max-adapter-rank", lora.max_rank.to_string());
+    }
+    for adapter in &template.adapters {
+        flag("adapter", format!("{}={}", adapter.name, adapter.path));
+    }
     if let Some(threads) = template.engine.threads {
         flag("threads", threads.to_string());
     }
@@ -426,6 +433,25 @@ mod tests {
             "a user cannot replace {named:?}"
         );
         assert_eq!(env[0]["value"], "debug");
+    }
+
+    #[test]
+    fn adapters_come_with_their_room() {
+        let arguments = |template: Value| {
+            let pod = serde_json::to_value(member_pod(&group(template), 1, 2)).unwrap();
+            serde_json::to_string(&pod["spec"]["containers"][0]["args"]).unwrap()
+        };
+        let named = arguments(json!({
+            "engine": {"lora": {"maxAdapters": 3, "maxRank": 8}},
+            "adapters": [{"name": "sql", "path": "adapters/sql"}, {"name": "poet", "path": "poet"}],
+        }));
+        assert!(
+            named.contains(
+                r#""--max-adapters","3","--max-adapter-rank","8","--adapter","sql=adapters/sql","--adapter","poet=poet""#
+            ),
+            "{named}"
+        );
+        assert!(!arguments(json!({})).contains("adapter"));
     }
 
     #[test]

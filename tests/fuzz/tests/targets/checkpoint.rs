@@ -4,12 +4,13 @@ use std::fs;
 use std::io;
 use std::path::Path;
 
+use llamero_checkpoint::adapter::{CONFIG_NAME, LoraConfig, WEIGHTS_NAME, tensors};
 use llamero_checkpoint::config::Quantization;
 use llamero_checkpoint::gguf::GgufFile;
 use llamero_checkpoint::presharded::ShardManifest;
 use llamero_checkpoint::remote::WeightFile;
 use llamero_checkpoint::safetensors::{Header, SafetensorsFile, WeightIndex};
-use llamero_checkpoint::{GenerationConfig, LlamaConfig};
+use llamero_checkpoint::{Adapter, GenerationConfig, LlamaConfig};
 use llamero_fuzz::{Shape, Target, drive};
 use serde_json::json;
 
@@ -143,6 +144,110 @@ fn manifests_of_presharded_folders() {
         (vec![seed.to_string().into_bytes()], move |input: &[u8]| {
             fs::write(folder.path().join("llamero-shards.json"), input).unwrap();
             outcome(ShardManifest::read(folder.path()))
+        })
+    });
+}
+
+/// A model with two layers, hidden 4, and two heads of 2.
+fn small_model() -> LlamaConfig {
+    let config = json!({
+        "architectures": ["LlamaForCausalLM"], "model_type": "llama", "hidden_size": 4, "num_hidden_layers": 2,
+        "num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 2, "intermediate_size": 8, "vocab_size": 16,
+        "rms_norm_eps": 1e-5, "rope_theta": 10000.0, "max_position_embeddings": 64
+    });
+    LlamaConfig::from_json(config).unwrap()
+}
+
+/// `adapter_config.json` of PEFT, and what it says of two modules.
+#[test]
+fn configurations_of_adapters() {
+    let target = Target {
+        name: "adapter-config",
+        shape: Shape::Json,
+        factor: 400,
+        constant: 64 << 10,
+    };
+    drive(target, || {
+        (Vec::new(), move |input: &[u8]| {
+            let config = LoraConfig::parse(input);
+            let mut words = outcome(config.as_ref().map(|_| ()));
+            for module in ["model.layers.0.self_attn.q_proj", "model.layers.1.mlp.down_proj"] {
+                if let Ok(config) = &config {
+                    if let (Ok(rank), Ok(scale)) = (config.rank(module), config.scale(module)) {
+                        assert!(rank > 0 && scale.is_finite());
+                    }
+                    words += &outcome(config.rank(module));
+                    words += &outcome(config.scale(module));
+                }
+            }
+            words
+        })
+    });
+}
+
+/// The tensors of an adapter in a header.
+#[test]
+fn headers_of_adapters() {
+    let target = Target {
+        name: "adapter-header",
+        shape: Shape::Json,
+        factor: 400,
+        constant: 64 << 10,
+    };
+    let model = small_model();
+    let config = LoraConfig::parse(br#"{"peft_type": "LORA", "r": 2, "lora_alpha": 4}"#).unwrap();
+    drive(target, || {
+        (Vec::new(), move |input: &[u8]| {
+            let Ok(header) = Header::parse(input) else {
+                return "no header".to_owned();
+            };
+            let checked = tensors::check(&config, &header, &model, 8);
+            if let Ok(modules) = &checked {
+                for (_, factors) in modules {
+                    assert!(
+                        header.tensors.contains_key(&factors.a) && header.tensors.contains_key(&factors.b)
+                    );
+                }
+            }
+            outcome(checked)
+        })
+    });
+}
+
+/// Both files of an adapter, the configuration up to the first zero byte and the weights behind it.
+#[test]
+fn folders_of_adapters() {
+    let header = br#"{"base_model.model.model.layers.0.self_attn.k_proj.lora_A.weight":{"dtype":"BF16","shape":[1,4],"data_offsets":[0,8]},"base_model.model.model.layers.0.self_attn.k_proj.lora_B.weight":{"dtype":"BF16","shape":[2,1],"data_offsets":[8,12]}}"#;
+    let mut whole = br#"{"peft_type": "LORA", "r": 1, "lora_alpha": 2}"#.to_vec();
+    whole.push(0);
+    whole.extend((header.len() as u64).to_le_bytes());
+    whole.extend_from_slice(header);
+    whole.extend_from_slice(&[0x3f; 12]);
+    let target = Target {
+        name: "adapter-folder",
+        shape: Shape::Bytes,
+        factor: 400,
+        // What is hashed at a time.
+        constant: 2 << 20,
+    };
+    let (folder, model) = (tempfile::tempdir().unwrap(), small_model());
+    drive(target, || {
+        (vec![whole], move |input: &[u8]| {
+            let at = input.iter().position(|byte| *byte == 0).unwrap_or(input.len());
+            let (config, weights) = input.split_at(at);
+            fs::write(folder.path().join(CONFIG_NAME), config).unwrap();
+            fs::write(
+                folder.path().join(WEIGHTS_NAME),
+                weights.get(1..).unwrap_or_default(),
+            )
+            .unwrap();
+            let adapter = Adapter::open(folder.path(), &model, 8);
+            let mut words = outcome(adapter.as_ref().map(|_| ()));
+            for (_, factors) in adapter.iter().flat_map(Adapter::modules) {
+                words += &outcome(adapter.as_ref().unwrap().bf16(&factors.a));
+                words += &outcome(adapter.as_ref().unwrap().bf16(&factors.b));
+            }
+            words
         })
     });
 }

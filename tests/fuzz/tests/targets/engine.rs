@@ -266,6 +266,7 @@ fn frames_between_ranks() {
         Message::Ready {
             blocks: 7,
             kept: Some(era),
+            missing: Vec::new(),
         },
         Message::Progress { layers: 5 },
         Message::Fetch { row: 1, offset: 2 },

@@ -2,12 +2,12 @@
 //!
 //! | module | what takes bad input |
 //! |---|---|
-//! | `checkpoint` | safetensors headers, index files, configurations, manifests of pre-sharded folders, GGUF |
+//! | `checkpoint` | safetensors headers, index files, configurations, manifests of pre-sharded folders, GGUF, PEFT's adapters |
 //! | `engine` | tokenizers, chat templates, forms of answers, calls in answers, frames between ranks |
 //! | `identities` | signing requests, certificates, SPIFFE IDs, bundles of roots |
 //! | `wire` | objects of the API server, gRPC messages, server-sent events |
 //!
-//! HTTP bodies and broken gRPC frames over real sockets are `gateway/tests/fuzz.rs`. LoRA is not built, so there are no PEFT files to read.
+//! HTTP bodies and broken gRPC frames over real sockets are `gateway/tests/fuzz.rs`.
 #![allow(clippy::unwrap_used, clippy::expect_used, missing_docs)]
 
 mod checkpoint;

@@ -25,6 +25,7 @@ pub(crate) const TINY_LIMITS: FormLimits = FormLimits {
     steps_in_flight: 2,
     kv_dtype: KvDtype::Bf16,
     max_adapters: 0,
+    max_adapter_rank: 0,
 };
 
 pub(crate) fn checkpoint(model: &Model) -> TempDir {

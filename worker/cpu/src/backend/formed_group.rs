@@ -11,8 +11,10 @@ use llamero_engine::{
 use super::step::{Phase, Step};
 use crate::attention::Span;
 use crate::collective::Collective;
-use crate::forward::{Machine, Model};
+use crate::forward::{Batch, Machine, Model};
 use crate::kv::{KvCache, KvShape};
+use crate::lora;
+use crate::lora::store::CpuAdapters;
 use crate::pool::Pool;
 use crate::workspace::Workspace;
 
@@ -110,7 +112,12 @@ impl FormedGroup {
         }
     }
 
-    pub(super) fn submit(&mut self, plan: &Plan, vocab: usize) -> Result<Ticket, BackendError> {
+    pub(super) fn submit(
+        &mut self,
+        plan: &Plan,
+        vocab: usize,
+        adapters: &CpuAdapters,
+    ) -> Result<Ticket, BackendError> {
         let bug = |reason: String| BackendError::Bug(format!("step {} is refused: {reason}", plan.step));
         if plan.era != self.spec.era {
             return Err(bug(format!(
@@ -127,6 +134,14 @@ impl FormedGroup {
                 self.steps.len()
             )));
         }
+        // Never without an adapter that a row asks for.
+        let adapters = plan.rows.iter().map(|row| {
+            let found = row.adapter.map(|number| adapters.get(number).ok_or(number));
+            found.transpose()
+        });
+        let adapters: Vec<_> = adapters
+            .collect::<Result<_, u32>>()
+            .map_err(|number| bug(format!("this rank does not have adapter {number}")))?;
         self.state.advance(plan, &self.spec.limits, vocab).map_err(bug)?;
         self.next_step += 1;
         self.filled_in = Some(self.spec.era);
@@ -142,7 +157,9 @@ impl FormedGroup {
             span
         });
         let ticket = Ticket(plan.step);
-        let step = Step::new(ticket, plan, spans.collect());
+        let spans: Vec<Span> = spans.collect();
+        let segments = lora::segments(&spans, adapters);
+        let step = Step::new(ticket, plan, spans, segments);
         self.steps.push_back(step);
         Ok(ticket)
     }
@@ -291,6 +308,11 @@ fn forward(model: &Model<'_>, mut machine: Machine<'_>, step: &Step) -> Result<V
         heartbeat(machine.collective, plan.step as f32)?;
         return Ok(Vec::new());
     }
-    model.run(&mut machine, &resolve(plan, late), &step.spans)?;
+    let batch = Batch {
+        tokens: &resolve(plan, late),
+        spans: &step.spans,
+        segments: &step.segments,
+    };
+    model.run(&mut machine, &batch)?;
     Ok(model.final_norm(machine.work, &step.answered_tokens()))
 }

@@ -16,18 +16,20 @@ use std::time::Instant;
 use llamero_checkpoint::{Checkpoint, Members, ModelLayout, RankShard, Topology};
 use llamero_engine::mesh::TcpMesh;
 use llamero_engine::{
-    Backend, BackendError, FormLimits, FormSpec, KvCapacity, KvDtype, Late, LoadProgress, LoadWatch,
-    LogitShard, MemoryPlan, Mesh, Plan, StepProgress, Ticket, Waited,
+    AdapterStore, Backend, BackendError, FormLimits, FormSpec, KvCapacity, KvDtype, Late, LoadProgress,
+    LoadWatch, LogitShard, MemoryPlan, Mesh, Plan, StepProgress, Ticket, Waited,
 };
 
 use crate::attention::{MAX_HEAD_DIM, Span};
 use crate::collective::{Collective, SharedMesh, Waits};
-use crate::forward::{Machine, Model};
+use crate::forward::{Batch, Machine, Model};
 use crate::kernel::Kernel;
 use crate::kernel::pack::LANES;
 use crate::kv::{KvCache, KvShape};
 use crate::load;
 use crate::load::pod::{Pod, PodMemory};
+use crate::lora::LoraLimits;
+use crate::lora::store::CpuAdapters;
 use crate::pool::Pool;
 use crate::programs::Programs;
 use crate::rope::frequencies;
@@ -98,6 +100,7 @@ pub struct CpuBackend {
     /// Those of the last era, until the next forms.
     kept: Option<KeptBlocks>,
     progress: Arc<StepProgress>,
+    adapters: Arc<CpuAdapters>,
 }
 
 impl CpuBackend {
@@ -138,6 +141,7 @@ impl CpuBackend {
             BackendError::Unusable(format!("cannot start {} threads: {error}", options.threads))
         })?;
         let programs = Programs::new(&shape);
+        let adapters = CpuAdapters::new(config.clone(), shape.clone(), shard.clone());
         let CpuOptions {
             members,
             kernel,
@@ -165,6 +169,7 @@ impl CpuBackend {
             formed: None,
             kept: None,
             progress: Arc::default(),
+            adapters: Arc::new(adapters),
         })
     }
 
@@ -267,7 +272,8 @@ impl CpuBackend {
         let kv = self.kv_shape(32, KvDtype::Bf16)?;
         let mut cache = KvCache::new(kv, 1)
             .map_err(|error| BackendError::Unusable(format!("cannot map a block of KV cache: {error}")))?;
-        let mut work = Workspace::new(&self.shape, &self.programs, self.frequencies(), 1);
+        let room = (1, LoraLimits::default());
+        let mut work = Workspace::new(&self.shape, &self.programs, self.frequencies(), room);
         let mut collective = Collective::new(
             Box::new(TcpMesh::alone(llamero_engine::Era::default())),
             self.waits,
@@ -288,7 +294,12 @@ impl CpuBackend {
             progress: &self.progress,
             is_warm_up: true,
         };
-        model.run(&mut machine, &[0], &[span])?;
+        let batch = Batch {
+            tokens: &[0],
+            spans: &[span],
+            segments: &[],
+        };
+        model.run(&mut machine, &batch)?;
         let normed = model.final_norm(&work, &[0]);
         model.logits(&mut self.pool, &normed, &mut work.logits);
         Ok(())
@@ -304,10 +315,10 @@ fn not_loaded() -> BackendError {
 }
 
 fn check_limits(limits: &FormLimits) -> Result<(), BackendError> {
-    if limits.max_adapters > 0 {
+    if (limits.max_adapters == 0) != (limits.max_adapter_rank == 0) {
         return Err(BackendError::Unusable(format!(
-            "{} adapters were asked for, and adapters are not built for CPUs yet: serve the model without",
-            limits.max_adapters
+            "{} adapters with ranks up to {} were asked for: give both numbers or neither",
+            limits.max_adapters, limits.max_adapter_rank
         )));
     }
     Ok(())
@@ -378,7 +389,8 @@ impl Backend for CpuBackend {
         }
         report("allocates the KV cache");
         let tokens = spec.limits.max_batched_tokens as usize;
-        let work = Workspace::new(&self.shape, &self.programs, self.frequencies(), tokens);
+        let room = (tokens, LoraLimits::of(&spec.limits));
+        let work = Workspace::new(&self.shape, &self.programs, self.frequencies(), room);
         let mesh = if self.shared_memory {
             report("shares memory with the other ranks of its pod");
             // Others may still touch their weights; the leader ends the era when nobody gets on.
@@ -396,7 +408,8 @@ impl Backend for CpuBackend {
 
     fn submit(&mut self, plan: &Plan) -> Result<Ticket, BackendError> {
         let vocab = self.shape.vocab_size;
-        self.formed()?.submit(plan, vocab)
+        let adapters = Arc::clone(&self.adapters);
+        self.formed()?.submit(plan, vocab, &adapters)
     }
 
     fn late(&mut self, ticket: Ticket, late: &Late) -> Result<(), BackendError> {
@@ -440,6 +453,10 @@ impl Backend for CpuBackend {
 
     fn progress(&self) -> Arc<StepProgress> {
         Arc::clone(&self.progress)
+    }
+
+    fn adapters(&self) -> Arc<dyn AdapterStore> {
+        Arc::clone(&self.adapters) as Arc<dyn AdapterStore>
     }
 }
 

@@ -8,6 +8,7 @@ use llamero_engine::{LogitShard, Plan, RowOutput, StepOutput, Ticket};
 use crate::attention::Span;
 use crate::forward::Model;
 use crate::kernel::math::from_bf16;
+use crate::lora::Segment;
 use crate::pool::Pool;
 use crate::sample::{ShardRow, adjust};
 use crate::workspace::LOGIT_ROWS;
@@ -18,6 +19,8 @@ pub(super) struct Step {
     pub(super) plan: Plan,
     /// The tables as of this step: later plans may change them before it is computed.
     pub(super) spans: Vec<Span>,
+    /// The adapters of its rows, which others may forget before it is computed.
+    pub(super) segments: Vec<Segment>,
     pub(super) late: LateValues,
     pub(super) phase: Phase,
 }
@@ -34,11 +37,12 @@ pub(super) enum Phase {
 }
 
 impl Step {
-    pub(super) fn new(ticket: Ticket, plan: &Plan, spans: Vec<Span>) -> Self {
+    pub(super) fn new(ticket: Ticket, plan: &Plan, spans: Vec<Span>, segments: Vec<Segment>) -> Self {
         Self {
             ticket,
             plan: plan.clone(),
             spans,
+            segments,
             late: LateValues::of(plan),
             phase: Phase::Submitted,
         }

@@ -237,6 +237,7 @@ impl<'a> Driver<'a> {
             steps_in_flight: 1,
             kv_dtype: options.kv_dtype,
             max_adapters: 0,
+            max_adapter_rank: 0,
         };
         let mut spec = FormSpec {
             era,

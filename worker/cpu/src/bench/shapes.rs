@@ -12,12 +12,13 @@ use super::machine::{bandwidth, flops};
 use super::stopwatch::Stopwatch;
 use crate::attention::Span;
 use crate::collective::{Collective, Waits};
-use crate::forward::{Machine, Model};
+use crate::forward::{Batch, Machine, Model};
 use crate::kernel::Kernel;
 use crate::kernel::pack::Element;
 use crate::kv::{KvCache, KvShape};
 use crate::layout::{HEADER_BYTES, Layout, Role};
 use crate::load::dummy;
+use crate::lora::LoraLimits;
 use crate::pool::Pool;
 use crate::programs::Programs;
 use crate::rope::frequencies;
@@ -230,7 +231,7 @@ impl Rank {
         )?;
         let cache = KvCache::new(kv, blocks).map_err(|error| unusable("map the KV cache", error))?;
         let turns = frequencies(config.rope_theta, shape.head_dim);
-        let work = Workspace::new(&shape, &programs, turns, tokens);
+        let work = Workspace::new(&shape, &programs, turns, (tokens, LoraLimits::default()));
         let traffic = Arc::default();
         let mesh = LonelyMesh::new(topology.into(), bench.rank, Arc::clone(&traffic));
         let waits = Waits {
@@ -329,7 +330,12 @@ impl Rank {
         };
         let threads = machine.pool.threads();
         let begin = Stopwatch::start(threads);
-        model.run(&mut machine, &tokens, &[span])?;
+        let batch = Batch {
+            tokens: &tokens,
+            spans: &[span],
+            segments: &[],
+        };
+        model.run(&mut machine, &batch)?;
         let layers = begin.elapsed();
         let begin = Stopwatch::start(threads);
         let normed = model.final_norm(&self.work, &[len - 1]);

@@ -17,6 +17,7 @@ const LIMITS: FormLimits = FormLimits {
     steps_in_flight: 2,
     kv_dtype: KvDtype::Bf16,
     max_adapters: 0,
+    max_adapter_rank: 0,
 };
 
 struct Both {

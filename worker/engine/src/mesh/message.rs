@@ -11,9 +11,11 @@
     )
 )]
 
+use llamero_checkpoint::ContentIdentity;
 use serde::{Deserialize, Serialize};
 
 use super::contract::MeshError;
+use crate::adapters::AdapterSource;
 use crate::form::FormLimits;
 use crate::step::{Era, Late, LogitShard, Plan, StepOutput};
 
@@ -21,7 +23,12 @@ use crate::step::{Era, Late, LogitShard, Plan, StepOutput};
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub enum Message {
     /// Leader: the links are there, form with these limits; each rank adds its own memory for KV.
-    Setup(FormLimits),
+    Setup {
+        /// The same on all ranks.
+        limits: FormLimits,
+        /// The adapters that rows may ask for: a rank has these and no others.
+        adapters: Vec<AdapterSource>,
+    },
     /// Member: it is forming, and this is what it does now.
     Forming(String),
     /// Member: formed, with so many KV blocks.
@@ -30,7 +37,20 @@ pub enum Message {
         blocks: u32,
         /// [`crate::KvCapacity::kept`].
         kept: Option<Era>,
+        /// Adapters of the setup that it does not have, by number, and why.
+        missing: Vec<(u32, String)>,
     },
+    /// Leader: read this adapter. Steps go on meanwhile.
+    LoadAdapter(AdapterSource),
+    /// Member: it has read the adapter with that number, or why it cannot.
+    Adapter {
+        /// The leader's number.
+        number: u32,
+        /// What the adapter is.
+        outcome: Result<ContentIdentity, String>,
+    },
+    /// Leader: forget the adapter with that number; no later step has rows of it.
+    UnloadAdapter(u32),
     /// Leader: execute this step.
     Plan(Plan),
     /// Leader: values that the plan of that step left open, or rows of it that nobody wants any more.
@@ -98,9 +118,12 @@ impl Message {
     #[must_use]
     pub fn name(&self) -> &'static str {
         match self {
-            Self::Setup(_) => "Setup",
+            Self::Setup { .. } => "Setup",
             Self::Forming(_) => "Forming",
             Self::Ready { .. } => "Ready",
+            Self::LoadAdapter(_) => "LoadAdapter",
+            Self::Adapter { .. } => "Adapter",
+            Self::UnloadAdapter(_) => "UnloadAdapter",
             Self::Plan(_) => "Plan",
             Self::Late(_) => "Late",
             Self::Progress { .. } => "Progress",

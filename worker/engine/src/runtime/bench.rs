@@ -162,6 +162,7 @@ impl Group {
             let ready = Message::Ready {
                 blocks: BLOCKS,
                 kept: None,
+                missing: Vec::new(),
             };
             executor
                 .receive(rank, 0, ready, Instant::now())
@@ -181,6 +182,7 @@ impl Group {
             prompt_logprobs: None,
             priority: 0,
             pooling: None,
+            adapter: None,
         };
         // One thread streams all answers.
         let (tokens, received) = channel();

@@ -1,5 +1,6 @@
 //! What a rank is told at its start.
 
+use std::path::PathBuf;
 use std::time::Duration;
 
 use llamero_settings::memory;
@@ -39,6 +40,12 @@ pub struct RankConfig {
     pub kv_dtype: KvDtype,
     /// Adapters that may be loaded at once.
     pub max_adapters: u32,
+    /// The largest rank of an adapter.
+    pub max_adapter_rank: u32,
+    /// The folder below which adapters lie, on every rank.
+    pub adapter_folder: PathBuf,
+    /// Adapters that the leader has from its start, by name and by path below the folder.
+    pub adapters: Vec<(String, String)>,
     /// Steps that are submitted and not released; see [`Topology::steps_in_flight`].
     ///
     /// [`Topology::steps_in_flight`]: crate::mesh::Topology::steps_in_flight
@@ -90,6 +97,9 @@ impl RankConfig {
             process_bytes: memory::PROCESS,
             kv_dtype: KvDtype::default(),
             max_adapters: 0,
+            max_adapter_rank: 0,
+            adapter_folder: PathBuf::new(),
+            adapters: Vec::new(),
             prefix_cache: true,
             step_target: Duration::from_secs(1),
             max_queued_requests: 1024,
@@ -115,6 +125,7 @@ impl RankConfig {
             steps_in_flight: self.steps_in_flight,
             kv_dtype: self.kv_dtype,
             max_adapters: self.max_adapters,
+            max_adapter_rank: self.max_adapter_rank,
         }
     }
 

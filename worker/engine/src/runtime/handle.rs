@@ -4,6 +4,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, mpsc};
 use std::time::{Duration, Instant};
 
+use super::adapters::{AdapterError, AdapterInfo, AdapterList, AdapterReply};
 use super::constraint::Constraint;
 use super::control::RankContext;
 use super::input::Input;
@@ -39,6 +40,7 @@ pub struct EngineHandle {
     load: Arc<LoadCell>,
     context: Arc<RankContext>,
     queue: Arc<QueueGauge>,
+    adapters: Arc<AdapterList>,
 }
 
 /// A request that was taken. Dropping it cancels the request, which is harmless after its end.
@@ -54,6 +56,7 @@ impl EngineHandle {
         load: Arc<LoadCell>,
         context: Arc<RankContext>,
         queue: Arc<QueueGauge>,
+        adapters: Arc<AdapterList>,
     ) -> Self {
         Self {
             inputs,
@@ -61,6 +64,32 @@ impl EngineHandle {
             load,
             context,
             queue,
+            adapters,
+        }
+    }
+
+    /// The adapters that requests may ask for, by name.
+    #[must_use]
+    pub fn adapters(&self) -> Vec<AdapterInfo> {
+        self.adapters.get()
+    }
+
+    /// Load the adapter in the folder `path` below that for adapters, on every rank. Does not wait: `reply` takes the end.
+    pub fn load_adapter(&self, name: String, path: String, reply: AdapterReply) {
+        let input = Input::LoadAdapter { name, path, reply };
+        self.steer(input);
+    }
+
+    /// Forget an adapter that no request uses. Does not wait: `reply` takes the end.
+    pub fn unload_adapter(&self, name: String, reply: AdapterReply) {
+        self.steer(Input::UnloadAdapter { name, reply });
+    }
+
+    fn steer(&self, input: Input) {
+        if let Err(mpsc::SendError(Input::LoadAdapter { reply, .. } | Input::UnloadAdapter { reply, .. })) =
+            self.inputs.send(input)
+        {
+            reply(Err(AdapterError::Unavailable(SubmitError::Stopped.to_string())));
         }
     }
 

@@ -2,6 +2,7 @@
 
 use std::time::Instant;
 
+use super::adapters::AdapterReply;
 use super::constraint::Constraint;
 use super::request::{EventSink, GenerationRequest};
 use crate::mesh::{MeshError, Message};
@@ -9,7 +10,7 @@ use crate::schedule::SequenceId;
 use crate::step::Era;
 
 /// What the leader's thread is told. The queue has no bound of its own: requests are bounded before they get here, a
-/// request is cancelled at most twice, and members answer what they were asked.
+/// request is cancelled at most twice, members answer what they were asked, and whoever loads an adapter waits for the answer.
 pub(super) enum Input {
     Submit {
         id: SequenceId,
@@ -19,6 +20,17 @@ pub(super) enum Input {
         at: Instant,
     },
     Cancel(SequenceId),
+    /// Load an adapter.
+    LoadAdapter {
+        name: String,
+        path: String,
+        reply: AdapterReply,
+    },
+    /// Forget an adapter.
+    UnloadAdapter {
+        name: String,
+        reply: AdapterReply,
+    },
     /// A member of that era says something.
     Member {
         era: Era,

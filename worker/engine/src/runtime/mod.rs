@@ -13,6 +13,7 @@
 //!
 //! | module | what it is |
 //! |---|---|
+//! | [`adapters`] | the adapters of a group, as its leader keeps them |
 //! | [`config`] | what a rank is told at its start |
 //! | [`control`] | form, drain and stop, from other threads |
 //! | [`state`] | phase and counters, for whoever watches |
@@ -30,6 +31,7 @@
 //! | [`follower`] | the eras of every other rank |
 //! | [`bench`] | how long the planner takes |
 
+pub mod adapters;
 pub mod bench;
 pub mod config;
 pub mod constraint;
@@ -50,11 +52,14 @@ pub mod state;
 #[cfg(test)]
 mod tests;
 
+pub use adapters::{AdapterError, AdapterInfo};
 pub use config::RankConfig;
 pub use constraint::Constraint;
 pub use control::RankControl;
 pub use handle::{EngineHandle, Submission, SubmitError};
 pub use load::{HistogramSnapshot, LoadSnapshot};
 pub use rank::RankRuntime;
-pub use request::{Event, EventSink, FailureKind, FinishReason, GenerationRequest, Sharing, TokenScore};
+pub use request::{
+    AdapterChoice, Event, EventSink, FailureKind, FinishReason, GenerationRequest, Sharing, TokenScore,
+};
 pub use state::{Outcome, Phase, RankState, StateWatch};

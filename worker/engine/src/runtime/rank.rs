@@ -4,6 +4,7 @@ use std::io;
 use std::net::{SocketAddr, TcpListener};
 use std::sync::{Arc, mpsc};
 
+use super::adapters::{self, AdapterList, Adapters};
 use super::config::RankConfig;
 use super::control::{RankContext, RankControl};
 use super::follower::Follower;
@@ -29,6 +30,7 @@ pub struct RankRuntime<B: Backend> {
     sender: mpsc::Sender<Input>,
     load: Arc<LoadCell>,
     queue: Arc<QueueGauge>,
+    adapters: Arc<AdapterList>,
 }
 
 impl<B: Backend> RankRuntime<B> {
@@ -56,6 +58,7 @@ impl<B: Backend> RankRuntime<B> {
             sender,
             load: Arc::default(),
             queue: Arc::new(queue),
+            adapters: Arc::default(),
         })
     }
 
@@ -81,6 +84,7 @@ impl<B: Backend> RankRuntime<B> {
             Arc::clone(&self.load),
             Arc::clone(&self.context),
             Arc::clone(&self.queue),
+            Arc::clone(&self.adapters),
         )
     }
 
@@ -148,9 +152,13 @@ impl<B: Backend> RankRuntime<B> {
         let Some(limit) = config.memory_limit.filter(|limit| *limit < total) else {
             return Ok(());
         };
+        let adapters = match memory.adapters {
+            0 => String::new(),
+            bytes => format!(", adapters {bytes}"),
+        };
         Err(BackendError::Unusable(format!(
             "rank {} needs {total} bytes and may use {limit}: weights {}, workspace for {} tokens a step {}, logits {}, rotary \
-             angles {}, KV blocks {}, tokenizer, requests and the program {}; raise the memory limit of the pod, use more tensor-parallel ranks, or lower the tokens \
+             angles {}, KV blocks {}{adapters}, tokenizer, requests and the program {}; raise the memory limit of the pod, use more tensor-parallel ranks, or lower the tokens \
              in a step, the KV memory or the longest context",
             config.rank,
             memory.weights,
@@ -163,10 +171,29 @@ impl<B: Backend> RankRuntime<B> {
         )))
     }
 
+    /// The adapters that are there from the start. Other ranks read them when the group forms.
+    fn first_adapters(&self) -> Result<Adapters, BackendError> {
+        let config = &self.config;
+        let list = Arc::clone(&self.adapters);
+        let mut adapters = Adapters::new(config.max_adapters, config.members.clone(), list);
+        let store = self.backend.adapters();
+        for (name, path) in &config.adapters {
+            let unusable = |why: String| BackendError::Unusable(format!("adapter {name}: {why}"));
+            let source = adapters
+                .number(name.clone(), path.clone())
+                .map_err(|error| unusable(error.to_string()))?;
+            let identity = adapters::read(&*store, &config.adapter_folder, &source, config.max_adapter_rank)
+                .map_err(unusable)?;
+            adapters.add(&source, identity);
+        }
+        Ok(adapters)
+    }
+
     /// Plan on a thread of its own; compute on this one.
     fn lead(&mut self, memory: &MemoryPlan) -> Result<Outcome, BackendError> {
         let config = &self.config;
         let limits = config.limits(config.expected_blocks(memory));
+        let adapters = self.first_adapters()?;
         let (eras, local) = mpsc::channel();
         // The handles keep senders of their own, but this leader's inputs are its own.
         let (_, nobody) = mpsc::channel();
@@ -186,7 +213,8 @@ impl<B: Backend> RankRuntime<B> {
                 Arc::clone(&self.queue),
                 config.prefix(),
             )
-            .with_stages(config.members.topology().pipeline),
+            .with_stages(config.members.topology().pipeline)
+            .with_adapters(adapters),
             last: Era::default(),
             backoff: config.backoff.0,
             present: None,

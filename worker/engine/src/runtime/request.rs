@@ -1,5 +1,7 @@
 //! A request and the events of its answer, in token ids.
 
+use llamero_checkpoint::ContentIdentity;
+
 use crate::pooling::Pooling;
 use crate::sampling::SamplingParams;
 use crate::schedule::Refusal;
@@ -26,6 +28,17 @@ pub struct GenerationRequest {
     pub priority: i32,
     /// Set when an embedding is wanted, and no token: [`Event::Embedding`] comes instead.
     pub pooling: Option<Pooling>,
+    /// The adapter; none for the model as it is.
+    pub adapter: Option<AdapterChoice>,
+}
+
+/// Which adapter a request is for.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct AdapterChoice {
+    /// Its name.
+    pub name: String,
+    /// What it was when the client was told: another one that has come under the name since then is not taken for it.
+    pub identity: ContentIdentity,
 }
 
 /// A token of a prompt.
@@ -70,6 +83,7 @@ impl GenerationRequest {
             prompt_logprobs: None,
             priority,
             pooling: Some(pooling),
+            adapter: None,
         }
     }
 
@@ -97,6 +111,8 @@ pub enum FailureKind {
     Invalid,
     /// Prompt and answer are longer than this group holds.
     TooLong,
+    /// The adapter that it is for is not there, or no more.
+    NoAdapter,
     /// Something broke here.
     Internal,
     /// This leader ends; another one can go on with the request.

@@ -75,7 +75,7 @@ impl Batch {
             slot: placed.slot,
             start,
             tokens,
-            adapter: None,
+            adapter: sequence.adapter,
             output,
         });
         self.sequences.push(sequence.id);

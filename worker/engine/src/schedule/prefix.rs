@@ -8,6 +8,7 @@
 //! Token ids are not compared when a name is found: that would need those of all blocks before, too. All 256 bits are kept,
 //! so nobody finds two contents with one name, whoever chooses the prompts.
 
+use llamero_checkpoint::ContentIdentity;
 use sha2::{Digest, Sha256};
 
 /// The name of a block and of all before it, or a root.
@@ -37,11 +38,13 @@ impl PrefixHash {
 
     /// For requests with this salt and adapter: blocks are shared among those only. `self` is that of the group.
     #[must_use]
-    pub fn of_requests(&self, salt: &str, adapter: Option<u32>) -> Self {
+    pub fn of_requests(&self, salt: &str, adapter: Option<ContentIdentity>) -> Self {
         let mut hash = begin(Kind::Request);
         hash.update(self.0);
-        // One more than the adapter's number; 0 without one.
-        hash.update(adapter.map_or(0, |adapter| u64::from(adapter) + 1).to_le_bytes());
+        // By what it is: a number is given again by the next leader, and a name to the next adapter.
+        let adapter = adapter.map_or_else(String::new, |adapter| adapter.to_string());
+        hash.update((adapter.len() as u64).to_le_bytes());
+        hash.update(adapter);
         hash.update(salt);
         Self(hash.finalize().into())
     }
@@ -71,12 +74,16 @@ mod tests {
     #[test]
     fn all_that_a_block_depends_on_is_in_its_name() {
         let group = PrefixHash::of_group("weights", "avx", 16);
+        let adapter = |digit: char| digit.to_string().repeat(64).parse::<ContentIdentity>().unwrap();
         let names = [
             group,
             PrefixHash::of_group("weight", "savx", 16),
             PrefixHash::of_group("weights", "avx", 32),
             group.of_requests("", None),
-            group.of_requests("", Some(0)),
+            group.of_requests("", Some(adapter('0'))),
+            group.of_requests("", Some(adapter('1'))),
+            // What an adapter begins with, as a salt.
+            group.of_requests(&adapter('0').to_string(), None),
             group.of_requests("a", None),
             group.of_requests("", None).followed_by(&[1, 2]),
             group.of_requests("", None).followed_by(&[2, 1]),

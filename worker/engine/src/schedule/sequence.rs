@@ -32,6 +32,8 @@ pub struct Sequence {
     pub(super) begun: bool,
     /// Which of its first positions are to be scored.
     pub(super) scores: Option<PromptScores>,
+    /// The number of its adapter.
+    pub(super) adapter: Option<u32>,
     /// Set when its hidden states are wanted, and no token.
     pub(super) pooling: Option<Pooling>,
     /// Tokens behind `tokens` that steps in flight are to sample.
@@ -84,6 +86,7 @@ impl Sequence {
             overtaken: 0,
             begun: false,
             scores: None,
+            adapter: None,
             pooling: None,
             pending: 0,
             planned: 0,
@@ -99,6 +102,13 @@ impl Sequence {
     #[must_use]
     pub fn with_root(mut self, root: Option<PrefixHash>) -> Self {
         self.root = root;
+        self
+    }
+
+    /// The same, computed with an adapter.
+    #[must_use]
+    pub fn with_adapter(mut self, adapter: Option<u32>) -> Self {
+        self.adapter = adapter;
         self
     }
 

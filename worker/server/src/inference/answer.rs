@@ -1,7 +1,8 @@
 //! One answer: the engine's tokens become text and end where the request says.
 
 use llamero_engine::runtime::{
-    self, Constraint, EngineHandle, Event, FailureKind, Sharing, Submission, SubmitError, TokenScore,
+    self, AdapterChoice, Constraint, EngineHandle, Event, FailureKind, Sharing, Submission, SubmitError,
+    TokenScore,
 };
 use llamero_engine::structured::{AllowedTokens, TokenConstraint};
 use llamero_engine::text::tool_calls::{ToolCallParser, ToolPiece};
@@ -110,6 +111,8 @@ pub struct Wishes {
     pub tools: Option<Tools>,
     /// With whom it shares what is computed for its prompt.
     pub sharing: Sharing,
+    /// The adapter.
+    pub adapter: Option<AdapterChoice>,
 }
 
 /// An answer that is not in the queue yet.
@@ -118,6 +121,7 @@ pub struct Opening {
     constraint: Option<Box<dyn Constraint>>,
     tools: Option<Tools>,
     sharing: Sharing,
+    adapter: Option<AdapterChoice>,
     text: OutputText,
     /// How resumed tokens ended the answer.
     over: Option<Ending>,
@@ -132,6 +136,7 @@ impl Opening {
             constraint,
             mut tools,
             sharing,
+            adapter,
         } = wishes;
         let mut text = OutputText::new(model.tokenizer.clone(), &request.stop, request.max_tokens)
             .with_special_tokens(request.show_special_tokens);
@@ -151,6 +156,7 @@ impl Opening {
             constraint,
             tools,
             sharing,
+            adapter,
             text,
             over,
         }
@@ -175,6 +181,7 @@ impl Answer {
             constraint,
             tools,
             sharing,
+            adapter,
             text,
             over,
         } = opening;
@@ -193,6 +200,7 @@ impl Answer {
                     prompt_logprobs: request.prompt_logprobs,
                     priority: request.priority,
                     pooling: None,
+                    adapter,
                 };
                 let sink = Box::new(move |event| sender.send(event).is_ok());
                 let submitted = engine.submit_constrained(request, constraint, sink);
@@ -398,6 +406,7 @@ pub(super) fn failed(kind: FailureKind, message: String) -> Status {
     match kind {
         FailureKind::Invalid => Status::invalid_argument(message),
         FailureKind::TooLong => Status::out_of_range(message),
+        FailureKind::NoAdapter => Status::not_found(message),
         FailureKind::Internal => Status::internal(message),
         FailureKind::Unavailable => Status::unavailable(message),
     }

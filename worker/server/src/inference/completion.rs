@@ -14,9 +14,10 @@ use prost::Message as _;
 use tonic::{Request, Response, Status};
 
 use super::Services;
+use super::adapters;
 use super::answer::{Answer, Chunk, Ending, Logprob};
 use super::embed;
-use super::model::Model;
+use super::model::{Model, check_identity};
 use super::prepare::{Prepared, prepare, prompt};
 
 #[tonic::async_trait]
@@ -30,11 +31,13 @@ impl Completion for Services {
         let request = request.into_inner();
         let bytes = request.encoded_len();
         self.model.check_name(&request.model)?;
-        self.model.check_identity(&request.content_identity)?;
+        let adapter = adapters::choose(&self.engine, &request.adapter)?;
+        let identity = adapters::identity(&self.model.content_identity, adapter.as_ref());
+        check_identity(&identity, &request.content_identity)?;
         let entry = self.running.enter(&request.request_id)?;
         let model = Arc::clone(&self.model);
         let stops = request.stop_token_ids.clone();
-        let prepare = move || prepare(&model, request);
+        let prepare = move || prepare(&model, request, adapter);
         let Prepared { opening, prompt_text } = self.text_workers.run(bytes, prepare).await?;
         let resumed = u32::try_from(opening.request().resume_tokens.len()).unwrap_or(u32::MAX);
         let request = opening.request();
@@ -49,7 +52,7 @@ impl Completion for Services {
         let first = CompletionChunk {
             prompt_tokens,
             output_tokens: resumed,
-            content_identity: self.model.content_identity.clone(),
+            content_identity: identity,
             prompt_text,
             prompt_logprobs: prompt_logprobs.into_iter().collect(),
             ..CompletionChunk::default()

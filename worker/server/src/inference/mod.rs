@@ -7,6 +7,7 @@
 //! | [`receiving`] | bounds on the requests that are being received |
 //! | [`text_workers`] | rendering and tokenising, off the threads that stream |
 //! | [`embed`] | embeddings |
+//! | [`adapters`] | the adapters that requests may ask for |
 //! | [`answer`] | tokens become text and end where the request says |
 //! | [`running`] | requests under way, by id |
 //! | [`completion`] | `llamero.v1.Completion` |
@@ -14,6 +15,7 @@
 //! | [`telemetry`] | `llamero.v1.Telemetry` |
 //! | [`health`] | `grpc.health.v1`: whether the whole group steps |
 
+pub mod adapters;
 pub mod answer;
 pub mod completion;
 pub mod embed;

@@ -41,6 +41,8 @@ pub struct Model {
     pub max_sequences: u32,
     /// Tokens in one step.
     pub max_batched_tokens: u32,
+    /// Adapters that may be loaded at once.
+    pub max_adapters: u32,
     /// A group that completes no step for this long is not ready.
     pub stall_timeout: Duration,
     /// Names this server.
@@ -62,6 +64,20 @@ fn answer_identity(settings: &runtime::RankConfig) -> String {
         KvDtype::Bf16 => settings.content.clone(),
         KvDtype::Fp8E4m3 => format!("{} kv-e4m3", settings.content),
     }
+}
+
+/// Accept the weights that an answer would be computed with, or none named: it goes on only on those that began it.
+///
+/// # Errors
+/// FAILED_PRECONDITION.
+pub fn check_identity(identity: &str, asked: &str) -> Result<(), Status> {
+    if asked.is_empty() || asked == identity {
+        return Ok(());
+    }
+    Err(Status::failed_precondition(format!(
+        "the answer was begun on the weights {asked:?}, but this server has {identity:?}: it would not go on as it began; \
+         send the request to a replica with those weights, or start again without resume_token_ids"
+    )))
 }
 
 impl Model {
@@ -100,6 +116,7 @@ impl Model {
             block_size: settings.block_size,
             max_sequences: settings.max_sequences,
             max_batched_tokens: settings.max_batched_tokens,
+            max_adapters: settings.max_adapters,
             stall_timeout: settings.stall_timeout,
             instance_id: config.instance_id.clone(),
             content_identity: answer_identity(settings),
@@ -120,21 +137,6 @@ impl Model {
         Err(Status::not_found(format!(
             "the model {asked:?} is not served here; this server has {:?}",
             self.name
-        )))
-    }
-
-    /// Accept the weights of this model, or none named: an answer goes on only on the weights that began it.
-    ///
-    /// # Errors
-    /// FAILED_PRECONDITION.
-    pub fn check_identity(&self, asked: &str) -> Result<(), Status> {
-        if asked.is_empty() || asked == self.content_identity {
-            return Ok(());
-        }
-        Err(Status::failed_precondition(format!(
-            "the answer was begun on the weights {asked:?}, but this server has {:?}: it would not go on as it began; \
-             send the request to a replica with those weights, or start again without resume_token_ids",
-            self.content_identity
         )))
     }
 

@@ -1,6 +1,6 @@
 //! A `CompletionRequest` becomes a request of the engine, with what restricts and reads its answer, up to where it goes on.
 
-use llamero_engine::runtime::Sharing;
+use llamero_engine::runtime::{AdapterChoice, Sharing};
 use llamero_engine::structured::{CallOr, Form};
 use llamero_engine::text::RequestDraft;
 use llamero_proto::v1::completion_request::Prompt as Sent;
@@ -28,7 +28,11 @@ const MAX_TOOLS: usize = 128;
 ///
 /// # Errors
 /// INVALID_ARGUMENT and FAILED_PRECONDITION.
-pub fn prepare(model: &Model, mut request: CompletionRequest) -> Result<Prepared, Status> {
+pub fn prepare(
+    model: &Model,
+    mut request: CompletionRequest,
+    adapter: Option<AdapterChoice>,
+) -> Result<Prepared, Status> {
     let offered = match &request.prompt {
         Some(Sent::Chat(chat)) if !chat.tools_json.is_empty() => Some(Offered::read(chat)?),
         _ => None,
@@ -75,6 +79,7 @@ pub fn prepare(model: &Model, mut request: CompletionRequest) -> Result<Prepared
         constraint,
         tools,
         sharing,
+        adapter,
     };
     Ok(Prepared {
         opening: Opening::new(model, request, wishes),

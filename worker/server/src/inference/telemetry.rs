@@ -5,7 +5,7 @@ use std::time::{Duration, SystemTime};
 
 use futures::{Stream, StreamExt as _};
 use llamero_engine::runtime::load::BOUNDS;
-use llamero_engine::runtime::{HistogramSnapshot, LoadSnapshot};
+use llamero_engine::runtime::{EngineHandle, HistogramSnapshot};
 use llamero_proto::v1::telemetry_server::Telemetry;
 use llamero_proto::v1::{Histogram, LoadRequest, LoadSample};
 use tokio_stream::wrappers::IntervalStream;
@@ -33,13 +33,14 @@ impl Telemetry for Services {
         };
         let engine = self.engine.clone();
         let ticks = IntervalStream::new(tokio::time::interval(Duration::from_millis(millis)));
-        let samples = ticks.map(move |_| Ok(sample(engine.load(), SystemTime::now())));
+        let samples = ticks.map(move |_| Ok(sample(&engine, SystemTime::now())));
         let closing = self.closing.clone().cancelled_owned();
         Ok(Response::new(Box::pin(samples.take_until(closing))))
     }
 }
 
-fn sample(load: LoadSnapshot, now: SystemTime) -> LoadSample {
+fn sample(engine: &EngineHandle, now: SystemTime) -> LoadSample {
+    let load = engine.load();
     LoadSample {
         unix_millis: unix_millis(now),
         running: load.running,
@@ -54,6 +55,11 @@ fn sample(load: LoadSnapshot, now: SystemTime) -> LoadSample {
         draining: load.draining,
         prefix_lookup_tokens: load.prefix_lookup_tokens,
         prefix_hit_tokens: load.prefix_hit_tokens,
+        adapters: engine
+            .adapters()
+            .into_iter()
+            .map(|adapter| adapter.name)
+            .collect(),
     }
 }
 

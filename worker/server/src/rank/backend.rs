@@ -7,8 +7,8 @@ use llamero_checkpoint::{Checkpoint, Members, Topology};
 use llamero_cpu::{CpuBackend, CpuOptions, Kernel, Waits};
 use llamero_cuda::{CudaBackend, CudaOptions, ExchangeOptions, Gpu, Origin};
 use llamero_engine::{
-    Backend, BackendError, FormSpec, KvCapacity, KvDtype, Late, LoadWatch, LogitShard, MemoryPlan, Mesh,
-    Plan, StepProgress, Ticket, Waited,
+    AdapterStore, Backend, BackendError, FormSpec, KvCapacity, KvDtype, Late, LoadWatch, LogitShard,
+    MemoryPlan, Mesh, Plan, StepProgress, Ticket, Waited,
 };
 
 use super::open::WeightsMemory;
@@ -179,5 +179,9 @@ impl Backend for AnyBackend {
 
     fn progress(&self) -> Arc<StepProgress> {
         self.inner().progress()
+    }
+
+    fn adapters(&self) -> Arc<dyn AdapterStore> {
+        self.inner().adapters()
     }
 }

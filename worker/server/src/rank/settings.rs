@@ -6,7 +6,7 @@ use llamero_settings::limits;
 use llamero_settings::memory;
 
 use super::backend::AnyBackend;
-use crate::config::{BackendKind, RankConfig};
+use crate::config::{BackendKind, EngineArgs, RankConfig};
 
 /// KV cache without `--kv-memory`: room for this many full-length sequences, …
 const DEFAULT_SEQUENCES: u64 = 4;
@@ -71,6 +71,17 @@ pub fn settings(config: &RankConfig, backend: &AnyBackend) -> Result<runtime::Ra
         max_queued_requests: config.engine.max_queued_requests,
         block_size: limits::KV_BLOCK_TOKENS,
         kv_dtype: config.engine.kv_cache_dtype.into(),
+        max_adapters: config.engine.max_adapters,
+        max_adapter_rank: match config.engine.max_adapters {
+            0 => 0,
+            _ => config.engine.max_adapter_rank,
+        },
+        adapter_folder: config
+            .engine
+            .adapter_dir
+            .clone()
+            .unwrap_or_else(|| config.engine.model_dir.clone()),
+        adapters: adapters(&config.engine),
         prefix_cache: config.engine.prefix_cache,
         // The pod's limit is about the memory of the host, and the plan of a GPU's rank about the GPU's.
         memory_limit: config
@@ -92,6 +103,13 @@ pub fn settings(config: &RankConfig, backend: &AnyBackend) -> Result<runtime::Ra
         numerics,
         ..settings
     })
+}
+
+/// Adapters of the start.
+fn adapters(engine: &EngineArgs) -> Vec<(String, String)> {
+    let all = engine.adapters.iter();
+    all.map(|adapter| (adapter.name.clone(), adapter.path.clone()))
+        .collect()
 }
 
 /// KV memory when none is asked for, by what the backend says that a block costs.

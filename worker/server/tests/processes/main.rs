@@ -6,6 +6,7 @@
     reason = "helpers of tests may panic as tests may"
 )]
 
+mod adapters;
 mod embeddings;
 mod exact_streams;
 mod faults;

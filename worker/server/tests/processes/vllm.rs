@@ -202,8 +202,8 @@ async fn refusals(worker: &Worker) {
                 lora_name: "l".into(),
                 ..generate("x")
             },
-            Code::Unimplemented,
-            "lora_name",
+            Code::NotFound,
+            "no adapter \"l\"",
         ),
         (
             GenerateRequest {

@@ -10,7 +10,7 @@ use llamero_engine::step::BlockDeltas;
 use llamero_engine::{KvDtype, PlanRow, RowOutput, StepOutput};
 use llamero_settings::hash::Fnv1a;
 
-use super::group::{Group, Way, row};
+use super::group::{Adapters, Group, Way, row};
 use super::tiny;
 use crate::{Kernel, Level};
 
@@ -18,7 +18,7 @@ use crate::{Kernel, Level};
 const TENSORS: [u32; 5] = [1, 2, 3, 4, 8];
 
 /// FNV-1a over the bits of all logits.
-fn hash(logits: &[Vec<f32>]) -> u64 {
+pub(super) fn hash(logits: &[Vec<f32>]) -> u64 {
     let mut hash = Fnv1a::default();
     for logit in logits.iter().flatten() {
         hash.write(&logit.to_bits().to_le_bytes());
@@ -26,7 +26,7 @@ fn hash(logits: &[Vec<f32>]) -> u64 {
     hash.finish()
 }
 
-fn levels(wanted: &[Level]) -> Vec<Level> {
+pub(super) fn levels(wanted: &[Level]) -> Vec<Level> {
     let runs: Vec<Level> = wanted
         .iter()
         .copied()
@@ -38,7 +38,7 @@ fn levels(wanted: &[Level]) -> Vec<Level> {
     runs
 }
 
-fn prompt(len: u32, vocab: u32) -> Vec<u32> {
+pub(super) fn prompt(len: u32, vocab: u32) -> Vec<u32> {
     (0..len).map(|i| (i * i * 31 + i * 7 + 3) % vocab).collect()
 }
 
@@ -65,7 +65,7 @@ fn one_hash(folder: &Path, main: &[u32], groups: &[(Members, usize, Level)], way
 }
 
 /// Every combination of chunks, peers, block sizes and steps in flight.
-fn ways(chunks: &[usize], peers: &[u32], blocks: &[u32], in_flight: &[usize]) -> Vec<Way> {
+pub(super) fn ways(chunks: &[usize], peers: &[u32], blocks: &[u32], in_flight: &[usize]) -> Vec<Way> {
     let mut all = Vec::new();
     for chunk in chunks {
         for peers in peers {
@@ -79,6 +79,7 @@ fn ways(chunks: &[usize], peers: &[u32], blocks: &[u32], in_flight: &[usize]) ->
                         // A third of the ways, which falls on every value of the others.
                         shared: all.len() % 3 == 1,
                         kv: KvDtype::Bf16,
+                        adapters: Adapters::default(),
                     });
                 }
             }
@@ -93,7 +94,7 @@ fn with_fp8_kv(mut ways: Vec<Way>) -> Vec<Way> {
     ways
 }
 
-fn groups(tensors: &[u32], threads: &[usize], levels: &[Level]) -> Vec<(Members, usize, Level)> {
+pub(super) fn groups(tensors: &[u32], threads: &[usize], levels: &[Level]) -> Vec<(Members, usize, Level)> {
     let mut all = Vec::new();
     for level in levels {
         for tensor in tensors {
@@ -112,7 +113,7 @@ fn tensor_group(tensor: u32) -> Members {
 }
 
 /// Groups of `tensor` ranks without some of them.
-fn survivors(tensor: u32, lost: &[&[u32]], level: Level) -> Vec<(Members, usize, Level)> {
+pub(super) fn survivors(tensor: u32, lost: &[&[u32]], level: Level) -> Vec<(Members, usize, Level)> {
     let group = |lost: &&[u32]| (Members::new(Topology::tensor(tensor), lost).unwrap(), 1, level);
     lost.iter().map(group).collect()
 }

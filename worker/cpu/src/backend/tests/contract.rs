@@ -226,7 +226,9 @@ fn what_cannot_be_is_unusable_and_named() {
     };
     refused("raise the KV memory", &|spec| spec.kv_bytes = 1000);
     refused("KV block of 24", &|spec| spec.limits.block_size = 24);
-    refused("adapters", &|spec| spec.limits.max_adapters = 1);
+    refused("1 adapters with ranks up to 0", &|spec| {
+        spec.limits.max_adapters = 1
+    });
     let staged = CpuOptions {
         members: Topology {
             tensor: 1,

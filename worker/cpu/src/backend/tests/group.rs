@@ -8,8 +8,8 @@ use llamero_checkpoint::{Members, Runs, Topology};
 use llamero_engine::mesh::local::local_mesh;
 use llamero_engine::step::{BlockDeltas, SampleKey};
 use llamero_engine::{
-    Backend, BackendError, BlockTables, Era, FormLimits, FormSpec, KvDtype, Late, Plan, PlanRow, RowOutput,
-    StepOutput, Ticket, TokenRef, Unwatched, Waited,
+    AdapterSource, Backend, BackendError, BlockTables, Era, FormLimits, FormSpec, KvDtype, Late, Plan,
+    PlanRow, RowOutput, StepOutput, Ticket, TokenRef, Unwatched, Waited,
 };
 
 use crate::collective::Waits;
@@ -33,7 +33,31 @@ pub(super) struct Way {
     pub(super) shared: bool,
     /// Type of the KV cache.
     pub(super) kv: KvDtype,
+    /// Who has which adapter.
+    pub(super) adapters: Adapters,
 }
+
+/// Who has which adapter.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(super) struct Adapters {
+    /// How many are loaded, from number 1 on.
+    pub(super) loaded: u32,
+    /// That of the main sequence.
+    pub(super) main: Option<u32>,
+}
+
+impl Adapters {
+    /// Of the sequence in a slot: the others have one after the other, and none.
+    fn of(self, slot: u32) -> Option<u32> {
+        match slot {
+            0 => self.main,
+            slot => Some(slot % (self.loaded + 1)).filter(|number| *number > 0),
+        }
+    }
+}
+
+/// The largest rank of an adapter, where there are any.
+const ADAPTER_RANK: u32 = 8;
 
 impl Way {
     /// One step at a time, in blocks of the default size.
@@ -45,6 +69,7 @@ impl Way {
             in_flight: 1,
             shared: false,
             kv: KvDtype::Bf16,
+            adapters: Adapters::default(),
         }
     }
 }
@@ -90,6 +115,21 @@ impl Group {
         }
     }
 
+    /// Give all ranks these adapters, numbered from 1 on.
+    pub(super) fn adapt(&mut self, folders: &[&Path]) {
+        for (number, folder) in (1..).zip(folders) {
+            let source = AdapterSource {
+                number,
+                name: format!("a{number}"),
+                path: String::new(),
+                identity: None,
+            };
+            for rank in &self.ranks {
+                rank.adapters().load(&source, folder, ADAPTER_RANK).unwrap();
+            }
+        }
+    }
+
     /// The logits of every position of `main`: `[position][vocabulary]`.
     pub(super) fn logits(&mut self, main: &[u32], way: Way) -> Vec<Vec<f32>> {
         self.epoch += 1;
@@ -103,6 +143,8 @@ impl Group {
             block_size: way.block,
             steps_in_flight: way.in_flight as u32,
             kv_dtype: way.kv,
+            max_adapters: way.adapters.loaded,
+            max_adapter_rank: if way.adapters.loaded > 0 { ADAPTER_RANK } else { 0 },
             ..limits(main.len())
         };
         let spec = &FormSpec {
@@ -197,6 +239,7 @@ pub(super) fn limits(tokens: usize) -> FormLimits {
         steps_in_flight: 3,
         kv_dtype: KvDtype::Bf16,
         max_adapters: 0,
+        max_adapter_rank: 0,
     }
 }
 
@@ -285,7 +328,8 @@ fn plans(main: &[u32], way: Way, era: Era, vocab: u32) -> Vec<(Plan, Vec<u32>)> 
                 .collect();
             rows.push(row(slot, start, tokens));
         }
-        for row in &rows {
+        for row in &mut rows {
+            row.adapter = way.adapters.of(row.slot);
             let end = row.start + row.tokens.len() as u32;
             let has = if blocks.frees.contains(&row.slot) {
                 0

@@ -5,6 +5,7 @@ use llamero_engine::{Backend, BackendError, FormLimits, FormSpec};
 
 use super::group::{limits, options, spec};
 use super::tiny;
+use crate::lora::LoraLimits;
 use crate::workspace::Workspace;
 use crate::{CpuBackend, CpuOptions, Kernel, WorkspaceNeed};
 
@@ -12,14 +13,17 @@ use crate::{CpuBackend, CpuOptions, Kernel, WorkspaceNeed};
 #[test]
 fn the_plan_is_what_is_allocated() {
     let folder = tiny::checkpoint(true);
-    for tensor in [1, 2, 3, 8] {
+    for (tensor, adapters) in [(1, 0), (2, 0), (3, 0), (8, 0), (1, 3), (3, 3)] {
         for rank in 0..tensor {
             let backend =
                 CpuBackend::new(folder.path(), options(tensor, rank, 1, Kernel::detect().level())).unwrap();
-            let spec = spec(llamero_engine::Era::default(), 64);
+            let mut spec = spec(llamero_engine::Era::default(), 64);
+            spec.limits.max_adapters = adapters;
+            spec.limits.max_adapter_rank = 5 * adapters;
             let plan = backend.memory(&spec).unwrap();
             let tokens = spec.limits.max_batched_tokens as usize;
-            let work = Workspace::new(&backend.shape, &backend.programs, backend.frequencies(), tokens);
+            let room = (tokens, LoraLimits::of(&spec.limits));
+            let work = Workspace::new(&backend.shape, &backend.programs, backend.frequencies(), room);
             let (buffers, logits, rope) = work.allocated();
             assert_eq!(rope as u64, plan.rope);
             let states = spec.limits.steps_in_flight as usize * tokens * backend.shape.hidden * 2;
@@ -49,7 +53,8 @@ fn stages_take_what_is_theirs() {
         };
         let backend = CpuBackend::new(folder.path(), options).unwrap();
         let plan = backend.memory(&spec(llamero_engine::Era::default(), 64)).unwrap();
-        let work = Workspace::new(&backend.shape, &backend.programs, backend.frequencies(), 64);
+        let room = (64, LoraLimits::default());
+        let work = Workspace::new(&backend.shape, &backend.programs, backend.frequencies(), room);
         assert_eq!(work.allocated().1 == 0, rank != 2);
         plan
     });

@@ -4,6 +4,7 @@ mod bits;
 mod contract;
 mod group;
 mod kv_quality;
+mod lora;
 mod memory;
 mod prefix;
 mod reference;

@@ -5,27 +5,31 @@
 //! does not, and random noise of half a bf16 step on the f32 model's activations tips it in one of five draws. Such positions are told from
 //! the fixture alone, printed, and left out; they must be rare.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use llamero_checkpoint::Dtype;
 use llamero_checkpoint::dtype::extend_f32;
 use llamero_checkpoint::safetensors::SafetensorsFile;
 
 use super::bits::model;
-use super::group::{Group, Way};
+use super::group::{Adapters, Group, Way};
 use crate::Kernel;
 
 pub(super) struct Fixture {
     file: SafetensorsFile,
 }
 
+/// A file or folder of the fixtures.
+fn fixture(name: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+        .join("../../tests/fixtures")
+        .join(name)
+}
+
 impl Fixture {
     pub(super) fn open(name: &str) -> Self {
-        let path = Path::new(env!("CARGO_MANIFEST_DIR"))
-            .join("../../tests/fixtures")
-            .join(name);
         Self {
-            file: SafetensorsFile::open(&path).unwrap(),
+            file: SafetensorsFile::open(&fixture(name)).unwrap(),
         }
     }
 
@@ -54,12 +58,19 @@ impl Fixture {
 
 #[test]
 fn bf16_is_as_close_as_transformers() {
-    compare("logits-bf16.safetensors", "SmolLM2-135M-Instruct");
+    compare("logits-bf16.safetensors", "SmolLM2-135M-Instruct", None);
 }
 
 #[test]
 fn fp8_is_as_close_as_transformers() {
-    compare("logits-fp8.safetensors", "SmolLM2-135M-Instruct-FP8");
+    compare("logits-fp8.safetensors", "SmolLM2-135M-Instruct-FP8", None);
+}
+
+/// With an adapter that PEFT has saved, beside PEFT's own logits.
+#[test]
+fn an_adapter_is_as_close_as_peft() {
+    let folder = fixture("lora");
+    compare("logits-lora.safetensors", "SmolLM2-135M-Instruct", Some(&folder));
 }
 
 /// What the fixture holds of its rows, and our logits there.
@@ -78,7 +89,7 @@ struct Rows {
 }
 
 impl Rows {
-    fn compute(fixture: &Fixture, name: &str) -> Self {
+    fn compute(fixture: &Fixture, name: &str, adapter: Option<&Path>) -> Self {
         let tokens: Vec<u32> = fixture
             .integers("tokens")
             .into_iter()
@@ -91,11 +102,19 @@ impl Rows {
             2,
             Kernel::detect().level(),
         );
+        let mut way = Way::new(512, 0);
+        if let Some(adapter) = adapter {
+            group.adapt(&[adapter]);
+            way.adapters = Adapters {
+                loaded: 1,
+                main: Some(1),
+            };
+        }
         let mut logits = Vec::new();
         for len in fixture.integers("prompt_lengths") {
             let (prompt, after) = rest.split_at(len);
             rest = after;
-            logits.push(group.logits(prompt, Way::new(512, 0)));
+            logits.push(group.logits(prompt, way));
         }
         let positions = fixture.integers("row_position");
         let prompts = fixture.integers("row_prompt");
@@ -137,8 +156,8 @@ impl Rows {
     }
 }
 
-fn compare(fixture: &str, name: &str) {
-    let rows = Rows::compute(&Fixture::open(fixture), name);
+fn compare(fixture: &str, name: &str, adapter: Option<&Path>) {
+    let rows = Rows::compute(&Fixture::open(fixture), name, adapter);
     assert!(rows.logits.len() >= 200);
     let (left_out, compared) = rows.tipping();
     for r in &left_out {
@@ -175,7 +194,7 @@ fn compare(fixture: &str, name: &str) {
     let ratio = (square / peer_square).sqrt();
     let (kl, peer_kl) = (kl / count, peer_kl / count);
     println!(
-        "{name}: {} positions; RMS error {:.5}, {ratio:.2} of transformers in bf16; KL {kl:.2e} (theirs {peer_kl:.2e}); \
+        "{fixture}: {} positions; RMS error {:.5}, {ratio:.2} of transformers in bf16; KL {kl:.2e} (theirs {peer_kl:.2e}); \
          top-1 the same in {same} of {clear} clear cases",
         compared.len(),
         (square / count).sqrt()

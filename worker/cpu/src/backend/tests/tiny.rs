@@ -53,15 +53,7 @@ pub(super) fn checkpoint_of(fp8: bool, layers: usize, tied: bool) -> TempDir {
             0.2,
             1.0,
         );
-        for (name, n, k) in [
-            ("self_attn.q_proj", 9 * HEAD_DIM, HIDDEN),
-            ("self_attn.k_proj", 3 * HEAD_DIM, HIDDEN),
-            ("self_attn.v_proj", 3 * HEAD_DIM, HIDDEN),
-            ("self_attn.o_proj", HIDDEN, 9 * HEAD_DIM),
-            ("mlp.gate_proj", FFN, HIDDEN),
-            ("mlp.up_proj", FFN, HIDDEN),
-            ("mlp.down_proj", HIDDEN, FFN),
-        ] {
+        for (name, n, k) in MODULES {
             file.linear(&format!("{prefix}.{name}"), n, k);
         }
     }
@@ -70,6 +62,72 @@ pub(super) fn checkpoint_of(fp8: bool, layers: usize, tied: bool) -> TempDir {
         file.linear("lm_head", vocab, HIDDEN);
     }
     file.write(&folder.path().join("model.safetensors"));
+    folder
+}
+
+/// How an adapter differs from others.
+pub(super) struct AdapterShape<'a> {
+    pub(super) seed: u64,
+    pub(super) rank: usize,
+    /// The modules that it has.
+    pub(super) modules: &'a [&'a str],
+    pub(super) layers: usize,
+}
+
+/// Modules of a layer by name, with outputs and inputs.
+const MODULES: [(&str, usize, usize); 7] = [
+    ("self_attn.q_proj", 9 * HEAD_DIM, HIDDEN),
+    ("self_attn.k_proj", 3 * HEAD_DIM, HIDDEN),
+    ("self_attn.v_proj", 3 * HEAD_DIM, HIDDEN),
+    ("self_attn.o_proj", HIDDEN, 9 * HEAD_DIM),
+    ("mlp.gate_proj", FFN, HIDDEN),
+    ("mlp.up_proj", FFN, HIDDEN),
+    ("mlp.down_proj", HIDDEN, FFN),
+];
+
+/// Names of all modules of a layer that can be adapted.
+pub(super) const ALL_MODULES: [&str; 7] = {
+    let [
+        (q, ..),
+        (k, ..),
+        (v, ..),
+        (o, ..),
+        (gate, ..),
+        (up, ..),
+        (down, ..),
+    ] = MODULES;
+    [q, k, v, o, gate, up, down]
+};
+
+/// A random adapter with a scale of 2.
+pub(super) fn adapter(shape: &AdapterShape<'_>) -> TempDir {
+    let folder = TempDir::new().unwrap();
+    let rank = shape.rank;
+    let config =
+        json!({"peft_type": "LORA", "r": rank, "lora_alpha": 2 * rank, "target_modules": shape.modules});
+    fs::write(folder.path().join("adapter_config.json"), config.to_string()).unwrap();
+    let mut file = Writer {
+        seed: shape.seed,
+        fp8: false,
+        header: Map::new(),
+        data: Vec::new(),
+    };
+    for layer in 0..shape.layers {
+        for (name, outputs, inputs) in MODULES {
+            if shape.modules.contains(&name) {
+                let module = format!("base_model.model.model.layers.{layer}.{name}");
+                let spread = 1.0 / (inputs as f32).sqrt();
+                file.plain(
+                    &format!("{module}.lora_A.weight"),
+                    vec![rank, inputs],
+                    spread,
+                    0.0,
+                );
+                file.plain(&format!("{module}.lora_B.weight"), vec![outputs, rank], 0.3, 0.0);
+            }
+        }
+    }
+    file.write(&folder.path().join("adapter_model.safetensors"));
     folder
 }
 

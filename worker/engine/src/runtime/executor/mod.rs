@@ -11,13 +11,14 @@ mod answers;
 mod link;
 mod stall;
 
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 use std::time::{Duration, Instant};
 
 use answers::{Answering, StepAnswers};
 pub(super) use link::{LeaderLink, Outgoing};
 use stall::Movement;
 
+use crate::adapters::AdapterSource;
 use crate::backend::KvCapacity;
 use crate::form::FormLimits;
 use crate::mesh::{Members, MeshError, Message};
@@ -59,6 +60,8 @@ struct Member {
     capacity: Option<KvCapacity>,
     /// What it says that it does while it forms.
     forming: Option<String>,
+    /// Adapters that it could not read when it formed, and why.
+    missing: Vec<(u32, String)>,
 }
 
 impl Executor {
@@ -77,6 +80,7 @@ impl Executor {
             link,
             capacity: None,
             forming: None,
+            missing: Vec::new(),
         };
         Self {
             era,
@@ -91,8 +95,33 @@ impl Executor {
     }
 
     /// Tell all members to form.
-    pub(super) fn form(&mut self, limits: FormLimits, now: Instant) -> Result<(), MeshError> {
-        self.send(vec![(0, Message::Setup(limits))], now)
+    pub(super) fn form(
+        &mut self,
+        limits: FormLimits,
+        adapters: Vec<AdapterSource>,
+        now: Instant,
+    ) -> Result<(), MeshError> {
+        self.send(vec![(0, Message::Setup { limits, adapters })], now)
+    }
+
+    /// Tell all members to read an adapter.
+    pub(super) fn load_adapter(&mut self, source: AdapterSource, now: Instant) -> Result<(), MeshError> {
+        self.send(vec![(0, Message::LoadAdapter(source))], now)
+    }
+
+    /// Tell all members to forget an adapter.
+    pub(super) fn unload_adapter(&mut self, number: u32, now: Instant) -> Result<(), MeshError> {
+        self.send(vec![(0, Message::UnloadAdapter(number))], now)
+    }
+
+    /// Adapters that some member could not read when it formed, by number, and why.
+    pub(super) fn missing_adapters(&self) -> BTreeMap<u32, String> {
+        let of_member = |member: &Member| {
+            let rank = member.rank;
+            let missing = member.missing.clone().into_iter();
+            missing.map(move |(number, why)| (number, format!("rank {rank}: {why}")))
+        };
+        self.members.iter().flat_map(of_member).collect()
     }
 
     /// KV blocks that every member has, once all are ready, and what all of them have kept.
@@ -192,8 +221,16 @@ impl Executor {
                 member.forming = Some(what);
                 Ok(())
             }
-            (Message::Ready { blocks, kept }, _) if member.capacity.is_none() => {
+            (
+                Message::Ready {
+                    blocks,
+                    kept,
+                    missing,
+                },
+                _,
+            ) if member.capacity.is_none() => {
                 member.capacity = Some(KvCapacity { blocks, kept });
+                member.missing = missing;
                 Ok(())
             }
             (Message::Progress { layers }, _) => {

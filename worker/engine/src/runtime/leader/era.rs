@@ -158,7 +158,11 @@ impl Leader<'_> {
             self.config.patience(),
             Instant::now(),
         );
-        executor.form(self.config.form_limits(), Instant::now())?;
+        executor.form(
+            self.config.form_limits(),
+            self.planner.adapters().sources(),
+            Instant::now(),
+        )?;
         let ended = self
             .formed(era, &mut executor, abort)
             .and_then(|()| self.serve(&mut executor, abort));
@@ -218,6 +222,9 @@ impl Leader<'_> {
             self.wait(executor, executor.check_at())?;
             self.check_abort(abort)?;
         };
+        for (number, why) in executor.missing_adapters() {
+            self.lose_adapter(executor, number, &why)?;
+        }
         if let (Some(loss), Some(present)) = (self.loss.take(), &self.present)
             && loss.may_be_caused(present)
         {
@@ -257,6 +264,7 @@ impl Leader<'_> {
         let wait = until.saturating_duration_since(Instant::now());
         // Zero would not let others in while there is always something to do.
         self.take_inputs(wait.max(Duration::from_micros(1)), Some(executor))?;
+        self.check_adapters(executor)?;
         Ok(executor.check(Instant::now())?)
     }
 }

@@ -4,7 +4,7 @@ use std::sync::mpsc::RecvTimeoutError;
 use std::time::{Duration, Instant};
 
 use super::{End, Leader};
-use crate::mesh::MeshError;
+use crate::mesh::{MeshError, Message};
 use crate::runtime::executor::Executor;
 use crate::runtime::input::Input;
 use crate::runtime::state::{Outcome, Phase};
@@ -68,6 +68,21 @@ impl Leader<'_> {
                 },
                 _,
             ) => self.planner.submit(id, request, constraint, sink, at),
+            (Input::LoadAdapter { name, path, reply }, executor) => {
+                self.load_adapter(executor, name, path, reply)?;
+            }
+            (Input::UnloadAdapter { name, reply }, executor) => {
+                self.unload_adapter(executor, &name, reply)?;
+            }
+            (
+                Input::Member {
+                    era,
+                    rank,
+                    message: Message::Adapter { number, outcome },
+                    ..
+                },
+                Some(executor),
+            ) if era == self.last => self.adapter_answered(executor, rank, number, outcome)?,
             (Input::Cancel(id), executor) => self.planner.cancel(id, executor, Instant::now())?,
             (
                 Input::Member {

@@ -2,6 +2,7 @@
 //!
 //! | module | what it is |
 //! |---|---|
+//! | [`adapters`] | loading and unloading adapters |
 //! | [`connect`] | rank 0 reaches everybody |
 //! | [`era`] | connecting, forming and serving once |
 //! | [`inputs`] | what other threads say while the leader waits |
@@ -9,6 +10,7 @@
 //! | [`last_words`] | what a lost member says itself |
 //! | [`loss`] | a lost member, until it is known whether requests are to blame |
 
+mod adapters;
 mod connect;
 mod era;
 mod inputs;

@@ -1,14 +1,16 @@
 //! The loop of one era.
 
-use std::sync::mpsc;
+use std::sync::{Arc, mpsc};
 use std::time::{Duration, Instant};
 
 use super::link::MemberLink;
 use super::steps::{MemberSteps, Taken};
 use super::watch::watch;
+use crate::adapters::{AdapterSource, AdapterStore};
 use crate::backend::{Backend, BackendError, KvCapacity};
 use crate::form::FormLimits;
 use crate::mesh::{Failure, Mesh, MeshError, Message};
+use crate::runtime::adapters;
 use crate::runtime::config::RankConfig;
 use crate::runtime::state::{Phase, StateWatch};
 
@@ -37,7 +39,9 @@ pub(in crate::runtime) fn serve_era<B: Backend>(
         let (state, pause) = (era.state, era.config.progress_pause());
         let progress = &progress;
         scope.spawn(move || watch(progress, state, &reports, &ended, pause));
-        let served = era.form(backend, mesh).and_then(|()| era.serve(backend));
+        let served = era
+            .form(backend, mesh)
+            .and_then(|limits| era.serve(backend, &limits));
         drop(running);
         served
     });
@@ -56,8 +60,8 @@ impl MemberEra<'_> {
         self.config.rank == 0
     }
 
-    fn form<B: Backend>(&self, backend: &mut B, mesh: Box<dyn Mesh>) -> Result<(), BackendError> {
-        let limits = self.limits()?;
+    fn form<B: Backend>(&self, backend: &mut B, mesh: Box<dyn Mesh>) -> Result<FormLimits, BackendError> {
+        let (limits, adapters) = self.setup()?;
         let era = mesh.era();
         if !self.leads() {
             self.state.enter_era(era);
@@ -70,26 +74,68 @@ impl MemberEra<'_> {
             // A link that is gone is found by the next wait.
             let _ = self.link.reports.send(0, Message::Forming(what.to_owned()));
         };
+        let missing = self.read_all(&*backend.adapters(), &adapters, &limits, &mut report);
         let capacity = backend.form(&self.config.form_spec(era, limits), mesh, &mut report)?;
         if !self.leads() {
             self.state.update(|state| state.kv_blocks = capacity.blocks);
         }
         let KvCapacity { blocks, kept } = capacity;
-        Ok(self.link.reports.send(0, Message::Ready { blocks, kept })?)
+        let ready = Message::Ready {
+            blocks,
+            kept,
+            missing,
+        };
+        self.link.reports.send(0, ready)?;
+        Ok(limits)
     }
 
-    /// The limits, once rank 0 has reached everybody.
-    fn limits(&self) -> Result<FormLimits, MeshError> {
+    /// Have these adapters and no others; those that cannot be read, and why.
+    fn read_all(
+        &self,
+        store: &dyn AdapterStore,
+        sources: &[AdapterSource],
+        limits: &FormLimits,
+        report: &mut dyn FnMut(&str),
+    ) -> Vec<(u32, String)> {
+        store.retain(sources);
+        let mut missing = Vec::new();
+        for source in sources {
+            report(&format!("reads the adapter {}", source.name));
+            let folder = &self.config.adapter_folder;
+            if let Err(why) = adapters::read(store, folder, source, limits.max_adapter_rank) {
+                missing.push((source.number, why));
+            }
+        }
+        missing
+    }
+
+    /// Read an adapter on a thread of its own, which tells the leader what comes of it.
+    fn read_beside(&self, store: Arc<dyn AdapterStore>, source: AdapterSource, max_rank: u32) {
+        let (reports, folder) = (self.link.reports.clone(), self.config.adapter_folder.clone());
+        let number = source.number;
+        let spawned = std::thread::Builder::new().name("adapter".into()).spawn(move || {
+            let outcome = adapters::read(&*store, &folder, &source, max_rank);
+            // An era that is over needs no answer.
+            let _ = reports.send(0, Message::Adapter { number, outcome });
+        });
+        if let Err(error) = spawned {
+            let outcome = Err(format!("no thread can be started to read it: {error}"));
+            let _ = self.link.reports.send(0, Message::Adapter { number, outcome });
+        }
+    }
+
+    /// What to form with, once rank 0 has reached everybody.
+    fn setup(&self) -> Result<(FormLimits, Vec<AdapterSource>), MeshError> {
         loop {
             match self.link.receive(self.config.form_timeout)? {
-                (_, Message::Setup(limits)) => return Ok(limits),
+                (_, Message::Setup { limits, adapters }) => return Ok((limits, adapters)),
                 (_, Message::Alive) => {}
                 (step, message) => return Err(message.out_of_place(0, step)),
             }
         }
     }
 
-    fn serve<B: Backend>(&self, backend: &mut B) -> Result<(), BackendError> {
+    fn serve<B: Backend>(&self, backend: &mut B, limits: &FormLimits) -> Result<(), BackendError> {
         let mut steps = MemberSteps::default();
         let mut entered = 0;
         loop {
@@ -100,6 +146,9 @@ impl MemberEra<'_> {
             };
             if let Some((step, message)) = message {
                 match steps.take(backend, step, message)? {
+                    Taken::LoadAdapter(source) => {
+                        self.read_beside(backend.adapters(), source, limits.max_adapter_rank);
+                    }
                     Taken::Nothing => {}
                     Taken::Answer(answer) => self.link.reports.send(step, answer)?,
                     Taken::Leave => return Ok(()),

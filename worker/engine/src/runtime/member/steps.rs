@@ -4,6 +4,7 @@
 use std::collections::VecDeque;
 use std::time::Instant;
 
+use crate::adapters::AdapterSource;
 use crate::backend::{Backend, BackendError, Ticket, Waited};
 use crate::mesh::Message;
 use crate::step::{Late, Plan, StepOutput};
@@ -36,6 +37,8 @@ pub(in crate::runtime) enum Taken {
     Nothing,
     /// This goes back to the leader.
     Answer(Message),
+    /// Read this adapter beside the steps.
+    LoadAdapter(AdapterSource),
     /// The leader leaves.
     Leave,
 }
@@ -82,6 +85,8 @@ impl MemberSteps {
                 }
             }
             Message::Alive => {}
+            Message::LoadAdapter(source) => return Ok(Taken::LoadAdapter(source)),
+            Message::UnloadAdapter(number) => backend.adapters().unload(number),
             Message::Leave => return Ok(Taken::Leave),
             message => return Err(message.out_of_place(0, number).into()),
         }

@@ -28,12 +28,13 @@ use requests::Charge;
 pub(super) use requests::Requests;
 use step::PlannedStep;
 
+use super::adapters::{AdapterError, Adapters};
 use super::constraint::Constraint;
 use super::executor::Executor;
 use super::load::LoadCell;
 use super::queue::QueueGauge;
 use super::request::{EventSink, FailureKind, GenerationRequest};
-use crate::mesh::MeshError;
+use crate::mesh::{Members, MeshError, Topology};
 use crate::schedule::{Batch, Limits, PrefixHash, Scheduler, SequenceId, StepBudget};
 use crate::step::{Era, Late, Plan};
 
@@ -41,6 +42,7 @@ use crate::step::{Era, Late, Plan};
 pub(super) struct Planner {
     scheduler: Scheduler,
     requests: Requests,
+    adapters: Adapters,
     budget: StepBudget,
     load: Arc<LoadCell>,
     queue: Arc<QueueGauge>,
@@ -72,6 +74,7 @@ impl Planner {
         Self {
             scheduler: Scheduler::new(limits),
             requests: Requests::new(Arc::clone(&load), Arc::clone(&queue), prefix),
+            adapters: Adapters::new(0, Members::from(Topology::tensor(1)), Arc::default()),
             budget: StepBudget::new(target, limits.max_batched_tokens),
             load,
             queue,
@@ -91,6 +94,37 @@ impl Planner {
         self
     }
 
+    /// The same with adapters that are there already or may come.
+    pub(super) fn with_adapters(mut self, adapters: Adapters) -> Self {
+        self.adapters = adapters;
+        self
+    }
+
+    /// What is loaded.
+    pub(super) fn adapters(&self) -> &Adapters {
+        &self.adapters
+    }
+
+    /// What is loaded, to be changed.
+    pub(super) fn adapters_mut(&mut self) -> &mut Adapters {
+        &mut self.adapters
+    }
+
+    /// Requests that use an adapter.
+    pub(super) fn requests_of(&self, adapter: u32) -> usize {
+        self.requests.of_adapter(adapter).len()
+    }
+
+    /// An adapter is lost: its requests fail here, and another replica may have it.
+    pub(super) fn fail_adapter(&mut self, adapter: u32, message: &str) {
+        for id in self.requests.of_adapter(adapter) {
+            self.scheduler.remove(id);
+            self.requests
+                .failed(id, FailureKind::Unavailable, message.to_owned());
+        }
+        self.show();
+    }
+
     /// Queue a request, or tell its client why not.
     pub(super) fn submit(
         &mut self,
@@ -100,8 +134,19 @@ impl Planner {
         sink: EventSink,
         at: Instant,
     ) {
+        let adapter = match &request.adapter {
+            None => None,
+            Some(choice) => match self.adapters.get(&choice.name) {
+                Some(info) if info.identity == choice.identity => Some(info.clone()),
+                _ => {
+                    self.requests.refuse_adapter(&request, sink);
+                    return;
+                }
+            },
+        };
         let (scheduler, asked) = (&mut self.scheduler, (request, constraint));
-        self.requests.submit(scheduler, id, asked, sink, at);
+        self.requests
+            .submit(scheduler, id, asked, adapter.as_ref(), (sink, at));
         self.show();
     }
 
@@ -132,7 +177,14 @@ impl Planner {
             self.requests
                 .failed(id, FailureKind::Unavailable, message.to_owned());
         }
+        self.give_up_adapter();
         self.show();
+    }
+
+    /// No rank says any more what came of reading an adapter.
+    fn give_up_adapter(&mut self) {
+        let why = "the group forms again".into();
+        self.adapters.give_up(AdapterError::Unavailable(why));
     }
 
     /// An era has formed with these limits: everything is computed again, but for what is still in KV blocks that all ranks
@@ -153,6 +205,7 @@ impl Planner {
 
     /// The era ended, and with it all steps in flight. Histories stay. Whether some request had rows in flight.
     pub(super) fn leave(&mut self) -> bool {
+        self.give_up_adapter();
         let rows = self.steps.iter().flat_map(|step| &step.rows);
         let wanted = rows.filter(|row| !row.cancelled).map(|row| row.sequence);
         let interrupted: BTreeSet<SequenceId> = wanted.collect();

@@ -8,6 +8,7 @@ use llamero_settings::losses::Losses;
 
 use super::choice::Chosen;
 use crate::pooling::Pooled;
+use crate::runtime::adapters::AdapterInfo;
 use crate::runtime::constraint::Constraint;
 use crate::runtime::load::LoadCell;
 use crate::runtime::queue::QueueGauge;
@@ -23,6 +24,8 @@ struct Request {
     stop_tokens: Vec<u32>,
     counts: TokenCounts,
     constraint: Option<Constrained>,
+    /// The number of its adapter.
+    adapter: Option<u32>,
     /// Set when an embedding is wanted, and no token.
     pooled: Option<Pooled>,
     prompt_tokens: u32,
@@ -130,8 +133,8 @@ impl Requests {
         scheduler: &mut Scheduler,
         id: SequenceId,
         (request, constraint): (GenerationRequest, Option<Box<dyn Constraint>>),
-        mut sink: EventSink,
-        at: Instant,
+        adapter: Option<&AdapterInfo>,
+        (mut sink, at): (EventSink, Instant),
     ) {
         let queued = request.queued_tokens();
         let resumed = !request.resume.is_empty();
@@ -145,6 +148,7 @@ impl Requests {
             prompt_logprobs,
             priority,
             pooling,
+            adapter: _,
         } = request;
         let prompt_tokens = length(&prompt);
         if let Some(end) = ended_before(&resume, max_tokens, &stop_tokens) {
@@ -156,7 +160,8 @@ impl Requests {
         let counts = TokenCounts::of(&resume).behind(&prompt, &sampling);
         let longest = prompt_tokens.saturating_add(max_tokens);
         let sequence = Sequence::new(id, [prompt, resume].concat(), longest, sampling.key())
-            .with_root(self.root(&sharing))
+            .with_root(self.root(&sharing, adapter))
+            .with_adapter(adapter.map(|adapter| adapter.number))
             .with_priority(priority)
             .with_scores(prompt_logprobs, prompt_tokens)
             .with_pooling(pooling);
@@ -187,6 +192,7 @@ impl Requests {
                 pending: None,
                 broken: None,
             }),
+            adapter: adapter.map(|adapter| adapter.number),
             pooled: pooling.map(Pooled::new),
             prompt_tokens,
             queued: Some(queued),
@@ -198,10 +204,22 @@ impl Requests {
         self.open.insert(id, request);
     }
 
+    /// Tell the client of a request, which counts in the queue's gauge already, that its adapter is not there.
+    pub(super) fn refuse_adapter(&self, request: &GenerationRequest, mut sink: EventSink) {
+        self.queue.leave(request.queued_tokens());
+        let name = request.adapter.as_ref().map_or("", |choice| &choice.name);
+        sink(Event::Failed {
+            kind: FailureKind::NoAdapter,
+            message: format!("the adapter {name} was unloaded, or exchanged for another one"),
+        });
+    }
+
     /// Where the blocks of a request stand in the prefix cache, if it shares them.
-    fn root(&self, sharing: &Sharing) -> Option<PrefixHash> {
+    fn root(&self, sharing: &Sharing, adapter: Option<&AdapterInfo>) -> Option<PrefixHash> {
         match (&self.prefix, sharing) {
-            (Some(group), Sharing::With(salt)) => Some(group.of_requests(salt, None)),
+            (Some(group), Sharing::With(salt)) => {
+                Some(group.of_requests(salt, adapter.map(|adapter| adapter.identity)))
+            }
             _ => None,
         }
     }
@@ -395,6 +413,14 @@ impl Requests {
             }
             (request.sink)(event);
         }
+    }
+
+    /// Requests that use an adapter.
+    pub(super) fn of_adapter(&self, adapter: u32) -> Vec<SequenceId> {
+        let all = self.open.iter();
+        all.filter(|(_, request)| request.adapter == Some(adapter))
+            .map(|(id, _)| *id)
+            .collect()
     }
 
     pub(super) fn contains(&self, id: SequenceId) -> bool {

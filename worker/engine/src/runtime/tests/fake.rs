@@ -6,8 +6,10 @@ use std::time::{Duration, Instant};
 
 use llamero_checkpoint::Runs;
 
+use super::fake_adapters::{FakeAdapters, mixed};
 use super::faults_of_fake::Faults;
 use super::model::{self, LEAVES, VOCAB};
+use crate::adapters::AdapterStore;
 use crate::backend::{
     Backend, BackendError, KvCapacity, LoadProgress, LoadWatch, MemoryPlan, StepProgress, Ticket, Waited,
 };
@@ -19,7 +21,9 @@ use crate::mesh::{Label, Mesh, MeshError, Transfer, Wait};
 use crate::pooling;
 use crate::sampling::candidates::{ShardLogits, candidates, scored};
 use crate::sampling::penalties::repeated;
-use crate::step::{Era, Late, LogitShard, Plan, RowCandidates, RowOutput, StepOutput, TokenRef, VOCAB_TILE};
+use crate::step::{
+    Era, Late, LogitShard, Plan, PlanRow, RowCandidates, RowOutput, StepOutput, TokenRef, VOCAB_TILE,
+};
 
 pub(in crate::runtime) const KV_BLOCKS: u32 = 24;
 /// Layers of the model.
@@ -38,6 +42,7 @@ pub(in crate::runtime) struct Fake {
     blocks: u32,
     /// The KV blocks of an era that is over, how many there are, and when steps were submitted last.
     kept: Option<(Kv, u32, Era)>,
+    adapters: Arc<FakeAdapters>,
 }
 
 /// The token at each position of each physical block.
@@ -56,6 +61,8 @@ struct Formed {
 
 struct Submitted {
     plan: Plan,
+    /// What each row's tokens are mixed with.
+    salts: Vec<u8>,
     tokens: Option<Vec<u32>>,
     biases: Option<Vec<RowBiases>>,
     masks: Vec<(u32, Vec<u8>)>,
@@ -84,6 +91,7 @@ impl Fake {
             progress: Arc::default(),
             blocks: KV_BLOCKS,
             kept: None,
+            adapters: Arc::default(),
         }
     }
 
@@ -138,6 +146,7 @@ impl Backend for Fake {
 
     fn memory(&self, spec: &FormSpec) -> Result<MemoryPlan, BackendError> {
         Ok(MemoryPlan {
+            adapters: 0,
             kv_block: u64::from(spec.limits.block_size) * 100,
             weights: 5000,
             workspace: u64::from(spec.limits.max_batched_tokens) * 50,
@@ -181,6 +190,12 @@ impl Backend for Fake {
     }
 
     fn submit(&mut self, plan: &Plan) -> Result<Ticket, BackendError> {
+        let salt = |row: &PlanRow| match row.adapter {
+            None => Some(0),
+            Some(number) => self.adapters.salt(number),
+        };
+        let salts: Option<Vec<u8>> = plan.rows.iter().map(salt).collect();
+        let salts = salts.ok_or_else(|| bug("an adapter is missing"))?;
         let formed = self.formed()?;
         formed
             .tables
@@ -193,6 +208,7 @@ impl Backend for Fake {
         let ticket = Ticket(plan.step);
         let submitted = Submitted {
             plan: plan.clone(),
+            salts,
             tokens: (plan.late_tokens == 0).then(Vec::new),
             biases: (!plan.late_sampling).then(Vec::new),
             masks: Vec::new(),
@@ -301,6 +317,10 @@ impl Backend for Fake {
     fn progress(&self) -> Arc<StepProgress> {
         Arc::clone(&self.progress)
     }
+
+    fn adapters(&self) -> Arc<dyn AdapterStore> {
+        Arc::clone(&self.adapters) as Arc<dyn AdapterStore>
+    }
 }
 
 impl Formed {
@@ -330,18 +350,25 @@ impl Formed {
 
     /// Write KV and sum over the leaves of all ranks.
     fn compute(&mut self, ticket: Ticket, solo: bool, patience: Duration) -> Result<(), BackendError> {
-        let Submitted { plan, tokens, .. } = &self.steps[&ticket];
+        let Submitted {
+            plan, tokens, salts, ..
+        } = &self.steps[&ticket];
         let tokens = tokens.as_ref().ok_or_else(|| bug("late tokens are missing"))?;
         let written: Vec<((u32, u32), u32)> = plan
             .rows
             .iter()
-            .flat_map(|row| (row.start..).zip(&row.tokens).map(move |at| (row.slot, at)))
-            .map(|(slot, (position, token))| {
+            .zip(salts)
+            .flat_map(|(row, salt)| {
+                (row.start..)
+                    .zip(&row.tokens)
+                    .map(move |at| (row.slot, *salt, at))
+            })
+            .map(|(slot, salt, (position, token))| {
                 let token = match token {
                     TokenRef::Known(token) => *token,
                     TokenRef::Late(index) => tokens[*index as usize],
                 };
-                (self.place(slot, position), token)
+                (self.place(slot, position), mixed(token, salt))
             })
             .collect();
         let block_size = self.spec.limits.block_size;

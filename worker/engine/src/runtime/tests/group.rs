@@ -192,6 +192,7 @@ pub(super) fn greedy(prompt: &[u32], max_tokens: u32) -> GenerationRequest {
         prompt_logprobs: None,
         priority: 0,
         pooling: None,
+        adapter: None,
     }
 }
 

@@ -60,6 +60,21 @@ fn row(sum: f32) -> Vec<f32> {
     (0..).take(VOCAB).map(|token| logit(sum, token)).collect()
 }
 
+/// The likeliest token behind a history.
+pub(in crate::runtime) fn best(history: &[u32]) -> u32 {
+    let row = row(tree_value(&(0..LEAVES), hash(history)));
+    let ids = 0..u32::try_from(VOCAB).unwrap();
+    // The first of equal ones.
+    let better = |best: u32, id: u32| {
+        if row[id as usize] > row[best as usize] {
+            id
+        } else {
+            best
+        }
+    };
+    ids.reduce(better).unwrap()
+}
+
 /// Log-probabilities of the whole vocabulary behind a history.
 pub(in crate::runtime) fn logprobs(history: &[u32]) -> Vec<f64> {
     let row = row(tree_value(&(0..LEAVES), hash(history)));

@@ -39,6 +39,7 @@ impl Clock {
             let ready = Message::Ready {
                 blocks: 9,
                 kept: None,
+                missing: Vec::new(),
             };
             executor.receive(rank, 0, ready, start).unwrap();
         }
@@ -154,6 +155,7 @@ fn a_member_that_does_not_form_is_found() {
     let ready = Message::Ready {
         blocks: 9,
         kept: None,
+        missing: Vec::new(),
     };
     executor.receive(0, 0, ready, start).unwrap();
     let late = start + config.form_timeout;

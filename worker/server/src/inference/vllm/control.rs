@@ -1,13 +1,15 @@
-//! `vllm.Control`: what the server and its model are, and aborting requests. The rest of the contract (LoRA, weight
-//! updates, sleep, pausing) answers UNIMPLEMENTED.
+//! `vllm.Control`: what the server and its model are, aborting requests, loading and unloading LoRA adapters. The rest of the
+//! contract (weight updates, sleep, pausing) answers UNIMPLEMENTED.
 
+use llamero_engine::runtime::AdapterInfo;
 use tonic::{Request, Response, Status};
 use vllm_proto::{
-    AbortRequest, AbortResponse, GetModelInfoRequest, GetServerInfoRequest, ModelInfo, ParallelismInfo,
-    ServerInfo,
+    AbortRequest, AbortResponse, GetModelInfoRequest, GetServerInfoRequest, ListLorasRequest,
+    ListLorasResponse, LoadLoraRequest, LoadLoraResponse, LoraAdapter, ModelInfo, ParallelismInfo,
+    ServerInfo, UnloadLoraRequest, UnloadLoraResponse,
 };
 
-use crate::inference::Services;
+use crate::inference::{Services, adapters};
 
 /// Version of the contract's behaviour that this server follows.
 const API_VERSION: &str = "v1";
@@ -23,6 +25,7 @@ llamero_proto::vllm_control! { Services {
             served_model_name: self.model.name.clone(),
             supports_text_input: true,
             supports_token_ids_input: true,
+            supports_lora: self.model.max_adapters > 0,
             ..ModelInfo::default()
         }))
     }
@@ -33,7 +36,32 @@ llamero_proto::vllm_control! { Services {
         }
         Ok(Response::new(AbortResponse {}))
     }
+
+    async fn load_lora(&self, request: Request<LoadLoraRequest>) -> Result<Response<LoadLoraResponse>, Status> {
+        let LoadLoraRequest { lora_name, source_path } = request.into_inner();
+        let loaded = adapters::outcome(|reply| self.engine.load_adapter(lora_name, source_path, reply)).await?;
+        Ok(Response::new(LoadLoraResponse { adapter: Some(lora(loaded)) }))
+    }
+
+    async fn unload_lora(&self, request: Request<UnloadLoraRequest>) -> Result<Response<UnloadLoraResponse>, Status> {
+        let name = request.into_inner().lora_name;
+        let unloaded = adapters::outcome(|reply| self.engine.unload_adapter(name, reply)).await?;
+        Ok(Response::new(UnloadLoraResponse { adapter: Some(lora(unloaded)) }))
+    }
+
+    async fn list_loras(&self, _: Request<ListLorasRequest>) -> Result<Response<ListLorasResponse>, Status> {
+        let adapters = self.engine.adapters().into_iter().map(lora).collect();
+        Ok(Response::new(ListLorasResponse { adapters }))
+    }
 }}
+
+fn lora(info: AdapterInfo) -> LoraAdapter {
+    LoraAdapter {
+        lora_id: info.number.into(),
+        lora_name: info.name,
+        source_path: info.path,
+    }
+}
 
 fn server_info(services: &Services) -> ServerInfo {
     let model = &services.model;
@@ -55,7 +83,7 @@ fn server_info(services: &Services) -> ServerInfo {
         total_kv_blocks: services.engine.load().kv_blocks_total.into(),
         max_running_requests: model.max_sequences.into(),
         max_batched_tokens: model.max_batched_tokens.into(),
-        max_loras: 0,
+        max_loras: model.max_adapters,
         rl_capabilities: None,
         proto_version: vllm_proto::VERSION.to_owned(),
         effective_attention_block_size: Some(model.block_size.into()),

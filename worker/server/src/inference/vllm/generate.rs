@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use futures::stream::select_all;
 use futures::{Stream, StreamExt as _, TryStreamExt as _};
+use llamero_engine::runtime::AdapterChoice;
 use llamero_engine::text::RequestDraft;
 use prost::Message as _;
 use tonic::{Request, Response, Status};
@@ -17,6 +18,7 @@ use vllm_proto::{
 
 use super::request::{self, Asked, OutputSelection};
 use crate::inference::Services;
+use crate::inference::adapters;
 use crate::inference::answer::{Answer, Chunk, Ending, Logprob, Opening, Wishes};
 use crate::inference::model::{Model, blame};
 use crate::inference::running::Entry;
@@ -40,7 +42,11 @@ struct Sequence {
 }
 
 /// Render, compile and check everything: an opening for each answer.
-fn prepare(model: &Model, mut request: GenerateRequest) -> Result<(Vec<Opening>, OutputSelection), Status> {
+fn prepare(
+    model: &Model,
+    mut request: GenerateRequest,
+    adapter: Option<&AdapterChoice>,
+) -> Result<(Vec<Opening>, OutputSelection), Status> {
     let sharing = request::sharing(&mut request);
     let Asked {
         draft,
@@ -64,6 +70,7 @@ fn prepare(model: &Model, mut request: GenerateRequest) -> Result<(Vec<Opening>,
         let constraint = form.map(|form| model.constraint(form, &[], "structured_output"));
         let wishes = Wishes {
             sharing: sharing.clone(),
+            adapter: adapter.cloned(),
             constraint: constraint.transpose()?,
             ..Wishes::default()
         };
@@ -78,9 +85,10 @@ impl Generation {
         services.model.check_name(&request.model)?;
         let entry = services.running.enter(&request.request_id)?;
         let bytes = request.encoded_len();
+        let adapter = adapters::choose(&services.engine, &request.lora_name)?;
         let work = {
             let model = Arc::clone(&services.model);
-            move || prepare(&model, request)
+            move || prepare(&model, request, adapter.as_ref())
         };
         let (openings, selection) = services.text_workers.run(bytes, work).await?;
         let (mut prompt, mut sequences) = (PromptInfo::default(), Vec::new());

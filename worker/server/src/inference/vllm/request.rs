@@ -212,7 +212,6 @@ fn refuse_unserved(request: &GenerateRequest) -> Result<(), Status> {
     let kv = request.kv.iter().flat_map(unserved_kv);
     let own = [
         ("media", !request.media.is_empty()),
-        ("lora_name", !request.lora_name.is_empty()),
         ("kv_hints", request.kv_hints.is_some()),
         ("engine_reasoning_gate", request.engine_reasoning_gate.is_some()),
     ];
@@ -283,11 +282,6 @@ mod tests {
         assert_eq!(logprobs(false, None, "x").unwrap(), None);
         let status = form(Some(StructuredOutput::StructuralTag("x".into()))).unwrap_err();
         assert!(status.message().contains("structural_tag"), "{status}");
-        let said = refusal(GenerateRequest {
-            lora_name: "x".into(),
-            ..Default::default()
-        });
-        assert!(said.unwrap().contains("lora_name"));
     }
 
     #[test]

@@ -71,6 +71,7 @@ impl Member {
                 let (step, message) = incoming.unwrap();
                 match self.steps.take(&mut self.backend, step, message).unwrap() {
                     Taken::Nothing => {}
+                    Taken::LoadAdapter(_) => panic!("nobody loads an adapter here"),
                     Taken::Answer(answer) => self.outgoing.push_back((step, answer)),
                     Taken::Leave => panic!("nobody leaves here"),
                 }

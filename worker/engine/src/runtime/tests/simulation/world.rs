@@ -65,7 +65,14 @@ fn form(config: &RankConfig, era: Era, backends: Vec<Fake>, now: Instant) -> (Ex
         });
         let spec = config.form_spec(era, config.form_limits());
         let KvCapacity { blocks, kept } = backend.form(&spec, mesh, &mut |_| ()).unwrap();
-        ready.push((*rank, Message::Ready { blocks, kept }));
+        ready.push((
+            *rank,
+            Message::Ready {
+                blocks,
+                kept,
+                missing: Vec::new(),
+            },
+        ));
         let (sender, incoming) = mpsc::channel();
         links.push(LeaderLink::Local(sender));
         members.push(Member {
