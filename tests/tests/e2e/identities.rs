@@ -1,10 +1,12 @@
-//! Links are authenticated on both sides: pods enrol, renew without a restart, outlast an operator that is away, and groups from before
-//! keep what they had.
+//! Links are authenticated on both sides: pods enrol, renew without a restart, outlast an operator that is away, admit clients of their
+//! user, and groups from before keep what they had.
 
 use std::time::{Duration, SystemTime};
 
 use anyhow::{Context, Result, ensure};
+use llamero_identity::authority::{self, Authority};
 use llamero_identity::certificate::Certificate;
+use llamero_tests::cluster::Cluster;
 use llamero_tests::{command, poll};
 use serde_json::{Value, json};
 
@@ -18,6 +20,8 @@ const QUESTION: &str = "What do llamas wear?";
 const LIFE: &str = "security.certificateLife=30s";
 const CONTROL: u16 = 18052;
 const INFERENCE: u16 = 18051;
+const WATCH: &str = "/llamero.v1.RankControl/Watch";
+const HEALTH: &str = "/grpc.health.v1.Health/Check";
 
 /// Names, UIDs and restarts of a deployment's pods, which change when one is made or started anew.
 fn lives(deployment: &Deployment) -> Result<Vec<[Value; 3]>> {
@@ -51,7 +55,9 @@ fn renewed(parts: &Parts, port: &Port, than: &Certificate) -> Result<Certificate
 #[test]
 fn pods_enrol_renew_without_a_restart_and_outlast_an_operator_that_is_away() -> Result<()> {
     let _installed = Installed::with(&[LIFE])?;
-    let deployment = Deployment::create("links", json!({}))?;
+    let clients = authority_of_clients(&Cluster::connect()?)?;
+    let inference = json!({"clientCaBundle": {"configMap": "clients"}});
+    let deployment = Deployment::create("links", json!({"worker": {"inference": inference}}))?;
     deployment.wait_ready(1)?;
     let (cluster, kubectl) = (&deployment.cluster, deployment.kubectl());
     let template = deployment.groups()?[0]["spec"]["template"].clone();
@@ -66,6 +72,7 @@ fn pods_enrol_renew_without_a_restart_and_outlast_an_operator_that_is_away() -> 
     let parts = Parts::of(&kubectl)?;
     let pod = leader(&deployment)?;
     let ports = [port_of(&pod, CONTROL)?, port_of(&pod, INFERENCE)?];
+    clients_are_admitted(&parts, &clients, &ports)?;
     let (before, expected) = (lives(&deployment)?, ask(cluster, &chat("links", QUESTION, 24))?);
     let mut stream = Stream::start(cluster, chat_on("links", "Tell a long story.", 600))?;
     ensure!(stream.read_to(1)?, "the stream ended at once");
@@ -113,6 +120,35 @@ fn pods_enrol_renew_without_a_restart_and_outlast_an_operator_that_is_away() -> 
     Ok(())
 }
 
+/// An authority of the user's own, in the ConfigMap `clients`.
+fn authority_of_clients(cluster: &Cluster) -> Result<Authority> {
+    let now = SystemTime::now();
+    let clients = Authority::open(&authority::generate(now)?, parts::DAY, now)?;
+    cluster.kubectl().apply(&json!({
+        "apiVersion": "v1",
+        "kind": "ConfigMap",
+        "metadata": {"name": "clients", "namespace": NAMESPACE},
+        "data": {"ca.crt": clients.roots_pem()}
+    }))?;
+    Ok(clients)
+}
+
+/// Whom the user's authority names may ask for answers, and may do nothing else, whatever it is called.
+fn clients_are_admitted(parts: &Parts, clients: &Authority, [control, inference]: &[Port; 2]) -> Result<()> {
+    let client = parts.by(clients, &parts::operator())?;
+    let answer = parts.call(inference, &client, HEALTH)?;
+    ensure!(
+        answer == Answer::Done,
+        "a client of the user is refused: {answer:?}"
+    );
+    let stranger = parts.by_a_foreigner(&parts::operator())?;
+    for (port, caller, method) in [(inference, &stranger, HEALTH), (control, &client, WATCH)] {
+        let answer = parts.call(port, caller, method)?;
+        ensure!(matches!(answer, Answer::NoConnection(_)), "let in: {answer:?}");
+    }
+    Ok(())
+}
+
 /// The certificate has ended, and probes say why.
 fn says_that_it_is_not_enrolled(pod: &Value) -> Result<()> {
     let ip = pod["status"]["podIP"].as_str().context("no address")?;
@@ -150,7 +186,11 @@ fn groups_from_before_keep_plain_text_until_they_are_rolled() -> Result<()> {
     );
     ensure!(lives(&deployment)? == before, "switching it on has rolled pods");
 
-    let restart = json!({"spec": {"rollout": {"restartedAt": "2026-01-01T00:00:00Z"}}});
+    // At once leaders are told that a mesh looks after who calls.
+    let restart = json!({"spec": {
+        "rollout": {"restartedAt": "2026-01-01T00:00:00Z"},
+        "worker": {"inference": {"auth": "None"}}
+    }});
     let words = [
         "-n",
         NAMESPACE,
@@ -165,8 +205,14 @@ fn groups_from_before_keep_plain_text_until_they_are_rolled() -> Result<()> {
     deployment.wait_condition("InsecureLinks", "False")?;
     deployment.wait_ready(1)?;
     let parts = Parts::of(&deployment.kubectl())?;
-    let control = port_of(&leader(&deployment)?, CONTROL)?;
-    let plain = parts.call(&control, &parts::Caller::Plain, "/llamero.v1.RankControl/Watch")?;
+    let leader = leader(&deployment)?;
+    let (control, inference) = (port_of(&leader, CONTROL)?, port_of(&leader, INFERENCE)?);
+    let open = parts.call(&inference, &parts::Caller::Plain, HEALTH)?;
+    ensure!(
+        open == Answer::Done,
+        "beside a mesh a leader refuses plain text: {open:?}"
+    );
+    let plain = parts.call(&control, &parts::Caller::Plain, WATCH)?;
     ensure!(
         matches!(plain, Answer::NoConnection(_)),
         "a new group answers in plain text: {plain:?}"

@@ -24,7 +24,7 @@ pub(crate) const SYSTEM: &str = "llamero-system";
 /// Of all identities.
 pub(crate) const TRUST_DOMAIN: &str = "cluster.local";
 /// Of the certificates that tests make.
-const DAY: Duration = Duration::from_secs(86_400);
+pub(crate) const DAY: Duration = Duration::from_secs(86_400);
 /// A call that was let in may have no end of its own.
 const PATIENCE: Duration = Duration::from_secs(20);
 
@@ -148,7 +148,12 @@ impl Parts {
     pub(crate) fn by_a_foreigner(&self, identity: &Identity) -> Result<Caller> {
         let now = SystemTime::now();
         let foreign = Authority::open(&authority::generate(now)?, DAY, now)?;
-        let mut material = Material::signed(&foreign, identity, SYSTEM, now)?;
+        self.by(&foreign, identity)
+    }
+
+    /// Whoever it is, as that authority says.
+    pub(crate) fn by(&self, foreign: &Authority, identity: &Identity) -> Result<Caller> {
+        let mut material = Material::signed(foreign, identity, SYSTEM, SystemTime::now())?;
         // It believes the installation, so that only the installation decides.
         material.roots = self.authority.roots().iter().map(|root| root.to_vec()).collect();
         Ok(Caller::With(material))
