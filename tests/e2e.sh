@@ -26,7 +26,7 @@ if [ -n "${LLAMERO_LONG:-}" ] || [[ " $* " == *gpus* ]]; then
   ignored=(--include-ignored)
 fi
 tests/install.sh
-cargo build --locked --release -q --workspace --bin kubectl-llamero --bin llamero-chaos
+cargo build --locked --release -q --workspace --bin kubectl-llamero --bin llamero-chaos --bin llamero-worker
 cargo test --locked --release --workspace --features llamero-tests/cluster --test e2e -- --test-threads=1 "${ignored[@]}" "$@"
 chaos=$(ls "${CARGO_TARGET_DIR:-.local/target}"/*-linux-*/release/llamero-chaos)
 # A minute of faults that is always the same.

@@ -83,16 +83,15 @@ pub struct Deployment {
 }
 
 impl Deployment {
-    /// The adapters that every group which serves has, so that it does not matter which one a request comes to. Those that the groups
-    /// have from their start, until one has told.
+    /// The adapters that it is to have, and those that a group was given while it ran. A leader that lacks one says so, and another is asked.
     #[must_use]
-    pub fn adapters(&self) -> Vec<String> {
-        let told = self.leaders.iter().filter_map(|leader| leader.adapters());
-        let common = told.reduce(|mut common, adapters| {
-            common.retain(|name| adapters.contains(name));
-            common
-        });
-        common.unwrap_or_else(|| self.first_adapters.clone())
+    pub fn adapters(&self) -> BTreeSet<String> {
+        let told = self
+            .leaders
+            .iter()
+            .filter_map(|leader| leader.adapters())
+            .flatten();
+        self.first_adapters.iter().cloned().chain(told).collect()
     }
 
     /// How it comes to a name; the least has it. Its own name in its namespace is nobody else's; then whoever has the name now goes before
@@ -167,8 +166,8 @@ impl Snapshot {
         first.map(|(_, deployment)| deployment)
     }
 
-    /// The deployment and the adapter that a name stands for, where it is no model's: every group of the deployment that serves has
-    /// an adapter of that name. Of several deployments as with models.
+    /// The deployment and the adapter that a name stands for, where it is no model's. Of several deployments as with models; who declares an
+    /// adapter has its name before who was given one while it ran, also while no group serves it: requests never cross to another deployment.
     #[must_use]
     pub fn by_adapter_in(&self, name: &str, scope: &Scope) -> Option<(&Deployment, String)> {
         let candidates = self.deployments.values().filter_map(|deployment| {
@@ -179,12 +178,13 @@ impl Snapshot {
                 .and_then(|rest| rest.strip_prefix('/'));
             let adapters = deployment.adapters();
             let sees = |adapter: &&String| scope.has_model(name) || scope.has_model(adapter);
-            let find = |wanted: &str| adapters.iter().find(|adapter| *adapter == wanted).filter(sees);
+            let find = |wanted: &str| adapters.get(wanted).filter(sees);
             let (is_qualified, adapter) = match own.and_then(find) {
                 Some(adapter) => (true, adapter),
                 None => (false, find(name)?),
             };
-            let claim = (!is_qualified, place, deployment.created);
+            let is_declared = deployment.first_adapters.contains(adapter);
+            let claim = (!is_qualified, place, !is_declared, deployment.created);
             Some((claim, (deployment, adapter.clone())))
         });
         let first = candidates.min_by_key(|(claim, _)| *claim);

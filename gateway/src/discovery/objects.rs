@@ -6,7 +6,7 @@ use kube::api::ObjectMeta;
 use llamero_api::deployment::{Inference, InferenceAuth};
 use llamero_api::group::{GroupPhase, Intent, Transport};
 use llamero_api::{LlamaDeployment, LlamaGroup};
-use serde::de::IgnoredAny;
+use serde::de::{DeserializeOwned, IgnoredAny};
 use serde::{Deserialize, Deserializer};
 
 /// A deployment.
@@ -131,7 +131,7 @@ impl Template {
 #[derive(Clone, Debug, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub(super) struct GroupStatus {
-    #[serde(default)]
+    #[serde(default, deserialize_with = "known")]
     pub(super) phase: GroupPhase,
     #[serde(default)]
     pub(super) ready: bool,
@@ -145,6 +145,12 @@ pub(super) struct Rank {
     pub(super) rank: i32,
     #[serde(default)]
     pub(super) pod: String,
+}
+
+/// The default for what only a newer operator knows: one group must not make the whole list unreadable.
+fn known<'de, D: Deserializer<'de>, T: DeserializeOwned + Default>(deserializer: D) -> Result<T, D::Error> {
+    let value = serde_json::Value::deserialize(deserializer)?;
+    Ok(serde_json::from_value(value).unwrap_or_default())
 }
 
 const fn one() -> i32 {

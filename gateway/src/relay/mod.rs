@@ -34,6 +34,8 @@ use crate::upstream::{Affinity, Failure, Leader, Refusal, Running, classify};
 
 /// Metadata with the id that the client gave its request, for the worker's log.
 const REQUEST_ID: &str = "x-request-id";
+/// Part of the identity of weights that are an adapter's.
+const ADAPTED: &str = " lora-";
 
 /// What is new of an answer.
 #[derive(Debug, Clone, PartialEq)]
@@ -232,7 +234,10 @@ impl Relay {
     /// weights: another may still have it.
     fn classify(&self, status: &Status) -> Failure {
         match classify(status, self.bound()) {
-            Failure::Final(error) if error.status == StatusCode::NOT_FOUND && self.bound() => {
+            Failure::Final(error)
+                if error.status == StatusCode::NOT_FOUND
+                    && (self.bound() || !self.request.adapter.is_empty()) =>
+            {
                 Failure::OtherWeights(error.message)
             }
             failure => failure,
@@ -345,6 +350,10 @@ impl Relay {
     fn same_weights(&mut self, identity: &str) -> Result<(), Failure> {
         if identity.is_empty() {
             return Ok(());
+        }
+        // A worker of before there were adapters answers with the model as it is.
+        if !self.request.adapter.is_empty() && !identity.contains(ADAPTED) {
+            return Err(Failure::OtherWeights("it knows no adapters".to_owned()));
         }
         if self.bound() && self.request.content_identity != identity {
             return Err(Failure::OtherWeights(format!("it has {identity}")));

@@ -7,6 +7,7 @@ use axum::http::StatusCode;
 use http_body_util::BodyExt;
 use serde::de::DeserializeSeed;
 use serde_path_to_error::Track;
+use tokio::sync::Semaphore;
 
 use crate::Gateway;
 use crate::budget::{Budget, Share};
@@ -14,7 +15,9 @@ use crate::error::ApiError;
 
 /// What a client may still send of a body that was refused, and for how long. Who closes a connection
 /// with unread bytes resets it, and the client never sees the sentence that says why.
-const LINGER_BYTES: usize = 64 << 20;
+const LINGER_BYTES: usize = 4 << 20;
+/// Refused bodies that are read at once; the others' streams are reset.
+static LINGERERS: Semaphore = Semaphore::const_new(1024);
 const LINGER: Duration = Duration::from_secs(10);
 
 /// Longest path to a wrong value that is shown.
@@ -86,6 +89,9 @@ fn full() -> ApiError {
 
 /// Read and forget, within bounds, what the client sends after its request was refused.
 pub async fn linger(mut body: Body) {
+    let Ok(_place) = LINGERERS.try_acquire() else {
+        return;
+    };
     let rest = async {
         let mut read = 0;
         while let Some(Ok(frame)) = body.frame().await {

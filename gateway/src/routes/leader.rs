@@ -29,6 +29,8 @@ pub struct Question<'a> {
     pub tokens: u64,
     /// Whether it may go to the model of an adapter, since the adapter changes nothing of the answer.
     pub adapters: bool,
+    /// An adapter that it names in a field of its own; empty: none.
+    pub adapter: &'a str,
     /// Which requests it belongs to by its prompt; what the client says goes before it.
     pub affinity: Option<Affinity>,
 }
@@ -89,6 +91,11 @@ pub async fn ask<T>(
                 question.model, deployment.model
             );
             return Err(ApiError::unsupported("model", message).into());
+        }
+        let qualified = || format!("{}/{}", deployment.key.namespace, question.adapter);
+        let sees = || scope.has_model(question.adapter) || scope.has_model(&qualified());
+        if !question.adapter.is_empty() && !sees() {
+            return Err(ApiError::unknown_model(question.adapter).into());
         }
         record.model(&deployment.model);
         record.admit(question.tokens).await?;

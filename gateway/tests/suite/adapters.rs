@@ -5,6 +5,7 @@ use llamero_gateway::Settings;
 use llamero_proto::v1::FinishReason;
 use serde_json::{Value, json};
 use tokio::time::{Duration, sleep, timeout};
+use tonic::Status;
 
 use crate::support::client::{get, post};
 use crate::support::worker::Worker;
@@ -87,14 +88,45 @@ async fn adapters_of_the_start_are_listed_before_a_group_serves() {
     listed(&served, &[MODEL, "sql"]).await;
 }
 
+/// A leader that lacks an adapter, or knows none, answers with the model as it is to nobody: another is asked.
 #[tokio::test]
-async fn an_adapter_that_not_every_group_has_is_no_model() {
+async fn a_leader_that_lacks_the_adapter_makes_way() {
     let served = gateway(Settings::default()).await;
-    let (one, other) = (Worker::start(), Worker::start());
-    served.publish(MODEL, &[one.address, other.address]);
-    one.tell_adapters(&["sql", "poet"]);
-    other.tell_adapters(&["poet"]);
-    listed(&served, &[MODEL, "poet"]).await;
-    other.tell_adapters(&["poet", "sql"]);
-    listed(&served, &[MODEL, "poet", "sql"]).await;
+    let (mut with, mut without, mut old) = (Worker::start(), Worker::start(), Worker::start());
+    served.publish(MODEL, &[with.address, without.address, old.address]);
+    with.tell_adapters(&["sql"]);
+    listed(&served, &[MODEL, "sql"]).await;
+    let asked = post(served.http, "/v1/chat/completions", chat(json!({"model": "sql"})));
+    let workers = async {
+        loop {
+            tokio::select! {
+                call = without.call() => call.refuse(Status::not_found("no adapter \"sql\"")),
+                call = old.call() => drop(call.accept_as("base weights").await),
+                call = with.call() => {
+                    let mut answering = call.accept_as("base weights lora-1").await;
+                    answering.send("x", &[1], Some(FinishReason::Stop)).await;
+                    return;
+                }
+            }
+        }
+    };
+    let (reply, ()) = tokio::join!(asked, workers);
+    assert_eq!(reply.status(), StatusCode::OK);
+    assert_eq!(reply.json().await["choices"][0]["message"]["content"], "x");
+}
+
+/// Also while none of its groups serves it: a request never goes to somebody else's adapter of that name.
+#[tokio::test]
+async fn who_declares_an_adapter_has_its_name() {
+    let served = gateway(Settings::default()).await;
+    let worker = Worker::start();
+    let mut older = found("other", &[worker.address]);
+    (older.key.namespace, older.created) = ("team".to_owned(), 1);
+    let mut declares = found(MODEL, &[]);
+    declares.adapters = vec!["sql".to_owned()];
+    served.gateway.publish(vec![older, declares]);
+    worker.tell_adapters(&["sql", "poet"]);
+    let list = listed(&served, &[MODEL, "other", "poet", "sql"]).await;
+    assert_eq!(list["data"][3]["parent"], MODEL, "{list}");
+    assert_eq!(list["data"][2]["parent"], "other", "{list}");
 }

@@ -21,9 +21,14 @@ const KEY: &str = "sk-grpc-0123456789";
 
 /// Settings with one key, `grpc`.
 fn keyed() -> (Settings, tempfile::TempDir) {
+    keyed_with("")
+}
+
+/// The same with more of the key's fields.
+fn keyed_with(fields: &str) -> (Settings, tempfile::TempDir) {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("keys.yaml");
-    std::fs::write(&path, format!("keys: [{{name: grpc, key: {KEY}}}]")).unwrap();
+    std::fs::write(&path, format!("keys: [{{name: grpc, key: {KEY}{fields}}}]")).unwrap();
     let keys = Some(Arc::new(KeyStore::load(&path).unwrap()));
     let settings = Settings {
         keys,
@@ -43,6 +48,21 @@ fn request(model: &str, key: Option<&str>) -> Request<GenerateRequest> {
         request.metadata_mut().insert("authorization", value);
     }
     request
+}
+
+#[tokio::test]
+async fn a_key_reaches_no_adapter_that_it_does_not_see() {
+    let (settings, _folder) = keyed_with(&format!(", models: ['{MODEL}', 'ns/seen']"));
+    let (served, _worker) = with_worker(settings).await;
+    let mut client = InferenceClient::connect(format!("http://{}", served.http))
+        .await
+        .unwrap();
+    for (adapter, code) in [("secret", Some(Code::NotFound)), ("seen", None), ("", None)] {
+        let mut asked = request(MODEL, Some(KEY));
+        asked.get_mut().lora_name = adapter.to_owned();
+        let answer = client.generate(asked).await;
+        assert_eq!(answer.err().map(|status| status.code()), code, "{adapter}");
+    }
 }
 
 #[tokio::test]

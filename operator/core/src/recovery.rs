@@ -17,8 +17,8 @@ const LONGEST_BACKOFF: Millis = 300_000;
 const FIRST_UNUSABLE_BACKOFF: Millis = 60_000;
 const LAST_UNUSABLE_BACKOFF: Millis = 900_000;
 
-/// For so long they count.
-const UNUSABLE_WINDOW: Millis = 3_600_000;
+/// Incidents with less time between them follow each other: longer than the longest wait and loading until it fails again.
+const UNUSABLE_WINDOW: Millis = 7_200_000;
 
 /// Whether lost members may be replaced.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -81,17 +81,22 @@ pub fn permit(failures: &[MemberFailure], policy: &Recovery, now: Millis) -> Per
     if now >= at { Permit::Now } else { Permit::At(at) }
 }
 
-/// Until when a group waits after its last rank that could not work as it is configured.
+/// Until when a group waits after its last rank that could not work as it is configured. Incidents follow each other while less than
+/// [`UNUSABLE_WINDOW`] is between them: how long loading takes until it fails shortens no wait.
 fn unusable_until(failures: &[MemberFailure], now: Millis) -> Option<Millis> {
     let times: BTreeSet<Millis> = failures
         .iter()
         .filter(|failure| failure.reason == UNUSABLE)
         .map(|failure| time::millis(&failure.time))
-        .filter(|at| happened(*at, now - UNUSABLE_WINDOW, now))
+        .filter(|at| *at <= now)
         .collect();
-    let last = times.last()?;
-    let doublings = times.len().saturating_sub(1).min(8);
-    let wait = (FIRST_UNUSABLE_BACKOFF << doublings).min(LAST_UNUSABLE_BACKOFF);
+    let last = *times.last()?;
+    let earlier = times.iter().rev().skip(1);
+    let followed = earlier.zip(times.iter().rev());
+    let in_a_row = followed
+        .take_while(|(one, next)| *next - *one < UNUSABLE_WINDOW)
+        .count();
+    let wait = (FIRST_UNUSABLE_BACKOFF << in_a_row.min(8)).min(LAST_UNUSABLE_BACKOFF);
     Some(last + wait)
 }
 
@@ -211,6 +216,11 @@ mod tests {
             now = until;
         }
         assert!(avoid(&failures, &policy(1), now).is_empty());
+        // Who loads for long before it fails waits no less.
+        now += 3_000_000;
+        failures.push(failure(now, UNUSABLE, false));
+        let until = now + LAST_UNUSABLE_BACKOFF;
+        assert_eq!(permit(&failures, &policy(0), now), Permit::UnusableUntil(until));
         now += UNUSABLE_WINDOW;
         failures.push(failure(now, UNUSABLE, false));
         let again = Permit::UnusableUntil(now + FIRST_UNUSABLE_BACKOFF);

@@ -51,6 +51,7 @@ pub async fn embed(front: Front, body: Body) -> Result<Response, ApiError> {
         bytes: request.encoded_len(),
         tokens: likely_tokens,
         adapters: false,
+        adapter: "",
         affinity: request.inputs.first().and_then(affinity),
     };
     let call = |leader: &Leader| {

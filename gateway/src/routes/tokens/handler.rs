@@ -49,6 +49,7 @@ pub async fn tokens(
         bytes: request.encoded_len(),
         tokens: 0,
         adapters: true,
+        adapter: "",
         affinity: None,
     };
     let call = |leader: &Leader| {
@@ -76,6 +77,7 @@ pub async fn detokenize(front: Front, body: Body) -> Result<Json<Text>, ApiError
         bytes: tokens.encoded_len(),
         tokens: 0,
         adapters: true,
+        adapter: "",
         affinity: None,
     };
     let call = |leader: &Leader| {

@@ -67,10 +67,17 @@ llamero_proto::vllm_control! { Service {
     }
 
     async fn list_loras(&self, request: Request<ListLorasRequest>) -> Result<Response<ListLorasResponse>, Status> {
-        self.question(request, |mut client, request| {
-            Box::pin(async move { client.list_loras(request).await })
-        })
-        .await
+        let caller = request.extensions().get::<Caller>().cloned().unwrap_or_default();
+        let mut answer = self
+            .question(request, |mut client, request| {
+                Box::pin(async move { client.list_loras(request).await })
+            })
+            .await?;
+        let loras = &mut answer.get_mut().adapters;
+        loras.retain(|lora| caller.scope().has_model(&lora.lora_name));
+        // Where they lie is nothing to clients.
+        loras.iter_mut().for_each(|lora| lora.source_path.clear());
+        Ok(answer)
     }
 
     async fn load_lora(&self, _: Request<LoadLoraRequest>) -> Result<Response<LoadLoraResponse>, Status> {
@@ -104,6 +111,7 @@ impl Service {
             bytes: request.encoded_len(),
             tokens: 0,
             adapters: true,
+            adapter: "",
             affinity: None,
         };
         let asked = ask(front, question, |leader| {

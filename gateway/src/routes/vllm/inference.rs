@@ -48,6 +48,7 @@ impl Service {
             .as_ref()
             .map_or(1, |sampling| sampling.num_sequences.max(1));
         let model = std::mem::take(&mut request.model);
+        let adapter = request.lora_name.clone();
         let question = Question {
             route: "vllm_generate",
             model: &model,
@@ -55,6 +56,7 @@ impl Service {
             tokens: prompt as u64 + u64::from(longest) * u64::from(answers),
             // The contract has a field of its own for the adapter.
             adapters: false,
+            adapter: &adapter,
             affinity: affinity(request.prompt.as_ref()),
         };
         let call = |leader: &Leader| {

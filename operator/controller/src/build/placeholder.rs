@@ -201,12 +201,17 @@ mod tests {
         let spec = &pod["spec"];
         assert_eq!(spec["priorityClassName"], "llamero-placeholder");
         assert_eq!(spec["nodeSelector"], json!({"pool": "gpu"}));
-        assert!(
-            spec["schedulingGates"].is_null() && spec["restartPolicy"].is_null(),
-            "{spec}"
+        assert!(spec["schedulingGates"].is_null(), "{spec}");
+        assert_eq!(
+            (&spec["activeDeadlineSeconds"], &spec["restartPolicy"]),
+            (&json!(1800), &json!("Never"))
         );
-        assert_eq!(spec["volumes"][0]["image"]["reference"], "r/m:1");
-        assert_eq!(spec["tolerations"][2]["key"], "nvidia.com/gpu");
+        let claim =
+            json!({"name": "model", "persistentVolumeClaim": {"claimName": "weights", "readOnly": true}});
+        assert_eq!(spec["volumes"], json!([claim]));
+        // A node that is not ready holds no room.
+        let device = json!([{"key": "nvidia.com/gpu", "operator": "Exists", "effect": "NoSchedule"}]);
+        assert_eq!(spec["tolerations"], device);
         let container = &spec["containers"][0];
         assert_eq!(
             container["resources"]["requests"],

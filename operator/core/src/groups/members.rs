@@ -107,7 +107,15 @@ pub fn replace_lost(view: &GroupView<'_>, context: &Context<'_>) -> Option<Step>
             confirm.gone.extend(member.member.pod_uid.clone());
         }
         words.push(describe(member.member, loss));
-        keep(&mut spec.failures, failure(member, loss, context.now));
+        let failure = failure(member, loss, context.now);
+        // One word for all of a group: of a large one there would be no room for those of before.
+        let is_told = |other: &MemberFailure| {
+            failure.reason == losses::UNUSABLE
+                && (&other.reason, &other.time) == (&failure.reason, &failure.time)
+        };
+        if !spec.failures.iter().any(is_told) {
+            keep(&mut spec.failures, failure);
+        }
         replace(&mut spec, *at, member);
     }
     let is_lost = |at: usize| lost.iter().any(|(lost, _)| *lost == at);

@@ -7,21 +7,32 @@ use crate::runtime::Constraint;
 #[derive(Debug)]
 pub struct AllowedTokens {
     bits: Vec<u8>,
+    /// With which an answer ends whose form is complete, whether the list has them or not.
+    ends: Vec<u8>,
     form: Option<Box<TokenConstraint>>,
 }
 
 impl AllowedTokens {
-    /// For a model with `vocab_size` token ids; ids beyond them are none.
+    /// For a model with `vocab_size` token ids; ids beyond them are none. An answer with a form may also have the tokens of `ends`, where its
+    /// form lets it end.
     #[must_use]
-    pub fn new(tokens: &[u32], vocab_size: u32, form: Option<Box<TokenConstraint>>) -> Self {
-        let mut bits = vec![0_u8; vocab_size.div_ceil(8) as usize];
-        for token in tokens {
-            if let Some(byte) = bits.get_mut(*token as usize / 8) {
-                *byte |= 1 << (token % 8);
-            }
+    pub fn new(tokens: &[u32], ends: &[u32], vocab_size: u32, form: Option<Box<TokenConstraint>>) -> Self {
+        Self {
+            bits: set(tokens, vocab_size),
+            ends: set(ends, vocab_size),
+            form,
         }
-        Self { bits, form }
     }
+}
+
+fn set(tokens: &[u32], vocab_size: u32) -> Vec<u8> {
+    let mut bits = vec![0_u8; vocab_size.div_ceil(8) as usize];
+    for token in tokens {
+        if let Some(byte) = bits.get_mut(*token as usize / 8) {
+            *byte |= 1 << (token % 8);
+        }
+    }
+    bits
 }
 
 impl Constraint for AllowedTokens {
@@ -35,8 +46,8 @@ impl Constraint for AllowedTokens {
             return Ok(Some(self.bits.clone()));
         };
         bits.iter_mut()
-            .zip(&self.bits)
-            .for_each(|(bit, allowed)| *bit &= allowed);
+            .zip(self.bits.iter().zip(&self.ends))
+            .for_each(|(bit, (allowed, ends))| *bit &= allowed | ends);
         if bits.iter().all(|byte| *byte == 0) {
             let message = "the form of the answer allows none of the tokens of allowed_token_ids here; allow more of them";
             return Err(message.to_owned());
@@ -60,7 +71,7 @@ mod tests {
 
     #[test]
     fn a_list_holds_alone_and_within_a_form() {
-        let mut alone = AllowedTokens::new(&[7, 299, 7, 3_000], VOCAB, None);
+        let mut alone = AllowedTokens::new(&[7, 299, 7, 3_000], &[SPECIAL], VOCAB, None);
         assert_eq!(allowed(&mut alone), [7, 299]);
         alone.accept(7).unwrap();
         assert_eq!(allowed(&mut alone), [7, 299]);
@@ -68,9 +79,19 @@ mod tests {
         let form = grammars().compile(&Form::Regex("[ab]x".to_owned()), &[]).unwrap();
         let token = |text: &str| tokenizer().encode(text, false).unwrap()[0];
         let tokens = [token("b"), token("y"), SPECIAL];
-        let mut both = AllowedTokens::new(&tokens, VOCAB, Some(Box::new(form)));
+        let mut both = AllowedTokens::new(&tokens, &[], VOCAB, Some(Box::new(form)));
         assert_eq!(allowed(&mut both), [token("b")]);
         both.accept(token("b")).unwrap();
         assert!(both.mask().unwrap_err().contains("allowed_token_ids"));
+    }
+
+    #[test]
+    fn an_answer_whose_form_is_complete_ends_though_the_list_has_no_end() {
+        let form = grammars().compile(&Form::Regex("a".to_owned()), &[]).unwrap();
+        let token = tokenizer().encode("a", false).unwrap()[0];
+        let mut both = AllowedTokens::new(&[token], &[SPECIAL], VOCAB, Some(Box::new(form)));
+        assert_eq!(allowed(&mut both), [token]);
+        both.accept(token).unwrap();
+        assert_eq!(allowed(&mut both), [SPECIAL]);
     }
 }

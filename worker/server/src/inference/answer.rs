@@ -147,6 +147,7 @@ impl Opening {
             ([], Some(form)) => Some(form),
             (allowed, form) => Some(Box::new(AllowedTokens::new(
                 allowed,
+                &model.defaults.eos_token_ids,
                 model.limits.vocab_size,
                 form,
             ))),
