@@ -28,25 +28,36 @@ pub struct AdapterSource {
     pub identity: Option<ContentIdentity>,
 }
 
+/// One reading of an adapter, told from all others of the same store.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Reading(
+    /// Counted by the store.
+    pub u64,
+);
+
 /// The adapters of one rank. Reading one takes its time, so this is for other threads than the one that computes.
 pub trait AdapterStore: Send + Sync {
-    /// Read an adapter with ranks up to `max_rank` from `folder` and keep it under its number. What is there already under that number with that identity is
-    /// kept as it is. Gives what it is.
+    /// Make room for an adapter that is going to be read, which takes no time. What is there already under that number with that
+    /// identity is kept as it is. To be called where [`Self::unload`] and [`Self::retain`] are, so that none of them is overtaken.
+    fn begin(&self, source: &AdapterSource) -> Reading;
+
+    /// Read an adapter with ranks up to `max_rank` from `folder` and keep it under its number. Gives what it is.
     ///
     /// # Errors
-    /// It cannot be read or used, or is not what `source` says.
+    /// It cannot be read or used, is not what `source` says, or was forgotten or begun anew since `reading` began.
     fn load(
         &self,
+        reading: Reading,
         source: &AdapterSource,
         folder: &Path,
         max_rank: u32,
     ) -> Result<ContentIdentity, BackendError>;
 
     /// Forget an adapter; steps that were submitted with it keep it until they are released. An unfinished [`Self::load`] of it
-    /// comes to nothing.
+    /// fails.
     fn unload(&self, number: u32);
 
-    /// Forget all adapters but these. The identity counts too: another leader gives the same numbers to others.
+    /// Forget all adapters but these, and all that are being read. The identity counts too: another leader gives the same numbers to others.
     fn retain(&self, kept: &[AdapterSource]);
 }
 
@@ -58,7 +69,17 @@ pub struct NoAdapters(
 );
 
 impl AdapterStore for NoAdapters {
-    fn load(&self, source: &AdapterSource, _: &Path, _: u32) -> Result<ContentIdentity, BackendError> {
+    fn begin(&self, _: &AdapterSource) -> Reading {
+        Reading(0)
+    }
+
+    fn load(
+        &self,
+        _: Reading,
+        source: &AdapterSource,
+        _: &Path,
+        _: u32,
+    ) -> Result<ContentIdentity, BackendError> {
         Err(BackendError::Unusable(format!(
             "adapters are not built for {}, so {} cannot be loaded: serve the model without",
             self.0, source.name

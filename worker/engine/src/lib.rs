@@ -38,7 +38,7 @@ pub mod step;
 pub mod structured;
 pub mod text;
 
-pub use adapters::{AdapterSource, AdapterStore, NoAdapters};
+pub use adapters::{AdapterSource, AdapterStore, NoAdapters, Reading};
 pub use backend::{
     Backend, BackendError, KvCapacity, LoadProgress, LoadWatch, MemoryPlan, StepProgress, Ticket, Unwatched,
     Waited,

@@ -92,6 +92,20 @@ pub enum AdapterError {
         "the adapter's tensor {0} holds values that are not finite numbers; the file is damaged, or its training diverged"
     )]
     NotFinite(String),
+    /// The header is larger than that of any adapter.
+    #[error(
+        "the adapter's weights ask for a header of {length} bytes, and an adapter's has at most {limit}: the file is damaged, \
+         save it again"
+    )]
+    Header {
+        /// The length asked for.
+        length: u64,
+        /// The most.
+        limit: u64,
+    },
+    /// Somebody writes the weights in place.
+    #[error("the adapter's weights changed while they were read: load it again once they are written")]
+    Changed,
     /// The weights' file.
     #[error(transparent)]
     Safetensors(#[from] SafetensorsError),

@@ -13,6 +13,7 @@ pub mod config;
 mod error;
 pub mod tensors;
 
+use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::Read as _;
 use std::path::Path;
@@ -26,7 +27,7 @@ use crate::LlamaConfig;
 use crate::dtype::{Dtype, extend_bf16, extend_f32};
 use crate::identity::ContentIdentity;
 use crate::io_error::{IoError, is_file};
-use crate::safetensors::SafetensorsFile;
+use crate::safetensors::{Header, SafetensorsError, SafetensorsFile, TensorInfo};
 
 /// The configuration's file.
 pub const CONFIG_NAME: &str = "adapter_config.json";
@@ -36,8 +37,10 @@ pub const WEIGHTS_NAME: &str = "adapter_model.safetensors";
 const PICKLE_NAME: &str = "adapter_model.bin";
 /// Bytes of a configuration at most; real ones have one or two thousand.
 const MAX_CONFIG_BYTES: u64 = 1 << 20;
-/// Bytes that are hashed at a time.
-const HASHED: usize = 1 << 20;
+/// Bytes of the weights' header at most; 126 layers with 14 factors each have less than half a MiB.
+const MAX_HEADER_BYTES: u64 = 4 << 20;
+
+type Digest = [u8; 32];
 
 /// An open adapter whose shapes fit the model.
 #[derive(Debug)]
@@ -45,6 +48,8 @@ pub struct Adapter {
     file: SafetensorsFile,
     modules: Vec<(Module, Factors)>,
     identity: ContentIdentity,
+    /// What the identity was made of, by tensor: factors are read again, and must be the same then.
+    digests: BTreeMap<String, Digest>,
 }
 
 impl Adapter {
@@ -63,13 +68,14 @@ impl Adapter {
             });
         }
         let config = LoraConfig::parse(&json)?;
-        let file = SafetensorsFile::open(&weights)?;
+        let file = SafetensorsFile::open_small(&weights, MAX_HEADER_BYTES).map_err(of_weights)?;
         let modules = tensors::check(&config, file.header(), model, max_rank)?;
-        let identity = identity(&json, &weights)?;
+        let (identity, digests) = identify(&json, &file)?;
         Ok(Self {
             file,
             modules,
             identity,
+            digests,
         })
     }
 
@@ -99,15 +105,16 @@ impl Adapter {
     /// [`Factors::a`] or [`Factors::b`].
     ///
     /// # Errors
-    /// It cannot be read, or holds what is no finite number.
+    /// It cannot be read, was written since the adapter was opened, or holds what is no finite number.
     pub fn bf16(&self, name: &str) -> Result<Vec<u8>, AdapterError> {
         let info = self
             .file
             .tensor(name)
             .ok_or_else(|| AdapterError::Tensor(name.to_owned()))?;
-        // Shapes were checked against the model, whose sizes are bounded.
-        let mut bytes = vec![0; usize::try_from(info.bytes()).unwrap_or(0)];
-        self.file.read_at(name, 0, &mut bytes)?;
+        let mut bytes = read_tensor(&self.file, name, info)?;
+        if self.digests.get(name) != Some(&Sha256::digest(&bytes).into()) {
+            return Err(AdapterError::Changed);
+        }
         let mut values = Vec::new();
         extend_f32(info.dtype, &bytes, &mut values);
         if info.dtype != Dtype::BF16 {
@@ -140,24 +147,50 @@ fn read_config(path: &Path) -> Result<Vec<u8>, AdapterError> {
     Ok(json)
 }
 
-fn identity(json: &[u8], weights: &Path) -> Result<ContentIdentity, AdapterError> {
+fn of_weights(error: SafetensorsError) -> AdapterError {
+    match error {
+        SafetensorsError::HeaderTooLong { length, limit, .. } => AdapterError::Header { length, limit },
+        error => error.into(),
+    }
+}
+
+fn read_tensor(file: &SafetensorsFile, name: &str, info: &TensorInfo) -> Result<Vec<u8>, AdapterError> {
+    // Shapes were checked against the model, whose sizes are bounded.
+    let mut bytes = vec![0; usize::try_from(info.bytes()).unwrap_or(0)];
+    file.read_at(name, 0, &mut bytes)?;
+    Ok(bytes)
+}
+
+/// The SHA-256 over both files, and one for each tensor. Tensors follow each other without a hole, so that all of them after the
+/// header are the whole file.
+fn identify(
+    json: &[u8],
+    file: &SafetensorsFile,
+) -> Result<(ContentIdentity, BTreeMap<String, Digest>), AdapterError> {
     let mut hash = Sha256::new();
     hash.update((json.len() as u64).to_le_bytes());
     hash.update(json);
-    let mut file = File::open(weights).map_err(IoError::at("open", weights))?;
-    let mut buffer = vec![0; HASHED];
-    loop {
-        let count = file.read(&mut buffer).map_err(IoError::at("read", weights))?;
-        if count == 0 {
-            return Ok(ContentIdentity::from_digest(hash.finalize().into()));
-        }
-        hash.update(buffer.get(..count).unwrap_or_default());
+    let header = file.header_json()?;
+    if Header::parse(&header).as_ref() != Ok(file.header()) {
+        return Err(AdapterError::Changed);
     }
+    hash.update((header.len() as u64).to_le_bytes());
+    hash.update(&header);
+    let mut tensors: Vec<_> = file.header().tensors.iter().collect();
+    tensors.sort_by_key(|(_, info)| (info.range.start, info.range.end));
+    let mut digests = BTreeMap::new();
+    for (name, info) in tensors {
+        let bytes = read_tensor(file, name, info)?;
+        hash.update(&bytes);
+        digests.insert(name.clone(), Sha256::digest(&bytes).into());
+    }
+    Ok((ContentIdentity::from_digest(hash.finalize().into()), digests))
 }
 
 #[cfg(test)]
 mod tests {
     use std::fs;
+    use std::os::unix::fs::FileExt as _;
 
     use serde_json::{Map, Value, json};
 
@@ -260,6 +293,46 @@ mod tests {
             let error = adapter.bf16(&adapter.modules()[0].1.a).unwrap_err();
             assert!(matches!(error, AdapterError::NotFinite(_)), "{error}");
         }
+    }
+
+    #[test]
+    fn factors_that_are_written_after_the_identity_was_made_are_refused() {
+        let (of_ones, of_twos) = (folder(&good(), 1.0), folder(&good(), 2.0));
+        let adapter = Adapter::open(of_ones.path(), &model(), 8).unwrap();
+        let factor = &adapter.modules()[0].1.a;
+        adapter.bf16(factor).unwrap();
+        // The same file with another content, as a trainer leaves it that writes in place.
+        let weights = |folder: &tempfile::TempDir| folder.path().join(WEIGHTS_NAME);
+        fs::write(weights(&of_ones), fs::read(weights(&of_twos)).unwrap()).unwrap();
+        let error = adapter.bf16(factor).unwrap_err();
+        assert!(matches!(error, AdapterError::Changed), "{error}");
+    }
+
+    #[test]
+    fn the_identity_is_that_of_both_files_whole() {
+        let folder = folder(&good(), 1.0);
+        let [config, weights] =
+            [CONFIG_NAME, WEIGHTS_NAME].map(|name| fs::read(folder.path().join(name)).unwrap());
+        let whole = [&(config.len() as u64).to_le_bytes()[..], &config, &weights].concat();
+        let wanted = ContentIdentity::from_digest(Sha256::digest(&whole).into());
+        let adapter = Adapter::open(folder.path(), &model(), 8).unwrap();
+        assert_eq!(adapter.identity(), wanted);
+    }
+
+    #[test]
+    fn a_header_that_no_adapter_needs_is_refused_unread() {
+        let folder = folder(&good(), 1.0);
+        let path = folder.path().join(WEIGHTS_NAME);
+        let refusal = |length: u64| {
+            let file = File::create(&path).unwrap();
+            // Zeros, which are no JSON.
+            file.set_len(8 + length).unwrap();
+            file.write_all_at(&length.to_le_bytes(), 0).unwrap();
+            Adapter::open(folder.path(), &model(), 8).unwrap_err().to_string()
+        };
+        assert!(refusal(MAX_HEADER_BYTES).contains("not valid JSON"));
+        let long = refusal(MAX_HEADER_BYTES + 1);
+        assert!(long.contains("header of 4194305 bytes, and an adapter"), "{long}");
     }
 
     #[test]

@@ -31,13 +31,22 @@ pub struct SafetensorsFile {
 impl SafetensorsFile {
     /// Open `path`, read its header and check that the file is as long as the header says.
     pub fn open(path: &Path) -> Result<Self, SafetensorsError> {
+        Self::open_small(path, Header::MAX_BYTES)
+    }
+
+    /// The same for a file whose header has at most `limit` bytes: parsed JSON takes many times its own memory.
+    pub(crate) fn open_small(path: &Path, limit: u64) -> Result<Self, SafetensorsError> {
         let file = File::open(path).map_err(IoError::at("open", path))?;
         LfsPointer::refuse(path)?;
-        Self::over(path, Box::new(file))
+        Self::limited(path, Box::new(file), limit)
     }
 
     /// The same for an open `file`, which errors call `path`.
     pub fn over(path: &Path, file: Box<dyn WeightFile>) -> Result<Self, SafetensorsError> {
+        Self::limited(path, file, Header::MAX_BYTES)
+    }
+
+    fn limited(path: &Path, file: Box<dyn WeightFile>, limit: u64) -> Result<Self, SafetensorsError> {
         let size = file.bytes().map_err(IoError::at("inspect", path))?;
         let owned = || path.to_path_buf();
         if size < 8 {
@@ -51,14 +60,12 @@ impl SafetensorsFile {
         file.read_exact_at(&mut length, 0)
             .map_err(IoError::at("read", path))?;
         let length = u64::from_le_bytes(length);
-        let fits = usize::try_from(length)
-            .ok()
-            .filter(|_| length <= Header::MAX_BYTES);
+        let fits = usize::try_from(length).ok().filter(|_| length <= limit);
         let Some(json_bytes) = fits else {
             return Err(SafetensorsError::HeaderTooLong {
                 path: owned(),
                 length,
-                limit: Header::MAX_BYTES,
+                limit,
             });
         };
         let data_start = 8 + length;
@@ -120,6 +127,16 @@ impl SafetensorsFile {
     /// Where the data begins.
     pub(crate) fn data_start(&self) -> u64 {
         self.data_start
+    }
+
+    /// The JSON of the header, as it is in the file now.
+    pub(crate) fn header_json(&self) -> Result<Vec<u8>, SafetensorsError> {
+        let bytes = usize::try_from(self.data_start - 8).unwrap_or(0);
+        let mut json = vec![0; bytes];
+        self.file
+            .read_exact_at(&mut json, 8)
+            .map_err(IoError::at("read", &self.path))?;
+        Ok(json)
     }
 
     /// Fill `buffer` with the bytes of tensor `name` from `offset` on.

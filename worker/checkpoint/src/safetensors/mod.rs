@@ -36,7 +36,7 @@ pub enum SafetensorsError {
         /// Bytes the header ends at.
         needed: u64,
     },
-    /// The header length is beyond the format's limit.
+    /// The header length is beyond the limit.
     #[error(
         "{}: the first 8 bytes ask for a header of {length} bytes, more than the {limit} that safetensors allows; \
          this is not a safetensors file or it is damaged", path.display()
@@ -46,7 +46,7 @@ pub enum SafetensorsError {
         path: PathBuf,
         /// The length asked for.
         length: u64,
-        /// The limit of the format.
+        /// The format's limit, or a lower one for files that need less.
         limit: u64,
     },
     /// The header is not what the format says.

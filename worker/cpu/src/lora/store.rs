@@ -5,7 +5,7 @@ use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use llamero_checkpoint::{Adapter, AdapterError, ContentIdentity, LlamaConfig, RankShard};
-use llamero_engine::{AdapterSource, AdapterStore, BackendError};
+use llamero_engine::{AdapterSource, AdapterStore, BackendError, Reading};
 
 use super::packed::PackedAdapter;
 use crate::shape::Shape;
@@ -26,8 +26,36 @@ struct Loaded {
 }
 
 enum Entry {
-    Reading(u64),
+    Reading(Reading),
     Ready(ContentIdentity, Arc<PackedAdapter>),
+}
+
+impl Loaded {
+    /// What the adapter is, if it is there.
+    fn ready(&self, source: &AdapterSource) -> Option<ContentIdentity> {
+        match self.adapters.get(&source.number) {
+            Some(Entry::Ready(identity, _)) if source.identity.is_none_or(|wanted| wanted == *identity) => {
+                Some(*identity)
+            }
+            _ => None,
+        }
+    }
+
+    /// The same, or none while that reading is waited for. An error once it was forgotten.
+    fn awaited(
+        &self,
+        reading: Reading,
+        source: &AdapterSource,
+    ) -> Result<Option<ContentIdentity>, BackendError> {
+        match (self.ready(source), self.adapters.get(&source.number)) {
+            (Some(identity), _) => Ok(Some(identity)),
+            (None, Some(Entry::Reading(now))) if *now == reading => Ok(None),
+            (None, _) => Err(BackendError::Unusable(format!(
+                "nobody waits for the adapter {} any more",
+                source.name
+            ))),
+        }
+    }
 }
 
 impl CpuAdapters {
@@ -46,6 +74,12 @@ impl CpuAdapters {
             Some(Entry::Ready(_, adapter)) => Some(Arc::clone(adapter)),
             Some(Entry::Reading(_)) | None => None,
         }
+    }
+
+    /// Adapters that are there or are being read.
+    #[cfg(test)]
+    pub(crate) fn len(&self) -> usize {
+        self.lock().adapters.len()
     }
 
     fn lock(&self) -> MutexGuard<'_, Loaded> {
@@ -82,33 +116,30 @@ fn refusal(source: &AdapterSource, error: &AdapterError) -> BackendError {
 }
 
 impl AdapterStore for CpuAdapters {
+    fn begin(&self, source: &AdapterSource) -> Reading {
+        let mut loaded = self.lock();
+        loaded.readings += 1;
+        let reading = Reading(loaded.readings);
+        if loaded.ready(source).is_none() {
+            loaded.adapters.insert(source.number, Entry::Reading(reading));
+        }
+        reading
+    }
+
     fn load(
         &self,
+        reading: Reading,
         source: &AdapterSource,
         folder: &Path,
         max_rank: u32,
     ) -> Result<ContentIdentity, BackendError> {
-        let reading = {
-            let mut loaded = self.lock();
-            if let Some(Entry::Ready(identity, _)) = loaded.adapters.get(&source.number)
-                && source.identity.is_none_or(|wanted| wanted == *identity)
-            {
-                return Ok(*identity);
-            }
-            loaded.readings += 1;
-            let reading = loaded.readings;
-            loaded.adapters.insert(source.number, Entry::Reading(reading));
-            reading
-        };
+        if let Some(identity) = self.lock().awaited(reading, source)? {
+            return Ok(identity);
+        }
         let read = self.read(source, folder, max_rank);
         let mut loaded = self.lock();
-        let is_wanted =
-            matches!(loaded.adapters.get(&source.number), Some(Entry::Reading(now)) if *now == reading);
-        if !is_wanted {
-            return Err(BackendError::Unusable(format!(
-                "nobody waits for the adapter {} any more",
-                source.name
-            )));
+        if let Some(identity) = loaded.awaited(reading, source)? {
+            return Ok(identity);
         }
         loaded.adapters.remove(&source.number);
         let (identity, adapter) = read?;

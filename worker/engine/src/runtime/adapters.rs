@@ -11,7 +11,7 @@ use std::time::Instant;
 
 use llamero_checkpoint::ContentIdentity;
 
-use crate::adapters::{AdapterSource, AdapterStore, MAX_NAME, MAX_PATH};
+use crate::adapters::{AdapterSource, AdapterStore, MAX_NAME, MAX_PATH, Reading};
 use crate::mesh::Members;
 
 /// An adapter that every rank has.
@@ -293,15 +293,16 @@ fn folder(root: &Path, path: &str) -> Result<PathBuf, String> {
     Ok(folder)
 }
 
-/// Read an adapter into a rank's memory.
+/// Read an adapter that was begun into a rank's memory.
 pub(super) fn read(
     store: &dyn AdapterStore,
+    reading: Reading,
     root: &Path,
     source: &AdapterSource,
     max_rank: u32,
 ) -> Result<ContentIdentity, String> {
     let folder = folder(root, &source.path)?;
     store
-        .load(source, &folder, max_rank)
+        .load(reading, source, &folder, max_rank)
         .map_err(|error| error.to_string())
 }

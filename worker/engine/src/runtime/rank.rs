@@ -182,8 +182,9 @@ impl<B: Backend> RankRuntime<B> {
             let source = adapters
                 .number(name.clone(), path.clone())
                 .map_err(|error| unusable(error.to_string()))?;
-            let identity = adapters::read(&*store, &config.adapter_folder, &source, config.max_adapter_rank)
-                .map_err(unusable)?;
+            let reading = store.begin(&source);
+            let (folder, most) = (&config.adapter_folder, config.max_adapter_rank);
+            let identity = adapters::read(&*store, reading, folder, &source, most).map_err(unusable)?;
             adapters.add(&source, identity);
         }
         Ok(adapters)

@@ -125,7 +125,9 @@ impl Group {
                 identity: None,
             };
             for rank in &self.ranks {
-                rank.adapters().load(&source, folder, ADAPTER_RANK).unwrap();
+                let store = rank.adapters();
+                let reading = store.begin(&source);
+                store.load(reading, &source, folder, ADAPTER_RANK).unwrap();
             }
         }
     }

@@ -6,7 +6,9 @@ use llamero_checkpoint::dtype::{extend_bf16, extend_f32};
 use llamero_checkpoint::safetensors::SafetensorsFile;
 use llamero_checkpoint::{Adapter, Dtype, LlamaConfig, Members, Topology};
 use llamero_engine::step::BlockDeltas;
-use llamero_engine::{AdapterSource, Backend as _, BackendError, BlockTables, Era, FormSpec, KvDtype, Plan};
+use llamero_engine::{
+    AdapterSource, AdapterStore as _, Backend as _, BackendError, BlockTables, Era, FormSpec, KvDtype, Plan,
+};
 use tempfile::TempDir;
 
 use super::bits::{groups, hash, levels, prompt, survivors, ways};
@@ -263,9 +265,12 @@ fn an_adapter_that_is_not_there_is_refused_and_one_in_use_stays() {
         "{refused}"
     );
     let store = backend.adapters();
-    let identity = store.load(&source(7), adapters[0].path(), 8).unwrap();
+    let load = |source: &AdapterSource, folder: &Path, max_rank| {
+        store.load(store.begin(source), source, folder, max_rank)
+    };
+    let identity = load(&source(7), adapters[0].path(), 8).unwrap();
     assert_eq!(
-        store.load(&source(7), Path::new("/nowhere"), 8).unwrap(),
+        load(&source(7), Path::new("/nowhere"), 8).unwrap(),
         identity,
         "it is there"
     );
@@ -279,18 +284,50 @@ fn an_adapter_that_is_not_there_is_refused_and_one_in_use_stays() {
         identity: Some(identity),
         ..source(number)
     };
-    let other = store.load(&source(7), adapters[1].path(), 8).unwrap();
+    let other = load(&source(7), adapters[1].path(), 8).unwrap();
     assert_ne!(other, identity);
-    let error = store
-        .load(&wanted(7, identity), adapters[1].path(), 8)
-        .unwrap_err();
+    let error = load(&wanted(7, identity), adapters[1].path(), 8).unwrap_err();
     assert!(
         error.to_string().contains("give all ranks the same files"),
         "{error}"
     );
-    store.load(&wanted(7, identity), adapters[0].path(), 8).unwrap();
+    load(&wanted(7, identity), adapters[0].path(), 8).unwrap();
     store.retain(&[wanted(7, other)]);
     assert!(backend.submit(&plan(2, 2)).is_err(), "it was another one");
-    let error = store.load(&source(8), adapters[0].path(), 4).unwrap_err();
+    let error = load(&source(8), adapters[0].path(), 4).unwrap_err();
     assert!(error.to_string().contains("rank 8"), "{error}");
+}
+
+/// What is unloaded, left out of a new era or begun anew while it is read is not kept.
+#[test]
+fn a_reading_that_nobody_waits_for_leaves_nothing() {
+    let folder = tiny::checkpoint(false);
+    let adapters = adapters(2);
+    let backend = CpuBackend::new(folder.path(), options(1, 0, 1, Kernel::detect().level())).unwrap();
+    let store = &backend.adapters;
+    let load = |reading| store.load(reading, &source(7), adapters[0].path(), 8);
+    let forgotten = |reading| {
+        let error = load(reading).unwrap_err();
+        assert!(error.to_string().contains("nobody waits"), "{error}");
+    };
+    let unloaded = store.begin(&source(7));
+    store.unload(7);
+    forgotten(unloaded);
+    let of_the_last_era = store.begin(&source(7));
+    store.retain(&[source(7)]);
+    forgotten(of_the_last_era);
+    assert_eq!(store.len(), 0);
+
+    let (replaced, last) = (store.begin(&source(7)), store.begin(&source(7)));
+    forgotten(replaced);
+    assert_eq!(store.len(), 1, "the other one is still waited for");
+    load(last).unwrap();
+    assert!(store.get(7).is_some());
+
+    // A reading that fails leaves nothing either.
+    let reading = store.begin(&source(8));
+    store
+        .load(reading, &source(8), Path::new("/nowhere"), 8)
+        .unwrap_err();
+    assert_eq!(store.len(), 1);
 }

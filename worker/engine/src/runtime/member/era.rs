@@ -101,8 +101,8 @@ impl MemberEra<'_> {
         let mut missing = Vec::new();
         for source in sources {
             report(&format!("reads the adapter {}", source.name));
-            let folder = &self.config.adapter_folder;
-            if let Err(why) = adapters::read(store, folder, source, limits.max_adapter_rank) {
+            let (reading, folder) = (store.begin(source), &self.config.adapter_folder);
+            if let Err(why) = adapters::read(store, reading, folder, source, limits.max_adapter_rank) {
                 missing.push((source.number, why));
             }
         }
@@ -113,8 +113,10 @@ impl MemberEra<'_> {
     fn read_beside(&self, store: Arc<dyn AdapterStore>, source: AdapterSource, max_rank: u32) {
         let (reports, folder) = (self.link.reports.clone(), self.config.adapter_folder.clone());
         let number = source.number;
+        // Not on that thread, which an unload could overtake.
+        let reading = store.begin(&source);
         let spawned = std::thread::Builder::new().name("adapter".into()).spawn(move || {
-            let outcome = adapters::read(&*store, &folder, &source, max_rank);
+            let outcome = adapters::read(&*store, reading, &folder, &source, max_rank);
             // An era that is over needs no answer.
             let _ = reports.send(0, Message::Adapter { number, outcome });
         });

@@ -181,7 +181,7 @@ impl Planner {
         self.show();
     }
 
-    /// No rank says any more what came of reading an adapter.
+    /// No rank says any more what came of reading an adapter. They forget it when they form, since it is not listed then.
     fn give_up_adapter(&mut self) {
         let why = "the group forms again".into();
         self.adapters.give_up(AdapterError::Unavailable(why));
@@ -190,8 +190,10 @@ impl Planner {
     /// An era has formed with these limits: everything is computed again, but for what is still in KV blocks that all ranks
     /// have kept as they were at the end of the era `kept`. Requests that the group cannot hold any more fail; another one may hold
     /// them, since this one did.
+    ///
+    /// A load of an adapter that has begun goes on: it was taken since all ranks are ready, and they read it in this era.
     pub(super) fn enter(&mut self, era: Era, limits: Limits, kept: Option<Era>) {
-        self.leave();
+        self.clear_steps();
         self.interrupted.clear();
         self.era = era;
         let kept = kept.is_some_and(|kept| kept == self.filled_in);
@@ -206,6 +208,10 @@ impl Planner {
     /// The era ended, and with it all steps in flight. Histories stay. Whether some request had rows in flight.
     pub(super) fn leave(&mut self) -> bool {
         self.give_up_adapter();
+        self.clear_steps()
+    }
+
+    fn clear_steps(&mut self) -> bool {
         let rows = self.steps.iter().flat_map(|step| &step.rows);
         let wanted = rows.filter(|row| !row.cancelled).map(|row| row.sequence);
         let interrupted: BTreeSet<SequenceId> = wanted.collect();

@@ -1,7 +1,8 @@
 //! Adapters come and go while a group serves, and no request is answered without its own.
 
 use std::path::Path;
-use std::sync::mpsc;
+use std::sync::{Arc, mpsc};
+use std::time::Instant;
 
 use llamero_checkpoint::ContentIdentity;
 use tempfile::TempDir;
@@ -9,11 +10,16 @@ use tempfile::TempDir;
 use super::fake_adapters::{make, reference};
 use super::group::{Group, LONG, Rank, config, greedy, in_step, read_on, rest, token};
 use super::model;
+use crate::mesh::Topology;
+use crate::runtime::adapters::Adapters;
+use crate::runtime::planner::Planner;
+use crate::runtime::queue::QueueGauge;
 use crate::runtime::{
     AdapterChoice, AdapterError, AdapterInfo, EngineHandle, Event, FailureKind, GenerationRequest, Phase,
     RankConfig,
 };
 use crate::sampling::SamplingParams;
+use crate::step::Era;
 
 fn with_adapters(folder: &Path, rank: u32) -> RankConfig {
     RankConfig {
@@ -161,6 +167,54 @@ fn what_cannot_be_loaded_is_named() {
     );
     load(engine, "second", "b").unwrap();
     assert_eq!(load(engine, "third", "b"), Err(AdapterError::Full(2)));
+}
+
+/// One rank refuses at once, and the others hear of that before they have read the adapter: they keep nothing of it.
+#[test]
+fn what_is_given_up_while_it_is_read_is_not_kept() {
+    let folder = tempfile::tempdir().unwrap();
+    make(&folder.path().join("full"), "a", 1);
+    std::fs::create_dir(folder.path().join("empty")).unwrap();
+    let group = Group::of(3, |rank| {
+        let below = if rank == 0 { "empty" } else { "full" };
+        with_adapters(&folder.path().join(below), rank)
+    });
+    group.leader().wait_for(|state| state.phase == Phase::Serving);
+    let others = &group.ranks[1..];
+    for rank in others {
+        rank.faults.adapters.hold_until_unloaded();
+    }
+    let error = load(&group.leader().engine, "first", "a").unwrap_err();
+    assert!(matches!(error, AdapterError::Refused { rank: 0, .. }), "{error}");
+    for rank in others {
+        assert_eq!(rank.faults.adapters.settled(), [0; 0]);
+    }
+}
+
+/// A load may be taken together with the word that the last rank is ready, just before the era begins.
+#[test]
+fn a_load_that_was_taken_as_the_era_began_goes_on() {
+    let limits = config(0, 1, LONG).limits(10);
+    let adapters = Adapters::new(1, Topology::tensor(1).into(), Arc::default());
+    let mut planner = Planner::new(
+        limits,
+        2,
+        LONG,
+        Arc::default(),
+        Arc::new(QueueGauge::new(1, 100)),
+        None,
+    )
+    .with_adapters(adapters);
+    let source = planner.adapters_mut().number("first".into(), "a".into()).unwrap();
+    let number = source.number;
+    let (sender, receiver) = mpsc::channel();
+    let reply = Box::new(move |end| sender.send(end).unwrap());
+    planner.adapters_mut().begin(source, Instant::now() + LONG, reply);
+    planner.enter(Era::default(), limits, None);
+    assert!(receiver.try_recv().is_err(), "given up, and no rank is told");
+    let identity = "0".repeat(64).parse().unwrap();
+    assert_eq!(planner.adapters_mut().answered(0, number, Ok(identity)), None);
+    assert_eq!(receiver.try_recv().unwrap().unwrap().number, number);
 }
 
 #[test]

@@ -83,6 +83,7 @@ fn bug(reason: impl Into<String>) -> BackendError {
 impl Fake {
     pub(in crate::runtime) fn new(faults: Arc<Faults>, patience: Duration) -> Self {
         Self {
+            adapters: Arc::clone(&faults.adapters),
             faults,
             patience,
             solo: false,
@@ -91,7 +92,6 @@ impl Fake {
             progress: Arc::default(),
             blocks: KV_BLOCKS,
             kept: None,
-            adapters: Arc::default(),
         }
     }
 

@@ -2,24 +2,68 @@
 
 use std::collections::BTreeMap;
 use std::path::Path;
-use std::sync::Mutex;
+use std::sync::{Condvar, Mutex, MutexGuard};
 
 use llamero_checkpoint::ContentIdentity;
 
+use super::group::LONG;
 use super::model;
-use crate::adapters::{AdapterSource, AdapterStore};
+use crate::adapters::{AdapterSource, AdapterStore, Reading};
 use crate::backend::BackendError;
 
 /// The file of an adapter's folder.
 const FILE: &str = "salt";
 
 #[derive(Default)]
-pub(in crate::runtime) struct FakeAdapters(Mutex<BTreeMap<u32, u8>>);
+pub(in crate::runtime) struct FakeAdapters {
+    state: Mutex<State>,
+    changed: Condvar,
+}
+
+#[derive(Default)]
+struct State {
+    entries: BTreeMap<u32, Entry>,
+    readings: u64,
+    /// Reading waits for an unload.
+    is_held: bool,
+    unloads: u32,
+    /// Readings that have ended, well or not.
+    ended: u64,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Entry {
+    Reading(Reading),
+    Ready(u8),
+}
 
 impl FakeAdapters {
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap()
+    }
+
     /// What rows with that adapter are mixed with.
     pub(in crate::runtime) fn salt(&self, number: u32) -> Option<u8> {
-        self.0.lock().unwrap().get(&number).copied()
+        match self.lock().entries.get(&number) {
+            Some(Entry::Ready(salt)) => Some(*salt),
+            Some(Entry::Reading(_)) | None => None,
+        }
+    }
+
+    /// Let each reading be slower than the unload that comes after it.
+    pub(super) fn hold_until_unloaded(&self) {
+        self.lock().is_held = true;
+    }
+
+    /// The adapters that are there once as many as have begun were read.
+    pub(super) fn settled(&self) -> Vec<u32> {
+        let is_busy = |state: &mut State| state.readings == 0 || state.ended < state.readings;
+        let (state, waited) = self
+            .changed
+            .wait_timeout_while(self.lock(), LONG, is_busy)
+            .unwrap();
+        assert!(!waited.timed_out());
+        state.entries.keys().copied().collect()
     }
 }
 
@@ -27,32 +71,78 @@ fn identity(salt: u8) -> ContentIdentity {
     format!("{salt:02x}").repeat(32).parse().unwrap()
 }
 
+fn read(source: &AdapterSource, folder: &Path) -> Result<u8, BackendError> {
+    let unusable = |why: String| BackendError::Unusable(why);
+    let text = std::fs::read_to_string(folder.join(FILE)).map_err(|error| unusable(error.to_string()))?;
+    let salt: u8 = text.parse().map_err(|_| unusable(format!("{text} is no salt")))?;
+    match source.identity {
+        Some(wanted) if wanted != identity(salt) => Err(unusable("another content".into())),
+        _ => Ok(salt),
+    }
+}
+
 impl AdapterStore for FakeAdapters {
-    fn load(&self, source: &AdapterSource, folder: &Path, _: u32) -> Result<ContentIdentity, BackendError> {
-        let number = source.number;
-        if let Some(salt) = self.salt(number) {
+    fn begin(&self, source: &AdapterSource) -> Reading {
+        assert_ne!(
+            std::thread::current().name(),
+            Some("adapter"),
+            "an unload could be overtaken"
+        );
+        let mut state = self.lock();
+        state.readings += 1;
+        let reading = Reading(state.readings);
+        let entry = state.entries.entry(source.number);
+        entry
+            .and_modify(|entry| {
+                if matches!(entry, Entry::Reading(_)) {
+                    *entry = Entry::Reading(reading);
+                }
+            })
+            .or_insert(Entry::Reading(reading));
+        reading
+    }
+
+    fn load(
+        &self,
+        reading: Reading,
+        source: &AdapterSource,
+        folder: &Path,
+        _: u32,
+    ) -> Result<ContentIdentity, BackendError> {
+        let is_held = |state: &mut State| state.is_held && state.unloads == 0;
+        drop(self.changed.wait_while(self.lock(), is_held).unwrap());
+        let salt = read(source, folder);
+        let mut state = self.lock();
+        state.ended += 1;
+        self.changed.notify_all();
+        let entry = state.entries.get(&source.number).copied();
+        if let Some(Entry::Ready(salt)) = entry {
             return Ok(identity(salt));
         }
-        let unusable = |why: String| BackendError::Unusable(why);
-        let text = std::fs::read_to_string(folder.join(FILE)).map_err(|error| unusable(error.to_string()))?;
-        let salt: u8 = text.parse().map_err(|_| unusable(format!("{text} is no salt")))?;
-        if source.identity.is_some_and(|wanted| wanted != identity(salt)) {
-            return Err(unusable("another content".into()));
+        if entry != Some(Entry::Reading(reading)) {
+            return Err(BackendError::Unusable("nobody waits for it".into()));
         }
-        self.0.lock().unwrap().insert(number, salt);
+        state.entries.remove(&source.number);
+        let salt = salt?;
+        state.entries.insert(source.number, Entry::Ready(salt));
         Ok(identity(salt))
     }
 
     fn unload(&self, number: u32) {
-        self.0.lock().unwrap().remove(&number);
+        let mut state = self.lock();
+        state.entries.remove(&number);
+        state.unloads += 1;
+        self.changed.notify_all();
     }
 
     fn retain(&self, kept: &[AdapterSource]) {
-        let is_kept = |number: &u32, salt: &mut u8| {
+        self.lock().entries.retain(|number, entry| {
             let source = kept.iter().find(|source| source.number == *number);
-            source.is_some_and(|source| source.identity == Some(identity(*salt)))
-        };
-        self.0.lock().unwrap().retain(is_kept);
+            match entry {
+                Entry::Ready(salt) => source.is_some_and(|source| source.identity == Some(identity(*salt))),
+                Entry::Reading(_) => false,
+            }
+        });
     }
 }
 

@@ -3,6 +3,7 @@
 use std::sync::{Arc, Condvar, Mutex, MutexGuard};
 use std::time::Duration;
 
+use super::fake_adapters::FakeAdapters;
 use crate::backend::{BackendError, StepProgress};
 use crate::mesh::{Abort, MeshError};
 
@@ -10,6 +11,8 @@ use crate::mesh::{Abort, MeshError};
 pub(in crate::runtime) struct Faults {
     state: Mutex<State>,
     changed: Condvar,
+    /// What the rank has read.
+    pub(super) adapters: Arc<FakeAdapters>,
 }
 
 #[derive(Default)]
