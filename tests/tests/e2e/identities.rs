@@ -202,7 +202,10 @@ fn groups_from_before_keep_plain_text_until_they_are_rolled() -> Result<()> {
         &restart.to_string(),
     ];
     deployment.kubectl().run(&words)?;
-    deployment.wait_condition("InsecureLinks", "False")?;
+    poll::until("only the inference port in plain text", SOON, || {
+        let told = deployment.wait_condition("InsecureLinks", "True")?;
+        Ok(told.contains("worker.inference.auth is None").then_some(()))
+    })?;
     deployment.wait_ready(1)?;
     let parts = Parts::of(&deployment.kubectl())?;
     let leader = leader(&deployment)?;
