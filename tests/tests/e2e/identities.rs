@@ -186,11 +186,7 @@ fn groups_from_before_keep_plain_text_until_they_are_rolled() -> Result<()> {
     );
     ensure!(lives(&deployment)? == before, "switching it on has rolled pods");
 
-    // At once leaders are told that a mesh looks after who calls.
-    let restart = json!({"spec": {
-        "rollout": {"restartedAt": "2026-01-01T00:00:00Z"},
-        "worker": {"inference": {"auth": "None"}}
-    }});
+    let restart = json!({"spec": {"rollout": {"restartedAt": "2026-01-01T00:00:00Z"}}});
     let words = [
         "-n",
         NAMESPACE,
@@ -202,20 +198,11 @@ fn groups_from_before_keep_plain_text_until_they_are_rolled() -> Result<()> {
         &restart.to_string(),
     ];
     deployment.kubectl().run(&words)?;
-    poll::until("only the inference port in plain text", SOON, || {
-        let told = deployment.wait_condition("InsecureLinks", "True")?;
-        Ok(told.contains("worker.inference.auth is None").then_some(()))
-    })?;
+    deployment.wait_condition("InsecureLinks", "False")?;
     deployment.wait_ready(1)?;
     let parts = Parts::of(&deployment.kubectl())?;
-    let leader = leader(&deployment)?;
-    let (control, inference) = (port_of(&leader, CONTROL)?, port_of(&leader, INFERENCE)?);
-    let open = parts.call(&inference, &parts::Caller::Plain, HEALTH)?;
-    ensure!(
-        open == Answer::Done,
-        "beside a mesh a leader refuses plain text: {open:?}"
-    );
-    let plain = parts.call(&control, &parts::Caller::Plain, WATCH)?;
+    let control = port_of(&leader(&deployment)?, CONTROL)?;
+    let plain = parts.call(&control, &parts::Caller::Plain, "/llamero.v1.RankControl/Watch")?;
     ensure!(
         matches!(plain, Answer::NoConnection(_)),
         "a new group answers in plain text: {plain:?}"

@@ -119,7 +119,9 @@ pub const FIELDS: &[Field] = &[
     row(
         Both,
         "allowed_token_ids",
-        Used("the answer has no others, also not its end-of-text token unless it is named"),
+        Used(
+            "the answer has no others, also not its end-of-text token unless it is named or its form is complete",
+        ),
     ),
     row(Both, "ignore_eos", Used("go on behind the end of the text")),
     row(

@@ -9,6 +9,7 @@ use tonic::{Code, Request};
 use tonic_reflection::pb::{v1, v1alpha};
 use vllm_proto::control_client::ControlClient;
 use vllm_proto::decoding_parameters::StructuredOutput;
+use vllm_proto::finish_info::FinishReason as VllmReason;
 use vllm_proto::inference_client::InferenceClient;
 use vllm_proto::{
     AbortRequest, DecodingParameters, GenerateRequest, IsPausedRequest, StoppingCriteria, generate_request,
@@ -319,30 +320,26 @@ async fn allowed_tokens(worker: &Worker) {
     };
     assert_eq!(complete(worker, resumed).await.unwrap().token_ids, whole[5..]);
 
-    let form = GenerateRequest {
+    let formed = |regex: &str, longest: u32| GenerateRequest {
         decoding: Some(DecodingParameters {
             allowed_token_ids: allowed.clone(),
-            structured_output: Some(StructuredOutput::Regex("no(yes|no){3}".to_owned())),
+            structured_output: Some(StructuredOutput::Regex(regex.to_owned())),
             ..DecodingParameters::default()
         }),
         stopping: Some(StoppingCriteria {
-            max_new_tokens: 4,
+            max_new_tokens: longest,
             ..StoppingCriteria::default()
         }),
         ..generate("Once upon a time")
     };
     let mut client = InferenceClient::new(worker.channel());
-    let outputs = client.generate(form.clone()).await.unwrap().into_inner().outputs;
-    assert!(outputs.unwrap().text.starts_with("no"));
-    // Where neither is left, the answer ends with an error that says so.
-    let longer = GenerateRequest {
-        stopping: Some(StoppingCriteria {
-            max_new_tokens: 20,
-            ..StoppingCriteria::default()
-        }),
-        ..form
-    };
-    let status = client.generate(longer).await.unwrap_err();
+    // It ends when its form is complete, though the list has no end.
+    let answer = client.generate(formed("no(yes|no){3}", 20)).await.unwrap();
+    let outputs = answer.into_inner().outputs.unwrap();
+    assert!(outputs.text.starts_with("no"), "{outputs:?}");
+    assert_eq!(outputs.finish_info.unwrap().finish_reason(), VllmReason::Stop);
+    // Where no token is left before that, with an error that says so.
+    let status = client.generate(formed("no maybe", 20)).await.unwrap_err();
     assert!(status.message().contains("allowed_token_ids"), "{status}");
     let unknown = CompletionRequest {
         allowed_token_ids: vec![1_000_000],
