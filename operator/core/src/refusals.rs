@@ -1,8 +1,6 @@
 //! Steps that were refused: by a quota, by Pod Security, by admission, or because a name is taken. They wait before they are tried again,
 //! longer each time, because what somebody must change first is not helped by asking at every event.
 
-use std::hash::{DefaultHasher, Hash as _, Hasher as _};
-
 use crate::{
     children::ManagedObject,
     observed::Refusal,
@@ -21,10 +19,7 @@ const JITTER_PERCENT: u64 = 25;
 pub fn retry_at(refusal: &Refusal) -> Millis {
     let doublings = refusal.times.saturating_sub(1).min(10);
     let wait = (FIRST << doublings).min(LAST);
-    let mut hasher = DefaultHasher::new();
-    (&refusal.target, refusal.times).hash(&mut hasher);
-    let percent = i64::try_from(hasher.finish() % (JITTER_PERCENT + 1)).unwrap_or(0);
-    refusal.at + wait + wait * percent / 100
+    refusal.at + time::spread(wait, JITTER_PERCENT, (&refusal.target, refusal.times))
 }
 
 /// Leaves out steps that wait. When the first of them is due.

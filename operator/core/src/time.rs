@@ -1,5 +1,7 @@
 //! Instants as milliseconds since the Unix epoch.
 
+use std::hash::{DefaultHasher, Hash, Hasher as _};
+
 use k8s_openapi::{apimachinery::pkg::apis::meta::v1::Time, jiff::Timestamp};
 
 /// Milliseconds since the Unix epoch.
@@ -24,4 +26,13 @@ pub fn earlier(one: Option<Millis>, other: Option<Millis>) -> Option<Millis> {
         (Some(a), Some(b)) => Some(a.min(b)),
         (a, b) => a.or(b),
     }
+}
+
+/// The wait, longer by up to `percent` hundredths: the same ones for what hashes alike, so that many do not come back at one moment.
+#[must_use]
+pub fn spread(wait: Millis, percent: u64, by: impl Hash) -> Millis {
+    let mut hasher = DefaultHasher::new();
+    by.hash(&mut hasher);
+    let percent = i64::try_from(hasher.finish() % (percent + 1)).unwrap_or(0);
+    wait + wait * percent / 100
 }

@@ -10,10 +10,7 @@
 //! it away in favour of the member: nobody reads weights, has a disruption budget or waits for another group before nodes for a whole group are there.
 //! The clock goes on while a placement is tried and rolled back, so that nodes that never serve are not asked for without end.
 
-use std::{
-    collections::BTreeSet,
-    hash::{DefaultHasher, Hash as _, Hasher as _},
-};
+use std::collections::BTreeSet;
 
 use llamero_api::{
     deployment::{Placement, TopologyPolicy, WhenFull},
@@ -214,10 +211,7 @@ fn domain_that_came_short(view: &GroupView<'_>, context: &Context<'_>) -> Option
 fn pause(group: &str, failures: i32) -> Millis {
     let doublings = u32::try_from(failures.saturating_sub(1)).unwrap_or(0).min(10);
     let pause = (FIRST_PAUSE << doublings).min(LONGEST_PAUSE);
-    let mut hasher = DefaultHasher::new();
-    (group, failures).hash(&mut hasher);
-    let percent = i64::try_from(hasher.finish() % (JITTER_PERCENT + 1)).unwrap_or(0);
-    pause + pause * percent / 100
+    time::spread(pause, JITTER_PERCENT, (group, failures))
 }
 
 fn change(
