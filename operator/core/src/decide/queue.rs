@@ -94,29 +94,43 @@ pub(super) fn place(
             }
             Err(missing) => {
                 let asked = provision.map(|placement| provision::ask(&view, &request, placement, now));
-                let asks = asked.as_ref().is_some_and(|asked| asked.asks);
-                let words = asked.and_then(|asked| take_in(asked, &deployment, &view, now, decided));
-                if let Some(verdict) = decided.plan.verdicts.get_mut(&deployment) {
-                    let missing_of = if request.successors {
-                        &mut verdict.no_room_to_move
-                    } else {
-                        &mut verdict.no_room
-                    };
-                    let told = match &words {
-                        Some(words) => format!("{missing}; {words}"),
-                        None => missing.0.clone(),
-                    };
-                    missing_of.insert(view.key.name.clone(), told);
-                    if asks {
-                        verdict.provisioning.insert(view.key.name.clone());
-                    }
-                }
+                let what = (&deployment, &view, request.successors);
+                tell_missing(what, &missing, asked.unwrap_or_default(), now, decided);
                 if known.is_none() && refused.len() < MOST_REFUSED {
                     refused.push((request, missing));
                 }
             }
         }
     }
+}
+
+/// Says what is missing for a group, or for successors in it, and how far nodes are asked for.
+fn tell_missing(
+    (deployment, view, successors): (&Key, &GroupView<'_>, bool),
+    missing: &NoRoom,
+    asked: Asked,
+    now: Millis,
+    decided: &mut Decided,
+) {
+    let asks = asked.asks;
+    let words = take_in(asked, deployment, view, now, decided);
+    let Some(verdict) = decided.plan.verdicts.get_mut(deployment) else {
+        return;
+    };
+    let name = &view.key.name;
+    if asks {
+        verdict.provisioning.insert(name.clone());
+    }
+    let missing_of = if successors {
+        &mut verdict.no_room_to_move
+    } else {
+        &mut verdict.no_room
+    };
+    let told = match words {
+        Some(words) => format!("{missing}; {words}"),
+        None => missing.0.clone(),
+    };
+    missing_of.insert(name.clone(), told);
 }
 
 /// Takes in what comes of a request without room, but for steps that were refused a moment ago. How far it is.
