@@ -61,7 +61,7 @@ bench-gateway: ## The gateway beside smg: requests a CPU second, latency, long p
 
 .PHONY: bench-passes bench-control
 bench-passes: ## What a pass of the operator costs, and what it holds in memory
-	@cargo run --locked --quiet --release -p llamero-operator --example passes
+	@cargo run --locked --quiet --release --workspace --example passes
 
 bench-control: cluster-build ## The operator at 1,000 pods on a real API server, beside a plain Deployment (PODS=, NODES=, FOREIGN=)
 	@tests/bench-control.sh

@@ -10,7 +10,7 @@ mkdir -p "$logs"
 http=127.0.0.1:18110 grpc=127.0.0.1:18111 ours=127.0.0.1:18112 smg=127.0.0.1:18113
 
 tests/venv.sh smg
-cargo build --locked --release -q -p llamero-gateway --example bench_gateway
+cargo build --locked --release -q --workspace --example bench_gateway
 bench=$(ls -d "${CARGO_TARGET_DIR:-.local/target}"/*-linux-*/release)/examples/bench_gateway
 ulimit -n "$(ulimit -Hn)" # as many connections as are allowed
 
