@@ -63,9 +63,8 @@ emulated() {
   mkdir -p "$libraries" "$context/lib64" "$context/kernels" "$kernels"
   tests/gpu-emulator/toolchain.sh
   nvrtc=$(echo .local/venv-nvrtc/lib/python3*/site-packages/nvidia/cu13/lib)
-  export RUSTC_WORKSPACE_WRAPPER=$PWD/tests/gpu-emulator/rustc-dynamic.sh
-  cargo build --locked --release --workspace --bin llamero-worker
-  strip -o "$context/llamero-worker" "$target"/*-linux-*/release/llamero-worker
+  cargo build --locked --release --workspace --bin llamero-worker-cuda
+  strip -o "$context/llamero-worker" "$target"/*-linux-*/release/llamero-worker-cuda
   cargo build --locked --release -p llamero-gpu-emulator --lib
   strip -o "$libraries/libcuda.so.1" "$target"/*-linux-*/release/deps/libllamero_gpu_emulator.so
   cp "$libraries/libcuda.so.1" "$libraries/libnvidia-ml.so.1"

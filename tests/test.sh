@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# The tests, in stages: `test.sh` runs lint, unit, gpu and cluster; a stage's name runs that one; `long` runs every combination.
+# The tests, in stages: `test.sh` runs lint, unit and cluster; a stage's name runs that one; `long` runs every combination. `gpu` runs those of the
+# unit tests that use the emulated driver.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -25,16 +26,18 @@ lint() {
 }
 
 unit() {
-  # The S3 server of the tests is among the cluster's programs, and the gateway's answers are held beside the types of OpenAI's package.
+  # The S3 server of the tests is among the cluster's programs, the gateway's answers are held beside the types of OpenAI's package, and NVIDIA's
+  # compiler makes the kernels that run on the emulated driver.
   make --no-print-directory cluster-build
   tests/venv.sh openai
+  tests/gpu-emulator/toolchain.sh
   say "Unit, property and real-model tests"
   cargo test --locked --workspace --release --no-fail-fast "$@"
 }
 
 gpu() {
   say "The CUDA worker on an emulated driver"
-  tests/gpu-emulator/test.sh "$@"
+  tests/gpu-emulator/test.sh
 }
 
 cluster() {
@@ -54,12 +57,11 @@ case "${1:-all}" in
     tests/cluster/install-debian.sh chromium nginx-light
     # Among the ignored ones: exact_streams kills the leader of twelve kinds of answers at every token.
     LLAMERO_FUZZ_SECONDS=60 LLAMERO_FUZZ_CASES=4000 PROPTEST_CASES=4096 unit -- --include-ignored
-    gpu -- --include-ignored
     say "2,000 streams through the gateway"
     tests/load-gateway.sh 600 2000 "$(date +%s)"
     tests/supply-chain/reproduce.sh
     LLAMERO_LONG=1 cluster
     ;;
-  all) prepare; lint; unit; gpu; cluster; say "All tests passed" ;;
+  all) prepare; lint; unit; cluster; say "All tests passed" ;;
   *) echo "usage: test.sh [lint|unit|gpu|cluster|long]" >&2; exit 2 ;;
 esac

@@ -7,14 +7,12 @@ out=${1:-.local/gpu-check}
 model=.local/models/SmolLM2-135M-Instruct-FP8
 [ -f "$model/config.json" ] || { echo "$model is missing: run \`make model\` first" >&2; exit 1; }
 tests/gpu-emulator/toolchain.sh
-export RUSTC_WORKSPACE_WRAPPER="$PWD/tests/gpu-emulator/rustc-dynamic.sh"
 names=(product layer attention candidates backend)
 # What was compiled of the same kernels before stays.
 [ -d "$out" ] && find "$out" -mindepth 1 -maxdepth 1 ! -name kernels -exec rm -rf {} +
 mkdir -p "$out/tests" "$out/kernels"
-# The programs' tests, and with them the program of the check.
-cargo test --locked --release --no-run --message-format=json -p llamero-gpu-emulator -p llamero-cuda -p llamero-gpu-check \
-  "${names[@]/#/--test=}" |
+# The programs' tests, and with them the program of the check. Out of the whole workspace, so that crates from outside are those of all other tests.
+cargo test --locked --release --no-run --message-format=json --workspace "${names[@]/#/--test=}" |
   python3 -c '
 import json, sys
 for line in sys.stdin:

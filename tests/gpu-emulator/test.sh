@@ -1,11 +1,10 @@
 #!/usr/bin/env bash
-# Test the emulator, and the CUDA worker and its check on it. Arguments go to cargo test.
-#
-# Everything else in the workspace is linked statically; programs that load a driver at run time cannot be.
+# The tests of the emulator, and of the CUDA worker and its check on it. Arguments go to cargo test. `make test-unit` runs them with all others, and the unit
+# tests of these crates besides.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 tests/gpu-emulator/toolchain.sh
-export RUSTC_WORKSPACE_WRAPPER="$PWD/tests/gpu-emulator/rustc-dynamic.sh"
-cargo test --locked --release -p llamero-gpu-emulator -p llamero-cuda -p llamero-gpu-check "$@"
-# Selected out of the whole workspace, so that crates from outside are those that the other tests were built with.
-exec cargo test --locked --release --workspace --test cuda "$@"
+names=()
+for file in tests/gpu-emulator/tests/*.rs worker/cuda/tests/*.rs tests/gpu-check/tests/*.rs; do names+=("--test=$(basename "$file" .rs)"); done
+# Out of the whole workspace, so that crates from outside are those of all other tests.
+exec cargo test --locked --release --workspace --test cuda "${names[@]}" "$@"

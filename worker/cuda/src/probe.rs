@@ -4,8 +4,12 @@
 
 use cudarc::{driver, nvrtc};
 
-/// Whether this program can load a driver at run time: one that is linked statically cannot.
-pub const LOADS_DRIVERS: bool = !cfg!(target_feature = "crt-static");
+/// Whether this program can load a driver at run time: one that is linked statically, without the system's loader, cannot.
+#[must_use]
+pub fn loads_drivers() -> bool {
+    // SAFETY: reads a number that the kernel put there when the program started: where its loader is, 0 without one (getauxval(3)).
+    unsafe { libc::getauxval(libc::AT_BASE) != 0 }
+}
 
 /// Why there is no CUDA.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -67,7 +71,7 @@ pub struct Compiler(());
 /// # Errors
 /// [`Absent`], a sentence that says what to install.
 pub fn driver() -> Result<Driver, Absent> {
-    if !LOADS_DRIVERS {
+    if !loads_drivers() {
         return Err(Absent::Static);
     }
     // SAFETY: loading a library runs its initialisers; NVIDIA's are made for it.
@@ -88,7 +92,7 @@ pub fn driver() -> Result<Driver, Absent> {
 /// # Errors
 /// [`Absent::Compiler`].
 pub fn compiler() -> Result<Compiler, Absent> {
-    if !LOADS_DRIVERS {
+    if !loads_drivers() {
         return Err(Absent::Static);
     }
     // SAFETY: as above.

@@ -1,4 +1,4 @@
-//! The program `llamero-worker`; everything is in the library.
+//! The program `llamero-worker`, one static file, for CPUs; everything is in the library.
 
 #![forbid(unsafe_code)]
 

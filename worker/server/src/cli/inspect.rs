@@ -16,11 +16,12 @@ use crate::exit::UNUSABLE;
 use crate::source::{self, SourceArgs};
 
 /// What this program can compute on, where there are such devices.
-const BACKENDS: &[&str] = if llamero_cuda::probe::LOADS_DRIVERS {
-    &["cpu", "cuda"]
-} else {
-    &["cpu"]
-};
+fn backends() -> &'static [&'static str] {
+    match llamero_cuda::probe::loads_drivers() {
+        true => &["cpu", "cuda"],
+        false => &["cpu"],
+    }
+}
 /// Those of them whose tensor-parallel ranks have to be in one pod, and which compute no pipeline stages.
 const ONE_NODE_BACKENDS: &[&str] = &["cuda"];
 /// Those of them that can keep keys and values in FP8.
@@ -119,7 +120,7 @@ fn look(dir: &Path, place: &SourceArgs, topology: Topology) -> Result<Report, Fe
     };
     let mut report = report_on(&checkpoint, identity, topology).map_err(of_checkpoint)?;
     let names = |of: fn(&str) -> bool| {
-        BACKENDS
+        backends()
             .iter()
             .copied()
             .filter(|name| of(name))

@@ -1,5 +1,4 @@
 //! The worker with `--backend cuda`, as processes on the emulated driver.
-#![cfg(not(target_feature = "crt-static"))]
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 mod worker;

@@ -84,7 +84,7 @@ impl Worker {
             true => &[],
             false => &["--stall-timeout", "120s"],
         };
-        let child = Command::new(env!("CARGO_BIN_EXE_llamero-worker"))
+        let child = Command::new(env!("CARGO_BIN_EXE_llamero-worker-cuda"))
             .args([
                 "serve",
                 "--model-name",
