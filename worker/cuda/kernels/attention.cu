@@ -70,45 +70,44 @@ __device__ __forceinline__ void soften(float (*s)[CHUNK], float* largest, float*
     }
 }
 
-template <int DIM>
+// Weighted values of up to HEADS heads: each value is read once, whatever the group.
+template <int DIM, int HEADS>
 __device__ __forceinline__ void weighted(const Attention& p, float (*s)[CHUNK], float* sums, u32 group, u32 kv_head, u32 first, u32 seen) {
     // A warp takes 32 positions, a lane DIM / 32 dimensions; warps are added in order.
     const u32 warp = threadIdx.x / WARP, lane = threadIdx.x % WARP;
     const int EACH = DIM / WARP;
     const u32* table = p.tables + (u64)p.slots[blockIdx.z] * p.table_stride;
-    for (u32 head0 = 0; head0 < group; head0 += 4) {
-        float mine[4][EACH] = {};
-        for (u32 i = 0; i < WARP; i++) {
-            u32 at = warp * WARP + i;
-            if (at >= seen) break;
-            u32 position = first + at;
-            u64 place = ((u64)table[position / p.block_tokens] * p.kv_heads + kv_head) * p.block_tokens + position % p.block_tokens;
-            const u16* v = p.values + place * DIM + lane * EACH;
-            float value[EACH];
+    float mine[HEADS][EACH] = {};
+    for (u32 i = 0; i < WARP; i++) {
+        u32 at = warp * WARP + i;
+        if (at >= seen) break;
+        u32 position = first + at;
+        u64 place = ((u64)table[position / p.block_tokens] * p.kv_heads + kv_head) * p.block_tokens + position % p.block_tokens;
+        const u16* v = p.values + place * DIM + lane * EACH;
+        float value[EACH];
 #pragma unroll
-            for (int j = 0; j < EACH; j += 2) {
-                u32 pair = *(const u32*)(v + j);
-                value[j] = of_bf16(pair & 0xffff);
-                value[j + 1] = __uint_as_float(pair & 0xffff0000u);
-            }
+        for (int j = 0; j < EACH; j += 2) {
+            u32 pair = *(const u32*)(v + j);
+            value[j] = of_bf16(pair & 0xffff);
+            value[j + 1] = __uint_as_float(pair & 0xffff0000u);
+        }
 #pragma unroll
-            for (int head = 0; head < 4; head++)
+        for (int head = 0; head < HEADS; head++)
+#pragma unroll
+            for (int j = 0; j < EACH; j++)
+                if (head < group) mine[head][j] = fmaf(s[head][at], value[j], mine[head][j]);
+    }
+    for (u32 turn = 0; turn < WARPS; turn++) {
+        if (turn == warp)
+#pragma unroll
+            for (int head = 0; head < HEADS; head++)
 #pragma unroll
                 for (int j = 0; j < EACH; j++)
-                    if (head0 + head < group) mine[head][j] = fmaf(s[head0 + head][at], value[j], mine[head][j]);
-        }
-        for (u32 turn = 0; turn < WARPS; turn++) {
-            if (turn == warp)
-#pragma unroll
-                for (int head = 0; head < 4; head++)
-#pragma unroll
-                    for (int j = 0; j < EACH; j++)
-                        if (head0 + head < group) {
-                            float* sum = &sums[(head0 + head) * DIM + lane * EACH + j];
-                            *sum = turn == 0 ? mine[head][j] : *sum + mine[head][j];
-                        }
-            __syncthreads();
-        }
+                    if (head < group) {
+                        float* sum = &sums[head * DIM + lane * EACH + j];
+                        *sum = turn == 0 ? mine[head][j] : *sum + mine[head][j];
+                    }
+        __syncthreads();
     }
 }
 
@@ -132,7 +131,9 @@ __device__ __forceinline__ void attention(const Attention& p) {
     __syncthreads();
     soften(s, largest, mass, group);
     __syncthreads();
-    weighted<DIM>(p, s, sums, group, kv_head, first, seen);
+    if (group <= 4) weighted<DIM, 4>(p, s, sums, group, kv_head, first, seen);
+    else if (group <= 8) weighted<DIM, 8>(p, s, sums, group, kv_head, first, seen);
+    else weighted<DIM, MAX_GROUP>(p, s, sums, group, kv_head, first, seen);
     for (u32 i = threadIdx.x; i < group * (DIM + 2); i += blockDim.x) {
         u32 head = i / (DIM + 2), at = i % (DIM + 2);
         float value = at < DIM ? sums[head * DIM + at] : at == DIM ? largest[head] : mass[head];

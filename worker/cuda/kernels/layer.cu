@@ -7,6 +7,7 @@ __device__ __forceinline__ float add_scaled(float x, float sum, const float* sca
 
 // hidden[m][width] = table[tokens[m]], bf16 to f32.
 extern "C" __global__ void __launch_bounds__(256) embed(const u16* table, const u32* tokens, float* hidden, u32 width) {
+    wait_for_previous();
     const u16* from = table + (u64)tokens[blockIdx.x] * width;
     float* to = hidden + (u64)blockIdx.x * width;
     for (u32 i = threadIdx.x; i < width; i += blockDim.x) to[i] = of_bf16(from[i]);

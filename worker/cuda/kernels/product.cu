@@ -4,7 +4,8 @@
 // join in the tree that the host's program says (pairs of slots, `to += from`). A row's result depends neither on the
 // other rows of the batch, nor on its column of the tile, nor on how many column tiles a variant has.
 //
-// A block computes 16 output rows. Its warps take leaves in turn. In a chunk of 64 inputs (FP8) or 32 (bf16) each lane
+// A block computes 16 output rows for one tile of columns; the grid has several tiles where the slots of all columns would not fit a
+// block's shared memory. Its warps take leaves in turn. In a chunk of 64 inputs (FP8) or 32 (bf16) each lane
 // loads the 16 bytes of weight rows `lane / 4` and `lane / 4 + 8` that its quarter of the chunk has, and uses them as
 // its part of the A fragments; the B fragments take the same inputs, so that K is merely visited in another order, the
 // same one everywhere.
@@ -28,6 +29,10 @@ struct Product {
     u32 n, m, leaves, padded, joins, roots;
 };
 
+// The first column of this block's tile. The widest one has them all.
+template <int TILES>
+__device__ __forceinline__ u32 left() { return TILES == 8 ? 0 : blockIdx.y * 8 * TILES; }
+
 // Start loading chunk `chunk` of a leaf for the two rows of this lane.
 template <bool FP8>
 __device__ __forceinline__ void fetch(Bytes16* stage, const u8* row0, const u8* row1, u32 chunk) {
@@ -41,7 +46,7 @@ template <bool FP8, int TILES>
 __device__ __forceinline__ void multiply(float sums[TILES][4], const Bytes16* stage, const u16* x, u32 stride, u32 m) {
     const Bytes16 row0 = stage[0], row1 = stage[1];
     const u32 w0[4] = {row0.x, row0.y, row0.z, row0.w}, w1[4] = {row1.x, row1.y, row1.z, row1.w};
-    const u32 column = threadIdx.x % WARP / 4;
+    const u32 column = left<TILES>() + threadIdx.x % WARP / 4;
 #pragma unroll
     for (int step = 0; step < Format<FP8>::ELEMENTS / 4; step++) {
         u32 a[4];
@@ -93,7 +98,7 @@ template <int TILES>
 __device__ __forceinline__ void join(float* slots, const Product& p, u32 first) {
     const u32 size = ROWS * 8 * TILES;
     for (u32 place = threadIdx.x; place < size; place += blockDim.x) {
-        u32 row = first + place / (8 * TILES), column = place % (8 * TILES);
+        u32 row = first + place / (8 * TILES), column = left<TILES>() + place % (8 * TILES);
         for (u32 i = 0; i < p.joins; i++) {
             u32 to = p.program[2 * i], from = p.program[2 * i + 1];
             slots[to * size + place] += slots[from * size + place];

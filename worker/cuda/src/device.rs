@@ -108,6 +108,8 @@ pub struct Device {
     pub capability: (i32, i32),
     /// Bytes in all.
     pub memory: usize,
+    /// Bytes of shared memory that a block may ask for.
+    pub shared_memory: u32,
 }
 
 /// All devices that this process sees.
@@ -223,7 +225,10 @@ fn open(ordinal: usize) -> Result<Device, DeviceError> {
     if major < 8 {
         return Err(DeviceError::TooOld { name, major, minor });
     }
+    let shared_memory =
+        context.attribute(CUdevice_attribute::CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_BLOCK_OPTIN)?;
     Ok(Device {
+        shared_memory: u32::try_from(shared_memory).unwrap_or(0),
         uuid: of_driver(context.uuid()?),
         name,
         capability: (major, minor),

@@ -1,5 +1,4 @@
 //! Attention against doubles, at the edges of chunks and blocks.
-#![cfg(not(target_feature = "crt-static"))]
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 mod common;

@@ -1,5 +1,4 @@
 //! Candidates against the engine's definition.
-#![cfg(not(target_feature = "crt-static"))]
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 mod common;

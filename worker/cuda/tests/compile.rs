@@ -1,11 +1,11 @@
 //! Kernels compile for every architecture, without spills where it matters.
-#![cfg(not(target_feature = "crt-static"))]
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use std::ffi::{CString, c_char};
 
 use cudarc::nvrtc::result;
 use llamero_cuda::compile::{arch, ptx};
+use llamero_cuda::ops::WAITED_FOR;
 use llamero_cuda::source::Source;
 use llamero_gpu_emulator::emulated;
 
@@ -52,6 +52,28 @@ emulated! {
             assert_eq!(kernels, source.text().matches("extern \"C\" __global__").count().max(8 * usize::from(source == Source::Product)));
             assert_eq!(log.matches("0 bytes spill stores, 0 bytes spill loads").count(), kernels, "{log}");
         }
+    }
+
+    /// Each is started before the one before it has ended, and must touch nothing of it until then: products fetch weights, which no kernel writes.
+    fn kernels_wait_for_the_one_before_them_before_they_touch_memory() on ["order=forward"], {
+        let mut seen = 0;
+        for source in Source::ALL {
+            let text = ptx(source, "compute_90a", None).unwrap();
+            for kernel in text.split(".visible .entry ").skip(1) {
+                let name = kernel.split('(').next().unwrap();
+                seen += 1;
+                let Some((before, _)) = kernel.split_once("griddepcontrol.wait") else {
+                    assert!(WAITED_FOR.contains(&name), "{name} does not wait");
+                    continue;
+                };
+                assert!(!WAITED_FOR.contains(&name), "{name} waits");
+                for touch in ["ld.global", "st.global", "atom.global", "\tred.global", "ld.volatile", "ld.acquire", "st.release"] {
+                    assert!(!before.contains(touch), "{name} has {touch} before it waits");
+                }
+                assert_eq!(before.contains("cp.async"), name.starts_with("product_"), "{name}");
+            }
+        }
+        assert!(seen >= 30, "{seen} kernels");
     }
 
     fn ptx_is_kept_by_its_content() on ["order=forward"], {

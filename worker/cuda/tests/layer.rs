@@ -1,5 +1,4 @@
 //! Norms, rotary positions, SiLU and embedding against doubles.
-#![cfg(not(target_feature = "crt-static"))]
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 mod common;

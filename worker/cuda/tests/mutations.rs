@@ -1,5 +1,4 @@
 //! Every barrier and every wait of the kernels is needed: without it, a result changes in some order of warps.
-#![cfg(not(target_feature = "crt-static"))]
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 mod common;

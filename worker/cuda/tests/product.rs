@@ -1,5 +1,4 @@
 //! Products with weights against sums in doubles, and bit for bit against themselves.
-#![cfg(not(target_feature = "crt-static"))]
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 mod common;
@@ -152,6 +151,12 @@ emulated! {
     fn products_of_many_leaves() on ORDERS, {
         check(&mut ops(), Element::E4m3, 16, 32, 448, &[1, 3]);
         check(&mut ops(), Element::Bf16, 17, 24, 64, &[1, 9]);
+    }
+
+    // L4 and L40S, A100: as many rows as a step has, over as many leaves as `o` and `down` have.
+    fn many_rows_and_leaves_fit_smaller_gpus() on ["cc=8.9", "cc=8.0", "cc=9.0"], {
+        check(&mut ops(), Element::E4m3, 17, 32, 64, &[3, 33, 60, 64]);
+        check(&mut ops(), Element::Bf16, 17, 32, 32, &[33, 64]);
     }
 
     #[ignore = "minutes on a small machine"]

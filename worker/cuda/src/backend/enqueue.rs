@@ -101,13 +101,13 @@ impl Enqueue<'_> {
             longest: reach(chunks.iter().map(|chunk| chunk.longest).max().unwrap_or(1)),
             sampling,
         };
-        if !self.group.graphs.contains(&key) {
+        if !self.group.graphs.contains(&key) && self.make_room()? {
             self.capture(key)?;
         }
-        let Some(graph) = self.group.graphs.get(&key) else {
-            return Err(bug("a graph that was captured is not there"));
-        };
-        graph.launch().map_err(refused)?;
+        match self.group.graphs.get(&key) {
+            Some(graph) => graph.launch().map_err(refused)?,
+            None => self.record(key)?,
+        }
         let step = &mut self.group.steps[index];
         step.stage = match sampling {
             Some(_) => Stage::Enqueued(self.ops.stream().record_event(None).map_err(refused)?),
@@ -116,13 +116,22 @@ impl Enqueue<'_> {
         Ok(())
     }
 
+    /// Whether there is room for another graph, or is now.
+    fn make_room(&mut self) -> Result<bool, BackendError> {
+        if self.group.graphs.has_room() {
+            return Ok(true);
+        }
+        let Some(unused) = self.group.graphs.unused() else {
+            return Ok(false);
+        };
+        self.ops.stream().synchronize().map_err(refused)?;
+        self.group.graphs.remove(&unused);
+        Ok(true)
+    }
+
     /// Make the graph of a whole step.
     fn capture(&mut self, key: Key) -> Result<(), BackendError> {
         let stream = self.ops.stream().clone();
-        if self.group.graphs.is_full() {
-            stream.synchronize().map_err(refused)?;
-            self.group.graphs.drop_oldest();
-        }
         let mode = CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_THREAD_LOCAL;
         stream.begin_capture(mode).map_err(refused)?;
         let recorded = self.record(key);

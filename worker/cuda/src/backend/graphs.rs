@@ -9,6 +9,9 @@ use crate::sample::Wants;
 
 /// Graphs that are kept: more are captured again.
 const MOST: usize = 96;
+/// So many uses a graph is kept for after its last one. Where more kinds of steps than [`MOST`] take turns, the others are enqueued launch by launch: to
+/// capture one of them each time would cost more than its launches.
+const KEPT_FOR: u64 = 4 * MOST as u64;
 /// Positions of a chunk of attention.
 const CHUNK: usize = 256;
 
@@ -60,23 +63,25 @@ impl Graphs {
         Some(graph)
     }
 
-    /// Keep a graph, in place of the one that was not used for longest. The caller waits for the stream before it is full.
+    /// Keep a graph, for which there is room.
     pub(super) fn insert(&mut self, key: Key, graph: CudaGraph) {
         self.uses += 1;
         self.graphs.insert(key, (graph, self.uses));
     }
 
-    /// Whether another graph would be too many.
-    pub(super) fn is_full(&self) -> bool {
-        self.graphs.len() >= MOST
+    /// Whether there is room for another graph.
+    pub(super) fn has_room(&self) -> bool {
+        self.graphs.len() < MOST
     }
 
-    /// Drop the graph that was not used for longest. It must not be under way.
-    pub(super) fn drop_oldest(&mut self) {
-        let oldest = self.graphs.iter().min_by_key(|(_, (_, used))| *used);
-        if let Some(key) = oldest.map(|(key, _)| *key) {
-            self.graphs.remove(&key);
-        }
+    /// The graph to drop for another one: that which was not used for longest, if that is long enough. It must not be under way then.
+    pub(super) fn unused(&self) -> Option<Key> {
+        let (key, (_, used)) = self.graphs.iter().min_by_key(|(_, (_, used))| *used)?;
+        (self.uses - used > KEPT_FOR).then_some(*key)
+    }
+
+    pub(super) fn remove(&mut self, key: &Key) {
+        self.graphs.remove(key);
     }
 }
 

@@ -1,7 +1,8 @@
 //! Attention of single rows.
 
-use cudarc::driver::{CudaSlice, DevicePtr, PushKernelArg};
+use cudarc::driver::{CudaSlice, DevicePtr};
 
+use super::launch::{Launch, Push as _};
 use super::{ByValue, OpError, Ops, Parameters, at_least, shape, word};
 use crate::source::Source;
 
@@ -191,14 +192,14 @@ impl Ops {
             "attention_128"
         };
         let parameters = ByValue(parameters);
-        let function = self.function(Source::Attention, name)?;
-        let mut launch = self.stream.launch_builder(&function);
+        let kernel = self.kernel(Source::Attention, name)?;
+        let mut launch = Launch::new(&kernel, &self.stream);
         launch.arg(&parameters);
         // SAFETY: the kernel takes this struct, and the buffers hold what their shapes need.
         unsafe { launch.launch(shape((chunks, kv_heads, rows), 256, 0)) }?;
-        let merge = self.function(Source::Attention, "attention_merge")?;
+        let merge = self.kernel(Source::Attention, "attention_merge")?;
         let (dim, leaf_width) = (word("a head", heads.dim)?, word("a leaf", heads.leaf_width)?);
-        let mut launch = self.stream.launch_builder(&merge);
+        let mut launch = Launch::new(&merge, &self.stream);
         launch
             .arg(&parts)
             .arg(&positions)

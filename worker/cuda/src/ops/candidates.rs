@@ -1,7 +1,8 @@
 //! Candidates from logits. Tokens go by their number among the rank's own.
 
-use cudarc::driver::{CudaSlice, DevicePtr, PushKernelArg};
+use cudarc::driver::{CudaSlice, DevicePtr};
 
+use super::launch::{Launch, Push as _};
 use super::{OpError, Ops, at_least, shape, word};
 use crate::source::Source;
 
@@ -49,13 +50,13 @@ impl Ops {
             word("vocab", vocab)?,
             word("segments", segments)?,
         );
-        let function = self.function(Source::Candidates, "top_of_segment")?;
-        let mut launch = self.stream.launch_builder(&function);
+        let kernel = self.kernel(Source::Candidates, "top_of_segment")?;
+        let mut launch = Launch::new(&kernel, &self.stream);
         launch.arg(logits).arg(&mut *keys).arg(&vocab);
         // SAFETY: the arguments are the kernel's, and the buffers hold what their shapes need.
         unsafe { launch.launch(shape((segments, rows, 1), 256, 0)) }?;
-        let function = self.function(Source::Candidates, "top_of_row")?;
-        let mut launch = self.stream.launch_builder(&function);
+        let kernel = self.kernel(Source::Candidates, "top_of_row")?;
+        let mut launch = Launch::new(&kernel, &self.stream);
         launch.arg(&*keys).arg(logits).arg(top).arg(&segments).arg(&vocab);
         // SAFETY: as above.
         unsafe { launch.launch(shape((rows, 1, 1), 256, 0)) }?;
@@ -77,10 +78,10 @@ impl Ops {
         at_least("the logits", logits, rows * vocab)?;
         at_least("the temperatures", temperatures, rows)?;
         at_least("the results", lse, rows * tiles)?;
-        let function = self.function(Source::Candidates, "tile_lse")?;
+        let kernel = self.kernel(Source::Candidates, "tile_lse")?;
         let (rows, vocab, tiles) = (word("rows", rows)?, word("vocab", vocab)?, word("tiles", tiles)?);
         let temperatures = self.address(temperatures);
-        let mut launch = self.stream.launch_builder(&function);
+        let mut launch = Launch::new(&kernel, &self.stream);
         launch.arg(logits).arg(&temperatures).arg(lse).arg(&vocab);
         // SAFETY: as above.
         unsafe { launch.launch(shape((tiles, rows, 1), TILE as u32, 0)) }?;
@@ -108,7 +109,7 @@ impl Ops {
         at_least("the positions", positions, rows)?;
         at_least("the tiles", tiles, vocab.div_ceil(TILE))?;
         at_least("the results", best, 4 * rows * segments)?;
-        let function = self.function(Source::Candidates, "best_perturbed")?;
+        let kernel = self.kernel(Source::Candidates, "best_perturbed")?;
         let (rows, vocab, segments) = (
             word("rows", rows)?,
             word("vocab", vocab)?,
@@ -116,7 +117,7 @@ impl Ops {
         );
         let temperatures = self.address(temperatures);
         let (seeds, positions) = (self.address(seeds), self.address(positions));
-        let mut launch = self.stream.launch_builder(&function);
+        let mut launch = Launch::new(&kernel, &self.stream);
         launch
             .arg(logits)
             .arg(&temperatures)
@@ -143,9 +144,9 @@ impl Ops {
         count: usize,
     ) -> Result<(), OpError> {
         at_least("the biases", entries, 4 * count)?;
-        let function = self.function(Source::Candidates, "add_biases")?;
+        let kernel = self.kernel(Source::Candidates, "add_biases")?;
         let (count, vocab) = (word("biases", count)?, word("vocab", vocab)?);
-        let mut launch = self.stream.launch_builder(&function);
+        let mut launch = Launch::new(&kernel, &self.stream);
         launch.arg(logits).arg(entries).arg(&count).arg(&vocab);
         // SAFETY: as above.
         unsafe { launch.launch(shape((count.div_ceil(256), 1, 1), 256, 0)) }?;
@@ -165,10 +166,10 @@ impl Ops {
     ) -> Result<(), OpError> {
         at_least("the masked rows", rows, count)?;
         at_least("the masks", masks, count * mask_words(vocab))?;
-        let function = self.function(Source::Candidates, "apply_masks")?;
+        let kernel = self.kernel(Source::Candidates, "apply_masks")?;
         let (rows, masks) = (self.address(rows), self.address(masks));
         let (count, vocab) = (word("masks", count)?, word("vocab", vocab)?);
-        let mut launch = self.stream.launch_builder(&function);
+        let mut launch = Launch::new(&kernel, &self.stream);
         launch.arg(logits).arg(&rows).arg(&masks).arg(&vocab);
         // SAFETY: as above.
         unsafe { launch.launch(shape((vocab.div_ceil(256), count, 1), 256, 0)) }?;
@@ -194,10 +195,10 @@ impl Ops {
                 "{rows} rows; logits of at most 64 are picked"
             )));
         }
-        let function = self.function(Source::Candidates, "pick")?;
+        let kernel = self.kernel(Source::Candidates, "pick")?;
         let tokens = self.address(tokens);
         let (rows, vocab) = (word("rows", rows)?, word("vocab", vocab)?);
-        let mut launch = self.stream.launch_builder(&function);
+        let mut launch = Launch::new(&kernel, &self.stream);
         launch.arg(logits).arg(&tokens).arg(values).arg(&rows).arg(&vocab);
         // SAFETY: as above.
         unsafe { launch.launch(shape((1, 1, 1), 64, 0)) }?;

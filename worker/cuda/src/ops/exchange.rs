@@ -1,8 +1,9 @@
 //! Exchanges between the ranks of a tensor group: see `exchange.cu`.
 
-use cudarc::driver::{CudaSlice, DevicePtr, PushKernelArg};
+use cudarc::driver::{CudaSlice, DevicePtr};
 use llamero_engine::leaf_tree::{self, LeafLayout, Subtree, maximal_subtrees};
 
+use super::launch::{Launch, Push as _};
 use super::{ByValue, OpError, Ops, Parameters, at_least, shape, word};
 use crate::source::Source;
 
@@ -205,9 +206,9 @@ impl Ops {
     /// [`OpError`].
     pub(crate) fn try_writes(&mut self, at: &Areas) -> Result<(), OpError> {
         at.fits("the patterns", 4 * at.tried().1)?;
-        let function = self.function(Source::Exchange, "try_writes")?;
+        let kernel = self.kernel(Source::Exchange, "try_writes")?;
         let parameters = ByValue(*at);
-        let mut launch = self.stream.launch_builder(&function);
+        let mut launch = Launch::new(&kernel, &self.stream);
         launch.arg(&parameters);
         // SAFETY: the argument is the kernel's, and every area has room for the patterns.
         unsafe { launch.launch(shape((at.world, 1, 1), TRIED as u32, 0)) }?;
@@ -246,13 +247,13 @@ impl Ops {
         what: Option<(&Sum, &CudaSlice<f32>)>,
         (mine, n): (usize, usize),
     ) -> Result<(), OpError> {
-        let function = self.function(Source::Exchange, "push_roots")?;
+        let kernel = self.kernel(Source::Exchange, "push_roots")?;
         let (roots, places) = what.map_or((0, 0), |(sum, roots)| {
             (self.address(roots), self.address(&sum.places))
         });
         let (parameters, mine, blocks) = (ByValue(*at), word("roots", mine)?, Self::blocks(n / 4));
         let n = n as u64;
-        let mut launch = self.stream.launch_builder(&function);
+        let mut launch = Launch::new(&kernel, &self.stream);
         launch
             .arg(&parameters)
             .arg(&roots)
@@ -285,8 +286,8 @@ impl Ops {
         let (parameters, mine) = (ByValue(*at), word("roots", mine)?);
         let (from, places) = (self.address(roots), self.address(&sum.places));
         let (values, of_one) = (n as u64, part as u64);
-        let function = self.function(Source::Exchange, "push_parts")?;
-        let mut launch = self.stream.launch_builder(&function);
+        let kernel = self.kernel(Source::Exchange, "push_parts")?;
+        let mut launch = Launch::new(&kernel, &self.stream);
         launch.arg(&parameters).arg(&from).arg(&places).arg(&mine);
         launch.arg(&values).arg(&of_one);
         // SAFETY: as above.
@@ -294,8 +295,8 @@ impl Ops {
         let joins = self.address(&sum.joins);
         let join_count = word("joins", sum.order.joins.len() / 2)?;
         let all = word("roots", sum.order.roots)?;
-        let function = self.function(Source::Exchange, "join_parts")?;
-        let mut launch = self.stream.launch_builder(&function);
+        let kernel = self.kernel(Source::Exchange, "join_parts")?;
+        let mut launch = Launch::new(&kernel, &self.stream);
         launch.arg(&parameters).arg(&joins).arg(&join_count).arg(&all);
         launch.arg(&values).arg(&of_one);
         // SAFETY: as above.
@@ -324,13 +325,13 @@ impl Ops {
         at.fits("rows of the embedding", 2 * rows * width)?;
         let (parameters, tokens) = (ByValue(*at), self.address(tokens));
         let (width, rows) = (word("width", width)?, word("rows", rows)?);
-        let function = self.function(Source::Exchange, "push_rows")?;
-        let mut launch = self.stream.launch_builder(&function);
+        let kernel = self.kernel(Source::Exchange, "push_rows")?;
+        let mut launch = Launch::new(&kernel, &self.stream);
         launch.arg(&parameters).arg(&table).arg(&tokens).arg(&width);
         // SAFETY: as above.
         unsafe { launch.launch(shape((rows, 1, 1), THREADS, 0)) }?;
-        let function = self.function(Source::Exchange, "take_rows")?;
-        let mut launch = self.stream.launch_builder(&function);
+        let kernel = self.kernel(Source::Exchange, "take_rows")?;
+        let mut launch = Launch::new(&kernel, &self.stream);
         launch.arg(&parameters).arg(hidden).arg(&width);
         // SAFETY: as above.
         unsafe { launch.launch(shape((rows, 1, 1), THREADS, 0)) }?;

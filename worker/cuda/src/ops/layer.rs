@@ -1,10 +1,11 @@
 //! What a layer computes between its products.
 
 use cudarc::driver::sys::CUfunction_attribute;
-use cudarc::driver::{CudaSlice, DevicePtr, PushKernelArg};
+use cudarc::driver::{CudaSlice, DevicePtr};
 
 use super::attention::{Cache, Places};
 use super::exchange::{self, MOST_ROOTS};
+use super::launch::{Launch, Push as _};
 use super::{OpError, Ops, at_least, shape, word};
 use crate::source::Source;
 
@@ -124,10 +125,10 @@ impl Ops {
     ) -> Result<(), OpError> {
         at_least("the ids", tokens, rows)?;
         at_least("the hidden rows", hidden, rows * width)?;
-        let function = self.function(Source::Layer, "embed")?;
+        let kernel = self.kernel(Source::Layer, "embed")?;
         let (width, rows) = (word("width", width)?, word("rows", rows)?);
         let tokens = self.address(tokens);
-        let mut launch = self.stream.launch_builder(&function);
+        let mut launch = Launch::new(&kernel, &self.stream);
         launch.arg(&table).arg(&tokens).arg(hidden).arg(&width);
         // SAFETY: the arguments are the kernel's, and the buffers hold what their shapes need.
         unsafe { launch.launch(shape((rows, 1, 1), THREADS, 0)) }?;
@@ -156,8 +157,8 @@ impl Ops {
         let scales = roots.scales.map_or(0, |scales| self.address(scales));
         let root_count = word("roots", roots.count)?;
         let (n, width) = (word("values", n)?, word("width", width)?);
-        let function = self.function(Source::Layer, "join_roots")?;
-        let mut launch = self.stream.launch_builder(&function);
+        let kernel = self.kernel(Source::Layer, "join_roots")?;
+        let mut launch = Launch::new(&kernel, &self.stream);
         launch.arg(hidden).arg(&place.roots);
         launch.arg(&joins).arg(&join_count).arg(&root_count).arg(&scales);
         launch.arg(&place.exchanges).arg(&place.slot);
@@ -232,13 +233,13 @@ impl Ops {
         let added = added.map_or(0, |added| self.address(added.values));
         let scales = scales.map_or(0, |scales| self.address(scales));
         let (count, seen) = layers.map_or((0, 0), |layers| (layers.count, layers.seen));
-        let function = self.function(Source::Layer, "add_norm")?;
+        let kernel = self.kernel(Source::Layer, "add_norm")?;
         let shared = word("width", 4 * width)?;
         let attribute = CUfunction_attribute::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES;
-        function.set_attribute(attribute, shared.cast_signed())?;
+        kernel.function.set_attribute(attribute, shared.cast_signed())?;
         let (width, rows) = (word("width", width)?, word("rows", rows)?);
         let leaf_width = word("leaf", leaf_width)?;
-        let mut launch = self.stream.launch_builder(&function);
+        let mut launch = Launch::new(&kernel, &self.stream);
         launch.arg(hidden).arg(&added).arg(&scales);
         launch.arg(weight).arg(y).arg(&width).arg(&leaf_width);
         launch.arg(&epsilon).arg(&count).arg(&seen);
@@ -273,7 +274,7 @@ impl Ops {
         at_least("the positions", places.positions, rows)?;
         at_least("the slots", places.slots, rows)?;
         at_least("the queries", q, rows * q_heads * dim)?;
-        let function = self.function(Source::Layer, "rope_kv")?;
+        let kernel = self.kernel(Source::Layer, "rope_kv")?;
         let numbers = [q_heads, kv_heads, dim, block_tokens, table_stride, rows];
         let mut words = [0; 6];
         for (to, number) in words.iter_mut().zip(numbers) {
@@ -282,7 +283,7 @@ impl Ops {
         let [q_heads, kv_heads, dim, block_tokens, table_stride, rows] = words;
         let (positions, slots) = (self.address(places.positions), self.address(places.slots));
         let (keys, values) = (self.address(cache.keys), self.address(cache.values));
-        let mut launch = self.stream.launch_builder(&function);
+        let mut launch = Launch::new(&kernel, &self.stream);
         launch
             .arg(qkv)
             .arg(cos)
@@ -324,14 +325,14 @@ impl Ops {
         let padded = width / leaf_width * leaf_width.next_multiple_of(64);
         at_least("gates and ups", gate_up, rows * 2 * width)?;
         at_least("the outputs", y, rows * padded)?;
-        let function = self.function(Source::Layer, "silu_mul")?;
+        let kernel = self.kernel(Source::Layer, "silu_mul")?;
         let (width, leaf_width, rows) = (
             word("width", width)?,
             word("leaf", leaf_width)?,
             word("rows", rows)?,
         );
         let blocks = word("width", padded)?.div_ceil(THREADS);
-        let mut launch = self.stream.launch_builder(&function);
+        let mut launch = Launch::new(&kernel, &self.stream);
         launch.arg(gate_up).arg(y).arg(&width).arg(&leaf_width);
         // SAFETY: as above.
         unsafe { launch.launch(shape((blocks, rows, 1), THREADS, 0)) }?;
@@ -350,9 +351,9 @@ impl Ops {
         stride: usize,
     ) -> Result<(), OpError> {
         at_least("the entries", entries, 3 * count)?;
-        let function = self.function(Source::Layer, "update_tables")?;
+        let kernel = self.kernel(Source::Layer, "update_tables")?;
         let (count, stride) = (word("entries", count)?, word("a table", stride)?);
-        let mut launch = self.stream.launch_builder(&function);
+        let mut launch = Launch::new(&kernel, &self.stream);
         launch.arg(entries).arg(&count).arg(tables).arg(&stride);
         // SAFETY: as above.
         unsafe { launch.launch(shape((count.div_ceil(THREADS), 1, 1), THREADS, 0)) }?;
@@ -378,11 +379,11 @@ impl Ops {
                 "rows of {width} elements; an even number can be gathered"
             )));
         }
-        let function = self.function(Source::Layer, "gather_rows")?;
+        let kernel = self.kernel(Source::Layer, "gather_rows")?;
         let rows = self.address(rows);
         let to = self.address(to) + 2 * (first * width) as u64;
         let (width, count) = (word("width", width)?, word("rows", count)?);
-        let mut launch = self.stream.launch_builder(&function);
+        let mut launch = Launch::new(&kernel, &self.stream);
         launch.arg(from).arg(&rows).arg(&to).arg(&width);
         // SAFETY: as above.
         unsafe { launch.launch(shape((count, 1, 1), THREADS, 0)) }?;

@@ -1,7 +1,8 @@
 //! What measuring needs beside the kernels that serve.
 
-use cudarc::driver::{CudaSlice, PushKernelArg};
+use cudarc::driver::CudaSlice;
 
+use super::launch::{Launch, Push as _};
 use super::{Element, OpError, Ops, Weights, at_least, shape};
 use crate::source::Source;
 use crate::weights::ModelWeights;
@@ -30,8 +31,8 @@ impl Ops {
         seed: u32,
         (keep, set): (u32, u32),
     ) -> Result<(), OpError> {
-        let function = self.function(Source::Measure, "fill_random")?;
-        let mut launch = self.stream.launch_builder(&function);
+        let kernel = self.kernel(Source::Measure, "fill_random")?;
+        let mut launch = Launch::new(&kernel, &self.stream);
         launch.arg(&to).arg(&words).arg(&seed).arg(&keep).arg(&set);
         // SAFETY: the arguments are the kernel's; callers give buffers of whole words.
         unsafe { launch.launch(shape((blocks(words, 256), 1, 1), 256, 0)) }?;
@@ -75,9 +76,9 @@ impl Ops {
     /// [`OpError`].
     pub fn read_all(&mut self, from: &CudaSlice<u8>, sum: &mut CudaSlice<u32>) -> Result<(), OpError> {
         at_least("the sum", sum, 1)?;
-        let function = self.function(Source::Measure, "read_all")?;
+        let kernel = self.kernel(Source::Measure, "read_all")?;
         let count = from.len() as u64 / 16;
-        let mut launch = self.stream.launch_builder(&function);
+        let mut launch = Launch::new(&kernel, &self.stream);
         launch.arg(from).arg(&count).arg(sum);
         // SAFETY: the arguments are the kernel's, and whole pieces of 16 bytes are read.
         unsafe { launch.launch(shape((blocks(count.div_ceil(4), 512), 1, 1), 512, 0)) }?;

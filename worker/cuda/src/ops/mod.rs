@@ -6,6 +6,7 @@
 mod attention;
 mod candidates;
 pub(crate) mod exchange;
+mod launch;
 mod layer;
 mod measure;
 mod product;
@@ -13,7 +14,7 @@ mod product;
 use std::collections::HashMap;
 use std::sync::Arc;
 
-use cudarc::driver::{CudaFunction, CudaStream, DevicePtr, DeviceRepr, DriverError, LaunchConfig, result};
+use cudarc::driver::{CudaStream, DevicePtr, DeviceRepr, DriverError, LaunchConfig, result};
 
 pub(crate) use attention::MAX_GROUP;
 pub use attention::{AttentionShape, Cache, Places};
@@ -25,6 +26,7 @@ use crate::compile::{KernelError, Modules};
 use crate::device::Device;
 use crate::probe::describe;
 use crate::source::Source;
+use launch::Kernel;
 
 /// A launch was refused.
 #[derive(Debug, thiserror::Error)]
@@ -50,7 +52,7 @@ impl From<DriverError> for OpError {
 #[derive(Debug)]
 pub struct Ops {
     modules: Modules,
-    functions: HashMap<&'static str, CudaFunction>,
+    kernels: HashMap<&'static str, Kernel>,
     stream: Arc<CudaStream>,
 }
 
@@ -63,7 +65,7 @@ impl Ops {
         let stream = modules.device().context.new_stream()?;
         Ok(Self {
             modules,
-            functions: HashMap::new(),
+            kernels: HashMap::new(),
             stream,
         })
     }
@@ -74,13 +76,16 @@ impl Ops {
         &self.stream
     }
 
-    fn function(&mut self, source: Source, name: &'static str) -> Result<CudaFunction, OpError> {
-        if let Some(function) = self.functions.get(name) {
-            return Ok(function.clone());
+    fn kernel(&mut self, source: Source, name: &'static str) -> Result<Kernel, OpError> {
+        if let Some(kernel) = self.kernels.get(name) {
+            return Ok(kernel.clone());
         }
-        let function = self.modules.kernel(source, name)?;
-        self.functions.insert(name, function.clone());
-        Ok(function)
+        let kernel = Kernel {
+            function: self.modules.kernel(source, name)?,
+            waits_by_itself: self.device().capability >= (9, 0) && !WAITED_FOR.contains(&name),
+        };
+        self.kernels.insert(name, kernel.clone());
+        Ok(kernel)
     }
 
     /// The device.
@@ -110,12 +115,15 @@ impl Ops {
     pub fn load_all(&mut self) -> Result<(), OpError> {
         for (source, names) in KERNELS {
             for name in names {
-                self.function(source, name)?;
+                self.kernel(source, name)?;
             }
         }
         Ok(())
     }
 }
+
+/// Kernels that do not wait by themselves for the one before them. All others do, from Hopper on (`tests/compile.rs`).
+pub const WAITED_FOR: [&str; 3] = ["try_writes", "fill_random", "read_all"];
 
 /// All kernels of a serving rank.
 const KERNELS: [(Source, &[&str]); 5] = [

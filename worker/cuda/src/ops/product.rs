@@ -3,10 +3,11 @@
 use std::sync::Arc;
 
 use cudarc::driver::sys::CUfunction_attribute;
-use cudarc::driver::{CudaSlice, DevicePtr, PushKernelArg};
+use cudarc::driver::{CudaSlice, DevicePtr};
 use llamero_checkpoint::Runs;
 use llamero_engine::leaf_tree::{Subtree, maximal_subtrees, split};
 
+use super::launch::{Launch, Push as _};
 use super::{ByValue, OpError, Ops, Parameters, at_least, shape, word};
 use crate::source::Source;
 
@@ -16,6 +17,8 @@ pub const MAX_ROWS: usize = 64;
 const BLOCK_ROWS: usize = 16;
 const THREADS: u32 = 256;
 const RING_BYTES: u32 = 4 * 2 * 16;
+/// Columns of the smallest tile.
+const SMALLEST_TILE: usize = 8;
 /// Leaf slots are bytes in a program.
 const MAX_LEAVES: usize = 256;
 
@@ -182,9 +185,9 @@ pub(super) const VARIANTS: [&str; 8] = [
     "product_bf16_64",
 ];
 
-/// The kernel for so many rows, and the columns it computes.
-fn variant(element: Element, rows: usize) -> Result<(&'static str, u32), OpError> {
-    Ok(match (element, rows) {
+/// The kernel for so many columns of a tile, and how many it computes.
+fn variant(element: Element, columns: usize) -> Result<(&'static str, u32), OpError> {
+    Ok(match (element, columns) {
         (Element::E4m3, 1..=8) => ("product_fp8_8", 8),
         (Element::E4m3, 9..=16) => ("product_fp8_16", 16),
         (Element::E4m3, 17..=32) => ("product_fp8_32", 32),
@@ -195,10 +198,39 @@ fn variant(element: Element, rows: usize) -> Result<(&'static str, u32), OpError
         (Element::Bf16, 33..=64) => ("product_bf16_64", 64),
         _ => {
             return Err(OpError::Shape(format!(
-                "{rows} rows; a product takes 1 to {MAX_ROWS}"
+                "{columns} rows; a product takes 1 to {MAX_ROWS}"
             )));
         }
     })
+}
+
+/// Bytes of shared memory of a block: copies of its threads under way, and a slot for each leaf.
+fn shared_bytes(leaves: usize, columns: u32) -> Result<u32, OpError> {
+    let slots = word("leaves", leaves * BLOCK_ROWS * 4)? * columns;
+    Ok(THREADS * RING_BYTES + slots)
+}
+
+/// The kernel for `rows` rows where a block may have `most` bytes of shared memory, the columns of its tiles, and what it takes. The largest
+/// tile that fits: each tile reads the weights.
+fn tile(
+    element: Element,
+    (rows, leaves): (usize, usize),
+    most: u32,
+) -> Result<(&'static str, u32, u32), OpError> {
+    let mut columns = rows;
+    loop {
+        let (name, width) = variant(element, columns)?;
+        let shared = shared_bytes(leaves, width)?;
+        if shared <= most {
+            return Ok((name, width, shared));
+        }
+        columns = (width / 2) as usize;
+        if columns < SMALLEST_TILE {
+            return Err(OpError::Shape(format!(
+                "{leaves} leaves take {shared} bytes of shared memory, and a block of this GPU has {most}"
+            )));
+        }
+    }
 }
 
 impl Ops {
@@ -238,8 +270,9 @@ impl Ops {
         rows: usize,
         y: &mut CudaSlice<f32>,
     ) -> Result<(), OpError> {
-        let (name, columns) = variant(weights.element, rows)?;
         let leaves = &weights.leaves;
+        let (name, columns, shared) =
+            tile(weights.element, (rows, leaves.count), self.device().shared_memory)?;
         let (stride, roots) = (leaves.stride(), leaves.roots.len());
         at_least(
             "the weights",
@@ -265,16 +298,15 @@ impl Ops {
             joins: word("joins", leaves.joins.len())?,
             roots: word("roots", roots)?,
         });
-        let slots = word("leaves", leaves.count * BLOCK_ROWS * 4)? * columns;
-        let shared = THREADS * RING_BYTES + slots;
-        let function = self.function(Source::Product, name)?;
+        let kernel = self.kernel(Source::Product, name)?;
         let attribute = CUfunction_attribute::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES;
-        function.set_attribute(attribute, shared.cast_signed())?;
+        kernel.function.set_attribute(attribute, shared.cast_signed())?;
         let blocks = word("outputs", weights.outputs.div_ceil(BLOCK_ROWS))?;
-        let mut launch = self.stream.launch_builder(&function);
+        let tiles = word("rows", rows)?.div_ceil(columns);
+        let mut launch = Launch::new(&kernel, &self.stream);
         launch.arg(&parameters);
         // SAFETY: the kernel takes this struct, and the buffers hold what their shapes need.
-        unsafe { launch.launch(shape((blocks, 1, 1), THREADS, shared)) }?;
+        unsafe { launch.launch(shape((blocks, tiles, 1), THREADS, shared)) }?;
         Ok(())
     }
 }
@@ -299,6 +331,25 @@ mod tests {
         assert!(leaves(&[(0, 0)], &[0]).program().is_err());
         assert!(leaves(&[], &[]).program().is_err());
         assert_eq!(leaves(&[], &[0]).stride(), 512);
+    }
+
+    /// The most that a block may ask for: H100, A100, L4 (CUDA C++ Programming Guide, "Compute Capabilities").
+    #[test]
+    fn tiles_fit_the_shared_memory_of_every_gpu() {
+        let (h100, a100, l4) = (232_448, 166_912, 101_376);
+        let of = |rows, leaves, most| tile(Element::E4m3, (rows, leaves), most).unwrap();
+        for rows in 1..=MAX_ROWS {
+            for leaves in [1, 8, 32] {
+                for most in [h100, a100, l4] {
+                    let (_, columns, shared) = of(rows, leaves, most);
+                    assert!(shared <= most && columns <= 64);
+                }
+                assert!(of(rows, leaves, h100).1 as usize >= rows, "one tile on an H100");
+            }
+        }
+        assert_eq!(of(64, 32, l4).0, "product_fp8_32");
+        let error = tile(Element::E4m3, (1, 32), 48 << 10).unwrap_err();
+        assert!(error.to_string().contains("32 leaves"), "{error}");
     }
 
     #[test]
