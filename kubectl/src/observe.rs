@@ -270,6 +270,7 @@ fn report(group: &LlamaGroup, pod: &str, now: Millis) -> Option<observed::Report
             pid: rank.pid,
             content_identity: status.content_identity.clone().unwrap_or_default(),
             numerics: status.numerics.clone().unwrap_or_default(),
+            device: rank.device.clone(),
             ..observed::Rank::default()
         })
         .collect();

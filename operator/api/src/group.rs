@@ -465,4 +465,40 @@ pub struct RankStatus {
     /// Why it is not further, in words.
     #[serde(default)]
     pub message: String,
+    /// What it computes on, where that is more than CPUs.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub device: Option<DeviceStatus>,
+}
+
+/// The device of a rank, as it was found before weights were read and measured while the group formed. What is not known is absent.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct DeviceStatus {
+    /// Name of the product.
+    #[serde(default)]
+    pub name: String,
+    /// Identifier that stays.
+    #[serde(default)]
+    pub id: String,
+    /// Version of its driver.
+    #[serde(default)]
+    pub driver: String,
+    /// Its memory.
+    #[serde(default)]
+    pub memory: String,
+    /// What reading its memory gives, of what clock and bus promise: `2950 of 3352 GB/s`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub read_bandwidth: Option<String>,
+    /// What the rank gives its peers in the largest exchange of a step, and how long the smallest takes: `310 GB/s, 9.5 us`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub exchange: Option<String>,
+    /// Memory errors that could not be corrected, since the driver was loaded.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub uncorrected_errors: Option<i64>,
+    /// Number of the last error that the driver reported since the rank's process began: the Xid of NVIDIA's.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub last_fault: Option<i64>,
+    /// What somebody should look at.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub warning: String,
 }

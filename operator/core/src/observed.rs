@@ -21,7 +21,7 @@ use k8s_openapi::api::{
 use llamero_api::{
     LlamaDeployment, LlamaGroup,
     deployment::PullPolicy,
-    group::{GroupTemplate, LlamaGroupSpec, RankPhase, Transport},
+    group::{DeviceStatus, GroupTemplate, LlamaGroupSpec, RankPhase, Transport},
 };
 
 use crate::{network::Network, policy::Policy, resources::Resources, time::Millis};
@@ -410,6 +410,8 @@ pub struct Rank {
     pub content_identity: String,
     /// What its numbers depend on beside the weights: kernels, type of the cache.
     pub numerics: String,
+    /// What it computes on.
+    pub device: Option<DeviceStatus>,
     /// Why it is not further.
     pub message: String,
 }

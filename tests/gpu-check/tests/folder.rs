@@ -1,6 +1,5 @@
 //! The folder of the check as its users run it: built by its script, moved to a machine without this checkout's compiler, and
 //! run by its one command. The machine's driver is the emulator.
-#![cfg(not(target_feature = "crt-static"))]
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use std::collections::BTreeSet;

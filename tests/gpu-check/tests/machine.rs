@@ -1,8 +1,9 @@
 //! What depends on the machine: refusals, memory, and the check itself. Runs on emulated machines only.
-#![cfg(not(target_feature = "crt-static"))]
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 mod common;
+
+use std::time::{Duration, Instant};
 
 use common::{TINY_LIMITS, TINY_SPEC, backend, checkpoint, options};
 use llamero_checkpoint::Topology;
@@ -49,6 +50,36 @@ emulated! {
         assert_eq!((seen.memory, seen.uncorrected, seen.clock), (2 << 30, Some(0), Some((1980, 1980))));
         let text = seen.to_string();
         assert!(text.contains("2.0 of 2.0 GiB free, CUDA 13.5, driver 999.0.0-emulated, 1980 of 1980 MHz"), "{text}");
+    }
+
+    fn memory_that_is_far_too_slow_is_refused_before_anything_is_read() on ["bandwidth=4GiB"], {
+        let folder = checkpoint(&TINY);
+        let error = CudaBackend::new(folder.path(), options()).err().unwrap();
+        assert!(matches!(&error, BackendError::Unavailable(why) if why.contains("of what it should")), "{error}");
+    }
+
+    fn a_driver_that_is_too_old_is_told_before_anything_is_read() on ["cuda=12.4"], {
+        let folder = checkpoint(&TINY);
+        let error = CudaBackend::new(folder.path(), options()).err().unwrap();
+        assert!(matches!(&error, BackendError::Unusable(why) if why.contains("CUDA 12.4") && why.contains("driver 580")), "{error}");
+    }
+
+    fn errors_that_the_driver_reports_are_heard() on ["fault=xid-79@{folder}/fallen"], {
+        let gpu = backend(checkpoint(&TINY).path());
+        let board = gpu.device_board();
+        let seen = board.get().unwrap();
+        assert!(seen.read_bandwidth.is_some() && seen.nominal_bandwidth.is_some(), "{seen:?}");
+        assert_eq!((seen.faults, seen.last_fault, seen.warning.as_str()), (0, None, ""));
+        let machine = std::env::var("LLAMERO_GPU_EMULATOR").unwrap();
+        std::fs::write(machine.split_once('@').unwrap().1, "").unwrap();
+        let until = Instant::now() + Duration::from_secs(60);
+        while board.get().unwrap().faults == 0 {
+            assert!(Instant::now() < until, "nothing was heard");
+            std::thread::sleep(Duration::from_millis(20));
+        }
+        let seen = board.get().unwrap();
+        assert_eq!(seen.last_fault, Some(79));
+        assert!(seen.warning.contains("fallen off the bus"), "{seen:?}");
     }
 
     // A file that is there from the beginning.

@@ -1,5 +1,4 @@
 //! Ranks of a tensor group, each on a GPU of its own in one process: the bits of one rank, and what a lost peer leads to.
-#![cfg(not(target_feature = "crt-static"))]
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 mod common;

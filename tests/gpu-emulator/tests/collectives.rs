@@ -1,5 +1,4 @@
 //! Collectives between processes, and what a lost rank does.
-#![cfg(not(target_feature = "crt-static"))]
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use std::process::{Child, Command};

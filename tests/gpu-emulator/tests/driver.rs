@@ -1,5 +1,4 @@
 //! The driver through the real bindings, running what the real compiler made.
-#![cfg(not(target_feature = "crt-static"))]
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 mod common;

@@ -1,5 +1,4 @@
 //! What a wrong kernel does: faults that name it, and wrong results where hardware may give them.
-#![cfg(not(target_feature = "crt-static"))]
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 mod common;

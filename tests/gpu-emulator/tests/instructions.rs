@@ -1,5 +1,4 @@
 //! Instructions whose lanes work together, and arithmetic at its edges, against plain Rust.
-#![cfg(not(target_feature = "crt-static"))]
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 mod common;

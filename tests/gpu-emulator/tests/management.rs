@@ -1,5 +1,4 @@
 //! The management library, as a preflight asks it.
-#![cfg(not(target_feature = "crt-static"))]
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use std::ffi::c_char;

@@ -1,5 +1,4 @@
 //! Memory that processes share by file descriptor.
-#![cfg(not(target_feature = "crt-static"))]
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use std::fs::File;

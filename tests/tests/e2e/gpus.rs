@@ -62,6 +62,16 @@ fn ranks_on_gpus_answer_as_the_cpu_does_and_a_killed_one_costs_no_token() -> Res
     deployment.wait_ready(1)?;
     let pod = only_pod(&deployment)?;
     ensure!(node_of(&pod) == with_gpus, "the pod is on {}", node_of(&pod));
+    let group = deployment.groups()?.pop().context("no group")?;
+    for rank in group["status"]["ranks"].as_array().context("no ranks")? {
+        let device = &rank["device"];
+        let measured = ["name", "id", "driver", "memory", "readBandwidth", "exchange"];
+        ensure!(
+            measured.iter().all(|field| device[*field].is_string()),
+            "rank {} has the device {device}",
+            rank["rank"]
+        );
+    }
     ensure!(
         ask(&deployment.cluster, &chat_on("gpus", QUESTION, TOKENS))? == expected,
         "GPUs answer differently from the CPU"

@@ -77,6 +77,33 @@ impl Modules {
         &self.device
     }
 
+    /// Which code is loaded, in few letters: machine code that is kept by its bytes; what is compiled here, by the compiler or the driver, by its text and
+    /// `driver`, a version. Ranks whose code differs need not compute the same bits.
+    ///
+    /// # Errors
+    /// [`KernelError::Keep`].
+    pub fn digest(&self, driver: &str) -> Result<String, KernelError> {
+        let (folder, capability) = (self.folder.as_deref(), self.device.capability);
+        let mut hash = Sha256::new();
+        let mut is_made_here = false;
+        for source in Source::ALL
+            .into_iter()
+            .filter(|source| *source != Source::Measure)
+        {
+            match kept_cubin(source, capability, folder)? {
+                Some(code) => hash.update(code),
+                None => {
+                    hash.update(source.text());
+                    is_made_here = true;
+                }
+            }
+        }
+        if is_made_here {
+            hash.update(driver);
+        }
+        Ok(short(hash))
+    }
+
     /// A kernel by its name.
     ///
     /// # Errors
@@ -109,7 +136,8 @@ impl Modules {
         }
         match load(Ptx::from_src(self.text(source)?)) {
             Err(error) if error.0 == CUresult::CUDA_ERROR_UNSUPPORTED_PTX_VERSION => {
-                load(Ptx::from_binary(cubin(source, capability, folder)?)).map_err(refused)
+                // Not kept: what is kept is what all ranks of the folder have had from the beginning.
+                load(Ptx::from_binary(cubin(source, capability, None)?)).map_err(refused)
             }
             loaded => loaded.map_err(refused),
         }
@@ -126,6 +154,15 @@ impl Modules {
             made => made,
         }
     }
+}
+
+/// As many letters as tell two apart.
+fn short(hash: Sha256) -> String {
+    hash.finalize()
+        .iter()
+        .take(6)
+        .map(|byte| format!("{byte:02x}"))
+        .collect()
 }
 
 /// Whether the driver says that an image holds nothing for its device.

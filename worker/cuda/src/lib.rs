@@ -5,7 +5,7 @@
 //! | [`backend`] | [`CudaBackend`]: the engine's contract, step by step |
 //! | [`probe`] | which libraries are there; absence is a sentence |
 //! | [`device`] | devices by UUID |
-//! | [`preflight`], `management` | what a GPU is like before it is used, and whether it can be trusted |
+//! | [`preflight`], `management`, `xid` | what a GPU is like before it is used, whether it can be trusted, and which errors the driver reports of it |
 //! | [`compile`] | CUDA C++ to PTX by NVRTC, kept by content hash |
 //! | [`source`] | the kernels' texts |
 //! | [`ops`] | one safe function for each kernel: shapes are checked before a launch |
@@ -16,7 +16,7 @@
 //! | `error` | what an error of the driver means to the engine |
 //!
 //! Kernels give a row the same bits whatever else is in its batch, and sums have one order that belongs to the model, as
-//! on the CPU. Built with dynamic linking only: a static program cannot load a driver.
+//! on the CPU. For programs that are linked dynamically (`.cargo/rustc.sh`): a static one cannot load a driver.
 
 pub mod backend;
 pub mod compile;
@@ -38,6 +38,7 @@ mod shape;
 pub mod source;
 mod weights;
 mod work;
+mod xid;
 
 pub use backend::{CudaBackend, CudaOptions, Gpu, Origin};
 pub use exchange::ExchangeOptions;

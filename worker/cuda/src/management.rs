@@ -15,8 +15,11 @@ const LIBRARY: &str = "libnvidia-ml.so.1";
 const SUCCESS: c_uint = 0;
 /// Room for a version: `NVML_SYSTEM_DRIVER_VERSION_BUFFER_SIZE`.
 const VERSION: usize = 80;
-/// `NVML_CLOCK_SM`.
+/// `NVML_CLOCK_SM` and `NVML_CLOCK_MEM`.
 const SM_CLOCK: c_uint = 1;
+const MEMORY_CLOCK: c_uint = 2;
+/// Bits that memory moves in a clock, for each line of its bus: all kinds of memory of these GPUs move two.
+const PER_CLOCK: u64 = 2;
 /// `NVML_MEMORY_ERROR_TYPE_UNCORRECTED`, and those since the driver was loaded: `NVML_VOLATILE_ECC`.
 const UNCORRECTED: c_uint = 1;
 const SINCE_LOADED: c_uint = 0;
@@ -58,6 +61,8 @@ pub(crate) struct Management {
     pub(crate) clock: Option<(u32, u32)>,
     /// Heat or power slows it down.
     pub(crate) is_slowed_down: bool,
+    /// Bytes a second that its memory gives at its highest clock.
+    pub(crate) bandwidth: Option<u64>,
 }
 
 /// Rows of memory that are replaced because of errors.
@@ -67,12 +72,12 @@ pub(crate) struct Remapping {
     pub(crate) has_failed: bool,
 }
 
-type Device = *mut c_void;
+pub(crate) type Device = *mut c_void;
 
-struct Nvml(Library);
+pub(crate) struct Nvml(Library);
 
 impl Nvml {
-    fn open() -> Result<Self, ManagementError> {
+    pub(crate) fn open() -> Result<Self, ManagementError> {
         // SAFETY: loading a library runs its initialisers; NVIDIA's are made for it.
         let library = unsafe { Library::new(LIBRARY) }.map_err(|_| ManagementError::Absent)?;
         let nvml = Self(library);
@@ -85,7 +90,7 @@ impl Nvml {
 
     /// # Safety
     /// `F` must be the function's type.
-    unsafe fn function<F>(&self, name: &'static str) -> Result<Symbol<'_, F>, ManagementError> {
+    pub(crate) unsafe fn function<F>(&self, name: &'static str) -> Result<Symbol<'_, F>, ManagementError> {
         // SAFETY: the caller's promise.
         unsafe { self.0.get(name.as_bytes()) }.map_err(|_| ManagementError::Function(name))
     }
@@ -103,7 +108,7 @@ impl Nvml {
         Ok(String::from_utf8_lossy(&bytes).into_owned())
     }
 
-    fn device(&self, uuid: Uuid) -> Result<Device, ManagementError> {
+    pub(crate) fn device(&self, uuid: Uuid) -> Result<Device, ManagementError> {
         type Call = unsafe extern "C" fn(*const c_char, *mut Device) -> c_uint;
         let name = "nvmlDeviceGetHandleByUUID";
         // SAFETY: the type is that of the function.
@@ -147,14 +152,26 @@ impl Nvml {
         })
     }
 
-    fn clock(&self, device: Device, name: &'static str) -> Result<u32, ManagementError> {
+    fn clock(&self, device: Device, name: &'static str, of: c_uint) -> Result<u32, ManagementError> {
         type Call = unsafe extern "C" fn(Device, c_uint, *mut c_uint) -> c_uint;
         // SAFETY: the type is that of both functions that it is called for.
         let call = unsafe { self.function::<Call>(name) }?;
         let mut megahertz = 0;
         // SAFETY: a handle that it gave, and a place for the number.
-        check(name, unsafe { call(device, SM_CLOCK, &raw mut megahertz) })?;
+        check(name, unsafe { call(device, of, &raw mut megahertz) })?;
         Ok(megahertz)
+    }
+
+    fn bandwidth(&self, device: Device) -> Result<u64, ManagementError> {
+        type Call = unsafe extern "C" fn(Device, *mut c_uint) -> c_uint;
+        let megahertz = self.clock(device, "nvmlDeviceGetMaxClockInfo", MEMORY_CLOCK)?;
+        let name = "nvmlDeviceGetMemoryBusWidth";
+        // SAFETY: the type is that of the function.
+        let call = unsafe { self.function::<Call>(name) }?;
+        let mut bits = 0;
+        // SAFETY: a handle that it gave, and a place for the number.
+        check(name, unsafe { call(device, &raw mut bits) })?;
+        Ok(u64::from(megahertz) * 1_000_000 * PER_CLOCK * u64::from(bits) / 8)
     }
 
     fn slowdown(&self, device: Device) -> Result<bool, ManagementError> {
@@ -179,7 +196,7 @@ impl Drop for Nvml {
     }
 }
 
-fn check(call: &'static str, code: c_uint) -> Result<(), ManagementError> {
+pub(crate) fn check(call: &'static str, code: c_uint) -> Result<(), ManagementError> {
     match code {
         SUCCESS => Ok(()),
         code => Err(ManagementError::Call { call, code }),
@@ -194,8 +211,8 @@ impl Management {
     pub(crate) fn of(uuid: Uuid) -> Result<Self, ManagementError> {
         let nvml = Nvml::open()?;
         let device = nvml.device(uuid)?;
-        let clocks =
-            ["nvmlDeviceGetClockInfo", "nvmlDeviceGetMaxClockInfo"].map(|name| nvml.clock(device, name));
+        let clocks = ["nvmlDeviceGetClockInfo", "nvmlDeviceGetMaxClockInfo"]
+            .map(|name| nvml.clock(device, name, SM_CLOCK));
         let [now, most] = clocks;
         Ok(Self {
             driver: nvml.driver_version()?,
@@ -203,6 +220,7 @@ impl Management {
             remapping: nvml.remapping(device).ok(),
             clock: now.ok().zip(most.ok()),
             is_slowed_down: nvml.slowdown(device).unwrap_or(false),
+            bandwidth: nvml.bandwidth(device).ok().filter(|bandwidth| *bandwidth > 0),
         })
     }
 }

@@ -3,12 +3,21 @@
 
 use std::fmt;
 
-use llamero_engine::BackendError;
+use llamero_engine::{BackendError, DeviceReport};
 
 use crate::device::{Device, Uuid};
-use crate::error::refused;
+use crate::error::{refused, unusable};
 use crate::management::{Management, Remapping};
 use crate::probe::Driver;
+
+/// The oldest version of CUDA whose driver takes the kernels' machine code, and the oldest such driver: drivers take that of their own major version and
+/// of those before (NVIDIA, "CUDA Compatibility", "Minor Version Compatibility").
+const CUDA: u32 = 13;
+const DRIVER: &str = "580";
+/// Below this share of what its clock and bus promise, memory is slow: other GPUs of the group wait for this one in every step.
+pub(crate) const SLOW: f64 = 0.7;
+/// And below this one something is broken, or others use the GPU so much that a group would wait for them in every step.
+const BROKEN: f64 = 0.1;
 
 /// A GPU before its use.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -33,6 +42,10 @@ pub struct Preflight {
     pub is_reset_due: bool,
     /// Heat or power slows it down.
     pub is_slowed_down: bool,
+    /// Bytes a second that its memory gives at its highest clock, where it is known.
+    pub nominal_bandwidth: Option<u64>,
+    /// Bytes a second that reading its memory gave; none before it was measured.
+    pub read_bandwidth: Option<u64>,
 }
 
 impl fmt::Display for Preflight {
@@ -53,6 +66,13 @@ impl fmt::Display for Preflight {
         if let Some((now, most)) = self.clock {
             write!(f, ", {now} of {most} MHz")?;
         }
+        match (self.read_bandwidth, self.nominal_bandwidth) {
+            (Some(read), Some(nominal)) => {
+                write!(f, ", reads {:.0} of {:.0} GB/s", giga(read), giga(nominal))?
+            }
+            (Some(read), None) => write!(f, ", reads {:.0} GB/s", giga(read))?,
+            (None, _) => {}
+        }
         if let Some(errors) = self.uncorrected.filter(|errors| *errors > 0) {
             write!(f, ", {errors} uncorrectable memory errors")?;
         }
@@ -70,8 +90,10 @@ impl Preflight {
     /// Look at a GPU.
     ///
     /// # Errors
-    /// [`BackendError::Unavailable`] for one whose memory is damaged.
+    /// [`BackendError::Unavailable`] for one whose memory is damaged, [`BackendError::Unusable`] for a driver that is too old.
     pub(crate) fn of(driver: Driver, device: &Device) -> Result<Self, BackendError> {
+        let cuda = driver.cuda_version()?;
+        check_version(&cuda)?;
         let (free, total) = device.context.mem_get_info().map_err(refused)?;
         let known = Management::of(device.uuid).unwrap_or_else(|error| {
             tracing::warn!("{error}");
@@ -81,13 +103,15 @@ impl Preflight {
             name: device.name.clone(),
             uuid: device.uuid,
             driver: known.driver.clone(),
-            cuda: driver.cuda_version().unwrap_or_default(),
+            cuda,
             memory: total as u64,
             free: free as u64,
             clock: known.clock,
             uncorrected: known.uncorrected,
             is_reset_due: known.remapping.is_some_and(|rows| rows.is_pending),
             is_slowed_down: known.is_slowed_down,
+            nominal_bandwidth: known.bandwidth,
+            read_bandwidth: None,
         };
         if let Some(damage) = damage(&known) {
             return Err(BackendError::Unavailable(format!(
@@ -95,12 +119,82 @@ impl Preflight {
                 seen.name, seen.uuid, seen.uuid
             )));
         }
-        if seen.is_slowed_down || seen.is_reset_due {
+        Ok(seen)
+    }
+
+    /// Take what reading its memory gave, and say what it is like.
+    ///
+    /// # Errors
+    /// [`BackendError::Unavailable`] for memory that is far too slow.
+    pub(crate) fn measured(self, read_bandwidth: Option<u64>) -> Result<Self, BackendError> {
+        let seen = Self {
+            read_bandwidth,
+            ..self
+        };
+        if let Some(share) = seen.share().filter(|share| *share < BROKEN) {
+            return Err(BackendError::Unavailable(format!(
+                "{seen}: its memory gives {:.0} % of what it should. Another program may use this GPU (`nvidia-smi` on the node tells); \
+                 if none does, drain the node and reset the GPU, and if it comes again, replace it",
+                share * 100.0
+            )));
+        }
+        if seen.is_slowed_down || seen.is_reset_due || seen.is_slow() {
             tracing::warn!("{seen}");
         } else {
             tracing::info!("{seen}");
         }
         Ok(seen)
+    }
+
+    /// What was read of what its memory should give.
+    fn share(&self) -> Option<f64> {
+        Some(self.read_bandwidth? as f64 / self.nominal_bandwidth? as f64)
+    }
+
+    fn is_slow(&self) -> bool {
+        self.share().is_some_and(|share| share < SLOW)
+    }
+
+    /// The same for everybody.
+    pub(crate) fn report(&self) -> DeviceReport {
+        let mut warnings = Vec::new();
+        if self.is_slow() {
+            warnings.push(format!(
+                "its memory gives {:.0} % of what it should, and the group waits for it",
+                self.share().unwrap_or(0.0) * 100.0
+            ));
+        }
+        if self.is_slowed_down {
+            warnings.push("heat or power slows it down".to_owned());
+        }
+        if self.is_reset_due {
+            warnings.push("a reset is due, to replace rows of its memory that had errors".to_owned());
+        }
+        DeviceReport {
+            name: self.name.clone(),
+            id: self.uuid.to_string(),
+            driver: self.driver.clone(),
+            memory: self.memory,
+            read_bandwidth: self.read_bandwidth,
+            nominal_bandwidth: self.nominal_bandwidth,
+            uncorrected_errors: self.uncorrected,
+            warning: warnings.join("; "),
+            ..DeviceReport::default()
+        }
+    }
+}
+
+fn giga(bytes: u64) -> f64 {
+    bytes as f64 / 1e9
+}
+
+fn check_version(cuda: &str) -> Result<(), BackendError> {
+    let major = cuda.split('.').next().and_then(|major| major.parse::<u32>().ok());
+    match major {
+        Some(major) if major >= CUDA => Ok(()),
+        _ => Err(unusable(format!(
+            "the NVIDIA driver of this node knows CUDA {cuda}, and the kernels need CUDA {CUDA}: install driver {DRIVER} or later on the node"
+        ))),
     }
 }
 
@@ -122,6 +216,17 @@ fn damage(known: &Management) -> Option<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_driver_that_does_not_take_the_kernels_is_told_by_its_version() {
+        for taken in ["13.0", "13.5", "14.1"] {
+            check_version(taken).unwrap();
+        }
+        for refused in ["12.9", "11.8", ""] {
+            let error = check_version(refused).unwrap_err().to_string();
+            assert!(error.contains(refused) && error.contains("driver 580"), "{error}");
+        }
+    }
 
     #[test]
     fn damage_is_what_leaves_no_memory_to_count_on() {

@@ -7,6 +7,7 @@ use std::time::Instant;
 pub use llamero_checkpoint::load::LoadProgress;
 
 use crate::adapters::{AdapterStore, NoAdapters};
+use crate::device::DeviceBoard;
 #[cfg(doc)]
 use crate::form::FormLimits;
 use crate::form::FormSpec;
@@ -250,6 +251,11 @@ pub trait Backend: Send {
     /// The adapters that this rank has in memory, for other threads to fill. They outlive eras, as weights do.
     fn adapters(&self) -> Arc<dyn AdapterStore> {
         Arc::new(NoAdapters("this backend"))
+    }
+
+    /// What is known of the device, for other threads to read while this one computes.
+    fn device_board(&self) -> Arc<DeviceBoard> {
+        Arc::default()
     }
 }
 

@@ -6,6 +6,7 @@
 //! | [`adapters`] | LoRA adapters that a rank has beside the model |
 //! | [`form`] | the limits that the ranks of a group form with |
 //! | [`backend`] | the contract of one rank's compute |
+//! | [`device`] | what a rank computes on |
 //! | [`block_tables`] | which KV blocks hold the positions of each slot |
 //! | [`kv_state`] | checks of a plan, and which KV blocks hold what |
 //! | [`late_values`] | what a submitted step still waits for |
@@ -24,6 +25,7 @@
 pub mod adapters;
 pub mod backend;
 pub mod block_tables;
+pub mod device;
 pub mod form;
 pub mod kv_state;
 pub mod late_values;
@@ -44,6 +46,7 @@ pub use backend::{
     Waited,
 };
 pub use block_tables::{BlockTableError, BlockTables};
+pub use device::{DeviceBoard, DeviceReport};
 pub use form::{FormLimits, FormSpec, KvDtype};
 pub use leaf_tree::LeafLayout;
 pub use mesh::{Abort, Label, Members, Mesh, MeshError, Topology, Transfer, Wait};

@@ -9,6 +9,7 @@ use std::mem::MaybeUninit;
 use std::net::IpAddr;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
+use llamero_engine::DeviceReport;
 use llamero_engine::mesh::GroupKey;
 use llamero_identity::credentials::Material;
 use llamero_proto::v1::Phase;
@@ -119,6 +120,8 @@ pub struct RankState {
     pub content_identity: String,
     /// In which arithmetic they are computed.
     pub numerics: String,
+    /// What it computes on, beside CPUs.
+    pub device: Option<DeviceReport>,
     /// Why the rank is not further, in words.
     pub message: String,
     /// Rank 0 only: the whole group completed a step within the stall time-out, or computes one whose layers move, and

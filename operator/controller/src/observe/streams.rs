@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 
-use llamero_api::group::RankPhase;
+use llamero_api::group::{DeviceStatus, RankPhase};
 use llamero_core::observed;
 use llamero_proto::v1;
 
@@ -47,7 +47,35 @@ fn rank(rank: &v1::RankReport) -> observed::Rank {
         still_millis: rank.still_millis.map(signed),
         content_identity: rank.content_identity.clone(),
         numerics: rank.numerics.clone(),
+        device: rank.device.as_ref().map(device),
         message: rank.message.clone(),
+    }
+}
+
+/// A device in words that change only when what was measured does: a group measures when it forms.
+fn device(device: &v1::Device) -> DeviceStatus {
+    let giga = |bytes: u64| match bytes as f64 / 1e9 {
+        few @ ..10.0 => format!("{few:.2}"),
+        many => format!("{many:.0}"),
+    };
+    let read = |read: u64| match device.nominal_bandwidth {
+        Some(nominal) => format!("{} of {} GB/s", giga(read), giga(nominal)),
+        None => format!("{} GB/s", giga(read)),
+    };
+    let exchange = |bytes: u64| {
+        let nanos = device.exchange_nanos.unwrap_or(0);
+        format!("{} GB/s, {:.1} us", giga(bytes), nanos as f64 / 1e3)
+    };
+    DeviceStatus {
+        name: device.name.clone(),
+        id: device.id.clone(),
+        driver: device.driver.clone(),
+        memory: format!("{:.1} GiB", device.memory_bytes as f64 / f64::from(1u32 << 30)),
+        read_bandwidth: device.read_bandwidth.map(read),
+        exchange: device.exchange_bandwidth.map(exchange),
+        uncorrected_errors: device.uncorrected_errors.map(signed),
+        last_fault: device.last_fault.map(i64::from),
+        warning: device.warning.clone(),
     }
 }
 
@@ -248,6 +276,20 @@ mod tests {
                 still_millis: Some(20),
                 content_identity: "c".into(),
                 numerics: "n".into(),
+                device: Some(v1::Device {
+                    name: "NVIDIA H100".into(),
+                    id: "GPU-1".into(),
+                    driver: "580.1".into(),
+                    memory_bytes: 80 << 30,
+                    read_bandwidth: Some(2_950_400_000_000),
+                    nominal_bandwidth: Some(3_352_000_000_000),
+                    exchange_bandwidth: Some(1_234_000_000),
+                    exchange_nanos: Some(9_540),
+                    uncorrected_errors: Some(0),
+                    faults: 1,
+                    last_fault: Some(79),
+                    warning: "w".into(),
+                }),
             }],
         };
         let expected = observed::Report {
@@ -274,6 +316,17 @@ mod tests {
                 still_millis: Some(20),
                 content_identity: "c".into(),
                 numerics: "n".into(),
+                device: Some(DeviceStatus {
+                    name: "NVIDIA H100".into(),
+                    id: "GPU-1".into(),
+                    driver: "580.1".into(),
+                    memory: "80.0 GiB".into(),
+                    read_bandwidth: Some("2950 of 3352 GB/s".into()),
+                    exchange: Some("1.23 GB/s, 9.5 us".into()),
+                    uncorrected_errors: Some(0),
+                    last_fault: Some(79),
+                    warning: "w".into(),
+                }),
                 message: "reads layer 3".into(),
             }],
         };

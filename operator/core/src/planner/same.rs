@@ -145,6 +145,7 @@ fn rank(one: &Rank, other: &Rank) -> bool {
         still_millis: _,
         content_identity,
         numerics,
+        device,
         message,
     } = one;
     (rank, phase, epoch) == (&other.rank, &other.phase, &other.epoch)
@@ -152,5 +153,11 @@ fn rank(one: &Rank, other: &Rank) -> bool {
             == (&other.loaded_bytes, &other.total_bytes, &other.read_bytes)
         && (pid, restarts, last_exit, unusable)
             == (&other.pid, &other.restarts, &other.last_exit, &other.unusable)
-        && (content_identity, numerics, message) == (&other.content_identity, &other.numerics, &other.message)
+        && (content_identity, numerics, device, message)
+            == (
+                &other.content_identity,
+                &other.numerics,
+                &other.device,
+                &other.message,
+            )
 }

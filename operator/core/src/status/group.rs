@@ -180,6 +180,7 @@ fn heard(told: &Rank, pod: &Pod, last: Option<&RankStatus>) -> RankStatus {
         restarts: told.restarts,
         pid: told.pid,
         message,
+        device: told.device.clone(),
     }
 }
 

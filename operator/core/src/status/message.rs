@@ -45,7 +45,7 @@ pub fn message(told: &Told<'_>) -> String {
     }
     let or = |words: &str| words.to_owned();
     match told.phase {
-        GroupPhase::Serving => moving(view),
+        GroupPhase::Serving => serving(told),
         GroupPhase::Draining => "finishes what runs, then goes".to_owned(),
         GroupPhase::Failed => failed(told),
         GroupPhase::Pending => waiting(told),
@@ -127,6 +127,23 @@ fn recovering(told: &Told<'_>) -> String {
         return now_doing;
     }
     format!("{now_doing}; {}", last_failure(view))
+}
+
+/// What a group that serves has to say: that it moves, or that a device of it wants to be looked at.
+fn serving(told: &Told<'_>) -> String {
+    let moves = moving(told.view);
+    if !moves.is_empty() {
+        return moves;
+    }
+    let warned = told.ranks.iter().find_map(|rank| {
+        let device = rank.device.as_ref().filter(|device| !device.warning.is_empty())?;
+        let node = rank.node.as_deref().unwrap_or("no node");
+        Some(format!(
+            "rank {} on {node}, {} {}: {}",
+            rank.rank, device.name, device.id, device.warning
+        ))
+    });
+    warned.unwrap_or_default()
 }
 
 /// Which members move to other nodes; the way out where there is none.

@@ -6,8 +6,10 @@
 //! |---|---|---|
 //! | `devices` | number of devices | 1 |
 //! | `cc` | compute capability | 9.0 |
+//! | `cuda` | the latest version of CUDA that the driver knows | 13.5 |
 //! | `sms` | multiprocessors | 132 |
 //! | `memory` | bytes of each device (`KiB`, `MiB`, `GiB`) | 8GiB |
+//! | `bandwidth` | bytes a second that clock and bus of the memory promise; an interpreter keeps no such promise; in steps of 250 kB | 256KiB |
 //! | `order` | `forward`, `reverse` or `seed:N` | forward |
 //! | `streams` | `eager`: work is done when enqueued; `deferred`: when somebody waits for it | eager |
 //! | `threads` | host threads of a launch | all |
@@ -42,8 +44,11 @@ pub(super) enum Mode {
 pub(super) struct Config {
     pub(super) devices: usize,
     pub(super) capability: (u32, u32),
+    /// Major and minor.
+    pub(super) cuda: (u32, u32),
     pub(super) multiprocessors: u32,
     pub(super) memory: u64,
+    pub(super) bandwidth: u64,
     pub(super) order: Order,
     pub(super) streams: Streams,
     pub(super) threads: usize,
@@ -60,8 +65,10 @@ impl Default for Config {
         Self {
             devices: 1,
             capability: (9, 0),
+            cuda: (13, 5),
             multiprocessors: 132,
             memory: 8 << 30,
+            bandwidth: 256 << 10,
             order: Order::Forward,
             streams: Streams::Eager,
             threads: std::thread::available_parallelism().map_or(1, usize::from),
@@ -87,6 +94,11 @@ impl Config {
         Self::parse(&std::env::var(VARIABLE).unwrap_or_default())
     }
 
+    /// As the driver tells it: 13050 for CUDA 13.5.
+    pub(super) fn driver_version(&self) -> i32 {
+        (self.cuda.0 * 1000 + self.cuda.1 * 10) as i32
+    }
+
     fn parse(text: &str) -> Result<Self, String> {
         let mut config = Self::default();
         for item in text.split(',').filter(|item| !item.is_empty()) {
@@ -101,12 +113,11 @@ impl Config {
     fn set(&mut self, key: &str, value: &str) -> Option<()> {
         match key {
             "devices" => self.devices = value.parse().ok().filter(|n| (1..=32).contains(n))?,
-            "cc" => {
-                let (major, minor) = value.split_once('.')?;
-                self.capability = (major.parse().ok()?, minor.parse().ok()?);
-            }
+            "cc" => self.capability = version(value)?,
+            "cuda" => self.cuda = version(value)?,
             "sms" => self.multiprocessors = value.parse().ok().filter(|n| *n > 0)?,
             "memory" => self.memory = bytes(value)?,
+            "bandwidth" => self.bandwidth = bytes(value)?,
             "order" => {
                 self.order = match value {
                     "forward" => Order::Forward,
@@ -145,6 +156,11 @@ impl Config {
         }
         Some(())
     }
+}
+
+fn version(text: &str) -> Option<(u32, u32)> {
+    let (major, minor) = text.split_once('.')?;
+    Some((major.parse().ok()?, minor.parse().ok()?))
 }
 
 fn bytes(text: &str) -> Option<u64> {

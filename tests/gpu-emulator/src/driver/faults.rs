@@ -1,8 +1,8 @@
 //! Faults on demand.
 //!
 //! `fault=WHAT@WHEN` in the configuration. `WHAT` is `oom` (an allocation fails), `illegal` (a launch ends with an illegal
-//! address, which stays), `ecc` (a launch ends with an uncorrectable memory error, which stays) or `hang` (a launch never
-//! ends). `WHEN` is a number, the how-manieth allocation or launch from 1, or the path of a file: from when it exists.
+//! address, which stays), `ecc` (a launch ends with an uncorrectable memory error, which stays), `hang` (a launch never
+//! ends) or `xid-N` (the management library tells of error N, and nothing else happens). `WHEN` is a number, the how-manieth allocation or launch from 1, or the path of a file: from when it exists.
 //! `WHAT:DEVICE` is a fault of launches on one device only.
 
 use std::path::PathBuf;
@@ -14,6 +14,8 @@ pub(super) enum Kind {
     Illegal,
     Ecc,
     Hang,
+    /// An error that only the management library tells of.
+    Xid(u32),
 }
 
 /// When it does.
@@ -44,7 +46,7 @@ impl Fault {
             "illegal" => Kind::Illegal,
             "ecc" => Kind::Ecc,
             "hang" => Kind::Hang,
-            _ => return None,
+            _ => Kind::Xid(kind.strip_prefix("xid-")?.parse().ok()?),
         };
         let when = match when.parse() {
             Ok(count) => When::Count(count),
@@ -64,10 +66,33 @@ impl Fault {
 
 /// The fault of the `count`-th launch, which is on this device, if one is due.
 pub(super) fn of_launch(faults: &[Fault], count: u64, device: usize) -> Option<Kind> {
-    let concerned =
-        |fault: &&Fault| fault.kind != Kind::OutOfMemory && fault.device.is_none_or(|of| of == device);
+    let concerned = |fault: &&Fault| {
+        !matches!(fault.kind, Kind::OutOfMemory | Kind::Xid(_)) && fault.device.is_none_or(|of| of == device)
+    };
     let due = faults.iter().filter(concerned).find(|fault| fault.due(count));
     due.map(|fault| fault.kind)
+}
+
+/// The errors of a device, by their "Xid", that have happened by the `count`-th launch, in the order of the configuration. The same numbers as
+/// NVIDIA's driver gives them.
+pub(super) fn xids(faults: &[Fault], count: u64, device: usize) -> Vec<u32> {
+    let happened = |fault: &&Fault| {
+        let is_due = match &fault.when {
+            When::Count(at) => *at <= count,
+            When::File(path) => path.exists(),
+        };
+        is_due && fault.device.is_none_or(|of| of == device)
+    };
+    let numbers = faults
+        .iter()
+        .filter(happened)
+        .filter_map(|fault| match fault.kind {
+            Kind::Illegal => Some(31),
+            Kind::Ecc => Some(48),
+            Kind::Xid(number) => Some(number),
+            Kind::OutOfMemory | Kind::Hang => None,
+        });
+    numbers.collect()
 }
 
 /// Whether an uncorrectable memory error has happened by the `count`-th launch.

@@ -276,7 +276,7 @@ fn demanded(kind: Kind, kernel: &str, timeout: std::time::Duration) -> Error {
             let _ = never.recv_timeout(timeout);
             (Code::LaunchTimeout, "a hang")
         }
-        Kind::Illegal | Kind::OutOfMemory => (Code::IllegalAddress, "an illegal address"),
+        Kind::Illegal | Kind::OutOfMemory | Kind::Xid(_) => (Code::IllegalAddress, "an illegal address"),
     };
     error(code, format!("kernel `{kernel}`: {what}, on demand"))
 }

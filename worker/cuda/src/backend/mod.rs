@@ -6,7 +6,7 @@
 //! | `step` | one step: submitted, enqueued, done |
 //! | `enqueue` | what steps need, in their order |
 //! | `graphs` | decode steps as graphs |
-//! | `measure` | what exchanges take |
+//! | `measure` | what memory and exchanges give |
 
 mod enqueue;
 mod formed_group;
@@ -20,8 +20,8 @@ use std::time::Instant;
 
 use llamero_checkpoint::{Checkpoint, Members, ModelLayout, RankShard, Topology};
 use llamero_engine::{
-    Backend, BackendError, FormSpec, KvCapacity, KvDtype, Late, LoadProgress, LoadWatch, LogitShard,
-    MemoryPlan, Mesh, Plan, StepProgress, Ticket, Waited,
+    Backend, BackendError, DeviceBoard, FormSpec, KvCapacity, KvDtype, Late, LoadProgress, LoadWatch,
+    LogitShard, MemoryPlan, Mesh, Plan, StepProgress, Ticket, Waited,
 };
 
 use crate::compile::Modules;
@@ -30,14 +30,14 @@ use crate::error::{bug, refused, unusable};
 use crate::exchange::{Exchange, ExchangeOptions};
 use crate::forward::Model;
 use crate::layout::Layout;
-use crate::ops::Ops;
+use crate::ops::{OpError, Ops};
 use crate::preflight::Preflight;
 use crate::probe;
 use crate::rope::Rope;
 use crate::shape::Shape;
-use crate::source::Source;
 use crate::weights::ModelWeights;
 use crate::work::{self, Sizes, reserve};
+use crate::xid::XidWatch;
 use formed_group::FormedGroup;
 
 /// Which of the GPUs that this process sees.
@@ -103,6 +103,10 @@ pub struct CudaBackend {
     origin: Origin,
     exchange: ExchangeOptions,
     preflight: Preflight,
+    board: Arc<DeviceBoard>,
+    /// Which code its kernels are.
+    code: String,
+    _xids: XidWatch,
     // Dropped before the weights and buffers that they use.
     formed: Option<FormedGroup>,
     rope: Option<Rope>,
@@ -139,7 +143,16 @@ impl CudaBackend {
             .clone();
         let shape = Shape::new(checkpoint.config(), &plan, &shard)?;
         let layout = Layout::new(&shape, &model, shard.layers.start);
-        let ops = Ops::new(Modules::new(device, options.kernels))?;
+        let modules = Modules::new(device, options.kernels);
+        let code = modules
+            .digest(&format!("{} {}", preflight.cuda, preflight.driver))
+            .map_err(OpError::from)?;
+        let mut ops = Ops::new(modules)?;
+        let read = measure::read_bandwidth(&mut ops, preflight.nominal_bandwidth)?;
+        let preflight = preflight.measured(read)?;
+        let board = Arc::new(DeviceBoard::default());
+        board.update(|report| *report = preflight.report());
+        let xids = XidWatch::new(preflight.uuid, Arc::clone(&board));
         Ok(Self {
             checkpoint,
             model,
@@ -150,6 +163,9 @@ impl CudaBackend {
             origin: options.origin,
             exchange: options.exchange,
             preflight,
+            board,
+            code,
+            _xids: xids,
             formed: None,
             rope: None,
             weights: None,
@@ -158,7 +174,7 @@ impl CudaBackend {
         })
     }
 
-    /// The numerics class for the handshake between ranks: architecture, kernels, leaves, type of
+    /// The numerics class for the handshake between ranks: architecture, code of the kernels, leaves, type of
     /// the KV cache, and whether adapters may be added.
     #[must_use]
     pub fn numerics_class(&self, kv: KvDtype, max_adapters: u32) -> String {
@@ -170,7 +186,7 @@ impl CudaBackend {
         let (hidden, attention, ffn) = Shape::leaf_counts(self.checkpoint.config(), &self.shard);
         format!(
             "cuda-sm{major}{minor} {} leaves-{hidden}-{attention}-{ffn} kv-{kv} adapters-{max_adapters}",
-            Source::digest()
+            self.code
         )
     }
 
@@ -317,6 +333,8 @@ impl Backend for CudaBackend {
         if self.weights.is_some() {
             return Ok(());
         }
+        // Kernels that this driver does not take are told before minutes of reading.
+        self.ops.load_all()?;
         let stream = self.ops.stream().clone();
         let mut weights = ModelWeights::allocate(&stream, &self.shape, &self.layout)?;
         // Other streams fill it.
@@ -398,6 +416,13 @@ impl Backend for CudaBackend {
             formed.exchange = Exchange::looped_back(mesh, shape, ops, self.exchange, progress)?;
         }
         self.formed = Some(formed);
+        if own && self.shape.world > 1 {
+            report("measures exchanges with the other ranks");
+            if let Err(error) = self.measure_exchanges() {
+                self.formed = None;
+                return Err(error);
+            }
+        }
         report("captures graphs");
         let (model, formed, ops) = self.parts()?;
         formed.warm_up(model, ops)?;
@@ -448,5 +473,9 @@ impl Backend for CudaBackend {
 
     fn progress(&self) -> Arc<StepProgress> {
         Arc::clone(&self.progress)
+    }
+
+    fn device_board(&self) -> Arc<DeviceBoard> {
+        Arc::clone(&self.board)
     }
 }

@@ -224,6 +224,17 @@ impl Exchange {
         }
     }
 
+    /// Bytes that this rank gives its peers in an exchange of the `n` values of each of its roots.
+    pub(crate) fn bytes_sent(&self, which: Which, n: usize) -> usize {
+        let parts = &self.parts;
+        let (peers, roots) = (parts.world - 1, parts.sum_of(which).order.places.len());
+        match goes_by_parts(n, parts.world, parts.by_parts) {
+            // A part of each root to its owner, and the joined part to everybody.
+            true => 4 * peers * part(n, parts.world) * (roots + 1),
+            false => 4 * peers * n * roots,
+        }
+    }
+
     /// What the exchange of `n` values has brought, until the next one.
     pub(crate) fn received<'a>(
         &'a self,

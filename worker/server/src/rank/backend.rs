@@ -7,8 +7,8 @@ use llamero_checkpoint::{Checkpoint, Members, Topology};
 use llamero_cpu::{CpuBackend, CpuOptions, Kernel, Waits};
 use llamero_cuda::{CudaBackend, CudaOptions, ExchangeOptions, Gpu, Origin};
 use llamero_engine::{
-    AdapterStore, Backend, BackendError, FormSpec, KvCapacity, KvDtype, Late, LoadWatch, LogitShard,
-    MemoryPlan, Mesh, Plan, StepProgress, Ticket, Waited,
+    AdapterStore, Backend, BackendError, DeviceBoard, FormSpec, KvCapacity, KvDtype, Late, LoadWatch,
+    LogitShard, MemoryPlan, Mesh, Plan, StepProgress, Ticket, Waited,
 };
 
 use super::open::WeightsMemory;
@@ -183,5 +183,9 @@ impl Backend for AnyBackend {
 
     fn adapters(&self) -> Arc<dyn AdapterStore> {
         self.inner().adapters()
+    }
+
+    fn device_board(&self) -> Arc<DeviceBoard> {
+        self.inner().device_board()
     }
 }

@@ -20,7 +20,9 @@ use std::io::BufReader;
 use std::net::{SocketAddr, TcpListener};
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::UnixStream;
+use std::sync::Arc;
 use std::thread;
+use std::time::Duration;
 
 use anyhow::Context as _;
 use llamero_cpu::PodMemory;
@@ -36,6 +38,9 @@ use self::report::Reports;
 use crate::config::RankConfig;
 use crate::exit::FAILED;
 use crate::link::{self, Up};
+
+/// How long a rank that has failed on a device lives on for its last report: longer than between two of them.
+const LAST_REPORT: Duration = Duration::from_millis(750);
 
 /// Run the rank whose supervisor is at the other end of standard input. Returns the exit code.
 ///
@@ -68,6 +73,7 @@ pub fn run(rank: u32) -> anyhow::Result<u8> {
         model,
     } = open::open(&config, rank_listener, memory, leads)?;
     let (control, engine) = (runtime.control(), runtime.engine());
+    let device = Arc::clone(&about.device);
 
     let grace = config.engine.drain_grace;
     let (publisher, credentials) = pair();
@@ -98,7 +104,12 @@ pub fn run(rank: u32) -> anyhow::Result<u8> {
         }
     })?;
 
-    let outcome = runtime.run()?;
+    let outcome = runtime.run();
+    if outcome.is_err() && device.get().is_some() {
+        // What the driver says of the device comes a moment after the call that failed, and is told with the next report.
+        thread::sleep(LAST_REPORT);
+    }
+    let outcome = outcome?;
     tracing::info!(rank, ?outcome, "the group ends");
     if let Some(clients) = clients {
         clients.finish();

@@ -4,6 +4,7 @@ use std::net::TcpListener;
 use std::os::fd::OwnedFd;
 
 use llamero_cpu::PodMemory;
+use llamero_engine::Backend as _;
 use llamero_engine::runtime::RankRuntime;
 
 use super::backend::AnyBackend;
@@ -53,6 +54,7 @@ pub fn open(
     let about = About {
         content_identity: settings.content.clone(),
         numerics: settings.numerics.clone(),
+        device: backend.device_board(),
         stall_timeout: config.engine.stall_timeout,
     };
     let runtime = RankRuntime::new(backend, settings, listener)?;

@@ -6,6 +6,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, bail};
+use llamero_engine::DeviceBoard;
 use llamero_engine::mesh::Membership;
 use llamero_engine::runtime::{self, EngineHandle, RankControl};
 use llamero_identity::credentials::{Current, Publisher};
@@ -19,12 +20,14 @@ const REPEAT: Duration = Duration::from_millis(500);
 const PAUSE: Duration = Duration::from_millis(50);
 
 /// What a rank says of itself in every report.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone)]
 pub struct About {
     /// What the weights are.
     pub content_identity: String,
     /// In which arithmetic they are computed.
     pub numerics: String,
+    /// What it computes on.
+    pub device: Arc<DeviceBoard>,
     /// A group in which nothing moved for longer does not serve.
     pub stall_timeout: Duration,
 }
@@ -156,6 +159,7 @@ fn rank_state(state: &runtime::RankState, engine: Option<&EngineHandle>, about: 
         still_millis: state.last_progress_at.map(millis),
         content_identity: about.content_identity.clone(),
         numerics: about.numerics.clone(),
+        device: about.device.get(),
         message: message.to_owned(),
         group_serving: engine.is_some_and(|engine| serves(engine, about.stall_timeout)),
         draining: load.as_ref().is_some_and(|load| load.draining),

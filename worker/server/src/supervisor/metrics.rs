@@ -3,7 +3,7 @@
 use std::fmt;
 use std::time::Instant;
 
-use llamero_proto::v1::RankReport as Rank;
+use llamero_proto::v1::{Device, RankReport as Rank};
 use prometheus_client::collector::Collector;
 use prometheus_client::encoding::text::encode;
 use prometheus_client::encoding::{DescriptorEncoder, EncodeMetric};
@@ -78,6 +78,64 @@ const COUNTERS: [Figure; 4] = [
     ),
 ];
 
+/// Numbers of the devices of ranks that have some. What was not measured is left out.
+type DeviceFigure = (
+    &'static str,
+    &'static str,
+    fn() -> Unit,
+    fn(&Device) -> Option<f64>,
+);
+
+fn a_second() -> Unit {
+    Unit::Other("bytes_per_second".into())
+}
+
+const DEVICES: [DeviceFigure; 5] = [
+    (
+        "device_memory",
+        "Memory of the rank's device",
+        || Unit::Bytes,
+        |device| Some(device.memory_bytes as f64),
+    ),
+    (
+        "device_read_bandwidth",
+        "Bytes a second that reading the device's memory gave before weights were read",
+        a_second,
+        |device| device.read_bandwidth.map(|bytes| bytes as f64),
+    ),
+    (
+        "device_nominal_bandwidth",
+        "Bytes a second that clock and bus of the device's memory promise",
+        a_second,
+        |device| device.nominal_bandwidth.map(|bytes| bytes as f64),
+    ),
+    (
+        "device_exchange_bandwidth",
+        "Bytes a second that the rank gave its peers in the largest exchange of a step, as the group formed",
+        a_second,
+        |device| device.exchange_bandwidth.map(|bytes| bytes as f64),
+    ),
+    (
+        "device_exchange",
+        "Time of the exchange of one row of a step, as the group formed",
+        || Unit::Seconds,
+        |device| device.exchange_nanos.map(|nanos| nanos as f64 / 1e9),
+    ),
+];
+
+const DEVICE_ERRORS: [(&str, &str, fn(&Device) -> Option<u64>); 2] = [
+    (
+        "device_uncorrected_errors",
+        "Memory errors of the device that could not be corrected, since its driver was loaded, as the rank's process began",
+        |device| device.uncorrected_errors,
+    ),
+    (
+        "device_faults",
+        "Errors of the device that its driver reported since the pod began (Xid)",
+        |device| Some(device.faults),
+    ),
+];
+
 #[derive(Debug)]
 struct Snapshot {
     pod: Pod,
@@ -102,6 +160,7 @@ impl Collector for Snapshot {
                 ConstCounter::new(value(rank)).encode(family.encode_family(&labels)?)?;
             }
         }
+        encode_devices(&mut to, &report.ranks)?;
         gauge(
             &mut to,
             "generation",
@@ -122,6 +181,44 @@ impl Collector for Snapshot {
         }
         Ok(())
     }
+}
+
+fn encode_devices(to: &mut DescriptorEncoder<'_>, ranks: &[Rank]) -> fmt::Result {
+    let devices: Vec<(String, &Device)> = ranks
+        .iter()
+        .filter_map(|rank| Some((rank.rank.to_string(), rank.device.as_ref()?)))
+        .collect();
+    if devices.is_empty() {
+        return Ok(());
+    }
+    let mut infos = to.encode_descriptor("device", "1 for the rank's device", None, MetricType::Gauge)?;
+    for (rank, device) in &devices {
+        let labels = [
+            ("rank", rank.as_str()),
+            ("name", &device.name),
+            ("id", &device.id),
+            ("driver", &device.driver),
+        ];
+        ConstGauge::new(1_i64).encode(infos.encode_family(&labels)?)?;
+    }
+    for (name, help, unit, value) in DEVICES {
+        let unit = unit();
+        let mut family = to.encode_descriptor(name, help, Some(&unit), MetricType::Gauge)?;
+        for (rank, device) in &devices {
+            if let Some(value) = value(device) {
+                ConstGauge::new(value).encode(family.encode_family(&[("rank", rank.as_str())])?)?;
+            }
+        }
+    }
+    for (name, help, value) in DEVICE_ERRORS {
+        let mut family = to.encode_descriptor(name, help, None, MetricType::Counter)?;
+        for (rank, device) in &devices {
+            if let Some(value) = value(device) {
+                ConstCounter::new(value).encode(family.encode_family(&[("rank", rank.as_str())])?)?;
+            }
+        }
+    }
+    Ok(())
 }
 
 fn encode_phases(to: &mut DescriptorEncoder<'_>, ranks: &[Rank]) -> fmt::Result {
@@ -192,8 +289,11 @@ fn to_i64(value: u64) -> i64 {
 mod tests {
     use std::time::Duration;
 
+    use llamero_engine::DeviceReport;
+
     use super::super::pod::Identity;
     use super::*;
+    use crate::link::RankState;
 
     #[test]
     fn every_rank_has_its_phase() {
@@ -216,5 +316,49 @@ mod tests {
         );
         assert!(text.contains("llamero_group_serving 0"), "{text}");
         assert!(text.ends_with("# EOF\n"));
+    }
+
+    /// By the names that the dashboard asks for.
+    #[test]
+    fn a_rank_on_a_gpu_has_its_figures() {
+        let identity = Identity {
+            pod_uid: String::new(),
+            group_uid: "g".into(),
+            first_rank: 4,
+            world: 8,
+            stall_timeout: Duration::from_secs(1),
+        };
+        let mut pod = Pod::new(identity, 1);
+        let none = render(&pod, Instant::now()).unwrap();
+        assert!(!none.contains("llamero_device"), "{none}");
+        let device = DeviceReport {
+            name: "NVIDIA H100".into(),
+            id: "GPU-1".into(),
+            read_bandwidth: Some(2_950_000_000_000),
+            exchange_bandwidth: Some(300_000_000_000),
+            exchange_nanos: Some(9_500),
+            faults: 2,
+            ..DeviceReport::default()
+        };
+        let state = RankState {
+            device: Some(device),
+            ..RankState::default()
+        };
+        pod.ranks[0].state = Some((state, Instant::now()));
+        let text = render(&pod, Instant::now()).unwrap();
+        for line in [
+            "llamero_device{rank=\"4\",name=\"NVIDIA H100\",id=\"GPU-1\",driver=\"\"} 1",
+            "llamero_device_read_bandwidth_bytes_per_second{rank=\"4\"} 2950000000000.0",
+            "llamero_device_exchange_bandwidth_bytes_per_second{rank=\"4\"} 300000000000.0",
+            "llamero_device_exchange_seconds{rank=\"4\"} 9.5e-6",
+            "llamero_device_faults_total{rank=\"4\"} 2",
+        ] {
+            assert!(text.contains(line), "{line} is not in {text}");
+        }
+        // What is not known has no line.
+        assert!(
+            !text.contains("llamero_device_nominal_bandwidth_bytes_per_second{"),
+            "{text}"
+        );
     }
 }

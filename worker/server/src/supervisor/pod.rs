@@ -2,7 +2,8 @@
 
 use std::time::{Duration, Instant};
 
-use llamero_proto::v1::{Phase, PodReport, RankExit, RankReport};
+use llamero_engine::DeviceReport;
+use llamero_proto::v1::{Device, Phase, PodReport, RankExit, RankReport};
 
 use crate::link::{Membership, RankState};
 
@@ -32,6 +33,8 @@ pub struct RankView {
     pub state: Option<(RankState, Instant)>,
     /// How it ended last.
     pub last_exit: Option<RankExit>,
+    /// What former processes told of their device: an error of it often ends the process that heard of it.
+    pub former_device: Option<DeviceReport>,
     /// Where it listens for its peers.
     pub rank_port: Option<u16>,
     /// Where it listens for clients.
@@ -241,6 +244,13 @@ impl Pod {
 }
 
 impl RankView {
+    /// A new process of the rank has been started.
+    pub fn started(&mut self, pid: Option<u32>) {
+        self.pid = pid;
+        let last = self.state.take().and_then(|(state, _)| state.device);
+        self.former_device = after(last, self.former_device.as_ref());
+    }
+
     fn report(&self, rank: u32, now: Instant) -> RankReport {
         let (state, heard) = match &self.state {
             Some((state, heard)) => (state.clone(), *heard),
@@ -272,12 +282,43 @@ impl RankView {
             still_millis: state.still_millis.map(|still| still.saturating_add(waited)),
             content_identity: state.content_identity,
             numerics: state.numerics,
+            device: after(state.device, self.former_device.as_ref()).map(device),
             pid: self.pid.unwrap_or(0),
             restarts: self.restarts,
             last_exit: self.last_exit.clone(),
             message,
             read_bytes: state.read_bytes,
         }
+    }
+}
+
+/// What is known of a device: what the present process says, and the errors that former ones heard of.
+fn after(present: Option<DeviceReport>, former: Option<&DeviceReport>) -> Option<DeviceReport> {
+    let Some(former) = former else { return present };
+    let mut report = present.unwrap_or_else(|| DeviceReport {
+        faults: 0,
+        last_fault: None,
+        ..former.clone()
+    });
+    report.faults = report.faults.saturating_add(former.faults);
+    report.last_fault = report.last_fault.or(former.last_fault);
+    Some(report)
+}
+
+fn device(report: DeviceReport) -> Device {
+    Device {
+        name: report.name,
+        id: report.id,
+        driver: report.driver,
+        memory_bytes: report.memory,
+        read_bandwidth: report.read_bandwidth,
+        nominal_bandwidth: report.nominal_bandwidth,
+        exchange_bandwidth: report.exchange_bandwidth,
+        exchange_nanos: report.exchange_nanos,
+        uncorrected_errors: report.uncorrected_errors,
+        faults: report.faults,
+        last_fault: report.last_fault,
+        warning: report.warning,
     }
 }
 

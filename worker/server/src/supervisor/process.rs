@@ -137,9 +137,7 @@ impl Keeper {
         let (mut child, link) = spawn(self.config.rank)?;
         let pid = child.id();
         self.pod.send_modify(|pod| {
-            let view = pod.rank(self.index);
-            view.pid = pid;
-            view.state = None;
+            pod.rank(self.index).started(pid);
         });
         let stderr = child.stderr.take();
         let words = tokio::spawn(async move {

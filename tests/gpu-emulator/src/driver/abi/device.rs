@@ -3,12 +3,10 @@
 use std::ffi::{c_char, c_void};
 
 use super::{Out, calls};
+use crate::driver::config::Config;
 use crate::driver::device;
 use crate::driver::error::{describe, fail};
 use crate::driver::state::{driver, initialise};
-
-/// CUDA 13.5, whose PTX version is 9.5.
-pub(super) const VERSION: i32 = 13_050;
 
 calls! {
     fn cuInit(flags: u32) {
@@ -19,7 +17,10 @@ calls! {
     }
 
     fn cuDriverGetVersion(version: Out<i32>) {
-        version.set(VERSION)
+        match Config::from_environment() {
+            Ok(config) => version.set(config.driver_version()),
+            Err(reason) => fail!(InvalidValue, "{reason}"),
+        }
     }
 
     fn cuDeviceGetCount(count: Out<i32>) {

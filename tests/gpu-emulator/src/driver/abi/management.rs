@@ -1,6 +1,10 @@
 //! `libnvidia-ml.so.1`: what a preflight asks about devices. The same library answers under both names.
 
+use std::collections::BTreeMap;
 use std::ffi::{CStr, c_char};
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
 
 use super::{In, Out};
 use crate::driver::config::Config;
@@ -8,7 +12,16 @@ use crate::driver::device;
 use crate::driver::error::{Code, Error, Result, fail};
 use crate::driver::faults;
 use crate::driver::log::complain;
-use crate::driver::state::driver;
+use crate::driver::state::{driver, lock};
+
+/// `nvmlEventTypeXidCriticalError`.
+const XID: u64 = 8;
+/// How often a wait for an event looks whether there is one.
+const LOOK: Duration = Duration::from_millis(10);
+/// The Xid of a GPU that is lost.
+const FALLEN_OFF: u32 = 79;
+/// Lines of the bus to the memory: one, so that a clock in MHz can say little.
+const BUS: u32 = 1;
 
 /// `nvmlReturn_t` of an error of the driver.
 fn code_of(error: &Error) -> u32 {
@@ -16,6 +29,8 @@ fn code_of(error: &Error) -> u32 {
         Code::NotInitialized => 1,
         Code::NotSupported => 3,
         Code::NotFound | Code::InvalidDevice => 6,
+        Code::NotReady => 10,
+        Code::DeviceUnavailable => 15,
         _ => 2,
     }
 }
@@ -24,7 +39,10 @@ fn answer(call: &str, body: impl FnOnce() -> Result<()>) -> u32 {
     match body() {
         Ok(()) => 0,
         Err(error) => {
-            complain(call, &error.reason);
+            // Waiting in vain is no mistake.
+            if !matches!(error.code, Code::NotReady) {
+                complain(call, &error.reason);
+            }
             code_of(&error)
         }
     }
@@ -41,6 +59,49 @@ macro_rules! calls {
             }
         )*
     };
+}
+
+/// `nvmlEventData_t`.
+#[repr(C)]
+#[derive(Clone, Copy)]
+struct EventData {
+    device: u64,
+    kind: u64,
+    number: u64,
+    gpu_instance: u32,
+    compute_instance: u32,
+}
+
+/// Sets of events by their handles: for each device that is listened to, how many of its errors were told.
+static EVENT_SETS: Mutex<BTreeMap<u64, BTreeMap<usize, usize>>> = Mutex::new(BTreeMap::new());
+static NEXT_SET: AtomicU64 = AtomicU64::new(1);
+
+/// The next error of a device of the set that was not told yet.
+fn next_xid(config: &Config, set: u64) -> Result<Option<(usize, u32)>> {
+    let mut sets = lock(&EVENT_SETS);
+    let Some(devices) = sets.get_mut(&set) else {
+        fail!(InvalidValue, "{set:#x} is no set of events");
+    };
+    let launches = launches();
+    for (device, told) in devices {
+        if let Some(number) = faults::xids(&config.faults, launches, *device).get(*told) {
+            *told += 1;
+            return Ok(Some((*device, *number)));
+        }
+    }
+    Ok(None)
+}
+
+fn launches() -> u64 {
+    driver().map_or(0, |driver| driver.launches.load(Ordering::Relaxed))
+}
+
+/// MHz of a clock; that of the memory gives its bandwidth over [`BUS`] lines, two bits a clock.
+fn megahertz_of(config: &Config, kind: u32) -> u32 {
+    match kind {
+        2 => (config.bandwidth * 8 / u64::from(BUS) / 2 / 1_000_000).max(1) as u32,
+        _ => 1980,
+    }
 }
 
 /// `nvmlMemory_t`.
@@ -101,7 +162,7 @@ calls! {
     }
 
     fn nvmlSystemGetCudaDriverVersion_v2(version: Out<i32>) {
-        version.set(super::device::VERSION)
+        version.set(config()?.driver_version())
     }
 
     fn nvmlDeviceGetCount_v2(count: Out<u32>) {
@@ -152,16 +213,14 @@ calls! {
 
     fn nvmlDeviceGetTotalEccErrors(handle: u64, kind: u32, _counter: u32, errors: Out<u64>) {
         let (config, _) = device_of(handle)?;
-        let launches = driver().map_or(0, |driver| driver.launches.load(std::sync::atomic::Ordering::Relaxed));
         // 1: uncorrected ones.
-        errors.set(u64::from(kind == 1 && faults::ecc_happened(&config.faults, launches)))
+        errors.set(u64::from(kind == 1 && faults::ecc_happened(&config.faults, launches())))
     }
 
     // Rows with errors that no others can replace.
     fn nvmlDeviceGetRemappedRows(handle: u64, corrected: Out<u32>, uncorrected: Out<u32>, pending: Out<u32>, failed: Out<u32>) {
         let (config, _) = device_of(handle)?;
-        let launches = driver().map_or(0, |driver| driver.launches.load(std::sync::atomic::Ordering::Relaxed));
-        let rows = u32::from(faults::ecc_happened(&config.faults, launches));
+        let rows = u32::from(faults::ecc_happened(&config.faults, launches()));
         corrected.set(0)?;
         uncorrected.set(rows)?;
         pending.set(0)?;
@@ -169,18 +228,70 @@ calls! {
     }
 
     fn nvmlDeviceGetClockInfo(handle: u64, kind: u32, megahertz: Out<u32>) {
-        device_of(handle)?;
-        megahertz.set(if kind == 2 { 2619 } else { 1980 })
+        megahertz.set(megahertz_of(&device_of(handle)?.0, kind))
     }
 
     fn nvmlDeviceGetMaxClockInfo(handle: u64, kind: u32, megahertz: Out<u32>) {
+        megahertz.set(megahertz_of(&device_of(handle)?.0, kind))
+    }
+
+    fn nvmlDeviceGetMemoryBusWidth(handle: u64, bits: Out<u32>) {
         device_of(handle)?;
-        megahertz.set(if kind == 2 { 2619 } else { 1980 })
+        bits.set(BUS)
     }
 
     fn nvmlDeviceGetCurrentClocksThrottleReasons(handle: u64, reasons: Out<u64>) {
         device_of(handle)?;
         reasons.set(0)
+    }
+
+    fn nvmlEventSetCreate(set: Out<u64>) {
+        let handle = NEXT_SET.fetch_add(1, Ordering::Relaxed);
+        set.set(handle)?;
+        lock(&EVENT_SETS).insert(handle, BTreeMap::new());
+        Ok(())
+    }
+
+    fn nvmlDeviceRegisterEvents(handle: u64, kinds: u64, set: u64) {
+        let (config, device) = device_of(handle)?;
+        if kinds != XID {
+            fail!(NotSupported, "events {kinds:#x}; only errors ({XID}) are told");
+        }
+        match lock(&EVENT_SETS).get_mut(&set) {
+            // What happened before is not told.
+            Some(devices) => devices.insert(device, faults::xids(&config.faults, launches(), device).len()),
+            None => fail!(InvalidValue, "{set:#x} is no set of events"),
+        };
+        Ok(())
+    }
+
+    // Of a GPU that has fallen off the bus nothing is heard any more; the code for that comes in place of its error.
+    fn nvmlEventSetWait_v2(set: u64, data: Out<EventData>, milliseconds: u32) {
+        let config = config()?;
+        let until = Instant::now() + Duration::from_millis(milliseconds.into());
+        loop {
+            if let Some((device, number)) = next_xid(&config, set)? {
+                if number == FALLEN_OFF {
+                    fail!(DeviceUnavailable, "device {device} has fallen off the bus");
+                }
+                return data.set(EventData {
+                    device: device as u64 + 1,
+                    kind: XID,
+                    number: number.into(),
+                    gpu_instance: u32::MAX,
+                    compute_instance: u32::MAX,
+                });
+            }
+            if Instant::now() >= until {
+                fail!(NotReady, "no event within {milliseconds} ms");
+            }
+            std::thread::sleep(LOOK);
+        }
+    }
+
+    fn nvmlEventSetFree(set: u64) {
+        lock(&EVENT_SETS).remove(&set);
+        Ok(())
     }
 }
 
@@ -194,6 +305,8 @@ extern "C" fn nvmlErrorString(code: u32) -> *const c_char {
         2 => c"Invalid Argument",
         3 => c"Not Supported",
         6 => c"Not Found",
+        10 => c"Timeout",
+        15 => c"GPU is lost",
         _ => c"Unknown Error",
     };
     text.as_ptr()
