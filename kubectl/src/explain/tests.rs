@@ -43,7 +43,7 @@ const NO_ROOM: (&str, &str, &str, &str) = (
     "Placed",
     "False",
     "NoRoom",
-    "llama-1 needs 2 nodes with 1 nvidia.com/gpu each; of 3 nodes 1 fit, 2 are short of nvidia.com/gpu",
+    "llama-1 needs 2 nodes with 1 nvidia.com/gpu each; too few have room: some are short of nvidia.com/gpu",
 );
 
 #[test]
@@ -59,7 +59,7 @@ fn no_room_is_told_with_its_number_and_the_way_out() {
       condition  Placed=False (NoRoom), for 5m
       object     LlamaGroup llama-1
       number     0 of 2 pods have nodes; 1 of 2 groups ready
-      why        llama-1 needs 2 nodes with 1 nvidia.com/gpu each; of 3 nodes 1 fit, 2 are short of nvidia.com/gpu
+      why        llama-1 needs 2 nodes with 1 nvidia.com/gpu each; too few have room: some are short of nvidia.com/gpu
       way out    add nodes or free some; kubectl llamero plan llama -n chat shows what would fit now
     "#);
 }

@@ -89,8 +89,8 @@ fn no_room_says_what_is_missing_and_what_would_fit() {
     chat/llama: 0 of 2 groups would have room
       a group is 2 ranks in 2 pods, 1 nvidia.com/gpu in each
       a rank takes 48.0 GiB: weights 35.0 GiB, keys and values 11.0 GiB for 22528 tokens
-      llama-0  new  no room: needs 2 nodes with 3.0 GiB memory, 1 nvidia.com/gpu each; of 2 nodes 1 fit, 1 is short of nvidia.com/gpu
-      llama-1  new  no room: needs 2 nodes with 3.0 GiB memory, 1 nvidia.com/gpu each; of 2 nodes 1 fit, 1 is short of nvidia.com/gpu
+      llama-0  new  no room: needs 2 nodes with 3.0 GiB memory, 1 nvidia.com/gpu each; too few have room: some are short of nvidia.com/gpu
+      llama-1  new  no room: needs 2 nodes with 3.0 GiB memory, 1 nvidia.com/gpu each; too few have room: some are short of nvidia.com/gpu
       what would fit now:
         accelerator.perNode 2: 2 groups
         parallelism.tensor 4 and accelerator.perNode 4: 1 group

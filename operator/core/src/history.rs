@@ -18,7 +18,9 @@ use crate::{
 
 /// The snapshot that new groups of this digest are made from; nothing until it is kept. Steps keep, renumber and forget revisions.
 /// `resolved`: the snapshot as it would be made now, where the specification can be served; with how the installation wants groups to be reached. Where that
-/// is with certificates, a snapshot with plain text is made anew once another was newer or none of its groups is left.
+/// is with certificates, a snapshot with plain text is made anew once another was newer or none of its groups is left. What was accepted last
+/// and is served stays the snapshot, whatever is found out about it later: other nodes, another image. While a rollout is paused nothing is kept
+/// beside what is kept already.
 #[must_use]
 pub fn snapshot(
     deployment: &Deployment,
@@ -29,8 +31,12 @@ pub fn snapshot(
 ) -> Option<GroupTemplate> {
     forget(deployment, key, digest, steps);
     let newest = deployment.revisions.iter().map(|r| r.number).max().unwrap_or(0);
-    let resolved = resolved?;
     let Some(kept) = deployment.revisions.iter().find(|r| r.digest == digest) else {
+        let resolved = resolved?;
+        // The newest one that is kept is what new groups are made from meanwhile.
+        if deployment.object.spec.rollout.paused && !deployment.revisions.is_empty() {
+            return None;
+        }
         // A group that is there already shows what an operator which kept no revisions had resolved.
         let shown = deployment.groups.iter().map(|group| &group.object.spec);
         let kept_none = deployment.revisions.is_empty();
@@ -47,12 +53,15 @@ pub fn snapshot(
         ));
         return None;
     };
+    if resolved.is_none() && !(kept.number == newest && is_served(deployment, digest)) {
+        return None;
+    }
     let is_plain = |template: &GroupTemplate| is_outdated(template, transport);
-    if kept.template.as_ref().is_some_and(is_plain) && !goes_on(deployment, kept) {
+    if resolved.is_some() && kept.template.as_ref().is_some_and(is_plain) && !goes_on(deployment, kept) {
         steps.push(delete(key, kept, "its links are plain text, and no new ones are"));
         return None;
     }
-    if kept.number < newest {
+    if kept.number < newest && !deployment.object.spec.rollout.paused {
         steps.push(Step {
             action: Action::RenumberRevision {
                 deployment: key.clone(),
@@ -108,6 +117,21 @@ pub fn named(
             names.join(", ")
         }
     ))
+}
+
+/// Whether groups are of this digest, which was accepted therefore.
+fn is_served(deployment: &Deployment, digest: &str) -> bool {
+    let mut groups = deployment.groups.iter();
+    groups.any(|group| group.object.spec.revision == digest)
+}
+
+/// The revision that was accepted last, and its snapshot.
+#[must_use]
+pub fn newest(deployment: &Deployment) -> Option<(&str, &GroupTemplate)> {
+    let kept = deployment.revisions.iter();
+    let kept = kept.filter_map(|revision| Some((revision, revision.template.as_ref()?)));
+    let (revision, template) = kept.max_by_key(|(revision, _)| revision.number)?;
+    Some((&revision.digest, template))
 }
 
 /// Whether groups of this snapshot would be reached in plain text where that is not wanted any more.

@@ -16,6 +16,8 @@ use crate::{
     trial,
 };
 
+/// What a pod that reads headers asks for, where `worker.inspectResources` says nothing else.
+pub const REQUESTS: [(&str, &str); 2] = [("cpu", "50m"), ("memory", "64Mi")];
 /// How long after a failure a checkpoint is looked into again; the user may have mended it.
 const RETRY_MILLIS: Millis = 60_000;
 /// The one version of the summary's format that this code reads.

@@ -10,6 +10,7 @@
 //! | [`plan`] | (output) typed steps, and verdicts for the report |
 //! | [`Planner`] | keeps both, and decides about what changed |
 //! | [`resources`] | amounts of CPU, memory, pods and devices |
+//! | [`devices`] | how much memory the devices of nodes have |
 //! | [`sizing`] | from a checkpoint's headers to memory per rank, or a refusal that says what would fit |
 //! | [`inspect`] | when to look into a checkpoint |
 //! | [`revision`] | the template of new groups, and its semantic digest |
@@ -51,6 +52,7 @@ pub mod autoscaling;
 pub mod backends;
 pub mod children;
 mod decide;
+pub mod devices;
 pub mod forecast;
 pub mod groups;
 pub mod history;

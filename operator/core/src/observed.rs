@@ -195,6 +195,10 @@ pub struct InspectPod {
     pub settings: String,
     /// The image it ran, as the container runtime names it.
     pub image_id: Option<String>,
+    /// `spec.nodeName`.
+    pub node: Option<String>,
+    /// `metadata.creationTimestamp`.
+    pub created_at: Option<Millis>,
     /// Termination message of its container.
     pub result: Option<String>,
     /// When its container ended, by the clock of its node.
@@ -333,6 +337,8 @@ pub struct Pod {
     pub unschedulable: Option<String>,
     /// The latest report of its supervisor, if its control port was ever reached.
     pub report: Option<Report>,
+    /// Since when this process tries to hear its supervisor and has not; absent once there is a report, and where it is not tried.
+    pub unheard_since: Option<Millis>,
 }
 
 impl Pod {

@@ -360,6 +360,10 @@ pub struct Verdict {
     pub name_owner: Option<Key>,
     /// Why no group goes although the new revision has no room beside the old one.
     pub trial: Option<String>,
+    /// Groups that must leave their nodes and may not, as fewer than `rollout.maxUnavailable` allows would serve.
+    pub held: BTreeSet<String>,
+    /// Why what is served, as it was accepted before, would be refused now.
+    pub outgrown: Option<String>,
     /// The installation authenticates links.
     pub authenticated: bool,
     /// Why no certificates are given out.

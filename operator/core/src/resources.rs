@@ -6,9 +6,9 @@ use k8s_openapi::{
     api::core::v1::{Container, PodSpec, ResourceRequirements},
     apimachinery::pkg::api::resource::Quantity,
 };
-use llamero_api::{group::GroupTemplate, quantity};
+use llamero_api::{deployment::Worker, group::GroupTemplate, quantity};
 
-use crate::interned::Name;
+use crate::{inspect::REQUESTS, interned::Name};
 
 /// CPU, in thousandths of a processor.
 pub const CPU: &str = "cpu";
@@ -163,6 +163,21 @@ pub fn of_template(template: &GroupTemplate) -> Resources {
         request = request.with(name, i64::from(template.ranks_per_pod));
     }
     request.with(PODS, 1)
+}
+
+/// What the pod that reads a checkpoint's headers asks of its node.
+#[must_use]
+pub fn of_inspect(worker: &Worker) -> Resources {
+    let asked = worker.inspect_resources.as_ref().map_or_else(
+        || {
+            let usual = REQUESTS.map(|(name, amount)| (name.to_owned(), Quantity(amount.to_owned())));
+            Resources::from_quantities(&usual.into())
+        },
+        |asked| {
+            Resources::from_quantities(&asked.limits).overlaid(&Resources::from_quantities(&asked.requests))
+        },
+    );
+    asked.with(PODS, 1)
 }
 
 /// What any pod asks of its node: the larger of its containers together and each init container (with the sidecars started before it),

@@ -4,7 +4,8 @@
 //! groups, and while a surge has room no serving group goes before its replacement serves. Where it has none, a pod must first have tried
 //! the new revision, and voluntary steps never leave fewer than `desired − maxUnavailable` ready groups. Groups that are not ready go first
 //! and never block. With `partition` the oldest groups stay: a canary. With the strategy `Recreate` all older groups go at once, and the
-//! first new one is made when the last of them is gone.
+//! first new one is made when the last of them is gone. While a rollout is paused, or the new revision refused, missing groups are made from what the
+//! others are made from.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -31,8 +32,10 @@ pub struct Target {
     pub soon: i32,
     /// Digest of the template.
     pub revision: String,
-    /// The template; absent while the checkpoint is not known or does not fit. Then no group is made and none is replaced.
+    /// The template; absent while the checkpoint is not known or does not fit. Then none is replaced.
     pub template: Option<GroupTemplate>,
+    /// Revision and template of groups that are missing: an older one than that while it is paused or refused.
+    pub made_from: Option<(String, GroupTemplate)>,
 }
 
 /// What fleets are decided from.
@@ -59,6 +62,8 @@ pub struct Decided {
     pub going: BTreeSet<String>,
     /// Why no group goes although the new revision has no room beside the old one.
     pub trial: Option<String>,
+    /// Groups that must leave their nodes and may not, as too few would serve.
+    pub held: BTreeSet<String>,
     /// When to look again.
     pub next_at: Option<Millis>,
 }
@@ -82,6 +87,16 @@ pub fn kept<'a>(
     let most = usize::try_from(partition).unwrap_or(0);
     let names = oldest.into_iter().take(most);
     names.map(|view| view.key.name.clone()).collect()
+}
+
+/// Revision and template of the oldest group that is to serve.
+#[must_use]
+pub fn present<'v>(views: &'v [GroupView<'_>]) -> Option<(&'v str, &'v GroupTemplate)> {
+    let oldest = views
+        .iter()
+        .filter(|view| view.wanted())
+        .min_by_key(|view| age(view))?;
+    Some((&oldest.spec().revision, &oldest.spec().template))
 }
 
 /// Older groups first; of those made in one second the one with the lower number.
@@ -118,7 +133,7 @@ struct Budget {
 impl Budget {
     /// Whether the group could go.
     const fn allows(&self, view: &GroupView<'_>) -> bool {
-        !view.ready || self.ready > self.floor
+        !view.may_serve() || self.ready > self.floor
     }
 
     /// Whether the group may go; a group that does not serve always may.
@@ -153,7 +168,7 @@ impl<'a> Change<'a> {
         let mut alive: Vec<&GroupView<'_>> = fleet.views.iter().filter(|view| view.wanted()).collect();
         alive.sort_by_key(|v| {
             (
-                v.ready,
+                v.may_serve(),
                 v.spec().revision == target.revision,
                 v.last_phase(),
                 std::cmp::Reverse((v.key.name.len(), v.key.name.clone())),
@@ -216,6 +231,8 @@ impl<'a> Change<'a> {
                 let why =
                     "a node is being taken away, and there was no room to move within disruption.deadline";
                 self.drain(view, why, steps);
+            } else {
+                self.decided.held.insert(view.key.name.clone());
             }
         }
     }
@@ -238,10 +255,10 @@ impl<'a> Change<'a> {
             .filter(|view| self.is_older(view) && !self.kept.contains(&view.key.name))
             .collect();
         // Where nothing takes their place before they go, it must be sure that something can.
-        let unsure = !fits && outdated.iter().any(|view| view.ready);
+        let unsure = !fits && outdated.iter().any(|view| view.may_serve());
         let proved = !unsure || self.proved(&outdated, steps);
         for view in outdated {
-            if (view.ready && !proved) || !self.budget.spend(view) {
+            if (view.may_serve() && !proved) || !self.budget.spend(view) {
                 continue;
             }
             let why = format!(
@@ -261,7 +278,10 @@ impl<'a> Change<'a> {
             return false;
         };
         // Nothing may go now, so there is nothing to prove yet.
-        if !outdated.iter().any(|view| view.ready && self.budget.allows(view)) {
+        if !outdated
+            .iter()
+            .any(|view| view.may_serve() && self.budget.allows(view))
+        {
             return false;
         }
         let trial = Trial {
@@ -287,7 +307,9 @@ impl<'a> Change<'a> {
     fn fill(&self, steps: &mut Vec<Step>) {
         let Fleet { views, target, .. } = self.fleet;
         let older_left = views.iter().any(|view| self.is_older(view));
-        let Some(template) = &target.template else { return };
+        let Some((revision, template)) = &target.made_from else {
+            return;
+        };
         if self.rolling && self.recreate && older_left {
             return;
         }
@@ -314,7 +336,7 @@ impl<'a> Change<'a> {
             }
         }
         for name in names.take(missing) {
-            steps.push(self.create(name, &target.revision, template));
+            steps.push(self.create(name, revision, template));
         }
     }
 

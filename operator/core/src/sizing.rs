@@ -12,6 +12,7 @@ use llamero_settings::memory::AdapterWidths;
 use llamero_settings::{kv, memory};
 
 use crate::{
+    devices,
     observed::Node,
     resources::{self, Resources},
 };
@@ -22,7 +23,7 @@ const USUAL_BATCHED_TOKENS: i64 = 512;
 /// tokenizer, requests.
 const HOST_PROCESS: i64 = 2 << 30;
 /// Memory of a device beside weights and cache: context, kernels, workspace, collective buffers.
-const DEVICE_WORKSPACE: i64 = 2 << 30;
+pub const DEVICE_WORKSPACE: i64 = 2 << 30;
 /// Tokens of a KV block, the unit in which a worker gives memory to sequences.
 pub const KV_BLOCK_TOKENS: i64 = 16;
 /// Bytes that a token of a step takes for each of the ranks of adapters: their sums, also those of the other ranks' leaves.
@@ -33,11 +34,11 @@ const CPU_SEQUENCES: i64 = 16;
 const UNKNOWN_MEMORY_SEQUENCES: i64 = 4;
 
 /// What is known of the memory that a rank may use.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 struct Budget {
     bytes: Option<i64>,
     /// Which field says so.
-    field: &'static str,
+    field: Cow<'static, str>,
     /// Tokens that a step may have.
     batched_tokens: i64,
     /// What a CPU rank's process takes whatever it computes: tokenizer, requests, connections.
@@ -75,9 +76,32 @@ pub fn host_bytes_beside_device(summary: Option<&CheckpointSummary>, tensor: i64
     embedding.saturating_add(HOST_PROCESS)
 }
 
-/// Sizes a group. `fits: false` comes with a message that says why and what would fit.
+/// Sizes a group. `fits: false` comes with a message that says why and what would fit. Where nodes have devices of several sizes, and nobody
+/// says which are meant, it is sized by the smallest that it fits on; placement leaves out nodes whose devices are smaller.
 #[must_use]
 pub fn plan(spec: &LlamaDeploymentSpec, summary: &CheckpointSummary, nodes: &[Node]) -> PlanStatus {
+    let sizes = unstated(spec).map(|name| devices::sizes(nodes, &spec.worker, name));
+    let mut sizes = sizes.unwrap_or_default().into_iter().peekable();
+    loop {
+        let plan = with_devices(spec, summary, sizes.next());
+        if plan.fits || sizes.peek().is_none() {
+            return plan;
+        }
+    }
+}
+
+/// The resource whose size nobody states.
+fn unstated(spec: &LlamaDeploymentSpec) -> Option<&str> {
+    let accelerator = spec.accelerator.as_ref().filter(|a| a.memory.is_none())?;
+    accelerator.resource.as_deref()
+}
+
+/// Sizes a group whose devices have so many bytes by their labels, if those tell.
+fn with_devices(
+    spec: &LlamaDeploymentSpec,
+    summary: &CheckpointSummary,
+    labelled: Option<i64>,
+) -> PlanStatus {
     let context = spec
         .model
         .max_context_length
@@ -90,7 +114,13 @@ pub fn plan(spec: &LlamaDeploymentSpec, summary: &CheckpointSummary, nodes: &[No
         ..PlanStatus::default()
     };
     let summary = &of_kv_type(spec, summary);
-    match size(spec, summary, &budget(spec, summary, nodes), context, &mut plan) {
+    match size(
+        spec,
+        summary,
+        &budget(spec, summary, labelled),
+        context,
+        &mut plan,
+    ) {
         Ok(note) => {
             plan.fits = true;
             plan.message = note;
@@ -177,7 +207,10 @@ fn size(
     plan.memory_bytes_per_rank = fixed.saturating_add(plan.kv_bytes_per_rank);
     Ok(match budget.bytes {
         None if budget.device => {
-            "the memory of the device is not known, so it was not checked that the model fits: set accelerator.memory".to_owned()
+            let why = "no label of a node that the pods may use tells the memory of a device";
+            format!(
+                "{why}, so it was not checked that the model fits: set accelerator.memory to what a rank may use of its device"
+            )
         }
         _ => String::new(),
     })
@@ -248,7 +281,7 @@ fn what_would_fit(
     format!("what would fit: {}", offers.join(", or "))
 }
 
-fn budget(spec: &LlamaDeploymentSpec, summary: &CheckpointSummary, nodes: &[Node]) -> Budget {
+fn budget(spec: &LlamaDeploymentSpec, summary: &CheckpointSummary, labelled: Option<i64>) -> Budget {
     let accelerator = spec.accelerator.as_ref();
     let batched_tokens = spec
         .engine
@@ -261,11 +294,11 @@ fn budget(spec: &LlamaDeploymentSpec, summary: &CheckpointSummary, nodes: &[Node
             .and_then(|a| a.memory.as_ref())
             .and_then(|m| quantity::units(m).ok());
         return Budget {
-            bytes: stated.or_else(|| device_memory(nodes, name)),
+            bytes: stated.or(labelled),
             field: if stated.is_some() {
-                "accelerator.memory"
+                "accelerator.memory".into()
             } else {
-                "the nodes' label nvidia.com/gpu.memory"
+                format!("the largest {name} of the nodes that the pods may use (label {name}.memory)").into()
             },
             batched_tokens,
             process,
@@ -282,9 +315,9 @@ fn budget(spec: &LlamaDeploymentSpec, summary: &CheckpointSummary, nodes: &[Node
             .or(request)
             .map(|bytes| bytes / i64::from(spec.ranks_per_pod())),
         field: if limit.is_some() {
-            "worker.resources.limits.memory"
+            "worker.resources.limits.memory".into()
         } else {
-            "worker.resources.requests.memory"
+            "worker.resources.requests.memory".into()
         },
         batched_tokens,
         process,
@@ -337,21 +370,6 @@ fn adapters(spec: &LlamaDeploymentSpec, summary: &CheckpointSummary, batched_tok
     i64::try_from(factors)
         .unwrap_or(i64::MAX)
         .saturating_add(workspace)
-}
-
-/// Memory of the smallest device of this kind, from the label that NVIDIA's feature discovery writes in MiB.
-fn device_memory(nodes: &[Node], resource: &str) -> Option<i64> {
-    nodes
-        .iter()
-        .filter(|node| node.allocatable.get(resource) > 0)
-        .filter_map(|node| {
-            node.labels
-                .get("nvidia.com/gpu.memory")?
-                .parse::<i64>()
-                .ok()?
-                .checked_mul(1 << 20)
-        })
-        .min()
 }
 
 #[cfg(test)]

@@ -2,8 +2,8 @@
 //!
 //! ```text
 //! no room for a surge --> a pod of the new revision on one of the old group's nodes --> pulled, started, headers read --> the old group goes
-//!                                    |  it does not start, or cannot read
-//!                                    +--> nothing goes; told; tried again after a minute, and at once when the words change
+//!                                    |  it does not start by the deadlines of placement, or cannot read
+//!                                    +--> nothing goes; told; tried again, and at once when the words change
 //! ```
 //! The pod itself is what is remembered: it is kept, ended, until no group is left to replace.
 
@@ -14,6 +14,7 @@ use crate::{
     observed::{Deployment, InspectPod, Node, PodPhase},
     placement::eligible,
     plan::{Action, EventKind, Key, Step, TrialPod},
+    resources::{self, Resources},
     time::Millis,
 };
 
@@ -64,7 +65,7 @@ fn label(revision: &str) -> String {
 }
 
 impl Trial<'_> {
-    /// How far it is; begins it on the first of `nodes` that may run the revision, else on any node that may.
+    /// How far it is; begins it on the first of `nodes` that may run the revision and has room for the pod, else on the first that may.
     #[must_use]
     pub fn advance<'a>(
         &self,
@@ -83,11 +84,16 @@ impl Trial<'_> {
     fn begin<'a>(
         &self,
         label: String,
-        mut nodes: impl Iterator<Item = &'a Node>,
+        nodes: impl Iterator<Item = &'a Node>,
         steps: &mut Vec<Step>,
     ) -> Outcome {
         let revision = self.revision;
-        let Some(node) = nodes.find(|node| eligible::check(self.template, node).is_ok()) else {
+        let may: Vec<&Node> = nodes
+            .filter(|node| eligible::check(self.template, node).is_ok())
+            .collect();
+        let request = resources::of_inspect(&self.deployment.object.spec.worker);
+        let roomy = may.iter().find(|node| has_room(node, &request));
+        let Some(node) = roomy.or(may.first()) else {
             let why = "no node may run it (taints, worker.nodeSelector, worker.affinity)";
             return Outcome::Pending(format!("revision {revision} cannot be tried: {why}"), None);
         };
@@ -128,13 +134,52 @@ impl Trial<'_> {
                 );
                 Outcome::Pending(words, Some(at).filter(|at| *at > now))
             }
-            PodPhase::Pending | PodPhase::Running => {
-                let waits = pod.waiting.as_deref().unwrap_or("its pod starts");
-                Outcome::Pending(
-                    format!("revision {revision} is tried before a group goes: {waits}"),
-                    None,
-                )
-            }
+            PodPhase::Pending | PodPhase::Running => self.wait(pod, now, steps),
         }
     }
+
+    /// It has as long as members have to be scheduled and to start; then it is tried anew, perhaps on another node.
+    fn wait(&self, pod: &InspectPod, now: Millis, steps: &mut Vec<Step>) -> Outcome {
+        let (revision, policy) = (self.revision, &self.deployment.object.spec.placement);
+        let until = pod.created_at.map(|at| {
+            let start = pod.node.as_ref().map_or(0, |_| policy.start_deadline.millis());
+            // The API server's clock may be wrong, but nothing was made in the future.
+            let scheduled_by = at.min(now).saturating_add(policy.deadline.millis());
+            scheduled_by.saturating_add(start)
+        });
+        if until.is_none_or(|at| now < at) {
+            let waits = pod.waiting.as_deref().unwrap_or("its pod starts");
+            let words = format!("revision {revision} is tried before a group goes: {waits}");
+            return Outcome::Pending(words, until);
+        }
+        if !pod.terminating {
+            steps.push(inspect::delete(self.key, pod, "the revision is tried anew"));
+        }
+        let why = pod.waiting.as_deref().unwrap_or("nobody says why");
+        let (what, field) = match &pod.node {
+            None => (
+                format!("was not scheduled within {}", policy.deadline),
+                "placement.deadline",
+            ),
+            Some(node) => (
+                format!(
+                    "did not start and end on node {node} within {}",
+                    policy.start_deadline
+                ),
+                "placement.startDeadline",
+            ),
+        };
+        let words = format!(
+            "revision {revision} could not be tried, so no group goes: its pod {what} ({field}): {why}; make room for a pod of \
+             worker.inspectResources on a node for workers, or correct the specification; it is tried again"
+        );
+        Outcome::Pending(words, None)
+    }
+}
+
+/// Whether the node has room for a pod beside those that are bound to it.
+fn has_room(node: &Node, request: &Resources) -> bool {
+    let mut free = node.allocatable.clone();
+    node.used.values().for_each(|used| free.subtract(used));
+    free.covers(request)
 }

@@ -1,9 +1,9 @@
 //! One request over HTTP: redirects, the token, what refusals mean.
 
 use std::ops::Range;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
-use reqwest::header::{AUTHORIZATION, HeaderMap, HeaderValue, IF_MATCH, LOCATION, RANGE, RETRY_AFTER};
+use reqwest::header::{AUTHORIZATION, DATE, HeaderMap, HeaderValue, IF_MATCH, LOCATION, RANGE, RETRY_AFTER};
 use reqwest::redirect::Policy;
 use reqwest::{Response, StatusCode, Url};
 
@@ -162,8 +162,7 @@ impl Http {
             StatusCode::TOO_MANY_REQUESTS => FetchError::RateLimited {
                 host,
                 after: text(headers, RETRY_AFTER.as_str())
-                    .and_then(|seconds| seconds.parse().ok())
-                    .map(Duration::from_secs),
+                    .and_then(|asked| retry_after(asked, text(headers, DATE.as_str()))),
                 audience: self.audience,
             },
             StatusCode::PRECONDITION_FAILED => FetchError::Changed {
@@ -225,6 +224,19 @@ impl Http {
             audience: self.audience,
         }
     }
+}
+
+/// The pause that a server asks for: seconds, or the time at which to come again (RFC 9110, 10.2.3). That is compared with the time of the answer by
+/// the same clock, which is not ours, where the server tells it.
+fn retry_after(asked: &str, answered: Option<&str>) -> Option<Duration> {
+    let asked = asked.trim();
+    if let Ok(seconds) = asked.parse() {
+        return Some(Duration::from_secs(seconds));
+    }
+    let at = httpdate::parse_http_date(asked).ok()?;
+    let answered = answered.and_then(|date| httpdate::parse_http_date(date.trim()).ok());
+    let now = answered.unwrap_or_else(SystemTime::now);
+    Some(at.duration_since(now).unwrap_or_default())
 }
 
 /// A base URL without a slash at its end, if this is one.
@@ -372,6 +384,28 @@ pub(super) fn is_certificate(cause: &Cause) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_server_asks_for_seconds_or_for_a_time() {
+        let later = "Sun, 06 Nov 1994 08:49:37 GMT";
+        let after = |asked, answered| retry_after(asked, answered).map(|pause| pause.as_secs());
+        assert_eq!(after("7", None), Some(7));
+        assert_eq!(after(later, Some("Sun, 06 Nov 1994 08:49:07 GMT")), Some(30));
+        // The old forms, which are still allowed.
+        assert_eq!(
+            after("Sunday, 06-Nov-94 08:49:37 GMT", Some("Sun Nov  6 08:49:07 1994")),
+            Some(30)
+        );
+        assert_eq!(
+            after("Sun, 06 Nov 1994 08:49:07 GMT", Some(later)),
+            Some(0),
+            "it has passed"
+        );
+        assert_eq!(after(later, None), Some(0), "by our clock");
+        for wrong in ["", "-1", "soon", "1.5", "Sun, 06 Nov 1994 08:49:37"] {
+            assert_eq!(after(wrong, None), None, "{wrong}");
+        }
+    }
 
     #[test]
     fn addresses_and_digests() {

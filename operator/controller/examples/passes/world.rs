@@ -48,6 +48,9 @@ impl Streams for Said {
     fn report(&self, pod_uid: &str) -> Option<Received<v1::PodReport>> {
         self.0.get(pod_uid).cloned()
     }
+    fn tried_since(&self, _: &str) -> Option<Timestamp> {
+        None
+    }
     fn load(&self, _: &str) -> Option<Received<v1::LoadSample>> {
         None
     }

@@ -8,14 +8,14 @@ use k8s_openapi::{
 };
 use kube::ResourceExt as _;
 use llamero_api::{LlamaDeployment, deployment::Source, labels};
-use llamero_core::{observed::Settings, plan::TrialPod, revision};
+use llamero_core::{inspect::REQUESTS, observed::Settings, plan::TrialPod, revision};
 
-use super::{bind, parts, remote};
+use super::{bind, parts, pod, remote};
 
 /// The pod that inspects the deployment's source; `key` is what the answer is kept under. With a trial it is made from the snapshot of that
 /// revision, and runs on its node: it shows that groups of the revision could start there.
 ///
-/// It asks for no accelerator and little memory: only headers are read.
+/// It asks for no accelerator and little memory: only headers are read. It tolerates what the workers tolerate, whose nodes it may have to be on.
 #[must_use]
 pub fn inspect_pod(
     deployment: &LlamaDeployment,
@@ -52,6 +52,17 @@ pub fn inspect_pod(
     let mut spec = parts::pod_spec(&worker, source, container);
     spec.restart_policy = Some("Never".to_owned());
     spec.termination_grace_period_seconds = Some(1);
+    let accelerator = match trial {
+        Some(trial) => trial.template.accelerator_resource.as_deref(),
+        None => deployment
+            .spec
+            .accelerator
+            .as_ref()
+            .and_then(|a| a.resource.as_deref()),
+    };
+    if let Some(toleration) = pod::device_toleration(accelerator) {
+        spec.tolerations.get_or_insert_default().push(toleration);
+    }
     if let Some(trial) = trial {
         spec.affinity = Some(bind::pinned(spec.affinity.as_ref(), &trial.node));
     }
@@ -104,10 +115,7 @@ fn resources(deployment: &LlamaDeployment) -> ResourceRequirements {
     };
     let (requests, limits) = match &deployment.spec.worker.inspect_resources {
         Some(asked) => (asked.requests.clone(), asked.limits.clone()),
-        None => (
-            quantities(&[("cpu", "50m"), ("memory", "64Mi")]),
-            quantities(&[("memory", "512Mi")]),
-        ),
+        None => (quantities(&REQUESTS), quantities(&[("memory", "512Mi")])),
     };
     let some = |map: BTreeMap<String, Quantity>| Some(map).filter(|map| !map.is_empty());
     ResourceRequirements {
@@ -127,13 +135,17 @@ mod tests {
         tried(worker, None)
     }
 
-    fn tried(worker: serde_json::Value, trial: Option<&TrialPod>) -> serde_json::Value {
-        let deployment: LlamaDeployment = serde_json::from_value(json!({
+    fn deployment(worker: serde_json::Value) -> LlamaDeployment {
+        serde_json::from_value(json!({
             "apiVersion": "llamero.dev/v1alpha1", "kind": "LlamaDeployment",
             "metadata": {"name": "d", "namespace": "n", "uid": "u"},
             "spec": {"model": {"source": {"hostPath": {"path": "/w"}}}, "parallelism": {"tensor": 1}, "worker": worker},
         }))
-        .unwrap();
+        .unwrap()
+    }
+
+    fn tried(worker: serde_json::Value, trial: Option<&TrialPod>) -> serde_json::Value {
+        let deployment = deployment(worker);
         let settings = Settings {
             worker_image: "default:1".into(),
             pull_policy: Some(llamero_api::deployment::PullPolicy::Always),
@@ -221,6 +233,31 @@ mod tests {
             json!(["node-a"])
         );
         assert!(spec["schedulingGates"].is_null());
+    }
+
+    /// Nodes with GPUs bear this taint as a rule, and what only reads headers asks for none.
+    #[test]
+    fn what_looks_for_workers_with_devices_tolerates_the_taint_of_their_nodes() {
+        let mut deployment = deployment(json!({"tolerations": [{"key": "own", "operator": "Exists"}]}));
+        let tolerations = |deployment: &LlamaDeployment, trial: Option<&TrialPod>| {
+            let pod = inspect_pod(deployment, "k", trial, &Settings::default());
+            serde_json::to_value(pod.spec.unwrap().tolerations).unwrap()
+        };
+        let own = json!({"key": "own", "operator": "Exists"});
+        let device = json!({"key": "nvidia.com/gpu", "operator": "Exists", "effect": "NoSchedule"});
+        assert_eq!(tolerations(&deployment, None), json!([own]));
+        let trial = TrialPod {
+            template: serde_json::from_value(json!({
+                "modelName": "m", "source": {}, "maxContextLength": 1, "tensor": 1, "pipeline": 1, "ranksPerPod": 1, "kvBytesPerRank": 1,
+                "weightBytesPerRank": 1, "stallTimeout": "1s", "acceleratorResource": "nvidia.com/gpu",
+            }))
+            .unwrap(),
+            node: "a".into(),
+        };
+        assert_eq!(tolerations(&deployment, Some(&trial)), json!([device]));
+        deployment.spec.accelerator =
+            Some(serde_json::from_value(json!({"resource": "nvidia.com/gpu"})).unwrap());
+        assert_eq!(tolerations(&deployment, None), json!([own, device]));
     }
 
     #[test]

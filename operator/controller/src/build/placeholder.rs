@@ -46,7 +46,7 @@ pub fn placeholder_pod(group: &LlamaGroup, index: i32, image: &str, most_seconds
     spec.runtime_class_name = template.worker.runtime_class_name.clone();
     spec.tolerations
         .get_or_insert_default()
-        .extend(pod::device_toleration(template));
+        .extend(pod::device_toleration(template.accelerator_resource.as_deref()));
     spec.priority_class_name = Some(labels::PLACEHOLDER_CLASS.to_owned());
     spec.restart_policy = Some("Never".to_owned());
     spec.active_deadline_seconds = Some(most_seconds);

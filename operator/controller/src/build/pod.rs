@@ -254,15 +254,15 @@ fn share_memory(spec: &mut PodSpec) {
 fn tolerations(template: &GroupTemplate) -> impl Iterator<Item = Toleration> {
     // A node that is not ready costs nothing while its ranks step: the operator judges, not a time-out.
     let nodes = ["node.kubernetes.io/not-ready", "node.kubernetes.io/unreachable"].map(tolerated);
-    nodes.into_iter().chain(device_toleration(template))
+    let devices = device_toleration(template.accelerator_resource.as_deref());
+    nodes.into_iter().chain(devices)
 }
 
-/// Nodes with devices bear a taint of that name so that others stay away.
-pub(super) fn device_toleration(template: &GroupTemplate) -> Option<Toleration> {
-    let resource = template.accelerator_resource.as_deref()?;
+/// Nodes with devices bear a taint of that name so that others stay away. For pods that ask for none as well, which only prepare for those that do.
+pub(super) fn device_toleration(resource: Option<&str>) -> Option<Toleration> {
     Some(Toleration {
         effect: Some("NoSchedule".to_owned()),
-        ..tolerated(resource)
+        ..tolerated(resource?)
     })
 }
 

@@ -41,6 +41,8 @@ pub trait Streams {
     fn forget(&mut self, pod_uid: &str);
     /// What a supervisor said last.
     fn report(&self, pod_uid: &str) -> Option<Received<v1::PodReport>>;
+    /// Since when a supervisor is listened to; nothing while it is not.
+    fn tried_since(&self, pod_uid: &str) -> Option<Timestamp>;
     /// What a leader said last about its load.
     fn load(&self, pod_uid: &str) -> Option<Received<v1::LoadSample>>;
 }
@@ -185,6 +187,10 @@ impl Streams for Links {
 
     fn report(&self, pod_uid: &str) -> Option<Received<v1::PodReport>> {
         self.ranks.latest(pod_uid)
+    }
+
+    fn tried_since(&self, pod_uid: &str) -> Option<Timestamp> {
+        self.ranks.tried_since(pod_uid)
     }
 
     fn load(&self, pod_uid: &str) -> Option<Received<v1::LoadSample>> {

@@ -45,6 +45,8 @@ type Latest<M> = Arc<Mutex<Option<Received<M>>>>;
 struct Peer<M> {
     address: String,
     latest: Latest<M>,
+    /// Since when it is listened to.
+    since: Timestamp,
     /// Absent while it is not listened to.
     open: Option<Open>,
 }
@@ -115,6 +117,7 @@ impl<S: Subscribe> Pool<S> {
         let peer = Peer {
             address: address.to_owned(),
             latest,
+            since: Timestamp::now(),
             open: Some(Open { channel, task }),
         };
         self.peers.insert(key.to_owned(), peer);
@@ -137,6 +140,13 @@ impl<S: Subscribe> Pool<S> {
     #[must_use]
     pub fn latest(&self, key: &str) -> Option<Received<S::Message>> {
         self.peers.get(key).and_then(|peer| lock(&peer.latest).clone())
+    }
+
+    /// Since when a peer is listened to; nothing while it is not.
+    #[must_use]
+    pub fn tried_since(&self, key: &str) -> Option<Timestamp> {
+        let peer = self.peers.get(key)?;
+        peer.open.as_ref().map(|_| peer.since)
     }
 
     /// What every peer said last.
@@ -303,6 +313,8 @@ mod tests {
         let peer = address.clone();
         assert!(pool.set_peers([("uid".to_owned(), address)], &Link::Plain));
 
+        let tried = pool.tried_since("uid").unwrap();
+        assert!(tried <= Timestamp::now() && pool.latest("uid").is_none());
         let stream = streams.recv().await.unwrap();
         stream.send(Ok(sample(1))).await.unwrap();
         wake.woken().await;
@@ -329,7 +341,13 @@ mod tests {
 
         // It is not listened to for a while: what it said stays, and is not taken for the present when it is asked again.
         assert_eq!(pool.take_changed(), ["uid"]);
+        assert_eq!(
+            pool.tried_since("uid"),
+            Some(tried),
+            "a stream that broke is no new try"
+        );
         pool.pause("uid");
+        assert_eq!(pool.tried_since("uid"), None);
         assert_eq!(
             (pool.counts(), pool.latest("uid").unwrap().broken_at),
             ((0, 0), None)

@@ -57,6 +57,8 @@ impl Known {
                 .report(&pod.uid)
                 .filter(|heard| heard.message.pod_uid == pod.uid);
             pod.report = heard.map(|heard| streams::report(&heard));
+            let tried = streams.tried_since(&pod.uid).filter(|_| pod.report.is_none());
+            pod.unheard_since = tried.map(|at| at.as_millisecond());
         }
         pods.sort_by(|one, other| {
             (one.index, one.attempt, &one.uid).cmp(&(other.index, other.attempt, &other.uid))

@@ -82,6 +82,7 @@ pub fn member(pod: &Pod) -> Option<observed::Pod> {
         waiting: pod.status.as_ref().and_then(waiting),
         unschedulable: unschedulable(pod),
         report: None,
+        unheard_since: None,
     })
 }
 
@@ -133,6 +134,12 @@ pub fn inspect_pod(pod: &Pod) -> observed::InspectPod {
             .and_then(own)
             .map(|container| container.image_id.clone())
             .filter(|id| !id.is_empty()),
+        node: pod.spec.as_ref().and_then(|spec| spec.node_name.clone()),
+        created_at: pod
+            .metadata
+            .creation_timestamp
+            .as_ref()
+            .map(|time| time.0.as_millisecond()),
         result: status
             .and_then(terminated)
             .map(|state| state.message.clone().unwrap_or_default()),

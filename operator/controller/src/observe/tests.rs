@@ -5,6 +5,7 @@ use std::{
     sync::Arc,
 };
 
+use k8s_openapi::jiff::Timestamp;
 use llamero_api::LlamaDeployment;
 use llamero_core::observed::{self, Settings};
 use llamero_proto::v1;
@@ -27,6 +28,9 @@ impl Streams for Silence {
     fn forget(&mut self, _: &str) {}
     fn report(&self, _: &str) -> Option<Received<v1::PodReport>> {
         None
+    }
+    fn tried_since(&self, _: &str) -> Option<Timestamp> {
+        Timestamp::from_second(7).ok()
     }
     fn load(&self, _: &str) -> Option<Received<v1::LoadSample>> {
         None
@@ -124,6 +128,7 @@ fn everything_belongs_to_its_owner_by_uid() {
         panic!("one group")
     };
     let uids: Vec<&str> = group.pods.iter().map(|pod| pod.uid.as_str()).collect();
+    assert!(group.pods.iter().all(|pod| pod.unheard_since == Some(7_000)));
     let keys: Vec<&str> = deployment.inspect.iter().map(|pod| pod.key.as_str()).collect();
     assert_eq!((uids, keys), (vec!["p"], vec!["key"]));
     assert!(group.budget.is_some() && deployment.service.is_some());

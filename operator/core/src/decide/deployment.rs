@@ -60,16 +60,15 @@ pub(super) fn decide<'a>(
     };
     plan.next_at = time::earlier(plan.next_at, inspection.next_at);
     let resolved = accept(cluster, deployment, inspection, &mut verdict);
-    let resolved = permit(allowed, &mut verdict).and(resolved);
+    let permitted = permit(allowed, &mut verdict);
+    let resolved = permitted.and(resolved);
     let template = match pinned {
         Some(digest) => named(deployment, &key, digest, settings, &mut verdict, &mut steps),
-        None => history::snapshot(
-            deployment,
-            &key,
-            &verdict.revision,
-            (resolved, settings.transport),
-            &mut steps,
-        ),
+        None => {
+            let present = (resolved, settings.transport);
+            let kept = history::snapshot(deployment, &key, &verdict.revision, present, &mut steps);
+            permitted.and(kept).inspect(|_| goes_on(&mut verdict))
+        }
     };
     plan.next_at = time::earlier(plan.next_at, progress::deadline(object).filter(|at| *at > now));
 
@@ -83,6 +82,7 @@ pub(super) fn decide<'a>(
         groups: verdict.desired,
         soon,
         revision: verdict.revision.clone(),
+        made_from: made_from(deployment, &views, &verdict, template.as_ref(), settings),
         template,
     };
     let context = context(cluster, deployment);
@@ -101,6 +101,7 @@ pub(super) fn decide<'a>(
     };
     let decided = rollout::decide(&fleet, &leaving, &mut steps);
     verdict.trial = decided.trial;
+    verdict.held = decided.held;
     plan.next_at = time::earlier(plan.next_at, decided.next_at);
     let held = refusals::hold_each(&mut steps, &deployment.refusals, now);
     plan.next_at = time::earlier(plan.next_at, held);
@@ -184,6 +185,43 @@ fn permit(allowed: Result<(), String>, verdict: &mut Verdict) -> Option<()> {
     allowed
         .map_err(|why| verdict.acceptance = Acceptance::PolicyRefused(why))
         .ok()
+}
+
+/// The kept snapshot is gone on with: what is found out about it later is told, and takes nothing away.
+fn goes_on(verdict: &mut Verdict) {
+    if let Acceptance::Refused(why) | Acceptance::NoBackend(why) | Acceptance::Unreadable(why) =
+        &verdict.acceptance
+    {
+        verdict.outgrown = Some(why.clone());
+        verdict.acceptance = Acceptance::Accepted;
+    }
+}
+
+/// What missing groups are made from, by revision: what is wanted, but while that is paused or refused what the others are made from.
+fn made_from(
+    deployment: &Deployment,
+    views: &[GroupView<'_>],
+    verdict: &Verdict,
+    template: Option<&GroupTemplate>,
+    settings: &Settings,
+) -> Option<(String, GroupTemplate)> {
+    let wanted = template.map(|template| (verdict.revision.clone(), template.clone()));
+    let refused = matches!(
+        verdict.acceptance,
+        Acceptance::Refused(_) | Acceptance::NoBackend(_) | Acceptance::Unreadable(_)
+    );
+    let paused = deployment.object.spec.rollout.paused;
+    let is_held = paused || (refused && wanted.is_none());
+    if !is_held {
+        return wanted;
+    }
+    let last = || history::newest(deployment).filter(|_| paused);
+    let Some((revision, template)) = rollout::present(views).or_else(last) else {
+        return wanted;
+    };
+    // What was allowed when it was kept may not be any more.
+    policy::check(&template.source, &template.worker, settings).ok()?;
+    Some((revision.to_owned(), template.clone()))
 }
 
 /// The snapshot that the user wants to go back to. It was served before, so nothing about it depends on what the specification says now.

@@ -5,7 +5,8 @@
 //!                        |  no room for `disruption.deadline`                         |  lost
 //!                        +--> the group finishes what runs and leaves                 +--> another successor, after a backoff
 //! ```
-//! Only a group that serves moves its members: one that does not has nothing to lose, and its lost members go to other nodes anyway.
+//! Only a group that serves moves its members. One that does not, whether it loads, waits for room or has given up, leaves by the same deadline
+//! if it is still on such a node then: its budget lets no pod be evicted while ranks hold weights, and the drain must end.
 #![expect(
     clippy::indexing_slicing,
     reason = "a place in a view is one in the list of members that it was made from"
@@ -259,17 +260,18 @@ fn loaded(pod: &Pod) -> bool {
 }
 
 /// Writes down since when a node is being taken away, and that none is any more.
-fn note(view: &GroupView<'_>, context: &Context<'_>) -> Option<Step> {
+pub fn note(view: &GroupView<'_>, context: &Context<'_>) -> Option<Step> {
     let disrupted = view.members.iter().find(|m| on_disrupted_node(m, context));
     let mut spec = view.spec().clone();
     let message = match (disrupted, &spec.disrupted_since) {
         (Some(member), None) => {
             spec.disrupted_since = Some(time::to_time(context.now));
             let node = member.member.node.clone().unwrap_or_default();
-            format!(
-                "node {node} is being taken away, so member {} moves",
-                member.member.index
-            )
+            let index = member.member.index;
+            match view.ready {
+                true => format!("node {node} is being taken away, so member {index} moves"),
+                false => format!("node {node} of member {index} is being taken away"),
+            }
         }
         (None, Some(_)) => {
             spec.disrupted_since = None;

@@ -4,9 +4,9 @@ use std::collections::BTreeMap;
 
 use llamero_api::group::RankPhase;
 
-use super::{Context, GroupView, disruption};
+use super::{Context, GroupView, MemberView, disruption, members};
 use crate::{
-    observed::{Node, Pod, STALE_AFTER},
+    observed::{Node, Pod},
     time::Millis,
 };
 
@@ -131,12 +131,12 @@ fn unusable(pod: &Pod) -> Option<String> {
 /// Who is to blame when a group's steps stand still: members by position in the view, and how they are lost.
 #[must_use]
 pub fn stalled(view: &GroupView<'_>, nodes: &BTreeMap<&str, &Node>, now: Millis) -> Vec<(usize, Loss)> {
-    if view.ready || !view.whole() {
+    if view.ready {
         return Vec::new();
     }
     let patience = view.spec().template.stall_timeout.millis().max(1);
     let silent = silent(view, nodes, patience, now);
-    if silent.is_empty() {
+    if silent.is_empty() && view.whole() {
         hanging(view, patience, now).into_iter().collect()
     } else {
         silent
@@ -145,28 +145,32 @@ pub fn stalled(view: &GroupView<'_>, nodes: &BTreeMap<&str, &Node>, now: Millis)
 
 /// Members that cannot be reached. A node that is not ready costs nothing while its ranks still step; when they do not, and the
 /// supervisor is silent too, it is lost. On a ready node twice the patience must pass, and a peer must prove that the fault is not ours.
+/// Whom this operator has never heard, although it answered one before, is silent since this one tries: one that has just started blames
+/// nobody. Whom nobody has heard yet has a deadline to start.
 fn silent(
     view: &GroupView<'_>,
     nodes: &BTreeMap<&str, &Node>,
     patience: Millis,
     now: Millis,
 ) -> Vec<(usize, Loss)> {
-    let silence = |pod: &Pod| {
-        pod.report
-            .as_ref()
-            .map(|report| now.saturating_sub(report.alive_at))
-    };
     let pods = || {
-        view.members
-            .iter()
-            .enumerate()
-            .filter_map(|(at, m)| Some((at, m.pod?)))
+        let placed = view.members.iter().enumerate();
+        placed.filter_map(|(at, m)| Some((at, m, m.pod.filter(|_| m.recorded() && m.healthy())?)))
     };
-    let peer_answers =
-        |at: usize| pods().any(|(other, pod)| other != at && silence(pod).is_some_and(|s| s <= STALE_AFTER));
+    let silence = |member: &MemberView<'_>, pod: &Pod| {
+        let answered = match &pod.report {
+            Some(report) => Some(report.alive_at),
+            None => pod.unheard_since.filter(|_| !members::starts(view, member)),
+        };
+        Some(now.saturating_sub(answered?))
+    };
+    let peer_answers = |at: usize| {
+        let answers = |pod: &Pod| pod.fresh_report(now).is_some();
+        pods().any(|(other, _, pod)| other != at && answers(pod))
+    };
     pods()
-        .filter_map(|(at, pod)| {
-            let silence = silence(pod)?;
+        .filter_map(|(at, member, pod)| {
+            let silence = silence(member, pod)?;
             let node = pod.node.as_deref()?;
             let node_ready = nodes.get(node).is_some_and(|node| node.ready);
             let message = format!("no answer for {} s from node {node}", silence / 1000);

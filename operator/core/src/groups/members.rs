@@ -213,7 +213,8 @@ fn not_yet(view: &GroupView<'_>, member: &MemberView<'_>) -> Option<Loss> {
 }
 
 /// The pod is on its node, and its supervisor has never been heard: not by this operator, and not by one before that wrote it down.
-fn starts(view: &GroupView<'_>, member: &MemberView<'_>) -> bool {
+#[must_use]
+pub fn starts(view: &GroupView<'_>, member: &MemberView<'_>) -> bool {
     let status = view.group.object.status.as_ref();
     let heard_before = |pod: &Pod| {
         let mut ranks = status.iter().flat_map(|status| &status.ranks);

@@ -102,7 +102,16 @@ pub fn next_steps<'a>(view: &GroupView<'a>, context: &Context<'_>) -> NextSteps<
     next.next_at = time::earlier(members::next_deadline(view, context), stall_check(view, context));
     next.next_at = time::earlier(next.next_at, starting::next_deadline(view, context));
     next.next_at = time::earlier(next.next_at, provision::deadline(view, context.placement));
+    let leaves_at = disruption::deadline(view, context.disruption).filter(|at| *at > context.now);
+    next.next_at = time::earlier(next.next_at, leaves_at);
     next.steps.extend(children::of_group(view));
+    // What is not whole moves nobody; its time to leave begins all the same, or a drain would wait for it for ever.
+    if !view.whole()
+        && let Some(step) = disruption::note(view, context)
+    {
+        next.steps.push(step);
+        return next;
+    }
     if view.members.iter().any(MemberView::unplaced) {
         request_nodes(view, context, &mut next);
         return next;
@@ -118,8 +127,6 @@ pub fn next_steps<'a>(view: &GroupView<'a>, context: &Context<'_>) -> NextSteps<
     effects::form(view, &mut next.steps);
     if view.whole() {
         disruption::advance(view, context, &mut next);
-        let leaves_at = disruption::deadline(view, context.disruption).filter(|at| *at > context.now);
-        next.next_at = time::earlier(next.next_at, leaves_at);
     }
     next
 }

@@ -2,7 +2,10 @@
 
 use std::collections::BTreeSet;
 
-use llamero_api::group::{GroupPhase, Intent, LlamaGroupSpec, Member};
+use llamero_api::{
+    LlamaGroupStatus,
+    group::{GroupPhase, Intent, LlamaGroupSpec, Member, RankPhase},
+};
 
 use crate::{
     observed::{Group, Pod, PodPhase},
@@ -23,6 +26,8 @@ pub struct GroupView<'a> {
     pub orphans: Vec<&'a Pod>,
     /// The group answers.
     pub ready: bool,
+    /// Nobody knows whether it does: it did, and this operator has not had the time to hear its leader yet.
+    pub unheard: bool,
 }
 
 /// A member and its pod.
@@ -95,8 +100,10 @@ impl<'a> GroupView<'a> {
             members,
             orphans,
             ready: false,
+            unheard: false,
         };
         view.ready = view.is_ready(now);
+        view.unheard = !view.ready && view.is_unheard(now);
         view
     }
 
@@ -205,6 +212,33 @@ impl<'a> GroupView<'a> {
             key: self.key.sibling(&pod.name),
             uid: pod.uid.clone(),
         }
+    }
+
+    /// It serves, or may well do so: it does not go as one that serves nobody.
+    #[must_use]
+    pub const fn may_serve(&self) -> bool {
+        self.ready || self.unheard
+    }
+
+    /// The operator before this one wrote that this very leader serves, and for as long as a silent one is waited for nobody knows better: the node
+    /// of one that serves on may be not ready, and then the kubelet's probe says nothing.
+    fn is_unheard(&self, now: Millis) -> bool {
+        let patience = self.spec().template.stall_timeout.millis().max(1);
+        let Some(leader) = self
+            .leader()
+            .filter(|pod| pod.phase == PodPhase::Running && pod.deletion.is_none())
+        else {
+            return false;
+        };
+        let begun = leader
+            .unheard_since
+            .filter(|_| self.wanted() && leader.report.is_none());
+        let served = |status: &LlamaGroupStatus| {
+            let mut ranks = status.ranks.iter();
+            status.ready && ranks.any(|rank| rank.pod == leader.name && rank.phase == RankPhase::Serving)
+        };
+        begun.is_some_and(|since| now.saturating_sub(since) <= patience)
+            && self.group.object.status.as_ref().is_some_and(served)
     }
 
     /// The leader says so; while nobody hears it (this operator has just started), the kubelet's probe and what was last reported do.

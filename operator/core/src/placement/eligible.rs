@@ -2,44 +2,70 @@
 //! the resource, so that others stay away: pods that ask for it tolerate it, as the admission plugin ExtendedResourceToleration would have it.
 
 use k8s_openapi::api::core::v1::{NodeSelectorRequirement, NodeSelectorTerm, Taint, Toleration};
-use llamero_api::group::GroupTemplate;
+use llamero_api::{deployment::Worker, group::GroupTemplate};
 
-use crate::observed::Node;
+use crate::{devices, observed::Node, sizing::DEVICE_WORKSPACE};
 
-/// Why a node is out of the question, in a few words that can be counted.
+/// Why a node is out of the question, in a few words about such nodes.
 ///
 /// # Errors
 /// The reason.
 pub fn check(template: &GroupTemplate, node: &Node) -> Result<(), String> {
     if !node.ready {
-        return Err("is not ready".to_owned());
+        return Err("are not ready".to_owned());
     }
     if node.unschedulable {
-        return Err("is cordoned".to_owned());
+        return Err("are cordoned".to_owned());
     }
-    let worker = &template.worker;
-    for taint in node
+    let (worker, resource) = (&template.worker, template.accelerator_resource.as_deref());
+    if let Some(taint) = node
         .taints
         .iter()
-        .filter(|t| matches!(t.effect.as_str(), "NoSchedule" | "NoExecute"))
+        .find(|taint| !is_tolerated(worker, resource, taint))
     {
-        let own = taint.effect == "NoSchedule"
-            && template.accelerator_resource.as_deref() == Some(taint.key.as_str());
-        let tolerated = own
-            || worker
-                .tolerations
-                .iter()
-                .any(|toleration| tolerates(toleration, taint));
-        if !tolerated {
-            return Err(format!("has the taint {} that is not tolerated", taint.key));
-        }
+        return Err(format!("have the taint {} that is not tolerated", taint.key));
     }
+    chosen(worker, node)?;
+    if resource.is_some_and(|resource| has_small_devices(template, resource, node)) {
+        return Err("have devices with less memory than a rank was sized for".to_owned());
+    }
+    Ok(())
+}
+
+/// How Kubernetes' own taints begin, which say what state a node is in and come and go with it.
+const STATE: &str = "node.kubernetes.io/";
+
+/// Whether the node is one that pods may use, whatever state it is in just now.
+#[must_use]
+pub fn belongs(worker: &Worker, resource: Option<&str>, node: &Node) -> bool {
+    let mut lasting = node.taints.iter().filter(|taint| !taint.key.starts_with(STATE));
+    lasting.all(|taint| is_tolerated(worker, resource, taint)) && chosen(worker, node).is_ok()
+}
+
+fn is_tolerated(worker: &Worker, resource: Option<&str>, taint: &Taint) -> bool {
+    let own = taint.effect == "NoSchedule" && resource == Some(taint.key.as_str());
+    let keeps_away = matches!(taint.effect.as_str(), "NoSchedule" | "NoExecute");
+    let mut tolerations = worker.tolerations.iter();
+    own || !keeps_away || tolerations.any(|toleration| tolerates(toleration, taint))
+}
+
+/// Whether the devices are clearly smaller than what ranks were sized for: by more than a tenth, as people state round numbers.
+fn has_small_devices(template: &GroupTemplate, resource: &str, node: &Node) -> bool {
+    let sized = template
+        .weight_bytes_per_rank
+        .saturating_add(template.kv_bytes_per_rank)
+        .saturating_add(DEVICE_WORKSPACE);
+    devices::whole(node, resource).is_some_and(|bytes| bytes < sized - sized / 10)
+}
+
+/// Whether the user's selector and affinity choose the node.
+fn chosen(worker: &Worker, node: &Node) -> Result<(), String> {
     if let Some((key, value)) = worker
         .node_selector
         .iter()
         .find(|(key, value)| node.labels.get(*key) != Some(*value))
     {
-        return Err(format!("lacks the label {key}={value} of worker.nodeSelector"));
+        return Err(format!("lack the label {key}={value} of worker.nodeSelector"));
     }
     let required = worker
         .affinity
@@ -56,7 +82,7 @@ pub fn check(template: &GroupTemplate, node: &Node) -> Result<(), String> {
             .iter()
             .any(|term| term_matches(term, node))
     {
-        return Err("does not match the required node affinity".to_owned());
+        return Err("do not match the required node affinity".to_owned());
     }
     Ok(())
 }

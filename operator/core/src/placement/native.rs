@@ -1,6 +1,6 @@
 //! Whole groups on the stock scheduler: all members get a node now, or none does.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use llamero_api::deployment::{OnePodPerNode, TopologyPolicy};
 
@@ -34,7 +34,6 @@ impl Placer for Native {
                 consider(ledger, request, node, &mut candidates);
             }
         }
-        let room = candidates.len();
         let chosen = match &request.template.topology_key {
             None => best(&mut candidates, wanted),
             Some(key) => {
@@ -56,7 +55,7 @@ impl Placer for Native {
                     })
                     .collect())
             }
-            None => Err(NoRoom(explain(ledger, request, room))),
+            None => Err(NoRoom(explain(ledger, request))),
         }
     }
 }
@@ -75,7 +74,7 @@ fn already_on(request: &PlacementRequest<'_>, node: &Node) -> usize {
 fn may_have(request: &PlacementRequest<'_>, node: &Node) -> Result<(), String> {
     eligible::check(request.template, node)?;
     if !may_share(request) && already_on(request, node) > 0 {
-        return Err("already holds a pod of the group".to_owned());
+        return Err("already hold a pod of the group".to_owned());
     }
     Ok(())
 }
@@ -119,13 +118,12 @@ fn as_amount(count: usize) -> i64 {
     i64::try_from(count).unwrap_or(i64::MAX)
 }
 
-/// What a node has too little of. Not how much is free: that changes with every pod of others, and the text with it.
-fn shortage(ledger: &Ledger<'_>, request: &PlacementRequest<'_>, node: &Node) -> Option<String> {
+/// What a node has too little of.
+fn shortage<'r>(ledger: &Ledger<'_>, request: &'r PlacementRequest<'_>, node: &Node) -> Vec<&'r str> {
     let room = ledger.room(node, request.priority.lowest_that_stays());
     let amounts = request.amounts.iter();
     let short = amounts.filter(|(name, amount)| *amount > 0 && *amount > room.free(name));
-    let names: Vec<&str> = short.map(|(name, _)| name).collect();
-    (!names.is_empty()).then(|| format!("is short of {}", names.join(" and ")))
+    short.map(|(name, _)| name).collect()
 }
 
 /// The best of them, in no order.
@@ -184,61 +182,61 @@ fn in_domains<'a>(
     Some(order.into_iter().take(wanted).map(|(_, c)| c.name).collect())
 }
 
-/// What is asked for, and what each node lacks of it; `room` pods would fit.
-fn explain(ledger: &Ledger<'_>, request: &PlacementRequest<'_>, room: usize) -> String {
-    let mut rejected: BTreeMap<String, usize> = BTreeMap::new();
-    let (mut total, mut fitting) = (0usize, 0usize);
+/// Kinds of obstacles that are named.
+const MOST_OBSTACLES: usize = 4;
+
+/// What is asked for, and what nodes lack of it. No amounts but those that are asked for: how many nodes have how much room changes with every
+/// pod of others, and the text would be written anew each time.
+fn explain(ledger: &Ledger<'_>, request: &PlacementRequest<'_>) -> String {
+    let (mut reasons, mut short) = (BTreeSet::new(), BTreeSet::new());
     for node in ledger.nodes() {
-        total += 1;
-        let why = may_have(request, node)
-            .err()
-            .or_else(|| shortage(ledger, request, node));
-        match why {
-            Some(why) => *rejected.entry(why).or_default() += 1,
-            None => fitting += 1,
+        match may_have(request, node) {
+            Err(why) => drop(reasons.insert(why)),
+            Ok(()) => short.extend(shortage(ledger, request, node)),
         }
     }
-    let amounts: Vec<String> = request
-        .amounts
+    if !short.is_empty() {
+        let names: Vec<&str> = short.into_iter().collect();
+        reasons.insert(format!("are short of {}", names.join(" or ")));
+    }
+    let mut named: Vec<String> = reasons
         .iter()
-        .filter(|(name, amount)| *amount > 0 && *name != resources::PODS)
+        .take(MOST_OBSTACLES)
+        .map(|why| format!("some {why}"))
+        .collect();
+    if reasons.len() > MOST_OBSTACLES {
+        named.push("some have other obstacles".to_owned());
+    }
+    let few = match (ledger.nodes().next(), named.is_empty()) {
+        (None, _) => "the cluster has no nodes".to_owned(),
+        (Some(_), true) => "there are too few".to_owned(),
+        (Some(_), false) => format!("too few have room: {}", named.join(", ")),
+    };
+    format!("{}; {few}", wanted(request))
+}
+
+/// What is asked for.
+fn wanted(request: &PlacementRequest<'_>) -> String {
+    let asked = request.amounts.iter();
+    let asked = asked.filter(|(name, amount)| *amount > 0 && *name != resources::PODS);
+    let amounts: Vec<String> = asked
         .map(|(name, amount)| format!("{} {name}", resources::show(name, amount)))
         .collect();
-    let nodes = |n: usize| {
-        if n == 1 {
-            "1 node".to_owned()
-        } else {
-            format!("{n} nodes")
-        }
-    };
     let each = if amounts.is_empty() {
         String::new()
     } else {
         format!(" with {} each", amounts.join(", "))
     };
-    let wanted = request.indices.len();
-    let mut text = match (may_share(request), wanted) {
-        (false, _) => format!("needs {}{each}", nodes(wanted)),
+    let mut text = match (may_share(request), request.indices.len()) {
+        (false, 1) => format!("needs 1 node{each}"),
+        (false, wanted) => format!("needs {wanted} nodes{each}"),
         (true, 1) => format!("needs room for 1 pod{each}"),
-        (true, _) => format!("needs room for {wanted} pods{each}"),
+        (true, wanted) => format!("needs room for {wanted} pods{each}"),
     };
     if let (Some(key), TopologyPolicy::Required) =
         (&request.template.topology_key, request.template.topology_policy)
     {
         text.push_str(&format!(", all with one value of {key}"));
-    }
-    match may_share(request) {
-        false => text.push_str(&format!("; of {} {fitting} fit", nodes(total))),
-        true => text.push_str(&format!("; of {} {fitting} have room, for {room}", nodes(total))),
-    }
-    let mut reasons: Vec<(&String, &usize)> = rejected.iter().collect();
-    reasons.sort_by(|a, b| b.1.cmp(a.1).then(a.0.cmp(b.0)));
-    for (reason, count) in reasons.iter().take(4) {
-        text.push_str(&format!(", {count} {reason}"));
-    }
-    if reasons.len() > 4 {
-        let rest: usize = reasons.iter().skip(4).map(|(_, count)| **count).sum();
-        text.push_str(&format!(", {rest} for other reasons"));
     }
     text
 }

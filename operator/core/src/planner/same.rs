@@ -96,6 +96,7 @@ fn pod(one: &Pod, other: &Pod) -> bool {
         waiting,
         unschedulable,
         report: said,
+        unheard_since,
     } = one;
     let reports = match (said, &other.report) {
         (Some(one), Some(other)) => report(one, other),
@@ -106,6 +107,7 @@ fn pod(one: &Pod, other: &Pod) -> bool {
         && (node, gated, phase, deletion) == (&other.node, &other.gated, &other.phase, &other.deletion)
         && (ready, ip, evicted, pressure) == (&other.ready, &other.ip, &other.evicted, &other.pressure)
         && (exit, waiting, unschedulable) == (&other.exit, &other.waiting, &other.unschedulable)
+        && *unheard_since == other.unheard_since
 }
 
 fn report(one: &Report, other: &Report) -> bool {

@@ -114,6 +114,13 @@ fn accepted(facts: &Facts<'_>) -> Finding {
                 facts.verdict.revision
             ),
         ),
+        Acceptance::Accepted if facts.verdict.outgrown.is_some() => {
+            let why = facts.verdict.outgrown.as_deref().unwrap_or_default();
+            yes(
+                reason::AS_WANTED,
+                format!("it is served as it was accepted before; looked at anew it would be refused: {why}"),
+            )
+        }
         Acceptance::Accepted => {
             let plan = facts.verdict.plan.as_ref();
             yes(

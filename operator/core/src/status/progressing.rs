@@ -37,7 +37,8 @@ fn rolling(facts: &Facts<'_>) -> Option<Finding> {
         if facts.overdue {
             return Some(no(reason::PROGRESS_DEADLINE_EXCEEDED, late(facts, &text)));
         }
-        return Some(yes(reason::ROLLING_OUT, waits_for(facts, text)));
+        let text = waits_for(facts, text) + &held(facts);
+        return Some(yes(reason::ROLLING_OUT, text));
     }
     facts.overdue.then(|| {
         let text = "not all groups of the new revision serve";
@@ -56,8 +57,14 @@ fn waits_for(facts: &Facts<'_>, text: String) -> String {
         && ready <= desired - most
         && wanted(facts).all(|row| row.view.ready || row.view.spec().revision == facts.verdict.revision);
     if at_floor {
+        let full = match facts.verdict.no_room.is_empty() {
+            true => "",
+            false => {
+                "; there is no room for a new group beside them: add nodes or free some, or raise rollout.maxUnavailable"
+            }
+        };
         return format!(
-            "{text}; {ready} of {desired} groups serve, so replacing more waits until others serve (rollout.maxUnavailable {most})"
+            "{text}; {ready} of {desired} groups serve, so replacing more waits until others serve (rollout.maxUnavailable {most}){full}"
         );
     }
     text
@@ -91,8 +98,21 @@ fn moving(facts: &Facts<'_>) -> Option<Finding> {
         || row.status.message.clone(),
         |missing| format!("no room for a successor: {missing}"),
     );
-    let text = format!("group {}: {detail}", row.view.key.name);
+    let text = format!("group {}: {detail}{}", row.view.key.name, held(facts));
     Some(yes(reason::MOVING, text))
+}
+
+/// That groups whose time on their nodes is over stay there, why, and the ways out.
+fn held(facts: &Facts<'_>) -> String {
+    let Some(name) = facts.verdict.held.first() else {
+        return String::new();
+    };
+    let most = facts.deployment.object.spec.rollout.max_unavailable;
+    format!(
+        "; group {name} does not leave its node after disruption.deadline either, as rollout.maxUnavailable {most} lets no more of the {} groups go \
+         before others serve: add nodes or free some, or raise rollout.maxUnavailable",
+        facts.verdict.desired
+    )
 }
 
 /// What is missing until as many groups serve as are wanted.

@@ -16,6 +16,7 @@ mod table_network;
 mod table_placement;
 mod table_provision;
 mod table_rollout;
+mod table_sizing;
 mod table_stalls;
 mod table_starting;
 mod table_status;

@@ -28,6 +28,12 @@ fn fault() -> impl Strategy<Value = Fault> {
         2 => (1u8..40).prop_map(Fault::Wait),
         3 => (0usize..6, any::<bool>()).prop_map(|(node, on)| Fault::Cordon(node, on)),
         1 => prop_oneof![0usize..6, Just(usize::MAX)].prop_map(Fault::Quota),
+        2 => Just(Fault::Restart),
+        2 => (0usize..6).prop_map(Fault::Unreachable),
+        2 => (0usize..6, any::<bool>()).prop_map(|(node, anew)| Fault::Back(node, anew)),
+        1 => (0usize..6, any::<bool>()).prop_map(|(node, up)| Fault::Kubelet(node, up)),
+        1 => (0usize..6, prop::option::of(0u8..3)).prop_map(|(node, taint)| Fault::Taint(node, taint)),
+        2 => Just(Fault::Stale),
     ]
 }
 

@@ -249,3 +249,128 @@ fn unready_pods_may_be_evicted_only_while_no_rank_holds_weights() {
     assert_eq!(policy(0, true).as_deref(), Some("AlwaysAllow"));
     assert_eq!(policy(0, false), None, "there is nothing to protect yet");
 }
+
+/// What a group that does not serve is like, whose second member is gone or goes.
+fn not_serving(change: impl FnOnce(&mut llamero_core::observed::Group)) -> Observed {
+    let mut observed = cordoned();
+    observed.nodes.truncate(2);
+    observed.nodes[0].unschedulable = true;
+    let group = &mut observed.deployments[0].groups[0];
+    group.pods[0].report.as_mut().unwrap().serving = false;
+    change(group);
+    observed
+}
+
+type State = dyn Fn(&mut llamero_core::observed::Group);
+
+fn without_the_second(group: &mut llamero_core::observed::Group) {
+    group.pods.truncate(1);
+    spec(group, |s| {
+        s.members[1] = serde_json::from_value(serde_json::json!({"index": 1, "attempt": 4})).unwrap();
+    });
+}
+
+/// Its survivor holds weights, so its budget refuses evictions; the member without room never comes.
+#[test]
+fn a_drain_ends_by_the_deadline_for_groups_that_are_not_whole() {
+    let failed = |group: &mut llamero_core::observed::Group| {
+        without_the_second(group);
+        spec(group, |s| {
+            s.failures = (1..=4)
+                .map(|i| {
+                    let failure = serde_json::json!({"time": time::to_time(NOW + 600_000 - i * 1000), "index": 1, "attempt": 1,
+                        "reason": "Exited", "charged": true, "message": "it crashed", "node": "b"});
+                    serde_json::from_value(failure).unwrap()
+                })
+                .collect();
+        });
+    };
+    let placing = |group: &mut llamero_core::observed::Group| {
+        group.pods[1] = gated("llama-0", 1, 1, "u1");
+        spec(group, |s| {
+            s.members[1].attempt = 1;
+            s.members[1].pod_uid = None;
+            s.members[1].placed_at = Some(time::to_time(NOW));
+        });
+    };
+    let loading = |group: &mut llamero_core::observed::Group| {
+        for pod in &mut group.pods {
+            pod.report.as_mut().unwrap().ranks[0].phase = RankPhase::Loading;
+        }
+    };
+    let states: [(&str, &State); 4] = [
+        ("recovering", &without_the_second),
+        ("failed", &failed),
+        ("placing", &placing),
+        ("loading", &loading),
+    ];
+    for (name, state) in states {
+        let mut observed = not_serving(state);
+        let plan = decide(&observed, NOW);
+        assert_eq!(words(&plan).last().unwrap(), "write llama-0: Disrupted", "{name}");
+        let noted = written(&plan, "llama-0").clone();
+        spec(&mut observed.deployments[0].groups[0], |s| *s = noted);
+        let due = NOW + 600_000;
+        let plan = decide(&observed, NOW + 1_000);
+        assert!(
+            !words(&plan).iter().any(|word| word.contains("Draining")),
+            "{name}"
+        );
+        assert!(plan.next_at.unwrap() <= due, "{name}");
+        let group = &mut observed.deployments[0].groups[0];
+        for report in group.pods.iter_mut().filter_map(|pod| pod.report.as_mut()) {
+            (report.received_at, report.alive_at) = (due, due);
+        }
+        // It is placed again and again, and is so just now.
+        spec(group, |s| {
+            let placed = s.members.iter_mut().filter(|m| m.node.is_some());
+            placed.for_each(|m| m.placed_at = Some(time::to_time(due)));
+        });
+        assert_eq!(
+            words(&decide(&observed, due)),
+            ["write llama-0: Draining"],
+            "{name}"
+        );
+        // A cordon that is lifted in time leaves it where it is.
+        observed.nodes[0].unschedulable = false;
+        observed.nodes[1].unschedulable = false;
+        spec(&mut observed.deployments[0].groups[0], |s| {
+            let placed = s.members.iter_mut().filter(|m| m.node.is_some());
+            placed.for_each(|m| m.placed_at = Some(time::to_time(NOW)));
+        });
+        let plan = decide(&observed, NOW + 1_000);
+        assert!(written(&plan, "llama-0").disrupted_since.is_none(), "{name}");
+    }
+}
+
+/// There is room for no successor, and none of the groups may be missing.
+#[test]
+fn without_unavailability_a_group_stays_and_says_what_keeps_it() {
+    let mut observed = noted();
+    observed.nodes.truncate(2);
+    let object = std::sync::Arc::make_mut(&mut observed.deployments[0].object);
+    object.spec.rollout.max_unavailable = 0;
+    let late = NOW + 600_000;
+    for pod in &mut observed.deployments[0].groups[0].pods {
+        let report = pod.report.as_mut().unwrap();
+        (report.received_at, report.alive_at) = (late, late);
+    }
+    let said = |observed: &Observed, now| {
+        let status = status_at(observed, now);
+        condition(&status, "Progressing").2.to_owned()
+    };
+    assert!(!said(&observed, NOW + 1_000).contains("maxUnavailable"));
+    let plan = decide(&observed, late);
+    assert!(plan.steps.is_empty(), "{:?}", words(&plan));
+    let message = said(&observed, late);
+    assert!(
+        message.contains(
+            "does not leave its node after disruption.deadline either, as rollout.maxUnavailable 0"
+        ) && message.contains("raise rollout.maxUnavailable"),
+        "{message}"
+    );
+    // It goes as soon as it does not serve, or may.
+    let object = std::sync::Arc::make_mut(&mut observed.deployments[0].object);
+    object.spec.rollout.max_unavailable = 1;
+    assert_eq!(words(&decide(&observed, late)), ["write llama-0: Draining"]);
+}

@@ -38,8 +38,14 @@ fn a_group_that_does_not_fit_holds_nothing_and_says_what_is_missing() {
     observed.nodes[2].ready = false;
     assert_eq!(
         refusal(&observed),
-        "needs 2 nodes with 2.0 GiB memory, 1 nvidia.com/gpu each; of 3 nodes 1 fit, 1 is not ready, 1 is short of nvidia.com/gpu"
+        "needs 2 nodes with 2.0 GiB memory, 1 nvidia.com/gpu each; too few have room: some are not ready, some are short of nvidia.com/gpu"
     );
+    // Pods of others come and go: the text stays while what is missing does.
+    let before = refusal(&observed);
+    observed.nodes[1]
+        .used
+        .insert(0, Resources::new().with(GPU, 1).with("memory", 1 << 30));
+    assert_eq!(refusal(&observed), before);
 }
 
 #[test]
@@ -61,7 +67,7 @@ fn room_of_lower_priority_counts_and_is_taken_last() {
     };
     observed.priority_classes.insert("high".into(), patient);
     assert!(
-        refusal(&observed).contains("of 3 nodes 1 fit"),
+        refusal(&observed).contains("too few have room: some are short of nvidia.com/gpu"),
         "{}",
         refusal(&observed)
     );
@@ -92,11 +98,12 @@ fn taints_selectors_and_cordons_are_respected() {
     observed.nodes[2].labels.clear();
     let said = refusal(&observed);
     assert!(
-        said.contains("1 has the taint gpu that is not tolerated"),
+        said.contains("some have the taint gpu that is not tolerated"),
         "{said}"
     );
     assert!(
-        said.contains("1 is cordoned") && said.contains("1 lacks the label pool=x of worker.nodeSelector"),
+        said.contains("some are cordoned")
+            && said.contains("some lack the label pool=x of worker.nodeSelector"),
         "{said}"
     );
 }
@@ -135,7 +142,7 @@ fn a_required_domain_is_not_left() {
     zones(&mut observed, &[("a", "1"), ("b", "2"), ("c", "2")]);
     assert_eq!(chosen(&observed), ["b", "c"]);
     zones(&mut observed, &[("a", "1"), ("b", "2"), ("c", "3")]);
-    assert!(refusal(&observed).contains("all with one value of zone; of 3 nodes 3 fit"));
+    assert!(refusal(&observed).contains("all with one value of zone; there are too few"));
 }
 
 #[test]
@@ -193,7 +200,10 @@ fn reservations_of_unbound_members_are_kept_from_others() {
     assert_eq!(reserved(&observed, "a"), 1);
     let plan = decide(&observed, NOW);
     assert_eq!(words(&plan), ["create pod llama-0-0-0", "create pod llama-0-1-0"]);
-    assert!(plan.verdicts.values().next().unwrap().no_room["llama-1"].contains("of 3 nodes 1 fit"));
+    assert!(
+        plan.verdicts.values().next().unwrap().no_room["llama-1"]
+            .contains("some are short of nvidia.com/gpu")
+    );
 }
 
 #[test]
@@ -257,7 +267,7 @@ fn a_shared_node_must_have_room_for_both() {
         .with("pods", 110);
     assert_eq!(
         refusal(&observed),
-        "needs room for 2 pods with 2 cpu, 8.0 GiB memory each; of 1 node 1 have room, for 1"
+        "needs room for 2 pods with 2 cpu, 8.0 GiB memory each; there are too few"
     );
 }
 
@@ -266,11 +276,11 @@ fn who_asks_for_nodes_of_their_own_waits_for_them() {
     for (change, said) in [
         (
             cpus_apart as fn(&mut Value),
-            "needs 2 nodes with 2 cpu, 8.0 GiB memory each; of 1 node 1 fit",
+            "needs 2 nodes with 2 cpu, 8.0 GiB memory each; there are too few",
         ),
         (
             (|_| {}) as fn(&mut Value),
-            "needs 2 nodes with 2.0 GiB memory, 1 nvidia.com/gpu each; of 1 node 1 fit",
+            "needs 2 nodes with 2.0 GiB memory, 1 nvidia.com/gpu each; there are too few",
         ),
     ] {
         let mut observed = pending(change);
@@ -292,7 +302,10 @@ fn devices_may_be_shared_out_on_one_node_where_the_user_allows_it() {
     observed.nodes.pop();
     assert_eq!(chosen(&observed), ["big", "big"]);
     observed.nodes[0].used.insert(0, Resources::new().with(GPU, 7));
-    assert!(refusal(&observed).contains("of 1 node 1 have room, for 1"));
+    assert!(
+        refusal(&observed).contains("needs room for 2 pods")
+            && refusal(&observed).contains("there are too few")
+    );
 }
 
 /// A group from before there was a choice keeps its nodes apart, whatever the operator's default is now.

@@ -96,7 +96,7 @@ fn status_says_how_many_have_come() {
     assert_eq!((placed, why), ("False", reason::PROVISIONING));
     assert!(
         message.contains(
-            "is short of nvidia.com/gpu; placeholders ask for 2 nodes or rooms, 1 of which have come, for 20m"
+            "are short of nvidia.com/gpu; placeholders ask for 2 nodes or rooms, 1 of which have come, for 20m"
         ),
         "{message}"
     );

@@ -101,6 +101,54 @@ fn a_paused_recreate_takes_nothing_down_and_still_scales() {
     assert_eq!(words(&decide(&observed, NOW)), ["create group llama-1"]);
 }
 
+/// Revisions of the groups that are made.
+fn made(observed: &Observed) -> Vec<String> {
+    let plan = decide(observed, NOW);
+    let steps = plan.steps.into_iter();
+    steps
+        .filter_map(|step| match step.action {
+            llamero_core::Action::CreateGroup { spec, .. } => Some(spec.revision),
+            _ => None,
+        })
+        .collect()
+}
+
+/// Somebody pauses, mistypes the image, and then the number of groups grows, or one leaves with its node.
+#[test]
+fn while_a_rollout_is_paused_new_groups_are_like_the_old_ones() {
+    let paused = |d: &mut Value| d["spec"]["rollout"] = json!({"paused": true});
+    let first = first_revision();
+    let mut observed = changed(paused);
+    assert!(decide(&observed, NOW).steps.is_empty());
+    observed.deployments[0].groups.pop();
+    assert_eq!(made(&observed), [first_revision()]);
+
+    // The paused words are not kept, so that what was kept last is what is served, also when no group is left to show it.
+    let mut unkept = changed(paused);
+    unkept.deployments[0].revisions.remove(0);
+    assert!(
+        decide(&unkept, NOW).steps.is_empty(),
+        "{:?}",
+        words(&decide(&unkept, NOW))
+    );
+    unkept.deployments[0].groups.clear();
+    assert_eq!(made(&unkept), [first.clone(), first.clone()]);
+    // Words that cannot be served change nothing about it.
+    let mut unfit = changed(|d| {
+        paused(d);
+        d["spec"]["accelerator"]["memory"] = json!("5Gi");
+    });
+    unfit.deployments[0].revisions.remove(0);
+    unfit.deployments[0].groups.pop();
+    assert_eq!(made(&unfit), [first]);
+    // Unless there is nothing else.
+    let mut fresh = changed(paused);
+    fresh.deployments[0].groups.clear();
+    fresh.deployments[0].revisions.truncate(1);
+    let new = fresh.deployments[0].revisions[0].digest.clone();
+    assert_eq!(made(&fresh), [new.clone(), new]);
+}
+
 #[test]
 fn a_named_revision_is_gone_back_to_whatever_the_words_say() {
     let observed = changed(|d| {
@@ -266,6 +314,52 @@ fn where_no_surge_fits_a_group_goes_when_a_pod_has_shown_that_the_new_revision_s
     );
 }
 
+/// The nodes of what serves are not ready, so no kubelet says that it does; the operator has not had the time to ask.
+#[test]
+fn an_operator_that_has_just_started_replaces_nobody_as_if_it_served_nobody() {
+    let mut observed = full();
+    for group in &mut observed.deployments[0].groups[..2] {
+        let pod = group.pods[0].name.clone();
+        crate::build::status(group, |status| {
+            status.loaded_bytes = 1;
+            status.ranks = vec![llamero_api::group::RankStatus {
+                pod,
+                phase: llamero_api::group::RankPhase::Serving,
+                ..Default::default()
+            }];
+        });
+        for pod in &mut group.pods {
+            (pod.report, pod.unheard_since) = (None, Some(NOW));
+        }
+    }
+    for after in [0, 30_000] {
+        let plan = decide(&observed, NOW + after);
+        assert!(plan.steps.is_empty(), "{after}: {:?}", words(&plan));
+    }
+    assert_eq!(
+        words(&decide(&observed, NOW + 30_001)),
+        ["write llama-1: Draining", "write llama-0: Draining"]
+    );
+}
+
+/// No group may go, and no new one has room: what is in the way is said, with the ways out.
+#[test]
+fn without_unavailability_and_room_a_rollout_says_why_it_waits() {
+    let mut observed = full();
+    let object = std::sync::Arc::make_mut(&mut observed.deployments[0].object);
+    object.spec.rollout.max_unavailable = 0;
+    let plan = decide(&observed, NOW);
+    assert!(plan.steps.is_empty(), "{:?}", words(&plan));
+    let status = status_at(&observed, NOW);
+    let (_, why, message) = condition(&status, kind::PROGRESSING);
+    assert_eq!(why, reason::ROLLING_OUT);
+    assert!(
+        message.contains("rollout.maxUnavailable 0")
+            && message.contains("add nodes or free some, or raise rollout.maxUnavailable"),
+        "{message}"
+    );
+}
+
 #[test]
 fn a_revision_that_does_not_start_takes_nothing_down_and_is_tried_again() {
     let mut observed = full();
@@ -295,6 +389,67 @@ fn a_revision_that_does_not_start_takes_nothing_down_and_is_tried_again() {
     let plan = decide(&observed, NOW + 1000);
     assert_eq!(words(&plan)[0], "try the revision on c");
     assert!(words(&plan)[1].starts_with("delete pod"), "{:?}", words(&plan));
+}
+
+#[test]
+fn a_trial_goes_to_a_tainted_node_of_devices_and_where_there_is_room_for_it() {
+    let mut observed = full();
+    for node in &mut observed.nodes {
+        node.taints = vec![serde_json::from_value(json!({"key": GPU, "effect": "NoSchedule"})).unwrap()];
+    }
+    assert_eq!(words(&decide(&observed, NOW)), ["try the revision on c"]);
+    let cpu = observed.nodes[2].allocatable.get("cpu");
+    let full = llamero_core::resources::Resources::new().with("cpu", cpu - 49);
+    observed.nodes[2].used.entry(7).or_default().add(&full);
+    assert_eq!(words(&decide(&observed, NOW)), ["try the revision on d"]);
+    // Where no node has room the scheduler says so.
+    for node in &mut observed.nodes {
+        node.used.entry(7).or_default().add(&full);
+    }
+    assert_eq!(words(&decide(&observed, NOW)), ["try the revision on c"]);
+}
+
+#[test]
+fn a_trial_that_stays_pending_or_never_ends_is_told_with_why_and_made_anew() {
+    for (node, deadline, why, told) in [
+        (None, 120_000, "0/4 nodes are available", "placement.deadline"),
+        (
+            Some("c"),
+            120_000 + 1_800_000,
+            "ImagePullBackOff",
+            "placement.startDeadline",
+        ),
+    ] {
+        let mut observed = full();
+        trial(&mut observed.deployments[0], PodPhase::Pending);
+        let pod = &mut observed.deployments[0].inspect[0];
+        (pod.created_at, pod.node, pod.waiting) = (Some(NOW), node.map(str::to_owned), Some(why.into()));
+        let early = decide(&observed, NOW + 1_000);
+        assert!(early.steps.is_empty(), "{:?}", words(&early));
+        let late = NOW + deadline;
+        assert!(early.next_at.unwrap() <= late);
+        hear(&mut observed, late - 1);
+        assert!(decide(&observed, late - 1).steps.is_empty());
+        hear(&mut observed, late);
+        let plan = decide(&observed, late);
+        assert!(
+            words(&plan)[0].starts_with("delete pod llama-inspect-trial-"),
+            "{:?}",
+            words(&plan)
+        );
+        let status = status_at(&observed, late);
+        let (_, _, message) = condition(&status, kind::PROGRESSING);
+        assert!(
+            message.contains(why) && message.contains(told) && message.contains("no group goes"),
+            "{message}"
+        );
+        // A clock of the API server that is ahead delays it, and nothing is made twice.
+        observed.deployments[0].inspect[0].created_at = Some(late + 1_000);
+        assert!(decide(&observed, late).steps.is_empty());
+        observed.deployments[0].inspect[0].created_at = Some(NOW);
+        observed.deployments[0].inspect[0].terminating = true;
+        assert!(decide(&observed, late).steps.is_empty());
+    }
 }
 
 #[test]

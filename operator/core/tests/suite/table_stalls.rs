@@ -1,6 +1,6 @@
 //! Steps that stand still, and steps that are only slow.
 
-use llamero_api::group::RankPhase;
+use llamero_api::group::{RankPhase, RankStatus};
 use llamero_core::{decide, observed::Observed};
 
 use crate::build::*;
@@ -166,4 +166,90 @@ fn of_ranks_in_one_step_the_one_that_stopped_first_is_to_blame() {
         "{}",
         failure.message
     );
+}
+
+/// A group that served before this operator started, whose leader answers that it does not any more, and whose second member it has never
+/// heard, although the operator before it had; with how that member's node is.
+fn unheard(node_ready: bool) -> Observed {
+    let mut observed = with(|d| {
+        d.groups = vec![serving(d, "llama-0", ["a", "b"])];
+        let group = &mut d.groups[0];
+        group.pods[0].report.as_mut().unwrap().serving = false;
+        (group.pods[1].report, group.pods[1].unheard_since) = (None, Some(NOW));
+        let ranks = group.pods.iter().zip(0..).map(|(pod, rank)| RankStatus {
+            rank,
+            pod: pod.name.clone(),
+            phase: RankPhase::Serving,
+            loaded_bytes: 1,
+            ..RankStatus::default()
+        });
+        let ranks = ranks.collect();
+        status(group, |status| {
+            (status.ready, status.ranks, status.loaded_bytes) = (false, ranks, 1);
+        });
+    });
+    observed.nodes[1].ready = node_ready;
+    observed
+}
+
+/// The plan at a time at which the leader still answers.
+fn later(mut observed: Observed, after: i64) -> llamero_core::Plan {
+    let report = observed.deployments[0].groups[0].pods[0].report.as_mut().unwrap();
+    (report.received_at, report.alive_at) = (NOW + after, NOW + after);
+    decide(&observed, NOW + after)
+}
+
+#[test]
+fn a_member_that_a_new_operator_never_heard_is_lost_with_its_node_after_the_usual_silence() {
+    for (node_ready, patience, reason) in [(false, 30_000, "NodeLost"), (true, 60_000, "Unreachable")] {
+        let early = later(unheard(node_ready), patience);
+        assert!(early.steps.is_empty(), "{:?}", words(&early));
+        let plan = later(unheard(node_ready), patience + 1);
+        let after = written(&plan, "llama-0");
+        assert_eq!((after.members[0].attempt, after.members[1].attempt), (0, 1));
+        let failure = &after.failures[0];
+        assert_eq!((failure.reason.as_str(), failure.index), (reason, 1));
+    }
+}
+
+/// The clock begins when this operator does, not when the group was heard last.
+#[test]
+fn an_operator_that_has_just_started_gives_everybody_the_usual_time() {
+    let mut observed = unheard(false);
+    observed.nodes[0].ready = false;
+    let leader = &mut observed.deployments[0].groups[0].pods[0];
+    (leader.report, leader.unheard_since) = (None, Some(NOW));
+    for after in [0, 1_000, 30_000] {
+        let plan = decide(&observed, NOW + after);
+        assert!(plan.steps.is_empty(), "{after}: {:?}", words(&plan));
+    }
+    // On ready nodes nobody proves that it is not this operator that hears nothing.
+    observed.nodes.iter_mut().for_each(|node| node.ready = true);
+    assert!(decide(&observed, NOW + 36_000_000).steps.is_empty());
+}
+
+#[test]
+fn who_was_never_heard_by_any_operator_has_a_deadline_to_start() {
+    let mut observed = unheard(true);
+    status(&mut observed.deployments[0].groups[0], |status| {
+        status.ranks.clear()
+    });
+    let plan = later(observed, 600_000);
+    assert!(plan.steps.is_empty(), "{:?}", words(&plan));
+}
+
+/// The group is not whole for want of room; that its survivor is gone too is seen all the same.
+#[test]
+fn a_survivor_that_is_gone_holds_no_room_until_its_peers_find_some() {
+    let mut observed = unheard(false);
+    let group = &mut observed.deployments[0].groups[0];
+    spec(group, |s| {
+        s.members[0] = serde_json::from_value(serde_json::json!({"index": 0, "attempt": 1})).unwrap();
+    });
+    group.pods.remove(0);
+    observed.nodes.truncate(2);
+    observed.nodes[0].unschedulable = true;
+    assert!(decide(&observed, NOW + 30_000).steps.is_empty());
+    let plan = decide(&observed, NOW + 30_001);
+    assert!(written(&plan, "llama-0").members.iter().all(|m| m.node.is_none()));
 }

@@ -168,7 +168,7 @@ fn no_room_says_what_is_missing() {
     assert_eq!((placed, why), ("False", reason::NO_ROOM));
     assert_eq!(
         message,
-        "group llama-0 needs 2 nodes with 2.0 GiB memory, 1 nvidia.com/gpu each; of 3 nodes 0 fit, 3 is short of nvidia.com/gpu"
+        "group llama-0 needs 2 nodes with 2.0 GiB memory, 1 nvidia.com/gpu each; too few have room: some are short of nvidia.com/gpu"
     );
     assert_eq!(
         (status.phase.as_str(), status.message.as_str()),

@@ -1,5 +1,7 @@
 //! Applies steps as the API server and workers would, and checks each against the planner's invariants.
 
+use llamero_api::deployment::RolloutStrategy;
+
 use super::*;
 
 impl World {
@@ -89,6 +91,7 @@ impl World {
                         gone_at: None,
                         pinned: None,
                         stuck: false,
+                        unheard: None,
                     });
                 }
             }
@@ -127,6 +130,7 @@ impl World {
                 }
             }
             Action::Ungate { group, pod, node } => {
+                let stale = self.stale;
                 let Some(group) = self.find(&group.name) else {
                     return;
                 };
@@ -137,7 +141,7 @@ impl World {
                         .is_some_and(|uid| group.pods.iter().any(|p| p.pod.uid == *uid))
                 });
                 assert!(
-                    complete,
+                    complete || stale,
                     "a gate is lifted while members are not recorded or pods do not exist"
                 );
                 let own = spec.members.iter().any(|m| {
@@ -176,6 +180,7 @@ impl World {
                 targets,
                 ..
             } => {
+                let (stale, down) = (self.stale, self.down.clone());
                 let Some(group) = self.find(&group.name) else {
                     return;
                 };
@@ -187,23 +192,30 @@ impl World {
                         .filter(|p| targets.iter().any(|t| t.pod_uid == p.pod.uid))
                         .all(|p| p.pod.node.is_some())
                 );
+                let reached = |p: &SimPod| p.pod.node.as_ref().is_some_and(|node| !down.contains(node));
                 group.formed = members.iter().map(|m| m.pod_uid.clone()).collect();
                 for p in group
                     .pods
                     .iter_mut()
-                    .filter(|p| targets.iter().any(|t| t.pod_uid == p.pod.uid))
+                    .filter(|p| targets.iter().any(|t| t.pod_uid == p.pod.uid) && reached(p))
                 {
                     let report = p.pod.report.as_mut().unwrap();
-                    assert!(generation > report.generation, "generations only grow");
-                    report.generation = generation;
+                    assert!(generation > report.generation || stale, "generations only grow");
+                    report.generation = report.generation.max(generation);
                 }
             }
             Action::DrainGroup { group, leader } => {
+                let down = self.down.clone();
                 let Some(group) = self.find(&group.name) else {
                     return;
                 };
                 assert_eq!(group.object.spec.intent, Intent::Drain);
-                for p in group.pods.iter_mut().filter(|p| p.pod.uid == leader.pod_uid) {
+                let reached = |p: &SimPod| p.pod.node.as_ref().is_some_and(|node| !down.contains(node));
+                for p in group
+                    .pods
+                    .iter_mut()
+                    .filter(|p| p.pod.uid == leader.pod_uid && reached(p))
+                {
                     if let Some(report) = &mut p.pod.report {
                         report.draining = true;
                     }
@@ -309,7 +321,19 @@ impl World {
 
     fn write(&mut self, name: &str, version: &str, spec: LlamaGroupSpec, confirm: &Confirm) {
         let (now, deadline) = (self.now, self.object.spec.placement.deadline.millis());
-        let nodes: BTreeSet<String> = self.nodes.keys().cloned().collect();
+        // Where pods stay if nobody sends them away.
+        let lasting = self.nodes.values().filter(|node| {
+            let urgent = node.taints.iter().any(|taint| taint.key == GONE_SOON);
+            !urgent && !self.down.contains(&node.name)
+        });
+        let nodes: BTreeSet<String> = lasting.map(|node| node.name.clone()).collect();
+        let (stale, ready, floor) = (self.stale, self.ready(), self.floor());
+        let at_once = self.object.spec.rollout.strategy == RolloutStrategy::Recreate;
+        let scales = self.object.spec.autoscaling.is_some();
+        let serves = self
+            .groups
+            .iter()
+            .any(|group| group.object.metadata.name.as_deref() == Some(name) && self.answers(group));
         let Some(group) = self.find(name) else { return };
         if group.object.metadata.resource_version.as_deref() != Some(version) {
             return;
@@ -331,6 +355,11 @@ impl World {
             "revisions never mix"
         );
         assert!(old.intent == Intent::Run || spec.intent == Intent::Drain);
+        let drained = old.intent == Intent::Run && spec.intent == Intent::Drain;
+        assert!(
+            !(drained && serves) || stale || at_once || scales || ready > floor,
+            "{name} is drained although only {ready} groups serve and {floor} must"
+        );
         for (before, after) in old.members.iter().zip(&spec.members) {
             assert!(after.attempt >= before.attempt, "attempts only grow");
             if after.attempt == before.attempt {
@@ -361,7 +390,7 @@ impl World {
             let healthy =
                 p.pod.phase == PodPhase::Running && p.pod.deletion.is_none() && on_a_node && !p.stuck;
             assert!(
-                !(formed && healthy),
+                !(formed && healthy) || stale,
                 "survivor {} is given up to repair a peer",
                 p.pod.name
             );
@@ -411,9 +440,12 @@ impl World {
         for node in placed.into_iter().chain(succeeded) {
             let mut sum = self.used(&node);
             sum.add(&self.reserved(&node));
-            let allocatable = &self.nodes[&node].allocatable;
+            let Some(allocatable) = self.nodes.get(&node).map(|node| &node.allocatable) else {
+                assert!(stale, "{node} is not there");
+                continue;
+            };
             assert!(
-                allocatable.covers(&sum),
+                allocatable.covers(&sum) || stale,
                 "{node} is promised more than it has: {sum:?} of {allocatable:?}"
             );
         }

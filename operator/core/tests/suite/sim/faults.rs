@@ -1,5 +1,7 @@
 //! What goes wrong.
 
+use k8s_openapi::api::core::v1::Taint;
+
 use super::*;
 
 /// What goes wrong.
@@ -23,11 +25,29 @@ pub(crate) enum Fault {
     Requests(u32),
     /// Somebody else writes the number of replicas.
     Meddle(i32),
+    /// The operator begins anew, and has heard nobody.
+    Restart,
+    /// Nobody reaches a node, nor what runs on it.
+    Unreachable(usize),
+    /// It is there again; what ran on it ran on, or its machine began anew.
+    Back(usize, bool),
+    /// A kubelet says nothing any more, or does again; what runs on its node runs on.
+    Kubelet(usize, bool),
+    /// A taint of others, of who takes nodes away, of who does so at once; or none any more.
+    Taint(usize, Option<u8>),
+    /// Caches lag behind for a pass.
+    Stale,
 }
 
 impl World {
     fn pods(&mut self) -> Vec<&mut SimPod> {
         self.groups.iter_mut().flat_map(|g| g.pods.iter_mut()).collect()
+    }
+
+    fn on(&mut self, node: &str) -> Vec<&mut SimPod> {
+        let mut pods = self.pods();
+        pods.retain(|p| p.pod.node.as_deref() == Some(node));
+        pods
     }
 
     /// A pod by number, whatever there is.
@@ -76,6 +96,7 @@ impl World {
             Fault::RemoveNode(n) => {
                 let name = format!("n{n}");
                 self.nodes.remove(&name);
+                self.down.remove(&name);
             }
             Fault::AddNode(n) => {
                 let name = format!("n{n}");
@@ -106,6 +127,64 @@ impl World {
                 self.replicas_manager = Some("kubectl-scale".into());
                 self.touch();
             }
+            Fault::Restart => {
+                for p in self.pods() {
+                    p.unheard = (p.pod.phase == PodPhase::Running).then_some(now);
+                }
+            }
+            Fault::Unreachable(n) => {
+                let name = format!("n{n}");
+                if let Some(node) = self.nodes.get_mut(&name) {
+                    node.ready = false;
+                    self.down.insert(name.clone());
+                }
+                for p in self.on(&name) {
+                    p.pod.ready = false;
+                    if let Some(report) = &mut p.pod.report {
+                        report.alive_at = report.alive_at.min(now);
+                    }
+                }
+            }
+            Fault::Back(n, anew) => {
+                let name = format!("n{n}");
+                if !self.down.remove(&name) {
+                    return;
+                }
+                if let Some(node) = self.nodes.get_mut(&name) {
+                    node.ready = true;
+                }
+                for p in self
+                    .on(&name)
+                    .into_iter()
+                    .filter(|p| *anew && !p.pod.phase.ended())
+                {
+                    p.pod.phase = PodPhase::Failed;
+                    p.pod.exit = Some(Exit {
+                        code: 255,
+                        reason: "Unknown".into(),
+                        message: String::new(),
+                    });
+                }
+            }
+            Fault::Kubelet(n, up) => {
+                let name = format!("n{n}");
+                let reached = !self.down.contains(&name);
+                if let Some(node) = self.nodes.get_mut(&name).filter(|_| reached) {
+                    node.ready = *up;
+                }
+            }
+            Fault::Taint(n, which) => {
+                if let Some(node) = self.nodes.get_mut(&format!("n{n}")) {
+                    let key = |which: &u8| ["others", GOING, GONE_SOON][usize::from(which % 3)];
+                    let taint = |which| Taint {
+                        key: key(which).into(),
+                        effect: "NoSchedule".into(),
+                        ..Taint::default()
+                    };
+                    node.taints = which.iter().map(taint).collect();
+                }
+            }
+            Fault::Stale => self.stale = true,
             Fault::Wait(seconds) => {
                 for _ in 0..*seconds {
                     self.tick();

@@ -11,21 +11,31 @@ impl World {
             inspect.phase = PodPhase::Succeeded;
             inspect.result = Some(serde_json::to_string(&build::summary()).unwrap());
         }
-        // Kubelets of nodes that are gone, and deletions that have had their time.
-        let nodes: BTreeSet<String> = self.nodes.keys().cloned().collect();
+        // Kubelets of nodes that are gone, and deletions that have had their time, where a kubelet is there to say that the pod has ended.
+        let nodes = &self.nodes;
         for group in &mut self.groups {
-            group.pods.retain(|p| {
-                p.gone_at.is_none_or(|at| at > now) && p.pod.node.as_ref().is_none_or(|n| nodes.contains(n))
-            });
+            group
+                .pods
+                .retain(|p| match p.pod.node.as_ref().map(|name| nodes.get(name)) {
+                    Some(None) => false,
+                    Some(Some(node)) if !node.ready => true,
+                    _ => p.gone_at.is_none_or(|at| at > now),
+                });
         }
         self.provision();
         self.schedule();
         for group in &mut self.groups {
             let total = group.object.spec.template.weight_bytes_per_rank;
             for p in &mut group.pods {
-                if p.pod.node.is_none() || p.pod.phase.ended() {
+                let node = p.pod.node.as_ref().and_then(|name| self.nodes.get(name));
+                let Some(node) = node.filter(|_| !p.pod.phase.ended()) else {
+                    continue;
+                };
+                let starts = node.ready || p.pod.phase == PodPhase::Running;
+                if !starts || self.down.contains(&node.name) {
                     continue;
                 }
+                p.unheard = None;
                 p.pod.phase = PodPhase::Running;
                 p.pod.ip = Some(format!("10.0.{}.{}", p.pod.index, p.pod.attempt));
                 let rank = Rank {
@@ -49,7 +59,13 @@ impl World {
                     RankPhase::Connecting
                 };
             }
-            step_group(group);
+            step_group(group, &self.down);
+            // The kubelet's probe.
+            for p in &mut group.pods {
+                let node = p.pod.node.as_ref().and_then(|name| self.nodes.get(name));
+                let serves = p.pod.report.as_ref().is_some_and(|report| report.serving);
+                p.pod.ready = serves && node.is_some_and(|node| node.ready);
+            }
         }
     }
 
@@ -92,7 +108,7 @@ impl World {
             let mut free = node.allocatable.clone();
             free.subtract(&self.used(&node.name));
             free.subtract(&self.held(&node.name));
-            !node.unschedulable && !occupied.contains(&node.name) && free.covers(request)
+            is_open(node) && !occupied.contains(&node.name) && free.covers(request)
         })?;
         Some(found.name.clone())
     }
@@ -129,7 +145,7 @@ impl World {
                 else {
                     continue;
                 };
-                let free = self.nodes.get(&node).map(|n| {
+                let free = self.nodes.get(&node).filter(|n| is_open(n)).map(|n| {
                     let mut free = n.allocatable.clone();
                     free.subtract(&self.used(&node));
                     free
@@ -148,7 +164,8 @@ impl World {
 }
 
 /// Workers: a group serves while exactly the pods that were formed together are there, loaded, and none is stuck.
-fn step_group(group: &mut SimGroup) {
+fn step_group(group: &mut SimGroup, down: &BTreeSet<String>) {
+    let reached = |p: &SimPod| p.pod.node.as_ref().is_none_or(|node| !down.contains(node));
     let generation = |p: &SimPod| p.pod.report.as_ref().map_or(0, |r| r.generation);
     let formed: Vec<usize> = (0..group.pods.len())
         .filter(|at| group.formed.contains(&group.pods[*at].pod.uid))
@@ -167,10 +184,10 @@ fn step_group(group: &mut SimGroup) {
                 .report
                 .as_ref()
                 .is_some_and(|r| r.ranks[0].phase == RankPhase::Connecting);
-            p.pod.phase == PodPhase::Running && generation(p) == newest && loaded
+            p.pod.phase == PodPhase::Running && generation(p) == newest && loaded && reached(p)
         });
     let stuck = formed.iter().any(|at| group.pods[*at].stuck);
-    for p in &mut group.pods {
+    for p in group.pods.iter_mut().filter(|p| reached(p)) {
         let (leads, hangs) = (p.pod.index == 0, p.stuck);
         let Some(report) = &mut p.pod.report else { continue };
         let member = group.formed.contains(&p.pod.uid);

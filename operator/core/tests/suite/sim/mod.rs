@@ -41,12 +41,41 @@ use crate::build::{self, GPU, NOW};
 /// Bytes that a rank reads in one tick.
 const READ: i64 = 2 << 30;
 
+/// A taint of who is about to take a node away, and of who does so at once.
+const GOING: &str = "going";
+const GONE_SOON: &str = "gone-soon";
+
+/// As the operator sees it: without what it has not heard.
+fn seen(p: &SimPod) -> Pod {
+    let mut pod = p.pod.clone();
+    if p.unheard.is_some() {
+        (pod.report, pod.unheard_since) = (None, p.unheard);
+    }
+    pod
+}
+
+/// Whether pods of the group may come to the node.
+fn is_open(node: &Node) -> bool {
+    node.ready && !node.unschedulable && node.taints.is_empty()
+}
+
+/// Whether it is being taken away.
+fn goes(node: &Node) -> bool {
+    node.unschedulable
+        || node
+            .taints
+            .iter()
+            .any(|taint| taint.key == GOING || taint.key == GONE_SOON)
+}
+
 struct SimPod {
     pod: Pod,
     /// When its kubelet ends it at the latest.
     gone_at: Option<Millis>,
     pinned: Option<String>,
     stuck: bool,
+    /// Since when this operator tries to hear it and has not.
+    unheard: Option<Millis>,
 }
 
 struct SimGroup {
@@ -70,6 +99,11 @@ pub(crate) struct World {
     pub(crate) quota: usize,
     /// Nodes that an autoscaler of the cluster adds at most.
     most_nodes: usize,
+    /// Nodes that nobody reaches: neither their kubelets nor the pods on them.
+    down: BTreeSet<String>,
+    /// The next pass is decided from what was observed before the last one.
+    stale: bool,
+    before: Option<Observed>,
     refusals: BTreeMap<String, Vec<Refusal>>,
     groups: Vec<SimGroup>,
     inspect: Vec<InspectPod>,
@@ -86,6 +120,7 @@ impl World {
             d["spec"]["recovery"] =
                 serde_json::json!({"restartBudget": 60, "backoff": "1s", "stallTimeout": "5s"});
             d["spec"]["placement"] = serde_json::json!({"deadline": "20s"});
+            d["spec"]["disruption"] = serde_json::json!({"deadline": "30s"});
         });
         let mut object = Arc::make_mut(&mut deployment.object).clone();
         object.status = None;
@@ -100,6 +135,9 @@ impl World {
             requests: 0,
             quota: usize::MAX,
             most_nodes: 0,
+            down: BTreeSet::new(),
+            stale: false,
+            before: None,
             refusals: BTreeMap::new(),
             groups: Vec::new(),
             inspect: Vec::new(),
@@ -135,7 +173,7 @@ impl World {
             .groups
             .iter()
             .map(|group| {
-                let pods: Vec<Pod> = group.pods.iter().map(|p| p.pod.clone()).collect();
+                let pods: Vec<Pod> = group.pods.iter().map(seen).collect();
                 let serves = self.serves(group);
                 Group {
                     object: Arc::new(group.object.clone()),
@@ -155,6 +193,8 @@ impl World {
         Observed {
             settings: Settings {
                 worker_image: "worker:1".into(),
+                disruption_taints: vec![GOING.into(), GONE_SOON.into()],
+                urgent_taints: vec![GONE_SOON.into()],
                 ..Settings::default()
             },
             nodes,
@@ -280,7 +320,12 @@ impl World {
 
     /// Decides, applies the steps that the mask selects, writes the status if `write_status`, and lets the cluster go on for a tick.
     pub(crate) fn pass(&mut self, mask: u64, write_status: bool) -> Plan {
-        let observed = self.observe();
+        let present = self.observe();
+        let observed = match (self.stale, self.before.take()) {
+            (true, Some(before)) => self.aged(&present, before),
+            _ => present.clone(),
+        };
+        self.before = Some(present);
         let plan = decide(&observed, self.now);
         assert_eq!(
             plan,
@@ -291,9 +336,27 @@ impl World {
         if write_status {
             self.write_status(report(&observed, &plan, self.now));
         }
+        self.stale = false;
         self.forget_refusals();
         self.tick();
         plan
+    }
+
+    /// What caches that lag behind show: all is as it was, but for what the operator itself wrote, and the words of the user.
+    fn aged(&self, present: &Observed, mut before: Observed) -> Observed {
+        let (now, old) = (&present.deployments[0], &mut before.deployments[0]);
+        let mut groups = now.groups.clone();
+        for group in &mut groups {
+            let uid = &group.object.metadata.uid;
+            let was = old.groups.iter().find(|other| other.object.metadata.uid == *uid);
+            let (pods, placeholders, budget) = was.map_or_else(Default::default, |was| {
+                (was.pods.clone(), was.placeholders.clone(), was.budget.clone())
+            });
+            (group.pods, group.placeholders, group.budget) = (pods, placeholders, budget);
+        }
+        (old.groups, old.object) = (groups, now.object.clone());
+        (old.revisions, old.replicas_manager) = (now.revisions.clone(), now.replicas_manager.clone());
+        before
     }
 
     /// Applies the steps that the mask selects.
@@ -336,10 +399,29 @@ impl World {
             .find(|g| g.object.metadata.name.as_deref() == Some(name))
     }
 
+    /// Groups that serve and are to go on.
+    fn ready(&self) -> usize {
+        self.groups.iter().filter(|group| self.answers(group)).count()
+    }
+
+    /// It serves, and its leader is not about to end.
+    fn answers(&self, group: &SimGroup) -> bool {
+        let stays = |p: &SimPod| p.pod.phase == PodPhase::Running && p.pod.deletion.is_none();
+        let mut leaders = group.pods.iter().filter(|p| p.pod.index == 0 && stays(p));
+        let speaks = |p: &SimPod| p.pod.report.as_ref().is_some_and(|report| report.serving);
+        group.object.spec.intent == Intent::Run && self.serves(group) && leaders.any(speaks)
+    }
+
+    /// As many must serve whatever is done on purpose.
+    fn floor(&self) -> usize {
+        let spec = &self.object.spec;
+        usize::try_from(spec.replicas - spec.rollout.max_unavailable).unwrap_or(0)
+    }
+
     fn serves(&self, group: &SimGroup) -> bool {
-        group
-            .pods
-            .iter()
-            .any(|p| p.pod.report.as_ref().is_some_and(|r| r.serving))
+        group.pods.iter().any(|p| {
+            let reached = p.pod.node.as_ref().is_none_or(|node| !self.down.contains(node));
+            reached && p.pod.report.as_ref().is_some_and(|r| r.serving)
+        })
     }
 }

@@ -19,7 +19,8 @@ impl World {
                 continue;
             }
             in_vain += usize::from(self.asks_in_vain(&plan));
-            match plan.next_at.filter(|_| !self.all_settled() && in_vain < IN_VAIN) {
+            let rests = self.all_settled() && !self.somebody_leaves();
+            match plan.next_at.filter(|_| !rests && in_vain < IN_VAIN) {
                 // Nothing to do before a deadline or a backoff ends: wait for it, with the kubelets alive.
                 Some(at) => {
                     while self.now < at {
@@ -43,6 +44,18 @@ impl World {
 
     pub(super) fn all_settled(&self) -> bool {
         self.groups.iter().all(|g| self.serves(g))
+    }
+
+    /// A group is to leave nodes that are being taken away, and may.
+    fn somebody_leaves(&self) -> bool {
+        self.groups.iter().any(|group| self.is_on_its_way_out(group))
+    }
+
+    /// It has a member on a node that is being taken away, and too few would not serve without it.
+    fn is_on_its_way_out(&self, group: &SimGroup) -> bool {
+        let mut nodes = group.object.spec.members.iter().filter_map(|m| m.node.as_ref());
+        let disrupted = nodes.any(|name| self.nodes.get(name).is_some_and(goes));
+        disrupted && (!self.serves(group) || self.ready() > self.floor())
     }
 
     fn states(&self) -> Vec<String> {
@@ -74,7 +87,7 @@ impl World {
             let mut free = n.allocatable.clone();
             free.subtract(&self.used(node));
             free.subtract(&self.reserved(node));
-            !n.unschedulable && !occupied.contains(*node) && free.covers(&request)
+            is_open(n) && !occupied.contains(*node) && free.covers(&request)
         });
         fits.count()
     }
@@ -90,7 +103,7 @@ impl World {
             .collect();
         let cordoned = nodes
             .iter()
-            .filter(|name| self.nodes.get(*name).is_some_and(|node| node.unschedulable));
+            .filter(|name| self.nodes.get(*name).is_some_and(goes));
         let moving = cordoned.count();
         moving > 0 && self.fitting(group, &nodes) >= moving
     }
@@ -101,7 +114,7 @@ impl World {
         let roomy = self.quota == usize::MAX
             && self.foreign.is_empty()
             && self.most_nodes >= (wanted + 1).max(2)
-            && self.nodes.values().all(|node| !node.unschedulable);
+            && self.nodes.values().all(is_open);
         assert!(
             !roomy || self.all_settled(),
             "nodes could be added, and not everybody serves: {:?}",
@@ -147,6 +160,11 @@ impl World {
                 minimum == Some(IntOrString::Int(2)) || (minimum.is_none() && !self.serves(group)),
                 "what serves is protected: {minimum:?}"
             );
+            assert!(
+                !self.is_on_its_way_out(group),
+                "a node is drained in vain: {:?}",
+                self.states()
+            );
             let name = group.object.metadata.name.as_deref().unwrap();
             let asks = spec
                 .provision
@@ -160,7 +178,17 @@ impl World {
             );
             if self.serves(group) {
                 let recorded: BTreeSet<_> = spec.members.iter().filter_map(|m| m.pod_uid.clone()).collect();
-                let running: BTreeSet<_> = group.pods.iter().map(|p| p.pod.uid.clone()).collect();
+                // What a kubelet that says nothing has to end is not seen to end.
+                let mute = |p: &&SimPod| {
+                    let node = p.pod.node.as_ref().and_then(|name| self.nodes.get(name));
+                    p.pod.deletion.is_some() && node.is_some_and(|node| !node.ready)
+                };
+                let running: BTreeSet<_> = group
+                    .pods
+                    .iter()
+                    .filter(|p| !mute(p))
+                    .map(|p| p.pod.uid.clone())
+                    .collect();
                 assert_eq!(recorded, running, "exactly the recorded pods run");
                 assert!(
                     !self.could_move(group),
@@ -181,7 +209,10 @@ impl World {
                 .pods
                 .iter()
                 .any(|p| p.pod.report.as_ref().is_some_and(|r| r.generation > 0));
-            let holds = group.pods.iter().any(|p| p.pod.node.is_some());
+            let holds = group
+                .pods
+                .iter()
+                .any(|p| p.pod.node.is_some() && p.pod.deletion.is_none());
             assert!(
                 formed || !holds,
                 "a part of a group that was never whole holds accelerators: {:?}",

@@ -26,7 +26,15 @@ impl Shared {
     pub(crate) fn fault(&mut self, at: usize, fault: &Fault) {
         let at = at % self.worlds.len();
         match fault {
-            Fault::RemoveNode(_) | Fault::AddNode(_) | Fault::Cordon(..) | Fault::Wait(_) => {
+            Fault::RemoveNode(_)
+            | Fault::AddNode(_)
+            | Fault::Cordon(..)
+            | Fault::Unreachable(_)
+            | Fault::Back(..)
+            | Fault::Kubelet(..)
+            | Fault::Taint(..)
+            | Fault::Restart
+            | Fault::Wait(_) => {
                 self.worlds.iter_mut().for_each(|world| world.fault(fault));
             }
             Fault::Foreign(node, gpus) => {
@@ -213,8 +221,7 @@ impl Shared {
     pub(crate) fn serves(&self) -> bool {
         let mut worlds = self.worlds.iter();
         let mut nodes = self.worlds[0].nodes.values();
-        nodes.all(|node| !node.unschedulable)
-            && worlds.all(|world| world.all_settled() && !world.groups.is_empty())
+        nodes.all(is_open) && worlds.all(|world| world.all_settled() && !world.groups.is_empty())
     }
 }
 
