@@ -291,7 +291,7 @@ impl World {
     }
 
     fn refuse(&mut self, group: &str, action: &Action) {
-        let (target, now) = (action.target(), self.now);
+        let (target, now) = (action.target(), self.clock());
         let refusals = self.refusals.entry(group.to_owned()).or_default();
         match refusals.iter_mut().find(|refusal| refusal.target == target) {
             Some(refusal) => {
@@ -308,7 +308,7 @@ impl World {
     }
 
     fn write(&mut self, name: &str, version: &str, spec: LlamaGroupSpec, confirm: &Confirm) {
-        let (now, deadline) = (self.now, self.object.spec.placement.deadline.millis());
+        let (now, deadline) = (self.clock(), self.object.spec.placement.deadline.millis());
         let nodes: BTreeSet<String> = self.nodes.keys().cloned().collect();
         let Some(group) = self.find(name) else { return };
         if group.object.metadata.resource_version.as_deref() != Some(version) {

@@ -23,6 +23,8 @@ pub(crate) enum Fault {
     Requests(u32),
     /// Somebody else writes the number of replicas.
     Meddle(i32),
+    /// The operator's clock is so many minutes ahead.
+    Clock(i16),
 }
 
 impl World {
@@ -106,6 +108,7 @@ impl World {
                 self.replicas_manager = Some("kubectl-scale".into());
                 self.touch();
             }
+            Fault::Clock(minutes) => self.ahead = i64::from(*minutes) * 60_000,
             Fault::Wait(seconds) => {
                 for _ in 0..*seconds {
                     self.tick();
