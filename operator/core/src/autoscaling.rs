@@ -114,8 +114,8 @@ fn stabilised(
     let since = input
         .state
         .lower_since
-        .clone()
-        .unwrap_or_else(|| time::to_time(now));
+        .as_ref()
+        .map_or_else(|| time::to_time(now), |since| time::not_ahead(since, now));
     let peak = input.state.lower_peak.unwrap_or(asked).max(asked).min(current);
     let at = time::millis(&since) + policy.scale_down_stabilization.millis();
     if now >= at {
@@ -157,9 +157,9 @@ impl Idle {
         let since = input
             .state
             .idle_since
-            .clone()
+            .as_ref()
             .filter(|_| input.state.idle_total == total)
-            .unwrap_or_else(|| time::to_time(now));
+            .map_or_else(|| time::to_time(now), |since| time::not_ahead(since, now));
         Self {
             since: Some(since),
             total,
@@ -175,8 +175,9 @@ impl Idle {
     }
 }
 
+/// Of the present: not from long ago, nor received by a clock that was ahead, whose silence since nobody can tell.
 fn fresh(received_at: Millis, now: Millis) -> bool {
-    now - received_at <= STALE_AFTER
+    now.abs_diff(received_at) <= STALE_AFTER.unsigned_abs()
 }
 
 /// Running and waiting requests of all serving groups, or nothing when one of them is silent.

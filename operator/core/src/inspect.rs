@@ -58,7 +58,11 @@ pub fn inspect(
         .as_ref()
         .and_then(|s| s.checkpoint.clone())
         .filter(|c| c.key == wanted)
-        .filter(|c| !outdated(deployment, c, settings));
+        .filter(|c| !outdated(deployment, c, settings))
+        .map(|c| CheckpointStatus {
+            inspected_at: time::not_ahead(&c.inspected_at, now),
+            ..c
+        });
     let last = deployment
         .object
         .status

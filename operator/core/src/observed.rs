@@ -203,6 +203,8 @@ pub struct InspectPod {
     pub result: Option<String>,
     /// When its container ended, by the clock of its node.
     pub finished_at: Option<Millis>,
+    /// When it was made, by the clock of the API server.
+    pub created_at: Option<Millis>,
     /// Why it does not run, as the scheduler or kubelet says.
     pub waiting: Option<String>,
 }

@@ -47,9 +47,10 @@ pub fn of(
         verdict.revision,
         updated.len()
     );
-    let since = before
-        .filter(|before| before.mark == mark)
-        .map_or_else(|| time::to_time(now), |before| before.since.clone());
+    let since = before.filter(|before| before.mark == mark).map_or_else(
+        || time::to_time(now),
+        |before| time::not_ahead(&before.since, now),
+    );
     Some(RolloutProgress { mark, since })
 }
 

@@ -1,4 +1,4 @@
-//! Whether the budget allows another try, and where not to try again.
+//! Whether the budget allows another try, and where not to try again. Failures are of the past: see [`crate::groups::stamps`].
 
 use std::collections::BTreeSet;
 
@@ -50,19 +50,14 @@ fn within_window(
         .iter()
         .filter(|failure| which(failure))
         .map(|failure| time::millis(&failure.time))
-        .filter(|at| happened(*at, since, now));
+        .filter(|at| *at > since);
     times.collect::<BTreeSet<_>>().into_iter().collect()
-}
-
-/// Whether it was within the time that counts. What is still to come was written by an operator whose clock was wrong.
-fn happened(at: Millis, since: Millis, now: Millis) -> bool {
-    at > since && at <= now
 }
 
 /// Whether the budget and the backoff allow a replacement.
 #[must_use]
 pub fn permit(failures: &[MemberFailure], policy: &Recovery, now: Millis) -> Permit {
-    if let Some(at) = unusable_until(failures, now).filter(|at| *at > now) {
+    if let Some(at) = unusable_until(failures).filter(|at| *at > now) {
         return Permit::UnusableUntil(at);
     }
     let incidents = incidents(failures, policy, now);
@@ -83,12 +78,11 @@ pub fn permit(failures: &[MemberFailure], policy: &Recovery, now: Millis) -> Per
 
 /// Until when a group waits after its last rank that could not work as it is configured. Incidents follow each other while less than
 /// [`UNUSABLE_WINDOW`] is between them: how long loading takes until it fails shortens no wait.
-fn unusable_until(failures: &[MemberFailure], now: Millis) -> Option<Millis> {
+fn unusable_until(failures: &[MemberFailure]) -> Option<Millis> {
     let times: BTreeSet<Millis> = failures
         .iter()
         .filter(|failure| failure.reason == UNUSABLE)
         .map(|failure| time::millis(&failure.time))
-        .filter(|at| *at <= now)
         .collect();
     let last = *times.last()?;
     let earlier = times.iter().rev().skip(1);
@@ -161,18 +155,6 @@ mod tests {
         failures.push(failure(T + 20_000, "Exited", true));
         assert_eq!(permit(&failures, &policy(10), T + 20_000), Permit::At(T + 40_000));
         assert_eq!(permit(&failures, &policy(10), T + 40_000), Permit::Now);
-    }
-
-    #[test]
-    fn what_a_clock_that_was_ahead_has_written_holds_nobody_up() {
-        let day = 86_400_000;
-        let ahead = [
-            failure(T + day, UNUSABLE, false),
-            failure(T + day, "Exited", true),
-            failure(T + day + 1, "Exited", true),
-        ];
-        assert_eq!(permit(&ahead, &policy(0), T), Permit::Now);
-        assert!(incidents(&ahead, &policy(0), T).is_empty());
     }
 
     #[test]

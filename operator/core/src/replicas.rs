@@ -57,12 +57,12 @@ pub fn remember(state: &mut AutoscalingState, writer: Option<String>, now: Milli
     if let Some(writer) = writer {
         state.foreign_writer = Some(writer);
         state.foreign_write_at = Some(time::to_time(now));
-    } else if state
-        .foreign_write_at
-        .as_ref()
-        .is_none_or(|at| time::millis(at) + TOLD <= now)
-    {
+        return;
+    }
+    let at = state.foreign_write_at.take();
+    let at = at.map(|at| time::not_ahead(&at, now));
+    state.foreign_write_at = at.filter(|at| time::millis(at).saturating_add(TOLD) > now);
+    if state.foreign_write_at.is_none() {
         state.foreign_writer = None;
-        state.foreign_write_at = None;
     }
 }

@@ -19,6 +19,17 @@ pub fn millis(time: &Time) -> Millis {
     time.0.as_millisecond()
 }
 
+/// The instant, or now where that is earlier. What is said to have happened later than now was written by a clock that was wrong: it counts as of
+/// now, and whoever goes on with it writes it down so. Then a wait that it began lasts no longer than others do, from when the clock was right again.
+#[must_use]
+pub fn not_ahead(time: &Time, now: Millis) -> Time {
+    if millis(time) > now {
+        to_time(now)
+    } else {
+        time.clone()
+    }
+}
+
 /// The earlier of an optional instant and another.
 #[must_use]
 pub fn earlier(one: Option<Millis>, other: Option<Millis>) -> Option<Millis> {
@@ -35,4 +46,22 @@ pub fn spread(wait: Millis, percent: u64, by: impl Hash) -> Millis {
     by.hash(&mut hasher);
     let percent = i64::try_from(hasher.finish() % (percent + 1)).unwrap_or(0);
     wait + wait * percent / 100
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_what_lies_ahead_is_moved_to_now() {
+        let now = 1_000_000_500;
+        for (stamp, counts) in [
+            (0, 0),
+            (1_000_000_000, 1_000_000_000),
+            (1_000_001_000, 1_000_000_000),
+            (now + 86_400_000, 1_000_000_000),
+        ] {
+            assert_eq!(millis(&not_ahead(&to_time(stamp), now)), counts, "{stamp}");
+        }
+    }
 }

@@ -123,8 +123,12 @@ impl Trial<'_> {
         match pod.phase {
             PodPhase::Succeeded => Outcome::Passed,
             PodPhase::Failed => {
-                // Clocks of nodes may be wrong, but no end lies in the future.
-                let at = pod.finished_at.unwrap_or(now).min(now) + RETRY_MILLIS;
+                // The clock of its node may be ahead; then the API server's says when it began.
+                let ended = [pod.finished_at, pod.created_at].into_iter().flatten();
+                let at = ended
+                    .filter(|at| *at <= now)
+                    .max()
+                    .map_or(now, |at| at.saturating_add(RETRY_MILLIS));
                 if now >= at && !pod.terminating {
                     steps.push(inspect::delete(self.key, pod, "the revision is tried again"));
                 }

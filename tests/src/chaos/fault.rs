@@ -161,6 +161,15 @@ impl Kind {
         }
     }
 
+    /// How often it comes in a run. A group whose file was wrong waits for a minute before it reads it again, after each further time twice as long: after
+    /// the fourth it is back within the time that a run waits for everything to be whole.
+    pub(super) const fn most(self) -> usize {
+        match self {
+            Self::CorruptShard => 4,
+            _ => usize::MAX,
+        }
+    }
+
     pub(super) const fn shape(self) -> Shape {
         let (short, long, room) = match self {
             Self::KillRank

@@ -8,7 +8,7 @@ use super::fault::{Fault, Kind};
 use super::load::Shared;
 use super::shards::WrongByte;
 use super::table::Death;
-use super::target::{RANKS, Role, SOON, SYSTEM, failures, processes};
+use super::target::{RANKS, Role, SOON, SYSTEM, failures, groups_are_whole, processes};
 use crate::cluster::{Cluster, Impairment, PodProcess, Signal, clock};
 use crate::{paths, poll};
 
@@ -187,8 +187,10 @@ fn corrupt_frame(cluster: &Cluster, pick: u64) -> Result<Inflicted> {
     }))
 }
 
-/// It counts as caused when the group says which file is wrong, so that nothing was served of it.
+/// It counts as caused when the group says which file is wrong, so that nothing was served of it. All groups read the same file: unless each of them serves,
+/// and so reads nothing, the byte could take them all for a minute and more, which no deployment survives.
 fn corrupt_shard(cluster: &Cluster, pick: u64) -> Result<Inflicted> {
+    groups_are_whole(cluster).map_err(|_| Nothing("group that would serve meanwhile"))?;
     let victim = victim(cluster, Role::Supervisor, pick)?;
     // `DEPLOYMENT-GROUP-INDEX-ATTEMPT`, with one rank a pod.
     let index = victim.pod.rsplit('-').nth(1).and_then(|index| index.parse().ok());

@@ -12,12 +12,12 @@ const FIRST: u64 = 4;
 /// Seconds between the end of a fault and the next one, from and to.
 const PAUSE: (u64, u64) = (1, 5);
 
-/// The faults of a run, one after the other, in the order of their times. Every kind that fits comes once before any comes again; where one
-/// is named there is no other.
+/// The faults of a run, one after the other, in the order of their times. Every kind that fits comes once before any comes again, and none more often than
+/// [`Kind::most`]; where one is named there is no other.
 #[must_use]
 pub fn schedule(seed: u64, run: Duration, only: Option<Kind>) -> Vec<Fault> {
     let mut random = Random::new(seed);
-    let mut faults = Vec::new();
+    let mut faults: Vec<Fault> = Vec::new();
     let mut deck: Vec<Kind> = Vec::new();
     let mut at = Duration::from_secs(FIRST);
     while at < run {
@@ -25,7 +25,10 @@ pub fn schedule(seed: u64, run: Duration, only: Option<Kind>) -> Vec<Fault> {
             deck = Kind::ALL
                 .into_iter()
                 .filter(|kind| {
-                    Duration::from_secs(kind.shape().room) <= run && only.is_none_or(|only| only == *kind)
+                    let there = faults.iter().filter(|fault| fault.kind == *kind).count();
+                    Duration::from_secs(kind.shape().room) <= run
+                        && there < kind.most()
+                        && only.is_none_or(|only| only == *kind)
                 })
                 .collect();
             random.shuffle(&mut deck);
@@ -81,6 +84,24 @@ mod tests {
         }
         let minute = schedule(1, MINUTE, None);
         assert!(minute.iter().all(|fault| fault.kind != Kind::LoseNode));
+        for seed in 0..50 {
+            let wrong = |only| {
+                let faults = schedule(seed, 60 * MINUTE, only);
+                faults
+                    .iter()
+                    .filter(|fault| fault.kind == Kind::CorruptShard)
+                    .count()
+            };
+            assert_eq!(
+                wrong(Some(Kind::CorruptShard)),
+                Kind::CorruptShard.most(),
+                "seed {seed}"
+            );
+            assert!(
+                (1..=Kind::CorruptShard.most()).contains(&wrong(None)),
+                "seed {seed}"
+            );
+        }
         let clocks = schedule(1, MINUTE, Some(Kind::ShiftClock));
         assert!(clocks.len() > 2 && clocks.iter().all(|fault| fault.kind == Kind::ShiftClock));
     }

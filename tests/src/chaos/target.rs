@@ -70,20 +70,8 @@ impl Target {
     /// Waits until all groups are ready, no other is there, and no pod is on its way.
     pub(super) fn wait_ready(&self) -> Result<()> {
         poll::until("all groups ready and nothing on its way", WHOLE, || {
-            let kubectl = self.cluster.kubectl();
-            let object = kubectl.get(&["-n", NAMESPACE, "llamadeployment", NAME])?;
-            let status = &object["status"];
-            let counts = ["desiredReplicas", "replicas", "readyReplicas"];
-            let at_rest = status["observedGeneration"] == object["metadata"]["generation"]
-                && counts.iter().all(|field| status[*field] == GROUPS);
-            ensure!(at_rest, "status is {status}");
-            for namespace in [NAMESPACE, SYSTEM] {
-                let pods = kubectl.get(&["-n", namespace, "pods"])?;
-                for pod in pods["items"].as_array().into_iter().flatten() {
-                    ensure!(is_ready(pod), "pod {} is on its way", pod["metadata"]["name"]);
-                }
-            }
-            Ok(Some(()))
+            groups_are_whole(&self.cluster)?;
+            pods_are_ready(&self.cluster, SYSTEM).map(Some)
         })
     }
 
@@ -121,6 +109,27 @@ impl Drop for Target {
             eprintln!("left behind: {error:#}");
         }
     }
+}
+
+/// Whether all groups serve and no pod of theirs is on its way: an error says what is.
+pub(super) fn groups_are_whole(cluster: &Cluster) -> Result<()> {
+    let object = cluster
+        .kubectl()
+        .get(&["-n", NAMESPACE, "llamadeployment", NAME])?;
+    let status = &object["status"];
+    let counts = ["desiredReplicas", "replicas", "readyReplicas"];
+    let at_rest = status["observedGeneration"] == object["metadata"]["generation"]
+        && counts.iter().all(|field| status[*field] == GROUPS);
+    ensure!(at_rest, "status is {status}");
+    pods_are_ready(cluster, NAMESPACE)
+}
+
+fn pods_are_ready(cluster: &Cluster, namespace: &str) -> Result<()> {
+    let pods = cluster.kubectl().get(&["-n", namespace, "pods"])?;
+    for pod in pods["items"].as_array().into_iter().flatten() {
+        ensure!(is_ready(pod), "pod {} is on its way", pod["metadata"]["name"]);
+    }
+    Ok(())
 }
 
 pub(super) fn gateways(cluster: &Cluster) -> Result<BTreeMap<String, SocketAddr>> {

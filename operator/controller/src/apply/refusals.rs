@@ -44,11 +44,15 @@ impl Refusals {
         self.0.retain(|_, refusals| !refusals.is_empty());
     }
 
-    /// Forgets those that nobody asked for any more. What they were about.
+    /// Forgets those that nobody asked for any more. What they were about. One that was noted by a clock that was ahead counts as of now.
     pub fn expire(&mut self, now: Millis) -> Vec<Subject> {
         let mut about = Vec::new();
         self.0.retain(|subject, refusals| {
             let before = refusals.len();
+            for refusal in refusals.iter_mut().filter(|refusal| refusal.at > now) {
+                refusal.at = now;
+                about.push(subject.clone());
+            }
             refusals.retain(|refusal| now <= refusals::retry_at(refusal) + PATIENCE);
             if refusals.len() != before {
                 about.push(subject.clone());
@@ -119,5 +123,12 @@ mod tests {
         );
         assert_eq!(refusals.expire(20_000), [subject()]);
         assert!(refusals.of(&subject()).is_empty());
+
+        // The clock was a day ahead when it was refused, and is right again: the wait is as long as any.
+        refusals.record(&failed(Remedy::User), 86_400_000);
+        assert_eq!(refusals.expire(20_000), [subject()]);
+        assert_eq!(refusals.of(&subject())[0].at, 20_000);
+        assert!(refusals.expire(21_000).is_empty());
+        assert_eq!(refusals.expire(40_000), [subject()]);
     }
 }

@@ -40,6 +40,15 @@ pub struct Pool<S: Subscribe> {
     wake: Wake,
 }
 
+impl<M> Received<M> {
+    /// What was noted by a clock that was ahead and is right again counts as of now: else a peer would look alive until then.
+    fn not_ahead(&mut self, now: Timestamp) -> &Self {
+        self.at = self.at.min(now);
+        self.broken_at = self.broken_at.map(|at| at.min(now));
+        self
+    }
+}
+
 type Latest<M> = Arc<Mutex<Option<Received<M>>>>;
 
 struct Peer<M> {
@@ -139,7 +148,7 @@ impl<S: Subscribe> Pool<S> {
     /// What the peer said last.
     #[must_use]
     pub fn latest(&self, key: &str) -> Option<Received<S::Message>> {
-        self.peers.get(key).and_then(|peer| lock(&peer.latest).clone())
+        self.peers.get(key).and_then(|peer| latest(&peer.latest))
     }
 
     /// Since when a peer is listened to; nothing while it is not.
@@ -152,10 +161,7 @@ impl<S: Subscribe> Pool<S> {
     /// What every peer said last.
     #[must_use]
     pub fn all(&self) -> Vec<Option<Received<S::Message>>> {
-        self.peers
-            .values()
-            .map(|peer| lock(&peer.latest).clone())
-            .collect()
+        self.peers.values().map(|peer| latest(&peer.latest)).collect()
     }
 
     /// Peers that said something, or whose stream broke, since this was asked last.
@@ -180,6 +186,13 @@ impl<S: Subscribe> Pool<S> {
         });
         (wanted().count(), open.count())
     }
+}
+
+fn latest<M: Clone>(of: &Latest<M>) -> Option<Received<M>> {
+    let mut latest = lock(of);
+    latest
+        .as_mut()
+        .map(|last| last.not_ahead(Timestamp::now()).clone())
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
@@ -296,6 +309,20 @@ mod tests {
             unix_millis: 0,
             models: vec![model],
         }
+    }
+
+    #[test]
+    fn what_a_clock_ahead_has_noted_counts_as_of_now() {
+        let at = |second| Timestamp::from_second(second).unwrap();
+        let mut received = Received {
+            message: (),
+            at: at(5),
+            broken_at: Some(at(90_000)),
+        };
+        let told = received.not_ahead(at(10)).clone();
+        assert_eq!((told.at, told.broken_at), (at(5), Some(at(10))));
+        // It was written down, so that it grows old.
+        assert_eq!(received.not_ahead(at(60)).broken_at, Some(at(10)));
     }
 
     #[tokio::test]

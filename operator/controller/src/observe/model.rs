@@ -117,6 +117,8 @@ pub struct Model {
     stale_groups: BTreeSet<Key>,
     /// UIDs of pods that are gone.
     gone: Vec<String>,
+    /// When everything was brought up to date last.
+    last: Millis,
 }
 
 impl Model {
@@ -378,6 +380,11 @@ impl Model {
             .max_by_key(|priority| priority.value);
         self.planner
             .set_cluster(settings, &values, default.unwrap_or_default());
+        if now < self.last {
+            // The clock went back: what was heard is told anew, none of it later than now.
+            self.stale_groups.extend(self.known.group_keys.values().cloned());
+        }
+        self.last = now;
         for uid in std::mem::take(&mut self.gone) {
             streams.forget(&uid);
         }

@@ -149,6 +149,11 @@ pub fn inspect_pod(pod: &Pod) -> observed::InspectPod {
             // Refused before a container could run.
             .or(pod.metadata.creation_timestamp.as_ref())
             .map(|time| time.0.as_millisecond()),
+        created_at: pod
+            .metadata
+            .creation_timestamp
+            .as_ref()
+            .map(|time| time.0.as_millisecond()),
         waiting: unschedulable(pod)
             .or_else(|| status.and_then(waiting))
             .or_else(|| {

@@ -337,7 +337,7 @@ fn refused_until(group: &Group, now: Millis) -> Option<Millis> {
         .failures
         .last()
         .filter(|failure| failure.reason == REFUSED);
-    let lately = last.map(|failure| time::millis(&failure.time));
+    let lately = last.map(|failure| time::millis(&time::not_ahead(&failure.time, now)));
     let mut refusals = group.refusals.iter();
     let is_held = refusals.any(|refusal| refusal.target.starts_with("CreatePod "));
     lately

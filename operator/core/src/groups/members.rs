@@ -273,17 +273,21 @@ pub fn roll_back_refused(view: &GroupView<'_>, context: &Context<'_>) -> Option<
 /// Sets the time of the next placement; the wait is returned.
 pub fn back_off(spec: &mut LlamaGroupSpec, now: Millis) -> Millis {
     spec.placement_failures = spec.placement_failures.saturating_add(1);
-    let doublings = u32::try_from(spec.placement_failures - 1).unwrap_or(0).min(10);
-    let wait = (FIRST_BACKOFF << doublings).min(LONGEST_BACKOFF);
+    let wait = backoff(spec.placement_failures);
     spec.place_after = Some(time::to_time(now + wait));
     wait
 }
 
-/// Until when nothing is placed, if that is still to come. A time beyond the longest wait is from an operator whose clock was wrong.
+/// The wait after so many placements in a row that were rolled back.
+pub(super) fn backoff(failures: i32) -> Millis {
+    let doublings = u32::try_from(failures.saturating_sub(1)).unwrap_or(0).min(10);
+    (FIRST_BACKOFF << doublings).min(LONGEST_BACKOFF)
+}
+
+/// Until when nothing is placed, if that is still to come.
 #[must_use]
 pub fn waits_until(spec: &LlamaGroupSpec, now: Millis) -> Option<Millis> {
-    let after = spec.place_after.as_ref().map(time::millis)?;
-    (after > now && after <= now.saturating_add(LONGEST_BACKOFF)).then_some(after)
+    spec.place_after.as_ref().map(time::millis).filter(|at| *at > now)
 }
 
 /// When the next placement becomes overdue.
@@ -339,14 +343,9 @@ fn deadlines<'a>(
     members.filter_map(|m| Some((batch(m.member)?, deadline_of(view, m, context)?)))
 }
 
-/// Until when a placed member must be scheduled, or its container run and answer. Who was placed later than now, by more than a
-/// deadline, was so by an operator whose clock was wrong, and is overdue.
+/// Until when a placed member must be scheduled, or its container run and answer.
 fn deadline_of(view: &GroupView<'_>, member: &MemberView<'_>, context: &Context<'_>) -> Option<Millis> {
-    let (placed, deadline) = (batch(member.member)?, context.placement.deadline.millis());
-    let scheduled_by = match placed > context.now.saturating_add(deadline) {
-        true => Millis::MIN,
-        false => placed.saturating_add(deadline),
-    };
+    let scheduled_by = batch(member.member)?.saturating_add(context.placement.deadline.millis());
     if !member.scheduled() {
         Some(scheduled_by)
     } else if starts(view, member) {

@@ -17,6 +17,7 @@
 //! | [`effects`] | pods, gates, Form |
 //! | [`provision`] | nodes that are asked for where there are none |
 //! | [`drain`] | how a group goes |
+//! | [`stamps`] | times that a wrong clock has written |
 
 pub mod disruption;
 pub mod drain;
@@ -24,6 +25,7 @@ pub mod effects;
 pub mod losses;
 pub mod members;
 pub mod provision;
+pub mod stamps;
 pub mod starting;
 pub mod view;
 
@@ -83,6 +85,10 @@ pub struct NextSteps<'a> {
 pub fn next_steps<'a>(view: &GroupView<'a>, context: &Context<'_>) -> NextSteps<'a> {
     let mut next = NextSteps::default();
     if view.deleting() {
+        return next;
+    }
+    if let Some(step) = stamps::put_right(view, context.now) {
+        next.steps.push(step);
         return next;
     }
     effects::delete_orphans(view, &mut next.steps);

@@ -208,7 +208,8 @@ fn domain_that_came_short(view: &GroupView<'_>, context: &Context<'_>) -> Option
     labels.get(key).cloned()
 }
 
-fn pause(group: &str, failures: i32) -> Millis {
+/// The pause after nodes did not come so many times in a row.
+pub(super) fn pause(group: &str, failures: i32) -> Millis {
     let doublings = u32::try_from(failures.saturating_sub(1)).unwrap_or(0).min(10);
     let pause = (FIRST_PAUSE << doublings).min(LONGEST_PAUSE);
     time::spread(pause, JITTER_PERCENT, (group, failures))

@@ -52,6 +52,8 @@ pub struct Planner {
     room_changed: bool,
     /// Something changed that may concern everybody.
     all: bool,
+    /// The time of the last pass.
+    last: Millis,
 }
 
 /// What the planner knows about a deployment beside what was observed.
@@ -234,7 +236,11 @@ impl Planner {
     }
 
     /// Decides about every deployment that is dirty or due and not held. [`Plan::next_at`] says when the next one is due.
+    ///
+    /// A clock that went back has put off when everybody is due: then all are looked at.
     pub fn pass(&mut self, now: Millis) -> Plan {
+        self.all |= now < self.last;
+        self.last = now;
         self.spread();
         let chosen: BTreeSet<Key> = self
             .entries

@@ -75,7 +75,10 @@ pub fn all(facts: &Facts<'_>, previous: &[Condition], now: Millis) -> Vec<Condit
             // The API server takes 32768 characters.
             message: message.chars().take(4096).collect(),
             observed_generation: generation,
-            last_transition_time: kept.map_or_else(|| time::to_time(now), |c| c.last_transition_time.clone()),
+            last_transition_time: kept.map_or_else(
+                || time::to_time(now),
+                |c| time::not_ahead(&c.last_transition_time, now),
+            ),
         }
     })
     .collect()

@@ -58,8 +58,8 @@ pub fn status(
                 .object
                 .status
                 .as_ref()
-                .and_then(|s| s.unplaceable_since.clone());
-            before.unwrap_or_else(|| time::to_time(now))
+                .and_then(|s| s.unplaceable_since.as_ref());
+            before.map_or_else(|| time::to_time(now), |since| time::not_ahead(since, now))
         }),
         content_identity: identity(view, |rank| &rank.content_identity),
         numerics: identity(view, |rank| &rank.numerics),

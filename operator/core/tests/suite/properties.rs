@@ -46,6 +46,11 @@ fn autoscaling_fault() -> impl Strategy<Value = Fault> {
     ]
 }
 
+fn fault_of_clocks() -> impl Strategy<Value = Fault> {
+    let shift = prop_oneof![Just(0i16), -5i16..=5, -1500i16..=1500].prop_map(Fault::Clock);
+    prop_oneof![2 => shift, 1 => fault(), 1 => autoscaling_fault()]
+}
+
 /// What is applied of a plan: which steps, and whether the status is written.
 fn pass() -> impl Strategy<Value = (u64, bool)> {
     prop_oneof![
@@ -94,6 +99,28 @@ proptest! {
         if recreate {
             world.object.spec.rollout.strategy = RolloutStrategy::Recreate;
         }
+        for ((mask, write_status), fault) in script {
+            world.pass(mask, write_status);
+            if let Some(fault) = fault {
+                world.fault(&fault);
+            }
+        }
+        world.settle();
+    }
+
+    /// Whatever an operator with a wrong clock has written: as soon as the clock is right nothing is held longer than by one that always was.
+    #[test]
+    fn a_wrong_clock_holds_nobody_up(
+        nodes in 1usize..6,
+        replicas in 1i32..4,
+        kind in 0u8..3,
+        script in prop::collection::vec((pass(), prop::option::weighted(0.4, fault_of_clocks())), 1..60),
+    ) {
+        let mut world = match kind {
+            0 => World::new(nodes, replicas),
+            1 => World::provisioned(nodes, replicas, nodes + 2),
+            _ => World::autoscaled(nodes),
+        };
         for ((mask, write_status), fault) in script {
             world.pass(mask, write_status);
             if let Some(fault) = fault {

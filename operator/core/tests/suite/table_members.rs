@@ -114,35 +114,6 @@ fn step_5_past_the_deadline_the_whole_attempt_is_rolled_back() {
     assert!(plan.steps[0].message.contains("insufficient nvidia.com/gpu"));
 }
 
-/// The operator's node had a clock that was a day ahead, and has the right one again.
-#[test]
-fn what_a_clock_ahead_has_written_holds_nobody_up() {
-    let ahead = || Some(time::to_time(NOW + 86_400_000));
-    let waiting = with(|d| {
-        d.groups = vec![group(d, "llama-0", &[(1, None, None), (1, None, None)])];
-        spec(&mut d.groups[0], |s| s.place_after = ahead());
-    });
-    assert_eq!(words(&decide(&waiting, NOW)), ["write llama-0: Reserved"]);
-
-    let placed = with(|d| {
-        d.groups = vec![group(
-            d,
-            "llama-0",
-            &[(0, Some("a"), Some("u0")), (0, Some("b"), Some("u1"))],
-        )];
-        spec(&mut d.groups[0], |s| {
-            s.members.iter_mut().for_each(|m| m.placed_at = ahead());
-        });
-        let mut bound = gated("llama-0", 0, 0, "u0");
-        bound.gated = false;
-        bound.node = Some("a".into());
-        let mut unscheduled = gated("llama-0", 1, 0, "u1");
-        unscheduled.gated = false;
-        d.groups[0].pods = vec![bound, unscheduled];
-    });
-    assert_eq!(words(&decide(&placed, NOW)), ["write llama-0: RolledBack"]);
-}
-
 #[test]
 fn pods_of_a_rolled_back_attempt_go() {
     let observed = with(|d| {

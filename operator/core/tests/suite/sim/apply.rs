@@ -303,7 +303,7 @@ impl World {
     }
 
     fn refuse(&mut self, group: &str, action: &Action) {
-        let (target, now) = (action.target(), self.now);
+        let (target, now) = (action.target(), self.clock());
         let refusals = self.refusals.entry(group.to_owned()).or_default();
         match refusals.iter_mut().find(|refusal| refusal.target == target) {
             Some(refusal) => {
@@ -320,7 +320,7 @@ impl World {
     }
 
     fn write(&mut self, name: &str, version: &str, spec: LlamaGroupSpec, confirm: &Confirm) {
-        let (now, deadline) = (self.now, self.object.spec.placement.deadline.millis());
+        let (now, deadline) = (self.clock(), self.object.spec.placement.deadline.millis());
         // Where pods stay if nobody sends them away.
         let lasting = self.nodes.values().filter(|node| {
             let urgent = node.taints.iter().any(|taint| taint.key == GONE_SOON);

@@ -37,6 +37,8 @@ pub(crate) enum Fault {
     Taint(usize, Option<u8>),
     /// Caches lag behind for a pass.
     Stale,
+    /// The operator's clock is so many minutes ahead.
+    Clock(i16),
 }
 
 impl World {
@@ -185,6 +187,7 @@ impl World {
                 }
             }
             Fault::Stale => self.stale = true,
+            Fault::Clock(minutes) => self.ahead = i64::from(*minutes) * 60_000,
             Fault::Wait(seconds) => {
                 for _ in 0..*seconds {
                     self.tick();

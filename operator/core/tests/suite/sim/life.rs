@@ -6,7 +6,7 @@ impl World {
     /// One second of the cluster's own life.
     pub(crate) fn tick(&mut self) {
         self.now += 1000;
-        let now = self.now;
+        let (now, clock) = (self.now, self.clock());
         for inspect in &mut self.inspect {
             inspect.phase = PodPhase::Succeeded;
             inspect.result = Some(serde_json::to_string(&build::summary()).unwrap());
@@ -49,7 +49,7 @@ impl World {
                     ranks: vec![rank],
                     ..Report::default()
                 });
-                (report.received_at, report.alive_at) = (now, OPEN);
+                (report.received_at, report.alive_at) = (clock, OPEN);
                 // A rank reads its shard as soon as it runs; only connecting waits for Form.
                 let rank = &mut report.ranks[0];
                 rank.loaded_bytes = (rank.loaded_bytes + READ).min(total);

@@ -90,6 +90,8 @@ struct SimGroup {
 /// The cluster.
 pub(crate) struct World {
     pub(crate) now: Millis,
+    /// How far the operator's clock is ahead.
+    ahead: Millis,
     pub(crate) nodes: BTreeMap<String, Node>,
     /// Room taken by others, by node.
     pub(crate) foreign: BTreeMap<String, Resources>,
@@ -129,6 +131,7 @@ impl World {
             .collect();
         Self {
             now: NOW,
+            ahead: 0,
             nodes,
             foreign: BTreeMap::new(),
             object,
@@ -146,6 +149,11 @@ impl World {
             replicas_manager: None,
             serial: 0,
         }
+    }
+
+    /// What the operator takes for now.
+    pub(super) fn clock(&self) -> Millis {
+        self.now + self.ahead
     }
 
     /// Another resource version of the deployment.
@@ -185,7 +193,7 @@ impl World {
                     load: serves.then_some(Load {
                         running: self.requests,
                         waiting: 0,
-                        received_at: self.now,
+                        received_at: self.clock(),
                     }),
                 }
             })
@@ -326,15 +334,12 @@ impl World {
             _ => present.clone(),
         };
         self.before = Some(present);
-        let plan = decide(&observed, self.now);
-        assert_eq!(
-            plan,
-            decide(&observed, self.now),
-            "the same input gives the same plan"
-        );
+        let now = self.clock();
+        let plan = decide(&observed, now);
+        assert_eq!(plan, decide(&observed, now), "the same input gives the same plan");
         self.obey(&plan.steps, mask);
         if write_status {
-            self.write_status(report(&observed, &plan, self.now));
+            self.write_status(report(&observed, &plan, now));
         }
         self.stale = false;
         self.forget_refusals();
@@ -387,8 +392,11 @@ impl World {
     }
 
     fn forget_refusals(&mut self) {
-        let now = self.now;
+        let now = self.clock();
         for refusals in self.refusals.values_mut() {
+            refusals
+                .iter_mut()
+                .for_each(|refusal| refusal.at = refusal.at.min(now));
             refusals.retain(|refusal| now <= refusals::retry_at(refusal) + 5_000);
         }
     }

@@ -2,16 +2,27 @@
 
 use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
 
+use llamero_core::time;
+use serde_json::{Value, to_value};
+
 use super::*;
+
+/// Nothing waits longer: a pause before nodes are asked for again, with what it is spread by.
+const LONGEST_WAIT: Millis = 75 * 60_000;
 
 /// Whoever asks for nodes that nobody adds goes on for ever: after so many deadlines the rest is at rest.
 const IN_VAIN: usize = 12;
 
 impl World {
-    /// Lets the operator work undisturbed until there is nothing left to do.
+    /// Lets the operator work undisturbed, with the right time, until there is nothing left to do.
     pub(crate) fn settle(&mut self) {
         let (mut quiet, mut in_vain) = (0, 0);
         self.quota = usize::MAX;
+        self.ahead = 0;
+        // The first pass puts times right, and the second tells so.
+        self.pass(u64::MAX, true);
+        self.pass(u64::MAX, true);
+        self.check_times();
         for _ in 0..2000 {
             let plan = self.pass(u64::MAX, true);
             quiet = if plan.steps.is_empty() { quiet + 1 } else { 0 };
@@ -23,6 +34,11 @@ impl World {
             match plan.next_at.filter(|_| !rests && in_vain < IN_VAIN) {
                 // Nothing to do before a deadline or a backoff ends: wait for it, with the kubelets alive.
                 Some(at) => {
+                    assert!(
+                        at - self.now <= LONGEST_WAIT,
+                        "it waits for {} s",
+                        (at - self.now) / 1000
+                    );
                     while self.now < at {
                         self.tick();
                     }
@@ -40,6 +56,15 @@ impl World {
         let asks = verdicts.any(|verdict| !verdict.provisioning.is_empty());
         let waits = |group: &SimGroup| group.object.spec.members.iter().any(|m| m.node.is_none());
         asks && self.nodes.len() >= self.most_nodes && self.groups.iter().all(|g| self.serves(g) || waits(g))
+    }
+
+    /// Nothing is said to have happened later than now, so that no wait is longer than it should be.
+    fn check_times(&self) {
+        let groups = self.groups.iter();
+        let objects = groups.flat_map(|g| [to_value(&g.object.spec), to_value(&g.object.status)]);
+        for object in objects.chain([to_value(&self.object.status)]) {
+            check_times("", &object.unwrap(), self.now);
+        }
     }
 
     pub(super) fn all_settled(&self) -> bool {
@@ -226,5 +251,29 @@ impl World {
                 self.states()
             );
         }
+    }
+}
+
+fn check_times(field: &str, value: &Value, now: Millis) {
+    match value {
+        Value::Object(fields) => fields
+            .iter()
+            .for_each(|(field, value)| check_times(field, value, now)),
+        Value::Array(values) => values.iter().for_each(|value| check_times(field, value, now)),
+        Value::String(_) => {
+            let Ok(at) = serde_json::from_value(value.clone()) else {
+                return;
+            };
+            let most = match field {
+                "placeAfter" => 120_000,
+                "notBefore" => LONGEST_WAIT,
+                _ => 0,
+            };
+            assert!(
+                time::millis(&at) <= now + most,
+                "{field} lies ahead: {value} at {now}"
+            );
+        }
+        _ => {}
     }
 }
