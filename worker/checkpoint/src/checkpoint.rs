@@ -140,7 +140,7 @@ impl Checkpoint {
         if let Some(made) = &self.presharded {
             return made.tensors.get(name);
         }
-        self.files[*self.file_of.get(name)?].tensor(name)
+        self.files.get(*self.file_of.get(name)?)?.tensor(name)
     }
 
     /// For which groups the folder was made, and of what, if it has one file a rank.
@@ -187,7 +187,7 @@ impl Checkpoint {
     /// A read fails; the folder has one file a rank, so that it has no whole tensors.
     pub fn read_at(&self, name: &str, offset: u64, buffer: &mut [u8]) -> Result<()> {
         self.check_whole()?;
-        let Some(file) = self.file_of.get(name) else {
+        let Some(file) = self.file_of.get(name).and_then(|number| self.files.get(*number)) else {
             let end = offset.saturating_add(buffer.len() as u64);
             let (path, tensor) = (self.folder.clone(), name.to_owned());
             return Err(SafetensorsError::OutOfRange {
@@ -199,12 +199,16 @@ impl Checkpoint {
             }
             .into());
         };
-        self.files[*file].read_at(name, offset, buffer)?;
+        file.read_at(name, offset, buffer)?;
         self.bytes_read.fetch_add(buffer.len() as u64, Ordering::Relaxed);
         Ok(())
     }
 
     /// Fill `buffer` with the bytes of tensor `name` of file `file` from `offset` on.
+    #[expect(
+        clippy::indexing_slicing,
+        reason = "the number is that of a rank, each of which has a file"
+    )]
     pub(crate) fn read_file_at(&self, file: usize, name: &str, offset: u64, buffer: &mut [u8]) -> Result<()> {
         self.files[file].read_at(name, offset, buffer)?;
         self.bytes_read.fetch_add(buffer.len() as u64, Ordering::Relaxed);
@@ -213,7 +217,7 @@ impl Checkpoint {
 
     /// Where tensor `name` lies in file `file`.
     pub(crate) fn range_in_file(&self, file: usize, name: &str) -> Option<Range<u64>> {
-        let file = &self.files[file];
+        let file = self.files.get(file)?;
         let (start, range) = (file.data_start(), &file.tensor(name)?.range);
         Some(start + range.start..start + range.end)
     }
@@ -221,7 +225,7 @@ impl Checkpoint {
     /// Number of the file that holds the tensor, and the tensor's first byte in it.
     pub(crate) fn position(&self, name: &str) -> Option<(usize, u64)> {
         let number = *self.file_of.get(name)?;
-        let file = &self.files[number];
+        let file = self.files.get(number)?;
         Some((number, file.data_start() + file.tensor(name)?.range.start))
     }
 
@@ -311,16 +315,18 @@ fn open_files(
         .collect();
     let mut file_of = BTreeMap::new();
     for (tensor, file) in &index.weight_map {
-        let file = number[file.as_str()];
-        if files[file].tensor(tensor).is_none() {
-            let path = files[file].path().to_path_buf();
+        let holds = |number: &&usize| {
+            let opened: Option<&SafetensorsFile> = files.get(**number);
+            opened.is_some_and(|opened| opened.tensor(tensor).is_some())
+        };
+        let Some(number) = number.get(file.as_str()).filter(holds) else {
             return Err(SafetensorsError::NotInFile {
-                path,
+                path: folder.join(file),
                 tensor: tensor.clone(),
             }
             .into());
-        }
-        file_of.insert(tensor.clone(), file);
+        };
+        file_of.insert(tensor.clone(), *number);
     }
     Ok((files, file_of))
 }

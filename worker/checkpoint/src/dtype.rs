@@ -59,12 +59,14 @@ impl Dtype {
 
     /// The name in a safetensors header.
     #[must_use]
+    #[expect(clippy::indexing_slicing, reason = "the table has every type, in their order")]
     pub fn name(self) -> &'static str {
         Self::NAMES[self as usize].1
     }
 
     /// Bytes of one element.
     #[must_use]
+    #[expect(clippy::indexing_slicing, reason = "the table has every type, in their order")]
     pub fn size(self) -> u64 {
         Self::NAMES[self as usize].2
     }

@@ -14,6 +14,7 @@ pub const DECODE_BF16: [u16; 256] = bf16_table();
 
 /// The value of `code`.
 #[must_use]
+#[expect(clippy::indexing_slicing, reason = "the table has every code")]
 pub fn decode(code: u8) -> f32 {
     DECODE[code as usize]
 }
@@ -23,6 +24,10 @@ pub fn decode(code: u8) -> f32 {
 /// chosen, so that a loop over it becomes vector instructions.
 #[must_use]
 #[inline]
+#[expect(
+    clippy::cast_possible_truncation,
+    reason = "codes have 7 bits below their sign"
+)]
 pub fn encode(value: f32) -> u8 {
     let bits = value.to_bits();
     let sign = ((bits >> 24) & 0x80) as u8;
@@ -44,6 +49,11 @@ pub fn encode(value: f32) -> u8 {
     sign | code as u8
 }
 
+#[expect(
+    clippy::indexing_slicing,
+    clippy::cast_possible_truncation,
+    reason = "computed when this is compiled, where what is out of range is an error"
+)]
 const fn decode_table() -> [f32; 256] {
     let mut table = [0.0; 256];
     let mut code = 0;
@@ -67,6 +77,10 @@ const fn decode_bits(code: u8) -> f32 {
     if code & 0x80 != 0 { -magnitude } else { magnitude }
 }
 
+#[expect(
+    clippy::indexing_slicing,
+    reason = "computed when this is compiled, where what is out of range is an error"
+)]
 const fn bf16_table() -> [u16; 256] {
     let mut table = [0; 256];
     let mut code = 0;

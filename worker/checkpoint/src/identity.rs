@@ -21,6 +21,7 @@ use crate::checkpoint::Checkpoint;
 use crate::config::LlamaConfig;
 use crate::error::Result;
 use crate::io_error::read_if_there;
+use crate::narrow::to_usize;
 use crate::samples::samples;
 
 /// Samples of a tensor.
@@ -74,7 +75,7 @@ impl ContentIdentity {
     /// The first 12 digits: for logs and people.
     #[must_use]
     pub fn short(&self) -> String {
-        self.to_string()[..12].to_owned()
+        self.to_string().chars().take(12).collect()
     }
 }
 
@@ -121,7 +122,9 @@ pub(crate) fn sample_digests(checkpoint: &Checkpoint) -> Result<Vec<[u8; 32]>> {
         }));
         for result in results {
             for (number, digest) in result? {
-                digests[number] = digest;
+                if let Some(place) = digests.get_mut(number) {
+                    *place = digest;
+                }
             }
         }
         Ok(digests)
@@ -136,7 +139,7 @@ fn tensor(checkpoint: &Checkpoint, name: &str) -> Result<[u8; 32]> {
     hash.update(format!("{name} {} {:?}\n", info.dtype, info.shape));
     let mut buffer = Vec::new();
     for range in samples(name, info.bytes(), SAMPLES) {
-        buffer.resize((range.end - range.start) as usize, 0);
+        buffer.resize(to_usize(range.end - range.start), 0);
         checkpoint.read_at(name, range.start, &mut buffer)?;
         hash.update(&buffer);
     }
@@ -166,9 +169,14 @@ impl FromStr for ContentIdentity {
             return Err(refused());
         }
         let mut identity = [0; 32];
-        for (byte, pair) in identity.iter_mut().zip(digits.chunks_exact(2)) {
-            let digit = |digit: u8| char::from(digit).to_digit(16).ok_or_else(refused);
-            *byte = (digit(pair[0])? << 4 | digit(pair[1])?) as u8;
+        let digit = |digit: u8| {
+            char::from(digit)
+                .to_digit(16)
+                .and_then(|digit| u8::try_from(digit).ok())
+        };
+        for (byte, [high, low]) in identity.iter_mut().zip(digits.as_chunks().0) {
+            let (high, low) = digit(*high).zip(digit(*low)).ok_or_else(refused)?;
+            *byte = high << 4 | low;
         }
         Ok(Self(identity))
     }

@@ -162,12 +162,12 @@ impl fmt::Display for Report {
             summary.weights,
             dtypes.collect::<Vec<_>>().join(", ")
         )?;
-        if !self.unknown_tensors.is_empty() {
+        if let Some(first) = self.unknown_tensors.first() {
             writeln!(
                 f,
                 "  ignored: {} tensors that no Llama has, such as {}",
                 self.unknown_tensors.len(),
-                self.unknown_tensors[0]
+                first
             )?;
         }
         if let Some(made_for) = self.presharded {
@@ -246,16 +246,18 @@ fn count(number: u64) -> String {
 
 fn scaled(number: u64, units: &[&str]) -> String {
     let mut value = number as f64;
-    let mut unit = 0;
-    while value >= 1000.0 && unit + 1 < units.len() {
+    let mut larger = units.iter();
+    let mut unit = larger.next().copied().unwrap_or_default();
+    if value < 1000.0 {
+        return format!("{number}{unit}");
+    }
+    while value >= 1000.0
+        && let Some(next) = larger.next()
+    {
         value /= 1000.0;
-        unit += 1;
+        unit = next;
     }
-    if unit == 0 {
-        format!("{number}{}", units[0])
-    } else {
-        format!("{value:.1}{}", units[unit])
-    }
+    format!("{value:.1}{unit}")
 }
 
 #[cfg(test)]

@@ -12,6 +12,7 @@
 //! | [`layout`] | the logical tensors of a Llama, checked against the headers |
 //! | [`topology`] | tensor ranks and pipeline stages |
 //! | [`members`] | which ranks of a group are there |
+//! | `narrow` | numbers as narrower ones |
 //! | [`presharded`] | folders with one file a rank |
 //! | [`shard`] | which layers, heads, leaves and vocabulary rows a rank holds |
 //! | [`runs`] | sets of heads, leaves or rows |
@@ -32,6 +33,17 @@
 //! The way to a rank's weights: [`Checkpoint::open`] → [`ModelLayout::check`] → [`Checkpoint::shard_plan`] →
 //! [`load::load_rank`].
 
+#![cfg_attr(
+    not(test),
+    warn(
+        clippy::indexing_slicing,
+        clippy::string_slice,
+        clippy::cast_possible_truncation,
+        clippy::cast_possible_wrap,
+        clippy::cast_sign_loss,
+        reason = "what comes in from outside must not be able to end the process, nor become another number"
+    )
+)]
 #![forbid(unsafe_code)]
 
 pub mod adapter;
@@ -50,6 +62,7 @@ pub mod layout;
 pub mod lfs;
 pub mod load;
 pub mod members;
+mod narrow;
 pub mod piece;
 pub mod pod;
 pub mod presharded;

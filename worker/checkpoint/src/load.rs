@@ -36,6 +36,7 @@ use serde::Serialize;
 use crate::checkpoint::Checkpoint;
 use crate::error::{Error, Result};
 use crate::layout::ModelLayout;
+use crate::narrow::to_usize;
 use crate::piece::{Piece, pieces, read_rows, read_scales};
 use crate::presharded::RankFile;
 use crate::remote::Announced;
@@ -165,7 +166,7 @@ impl<'a, S: Sink> Load<'a, S> {
         let mut starts = vec![0];
         let mut chunks = 0;
         for piece in &pieces {
-            chunks += piece.rows().div_ceil(step(&file, piece)) as usize;
+            chunks += to_usize(piece.rows().div_ceil(step(&file, piece)));
             starts.push(chunks);
         }
         Self {
@@ -217,6 +218,10 @@ impl<'a, S: Sink> Load<'a, S> {
     }
 
     /// Read a chunk and hand it over; its bytes in memory.
+    #[expect(
+        clippy::indexing_slicing,
+        reason = "the first piece starts at chunk 0, and there is a start for every piece"
+    )]
     fn chunk(&self, chunk: usize, room: &mut Room<S::Scratch>) -> Result<u64> {
         let number = self.starts.partition_point(|start| *start <= chunk) - 1;
         let piece = &self.pieces[number];

@@ -3,6 +3,7 @@
 use std::fmt;
 
 use crate::error::ShardError;
+use crate::narrow::to_u32;
 use crate::topology::Topology;
 
 /// The ranks of a whole group but those that it does without. Ranks keep their numbers, so the numbers may have gaps.
@@ -46,7 +47,7 @@ impl Members {
         let Some(index) = self.index(rank) else {
             return Err(ShardError::NoSuchRank {
                 rank,
-                members: self.present.len() as u32,
+                members: to_u32(self.present.len()),
                 ranks: self.topology.ranks(),
             });
         };
@@ -92,7 +93,7 @@ impl Members {
         let of = |rank: &u32| self.topology.stage(*rank);
         let first = self.present.partition_point(|rank| of(rank) < stage);
         let end = self.present.partition_point(|rank| of(rank) <= stage);
-        &self.present[first..end]
+        self.present.get(first..end).unwrap_or_default()
     }
 
     /// The ranks of the last stage, which have the head. They are the last ones of [`Self::ranks`].
@@ -113,9 +114,9 @@ impl fmt::Display for Members {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}", self.topology)?;
         let lost: Vec<String> = self.lost.iter().map(u32::to_string).collect();
-        match lost.len() {
-            0 => Ok(()),
-            1 => write!(f, " without rank {}", lost[0]),
+        match lost.as_slice() {
+            [] => Ok(()),
+            [one] => write!(f, " without rank {one}"),
             _ => write!(f, " without ranks {}", lost.join(", ")),
         }
     }

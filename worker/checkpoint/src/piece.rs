@@ -6,6 +6,7 @@ use crate::checkpoint::Checkpoint;
 use crate::dtype::extend_f32;
 use crate::error::Result;
 use crate::layout::{ModelLayout, Tensor, TensorId, TensorKind};
+use crate::narrow::{to_u32, to_usize};
 use crate::runs::Runs;
 use crate::shard::{RankShard, Slice};
 use crate::strips::{Spans, strips};
@@ -100,20 +101,20 @@ pub fn read_scales(
         return Ok(());
     };
     let wanted = if scale.per_row {
-        piece.slice.rows.part(rows.start as u32..rows.end as u32)
+        piece.slice.rows.part(to_u32(rows.start)..to_u32(rows.end))
     } else {
         Runs::from(0..1)
     };
     let size = scale.dtype.size();
     let mut bytes = Vec::new();
     for run in wanted.as_slice() {
-        bytes.resize((u64::from(run.end - run.start) * size) as usize, 0);
+        bytes.resize(to_usize(u64::from(run.end - run.start) * size), 0);
         checkpoint.read_at(&scale.name, u64::from(run.start) * size, &mut bytes)?;
         extend_f32(scale.dtype, &bytes, scales);
     }
     if !scale.per_row {
         let one = scales.first().copied().unwrap_or(1.0);
-        scales.resize((rows.end - rows.start) as usize, one);
+        scales.resize(to_usize(rows.end - rows.start), one);
     }
     Ok(())
 }
@@ -128,7 +129,7 @@ pub fn read_rows(
     rows: Range<u64>,
     buffer: &mut Vec<u8>,
 ) -> Result<()> {
-    buffer.resize(((rows.end - rows.start) * piece.row_bytes()) as usize, 0);
+    buffer.resize(to_usize((rows.end - rows.start) * piece.row_bytes()), 0);
     let spans = match checkpoint.is_remote() {
         true => Spans::without_gaps(),
         false => Spans::through_small_gaps(),
@@ -141,7 +142,7 @@ pub fn read_rows(
 
 /// The strips of `rows`, joined.
 fn strips_of(piece: &Piece<'_>, rows: Range<u64>, mut spans: Spans) -> Spans {
-    let rows = piece.slice.rows.part(rows.start as u32..rows.end as u32);
+    let rows = piece.slice.rows.part(to_u32(rows.start)..to_u32(rows.end));
     for strip in strips(piece.tensor, &rows, &piece.slice.cols) {
         spans.add(strip);
     }

@@ -7,6 +7,7 @@
 //! a member that finds one undone for long, because its reader died, can read its own strips of it instead.
 
 use crate::layout::{ModelLayout, Tensor, TensorKind};
+use crate::narrow::{to_u32, to_usize};
 use crate::piece::{Piece, ROW_MULTIPLE};
 use crate::runs::Runs;
 use crate::shard::{RankShard, Slice};
@@ -61,10 +62,10 @@ pub fn shared_reads<'a>(
         let row_bytes = u64::from(cols.len()) * tensor.dtype.size();
         let rows = CHUNK_BYTES / row_bytes.max(1);
         let step = (rows - rows % ROW_MULTIPLE).max(ROW_MULTIPLE);
-        (0..tensor.rows).step_by(step as usize).map(move |first| {
+        (0..tensor.rows).step_by(to_usize(step)).map(move |first| {
             let end = (first + step).min(tensor.rows);
             let slice = Slice {
-                rows: Runs::from(first as u32..end as u32),
+                rows: Runs::from(to_u32(first)..to_u32(end)),
                 cols: cols.clone(),
             };
             (Piece { tensor, slice }, first)

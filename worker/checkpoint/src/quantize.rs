@@ -18,6 +18,7 @@ use crate::error::Result;
 use crate::identity::ContentIdentity;
 use crate::io_error::{IoError, is_file};
 use crate::layout::{ModelLayout, Tensor, TensorId, TensorKind};
+use crate::narrow::to_usize;
 use crate::progress::{Meter, Progress};
 use crate::safetensors::{OutputDir, ShardedWriter, TensorSpec};
 
@@ -210,8 +211,7 @@ fn quantized_config(source: &Path, tied: bool, scheme: Scheme, left: Vec<String>
             path: path.clone(),
             source,
         })?;
-    config["tie_word_embeddings"] = json!(tied);
-    config["quantization_config"] = match scheme {
+    let quantization = match scheme {
         Scheme::FbgemmFp8 | Scheme::FbgemmFp8Meta => json!({
             "quant_method": "fbgemm_fp8",
             "activation_scale_ub": ACTIVATION_SCALE_UB,
@@ -219,6 +219,11 @@ fn quantized_config(source: &Path, tied: bool, scheme: Scheme, left: Vec<String>
         }),
         Scheme::CompressedTensorsChannel => compressed_tensors(left),
     };
+    // What is no object was refused when the checkpoint was opened.
+    if let Some(fields) = config.as_object_mut() {
+        fields.insert("tie_word_embeddings".to_owned(), json!(tied));
+        fields.insert("quantization_config".to_owned(), quantization);
+    }
     Ok(config)
 }
 
@@ -257,7 +262,7 @@ fn for_rows(
     let mut first = 0;
     while first < tensor.rows {
         let count = step.min(tensor.rows - first);
-        buffer.resize((count * row_bytes) as usize, 0);
+        buffer.resize(to_usize(count * row_bytes), 0);
         checkpoint.read_at(&tensor.name, first * row_bytes, &mut buffer)?;
         each(first, &buffer)?;
         first += count;
@@ -290,7 +295,7 @@ fn quantize(
         values.clear();
         codes.clear();
         extend_f32(tensor.dtype, bytes, &mut values);
-        for (row, values) in (first..).zip(values.chunks_exact(tensor.cols as usize)) {
+        for (row, values) in (first..).zip(values.chunks_exact(to_usize(tensor.cols))) {
             let scale = quantize_row(values, &mut codes).ok_or_else(|| ConvertError::NotFinite {
                 tensor: tensor.name.clone(),
                 row,

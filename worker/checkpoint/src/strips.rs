@@ -4,6 +4,7 @@ use std::ops::Range;
 
 use crate::error::Result;
 use crate::layout::Tensor;
+use crate::narrow::to_usize;
 use crate::runs::Runs;
 
 /// Gaps of at most so many bytes are read and thrown away, because another call would cost more. Measured (CPU time of
@@ -79,9 +80,11 @@ impl Spans {
         if let Some(span) = self.spans.last_mut() {
             let gap = strip.start - span.bytes.end;
             let joined = strip.end - span.bytes.start;
-            if gap == 0 && span.strips.len() == 1 {
+            if gap == 0
+                && let [only] = span.strips.as_mut_slice()
+            {
                 span.bytes.end = strip.end;
-                span.strips[0].end = strip.end;
+                only.end = strip.end;
                 return;
             }
             if gap <= self.max_gap && joined <= MAX_SPAN {
@@ -97,6 +100,7 @@ impl Spans {
     }
 
     /// Read all, and put the strips one after the other into `buffer`, which must be that long.
+    #[expect(clippy::indexing_slicing, reason = "the strips of a span lie within it")]
     pub(crate) fn read(
         &self,
         buffer: &mut [u8],
@@ -107,17 +111,16 @@ impl Spans {
         for span in &self.spans {
             let start = span.bytes.start;
             if let [strip] = span.strips.as_slice() {
-                let (target, after) = rest.split_at_mut((strip.end - start) as usize);
+                let (target, after) = rest.split_at_mut(to_usize(strip.end - start));
                 read_at(start, target)?;
                 rest = after;
                 continue;
             }
-            scratch.resize((span.bytes.end - start) as usize, 0);
+            scratch.resize(to_usize(span.bytes.end - start), 0);
             read_at(start, &mut scratch)?;
             for strip in &span.strips {
-                let (target, after) = rest.split_at_mut((strip.end - strip.start) as usize);
-                target
-                    .copy_from_slice(&scratch[(strip.start - start) as usize..(strip.end - start) as usize]);
+                let (target, after) = rest.split_at_mut(to_usize(strip.end - strip.start));
+                target.copy_from_slice(&scratch[to_usize(strip.start - start)..to_usize(strip.end - start)]);
                 rest = after;
             }
         }

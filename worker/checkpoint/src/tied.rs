@@ -2,6 +2,7 @@
 
 use crate::checkpoint::Checkpoint;
 use crate::error::LayoutError;
+use crate::narrow::to_usize;
 use crate::samples::samples;
 
 /// Samples that are compared.
@@ -33,10 +34,11 @@ pub(crate) fn check_own_head(
             .map_err(|error| LayoutError::Unreadable(Box::new(error)))
     };
     for range in samples(head, own.bytes(), SAMPLES) {
-        let mut buffers = [0, 1].map(|_| vec![0; (range.end - range.start) as usize]);
-        read(head, range.start, &mut buffers[0])?;
-        read(embedding, range.start, &mut buffers[1])?;
-        if buffers[0] != buffers[1] {
+        let mut buffers = [0, 1].map(|_| vec![0; to_usize(range.end - range.start)]);
+        let [of_head, of_embedding] = &mut buffers;
+        read(head, range.start, of_head)?;
+        read(embedding, range.start, of_embedding)?;
+        if of_head != of_embedding {
             return Err(differ());
         }
     }

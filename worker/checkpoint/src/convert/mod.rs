@@ -48,9 +48,9 @@ pub fn gguf_to_hugging_face(
     output.write_json(
         "generation_config.json",
         &json!({
-            "bos_token_id": config.json["bos_token_id"],
-            "eos_token_id": config.json["eos_token_id"],
-            "pad_token_id": config.json["pad_token_id"],
+            "bos_token_id": config.json.get("bos_token_id"),
+            "eos_token_id": config.json.get("eos_token_id"),
+            "pad_token_id": config.json.get("pad_token_id"),
         }),
     )?;
     let tokenizer = tokenizer::from_gguf(&gguf)?;

@@ -8,6 +8,7 @@ use crate::dtype::{Dtype, extend_bf16};
 use crate::error::Result;
 use crate::gguf::{GgufFile, GgufTensor, unpermuted_row};
 use crate::layout::{TensorId, TensorKind};
+use crate::narrow::to_usize;
 use crate::progress::{Meter, Progress};
 use crate::safetensors::{OutputDir, ShardedWriter, TensorSpec};
 
@@ -110,11 +111,11 @@ fn check_names(gguf: &GgufFile, wanted: &BTreeSet<String>) -> Result<(), Convert
 
 /// The rows of `values` in the order of Hugging Face.
 fn unpermuted<'a>(values: &'a [f32], tensor: &GgufTensor, head_dim: u64) -> impl Iterator<Item = &'a [f32]> {
-    let cols = tensor.cols as usize;
+    let cols = to_usize(tensor.cols);
     let rows = (values.len() / cols) as u64;
     (0..rows).map(move |row| {
-        let from = unpermuted_row(row, head_dim) as usize * cols;
-        &values[from..from + cols]
+        let from = to_usize(unpermuted_row(row, head_dim)) * cols;
+        values.get(from..from + cols).unwrap_or_default()
     })
 }
 

@@ -3,6 +3,7 @@
 use std::ops::Range;
 
 use crate::checkpoint::Checkpoint;
+use crate::narrow::to_usize;
 use crate::piece::Piece;
 use crate::remote::{Announced, BLOCK_BYTES};
 use crate::runs::Runs;
@@ -58,7 +59,7 @@ fn blocks(rows: &Runs, step: u64) -> impl Iterator<Item = Range<u64>> + '_ {
     rows.as_slice().iter().flat_map(move |run| {
         let (start, end) = (u64::from(run.start), u64::from(run.end));
         (start..end)
-            .step_by(step as usize)
+            .step_by(to_usize(step))
             .map(move |first| first..(first + step).min(end))
     })
 }

@@ -1,6 +1,10 @@
 //! Loading by the ranks of one pod together: each row of a column-split tensor is read once, by the member that
 //! [`crate::pod`] names, who gives every member its part. A member whose peers are dead or late loses only time: after some
 //! patience it reads its own part of what is missing.
+#![expect(
+    clippy::indexing_slicing,
+    reason = "numbers of chunks, members and columns come from the plan that made these lists"
+)]
 
 use std::ops::ControlFlow;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -11,6 +15,7 @@ use super::{Load, LoadProgress, Room, Rows, Sink, on_threads};
 use crate::checkpoint::Checkpoint;
 use crate::error::{Error, Result};
 use crate::layout::ModelLayout;
+use crate::narrow::to_usize;
 use crate::piece::{Piece, pieces, read_rows, read_scales};
 use crate::pod::{SharedRead, is_split_by_columns, shared_reads};
 use crate::remote::Announced;
@@ -281,9 +286,9 @@ impl<'a, S: Sink> PodLoad<'a, S> {
     /// Give `member` its columns of the rows in `room`.
     fn hand_over(&self, read: &SharedRead<'_>, member: usize, room: &mut Room<S::Scratch>) -> Result<()> {
         let share = read.share(&self.together.members[member]);
-        let size = read.piece.tensor.dtype.size() as usize;
+        let size = to_usize(read.piece.tensor.dtype.size());
         room.part.clear();
-        for row in room.bytes.chunks_exact(read.piece.row_bytes().max(1) as usize) {
+        for row in room.bytes.chunks_exact(to_usize(read.piece.row_bytes().max(1))) {
             for run in share.as_slice() {
                 room.part
                     .extend_from_slice(&row[run.start as usize * size..run.end as usize * size]);

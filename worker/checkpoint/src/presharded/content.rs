@@ -10,6 +10,7 @@ use crate::dtype::Dtype;
 use crate::error::Result;
 use crate::layout::ModelLayout;
 use crate::load::chunk_rows;
+use crate::narrow::to_usize;
 use crate::piece::{Piece, pieces};
 use crate::safetensors::{SafetensorsFile, TensorSpec};
 use crate::shard::{RankShard, ShardPlan};
@@ -23,7 +24,7 @@ pub(super) const DIGEST: u64 = 32;
 pub(super) fn blocks(piece: &Piece<'_>, block_bytes: u64) -> impl Iterator<Item = Range<u64>> + use<> {
     let (rows, step) = (piece.rows(), chunk_rows(piece, block_bytes));
     (0..rows)
-        .step_by(step as usize)
+        .step_by(to_usize(step))
         .map(move |first| first..(first + step).min(rows))
 }
 

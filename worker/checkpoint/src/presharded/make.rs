@@ -15,6 +15,7 @@ use crate::error::Result;
 use crate::identity::{ContentIdentity, sample_digests};
 use crate::io_error::is_file;
 use crate::layout::{ModelLayout, Tensor};
+use crate::narrow::{to_u32, to_usize};
 use crate::piece::{Piece, read_rows};
 use crate::pod::is_split_by_columns;
 use crate::progress::{Meter, Progress};
@@ -215,13 +216,17 @@ impl Stage<'_, '_> {
     }
 
     /// Read whole rows, and give each rank its columns.
+    #[expect(
+        clippy::indexing_slicing,
+        reason = "a rank's columns are columns of the whole rows"
+    )]
     fn write_columns(&mut self, tensor: &Tensor, meter: &mut Meter<'_>) -> Result<()> {
         let slice = Slice {
-            rows: Runs::from(0..tensor.rows as u32),
-            cols: Runs::from(0..tensor.cols as u32),
+            rows: Runs::from(0..to_u32(tensor.rows)),
+            cols: Runs::from(0..to_u32(tensor.cols)),
         };
         let whole = Piece { tensor, slice };
-        let size = tensor.dtype.size() as usize;
+        let size = to_usize(tensor.dtype.size());
         let (mut buffer, mut columns) = (Vec::new(), Vec::new());
         for rows in steps(whole.rows(), whole.row_bytes()) {
             read_rows(self.checkpoint, &whole, rows, &mut buffer)?;
@@ -230,7 +235,7 @@ impl Stage<'_, '_> {
                     continue;
                 };
                 columns.clear();
-                for row in buffer.chunks_exact(whole.row_bytes() as usize) {
+                for row in buffer.chunks_exact(to_usize(whole.row_bytes())) {
                     for run in piece.slice.cols.as_slice() {
                         columns.extend_from_slice(&row[run.start as usize * size..run.end as usize * size]);
                     }
@@ -246,7 +251,7 @@ impl Stage<'_, '_> {
 fn steps(rows: u64, row_bytes: u64) -> impl Iterator<Item = std::ops::Range<u64>> {
     let step = (READ_BYTES / row_bytes.max(1)).max(1);
     (0..rows)
-        .step_by(step as usize)
+        .step_by(to_usize(step))
         .map(move |first| first..(first + step).min(rows))
 }
 
@@ -260,7 +265,7 @@ fn stored_scales(checkpoint: &Checkpoint, piece: &Piece<'_>) -> Result<Vec<u8>> 
     let size = scale.dtype.size();
     let (mut all, mut bytes) = (Vec::new(), Vec::new());
     for run in rows.as_slice() {
-        bytes.resize((u64::from(run.end - run.start) * size) as usize, 0);
+        bytes.resize(to_usize(u64::from(run.end - run.start) * size), 0);
         checkpoint.read_at(&scale.name, u64::from(run.start) * size, &mut bytes)?;
         all.extend_from_slice(&bytes);
     }

@@ -1,4 +1,8 @@
 //! The file of a rank while it is made. It has its name only when it is whole.
+#![expect(
+    clippy::indexing_slicing,
+    reason = "numbers of pieces come from the same list, which has a place for each, and scales were read for all rows"
+)]
 
 use std::fs::{self, File};
 use std::os::unix::fs::FileExt as _;
@@ -12,6 +16,7 @@ use crate::identity::ContentIdentity;
 use crate::io_error::IoError;
 use crate::layout::{ModelLayout, TensorId};
 use crate::load::chunk_rows;
+use crate::narrow::to_usize;
 use crate::piece::{Piece, pieces};
 use crate::safetensors::{OutputDir, TensorSpec, header_bytes};
 use crate::shard::RankShard;
@@ -142,7 +147,7 @@ impl<'a> Part<'a> {
         while !bytes.is_empty() {
             let block = now.rows / step;
             let end = ((block + 1) * step).min(piece.rows());
-            let left = ((end - now.rows) * row_bytes) as usize;
+            let left = to_usize((end - now.rows) * row_bytes);
             let (of_block, rest) = bytes.split_at(left.min(bytes.len()));
             now.digest.update(of_block);
             now.rows += of_block.len() as u64 / row_bytes;
@@ -154,7 +159,7 @@ impl<'a> Part<'a> {
                     _ => 0..size,
                 };
                 now.digest
-                    .update(&now.scales[of_rows.start as usize..of_rows.end as usize]);
+                    .update(&now.scales[to_usize(of_rows.start)..to_usize(of_rows.end)]);
                 let digest = now.digest.finalize_reset();
                 self.write(self.data + (place.block + block) * DIGEST, &digest)?;
             }
@@ -197,7 +202,7 @@ impl<'a> Part<'a> {
             .iter()
             .map(|piece| block_count(piece, self.block_bytes))
             .sum();
-        let mut table = vec![0; (blocks * DIGEST) as usize];
+        let mut table = vec![0; to_usize(blocks * DIGEST)];
         File::open(&path)
             .and_then(|file| file.read_exact_at(&mut table, self.data))
             .map_err(IoError::at("read", &path))?;

@@ -12,6 +12,7 @@ use crate::dtype::extend_f32;
 use crate::error::{Error, Result};
 use crate::identity::ContentIdentity;
 use crate::load::chunk_rows;
+use crate::narrow::to_usize;
 use crate::piece::Piece;
 use crate::remote::{Announced, BLOCK_BYTES};
 use crate::shard::RankShard;
@@ -52,10 +53,10 @@ impl RankFile {
             starts.push(blocks);
             blocks += block_count(piece, manifest.block_bytes);
         }
-        let mut digests = vec![0; (blocks * DIGEST) as usize];
+        let mut digests = vec![0; to_usize(blocks * DIGEST)];
         checkpoint.read_file_at(rank, HASHES, 0, &mut digests)?;
         let found = ContentIdentity::from(<[u8; 32]>::from(Sha256::digest(&digests)));
-        if manifest.files[rank].table != found {
+        if manifest.files.get(rank).is_none_or(|file| file.table != found) {
             return Err(damaged(checkpoint, rank, HASHES, 0..blocks));
         }
         Ok(Self {
@@ -85,23 +86,24 @@ impl RankFile {
         scales: &mut Vec<f32>,
     ) -> Result<()> {
         let row_bytes = piece.row_bytes();
-        bytes.resize(((rows.end - rows.start) * row_bytes) as usize, 0);
+        bytes.resize(to_usize((rows.end - rows.start) * row_bytes), 0);
         checkpoint.read_file_at(self.rank, &piece.tensor.name, rows.start * row_bytes, bytes)?;
         let stored = self.stored_scales(checkpoint, piece, &rows)?;
         let digest = Sha256::new()
             .chain_update(&*bytes)
             .chain_update(&stored)
             .finalize();
-        let block = self.starts[number] + rows.start / self.step(piece);
-        let at = (block * DIGEST) as usize;
-        if self.digests[at..at + DIGEST as usize] != digest[..] {
+        let first = self.starts.get(number).copied().unwrap_or(u64::MAX);
+        let block = first.saturating_add(rows.start / self.step(piece));
+        let at = to_usize(block.saturating_mul(DIGEST));
+        if self.digests.get(at..at.saturating_add(digest.len())) != Some(&digest[..]) {
             return Err(damaged(checkpoint, self.rank, &piece.tensor.name, rows));
         }
         scales.clear();
         if let Some(scale) = &piece.tensor.scale {
             extend_f32(scale.dtype, &stored, scales);
             let one = scales.first().copied().unwrap_or(1.0);
-            scales.resize((rows.end - rows.start) as usize, one);
+            scales.resize(to_usize(rows.end - rows.start), one);
         }
         Ok(())
     }
@@ -118,7 +120,7 @@ impl RankFile {
         };
         let wanted = if scale.per_row { rows.clone() } else { 0..1 };
         let size = scale.dtype.size();
-        let mut stored = vec![0; ((wanted.end - wanted.start) * size) as usize];
+        let mut stored = vec![0; to_usize((wanted.end - wanted.start) * size)];
         checkpoint.read_file_at(self.rank, &scale.name, wanted.start * size, &mut stored)?;
         Ok(stored)
     }
@@ -157,7 +159,10 @@ impl RankFile {
 
 fn damaged(checkpoint: &Checkpoint, rank: usize, tensor: &str, rows: Range<u64>) -> Error {
     PreshardedError::Damaged {
-        path: checkpoint.files()[rank].path().to_path_buf(),
+        path: checkpoint.files().get(rank).map_or_else(
+            || checkpoint.folder().to_path_buf(),
+            |file| file.path().to_path_buf(),
+        ),
         tensor: tensor.to_owned(),
         rows,
     }

@@ -119,7 +119,8 @@ impl<'a> ShardedWriter<'a> {
             if !self.finished.get(file).is_some_and(|finished| *finished) {
                 return Ok(0);
             }
-            bytes += self.files[file].1[tensor].bytes();
+            let spec = self.files.get(file).and_then(|(_, group)| group.get(tensor));
+            bytes += spec.map_or(0, TensorSpec::bytes);
             tensor += 1;
         }
         (self.file, self.tensor, self.written) = (file, tensor, 0);
@@ -128,8 +129,12 @@ impl<'a> ShardedWriter<'a> {
 
     /// Flush everything to disk and write the index.
     pub fn finish(mut self) -> Result<(), SafetensorsError> {
-        if self.left_in_tensor()?.is_some() {
-            let tensor = &self.files[self.file].1[self.tensor];
+        let is_short = self.left_in_tensor()?.is_some();
+        let current = self.files.get(self.file);
+        if let Some(tensor) = current
+            .and_then(|(_, group)| group.get(self.tensor))
+            .filter(|_| is_short)
+        {
             return Err(SafetensorsError::WrongLength {
                 tensor: tensor.name.clone(),
                 dtype: tensor.dtype,
@@ -159,7 +164,7 @@ impl<'a> ShardedWriter<'a> {
     /// Bytes that the current tensor still wants, moving on from full tensors and opening files; none after the last.
     fn left_in_tensor(&mut self) -> Result<Option<u64>, SafetensorsError> {
         while let Some((name, group)) = self.files.get(self.file) {
-            if self.open.is_none() && !self.finished[self.file] {
+            if self.open.is_none() && !self.finished.get(self.file).is_some_and(|finished| *finished) {
                 let path = part(self.output, name);
                 let mut writer = BufWriter::with_capacity(
                     1 << 20,

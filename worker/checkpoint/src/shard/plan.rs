@@ -7,6 +7,7 @@ use super::{RankShard, VOCAB_TILE};
 use crate::config::LlamaConfig;
 use crate::error::ShardError;
 use crate::members::Members;
+use crate::narrow::to_u32;
 use crate::runs::Runs;
 use crate::topology::{Topology, part};
 
@@ -55,7 +56,7 @@ impl ShardPlan {
         let Some(gone) = self.shard(lost) else {
             return Err(ShardError::NoSuchRank {
                 rank: lost,
-                members: self.shards.len() as u32,
+                members: to_u32(self.shards.len()),
                 ranks: self.topology.ranks(),
             });
         };
@@ -113,7 +114,7 @@ impl ShardPlan {
     pub fn member(&self, rank: u32) -> Result<&RankShard, ShardError> {
         self.shard(rank).ok_or(ShardError::NoSuchRank {
             rank,
-            members: self.shards.len() as u32,
+            members: to_u32(self.shards.len()),
             ranks: self.topology.ranks(),
         })
     }
@@ -184,9 +185,11 @@ fn inherit(heirs: &mut [&mut RankShard], pieces: &Runs, field: impl Fn(&mut Rank
     let mut sizes: Vec<u32> = heirs.iter_mut().map(|heir| field(heir).len()).collect();
     let mut shares = vec![0; sizes.len()];
     for _ in 0..pieces.len() {
-        let least = (0..sizes.len()).min_by_key(|heir| sizes[*heir]).unwrap_or(0);
-        sizes[least] += 1;
-        shares[least] += 1;
+        let least = sizes.iter_mut().zip(&mut shares).min_by_key(|(size, _)| **size);
+        if let Some((size, share)) = least {
+            *size += 1;
+            *share += 1;
+        }
     }
     let mut start = 0;
     for (heir, share) in heirs.iter_mut().zip(shares) {

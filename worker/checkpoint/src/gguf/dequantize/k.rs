@@ -1,4 +1,8 @@
 //! The K formats: 256 elements, cut into groups of 16 or 32 with small integer scales under one or two f16 scales.
+#![expect(
+    clippy::indexing_slicing,
+    reason = "places follow from counters with constant bounds within a block, whose size is part of its type"
+)]
 
 use super::legacy::half_at;
 
