@@ -14,6 +14,7 @@
 //! | [`hello`] | what is said in a handshake, and its refusals |
 //! | [`connection`] | a connection whose handshake is done, and its keys |
 //! | `seal` | encryption and authentication of what crosses a link |
+//! | [`seal_cost`] | what that costs |
 //! | [`membership`] | who belongs to a group |
 //! | [`socket`] | non-blocking reads and writes with deadlines, and the era's abort |
 //! | [`message`] | what rank 0 and the members say to each other: plans, late values, answers |
@@ -52,6 +53,7 @@ pub mod message;
 pub mod outbox;
 mod outgoing;
 mod seal;
+pub mod seal_cost;
 pub mod socket;
 pub mod tcp;
 

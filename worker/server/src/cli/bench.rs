@@ -1,6 +1,7 @@
 //! `bench`: how fast the machine serves a checkpoint, beside what the machine could do.
 
 mod guided;
+mod links;
 mod planner;
 mod shape;
 
@@ -8,7 +9,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
 
 use clap::Args;
-use llamero_checkpoint::Progress;
+use llamero_checkpoint::{LlamaConfig, Progress};
 use llamero_cpu::bench::{self, BenchOptions, Report};
 use llamero_cpu::{CpuBackend, CpuOptions, Kernel};
 use llamero_engine::{Backend as _, LoadProgress, LoadWatch};
@@ -17,6 +18,7 @@ use llamero_settings::limits;
 use super::progress::ProgressLine;
 use crate::config::{KvCacheDtype, within};
 use guided::Guided;
+use links::Links;
 use planner::Planner;
 use shape::ShapeArgs;
 
@@ -100,14 +102,17 @@ fn checkpoint(args: &BenchArgs, dir: &Path) -> anyhow::Result<()> {
     };
     let report = bench::run(&mut backend, options)?;
     let planner = Planner::measure()?;
+    let config = LlamaConfig::read(&dir.join("config.json"))?;
+    let links = Links::measure(&config, report.decode)?;
     if args.json {
         let mut json = json(args, &numerics, &report);
         if let Some(fields) = json.as_object_mut() {
             fields.insert("planner".to_owned(), planner.json());
+            fields.insert("links".to_owned(), links.json());
         }
         println!("{json}");
     } else {
-        println!("model     {}\n{report}\n{planner}", dir.display());
+        println!("model     {}\n{report}\n{planner}\n{links}", dir.display());
     }
     Ok(())
 }
