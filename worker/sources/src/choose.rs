@@ -118,7 +118,8 @@ impl Listing {
         let all = self.files.iter().map(|file| file.path.as_str());
         let names: Vec<&str> = all.filter(|path| path.ends_with(".gguf")).collect();
         let rest = names.len().saturating_sub(NAMED);
-        let mut text = names[..names.len() - rest].join(", ");
+        let shown: Vec<&str> = names.into_iter().take(NAMED).collect();
+        let mut text = shown.join(", ");
         if rest > 0 {
             text.push_str(&format!(" and {rest} more"));
         }

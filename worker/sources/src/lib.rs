@@ -30,6 +30,17 @@
 //! | [`prepare`] | from a place to such a folder |
 //! | [`weights`] | weight files that are read by range |
 
+#![cfg_attr(
+    not(test),
+    warn(
+        clippy::indexing_slicing,
+        clippy::string_slice,
+        clippy::cast_possible_truncation,
+        clippy::cast_possible_wrap,
+        clippy::cast_sign_loss,
+        reason = "what comes in from outside must not be able to end the process, nor become another number"
+    )
+)]
 #![forbid(unsafe_code)]
 
 pub mod bucket;

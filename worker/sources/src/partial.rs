@@ -59,7 +59,7 @@ impl Partial {
             if read == 0 {
                 return Ok(partial);
             }
-            partial.digest.update(&chunk[..read]);
+            partial.digest.update(chunk.get(..read).unwrap_or_default());
             partial.bytes += read as u64;
         }
     }

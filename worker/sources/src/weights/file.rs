@@ -45,8 +45,9 @@ impl WeightFile for SourceFile {
         {
             return Ok(());
         }
-        if end <= self.body.head.len() as u64 {
-            buffer.copy_from_slice(&self.body.head[offset as usize..end as usize]);
+        let place = |at: u64| usize::try_from(at).unwrap_or(usize::MAX);
+        if let Some(bytes) = self.body.head.get(place(offset)..place(end)) {
+            buffer.copy_from_slice(bytes);
             return Ok(());
         }
         let fetch = self

@@ -80,7 +80,7 @@ impl Plan {
         while at < range.end {
             let before = starts.partition_point(|(start, _)| *start <= at);
             let (_, number) = *starts.get(before.checked_sub(1)?)?;
-            let end = self.blocks[number].range.end.min(range.end);
+            let end = self.blocks.get(number)?.range.end.min(range.end);
             if end <= at {
                 return None;
             }
@@ -95,7 +95,8 @@ impl Plan {
 fn with_sums(blocks: Vec<Block>, files: &[Arc<Body>]) -> (Vec<Block>, Vec<Sum>) {
     let (mut all, mut sums) = (Vec::with_capacity(blocks.len()), Vec::new());
     for of_file in blocks.chunk_by(|a, b| a.file == b.file) {
-        let number = of_file[0].file;
+        let Some(first) = of_file.first() else { continue };
+        let number = first.file;
         let read: u64 = of_file.iter().map(Block::bytes).sum();
         let Some(body) = files
             .get(number)
@@ -108,9 +109,10 @@ fn with_sums(blocks: Vec<Block>, files: &[Arc<Body>]) -> (Vec<Block>, Vec<Sum>) 
             all.extend_from_slice(of_file);
             continue;
         };
-        let head = of_file[0].range.start.min(body.head.len() as u64);
-        let first = all.len();
-        let mut at = head;
+        let head = usize::try_from(first.range.start).unwrap_or(usize::MAX);
+        let head = body.head.get(..head).unwrap_or(body.head.as_slice());
+        let begin = all.len();
+        let mut at = head.len() as u64;
         for block in of_file {
             fill(number, at..block.range.start, &mut all);
             at = block.range.end;
@@ -118,8 +120,8 @@ fn with_sums(blocks: Vec<Block>, files: &[Arc<Body>]) -> (Vec<Block>, Vec<Sum>) 
         }
         fill(number, at..body.bytes, &mut all);
         sums.push(Sum::new(
-            first..all.len(),
-            &body.head[..head as usize],
+            begin..all.len(),
+            head,
             sha256.clone(),
             body.source.file.path.clone(),
         ));

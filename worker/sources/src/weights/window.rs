@@ -1,4 +1,8 @@
 //! Which of the announced blocks are here.
+#![expect(
+    clippy::indexing_slicing,
+    reason = "numbers of blocks, files and sums come from the plan, which these lists were made from"
+)]
 
 use std::collections::VecDeque;
 use std::io;
@@ -131,12 +135,15 @@ impl Window {
         };
         let mut rest = buffer;
         for (number, part) in parts {
-            let start = (part.start - self.plan.blocks[number].range.start) as usize;
-            let bytes = (part.end - part.start) as usize;
-            let (target, after) = rest.split_at_mut(bytes);
-            target.copy_from_slice(&self.wait(number)?[start..start + bytes]);
+            let place = |at: u64| usize::try_from(at).unwrap_or(usize::MAX);
+            let start = part.start - self.plan.blocks[number].range.start;
+            let bytes = part.end - part.start;
+            let (target, after) = rest.split_at_mut(place(bytes));
+            let block = self.wait(number)?;
+            let part = block.get(place(start)..place(start + bytes));
+            target.copy_from_slice(part.ok_or(io::ErrorKind::UnexpectedEof)?);
             rest = after;
-            self.count(number, bytes as u64);
+            self.count(number, bytes);
         }
         Ok(true)
     }
