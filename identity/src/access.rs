@@ -13,16 +13,18 @@ pub enum Caller {
     Gateway,
     /// A worker pod.
     Worker,
-    /// A client that a user admits to a deployment's leaders by a certificate of an authority of their own.
+    /// A client that a user admits to a deployment's leaders by a certificate of an authority of their own; in plain text whoever reaches them.
     Client,
+    /// Such a client whose certificate says nothing but a common name that the user lists for it (`worker.inference.adapterClients`).
+    AdapterClient,
     /// Whoever reaches the port: the call itself proves who it is.
     Anybody,
 }
 
-/// One gRPC service and its callers.
+/// One gRPC service, or one of its methods that others may call than its service, and its callers.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Rule {
-    /// Full name of the service.
+    /// Full name of the service, or `SERVICE/Method`.
     pub service: &'static str,
     /// Who serves it, and where.
     pub server: &'static str,
@@ -31,6 +33,9 @@ pub struct Rule {
     /// What it is for.
     pub purpose: &'static str,
 }
+
+/// Who loads an adapter has workers read files, and takes room from others.
+const ADAPTERS: &[Caller] = &[Caller::Operator, Caller::AdapterClient];
 
 /// Certificates of clients are asked for at the inference port only.
 const INFERENCE: &[Caller] = &[Caller::Operator, Caller::Gateway, Caller::Client];
@@ -60,6 +65,18 @@ pub const TABLE: &[Rule] = &[
         server: "leader, 18051",
         callers: INFERENCE,
         purpose: "what is served",
+    },
+    Rule {
+        service: "vllm.Control/LoadLora",
+        server: "leader, 18051",
+        callers: ADAPTERS,
+        purpose: "load an adapter",
+    },
+    Rule {
+        service: "vllm.Control/UnloadLora",
+        server: "leader, 18051",
+        callers: ADAPTERS,
+        purpose: "unload an adapter",
     },
     Rule {
         service: "llamero.v1.Telemetry",
@@ -105,23 +122,39 @@ pub const TABLE: &[Rule] = &[
     },
 ];
 
-/// Whether `who` may call methods of `service`; operator and gateways count only in the namespace `installation`.
-#[must_use]
-pub fn may_call(who: &Who, installation: &str, service: &str) -> bool {
-    let Some(rule) = TABLE.iter().find(|rule| rule.service == service) else {
-        return false;
-    };
-    let caller = match who {
-        Who::Unknown => None,
-        Who::Part(identity) => caller(identity, installation),
-        Who::Client(_) => Some(Caller::Client),
-    };
-    rule.callers
-        .iter()
-        .any(|allowed| *allowed == Caller::Anybody || Some(*allowed) == caller)
+/// Whom the table means in this place.
+#[derive(Debug, Clone, Default)]
+pub struct Known {
+    /// Namespace in which operator and gateways count.
+    pub installation: String,
+    /// Common names of clients that may load adapters.
+    pub adapter_clients: Vec<String>,
 }
 
-fn caller(peer: &Identity, installation: &str) -> Option<Caller> {
+/// Whether `who` may call `path`, which is `SERVICE/Method`.
+#[must_use]
+pub fn may_call(who: &Who, known: &Known, path: &str) -> bool {
+    let service = path.split('/').next().unwrap_or_default();
+    let named = |name: &str| TABLE.iter().find(|rule| rule.service == name);
+    let Some(rule) = named(path).or_else(|| named(service)) else {
+        return false;
+    };
+    rule.callers.iter().any(|caller| is(*caller, who, known))
+}
+
+fn is(caller: Caller, who: &Who, known: &Known) -> bool {
+    match (caller, who) {
+        (Caller::Anybody, _) | (Caller::Client, Who::Client(_)) => true,
+        (Caller::AdapterClient, Who::Client(subject)) => {
+            let mut names = known.adapter_clients.iter();
+            names.any(|name| subject.strip_prefix("CN=") == Some(name.as_str()))
+        }
+        (_, Who::Part(identity)) => part(identity, &known.installation) == Some(caller),
+        _ => false,
+    }
+}
+
+fn part(peer: &Identity, installation: &str) -> Option<Caller> {
     let is_own = peer.namespace == installation;
     match &peer.role {
         Role::Operator => is_own.then_some(Caller::Operator),
@@ -153,6 +186,7 @@ const fn name(caller: Caller) -> &'static str {
         Caller::Gateway => "gateway",
         Caller::Worker => "worker",
         Caller::Client => "client",
+        Caller::AdapterClient => "client that `adapterClients` names",
         Caller::Anybody => "whoever has a token",
     }
 }
@@ -172,41 +206,75 @@ mod tests {
         }))
     }
 
+    fn known() -> Known {
+        Known {
+            installation: "system".into(),
+            adapter_clients: vec!["deployer".into()],
+        }
+    }
+
+    fn client(subject: &str) -> Who {
+        Who::Client(subject.into())
+    }
+
     #[test]
     fn everybody_may_call_what_the_table_says_and_nothing_else() {
         let worker = Role::Worker { group: "g".into() };
-        let callers = [
-            (peer("system", Role::Operator), Some(Caller::Operator)),
-            (peer("system", Role::Gateway), Some(Caller::Gateway)),
-            (peer("team", worker.clone()), Some(Caller::Worker)),
-            (peer("system", worker), Some(Caller::Worker)),
-            (Who::Client("CN=x".into()), Some(Caller::Client)),
+        let callers: [(Who, &[Caller]); 9] = [
+            (peer("system", Role::Operator), &[Caller::Operator]),
+            (peer("system", Role::Gateway), &[Caller::Gateway]),
+            (peer("team", worker.clone()), &[Caller::Worker]),
+            (peer("system", worker), &[Caller::Worker]),
+            (client("CN=x"), &[Caller::Client]),
+            (client("CN=deployer"), &[Caller::Client, Caller::AdapterClient]),
             // Of another installation, or named so by an authority that signs for several.
-            (peer("team", Role::Operator), None),
-            (peer("team", Role::Gateway), None),
-            (Who::Unknown, None),
+            (peer("team", Role::Operator), &[]),
+            (peer("team", Role::Gateway), &[]),
+            (Who::Unknown, &[]),
         ];
         for rule in TABLE {
-            for (who, caller) in &callers {
-                let expected =
-                    rule.callers == [Caller::Anybody] || caller.is_some_and(|c| rule.callers.contains(&c));
-                assert_eq!(
-                    may_call(who, "system", rule.service),
-                    expected,
-                    "{who:?} {}",
-                    rule.service
-                );
+            for (who, is) in &callers {
+                let expected = rule.callers == [Caller::Anybody]
+                    || is.iter().any(|caller| rule.callers.contains(caller));
+                for path in [rule.service.to_owned(), format!("{}/Method", rule.service)] {
+                    // What is said of a method is said of no other.
+                    if path.matches('/').count() < 2 {
+                        assert_eq!(may_call(who, &known(), &path), expected, "{who:?} {path}");
+                    }
+                }
             }
         }
         let operator = peer("system", Role::Operator);
-        assert!(!may_call(&operator, "system", "llamero.v1.Unknown"));
+        assert!(!may_call(&operator, &known(), "llamero.v1.Unknown/Method"));
+        assert!(may_call(&client("CN=x"), &known(), "vllm.Control/ListLoras"));
+    }
+
+    #[test]
+    fn adapters_are_loaded_by_whom_the_user_names_and_by_nobody_who_is_called_alike() {
+        for subject in [
+            "",
+            "deployer",
+            "CN=deployer2",
+            "CN=deployer, O=x",
+            "O=x, CN=deployer",
+            "CN=deployer + O=x",
+            "CN=CN=deployer",
+        ] {
+            for method in ["LoadLora", "UnloadLora"] {
+                let path = format!("vllm.Control/{method}");
+                assert!(!may_call(&client(subject), &known(), &path), "{subject}");
+                assert!(may_call(&client("CN=deployer"), &known(), &path));
+                assert!(!may_call(&peer("system", Role::Gateway), &known(), &path));
+                assert!(!may_call(&client("CN=deployer"), &Known::default(), &path));
+            }
+        }
     }
 
     #[test]
     fn no_worker_may_control_another() {
         let worker = peer("team", Role::Worker { group: "g".into() });
         assert!(TABLE.iter().all(|rule| {
-            rule.callers.contains(&Caller::Anybody) || !may_call(&worker, "system", rule.service)
+            rule.callers.contains(&Caller::Anybody) || !may_call(&worker, &known(), rule.service)
         }));
     }
 

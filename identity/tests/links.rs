@@ -13,6 +13,7 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::{Duration, SystemTime};
 
 use llamero_identity::accept;
+use llamero_identity::access::Known;
 use llamero_identity::admitted::Admitted;
 use llamero_identity::authority::{self, Authority, Pems};
 use llamero_identity::connect::Link;
@@ -79,6 +80,13 @@ fn put(authority: &Authority, identity: &Identity) -> (Publisher, Credentials) {
     (publisher, credentials)
 }
 
+fn known() -> Known {
+    Known {
+        installation: "system".into(),
+        ..Known::default()
+    }
+}
+
 struct Silent;
 
 #[tonic::async_trait]
@@ -94,7 +102,7 @@ impl Demand for Silent {
 async fn demand(credentials: Credentials) -> SocketAddr {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
-    let routes = guarded(Routes::new(DemandServer::new(Silent)), "system");
+    let routes = guarded(Routes::new(DemandServer::new(Silent)), known());
     let incoming = accept::tls(listener, credentials, Clients::WithCertificate);
     tokio::spawn(Server::builder().add_routes(routes).serve_with_incoming(incoming));
     address
@@ -182,7 +190,8 @@ impl Telemetry for Load {
 async fn load(credentials: Credentials, clients: PathBuf) -> SocketAddr {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
-    let serving = Serving::mutual(credentials, "system".into()).admitting(Some(Admitted::by(clients)));
+    let serving =
+        Serving::mutual(credentials, "system".into()).admitting(Some(Admitted::by(clients)), vec![]);
     let routes = Routes::new(TelemetryServer::new(Load)).add_service(DemandServer::new(Silent));
     let incoming = serving.incoming(listener);
     tokio::spawn(
@@ -400,7 +409,7 @@ impl Office {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
         let incoming = accept::tls(listener, credentials, Clients::Anybody);
-        let routes = guarded(Routes::new(Service::new(book, following).server()), "system");
+        let routes = guarded(Routes::new(Service::new(book, following).server()), known());
         tokio::spawn(Server::builder().add_routes(routes).serve_with_incoming(incoming));
         let folder = std::env::temp_dir().join(format!("llamero-identity-{name}-{}", std::process::id()));
         std::fs::create_dir_all(&folder).unwrap();

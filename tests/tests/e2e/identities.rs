@@ -121,7 +121,7 @@ fn pods_enrol_renew_without_a_restart_and_outlast_an_operator_that_is_away() -> 
 }
 
 /// An authority of the user's own, in the ConfigMap `clients`.
-fn authority_of_clients(cluster: &Cluster) -> Result<Authority> {
+pub(crate) fn authority_of_clients(cluster: &Cluster) -> Result<Authority> {
     let now = SystemTime::now();
     let clients = Authority::open(&authority::generate(now)?, parts::DAY, now)?;
     cluster.kubectl().apply(&json!({
@@ -209,6 +209,89 @@ fn groups_from_before_keep_plain_text_until_they_are_rolled() -> Result<()> {
     );
     ensure!(
         ask(cluster, &chat("older", QUESTION, 24))? == expected,
+        "the answer is another one"
+    );
+    Ok(())
+}
+
+/// The leader of the group whose own snapshot says how it is asked, once it serves and no other group is there.
+fn rolled_leader(deployment: &Deployment, auth: &str) -> Result<(String, Value)> {
+    poll::until("the group that is asked in another way", SOON, || {
+        let groups = deployment.groups()?;
+        let [group] = groups.as_slice() else {
+            anyhow::bail!("{} groups are there", groups.len());
+        };
+        let asked = &group["spec"]["template"]["worker"]["inference"]["auth"];
+        ensure!(
+            asked == auth && group["status"]["ready"] == true,
+            "{asked}: {}",
+            group["status"]
+        );
+        let name = name_of(group).to_owned();
+        let leads = |pod: &Value| {
+            let labels = &pod["metadata"]["labels"];
+            labels["llamero.dev/group"] == name.as_str()
+                && labels["llamero.dev/role"] == "leader"
+                && pod["metadata"]["deletionTimestamp"].is_null()
+        };
+        let leader = deployment.pods()?.into_iter().find(leads);
+        Ok(leader.map(|leader| (name, leader)))
+    })
+}
+
+#[test]
+fn leaders_beside_a_mesh_are_asked_in_plain_text_and_controlled_over_tls() -> Result<()> {
+    let deployment = Deployment::create("mesh", json!({}))?;
+    deployment.wait_ready(1)?;
+    deployment.wait_condition("InsecureLinks", "False")?;
+    let cluster = &deployment.cluster;
+    let expected = ask(cluster, &chat("mesh", QUESTION, 24))?;
+    let before = name_of(&deployment.groups()?[0]).to_owned();
+
+    let open = json!({"spec": {"worker": {"inference": {"auth": "None"}}}}).to_string();
+    let words = [
+        "-n",
+        NAMESPACE,
+        "patch",
+        "llamadeployment",
+        "mesh",
+        "--type=merge",
+        "-p",
+        &open,
+    ];
+    deployment.kubectl().run(&words)?;
+    let (group, leader) = rolled_leader(&deployment, "None")?;
+    ensure!(group != before, "the group from before was changed");
+    poll::until("the condition to name the new group", SOON, || {
+        let told = deployment.wait_condition("InsecureLinks", "True")?;
+        ensure!(
+            told.contains(&group) && told.contains("worker.inference.auth is None"),
+            "{told}"
+        );
+        Ok(Some(()))
+    })?;
+
+    let parts = Parts::of(&deployment.kubectl())?;
+    let (control, inference) = (port_of(&leader, CONTROL)?, port_of(&leader, INFERENCE)?);
+    let plain = parts::Caller::Plain;
+    let answer = parts.call(&inference, &plain, HEALTH)?;
+    ensure!(
+        answer == Answer::Done,
+        "plain text is refused beside a mesh: {answer:?}"
+    );
+    // What not even every client may, nobody may who shows no certificate.
+    let answer = parts.call(&inference, &plain, "/vllm.Control/LoadLora")?;
+    let refused = matches!(&answer, Answer::Status(code, _) if *code == tonic::Code::PermissionDenied);
+    ensure!(refused, "whoever comes may load adapters: {answer:?}");
+    let answer = parts.call(&control, &plain, WATCH)?;
+    ensure!(
+        matches!(answer, Answer::NoConnection(_)),
+        "control is plain text: {answer:?}"
+    );
+    let answer = parts.call(&control, &parts.as_who(&parts::operator())?, WATCH)?;
+    ensure!(answer == Answer::Done, "the operator is refused: {answer:?}");
+    ensure!(
+        ask(cluster, &chat("mesh", QUESTION, 24))? == expected,
         "the answer is another one"
     );
     Ok(())

@@ -219,6 +219,12 @@ pub struct RankConfig {
     /// Certificates of authorities whose clients may call too.
     #[serde(default)]
     pub client_roots: Option<PathBuf>,
+    /// Common names of clients that may load adapters.
+    #[serde(default)]
+    pub adapter_clients: Vec<String>,
+    /// It belongs to no group of an operator, so that whoever reaches it in plain text may do everything.
+    #[serde(default)]
+    pub stands_alone: bool,
     /// Names this server towards clients.
     pub instance_id: String,
 }

@@ -128,7 +128,9 @@ pub struct Worker {
 /// Who may call leaders.
 #[derive(KubeSchema, Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[x_kube(validation = Rule::new("!has(self.clientCaBundle) || !has(self.auth) || self.auth == 'Mutual'")
-    .message("worker.inference.clientCaBundle admits clients by certificates, and with auth None nobody shows one: leave one of the two out"))]
+    .message("worker.inference.clientCaBundle admits clients by certificates, and with auth None nobody shows one: leave one of the two out"),
+    validation = Rule::new("!has(self.adapterClients) || has(self.clientCaBundle)")
+    .message("worker.inference.adapterClients names clients of worker.inference.clientCaBundle: say whose clients they are"))]
 #[serde(rename_all = "camelCase")]
 pub struct Inference {
     /// How clients prove who they are.
@@ -137,6 +139,14 @@ pub struct Inference {
     /// Authorities whose clients may call too, without the gateway. They must also pass the NetworkPolicy (`networkPolicy.inferenceFrom`).
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub client_ca_bundle: Option<CaBundle>,
+    /// Common names of those clients that may also load and unload LoRA adapters at leaders. Their certificates' subjects must say nothing
+    /// else. Absent: nobody but the operator may.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(
+        length(max = 16),
+        inner(length(max = 64), regex(pattern = r"^[A-Za-z0-9][-A-Za-z0-9._@]*$"))
+    )]
+    pub adapter_clients: Vec<String>,
 }
 
 /// How clients prove who they are. Mutual: certificates on both sides, where the installation authenticates links (`security.mtls`). None: plain text, and
@@ -158,6 +168,13 @@ impl Worker {
             .as_ref()
             .and_then(|inference| inference.auth)
             .unwrap_or_default()
+    }
+
+    /// Clients that may load adapters.
+    #[must_use]
+    pub fn adapter_clients(&self) -> &[String] {
+        let inference = self.inference.as_ref();
+        inference.map_or(&[], |inference| &inference.adapter_clients)
     }
 
     /// Authorities whose clients are admitted.

@@ -109,6 +109,9 @@ fn admit(container: &mut Container, worker: &Worker) {
         "--client-roots-file".to_owned(),
         format!("{CLIENTS_MOUNT}/{CLIENTS_FILE}"),
     ]);
+    for name in worker.adapter_clients() {
+        arguments.push(format!("--adapter-client={name}"));
+    }
     container.volume_mounts.get_or_insert_default().push(VolumeMount {
         name: CLIENTS_VOLUME.to_owned(),
         mount_path: CLIENTS_MOUNT.to_owned(),
@@ -192,6 +195,12 @@ mod tests {
         assert_eq!(
             admitting["containers"][0]["args"],
             json!(["serve", "--client-roots-file", "/etc/llamero/clients/bundle.pem"])
+        );
+        let loading =
+            made(json!({"clientCaBundle": {"configMap": "clients"}, "adapterClients": ["deployer"]}));
+        assert_eq!(
+            loading["containers"][0]["args"].as_array().unwrap().last(),
+            Some(&json!("--adapter-client=deployer"))
         );
         assert_eq!(
             admitting["volumes"][0],

@@ -21,6 +21,7 @@ use std::{
 use kube::Client;
 use llamero_identity::{
     Identity, Role, accept,
+    access::Known,
     authority::Authority,
     credentials::{Clients, pair},
     enrol::service::Service,
@@ -147,7 +148,13 @@ pub fn start(
     let counted = metrics.clone();
     let service = Service::new(Kubernetes::new(client.clone(), options), authority.clone())
         .counting(move |code| counted.enrolment(result(code)));
-    let routes = guarded(Routes::new(service.server()), &options.lease_namespace);
+    let routes = guarded(
+        Routes::new(service.server()),
+        Known {
+            installation: options.lease_namespace.clone(),
+            ..Known::default()
+        },
+    );
     let incoming = accept::tls(listener, credentials.clone(), Clients::Anybody);
     info!(%address, "pods enrol here");
     let enrolling = tokio::spawn(async move {

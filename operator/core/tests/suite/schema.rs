@@ -126,7 +126,7 @@ fn text(schema: &Value, dice: &mut Dice) -> String {
         ]
     } else if pattern == "^/" {
         &["/", "/w", "/models/llama"]
-    } else if pattern.starts_with("^[a-z0-9]") {
+    } else if pattern.starts_with("^[a-z0-9]") || pattern.starts_with("^[A-Za-z0-9]") {
         &["a", "weights-0", "x1"]
     } else if schema["format"] == json!("date-time") {
         &[
@@ -154,10 +154,11 @@ fn text(schema: &Value, dice: &mut Dice) -> String {
 
 /// Whether somebody added a pattern that this does not know.
 fn known_patterns(schema: &Value) {
-    const KNOWN: [&str; 4] = [
+    const KNOWN: [&str; 5] = [
         "^([0-9]{1,7}(h|ms|m|s))+$",
         "^([0-9]{1,18}([.][0-9]{0,9})?|[.][0-9]{1,9})([KMGTPE]i|[numkMGTPE]|[eE][0-9]{1,2})?$",
         "^/",
+        "^[A-Za-z0-9][-A-Za-z0-9._@]*$",
         "^[a-z0-9]([-a-z0-9]*[a-z0-9])?$",
     ];
     if let Some(pattern) = schema["pattern"].as_str() {

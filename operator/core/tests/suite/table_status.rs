@@ -103,6 +103,7 @@ fn switching_authenticated_links_on_rolls_nothing_and_names_what_is_still_plain(
     let inference = Inference {
         auth: Some(InferenceAuth::None),
         client_ca_bundle: None,
+        adapter_clients: vec![],
     };
     let group = &mut observed.deployments[0].groups[0];
     Arc::make_mut(&mut group.object).spec.template.worker.inference = Some(inference);

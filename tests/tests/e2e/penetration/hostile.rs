@@ -16,7 +16,8 @@ use super::{OTHERS, Target};
 use crate::client::post;
 use crate::fixture::{NAMESPACE, SOON};
 
-fn deployment(namespace: &str, name: &str, model: Value) -> Value {
+/// A deployment as a tenant writes it.
+pub(super) fn deployment(namespace: &str, name: &str, model: Value) -> Value {
     json!({"apiVersion": "llamero.dev/v1alpha1", "kind": "LlamaDeployment", "metadata": {"name": name, "namespace": namespace},
         "spec": {"model": model, "parallelism": {"tensor": 1}}})
 }

@@ -6,6 +6,7 @@
 //! | [`enrolment`] | certificates, with tokens of others |
 //! | [`plain`] | ports, and the paths of the plain ones |
 //! | [`hostile`] | sources, names and checkpoints that mean harm |
+//! | [`tenants`] | keys that ask for models of others, and adapters that are loaded by whom they must not be |
 //! | [`frames`] | frames between ranks; held by tests of the engine |
 //! | [`attempts`] | the page of all that |
 
@@ -15,25 +16,32 @@ mod frames;
 mod hostile;
 mod methods;
 mod plain;
+mod tenants;
 
 use anyhow::{Context, Result};
+use llamero_identity::authority::Authority;
 use llamero_identity::verify::Expected;
 use llamero_tests::cluster::Cluster;
 use serde_json::{Value, json};
 
 use crate::client::{ask, chat};
 use crate::fixture::Deployment;
+use crate::identities::authority_of_clients;
 use crate::installation::pods_of;
 use crate::parts::{Parts, Port, SYSTEM, TRUST_DOMAIN, port_of};
 use crate::stranger::Stranger;
 
 /// A namespace of another tenant.
 const OTHERS: &str = "team";
+/// Common name of a client that may load adapters.
+const LOADER: &str = "deployer";
 
 /// What is attacked: a group over two pods, and the installation.
 struct Target {
     group: Deployment,
     parts: Parts,
+    /// Of clients that the group admits.
+    clients: Authority,
     leader: Value,
     member: Value,
     gateway: Value,
@@ -42,7 +50,9 @@ struct Target {
 
 impl Target {
     fn create() -> Result<Self> {
-        let group = Deployment::create("target", json!({}))?;
+        let clients = authority_of_clients(&Cluster::connect()?)?;
+        let inference = json!({"clientCaBundle": {"configMap": "clients"}, "adapterClients": [LOADER]});
+        let group = Deployment::create("target", json!({"worker": {"inference": inference}}))?;
         group.wait_ready(1)?;
         let kubectl = group.kubectl();
         let with_role = |role: &str| -> Result<Value> {
@@ -60,6 +70,7 @@ impl Target {
         };
         Ok(Self {
             parts: Parts::of(&kubectl)?,
+            clients,
             leader: with_role("leader")?,
             member: with_role("member")?,
             gateway: only("llamero-gateway")?,
@@ -122,12 +133,15 @@ fn penetration() -> Result<()> {
         plain::ports(&target, &stranger)?,
         plain::paths(&target)?,
         methods::all(&target)?,
+        tenants::adapters(&target)?,
         enrolment::all(&target)?,
         frames::all()?,
         hostile::sources(cluster)?,
         hostile::names(&target)?,
         hostile::checkpoints()?,
+        tenants::keys(&target)?,
     ];
+    // The gateway asks for no key any more.
     anyhow::ensure!(
         ask(cluster, &chat("target", QUESTION, 24))? == expected,
         "the group answers differently after the attempts"

@@ -34,6 +34,10 @@ pub struct ServeArgs {
     /// Certificates in PEM of authorities whose clients may call the inference port too; read again when they change
     #[arg(long, value_name = "FILE", requires = "enrolment")]
     pub client_roots_file: Option<PathBuf>,
+    /// Common name of a client among those of --client-roots-file that may load and unload adapters; may be repeated. Its certificate's subject
+    /// is to say nothing else
+    #[arg(long = "adapter-client", value_name = "NAME", requires = "client_roots_file")]
+    pub adapter_clients: Vec<String>,
     /// UID of the group this pod belongs to; the worker stands alone when absent
     #[arg(long, value_name = "UID", requires = "ranks_per_pod")]
     pub group_uid: Option<String>,

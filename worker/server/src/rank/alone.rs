@@ -50,6 +50,8 @@ impl Alone {
             oversubscribed: threads > cores,
             installation: None,
             client_roots: None,
+            adapter_clients: Vec::new(),
+            stands_alone: true,
             instance_id: format!("llamero-{}", std::process::id()),
             engine,
         };

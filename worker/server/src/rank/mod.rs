@@ -80,9 +80,10 @@ pub fn run(rank: u32) -> anyhow::Result<u8> {
     let serving = match config.installation.clone() {
         Some(installation) => {
             let admitted = config.client_roots.clone().map(Admitted::by);
-            Serving::mutual(credentials, installation).admitting(admitted)
+            Serving::mutual(credentials, installation).admitting(admitted, config.adapter_clients.clone())
         }
-        None => Serving::plain(),
+        None if config.stands_alone => Serving::plain(),
+        None => Serving::plain_for_clients(),
     };
     let clients = match (client_listener, model) {
         (Some(listener), Some(model)) => Some(Clients::serve(listener, serving, model, engine.clone())?),

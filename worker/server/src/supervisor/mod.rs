@@ -195,6 +195,8 @@ fn start_keepers(args: &ServeArgs, local: LocalRanks, control: &Control) -> anyh
                 InferenceAuth::None => None,
             },
             client_roots: args.client_roots_file.clone(),
+            adapter_clients: args.adapter_clients.clone(),
+            stands_alone: args.group_uid.is_none(),
             instance_id: if args.pod_uid.is_empty() {
                 ALONE.to_owned()
             } else {

@@ -22,6 +22,8 @@ use tokio::sync::watch;
 use tokio_rustls::TlsConnector;
 use tonic::transport::{Channel, Endpoint, Server};
 use tonic::{Code, Status};
+use vllm_proto::LoadLoraRequest;
+use vllm_proto::control_client::ControlClient;
 
 use crate::harness::{DEADLINE, Whole, Worker, finish, model_dir, story, turn, until};
 
@@ -45,6 +47,10 @@ fn operator() -> Identity {
 
 fn gateway() -> Identity {
     identity("system", Role::Gateway, "gateway-0")
+}
+
+fn named(name: &str) -> Identity {
+    identity("system", Role::Operator, name)
 }
 
 fn worker(pod: &str) -> Identity {
@@ -182,6 +188,14 @@ async fn ask(channel: Channel) -> Result<Whole, Status> {
     finish(Whole::default(), &mut stream).await
 }
 
+async fn load_adapter(channel: Channel) -> Result<(), Status> {
+    let request = LoadLoraRequest {
+        lora_name: "sql".into(),
+        source_path: "adapters/sql".into(),
+    };
+    ControlClient::new(channel).load_lora(request).await.map(drop)
+}
+
 async fn watch_load(channel: Channel) -> Result<(), Status> {
     let request = LoadRequest { interval_millis: 100 };
     TelemetryClient::new(channel).watch(request).await.map(drop)
@@ -208,7 +222,12 @@ async fn a_worker_answers_whom_the_table_names_and_renews_while_it_serves() {
     let clients = authority::generate(SystemTime::now()).unwrap();
     let clients_file = folder.path().join("clients.pem");
     std::fs::write(&clients_file, &clients.roots).unwrap();
-    let admitting = ["--client-roots-file", clients_file.to_str().unwrap()];
+    let admitting = [
+        "--client-roots-file",
+        clients_file.to_str().unwrap(),
+        "--adapter-client",
+        "deployer",
+    ];
     let pod = enrolling.worker(&folder, &admitting).await;
     let (control, inference) = (pod.ports.control, pod.ports.inference.unwrap());
     let long = enrolling.authority(DAY);
@@ -275,6 +294,23 @@ async fn a_worker_answers_whom_the_table_names_and_renews_while_it_serves() {
         "it got past the handshake: {status}"
     );
 
+    // Adapters are loaded by whom the user lists: this model has no room for any, which only who is let in hears.
+    let deployer = Material {
+        roots: own.roots.clone(),
+        ..material(&clients, &named("deployer"), SystemTime::now())
+    };
+    for (who, code) in [
+        (&client, Code::PermissionDenied),
+        (&of(gateway()), Code::PermissionDenied),
+        (&deployer, Code::FailedPrecondition),
+        (&own, Code::FailedPrecondition),
+    ] {
+        let status = load_adapter(channel(inference, who, worker("g-0-0")))
+            .await
+            .unwrap_err();
+        assert_eq!(status.code(), code, "{status}");
+    }
+
     // The operator goes for good: the pod serves on, over new connections too.
     enrolling.away.store(true, Ordering::SeqCst);
     enrolling.authorities.send_replace(None);
@@ -319,6 +355,10 @@ async fn beside_a_mesh_the_inference_port_is_plain_text_and_the_control_port_is_
     .await;
     let answer = ask(endpoint(inference).connect_lazy()).await.unwrap();
     assert_eq!(answer.token_ids.len(), 8);
+    let status = load_adapter(endpoint(inference).connect_lazy())
+        .await
+        .unwrap_err();
+    assert_eq!(status.code(), Code::PermissionDenied, "{status}");
     watch_ranks(endpoint(control).connect_lazy())
         .await
         .expect_err("the control port answers in plain text");
