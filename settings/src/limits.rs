@@ -29,6 +29,11 @@ pub const MAX_ADAPTERS: RangeInclusive<u32> = 0..=64;
 /// The largest rank of an adapter (`engine.lora.maxRank`, `--max-adapter-rank`).
 pub const MAX_ADAPTER_RANK: RangeInclusive<u32> = 1..=256;
 
+/// Tokens that are drafted for a sequence in one step (`engine.speculation.maxDrafts`, `--max-drafts`).
+pub const MAX_DRAFTS: RangeInclusive<u32> = 1..=16;
+/// The same when nothing is said.
+pub const USUAL_DRAFTS: u32 = 8;
+
 /// Tokens of a KV block: memory for keys and values is given to sequences in whole ones.
 pub const KV_BLOCK_TOKENS: u32 = 16;
 

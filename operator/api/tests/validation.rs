@@ -41,6 +41,15 @@ fn the_smallest_deployment_is_accepted() {
 }
 
 #[test]
+fn a_method_of_drafting_that_is_not_built_is_refused_by_name() {
+    let with = |speculation: Value| deployment(|o| o["spec"]["engine"] = json!({"speculation": speculation}));
+    let usual = with(json!({"method": "PromptLookup"}));
+    usual.validate_cel().unwrap();
+    assert_eq!(usual.spec.engine.speculation.as_ref().unwrap().max_drafts, 8);
+    assert!(refused(&with(json!({"method": "DraftModel"}))).contains("DraftModel is not built yet"));
+}
+
+#[test]
 fn two_sources_are_refused() {
     let two = deployment(|o| o["spec"]["model"]["source"]["hostPath"] = json!({"path": "/models"}));
     assert!(refused(&two).contains("give exactly one of model.source"));

@@ -463,7 +463,9 @@ mod tests {
     #[test]
     fn what_pods_see_changes_it() {
         let base = digest(&spec(|_| {}), "llama");
-        let other: [fn(&mut Value); 14] = [
+        let other: [fn(&mut Value); 16] = [
+            |s| s["engine"] = json!({"speculation": {"method": "PromptLookup"}}),
+            |s| s["engine"] = json!({"speculation": {"method": "PromptLookup", "maxDrafts": 3}}),
             |s| s["engine"] = json!({"lora": {"maxAdapters": 2}}),
             |s| s["adapters"] = json!([{"name": "a", "path": "a"}]),
             |s| s["engine"] = json!({"kvCache": {"dtype": "fp8"}}),

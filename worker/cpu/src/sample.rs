@@ -9,25 +9,25 @@ use llamero_engine::sampling::candidates::by_logit;
 use llamero_engine::sampling::mass;
 use llamero_engine::sampling::noise::{MAX_GUMBEL, Noise, scale};
 use llamero_engine::sampling::penalties::repeated;
-use llamero_engine::step::{MassRoot, RowCandidates, SampleKey, VOCAB_TILE};
+use llamero_engine::step::{MassRoot, Place, RowCandidates, SampleKey, VOCAB_TILE};
 
 use crate::kernel::math::{exp, ln};
 use crate::kernel::{Kernel, vector};
 
-/// Apply repetition penalties, biases and masks of plan row `row` to its logits, which are those of the tokens `vocab`.
-pub(crate) fn adjust(logits: &mut [f32], vocab: &Runs, adjustments: &Adjustments, row: u32) {
-    for (penalty, tokens) in adjustments.repetitions(row) {
+/// Apply repetition penalties, biases and masks of an answered position to its logits, which are those of the tokens `vocab`.
+pub(crate) fn adjust(logits: &mut [f32], vocab: &Runs, adjustments: &Adjustments, place: Place) {
+    for (penalty, tokens) in adjustments.repetitions(place) {
         for at in tokens.iter().filter_map(|token| vocab.position(*token)) {
             let logit = &mut logits[at as usize];
             *logit = repeated(*logit, penalty);
         }
     }
-    for (token, bias) in adjustments.bias_sums(row) {
+    for (token, bias) in adjustments.bias_sums(place) {
         if let Some(at) = vocab.position(token) {
             logits[at as usize] += bias;
         }
     }
-    for mask in adjustments.masks(row) {
+    for mask in adjustments.masks(place) {
         for (token, logit) in vocab.iter().zip(&mut *logits) {
             let bits = mask.get(token as usize / 8);
             if bits.is_none_or(|bits| bits >> (token % 8) & 1 == 0) {
@@ -279,22 +279,25 @@ mod tests {
     #[test]
     fn biases_and_masks_count_in_the_whole_vocabulary() {
         let adjustments = Adjustments {
-            biases: vec![(1, vec![(9, 1.5), (11, 0.25), (11, 0.25)]), (0, vec![(8, 9.0)])],
-            masks: vec![(1, vec![0xff, 0b1111_1101])],
-            repetitions: vec![(1, 2.0, vec![10, 11]), (0, 9.0, vec![8])],
+            biases: vec![
+                ((1, 2), vec![(9, 1.5), (11, 0.25), (11, 0.25)]),
+                ((1, 1), vec![(8, 9.0)]),
+            ],
+            masks: vec![((1, 2), vec![0xff, 0b1111_1101])],
+            repetitions: vec![((1, 2), 2.0, vec![10, 11]), ((0, 2), 9.0, vec![8])],
         };
         let vocab = Runs::from(8..12);
         let mut row = [0.0; 4];
-        adjust(&mut row, &vocab, &adjustments, 1);
+        adjust(&mut row, &vocab, &adjustments, (1, 2));
         assert_eq!(row, [0.0, f32::NEG_INFINITY, 0.0, 0.5]);
-        adjust(&mut row, &vocab, &adjustments, 2);
+        adjust(&mut row, &vocab, &adjustments, (1, 0));
         assert_eq!(row, [0.0, f32::NEG_INFINITY, 0.0, 0.5]);
         let mut row = [0.0; 5];
-        adjust(&mut row, &Runs::new([0..2, 9..12]), &adjustments, 1);
+        adjust(&mut row, &Runs::new([0..2, 9..12]), &adjustments, (1, 2));
         assert_eq!(row, [0.0, 0.0, f32::NEG_INFINITY, 0.0, 0.5]);
         // The penalty comes before the bias.
         let mut row = [1.0, 1.0, -1.0, 4.0];
-        adjust(&mut row, &vocab, &adjustments, 1);
+        adjust(&mut row, &vocab, &adjustments, (1, 2));
         assert_eq!(row, [1.0, f32::NEG_INFINITY, -2.0, 2.5]);
     }
 }

@@ -8,6 +8,7 @@ use llamero_engine::kv_state::Answer;
 use llamero_engine::late_values::Adjustments;
 use llamero_engine::sampling::mass;
 use llamero_engine::sampling::noise::Noise;
+use llamero_engine::step::Place;
 use llamero_engine::{BackendError, Plan, RowCandidates, RowOutput, SampleKey};
 
 use crate::error::refused;
@@ -25,10 +26,10 @@ const SEEDS: usize = 4 * MAX_ROWS;
 
 /// Entries for the device: place of the row in the group, the rank's number of the token, no bias, bits of the penalty. A token may have
 /// several penalties, so that each makes entries of its own.
-fn repetition_entries(adjustments: &Adjustments, rows: &[u32], vocab: &Runs) -> Vec<Vec<[u32; 4]>> {
+fn repetition_entries(adjustments: &Adjustments, places: &[Place], vocab: &Runs) -> Vec<Vec<[u32; 4]>> {
     let mut all = Vec::new();
-    for (place, row) in (0u32..).zip(rows) {
-        for (penalty, tokens) in adjustments.repetitions(*row) {
+    for (place, at) in (0u32..).zip(places) {
+        for (penalty, tokens) in adjustments.repetitions(*at) {
             let mine = |token: &u32| Some([place, vocab.position(*token)?, 0, penalty.to_bits()]);
             all.push(tokens.iter().filter_map(mine).collect());
         }
@@ -37,25 +38,25 @@ fn repetition_entries(adjustments: &Adjustments, rows: &[u32], vocab: &Runs) -> 
 }
 
 /// Entries for the device: place of the row in the group, the rank's number of the token, bits of the sum of its biases.
-fn bias_entries(adjustments: &Adjustments, rows: &[u32], vocab: &Runs) -> Vec<[u32; 4]> {
+fn bias_entries(adjustments: &Adjustments, places: &[Place], vocab: &Runs) -> Vec<[u32; 4]> {
     let mut entries = Vec::new();
-    for (place, row) in (0u32..).zip(rows) {
+    for (place, at) in (0u32..).zip(places) {
         let mine = |(token, bias): (u32, f32)| Some([place, vocab.position(token)?, bias.to_bits(), 0]);
-        entries.extend(adjustments.bias_sums(*row).into_iter().filter_map(mine));
+        entries.extend(adjustments.bias_sums(*at).into_iter().filter_map(mine));
     }
     entries
 }
 
 /// Masks for the device: place of the row, and the bits of the rank's tiles.
-fn mask_entries(adjustments: &Adjustments, rows: &[u32], tiles: &Runs) -> Vec<(u32, Vec<u32>)> {
+fn mask_entries(adjustments: &Adjustments, places: &[Place], tiles: &Runs) -> Vec<(u32, Vec<u32>)> {
     let word = |mask: &[u8], tile: u32, word: usize| {
         let at = tile as usize * TILE / 8 + 4 * word;
         let byte = |i: usize| mask.get(at + i).copied().unwrap_or(0);
         u32::from_le_bytes([byte(0), byte(1), byte(2), byte(3)])
     };
     let mut masks = Vec::new();
-    for (place, row) in (0u32..).zip(rows) {
-        let words = adjustments.masks(*row).map(|mask| -> Vec<u32> {
+    for (place, at) in (0u32..).zip(places) {
+        let words = adjustments.masks(*at).map(|mask| -> Vec<u32> {
             tiles
                 .iter()
                 .flat_map(|tile| (0..TILE / 32).map(move |at| word(mask, tile, at)))
@@ -168,14 +169,15 @@ impl Group {
         let Some((first, _)) = self.answers.first() else {
             return Ok(());
         };
-        let rows: Vec<u32> = self.answers.iter().map(|(_, answer)| answer.row).collect();
-        let states_of = (*first, rows.len());
+        let answers = self.answers.iter();
+        let places: Vec<Place> = answers.map(|(_, answer)| (answer.row, answer.offset)).collect();
+        let states_of = (*first, places.len());
         sampler.enqueue(
             states,
             states_of,
             self.wants,
             &mut self.room,
-            Some((&rows, adjustments)),
+            Some((&places, adjustments)),
         )
     }
 
@@ -290,7 +292,7 @@ impl Sampler<'_> {
         &mut self,
         states: &cudarc::driver::CudaSlice<u16>,
         (first, count): (usize, usize),
-        adjustments: Option<(&[u32], &Adjustments)>,
+        adjustments: Option<(&[Place], &Adjustments)>,
         room: &mut Room,
     ) -> Result<(), BackendError> {
         let stride = self.shape.hidden_leaves.stride();
@@ -298,22 +300,22 @@ impl Sampler<'_> {
         self.ops
             .product(&self.weights.head, &view, count, &mut self.buffers.logits)?;
         match adjustments {
-            Some((rows, adjustments)) => self.adjust(rows, adjustments, room),
+            Some((places, adjustments)) => self.adjust(places, adjustments, room),
             None => Ok(()),
         }
     }
 
     fn adjust(
         &mut self,
-        rows: &[u32],
+        places: &[Place],
         adjustments: &Adjustments,
         room: &mut Room,
     ) -> Result<(), BackendError> {
         let vocab = self.shape.vocab_width();
         let vocab_of = &self.shape.vocab;
-        let mut changes = repetition_entries(adjustments, rows, vocab_of);
+        let mut changes = repetition_entries(adjustments, places, vocab_of);
         // Biases are added to what the penalties leave.
-        changes.push(bias_entries(adjustments, rows, vocab_of));
+        changes.push(bias_entries(adjustments, places, vocab_of));
         for part in changes.iter().flat_map(|entries| entries.chunks(BIASES)) {
             let mut words = self.pool.take(4 * part.len()).map_err(refused)?;
             words.as_mut_slice().copy_from_slice(part.as_flattened());
@@ -324,39 +326,43 @@ impl Sampler<'_> {
             self.ops
                 .add_biases(&mut buffers.logits, vocab, &buffers.biases, part.len())?;
         }
-        let masks = mask_entries(adjustments, rows, &self.shape.vocab_tiles);
+        let masks = mask_entries(adjustments, places, &self.shape.vocab_tiles);
         if masks.is_empty() {
             return Ok(());
         }
         let each = mask_words(vocab);
         let mut words = self.pool.take::<u32>(masks.len() * each).map_err(refused)?;
-        let mut places = self.pool.take(masks.len()).map_err(refused)?;
+        let mut masked_rows = self.pool.take(masks.len()).map_err(refused)?;
         for (number, (place, mask)) in masks.iter().enumerate() {
             words.as_mut_slice()[number * each..][..each].copy_from_slice(mask);
-            places.as_mut_slice()[number] = *place;
+            masked_rows.as_mut_slice()[number] = *place;
         }
         self.ops
             .upload(words.as_slice(), self.ops.address(&self.buffers.masks))?;
         room.adjustments.push(words);
         let masked = self.ops.address(&self.buffers.frame) + 4 * MASKED as u64;
-        self.ops.upload(places.as_slice(), masked)?;
-        room.adjustments.push(places);
+        self.ops.upload(masked_rows.as_slice(), masked)?;
+        room.adjustments.push(masked_rows);
         let buffers = &mut *self.buffers;
-        let places = buffers.frame.slice(MASKED..MASKED + masks.len());
-        self.ops
-            .apply_masks(&mut buffers.logits, vocab, (&places, &buffers.masks), masks.len())?;
+        let masked_rows = buffers.frame.slice(MASKED..MASKED + masks.len());
+        self.ops.apply_masks(
+            &mut buffers.logits,
+            vocab,
+            (&masked_rows, &buffers.masks),
+            masks.len(),
+        )?;
         Ok(())
     }
 
     /// Enqueue everything from `count` states from `first` on to the results in `room`, whose frame is filled. What is to be
-    /// added to the logits goes by plan rows; none: nothing.
+    /// added to the logits goes by answered positions; none: nothing.
     pub(crate) fn enqueue(
         &mut self,
         states: &cudarc::driver::CudaSlice<u16>,
         (first, count): (usize, usize),
         wants: Wants,
         room: &mut Room,
-        adjustments: Option<(&[u32], &Adjustments)>,
+        adjustments: Option<(&[Place], &Adjustments)>,
     ) -> Result<(), BackendError> {
         let frame = self.ops.address(&self.buffers.frame);
         // Without the region of masked rows, which `adjust` fills.

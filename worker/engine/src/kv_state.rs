@@ -325,13 +325,7 @@ pub fn answers(plan: &Plan) -> Vec<Answer> {
     let mut first = 0;
     for (row, planned) in (0u32..).zip(&plan.rows) {
         let len = planned.tokens.len();
-        let last = match &planned.output {
-            RowOutput::None => 0,
-            RowOutput::Sample { last, .. } => usize::from(*last),
-            RowOutput::Score { ids, .. } => ids.len(),
-            RowOutput::Hidden => 1,
-            RowOutput::HiddenSum => len,
-        };
+        let last = planned.answered();
         answers.extend((0u32..).zip(len - last..len).map(|(offset, i)| Answer {
             row,
             offset,

@@ -2,17 +2,17 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use crate::step::{Late, Plan};
+use crate::step::{Late, Place, Plan, PlanRow};
 
-/// Biases and masks of a step, by index of the plan's row: see [`Late::Sampling`].
+/// Biases and masks of a step, by answered position: see [`Late::Sampling`].
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct Adjustments {
     /// Tokens and what is added to their logits.
-    pub biases: Vec<(u32, Vec<(u32, f32)>)>,
+    pub biases: Vec<(Place, Vec<(u32, f32)>)>,
     /// One bit a token of the vocabulary, the lowest of each byte first; logits of the others become −∞.
-    pub masks: Vec<(u32, Vec<u8>)>,
+    pub masks: Vec<(Place, Vec<u8>)>,
     /// Factors, and the tokens whose logits they make worse before biases are added.
-    pub repetitions: Vec<(u32, f32, Vec<u32>)>,
+    pub repetitions: Vec<(Place, f32, Vec<u32>)>,
 }
 
 impl Adjustments {
@@ -22,28 +22,28 @@ impl Adjustments {
         self.biases.is_empty() && self.masks.is_empty() && self.repetitions.is_empty()
     }
 
-    /// What is added to logits of a row, by token. Several biases of one token add up in the order given, so that the sum does
+    /// What is added to logits of a position, by token. Several biases of one token add up in the order given, so that the sum does
     /// not depend on the sharding.
     #[must_use]
-    pub fn bias_sums(&self, row: u32) -> BTreeMap<u32, f32> {
+    pub fn bias_sums(&self, place: Place) -> BTreeMap<u32, f32> {
         let mut sums: BTreeMap<u32, f32> = BTreeMap::new();
-        let of_row = self.biases.iter().filter(|(of, _)| *of == row);
-        for (token, bias) in of_row.flat_map(|(_, biases)| biases) {
+        let of_place = self.biases.iter().filter(|(of, _)| *of == place);
+        for (token, bias) in of_place.flat_map(|(_, biases)| biases) {
             *sums.entry(*token).or_default() += bias;
         }
         sums
     }
 
-    /// The repetition penalties of a row, each with its tokens; to be applied before the biases.
-    pub fn repetitions(&self, row: u32) -> impl Iterator<Item = (f32, &[u32])> {
-        let of_row = self.repetitions.iter().filter(move |(of, ..)| *of == row);
-        of_row.map(|(_, penalty, tokens)| (*penalty, tokens.as_slice()))
+    /// The repetition penalties of a position, each with its tokens; to be applied before the biases.
+    pub fn repetitions(&self, place: Place) -> impl Iterator<Item = (f32, &[u32])> {
+        let of_place = self.repetitions.iter().filter(move |(of, ..)| *of == place);
+        of_place.map(|(_, penalty, tokens)| (*penalty, tokens.as_slice()))
     }
 
-    /// The masks of a row; a token must be in all of them.
-    pub fn masks(&self, row: u32) -> impl Iterator<Item = &[u8]> {
-        let of_row = self.masks.iter().filter(move |(of, _)| *of == row);
-        of_row.map(|(_, mask)| mask.as_slice())
+    /// The masks of a position; a token must be in all of them.
+    pub fn masks(&self, place: Place) -> impl Iterator<Item = &[u8]> {
+        let of_place = self.masks.iter().filter(move |(of, _)| *of == place);
+        of_place.map(|(_, mask)| mask.as_slice())
     }
 }
 
@@ -134,6 +134,16 @@ fn check(plan: &Plan, late: &Late, vocab_size: usize) -> Result<(), String> {
         }
         Err(format!("row {row} does not exist: there are {}", plan.rows.len()))
     };
+    let is_answered = |(row, offset): &Place| {
+        row_exists(row)?;
+        let answered = plan.rows.get(*row as usize).map_or(0, PlanRow::answered);
+        if (*offset as usize) < answered {
+            return Ok(());
+        }
+        Err(format!(
+            "row {row} answers {answered} positions, and number {offset} was meant"
+        ))
+    };
     match late {
         Late::Tokens(tokens) => {
             if tokens.len() != plan.late_tokens as usize {
@@ -153,8 +163,9 @@ fn check(plan: &Plan, late: &Late, vocab_size: usize) -> Result<(), String> {
             masks,
             repetitions,
         } => {
-            for (row, penalty, tokens) in repetitions {
-                row_exists(row)?;
+            for (place, penalty, tokens) in repetitions {
+                is_answered(place)?;
+                let (row, _) = place;
                 if !(*penalty > 0.0 && penalty.is_finite()) {
                     return Err(format!(
                         "the repetition penalty {penalty} of row {row} is not above 0"
@@ -166,8 +177,8 @@ fn check(plan: &Plan, late: &Late, vocab_size: usize) -> Result<(), String> {
                     ));
                 }
             }
-            for (row, biases) in biases {
-                row_exists(row)?;
+            for (place, biases) in biases {
+                is_answered(place)?;
                 if let Some((token, _)) = biases.iter().find(|(token, _)| *token as usize >= vocab_size) {
                     return Err(format!(
                         "the bias of token {token} is past the vocabulary of {vocab_size}"
@@ -175,8 +186,9 @@ fn check(plan: &Plan, late: &Late, vocab_size: usize) -> Result<(), String> {
                 }
             }
             let wanted = vocab_size.div_ceil(8);
-            for (row, mask) in masks {
-                row_exists(row)?;
+            for (place, mask) in masks {
+                is_answered(place)?;
+                let (row, _) = place;
                 if mask.len() != wanted {
                     return Err(format!(
                         "the mask of row {row} has {} bytes instead of {wanted}",
@@ -193,7 +205,7 @@ fn check(plan: &Plan, late: &Late, vocab_size: usize) -> Result<(), String> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::step::{BlockDeltas, Era, PlanRow, RowOutput, TokenRef};
+    use crate::step::{BlockDeltas, Era, RowOutput, SampleKey, TokenRef};
 
     fn plan() -> Plan {
         Plan {
@@ -207,7 +219,16 @@ mod tests {
                 start: 0,
                 tokens: vec![TokenRef::Late(0), TokenRef::Known(2)],
                 adapter: None,
-                output: RowOutput::None,
+                output: RowOutput::Sample {
+                    last: 2,
+                    key: SampleKey {
+                        seed: 0,
+                        temperature: 0.0,
+                        top: 1,
+                        mass: false,
+                        logprobs: false,
+                    },
+                },
             }],
             blocks: BlockDeltas::default(),
             late_tokens: 1,
@@ -224,21 +245,25 @@ mod tests {
         assert!(check(Late::Tokens(vec![])).is_err());
         assert!(check(Late::Tokens(vec![100])).is_err());
         let bias = |row, token| Late::Sampling {
-            biases: vec![(row, vec![(token, 1.0)])],
+            biases: vec![((row, 1), vec![(token, 1.0)])],
             masks: vec![],
             repetitions: vec![],
         };
         assert_eq!(check(bias(0, 99)), Ok(()));
         assert!(check(bias(1, 99)).is_err());
         assert!(check(bias(0, 100)).is_err());
-        let mask = |row, bytes| Late::Sampling {
+        let mask = |place, bytes| Late::Sampling {
             biases: vec![],
-            masks: vec![(row, vec![0; bytes])],
+            masks: vec![(place, vec![0; bytes])],
             repetitions: vec![],
         };
-        assert_eq!(check(mask(0, 13)), Ok(()));
-        assert!(check(mask(0, 12)).is_err());
-        assert!(check(mask(1, 13)).is_err());
+        assert_eq!(check(mask((0, 1), 13)), Ok(()));
+        assert!(check(mask((0, 0), 12)).is_err());
+        assert!(check(mask((1, 0), 13)).is_err());
+        assert!(
+            check(mask((0, 2), 13)).is_err(),
+            "a position that is not answered"
+        );
         assert_eq!(check(Late::Cancel(vec![0])), Ok(()));
         assert!(check(Late::Cancel(vec![1])).is_err());
     }
@@ -253,17 +278,20 @@ mod tests {
         assert_eq!(late.tokens(), Some(&[7][..]));
         assert!(late.take(&plan, &tokens, 100).is_err());
         let sampling = Late::Sampling {
-            biases: vec![(0, vec![(3, 0.5), (3, 0.25)])],
-            masks: vec![(0, vec![0xff; 13])],
+            biases: vec![((0, 1), vec![(3, 0.5), (3, 0.25)])],
+            masks: vec![((0, 0), vec![0xff; 13])],
             repetitions: vec![],
         };
         assert_eq!(late.take(&plan, &sampling, 100), Ok(()));
         assert!(late.take(&plan, &sampling, 100).is_err());
         let adjustments = late.adjustments().unwrap();
-        assert_eq!(adjustments.bias_sums(0), [(3, 0.75)].into());
-        assert!(adjustments.bias_sums(1).is_empty());
+        assert_eq!(adjustments.bias_sums((0, 1)), [(3, 0.75)].into());
+        assert!(adjustments.bias_sums((0, 0)).is_empty());
         assert_eq!(
-            (adjustments.masks(0).count(), adjustments.masks(1).count()),
+            (
+                adjustments.masks((0, 0)).count(),
+                adjustments.masks((0, 1)).count()
+            ),
             (1, 0)
         );
         assert_eq!(late.take(&plan, &Late::Cancel(vec![0]), 100), Ok(()));

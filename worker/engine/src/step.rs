@@ -86,6 +86,23 @@ pub struct PlanRow {
     pub output: RowOutput,
 }
 
+impl PlanRow {
+    /// How many of its last positions are answered.
+    #[must_use]
+    pub fn answered(&self) -> usize {
+        match &self.output {
+            RowOutput::None => 0,
+            RowOutput::Sample { last, .. } => usize::from(*last),
+            RowOutput::Score { ids, .. } => ids.len(),
+            RowOutput::Hidden => 1,
+            RowOutput::HiddenSum => self.tokens.len(),
+        }
+    }
+}
+
+/// An answered position: the row of the plan, and its number among the row's answered positions.
+pub type Place = (u32, u32);
+
 /// Changes of the block tables, applied in the order of the fields, before any row is computed.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct BlockDeltas {
@@ -127,13 +144,13 @@ pub enum Late {
     Tokens(Vec<u32>),
     /// Precede sampling only.
     Sampling {
-        /// Added to the logits before sampling: (row of the plan, [(token id, bias)]).
-        biases: Vec<(u32, Vec<(u32, f32)>)>,
-        /// Allowed token ids as a bitmap over the whole vocabulary, little end first: (row of the plan, bits).
-        masks: Vec<(u32, Vec<u8>)>,
+        /// Added to the logits before sampling: (position, [(token id, bias)]).
+        biases: Vec<(Place, Vec<(u32, f32)>)>,
+        /// Allowed token ids as a bitmap over the whole vocabulary, little end first: (position, bits).
+        masks: Vec<(Place, Vec<u8>)>,
         /// Tokens that came before, whose logits are made worse by a factor before biases are added (see
-        /// [`crate::sampling::penalties::repeated`]): (row of the plan, factor, token ids without repeats).
-        repetitions: Vec<(u32, f32, Vec<u32>)>,
+        /// [`crate::sampling::penalties::repeated`]): (position, factor, token ids without repeats).
+        repetitions: Vec<(Place, f32, Vec<u32>)>,
     },
     /// Rows of the plan whose answer nobody wants any more. They still write their KV unless the backend can leave them out;
     /// their entries of [`StepOutput`] may be missing.

@@ -10,6 +10,7 @@ use clap::Args;
 use clap::builder::RangedI64ValueParser;
 use llamero_checkpoint::identity::ContentIdentity;
 use llamero_engine::KvDtype;
+use llamero_engine::schedule::{Drafted, Speculation};
 use llamero_settings::duration;
 use llamero_settings::limits;
 use serde::{Deserialize, Serialize};
@@ -51,6 +52,17 @@ impl From<KvCacheDtype> for KvDtype {
     }
 }
 
+/// How tokens are drafted.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, clap::ValueEnum, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum SpeculationMethod {
+    /// Not at all.
+    #[default]
+    None,
+    /// What followed the last tokens when they stood in the prompt or the answer before; `ngram` in vLLM.
+    PromptLookup,
+}
+
 /// The model and how it is served; the same on every rank of a group.
 #[derive(Debug, Clone, PartialEq, Args, Serialize, Deserialize)]
 pub struct EngineArgs {
@@ -90,6 +102,15 @@ pub struct EngineArgs {
     /// and without
     #[arg(long, value_name = "BOOL", default_value_t = true, action = clap::ArgAction::Set)]
     pub prefix_cache: bool,
+    /// Draft tokens and check them in one step, which makes answers faster that repeat what was said before; tokens are the same with and
+    /// without
+    #[arg(long, value_enum, value_name = "METHOD", default_value_t = SpeculationMethod::None)]
+    #[serde(default)]
+    pub speculation: SpeculationMethod,
+    /// Most tokens that are drafted for a sequence in one step; fewer are where more would not pay
+    #[arg(long, value_name = "N", default_value_t = limits::USUAL_DRAFTS, value_parser = within(limits::MAX_DRAFTS))]
+    #[serde(default = "usual_drafts")]
+    pub max_drafts: u32,
     /// Ranks of one pod exchange through shared memory, which is faster; else over TCP, as with those of other pods. CPUs only
     #[arg(long, value_name = "BOOL", default_value_t = true, action = clap::ArgAction::Set)]
     pub shared_memory: bool,
@@ -134,6 +155,10 @@ pub struct EngineArgs {
     pub drain_grace: Duration,
 }
 
+fn usual_drafts() -> u32 {
+    limits::USUAL_DRAFTS
+}
+
 /// An adapter of the command line.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct NamedAdapter {
@@ -175,6 +200,18 @@ impl EngineArgs {
             model_dir,
             ..parsed.engine
         })
+    }
+
+    /// How sequences are drafted; none: they are not.
+    #[must_use]
+    pub fn speculation(&self) -> Option<Speculation> {
+        match self.speculation {
+            SpeculationMethod::None => None,
+            SpeculationMethod::PromptLookup => Some(Speculation {
+                max_drafts: self.max_drafts,
+                drafted: Drafted::WhatPays,
+            }),
+        }
     }
 
     /// The name under which the model is served.

@@ -170,6 +170,15 @@ pub struct Load {
     pub prefix_lookup_tokens: u64,
     /// Of those, tokens that were there.
     pub prefix_hit_tokens: u64,
+    /// Rows that had drafts since the process started.
+    #[serde(default)]
+    pub drafts: u64,
+    /// Tokens that were drafted in them.
+    #[serde(default)]
+    pub draft_tokens: u64,
+    /// Of those, tokens that were right.
+    #[serde(default)]
+    pub accepted_tokens: u64,
 }
 
 /// Files that go over a link at once. Files that are under way to all ranks count together against the limit of open files,

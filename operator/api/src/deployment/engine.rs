@@ -5,7 +5,7 @@ use llamero_settings::limits;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::Lora;
+use super::{Lora, Speculation};
 
 /// Settings of the inference engine; what is absent is left to the worker.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
@@ -33,6 +33,9 @@ pub struct Engine {
     /// Room for LoRA adapters. Absent: none are served.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub lora: Option<Lora>,
+    /// Speculative decoding. Absent: every token is computed by itself.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub speculation: Option<Speculation>,
     /// Threads of a CPU rank. Absent: the pod's CPU limit, else its CPU request, shared by its ranks; else the node's processors, shared with the group's other pods there.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = *limits::THREADS.start(), max = *limits::THREADS.end()))]

@@ -4,6 +4,7 @@ mod adapter;
 mod engine;
 mod model;
 mod scaling;
+mod speculation;
 mod status;
 mod volumes;
 mod worker;
@@ -22,6 +23,7 @@ pub use model::{
     PersistentVolumeClaimSource, S3Source, Source, TokenSecretRef,
 };
 pub use scaling::{Autoscaling, Rollout, RolloutStrategy};
+pub use speculation::{Speculation, SpeculationMethod};
 pub use status::{
     AutoscalingState, CheckpointStatus, GroupSummary, LlamaDeploymentStatus, PlanStatus, RolloutProgress,
     condition, reason,

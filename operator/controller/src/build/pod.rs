@@ -13,7 +13,7 @@ use k8s_openapi::{
 use kube::ResourceExt as _;
 use llamero_api::{
     LlamaGroup,
-    deployment::KvCacheDtype,
+    deployment::{KvCacheDtype, SpeculationMethod},
     duration::Duration,
     group::GroupTemplate,
     labels::{self, CONTROL_PORT, HEALTH_PORT, INFERENCE_PORT, RANK_PORT},
@@ -130,6 +130,15 @@ fn arguments(group: &LlamaGroup, index: i32) -> Vec<String> {
     }
     if template.engine.kv_dtype() == KvCacheDtype::Fp8 {
         flag("kv-cache-dtype", "fp8".to_owned());
+    }
+    if let Some(speculation) = &template.engine.speculation {
+        let method = match speculation.method {
+            SpeculationMethod::PromptLookup => "prompt-lookup",
+            // The API server refuses it, and so does a worker that does not know it.
+            SpeculationMethod::DraftModel => "draft-model",
+        };
+        flag("speculation", method.to_owned());
+        flag("max-drafts", speculation.max_drafts.to_string());
     }
     if let Some(lora) = &template.engine.lora {
         flag("max-adapters", lora.max_adapters.to_string());
@@ -392,7 +401,8 @@ mod tests {
         let group = group(json!({
             "tensor": 16, "ranksPerPod": 8, "acceleratorResource": "nvidia.com/gpu", "kvBytesPerRank": 0,
             "engine": {"maxBatchedTokens": 4096, "maxSequences": 256, "threads": 4, "maxQueuedRequests": 9,
-                "parseSpecialTokensInMessages": true, "kvCache": {"dtype": "fp8"}},
+                "parseSpecialTokensInMessages": true, "kvCache": {"dtype": "fp8"},
+                "speculation": {"method": "PromptLookup"}},
             "worker": {"image": "w", "env": [{"name": "LLAMERO_LOG", "value": "debug"}, {"name": "LLAMERO_POD_IP", "value": "0.0.0.0"}],
                 "terminationGracePeriodSeconds": 600, "drainGrace": "1m", "runtimeClassName": "nvidia"},
         }));
@@ -418,11 +428,13 @@ mod tests {
         let arguments = serde_json::to_string(&container["args"]).unwrap();
         assert!(
             arguments.contains(r#""--pipeline","1","--backend","cuda","#) && arguments.contains(
-                r#""--max-batched-tokens","4096","--max-sequences","256","--max-queued-requests","9","--kv-cache-dtype","fp8","--threads","4""#
+                r#""--max-batched-tokens","4096","--max-sequences","256","--max-queued-requests","9","--kv-cache-dtype","fp8","--speculation","prompt-lookup","--max-drafts","8","--threads","4""#
             ) && arguments.ends_with(r#""--drain-grace","1m","--parse-special-tokens-in-messages"]"#),
             "{arguments}"
         );
         assert!(!arguments.contains("--kv-memory"));
+        let plain = serde_json::to_string(&member_pod(&self::group(json!({})), 0, 0)).unwrap();
+        assert!(!plain.contains("speculation") && !plain.contains("drafts"));
         assert!(arguments.contains(r#""--backend","cuda""#), "{arguments}");
         assert_eq!(pod["metadata"]["labels"]["llamero.dev/role"], "leader");
         assert_eq!(pod["spec"]["terminationGracePeriodSeconds"], 600);

@@ -130,7 +130,12 @@ impl Step {
             let logits = &mut logits[..wanted.len() * width];
             model.logits(pool, &states, logits);
             for ((answer, _), logits) in wanted.iter().zip(logits.chunks_exact_mut(width)) {
-                adjust(logits, &model.shape.vocab, adjustments, answer.row);
+                adjust(
+                    logits,
+                    &model.shape.vocab,
+                    adjustments,
+                    (answer.row, answer.offset),
+                );
                 output.candidates.extend(self.answer(model, *answer, logits));
             }
         }
@@ -188,7 +193,7 @@ impl Step {
         let logits = &mut logits[..model.shape.vocab_width()];
         model.logits(pool, &normed[index * stride..][..stride], logits);
         if let Some(adjustments) = self.late.adjustments() {
-            adjust(logits, &model.shape.vocab, adjustments, row);
+            adjust(logits, &model.shape.vocab, adjustments, (row, offset));
         }
         Ok(LogitShard {
             tokens: model.shape.vocab.clone(),

@@ -374,11 +374,11 @@ impl FormedGroup {
             pool: &self.pool,
             buffers: &mut self.work.sampling,
         };
-        let rows = [row];
+        let places = [(row, offset)];
         let adjustments = step
             .late
             .adjustments()
-            .map(|adjustments| (&rows[..], adjustments));
+            .map(|adjustments| (&places[..], adjustments));
         let states = &self.lanes_states[step.lane];
         sampler.logits(states, (state, 1), adjustments, &mut room)?;
         let from = ops.address(&self.work.sampling.logits);

@@ -30,7 +30,7 @@ use super::{Members, Topology};
 use crate::step::Era;
 
 /// Version of everything that ranks say to each other.
-pub const PROTOCOL: u16 = 6;
+pub const PROTOCOL: u16 = 7;
 
 /// What a link is for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]

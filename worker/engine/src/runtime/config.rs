@@ -9,7 +9,7 @@ use super::executor::Patience;
 use crate::backend::MemoryPlan;
 use crate::form::{FormLimits, FormSpec, KvDtype};
 use crate::mesh::Members;
-use crate::schedule::{Limits, PrefixHash};
+use crate::schedule::{Limits, PrefixHash, Speculation};
 use crate::step::Era;
 
 /// Tokens that may wait before the group has formed, and at most.
@@ -52,6 +52,8 @@ pub struct RankConfig {
     pub steps_in_flight: u32,
     /// Whether requests share the KV blocks of a common beginning.
     pub prefix_cache: bool,
+    /// How sequences are drafted; none: they are not.
+    pub speculation: Option<Speculation>,
     /// A step should take at most this long; prompts are cut accordingly.
     pub step_target: Duration,
     /// Requests that may wait to be computed.
@@ -101,6 +103,7 @@ impl RankConfig {
             adapter_folder: PathBuf::new(),
             adapters: Vec::new(),
             prefix_cache: true,
+            speculation: None,
             step_target: Duration::from_secs(1),
             max_queued_requests: 1024,
             max_queued_tokens: None,

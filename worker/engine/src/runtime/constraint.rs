@@ -17,4 +17,10 @@ pub trait Constraint: Send {
     /// # Errors
     /// When the constraint has grown too complex.
     fn mask(&mut self) -> Result<Option<Vec<u8>>, String>;
+
+    /// One that has accepted the same tokens, to see what tokens would lead to that may not come; whatever becomes of it, this one stays
+    /// as it is. None: there is no such look, and nothing is drafted behind the next token.
+    fn fork(&self) -> Option<Box<dyn Constraint>> {
+        None
+    }
 }

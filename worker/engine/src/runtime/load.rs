@@ -70,6 +70,12 @@ pub struct LoadSnapshot {
     pub prefix_lookup_tokens: u64,
     /// Of those, tokens that were found there.
     pub prefix_hit_tokens: u64,
+    /// Rows that had drafts.
+    pub drafts: u64,
+    /// Tokens that were drafted in them.
+    pub draft_tokens: u64,
+    /// Of those, tokens that were right.
+    pub accepted_tokens: u64,
     /// From submission to the first token.
     pub time_to_first_token: HistogramSnapshot,
     /// From token to token of one request.
@@ -94,6 +100,9 @@ pub(super) struct Figures {
     pub(super) output_tokens: u64,
     pub(super) prefix_lookup_tokens: u64,
     pub(super) prefix_hit_tokens: u64,
+    pub(super) drafts: u64,
+    pub(super) draft_tokens: u64,
+    pub(super) accepted_tokens: u64,
     pub(super) first_token: Histogram,
     pub(super) inter_token: Histogram,
     pub(super) last_step_at: Option<Instant>,
@@ -126,6 +135,9 @@ impl LoadCell {
             output_tokens: figures.output_tokens,
             prefix_lookup_tokens: figures.prefix_lookup_tokens,
             prefix_hit_tokens: figures.prefix_hit_tokens,
+            drafts: figures.drafts,
+            draft_tokens: figures.draft_tokens,
+            accepted_tokens: figures.accepted_tokens,
             time_to_first_token: figures.first_token.snapshot(),
             inter_token_latency: figures.inter_token.snapshot(),
             draining,

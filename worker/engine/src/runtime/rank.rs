@@ -215,6 +215,7 @@ impl<B: Backend> RankRuntime<B> {
                 config.prefix(),
             )
             .with_stages(config.members.topology().pipeline)
+            .with_speculation(config.speculation)
             .with_adapters(adapters),
             last: Era::default(),
             backoff: config.backoff.0,

@@ -54,13 +54,21 @@ fn act() -> impl Strategy<Value = Act> {
     ]
 }
 
-/// The token every "model" here says next: a function of the history alone, as greedy decoding is.
+/// The token every "model" here says next: a function of the history alone, as greedy decoding is. Those of one family repeat what
+/// they said, with mistakes; the others never do.
 fn next_token(history: &[u32]) -> u32 {
-    history
+    let hash = history
         .iter()
-        .fold(7_u32, |hash, token| hash.wrapping_mul(31).wrapping_add(*token))
-        % 1000
+        .fold(7_u32, |hash, token| hash.wrapping_mul(31).wrapping_add(*token));
+    let repeats = history.first() == Some(&REPEATING);
+    if repeats && hash % 5 > 0 {
+        return history.last().map_or(0, |last| (last + 1) % 4);
+    }
+    hash % 1000
 }
+
+/// The family whose answers repeat what they said.
+const REPEATING: u32 = 1;
 
 /// A group that executes plans literally: KV is the token written at each physical position.
 struct Mirror {
@@ -112,8 +120,8 @@ impl Mirror {
         assert_eq!(slots.len(), batch.rows.len(), "a slot has two rows");
     }
 
-    /// Execute a batch with the values of its late tokens; returns the sampled token of each row.
-    fn run(&mut self, batch: &Batch, late: &[u32]) -> Vec<Option<u32>> {
+    /// Execute a batch with the values of its late tokens; returns the sampled tokens of each row, with those behind right drafts.
+    fn run(&mut self, batch: &Batch, late: &[u32]) -> Vec<Vec<u32>> {
         for (from, to) in &batch.blocks.copies {
             for offset in 0..self.limits.block_size {
                 if let Some(token) = self.kv.get(&(*from, offset)).copied() {
@@ -133,10 +141,19 @@ impl Mirror {
                     self.kv.insert(self.place(row.slot, position), token);
                 }
                 let end = row.start + u32::try_from(row.tokens.len()).unwrap();
-                matches!(row.output, RowOutput::Sample { last: 1, .. }).then(|| {
-                    let history: Vec<u32> = (0..end).map(|at| self.kv[&self.place(row.slot, at)]).collect();
-                    next_token(&history)
-                })
+                let RowOutput::Sample { last, .. } = row.output else {
+                    return Vec::new();
+                };
+                let history: Vec<u32> = (0..end).map(|at| self.kv[&self.place(row.slot, at)]).collect();
+                let mut sampled = Vec::new();
+                for drafts in (0..usize::from(last)).rev() {
+                    let (before, drafts) = history.split_at(history.len() - drafts);
+                    sampled.push(next_token(before));
+                    if drafts.first() != sampled.last() {
+                        break;
+                    }
+                }
+                sampled
             })
             .collect()
     }
@@ -159,6 +176,9 @@ struct World {
     named: HashMap<PrefixHash, Vec<u32>>,
     /// Positions of prompts that were scored so far, of those that want it.
     scored: BTreeMap<SequenceId, (u32, u32)>,
+    /// Drafts so far, and those that were right.
+    drafted: u32,
+    accepted: u32,
 }
 
 impl World {
@@ -177,7 +197,19 @@ impl World {
             next_id: 0,
             named: HashMap::new(),
             scored: BTreeMap::new(),
+            drafted: 0,
+            accepted: 0,
         }
+    }
+
+    /// The same, and every guess is drafted.
+    fn drafting(mut self, max_drafts: u32) -> Self {
+        let speculation = (max_drafts > 0).then_some(Speculation {
+            max_drafts,
+            drafted: Drafted::All,
+        });
+        self.scheduler = self.scheduler.with_speculation(speculation);
+        self
     }
 
     fn arrive(
@@ -210,7 +242,10 @@ impl World {
 
     /// Send one batch, if one more may be in flight; false when there is none.
     fn plan(&mut self) -> bool {
-        if self.in_flight.len() >= self.depth {
+        let planned = self.in_flight.len();
+        // As the planner does it.
+        let ahead = planned == 0 || !self.scheduler.awaits_tokens() || planned < self.scheduler.stages();
+        if planned >= self.depth || !ahead {
             return false;
         }
         let Some(batch) = self.scheduler.batch(u32::MAX) else {
@@ -222,7 +257,15 @@ impl World {
             let (history, longest) = &self.alive[id];
             let end = row.start + u32::try_from(row.tokens.len()).unwrap();
             assert!(end < *longest, "what surely ended by its length is not planned");
-            assert!(end as usize <= history.len() + self.in_flight.len());
+            match row.output {
+                RowOutput::Sample { last, .. } if last > 1 => {
+                    self.drafted += u32::from(last) - 1;
+                    assert_eq!(end as usize, history.len() + usize::from(last) - 1);
+                    let others = self.in_flight.iter().flat_map(|batch| &batch.sequences);
+                    assert_eq!(others.filter(|other| *other == id).count(), 0, "it has one row");
+                }
+                _ => assert!(end as usize <= history.len() + self.in_flight.len()),
+            }
         }
         self.in_flight.push_back(batch);
         true
@@ -244,22 +287,27 @@ impl World {
             }
         }
         let sampled = self.mirror.run(&batch, &late);
-        for ((id, token), row) in batch.sequences.iter().zip(sampled).zip(&batch.rows) {
+        for ((id, sampled), row) in batch.sequences.iter().zip(sampled).zip(&batch.rows) {
             self.score(*id, row);
-            let length = self.scheduler.row_done(*id, token);
+            let length = self.scheduler.row_done(*id, &sampled);
             let Some((history, longest)) = self.alive.get_mut(id) else {
                 assert_eq!(length, None);
                 continue;
             };
-            let Some(token) = token else { continue };
+            if sampled.is_empty() {
+                continue;
+            }
             if let Some((scored, all)) = self.scored.get(id) {
                 assert_eq!(scored, all, "a prompt is scored before its answer begins");
             }
-            assert_eq!(token, next_token(history), "the KV is the history");
             if !self.first_token.contains(id) {
                 self.first_token.push(*id);
             }
-            history.push(token);
+            self.accepted += sampled.len() as u32 - 1;
+            for token in sampled {
+                assert_eq!(token, next_token(history), "the KV is the history");
+                history.push(token);
+            }
             learn(&mut self.named, history, self.mirror.limits.block_size);
             assert_eq!(length.unwrap() as usize, history.len());
             assert_eq!(self.scheduler.is_full(*id), length == Some(*longest));
@@ -395,9 +443,10 @@ proptest! {
         blocks in 1_u32..14,
         depth in 1_usize..5,
         stages in 1_u32..5,
+        drafts in 0_u32..6,
     ) {
         let limits = Limits { max_sequences, max_batched_tokens, max_context: 40, block_size, blocks };
-        let mut world = World::staged(limits, depth, stages);
+        let mut world = World::staged(limits, depth, stages).drafting(drafts);
         for act in acts {
             match act {
                 Act::Arrive { family, prompt, output, shares, priority, scores } => {
@@ -440,6 +489,67 @@ proptest! {
 }
 
 #[test]
+fn drafts_make_fewer_steps_of_the_same_tokens() {
+    let limits = Limits {
+        max_sequences: 4,
+        max_batched_tokens: 64,
+        max_context: 200,
+        block_size: 4,
+        blocks: 200,
+    };
+    let steps = |drafts: u32, family: u32| {
+        let mut world = World::new(limits, 1).drafting(drafts);
+        for _ in 0..3 {
+            world.arrive((family, 9, 120), true, 0, false);
+        }
+        let mut steps = 0;
+        while world.step() {
+            steps += 1;
+        }
+        assert!(world.alive.is_empty());
+        assert!(world.accepted <= world.drafted);
+        (steps, world.drafted, world.accepted)
+    };
+    let (plain, none, _) = steps(0, REPEATING);
+    assert_eq!((plain, none), (120, 0));
+    let (fewer, drafted, accepted) = steps(4, REPEATING);
+    assert!(
+        fewer < 90 && accepted > 100,
+        "{fewer} steps, {accepted} of {drafted}"
+    );
+    // Hardly anything is said twice, and nothing comes of it.
+    let (same, _, accepted) = steps(4, 0);
+    assert_eq!((same, accepted), (120, 0));
+}
+
+#[test]
+fn a_sequence_whose_drafts_are_in_flight_waits_for_them_and_the_others_have_their_turn() {
+    let limits = Limits {
+        max_sequences: 8,
+        max_batched_tokens: 64,
+        max_context: 400,
+        block_size: 4,
+        blocks: 400,
+    };
+    let mut world = World::staged(limits, 2, 2).drafting(3);
+    for _ in 0..4 {
+        world.arrive((REPEATING, 9, 200), true, 0, false);
+    }
+    let mut rows = BTreeMap::<SequenceId, u32>::new();
+    for _ in 0..40 {
+        while world.plan() {
+            for id in &world.in_flight.back().unwrap().sequences {
+                *rows.entry(*id).or_default() += 1;
+            }
+        }
+        world.done();
+    }
+    assert!(world.drafted > 50, "{}", world.drafted);
+    let (most, least) = (rows.values().max().unwrap(), rows.values().min().unwrap());
+    assert!(rows.len() == 4 && most - least < 5, "{rows:?}");
+}
+
+#[test]
 fn lower_priorities_go_first_and_starve_nobody() {
     let mut scheduler = Scheduler::new(Limits {
         max_sequences: 1,
@@ -454,7 +564,7 @@ fn lower_priorities_go_first_and_starve_nobody() {
     };
     let next = |scheduler: &mut Scheduler| {
         let id = scheduler.batch(u32::MAX).unwrap().sequences[0];
-        scheduler.row_done(id, Some(9));
+        scheduler.row_done(id, &[9]);
         scheduler.remove(id);
         id.0
     };
@@ -497,7 +607,7 @@ fn decode_goes_before_prefill() {
     };
     let mut next = |done: &[(u64, Option<u32>)]| {
         for (id, token) in done {
-            scheduler.row_done(SequenceId(*id), *token);
+            scheduler.row_done(SequenceId(*id), token.as_slice());
         }
         spans(scheduler.batch(u32::MAX))
     };
@@ -562,7 +672,7 @@ fn the_youngest_gives_way() {
     for _ in 0..2 {
         assert_eq!(scheduler.batch(64).unwrap().rows.len(), 2);
         for id in [1, 2] {
-            scheduler.row_done(SequenceId(id), Some(9));
+            scheduler.row_done(SequenceId(id), &[9]);
         }
     }
     let batch = scheduler.batch(64).unwrap();
@@ -593,9 +703,9 @@ fn blocks_are_kept_while_a_row_is_in_flight() {
         (scheduler.running(), scheduler.waiting(), scheduler.kv_blocks().0),
         (1, 1, 4)
     );
-    assert_eq!(scheduler.row_done(SequenceId(2), Some(9)), Some(4));
+    assert_eq!(scheduler.row_done(SequenceId(2), &[9]), Some(4));
     assert_eq!(scheduler.kv_blocks().0, 4);
-    assert_eq!(scheduler.row_done(SequenceId(2), Some(9)), Some(5));
+    assert_eq!(scheduler.row_done(SequenceId(2), &[9]), Some(5));
     assert_eq!(scheduler.kv_blocks().0, 2);
     let batch = scheduler.batch(64).unwrap();
     assert_eq!(
@@ -661,7 +771,7 @@ fn suspected_sequences_run_one_at_a_time_and_hold_up_nobody_else() {
     let admitted = |scheduler: &mut Scheduler| -> Vec<u64> {
         let batch = scheduler.batch(16).unwrap();
         for id in &batch.sequences {
-            scheduler.row_done(*id, Some(7));
+            scheduler.row_done(*id, &[7]);
         }
         batch
             .admitted
@@ -712,7 +822,7 @@ fn compute(scheduler: &mut Scheduler, id: SequenceId) -> Vec<usize> {
         let row = &batch.rows[0];
         rows.push(row.tokens.len());
         let sampled = row.output != RowOutput::None;
-        scheduler.row_done(id, sampled.then_some(7));
+        scheduler.row_done(id, if sampled { &[7] } else { &[] });
     }
     scheduler.remove(id);
     rows
@@ -766,7 +876,7 @@ fn a_common_beginning_is_computed_once() {
     scheduler.remove(other);
     scheduler.remove(id);
     for id in [id, id, other] {
-        scheduler.row_done(id, Some(1));
+        scheduler.row_done(id, &[1]);
     }
     assert_eq!(scheduler.kv_blocks().0, 0);
     // A sequence that needs all blocks gets them, and what they held is gone.
@@ -793,7 +903,7 @@ fn a_preempted_sequence_finds_its_own_blocks() {
     for _ in 0..2 {
         assert_eq!(scheduler.batch(64).unwrap().rows.len(), 2);
         for id in [1, 2] {
-            scheduler.row_done(SequenceId(id), Some(9));
+            scheduler.row_done(SequenceId(id), &[9]);
         }
     }
     // Both have five tokens and need a third block, and one is left.
@@ -802,7 +912,7 @@ fn a_preempted_sequence_finds_its_own_blocks() {
         (batch.sequences, batch.preempted),
         (vec![SequenceId(1)], vec![SequenceId(2)])
     );
-    scheduler.row_done(SequenceId(1), Some(9));
+    scheduler.row_done(SequenceId(1), &[9]);
     scheduler.remove(SequenceId(1));
     let batch = scheduler.batch(64).unwrap();
     assert_eq!(

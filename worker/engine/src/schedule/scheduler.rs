@@ -15,6 +15,10 @@
 //! there on. A block can be found once all ranks have computed it, and is never written again while it can be. Where all of a
 //! history is there, the last token is computed again, since its logits are needed, on a copy of its block.
 //!
+//! Where sequences are drafted, a batch in which all decode has drafts behind the tokens of some rows. A sequence whose drafts are in
+//! flight has no other row: what comes next depends on which of them are right. KV of wrong ones is written over by the next row,
+//! which begins where it was wrong, and no block has a name before all in it is right.
+//!
 //! In a pipeline the sequences that decode are dealt out over the stages: a batch has at most its share of them, and first those
 //! that none of the stages computes, so that no stage waits for tokens that a later one is about to sample.
 //!
@@ -23,12 +27,14 @@
 //! it is in flight, so that no change of the block tables reaches a step that was sent before.
 
 mod decode;
+mod drafts;
 
 use std::collections::VecDeque;
 
 use super::batch::{Admission, Batch};
 use super::block_pool::BlockPool;
 use super::budget::MIN_CHUNK;
+use super::drafts::Drafting;
 use super::sequence::{Placed, Sequence, SequenceId};
 use crate::block_tables::BlockTables;
 #[cfg(doc)]
@@ -102,6 +108,8 @@ pub struct Scheduler {
     /// Slots to be freed by the next batch.
     frees: Vec<u32>,
     batches: u64,
+    /// Set when sequences are drafted.
+    drafting: Option<Drafting>,
 }
 
 /// Why a sequence leaves, which decides what happens when its last row is done.
@@ -136,6 +144,7 @@ impl Scheduler {
             leaving: Vec::new(),
             frees: Vec::new(),
             batches: 0,
+            drafting: None,
         }
     }
 
@@ -195,6 +204,7 @@ impl Scheduler {
             self.batches -= 1;
             return None;
         }
+        self.draft(&mut batch, tokens.max(MIN_CHUNK));
         Some(self.close(batch))
     }
 
@@ -323,23 +333,24 @@ impl Scheduler {
         }
     }
 
-    /// A row of a batch is computed, or its answer is not wanted any more; `token` is what it sampled. Returns the new
-    /// length of the history, or none when the sequence is not here any more.
+    /// A row of a batch is computed, or its answer is not wanted any more; `sampled` is what it sampled: one token, or more where
+    /// its drafts are right. Returns the new length of the history, or none when the sequence is not here any more.
     ///
     /// All ranks have computed it then, so that the blocks that it filled can be found by others from here on. A row that was
     /// cancelled may not have been computed: its sequence is not here any more.
-    pub fn row_done(&mut self, id: SequenceId, token: Option<u32>) -> Option<u32> {
+    pub fn row_done(&mut self, id: SequenceId, sampled: &[u32]) -> Option<u32> {
         let (pool, block_size) = (&mut self.pool, self.limits.block_size);
         let mut done = |sequence: &mut Sequence, is_wanted: bool| {
-            if let Some(computed) = sequence.rows_in_flight.pop_front()
+            let computed = sequence.row_computed(u32::try_from(sampled.len()).unwrap_or(u32::MAX));
+            if !sampled.is_empty() {
+                sequence.pending = sequence.pending.saturating_sub(1);
+                sequence.tokens.extend_from_slice(sampled);
+            }
+            if let Some(computed) = computed
                 && is_wanted
             {
                 name_blocks(pool, sequence, computed / block_size, block_size);
                 sequence.scored(computed);
-            }
-            if let Some(token) = token {
-                sequence.pending = sequence.pending.saturating_sub(1);
-                sequence.tokens.push(token);
             }
             sequence.len()
         };
@@ -447,7 +458,9 @@ impl Scheduler {
         }
         let waiting = std::mem::take(&mut self.waiting);
         let same = (limits.blocks, limits.block_size) == (self.limits.blocks, self.limits.block_size);
+        let drafting = self.drafting.take();
         *self = Self::staged(limits, self.stages);
+        self.drafting = drafting;
         if kept && same {
             self.pool = pool;
         }
@@ -495,6 +508,12 @@ impl Scheduler {
     #[must_use]
     pub fn kv_blocks(&self) -> (u32, u32) {
         (self.pool.total() - self.pool.available(), self.pool.total())
+    }
+
+    /// Stages of the pipeline.
+    #[must_use]
+    pub fn stages(&self) -> usize {
+        self.stages as usize
     }
 
     /// The present limits.

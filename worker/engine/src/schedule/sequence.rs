@@ -2,6 +2,7 @@
 
 use std::collections::VecDeque;
 
+use super::drafts::Drafter;
 use super::prefix::PrefixHash;
 use crate::pooling::Pooling;
 use crate::step::{RowOutput, SampleKey};
@@ -40,6 +41,12 @@ pub struct Sequence {
     pub(super) pending: u32,
     /// Positions that are planned in some step, computed or not.
     pub(super) planned: u32,
+    /// Drafts among its planned positions: the end of its only row in flight.
+    pub(super) drafts: u32,
+    /// Whether it gets no row before all its tokens are known.
+    pub(super) awaits_tokens: bool,
+    /// Its guesses, once one was asked for.
+    pub(super) drafter: Option<Box<Drafter>>,
     /// Where the rows of it that are in flight end, in order of their steps.
     pub(super) rows_in_flight: VecDeque<u32>,
     /// What stands before its first block; none when it shares blocks with nobody.
@@ -90,6 +97,9 @@ impl Sequence {
             pooling: None,
             pending: 0,
             planned: 0,
+            drafts: 0,
+            awaits_tokens: false,
+            drafter: None,
             rows_in_flight: VecDeque::new(),
             root: None,
             names: Vec::new(),
@@ -250,6 +260,26 @@ impl Sequence {
         self.remaining() == 1 && self.planned > 0
     }
 
+    /// Whether it has a turn when those that decode have one: not while what comes next depends on drafts.
+    pub(super) fn has_turn(&self) -> bool {
+        self.decodes() && !(self.awaits_tokens && self.pending > 0)
+    }
+
+    /// Whether its tokens may be guessed: it is behind its prompt, and samples.
+    pub(super) fn may_draft(&self) -> bool {
+        self.pooling.is_none() && self.pending > 0 && self.remaining() <= 1
+    }
+
+    /// Its oldest row in flight is computed, and sampled so many tokens: of its drafts those are right that are among them, and the
+    /// others' positions are to be computed again. Returns the position up to which it is computed; none when no row is in flight.
+    pub(super) fn row_computed(&mut self, sampled: u32) -> Option<u32> {
+        let end = self.rows_in_flight.pop_front()?;
+        let drafts = std::mem::take(&mut self.drafts);
+        let wrong = drafts.saturating_sub(sampled.saturating_sub(1));
+        self.planned = self.planned.saturating_sub(wrong);
+        Some(end.saturating_sub(wrong))
+    }
+
     /// Blocks for all tokens, those included that steps in flight are to sample.
     pub(super) fn blocks_needed(&self, block_size: u32) -> u32 {
         self.expected().div_ceil(block_size)
@@ -259,6 +289,8 @@ impl Sequence {
     pub(super) fn reset(&mut self) {
         self.pending = 0;
         self.planned = 0;
+        self.drafts = 0;
+        self.awaits_tokens = false;
         self.rows_in_flight.clear();
         self.placed = None;
     }

@@ -4,7 +4,7 @@ use super::grammars::TokenConstraint;
 use crate::runtime::Constraint;
 
 /// Restricts an answer to some tokens; one that has a form too, to those of them that the form allows.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub struct AllowedTokens {
     bits: Vec<u8>,
     /// With which an answer ends whose form is complete, whether the list has them or not.
@@ -53,6 +53,10 @@ impl Constraint for AllowedTokens {
             return Err(message.to_owned());
         }
         Ok(Some(bits))
+    }
+
+    fn fork(&self) -> Option<Box<dyn Constraint>> {
+        Some(Box::new(self.clone()))
     }
 }
 

@@ -96,6 +96,7 @@ fn unsupported(error: impl fmt::Display) -> FormError {
 }
 
 /// Restricts the tokens of one answer to a form.
+#[derive(Clone)]
 pub struct TokenConstraint {
     matcher: Matcher,
     bytes: usize,
@@ -117,6 +118,10 @@ impl Constraint for TokenConstraint {
     fn mask(&mut self) -> Result<Option<Vec<u8>>, String> {
         let allowed = self.matcher.compute_mask_or_eos().map_err(failed)?;
         Ok(Some(bitmap(&allowed, self.bytes)))
+    }
+
+    fn fork(&self) -> Option<Box<dyn Constraint>> {
+        Some(Box::new(self.clone()))
     }
 }
 

@@ -4,6 +4,8 @@ mod guided;
 mod links;
 mod planner;
 mod shape;
+mod speculation;
+mod worker;
 
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
@@ -21,6 +23,7 @@ use guided::Guided;
 use links::Links;
 use planner::Planner;
 use shape::ShapeArgs;
+use speculation::Speculation;
 
 /// Measure decode and prefill speed beside the machine's own bounds
 ///
@@ -48,6 +51,10 @@ pub struct BenchArgs {
     /// Measure instead what a JSON schema costs: guided decoding beside free decoding, in 1 and in 16 streams
     #[arg(long, conflicts_with_all = ["shape", "context", "kv_cache_dtype"])]
     pub guided: bool,
+    /// Measure instead what prompt look-up gains and costs: two workers in turn, with drafts and without, on answers that copy the prompt and
+    /// on random words, in 1, 4 and 16 streams
+    #[arg(long, conflicts_with_all = ["shape", "context", "kv_cache_dtype", "guided"])]
+    pub speculation: bool,
     /// Decode one sequence once more behind so many tokens; 0: do not. With --shape, decoding is behind the prompt already
     #[arg(long, value_name = "TOKENS", default_value_t = 0, conflicts_with = "shape", value_parser = clap::value_parser!(u32).range(0..=1_048_576))]
     pub context: u32,
@@ -68,6 +75,7 @@ pub struct BenchArgs {
 pub fn bench(args: &BenchArgs) -> anyhow::Result<()> {
     match &args.dir {
         Some(dir) if args.guided => guided(args, dir),
+        Some(dir) if args.speculation => speculation(args, dir),
         Some(dir) => checkpoint(args, dir),
         None => args.shape.run(args),
     }
@@ -80,6 +88,17 @@ fn guided(args: &BenchArgs, dir: &Path) -> anyhow::Result<()> {
         println!("{json}");
     } else {
         println!("model     {}\n{guided}", dir.display());
+    }
+    Ok(())
+}
+
+fn speculation(args: &BenchArgs, dir: &Path) -> anyhow::Result<()> {
+    let speculation = Speculation::measure(dir, args.threads, args.decode)?;
+    if args.json {
+        let json = serde_json::json!({"model": args.dir, "threads": args.threads, "speculation": speculation.json()});
+        println!("{json}");
+    } else {
+        println!("model     {}\n{speculation}", dir.display());
     }
     Ok(())
 }

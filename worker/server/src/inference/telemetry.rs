@@ -55,6 +55,8 @@ fn sample(engine: &EngineHandle, now: SystemTime) -> LoadSample {
         draining: load.draining,
         prefix_lookup_tokens: load.prefix_lookup_tokens,
         prefix_hit_tokens: load.prefix_hit_tokens,
+        draft_tokens: load.draft_tokens,
+        accepted_tokens: load.accepted_tokens,
         adapters: engine
             .adapters()
             .into_iter()

@@ -172,6 +172,9 @@ fn rank_state(state: &runtime::RankState, engine: Option<&EngineHandle>, about: 
             output_tokens: load.output_tokens,
             prefix_lookup_tokens: load.prefix_lookup_tokens,
             prefix_hit_tokens: load.prefix_hit_tokens,
+            drafts: load.drafts,
+            draft_tokens: load.draft_tokens,
+            accepted_tokens: load.accepted_tokens,
         }),
     }
 }

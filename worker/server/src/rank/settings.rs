@@ -83,6 +83,7 @@ pub fn settings(config: &RankConfig, backend: &AnyBackend) -> Result<runtime::Ra
             .unwrap_or_else(|| config.engine.model_dir.clone()),
         adapters: adapters(&config.engine),
         prefix_cache: config.engine.prefix_cache,
+        speculation: config.engine.speculation(),
         // The pod's limit is about the memory of the host, and the plan of a GPU's rank about the GPU's.
         memory_limit: config
             .memory_limit

@@ -268,6 +268,20 @@ impl Load {
             "prefix_hit_tokens",
             "Prompt tokens that were found in the KV cache and not computed again",
             self.prefix_hit_tokens,
+        )?;
+        // Named as those of vLLM. The last divided by the second is the acceptance rate.
+        counter(to, "spec_decode_num_drafts", "Rows that had drafts", self.drafts)?;
+        counter(
+            to,
+            "spec_decode_num_draft_tokens",
+            "Tokens that were drafted",
+            self.draft_tokens,
+        )?;
+        counter(
+            to,
+            "spec_decode_num_accepted_tokens",
+            "Drafted tokens that were right",
+            self.accepted_tokens,
         )
     }
 }

@@ -1,4 +1,4 @@
-//! The engine's scheduler over the CPU's ranks: what is found in the KV cache changes no bit.
+//! The engine's scheduler over the CPU's ranks: neither what is found in the KV cache nor what is drafted changes a bit.
 
 use std::collections::BTreeMap;
 use std::hash::Hasher as _;
@@ -6,8 +6,10 @@ use std::time::Instant;
 
 use llamero_checkpoint::{Members, Topology};
 use llamero_engine::mesh::local::local_mesh;
-use llamero_engine::schedule::{Batch, Limits, PrefixHash, Scheduler, Sequence, SequenceId};
-use llamero_engine::{Backend as _, Era, FormLimits, FormSpec, KvDtype, Plan, RowOutput, Waited};
+use llamero_engine::schedule::{
+    Batch, Drafted, Limits, PrefixHash, Scheduler, Sequence, SequenceId, Speculation,
+};
+use llamero_engine::{Backend as _, Era, FormLimits, FormSpec, KvDtype, Plan, PlanRow, TokenRef, Waited};
 use llamero_settings::hash::Fnv1a;
 
 use super::group::{GREEDY, Group, limits, spec};
@@ -37,6 +39,8 @@ struct Service {
     blocks: u32,
     kv: KvDtype,
     root: Option<PrefixHash>,
+    /// Most drafts of a row; every guess is drafted.
+    drafts: u32,
 }
 
 #[derive(Default)]
@@ -45,6 +49,9 @@ struct Served {
     cached: u32,
     copies: usize,
     preempted: usize,
+    /// Drafts, and those of them that were right.
+    drafted: usize,
+    accepted: usize,
 }
 
 fn serve(folder: &std::path::Path, service: &Service, rounds: &[Vec<Request>]) -> Served {
@@ -61,7 +68,11 @@ fn serve(folder: &std::path::Path, service: &Service, rounds: &[Vec<Request>]) -
         max_context: CONTEXT,
         block_size: BLOCK,
         blocks: service.blocks,
-    });
+    })
+    .with_speculation((service.drafts > 0).then_some(Speculation {
+        max_drafts: service.drafts,
+        drafted: Drafted::All,
+    }));
     let mut served = Served::default();
     let (mut next, mut step) = (0, 0);
     for round in rounds {
@@ -77,10 +88,12 @@ fn serve(folder: &std::path::Path, service: &Service, rounds: &[Vec<Request>]) -
             served.copies += batch.blocks.copies.len();
             served.preempted += batch.preempted.len();
             let rows = compute(&mut group.ranks, &batch, step);
-            for (id, sampled) in batch.sequences.iter().zip(rows) {
-                let token = sampled.map(|(token, _)| token);
+            for ((id, row), sampled) in batch.sequences.iter().zip(&batch.rows).zip(rows) {
+                let tokens: Vec<u32> = sampled.iter().map(|(token, _)| *token).collect();
+                served.drafted += row.answered().saturating_sub(1);
+                served.accepted += tokens.len().saturating_sub(1);
                 served.answers.entry(*id).or_default().extend(sampled);
-                scheduler.row_done(*id, token);
+                scheduler.row_done(*id, &tokens);
                 if scheduler.is_full(*id) {
                     scheduler.remove(*id);
                 }
@@ -109,8 +122,8 @@ fn form(rank: &mut CpuBackend, mesh: Box<dyn llamero_engine::Mesh>, service: &Se
     assert_eq!(capacity.blocks, service.blocks);
 }
 
-/// What each row samples greedily, and the hash over its logits.
-fn compute(ranks: &mut [CpuBackend], batch: &Batch, step: u64) -> Vec<Option<(u32, u64)>> {
+/// What each row samples greedily, behind right drafts too, and the hash over the logits of each token.
+fn compute(ranks: &mut [CpuBackend], batch: &Batch, step: u64) -> Vec<Vec<(u32, u64)>> {
     let plan = &Plan {
         era: ERA,
         step,
@@ -121,8 +134,8 @@ fn compute(ranks: &mut [CpuBackend], batch: &Batch, step: u64) -> Vec<Option<(u3
         state_hash: batch.state_hash,
     };
     assert!(batch.late.is_empty(), "one step at a time");
-    let sampled = |index: &usize| plan.rows[*index].output != RowOutput::None;
-    let sampled: Vec<usize> = (0..plan.rows.len()).filter(sampled).collect();
+    let offsets = |row: u32| (0..plan.rows[row as usize].answered() as u32).map(move |offset| (row, offset));
+    let sampled: Vec<(u32, u32)> = (0..plan.rows.len() as u32).flat_map(offsets).collect();
     let sampled = &sampled;
     let shards: Vec<_> = std::thread::scope(|scope| {
         let threads: Vec<_> = ranks
@@ -134,7 +147,7 @@ fn compute(ranks: &mut [CpuBackend], batch: &Batch, step: u64) -> Vec<Option<(u3
                         rank.wait(ticket, Instant::now()).unwrap(),
                         Waited::Done(_)
                     ));
-                    let shard = |row: &usize| rank.fetch(ticket, *row as u32, 0).unwrap();
+                    let shard = |(row, offset): &(u32, u32)| rank.fetch(ticket, *row, *offset).unwrap();
                     let shards: Vec<_> = sampled.iter().map(shard).collect();
                     rank.release(ticket);
                     shards
@@ -143,8 +156,16 @@ fn compute(ranks: &mut [CpuBackend], batch: &Batch, step: u64) -> Vec<Option<(u3
             .collect();
         threads.into_iter().map(|thread| thread.join().unwrap()).collect()
     });
-    let mut rows = vec![None; plan.rows.len()];
-    for (nth, row) in sampled.iter().enumerate() {
+    let mut rows = vec![Vec::new(); plan.rows.len()];
+    for (nth, (row, offset)) in sampled.iter().enumerate() {
+        let got: &mut Vec<(u32, u64)> = &mut rows[*row as usize];
+        let is_right = offset.checked_sub(1).is_none_or(|draft| {
+            let before = got.get(draft as usize);
+            before.is_some_and(|(token, _)| *token == drafted(&plan.rows[*row as usize], draft))
+        });
+        if !is_right {
+            continue;
+        }
         let mut logits = vec![f32::NAN; tiny::VOCAB as usize];
         for shard in shards.iter().map(|shards| &shards[nth]) {
             for (token, logit) in shard.tokens.iter().zip(&shard.logits) {
@@ -158,9 +179,18 @@ fn compute(ranks: &mut [CpuBackend], batch: &Batch, step: u64) -> Vec<Option<(u3
         let best = (0..logits.len())
             .rev()
             .max_by(|a, b| logits[*a].total_cmp(&logits[*b]));
-        rows[*row] = Some((best.unwrap() as u32, hash.finish()));
+        got.push((best.unwrap() as u32, hash.finish()));
     }
     rows
+}
+
+/// A row's draft.
+fn drafted(row: &PlanRow, number: u32) -> u32 {
+    let first = row.tokens.len() + 1 - row.answered();
+    match row.tokens[first + number as usize] {
+        TokenRef::Known(token) => token,
+        TokenRef::Late(_) => panic!("a draft is known"),
+    }
 }
 
 fn rounds() -> Vec<Vec<Request>> {
@@ -176,7 +206,7 @@ fn rounds() -> Vec<Vec<Request>> {
 }
 
 #[test]
-fn what_is_found_in_the_cache_changes_no_bit() {
+fn neither_what_is_cached_nor_what_is_drafted_changes_a_bit() {
     let (alone, root) = (
         Members::whole(Topology::tensor(1)),
         PrefixHash::of_group("tiny", "test", BLOCK),
@@ -195,6 +225,7 @@ fn what_is_found_in_the_cache_changes_no_bit() {
             blocks: 7,
             kv,
             root: None,
+            drafts: 0,
         };
         let want = serve(folder.path(), &plain, &rounds());
         assert_eq!((want.cached, want.preempted), (0, 0));
@@ -212,11 +243,21 @@ fn what_is_found_in_the_cache_changes_no_bit() {
                 blocks: 10,
                 kv,
                 root: Some(root),
+                drafts: 0,
             };
             let got = serve(folder.path(), &service, &rounds());
             assert!(got.answers == want.answers, "{what}: other bits");
             assert!(got.cached >= 64 + 63 + 32, "{what}: {} tokens found", got.cached);
             assert!(got.copies > 0 && got.preempted > 0, "{what}");
+            let service = Service { drafts: 5, ..service };
+            let got = serve(folder.path(), &service, &rounds());
+            assert!(got.answers == want.answers, "{what}: other bits with drafts");
+            assert!(got.cached >= 64 + 63 + 32 && got.preempted > 0, "{what}");
+            let (drafted, accepted) = (got.drafted, got.accepted);
+            assert!(
+                accepted > 0 && drafted > accepted,
+                "{what}: {accepted} of {drafted} drafts were right"
+            );
         }
     }
 }

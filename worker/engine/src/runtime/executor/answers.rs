@@ -3,10 +3,7 @@
 use std::collections::BTreeMap;
 
 use crate::mesh::MeshError;
-use crate::step::{LogitShard, StepOutput};
-
-/// A sampled position: row of the plan and offset in it.
-pub(super) type Place = (u32, u32);
+use crate::step::{LogitShard, Place, StepOutput};
 
 pub(super) struct StepAnswers {
     pub(super) number: u64,

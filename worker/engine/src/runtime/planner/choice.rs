@@ -7,8 +7,8 @@ pub(super) type Choice = Result<Answered, SamplingError>;
 
 /// What a row answered.
 pub(super) enum Answered {
-    /// It was sampled.
-    Token(Chosen),
+    /// It was sampled: the token behind it, or behind those of its drafts that are right, too.
+    Tokens(Vec<Chosen>),
     /// Its tokens were scored: one entry for each answered position.
     Scores(Vec<Scored>),
     /// The hidden state of its last position, or the sum of all.

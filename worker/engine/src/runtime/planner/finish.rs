@@ -3,7 +3,7 @@
 use std::time::Instant;
 
 use super::Planner;
-use super::choice::{Answered, Choice};
+use super::choice::{Answered, Choice, Chosen};
 use super::merge::Merging;
 use super::requests::Publication;
 use super::row::PlannedRow;
@@ -40,11 +40,14 @@ impl Planner {
         }
         if merging.choices.is_none() {
             merging.choose(rows, &self.requests);
-            for row in merging.wanted() {
-                executor.fetch(number, row, 0, now())?;
+            for (row, offset) in merging.wanted() {
+                executor.fetch(number, row, offset, now())?;
             }
         }
-        merging.take_rows(|row| executor.shards(number, row, 0), rows, &self.requests);
+        let shards = |(row, offset)| executor.shards(number, row, offset);
+        for (row, offset) in merging.take_rows(shards, rows, &self.requests) {
+            executor.fetch(number, row, offset, now())?;
+        }
         if merging.wanted().next().is_some() {
             return Ok(None);
         }
@@ -54,30 +57,35 @@ impl Planner {
 
     /// The oldest step is merged: record its tokens, let the next step begin, then tell the clients.
     fn finish(&mut self, executor: &mut Executor, now: &impl Fn() -> Instant) -> Result<(), MeshError> {
-        let Some(step) = self.steps.pop_front() else {
+        let Some(mut step) = self.steps.pop_front() else {
             return Ok(());
         };
-        let mut merging = step.merging;
+        let mut merging = step.merging.take();
         let choices = merging.as_mut().and_then(|merging| merging.choices.take());
         let choices = choices.unwrap_or_default();
         let mut news = Vec::with_capacity(choices.len());
         for (row, choice) in step.rows.iter().zip(choices) {
             news.extend(self.record(row, choice));
         }
-        let ended: Vec<SequenceId> = news
+        let finished: Vec<SequenceId> = news
             .iter()
             .filter(|news| news.ends())
             .map(Publication::sequence)
             .collect();
-        for id in &ended {
+        for id in &finished {
             self.scheduler.remove(*id);
         }
         executor.release(step.number);
         // Tokens are in the histories now: they are published even when the era ends here.
-        let sent = self.let_begin(executor, &ended, now);
+        let mut sent = self.let_begin(executor, &finished, now);
         // Thousands of small allocations, which nobody waits for.
         drop(merging);
-        self.measure(step.tokens, step.began, now());
+        let ended = now();
+        self.measure(&step, ended);
+        if sent.is_ok() && self.steps.is_empty() {
+            // Nobody computes: the next step goes before the news.
+            sent = self.plan_ahead(executor, ended);
+        }
         self.show();
         let gone = self.requests.publish(news, now());
         sent?;
@@ -87,27 +95,65 @@ impl Planner {
         Ok(())
     }
 
-    /// Append what a row sampled to its history.
-    fn record(&mut self, row: &PlannedRow, choice: Option<Choice>) -> Option<Publication> {
+    /// Append what a row sampled to its history. What its client is to hear.
+    fn record(&mut self, row: &PlannedRow, choice: Option<Choice>) -> Vec<Publication> {
         let id = row.sequence;
         let choice = choice.filter(|_| !row.cancelled);
-        let token = match &choice {
-            Some(Ok(Answered::Token(chosen))) => Some(chosen.sampled.token),
-            _ => None,
+        let mut tokens: Vec<u32> = match &choice {
+            Some(Ok(Answered::Tokens(chosen))) => chosen.iter().map(|chosen| chosen.sampled.token).collect(),
+            _ => Vec::new(),
         };
-        let length = self.scheduler.row_done(id, token);
+        tokens.truncate(self.requests.taken(id, &tokens));
+        let length = self.scheduler.row_done(id, &tokens);
         if length.is_some_and(|length| self.requests.is_cleared(id, length)) {
             self.scheduler.suspect(id, false);
         }
-        match choice? {
-            Ok(Answered::Scores(scores)) => self.scored(row, scores),
-            Ok(Answered::Hidden(values)) => self.requests.pooled(id, row.hidden?, values),
-            Ok(Answered::Token(chosen)) => {
-                let full = self.scheduler.is_full(id);
-                self.requests.sampled(id, chosen, length?, full)
+        match (choice, length) {
+            (Some(Ok(Answered::Tokens(mut chosen))), Some(length)) => {
+                chosen.truncate(tokens.len());
+                self.note_drafts(row, chosen.len());
+                self.sampled(id, chosen, length)
             }
-            Err(error) => Some(Publication::broken(id, error.to_string())),
+            (Some(Ok(Answered::Scores(scores))), _) => self.scored(row, scores).into_iter().collect(),
+            (Some(Ok(Answered::Hidden(values))), _) => {
+                let place = row.hidden;
+                let pooled = place.and_then(|place| self.requests.pooled(id, place, values));
+                pooled.into_iter().collect()
+            }
+            (Some(Err(error)), _) => vec![Publication::broken(id, error.to_string())],
+            (Some(Ok(Answered::Tokens(_))), None) | (None, _) => Vec::new(),
         }
+    }
+
+    /// What the client of a sequence hears of its next tokens, of which `length` is the length of its history with them.
+    fn sampled(&mut self, id: SequenceId, chosen: Vec<Chosen>, length: u32) -> Vec<Publication> {
+        let full = self.scheduler.is_full(id);
+        let mut news = Vec::with_capacity(chosen.len());
+        let mut behind = u32::try_from(chosen.len()).unwrap_or(u32::MAX);
+        for chosen in chosen {
+            behind -= 1;
+            let publication = self
+                .requests
+                .sampled(id, chosen, length - behind, full && behind == 0);
+            let ends = publication.as_ref().is_some_and(Publication::ends);
+            news.extend(publication);
+            if ends {
+                break;
+            }
+        }
+        news
+    }
+
+    /// Count the drafts of a row of which so many tokens came.
+    fn note_drafts(&self, row: &PlannedRow, tokens: usize) {
+        if row.drafts.is_empty() {
+            return;
+        }
+        self.load.update(|figures| {
+            figures.drafts += 1;
+            figures.draft_tokens += row.drafts.len() as u64;
+            figures.accepted_tokens += tokens.saturating_sub(1) as u64;
+        });
     }
 
     /// What the client hears of a row that scored tokens of its prompt.
@@ -152,11 +198,14 @@ impl Planner {
     }
 
     /// A step ended. What it took is counted from the end of the one before: until then the members had that one to compute.
-    fn measure(&mut self, tokens: u32, began: Instant, now: Instant) {
-        let began = self.ended_at.map_or(began, |ended| ended.max(began));
+    fn measure(&mut self, step: &PlannedStep, now: Instant) {
+        let began = self.ended_at.map_or(step.began, |ended| ended.max(step.began));
         let duration = now.saturating_duration_since(began);
-        self.budget.measured(tokens, duration);
-        self.queue.measured(tokens, duration);
+        self.budget.measured(step.tokens, duration);
+        self.queue.measured(step.tokens, duration);
+        if let Some((rows, drafts)) = step.decoding {
+            self.scheduler.measured(rows, drafts, duration.as_secs_f32());
+        }
         self.ended_at = Some(now);
         self.load.update(|figures| {
             figures.steps += 1;

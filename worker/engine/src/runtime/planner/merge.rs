@@ -10,7 +10,7 @@ use crate::sampling::{
     Noise, Outcome, RowAnswers, Sampled, SamplingError, SamplingParams, join_shards, likeliest, merge,
     sample_full_row, scored,
 };
-use crate::step::{LogitShard, StepOutput};
+use crate::step::{LogitShard, Place, StepOutput};
 
 /// The answers to a step and what is known by them. They are put together as they come, so that little is left to be done
 /// when the last one does.
@@ -22,8 +22,17 @@ pub(super) struct Merging {
     /// Once every rank has answered, by row; none for rows that answer nothing, that nobody wants, or that wait for their full
     /// row.
     pub(super) choices: Option<Vec<Option<Choice>>>,
-    /// Rows whose candidates did not suffice, with the place of their answers.
-    fetching: Vec<(usize, usize)>,
+    /// Rows whose candidates did not suffice.
+    fetching: Vec<Fetching>,
+}
+
+/// A row that waits for the full logits of one of its positions: of the one behind those that are chosen.
+struct Fetching {
+    /// Index of the row.
+    row: usize,
+    /// Where its answers begin.
+    at: usize,
+    chosen: Vec<Chosen>,
 }
 
 impl Merging {
@@ -100,11 +109,15 @@ impl Merging {
             let params = requests.sampling(row.sequence);
             let params = params.filter(|_| row.samples && !row.cancelled);
             choices.push(params.and_then(|params| {
-                let answers = &self.answers[at];
-                match merge(params, noise(params, row), answers) {
-                    Ok(Outcome::Token(sampled)) => Some(chosen(params, sampled, answers)),
-                    Ok(Outcome::NeedFullRow) => {
-                        self.fetching.push((index, at));
+                let mut chosen = Vec::new();
+                match follow(params, row, &self.answers[at..nth], &mut chosen) {
+                    Ok(Followed::ToItsEnd) => Some(Ok(Answered::Tokens(chosen))),
+                    Ok(Followed::NeedsFullRow) => {
+                        self.fetching.push(Fetching {
+                            row: index,
+                            at,
+                            chosen,
+                        });
                         None
                     }
                     Err(error) => Some(Err(error)),
@@ -114,53 +127,134 @@ impl Merging {
         self.choices = Some(choices);
     }
 
-    /// Rows whose logits are wanted of everybody.
-    pub(super) fn wanted(&self) -> impl Iterator<Item = u32> {
-        let rows = self.fetching.iter();
-        rows.map(|(row, _)| u32::try_from(*row).unwrap_or(u32::MAX))
+    /// Positions whose logits are wanted of everybody.
+    pub(super) fn wanted(&self) -> impl Iterator<Item = Place> {
+        self.fetching.iter().map(Fetching::place)
     }
 
-    /// Sample the rows whose logits have come from everybody.
+    /// Sample the positions whose logits have come from everybody. Returns those whose logits are wanted next.
     pub(super) fn take_rows(
         &mut self,
-        mut shards: impl FnMut(u32) -> Option<Vec<LogitShard>>,
+        mut shards: impl FnMut(Place) -> Option<Vec<LogitShard>>,
         rows: &[PlannedRow],
         requests: &Requests,
-    ) {
+    ) -> Vec<Place> {
         let (answers, Some(choices)) = (&self.answers, &mut self.choices) else {
-            return;
+            return Vec::new();
         };
-        self.fetching.retain(|(index, at)| {
-            let Some(shards) = shards(u32::try_from(*index).unwrap_or(u32::MAX)) else {
+        let mut more = Vec::new();
+        self.fetching.retain_mut(|fetching| {
+            let Some(shards) = shards(fetching.place()) else {
                 return true;
             };
-            let row = &rows[*index];
+            let row = &rows[fetching.row];
             // Gone when it was cancelled meanwhile.
-            if let Some(params) = requests.sampling(row.sequence) {
-                choices[*index] = Some(by_row(params, row, &answers[*at], &shards));
-            }
+            let Some(params) = requests.sampling(row.sequence) else {
+                return false;
+            };
+            let answers = &answers[fetching.at..][..row.answered as usize];
+            let chosen = &mut fetching.chosen;
+            let followed = match by_row(params, row, &answers[chosen.len()], chosen.len(), &shards) {
+                Ok(token) => {
+                    chosen.push(token);
+                    follow(params, row, answers, chosen)
+                }
+                Err(error) => fail(error, chosen),
+            };
+            choices[fetching.row] = Some(match followed {
+                Ok(Followed::NeedsFullRow) => {
+                    more.push(fetching.place());
+                    return true;
+                }
+                Ok(Followed::ToItsEnd) => Ok(Answered::Tokens(std::mem::take(chosen))),
+                Err(error) => Err(error),
+            });
             false
         });
+        more
     }
 }
 
-fn by_row(params: &SamplingParams, row: &PlannedRow, answers: &RowAnswers, shards: &[LogitShard]) -> Choice {
-    let logits = join_shards(shards)?;
-    let mass = answers.mass(params.needs_mass(), params.logprobs.is_some())?;
-    let sampled = sample_full_row(params, noise(params, row), &logits, &mass)?;
-    chosen(params, sampled, answers)
+impl Fetching {
+    fn place(&self) -> Place {
+        let number = |of: usize| u32::try_from(of).unwrap_or(u32::MAX);
+        (number(self.row), number(self.chosen.len()))
+    }
 }
 
-fn chosen(params: &SamplingParams, sampled: Sampled, answers: &RowAnswers) -> Choice {
+/// How far a row was sampled.
+enum Followed {
+    ToItsEnd,
+    /// The candidates of the next position do not suffice.
+    NeedsFullRow,
+}
+
+/// Sample a row's positions behind those that are chosen, as long as each draft is the token that was chosen for its place. What is known
+/// of a position behind a wrong draft is of no use.
+fn follow(
+    params: &SamplingParams,
+    row: &PlannedRow,
+    answers: &[RowAnswers],
+    chosen: &mut Vec<Chosen>,
+) -> Result<Followed, SamplingError> {
+    loop {
+        let offset = chosen.len();
+        let last = chosen.last().map(|chosen| chosen.sampled.token);
+        let goes_on = match offset.checked_sub(1) {
+            None => true,
+            Some(draft) => row.drafts.get(draft).copied() == last && offset < row.adjusted as usize,
+        };
+        let Some(answers) = answers.get(offset).filter(|_| goes_on) else {
+            return Ok(Followed::ToItsEnd);
+        };
+        let merged = merge(params, noise(params, row, offset), answers);
+        match merged.and_then(|outcome| match outcome {
+            Outcome::Token(sampled) => with_likeliest(params, sampled, answers).map(Some),
+            Outcome::NeedFullRow => Ok(None),
+        }) {
+            Ok(Some(token)) => chosen.push(token),
+            Ok(None) => return Ok(Followed::NeedsFullRow),
+            Err(error) => return fail(error, chosen),
+        }
+    }
+}
+
+/// A position cannot be sampled. Tokens before it come first; then it is tried again, and ends its answer.
+fn fail(error: SamplingError, chosen: &[Chosen]) -> Result<Followed, SamplingError> {
+    if chosen.is_empty() {
+        return Err(error);
+    }
+    Ok(Followed::ToItsEnd)
+}
+
+fn by_row(
+    params: &SamplingParams,
+    row: &PlannedRow,
+    answers: &RowAnswers,
+    offset: usize,
+    shards: &[LogitShard],
+) -> Result<Chosen, SamplingError> {
+    let logits = join_shards(shards)?;
+    let mass = answers.mass(params.needs_mass(), params.logprobs.is_some())?;
+    let sampled = sample_full_row(params, noise(params, row, offset), &logits, &mass)?;
+    with_likeliest(params, sampled, answers)
+}
+
+fn with_likeliest(
+    params: &SamplingParams,
+    sampled: Sampled,
+    answers: &RowAnswers,
+) -> Result<Chosen, SamplingError> {
     let top = match params.logprobs {
         Some(count) if count > 0 => likeliest(count, answers.ranks(), &answers.mass(false, true)?),
         _ => Vec::new(),
     };
-    Ok(Answered::Token(Chosen { sampled, top }))
+    Ok(Chosen { sampled, top })
 }
 
-fn noise(params: &SamplingParams, row: &PlannedRow) -> Noise {
-    Noise::new(params.seed, row.position)
+fn noise(params: &SamplingParams, row: &PlannedRow, offset: usize) -> Noise {
+    let offset = u32::try_from(offset).unwrap_or(u32::MAX);
+    Noise::new(params.seed, row.position.saturating_add(offset))
 }
 
 #[cfg(test)]
@@ -175,6 +269,8 @@ mod tests {
             answered,
             position: 9,
             samples: true,
+            drafts: Vec::new(),
+            adjusted: answered,
             scores: None,
             hidden: None,
             cancelled,

@@ -32,10 +32,12 @@ use super::adapters::{AdapterError, Adapters};
 use super::constraint::Constraint;
 use super::executor::Executor;
 use super::load::LoadCell;
+#[cfg(test)]
+use super::load::LoadSnapshot;
 use super::queue::QueueGauge;
 use super::request::{EventSink, FailureKind, GenerationRequest};
 use crate::mesh::{Members, MeshError, Topology};
-use crate::schedule::{Batch, Limits, PrefixHash, Scheduler, SequenceId, StepBudget};
+use crate::schedule::{Batch, Limits, PrefixHash, Scheduler, SequenceId, Speculation, StepBudget};
 use crate::step::{Era, Late, Plan};
 
 /// See the module's description. Outlives eras.
@@ -91,6 +93,12 @@ impl Planner {
     /// The same for a pipeline of `stages` stages.
     pub(super) fn with_stages(mut self, stages: u32) -> Self {
         self.scheduler = Scheduler::staged(*self.scheduler.limits(), stages);
+        self
+    }
+
+    /// The same, and sequences are drafted.
+    pub(super) fn with_speculation(mut self, speculation: Option<Speculation>) -> Self {
+        self.scheduler = self.scheduler.with_speculation(speculation);
         self
     }
 
@@ -274,7 +282,7 @@ impl Planner {
 
     fn plan_ahead(&mut self, executor: &mut Executor, now: Instant) -> Result<(), MeshError> {
         let mut planned = false;
-        while self.steps.len() < self.depth
+        while self.may_plan()
             && let Some(batch) = self.scheduler.batch(self.budget.tokens())
         {
             let admitted = self.requests.admitted(&batch.admitted);
@@ -286,6 +294,14 @@ impl Planner {
             self.show();
         }
         Ok(())
+    }
+
+    /// Whether one more step may be planned now. Every stage has one to compute; those beyond that are planned ahead, and better not
+    /// where drafts are to come.
+    fn may_plan(&mut self) -> bool {
+        let planned = self.steps.len();
+        let ahead = planned == 0 || !self.scheduler.awaits_tokens() || planned < self.scheduler.stages();
+        planned < self.depth && ahead
     }
 
     /// Send a step without rows, which passes through all ranks and tells them of freed slots.
@@ -363,6 +379,11 @@ impl Planner {
     /// When the oldest step in flight had all that it needed to begin.
     pub(super) fn late_sent_at(&self) -> Option<Instant> {
         self.steps.front().map(|step| step.began)
+    }
+
+    #[cfg(test)]
+    pub(super) fn load(&self) -> LoadSnapshot {
+        self.load.snapshot(false)
     }
 
     #[cfg(test)]

@@ -18,6 +18,17 @@ use crate::runtime::request::{
 use crate::sampling::{SamplingParams, TokenCounts};
 use crate::schedule::{Admission, PrefixHash, Refusal, Scheduler, Sequence, SequenceId};
 
+/// What changes the logits of one position before it is sampled.
+#[derive(Default)]
+pub(super) struct Adjustment {
+    /// What is added, by token.
+    pub(super) biases: Vec<(u32, f32)>,
+    /// A repetition penalty and its tokens.
+    pub(super) repeated: Option<(f32, Vec<u32>)>,
+    /// Which tokens may come; none: any.
+    pub(super) mask: Option<Vec<u8>>,
+}
+
 struct Request {
     sink: EventSink,
     sampling: SamplingParams,
@@ -54,18 +65,36 @@ pub(super) enum Charge {
 /// A constraint and what it has not been told.
 struct Constrained {
     constraint: Box<dyn Constraint>,
-    /// The token before the next one. It is accepted when the mask is needed, which is while the next step computes.
-    pending: Option<u32>,
+    /// The tokens before the next one that it has not accepted. They are when the mask is needed, which is while the next step
+    /// computes.
+    pending: Vec<u32>,
     /// Why no mask could be made: the token sampled without one is of no use.
     broken: Option<String>,
 }
 
 impl Constrained {
-    fn mask(&mut self) -> Option<Vec<u8>> {
-        let accepted = match self.pending.take() {
-            Some(token) => self.constraint.accept(token),
-            None => Ok(()),
+    /// The mask of the next position and those behind its drafts, as far as they are allowed; at least one.
+    fn masks(&mut self, drafts: &[u32]) -> Vec<Option<Vec<u8>>> {
+        let mut masks = vec![self.mask()];
+        let ahead = if drafts.is_empty() || self.broken.is_some() {
+            None
+        } else {
+            self.constraint.fork()
         };
+        let Some(mut ahead) = ahead else { return masks };
+        for draft in drafts {
+            // A draft that is not allowed is wrong, so what would come behind it never does. Where a mask cannot be made, it is
+            // tried again when the tokens before are certain, and tells the client then.
+            let behind = ahead.accept(*draft).and_then(|()| ahead.mask());
+            let Ok(mask) = behind else { break };
+            masks.push(mask);
+        }
+        masks
+    }
+
+    fn mask(&mut self) -> Option<Vec<u8>> {
+        let mut pending = std::mem::take(&mut self.pending).into_iter();
+        let accepted = pending.try_for_each(|token| self.constraint.accept(token));
         match accepted.and_then(|()| self.constraint.mask()) {
             Ok(mask) => mask,
             Err(why) => {
@@ -189,7 +218,7 @@ impl Requests {
             counts,
             constraint: constraint.map(|constraint| Constrained {
                 constraint,
-                pending: None,
+                pending: Vec::new(),
                 broken: None,
             }),
             adapter: adapter.map(|adapter| adapter.number),
@@ -271,7 +300,7 @@ impl Requests {
         let Chosen { sampled, top } = chosen;
         request.counts.record(sampled.token);
         if let Some(constrained) = &mut request.constraint {
-            constrained.pending = Some(sampled.token);
+            constrained.pending.push(sampled.token);
             if let Some(why) = constrained.broken.take() {
                 return Some(Publication::broken(id, why));
             }
@@ -346,7 +375,17 @@ impl Requests {
             if !broken && is_token {
                 request.note_latency(&self.load, now);
             }
-            let heard = token.is_none_or(|token| (request.sink)(token));
+            // Who left at one token of a step hears no more of it.
+            let has_left = gone.last() == Some(&sequence);
+            let heard = has_left || token.is_none_or(|token| (request.sink)(token));
+            let end = end.map(|end| match end {
+                // The answer was whole, but for who left before.
+                Event::Finished { output_tokens, .. } if has_left => Event::Finished {
+                    reason: FinishReason::Cancelled,
+                    output_tokens,
+                },
+                end => end,
+            });
             match end {
                 Some(end) => self.end(sequence, end),
                 None if !heard => gone.push(sequence),
@@ -446,22 +485,41 @@ impl Requests {
         request.is_some_and(|request| request.sampling.has_biases() || request.constraint.is_some())
     }
 
-    /// Which tokens may come next in a request; none: any.
-    pub(super) fn mask(&mut self, id: SequenceId) -> Option<Vec<u8>> {
-        self.open.get_mut(&id)?.constraint.as_mut()?.mask()
+    /// What changes the logits of a request's next token, and of the tokens behind its drafts if they are right: as far as that is
+    /// known.
+    pub(super) fn adjustments(&mut self, id: SequenceId, drafts: &[u32]) -> Vec<Adjustment> {
+        let Some(request) = self.open.get_mut(&id) else {
+            return Vec::new();
+        };
+        let masks = match &mut request.constraint {
+            Some(constraint) => constraint.masks(drafts),
+            None => vec![None; drafts.len() + 1],
+        };
+        // With those drafts that come before.
+        let mut counts = None;
+        let mut all = Vec::with_capacity(masks.len());
+        for (offset, mask) in masks.into_iter().enumerate() {
+            if let Some(draft) = offset.checked_sub(1).and_then(|before| drafts.get(before)) {
+                counts
+                    .get_or_insert_with(|| request.counts.clone())
+                    .record(*draft);
+            }
+            let counts = counts.as_ref().unwrap_or(&request.counts);
+            let repeated = counts.repeated(&request.sampling);
+            all.push(Adjustment {
+                biases: counts.biases(&request.sampling),
+                repeated: (!repeated.is_empty()).then_some((request.sampling.repetition_penalty, repeated)),
+                mask,
+            });
+        }
+        all
     }
 
-    /// The repetition penalty of a request's next token, and the tokens that it is for; none: no penalty.
-    pub(super) fn repeated(&self, id: SequenceId) -> Option<(f32, Vec<u32>)> {
-        let request = self.open.get(&id)?;
-        let tokens = request.counts.repeated(&request.sampling);
-        (!tokens.is_empty()).then_some((request.sampling.repetition_penalty, tokens))
-    }
-
-    /// What is added to the logits of a request's next token.
-    pub(super) fn biases(&self, id: SequenceId) -> Vec<(u32, f32)> {
-        let request = self.open.get(&id);
-        request.map_or_else(Vec::new, |request| request.counts.biases(&request.sampling))
+    /// How many of these tokens, which follow each other, a request takes: it ends with a stop token.
+    pub(super) fn taken(&self, id: SequenceId, tokens: &[u32]) -> usize {
+        let stops = self.open.get(&id).map_or(&[][..], |request| &request.stop_tokens);
+        let stopped = tokens.iter().position(|token| stops.contains(token));
+        stopped.map_or(tokens.len(), |at| at + 1)
     }
 }
 

@@ -17,6 +17,8 @@ pub(super) struct PlannedStep {
     pub(super) sampling_due: bool,
     /// Tokens of all rows.
     pub(super) tokens: u32,
+    /// Rows and drafts of a step in which everybody decodes.
+    pub(super) decoding: Option<(usize, usize)>,
     /// When the members had all they needed to begin.
     pub(super) began: Instant,
     /// Once the answers are there.
@@ -31,8 +33,11 @@ impl PlannedStep {
             .zip(&batch.sequences)
             .map(|(row, sequence)| PlannedRow::new(row, *sequence))
             .collect();
+        let drafts: usize = rows.iter().map(|row| row.drafts.len()).sum();
+        let decodes = batch.tokens() as usize == rows.len() + drafts;
         Self {
             number,
+            decoding: (decodes && rows.iter().all(|row| row.samples)).then_some((rows.len(), drafts)),
             sampling_due: rows
                 .iter()
                 .any(|row| row.samples && requests.adjusts(row.sequence)),
@@ -70,17 +75,21 @@ impl PlannedStep {
             return None;
         }
         let (mut biases, mut masks, mut repetitions) = (Vec::new(), Vec::new(), Vec::new());
-        for (index, row) in (0..).zip(&self.rows) {
+        for (index, row) in (0..).zip(&mut self.rows) {
             if !row.samples || row.cancelled {
                 continue;
             }
-            let added = requests.biases(row.sequence);
-            if !added.is_empty() {
-                biases.push((index, added));
+            let all = requests.adjustments(row.sequence, &row.drafts);
+            row.adjusted = row.adjusted.min(u32::try_from(all.len()).unwrap_or(u32::MAX));
+            for (offset, adjustment) in (0..).zip(all) {
+                let place = (index, offset);
+                if !adjustment.biases.is_empty() {
+                    biases.push((place, adjustment.biases));
+                }
+                let repeated = adjustment.repeated;
+                repetitions.extend(repeated.map(|(penalty, tokens)| (place, penalty, tokens)));
+                masks.extend(adjustment.mask.map(|mask| (place, mask)));
             }
-            let repeated = requests.repeated(row.sequence);
-            repetitions.extend(repeated.map(|(penalty, tokens)| (index, penalty, tokens)));
-            masks.extend(requests.mask(row.sequence).map(|mask| (index, mask)));
         }
         Some(Late::Sampling {
             biases,

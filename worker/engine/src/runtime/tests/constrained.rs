@@ -8,7 +8,7 @@ use crate::runtime::{Constraint, Event, FailureKind, FinishReason, GenerationReq
 use crate::sampling::SamplingParams;
 
 /// A third of the vocabulary, which one depends on all tokens before.
-#[derive(Default)]
+#[derive(Clone, Default)]
 pub(super) struct Thirds {
     sum: u32,
     accepted: usize,
@@ -43,6 +43,10 @@ impl Constraint for Thirds {
             mask[token / 8] |= 1 << (token % 8);
         }
         Ok(Some(mask))
+    }
+
+    fn fork(&self) -> Option<Box<dyn Constraint>> {
+        Some(Box::new(self.clone()))
     }
 }
 

@@ -22,7 +22,7 @@ use crate::pooling;
 use crate::sampling::candidates::{ShardLogits, candidates, scored};
 use crate::sampling::penalties::repeated;
 use crate::step::{
-    Era, Late, LogitShard, Plan, PlanRow, RowCandidates, RowOutput, StepOutput, TokenRef, VOCAB_TILE,
+    Era, Late, LogitShard, Place, Plan, PlanRow, RowCandidates, RowOutput, StepOutput, TokenRef, VOCAB_TILE,
 };
 
 pub(in crate::runtime) const KV_BLOCKS: u32 = 24;
@@ -65,16 +65,16 @@ struct Submitted {
     salts: Vec<u8>,
     tokens: Option<Vec<u32>>,
     biases: Option<Vec<RowBiases>>,
-    masks: Vec<(u32, Vec<u8>)>,
-    repetitions: Vec<(u32, f32, Vec<u32>)>,
+    masks: Vec<(Place, Vec<u8>)>,
+    repetitions: Vec<(Place, f32, Vec<u32>)>,
     cancelled: Vec<u32>,
     /// Sums over the leaves for each sampled row, once computed.
     sums: Option<Vec<f32>>,
-    logits: HashMap<u32, Vec<f32>>,
+    logits: HashMap<Place, Vec<f32>>,
 }
 
-/// What is added to the logits of a row.
-type RowBiases = (u32, Vec<(u32, f32)>);
+/// What is added to the logits of a position.
+type RowBiases = (Place, Vec<(u32, f32)>);
 
 fn bug(reason: impl Into<String>) -> BackendError {
     BackendError::Bug(reason.into())
@@ -280,11 +280,14 @@ impl Backend for Fake {
 
     fn fetch(&mut self, ticket: Ticket, row: u32, offset: u32) -> Result<LogitShard, BackendError> {
         self.faults.full_row();
-        assert_eq!(offset, 0);
         let formed = self.formed()?;
         let tokens = formed.tiles().scaled(VOCAB_TILE as u32, VOCAB as u32);
         let step = formed.steps.get(&ticket).ok_or_else(|| bug("no such ticket"))?;
-        let logits = step.logits.get(&row).ok_or_else(|| bug("not sampled"))?.clone();
+        let logits = step
+            .logits
+            .get(&(row, offset))
+            .ok_or_else(|| bug("not sampled"))?
+            .clone();
         Ok(LogitShard { tokens, logits })
     }
 
@@ -415,27 +418,27 @@ impl Formed {
             if step.cancelled.contains(&row) {
                 continue;
             }
+            let place = (row, offset);
             let mut logits: Vec<f32> = tokens.iter().map(|token| model::logit(*sum, token)).collect();
-            for (_, penalty, tokens_before) in step.repetitions.iter().filter(|(of, ..)| *of == row) {
+            for (_, penalty, tokens_before) in step.repetitions.iter().filter(|(of, ..)| *of == place) {
                 for at in tokens_before.iter().filter_map(|token| tokens.position(*token)) {
                     logits[at as usize] = repeated(logits[at as usize], *penalty);
                 }
             }
-            for (_, biases) in biases.iter().filter(|(of, _)| *of == row) {
+            for (_, biases) in biases.iter().filter(|(of, _)| *of == place) {
                 for (token, bias) in biases {
                     if let Some(at) = tokens.position(*token) {
                         logits[at as usize] += bias;
                     }
                 }
             }
-            for (_, mask) in step.masks.iter().filter(|(of, _)| *of == row) {
+            for (_, mask) in step.masks.iter().filter(|(of, _)| *of == place) {
                 model::mask(mask, tokens.iter().zip(&mut logits));
             }
             let shard = ShardLogits {
                 tiles: &tiles,
                 logits: &logits,
             };
-            let place = (row, offset);
             match &step.plan.rows[row as usize].output {
                 RowOutput::Sample { key, .. } => {
                     output.candidates.push(candidates(place, shard, key, length))
@@ -454,7 +457,7 @@ impl Formed {
                 }
                 RowOutput::None | RowOutput::Hidden | RowOutput::HiddenSum => {}
             }
-            step.logits.insert(row, logits);
+            step.logits.insert(place, logits);
         }
         Ok(Waited::Done(output))
     }

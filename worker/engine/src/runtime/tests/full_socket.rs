@@ -62,7 +62,7 @@ fn leader(stall: Duration) -> (Executor, [ControlLink; 2], Receiver<MeshError>) 
 
 /// A large message that is known by its step.
 fn large(step: u64) -> (u64, Late) {
-    let masks = vec![(0, vec![step as u8; MESSAGE])];
+    let masks = vec![((0, 0), vec![step as u8; MESSAGE])];
     let late = Late::Sampling {
         biases: Vec::new(),
         masks,

@@ -13,7 +13,14 @@ use crate::step::VOCAB_TILE;
 pub(in crate::runtime) const VOCAB: usize = 4 * VOCAB_TILE;
 pub(in crate::runtime) const LEAVES: u32 = 9;
 
+/// Answers to prompts that begin with this token repeat what they said: all that counts before a token is the remainder of the last
+/// one by eight. Other answers depend on all that was before.
+pub(in crate::runtime) const REPEATING: u32 = 509;
+
 pub(in crate::runtime) fn hash(history: &[u32]) -> u32 {
+    if let [REPEATING, .., last] = history {
+        return hash(&[last % 8]);
+    }
     history.iter().fold(2_166_136_261, |hash, token| {
         (hash ^ *token).wrapping_mul(16_777_619)
     })

@@ -36,10 +36,15 @@ impl Scheduler {
     /// Give the sequences whose `turn` it is a row each, at most a stage's share of all that decode.
     pub(super) fn decode(&mut self, turn: Turn, batch: &mut Batch) {
         let mut index = 0;
-        let decoding = self.running.iter().filter(|sequence| sequence.decodes());
+        // Those that wait for their drafts have no turn, and are dealt out with the others all the same.
+        let decoding = self.running.iter();
+        let decoding = decoding.filter(|sequence| sequence.decodes() || sequence.drafts > 0);
         let last_due = match turn {
             Turn::Due => Some(self.batches.saturating_sub(u64::from(self.stages))),
-            Turn::LongestWaiting => decoding.clone().map(|sequence| sequence.last_batch).min(),
+            Turn::LongestWaiting => {
+                let due = decoding.clone().filter(|sequence| sequence.has_turn());
+                due.map(|sequence| sequence.last_batch).min()
+            }
         };
         let share = u32::try_from(decoding.count())
             .unwrap_or(u32::MAX)
@@ -48,7 +53,7 @@ impl Scheduler {
         let mut coming = Coming::default();
         while index < self.running.len() && budget > 0 {
             let sequence = &self.running[index];
-            if sequence.decodes() && Some(sequence.last_batch) <= last_due {
+            if sequence.has_turn() && Some(sequence.last_batch) <= last_due {
                 match self.grow(index, &mut coming, batch) {
                     BlockGrant::Granted => {
                         batch.push(&mut self.running[index], 1, self.batches);

@@ -6,14 +6,18 @@
 //! | [`world`] | a simulated group, and what may happen to it |
 //! | [`member`] | one of its members |
 //! | [`client`] | a client, and what it must have heard |
+//! | [`drafts`] | guessed tokens |
 //! | [`order`] | what is sent when |
 //! | [`budget`] | how long steps are |
 
 mod budget;
 mod client;
+mod drafts;
 mod member;
 mod order;
 mod world;
+
+use std::time::Duration;
 
 use client::answer;
 use proptest::prelude::*;
@@ -21,10 +25,11 @@ use world::{Left, Simulation};
 
 use super::fake::KV_BLOCKS;
 use super::group::{LONG, config, greedy};
-use super::model::reference;
+use super::model::{REPEATING, reference};
 use crate::mesh::Topology;
 use crate::runtime::{Event, FinishReason, GenerationRequest, RankConfig, Sharing};
 use crate::sampling::SamplingParams;
+use crate::schedule::{Drafted, Speculation};
 
 #[derive(Debug, Clone)]
 enum Act {
@@ -64,9 +69,9 @@ fn left() -> impl Strategy<Value = Left> {
 fn act() -> impl Strategy<Value = Act> {
     let arrive = (
         1_usize..40,
-        0_u32..3,
+        prop_oneof![3 => 0_u32..3, 2 => Just(REPEATING)],
         1_u32..20,
-        0_usize..6,
+        0_usize..8,
         prop::option::weighted(0.3, 0_usize..20),
         prop_oneof![5 => Just(usize::MAX), 1 => 1_usize..10],
         prop::bool::weighted(0.25),
@@ -109,6 +114,21 @@ fn sampling(kind: usize, seed: u64) -> SamplingParams {
         4 => SamplingParams {
             presence_penalty: 1.5,
             frequency_penalty: 0.5,
+            ..warm
+        },
+        // Cool, so that answers repeat; the first of these fetches full rows.
+        5 => SamplingParams {
+            top_p: 0.999_999,
+            temperature: 0.05,
+            ..warm
+        },
+        6 => SamplingParams {
+            frequency_penalty: 0.01,
+            repetition_penalty: 1.01,
+            min_tokens: 9,
+            ends: vec![3, 8],
+            bad_words: vec![vec![1, 2], vec![5]],
+            temperature: 0.02,
             ..warm
         },
         _ => SamplingParams {
@@ -182,8 +202,16 @@ proptest! {
         depth in 1_u32..5,
         max_sequences in 1_u32..6,
         max_batched_tokens in 4_u32..40,
+        max_drafts in 0_u32..6,
     ) {
-        let mut simulation = Simulation::staged(Topology { tensor, pipeline }, depth, max_sequences, max_batched_tokens);
+        let mut simulation = Simulation::with(RankConfig {
+            members: Topology { tensor, pipeline }.into(),
+            steps_in_flight: depth,
+            max_sequences,
+            max_batched_tokens,
+            speculation: (max_drafts > 0).then_some(Speculation { max_drafts, drafted: Drafted::All }),
+            ..config(0, 1, Duration::from_secs(1 << 30))
+        });
         for act in acts {
             simulation.take(act);
         }

@@ -18,7 +18,7 @@ use crate::runtime::planner::Planner;
 use crate::runtime::queue::QueueGauge;
 use crate::runtime::tests::fake::{Fake, KV_BLOCKS};
 use crate::runtime::tests::group::config;
-use crate::runtime::{Event, GenerationRequest, RankConfig};
+use crate::runtime::{Event, GenerationRequest, LoadSnapshot, RankConfig};
 use crate::schedule::SequenceId;
 use crate::step::Era;
 
@@ -118,7 +118,8 @@ fn leader(config: RankConfig) -> Leader<'static> {
             queue,
             config.prefix(),
         )
-        .with_stages(config.members.topology().pipeline),
+        .with_stages(config.members.topology().pipeline)
+        .with_speculation(config.speculation),
         last: Era {
             generation: 1,
             epoch: 1,
@@ -425,6 +426,11 @@ impl Simulation {
         for client in &self.clients {
             client.check(longest, self.losses);
         }
+    }
+
+    /// What the leader counts.
+    pub(super) fn load(&self) -> LoadSnapshot {
+        self.leader.planner.load()
     }
 
     /// Full rows of logits that were asked of all members.
