@@ -18,6 +18,9 @@ use crate::metrics::Metrics;
 use crate::quota::Quotas;
 use crate::upstream::dialler::Dialler;
 
+/// See [`keep_freed_memory`].
+const KEPT_BYTES: usize = 2 << 20;
+
 /// How the gateway behaves.
 #[derive(Debug, Clone)]
 pub struct Settings {
@@ -99,10 +102,17 @@ pub struct Gateway {
     pub stopping: CancellationToken,
 }
 
+/// Have the allocator keep freed memory of about the size of long requests for the next ones. By itself glibc gives back what is free beyond twice the
+/// largest piece that was ever mapped and freed (mallopt(3), `M_MMAP_THRESHOLD`), so that every long prompt would have its pages made anew.
+fn keep_freed_memory() {
+    drop(std::hint::black_box(Vec::<u8>::with_capacity(KEPT_BYTES)));
+}
+
 impl Gateway {
     /// A gateway that knows no deployment yet.
     #[must_use]
     pub fn new(settings: Settings) -> Arc<Self> {
+        keep_freed_memory();
         Arc::new(Self {
             held_bytes: Budget::new(settings.hold_bytes),
             carried_bytes: Budget::new(settings.carried_bytes),

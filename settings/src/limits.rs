@@ -48,6 +48,9 @@ pub const MAX_EMBED_INPUTS: usize = 2_048;
 /// is plenty.
 pub const MAX_MESSAGE_BYTES: usize = MAX_REQUEST_BYTES + LONGEST_CONTEXT as usize * BYTES_A_TOKEN + (1 << 20);
 
+/// Longest HTTP/2 frame that a worker takes in bytes: a long prompt comes in a few of them, each of which is one write.
+pub const MAX_FRAME_BYTES: u32 = 256 << 10;
+
 /// Longest gRPC message of an answer in bytes, as a gateway takes it: a text of [`MAX_TEXT_BYTES`], once more cut into tokens, and
 /// their numbers.
 pub const MAX_ANSWER_BYTES: usize = 2 * MAX_TEXT_BYTES + MAX_MESSAGE_BYTES;

@@ -18,6 +18,7 @@ use llamero_proto::v1::{
     CompletionChunk, CompletionRequest, Detokenized, EmbedRequest, Embedding, Finish, FinishReason, TokenIds,
     Tokenized,
 };
+use llamero_settings::limits::MAX_FRAME_BYTES;
 use serde_json::{Value, json};
 use tokio::net::TcpListener;
 use tonic::{Request, Status};
@@ -55,7 +56,10 @@ pub(crate) async fn serve(http: SocketAddr, grpc: SocketAddr) -> anyhow::Result<
 /// The port is taken.
 pub(crate) async fn leader(address: SocketAddr, pace: Option<Duration>) -> anyhow::Result<()> {
     let worker = CompletionServer::new(Worker { pace }).max_decoding_message_size(MAX_BODY);
-    let server = tonic::transport::Server::builder().add_service(worker);
+    // As a worker's.
+    let server = tonic::transport::Server::builder()
+        .max_frame_size(MAX_FRAME_BYTES)
+        .add_service(worker);
     Ok(server.serve(address).await?)
 }
 

@@ -1,6 +1,6 @@
 //! The present state of all deployments.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::sync::Arc;
 
 use llamero_identity::connect::Link;
@@ -17,6 +17,13 @@ pub struct DeploymentKey {
     pub namespace: String,
     /// `metadata.name`.
     pub name: String,
+}
+
+impl DeploymentKey {
+    /// The name in `namespace/name`, if that is the namespace of this one.
+    fn own<'a>(&self, name: &'a str) -> Option<&'a str> {
+        name.strip_prefix(self.namespace.as_str())?.strip_prefix('/')
+    }
 }
 
 impl std::fmt::Display for DeploymentKey {
@@ -97,10 +104,7 @@ impl Deployment {
     /// How it comes to a name; the least has it. Its own name in its namespace is nobody else's; then whoever has the name now goes before
     /// who had it, and the older before the younger. Not whether it is ready: requests never cross to another deployment.
     fn claim(&self, model: &str) -> Option<Claim> {
-        let qualified = model
-            .strip_prefix(self.key.namespace.as_str())
-            .and_then(|rest| rest.strip_prefix('/'));
-        let how = if qualified == Some(self.model.as_str()) {
+        let how = if self.key.own(model) == Some(self.model.as_str()) {
             Name::Qualified
         } else if self.model == model {
             Name::Present
@@ -110,6 +114,11 @@ impl Deployment {
             return None;
         };
         Some((how, self.created))
+    }
+
+    /// The same of an adapter's name.
+    fn claim_of_adapter(&self, adapter: &String) -> (bool, i64) {
+        (!self.first_adapters.contains(adapter), self.created)
     }
 }
 
@@ -171,24 +180,56 @@ impl Snapshot {
     #[must_use]
     pub fn by_adapter_in(&self, name: &str, scope: &Scope) -> Option<(&Deployment, String)> {
         let candidates = self.deployments.values().filter_map(|deployment| {
-            let namespace = &deployment.key.namespace;
-            let place = scope.place(namespace)?;
-            let own = name
-                .strip_prefix(namespace.as_str())
-                .and_then(|rest| rest.strip_prefix('/'));
+            let place = scope.place(&deployment.key.namespace)?;
             let adapters = deployment.adapters();
             let sees = |adapter: &&String| scope.has_model(name) || scope.has_model(adapter);
             let find = |wanted: &str| adapters.get(wanted).filter(sees);
-            let (is_qualified, adapter) = match own.and_then(find) {
+            let (is_qualified, adapter) = match deployment.key.own(name).and_then(find) {
                 Some(adapter) => (true, adapter),
                 None => (false, find(name)?),
             };
-            let is_declared = deployment.first_adapters.contains(adapter);
-            let claim = (!is_qualified, place, !is_declared, deployment.created);
+            let claim = (!is_qualified, place, deployment.claim_of_adapter(adapter));
             Some((claim, (deployment, adapter.clone())))
         });
         let first = candidates.min_by_key(|(claim, _)| *claim);
         first.map(|(_, found)| found)
+    }
+
+    /// All adapters in a scope by names that stand for nothing else, as [`Self::by_model_in`] and [`Self::by_adapter_in`] have it. Every
+    /// deployment is looked at once, but for names that more than one of them may mean.
+    #[must_use]
+    pub fn adapters_in(&self, scope: &Scope) -> BTreeMap<String, &Deployment> {
+        let mut found = BTreeMap::new();
+        let mut models = HashSet::new();
+        for deployment in self.deployments.values() {
+            models.insert(deployment.model.as_str());
+            models.extend(deployment.former.iter().map(String::as_str));
+            let Some(place) = scope.place(&deployment.key.namespace) else {
+                continue;
+            };
+            for adapter in deployment.adapters() {
+                if scope.has_model(&adapter) {
+                    let claim = (place, deployment.claim_of_adapter(&adapter));
+                    let first = found.entry(adapter).or_insert((claim, deployment));
+                    if claim < first.0 {
+                        *first = (claim, deployment);
+                    }
+                }
+            }
+        }
+        found.retain(|name, (_, deployment)| {
+            // In front of a slash may stand the namespace of somebody else's model or adapter.
+            if !name.contains('/') {
+                return !models.contains(name.as_str()) || self.by_model_in(name, scope).is_none();
+            }
+            let means = self.by_adapter_in(name, scope);
+            self.by_model_in(name, scope).is_none()
+                && means.is_some_and(|(found, adapter)| found.key == deployment.key && adapter == *name)
+        });
+        let adapters = found.into_iter();
+        adapters
+            .map(|(name, (_, deployment))| (name, deployment))
+            .collect()
     }
 
     /// All, by namespace and name.
@@ -469,6 +510,39 @@ mod tests {
             assert_eq!(snapshot.by_model(asked).unwrap().key.name, name, "{asked}");
         }
         assert!(snapshot.by_model("other/m").is_none());
+    }
+
+    #[tokio::test]
+    async fn adapters_are_listed_by_the_names_that_stand_for_them() {
+        let directory = Directory::default();
+        let with = |name: &str, namespace: &str, created, adapters: &[&str]| {
+            let mut found = found(name, name, created, &[]);
+            found.key.namespace = namespace.to_owned();
+            found.adapters = adapters.iter().map(|&adapter| adapter.to_owned()).collect();
+            found
+        };
+        directory.publish(vec![
+            with("a", "ns", 3, &["sql", "b", "team/poet", "ns/c", "x/y"]),
+            with("b", "team", 2, &["sql", "poet"]),
+            with("c", "ns", 4, &["x/y", "law"]),
+        ]);
+        let snapshot = directory.snapshot();
+        let words = |words: &[&str]| words.iter().map(|&word| word.to_owned()).collect::<Vec<_>>();
+        let listed = |namespaces: &[&str], models: &[&str]| {
+            let scope = Scope::new(words(namespaces), words(models));
+            let listed = snapshot.adapters_in(&scope);
+            for (name, deployment) in &listed {
+                let (found, adapter) = snapshot.by_adapter_in(name, &scope).unwrap();
+                assert_eq!((&found.key, &adapter), (&deployment.key, name));
+                assert!(snapshot.by_model_in(name, &scope).is_none());
+            }
+            let listed = listed.iter();
+            let listed = listed.map(|(name, deployment)| format!("{name} of {}", deployment.key.name));
+            listed.collect::<Vec<_>>().join(", ")
+        };
+        assert_eq!(listed(&[], &[]), "law of c, poet of b, sql of b, x/y of a");
+        assert_eq!(listed(&["ns", "team"], &["s*", "l*"]), "law of c, sql of a");
+        assert_eq!(listed(&["other"], &[]), "");
     }
 
     #[tokio::test]

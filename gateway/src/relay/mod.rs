@@ -109,7 +109,7 @@ pub struct Relay {
     waiting: wait::Waiting,
     model: String,
     /// `resume_token_ids` holds all tokens that came so far, `content_identity` what the next leader must have.
-    request: CompletionRequest,
+    request: Arc<CompletionRequest>,
     client_id: Option<HeaderValue>,
     identity: Option<Arc<str>>,
     /// Of the prompt's tokens, how many log-probabilities have come, in all and from the present leader.
@@ -149,7 +149,7 @@ impl Relay {
             gateway,
             waiting,
             model: deployment.model.clone(),
-            request,
+            request: Arc::new(request),
             client_id: wishes.request_id,
             identity: None,
             scored: (0, 0),
@@ -210,13 +210,13 @@ impl Relay {
             self.scored.1 = 0;
             let running = leader.begin();
             let counted = self.gateway.demand.run(self.waiting.key());
-            leader.model().clone_into(&mut self.request.model);
-            let mut call = tonic::Request::new(self.request.clone());
+            leader.model().clone_into(&mut self.change().model);
+            let mut call = tonic::Request::new(Arc::clone(&self.request));
             let client_id = self.client_id.as_ref();
             if let Some(Ok(id)) = client_id.map(|id| MetadataValue::try_from(id.as_bytes())) {
                 call.metadata_mut().insert(REQUEST_ID, id);
             }
-            match leader.completion().complete(call).await {
+            match leader.complete(call).await {
                 Ok(response) => {
                     self.waiting.accepted();
                     return Ok(Attempt {
@@ -228,6 +228,11 @@ impl Relay {
                 Err(status) => self.failed(&leader, false, self.classify(&status))?,
             }
         }
+    }
+
+    /// The request, to change it. It was sent and let go of before anything came of its answer, so that nothing is copied.
+    fn change(&mut self) -> &mut CompletionRequest {
+        Arc::make_mut(&mut self.request)
     }
 
     /// What a status of a leader means. One that does not have the adapter of an answer that has begun is as good as one with other
@@ -290,15 +295,18 @@ impl Relay {
         if !chunk.token_ids.is_empty() || end.is_some() {
             self.waiting.progressed();
         }
-        // The prompt is given back once, whoever goes on with the answer.
-        self.request.echo &= chunk.prompt_text.is_empty();
+        if !chunk.prompt_text.is_empty() {
+            // The prompt is given back once, whoever goes on with the answer.
+            self.change().echo = false;
+        }
         let prompt_logprobs = self.new_scores(chunk.prompt_logprobs);
         if !chunk.token_ids.is_empty() {
-            // The prompt's are complete.
-            self.request.prompt_logprobs = None;
             self.cached.get_or_insert(chunk.cached_tokens);
+            let request = self.change();
+            // The prompt's are complete.
+            request.prompt_logprobs = None;
+            request.resume_token_ids.extend(&chunk.token_ids);
         }
-        self.request.resume_token_ids.extend(&chunk.token_ids);
         if let Some(carried) = &mut self.carried {
             carried.add_tokens(chunk.token_ids.len());
         }
@@ -307,7 +315,8 @@ impl Relay {
             && !self.bound()
             && !chunk.token_ids.is_empty()
         {
-            self.request.content_identity = identity.to_string();
+            let identity = identity.to_string();
+            self.change().content_identity = identity;
         }
         let counted = u32::try_from(self.request.resume_token_ids.len()).unwrap_or(u32::MAX);
         if end.is_none() && counted != chunk.output_tokens {

@@ -62,6 +62,10 @@ async fn read(mut body: Body, limit: usize, budget: &Budget) -> Result<(Vec<u8>,
             tokio::spawn(linger(body));
             return Err(full());
         }
+        if bytes.is_empty() {
+            // What was announced is believed once some of it is there.
+            bytes.reserve_exact(announced.max(data.len()));
+        }
         bytes.extend_from_slice(&data);
     }
     Ok((bytes, share))

@@ -3,16 +3,21 @@
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use axum::http::uri::PathAndQuery;
 use llamero_identity::connect::Link;
 use llamero_proto::v1::{
-    LoadRequest, LoadSample, completion_client::CompletionClient, telemetry_client::TelemetryClient,
+    CompletionChunk, CompletionRequest, LoadRequest, LoadSample, completion_client::CompletionClient,
+    telemetry_client::TelemetryClient,
 };
 use llamero_settings::limits::MAX_ANSWER_BYTES;
 use tokio::task::AbortHandle;
 use tokio::time::Instant;
+use tonic::client::Grpc;
 use tonic::transport::{Channel, Endpoint};
+use tonic::{Status, Streaming};
 
 use super::balance::{Candidate, FULL};
+use super::codec::CompletionCodec;
 use super::dialler::LeaderPod;
 
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
@@ -148,6 +153,22 @@ impl Leader {
     #[must_use]
     pub fn completion(&self) -> CompletionClient<Channel> {
         CompletionClient::new(self.channel()).max_decoding_message_size(MAX_ANSWER_BYTES)
+    }
+
+    /// Ask for an answer. The request is not copied, but encoded from where it is.
+    ///
+    /// # Errors
+    /// As the leader says; UNAVAILABLE when there is no way to it.
+    pub async fn complete(
+        &self,
+        request: tonic::Request<Arc<CompletionRequest>>,
+    ) -> Result<tonic::Response<Streaming<CompletionChunk>>, Status> {
+        let codec = CompletionCodec::of(request.get_ref());
+        let mut client = Grpc::new(self.channel()).max_decoding_message_size(MAX_ANSWER_BYTES);
+        let ready = client.ready().await;
+        ready.map_err(|error| Status::unavailable(format!("there is no way to the leader: {error}")))?;
+        let path = PathAndQuery::from_static("/llamero.v1.Completion/Complete");
+        client.server_streaming(request, path, codec).await
     }
 
     /// Requests running and waiting there: our own exactly, those of others as of the last sample.

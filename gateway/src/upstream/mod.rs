@@ -8,11 +8,13 @@
 //! | [`balance`] | which of several leaders a request goes to |
 //! | [`share`] | a canary's share of the requests |
 //! | [`refusals`] | leaders that cannot take one certain request |
+//! | `codec` | how a request that is kept is sent |
 //! | [`classify`] | what an error of a leader means for the request |
 
 pub mod affinity;
 pub mod balance;
 pub mod classify;
+mod codec;
 pub mod dialler;
 pub mod leader;
 pub mod refusals;

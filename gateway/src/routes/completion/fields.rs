@@ -186,7 +186,9 @@ pub const FIELDS: &[Field] = &[
     row(
         Chat,
         "tools",
-        Used("functions, at most 128; calls have the schema where tool_choice demands one"),
+        Used(
+            "functions, at most 128; calls have the schema where tool_choice demands one, or the tool is strict",
+        ),
     ),
     row(
         Chat,

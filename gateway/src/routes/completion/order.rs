@@ -1,5 +1,6 @@
 //! The answers to one request: as many as it asks for, each from whichever leaders it takes.
 
+use std::iter::repeat_n;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::time::{SystemTime, UNIX_EPOCH};
@@ -143,15 +144,16 @@ pub fn order(
     sampling.adapter = adapter;
     sampling.template_time = i64::try_from(envelope.created).unwrap_or_default();
     gateway.demand.arrived(&deployment.key);
-    let relays = (0..choices).map(|index| {
-        let (prompt, answer) = (index / n, index % n);
+    let prompts = prompts.into_iter().flat_map(|prompt| repeat_n(prompt, n));
+    let relays = prompts.enumerate().map(|(index, prompt)| {
+        let answer = index % n;
         let request = CompletionRequest {
             request_id: if choices == 1 {
                 envelope.id.clone()
             } else {
                 format!("{}-{index}", envelope.id)
             },
-            prompt: prompts.get(prompt).cloned(),
+            prompt: Some(prompt),
             seed: Some(seed.wrapping_add(answer as u64)),
             // Those of a chat's prompt are sent once.
             prompt_logprobs: sampling

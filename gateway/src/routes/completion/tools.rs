@@ -32,6 +32,8 @@ struct Tool {
 #[derive(Deserialize)]
 struct Named {
     name: String,
+    #[serde(rename = "strict")]
+    _strict: Option<bool>,
 }
 
 impl Asked {
@@ -67,7 +69,12 @@ impl Asked {
 
 /// A tool in the form of chat completion; the parameters keep the client's order.
 #[must_use]
-pub fn function_json(name: &str, description: Option<&str>, parameters: Option<&Kept>) -> String {
+pub fn function_json(
+    name: &str,
+    description: Option<&str>,
+    parameters: Option<&Kept>,
+    strict: Option<bool>,
+) -> String {
     let mut json = format!(
         "{{\"type\":\"function\",\"function\":{{\"name\":{}",
         Value::from(name)
@@ -77,6 +84,10 @@ pub fn function_json(name: &str, description: Option<&str>, parameters: Option<&
     }
     if let Some(Kept(parameters)) = parameters {
         json += &format!(",\"parameters\":{parameters}");
+    }
+    // What changes no answer changes no prompt.
+    if strict == Some(true) {
+        json += ",\"strict\":true";
     }
     json + "}}"
 }
@@ -192,6 +203,11 @@ mod tests {
                 "tools[1].function.name",
             ),
             (json!([tool("f"), tool("f")]), json!("auto"), "tools[1]"),
+            (
+                json!([{"type": "function", "function": {"name": "f", "strict": "yes"}}]),
+                json!("auto"),
+                "tools",
+            ),
             (json!([tool("f")]), json!("sometimes"), "tool_choice"),
             (json!([tool("f")]), tool("g"), "tool_choice"),
             (

@@ -21,6 +21,7 @@ struct Tool {
     name: String,
     description: Option<String>,
     input_schema: Option<Kept>,
+    strict: Option<bool>,
 }
 
 #[derive(Deserialize)]
@@ -197,6 +198,7 @@ fn nested(tools: Kept) -> Result<Kept, ApiError> {
             &tool.name,
             tool.description.as_deref(),
             tool.input_schema.as_ref(),
+            tool.strict,
         ));
     }
     Ok(Kept(format!("[{}]", written.join(","))))
@@ -307,14 +309,16 @@ mod tests {
         assert_eq!((named.tool_name.as_str(), named.one_tool_call), ("f", true));
         let written: Value = serde_json::from_str(&named.tools_json).unwrap();
         let function = json!({"name": "f", "description": "d", "parameters": {"type": "object"}});
-        assert_eq!(written, json!([{"type": "function", "function": function}]));
+        assert_eq!(written, json!([{"type": "function", "function": &function}]));
+        let strict = |strict: bool| {
+            let mut tools = tools.clone();
+            tools[0]["strict"] = strict.into();
+            let written = chat(json!({"tools": tools})).tools_json;
+            serde_json::from_str::<Value>(&written).unwrap()[0]["function"].clone()
+        };
+        assert_eq!(strict(true)["strict"], true);
         // What changes no answer changes no prompt.
-        let strict =
-            json!([{"name": "f", "description": "d", "input_schema": {"type": "object"}, "strict": true}]);
-        assert_eq!(
-            chat(json!({"tools": strict})).tools_json,
-            chat(json!({"tools": tools})).tools_json
-        );
+        assert_eq!(strict(false), function);
         assert_eq!(prompt(json!({"type": "any"})).tool_choice, 1);
         assert_eq!(prompt(json!({"type": "none"})).tools_json, "");
     }

@@ -25,7 +25,11 @@ pub const FIELDS: &[Field] = &[
     ),
     row(Messages, "top_k", Used("default: the checkpoint's")),
     row(Messages, "stop_sequences", Used("at most 16")),
-    row(Messages, "tools", Used("tools with an input_schema, at most 128")),
+    row(
+        Messages,
+        "tools",
+        Used("tools with an input_schema, at most 128; calls of strict ones have it"),
+    ),
     row(
         Messages,
         "tool_choice",

@@ -34,12 +34,8 @@ pub fn adapter(deployment: &Deployment, name: String) -> Model {
 /// Every model in a scope once, by name, and the adapters whose names are no models'.
 #[must_use]
 pub fn list(snapshot: &Snapshot, scope: &Scope) -> ModelList {
-    let adapters: BTreeSet<String> = snapshot.deployments().flat_map(Deployment::adapters).collect();
-    let adapters = adapters
-        .into_iter()
-        .filter(|name| snapshot.by_model_in(name, scope).is_none());
-    let adapters = adapters.filter_map(|name| snapshot.by_adapter_in(&name, scope));
-    let adapters = adapters.map(|(deployment, name)| adapter(deployment, name));
+    let adapters = snapshot.adapters_in(scope).into_iter();
+    let adapters = adapters.map(|(name, deployment)| adapter(deployment, name));
     let names: BTreeSet<&str> = snapshot
         .deployments()
         .map(|deployment| deployment.model.as_str())

@@ -30,6 +30,7 @@ struct Tool {
     name: Option<String>,
     description: Option<String>,
     parameters: Option<Kept>,
+    strict: Option<bool>,
 }
 
 #[derive(Deserialize)]
@@ -116,6 +117,7 @@ fn nested(tools: Kept) -> Result<Kept, ApiError> {
             &name,
             tool.description.as_deref(),
             tool.parameters.as_ref(),
+            tool.strict,
         ));
     }
     Ok(Kept(format!("[{}]", written.join(","))))

@@ -48,7 +48,11 @@ pub const FIELDS: &[Field] = &[
             "format: text, json_object, json_schema (always enforced); verbosity: medium; others are refused",
         ),
     ),
-    row(Responses, "tools", Used("functions, at most 128")),
+    row(
+        Responses,
+        "tools",
+        Used("functions, at most 128; calls of strict ones have the schema"),
+    ),
     row(
         Responses,
         "tool_choice",

@@ -41,13 +41,17 @@ impl Constraint for AllowedTokens {
     }
 
     fn mask(&mut self) -> Result<Option<Vec<u8>>, String> {
-        let form = self.form.as_mut().map_or(Ok(None), |form| form.mask())?;
-        let Some(mut bits) = form else {
+        let Some(form) = &mut self.form else {
             return Ok(Some(self.bits.clone()));
         };
+        let listed = self.bits.iter().zip(&self.ends);
+        let listed = listed.map(|(allowed, ends)| allowed | ends);
+        let Some(mut bits) = form.mask()? else {
+            return Ok(Some(listed.collect()));
+        };
         bits.iter_mut()
-            .zip(self.bits.iter().zip(&self.ends))
-            .for_each(|(bit, (allowed, ends))| *bit &= allowed | ends);
+            .zip(listed)
+            .for_each(|(bit, listed)| *bit &= listed);
         if bits.iter().all(|byte| *byte == 0) {
             let message = "the form of the answer allows none of the tokens of allowed_token_ids here; allow more of them";
             return Err(message.to_owned());

@@ -3,12 +3,13 @@
 use llguidance::api::TopLevelGrammar;
 use serde_json::{Value, json};
 
+use super::calls::CallOr;
 use super::formats::make_exact;
 
 /// Longest description of a form in bytes.
 pub const MAX_FORM_BYTES: usize = 256 << 10;
 /// White space between the parts of JSON. Bounded, since a model that has fallen into white space does not find out again.
-const JSON_SPACE: &str = r"[ \n\r\t]{1,16}";
+pub(super) const JSON_SPACE: &str = r"[ \n\r\t]{1,16}";
 
 /// A form.
 #[derive(Debug, Clone, PartialEq)]
@@ -23,19 +24,8 @@ pub enum Form {
     Lark(String),
     /// A call of one of these tools, as Llama writes it: name, and the schema of its parameters.
     Call(Vec<(String, String)>),
-    /// A text of a form, or calls of these tools with any arguments.
+    /// A text, or calls of tools.
     CallOr(CallOr),
-}
-
-/// What an answer may be when tools are offered beside a form.
-#[derive(Debug, Clone, PartialEq)]
-pub struct CallOr {
-    /// The form of an answer that calls nothing.
-    pub text: Box<Form>,
-    /// Names of the tools.
-    pub tools: Vec<String>,
-    /// One call, or else also a list of calls.
-    pub one: bool,
 }
 
 /// Why a form cannot be used, for the user who sent it.
@@ -80,52 +70,18 @@ impl Form {
         })
     }
 
-    fn bytes(&self) -> usize {
+    pub(super) fn bytes(&self) -> usize {
         match self {
             Self::Json(text) | Self::Regex(text) | Self::Lark(text) => text.len(),
             Self::Choice(texts) => texts.iter().map(String::len).sum(),
             Self::Call(tools) => tools.iter().map(|(name, schema)| name.len() + schema.len()).sum(),
-            Self::CallOr(either) => either.text.bytes() + either.tools.iter().map(String::len).sum::<usize>(),
+            Self::CallOr(either) => either.bytes(),
         }
-    }
-}
-
-impl CallOr {
-    /// Calls are taken apart as JSON's own terminals are, so that an answer may begin like a call and go on otherwise.
-    fn grammar(&self) -> Result<TopLevelGrammar, FormError> {
-        if self.tools.is_empty() {
-            return Err(FormError::NoChoice("no tool"));
-        }
-        let list = if self.one {
-            ""
-        } else {
-            " | \"[\" s call (s \",\" s call)* s \"]\""
-        };
-        let quoted = |name: &String| literal(&Value::from(name.as_str()).to_string());
-        let names: Vec<String> = self.tools.iter().map(quoted).collect();
-        let lark = format!(
-            r#"start: @text | call{list}
-call: "{{" s "\"name\"" s ":" s name s "," s ("\"parameters\"" | "\"arguments\"") s ":" s arguments s "}}"
-name: {names}
-arguments: %json {object}
-s: SPACE?
-SPACE: /{JSON_SPACE}/
-"#,
-            names = names.join(" | "),
-            object = schema(r#"{"type": "object"}"#)?,
-        );
-        let mut grammar = TopLevelGrammar::from_lark(lark);
-        let mut text = self.text.grammar()?;
-        for one in &mut text.grammars {
-            one.name = Some("text".to_owned());
-        }
-        grammar.grammars.append(&mut text.grammars);
-        Ok(grammar)
     }
 }
 
 /// A text as Lark writes it, whose strings are JSON's.
-fn literal(text: &str) -> String {
+pub(super) fn literal(text: &str) -> String {
     Value::from(text).to_string()
 }
 
@@ -156,6 +112,18 @@ pub(crate) fn schema(text: &str) -> Result<Value, FormError> {
     Ok(Value::Object(schema))
 }
 
+/// The same for the arguments of a call, which are an object whether their schema says so or not.
+///
+/// # Errors
+/// [`FormError::NoSchema`].
+pub(super) fn object(text: &str) -> Result<Value, FormError> {
+    let mut schema = schema(text)?;
+    if let Value::Object(schema) = &mut schema {
+        schema.entry("type").or_insert_with(|| "object".into());
+    }
+    Ok(schema)
+}
+
 /// Each schema is a document of its own, so that its references stay its own.
 fn call(tools: &[(String, String)]) -> Result<String, FormError> {
     if tools.is_empty() {
@@ -165,7 +133,7 @@ fn call(tools: &[(String, String)]) -> Result<String, FormError> {
     let mut lark = format!("start: {}\n", names.join(" | "));
     for (index, (name, parameters)) in tools.iter().enumerate() {
         let head = format!("{{\"name\": {}, \"parameters\": ", Value::from(name.as_str()));
-        let (head, schema) = (literal(&head), schema(parameters)?);
+        let (head, schema) = (literal(&head), object(parameters)?);
         lark += &format!("call{index}: {head} arguments{index} \"}}\"\narguments{index}: %json {schema}\n");
     }
     Ok(lark)

@@ -13,37 +13,26 @@ const TIME: &str = "[0-9]{2}:[0-9]{2}:[0-5].*";
 /// No hyphens side by side: behind two of them stands Punycode, few of whose strings are names.
 const HOSTNAME: &str = r"[A-Za-z0-9]+(?:[-.][A-Za-z0-9]+)*";
 
-/// Keywords whose value is a schema, a list of schemas, or either.
-const SCHEMAS: [&str; 7] = [
-    "items",
-    "additionalItems",
-    "prefixItems",
-    "additionalProperties",
-    "anyOf",
-    "allOf",
-    "oneOf",
+/// Keywords whose value is no schema, whatever it looks like.
+const VALUES: [&str; 4] = ["const", "enum", "default", "examples"];
+/// Keywords whose value is an object of schemas, by names that may be those of keywords.
+const NAMED_SCHEMAS: [&str; 5] = [
+    "properties",
+    "patternProperties",
+    "dependentSchemas",
+    "$defs",
+    "definitions",
 ];
-/// Keywords whose value is an object of schemas.
-const NAMED_SCHEMAS: [&str; 4] = ["properties", "patternProperties", "$defs", "definitions"];
 
-/// Put patterns beside formats, wherever a schema stands.
+/// Put patterns beside formats, wherever a schema may stand: references lead to any place, also behind keywords that nobody knows.
 pub(super) fn make_exact(schema: &mut Map<String, Value>) {
-    for keyword in SCHEMAS {
-        match schema.get_mut(keyword) {
-            Some(Value::Object(inner)) => make_exact(inner),
-            Some(Value::Array(list)) => list
-                .iter_mut()
-                .filter_map(Value::as_object_mut)
-                .for_each(make_exact),
-            _ => {}
-        }
-    }
-    for keyword in NAMED_SCHEMAS {
-        if let Some(Value::Object(named)) = schema.get_mut(keyword) {
-            named
-                .values_mut()
-                .filter_map(Value::as_object_mut)
-                .for_each(make_exact);
+    for (keyword, value) in schema.iter_mut() {
+        match value {
+            _ if VALUES.contains(&keyword.as_str()) => {}
+            Value::Object(named) if NAMED_SCHEMAS.contains(&keyword.as_str()) => {
+                each(named.values_mut());
+            }
+            value => each(std::iter::once(value)),
         }
     }
     let Some(exact) = schema.get("format").and_then(Value::as_str).and_then(exact) else {
@@ -56,6 +45,16 @@ pub(super) fn make_exact(schema: &mut Map<String, Value>) {
     }
 }
 
+fn each<'a>(values: impl Iterator<Item = &'a mut Value>) {
+    for value in values {
+        match value {
+            Value::Object(schema) => make_exact(schema),
+            Value::Array(list) => each(list.iter_mut()),
+            _ => {}
+        }
+    }
+}
+
 fn exact(format: &str) -> Option<Value> {
     Some(match format {
         "date" => json!({"pattern": format!("^{DATE}$")}),
@@ -64,4 +63,32 @@ fn exact(format: &str) -> Option<Value> {
         "hostname" => json!({"pattern": format!("^{HOSTNAME}$"), "maxLength": 253}),
         _ => return None,
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn patterns_stand_beside_formats_wherever_a_reference_may_lead_and_in_no_value() {
+        let mut schema = json!({
+            "$ref": "#/components/schemas/day",
+            "components": {"schemas": {"day": {"format": "date"}}},
+            "definitions": {"default": {"format": "time"}},
+            "properties": {"enum": {"items": [{"format": "hostname"}]}, "format": {"type": "string"}},
+            "default": {"format": "date"},
+            "enum": [{"format": "date"}],
+        });
+        make_exact(schema.as_object_mut().unwrap());
+        for place in [
+            "/components/schemas/day",
+            "/definitions/default",
+            "/properties/enum/items/0",
+        ] {
+            assert!(schema.pointer(place).unwrap().get("allOf").is_some(), "{place}");
+        }
+        for place in ["", "/default", "/enum/0", "/properties", "/properties/format"] {
+            assert!(schema.pointer(place).unwrap().get("allOf").is_none(), "{place}");
+        }
+    }
 }

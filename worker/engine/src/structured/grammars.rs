@@ -1,23 +1,34 @@
 //! Forms compiled for a tokenizer.
 
+use std::collections::VecDeque;
 use std::fmt;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 use llguidance::api::TopLevelGrammar;
 use llguidance::earley::SlicedBiasComputer;
 use llguidance::toktrie::{ApproximateTokEnv, InferenceCapabilities, SimpleVob, TokEnv, TokRxInfo, TokTrie};
 use llguidance::{Matcher, ParserFactory};
 
+use super::calls::Place;
 use super::form::{Form, FormError};
+use super::free_text::FreeText;
 use crate::runtime::Constraint;
 use crate::text::Tokenizer;
+use crate::text::tool_calls::PYTHON_TAG;
 
 /// Most states of the automaton that splits an answer into terminals; about 2 KB each.
 const MAX_LEXER_STATES: usize = 20_000;
 
+/// Most forms that are kept compiled.
+const MAX_KEPT: usize = 8;
+
 /// Compiles forms for one model.
 pub struct Grammars {
     factory: ParserFactory,
+    env: TokEnv,
+    pub(super) python_tag: Option<u32>,
+    /// The last one first.
+    last: Mutex<VecDeque<Arc<Kept>>>,
     vocab_size: usize,
 }
 
@@ -49,37 +60,93 @@ impl Grammars {
         limits.verbose_errors = false;
         Ok(Self {
             factory,
+            env,
+            python_tag: tokenizer.token_id(PYTHON_TAG).filter(|tag| *tag < vocab_size),
+            last: Mutex::default(),
             vocab_size: vocab_size as usize,
         })
     }
 
-    /// The constraint of a form, behind the tokens of the answer that exist already.
+    /// The constraint of a form, behind the tokens of the answer that exist already. The last forms are kept, so that the answers to one request, and
+    /// requests with the same form, compile it once.
     ///
     /// # Errors
     /// [`FormError`] with what is wrong, or when `resumed` has not this form.
     pub fn compile(&self, form: &Form, resumed: &[u32]) -> Result<TokenConstraint, FormError> {
-        self.compile_grammar(form.grammar()?, resumed)
+        let kept = self.kept(form);
+        let compiled = kept
+            .compiled
+            .get_or_init(|| self.compile_form(form).map(Mutex::new));
+        let compiled = compiled.as_ref().map_err(Clone::clone)?;
+        let mut constraint = {
+            let compiled = compiled.lock().unwrap_or_else(PoisonError::into_inner);
+            let behind_tag = compiled.behind_tag.as_ref().map(Matcher::deep_clone);
+            TokenConstraint {
+                matcher: compiled.matcher.deep_clone(),
+                free_text: behind_tag.map(|behind_tag| FreeText::new(self.python_tag, behind_tag)),
+                env: Arc::clone(&self.env),
+                bytes: self.vocab_size.div_ceil(8),
+            }
+        };
+        for token in resumed {
+            let other = |_| FormError::Unsupported("the resumed tokens have another form".to_owned());
+            constraint.accept(*token).map_err(other)?;
+        }
+        Ok(constraint)
     }
 
-    fn compile_grammar(
-        &self,
-        grammar: TopLevelGrammar,
-        resumed: &[u32],
-    ) -> Result<TokenConstraint, FormError> {
+    /// The place of a form among the last ones.
+    fn kept(&self, form: &Form) -> Arc<Kept> {
+        let mut last = self.last.lock().unwrap_or_else(PoisonError::into_inner);
+        let at = last.iter().position(|kept| kept.form == *form);
+        let kept = at.and_then(|at| last.remove(at)).unwrap_or_else(|| {
+            Arc::new(Kept {
+                form: form.clone(),
+                compiled: OnceLock::new(),
+            })
+        });
+        last.push_front(Arc::clone(&kept));
+        last.truncate(MAX_KEPT);
+        kept
+    }
+
+    fn compile_form(&self, form: &Form) -> Result<Compiled, FormError> {
+        let behind_tag = match form {
+            Form::CallOr(either) if either.text.is_none() => {
+                let grammar = either.beside_free_text(Place::PythonTag)?;
+                Some(self.compile_grammar(grammar)?)
+            }
+            _ => None,
+        };
+        Ok(Compiled {
+            matcher: self.compile_grammar(form.grammar()?)?,
+            behind_tag,
+        })
+    }
+
+    fn compile_grammar(&self, grammar: TopLevelGrammar) -> Result<Matcher, FormError> {
         let mut matcher = Matcher::new(self.factory.create_parser(grammar));
         if let Some(error) = matcher.get_error() {
             // Its advice is for programs that use the compiler.
             let error = error.split(". Enable '").next().unwrap_or_default();
             return Err(FormError::Unsupported(error.to_owned()));
         }
-        matcher
-            .consume_tokens(resumed)
-            .map_err(|_| FormError::Unsupported("the resumed tokens have another form".to_owned()))?;
-        Ok(TokenConstraint {
-            matcher,
-            bytes: self.vocab_size.div_ceil(8),
-        })
+        // What cannot even begin is refused, and what this takes is not to be done again.
+        matcher.compute_mask_or_eos().map_err(unsupported)?;
+        Ok(matcher)
     }
+}
+
+/// A form, and what it has been compiled to when somebody needed it.
+struct Kept {
+    form: Form,
+    compiled: OnceLock<Result<Mutex<Compiled>, FormError>>,
+}
+
+struct Compiled {
+    matcher: Matcher,
+    /// Of what may be free text: for what stands behind Llama's `<|python_tag|>`.
+    behind_tag: Option<Matcher>,
 }
 
 /// How the compiler knows a token. Special tokens are behind a mark that no text has, so that no text becomes one.
@@ -99,6 +166,8 @@ fn unsupported(error: impl fmt::Display) -> FormError {
 #[derive(Clone)]
 pub struct TokenConstraint {
     matcher: Matcher,
+    free_text: Option<FreeText>,
+    env: TokEnv,
     bytes: usize,
 }
 
@@ -112,11 +181,28 @@ impl fmt::Debug for TokenConstraint {
 
 impl Constraint for TokenConstraint {
     fn accept(&mut self, token: u32) -> Result<(), String> {
+        if let Some(text) = &mut self.free_text {
+            if text.tag() == Some(token) {
+                self.matcher = text.begin_behind_tag();
+                return Ok(());
+            }
+            if text.is_text() {
+                return Ok(());
+            }
+            text.take(self.env.tok_trie().token(token));
+        }
         self.matcher.consume_token(token).map_err(failed)
     }
 
     fn mask(&mut self) -> Result<Option<Vec<u8>>, String> {
-        let allowed = self.matcher.compute_mask_or_eos().map_err(failed)?;
+        let free_text = self.free_text.as_ref();
+        if free_text.is_some_and(FreeText::is_text) {
+            return Ok(None);
+        }
+        let mut allowed = self.matcher.compute_mask_or_eos().map_err(failed)?;
+        if let Some(tag) = free_text.and_then(FreeText::tag) {
+            allowed.allow_token(tag);
+        }
         Ok(Some(bitmap(&allowed, self.bytes)))
     }
 
@@ -143,8 +229,7 @@ fn bitmap(allowed: &SimpleVob, bytes: usize) -> Vec<u8> {
 
 #[cfg(test)]
 mod tests {
-    use super::super::form::CallOr;
-    use super::super::testing::{VOCAB, accepts, grammars, walk};
+    use super::super::testing::{VOCAB, allowed, grammars, walk};
     use super::*;
     use crate::text::testing::tokenizer;
     use crate::text::tool_calls::{ToolCallParser, ToolPiece};
@@ -218,65 +303,28 @@ mod tests {
     }
 
     #[test]
-    fn beside_tools_an_answer_has_its_form_or_is_calls() {
+    fn a_form_is_compiled_once_for_as_many_answers_as_need_it_and_the_last_forms_are_kept() {
         let grammars = grammars();
-        let schema = r#"{"type": "object", "properties": {"name": {"type": "string"}, "age": {"type": "integer"}}, "required": ["name"],
-            "additionalProperties": false}"#;
-        let texts = |one: bool, text: Form| {
-            Form::CallOr(CallOr {
-                text: Box::new(text),
-                tools: vec!["f".to_owned(), "g \"h\"".to_owned()],
-                one,
-            })
-        };
-        let call = r#"{"name": "f", "parameters": {"a": [1]}}"#;
-        let quoted = r#"{"name":"g \"h\"","parameters":{}}"#;
-        let list = format!("[{call}, {quoted}]");
-        for one in [false, true] {
-            let form = texts(one, Form::Json(schema.to_owned()));
-            for text in [
-                call,
-                quoted,
-                r#"{"name": "f", "arguments": {}}"#,
-                r#"{"name": "f", "age": 3}"#,
-                r#"{"name": "fox"}"#,
-                r#"{"name": "f"}"#,
-            ] {
-                assert!(accepts(&grammars, &form, text), "{text}");
-            }
-            for text in [
-                r#"{"name": "fox", "parameters": {}}"#,
-                r#"{"name": "f", "parameters": 3}"#,
-                r#"{"parameters": {}}"#,
-                "no",
-            ] {
-                assert!(!accepts(&grammars, &form, text), "{text}");
-            }
-            assert_eq!(accepts(&grammars, &form, &list), !one);
+        let form = |number: usize| Form::Regex(format!("a{{{number}}}b"));
+        let kept = |number: usize| grammars.kept(&form(number));
+        let first = kept(1);
+        assert!(first.compiled.get().is_none());
+        let mut one = grammars.compile(&form(1), &[]).unwrap();
+        assert!(Arc::ptr_eq(&first, &kept(1)) && first.compiled.get().is_some());
+        // Answers go on by themselves.
+        let mut other = grammars.compile(&form(1), &[]).unwrap();
+        let token = |text: &str| tokenizer().encode(text, false).unwrap()[0];
+        one.accept(token("a")).unwrap();
+        assert_eq!(allowed(&mut one), [token("b")]);
+        assert_eq!(allowed(&mut other), [token("a")]);
+        for number in 2..=MAX_KEPT {
+            kept(number);
         }
-        for text in [
-            Form::Regex("x/y+".to_owned()),
-            Form::Choice(vec!["x/y".to_owned()]),
-            Form::Lark("start: \"x/y\"".to_owned()),
-        ] {
-            let form = texts(false, text);
-            assert!(
-                accepts(&grammars, &form, "x/y")
-                    && accepts(&grammars, &form, call)
-                    && !accepts(&grammars, &form, "x"),
-                "{form:?}"
-            );
+        assert!(Arc::ptr_eq(&first, &kept(1)));
+        for number in 2..=MAX_KEPT + 1 {
+            kept(number);
         }
-        let text = Box::new(Form::Regex("x".to_owned()));
-        let none = Form::CallOr(CallOr {
-            text,
-            tools: Vec::new(),
-            one: true,
-        });
-        assert!(matches!(
-            grammars.compile(&none, &[]),
-            Err(FormError::NoChoice(_))
-        ));
+        assert!(!Arc::ptr_eq(&first, &kept(1)));
     }
 
     #[test]

@@ -4,13 +4,17 @@
 //! | module | what it is |
 //! |---|---|
 //! | [`allowed`] | a list of tokens that an answer may have |
+//! | [`calls`] | calls of tools as grammars |
 //! | [`form`] | what an answer must look like |
 //! | [`formats`] | formats of strings that the compiler knows only roughly |
+//! | [`free_text`] | where an answer is free text that no form restricts |
 //! | [`grammars`] | forms compiled for a tokenizer |
 
 pub mod allowed;
+mod calls;
 pub mod form;
 mod formats;
+mod free_text;
 pub mod grammars;
 #[cfg(test)]
 mod suite;
@@ -18,5 +22,6 @@ mod suite;
 mod testing;
 
 pub use allowed::AllowedTokens;
-pub use form::{CallOr, Form, FormError};
+pub use calls::{CallOr, Callable};
+pub use form::{Form, FormError};
 pub use grammars::{Grammars, TokenConstraint};

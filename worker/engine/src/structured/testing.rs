@@ -17,7 +17,9 @@ pub(super) fn grammars() -> Grammars {
 
 /// The tokens that may come next.
 pub(super) fn allowed(constraint: &mut TokenConstraint) -> Vec<u32> {
-    let mask = constraint.mask().unwrap().unwrap();
+    let Some(mask) = constraint.mask().unwrap() else {
+        return (0..VOCAB).collect();
+    };
     assert_eq!(mask.len(), 38);
     (0..VOCAB)
         .filter(|id| mask[*id as usize / 8] >> (id % 8) & 1 == 1)

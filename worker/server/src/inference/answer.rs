@@ -5,13 +5,13 @@ use llamero_engine::runtime::{
     TokenScore,
 };
 use llamero_engine::structured::{AllowedTokens, TokenConstraint};
-use llamero_engine::text::tool_calls::{ToolCallParser, ToolPiece};
+use llamero_engine::text::tool_calls::{PYTHON_TAG, ToolCallParser, ToolPiece};
 use llamero_engine::text::{Finished, GenerationRequest, OutputText, Tokenizer};
 use tokio::sync::mpsc::{UnboundedReceiver, unbounded_channel};
 use tokio_util::sync::CancellationToken;
 use tonic::Status;
 
-use super::model::Model;
+use super::model::{Model, blame};
 use crate::grpc::exhausted;
 
 /// Why an answer ended.
@@ -86,10 +86,10 @@ pub struct Tools {
 impl Tools {
     /// For the answer of a model with this tokenizer.
     #[must_use]
-    pub fn new(tokenizer: &Tokenizer, names: Vec<String>, at_most_one: bool) -> Self {
+    pub fn new(tokenizer: &Tokenizer, parser: ToolCallParser) -> Self {
         Self {
-            parser: ToolCallParser::new(names, at_most_one),
-            python_tag: tokenizer.token_id("<|python_tag|>"),
+            parser,
+            python_tag: tokenizer.token_id(PYTHON_TAG),
         }
     }
 
@@ -130,8 +130,10 @@ pub struct Opening {
 impl Opening {
     /// Go through the tokens that the client has already, which takes a while when they are many: not for a thread that
     /// streams.
-    #[must_use]
-    pub fn new(model: &Model, mut request: GenerationRequest, wishes: Wishes) -> Self {
+    ///
+    /// # Errors
+    /// INVALID_ARGUMENT when no token may come first.
+    pub fn new(model: &Model, mut request: GenerationRequest, wishes: Wishes) -> Result<Self, Status> {
         let Wishes {
             constraint,
             mut tools,
@@ -145,14 +147,16 @@ impl Opening {
         let constraint: Option<Box<dyn Constraint>> = match (allowed.as_slice(), constraint) {
             ([], None) => None,
             ([], Some(form)) => Some(form),
-            (allowed, form) => Some(Box::new(AllowedTokens::new(
-                allowed,
-                &model.defaults.eos_token_ids,
-                model.limits.vocab_size,
-                form,
-            ))),
+            (allowed, form) => {
+                let ends = &model.defaults.eos_token_ids;
+                let mut both = AllowedTokens::new(allowed, ends, model.limits.vocab_size, form);
+                if request.resume_tokens.is_empty() {
+                    both.mask().map_err(|why| blame("allowed_token_ids", &why))?;
+                }
+                Some(Box::new(both))
+            }
         };
-        Self {
+        Ok(Self {
             request,
             constraint,
             tools,
@@ -160,7 +164,7 @@ impl Opening {
             adapter,
             text,
             over,
-        }
+        })
     }
 
     /// The request.

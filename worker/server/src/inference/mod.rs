@@ -36,7 +36,7 @@ use llamero_engine::runtime::EngineHandle;
 use llamero_identity::Serving;
 use llamero_proto::v1::completion_server::CompletionServer;
 use llamero_proto::v1::telemetry_server::TelemetryServer;
-use llamero_settings::limits::MAX_MESSAGE_BYTES;
+use llamero_settings::limits::{MAX_FRAME_BYTES, MAX_MESSAGE_BYTES};
 use tokio_util::sync::CancellationToken;
 use tonic::transport::Server;
 use vllm_proto::control_server::ControlServer;
@@ -106,6 +106,7 @@ pub async fn serve(
     let server = Server::builder()
         .http2_keepalive_interval(Some(KEEPALIVE))
         .http2_keepalive_timeout(Some(KEEPALIVE))
+        .max_frame_size(MAX_FRAME_BYTES)
         .add_routes(serving.guard(grpc::with_fallback(Receiving::default().bound(routes))))
         .serve_with_incoming_shutdown(incoming, closing.clone().cancelled_owned());
     tokio::pin!(server);

@@ -1,8 +1,9 @@
 //! A `CompletionRequest` becomes a request of the engine, with what restricts and reads its answer, up to where it goes on.
 
 use llamero_engine::runtime::{AdapterChoice, Sharing};
-use llamero_engine::structured::{CallOr, Form};
+use llamero_engine::structured::{CallOr, Callable, Form};
 use llamero_engine::text::RequestDraft;
+use llamero_engine::text::tool_calls::ToolCallParser;
 use llamero_proto::v1::completion_request::Prompt as Sent;
 use llamero_proto::v1::structure;
 use llamero_proto::v1::{ChatPrompt, CompletionRequest, Structure, ToolChoice};
@@ -38,27 +39,8 @@ pub fn prepare(
         _ => None,
     };
     let mut form = request.structure.take().map(form).transpose()?;
-    if let Some(call) = offered.as_ref().and_then(|offered| offered.required.clone()) {
-        // Fields of OpenAI's API give a form to the text of an answer; an answer that must be a call has none.
-        if let Some((_, parameter)) = &form
-            && !FORMS_OF_TEXT.contains(&parameter.as_str())
-        {
-            return Err(blame(
-                "tool_choice",
-                &format!(
-                    "an answer cannot be a tool call and have the form of '{parameter}'; ask for one of them"
-                ),
-            ));
-        }
-        form = Some((call, "tools".to_owned()));
-    } else if let Some(offered) = &offered {
-        form = form.map(
-            |(text, parameter)| match FORMS_OF_TEXT.contains(&parameter.as_str()) {
-                true => (offered.beside(text), parameter),
-                // The whole answer has the others, so that there is no room for calls.
-                false => (text, parameter),
-            },
-        );
+    if let Some(offered) = &offered {
+        form = offered.form(form)?;
     }
     if let (Some((_, parameter)), true) = (&form, request.ignore_eos) {
         let message = format!(
@@ -74,7 +56,7 @@ pub fn prepare(
     let constraint = form
         .map(|(form, parameter)| model.constraint(&form, &resumed, &parameter))
         .transpose()?;
-    let tools = offered.map(|offered| Tools::new(&model.tokenizer, offered.names, offered.at_most_one));
+    let tools = offered.map(|offered| offered.tools(model, constraint.is_some()));
     let wishes = Wishes {
         constraint,
         tools,
@@ -82,7 +64,7 @@ pub fn prepare(
         adapter,
     };
     Ok(Prepared {
-        opening: Opening::new(model, request, wishes),
+        opening: Opening::new(model, request, wishes)?,
         prompt_text: text.unwrap_or_default(),
     })
 }
@@ -97,60 +79,125 @@ pub struct Prepared {
 
 /// The tools of a request.
 struct Offered {
-    names: Vec<String>,
+    tools: Vec<Tool>,
     at_most_one: bool,
-    /// Set when a tool must be called.
-    required: Option<Form>,
+    /// One of the tools of this name, or of any name, must be called.
+    required: Option<String>,
+}
+
+struct Tool {
+    name: String,
+    /// The schema of its parameters.
+    parameters: String,
+    /// Its arguments have that schema in every answer.
+    is_strict: bool,
+}
+
+impl Tool {
+    fn read(tool: &Value) -> Result<Self, Status> {
+        let function = tool.get("function").unwrap_or(tool);
+        let name = function.get("name").and_then(Value::as_str);
+        let name = name.ok_or_else(|| wrong_tools("a tool has no name"))?;
+        let parameters = function
+            .get("parameters")
+            .filter(|parameters| !parameters.is_null());
+        let any = || json!({"type": "object"}).to_string();
+        Ok(Self {
+            name: name.to_owned(),
+            parameters: parameters.map_or_else(any, Value::to_string),
+            is_strict: function.get("strict") == Some(&Value::Bool(true)),
+        })
+    }
+}
+
+fn wrong_tools(why: &str) -> Status {
+    blame("tools", &format!("'tools' cannot be read: {why}"))
 }
 
 impl Offered {
     fn read(chat: &ChatPrompt) -> Result<Self, Status> {
-        let wrong = |why: String| blame("tools", &format!("'tools' cannot be read: {why}"));
         let tools: Vec<Value> =
-            serde_json::from_str(&chat.tools_json).map_err(|error| wrong(error.to_string()))?;
+            serde_json::from_str(&chat.tools_json).map_err(|error| wrong_tools(&error.to_string()))?;
         if tools.len() > MAX_TOOLS {
-            return Err(wrong(format!(
-                "there are {} tools; send at most {MAX_TOOLS}",
-                tools.len()
+            let many = tools.len();
+            return Err(wrong_tools(&format!(
+                "there are {many} tools; send at most {MAX_TOOLS}"
             )));
         }
-        let functions = tools.iter().map(|tool| {
-            let function = tool.get("function").unwrap_or(tool);
-            let name = function.get("name").and_then(Value::as_str);
-            let name = name.ok_or_else(|| wrong("a tool has no name".to_owned()))?;
-            let parameters = function
-                .get("parameters")
-                .filter(|parameters| !parameters.is_null());
-            let any = || json!({"type": "object"}).to_string();
-            Ok((name.to_owned(), parameters.map_or_else(any, Value::to_string)))
-        });
-        let functions: Vec<(String, String)> = functions.collect::<Result<_, Status>>()?;
-        let names = functions.iter().map(|(name, _)| name.clone()).collect();
         let must = chat.tool_choice() == ToolChoice::Required;
-        let named = |(name, _): &(String, String)| chat.tool_name.is_empty() || *name == chat.tool_name;
-        let callable: Vec<_> = functions.into_iter().filter(named).collect();
-        if must && callable.is_empty() {
-            let message = format!(
-                "'tool_choice' names {:?}, which is none of the tools",
-                chat.tool_name
-            );
-            return Err(blame("tool_choice", &message));
-        }
         Ok(Self {
-            names,
+            tools: tools.iter().map(Tool::read).collect::<Result<_, _>>()?,
             // A required call is one call.
             at_most_one: chat.one_tool_call || must,
-            required: must.then_some(Form::Call(callable)),
+            required: must.then(|| chat.tool_name.clone()),
         })
     }
 
-    /// What an answer may be that has this form if it calls nothing.
-    fn beside(&self, text: Form) -> Form {
+    /// The form of an answer that may call these tools, if it would have this form otherwise.
+    fn form(&self, text: Option<(Form, String)>) -> Result<Option<(Form, String)>, Status> {
+        // Fields of OpenAI's API give a form to the text of an answer, if it has text; the whole answer has the others.
+        let whole = text
+            .as_ref()
+            .map(|(_, parameter)| parameter)
+            .filter(|parameter| !FORMS_OF_TEXT.contains(&parameter.as_str()));
+        match (&self.required, whole) {
+            (Some(_), Some(parameter)) => Err(blame(
+                "tool_choice",
+                &format!(
+                    "an answer cannot be a tool call and have the form of '{parameter}'; ask for one of them"
+                ),
+            )),
+            (Some(name), None) => Ok(Some((self.call(name)?, "tools".to_owned()))),
+            // There is no room for calls.
+            (None, Some(_)) => Ok(text),
+            (None, None) => Ok(match text {
+                Some((text, parameter)) => Some((self.call_or(Some(text)), parameter)),
+                None if self.tools.iter().any(|tool| tool.is_strict) => {
+                    Some((self.call_or(None), "tools".to_owned()))
+                }
+                None => None,
+            }),
+        }
+    }
+
+    fn call(&self, required: &str) -> Result<Form, Status> {
+        let tools = self
+            .tools
+            .iter()
+            .filter(|tool| required.is_empty() || tool.name == required);
+        let callable: Vec<_> = tools
+            .map(|tool| (tool.name.clone(), tool.parameters.clone()))
+            .collect();
+        if callable.is_empty() {
+            let message = format!("'tool_choice' names {required:?}, which is none of the tools");
+            return Err(blame("tool_choice", &message));
+        }
+        Ok(Form::Call(callable))
+    }
+
+    fn call_or(&self, text: Option<Form>) -> Form {
+        let tools = self.tools.iter().map(|tool| Callable {
+            name: tool.name.clone(),
+            arguments: tool.is_strict.then(|| tool.parameters.clone()),
+        });
         Form::CallOr(CallOr {
-            text: Box::new(text),
-            tools: self.names.clone(),
+            text: text.map(Box::new),
+            tools: tools.collect(),
             one: self.at_most_one,
         })
+    }
+
+    /// What reads the calls of an answer.
+    fn tools(self, model: &Model, has_form: bool) -> Tools {
+        let strict = self.tools.iter().filter(|tool| tool.is_strict);
+        let strict: Vec<String> = strict.map(|tool| tool.name.clone()).collect();
+        let names = self.tools.into_iter().map(|tool| tool.name).collect();
+        let parser = ToolCallParser::new(names, self.at_most_one);
+        let parser = match has_form {
+            true => parser.formed(strict),
+            false => parser,
+        };
+        Tools::new(&model.tokenizer, parser)
     }
 }
 

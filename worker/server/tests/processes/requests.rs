@@ -341,6 +341,10 @@ async fn allowed_tokens(worker: &Worker) {
     // Where no token is left before that, with an error that says so.
     let status = client.generate(formed("no maybe", 20)).await.unwrap_err();
     assert!(status.message().contains("allowed_token_ids"), "{status}");
+    // Where none may come first, before anything is computed.
+    let status = client.generate(formed("maybe", 20)).await.unwrap_err();
+    assert_eq!(status.code(), Code::InvalidArgument, "{status}");
+    assert_eq!(status.metadata().get("parameter").unwrap(), "allowed_token_ids");
     let unknown = CompletionRequest {
         allowed_token_ids: vec![1_000_000],
         ..request

@@ -44,6 +44,7 @@ async fn forms_tools_figures_and_bans() {
     resuming(&worker).await;
     refusals(&worker).await;
     tools(&worker).await;
+    strict_tools(&worker).await;
     history_with_a_call(&worker).await;
     figures(&worker).await;
     bans(&worker).await;
@@ -176,6 +177,64 @@ async fn tools(worker: &Worker) {
         "'guided_json'",
     )
     .await;
+}
+
+/// The model decides whether it calls a tool; once it has begun to, a strict tool gets arguments of its schema.
+async fn strict_tools(worker: &Worker) {
+    let parameters = json!({"properties": {"days": {"type": "integer", "minimum": 1, "maximum": 7}}, "required": ["days"],
+        "additionalProperties": false});
+    let tools = json!([{"type": "function", "function": {"name": "weather", "strict": true, "parameters": parameters}}]);
+    let request = CompletionRequest {
+        prompt: Some(Prompt::Chat(ChatPrompt {
+            tools_json: tools.to_string(),
+            ..ask("How is the weather in Rome?")
+        })),
+        temperature: Some(1.0),
+        max_tokens: Some(60),
+        ..CompletionRequest::default()
+    };
+    let tokens = async |text: &str| {
+        let text = CompletionRequest {
+            prompt: Some(Prompt::Text(text.to_owned())),
+            no_special_tokens: true,
+            ..CompletionRequest::default()
+        };
+        worker.completion().tokenize(text).await.unwrap().into_inner().ids
+    };
+    let begun = tokens(r#"[{"name": "weather", "arguments":"#).await;
+    for seed in 0..4 {
+        let call = CompletionRequest {
+            resume_token_ids: begun.clone(),
+            seed: Some(seed),
+            ..request.clone()
+        };
+        let (made, text, _) = calls(worker, call).await;
+        let Some((name, arguments)) = made.first() else {
+            panic!("{text}")
+        };
+        assert_eq!((name.as_str(), text.as_str()), ("weather", ""));
+        let value: Value = serde_json::from_str(arguments).unwrap();
+        assert!((1..=7).contains(&value["days"].as_i64().unwrap()), "{value}");
+    }
+    let text = CompletionRequest {
+        resume_token_ids: tokens(r#"{"weather":"#).await,
+        seed: Some(1),
+        ..request.clone()
+    };
+    let (made, text, _) = calls(worker, text).await;
+    assert!(made.is_empty() && !text.is_empty(), "{made:?} {text}");
+    let other = CompletionRequest {
+        resume_token_ids: tokens(r#"{"name": "forecast", "parameters":"#).await,
+        ..request.clone()
+    };
+    refused(worker, other, Code::InvalidArgument, "'tools'").await;
+    let mut unclear = request;
+    if let Some(Prompt::Chat(chat)) = &mut unclear.prompt {
+        chat.tools_json = chat
+            .tools_json
+            .replace("\"required\"", "\"not\": {}, \"required\"");
+    }
+    refused(worker, unclear, Code::InvalidArgument, "\"not\"").await;
 }
 
 /// A history with a call and its result is rendered, also by a template that knows no tools.

@@ -4,11 +4,14 @@
 //! or white space between), in a list, or each within `<tool_call>` and `</tool_call>`. Behind Llama's `<|python_tag|>` stands one too,
 //! a call of a built-in tool, or code. JSON that names no tool of the request is text, and so is everything else.
 
+use serde_json::Value;
+
 use super::head::{Head, head};
+use super::opening::{MOST, Opening, opening};
 use super::python_call;
 
 /// Longest beginning of a call, and longest code.
-const MAX_HELD: usize = 64 << 10;
+const MAX_HELD: usize = MOST;
 const OPENING: &str = "<tool_call>";
 const CLOSING: &str = "</tool_call>";
 
@@ -38,6 +41,8 @@ pub enum ToolPiece {
 pub struct ToolCallParser {
     names: Vec<String>,
     at_most_one: bool,
+    /// Set when the answer has a form that tells calls from text: the tools whose calls it writes.
+    formed: Option<Vec<String>>,
     state: State,
     /// Text that is not understood yet.
     held: String,
@@ -72,11 +77,22 @@ impl ToolCallParser {
         Self {
             names,
             at_most_one,
+            formed: None,
             state: State::Between,
             held: String::new(),
             lead: String::new(),
             begun: 0,
             done: false,
+        }
+    }
+
+    /// For an answer with a form that knows calls: only what [`opening`](super::opening) takes for a call is one. Built-in tools and code are called
+    /// behind `<|python_tag|>` unless they are `strict`, which are called with arguments of their schema or not at all.
+    #[must_use]
+    pub fn formed(self, strict: Vec<String>) -> Self {
+        Self {
+            formed: Some(strict),
+            ..self
         }
     }
 
@@ -110,7 +126,9 @@ impl ToolCallParser {
         let mut pieces = Vec::new();
         if let State::Python = self.state {
             let (name, arguments) = python_call::read(&self.held);
-            if !self.held.trim().is_empty() && self.knows(&name) {
+            let may_call = |strict: &Vec<String>| !strict.contains(&name) && !self.held_is_json();
+            let may_call = self.formed.as_ref().is_none_or(may_call);
+            if !self.held.trim().is_empty() && self.knows(&name) && may_call {
                 self.held.clear();
                 self.whole(name, arguments, &mut pieces);
             }
@@ -129,6 +147,10 @@ impl ToolCallParser {
         match self.state {
             _ if self.done => {}
             State::Text => add(pieces, ToolPiece::Text(character.into())),
+            State::Between if self.formed.is_some() && self.begun == 0 => {
+                self.formed_head(character, pieces);
+            }
+            State::Head | State::Python if self.formed.is_some() => self.formed_head(character, pieces),
             State::Between => self.between(character, pieces),
             State::Head => self.head(character, pieces),
             State::Arguments { .. } => self.arguments(character, pieces),
@@ -165,17 +187,7 @@ impl ToolCallParser {
         self.held.push(character);
         match head(&self.held) {
             Head::More => self.bound(pieces),
-            Head::Begins { name, at } if self.knows(&name) => {
-                let index = self.begin(name, pieces);
-                let text = self.held.split_off(at);
-                self.held.clear();
-                add(pieces, ToolPiece::Arguments { index, text });
-                self.state = State::Arguments {
-                    depth: 1,
-                    quoted: false,
-                    escaped: false,
-                };
-            }
+            Head::Begins { name, at } if self.knows(&name) => self.begin_arguments(name, at, pieces),
             Head::Whole { name, arguments } if self.knows(&name) => {
                 self.held.clear();
                 self.whole(name, arguments, pieces);
@@ -183,6 +195,48 @@ impl ToolCallParser {
             }
             Head::No | Head::Begins { .. } | Head::Whole { .. } => self.give_up(pieces),
         }
+    }
+
+    fn formed_head(&mut self, character: char, pieces: &mut Vec<ToolPiece>) {
+        self.held.push(character);
+        let alone = !matches!(self.state, State::Between);
+        match opening(self.held.as_bytes(), alone) {
+            Opening::More => self.bound(pieces),
+            Opening::Call { quoted, rest } => match rest.trim_ascii_start() {
+                [] => self.bound(pieces),
+                b"{" => {
+                    let is_named =
+                        |name: &&String| Value::from(name.as_str()).to_string().as_bytes() == quoted;
+                    match self.names.iter().find(is_named).cloned() {
+                        Some(name) => self.begin_arguments(name, self.held.len() - 1, pieces),
+                        None => self.give_up(pieces),
+                    }
+                }
+                _ => self.give_up(pieces),
+            },
+            // Code goes on to the end.
+            Opening::Text if matches!(self.state, State::Python) && !self.held_is_json() => {
+                self.bound(pieces);
+            }
+            Opening::Text => self.give_up(pieces),
+        }
+    }
+
+    fn held_is_json(&self) -> bool {
+        self.held.trim_start().starts_with('{')
+    }
+
+    /// The brace of the arguments is at this byte of what is held, the last one.
+    fn begin_arguments(&mut self, name: String, at: usize, pieces: &mut Vec<ToolPiece>) {
+        let index = self.begin(name, pieces);
+        let text = self.held.split_off(at);
+        self.held.clear();
+        add(pieces, ToolPiece::Arguments { index, text });
+        self.state = State::Arguments {
+            depth: 1,
+            quoted: false,
+            escaped: false,
+        };
     }
 
     fn arguments(&mut self, character: char, pieces: &mut Vec<ToolPiece>) {

@@ -74,7 +74,7 @@ fn prepare(
             constraint: constraint.transpose()?,
             ..Wishes::default()
         };
-        Ok(Opening::new(model, request, wishes))
+        Opening::new(model, request, wishes)
     };
     let openings: Result<_, Status> = (0..sequences).map(opening).collect();
     Ok((openings?, selection))
