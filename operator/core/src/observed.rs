@@ -197,8 +197,6 @@ pub struct InspectPod {
     pub image_id: Option<String>,
     /// `spec.nodeName`.
     pub node: Option<String>,
-    /// `metadata.creationTimestamp`.
-    pub created_at: Option<Millis>,
     /// Termination message of its container.
     pub result: Option<String>,
     /// When its container ended, by the clock of its node.

@@ -74,7 +74,8 @@ impl Tries {
             _ => None,
         };
         let own = self.patience.first.saturating_mul(1 << (self.failed - 1).min(16));
-        let pause = asked.unwrap_or(own).min(self.patience.most);
+        // A time that has passed is no leave to come again at once.
+        let pause = asked.map_or(own, |asked| asked.max(own)).min(self.patience.most);
         let pause = spread(pause, RandomState::new().hash_one(self.failed));
         tracing::info!(%error, ?pause, "trying again");
         tokio::time::sleep(pause).await;

@@ -54,8 +54,8 @@ type Latest<M> = Arc<Mutex<Option<Received<M>>>>;
 struct Peer<M> {
     address: String,
     latest: Latest<M>,
-    /// Since when it is listened to.
-    since: Timestamp,
+    /// Since when it is listened to, by a clock that may have gone back since.
+    since: Mutex<Timestamp>,
     /// Absent while it is not listened to.
     open: Option<Open>,
 }
@@ -126,7 +126,7 @@ impl<S: Subscribe> Pool<S> {
         let peer = Peer {
             address: address.to_owned(),
             latest,
-            since: Timestamp::now(),
+            since: Mutex::new(Timestamp::now()),
             open: Some(Open { channel, task }),
         };
         self.peers.insert(key.to_owned(), peer);
@@ -155,7 +155,10 @@ impl<S: Subscribe> Pool<S> {
     #[must_use]
     pub fn tried_since(&self, key: &str) -> Option<Timestamp> {
         let peer = self.peers.get(key)?;
-        peer.open.as_ref().map(|_| peer.since)
+        peer.open.as_ref()?;
+        let mut since = lock(&peer.since);
+        *since = Timestamp::now().min(*since);
+        Some(*since)
     }
 
     /// What every peer said last.

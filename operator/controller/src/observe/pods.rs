@@ -135,11 +135,6 @@ pub fn inspect_pod(pod: &Pod) -> observed::InspectPod {
             .map(|container| container.image_id.clone())
             .filter(|id| !id.is_empty()),
         node: pod.spec.as_ref().and_then(|spec| spec.node_name.clone()),
-        created_at: pod
-            .metadata
-            .creation_timestamp
-            .as_ref()
-            .map(|time| time.0.as_millisecond()),
         result: status
             .and_then(terminated)
             .map(|state| state.message.clone().unwrap_or_default()),

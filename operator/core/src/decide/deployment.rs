@@ -208,20 +208,36 @@ fn made_from(
     let wanted = template.map(|template| (verdict.revision.clone(), template.clone()));
     let refused = matches!(
         verdict.acceptance,
-        Acceptance::Refused(_) | Acceptance::NoBackend(_) | Acceptance::Unreadable(_)
+        Acceptance::Refused(_)
+            | Acceptance::NoBackend(_)
+            | Acceptance::Unreadable(_)
+            | Acceptance::Inspecting(_)
+            | Acceptance::NoRevision(_)
     );
     let paused = deployment.object.spec.rollout.paused;
     let is_held = paused || (refused && wanted.is_none());
     if !is_held {
         return wanted;
     }
-    let last = || history::newest(deployment).filter(|_| paused);
-    let Some((revision, template)) = rollout::present(views).or_else(last) else {
+    let present = rollout::present(views).map(|(revision, template)| (revision.to_owned(), template.clone()));
+    // What is kept under the name that the user gave, or under that of the specification, is wanted more than what was kept last.
+    let kept = wanted
+        .clone()
+        .filter(|_| deployment.object.spec.rollout.revision.is_some());
+    let last = || {
+        let (revision, template) = history::newest(deployment).filter(|_| paused)?;
+        Some((revision.to_owned(), template.clone()))
+    };
+    let Some((revision, mut template)) = present.or(kept).or_else(last) else {
         return wanted;
     };
+    if views.is_empty() {
+        // Nobody is left who speaks as they did when it was kept.
+        template.transport = settings.transport;
+    }
     // What was allowed when it was kept may not be any more.
     policy::check(&template.source, &template.worker, settings).ok()?;
-    Some((revision.to_owned(), template.clone()))
+    Some((revision, template))
 }
 
 /// The snapshot that the user wants to go back to. It was served before, so nothing about it depends on what the specification says now.

@@ -52,7 +52,8 @@ pub fn leaves(view: &GroupView<'_>, context: &Context<'_>, policy: &Disruption) 
         && view
             .members
             .iter()
-            .any(|m| m.member.successor.is_none() && on_disrupted_node(m, context))
+            // A successor is swapped in by a group that is whole.
+            .any(|m| (m.member.successor.is_none() || !view.whole()) && on_disrupted_node(m, context))
 }
 
 /// When the group leaves at the latest.

@@ -235,7 +235,8 @@ impl<'a> GroupView<'a> {
             .filter(|_| self.wanted() && leader.report.is_none());
         let served = |status: &LlamaGroupStatus| {
             let mut ranks = status.ranks.iter();
-            status.ready && ranks.any(|rank| rank.pod == leader.name && rank.phase == RankPhase::Serving)
+            // What it says of readiness is this operator's word by now, which hears nobody yet.
+            ranks.any(|rank| rank.pod == leader.name && rank.phase == RankPhase::Serving)
         };
         begun.is_some_and(|since| now.saturating_sub(since) <= patience)
             && self.group.object.status.as_ref().is_some_and(served)

@@ -278,7 +278,7 @@ fn a_drain_ends_by_the_deadline_for_groups_that_are_not_whole() {
         spec(group, |s| {
             s.failures = (1..=4)
                 .map(|i| {
-                    let failure = serde_json::json!({"time": time::to_time(NOW + 600_000 - i * 1000), "index": 1, "attempt": 1,
+                    let failure = serde_json::json!({"time": time::to_time(NOW - i * 1000), "index": 1, "attempt": 1,
                         "reason": "Exited", "charged": true, "message": "it crashed", "node": "b"});
                     serde_json::from_value(failure).unwrap()
                 })

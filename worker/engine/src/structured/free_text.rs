@@ -7,6 +7,7 @@ use crate::text::tool_calls::opening::{self, Opening, opening};
 
 /// Watches an answer that is free text or calls: while it may be either, the form restricts it; once it is text, nothing does, until Llama's
 /// `<|python_tag|>` begins it anew.
+#[derive(Clone)]
 pub(super) struct FreeText {
     tag: Option<u32>,
     behind_tag: Matcher,

@@ -60,7 +60,7 @@ impl World {
     }
 
     pub(crate) fn fault(&mut self, fault: &Fault) {
-        let now = self.now;
+        let now = self.clock();
         match fault {
             Fault::Crash(n) => {
                 if let Some(p) = self.pod(*n).filter(|p| p.pod.phase == PodPhase::Running) {
@@ -187,7 +187,17 @@ impl World {
                 }
             }
             Fault::Stale => self.stale = true,
-            Fault::Clock(minutes) => self.ahead = i64::from(*minutes) * 60_000,
+            Fault::Clock(minutes) => {
+                self.ahead = i64::from(*minutes) * 60_000;
+                // As the controller's links do when they see it.
+                let clock = self.clock();
+                for p in self.pods() {
+                    p.unheard = p.unheard.map(|since| since.min(clock));
+                    if let Some(report) = p.pod.report.as_mut().filter(|report| report.alive_at != OPEN) {
+                        report.alive_at = report.alive_at.min(clock);
+                    }
+                }
+            }
             Fault::Wait(seconds) => {
                 for _ in 0..*seconds {
                     self.tick();

@@ -224,7 +224,7 @@ impl World {
                     },
                     in_flight: self.requests,
                     total: u64::from(self.requests),
-                    received_at: self.now,
+                    received_at: self.clock(),
                 }),
             }],
             ..Observed::default()

@@ -83,8 +83,12 @@ impl Constrained {
         };
         let Some(mut ahead) = ahead else { return masks };
         for draft in drafts {
-            // A draft that is not allowed is wrong, so what would come behind it never does. Where a mask cannot be made, it is
-            // tried again when the tokens before are certain, and tells the client then.
+            // A draft that is not allowed is wrong, so what would come behind it never does, and what a form's automaton would make of it
+            // is not to count against the form's bounds. Where a mask cannot be made, it is tried again when the tokens before are
+            // certain, and tells the client then.
+            if !masks.last().is_some_and(|mask| allows(mask.as_deref(), *draft)) {
+                break;
+            }
             let behind = ahead.accept(*draft).and_then(|()| ahead.mask());
             let Ok(mask) = behind else { break };
             masks.push(mask);
@@ -103,6 +107,14 @@ impl Constrained {
             }
         }
     }
+}
+
+/// Whether a mask, of [`Constraint::mask`], has a token.
+fn allows(mask: Option<&[u8]>, token: u32) -> bool {
+    mask.is_none_or(|mask| {
+        let byte = mask.get(token as usize / 8);
+        byte.is_some_and(|byte| byte >> (token % 8) & 1 == 1)
+    })
 }
 
 /// What a client is to hear after a step.

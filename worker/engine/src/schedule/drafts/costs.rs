@@ -14,7 +14,9 @@ const PLAIN_WEIGHT: f32 = 1.0 / 8.0;
 const WEIGHT: f32 = 1.0 / 4.0;
 /// How much of what was measured each step without drafts forgets, so that drafts that were dear once are tried again.
 const FORGOTTEN: f32 = 1.0 / 256.0;
-/// A step that took more than so many times what was expected was disturbed, and counts as so many times.
+/// After so many steps with drafts one goes without, since the time of such steps changes with the context and the work beside it.
+const LOOK_AGAIN: u32 = 32;
+/// A step that took more than so many times what was expected, or known, was disturbed, and counts as so many times.
 const MOST_TIMES: f32 = 2.0;
 
 /// Times of steps by rows, and how they grow by drafts.
@@ -28,6 +30,8 @@ struct OfRows {
     plain: f32,
     /// How many times that by the number of drafts; 0: not measured.
     ratios: [f32; MOST_DRAFTS + 1],
+    /// Steps with drafts since the last one without.
+    drafted: u32,
 }
 
 impl Default for StepCosts {
@@ -35,6 +39,7 @@ impl Default for StepCosts {
         let of_rows = OfRows {
             plain: 0.0,
             ratios: [0.0; MOST_DRAFTS + 1],
+            drafted: 0,
         };
         Self(vec![of_rows; MOST_ROWS + 1])
     }
@@ -50,6 +55,7 @@ impl StepCosts {
             of_rows.measured_drafts(rows, drafts, seconds);
             return;
         }
+        of_rows.drafted = 0;
         if of_rows.plain == 0.0 {
             of_rows.plain = seconds;
         }
@@ -60,6 +66,12 @@ impl StepCosts {
                 *ratio += FORGOTTEN * (expected(rows, drafts) - *ratio);
             }
         }
+    }
+
+    /// Whether the next step of so many rows is to go without drafts, to know what they cost.
+    pub(super) fn wants_plain(&self, rows: usize) -> bool {
+        let of_rows = self.0.get(rows);
+        of_rows.is_some_and(|of_rows| of_rows.plain == 0.0 || of_rows.drafted >= LOOK_AGAIN)
     }
 
     /// How many times as long as one without drafts a step takes.
@@ -74,7 +86,9 @@ impl OfRows {
         if self.plain == 0.0 {
             return;
         }
-        let most = MOST_TIMES * expected(rows, drafts);
+        self.drafted = self.drafted.saturating_add(1);
+        let known = self.ratios.get(drafts).copied().unwrap_or(0.0);
+        let most = MOST_TIMES * expected(rows, drafts).max(known);
         let counted = (seconds / self.plain).clamp(1.0, most);
         if let Some(ratio) = self.ratios.get_mut(drafts) {
             let before = if *ratio > 0.0 { *ratio } else { counted };
@@ -114,6 +128,21 @@ mod tests {
         assert!((costs.ratio(1, 8) - 1.4).abs() < 0.04, "{}", costs.ratio(1, 8));
         assert_eq!(costs.ratio(2, 4), expected(2, 4));
         assert_eq!(costs.ratio(9999, 4), expected(9999, 4));
+    }
+
+    #[test]
+    fn steps_without_drafts_come_again_and_dear_drafts_are_known_for_what_they_cost() {
+        let mut costs = StepCosts::default();
+        assert!(costs.wants_plain(1), "nothing is measured");
+        costs.measured(1, 0, 0.010);
+        assert!(!costs.wants_plain(1) && !costs.wants_plain(MOST_ROWS + 1));
+        for _ in 0..LOOK_AGAIN {
+            costs.measured(1, 8, 0.090);
+        }
+        assert!(costs.wants_plain(1));
+        assert!(costs.ratio(1, 8) > 8.0, "{}", costs.ratio(1, 8));
+        costs.measured(1, 0, 0.010);
+        assert!(!costs.wants_plain(1));
     }
 
     #[test]

@@ -81,6 +81,7 @@ impl Drafting {
     /// How many drafts each of `rows` rows gets, at most `room` in all.
     pub(super) fn share(&self, rows: usize, chances: &[Vec<f32>], room: usize) -> Vec<usize> {
         match self.settings.drafted {
+            Drafted::WhatPays if self.costs.wants_plain(rows) => vec![0; chances.len()],
             Drafted::WhatPays => share::share(rows, chances, room, &self.costs),
             Drafted::All => share::all(chances, room),
         }
