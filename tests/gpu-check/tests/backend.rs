@@ -130,15 +130,19 @@ emulated! {
             tokens.iter().for_each(|token| mask[token / 8] |= 1 << (token % 8));
             mask
         };
-        let biases = vec![(0, vec![(40, 2.5), (1099, 0.25), (1099, 0.25)])];
-        let late = Late::Sampling { biases, masks: vec![(0, only(&[40, 1099])), (0, only(&[1, 40, 1099]))], repetitions: vec![(0, 1.25, vec![3, 1099])] };
+        // Each position has its own: those of drafts come from what is drafted before them.
+        let allowed: [&[usize]; 3] = [&[7, 1099], &[41, 1099], &[40, 1099]];
+        let mut masks: Vec<_> = (0..).zip(allowed).map(|(offset, tokens)| ((0, offset), only(tokens))).collect();
+        masks.push(((0, 2), only(&[1, 40, 1099])));
+        let biases = vec![((0, 2), vec![(40, 2.5), (1099, 0.25), (1099, 0.25)])];
+        let late = Late::Sampling { biases, masks, repetitions: vec![((0, 2), 1.25, vec![3, 1099])] };
         gpu.late(ticket, &late).unwrap();
         assert!(gpu.late(ticket, &late).is_err(), "given once");
         let output = done(&mut gpu, ticket).unwrap();
         let free = gpu.fetch(ticket, 1, 0).unwrap().logits;
-        for offset in 0..3 {
+        for (offset, allowed) in (0..).zip(allowed) {
             let adjusted = gpu.fetch(ticket, 0, offset).unwrap().logits;
-            assert!(adjusted.iter().enumerate().all(|(token, x)| [40, 1099].contains(&token) == x.is_finite()));
+            assert!(adjusted.iter().enumerate().all(|(token, x)| allowed.contains(&token) == x.is_finite()), "{offset}");
             let (token, logit) = output.candidates[offset as usize].top[0];
             assert_eq!(adjusted[token as usize].to_bits(), logit.to_bits());
             if offset == 2 {

@@ -187,6 +187,7 @@ async fn strict_tools(worker: &Worker) {
     let request = CompletionRequest {
         prompt: Some(Prompt::Chat(ChatPrompt {
             tools_json: tools.to_string(),
+            one_tool_call: true,
             ..ask("How is the weather in Rome?")
         })),
         temperature: Some(1.0),
