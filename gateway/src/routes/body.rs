@@ -62,9 +62,10 @@ async fn read(mut body: Body, limit: usize, budget: &Budget) -> Result<(Vec<u8>,
             tokio::spawn(linger(body));
             return Err(full());
         }
-        if bytes.is_empty() {
-            // What was announced is believed once some of it is there.
-            bytes.reserve_exact(announced.max(data.len()));
+        let there = bytes.len() + data.len();
+        if bytes.capacity() < announced && there >= announced / 4 {
+            // What was announced is believed once a good part of it is there, and paid for: a large mapping takes memory by its first byte.
+            bytes.reserve_exact(announced.max(there) - bytes.len());
         }
         bytes.extend_from_slice(&data);
     }
