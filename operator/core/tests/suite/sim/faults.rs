@@ -60,7 +60,7 @@ impl World {
     }
 
     pub(crate) fn fault(&mut self, fault: &Fault) {
-        let now = self.clock();
+        let (now, clock) = (self.now, self.clock());
         match fault {
             Fault::Crash(n) => {
                 if let Some(p) = self.pod(*n).filter(|p| p.pod.phase == PodPhase::Running) {
@@ -131,7 +131,7 @@ impl World {
             }
             Fault::Restart => {
                 for p in self.pods() {
-                    p.unheard = (p.pod.phase == PodPhase::Running).then_some(now);
+                    p.unheard = (p.pod.phase == PodPhase::Running).then_some(clock);
                 }
             }
             Fault::Unreachable(n) => {
@@ -143,7 +143,7 @@ impl World {
                 for p in self.on(&name) {
                     p.pod.ready = false;
                     if let Some(report) = &mut p.pod.report {
-                        report.alive_at = report.alive_at.min(now);
+                        report.alive_at = report.alive_at.min(clock);
                     }
                 }
             }
