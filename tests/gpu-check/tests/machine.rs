@@ -75,7 +75,7 @@ emulated! {
         let until = Instant::now() + Duration::from_secs(60);
         while board.get().unwrap().faults == 0 {
             assert!(Instant::now() < until, "nothing was heard");
-            std::thread::sleep(Duration::from_millis(20));
+            std::thread::park_timeout(Duration::from_millis(20));
         }
         let seen = board.get().unwrap();
         assert_eq!(seen.last_fault, Some(79));

@@ -157,7 +157,7 @@ impl Web {
     /// All bytes of a small file.
     async fn whole(&self, listing: &Listing, file: &RemoteFile, most: usize) -> Result<Vec<u8>, FetchError> {
         let mut tries = crate::patience::Tries::new(self.http.patience, self.http.audience);
-        let bytes = file.bytes.unwrap_or(0) as usize;
+        let bytes = usize::try_from(file.bytes.unwrap_or(0)).unwrap_or(usize::MAX);
         let (what, url) = (listing.what(&file.path), self.file_url(&file.path));
         if bytes > most {
             return Err(answer(&url, &what, format!("it is longer than {most} bytes")));

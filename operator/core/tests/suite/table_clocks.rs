@@ -43,7 +43,7 @@ fn first(observed: &Observed, word: &str) -> Millis {
         if words(&plan).iter().any(|one| one.starts_with(word)) {
             return now - NOW;
         }
-        now = plan.next_at.expect("nothing is to come").max(now + 1);
+        now = plan.next_at.unwrap().max(now + 1);
         assert!(now < NOW + DAY, "{word} would wait for tomorrow");
     }
 }

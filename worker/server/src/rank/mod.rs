@@ -108,7 +108,7 @@ pub fn run(rank: u32) -> anyhow::Result<u8> {
     let outcome = runtime.run();
     if outcome.is_err() && device.get().is_some() {
         // What the driver says of the device comes a moment after the call that failed, and is told with the next report.
-        thread::sleep(LAST_REPORT);
+        thread::park_timeout(LAST_REPORT);
     }
     let outcome = outcome?;
     tracing::info!(rank, ?outcome, "the group ends");

@@ -123,7 +123,10 @@ const DEVICES: [DeviceFigure; 5] = [
     ),
 ];
 
-const DEVICE_ERRORS: [(&str, &str, fn(&Device) -> Option<u64>); 2] = [
+/// The same for what is counted.
+type DeviceCount = (&'static str, &'static str, fn(&Device) -> Option<u64>);
+
+const DEVICE_ERRORS: [DeviceCount; 2] = [
     (
         "device_uncorrected_errors",
         "Memory errors of the device that could not be corrected, since its driver was loaded, as the rank's process began",

@@ -77,7 +77,8 @@ impl Remote {
         range: Range<u64>,
         bytes: Option<u64>,
     ) -> Result<(Vec<u8>, u64), FetchError> {
-        let mut buffer = Vec::with_capacity((range.end - range.start) as usize);
+        let bytes_of_range = usize::try_from(range.end.saturating_sub(range.start)).unwrap_or(0);
+        let mut buffer = Vec::with_capacity(bytes_of_range);
         let mut size = bytes;
         if range.is_empty() {
             return Ok((buffer, size.unwrap_or(0)));
@@ -126,7 +127,11 @@ impl Remote {
         self.check(source, &opened, from..range.end, size)?;
         self.remember(source, &opened, link.as_ref())?;
         // A server may send less than it announced, or more: neither gets past this.
-        let wanted = (range.end.min(size.unwrap_or(range.end)) - range.start) as usize;
+        let wanted = range
+            .end
+            .min(size.unwrap_or(range.end))
+            .saturating_sub(range.start);
+        let wanted = usize::try_from(wanted).unwrap_or(usize::MAX);
         while let Some(chunk) = opened.chunk().await? {
             if buffer.len() + chunk.len() > wanted {
                 return Err(self.senseless(&opened, source, "it sends more than it was asked for"));

@@ -285,7 +285,7 @@ calls! {
             if Instant::now() >= until {
                 fail!(NotReady, "no event within {milliseconds} ms");
             }
-            std::thread::sleep(LOOK);
+            std::thread::park_timeout(LOOK);
         }
     }
 

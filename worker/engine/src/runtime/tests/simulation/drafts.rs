@@ -124,10 +124,10 @@ fn right_drafts_save_their_steps() {
 #[test]
 fn a_stop_token_among_right_drafts_ends_the_answer_there() {
     let whole = super::answer(&repeating(0, 0), false);
-    for at in 1..whole.len() {
+    for token in whole.iter().skip(1) {
         let mut simulation = group(Topology::tensor(1), 2, DRAFTED);
         let request = GenerationRequest {
-            stop_tokens: vec![whole[at]],
+            stop_tokens: vec![*token],
             ..repeating(0, 0)
         };
         simulation.ask(request);
