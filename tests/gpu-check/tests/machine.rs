@@ -14,11 +14,15 @@ use llamero_gpu_check::model::{LLAMA_70B, LLAMA_405B, Model, TINY};
 use llamero_gpu_check::stages::Check;
 use llamero_gpu_emulator::emulated;
 
-fn refusal(model: &Model, options: CudaOptions) -> String {
+fn refused(model: &Model, options: CudaOptions) -> BackendError {
     match CudaBackend::new(checkpoint(model).path(), options) {
         Ok(_) => panic!("{model:?} is taken"),
-        Err(error) => error.to_string(),
+        Err(error) => error,
     }
+}
+
+fn refusal(model: &Model, options: CudaOptions) -> String {
+    refused(model, options).to_string()
 }
 
 emulated! {
@@ -53,14 +57,12 @@ emulated! {
     }
 
     fn memory_that_is_far_too_slow_is_refused_before_anything_is_read() on ["bandwidth=4GiB"], {
-        let folder = checkpoint(&TINY);
-        let error = CudaBackend::new(folder.path(), options()).err().unwrap();
+        let error = refused(&TINY, options());
         assert!(matches!(&error, BackendError::Unavailable(why) if why.contains("of what it should")), "{error}");
     }
 
     fn a_driver_that_is_too_old_is_told_before_anything_is_read() on ["cuda=12.4"], {
-        let folder = checkpoint(&TINY);
-        let error = CudaBackend::new(folder.path(), options()).err().unwrap();
+        let error = refused(&TINY, options());
         assert!(matches!(&error, BackendError::Unusable(why) if why.contains("CUDA 12.4") && why.contains("driver 580")), "{error}");
     }
 
@@ -84,8 +86,7 @@ emulated! {
 
     // A file that is there from the beginning.
     fn a_gpu_with_damaged_memory_is_refused_before_anything_is_read() on ["fault=ecc@/proc/self/exe"], {
-        let folder = checkpoint(&TINY);
-        let error = CudaBackend::new(folder.path(), options()).err().unwrap();
+        let error = refused(&TINY, options());
         assert!(matches!(&error, BackendError::Unavailable(why) if why.contains("no others to replace them. Drain the node")), "{error}");
     }
 

@@ -13,7 +13,7 @@ use sha2::{Digest, Sha256};
 
 use crate::device::Device;
 use crate::probe::{Absent, compiler, describe};
-use crate::source::Source;
+use crate::source::{Source, short};
 
 /// Kernels cannot be had.
 #[derive(Debug, thiserror::Error)]
@@ -154,15 +154,6 @@ impl Modules {
             made => made,
         }
     }
-}
-
-/// As many letters as tell two apart.
-fn short(hash: Sha256) -> String {
-    hash.finalize()
-        .iter()
-        .take(6)
-        .map(|byte| format!("{byte:02x}"))
-        .collect()
 }
 
 /// Whether the driver says that an image holds nothing for its device.

@@ -51,7 +51,12 @@ impl Source {
         for source in Self::ALL {
             hash.update(source.text().as_bytes());
         }
-        let bytes = hash.finalize();
-        bytes.iter().take(6).map(|byte| format!("{byte:02x}")).collect()
+        short(hash)
     }
+}
+
+/// As many letters of a hash as tell two apart.
+pub(crate) fn short(hash: Sha256) -> String {
+    let bytes = hash.finalize();
+    bytes.iter().take(6).map(|byte| format!("{byte:02x}")).collect()
 }

@@ -62,13 +62,23 @@ impl Fault {
             When::File(path) => path.exists(),
         }
     }
+
+    fn has_happened(&self, count: u64) -> bool {
+        match &self.when {
+            When::Count(at) => *at <= count,
+            When::File(path) => path.exists(),
+        }
+    }
+
+    fn concerns(&self, device: usize) -> bool {
+        self.device.is_none_or(|of| of == device)
+    }
 }
 
 /// The fault of the `count`-th launch, which is on this device, if one is due.
 pub(super) fn of_launch(faults: &[Fault], count: u64, device: usize) -> Option<Kind> {
-    let concerned = |fault: &&Fault| {
-        !matches!(fault.kind, Kind::OutOfMemory | Kind::Xid(_)) && fault.device.is_none_or(|of| of == device)
-    };
+    let concerned =
+        |fault: &&Fault| !matches!(fault.kind, Kind::OutOfMemory | Kind::Xid(_)) && fault.concerns(device);
     let due = faults.iter().filter(concerned).find(|fault| fault.due(count));
     due.map(|fault| fault.kind)
 }
@@ -76,13 +86,7 @@ pub(super) fn of_launch(faults: &[Fault], count: u64, device: usize) -> Option<K
 /// The errors of a device, by their "Xid", that have happened by the `count`-th launch, in the order of the configuration. The same numbers as
 /// NVIDIA's driver gives them.
 pub(super) fn xids(faults: &[Fault], count: u64, device: usize) -> Vec<u32> {
-    let happened = |fault: &&Fault| {
-        let is_due = match &fault.when {
-            When::Count(at) => *at <= count,
-            When::File(path) => path.exists(),
-        };
-        is_due && fault.device.is_none_or(|of| of == device)
-    };
+    let happened = |fault: &&Fault| fault.has_happened(count) && fault.concerns(device);
     let numbers = faults
         .iter()
         .filter(happened)
@@ -100,10 +104,7 @@ pub(super) fn ecc_happened(faults: &[Fault], count: u64) -> bool {
     faults
         .iter()
         .filter(|fault| fault.kind == Kind::Ecc)
-        .any(|fault| match &fault.when {
-            When::Count(at) => *at <= count,
-            When::File(path) => path.exists(),
-        })
+        .any(|fault| fault.has_happened(count))
 }
 
 /// Whether the `count`-th allocation fails.

@@ -393,8 +393,6 @@ impl Backend for CudaBackend {
         }
         let sizes = Sizes::new(spec)?;
         let plan = self.plan(&sizes);
-        report("compiles or loads the kernels");
-        self.ops.load_all()?;
         let positions = sizes.table() * sizes.block;
         if self
             .rope

@@ -1,7 +1,6 @@
 //! One launch: a kernel's arguments and where it stands among the launches before it.
 
 use std::ffi::c_void;
-use std::marker::PhantomData;
 
 use cudarc::driver::sys::{
     CUlaunchAttribute, CUlaunchAttributeID, CUlaunchAttributeValue, CUlaunchConfig, cuLaunchKernelEx,
@@ -27,7 +26,6 @@ pub(super) struct Launch<'a> {
     kernel: &'a Kernel,
     stream: &'a CudaStream,
     arguments: Vec<Argument>,
-    borrows: PhantomData<&'a ()>,
 }
 
 enum Argument {
@@ -83,7 +81,6 @@ impl<'a> Launch<'a> {
             kernel,
             stream,
             arguments: Vec::new(),
-            borrows: PhantomData,
         }
     }
 
