@@ -243,8 +243,39 @@ mod tests {
         assert_eq!(demand(&[None], "n", "a").map(|sum| sum.received_at), Some(0));
     }
 
+    /// A device as its rank tells of it, and as the status has it.
+    fn gpu() -> (v1::Device, DeviceStatus) {
+        let told = v1::Device {
+            name: "NVIDIA H100".into(),
+            id: "GPU-1".into(),
+            driver: "580.1".into(),
+            memory_bytes: 80 << 30,
+            read_bandwidth: Some(2_950_400_000_000),
+            nominal_bandwidth: Some(3_352_000_000_000),
+            exchange_bandwidth: Some(1_234_000_000),
+            exchange_nanos: Some(9_540),
+            uncorrected_errors: Some(0),
+            faults: 1,
+            last_fault: Some(79),
+            warning: "w".into(),
+        };
+        let written = DeviceStatus {
+            name: "NVIDIA H100".into(),
+            id: "GPU-1".into(),
+            driver: "580.1".into(),
+            memory: "80.0 GiB".into(),
+            read_bandwidth: Some("2950 of 3352 GB/s".into()),
+            exchange: Some("1.23 GB/s, 9.5 us".into()),
+            uncorrected_errors: Some(0),
+            last_fault: Some(79),
+            warning: "w".into(),
+        };
+        (told, written)
+    }
+
     #[test]
     fn reports_keep_every_field() {
+        let (told, written) = gpu();
         let message = v1::PodReport {
             pod_uid: "u".into(),
             group_uid: "g".into(),
@@ -276,20 +307,7 @@ mod tests {
                 still_millis: Some(20),
                 content_identity: "c".into(),
                 numerics: "n".into(),
-                device: Some(v1::Device {
-                    name: "NVIDIA H100".into(),
-                    id: "GPU-1".into(),
-                    driver: "580.1".into(),
-                    memory_bytes: 80 << 30,
-                    read_bandwidth: Some(2_950_400_000_000),
-                    nominal_bandwidth: Some(3_352_000_000_000),
-                    exchange_bandwidth: Some(1_234_000_000),
-                    exchange_nanos: Some(9_540),
-                    uncorrected_errors: Some(0),
-                    faults: 1,
-                    last_fault: Some(79),
-                    warning: "w".into(),
-                }),
+                device: Some(told),
             }],
         };
         let expected = observed::Report {
@@ -316,17 +334,7 @@ mod tests {
                 still_millis: Some(20),
                 content_identity: "c".into(),
                 numerics: "n".into(),
-                device: Some(DeviceStatus {
-                    name: "NVIDIA H100".into(),
-                    id: "GPU-1".into(),
-                    driver: "580.1".into(),
-                    memory: "80.0 GiB".into(),
-                    read_bandwidth: Some("2950 of 3352 GB/s".into()),
-                    exchange: Some("1.23 GB/s, 9.5 us".into()),
-                    uncorrected_errors: Some(0),
-                    last_fault: Some(79),
-                    warning: "w".into(),
-                }),
+                device: Some(written),
                 message: "reads layer 3".into(),
             }],
         };

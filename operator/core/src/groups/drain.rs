@@ -32,9 +32,11 @@ pub fn drain(view: &GroupView<'_>, now: Millis, steps: &mut Vec<Step>) -> Option
         .drain_since
         .as_ref()
         .map_or(now, |since| time::millis(since) + grace);
+    // One that this operator has just begun to listen to may well have requests.
     let busy = view
         .leader()
-        .filter(|pod| busy(pod) || is_unheard(view, pod, now));
+        .filter(|pod| busy(pod))
+        .or_else(|| view.unheard_leader(now));
     let Some(leader) = busy.filter(|_| now < give_up) else {
         steps.push(Step {
             action: Action::DeleteGroup {
@@ -64,17 +66,6 @@ pub fn drain(view: &GroupView<'_>, now: Millis, steps: &mut Vec<Step>) -> Option
         });
     }
     Some(give_up)
-}
-
-/// This operator has just begun to listen to the leader, which may well have requests.
-fn is_unheard(view: &GroupView<'_>, leader: &Pod, now: Millis) -> bool {
-    let patience = view.spec().template.stall_timeout.millis().max(1);
-    leader.phase == PodPhase::Running
-        && leader.deletion.is_none()
-        && leader.report.is_none()
-        && leader
-            .unheard_since
-            .is_some_and(|since| now.saturating_sub(since) <= patience)
 }
 
 /// The leader could have requests: it runs and belongs to a generation.

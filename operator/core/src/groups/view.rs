@@ -223,31 +223,35 @@ impl<'a> GroupView<'a> {
     /// The operator before this one wrote that this very leader serves, and for as long as a silent one is waited for nobody knows better: the node
     /// of one that serves on may be not ready, and then the kubelet's probe says nothing.
     fn is_unheard(&self, now: Millis) -> bool {
-        let patience = self.spec().template.stall_timeout.millis().max(1);
-        let Some(leader) = self
-            .leader()
-            .filter(|pod| pod.phase == PodPhase::Running && pod.deletion.is_none())
-        else {
+        let Some(leader) = self.unheard_leader(now).filter(|_| self.wanted()) else {
             return false;
         };
-        let begun = leader
-            .unheard_since
-            .filter(|_| self.wanted() && leader.report.is_none());
         let served = |status: &LlamaGroupStatus| {
             let mut ranks = status.ranks.iter();
             // What it says of readiness is this operator's word by now, which hears nobody yet.
             ranks.any(|rank| rank.pod == leader.name && rank.phase == RankPhase::Serving)
         };
-        begun.is_some_and(|since| now.saturating_sub(since) <= patience)
-            && self.group.object.status.as_ref().is_some_and(served)
+        self.group.object.status.as_ref().is_some_and(served)
+    }
+
+    /// The leader, while it runs and this operator has not had the time to hear it: for as long as a silent one is waited for.
+    #[must_use]
+    pub fn unheard_leader(&self, now: Millis) -> Option<&'a Pod> {
+        let patience = self.spec().template.stall_timeout.millis().max(1);
+        self.running_leader().filter(|leader| {
+            let since = leader.unheard_since.filter(|_| leader.report.is_none());
+            since.is_some_and(|since| now.saturating_sub(since) <= patience)
+        })
+    }
+
+    fn running_leader(&self) -> Option<&'a Pod> {
+        self.leader()
+            .filter(|pod| pod.phase == PodPhase::Running && pod.deletion.is_none())
     }
 
     /// The leader says so; while nobody hears it (this operator has just started), the kubelet's probe and what was last reported do.
     fn is_ready(&self, now: Millis) -> bool {
-        let Some(leader) = self
-            .leader()
-            .filter(|pod| pod.phase == PodPhase::Running && pod.deletion.is_none())
-        else {
+        let Some(leader) = self.running_leader() else {
             return false;
         };
         if !self.wanted() || leader.ip.is_none() {

@@ -9,6 +9,7 @@ use llamero_api::{
     summary::ShardPlan,
 };
 use llamero_core::{
+    Planner,
     children::{ManagedObject, disruption_budget, leader_service},
     decide,
     observed::{
@@ -22,6 +23,19 @@ use llamero_core::{
     time::{self, Millis},
 };
 use serde_json::{Value, json};
+
+/// A planner that was told of the cluster, and of no deployment yet.
+pub(crate) fn planner(observed: &Observed) -> Planner {
+    let mut planner = Planner::default();
+    planner.set_cluster(
+        &observed.settings,
+        &observed.priority_classes,
+        observed.default_priority,
+    );
+    let nodes = observed.nodes.iter();
+    planner.set_nodes(nodes.map(|node| (node.name.clone(), Some(node.clone()))));
+    planner
+}
 
 /// The present of table tests.
 pub(crate) const NOW: Millis = 1_800_000_000_000;

@@ -4,7 +4,7 @@
 use std::sync::Arc;
 
 use llamero_api::{LlamaDeployment, crds};
-use llamero_core::{Planner, decide, report};
+use llamero_core::{decide, report};
 use serde_json::{Map, Value, json};
 
 use crate::build::{self, NOW};
@@ -226,18 +226,7 @@ fn decided(seed: u64, schema: &Value) {
         );
         now = plan.next_at.unwrap_or(now + 1_000).min(NOW + 1_000_000_000_000);
     }
-    let mut planner = Planner::default();
-    planner.set_cluster(
-        &observed.settings,
-        &observed.priority_classes,
-        observed.default_priority,
-    );
-    planner.set_nodes(
-        observed
-            .nodes
-            .iter()
-            .map(|node| (node.name.clone(), Some(node.clone()))),
-    );
+    let mut planner = build::planner(&observed);
     for deployment in observed.deployments {
         planner.set_deployment(deployment);
     }

@@ -9,7 +9,7 @@ use llamero_api::{
     group::{Intent, LlamaGroupSpec, Provision, RankPhase, Successor},
 };
 use llamero_core::{
-    Planner, autoscaling, decide,
+    autoscaling, decide,
     observed::{Demand, Deployment, Load, Observed},
     replicas,
     time::{self, Millis},
@@ -307,20 +307,8 @@ fn who_wrote_the_number_is_told_for_some_minutes() {
 /// When everybody is due was reckoned by the clock that was ahead.
 #[test]
 fn a_clock_that_goes_back_puts_nobody_off() {
-    let mut planner = Planner::default();
     let observed = with(|d| d.groups = vec![serving(d, "llama-0", ["a", "b"])]);
-    planner.set_cluster(
-        &observed.settings,
-        &observed.priority_classes,
-        observed.default_priority,
-    );
-    planner.set_nodes(
-        observed
-            .nodes
-            .iter()
-            .map(|node| (node.name.clone(), Some(node.clone())))
-            .collect::<Vec<_>>(),
-    );
+    let mut planner = planner(&observed);
     let deployment = observed.deployments[0].clone();
     planner.set_deployment(deployment);
     assert_eq!(planner.pass(NOW + DAY).verdicts.len(), 1);
