@@ -5,6 +5,8 @@
 //! volume 2): the odd product first, then the even one, each fused into the f32 sum, subnormals read and written as zero.
 
 #[cfg(target_arch = "x86_64")]
+mod avx2;
+#[cfg(target_arch = "x86_64")]
 mod avx512;
 pub(crate) mod math;
 mod multiversion;
@@ -25,7 +27,7 @@ pub(crate) use multiversion::multiversion;
 pub enum Level {
     /// Plain Rust, any CPU. Without a fused multiply-add in hardware it is slow, though right.
     Portable,
-    /// The same source compiled for AVX2 and FMA.
+    /// AVX2 and FMA: two multiply-adds to f32 for a pair.
     Avx2,
     /// AVX-512 with VBMI (E4M3 look-up in registers) and BF16 (dot product of pairs).
     Avx512,
@@ -61,13 +63,13 @@ impl Kernel {
     /// The kernel of that level.
     ///
     /// # Errors
-    /// [`KernelError::Unsupported`] when the CPU lacks the instructions, or computes `VDPBF16PS` otherwise than documented.
+    /// [`KernelError::Unsupported`] when the CPU lacks the instructions, or computes with them otherwise than documented.
     pub fn new(level: Level) -> Result<Self, KernelError> {
         let kernel = Self(level);
         let runs = match level {
             Level::Portable => true,
             #[cfg(target_arch = "x86_64")]
-            Level::Avx2 => is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma"),
+            Level::Avx2 => avx2::is_supported() && run::agrees_with_portable(kernel),
             #[cfg(target_arch = "x86_64")]
             Level::Avx512 => avx512::is_supported() && run::agrees_with_portable(kernel),
             #[cfg(not(target_arch = "x86_64"))]

@@ -41,6 +41,9 @@ impl Tile<'_> {
                     done += now;
                 }
             }
+            #[cfg(target_arch = "x86_64")]
+            // SAFETY: as above.
+            Level::Avx2 => unsafe { super::avx2::run(self, sums) },
             _ => portable::run(kernel, self, sums),
         }
     }

@@ -211,12 +211,15 @@ fn neither_what_is_cached_nor_what_is_drafted_changes_a_bit() {
         Members::whole(Topology::tensor(1)),
         PrefixHash::of_group("tiny", "test", BLOCK),
     );
-    for (fp8, kv) in [
-        (false, KvDtype::Bf16),
-        (true, KvDtype::Bf16),
-        (true, KvDtype::Fp8E4m3),
+    // With one table for embedding and head a random model says the same token again and again, so that drafts come true.
+    for (fp8, kv, repeats) in [
+        (false, KvDtype::Bf16, false),
+        (true, KvDtype::Bf16, false),
+        (true, KvDtype::Fp8E4m3, false),
+        (false, KvDtype::Bf16, true),
+        (true, KvDtype::Fp8E4m3, true),
     ] {
-        let folder = tiny::checkpoint(fp8);
+        let folder = tiny::checkpoint_of(fp8, 2, repeats);
         // One sequence at a time, each in one step, and nothing is found.
         let plain = Service {
             members: alone.clone(),
@@ -252,12 +255,16 @@ fn neither_what_is_cached_nor_what_is_drafted_changes_a_bit() {
             let service = Service { drafts: 5, ..service };
             let got = serve(folder.path(), &service, &rounds());
             assert!(got.answers == want.answers, "{what}: other bits with drafts");
-            assert!(got.cached >= 64 + 63 + 32 && got.preempted > 0, "{what}");
+            assert!(got.cached >= 64 + 63 + 32, "{what}: {} tokens found", got.cached);
             let (drafted, accepted) = (got.drafted, got.accepted);
-            assert!(
-                accepted > 0 && drafted > accepted,
-                "{what}: {accepted} of {drafted} drafts were right"
-            );
+            if repeats {
+                assert!(
+                    accepted > 0 && drafted > accepted,
+                    "{what}: {accepted} of {drafted} drafts were right"
+                );
+            } else {
+                assert!(got.preempted > 0, "{what}");
+            }
         }
     }
 }
