@@ -202,6 +202,8 @@ fn rounds() -> Vec<Vec<Request>> {
         vec![(prompt(70), 20)],
         // The same again, one whose blocks are all there, one that turns off in the third block, and a longer one.
         vec![(prompt(70), 20), (prompt(64), 12), (turned, 20), (prompt(100), 8)],
+        // Long enough for guesses, most of them wrong.
+        vec![(prompt(10), 100), (prompt(12), 90)],
     ]
 }
 
@@ -257,14 +259,9 @@ fn neither_what_is_cached_nor_what_is_drafted_changes_a_bit() {
             assert!(got.answers == want.answers, "{what}: other bits with drafts");
             assert!(got.cached >= 64 + 63 + 32, "{what}: {} tokens found", got.cached);
             let (drafted, accepted) = (got.drafted, got.accepted);
-            if repeats {
-                assert!(
-                    accepted > 0 && drafted > accepted,
-                    "{what}: {accepted} of {drafted} drafts were right"
-                );
-            } else {
-                assert!(got.preempted > 0, "{what}");
-            }
+            let of_all = if repeats { accepted } else { drafted - accepted };
+            assert!(of_all > 0, "{what}: {accepted} of {drafted} drafts were right");
+            assert!(repeats || got.preempted > 0, "{what}");
         }
     }
 }
