@@ -139,7 +139,7 @@ pub struct Member {
     /// How often the pod of this member was replaced.
     #[schemars(range(min = 0))]
     pub attempt: i32,
-    /// The node it goes to; absent while no room is reserved.
+    /// The node it goes to, or `*` where the operator may read none and the scheduler alone chooses; absent while no room is reserved.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub node: Option<String>,
     /// When the node was chosen. Members with equal times are placed together or not at all.

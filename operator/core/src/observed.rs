@@ -100,6 +100,8 @@ pub struct Settings {
     pub enrolment: Option<Enrolment>,
     /// Why they cannot, and who waits for a certificate will not be reached, where somebody must do something about it.
     pub unenrollable: Option<String>,
+    /// Nodes, pods of other namespaces and priority classes cannot be read, so the scheduler alone chooses nodes.
+    pub unpinned: bool,
 }
 
 /// Where pods come by their certificates.

@@ -51,6 +51,8 @@ pub struct Fleet<'a> {
     pub target: &'a Target,
     /// All nodes by name.
     pub nodes: &'a BTreeMap<&'a str, &'a Node>,
+    /// No nodes may be read: the scheduler alone chooses.
+    pub unpinned: bool,
     /// The present.
     pub now: Millis,
 }
@@ -289,9 +291,10 @@ impl<'a> Change<'a> {
             key: fleet.key,
             revision: &fleet.target.revision,
             template,
+            unpinned: fleet.unpinned,
         };
         let members = outdated.iter().flat_map(|view| &view.members);
-        let of_groups = members.filter_map(|m| fleet.nodes.get(m.member.node.as_deref()?));
+        let of_groups = members.filter_map(|m| fleet.nodes.get(m.node()?));
         let nodes = of_groups.chain(fleet.nodes.values()).copied();
         match trial.advance(nodes, fleet.now, steps) {
             Outcome::Passed => true,
@@ -389,7 +392,8 @@ impl<'a> Change<'a> {
 fn homeless(view: &GroupView<'_>) -> bool {
     let status = view.group.object.status.as_ref();
     let no_room = status.is_some_and(|status| status.unplaceable_since.is_some());
-    view.members.iter().all(MemberView::unplaced) && (no_room || view.spec().placement_failures > 0)
+    let waits = |m: &MemberView<'_>| m.unplaced() || m.anywhere();
+    view.members.iter().all(waits) && (no_room || view.spec().placement_failures > 0)
 }
 
 /// A group that has no nodes yet.

@@ -64,11 +64,7 @@ pub fn deadline(view: &GroupView<'_>, policy: &Disruption) -> Option<Millis> {
 }
 
 fn on_disrupted_node(member: &MemberView<'_>, context: &Context<'_>) -> bool {
-    let node = member
-        .member
-        .node
-        .as_deref()
-        .and_then(|name| context.nodes.get(name));
+    let node = member.node().and_then(|name| context.nodes.get(name));
     node.is_some_and(|node| disrupted(node, context.settings))
 }
 
@@ -267,7 +263,7 @@ pub fn note(view: &GroupView<'_>, context: &Context<'_>) -> Option<Step> {
     let message = match (disrupted, &spec.disrupted_since) {
         (Some(member), None) => {
             spec.disrupted_since = Some(time::to_time(context.now));
-            let node = member.member.node.clone().unwrap_or_default();
+            let node = member.node().unwrap_or_default();
             let index = member.member.index;
             match view.ready {
                 true => format!("node {node} is being taken away, so member {index} moves"),
@@ -366,10 +362,10 @@ fn request_nodes<'a>(view: &GroupView<'a>, context: &Context<'_>, next: &mut Nex
         next.next_at = time::earlier(next.next_at, wait);
         return;
     }
-    let members = spec.members.iter();
+    let successor = |m: &MemberView<'_>| m.member.successor.as_ref().map(|s| s.node.clone());
+    let members = view.members.iter();
     let occupied: Vec<String> = members
-        .flat_map(|m| m.node.iter().chain(m.successor.iter().map(|s| &s.node)))
-        .cloned()
+        .flat_map(|m| m.node().map(str::to_owned).into_iter().chain(successor(m)))
         .collect();
     next.request = Some(PlacementRequest {
         template: &spec.template,

@@ -19,7 +19,7 @@ use super::{
 };
 use crate::{
     observed::{Pod, PodPhase},
-    placement::Assignment,
+    placement::{Assignment, unpinned},
     plan::{Action, Confirm, EventKind, Step},
     time::{self, Millis},
 };
@@ -68,7 +68,7 @@ pub fn assign(view: &GroupView<'_>, assignments: &[Assignment], now: Millis) -> 
     provision::met(&mut spec);
     let places: Vec<String> = assignments
         .iter()
-        .map(|a| format!("{} on {}", a.index, a.node))
+        .map(|a| format!("{} on {}", a.index, unpinned::shown(&a.node)))
         .collect();
     Step {
         action: write(view, spec, Confirm::default()),
@@ -106,7 +106,7 @@ pub fn replace_lost(view: &GroupView<'_>, context: &Context<'_>) -> Option<Step>
         if matches!(loss.reason, "Deleted" | "Evicted" | "Exited" | losses::PRESSURE) {
             confirm.gone.extend(member.member.pod_uid.clone());
         }
-        words.push(describe(member.member, loss));
+        words.push(describe(member, loss));
         let failure = failure(member, loss, context.now);
         // One word for all of a group: of a large one there would be no room for those of before.
         let is_told = |other: &MemberFailure| {
@@ -160,7 +160,7 @@ pub fn roll_back_overdue(view: &GroupView<'_>, context: &Context<'_>) -> Option<
         }
         let late = deadline_of(view, member, context).is_some_and(|at| at <= context.now);
         if let Some(loss) = not_yet(view, member).filter(|_| late) {
-            words.push(describe(member.member, &loss));
+            words.push(describe(member, &loss));
             keep(&mut spec.failures, failure(member, &loss, context.now));
         }
         reset(&mut spec.members[at]);
@@ -264,7 +264,7 @@ pub fn roll_back_refused(view: &GroupView<'_>, context: &Context<'_>) -> Option<
         message: format!(
             "a pod was refused, so the placement is rolled back; next try in {} s ({})",
             wait / 1000,
-            describe(member.member, &loss)
+            describe(member, &loss)
         ),
         event: EventKind::Warning,
     })
@@ -410,7 +410,7 @@ fn failure(member: &MemberView<'_>, loss: &Loss, now: Millis) -> MemberFailure {
         time,
         index: member.member.index,
         attempt: member.member.attempt,
-        node: member.member.node.clone(),
+        node: member.node().map(str::to_owned),
         reason: loss.reason.to_owned(),
         exit_code: loss.exit_code,
         message: loss.message.chars().take(512).collect(),
@@ -424,14 +424,14 @@ fn keep(failures: &mut Vec<MemberFailure>, failure: MemberFailure) {
     failures.drain(..surplus);
 }
 
-fn describe(member: &Member, loss: &Loss) -> String {
-    let node = member.node.as_deref().unwrap_or("no node");
+fn describe(member: &MemberView<'_>, loss: &Loss) -> String {
+    let node = member.node().unwrap_or("no node");
     let code = loss
         .exit_code
         .map(|code| format!(" with code {code}"))
         .unwrap_or_default();
     format!(
         "member {} on {node}: {}{code}: {}",
-        member.index, loss.reason, loss.message
+        member.member.index, loss.reason, loss.message
     )
 }

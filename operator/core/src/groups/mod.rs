@@ -110,7 +110,7 @@ pub fn next_steps<'a>(view: &GroupView<'a>, context: &Context<'_>) -> NextSteps<
     next.next_at = time::earlier(next.next_at, provision::deadline(view, context.placement));
     let leaves_at = disruption::deadline(view, context.disruption).filter(|at| *at > context.now);
     next.next_at = time::earlier(next.next_at, leaves_at);
-    next.steps.extend(children::of_group(view));
+    next.steps.extend(children::of_group(view, context.settings));
     // What is not whole moves nobody; its time to leave begins all the same, or a drain would wait for it for ever.
     if !view.whole()
         && let Some(step) = disruption::note(view, context)
@@ -158,7 +158,10 @@ fn request_nodes<'a>(view: &GroupView<'a>, context: &Context<'_>, next: &mut Nex
         amounts: resources::of_template(&spec.template),
         priority: context.priority,
         indices: unplaced.iter().map(|m| m.member.index).collect(),
-        occupied: placed.iter().filter_map(|m| m.member.node.clone()).collect(),
+        occupied: placed
+            .iter()
+            .filter_map(|m| m.node().map(str::to_owned))
+            .collect(),
         avoid: recovery::avoid(&spec.failures, context.recovery, context.now),
         successors: false,
     });

@@ -21,6 +21,7 @@ mod table_sizing;
 mod table_stalls;
 mod table_starting;
 mod table_status;
+mod table_unpinned;
 
 use proptest::{prelude::ProptestConfig, test_runner::RngSeed};
 
