@@ -319,6 +319,8 @@ pub struct Pod {
     pub node: Option<String>,
     /// Whether the placement gate is still there.
     pub gated: bool,
+    /// What it asks of its node as it was admitted, while its gate is there.
+    pub request: Option<Resources>,
     /// `status.phase`.
     pub phase: PodPhase,
     /// `metadata.deletionTimestamp` is set: the seconds that it was given to end. Not the time itself, which is by the API server's clock.

@@ -16,7 +16,7 @@ use llamero_api::{
 };
 
 use crate::{
-    groups::{GroupView, MemberView, drain},
+    groups::{GroupView, MemberView, admitted, drain},
     observed::{Deployment, Node},
     plan::{Action, EventKind, Key, Step},
     time::{self, Millis},
@@ -380,7 +380,10 @@ impl<'a> Change<'a> {
                 deployment: key.clone(),
                 deployment_uid: deployment.object.metadata.uid.clone().unwrap_or_default(),
                 name,
-                spec: Box::new(new_group(key, revision, template)),
+                spec: Box::new(LlamaGroupSpec {
+                    admitted: admitted::known(self.fleet.views, template),
+                    ..new_group(key, revision, template)
+                }),
             },
             reason: "Created",
             event: EventKind::Normal,
@@ -420,6 +423,7 @@ fn new_group(key: &Key, revision: &str, template: &GroupTemplate) -> LlamaGroupS
         disrupted_since: None,
         place_after: None,
         provision: None,
+        admitted: BTreeMap::new(),
         failures: Vec::new(),
     }
 }

@@ -18,7 +18,7 @@ use llamero_api::{
     labels,
 };
 
-use super::{Context, GroupView, MemberView, NextSteps, effects, members};
+use super::{Context, GroupView, MemberView, NextSteps, admitted, effects, members};
 use crate::{
     observed::{Node, Pod, PodPhase, Settings},
     placement::{Assignment, PlacementRequest},
@@ -110,6 +110,9 @@ fn drop_failed(view: &GroupView<'_>, context: &Context<'_>) -> Option<Step> {
             continue;
         };
         failed |= !matches!(why, Dropped::NotNeeded);
+        if matches!(why, Dropped::Larger(_)) {
+            admitted::raise(&mut spec, member.successor.into_iter());
+        }
         let (reason, message) = why.words();
         words.push(format!("member {}: {message}", member.member.index));
         members::keep_attempt(
@@ -142,6 +145,7 @@ enum Dropped {
     Lost,
     Late(String),
     Refused(String),
+    Larger(String),
 }
 
 impl Dropped {
@@ -154,6 +158,7 @@ impl Dropped {
                 format!("the successor was not scheduled in time: {why}"),
             ),
             Self::Refused(why) => ("Refused", why),
+            Self::Larger(why) => (admitted::LARGER, why),
         }
     }
 }
@@ -175,6 +180,10 @@ fn failure(
     let late = |why: Option<&String>| overdue.then(|| Dropped::Late(why.cloned().unwrap_or_default()));
     match member.successor {
         Some(pod) if pod.deletion.is_some() || pod.phase.ended() => Some(Dropped::Lost),
+        Some(pod) if admitted::is_larger(view.spec(), pod) => {
+            let words = admitted::raise(&mut view.spec().clone(), std::iter::once(pod));
+            Some(Dropped::Larger(words))
+        }
         Some(pod) if pod.node.is_none() => late(pod.unschedulable.as_ref()),
         Some(_) => None,
         None if successor.pod_uid.is_some() => Some(Dropped::Lost),
@@ -369,7 +378,7 @@ fn request_nodes<'a>(view: &GroupView<'a>, context: &Context<'_>, next: &mut Nex
         .collect();
     next.request = Some(PlacementRequest {
         template: &spec.template,
-        amounts: resources::of_template(&spec.template),
+        amounts: resources::of_group(spec),
         priority: context.priority,
         indices,
         occupied,

@@ -13,7 +13,7 @@ use llamero_api::{
 };
 
 use super::{
-    Context, GroupView, MemberView, disruption,
+    Context, GroupView, MemberView, admitted, disruption,
     losses::{self, Loss},
     provision, starting,
 };
@@ -50,10 +50,15 @@ pub fn write(view: &GroupView<'_>, spec: LlamaGroupSpec, confirm: Confirm) -> Ac
     }
 }
 
-/// Reserves nodes: the first thing that happens to members, before any pod exists.
+/// Reserves nodes: the first thing that happens to members, before any pod exists. `slimmer`: by what the template says, although pods asked for more.
 #[must_use]
-pub fn assign(view: &GroupView<'_>, assignments: &[Assignment], now: Millis) -> Step {
+pub fn assign(view: &GroupView<'_>, assignments: &[Assignment], slimmer: bool, now: Millis) -> Step {
     let mut spec = view.spec().clone();
+    if slimmer {
+        // A pod that is as large as the last one sends it back, after a longer wait each time.
+        spec.admitted.clear();
+        spec.placement_failures = spec.placement_failures.max(1);
+    }
     for assignment in assignments {
         for member in spec
             .members
@@ -310,6 +315,7 @@ pub fn record(view: &GroupView<'_>) -> Option<Step> {
         present.push(uid);
     }
     spec.generation = spec.generation.saturating_add(1);
+    spec.admitted = admitted::exact(view);
     Some(Step {
         reason: "Recorded",
         message: format!(
@@ -330,7 +336,7 @@ pub fn record(view: &GroupView<'_>) -> Option<Step> {
 }
 
 /// Members placed together have equal times.
-fn batch(member: &Member) -> Option<Millis> {
+pub(super) fn batch(member: &Member) -> Option<Millis> {
     member.placed_at.as_ref().map(time::millis)
 }
 
@@ -355,7 +361,8 @@ fn deadline_of(view: &GroupView<'_>, member: &MemberView<'_>, context: &Context<
     }
 }
 
-fn reset(member: &mut Member) {
+/// The next attempt, without a node.
+pub(super) fn reset(member: &mut Member) {
     *member = Member {
         index: member.index,
         attempt: member.attempt.saturating_add(1),
@@ -380,6 +387,23 @@ fn replace(spec: &mut LlamaGroupSpec, at: usize, member: &MemberView<'_>) {
         spec.generation = spec.generation.saturating_add(1);
     }
     spec.members[at] = disruption::promoted(member.member.index, successor);
+}
+
+/// Remembers why a member's attempt went before it held anything, uncharged.
+pub(super) fn remember(
+    spec: &mut LlamaGroupSpec,
+    member: &MemberView<'_>,
+    reason: &'static str,
+    message: String,
+    now: Millis,
+) {
+    let loss = Loss {
+        reason,
+        exit_code: None,
+        message,
+        charged: false,
+    };
+    keep(&mut spec.failures, failure(member, &loss, now));
 }
 
 /// Remembers an attempt that came to nothing, uncharged.

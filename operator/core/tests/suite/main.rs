@@ -8,6 +8,7 @@ mod garbage;
 mod properties;
 mod schema;
 mod sim;
+mod table_admitted;
 mod table_clocks;
 mod table_disruption;
 mod table_fleet;
