@@ -329,6 +329,30 @@ mod tests {
     }
 
     #[test]
+    fn members_that_the_scheduler_places_keep_apart_and_in_one_domain() {
+        let mut group = group(json!({"topologyKey": "zone", "topologyPolicy": "Required"}));
+        let affinity = |group: &LlamaGroup| {
+            let pod = serde_json::to_value(member_pod(group, 0, 0)).unwrap();
+            pod["spec"]["affinity"].clone()
+        };
+        assert!(affinity(&group).is_null(), "the operator chooses nodes");
+        group.spec.members[0].node = Some(ANY_NODE.to_owned());
+        let of_group = json!({"matchLabels": {"llamero.dev/group": "smol-0"}});
+        let rules = affinity(&group);
+        for (rule, key) in [
+            ("podAntiAffinity", "kubernetes.io/hostname"),
+            ("podAffinity", "zone"),
+        ] {
+            let terms = &rules[rule]["requiredDuringSchedulingIgnoredDuringExecution"];
+            assert_eq!(
+                *terms,
+                json!([{"labelSelector": of_group, "topologyKey": key}]),
+                "{rule}"
+            );
+        }
+    }
+
+    #[test]
     fn a_member_of_a_group_on_two_nodes() {
         let pod = serde_json::to_value(member_pod(&group(json!({})), 1, 2)).unwrap();
         assert_eq!(
