@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use anyhow::Context;
 use clap::Parser;
+use llamero_api::namespaces;
 use llamero_gateway::discovery::gateways::{self, Place};
 use llamero_gateway::discovery::{fixed::FixedModel, kubernetes};
 use llamero_gateway::keys::KeyStore;
@@ -42,6 +43,9 @@ struct Options {
     /// Serve these leaders instead of watching Kubernetes: MODEL=IP:PORT[,IP:PORT…]. May be repeated.
     #[arg(long = "static", value_name = "MODEL=IP:PORT,…")]
     fixed: Vec<FixedModel>,
+    /// Only serve LlamaDeployments of these namespaces, comma-separated; at most 64. Default: all namespaces.
+    #[arg(long, env = "LLAMERO_WATCH_NAMESPACES", value_delimiter = ',', value_parser = namespaces::name)]
+    watch_namespaces: Vec<String>,
     /// How long a request waits for a group of a deployment that has none ready.
     #[arg(long, env = "LLAMERO_HOLD_TIMEOUT", default_value = "10m", value_parser = duration::parse)]
     hold_timeout: Duration,
@@ -138,7 +142,8 @@ async fn main() -> anyhow::Result<()> {
         if let Some(place) = place {
             tokio::spawn(gateways::watch(client.clone(), place, gateway.clone()));
         }
-        tokio::spawn(kubernetes::watch(client, gateway.clone()));
+        let served = namespaces::served(&options.watch_namespaces)?;
+        tokio::spawn(kubernetes::watch(client, served, gateway.clone()));
     } else {
         gateway.publish(options.fixed.iter().map(FixedModel::found).collect());
     }

@@ -2,6 +2,7 @@
 //!
 //! | module | what it holds |
 //! |---|---|
+//! | [`audit`] | what roles grant against what the API server was asked |
 //! | [`chaos`] | the fault suite |
 //! | [`cluster`] | a real Kubernetes on this machine: build, start, disturb, stop |
 //! | [`command`] | running a program and reporting its words when it fails |
@@ -10,6 +11,7 @@
 //! | [`write_cutter`] | a proxy that cuts off a client of the API server after a chosen write |
 #![forbid(unsafe_code)]
 
+pub mod audit;
 pub mod chaos;
 pub mod cluster;
 pub mod command;

@@ -42,7 +42,13 @@ fn operator_args(objects: &[Value]) -> Result<Vec<String>> {
 
 #[test]
 fn values_of_an_older_chart_are_refused_with_a_way_out() -> Result<()> {
-    for missing in ["tenants", "networkPolicy", "security"] {
+    for missing in [
+        "tenants",
+        "networkPolicy",
+        "security",
+        "watchNamespaces",
+        "sharedObjects",
+    ] {
         let refused = rendered(&["--set", &format!("{missing}=null")])
             .unwrap_err()
             .to_string();
@@ -365,5 +371,148 @@ fn the_gateway_is_reached_and_scaled_as_values_say() -> Result<()> {
                 .is_some_and(|all| all.len() == 2),
         "{pod}"
     );
+    Ok(())
+}
+
+/// Kinds that belong to no namespace.
+const OF_THE_CLUSTER: [&str; 5] = [
+    "ClusterRole",
+    "ClusterRoleBinding",
+    "PriorityClass",
+    "ValidatingAdmissionPolicy",
+    "ValidatingAdmissionPolicyBinding",
+];
+
+/// Kind, namespace and name of every object of an installation.
+fn names(objects: &[Value], release: &str) -> std::collections::BTreeSet<(String, String, String)> {
+    let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
+    let named = objects.iter().filter(|object| !object.is_null()).map(|object| {
+        let (kind, metadata) = (text(&object["kind"]), &object["metadata"]);
+        let namespace = match metadata["namespace"].as_str() {
+            _ if OF_THE_CLUSTER.contains(&kind.as_str()) => "",
+            Some(namespace) => namespace,
+            None => release,
+        };
+        (kind, namespace.to_owned(), text(&metadata["name"]))
+    });
+    named.collect()
+}
+
+#[test]
+fn an_installation_for_some_namespaces_may_change_nothing_elsewhere() -> Result<()> {
+    let objects = rendered(&["--set", "watchNamespaces={team-a,team-b}"])?;
+    for part in ["operator", "gateway"] {
+        let name = format!("llamero-{part}");
+        for namespace in ["team-a", "team-b"] {
+            let of = |kind: &str| {
+                let there = |object: &&Value| object["metadata"]["namespace"] == namespace;
+                let named = objects
+                    .iter()
+                    .filter(|object| object["kind"] == kind && object["metadata"]["name"] == name.as_str());
+                named.clone().find(there).cloned()
+            };
+            let role = of("Role").with_context(|| format!("{name} has no Role in {namespace}"))?;
+            let binding = of("RoleBinding").with_context(|| format!("{name} is not bound in {namespace}"))?;
+            ensure!(
+                binding["subjects"][0]["namespace"] == "llamero-system"
+                    && binding["roleRef"]["name"] == name.as_str(),
+                "{binding}"
+            );
+            ensure!(role["rules"].to_string().contains("llamagroups"), "{role}");
+        }
+        let container = &find(&objects, "Deployment", &name).context("no Deployment")?["spec"]["template"]["spec"]
+            ["containers"][0];
+        let args = container["args"].as_array().context("no arguments")?;
+        ensure!(
+            args.iter().any(|arg| arg == "--watch-namespaces=team-a,team-b"),
+            "{args:?}"
+        );
+    }
+    ensure!(
+        find(&objects, "ClusterRole", "llamero-gateway-llamero-system").is_none(),
+        "gateways read something of the whole cluster"
+    );
+    // What is left for the whole cluster, said one by one.
+    let role = find(&objects, "ClusterRole", "llamero-operator-llamero-system").context("no ClusterRole")?;
+    let rules = role["rules"].as_array().context("no rules")?.iter();
+    let told: Vec<Value> = rules
+        .map(|rule| serde_json::json!([rule["resources"], rule["resourceNames"], rule["verbs"]]))
+        .collect();
+    let definitions = ["llamadeployments.llamero.dev", "llamagroups.llamero.dev"];
+    let wanted = serde_json::json!([
+        [["nodes", "pods"], null, ["list", "watch"]],
+        [["priorityclasses"], null, ["list", "watch"]],
+        [["tokenreviews"], null, ["create"]],
+        [["customresourcedefinitions"], definitions, ["get", "patch"]],
+    ]);
+    ensure!(serde_json::json!(told) == wanted, "{told:?}");
+    let binding = find(
+        &objects,
+        "ValidatingAdmissionPolicyBinding",
+        "llamero-tenants-llamero-system",
+    )
+    .context("no binding")?;
+    let bound = &binding["spec"]["matchResources"]["namespaceSelector"]["matchExpressions"][0];
+    ensure!(
+        bound["values"] == serde_json::json!(["team-a", "team-b"]),
+        "{binding}"
+    );
+    ensure!(
+        rendered(&["--set", "watchNamespaces={Team}"]).is_err(),
+        "a name of no namespace is taken"
+    );
+    Ok(())
+}
+
+#[test]
+fn an_installation_can_do_without_any_cluster_role() -> Result<()> {
+    let less = "rbac.clusterReader=false,sharedObjects=false,crds.manage=false,security.mtls=false,security.certificates=false";
+    let values = ["--set", "watchNamespaces={team-a}", "--set", less];
+    let objects = rendered(&values)?;
+    for kind in ["ClusterRole", "ClusterRoleBinding", "PriorityClass"] {
+        ensure!(
+            !objects.iter().any(|object| object["kind"] == kind),
+            "a {kind} is there"
+        );
+    }
+    // Gateways are found in the installation's own namespace.
+    let role = find(&objects, "Role", "llamero-operator-lease").context("no Role")?;
+    let pods =
+        serde_json::json!({"apiGroups": [""], "resources": ["pods"], "verbs": ["get", "list", "watch"]});
+    ensure!(
+        role["rules"]
+            .as_array()
+            .is_some_and(|rules| rules.contains(&pods)),
+        "{role}"
+    );
+    let refused = rendered(&["--set", "rbac.clusterReader=false"])
+        .unwrap_err()
+        .to_string();
+    ensure!(refused.contains("needs watchNamespaces"), "{refused}");
+    Ok(())
+}
+
+#[test]
+fn two_installations_for_different_namespaces_share_no_object() -> Result<()> {
+    let one = rendered(&["--set", "watchNamespaces={a}"])?;
+    let other = rendered(&[
+        "--namespace",
+        "second",
+        "--set",
+        "watchNamespaces={b},sharedObjects=false",
+    ])?;
+    let (one, other) = (names(&one, "llamero-system"), names(&other, "second"));
+    let both: Vec<_> = one.intersection(&other).collect();
+    ensure!(both.is_empty(), "{both:?}");
+    ensure!(
+        one.iter().any(|(kind, ..)| kind == "PriorityClass"),
+        "nobody makes the class of placeholders"
+    );
+    // By default the names are those of before, so that an upgrade finds its objects.
+    let usual = names(&rendered(&[])?, "llamero-system");
+    for kind in ["ClusterRole", "ClusterRoleBinding"] {
+        let name = (kind.to_owned(), String::new(), "llamero-operator".to_owned());
+        ensure!(usual.contains(&name), "{kind}");
+    }
     Ok(())
 }

@@ -71,7 +71,7 @@ capabilities: {drop: [ALL]}
 {{- end }}
 {{- /* `helm upgrade --reuse-values` keeps the values of an older chart, which knows nothing of what came since. */}}
 {{- define "llamero.checkValues" -}}
-{{- range $key := list "tenants" "networkPolicy" "security" }}
+{{- range $key := list "tenants" "networkPolicy" "security" "watchNamespaces" "sharedObjects" }}
 {{- if not (hasKey $.Values $key) }}
 {{- fail (printf "the values have no %s, as those of an older chart: upgrade with --reset-then-reuse-values in place of --reuse-values" $key) }}
 {{- end }}
@@ -79,7 +79,86 @@ capabilities: {drop: [ALL]}
 {{- if not (hasKey .Values.security "certificates") }}
 {{- fail "the values have no security.certificates, as those of an older chart: upgrade with --reset-then-reuse-values in place of --reuse-values" }}
 {{- end }}
+{{- if not (or .Values.rbac.clusterReader .Values.watchNamespaces) }}
+{{- fail "rbac.clusterReader is false, which needs watchNamespaces: name the namespaces that are served, or set it to true" }}
+{{- end }}
 {{- if and .Values.security.mtls (not .Values.security.certificates) }}
 {{- fail "security.mtls needs security.certificates: set it to true, or security.mtls to false" }}
 {{- end }}
+{{- end }}
+{{- /* Names of objects of the whole cluster: an installation that serves some namespaces stands beside others. (dict "name" "llamero-operator" "root" $). */}}
+{{- define "llamero.clusterName" -}}
+{{ .name }}{{ if .root.Values.watchNamespaces }}-{{ .root.Release.Namespace }}{{ end }}
+{{- end }}
+{{- /* What the operator may do in the namespaces that it serves. */}}
+{{- define "llamero.operatorRules" -}}
+- apiGroups: [llamero.dev]
+  resources: [llamadeployments]
+  verbs: [list, watch]
+- apiGroups: [llamero.dev]
+  resources: [llamadeployments/status, llamagroups/status]
+  verbs: [patch]
+- apiGroups: [llamero.dev]
+  resources: [llamadeployments/scale]
+  verbs: [update]
+- apiGroups: [llamero.dev]
+  resources: [llamadeployments/finalizers, llamagroups/finalizers]
+  verbs: [update]
+- apiGroups: [llamero.dev]
+  resources: [llamagroups]
+  verbs: [get, list, watch, create, patch, delete]
+- apiGroups: [""]
+  resources: [pods]
+  verbs: [get, list, watch, create, patch, delete]
+- apiGroups: [""]
+  resources: [services]
+  verbs: [get, list, watch, create, patch]
+- apiGroups: [apps]
+  resources: [controllerrevisions]
+  verbs: [get, list, watch, create, patch, delete]
+- apiGroups: [networking.k8s.io]
+  resources: [networkpolicies]
+  verbs: [get, list, watch, create, patch]
+- apiGroups: [policy]
+  resources: [poddisruptionbudgets]
+  verbs: [get, list, watch, create, patch]
+- apiGroups: [events.k8s.io]
+  resources: [events]
+  verbs: [create, patch]
+{{- end }}
+{{- /* What it reads and asks of the whole cluster. */}}
+{{- define "llamero.operatorClusterRules" -}}
+{{- if .Values.rbac.clusterReader }}
+# What room there is.
+{{- if .Values.watchNamespaces }}
+- apiGroups: [""]
+  resources: [nodes, pods]
+  verbs: [list, watch]
+{{- else }}
+- apiGroups: [""]
+  resources: [nodes]
+  verbs: [list, watch]
+{{- end }}
+- apiGroups: [scheduling.k8s.io]
+  resources: [priorityclasses]
+  verbs: [list, watch]
+{{- end }}
+{{- if .Values.security.certificates }}
+# Whose token a pod shows that enrols.
+- apiGroups: [authentication.k8s.io]
+  resources: [tokenreviews]
+  verbs: [create]
+{{- end }}
+{{- if or .Values.crds.manage .Values.rbac.clusterReader }}
+- apiGroups: [apiextensions.k8s.io]
+  resources: [customresourcedefinitions]
+  resourceNames: [llamadeployments.llamero.dev, llamagroups.llamero.dev]
+  verbs: [get{{ if .Values.crds.manage }}, patch{{ end }}]
+{{- end }}
+{{- end }}
+{{- /* What gateways read in the namespaces that are served. */}}
+{{- define "llamero.gatewayRules" -}}
+- apiGroups: [llamero.dev]
+  resources: [llamadeployments, llamagroups]
+  verbs: [list, watch]
 {{- end }}

@@ -1,10 +1,15 @@
-//! Watches `LlamaDeployments` and `LlamaGroups` of all namespaces.
+//! Watches `LlamaDeployments` and `LlamaGroups` of all namespaces, or of some.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
-use futures::{Stream, StreamExt, future::ready};
+use futures::{
+    Stream, StreamExt,
+    future::{join_all, ready},
+    stream::select_all,
+};
 use kube::api::Api;
+use kube::core::NamespaceResourceScope;
 use kube::runtime::reflector::{self, Store};
 use kube::runtime::{WatchStreamExt, watcher};
 use kube::{Client, ResourceExt};
@@ -17,28 +22,62 @@ use crate::Gateway;
 use crate::upstream::dialler::LeaderPod;
 
 /// Watch for as long as the process lives, publishing every change: streams that run when it is asked to end may still need another leader. While
-/// the API server is away the last known state stays.
-pub async fn watch(client: Client, gateway: Arc<Gateway>) {
-    let everything = watcher::Config::default;
-    let (deployments, deployment_events) = reflect::<Deployment>(Api::all(client.clone()), everything());
-    let (groups, group_events) = reflect::<Group>(Api::all(client), everything());
+/// the API server is away the last known state stays. `served`: the namespaces; None: all.
+pub async fn watch(client: Client, served: Option<BTreeSet<String>>, gateway: Arc<Gateway>) {
+    let (deployments, deployment_events) = reflect_all::<Deployment>(&client, served.as_ref());
+    let (groups, group_events) = reflect_all::<Group>(&client, served.as_ref());
     let mut events = futures::stream::select(deployment_events, group_events);
-    let both_listed = async {
+    let all_listed = async {
         // A writer that is gone would be a stream that ended, which `events` tells.
-        let _ = deployments.wait_until_ready().await;
-        let _ = groups.wait_until_ready().await;
+        join_all(deployments.iter().map(Store::wait_until_ready)).await;
+        join_all(groups.iter().map(Store::wait_until_ready)).await;
     };
-    let mut both_listed = std::pin::pin!(both_listed);
+    let mut all_listed = std::pin::pin!(all_listed);
     let mut listed = false;
     loop {
         tokio::select! {
-            () = &mut both_listed, if !listed => listed = true,
+            () = &mut all_listed, if !listed => listed = true,
             event = events.next() => if event.is_none() { return },
         }
         if listed {
-            gateway.publish(collect(&deployments.state(), &groups.state()));
+            gateway.publish(collect(&state(&deployments), &state(&groups)));
         }
     }
+}
+
+/// Follow a kind in these namespaces, or in all.
+fn reflect_all<K>(
+    client: &Client,
+    served: Option<&BTreeSet<String>>,
+) -> (Vec<Store<K>>, impl Stream<Item = ()> + Unpin + Send)
+where
+    K: kube::Resource<DynamicType = (), Scope = NamespaceResourceScope>
+        + Clone
+        + std::fmt::Debug
+        + Send
+        + Sync
+        + serde::de::DeserializeOwned
+        + 'static,
+{
+    let apis: Vec<Api<K>> = match served {
+        None => vec![Api::all(client.clone())],
+        Some(names) => {
+            let api = |name: &String| Api::namespaced(client.clone(), name);
+            names.iter().map(api).collect()
+        }
+    };
+    let reflected = apis
+        .into_iter()
+        .map(|api| reflect(api, watcher::Config::default()));
+    let (stores, events): (Vec<_>, Vec<_>) = reflected.unzip();
+    (stores, select_all(events))
+}
+
+fn state<K>(stores: &[Store<K>]) -> Vec<Arc<K>>
+where
+    K: kube::Resource<DynamicType = ()> + Clone + 'static,
+{
+    stores.iter().flat_map(Store::state).collect()
 }
 
 /// Follow what an API has; an item comes with every change.
@@ -264,13 +303,58 @@ mod tests {
 
         let gateway = Gateway::new(crate::Settings::default());
         let mut snapshots = gateway.directory.subscribe();
-        let watching = tokio::spawn(watch(client, Arc::clone(&gateway)));
+        let watching = tokio::spawn(watch(client, None, Arc::clone(&gateway)));
         snapshots.wait_for(|snapshot| snapshot.complete).await.unwrap();
         gateway.stopping.cancel();
         let_on.add_permits(1);
         let known = snapshots.wait_for(|snapshot| snapshot.deployments().any(|found| found.model == "smol"));
         known.await.unwrap();
         assert!(!watching.is_finished());
+        watching.abort();
+    }
+
+    #[tokio::test]
+    async fn only_the_namespaces_that_are_served_are_watched() {
+        let one = |name: &str, kind: &str| {
+            let path = format!("/apis/llamero.dev/v1alpha1/namespaces/{name}/{kind}");
+            (path, name.to_owned())
+        };
+        let mut server = Router::new();
+        for (path, namespace) in ["a", "b"].map(|name| one(name, "llamadeployments")) {
+            let listed = move |RawQuery(query): RawQuery| {
+                let metadata = serde_json::json!({"name": "smol", "namespace": namespace});
+                let spec = serde_json::json!({"model": {"name": namespace}});
+                let item = object(serde_json::json!({"metadata": metadata, "spec": spec}));
+                async move {
+                    if query.unwrap_or_default().contains("watch=") {
+                        return Body::from_stream(
+                            futures::stream::pending::<Result<Vec<u8>, std::io::Error>>(),
+                        )
+                        .into_response();
+                    }
+                    let list = serde_json::json!({"apiVersion": "llamero.dev/v1alpha1", "kind": "LlamaDeploymentList",
+                        "metadata": {"resourceVersion": "1"}, "items": [item]});
+                    Json(list).into_response()
+                }
+            };
+            server = server.route(&path, get(listed));
+        }
+        for (path, _) in ["a", "b"].map(|name| one(name, "llamagroups")) {
+            server = server.route(&path, get(groups));
+        }
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let url = format!("http://{}", listener.local_addr().unwrap());
+        tokio::spawn(async move { axum::serve(listener, server).await });
+        let client = Client::try_from(kube::Config::new(url.parse().unwrap())).unwrap();
+        let gateway = Gateway::new(crate::Settings::default());
+        let mut snapshots = gateway.directory.subscribe();
+        let served = ["a", "b"].map(str::to_owned).into();
+        // The path of all namespaces is not there: who asked for it would never be complete.
+        let watching = tokio::spawn(watch(client, Some(served), Arc::clone(&gateway)));
+        let complete = snapshots.wait_for(|snapshot| snapshot.complete).await.unwrap();
+        let mut models: Vec<String> = complete.deployments().map(|found| found.model.clone()).collect();
+        models.sort();
+        assert_eq!(models, ["a", "b"]);
         watching.abort();
     }
 

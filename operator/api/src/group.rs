@@ -3,7 +3,9 @@
 //! The operator writes `spec` with its `resourceVersion` before any effect, so that an operator that lost its lease is fenced, and a
 //! new one finds out from `spec` alone what was under way: a pod that is not recorded in `spec.members` is to go.
 
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
+use std::collections::BTreeMap;
+
+use k8s_openapi::apimachinery::pkg::{api::resource::Quantity, apis::meta::v1::Time};
 use kube::{CustomResource, KubeSchema};
 use llamero_settings::limits;
 use schemars::JsonSchema;
@@ -94,6 +96,11 @@ pub struct LlamaGroupSpec {
     /// Nodes that an autoscaler of the cluster is asked for.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub provision: Option<Provision>,
+    /// What each pod asks for as it was admitted, where that is more than its template says: with injected containers, defaults of a LimitRange and the
+    /// overhead of a runtime. By resource name.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    #[schemars(schema_with = "crate::schema::quantities")]
+    pub admitted: BTreeMap<String, Quantity>,
     /// Failures of members, oldest first; kept after their pods are gone. The charged ones within the window are the restart budget's account.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 64))]
@@ -139,7 +146,7 @@ pub struct Member {
     /// How often the pod of this member was replaced.
     #[schemars(range(min = 0))]
     pub attempt: i32,
-    /// The node it goes to; absent while no room is reserved.
+    /// The node it goes to, or `*` where the operator may read none and the scheduler alone chooses; absent while no room is reserved.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub node: Option<String>,
     /// When the node was chosen. Members with equal times are placed together or not at all.
@@ -182,7 +189,7 @@ pub struct MemberFailure {
     /// Where it ran.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub node: Option<String>,
-    /// One word: Deleted, Disrupted, Evicted, Exited, NodeLost, NotStarted, Pressure, Refused, Stalled, Unreachable, Unschedulable, Unusable.
+    /// One word: Deleted, Disrupted, Evicted, Exited, Larger, NodeLost, NotStarted, Pressure, Refused, Stalled, Unreachable, Unschedulable, Unusable.
     pub reason: String,
     /// Exit code of the container, if it ended.
     #[serde(default, skip_serializing_if = "Option::is_none")]

@@ -11,6 +11,7 @@
 //! | [`group`] | `LlamaGroup`: the durable truth of one replica |
 //! | [`summary`] | `CheckpointSummary`: what the inspect pod found in a checkpoint's headers |
 //! | [`labels`] | label keys, the scheduling gate, ports, the field manager, and how objects are named |
+//! | [`namespaces`] | which namespaces an installation serves |
 //! | [`duration`] | durations as users write them, `1m30s` |
 //! | [`quantity`] | Kubernetes quantities to whole numbers and back |
 //! | [`crds`] | the CustomResourceDefinitions as YAML |
@@ -41,6 +42,7 @@ pub mod deployment;
 pub mod duration;
 pub mod group;
 pub mod labels;
+pub mod namespaces;
 pub mod quantity;
 pub mod reference;
 mod schema;

@@ -10,12 +10,16 @@ pub(crate) fn quantity(_: &mut SchemaGenerator) -> Schema {
     })
 }
 
+/// Quantities by resource name.
+pub(crate) fn quantities(generator: &mut SchemaGenerator) -> Schema {
+    json_schema!({"type": "object", "additionalProperties": quantity(generator)})
+}
+
 /// Requests and limits of the worker container.
 pub(crate) fn resources(generator: &mut SchemaGenerator) -> Schema {
-    let map = |generator: &mut SchemaGenerator| json_schema!({"type": "object", "additionalProperties": quantity(generator)});
     json_schema!({
         "type": "object",
-        "properties": {"requests": map(generator), "limits": map(generator)}
+        "properties": {"requests": quantities(generator), "limits": quantities(generator)}
     })
 }
 

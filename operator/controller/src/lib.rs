@@ -23,6 +23,7 @@
 //! | [`form_keys`] | the keys by which ranks of a group know each other |
 //! | [`identities`] | the certificate authority, and who is given certificates |
 //! | [`events`], [`metrics`], [`health`], [`log`] | what people and machines can see of it |
+//! | [`access`] | whether the whole cluster may be read |
 //! | [`lease`], [`options`], [`wake`] | plumbing |
 #![cfg_attr(
     not(test),
@@ -37,6 +38,7 @@
 )]
 #![forbid(unsafe_code)]
 
+pub mod access;
 pub mod apply;
 pub mod build;
 mod contract;

@@ -3,7 +3,7 @@
 use std::{net::SocketAddr, path::PathBuf, time::Duration};
 
 use clap::{Parser, ValueEnum};
-use llamero_api::{deployment::PullPolicy, group::Transport, labels};
+use llamero_api::{deployment::PullPolicy, group::Transport, labels, namespaces};
 use llamero_core::{
     network::{Network, NetworkOptions, Pods},
     observed::{Enrolment, Settings},
@@ -23,9 +23,9 @@ pub enum LogFormat {
 #[derive(Clone, Debug, Parser)]
 #[command(name = "llamero-operator", version)]
 pub struct Options {
-    /// Only serve LlamaDeployments of this namespace. Default: all namespaces.
-    #[arg(long, env = "LLAMERO_NAMESPACE")]
-    pub namespace: Option<String>,
+    /// Only serve LlamaDeployments of these namespaces, comma-separated; at most 64. Default: all namespaces.
+    #[arg(long, env = "LLAMERO_WATCH_NAMESPACES", value_delimiter = ',', value_parser = namespaces::name)]
+    pub watch_namespaces: Vec<String>,
 
     /// Namespace of the leader lease.
     #[arg(long, env = "LLAMERO_LEASE_NAMESPACE", default_value = "llamero-system")]
@@ -229,6 +229,8 @@ impl Options {
             } else {
                 Transport::Plain
             },
+            // Known once the API server has been asked.
+            unpinned: false,
             // Known once there is an authority.
             enrolment: None,
             unenrollable: (!self.gives_out_certificates()).then(|| OFF.to_owned()),
@@ -385,6 +387,18 @@ mod tests {
         assert!(!selector.matches(None));
         assert!("a".parse::<LabelSelector>().is_err());
         assert!("a!=1".parse::<LabelSelector>().is_err());
+    }
+
+    #[test]
+    fn namespaces_are_served_as_a_chart_writes_them() {
+        let served = |words: &str| {
+            let options = Options::try_parse_from(["llamero-operator", words]);
+            options.map(|options| namespaces::served(&options.watch_namespaces).unwrap())
+        };
+        assert_eq!(served("--watch-namespaces=").unwrap(), None);
+        let both = ["a".to_owned(), "b".to_owned()];
+        assert_eq!(served("--watch-namespaces=b,a").unwrap(), Some(both.into()));
+        assert!(served("--watch-namespaces=B").is_err());
     }
 
     #[test]

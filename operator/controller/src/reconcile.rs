@@ -52,6 +52,7 @@ pub struct Reconciler {
     health: Health,
     client: Client,
     identities: Option<Identities>,
+    reads_cluster: bool,
 }
 
 impl Reconciler {
@@ -75,6 +76,16 @@ impl Reconciler {
             metrics,
             health,
             identities: None,
+            reads_cluster: true,
+        }
+    }
+
+    /// The loop, where nodes and pods of other namespaces can be read or not.
+    #[must_use]
+    pub fn reading_cluster(self, reads_cluster: bool) -> Self {
+        Self {
+            reads_cluster,
+            ..self
         }
     }
 
@@ -157,6 +168,7 @@ impl Loop {
             client,
             health: _,
             identities,
+            reads_cluster,
         } = parts;
         let writer = Arc::new(Writer::new(client.clone(), leadership.clone(), caches.clone()));
         let hands = Hands {
@@ -172,7 +184,10 @@ impl Loop {
             actuators: Actuators::new(hands, wake.clone()),
             statuses: Statuses::new(Arc::clone(&writer), metrics.clone(), wake),
             refusals: Refusals::default(),
-            settings: options.settings(),
+            settings: Settings {
+                unpinned: !reads_cluster,
+                ..options.settings()
+            },
             phases: BTreeMap::new(),
             caches,
             metrics,

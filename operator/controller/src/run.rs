@@ -3,11 +3,13 @@
 use std::time::Duration;
 
 use kube::{Client, Config};
+use llamero_api::namespaces;
 use prometheus_client::registry::Registry;
 use tokio_util::sync::CancellationToken;
 use tracing::info;
 
 use crate::{
+    access,
     health::{self, Health},
     identities::{self, IdentitiesError},
     lease::{self, LeaseConfig, LeaseError},
@@ -16,7 +18,7 @@ use crate::{
     options::Options,
     reconcile::Reconciler,
     wake::Wake,
-    watch::Caches,
+    watch::{Caches, Scope, Scopes},
 };
 
 /// Why the operator stops.
@@ -42,6 +44,9 @@ pub enum RunError {
     /// Pods cannot enrol.
     #[error(transparent)]
     Identities(#[from] IdentitiesError),
+    /// It is to serve more namespaces than it can.
+    #[error(transparent)]
+    Namespaces(#[from] namespaces::TooMany),
     /// Leadership was lost.
     #[error(transparent)]
     Lease(#[from] LeaseError),
@@ -63,19 +68,34 @@ pub async fn run(options: Options, stop: CancellationToken) -> Result<(), RunErr
         identity: options.identity(),
         duration: options.lease_duration(),
     };
-    info!(identity = %lease.identity, namespace = options.namespace.as_deref().unwrap_or("(all)"), "starting");
+    let served = Scope::of(namespaces::served(&options.watch_namespaces)?);
+    info!(identity = %lease.identity, namespaces = ?served, "starting");
+    let address = options.http_address;
+    let mut health_server = tokio::spawn(health::serve(address, health.clone(), registry, stop.clone()));
+    let reads_cluster = match served {
+        Scope::Cluster => true,
+        Scope::Namespaces(_) => tokio::select! {
+            answer = access::reads_cluster(&client) => answer,
+            () = stop.cancelled() => return Ok(()),
+        },
+    };
     let pods = Projection::new(options.gateway_namespace(), options.gateway_selector.clone());
-    let caches = Caches::start(&client, options.namespace.as_deref(), pods, &wake);
+    let scopes = Scopes {
+        served: served.clone(),
+        gateways: options.gateway_namespace().to_owned(),
+        reads_cluster,
+    };
+    let caches = Caches::start(&client, &scopes, pods.serving(served.clone()), &wake);
 
     // The lease is given back only after the loop has stopped writing.
     let stop_lease = CancellationToken::new();
     let (leadership, lease) = lease::hold(client.clone(), lease, stop_lease.clone());
     let mut lease = tokio::spawn(lease);
-    let address = options.http_address;
-    let mut health_server = tokio::spawn(health::serve(address, health.clone(), registry, stop.clone()));
-    let (identities, mut enrolling) = identities::start(&client, &options, &leadership, (&health, &metrics))?;
+    let (identities, mut enrolling) =
+        identities::start(&client, (&options, served), &leadership, (&health, &metrics))?;
     let reconciler = Reconciler::new(&client, options, caches, wake, leadership, metrics, health)
-        .with_identities(identities);
+        .with_identities(identities)
+        .reading_cluster(reads_cluster);
     let mut reconciling = tokio::spawn(reconciler.run(stop.clone()));
 
     let result = tokio::select! {

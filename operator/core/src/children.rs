@@ -95,12 +95,15 @@ fn service(deployment: &Deployment, key: &Key) -> Option<Step> {
 /// What is to be applied for a group. Before a rank holds weights its pods may be evicted, so there is no budget yet: the disruption controller
 /// would write its status for each pod that comes up.
 #[must_use]
-pub fn of_group(view: &GroupView<'_>) -> Option<Step> {
+pub fn of_group(view: &GroupView<'_>, settings: &Settings) -> Option<Step> {
     let holds_weights = holds_weights(view);
     if view.group.budget.is_none() && !holds_weights {
         return None;
     }
-    let wanted = disruption_budget(&view.group.object, view.members.len(), holds_weights);
+    // Who may read no nodes moves nobody ahead of a drain, which would never end if no pod could be evicted: it may take one at a time.
+    let spared = usize::from(settings.unpinned);
+    let pods = view.members.len().saturating_sub(spared);
+    let wanted = disruption_budget(&view.group.object, pods, holds_weights);
     if view
         .group
         .budget
@@ -116,10 +119,7 @@ pub fn of_group(view: &GroupView<'_>) -> Option<Step> {
             object: ManagedObject::Budget(Box::new(wanted)),
         },
         reason: "Protected",
-        message: format!(
-            "no voluntary disruption of single pods: minAvailable {}",
-            view.members.len()
-        ),
+        message: format!("voluntary disruptions leave minAvailable {pods}"),
         event: EventKind::None,
     })
 }
@@ -199,7 +199,7 @@ pub fn leader_service(deployment: &LlamaDeployment) -> Service {
     }
 }
 
-/// Budget that allows no voluntary disruption of a single pod: a group is whole or useless. Pods that are not ready may be evicted as long
+/// Budget of which `pods`, as a rule all of the group, are never disrupted voluntarily: a group is whole or useless. Pods that are not ready may be evicted as long
 /// as no rank holds weights; survivors, which are not ready while they form anew, may not.
 #[must_use]
 pub fn disruption_budget(group: &LlamaGroup, pods: usize, holds_weights: bool) -> PodDisruptionBudget {

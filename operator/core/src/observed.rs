@@ -100,6 +100,8 @@ pub struct Settings {
     pub enrolment: Option<Enrolment>,
     /// Why they cannot, and who waits for a certificate will not be reached, where somebody must do something about it.
     pub unenrollable: Option<String>,
+    /// Nodes, pods of other namespaces and priority classes cannot be read, so the scheduler alone chooses nodes.
+    pub unpinned: bool,
 }
 
 /// Where pods come by their certificates.
@@ -317,6 +319,8 @@ pub struct Pod {
     pub node: Option<String>,
     /// Whether the placement gate is still there.
     pub gated: bool,
+    /// What it asks of its node as it was admitted, while its gate is there.
+    pub request: Option<Resources>,
     /// `status.phase`.
     pub phase: PodPhase,
     /// `metadata.deletionTimestamp` is set: the seconds that it was given to end. Not the time itself, which is by the API server's clock.

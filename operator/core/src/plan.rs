@@ -370,6 +370,8 @@ pub struct Verdict {
     pub unenrollable: Option<String>,
     /// What is wrong with the cluster's CustomResourceDefinitions.
     pub definitions: Option<String>,
+    /// The operator may read no nodes, so the scheduler alone chooses them.
+    pub unpinned: bool,
     /// Why a step about the deployment itself was refused, in the words of who refused it.
     pub refusal: Option<String>,
 }

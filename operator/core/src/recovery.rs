@@ -115,7 +115,10 @@ pub fn avoid(failures: &[MemberFailure], policy: &Recovery, now: Millis) -> BTre
         .iter()
         .filter(|f| {
             time::millis(&f.time) > since
-                && !matches!(f.reason.as_str(), "Deleted" | "Evicted" | "Refused" | UNUSABLE)
+                && !matches!(
+                    f.reason.as_str(),
+                    "Deleted" | "Evicted" | "Refused" | "Larger" | UNUSABLE
+                )
         })
         .filter_map(|f| f.node.clone())
         .collect()

@@ -6,7 +6,11 @@ use k8s_openapi::{
     api::core::v1::{Container, PodSpec, ResourceRequirements},
     apimachinery::pkg::api::resource::Quantity,
 };
-use llamero_api::{deployment::Worker, group::GroupTemplate, quantity};
+use llamero_api::{
+    deployment::Worker,
+    group::{GroupTemplate, LlamaGroupSpec},
+    quantity,
+};
 
 use crate::{inspect::REQUESTS, interned::Name};
 
@@ -91,7 +95,24 @@ impl Resources {
         self
     }
 
-    fn raise_to(&mut self, other: &Self) {
+    /// As the API writes them, without what is zero.
+    #[must_use]
+    pub fn to_quantities(&self) -> BTreeMap<String, Quantity> {
+        let written = |(name, amount): (&str, i64)| {
+            let text = match name {
+                CPU => format!("{amount}m"),
+                _ => amount.to_string(),
+            };
+            (name.to_owned(), Quantity(text))
+        };
+        self.iter()
+            .filter(|(_, amount)| *amount != 0)
+            .map(written)
+            .collect()
+    }
+
+    /// The larger one of each amount.
+    pub fn raise_to(&mut self, other: &Self) {
         for (name, amount) in &other.0 {
             let mine = self.entry(name);
             *mine = (*mine).max(*amount);
@@ -163,6 +184,14 @@ pub fn of_template(template: &GroupTemplate) -> Resources {
         request = request.with(name, i64::from(template.ranks_per_pod));
     }
     request.with(PODS, 1)
+}
+
+/// What each pod of a group asks of its node: as its template says, or, where that is more, as pods of the group were admitted.
+#[must_use]
+pub fn of_group(spec: &LlamaGroupSpec) -> Resources {
+    let mut request = of_template(&spec.template);
+    request.raise_to(&Resources::from_quantities(&spec.admitted));
+    request
 }
 
 /// What the pod that reads a checkpoint's headers asks of its node.

@@ -16,7 +16,7 @@ use llamero_api::{
 };
 
 use crate::{
-    groups::{GroupView, MemberView, drain},
+    groups::{GroupView, MemberView, admitted, drain},
     observed::{Deployment, Node},
     plan::{Action, EventKind, Key, Step},
     time::{self, Millis},
@@ -51,6 +51,8 @@ pub struct Fleet<'a> {
     pub target: &'a Target,
     /// All nodes by name.
     pub nodes: &'a BTreeMap<&'a str, &'a Node>,
+    /// No nodes may be read: the scheduler alone chooses.
+    pub unpinned: bool,
     /// The present.
     pub now: Millis,
 }
@@ -289,9 +291,10 @@ impl<'a> Change<'a> {
             key: fleet.key,
             revision: &fleet.target.revision,
             template,
+            unpinned: fleet.unpinned,
         };
         let members = outdated.iter().flat_map(|view| &view.members);
-        let of_groups = members.filter_map(|m| fleet.nodes.get(m.member.node.as_deref()?));
+        let of_groups = members.filter_map(|m| fleet.nodes.get(m.node()?));
         let nodes = of_groups.chain(fleet.nodes.values()).copied();
         match trial.advance(nodes, fleet.now, steps) {
             Outcome::Passed => true,
@@ -377,7 +380,10 @@ impl<'a> Change<'a> {
                 deployment: key.clone(),
                 deployment_uid: deployment.object.metadata.uid.clone().unwrap_or_default(),
                 name,
-                spec: Box::new(new_group(key, revision, template)),
+                spec: Box::new(LlamaGroupSpec {
+                    admitted: admitted::known(self.fleet.views, template),
+                    ..new_group(key, revision, template)
+                }),
             },
             reason: "Created",
             event: EventKind::Normal,
@@ -389,7 +395,8 @@ impl<'a> Change<'a> {
 fn homeless(view: &GroupView<'_>) -> bool {
     let status = view.group.object.status.as_ref();
     let no_room = status.is_some_and(|status| status.unplaceable_since.is_some());
-    view.members.iter().all(MemberView::unplaced) && (no_room || view.spec().placement_failures > 0)
+    let waits = |m: &MemberView<'_>| m.unplaced() || m.anywhere();
+    view.members.iter().all(waits) && (no_room || view.spec().placement_failures > 0)
 }
 
 /// A group that has no nodes yet.
@@ -416,6 +423,7 @@ fn new_group(key: &Key, revision: &str, template: &GroupTemplate) -> LlamaGroupS
         disrupted_since: None,
         place_after: None,
         provision: None,
+        admitted: BTreeMap::new(),
         failures: Vec::new(),
     }
 }

@@ -12,7 +12,7 @@ use llamero_api::{group::GroupTemplate, labels};
 use crate::{
     inspect,
     observed::{Deployment, InspectPod, Node, PodPhase},
-    placement::eligible,
+    placement::{ANY_NODE, eligible},
     plan::{Action, EventKind, Key, Step, TrialPod},
     resources::{self, Resources},
     time::Millis,
@@ -34,6 +34,8 @@ pub struct Trial<'a> {
     pub revision: &'a str,
     /// What its groups are made from.
     pub template: &'a GroupTemplate,
+    /// No nodes are known: the scheduler chooses one.
+    pub unpinned: bool,
 }
 
 /// How far the trial is.
@@ -93,14 +95,15 @@ impl Trial<'_> {
             .collect();
         let request = resources::of_inspect(&self.deployment.object.spec.worker);
         let roomy = may.iter().find(|node| has_room(node, &request));
-        let Some(node) = roomy.or(may.first()) else {
+        let chosen = roomy.or(may.first()).map(|node| node.name.as_str());
+        let Some(node) = chosen.or(self.unpinned.then_some(ANY_NODE)) else {
             let why = "no node may run it (taints, worker.nodeSelector, worker.affinity)";
             return Outcome::Pending(format!("revision {revision} cannot be tried: {why}"), None);
         };
-        let words = format!(
-            "revision {revision} is tried on node {} before a group goes",
-            node.name
-        );
+        let words = match node {
+            ANY_NODE => format!("revision {revision} is tried before a group goes"),
+            node => format!("revision {revision} is tried on node {node} before a group goes"),
+        };
         steps.push(Step {
             action: Action::CreateInspectPod {
                 deployment: self.key.clone(),
@@ -108,7 +111,7 @@ impl Trial<'_> {
                 key: label,
                 trial: Some(Box::new(TrialPod {
                     template: self.template.clone(),
-                    node: node.name.clone(),
+                    node: node.to_owned(),
                 })),
             },
             reason: "Trying",

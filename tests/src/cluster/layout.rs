@@ -44,6 +44,12 @@ impl Layout {
         self.state.join("certificates")
     }
 
+    /// What the chart's parts asked of the API server, one event a line.
+    #[must_use]
+    pub fn audit_log(&self) -> PathBuf {
+        self.state.join("audit.log")
+    }
+
     pub(super) fn kubeconfig_of(&self, name: &str) -> PathBuf {
         self.state.join(format!("{name}.kubeconfig"))
     }

@@ -337,7 +337,7 @@ impl Cluster {
     /// It does not become ready.
     pub fn start_api_server(&self) -> Result<()> {
         if process::find(control_plane::API_SERVER, control_plane::API_SERVER)?.is_none() {
-            control_plane::start_api_server(&self.layout.certificates())?;
+            control_plane::start_api_server(&self.layout)?;
         }
         control_plane::wait_for_api_server(&self.kubectl())
     }

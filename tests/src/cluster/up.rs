@@ -26,7 +26,7 @@ pub(super) fn run(layout: &Layout, count: u8) -> Result<()> {
     let authority = prepare_clients(layout)?;
     network::create_bridge()?;
     control_plane::start_etcd(&layout.state())?;
-    control_plane::start_api_server(&layout.certificates())?;
+    control_plane::start_api_server(layout)?;
 
     step("first processes and containerd of the nodes");
     let nodes = in_parallel(&indices, |index| start_node(*index))?;

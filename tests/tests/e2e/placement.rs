@@ -271,3 +271,43 @@ fn pinned_node(pod: &Value) -> String {
         .unwrap_or_default()
         .to_owned()
 }
+
+/// Defaults for every container of the namespace, until this is dropped.
+struct Defaults(Kubectl);
+
+impl Defaults {
+    fn of_storage(kubectl: Kubectl, amount: &str) -> Result<Self> {
+        kubectl.apply(&json!({
+            "apiVersion": "v1", "kind": "LimitRange",
+            "metadata": {"name": "defaults", "namespace": NAMESPACE},
+            "spec": {"limits": [{"type": "Container", "defaultRequest": {"ephemeral-storage": amount}}]}
+        }))?;
+        Ok(Self(kubectl))
+    }
+}
+
+impl Drop for Defaults {
+    fn drop(&mut self) {
+        let words = ["-n", NAMESPACE, "delete", "limitrange", "defaults"];
+        if let Err(error) = self.0.run(&words) {
+            eprintln!("left behind: {error:#}");
+        }
+    }
+}
+
+/// Nothing in the template says how much the pods ask for: they are looked at before they are released.
+#[test]
+fn a_group_is_placed_by_what_its_pods_ask_for_once_they_are_admitted() -> Result<()> {
+    let defaults = Defaults::of_storage(Cluster::connect()?.kubectl(), "32Mi")?;
+    let deployment = Deployment::create("admitted", json!({"replicas": 1}))?;
+    deployment.wait_ready(1)?;
+    let groups = deployment.groups()?;
+    let admitted = &groups[0]["spec"]["admitted"];
+    ensure!(admitted["ephemeral-storage"] == "33554432", "{admitted}");
+    let members = groups[0]["spec"]["members"].as_array().into_iter().flatten();
+    let again: Vec<&Value> = members.map(|member| &member["attempt"]).collect();
+    ensure!(again.iter().all(|attempt| **attempt == 1), "{again:?}");
+    ensure!(groups[0]["spec"]["failures"].is_null(), "{groups:?}");
+    drop(defaults);
+    Ok(())
+}

@@ -31,10 +31,14 @@ pub mod condition {
     pub const SCALABLE: &str = "Scalable";
     /// Groups are reached in plain text although the installation authenticates links.
     pub const INSECURE_LINKS: &str = "InsecureLinks";
+    /// The operator may read no nodes, so the scheduler alone chooses them.
+    pub const UNPINNED: &str = "Unpinned";
 }
 
 /// Reasons of conditions.
 pub mod reason {
+    /// Nodes, pods of all namespaces and priority classes may not be read.
+    pub const NODES_UNREADABLE: &str = "NodesUnreadable";
     /// Groups run a revision from before links were authenticated.
     pub const OLDER_REVISION: &str = "OlderRevision";
     /// Links of groups are authenticated, and no certificates are given out.

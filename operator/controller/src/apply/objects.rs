@@ -136,10 +136,10 @@ pub(super) async fn scale(
     let written = writer
         .send(api.replace_scale(&deployment.name, &post_params(), &wanted))
         .await?;
-    writer
-        .caches()
-        .deployments
-        .note(written.metadata.resource_version.as_deref());
+    writer.caches().deployments.note(
+        &deployment.namespace,
+        written.metadata.resource_version.as_deref(),
+    );
     Ok(())
 }
 

@@ -14,7 +14,7 @@ use super::{
     EffectError, Writer,
     writer::{patch_params, post_params},
 };
-use crate::{build::parts::namespace_of, watch::Cache};
+use crate::{build::parts::namespace_of, watch::Scoped};
 
 /// Kinds that are handled so.
 pub(super) trait Owned:
@@ -58,7 +58,7 @@ pub(super) fn is_controlled_by(object: &impl Resource, uid: &str) -> bool {
 /// behind. The object as it is there; its UID is the proof that it exists.
 pub(super) async fn create<K: Owned, T: Kept>(
     writer: &Writer,
-    cache: &Cache<K, T>,
+    cache: &Scoped<K, T>,
     wanted: &K,
     owner_uid: &str,
 ) -> Result<K, EffectError> {
@@ -82,7 +82,7 @@ pub(super) async fn create<K: Owned, T: Kept>(
 /// JSON-patches an object. A `test` that does not hold drops the step: the object was written, or is another one by now.
 pub(super) async fn patch_json<K: Owned, T: Kept>(
     writer: &Writer,
-    cache: &Cache<K, T>,
+    cache: &Scoped<K, T>,
     key: &Key,
     patch: json_patch::Patch,
 ) -> Result<(), EffectError> {
@@ -103,7 +103,7 @@ pub(super) async fn patch_json<K: Owned, T: Kept>(
 /// Deletes this very object; `how` says all but the precondition. That it is gone is success.
 pub(super) async fn delete<K: Owned, T: Kept>(
     writer: &Writer,
-    cache: &Cache<K, T>,
+    cache: &Scoped<K, T>,
     key: &Key,
     uid: &str,
     how: DeleteParams,

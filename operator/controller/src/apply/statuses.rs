@@ -176,7 +176,7 @@ impl Job {
                     writer
                         .caches()
                         .deployments
-                        .note(written.resource_version().as_deref());
+                        .note(&namespace_of(&written), written.resource_version().as_deref());
                 });
                 (result, format!("LlamaDeployment {}", key_of(object.as_ref())))
             }

@@ -26,7 +26,7 @@ use crate::{
     mock::{Answer, ApiServer, failure},
     observe::{Model, seen_pod::Projection},
     wake::Wake,
-    watch::{Caches, Change, Changes},
+    watch::{Caches, Change, Changes, Scope, Scopes},
 };
 
 const GROUP: &str = "/apis/llamero.dev/v1alpha1/namespaces/n/llamagroups/d-0";
@@ -83,7 +83,12 @@ fn model() -> Model {
 
 fn caches(client: &kube::Client) -> Caches {
     let pods = Projection::new("system", "app=gateway".parse().unwrap());
-    Caches::start(client, Some("n"), pods, &Wake::default())
+    let scopes = Scopes {
+        served: Scope::of(Some(["n".to_owned()].into())),
+        gateways: "system".to_owned(),
+        reads_cluster: true,
+    };
+    Caches::start(client, &scopes, pods, &Wake::default())
 }
 
 /// All chains of these steps, one after another.

@@ -2,6 +2,7 @@
 
 use k8s_openapi::api::core::v1::{Affinity, NodeSelector, NodeSelectorRequirement, NodeSelectorTerm, Pod};
 use llamero_api::labels::PLACEMENT_GATE;
+use llamero_core::placement::ANY_NODE;
 use serde_json::json;
 
 /// Why a pod cannot be bound.
@@ -15,8 +16,8 @@ pub enum BindError {
     Malformed(String),
 }
 
-/// Four operations that happen together or not at all: the pod is still the one we mean, its affinity is narrowed to `node`, its gate is
-/// still where we saw it, the gate goes. Nothing else in a gated pod may change, and affinity only to something narrower.
+/// Operations that happen together or not at all: the pod is still the one we mean, its affinity is narrowed to `node` (unless that is
+/// [`ANY_NODE`]), its gate is still where we saw it, the gate goes. Nothing else in a gated pod may change, and affinity only to something narrower.
 ///
 /// # Errors
 /// When the pod has no such gate.
@@ -27,13 +28,15 @@ pub fn bind_patch(pod: &Pod, uid: &str, node: &str) -> Result<json_patch::Patch,
         .iter()
         .position(|gate| gate.name == PLACEMENT_GATE)
         .ok_or(BindError::NotGated)?;
-    let operations = json!([
-        {"op": "test", "path": "/metadata/uid", "value": uid},
-        {"op": "add", "path": "/spec/affinity", "value": pinned(spec.affinity.as_ref(), node)},
-        {"op": "test", "path": format!("/spec/schedulingGates/{gate}/name"), "value": PLACEMENT_GATE},
-        {"op": "remove", "path": format!("/spec/schedulingGates/{gate}")},
-    ]);
-    serde_json::from_value(operations).map_err(|error| BindError::Malformed(error.to_string()))
+    let mut operations = vec![json!({"op": "test", "path": "/metadata/uid", "value": uid})];
+    if node != ANY_NODE {
+        let affinity = pinned(spec.affinity.as_ref(), node);
+        operations.push(json!({"op": "add", "path": "/spec/affinity", "value": affinity}));
+    }
+    let path = format!("/spec/schedulingGates/{gate}");
+    operations.push(json!({"op": "test", "path": format!("{path}/name"), "value": PLACEMENT_GATE}));
+    operations.push(json!({"op": "remove", "path": path}));
+    serde_json::from_value(operations.into()).map_err(|error| BindError::Malformed(error.to_string()))
 }
 
 /// The affinity, narrowed to one node. Terms are alternatives, so each of them gets the node's name.
@@ -114,6 +117,20 @@ mod tests {
             assert_eq!(terms[index]["matchExpressions"][0]["values"], json!([zone]));
             assert_eq!(terms[index]["matchFields"][0]["values"], json!(["node-a"]));
         }
+    }
+
+    #[test]
+    fn where_the_scheduler_chooses_only_the_gate_goes() {
+        let pod = pod(json!({"containers": [], "schedulingGates": [{"name": "llamero.dev/placement"}]}));
+        let patch = serde_json::to_value(bind_patch(&pod, "u", ANY_NODE).unwrap()).unwrap();
+        assert_eq!(
+            patch,
+            json!([
+                {"op": "test", "path": "/metadata/uid", "value": "u"},
+                {"op": "test", "path": "/spec/schedulingGates/0/name", "value": "llamero.dev/placement"},
+                {"op": "remove", "path": "/spec/schedulingGates/0"},
+            ])
+        );
     }
 
     #[test]

@@ -8,7 +8,7 @@ use k8s_openapi::{
 };
 use kube::ResourceExt as _;
 use llamero_api::{LlamaDeployment, deployment::Source, labels};
-use llamero_core::{inspect::REQUESTS, observed::Settings, plan::TrialPod, revision};
+use llamero_core::{inspect::REQUESTS, observed::Settings, placement::ANY_NODE, plan::TrialPod, revision};
 
 use super::{bind, parts, pod, remote};
 
@@ -63,7 +63,7 @@ pub fn inspect_pod(
     if let Some(toleration) = pod::device_toleration(accelerator) {
         spec.tolerations.get_or_insert_default().push(toleration);
     }
-    if let Some(trial) = trial {
+    if let Some(trial) = trial.filter(|trial| trial.node != ANY_NODE) {
         spec.affinity = Some(bind::pinned(spec.affinity.as_ref(), &trial.node));
     }
 

@@ -3,6 +3,7 @@
 //! | module | what |
 //! |---|---|
 //! | [`pod`] | the worker pod of a member |
+//! | `beside` | where pods of a group may be beside each other |
 //! | [`placeholder`] | the pod that holds the room of a member while nodes are asked for |
 //! | [`inspect`] | the pod that reads a checkpoint's headers |
 //! | [`parts`] | what all these pods share: volumes, security, ownership |
@@ -11,6 +12,7 @@
 //! | [`threads`] | how many threads a pod's ranks compute with |
 //! | [`bind`] | the patch that pins a gated pod to its node and lets it go |
 
+mod beside;
 pub mod bind;
 pub mod enrol;
 pub mod inspect;

@@ -2,11 +2,8 @@
 //! scheduler does: what the placer keeps to stands in the pod.
 
 use k8s_openapi::{
-    api::core::v1::{
-        Affinity, Container, NodeSelectorRequirement, NodeSelectorTerm, Pod, PodAffinity, PodAffinityTerm,
-        PodAntiAffinity, Volume, WeightedPodAffinityTerm,
-    },
-    apimachinery::pkg::apis::meta::v1::{LabelSelector, ObjectMeta},
+    api::core::v1::{Affinity, Container, NodeSelectorRequirement, NodeSelectorTerm, Pod, Volume},
+    apimachinery::pkg::apis::meta::v1::ObjectMeta,
 };
 use kube::ResourceExt as _;
 use llamero_api::{
@@ -15,10 +12,10 @@ use llamero_api::{
     labels,
 };
 
-use super::{parts, pod};
-
-/// The label of a node by which there is one of it.
-const HOST: &str = "kubernetes.io/hostname";
+use super::{
+    beside::{HOST, apart, term, together},
+    parts, pod,
+};
 
 /// A placeholder of member `index`. It asks for what the member would, of the same nodes and with the same claims, and does nothing for at most
 /// `most_seconds`. Its image is a small one, and no model is an image of it: the kubelet lets no pod go that is still pulling.
@@ -115,46 +112,6 @@ fn stay_out(affinity: &mut Affinity, key: &str, domain: &str) {
         term.match_expressions
             .get_or_insert_default()
             .push(outside.clone());
-    }
-}
-
-fn apart(affinity: &mut Affinity, term: PodAffinityTerm, preferred: bool) {
-    let PodAntiAffinity {
-        preferred_during_scheduling_ignored_during_execution: wished,
-        required_during_scheduling_ignored_during_execution: demanded,
-    } = affinity.pod_anti_affinity.get_or_insert_default();
-    match preferred {
-        true => wished.get_or_insert_default().push(weighted(term)),
-        false => demanded.get_or_insert_default().push(term),
-    }
-}
-
-fn together(affinity: &mut Affinity, term: PodAffinityTerm, preferred: bool) {
-    let PodAffinity {
-        preferred_during_scheduling_ignored_during_execution: wished,
-        required_during_scheduling_ignored_during_execution: demanded,
-    } = affinity.pod_affinity.get_or_insert_default();
-    match preferred {
-        true => wished.get_or_insert_default().push(weighted(term)),
-        false => demanded.get_or_insert_default().push(term),
-    }
-}
-
-fn term(group: &LlamaGroup, label: &str, topology_key: &str) -> PodAffinityTerm {
-    PodAffinityTerm {
-        label_selector: Some(LabelSelector {
-            match_labels: Some([(label.to_owned(), group.name_any())].into()),
-            match_expressions: None,
-        }),
-        topology_key: topology_key.to_owned(),
-        ..PodAffinityTerm::default()
-    }
-}
-
-const fn weighted(term: PodAffinityTerm) -> WeightedPodAffinityTerm {
-    WeightedPodAffinityTerm {
-        pod_affinity_term: term,
-        weight: 100,
     }
 }
 

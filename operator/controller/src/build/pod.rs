@@ -18,9 +18,9 @@ use llamero_api::{
     group::GroupTemplate,
     labels::{self, CONTROL_PORT, HEALTH_PORT, INFERENCE_PORT, RANK_PORT},
 };
-use llamero_core::backends;
+use llamero_core::{backends, placement::ANY_NODE};
 
-use super::{parts, remote, threads};
+use super::{beside, parts, remote, threads};
 
 /// Time between "not ready" and "no new requests" of a group that goes, where nobody says otherwise.
 const DRAIN_GRACE: Duration = Duration::from_secs(5);
@@ -47,6 +47,10 @@ pub fn member_pod(group: &LlamaGroup, index: i32, attempt: i32) -> Pod {
     spec.runtime_class_name = template.worker.runtime_class_name.clone();
     if template.accelerator_resource.is_some() {
         share_memory(&mut spec);
+    }
+    let mut members = group.spec.members.iter();
+    if members.any(|m| m.index == index && m.node.as_deref() == Some(ANY_NODE)) {
+        spec.affinity = Some(beside::unpinned(spec.affinity.take(), group));
     }
     spec.scheduling_gates = Some(vec![PodSchedulingGate {
         name: labels::PLACEMENT_GATE.to_owned(),
@@ -322,6 +326,30 @@ mod tests {
                 "members": [{"index": 0, "attempt": 0}, {"index": 1, "attempt": 2}]},
         }))
         .unwrap()
+    }
+
+    #[test]
+    fn members_that_the_scheduler_places_keep_apart_and_in_one_domain() {
+        let mut group = group(json!({"topologyKey": "zone", "topologyPolicy": "Required"}));
+        let affinity = |group: &LlamaGroup| {
+            let pod = serde_json::to_value(member_pod(group, 0, 0)).unwrap();
+            pod["spec"]["affinity"].clone()
+        };
+        assert!(affinity(&group).is_null(), "the operator chooses nodes");
+        group.spec.members[0].node = Some(ANY_NODE.to_owned());
+        let of_group = json!({"matchLabels": {"llamero.dev/group": "smol-0"}});
+        let rules = affinity(&group);
+        for (rule, key) in [
+            ("podAntiAffinity", "kubernetes.io/hostname"),
+            ("podAffinity", "zone"),
+        ] {
+            let terms = &rules[rule]["requiredDuringSchedulingIgnoredDuringExecution"];
+            assert_eq!(
+                *terms,
+                json!([{"labelSelector": of_group, "topologyKey": key}]),
+                "{rule}"
+            );
+        }
     }
 
     #[test]

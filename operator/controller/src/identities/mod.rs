@@ -40,6 +40,7 @@ use self::{
 };
 use crate::{
     events::Events, health::Health, lease::Leadership, links::Dialler, metrics::Metrics, options::Options,
+    watch::Scope,
 };
 
 /// Why pods cannot enrol.
@@ -102,7 +103,7 @@ pub type Enrolling = JoinHandle<Result<(), IdentitiesError>>;
 /// [`IdentitiesError::Listen`], [`IdentitiesError::GatewaysElsewhere`].
 pub fn start(
     client: &Client,
-    options: &Options,
+    (options, served): (&Options, Scope),
     leadership: &Leadership,
     (health, metrics): (&Health, &Metrics),
 ) -> Result<(Option<Identities>, Enrolling), IdentitiesError> {
@@ -130,7 +131,7 @@ pub fn start(
             namespace: options.lease_namespace.clone(),
             authority: options.ca_secret.clone(),
             record: format!("{}-state", options.ca_secret),
-            served: options.namespace.clone(),
+            served: served.clone(),
         },
         life: options.certificate_life,
         leadership: leadership.clone(),
@@ -146,8 +147,9 @@ pub fn start(
     let listener = TcpListener::from_std(listener).map_err(failed)?;
 
     let counted = metrics.clone();
-    let service = Service::new(Kubernetes::new(client.clone(), options), authority.clone())
-        .counting(move |code| counted.enrolment(result(code)));
+    let registrar = Kubernetes::new(client.clone(), options).serving(served);
+    let service =
+        Service::new(registrar, authority.clone()).counting(move |code| counted.enrolment(result(code)));
     let routes = guarded(
         Routes::new(service.server()),
         Known {

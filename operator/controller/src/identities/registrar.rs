@@ -17,7 +17,10 @@ use llamero_identity::{
     },
 };
 
-use crate::options::{LabelSelector, Options};
+use crate::{
+    options::{LabelSelector, Options},
+    watch::Scope,
+};
 
 /// No request may take longer.
 const TIMEOUT: Duration = Duration::from_secs(5);
@@ -32,6 +35,7 @@ pub struct Kubernetes {
     gateway_namespace: String,
     gateway_account: String,
     gateways: LabelSelector,
+    served: Scope,
 }
 
 /// The pod that a token is bound to.
@@ -65,7 +69,14 @@ impl Kubernetes {
             gateway_namespace: options.gateway_namespace().to_owned(),
             gateway_account: options.gateway_service_account.clone(),
             gateways: options.gateway_selector.clone(),
+            served: Scope::Cluster,
         }
+    }
+
+    /// Workers of these namespaces only.
+    #[must_use]
+    pub fn serving(self, served: Scope) -> Self {
+        Self { served, ..self }
     }
 
     /// Whose token it is.
@@ -103,6 +114,12 @@ impl Kubernetes {
                 bound.namespace, bound.pod
             ))
         };
+        if !self.served.contains(&bound.namespace) {
+            return Err(NotKnown::Stranger(format!(
+                "the namespace {} is not one that this installation serves (watchNamespaces)",
+                bound.namespace
+            )));
+        }
         let group_name = group_of(&bound.pod).ok_or_else(stranger)?;
         let api = Api::<LlamaGroup>::namespaced(self.client.clone(), &bound.namespace);
         let group = within(api.get_opt(group_name)).await?.ok_or_else(stranger)?;

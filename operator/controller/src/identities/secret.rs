@@ -19,6 +19,8 @@ use llamero_identity::{
     rotation::{NotYet, Record},
 };
 
+use crate::watch::Scope;
+
 /// Key of the record's data.
 const ENTRY: &str = "record.json";
 /// No request may take longer.
@@ -93,8 +95,8 @@ pub struct Secrets {
     pub authority: String,
     /// Of the record's.
     pub record: String,
-    /// Namespace whose groups there are; None: all.
-    pub served: Option<String>,
+    /// Where groups are.
+    pub served: Scope,
 }
 
 /// A record as it was read.
@@ -169,26 +171,24 @@ impl Secrets {
 
     /// A group whose pods have certificates.
     pub(super) async fn authenticated_group(&self) -> Result<Option<String>, KeepError> {
-        let client = self.client.clone();
-        let api: Api<LlamaGroup> = match &self.served {
-            Some(namespace) => Api::namespaced(client, namespace),
-            None => Api::all(client),
-        };
-        let listed = self
-            .within(&self.authority, api.list(&ListParams::default()))
-            .await;
-        let groups = match listed {
-            Ok(groups) => groups.items,
-            // Their kind is not there yet.
-            Err(KeepError::Api(_, kube::Error::Api(status))) if status.code == 404 => Vec::new(),
-            Err(error) => return Err(error),
-        };
-        let mut meant = groups.into_iter();
-        let found = meant.find(|group| group.spec.template.transport == Transport::Mutual);
-        Ok(found.map(|group| {
-            let of = |part: Option<String>| part.unwrap_or_default();
-            format!("{}/{}", of(group.metadata.namespace), of(group.metadata.name))
-        }))
+        for (_, api) in self.served.apis::<LlamaGroup>(&self.client) {
+            let listed = self
+                .within(&self.authority, api.list(&ListParams::default()))
+                .await;
+            let groups = match listed {
+                Ok(groups) => groups.items,
+                // Their kind is not there yet.
+                Err(KeepError::Api(_, kube::Error::Api(status))) if status.code == 404 => Vec::new(),
+                Err(error) => return Err(error),
+            };
+            let mut meant = groups.into_iter();
+            if let Some(group) = meant.find(|group| group.spec.template.transport == Transport::Mutual) {
+                let of = |part: Option<String>| part.unwrap_or_default();
+                let name = format!("{}/{}", of(group.metadata.namespace), of(group.metadata.name));
+                return Ok(Some(name));
+            }
+        }
+        Ok(None)
     }
 
     /// The authority's Secret, for Events.

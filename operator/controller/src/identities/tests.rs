@@ -90,7 +90,7 @@ impl Installation {
         let options = options(&free.to_string());
         let (identities, enrolling) = start(
             &client,
-            &options,
+            (&options, Scope::Cluster),
             &Leadership::held_for_tests(),
             (&Health::default(), &metrics()),
         )
@@ -278,7 +278,7 @@ fn replica(client: &Client, leadership: Leadership) -> Replica {
             namespace: "system".into(),
             authority: "llamero-ca".into(),
             record: "llamero-ca-state".into(),
-            served: None,
+            served: Scope::Cluster,
         },
         life: DAY,
         leadership,
@@ -522,7 +522,8 @@ async fn gateways_of_another_namespace_are_refused_at_the_start() {
         ..options("127.0.0.1:0")
     };
     let leadership = Leadership::held_for_tests();
-    let started = start(&client, &options, &leadership, (&Health::default(), &metrics()));
+    let served = (&options, Scope::Cluster);
+    let started = start(&client, served, &leadership, (&Health::default(), &metrics()));
     let error = started.err().unwrap().to_string();
     assert!(
         error.contains("elsewhere") && error.contains("leave --gateway-namespace out"),

@@ -3,7 +3,10 @@
 use k8s_openapi::api::core::v1::{ContainerState, ContainerStateTerminated, ContainerStatus, Pod, PodStatus};
 use kube::ResourceExt as _;
 use llamero_api::labels;
-use llamero_core::observed::{self, PodPhase};
+use llamero_core::{
+    observed::{self, PodPhase},
+    resources,
+};
 
 use crate::build::parts;
 
@@ -57,17 +60,19 @@ fn conditions<'a>(pod: &'a Pod, type_: &str) -> Option<&'a k8s_openapi::api::cor
 #[must_use]
 pub fn member(pod: &Pod) -> Option<observed::Pod> {
     let number = |label: &str| pod.labels().get(label).and_then(|value| value.parse().ok());
+    let gated = pod
+        .spec
+        .as_ref()
+        .and_then(|spec| spec.scheduling_gates.as_ref())
+        .is_some_and(|gates| gates.iter().any(|gate| gate.name == labels::PLACEMENT_GATE));
     Some(observed::Pod {
         name: pod.name_any(),
         uid: pod.uid().unwrap_or_default(),
         index: number(labels::MEMBER)?,
         attempt: number(labels::ATTEMPT)?,
         node: pod.spec.as_ref().and_then(|spec| spec.node_name.clone()),
-        gated: pod
-            .spec
-            .as_ref()
-            .and_then(|spec| spec.scheduling_gates.as_ref())
-            .is_some_and(|gates| gates.iter().any(|gate| gate.name == labels::PLACEMENT_GATE)),
+        gated,
+        request: pod.spec.as_ref().filter(|_| gated).map(resources::of_pod),
         phase: phase(pod),
         deletion: pod
             .metadata

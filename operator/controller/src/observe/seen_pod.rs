@@ -16,7 +16,7 @@ use llamero_core::{
 };
 
 use super::pods;
-use crate::{build::parts::namespace_of, options::LabelSelector};
+use crate::{build::parts::namespace_of, options::LabelSelector, watch::Scope};
 
 /// What a pod takes from a node.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -84,6 +84,7 @@ impl SeenPod {
 pub struct Projection {
     gateway_namespace: String,
     gateways: LabelSelector,
+    served: Scope,
     nodes: Interner<str>,
     requests: Interner<Resources>,
 }
@@ -95,16 +96,25 @@ impl Projection {
         Self {
             gateway_namespace: gateway_namespace.to_owned(),
             gateways,
+            served: Scope::Cluster,
             nodes: Interner::default(),
             requests: Interner::default(),
         }
     }
 
+    /// Only pods of these namespaces are ours: another operator may look after others.
+    #[must_use]
+    pub fn serving(self, served: Scope) -> Self {
+        Self { served, ..self }
+    }
+
     /// The pod in short form.
     #[must_use]
     pub fn pod(&self, pod: &Pod) -> SeenPod {
-        let taken = self.taken(pod);
-        if pod.labels().contains_key(labels::DEPLOYMENT) {
+        let is_ours =
+            pod.labels().contains_key(labels::DEPLOYMENT) && self.served.contains(&namespace_of(pod));
+        let taken = self.taken(pod, is_ours);
+        if is_ours {
             return SeenPod::Ours(Arc::new(own(pod, taken)));
         }
         let is_gateway = pod.metadata.namespace.as_deref() == Some(self.gateway_namespace.as_str())
@@ -122,7 +132,7 @@ impl Projection {
 
     /// What bound pods take until they have ended, and what pods nominated to a node are about to take. Members of groups that are not bound
     /// yet are left out: their reservations are in the groups.
-    fn taken(&self, pod: &Pod) -> Option<Taken> {
+    fn taken(&self, pod: &Pod, is_ours: bool) -> Option<Taken> {
         let spec = pod.spec.as_ref()?;
         if pods::raw_phase(pod).ended() {
             return None;
@@ -131,7 +141,7 @@ impl Projection {
         let nominated = || {
             let name = pod.status.as_ref().map(|status| &status.nominated_node_name);
             name.and_then(named)
-                .filter(|_| !pod.labels().contains_key(labels::GROUP_NAME))
+                .filter(|_| !is_ours || !pod.labels().contains_key(labels::GROUP_NAME))
         };
         let node = named(&spec.node_name).or_else(nominated)?;
         Some(Taken {
@@ -254,6 +264,23 @@ mod tests {
         assert_eq!(taken(None, json!({}), nominated()), Some(("b".into(), 7)));
         assert_eq!(taken(None, ours(), nominated()), None);
         assert_eq!(taken(None, json!({}), json!({"phase": "Pending"})), None);
+    }
+
+    #[test]
+    fn members_of_another_operator_are_foreign_and_take_room() {
+        let served = |namespace: &str| Scope::of(Some([namespace.to_owned()].into()));
+        let nominated = json!({"phase": "Pending", "nominatedNodeName": "b"});
+        let labels = json!({"llamero.dev/deployment": "d", "llamero.dev/group": "g"});
+        let seen = |scope: Scope| {
+            let pod = pod(None, labels.clone(), nominated.clone());
+            projection().serving(scope).pod(&pod)
+        };
+        assert!(matches!(seen(served("system")), SeenPod::Ours(pod) if pod.taken.is_none()));
+        let foreign = seen(served("elsewhere"));
+        assert!(
+            matches!(&foreign, SeenPod::Other { taken: Some(_) }),
+            "{foreign:?}"
+        );
     }
 
     #[test]

@@ -102,6 +102,14 @@ where
         cache
     }
 
+    /// A cache of what may not be read: it stays empty.
+    #[must_use]
+    pub fn absent(project: impl Fn(K) -> T + Send + Sync + 'static) -> Self {
+        let (cache, follower) = Self::unwatched(project);
+        follower.listed.send_replace(true);
+        cache
+    }
+
     /// An empty cache, and who fills it.
     fn unwatched(project: impl Fn(K) -> T + Send + Sync + 'static) -> (Self, Follower<K, T>) {
         let (seen, seen_by) = channel::channel(0);

@@ -9,11 +9,11 @@ use k8s_openapi::api::{
     policy::v1::PodDisruptionBudget,
     scheduling::v1::PriorityClass,
 };
-use kube::{Api, Client, Resource, core::NamespaceResourceScope, runtime::watcher::Config};
+use kube::{Api, Client, Resource, runtime::watcher::Config};
 use llamero_api::{LlamaDeployment, LlamaGroup, labels};
 use llamero_core::observed;
 
-use super::{Cache, Change};
+use super::{Cache, Change, Scope, Scoped};
 use crate::{
     observe::{SeenPod, nodes, seen_pod::Projection, writers::keep_writers_of_replicas},
     wake::Wake,
@@ -23,23 +23,43 @@ use crate::{
 #[derive(Clone)]
 pub struct Caches {
     /// LlamaDeployments of the namespaces served.
-    pub deployments: Cache<LlamaDeployment>,
+    pub deployments: Scoped<LlamaDeployment>,
     /// LlamaGroups of the namespaces served.
-    pub groups: Cache<LlamaGroup>,
-    /// All pods of the cluster, in short form.
-    pub pods: Cache<Pod, SeenPod>,
-    /// All nodes, in short form.
+    pub groups: Scoped<LlamaGroup>,
+    /// All pods of the cluster, in short form; where these may not be read, those of the namespaces served, and gateways.
+    pub pods: Scoped<Pod, SeenPod>,
+    /// All nodes, in short form; none where they may not be read.
     pub nodes: Cache<Node, Arc<observed::Node>>,
     /// Services with our label.
-    pub services: Cache<Service>,
+    pub services: Scoped<Service>,
     /// Disruption budgets with our label.
-    pub budgets: Cache<PodDisruptionBudget>,
+    pub budgets: Scoped<PodDisruptionBudget>,
     /// Network policies with our label.
-    pub policies: Cache<NetworkPolicy>,
+    pub policies: Scoped<NetworkPolicy>,
     /// Kept revisions with our label.
-    pub revisions: Cache<ControllerRevision>,
-    /// All priority classes.
+    pub revisions: Scoped<ControllerRevision>,
+    /// All priority classes; none where they may not be read.
     pub priority_classes: Cache<PriorityClass>,
+}
+
+/// What is watched, and where.
+#[derive(Clone, Debug)]
+pub struct Scopes {
+    /// The namespaces served.
+    pub served: Scope,
+    /// Where the gateways are.
+    pub gateways: String,
+    /// Nodes, priority classes and pods of all namespaces may be read: other namespaces' pods take room.
+    pub reads_cluster: bool,
+}
+
+impl Scopes {
+    fn pods(&self) -> Scope {
+        match self.reads_cluster {
+            true => Scope::Cluster,
+            false => self.served.clone().with(&self.gateways),
+        }
+    }
 }
 
 /// What changed in all caches.
@@ -72,37 +92,39 @@ fn short<K: Resource>(mut object: K) -> Arc<K> {
 }
 
 impl Caches {
-    /// Starts all watches. Pods and nodes are watched in the whole cluster whatever `namespace` is: other namespaces' pods take room.
+    /// Starts all watches.
     #[must_use]
-    pub fn start(client: &Client, namespace: Option<&str>, pods: Projection, wake: &Wake) -> Self {
-        fn scoped<K>(client: &Client, namespace: Option<&str>) -> Api<K>
-        where
-            K: Resource<Scope = NamespaceResourceScope, DynamicType = ()>,
-        {
-            match namespace {
-                Some(namespace) => Api::namespaced(client.clone(), namespace),
-                None => Api::all(client.clone()),
-            }
-        }
-        let ours =
-            || Config::default().labels(&format!("{}={}", labels::APP_MANAGED_BY, labels::FIELD_MANAGER));
-        let all = Config::default;
+    pub fn start(client: &Client, scopes: &Scopes, pods: Projection, wake: &Wake) -> Self {
+        let label = format!("{}={}", labels::APP_MANAGED_BY, labels::FIELD_MANAGER);
+        let (all, ours) = (Config::default(), Config::default().labels(&label));
         let deployment = |mut object: LlamaDeployment| {
             keep_writers_of_replicas(&mut object);
             Arc::new(object)
         };
+        let pods = Arc::new(pods);
         let pod = move |pod: Pod| pods.pod(&pod);
         let node = |node: Node| Arc::new(nodes::node(node));
+        let (nodes, priority_classes) = match scopes.reads_cluster {
+            true => {
+                let whole = Api::<Node>::all(client.clone());
+                let nodes = Cache::start(whole, all.clone(), wake.clone(), node);
+                let every = Api::<PriorityClass>::all(client.clone());
+                let classes = Cache::start(every, all.clone(), wake.clone(), short);
+                (nodes, classes)
+            }
+            false => (Cache::absent(node), Cache::absent(short)),
+        };
+        let served = &scopes.served;
         Self {
-            deployments: Cache::start(scoped(client, namespace), all(), wake.clone(), deployment),
-            groups: Cache::start(scoped(client, namespace), all(), wake.clone(), short),
-            pods: Cache::start(Api::all(client.clone()), all(), wake.clone(), pod),
-            nodes: Cache::start(Api::all(client.clone()), all(), wake.clone(), node),
-            services: Cache::start(scoped(client, namespace), ours(), wake.clone(), short),
-            budgets: Cache::start(scoped(client, namespace), ours(), wake.clone(), short),
-            policies: Cache::start(scoped(client, namespace), ours(), wake.clone(), short),
-            revisions: Cache::start(scoped(client, namespace), ours(), wake.clone(), short),
-            priority_classes: Cache::start(Api::all(client.clone()), all(), wake.clone(), short),
+            deployments: Scoped::start(client, served, &all, wake, deployment),
+            groups: Scoped::start(client, served, &all, wake, short),
+            pods: Scoped::start(client, &scopes.pods(), &all, wake, pod),
+            nodes,
+            services: Scoped::start(client, served, &ours, wake, short),
+            budgets: Scoped::start(client, served, &ours, wake, short),
+            policies: Scoped::start(client, served, &ours, wake, short),
+            revisions: Scoped::start(client, served, &ours, wake, short),
+            priority_classes,
         }
     }
 

@@ -97,6 +97,7 @@ pub(super) fn decide<'a>(
         views: &views,
         target: &target,
         nodes: cluster.nodes,
+        unpinned: settings.unpinned,
         now,
     };
     let decided = rollout::decide(&fleet, &leaving, &mut steps);
@@ -128,6 +129,7 @@ fn opened(cluster: &Cluster<'_>, deployment: &Deployment, key: &Key) -> Verdict 
         authenticated: !settings.transport.is_plain(),
         unenrollable: settings.unenrollable.clone(),
         definitions: settings.definitions.clone(),
+        unpinned: settings.unpinned,
         ..Verdict::default()
     }
 }

@@ -13,7 +13,7 @@ use std::collections::BTreeMap;
 use crate::{
     names::NameOwners,
     observed::{Deployment, Node, Observed},
-    placement::{Ledger, Native},
+    placement::{Ledger, Native, Placer, Unpinned},
     plan::{Key, Plan},
     time::{self, Millis},
 };
@@ -67,7 +67,11 @@ pub(crate) fn decide_some<'a>(
     }
     decided.plan.next_at = next_at;
     if !requests.is_empty() {
-        queue::place(observed, requests, ledger(), &Native, now, &mut decided);
+        let placer: &dyn Placer = match observed.settings.unpinned {
+            true => &Unpinned,
+            false => &Native,
+        };
+        queue::place(observed, requests, ledger(), placer, now, &mut decided);
     }
     decided
 }

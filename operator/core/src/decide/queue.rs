@@ -13,7 +13,7 @@ use crate::{
     observed::Observed,
     placement::{Ledger, NoRoom, PlacementRequest, Placer},
     plan::Key,
-    refusals,
+    refusals, resources,
     time::{self, Millis},
 };
 
@@ -78,15 +78,22 @@ pub(super) fn place(
             Some((_, missing)) => Err(missing.clone()),
             None => placer.place(&ledger, &request),
         };
-        match answer {
+        let as_template = slimmer(&view, &request).filter(|_| answer.is_err());
+        let retried = as_template
+            .as_ref()
+            .and_then(|request| placer.place(&ledger, request).ok());
+        let slimmer = retried.is_some();
+        match retried.map_or(answer, Ok) {
             Ok(assignments) => {
+                let amounts = as_template.as_ref().filter(|_| slimmer);
+                let amounts = &amounts.unwrap_or(&request).amounts;
                 for assignment in &assignments {
-                    ledger.reserve(&assignment.node, &request.amounts);
+                    ledger.reserve(&assignment.node, amounts);
                 }
                 decided.plan.steps.push(if request.successors {
                     disruption::assign(&view, &assignments, now)
                 } else {
-                    members::assign(&view, &assignments, now)
+                    members::assign(&view, &assignments, slimmer, now)
                 });
                 if let Some((acts, _)) = decided.each.get_mut(&deployment) {
                     *acts = true;
@@ -102,6 +109,15 @@ pub(super) fn place(
             }
         }
     }
+}
+
+/// The same request by what the template says, where pods asked for more the last time: that may not be so any more.
+fn slimmer<'a>(view: &GroupView<'_>, request: &PlacementRequest<'a>) -> Option<PlacementRequest<'a>> {
+    let whole = !request.successors && !view.spec().admitted.is_empty();
+    whole.then(|| PlacementRequest {
+        amounts: resources::of_template(request.template),
+        ..request.clone()
+    })
 }
 
 /// Says what is missing for a group, or for successors in it, and how far nodes are asked for.
@@ -126,10 +142,15 @@ fn tell_missing(
     } else {
         &mut verdict.no_room
     };
-    let told = match words {
-        Some(words) => format!("{missing}; {words}"),
-        None => missing.0.clone(),
-    };
+    let mut told = missing.0.clone();
+    if !view.spec().admitted.is_empty() {
+        told.push_str(
+            "; that is what its pods ask for as they are admitted (injected containers, a LimitRange, a RuntimeClass)",
+        );
+    }
+    if let Some(words) = words {
+        told = format!("{told}; {words}");
+    }
     missing_of.insert(name.clone(), told);
 }
 

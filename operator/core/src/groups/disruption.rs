@@ -18,7 +18,7 @@ use llamero_api::{
     labels,
 };
 
-use super::{Context, GroupView, MemberView, NextSteps, effects, members};
+use super::{Context, GroupView, MemberView, NextSteps, admitted, effects, members};
 use crate::{
     observed::{Node, Pod, PodPhase, Settings},
     placement::{Assignment, PlacementRequest},
@@ -64,11 +64,7 @@ pub fn deadline(view: &GroupView<'_>, policy: &Disruption) -> Option<Millis> {
 }
 
 fn on_disrupted_node(member: &MemberView<'_>, context: &Context<'_>) -> bool {
-    let node = member
-        .member
-        .node
-        .as_deref()
-        .and_then(|name| context.nodes.get(name));
+    let node = member.node().and_then(|name| context.nodes.get(name));
     node.is_some_and(|node| disrupted(node, context.settings))
 }
 
@@ -114,6 +110,9 @@ fn drop_failed(view: &GroupView<'_>, context: &Context<'_>) -> Option<Step> {
             continue;
         };
         failed |= !matches!(why, Dropped::NotNeeded);
+        if matches!(why, Dropped::Larger(_)) {
+            admitted::raise(&mut spec, member.successor.into_iter());
+        }
         let (reason, message) = why.words();
         words.push(format!("member {}: {message}", member.member.index));
         members::keep_attempt(
@@ -146,6 +145,7 @@ enum Dropped {
     Lost,
     Late(String),
     Refused(String),
+    Larger(String),
 }
 
 impl Dropped {
@@ -158,6 +158,7 @@ impl Dropped {
                 format!("the successor was not scheduled in time: {why}"),
             ),
             Self::Refused(why) => ("Refused", why),
+            Self::Larger(why) => (admitted::LARGER, why),
         }
     }
 }
@@ -179,6 +180,10 @@ fn failure(
     let late = |why: Option<&String>| overdue.then(|| Dropped::Late(why.cloned().unwrap_or_default()));
     match member.successor {
         Some(pod) if pod.deletion.is_some() || pod.phase.ended() => Some(Dropped::Lost),
+        Some(pod) if admitted::is_larger(view.spec(), pod) => {
+            let words = admitted::raise(&mut view.spec().clone(), std::iter::once(pod));
+            Some(Dropped::Larger(words))
+        }
         Some(pod) if pod.node.is_none() => late(pod.unschedulable.as_ref()),
         Some(_) => None,
         None if successor.pod_uid.is_some() => Some(Dropped::Lost),
@@ -267,7 +272,7 @@ pub fn note(view: &GroupView<'_>, context: &Context<'_>) -> Option<Step> {
     let message = match (disrupted, &spec.disrupted_since) {
         (Some(member), None) => {
             spec.disrupted_since = Some(time::to_time(context.now));
-            let node = member.member.node.clone().unwrap_or_default();
+            let node = member.node().unwrap_or_default();
             let index = member.member.index;
             match view.ready {
                 true => format!("node {node} is being taken away, so member {index} moves"),
@@ -366,14 +371,14 @@ fn request_nodes<'a>(view: &GroupView<'a>, context: &Context<'_>, next: &mut Nex
         next.next_at = time::earlier(next.next_at, wait);
         return;
     }
-    let members = spec.members.iter();
+    let successor = |m: &MemberView<'_>| m.member.successor.as_ref().map(|s| s.node.clone());
+    let members = view.members.iter();
     let occupied: Vec<String> = members
-        .flat_map(|m| m.node.iter().chain(m.successor.iter().map(|s| &s.node)))
-        .cloned()
+        .flat_map(|m| m.node().map(str::to_owned).into_iter().chain(successor(m)))
         .collect();
     next.request = Some(PlacementRequest {
         template: &spec.template,
-        amounts: resources::of_template(&spec.template),
+        amounts: resources::of_group(spec),
         priority: context.priority,
         indices,
         occupied,

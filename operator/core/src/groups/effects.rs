@@ -3,7 +3,10 @@
 use llamero_api::labels;
 
 use super::{GroupView, MemberView};
-use crate::plan::{Action, EventKind, FormMember, FormTarget, Step};
+use crate::{
+    placement::unpinned,
+    plan::{Action, EventKind, FormMember, FormTarget, Step},
+};
 
 /// Grace of an orphan that is already terminating but would hold its node for long.
 const ORPHAN_GRACE_SECONDS: i64 = 5;
@@ -74,7 +77,7 @@ pub fn lift_gates(view: &GroupView<'_>, steps: &mut Vec<Step>) {
                     node: node.clone(),
                 },
                 reason: "Released",
-                message: format!("pod {} goes to node {node}", pod.name),
+                message: format!("pod {} goes to {}", pod.name, unpinned::shown(node)),
                 event: EventKind::None,
             });
         }

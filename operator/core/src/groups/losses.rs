@@ -97,6 +97,8 @@ pub fn loss(pod: Option<&Pod>, context: &Context<'_>) -> Option<Loss> {
     }
     let name = pod.node.as_deref()?;
     match context.nodes.get(name) {
+        // Nothing is known of any.
+        None if context.settings.unpinned => None,
         None => Some(Loss::new("NodeLost", format!("node {name} is gone"), false)),
         Some(node) if disruption::urgent(node, context.settings) => {
             let message = format!("node {name} goes too soon for a successor to load");
@@ -172,12 +174,16 @@ fn silent(
         .filter_map(|(at, member, pod)| {
             let silence = silence(member, pod)?;
             let node = pod.node.as_deref()?;
-            let node_ready = nodes.get(node).is_some_and(|node| node.ready);
+            let node_ready = nodes.get(node).map(|node| node.ready);
             let message = format!("no answer for {} s from node {node}", silence / 1000);
             match node_ready {
-                false if silence > patience => Some((at, Loss::new("NodeLost", message, false))),
-                true if silence > 2 * patience && peer_answers(at) => {
+                Some(false) if silence > patience => Some((at, Loss::new("NodeLost", message, false))),
+                Some(true) if silence > 2 * patience && peer_answers(at) => {
                     Some((at, Loss::new("Unreachable", message, true)))
+                }
+                // The node may not be read; pods of one that is lost are called not ready.
+                None if silence > 2 * patience && (peer_answers(at) || !pod.ready) => {
+                    Some((at, Loss::new("NodeLost", message, false)))
                 }
                 _ => None,
             }

@@ -13,13 +13,13 @@ use llamero_api::{
 };
 
 use super::{
-    Context, GroupView, MemberView, disruption,
+    Context, GroupView, MemberView, admitted, disruption,
     losses::{self, Loss},
     provision, starting,
 };
 use crate::{
     observed::{Pod, PodPhase},
-    placement::Assignment,
+    placement::{Assignment, unpinned},
     plan::{Action, Confirm, EventKind, Step},
     time::{self, Millis},
 };
@@ -50,10 +50,15 @@ pub fn write(view: &GroupView<'_>, spec: LlamaGroupSpec, confirm: Confirm) -> Ac
     }
 }
 
-/// Reserves nodes: the first thing that happens to members, before any pod exists.
+/// Reserves nodes: the first thing that happens to members, before any pod exists. `slimmer`: by what the template says, although pods asked for more.
 #[must_use]
-pub fn assign(view: &GroupView<'_>, assignments: &[Assignment], now: Millis) -> Step {
+pub fn assign(view: &GroupView<'_>, assignments: &[Assignment], slimmer: bool, now: Millis) -> Step {
     let mut spec = view.spec().clone();
+    if slimmer {
+        // A pod that is as large as the last one sends it back, after a longer wait each time.
+        spec.admitted.clear();
+        spec.placement_failures = spec.placement_failures.max(1);
+    }
     for assignment in assignments {
         for member in spec
             .members
@@ -68,7 +73,7 @@ pub fn assign(view: &GroupView<'_>, assignments: &[Assignment], now: Millis) -> 
     provision::met(&mut spec);
     let places: Vec<String> = assignments
         .iter()
-        .map(|a| format!("{} on {}", a.index, a.node))
+        .map(|a| format!("{} on {}", a.index, unpinned::shown(&a.node)))
         .collect();
     Step {
         action: write(view, spec, Confirm::default()),
@@ -106,7 +111,7 @@ pub fn replace_lost(view: &GroupView<'_>, context: &Context<'_>) -> Option<Step>
         if matches!(loss.reason, "Deleted" | "Evicted" | "Exited" | losses::PRESSURE) {
             confirm.gone.extend(member.member.pod_uid.clone());
         }
-        words.push(describe(member.member, loss));
+        words.push(describe(member, loss));
         let failure = failure(member, loss, context.now);
         // One word for all of a group: of a large one there would be no room for those of before.
         let is_told = |other: &MemberFailure| {
@@ -160,7 +165,7 @@ pub fn roll_back_overdue(view: &GroupView<'_>, context: &Context<'_>) -> Option<
         }
         let late = deadline_of(view, member, context).is_some_and(|at| at <= context.now);
         if let Some(loss) = not_yet(view, member).filter(|_| late) {
-            words.push(describe(member.member, &loss));
+            words.push(describe(member, &loss));
             keep(&mut spec.failures, failure(member, &loss, context.now));
         }
         reset(&mut spec.members[at]);
@@ -264,7 +269,7 @@ pub fn roll_back_refused(view: &GroupView<'_>, context: &Context<'_>) -> Option<
         message: format!(
             "a pod was refused, so the placement is rolled back; next try in {} s ({})",
             wait / 1000,
-            describe(member.member, &loss)
+            describe(member, &loss)
         ),
         event: EventKind::Warning,
     })
@@ -310,6 +315,7 @@ pub fn record(view: &GroupView<'_>) -> Option<Step> {
         present.push(uid);
     }
     spec.generation = spec.generation.saturating_add(1);
+    spec.admitted = admitted::exact(view);
     Some(Step {
         reason: "Recorded",
         message: format!(
@@ -330,7 +336,7 @@ pub fn record(view: &GroupView<'_>) -> Option<Step> {
 }
 
 /// Members placed together have equal times.
-fn batch(member: &Member) -> Option<Millis> {
+pub(super) fn batch(member: &Member) -> Option<Millis> {
     member.placed_at.as_ref().map(time::millis)
 }
 
@@ -355,7 +361,8 @@ fn deadline_of(view: &GroupView<'_>, member: &MemberView<'_>, context: &Context<
     }
 }
 
-fn reset(member: &mut Member) {
+/// The next attempt, without a node.
+pub(super) fn reset(member: &mut Member) {
     *member = Member {
         index: member.index,
         attempt: member.attempt.saturating_add(1),
@@ -380,6 +387,23 @@ fn replace(spec: &mut LlamaGroupSpec, at: usize, member: &MemberView<'_>) {
         spec.generation = spec.generation.saturating_add(1);
     }
     spec.members[at] = disruption::promoted(member.member.index, successor);
+}
+
+/// Remembers why a member's attempt went before it held anything, uncharged.
+pub(super) fn remember(
+    spec: &mut LlamaGroupSpec,
+    member: &MemberView<'_>,
+    reason: &'static str,
+    message: String,
+    now: Millis,
+) {
+    let loss = Loss {
+        reason,
+        exit_code: None,
+        message,
+        charged: false,
+    };
+    keep(&mut spec.failures, failure(member, &loss, now));
 }
 
 /// Remembers an attempt that came to nothing, uncharged.
@@ -410,7 +434,7 @@ fn failure(member: &MemberView<'_>, loss: &Loss, now: Millis) -> MemberFailure {
         time,
         index: member.member.index,
         attempt: member.member.attempt,
-        node: member.member.node.clone(),
+        node: member.node().map(str::to_owned),
         reason: loss.reason.to_owned(),
         exit_code: loss.exit_code,
         message: loss.message.chars().take(512).collect(),
@@ -424,14 +448,14 @@ fn keep(failures: &mut Vec<MemberFailure>, failure: MemberFailure) {
     failures.drain(..surplus);
 }
 
-fn describe(member: &Member, loss: &Loss) -> String {
-    let node = member.node.as_deref().unwrap_or("no node");
+fn describe(member: &MemberView<'_>, loss: &Loss) -> String {
+    let node = member.node().unwrap_or("no node");
     let code = loss
         .exit_code
         .map(|code| format!(" with code {code}"))
         .unwrap_or_default();
     format!(
         "member {} on {node}: {}{code}: {}",
-        member.index, loss.reason, loss.message
+        member.member.index, loss.reason, loss.message
     )
 }

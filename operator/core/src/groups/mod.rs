@@ -11,6 +11,7 @@
 //! |---|---|
 //! | [`view`] | members and their pods side by side |
 //! | [`members`] | writes: roll back, replace, record |
+//! | [`admitted`] | pods that ask for more than their template says |
 //! | [`losses`] | which members are lost, and who is to blame for a stall |
 //! | [`starting`] | who holds a start up |
 //! | [`disruption`] | members move off nodes that are being taken away |
@@ -19,6 +20,7 @@
 //! | [`drain`] | how a group goes |
 //! | [`stamps`] | times that a wrong clock has written |
 
+pub mod admitted;
 pub mod disruption;
 pub mod drain;
 pub mod effects;
@@ -100,6 +102,7 @@ pub fn next_steps<'a>(view: &GroupView<'a>, context: &Context<'_>) -> NextSteps<
     let write = members::replace_lost(view, context)
         .or_else(|| members::roll_back_overdue(view, context))
         .or_else(|| members::roll_back_refused(view, context))
+        .or_else(|| admitted::place_anew(view, context))
         .or_else(|| provision::end(view, context));
     if let Some(step) = write {
         next.steps.push(step);
@@ -110,7 +113,7 @@ pub fn next_steps<'a>(view: &GroupView<'a>, context: &Context<'_>) -> NextSteps<
     next.next_at = time::earlier(next.next_at, provision::deadline(view, context.placement));
     let leaves_at = disruption::deadline(view, context.disruption).filter(|at| *at > context.now);
     next.next_at = time::earlier(next.next_at, leaves_at);
-    next.steps.extend(children::of_group(view));
+    next.steps.extend(children::of_group(view, context.settings));
     // What is not whole moves nobody; its time to leave begins all the same, or a drain would wait for it for ever.
     if !view.whole()
         && let Some(step) = disruption::note(view, context)
@@ -155,10 +158,13 @@ fn request_nodes<'a>(view: &GroupView<'a>, context: &Context<'_>, next: &mut Nex
         view.members.iter().partition(|m| m.unplaced());
     next.request = Some(PlacementRequest {
         template: &spec.template,
-        amounts: resources::of_template(&spec.template),
+        amounts: resources::of_group(spec),
         priority: context.priority,
         indices: unplaced.iter().map(|m| m.member.index).collect(),
-        occupied: placed.iter().filter_map(|m| m.member.node.clone()).collect(),
+        occupied: placed
+            .iter()
+            .filter_map(|m| m.node().map(str::to_owned))
+            .collect(),
         avoid: recovery::avoid(&spec.failures, context.recovery, context.now),
         successors: false,
     });

@@ -9,6 +9,7 @@ use llamero_api::{
 
 use crate::{
     observed::{Group, Pod, PodPhase},
+    placement::ANY_NODE,
     plan::{Key, PodRef},
     time::Millis,
 };
@@ -46,6 +47,20 @@ impl MemberView<'_> {
     #[must_use]
     pub const fn unplaced(&self) -> bool {
         self.member.node.is_none()
+    }
+
+    /// The node where its pod is, or where it is to go; nothing while nobody knows.
+    #[must_use]
+    pub fn node(&self) -> Option<&str> {
+        let chosen = self.member.node.as_deref().filter(|node| *node != ANY_NODE);
+        let bound = self.pod.and_then(|pod| pod.node.as_deref());
+        bound.or(chosen)
+    }
+
+    /// The scheduler alone chooses its node, and has not yet.
+    #[must_use]
+    pub fn anywhere(&self) -> bool {
+        self.member.node.as_deref() == Some(ANY_NODE) && !self.scheduled()
     }
 
     /// Its pod is recorded, so its gate may be lifted.

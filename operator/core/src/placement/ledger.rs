@@ -74,12 +74,13 @@ fn each(group: &Group, mut then: impl FnMut(&str, &Resources)) {
     if spec.members.iter().all(|m| m.node.is_none()) && group.writing.is_none() {
         return;
     }
-    let request = resources::of_template(&spec.template);
+    let request = resources::of_group(spec);
     let held = held(group, spec);
     for (node, ..) in &held {
         then(node, &request);
     }
     let Some(writing) = &group.writing else { return };
+    let request = resources::of_group(writing);
     for place in self::held(group, writing) {
         if !held.contains(&place) {
             then(place.0, &request);

@@ -8,10 +8,12 @@
 //! | [`ledger`] | what is free on every node |
 //! | [`eligible`] | taints, selectors and affinity |
 //! | [`native`] | whole groups on the stock scheduler |
+//! | [`unpinned`] | no nodes are known: the scheduler alone chooses |
 
 pub mod eligible;
 pub mod ledger;
 pub mod native;
+pub mod unpinned;
 
 use std::collections::BTreeSet;
 
@@ -21,6 +23,7 @@ use crate::{observed::Priority, resources::Resources};
 
 pub use ledger::{Ledger, Reservations};
 pub use native::Native;
+pub use unpinned::{ANY_NODE, Unpinned};
 
 /// Members of one group that need nodes.
 #[derive(Clone, Debug)]

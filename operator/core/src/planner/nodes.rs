@@ -69,6 +69,11 @@ impl Planner {
 
 /// Whether a member of the group, or a successor, is on one of these nodes.
 pub(super) fn has_member_on(group: &Group, nodes: &BTreeSet<String>) -> bool {
+    // The scheduler may have chosen where a pod is.
+    let mut bound = group.pods.iter().filter_map(|pod| pod.node.as_ref());
+    if bound.any(|node| nodes.contains(node)) {
+        return true;
+    }
     let mut members = group.object.spec.members.iter();
     members.any(|member| {
         let successor = member.successor.as_ref().map(|s| &s.node);

@@ -86,6 +86,7 @@ fn pod(one: &Pod, other: &Pod) -> bool {
         attempt,
         node,
         gated,
+        request,
         phase,
         deletion,
         ready,
@@ -105,6 +106,7 @@ fn pod(one: &Pod, other: &Pod) -> bool {
     reports
         && (uid, name, index, attempt) == (&other.uid, &other.name, &other.index, &other.attempt)
         && (node, gated, phase, deletion) == (&other.node, &other.gated, &other.phase, &other.deletion)
+        && *request == other.request
         && (ready, ip, evicted, pressure) == (&other.ready, &other.ip, &other.evicted, &other.pressure)
         && (exit, waiting, unschedulable) == (&other.exit, &other.waiting, &other.unschedulable)
         && *unheard_since == other.unheard_since

@@ -66,6 +66,7 @@ pub fn all(facts: &Facts<'_>, previous: &[Condition], now: Millis) -> Vec<Condit
     ]
     .into_iter()
     .chain(insecure_links(facts).map(|finding| (condition::INSECURE_LINKS, finding)))
+    .chain(unpinned(facts).map(|finding| (condition::UNPINNED, finding)))
     .map(|(type_, Finding(status, reason, message))| {
         let kept = previous.iter().find(|c| c.type_ == type_ && c.status == status);
         Condition {
@@ -323,6 +324,17 @@ fn insecure_links(facts: &Facts<'_>) -> Option<Finding> {
         ));
     }
     Some(no(reason::AS_WANTED, ""))
+}
+
+/// The scheduler alone chooses nodes. Nothing is said where the operator does.
+fn unpinned(facts: &Facts<'_>) -> Option<Finding> {
+    facts.verdict.unpinned.then(|| {
+        yes(
+            reason::NODES_UNREADABLE,
+            "the operator may not list and watch nodes, pods of all namespaces and priority classes, so the scheduler chooses the node of each pod by itself: no room is \
+             reserved for whole groups, nobody moves ahead of a drain, and accelerator.memory must be given; set rbac.clusterReader of the chart and restart the operator",
+        )
+    })
 }
 
 fn degraded(facts: &Facts<'_>) -> Finding {

@@ -8,6 +8,7 @@ mod garbage;
 mod properties;
 mod schema;
 mod sim;
+mod table_admitted;
 mod table_clocks;
 mod table_disruption;
 mod table_fleet;
@@ -21,6 +22,7 @@ mod table_sizing;
 mod table_stalls;
 mod table_starting;
 mod table_status;
+mod table_unpinned;
 
 use proptest::{prelude::ProptestConfig, test_runner::RngSeed};
 

@@ -1,0 +1,115 @@
+//! Whether the operator may read what placement needs of the whole cluster. Where it serves some namespaces only, this is somebody's decision, so the API
+//! server is asked.
+
+use std::time::Duration;
+
+use k8s_openapi::api::authorization::v1::{
+    ResourceAttributes, SelfSubjectAccessReview, SelfSubjectAccessReviewSpec,
+};
+use kube::{Api, Client, api::PostParams};
+use tracing::{info, warn};
+
+/// No request may take longer.
+const TIMEOUT: Duration = Duration::from_secs(10);
+/// Pause before it is asked again when there was no answer.
+const AGAIN: Duration = Duration::from_secs(1);
+/// API group and resource; pods in all namespaces.
+const NEEDED: [(&str, &str); 3] = [
+    ("", "nodes"),
+    ("", "pods"),
+    ("scheduling.k8s.io", "priorityclasses"),
+];
+
+/// Asks until there is an answer.
+pub async fn reads_cluster(client: &Client) -> bool {
+    loop {
+        match ask(client).await {
+            Ok(None) => return true,
+            Ok(Some(missing)) => {
+                info!(
+                    "may not {missing} in the whole cluster, so the scheduler alone chooses nodes (rbac.clusterReader of the chart)"
+                );
+                return false;
+            }
+            Err(error) => warn!(%error, "cannot ask the API server what may be read; trying again"),
+        }
+        tokio::time::sleep(AGAIN).await;
+    }
+}
+
+/// The first that is not allowed.
+async fn ask(client: &Client) -> kube::Result<Option<String>> {
+    for (group, resource) in NEEDED {
+        for verb in ["list", "watch"] {
+            if !is_allowed(client, group, resource, verb).await? {
+                return Ok(Some(format!("{verb} {resource}")));
+            }
+        }
+    }
+    Ok(None)
+}
+
+async fn is_allowed(client: &Client, group: &str, resource: &str, verb: &str) -> kube::Result<bool> {
+    let review = SelfSubjectAccessReview {
+        spec: SelfSubjectAccessReviewSpec {
+            resource_attributes: Some(ResourceAttributes {
+                group: Some(group.to_owned()),
+                resource: Some(resource.to_owned()),
+                verb: Some(verb.to_owned()),
+                ..ResourceAttributes::default()
+            }),
+            ..SelfSubjectAccessReviewSpec::default()
+        },
+        ..SelfSubjectAccessReview::default()
+    };
+    let api = Api::<SelfSubjectAccessReview>::all(client.clone());
+    let how = PostParams::default();
+    let answer = tokio::time::timeout(TIMEOUT, api.create(&how, &review)).await;
+    let late = |_| kube::Error::Service("no answer in time".into());
+    let status = answer.map_err(late)??.status;
+    Ok(status.is_some_and(|status| status.allowed))
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+    use crate::mock::{Answer, ApiServer, failure};
+
+    const REVIEWS: &str = "/apis/authorization.k8s.io/v1/selfsubjectaccessreviews";
+
+    fn answer(allowed: bool) -> Answer {
+        let review = json!({"apiVersion": "authorization.k8s.io/v1", "kind": "SelfSubjectAccessReview", "spec": {}, "status": {"allowed": allowed}});
+        ("POST", REVIEWS, 201, review)
+    }
+
+    #[tokio::test]
+    async fn nodes_pods_and_priority_classes_must_all_be_readable() {
+        let (client, server) = ApiServer::start(vec![answer(true); 6]).await;
+        assert!(reads_cluster(&client).await);
+        let asked = server.asked();
+        let words = |at: usize| asked[at].body["spec"]["resourceAttributes"].clone();
+        assert_eq!(
+            words(0),
+            json!({"group": "", "resource": "nodes", "verb": "list"})
+        );
+        assert_eq!(
+            words(5),
+            json!({"group": "scheduling.k8s.io", "resource": "priorityclasses", "verb": "watch"})
+        );
+
+        // A namespace's pods are read by its Role: that of the whole cluster is another question.
+        let (client, server) = ApiServer::start(vec![answer(true), answer(true), answer(false)]).await;
+        assert!(!reads_cluster(&client).await);
+        assert_eq!(server.asked().len(), 3);
+    }
+
+    #[tokio::test]
+    async fn an_api_server_that_is_away_is_asked_again() {
+        let away = ("POST", REVIEWS, 503, failure(503, "ServiceUnavailable", "away"));
+        let (client, server) = ApiServer::start(vec![away, answer(false)]).await;
+        assert!(!reads_cluster(&client).await);
+        assert_eq!(server.asked().len(), 2);
+    }
+}
