@@ -83,6 +83,7 @@ pub(super) fn form(
             })
             .collect(),
         key: forming.key.to_vec(),
+        lost: Vec::new(),
     };
     let mut begun = false;
     for target in targets {

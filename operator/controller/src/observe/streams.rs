@@ -282,6 +282,8 @@ mod tests {
             generation: 3,
             group_serving: true,
             draining: false,
+            lost: Vec::new(),
+            longest_sequence: 0,
             ranks: vec![v1::RankReport {
                 rank: 1,
                 phase: v1::Phase::Loading.into(),
