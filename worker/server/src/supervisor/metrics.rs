@@ -174,7 +174,7 @@ impl Collector for Snapshot {
             &mut to,
             "group_lost_ranks",
             "Ranks that the group does without, and whose parts of the model the others have taken over",
-            report.lost.len() as u64,
+            u64::try_from(report.lost.len()).unwrap_or(u64::MAX),
         )?;
         if self.pod.leads() {
             let serving = u64::from(report.group_serving);
