@@ -9,6 +9,7 @@ mod properties;
 mod schema;
 mod sim;
 mod table_clocks;
+mod table_degraded;
 mod table_disruption;
 mod table_fleet;
 mod table_forecast;
