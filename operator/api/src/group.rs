@@ -77,6 +77,11 @@ pub struct LlamaGroupSpec {
     /// One entry for each pod, by index.
     #[schemars(length(min = 1, max = 256))]
     pub members: Vec<Member>,
+    /// Members that the present generation does without, by index, in the order in which they were given up. The other members have taken
+    /// over their parts of the model.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 255), inner(range(min = 1, max = 255)))]
+    pub without: Vec<i32>,
     /// Whether the group is to serve or to go.
     #[serde(default)]
     pub intent: Intent,

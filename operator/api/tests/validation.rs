@@ -398,3 +398,18 @@ fn buckets_and_web_servers_are_addressed() {
         assert!(said.contains(part), "{said}");
     }
 }
+
+#[test]
+fn only_groups_on_cpus_go_on_without_members() {
+    let allowed = |gpus: bool| {
+        deployment(|o| {
+            o["spec"]["recovery"] = json!({"degraded": "Allow"});
+            if gpus {
+                o["spec"]["accelerator"] = json!({"resource": "nvidia.com/gpu"});
+            }
+        })
+    };
+    allowed(false).validate_cel().unwrap();
+    let why = refused(&allowed(true));
+    assert!(why.contains("recovery.degraded: Allow is for CPUs"), "{why}");
+}

@@ -381,6 +381,8 @@ pub struct Report {
     pub serving: bool,
     /// The group drains.
     pub draining: bool,
+    /// Tokens of the longest sequence that the group holds now; 0: not known. Leader only.
+    pub longest_sequence: i64,
 }
 
 /// What a supervisor told of a rank (`llamero.v1.RankReport`).

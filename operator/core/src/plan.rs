@@ -162,7 +162,9 @@ pub enum Action {
         group_uid: String,
         /// Generation.
         generation: i64,
-        /// All ranks in rank order.
+        /// Ranks that the group does without, in the order in which they were given up.
+        lost: Vec<u32>,
+        /// All other ranks in rank order.
         members: Vec<FormMember>,
         /// Pods that do not hold this generation yet.
         targets: Vec<FormTarget>,

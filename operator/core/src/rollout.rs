@@ -416,6 +416,7 @@ fn new_group(key: &Key, revision: &str, template: &GroupTemplate) -> LlamaGroupS
         revision: revision.to_owned(),
         template: template.clone(),
         generation: 0,
+        without: Vec::new(),
         members,
         intent: Intent::Run,
         drain_since: None,

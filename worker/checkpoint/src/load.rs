@@ -37,7 +37,7 @@ use crate::checkpoint::Checkpoint;
 use crate::error::{Error, Result};
 use crate::layout::ModelLayout;
 use crate::narrow::to_usize;
-use crate::piece::{Piece, pieces, read_rows, read_scales};
+use crate::piece::{Piece, pieces, pieces_beyond, read_rows, read_scales};
 use crate::presharded::RankFile;
 use crate::remote::Announced;
 use crate::shard::RankShard;
@@ -111,6 +111,38 @@ pub fn load_rank<S: Sink>(
         Some(made) => Some(RankFile::open(checkpoint, made, shard, &pieces)?),
         None => None,
     };
+    load_pieces(checkpoint, pieces, file, threads, sink, watch)
+}
+
+/// Hand all rows of the rank's shard to `sink` that `held`, another share of the same rank, has not; else as [`load_rank`].
+/// Rows are counted from the start of the pieces of [`pieces_beyond`].
+///
+/// # Errors
+/// As [`load_rank`].
+pub fn load_beyond<S: Sink>(
+    checkpoint: &Checkpoint,
+    layout: &ModelLayout,
+    (shard, held): (&RankShard, &RankShard),
+    threads: usize,
+    sink: &S,
+    watch: &mut dyn FnMut(LoadProgress) -> ControlFlow<()>,
+) -> Result<()> {
+    checkpoint.check_whole()?;
+    let pieces = pieces_beyond(layout, shard, held);
+    if pieces.is_empty() {
+        return Ok(());
+    }
+    load_pieces(checkpoint, pieces, None, threads, sink, watch)
+}
+
+fn load_pieces<S: Sink>(
+    checkpoint: &Checkpoint,
+    pieces: Vec<Piece<'_>>,
+    file: Option<RankFile>,
+    threads: usize,
+    sink: &S,
+    watch: &mut dyn FnMut(LoadProgress) -> ControlFlow<()>,
+) -> Result<()> {
     let load = Load::new(checkpoint, pieces, file, sink);
     load.tell(watch);
     checkpoint.announce(|| load.announced());

@@ -80,6 +80,19 @@ pub fn pieces<'a>(layout: &'a ModelLayout, shard: &RankShard) -> Vec<Piece<'a>> 
         .collect()
 }
 
+/// The pieces that `shard` has and `held`, another share of the same rank, has not. Norms are in both.
+#[must_use]
+pub fn pieces_beyond<'a>(layout: &'a ModelLayout, shard: &RankShard, held: &RankShard) -> Vec<Piece<'a>> {
+    let norms = [
+        TensorKind::InputNorm,
+        TensorKind::PostAttentionNorm,
+        TensorKind::FinalNorm,
+    ];
+    let mut pieces = pieces(layout, &shard.beyond(held));
+    pieces.retain(|piece| piece.bytes() > 0 && !norms.contains(&piece.tensor.id.kind));
+    pieces
+}
+
 /// Bytes of a rank's shard, scales as f32 included.
 #[must_use]
 pub fn rank_bytes(layout: &ModelLayout, shard: &RankShard) -> u64 {

@@ -108,6 +108,31 @@ impl Runs {
         Self::new(self.0.iter().chain(&other.0).cloned())
     }
 
+    /// All that is in this set and not in `other`.
+    #[must_use]
+    pub fn without(&self, other: &Self) -> Self {
+        let mut left = Vec::new();
+        for run in &self.0 {
+            let mut start = run.start;
+            for gone in other
+                .0
+                .iter()
+                .filter(|gone| gone.start < run.end && gone.end > run.start)
+            {
+                left.push(start..gone.start);
+                start = gone.end;
+            }
+            left.push(start..run.end);
+        }
+        Self::new(left)
+    }
+
+    /// All that is in both sets.
+    #[must_use]
+    pub fn common(&self, other: &Self) -> Self {
+        self.without(&self.without(other))
+    }
+
     /// Whether every number of `other` is in this set.
     #[must_use]
     pub fn contains_all(&self, other: &Self) -> bool {
@@ -151,5 +176,24 @@ mod tests {
         assert_eq!(runs.to_string(), "0..5, 8..9");
         assert_eq!(runs.union(&Runs::from(4..8)), Runs::from(0..9));
         assert!(runs.contains_all(&Runs::new([1..3, 8..9])) && !runs.contains_all(&Runs::from(5..6)));
+    }
+
+    #[test]
+    fn differences_and_what_is_common() {
+        let runs = Runs::new([0..5, 8..12, 20..21]);
+        for (other, left, common) in [
+            (Runs::default(), runs.clone(), Runs::default()),
+            (runs.clone(), Runs::default(), runs.clone()),
+            (
+                Runs::new([1..2, 4..9, 11..30]),
+                Runs::new([0..1, 2..4, 9..11]),
+                Runs::new([1..2, 4..5, 8..9, 11..12, 20..21]),
+            ),
+            (Runs::new([5..8, 12..20]), runs.clone(), Runs::default()),
+        ] {
+            assert_eq!(runs.without(&other), left, "without {other}");
+            assert_eq!(runs.common(&other), common, "and {other}");
+            assert_eq!(left.union(&common), runs);
+        }
     }
 }

@@ -76,6 +76,37 @@ impl RankShard {
         self.ffn_leaves.scaled(self.leaves.width, u32::MAX)
     }
 
+    /// What it holds beyond what `held` does, a share of the same rank. Tensors that every rank holds whole are of both.
+    #[must_use]
+    pub fn beyond(&self, held: &Self) -> Self {
+        Self {
+            q_heads: self.q_heads.without(&held.q_heads),
+            kv_heads: self.kv_heads.without(&held.kv_heads),
+            ffn_leaves: self.ffn_leaves.without(&held.ffn_leaves),
+            vocab_tiles: self.vocab_tiles.without(&held.vocab_tiles),
+            ..self.clone()
+        }
+    }
+
+    /// Whether it holds all that `other` does, a share of the same rank.
+    #[must_use]
+    pub fn contains_all(&self, other: &Self) -> bool {
+        let of = |shard: &Self| {
+            let Self {
+                q_heads,
+                kv_heads,
+                ffn_leaves,
+                vocab_tiles,
+                ..
+            } = shard.clone();
+            [q_heads, kv_heads, ffn_leaves, vocab_tiles]
+        };
+        of(self)
+            .iter()
+            .zip(&of(other))
+            .all(|(own, other)| own.contains_all(other))
+    }
+
     /// Its vocabulary rows.
     #[must_use]
     pub fn vocab(&self) -> Runs {

@@ -2,6 +2,7 @@
 
 pub(crate) mod dummy;
 pub(crate) mod pod;
+pub(crate) mod share;
 
 use std::hash::{Hash, Hasher};
 use std::ops::ControlFlow;

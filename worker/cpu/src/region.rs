@@ -4,7 +4,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::ptr::NonNull;
 use std::sync::atomic::{AtomicU8, AtomicU32, AtomicU64};
 
-use rustix::mm::{Advice, MapFlags, ProtFlags, madvise, mmap, mmap_anonymous, munmap};
+use rustix::mm::{Advice, MapFlags, MremapFlags, ProtFlags, madvise, mmap, mmap_anonymous, mremap, munmap};
 
 /// A mapping of fixed length, page aligned, readable and writable.
 pub(crate) struct Region {
@@ -39,7 +39,8 @@ impl Region {
             rustix::fs::ftruncate(file, size)?;
         }
         // SAFETY: a new mapping at an address of the kernel's choice. The file is an anonymous memory file that only
-        // the supervisor and the rank processes of this pod hold; nobody shrinks it, and it is written by other means only
+        // the supervisor and the rank processes of this pod hold; only the rank that it belongs to changes its length, when no
+        // slice of another mapping is alive; and it is written by other means only
         // while the weights are loaded, when no slice of the mapping is alive. A peer that was stopped in the middle of
         // such a write and goes on later writes the bytes that are there.
         let start = unsafe {
@@ -58,6 +59,23 @@ impl Region {
     fn adopt(start: *mut u8, len: usize) -> std::io::Result<Self> {
         let start = NonNull::new(start).ok_or_else(|| std::io::Error::other("mmap returned null"))?;
         Ok(Self { start, len })
+    }
+
+    /// Change the length. What both lengths have stays; new bytes are zero. `file` is what it is mapped from, if it is a file.
+    ///
+    /// # Errors
+    /// What the kernel says; the region is as it was then.
+    pub(crate) fn resize(&mut self, file: Option<&OwnedFd>, len: usize) -> std::io::Result<()> {
+        if let Some(file) = file {
+            *self = Self::of_file(file, len)?.prefer_large_pages();
+            return Ok(());
+        }
+        // SAFETY: the mapping is our own and anonymous, and the exclusive borrow says that nobody refers to it.
+        let start = unsafe { mremap(self.start.as_ptr().cast(), self.len, len, MremapFlags::MAYMOVE) }?;
+        self.start =
+            NonNull::new(start.cast()).ok_or_else(|| std::io::Error::other("mremap returned null"))?;
+        self.len = len;
+        Ok(())
     }
 
     /// Ask for large pages: for what is read from end to end again and again, where they save address look-ups. Not for

@@ -11,6 +11,7 @@ use llamero_checkpoint::load::Member;
 use crate::disjoint::DisjointSlice;
 use crate::kernel::pack::LANES;
 use crate::layout::{HeadAt, Layout, MatrixAt};
+use crate::load::share::Move;
 use crate::matmul::Matrix;
 use crate::region::Region;
 
@@ -73,6 +74,44 @@ impl Weights {
         std::sync::atomic::fence(std::sync::atomic::Ordering::SeqCst);
         self.set_header([MAGIC, self.fingerprint, self.layout.bytes as u64, COMPLETE]);
         self.complete = true;
+    }
+
+    /// Become the weights of another share that contains the present one (`grows`) or is part of it: move what both have. They are
+    /// incomplete until [`Self::set_complete`], and a process that ends before leaves nothing that counts as weights.
+    ///
+    /// # Errors
+    /// What the kernel says.
+    pub(crate) fn change(
+        &mut self,
+        layout: Layout,
+        fingerprint: u64,
+        (moves, grows): (Vec<Move>, bool),
+        file: Option<&OwnedFd>,
+    ) -> std::io::Result<()> {
+        self.complete = false;
+        self.held_other = true;
+        self.set_header([MAGIC, fingerprint, layout.bytes as u64, HELD_OTHER]);
+        std::sync::atomic::fence(std::sync::atomic::Ordering::SeqCst);
+        if grows {
+            self.region.resize(file, layout.bytes)?;
+            moves.iter().rev().for_each(|one| self.carry(one));
+        } else {
+            moves.iter().for_each(|one| self.carry(one));
+            self.region.resize(file, layout.bytes)?;
+        }
+        self.layout = layout;
+        self.fingerprint = fingerprint;
+        Ok(())
+    }
+
+    fn carry(&mut self, one: &Move) {
+        let bytes = self.region.bytes_mut();
+        let held = bytes[one.from.clone()].to_vec();
+        let target = &mut bytes[one.to.clone()];
+        target.fill(0);
+        for (from, to) in &one.parts {
+            target[*to..to + from.len()].copy_from_slice(&held[from.clone()]);
+        }
     }
 
     fn header(&self) -> [u64; 4] {

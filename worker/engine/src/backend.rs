@@ -11,7 +11,7 @@ use crate::device::DeviceBoard;
 #[cfg(doc)]
 use crate::form::FormLimits;
 use crate::form::FormSpec;
-use crate::mesh::{Failure, Mesh, MeshError};
+use crate::mesh::{Failure, Members, Mesh, MeshError};
 use crate::step::{Era, Late, LogitShard, Plan, StepOutput};
 
 /// Number of a step that was submitted and not yet released.
@@ -188,6 +188,34 @@ pub trait Backend: Send {
     /// # Errors
     /// [`BackendError::Unusable`] for what is not built (KV type, adapters) or cannot be.
     fn memory(&self, spec: &FormSpec) -> Result<MemoryPlan, BackendError>;
+
+    /// Whether this rank can take another share of the model than the one it began with, so that its group can do without some
+    /// ranks.
+    ///
+    /// # Errors
+    /// Why not.
+    fn can_reshape(&self) -> Result<(), &'static str> {
+        Err("this backend keeps the share of the model that it began with")
+    }
+
+    /// What forming by `spec` would take of this rank's memory among `members`. Needs no weights; reads nothing.
+    ///
+    /// # Errors
+    /// As [`Self::memory`], and where the model cannot be split so.
+    fn memory_among(&self, _members: &Members, spec: &FormSpec) -> Result<MemoryPlan, BackendError> {
+        self.memory(spec)
+    }
+
+    /// Take the share that this rank has among `members`, once the weights are there. What it has of it stays in memory, and
+    /// what lacks is read; KV blocks and adapters are dropped. Returns at once when it has that share.
+    ///
+    /// # Errors
+    /// As [`Self::load`]; the weights are gone then.
+    fn reshape(&mut self, _members: &Members, _watch: &dyn LoadWatch) -> Result<(), BackendError> {
+        Err(BackendError::Bug(
+            "a rank that keeps its share was told to take another".into(),
+        ))
+    }
 
     /// Allocate KV blocks and workspace for one era, build communicators over the mesh and warm up. `report` hears what
     /// is being done.

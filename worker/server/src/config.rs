@@ -233,6 +233,10 @@ pub struct RankConfig {
     pub engine: EngineArgs,
     /// This rank, `0 .. tensor × pipeline`.
     pub rank: u32,
+    /// Ranks that the group does without as this process starts, in the order in which it lost them: the memory may hold the share
+    /// that this rank has then.
+    #[serde(default)]
+    pub lost: Vec<u32>,
     /// First rank of the pod.
     pub first_rank: u32,
     /// Ranks of the pod.

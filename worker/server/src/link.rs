@@ -42,11 +42,22 @@ pub struct Membership {
     pub group_uid: String,
     /// Only grows.
     pub generation: u64,
-    /// Where each rank listens for its peers.
+    /// Ranks that the group does without, in the order in which it lost them.
+    #[serde(default)]
+    pub lost: Vec<u32>,
+    /// Where each of the others listens for its peers, in rank order.
     pub members: Vec<RankAddress>,
     /// What the members of this generation know and nobody else does.
     #[serde(with = "key_bytes")]
     pub key: GroupKey,
+}
+
+impl Membership {
+    /// The ranks that are there, each with where it listens.
+    pub fn present(&self) -> impl Iterator<Item = (u32, &RankAddress)> {
+        let ranks = (0..).filter(|rank| !self.lost.contains(rank));
+        ranks.zip(&self.members)
+    }
 }
 
 /// A key in JSON: an array of its bytes. The link is a socket pair between two processes of this pod.
@@ -129,6 +140,9 @@ pub struct RankState {
     pub group_serving: bool,
     /// Rank 0 only: the group drains.
     pub draining: bool,
+    /// Rank 0 only: tokens of the longest sequence that the group holds; none before it has formed.
+    #[serde(default)]
+    pub longest_sequence: Option<u32>,
     /// Rank 0 only: load of the group.
     pub load: Option<Load>,
 }
@@ -273,6 +287,7 @@ mod tests {
         let form = Down::Form(Membership {
             group_uid: "g".into(),
             generation: 3,
+            lost: vec![2],
             members: Vec::new(),
             key: GroupKey::from([0xab; 32]),
         });

@@ -69,6 +69,8 @@ pub use worker::{Inference, InferenceAuth, PullPolicy, Resources, Worker};
         .message("adapters need room: set engine.lora.maxAdapters to their number or more"),
     validation = Rule::new("!has(self.engine) || !has(self.engine.lora) || !has(self.accelerator) || !has(self.accelerator.resource)")
         .message("engine.lora is built for the CPU backend only: leave out accelerator.resource, or merge the adapter into its model"),
+    validation = Rule::new("!has(self.recovery) || !has(self.recovery.degraded) || self.recovery.degraded != 'Allow' || !has(self.accelerator) || !has(self.accelerator.resource)")
+        .message("recovery.degraded: Allow is for CPUs: a rank on a GPU keeps the part of the model that it began with; remove it, or accelerator.resource"),
     validation = Rule::new("!has(self.adapters) || size(self.adapters) == 0 || has(self.model.source.persistentVolumeClaim) || has(self.model.source.hostPath) || has(self.model.source.image)")
         .message("adapters lie below the model's directory, so model.source must be persistentVolumeClaim, hostPath or image")
 )]
@@ -258,6 +260,22 @@ pub struct Recovery {
     pub restart_window: Duration,
     /// Wait before the second replacement within the window; doubles with each further one, up to five minutes.
     pub backoff: Duration,
+    /// Whether a group goes on without members for which no room is found: the others take over their parts of the model where their
+    /// memory holds them, answers stay the same, and the context that fits may be shorter meanwhile. CPUs only.
+    pub degraded: Degraded,
+    /// How long room for a lost member is looked for before the group goes on without it; also how long its successor must have had
+    /// its room before it is taken in.
+    pub degraded_after: Duration,
+}
+
+/// Whether a group goes on without some of its members.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub enum Degraded {
+    /// It waits until there is room for them.
+    #[default]
+    Never,
+    /// It goes on where the others' memory holds the model.
+    Allow,
 }
 
 impl Default for Recovery {
@@ -269,6 +287,8 @@ impl Default for Recovery {
             restart_budget: 10,
             restart_window: Duration::from_secs(3600),
             backoff: Duration::from_secs(10),
+            degraded: Degraded::Never,
+            degraded_after: Duration::from_secs(30),
         }
     }
 }

@@ -79,6 +79,8 @@ pub mod reason {
     pub const STARTING: &str = "Starting";
     /// A member is being replaced.
     pub const RECOVERING: &str = "Recovering";
+    /// A group serves without some of its members.
+    pub const MEMBERS_MISSING: &str = "MembersMissing";
     /// The restart budget of a group is spent.
     pub const RESTART_BUDGET_SPENT: &str = "RestartBudgetSpent";
     /// The steps of a group stand still.

@@ -56,7 +56,9 @@ pub(super) struct Forming<'a> {
     pub(super) group_uid: &'a str,
     /// The generation.
     pub(super) generation: i64,
-    /// All ranks in rank order.
+    /// Ranks that the group does without.
+    pub(super) lost: &'a [u32],
+    /// All other ranks in rank order.
     pub(super) members: &'a [FormMember],
     /// By which they know each other.
     pub(super) key: [u8; 32],
@@ -83,6 +85,7 @@ pub(super) fn form(
             })
             .collect(),
         key: forming.key.to_vec(),
+        lost: forming.lost.to_vec(),
     };
     let mut begun = false;
     for target in targets {

@@ -240,12 +240,14 @@ fn begin_call(tools: &Tools<'_>, action: &Action) -> Option<Result<bool, EffectE
             group,
             group_uid,
             generation,
+            lost,
             members,
             targets,
         } => {
             let forming = calls::Forming {
                 group_uid,
                 generation: *generation,
+                lost,
                 members,
                 key: tools.keys.of_generation(group_uid, *generation),
             };

@@ -425,6 +425,7 @@ async fn a_pod_that_does_not_answer_form_holds_up_no_other_step() {
         group: key("d-0"),
         group_uid: "g".into(),
         generation: 1,
+        lost: vec![],
         members: vec![],
         targets: vec![llamero_core::plan::FormTarget {
             pod_uid: "dead".into(),

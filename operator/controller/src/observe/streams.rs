@@ -21,6 +21,7 @@ pub fn report(received: &Received<v1::PodReport>) -> observed::Report {
         ranks: report.ranks.iter().map(rank).collect(),
         serving: report.group_serving,
         draining: report.draining,
+        longest_sequence: i64::from(report.longest_sequence),
     }
 }
 
@@ -282,6 +283,8 @@ mod tests {
             generation: 3,
             group_serving: true,
             draining: false,
+            lost: Vec::new(),
+            longest_sequence: 700,
             ranks: vec![v1::RankReport {
                 rank: 1,
                 phase: v1::Phase::Loading.into(),
@@ -316,6 +319,7 @@ mod tests {
             generation: 3,
             serving: true,
             draining: false,
+            longest_sequence: 700,
             ranks: vec![observed::Rank {
                 rank: 1,
                 phase: RankPhase::Loading,

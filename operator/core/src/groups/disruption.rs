@@ -53,7 +53,7 @@ pub fn leaves(view: &GroupView<'_>, context: &Context<'_>, policy: &Disruption) 
             .members
             .iter()
             // A successor is swapped in by a group that is whole.
-            .any(|m| (m.member.successor.is_none() || !view.whole()) && on_disrupted_node(m, context))
+            .any(|m| (m.member.successor.is_none() || !view.complete()) && on_disrupted_node(m, context))
 }
 
 /// When the group leaves at the latest.

@@ -2,7 +2,7 @@
 
 use llamero_api::labels;
 
-use super::{GroupView, MemberView};
+use super::{GroupView, MemberView, degraded};
 use crate::{
     placement::unpinned,
     plan::{Action, EventKind, FormMember, FormTarget, Step},
@@ -39,7 +39,7 @@ pub fn delete_orphans(view: &GroupView<'_>, steps: &mut Vec<Step>) {
 /// Creates the pods of placed members. Whether some were missing.
 pub fn create_pods(view: &GroupView<'_>, steps: &mut Vec<Step>) -> bool {
     let before = steps.len();
-    for member in view.members.iter().filter(|m| m.pod.is_none()) {
+    for member in view.members.iter().filter(|m| m.pod.is_none() && !m.unplaced()) {
         let (index, attempt) = (member.member.index, member.member.attempt);
         steps.push(create_pod(view, index, attempt));
     }
@@ -65,7 +65,9 @@ pub fn create_pod(view: &GroupView<'_>, index: i32, attempt: i32) -> Step {
 
 /// Lifts the gates of a group whose members all exist and are recorded.
 pub fn lift_gates(view: &GroupView<'_>, steps: &mut Vec<Step>) {
-    if !view.members.iter().all(|m| m.recorded() && m.healthy()) {
+    let waits = |m: &MemberView<'_>| !(m.recorded() && m.healthy());
+    let is_apart = |m: &MemberView<'_>| m.unplaced() && view.does_without(m.member);
+    if view.members.iter().any(|m| waits(m) && !is_apart(m)) {
         return;
     }
     for MemberView { member, pod, .. } in &view.members {
@@ -89,9 +91,8 @@ pub fn form(view: &GroupView<'_>, steps: &mut Vec<Step>) {
     let Some(members) = form_members(view) else { return };
     let generation = view.spec().generation;
     let targets: Vec<FormTarget> = view
-        .members
-        .iter()
-        .filter_map(|m| m.pod)
+        .present()
+        .filter_map(|(_, m)| m.pod)
         .filter(|pod| {
             pod.report
                 .as_ref()
@@ -116,6 +117,7 @@ pub fn form(view: &GroupView<'_>, steps: &mut Vec<Step>) {
             group: view.key.clone(),
             group_uid: view.uid(),
             generation,
+            lost: degraded::ranks(view),
             members,
             targets,
         },
@@ -130,7 +132,9 @@ fn form_members(view: &GroupView<'_>) -> Option<Vec<FormMember>> {
     }
     let template = &view.spec().template;
     let per_pod = template.ranks_per_pod.max(1);
+    let present = |rank: &i32| !view.spec().without.contains(&(rank / per_pod));
     (0..template.ranks())
+        .filter(present)
         .map(|rank| {
             let member = view.members.iter().find(|m| m.member.index == rank / per_pod)?;
             let pod = member.pod?;

@@ -215,7 +215,7 @@ fn hanging(view: &GroupView<'_>, patience: Millis, now: Millis) -> Option<(usize
     let peers = || hung.iter().filter(|other| other.at != behind.at);
     let stalled = |at, message| Some((at, Loss::new("Stalled", message, true)));
     let secs = behind.still / 1000;
-    if peers().next().is_none() && (others || view.members.len() == 1) {
+    if peers().next().is_none() && (others || view.present().count() == 1) {
         let rank = behind.rank;
         return stalled(behind.at, format!("rank {rank} hangs in a step for {secs} s"));
     }
@@ -241,7 +241,7 @@ fn hanging(view: &GroupView<'_>, patience: Millis, now: Millis) -> Option<(usize
             ),
         );
     }
-    let last = view.members.len().checked_sub(1)?;
+    let (last, _) = view.present().last()?;
     stalled(
         last,
         format!(
@@ -257,7 +257,7 @@ pub fn slow(view: &GroupView<'_>, now: Millis) -> bool {
     if view.ready || !view.whole() {
         return false;
     }
-    let reports = view.members.iter().map(|m| m.pod?.fresh_report(now));
+    let reports = view.present().map(|(_, m)| m.pod?.fresh_report(now));
     let Some(reports) = reports.collect::<Option<Vec<_>>>() else {
         return false;
     };
@@ -289,7 +289,7 @@ fn stopped_first(hung: &[Hung]) -> Option<Hung> {
 fn hung(view: &GroupView<'_>, patience: Millis, now: Millis) -> Option<(Vec<Hung>, bool)> {
     let mut hung = Vec::new();
     let mut others = false;
-    for (at, member) in view.members.iter().enumerate() {
+    for (at, member) in view.present() {
         let report = member.pod?.fresh_report(now)?;
         for rank in &report.ranks {
             // Workers of the release before this one only count completed steps.

@@ -133,6 +133,8 @@ pub fn replace_lost(view: &GroupView<'_>, context: &Context<'_>) -> Option<Step>
             .collect::<Vec<_>>()
             .into_iter()
             .for_each(|at| reset(&mut spec.members[at]));
+        // It begins anew, with all.
+        spec.without.clear();
     }
     spec.placement_failures = 0;
     spec.place_after = None;
@@ -304,25 +306,34 @@ pub fn next_deadline(view: &GroupView<'_>, context: &Context<'_>) -> Option<Mill
 /// Records the UIDs of pods that all exist, and begins a new generation.
 #[must_use]
 pub fn record(view: &GroupView<'_>) -> Option<Step> {
-    if view.members.iter().all(MemberView::recorded) {
-        return None;
-    }
+    // Nobody waits for a member that the group does without and that has no room.
+    let is_apart = |m: &MemberView<'_>| m.unplaced() && view.does_without(m.member);
+    let members = || view.members.iter().enumerate().filter(|(_, m)| !is_apart(m));
+    let mut unrecorded = members().filter(|(_, m)| !m.recorded()).peekable();
+    unrecorded.peek()?;
+    // One that comes back joins once it has its weights.
+    let begins = unrecorded.any(|(_, m)| !view.does_without(m.member));
     let mut spec = view.spec().clone();
     let mut present = Vec::new();
-    for (at, member) in view.members.iter().enumerate() {
+    for (at, member) in members() {
         let uid = member.pod.filter(|_| member.healthy())?.uid.clone();
         spec.members[at].pod_uid = Some(uid.clone());
         present.push(uid);
     }
-    spec.generation = spec.generation.saturating_add(1);
+    let message = if begins {
+        spec.generation = spec.generation.saturating_add(1);
+        let (pods, generation) = (present.len(), spec.generation);
+        format!("all {pods} pods exist; generation {generation} begins")
+    } else {
+        let generation = spec.generation;
+        format!(
+            "the pods of members that come back exist; generation {generation} goes on until they have their weights"
+        )
+    };
     spec.admitted = admitted::exact(view);
     Some(Step {
         reason: "Recorded",
-        message: format!(
-            "all {} pods exist; generation {} begins",
-            present.len(),
-            spec.generation
-        ),
+        message,
         action: write(
             view,
             spec,

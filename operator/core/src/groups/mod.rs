@@ -14,6 +14,7 @@
 //! | [`admitted`] | pods that ask for more than their template says |
 //! | [`losses`] | which members are lost, and who is to blame for a stall |
 //! | [`starting`] | who holds a start up |
+//! | [`degraded`] | a group goes on without members for which there is no room, and takes them back |
 //! | [`disruption`] | members move off nodes that are being taken away |
 //! | [`effects`] | pods, gates, Form |
 //! | [`provision`] | nodes that are asked for where there are none |
@@ -21,6 +22,7 @@
 //! | [`stamps`] | times that a wrong clock has written |
 
 pub mod admitted;
+pub mod degraded;
 pub mod disruption;
 pub mod drain;
 pub mod effects;
@@ -103,6 +105,8 @@ pub fn next_steps<'a>(view: &GroupView<'a>, context: &Context<'_>) -> NextSteps<
         .or_else(|| members::roll_back_overdue(view, context))
         .or_else(|| members::roll_back_refused(view, context))
         .or_else(|| admitted::place_anew(view, context))
+        .or_else(|| degraded::go_on_without(view, context))
+        .or_else(|| degraded::take_back(view, context))
         .or_else(|| provision::end(view, context));
     if let Some(step) = write {
         next.steps.push(step);
@@ -111,11 +115,12 @@ pub fn next_steps<'a>(view: &GroupView<'a>, context: &Context<'_>) -> NextSteps<
     next.next_at = time::earlier(members::next_deadline(view, context), stall_check(view, context));
     next.next_at = time::earlier(next.next_at, starting::next_deadline(view, context));
     next.next_at = time::earlier(next.next_at, provision::deadline(view, context.placement));
+    next.next_at = time::earlier(next.next_at, degraded::next_deadline(view, context));
     let leaves_at = disruption::deadline(view, context.disruption).filter(|at| *at > context.now);
     next.next_at = time::earlier(next.next_at, leaves_at);
     next.steps.extend(children::of_group(view, context.settings));
     // What is not whole moves nobody; its time to leave begins all the same, or a drain would wait for it for ever.
-    if !view.whole()
+    if !view.complete()
         && let Some(step) = disruption::note(view, context)
     {
         next.steps.push(step);
@@ -123,7 +128,9 @@ pub fn next_steps<'a>(view: &GroupView<'a>, context: &Context<'_>) -> NextSteps<
     }
     if view.members.iter().any(MemberView::unplaced) {
         request_nodes(view, context, &mut next);
-        return next;
+        if view.lacks_room() {
+            return next;
+        }
     }
     if effects::create_pods(view, &mut next.steps) {
         return next;
@@ -134,7 +141,7 @@ pub fn next_steps<'a>(view: &GroupView<'a>, context: &Context<'_>) -> NextSteps<
     }
     effects::lift_gates(view, &mut next.steps);
     effects::form(view, &mut next.steps);
-    if view.whole() {
+    if view.complete() {
         disruption::advance(view, context, &mut next);
     }
     next
@@ -154,8 +161,14 @@ fn request_nodes<'a>(view: &GroupView<'a>, context: &Context<'_>, next: &mut Nex
         next.next_at = time::earlier(next.next_at, Some(at));
         return;
     }
-    let (unplaced, placed): (Vec<&MemberView<'_>>, Vec<&MemberView<'_>>) =
+    let (mut unplaced, placed): (Vec<&MemberView<'_>>, Vec<&MemberView<'_>>) =
         view.members.iter().partition(|m| m.unplaced());
+    if view.lacks_room() {
+        unplaced.retain(|m| !view.does_without(m.member));
+    } else {
+        // Each of those that the group does without helps by itself.
+        unplaced.truncate(1);
+    }
     next.request = Some(PlacementRequest {
         template: &spec.template,
         amounts: resources::of_group(spec),

@@ -280,7 +280,7 @@ pub fn withdraw(view: &GroupView<'_>, context: &Context<'_>, steps: &mut Vec<Ste
         .and_then(|provision| provision.since.as_ref());
     let asks = view.wanted() && context.may_ask && since.is_some();
     let in_time = deadline(view, context.placement).is_none_or(|at| at > context.now);
-    let waits = asks && in_time && context.placement.when_full == WhenFull::Provision && !view.whole();
+    let waits = asks && in_time && context.placement.when_full == WhenFull::Provision && !view.complete();
     let unplaced = view.members.iter().any(MemberView::unplaced);
     let usable = |node: &str| {
         let node = context.nodes.get(node);

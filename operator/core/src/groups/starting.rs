@@ -105,7 +105,7 @@ fn unread(view: &GroupView<'_>, context: &Context<'_>) -> Vec<(usize, Loss)> {
 /// Since when all ranks of a whole group have had their weights and moved nothing. Ranks that differ are told, and moving them helps nobody.
 fn formed_since(view: &GroupView<'_>) -> Option<Millis> {
     let expected = usize::try_from(view.spec().template.ranks()).ok()?;
-    if !view.whole() || ranks(view).count() != expected || difference(view).is_some() {
+    if !view.complete() || ranks(view).count() != expected || difference(view).is_some() {
         return None;
     }
     let mut since = Millis::MIN;

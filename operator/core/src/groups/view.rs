@@ -146,14 +146,37 @@ impl<'a> GroupView<'a> {
         !self.deleting() && self.spec().intent == Intent::Run
     }
 
-    /// All members are recorded and their pods are bound and healthy.
+    /// All members that take part are recorded and their pods are bound and healthy.
     #[must_use]
     pub fn whole(&self) -> bool {
         !self.members.is_empty()
             && self
-                .members
-                .iter()
-                .all(|m| m.recorded() && m.healthy() && m.scheduled())
+                .present()
+                .all(|(_, m)| m.recorded() && m.healthy() && m.scheduled())
+    }
+
+    /// The same, and the group does without nobody.
+    #[must_use]
+    pub fn complete(&self) -> bool {
+        self.spec().without.is_empty() && self.whole()
+    }
+
+    /// Whether the present generation does without a member.
+    #[must_use]
+    pub fn does_without(&self, member: &Member) -> bool {
+        self.spec().without.contains(&member.index)
+    }
+
+    /// The members that take part, with their positions.
+    pub fn present(&self) -> impl Iterator<Item = (usize, &MemberView<'a>)> {
+        let members = self.members.iter().enumerate();
+        members.filter(|(_, m)| !self.does_without(m.member))
+    }
+
+    /// No room is reserved for a member that takes part.
+    #[must_use]
+    pub fn lacks_room(&self) -> bool {
+        self.present().any(|(_, m)| m.unplaced())
     }
 
     /// Some member beside the lost ones may have weights to keep: its pod holds a generation, or, while nobody hears it, was last reported
@@ -201,9 +224,8 @@ impl<'a> GroupView<'a> {
             members.any(|m| m.member.index == pod.index && m.member.attempt > pod.attempt)
         };
         let told = || {
-            self.members
-                .iter()
-                .all(|m| m.pod.map_or(0, formed) >= self.spec().generation)
+            self.present()
+                .all(|(_, m)| m.pod.map_or(0, formed) >= self.spec().generation)
         };
         let healthy = pod.deletion.is_none() && pod.phase == PodPhase::Running;
         healthy && formed(pod) > 0 && succeeded() && !failed() && self.whole() && !told()

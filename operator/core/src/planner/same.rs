@@ -120,9 +120,11 @@ fn report(one: &Report, other: &Report) -> bool {
         ranks,
         serving,
         draining,
+        longest_sequence,
     } = one;
     (*alive_at == OPEN) == (other.alive_at == OPEN)
         && (generation, serving, draining) == (&other.generation, &other.serving, &other.draining)
+        && *longest_sequence == other.longest_sequence
         && ranks.len() == other.ranks.len()
         && ranks
             .iter()

@@ -376,6 +376,10 @@ fn degraded(facts: &Facts<'_>) -> Finding {
     if let Some(row) = find(GroupPhase::Recovering) {
         return yes(reason::RECOVERING, of(row));
     }
+    let short = |row: &&Row<'_>| row.view.ready && !row.view.spec().without.is_empty();
+    if let Some(row) = wanted(facts).find(short) {
+        return yes(reason::MEMBERS_MISSING, of(row));
+    }
     let stuck = |row: &&Row<'_>| {
         let trouble = |words: &String| {
             [

@@ -9,7 +9,7 @@ use llamero_api::{
 
 use super::group::difference;
 use crate::{
-    groups::{GroupView, MemberView, losses, members},
+    groups::{GroupView, MemberView, degraded, losses, members},
     observed::Pod,
     recovery::{self, Permit},
     refusals,
@@ -113,9 +113,13 @@ fn slow(told: &Told<'_>) -> Option<String> {
 
 fn recovering(told: &Told<'_>) -> String {
     let view = told.view;
-    let room = told
-        .missing
-        .map(|missing| format!("no room for a replacement: {missing}"));
+    let room = told.missing.map(|missing| {
+        let room = format!("no room for a replacement: {missing}");
+        match degraded::refusal(view, told.policy) {
+            Some(why) => format!("{room}; {why}"),
+            None => room,
+        }
+    });
     if let Some(slow) = slow(told) {
         return slow;
     }
@@ -131,6 +135,9 @@ fn recovering(told: &Told<'_>) -> String {
 
 /// What a group that serves has to say: that it moves, or that a device of it wants to be looked at.
 fn serving(told: &Told<'_>) -> String {
+    if let Some(missing) = degraded::serving(told.view) {
+        return missing;
+    }
     let moves = moving(told.view);
     if !moves.is_empty() {
         return moves;

@@ -267,6 +267,7 @@ pub(crate) fn running(
             ranks: vec![rank],
             serving: phase == RankPhase::Serving && index == 0,
             draining: false,
+            longest_sequence: 0,
         }),
         ..gated(group, index, attempt, uid)
     }
@@ -366,13 +367,19 @@ pub(crate) fn words(plan: &Plan) -> Vec<String> {
             Action::Form {
                 group,
                 generation,
+                lost,
                 targets,
                 ..
             } => {
                 format!(
-                    "form {} generation {generation} at {} pods",
+                    "form {} generation {generation} at {} pods{}",
                     group.name,
-                    targets.len()
+                    targets.len(),
+                    if lost.is_empty() {
+                        String::new()
+                    } else {
+                        format!(" without ranks {lost:?}")
+                    }
                 )
             }
             Action::DrainGroup { group, .. } => format!("drain {}", group.name),

@@ -73,6 +73,7 @@ fn pod() -> impl Strategy<Value = Pod> {
             ranks,
             serving,
             draining,
+            longest_sequence: age,
         });
     (
         (

@@ -10,6 +10,7 @@ mod schema;
 mod sim;
 mod table_admitted;
 mod table_clocks;
+mod table_degraded;
 mod table_disruption;
 mod table_fleet;
 mod table_forecast;

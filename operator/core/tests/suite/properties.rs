@@ -192,6 +192,39 @@ proptest! {
         world.settle();
     }
 
+    /// A group on CPUs goes on without its second member while there is no room, and with it when there is.
+    #[test]
+    fn goes_on_without_members_and_takes_them_back(
+        nodes in 1usize..4,
+        script in prop::collection::vec(
+            (
+                pass(),
+                prop_oneof![
+                    2 => (0usize..4).prop_map(Fault::RemoveNode),
+                    3 => (0usize..4).prop_map(Fault::AddNode),
+                    2 => (0usize..4).prop_map(Fault::Crash),
+                    2 => (0usize..4).prop_map(Fault::Delete),
+                    3 => (1u8..40).prop_map(Fault::Wait),
+                    1 => Just(Fault::Restart),
+                    1 => Just(Fault::Stale),
+                ],
+            ),
+            1..60,
+        ),
+    ) {
+        let mut world = World::degradable(nodes);
+        for ((mask, write_status), fault) in script {
+            world.pass(mask, write_status);
+            world.fault(&fault);
+            world.one_pod_each();
+        }
+        // Longer than any backoff.
+        for _ in 0..500 {
+            world.pass(u64::MAX, true);
+        }
+        world.check_degraded();
+    }
+
     /// Faults strike a cluster at rest, one after another, and each time it comes to rest again.
     #[test]
     fn heals_from_rest(nodes in 2usize..6, faults in prop::collection::vec(fault(), 1..6)) {

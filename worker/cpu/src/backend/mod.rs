@@ -8,11 +8,13 @@
 mod formed_group;
 mod step;
 
+use std::cell::Cell;
 use std::os::fd::OwnedFd;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Instant;
 
+use llamero_checkpoint::load::Member;
 use llamero_checkpoint::{Checkpoint, Members, ModelLayout, RankShard, Topology};
 use llamero_engine::mesh::TcpMesh;
 use llamero_engine::{
@@ -28,13 +30,14 @@ use crate::kernel::pack::LANES;
 use crate::kv::{KvCache, KvShape};
 use crate::load;
 use crate::load::pod::{Pod, PodMemory};
+use crate::load::share::{self, Held};
 use crate::lora::LoraLimits;
 use crate::lora::store::CpuAdapters;
 use crate::pool::Pool;
 use crate::programs::Programs;
 use crate::rope::frequencies;
 use crate::shape::Shape;
-use crate::weights::Weights;
+use crate::weights::{Weights, state_of_file};
 use crate::workspace::Workspace;
 use formed_group::{FormedGroup, KeptBlocks};
 
@@ -45,6 +48,8 @@ pub struct CpuOptions {
     pub members: Members,
     /// This rank.
     pub rank: u32,
+    /// Members of an earlier process of this rank, for whose share `memory` may hold the weights.
+    pub former: Option<Members>,
     /// An anonymous memory file for the weights, which may hold them already; without one they live in this process.
     pub memory: Option<OwnedFd>,
     /// The memory of all ranks of this pod, if they load together. Needs `memory`.
@@ -66,6 +71,7 @@ impl CpuOptions {
         Self {
             members: Topology::tensor(1).into(),
             rank: 0,
+            former: None,
             memory: None,
             pod: None,
             threads,
@@ -91,8 +97,11 @@ pub struct CpuBackend {
     pool: Pool,
     waits: Waits,
     shared_memory: bool,
+    former: Option<Members>,
     memory: Option<OwnedFd>,
     pod: Option<PodMemory>,
+    /// Bytes read of the checkpoint.
+    read: u64,
     weights: Option<Weights>,
     /// Whether all weights were touched.
     is_warm: bool,
@@ -120,14 +129,11 @@ impl CpuBackend {
     pub fn of(checkpoint: Checkpoint, options: CpuOptions) -> Result<Self, BackendError> {
         let model = ModelLayout::check(&checkpoint).map_err(llamero_checkpoint::Error::from)?;
         let config = checkpoint.config();
-        let plan = checkpoint
-            .shard_plan(&options.members)
-            .map_err(llamero_checkpoint::Error::from)?;
-        let shard = plan
-            .member(options.rank)
-            .map_err(llamero_checkpoint::Error::from)?
-            .clone();
-        let shape = Shape::new(config, &plan, &shard);
+        let Part {
+            shard,
+            shape,
+            programs,
+        } = Part::of(&checkpoint, &options.members, options.rank)?;
         if !shape.head_dim.is_multiple_of(LANES)
             || shape.head_dim > MAX_HEAD_DIM
             || !shape.hidden.is_multiple_of(2)
@@ -140,11 +146,11 @@ impl CpuBackend {
         let pool = Pool::new(options.threads, options.waits.spin).map_err(|error| {
             BackendError::Unusable(format!("cannot start {} threads: {error}", options.threads))
         })?;
-        let programs = Programs::new(&shape);
         let adapters = CpuAdapters::new(config.clone(), shape.clone(), shard.clone());
         let CpuOptions {
             members,
             kernel,
+            former,
             memory,
             pod,
             waits,
@@ -162,8 +168,10 @@ impl CpuBackend {
             pool,
             waits,
             shared_memory,
+            former,
             memory,
             pod,
+            read: 0,
             weights: None,
             is_warm: false,
             formed: None,
@@ -267,6 +275,65 @@ impl CpuBackend {
         load::load(checkpoint, model, &self.shard, weights, memory, threads, watch)
     }
 
+    /// Take over the share of an earlier process of this rank, if the memory holds it.
+    fn adopt_former(&mut self) {
+        let (Some(members), Some(file)) = (self.former.take(), &self.memory) else {
+            return;
+        };
+        let Ok(part) = Part::of(&self.checkpoint, &members, self.shard.rank) else {
+            return;
+        };
+        let layout = load::layout(&part.shape, &self.model);
+        let fingerprint = load::fingerprint(&self.checkpoint, &part.shard, &layout);
+        if state_of_file(file, &layout, fingerprint) == Member::Complete {
+            self.become_part(members, part);
+        }
+    }
+
+    /// Compute that part of the model from now on.
+    fn become_part(&mut self, members: Members, part: Part) {
+        let Part {
+            shard,
+            shape,
+            programs,
+        } = part;
+        // Adapters are split as the model is: they are read again when the group forms.
+        let adapters = CpuAdapters::new(self.checkpoint.config().clone(), shape.clone(), shard.clone());
+        self.adapters = Arc::new(adapters);
+        (self.members, self.shard, self.shape, self.programs) = (members, shard, shape, programs);
+        self.formed = None;
+        self.kept = None;
+    }
+
+    /// Move to another share that contains the present one or is part of it.
+    fn change_to(&mut self, members: Members, part: Part, watch: &dyn LoadWatch) -> Result<(), BackendError> {
+        let layout = load::layout(&part.shape, &self.model);
+        let fingerprint = load::fingerprint(&self.checkpoint, &part.shard, &layout);
+        // Not kept when it goes wrong.
+        let mut weights = self.weights.take().ok_or_else(not_loaded)?;
+        let to = Held {
+            shard: &part.shard,
+            layout: &layout,
+        };
+        let watch = ReadsMore {
+            watch,
+            before: self.read,
+            read: Cell::new(self.read),
+        };
+        share::change(
+            (&self.checkpoint, &self.model),
+            (&self.shard, &to),
+            fingerprint,
+            (&mut weights, self.memory.as_ref()),
+            self.pool.threads(),
+            &watch,
+        )?;
+        self.read = watch.read.get();
+        self.weights = Some(weights);
+        self.become_part(members, part);
+        Ok(())
+    }
+
     /// Touch all weights once, so that the first request does not pay for it. Talks to nobody.
     fn warm_up(&mut self) -> Result<(), BackendError> {
         let kv = self.kv_shape(32, KvDtype::Bf16)?;
@@ -306,6 +373,46 @@ impl CpuBackend {
     }
 }
 
+/// A rank's part of the model among some members.
+struct Part {
+    shard: RankShard,
+    shape: Shape,
+    programs: Programs,
+}
+
+impl Part {
+    fn of(checkpoint: &Checkpoint, members: &Members, rank: u32) -> Result<Self, BackendError> {
+        let of_checkpoint = llamero_checkpoint::Error::from;
+        let plan = checkpoint.shard_plan(members).map_err(of_checkpoint)?;
+        let shard = plan.member(rank).map_err(of_checkpoint)?.clone();
+        let shape = Shape::new(checkpoint.config(), &plan, &shard);
+        Ok(Self {
+            programs: Programs::new(&shape),
+            shard,
+            shape,
+        })
+    }
+}
+
+/// Adds what was read before to what is read now.
+struct ReadsMore<'a> {
+    watch: &'a dyn LoadWatch,
+    before: u64,
+    read: Cell<u64>,
+}
+
+impl LoadWatch for ReadsMore<'_> {
+    fn progress(&self, progress: LoadProgress) {
+        let read = self.before.saturating_add(progress.read);
+        self.read.set(read);
+        self.watch.progress(LoadProgress { read, ..progress });
+    }
+
+    fn is_cancelled(&self) -> bool {
+        self.watch.is_cancelled()
+    }
+}
+
 fn not_formed() -> BackendError {
     BackendError::Bug("a group must be formed first".into())
 }
@@ -329,6 +436,7 @@ impl Backend for CpuBackend {
         if self.weights.is_some() {
             return Ok(());
         }
+        self.adopt_former();
         let layout = load::layout(&self.shape, &self.model);
         let bytes = layout.bytes;
         let fingerprint = load::fingerprint(&self.checkpoint, &self.shard, &layout);
@@ -344,7 +452,13 @@ impl Backend for CpuBackend {
                 read: 0,
             });
         } else {
-            self.fill(&mut weights, watch)?;
+            let watch = ReadsMore {
+                watch,
+                before: 0,
+                read: Cell::new(0),
+            };
+            self.fill(&mut weights, &watch)?;
+            self.read = watch.read.get();
         }
         self.weights = Some(weights);
         Ok(())
@@ -360,6 +474,42 @@ impl Backend for CpuBackend {
     fn memory(&self, spec: &FormSpec) -> Result<MemoryPlan, BackendError> {
         check_limits(&spec.limits)?;
         crate::memory::plan(&self.shape, &self.programs, &self.model, &spec.limits)
+    }
+
+    fn can_reshape(&self) -> Result<(), &'static str> {
+        match self.checkpoint.presharded() {
+            None => Ok(()),
+            Some(_) => Err("the checkpoint was sharded before, one file for each rank of the whole group"),
+        }
+    }
+
+    fn memory_among(&self, members: &Members, spec: &FormSpec) -> Result<MemoryPlan, BackendError> {
+        check_limits(&spec.limits)?;
+        let part = Part::of(&self.checkpoint, members, self.shard.rank)?;
+        crate::memory::plan(&part.shape, &part.programs, &self.model, &spec.limits)
+    }
+
+    fn reshape(&mut self, members: &Members, watch: &dyn LoadWatch) -> Result<(), BackendError> {
+        if *members == self.members {
+            return Ok(());
+        }
+        // What was computed with the other share is of no use, and its memory may be needed.
+        self.formed = None;
+        self.kept = None;
+        let part = |members: &Members| Part::of(&self.checkpoint, members, self.shard.rank);
+        let wanted = part(members)?;
+        if wanted.shard == self.shard {
+            self.become_part(members.clone(), wanted);
+            return Ok(());
+        }
+        let related = wanted.shard.contains_all(&self.shard) || self.shard.contains_all(&wanted.shard);
+        if !related {
+            // Both contain the share that this rank has when nobody is lost.
+            let all = Members::whole(members.topology());
+            let whole = part(&all)?;
+            self.change_to(all, whole, watch)?;
+        }
+        self.change_to(members.clone(), wanted, watch)
     }
 
     fn form(

@@ -44,7 +44,10 @@ pub struct Inbox {
 #[derive(Debug)]
 struct State {
     rank: u32,
+    /// Of the present membership, or those that the rank was started for.
     members: Members,
+    /// Whether the rank can be a member of groups that lost others than it was started without.
+    members_change: bool,
     numerics: String,
     content: String,
     membership: Option<Arc<Membership>>,
@@ -66,6 +69,7 @@ impl Inbox {
         let state = State {
             rank,
             members,
+            members_change: false,
             numerics,
             content,
             membership: None,
@@ -83,6 +87,13 @@ impl Inbox {
         }
     }
 
+    /// The same for a rank that can take other shares of the model than the one it begins with.
+    #[must_use]
+    pub fn with_changing_members(self, members_change: bool) -> Self {
+        self.lock().members_change = members_change;
+        self
+    }
+
     fn lock(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -90,11 +101,11 @@ impl Inbox {
     /// Take a higher generation: the present era ends and waiting links are closed. False for the same one again.
     ///
     /// # Errors
-    /// A sentence, for a lower generation, another group, or members that are not those that this rank was started for: it
-    /// holds the share that it has among those.
+    /// A sentence, for a lower generation, another group, or members that this rank cannot be one of: without
+    /// [`Self::with_changing_members`] it holds the share that it has among those that it was started for.
     pub fn form(&self, membership: Membership) -> Result<bool, String> {
         let mut state = self.lock();
-        state.check_members(&membership)?;
+        let members = state.check_members(&membership)?;
         if let Some(present) = &state.membership {
             if present.group_uid != membership.group_uid {
                 return Err(format!(
@@ -112,6 +123,7 @@ impl Inbox {
                 return Ok(false);
             }
         }
+        state.members = members;
         state.latest = Era {
             generation: membership.generation,
             epoch: 0,
@@ -318,23 +330,32 @@ impl Recognised {
 }
 
 impl State {
-    fn check_members(&self, membership: &Membership) -> Result<(), String> {
-        if membership.lost != self.members.lost() {
+    /// The members that it names.
+    fn check_members(&self, membership: &Membership) -> Result<Members, String> {
+        if membership.lost != self.members.lost() && !self.members_change {
             return Err(format!(
                 "rank {} was started for {} and is told that the group has lost {:?}: start it again for these members",
                 self.rank, self.members, membership.lost
             ));
         }
-        if !membership.addresses.keys().eq(self.members.ranks()) {
+        let members = Members::new(self.members.topology(), &membership.lost).map_err(|error| {
+            format!(
+                "the group cannot do without the ranks {:?}: {error}",
+                membership.lost
+            )
+        })?;
+        if members.index(self.rank).is_none() {
+            return Err(format!("rank {} is told that its group has lost it", self.rank));
+        }
+        if !membership.addresses.keys().eq(members.ranks()) {
             return Err(format!(
-                "{} members were sent to rank {} of {}: name the address of each of the ranks {:?}",
+                "{} members were sent to rank {} of {members}: name the address of each of the ranks {:?}",
                 membership.addresses.len(),
                 self.rank,
-                self.members,
-                self.members.ranks()
+                members.ranks()
             ));
         }
-        Ok(())
+        Ok(members)
     }
 
     fn end_current(&mut self) {

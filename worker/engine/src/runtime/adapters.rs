@@ -119,6 +119,11 @@ impl Adapters {
         }
     }
 
+    /// Who has to answer from now on; nothing is being loaded.
+    pub(super) fn set_members(&mut self, members: &Members) {
+        members.clone_into(&mut self.members);
+    }
+
     /// Whether one more of that name and path may be loaded, and as what.
     pub(super) fn number(&mut self, name: String, path: String) -> Result<AdapterSource, AdapterError> {
         if self.most == 0 {

@@ -6,9 +6,9 @@ use std::time::Duration;
 use llamero_settings::memory;
 
 use super::executor::Patience;
-use crate::backend::MemoryPlan;
+use crate::backend::{BackendError, MemoryPlan};
 use crate::form::{FormLimits, FormSpec, KvDtype};
-use crate::mesh::Members;
+use crate::mesh::{Members, Membership};
 use crate::schedule::{Limits, PrefixHash, Speculation};
 use crate::step::Era;
 
@@ -20,7 +20,7 @@ const MAX_QUEUED_TOKENS: u64 = 4 << 20;
 pub struct RankConfig {
     /// This rank.
     pub rank: u32,
-    /// Who belongs to the group, and how they share the model.
+    /// Who belongs to the group as the rank starts, and how they share the model.
     pub members: Members,
     /// Sequences at once.
     pub max_sequences: u32,
@@ -130,6 +130,12 @@ impl RankConfig {
             max_adapters: self.max_adapters,
             max_adapter_rank: self.max_adapter_rank,
         }
+    }
+
+    /// Who belongs to the group by a membership that was taken.
+    pub(super) fn members_of(&self, membership: &Membership) -> Result<Members, BackendError> {
+        Members::new(self.members.topology(), &membership.lost)
+            .map_err(|error| BackendError::Bug(format!("members were taken that cannot be: {error}")))
     }
 
     pub(super) fn form_spec(&self, era: Era, limits: FormLimits) -> FormSpec {

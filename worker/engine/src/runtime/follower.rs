@@ -12,7 +12,7 @@ use super::state::Outcome;
 use crate::backend::{Backend, BackendError};
 use crate::mesh::dial::dial;
 use crate::mesh::hello::{Identity, LinkKind};
-use crate::mesh::{Abort, ControlLink, DataLink, EraAbort, Membership, MeshError, TcpMesh};
+use crate::mesh::{Abort, ControlLink, DataLink, EraAbort, Members, Membership, MeshError, TcpMesh};
 use crate::step::Era;
 
 /// Missing links are dialled this often.
@@ -96,11 +96,11 @@ impl<B: Backend> Follower<'_, B> {
         era: Era,
         abort: &Arc<EraAbort>,
     ) -> Result<(), BackendError> {
-        let Links { plan, data } = self.connect(membership, era, abort)?;
+        let members = self.config.members_of(membership)?;
+        let Links { plan, data } = self.connect(membership, &members, era, abort)?;
         let Some(plan) = plan.map(Arc::new) else {
             return Err(MeshError::Aborted.into());
         };
-        let members = self.config.members.clone();
         let mesh = TcpMesh::new(self.config.rank, members, era, data, Arc::clone(abort))?;
         let (messages, incoming) = mpsc::sync_channel(WAITING_MESSAGES);
         let progress = self.backend.progress();
@@ -133,6 +133,7 @@ impl<B: Backend> Follower<'_, B> {
     fn connect(
         &self,
         membership: &Membership,
+        members: &Members,
         era: Era,
         abort: &Arc<EraAbort>,
     ) -> Result<Links, BackendError> {
@@ -140,7 +141,7 @@ impl<B: Backend> Follower<'_, B> {
         let identity = Identity {
             group_uid: membership.group_uid.clone(),
             rank,
-            members: self.config.members.clone(),
+            members: members.clone(),
             numerics: self.config.numerics.clone(),
             content: self.config.content.clone(),
         };

@@ -156,6 +156,12 @@ impl EngineHandle {
         self.load.snapshot(self.context.is_draining())
     }
 
+    /// Tokens of the longest sequence that the group holds now: see [`LoadSnapshot::longest`].
+    #[must_use]
+    pub fn longest(&self) -> u32 {
+        self.load.longest()
+    }
+
     /// Time since the group was seen to work last, by a step or by a layer of a slow one; none before the first step. Health
     /// compares it with the stall time-out.
     #[must_use]

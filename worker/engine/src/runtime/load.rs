@@ -60,6 +60,9 @@ pub struct LoadSnapshot {
     pub kv_blocks_used: u32,
     /// KV blocks in all; 0 before the group has formed.
     pub kv_blocks_total: u32,
+    /// Tokens of the longest sequence that the group holds now, prompt and answer together; 0 before it has formed. Fewer than
+    /// it was configured for while it does without some ranks and their memory.
+    pub longest: u32,
     /// Steps of the whole group.
     pub steps: u64,
     /// Prompt tokens of accepted requests.
@@ -95,6 +98,7 @@ pub(super) struct Figures {
     pub(super) running: u32,
     pub(super) waiting: u32,
     pub(super) kv: (u32, u32),
+    pub(super) longest: u32,
     pub(super) steps: u64,
     pub(super) prompt_tokens: u64,
     pub(super) output_tokens: u64,
@@ -115,12 +119,17 @@ impl Figures {
         self.running = count(scheduler.running());
         self.waiting = count(scheduler.waiting());
         self.kv = scheduler.kv_blocks();
+        self.longest = scheduler.limits().longest();
     }
 }
 
 impl LoadCell {
     pub(super) fn update(&self, change: impl FnOnce(&mut Figures)) {
         change(&mut self.0.lock().unwrap_or_else(PoisonError::into_inner));
+    }
+
+    pub(super) fn longest(&self) -> u32 {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).longest
     }
 
     pub(super) fn snapshot(&self, draining: bool) -> LoadSnapshot {
@@ -130,6 +139,7 @@ impl LoadCell {
             waiting: figures.waiting,
             kv_blocks_used: figures.kv.0,
             kv_blocks_total: figures.kv.1,
+            longest: figures.longest,
             steps: figures.steps,
             prompt_tokens: figures.prompt_tokens,
             output_tokens: figures.output_tokens,

@@ -39,12 +39,13 @@ impl<B: Backend> RankRuntime<B> {
     /// # Errors
     /// The operating system's word.
     pub fn new(backend: B, config: RankConfig, socket: TcpListener) -> io::Result<Self> {
-        let inbox = Arc::new(Inbox::new(
+        let inbox = Inbox::new(
             config.rank,
             config.members.clone(),
             config.numerics.clone(),
             config.content.clone(),
-        ));
+        );
+        let inbox = Arc::new(inbox.with_changing_members(backend.can_reshape().is_ok()));
         let listener = Listener::start(socket, Arc::clone(&inbox))?;
         let (sender, inputs) = mpsc::channel();
         let context = Arc::new(RankContext::new(inbox, sender.clone()));

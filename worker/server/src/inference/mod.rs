@@ -75,10 +75,11 @@ pub struct Services {
 pub async fn serve(
     listener: TcpListener,
     serving: Serving,
-    model: Model,
+    mut model: Model,
     engine: EngineHandle,
     closing: CancellationToken,
 ) -> anyhow::Result<()> {
+    model.served_by(engine.clone());
     listener.set_nonblocking(true)?;
     let incoming = serving.incoming(tokio::net::TcpListener::from_std(listener)?);
     let services = Services {

@@ -5,6 +5,7 @@ use std::sync::OnceLock;
 use std::time::Duration;
 
 use llamero_checkpoint::{Checkpoint, GenerationConfig};
+use llamero_engine::runtime::EngineHandle;
 use llamero_engine::structured::{Form, FormError, Grammars, TokenConstraint};
 use llamero_engine::text::tool_calls::{self, ToolTexts};
 use llamero_engine::text::{
@@ -56,6 +57,8 @@ pub struct Model {
     chat_template: Result<ChatTemplate, String>,
     /// Compiles forms of answers; made when the first is asked for.
     grammars: OnceLock<Result<Grammars, FormError>>,
+    /// The engine that serves it.
+    engine: OnceLock<EngineHandle>,
 }
 
 /// What an answer must be resumed on to go on as it began: other weights give other tokens, and so does another KV cache.
@@ -123,6 +126,7 @@ impl Model {
             parse_special_tokens: config.engine.parse_special_tokens_in_messages,
             chat_template,
             grammars: OnceLock::new(),
+            engine: OnceLock::new(),
         })
     }
 
@@ -311,6 +315,35 @@ impl Model {
         )))
     }
 
+    /// Served by `engine` from here on.
+    pub fn served_by(&mut self, engine: EngineHandle) {
+        self.engine = engine.into();
+    }
+
+    /// Tokens that prompt and answer may have together now: fewer than [`Self::limits`] say while the group does without some of
+    /// its ranks.
+    #[must_use]
+    pub fn context_now(&self) -> u32 {
+        let longest = self.engine.get().map(EngineHandle::longest);
+        let formed = longest.filter(|longest| *longest > 0);
+        formed.map_or(self.limits.max_context, |longest| {
+            longest.min(self.limits.max_context)
+        })
+    }
+
+    /// The limits by which a request is checked. An answer that may be as long as fits is one that fits now; what is too long only
+    /// now is told so by the engine, since it can be had elsewhere or later.
+    fn limits_of(&self, draft: &RequestDraft) -> RequestLimits {
+        let now = self.context_now();
+        match draft.max_tokens {
+            None if draft.prompt.len() < now as usize => RequestLimits {
+                max_context: now,
+                ..self.limits
+            },
+            _ => self.limits,
+        }
+    }
+
     /// Check a request against the model.
     ///
     /// # Errors
@@ -318,8 +351,9 @@ impl Model {
     pub fn validate(&self, draft: RequestDraft) -> Result<GenerationRequest, Status> {
         // Randomly keyed hashing is the standard library's source of randomness.
         let random_seed = RandomState::new().hash_one(0);
+        let limits = self.limits_of(&draft);
         draft
-            .validate(&self.defaults, self.limits, random_seed)
+            .validate(&self.defaults, limits, random_seed)
             .map_err(|error| match error.is_too_long() {
                 true => Status::out_of_range(error.to_string()),
                 false => blame(error.parameter(), &error.to_string()),

@@ -40,6 +40,7 @@ impl Alone {
         let threads = engine.threads.unwrap_or(cores).max(1);
         let config = RankConfig {
             rank: 0,
+            lost: Vec::new(),
             first_rank: 0,
             pod_ranks: 1,
             threads,

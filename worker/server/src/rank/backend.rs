@@ -32,16 +32,19 @@ impl AnyBackend {
         checkpoint: Checkpoint,
         memory: WeightsMemory,
     ) -> Result<Self, BackendError> {
-        let members = Topology {
+        let members: Members = Topology {
             tensor: config.engine.tensor,
             pipeline: config.engine.pipeline,
         }
         .into();
         match config.engine.backend {
             BackendKind::Cpu => {
+                // What cannot be is found when the group forms.
+                let former = Members::new(members.topology(), &config.lost).ok();
                 let options = CpuOptions {
                     members,
                     rank: config.rank,
+                    former: former.filter(|former| !former.lost().is_empty()),
                     memory: memory.own,
                     pod: memory.pod,
                     threads: config.threads as usize,
@@ -134,6 +137,18 @@ impl Backend for AnyBackend {
 
     fn memory(&self, spec: &FormSpec) -> Result<MemoryPlan, BackendError> {
         self.inner().memory(spec)
+    }
+
+    fn can_reshape(&self) -> Result<(), &'static str> {
+        self.inner().can_reshape()
+    }
+
+    fn memory_among(&self, members: &Members, spec: &FormSpec) -> Result<MemoryPlan, BackendError> {
+        self.inner().memory_among(members, spec)
+    }
+
+    fn reshape(&mut self, members: &Members, watch: &dyn LoadWatch) -> Result<(), BackendError> {
+        self.inner_mut().reshape(members, watch)
     }
 
     fn form(

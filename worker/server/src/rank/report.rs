@@ -95,19 +95,20 @@ pub fn obey(
                 Err(error) => tracing::error!("the certificate that came cannot be used: {error}"),
             },
             Down::Form(membership) => {
-                let members = membership.members.iter();
-                let addresses = members.map(|member| (member.ip, member.port).into());
-                let addresses = Membership::in_rank_order(addresses);
+                let present = membership.present();
+                let addresses = present.map(|(rank, member)| (rank, (member.ip, member.port).into()));
+                let addresses = addresses.collect();
                 let link::Membership {
                     group_uid,
                     generation,
+                    lost,
                     key,
                     ..
                 } = membership;
                 if let Err(why) = control.form(Membership {
                     group_uid,
                     generation,
-                    lost: Vec::new(),
+                    lost,
                     addresses,
                     key,
                 }) {
@@ -163,6 +164,10 @@ fn rank_state(state: &runtime::RankState, engine: Option<&EngineHandle>, about: 
         message: message.to_owned(),
         group_serving: engine.is_some_and(|engine| serves(engine, about.stall_timeout)),
         draining: load.as_ref().is_some_and(|load| load.draining),
+        longest_sequence: load
+            .as_ref()
+            .map(|load| load.longest)
+            .filter(|longest| *longest > 0),
         load: load.map(|load| Load {
             running: load.running,
             waiting: load.waiting,

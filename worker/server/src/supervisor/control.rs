@@ -1,5 +1,6 @@
 //! `llamero.v1.RankControl`: the operator forms, watches and drains the pod's ranks.
 
+use std::collections::BTreeSet;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -60,7 +61,7 @@ impl RankControl for Control {
         let membership = membership(request.into_inner())?;
         match Control::form(self, membership) {
             Ok(generation) => Ok(Response::new(FormResponse { generation })),
-            Err(why @ (FormRefusal::Old { .. } | FormRefusal::Changed(_))) => {
+            Err(why @ (FormRefusal::Old { .. } | FormRefusal::Changed(_) | FormRefusal::Fixed(_))) => {
                 Err(Status::failed_precondition(why.to_string()))
             }
             Err(why) => Err(Status::invalid_argument(why.to_string())),
@@ -86,11 +87,19 @@ impl RankControl for Control {
 }
 
 fn membership(request: FormRequest) -> Result<Membership, Status> {
+    let lost = request.lost;
+    let gone: BTreeSet<u32> = lost.iter().copied().collect();
+    if gone.len() != lost.len() {
+        return Err(Status::invalid_argument(format!(
+            "the lost ranks are {lost:?}: name each once"
+        )));
+    }
     let mut members = Vec::with_capacity(request.members.len());
-    for (expected, member) in (0_u32..).zip(request.members) {
+    let ranks = (0_u32..).filter(|rank| !gone.contains(rank));
+    for (number, (expected, member)) in ranks.zip(request.members).enumerate() {
         if member.rank != expected {
             return Err(Status::invalid_argument(format!(
-                "member {expected} is rank {}: list all ranks in order from 0",
+                "member {number} is rank {} where rank {expected} was due: list all ranks in order from 0, but those that are lost",
                 member.rank
             )));
         }
@@ -101,6 +110,7 @@ fn membership(request: FormRequest) -> Result<Membership, Status> {
     Ok(Membership {
         group_uid: request.group_uid,
         generation: request.generation,
+        lost,
         members,
         key,
     })

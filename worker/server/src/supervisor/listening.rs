@@ -34,6 +34,7 @@ pub async fn when_all_listen(args: ServeArgs, control: Control, (control_port, h
                 let membership = Membership {
                     group_uid: ALONE.to_owned(),
                     generation: 1,
+                    lost: Vec::new(),
                     members,
                     key,
                 };

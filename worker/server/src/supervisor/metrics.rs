@@ -170,6 +170,12 @@ impl Collector for Snapshot {
             "Membership of the group that this pod knows",
             report.generation,
         )?;
+        gauge(
+            &mut to,
+            "group_lost_ranks",
+            "Ranks that the group does without, and whose parts of the model the others have taken over",
+            u64::try_from(report.lost.len()).unwrap_or(u64::MAX),
+        )?;
         if self.pod.leads() {
             let serving = u64::from(report.group_serving);
             gauge(
@@ -177,6 +183,12 @@ impl Collector for Snapshot {
                 "group_serving",
                 "1 while steps of the whole group complete in time",
                 serving,
+            )?;
+            gauge(
+                &mut to,
+                "longest_sequence_tokens",
+                "Tokens of the longest sequence that the group holds now, prompt and answer together; 0 before it has formed",
+                report.longest_sequence.into(),
             )?;
             if let Some(load) = self.load() {
                 load.encode(&mut to)?;
@@ -319,6 +331,7 @@ mod tests {
             group_uid: "g".into(),
             first_rank: 0,
             world: 2,
+            fixed: None,
             stall_timeout: Duration::from_secs(1),
         };
         let text = render(&Pod::new(identity, 2), Instant::now()).unwrap();
@@ -343,6 +356,7 @@ mod tests {
             group_uid: "g".into(),
             first_rank: 4,
             world: 8,
+            fixed: None,
             stall_timeout: Duration::from_secs(1),
         };
         let mut pod = Pod::new(identity, 1);

@@ -50,7 +50,7 @@ use self::pod::{Identity, Pod};
 use self::process::{Ended, Keeper, Orders};
 use self::signals::Terminations;
 use crate::cli::serve::{InferenceAuth, LocalRanks, ServeArgs};
-use crate::config::RankConfig;
+use crate::config::{BackendKind, RankConfig};
 use crate::exit::{FAILED, UNUSABLE};
 use crate::grpc;
 
@@ -138,6 +138,10 @@ fn shared_state(args: &ServeArgs, local: LocalRanks) -> Control {
         group_uid: args.group_uid.clone().unwrap_or_else(|| ALONE.to_owned()),
         first_rank: local.first,
         world: local.world,
+        fixed: match args.engine.backend {
+            BackendKind::Cpu => None,
+            BackendKind::Cuda => Some("a rank on a GPU keeps the part of the model that it began with"),
+        },
         stall_timeout: args.engine.stall_timeout,
     };
     Control {
@@ -182,6 +186,7 @@ fn start_keepers(args: &ServeArgs, local: LocalRanks, control: &Control) -> anyh
         let config = RankConfig {
             engine: args.engine.clone(),
             rank: local.first + index,
+            lost: Vec::new(),
             first_rank: local.first,
             pod_ranks: local.count,
             threads: args.threads(local.count),

@@ -18,6 +18,8 @@ pub struct Identity {
     pub first_rank: u32,
     /// Ranks of the group.
     pub world: u32,
+    /// Why the ranks of this pod cannot take over a part of what others had; none: they can.
+    pub fixed: Option<&'static str>,
     /// A rank that was silent for longer cannot vouch for the group.
     pub stall_timeout: Duration,
 }
@@ -85,6 +87,11 @@ pub enum FormRefusal {
     /// The members do not fit this pod.
     #[error("{0}")]
     Members(String),
+    /// Its ranks cannot take over what others had.
+    #[error(
+        "the group cannot do without some of its ranks: {0}; give it another pod in place of the lost one"
+    )]
+    Fixed(&'static str),
 }
 
 impl Pod {
@@ -149,20 +156,27 @@ impl Pod {
                 };
             }
         }
-        if membership.members.len() != *world as usize {
+        let lost = &membership.lost;
+        if let Some(why) = self.identity.fixed.filter(|_| !lost.is_empty()) {
+            return Err(FormRefusal::Fixed(why));
+        }
+        if membership.members.len().saturating_add(lost.len()) != *world as usize {
             let sent = membership.members.len();
             return Err(FormRefusal::Members(format!(
-                "{sent} members were sent; this group has {world} ranks"
+                "{sent} members were sent; this group has {world} ranks, of which {} are lost",
+                lost.len()
+            )));
+        }
+        if let Some(rank) = lost.iter().find(|rank| **rank == 0 || **rank >= *world) {
+            return Err(FormRefusal::Members(format!(
+                "rank {rank} cannot be a lost one: a group of {world} can do without some of the ranks behind 0, which leads"
             )));
         }
         for rank in (*first_rank..).take(self.ranks.len()) {
-            let Some(named) = membership
-                .members
-                .get(rank as usize)
-                .map(|member| &member.pod_uid)
-            else {
+            let found = membership.present().find(|(present, _)| *present == rank);
+            let Some(named) = found.map(|(_, member)| &member.pod_uid) else {
                 return Err(FormRefusal::Members(format!(
-                    "there is no rank {rank} in a group of {world}"
+                    "rank {rank} lives in this pod and is not among the members"
                 )));
             };
             if !pod_uid.is_empty() && named != pod_uid {
@@ -239,6 +253,10 @@ impl Pod {
                     .iter()
                     .filter_map(|rank| rank.state.as_ref())
                     .any(|s| s.0.draining),
+            lost: (self.membership.as_ref()).map_or_else(Vec::new, |membership| membership.lost.clone()),
+            longest_sequence: (self.ranks.first())
+                .and_then(|rank| rank.state.as_ref()?.0.longest_sequence)
+                .unwrap_or(0),
         }
     }
 }
@@ -341,6 +359,7 @@ mod tests {
             group_uid: "g".into(),
             first_rank: 0,
             world: 2,
+            fixed: None,
             stall_timeout: Duration::from_secs(3),
         };
         Pod::new(identity, 1)
@@ -355,6 +374,7 @@ mod tests {
         Membership {
             group_uid: "g".into(),
             generation,
+            lost: Vec::new(),
             members: vec![member("me"), member(second)],
             key: GroupKey::from([7; 32]),
         }
@@ -388,6 +408,51 @@ mod tests {
         foreign.members.swap(0, 1);
         assert!(matches!(pod.form(foreign), Err(FormRefusal::Members(_))));
         assert_eq!(pod.membership.unwrap().generation, 3);
+    }
+
+    #[test]
+    fn who_is_lost_is_named_and_cannot_be_here_nor_lead() {
+        let mut pod = pod();
+        pod.identity.world = 3;
+        let without = |lost: &[u32]| Membership {
+            lost: lost.to_vec(),
+            ..members(2, "b")
+        };
+        let refused = |pod: &mut Pod, lost: &[u32], part: &str| {
+            let why = pod.form(without(lost)).unwrap_err().to_string();
+            assert!(why.contains(part), "{why}");
+        };
+        refused(&mut pod, &[], "3 ranks, of which 0 are lost");
+        refused(&mut pod, &[0], "rank 0 cannot be a lost one");
+        refused(&mut pod, &[3], "rank 3 cannot be a lost one");
+        refused(&mut pod, &[1, 2], "2 are lost");
+        for lost in [1, 2] {
+            let membership = Membership {
+                generation: u64::from(lost) + 2,
+                ..without(&[lost])
+            };
+            let there: Vec<u32> = membership.present().map(|(rank, _)| rank).collect();
+            assert_eq!(there, [0, 3 - lost]);
+            assert_eq!(pod.form(membership), Ok(true));
+        }
+        assert_eq!(pod.report(Instant::now()).lost, [2]);
+        // A rank of this pod is not among the members, and so is who else stands there.
+        pod.identity.first_rank = 1;
+        let away = Membership {
+            generation: 9,
+            ..without(&[1])
+        };
+        assert!(
+            pod.form(away.clone())
+                .unwrap_err()
+                .to_string()
+                .contains("rank 1 lives in this pod")
+        );
+        pod.identity.first_rank = 0;
+        pod.identity.fixed = Some("it is a GPU");
+        let why = pod.form(away).unwrap_err();
+        assert_eq!(why, FormRefusal::Fixed("it is a GPU"));
+        assert!(why.to_string().contains("another pod"), "{why}");
     }
 
     #[test]

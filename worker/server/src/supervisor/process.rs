@@ -134,6 +134,8 @@ impl Keeper {
             // Nobody would use the weights any more, and a source that does not answer is asked for minutes.
             () = drained(&mut self.orders), if self.config.rank == 0 => return Err(NotRun::Drained),
         };
+        let membership = self.orders.borrow().membership.clone();
+        self.config.lost = membership.map_or_else(Vec::new, |membership| membership.lost);
         let (mut child, link) = spawn(self.config.rank)?;
         let pid = child.id();
         self.pod.send_modify(|pod| {
@@ -290,6 +292,7 @@ mod tests {
         let members = |generation| Membership {
             group_uid: "g".into(),
             generation,
+            lost: Vec::new(),
             members: Vec::new(),
             key: GroupKey::from([7; 32]),
         };

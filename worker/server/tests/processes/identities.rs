@@ -376,6 +376,7 @@ async fn form(pod: &Worker, own: &Material) {
         generation: 1,
         members: vec![member],
         key: vec![7; 32],
+        lost: Vec::new(),
     };
     let channel = channel(pod.ports.control, own, worker("g-0-0"));
     let formed = tokio::time::timeout(DEADLINE, RankControlClient::new(channel).form(request)).await;

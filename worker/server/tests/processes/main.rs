@@ -7,6 +7,7 @@
 )]
 
 mod adapters;
+mod degraded;
 mod drafts;
 mod embeddings;
 mod exact_streams;

@@ -38,6 +38,7 @@ pub(crate) fn members(generation: u64, pods: [(&Worker, &str); 2]) -> FormReques
         members: (0..).zip(pods).map(member).collect(),
         // One for each generation.
         key: vec![generation as u8; 32],
+        lost: Vec::new(),
     }
 }
 

@@ -18,6 +18,8 @@ use std::{
 use k8s_openapi::api::{core::v1::Service, policy::v1::PodDisruptionBudget};
 use llamero_api::{
     LlamaDeployment, LlamaGroup,
+    deployment::Degraded,
+    duration::Duration,
     group::{Intent, LlamaGroupSpec, RankPhase},
     labels::PLACEHOLDER_PRIORITY,
 };
@@ -246,6 +248,45 @@ impl World {
         world.most_nodes = most;
         world.touch();
         world
+    }
+
+    /// On CPUs of nodes that hold one pod each, where a group may go on without members.
+    pub(crate) fn degradable(nodes: usize) -> Self {
+        let mut world = Self::new(nodes, 1);
+        world.object.spec.accelerator = None;
+        world.object.spec.recovery.degraded = Degraded::Allow;
+        world.object.spec.recovery.degraded_after = Duration::from_secs(5);
+        world.one_pod_each();
+        world.touch();
+        world
+    }
+
+    /// Nodes that came meanwhile hold one pod, too.
+    pub(crate) fn one_pod_each(&mut self) {
+        for node in self.nodes.values_mut() {
+            node.allocatable = node.allocatable.clone().with("pods", 1);
+        }
+    }
+
+    /// Who has led serves on or again, and only those are missing for whom there is no room.
+    pub(crate) fn check_degraded(&self) {
+        for group in &self.groups {
+            let (spec, states) = (&group.object.spec, self.states());
+            assert!(!spec.without.contains(&0), "nobody leads: {states:?}");
+            let unplaced = spec.members.iter().filter(|m| m.node.is_none()).count();
+            let occupied = spec.members.iter().filter_map(|m| m.node.clone()).collect();
+            assert!(
+                unplaced == 0 || self.fitting(group, &occupied) == 0 || !self.serves(group),
+                "there is room: {states:?}"
+            );
+            assert!(
+                spec.without.is_empty() || unplaced > 0,
+                "who has room is left out: {:?} {states:?}",
+                spec.without
+            );
+            let led = spec.members.iter().any(|m| m.index == 0 && m.node.is_some());
+            assert!(!led || self.serves(group), "nobody serves: {states:?}");
+        }
     }
 
     /// With autoscaling from zero.

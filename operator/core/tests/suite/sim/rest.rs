@@ -84,7 +84,7 @@ impl World {
         disrupted && (!self.serves(group) || self.ready() > self.floor())
     }
 
-    fn states(&self) -> Vec<String> {
+    pub(super) fn states(&self) -> Vec<String> {
         self.groups
             .iter()
             .map(|g| {
@@ -107,7 +107,7 @@ impl World {
     }
 
     /// Nodes that have room for another pod of the group.
-    fn fitting(&self, group: &SimGroup, occupied: &BTreeSet<String>) -> usize {
+    pub(super) fn fitting(&self, group: &SimGroup, occupied: &BTreeSet<String>) -> usize {
         let request = resources::of_template(&group.object.spec.template);
         let fits = self.nodes.iter().filter(|(node, n)| {
             let mut free = n.allocatable.clone();

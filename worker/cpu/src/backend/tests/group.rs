@@ -86,6 +86,7 @@ pub(super) fn options(tensor: u32, rank: u32, threads: usize, level: Level) -> C
     CpuOptions {
         members: Topology::tensor(tensor).into(),
         rank,
+        former: None,
         memory: None,
         pod: None,
         threads,

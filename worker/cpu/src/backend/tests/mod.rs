@@ -8,4 +8,5 @@ mod lora;
 mod memory;
 mod prefix;
 mod reference;
+mod reshape;
 mod tiny;

@@ -8,7 +8,7 @@ use super::connect::{Dialling, Reached};
 use super::{End, Leader, LocalEra};
 use crate::backend::{BackendError, KvCapacity};
 use crate::mesh::hello::Identity;
-use crate::mesh::{Abort, ControlLink, DataLink, EraAbort, Membership, MeshError, Outbox, TcpMesh};
+use crate::mesh::{Abort, ControlLink, DataLink, EraAbort, Members, Membership, MeshError, Outbox, TcpMesh};
 use crate::runtime::executor::{Executor, LeaderLink};
 use crate::runtime::input::Input;
 use crate::runtime::state::{Outcome, Phase};
@@ -33,9 +33,10 @@ pub(super) fn run(leader: &mut Leader<'_>) -> Result<Infallible, End> {
     leader.present = Some(Arc::clone(&membership));
     leader.silent.clear();
     leader.formed_at = None;
+    let members = leader.config.members_of(&membership).map_err(End::Failed)?;
     let ended = leader
-        .connect(&membership, era, &abort)
-        .and_then(|(links, data)| leader.lead(era, links, data, &abort));
+        .connect(&membership, &members, era, &abort)
+        .and_then(|links| leader.lead(era, &members, links, &abort));
     // After a Leave the others close; closing first would cost them the message.
     if !matches!(ended, Err(End::Outcome(Outcome::Drained))) {
         abort.abort();
@@ -61,13 +62,14 @@ impl Leader<'_> {
     fn connect(
         &mut self,
         membership: &Arc<Membership>,
+        members: &Members,
         era: Era,
         abort: &Arc<EraAbort>,
     ) -> Result<(Vec<ControlLink>, Vec<DataLink>), End> {
         let identity = Identity {
             group_uid: membership.group_uid.clone(),
             rank: 0,
-            members: self.config.members.clone(),
+            members: members.clone(),
             numerics: self.config.numerics.clone(),
             content: self.config.content.clone(),
         };
@@ -123,14 +125,14 @@ impl Leader<'_> {
     fn lead(
         &mut self,
         era: Era,
-        links: Vec<ControlLink>,
-        data: Vec<DataLink>,
+        members: &Members,
+        (links, data): (Vec<ControlLink>, Vec<DataLink>),
         abort: &Arc<EraAbort>,
     ) -> Result<Infallible, End> {
         self.context.state.enter_era(era);
         self.context.state.phase(Phase::Warming, "");
-        let members = self.config.members.clone();
-        let mesh = TcpMesh::new(0, members, era, data, Arc::clone(abort))?;
+        self.planner.set_members(members);
+        let mesh = TcpMesh::new(0, members.clone(), era, data, Arc::clone(abort))?;
         let (local, incoming) = mpsc::channel();
         let mut to_members = vec![LeaderLink::Local(local)];
         for link in links {
@@ -151,13 +153,7 @@ impl Leader<'_> {
         if self.eras.send(LocalEra { era, mesh, incoming }).is_err() {
             return Err(End::ComputeEnded);
         }
-        let mut executor = Executor::new(
-            era,
-            &self.config.members,
-            to_members,
-            self.config.patience(),
-            Instant::now(),
-        );
+        let mut executor = Executor::new(era, members, to_members, self.config.patience(), Instant::now());
         executor.form(
             self.config.form_limits(),
             self.planner.adapters().sources(),

@@ -4,6 +4,7 @@ use std::sync::{Arc, mpsc};
 use std::time::{Duration, Instant};
 
 use super::link::MemberLink;
+use super::share;
 use super::steps::{MemberSteps, Taken};
 use super::watch::watch;
 use crate::adapters::{AdapterSource, AdapterStore};
@@ -74,8 +75,16 @@ impl MemberEra<'_> {
             // A link that is gone is found by the next wait.
             let _ = self.link.reports.send(0, Message::Forming(what.to_owned()));
         };
+        let spec = self.config.form_spec(era, limits);
+        let spec = share::take(
+            backend,
+            mesh.members(),
+            spec,
+            (self.config, self.state),
+            &mut report,
+        )?;
         let missing = self.read_all(&*backend.adapters(), &adapters, &limits, &mut report);
-        let capacity = backend.form(&self.config.form_spec(era, limits), mesh, &mut report)?;
+        let capacity = backend.form(&spec, mesh, &mut report)?;
         if !self.leads() {
             self.state.update(|state| state.kv_blocks = capacity.blocks);
         }

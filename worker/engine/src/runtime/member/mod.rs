@@ -6,10 +6,12 @@
 //! | [`link`] | the member's end of the link to the leader |
 //! | [`steps`] | the steps that were submitted and not released, one message at a time |
 //! | [`era`] | the loop of one era |
+//! | [`share`] | the share of the model that a rank has among those that are there |
 //! | [`watch`] | tells the leader and the state that a slow step is not a hang |
 
 pub(super) mod era;
 pub(super) mod link;
+mod share;
 pub(super) mod steps;
 mod watch;
 

@@ -118,6 +118,12 @@ impl Planner {
         &mut self.adapters
     }
 
+    /// Who computes from now on. A group that does without some ranks may hold less than it does when whole.
+    pub(super) fn set_members(&mut self, members: &Members) {
+        self.adapters.set_members(members);
+        self.requests.set_whole(members.lost().is_empty());
+    }
+
     /// Requests that use an adapter.
     pub(super) fn requests_of(&self, adapter: u32) -> usize {
         self.requests.of_adapter(adapter).len()

@@ -153,6 +153,8 @@ pub(in crate::runtime) struct Requests {
     queue: Arc<QueueGauge>,
     /// What the group computes; none when requests share no KV blocks.
     prefix: Option<PrefixHash>,
+    /// Whether the group has all its ranks.
+    whole: bool,
 }
 
 /// A request begins to be computed: what its client is to hear.
@@ -165,7 +167,13 @@ impl Requests {
             load,
             queue,
             prefix,
+            whole: true,
         }
+    }
+
+    /// Whether the group has all its ranks from now on.
+    pub(super) fn set_whole(&mut self, whole: bool) {
+        self.whole = whole;
     }
 
     /// Queue a request, which counts in the queue's gauge already, or tell its client why not.
@@ -208,7 +216,8 @@ impl Requests {
             .with_pooling(pooling);
         if let Err(refusal) = scheduler.add(sequence) {
             self.queue.leave(queued);
-            let kind = kind_of_refusal(&refusal, resumed, scheduler.limits().max_context);
+            let fits_elsewhere = resumed || !self.whole;
+            let kind = kind_of_refusal(&refusal, fits_elsewhere, scheduler.limits().max_context);
             let message = refusal.to_string();
             sink(Event::Failed { kind, message });
             return;
@@ -578,10 +587,12 @@ fn length(tokens: &[u32]) -> u32 {
 }
 
 /// What a client is told who is not taken. An answer that a group of the same settings has begun fits elsewhere, where the
-/// context is not what is too short.
-fn kind_of_refusal(refusal: &Refusal, resumed: bool, max_context: u32) -> FailureKind {
+/// context is not what is too short; so does what is too long only while ranks are missing here.
+fn kind_of_refusal(refusal: &Refusal, fits_elsewhere: bool, max_context: u32) -> FailureKind {
     match refusal {
-        Refusal::TooLong { wanted, .. } if resumed && *wanted <= max_context => FailureKind::Unavailable,
+        Refusal::TooLong { wanted, .. } if fits_elsewhere && *wanted <= max_context => {
+            FailureKind::Unavailable
+        }
         _ => FailureKind::from(refusal),
     }
 }

@@ -2,7 +2,7 @@
 
 use super::group::{Group, LONG, Rank, config, greedy, in_step, rest, token};
 use super::model::reference;
-use crate::mesh::{Members, Membership, Topology};
+use crate::mesh::{GroupKey, Inbox, Members, Membership, Topology};
 use crate::runtime::{Event, Phase, RankConfig};
 use crate::sampling::SamplingParams;
 
@@ -114,4 +114,34 @@ fn members_that_disagree_about_the_losses_refuse_each_other() {
         ),
         other => panic!("{other:?}"),
     }
+}
+
+#[test]
+fn a_rank_that_can_change_its_share_takes_any_members_that_can_be() {
+    let inbox = Inbox::new(2, Topology::tensor(4).into(), "n".into(), "c".into());
+    let inbox = inbox.with_changing_members(true);
+    let told = |generation, lost: &[u32], ranks: &[u32]| {
+        let address = |rank: &u32| (*rank, ([127, 0, 0, 1], 7000).into());
+        inbox.form(Membership {
+            group_uid: "g".into(),
+            generation,
+            lost: lost.to_vec(),
+            addresses: ranks.iter().map(address).collect(),
+            key: GroupKey::from([7; 32]),
+        })
+    };
+    assert_eq!(told(1, &[], &[0, 1, 2, 3]), Ok(true));
+    assert_eq!(told(2, &[3], &[0, 1, 2]), Ok(true));
+    assert_eq!(told(3, &[3, 1], &[0, 2]), Ok(true));
+    for (lost, ranks, part) in [
+        (&[0][..], &[1, 2, 3][..], "rank 0 leads"),
+        (&[2], &[0, 1, 3], "lost it"),
+        (&[4], &[0, 1, 2, 3], "cannot do without the ranks [4]"),
+        (&[1, 1], &[0, 2, 3], "cannot do without"),
+        (&[1], &[0, 2], "each of the ranks [0, 2, 3]"),
+    ] {
+        let why = told(4, lost, ranks).unwrap_err();
+        assert!(why.contains(part), "{lost:?}: {why}");
+    }
+    assert_eq!(told(5, &[], &[0, 1, 2, 3]), Ok(true));
 }

@@ -78,7 +78,7 @@ fn server_info(services: &Services) -> ServerInfo {
             world_size: u64::from(model.tensor) * u64::from(model.pipeline),
             data_parallel_size_local: 1,
         }),
-        max_model_len: model.limits.max_context,
+        max_model_len: model.context_now(),
         kv_block_size: model.block_size,
         total_kv_blocks: services.engine.load().kv_blocks_total.into(),
         max_running_requests: model.max_sequences.into(),

@@ -52,8 +52,7 @@ pub fn draft(model: &Model, mut request: GenerateRequest) -> Result<Asked, Statu
     let stopping = request.stopping.unwrap_or_default();
     let response = request.response.unwrap_or_default();
     let left = model
-        .limits
-        .max_context
+        .context_now()
         .saturating_sub(u32::try_from(prompt.len()).unwrap_or(u32::MAX));
     let draft = RequestDraft {
         max_tokens: Some(match stopping.max_new_tokens {
