@@ -367,7 +367,7 @@ mod tests {
             "llamero_device{rank=\"4\",name=\"NVIDIA H100\",id=\"GPU-1\",driver=\"\"} 1",
             "llamero_device_read_bandwidth_bytes_per_second{rank=\"4\"} 2950000000000.0",
             "llamero_device_exchange_bandwidth_bytes_per_second{rank=\"4\"} 300000000000.0",
-            "llamero_device_exchange_seconds{rank=\"4\"} 9.5e-6",
+            "llamero_device_exchange_seconds{rank=\"4\"} 0.0000095",
             "llamero_device_faults_total{rank=\"4\"} 2",
         ] {
             assert!(text.contains(line), "{line} is not in {text}");

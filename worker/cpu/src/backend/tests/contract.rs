@@ -356,8 +356,8 @@ fn late_sampling_values_hold_up_sampling_only() {
         mask
     };
     let late = Late::Sampling {
-        biases: vec![((0, 0), vec![(40, 2.5)])],
-        masks: vec![((0, 0), only(40))],
+        biases: (0..3).map(|offset| ((0, offset), vec![(40, 2.5)])).collect(),
+        masks: (0..3).map(|offset| ((0, offset), only(40))).collect(),
         repetitions: vec![],
     };
     rank.late(ticket, &late).unwrap();

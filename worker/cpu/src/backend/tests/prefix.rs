@@ -202,6 +202,8 @@ fn rounds() -> Vec<Vec<Request>> {
         vec![(prompt(70), 20)],
         // The same again, one whose blocks are all there, one that turns off in the third block, and a longer one.
         vec![(prompt(70), 20), (prompt(64), 12), (turned, 20), (prompt(100), 8)],
+        // Long enough to say something again.
+        vec![(prompt(10), 100), (prompt(12), 90)],
     ]
 }
 
