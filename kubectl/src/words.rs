@@ -19,6 +19,16 @@ pub fn age(since: Option<&Time>, now: Millis) -> String {
     }
 }
 
+/// How long something took: `0.25s`, `12.3s`, `4m05s`.
+#[must_use]
+pub fn seconds(millis: Millis) -> String {
+    match millis.max(0) {
+        few @ 0..10_000 => format!("{}.{:02}s", few / 1000, few % 1000 / 10),
+        some @ 10_000..120_000 => format!("{}.{}s", some / 1000, some % 1000 / 100),
+        many => format!("{}m{:02}s", many / 60_000, many / 1000 % 60),
+    }
+}
+
 /// A bar of `width` cells.
 #[must_use]
 pub fn bar(part: i64, whole: i64, width: usize) -> String {
@@ -107,6 +117,8 @@ mod tests {
         assert_eq!(speed(3_250_000_000, 1000), "3.2 GB/s");
         assert_eq!(speed(12_000_000, 2000), "6 MB/s");
         assert_eq!(count(1, "group"), "1 group");
+        let took = [250, 12_345, 245_999, -1].map(seconds);
+        assert_eq!(took, ["0.25s", "12.3s", "4m05s", "0.00s"]);
         let rows = [vec!["A".to_owned(), "B".into()], vec!["long".into(), "x".into()]];
         assert_eq!(table(&rows), "A     B\nlong  x\n");
     }

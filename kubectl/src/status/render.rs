@@ -4,7 +4,8 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
 use kube::ResourceExt as _;
 use llamero_api::{
     LlamaDeployment, LlamaGroup,
-    group::{GroupPhase, RankPhase, RankStatus},
+    group::{GroupPhase, RankPhase, RankStatus, StartStep, StartStepName},
+    quantity::human,
 };
 use llamero_core::time::Millis;
 
@@ -14,7 +15,7 @@ use super::{
 };
 use crate::{
     paint::{Mood, Paint, harmless},
-    words::{age, bar, loaded, percent, speed, table},
+    words::{age, bar, loaded, percent, seconds, speed, table},
 };
 
 /// Cells of a bar.
@@ -127,6 +128,9 @@ impl View<'_> {
         for line in table(&rows).lines() {
             text.push_str(&format!("{below}   {line}\n"));
         }
+        if !status.start.is_empty() {
+            text.push_str(&format!("{below}   start: {}\n", start(&status.start)));
+        }
         text
     }
 
@@ -146,6 +150,34 @@ impl View<'_> {
             words.join(", "),
         ]
     }
+}
+
+/// `placed 1.0s, scheduled 0.0s, …; served after 5.0s`.
+fn start(steps: &[StartStep]) -> String {
+    let mut words = Vec::new();
+    let mut served = String::new();
+    for step in steps {
+        let took = seconds(step.millis);
+        let name = match step.step {
+            StartStepName::Serving => {
+                served = format!("; served after {took}");
+                continue;
+            }
+            StartStepName::Sized => "sized",
+            StartStepName::Placed => "placed",
+            StartStepName::Scheduled => "scheduled",
+            StartStepName::Started => "started",
+            StartStepName::Checked => "checked",
+            StartStepName::Loaded => "loaded",
+            StartStepName::Formed => "formed",
+        };
+        let what = match (step.bytes, &step.rate) {
+            (Some(bytes), Some(rate)) => format!(" ({} at {})", human(bytes), harmless(rate)),
+            _ => String::new(),
+        };
+        words.push(format!("{name} {took}{what}"));
+    }
+    words.join(", ") + &served
 }
 
 const fn mood(phase: GroupPhase) -> Mood {

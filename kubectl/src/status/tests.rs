@@ -50,7 +50,14 @@ fn half_ready() -> LlamaDeployment {
 
 #[test]
 fn a_tree_of_groups_and_ranks_with_what_is_loaded() {
-    let serving = json!({"phase": "Serving", "ready": true, "ranks": [{"rank": 0, "pod": "p", "node": "node-2", "phase": "Serving",
+    let start = json!([
+        {"step": "Placed", "millis": 1000, "at": "2025-12-31T22:00:02Z"},
+        {"step": "Started", "millis": 2000, "at": "2025-12-31T22:00:05Z"},
+        {"step": "Checked", "millis": 210},
+        {"step": "Loaded", "millis": 1200, "bytes": 4_i64 << 30, "rate": "3.58 GB/s"},
+        {"step": "Serving", "millis": 5120, "at": "2025-12-31T22:00:06Z"},
+    ]);
+    let serving = json!({"phase": "Serving", "ready": true, "start": start, "ranks": [{"rank": 0, "pod": "p", "node": "node-2", "phase": "Serving",
         "loadedBytes": 4_i64 << 30, "totalBytes": 4_i64 << 30}]});
     let (deployments, groups) = ([half_ready()], [loading(1 << 30), group("llama-0", serving)]);
     let tree = Tree::of(&deployments, &groups);
@@ -64,6 +71,7 @@ fn a_tree_of_groups_and_ranks_with_what_is_loaded() {
     │ Progressing=True (Starting) for 5m: groups start
     ├─ llama-0  Serving  generation 3  revision 8f2c
     │    rank 0  node-2  Serving  ████████████████ 100 %  4.0 GiB
+    │    start: placed 1.00s, started 2.00s, checked 0.21s, loaded 1.20s (4.0 GiB at 3.58 GB/s); served after 5.12s
     └─ llama-1  Loading  generation 3  revision 8f2c: ranks read their shards
          rank 0  node-0  Loading     ████░░░░░░░░░░░░  25 %  1.0 GiB of 4.0 GiB, 1.0 GB/s
          rank 1  node-1  Connecting  ████████████████ 100 %  4.0 GiB

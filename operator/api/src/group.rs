@@ -412,6 +412,52 @@ pub struct LlamaGroupStatus {
     /// What the numbers depend on beside the weights: kernels and the type of the cache.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub numerics: Option<String>,
+    /// How long it took until the group served first, step by step; a step appears when the phase moves on, and stays as it is when the
+    /// group forms again later.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 8))]
+    pub start: Vec<StartStep>,
+}
+
+/// A step on the way to serving.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub enum StartStepName {
+    /// From the new LlamaDeployment to what its checkpoint's headers say; only for the groups that it began with.
+    Sized,
+    /// From the new LlamaGroup to nodes for all of its pods.
+    Placed,
+    /// Until the last pod was bound to its node.
+    Scheduled,
+    /// Until the last container ran: image, volumes, network.
+    Started,
+    /// Until the slowest rank began to read weights: certificate, headers, device.
+    Checked,
+    /// Until that rank had its weights.
+    Loaded,
+    /// Until that rank had its peers and a first step of the group was done.
+    Formed,
+    /// From the new LlamaGroup to serving, in all.
+    Serving,
+}
+
+/// What a step took. Kubernetes keeps its times in whole seconds, workers tell theirs to the millisecond.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct StartStep {
+    /// The step.
+    pub step: StartStepName,
+    /// How long it took.
+    #[schemars(range(min = 0))]
+    pub millis: i64,
+    /// When it was over, where that is known beside how long it took.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub at: Option<Time>,
+    /// Bytes of weights that came into memory, over all ranks.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub bytes: Option<i64>,
+    /// How fast: `6.21 GB/s`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub rate: Option<String>,
 }
 
 /// How far a rank is.

@@ -343,6 +343,10 @@ pub struct Pod {
     pub report: Option<Report>,
     /// Since when this process tries to hear its supervisor and has not; absent once there is a report, and where it is not tried.
     pub unheard_since: Option<Millis>,
+    /// When it was bound to its node, by the scheduler's clock.
+    pub scheduled_at: Option<Millis>,
+    /// When its container began to run, by its node's clock.
+    pub started_at: Option<Millis>,
 }
 
 impl Pod {
@@ -426,4 +430,19 @@ pub struct Rank {
     pub device: Option<DeviceStatus>,
     /// Why it is not further.
     pub message: String,
+    /// How long its phases took before it first served.
+    pub times: PhaseTimes,
+}
+
+/// Milliseconds that a rank was in each phase before it first served (`llamero.v1.PhaseTimes`); absent until it has left the phase.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct PhaseTimes {
+    /// From the start of its supervisor until it read weights.
+    pub preflight: Option<Millis>,
+    /// Until it had them.
+    pub loading: Option<Millis>,
+    /// Until its peers were there.
+    pub connecting: Option<Millis>,
+    /// Until a first step was done.
+    pub warming: Option<Millis>,
 }

@@ -23,7 +23,7 @@ use std::collections::BTreeMap;
 use std::io::{BufReader, Write};
 use std::net::{TcpListener, TcpStream};
 use std::path::Path;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
 
 mod files;
@@ -91,6 +91,9 @@ struct Shared {
     /// Host and port of the other host.
     store: String,
     sent: AtomicU64,
+    /// Connections that are open now, and the most there were.
+    open: AtomicUsize,
+    most_open: AtomicUsize,
 }
 
 /// The server; its threads end with the test's process.
@@ -141,6 +144,8 @@ impl FakeHub {
             silent: Mutex::default(),
             store: address(&store),
             sent: AtomicU64::new(0),
+            open: AtomicUsize::new(0),
+            most_open: AtomicUsize::new(0),
         });
         for (listener, at_hub) in [(hub, true), (store, false)] {
             let shared = Arc::clone(&shared);
@@ -169,6 +174,11 @@ impl FakeHub {
         self.shared.sent.load(Ordering::Relaxed)
     }
 
+    /// The most connections that were open at once so far, to both hosts.
+    pub fn most_connections(&self) -> usize {
+        self.shared.most_open.load(Ordering::Relaxed)
+    }
+
     /// The requests so far.
     pub fn log(&self) -> Vec<Asked> {
         self.shared.log.lock().unwrap().clone()
@@ -177,10 +187,17 @@ impl FakeHub {
 
 impl Shared {
     fn connection(&self, stream: TcpStream, at_hub: bool) {
+        let open = self.open.fetch_add(1, Ordering::Relaxed) + 1;
+        self.most_open.fetch_max(open, Ordering::Relaxed);
+        self.requests(&stream, at_hub);
+        self.open.fetch_sub(1, Ordering::Relaxed);
+    }
+
+    fn requests(&self, stream: &TcpStream, at_hub: bool) {
         let mut reader = BufReader::new(stream.try_clone().unwrap());
         while let Some(asked) = read_request(&mut reader, at_hub) {
             self.log.lock().unwrap().push(asked.clone());
-            if self.answer(&asked, &stream).is_none() {
+            if self.answer(&asked, stream).is_none() {
                 let _ = stream.shutdown(std::net::Shutdown::Both);
                 return;
             }

@@ -8,12 +8,16 @@
 mod common;
 
 use std::fs;
+use std::io::Read as _;
+use std::os::unix::fs::{FileExt as _, MetadataExt as _};
 use std::path::Path;
+use std::process::Command;
 
 use common::published::{LAYERS, Published, loaded, write_bf16};
+use common::{LLAMA_405B, Sizes, write_checkpoint};
 use llamero_checkpoint::layout::TensorId;
 use llamero_checkpoint::quantize::{QuantizeOptions, Scheme, quantize_row, to_fp8};
-use llamero_checkpoint::{Checkpoint, Dtype, Error, TensorKind, e4m3};
+use llamero_checkpoint::{Checkpoint, Dtype, Error, ModelLayout, TensorKind, e4m3};
 use serde_json::{Value, json};
 
 fn json(path: &Path) -> Value {
@@ -235,4 +239,105 @@ fn written_at(folder: &Path) -> std::collections::BTreeMap<String, std::time::Sy
         .filter(|(name, _)| name.ends_with(".safetensors"))
         .map(|(name, entry)| (name, entry.metadata().unwrap().modified().unwrap()))
         .collect()
+}
+
+/// Says to [`in_a_process_of_its_own`] which folder it is to quantise.
+const FOLDER: &str = "LLAMERO_TEST_QUANTIZE";
+
+/// Quantise a sparse checkpoint of these sizes in a process of its own, whose results are thrown away file by file. The most memory that it had, in
+/// bytes; files in the page cache do not count, which go when somebody needs the room.
+fn peak_of_quantising(sizes: Sizes) -> u64 {
+    let folder = tempfile::tempdir().unwrap();
+    let source = folder.path().join("source");
+    fs::create_dir(&source).unwrap();
+    write_checkpoint(&source, sizes, 19, |_| false);
+    let output = Command::new(std::env::current_exe().unwrap())
+        .args(["in_a_process_of_its_own", "--exact", "--ignored", "--nocapture"])
+        .env(FOLDER, folder.path())
+        .output()
+        .unwrap();
+    let said = String::from_utf8_lossy(&output.stdout);
+    assert!(
+        output.status.success(),
+        "{said}{}",
+        String::from_utf8_lossy(&output.stderr)
+    );
+    let made = Checkpoint::open(&folder.path().join("made")).unwrap();
+    let layout = ModelLayout::check(&made).unwrap();
+    let fp8 = |id: TensorId| id.layer.is_some() && id.kind.is_linear();
+    assert!(
+        layout
+            .tensors
+            .iter()
+            .all(|tensor| tensor.scale.is_some() == fp8(tensor.id))
+    );
+    let peak = said
+        .split("VmHWM:")
+        .nth(1)
+        .unwrap()
+        .split_whitespace()
+        .next()
+        .unwrap();
+    let peak = peak.parse::<u64>().unwrap() * 1024;
+    eprintln!("{} bytes were made with {peak} bytes of memory", made.bytes());
+    peak
+}
+
+#[test]
+#[ignore = "the other tests run it, in a process of its own"]
+fn in_a_process_of_its_own() {
+    let Some(folder) = std::env::var_os(FOLDER) else {
+        return;
+    };
+    let folder = Path::new(&folder);
+    let (source, target) = (folder.join("source"), folder.join("made"));
+    to_fp8(&source, &target, &QuantizeOptions::default(), &mut |_| {
+        throw_away(&folder.join(".made.partial"));
+    })
+    .unwrap();
+    let status = fs::read_to_string("/proc/self/status").unwrap();
+    println!(
+        "{}",
+        status.lines().find(|line| line.starts_with("VmHWM:")).unwrap()
+    );
+}
+
+/// Give back the room of files that are finished, all but their headers, so that a 405B can be made on a small disk.
+fn throw_away(folder: &Path) {
+    let entries = fs::read_dir(folder).unwrap().map(|entry| entry.unwrap());
+    for entry in entries.filter(|entry| entry.file_name().to_string_lossy().ends_with(".safetensors")) {
+        let metadata = entry.metadata().unwrap();
+        let mut head = vec![0; 1 << 20];
+        if metadata.len() > 4 * head.len() as u64 && metadata.blocks() * 512 > 2 * head.len() as u64 {
+            let mut file = fs::OpenOptions::new()
+                .read(true)
+                .write(true)
+                .open(entry.path())
+                .unwrap();
+            file.read_exact(&mut head).unwrap();
+            file.set_len(0).unwrap();
+            file.write_all_at(&head, 0).unwrap();
+            file.set_len(metadata.len()).unwrap();
+        }
+    }
+}
+
+/// Two matrices of the true size, 537 MB each: who held one whole, or its values as f32, would need more.
+#[test]
+fn quantising_takes_some_megabytes_whatever_the_size_of_a_tensor() {
+    let few = Sizes {
+        layers: 1,
+        ffn: 1024,
+        vocab: 1024,
+        ..LLAMA_405B
+    };
+    let peak = peak_of_quantising(few);
+    assert!(peak < 128 << 20, "{peak}");
+}
+
+#[test]
+#[ignore = "long: 810 GB are read from a sparse checkpoint, and 410 GB made"]
+fn a_405b_is_quantised_within_4_gib() {
+    let peak = peak_of_quantising(LLAMA_405B);
+    assert!(peak < 4 << 30, "{peak}");
 }

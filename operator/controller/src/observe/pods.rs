@@ -6,6 +6,7 @@ use llamero_api::labels;
 use llamero_core::{
     observed::{self, PodPhase},
     resources,
+    time::Millis,
 };
 
 use crate::build::parts;
@@ -88,6 +89,8 @@ pub fn member(pod: &Pod) -> Option<observed::Pod> {
         unschedulable: unschedulable(pod),
         report: None,
         unheard_since: None,
+        scheduled_at: scheduled_at(pod),
+        started_at: pod.status.as_ref().and_then(started_at),
     })
 }
 
@@ -223,6 +226,16 @@ fn waiting(status: &PodStatus) -> Option<String> {
     }
 }
 
+fn scheduled_at(pod: &Pod) -> Option<Millis> {
+    let condition = conditions(pod, "PodScheduled").filter(|condition| condition.status == "True")?;
+    Some(condition.last_transition_time.as_ref()?.0.as_millisecond())
+}
+
+fn started_at(status: &PodStatus) -> Option<Millis> {
+    let running = state(status)?.running.as_ref()?;
+    Some(running.started_at.as_ref()?.0.as_millisecond())
+}
+
 fn unschedulable(pod: &Pod) -> Option<String> {
     let condition = conditions(pod, "PodScheduled")?;
     let said = condition.status == "False" && condition.reason.as_deref() != Some("SchedulingGated");
@@ -270,6 +283,28 @@ mod tests {
             ..observed::Pod::default()
         };
         assert_eq!(member(&pod), Some(expected));
+    }
+
+    #[test]
+    fn when_a_pod_was_bound_and_began_to_run() {
+        let told = |scheduled: &str| {
+            let pod = pod(
+                json!({"containers": [], "nodeName": "n"}),
+                json!({
+                    "phase": "Running",
+                    "conditions": [{"type": "PodScheduled", "status": scheduled, "lastTransitionTime": "1970-01-01T00:00:07Z"}],
+                    "containerStatuses": [
+                        {"name": "injected", "image": "", "imageID": "", "ready": true, "restartCount": 0,
+                            "state": {"running": {"startedAt": "1970-01-01T00:00:08Z"}}},
+                        {"name": "worker", "image": "", "imageID": "", "ready": true, "restartCount": 0,
+                            "state": {"running": {"startedAt": "1970-01-01T00:00:09Z"}}}],
+                }),
+            );
+            let seen = member(&pod).unwrap();
+            (seen.scheduled_at, seen.started_at)
+        };
+        assert_eq!(told("True"), (Some(7_000), Some(9_000)));
+        assert_eq!(told("False"), (None, Some(9_000)));
     }
 
     #[test]

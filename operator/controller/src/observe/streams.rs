@@ -50,6 +50,16 @@ fn rank(rank: &v1::RankReport) -> observed::Rank {
         numerics: rank.numerics.clone(),
         device: rank.device.as_ref().map(device),
         message: rank.message.clone(),
+        times: rank.times.as_ref().map(times).unwrap_or_default(),
+    }
+}
+
+fn times(times: &v1::PhaseTimes) -> observed::PhaseTimes {
+    observed::PhaseTimes {
+        preflight: times.preflight_millis.map(signed),
+        loading: times.loading_millis.map(signed),
+        connecting: times.connecting_millis.map(signed),
+        warming: times.warming_millis.map(signed),
     }
 }
 
@@ -311,6 +321,10 @@ mod tests {
                 content_identity: "c".into(),
                 numerics: "n".into(),
                 device: Some(told),
+                times: Some(v1::PhaseTimes {
+                    preflight_millis: Some(250),
+                    ..v1::PhaseTimes::default()
+                }),
             }],
         };
         let expected = observed::Report {
@@ -340,6 +354,10 @@ mod tests {
                 numerics: "n".into(),
                 device: Some(written),
                 message: "reads layer 3".into(),
+                times: observed::PhaseTimes {
+                    preflight: Some(250),
+                    ..observed::PhaseTimes::default()
+                },
             }],
         };
         let mut received = at(8, message);

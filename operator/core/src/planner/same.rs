@@ -98,6 +98,9 @@ fn pod(one: &Pod, other: &Pod) -> bool {
         unschedulable,
         report: said,
         unheard_since,
+        // What they are told with moves too.
+        scheduled_at: _,
+        started_at: _,
     } = one;
     let reports = match (said, &other.report) {
         (Some(one), Some(other)) => report(one, other),
@@ -153,6 +156,7 @@ fn rank(one: &Rank, other: &Rank) -> bool {
         numerics,
         device,
         message,
+        times: _,
     } = one;
     (rank, phase, epoch) == (&other.rank, &other.phase, &other.epoch)
         && (loaded_bytes, total_bytes, read_bytes)

@@ -1,7 +1,7 @@
 //! Phase, ranks, progress and last failure of a group.
 
 use llamero_api::{
-    LlamaGroupStatus,
+    LlamaDeployment, LlamaGroupStatus,
     deployment::Recovery,
     group::{GroupPhase, Intent, RankPhase, RankStatus},
     labels,
@@ -9,7 +9,7 @@ use llamero_api::{
 
 use super::{
     message::{Told, message},
-    pair,
+    pair, start,
 };
 use crate::{
     groups::{GroupView, MemberView},
@@ -22,11 +22,11 @@ use crate::{
 #[must_use]
 pub fn status(
     view: &GroupView<'_>,
-    policy: &Recovery,
+    deployment: &LlamaDeployment,
     missing: Option<&str>,
     now: Millis,
 ) -> LlamaGroupStatus {
-    let spec = view.spec();
+    let (spec, policy) = (view.spec(), &deployment.spec.recovery);
     let phase = phase(view, policy, now);
     let ranks = ranks(view, phase);
     let sum = |of: fn(&RankStatus) -> i64| ranks.iter().map(of).fold(0i64, i64::saturating_add);
@@ -63,6 +63,7 @@ pub fn status(
         }),
         content_identity: identity(view, |rank| &rank.content_identity),
         numerics: identity(view, |rank| &rank.numerics),
+        start: start::steps(view, phase, deployment, now),
         ranks,
     }
 }

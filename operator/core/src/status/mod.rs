@@ -3,6 +3,7 @@
 //! | module | what it reports |
 //! |---|---|
 //! | [`group`] | phase, ranks, progress and last failure of a group |
+//! | [`start`] | how long a group took until it served first |
 //! | [`message`] | why a group is not further, in words |
 //! | [`conditions`] | Accepted, Placed, Ready, Progressing, Degraded of a deployment |
 //! | `progressing` | the condition of that name |
@@ -13,6 +14,7 @@ pub mod group;
 mod kstatus;
 pub mod message;
 mod progressing;
+pub mod start;
 
 use std::collections::BTreeMap;
 
@@ -59,7 +61,7 @@ pub(crate) fn report_one(deployment: &Deployment, verdict: &Verdict, now: Millis
         .map(|group| {
             let view = GroupView::of(group, now);
             let missing = verdict.no_room.get(&view.key.name).map(String::as_str);
-            let status = group::status(&view, &deployment.object.spec.recovery, missing, now);
+            let status = group::status(&view, &deployment.object, missing, now);
             Row { view, status }
         })
         .collect();

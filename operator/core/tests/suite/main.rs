@@ -21,6 +21,7 @@ mod table_provision;
 mod table_rollout;
 mod table_sizing;
 mod table_stalls;
+mod table_start_times;
 mod table_starting;
 mod table_status;
 mod table_unpinned;

@@ -334,7 +334,7 @@ mod tests {
             fixed: None,
             stall_timeout: Duration::from_secs(1),
         };
-        let text = render(&Pod::new(identity, 2), Instant::now()).unwrap();
+        let text = render(&Pod::new(identity, 2, Instant::now()), Instant::now()).unwrap();
         assert!(
             text.contains("llamero_rank_phase{rank=\"1\",phase=\"preflight\"} 1"),
             "{text}"
@@ -359,7 +359,7 @@ mod tests {
             fixed: None,
             stall_timeout: Duration::from_secs(1),
         };
-        let mut pod = Pod::new(identity, 1);
+        let mut pod = Pod::new(identity, 1, Instant::now());
         let none = render(&pod, Instant::now()).unwrap();
         assert!(!none.contains("llamero_device"), "{none}");
         let device = DeviceReport {

@@ -4,6 +4,7 @@
 //! | module | what it is |
 //! |---|---|
 //! | [`pod`] | state of the ranks, pure |
+//! | [`phases`] | how long a rank took to serve, pure |
 //! | [`enrolment`] | the pod's certificate |
 //! | [`identity`] | which weights these are |
 //! | [`memory`] | memory files that outlive the ranks |
@@ -26,6 +27,7 @@ pub mod listening;
 pub mod memory;
 pub mod metrics;
 pub mod orphaned;
+pub mod phases;
 pub mod pod;
 pub mod process;
 pub mod reaper;
@@ -33,7 +35,7 @@ pub mod signals;
 
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, bail};
 use llamero_identity::Serving;
@@ -145,7 +147,11 @@ fn shared_state(args: &ServeArgs, local: LocalRanks) -> Control {
         stall_timeout: args.engine.stall_timeout,
     };
     Control {
-        pod: Arc::new(watch::Sender::new(Pod::new(identity, local.count))),
+        pod: Arc::new(watch::Sender::new(Pod::new(
+            identity,
+            local.count,
+            Instant::now(),
+        ))),
         orders: Arc::new(watch::Sender::new(Orders::default())),
     }
 }

@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 use llamero_engine::DeviceReport;
 use llamero_proto::v1::{Device, Phase, PodReport, RankExit, RankReport};
 
+use super::phases::PhaseClock;
 use crate::link::{Membership, RankState};
 
 /// Who this pod is; does not change.
@@ -25,7 +26,7 @@ pub struct Identity {
 }
 
 /// One rank of the pod.
-#[derive(Debug, Clone, Default)]
+#[derive(Debug, Clone)]
 pub struct RankView {
     /// Process id while it runs.
     pub pid: Option<u32>,
@@ -43,6 +44,8 @@ pub struct RankView {
     pub inference_port: Option<u16>,
     /// It was told that the group ends.
     pub left: bool,
+    /// How long it took to serve.
+    pub clock: PhaseClock,
 }
 
 /// All ranks of the pod.
@@ -104,10 +107,10 @@ impl Pod {
         &mut self.ranks[index]
     }
 
-    /// A pod whose ranks have not started.
+    /// A pod whose ranks have not started, and whose supervisor does.
     #[must_use]
-    pub fn new(identity: Identity, ranks: u32) -> Self {
-        let ranks = (0..ranks).map(|_| RankView::default()).collect();
+    pub fn new(identity: Identity, ranks: u32, now: Instant) -> Self {
+        let ranks = (0..ranks).map(|_| RankView::new(now)).collect();
         Self {
             identity,
             ranks,
@@ -262,6 +265,26 @@ impl Pod {
 }
 
 impl RankView {
+    fn new(now: Instant) -> Self {
+        Self {
+            pid: None,
+            restarts: 0,
+            state: None,
+            last_exit: None,
+            former_device: None,
+            rank_port: None,
+            inference_port: None,
+            left: false,
+            clock: PhaseClock::new(now),
+        }
+    }
+
+    /// The rank says what state it is in.
+    pub fn hear(&mut self, state: RankState, now: Instant) {
+        self.clock.hear(state.phase(), now);
+        self.state = Some((state, now));
+    }
+
     /// A new process of the rank has been started.
     pub fn started(&mut self, pid: Option<u32>) {
         self.pid = pid;
@@ -306,6 +329,7 @@ impl RankView {
             last_exit: self.last_exit.clone(),
             message,
             read_bytes: state.read_bytes,
+            times: Some(self.clock.times()),
         }
     }
 }
@@ -362,7 +386,7 @@ mod tests {
             fixed: None,
             stall_timeout: Duration::from_secs(3),
         };
-        Pod::new(identity, 1)
+        Pod::new(identity, 1, Instant::now())
     }
 
     fn members(generation: u64, second: &str) -> Membership {

@@ -274,7 +274,7 @@ fn hear(pod: &watch::Sender<Pod>, index: usize, up: Up, config: &mut RankConfig)
                 view.rank_port = Some(rank_port);
                 view.inference_port = inference_port;
             }
-            Up::State(state) => view.state = Some((*state, Instant::now())),
+            Up::State(state) => view.hear(*state, Instant::now()),
             Up::Left => view.left = true,
         }
     });
