@@ -281,6 +281,7 @@ fn report(group: &LlamaGroup, pod: &str, now: Millis) -> Option<observed::Report
         serving: status.ready && ranks.iter().any(|rank| rank.rank == 0),
         ranks,
         draining: false,
+        longest_sequence: 0,
     })
 }
 

@@ -123,14 +123,14 @@ pub fn differences<'l>(
         };
         let (verb, resource) = (event.verb.as_str(), object.resource());
         let decision = event.annotations.get("authorization.k8s.io/decision");
-        if decision.is_some_and(|decision| decision == "forbid") {
-            told.insert(format!(
-                "{user} was refused to {verb} {resource}: grant it, or do not ask"
-            ));
-        } else if !roles.iter().any(|role| role.allows(verb, object)) {
-            told.insert(format!(
-                "{user} may {verb} {resource}, and none of its roles in the chart says so"
-            ));
+        let is_refused = decision.is_some_and(|decision| decision == "forbid");
+        // An API server that has just started refuses what roles grant until it has read them.
+        if !roles.iter().any(|role| role.allows(verb, object)) {
+            told.insert(if is_refused {
+                format!("{user} was refused to {verb} {resource}: grant it, or do not ask")
+            } else {
+                format!("{user} may {verb} {resource}, and none of its roles in the chart says so")
+            });
         }
         used.insert((verb.to_owned(), resource));
     }

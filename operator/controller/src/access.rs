@@ -67,7 +67,12 @@ async fn is_allowed(client: &Client, group: &str, resource: &str, verb: &str) ->
     let answer = tokio::time::timeout(TIMEOUT, api.create(&how, &review)).await;
     let late = |_| kube::Error::Service("no answer in time".into());
     let status = answer.map_err(late)??.status;
-    Ok(status.is_some_and(|status| status.allowed))
+    let status = status.unwrap_or_default();
+    match status.evaluation_error.filter(|_| !status.allowed) {
+        // Nobody has decided.
+        Some(error) => Err(kube::Error::Service(error.into())),
+        None => Ok(status.allowed),
+    }
 }
 
 #[cfg(test)]

@@ -78,9 +78,13 @@ pub(super) fn place(
             Some((_, missing)) => Err(missing.clone()),
             None => placer.place(&ledger, &request),
         };
-        let as_template = slimmer(&view, &request).filter(|_| answer.is_err());
+        // Where nodes can be asked for, they are asked for what pods really need.
+        let as_template = slimmer(&view, &request).filter(|_| answer.is_err() && provision.is_none());
+        let is_new =
+            |slim: &&PlacementRequest<'_>| !refused.iter().any(|(other, _)| other.asks_the_same(slim));
         let retried = as_template
             .as_ref()
+            .filter(is_new)
             .and_then(|request| placer.place(&ledger, request).ok());
         let slimmer = retried.is_some();
         match retried.map_or(answer, Ok) {
@@ -104,6 +108,7 @@ pub(super) fn place(
                 let what = (&deployment, &view, request.successors);
                 tell_missing(what, &missing, asked.unwrap_or_default(), now, decided);
                 if known.is_none() && refused.len() < MOST_REFUSED {
+                    refused.extend(as_template.map(|slim| (slim, missing.clone())));
                     refused.push((request, missing));
                 }
             }

@@ -50,8 +50,9 @@ pub fn place_anew(view: &GroupView<'_>, context: &Context<'_>) -> Option<Step> {
             members::reset(&mut spec.members[at]);
         }
     }
-    // Pods that grow with every attempt are waited for longer and longer.
-    let again = !view.spec().admitted.is_empty() || spec.placement_failures > 0;
+    // Pods that grow with every attempt are waited for longer and longer; so are those of a definition that drops what was written down.
+    let tried = larger.iter().any(|m| m.member.attempt > 0);
+    let again = tried || !view.spec().admitted.is_empty() || spec.placement_failures > 0;
     if again {
         members::remember(&mut spec, first, LARGER, words.clone(), context.now);
         members::back_off(&mut spec, context.now);

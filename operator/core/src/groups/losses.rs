@@ -133,11 +133,13 @@ fn unusable(pod: &Pod) -> Option<String> {
 /// Who is to blame when a group's steps stand still: members by position in the view, and how they are lost.
 #[must_use]
 pub fn stalled(view: &GroupView<'_>, nodes: &BTreeMap<&str, &Node>, now: Millis) -> Vec<(usize, Loss)> {
-    if view.ready {
-        return Vec::new();
-    }
     let patience = view.spec().template.stall_timeout.millis().max(1);
-    let silent = silent(view, nodes, patience, now);
+    let mut silent = silent(view, nodes, patience, now);
+    if view.ready {
+        // Of a group that serves only those can be lost without whom it does.
+        silent.retain(|(at, _)| view.does_without(view.members[*at].member));
+        return silent;
+    }
     if silent.is_empty() && view.whole() {
         hanging(view, patience, now).into_iter().collect()
     } else {

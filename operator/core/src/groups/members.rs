@@ -106,6 +106,12 @@ pub fn replace_lost(view: &GroupView<'_>, context: &Context<'_>) -> Option<Step>
     let mut spec = view.spec().clone();
     let mut confirm = Confirm::default();
     let mut words = Vec::new();
+    // One that the group does without costs those that serve nothing: neither their budget nor their weights.
+    let apart = |at: usize| view.does_without(view.members[at].member);
+    for (at, loss) in &mut lost {
+        loss.charged &= !apart(*at);
+    }
+    let only_apart = lost.iter().all(|(at, _)| apart(*at));
     for (at, loss) in &lost {
         let member = &view.members[*at];
         if matches!(loss.reason, "Deleted" | "Evicted" | "Exited" | losses::PRESSURE) {
@@ -125,7 +131,9 @@ pub fn replace_lost(view: &GroupView<'_>, context: &Context<'_>) -> Option<Step>
     }
     let is_lost = |at: usize| lost.iter().any(|(lost, _)| *lost == at);
     // What one rank cannot do as configured its peers cannot do either, or not without it: nobody holds accelerators meanwhile.
-    let unusable = lost.iter().any(|(_, loss)| loss.reason == losses::UNUSABLE);
+    let unusable = lost
+        .iter()
+        .any(|(at, loss)| loss.reason == losses::UNUSABLE && !apart(*at));
     if unusable || !view.has_survivors(is_lost) {
         (0..spec.members.len())
             .filter(|at| !is_lost(*at) || unusable)
@@ -136,8 +144,12 @@ pub fn replace_lost(view: &GroupView<'_>, context: &Context<'_>) -> Option<Step>
         // It begins anew, with all.
         spec.without.clear();
     }
-    spec.placement_failures = 0;
-    spec.place_after = None;
+    if only_apart {
+        back_off(&mut spec, context.now);
+    } else {
+        spec.placement_failures = 0;
+        spec.place_after = None;
+    }
     if !view.members.iter().any(MemberView::unplaced) {
         provision::forget(&mut spec);
     }
@@ -306,8 +318,8 @@ pub fn next_deadline(view: &GroupView<'_>, context: &Context<'_>) -> Option<Mill
 /// Records the UIDs of pods that all exist, and begins a new generation.
 #[must_use]
 pub fn record(view: &GroupView<'_>) -> Option<Step> {
-    // Nobody waits for a member that the group does without and that has no room.
-    let is_apart = |m: &MemberView<'_>| m.unplaced() && view.does_without(m.member);
+    // Nobody waits for a member that the group does without and that has no pod.
+    let is_apart = |m: &MemberView<'_>| !m.healthy() && view.does_without(m.member);
     let members = || view.members.iter().enumerate().filter(|(_, m)| !is_apart(m));
     let mut unrecorded = members().filter(|(_, m)| !m.recorded()).peekable();
     unrecorded.peek()?;
