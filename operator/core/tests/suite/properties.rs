@@ -205,8 +205,6 @@ proptest! {
                     2 => (0usize..4).prop_map(Fault::Crash),
                     2 => (0usize..4).prop_map(Fault::Delete),
                     3 => (1u8..40).prop_map(Fault::Wait),
-                    1 => Just(Fault::Restart),
-                    1 => Just(Fault::Stale),
                 ],
             ),
             1..60,

@@ -254,6 +254,9 @@ impl World {
     pub(crate) fn degradable(nodes: usize) -> Self {
         let mut world = Self::new(nodes, 1);
         world.object.spec.accelerator = None;
+        // What is kept for keys and values is enough for the part of the model that another leaves.
+        world.object.spec.engine.kv_cache =
+            serde_json::from_value(serde_json::json!({"memory": "8Gi"})).unwrap();
         world.object.spec.recovery.degraded = Degraded::Allow;
         world.object.spec.recovery.degraded_after = Duration::from_secs(5);
         world.one_pod_each();
