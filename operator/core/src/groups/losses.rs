@@ -137,7 +137,8 @@ pub fn stalled(view: &GroupView<'_>, nodes: &BTreeMap<&str, &Node>, now: Millis)
     let mut silent = silent(view, nodes, patience, now);
     if view.ready {
         // Of a group that serves only those can be lost without whom it does.
-        silent.retain(|(at, _)| view.does_without(view.members[*at].member));
+        let apart = |m: &MemberView<'_>| view.does_without(m.member);
+        silent.retain(|(at, _)| view.members.get(*at).is_some_and(apart));
         return silent;
     }
     if silent.is_empty() && view.whole() {

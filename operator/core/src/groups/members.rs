@@ -107,7 +107,10 @@ pub fn replace_lost(view: &GroupView<'_>, context: &Context<'_>) -> Option<Step>
     let mut confirm = Confirm::default();
     let mut words = Vec::new();
     // One that the group does without costs those that serve nothing: neither their budget nor their weights.
-    let apart = |at: usize| view.does_without(view.members[at].member);
+    let apart = |at: usize| {
+        let member = view.members.get(at);
+        member.is_some_and(|m| view.does_without(m.member))
+    };
     for (at, loss) in &mut lost {
         loss.charged &= !apart(*at);
     }

@@ -83,7 +83,7 @@ const LOADED: [Told; 2] = [
 
 #[test]
 fn a_step_is_told_with_the_phase_that_follows_it() {
-    let before = vec![
+    let before = [
         (Name::Sized, 2_000),
         (Name::Placed, 1_000),
         (Name::Scheduled, 2_000),

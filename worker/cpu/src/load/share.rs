@@ -89,7 +89,6 @@ pub(crate) fn change(
         &packer,
         &mut |now| tell(watch, whole(now)),
     );
-    drop(packer);
     finish(loaded, weights)?;
     if lacks == 0 {
         watch.progress(whole(LoadProgress::default()));
