@@ -34,7 +34,7 @@ if [ $# -eq 0 ]; then
   "$chaos" --seed 11 --seconds 60 --tokens 16
 fi
 # What operator and gateway asked of the API server all the while is what their roles grant.
-if [ $# -eq 0 ]; then
+if [ $# -eq 0 ] && [ -n "${LLAMERO_LONG:-}" ]; then
   cargo test --locked --release -q --workspace --features llamero-tests/cluster --test permissions
 fi
 # An hour of others, with certificates that are renewed all the time (tests/src/chaos/fault.rs).
