@@ -100,7 +100,7 @@ impl PodNetwork {
         let pid = self.pid.to_string();
         let connect = format!("exec 3<>/dev/tcp/{address}/{port}");
         Command::new("nsenter")
-            .args(["--target", &pid, "--net", "timeout", "2", "bash", "-c", &connect])
+            .args(["--target", &pid, "--net", "timeout", "5", "bash", "-c", &connect])
             .stderr(Stdio::null())
             .spawn()
             .context("cannot enter the stranger's network")

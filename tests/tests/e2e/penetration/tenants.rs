@@ -41,11 +41,14 @@ pub(super) fn adapters(target: &Target) -> Result<Section> {
     let client = |name: &str| parts.by(clients, &identity(SYSTEM, llamero_identity::Role::Operator, name));
     for method in ["LoadLora", "UnloadLora"] {
         let path = format!("/vllm.Control/{method}");
-        // There is no room for adapters, which only who is let in hears.
+        // There is no room for adapters, and none to unload: only who is let in hears that.
         for caller in [client(LOADER)?, parts.as_who(&parts::operator())?] {
             let answer = parts.call(port, &caller, &path)?;
-            let heard =
-                matches!(&answer, Answer::Status(code, _) if *code == tonic::Code::FailedPrecondition);
+            let wanted = match method {
+                "LoadLora" => tonic::Code::FailedPrecondition,
+                _ => tonic::Code::NotFound,
+            };
+            let heard = matches!(&answer, Answer::Status(code, _) if *code == wanted);
             ensure!(heard, "who may load hears {answer:?}");
         }
         for (who, caller) in [
