@@ -5,7 +5,10 @@ use std::collections::BTreeSet;
 use llamero_api::{deployment::Recovery, group::MemberFailure};
 
 use crate::{
-    groups::losses::{PRESSURE, UNUSABLE},
+    groups::{
+        admitted::LARGER,
+        losses::{PRESSURE, UNUSABLE},
+    },
     time::{self, Millis},
 };
 
@@ -117,7 +120,7 @@ pub fn avoid(failures: &[MemberFailure], policy: &Recovery, now: Millis) -> BTre
             time::millis(&f.time) > since
                 && !matches!(
                     f.reason.as_str(),
-                    "Deleted" | "Evicted" | "Refused" | "Larger" | UNUSABLE
+                    "Deleted" | "Evicted" | "Refused" | LARGER | UNUSABLE
                 )
         })
         .filter_map(|f| f.node.clone())

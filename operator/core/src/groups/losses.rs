@@ -24,7 +24,8 @@ pub struct Loss {
 }
 
 impl Loss {
-    fn new(reason: &'static str, message: impl Into<String>, charged: bool) -> Self {
+    /// One without an exit code.
+    pub(super) fn new(reason: &'static str, message: impl Into<String>, charged: bool) -> Self {
         Self {
             reason,
             exit_code: None,
@@ -133,12 +134,14 @@ fn unusable(pod: &Pod) -> Option<String> {
 /// Who is to blame when a group's steps stand still: members by position in the view, and how they are lost.
 #[must_use]
 pub fn stalled(view: &GroupView<'_>, nodes: &BTreeMap<&str, &Node>, now: Millis) -> Vec<(usize, Loss)> {
+    // Of a group that serves only those can be lost without whom it does.
+    if view.ready && view.spec().without.is_empty() {
+        return Vec::new();
+    }
     let patience = view.spec().template.stall_timeout.millis().max(1);
     let mut silent = silent(view, nodes, patience, now);
     if view.ready {
-        // Of a group that serves only those can be lost without whom it does.
-        let apart = |m: &MemberView<'_>| view.does_without(m.member);
-        silent.retain(|(at, _)| view.members.get(*at).is_some_and(apart));
+        silent.retain(|(at, _)| view.is_apart(*at));
         return silent;
     }
     if silent.is_empty() && view.whole() {

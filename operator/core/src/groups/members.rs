@@ -107,14 +107,10 @@ pub fn replace_lost(view: &GroupView<'_>, context: &Context<'_>) -> Option<Step>
     let mut confirm = Confirm::default();
     let mut words = Vec::new();
     // One that the group does without costs those that serve nothing: neither their budget nor their weights.
-    let apart = |at: usize| {
-        let member = view.members.get(at);
-        member.is_some_and(|m| view.does_without(m.member))
-    };
     for (at, loss) in &mut lost {
-        loss.charged &= !apart(*at);
+        loss.charged &= !view.is_apart(*at);
     }
-    let only_apart = lost.iter().all(|(at, _)| apart(*at));
+    let only_apart = lost.iter().all(|(at, _)| view.is_apart(*at));
     for (at, loss) in &lost {
         let member = &view.members[*at];
         if matches!(loss.reason, "Deleted" | "Evicted" | "Exited" | losses::PRESSURE) {
@@ -136,7 +132,7 @@ pub fn replace_lost(view: &GroupView<'_>, context: &Context<'_>) -> Option<Step>
     // What one rank cannot do as configured its peers cannot do either, or not without it: nobody holds accelerators meanwhile.
     let unusable = lost
         .iter()
-        .any(|(at, loss)| loss.reason == losses::UNUSABLE && !apart(*at));
+        .any(|(at, loss)| loss.reason == losses::UNUSABLE && !view.is_apart(*at));
     if unusable || !view.has_survivors(is_lost) {
         (0..spec.members.len())
             .filter(|at| !is_lost(*at) || unusable)
@@ -267,12 +263,7 @@ pub fn roll_back_refused(view: &GroupView<'_>, context: &Context<'_>) -> Option<
     let (member, refusal) = refused?;
     let placement = batch(member.member);
     let mut spec = view.spec().clone();
-    let loss = Loss {
-        reason: REFUSED,
-        exit_code: None,
-        message: refusal.message.clone(),
-        charged: false,
-    };
+    let loss = Loss::new(REFUSED, refusal.message.clone(), false);
     keep(&mut spec.failures, failure(member, &loss, context.now));
     for (at, other) in view.members.iter().enumerate() {
         if !other.unplaced() && batch(other.member) == placement {
@@ -423,12 +414,7 @@ pub(super) fn remember(
     message: String,
     now: Millis,
 ) {
-    let loss = Loss {
-        reason,
-        exit_code: None,
-        message,
-        charged: false,
-    };
+    let loss = Loss::new(reason, message, false);
     keep(&mut spec.failures, failure(member, &loss, now));
 }
 

@@ -167,6 +167,13 @@ impl<'a> GroupView<'a> {
         self.spec().without.contains(&member.index)
     }
 
+    /// The same of the member at a position.
+    #[must_use]
+    pub fn is_apart(&self, at: usize) -> bool {
+        let member = self.members.get(at);
+        member.is_some_and(|m| self.does_without(m.member))
+    }
+
     /// The members that take part, with their positions.
     pub fn present(&self) -> impl Iterator<Item = (usize, &MemberView<'a>)> {
         let members = self.members.iter().enumerate();
