@@ -15,6 +15,7 @@ use kube::runtime::{WatchStreamExt, watcher};
 use kube::{Client, ResourceExt};
 use llamero_api::deployment::condition;
 use llamero_api::group::{GroupPhase, Intent, Transport};
+use tokio::sync::watch as channel;
 
 use super::objects::{Deployment, Group, GroupStatus};
 use super::{Canary, DeploymentKey, Found};
@@ -28,9 +29,8 @@ pub async fn watch(client: Client, served: Option<BTreeSet<String>>, gateway: Ar
     let (groups, group_events) = reflect_all::<Group>(&client, served.as_ref());
     let mut events = futures::stream::select(deployment_events, group_events);
     let all_listed = async {
-        // A writer that is gone would be a stream that ended, which `events` tells.
-        join_all(deployments.iter().map(Store::wait_until_ready)).await;
-        join_all(groups.iter().map(Store::wait_until_ready)).await;
+        join_all(deployments.iter().map(Watched::listed)).await;
+        join_all(groups.iter().map(Watched::listed)).await;
     };
     let mut all_listed = std::pin::pin!(all_listed);
     let mut listed = false;
@@ -45,19 +45,56 @@ pub async fn watch(client: Client, served: Option<BTreeSet<String>>, gateway: Ar
     }
 }
 
-/// Follow a kind in these namespaces, or in all.
-fn reflect_all<K>(
-    client: &Client,
-    served: Option<&BTreeSet<String>>,
-) -> (Vec<Store<K>>, impl Stream<Item = ()> + Unpin + Send)
-where
-    K: kube::Resource<DynamicType = (), Scope = NamespaceResourceScope>
+/// A kind that can be watched.
+pub trait Kind:
+    kube::Resource<DynamicType = ()>
+    + Clone
+    + std::fmt::Debug
+    + Send
+    + Sync
+    + serde::de::DeserializeOwned
+    + 'static
+{
+}
+
+impl<K> Kind for K where
+    K: kube::Resource<DynamicType = ()>
         + Clone
         + std::fmt::Debug
         + Send
         + Sync
         + serde::de::DeserializeOwned
-        + 'static,
+        + 'static
+{
+}
+
+/// What a watch has shown.
+struct Watched<K: Kind> {
+    store: Store<K>,
+    /// The API server has refused to list a namespace.
+    is_refused: channel::Receiver<bool>,
+}
+
+impl<K: Kind> Watched<K> {
+    /// Returns when the first list is in, or when there is none: a namespace that is gone took its Role along, and must not keep the others from
+    /// being served. It is tried further.
+    async fn listed(&self) {
+        let mut is_refused = self.is_refused.clone();
+        tokio::select! {
+            // A writer that is gone would be a stream that ended, which `events` tells.
+            _ = self.store.wait_until_ready() => {}
+            Ok(_) = is_refused.wait_for(|is_refused| *is_refused) => {}
+        }
+    }
+}
+
+/// Follow a kind in these namespaces, or in all.
+fn reflect_all<K>(
+    client: &Client,
+    served: Option<&BTreeSet<String>>,
+) -> (Vec<Watched<K>>, impl Stream<Item = ()> + Unpin + Send)
+where
+    K: Kind + kube::Resource<Scope = NamespaceResourceScope>,
 {
     let apis: Vec<Api<K>> = match served {
         None => vec![Api::all(client.clone())],
@@ -66,42 +103,60 @@ where
             names.iter().map(api).collect()
         }
     };
-    let reflected = apis
-        .into_iter()
-        .map(|api| reflect(api, watcher::Config::default()));
-    let (stores, events): (Vec<_>, Vec<_>) = reflected.unzip();
-    (stores, select_all(events))
+    let reflected = apis.into_iter().map(|api| {
+        let (store, events) = follow(api, watcher::Config::default());
+        let (refuse, is_refused) = channel::channel(false);
+        let is_one_of_many = served.is_some();
+        let events = events.filter_map(move |event| {
+            if is_one_of_many && event.as_ref().is_err_and(is_refusal) {
+                refuse.send_replace(true);
+            }
+            ready(event.ok())
+        });
+        (Watched { store, is_refused }, Box::pin(events))
+    });
+    let (watched, events): (Vec<_>, Vec<_>) = reflected.unzip();
+    (watched, select_all(events))
 }
 
-fn state<K>(stores: &[Store<K>]) -> Vec<Arc<K>>
-where
-    K: kube::Resource<DynamicType = ()> + Clone + 'static,
-{
-    stores.iter().flat_map(Store::state).collect()
+/// A namespace that is not there, or may not be read.
+fn is_refusal(error: &watcher::Error) -> bool {
+    match error {
+        watcher::Error::InitialListFailed(kube::Error::Api(status)) => matches!(status.code, 403 | 404),
+        _ => false,
+    }
+}
+
+fn state<K: Kind>(watched: &[Watched<K>]) -> Vec<Arc<K>> {
+    watched.iter().flat_map(|watched| watched.store.state()).collect()
 }
 
 /// Follow what an API has; an item comes with every change.
-pub fn reflect<K>(api: Api<K>, config: watcher::Config) -> (Store<K>, impl Stream<Item = ()> + Unpin + Send)
-where
-    K: kube::Resource<DynamicType = ()>
-        + Clone
-        + std::fmt::Debug
-        + Send
-        + Sync
-        + serde::de::DeserializeOwned
-        + 'static,
-{
-    let (reader, writer) = reflector::store();
+pub fn reflect<K: Kind>(
+    api: Api<K>,
+    config: watcher::Config,
+) -> (Store<K>, impl Stream<Item = ()> + Unpin + Send) {
+    let (store, events) = follow(api, config);
+    (store, Box::pin(events.filter_map(|event| ready(event.ok()))))
+}
+
+/// The same with what went wrong, which is logged already.
+fn follow<K: Kind>(
+    api: Api<K>,
+    config: watcher::Config,
+) -> (Store<K>, impl Stream<Item = Result<(), watcher::Error>> + Send) {
+    let (store, writer) = reflector::store();
     let events = watcher(api, config)
         .default_backoff()
         .reflect(writer)
-        .filter_map(|event| {
-            if let Err(error) = &event {
+        .map(|event| match event {
+            Ok(_) => Ok(()),
+            Err(error) => {
                 tracing::warn!(%error, "watching the API server failed; trying again");
+                Err(error)
             }
-            ready(event.ok().map(|_| ()))
         });
-    (reader, Box::pin(events))
+    (store, events)
 }
 
 /// Deployments with the leaders of their groups.
@@ -215,6 +270,7 @@ fn problem(deployment: &Deployment) -> Option<String> {
 mod tests {
     use axum::body::Body;
     use axum::extract::{RawQuery, State};
+    use axum::http::StatusCode;
     use axum::response::{IntoResponse as _, Response};
     use axum::routing::get;
     use axum::{Json, Router};
@@ -284,6 +340,11 @@ mod tests {
         empty("LlamaGroupList")
     }
 
+    async fn refused() -> Response {
+        let status = serde_json::json!({"apiVersion": "v1", "kind": "Status", "status": "Failure", "reason": "Forbidden", "code": 403});
+        (StatusCode::FORBIDDEN, Json(status)).into_response()
+    }
+
     fn empty(kind: &str) -> Response {
         let list = serde_json::json!({"apiVersion": "llamero.dev/v1alpha1", "kind": kind, "metadata": {"resourceVersion": "1"}, "items": []});
         Json(list).into_response()
@@ -342,14 +403,17 @@ mod tests {
         for (path, _) in ["a", "b"].map(|name| one(name, "llamagroups")) {
             server = server.route(&path, get(groups));
         }
+        for (path, _) in ["llamadeployments", "llamagroups"].map(|kind| one("gone", kind)) {
+            server = server.route(&path, get(refused));
+        }
         let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
         let url = format!("http://{}", listener.local_addr().unwrap());
         tokio::spawn(async move { axum::serve(listener, server).await });
         let client = Client::try_from(kube::Config::new(url.parse().unwrap())).unwrap();
         let gateway = Gateway::new(crate::Settings::default());
         let mut snapshots = gateway.directory.subscribe();
-        let served = ["a", "b"].map(str::to_owned).into();
-        // The path of all namespaces is not there: who asked for it would never be complete.
+        // The path of all namespaces is not there: who asked for it would never be complete. One of the namespaces is gone.
+        let served = ["a", "b", "gone"].map(str::to_owned).into();
         let watching = tokio::spawn(watch(client, Some(served), Arc::clone(&gateway)));
         let complete = snapshots.wait_for(|snapshot| snapshot.complete).await.unwrap();
         let mut models: Vec<String> = complete.deployments().map(|found| found.model.clone()).collect();

@@ -1,7 +1,6 @@
-//! Whether the operator may read what placement needs of the whole cluster. Where it serves some namespaces only, this is somebody's decision, so the API
-//! server is asked.
+//! What the operator may read, where that is somebody's decision: it serves some namespaces only. The API server is asked.
 
-use std::time::Duration;
+use std::{collections::BTreeSet, time::Duration};
 
 use k8s_openapi::api::authorization::v1::{
     ResourceAttributes, SelfSubjectAccessReview, SelfSubjectAccessReviewSpec,
@@ -13,6 +12,8 @@ use tracing::{info, warn};
 const TIMEOUT: Duration = Duration::from_secs(10);
 /// Pause before it is asked again when there was no answer.
 const AGAIN: Duration = Duration::from_secs(1);
+/// Pause before it is asked again for a namespace that may not be read.
+const RETURNED: Duration = Duration::from_secs(15);
 /// API group and resource; pods in all namespaces.
 const NEEDED: [(&str, &str); 3] = [
     ("", "nodes"),
@@ -20,7 +21,50 @@ const NEEDED: [(&str, &str); 3] = [
     ("scheduling.k8s.io", "priorityclasses"),
 ];
 
+/// What is asked for a namespace; its Role gives the rest with it.
+const DEPLOYMENTS: (&str, &str) = ("llamero.dev", "llamadeployments");
+
+/// Those of the namespaces that may be read. One that is gone took its Role along, and must not keep the others from being served.
+pub async fn readable(client: &Client, namespaces: &BTreeSet<String>) -> BTreeSet<String> {
+    let mut readable = BTreeSet::new();
+    for namespace in namespaces {
+        if may_read(client, namespace).await {
+            readable.insert(namespace.clone());
+        } else {
+            warn!(
+                namespace,
+                "may not be read, so it is not served: it is gone, or its Role and RoleBinding are missing (`helm upgrade` makes them anew)"
+            );
+        }
+    }
+    readable
+}
+
+/// Returns a namespace as soon as it may be read; never, where there is none to wait for.
+pub async fn returned(client: &Client, missing: &BTreeSet<String>) -> String {
+    loop {
+        tokio::time::sleep(RETURNED).await;
+        for namespace in missing {
+            if may_read(client, namespace).await {
+                return namespace.clone();
+            }
+        }
+    }
+}
+
 /// Asks until there is an answer.
+async fn may_read(client: &Client, namespace: &str) -> bool {
+    let (group, resource) = DEPLOYMENTS;
+    loop {
+        match is_allowed(client, Some(namespace), group, resource, "list").await {
+            Ok(allowed) => return allowed,
+            Err(error) => warn!(%error, "cannot ask the API server what may be read; trying again"),
+        }
+        tokio::time::sleep(AGAIN).await;
+    }
+}
+
+/// Whether placement may read what it needs of the whole cluster. Asks until there is an answer.
 pub async fn reads_cluster(client: &Client) -> bool {
     loop {
         match ask(client).await {
@@ -41,7 +85,7 @@ pub async fn reads_cluster(client: &Client) -> bool {
 async fn ask(client: &Client) -> kube::Result<Option<String>> {
     for (group, resource) in NEEDED {
         for verb in ["list", "watch"] {
-            if !is_allowed(client, group, resource, verb).await? {
+            if !is_allowed(client, None, group, resource, verb).await? {
                 return Ok(Some(format!("{verb} {resource}")));
             }
         }
@@ -49,10 +93,18 @@ async fn ask(client: &Client) -> kube::Result<Option<String>> {
     Ok(None)
 }
 
-async fn is_allowed(client: &Client, group: &str, resource: &str, verb: &str) -> kube::Result<bool> {
+/// `namespace`: None for all.
+async fn is_allowed(
+    client: &Client,
+    namespace: Option<&str>,
+    group: &str,
+    resource: &str,
+    verb: &str,
+) -> kube::Result<bool> {
     let review = SelfSubjectAccessReview {
         spec: SelfSubjectAccessReviewSpec {
             resource_attributes: Some(ResourceAttributes {
+                namespace: namespace.map(str::to_owned),
                 group: Some(group.to_owned()),
                 resource: Some(resource.to_owned()),
                 verb: Some(verb.to_owned()),
@@ -108,6 +160,22 @@ mod tests {
         let (client, server) = ApiServer::start(vec![answer(true), answer(true), answer(false)]).await;
         assert!(!reads_cluster(&client).await);
         assert_eq!(server.asked().len(), 3);
+    }
+
+    #[tokio::test]
+    async fn namespaces_that_are_gone_are_left_out_until_they_return() {
+        let names =
+            |names: &[&str]| -> BTreeSet<String> { names.iter().map(|name| (*name).to_owned()).collect() };
+        let (client, server) = ApiServer::start(vec![answer(true), answer(false)]).await;
+        assert_eq!(readable(&client, &names(&["a", "gone"])).await, names(&["a"]));
+        let asked = server.asked()[1].body["spec"]["resourceAttributes"].clone();
+        let wanted = json!({"namespace": "gone", "group": "llamero.dev", "resource": "llamadeployments", "verb": "list"});
+        assert_eq!(asked, wanted);
+
+        let (client, server) = ApiServer::start(vec![answer(false), answer(true)]).await;
+        tokio::time::pause();
+        assert_eq!(returned(&client, &names(&["gone"])).await, "gone");
+        assert_eq!(server.asked().len(), 2);
     }
 
     #[tokio::test]

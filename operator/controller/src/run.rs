@@ -1,6 +1,6 @@
 //! Puts the parts together.
 
-use std::time::Duration;
+use std::{collections::BTreeSet, time::Duration};
 
 use kube::{Client, Config};
 use llamero_api::namespaces;
@@ -47,6 +47,9 @@ pub enum RunError {
     /// It is to serve more namespaces than it can.
     #[error(transparent)]
     Namespaces(#[from] namespaces::TooMany),
+    /// A namespace that was left out at start is there.
+    #[error("{0} may be read now: starting again to serve it")]
+    Returned(String),
     /// Leadership was lost.
     #[error(transparent)]
     Lease(#[from] LeaseError),
@@ -68,17 +71,28 @@ pub async fn run(options: Options, stop: CancellationToken) -> Result<(), RunErr
         identity: options.identity(),
         duration: options.lease_duration(),
     };
-    let served = Scope::of(namespaces::served(&options.watch_namespaces)?);
+    let named = namespaces::served(&options.watch_namespaces)?;
+    let mut served = Scope::of(named.clone());
     info!(identity = %lease.identity, namespaces = ?served, "starting");
     let address = options.http_address;
     let mut health_server = tokio::spawn(health::serve(address, health.clone(), registry, stop.clone()));
-    let reads_cluster = match served {
-        Scope::Cluster => true,
-        Scope::Namespaces(_) => tokio::select! {
-            answer = access::reads_cluster(&client) => answer,
+    let mut reads_cluster = true;
+    let mut missing = BTreeSet::new();
+    if let Some(named) = &named {
+        let ask = async {
+            (
+                access::readable(&client, named).await,
+                access::reads_cluster(&client).await,
+            )
+        };
+        let readable;
+        (readable, reads_cluster) = tokio::select! {
+            answer = ask => answer,
             () = stop.cancelled() => return Ok(()),
-        },
-    };
+        };
+        missing = named - &readable;
+        served = Scope::Namespaces(readable);
+    }
     let pods = Projection::new(options.gateway_namespace(), options.gateway_selector.clone());
     let scopes = Scopes {
         served: served.clone(),
@@ -103,6 +117,7 @@ pub async fn run(options: Options, stop: CancellationToken) -> Result<(), RunErr
         served = &mut health_server => flatten(served).map_err(|error| RunError::Listen { address, error }),
         ended = &mut reconciling => flatten(ended.map(Ok)),
         served = &mut enrolling => flatten(served).map_err(RunError::from),
+        namespace = access::returned(&client, &missing), if !missing.is_empty() => Err(RunError::Returned(namespace)),
     };
     // A task that has ended may have been awaited above, and must not be awaited again.
     reconciling.abort();

@@ -56,7 +56,7 @@ emulated! {
         assert!(text.contains("2.0 of 2.0 GiB free, CUDA 13.5, driver 999.0.0-emulated, 1980 of 1980 MHz"), "{text}");
     }
 
-    fn memory_that_is_far_too_slow_is_refused_before_anything_is_read() on ["bandwidth=4GiB"], {
+    fn memory_that_is_far_too_slow_is_refused_before_anything_is_read() on ["bandwidth=32GiB"], {
         let error = refused(&TINY, options());
         assert!(matches!(&error, BackendError::Unavailable(why) if why.contains("of what it should")), "{error}");
     }
