@@ -74,6 +74,7 @@ case "${1:-all}" in
     LLAMERO_FUZZ_SECONDS=60 LLAMERO_FUZZ_CASES=4000 PROPTEST_CASES=4096 unit -- --include-ignored
     say "2,000 streams through the gateway"
     tests/load-gateway.sh 600 2000 "$(date +%s)"
+    tests/supply-chain/check.sh --advisories
     tests/supply-chain/reproduce.sh
     LLAMERO_LONG=1 cluster
     ;;

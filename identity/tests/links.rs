@@ -30,10 +30,11 @@ use llamero_proto::v1::telemetry_server::{Telemetry, TelemetryServer};
 use llamero_proto::v1::{DemandRequest, DemandSample, LoadRequest, LoadSample};
 use rcgen::{CertificateParams, KeyPair};
 use rustls_pki_types::{CertificateDer, PrivatePkcs8KeyDer};
-use tokio::net::{TcpListener, TcpSocket};
+use tokio::net::{TcpListener, TcpSocket, TcpStream};
 use tokio::sync::watch;
-use tokio_rustls::rustls::ClientConfig;
-use tokio_rustls::rustls::version::TLS13;
+use tokio_rustls::TlsConnector;
+use tokio_rustls::rustls::version::{TLS12, TLS13};
+use tokio_rustls::rustls::{ClientConfig, SupportedProtocolVersion};
 use tonic::service::Routes;
 use tonic::transport::{Channel, Endpoint, Server};
 use tonic::{Code, Request, Response, Status};
@@ -318,6 +319,36 @@ async fn clients_may_have_certificates_of_the_root_that_signs_for_llamero() {
         .unwrap();
     let status = watch_demand(channel()).await.unwrap_err();
     assert!(status.message().starts_with("the client "), "{status}");
+}
+
+#[tokio::test]
+async fn an_older_tls_is_refused() {
+    let (_, ours) = new_authority(DAY);
+    let (_serving, credentials) = put(&ours, &gateway());
+    let address = demand(credentials).await;
+    let connect = async |version: &'static SupportedProtocolVersion| {
+        let roots = Arc::new(authority::store(ours.roots()).unwrap());
+        let expected = Expected::Gateway {
+            trust_domain: "cluster.local".into(),
+            namespace: "system".into(),
+        };
+        let mut config = ClientConfig::builder_with_provider(Arc::new(provider()))
+            .with_protocol_versions(&[version])
+            .unwrap()
+            .dangerous()
+            .with_custom_certificate_verifier(Arc::new(ServerIdentity::new(roots, expected)))
+            .with_no_client_auth();
+        config.alpn_protocols = vec![b"h2".to_vec()];
+        let stream = TcpStream::connect(address).await.unwrap();
+        let connector = TlsConnector::from(Arc::new(config));
+        connector
+            .connect("llamero".try_into().unwrap(), stream)
+            .await
+            .map(drop)
+    };
+    connect(&TLS13).await.unwrap();
+    let refused = connect(&TLS12).await.unwrap_err().to_string();
+    assert!(refused.contains("ProtocolVersion"), "{refused}");
 }
 
 #[tokio::test]

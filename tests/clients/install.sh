@@ -47,7 +47,7 @@ compile() {
 lock() {
   local venv=$local/venv-clients-lock set minor
   python3 -m venv "$venv"
-  "$venv/bin/pip" install -q uv==0.13.9
+  "$venv/bin/pip" install -q --require-hashes --no-deps -r ../requirements/lock.txt
   for set in sdk openai2 openai3 stack; do
     minor=11
     [ $set != stack ] || minor=12

@@ -61,6 +61,11 @@ capabilities: {drop: [ALL]}
 {{- define "llamero.matches" -}}
 (p, p.endsWith('*') ? {{ . }}.startsWith(p.substring(0, size(p) - 1)) : {{ . }} == p)
 {{- end }}
+{{- /* CEL: whether it is the installation's own worker image by a digest, with or without a tag: (dict "image" "variables.image" "own" "repository"). */}}
+{{- define "llamero.isOwnByDigest" -}}
+({{ .image }}.contains('@') && ({{ .image }}.startsWith('{{ .own }}@') ||
+        ({{ .image }}.startsWith('{{ .own }}:') && !{{ .image }}.split('@')[0].substring(size('{{ .own }}')).contains('/'))))
+{{- end }}
 {{- /* What both programs must reach: names, and the API server, which policies cannot select and so is meant by its ports. */}}
 {{- define "llamero.basicEgress" -}}
 - ports: [{port: 53, protocol: UDP}, {port: 53, protocol: TCP}]

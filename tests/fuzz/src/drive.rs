@@ -5,6 +5,8 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
+use rustix::time::{ClockId, clock_gettime};
+
 use crate::MEMORY;
 use crate::corpus;
 use crate::mutate::{Shape, mutate};
@@ -12,7 +14,9 @@ use crate::random::Random;
 
 /// Seconds of a run.
 pub const SECONDS: u64 = 3;
-/// An input that takes so long hangs: the slowest take milliseconds.
+/// Time of the processor that one input may take: the slowest take milliseconds.
+const MOST_TIME: Duration = Duration::from_secs(5);
+/// An input that is not done after that waits for something that does not come, or never ends.
 const HANG: Duration = Duration::from_secs(120);
 /// Inputs with new outcomes that a run changes further.
 const MOST: usize = 2000;
@@ -88,14 +92,18 @@ pub fn drive<F: FnMut(&[u8]) -> String>(target: Target, prepare: impl FnOnce() -
 fn one(target: &Target, input: &[u8], watch: &Watch, take: &mut impl FnMut(&[u8]) -> String) -> String {
     watch.begin(input);
     MEMORY.reset_peak_usage();
-    let before = MEMORY.current_usage();
+    let (before, start) = (MEMORY.current_usage(), computed());
     let taken = catch_unwind(AssertUnwindSafe(|| take(input)));
     let memory = MEMORY.peak_usage().saturating_sub(before);
+    let time = computed().saturating_sub(start);
     watch.end();
     let limit = target.factor * input.len() + target.constant;
     let complaint = match taken {
         Err(_) => "it panics".to_owned(),
         Ok(_) if memory > limit => format!("it takes {memory} bytes of memory, {limit} are its bound"),
+        Ok(_) if time > MOST_TIME => {
+            format!("it takes {time:?} of the processor, {MOST_TIME:?} are the bound")
+        }
         Ok(outcome) => return without_figures(&outcome),
     };
     let place = corpus::keep(target.name, "failed", input);
@@ -104,6 +112,12 @@ fn one(target: &Target, input: &[u8], watch: &Watch, take: &mut impl FnMut(&[u8]
         target.name,
         input.len()
     );
+}
+
+/// Time that this thread has had of a processor.
+fn computed() -> Duration {
+    let now = clock_gettime(ClockId::ThreadCPUTime);
+    Duration::try_from(now).unwrap_or_default()
 }
 
 /// What kind of outcome it is: words without the names and figures of the input.

@@ -1,5 +1,6 @@
 //! A run from its start to its findings.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
@@ -17,6 +18,8 @@ use super::target::{NAME, SOON, Target};
 use super::watch::{Sample, silences, watch};
 use crate::poll;
 
+/// Runs of this length or more try each kind so often that it hits.
+const ALL_HIT: Duration = Duration::from_secs(600);
 /// Wrong streams that are told one by one; the rest is counted.
 const TOLD: usize = 20;
 
@@ -163,7 +166,20 @@ fn disturb(target: &Target, shared: &Arc<Shared>, options: Options) -> (Vec<Happ
     if happened.iter().filter(|one| one.hit.is_ok()).count() * 2 < happened.len() {
         findings.push("more than half of the faults found nothing to hit".to_owned());
     }
+    if options.length >= ALL_HIT {
+        findings.extend(never_hit(&happened));
+    }
     (happened, findings)
+}
+
+/// Kinds that were tried and found nothing to hit, each time: the suite says nothing about them.
+fn never_hit(happened: &[Happened]) -> Vec<String> {
+    let kinds = |are_hit: bool| -> BTreeSet<&str> {
+        let meant = happened.iter().filter(|one| one.hit.is_ok() || !are_hit);
+        meant.map(|one| one.fault.kind.name()).collect()
+    };
+    let missed = |kind: &&str| format!("{kind} never found anything to hit");
+    kinds(false).difference(&kinds(true)).map(missed).collect()
 }
 
 /// Whether all groups serve again and answer what they answered before.
@@ -238,4 +254,36 @@ fn wrong(streams: &[(Ended, Verdict)]) -> Vec<String> {
         told.push("not one stream came to its end".to_owned());
     }
     told
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_kind_that_never_hit_is_a_finding() {
+        let happened = |kind: Kind, hit: Result<&str, &str>| Happened {
+            fault: Fault {
+                at: Duration::ZERO,
+                lasts: Duration::ZERO,
+                kind,
+                pick: 0,
+            },
+            from: Duration::ZERO,
+            to: Duration::ZERO,
+            hit: hit.map(str::to_owned).map_err(str::to_owned),
+        };
+        let (once, never) = (Kind::KillRank, Kind::KillGateway);
+        let all = [
+            happened(once, Err("no rank")),
+            happened(once, Ok("a rank")),
+            happened(never, Err("no gateway")),
+            happened(never, Err("no gateway")),
+        ];
+        assert_eq!(
+            never_hit(&all),
+            [format!("{} never found anything to hit", never.name())]
+        );
+        assert!(never_hit(&all[..2]).is_empty());
+    }
 }

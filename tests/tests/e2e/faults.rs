@@ -146,7 +146,7 @@ fn members(deployment: &Deployment) -> Result<(Value, Value)> {
     })
 }
 
-fn rank_process(deployment: &Deployment, pod: &str) -> Result<PodProcess> {
+pub(crate) fn rank_process(deployment: &Deployment, pod: &str) -> Result<PodProcess> {
     let processes = deployment.cluster.pod_processes(NAMESPACE, pod)?;
     let rank = processes
         .into_iter()

@@ -2,12 +2,13 @@
 
 use anyhow::{Context, Result, ensure};
 use llamero_fake_hub::{COMMIT, FakeHub, Faults, REPOSITORY};
-use llamero_tests::cluster::{Cluster, addresses};
+use llamero_tests::cluster::{Cluster, Signal, addresses};
 use llamero_tests::{paths, poll};
 use serde_json::{Value, json};
 
-use crate::client::{ask, chat};
-use crate::fixture::{Deployment, NAMESPACE, SOON, node_of};
+use crate::client::{ask, chat, post};
+use crate::faults::rank_process;
+use crate::fixture::{Deployment, NAMESPACE, SOON, name_of, node_of};
 use crate::secrecy::keeps_to_itself;
 
 const QUESTION: &str = "What do llamas eat?";
@@ -95,7 +96,26 @@ fn two_ranks_on_one_node_read_their_halves_and_a_moved_branch_changes_nothing() 
         let revision = &group["spec"]["template"]["source"]["huggingFace"]["revision"];
         ensure!(revision == COMMIT, "a group reads {revision}");
     }
+    fails(&deployment)?;
     keeps_to_itself(&cluster, &[QUESTION, &expected, TOKEN, ENV])
+}
+
+/// A rank is killed, and a request is refused: failures are told in more places than successes.
+fn fails(deployment: &Deployment) -> Result<()> {
+    let cluster = &deployment.cluster;
+    let mut refused = chat(&deployment.name, QUESTION, 24);
+    refused["temperature"] = json!("hot");
+    let (status, said) = post(cluster, "/v1/chat/completions", refused.to_string().as_bytes())?;
+    ensure!(status == 400, "a temperature of \"hot\": {status} {said}");
+    let pods = deployment.pods()?;
+    let pod = name_of(pods.first().context("no pod")?);
+    let victim = rank_process(deployment, pod)?;
+    victim.signal(Signal::KILL)?;
+    poll::until("another process of the rank", SOON, || {
+        Ok((rank_process(deployment, pod)? != victim).then_some(()))
+    })?;
+    deployment.wait_ready(2)?;
+    ask(cluster, &chat(&deployment.name, QUESTION, 24)).map(drop)
 }
 
 #[test]

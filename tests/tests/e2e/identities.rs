@@ -12,8 +12,8 @@ use serde_json::{Value, json};
 
 use crate::client::{Stream, ask, chat, chat_on};
 use crate::fixture::{Deployment, NAMESPACE, SOON, name_of};
-use crate::installation::{Installed, OperatorAway};
-use crate::parts::{self, Answer, Parts, Port, identity_of, port_of};
+use crate::installation::{Installed, OperatorAway, pods_of};
+use crate::parts::{self, Answer, Parts, Port, SYSTEM, identity_of, port_of};
 
 const QUESTION: &str = "What do llamas wear?";
 /// Certificates are renewed after half of that.
@@ -55,6 +55,14 @@ fn renewed(parts: &Parts, port: &Port, than: &Certificate) -> Result<Certificate
 #[test]
 fn pods_enrol_renew_without_a_restart_and_outlast_an_operator_that_is_away() -> Result<()> {
     let _installed = Installed::with(&[LIFE])?;
+    // Those that run have certificates from before, which live for a day.
+    let kubectl = Cluster::connect()?.kubectl();
+    let gateways = |words: &[&str]| {
+        let words = [&["-n", SYSTEM, "rollout"], words, &["deployment/llamero-gateway"]].concat();
+        kubectl.run(&words)
+    };
+    gateways(&["restart"])?;
+    gateways(&["status", "--timeout=3m"])?;
     let clients = authority_of_clients(&Cluster::connect()?)?;
     let inference = json!({"clientCaBundle": {"configMap": "clients"}});
     let deployment = Deployment::create("links", json!({"worker": {"inference": inference}}))?;
@@ -72,6 +80,14 @@ fn pods_enrol_renew_without_a_restart_and_outlast_an_operator_that_is_away() -> 
     let parts = Parts::of(&kubectl)?;
     let pod = leader(&deployment)?;
     let ports = [port_of(&pod, CONTROL)?, port_of(&pod, INFERENCE)?];
+    let only = |part: &str| -> Result<Value> {
+        let pods = pods_of(&kubectl, part)?;
+        pods.into_iter()
+            .next()
+            .with_context(|| format!("no pod of {part}"))
+    };
+    let gateway = parts::port_of_gateway(&only("llamero-gateway")?)?;
+    let operator = parts::port_of_operator(&only("llamero-operator")?)?;
     clients_are_admitted(&parts, &clients, &ports)?;
     let (before, expected) = (lives(&deployment)?, ask(cluster, &chat("links", QUESTION, 24))?);
     let mut stream = Stream::start(cluster, chat_on("links", "Tell a long story.", 600))?;
@@ -85,6 +101,9 @@ fn pods_enrol_renew_without_a_restart_and_outlast_an_operator_that_is_away() -> 
             .duration_since(SystemTime::now())
             .unwrap_or_default();
         ensure!(life <= Duration::from_secs(30), "it lives for another {life:?}");
+    }
+    for port in [&gateway, &operator] {
+        renewed(&parts, port, &parts.shown(port)?)?;
     }
     stream.finish()?;
     ensure!(lives(&deployment)? == before, "a pod was started anew");

@@ -3,6 +3,7 @@
 //! | module | what it shows |
 //! |---|---|
 //! | [`answers`] | text of ranks on different nodes is the text of one process; grpcurl works |
+//! | [`bounds`] | what tenants may ask for is the same to the API server and to the operator |
 //! | [`clients`] | client packages of others, through the gateway |
 //! | [`dashboard`] | the dashboard's metrics are exported |
 //! | [`disruption`] | a drained node: members move and the stream goes on |
@@ -25,6 +26,7 @@
 //! | [`writes`] | the operator dies at a write of a placement and a new one converges |
 
 mod answers;
+mod bounds;
 mod client;
 mod clients;
 mod dashboard;

@@ -1,11 +1,12 @@
 //! The NetworkPolicies of chart and operator, enforced: a stranger gets nowhere, and everything still works.
 
 use anyhow::{Context, Result, ensure};
+use llamero_tests::cluster::Cluster;
 use llamero_tests::poll;
 use serde_json::{Value, json};
 
 use crate::client::{ask, chat};
-use crate::fixture::{Deployment, NAMESPACE, SOON};
+use crate::fixture::{Deployment, NAMESPACE, SOON, name_of};
 use crate::stranger::{Enforced, PodNetwork, Stranger};
 
 /// Ports of workers, gateway and operator that are nobody's business.
@@ -78,6 +79,87 @@ fn addresses(pods: &[Value]) -> Vec<&str> {
         .collect()
 }
 
+/// Without one of the policies its own pods are open, and no others: each stands before what it is for.
+fn each_policy_is_needed(
+    cluster: &Cluster,
+    stranger: &Stranger<'_>,
+    closed: &[(String, u16)],
+    fences: &[(&str, Vec<String>, u16)],
+) -> Result<()> {
+    for (policy, own, port) in fences {
+        cluster.enforce_policies_without(policy)?;
+        let reached = stranger.reached(closed)?;
+        ensure!(
+            reached.iter().any(|(_, open)| open == port),
+            "{policy} is not what refuses the stranger at {port}: it reaches {reached:?}"
+        );
+        ensure!(
+            reached.iter().all(|(address, _)| own.contains(address)),
+            "without {policy} other pods are open: {reached:?}"
+        );
+    }
+    cluster.enforce_policies()
+}
+
+/// The addresses of one part of the installation.
+fn addresses_of(system: &[Value], app: &str) -> Vec<String> {
+    let is_of = |pod: &&Value| pod["metadata"]["labels"]["app.kubernetes.io/name"] == app;
+    let pods: Vec<Value> = system.iter().filter(is_of).cloned().collect();
+    addresses(&pods).into_iter().map(str::to_owned).collect()
+}
+
+/// Outwards, while policies are enforced: each part reaches what it calls, and no metrics of workers, which everybody else may read.
+fn the_installation_reaches_what_it_needs_only(
+    cluster: &Cluster,
+    leader: &str,
+    system: &[Value],
+) -> Result<()> {
+    let first = |app: &str| {
+        let addresses = addresses_of(system, app).into_iter().next();
+        addresses.with_context(|| format!("no {app}"))
+    };
+    let (operator, gateway) = (first("llamero-operator")?, first("llamero-gateway")?);
+    let api = cluster
+        .kubectl()
+        .get(&["-n", "default", "service", "kubernetes"])?;
+    let api = api["spec"]["clusterIP"].as_str().context("no cluster IP")?;
+    let to = |address: &str, port: u16| (address.to_owned(), port);
+    let needed = [
+        (
+            "llamero-gateway",
+            vec![to(leader, 18051), to(&operator, 18054), to(api, 443)],
+        ),
+        (
+            "llamero-operator",
+            vec![
+                to(leader, 18051),
+                to(leader, 18052),
+                to(&gateway, 18053),
+                to(api, 443),
+            ],
+        ),
+    ];
+    for (app, needed) in needed {
+        let pod = system
+            .iter()
+            .find(|pod| pod["metadata"]["labels"]["app.kubernetes.io/name"] == app)
+            .with_context(|| format!("no {app}"))?;
+        let inside = PodNetwork::of(cluster, "llamero-system", name_of(pod))?;
+        let mut targets = needed.clone();
+        targets.push(to(leader, OPEN));
+        let reached = inside.reached(&targets)?;
+        ensure!(
+            reached == needed,
+            "{app} reaches {reached:?} in place of {needed:?}"
+        );
+        cluster.enforce_policies_without(app)?;
+        let open = inside.reached(&targets)?;
+        ensure!(open == targets, "without its policy {app} reaches {open:?} only");
+        cluster.enforce_policies()?;
+    }
+    Ok(())
+}
+
 /// Outwards, while policies are enforced: the operator's enrolment, and neither probes of the gateway nor the API server.
 fn workers_reach_what_they_need_only(
     deployment: &Deployment,
@@ -88,12 +170,8 @@ fn workers_reach_what_they_need_only(
     let name = workers[0]["metadata"]["name"].as_str().context("no name")?;
     let inside = PodNetwork::of(cluster, NAMESPACE, name)?;
     let address = |app: &str| {
-        let is_of = |pod: &&Value| pod["metadata"]["labels"]["app.kubernetes.io/name"] == app;
-        let pod = system
-            .iter()
-            .find(is_of)
-            .and_then(|pod| pod["status"]["podIP"].as_str());
-        pod.map(str::to_owned).with_context(|| format!("no {app}"))
+        let first = addresses_of(system, app).into_iter().next();
+        first.with_context(|| format!("no {app}"))
     };
     let api = cluster
         .kubectl()
@@ -142,8 +220,8 @@ fn a_stranger_is_refused_on_every_port_while_everything_works() -> Result<()> {
     );
 
     let enforced = Enforced::now(cluster)?;
-    let addresses = addresses(&workers).into_iter().chain(addresses(&system));
-    let targets: Vec<(String, u16)> = addresses
+    let everybody = addresses(&workers).into_iter().chain(addresses(&system));
+    let targets: Vec<(String, u16)> = everybody
         .flat_map(|address| CLOSED.map(|port| (address.to_owned(), port)))
         .collect();
     let reached = stranger.reached(&targets)?;
@@ -157,16 +235,20 @@ fn a_stranger_is_refused_on_every_port_while_everything_works() -> Result<()> {
         "the fenced group answers differently"
     );
 
-    cluster.enforce_policies_without("fenced-workers")?;
-    ensure!(
-        stranger.reaches(leader, 18052)?,
-        "it is not the policy of the deployment that refuses the stranger"
-    );
-    cluster.enforce_policies()?;
+    let own: Vec<String> = addresses(&workers).into_iter().map(str::to_owned).collect();
+    let fences = [
+        ("fenced-workers", own, 18052),
+        ("llamero-gateway", addresses_of(&system, "llamero-gateway"), 18053),
+        (
+            "llamero-operator",
+            addresses_of(&system, "llamero-operator"),
+            18054,
+        ),
+    ];
+    each_policy_is_needed(cluster, &stranger, &targets, &fences)?;
+    the_installation_reaches_what_it_needs_only(cluster, leader, &system)?;
     workers_reach_what_they_need_only(&deployment, &workers, &system)?;
-    if std::env::var_os("LLAMERO_LONG").is_some() {
-        forms_anew(&deployment, &expected)?;
-    }
+    forms_anew(&deployment, &expected)?;
     drop(enforced);
 
     let workers = deployment.pods()?;

@@ -108,6 +108,40 @@ pub(crate) fn port_of(pod: &Value, port: u16) -> Result<Port> {
     })
 }
 
+/// The port of a gateway at which the operator and other gateways ask.
+pub(crate) fn port_of_gateway(pod: &Value) -> Result<Port> {
+    let (trust_domain, namespace) = (TRUST_DOMAIN.to_owned(), SYSTEM.to_owned());
+    port_of_chart(
+        pod,
+        18053,
+        Expected::Gateway {
+            trust_domain,
+            namespace,
+        },
+    )
+}
+
+/// The port of an operator at which pods enrol.
+pub(crate) fn port_of_operator(pod: &Value) -> Result<Port> {
+    let (trust_domain, namespace) = (TRUST_DOMAIN.to_owned(), SYSTEM.to_owned());
+    port_of_chart(
+        pod,
+        18054,
+        Expected::Operator {
+            trust_domain,
+            namespace,
+        },
+    )
+}
+
+fn port_of_chart(pod: &Value, port: u16, expected: Expected) -> Result<Port> {
+    let ip = pod["status"]["podIP"].as_str().context("a pod has no address")?;
+    Ok(Port {
+        address: format!("{ip}:{port}"),
+        expected,
+    })
+}
+
 impl Parts {
     /// Of the chart's installation.
     pub(crate) fn of(kubectl: &Kubectl) -> Result<Self> {

@@ -26,13 +26,13 @@ fn refusal(kubectl: &Kubectl, object: &Value) -> Result<String> {
 }
 
 /// The binding is taken away while this lives.
-struct Unbound {
+pub(crate) struct Unbound {
     kubectl: Kubectl,
     binding: Value,
 }
 
 impl Unbound {
-    fn new(kubectl: Kubectl) -> Result<Self> {
+    pub(crate) fn new(kubectl: Kubectl) -> Result<Self> {
         let mut binding = kubectl.get(&["validatingadmissionpolicybinding", BINDING])?;
         let metadata = binding["metadata"].as_object_mut().context("no metadata")?;
         metadata.retain(|field, _| matches!(field.as_str(), "name" | "labels" | "annotations"));

@@ -15,7 +15,11 @@ pub(crate) fn keeps_to_itself(cluster: &Cluster, words: &[&str]) -> Result<()> {
         let list = kubectl.get(&[kind, "--all-namespaces"])?;
         let items = list["items"].as_array().cloned().unwrap_or_default();
         ensure!(!items.is_empty(), "there are no {kind}");
-        let statuses: Vec<&Value> = items.iter().map(|item| &item["status"]).collect();
+        // Failures of a group are kept in its specification.
+        let statuses: Vec<&Value> = items
+            .iter()
+            .flat_map(|item| [&item["status"], &item["spec"]["failures"]])
+            .collect();
         absent(
             &format!("a status of {kind}"),
             &serde_json::to_string(&statuses)?,

@@ -57,6 +57,11 @@ impl<'a> Stranger<'a> {
         cluster.import_image(&paths::images().join("toolbox.tar"))?;
         cluster.kubectl().apply(&pod)?;
         let network = PodNetwork::of(cluster, namespace, "stranger")?;
+        // Policies that are enforced before the API server knows its address know nothing of it.
+        poll::until("the stranger's address", SOON, || {
+            let pod = cluster.kubectl().get(&["-n", namespace, "pod", "stranger"])?;
+            Ok(pod["status"]["podIP"].is_string().then_some(()))
+        })?;
         Ok(Self {
             cluster,
             namespace,

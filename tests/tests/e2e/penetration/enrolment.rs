@@ -2,7 +2,6 @@
 
 use anyhow::{Context, Result, bail};
 use llamero_identity::enrol::client::{Enrolment, Roots};
-use llamero_identity::verify::Expected;
 use serde_json::Value;
 use tonic::Code;
 
@@ -10,7 +9,7 @@ use super::Target;
 use super::attempts::Section;
 use super::methods::judge;
 use crate::fixture::{NAMESPACE, name_of};
-use crate::parts::{Caller, SYSTEM, TRUST_DOMAIN};
+use crate::parts::{Caller, SYSTEM, TRUST_DOMAIN, port_of_operator};
 
 const ENROL: &str = "/llamero.v1.Enrolment/Enrol";
 /// Where the page says that it was tried.
@@ -22,11 +21,7 @@ pub(super) fn all(target: &Target) -> Result<Section> {
         "Enrolment",
         "A certificate is asked for with a token that is not the caller's, not for this, or none.",
     );
-    let expected = Expected::Operator {
-        trust_domain: TRUST_DOMAIN.to_owned(),
-        namespace: SYSTEM.to_owned(),
-    };
-    let port = target.enrolment(expected)?;
+    let port = port_of_operator(&target.operator)?;
     let plain = target.parts.call(&port, &Caller::Plain, ENROL)?;
     let empty = target.parts.call(&port, &Caller::Anonymous, ENROL)?;
     for (what, answer) in [("in plain text", plain), ("an empty request", empty)] {

@@ -12,7 +12,9 @@ use tonic::Code;
 
 use super::Target;
 use super::attempts::Section;
-use crate::parts::{Answer, Caller, Parts, SYSTEM, gateway, identity, identity_of, operator, worker};
+use crate::parts::{
+    Answer, Caller, Parts, Port, SYSTEM, gateway, identity, identity_of, operator, port_of_gateway, worker,
+};
 
 /// Services that are not in our own definitions.
 const OTHERS: [&str; 4] = [
@@ -137,8 +139,36 @@ pub(super) fn all(target: &Target) -> Result<Section> {
             );
         }
     }
+    public(target, &paths, &mut section)?;
     let_in(target)?;
     Ok(section)
+}
+
+/// Clients' port of the gateway, which is open to who has a key: what the parts ask each other is not served there.
+fn public(target: &Target, paths: &[String], section: &mut Section) -> Result<()> {
+    let port = Port {
+        address: format!("{}:8000", super::ip(&target.gateway)?),
+        ..port_of_gateway(&target.gateway)?
+    };
+    let own: Vec<&String> = paths
+        .iter()
+        .filter(|path| path.starts_with("/llamero."))
+        .collect();
+    ensure!(!own.is_empty(), "there are no methods of Llamero's own");
+    for path in &own {
+        let answer = target.parts.call(&port, &Caller::Plain, path)?;
+        let unknown = matches!(&answer, Answer::Status(Code::Unimplemented, _));
+        ensure!(
+            unknown,
+            "{path} at the gateway's port is answered with {answer:?}"
+        );
+    }
+    section.add(
+        format!("in plain text: the {} methods of Llamero's own parts", own.len()),
+        "gateway, 8000, gRPC",
+        "`Unimplemented`".to_owned(),
+    );
+    Ok(())
 }
 
 /// Whether it is a refusal, and how the page calls it.

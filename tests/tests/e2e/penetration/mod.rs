@@ -20,7 +20,6 @@ mod tenants;
 
 use anyhow::{Context, Result};
 use llamero_identity::authority::Authority;
-use llamero_identity::verify::Expected;
 use llamero_tests::cluster::Cluster;
 use serde_json::{Value, json};
 
@@ -28,7 +27,7 @@ use crate::client::{ask, chat};
 use crate::fixture::Deployment;
 use crate::identities::authority_of_clients;
 use crate::installation::pods_of;
-use crate::parts::{Parts, Port, SYSTEM, TRUST_DOMAIN, port_of};
+use crate::parts::{Parts, Port, port_of, port_of_gateway, port_of_operator};
 use crate::stranger::Stranger;
 
 /// A namespace of another tenant.
@@ -85,34 +84,13 @@ impl Target {
 
     /// Ports that speak gRPC, by the words of the page.
     fn ports(&self) -> Result<Vec<(&'static str, Port)>> {
-        let (trust_domain, namespace) = (TRUST_DOMAIN.to_owned(), SYSTEM.to_owned());
-        let gateway = Expected::Gateway {
-            trust_domain: trust_domain.clone(),
-            namespace: namespace.clone(),
-        };
-        let operator = Expected::Operator {
-            trust_domain,
-            namespace,
-        };
-        let of_chart = |pod: &Value, port: u16, expected: Expected| -> Result<Port> {
-            let address = format!("{}:{port}", ip(pod)?);
-            Ok(Port { address, expected })
-        };
         Ok(vec![
             ("leader, inference (18051)", port_of(&self.leader, 18051)?),
             ("leader, control (18052)", port_of(&self.leader, 18052)?),
             ("member, control (18052)", port_of(&self.member, 18052)?),
-            (
-                "gateway, demand (18053)",
-                of_chart(&self.gateway, 18053, gateway)?,
-            ),
-            ("operator, enrolment (18054)", self.enrolment(operator)?),
+            ("gateway, demand (18053)", port_of_gateway(&self.gateway)?),
+            ("operator, enrolment (18054)", port_of_operator(&self.operator)?),
         ])
-    }
-
-    fn enrolment(&self, expected: Expected) -> Result<Port> {
-        let address = format!("{}:18054", ip(&self.operator)?);
-        Ok(Port { address, expected })
     }
 }
 
