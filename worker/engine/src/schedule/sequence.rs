@@ -4,6 +4,7 @@ use std::collections::VecDeque;
 
 use super::drafts::Drafter;
 use super::prefix::PrefixHash;
+use super::scheduler::MOST_OVERTAKEN;
 use crate::pooling::Pooling;
 use crate::step::{RowOutput, SampleKey};
 
@@ -31,6 +32,8 @@ pub struct Sequence {
     pub(super) overtaken: u32,
     /// Whether it was admitted before.
     pub(super) begun: bool,
+    /// Whether it waits for the batch behind the one that is being made.
+    pub(super) follows: bool,
     /// Which of its first positions are to be scored.
     pub(super) scores: Option<PromptScores>,
     /// The number of its adapter.
@@ -55,6 +58,8 @@ pub struct Sequence {
     names: Vec<PrefixHash>,
     /// The batch that planned it last.
     pub(super) last_batch: u64,
+    /// Where its row of that batch begins.
+    pub(super) last_start: u32,
     /// Its slot and KV blocks while it has them.
     pub(super) placed: Option<Placed>,
 }
@@ -77,6 +82,8 @@ pub(super) struct Placed {
     pub(super) blocks: Vec<u32>,
     /// How many of the blocks, from the first on, can be found by their names as far as they can at all.
     pub(super) named: u32,
+    /// How many of its tokens were known when it was admitted.
+    pub(super) known: u32,
 }
 
 impl Sequence {
@@ -92,6 +99,7 @@ impl Sequence {
             priority: 0,
             overtaken: 0,
             begun: false,
+            follows: false,
             scores: None,
             adapter: None,
             pooling: None,
@@ -104,6 +112,7 @@ impl Sequence {
             root: None,
             names: Vec::new(),
             last_batch: 0,
+            last_start: 0,
             placed: None,
         }
     }
@@ -222,6 +231,28 @@ impl Sequence {
             }
         }
         &self.names
+    }
+
+    /// The names of its full blocks as far as they were needed: at least of the tokens that were known when it was admitted, if it
+    /// shares blocks at all.
+    pub(super) fn known_names(&self) -> &[PrefixHash] {
+        &self.names
+    }
+
+    /// Up to which position its tokens of when it was admitted are computed in batches before number `batch`, and in that one too.
+    pub(super) fn computes_known(&self, batch: u64) -> (u32, u32) {
+        let known = self.placed.as_ref().map_or(0, |placed| placed.known);
+        let before = if self.last_batch == batch {
+            self.last_start
+        } else {
+            self.planned
+        };
+        (before.min(known), self.planned.min(known))
+    }
+
+    /// Whether others may still be admitted before it: not when it ran before, nor when it has waited for too many.
+    pub(super) fn may_be_overtaken(&self) -> bool {
+        !self.begun && self.overtaken < MOST_OVERTAKEN
     }
 
     /// What it holds and the names that are known, while it holds something.

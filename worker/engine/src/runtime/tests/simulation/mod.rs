@@ -7,6 +7,7 @@
 //! | [`member`] | one of its members |
 //! | [`client`] | a client, and what it must have heard |
 //! | [`drafts`] | guessed tokens |
+//! | [`one_prompt`] | requests with one prompt |
 //! | [`order`] | what is sent when |
 //! | [`budget`] | how long steps are |
 
@@ -14,6 +15,7 @@ mod budget;
 mod client;
 mod drafts;
 mod member;
+mod one_prompt;
 mod order;
 mod world;
 
