@@ -177,7 +177,8 @@ impl Scheduler {
     ///
     /// # Errors
     /// [`Refusal`] when it could never be computed.
-    pub fn add(&mut self, sequence: Sequence) -> Result<(), Refusal> {
+    pub fn add(&mut self, mut sequence: Sequence) -> Result<(), Refusal> {
+        sequence.fit(self.limits.longest());
         Self::check(&self.limits, &sequence)?;
         self.waiting.push_back(sequence);
         Ok(())
@@ -436,7 +437,8 @@ impl Scheduler {
 
     /// The era ended and all steps in flight with it: everything that runs goes back to the head of the queue with its
     /// history, in order, and the block tables start empty under `limits`. `kept` says that all ranks still have the KV
-    /// blocks as they were; else nothing is found in them any more. Returns those that the new limits cannot hold.
+    /// blocks as they were; else nothing is found in them any more. Open ends move to what the new limits hold. Returns the sequences
+    /// that they cannot hold.
     pub fn requeue_all(&mut self, limits: Limits, kept: bool) -> Vec<(Sequence, Refusal)> {
         let mut running = std::mem::take(&mut self.running);
         let mut pool = std::mem::replace(&mut self.pool, BlockPool::new(0));
@@ -471,7 +473,8 @@ impl Scheduler {
         let mut refused = Vec::new();
         running.extend(waiting);
         running.sort_by_key(|sequence| sequence.id);
-        for sequence in running {
+        for mut sequence in running {
+            sequence.fit(limits.longest());
             match Self::check(&limits, &sequence) {
                 Ok(()) => self.waiting.push_back(sequence),
                 Err(why) => refused.push((sequence, why)),

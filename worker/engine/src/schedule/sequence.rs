@@ -24,6 +24,8 @@ pub struct Sequence {
     pub longest: u32,
     /// How its last position is sampled.
     pub sample: SampleKey,
+    /// What `longest` would be if the group held any number; none where it is what the client asked for.
+    open_end: Option<u32>,
     /// Whether it may be what brings members down: no two such sequences run at once, so that it is clear which one does.
     pub(super) suspected: bool,
     /// Lower ones are admitted first.
@@ -95,6 +97,7 @@ impl Sequence {
             tokens,
             longest,
             sample,
+            open_end: None,
             suspected: false,
             priority: 0,
             overtaken: 0,
@@ -122,6 +125,20 @@ impl Sequence {
     pub fn with_root(mut self, root: Option<PrefixHash>) -> Self {
         self.root = root;
         self
+    }
+
+    /// The same, and where the group holds less than `longest`, that is its end.
+    #[must_use]
+    pub fn with_open_end(mut self, is_open: bool) -> Self {
+        self.open_end = is_open.then_some(self.longest);
+        self
+    }
+
+    /// The group holds sequences of so many tokens: an open end is there, but behind what it has.
+    pub(super) fn fit(&mut self, longest: u32) {
+        if let Some(wanted) = self.open_end {
+            self.longest = wanted.min(longest.max(self.len().saturating_add(1)));
+        }
     }
 
     /// The same, computed with an adapter.

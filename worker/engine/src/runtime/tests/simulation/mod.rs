@@ -10,6 +10,7 @@
 //! | [`one_prompt`] | requests with one prompt |
 //! | [`order`] | what is sent when |
 //! | [`budget`] | how long steps are |
+//! | [`shrinking`] | answers without an end in a group that holds less |
 
 mod budget;
 mod client;
@@ -17,6 +18,7 @@ mod drafts;
 mod member;
 mod one_prompt;
 mod order;
+mod shrinking;
 mod world;
 
 use std::time::Duration;
