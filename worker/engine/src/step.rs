@@ -152,8 +152,8 @@ pub enum Late {
         /// [`crate::sampling::penalties::repeated`]): (position, factor, token ids without repeats).
         repetitions: Vec<(Place, f32, Vec<u32>)>,
     },
-    /// Rows of the plan whose answer nobody wants any more. They still write their KV unless the backend can leave them out;
-    /// their entries of [`StepOutput`] may be missing.
+    /// Rows of the plan whose answer nobody wants any more. They still write their KV, which rows of later steps may read; their
+    /// entries of [`StepOutput`] may be missing.
     Cancel(Vec<u32>),
 }
 

@@ -176,6 +176,7 @@ impl Group {
             prompt: vec![7; 16],
             resume: Vec::new(),
             max_tokens: TOKENS,
+            open_ended: false,
             stop_tokens: Vec::new(),
             sampling,
             sharing: Sharing::default(),

@@ -15,6 +15,9 @@ pub struct GenerationRequest {
     pub resume: Vec<u32>,
     /// Most output tokens, resumed ones included.
     pub max_tokens: u32,
+    /// Whether the client named no such number, so that it is what the context leaves: where the group comes to hold less, the answer
+    /// ends there.
+    pub open_ended: bool,
     /// Tokens that end the answer (the checkpoint's end-of-turn tokens unless they are to be ignored).
     pub stop_tokens: Vec<u32>,
     /// How to sample.
@@ -77,6 +80,7 @@ impl GenerationRequest {
             resume: Vec::new(),
             // The scheduler wants room for one: a row that pools stands where one that samples would.
             max_tokens: 1,
+            open_ended: false,
             stop_tokens: Vec::new(),
             sampling: SamplingParams::greedy(),
             sharing,

@@ -83,6 +83,7 @@ impl Batch {
         sequence.pending += u32::from(sampled);
         sequence.rows_in_flight.push_back(end);
         sequence.last_batch = batch;
+        sequence.last_start = start;
         end - start
     }
 }

@@ -8,6 +8,10 @@ use super::*;
 use crate::block_tables::BlockTables;
 use crate::step::{PlanRow, RowOutput, SampleKey, TokenRef};
 
+mod shared;
+
+use shared::FirstComputers;
+
 const KEY: SampleKey = SampleKey {
     seed: 0,
     temperature: 0.0,
@@ -179,6 +183,7 @@ struct World {
     /// Drafts so far, and those that were right.
     drafted: u32,
     accepted: u32,
+    firsts: FirstComputers,
 }
 
 impl World {
@@ -199,6 +204,7 @@ impl World {
             scored: BTreeMap::new(),
             drafted: 0,
             accepted: 0,
+            firsts: FirstComputers::default(),
         }
     }
 
@@ -209,6 +215,13 @@ impl World {
             drafted: Drafted::All,
         });
         self.scheduler = self.scheduler.with_speculation(speculation);
+        self
+    }
+
+    /// The same, and sequences wait for a batch when that spares them so many tokens.
+    fn waiting_for(mut self, tokens: u32) -> Self {
+        self.scheduler = self.scheduler.with_worth_waiting(tokens);
+        self.firsts.are_followed = tokens <= self.mirror.limits.block_size;
         self
     }
 
@@ -236,6 +249,9 @@ impl World {
             if scores {
                 self.scored.insert(id, (0, prompt - 1));
             }
+            if shares {
+                self.firsts.may_share(id, !scores);
+            }
             self.alive.insert(id, (tokens, longest));
         }
     }
@@ -253,6 +269,13 @@ impl World {
         };
         assert!(!batch.rows.is_empty());
         self.mirror.submit(&batch);
+        self.firsts
+            .note(&batch, &self.alive, self.mirror.limits.block_size);
+        let mut all = self.scheduler.sequences();
+        assert!(
+            all.all(|sequence| sequence.overtaken <= MOST_OVERTAKEN),
+            "somebody starves"
+        );
         for (row, id) in batch.rows.iter().zip(&batch.sequences) {
             let (history, longest) = &self.alive[id];
             let end = row.start + u32::try_from(row.tokens.len()).unwrap();
@@ -400,6 +423,7 @@ impl World {
             );
             before.retain(|(id, _)| *id != refused.id);
         }
+        self.firsts.forget();
         let after = histories(self);
         assert!(after.is_sorted_by_key(|(id, _)| *id), "first come, first served");
         before.sort();
@@ -444,9 +468,10 @@ proptest! {
         depth in 1_usize..5,
         stages in 1_u32..5,
         drafts in 0_u32..6,
+        worth_waiting in 1_u32..9,
     ) {
         let limits = Limits { max_sequences, max_batched_tokens, max_context: 40, block_size, blocks };
-        let mut world = World::staged(limits, depth, stages).drafting(drafts);
+        let mut world = World::staged(limits, depth, stages).drafting(drafts).waiting_for(worth_waiting);
         for act in acts {
             match act {
                 Act::Arrive { family, prompt, output, shares, priority, scores } => {

@@ -8,12 +8,14 @@
 //! 3. Waiting sequences are admitted in order while there is a slot, budget, and room for their whole history; never
 //!    while one that was preempted still holds blocks. Those of a lower [`Sequence::with_priority`] go first, in order of
 //!    their arrival among equals; but one that ran before goes before all, and nobody is overtaken more than
-//!    [`MOST_OVERTAKEN`] times. Whose turn it is, is never overtaken, with one exception: suspected sequences
-//!    ([`Scheduler::suspect`]) run one at a time, and those behind do not wait for that.
+//!    [`MOST_OVERTAKEN`] times. Whose turn it is, is never overtaken, with two exceptions: suspected sequences
+//!    ([`Scheduler::suspect`]) run one at a time, and those behind do not wait for that; nor for who waits until the next batch
+//!    because its beginning is in this one.
 //!
 //! A sequence that is admitted takes the full blocks that an earlier one computed for the same tokens, and is computed from
-//! there on. A block can be found once all ranks have computed it, and is never written again while it can be. Where all of a
-//! history is there, the last token is computed again, since its logits are needed, on a copy of its block.
+//! there on; while much of what it begins with is about to be computed for another, it waits for that ([`shared`]). A block that can
+//! be found is never written again. Where all of a history is there, the last token is computed again, since its logits are needed,
+//! on a copy of its block.
 //!
 //! Where sequences are drafted, a batch in which all decode has drafts behind the tokens of some rows. A sequence whose drafts are in
 //! flight has no other row: what comes next depends on which of them are right. KV of wrong ones is written over by the next row,
@@ -28,6 +30,7 @@
 
 mod decode;
 mod drafts;
+mod shared;
 
 use std::collections::VecDeque;
 
@@ -40,6 +43,7 @@ use crate::block_tables::BlockTables;
 #[cfg(doc)]
 use crate::step::TokenRef;
 use decode::Turn;
+use shared::{MOST_FOLLOWERS, WORTH_WAITING};
 
 /// How many younger sequences may be admitted before one that waits: higher priorities must not starve it.
 pub const MOST_OVERTAKEN: u32 = 64;
@@ -110,6 +114,8 @@ pub struct Scheduler {
     batches: u64,
     /// Set when sequences are drafted.
     drafting: Option<Drafting>,
+    /// Tokens that a sequence waits for the next batch for.
+    worth_waiting: u32,
 }
 
 /// Why a sequence leaves, which decides what happens when its last row is done.
@@ -145,6 +151,7 @@ impl Scheduler {
             frees: Vec::new(),
             batches: 0,
             drafting: None,
+            worth_waiting: WORTH_WAITING,
         }
     }
 
@@ -170,7 +177,8 @@ impl Scheduler {
     ///
     /// # Errors
     /// [`Refusal`] when it could never be computed.
-    pub fn add(&mut self, sequence: Sequence) -> Result<(), Refusal> {
+    pub fn add(&mut self, mut sequence: Sequence) -> Result<(), Refusal> {
+        sequence.fit(self.limits.longest());
         Self::check(&self.limits, &sequence)?;
         self.waiting.push_back(sequence);
         Ok(())
@@ -237,12 +245,24 @@ impl Scheduler {
     }
 
     fn admit(&mut self, batch: &mut Batch, budget: &mut u32) {
+        let mut following = 0;
         while *budget > 0
+            && following < MOST_FOLLOWERS
             && let Some(slot) = self.free_slots.last().copied()
             && let Some(index) = self.next_waiting()
             && let Some(mut sequence) = self.waiting.remove(index)
         {
             let prefix = self.cached_prefix(&mut sequence);
+            if prefix.coming >= self.worth_waiting.max(1) {
+                sequence.follows = true;
+                following += 1;
+                let may_be_overtaken = sequence.may_be_overtaken();
+                self.waiting.insert(index, sequence);
+                if may_be_overtaken {
+                    continue;
+                }
+                break;
+            }
             let needed = sequence.blocks_needed(self.limits.block_size);
             let shared = u32::try_from(prefix.shared.len()).unwrap_or(u32::MAX);
             let fresh = self
@@ -272,7 +292,8 @@ impl Scheduler {
             sequence.placed = Some(Placed {
                 slot,
                 blocks,
-                named: shared,
+                named: prefix.named,
+                known: sequence.len(),
             });
             let chunk = sequence.remaining().min(*budget);
             *budget -= batch.push(&mut sequence, chunk, self.batches);
@@ -280,12 +301,15 @@ impl Scheduler {
             sequence.begun = true;
             self.running.push(sequence);
         }
+        for waiting in &mut self.waiting {
+            waiting.follows = false;
+        }
     }
 
     /// Which waiting sequence is admitted next.
     fn next_waiting(&self) -> Option<usize> {
         let suspected = self.running.iter().any(|running| running.suspected);
-        let may = |waiting: &Sequence| !(suspected && waiting.suspected);
+        let may = |waiting: &Sequence| !(suspected && waiting.suspected) && !waiting.follows;
         let first = |due: fn(&Sequence) -> bool| {
             self.waiting
                 .iter()
@@ -301,7 +325,7 @@ impl Scheduler {
             best.map(|(index, _)| index)
         };
         first(|waiting| waiting.begun)
-            .or_else(|| first(|waiting| waiting.overtaken >= MOST_OVERTAKEN))
+            .or_else(|| first(|waiting| !waiting.may_be_overtaken()))
             .or_else(by_priority)
     }
 
@@ -312,32 +336,11 @@ impl Scheduler {
         }
     }
 
-    /// The longest beginning of a history that full blocks hold.
-    fn cached_prefix(&self, sequence: &mut Sequence) -> CachedPrefix {
-        let block_size = self.limits.block_size;
-        // What is to be scored must be computed.
-        let most = sequence.unscored().map_or(u32::MAX, |from| from / block_size);
-        let names = sequence.names(block_size).iter();
-        let mut shared: Vec<u32> = names
-            .take(most as usize)
-            .map_while(|name| self.pool.find(name))
-            .collect();
-        let tokens = u32::try_from(shared.len())
-            .unwrap_or(u32::MAX)
-            .saturating_mul(block_size);
-        let is_all = tokens > 0 && tokens >= sequence.len();
-        CachedPrefix {
-            copied: if is_all { shared.pop() } else { None },
-            tokens: tokens - u32::from(is_all),
-            shared,
-        }
-    }
-
     /// A row of a batch is computed, or its answer is not wanted any more; `sampled` is what it sampled: one token, or more where
     /// its drafts are right. Returns the new length of the history, or none when the sequence is not here any more.
     ///
-    /// All ranks have computed it then, so that the blocks that it filled can be found by others from here on. A row that was
-    /// cancelled may not have been computed: its sequence is not here any more.
+    /// All ranks have computed it then, so that the blocks that it filled have names from here on. Not those of a sequence that is
+    /// not here any more: tokens that it did not come to sample may be wrong in them.
     pub fn row_done(&mut self, id: SequenceId, sampled: &[u32]) -> Option<u32> {
         let (pool, block_size) = (&mut self.pool, self.limits.block_size);
         let mut done = |sequence: &mut Sequence, is_wanted: bool| {
@@ -434,7 +437,8 @@ impl Scheduler {
 
     /// The era ended and all steps in flight with it: everything that runs goes back to the head of the queue with its
     /// history, in order, and the block tables start empty under `limits`. `kept` says that all ranks still have the KV
-    /// blocks as they were; else nothing is found in them any more. Returns those that the new limits cannot hold.
+    /// blocks as they were; else nothing is found in them any more. Open ends move to what the new limits hold. Returns the sequences
+    /// that they cannot hold.
     pub fn requeue_all(&mut self, limits: Limits, kept: bool) -> Vec<(Sequence, Refusal)> {
         let mut running = std::mem::take(&mut self.running);
         let mut pool = std::mem::replace(&mut self.pool, BlockPool::new(0));
@@ -459,15 +463,18 @@ impl Scheduler {
         let waiting = std::mem::take(&mut self.waiting);
         let same = (limits.blocks, limits.block_size) == (self.limits.blocks, self.limits.block_size);
         let drafting = self.drafting.take();
+        let worth_waiting = self.worth_waiting;
         *self = Self::staged(limits, self.stages);
         self.drafting = drafting;
+        self.worth_waiting = worth_waiting;
         if kept && same {
             self.pool = pool;
         }
         let mut refused = Vec::new();
         running.extend(waiting);
         running.sort_by_key(|sequence| sequence.id);
-        for sequence in running {
+        for mut sequence in running {
+            sequence.fit(limits.longest());
             match Self::check(&limits, &sequence) {
                 Ok(()) => self.waiting.push_back(sequence),
                 Err(why) => refused.push((sequence, why)),
@@ -560,16 +567,6 @@ impl Scheduler {
         let sequence = self.sequences().find(|sequence| sequence.id == id)?;
         sequence.tokens.get(position as usize..)?.get(..count)
     }
-}
-
-/// What of a history is in the KV cache already.
-struct CachedPrefix {
-    /// Full blocks that it can share.
-    shared: Vec<u32>,
-    /// The full block behind those that it can have a copy of.
-    copied: Option<u32>,
-    /// Tokens that need not be computed.
-    tokens: u32,
 }
 
 /// The first `full` blocks of a sequence are computed: they can be found from here on.

@@ -4,6 +4,7 @@ use std::collections::VecDeque;
 
 use super::drafts::Drafter;
 use super::prefix::PrefixHash;
+use super::scheduler::MOST_OVERTAKEN;
 use crate::pooling::Pooling;
 use crate::step::{RowOutput, SampleKey};
 
@@ -23,6 +24,8 @@ pub struct Sequence {
     pub longest: u32,
     /// How its last position is sampled.
     pub sample: SampleKey,
+    /// What `longest` would be if the group held any number; none where it is what the client asked for.
+    open_end: Option<u32>,
     /// Whether it may be what brings members down: no two such sequences run at once, so that it is clear which one does.
     pub(super) suspected: bool,
     /// Lower ones are admitted first.
@@ -31,6 +34,8 @@ pub struct Sequence {
     pub(super) overtaken: u32,
     /// Whether it was admitted before.
     pub(super) begun: bool,
+    /// Whether it waits for the batch behind the one that is being made.
+    pub(super) follows: bool,
     /// Which of its first positions are to be scored.
     pub(super) scores: Option<PromptScores>,
     /// The number of its adapter.
@@ -55,6 +60,8 @@ pub struct Sequence {
     names: Vec<PrefixHash>,
     /// The batch that planned it last.
     pub(super) last_batch: u64,
+    /// Where its row of that batch begins.
+    pub(super) last_start: u32,
     /// Its slot and KV blocks while it has them.
     pub(super) placed: Option<Placed>,
 }
@@ -77,6 +84,8 @@ pub(super) struct Placed {
     pub(super) blocks: Vec<u32>,
     /// How many of the blocks, from the first on, can be found by their names as far as they can at all.
     pub(super) named: u32,
+    /// How many of its tokens were known when it was admitted.
+    pub(super) known: u32,
 }
 
 impl Sequence {
@@ -88,10 +97,12 @@ impl Sequence {
             tokens,
             longest,
             sample,
+            open_end: None,
             suspected: false,
             priority: 0,
             overtaken: 0,
             begun: false,
+            follows: false,
             scores: None,
             adapter: None,
             pooling: None,
@@ -104,6 +115,7 @@ impl Sequence {
             root: None,
             names: Vec::new(),
             last_batch: 0,
+            last_start: 0,
             placed: None,
         }
     }
@@ -113,6 +125,20 @@ impl Sequence {
     pub fn with_root(mut self, root: Option<PrefixHash>) -> Self {
         self.root = root;
         self
+    }
+
+    /// The same, and where the group holds less than `longest`, that is its end.
+    #[must_use]
+    pub fn with_open_end(mut self, is_open: bool) -> Self {
+        self.open_end = is_open.then_some(self.longest);
+        self
+    }
+
+    /// The group holds sequences of so many tokens: an open end is there, but behind what it has.
+    pub(super) fn fit(&mut self, longest: u32) {
+        if let Some(wanted) = self.open_end {
+            self.longest = wanted.min(longest.max(self.len().saturating_add(1)));
+        }
     }
 
     /// The same, computed with an adapter.
@@ -222,6 +248,28 @@ impl Sequence {
             }
         }
         &self.names
+    }
+
+    /// The names of its full blocks as far as they were needed: at least of the tokens that were known when it was admitted, if it
+    /// shares blocks at all.
+    pub(super) fn known_names(&self) -> &[PrefixHash] {
+        &self.names
+    }
+
+    /// Up to which position its tokens of when it was admitted are computed in batches before number `batch`, and in that one too.
+    pub(super) fn computes_known(&self, batch: u64) -> (u32, u32) {
+        let known = self.placed.as_ref().map_or(0, |placed| placed.known);
+        let before = if self.last_batch == batch {
+            self.last_start
+        } else {
+            self.planned
+        };
+        (before.min(known), self.planned.min(known))
+    }
+
+    /// Whether others may still be admitted before it: not when it ran before, nor when it has waited for too many.
+    pub(super) fn may_be_overtaken(&self) -> bool {
+        !self.begun && self.overtaken < MOST_OVERTAKEN
     }
 
     /// What it holds and the names that are known, while it holds something.

@@ -102,6 +102,8 @@ pub struct GenerationRequest {
     pub resume_tokens: Vec<u32>,
     /// At least 1; with the prompt at most the context. Resumed tokens count.
     pub max_tokens: u32,
+    /// Whether nobody named that number, so that it is what the context leaves.
+    pub open_ended: bool,
     /// The only tokens that the answer may have, all in the vocabulary; none: all.
     pub allowed_tokens: Vec<u32>,
     /// How to sample.
@@ -280,6 +282,7 @@ impl RequestDraft {
             prompt: self.prompt,
             resume_tokens: self.resume_tokens,
             max_tokens,
+            open_ended: self.max_tokens.is_none(),
             allowed_tokens: self.allowed_tokens,
             sampling,
             stop,

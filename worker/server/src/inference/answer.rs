@@ -199,6 +199,7 @@ impl Answer {
                     prompt: request.prompt,
                     resume: request.resume_tokens,
                     max_tokens: request.max_tokens,
+                    open_ended: request.open_ended,
                     stop_tokens: request.stop.tokens,
                     sampling: request.sampling,
                     sharing,

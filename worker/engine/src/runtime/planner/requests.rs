@@ -191,6 +191,7 @@ impl Requests {
             prompt,
             resume,
             max_tokens,
+            open_ended,
             stop_tokens,
             sampling,
             sharing,
@@ -209,6 +210,7 @@ impl Requests {
         let counts = TokenCounts::of(&resume).behind(&prompt, &sampling);
         let longest = prompt_tokens.saturating_add(max_tokens);
         let sequence = Sequence::new(id, [prompt, resume].concat(), longest, sampling.key())
+            .with_open_end(open_ended)
             .with_root(self.root(&sharing, adapter))
             .with_adapter(adapter.map(|adapter| adapter.number))
             .with_priority(priority)

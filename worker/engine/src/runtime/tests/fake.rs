@@ -263,6 +263,8 @@ impl Backend for Fake {
                 return Err(bug("computed out of order"));
             }
             formed.compute(ticket, solo, patience)?;
+            let rows = formed.steps[&ticket].plan.rows.iter();
+            faults.compute(rows.map(|row| row.tokens.len()).sum());
             formed.last = ticket.0;
         }
         let mut waited = formed.sample(ticket)?;

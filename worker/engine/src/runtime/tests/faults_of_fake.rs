@@ -33,6 +33,8 @@ struct State {
     depth: Option<u32>,
     loads: u32,
     full_rows: u32,
+    /// Positions that were computed.
+    computed: usize,
 }
 
 impl Faults {
@@ -120,6 +122,15 @@ impl Faults {
 
     pub(in crate::runtime) fn full_rows(&self) -> u32 {
         self.lock().full_rows
+    }
+
+    /// Positions that the rank has computed so far.
+    pub(in crate::runtime) fn computed(&self) -> usize {
+        self.lock().computed
+    }
+
+    pub(super) fn compute(&self, positions: usize) {
+        self.lock().computed += positions;
     }
 
     pub(super) fn loaded(&self) {

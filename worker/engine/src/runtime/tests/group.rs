@@ -186,6 +186,7 @@ pub(super) fn greedy(prompt: &[u32], max_tokens: u32) -> GenerationRequest {
         prompt: prompt.to_vec(),
         resume: Vec::new(),
         max_tokens,
+        open_ended: false,
         stop_tokens: Vec::new(),
         sampling: SamplingParams::greedy(),
         sharing: Sharing::default(),

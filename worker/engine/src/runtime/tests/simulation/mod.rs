@@ -7,14 +7,18 @@
 //! | [`member`] | one of its members |
 //! | [`client`] | a client, and what it must have heard |
 //! | [`drafts`] | guessed tokens |
+//! | [`one_prompt`] | requests with one prompt |
 //! | [`order`] | what is sent when |
 //! | [`budget`] | how long steps are |
+//! | [`shrinking`] | answers without an end in a group that holds less |
 
 mod budget;
 mod client;
 mod drafts;
 mod member;
+mod one_prompt;
 mod order;
+mod shrinking;
 mod world;
 
 use std::time::Duration;
