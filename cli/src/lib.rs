@@ -20,6 +20,17 @@
 //! | [`serve`] | the OpenAI API in this process |
 //! | [`manage`] | `llamero pull`, `list` and `rm` |
 
+#![cfg_attr(
+    not(test),
+    warn(
+        clippy::indexing_slicing,
+        clippy::string_slice,
+        clippy::cast_possible_truncation,
+        clippy::cast_possible_wrap,
+        clippy::cast_sign_loss,
+        reason = "what comes in from outside must not be able to end the process, nor become another number"
+    )
+)]
 #![forbid(unsafe_code)]
 
 pub mod cache;

@@ -64,7 +64,7 @@ impl Source {
                 let read = std::fs::File::open(path)
                     .and_then(|mut file| std::io::Read::read(&mut file, &mut start))
                     .map_err(unreadable)?;
-                if &start[..read] != GGUF_MAGIC {
+                if start.get(..read) != Some(GGUF_MAGIC.as_slice()) {
                     return Err(SourceError::NotGguf(path.to_owned()));
                 }
                 Ok(Self::Gguf(path.to_owned()))

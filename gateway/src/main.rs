@@ -1,5 +1,7 @@
 //! `llamero-gateway`: reads its options and runs the gateway.
 
+#![forbid(unsafe_code)]
+
 use std::io::IsTerminal;
 use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 use std::path::{Path, PathBuf};

@@ -17,6 +17,7 @@
     not(test),
     warn(
         clippy::indexing_slicing,
+        clippy::string_slice,
         clippy::cast_possible_truncation,
         clippy::cast_possible_wrap,
         clippy::cast_sign_loss,

@@ -96,7 +96,7 @@ impl Entry {
             .collect();
         let digest = hex(&Sha256::digest(origin));
         key.push('-');
-        key.push_str(&digest[..DIGITS]);
+        key.push_str(digest.get(..DIGITS).unwrap_or(&digest));
         key
     }
 

@@ -10,6 +10,8 @@
 //! | [`stages`] | what the check runs, one stage after the other |
 //! | [`table`] | the results as one table that names the card |
 
+#![forbid(unsafe_code)]
+
 pub mod agree;
 pub mod drive;
 pub mod model;

@@ -1,6 +1,8 @@
 //! The program of the check: `gpu-check STAGE` runs one stage, `gpu-check` lists them, `gpu-check table` writes the table of
 //! their results. `gpu-check compile` makes the kernels' machine code, `gpu-check rank` is a process of the stage `processes`.
 
+#![forbid(unsafe_code)]
+
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 

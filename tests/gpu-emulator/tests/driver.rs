@@ -34,6 +34,7 @@ emulated! {
 
     fn work_is_deferred_until_somebody_waits() on ["streams=deferred"], {
         let gpu = Gpu::new(SUM, "sum");
+        // SAFETY: all of it is written before it is read.
         let mut x = unsafe { gpu.context.alloc_pinned::<f32>(64) }.unwrap();
         x.as_mut_slice().unwrap().fill(1.0);
         let mut on_device = gpu.stream.alloc_zeros::<f32>(64).unwrap();
@@ -42,6 +43,7 @@ emulated! {
         let address = x.as_mut_ptr().unwrap();
         gpu.stream.memcpy_htod(&x, &mut on_device).unwrap();
         // The copy has not been made: pinned memory that changes now changes what arrives.
+        // SAFETY: the address is that of pinned memory, which lives; nothing is being copied from it yet.
         unsafe { address.write(100.0) };
         launch(&gpu, 1, 32, 0, |args| { args.arg(&on_device).arg(&mut out).arg(&64i32); }).unwrap();
         let event = gpu.stream.record_event(None).unwrap();
@@ -102,6 +104,7 @@ emulated! {
         let mut args = gpu.stream.launch_builder(&gpu.function);
         args.arg(&x).arg(&mut out).arg(&64i32);
         // Two multiprocessors hold 2 × 1 blocks of 1024 threads with 64 registers each.
+        // SAFETY: the arguments are the kernel's; `x` and `out` hold what it reads and writes.
         let error = unsafe { args.launch_cooperative(common::shape(3, 1024, 0)) }.unwrap_err();
         assert_eq!(error.0, sys::CUresult::CUDA_ERROR_COOPERATIVE_LAUNCH_TOO_LARGE);
     }
@@ -182,6 +185,7 @@ emulated! {
         let other = CudaContext::new(1).unwrap();
         let x = other.default_stream().clone_htod(&[1.0f32; 64]).unwrap();
         gpu.context.bind_to_thread().unwrap();
+        // SAFETY: both contexts live; this one is the thread's.
         unsafe { sys::cuCtxEnablePeerAccess(other.cu_ctx(), 0).result() }.unwrap();
         let mut out = gpu.stream.alloc_zeros::<f32>(1).unwrap();
         launch(&gpu, 1, 32, 0, |args| { args.arg(&x).arg(&mut out).arg(&64i32); }).unwrap();

@@ -153,6 +153,7 @@ emulated! {
         let (flags, mut out) = (gpu.stream.alloc_zeros::<u32>(8).unwrap(), gpu.stream.alloc_zeros::<u32>(8).unwrap());
         let mut args = gpu.stream.launch_builder(&gpu.function);
         args.arg(&flags).arg(&mut out);
+        // SAFETY: the arguments are the kernel's; both buffers have a number for each of the 8 blocks.
         unsafe { args.launch_cooperative(shape(8, 64, 0)) }.unwrap();
         assert_eq!(gpu.stream.clone_dtoh(&out).unwrap(), [2, 3, 4, 5, 6, 7, 8, 1]);
     }

@@ -70,7 +70,9 @@ impl KvShape {
     }
 
     fn key_tile(&self) -> usize {
-        self.head_dim * self.tile() * self.element.size()
+        self.head_dim
+            .saturating_mul(self.tile())
+            .saturating_mul(self.element.size())
     }
 
     /// Bytes of one group of 32 lanes in a tile of values.
@@ -84,16 +86,17 @@ impl KvShape {
     }
 
     fn value_tile(&self) -> usize {
-        self.groups() * self.value_group()
+        self.groups().saturating_mul(self.value_group())
     }
 
     /// Bytes of keys and values of a block for one layer and head.
     fn per_head(&self) -> usize {
-        self.block_size / self.tile() * (self.key_tile() + self.value_tile())
+        let tile = self.key_tile().saturating_add(self.value_tile());
+        (self.block_size / self.tile()).saturating_mul(tile)
     }
 
     fn per_layer(&self) -> usize {
-        self.heads * self.per_head()
+        self.heads.saturating_mul(self.per_head())
     }
 
     /// Bytes of the scales of keys, or of values, of a block for one layer and head.
@@ -105,7 +108,7 @@ impl KvShape {
     }
 
     fn layer_scales(&self) -> usize {
-        self.heads * 2 * self.half_scales()
+        self.heads.saturating_mul(2 * self.half_scales())
     }
 
     /// Bytes of one token over all layers and heads.
@@ -119,7 +122,8 @@ impl KvShape {
 
     /// Bytes of one block over all layers and heads.
     pub(crate) fn block_bytes(&self) -> usize {
-        self.layers * (self.per_layer() + self.layer_scales())
+        self.layers
+            .saturating_mul(self.per_layer().saturating_add(self.layer_scales()))
     }
 
     /// Where element `d` of the head at position `lane` of a tile is, counted in elements: in the tile's keys, and in its values.

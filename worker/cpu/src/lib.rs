@@ -31,14 +31,50 @@ mod leaves;
 mod load;
 mod lora;
 mod matmul;
+#[cfg_attr(
+    not(test),
+    warn(
+        clippy::arithmetic_side_effects,
+        clippy::indexing_slicing,
+        clippy::string_slice,
+        clippy::cast_possible_truncation,
+        clippy::cast_possible_wrap,
+        clippy::cast_sign_loss,
+        reason = "sizes come from files and limits, and this crate is compiled without overflow checks"
+    )
+)]
 pub mod memory;
 pub mod pool;
 mod programs;
 mod region;
 mod rope;
 mod sample;
+#[cfg_attr(
+    not(test),
+    warn(
+        clippy::arithmetic_side_effects,
+        clippy::indexing_slicing,
+        clippy::string_slice,
+        clippy::cast_possible_truncation,
+        clippy::cast_possible_wrap,
+        clippy::cast_sign_loss,
+        reason = "sizes come from files and limits, and this crate is compiled without overflow checks"
+    )
+)]
 mod shape;
 mod weights;
+#[cfg_attr(
+    not(test),
+    warn(
+        clippy::arithmetic_side_effects,
+        clippy::indexing_slicing,
+        clippy::string_slice,
+        clippy::cast_possible_truncation,
+        clippy::cast_possible_wrap,
+        clippy::cast_sign_loss,
+        reason = "sizes come from files and limits, and this crate is compiled without overflow checks"
+    )
+)]
 mod workspace;
 
 pub use backend::{CpuBackend, CpuOptions};

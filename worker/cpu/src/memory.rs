@@ -12,6 +12,7 @@ use crate::shape::Shape;
 use crate::workspace::{LOGIT_ROWS, Workspace};
 
 /// Tokens in a step between which the need is drawn as a straight line: from the first on, the logits' buffer grows no more.
+#[expect(clippy::cast_possible_truncation, reason = "a small constant")]
 const SAMPLES: [u32; 2] = [LOGIT_ROWS as u32, 1 << 16];
 
 /// What a rank needs beside the tensors that it holds and its KV cache: packing, activations, buffers for exchanges, logits,
@@ -60,9 +61,11 @@ impl WorkspaceNeed {
         };
         let [few, many] = SAMPLES;
         let (at_few, at_many) = (need(few)?, need(many)?);
-        let per_token = at_many.saturating_sub(at_few).div_ceil(u64::from(many - few));
+        let per_token = at_many
+            .saturating_sub(at_few)
+            .div_ceil(u64::from(many.abs_diff(few)));
         Ok(Self {
-            fixed: at_few.saturating_sub(per_token * u64::from(few)),
+            fixed: at_few.saturating_sub(per_token.saturating_mul(u64::from(few))),
             per_token,
         })
     }

@@ -26,7 +26,7 @@ impl Rope {
 
     /// Bytes for `tokens` tokens and heads of `head_dim`.
     pub(crate) fn bytes(head_dim: usize, tokens: usize) -> usize {
-        tokens * head_dim * size_of::<f32>()
+        tokens.saturating_mul(head_dim).saturating_mul(size_of::<f32>())
     }
 
     /// What the tables of this value take.

@@ -1,4 +1,5 @@
-//! The sizes of one rank's part of the model.
+//! The sizes of one rank's part of the model. What would be larger than any memory becomes the largest number, which no plan affords:
+//! this crate is compiled without overflow checks.
 
 use llamero_checkpoint::{LlamaConfig, RankShard, Runs, ShardPlan, TensorId, TensorKind};
 use llamero_engine::LeafLayout;
@@ -53,13 +54,17 @@ fn global(kind: TensorKind) -> TensorId {
 impl Shape {
     /// Of a shard of `plan`.
     pub(crate) fn new(config: &LlamaConfig, plan: &ShardPlan, shard: &RankShard) -> Self {
-        let group = config.q_heads / config.kv_heads;
-        let kv_of = |q: u32| shard.kv_heads.position(q / group).unwrap_or(0) as usize;
+        // The configuration was checked: every kv head serves as many query heads.
+        let group = config.q_heads.checked_div(config.kv_heads).unwrap_or(0);
+        let head_of = |q: u32| shard.kv_heads.position(q.checked_div(group)?);
+        let kv_of = |q: u32| head_of(q).unwrap_or(0) as usize;
         let stage: Vec<&RankShard> = plan.stage(shard.stage()).collect();
         let owners = |leaves: u32, share: fn(&RankShard) -> &Runs| LeafLayout {
             leaves,
             owners: stage.iter().map(|shard| share(shard).clone()).collect(),
         };
+        #[expect(clippy::cast_possible_truncation, reason = "it is added to f32 values")]
+        let epsilon = config.rms_norm_eps as f32;
         Self {
             hidden: config.hidden_size as usize,
             first_layer: shard.layers.start as usize,
@@ -74,7 +79,7 @@ impl Shape {
             vocab_tiles: shard.vocab_tiles.clone(),
             vocab: shard.vocab(),
             vocab_size: config.vocab_size as usize,
-            epsilon: config.rms_norm_eps as f32,
+            epsilon,
             attention_leaves: owners(config.q_heads, |shard| &shard.q_heads),
             ffn_leaves: owners(shard.leaves.count, |shard| &shard.ffn_leaves),
             vocabularies: stage.iter().map(|shard| shard.vocab()).collect(),
@@ -84,12 +89,12 @@ impl Shape {
 
     /// Width of this rank's queries.
     pub(crate) fn q_width(&self) -> usize {
-        self.kv_of.len() * self.head_dim
+        self.kv_of.len().saturating_mul(self.head_dim)
     }
 
     /// Width of this rank's keys, and of its values.
     pub(crate) fn kv_width(&self) -> usize {
-        self.kv_heads * self.head_dim
+        self.kv_heads.saturating_mul(self.head_dim)
     }
 
     /// Rows of this rank's head.

@@ -50,30 +50,35 @@ struct Widths {
 impl Widths {
     fn of(shape: &Shape, programs: &Programs, lora: LoraLimits) -> Self {
         let roots = [&programs.attention, &programs.ffn].map(|sum| sum.leaves.roots().len());
+        let sum = shape.hidden.saturating_add(lora.reduced());
         Self {
             hidden: shape.hidden,
             q: shape.q_width(),
             kv: shape.kv_width(),
             ffn: shape.ffn,
-            roots: (shape.hidden + lora.reduced()) * roots[0].max(roots[1]).max(1),
-            sum: shape.hidden + lora.reduced(),
+            roots: sum.saturating_mul(roots.into_iter().fold(1, usize::max)),
+            sum,
             adapters: lora.widest(),
         }
     }
 
     fn per_token(&self) -> usize {
         // residual, sum, normed; q, two queries, attended; k, v; gate, up, gated; roots; of adapters.
-        self.hidden
-            + self.sum
-            + self.hidden.div_ceil(2)
-            + self.q
-            + 3 * self.q.div_ceil(2)
-            + 2 * self.kv
-            + 2 * self.ffn
-            + self.ffn.div_ceil(2)
-            + self.roots
-            + self.adapters
-            + self.adapters.div_ceil(2)
+        [
+            self.hidden,
+            self.sum,
+            self.hidden.div_ceil(2),
+            self.q,
+            self.q.div_ceil(2).saturating_mul(3),
+            self.kv.saturating_mul(2),
+            self.ffn.saturating_mul(2),
+            self.ffn.div_ceil(2),
+            self.roots,
+            self.adapters,
+            self.adapters.div_ceil(2),
+        ]
+        .into_iter()
+        .fold(0, usize::saturating_add)
     }
 }
 
@@ -82,7 +87,7 @@ fn logit_values(shape: &Shape, tokens: usize) -> usize {
     if !shape.has_head {
         return 0;
     }
-    tokens.min(LOGIT_ROWS) * shape.vocab_width()
+    tokens.min(LOGIT_ROWS).saturating_mul(shape.vocab_width())
 }
 
 impl Workspace {
@@ -94,8 +99,8 @@ impl Workspace {
         (tokens, lora): (usize, LoraLimits),
     ) -> Self {
         let widths = Widths::of(shape, programs, lora);
-        let floats = |width: usize| vec![0.0f32; tokens * width];
-        let pairs = |width: usize| vec![0u32; tokens * width.div_ceil(2)];
+        let floats = |width: usize| vec![0.0f32; tokens.saturating_mul(width)];
+        let pairs = |width: usize| vec![0u32; tokens.saturating_mul(width.div_ceil(2))];
         Self {
             residual: floats(widths.hidden),
             normed: pairs(widths.hidden),
@@ -120,9 +125,12 @@ impl Workspace {
     pub(crate) fn bytes(shape: &Shape, programs: &Programs, tokens: usize, lora: LoraLimits) -> usize {
         let widths = Widths::of(shape, programs, lora);
         let sums = [&programs.attention, &programs.ffn];
-        let buffers =
-            sums.map(|sum| Collective::buffer_bytes(&sum.reduction, shape.index, tokens * widths.sum));
-        tokens * widths.per_token() * size_of::<f32>() + buffers[0].max(buffers[1])
+        let values = tokens.saturating_mul(widths.sum);
+        let buffers = sums.map(|sum| Collective::buffer_bytes(&sum.reduction, shape.index, values));
+        tokens
+            .saturating_mul(widths.per_token())
+            .saturating_mul(size_of::<f32>())
+            .saturating_add(buffers.into_iter().fold(0, usize::max))
     }
 
     /// Bytes of logits, and of the hidden states of the sampled positions of every step in flight.
@@ -131,8 +139,12 @@ impl Workspace {
             return 0;
         }
         let tokens = limits.max_batched_tokens as usize;
-        let states = limits.steps_in_flight as usize * tokens * shape.hidden * size_of::<u16>();
-        logit_values(shape, tokens) * size_of::<f32>() + states
+        let states = [tokens, shape.hidden, size_of::<u16>()]
+            .into_iter()
+            .fold(limits.steps_in_flight as usize, usize::saturating_mul);
+        logit_values(shape, tokens)
+            .saturating_mul(size_of::<f32>())
+            .saturating_add(states)
     }
 
     /// What the buffers of this value take, without those of exchanges.

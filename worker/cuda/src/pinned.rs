@@ -18,9 +18,13 @@ pub(crate) unsafe trait Plain: Copy + Send + Sync {}
 
 // SAFETY: integers and floats.
 unsafe impl Plain for u8 {}
+// SAFETY: as above.
 unsafe impl Plain for u16 {}
+// SAFETY: as above.
 unsafe impl Plain for u32 {}
+// SAFETY: as above.
 unsafe impl Plain for u64 {}
+// SAFETY: as above.
 unsafe impl Plain for f32 {}
 
 /// An array in pinned memory.
@@ -34,6 +38,7 @@ pub(crate) struct Pinned<T> {
 
 // SAFETY: it owns its memory, and hands out parts of it by the rules of references.
 unsafe impl<T: Plain> Send for Pinned<T> {}
+// SAFETY: as above.
 unsafe impl<T: Plain> Sync for Pinned<T> {}
 
 impl<T: Plain> Pinned<T> {

@@ -71,15 +71,22 @@ impl BlockTables {
             self.truncate(*slot, *kept as usize);
         }
         for (slot, blocks) in &deltas.appends {
+            // What is named was checked to be there, here and below.
+            let Some(table) = self.tables.get_mut(*slot as usize) else {
+                continue;
+            };
             for block in blocks {
-                let table = &mut self.tables[*slot as usize];
                 self.hash = self.hash.wrapping_add(entry(*slot, table.len(), *block));
                 table.push(*block);
             }
         }
         for (slot, index, block) in &deltas.replaces {
             let (slot, index) = (*slot, *index as usize);
-            let old = std::mem::replace(&mut self.tables[slot as usize][index], *block);
+            let table = self.tables.get_mut(slot as usize);
+            let Some(place) = table.and_then(|table| table.get_mut(index)) else {
+                continue;
+            };
+            let old = std::mem::replace(place, *block);
             let change = entry(slot, index, *block).wrapping_sub(entry(slot, index, old));
             self.hash = self.hash.wrapping_add(change);
         }
@@ -87,8 +94,10 @@ impl BlockTables {
     }
 
     fn truncate(&mut self, slot: u32, kept: usize) {
-        let table = &mut self.tables[slot as usize];
-        for (index, block) in table.drain(kept..).enumerate() {
+        let Some(table) = self.tables.get_mut(slot as usize) else {
+            return;
+        };
+        for (index, block) in table.drain(kept.min(table.len())..).enumerate() {
             self.hash = self.hash.wrapping_sub(entry(slot, kept + index, block));
         }
     }

@@ -106,7 +106,9 @@ impl KvState {
         if let Err(why) = self.fill_all(plan, &mut changed) {
             self.computed.forget();
             for (block, filled) in changed.into_iter().rev() {
-                self.filled[block as usize] = filled;
+                if let Some(place) = self.filled.get_mut(block as usize) {
+                    *place = filled;
+                }
             }
             let back = BlockDeltas {
                 frees: touched,
@@ -118,7 +120,9 @@ impl KvState {
             return Err(why);
         }
         for slot in touched {
-            self.shared[slot as usize] = None;
+            if let Some(shared) = self.shared.get_mut(slot as usize) {
+                *shared = None;
+            }
         }
         Ok(())
     }
@@ -133,39 +137,52 @@ impl KvState {
             ));
         }
         for (from, to) in &plan.blocks.copies {
-            changed.push((*to, self.filled[*to as usize]));
-            self.filled[*to as usize] = self.filled[*from as usize];
-            self.computed.shrink(*to);
+            let (Some(copied), Some(before)) = (self.filled(*from), self.filled(*to)) else {
+                return Err(format!(
+                    "it copies block {from} to {to}, which are not both there"
+                ));
+            };
+            changed.push((*to, before));
+            self.set_filled(*to, copied);
         }
         plan.rows.iter().try_for_each(|row| self.fill(row, changed))
     }
 
     fn fill(&mut self, row: &PlanRow, changed: &mut Vec<(u32, u32)>) -> Result<(), String> {
         let table = self.tables.table(row.slot);
-        let end = row.start + row.tokens.len() as u32;
-        let needed = end.div_ceil(self.block_size) as usize;
-        if table.len() < needed {
+        let tokens = u32::try_from(row.tokens.len()).ok();
+        let Some(end) = tokens.and_then(|tokens| row.start.checked_add(tokens)) else {
+            return Err(format!("slot {} has too many tokens", row.slot));
+        };
+        let needed = end.div_ceil(self.block_size);
+        if table.len() < needed as usize {
             let has = table.len();
             return Err(format!(
                 "slot {} has {has} blocks, positions up to {end} need {needed}",
                 row.slot
             ));
         }
-        let whole = (row.start / self.block_size) as usize;
+        let whole = row.start / self.block_size;
         let rest = row.start % self.block_size;
-        let holds = |block: u32| self.filled[block as usize];
+        let (before, written) = table.split_at_checked(whole as usize).unwrap_or_default();
+        let holds = |block: u32| self.filled.get(block as usize).copied().unwrap_or(0);
         let full = |block: u32| holds(block) == self.block_size;
-        let computed = self.computed.reaches(row.slot, &table[..whole], full)
-            && (rest == 0 || holds(table[whole]) >= rest);
+        let computed = self.computed.reaches(row.slot, before, full)
+            && (rest == 0 || written.first().is_some_and(|block| holds(*block) >= rest));
         if !computed {
             return Err(format!(
                 "slot {} starts at {}, before which positions are missing",
                 row.slot, row.start
             ));
         }
-        for (i, block) in (0u32..).zip(&table[whole..needed]) {
-            let first = (whole as u32 + i) * self.block_size;
-            let filled = &mut self.filled[*block as usize];
+        let starts = (whole..needed).map(|index| index * self.block_size);
+        for (first, block) in starts.zip(written) {
+            let Some(filled) = self.filled.get_mut(*block as usize) else {
+                return Err(format!(
+                    "slot {} has block {block}, which does not exist",
+                    row.slot
+                ));
+            };
             changed.push((*block, *filled));
             let before = std::mem::replace(filled, (end - first).min(self.block_size));
             if *filled < before {
@@ -294,12 +311,15 @@ fn check_output(row: &PlanRow, vocab_size: usize) -> Result<(), String> {
 
 /// The tokens of all rows in order, with the late ones put in.
 #[must_use]
+#[expect(
+    clippy::indexing_slicing,
+    reason = "indices were checked with the plan, and the number of late tokens when they came"
+)]
 pub fn resolve(plan: &Plan, late: &[u32]) -> Vec<u32> {
     let tokens = plan.rows.iter().flat_map(|row| &row.tokens);
     tokens
         .map(|token| match token {
             TokenRef::Known(id) => *id,
-            // Indices were checked with the plan, and the number of late tokens when they came.
             TokenRef::Late(index) => late[*index as usize],
         })
         .collect()
@@ -326,11 +346,12 @@ pub fn answers(plan: &Plan) -> Vec<Answer> {
     for (row, planned) in (0u32..).zip(&plan.rows) {
         let len = planned.tokens.len();
         let last = planned.answered();
-        answers.extend((0u32..).zip(len - last..len).map(|(offset, i)| Answer {
+        let tokens = (planned.start..).zip(first..first + len).skip(len - last);
+        answers.extend((0u32..).zip(tokens).map(|(offset, (position, token))| Answer {
             row,
             offset,
-            token: first + i,
-            next: planned.start + i as u32 + 1,
+            token,
+            next: position + 1,
         }));
         first += len;
     }

@@ -20,6 +20,17 @@
 //! | [`structured`] | answers with a form: JSON, regular expressions, grammars |
 //! | [`text`] | from messages to a validated request, from tokens to text |
 
+#![cfg_attr(
+    not(test),
+    warn(
+        clippy::indexing_slicing,
+        clippy::string_slice,
+        clippy::cast_possible_truncation,
+        clippy::cast_possible_wrap,
+        clippy::cast_sign_loss,
+        reason = "what comes in from outside must not be able to end the process, nor become another number"
+    )
+)]
 #![forbid(unsafe_code)]
 
 pub mod adapters;
@@ -33,8 +44,22 @@ pub mod leaf_tree;
 pub mod log_sum;
 pub mod mesh;
 pub mod pooling;
+#[allow(
+    clippy::indexing_slicing,
+    clippy::string_slice,
+    clippy::cast_possible_truncation,
+    clippy::cast_possible_wrap,
+    clippy::cast_sign_loss
+)]
 pub mod runtime;
 pub mod sampling;
+#[allow(
+    clippy::indexing_slicing,
+    clippy::string_slice,
+    clippy::cast_possible_truncation,
+    clippy::cast_possible_wrap,
+    clippy::cast_sign_loss
+)]
 pub mod schedule;
 pub mod step;
 pub mod structured;

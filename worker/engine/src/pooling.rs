@@ -87,6 +87,7 @@ impl Pooled {
     ///
     /// # Errors
     /// [`PoolingError::NotFinite`].
+    #[expect(clippy::cast_possible_truncation, reason = "rounded to what an answer holds")]
     pub fn vector(&self) -> Result<Vec<f32>, PoolingError> {
         let length = self.values.iter().map(|value| value * value).sum::<f64>().sqrt();
         if !(length > 0.0 && length.is_finite()) {

@@ -2,6 +2,17 @@
 //! descriptors of both for gRPC reflection. [`ports`] are what operator, gateway and worker must agree on besides;
 //! [`vllm`] is what the servers of the public contract share.
 
+#![cfg_attr(
+    not(test),
+    warn(
+        clippy::indexing_slicing,
+        clippy::string_slice,
+        clippy::cast_possible_truncation,
+        clippy::cast_possible_wrap,
+        clippy::cast_sign_loss,
+        reason = "what comes in from outside must not be able to end the process, nor become another number"
+    )
+)]
 #![forbid(unsafe_code)]
 
 pub mod ports;

@@ -17,6 +17,9 @@ pub(super) fn execute(op: &Op, regs: &mut Registers, mask: u32) -> bool {
 }
 
 /// The same code, compiled for wider vectors: results do not differ.
+///
+/// # Safety
+/// The CPU has AVX2 and FMA.
 #[cfg(target_arch = "x86_64")]
 #[target_feature(enable = "avx2,fma")]
 fn with_avx2(op: &Op, regs: &mut Registers, mask: u32) -> bool {

@@ -97,16 +97,19 @@ impl Collective {
             return 0;
         }
         let roots: usize = reduction.trees.iter().map(Vec::len).sum();
-        let mine = reduction.trees[index].len();
+        let mine = reduction.trees.get(index).map_or(0, Vec::len);
+        let others = roots.saturating_sub(mine);
         // All-to-all holds the roots of the others; by parts, a part of everybody's in and of its own out.
-        let whole = (SCATTER_BYTES / size_of::<f32>() / (world - 1)).min(n) * (roots - mine);
-        let parts = n.div_ceil(world) * (roots - mine) + n * mine;
+        let whole = (SCATTER_BYTES / size_of::<f32>() / (world - 1)).min(n);
+        let whole = whole.saturating_mul(others);
+        let parts = n.div_ceil(world).saturating_mul(others);
+        let parts = parts.saturating_add(n.saturating_mul(mine));
         let values = if world > 2 {
             whole.max(parts)
         } else {
-            n * (roots - mine)
+            n.saturating_mul(others)
         };
-        values * size_of::<f32>()
+        values.saturating_mul(size_of::<f32>())
     }
 
     /// Ranks of the group.

@@ -91,6 +91,10 @@ pub(super) unsafe fn run(tile: Tile<'_>, sums: &mut [f32]) {
     );
 }
 
+/// `ROWS` rows of `BLOCKS` blocks, weights of one kind.
+///
+/// # Safety
+/// As for [`run`], with `ROWS`, `BLOCKS` and `KIND` those of the tile; `sums` are `[BLOCKS][ROWS][32]`.
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vbmi,avx512bf16")]
 #[allow(
     clippy::needless_range_loop,

@@ -139,6 +139,10 @@ mod sse2 {
 
     use super::{LINE, Lines, TILE};
 
+    /// Sixteen bytes of a line.
+    ///
+    /// # Safety
+    /// The CPU has SSE2.
     #[target_feature(enable = "sse2")]
     fn load(lines: &Lines, row: usize, quarter: usize) -> __m128i {
         let part = &lines.0[row][16 * quarter..16 * quarter + 16];
@@ -146,6 +150,10 @@ mod sse2 {
         unsafe { _mm_load_si128(part.as_ptr().cast()) }
     }
 
+    /// Write sixteen bytes.
+    ///
+    /// # Safety
+    /// The CPU has SSE2.
     #[target_feature(enable = "sse2")]
     fn store(tile: &mut [u8; TILE], at: usize, value: __m128i) {
         let part = &mut tile[at..at + 16];
@@ -154,6 +162,9 @@ mod sse2 {
     }
 
     /// Four registers of two pairs of rows, joined: elements of one step side by side, two steps a register.
+    ///
+    /// # Safety
+    /// The CPU has SSE2.
     #[target_feature(enable = "sse2")]
     fn fours(a: [__m128i; 4]) -> [__m128i; 4] {
         let (low, high) = (_mm_unpacklo_epi16(a[0], a[1]), _mm_unpackhi_epi16(a[0], a[1]));
@@ -167,6 +178,9 @@ mod sse2 {
     }
 
     /// Pairs of 2 bytes: eight rows become eight steps, at the eight places that the rows have in a step.
+    ///
+    /// # Safety
+    /// The CPU has SSE2.
     #[target_feature(enable = "sse2")]
     pub(super) fn transpose_e4m3(lines: &Lines, tile: &mut [u8; TILE]) {
         for quarter in 0..LINE / 16 {
@@ -183,6 +197,9 @@ mod sse2 {
     }
 
     /// Pairs of 4 bytes: four rows become four steps.
+    ///
+    /// # Safety
+    /// The CPU has SSE2.
     #[target_feature(enable = "sse2")]
     pub(super) fn transpose_bf16(lines: &Lines, tile: &mut [u8; TILE]) {
         for quarter in 0..LINE / 16 {

@@ -75,7 +75,7 @@ impl LoraLimits {
     /// Sums of `A · x` of a token at most, at the site that has most.
     pub(crate) fn widest(self) -> usize {
         let most = Site::ALL.map(|site| site.roles().len()).into_iter().max();
-        self.rank * most.unwrap_or(0)
+        self.rank.saturating_mul(most.unwrap_or(0))
     }
 
     /// Sums of `A · x` of a token at most that travel with a reduction.
@@ -92,6 +92,6 @@ impl LoraLimits {
             ffn: shape.ffn as u64,
             layers: shape.layers as u64,
         };
-        self.adapters as u64 * memory::adapter(widths, self.rank as u64)
+        memory::adapter(widths, self.rank as u64).saturating_mul(self.adapters as u64)
     }
 }

@@ -24,13 +24,17 @@ impl Computed {
     pub(super) fn reaches(&mut self, slot: u32, blocks: &[u32], is_full: impl Fn(u32) -> bool) -> bool {
         // The row writes to what comes after them.
         self.keep(slot, blocks.len());
-        let known = &mut self.known[slot as usize];
-        for block in &blocks[known.len()..] {
+        let Some(known) = self.known.get_mut(slot as usize) else {
+            return false;
+        };
+        for block in blocks.iter().skip(known.len()) {
             if !is_full(*block) {
                 return false;
             }
             known.push(*block);
-            self.occurrences[*block as usize] += 1;
+            if let Some(times) = self.occurrences.get_mut(*block as usize) {
+                *times += 1;
+            }
         }
         true
     }
@@ -47,7 +51,8 @@ impl Computed {
 
     /// A block holds fewer positions than before. Whoever plans well does so to blocks that nobody needs any more.
     pub(super) fn shrink(&mut self, block: u32) {
-        if self.occurrences[block as usize] > 0 {
+        let times = self.occurrences.get(block as usize);
+        if times.is_some_and(|times| *times > 0) {
             self.forget();
         }
     }
@@ -59,9 +64,13 @@ impl Computed {
     }
 
     fn keep(&mut self, slot: u32, blocks: usize) {
-        let known = &mut self.known[slot as usize];
+        let Some(known) = self.known.get_mut(slot as usize) else {
+            return;
+        };
         for block in known.drain(blocks.min(known.len())..) {
-            self.occurrences[block as usize] -= 1;
+            if let Some(times) = self.occurrences.get_mut(block as usize) {
+                *times -= 1;
+            }
         }
     }
 }

@@ -12,6 +12,7 @@ use super::contract::{Label, MeshError, Transfer, Wait};
 use super::control_link::blame;
 use super::data_link::DataLink;
 use super::frame::{Header, Kind};
+use super::incoming::to_come;
 use super::outgoing::Outgoing;
 use super::seal::{RECORD, TAG};
 use super::socket::{self, EraAbort, SocketError};
@@ -214,23 +215,20 @@ impl<'a> Progress<'a> {
     /// What is here of one record.
     fn receive_record(&mut self) -> Result<bool, SocketError> {
         let into = self.into.as_deref_mut().unwrap_or_default();
-        let length = (into.len() - self.opened).min(RECORD);
+        let left = into.get_mut(self.opened..).unwrap_or_default();
+        let length = left.len().min(RECORD);
         if length == 0 {
             return Ok(true);
         }
-        let record = &mut into[self.opened..][..length];
+        let (record, _) = left.split_at_mut(length);
         let DataLink {
             stream,
             incoming,
             opener,
             ..
         } = &mut *self.link;
-        let rest = &mut record[self.received.min(length)..];
-        let count = incoming.read(
-            stream,
-            rest,
-            &mut self.tag[self.received.saturating_sub(length)..],
-        )?;
+        let (rest, tag) = to_come(record, &mut self.tag, self.received);
+        let count = incoming.read(stream, rest, tag)?;
         self.received += count;
         if self.received == length + TAG {
             opener.open(record, &self.tag)?;

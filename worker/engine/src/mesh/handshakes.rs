@@ -81,9 +81,9 @@ impl State {
     fn close_one(&mut self) {
         let of = |from| self.waiting.iter().filter(|other| other.from == from).count();
         // From the youngest on, because the last of equals is taken.
-        let index = (0..self.waiting.len())
-            .rev()
-            .max_by_key(|index| of(self.waiting[*index].from));
+        let youngest_first = self.waiting.iter().enumerate().rev();
+        let oldest = youngest_first.max_by_key(|(_, other)| of(other.from));
+        let index = oldest.map(|(index, _)| index);
         if let Some(closed) = index.and_then(|index| self.waiting.remove(index)) {
             tracing::debug!(from = %closed.from, "too many handshakes at once; closed the oldest");
             // An error means that it is closed already.

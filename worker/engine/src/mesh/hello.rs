@@ -12,16 +12,6 @@
 //! Whoever does not prove itself hears nothing more: the connection is closed. So a stranger that is dialled learns a random
 //! number only, and one that dials learns nothing; who replays an opening gets a challenge, which does not help it either.
 //! Ranks that are not formed close at once.
-#![cfg_attr(
-    not(test),
-    warn(
-        clippy::indexing_slicing,
-        clippy::cast_possible_truncation,
-        clippy::cast_possible_wrap,
-        clippy::cast_sign_loss,
-        reason = "what comes in from outside must not be able to end the process, nor become another number"
-    )
-)]
 
 use serde::{Deserialize, Serialize};
 

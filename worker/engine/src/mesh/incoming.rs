@@ -43,7 +43,7 @@ impl Incoming {
         opener: &mut Opener,
     ) -> Result<Option<Header>, SocketError> {
         while self.header.is_none() {
-            if let Some(head) = self.buffer[self.start..self.end].first_chunk::<HEAD>() {
+            if let Some(head) = self.here().first_chunk::<HEAD>() {
                 self.header = Some(open_header(*head, opener)?);
                 self.start += HEAD;
             } else if self.fill(stream)? == 0 {
@@ -58,10 +58,16 @@ impl Incoming {
         self.header = None;
     }
 
+    /// What was read and not used yet.
+    fn here(&self) -> &[u8] {
+        self.buffer.get(self.start..self.end).unwrap_or_default()
+    }
+
     fn fill(&mut self, stream: &TcpStream) -> Result<usize, SocketError> {
         self.buffer.copy_within(self.start..self.end, 0);
         (self.start, self.end) = (0, self.end - self.start);
-        let count = read_some(stream, &mut [IoSliceMut::new(&mut self.buffer[self.end..])])?;
+        let free = self.buffer.get_mut(self.end..).unwrap_or_default();
+        let count = read_some(stream, &mut [IoSliceMut::new(free)])?;
         self.end += count;
         Ok(count)
     }
@@ -76,13 +82,10 @@ impl Incoming {
         if self.start == self.end {
             return read_some(stream, &mut [IoSliceMut::new(record), IoSliceMut::new(tag)]);
         }
-        let from = self.start;
-        for part in [record, tag] {
-            let count = part.len().min(self.end - self.start);
-            part[..count].copy_from_slice(&self.buffer[self.start..][..count]);
-            self.start += count;
-        }
-        Ok(self.start - from)
+        let mut here = self.here();
+        let count = here.read(record)? + here.read(tag)?;
+        self.start += count;
+        Ok(count)
     }
 
     /// The payload of a frame of one record whose header was taken.
@@ -96,10 +99,7 @@ impl Incoming {
         let (mut record, mut tag) = (vec![0; length], [0; TAG]);
         let mut got = 0;
         while length > 0 && got < length + TAG {
-            let rest = (
-                &mut record[got.min(length)..],
-                &mut tag[got.saturating_sub(length)..],
-            );
+            let rest = to_come(&mut record, &mut tag, got);
             match self.read(stream, rest.0, rest.1)? {
                 0 => socket::wait_for(stream, PollFlags::IN, deadline)?,
                 count => got += count,
@@ -110,6 +110,19 @@ impl Incoming {
         }
         Ok(record)
     }
+}
+
+/// What of a record and of its tag, which follows it, is still to come when `got` bytes of both have.
+pub(super) fn to_come<'a>(
+    record: &'a mut [u8],
+    tag: &'a mut [u8],
+    got: usize,
+) -> (&'a mut [u8], &'a mut [u8]) {
+    let of_tag = got.saturating_sub(record.len());
+    (
+        record.get_mut(got..).unwrap_or_default(),
+        tag.get_mut(of_tag..).unwrap_or_default(),
+    )
 }
 
 /// Check a header with its tag, before anything that it says is believed.

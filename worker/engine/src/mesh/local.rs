@@ -19,13 +19,14 @@ pub fn local_mesh(members: &Members, era: Era) -> io::Result<Vec<TcpMesh>> {
     let ranks = members.ranks();
     let mut links: Vec<Vec<DataLink>> = ranks.iter().map(|_| Vec::new()).collect();
     let aborts: Vec<Arc<EraAbort>> = ranks.iter().map(|_| Arc::default()).collect();
-    for low in 0..ranks.len() {
-        for high in low + 1..ranks.len() {
-            let pair = (ranks[low], ranks[high]);
-            let (one, other) = Connection::pair(pair, era, LinkKind::Data)?;
-            for (connection, here, there) in [(one, low, high), (other, high, low)] {
-                connection.watch(&aborts[here])?;
-                links[here].push(DataLink::new(connection, ranks[there]));
+    for (low, &lower) in ranks.iter().enumerate() {
+        for (high, &higher) in ranks.iter().enumerate().skip(low + 1) {
+            let (one, other) = Connection::pair((lower, higher), era, LinkKind::Data)?;
+            for (connection, here, peer) in [(one, low, higher), (other, high, lower)] {
+                if let (Some(abort), Some(links)) = (aborts.get(here), links.get_mut(here)) {
+                    connection.watch(abort)?;
+                    links.push(DataLink::new(connection, peer));
+                }
             }
         }
     }

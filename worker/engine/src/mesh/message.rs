@@ -1,15 +1,5 @@
 //! What the leader and the members of a group say to each other. Every message travels with the number of the step it
 //! belongs to; 0 outside steps.
-#![cfg_attr(
-    not(test),
-    warn(
-        clippy::indexing_slicing,
-        clippy::cast_possible_truncation,
-        clippy::cast_possible_wrap,
-        clippy::cast_sign_loss,
-        reason = "what comes in from outside must not be able to end the process, nor become another number"
-    )
-)]
 
 use llamero_checkpoint::ContentIdentity;
 use serde::{Deserialize, Serialize};

@@ -77,7 +77,7 @@ impl Outbox {
         } else {
             self.shared.link.try_send(&bytes)?
         };
-        let rest = &bytes[sent..];
+        let rest = bytes.get(sent..).unwrap_or_default();
         if rest.is_empty() {
             return Ok(());
         }
@@ -155,7 +155,7 @@ impl Sending {
         while !bytes.is_empty() {
             match self.link.try_send(bytes)? {
                 0 => self.link.wait_for_room(self.patience)?,
-                sent => bytes = &bytes[sent..],
+                sent => bytes = bytes.get(sent..).unwrap_or_default(),
             }
         }
         Ok(())

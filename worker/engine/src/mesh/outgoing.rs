@@ -49,7 +49,8 @@ impl<'a> Outgoing<'a> {
 
     /// Write what the socket takes without waiting; whether that is anything.
     pub(super) fn send(&mut self, link: &mut DataLink) -> Result<bool, SocketError> {
-        match (&link.stream).write(&link.sealed[self.written..]) {
+        let sealed = link.sealed.get(self.written..).unwrap_or_default();
+        match (&link.stream).write(sealed) {
             Ok(0) => return Err(SocketError::Closed),
             Ok(count) => self.written += count,
             Err(error) if matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::Interrupted) => {

@@ -113,7 +113,7 @@ impl Sealer {
         let from = out.len();
         out.extend_from_slice(record);
         let nonce = self.0.next();
-        let sealed = &mut out[from..];
+        let sealed = out.get_mut(from..).ok_or(Unspecified)?;
         let tag = self
             .0
             .key

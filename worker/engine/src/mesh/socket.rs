@@ -110,6 +110,9 @@ pub(crate) fn is_closed(stream: &TcpStream) -> bool {
     }
 }
 
+/// In seconds.
+const DAY: i64 = 86_400;
+
 /// Wait until one of `fds` is ready. False at the deadline.
 pub(super) fn wait_any(fds: &mut [PollFd<'_>], deadline: Instant) -> io::Result<bool> {
     loop {
@@ -118,9 +121,9 @@ pub(super) fn wait_any(fds: &mut [PollFd<'_>], deadline: Instant) -> io::Result<
             return Ok(false);
         }
         // A day at most: `Timespec` cannot hold every `Duration`.
-        let left = left.min(Duration::from_secs(86_400));
+        let left = left.min(Duration::from_secs(DAY.unsigned_abs()));
         let timeout = Timespec {
-            tv_sec: left.as_secs() as i64,
+            tv_sec: i64::try_from(left.as_secs()).unwrap_or(DAY),
             tv_nsec: i64::from(left.subsec_nanos()),
         };
         match rustix::event::poll(fds, Some(&timeout)) {
@@ -147,7 +150,7 @@ pub(super) fn read_exact(
     while !into.is_empty() {
         match stream.read(into) {
             Ok(0) => return Err(SocketError::Closed),
-            Ok(count) => into = &mut into[count..],
+            Ok(count) => into = into.get_mut(count..).unwrap_or_default(),
             Err(error) if error.kind() == ErrorKind::Interrupted => {}
             Err(error) if error.kind() == ErrorKind::WouldBlock => wait_for(stream, PollFlags::IN, deadline)?,
             Err(error) => return Err(error.into()),
@@ -160,7 +163,7 @@ pub(super) fn read_exact(
 pub(super) fn write_some(mut stream: &TcpStream, from: &[u8]) -> Result<usize, SocketError> {
     let mut sent = 0;
     while sent < from.len() {
-        match stream.write(&from[sent..]) {
+        match stream.write(from.get(sent..).unwrap_or_default()) {
             Ok(0) => return Err(SocketError::Closed),
             Ok(count) => sent += count,
             Err(error) if error.kind() == ErrorKind::Interrupted => {}
@@ -173,7 +176,7 @@ pub(super) fn write_some(mut stream: &TcpStream, from: &[u8]) -> Result<usize, S
 
 pub(super) fn write_all(stream: &TcpStream, mut from: &[u8], deadline: Instant) -> Result<(), SocketError> {
     loop {
-        from = &from[write_some(stream, from)?..];
+        from = from.get(write_some(stream, from)?..).unwrap_or_default();
         if from.is_empty() {
             return Ok(());
         }
@@ -215,11 +218,11 @@ pub(super) fn read_frame(
     while payload.len() < length {
         let (from, to) = (payload.len(), length.min(payload.len() + RECORD));
         payload.resize(to + TAG, 0);
-        read_exact(stream, &mut payload[from..], deadline)?;
-        let mut tag = [0; TAG];
-        tag.copy_from_slice(&payload[to..]);
+        let sealed = payload.get_mut(from..).unwrap_or_default();
+        read_exact(stream, sealed, deadline)?;
+        let (record, tag) = sealed.split_last_chunk_mut::<TAG>().ok_or(SocketError::Closed)?;
+        opener.open(record, tag)?;
         payload.truncate(to);
-        opener.open(&mut payload[from..], &tag)?;
     }
     Ok((header, payload))
 }

@@ -32,6 +32,7 @@ pub struct ShardLogits<'a> {
 
 impl<'a> ShardLogits<'a> {
     fn tokens(self) -> impl Iterator<Item = (u32, f32)> + Clone + 'a {
+        #[expect(clippy::cast_possible_truncation, reason = "a small constant")]
         let tile = VOCAB_TILE as u32;
         let ids = self.tiles.iter().flat_map(move |of| of * tile..(of + 1) * tile);
         ids.zip(self.logits.iter().copied())

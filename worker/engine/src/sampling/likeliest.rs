@@ -2,6 +2,7 @@
 
 use super::candidates::by_logit;
 use super::mass::Mass;
+use super::rounded;
 use crate::step::RowCandidates;
 
 /// The `count` likeliest tokens of a row with their log-probabilities at temperature 1, best first, ties by lower id. Each rank reports
@@ -16,7 +17,7 @@ pub fn likeliest(count: u16, ranks: &[RowCandidates], mass: &Mass) -> Vec<(u32, 
     all.sort_unstable_by(by_logit);
     all.truncate(count.into());
     for (_, logit) in &mut all {
-        *logit = (f64::from(*logit) - total) as f32;
+        *logit = rounded(f64::from(*logit) - total);
     }
     all
 }

@@ -4,6 +4,7 @@ use llamero_checkpoint::Runs;
 
 use super::SamplingError;
 use super::noise::scale;
+use super::rounded;
 use crate::leaf_tree;
 use crate::log_sum::LogSum;
 use crate::step::{MassRoot, VOCAB_TILE};
@@ -110,7 +111,7 @@ pub fn tile_lse(logits: &[f32], temperature: f32) -> f32 {
         .iter()
         .map(|&x| (f64::from(scale(x, temperature)) - best).exp())
         .sum();
-    (best + sum.ln()) as f32
+    rounded(best + sum.ln())
 }
 
 /// [`roots`] of the `tiles` with these logits, each divided by `temperature` first (0: as they are).

@@ -4,7 +4,7 @@ use super::answers::RowAnswers;
 use super::candidates::by_logit;
 use super::kept::{kept, winner};
 use super::mass::Mass;
-use super::{Noise, Sampled, SamplingError, SamplingParams};
+use super::{Noise, Sampled, SamplingError, SamplingParams, rounded};
 use crate::step::RowCandidates;
 
 /// What the candidates tell.
@@ -135,6 +135,6 @@ pub(super) fn sampled(token: u32, logit: f32, mass: &Mass) -> Result<Sampled, Sa
     }
     Ok(Sampled {
         token,
-        logprob: mass.raw.map(|total| (f64::from(logit) - total) as f32),
+        logprob: mass.raw.map(|total| rounded(f64::from(logit) - total)),
     })
 }

@@ -41,6 +41,13 @@ pub use params::SamplingParams;
 pub use penalties::TokenCounts;
 pub use score::{Scored, scored};
 
+/// The f32 that is nearest.
+#[inline]
+#[expect(clippy::cast_possible_truncation, reason = "rounding is what it is for")]
+fn rounded(value: f64) -> f32 {
+    value as f32
+}
+
 /// A sampled token.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Sampled {

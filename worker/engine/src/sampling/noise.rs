@@ -8,6 +8,8 @@
 
 use llamero_settings::hash::{GOLDEN, mix};
 
+use super::rounded;
+
 /// No noise is larger: the value of the largest 24-bit uniform. A token whose scaled logit plus this stays below the
 /// best perturbed value so far cannot win, so its noise need not be computed.
 pub const MAX_GUMBEL: f32 = 17.328_68;
@@ -67,7 +69,7 @@ pub fn scale(logit: f32, temperature: f32) -> f32 {
 #[must_use]
 pub fn gumbel_of_bits(bits: u32) -> f32 {
     let uniform = (f64::from(bits >> 8) + 0.5) / f64::from(1 << 24);
-    -(-uniform.ln()).ln() as f32
+    rounded(-(-uniform.ln()).ln())
 }
 
 #[cfg(test)]

@@ -70,7 +70,7 @@ impl SamplingParams {
         SampleKey {
             seed: self.seed,
             temperature: self.temperature,
-            top: top as u16,
+            top: u16::try_from(top).unwrap_or(u16::MAX),
             mass: self.needs_mass(),
             logprobs: self.logprobs.is_some(),
         }

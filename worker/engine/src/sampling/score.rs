@@ -1,6 +1,6 @@
 //! The log-probability of a given token, from the answers of all ranks.
 
-use super::{RowAnswers, SamplingError, likeliest};
+use super::{RowAnswers, SamplingError, likeliest, rounded};
 
 /// A token that was scored.
 #[derive(Debug, Clone, PartialEq)]
@@ -30,7 +30,7 @@ pub fn scored(count: u16, row: &RowAnswers) -> Result<Scored, SamplingError> {
         return Err(SamplingError::NotFinite);
     }
     Ok(Scored {
-        logprob: (f64::from(logit) - total) as f32,
+        logprob: rounded(f64::from(logit) - total),
         top: likeliest(count, row.ranks(), &mass),
     })
 }

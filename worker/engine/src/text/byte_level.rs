@@ -21,8 +21,8 @@ pub(super) fn byte_of(character: char) -> Option<u8> {
 pub(super) fn letters() -> [char; 256] {
     let mut letters = ['\0'; 256];
     for character in (0x21..0x144).filter_map(char::from_u32) {
-        if let Some(byte) = byte_of(character) {
-            letters[usize::from(byte)] = character;
+        if let Some(letter) = byte_of(character).and_then(|byte| letters.get_mut(usize::from(byte))) {
+            *letter = character;
         }
     }
     letters

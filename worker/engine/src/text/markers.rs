@@ -65,8 +65,9 @@ impl Markers {
         let mut prompt = Prompt::default();
         let mut rest = rendered;
         while let Some(at) = rest.find(is_reserved) {
-            prompt.push_str(&rest[..at]);
-            let mut characters = rest[at..].chars();
+            let (text, reserved) = rest.split_at(at);
+            prompt.push_str(text);
+            let mut characters = reserved.chars();
             let code = characters.next().map_or(ESCAPE, u32::from);
             rest = characters.as_str();
             if let Some((name, id)) = self.tokens.get((code - FIRST) as usize) {

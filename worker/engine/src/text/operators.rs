@@ -8,7 +8,7 @@ use minijinja::value::ValueKind;
 use minijinja::{Error, ErrorKind, Value};
 
 use super::nesting::{KEPT, KEPT_INSIDE};
-use super::tags::{Piece, first_word, literal_end, pieces};
+use super::tags::{Piece, behind, first_word, literal_end, pieces};
 
 /// Names of the filters; no template has filters of these names.
 pub(super) const PERCENT: &str = "_percent";
@@ -71,11 +71,10 @@ fn set_value(body: &str) -> Option<(&str, &str)> {
         return None;
     }
     // Targets are names, which hold no literals.
-    let equals = body.find('=')?;
-    let value = &body[equals + 1..];
+    let (target, value) = body.split_at(body.find('=')? + 1);
     let is_empty = value.trim_ascii().is_empty();
-    let is_block = body[..equals].contains('|');
-    (!is_empty && !is_block).then(|| body.split_at(equals + 1))
+    let is_block = target.contains('|');
+    (!is_empty && !is_block).then_some((target, value))
 }
 
 fn copy<'a>(from: &'a str, bytes: usize, text: &mut String) -> &'a str {
@@ -99,17 +98,17 @@ fn copy_expression(from: &str, text: &mut String) {
         let Some(operand) = operand.map(str::trim_start).filter(|operand| !operand.is_empty()) else {
             continue;
         };
-        let length = operand_end(operand);
+        let (operand, after) = operand.split_at(operand_end(operand));
         if first == '+' {
             text.push(' ');
-            copy_expression(&operand[..length], text);
+            copy_expression(operand, text);
             text.extend(["|", SIZED]);
         } else {
             text.extend(["|", PERCENT, "("]);
-            copy_expression(&operand[..length], text);
+            copy_expression(operand, text);
             text.push(')');
         }
-        rest = &operand[length..];
+        rest = after;
     }
 }
 
@@ -127,7 +126,7 @@ fn copy_one<'a>(from: &'a str, first: char, text: &mut String) -> &'a str {
 fn operand_end(text: &str) -> usize {
     let name = |from: usize| {
         let letters = |c: char| c.is_alphanumeric() || matches!(c, '_' | '.');
-        text[from..]
+        behind(text, from)
             .find(|c| !letters(c))
             .map_or(text.len(), |at| from + at)
     };
@@ -138,7 +137,7 @@ fn operand_end(text: &str) -> usize {
         _ => name(0),
     };
     loop {
-        let rest = &text[end..];
+        let rest = behind(text, end);
         let pipe = rest.trim_start();
         end = if rest.starts_with(['(', '[']) {
             end + bracket_end(rest)
@@ -155,19 +154,20 @@ fn operand_end(text: &str) -> usize {
 /// Where the bracket closes that `text` begins with.
 fn bracket_end(text: &str) -> usize {
     let mut depth = 0_usize;
-    let mut at = 0;
-    while let Some(character) = text[at..].chars().next() {
-        at += match character {
-            '"' | '\'' => literal_end(&text[at..]),
+    let mut rest = text;
+    while let Some(character) = rest.chars().next() {
+        let length = match character {
+            '"' | '\'' => literal_end(rest),
             other => other.len_utf8(),
         };
+        rest = behind(rest, length);
         match character {
             '(' | '[' | '{' => depth += 1,
             ')' | ']' | '}' => depth = depth.saturating_sub(1),
             _ => {}
         }
         if depth == 0 {
-            return at;
+            return text.len() - rest.len();
         }
     }
     text.len()

@@ -108,7 +108,7 @@ impl OutputText {
     }
 
     fn stopped(&self, mut text: String, index: usize) -> Piece {
-        let string = self.strings.strings()[index].clone();
+        let string = self.strings.strings().get(index).cloned().unwrap_or_default();
         if self.include_string {
             text.push_str(&string);
         }

@@ -24,7 +24,7 @@ impl Prompt {
         let ends = ends.chain(std::iter::once((self.text.len(), None)));
         starts
             .zip(ends)
-            .map(|(start, (end, control))| (&self.text[start..end], control))
+            .map(|(start, (end, control))| (self.text.get(start..end).unwrap_or_default(), control))
     }
 
     /// Cut off what stands behind the last occurrence of `text`, as transformers does to go on with a message. Templates may trim
@@ -43,8 +43,11 @@ impl Prompt {
             .find(|start| is_text(*start))
             .filter(|_| !trimmed.is_empty());
         let Some(start) = found else { return false };
-        let behind = &text[text.len() - text.trim_start().len()..];
-        let whole = self.text[start..].starts_with(behind);
+        let behind = text.trim_start();
+        let whole = self
+            .text
+            .get(start..)
+            .is_some_and(|rest| rest.starts_with(behind));
         let end = start + if whole { behind.len() } else { trimmed.len() };
         self.text.truncate(end);
         self.control.retain(|(range, _)| range.end <= end);

@@ -53,7 +53,7 @@ fn without_generation_tags(source: &str) -> Cow<'_, str> {
     while let Some(at) = rest.find("{%") {
         let (before, tag) = rest.split_at(at + 2);
         let name = tag.trim_start_matches(['-', '+']).trim_start();
-        let open = &tag[..tag.len() - name.len()];
+        let open = tag.strip_suffix(name).unwrap_or_default();
         let replaced = [("generation", "with"), ("endgeneration", "endwith")]
             .into_iter()
             .find_map(|(from, to)| Some((name.strip_prefix(from)?, to)))

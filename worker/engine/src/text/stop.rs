@@ -22,9 +22,10 @@ struct Match {
 
 impl Match {
     fn new(string: &[u8]) -> Self {
-        let mut borders = vec![0; string.len()];
-        for at in 1..string.len() {
-            borders[at] = longer(string, &borders, borders[at - 1], string[at]);
+        let mut borders: Vec<usize> = Vec::with_capacity(string.len());
+        for &byte in string {
+            let before = borders.last().copied();
+            borders.push(before.map_or(0, |before| longer(string, &borders, before, byte)));
         }
         Self { borders, length: 0 }
     }
@@ -41,10 +42,10 @@ fn longer(string: &[u8], borders: &[usize], mut length: usize, byte: u8) -> usiz
         if string.get(length) == Some(&byte) {
             return length + 1;
         }
-        if length == 0 {
+        let Some(&shorter) = length.checked_sub(1).and_then(|last| borders.get(last)) else {
             return 0;
-        }
-        length = borders[length - 1];
+        };
+        length = shorter;
     }
 }
 
@@ -89,8 +90,8 @@ impl StopStrings {
                 }
             }
             if let Some(index) = self.completed() {
-                let keep = self.held.len() - self.strings[index].len();
-                text.push_str(&self.held[..keep]);
+                let string = self.strings.get(index).map_or("", String::as_str);
+                text.push_str(self.held.strip_suffix(string).unwrap_or(&self.held));
                 self.finish();
                 return StopStep {
                     text,

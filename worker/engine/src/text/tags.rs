@@ -42,9 +42,9 @@ pub(super) fn pieces(source: &str) -> Result<Vec<Piece<'_>>, String> {
     while let Some((at, kind)) = opening(rest) {
         let (before, tag) = rest.split_at(at);
         pieces.push(Piece::Text(before));
-        let inside = 2 + usize::from(tag[2..].starts_with(['-', '+']));
+        let inside = 2 + usize::from(behind(tag, 2).starts_with(['-', '+']));
         let whole = match kind {
-            b'#' => tag[inside..].find("#}").map(|end| inside + end + 2),
+            b'#' => behind(tag, inside).find("#}").map(|end| inside + end + 2),
             b'%' => raw_block(tag, inside),
             _ => None,
         };
@@ -54,14 +54,11 @@ pub(super) fn pieces(source: &str) -> Result<Vec<Piece<'_>>, String> {
             rest = after;
             continue;
         }
-        let (body, close) = body(&tag[inside..], if kind == b'%' { "%}" } else { "}}" })?;
+        let (open, inner) = tag.split_at(inside);
+        let (body, close) = body(inner, if kind == b'%' { "%}" } else { "}}" })?;
         branches += usize::from(first_word(body) == "elif");
-        pieces.push(Piece::Tag {
-            open: &tag[..inside],
-            body,
-            close,
-        });
-        rest = &tag[inside + body.len() + close.len()..];
+        pieces.push(Piece::Tag { open, body, close });
+        rest = behind(inner, body.len() + close.len());
     }
     if branches > MAX_BRANCHES {
         return Err(format!(
@@ -74,19 +71,20 @@ pub(super) fn pieces(source: &str) -> Result<Vec<Piece<'_>>, String> {
 
 /// The first opening of a tag, and the second of its characters.
 fn opening(text: &str) -> Option<(usize, u8)> {
-    let pairs = text.as_bytes().windows(2).enumerate();
-    pairs
-        .filter(|(_, pair)| pair[0] == b'{')
-        .find_map(|(at, pair)| matches!(pair[1], b'{' | b'%' | b'#').then_some((at, pair[1])))
+    let mut pairs = text.as_bytes().windows(2).enumerate();
+    pairs.find_map(|(at, pair)| match *pair {
+        [b'{', kind @ (b'{' | b'%' | b'#')] => Some((at, kind)),
+        _ => None,
+    })
 }
 
 /// The length of the raw block that `tag` begins with.
 fn raw_block(tag: &str, inside: usize) -> Option<usize> {
-    let mut at = inside + basic_tag(&tag[inside..], "raw")?;
+    let mut at = inside + basic_tag(behind(tag, inside), "raw")?;
     loop {
-        at += tag[at..].find("{%")? + 2;
-        let sign = usize::from(tag[at..].starts_with(['-', '+']));
-        if let Some(length) = basic_tag(&tag[at + sign..], "endraw") {
+        at += behind(tag, at).find("{%")? + 2;
+        let sign = usize::from(behind(tag, at).starts_with(['-', '+']));
+        if let Some(length) = basic_tag(behind(tag, at + sign), "endraw") {
             return Some(at + sign + length);
         }
     }
@@ -94,8 +92,7 @@ fn raw_block(tag: &str, inside: usize) -> Option<usize> {
 
 /// The length of the rest of a tag that is only this word.
 fn basic_tag(text: &str, word: &str) -> Option<usize> {
-    let behind = text.trim_ascii_start().strip_prefix(word)?;
-    let end = behind.trim_ascii_start();
+    let end = text.trim_ascii_start().strip_prefix(word)?.trim_ascii_start();
     let end = end.strip_prefix(['-', '+']).unwrap_or(end);
     let rest = end.strip_prefix("%}")?;
     Some(text.len() - rest.len())
@@ -104,7 +101,8 @@ fn basic_tag(text: &str, word: &str) -> Option<usize> {
 /// The word that a tag's body begins with.
 pub(super) fn first_word(body: &str) -> &str {
     let body = body.trim_ascii_start();
-    body.find(|c: char| !is_word(c)).map_or(body, |end| &body[..end])
+    body.find(|c: char| !is_word(c))
+        .map_or(body, |end| body.split_at(end).0)
 }
 
 fn is_word(character: char) -> bool {
@@ -114,12 +112,12 @@ fn is_word(character: char) -> bool {
 /// What is in a tag before it closes, and the closing: outside of brackets and literals.
 fn body<'a>(text: &'a str, end: &str) -> Result<(&'a str, &'a str), String> {
     let (mut at, mut depth, mut operators) = (0, 0_isize, 0_usize);
-    while let Some(first) = text[at..].chars().next() {
-        let rest = &text[at..];
+    while let Some(first) = behind(text, at).chars().next() {
+        let (before, rest) = text.split_at(at);
         if depth == 0 {
             let sign = usize::from(rest.starts_with(['-', '+']));
-            if rest[sign..].starts_with(end) {
-                return Ok((&text[..at], &rest[..sign + end.len()]));
+            if behind(rest, sign).starts_with(end) {
+                return Ok((before, rest.split_at(sign + end.len()).0));
             }
         }
         let mut length = first.len_utf8();
@@ -136,7 +134,7 @@ fn body<'a>(text: &'a str, end: &str) -> Result<(&'a str, &'a str), String> {
         }
         operators += usize::from("([{.|~+-*/%=!<>".contains(first));
         at += length;
-        if depth > MAX_BRACKETS as isize {
+        if usize::try_from(depth).is_ok_and(|depth| depth > MAX_BRACKETS) {
             return Err(format!("brackets are nested more than {MAX_BRACKETS} deep"));
         }
         if operators > MAX_OPERATORS {
@@ -144,6 +142,11 @@ fn body<'a>(text: &'a str, end: &str) -> Result<(&'a str, &'a str), String> {
         }
     }
     Ok((text, ""))
+}
+
+/// What follows so many bytes.
+pub(super) fn behind(text: &str, bytes: usize) -> &str {
+    text.get(bytes..).unwrap_or_default()
 }
 
 /// Where the string literal ends that `text` begins with.

@@ -164,12 +164,16 @@ impl Tokenizer {
         let size = table_size(&encoder, &vocabulary)?;
         let mut tokens: Vec<&str> = vec![""; size];
         for (token, &id) in &vocabulary {
-            tokens[id as usize] = token;
+            if let Some(place) = tokens.get_mut(id as usize) {
+                *place = token;
+            }
         }
         let mut special = vec![false; size];
         let mut strips = HashMap::new();
         for (id, token) in encoder.get_added_tokens_decoder() {
-            special[id as usize] = token.special;
+            if let Some(place) = special.get_mut(id as usize) {
+                *place = token.special;
+            }
             let strip = Strip {
                 left: token.lstrip,
                 right: token.rstrip,
@@ -187,8 +191,10 @@ impl Tokenizer {
             bytes.extend(byte_level::token_bytes(token));
             ends.push(bytes.len());
             longest = longest.max(bytes.len() - start);
-            if let [byte] = bytes[start..] {
-                known[usize::from(byte)] = true;
+            if let Some(&[byte]) = bytes.get(start..)
+                && let Some(known) = known.get_mut(usize::from(byte))
+            {
+                *known = true;
             }
         }
         let longest_token = longest;
@@ -311,7 +317,8 @@ impl Tokenizer {
         if self.inner.longest == 0 {
             return 0;
         }
-        let known = text.bytes().filter(|&byte| self.inner.known[usize::from(byte)]);
+        let is_known = |byte: &u8| self.inner.known.get(usize::from(*byte)) == Some(&true);
+        let known = text.bytes().filter(is_known);
         known.count().div_ceil(self.inner.longest)
     }
 
@@ -350,8 +357,11 @@ impl Tokenizer {
         let Some(&end) = self.inner.ends.get(index) else {
             return &[];
         };
-        let start = if index == 0 { 0 } else { self.inner.ends[index - 1] };
-        &self.inner.bytes[start..end]
+        let before = index
+            .checked_sub(1)
+            .and_then(|before| self.inner.ends.get(before));
+        let start = before.copied().unwrap_or(0);
+        self.inner.bytes.get(start..end).unwrap_or_default()
     }
 
     /// Whether the token steers the model and is not text (`<|eot_id|>`).

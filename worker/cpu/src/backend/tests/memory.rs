@@ -70,6 +70,25 @@ fn stages_take_what_is_theirs() {
     assert!(last.weights > middle.weights / 2);
 }
 
+/// Limits that ask for more than 2⁶⁴ bytes are planned as more than there ever is; without overflow checks, they would come out
+/// as a small need.
+#[test]
+fn overflow_outside_kernels_is_noticed() {
+    let folder = tiny::checkpoint(true);
+    let backend = CpuBackend::new(folder.path(), options(1, 0, 1, Kernel::detect().level())).unwrap();
+    let mut spec = spec(llamero_engine::Era::default(), 64);
+    spec.limits.max_batched_tokens = u32::MAX;
+    spec.limits.steps_in_flight = u32::MAX;
+    spec.limits.max_adapters = u32::MAX;
+    spec.limits.max_adapter_rank = u32::MAX;
+    let plan = backend.memory(&spec).unwrap();
+    assert_eq!(
+        (plan.workspace, plan.logits, plan.adapters),
+        (u64::MAX, u64::MAX, u64::MAX)
+    );
+    assert_eq!(plan.fixed(), u64::MAX);
+}
+
 /// What sizing grants is what one sequence needs, at every block size: the fault was that blocks of 16 tokens cost half as
 /// much again.
 #[test]

@@ -66,20 +66,22 @@ impl Pass {
     fn segments(&self, text: &str, special: bool, take: Take<'_>) -> Result<(), TokenizerError> {
         let mut start = 0;
         for found in self.names.find_iter(text) {
-            let (id, token) = &self.tokens[found.pattern()];
+            let Some((id, token)) = self.tokens.get(found.pattern().as_usize()) else {
+                continue;
+            };
             if token.special && !special {
                 continue;
             }
             let (mut from, mut to) = (found.start(), found.end());
             if token.lstrip {
-                from = text[..from].trim_end().len();
+                from = text.get(..from).unwrap_or_default().trim_end().len();
             }
             if token.rstrip {
-                to = text.len() - text[to..].trim_start().len();
+                to = text.len() - text.get(to..).unwrap_or_default().trim_start().len();
             }
             take(text.get(start..from).unwrap_or_default(), Some(*id))?;
             start = to;
         }
-        take(&text[start..], None)
+        take(text.get(start..).unwrap_or_default(), None)
     }
 }

@@ -72,7 +72,7 @@ impl Merges {
         if piece.len() > self.window {
             return self.encode_long(piece, sink);
         }
-        let written = piece.bytes().filter_map(|byte| self.letters[usize::from(byte)]);
+        let written = piece.bytes().filter_map(|byte| self.letter(byte));
         let tokens = self.merge(&written.collect::<String>())?;
         tokens.iter().try_for_each(|token| sink.extend(&[token.id]))
     }
@@ -91,19 +91,21 @@ impl Merges {
             let last = tokens.len().saturating_sub(UNSURE);
             let mut next = None;
             for cut in (last.saturating_sub(PLACES).max(1)..last).rev() {
-                let start = tokens[cut].1;
-                let (following, read) = self.window_of(&rest[start..], window)?;
-                if following.first().map(|token| token.0) == Some(tokens[cut].0) {
+                let Some(&(id, start)) = tokens.get(cut) else {
+                    continue;
+                };
+                let (following, read) = self.window_of(rest.get(start..).unwrap_or_default(), window)?;
+                if following.first().is_some_and(|first| first.0 == id) {
                     next = Some((cut, start, following, read));
                     break;
                 }
             }
             match next {
                 Some((cut, start, following, following_read)) => {
-                    for (id, _) in &tokens[..cut] {
+                    for (id, _) in tokens.iter().take(cut) {
                         sink.extend(&[*id])?;
                     }
-                    rest = &rest[start..];
+                    rest = rest.get(start..).unwrap_or_default();
                     (tokens, read) = (following, following_read);
                 }
                 None if window < MAX_WINDOW => {
@@ -125,8 +127,8 @@ impl Merges {
     fn window_of(&self, bytes: &[u8], window: usize) -> Result<(Vec<(u32, usize)>, usize), TokenizerError> {
         let read = bytes.len().min(window);
         let (mut written, mut places) = (String::with_capacity(2 * read), Vec::with_capacity(2 * read));
-        for (place, &byte) in bytes[..read].iter().enumerate() {
-            if let Some(letter) = self.letters[usize::from(byte)] {
+        for (place, &byte) in bytes.iter().take(read).enumerate() {
+            if let Some(letter) = self.letter(byte) {
                 written.push(letter);
                 places.resize(written.len(), place);
             }
@@ -134,6 +136,11 @@ impl Merges {
         let tokens = self.merge(&written)?.into_iter();
         let starts = tokens.map(|token| (token.id, places.get(token.offsets.0).copied().unwrap_or(read)));
         Ok((starts.collect(), read))
+    }
+
+    /// How the vocabulary writes a byte.
+    fn letter(&self, byte: u8) -> Option<char> {
+        self.letters.get(usize::from(byte)).copied().flatten()
     }
 
     fn merge(&self, written: &str) -> Result<Vec<Token>, TokenizerError> {

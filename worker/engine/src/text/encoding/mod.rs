@@ -111,7 +111,8 @@ fn around(tokenizer: &Tokenizer) -> Option<(Vec<u32>, Vec<u32>)> {
     let of = |text: &str| {
         let (bare, whole) = (ids(text, false)?, ids(text, true)?);
         let start = whole.windows(bare.len().max(1)).position(|ids| ids == bare)?;
-        Some((whole[..start].to_vec(), whole[start + bare.len()..].to_vec()))
+        let (front, rest) = whole.split_at_checked(start)?;
+        Some((front.to_vec(), rest.get(bare.len()..)?.to_vec()))
     };
     // Text that were repeated would be taken for a part of what stands around one of them, but not of both.
     let first = of("a")?;

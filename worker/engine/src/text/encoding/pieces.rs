@@ -93,30 +93,31 @@ fn cut(steps: &[Step], text: &str, take: Take<'_>) -> Result<(), TokenizerError>
     let Some((step, rest)) = steps.split_first() else {
         return if text.is_empty() { Ok(()) } else { take(text) };
     };
+    let part = |from, to| text.get(from..to).unwrap_or_default();
     let mut start = 0;
     match step {
         Step::Pattern(pattern) => {
             for (from, to) in pattern.find_iter(text) {
-                cut(rest, &text[start..from], take)?;
-                cut(rest, &text[from..to], take)?;
+                cut(rest, part(start, from), take)?;
+                cut(rest, part(from, to), take)?;
                 start = to;
             }
         }
         Step::EachNumber => {
             for (from, number) in text.match_indices(char::is_numeric) {
-                cut(rest, &text[start..from], take)?;
+                cut(rest, part(start, from), take)?;
                 cut(rest, number, take)?;
                 start = from + number.len();
             }
         }
         Step::Numbers => {
             let mut numeric = text.starts_with(char::is_numeric);
-            while let Some(length) = text[start..].find(|c: char| c.is_numeric() != numeric) {
-                cut(rest, &text[start..start + length], take)?;
+            while let Some(length) = part(start, text.len()).find(|c: char| c.is_numeric() != numeric) {
+                cut(rest, part(start, start + length), take)?;
                 start += length;
                 numeric = !numeric;
             }
         }
     }
-    cut(rest, &text[start..], take)
+    cut(rest, part(start, text.len()), take)
 }

@@ -75,7 +75,7 @@ impl Cursor<'_> {
 
     /// The next byte that is no white space.
     fn peek(&mut self) -> Result<u8, Stop> {
-        let rest = &self.text.as_bytes()[self.at..];
+        let rest = self.text.as_bytes().get(self.at..).ok_or(Stop::End)?;
         let space = rest.iter().take_while(|byte| byte.is_ascii_whitespace()).count();
         self.at += space;
         rest.get(space).copied().ok_or(Stop::End)
@@ -93,7 +93,7 @@ impl Cursor<'_> {
         if self.peek()? != b'"' {
             return Err(Stop::Wrong);
         }
-        let rest = &self.text[self.at..];
+        let rest = self.text.get(self.at..).ok_or(Stop::End)?;
         let mut escaped = false;
         let end = rest.bytes().skip(1).position(|byte| {
             let ends = byte == b'"' && !escaped;
@@ -102,7 +102,8 @@ impl Cursor<'_> {
         });
         let end = end.ok_or(Stop::End)? + 2;
         self.at += end;
-        serde_json::from_str(&rest[..end]).map_err(|_| Stop::Wrong)
+        let string = rest.get(..end).ok_or(Stop::Wrong)?;
+        serde_json::from_str(string).map_err(|_| Stop::Wrong)
     }
 }
 

@@ -26,7 +26,7 @@ fn builtin(text: &str) -> Option<(String, String)> {
         }
         let mut values = serde_json::Deserializer::from_str(value).into_iter::<Value>();
         arguments.insert(key.to_owned(), values.next()?.ok()?);
-        let behind = value[values.byte_offset()..].trim_start();
+        let behind = value.get(values.byte_offset()..)?.trim_start();
         rest = match behind.strip_prefix(',') {
             Some(next) => next.trim_start(),
             None if behind.is_empty() => "",
