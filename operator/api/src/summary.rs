@@ -54,10 +54,15 @@ pub struct CheckpointSummary {
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 8))]
     pub one_device_backends: Vec<String>,
-    /// Those of `backends` whose tensor-parallel ranks have to be in one pod, and which compute no pipeline stages.
+    /// Those of `backends` whose tensor-parallel ranks have to be in one pod.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 8))]
     pub one_node_backends: Vec<String>,
+    /// Those of `oneNodeBackends` that compute pipeline stages, each of which may be in another pod. Absent: none, as older worker
+    /// images.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 8))]
+    pub stage_backends: Vec<String>,
     /// Those of `backends` that can keep keys and values in FP8 (`engine.kvCache.dtype`). Absent: none.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 8))]

@@ -304,6 +304,7 @@ fn every_sample_is_accepted() {
             "llama-3.2-1b.yaml",
             "llama-3.2-3b.yaml",
             "llama-405b-fp8.yaml",
+            "llama-405b-two-nodes.yaml",
             "llama-70b.yaml",
             "llama-8b-s3.yaml",
             "llama-8b.yaml",

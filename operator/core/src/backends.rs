@@ -75,14 +75,20 @@ fn check_split(
     if !has(&summary.one_node_backends) {
         return Ok(());
     }
-    if pipeline > 1 {
+    let has_stages = has(&summary.stage_backends);
+    if pipeline > 1 && !has_stages {
         return Err(format!(
-            "parallelism.pipeline is {pipeline}, and the backend {driver} of the worker image, which drives {resource}, computes no pipeline stages yet: use 1 and as many tensor-parallel ranks as one node has devices, or remove accelerator.resource to run on the CPU"
+            "parallelism.pipeline is {pipeline}, and the backend {driver} of the worker image, which drives {resource}, computes no pipeline stages: choose a newer worker.image (and set rollout.restartedAt where its name stays the same), use 1 and as many tensor-parallel ranks as one node has devices, or remove accelerator.resource to run on the CPU"
         ));
     }
-    if spec.pods() > 1 {
+    // Ranks are dealt out in their order, and those of a stage follow each other.
+    if spec.ranks_per_pod() % tensor.max(1) != 0 {
+        let way_out = match has_stages {
+            true => "fewer tensor-parallel ranks and more pipeline stages, of which each fits a node",
+            false => "fewer tensor-parallel ranks",
+        };
         return Err(format!(
-            "parallelism.tensor is {tensor} with accelerator.perNode {}, which makes {} pods of a group, and the backend {driver} of the worker image, which drives {resource}, computes a model on one node only: set accelerator.perNode to {tensor} where nodes have that many devices, else use fewer tensor-parallel ranks, or remove accelerator.resource to run on the CPU",
+            "parallelism.tensor is {tensor} with accelerator.perNode {}, which makes {} pods of a group, and the tensor-parallel ranks of the backend {driver} of the worker image, which drives {resource}, have to be on one node: set accelerator.perNode to {tensor} where nodes have that many devices, else use {way_out}, or remove accelerator.resource to run on the CPU",
             spec.ranks_per_pod(),
             spec.pods()
         ));
@@ -141,26 +147,65 @@ mod tests {
         spec
     }
 
+    /// Of an image whose CUDA backend computes pipeline stages, or of an older one.
+    fn image(has_stages: bool) -> CheckpointSummary {
+        let summary = summary(&["cpu", "cuda"]);
+        let stage_backends = if has_stages { vec!["cuda".into()] } else { vec![] };
+        CheckpointSummary {
+            stage_backends,
+            ..summary
+        }
+    }
+
     #[test]
-    fn several_gpus_of_one_node_are_taken_and_of_several_refused() {
+    fn each_stage_has_to_be_on_one_node() {
         let ask = |tensor, pipeline, per_node| {
             check(
                 &split(Some("nvidia.com/gpu"), tensor, pipeline, per_node),
-                &summary(&["cpu", "cuda"]),
+                &image(true),
             )
         };
-        assert_eq!(ask(8, 1, 8), Ok(()));
-        assert_eq!(ask(2, 1, 8), Ok(()));
+        for (tensor, pipeline, per_node) in [(8, 1, 8), (2, 1, 8), (8, 2, 8), (4, 2, 8), (2, 4, 4), (1, 3, 1)]
+        {
+            assert_eq!(
+                ask(tensor, pipeline, per_node),
+                Ok(()),
+                "{tensor} x {pipeline} by {per_node}"
+            );
+        }
         let why = ask(16, 1, 8).unwrap_err();
         assert!(
             why.contains("tensor is 16 with accelerator.perNode 8, which makes 2 pods")
-                && why.contains("one node only"),
+                && why.contains("have to be on one node")
+                && why.contains("more pipeline stages"),
             "{why}"
         );
         assert!(ask(8, 1, 1).unwrap_err().contains("set accelerator.perNode to 8"));
-        assert!(ask(4, 2, 8).unwrap_err().contains("parallelism.pipeline is 2"));
+        // Two pods would share a stage.
+        assert!(ask(4, 3, 6).unwrap_err().contains("set accelerator.perNode to 4"));
         // On CPUs they may be anywhere.
-        assert_eq!(check(&split(None, 16, 2, 1), &summary(&["cpu", "cuda"])), Ok(()));
+        assert_eq!(check(&split(None, 16, 2, 1), &image(true)), Ok(()));
+    }
+
+    #[test]
+    fn stages_are_refused_where_an_older_image_computes_none() {
+        let ask = |tensor, pipeline, per_node| {
+            check(
+                &split(Some("nvidia.com/gpu"), tensor, pipeline, per_node),
+                &image(false),
+            )
+        };
+        assert_eq!(ask(8, 1, 8), Ok(()));
+        let why = ask(4, 2, 8).unwrap_err();
+        assert!(
+            why.contains("parallelism.pipeline is 2") && why.contains("a newer worker.image"),
+            "{why}"
+        );
+        assert!(
+            ask(16, 1, 8)
+                .unwrap_err()
+                .contains("else use fewer tensor-parallel ranks, or")
+        );
     }
 
     #[test]

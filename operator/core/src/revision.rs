@@ -64,7 +64,7 @@ pub fn template(
         let summary = checkpoint.and_then(|checkpoint| checkpoint.summary.as_ref());
         let per_rank = match accelerator_resource {
             // The plan is about the device's memory, and the node's is asked for here.
-            Some(_) => sizing::host_bytes_beside_device(summary, i64::from(spec.parallelism.tensor)),
+            Some(_) => sizing::host_bytes_beside_device(spec, summary),
             None => plan.memory_bytes_per_rank,
         };
         let bytes = per_rank.saturating_mul(i64::from(plan.ranks_per_pod.max(1)));

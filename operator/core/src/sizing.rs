@@ -62,18 +62,35 @@ impl Budget {
     }
 }
 
-/// Bytes of the node's memory that each of `tensor` ranks on devices takes: its part of the embedding stays there, pinned, because a step reads a
-/// few rows of it only.
+/// Bytes of the node's memory that each rank on a device takes: its part of the embedding stays there, pinned, because a step reads a
+/// few rows of it only; so do its parts of the rows that pipeline stages give each other.
 #[must_use]
-pub fn host_bytes_beside_device(summary: Option<&CheckpointSummary>, tensor: i64) -> i64 {
+pub fn host_bytes_beside_device(spec: &LlamaDeploymentSpec, summary: Option<&CheckpointSummary>) -> i64 {
+    let (tensor, pipeline) = (
+        i64::from(spec.parallelism.tensor.max(1)),
+        i64::from(spec.parallelism.pipeline),
+    );
+    let width = summary.map_or(0, |summary| summary.hidden_size);
     let embedding = summary.map_or(0, |summary| {
-        summary
-            .vocab_size
-            .saturating_mul(summary.hidden_size)
-            .saturating_mul(2)
-            / tensor.max(1)
+        summary.vocab_size.saturating_mul(width).saturating_mul(2) / tensor
     });
-    embedding.saturating_add(HOST_PROCESS)
+    // Rows of f32 come in and go out, of every step under way.
+    let stages = match pipeline {
+        ..2 => 0,
+        _ => {
+            batched_tokens(spec)
+                .saturating_mul(width)
+                .saturating_mul(2 * 4 * (pipeline + 1))
+                / tensor
+        }
+    };
+    embedding.saturating_add(stages).saturating_add(HOST_PROCESS)
+}
+
+fn batched_tokens(spec: &LlamaDeploymentSpec) -> i64 {
+    spec.engine
+        .max_batched_tokens
+        .map_or(USUAL_BATCHED_TOKENS, i64::from)
 }
 
 /// Sizes a group. `fits: false` comes with a message that says why and what would fit. Where nodes have devices of several sizes, and nobody
@@ -283,10 +300,7 @@ fn what_would_fit(
 
 fn budget(spec: &LlamaDeploymentSpec, summary: &CheckpointSummary, labelled: Option<i64>) -> Budget {
     let accelerator = spec.accelerator.as_ref();
-    let batched_tokens = spec
-        .engine
-        .max_batched_tokens
-        .map_or(USUAL_BATCHED_TOKENS, i64::from);
+    let batched_tokens = batched_tokens(spec);
     let process = process(spec, summary);
     let adapters = adapters(spec, summary, batched_tokens);
     if let Some(name) = accelerator.and_then(|a| a.resource.as_deref()) {
@@ -418,6 +432,7 @@ mod tests {
             backends: vec![],
             one_device_backends: vec![],
             one_node_backends: vec![],
+            stage_backends: vec![],
             fp8_kv_backends: vec!["cpu".into()],
             commit: None,
             content_identity: None,
@@ -435,6 +450,47 @@ mod tests {
         assert_eq!(plan.kv_bytes_per_rank, (48 - 35 - 2) << 30);
         assert_eq!(plan.kv_tokens, 11 << 11);
         assert_eq!((plan.ranks, plan.nodes), (2, 2));
+    }
+
+    /// 405B in FP8 and in bf16 on two nodes of eight devices of 80 GiB, as in the sample: 16 ranks of 63 layers and one kv head.
+    #[test]
+    fn llama_405b_fits_two_nodes_with_its_whole_context() {
+        let layers = 63;
+        let of_layer =
+            |bytes: i64| bytes * (2 * 16_384 * 16_384 + 2 * 1024 * 16_384 + 3 * 53_248 * 16_384) / 8;
+        // Embedding or head, of which each stage has one.
+        let table = 128_256 * 16_384 * 2 / 8;
+        for bytes in [1, 2] {
+            let shard = ShardPlan {
+                tensor: 8,
+                weight_bytes_per_rank: layers * of_layer(bytes) + table,
+                kv_bytes_per_token_per_rank: layers * 128 * 2 * 2,
+                workspace_bytes_per_rank: None,
+                workspace_bytes_per_batched_token_per_rank: None,
+            };
+            let summary = CheckpointSummary {
+                hidden_size: 16_384,
+                layers: 126,
+                q_heads: 128,
+                ffn_size: 53_248,
+                max_position_embeddings: 131_072,
+                plans: vec![shard],
+                problem: None,
+                ..summary()
+            };
+            let spec = spec(json!({
+                "model": {"source": {"hostPath": {"path": "/m"}}, "maxContextLength": 131_072},
+                "parallelism": {"tensor": 8, "pipeline": 2},
+                "accelerator": {"resource": "nvidia.com/gpu", "perNode": 8, "memory": "80Gi"}
+            }));
+            let plan = plan(&spec, &summary, &[]);
+            assert!(plan.fits, "{}", plan.message);
+            assert_eq!((plan.ranks, plan.nodes, plan.ranks_per_pod), (16, 2, 8));
+            assert!(plan.kv_tokens >= 6 * 131_072, "{plan:?}");
+            // Pinned: the table, 24 MiB of rows between stages, and the process.
+            let host = host_bytes_beside_device(&spec, Some(&summary));
+            assert_eq!(host, table + (24 << 20) + HOST_PROCESS);
+        }
     }
 
     #[test]

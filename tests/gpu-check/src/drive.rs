@@ -214,6 +214,15 @@ pub fn sequence(
     way: Way,
 ) -> anyhow::Result<Vec<Vec<f32>>> {
     let mut all = Vec::new();
+    for plan in plans(leader, tokens, way) {
+        all.extend(logits(backend, &plan)?);
+    }
+    Ok(all)
+}
+
+/// The plans by which [`sequence`] goes.
+pub fn plans(leader: &mut Leader, tokens: &[u32], way: Way) -> Vec<Plan> {
+    let mut all = Vec::new();
     for (number, chunk) in tokens.chunks(way.chunk).enumerate() {
         let start = (number * way.chunk) as u32;
         let mut rows = vec![row(0, start, chunk, sample(chunk.len()))];
@@ -221,8 +230,7 @@ pub fn sequence(
             let token = (slot * 97 + number as u32 * 13) % 1000;
             row(slot, number as u32, &[token], sample(1))
         }));
-        let plan = leader.plan(rows);
-        all.extend(logits(backend, &plan)?);
+        all.push(leader.plan(rows));
     }
-    Ok(all)
+    all
 }

@@ -10,7 +10,7 @@ use llamero_checkpoint::Topology;
 use llamero_cuda::{CudaBackend, CudaOptions, Gpu};
 use llamero_engine::{Backend, BackendError, FormLimits, FormSpec, KvDtype};
 use llamero_gpu_check::drive;
-use llamero_gpu_check::model::{LLAMA_70B, LLAMA_405B, Model, TINY};
+use llamero_gpu_check::model::{Fp8, LLAMA_70B, LLAMA_405B, Model, TINY};
 use llamero_gpu_check::stages::Check;
 use llamero_gpu_emulator::emulated;
 
@@ -36,7 +36,7 @@ emulated! {
         let split = |tensor, pipeline| CudaOptions { members: Topology { tensor, pipeline }.into(), ..options() };
         assert!(refusal(&Model { q_heads: 64, kv_heads: 4, ..TINY }, split(3, 1)).contains("a number of ranks that divides 32"));
         assert!(refusal(&Model { q_heads: 17 * 16, kv_heads: 17, ffn: 17 * 64, vocab: 17 * 128, ..TINY }, split(17, 1)).contains("at most 16"));
-        assert!(refusal(&TINY, split(1, 2)).contains("2 pipeline stages"));
+        assert!(refusal(&TINY, split(1, 3)).contains("pipeline 3 is more than the 2 layers"));
         assert!(refusal(&TINY, CudaOptions { gpu: Gpu::Number(2), ..options() }).contains("sees 2"));
         let uuid = "GPU-00000000-0000-0000-0000-000000000000".parse().unwrap();
         assert!(refusal(&TINY, CudaOptions { gpu: Gpu::Uuid(uuid), ..options() }).contains("is it given to the pod"));
@@ -138,23 +138,32 @@ emulated! {
         assert!(before - free() < planned / 10, "weights and buffers are given back");
     }
 
-    fn llama_70b_and_405b_fit_the_gpus_of_one_node() on ["devices=8,memory=80GiB"], {
+    fn llama_70b_and_405b_fit_the_gpus_of_one_node_and_of_two() on ["devices=8,memory=80GiB"], {
         // As in the samples: at least two sequences of the longest context, beside a step of 512 tokens.
         let spec = |max_context| FormSpec {
             limits: FormLimits { max_context, max_batched_tokens: 512, max_sequences: 32, ..TINY_LIMITS },
             ..TINY_SPEC
         };
-        for (model, tensor, context) in [(LLAMA_70B, 4, 65_536), (LLAMA_405B, 8, 65_536)] {
+        let bf16 = Model { fp8: Fp8::None, ..LLAMA_405B };
+        let stages = |tensor, pipeline| Topology { tensor, pipeline };
+        for (model, topology, context) in [
+            (LLAMA_70B, stages(4, 1), 65_536),
+            (LLAMA_405B, stages(8, 1), 65_536),
+            // Over two nodes with as many GPUs each; not quantised it does not fit one.
+            (LLAMA_405B, stages(8, 2), 131_072),
+            (bf16, stages(8, 2), 131_072),
+        ] {
             let folder = tempfile::tempdir().unwrap();
             model.write_sparse(folder.path()).unwrap();
-            for rank in [0, tensor - 1] {
-                let members = Topology::tensor(tensor).into();
-                let options = CudaOptions { members, rank, gpu: Gpu::Number(rank as usize), ..options() };
+            let (tensor, last) = (topology.tensor, topology.ranks() - topology.tensor);
+            for rank in [0, tensor - 1, last, last + tensor - 1] {
+                let gpu = Gpu::Number((rank % tensor) as usize);
+                let options = CudaOptions { members: topology.into(), rank, gpu, ..options() };
                 let gpu = CudaBackend::new(folder.path(), options).unwrap();
                 let plan = gpu.memory(&spec(context)).unwrap();
                 let kv = gpu.usual_kv_bytes(&spec(context)).unwrap();
                 let sequences = plan.blocks(kv) / context.div_ceil(16);
-                assert!(sequences >= 2, "{tensor} ranks: {plan:?}, {kv} bytes are left");
+                assert!(sequences >= 2, "{topology}, rank {rank}: {plan:?}, {kv} bytes are left");
                 // Areas, the largest of which takes parts of all ranks' roots, are a small part of the memory.
                 assert!(plan.workspace < 1 << 30, "{plan:?}");
             }

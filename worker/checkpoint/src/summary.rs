@@ -75,9 +75,12 @@ pub struct CheckpointSummary {
     /// What the program that wrote this can compute on: `cpu`, `cuda`. Left empty here, where nothing is computed.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub backends: Vec<String>,
-    /// Those of them whose tensor-parallel ranks have to be in one pod, and which compute no pipeline stages.
+    /// Those of them whose tensor-parallel ranks have to be in one pod.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub one_node_backends: Vec<String>,
+    /// Those of these that compute pipeline stages, each of which may be in another pod.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub stage_backends: Vec<String>,
     /// Those of them that can keep keys and values in FP8.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub fp8_kv_backends: Vec<String>,
@@ -127,6 +130,7 @@ impl CheckpointSummary {
                 .map(|error| error.to_string()),
             backends: Vec::new(),
             one_node_backends: Vec::new(),
+            stage_backends: Vec::new(),
             fp8_kv_backends: Vec::new(),
             commit: None,
             content_identity: None,

@@ -5,9 +5,10 @@
 
 use cudarc::driver::CudaSlice;
 
-use crate::exchange::{Exchange, Which};
+use crate::exchange::{Edge, Exchange, Which};
 use crate::kv::KvCache;
 use crate::ops::{Added, LayerCount, OpError, Ops, Places, Weights};
+use crate::pinned::Pinned;
 use crate::rope::Rope;
 use crate::shape::Shape;
 use crate::weights::ModelWeights;
@@ -34,13 +35,15 @@ pub(crate) struct Chunk {
 }
 
 impl Model<'_> {
-    /// Run a chunk through every layer, writing its keys and values to the cache; the final norms are in `normed` then.
+    /// Run a chunk through every layer of the stage, writing its keys and values to the cache. The first stage looks the tokens
+    /// up, the others take the hidden rows from `edge`, to which all but the last give theirs; behind the last one the final
+    /// norms are in `normed`.
     pub(crate) fn run(
         &self,
         ops: &mut Ops,
         work: &mut Workspace,
         (cache, sizes): (&KvCache, &Sizes),
-        exchange: Option<&Exchange>,
+        (exchange, edge): (Option<&Exchange>, &mut Edge),
         chunk: Chunk,
     ) -> Result<(), OpError> {
         let Self { shape, weights, rope } = *self;
@@ -62,12 +65,13 @@ impl Model<'_> {
         let (hidden, normed) = (&mut work.hidden, &mut work.normed);
         let attention = sizes.attention(shape, chunk.longest);
         let norm = (shape.hidden_leaves.width, shape.epsilon);
-        let table = weights.embedding.address();
-        match exchange {
-            Some(exchange) => {
+        let table = weights.embedding.as_ref().map(Pinned::address);
+        match (table, exchange) {
+            (Some(table), Some(exchange)) => {
                 ops.embed_together(exchange.areas(), table, &tokens, rows, hidden, shape.hidden)?
             }
-            None => ops.embed_from(table, &tokens, rows, hidden, shape.hidden)?,
+            (Some(table), None) => ops.embed_from(table, &tokens, rows, hidden, shape.hidden)?,
+            (None, _) => edge.enqueue_take(ops, (exchange, shape), &chunk, (hidden, &work.roots))?,
         }
         let size = (rows, shape.hidden);
         let mut before = None;
@@ -99,8 +103,16 @@ impl Model<'_> {
             let product = (&layer.down, &work.roots);
             before = sum(ops, exchange, Which::Ffn, product, hidden, size)?;
         }
-        let norms = &weights.final_norm;
-        ops.add_norm(hidden, before, norms, normed, rows, norm, Some(layers))
+        // Before the last stage it only adds and counts, by any weights: the next stage norms by its own.
+        let any = weights.layers.last().map(|layer| &layer.post_norm);
+        let last = weights.head.as_ref().map(|head| &head.norm);
+        if let Some(weights) = last.or(any) {
+            ops.add_norm(hidden, before, weights, normed, rows, norm, Some(layers))?;
+        }
+        match last {
+            Some(_) => Ok(()),
+            None => edge.enqueue_give(ops, shape, &chunk, hidden),
+        }
     }
 }
 

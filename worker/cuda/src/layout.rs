@@ -50,7 +50,8 @@ pub(crate) struct LayerLayout {
 #[derive(Debug, Clone)]
 pub(crate) struct Layout {
     pub(crate) layers: Vec<LayerLayout>,
-    pub(crate) head: MatrixLayout,
+    /// None before the last stage.
+    pub(crate) head: Option<MatrixLayout>,
     hidden: usize,
 }
 
@@ -121,12 +122,10 @@ impl Layout {
         };
         Self {
             layers: (0..shape.layers).map(layer).collect(),
-            head: matrix(
-                None,
-                &[TensorKind::Head],
-                shape.vocab_width(),
-                &shape.hidden_leaves,
-            ),
+            head: shape.has_head.then(|| {
+                let kinds = &[TensorKind::Head];
+                matrix(None, kinds, shape.vocab_width(), &shape.hidden_leaves)
+            }),
             hidden: shape.hidden,
         }
     }
@@ -157,13 +156,14 @@ impl Layout {
         })
     }
 
-    pub(crate) fn matrix(&self, id: MatrixId) -> &MatrixLayout {
+    /// A matrix; none for the head of a stage that has none.
+    pub(crate) fn matrix(&self, id: MatrixId) -> Option<&MatrixLayout> {
         match id {
-            MatrixId::Qkv(layer) => &self.layers[layer].qkv,
-            MatrixId::O(layer) => &self.layers[layer].o,
-            MatrixId::GateUp(layer) => &self.layers[layer].gate_up,
-            MatrixId::Down(layer) => &self.layers[layer].down,
-            MatrixId::Head => &self.head,
+            MatrixId::Qkv(layer) => Some(&self.layers[layer].qkv),
+            MatrixId::O(layer) => Some(&self.layers[layer].o),
+            MatrixId::GateUp(layer) => Some(&self.layers[layer].gate_up),
+            MatrixId::Down(layer) => Some(&self.layers[layer].down),
+            MatrixId::Head => self.head.as_ref(),
         }
     }
 
@@ -172,12 +172,13 @@ impl Layout {
             .layers
             .iter()
             .flat_map(|layer| [&layer.qkv, &layer.o, &layer.gate_up, &layer.down]);
-        of_layers.chain([&self.head])
+        of_layers.chain(&self.head)
     }
 
     /// Bytes of all weights on the device; the embedding stays in memory of the host.
     pub(crate) fn bytes(&self) -> usize {
-        let norms = (2 * self.layers.len() + 1) * aligned(4 * self.hidden);
+        let last = usize::from(self.head.is_some());
+        let norms = (2 * self.layers.len() + last) * aligned(4 * self.hidden);
         self.matrices().map(MatrixLayout::bytes).sum::<usize>() + norms
     }
 

@@ -9,7 +9,7 @@
 //! | [`compile`] | CUDA C++ to PTX by NVRTC, kept by content hash |
 //! | [`source`] | the kernels' texts |
 //! | [`ops`] | one safe function for each kernel: shapes are checked before a launch |
-//! | `exchange` | what ranks of a tensor group give each other, over memory of their GPUs |
+//! | `exchange` | what ranks of a stage give each other, over memory of their GPUs, and stages, over the mesh |
 //! | `shape`, `layout`, `weights`, `load` | a rank's sizes, its matrices, and how they come to the device |
 //! | `work`, `kv`, `rope`, `pinned` | buffers of a formed rank |
 //! | `forward`, `sample` | the layers; from final norms to candidates |

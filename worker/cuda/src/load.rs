@@ -3,7 +3,7 @@
 use std::ops::ControlFlow;
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
 
-use cudarc::driver::{CudaEvent, CudaStream, DevicePtr as _, result};
+use cudarc::driver::{CudaContext, CudaEvent, CudaStream, DevicePtr as _, result};
 use half::bf16;
 use llamero_checkpoint::load::{Rows, Sink, SinkError, load_rank};
 use llamero_checkpoint::{Checkpoint, Dtype, ModelLayout, RankShard, TensorKind, e4m3};
@@ -30,11 +30,11 @@ pub(crate) fn load(
     model: &ModelLayout,
     shard: &RankShard,
     (shape, layout): (&Shape, &Layout),
-    weights: &ModelWeights,
+    (weights, context): (&ModelWeights, &Arc<CudaContext>),
     watch: &dyn LoadWatch,
 ) -> Result<(), BackendError> {
     let threads = std::thread::available_parallelism().map_or(1, |n| n.get().min(MAX_THREADS));
-    let stream = weights.final_norm.context().new_stream().map_err(refused)?;
+    let stream = context.new_stream().map_err(refused)?;
     let uploader =
         Uploader::new(shape, layout, weights, shard, model.is_tied(), stream, threads).map_err(refused)?;
     let loaded = load_rank(checkpoint, model, shard, threads, &uploader, &mut |now| {
@@ -182,7 +182,12 @@ impl<'a> Uploader<'a> {
         })
     }
 
-    fn embedding(&self, rows: &Rows<'_>, scratch: &mut Scratch) -> Result<(), SinkError> {
+    fn embedding(
+        &self,
+        table: &Pinned<u16>,
+        rows: &Rows<'_>,
+        scratch: &mut Scratch,
+    ) -> Result<(), SinkError> {
         let bytes = rows.bf16(&mut scratch.converted)?;
         let values: Vec<u16> = bytes
             .as_chunks()
@@ -191,11 +196,7 @@ impl<'a> Uploader<'a> {
             .map(|pair| u16::from_le_bytes(*pair))
             .collect();
         // SAFETY: every row is handed over once.
-        unsafe {
-            self.weights
-                .embedding
-                .put(rows.first as usize * self.shape.hidden, &values);
-        }
+        unsafe { table.put(rows.first as usize * self.shape.hidden, &values) };
         Ok(())
     }
 
@@ -206,7 +207,9 @@ impl<'a> Uploader<'a> {
         rows: &Rows<'_>,
         scratch: &mut Scratch,
     ) -> Result<(), SinkError> {
-        let (layout, weights) = (self.layout.matrix(id), self.weights.matrix(id));
+        let (Some(layout), Some(weights)) = (self.layout.matrix(id), self.weights.matrix(id)) else {
+            return Err(format!("{id:?} has no place on this rank").into());
+        };
         let fp8 = rows.piece.tensor.dtype == Dtype::F8E4M3;
         let bytes = match (layout.element, fp8) {
             (Element::E4m3, _) => rows.e4m3()?,
@@ -262,15 +265,21 @@ impl Sink for Uploader<'_> {
         let Some(place) = self.layout.place(self.shape, id, self.first_layer) else {
             return Err(format!("{id} has no place on this rank").into());
         };
-        if self.is_tied && id.kind == TensorKind::Head {
-            self.embedding(rows, scratch)?;
+        // The head of a tied model is the embedding, too, where the rank has both.
+        let is_table = match place {
+            Place::Embedding => true,
+            _ => self.is_tied && id.kind == TensorKind::Head,
+        };
+        if let (true, Some(table)) = (is_table, &self.weights.embedding) {
+            self.embedding(table, rows, scratch)?;
         }
-        match place {
-            Place::Embedding => self.embedding(rows, scratch),
-            Place::InputNorm(layer) => self.norm(&self.weights.layers[layer].input_norm, rows),
-            Place::PostNorm(layer) => self.norm(&self.weights.layers[layer].post_norm, rows),
-            Place::FinalNorm => self.norm(&self.weights.final_norm, rows),
-            Place::Matrix(id, first) => self.matrix(id, first, rows, scratch),
+        match (place, &self.weights.head) {
+            (Place::Embedding, _) => Ok(()),
+            (Place::InputNorm(layer), _) => self.norm(&self.weights.layers[layer].input_norm, rows),
+            (Place::PostNorm(layer), _) => self.norm(&self.weights.layers[layer].post_norm, rows),
+            (Place::FinalNorm, Some(head)) => self.norm(&head.norm, rows),
+            (Place::FinalNorm, None) => Err("the last norm has no place on this rank".into()),
+            (Place::Matrix(id, first), _) => self.matrix(id, first, rows, scratch),
         }
     }
 }

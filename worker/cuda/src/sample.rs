@@ -295,10 +295,13 @@ impl Sampler<'_> {
         adjustments: Option<(&[Place], &Adjustments)>,
         room: &mut Room,
     ) -> Result<(), BackendError> {
+        let Some(head) = &self.weights.head else {
+            return Err(crate::error::bug("a stage without a head is to sample"));
+        };
         let stride = self.shape.hidden_leaves.stride();
         let view = states.slice(first * stride..(first + count) * stride);
         self.ops
-            .product(&self.weights.head, &view, count, &mut self.buffers.logits)?;
+            .product(&head.matrix, &view, count, &mut self.buffers.logits)?;
         match adjustments {
             Some((places, adjustments)) => self.adjust(places, adjustments, room),
             None => Ok(()),

@@ -1,6 +1,6 @@
 //! The sizes of one rank's part of the model, and its orders of summation.
 
-use llamero_checkpoint::{LlamaConfig, RankShard, Runs, ShardPlan};
+use llamero_checkpoint::{LlamaConfig, RankShard, Runs, ShardPlan, TensorId, TensorKind};
 use llamero_engine::{BackendError, LeafLayout};
 
 use crate::ops::exchange::{MOST_RANKS, SumOrder};
@@ -16,7 +16,12 @@ const MAX_LEAVES: u32 = 32;
 pub(crate) struct Shape {
     /// Width of the residual stream.
     pub(crate) hidden: usize,
+    /// Layers of this rank's stage.
     pub(crate) layers: usize,
+    /// Whether the stage begins with the embedding; a later one takes over what the one before it has computed.
+    pub(crate) has_embedding: bool,
+    /// Whether the stage ends with the head; an earlier one passes on what it has computed.
+    pub(crate) has_head: bool,
     pub(crate) head_dim: usize,
     /// This rank's query heads.
     pub(crate) q_heads: usize,
@@ -44,7 +49,7 @@ pub(crate) struct Shape {
     /// How the roots of all ranks join in `o` and in `down`.
     pub(crate) attention_sum: SumOrder,
     pub(crate) ffn_sum: SumOrder,
-    /// Ranks that share the layers, and this one's number among them.
+    /// Ranks of the stage, which share its layers, and this one's number among them.
     pub(crate) world: usize,
     pub(crate) index: usize,
 }
@@ -91,6 +96,8 @@ impl Shape {
         Ok(Self {
             hidden: config.hidden_size as usize,
             layers: shard.layers.len(),
+            has_embedding: shard.has(global(TensorKind::Embed)),
+            has_head: shard.has(global(TensorKind::Head)),
             head_dim,
             q_heads,
             kv_heads,
@@ -116,15 +123,25 @@ impl Shape {
         (self.q_heads + 2 * self.kv_heads) * self.head_dim
     }
 
-    /// Rows of this rank's head.
+    /// Token ids of this rank: rows of its embedding, and of its head.
     pub(crate) fn vocab_width(&self) -> usize {
         self.vocab.len() as usize
+    }
+
+    /// Rows of this rank's head; none before the last stage.
+    pub(crate) fn head_width(&self) -> usize {
+        if self.has_head { self.vocab_width() } else { 0 }
     }
 
     /// Leaves of the products over the hidden width, of `o` and of `down`, for the numerics class.
     pub(crate) fn leaf_counts(config: &LlamaConfig, shard: &RankShard) -> (u32, u32, u32) {
         (HIDDEN_LEAVES, attention_leaf_count(config), shard.leaves.count)
     }
+}
+
+/// A tensor that belongs to no layer.
+fn global(kind: TensorKind) -> TensorId {
+    TensorId { layer: None, kind }
 }
 
 fn unusable(why: String) -> BackendError {

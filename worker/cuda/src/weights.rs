@@ -26,11 +26,19 @@ pub(crate) struct LayerWeights {
 /// All of them. Not initialised before they are loaded.
 #[derive(Debug)]
 pub(crate) struct ModelWeights {
-    /// bf16 `[vocabulary of the rank][hidden]`, in pinned memory of the host.
-    pub(crate) embedding: Pinned<u16>,
+    /// bf16 `[vocabulary of the rank][hidden]`, in pinned memory of the host; none behind the first stage.
+    pub(crate) embedding: Option<Pinned<u16>>,
     pub(crate) layers: Vec<LayerWeights>,
-    pub(crate) final_norm: CudaSlice<f32>,
-    pub(crate) head: Weights,
+    /// None before the last stage.
+    pub(crate) head: Option<HeadWeights>,
+}
+
+/// What stands behind the layers of the last stage.
+#[derive(Debug)]
+pub(crate) struct HeadWeights {
+    pub(crate) norm: CudaSlice<f32>,
+    /// From hidden states to logits of the rank's vocabulary.
+    pub(crate) matrix: Weights,
 }
 
 /// Room for `count` elements, with whatever was there before.
@@ -109,29 +117,38 @@ impl ModelWeights {
                 down: allocator.matrix(&layer.down)?,
             });
         }
-        let embedding = shape.vocab_width() * shape.hidden;
-        let embedding = Pinned::new(stream.context(), embedding).map_err(|error| {
-            unusable(format!(
-                "the host has no {} bytes of memory to pin for the embedding: {}. Raise the pod's memory",
-                2 * embedding,
-                crate::probe::describe(error)
-            ))
-        })?;
+        let table = shape.vocab_width() * shape.hidden;
+        let embedding = || {
+            Pinned::new(stream.context(), table).map_err(|error| {
+                unusable(format!(
+                    "the host has no {} bytes of memory to pin for the embedding: {}. Raise the pod's memory",
+                    2 * table,
+                    crate::probe::describe(error)
+                ))
+            })
+        };
+        let head = match &layout.head {
+            Some(head) => Some(HeadWeights {
+                norm: norm()?,
+                matrix: allocator.matrix(head)?,
+            }),
+            None => None,
+        };
         Ok(Self {
-            embedding,
+            embedding: shape.has_embedding.then(embedding).transpose()?,
             layers,
-            final_norm: norm()?,
-            head: allocator.matrix(&layout.head)?,
+            head,
         })
     }
 
-    pub(crate) fn matrix(&self, id: MatrixId) -> &Weights {
+    /// A matrix; none for the head of a stage that has none.
+    pub(crate) fn matrix(&self, id: MatrixId) -> Option<&Weights> {
         match id {
-            MatrixId::Qkv(layer) => &self.layers[layer].qkv,
-            MatrixId::O(layer) => &self.layers[layer].o,
-            MatrixId::GateUp(layer) => &self.layers[layer].gate_up,
-            MatrixId::Down(layer) => &self.layers[layer].down,
-            MatrixId::Head => &self.head,
+            MatrixId::Qkv(layer) => Some(&self.layers[layer].qkv),
+            MatrixId::O(layer) => Some(&self.layers[layer].o),
+            MatrixId::GateUp(layer) => Some(&self.layers[layer].gate_up),
+            MatrixId::Down(layer) => Some(&self.layers[layer].down),
+            MatrixId::Head => self.head.as_ref().map(|head| &head.matrix),
         }
     }
 
@@ -141,7 +158,7 @@ impl ModelWeights {
             .layers
             .iter()
             .flat_map(|layer| [&layer.input_norm, &layer.post_norm]);
-        of_layers.chain([&self.final_norm])
+        of_layers.chain(self.head.as_ref().map(|head| &head.norm))
     }
 
     /// Every matrix.
@@ -150,6 +167,6 @@ impl ModelWeights {
             .layers
             .iter()
             .flat_map(|layer| [&layer.qkv, &layer.o, &layer.gate_up, &layer.down]);
-        of_layers.chain([&self.head])
+        of_layers.chain(self.head.as_ref().map(|head| &head.matrix))
     }
 }

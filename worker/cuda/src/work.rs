@@ -125,7 +125,7 @@ struct Counts {
 
 impl Counts {
     fn new(shape: &Shape, sizes: &Sizes) -> Self {
-        let vocab = shape.vocab_width();
+        let vocab = shape.head_width();
         let roots = shape
             .attention_leaves
             .roots
@@ -149,7 +149,11 @@ impl Counts {
             frame: REGIONS * sizes.tokens,
             // One more slot, of rows that only fill up a batch.
             tables: (sizes.sequences + 1) * sizes.table(),
-            states: sizes.tokens * shape.hidden_leaves.stride(),
+            states: if shape.has_head {
+                sizes.tokens * shape.hidden_leaves.stride()
+            } else {
+                0
+            },
             logits: MAX_ROWS * vocab,
             segments: vocab.div_ceil(SEGMENT),
             tiles: vocab.div_ceil(TILE),
@@ -266,7 +270,9 @@ impl Workspace {
         let floats = |count| room::<f32>(stream, count).map_err(refused);
         let halves = |count| room::<u16>(stream, count).map_err(refused);
         let doubles = |count| room::<u64>(stream, count).map_err(refused);
-        let tiles: Vec<u32> = shape.vocab_tiles.iter().collect();
+        let mut tiles: Vec<u32> = shape.vocab_tiles.iter().collect();
+        // Nothing is sampled before the last stage, and a buffer has at least one element.
+        tiles.truncate(counts.tiles.max(1));
         Ok(Self {
             hidden: floats(counts.hidden)?,
             normed: halves(counts.normed)?,

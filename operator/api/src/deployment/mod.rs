@@ -130,7 +130,8 @@ pub struct Parallelism {
     #[schemars(range(min = *limits::TENSOR.start(), max = *limits::TENSOR.end()))]
     pub tensor: i32,
     /// Pipeline stages, of which each has its own layers: the group has `tensor` × `pipeline` ranks. Stages exchange little, so
-    /// they may stand on different nodes where `tensor` ranks of one node share fast links. Only with the CPU backend for now.
+    /// they may stand on different nodes where `tensor` ranks of one node share fast links. On GPUs the ranks of a stage have to be
+    /// in one pod: `accelerator.perNode` is `tensor`, or a multiple of it.
     #[serde(default = "one")]
     #[schemars(range(min = *limits::PIPELINE.start(), max = *limits::PIPELINE.end()))]
     pub pipeline: i32,

@@ -187,6 +187,7 @@ fn summary() -> CheckpointSummary {
         backends: vec!["cpu".into()],
         one_device_backends: vec![],
         one_node_backends: vec![],
+        stage_backends: vec![],
         fp8_kv_backends: vec![],
         commit: None,
         content_identity: None,

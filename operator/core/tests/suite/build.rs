@@ -71,6 +71,7 @@ pub(crate) fn summary() -> CheckpointSummary {
         backends: vec!["cpu".into(), "cuda".into()],
         one_device_backends: vec![],
         one_node_backends: vec![],
+        stage_backends: vec![],
         fp8_kv_backends: vec![],
         commit: None,
         content_identity: None,

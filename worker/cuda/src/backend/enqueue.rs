@@ -8,7 +8,7 @@ use llamero_engine::{BackendError, RowOutput};
 
 use super::formed_group::FormedGroup;
 use super::graphs::{Key, bucket, buckets, reach};
-use super::step::{Stage, Step};
+use super::step::{Phase, Step};
 use crate::error::{bug, refused};
 use crate::forward::{Chunk, Model};
 use crate::ops::{MAX_ROWS, NOTHING, Ops};
@@ -23,30 +23,30 @@ pub(super) struct Enqueue<'a> {
 }
 
 impl Enqueue<'_> {
-    /// Layers in the order of the steps, as far as tokens are known; then candidates of every step whose biases and masks
+    /// Layers in the order of the steps, as far as tokens are known and what the stage before gives is here; then candidates of every step whose biases and masks
     /// are.
     pub(super) fn pump(&mut self) -> Result<(), BackendError> {
         for index in 0..self.group.steps.len() {
-            if !matches!(self.group.steps[index].stage, Stage::Submitted) {
+            if !matches!(self.group.steps[index].phase, Phase::Submitted) {
                 continue;
             }
-            if self.group.steps[index].late.tokens().is_none() {
+            let step = &self.group.steps[index];
+            if step.late.tokens().is_none() || !step.is_here {
                 break;
             }
             self.tables(index)?;
             for (from, to) in &self.group.steps[index].plan.blocks.copies {
                 self.group.cache.copy(*from, *to)?;
             }
-            if is_decode(&self.group.steps[index]) {
+            if self.group.steps[index].is_decode() {
                 self.decode(index)?;
             } else {
                 self.layers(index)?;
-                self.group.steps[index].stage = Stage::Forwarded;
             }
         }
         for index in 0..self.group.steps.len() {
             let step = &self.group.steps[index];
-            if matches!(step.stage, Stage::Forwarded) && step.late.adjustments().is_some() {
+            if matches!(step.phase, Phase::Forwarded) && step.late.adjustments().is_some() {
                 self.candidates(index)?;
             }
         }
@@ -56,13 +56,14 @@ impl Enqueue<'_> {
     /// Capture the graphs of the usual decode steps.
     pub(super) fn warm_up(&mut self) -> Result<(), BackendError> {
         let most = bucket(self.group.sizes.sequences);
+        let sampling = self.model.shape.has_head.then(Wants::default);
         for lane in 0..self.group.lanes.len() {
             for rows in buckets().filter(|rows| *rows <= most) {
                 let key = Key {
                     lane,
                     rows,
                     longest: reach(1),
-                    sampling: Some(Wants::default()),
+                    sampling,
                 };
                 self.capture(key)?;
             }
@@ -84,7 +85,7 @@ impl Enqueue<'_> {
         pad(lane.frame.as_mut_slice(), tokens.len()..rows, (token, spare));
         let answers: Vec<(usize, Answer)> = step.answers.iter().copied().enumerate().collect();
         let sampling = match (step.late.adjustments(), lane.room.take()) {
-            (Some(adjustments), Some(room)) if adjustments.is_empty() => {
+            (Some(adjustments), Some(room)) if self.model.shape.has_head && adjustments.is_empty() => {
                 let group = Group::new(answers, &step.plan, &self.model.shape.vocab, room);
                 let wants = group.wants();
                 step.groups.push(group);
@@ -108,11 +109,17 @@ impl Enqueue<'_> {
             Some(graph) => graph.launch().map_err(refused)?,
             None => self.record(key)?,
         }
-        let step = &mut self.group.steps[index];
-        step.stage = match sampling {
-            Some(_) => Stage::Enqueued(self.ops.stream().record_event(None).map_err(refused)?),
-            None => Stage::Forwarded,
+        let is_whole = sampling.is_some() || !self.model.shape.has_head;
+        self.forwarded(index, is_whole)
+    }
+
+    /// A step's layers are enqueued, and with them the whole step or not.
+    fn forwarded(&mut self, index: usize, is_whole: bool) -> Result<(), BackendError> {
+        let phase = match is_whole {
+            true => Phase::Enqueued(self.ops.stream().record_event(None).map_err(refused)?),
+            false => Phase::Forwarded,
         };
+        self.group.steps[index].phase = phase;
         Ok(())
     }
 
@@ -156,8 +163,11 @@ impl Enqueue<'_> {
             longest: key.longest,
         };
         let cache = (&group.cache, &group.sizes);
-        self.model
-            .run(self.ops, &mut group.work, cache, group.exchange.as_ref(), chunk)?;
+        let links = (group.exchange.as_ref(), &mut group.lanes[key.lane].edge);
+        self.model.run(self.ops, &mut group.work, cache, links, chunk)?;
+        if !self.model.shape.has_head {
+            return group.bring_back_whether_failed(key.lane);
+        }
         self.gather(key.lane, MAX_ROWS, (0, key.rows))?;
         let Some(wants) = key.sampling else { return Ok(()) };
         // A step that is under way has the room of its lane; warming up finds it at home.
@@ -183,7 +193,7 @@ impl Enqueue<'_> {
         group.bring_back_whether_failed(key.lane)
     }
 
-    /// Everything of a step up to the final norms of its answered positions.
+    /// Everything of a step up to the final norms of its answered positions, or up to what the next stage is given.
     fn layers(&mut self, index: usize) -> Result<(), BackendError> {
         let chunks = self.frame(index)?;
         if let (true, Some(exchange)) = (chunks.is_empty(), &self.group.exchange) {
@@ -194,8 +204,12 @@ impl Enqueue<'_> {
         for chunk in chunks {
             let group = &mut *self.group;
             let cache = (&group.cache, &group.sizes);
-            self.model
-                .run(self.ops, &mut group.work, cache, group.exchange.as_ref(), chunk)?;
+            let lane = group.steps[index].lane;
+            let links = (group.exchange.as_ref(), &mut group.lanes[lane].edge);
+            self.model.run(self.ops, &mut group.work, cache, links, chunk)?;
+            if !self.model.shape.has_head {
+                continue;
+            }
             let step = &self.group.steps[index];
             let end = chunk.first + chunk.rows;
             let count = step.answers[answered..]
@@ -203,12 +217,16 @@ impl Enqueue<'_> {
                 .take_while(|answer| answer.token < end)
                 .count();
             if count > 0 {
-                let lane = step.lane;
                 self.gather(lane, chunk.width, (answered, count))?;
                 answered += count;
             }
         }
-        Ok(())
+        let has_head = self.model.shape.has_head;
+        if !has_head {
+            let lane = self.group.steps[index].lane;
+            self.group.bring_back_whether_failed(lane)?;
+        }
+        self.forwarded(index, !has_head)
     }
 
     /// Keep the final norms of `count` answers from `first` on.
@@ -284,7 +302,7 @@ impl Enqueue<'_> {
             }
             let room = match self.group.rooms.pop() {
                 Some(room) => room,
-                None => Room::new(self.ops.stream().context(), shape.vocab_width()).map_err(refused)?,
+                None => Room::new(self.ops.stream().context(), shape.head_width()).map_err(refused)?,
             };
             let mut group = Group::new(answers.to_vec(), &step.plan, &shape.vocab, room);
             let mut sampler = Sampler {
@@ -301,7 +319,7 @@ impl Enqueue<'_> {
         self.group
             .bring_back_whether_failed(self.group.steps[index].lane)?;
         let event = self.ops.stream().record_event(None).map_err(refused)?;
-        self.group.steps[index].stage = Stage::Enqueued(event);
+        self.group.steps[index].phase = Phase::Enqueued(event);
         Ok(())
     }
 
@@ -331,18 +349,6 @@ impl Enqueue<'_> {
         }
         Ok(())
     }
-}
-
-/// Whether every row has one token, which is sampled.
-fn is_decode(step: &Step) -> bool {
-    let rows = step.plan.rows.len();
-    (1..=MAX_ROWS).contains(&rows)
-        && step.answers.len() == rows
-        && step
-            .plan
-            .rows
-            .iter()
-            .all(|row| row.tokens.len() == 1 && matches!(row.output, RowOutput::Sample { .. }))
 }
 
 /// Whose rows of the embedding the rank has.

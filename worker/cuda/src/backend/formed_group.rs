@@ -13,9 +13,9 @@ use llamero_engine::{
 
 use super::enqueue::Enqueue;
 use super::graphs::Graphs;
-use super::step::{Span, Stage, Step};
+use super::step::{Phase, Span, Step};
 use crate::error::{bug, refused, unusable};
-use crate::exchange::Exchange;
+use crate::exchange::{Edge, Exchange, Hop, Watch, frame_bytes};
 use crate::forward::Model;
 use crate::kv::KvCache;
 use crate::ops::Ops;
@@ -36,6 +36,8 @@ pub(super) struct Lane {
     pub(super) entries: Vec<Lent<u32>>,
     /// Not 0 where an exchange had failed by the end of the step.
     failed: Pinned<u32>,
+    /// What it takes from other stages and gives to them.
+    pub(super) edge: Edge,
     /// For results of graphs; away while a step has it.
     pub(super) room: Option<Room>,
 }
@@ -50,13 +52,18 @@ pub(super) struct FormedGroup {
     // Graphs go before the buffers that they name.
     pub(super) graphs: Graphs,
     pub(super) work: Workspace,
-    /// With the other ranks of the tensor group; none for a rank alone.
+    /// With the other ranks of the stage; none for a rank alone there.
     pub(super) exchange: Option<Exchange>,
+    /// To other stages; none where there is but one.
+    pub(super) hop: Option<Hop>,
+    /// Hears of all other ranks of the group; none for a rank alone.
+    pub(super) watch: Option<Watch>,
     pub(super) lanes: Vec<Lane>,
     /// Final norms of answered positions, of each lane.
     pub(super) lanes_states: Vec<CudaSlice<u16>>,
     /// The slot of rows that only fill up a batch.
     pub(super) spare: u32,
+    is_first_stage: bool,
     free_lanes: Vec<usize>,
     /// Host memory for what comes and goes with a step.
     pub(super) pool: Pool,
@@ -88,7 +95,8 @@ impl FormedGroup {
                 frame: Pinned::new(stream.context(), REGIONS * sizes.tokens).map_err(refused)?,
                 entries: Vec::new(),
                 failed: Pinned::new(stream.context(), 1).map_err(refused)?,
-                room: Some(Room::new(stream.context(), shape.vocab_width()).map_err(refused)?),
+                edge: Edge::new(stream.context(), shape, sizes.tokens)?,
+                room: Some(Room::new(stream.context(), shape.head_width()).map_err(refused)?),
             });
         }
         let cache = KvCache::new(
@@ -107,9 +115,12 @@ impl FormedGroup {
             graphs: Graphs::default(),
             work,
             exchange: None,
+            hop: None,
+            watch: None,
             lanes,
             lanes_states,
             spare: spec.limits.max_sequences,
+            is_first_stage: shape.has_embedding,
             pool: Pool::new(stream.context()),
             rooms: Vec::new(),
             next_step: 1,
@@ -188,11 +199,15 @@ impl FormedGroup {
             table: self.state.table(row.slot),
         });
         let ticket = Ticket(plan.step);
-        let step = Step::new(ticket, plan, spans.collect(), entries, lane);
+        let step = Step::new(
+            ticket,
+            plan,
+            spans.collect(),
+            entries,
+            (lane, self.is_first_stage),
+        );
         self.steps.push_back(step);
-        if let Some(exchange) = &self.exchange {
-            exchange.set_busy(true);
-        }
+        self.set_busy(true);
         Ok(ticket)
     }
 
@@ -213,40 +228,38 @@ impl FormedGroup {
         .pump()
     }
 
-    /// Wait for a step of which all is enqueued by [`Self::pump`] that can be.
+    /// Wait for a step of which all is enqueued by [`Self::pump`] that can be. Frames of other stages are moved meanwhile.
     pub(super) fn wait(
         &mut self,
         ticket: Ticket,
         until: Instant,
-        model: Model<'_>,
+        (model, ops): (Model<'_>, &mut Ops),
         progress: &StepProgress,
     ) -> Result<Waited, BackendError> {
         let index = self.index(ticket)?;
         for step in self.steps.iter().take(index + 1) {
-            match step.stage {
-                Stage::Submitted => {
-                    return Err(bug(format!(
-                        "step {} is waited for before its {} late tokens are there",
-                        step.plan.step, step.plan.late_tokens
-                    )));
-                }
-                Stage::Forwarded => return Ok(Waited::NeedsSampling),
-                Stage::Enqueued(_) | Stage::Done(_) => {}
+            if matches!(step.phase, Phase::Forwarded) {
+                return Ok(Waited::NeedsSampling);
+            }
+            if step.late.tokens().is_none() {
+                return Err(bug(format!(
+                    "step {} is waited for before its {} late tokens are there",
+                    step.plan.step, step.plan.late_tokens
+                )));
             }
         }
         let started = Instant::now();
         loop {
+            self.take_frame(model, ops)?;
+            let is_before_sampling = |step: &Step| matches!(step.phase, Phase::Forwarded);
+            if self.steps.iter().take(index + 1).any(is_before_sampling) {
+                return Ok(Waited::NeedsSampling);
+            }
+            self.end_steps(index, model)?;
+            // What the device has counted up to there.
             self.tell(progress);
-            let event = match &self.steps[index].stage {
-                Stage::Done(output) => return Ok(Waited::Done(output.clone())),
-                Stage::Enqueued(event) => event,
-                Stage::Submitted | Stage::Forwarded => return Ok(Waited::Pending),
-            };
-            if event.try_is_complete().map_err(refused)? {
-                self.check_exchanges(index)?;
-                self.tell(progress);
-                self.finish(index, model);
-                continue;
+            if let Phase::Done(output) = &self.steps[index].phase {
+                return Ok(Waited::Done(output.clone()));
             }
             if progress.is_stopped() {
                 return Err(MeshError::Aborted.into());
@@ -263,6 +276,51 @@ impl FormedGroup {
         }
     }
 
+    /// Enqueue the next step that waits for the stage before, if its frame is here or has begun to come.
+    fn take_frame(&mut self, model: Model<'_>, ops: &mut Ops) -> Result<(), BackendError> {
+        let Some(hop) = &mut self.hop else {
+            return Ok(());
+        };
+        let mut steps = self.steps.iter_mut();
+        let next = steps.find(|step| matches!(step.phase, Phase::Submitted));
+        // Whoever gives it has the same late tokens.
+        let Some(step) = next.filter(|step| !step.is_here && step.late.tokens().is_some()) else {
+            return Ok(());
+        };
+        let bytes = frame_bytes(model.shape, step.computed_rows());
+        let incoming = self.lanes[step.lane].edge.incoming.as_mut();
+        let Some(into) = incoming.and_then(|all| all.as_mut_slice().get_mut(..bytes)) else {
+            return Err(bug(format!("{bytes} bytes of the stage before have no room")));
+        };
+        step.is_here = hop.take(self.watch.as_ref(), step.ticket.0, into)?;
+        match step.is_here {
+            true => self.pump(model, ops),
+            false => Ok(()),
+        }
+    }
+
+    /// End the steps up to this one that are computed, in their order: give the next stage what it waits for.
+    fn end_steps(&mut self, index: usize, model: Model<'_>) -> Result<(), BackendError> {
+        for number in 0..=index {
+            let step = &self.steps[number];
+            match &step.phase {
+                Phase::Done(_) => continue,
+                Phase::Enqueued(event) if event.try_is_complete().map_err(refused)? => {}
+                Phase::Submitted | Phase::Forwarded | Phase::Enqueued(_) => return Ok(()),
+            }
+            self.check_exchanges(number)?;
+            if let (Some(hop), Some(outgoing)) = (&self.hop, &self.lanes[step.lane].edge.outgoing) {
+                let bytes = frame_bytes(model.shape, step.computed_rows());
+                let Some(frame) = outgoing.as_slice().get(..bytes) else {
+                    return Err(bug(format!("{bytes} bytes for the stage behind have no room")));
+                };
+                hop.give(self.watch.as_ref(), step.ticket.0, frame)?;
+            }
+            self.finish(number, model);
+        }
+        Ok(())
+    }
+
     /// Enqueue, behind everything of a step, to bring back whether an exchange has failed so far. Later steps may fail while the
     /// host has not yet seen that this one is done.
     pub(super) fn bring_back_whether_failed(&mut self, lane: usize) -> Result<(), BackendError> {
@@ -277,12 +335,25 @@ impl FormedGroup {
     /// An error when an exchange of a step, which is done, has failed: what was computed behind it is worth nothing.
     fn check_exchanges(&self, index: usize) -> Result<(), BackendError> {
         let step = &self.steps[index];
-        match &self.exchange {
-            Some(exchange) if self.lanes[step.lane].failed.read(0) != 0 => {
-                exchange.check(step.ticket.0)?;
-                Err(MeshError::Aborted.into())
-            }
-            _ => Ok(()),
+        if self.exchange.is_none() || self.lanes[step.lane].failed.read(0) == 0 {
+            return Ok(());
+        }
+        self.check_watch(step.ticket.0)?;
+        Err(MeshError::Aborted.into())
+    }
+
+    /// The error by which a wait on the device has failed; none while all have ended well.
+    pub(super) fn check_watch(&self, step: u64) -> Result<(), BackendError> {
+        match &self.watch {
+            Some(watch) => Ok(watch.check(step)?),
+            None => Ok(()),
+        }
+    }
+
+    /// Whether steps are under way, for which peers have to be there.
+    pub(super) fn set_busy(&self, is_busy: bool) {
+        if let Some(watch) = &self.watch {
+            watch.set_busy(is_busy);
         }
     }
 
@@ -330,10 +401,8 @@ impl FormedGroup {
             output.hidden.push((row, sum));
         }
         self.lanes[step.lane].entries.clear();
-        step.stage = Stage::Done(output);
-        if let Some(exchange) = &self.exchange {
-            exchange.set_busy(!self.steps.iter().all(Step::is_done));
-        }
+        step.phase = Phase::Done(output);
+        self.set_busy(!self.steps.iter().all(Step::is_done));
     }
 
     fn index(&self, ticket: Ticket) -> Result<usize, BackendError> {
@@ -351,8 +420,13 @@ impl FormedGroup {
     ) -> Result<LogitShard, BackendError> {
         let why = |why: String| bug(format!("logits of step {}: {why}", ticket.0));
         let step = &self.steps[self.index(ticket)?];
-        if !matches!(step.stage, Stage::Done(_)) {
+        if !matches!(step.phase, Phase::Done(_)) {
             return Err(why("it is not computed".into()));
+        }
+        if !model.shape.has_head {
+            return Err(why(
+                "the last stage has the head, and this rank is of an earlier one".into(),
+            ));
         }
         let sampled = |answer: &&llamero_engine::kv_state::Answer| {
             (answer.row, answer.offset) == (row, offset)
@@ -361,7 +435,7 @@ impl FormedGroup {
         let Some(state) = step.answers.iter().position(|answer| sampled(&answer)) else {
             return Err(why(format!("position {offset} of row {row} was not sampled")));
         };
-        let vocab = model.shape.vocab_width();
+        let vocab = model.shape.head_width();
         let mut room = match self.rooms.pop() {
             Some(room) => room,
             None => Room::new(self.stream.context(), vocab).map_err(refused)?,
@@ -441,7 +515,7 @@ impl FormedGroup {
         let Some(step) = self.steps.remove(index) else {
             return;
         };
-        if !matches!(step.stage, Stage::Submitted | Stage::Done(_)) {
+        if !matches!(step.phase, Phase::Submitted | Phase::Done(_)) {
             let _ = self.stream.synchronize();
         }
         for group in step.groups {
@@ -453,8 +527,8 @@ impl FormedGroup {
 
 impl Drop for FormedGroup {
     fn drop(&mut self) {
-        if let Some(exchange) = &self.exchange {
-            exchange.abort();
+        if let Some(watch) = &self.watch {
+            watch.abort();
             self.end();
         }
         // Pinned memory is given back at once, and the device may still be writing to it.

@@ -85,18 +85,15 @@ fn repeat_reads(
 impl CudaBackend {
     /// Measure what exchanges with the peers give, which do the same, and write it to the board. Not for a rank alone.
     pub(super) fn measure_exchanges(&mut self) -> Result<(), BackendError> {
-        let Some(exchange) = &self.formed()?.exchange else {
-            return Ok(());
-        };
         // A peer that dies meanwhile is noticed, as in a step.
-        exchange.set_busy(true);
+        self.formed()?.set_busy(true);
         let small = self.best_exchange(1, SMALL_EXCHANGES)?;
         let large = self.best_exchange(MAX_ROWS, LARGE_EXCHANGES)?;
         let hidden = self.shape.hidden;
+        self.formed()?.set_busy(false);
         let Some(exchange) = &self.formed()?.exchange else {
             return Ok(());
         };
-        exchange.set_busy(false);
         let sent = exchange.bytes_sent(Which::Ffn, MAX_ROWS * hidden) as f64;
         let (bandwidth, nanos) = ((sent / large) as u64, (small * 1e9) as u64);
         tracing::info!(
@@ -144,7 +141,7 @@ impl CudaBackend {
             ops.join_roots(&mut formed.work.hidden, received, rows, width)?;
         }
         let taken = seconds(&start, &event(&stream)?)?;
-        exchange.check(0)?;
+        formed.check_watch(0)?;
         Ok(taken / f64::from(count))
     }
 }

@@ -27,7 +27,7 @@ use llamero_engine::{
 use crate::compile::Modules;
 use crate::device::{self, Device, Uuid};
 use crate::error::{bug, refused, unusable};
-use crate::exchange::{Exchange, ExchangeOptions};
+use crate::exchange::{ExchangeOptions, Links};
 use crate::forward::Model;
 use crate::layout::Layout;
 use crate::ops::{OpError, Ops};
@@ -134,7 +134,6 @@ impl CudaBackend {
         let device = find(driver, options.gpu)?;
         let preflight = Preflight::of(driver, &device)?;
         let model = ModelLayout::check(&checkpoint).map_err(llamero_checkpoint::Error::from)?;
-        check_members(&options.members)?;
         let plan = checkpoint.shard_plan(&options.members);
         let plan = plan.map_err(llamero_checkpoint::Error::from)?;
         let shard = plan
@@ -175,7 +174,7 @@ impl CudaBackend {
     }
 
     /// The numerics class for the handshake between ranks: architecture, code of the kernels, leaves, type of
-    /// the KV cache, and whether adapters may be added.
+    /// the KV cache, and whether adapters may be added. How many ranks and stages there are is no part of it: it changes no bit.
     #[must_use]
     pub fn numerics_class(&self, kv: KvDtype, max_adapters: u32) -> String {
         let kv = match kv {
@@ -309,17 +308,6 @@ fn find(driver: probe::Driver, gpu: Gpu) -> Result<Device, BackendError> {
     }
 }
 
-fn check_members(members: &Members) -> Result<(), BackendError> {
-    let topology = members.topology();
-    if topology.pipeline != 1 {
-        return Err(unusable(format!(
-            "{} pipeline stages cannot be computed on GPUs yet: use 1",
-            topology.pipeline
-        )));
-    }
-    Ok(())
-}
-
 fn not_formed() -> BackendError {
     bug("a group must be formed first")
 }
@@ -354,7 +342,7 @@ impl Backend for CudaBackend {
                 &self.model,
                 &self.shard,
                 (&self.shape, &self.layout),
-                &weights,
+                (&weights, stream.context()),
                 watch,
             )?,
         }
@@ -407,12 +395,13 @@ impl Backend for CudaBackend {
         let capacity = formed.capacity();
         let progress = Arc::clone(&self.progress);
         let (shape, ops) = (&self.shape, &mut self.ops);
-        if own {
+        let links = if own {
             report("shares memory with the other ranks");
-            formed.exchange = Exchange::over(mesh, shape, ops, self.exchange, progress)?;
+            Links::over(mesh, shape, ops, self.exchange, progress)?
         } else {
-            formed.exchange = Exchange::looped_back(mesh, shape, ops, self.exchange, progress)?;
-        }
+            Links::looped_back(mesh, shape, ops, self.exchange, progress)?
+        };
+        (formed.watch, formed.exchange, formed.hop) = (links.watch, links.exchange, links.hop);
         self.formed = Some(formed);
         if own && self.shape.world > 1 {
             report("measures exchanges with the other ranks");
@@ -442,8 +431,8 @@ impl Backend for CudaBackend {
 
     fn wait(&mut self, ticket: Ticket, until: Instant) -> Result<Waited, BackendError> {
         let progress = Arc::clone(&self.progress);
-        let (model, formed, _) = self.parts()?;
-        formed.wait(ticket, until, model, &progress)
+        let (model, formed, ops) = self.parts()?;
+        formed.wait(ticket, until, (model, ops), &progress)
     }
 
     fn fetch(&mut self, ticket: Ticket, row: u32, offset: u32) -> Result<LogitShard, BackendError> {

@@ -3,8 +3,10 @@
 use cudarc::driver::CudaEvent;
 use llamero_engine::kv_state::{Answer, answers};
 use llamero_engine::late_values::LateValues;
-use llamero_engine::{Plan, RowOutput, StepOutput, Ticket};
+use llamero_engine::{Plan, PlanRow, RowOutput, StepOutput, Ticket};
 
+use super::graphs::bucket;
+use crate::ops::MAX_ROWS;
 use crate::pinned::Lent;
 use crate::sample::Group;
 
@@ -28,20 +30,22 @@ pub(super) struct Step {
     pub(super) answers: Vec<Answer>,
     /// Which of the buffers that a step keeps to itself it has.
     pub(super) lane: usize,
+    /// Whether what the stage before gives for it is here.
+    pub(super) is_here: bool,
     pub(super) late: LateValues,
-    pub(super) stage: Stage,
+    pub(super) phase: Phase,
     pub(super) groups: Vec<Group>,
     /// States of rows that answer hidden ones, as they come back: (row, state).
     pub(super) hidden: Vec<(u32, Lent<u16>)>,
 }
 
 /// How far a step is.
-pub(super) enum Stage {
+pub(super) enum Phase {
     /// Nothing is enqueued.
     Submitted,
-    /// The layers are enqueued.
+    /// The layers are enqueued, and candidates of the last stage are to come.
     Forwarded,
-    /// All is enqueued; done at this event.
+    /// All is enqueued; computed at this event.
     Enqueued(CudaEvent),
     /// Done.
     Done(StepOutput),
@@ -53,7 +57,7 @@ impl Step {
         plan: &Plan,
         spans: Vec<Span>,
         entries: Vec<[u32; 3]>,
-        lane: usize,
+        (lane, is_first_stage): (usize, bool),
     ) -> Self {
         Self {
             ticket,
@@ -61,12 +65,27 @@ impl Step {
             spans,
             entries,
             lane,
+            is_here: is_first_stage,
             late: LateValues::of(plan),
             plan: plan.clone(),
-            stage: Stage::Submitted,
+            phase: Phase::Submitted,
             groups: Vec::new(),
             hidden: Vec::new(),
         }
+    }
+
+    /// Rows in which it is computed: graphs have some that only fill them up.
+    pub(super) fn computed_rows(&self) -> usize {
+        let rows = self.spans.iter().map(|span| span.len).sum();
+        if self.is_decode() { bucket(rows) } else { rows }
+    }
+
+    /// Whether every row has one token, which is sampled.
+    pub(super) fn is_decode(&self) -> bool {
+        let rows = self.plan.rows.len();
+        let is_sampled =
+            |row: &PlanRow| row.tokens.len() == 1 && matches!(row.output, RowOutput::Sample { .. });
+        (1..=MAX_ROWS).contains(&rows) && self.answers.len() == rows && self.plan.rows.iter().all(is_sampled)
     }
 
     /// What the row of an answer asks for.
@@ -88,7 +107,7 @@ impl Step {
     }
 
     pub(super) fn is_done(&self) -> bool {
-        matches!(self.stage, Stage::Done(_))
+        matches!(self.phase, Phase::Done(_))
     }
 
     /// Whether the step, not yet done, writes `block`.

@@ -1,4 +1,4 @@
-//! What the ranks of a tensor group give each other inside a step, over memory of their GPUs.
+//! What ranks give each other inside a step: those of a stage over memory of their GPUs, stages over the mesh.
 //!
 //! | module | what it is |
 //! |---|---|
@@ -6,10 +6,12 @@
 //! | `share` | brings the areas of all ranks together |
 //! | `trial` | shows that what ranks write arrives |
 //! | `watch` | ends waits on the device when the era is over |
+//! | `hop` | hidden rows from one pipeline stage to the next |
 //!
 //! Each rank has an area on its GPU that its peers map and write to; `exchange.cu` says how. The area belongs to one era: a
 //! rank that has not heard yet that it is over writes to memory that nobody reads any more.
 
+mod hop;
 mod memory;
 mod share;
 mod trial;
@@ -19,21 +21,24 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use cudarc::driver::CudaSlice;
-use llamero_engine::{BackendError, Mesh, MeshError, StepProgress};
+use llamero_engine::{BackendError, Mesh, StepProgress};
 
 use crate::error::refused;
 use crate::ops::exchange::{Areas, STATE_WORDS, Sum, SumOrder, area_bytes, part};
 use crate::ops::{MAX_ROWS, OpError, Ops, Received, RootValues, Roots};
 use crate::shape::Shape;
+pub(crate) use hop::{Edge, Hop, frame_bytes};
 use memory::SharedMemory;
 use share::share;
-use watch::{Control, Watch};
+use watch::Control;
+pub(crate) use watch::Watch;
 
 /// From how many bytes that a rank would send in one exchange on a sum goes by parts: a second exchange costs some
 /// microseconds, in which a link of some hundred GB/s moves about as much.
 pub(crate) const BY_PARTS: usize = 1 << 20;
-/// Ranks of a pod wait so many times longer for each other before they form than in a step.
-const FORM_PATIENCE: u32 = 20;
+/// Ranks of a pod wait so many times longer for each other before they form than in a step, and so does a stage for the one
+/// before it, which computes all of its layers meanwhile. Whether they move is for the leader to see.
+const PATIENCE: u32 = 20;
 /// A flag that no exchange has to wait for.
 const HIGHEST: u32 = 0x7fff_ffff;
 
@@ -86,10 +91,20 @@ pub(crate) fn bytes(shape: &Shape, by_parts: usize) -> u64 {
     }
 }
 
+/// What a rank has to do with others in one era; nothing of a rank alone.
+#[derive(Default)]
+pub(crate) struct Links {
+    /// Hears of all ranks of the group.
+    pub(crate) watch: Option<Watch>,
+    /// With the ranks of its stage, where it has several.
+    pub(crate) exchange: Option<Exchange>,
+    /// To the stages before and behind its own, where there are several.
+    pub(crate) hop: Option<Hop>,
+}
+
 /// A rank's part of the exchanges of one era.
 pub(crate) struct Exchange {
     parts: Parts,
-    watch: Watch,
     // Owners wait for the device before they drop it.
     _memory: Vec<SharedMemory>,
 }
@@ -99,19 +114,21 @@ struct Parts {
     areas: Areas,
     attention: Sum,
     ffn: Sum,
+    /// This rank's index, on the device.
+    place: CudaSlice<u8>,
     by_parts: usize,
     world: usize,
     _state: CudaSlice<u32>,
 }
 
 impl Parts {
-    /// With the areas of all ranks at these addresses; the control block is its watch's.
+    /// With the areas of all ranks at these addresses; the control block is the watch's.
     fn new(
-        addresses: &[u64],
+        (addresses, control): (&[u64], &Control),
         shape: &Shape,
         ops: &Ops,
         options: ExchangeOptions,
-    ) -> Result<(Self, Control), BackendError> {
+    ) -> Result<Self, BackendError> {
         let stream = ops.stream();
         let state: CudaSlice<u32> = stream.alloc_zeros(STATE_WORDS).map_err(refused)?;
         let sum = |order: &SumOrder| -> Result<Sum, BackendError> {
@@ -122,19 +139,21 @@ impl Parts {
                 order: order.clone(),
             })
         };
-        let control = Control::new(stream.context(), options.limit).map_err(refused)?;
         let words = (ops.address(&state), control.address());
         let slot = slot_bytes(shape, options.by_parts);
         let parts = Self {
             areas: Areas::new(addresses, shape.index, slot, words)?,
             attention: sum(&shape.attention_sum)?,
             ffn: sum(&shape.ffn_sum)?,
+            place: stream
+                .clone_htod(&[u8::try_from(shape.index).unwrap_or(u8::MAX)])
+                .map_err(refused)?,
             by_parts: options.by_parts,
             world: shape.world,
             _state: state,
         };
         stream.synchronize().map_err(refused)?;
-        Ok((parts, control))
+        Ok(parts)
     }
 
     fn sum_of(&self, which: Which) -> &Sum {
@@ -154,38 +173,43 @@ pub(crate) enum Which {
     Ffn,
 }
 
-impl Exchange {
-    /// Share memory with all ranks of `mesh`, which call this too, and see that it works. None for a rank alone.
+impl Links {
+    /// Share memory with all ranks of this one's stage in `mesh`, which call this too, and see that it works.
     ///
     /// # Errors
-    /// [`BackendError::Unusable`] for peers in other pods or on the same GPU, or GPUs that do not reach each other;
-    /// [`BackendError::Lost`].
+    /// [`BackendError::Unusable`] for ranks of the stage that are in other pods or on the same GPU, or GPUs that do not reach
+    /// each other; [`BackendError::Lost`].
     pub(crate) fn over(
         mut mesh: Box<dyn Mesh>,
         shape: &Shape,
         ops: &mut Ops,
         options: ExchangeOptions,
         progress: Arc<StepProgress>,
-    ) -> Result<Option<Self>, BackendError> {
-        if shape.world < 2 {
-            return Ok(None);
+    ) -> Result<Self, BackendError> {
+        if mesh.members().ranks().len() < 2 {
+            return Ok(Self::default());
         }
-        let bytes = area_bytes(slot_bytes(shape, options.by_parts));
-        let patience = options.limit * FORM_PATIENCE;
-        let shared = share(&mut *mesh, ops, bytes, (patience, options.same_gpu))?;
-        let addresses: Vec<u64> = shared.iter().map(|area| area.memory.address()).collect();
-        let (parts, control) = Parts::new(&addresses, shape, ops, options)?;
-        trial::run(&mut *mesh, ops, &parts.areas, &shared, patience)?;
-        let memory = shared.into_iter().map(|area| area.memory).collect();
-        Ok(Some(Self {
-            parts,
-            watch: Watch::new(mesh, control, progress)?,
-            _memory: memory,
-        }))
+        let control = Control::new(ops.stream().context(), options.limit).map_err(refused)?;
+        let patience = options.limit * PATIENCE;
+        let exchange = match shape.world {
+            0 | 1 => None,
+            _ => {
+                let bytes = area_bytes(slot_bytes(shape, options.by_parts));
+                let shared = share(&mut *mesh, ops, bytes, (patience, options.same_gpu))?;
+                let addresses: Vec<u64> = shared.iter().map(|area| area.memory.address()).collect();
+                let parts = Parts::new((&addresses, &control), shape, ops, options)?;
+                trial::run(&mut *mesh, ops, &parts.areas, &shared, patience)?;
+                let _memory = shared.into_iter().map(|area| area.memory).collect();
+                Some(Exchange { parts, _memory })
+            }
+        };
+        let hop = Hop::over(&*mesh, patience)?;
+        let watch = Some(Watch::new(mesh, control, progress)?);
+        Ok(Self { watch, exchange, hop })
     }
 
     /// Exchange with nobody, for measuring a rank without its peers: whatever it gives them goes to its own memory, and their
-    /// flags are up. It sums what was there for the roots of others. None for a rank alone.
+    /// flags are up. It sums what was there for the roots of others; what another stage would have given is there at once.
     ///
     /// # Errors
     /// The driver's.
@@ -195,20 +219,30 @@ impl Exchange {
         ops: &mut Ops,
         options: ExchangeOptions,
         progress: Arc<StepProgress>,
-    ) -> Result<Option<Self>, BackendError> {
+    ) -> Result<Self, BackendError> {
+        let hop = (!(shape.has_embedding && shape.has_head)).then(Hop::looped_back);
         if shape.world < 2 {
-            return Ok(None);
+            let watch = None;
+            let exchange = None;
+            return Ok(Self { watch, exchange, hop });
         }
+        let control = Control::new(ops.stream().context(), options.limit).map_err(refused)?;
         let bytes = area_bytes(slot_bytes(shape, options.by_parts));
         let own = share::own(ops, bytes, HIGHEST)?;
-        let (parts, control) = Parts::new(&vec![own.address(); shape.world], shape, ops, options)?;
-        Ok(Some(Self {
-            parts,
-            watch: Watch::new(mesh, control, progress)?,
+        let addresses = vec![own.address(); shape.world];
+        let exchange = Exchange {
+            parts: Parts::new((&addresses, &control), shape, ops, options)?,
             _memory: vec![own],
-        }))
+        };
+        Ok(Self {
+            watch: Some(Watch::new(mesh, control, progress)?),
+            exchange: Some(exchange),
+            hop,
+        })
     }
+}
 
+impl Exchange {
     /// Enqueue an exchange of the `n` values of each of this rank's roots.
     pub(crate) fn sum(
         &self,
@@ -222,6 +256,30 @@ impl Exchange {
             true => ops.sum_by_parts(&parts.areas, parts.sum_of(which), roots, n),
             false => ops.push_roots(&parts.areas, parts.sum_of(which), roots, n),
         }
+    }
+
+    /// Enqueue that `hidden[..n]` becomes what all ranks have of it: this one's part is at the start of `parts`.
+    ///
+    /// # Errors
+    /// [`OpError`].
+    pub(crate) fn gather(
+        &self,
+        ops: &mut Ops,
+        parts: &CudaSlice<f32>,
+        hidden: &mut CudaSlice<f32>,
+        (rows, width): (usize, usize),
+    ) -> Result<(), OpError> {
+        let of = &self.parts;
+        ops.push_part(&of.areas, &of.place, parts, part(rows * width, of.world))?;
+        // What is added to -0 keeps all its bits, a zero's sign among them.
+        ops.fill_words(hidden, rows * width, (-0.0f32).to_bits())?;
+        let all = Roots {
+            values: RootValues::Received(Received(&of.areas)),
+            count: 1,
+            joins: None,
+            scales: None,
+        };
+        ops.join_roots(hidden, all, rows, width)
     }
 
     /// Bytes that this rank gives its peers in an exchange of the `n` values of each of its roots.
@@ -257,23 +315,8 @@ impl Exchange {
         &self.parts.areas
     }
 
-    /// Whether steps are under way, for which peers have to be there.
-    pub(crate) fn set_busy(&self, is_busy: bool) {
-        self.watch.set_busy(is_busy);
-    }
-
-    /// End whatever waits on the device.
-    pub(crate) fn abort(&self) {
-        self.watch.abort();
-    }
-
     /// Where the device keeps whether an exchange has failed: a word that is not 0 then.
     pub(crate) fn failed(&self) -> u64 {
         self.parts.areas.failed()
-    }
-
-    /// The error by which a wait on the device has failed; none while all have ended well.
-    pub(crate) fn check(&self, step: u64) -> Result<(), MeshError> {
-        self.watch.check(step)
     }
 }

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use cudarc::driver::sys::CUdevice_attribute;
 use cudarc::driver::{result, sys};
 use llamero_engine::mesh::files::swap_files;
-use llamero_engine::mesh::local::all_to_all;
+use llamero_engine::mesh::local::all_to_all_among;
 use llamero_engine::{BackendError, Label, Mesh};
 
 use super::memory::SharedMemory;
@@ -22,7 +22,14 @@ pub(super) struct Area {
     pub(super) memory: SharedMemory,
 }
 
-/// The areas of all ranks in order of their indices: this rank's own, zeroed, and those of its peers, for which it waits for
+/// The other ranks of this one's stage.
+pub(super) fn stage_peers(mesh: &dyn Mesh) -> Vec<u32> {
+    let (members, rank) = (mesh.members(), mesh.rank());
+    let stage = members.stage(members.topology().stage(rank)).iter().copied();
+    stage.filter(|peer| *peer != rank).collect()
+}
+
+/// The areas of all ranks of the stage in order of their indices: this rank's own, zeroed, and those of its peers, for which it waits for
 /// `patience`.
 pub(super) fn share(
     mesh: &mut dyn Mesh,
@@ -31,17 +38,11 @@ pub(super) fn share(
     (patience, same_gpu): (Duration, bool),
 ) -> Result<Vec<Area>, BackendError> {
     let (rank, device) = (mesh.rank(), ops.device());
-    let peers: Vec<u32> = mesh
-        .members()
-        .ranks()
-        .iter()
-        .copied()
-        .filter(|peer| *peer != rank)
-        .collect();
+    let peers = stage_peers(mesh);
     if let Some(far) = peers.iter().find(|peer| !mesh.is_local(**peer)) {
         return Err(unusable(format!(
             "rank {far} is in another pod, and tensor-parallel ranks on GPUs have to be in one: use a node that has as many GPUs \
-             as there are ranks, or fewer ranks"
+             as there are ranks, or fewer tensor-parallel ranks and more pipeline stages"
         )));
     }
     // Nobody else has the memory yet, so its flags are down before anybody raises one.
@@ -49,7 +50,7 @@ pub(super) fn share(
     let mut introduction = device.uuid.0.to_vec();
     introduction.extend(own.size().to_le_bytes());
     let label = Label { step: 0, tag: 0 };
-    let theirs = all_to_all(mesh, label, &introduction, patience)?;
+    let theirs = all_to_all_among(mesh, &peers, label, &introduction, patience)?;
     let mut gpus = Vec::new();
     for (peer, theirs) in peers.iter().zip(&theirs) {
         let (uuid, size) = theirs.split_at(16);

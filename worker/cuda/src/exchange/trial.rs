@@ -7,10 +7,10 @@
 use std::time::{Duration, Instant};
 
 use cudarc::driver::{CudaStream, result};
-use llamero_engine::mesh::local::all_to_all;
+use llamero_engine::mesh::local::all_to_all_among;
 use llamero_engine::{BackendError, Label, Mesh};
 
-use super::share::Area;
+use super::share::{Area, stage_peers};
 use crate::device::Uuid;
 use crate::error::{refused, unusable};
 use crate::ops::Ops;
@@ -62,7 +62,7 @@ fn ended(stream: &CudaStream, patience: Duration) -> Result<(), BackendError> {
     }
 }
 
-/// Write to all ranks of `mesh`, which do the same, and see that what they write arrives. All ranks find the same.
+/// Write to all ranks of the stage, which do the same, and see that what they write arrives. All ranks find the same.
 ///
 /// # Errors
 /// [`BackendError::Unusable`], which names the two GPUs; [`BackendError::Lost`].
@@ -73,10 +73,10 @@ pub(super) fn run(
     shared: &[Area],
     patience: Duration,
 ) -> Result<(), BackendError> {
-    let stream = ops.stream().clone();
+    let (stream, peers) = (ops.stream().clone(), stage_peers(mesh));
     ops.try_writes(at)?;
     ended(&stream, patience)?;
-    all_to_all(mesh, WRITTEN, &[1], patience)?;
+    all_to_all_among(mesh, &peers, WRITTEN, &[1], patience)?;
     let (address, count) = at.tried();
     let mut words = vec![0u32; count];
     // SAFETY: the area has these words, and they are read after the stream was waited for.
@@ -86,7 +86,7 @@ pub(super) fn run(
         .map(|from| u8::from(at.arrived(from, &words)))
         .collect();
     // Nobody begins an exchange, which writes to the same place, before everybody has read.
-    let mut all = all_to_all(mesh, ARRIVED, &arrived, patience)?;
+    let mut all = all_to_all_among(mesh, &peers, ARRIVED, &arrived, patience)?;
     let index = shared.iter().take_while(|area| area.rank < mesh.rank()).count();
     all.insert(index, arrived);
     for (to, arrived) in shared.iter().zip(&all) {

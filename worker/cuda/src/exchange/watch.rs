@@ -3,10 +3,10 @@
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use cudarc::driver::{CudaContext, DriverError};
-use llamero_engine::{BackendError, Mesh, MeshError, StepProgress};
+use llamero_engine::{BackendError, Label, Mesh, MeshError, StepProgress, Transfer, Wait};
 
 use crate::error::unusable;
 use crate::ops::exchange::{ABORT, AWAITED, CONTROL_WORDS, ENDED, LIMIT, TOO_LATE};
@@ -63,10 +63,11 @@ impl Control {
 struct Shared {
     control: Control,
     mesh: Mutex<Box<dyn Mesh>>,
-    /// Ranks of the group in order of their indices.
-    members: Vec<u32>,
+    /// Ranks of the stage in order of their indices.
+    stage: Vec<u32>,
     progress: Arc<StepProgress>,
-    /// Steps are under way, for which peers have to be there.
+    /// Steps are under way, for which the ranks of the stage have to be there. Frames of other stages count also when those have
+    /// gone since.
     is_busy: AtomicBool,
     is_over: AtomicBool,
     /// Why the era is over.
@@ -74,7 +75,7 @@ struct Shared {
 }
 
 /// The thread that listens. Ended when this is dropped.
-pub(super) struct Watch {
+pub(crate) struct Watch {
     shared: Arc<Shared>,
     thread: Option<JoinHandle<()>>,
 }
@@ -84,7 +85,7 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 }
 
 impl Watch {
-    /// Listen to `mesh`, whose exchanges are over.
+    /// Listen to `mesh`, of which only [`Self::exchange`] is used from here on.
     ///
     /// # Errors
     /// [`BackendError::Unusable`] when the system gives no thread.
@@ -93,8 +94,9 @@ impl Watch {
         control: Control,
         progress: Arc<StepProgress>,
     ) -> Result<Self, BackendError> {
+        let members = mesh.members();
         let shared = Arc::new(Shared {
-            members: mesh.members().ranks().to_vec(),
+            stage: members.stage(members.topology().stage(mesh.rank())).to_vec(),
             mesh: Mutex::new(mesh),
             control,
             progress,
@@ -113,18 +115,57 @@ impl Watch {
     }
 
     /// Whether steps are under way.
-    pub(super) fn set_busy(&self, is_busy: bool) {
+    pub(crate) fn set_busy(&self, is_busy: bool) {
         self.shared.is_busy.store(is_busy, Ordering::Release);
     }
 
+    /// Why the era is over, where that is known.
+    pub(crate) fn lost(&self) -> Option<MeshError> {
+        lock(&self.shared.lost).clone()
+    }
+
+    /// The era is over for `error`, which this rank has found; its peers are told.
+    pub(crate) fn fail(&self, step: u64, error: &MeshError) {
+        lock(&self.shared.mesh).fail(step, error);
+        self.shared.lose(error.clone());
+    }
+
+    /// Whether a peer's next frame has begun to come.
+    pub(super) fn has_begun(&self, peer: u32) -> Result<bool, MeshError> {
+        let begun = lock(&self.shared.mesh).has_begun(peer);
+        self.known(begun)
+    }
+
+    /// Move a frame to or from one peer. Nothing is heard from the others meanwhile, of whom that peer hears.
+    pub(super) fn exchange(
+        &self,
+        label: Label,
+        transfer: Transfer<'_>,
+        patience: Duration,
+    ) -> Result<(), MeshError> {
+        let wait = Wait {
+            until: Instant::now() + patience,
+            spin: Duration::ZERO,
+        };
+        let done = lock(&self.shared.mesh).exchange(label, &mut [transfer], wait);
+        self.known(done)
+    }
+
+    fn known<T>(&self, done: Result<T, MeshError>) -> Result<T, MeshError> {
+        if let Err(error) = &done {
+            self.shared.lose(error.clone());
+        }
+        done
+    }
+
     /// End what waits on the device, and whatever would.
-    pub(super) fn abort(&self) {
+    pub(crate) fn abort(&self) {
         self.shared.control.abort();
     }
 
     /// An error when a wait on the device has failed. What a lost peer wrote before counts, so it is none while no wait needs
     /// more of it. Of a peer that did not come in time the others are told.
-    pub(super) fn check(&self, step: u64) -> Result<(), MeshError> {
+    pub(crate) fn check(&self, step: u64) -> Result<(), MeshError> {
         let Some(ended) = self.shared.control.ended() else {
             return Ok(());
         };
@@ -134,7 +175,7 @@ impl Watch {
             (None, Ended::ByHost) => MeshError::Aborted,
             (None, Ended::TooLate(index)) => {
                 let error = MeshError::Deadline {
-                    rank: self.shared.members.get(index).copied().unwrap_or(0),
+                    rank: self.shared.stage.get(index).copied().unwrap_or(0),
                     millis: self.shared.control.millis(),
                 };
                 lock(&self.shared.mesh).fail(step, &error);
@@ -160,7 +201,7 @@ impl Shared {
     fn run(&self) {
         let peers: Vec<u32> = {
             let mesh = lock(&self.mesh);
-            let all = self.members.iter().copied();
+            let all = self.stage.iter().copied();
             all.filter(|rank| *rank != mesh.rank()).collect()
         };
         while !self.is_over.load(Ordering::Acquire) {

@@ -230,7 +230,26 @@ impl Ops {
         check_values(n)?;
         at_least("the roots", roots, mine * n)?;
         at.fits("the roots of all ranks", 4 * sum.order.roots * n)?;
-        self.push(at, Some((sum, roots)), (mine, n))
+        self.push(at, Some((&sum.places, roots)), (mine, n))
+    }
+
+    /// Give everybody this rank's part of something, `n` values from the start of `parts`; the parts of all ranks follow each
+    /// other then. `place` is this rank's index.
+    ///
+    /// # Errors
+    /// [`OpError`].
+    pub(crate) fn push_part(
+        &mut self,
+        at: &Areas,
+        place: &CudaSlice<u8>,
+        parts: &CudaSlice<f32>,
+        n: usize,
+    ) -> Result<(), OpError> {
+        check_values(n)?;
+        at_least("the part", parts, n)?;
+        at_least("the place", place, 1)?;
+        at.fits("the parts of all ranks", 4 * at.world as usize * n)?;
+        self.push(at, Some((place, parts)), (1, n))
     }
 
     /// Wait until every rank has come here.
@@ -244,12 +263,12 @@ impl Ops {
     fn push(
         &mut self,
         at: &Areas,
-        what: Option<(&Sum, &CudaSlice<f32>)>,
+        what: Option<(&CudaSlice<u8>, &CudaSlice<f32>)>,
         (mine, n): (usize, usize),
     ) -> Result<(), OpError> {
         let kernel = self.kernel(Source::Exchange, "push_roots")?;
-        let (roots, places) = what.map_or((0, 0), |(sum, roots)| {
-            (self.address(roots), self.address(&sum.places))
+        let (roots, places) = what.map_or((0, 0), |(places, roots)| {
+            (self.address(roots), self.address(places))
         });
         let (parameters, mine, blocks) = (ByValue(*at), word("roots", mine)?, Self::blocks(n / 4));
         let n = n as u64;

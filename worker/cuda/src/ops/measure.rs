@@ -65,8 +65,10 @@ impl Ops {
         for (seed, matrix) in (1u32..).zip(weights.matrices()) {
             self.fill_values(matrix, seed)?;
         }
-        let words = weights.embedding.as_slice().len() as u64 / 2;
-        self.fill_random(weights.embedding.address(), words, 0, (BF16_KEEP, BF16_SET))?;
+        if let Some(embedding) = &weights.embedding {
+            let words = embedding.as_slice().len() as u64 / 2;
+            self.fill_random(embedding.address(), words, 0, (BF16_KEEP, BF16_SET))?;
+        }
         weights.norms().try_for_each(|norm| self.fill_floats(norm, 1.0))
     }
 

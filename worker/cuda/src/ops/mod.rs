@@ -14,7 +14,7 @@ mod product;
 use std::collections::HashMap;
 use std::sync::Arc;
 
-use cudarc::driver::{CudaStream, DevicePtr, DeviceRepr, DriverError, LaunchConfig, result};
+use cudarc::driver::{CudaSlice, CudaStream, DevicePtr, DeviceRepr, DriverError, LaunchConfig, result, sys};
 
 pub(crate) use attention::MAX_GROUP;
 pub use attention::{AttentionShape, Cache, Places};
@@ -106,6 +106,18 @@ impl Ops {
     pub(crate) fn upload(&self, from: &[u32], address: u64) -> Result<(), OpError> {
         // SAFETY: as the caller says of both ends.
         unsafe { result::memcpy_htod_async(address, from, self.stream.cu_stream()) }.map_err(OpError::Driver)
+    }
+
+    /// Set the first `count` values of a buffer to these bits.
+    ///
+    /// # Errors
+    /// [`OpError`].
+    pub(crate) fn fill_words(&self, to: &mut CudaSlice<f32>, count: usize, bits: u32) -> Result<(), OpError> {
+        at_least("what is filled", to, count)?;
+        let address = self.address(to);
+        // SAFETY: the buffer has as many words.
+        unsafe { sys::cuMemsetD32Async(address, bits, count, self.stream.cu_stream()) }.result()?;
+        Ok(())
     }
 
     /// Load every kernel, so that none is compiled while somebody waits for an answer.

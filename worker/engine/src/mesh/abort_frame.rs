@@ -82,3 +82,20 @@ pub(super) fn listen(links: &mut [DataLink], abort: &EraAbort, owed: &[u32]) -> 
     }
     Ok(())
 }
+
+/// Whether a peer's next frame of an exchange has begun to come. Its end, or the word that it has left, is an error.
+pub(super) fn has_begun(links: &mut [DataLink], abort: &EraAbort, peer: u32) -> Result<bool, MeshError> {
+    if abort.is_aborted() {
+        return Err(MeshError::Aborted);
+    }
+    let Some(link) = links.iter_mut().find(|link| link.peer == peer) else {
+        let reason = "there is no link to it".to_owned();
+        return Err(MeshError::Protocol { rank: peer, reason });
+    };
+    let heard = match link.incoming.header(&link.stream, &mut link.opener) {
+        Ok(Some(header)) if header.kind == Kind::Abort => receive(link, header),
+        Ok(header) => return Ok(header.is_some()),
+        Err(error) => Err(error),
+    };
+    Err(heard.unwrap_or_else(|error| blame(peer, error, Duration::ZERO, abort)))
+}

@@ -131,6 +131,15 @@ pub trait Mesh: Send {
     /// [`MeshError`], also when a peer of `owed` is gone, from which something is to come. The mesh can be used afterwards.
     fn listen(&mut self, owed: &[u32]) -> Result<(), MeshError>;
 
+    /// Whether the peer's next frame has begun to come, without waiting: an exchange that takes it will not wait for long. True
+    /// where a mesh cannot tell.
+    ///
+    /// # Errors
+    /// [`MeshError`], when no frame will come from there.
+    fn has_begun(&mut self, _peer: u32) -> Result<bool, MeshError> {
+        Ok(true)
+    }
+
     /// Leave the era for `error`, which came about outside an exchange, and tell the peers.
     fn fail(&mut self, step: u64, error: &MeshError);
 

@@ -49,6 +49,20 @@ pub fn all_to_all(
 ) -> Result<Vec<Vec<u8>>, MeshError> {
     let ranks = mesh.members().ranks().iter().copied();
     let peers: Vec<u32> = ranks.filter(|peer| *peer != mesh.rank()).collect();
+    all_to_all_among(mesh, &peers, label, mine, wait)
+}
+
+/// The same among this rank and `peers`, which are ascending.
+///
+/// # Errors
+/// As [`Mesh::exchange`].
+pub fn all_to_all_among(
+    mesh: &mut dyn Mesh,
+    peers: &[u32],
+    label: Label,
+    mine: &[u8],
+    wait: Duration,
+) -> Result<Vec<Vec<u8>>, MeshError> {
     let mut theirs = vec![vec![0; mine.len()]; peers.len()];
     let mut frames: Vec<Transfer<'_>> = peers
         .iter()

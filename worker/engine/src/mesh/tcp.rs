@@ -127,6 +127,16 @@ impl Mesh for TcpMesh {
         }
     }
 
+    fn has_begun(&mut self, peer: u32) -> Result<bool, MeshError> {
+        match &self.failed {
+            Some(error) => Err(error.clone()),
+            None => {
+                let begun = abort_frame::has_begun(&mut self.links, &self.abort, peer);
+                self.ended(0, begun)
+            }
+        }
+    }
+
     fn fail(&mut self, step: u64, error: &MeshError) {
         if self.failed.is_none() {
             abort_frame::send(&mut self.links, self.era, step, error);

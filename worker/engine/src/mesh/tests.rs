@@ -130,6 +130,46 @@ fn abort_ends_a_wait() {
     assert_eq!(thread.join().unwrap(), Err(MeshError::Aborted));
 }
 
+/// Who has other work asks first whether a frame comes. One that has begun to is not missed, and the end of the peer is told.
+#[test]
+fn whether_a_frame_has_begun_to_come_is_known_without_waiting() {
+    let both = std::sync::Barrier::new(2);
+    on_all(mesh(2), |mut mesh| {
+        let (label, wait) = (
+            Label { step: 3, tag: 4 },
+            Wait {
+                until: Instant::now() + LONG,
+                spin: Duration::ZERO,
+            },
+        );
+        let transfer = |mesh: &mut TcpMesh, out, into| {
+            let peer = 1 - mesh.rank();
+            mesh.exchange(label, &mut [Transfer { peer, out, into }], wait)
+        };
+        if mesh.rank() == 0 {
+            both.wait();
+            transfer(&mut mesh, Some(&[7; 100_000]), None).unwrap();
+            return;
+        }
+        assert_eq!(mesh.has_begun(0), Ok(false));
+        both.wait();
+        while !mesh.has_begun(0).unwrap() {
+            std::thread::yield_now();
+        }
+        let mut into = vec![0; 100_000];
+        transfer(&mut mesh, None, Some(&mut into)).unwrap();
+        assert!(into.iter().all(|byte| *byte == 7));
+        let error = loop {
+            match mesh.has_begun(0) {
+                Ok(begun) => assert!(!begun),
+                Err(error) => break error,
+            }
+        };
+        assert!(matches!(error, MeshError::PeerLost { rank: 0, .. }), "{error:?}");
+        assert_eq!(mesh.has_begun(0), Err(error), "it stays failed");
+    });
+}
+
 #[test]
 fn survivors_keep_their_numbers() {
     let members = Members::new(Topology::tensor(5), &[3, 1]).unwrap();

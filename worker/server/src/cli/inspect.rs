@@ -22,8 +22,10 @@ fn backends() -> &'static [&'static str] {
         false => &["cpu"],
     }
 }
-/// Those of them whose tensor-parallel ranks have to be in one pod, and which compute no pipeline stages.
+/// Those of them whose tensor-parallel ranks have to be in one pod. Older operators take it that they compute no pipeline stages.
 const ONE_NODE_BACKENDS: &[&str] = &["cuda"];
+/// Those of these that compute pipeline stages, each of which may be in another pod.
+const STAGE_BACKENDS: &[&str] = &["cuda"];
 /// Those of them that can keep keys and values in FP8.
 const FP8_KV_BACKENDS: &[&str] = &["cpu"];
 
@@ -129,6 +131,7 @@ fn look(dir: &Path, place: &SourceArgs, topology: Topology) -> Result<Report, Fe
     };
     report.summary.backends = names(|_| true);
     report.summary.one_node_backends = names(|name| ONE_NODE_BACKENDS.contains(&name));
+    report.summary.stage_backends = names(|name| STAGE_BACKENDS.contains(&name));
     report.summary.fp8_kv_backends = names(|name| FP8_KV_BACKENDS.contains(&name));
     report.summary.content_identity = manifest.as_ref().map(Manifest::identity);
     report.summary.commit = manifest.and_then(|manifest| manifest.listing.commit);

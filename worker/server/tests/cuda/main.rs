@@ -5,7 +5,7 @@ mod worker;
 
 use std::process::Command;
 
-use llamero_proto::v1::ExitKind;
+use llamero_proto::v1::{CompletionRequest, ExitKind, PodReport};
 use worker::{Worker, greedy, serves, smollm2};
 
 const CUDA: [&str; 2] = ["--backend", "cuda"];
@@ -110,6 +110,68 @@ async fn ranks_on_several_gpus_have_the_cpus_tokens_and_form_again_after_a_kill(
         assert_eq!(after.ranks[1].restarts, 1);
         assert_eq!(after.ranks[1].last_exit.as_ref().unwrap().signal, Some(9));
     }
+}
+
+/// The embedding is the head, too: the first stage has it as the one, the last as the other.
+#[tokio::test]
+async fn stages_on_several_gpus_have_the_tokens_of_one_and_form_again_after_a_kill() {
+    let model = smollm2(2);
+    let alone = Worker::serving(model.path(), "memory=1GiB", &CUDA).await;
+    let sampled = |seed| CompletionRequest {
+        temperature: Some(0.8),
+        seed: Some(seed),
+        ..greedy(TOKENS, &[])
+    };
+    let wanted = alone.tokens(greedy(TOKENS, &[])).await;
+    let noisy = alone.tokens(sampled(5)).await;
+    drop(alone);
+    let arguments = ["--backend", "cuda", "--tensor", "2", "--pipeline", "2"];
+    let worker = Worker::serving(model.path(), "devices=4,memory=1GiB", &arguments).await;
+    let before = worker.report_when("it serves", serves).await;
+    // Two at once, one of them with noise.
+    let both = tokio::join!(worker.tokens(greedy(TOKENS, &[])), worker.tokens(sampled(5)));
+    assert_eq!(both, (wanted.clone(), noisy));
+    // A rank of the last stage is killed in the middle of an answer, which goes on; the others keep their processes and weights.
+    let mut stream = worker.complete(greedy(TOKENS, &[])).await;
+    let mut had = Vec::new();
+    while had.len() < 3 {
+        had.extend(stream.message().await.unwrap().unwrap().token_ids);
+    }
+    kill(before.ranks[3].pid);
+    while let Some(chunk) = stream.message().await.unwrap() {
+        had.extend(chunk.token_ids);
+    }
+    assert_eq!(had, wanted);
+    let after = worker.report_when("it serves again", serves).await;
+    for rank in 0..3 {
+        assert_eq!(
+            (after.ranks[rank].pid, after.ranks[rank].restarts),
+            (before.ranks[rank].pid, 0)
+        );
+    }
+    assert_eq!(after.ranks[3].last_exit.as_ref().unwrap().signal, Some(9));
+}
+
+#[tokio::test]
+#[ignore = "minutes on a small machine"]
+async fn a_stage_whose_gpu_hangs_is_named_and_the_group_forms_again() {
+    let model = smollm2(2);
+    let faults = tempfile::tempdir().unwrap();
+    let hang = faults.path().join("hang");
+    let machine = format!("devices=2,memory=1GiB,timeout=60,fault=hang:1@{}", hang.display());
+    let arguments = ["--backend", "cuda", "--pipeline", "2", "--stall-timeout", "20s"];
+    let worker = Worker::serving(model.path(), &machine, &arguments).await;
+    let wanted = worker.tokens(greedy(TOKENS, &[])).await;
+    std::fs::write(&hang, "").unwrap();
+    let mut stream = worker.complete(greedy(TOKENS, &[])).await;
+    let blames = |report: &PodReport| report.ranks[0].message.contains("rank 1");
+    worker.report_when("rank 0 blames rank 1", blames).await;
+    std::fs::remove_file(&hang).unwrap();
+    let mut had = Vec::new();
+    while let Some(chunk) = stream.message().await.unwrap() {
+        had.extend(chunk.token_ids);
+    }
+    assert_eq!(had, wanted);
 }
 
 #[tokio::test]
