@@ -70,7 +70,7 @@ pub async fn serve(
     }
     let stopping = gateway.stopping.clone();
     let stopped = stopping.clone().cancelled_owned();
-    let served = listener::serve(listener, router, &gateway.settings, None, stopped);
+    let served = listener::serve(listener, router, &gateway, None, stopped);
     let mut served = std::pin::pin!(served);
     tokio::select! {
         () = &mut served => return Ok(()),

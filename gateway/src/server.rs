@@ -87,7 +87,7 @@ pub async fn serve(
         }
     };
     let router = routes::router(Arc::clone(&gateway));
-    let http = listener::serve(listeners.http, router, &gateway.settings, tls, paused);
+    let http = listener::serve(listeners.http, router, &gateway, tls, paused);
     let serving = gateway
         .settings
         .dialler

@@ -1,29 +1,37 @@
 //! Bad input of every kind, over real sockets: nothing panics, nothing is answered with a status of 500 or more, nothing takes more memory than
 //! a bound by its size, nothing hangs, and each refusal of a JSON object names the parameter. Bodies are changes of those in `tests/corpus`.
 //!
-//! The same seed gives the same bodies. `LLAMERO_FUZZ_SEED` and `LLAMERO_FUZZ_CASES` choose others, and more of them; with
-//! `LLAMERO_FUZZ_SECONDS` there are as many as come in that time.
+//! The same seed gives the same input. `LLAMERO_FUZZ_SEED` and `LLAMERO_FUZZ_CASES` choose others, and more of them in each test; with
+//! `LLAMERO_FUZZ_SECONDS` there are as many as come in that time, if those are more.
 #![allow(clippy::unwrap_used, clippy::expect_used, missing_docs, unreachable_pub)]
 
 mod support;
 
+use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use hyper::Method;
 use llamero_gateway::Settings;
+use llamero_gateway::listener::Cors;
 use llamero_proto::v1::FinishReason;
 use peak_alloc::PeakAlloc;
 use serde_json::{Map, Number, Value, json};
-use support::client::{Http2, post, send_with};
+use support::client::{Http2, get, post, send_with};
 use support::worker::Worker;
 use support::{MODEL, Served, chat, gateway, with_worker};
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::TcpStream;
 use tokio::sync::Mutex;
 use tokio::task::JoinHandle;
+use tonic::Code;
 
-/// Changed bodies of a run, over all routes; `make test-long` takes more.
-const CASES: usize = 240;
+/// Cases of a run, unless the environment asks for more: changed bodies over all routes, answers, frames and heads.
+const BODIES: usize = 240;
+const ANSWERS: usize = 60;
+const FRAMES: usize = 400;
+const HEADS: usize = 200;
 
 /// Bytes of memory that a body may take for each of its own, and beside that.
 const FACTOR: usize = 64;
@@ -63,6 +71,18 @@ fn from_environment(name: &str, usual: usize) -> usize {
     set.map_or(usual, |set| set.parse().unwrap())
 }
 
+/// The cases of a run: at least `usual`, or as many as the environment says, and as many more as come in its time.
+fn cases(usual: usize) -> impl Iterator<Item = usize> {
+    let fewest = from_environment("LLAMERO_FUZZ_CASES", usual);
+    let time = Duration::from_secs(from_environment("LLAMERO_FUZZ_SECONDS", 0) as u64);
+    let began = Instant::now();
+    (0..).take_while(move |case| *case < fewest || began.elapsed() < time)
+}
+
+fn seed() -> u64 {
+    from_environment("LLAMERO_FUZZ_SEED", 1) as u64
+}
+
 /// Panics of this process. Tasks of the gateway swallow theirs.
 static PANICS: AtomicUsize = AtomicUsize::new(0);
 
@@ -76,7 +96,11 @@ fn count_panics() {
 
 /// A worker that answers everything at once, in two pieces.
 async fn answering() -> (Served, JoinHandle<()>) {
-    let served = gateway(Settings::default()).await;
+    answering_with(Settings::default()).await
+}
+
+async fn answering_with(settings: Settings) -> (Served, JoinHandle<()>) {
+    let served = gateway(settings).await;
     let mut worker = Worker::start();
     served.publish(MODEL, &[worker.address]);
     let answers = tokio::spawn(async move {
@@ -274,8 +298,8 @@ async fn bodies_are_answered_or_refused_by_name() {
     let _one = ONE.lock().await;
     count_panics();
     let (served, answers) = answering().await;
-    let seed = from_environment("LLAMERO_FUZZ_SEED", 1);
-    let mut random = Random(seed as u64);
+    let seed = seed();
+    let mut random = Random(seed);
     let corpus = corpus();
     let mut names: Vec<String> = corpus
         .iter()
@@ -283,14 +307,13 @@ async fn bodies_are_answered_or_refused_by_name() {
         .collect();
     names.extend(["", "nobody", "functions", "audio", "guided_json", "best_of"].map(str::to_owned));
     let client = Http2::connect(served.http).await;
-    let mut statuses = std::collections::BTreeMap::new();
-    let cases = from_environment("LLAMERO_FUZZ_CASES", CASES) + corpus.len();
-    let seconds = Duration::from_secs(from_environment("LLAMERO_FUZZ_SECONDS", 0) as u64);
-    let (began, mut most) = (Instant::now(), 0);
-    for case in (0..).take_while(|case| *case < cases || began.elapsed() < seconds) {
+    let mut statuses = BTreeMap::new();
+    let mut most = 0;
+    // Each as it is first.
+    let whole = (0..corpus.len()).map(|case| (case, false));
+    for (case, changed) in whole.chain(cases(BODIES).map(|case| (case, true))) {
         let (name, path, body) = &corpus[case % corpus.len()];
         let mut body = body.clone();
-        let changed = case >= corpus.len();
         for _ in 0..if changed { 1 + random.below(3) } else { 0 } {
             change(&mut body, &mut random, &names);
         }
@@ -337,7 +360,7 @@ async fn bodies_are_answered_or_refused_by_name() {
 async fn texts_come_as_they_are_through_events() {
     let _one = ONE.lock().await;
     let (served, mut worker) = with_worker(Settings::default()).await;
-    let mut random = Random(from_environment("LLAMERO_FUZZ_SEED", 1) as u64);
+    let mut random = Random(seed());
     let parts = [
         "\n",
         "\r",
@@ -362,7 +385,7 @@ async fn texts_come_as_they_are_through_events() {
         " ",
         "id: 1\n",
     ];
-    for _ in 0..60 {
+    for _ in cases(ANSWERS) {
         let pieces: Vec<String> = (0..=random.below(8))
             .map(|_| (0..random.below(6)).map(|_| *random.of(&parts)).collect())
             .collect();
@@ -395,10 +418,11 @@ async fn texts_come_as_they_are_through_events() {
 async fn broken_frames_get_a_status_and_end_nothing() {
     let _one = ONE.lock().await;
     let (served, answers) = answering().await;
-    let mut random = Random(from_environment("LLAMERO_FUZZ_SEED", 1) as u64);
+    let mut random = Random(seed());
     let client = Http2::connect(served.http).await;
     let message = [&[0, 0, 0, 0, 12, 18, 2][..], b"hi", &[114, 6][..], b"nobody"].concat();
-    for case in 0..400 {
+    let mut codes = BTreeMap::new();
+    for case in cases(FRAMES) {
         let mut frame = message.clone();
         match case % 4 {
             0 => (0..random.below(40)).for_each(|_| frame.push(random.next() as u8)),
@@ -415,14 +439,23 @@ async fn broken_frames_get_a_status_and_end_nothing() {
             "/vllm.Control/GetServerInfo",
             "/vllm.Control/Abort",
         ]);
-        let status = client.grpc(path, frame.clone()).await;
-        // Some of the frames are requests of Control, which has no field that must be there.
-        let refused = |status| status != 0 || path.starts_with("/vllm.Control/");
-        assert!(
-            status.is_some_and(refused),
-            "case {case}: {path} {frame:?}: {status:?}"
-        );
+        let answer = client.grpc(path, frame.clone()).await;
+        let (code, message) = answer.unwrap_or_else(|| panic!("case {case}: {path} {frame:?}: no status"));
+        let code = Code::from_i32(code.try_into().unwrap());
+        let expected = match code {
+            // Some of the frames are requests of Control, which has no field that must be there.
+            Code::Ok => path.starts_with("/vllm.Control/"),
+            // No message, and a model that is not there.
+            Code::InvalidArgument | Code::NotFound => !message.is_empty(),
+            // gRPC's own word for a message that is none ("Error parsing request proto").
+            Code::Internal => message.starts_with("failed to decode Protobuf message"),
+            _ => false,
+        };
+        assert!(expected, "case {case}: {path} {frame:?}: {code:?}, {message}");
+        *codes.entry(code as i32).or_insert(0) += 1;
     }
+    println!("answers by code: {codes:?}");
+    assert!(codes[&(Code::InvalidArgument as i32)] > 20, "{codes:?}");
     // The connection and the gateway go on.
     let reply = client.post("/v1/chat/completions", chat(json!({}))).await;
     assert_eq!(reply.status().as_u16(), 200);
@@ -436,5 +469,159 @@ async fn broken_frames_get_a_status_and_end_nothing() {
     )
     .await;
     assert_eq!(reply.status().as_u16(), 400);
+    answers.abort();
+}
+
+/// Heads of requests, and what comes behind them.
+fn heads() -> Vec<(Vec<u8>, Vec<u8>)> {
+    let body = chat(json!({})).to_string();
+    let chunked = format!("{:x}\r\n{body}\r\n0\r\n\r\n", body.len());
+    let post = |fields: String| {
+        format!("POST /v1/chat/completions HTTP/1.1\r\nhost: g\r\nconnection: close\r\n{fields}\r\n\r\n")
+    };
+    let mut heads: Vec<(Vec<u8>, Vec<u8>)> = [
+        ("GET /v1/models?a=b HTTP/1.1\r\nhost: g\r\nconnection: close\r\nauthorization: Bearer x\r\n\r\n".to_owned(), String::new()),
+        ("OPTIONS /v1/models HTTP/1.1\r\nhost: g\r\nconnection: close\r\norigin: http://a\r\naccess-control-request-method: GET\r\n\r\n".to_owned(), String::new()),
+        ("GET http://g/v1/models/org%2Fsmol HTTP/1.0\r\nhost: g\r\n\r\n".to_owned(), String::new()),
+        (post(format!("content-length: {}\r\nprefer: wait=5\r\nx-request-id: a", body.len())), body),
+        (post("transfer-encoding: chunked\r\nx-session-id: s".to_owned()), chunked),
+    ]
+    .map(|(head, body)| (head.into_bytes(), body.into_bytes()))
+    .to_vec();
+    // HTTP/2: no settings, and a request in literal header fields (RFC 7541, 6.2.1).
+    let fields = [&b"\x82\x86\x44\x0a/v1/models"[..], b"\x41\x01g\x40\x01x\x01y"].concat();
+    let frame = [
+        &[0, 0, u8::try_from(fields.len()).unwrap(), 1, 5, 0, 0, 0, 1],
+        fields.as_slice(),
+    ]
+    .concat();
+    heads.push((
+        [
+            b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0",
+            frame.as_slice(),
+        ]
+        .concat(),
+        Vec::new(),
+    ));
+    heads
+}
+
+/// Break a head.
+fn mangle(head: &mut Vec<u8>, random: &mut Random) {
+    let long = [&b"x: "[..], &vec![b'a'; 70 << 10], b"\r\n"].concat();
+    let pieces = [
+        &b"\r\n"[..],
+        b"\r",
+        b"\n",
+        b"\n ",
+        b":",
+        b" ",
+        b"\t",
+        b"\0",
+        b"\xff",
+        b"%zz",
+        b"%00",
+        b"//",
+        b"?",
+        b"#",
+        b"HTTP/2.0",
+        b"HTTP/1.0",
+        b"GET ",
+        b"CONNECT ",
+        b"*",
+    ];
+    let lines = [
+        &b"transfer-encoding: chunked\r\n"[..],
+        b"transfer-encoding: gzip, x\r\n",
+        b"content-length: 9\r\n",
+        b"content-length: -1\r\n",
+        b"content-length: 99999999999999999999\r\n",
+        b"expect: 100-continue\r\n",
+        b"host: \xc3\r\n",
+        b"upgrade: h2c\r\nconnection: upgrade\r\n",
+        b"authorization: Bearer \xff\r\n",
+        b"prefer: wait=1e999\r\n",
+        b"origin: null\r\n",
+        b"x-request-id: \xe9\r\n",
+        &long,
+    ];
+    for _ in 0..=random.below(3) {
+        let at = random.below(head.len());
+        let starts: Vec<usize> = (2..head.len())
+            .filter(|at| head[..*at].ends_with(b"\r\n"))
+            .collect();
+        match random.below(6) {
+            0 | 1 => head[at] ^= 1 << random.below(8),
+            2 => drop(head.splice(at..at, random.of(&pieces).iter().copied())),
+            3 if !starts.is_empty() => {
+                let at = *random.of(&starts);
+                drop(head.splice(at..at, random.of(&lines).iter().copied()));
+            }
+            4 => drop(head.remove(at)),
+            5 if random.below(4) == 0 => head.truncate(at),
+            _ => {
+                let part = head[at..(at + 20).min(head.len())].to_vec();
+                drop(head.splice(at..at, part));
+            }
+        }
+        if head.is_empty() {
+            head.push(b' ');
+        }
+    }
+}
+
+/// Bytes that are no request, or an odd one: answered or not, the connection ends, and others go on.
+#[tokio::test(flavor = "multi_thread")]
+async fn request_lines_and_headers_of_any_bytes_hang_and_break_nothing() {
+    let _one = ONE.lock().await;
+    count_panics();
+    let mut settings = Settings::default();
+    settings.limits.header_timeout = Duration::from_millis(300);
+    settings.limits.body_timeout = Duration::from_millis(300);
+    settings.limits.idle_timeout = Duration::from_millis(20);
+    settings.cors = Cors::new(&["*".to_owned()]).unwrap();
+    let (served, answers) = answering_with(settings).await;
+    let (seed, heads) = (seed(), heads());
+    let mut random = Random(seed);
+    let mut statuses = BTreeMap::new();
+    for case in cases(HEADS) {
+        let (mut head, body) = random.of(&heads).clone();
+        if case >= heads.len() {
+            mangle(&mut head, &mut random);
+        }
+        // Time is for those that seem whole.
+        let cut = !head.windows(4).any(|four| four == b"\r\n\r\n");
+        let shown = String::from_utf8_lossy(&head[..head.len().min(500)]).into_owned();
+        let mut stream = TcpStream::connect(served.http).await.unwrap();
+        let asked = async {
+            // What is refused is not read to its end, and resets the connection.
+            let _ = stream.write_all(&[head, body].concat()).await;
+            if cut {
+                let _ = stream.shutdown().await;
+            }
+            let mut answer = Vec::new();
+            let _ = stream.read_to_end(&mut answer).await;
+            answer
+        };
+        let answer = tokio::time::timeout(HANG, asked)
+            .await
+            .unwrap_or_else(|_| panic!("seed {seed}, case {case} hangs: {shown}"));
+        let answer = String::from_utf8_lossy(&answer);
+        let mut all = answer.split("HTTP/1.").skip(1);
+        assert!(
+            all.all(|answer| answer.get(2..3) != Some("5")),
+            "seed {seed}, case {case}: {shown}\n{answer}"
+        );
+        let status = answer.strip_prefix("HTTP/1.").and_then(|answer| answer.get(2..5));
+        *statuses.entry(status.unwrap_or("none").to_owned()).or_insert(0) += 1;
+        assert_eq!(get(served.http, "/v1/models").await.status().as_u16(), 200);
+        assert_eq!(
+            PANICS.load(Ordering::SeqCst),
+            0,
+            "seed {seed}, case {case}: {shown}"
+        );
+    }
+    println!("answers by status: {statuses:?}");
+    assert!(statuses["200"] > 20 && statuses["400"] > 20, "{statuses:?}");
     answers.abort();
 }

@@ -10,8 +10,8 @@ use hyper::StatusCode;
 use llamero_gateway::Settings;
 use llamero_gateway::listener::Limits;
 use llamero_proto::v1::FinishReason;
-use serde_json::json;
-use support::client::{get, post};
+use serde_json::{Value, json};
+use support::client::{Http2, get, post};
 use support::worker::Worker;
 use support::{MODEL, Served, gateway, soon, streamed, with_worker};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -31,14 +31,19 @@ async fn send(address: SocketAddr, bytes: &[u8]) -> TcpStream {
     stream
 }
 
-/// Ask for a stream and never read it. The client's kernel takes little of it, so that the rest piles up before it.
+/// Ask for a stream and never read it.
 async fn ask_and_not_read(address: SocketAddr) -> TcpStream {
+    post_and_not_read(address, "/v1/chat/completions", &streamed(true)).await
+}
+
+/// The client's kernel takes little of the answer, so that the rest piles up before it.
+async fn post_and_not_read(address: SocketAddr, path: &str, body: &Value) -> TcpStream {
     let socket = TcpSocket::new_v4().unwrap();
     socket.set_recv_buffer_size(4096).unwrap();
     let mut stream = socket.connect(address).await.unwrap();
-    let body = streamed(true).to_string();
+    let body = body.to_string();
     let request = format!(
-        "POST /v1/chat/completions HTTP/1.1\r\nhost: g\r\ncontent-length: {}\r\n\r\n{body}",
+        "POST {path} HTTP/1.1\r\nhost: g\r\ncontent-length: {}\r\n\r\n{body}",
         body.len()
     );
     stream.write_all(request.as_bytes()).await.unwrap();
@@ -88,6 +93,10 @@ async fn idle_connections_are_closed_but_not_those_with_an_answer_under_way() {
         rest(idle).await.contains("200 OK"),
         "answered, then closed for idleness"
     );
+    // On HTTP/2 as well.
+    let client = Http2::connect(served.http).await;
+    assert_eq!(client.post("/version", json!({})).await.status().as_u16(), 405);
+    client.closed().await;
     busy.1.send("b", &[2], Some(FinishReason::Stop)).await;
     assert_eq!(busy.0.piece().await.unwrap(), "a");
     assert_eq!(busy.0.piece().await.unwrap(), "b");
@@ -247,7 +256,7 @@ async fn clients_that_do_not_read_hold_up_nobody_at_the_same_leader() {
 #[tokio::test]
 async fn a_stream_that_is_not_read_holds_up_no_other_of_its_connection() {
     let (served, mut worker) = with_worker(Settings::default()).await;
-    let client = support::client::Http2::connect(served.http).await;
+    let client = Http2::connect(served.http).await;
     let unread = client.post("/v1/chat/completions", streamed(true));
     let (unread, _flood) = tokio::join!(unread, flood(&mut worker));
     worker.quiet().await;
@@ -277,13 +286,76 @@ async fn a_client_that_does_not_read_is_cut_off_and_its_answer_cancelled() {
     drop(stalled);
 
     // On HTTP/2 the same, but the connection lives on.
-    let client = support::client::Http2::connect(served.http).await;
+    let client = Http2::connect(served.http).await;
     let request = client.post("/v1/chat/completions", streamed(true));
     let (unread, flood) = tokio::join!(request, self::flood(&mut worker));
     soon(flood).await.unwrap();
     let request = client.post("/v1/chat/completions", streamed(true));
     let (mut reply, ()) = tokio::join!(request, async { worker.call().await.answer(&["x"]).await });
     assert_eq!(reply.piece().await.unwrap(), "x");
+    drop(unread);
+}
+
+/// Wait until so much of the memory for long answers is taken.
+async fn taken(served: &Served, enough: impl Fn(usize) -> bool) {
+    soon(async {
+        while !enough(served.gateway.answer_bytes.used()) {
+            tokio::task::yield_now().await;
+        }
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_whole_answer_that_is_not_read_is_cut_off_and_counted() {
+    let settings = Settings {
+        answer_bytes: 12 << 20,
+        ..limits(|limits| limits.stall_timeout = Duration::from_secs(2))
+    };
+    let (served, _worker) = with_worker(settings).await;
+    // One token of four bytes, as it is written, for each byte.
+    let tokenize = |bytes: usize| json!({"model": MODEL, "prompt": "x".repeat(bytes)});
+    let long = tokenize(2 << 20);
+    let unread = post_and_not_read(served.http, "/tokenize", &long).await;
+    taken(&served, |used| used >= 8 << 20).await;
+    let refused = post(served.http, "/tokenize", long.clone()).await;
+    assert_eq!(
+        (refused.status(), refused.header("retry-after")),
+        (StatusCode::SERVICE_UNAVAILABLE, Some("1"))
+    );
+    assert_eq!(refused.json().await["error"]["code"], "too_many_requests");
+    // Short ones are not counted, and others find room beside it.
+    assert_eq!(
+        post(served.http, "/tokenize", tokenize(10)).await.json().await["count"],
+        10
+    );
+    let (count, whole) = (300_000, post(served.http, "/tokenize", tokenize(300_000)).await);
+    let length: usize = whole.header("content-length").unwrap().parse().unwrap();
+    let whole = whole.text().await;
+    assert_eq!(whole.len(), length);
+    assert_eq!(serde_json::from_str::<Value>(&whole).unwrap()["count"], count);
+    // Nothing is left of the first one, and its connection is closed.
+    taken(&served, |used| used == 0).await;
+    assert!(rest(unread).await.len() < 8 << 20);
+    // One that is longer than all the room goes alone.
+    assert_eq!(
+        post(served.http, "/tokenize", tokenize(3_500_000))
+            .await
+            .json()
+            .await["count"],
+        3_500_000
+    );
+    taken(&served, |used| used == 0).await;
+
+    // On HTTP/2 the same, but the connection lives on.
+    let client = Http2::connect(served.http).await;
+    let unread = client.post("/tokenize", long).await;
+    taken(&served, |used| used > 0).await;
+    taken(&served, |used| used == 0).await;
+    assert_eq!(
+        client.post("/tokenize", tokenize(10)).await.json().await["count"],
+        10
+    );
     drop(unread);
 }
 

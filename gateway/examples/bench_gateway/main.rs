@@ -66,7 +66,7 @@ async fn serve(address: SocketAddr, leaders: Vec<SocketAddr>) -> anyhow::Result<
     listener::serve(
         listener,
         router,
-        &gateway.settings,
+        &gateway,
         None,
         CancellationToken::new().cancelled_owned(),
     )

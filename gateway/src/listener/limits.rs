@@ -17,7 +17,7 @@ pub struct Limits {
     pub idle_timeout: Duration,
     /// For one request body.
     pub body_timeout: Duration,
-    /// For which a client may take nothing of an answer that is streamed to it.
+    /// For which a client may take nothing of an answer that is streamed to it, or that is long.
     pub stall_timeout: Duration,
 }
 
@@ -45,3 +45,7 @@ pub const CONNECTION_WINDOW: u32 = 16 << 20;
 pub const STREAM_BUFFER: usize = 64 << 10;
 /// Most bytes of headers on HTTP/2.
 pub const HEADER_BYTES: u32 = 32 << 10;
+/// Bytes of an answer, or of a piece of one, up to which it is sent at once and not counted.
+pub const SHORT_ANSWER: usize = 64 << 10;
+/// Bytes in which longer ones are sent: a frame of HTTP/2 as clients take it unless they say otherwise (RFC 9113, 6.5.2).
+pub const SLICE: usize = 16 << 10;

@@ -7,7 +7,7 @@
 //! | [`connection`] | one connection: protocol, time-outs, orderly end |
 //! | [`cors`] | pages of other origins |
 //! | [`service`] | one request: caps, its id, the routes |
-//! | [`stream`] | one streamed answer: a client that takes nothing of it is cut off |
+//! | [`stream`] | one streamed or long answer: a client that takes nothing of it is cut off |
 //! | [`tls`] | certificates from files, read again when they change |
 
 pub mod accept;
@@ -27,7 +27,8 @@ use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use crate::Settings;
+use crate::Gateway;
+use crate::budget::Budget;
 
 pub use cors::Cors;
 pub use limits::Limits;
@@ -44,6 +45,8 @@ pub struct Common {
     pub cors: Option<Cors>,
     /// The routes.
     pub router: Router,
+    /// Memory of long answers that are being sent.
+    pub answers: Budget,
     /// One permit for each request under way.
     pub requests: Arc<Semaphore>,
     /// Cancelled when running requests are the last ones.
@@ -54,13 +57,14 @@ pub struct Common {
 pub async fn serve(
     listener: TcpListener,
     router: Router,
-    settings: &Settings,
+    gateway: &Gateway,
     tls: Option<Arc<Tls>>,
     stop: impl Future<Output = ()>,
 ) {
-    let limits = settings.limits;
+    let limits = gateway.settings.limits;
     let common = Arc::new(Common {
-        cors: settings.cors.clone(),
+        cors: gateway.settings.cors.clone(),
+        answers: gateway.answer_bytes.clone(),
         requests: Arc::new(Semaphore::new(limits.requests)),
         closing: CancellationToken::new(),
         router,

@@ -13,7 +13,7 @@ use tower_service::Service as _;
 
 use super::Common;
 use super::connection::Activity;
-use super::stream::Guarded;
+use super::stream::{Guarded, room};
 use crate::error::ApiError;
 
 /// The client's id of a request, and ours when it gives none; it is on every answer.
@@ -64,11 +64,19 @@ impl Service<Request<Incoming>> for Front {
                 (None, Ok(_)) => common.router.clone().call(request).await?,
                 (None, Err(_)) => too_many().into_response(),
             };
+            let share = room(response.body(), &common.answers).unwrap_or_else(|full| {
+                response = full.into_response();
+                None
+            });
             response.headers_mut().insert(REQUEST_ID, id);
             if let Some(cors) = &common.cors {
                 cors.open(allowed, response.headers_mut());
             }
-            Ok(response.map(|body| Guarded::new(body, active, permit.ok(), stall_timeout, multiplexed)))
+            let room = (share, &common.answers);
+            Ok(
+                response
+                    .map(|body| Guarded::new(body, active, permit.ok(), room, stall_timeout, multiplexed)),
+            )
         })
     }
 }

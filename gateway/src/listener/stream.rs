@@ -1,9 +1,9 @@
-//! One answer on its way to its client. A client that takes nothing of a streamed answer is cut off after a while, so
-//! that it does not keep a place at the model's workers.
+//! One answer on its way to its client. A client that takes nothing of a streamed or a long answer is cut off after a while, so
+//! that it does not keep a place at the model's workers, nor memory.
 
 use std::pin::Pin;
 use std::sync::{Arc, Mutex, PoisonError, Weak};
-use std::task::{Context, Poll};
+use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use axum::body::{Body, Bytes, HttpBody};
@@ -13,6 +13,32 @@ use tokio::task::AbortHandle;
 use tokio::time::{Instant, sleep_until};
 
 use super::connection::Active;
+use super::limits::{SHORT_ANSWER, SLICE};
+use crate::budget::{Budget, Share};
+use crate::error::ApiError;
+
+/// Room for an answer that is there as a whole and long, until it has been sent. One that is longer than all the room goes alone.
+///
+/// # Errors
+/// 503 when clients that do not read have taken it.
+pub fn room(body: &Body, answers: &Budget) -> Result<Option<Share>, ApiError> {
+    let long = body
+        .size_hint()
+        .exact()
+        .filter(|&bytes| bytes > SHORT_ANSWER as u64);
+    let Some(bytes) = long else { return Ok(None) };
+    take(usize::try_from(bytes).unwrap_or(usize::MAX), answers).map(Some)
+}
+
+fn take(bytes: usize, answers: &Budget) -> Result<Share, ApiError> {
+    answers.take(bytes.min(answers.limit())).ok_or_else(|| {
+        ApiError::unavailable(
+            "too_many_requests",
+            "This gateway holds as many long answers for clients that read slowly as it has memory for; send the request again.",
+            1,
+        )
+    })
+}
 
 /// A response body together with what the request occupies.
 #[derive(Debug)]
@@ -23,10 +49,10 @@ pub struct Guarded {
 
 #[derive(Debug)]
 enum Passing {
-    /// It is there as a whole.
+    /// It is there as a whole, and short.
     Whole { body: Body, _active: Active },
-    /// It comes bit by bit. Streams send something every few seconds (a keep-alive at least), so one that is not asked
-    /// for more has a client that does not read.
+    /// It comes bit by bit. Streams send something every few seconds (a keep-alive at least), and what is there as a whole could be
+    /// sent at once, so one that is not asked for more has a client that does not read.
     Streamed { stream: Arc<Stream>, watch: AbortHandle },
 }
 
@@ -39,21 +65,27 @@ struct Stream {
 struct Inner {
     /// Absent when cut off.
     body: Option<Body>,
+    /// What has come and has not been sent of a long piece, and its room.
+    rest: Bytes,
+    share: Option<Share>,
+    answers: Budget,
     active: Active,
     polled: Instant,
 }
 
 impl Guarded {
-    /// `multiplexed` tells that the connection has other streams, so that only this one is cut off.
+    /// `share` is what [`room`] gave; long pieces of a stream take theirs from `answers`. `multiplexed` tells that the connection has other
+    /// streams, so that only this one is cut off.
     #[must_use]
     pub fn new(
         body: Body,
         active: Active,
         permit: Option<OwnedSemaphorePermit>,
+        (share, answers): (Option<Share>, &Budget),
         stall_timeout: Duration,
         multiplexed: bool,
     ) -> Self {
-        let body = if body.size_hint().exact().is_some() {
+        let body = if share.is_none() && body.size_hint().exact().is_some() {
             Passing::Whole {
                 body,
                 _active: active,
@@ -62,6 +94,9 @@ impl Guarded {
             let stream = Arc::new(Stream {
                 inner: Mutex::new(Inner {
                     body: Some(body),
+                    rest: Bytes::new(),
+                    share,
+                    answers: answers.clone(),
                     active,
                     polled: Instant::now(),
                 }),
@@ -86,6 +121,60 @@ impl Stream {
     }
 }
 
+impl Inner {
+    /// Forget what has not been sent.
+    fn cut(&mut self) -> Option<Body> {
+        self.rest = Bytes::new();
+        self.share = None;
+        self.body.take()
+    }
+
+    /// The next piece. Long ones come in copied slices: what waits in the connection's buffers then keeps no more than itself in memory.
+    fn poll(&mut self, context: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, axum::Error>>> {
+        self.polled = Instant::now();
+        let Some(body) = &mut self.body else {
+            return Poll::Ready(Some(Err(axum::Error::new(CutOff))));
+        };
+        if self.rest.is_empty() {
+            let frame = match ready!(Pin::new(body).poll_frame(context)) {
+                Some(Ok(frame)) => frame,
+                end => return Poll::Ready(end),
+            };
+            if frame.data_ref().is_none_or(|data| data.len() <= SHORT_ANSWER) {
+                return Poll::Ready(Some(Ok(frame)));
+            }
+            self.rest = frame.into_data().unwrap_or_default();
+            if self.share.is_none() {
+                match take(self.rest.len(), &self.answers) {
+                    Ok(share) => self.share = Some(share),
+                    Err(full) => {
+                        drop(self.cut());
+                        return Poll::Ready(Some(Err(axum::Error::new(Full(full.message)))));
+                    }
+                }
+            }
+        }
+        let slice = self.rest.split_to(SLICE.min(self.rest.len()));
+        let slice = Bytes::copy_from_slice(&slice);
+        if self.rest.is_empty() {
+            (self.rest, self.share) = (Bytes::new(), None);
+        }
+        Poll::Ready(Some(Ok(Frame::data(slice))))
+    }
+
+    fn is_end(&self) -> bool {
+        self.rest.is_empty() && self.body.as_ref().is_some_and(HttpBody::is_end_stream)
+    }
+
+    /// Bytes that are to come, if that is known.
+    fn size(&self) -> SizeHint {
+        let known = self.body.as_ref().and_then(|body| body.size_hint().exact());
+        known.map_or_else(SizeHint::default, |bytes| {
+            SizeHint::with_exact(bytes.saturating_add(self.rest.len() as u64))
+        })
+    }
+}
+
 impl Drop for Passing {
     fn drop(&mut self) {
         if let Self::Streamed { watch, .. } = self {
@@ -105,7 +194,7 @@ async fn watch(stream: Weak<Stream>, stall_timeout: Duration, multiplexed: bool)
                 if !multiplexed {
                     inner.active.hang_up();
                 }
-                inner.body.take()
+                inner.cut()
             })
         });
         if cut.is_some() {
@@ -125,29 +214,21 @@ impl HttpBody for Guarded {
     ) -> Poll<Option<Result<Frame<Bytes>, axum::Error>>> {
         match &mut self.body {
             Passing::Whole { body, .. } => Pin::new(body).poll_frame(context),
-            Passing::Streamed { stream, .. } => stream.with(|inner| {
-                inner.polled = Instant::now();
-                match &mut inner.body {
-                    Some(body) => Pin::new(body).poll_frame(context),
-                    None => Poll::Ready(Some(Err(axum::Error::new(CutOff)))),
-                }
-            }),
+            Passing::Streamed { stream, .. } => stream.with(|inner| inner.poll(context)),
         }
     }
 
     fn is_end_stream(&self) -> bool {
         match &self.body {
             Passing::Whole { body, .. } => body.is_end_stream(),
-            Passing::Streamed { stream, .. } => {
-                stream.with(|inner| inner.body.as_ref().is_some_and(HttpBody::is_end_stream))
-            }
+            Passing::Streamed { stream, .. } => stream.with(|inner| inner.is_end()),
         }
     }
 
     fn size_hint(&self) -> SizeHint {
         match &self.body {
             Passing::Whole { body, .. } => body.size_hint(),
-            Passing::Streamed { .. } => SizeHint::default(),
+            Passing::Streamed { stream, .. } => stream.with(|inner| inner.size()),
         }
     }
 }
@@ -156,3 +237,8 @@ impl HttpBody for Guarded {
 #[derive(Debug, thiserror::Error)]
 #[error("the client took nothing of its answer for too long")]
 struct CutOff;
+
+/// There is no room for a long piece of a stream.
+#[derive(Debug, thiserror::Error)]
+#[error("{0}")]
+struct Full(String);

@@ -33,18 +33,37 @@ pub async fn read_json<T, S>(gateway: &Gateway, reader: S, body: Body) -> Result
 where
     S: for<'de> DeserializeSeed<'de, Value = T>,
 {
-    let time = gateway.settings.limits.body_timeout;
-    let reading = read(body, gateway.settings.body_limit, &gateway.body_bytes);
     // The share is kept until the body has been parsed.
-    let (bytes, _share) = tokio::time::timeout(time, reading)
-        .await
-        .map_err(|_| late(time))??;
+    let (bytes, _share) = read_within(gateway, body, gateway.settings.body_limit, 0).await?;
     parse(reader, &bytes)
 }
 
-async fn read(mut body: Body, limit: usize, budget: &Budget) -> Result<(Vec<u8>, Share), ApiError> {
+/// Read a body of at most `limit` bytes, and `frame` bytes that stand around what the client means by it, within the gateway's bounds of
+/// memory and time. What it takes is counted while the share is held.
+///
+/// # Errors
+/// 413, 408, 503 as [`read_json`].
+pub async fn read_within(
+    gateway: &Gateway,
+    body: Body,
+    limit: usize,
+    frame: usize,
+) -> Result<(Vec<u8>, Share), ApiError> {
+    let time = gateway.settings.limits.body_timeout;
+    let reading = read(body, (limit, frame), &gateway.body_bytes);
+    tokio::time::timeout(time, reading)
+        .await
+        .map_err(|_| late(time))?
+}
+
+async fn read(
+    mut body: Body,
+    (limit, frame): (usize, usize),
+    budget: &Budget,
+) -> Result<(Vec<u8>, Share), ApiError> {
+    let most = limit.saturating_add(frame);
     let announced = usize::try_from(body.size_hint().lower()).unwrap_or(usize::MAX);
-    if announced > limit {
+    if announced > most {
         tokio::spawn(linger(body));
         return Err(ApiError::too_large(limit));
     }
@@ -54,7 +73,7 @@ async fn read(mut body: Body, limit: usize, budget: &Budget) -> Result<(Vec<u8>,
         let frame = frame
             .map_err(|error| ApiError::invalid(None, format!("The body could not be read: {error}.")))?;
         let Ok(data) = frame.into_data() else { continue };
-        if bytes.len() + data.len() > limit {
+        if bytes.len() + data.len() > most {
             tokio::spawn(linger(body));
             return Err(ApiError::too_large(limit));
         }
@@ -210,7 +229,7 @@ mod tests {
             Ok(vec![b' '; 5]),
         ]));
         for body in [whole, parts] {
-            let error = read(body, 10, &budget).await.unwrap_err();
+            let error = read(body, (8, 2), &budget).await.unwrap_err();
             assert_eq!(error.status, StatusCode::PAYLOAD_TOO_LARGE);
         }
         assert_eq!(budget.used(), 0);
@@ -219,13 +238,15 @@ mod tests {
     #[tokio::test]
     async fn bodies_share_their_memory() {
         let budget = Budget::new(100);
-        let first = read(Body::from(vec![b' '; 60]), 80, &budget).await.unwrap();
-        let error = read(Body::from(vec![b' '; 60]), 80, &budget).await.unwrap_err();
+        let first = read(Body::from(vec![b' '; 60]), (80, 0), &budget).await.unwrap();
+        let error = read(Body::from(vec![b' '; 60]), (80, 0), &budget)
+            .await
+            .unwrap_err();
         assert_eq!(
             (error.status, error.retry_after),
             (StatusCode::SERVICE_UNAVAILABLE, Some(1))
         );
         drop(first);
-        read(Body::from(vec![b' '; 60]), 80, &budget).await.unwrap();
+        read(Body::from(vec![b' '; 60]), (80, 0), &budget).await.unwrap();
     }
 }

@@ -1,9 +1,14 @@
 //! `vllm.Inference` and `vllm.Control` on the port of the API.
 
+use std::convert::Infallible;
 use std::sync::Arc;
+use std::time::Duration;
 
+use axum::body::{Body, Bytes};
+use futures::{StreamExt as _, stream};
 use llamero_gateway::Settings;
 use llamero_gateway::keys::KeyStore;
+use prost::Message as _;
 use tonic::metadata::MetadataValue;
 use tonic::{Code, Request};
 use vllm_proto::control_client::ControlClient;
@@ -13,9 +18,9 @@ use vllm_proto::{
     generate_request::Prompt,
 };
 
-use crate::support::client::get;
+use crate::support::client::{Http2, get, post};
 use crate::support::worker::Worker;
-use crate::support::{MODEL, found, gateway, with_worker};
+use crate::support::{MODEL, chat, found, gateway, soon, with_worker};
 
 const KEY: &str = "sk-grpc-0123456789";
 
@@ -183,6 +188,107 @@ async fn an_abort_reaches_every_leader_but_no_request_of_another_key() {
         (a.aborted().await, b.aborted().await),
         ("grpc/one".into(), "grpc/one".into())
     );
+}
+
+/// A body of which these bytes come, and no end.
+fn unfinished(bytes: Vec<u8>) -> Body {
+    let first = stream::iter([Ok::<_, Infallible>(Bytes::from(bytes))]);
+    Body::from_stream(first.chain(stream::pending()))
+}
+
+/// What stands before a message of so many bytes.
+fn prefix(bytes: u32) -> Vec<u8> {
+    [&[0], &bytes.to_be_bytes()[..]].concat()
+}
+
+const CALLS: [&str; 3] = [
+    "/vllm.Inference/Generate",
+    "/vllm.Inference/GenerateStream",
+    "/vllm.Control/Abort",
+];
+
+fn prompt(bytes: usize) -> GenerateRequest {
+    GenerateRequest {
+        prompt: Some(Prompt::Text("x".repeat(bytes))),
+        ..request(MODEL, None).into_inner()
+    }
+}
+
+#[tokio::test]
+async fn a_message_that_does_not_come_is_not_waited_for() {
+    let mut settings = Settings::default();
+    settings.limits.body_timeout = Duration::from_millis(50);
+    let served = gateway(settings).await;
+    let client = Http2::connect(served.http).await;
+    for path in CALLS {
+        for begun in [Vec::new(), prefix(100), [prefix(100), vec![0; 50]].concat()] {
+            let (status, message) = client.grpc(path, unfinished(begun)).await.unwrap();
+            assert_eq!(status, Code::DeadlineExceeded as u32, "{path}: {message}");
+        }
+    }
+    assert_eq!(served.gateway.body_bytes.used(), 0);
+}
+
+#[tokio::test]
+async fn messages_share_the_memory_of_bodies() {
+    let settings = Settings {
+        body_bytes: 1000,
+        ..Settings::default()
+    };
+    let (served, _worker) = with_worker(settings).await;
+    let used = async |bytes| {
+        soon(async {
+            while served.gateway.body_bytes.used() != bytes {
+                tokio::task::yield_now().await;
+            }
+        })
+        .await;
+    };
+    // What is only announced takes nothing.
+    let idle = Http2::connect(served.http).await;
+    let begun = [prefix(8 << 20), vec![0; 595]].concat();
+    let hanging = tokio::spawn(async move { idle.grpc(CALLS[0], unfinished(begun)).await });
+    used(600).await;
+    let mut client = InferenceClient::connect(format!("http://{}", served.http))
+        .await
+        .unwrap();
+    let refused = client.generate(prompt(600)).await.unwrap_err();
+    assert_eq!(refused.code(), Code::Unavailable, "{refused}");
+    assert_eq!(refused.metadata().get("retry-after-ms").unwrap(), "1000");
+    let long = chat(serde_json::json!({"user": "x".repeat(600)}));
+    let refused = post(served.http, "/v1/chat/completions", long).await;
+    assert_eq!(refused.status().as_u16(), 503);
+    client.generate(prompt(300)).await.unwrap();
+    hanging.abort();
+    used(0).await;
+    client.generate(prompt(600)).await.unwrap();
+    used(0).await;
+}
+
+#[tokio::test]
+async fn a_message_over_the_limit_is_refused() {
+    const LIMIT: usize = 1 << 20;
+    let settings = Settings {
+        body_limit: LIMIT,
+        ..Settings::default()
+    };
+    let (served, _worker) = with_worker(settings).await;
+    let address = format!("http://{}", served.http);
+    let mut client = InferenceClient::connect(address.clone()).await.unwrap();
+    // As much as a JSON body may have, and no byte more.
+    let beside = prompt(LIMIT).encoded_len() - LIMIT;
+    let longest = prompt(LIMIT - beside);
+    assert_eq!(longest.encoded_len(), LIMIT);
+    client.generate(longest).await.unwrap();
+    let refused = client.generate(prompt(LIMIT - beside + 1)).await.unwrap_err();
+    assert_eq!(refused.code(), Code::OutOfRange, "{refused}");
+    assert!(refused.message().contains("1048576 bytes"), "{refused}");
+
+    let mut client = ControlClient::connect(address).await.unwrap();
+    let request_ids = vec!["x".repeat(1000); 70];
+    let refused = client.abort(AbortRequest { request_ids }).await.unwrap_err();
+    assert_eq!(refused.code(), Code::OutOfRange, "{refused}");
+    assert_eq!(served.gateway.body_bytes.used(), 0);
 }
 
 #[tokio::test]

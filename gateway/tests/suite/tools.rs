@@ -87,3 +87,31 @@ async fn tool_calls_come_whole_and_in_pieces() {
     assert_eq!(pieces[2], json!({"index": 0, "function": {"arguments": " 1}"}}));
     assert_eq!(ends.last().unwrap(), "tool_calls");
 }
+
+#[tokio::test]
+async fn strict_tools_reach_the_leader_as_they_are() {
+    let (served, mut worker) = with_worker(Settings::default()).await;
+    let parameters = json!({"type": "object", "properties": {"a": {"type": "integer"}},
+        "required": ["a"], "additionalProperties": false});
+    let tool = |strict: Value| json!({"type": "function", "function": {"name": "f", "parameters": parameters, "strict": strict}});
+    for strict in [json!(true), json!(false), Value::Null] {
+        let tools = json!([tool(strict)]);
+        let request = post(
+            served.http,
+            "/v1/chat/completions",
+            chat(json!({"tools": tools, "tool_choice": "auto"})),
+        );
+        let (reply, asked) = tokio::join!(request, answer_with_calls(&mut worker));
+        assert_eq!(asked.tool_choice(), ToolChoice::Auto);
+        assert_eq!(serde_json::from_str::<Value>(&asked.tools_json).unwrap(), tools);
+        let answer = reply.json().await;
+        assert_eq!(
+            answer["choices"][0]["message"]["tool_calls"][0]["function"]["name"],
+            "f"
+        );
+    }
+    let tools = json!([tool(json!("yes"))]);
+    let refused = post(served.http, "/v1/chat/completions", chat(json!({"tools": tools}))).await;
+    assert_eq!(refused.status().as_u16(), 400);
+    assert_eq!(refused.json().await["error"]["param"], "tools");
+}

@@ -2,6 +2,7 @@
 
 use std::net::SocketAddr;
 
+use axum::body::Body;
 use bytes::Bytes;
 use http_body_util::{BodyExt, Full};
 use hyper::body::Incoming;
@@ -63,7 +64,7 @@ pub async fn post(address: SocketAddr, path: &str, body: Value) -> Reply {
 
 /// One HTTP/2 connection without TLS, for many requests.
 pub struct Http2 {
-    sender: hyper::client::conn::http2::SendRequest<Full<Bytes>>,
+    sender: hyper::client::conn::http2::SendRequest<Body>,
 }
 
 impl Http2 {
@@ -75,6 +76,16 @@ impl Http2 {
         Self { sender }
     }
 
+    /// The gateway has closed the connection.
+    pub async fn closed(&self) {
+        soon(async {
+            while !self.sender.is_closed() {
+                tokio::task::yield_now().await;
+            }
+        })
+        .await;
+    }
+
     pub fn post(&self, path: &str, body: Value) -> impl Future<Output = Reply> + use<> {
         self.post_bytes(path, body.to_string().into())
     }
@@ -83,7 +94,7 @@ impl Http2 {
         let request = Request::builder()
             .method(Method::POST)
             .uri(format!("http://gateway{path}"))
-            .body(Full::new(body))
+            .body(Body::from(body))
             .unwrap();
         let mut sender = self.sender.clone();
         async move {
@@ -95,20 +106,26 @@ impl Http2 {
         }
     }
 
-    /// Send the frames of a call and give its status, if there is one.
-    pub async fn grpc(&self, path: &str, frames: Vec<u8>) -> Option<u32> {
+    /// Send the frames of a call and give its status, if there is one, and its message.
+    pub async fn grpc(&self, path: &str, frames: impl Into<Body>) -> Option<(u32, String)> {
         let request = Request::builder()
             .method(Method::POST)
             .uri(format!("http://gateway{path}"))
             .header("content-type", "application/grpc")
             .header("te", "trailers")
-            .body(Full::new(frames.into()))
+            .body(frames.into())
             .unwrap();
         let mut sender = self.sender.clone();
         let response = soon(sender.send_request(request)).await.unwrap();
         let (head, body) = response.into_parts();
         let trailers = soon(body.collect()).await.unwrap().trailers().cloned();
-        let of = |headers: &hyper::HeaderMap| headers.get("grpc-status")?.to_str().ok()?.parse().ok();
+        let of = |headers: &hyper::HeaderMap| {
+            let status = headers.get("grpc-status")?.to_str().ok()?.parse().ok()?;
+            let message = headers
+                .get("grpc-message")
+                .and_then(|message| message.to_str().ok());
+            Some((status, message.unwrap_or_default().replace("%20", " ")))
+        };
         of(&head.headers).or_else(|| of(&trailers?))
     }
 }

@@ -14,7 +14,7 @@ use vllm_proto::{
     UnloadLoraResponse,
 };
 
-use super::{Service, own_id, status};
+use super::{Service, own_id, status, unanswered};
 use crate::keys::Caller;
 use crate::routes::completion::order::deployment;
 use crate::routes::leader::{Question, ask};
@@ -47,7 +47,7 @@ llamero_proto::vllm_control! { Service {
         let (metadata, extensions, request) = request.into_parts();
         let caller = extensions.get::<Caller>().cloned().unwrap_or_default();
         let model = self.model(&metadata, &caller)?;
-        let deployment = deployment(&self.gateway, caller.scope(), &model).map_err(|error| status(error.into()))?;
+        let deployment = deployment(&self.gateway, caller.scope(), &model).map_err(status)?;
         let ids = request.request_ids.iter().map(|id| own_id(&caller, id));
         let request = AbortRequest {
             request_ids: ids.collect(),
@@ -117,7 +117,7 @@ impl Service {
         let asked = ask(front, question, |leader| {
             call(ControlClient::new(leader.channel()), request.clone())
         });
-        let mut asked = asked.await.map_err(status)?;
+        let mut asked = asked.await.map_err(unanswered)?;
         asked.record.finished();
         Ok(asked.answer)
     }

@@ -12,7 +12,7 @@ use vllm_proto::inference_client::InferenceClient;
 use vllm_proto::inference_server::Inference;
 use vllm_proto::{GenerateRequest, GenerateResponse, generate_request::Prompt};
 
-use super::{Service, own_id, status};
+use super::{Service, own_id, unanswered};
 use crate::error::ApiError;
 use crate::routes::leader::{Asked, Question, ask};
 use crate::routes::record::Record;
@@ -68,7 +68,7 @@ impl Service {
             };
             call(client, request)
         };
-        ask(front, question, call).await.map_err(status)
+        ask(front, question, call).await.map_err(unanswered)
     }
 }
 

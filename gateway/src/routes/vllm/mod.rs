@@ -4,46 +4,58 @@
 //! |---|---|
 //! | [`inference`] | `vllm.Inference`: passed through to a leader of the model that the request names |
 //! | [`control`] | `vllm.Control`: the same, by the model that the metadata name |
+//! | `receiving` | bounds on the messages that clients send |
 
 pub mod control;
 pub mod inference;
+mod receiving;
 
 use std::sync::Arc;
 
+use axum::middleware::from_fn_with_state;
 use llamero_proto::VLLM_DESCRIPTORS;
-use llamero_settings::limits::MAX_MESSAGE_BYTES;
 use tonic::metadata::MetadataMap;
 use tonic::{Code, Extensions, Status};
 use tonic_reflection::server::Builder;
 use vllm_proto::control_server::ControlServer;
 use vllm_proto::inference_server::InferenceServer;
 
+use self::receiving::{MAX_CONTROL_BYTES, receive};
 use super::completion::api::Front;
 use super::leader::Unanswered;
 use crate::Gateway;
+use crate::error::ApiError;
 use crate::keys::Caller;
 use crate::listener::service::RequestId;
 use crate::relay::Wishes;
 use crate::upstream::Affinity;
 
-/// Largest request of `vllm.Control`: ids of requests to abort.
-const MAX_CONTROL_BYTES: usize = 64 << 10;
+/// Largest question of reflection: the name of a symbol or a file.
+const MAX_REFLECTION_BYTES: usize = 4 << 10;
 
 /// The services and their reflection, as routes.
 pub fn router(gateway: Arc<Gateway>) -> axum::Router<Arc<Gateway>> {
-    let service = Service { gateway };
-    let inference = InferenceServer::new(service.clone()).max_decoding_message_size(MAX_MESSAGE_BYTES);
+    let service = Service {
+        gateway: Arc::clone(&gateway),
+    };
+    let longest = gateway.settings.body_limit;
+    let inference = InferenceServer::new(service.clone()).max_decoding_message_size(longest);
     let control = ControlServer::new(service).max_decoding_message_size(MAX_CONTROL_BYTES);
     let mut routes = tonic::service::Routes::new(inference).add_service(control);
     let describe = || Builder::configure().register_encoded_file_descriptor_set(VLLM_DESCRIPTORS);
     match (describe().build_v1(), describe().build_v1alpha()) {
-        (Ok(newer), Ok(older)) => routes = routes.add_service(newer).add_service(older),
+        (Ok(newer), Ok(older)) => {
+            routes = routes
+                .add_service(newer.max_decoding_message_size(MAX_REFLECTION_BYTES))
+                .add_service(older.max_decoding_message_size(MAX_REFLECTION_BYTES));
+        }
         (Err(error), _) | (_, Err(error)) => tracing::error!(%error, "gRPC reflection is not offered"),
     }
     routes
         .prepare()
         .into_axum_router()
         .reset_fallback()
+        .layer(from_fn_with_state(gateway, receive))
         .with_state(())
 }
 
@@ -76,13 +88,17 @@ fn own_id(caller: &Caller, id: &str) -> String {
 }
 
 /// What the leader itself said is passed on as it is.
-fn status(unanswered: Unanswered) -> Status {
-    if let Some(status) = unanswered.status {
-        return status;
-    }
-    let error = unanswered.error;
+fn unanswered(unanswered: Unanswered) -> Status {
+    let Unanswered { error, status } = unanswered;
+    status.unwrap_or_else(|| self::status(error))
+}
+
+/// An error of this gateway's own.
+fn status(error: ApiError) -> Status {
     let code = match error.status.as_u16() {
         404 => Code::NotFound,
+        408 => Code::DeadlineExceeded,
+        413 => Code::OutOfRange,
         429 => Code::ResourceExhausted,
         503 => Code::Unavailable,
         400..500 => Code::InvalidArgument,

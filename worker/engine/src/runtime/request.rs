@@ -113,6 +113,8 @@ pub enum FinishReason {
 pub enum FailureKind {
     /// The request can never be served anywhere.
     Invalid,
+    /// No token can meet its constraint any more, or the constraint has grown too complex.
+    Unmet,
     /// Prompt and answer are longer than this group holds.
     TooLong,
     /// The adapter that it is for is not there, or no more.

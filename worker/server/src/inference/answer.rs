@@ -1,5 +1,7 @@
 //! One answer: the engine's tokens become text and end where the request says.
 
+use std::borrow::Cow;
+
 use llamero_engine::runtime::{
     self, AdapterChoice, Constraint, EngineHandle, Event, FailureKind, Sharing, Submission, SubmitError,
     TokenScore,
@@ -13,6 +15,9 @@ use tonic::Status;
 
 use super::model::{Model, blame};
 use crate::grpc::exhausted;
+
+/// The parameter with the tokens that an answer may have.
+const TOKEN_LIST: &str = "allowed_token_ids";
 
 /// Why an answer ended.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -71,6 +76,8 @@ pub struct Answer {
     output_tokens: u32,
     cached_tokens: u32,
     abort: CancellationToken,
+    /// The parameter that restricts its tokens.
+    restricted_by: Cow<'static, str>,
     /// Set when resumed tokens had ended the answer already.
     over: Option<Ending>,
 }
@@ -105,8 +112,8 @@ impl Tools {
 /// What an answer is to be, beside its request.
 #[derive(Debug, Default)]
 pub struct Wishes {
-    /// Restricts its tokens; has accepted resumed ones.
-    pub constraint: Option<Box<TokenConstraint>>,
+    /// Restricts its tokens, by the parameter that is named beside; has accepted resumed ones.
+    pub constraint: Option<(Box<TokenConstraint>, Cow<'static, str>)>,
     /// Reads its calls.
     pub tools: Option<Tools>,
     /// With whom it shares what is computed for its prompt.
@@ -119,6 +126,7 @@ pub struct Wishes {
 pub struct Opening {
     request: GenerationRequest,
     constraint: Option<Box<dyn Constraint>>,
+    restricted_by: Cow<'static, str>,
     tools: Option<Tools>,
     sharing: Sharing,
     adapter: Option<AdapterChoice>,
@@ -144,14 +152,17 @@ impl Opening {
             .with_special_tokens(request.show_special_tokens);
         let over = resume(&mut text, tools.as_mut(), &request.resume_tokens);
         let allowed = std::mem::take(&mut request.allowed_tokens);
-        let constraint: Option<Box<dyn Constraint>> = match (allowed.as_slice(), constraint) {
+        let (form, parameter) = constraint.unzip();
+        let mut restricted_by = parameter.unwrap_or_default();
+        let constraint: Option<Box<dyn Constraint>> = match (allowed.as_slice(), form) {
             ([], None) => None,
             ([], Some(form)) => Some(form),
             (allowed, form) => {
+                restricted_by = Cow::Borrowed(TOKEN_LIST);
                 let ends = &model.defaults.eos_token_ids;
                 let mut both = AllowedTokens::new(allowed, ends, model.limits.vocab_size, form);
                 if request.resume_tokens.is_empty() {
-                    both.mask().map_err(|why| blame("allowed_token_ids", &why))?;
+                    both.mask().map_err(|why| blame(TOKEN_LIST, &why))?;
                 }
                 Some(Box::new(both))
             }
@@ -159,6 +170,7 @@ impl Opening {
         Ok(Self {
             request,
             constraint,
+            restricted_by,
             tools,
             sharing,
             adapter,
@@ -184,6 +196,7 @@ impl Answer {
         let Opening {
             request,
             constraint,
+            restricted_by,
             tools,
             sharing,
             adapter,
@@ -222,6 +235,7 @@ impl Answer {
             output_tokens,
             cached_tokens: 0,
             abort,
+            restricted_by,
             over,
         })
     }
@@ -242,7 +256,7 @@ impl Answer {
         }
         match self.events.recv().await {
             Some(Event::Accepted { .. }) => Ok(()),
-            Some(Event::Failed { kind, message }) => Err(failed(kind, message)),
+            Some(Event::Failed { kind, message }) => Err(self.failed(kind, message)),
             Some(_) | None => Err(stopped()),
         }
     }
@@ -359,9 +373,17 @@ impl Answer {
                 });
             }
             Event::Embedding(_) => return Err(Status::internal("an embedding came that nobody asked for")),
-            Event::Failed { kind, message } => return Err(failed(kind, message)),
+            Event::Failed { kind, message } => return Err(self.failed(kind, message)),
         }
         Ok(())
+    }
+
+    /// What restricts its tokens is named where it is at fault.
+    fn failed(&self, kind: FailureKind, message: String) -> Status {
+        match kind {
+            FailureKind::Unmet => blame(&self.restricted_by, &message),
+            kind => failed(kind, message),
+        }
     }
 }
 
@@ -410,7 +432,7 @@ pub(super) fn refused(error: SubmitError) -> Status {
 
 pub(super) fn failed(kind: FailureKind, message: String) -> Status {
     match kind {
-        FailureKind::Invalid => Status::invalid_argument(message),
+        FailureKind::Invalid | FailureKind::Unmet => Status::invalid_argument(message),
         FailureKind::TooLong => Status::out_of_range(message),
         FailureKind::NoAdapter => Status::not_found(message),
         FailureKind::Internal => Status::internal(message),

@@ -54,7 +54,10 @@ pub fn prepare(
     let resumed = draft.resume_tokens.clone();
     let request = model.validate(draft)?;
     let constraint = form
-        .map(|(form, parameter)| model.constraint(&form, &resumed, &parameter))
+        .map(|(form, parameter)| {
+            let constraint = model.constraint(&form, &resumed, &parameter)?;
+            Ok::<_, Status>((constraint, parameter.into()))
+        })
         .transpose()?;
     let tools = offered.map(|offered| offered.tools(model, constraint.is_some()));
     let wishes = Wishes {

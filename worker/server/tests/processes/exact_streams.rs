@@ -51,7 +51,7 @@ impl Front {
             stop.clone().cancelled_owned(),
         );
         let serving = Arc::clone(&gateway);
-        tokio::spawn(async move { listener::serve(socket, router, &serving.settings, None, stopped).await });
+        tokio::spawn(async move { listener::serve(socket, router, &serving, None, stopped).await });
         Self {
             gateway,
             address,

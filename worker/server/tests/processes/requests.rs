@@ -340,6 +340,8 @@ async fn allowed_tokens(worker: &Worker) {
     assert_eq!(outputs.finish_info.unwrap().finish_reason(), VllmReason::Stop);
     // Where no token is left before that, with an error that says so.
     let status = client.generate(formed("no maybe", 20)).await.unwrap_err();
+    assert_eq!(status.code(), Code::InvalidArgument, "{status}");
+    assert_eq!(status.metadata().get("parameter").unwrap(), "allowed_token_ids");
     assert!(status.message().contains("allowed_token_ids"), "{status}");
     // Where none may come first, before anything is computed.
     let status = client.generate(formed("maybe", 20)).await.unwrap_err();
@@ -350,6 +352,17 @@ async fn allowed_tokens(worker: &Worker) {
         ..request
     };
     refused(worker, unknown, Code::InvalidArgument, "allowed_token_ids").await;
+
+    // Special tokens, here the model's `<|im_start|>`, have no text unless it is asked for.
+    for (show_special_tokens, text) in [(false, ""), (true, "<|im_start|><|im_start|>")] {
+        let request = CompletionRequest {
+            allowed_token_ids: vec![1],
+            show_special_tokens,
+            ..story(2)
+        };
+        let answer = complete(worker, request).await.unwrap();
+        assert_eq!((answer.token_ids, answer.text.as_str()), (vec![1, 1], text));
+    }
 }
 
 async fn unknown_methods(worker: &Worker) {

@@ -128,13 +128,14 @@ pub(in crate::runtime) struct Publication {
 impl Publication {
     /// The model's output is unusable for this request.
     pub(super) fn broken(sequence: SequenceId, message: String) -> Self {
+        Self::failed(sequence, FailureKind::Internal, message)
+    }
+
+    fn failed(sequence: SequenceId, kind: FailureKind, message: String) -> Self {
         Self {
             sequence,
             token: None,
-            end: Some(Event::Failed {
-                kind: FailureKind::Internal,
-                message,
-            }),
+            end: Some(Event::Failed { kind, message }),
         }
     }
 
@@ -325,7 +326,7 @@ impl Requests {
         if let Some(constrained) = &mut request.constraint {
             constrained.pending.push(sampled.token);
             if let Some(why) = constrained.broken.take() {
-                return Some(Publication::broken(id, why));
+                return Some(Publication::failed(id, FailureKind::Unmet, why));
             }
         }
         let stopped = request.stop_tokens.contains(&sampled.token);

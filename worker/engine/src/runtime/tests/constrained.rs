@@ -144,7 +144,7 @@ fn a_constraint_that_fails_ends_its_answer_only() {
             other => panic!("{other:?}"),
         }
     };
-    assert_eq!(message, (FailureKind::Internal, "too complex".to_owned()));
+    assert_eq!(message, (FailureKind::Unmet, "too complex".to_owned()));
     assert_eq!(tokens.len(), 5);
     assert_eq!(rest(&others).0, reference(&[6], &other.sampling, 24));
 }

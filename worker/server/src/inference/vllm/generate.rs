@@ -23,6 +23,9 @@ use crate::inference::answer::{Answer, Chunk, Ending, Logprob, Opening, Wishes};
 use crate::inference::model::{Model, blame};
 use crate::inference::running::Entry;
 
+/// The field with the form of an answer.
+const FORM: &str = "structured_output";
+
 /// All answers to a request.
 struct Generation {
     prompt: PromptInfo,
@@ -67,11 +70,11 @@ fn prepare(
             ..draft.clone()
         })?;
         let form = form.as_ref();
-        let constraint = form.map(|form| model.constraint(form, &[], "structured_output"));
+        let constraint = form.map(|form| model.constraint(form, &[], FORM));
         let wishes = Wishes {
             sharing: sharing.clone(),
             adapter: adapter.cloned(),
-            constraint: constraint.transpose()?,
+            constraint: constraint.transpose()?.map(|form| (form, FORM.into())),
             ..Wishes::default()
         };
         Opening::new(model, request, wishes)
