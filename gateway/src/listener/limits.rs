@@ -49,3 +49,5 @@ pub const HEADER_BYTES: u32 = 32 << 10;
 pub const SHORT_ANSWER: usize = 64 << 10;
 /// Bytes in which longer ones are sent: a frame of HTTP/2 as clients take it unless they say otherwise (RFC 9113, 6.5.2).
 pub const SLICE: usize = 16 << 10;
+/// Bytes a second at which a longer one is read at least, beside the time that a client may take nothing at all.
+pub const SLOWEST: u64 = 64 << 10;

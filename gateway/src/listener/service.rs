@@ -65,6 +65,9 @@ impl Service<Request<Incoming>> for Front {
                 (None, Err(_)) => too_many().into_response(),
             };
             let share = room(response.body(), &common.answers).unwrap_or_else(|full| {
+                tracing::warn!(
+                    "clients that read slowly have taken the room for long answers, so one is refused"
+                );
                 response = full.into_response();
                 None
             });

@@ -13,7 +13,7 @@ use tokio::task::AbortHandle;
 use tokio::time::{Instant, sleep_until};
 
 use super::connection::Active;
-use super::limits::{SHORT_ANSWER, SLICE};
+use super::limits::{SHORT_ANSWER, SLICE, SLOWEST};
 use crate::budget::{Budget, Share};
 use crate::error::ApiError;
 
@@ -68,9 +68,17 @@ struct Inner {
     /// What has come and has not been sent of a long piece, and its room.
     rest: Bytes,
     share: Option<Share>,
+    /// When what has a share must have been sent.
+    end: Option<Instant>,
     answers: Budget,
     active: Active,
     polled: Instant,
+    stall_timeout: Duration,
+}
+
+/// A client that reads so slowly keeps others from their answers.
+fn latest(bytes: u64, stall_timeout: Duration) -> Instant {
+    Instant::now() + stall_timeout + Duration::from_secs(bytes / SLOWEST)
 }
 
 impl Guarded {
@@ -91,11 +99,15 @@ impl Guarded {
                 _active: active,
             }
         } else {
+            let whole = body.size_hint().exact().unwrap_or(0);
+            let end = share.is_some().then(|| latest(whole, stall_timeout));
             let stream = Arc::new(Stream {
                 inner: Mutex::new(Inner {
                     body: Some(body),
                     rest: Bytes::new(),
                     share,
+                    end,
+                    stall_timeout,
                     answers: answers.clone(),
                     active,
                     polled: Instant::now(),
@@ -125,7 +137,7 @@ impl Inner {
     /// Forget what has not been sent.
     fn cut(&mut self) -> Option<Body> {
         self.rest = Bytes::new();
-        self.share = None;
+        (self.share, self.end) = (None, None);
         self.body.take()
     }
 
@@ -146,8 +158,14 @@ impl Inner {
             self.rest = frame.into_data().unwrap_or_default();
             if self.share.is_none() {
                 match take(self.rest.len(), &self.answers) {
-                    Ok(share) => self.share = Some(share),
+                    Ok(share) => {
+                        self.share = Some(share);
+                        self.end = Some(latest(self.rest.len() as u64, self.stall_timeout));
+                    }
                     Err(full) => {
+                        tracing::warn!(
+                            "clients that read slowly have taken the room for long answers, so one is broken off"
+                        );
                         drop(self.cut());
                         return Poll::Ready(Some(Err(axum::Error::new(Full(full.message)))));
                     }
@@ -157,7 +175,7 @@ impl Inner {
         let slice = self.rest.split_to(SLICE.min(self.rest.len()));
         let slice = Bytes::copy_from_slice(&slice);
         if self.rest.is_empty() {
-            (self.rest, self.share) = (Bytes::new(), None);
+            (self.rest, self.share, self.end) = (Bytes::new(), None, None);
         }
         Poll::Ready(Some(Ok(Frame::data(slice))))
     }
@@ -190,6 +208,7 @@ async fn watch(stream: Weak<Stream>, stall_timeout: Duration, multiplexed: bool)
         let Some(stream) = stream.upgrade() else { return };
         let cut = stream.with(|inner| {
             next = inner.polled + stall_timeout;
+            next = inner.end.map_or(next, |end| end.min(next));
             (next <= Instant::now()).then(|| {
                 if !multiplexed {
                     inner.active.hang_up();

@@ -78,10 +78,9 @@ pub fn host_bytes_beside_device(spec: &LlamaDeploymentSpec, summary: Option<&Che
     let stages = match pipeline {
         ..2 => 0,
         _ => {
-            batched_tokens(spec)
-                .saturating_mul(width)
-                .saturating_mul(2 * 4 * (pipeline + 1))
-                / tensor
+            // As workers round it up: kernels take so many rows at once.
+            let rows = batched_tokens(spec).saturating_add(63) / 64 * 64;
+            rows.saturating_mul(width).saturating_mul(2 * 4 * (pipeline + 1)) / tensor
         }
     };
     embedding.saturating_add(stages).saturating_add(HOST_PROCESS)

@@ -5,6 +5,7 @@ use std::collections::BTreeSet;
 use llamero_api::{LlamaDeploymentSpec, deployment::Accelerator, group::Intent};
 
 use crate::{
+    backends,
     observed::{Deployment, Observed},
     placement::{Ledger, Native, PlacementRequest, Placer as _},
     plan::Key,
@@ -136,28 +137,37 @@ fn variants(deployment: &Deployment) -> Vec<LlamaDeploymentSpec> {
     contexts.extend([2, 4].map(|part| context.map(|tokens| (tokens / part).max(16))));
     let mut variants = Vec::new();
     for tensor in splits.iter().filter_map(|split| i32::try_from(*split).ok()) {
-        for accelerator in accelerators(spec.accelerator.as_ref(), tensor) {
+        for accelerator in accelerators(spec.accelerator.as_ref(), (tensor, spec.parallelism.pipeline)) {
             for context in &contexts {
                 let mut variant = spec.clone();
                 variant.parallelism.tensor = tensor;
                 variant.accelerator.clone_from(&accelerator);
                 variant.model.max_context_length = *context;
-                variants.push(variant);
+                if summary.is_none_or(|summary| backends::check(&variant, summary).is_ok()) {
+                    variants.push(variant);
+                }
             }
         }
     }
     variants
 }
 
-/// The accelerator with each number of ranks on a node that the split allows.
-fn accelerators(accelerator: Option<&Accelerator>, tensor: i32) -> Vec<Option<Accelerator>> {
+/// The accelerator with each number of ranks on a node that the split allows: a part of a stage, or whole stages.
+fn accelerators(
+    accelerator: Option<&Accelerator>,
+    (tensor, pipeline): (i32, i32),
+) -> Vec<Option<Accelerator>> {
     let Some(accelerator) = accelerator else {
         return vec![None];
     };
     let counts = [1, 2, 4, 8, accelerator.per_node];
     let usable: BTreeSet<i32> = counts
         .into_iter()
-        .filter(|count| tensor % count.max(&1) == 0)
+        .filter(|count| {
+            let is_part = tensor % count.max(&1) == 0;
+            let is_whole = count % tensor.max(1) == 0 && count / tensor.max(1) <= pipeline;
+            is_part || is_whole
+        })
         .collect();
     usable
         .into_iter()

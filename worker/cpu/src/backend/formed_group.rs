@@ -66,7 +66,7 @@ impl FormedGroup {
                 spec.kv_bytes,
                 u64::from(blocks) * u64::from(spec.limits.block_size),
                 spec.limits.max_context,
-                u64::from(needed) * plan.kv_block
+                u64::from(needed).saturating_mul(plan.kv_block)
             )));
         }
         // Blocks that do not fit are dropped before others are made: there is no room for both.

@@ -30,6 +30,8 @@ pub(crate) struct Hop {
     before: Option<u32>,
     behind: Option<u32>,
     patience: Duration,
+    /// How long a frame may take to go: a stage behind that works takes it while it computes.
+    limit: Duration,
     /// The step that is waited for, and since when.
     awaited: Option<(u64, Instant)>,
 }
@@ -39,7 +41,10 @@ impl Hop {
     ///
     /// # Errors
     /// [`BackendError::Unusable`] where stages have unequally many ranks.
-    pub(super) fn over(mesh: &dyn Mesh, patience: Duration) -> Result<Option<Self>, BackendError> {
+    pub(super) fn over(
+        mesh: &dyn Mesh,
+        (limit, patience): (Duration, Duration),
+    ) -> Result<Option<Self>, BackendError> {
         let members = mesh.members();
         let stage = members.topology().stage(mesh.rank());
         let own = members.stage(stage);
@@ -58,6 +63,7 @@ impl Hop {
             before: stage.checked_sub(1).map(same_of).transpose()?.flatten(),
             behind: same_of(stage + 1)?,
             patience,
+            limit,
             awaited: None,
         };
         Ok((hop.before.is_some() || hop.behind.is_some()).then_some(hop))
@@ -69,6 +75,7 @@ impl Hop {
             before: None,
             behind: None,
             patience: Duration::ZERO,
+            limit: Duration::ZERO,
             awaited: None,
         }
     }
@@ -135,7 +142,7 @@ impl Hop {
             out: Some(frame),
             into: None,
         };
-        watch.exchange(Label { step, tag: TAG }, transfer, self.patience)
+        watch.exchange(Label { step, tag: TAG }, transfer, self.limit)
     }
 }
 

@@ -203,7 +203,7 @@ impl Links {
                 Some(Exchange { parts, _memory })
             }
         };
-        let hop = Hop::over(&*mesh, patience)?;
+        let hop = Hop::over(&*mesh, (options.limit, patience))?;
         let watch = Some(Watch::new(mesh, control, progress)?);
         Ok(Self { watch, exchange, hop })
     }

@@ -139,7 +139,7 @@ impl<B: Backend> RankRuntime<B> {
              give it more memory, or lower the longest context",
             config.max_context,
             memory.kv_block,
-            u64::from(needed) * memory.kv_block,
+            u64::from(needed).saturating_mul(memory.kv_block),
             config.kv_bytes
         )))
     }

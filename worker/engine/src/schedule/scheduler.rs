@@ -43,7 +43,7 @@ use crate::block_tables::BlockTables;
 #[cfg(doc)]
 use crate::step::TokenRef;
 use decode::Turn;
-use shared::{MOST_FOLLOWERS, WORTH_WAITING};
+use shared::WORTH_WAITING;
 
 /// How many younger sequences may be admitted before one that waits: higher priorities must not starve it.
 pub const MOST_OVERTAKEN: u32 = 64;
@@ -245,22 +245,14 @@ impl Scheduler {
     }
 
     fn admit(&mut self, batch: &mut Batch, budget: &mut u32) {
-        let mut following = 0;
         while *budget > 0
-            && following < MOST_FOLLOWERS
             && let Some(slot) = self.free_slots.last().copied()
             && let Some(index) = self.next_waiting()
             && let Some(mut sequence) = self.waiting.remove(index)
         {
             let prefix = self.cached_prefix(&mut sequence);
             if prefix.coming >= self.worth_waiting.max(1) {
-                sequence.follows = true;
-                following += 1;
-                let may_be_overtaken = sequence.may_be_overtaken();
                 self.waiting.insert(index, sequence);
-                if may_be_overtaken {
-                    continue;
-                }
                 break;
             }
             let needed = sequence.blocks_needed(self.limits.block_size);
@@ -301,15 +293,12 @@ impl Scheduler {
             sequence.begun = true;
             self.running.push(sequence);
         }
-        for waiting in &mut self.waiting {
-            waiting.follows = false;
-        }
     }
 
     /// Which waiting sequence is admitted next.
     fn next_waiting(&self) -> Option<usize> {
         let suspected = self.running.iter().any(|running| running.suspected);
-        let may = |waiting: &Sequence| !(suspected && waiting.suspected) && !waiting.follows;
+        let may = |waiting: &Sequence| !(suspected && waiting.suspected);
         let first = |due: fn(&Sequence) -> bool| {
             self.waiting
                 .iter()

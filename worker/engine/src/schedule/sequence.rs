@@ -34,8 +34,6 @@ pub struct Sequence {
     pub(super) overtaken: u32,
     /// Whether it was admitted before.
     pub(super) begun: bool,
-    /// Whether it waits for the batch behind the one that is being made.
-    pub(super) follows: bool,
     /// Which of its first positions are to be scored.
     pub(super) scores: Option<PromptScores>,
     /// The number of its adapter.
@@ -102,7 +100,6 @@ impl Sequence {
             priority: 0,
             overtaken: 0,
             begun: false,
-            follows: false,
             scores: None,
             adapter: None,
             pooling: None,

@@ -125,6 +125,9 @@ fn usual_kv_bytes(settings: &runtime::RankConfig, backend: &AnyBackend) -> Resul
     }
     let memory = backend.memory(&spec)?;
     let blocks = settings.max_context.div_ceil(settings.block_size);
-    let one = memory.kv_block * u64::from(blocks);
-    Ok((one * DEFAULT_SEQUENCES).min(DEFAULT_KV_BYTES).max(one))
+    let one = memory.kv_block.saturating_mul(u64::from(blocks));
+    Ok(one
+        .saturating_mul(DEFAULT_SEQUENCES)
+        .min(DEFAULT_KV_BYTES)
+        .max(one))
 }

@@ -3,9 +3,7 @@
 use std::collections::{BTreeMap, HashMap};
 
 use super::{KEY, root};
-use crate::schedule::{
-    Admission, Batch, Limits, MOST_OVERTAKEN, PrefixHash, Scheduler, Sequence, SequenceId,
-};
+use crate::schedule::{Admission, Batch, Limits, PrefixHash, Scheduler, Sequence, SequenceId};
 use crate::step::RowOutput;
 
 /// Who computed each block first, of those that live and were not preempted since.
@@ -175,25 +173,15 @@ fn little_is_not_waited_for() {
 }
 
 #[test]
-fn those_behind_do_not_wait_too_unless_it_would_be_once_too_often() {
-    let admitted = |change: fn(&mut Sequence)| {
-        let mut scheduler = Scheduler::new(limits(512));
-        add(&mut scheduler, 0, prompt(100));
-        assert_eq!(rows(&scheduler.batch(16).unwrap()), [(0, 0, 16)]);
-        let mut follower = sequence(1, prompt(100));
-        change(&mut follower);
-        scheduler.add(follower).unwrap();
-        add(&mut scheduler, 2, vec![4; 20]);
-        let second = rows(&scheduler.batch(512).unwrap());
-        let third = rows(&scheduler.batch(512).unwrap());
-        let ids = |rows: &[(u64, u32, usize)]| rows.iter().map(|row| row.0).collect::<Vec<u64>>();
-        assert!(third.contains(&(1, 96, 4)), "{third:?}");
-        (ids(&second), ids(&third))
-    };
-    assert_eq!(admitted(|_| {}), (vec![0, 2], vec![0, 2, 1]));
-    let barred = (vec![0], vec![0, 1, 2]);
-    assert_eq!(admitted(|one| one.overtaken = MOST_OVERTAKEN), barred);
-    assert_eq!(admitted(|one| one.begun = true), barred);
+fn those_behind_wait_for_that_batch_too_and_take_nothing_from_who_waits() {
+    let mut scheduler = Scheduler::new(limits(512));
+    add(&mut scheduler, 0, prompt(200));
+    add(&mut scheduler, 1, prompt(200));
+    add(&mut scheduler, 2, vec![4; 1500]);
+    assert_eq!(rows(&scheduler.batch(512).unwrap()), [(0, 0, 200)]);
+    let second = rows(&scheduler.batch(512).unwrap());
+    assert!(second.contains(&(1, 192, 8)), "{second:?}");
+    assert!(second.iter().any(|row| row.0 == 2), "{second:?}");
 }
 
 #[test]

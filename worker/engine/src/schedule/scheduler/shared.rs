@@ -13,7 +13,8 @@
 //! What the batch that is being made computes can be read by the next one. So a sequence that would find much more then is not
 //! admitted before, and needs neither a slot nor blocks for that: of many with one prompt the first is computed, and the others begin in
 //! the step behind its last chunk with what is their own. That step would have come anyway. Nobody waits longer than for one
-//! batch at a time: a budget that is left for admissions means that all who run got all the tokens they have. Should the
+//! batch: a budget that is left for admissions means that all who run got all the tokens they have. Who stands behind waits,
+//! too: whoever was admitted meanwhile could take the budget, the slot and the blocks of who waits for hundreds of batches. Should the
 //! sequence that is waited for be preempted or go away before it has computed all, who waited computes what is still missing.
 //!
 //! Only whole blocks are shared. Of the last one, which is not full, less than a block is computed again, and every sequence would
@@ -29,9 +30,6 @@ use crate::step::Late;
 /// those of 10 tokens for a small model on a CPU and of 100 for an 8B one on a GPU; who waits has one step more before its
 /// first token, and a burst of equal prompts saves as many times the tokens.
 pub(super) const WORTH_WAITING: u32 = 64;
-
-/// So many sequences are looked at in one batch that then wait for the next: names of long prompts take time.
-pub(super) const MOST_FOLLOWERS: u32 = 64;
 
 /// What of a history is in the KV cache already.
 pub(super) struct CachedPrefix {
