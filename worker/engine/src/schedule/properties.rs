@@ -265,8 +265,8 @@ impl World {
             return false;
         }
         let Some(batch) = self.scheduler.batch(u32::MAX) else {
-            // Some may have been preempted, which no batch tells: what they had in flight is not found any more.
-            self.firsts.forget();
+            // Some may have been preempted, which no batch tells.
+            self.firsts.preempted();
             return false;
         };
         assert!(!batch.rows.is_empty());

@@ -23,6 +23,12 @@ impl FirstComputers {
         self.sharing.insert(id, takes);
     }
 
+    /// Somebody was preempted with less than a block of its own computed, and others may have begun that block, too: from here on it may be computed twice.
+    pub(super) fn preempted(&mut self) {
+        self.are_followed = false;
+        self.first.clear();
+    }
+
     /// The era ended, and with it what was not answered.
     pub(super) fn forget(&mut self) {
         self.first.clear();
@@ -34,8 +40,10 @@ impl FirstComputers {
         alive: &BTreeMap<SequenceId, (Vec<u32>, u32)>,
         block_size: u32,
     ) {
-        self.first
-            .retain(|_, by| alive.contains_key(by) && !batch.preempted.contains(by));
+        if !batch.preempted.is_empty() {
+            self.preempted();
+        }
+        self.first.retain(|_, by| alive.contains_key(by));
         for Admission { sequence, cached, .. } in &batch.admitted {
             let known = alive[sequence].0.len() as u32;
             self.admitted.insert(*sequence, (known, *cached));
