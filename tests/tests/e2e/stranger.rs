@@ -56,12 +56,14 @@ impl<'a> Stranger<'a> {
                     "securityContext": {"allowPrivilegeEscalation": false, "capabilities": {"drop": ["ALL"]}}}]}});
         cluster.import_image(&paths::images().join("toolbox.tar"))?;
         cluster.kubectl().apply(&pod)?;
-        let network = PodNetwork::of(cluster, namespace, "stranger")?;
-        // Policies that are enforced before the API server knows its address know nothing of it.
-        poll::until("the stranger's address", SOON, || {
+        // Policies that are enforced before the API server knows its address know nothing of it; and a container that is being made has processes that
+        // are gone in a moment.
+        poll::until("the stranger to run", SOON, || {
             let pod = cluster.kubectl().get(&["-n", namespace, "pod", "stranger"])?;
-            Ok(pod["status"]["podIP"].is_string().then_some(()))
+            let runs = pod["status"]["phase"] == "Running" && pod["status"]["podIP"].is_string();
+            Ok(runs.then_some(()))
         })?;
+        let network = PodNetwork::of(cluster, namespace, "stranger")?;
         Ok(Self {
             cluster,
             namespace,
