@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# The tests, in stages: `test.sh` runs lint, unit and cluster; a stage's name runs that one; `long` runs every combination. `gpu` runs those of the
-# unit tests that use the emulated driver.
+# The tests, in stages: `test.sh` builds all, then runs lint, unit, clippy and cluster, the last three side by side; a stage's name runs that one;
+# `long` runs every combination. `gpu` runs those of the unit tests that use the emulated driver.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -12,9 +12,40 @@ prepare() {
   make --no-print-directory model
 }
 
-lint() {
+# What is fetched, and Kubernetes, which is built with Go: beside Rust's compiler, since this mostly waits for the network and for linkers. It takes no lock
+# of cargo's.
+fetch() {
+  .local/bin/llamero-cluster build
+  images/build.sh pause
+  images/build.sh toolbox
+  tests/venv.sh openai
+  tests/gpu-emulator/toolchain.sh
+  tests/supply-chain/tools.sh
+  tests/clients/install.sh short
+}
+
+# Everything that the stages below need, so that none of them compiles anything but clippy.
+build() {
+  say "Packages"
+  tests/cluster/install-debian.sh
+  say "Build, and beside it Kubernetes and packages"
+  make --no-print-directory cluster-program
+  begin fetch tests/test.sh fetch
+  cargo test --locked --workspace --release --no-run
+  cargo test --locked --workspace --release --no-run -q --features llamero-tests/cluster --test cluster --test e2e
+  cargo build --locked --workspace --release -q --bins
+  say "Models, images, what is left of Kubernetes and packages"
+  make --no-print-directory model
+  end fetch
+  make --no-print-directory images
+}
+
+format() {
   say "Formatting"
   cargo fmt --all --check
+}
+
+lint() {
   say "Generated files"
   make --no-print-directory cluster-build
   tests/generate.sh --check
@@ -25,18 +56,6 @@ lint() {
 
 clippy() {
   exec cargo clippy --locked --workspace --all-targets --all-features --release -q -- -D warnings
-}
-
-# Clusters mostly wait, so that their tests leave time for clippy; in a folder of its own, since cargo locks it.
-cluster_beside_clippy() {
-  mkdir -p .local
-  CARGO_TARGET_DIR=.local/target/clippy chrt --idle 0 tests/test.sh clippy > .local/clippy.log 2>&1 &
-  local clippy=$!
-  trap "kill $clippy 2> /dev/null || true" EXIT
-  cluster
-  say "Clippy"
-  wait "$clippy" || { cat .local/clippy.log; exit 1; }
-  trap - EXIT
 }
 
 unit() {
@@ -60,8 +79,46 @@ cluster() {
   tests/e2e.sh "$@"
 }
 
+# Clusters mostly wait, so that their tests leave time for the others. Clippy has a folder of its own, since cargo locks it.
+side_by_side() {
+  begin unit tests/test.sh unit
+  begin clippy env CARGO_TARGET_DIR=.local/target/clippy tests/test.sh clippy
+  say "End-to-end tests on a real cluster, beside unit tests and clippy (.local/unit.log, .local/clippy.log)"
+  local failed=0
+  tests/e2e.sh || failed=1
+  end clippy || failed=1
+  end unit || failed=1
+  return $failed
+}
+
+# begin NAME COMMAND…: runs it beside what follows, with its output in .local/NAME.log. Whatever ends this script ends it.
+declare -A running=()
+begin() {
+  local name=$1
+  shift
+  mkdir -p .local
+  setsid "$@" > ".local/$name.log" 2>&1 &
+  running[$name]=$!
+}
+
+# end NAME: waits for it, and says what it said; fails where it failed.
+end() {
+  local failed=0
+  wait "${running[$1]}" || failed=$?
+  unset "running[$1]"
+  say "$1, which ran beside this"
+  if [ "$1" != unit ] || [ $failed -ne 0 ]; then cat ".local/$1.log"; else grep '^test result' .local/unit.log; fi
+  return $failed
+}
+
+stop() {
+  local group
+  for group in "${running[@]}"; do kill -- "-$group" 2> /dev/null || true; done
+}
+trap stop EXIT
+
 case "${1:-all}" in
-  lint) prepare; lint; say "Clippy"; clippy ;;
+  lint) prepare; format; lint; say "Clippy"; clippy ;;
   clippy) clippy ;;
   unit) prepare; unit ;;
   gpu) gpu ;;
@@ -78,6 +135,7 @@ case "${1:-all}" in
     tests/supply-chain/reproduce.sh
     LLAMERO_LONG=1 cluster
     ;;
-  all) prepare; lint; unit; cluster_beside_clippy; say "All tests passed" ;;
+  fetch) fetch ;;
+  all) format; build; lint; side_by_side; say "All tests passed" ;;
   *) echo "usage: test.sh [lint|clippy|unit|gpu|cluster|long]" >&2; exit 2 ;;
 esac

@@ -109,17 +109,19 @@ async fn drafts_change_no_token_of_any_request() {
     let _turn = turn().await;
     let requests = requests();
     let plain = Worker::alone(1, &[]).await;
-    let reference = answers(&plain, &requests, false).await;
+    let reference = answers(&plain, &requests, true).await;
     assert_eq!(drafted(&plain).await, (0, 0), "off unless it is asked for");
     drop(plain);
     for (tensor, more) in [(1, &[][..]), (2, &[]), (1, &["--pipeline", "2"])] {
         let worker = Worker::alone(tensor, &[&DRAFTS[..], more].concat()).await;
-        let got = answers(&worker, &requests, false).await;
-        for (number, (got, reference)) in got.iter().zip(&reference).enumerate() {
-            assert_eq!(got, reference, "request {number}, tensor {tensor}, {more:?}");
+        // One by one, and in one batch with what the prefix cache holds by then.
+        let ways = if tensor == 1 && more.is_empty() { &[false, true][..] } else { &[true] };
+        for &at_once in ways {
+            let got = answers(&worker, &requests, at_once).await;
+            for (number, (got, reference)) in got.iter().zip(&reference).enumerate() {
+                assert_eq!(got, reference, "request {number}, tensor {tensor}, {more:?}, at once: {at_once}");
+            }
         }
-        // In one batch, and with what the prefix cache holds.
-        assert_eq!(answers(&worker, &requests, true).await, reference);
         let (tokens, accepted) = drafted(&worker).await;
         println!("tensor {tensor} {more:?}: {accepted} of {tokens} drafts were right");
         // How many pay depends on what else the machine does.
@@ -140,9 +142,9 @@ async fn drafts_change_no_token_of_any_request() {
 async fn drafts_change_nothing_when_a_rank_dies_or_another_leader_goes_on() {
     let _turn = turn().await;
     let requests = [
-        listed(|request| request.max_tokens = Some(300)),
+        listed(|request| request.max_tokens = Some(160)),
         CompletionRequest {
-            max_tokens: Some(300),
+            max_tokens: Some(160),
             ..sampled(0.3)
         },
     ];
@@ -151,7 +153,7 @@ async fn drafts_change_nothing_when_a_rank_dies_or_another_leader_goes_on() {
     let worker = Worker::alone(2, &DRAFTS).await;
     for (request, reference) in requests.iter().zip(&reference) {
         let before = worker.report_when("all serve", all_serve).await;
-        let (whole, mut stream) = begin(&worker, request.clone(), 60).await;
+        let (whole, mut stream) = begin(&worker, request.clone(), 40).await;
         send(before.ranks[1].pid, Signal::KILL);
         assert_eq!(finish(whole, &mut stream).await.unwrap(), *reference);
         let (pid, restarts) = (before.ranks[1].pid, before.ranks[1].restarts);
@@ -163,7 +165,7 @@ async fn drafts_change_nothing_when_a_rank_dies_or_another_leader_goes_on() {
             .await;
         // Begun there, and gone on with here; and the other way round.
         for (from, to) in [(&worker, &plain), (&plain, &worker)] {
-            let (begun, stream) = begin(from, request.clone(), 100).await;
+            let (begun, stream) = begin(from, request.clone(), 60).await;
             drop(stream);
             let resumed = CompletionRequest {
                 resume_token_ids: begun.token_ids.clone(),
@@ -207,7 +209,7 @@ async fn drafts_leave_adapters_and_a_cache_in_fp8_as_they_are() {
         adapted(story(96)),
     ];
     let plain = Worker::alone(1, &arguments).await;
-    let reference = answers(&plain, &requests, false).await;
+    let reference = answers(&plain, &requests, true).await;
     assert_ne!(reference[4].token_ids, reference[5].token_ids);
     drop(plain);
     let worker = Worker::alone(2, &[&arguments[..], &DRAFTS].concat()).await;
