@@ -45,9 +45,9 @@ fn inputs() -> Vec<EmbedInput> {
         text(CAT),
         text(KITTEN),
         text(TAXES),
-        tokens(700),
+        tokens(150),
         tokens(1),
-        tokens(1024),
+        tokens(400),
     ]
 }
 
@@ -83,7 +83,7 @@ async fn embeddings_have_the_same_bits_in_every_group_and_company() {
 
     let [last, mean] = all[0].as_slice() else { panic!() };
     let counts: Vec<u32> = last.iter().map(|embedding| embedding.prompt_tokens).collect();
-    assert_eq!(counts[3..], [700, 1, 1024]);
+    assert_eq!(counts[3..], [150, 1, 400]);
     for embedding in last.iter().chain(mean) {
         assert_eq!(embedding.values.len(), 576);
         assert!((similarity(embedding, embedding) - 1.0).abs() < 1e-5);
@@ -121,6 +121,9 @@ async fn refusals() {
     ] {
         assert_eq!(refused(wrong).await, blamed);
     }
+    // The whole context, and one more.
+    let whole = embed(&worker, vec![tokens(1024)], Pooling::LastToken).await.unwrap();
+    assert_eq!(whole[0].prompt_tokens, 1024);
     assert_eq!(refused(vec![tokens(3), tokens(1025)]).await.0, Code::OutOfRange);
 }
 

@@ -16,7 +16,7 @@ use crate::harness::{Worker, complete, refused, story, turn};
 const LARGEST_GAP: Duration = Duration::from_millis(200);
 const LARGEST_PART: u32 = 8;
 /// Other programs on the machine make gaps too, so the median of so many measurements counts.
-const MEASUREMENTS: usize = 5;
+const MEASUREMENTS: usize = 3;
 
 fn chat(messages: &[(&str, &str)]) -> CompletionRequest {
     let message = |&(role, content): &(&str, &str)| ChatMessage {
