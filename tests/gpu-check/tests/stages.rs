@@ -256,6 +256,24 @@ emulated! {
         assert_eq!(found, [1, 1, 1]);
     }
 
+    fn who_gives_nothing_on_is_named_and_not_who_waits_for_that() on ["devices=4,memory=256MiB"], {
+        let folder = checkpoint(&Model { layers: 2, ..TINY });
+        let topology = split(2, 2);
+        let short = ExchangeOptions { limit: Duration::from_millis(700), ..PATIENCE };
+        let mut all: Vec<_> = (0..4).map(|rank| member(folder.path(), (rank, topology), short)).collect();
+        let mut leader = form(&mut all, topology);
+        let plans = [leader.plan(vec![row(0, 0, &[5, 6, 7], sample(1))]), leader.plan(vec![row(0, 3, &[8], sample(1))])];
+        // Rank 0 is stopped when it has the first step, which its GPU still computes. Rank 1 gives its part of it, so that rank 3 begins and waits for
+        // rank 2, which waits for rank 0.
+        all[0].submit(&plans[0]).unwrap();
+        let others: Vec<_> = all.iter_mut().skip(1).collect();
+        let found = at_once(others, |backend| {
+            let tickets = [backend.submit(&plans[0]).unwrap(), backend.submit(&plans[1]).unwrap()];
+            blamed(tickets.into_iter().find_map(|ticket| done(backend, ticket).err()).unwrap())
+        });
+        assert_eq!(found, [0, 0, 0]);
+    }
+
     fn a_stage_that_is_gone_ends_a_wait_long_before_its_time() on ["devices=2,memory=256MiB"], {
         let folder = checkpoint(&Model { layers: 2, ..TINY });
         let started = Instant::now();

@@ -69,6 +69,15 @@ fn goes_by_parts(n: usize, world: usize, by_parts: usize) -> bool {
     world > 2 && 4 * n * (world - 1) >= by_parts
 }
 
+/// How long a rank's GPU waits for its peers. A peer that has not begun since its frame of the stage before has not come is not to blame:
+/// the rank that should have sent it is, and its own peers find that in half of this.
+fn limit_of(shape: &Shape, options: ExchangeOptions) -> Duration {
+    match shape.has_embedding {
+        true => options.limit,
+        false => options.limit * 2,
+    }
+}
+
 /// Bytes of a slot: what the largest exchange of a rank of this shape brings.
 fn slot_bytes(shape: &Shape, by_parts: usize) -> u64 {
     let roots = shape.attention_sum.roots.max(shape.ffn_sum.roots);
@@ -189,7 +198,7 @@ impl Links {
         if mesh.members().ranks().len() < 2 {
             return Ok(Self::default());
         }
-        let control = Control::new(ops.stream().context(), options.limit).map_err(refused)?;
+        let control = Control::new(ops.stream().context(), limit_of(shape, options)).map_err(refused)?;
         let patience = options.limit * PATIENCE;
         let exchange = match shape.world {
             0 | 1 => None,
