@@ -115,11 +115,18 @@ async fn drafts_change_no_token_of_any_request() {
     for (tensor, more) in [(1, &[][..]), (2, &[]), (1, &["--pipeline", "2"])] {
         let worker = Worker::alone(tensor, &[&DRAFTS[..], more].concat()).await;
         // One by one, and in one batch with what the prefix cache holds by then.
-        let ways = if tensor == 1 && more.is_empty() { &[false, true][..] } else { &[true] };
+        let ways = if tensor == 1 && more.is_empty() {
+            &[false, true][..]
+        } else {
+            &[true]
+        };
         for &at_once in ways {
             let got = answers(&worker, &requests, at_once).await;
             for (number, (got, reference)) in got.iter().zip(&reference).enumerate() {
-                assert_eq!(got, reference, "request {number}, tensor {tensor}, {more:?}, at once: {at_once}");
+                assert_eq!(
+                    got, reference,
+                    "request {number}, tensor {tensor}, {more:?}, at once: {at_once}"
+                );
             }
         }
         let (tokens, accepted) = drafted(&worker).await;

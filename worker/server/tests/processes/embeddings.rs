@@ -122,7 +122,9 @@ async fn refusals() {
         assert_eq!(refused(wrong).await, blamed);
     }
     // The whole context, and one more.
-    let whole = embed(&worker, vec![tokens(1024)], Pooling::LastToken).await.unwrap();
+    let whole = embed(&worker, vec![tokens(1024)], Pooling::LastToken)
+        .await
+        .unwrap();
     assert_eq!(whole[0].prompt_tokens, 1024);
     assert_eq!(refused(vec![tokens(3), tokens(1025)]).await.0, Code::OutOfRange);
 }

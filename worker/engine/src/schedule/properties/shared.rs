@@ -2,7 +2,8 @@
 
 use std::collections::{BTreeMap, HashMap};
 
-use super::{KEY, root};
+use super::KEY;
+use super::world::root;
 use crate::schedule::{Admission, Batch, Limits, PrefixHash, Scheduler, Sequence, SequenceId};
 use crate::step::RowOutput;
 
@@ -26,7 +27,7 @@ impl FirstComputers {
     /// Somebody was preempted with less than a block of its own computed, and others may have begun that block, too: from here on it may be computed twice.
     pub(super) fn preempted(&mut self) {
         self.are_followed = false;
-        self.first.clear();
+        self.forget();
     }
 
     /// The era ended, and with it what was not answered.
