@@ -8,8 +8,9 @@ use std::{
 use anyhow::Result;
 use k8s_openapi::api::{
     apps::v1::ControllerRevision,
-    core::v1::{Node, Pod},
+    core::v1::{Node, PersistentVolume, PersistentVolumeClaim, Pod},
     scheduling::v1::PriorityClass,
+    storage::v1::CSIDriver,
 };
 use kube::{Api, Resource, ResourceExt as _};
 use llamero_api::{LlamaDeployment, LlamaGroup, labels};
@@ -18,6 +19,7 @@ use llamero_core::{
     observed::{self, PodPhase, Priority},
     resources::{self, Resources},
     time::Millis,
+    volumes::{Claims, Volume},
 };
 
 use crate::cluster::{Cluster, list};
@@ -39,6 +41,12 @@ pub struct Listed {
     pub revisions: Vec<ControllerRevision>,
     /// Priority classes.
     pub priority_classes: Vec<PriorityClass>,
+    /// Claims, volumes and drivers of these; none where the user may not list them.
+    pub claims: Vec<PersistentVolumeClaim>,
+    /// Volumes.
+    pub volumes: Vec<PersistentVolume>,
+    /// Drivers of volumes.
+    pub drivers: Vec<CSIDriver>,
 }
 
 impl Listed {
@@ -56,8 +64,41 @@ impl Listed {
             revisions: list::all(&Api::all(client()), "controllerrevisions.apps").await?,
             ..Self::default()
         };
+        if let Err(error) = listed.list_volumes(cluster).await {
+            eprintln!("note: where volumes can be mounted is left out of account: {error:#}");
+        }
         list::each(&Api::all(client()), "pods", |pod| listed.add(pod)).await?;
         Ok(listed)
+    }
+
+    async fn list_volumes(&mut self, cluster: &Cluster) -> Result<()> {
+        let client = || cluster.client.clone();
+        self.volumes = list::all(&Api::all(client()), "persistentvolumes").await?;
+        self.drivers = list::all(&Api::all(client()), "csidrivers.storage.k8s.io").await?;
+        self.claims = list::all(&Api::all(client()), "persistentvolumeclaims").await?;
+        Ok(())
+    }
+
+    /// Claims of a namespace, as far as they are bound.
+    fn claims_of(&self, namespace: Option<&str>) -> Claims {
+        let volumes = self.volumes.iter();
+        let volumes: BTreeMap<String, Volume> = volumes
+            .map(|volume| {
+                let spec = volume.spec.clone().unwrap_or_default();
+                (volume.name_any(), Volume::of(&spec))
+            })
+            .collect();
+        let direct = self.drivers.iter();
+        let direct = direct.filter(|driver| driver.spec.attach_required == Some(false));
+        let direct: BTreeSet<String> = direct.map(|driver| driver.name_any()).collect();
+        let claims = self.claims.iter();
+        let claims = claims.filter(|claim| claim.namespace().as_deref() == namespace);
+        claims
+            .filter_map(|claim| {
+                let volume = claim.spec.as_ref()?.volume_name.as_ref()?;
+                Some((claim.name_any(), volumes.get(volume)?.claim(&direct)))
+            })
+            .collect()
     }
 
     /// Counts what a pod takes, and keeps it if it is of a group.
@@ -109,6 +150,7 @@ impl Listed {
                 .map(|group| group.name_any())
                 .collect::<BTreeSet<_>>()
                 .into(),
+            claims: self.claims_of(object.namespace().as_deref()).into(),
             groups: groups.into_iter().map(|group| self.group(group, now)).collect(),
             inspect: Vec::new(),
             service: None,

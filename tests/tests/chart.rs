@@ -442,6 +442,8 @@ fn an_installation_for_some_namespaces_may_change_nothing_elsewhere() -> Result<
     let wanted = serde_json::json!([
         [["nodes", "pods"], null, ["list", "watch"]],
         [["priorityclasses"], null, ["list", "watch"]],
+        [["persistentvolumes"], null, ["list", "watch"]],
+        [["csidrivers"], null, ["list", "watch"]],
         [["tokenreviews"], null, ["create"]],
         [["customresourcedefinitions"], definitions, ["get", "patch"]],
     ]);

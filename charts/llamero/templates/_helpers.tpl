@@ -118,6 +118,11 @@ capabilities: {drop: [ALL]}
 - apiGroups: [""]
   resources: [services]
   verbs: [get, list, watch, create, patch]
+{{- if .Values.rbac.clusterReader }}
+- apiGroups: [""]
+  resources: [persistentvolumeclaims]
+  verbs: [list, watch]
+{{- end }}
 - apiGroups: [apps]
   resources: [controllerrevisions]
   verbs: [get, list, watch, create, patch, delete]
@@ -146,6 +151,13 @@ capabilities: {drop: [ALL]}
 {{- end }}
 - apiGroups: [scheduling.k8s.io]
   resources: [priorityclasses]
+  verbs: [list, watch]
+# On which nodes claims can be mounted.
+- apiGroups: [""]
+  resources: [persistentvolumes]
+  verbs: [list, watch]
+- apiGroups: [storage.k8s.io]
+  resources: [csidrivers]
   verbs: [list, watch]
 {{- end }}
 {{- if .Values.security.certificates }}

@@ -8,6 +8,8 @@ use k8s_openapi::api::authorization::v1::{
 use kube::{Api, Client, api::PostParams};
 use tracing::{info, warn};
 
+use crate::watch::Scope;
+
 /// No request may take longer.
 const TIMEOUT: Duration = Duration::from_secs(10);
 /// Pause before it is asked again when there was no answer.
@@ -19,6 +21,13 @@ const NEEDED: [(&str, &str); 3] = [
     ("", "nodes"),
     ("", "pods"),
     ("scheduling.k8s.io", "priorityclasses"),
+];
+
+/// What tells on which nodes claims can be mounted; the last one in the namespaces served.
+const OF_VOLUMES: [(&str, &str); 3] = [
+    ("", "persistentvolumes"),
+    ("storage.k8s.io", "csidrivers"),
+    ("", "persistentvolumeclaims"),
 ];
 
 /// What is asked for a namespace; its Role gives the rest with it.
@@ -67,7 +76,7 @@ async fn may_read(client: &Client, namespace: &str) -> bool {
 /// Whether placement may read what it needs of the whole cluster. Asks until there is an answer.
 pub async fn reads_cluster(client: &Client) -> bool {
     loop {
-        match ask(client).await {
+        match ask(client, None, &NEEDED).await {
             Ok(None) => return true,
             Ok(Some(missing)) => {
                 info!(
@@ -81,11 +90,48 @@ pub async fn reads_cluster(client: &Client) -> bool {
     }
 }
 
+/// Whether claims of the namespaces served, volumes and their drivers may be read. Asks until there is an answer.
+pub async fn reads_volumes(client: &Client, served: &Scope) -> bool {
+    let namespace = match served {
+        Scope::Cluster => None,
+        // One Role is as the others are.
+        Scope::Namespaces(names) => match names.first() {
+            Some(first) => Some(first.as_str()),
+            None => return false,
+        },
+    };
+    let [volumes, drivers, claims] = OF_VOLUMES;
+    loop {
+        let asked = async {
+            let missing = ask(client, None, &[volumes, drivers]).await?;
+            match missing {
+                None => ask(client, namespace, &[claims]).await,
+                missing => Ok(missing),
+            }
+        };
+        match asked.await {
+            Ok(None) => return true,
+            Ok(Some(missing)) => {
+                info!(
+                    "may not {missing}, so groups are placed without regard to where their volumes can be mounted (the chart's RBAC of this version)"
+                );
+                return false;
+            }
+            Err(error) => warn!(%error, "cannot ask the API server what may be read; trying again"),
+        }
+        tokio::time::sleep(AGAIN).await;
+    }
+}
+
 /// The first that is not allowed.
-async fn ask(client: &Client) -> kube::Result<Option<String>> {
-    for (group, resource) in NEEDED {
+async fn ask(
+    client: &Client,
+    namespace: Option<&str>,
+    what: &[(&str, &str)],
+) -> kube::Result<Option<String>> {
+    for (group, resource) in what {
         for verb in ["list", "watch"] {
-            if !is_allowed(client, None, group, resource, verb).await? {
+            if !is_allowed(client, namespace, group, resource, verb).await? {
                 return Ok(Some(format!("{verb} {resource}")));
             }
         }

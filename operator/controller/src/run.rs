@@ -93,11 +93,17 @@ pub async fn run(options: Options, stop: CancellationToken) -> Result<(), RunErr
         missing = named - &readable;
         served = Scope::Namespaces(readable);
     }
+    let reads_volumes = reads_cluster
+        && tokio::select! {
+            answer = access::reads_volumes(&client, &served) => answer,
+            () = stop.cancelled() => return Ok(()),
+        };
     let pods = Projection::new(options.gateway_namespace(), options.gateway_selector.clone());
     let scopes = Scopes {
         served: served.clone(),
         gateways: options.gateway_namespace().to_owned(),
         reads_cluster,
+        reads_volumes,
     };
     let caches = Caches::start(&client, &scopes, pods.serving(served.clone()), &wake);
 

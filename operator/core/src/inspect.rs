@@ -14,6 +14,7 @@ use crate::{
     revision,
     time::{self, Millis},
     trial,
+    volumes::Mounts,
 };
 
 /// What a pod that reads headers asks for, where `worker.inspectResources` says nothing else.
@@ -106,6 +107,9 @@ pub fn inspect(
                     name: labels::inspect_pod_name(&key.name, &wanted),
                     key: wanted,
                     trial: None,
+                    node: Mounts::of(deployment)
+                        .node_of_own(&deployment.object.spec)
+                        .to_owned(),
                 },
                 reason: "Inspecting",
                 message: "reading the checkpoint's headers".to_owned(),

@@ -30,6 +30,7 @@
 //! | [`groups`] | what each group needs next |
 //! | [`recovery`] | whether the budget allows another try, and where not |
 //! | [`placement`] | which nodes have room for a whole group |
+//! | [`volumes`] | on which nodes claims can be mounted |
 //! | [`forecast`] | what would be decided, for `kubectl llamero plan` |
 //! | [`status`] | what is reported |
 //!
@@ -77,6 +78,7 @@ pub mod sizing;
 pub mod status;
 pub mod time;
 pub mod trial;
+pub mod volumes;
 
 pub use decide::decide;
 pub use observed::Observed;

@@ -24,7 +24,7 @@ use llamero_api::{
     group::{DeviceStatus, GroupTemplate, LlamaGroupSpec, RankPhase, Transport},
 };
 
-use crate::{network::Network, policy::Policy, resources::Resources, time::Millis};
+use crate::{network::Network, policy::Policy, resources::Resources, time::Millis, volumes::Claims};
 
 /// Who was not heard for this long says nothing about the present.
 pub const STALE_AFTER: Millis = 10_000;
@@ -147,6 +147,8 @@ pub struct Deployment {
     /// Names of this namespace that new groups must not take: those of all groups, whoever owns them, and values of the group label on pods
     /// that still exist. One set is shared by all deployments of the namespace.
     pub names_in_use: Arc<BTreeSet<String>>,
+    /// Claims of this namespace; one map is shared by all deployments of it. Empty where they may not be read.
+    pub claims: Arc<Claims>,
     /// Pods with the inspect label, owned by this object.
     pub inspect: Vec<InspectPod>,
     /// The Service in front of the leaders, if it exists and is owned by this object.

@@ -246,18 +246,11 @@ pub enum Action {
         name: String,
         /// Value of the inspect label.
         key: String,
-        /// It tries a revision that is rolled out; absent: it is made from the deployment's own words.
-        trial: Option<Box<TrialPod>>,
+        /// What groups of a revision that is rolled out are made from: the pod tries whether they start. Absent: it is made from the deployment's own words.
+        trial: Option<Box<GroupTemplate>>,
+        /// The node that it must run on, or [`ANY_NODE`](crate::placement::ANY_NODE).
+        node: String,
     },
-}
-
-/// A pod that tries whether a revision starts.
-#[derive(Clone, Debug, PartialEq)]
-pub struct TrialPod {
-    /// What groups of the revision are made from.
-    pub template: GroupTemplate,
-    /// The node that it must run on.
-    pub node: String,
 }
 
 impl Action {

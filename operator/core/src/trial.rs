@@ -13,9 +13,10 @@ use crate::{
     inspect,
     observed::{Deployment, InspectPod, Node, PodPhase},
     placement::{ANY_NODE, eligible},
-    plan::{Action, EventKind, Key, Step, TrialPod},
+    plan::{Action, EventKind, Key, Step},
     resources::{self, Resources},
     time::Millis,
+    volumes::Mounts,
 };
 
 /// How long after a failure it is tried again; what it lacked may be there by then.
@@ -90,14 +91,15 @@ impl Trial<'_> {
         steps: &mut Vec<Step>,
     ) -> Outcome {
         let revision = self.revision;
+        let needs = Mounts::of(self.deployment).needs(self.template);
         let may: Vec<&Node> = nodes
-            .filter(|node| eligible::check(self.template, node).is_ok())
+            .filter(|node| eligible::check(self.template, node).is_ok() && needs.check(node).is_ok())
             .collect();
         let request = resources::of_inspect(&self.deployment.object.spec.worker);
         let roomy = may.iter().find(|node| has_room(node, &request));
         let chosen = roomy.or(may.first()).map(|node| node.name.as_str());
         let Some(node) = chosen.or(self.unpinned.then_some(ANY_NODE)) else {
-            let why = "no node may run it (taints, worker.nodeSelector, worker.affinity)";
+            let why = "no node may run it (taints, worker.nodeSelector, worker.affinity, volumes)";
             return Outcome::Pending(format!("revision {revision} cannot be tried: {why}"), None);
         };
         let words = match node {
@@ -109,10 +111,8 @@ impl Trial<'_> {
                 deployment: self.key.clone(),
                 name: labels::inspect_pod_name(&self.key.name, &label),
                 key: label,
-                trial: Some(Box::new(TrialPod {
-                    template: self.template.clone(),
-                    node: node.to_owned(),
-                })),
+                trial: Some(Box::new(self.template.clone())),
+                node: node.to_owned(),
             },
             reason: "Trying",
             message: words.clone(),

@@ -224,9 +224,10 @@ async fn run_for_deployment(tools: &Tools<'_>, action: &Action) -> Result<(), Ef
             name,
             key,
             trial,
+            node,
         } => {
             let owner = index.deployment(deployment)?;
-            let wanted = inspect::inspect_pod(owner, key, trial.as_deref(), tools.settings);
+            let wanted = inspect::inspect_pod(owner, key, (trial.as_deref(), node), tools.settings);
             pods::create_inspect(writer, owner, name, wanted).await
         }
         other => Err(not_about(other, "a deployment")),

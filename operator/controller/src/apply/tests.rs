@@ -87,6 +87,7 @@ fn caches(client: &kube::Client) -> Caches {
         served: Scope::of(Some(["n".to_owned()].into())),
         gateways: "system".to_owned(),
         reads_cluster: true,
+        reads_volumes: false,
     };
     Caches::start(client, &scopes, pods, &Wake::default())
 }

@@ -7,30 +7,30 @@ use k8s_openapi::{
     apimachinery::pkg::{api::resource::Quantity, apis::meta::v1::ObjectMeta},
 };
 use kube::ResourceExt as _;
-use llamero_api::{LlamaDeployment, deployment::Source, labels};
-use llamero_core::{inspect::REQUESTS, observed::Settings, placement::ANY_NODE, plan::TrialPod, revision};
+use llamero_api::{LlamaDeployment, deployment::Source, group::GroupTemplate, labels};
+use llamero_core::{inspect::REQUESTS, observed::Settings, placement::ANY_NODE, revision};
 
 use super::{bind, parts, pod, remote};
 
 /// The pod that inspects the deployment's source; `key` is what the answer is kept under. With a trial it is made from the snapshot of that
-/// revision, and runs on its node: it shows that groups of the revision could start there.
+/// revision: it shows that groups of the revision could start on that node.
 ///
 /// It asks for no accelerator and little memory: only headers are read. It tolerates what the workers tolerate, whose nodes it may have to be on.
 #[must_use]
 pub fn inspect_pod(
     deployment: &LlamaDeployment,
     key: &str,
-    trial: Option<&TrialPod>,
+    (trial, node): (Option<&GroupTemplate>, &str),
     settings: &Settings,
 ) -> Pod {
     let name = deployment.name_any();
     let worker = match trial {
-        Some(trial) => trial.template.worker.clone(),
+        Some(trial) => trial.worker.clone(),
         None => revision::worker(&deployment.spec.worker, settings),
     };
     let parallelism = &deployment.spec.parallelism;
     let (source, tensor, pipeline) = match trial {
-        Some(TrialPod { template, .. }) => (&template.source, template.tensor, template.pipeline),
+        Some(trial) => (&trial.source, trial.tensor, trial.pipeline),
         None => (
             &deployment.spec.model.source,
             parallelism.tensor,
@@ -53,7 +53,7 @@ pub fn inspect_pod(
     spec.restart_policy = Some("Never".to_owned());
     spec.termination_grace_period_seconds = Some(1);
     let accelerator = match trial {
-        Some(trial) => trial.template.accelerator_resource.as_deref(),
+        Some(trial) => trial.accelerator_resource.as_deref(),
         None => deployment
             .spec
             .accelerator
@@ -63,8 +63,8 @@ pub fn inspect_pod(
     if let Some(toleration) = pod::device_toleration(accelerator) {
         spec.tolerations.get_or_insert_default().push(toleration);
     }
-    if let Some(trial) = trial.filter(|trial| trial.node != ANY_NODE) {
-        spec.affinity = Some(bind::pinned(spec.affinity.as_ref(), &trial.node));
+    if node != ANY_NODE {
+        spec.affinity = Some(bind::pinned(spec.affinity.as_ref(), node));
     }
 
     let mut pod_labels = labels::common(&name, labels::INSPECT_APP);
@@ -132,7 +132,7 @@ mod tests {
     use super::*;
 
     fn pod(worker: serde_json::Value) -> serde_json::Value {
-        tried(worker, None)
+        tried(worker, (None, ANY_NODE))
     }
 
     fn deployment(worker: serde_json::Value) -> LlamaDeployment {
@@ -144,7 +144,7 @@ mod tests {
         .unwrap()
     }
 
-    fn tried(worker: serde_json::Value, trial: Option<&TrialPod>) -> serde_json::Value {
+    fn tried(worker: serde_json::Value, made: (Option<&GroupTemplate>, &str)) -> serde_json::Value {
         let deployment = deployment(worker);
         let settings = Settings {
             worker_image: "default:1".into(),
@@ -152,7 +152,7 @@ mod tests {
             pull_secrets: vec!["chart".into()],
             ..Settings::default()
         };
-        serde_json::to_value(inspect_pod(&deployment, "k", trial, &settings)).unwrap()
+        serde_json::to_value(inspect_pod(&deployment, "k", made, &settings)).unwrap()
     }
 
     #[test]
@@ -168,7 +168,13 @@ mod tests {
                 "worker": {"env": [{"name": "HTTPS_PROXY", "value": "http://proxy"}, {"name": "HF_TOKEN", "value": "old"}]}},
         }))
         .unwrap();
-        let pod = serde_json::to_value(inspect_pod(&deployment, "k", None, &Settings::default())).unwrap();
+        let pod = serde_json::to_value(inspect_pod(
+            &deployment,
+            "k",
+            (None, ANY_NODE),
+            &Settings::default(),
+        ))
+        .unwrap();
         let container = &pod["spec"]["containers"][0];
         let arguments = serde_json::to_string(&container["args"]).unwrap();
         assert!(
@@ -210,17 +216,13 @@ mod tests {
 
     #[test]
     fn a_trial_is_made_from_its_revision_and_runs_where_a_group_is_to_go() {
-        let template = serde_json::from_value(json!({
+        let template: GroupTemplate = serde_json::from_value(json!({
             "modelName": "m", "source": {"image": {"reference": "r/m:2", "path": "w"}}, "maxContextLength": 1, "tensor": 4, "pipeline": 1,
             "ranksPerPod": 1, "kvBytesPerRank": 1, "weightBytesPerRank": 1, "stallTimeout": "1s",
             "worker": {"image": "worker:2", "resources": {"requests": {"memory": "64Gi"}}},
         }))
         .unwrap();
-        let trial = TrialPod {
-            template,
-            node: "node-a".into(),
-        };
-        let spec = &tried(json!({"image": "worker:1"}), Some(&trial))["spec"];
+        let spec = &tried(json!({"image": "worker:1"}), (Some(&template), "node-a"))["spec"];
         let container = &spec["containers"][0];
         assert_eq!(container["image"], "worker:2");
         assert_eq!(container["args"][2], "/model/w");
@@ -239,21 +241,18 @@ mod tests {
     #[test]
     fn what_looks_for_workers_with_devices_tolerates_the_taint_of_their_nodes() {
         let mut deployment = deployment(json!({"tolerations": [{"key": "own", "operator": "Exists"}]}));
-        let tolerations = |deployment: &LlamaDeployment, trial: Option<&TrialPod>| {
-            let pod = inspect_pod(deployment, "k", trial, &Settings::default());
+        let tolerations = |deployment: &LlamaDeployment, trial: Option<&GroupTemplate>| {
+            let pod = inspect_pod(deployment, "k", (trial, ANY_NODE), &Settings::default());
             serde_json::to_value(pod.spec.unwrap().tolerations).unwrap()
         };
         let own = json!({"key": "own", "operator": "Exists"});
         let device = json!({"key": "nvidia.com/gpu", "operator": "Exists", "effect": "NoSchedule"});
         assert_eq!(tolerations(&deployment, None), json!([own]));
-        let trial = TrialPod {
-            template: serde_json::from_value(json!({
-                "modelName": "m", "source": {}, "maxContextLength": 1, "tensor": 1, "pipeline": 1, "ranksPerPod": 1, "kvBytesPerRank": 1,
-                "weightBytesPerRank": 1, "stallTimeout": "1s", "acceleratorResource": "nvidia.com/gpu",
-            }))
-            .unwrap(),
-            node: "a".into(),
-        };
+        let trial: GroupTemplate = serde_json::from_value(json!({
+            "modelName": "m", "source": {}, "maxContextLength": 1, "tensor": 1, "pipeline": 1, "ranksPerPod": 1, "kvBytesPerRank": 1,
+            "weightBytesPerRank": 1, "stallTimeout": "1s", "acceleratorResource": "nvidia.com/gpu",
+        }))
+        .unwrap();
         assert_eq!(tolerations(&deployment, Some(&trial)), json!([device]));
         deployment.spec.accelerator =
             Some(serde_json::from_value(json!({"resource": "nvidia.com/gpu"})).unwrap());

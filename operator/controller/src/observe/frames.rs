@@ -27,6 +27,7 @@ impl Known {
         observed::Deployment {
             groups: Vec::new(),
             names_in_use: self.names.of(&key.namespace),
+            claims: self.volumes.of(&key.namespace),
             inspect,
             network_policy: self.policies.named(&uid, &policy_name(&key.name)).cloned(),
             service: self

@@ -14,6 +14,7 @@
 //! | [`usage`] | what is used on nodes |
 //! | [`pods`] | worker and inspect pods |
 //! | [`nodes`] | nodes |
+//! | [`volumes`] | claims, volumes and their drivers |
 //! | [`writers`] | who wrote a field last |
 //! | [`streams`] | rank reports, load and demand |
 
@@ -27,6 +28,7 @@ pub mod streams;
 #[cfg(test)]
 mod tests;
 pub mod usage;
+pub mod volumes;
 pub mod writers;
 
 pub use model::Model;

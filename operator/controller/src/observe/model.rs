@@ -23,6 +23,7 @@ use super::{
     owned::{ByOwner, controller},
     streams::Demands,
     usage::Usage,
+    volumes::Volumes,
 };
 use crate::{
     apply::{Index, Refusals, Subject, index::key_of},
@@ -39,6 +40,7 @@ pub struct Known {
     pub(super) policies: ByOwner<Arc<NetworkPolicy>>,
     pub(super) revisions: ByOwner<Arc<ControllerRevision>>,
     pub(super) names: NamesInUse,
+    pub(super) volumes: Volumes,
     pub(super) demands: Demands,
     /// Specifications that are being written.
     pub(super) writing: HashMap<Key, Arc<LlamaGroupSpec>>,
@@ -174,6 +176,15 @@ impl Model {
         }
         for change in changes.priority_classes {
             self.priority_class(&change);
+        }
+        for change in changes.claims {
+            self.known.volumes.claim(change);
+        }
+        for change in changes.volumes {
+            self.known.volumes.volume(change);
+        }
+        for change in changes.drivers {
+            self.known.volumes.driver(change);
         }
         self.nodes(changes.nodes);
     }
@@ -387,6 +398,9 @@ impl Model {
         self.last = now;
         for uid in std::mem::take(&mut self.gone) {
             streams.forget(&uid);
+        }
+        for (namespace, claims) in self.known.volumes.changed() {
+            self.planner.set_claims(&namespace, &claims);
         }
         for key in std::mem::take(&mut self.stale_deployments) {
             if let Ok(object) = self.index.deployment(&key) {

@@ -1,13 +1,14 @@
 //! The caches the operator decides from.
 
-use std::{sync::Arc, time::Duration};
+use std::{collections::BTreeSet, sync::Arc, time::Duration};
 
 use k8s_openapi::api::{
     apps::v1::ControllerRevision,
-    core::v1::{Node, Pod, Service},
+    core::v1::{Node, PersistentVolume, PersistentVolumeClaim, Pod, Service},
     networking::v1::NetworkPolicy,
     policy::v1::PodDisruptionBudget,
     scheduling::v1::PriorityClass,
+    storage::v1::CSIDriver,
 };
 use kube::{Api, Client, Resource, runtime::watcher::Config};
 use llamero_api::{LlamaDeployment, LlamaGroup, labels};
@@ -15,7 +16,12 @@ use llamero_core::observed;
 
 use super::{Cache, Change, Scope, Scoped};
 use crate::{
-    observe::{SeenPod, nodes, seen_pod::Projection, writers::keep_writers_of_replicas},
+    observe::{
+        SeenPod, nodes,
+        seen_pod::Projection,
+        volumes::{self, SeenClaim, SeenDriver, SeenVolume},
+        writers::keep_writers_of_replicas,
+    },
     wake::Wake,
 };
 
@@ -40,6 +46,12 @@ pub struct Caches {
     pub revisions: Scoped<ControllerRevision>,
     /// All priority classes; none where they may not be read.
     pub priority_classes: Cache<PriorityClass>,
+    /// Claims of the namespaces served, in short form, volumes, and how drivers attach them; none where one of these may not be read.
+    pub claims: Scoped<PersistentVolumeClaim, SeenClaim>,
+    /// Volumes, in short form.
+    pub volumes: Cache<PersistentVolume, Arc<SeenVolume>>,
+    /// Drivers of volumes.
+    pub drivers: Cache<CSIDriver, SeenDriver>,
 }
 
 /// What is watched, and where.
@@ -51,6 +63,8 @@ pub struct Scopes {
     pub gateways: String,
     /// Nodes, priority classes and pods of all namespaces may be read: other namespaces' pods take room.
     pub reads_cluster: bool,
+    /// Claims of the namespaces served, volumes and their drivers may be read.
+    pub reads_volumes: bool,
 }
 
 impl Scopes {
@@ -83,6 +97,12 @@ pub struct Changes {
     pub revisions: Vec<Change<Arc<ControllerRevision>>>,
     /// Priority classes.
     pub priority_classes: Vec<Change<Arc<PriorityClass>>>,
+    /// Claims.
+    pub claims: Vec<Change<SeenClaim>>,
+    /// Volumes.
+    pub volumes: Vec<Change<Arc<SeenVolume>>>,
+    /// Drivers of volumes.
+    pub drivers: Vec<Change<SeenDriver>>,
 }
 
 /// Nearly whole.
@@ -115,7 +135,25 @@ impl Caches {
             false => (Cache::absent(node), Cache::absent(short)),
         };
         let served = &scopes.served;
+        let (volumes, drivers) = match scopes.reads_volumes {
+            true => {
+                let every = Api::<PersistentVolume>::all(client.clone());
+                let volumes = Cache::start(every, all.clone(), wake.clone(), volumes::volume);
+                let every = Api::<CSIDriver>::all(client.clone());
+                (
+                    volumes,
+                    Cache::start(every, all.clone(), wake.clone(), volumes::driver),
+                )
+            }
+            false => (Cache::absent(volumes::volume), Cache::absent(volumes::driver)),
+        };
+        // Of no namespace where volumes may not be read: claims alone say little.
+        let nowhere = Scope::Namespaces(BTreeSet::new());
+        let claimed = if scopes.reads_volumes { served } else { &nowhere };
         Self {
+            claims: Scoped::start(client, claimed, &all, wake, volumes::claim),
+            volumes,
+            drivers,
             deployments: Scoped::start(client, served, &all, wake, deployment),
             groups: Scoped::start(client, served, &all, wake, short),
             pods: Scoped::start(client, &scopes.pods(), &all, wake, pod),
@@ -139,6 +177,9 @@ impl Caches {
         self.policies.synced().await;
         self.revisions.synced().await;
         self.priority_classes.synced().await;
+        self.claims.synced().await;
+        self.volumes.synced().await;
+        self.drivers.synced().await;
     }
 
     /// Waits until the caches show what was written, at most for `limit`. False when they do not.
@@ -168,6 +209,9 @@ impl Caches {
             policies: self.policies.take(),
             revisions: self.revisions.take(),
             priority_classes: self.priority_classes.take(),
+            claims: self.claims.take(),
+            volumes: self.volumes.take(),
+            drivers: self.drivers.take(),
         }
     }
 }

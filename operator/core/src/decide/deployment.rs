@@ -21,6 +21,7 @@ use crate::{
     rollout::{self, Fleet, Target},
     sizing,
     time::{self, Millis},
+    volumes::Mounts,
 };
 
 /// So long after a member was refused nobody in its namespace asks for nodes: longer than until it is tried again.
@@ -143,6 +144,7 @@ fn context<'a>(cluster: &Cluster<'a>, deployment: &'a Deployment) -> Context<'a>
         nodes: cluster.nodes,
         settings: &cluster.observed.settings,
         disruption: &spec.disruption,
+        mounts: Mounts::of(deployment),
         priority: cluster.observed.default_priority,
         may_ask: false,
         now: cluster.now,
@@ -391,7 +393,9 @@ fn group<'a>(
         requests.push(Queued {
             deployment: Key::of(&deployment.object.metadata),
             view,
-            provision: (may_ask && !request.successors).then_some(&deployment.object.spec.placement),
+            // More nodes are no help where the node is given.
+            provision: (may_ask && !request.successors && request.volumes.given_node().is_none())
+                .then_some(&deployment.object.spec.placement),
             request,
         });
     }

@@ -10,6 +10,7 @@ use crate::{
     placement::{Ledger, Native, PlacementRequest, Placer as _},
     plan::Key,
     resources, revision,
+    volumes::Mounts,
 };
 
 use super::sized;
@@ -96,6 +97,7 @@ fn tried(
         occupied: Vec::new(),
         avoid: BTreeSet::new(),
         successors: false,
+        volumes: Mounts::of(&changed).needs(&template),
     };
     let mut ledger = Ledger::of(cluster);
     let mut groups = 0;

@@ -48,6 +48,7 @@ use crate::{
     recovery::{self, Permit},
     resources,
     time::{self, Millis},
+    volumes::Mounts,
 };
 
 pub use view::{GroupView, MemberView};
@@ -65,6 +66,8 @@ pub struct Context<'a> {
     pub settings: &'a Settings,
     /// What happens when a node is being taken away.
     pub disruption: &'a Disruption,
+    /// What is known of the claims that its pods mount.
+    pub mounts: Mounts<'a>,
     /// What the pods' priority class gives them.
     pub priority: Priority,
     /// Whether this group may ask for nodes ([`provision::may_ask`]).
@@ -180,6 +183,7 @@ fn request_nodes<'a>(view: &GroupView<'a>, context: &Context<'_>, next: &mut Nex
             .collect(),
         avoid: recovery::avoid(&spec.failures, context.recovery, context.now),
         successors: false,
+        volumes: context.mounts.needs(&spec.template),
     });
 }
 

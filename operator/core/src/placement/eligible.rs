@@ -1,7 +1,9 @@
 //! Taints, selectors and affinity: whether pods of a template may run on a node at all. Nodes with devices often bear a taint with the name of
 //! the resource, so that others stay away: pods that ask for it tolerate it, as the admission plugin ExtendedResourceToleration would have it.
 
-use k8s_openapi::api::core::v1::{NodeSelectorRequirement, NodeSelectorTerm, Taint, Toleration};
+use k8s_openapi::api::core::v1::{
+    NodeSelector, NodeSelectorRequirement, NodeSelectorTerm, Taint, Toleration,
+};
 use llamero_api::{deployment::Worker, group::GroupTemplate};
 
 use crate::{devices, observed::Node, sizing::DEVICE_WORKSPACE};
@@ -76,15 +78,19 @@ fn chosen(worker: &Worker, node: &Node) -> Result<(), String> {
                 .required_during_scheduling_ignored_during_execution
                 .as_ref()
         });
-    if let Some(selector) = required
-        && !selector
-            .node_selector_terms
-            .iter()
-            .any(|term| term_matches(term, node))
-    {
-        return Err("do not match the required node affinity".to_owned());
+    match required {
+        Some(selector) if !is_selected(selector, node) => {
+            Err("do not match the required node affinity".to_owned())
+        }
+        _ => Ok(()),
     }
-    Ok(())
+}
+
+/// Whether one of the selector's terms matches the node.
+#[must_use]
+pub fn is_selected(selector: &NodeSelector, node: &Node) -> bool {
+    let mut terms = selector.node_selector_terms.iter();
+    terms.any(|term| term_matches(term, node))
 }
 
 /// <https://kubernetes.io/docs/concepts/scheduling-eviction/taint-and-toleration/>

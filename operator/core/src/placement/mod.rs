@@ -19,7 +19,7 @@ use std::collections::BTreeSet;
 
 use llamero_api::group::GroupTemplate;
 
-use crate::{observed::Priority, resources::Resources};
+use crate::{observed::Priority, resources::Resources, volumes::VolumeNeeds};
 
 pub use ledger::{Ledger, Reservations};
 pub use native::Native;
@@ -42,6 +42,8 @@ pub struct PlacementRequest<'a> {
     pub avoid: BTreeSet<String>,
     /// The nodes are for successors of these members, which still serve.
     pub successors: bool,
+    /// What their volumes ask of nodes.
+    pub volumes: VolumeNeeds,
 }
 
 impl PlacementRequest<'_> {
@@ -53,6 +55,7 @@ impl PlacementRequest<'_> {
             && self.amounts == other.amounts
             && self.occupied == other.occupied
             && self.avoid == other.avoid
+            && self.volumes == other.volumes
             && self.template == other.template
     }
 }

@@ -28,6 +28,14 @@ struct Candidate<'a> {
 impl Placer for Native {
     fn place(&self, ledger: &Ledger<'_>, request: &PlacementRequest<'_>) -> Result<Vec<Assignment>, NoRoom> {
         let wanted = request.indices.len();
+        let together = wanted.saturating_add(request.occupied.len());
+        if let Some(why) = request
+            .volumes
+            .forbid_spreading(together)
+            .filter(|_| !may_share(request))
+        {
+            return Err(NoRoom(why));
+        }
         let mut candidates: Vec<Candidate<'_>> = Vec::new();
         for node in ledger.nodes() {
             if may_have(request, node).is_ok() {
@@ -35,6 +43,7 @@ impl Placer for Native {
             }
         }
         let chosen = match &request.template.topology_key {
+            _ if request.volumes.are_for_one_node() => on_one_node(&mut candidates, wanted),
             None => best(&mut candidates, wanted),
             Some(key) => {
                 candidates.sort_unstable();
@@ -73,6 +82,7 @@ fn already_on(request: &PlacementRequest<'_>, node: &Node) -> usize {
 /// Whether the node may have a pod of the request at all, if it has room.
 fn may_have(request: &PlacementRequest<'_>, node: &Node) -> Result<(), String> {
     eligible::check(request.template, node)?;
+    request.volumes.check(node)?;
     if !may_share(request) && already_on(request, node) > 0 {
         return Err("already hold a pod of the group".to_owned());
     }
@@ -135,6 +145,17 @@ fn best<'a>(candidates: &mut [Candidate<'a>], wanted: usize) -> Option<Vec<&'a s
         candidates.select_nth_unstable(wanted - 1);
     }
     Some(candidates.iter().take(wanted).map(|c| c.name).collect())
+}
+
+/// All on the node where the last of them is best off.
+fn on_one_node<'a>(candidates: &mut [Candidate<'a>], wanted: usize) -> Option<Vec<&'a str>> {
+    candidates.sort_unstable();
+    let mut counts: BTreeMap<&str, usize> = BTreeMap::new();
+    candidates.iter().find_map(|candidate| {
+        let count = counts.entry(candidate.name).or_default();
+        *count += 1;
+        (*count >= wanted).then(|| vec![candidate.name; wanted])
+    })
 }
 
 /// One domain if it has room, else several where the policy allows. Better candidates come first.

@@ -37,6 +37,7 @@ use crate::{
     plan::{Key, Plan},
     status::{self, Reports},
     time::{self, Millis},
+    volumes::Claims,
 };
 
 /// What is known, and what of it is still to be decided.
@@ -157,6 +158,21 @@ impl Planner {
             {
                 deployment.names_in_use = Arc::clone(names);
             }
+        }
+    }
+
+    /// Claims of a namespace, for which its groups may have waited.
+    pub fn set_claims(&mut self, namespace: &str, claims: &Arc<Claims>) {
+        let mut touched = Vec::new();
+        for deployment in &mut self.observed.deployments {
+            let key = Key::of(&deployment.object.metadata);
+            if key.namespace == namespace && deployment.claims != *claims {
+                deployment.claims = Arc::clone(claims);
+                touched.push(key);
+            }
+        }
+        for key in &touched {
+            self.touch(key);
         }
     }
 

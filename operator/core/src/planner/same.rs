@@ -25,6 +25,7 @@ pub(super) fn frame(one: &Deployment, other: &Deployment) -> bool {
         groups: _,
         // A name that is taken makes nobody wait: another one is chosen.
         names_in_use: _,
+        claims,
         inspect,
         service,
         network_policy,
@@ -35,6 +36,7 @@ pub(super) fn frame(one: &Deployment, other: &Deployment) -> bool {
     } = one;
     demanded(object, demand.as_ref(), other.demand.as_ref())
         && same_object(object, &other.object)
+        && same_object(claims, &other.claims)
         && *inspect == other.inspect
         && same_optional(service.as_ref(), other.service.as_ref())
         && same_optional(network_policy.as_ref(), other.network_policy.as_ref())

@@ -123,6 +123,7 @@ pub(crate) fn deployment(change: impl FnOnce(&mut Value)) -> Deployment {
         object: Arc::new(object),
         groups: vec![],
         names_in_use: Arc::default(),
+        claims: Arc::default(),
         inspect: vec![],
         service: Some(Arc::new(service)),
         network_policy: None,
@@ -397,8 +398,8 @@ pub(crate) fn words(plan: &Plan) -> Vec<String> {
             },
             Action::ScaleDeployment { replicas, .. } => format!("scale to {replicas}"),
             Action::CreateInspectPod {
-                trial: Some(trial), ..
-            } => format!("try the revision on {}", trial.node),
+                trial: Some(_), node, ..
+            } => format!("try the revision on {node}"),
             Action::CreateInspectPod { .. } => "create inspect pod".into(),
             Action::CreateRevision { number, .. } => format!("keep revision {number}"),
             Action::RenumberRevision { number, .. } => format!("number revision {number}"),

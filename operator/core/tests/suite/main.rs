@@ -25,6 +25,7 @@ mod table_start_times;
 mod table_starting;
 mod table_status;
 mod table_unpinned;
+mod table_volumes;
 
 use proptest::{prelude::ProptestConfig, test_runner::RngSeed};
 

@@ -212,6 +212,7 @@ impl World {
                 object: Arc::new(self.object.clone()),
                 groups,
                 names_in_use: Arc::default(),
+                claims: Arc::default(),
                 inspect: self.inspect.clone(),
                 service: self.service.clone(),
                 network_policy: None,
