@@ -1,6 +1,6 @@
 //! Whole groups or nothing.
 
-use anyhow::{Result, ensure};
+use anyhow::{Context as _, Result, ensure};
 use llamero_tests::cluster::{Cluster, Kubectl};
 use llamero_tests::poll;
 use serde_json::{Value, json};
@@ -309,5 +309,89 @@ fn a_group_is_placed_by_what_its_pods_ask_for_once_they_are_admitted() -> Result
     ensure!(again.iter().all(|attempt| **attempt == 1), "{again:?}");
     ensure!(groups[0]["spec"]["failures"].is_null(), "{groups:?}");
     drop(defaults);
+    Ok(())
+}
+
+/// A volume that one node reaches, with its claim, until this is dropped.
+struct Near(Kubectl);
+
+impl Near {
+    fn on(kubectl: Kubectl, node: &str) -> Result<Self> {
+        let volume = kubectl.get(&["persistentvolume", "demo-weights"])?;
+        let hosts = json!([{"key": "kubernetes.io/hostname", "operator": "In", "values": [node]}]);
+        let shared = json!({"storageClassName": "", "accessModes": ["ReadWriteOnce"]});
+        let mut spec = shared.clone();
+        spec["capacity"] = json!({"storage": "1Gi"});
+        spec["hostPath"] = volume["spec"]["hostPath"].clone();
+        spec["nodeAffinity"] = json!({"required": {"nodeSelectorTerms": [{"matchExpressions": hosts}]}});
+        spec["claimRef"] = json!({"namespace": NAMESPACE, "name": "near"});
+        let this = Self(kubectl);
+        this.0.apply(&json!({"apiVersion": "v1", "kind": "PersistentVolume", "metadata": {"name": "near"}, "spec": spec}))?;
+        let mut spec = shared;
+        spec["volumeName"] = json!("near");
+        spec["resources"] = json!({"requests": {"storage": "1Gi"}});
+        this.0.apply(&json!({
+            "apiVersion": "v1", "kind": "PersistentVolumeClaim", "metadata": {"name": "near", "namespace": NAMESPACE}, "spec": spec
+        }))?;
+        Ok(this)
+    }
+}
+
+impl Drop for Near {
+    fn drop(&mut self) {
+        for words in [
+            &[
+                "-n",
+                NAMESPACE,
+                "delete",
+                "persistentvolumeclaim",
+                "near",
+                "--wait=false",
+            ][..],
+            &["delete", "persistentvolume", "near", "--wait=false"],
+        ] {
+            if let Err(error) = self.0.run(words) {
+                eprintln!("left behind: {error:#}");
+            }
+        }
+    }
+}
+
+#[test]
+fn a_group_goes_where_its_volume_is_or_says_why_it_cannot() -> Result<()> {
+    let cluster = Cluster::connect()?;
+    let nodes: Vec<String> = cluster.nodes()?.iter().map(|node| node.name()).collect();
+    let node = nodes.last().context("the cluster has no nodes")?;
+    let near = Near::on(cluster.kubectl(), node)?;
+    let source = json!({"persistentVolumeClaim": {"claimName": "near", "path": "SmolLM2-135M-Instruct-FP8"}});
+    let deployment = Deployment::create(
+        "near",
+        json!({"model": {"source": source}, "placement": {"onePodPerNode": "Required"}}),
+    )?;
+    poll::until("the claim to be named", SOON, || {
+        let message = deployment.wait_condition("Placed", "False")?;
+        ensure!(
+            message.contains("some do not reach the volume of claim near"),
+            "the message is {message}"
+        );
+        Ok(Some(()))
+    })?;
+    ensure!(deployment.pods()?.iter().all(|pod| node_of(pod).is_empty()));
+    deployment.kubectl().run(&[
+        "-n",
+        NAMESPACE,
+        "patch",
+        "llamadeployment",
+        "near",
+        "--type=merge",
+        "-p",
+        r#"{"spec": {"placement": {"onePodPerNode": "Preferred"}}}"#,
+    ])?;
+    deployment.wait_ready(1)?;
+    let pods = deployment.pods()?;
+    let on: Vec<&str> = pods.iter().map(node_of).collect();
+    ensure!(on == [node.as_str(), node.as_str()], "{on:?}");
+    drop(deployment);
+    drop(near);
     Ok(())
 }
