@@ -3,36 +3,36 @@
 use super::pack::Element;
 
 /// Rows of inputs in one tile at most.
-pub(crate) const MAX_ROWS: usize = 8;
+pub const MAX_ROWS: usize = 8;
 
 /// `sums[block][row][lane] += Σ over steps of inputs[row][step] · weights[block][step][lane]`, one sequential f32 chain
 /// along the steps per sum.
 #[derive(Debug, Clone, Copy)]
-pub(crate) struct Tile<'a> {
+pub struct Tile<'a> {
     /// Type of `weights`.
-    pub(crate) element: Element,
+    pub element: Element,
     /// Packed steps (see [`super::pack`]); block `b` starts at byte `b * block_stride`.
-    pub(crate) weights: &'a [u8],
+    pub weights: &'a [u8],
     /// Where lanes 16 to 31 of every step lie when they are not among lanes 0 to 15; a step of either is then half as
     /// long, its lanes one after the other.
-    pub(crate) upper: Option<&'a [u8]>,
+    pub upper: Option<&'a [u8]>,
     /// Bytes from one block to the next.
-    pub(crate) block_stride: usize,
+    pub block_stride: usize,
     /// Blocks of 32 outputs.
-    pub(crate) blocks: usize,
+    pub blocks: usize,
     /// Steps of two inputs each.
-    pub(crate) steps: usize,
+    pub steps: usize,
     /// Pairs of bf16 inputs; row `r` starts at `r * input_stride`.
-    pub(crate) inputs: &'a [u32],
+    pub inputs: &'a [u32],
     /// Pairs from one row to the next.
-    pub(crate) input_stride: usize,
+    pub input_stride: usize,
     /// Rows, at most [`MAX_ROWS`].
-    pub(crate) rows: usize,
+    pub rows: usize,
 }
 
 impl Tile<'_> {
     /// Bytes from one step to the next.
-    pub(crate) fn step_bytes(&self) -> usize {
+    pub fn step_bytes(&self) -> usize {
         match self.upper {
             Some(_) => self.element.step_bytes() / 2,
             None => self.element.step_bytes(),
@@ -42,7 +42,7 @@ impl Tile<'_> {
 
 /// Blocks that a tile of that many rows computes at once: enough independent chains to hide the latency, and no more
 /// sums than registers.
-pub(crate) const fn blocks_at_once(rows: usize) -> usize {
+pub const fn blocks_at_once(rows: usize) -> usize {
     match rows {
         0..=2 => 4,
         3..=4 => 2,

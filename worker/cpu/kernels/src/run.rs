@@ -9,7 +9,7 @@ impl Tile<'_> {
     ///
     /// # Panics
     /// When the slices are shorter than the shape says.
-    pub(crate) fn run(self, kernel: Kernel, sums: &mut [f32]) {
+    pub fn run(self, kernel: Kernel, sums: &mut [f32]) {
         if self.blocks == 0 || self.rows == 0 || self.steps == 0 {
             return;
         }

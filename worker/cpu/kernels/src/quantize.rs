@@ -16,7 +16,7 @@ const SMALLEST: f32 = 1.0 / (1u128 << 100) as f32;
 multiversion! {
     /// Round a row to `codes` of the same length, each to the nearest of the row's own scale, ties to even; gives the scale. A
     /// row that holds a NaN or an infinity has the scale NaN, so that whoever attends to it sees a NaN, as with bf16.
-    pub(crate) fn quantize(values: &[f32], codes: &mut [u8]) -> f32 {
+    pub fn quantize(values: &[f32], codes: &mut [u8]) -> f32 {
         // Magnitudes order like their bits, with infinity and NaN above all numbers.
         let largest = values.iter().fold(0, |most: u32, value| most.max(value.to_bits() & 0x7fff_ffff));
         if largest >= INFINITY {

@@ -7,11 +7,11 @@
 //! - E4M3, 64 bytes a step: the order in which the bytes of one register unpack into the two registers of bf16.
 
 /// Outputs in a block.
-pub(crate) const LANES: usize = 32;
+pub const LANES: usize = 32;
 
 /// Element type of packed weights.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub(crate) enum Element {
+pub enum Element {
     /// 16-bit brain float.
     Bf16,
     /// 8-bit float with 4 exponent and 3 mantissa bits.
@@ -20,7 +20,7 @@ pub(crate) enum Element {
 
 impl Element {
     /// Bytes of one step of one block.
-    pub(crate) const fn step_bytes(self) -> usize {
+    pub const fn step_bytes(self) -> usize {
         match self {
             Self::Bf16 => 4 * LANES,
             Self::E4m3 => 2 * LANES,
@@ -28,23 +28,23 @@ impl Element {
     }
 
     /// Bytes of a packed matrix of `n` outputs and `k` inputs.
-    pub(crate) const fn packed_bytes(self, n: usize, k: usize) -> usize {
-        n.div_ceil(LANES) * self.block_bytes(k)
+    pub const fn packed_bytes(self, n: usize, k: usize) -> usize {
+        n.div_ceil(LANES).saturating_mul(self.block_bytes(k))
     }
 
     /// Bytes of one block over `k` inputs.
-    pub(crate) const fn block_bytes(self, k: usize) -> usize {
-        k.div_ceil(2) * self.step_bytes()
+    pub const fn block_bytes(self, k: usize) -> usize {
+        k.div_ceil(2).saturating_mul(self.step_bytes())
     }
 
     /// Bytes of one element.
-    pub(crate) const fn size(self) -> usize {
+    pub const fn size(self) -> usize {
         self.step_bytes() / (2 * LANES)
     }
 
     /// Place of output `o` (in the block), element `e` (0 or 1) inside a step, in elements.
     #[inline(always)]
-    pub(crate) const fn index(self, o: usize, e: usize) -> usize {
+    pub const fn index(self, o: usize, e: usize) -> usize {
         match self {
             Self::Bf16 => 2 * o + e,
             // Unpacking works in the four quarters of a register: its low eight bytes go to the first result.
@@ -68,7 +68,7 @@ struct Lines([[u8; LINE]; LANES]);
 ///
 /// # Panics
 /// When `rows` is not a whole number of rows of `k` elements.
-pub(crate) fn pack_rows(element: Element, k: usize, rows: &[u8], packed: &mut Vec<u8>) {
+pub fn pack_rows(element: Element, k: usize, rows: &[u8], packed: &mut Vec<u8>) {
     let row_bytes = k * element.size();
     assert!(row_bytes > 0 && rows.len().is_multiple_of(row_bytes));
     packed.resize(element.packed_bytes(rows.len() / row_bytes, k), 0);
@@ -219,15 +219,10 @@ mod sse2 {
 
 /// Write the elements of row `row`, given as little-endian bytes, into a packed matrix of `k` inputs: the layout in its
 /// plainest form, for tests.
-#[cfg(test)]
-pub(crate) fn pack_row(
-    element: Element,
-    packed: &mut [u8],
-    k: usize,
-    row: usize,
-    from_k: usize,
-    bytes: &[u8],
-) {
+///
+/// # Panics
+/// When the row is not inside of the matrix.
+pub fn pack_row(element: Element, packed: &mut [u8], k: usize, row: usize, from_k: usize, bytes: &[u8]) {
     let size = element.size();
     let start = row / LANES * element.block_bytes(k);
     let block = &mut packed[start..start + element.block_bytes(k)];

@@ -1,13 +1,14 @@
 //! One source, compiled for every level.
 
-/// Make a function whose first argument is the [`Kernel`](super::Kernel) and whose body is compiled once per level.
+/// Make a function whose first argument is the [`Kernel`](crate::Kernel) and whose body is compiled once per level.
 ///
 /// Rust neither contracts `a * b + c` nor reorders float operations, so every version gives the same bits.
+#[macro_export]
 macro_rules! multiversion {
     ($(#[$meta:meta])* $vis:vis fn $name:ident($($arg:ident: $ty:ty),* $(,)?) $(-> $ret:ty)? $body:block) => {
         $(#[$meta])*
         #[allow(clippy::too_many_arguments, reason = "slices and their strides")]
-        $vis fn $name(kernel: $crate::kernel::Kernel, $($arg: $ty),*) $(-> $ret)? {
+        $vis fn $name(kernel: $crate::Kernel, $($arg: $ty),*) $(-> $ret)? {
             #[inline(always)]
             #[allow(clippy::too_many_arguments)]
             fn body($($arg: $ty),*) $(-> $ret)? $body
@@ -26,13 +27,12 @@ macro_rules! multiversion {
             match kernel.level() {
                 // SAFETY: a `Kernel` of this level exists only where its CPU features were detected.
                 #[cfg(target_arch = "x86_64")]
-                $crate::kernel::Level::Avx512 => unsafe { avx512($($arg),*) },
+                $crate::Level::Avx512 => unsafe { avx512($($arg),*) },
                 // SAFETY: as above.
                 #[cfg(target_arch = "x86_64")]
-                $crate::kernel::Level::Avx2 => unsafe { avx2($($arg),*) },
+                $crate::Level::Avx2 => unsafe { avx2($($arg),*) },
                 _ => body($($arg),*),
             }
         }
     };
 }
-pub(crate) use multiversion;

@@ -1,6 +1,6 @@
 use super::*;
-use crate::kernel::math::{dot_pair, flush, from_bf16};
-use crate::kernel::pack::pack_row;
+use crate::math::{dot_pair, flush, from_bf16};
+use crate::pack::pack_row;
 
 /// Every level that runs here; a test that wants AVX-512 says so where it is missing.
 fn kernels() -> Vec<Kernel> {

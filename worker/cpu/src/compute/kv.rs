@@ -117,7 +117,9 @@ impl KvShape {
             Element::Bf16 => 0,
             Element::E4m3 => 2 * size_of::<f32>(),
         };
-        self.layers * self.heads * (2 * self.head_dim * self.element.size() + scales)
+        let head = (2 * self.element.size()).saturating_mul(self.head_dim);
+        let head = head.saturating_add(scales);
+        self.layers.saturating_mul(self.heads).saturating_mul(head)
     }
 
     /// Bytes of one block over all layers and heads.

@@ -1,5 +1,5 @@
 use super::*;
-use crate::kernel::{Kernel, Level};
+use crate::{Kernel, Level};
 
 fn kernels() -> Vec<Kernel> {
     let all = [Level::Portable, Level::Avx2, Level::Avx512];

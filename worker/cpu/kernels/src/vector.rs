@@ -22,7 +22,7 @@ fn tree(mut sums: [f32; SUMS]) -> f32 {
 multiversion! {
     /// Root-mean-square norm of one row (Zhang and Sennrich, 2019): `out = bf16(x / sqrt(mean(x²) + epsilon) · weight)`, as
     /// pairs. `x` and `weight` have the same even length.
-    pub(crate) fn rms_norm(x: &[f32], weight: &[f32], epsilon: f32, out: &mut [u32]) {
+    pub fn rms_norm(x: &[f32], weight: &[f32], epsilon: f32, out: &mut [u32]) {
         let mut sums = [0.0; SUMS];
         let (chunks, rest) = x.as_chunks::<SUMS>();
         for chunk in chunks {
@@ -42,7 +42,7 @@ multiversion! {
 
 multiversion! {
     /// The gated activation of one row: `out = bf16(silu(gate) · up)` with `silu(x) = x / (1 + e^-x)`, as pairs.
-    pub(crate) fn silu_mul(gate: &[f32], up: &[f32], out: &mut [u32]) {
+    pub fn silu_mul(gate: &[f32], up: &[f32], out: &mut [u32]) {
         for ((out, gate), up) in out.iter_mut().zip(gate.as_chunks::<2>().0).zip(up.as_chunks::<2>().0) {
             let even = gate[0] / (1.0 + exp(-gate[0])) * up[0];
             let odd = gate[1] / (1.0 + exp(-gate[1])) * up[1];
@@ -53,7 +53,7 @@ multiversion! {
 
 multiversion! {
     /// `out += values · scale`, element by element: the root of a reduction enters the residual stream.
-    pub(crate) fn add_scaled(out: &mut [f32], values: &[f32], scale: &[f32]) {
+    pub fn add_scaled(out: &mut [f32], values: &[f32], scale: &[f32]) {
         for ((out, value), scale) in out.iter_mut().zip(values).zip(scale) {
             *out += value * scale;
         }
@@ -62,7 +62,7 @@ multiversion! {
 
 multiversion! {
     /// `values *= factors`, element by element.
-    pub(crate) fn multiply(values: &mut [f32], factors: &[f32]) {
+    pub fn multiply(values: &mut [f32], factors: &[f32]) {
         for (value, factor) in values.iter_mut().zip(factors) {
             *value *= factor;
         }
@@ -71,7 +71,7 @@ multiversion! {
 
 multiversion! {
     /// `left += right`: one join of the leaf tree.
-    pub(crate) fn join(left: &mut [f32], right: &[f32]) {
+    pub fn join(left: &mut [f32], right: &[f32]) {
         for (left, right) in left.iter_mut().zip(right) {
             *left += right;
         }
@@ -81,7 +81,7 @@ multiversion! {
 multiversion! {
     /// Rotary embedding of one head in place (Su et al., 2021, in the half-split form of the Hugging Face checkpoints):
     /// elements `i` and `i + d/2` turn by the angle of `cos[i]`, `sin[i]`.
-    pub(crate) fn rotate(head: &mut [f32], cos: &[f32], sin: &[f32]) {
+    pub fn rotate(head: &mut [f32], cos: &[f32], sin: &[f32]) {
         let (low, high) = head.split_at_mut(cos.len());
         for ((low, high), (cos, sin)) in low.iter_mut().zip(high).zip(cos.iter().zip(sin)) {
             let (a, b) = (*low, *high);
@@ -93,7 +93,7 @@ multiversion! {
 
 multiversion! {
     /// Round a row to bf16 pairs.
-    pub(crate) fn round(values: &[f32], out: &mut [u32]) {
+    pub fn round(values: &[f32], out: &mut [u32]) {
         for (out, values) in out.iter_mut().zip(values.as_chunks::<2>().0) {
             *out = pair(values[0], values[1]);
         }
@@ -102,7 +102,7 @@ multiversion! {
 
 multiversion! {
     /// Split a row into bf16 pairs and the bf16 pairs of what that rounding left, which together hold 16 bits.
-    pub(crate) fn split(values: &[f32], high: &mut [u32], low: &mut [u32]) {
+    pub fn split(values: &[f32], high: &mut [u32], low: &mut [u32]) {
         for ((high, low), values) in high.iter_mut().zip(low).zip(values.as_chunks::<2>().0) {
             *high = pair(values[0], values[1]);
             *low = pair(values[0] - from_bf16(*high as u16), values[1] - from_bf16((*high >> 16) as u16));
@@ -113,7 +113,7 @@ multiversion! {
 multiversion! {
     /// Softmax weights of one chunk: `scores` are scaled, then replaced by `e^(score - max)`. Gives the largest scaled
     /// score and the sum of the weights.
-    pub(crate) fn softmax_chunk(scores: &mut [f32], scale: f32) -> (f32, f32) {
+    pub fn softmax_chunk(scores: &mut [f32], scale: f32) -> (f32, f32) {
         let mut most = [f32::NEG_INFINITY; SUMS];
         for chunk in scores.chunks_mut(SUMS) {
             for (most, score) in most.iter_mut().zip(chunk) {
@@ -135,7 +135,7 @@ multiversion! {
 
 multiversion! {
     /// Weighted sum of two partial attention results: `left = left · a + right · b`.
-    pub(crate) fn merge(left: &mut [f32], a: f32, right: &[f32], b: f32) {
+    pub fn merge(left: &mut [f32], a: f32, right: &[f32], b: f32) {
         for (left, right) in left.iter_mut().zip(right) {
             *left = left.mul_add(a, right * b);
         }
@@ -144,7 +144,7 @@ multiversion! {
 
 multiversion! {
     /// `log Σ e^(values / divisor)` as (largest scaled value, sum of `e^(value - largest)`).
-    pub(crate) fn sum_exp(values: &[f32], divisor: f32) -> (f32, f32) {
+    pub fn sum_exp(values: &[f32], divisor: f32) -> (f32, f32) {
         let mut most = [f32::NEG_INFINITY; SUMS];
         for chunk in values.chunks(SUMS) {
             for (most, value) in most.iter_mut().zip(chunk) {
@@ -169,7 +169,7 @@ multiversion! {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::kernel::{Kernel, Level};
+    use crate::{Kernel, Level};
 
     fn values(n: usize, seed: u32) -> Vec<f32> {
         (0..n as u32)

@@ -8,19 +8,17 @@
 mod avx2;
 #[cfg(target_arch = "x86_64")]
 mod avx512;
-pub(crate) mod math;
+pub mod math;
 mod multiversion;
-pub(crate) mod pack;
-pub(crate) mod portable;
-pub(crate) mod quantize;
+pub mod pack;
+mod portable;
+pub mod quantize;
 mod run;
-pub(crate) mod tile;
-pub(crate) mod vector;
+pub mod tile;
+pub mod vector;
 
 use std::fmt;
 use std::str::FromStr;
-
-pub(crate) use multiversion::multiversion;
 
 /// An instruction set to compute with.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]

@@ -2,7 +2,7 @@
 
 /// Round to bf16, nearest even. A NaN stays a NaN.
 #[inline(always)]
-pub(crate) fn to_bf16(value: f32) -> u16 {
+pub fn to_bf16(value: f32) -> u16 {
     let bits = value.to_bits();
     let rounded = bits.wrapping_add(0x7fff + ((bits >> 16) & 1)) >> 16;
     let nan = (bits >> 16) | 0x40;
@@ -15,19 +15,19 @@ pub(crate) fn to_bf16(value: f32) -> u16 {
 
 /// Widen from bf16, exactly.
 #[inline(always)]
-pub(crate) fn from_bf16(bits: u16) -> f32 {
+pub fn from_bf16(bits: u16) -> f32 {
     f32::from_bits(u32::from(bits) << 16)
 }
 
 /// Two bf16 as the kernels read them: the even element in the low half.
 #[inline(always)]
-pub(crate) fn pair(even: f32, odd: f32) -> u32 {
+pub fn pair(even: f32, odd: f32) -> u32 {
     u32::from(to_bf16(even)) | u32::from(to_bf16(odd)) << 16
 }
 
 /// A subnormal becomes a zero of its sign.
 #[inline(always)]
-pub(crate) fn flush(value: f32) -> f32 {
+pub fn flush(value: f32) -> f32 {
     let bits = value.to_bits();
     f32::from_bits(if bits & 0x7f80_0000 == 0 {
         bits & 0x8000_0000
@@ -38,7 +38,7 @@ pub(crate) fn flush(value: f32) -> f32 {
 
 /// `sum + odd product, + even product`, as `VDPBF16PS` does one lane. The factors must be flushed already.
 #[inline(always)]
-pub(crate) fn dot_pair(sum: f32, a_even: f32, a_odd: f32, b_even: f32, b_odd: f32) -> f32 {
+pub fn dot_pair(sum: f32, a_even: f32, a_odd: f32, b_even: f32, b_odd: f32) -> f32 {
     let sum = flush(a_odd.mul_add(b_odd, flush(sum)));
     flush(a_even.mul_add(b_even, sum))
 }
@@ -47,7 +47,7 @@ pub(crate) fn dot_pair(sum: f32, a_even: f32, a_odd: f32, b_even: f32, b_odd: f3
 ///
 /// Range reduction by multiples of ln 2 in two parts (Cody and Waite), then the Taylor polynomial of degree 7 by Horner.
 #[inline(always)]
-pub(crate) fn exp(x: f32) -> f32 {
+pub fn exp(x: f32) -> f32 {
     /// Adding 1.5·2²³ leaves the rounded integer in the low bits.
     const SHIFT: f32 = 12_582_912.0;
     const LN2_HIGH: f32 = 0.693_359_4;
@@ -77,7 +77,7 @@ pub(crate) fn exp(x: f32) -> f32 {
 
 /// Natural logarithm of a positive finite f32, in f64, from basic operations only (the platform's `ln` may differ in the
 /// last bit): `ln m = 2 artanh((m-1)/(m+1))` with the mantissa `m` in `√½ ..= √2`.
-pub(crate) fn ln(value: f32) -> f64 {
+pub fn ln(value: f32) -> f64 {
     let bits = f64::from(value).to_bits();
     let mut exponent = ((bits >> 52) & 0x7ff) as i64 - 1023;
     let mut mantissa = f64::from_bits((bits & 0x000f_ffff_ffff_ffff) | 1.0f64.to_bits());
