@@ -52,37 +52,35 @@ pub async fn returned(client: &Client, missing: &BTreeSet<String>) -> String {
     }
 }
 
-/// Asks until there is an answer.
 async fn may_read(client: &Client, namespace: &str) -> bool {
     let (group, resource) = DEPLOYMENTS;
-    loop {
-        match is_allowed(client, Some(namespace), group, resource, "list").await {
-            Ok(allowed) => return allowed,
-            Err(error) => warn!(%error, "cannot ask the API server what may be read; trying again"),
-        }
-        tokio::time::sleep(AGAIN).await;
-    }
+    answered(|| is_allowed(client, Some(namespace), group, resource, "list")).await
 }
 
-/// Whether placement may read what it needs of the whole cluster. Asks until there is an answer.
+/// Whether placement may read what it needs of the whole cluster.
 pub async fn reads_cluster(client: &Client) -> bool {
+    let missing = answered(|| missing(client)).await;
+    if let Some(missing) = &missing {
+        info!(
+            "may not {missing} in the whole cluster, so the scheduler alone chooses nodes (rbac.clusterReader of the chart)"
+        );
+    }
+    missing.is_none()
+}
+
+/// Asks until there is an answer.
+async fn answered<T, F: Future<Output = kube::Result<T>>>(ask: impl Fn() -> F) -> T {
     loop {
-        match ask(client).await {
-            Ok(None) => return true,
-            Ok(Some(missing)) => {
-                info!(
-                    "may not {missing} in the whole cluster, so the scheduler alone chooses nodes (rbac.clusterReader of the chart)"
-                );
-                return false;
-            }
+        match ask().await {
+            Ok(answer) => return answer,
             Err(error) => warn!(%error, "cannot ask the API server what may be read; trying again"),
         }
         tokio::time::sleep(AGAIN).await;
     }
 }
 
-/// The first that is not allowed.
-async fn ask(client: &Client) -> kube::Result<Option<String>> {
+/// The first that placement needs and that is not allowed.
+async fn missing(client: &Client) -> kube::Result<Option<String>> {
     for (group, resource) in NEEDED {
         for verb in ["list", "watch"] {
             if !is_allowed(client, None, group, resource, verb).await? {
