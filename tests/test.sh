@@ -76,6 +76,7 @@ gpu() {
 cluster() {
   say "End-to-end tests on a real cluster"
   make --no-print-directory cluster-build images
+  tests/supply-chain/images.sh
   tests/e2e.sh "$@"
 }
 
@@ -132,6 +133,7 @@ case "${1:-all}" in
     say "2,000 streams through the gateway"
     tests/load-gateway.sh 600 2000 "$(date +%s)"
     tests/supply-chain/check.sh --advisories
+    tests/supply-chain/sbom.sh
     tests/supply-chain/reproduce.sh
     LLAMERO_LONG=1 cluster
     ;;

@@ -1,6 +1,9 @@
 //! Memory of the host that a rank's process takes beside weights, KV cache and workspace: what the operator grants, and what the worker
 //! checks when it starts. On a GPU's host the same.
 
+/// A group does without a rank only where it holds a sequence of at least so many tokens, or of the full length where that is
+/// shorter: less would be of no use to most who ask.
+pub const FEWEST_TOKENS: u32 = 512;
 /// What every rank takes: the program, threads, connections.
 pub const PROCESS: u64 = 48 << 20;
 /// What rank 0 takes for requests: those that are being received (32 MiB), those that wait to be tokenised (32 MiB), and those that are
@@ -55,23 +58,27 @@ pub fn adapter(widths: AdapterWidths, rank: u64) -> u64 {
         ffn,
         layers,
     } = widths;
-    let rank = rank.next_multiple_of(2);
+    let padded = |width: u64, to: u64| width.checked_next_multiple_of(to).unwrap_or(u64::MAX);
+    let rank = padded(rank, 2);
     let factor = |outputs: u64, inputs: u64| {
-        let packed = outputs
-            .next_multiple_of(32)
-            .saturating_mul(inputs.next_multiple_of(2));
+        let packed = padded(outputs, 32).saturating_mul(padded(inputs, 2));
         packed.saturating_mul(2).saturating_add(outputs.saturating_mul(4))
     };
     // Those that read the same have the first factors stacked.
     let sites = [
         [
-            factor(3 * rank, hidden),
+            factor(rank.saturating_mul(3), hidden),
             factor(q, rank),
             factor(kv, rank),
             factor(kv, rank),
         ],
         [factor(rank, q), factor(hidden, rank), 0, 0],
-        [factor(2 * rank, hidden), factor(ffn, rank), factor(ffn, rank), 0],
+        [
+            factor(rank.saturating_mul(2), hidden),
+            factor(ffn, rank),
+            factor(ffn, rank),
+            0,
+        ],
         [factor(rank, ffn), factor(hidden, rank), 0, 0],
     ];
     let layer = sites
@@ -94,5 +101,18 @@ mod tests {
         assert!(8 * one_of_eight >= 8 * PROCESS + REQUESTS + (256 << 20));
         assert!(one_of_eight < alone / 4);
         assert!(of_rank(None, 1) > alone);
+    }
+
+    #[test]
+    fn adapters_of_any_width_have_a_size() {
+        let most = AdapterWidths {
+            hidden: u64::MAX,
+            q: u64::MAX - 1,
+            kv: u64::MAX - 31,
+            ffn: u64::MAX,
+            layers: u64::MAX,
+        };
+        assert_eq!(adapter(most, u64::MAX), u64::MAX);
+        assert_eq!(adapter(AdapterWidths { layers: 0, ..most }, 1), 0);
     }
 }

@@ -23,12 +23,10 @@ const NEEDED: [(&str, &str); 3] = [
     ("scheduling.k8s.io", "priorityclasses"),
 ];
 
-/// What tells on which nodes claims can be mounted; the last one in the namespaces served.
-const OF_VOLUMES: [(&str, &str); 3] = [
-    ("", "persistentvolumes"),
-    ("storage.k8s.io", "csidrivers"),
-    ("", "persistentvolumeclaims"),
-];
+/// What tells on which nodes claims can be mounted.
+const VOLUMES: [(&str, &str); 2] = [("", "persistentvolumes"), ("storage.k8s.io", "csidrivers")];
+/// The claims, in the namespaces served.
+const CLAIMS: [(&str, &str); 1] = [("", "persistentvolumeclaims")];
 
 /// What is asked for a namespace; its Role gives the rest with it.
 const DEPLOYMENTS: (&str, &str) = ("llamero.dev", "llamadeployments");
@@ -61,36 +59,23 @@ pub async fn returned(client: &Client, missing: &BTreeSet<String>) -> String {
     }
 }
 
-/// Asks until there is an answer.
 async fn may_read(client: &Client, namespace: &str) -> bool {
     let (group, resource) = DEPLOYMENTS;
-    loop {
-        match is_allowed(client, Some(namespace), group, resource, "list").await {
-            Ok(allowed) => return allowed,
-            Err(error) => warn!(%error, "cannot ask the API server what may be read; trying again"),
-        }
-        tokio::time::sleep(AGAIN).await;
-    }
+    answered(|| is_allowed(client, Some(namespace), group, resource, "list")).await
 }
 
-/// Whether placement may read what it needs of the whole cluster. Asks until there is an answer.
+/// Whether placement may read what it needs of the whole cluster.
 pub async fn reads_cluster(client: &Client) -> bool {
-    loop {
-        match ask(client, None, &NEEDED).await {
-            Ok(None) => return true,
-            Ok(Some(missing)) => {
-                info!(
-                    "may not {missing} in the whole cluster, so the scheduler alone chooses nodes (rbac.clusterReader of the chart)"
-                );
-                return false;
-            }
-            Err(error) => warn!(%error, "cannot ask the API server what may be read; trying again"),
-        }
-        tokio::time::sleep(AGAIN).await;
+    let missing = answered(|| first_missing(client, None, &NEEDED)).await;
+    if let Some(missing) = &missing {
+        info!(
+            "may not {missing} in the whole cluster, so the scheduler alone chooses nodes (rbac.clusterReader of the chart)"
+        );
     }
+    missing.is_none()
 }
 
-/// Whether claims of the namespaces served, volumes and their drivers may be read. Asks until there is an answer.
+/// Whether claims of the namespaces served, volumes and their drivers may be read.
 pub async fn reads_volumes(client: &Client, served: &Scope) -> bool {
     let namespace = match served {
         Scope::Cluster => None,
@@ -100,36 +85,36 @@ pub async fn reads_volumes(client: &Client, served: &Scope) -> bool {
             None => return false,
         },
     };
-    let [volumes, drivers, claims] = OF_VOLUMES;
+    let missing = match answered(|| first_missing(client, None, &VOLUMES)).await {
+        None => answered(|| first_missing(client, namespace, &CLAIMS)).await,
+        missing => missing,
+    };
+    if let Some(missing) = &missing {
+        info!(
+            "may not {missing}, so groups are placed without regard to where their volumes can be mounted: install the Roles of this version's chart"
+        );
+    }
+    missing.is_none()
+}
+
+/// Asks until there is an answer.
+async fn answered<T, F: Future<Output = kube::Result<T>>>(ask: impl Fn() -> F) -> T {
     loop {
-        let asked = async {
-            let missing = ask(client, None, &[volumes, drivers]).await?;
-            match missing {
-                None => ask(client, namespace, &[claims]).await,
-                missing => Ok(missing),
-            }
-        };
-        match asked.await {
-            Ok(None) => return true,
-            Ok(Some(missing)) => {
-                info!(
-                    "may not {missing}, so groups are placed without regard to where their volumes can be mounted (the chart's RBAC of this version)"
-                );
-                return false;
-            }
+        match ask().await {
+            Ok(answer) => return answer,
             Err(error) => warn!(%error, "cannot ask the API server what may be read; trying again"),
         }
         tokio::time::sleep(AGAIN).await;
     }
 }
 
-/// The first that is not allowed.
-async fn ask(
+/// The first of these that may not be listed or watched.
+async fn first_missing(
     client: &Client,
     namespace: Option<&str>,
-    what: &[(&str, &str)],
+    needed: &[(&str, &str)],
 ) -> kube::Result<Option<String>> {
-    for (group, resource) in what {
+    for (group, resource) in needed {
         for verb in ["list", "watch"] {
             if !is_allowed(client, namespace, group, resource, verb).await? {
                 return Ok(Some(format!("{verb} {resource}")));
@@ -206,6 +191,23 @@ mod tests {
         let (client, server) = ApiServer::start(vec![answer(true), answer(true), answer(false)]).await;
         assert!(!reads_cluster(&client).await);
         assert_eq!(server.asked().len(), 3);
+    }
+
+    #[tokio::test]
+    async fn volumes_are_read_of_the_cluster_and_claims_where_groups_are() {
+        let (client, server) = ApiServer::start(vec![answer(true); 6]).await;
+        let served = Scope::Namespaces(["a".to_owned()].into());
+        assert!(reads_volumes(&client, &served).await);
+        let last = server.asked()[5].body["spec"]["resourceAttributes"].clone();
+        assert_eq!(
+            last,
+            json!({"namespace": "a", "group": "", "resource": "persistentvolumeclaims", "verb": "watch"})
+        );
+
+        // The Role of an older chart.
+        let (client, server) = ApiServer::start(vec![answer(false)]).await;
+        assert!(!reads_volumes(&client, &Scope::Cluster).await);
+        assert_eq!(server.asked().len(), 1);
     }
 
     #[tokio::test]

@@ -72,32 +72,19 @@ pub async fn run(options: Options, stop: CancellationToken) -> Result<(), RunErr
         duration: options.lease_duration(),
     };
     let named = namespaces::served(&options.watch_namespaces)?;
-    let mut served = Scope::of(named.clone());
-    info!(identity = %lease.identity, namespaces = ?served, "starting");
+    info!(identity = %lease.identity, namespaces = ?Scope::of(named.clone()), "starting");
     let address = options.http_address;
     let mut health_server = tokio::spawn(health::serve(address, health.clone(), registry, stop.clone()));
-    let mut reads_cluster = true;
-    let mut missing = BTreeSet::new();
-    if let Some(named) = &named {
-        let ask = async {
-            (
-                access::readable(&client, named).await,
-                access::reads_cluster(&client).await,
-            )
-        };
-        let readable;
-        (readable, reads_cluster) = tokio::select! {
-            answer = ask => answer,
-            () = stop.cancelled() => return Ok(()),
-        };
-        missing = named - &readable;
-        served = Scope::Namespaces(readable);
-    }
-    let reads_volumes = reads_cluster
-        && tokio::select! {
-            answer = access::reads_volumes(&client, &served) => answer,
-            () = stop.cancelled() => return Ok(()),
-        };
+    let reading = tokio::select! {
+        reading = Reading::of(&client, named) => reading,
+        () = stop.cancelled() => return Ok(()),
+    };
+    let Reading {
+        served,
+        reads_cluster,
+        reads_volumes,
+        missing,
+    } = reading;
     let pods = Projection::new(options.gateway_namespace(), options.gateway_selector.clone());
     let scopes = Scopes {
         served: served.clone(),
@@ -135,6 +122,39 @@ pub async fn run(options: Options, stop: CancellationToken) -> Result<(), RunErr
         let _ = tokio::time::timeout(Duration::from_secs(3), lease).await;
     }
     result
+}
+
+/// What may be read of what is to be served.
+struct Reading {
+    served: Scope,
+    reads_cluster: bool,
+    reads_volumes: bool,
+    /// Namespaces that are to be served and may not be read.
+    missing: BTreeSet<String>,
+}
+
+impl Reading {
+    /// Who is to serve the whole cluster may read it, but for volumes, which Roles of older charts leave out; of `named` namespaces, the API server is asked.
+    async fn of(client: &Client, named: Option<BTreeSet<String>>) -> Self {
+        let (served, reads_cluster, missing) = match named {
+            None => (Scope::Cluster, true, BTreeSet::new()),
+            Some(named) => {
+                let readable = access::readable(client, &named).await;
+                let missing = &named - &readable;
+                (
+                    Scope::Namespaces(readable),
+                    access::reads_cluster(client).await,
+                    missing,
+                )
+            }
+        };
+        Self {
+            reads_volumes: reads_cluster && access::reads_volumes(client, &served).await,
+            served,
+            reads_cluster,
+            missing,
+        }
+    }
 }
 
 /// A panic in a task is a panic here.

@@ -30,6 +30,21 @@ pub(crate) fn found(target: &str) -> Vec<Vec<u8>> {
     read(&found_folder(target))
 }
 
+/// Inputs that `LLAMERO_FUZZ_KEEP` adds to a target's folder of the repository, until it has so many.
+const MOST_KEPT: usize = 16;
+/// The longest of them, in bytes.
+const LONGEST_KEPT: usize = 2 << 10;
+
+/// Keeps an input with a new outcome in the repository, if it is short and there is room.
+pub(crate) fn keep_in_repository(target: &str, input: &[u8]) -> std::io::Result<()> {
+    let folder = root().join("corpus").join(target);
+    std::fs::create_dir_all(&folder)?;
+    if input.len() > LONGEST_KEPT || std::fs::read_dir(&folder)?.count() >= MOST_KEPT {
+        return Ok(());
+    }
+    std::fs::write(folder.join(name(input)), input)
+}
+
 /// Keeps an input for the next long run, or one that fails for whoever mends it. Returns where it lies.
 pub(crate) fn keep(target: &str, kind: &str, input: &[u8]) -> std::io::Result<PathBuf> {
     let folder = match kind {
@@ -37,11 +52,16 @@ pub(crate) fn keep(target: &str, kind: &str, input: &[u8]) -> std::io::Result<Pa
         _ => root().join("../../.local/fuzz").join(kind).join(target),
     };
     std::fs::create_dir_all(&folder)?;
-    let mut hasher = DefaultHasher::new();
-    input.hash(&mut hasher);
-    let file = folder.join(format!("{:016x}", hasher.finish()));
+    let file = folder.join(name(input));
     std::fs::write(&file, input)?;
     Ok(file)
+}
+
+/// The name of an input's file.
+fn name(input: &[u8]) -> String {
+    let mut hasher = DefaultHasher::new();
+    input.hash(&mut hasher);
+    format!("{:016x}", hasher.finish())
 }
 
 fn found_folder(target: &str) -> PathBuf {

@@ -7,13 +7,16 @@ use std::time::{Duration, Instant};
 
 use rustix::time::{ClockId, clock_gettime};
 
-use crate::MEMORY;
 use crate::corpus;
 use crate::mutate::{Shape, mutate};
 use crate::random::Random;
 
 /// Seconds of a run.
 pub const SECONDS: u64 = 3;
+/// Inputs that a run makes at least, where others leave it the processor for so many: a run of none would show nothing.
+const FEWEST: usize = 500;
+/// How often the seconds of a run may pass until they are made.
+const PATIENCE: u32 = 10;
 /// Time of the processor that one input may take: the slowest take milliseconds.
 const MOST_TIME: Duration = Duration::from_secs(5);
 /// An input that is not done after that waits for something that does not come, or never ends.
@@ -34,18 +37,15 @@ pub struct Target {
     pub constant: usize,
 }
 
-/// Only one at a time: memory is counted for the process.
-static ONE: Mutex<()> = Mutex::new(());
-
 /// Feeds the function that `prepare` gives inputs made from its seeds and the corpus until time is up. It returns the outcome in words.
 ///
 /// # Panics
 /// An input makes `take` panic, takes more memory than the target may, or hangs (then the process ends). The input is kept and named.
 pub fn drive<F: FnMut(&[u8]) -> String>(target: Target, prepare: impl FnOnce() -> (Vec<Vec<u8>>, F)) {
-    let _one = ONE.lock().unwrap_or_else(PoisonError::into_inner);
     let (seeds, mut take) = prepare();
     let long = from_environment("LLAMERO_FUZZ_SECONDS");
     let seed = from_environment("LLAMERO_FUZZ_SEED").unwrap_or(1);
+    let keeps = from_environment("LLAMERO_FUZZ_KEEP").is_some();
     let mut random = Random::new(seed);
     let mut inputs = corpus::kept(target.name);
     inputs.extend(seeds);
@@ -60,9 +60,9 @@ pub fn drive<F: FnMut(&[u8]) -> String>(target: Target, prepare: impl FnOnce() -
     for input in &inputs {
         outcomes.insert(one(&target, input, &watch, &mut take));
     }
-    let end = Instant::now() + Duration::from_secs(long.unwrap_or(SECONDS));
+    let (start, run) = (Instant::now(), Duration::from_secs(long.unwrap_or(SECONDS)));
     let mut cases = inputs.len();
-    while Instant::now() < end {
+    while start.elapsed() < run || cases < FEWEST && start.elapsed() < run * PATIENCE {
         let (input, other) = (random.below(inputs.len()), random.below(inputs.len()));
         let (Some(input), Some(other)) = (inputs.get(input), inputs.get(other)) else {
             break;
@@ -73,6 +73,9 @@ pub fn drive<F: FnMut(&[u8]) -> String>(target: Target, prepare: impl FnOnce() -
         if outcomes.insert(outcome) && inputs.len() < MOST {
             if long.is_some() {
                 let _ = corpus::keep(target.name, "found", &changed);
+            }
+            if keeps {
+                let _ = corpus::keep_in_repository(target.name, &changed);
             }
             inputs.push(changed);
         }
@@ -91,15 +94,17 @@ pub fn drive<F: FnMut(&[u8]) -> String>(target: Target, prepare: impl FnOnce() -
 
 fn one(target: &Target, input: &[u8], watch: &Watch, take: &mut impl FnMut(&[u8]) -> String) -> String {
     watch.begin(input);
-    MEMORY.reset_peak_usage();
-    let (before, start) = (MEMORY.current_usage(), computed());
-    let taken = catch_unwind(AssertUnwindSafe(|| take(input)));
-    let memory = MEMORY.peak_usage().saturating_sub(before);
+    let start = computed();
+    let mut taken = Err(());
+    let memory = allocation_counter::measure(|| {
+        taken = catch_unwind(AssertUnwindSafe(|| take(input))).map_err(drop);
+    });
+    let memory = usize::try_from(memory.bytes_max).unwrap_or(usize::MAX);
     let time = computed().saturating_sub(start);
     watch.end();
     let limit = target.factor * input.len() + target.constant;
     let complaint = match taken {
-        Err(_) => "it panics".to_owned(),
+        Err(()) => "it panics".to_owned(),
         Ok(_) if memory > limit => format!("it takes {memory} bytes of memory, {limit} are its bound"),
         Ok(_) if time > MOST_TIME => {
             format!("it takes {time:?} of the processor, {MOST_TIME:?} are the bound")

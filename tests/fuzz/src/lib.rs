@@ -1,8 +1,9 @@
 //! Bad input on purpose, on stable Rust: inputs that are kept are changed at random, and whatever comes out must be taken or refused: no panic, no
-//! more memory than a bound by the input's size, no hang. Changed inputs whose outcome is new are changed further.
+//! more memory than a bound by the input's size (an allocator counts what the thread takes, so that targets run side by side), no hang. Changed inputs whose outcome is new are changed further.
 //!
 //! The same seed gives the same inputs as long as time does not end them. A run lasts [`SECONDS`] unless `LLAMERO_FUZZ_SECONDS` says otherwise;
-//! then inputs with new outcomes are kept in `.local/fuzz`, and the next such run begins with them. `LLAMERO_FUZZ_SEED` chooses others.
+//! then inputs with new outcomes are kept in `.local/fuzz`, and the next such run begins with them; with `LLAMERO_FUZZ_KEEP=1` the short ones
+//! among them go into the repository's `corpus`, some for each target. `LLAMERO_FUZZ_SEED` chooses others.
 //!
 //! | module | what it holds |
 //! |---|---|
@@ -19,9 +20,3 @@ mod random;
 
 pub use drive::{SECONDS, Target, drive};
 pub use mutate::Shape;
-
-use peak_alloc::PeakAlloc;
-
-/// Counts what the process allocates. Targets run one at a time, so what is allocated meanwhile is the target's.
-#[global_allocator]
-static MEMORY: PeakAlloc = PeakAlloc;

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use anyhow::{Context, Result};
 
-use super::target::{NAMESPACE, Role, SYSTEM, processes};
+use super::target::{NAME, NAMESPACE, Role, SYSTEM, processes};
 use crate::cluster::{Cluster, PodProcess};
 
 /// Counted by kind: their names may change with a group's attempts.
@@ -12,7 +12,8 @@ const COUNTED: &str =
     "pods,configmaps,services,poddisruptionbudgets,networkpolicies,llamagroups,leases,serviceaccounts";
 /// Open files that a process may have more than before: connections to peers come and go.
 const FILES: usize = 32;
-/// Kilobytes that operator, gateway and supervisors may have more than half as much again as before: caches and allocators keep some.
+/// Kilobytes that operator, gateway and supervisors may have more than half as much again as before, and ranks more than they were planned with: caches
+/// and allocators keep some.
 const KILOBYTES: u64 = 64 << 10;
 
 /// What there is of objects and processes.
@@ -21,6 +22,8 @@ pub(super) struct Census {
     objects: BTreeMap<String, usize>,
     secrets: BTreeSet<String>,
     uses: BTreeMap<Role, Use>,
+    /// Kilobytes that a rank needs in all, as the deployment's plan says.
+    planned: u64,
 }
 
 /// The most that one process of a role uses.
@@ -58,6 +61,9 @@ impl Census {
             }
             census.uses.insert(role, most);
         }
+        let object = kubectl.get(&["-n", NAMESPACE, "llamadeployment", NAME])?;
+        let planned = object["status"]["plan"]["memoryBytesPerRank"].as_u64();
+        census.planned = planned.context("the deployment has no plan")? / 1024;
         Ok(census)
     }
 
@@ -76,7 +82,7 @@ impl Census {
         }
         for (role, was) in &before.uses {
             let is = now.uses.get(role).copied().unwrap_or_default();
-            leaks.extend(more(*role, *was, is));
+            leaks.extend(more(*role, *was, is, now.planned));
         }
         leaks
     }
@@ -92,11 +98,12 @@ impl Census {
                 used.kilobytes / 1024
             )
         };
-        self.uses.iter().map(line).collect()
+        let planned = format!("a rank is planned with {} MB", self.planned / 1024);
+        self.uses.iter().map(line).chain([planned]).collect()
     }
 }
 
-fn more(role: Role, was: Use, is: Use) -> Option<String> {
+fn more(role: Role, was: Use, is: Use, planned: u64) -> Option<String> {
     let name = role.name();
     if is.processes != was.processes {
         return Some(format!(
@@ -110,11 +117,14 @@ fn more(role: Role, was: Use, is: Use) -> Option<String> {
             was.files, is.files
         ));
     }
-    // A rank's memory is its budget: it fills its cache.
-    let limit = was.kilobytes + was.kilobytes / 2 + KILOBYTES;
-    (role != Role::Rank && is.kilobytes > limit).then(|| {
+    // A rank fills its cache, whatever it had before.
+    let limit = match role {
+        Role::Rank => planned + KILOBYTES,
+        Role::Supervisor | Role::Operator | Role::Gateway => was.kilobytes + was.kilobytes / 2 + KILOBYTES,
+    };
+    (is.kilobytes > limit).then(|| {
         format!(
-            "{name}: {} kB of memory before, {} now",
+            "{name}: {} kB of memory before, {} now, where {limit} are the most",
             was.kilobytes, is.kilobytes
         )
     })
@@ -152,6 +162,7 @@ mod tests {
                     kilobytes: 10_000,
                 },
             )]),
+            planned: 0,
         };
         assert!(Census::leaks(&before, &before).is_empty());
         let mut now = before.clone();
@@ -176,5 +187,28 @@ mod tests {
             },
         );
         assert_eq!(Census::leaks(&before, &now).len(), 4);
+    }
+
+    #[test]
+    fn a_rank_may_fill_what_it_was_planned_with_and_no_more() {
+        let with = |kilobytes| Census {
+            uses: BTreeMap::from([(
+                Role::Rank,
+                Use {
+                    processes: 4,
+                    files: 20,
+                    kilobytes,
+                },
+            )]),
+            planned: 600_000,
+            ..Census::default()
+        };
+        let before = with(200_000);
+        assert!(Census::leaks(&before, &with(600_000 + KILOBYTES)).is_empty());
+        let leaks = Census::leaks(&before, &with(600_001 + KILOBYTES));
+        assert!(
+            leaks.len() == 1 && leaks.iter().all(|leak| leak.starts_with("rank: ")),
+            "{leaks:?}"
+        );
     }
 }

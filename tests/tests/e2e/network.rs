@@ -7,6 +7,7 @@ use serde_json::{Value, json};
 
 use crate::client::{ask, chat};
 use crate::fixture::{Deployment, NAMESPACE, SOON, name_of};
+use crate::installation::Installed;
 use crate::stranger::{Enforced, PodNetwork, Stranger};
 
 /// Ports of workers, gateway and operator that are nobody's business.
@@ -108,6 +109,15 @@ fn addresses_of(system: &[Value], app: &str) -> Vec<String> {
     addresses(&pods).into_iter().map(str::to_owned).collect()
 }
 
+/// The address of the API server inside the cluster.
+fn api_server(cluster: &Cluster) -> Result<String> {
+    let service = cluster
+        .kubectl()
+        .get(&["-n", "default", "service", "kubernetes"])?;
+    let address = service["spec"]["clusterIP"].as_str();
+    Ok(address.context("no cluster IP")?.to_owned())
+}
+
 /// Outwards, while policies are enforced: each part reaches what it calls, and no metrics of workers, which everybody else may read.
 fn the_installation_reaches_what_it_needs_only(
     cluster: &Cluster,
@@ -119,15 +129,12 @@ fn the_installation_reaches_what_it_needs_only(
         addresses.with_context(|| format!("no {app}"))
     };
     let (operator, gateway) = (first("llamero-operator")?, first("llamero-gateway")?);
-    let api = cluster
-        .kubectl()
-        .get(&["-n", "default", "service", "kubernetes"])?;
-    let api = api["spec"]["clusterIP"].as_str().context("no cluster IP")?;
+    let api = api_server(cluster)?;
     let to = |address: &str, port: u16| (address.to_owned(), port);
     let needed = [
         (
             "llamero-gateway",
-            vec![to(leader, 18051), to(&operator, 18054), to(api, 443)],
+            vec![to(leader, 18051), to(&operator, 18054), to(&api, 443)],
         ),
         (
             "llamero-operator",
@@ -135,7 +142,7 @@ fn the_installation_reaches_what_it_needs_only(
                 to(leader, 18051),
                 to(leader, 18052),
                 to(&gateway, 18053),
-                to(api, 443),
+                to(&api, 443),
             ],
         ),
     ];
@@ -173,13 +180,7 @@ fn workers_reach_what_they_need_only(
         let first = addresses_of(system, app).into_iter().next();
         first.with_context(|| format!("no {app}"))
     };
-    let api = cluster
-        .kubectl()
-        .get(&["-n", "default", "service", "kubernetes"])?;
-    let api = api["spec"]["clusterIP"]
-        .as_str()
-        .context("no cluster IP")?
-        .to_owned();
+    let api = api_server(cluster)?;
     let enrolment = (address("llamero-operator")?, 18054);
     let targets = [enrolment.clone(), (address("llamero-gateway")?, 8081), (api, 443)];
     let reached = inside.reached(&targets)?;
@@ -193,12 +194,7 @@ fn workers_reach_what_they_need_only(
     cluster.enforce_policies()
 }
 
-#[test]
-fn a_stranger_is_refused_on_every_port_while_everything_works() -> Result<()> {
-    let deployment = Deployment::create("fenced", json!({}))?;
-    deployment.wait_ready(1)?;
-    let cluster = &deployment.cluster;
-    let expected = ask(cluster, &chat("fenced", QUESTION, 24))?;
+fn pods_of_the_installation(cluster: &Cluster) -> Result<Vec<Value>> {
     let words = [
         "-n",
         "llamero-system",
@@ -206,10 +202,17 @@ fn a_stranger_is_refused_on_every_port_while_everything_works() -> Result<()> {
         "-l",
         "app.kubernetes.io/part-of=llamero",
     ];
-    let system = cluster.kubectl().get(&words)?["items"]
-        .as_array()
-        .cloned()
-        .unwrap_or_default();
+    let pods = cluster.kubectl().get(&words)?;
+    Ok(pods["items"].as_array().cloned().unwrap_or_default())
+}
+
+#[test]
+fn a_stranger_is_refused_on_every_port_while_everything_works() -> Result<()> {
+    let deployment = Deployment::create("fenced", json!({}))?;
+    deployment.wait_ready(1)?;
+    let cluster = &deployment.cluster;
+    let expected = ask(cluster, &chat("fenced", QUESTION, 24))?;
+    let system = pods_of_the_installation(cluster)?;
     let workers = deployment.pods()?;
     is_mended(&deployment)?;
     let stranger = Stranger::create(cluster)?;
@@ -255,6 +258,56 @@ fn a_stranger_is_refused_on_every_port_while_everything_works() -> Result<()> {
     ensure!(
         stranger.reaches(leader_address(&workers)?, 18052)?,
         "without enforcement the stranger is still refused"
+    );
+    Ok(())
+}
+
+/// Metrics of workers, gateway and operator are for whom the chart's `networkPolicy.metricsFrom` names. It installs anew twice, so that only long runs do.
+#[test]
+fn metrics_are_for_whom_the_installation_names() -> Result<()> {
+    const GATEWAYS_METRICS: u16 = 8081;
+    if std::env::var_os("LLAMERO_LONG").is_none() {
+        return Ok(());
+    }
+    let deployment = Deployment::create("metered", json!({}))?;
+    deployment.wait_ready(1)?;
+    let cluster = &deployment.cluster;
+    let peer = "networkPolicy.metricsFrom[0]";
+    let _installed = Installed::with(&[
+        &format!("{peer}.namespaceSelector.matchLabels.kubernetes\\.io/metadata\\.name={NAMESPACE}"),
+        &format!("{peer}.podSelector.matchLabels.role=scraper"),
+    ])?;
+    poll::until("the operator to write it into the workers' policy", SOON, || {
+        let policy = cluster
+            .kubectl()
+            .get(&["-n", NAMESPACE, "networkpolicy", "metered-workers"])?;
+        Ok(policy.to_string().contains("scraper").then_some(()))
+    })?;
+    let system = pods_of_the_installation(cluster)?;
+    let workers = deployment.pods()?;
+    let mut targets = Vec::new();
+    for (addresses, port) in [
+        (addresses(&workers).into_iter().map(str::to_owned).collect(), OPEN),
+        (addresses_of(&system, "llamero-operator"), OPEN),
+        (addresses_of(&system, "llamero-gateway"), GATEWAYS_METRICS),
+    ] {
+        let addresses: Vec<String> = addresses;
+        targets.extend(addresses.into_iter().map(|address| (address, port)));
+    }
+    let reached = |labels: Value| -> Result<Vec<(String, u16)>> {
+        let stranger = Stranger::wearing(cluster, NAMESPACE, labels)?;
+        let _enforced = Enforced::now(cluster)?;
+        stranger.reached(&targets)
+    };
+    let by_stranger = reached(json!({}))?;
+    ensure!(
+        by_stranger.is_empty(),
+        "a stranger reaches metrics: {by_stranger:?}"
+    );
+    let by_scraper = reached(json!({"role": "scraper"}))?;
+    ensure!(
+        by_scraper == targets,
+        "who is named reaches {by_scraper:?} in place of {targets:?}"
     );
     Ok(())
 }

@@ -8,7 +8,15 @@ use serde::{Deserialize, Serialize};
 /// A set of `u32`, kept as ascending ranges that neither touch nor overlap. Usually one; more when a rank of a smaller
 /// group took over a part of what a lost one had.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+// What comes from others may be ranges in any order, that end before they begin.
+#[serde(from = "Vec<Range<u32>>")]
 pub struct Runs(Vec<Range<u32>>);
+
+impl From<Vec<Range<u32>>> for Runs {
+    fn from(ranges: Vec<Range<u32>>) -> Self {
+        Self::new(ranges)
+    }
+}
 
 impl Runs {
     /// The set of all that is in any of `ranges`.
@@ -161,6 +169,18 @@ impl From<Range<u32>> for Runs {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn whatever_ranges_are_read_are_a_set() {
+        let read: Runs = serde_json::from_str(
+            r#"[{"start": 9, "end": 3}, {"start": 4, "end": 8}, {"start": 0, "end": 5}, {"start": 7, "end": 7}]"#,
+        )
+        .unwrap();
+        assert_eq!(read, Runs::from(0..8));
+        assert_eq!(read.len(), 8);
+        let written = serde_json::to_string(&read).unwrap();
+        assert_eq!(serde_json::from_str::<Runs>(&written).unwrap(), read);
+    }
 
     #[test]
     fn joins_what_touches_and_drops_what_is_empty() {

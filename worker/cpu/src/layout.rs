@@ -60,6 +60,7 @@ pub(crate) struct LayerAt {
 }
 
 impl LayerAt {
+    #[expect(clippy::indexing_slicing, reason = "there is a place for every role")]
     pub(crate) fn matrix(&self, role: Role) -> MatrixAt {
         self.matrices[role as usize]
     }
@@ -98,21 +99,22 @@ impl Layout {
     ) -> Self {
         let mut end = HEADER_BYTES;
         let mut take_at = |bytes: usize, align: usize| {
-            let at = end.next_multiple_of(align);
-            end = (at + bytes).next_multiple_of(ALIGN);
+            let at = aligned(end, align);
+            end = aligned(at.saturating_add(bytes), ALIGN);
             at
         };
-        let table = shape.vocab_width() * shape.hidden * size_of::<u16>();
+        let table = shape.vocab_width().saturating_mul(shape.hidden);
+        let table = table.saturating_mul(size_of::<u16>());
         let has_table = shape.has_embedding && !(tied && shape.has_head);
         let embedding = has_table.then(|| take_at(table, PAGE));
-        let norm_bytes = shape.hidden * size_of::<f32>();
+        let norm_bytes = shape.hidden.saturating_mul(size_of::<f32>());
         let matrix =
             |take_at: &mut dyn FnMut(usize, usize) -> usize, element: Element, n: usize, k: usize| MatrixAt {
                 element,
                 n,
                 k,
                 weights: take_at(element.packed_bytes(n, k), PAGE),
-                scales: take_at(n.next_multiple_of(LANES) * size_of::<f32>(), ALIGN),
+                scales: take_at(aligned(n, LANES).saturating_mul(size_of::<f32>()), ALIGN),
             };
         let layers = (0..shape.layers)
             .map(|layer| LayerAt {
@@ -135,6 +137,11 @@ impl Layout {
             bytes: end,
         }
     }
+}
+
+/// The next multiple; where no number holds it, the largest: more than any memory has.
+fn aligned(bytes: usize, align: usize) -> usize {
+    bytes.checked_next_multiple_of(align).unwrap_or(usize::MAX)
 }
 
 /// Outputs and inputs of this rank's part of a matrix.

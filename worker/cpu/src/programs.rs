@@ -1,5 +1,6 @@
 //! The orders of summation of one rank's products.
 
+use llamero_checkpoint::Runs;
 use llamero_engine::LeafLayout;
 
 use crate::collective::Reduction;
@@ -26,9 +27,13 @@ pub(crate) struct Programs {
 
 impl Programs {
     pub(crate) fn new(shape: &Shape) -> Self {
-        let split = |layout: &LeafLayout, width| SplitSum {
-            leaves: LeafProgram::tree(layout.leaves, &layout.owners[shape.index], width),
-            reduction: Reduction::new(layout),
+        let nothing = Runs::default();
+        let split = |layout: &LeafLayout, width| {
+            let owned = layout.owners.get(shape.index).unwrap_or(&nothing);
+            SplitSum {
+                leaves: LeafProgram::tree(layout.leaves, owned, width),
+                reduction: Reduction::new(layout),
+            }
         };
         Self {
             hidden: LeafProgram::chain(shape.hidden),

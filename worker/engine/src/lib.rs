@@ -44,22 +44,8 @@ pub mod leaf_tree;
 pub mod log_sum;
 pub mod mesh;
 pub mod pooling;
-#[allow(
-    clippy::indexing_slicing,
-    clippy::string_slice,
-    clippy::cast_possible_truncation,
-    clippy::cast_possible_wrap,
-    clippy::cast_sign_loss
-)]
 pub mod runtime;
 pub mod sampling;
-#[allow(
-    clippy::indexing_slicing,
-    clippy::string_slice,
-    clippy::cast_possible_truncation,
-    clippy::cast_possible_wrap,
-    clippy::cast_sign_loss
-)]
 pub mod schedule;
 pub mod step;
 pub mod structured;

@@ -240,7 +240,7 @@ fn retry_after(asked: &str, answered: Option<&str>) -> Option<Duration> {
 }
 
 /// A base URL without a slash at its end, if this is one.
-pub(super) fn base_url(text: &str) -> Option<Url> {
+pub fn base_url(text: &str) -> Option<Url> {
     let mut url = Url::parse(text).ok()?;
     if !matches!(url.scheme(), "http" | "https") || !url.has_host() || url.query().is_some() {
         return None;

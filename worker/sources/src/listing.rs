@@ -41,6 +41,24 @@ pub struct RemoteFile {
 }
 
 impl Listing {
+    /// What a Hub says of a commit of the repository `name`, in JSON.
+    ///
+    /// # Errors
+    /// Why it is no such answer.
+    pub fn of_commit(name: &str, json: &[u8], audience: Audience) -> Result<Self, String> {
+        let revision: Revision = serde_json::from_slice(json).map_err(|error| error.to_string())?;
+        let commit = revision.sha;
+        if commit.is_empty() || !commit.bytes().all(|byte| byte.is_ascii_alphanumeric()) {
+            return Err(format!("{commit:?} is not a commit"));
+        }
+        Ok(Self {
+            repository: name.to_owned(),
+            commit: Some(commit),
+            files: revision.siblings.into_iter().map(RemoteFile::from).collect(),
+            audience,
+        })
+    }
+
     /// The listing itself, for an error.
     pub(crate) fn name(&self) -> String {
         match &self.commit {
@@ -50,7 +68,10 @@ impl Listing {
     }
 
     /// Take the digests that `sums`, a file `SHA256SUMS`, has of its files.
-    pub(crate) fn add_sums(&mut self, sums: &[u8]) -> Result<(), FetchError> {
+    ///
+    /// # Errors
+    /// [`FetchError::Unusable`] with the first line that is none.
+    pub fn add_sums(&mut self, sums: &[u8]) -> Result<(), FetchError> {
         let text = String::from_utf8_lossy(sums);
         checksums::apply(&text, &mut self.files).map_err(|line| FetchError::Unusable {
             repository: self.repository.clone(),
@@ -123,18 +144,7 @@ impl Hub {
                 return Err(answer(&url, &what, format!("it is longer than {MOST} bytes")));
             }
         }
-        let revision: Revision = serde_json::from_slice(&json).map_err(|error| answer(&url, &what, error))?;
-        let commit = revision.sha;
-        if commit.is_empty() || !commit.bytes().all(|byte| byte.is_ascii_alphanumeric()) {
-            return Err(answer(&url, &what, format!("{commit:?} is not a commit")));
-        }
-        let files = revision.siblings.into_iter().map(RemoteFile::from).collect();
-        Ok(Listing {
-            repository: name.clone(),
-            commit: Some(commit),
-            files,
-            audience: self.http.audience,
-        })
+        Listing::of_commit(name, &json, self.http.audience).map_err(|reason| answer(&url, &what, reason))
     }
 }
 

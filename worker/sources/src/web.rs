@@ -195,7 +195,10 @@ async fn read(opened: &mut Opened, wanted: usize) -> Result<Vec<u8>, FetchError>
 }
 
 /// The files that an index names.
-fn names(index: &[u8]) -> Result<BTreeSet<String>, String> {
+///
+/// # Errors
+/// It is no index, or names a file that is not beside it.
+pub fn names(index: &[u8]) -> Result<BTreeSet<String>, String> {
     let index: WeightIndex =
         serde_json::from_slice(index).map_err(|error| format!("{INDEX_NAME} is damaged: {error}"))?;
     let names: BTreeSet<String> = index.weight_map.into_values().collect();

@@ -18,8 +18,8 @@ use serde::{Deserialize, Serialize};
 #[x_kube(
     validation = Rule::new("[has(self.configMap), has(self.secret), has(self.emptyDir), has(self.persistentVolumeClaim), has(self.csi)].filter(present, present).size() == 1")
         .message("give exactly one of configMap, secret, emptyDir, persistentVolumeClaim and csi for each of worker.volumes"),
-    validation = Rule::new("self.name != 'model' && self.name != 'tmp' && self.name != 'model-ca' && self.name != 'llamero-shm' && self.name != 'llamero-token'")
-        .message("worker.volumes may not be called llamero-shm, llamero-token, model, model-ca or tmp: the operator uses these names")
+    validation = Rule::new("self.name != 'model' && self.name != 'tmp' && self.name != 'model-ca' && self.name != 'llamero-clients' && self.name != 'llamero-shm' && self.name != 'llamero-token'")
+        .message("worker.volumes may not be called llamero-clients, llamero-shm, llamero-token, model, model-ca or tmp: the operator uses these names")
 )]
 #[serde(rename_all = "camelCase")]
 pub struct ExtraVolume {

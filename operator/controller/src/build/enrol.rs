@@ -15,7 +15,7 @@ const VOLUME: &str = "llamero-token";
 /// Where it is mounted.
 const MOUNT: &str = "/var/run/secrets/llamero";
 /// Name of the volume with the authorities of clients.
-const CLIENTS_VOLUME: &str = "client-ca";
+const CLIENTS_VOLUME: &str = "llamero-clients";
 /// Where it is mounted. A folder, since the kubelet renews no single files.
 const CLIENTS_MOUNT: &str = "/etc/llamero/clients";
 /// Name of their file.
@@ -204,7 +204,7 @@ mod tests {
         );
         assert_eq!(
             admitting["volumes"][0],
-            json!({"name": "client-ca", "configMap": {"name": "clients", "items": [{"key": "ca.crt", "path": "bundle.pem"}]}})
+            json!({"name": "llamero-clients", "configMap": {"name": "clients", "items": [{"key": "ca.crt", "path": "bundle.pem"}]}})
         );
         assert!(
             admitting["containers"][0]["volumeMounts"]

@@ -15,15 +15,13 @@ use llamero_api::{
     deployment::{Degraded, Recovery},
     group::{GroupTemplate, RankPhase},
 };
+use llamero_settings::memory::FEWEST_TOKENS;
 
 use super::{Context, GroupView, MemberView, members};
 use crate::{
     plan::{Confirm, EventKind, Step},
     time::{self, Millis},
 };
-
-/// The workers go on only where they hold a sequence of so many tokens, or of the full length where that is shorter.
-const FEWEST_TOKENS: i64 = 512;
 
 /// The ranks that the group does without, in the order in which their members were given up.
 #[must_use]
@@ -233,13 +231,13 @@ fn fits(template: &GroupTemplate, without: &[i32]) -> Result<(), String> {
         let has = weights.saturating_add(kv);
         let context = template.max_context_length.max(1);
         // A sequence of full length needs all of `kv` at most.
-        let fewest = kv / context * FEWEST_TOKENS.min(context);
+        let tokens = i64::from(FEWEST_TOKENS).min(context);
+        let fewest = kv / context * tokens;
         let needs = grown(weights).saturating_add(grown(fewest));
         if needs > has {
             return Err(format!(
-                "each of the {left} ranks left of {all} would need {needs} bytes for weights and the keys and values of {} tokens, and has \
-                 {has}",
-                FEWEST_TOKENS.min(context)
+                "each of the {left} ranks left of {all} would need {needs} bytes for weights and the keys and values of {tokens} tokens, and has \
+                 {has}"
             ));
         }
     }

@@ -136,9 +136,12 @@ fn manifests_of_presharded_folders() {
         factor: 200,
         constant: 64 << 10,
     };
+    let digest = "0f".repeat(32);
+    let file = |name: &str| json!({"name": name, "bytes": 9, "table": digest});
     let seed = json!({
-        "formatVersion": 1, "blockBytes": 1 << 20, "topology": {"tensor": 2, "pipeline": 1},
-        "files": [{"name": "rank-0"}, {"name": "rank-1"}], "tensors": {}, "samples": []
+        "formatVersion": 1, "blockBytes": 1 << 20, "topology": {"tensor": 2, "pipeline": 1}, "source": digest,
+        "files": [file("rank-0"), file("rank-1")], "samples": [digest],
+        "tensors": {"model.norm.weight": {"dtype": "BF16", "shape": [4]}}
     });
     drive(target, || {
         (vec![seed.to_string().into_bytes()], move |input: &[u8]| {

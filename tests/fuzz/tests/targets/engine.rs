@@ -1,12 +1,8 @@
-//! What the engine takes from checkpoints, requests and other ranks.
+//! What the engine takes from checkpoints and requests.
 
 use std::fs;
 
 use jiff::civil::DateTime;
-use llamero_engine::mesh::frame::{HEADER, Header, Kind};
-use llamero_engine::mesh::hello::{Answer, Challenge, Hello, Opening, SignedAnswer, SignedHello};
-use llamero_engine::mesh::{Identity, LinkKind, Members, Message, Topology};
-use llamero_engine::step::Era;
 use llamero_engine::structured::{Form, Grammars};
 use llamero_engine::text::tool_calls::{ToolCallParser, ToolPiece};
 use llamero_engine::text::{ChatMessage, ChatTemplate, Conversation, TemplateFiles, Tokenizer};
@@ -244,68 +240,5 @@ fn calls_in_answers() {
             words
         };
         (Vec::new(), take)
-    });
-}
-
-#[test]
-fn frames_between_ranks() {
-    let era = Era {
-        generation: 3,
-        epoch: 1,
-    };
-    let identity = Identity {
-        group_uid: "uid".to_owned(),
-        rank: 0,
-        members: Members::new(Topology::tensor(2), &[]).unwrap(),
-        numerics: "class".to_owned(),
-        content: "content".to_owned(),
-    };
-    let hello = identity.hello(era, 1, LinkKind::Data);
-    let messages = [
-        Message::Forming("it warms up".to_owned()),
-        Message::Ready {
-            blocks: 7,
-            kept: Some(era),
-            missing: Vec::new(),
-        },
-        Message::Progress { layers: 5 },
-        Message::Fetch { row: 1, offset: 2 },
-        Message::Leave,
-    ];
-    let mut seeds: Vec<Vec<u8>> = messages
-        .iter()
-        .map(|message| postcard::to_stdvec(message).unwrap())
-        .collect();
-    seeds.push(postcard::to_stdvec(&hello).unwrap());
-    seeds.push(Header::of(Kind::Control, era, 1).encode().to_vec());
-    let target = Target {
-        name: "rank-frame",
-        shape: Shape::Bytes,
-        factor: 200,
-        constant: 64 << 10,
-    };
-    let known = identity.clone();
-    drive(target, || {
-        (seeds, move |input: &[u8]| {
-            let mut words = Vec::new();
-            if let Some(header) = input.first_chunk::<HEADER>() {
-                words.push(outcome(Header::decode(header)));
-            }
-            let hello = postcard::from_bytes::<Hello>(input);
-            if let Ok(hello) = &hello {
-                words.push(outcome(known.check(hello).map_err(|(_, sentence)| sentence)));
-            }
-            words.push(outcome(postcard::from_bytes::<Opening>(input)));
-            words.push(outcome(postcard::from_bytes::<Challenge>(input)));
-            words.push(outcome(postcard::from_bytes::<SignedHello>(input)));
-            words.push(outcome(postcard::from_bytes::<SignedAnswer>(input)));
-            words.push(outcome(postcard::from_bytes::<Answer>(input)));
-            let message = postcard::from_bytes::<Message>(input);
-            words.push(match &message {
-                Ok(message) => message.name().to_owned(),
-                Err(error) => error.to_string(),
-            });
-            words.join(" ")
-        })
     });
 }

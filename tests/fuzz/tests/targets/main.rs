@@ -3,9 +3,13 @@
 //! | module | what takes bad input |
 //! |---|---|
 //! | `checkpoint` | safetensors headers, index files, configurations, manifests of pre-sharded folders, GGUF, PEFT's adapters |
-//! | `engine` | tokenizers, chat templates, forms of answers, calls in answers, frames between ranks |
+//! | `engine` | tokenizers, chat templates, forms of answers, calls in answers |
+//! | `ranks` | handshakes and messages between ranks, plans and what checks them |
+//! | `links` | what arrives on a link, sealed |
+//! | `resources` | objects of the API server, up to the pods that are made of them |
+//! | `sources` | addresses and listings of checkpoints elsewhere |
 //! | `identities` | signing requests, certificates, SPIFFE IDs, bundles of roots |
-//! | `wire` | objects of the API server, gRPC messages, server-sent events |
+//! | `wire` | gRPC messages, server-sent events |
 //!
 //! HTTP bodies and broken gRPC frames over real sockets are `gateway/tests/fuzz.rs`.
 #![allow(clippy::unwrap_used, clippy::expect_used, missing_docs)]
@@ -13,6 +17,10 @@
 mod checkpoint;
 mod engine;
 mod identities;
+mod links;
+mod ranks;
+mod resources;
+mod sources;
 mod wire;
 
 /// The outcome in words.

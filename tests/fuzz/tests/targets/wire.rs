@@ -1,60 +1,11 @@
-//! What comes from the API server, over gRPC, and from a gateway.
+//! What comes over gRPC, and from a gateway.
 
 use kubectl_llamero::chat::events::Events;
-use llamero_api::summary::CheckpointSummary;
-use llamero_api::{LlamaDeployment, LlamaGroup};
-use llamero_core::observed::{Node, Settings};
-use llamero_core::{policy, revision, sizing};
 use llamero_fuzz::{Shape, Target, drive};
 use llamero_proto::v1;
 use prost::Message;
-use serde_json::Value;
 
 use crate::outcome;
-
-/// A deployment and what an inspect pod says of its checkpoint.
-#[test]
-fn resources() {
-    let target = Target {
-        name: "resource",
-        shape: Shape::Json,
-        factor: 400,
-        // The rules in CEL are compiled once.
-        constant: 16 << 20,
-    };
-    let settings = Settings::default();
-    drive(target, || {
-        (Vec::new(), move |input: &[u8]| {
-            let input: Value = match serde_json::from_slice(input) {
-                Ok(value) => value,
-                Err(error) => return error.to_string(),
-            };
-            let group = serde_json::from_value::<LlamaGroup>(input["group"].clone());
-            let summary = serde_json::from_value::<CheckpointSummary>(input["summary"].clone());
-            let deployment = serde_json::from_value::<LlamaDeployment>(input["deployment"].clone());
-            let mut words = vec![outcome(group), outcome(summary.as_ref())];
-            match &deployment {
-                Err(error) => words.push(error.to_string()),
-                Ok(object) => {
-                    words.push(outcome(object.validate_cel()));
-                    words.push(outcome(policy::check(
-                        &object.spec.model.source,
-                        &object.spec.worker,
-                        &settings,
-                    )));
-                    let _ = revision::digest(&object.spec, object.model_name());
-                    let _ = revision::inspect_key(&object.spec);
-                    if let Ok(summary) = &summary {
-                        let plan = sizing::plan(&object.spec, summary, &[Node::default()]);
-                        let _ = revision::template(object, &plan, None, &settings);
-                        words.push("planned".to_owned());
-                    }
-                }
-            }
-            words.join(" ")
-        })
-    });
-}
 
 #[test]
 fn grpc_messages() {

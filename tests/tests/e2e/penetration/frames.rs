@@ -1,4 +1,4 @@
-//! Frames between ranks. Whoever makes them must stand on the wire and speak the handshake, so the engine's own tests try it, over real sockets.
+//! Frames between ranks. Whoever makes them must stand on the wire and speak the handshake, so tests of engine and worker try it, over real sockets.
 
 use anyhow::{Context, Result, ensure};
 use llamero_tests::paths;
@@ -7,9 +7,10 @@ use super::attempts::Section;
 
 const FORGERIES: &str = "worker/engine/src/mesh/forgery_tests.rs";
 const HANDSHAKES: &str = "worker/engine/src/mesh/handshake_tests.rs";
+const PROCESSES: &str = "worker/server/tests/processes/faults.rs";
 
 /// What is tried, where its test lies, its name, and what comes of it.
-const HELD: [(&str, &str, &str, &str); 8] = [
+const HELD: [(&str, &str, &str, &str); 9] = [
     (
         "a replayed frame",
         FORGERIES,
@@ -58,18 +59,25 @@ const HELD: [(&str, &str, &str, &str); 8] = [
         "silent_strangers_keep_no_peer_out",
         "closed, and peers still get in",
     ),
+    (
+        "handshakes with another key at a group that serves, for later eras",
+        PROCESSES,
+        "strangers_on_a_rank_port_disturb_nobody",
+        "closed; the group's era and its stream go on, byte for byte",
+    ),
 ];
 
 /// Each is held by a test, which must be there.
 pub(super) fn all() -> Result<Section> {
     let mut section = Section::new(
         "Frames between ranks",
-        "Held by tests of the engine over real sockets, which run with every change; this run checks that they are there.",
+        "Held by tests of engine and worker over real sockets, which run with every change; this run checks that they are there.",
     );
     for (what, file, name, answer) in HELD {
         let text = std::fs::read_to_string(paths::root().join(file)).with_context(|| format!("no {file}"))?;
         ensure!(
-            text.contains(&format!("#[test]\nfn {name}()")),
+            text.contains(&format!("::test]\nasync fn {name}()"))
+                || text.contains(&format!("#[test]\nfn {name}()")),
             "{file} has no test {name}"
         );
         section.add(what, format!("rank, 18100: `{name}`"), answer);

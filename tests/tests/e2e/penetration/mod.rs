@@ -6,12 +6,14 @@
 //! | [`enrolment`] | certificates, with tokens of others |
 //! | [`plain`] | ports, and the paths of the plain ones |
 //! | [`hostile`] | sources, names and checkpoints that mean harm |
+//! | [`files`] | tokenizers, templates, GGUF, adapters and manifests that do |
 //! | [`tenants`] | keys that ask for models of others, and adapters that are loaded by whom they must not be |
 //! | [`frames`] | frames between ranks; held by tests of the engine |
 //! | [`attempts`] | the page of all that |
 
 mod attempts;
 mod enrolment;
+mod files;
 mod frames;
 mod hostile;
 mod methods;
@@ -117,6 +119,7 @@ fn penetration() -> Result<()> {
         hostile::sources(cluster)?,
         hostile::names(&target)?,
         hostile::checkpoints()?,
+        files::all()?,
         tenants::keys(&target)?,
     ];
     // The gateway asks for no key any more.

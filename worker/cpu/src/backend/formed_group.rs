@@ -180,14 +180,14 @@ impl FormedGroup {
         pool: &mut Pool,
         progress: &StepProgress,
     ) -> Result<Waited, BackendError> {
-        let index = self.index(ticket)?;
+        let index = self.steps.iter().position(|step| step.ticket == ticket);
+        let index = index.ok_or_else(|| not_submitted(ticket))?;
         let mut computed = false;
-        for number in 0..=index {
+        for step in self.steps.iter_mut().take(index + 1) {
             if computed && Instant::now() >= until {
                 return Ok(Waited::Pending);
             }
-            if matches!(self.steps[number].phase, Phase::Submitted) {
-                let step = &self.steps[number];
+            if matches!(step.phase, Phase::Submitted) {
                 let machine = Machine {
                     pool,
                     collective: &mut self.collective,
@@ -196,24 +196,17 @@ impl FormedGroup {
                     progress,
                     is_warm_up: false,
                 };
-                let normed = forward(model, machine, step)?;
-                self.steps[number].phase = Phase::Forwarded(normed);
+                step.phase = Phase::Forwarded(forward(model, machine, step)?);
                 computed = true;
             }
-            let step = &mut self.steps[number];
             if !step.is_done() && !step.sample(model, pool, &mut self.work.logits) {
                 return Ok(Waited::NeedsSampling);
             }
         }
-        match &self.steps[index].phase {
-            Phase::Done(_, output) => Ok(Waited::Done(output.clone())),
-            Phase::Submitted | Phase::Forwarded(_) => Ok(Waited::Pending),
+        match self.steps.get(index).map(|step| &step.phase) {
+            Some(Phase::Done(_, output)) => Ok(Waited::Done(output.clone())),
+            Some(Phase::Submitted | Phase::Forwarded(_)) | None => Ok(Waited::Pending),
         }
-    }
-
-    fn index(&self, ticket: Ticket) -> Result<usize, BackendError> {
-        let index = self.steps.iter().position(|step| step.ticket == ticket);
-        index.ok_or_else(|| BackendError::Bug(format!("step {} was not submitted, or is released", ticket.0)))
     }
 
     pub(super) fn fetch(
@@ -223,8 +216,8 @@ impl FormedGroup {
         model: &Model<'_>,
         pool: &mut Pool,
     ) -> Result<LogitShard, BackendError> {
-        let index = self.index(ticket)?;
-        self.steps[index]
+        let step = self.steps.iter().find(|step| step.ticket == ticket);
+        step.ok_or_else(|| not_submitted(ticket))?
             .fetch(model, pool, place, &mut self.work.logits)
             .map_err(|why| BackendError::Bug(format!("logits of step {}: {why}", ticket.0)))
     }
@@ -274,6 +267,10 @@ impl FormedGroup {
     pub(super) fn release(&mut self, ticket: Ticket) {
         self.steps.retain(|step| step.ticket != ticket);
     }
+}
+
+fn not_submitted(ticket: Ticket) -> BackendError {
+    BackendError::Bug(format!("step {} was not submitted, or is released", ticket.0))
 }
 
 /// Pass a number through all ranks: every stage gathers it, and gives it to the next.

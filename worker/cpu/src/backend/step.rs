@@ -62,11 +62,18 @@ impl Step {
         answers(&self.plan)
     }
 
+    /// What is asked of an answered position's row.
+    fn output(&self, answer: Answer) -> &RowOutput {
+        let row = self.plan.rows.get(answer.row as usize);
+        row.map_or(&RowOutput::None, |row| &row.output)
+    }
+
     /// Whether the step, not yet computed, writes `block`.
     pub(super) fn writes(&self, block: u32, block_size: usize) -> bool {
         let written = |span: &Span| {
             let blocks = span.start / block_size..(span.start + span.len).div_ceil(block_size);
-            span.table[blocks].contains(&block)
+            let table = span.table.get(blocks);
+            table.is_some_and(|table| table.contains(&block))
         };
         matches!(self.phase, Phase::Submitted)
             && (self.spans.iter().any(written) || self.plan.blocks.copies.iter().any(|(_, to)| *to == block))
@@ -100,14 +107,19 @@ impl Step {
         let floats = |state: &[u32]| -> Vec<f32> {
             let pairs = state.iter();
             pairs
-                .flat_map(|pair| [from_bf16(*pair as u16), from_bf16((*pair >> 16) as u16)])
+                .flat_map(|pair| {
+                    [
+                        from_bf16((*pair & 0xffff) as u16),
+                        from_bf16((*pair >> 16) as u16),
+                    ]
+                })
                 .collect()
         };
         for (answer, state) in self.answers().into_iter().zip(normed.chunks_exact(stride)) {
             if self.late.is_cancelled(answer.row) {
                 continue;
             }
-            match &self.plan.rows[answer.row as usize].output {
+            match self.output(answer) {
                 RowOutput::Hidden if model.shape.index == 0 => {
                     let values = floats(state).into_iter().map(f64::from);
                     output.hidden.push((answer.row, values.collect()));
@@ -127,6 +139,10 @@ impl Step {
         let width = model.shape.vocab_width();
         for wanted in wanted.chunks(LOGIT_ROWS) {
             let states: Vec<u32> = wanted.iter().flat_map(|(_, state)| *state).copied().collect();
+            #[expect(
+                clippy::indexing_slicing,
+                reason = "forming makes room for so many rows of logits"
+            )]
             let logits = &mut logits[..wanted.len() * width];
             model.logits(pool, &states, logits);
             for ((answer, _), logits) in wanted.iter().zip(logits.chunks_exact_mut(width)) {
@@ -156,9 +172,12 @@ impl Step {
             logits,
         };
         let place = (answer.row, answer.offset);
-        match &self.plan.rows[answer.row as usize].output {
+        match self.output(answer) {
             RowOutput::Sample { key, .. } => Some(shard.candidates(place, key, answer.next)),
-            RowOutput::Score { ids, top } => Some(shard.scored(place, ids[answer.offset as usize], *top)),
+            RowOutput::Score { ids, top } => {
+                let id = ids.get(answer.offset as usize)?;
+                Some(shard.scored(place, *id, *top))
+            }
             RowOutput::None | RowOutput::Hidden | RowOutput::HiddenSum => None,
         }
     }
@@ -190,8 +209,13 @@ impl Step {
             return Err(format!("position {offset} of row {row} was not sampled"));
         };
         let stride = model.shape.hidden / 2;
-        let logits = &mut logits[..model.shape.vocab_width()];
-        model.logits(pool, &normed[index * stride..][..stride], logits);
+        let (Some(normed), Some(logits)) = (
+            normed.chunks_exact(stride).nth(index),
+            logits.get_mut(..model.shape.vocab_width()),
+        ) else {
+            return Err(format!("position {offset} of row {row} was not computed"));
+        };
+        model.logits(pool, normed, logits);
         if let Some(adjustments) = self.late.adjustments() {
             adjust(logits, &model.shape.vocab, adjustments, (row, offset));
         }

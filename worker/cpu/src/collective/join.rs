@@ -10,18 +10,23 @@ enum Partial<'a> {
     Sum(Vec<f32>),
 }
 
-/// Join each element of `roots`, which are in ascending order of their leaves. False when they do not make up the tree.
+/// Join each element of `roots`, which are in ascending order of their leaves. False when they do not make up the tree, or have not as
+/// many values as `out`.
 pub(super) fn join(
     leaves: u32,
     roots: &[(Subtree, &[f32])],
     out: &mut [f32],
     spare: &mut Vec<Vec<f32>>,
 ) -> bool {
+    if roots.iter().any(|(_, values)| values.len() != out.len()) {
+        return false;
+    }
     for (index, out) in out.chunks_mut(PIECE).enumerate() {
         let from = index * PIECE;
-        let mut pieces = roots
-            .iter()
-            .map(|(tree, values)| (tree.clone(), Partial::Root(&values[from..from + out.len()])));
+        let mut pieces = roots.iter().map(|(tree, values)| {
+            let piece = values.get(from..from + out.len()).unwrap_or_default();
+            (tree.clone(), Partial::Root(piece))
+        });
         match leaf_tree::join(&(0..leaves), &mut pieces, &mut |left, right| {
             add(left, right, spare)
         }) {

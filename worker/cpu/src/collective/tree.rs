@@ -44,14 +44,16 @@ impl Reduction {
             .iter()
             .map(|owned| maximal_subtrees(layout.leaves, owned))
             .collect();
-        let mut order: Vec<(usize, usize)> = (0..trees.len())
-            .flat_map(|rank| (0..trees[rank].len()).map(move |root| (rank, root)))
-            .collect();
-        order.sort_unstable_by_key(|(rank, root)| trees[*rank][*root].start);
+        let of_rank = |(rank, trees): (usize, &Vec<Subtree>)| -> Vec<(u32, (usize, usize))> {
+            let roots = trees.iter().enumerate();
+            roots.map(|(root, tree)| (tree.start, (rank, root))).collect()
+        };
+        let mut order: Vec<_> = trees.iter().enumerate().flat_map(of_rank).collect();
+        order.sort_unstable();
         Self {
             leaves: layout.leaves,
+            order: order.into_iter().map(|(_, place)| place).collect(),
             trees,
-            order,
         }
     }
 }
@@ -161,7 +163,8 @@ impl Collective {
     ) -> Result<(), BackendError> {
         let (rank, world, n) = (self.index(), self.world(), out.len());
         let trees = &reduction.trees;
-        if trees.len() != world || reduction.leaves == 0 || roots.len() != trees[rank].len() * n {
+        let mine = trees.get(rank).map_or(0, Vec::len);
+        if trees.len() != world || reduction.leaves == 0 || roots.len() != mine * n {
             return Err(BackendError::Bug(format!(
                 "a sum of {n} values over {} leaves of {} ranks got {} values of roots",
                 reduction.leaves,
@@ -172,9 +175,9 @@ impl Collective {
         let by_parts = world > 2 && n * size_of::<f32>() * (world - 1) >= self.scatter_bytes;
         // What this rank joins, and how many values of that each root has.
         let part = if by_parts { part(rank, world, n) } else { 0..n };
-        for (peer, incoming) in self.scratch.incoming.iter_mut().enumerate() {
+        for (peer, (incoming, trees)) in self.scratch.incoming.iter_mut().zip(trees).enumerate() {
             if peer != rank {
-                incoming.resize(trees[peer].len() * part.len(), 0.0);
+                incoming.resize(trees.len() * part.len(), 0.0);
             }
         }
         if by_parts {
@@ -186,19 +189,22 @@ impl Collective {
             self.group.exchange(Kind::Roots, parts)?;
         }
         let Scratch { incoming, spare, .. } = &mut self.scratch;
-        let all: Vec<(Subtree, &[f32])> = reduction
-            .order
-            .iter()
-            .map(|(peer, index)| {
-                let values = if *peer == rank {
-                    &roots[index * n..][part.clone()]
-                } else {
-                    &incoming[*peer][index * part.len()..][..part.len()]
-                };
-                (trees[*peer][*index].clone(), values)
-            })
-            .collect();
-        if !join(reduction.leaves, &all, &mut out[part], spare) {
+        let root = |(peer, index): &(usize, usize)| {
+            let values = if *peer == rank {
+                roots.get(index * n..)?.get(part.clone())?
+            } else {
+                incoming
+                    .get(*peer)?
+                    .get(index * part.len()..)?
+                    .get(..part.len())?
+            };
+            Some((trees.get(*peer)?.get(*index)?.clone(), values))
+        };
+        let all: Option<Vec<(Subtree, &[f32])>> = reduction.order.iter().map(root).collect();
+        let joined = all
+            .zip(out.get_mut(part.clone()))
+            .is_some_and(|(all, out)| join(reduction.leaves, &all, out, spare));
+        if !joined {
             return Err(BackendError::Bug(format!(
                 "the subtrees {trees:?} do not make up a tree"
             )));
@@ -218,9 +224,8 @@ impl Collective {
         for (peer, outgoing) in outgoing.iter_mut().enumerate() {
             outgoing.clear();
             let wanted = part(peer, world, n);
-            roots
-                .chunks_exact(n.max(1))
-                .for_each(|root| outgoing.extend_from_slice(&root[wanted.clone()]));
+            let parts = roots.chunks_exact(n.max(1)).map(|root| root.get(wanted.clone()));
+            parts.for_each(|part| outgoing.extend_from_slice(part.unwrap_or_default()));
         }
         let parts = outgoing.iter().zip(incoming).map(|(out, into)| -> Part<'_> {
             (
@@ -242,16 +247,17 @@ impl Collective {
         out: &mut [T],
     ) -> Result<(), BackendError> {
         let rank = self.index();
-        let fits = counts.len() == self.world() && counts.iter().sum::<usize>() == out.len();
-        if !fits || counts[rank] != mine.len() {
+        let room = out.len();
+        let fits = counts.len() == self.world() && counts.iter().sum::<usize>() == room;
+        let fits = fits && counts.get(rank) == Some(&mine.len());
+        let start: usize = counts.iter().take(rank).sum();
+        let Some(place) = out.get_mut(start..start + mine.len()).filter(|_| fits) else {
             return Err(BackendError::Bug(format!(
-                "a gather of {counts:?} got {} values and room for {}",
-                mine.len(),
-                out.len()
+                "a gather of {counts:?} got {} values and room for {room}",
+                mine.len()
             )));
-        }
-        let start: usize = counts[..rank].iter().sum();
-        out[start..start + mine.len()].copy_from_slice(mine);
+        };
+        place.copy_from_slice(mine);
         self.gather(counts, out)
     }
 
@@ -296,13 +302,15 @@ impl Collective {
         let (index, stage) = (self.index(), self.world());
         let peers = self.group.behind().to_vec();
         let by_parts = self.is_cut(values.len(), peers.len());
-        let mut frames: Vec<Transfer<'_>> = (0..peers.len())
-            .filter(|receiver| receiver % stage == index)
-            .map(|receiver| {
+        let mine = peers.iter().enumerate();
+        let mine = mine.filter(|(receiver, _)| receiver % stage == index);
+        let mut frames: Vec<Transfer<'_>> = mine
+            .map(|(receiver, peer)| {
                 let wanted = portion(by_parts, receiver, peers.len(), values.len());
+                let values = values.get(wanted).unwrap_or_default();
                 Transfer {
-                    peer: peers[receiver],
-                    out: Some(bytemuck::cast_slice(&values[wanted])),
+                    peer: *peer,
+                    out: Some(bytemuck::cast_slice(values)),
                     into: None,
                 }
             })
@@ -323,10 +331,11 @@ impl Collective {
         };
         let by_parts = self.is_cut(n, world);
         let wanted = portion(by_parts, index, world, n);
+        let into = values.get_mut(wanted).unwrap_or_default();
         let mut frame = [Transfer {
             peer,
             out: None,
-            into: Some(bytemuck::cast_slice_mut(&mut values[wanted])),
+            into: Some(bytemuck::cast_slice_mut(into)),
         }];
         self.group.transfer(Kind::Stage, &mut frame)?;
         if by_parts {

@@ -60,7 +60,7 @@ pub(crate) fn fill(weights: &mut Weights, hidden: usize, seed: u64, pool: &mut P
         return Err(std::io::Error::other("made-up weights live in this process only"));
     };
     pool.run(runs.len(), &|number| {
-        let run = &runs[number];
+        let Some(run) = runs.get(number) else { return };
         // SAFETY: runs are parts of different tensors, or different parts of one.
         write(unsafe { memory.part(run.at..run.at + run.bytes) }, run, seed);
     });
@@ -94,6 +94,11 @@ fn pattern(element: Element, k: usize) -> (u64, u64, f32) {
         // ±0.5 to ±0.94: sign and mantissa are random, the exponent is that of 0.5.
         Element::E4m3 => (0x8787_8787_8787_8787, 0x3030_3030_3030_3030, 1.4 / root),
         Element::Bf16 => {
+            #[expect(
+                clippy::cast_possible_truncation,
+                clippy::cast_sign_loss,
+                reason = "half of the logarithm of a size: between 0 and 32"
+            )]
             let exponent = 127 - root.log2().round() as u64;
             (
                 0x807f_807f_807f_807f,
@@ -105,6 +110,7 @@ fn pattern(element: Element, k: usize) -> (u64, u64, f32) {
 }
 
 /// SplitMix64 (Steele, Lea and Flood 2014), seeded by the place.
+#[expect(clippy::indexing_slicing, reason = "chunks are no longer than a word")]
 fn write(bytes: &mut [u8], run: &Run, seed: u64) {
     let mut state = seed ^ (run.at as u64).wrapping_mul(0x9e37_79b9_7f4a_7c15);
     for chunk in bytes.chunks_mut(size_of::<u64>()) {

@@ -135,7 +135,7 @@ impl<'a> Pod<'a> {
             })
             .collect();
         let notes = Notes {
-            marks: &self.notes.atomic_bytes()[MARKS..],
+            marks: self.notes.atomic_bytes().get(MARKS..).unwrap_or_default(),
             layouts: &self.layouts,
             fingerprints: &self.fingerprints,
             files: self.files,
@@ -174,18 +174,21 @@ struct Notes<'a> {
 
 impl PodNotes for Notes<'_> {
     fn member(&self, member: usize) -> Member {
-        state_of_file(
-            &self.files[member],
-            &self.layouts[member],
-            self.fingerprints[member],
-        )
+        let (file, layout) = (self.files.get(member), self.layouts.get(member));
+        match (file, layout, self.fingerprints.get(member)) {
+            (Some(file), Some(layout), Some(fingerprint)) => state_of_file(file, layout, *fingerprint),
+            _ => Member::Foreign,
+        }
     }
 
     fn is_done(&self, chunk: usize) -> bool {
-        self.marks[chunk].load(Ordering::Acquire) == 1
+        let mark = self.marks.get(chunk);
+        mark.is_some_and(|mark| mark.load(Ordering::Acquire) == 1)
     }
 
     fn set_done(&self, chunk: usize) {
-        self.marks[chunk].store(1, Ordering::Release);
+        if let Some(mark) = self.marks.get(chunk) {
+            mark.store(1, Ordering::Release);
+        }
     }
 }

@@ -11,6 +11,10 @@
 //! | [`store`] | the adapters that are there |
 //! | [`apply`] | adding them to products |
 
+#[allow(
+    clippy::indexing_slicing,
+    reason = "loops over the rows of a batch, whose sums have the lengths that forming gave them"
+)]
 pub(crate) mod apply;
 pub(crate) mod packed;
 pub(crate) mod store;

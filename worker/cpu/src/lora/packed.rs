@@ -140,7 +140,7 @@ impl PackedAdapter {
 
     /// What the adapter has at a site of a layer of the stage.
     pub(crate) fn at(&self, layer: usize, site: Site) -> Option<&SiteFactors> {
-        self.layers.get(layer)?[site as usize].as_ref()
+        self.layers.get(layer)?.get(site as usize)?.as_ref()
     }
 }
 
@@ -153,7 +153,8 @@ struct Reader<'a> {
 
 impl Reader<'_> {
     fn site(&self, layer: u32, site: Site) -> Result<Option<SiteFactors>, AdapterError> {
-        let inputs = sizes(self.shape, site.roles()[0]).1;
+        let first = site.roles().first();
+        let inputs = first.map_or(0, |role| sizes(self.shape, *role).1);
         let mut stacked = Vec::new();
         let mut parts = Vec::new();
         let mut at = 0;
@@ -232,7 +233,10 @@ impl Reader<'_> {
 
 /// The elements of `bytes` whose numbers are in `own`, each of `size` bytes.
 fn take(bytes: &[u8], own: &Runs, size: usize) -> Vec<u8> {
-    let run = |run: &std::ops::Range<u32>| &bytes[run.start as usize * size..run.end as usize * size];
+    let run = |run: &std::ops::Range<u32>| {
+        let part = run.start as usize * size..run.end as usize * size;
+        bytes.get(part).unwrap_or_default()
+    };
     own.as_slice()
         .iter()
         .flat_map(|range| run(range).to_vec())

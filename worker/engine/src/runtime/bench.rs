@@ -262,14 +262,15 @@ impl Group {
 
 /// The answer of one rank: a few likely tokens and a long tail, as a language model has, and other noise for every row.
 fn answer(bench: PlannerBench, rank: u32, sampling: &SamplingParams) -> StepOutput {
-    let tiles = bench.vocab.div_ceil(VOCAB_TILE as u32);
+    let tile = u32::try_from(VOCAB_TILE).unwrap_or(u32::MAX);
+    let tiles = bench.vocab.div_ceil(tile);
     let share = |rank: u32| rank * tiles / bench.ranks;
     let owned = Runs::from(Range {
         start: share(rank),
         end: share(rank + 1),
     });
     let logits: Vec<f32> = owned
-        .scaled(VOCAB_TILE as u32, bench.vocab)
+        .scaled(tile, bench.vocab)
         .iter()
         .map(|token| {
             let noise = (token.wrapping_mul(0x9e37_79b9) >> 16) as f32 / 16_384.0;

@@ -20,7 +20,10 @@ pub(super) struct Histogram {
 impl Histogram {
     pub(super) fn record(&mut self, value: Duration) {
         let seconds = value.as_secs_f64();
-        self.counts[BOUNDS.partition_point(|bound| *bound < seconds)] += 1;
+        let at = BOUNDS.partition_point(|bound| *bound < seconds);
+        if let Some(count) = self.counts.get_mut(at) {
+            *count += 1;
+        }
         self.sum += seconds;
     }
 
@@ -31,7 +34,7 @@ impl Histogram {
             total
         });
         HistogramSnapshot {
-            cumulative: cumulative[..BOUNDS.len()].to_vec(),
+            cumulative: cumulative.into_iter().take(BOUNDS.len()).collect(),
             count: total,
             sum_seconds: self.sum,
         }

@@ -75,7 +75,9 @@ impl BlockPool {
             taken.push(block);
         }
         for block in &taken {
-            self.blocks[*block as usize].users = 1;
+            if let Some(of) = self.blocks.get_mut(*block as usize) {
+                of.users = 1;
+            }
         }
         Some(taken)
     }
@@ -88,7 +90,9 @@ impl BlockPool {
             return None;
         }
         for block in shared {
-            let of = &mut self.blocks[*block as usize];
+            let Some(of) = self.blocks.get_mut(*block as usize) else {
+                continue;
+            };
             if of.users == 0 {
                 self.idle.remove(&of.idle_since);
             }
@@ -144,7 +148,8 @@ impl BlockPool {
     }
 
     fn forget(&mut self, block: u32) {
-        if let Some(name) = self.blocks[block as usize].name.take() {
+        let of = self.blocks.get_mut(block as usize);
+        if let Some(name) = of.and_then(|of| of.name.take()) {
             self.named.remove(&name);
         }
     }

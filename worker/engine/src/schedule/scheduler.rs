@@ -350,7 +350,7 @@ impl Scheduler {
             return Some(done(sequence, true));
         }
         let index = self.leaving.iter().position(|(sequence, _)| sequence.id == id)?;
-        let (sequence, departure) = &mut self.leaving[index];
+        let (sequence, departure) = self.leaving.get_mut(index)?;
         let departure = *departure;
         let length = done(sequence, departure == Departure::Preempted);
         if sequence.rows_in_flight.is_empty() {

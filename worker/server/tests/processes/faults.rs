@@ -4,10 +4,15 @@ use std::io::Write;
 use std::net::TcpStream;
 use std::time::{Duration, Instant};
 
-use llamero_proto::v1::{Phase, RankReport};
+use llamero_engine::Era;
+use llamero_engine::mesh::dial::{DialError, dial};
+use llamero_engine::mesh::{GroupKey, Identity, LinkKind, Members, Topology};
+use llamero_proto::v1::{Phase, PodReport, RankReport};
 use rustix::process::Signal;
 
-use crate::harness::{Worker, all_serve, begin, complete, exists, finish, sampled_story, send, turn};
+use crate::harness::{
+    DEADLINE, Worker, all_serve, begin, complete, exists, finish, sampled_story, send, turn,
+};
 
 #[tokio::test]
 async fn a_killed_rank_costs_no_token_and_no_byte() {
@@ -142,7 +147,7 @@ async fn health_is_the_whole_groups() {
 }
 
 #[tokio::test]
-async fn garbage_on_a_rank_port_disturbs_nobody() {
+async fn strangers_on_a_rank_port_disturb_nobody() {
     let _turn = turn().await;
     let worker = Worker::alone(2, &[]).await;
     let reference = complete(&worker, sampled_story(96)).await.unwrap();
@@ -162,10 +167,37 @@ async fn garbage_on_a_rank_port_disturbs_nobody() {
             talkers.push(talker);
         }
     }
+    for (rank, port) in (0..).zip(&worker.ports.ranks) {
+        dial_with_another_key(rank, *port, &before);
+    }
     assert_eq!(finish(whole, &mut stream).await.unwrap(), reference);
     let after = worker.report().await;
     for (before, after) in before.ranks.iter().zip(&after.ranks) {
         assert_eq!((before.pid, before.epoch), (after.pid, after.epoch));
+    }
+}
+
+/// Speaks the handshake, knows all but the key, and would begin later eras.
+fn dial_with_another_key(to: u32, port: u16, group: &PodReport) {
+    let stranger = Identity {
+        group_uid: "group".to_owned(),
+        rank: 1 - to,
+        members: Members::new(Topology::tensor(2), &[]).unwrap(),
+        numerics: "cpu-dpbf16-v1 kv-bf16 adapters-0".to_owned(),
+        content: "content".to_owned(),
+    };
+    let key = GroupKey::random().unwrap();
+    let epoch = group.ranks[0].epoch;
+    let era = |generation, epoch| Era { generation, epoch };
+    for era in [era(group.generation, epoch + 1), era(group.generation + 1, 1)] {
+        for link in [LinkKind::Plan, LinkKind::Data] {
+            let hello = stranger.hello(era, to, link);
+            let dialled = dial(([127, 0, 0, 1], port).into(), &hello, &key, DEADLINE);
+            assert!(
+                matches!(dialled, Err(DialError::Unreachable { .. })),
+                "{dialled:?}"
+            );
+        }
     }
 }
 

@@ -18,6 +18,7 @@ mod hub;
 mod identities;
 mod kv_cache;
 mod lifecycle;
+mod links;
 mod pods;
 mod presharded;
 mod prompts;

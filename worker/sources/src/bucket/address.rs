@@ -6,7 +6,7 @@ use crate::FetchError;
 
 /// Which protocol a bucket speaks.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Cloud {
+pub enum Cloud {
     /// S3.
     Amazon,
     /// Google Cloud Storage.
@@ -17,10 +17,13 @@ pub(super) enum Cloud {
 
 /// A folder of a bucket.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct Address {
-    pub(super) cloud: Cloud,
-    pub(super) bucket: String,
-    pub(super) folder: Path,
+pub struct Address {
+    /// Its protocol.
+    pub cloud: Cloud,
+    /// Its name: letters, digits, dashes, dots and underscores.
+    pub bucket: String,
+    /// The folder in it, without `..` and without empty parts.
+    pub folder: Path,
 }
 
 impl Address {
@@ -28,7 +31,7 @@ impl Address {
     ///
     /// # Errors
     /// [`FetchError::Address`].
-    pub(super) fn parse(uri: &str) -> Result<Self, FetchError> {
+    pub fn parse(uri: &str) -> Result<Self, FetchError> {
         let wrong = || FetchError::Address {
             given: uri.to_owned(),
             wanted: "a folder of a bucket; write s3://BUCKET/FOLDER, gs://BUCKET/FOLDER or az://CONTAINER/FOLDER in \

@@ -5,11 +5,11 @@
 //!
 //! | module | what it is |
 //! |---|---|
-//! | `address` | `s3://BUCKET/FOLDER` |
+//! | [`address`] | `s3://BUCKET/FOLDER` |
 //! | `connect` | the store of an address, with keys or the pod's cloud identity |
 //! | `error` | what a refusal means |
 
-mod address;
+pub mod address;
 mod connect;
 mod error;
 

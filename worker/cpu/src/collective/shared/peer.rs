@@ -136,11 +136,12 @@ impl<'a> Progress<'a> {
         let ring = self.peer.region.ring(here.index);
         let mut count = 0;
         if self.sent < HEAD {
-            count = ring.push(&self.out_head[self.sent..])?;
+            count = ring.push(self.out_head.get(self.sent..).unwrap_or_default())?;
         }
         if self.sent + count >= HEAD {
-            let rest = &self.out[self.sent + count - HEAD..];
-            count += ring.push(&rest[..rest.len().min(PIECE)])?;
+            let rest = self.out.get(self.sent + count - HEAD..);
+            let piece = rest.and_then(|rest| rest.chunks(PIECE).next());
+            count += ring.push(piece.unwrap_or_default())?;
         }
         self.sent += count;
         if count > 0 {
@@ -153,7 +154,8 @@ impl<'a> Progress<'a> {
         let ring = here.region.ring(self.peer.index);
         let (before, mut has_room) = (self.received, false);
         if self.received < HEAD {
-            let (count, wanted) = ring.pop(&mut self.in_head[self.received..]).map_err(&broken)?;
+            let rest = self.in_head.get_mut(self.received..).unwrap_or_default();
+            let (count, wanted) = ring.pop(rest).map_err(&broken)?;
             (self.received, has_room) = (self.received + count, wanted);
             if self.received == HEAD {
                 self.check_header()?;
@@ -162,7 +164,8 @@ impl<'a> Progress<'a> {
         if let Some(into) = self.into.as_deref_mut()
             && self.received >= HEAD
         {
-            let (count, wanted) = ring.pop(&mut into[self.received - HEAD..]).map_err(&broken)?;
+            let rest = into.get_mut(self.received - HEAD..).unwrap_or_default();
+            let (count, wanted) = ring.pop(rest).map_err(&broken)?;
             self.received += count;
             has_room |= wanted;
         }

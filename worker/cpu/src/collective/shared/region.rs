@@ -93,7 +93,7 @@ impl Word for AtomicU32 {
 
     fn sleep(&self, value: u32, limit: Duration) {
         let limit = Timespec {
-            tv_sec: limit.as_secs() as i64,
+            tv_sec: i64::try_from(limit.as_secs()).unwrap_or(i64::MAX),
             tv_nsec: i64::from(limit.subsec_nanos()),
         };
         // Woken, too late to sleep, interrupted or out of time: the caller looks again in every case.

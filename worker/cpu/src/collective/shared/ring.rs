@@ -61,7 +61,7 @@ impl<W: Word, D: Datum> Ring<'_, W, D> {
         self.wants_room.store(1, Ordering::Relaxed);
         // Either the consumer sees the wish after it has made room, or this sees the room.
         W::fence();
-        Ok(count + self.push_some(&bytes[count..])?)
+        Ok(count + self.push_some(bytes.get(count..).unwrap_or_default())?)
     }
 
     fn push_some(&self, bytes: &[u8]) -> Result<usize, Broken> {
@@ -70,12 +70,12 @@ impl<W: Word, D: Datum> Ring<'_, W, D> {
         let data = bytes.len().div_ceil(DATUM).min(self.data.len() - held);
         let taken = bytes.len().min(data * DATUM);
         let (front, back) = self.span(written, data);
-        let (to_front, to_back) = bytes[..taken].split_at(taken.min(front.len() * DATUM));
+        let (bytes, _) = bytes.split_at(taken);
+        let (to_front, to_back) = bytes.split_at(taken.min(front.len() * DATUM));
         store(front, to_front);
         store(back, to_back);
         if data > 0 {
-            self.written
-                .store(written.wrapping_add(data as u32), Ordering::Release);
+            self.written.store(behind(written, data), Ordering::Release);
         }
         Ok(taken)
     }
@@ -91,10 +91,11 @@ impl<W: Word, D: Datum> Ring<'_, W, D> {
         }
         let taken = into.len().min(data * DATUM);
         let (front, back) = self.span(read, data);
-        let (from_front, from_back) = into[..taken].split_at_mut(taken.min(front.len() * DATUM));
+        let (into, _) = into.split_at_mut(taken);
+        let (from_front, from_back) = into.split_at_mut(taken.min(front.len() * DATUM));
         load(front, from_front);
         load(back, from_back);
-        self.read.store(read.wrapping_add(data as u32), Ordering::Release);
+        self.read.store(behind(read, data), Ordering::Release);
         W::fence();
         let wanted = self.wants_room.load(Ordering::Relaxed) != 0;
         if wanted {
@@ -114,9 +115,19 @@ impl<W: Word, D: Datum> Ring<'_, W, D> {
     /// So many data from a position on, up to the end of the ring and from its beginning.
     fn span(&self, from: u32, count: usize) -> (&[D], &[D]) {
         let from = from as usize & (self.data.len() - 1);
-        let front = count.min(self.data.len() - from);
-        (&self.data[from..from + front], &self.data[..count - front])
+        let (beginning, end) = self.data.split_at(from);
+        let front = count.min(end.len());
+        (end.split_at(front).0, beginning.split_at(count - front).0)
     }
+}
+
+/// A counter, so many data later.
+#[expect(
+    clippy::cast_possible_truncation,
+    reason = "no ring has more data than the counter counts"
+)]
+fn behind(counter: u32, data: usize) -> u32 {
+    counter.wrapping_add(data as u32)
 }
 
 fn store<D: Datum>(data: &[D], bytes: &[u8]) {
@@ -129,7 +140,7 @@ fn store<D: Datum>(data: &[D], bytes: &[u8]) {
     let rest = whole.remainder();
     if let (Some(last), false) = (data.last(), rest.is_empty()) {
         let mut value = [0; DATUM];
-        value[..rest.len()].copy_from_slice(rest);
+        value.iter_mut().zip(rest).for_each(|(to, from)| *to = *from);
         last.set(u64::from_le_bytes(value));
     }
 }
@@ -141,7 +152,8 @@ fn load<D: Datum>(data: &[D], bytes: &mut [u8]) {
     }
     let rest = whole.into_remainder();
     if let (Some(last), false) = (data.last(), rest.is_empty()) {
-        rest.copy_from_slice(&last.get().to_le_bytes()[..rest.len()]);
+        let value = last.get().to_le_bytes();
+        rest.iter_mut().zip(value).for_each(|(to, from)| *to = from);
     }
 }
 

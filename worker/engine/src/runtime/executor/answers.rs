@@ -103,9 +103,11 @@ impl StepAnswers {
             let at = member.checked_sub(self.first_head);
             at.and_then(|at| shards.get(at)).is_some_and(Option::is_none)
         };
-        let missing =
-            |member: &usize| !self.answered[*member] || self.rows.values().any(|shards| row(shards, *member));
-        (0..self.answered.len()).filter(missing).collect()
+        let missing = |(member, answered): &(usize, &bool)| {
+            !**answered || self.rows.values().any(|shards| row(shards, *member))
+        };
+        let members = self.answered.iter().enumerate().filter(missing);
+        members.map(|(member, _)| member).collect()
     }
 
     pub(super) fn is_complete(&self) -> bool {

@@ -176,7 +176,7 @@ impl Executor {
         }
         self.movement.moved(now);
         let outgoing = Outgoing::new(self.era, vec![(step, Message::Fetch { row, offset })]);
-        for member in self.members[self.first_head..].iter().rev() {
+        for member in self.members.iter().skip(self.first_head).rev() {
             member.link.send(&outgoing)?;
         }
         Ok(())
@@ -209,12 +209,12 @@ impl Executor {
         message: Message,
         now: Instant,
     ) -> Result<(), MeshError> {
-        let Some(index) = self.members.iter().position(|member| member.rank == rank) else {
+        let mut members = self.members.iter_mut().enumerate();
+        let Some((index, member)) = members.find(|(_, member)| member.rank == rank) else {
             return Err(message.out_of_place(rank, step));
         };
         let from = Answering { rank, index };
         self.movement.moved(now);
-        let member = &mut self.members[index];
         let answers = self.steps.iter_mut().find(|answers| answers.number == step);
         match (message, answers) {
             (Message::Forming(what), _) => {
@@ -267,8 +267,9 @@ impl Executor {
 
     /// The members whose answers are due, and how long nothing may move then.
     fn owing(&self) -> (Vec<usize>, Duration) {
-        let ready = |index: &usize| self.members[*index].capacity.is_some();
-        let forming: Vec<usize> = (0..self.members.len()).filter(|index| !ready(index)).collect();
+        let members = self.members.iter().enumerate();
+        let forming = members.filter(|(_, member)| member.capacity.is_none());
+        let forming: Vec<usize> = forming.map(|(index, _)| index).collect();
         if !forming.is_empty() {
             return (forming, self.patience.form);
         }
@@ -278,8 +279,9 @@ impl Executor {
         let limit = self.patience.stall + self.patience.progress;
         let mut missing = owing.map(StepAnswers::missing).unwrap_or_default();
         // Later stages wait for what the first of these passes on.
-        let stage = missing.first().map(|index| self.members[*index].stage);
-        missing.retain(|index| Some(self.members[*index].stage) == stage);
+        let stage_of = |index: &usize| self.members.get(*index).map(|member| member.stage);
+        let stage = missing.first().and_then(stage_of);
+        missing.retain(|index| stage_of(index) == stage);
         (missing, limit)
     }
 

@@ -9,17 +9,22 @@ pub(super) struct Movement {
     /// When a member last said anything, or was given something to do after a rest.
     at: Instant,
     /// In rank order.
-    ranks: Vec<u32>,
-    /// Layers of this era, by member, as they told.
-    layers: Vec<u64>,
+    members: Vec<Progress>,
+}
+
+/// How far a member is.
+struct Progress {
+    rank: u32,
+    /// Layers of this era, as it told.
+    layers: u64,
 }
 
 impl Movement {
     pub(super) fn new(ranks: Vec<u32>, now: Instant) -> Self {
+        let members = ranks.into_iter().map(|rank| Progress { rank, layers: 0 });
         Self {
             at: now,
-            layers: vec![0; ranks.len()],
-            ranks,
+            members: members.collect(),
         }
     }
 
@@ -28,7 +33,9 @@ impl Movement {
     }
 
     pub(super) fn progressed(&mut self, member: usize, layers: u64) {
-        self.layers[member] = layers;
+        if let Some(member) = self.members.get_mut(member) {
+            member.layers = layers;
+        }
     }
 
     /// Whether nothing has moved for `limit` although answers of the members `owing` are due. The one with the fewest layers
@@ -43,10 +50,11 @@ impl Movement {
         if now.duration_since(self.at) < limit {
             return Ok(());
         }
-        match owing.iter().min_by_key(|member| self.layers[**member]) {
+        let owing = owing.iter().filter_map(|member| self.members.get(*member));
+        match owing.min_by_key(|member| member.layers) {
             None => Ok(()),
             Some(member) => Err(MeshError::Deadline {
-                rank: self.ranks[*member],
+                rank: member.rank,
                 millis: u64::try_from(stall.min(limit).as_millis()).unwrap_or(u64::MAX),
             }),
         }

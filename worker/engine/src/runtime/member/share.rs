@@ -3,15 +3,14 @@
 use std::cell::{Cell, RefCell};
 use std::time::{Duration, Instant};
 
+use llamero_settings::memory::FEWEST_TOKENS;
+
 use crate::backend::{Backend, BackendError, LoadProgress, LoadWatch, MemoryPlan};
 use crate::form::{FormLimits, FormSpec};
 use crate::mesh::{Members, MeshError};
 use crate::runtime::config::RankConfig;
 use crate::runtime::state::StateWatch;
 
-/// A group does without a rank only where it holds a sequence of at least so many tokens, or of the full length where that is
-/// shorter: less would be of no use to most who ask.
-pub(super) const FEWEST_TOKENS: u32 = 512;
 /// The leader is told that reading goes on this often.
 const TELL: Duration = Duration::from_secs(1);
 

@@ -93,8 +93,9 @@ impl Merging {
         for (index, row) in rows.iter().enumerate() {
             let at = nth;
             nth += row.answered as usize;
+            let answers = self.answers.get(at..nth).unwrap_or_default();
             if let Some(top) = row.scores.filter(|_| !row.cancelled) {
-                let scores = self.answers[at..nth].iter().map(|answers| scored(top, answers));
+                let scores = answers.iter().map(|answers| scored(top, answers));
                 choices.push(Some(scores.collect::<Result<_, _>>().map(Answered::Scores)));
                 continue;
             }
@@ -110,7 +111,7 @@ impl Merging {
             let params = params.filter(|_| row.samples && !row.cancelled);
             choices.push(params.and_then(|params| {
                 let mut chosen = Vec::new();
-                match follow(params, row, &self.answers[at..nth], &mut chosen) {
+                match follow(params, row, answers, &mut chosen) {
                     Ok(Followed::ToItsEnd) => Some(Ok(Answered::Tokens(chosen))),
                     Ok(Followed::NeedsFullRow) => {
                         self.fetching.push(Fetching {
@@ -147,21 +148,25 @@ impl Merging {
             let Some(shards) = shards(fetching.place()) else {
                 return true;
             };
-            let row = &rows[fetching.row];
+            let (Some(row), Some(choice)) = (rows.get(fetching.row), choices.get_mut(fetching.row)) else {
+                return false;
+            };
             // Gone when it was cancelled meanwhile.
             let Some(params) = requests.sampling(row.sequence) else {
                 return false;
             };
-            let answers = &answers[fetching.at..][..row.answered as usize];
+            let answers = answers.get(fetching.at..).unwrap_or_default();
+            let answers = answers.get(..row.answered as usize).unwrap_or(answers);
             let chosen = &mut fetching.chosen;
-            let followed = match by_row(params, row, &answers[chosen.len()], chosen.len(), &shards) {
+            let next = answers.get(chosen.len()).ok_or(NOT_ASKED_FOR);
+            let followed = match next.and_then(|next| by_row(params, row, next, chosen.len(), &shards)) {
                 Ok(token) => {
                     chosen.push(token);
                     follow(params, row, answers, chosen)
                 }
                 Err(error) => fail(error, chosen),
             };
-            choices[fetching.row] = Some(match followed {
+            *choice = Some(match followed {
                 Ok(Followed::NeedsFullRow) => {
                     more.push(fetching.place());
                     return true;
@@ -181,6 +186,9 @@ impl Fetching {
         (number(self.row), number(self.chosen.len()))
     }
 }
+
+/// A full row has come for a position behind those that the row answers.
+const NOT_ASKED_FOR: SamplingError = SamplingError::Inconsistent("nobody asked for this position's logits");
 
 /// How far a row was sampled.
 enum Followed {

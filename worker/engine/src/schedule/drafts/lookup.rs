@@ -60,7 +60,7 @@ fn place(run: &[u32], places: usize) -> usize {
     let hash = run
         .iter()
         .fold(GOLDEN, |hash, token| mix(hash ^ u64::from(*token)));
-    hash as usize & places.saturating_sub(1)
+    usize::try_from(hash & (places as u64).saturating_sub(1)).unwrap_or_default()
 }
 
 #[cfg(test)]

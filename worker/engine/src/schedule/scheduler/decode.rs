@@ -51,12 +51,15 @@ impl Scheduler {
             .div_ceil(self.stages);
         let mut budget = self.limits.max_batched_tokens.min(share);
         let mut coming = Coming::default();
-        while index < self.running.len() && budget > 0 {
-            let sequence = &self.running[index];
+        while let Some(sequence) = self.running.get(index)
+            && budget > 0
+        {
             if sequence.has_turn() && Some(sequence.last_batch) <= last_due {
                 match self.grow(index, &mut coming, batch) {
                     BlockGrant::Granted => {
-                        batch.push(&mut self.running[index], 1, self.batches);
+                        if let Some(sequence) = self.running.get_mut(index) {
+                            batch.push(sequence, 1, self.batches);
+                        }
                         budget -= 1;
                     }
                     BlockGrant::Deferred => {}
@@ -74,7 +77,9 @@ impl Scheduler {
 
     /// Make sure the next position of a running sequence has a block.
     fn grow(&mut self, index: usize, coming: &mut Coming, batch: &mut Batch) -> BlockGrant {
-        let sequence = &mut self.running[index];
+        let Some(sequence) = self.running.get_mut(index) else {
+            return BlockGrant::Deferred;
+        };
         let missing = sequence
             .blocks_needed(self.limits.block_size)
             .saturating_sub(held(sequence));
