@@ -77,18 +77,16 @@ pub async fn reads_cluster(client: &Client) -> bool {
 
 /// Whether claims of the namespaces served, volumes and their drivers may be read.
 pub async fn reads_volumes(client: &Client, served: &Scope) -> bool {
-    let namespace = match served {
-        Scope::Cluster => None,
-        // One Role is as the others are.
-        Scope::Namespaces(names) => match names.first() {
-            Some(first) => Some(first.as_str()),
-            None => return false,
-        },
+    let mut missing = answered(|| first_missing(client, None, &VOLUMES)).await;
+    let namespaces: Vec<Option<&str>> = match served {
+        Scope::Cluster => vec![None],
+        Scope::Namespaces(names) => names.iter().map(|name| Some(name.as_str())).collect(),
     };
-    let missing = match answered(|| first_missing(client, None, &VOLUMES)).await {
-        None => answered(|| first_missing(client, namespace, &CLAIMS)).await,
-        missing => missing,
-    };
+    for namespace in namespaces {
+        if missing.is_none() {
+            missing = answered(|| first_missing(client, namespace, &CLAIMS)).await;
+        }
+    }
     if let Some(missing) = &missing {
         info!(
             "may not {missing}, so groups are placed without regard to where their volumes can be mounted: install the Roles of this version's chart"
@@ -149,7 +147,12 @@ async fn is_allowed(
     let how = PostParams::default();
     let answer = tokio::time::timeout(TIMEOUT, api.create(&how, &review)).await;
     let late = |_| kube::Error::Service("no answer in time".into());
-    let status = answer.map_err(late)??.status;
+    let status = match answer.map_err(late)? {
+        Ok(review) => review.status,
+        // Who may not even ask is not told; what needs no permission is done without it.
+        Err(kube::Error::Api(status)) if status.code == 403 => return Ok(false),
+        Err(error) => return Err(error),
+    };
     let status = status.unwrap_or_default();
     match status.evaluation_error.filter(|_| !status.allowed) {
         // Nobody has decided.

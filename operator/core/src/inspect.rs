@@ -10,6 +10,7 @@ use llamero_api::{
 use crate::{
     backends,
     observed::{Deployment, InspectPod, PodPhase, Settings},
+    placement::ANY_NODE,
     plan::{Action, EventKind, Key, PodRef, Step},
     revision,
     time::{self, Millis},
@@ -109,6 +110,7 @@ pub fn inspect(
                     trial: None,
                     node: Mounts::of(deployment)
                         .node_of_own(&deployment.object.spec)
+                        .unwrap_or(ANY_NODE)
                         .to_owned(),
                 },
                 reason: "Inspecting",

@@ -248,7 +248,7 @@ pub enum Action {
         key: String,
         /// What groups of a revision that is rolled out are made from: the pod tries whether they start. Absent: it is made from the deployment's own words.
         trial: Option<Box<GroupTemplate>>,
-        /// The node that it must run on, or [`ANY_NODE`](crate::placement::ANY_NODE).
+        /// The node that a trial must run on and another pod should, or [`ANY_NODE`](crate::placement::ANY_NODE).
         node: String,
     },
 }

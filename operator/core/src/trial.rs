@@ -7,7 +7,7 @@
 //! ```
 //! The pod itself is what is remembered: it is kept, ended, until no group is left to replace.
 
-use llamero_api::{group::GroupTemplate, labels};
+use llamero_api::{deployment::OnePodPerNode, group::GroupTemplate, labels};
 
 use crate::{
     inspect,
@@ -91,7 +91,12 @@ impl Trial<'_> {
         steps: &mut Vec<Step>,
     ) -> Outcome {
         let revision = self.revision;
-        let needs = Mounts::of(self.deployment).needs(self.template);
+        let needs = Mounts::of(self.deployment).needs(self.template, None);
+        let pods = usize::try_from(self.template.pods()).unwrap_or(usize::MAX);
+        let shares = self.template.one_pod_per_node == Some(OnePodPerNode::Preferred);
+        if let Some(why) = needs.forbid_spreading(pods).filter(|_| !shares) {
+            return Outcome::Pending(format!("revision {revision} cannot be tried: {why}"), None);
+        }
         let may: Vec<&Node> = nodes
             .filter(|node| eligible::check(self.template, node).is_ok() && needs.check(node).is_ok())
             .collect();

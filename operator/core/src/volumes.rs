@@ -8,7 +8,7 @@ use k8s_openapi::api::core::v1::{NodeSelector, PersistentVolumeSpec};
 use llamero_api::{
     LlamaDeploymentSpec,
     deployment::{Source, Worker},
-    group::GroupTemplate,
+    group::{GroupTemplate, LlamaGroupSpec},
 };
 
 use crate::{
@@ -64,7 +64,9 @@ impl Volume {
             || spec.vsphere_volume.is_some();
         let affinity = spec.node_affinity.as_ref();
         Self {
-            nodes: affinity.and_then(|affinity| affinity.required.clone()),
+            nodes: affinity
+                .and_then(|affinity| affinity.required.clone())
+                .map(of_today),
             attached: match &spec.csi {
                 _ if is_shared => Attached::Anywhere,
                 Some(csi) => Attached::ToOneNodeBy(csi.driver.clone()),
@@ -86,6 +88,17 @@ impl Volume {
             },
         }
     }
+}
+
+/// Old volumes name zones and regions by labels that nodes have no more. The scheduler translates them, too.
+fn of_today(mut nodes: NodeSelector) -> NodeSelector {
+    let terms = nodes.node_selector_terms.iter_mut();
+    for requirement in terms.flat_map(|term| term.match_expressions.iter_mut().flatten()) {
+        if let Some(which) = requirement.key.strip_prefix("failure-domain.beta.kubernetes.io/") {
+            requirement.key = format!("topology.kubernetes.io/{which}");
+        }
+    }
+    nodes
 }
 
 /// What is known of the claims that pods of a deployment mount.
@@ -121,9 +134,9 @@ impl<'a> Mounts<'a> {
         }
     }
 
-    /// What pods of the template ask of their nodes.
+    /// What pods of the template ask of their nodes; `own` is their group, if there is one yet.
     #[must_use]
-    pub fn needs(&self, template: &GroupTemplate) -> VolumeNeeds {
+    pub fn needs(&self, template: &GroupTemplate, own: Option<&Group>) -> VolumeNeeds {
         let mut needs = VolumeNeeds::default();
         for name in claims_of(&template.source, &template.worker) {
             let Some(claim) = self.claims.get(name) else {
@@ -131,36 +144,69 @@ impl<'a> Mounts<'a> {
             };
             let nodes = claim.nodes.clone();
             needs.reached.extend(nodes.map(|nodes| (name.to_owned(), nodes)));
-            if claim.is_for_one_node && needs.one_node.is_none() {
+            let is_settled = needs.given_node().is_some();
+            if claim.is_for_one_node && !is_settled {
+                let at = own.and_then(|group| node_of(group, name));
                 needs.one_node = Some(OneNode {
                     claim: name.to_owned(),
-                    at: self.node_of(name).map(str::to_owned),
+                    at: at.or_else(|| self.node_of(name)).map(str::to_owned),
                 });
             }
         }
         needs
     }
 
-    /// Where pods must be that mount what the deployment's own words say, or [`ANY_NODE`]: a volume may be attached to the node of a group.
+    /// Where pods should be that mount what the deployment's own words say: a volume may be attached to the node of a group.
     #[must_use]
-    pub fn node_of_own(&self, spec: &LlamaDeploymentSpec) -> &'a str {
+    pub fn node_of_own(&self, spec: &LlamaDeploymentSpec) -> Option<&'a str> {
         let mut claims = claims_of(&spec.model.source, &spec.worker);
-        let node = claims.find_map(|name| {
+        claims.find_map(|name| {
             let claim = self.claims.get(name)?;
             claim.is_for_one_node.then(|| self.node_of(name)).flatten()
-        });
-        node.unwrap_or(ANY_NODE)
+        })
     }
 
-    /// Where a claim is mounted: the node of the first member of those groups that mount it.
+    /// Where one of the groups mounts a claim.
     fn node_of(&self, claim: &str) -> Option<&'a str> {
-        let specs = self.groups.iter().map(|group| &group.object.spec);
-        let mounting = specs
-            .filter(|spec| claims_of(&spec.template.source, &spec.template.worker).any(|name| name == claim));
-        let mut nodes = mounting
-            .flat_map(|spec| &spec.members)
-            .filter_map(|m| m.node.as_deref());
-        nodes.find(|node| *node != ANY_NODE)
+        self.groups.iter().find_map(|group| node_of(group, claim))
+    }
+}
+
+/// Where a group mounts a claim: where its pods are, else where they are to go, also as far as that is only being written.
+fn node_of<'g>(group: &'g Group, claim: &str) -> Option<&'g str> {
+    let mounts = |spec: &&LlamaGroupSpec| {
+        let mut claims = claims_of(&spec.template.source, &spec.template.worker);
+        claims.any(|name| name == claim)
+    };
+    let specs = [Some(&group.object.spec), group.writing.as_deref()];
+    let mut specs = specs.into_iter().flatten().filter(mounts).peekable();
+    specs.peek()?;
+    let pods = group.pods.iter().filter(|pod| !pod.phase.ended());
+    let bound = pods.filter_map(|pod| pod.node.as_deref()).next();
+    let members = specs.flat_map(|spec| &spec.members);
+    let mut chosen = members.filter_map(|member| member.node.as_deref());
+    bound.or_else(|| chosen.find(|node| *node != ANY_NODE))
+}
+
+/// Claims that one node at a time has, with the nodes that groups were given in the pass that is being made.
+#[derive(Debug, Default)]
+pub struct GivenNodes(BTreeMap<(String, String), String>);
+
+impl GivenNodes {
+    /// Lets a request follow who was placed before it.
+    pub fn settle(&self, namespace: &str, needs: &mut VolumeNeeds) {
+        let Some(one @ OneNode { at: None, .. }) = &mut needs.one_node else {
+            return;
+        };
+        one.at = self.0.get(&(namespace.to_owned(), one.claim.clone())).cloned();
+    }
+
+    /// Notes where a group goes.
+    pub fn note(&mut self, namespace: &str, needs: &VolumeNeeds, node: &str) {
+        if let Some(OneNode { claim, .. }) = &needs.one_node {
+            let key = (namespace.to_owned(), claim.clone());
+            self.0.entry(key).or_insert_with(|| node.to_owned());
+        }
     }
 }
 

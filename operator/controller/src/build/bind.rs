@@ -1,6 +1,8 @@
 //! The patch that pins a gated pod to its node and lifts its gate.
 
-use k8s_openapi::api::core::v1::{Affinity, NodeSelector, NodeSelectorRequirement, NodeSelectorTerm, Pod};
+use k8s_openapi::api::core::v1::{
+    Affinity, NodeSelector, NodeSelectorRequirement, NodeSelectorTerm, Pod, PreferredSchedulingTerm,
+};
 use llamero_api::labels::PLACEMENT_GATE;
 use llamero_core::placement::ANY_NODE;
 use serde_json::json;
@@ -37,6 +39,30 @@ pub fn bind_patch(pod: &Pod, uid: &str, node: &str) -> Result<json_patch::Patch,
     operations.push(json!({"op": "test", "path": format!("{path}/name"), "value": PLACEMENT_GATE}));
     operations.push(json!({"op": "remove", "path": path}));
     serde_json::from_value(operations.into()).map_err(|error| BindError::Malformed(error.to_string()))
+}
+
+/// The affinity, and one node before all others.
+#[must_use]
+pub fn drawn(affinity: Option<&Affinity>, node: &str) -> Affinity {
+    let mut affinity = affinity.cloned().unwrap_or_default();
+    let preferred = affinity
+        .node_affinity
+        .get_or_insert_default()
+        .preferred_during_scheduling_ignored_during_execution
+        .get_or_insert_default();
+    let field = NodeSelectorRequirement {
+        key: "metadata.name".to_owned(),
+        operator: "In".to_owned(),
+        values: Some(vec![node.to_owned()]),
+    };
+    preferred.push(PreferredSchedulingTerm {
+        weight: 100,
+        preference: NodeSelectorTerm {
+            match_expressions: None,
+            match_fields: Some(vec![field]),
+        },
+    });
+    affinity
 }
 
 /// The affinity, narrowed to one node. Terms are alternatives, so each of them gets the node's name.

@@ -64,7 +64,12 @@ pub fn inspect_pod(
         spec.tolerations.get_or_insert_default().push(toleration);
     }
     if node != ANY_NODE {
-        spec.affinity = Some(bind::pinned(spec.affinity.as_ref(), node));
+        let affinity = spec.affinity.as_ref();
+        spec.affinity = Some(match trial {
+            Some(_) => bind::pinned(affinity, node),
+            // That node may be cordoned or full: who reads headers elsewhere may have to wait for the volume, but does not wait for ever.
+            None => bind::drawn(affinity, node),
+        });
     }
 
     let mut pod_labels = labels::common(&name, labels::INSPECT_APP);
@@ -235,6 +240,15 @@ mod tests {
             json!(["node-a"])
         );
         assert!(spec["schedulingGates"].is_null());
+    }
+
+    #[test]
+    fn who_reads_headers_is_drawn_to_where_the_volume_is_attached() {
+        let spec = &tried(json!({}), (None, "node-a"))["spec"];
+        let affinity = &spec["affinity"]["nodeAffinity"];
+        let drawn = &affinity["preferredDuringSchedulingIgnoredDuringExecution"][0]["preference"];
+        assert_eq!(drawn["matchFields"][0]["values"], json!(["node-a"]));
+        assert!(affinity["requiredDuringSchedulingIgnoredDuringExecution"].is_null());
     }
 
     /// Nodes with GPUs bear this taint as a rule, and what only reads headers asks for none.

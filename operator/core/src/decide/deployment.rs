@@ -16,6 +16,7 @@ use crate::{
     inspect::{self, Inspection},
     names::NameOwners,
     observed::{Deployment, Group, Node, Observed, Settings},
+    placement::PlacementRequest,
     plan::{Acceptance, Action, EventKind, Key, Plan, Step, Verdict},
     policy, progress, refusals, replicas, revision,
     rollout::{self, Fleet, Target},
@@ -393,10 +394,13 @@ fn group<'a>(
         requests.push(Queued {
             deployment: Key::of(&deployment.object.metadata),
             view,
-            // More nodes are no help where the node is given.
-            provision: (may_ask && !request.successors && request.volumes.given_node().is_none())
-                .then_some(&deployment.object.spec.placement),
+            provision: (may_ask && is_helped_by_nodes(&request)).then_some(&deployment.object.spec.placement),
             request,
         });
     }
+}
+
+/// Whether more nodes would be any help: not where the node is given.
+fn is_helped_by_nodes(request: &PlacementRequest<'_>) -> bool {
+    !request.successors && request.volumes.given_node().is_none() && request.is_hopeless().is_none()
 }

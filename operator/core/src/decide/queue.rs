@@ -15,6 +15,7 @@ use crate::{
     plan::Key,
     refusals, resources,
     time::{self, Millis},
+    volumes::GivenNodes,
 };
 
 /// A placement request and whose it is.
@@ -66,13 +67,15 @@ pub(super) fn place(
     let created = |key: &Key| created.get(key).copied().flatten();
     requests.sort_by_cached_key(|queued| queued.order(created(&queued.deployment)));
     let mut refused: Vec<(PlacementRequest<'_>, NoRoom)> = Vec::new();
+    let mut given = GivenNodes::default();
     for Queued {
         deployment,
         view,
-        request,
+        mut request,
         provision,
     } in requests
     {
+        given.settle(&deployment.namespace, &mut request.volumes);
         let known = refused.iter().find(|(other, _)| other.asks_the_same(&request));
         let answer = match known {
             Some((_, missing)) => Err(missing.clone()),
@@ -93,6 +96,7 @@ pub(super) fn place(
                 let amounts = &amounts.unwrap_or(&request).amounts;
                 for assignment in &assignments {
                     ledger.reserve(&assignment.node, amounts);
+                    given.note(&deployment.namespace, &request.volumes, &assignment.node);
                 }
                 decided.plan.steps.push(if request.successors {
                     disruption::assign(&view, &assignments, now)

@@ -97,7 +97,7 @@ fn tried(
         occupied: Vec::new(),
         avoid: BTreeSet::new(),
         successors: false,
-        volumes: Mounts::of(&changed).needs(&template),
+        volumes: Mounts::of(&changed).needs(&template, None),
     };
     let mut ledger = Ledger::of(cluster);
     let mut groups = 0;

@@ -384,7 +384,7 @@ fn request_nodes<'a>(view: &GroupView<'a>, context: &Context<'_>, next: &mut Nex
         occupied,
         avoid: recovery::avoid(&spec.failures, context.recovery, context.now),
         successors: true,
-        volumes: context.mounts.needs(&spec.template),
+        volumes: context.mounts.needs(&spec.template, Some(view.group)),
     });
 }
 

@@ -183,7 +183,7 @@ fn request_nodes<'a>(view: &GroupView<'a>, context: &Context<'_>, next: &mut Nex
             .collect(),
         avoid: recovery::avoid(&spec.failures, context.recovery, context.now),
         successors: false,
-        volumes: context.mounts.needs(&spec.template),
+        volumes: context.mounts.needs(&spec.template, Some(view.group)),
     });
 }
 

@@ -282,7 +282,7 @@ pub fn withdraw(view: &GroupView<'_>, context: &Context<'_>, steps: &mut Vec<Ste
     let in_time = deadline(view, context.placement).is_none_or(|at| at > context.now);
     let waits = asks && in_time && context.placement.when_full == WhenFull::Provision && !view.complete();
     let unplaced = view.members.iter().any(MemberView::unplaced);
-    let needs = context.mounts.needs(&view.spec().template);
+    let needs = context.mounts.needs(&view.spec().template, Some(view.group));
     let usable = |node: &str| {
         let node = context.nodes.get(node);
         node.is_some_and(|node| {

@@ -17,7 +17,7 @@ pub mod unpinned;
 
 use std::collections::BTreeSet;
 
-use llamero_api::group::GroupTemplate;
+use llamero_api::{deployment::OnePodPerNode, group::GroupTemplate};
 
 use crate::{observed::Priority, resources::Resources, volumes::VolumeNeeds};
 
@@ -47,6 +47,19 @@ pub struct PlacementRequest<'a> {
 }
 
 impl PlacementRequest<'_> {
+    /// Whether pods of the group may be on one node.
+    #[must_use]
+    pub fn may_share(&self) -> bool {
+        self.template.one_pod_per_node == Some(OnePodPerNode::Preferred)
+    }
+
+    /// Why no nodes, however many, are any help.
+    #[must_use]
+    pub fn is_hopeless(&self) -> Option<String> {
+        let pods = self.indices.len().saturating_add(self.occupied.len());
+        self.volumes.forbid_spreading(pods).filter(|_| !self.may_share())
+    }
+
     /// Whether the other one finds room exactly where this one does.
     #[must_use]
     pub fn asks_the_same(&self, other: &Self) -> bool {

@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use llamero_api::deployment::{OnePodPerNode, TopologyPolicy};
+use llamero_api::deployment::TopologyPolicy;
 
 use super::{Assignment, Ledger, NoRoom, PlacementRequest, Placer, eligible};
 use crate::{observed::Node, resources};
@@ -28,12 +28,7 @@ struct Candidate<'a> {
 impl Placer for Native {
     fn place(&self, ledger: &Ledger<'_>, request: &PlacementRequest<'_>) -> Result<Vec<Assignment>, NoRoom> {
         let wanted = request.indices.len();
-        let together = wanted.saturating_add(request.occupied.len());
-        if let Some(why) = request
-            .volumes
-            .forbid_spreading(together)
-            .filter(|_| !may_share(request))
-        {
+        if let Some(why) = request.is_hopeless() {
             return Err(NoRoom(why));
         }
         let mut candidates: Vec<Candidate<'_>> = Vec::new();
@@ -69,11 +64,6 @@ impl Placer for Native {
     }
 }
 
-/// Whether pods of the group may be on one node.
-fn may_share(request: &PlacementRequest<'_>) -> bool {
-    request.template.one_pod_per_node == Some(OnePodPerNode::Preferred)
-}
-
 /// Pods of the group that are on a node already.
 fn already_on(request: &PlacementRequest<'_>, node: &Node) -> usize {
     request.occupied.iter().filter(|name| **name == node.name).count()
@@ -83,7 +73,7 @@ fn already_on(request: &PlacementRequest<'_>, node: &Node) -> usize {
 fn may_have(request: &PlacementRequest<'_>, node: &Node) -> Result<(), String> {
     eligible::check(request.template, node)?;
     request.volumes.check(node)?;
-    if !may_share(request) && already_on(request, node) > 0 {
+    if !request.may_share() && already_on(request, node) > 0 {
         return Err("already hold a pod of the group".to_owned());
     }
     Ok(())
@@ -103,7 +93,7 @@ fn consider<'a>(
     }
     let fit_now = usize::try_from(room.pods_now(&request.amounts)).unwrap_or(usize::MAX);
     let there = already_on(request, node);
-    let most = if may_share(request) {
+    let most = if request.may_share() {
         request.indices.len()
     } else {
         1
@@ -230,6 +220,9 @@ fn explain(ledger: &Ledger<'_>, request: &PlacementRequest<'_>) -> String {
     }
     let few = match (ledger.nodes().next(), named.is_empty()) {
         (None, _) => "the cluster has no nodes".to_owned(),
+        (Some(_), true) if request.volumes.are_for_one_node() => {
+            "no node has room for all of them, and the volume of a claim is for one node at a time".to_owned()
+        }
         (Some(_), true) => "there are too few".to_owned(),
         (Some(_), false) => format!("too few have room: {}", named.join(", ")),
     };
@@ -248,7 +241,7 @@ fn wanted(request: &PlacementRequest<'_>) -> String {
     } else {
         format!(" with {} each", amounts.join(", "))
     };
-    let mut text = match (may_share(request), request.indices.len()) {
+    let mut text = match (request.may_share(), request.indices.len()) {
         (false, 1) => format!("needs 1 node{each}"),
         (false, wanted) => format!("needs {wanted} nodes{each}"),
         (true, 1) => format!("needs room for 1 pod{each}"),

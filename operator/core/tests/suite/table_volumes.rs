@@ -130,6 +130,48 @@ fn others_of_the_deployment_go_where_it_is_mounted() {
 }
 
 #[test]
+fn groups_that_are_placed_at_once_are_where_the_first_of_them_is() {
+    let mut observed = pending(disk("ebs.csi.aws.com"), |d| {
+        cpus(d);
+        d["spec"]["replicas"] = json!(2);
+        d["spec"]["worker"]["resources"]["requests"] = json!({"cpu": "6", "memory": "8Gi"});
+    });
+    let deployment = one(&mut observed);
+    let second = group(deployment, "llama-1", &[(0, None, None), (0, None, None)]);
+    deployment.groups.push(second);
+    // A node has room for one group; the other one does not go where the volume is not.
+    assert_eq!(chosen(&observed, "llama-0"), ["a", "a"]);
+    let said = refusal(&observed, "llama-1");
+    assert!(
+        said.contains("some are not a, where claim w is mounted"),
+        "{said}"
+    );
+}
+
+#[test]
+fn no_nodes_are_asked_for_that_would_be_no_help() {
+    let provision = |d: &mut Value| d["spec"]["placement"] = json!({"whenFull": "Provision"});
+    let observed = pending(disk("ebs.csi.aws.com"), provision);
+    let plan = decide(&observed, NOW);
+    assert!(plan.steps.is_empty(), "{:?}", words(&plan));
+    let mut observed = pending(disk("efs.csi.aws.com"), provision);
+    observed.nodes.truncate(1);
+    assert!(!decide(&observed, NOW).steps.is_empty(), "nodes are asked for");
+}
+
+#[test]
+fn old_names_of_zones_mean_those_of_today() {
+    let zone = json!([{"key": "failure-domain.beta.kubernetes.io/zone", "operator": "In", "values": ["z"]}]);
+    let volume = json!({"nodeAffinity": {"required": {"nodeSelectorTerms": [{"matchExpressions": zone}]}}});
+    let mut observed = pending(volume, |_| {});
+    for node in &mut observed.nodes[1..] {
+        node.labels
+            .insert("topology.kubernetes.io/zone".into(), "z".into());
+    }
+    assert_eq!(chosen(&observed, "llama-0"), ["b", "c"]);
+}
+
+#[test]
 fn who_reads_the_headers_goes_where_it_is_mounted_too() {
     let mut observed = pending(disk("ebs.csi.aws.com"), cpus);
     let deployment = one(&mut observed);
