@@ -43,7 +43,8 @@ fn pending(volume: Value, change: impl FnOnce(&mut Value)) -> Observed {
 }
 
 fn chosen(observed: &Observed, group: &str) -> Vec<String> {
-    let members = written(&decide(observed, NOW), group).members;
+    let plan = decide(observed, NOW);
+    let members = &written(&plan, group).members;
     members.iter().filter_map(|m| m.node.clone()).collect()
 }
 
