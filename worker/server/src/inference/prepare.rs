@@ -271,6 +271,7 @@ fn draft(model: &Model, prompt: Vec<u32>, request: CompletionRequest) -> Result<
         stop_tokens: request.stop_token_ids,
         ignore_eos: request.ignore_eos,
         logprobs: request.logprobs,
+        listed_tokens: Vec::new(),
         prompt_logprobs: request.prompt_logprobs,
         priority: request.priority,
         min_tokens: request.min_tokens,
