@@ -316,7 +316,7 @@ async fn taken(served: &Served, enough: impl Fn(usize) -> bool) {
 /// Room for one long answer, which the next one waits for so long, and which a client that does not read gives up after this.
 fn crowded(room_timeout: Duration, stall_timeout: Duration) -> Settings {
     Settings {
-        answer_bytes: 12 << 20,
+        answer_bytes: 10 << 20,
         ..limits(|limits| {
             limits.stall_timeout = stall_timeout;
             limits.room_timeout = room_timeout;
@@ -338,7 +338,7 @@ async fn three_long_answers(served: &Served, worker: &mut Worker) -> (Reply, Rep
     });
     let echoed = GenerateRequest {
         model: MODEL.to_owned(),
-        prompt: Some(Prompt::Text("x".repeat(5 << 20))),
+        prompt: Some(Prompt::Text("x".repeat(3 << 20))),
         ..GenerateRequest::default()
     };
     let message = echoed.encode_to_vec();
