@@ -59,10 +59,10 @@ clippy() {
 }
 
 unit() {
-  # The S3 server of the tests is among the cluster's programs, the gateway's answers are held beside the types of OpenAI's package, and NVIDIA's
-  # compiler makes the kernels that run on the emulated driver.
+  # The S3 server of the tests is among the cluster's programs, the gateway's answers are held beside the types of OpenAI's package and read by it and
+  # Anthropic's, and NVIDIA's compiler makes the kernels that run on the emulated driver.
   make --no-print-directory cluster-build
-  tests/venv.sh openai
+  tests/clients/install.sh sdk
   tests/gpu-emulator/toolchain.sh
   say "Unit, property and real-model tests"
   cargo test --locked --workspace --release --no-fail-fast "$@"

@@ -10,14 +10,21 @@ use hyper::StatusCode;
 use llamero_gateway::Settings;
 use llamero_gateway::listener::Limits;
 use llamero_proto::v1::FinishReason;
+use prost::Message as _;
 use serde_json::{Value, json};
-use support::client::{Http2, get, post};
+use support::client::{Http2, Reply, get, post};
 use support::worker::Worker;
 use support::{MODEL, Served, gateway, soon, streamed, with_worker};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpSocket, TcpStream};
+use tonic::Code;
+use vllm_proto::GenerateRequest;
+use vllm_proto::generate_request::Prompt;
 
 const SHORT: Duration = Duration::from_millis(50);
+/// After which a client that does not read is cut off: time enough for others to be looked at before.
+const STALL: Duration = Duration::from_secs(2);
+const LONG: Duration = Duration::from_secs(3600);
 
 fn limits(change: impl FnOnce(&mut Limits)) -> Settings {
     let mut settings = Settings::default();
@@ -306,24 +313,88 @@ async fn taken(served: &Served, enough: impl Fn(usize) -> bool) {
     .await;
 }
 
+/// Room for one long answer, which the next one waits for so long, and which a client that does not read gives up after this.
+fn crowded(room_timeout: Duration, stall_timeout: Duration) -> Settings {
+    Settings {
+        answer_bytes: 10 << 20,
+        ..limits(|limits| {
+            limits.stall_timeout = stall_timeout;
+            limits.room_timeout = room_timeout;
+        })
+    }
+}
+
+/// Its answer has one token of four bytes, as it is written, for each byte.
+fn tokenize(bytes: usize) -> Value {
+    json!({"model": MODEL, "prompt": "x".repeat(bytes)})
+}
+
+/// Answers that are too long beside another: as JSON, in Anthropic's form, and over gRPC.
+async fn three_long_answers(served: &Served, worker: &mut Worker) -> (Reply, Reply, Option<(u32, String)>) {
+    let json = post(served.http, "/tokenize", tokenize(2 << 20)).await;
+    let asked = json!({"model": MODEL, "max_tokens": 5, "messages": [{"role": "user", "content": "hi"}]});
+    let (anthropic, ()) = tokio::join!(post(served.http, "/v1/messages", asked), async {
+        worker.call().await.answer(&["x".repeat(5 << 20).as_str()]).await;
+    });
+    let echoed = GenerateRequest {
+        model: MODEL.to_owned(),
+        prompt: Some(Prompt::Text("x".repeat(3 << 20))),
+        ..GenerateRequest::default()
+    };
+    let message = echoed.encode_to_vec();
+    let prefix = [&[0], &u32::try_from(message.len()).unwrap().to_be_bytes()[..]].concat();
+    let client = Http2::connect(served.http).await;
+    let path = "/vllm.Inference/Generate";
+    (
+        json,
+        anthropic,
+        client.grpc(path, [prefix, message].concat()).await,
+    )
+}
+
+#[tokio::test]
+async fn a_long_answer_without_room_is_refused_in_the_form_of_its_api_or_waits() {
+    let (served, mut worker) = with_worker(crowded(SHORT, LONG)).await;
+    let unread = post_and_not_read(served.http, "/tokenize", &tokenize(2 << 20)).await;
+    taken(&served, |used| used >= 8 << 20).await;
+    let (json, anthropic, grpc) = three_long_answers(&served, &mut worker).await;
+    for refused in [&json, &anthropic] {
+        assert_eq!(
+            (refused.status(), refused.header("retry-after")),
+            (StatusCode::SERVICE_UNAVAILABLE, Some("1"))
+        );
+    }
+    assert_eq!(json.json().await["error"]["code"], "too_many_requests");
+    let error = anthropic.json().await;
+    assert_eq!(
+        (&error["type"], &error["error"]["type"]),
+        (&json!("error"), &json!("overloaded_error")),
+        "{error}"
+    );
+    let (code, message) = grpc.unwrap();
+    assert_eq!(code, Code::Unavailable as u32, "{message}");
+    assert!(message.contains("long answers"), "{message}");
+    drop(unread);
+
+    // With time, all come, although the first client reads nothing until it is cut off.
+    let (served, mut worker) = with_worker(crowded(LONG, STALL)).await;
+    let unread = post_and_not_read(served.http, "/tokenize", &tokenize(2 << 20)).await;
+    taken(&served, |used| used >= 8 << 20).await;
+    let (json, anthropic, grpc) = three_long_answers(&served, &mut worker).await;
+    assert_eq!(json.json().await["count"], 2 << 20);
+    let text = &anthropic.json().await["content"][0]["text"];
+    assert_eq!(text.as_str().unwrap().len(), 5 << 20);
+    assert_eq!(grpc.unwrap(), (Code::Ok as u32, String::new()));
+    taken(&served, |used| used == 0).await;
+    drop(unread);
+}
+
 #[tokio::test]
 async fn a_whole_answer_that_is_not_read_is_cut_off_and_counted() {
-    let settings = Settings {
-        answer_bytes: 12 << 20,
-        ..limits(|limits| limits.stall_timeout = Duration::from_secs(2))
-    };
-    let (served, _worker) = with_worker(settings).await;
-    // One token of four bytes, as it is written, for each byte.
-    let tokenize = |bytes: usize| json!({"model": MODEL, "prompt": "x".repeat(bytes)});
+    let (served, _worker) = with_worker(crowded(SHORT, STALL)).await;
     let long = tokenize(2 << 20);
     let unread = post_and_not_read(served.http, "/tokenize", &long).await;
     taken(&served, |used| used >= 8 << 20).await;
-    let refused = post(served.http, "/tokenize", long.clone()).await;
-    assert_eq!(
-        (refused.status(), refused.header("retry-after")),
-        (StatusCode::SERVICE_UNAVAILABLE, Some("1"))
-    );
-    assert_eq!(refused.json().await["error"]["code"], "too_many_requests");
     // Short ones are not counted, and others find room beside it.
     assert_eq!(
         post(served.http, "/tokenize", tokenize(10)).await.json().await["count"],

@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
-# The packages of the client suites, each pinned by hash: `install.sh short` those of `make test`, `install.sh all` all of them. Safe to repeat.
-# `install.sh lock` makes tests/requirements/clients-*.txt and openai.txt from python/*.in, and node/package-lock.json from node/package.json.
+# The packages of the client suites, each pinned by hash: `install.sh short` those of `make test`, of which `install.sh sdk` those that the gateway's
+# own tests need, `install.sh all` all of them. Safe to repeat.
+# `install.sh lock` makes tests/requirements/clients-*.txt from python/*.in, and node/package-lock.json from node/package.json.
 set -euo pipefail
 cd "$(dirname "$0")"
 mkdir -p ../../.local
@@ -53,14 +54,13 @@ lock() {
     [ $set != stack ] || minor=12
     compile python/$set.in 3.$minor > ../requirements/clients-$set.txt
   done
-  # The types that the gateway's objects are held beside: those of the newest clients.
-  grep '^openai==' python/openai3.in | compile - 3.11 > ../requirements/openai.txt
   (cd node && npm install --package-lock-only --ignore-scripts --no-audit --no-fund --silent)
 }
 
 case "${1:-}" in
+  sdk) packages sdk 11 ;;
   short) packages sdk 11; modules ;;
   all) packages sdk 11; packages openai3 11; packages openai2 11; packages stack 12; modules ;;
   lock) lock ;;
-  *) echo "usage: install.sh short|all|lock" >&2; exit 2 ;;
+  *) echo "usage: install.sh sdk|short|all|lock" >&2; exit 2 ;;
 esac

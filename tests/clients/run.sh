@@ -14,7 +14,7 @@ suites() {
   "$local/venv-clients-$venv/bin/python" -m pytest -q -p no:cacheprovider "${@/#/python/test_}" >&2
 }
 
-suites sdk openai.py anthropic.py plain.py grpc.py
+suites sdk openai.py anthropic.py plain.py open_webui.py grpc.py
 if [ "$extent" = all ]; then
   suites openai3 openai_agents.py langchain.py pydantic_ai.py
   suites openai2 openai.py litellm.py instructor.py llama_index.py

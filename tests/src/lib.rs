@@ -8,6 +8,7 @@
 //! | [`command`] | running a program and reporting its words when it fails |
 //! | [`paths`] | where things lie in the checkout |
 //! | [`poll`] | waiting for a condition with a deadline |
+//! | [`recorder`] | a relay that keeps which calls were made |
 //! | [`write_cutter`] | a proxy that cuts off a client of the API server after a chosen write |
 #![forbid(unsafe_code)]
 
@@ -17,4 +18,5 @@ pub mod cluster;
 pub mod command;
 pub mod paths;
 pub mod poll;
+pub mod recorder;
 pub mod write_cutter;

@@ -1,4 +1,4 @@
-//! Clients: each has one connection and asks again when it has its answer, or at the times of a schedule.
+//! Clients: each has one connection and asks again when it has its answer. Those at the times of a schedule are in `paced`.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -16,6 +16,7 @@ use serde_json::{Map, Value, json};
 use tokio::net::TcpStream;
 use tokio::task::JoinSet;
 
+use super::paced::{self, Schedule, Times};
 use super::{MODEL, mock, usage};
 
 /// Nothing takes this long when all is well.
@@ -81,7 +82,9 @@ pub(crate) async fn measure(options: &Options) -> anyhow::Result<Map<String, Val
         let mut added = Map::new();
         added.insert("rate".to_owned(), rate.into());
         for (percentile, at) in [("p50", 0.5), ("p99", 0.99)] {
-            let (through, direct) = (quantile(&through, at), quantile(&direct, at));
+            let late = quantile(&through.sent, at).max(quantile(&direct.sent, at));
+            let (through, direct) = (quantile(&through.answered, at), quantile(&direct.answered, at));
+            added.insert(format!("{percentile}Late"), rounded(late));
             added.insert(format!("{percentile}Through"), rounded(through));
             added.insert(format!("{percentile}Direct"), rounded(direct));
             added.insert(format!("{percentile}Added"), rounded(through - direct));
@@ -174,32 +177,15 @@ async fn closed(
     Ok((answers.load(Ordering::Relaxed), used.as_secs_f64().max(0.01)))
 }
 
-/// Requests at even times, however long the answers take: milliseconds from when each was due, sorted.
-async fn open(address: SocketAddr, body: &Bytes, rate: u64, seconds: u64) -> anyhow::Result<Vec<f64>> {
-    // As many connections as would be under way if each answer took 100 ms.
-    let clients = (rate / 10).clamp(4, 512);
-    let begin = Instant::now() + Duration::from_millis(50);
-    let mut tasks = JoinSet::new();
-    for client in 0..clients {
-        let body = body.clone();
-        tasks.spawn(async move {
-            let mut taken = Vec::new();
-            let mut connection = Client::connect(address).await?;
-            for number in (client..rate * seconds).step_by(clients as usize) {
-                let due = begin + Duration::from_secs_f64(number as f64 / rate as f64);
-                tokio::time::sleep_until(due.into()).await;
-                connection.whole(&body).await?;
-                taken.push(due.elapsed().as_secs_f64() * 1000.0);
-            }
-            anyhow::Ok(taken)
-        });
-    }
-    let mut all = Vec::new();
-    while let Some(ended) = tasks.join_next().await {
-        all.extend(ended??);
-    }
-    all.sort_by(f64::total_cmp);
-    Ok(all)
+/// Requests at even times.
+async fn open(address: SocketAddr, body: &Bytes, rate: u64, seconds: u64) -> anyhow::Result<Times> {
+    let schedule = Schedule {
+        address,
+        body: body.clone(),
+        rate,
+        seconds,
+    };
+    tokio::task::spawn_blocking(move || paced::ask(&schedule)).await?
 }
 
 /// Memory for streams that are open and wait.

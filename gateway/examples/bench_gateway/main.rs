@@ -5,6 +5,7 @@
 
 mod load;
 mod mock;
+mod paced;
 mod soak;
 mod usage;
 

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use axum::extract::{Request, State};
-use axum::http::header::{AUTHORIZATION, CONTENT_TYPE, WWW_AUTHENTICATE};
+use axum::http::header::{AUTHORIZATION, WWW_AUTHENTICATE};
 use axum::http::{HeaderMap, HeaderName, HeaderValue, StatusCode};
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
@@ -13,6 +13,7 @@ use super::scope::Scope;
 use crate::Gateway;
 use crate::error::ApiError;
 use crate::routes::body::linger;
+use crate::routes::form::is_grpc;
 
 /// How Anthropic's clients send a key.
 const API_KEY: HeaderName = HeaderName::from_static("x-api-key");
@@ -72,8 +73,7 @@ fn refusal(headers: &HeaderMap) -> Response {
         "There is no API key; send one as 'Authorization: Bearer KEY' or 'x-api-key: KEY'."
     };
     // Clients of gRPC read nothing but gRPC.
-    let kind = headers.get(CONTENT_TYPE).map(HeaderValue::as_bytes);
-    if kind.is_some_and(|kind| kind.starts_with(b"application/grpc")) {
+    if is_grpc(headers) {
         return tonic::Status::unauthenticated(message).into_http();
     }
     let error = ApiError {

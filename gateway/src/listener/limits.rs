@@ -19,6 +19,8 @@ pub struct Limits {
     pub body_timeout: Duration,
     /// For which a client may take nothing of an answer that is streamed to it, or that is long.
     pub stall_timeout: Duration,
+    /// For which a long answer waits for room among those that are being sent.
+    pub room_timeout: Duration,
 }
 
 impl Default for Limits {
@@ -31,6 +33,7 @@ impl Default for Limits {
             idle_timeout: Duration::from_secs(120),
             body_timeout: Duration::from_secs(120),
             stall_timeout: Duration::from_secs(60),
+            room_timeout: Duration::from_secs(20),
         }
     }
 }

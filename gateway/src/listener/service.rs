@@ -6,15 +6,15 @@ use std::pin::Pin;
 use std::sync::Arc;
 
 use axum::http::{HeaderName, HeaderValue, Request, Response, Version};
-use axum::response::IntoResponse;
 use hyper::body::Incoming;
 use hyper::service::Service;
 use tower_service::Service as _;
 
 use super::Common;
 use super::connection::Activity;
-use super::stream::{Guarded, room};
+use super::stream::{Guarded, Patience, long, room};
 use crate::error::ApiError;
+use crate::routes::form::ErrorForm;
 
 /// The client's id of a request, and ours when it gives none; it is on every answer.
 pub const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
@@ -48,7 +48,7 @@ impl Service<Request<Incoming>> for Front {
     fn call(&self, mut request: Request<Incoming>) -> Self::Future {
         let active = self.activity.begin();
         let permit = Arc::clone(&self.common.requests).try_acquire_owned();
-        let stall_timeout = self.common.limits.stall_timeout;
+        let form = ErrorForm::of(request.uri().path(), request.headers());
         let multiplexed = request.version() == Version::HTTP_2;
         let id = id(&request);
         request.extensions_mut().insert(RequestId(id.clone()));
@@ -62,24 +62,28 @@ impl Service<Request<Incoming>> for Front {
             let mut response = match (preflight, &permit) {
                 (Some(response), _) => response,
                 (None, Ok(_)) => common.router.clone().call(request).await?,
-                (None, Err(_)) => too_many().into_response(),
+                (None, Err(_)) => form.answer(too_many()),
             };
-            let share = room(response.body(), &common.answers).unwrap_or_else(|full| {
-                tracing::warn!(
-                    "clients that read slowly have taken the room for long answers, so one is refused"
-                );
-                response = full.into_response();
-                None
-            });
+            let limits = &common.limits;
+            let mut taken = None;
+            if let Some(bytes) = long(response.body()) {
+                match room(bytes, &common.answers, limits.room_timeout).await {
+                    Ok(room) => taken = Some(room),
+                    Err(full) => response = form.answer(full),
+                }
+            }
             response.headers_mut().insert(REQUEST_ID, id);
             if let Some(cors) = &common.cors {
                 cors.open(allowed, response.headers_mut());
             }
-            let room = (share, &common.answers);
-            Ok(
-                response
-                    .map(|body| Guarded::new(body, active, permit.ok(), room, stall_timeout, multiplexed)),
-            )
+            let patience = Patience {
+                answers: common.answers.clone(),
+                stall_timeout: limits.stall_timeout,
+                room_timeout: limits.room_timeout,
+                form,
+                multiplexed,
+            };
+            Ok(response.map(|body| Guarded::new(body, active, permit.ok(), taken, patience)))
         })
     }
 }

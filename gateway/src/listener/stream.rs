@@ -1,12 +1,15 @@
 //! One answer on its way to its client. A client that takes nothing of a streamed or a long answer is cut off after a while, so
 //! that it does not keep a place at the model's workers, nor memory.
 
+use std::fmt;
 use std::pin::Pin;
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use axum::body::{Body, Bytes, HttpBody};
+use futures::FutureExt as _;
+use futures::future::BoxFuture;
 use hyper::body::{Frame, SizeHint};
 use tokio::sync::OwnedSemaphorePermit;
 use tokio::task::AbortHandle;
@@ -16,28 +19,73 @@ use super::connection::Active;
 use super::limits::{SHORT_ANSWER, SLICE, SLOWEST};
 use crate::budget::{Budget, Share};
 use crate::error::ApiError;
+use crate::routes::form::ErrorForm;
 
-/// Room for an answer that is there as a whole and long, until it has been sent. One that is longer than all the room goes alone.
+/// Room for an answer that is there as a whole and [`long`], until it has been sent. One that is longer than all the room goes alone. What
+/// the workers have made is not thrown away for a moment without room: it waits.
 ///
 /// # Errors
-/// 503 when clients that do not read have taken it.
-pub fn room(body: &Body, answers: &Budget) -> Result<Option<Share>, ApiError> {
-    let long = body
-        .size_hint()
-        .exact()
-        .filter(|&bytes| bytes > SHORT_ANSWER as u64);
-    let Some(bytes) = long else { return Ok(None) };
-    take(usize::try_from(bytes).unwrap_or(usize::MAX), answers).map(Some)
+/// 503 when clients that do not read have taken it all the time.
+pub async fn room(bytes: u64, answers: &Budget, longest: Duration) -> Result<Room, ApiError> {
+    let share = take(answers.clone(), bytes, longest).await;
+    Ok(Room {
+        share: share.ok_or_else(full)?,
+        bytes,
+    })
 }
 
-fn take(bytes: usize, answers: &Budget) -> Result<Share, ApiError> {
-    answers.take(bytes.min(answers.limit())).ok_or_else(|| {
-        ApiError::unavailable(
-            "too_many_requests",
-            "This gateway holds as many long answers for clients that read slowly as it has memory for; send the request again.",
-            1,
-        )
-    })
+/// The bytes of an answer that is there as a whole and long.
+#[must_use]
+pub fn long(body: &Body) -> Option<u64> {
+    let exact = body.size_hint().exact();
+    exact.filter(|&bytes| bytes > SHORT_ANSWER as u64)
+}
+
+async fn take(answers: Budget, bytes: u64, longest: Duration) -> Option<Share> {
+    let all = usize::try_from(bytes).unwrap_or(usize::MAX).min(answers.limit());
+    let share = answers.take_until(all, Instant::now() + longest).await;
+    if share.is_none() {
+        tracing::warn!("clients that read slowly have taken the room for long answers, so one is given up");
+    }
+    share
+}
+
+fn full() -> ApiError {
+    ApiError::unavailable(
+        "too_many_requests",
+        "This gateway holds as many long answers for clients that read slowly as it has memory for; send the request again.",
+        1,
+    )
+}
+
+/// The room of a whole answer.
+#[derive(Debug)]
+pub struct Room {
+    share: Share,
+    /// The answer's.
+    bytes: u64,
+}
+
+/// How long a client is waited for, and for how much.
+#[derive(Debug, Clone)]
+pub struct Patience {
+    /// Room for long answers, and long pieces of streams.
+    pub answers: Budget,
+    /// How long it may take nothing.
+    pub stall_timeout: Duration,
+    /// How long a long piece waits for room.
+    pub room_timeout: Duration,
+    /// In what form it is told of errors.
+    pub form: ErrorForm,
+    /// Whether its connection has other streams, so that only this one is cut off.
+    pub multiplexed: bool,
+}
+
+impl Patience {
+    /// When so many bytes must have been sent: a client that reads so slowly keeps others from their answers.
+    fn end(&self, bytes: u64) -> Instant {
+        Instant::now() + self.stall_timeout + Duration::from_secs(bytes / SLOWEST)
+    }
 }
 
 /// A response body together with what the request occupies.
@@ -61,59 +109,57 @@ struct Stream {
     inner: Mutex<Inner>,
 }
 
-#[derive(Debug)]
 struct Inner {
-    /// Absent when cut off.
+    /// Absent when cut off, or ended before its end.
     body: Option<Body>,
-    /// What has come and has not been sent of a long piece, and its room.
+    /// What has come and has not been sent of a long piece.
     rest: Bytes,
-    share: Option<Share>,
-    /// When what has a share must have been sent.
-    end: Option<Instant>,
-    answers: Budget,
+    /// A long piece that waits for room.
+    waiting: Option<BoxFuture<'static, Option<Share>>>,
+    /// The room of what is being sent, and when it must have been sent.
+    room: Option<(Share, Instant)>,
+    patience: Patience,
     active: Active,
     polled: Instant,
-    stall_timeout: Duration,
 }
 
-/// A client that reads so slowly keeps others from their answers.
-fn latest(bytes: u64, stall_timeout: Duration) -> Instant {
-    Instant::now() + stall_timeout + Duration::from_secs(bytes / SLOWEST)
+impl fmt::Debug for Inner {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Inner")
+            .field("room", &self.room)
+            .finish_non_exhaustive()
+    }
 }
 
 impl Guarded {
-    /// `share` is what [`room`] gave; long pieces of a stream take theirs from `answers`. `multiplexed` tells that the connection has other
-    /// streams, so that only this one is cut off.
+    /// `room` is what [`room`] gave; long pieces of a stream take theirs by themselves.
     #[must_use]
     pub fn new(
         body: Body,
         active: Active,
         permit: Option<OwnedSemaphorePermit>,
-        (share, answers): (Option<Share>, &Budget),
-        stall_timeout: Duration,
-        multiplexed: bool,
+        room: Option<Room>,
+        patience: Patience,
     ) -> Self {
-        let body = if share.is_none() && body.size_hint().exact().is_some() {
+        let body = if room.is_none() && body.size_hint().exact().is_some() {
             Passing::Whole {
                 body,
                 _active: active,
             }
         } else {
-            let whole = body.size_hint().exact().unwrap_or(0);
-            let end = share.is_some().then(|| latest(whole, stall_timeout));
+            let first = Instant::now() + patience.stall_timeout;
             let stream = Arc::new(Stream {
                 inner: Mutex::new(Inner {
                     body: Some(body),
                     rest: Bytes::new(),
-                    share,
-                    end,
-                    stall_timeout,
-                    answers: answers.clone(),
+                    waiting: None,
+                    room: room.map(|Room { share, bytes }| (share, patience.end(bytes))),
+                    patience,
                     active,
                     polled: Instant::now(),
                 }),
             });
-            let watched = watch(Arc::downgrade(&stream), stall_timeout, multiplexed);
+            let watched = watch(Arc::downgrade(&stream), first);
             Passing::Streamed {
                 stream,
                 watch: tokio::spawn(watched).abort_handle(),
@@ -134,10 +180,20 @@ impl Stream {
 }
 
 impl Inner {
+    /// When it is cut off unless it is asked for more.
+    fn latest(&self) -> Instant {
+        let mut stall = self.patience.stall_timeout;
+        if self.waiting.is_some() {
+            stall += self.patience.room_timeout;
+        }
+        let next = self.polled + stall;
+        self.room.as_ref().map_or(next, |(_, end)| next.min(*end))
+    }
+
     /// Forget what has not been sent.
     fn cut(&mut self) -> Option<Body> {
         self.rest = Bytes::new();
-        (self.share, self.end) = (None, None);
+        (self.waiting, self.room) = (None, None);
         self.body.take()
     }
 
@@ -156,28 +212,37 @@ impl Inner {
                 return Poll::Ready(Some(Ok(frame)));
             }
             self.rest = frame.into_data().unwrap_or_default();
-            if self.share.is_none() {
-                match take(self.rest.len(), &self.answers) {
-                    Ok(share) => {
-                        self.share = Some(share);
-                        self.end = Some(latest(self.rest.len() as u64, self.stall_timeout));
-                    }
-                    Err(full) => {
-                        tracing::warn!(
-                            "clients that read slowly have taken the room for long answers, so one is broken off"
-                        );
-                        drop(self.cut());
-                        return Poll::Ready(Some(Err(axum::Error::new(Full(full.message)))));
-                    }
-                }
+            if self.room.is_none() {
+                let (answers, longest) = (self.patience.answers.clone(), self.patience.room_timeout);
+                self.waiting = Some(take(answers, self.rest.len() as u64, longest).boxed());
             }
+        }
+        if let Some(waiting) = &mut self.waiting {
+            let share = ready!(waiting.as_mut().poll(context));
+            self.waiting = None;
+            let Some(share) = share else {
+                return Poll::Ready(self.give_up());
+            };
+            self.room = Some((share, self.patience.end(self.rest.len() as u64)));
         }
         let slice = self.rest.split_to(SLICE.min(self.rest.len()));
         let slice = Bytes::copy_from_slice(&slice);
         if self.rest.is_empty() {
-            (self.rest, self.share, self.end) = (Bytes::new(), None, None);
+            (self.rest, self.room) = (Bytes::new(), None);
         }
         Poll::Ready(Some(Ok(Frame::data(slice))))
+    }
+
+    /// End a stream before a piece that there is no room for: with its status on gRPC, else broken off, so that nobody takes it for whole.
+    fn give_up(&mut self) -> Option<Result<Frame<Bytes>, axum::Error>> {
+        drop(self.cut());
+        let error = full();
+        let Some(trailers) = self.patience.form.trailers(&error) else {
+            return Some(Err(axum::Error::new(Full(error.message))));
+        };
+        // Frames of gRPC hold whole messages, so this stands behind one.
+        self.body = Some(Body::empty());
+        Some(Ok(Frame::trailers(trailers)))
     }
 
     fn is_end(&self) -> bool {
@@ -201,16 +266,14 @@ impl Drop for Passing {
     }
 }
 
-async fn watch(stream: Weak<Stream>, stall_timeout: Duration, multiplexed: bool) {
-    let mut next = Instant::now() + stall_timeout;
+async fn watch(stream: Weak<Stream>, mut next: Instant) {
     loop {
         sleep_until(next).await;
         let Some(stream) = stream.upgrade() else { return };
         let cut = stream.with(|inner| {
-            next = inner.polled + stall_timeout;
-            next = inner.end.map_or(next, |end| end.min(next));
+            next = inner.latest();
             (next <= Instant::now()).then(|| {
-                if !multiplexed {
+                if !inner.patience.multiplexed {
                     inner.active.hang_up();
                 }
                 inner.cut()

@@ -11,6 +11,7 @@
 //! | [`vllm`] | `vllm.Inference` and `vllm.Control`, over gRPC |
 //! | [`leader`] | one question to a leader |
 //! | [`unknown`] | routes that are not there, those of other servers by name |
+//! | [`form`] | in what form a route tells of errors |
 //! | [`body`] | reading a JSON body |
 //! | [`record`] | what metrics and limits learn of a request |
 //! | [`usage`] | counts of tokens |
@@ -18,6 +19,7 @@
 pub mod body;
 pub mod completion;
 pub mod embeddings;
+pub mod form;
 pub mod leader;
 pub mod messages;
 pub mod models;

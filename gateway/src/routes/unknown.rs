@@ -1,7 +1,9 @@
 //! Routes that are not there. Those that other servers have are refused by name.
 
-use axum::http::{Method, StatusCode, Uri};
+use axum::http::{HeaderMap, Method, StatusCode, Uri};
+use axum::response::Response;
 
+use super::form::ErrorForm;
 use crate::error::ApiError;
 
 /// Ends of paths that other servers have, and why they are not here.
@@ -25,8 +27,12 @@ const REFUSED: &[(&str, &str)] = &[
 ];
 
 /// No such route.
-pub async fn route(method: Method, uri: Uri) -> ApiError {
+pub async fn route(method: Method, uri: Uri, headers: HeaderMap) -> Response {
     let path = uri.path();
+    ErrorForm::of(path, &headers).answer(no_route(&method, path))
+}
+
+fn no_route(method: &Method, path: &str) -> ApiError {
     let stored = path
         .starts_with("/v1/responses/")
         .then_some("no response is stored here");
@@ -52,8 +58,12 @@ pub async fn route(method: Method, uri: Uri) -> ApiError {
 }
 
 /// The route is there, but not for this method.
-pub async fn method(method: Method, uri: Uri) -> ApiError {
+pub async fn method(method: Method, uri: Uri, headers: HeaderMap) -> Response {
     let path = uri.path();
+    ErrorForm::of(path, &headers).answer(no_method(&method, path))
+}
+
+fn no_method(method: &Method, path: &str) -> ApiError {
     let read = ["/", "/health", "/version", "/page.js", "/page.css"].contains(&path);
     let right = if read || path.starts_with("/v1/models") {
         "GET"

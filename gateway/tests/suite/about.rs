@@ -80,6 +80,53 @@ async fn metrics_and_probes_tell_what_happened() {
     assert!(!metrics.contains("made-up"));
 }
 
+/// What the program tells until it serves, with these arguments besides.
+#[cfg(feature = "kube")]
+fn told_at_start(arguments: &[&str]) -> String {
+    use std::io::{BufRead as _, BufReader};
+    use std::process::{Command, Stdio};
+
+    let ports = ["--http-port=0", "--grpc-port=0", "--health-port=0"];
+    let mut gateway = Command::new(env!("CARGO_BIN_EXE_llamero-gateway"))
+        .args(["--listen=127.0.0.1", "--static=m=127.0.0.1:9"])
+        .args(ports)
+        .args(arguments)
+        .env_remove("RUST_LOG")
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let lines = BufReader::new(gateway.stderr.take().unwrap()).lines();
+    let mut told = String::new();
+    for line in lines.map_while(Result::ok) {
+        told += &line;
+        if line.contains("serving the OpenAI API") {
+            break;
+        }
+    }
+    gateway.kill().unwrap();
+    gateway.wait().unwrap();
+    told
+}
+
+#[cfg(feature = "kube")]
+#[test]
+fn a_gateway_without_keys_says_at_start_that_it_is_open() {
+    let open = told_at_start(&[]);
+    assert!(
+        open.contains("WARN") && open.contains("the API is open: whoever reaches it"),
+        "{open}"
+    );
+    let folder = tempfile::tempdir().unwrap();
+    let keys = folder.path().join("keys.yaml");
+    std::fs::write(&keys, "keys: [{name: alice, key: sk-alice-0123456789}]").unwrap();
+    let closed = told_at_start(&[&format!("--api-keys={}", keys.display())]);
+    assert!(
+        closed.contains("to holders of keys only") && !closed.contains("WARN"),
+        "{closed}"
+    );
+    assert!(open.contains("serving the OpenAI API") && closed.contains("serving the OpenAI API"));
+}
+
 #[tokio::test]
 async fn a_gateway_that_has_read_nothing_yet_is_not_ready() {
     let served = gateway(Settings::default()).await;

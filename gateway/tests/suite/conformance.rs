@@ -28,10 +28,10 @@ impl Compared {
     /// What OpenAI's types say against it.
     fn problems(&self) -> Vec<String> {
         let root = Path::new(env!("CARGO_MANIFEST_DIR"));
-        let python = root.join("../.local/venv-openai/bin/python");
+        let python = root.join("../.local/venv-clients-sdk/bin/python");
         assert!(
             python.exists(),
-            "{} is missing: run tests/venv.sh openai",
+            "{} is missing: run tests/clients/install.sh sdk",
             python.display()
         );
         let mut process = Command::new(python)

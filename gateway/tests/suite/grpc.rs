@@ -9,6 +9,7 @@ use futures::{StreamExt as _, stream};
 use llamero_gateway::Settings;
 use llamero_gateway::keys::KeyStore;
 use prost::Message as _;
+use serde_json::json;
 use tonic::metadata::MetadataValue;
 use tonic::{Code, Request};
 use vllm_proto::control_client::ControlClient;
@@ -289,6 +290,28 @@ async fn a_message_over_the_limit_is_refused() {
     let refused = client.abort(AbortRequest { request_ids }).await.unwrap_err();
     assert_eq!(refused.code(), Code::OutOfRange, "{refused}");
     assert_eq!(served.gateway.body_bytes.used(), 0);
+}
+
+#[tokio::test]
+async fn what_is_not_served_is_unimplemented_to_clients_of_grpc() {
+    let served = gateway(Settings::default()).await;
+    let client = Http2::connect(served.http).await;
+    for path in [
+        "/llamero.v1.RankControl/Watch",
+        "/vllm.Inference/Nothing",
+        "/made.up.Service/Method",
+        "/nothing",
+    ] {
+        let (status, message) = client.grpc(path, prefix(0)).await.unwrap();
+        assert_eq!(status, Code::Unimplemented as u32, "{path}: {message}");
+    }
+    // All others are told as ever, each in the form of its API.
+    let reply = client.post("/llamero.v1.RankControl/Watch", json!({})).await;
+    assert_eq!(reply.status().as_u16(), 404);
+    assert_eq!(reply.json().await["error"]["code"], "unknown_url");
+    let reply = client.post("/v1/messages/batches", json!({})).await;
+    assert_eq!(reply.status().as_u16(), 404);
+    assert_eq!(reply.json().await["error"]["type"], "not_found_error");
 }
 
 #[tokio::test]

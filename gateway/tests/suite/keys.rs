@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
+use futures::future::join_all;
 use futures::stream::unfold;
 use http_body_util::{BodyExt as _, StreamBody};
 use hyper::body::Frame;
@@ -21,7 +22,7 @@ use tokio::sync::mpsc::Receiver;
 
 use crate::support::client::{Reply, get, send_with};
 use crate::support::worker::Worker;
-use crate::support::{MODEL, Served, found, gateway, soon, streamed};
+use crate::support::{MODEL, Served, chat, found, gateway, soon, streamed};
 
 const ALICE: &str = "sk-alice-0123456789";
 const BOB: &str = "sk-bob-0123456789ab";
@@ -311,6 +312,47 @@ async fn limits_hold_over_all_gateways() {
         .count();
     assert_eq!(served, 100, "of 150 requests in a minute, 100 are allowed");
     assert!(statuses[..100].iter().all(|status| *status == StatusCode::OK));
+}
+
+#[tokio::test]
+async fn tokens_a_minute_hold_over_all_gateways_that_are_asked_at_once() {
+    const LIMIT: u64 = 1000;
+    let keys = Keys::new(&format!(", limits: {{tokensPerMinute: {LIMIT}}}"));
+    let mut worker = Worker::start();
+    let all = three(&keys, &worker).await;
+    for served in &all {
+        served.gateway.quotas.ledger.forget_others();
+    }
+    let answering = tokio::spawn(async move {
+        while let Some(call) = worker.next_call().await {
+            call.answer(&["x"; 5]).await;
+        }
+    });
+    // Clients at every gateway race for what is left, and an answer has more tokens than is known when it is let in.
+    let clients = (0..6).map(|client| {
+        let served = &all[client % 3];
+        async move {
+            let (mut tokens, mut refused) = (0, 0);
+            for _ in 0..40 {
+                let reply = ask(served, ALICE, chat(json!({"max_tokens": 5}))).await;
+                if reply.status() == StatusCode::TOO_MANY_REQUESTS {
+                    refused += 1;
+                    continue;
+                }
+                assert_eq!(reply.status(), StatusCode::OK);
+                tokens += reply.json().await["usage"]["total_tokens"].as_u64().unwrap();
+            }
+            (tokens, refused)
+        }
+    });
+    let counted = join_all(clients).await;
+    let tokens: u64 = counted.iter().map(|(tokens, _)| tokens).sum();
+    assert!(
+        (LIMIT * 9 / 10..=LIMIT * 11 / 10).contains(&tokens),
+        "{tokens} tokens of {LIMIT}: {counted:?}"
+    );
+    assert!(counted.iter().all(|(_, refused)| *refused > 0), "{counted:?}");
+    answering.abort();
 }
 
 #[tokio::test]

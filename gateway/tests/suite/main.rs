@@ -17,6 +17,7 @@ mod logprobs;
 mod messages;
 mod responses;
 mod routing;
+mod sdks;
 #[path = "../support/mod.rs"]
 mod support;
 mod tokens;

@@ -1,16 +1,20 @@
 //! Which leader a request goes to.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use hyper::{Method, StatusCode};
 use llamero_gateway::Settings;
 use serde_json::json;
+use tokio::task::JoinHandle;
+use tokio_util::sync::CancellationToken;
 use vllm_proto::inference_client::InferenceClient;
 use vllm_proto::{GenerateRequest, generate_request::Prompt};
 
 use crate::support::client::{post, send_with};
 use crate::support::worker::Worker;
-use crate::support::{MODEL, ask, asking, begun, chat, found, gateway, patient, soon, with_worker};
+use crate::support::{MODEL, Served, ask, asking, begun, chat, found, gateway, patient, soon, with_worker};
 
 #[tokio::test]
 async fn requests_spread_over_leaders() {
@@ -60,6 +64,95 @@ async fn the_load_that_others_cause_counts() {
         });
         assert_eq!(reply.status(), StatusCode::OK);
     }
+}
+
+/// Asks by a name again and again; every answer is whole. Told how often, and when to stop.
+fn asking_on(
+    served: &Served,
+    model: &'static str,
+    stop: &CancellationToken,
+) -> (Arc<AtomicUsize>, JoinHandle<()>) {
+    let (address, stop, count) = (served.http, stop.clone(), Arc::new(AtomicUsize::new(0)));
+    let counted = Arc::clone(&count);
+    let asking = tokio::spawn(async move {
+        while !stop.is_cancelled() {
+            let body = json!({"model": model, "messages": [{"role": "user", "content": "hi"}]});
+            let reply = post(address, "/v1/chat/completions", body).await;
+            let (status, answer) = (reply.status(), reply.json().await);
+            let text = &answer["choices"][0]["message"]["content"];
+            assert_eq!(
+                (status, text),
+                (StatusCode::OK, &json!("xy")),
+                "{model}: {answer}"
+            );
+            counted.fetch_add(1, Ordering::SeqCst);
+        }
+    });
+    (count, asking)
+}
+
+/// Some more answers have come.
+async fn more(count: &AtomicUsize) {
+    let before = count.load(Ordering::SeqCst);
+    soon(async {
+        while count.load(Ordering::SeqCst) < before + 5 {
+            tokio::task::yield_now().await;
+        }
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn names_answer_all_the_time_while_a_model_is_renamed_and_its_groups_are_replaced() {
+    let served = gateway(Settings::default()).await;
+    let answering = |mut worker: Worker| {
+        tokio::spawn(async move {
+            while let Some(call) = worker.next_call().await {
+                call.answer(&["x", "y"]).await;
+            }
+        })
+    };
+    let (former, latter) = (Worker::start(), Worker::start());
+    let (first, second) = (former.address.to_string(), latter.address.to_string());
+    let workers = [answering(former), answering(latter)];
+    let publish = |model: &str, former: &[&str], leaders: &[(&String, &str)]| {
+        let mut found = found(model, &[]);
+        found.former = former.iter().map(|name| (*name).to_owned()).collect();
+        let leader = |(address, name): &(&String, &str)| ((*address).clone(), (*name).to_owned());
+        found.leaders = leaders.iter().map(leader).collect();
+        served.gateway.publish(vec![found]);
+    };
+    publish("old", &[], &[(&first, "old")]);
+    let (old, new) = (CancellationToken::new(), CancellationToken::new());
+    let (by_old, asking_old) = asking_on(&served, "old", &old);
+    more(&by_old).await;
+    // The deployment has another name; its groups serve under the former one.
+    publish("new", &["old"], &[(&first, "old")]);
+    let (by_new, asking_new) = asking_on(&served, "new", &new);
+    for leaders in [
+        &[(&first, "old")][..],
+        &[(&first, "old"), (&second, "new")],
+        &[(&second, "new")],
+    ] {
+        publish("new", &["old"], leaders);
+        more(&by_old).await;
+        more(&by_new).await;
+    }
+    old.cancel();
+    soon(asking_old).await.unwrap();
+    // Nobody serves under the former name any more, which ends with it.
+    publish("new", &[], &[(&second, "new")]);
+    more(&by_new).await;
+    new.cancel();
+    soon(asking_new).await.unwrap();
+    let gone = post(
+        served.http,
+        "/v1/chat/completions",
+        json!({"model": "old", "messages": [{"role": "user", "content": "hi"}]}),
+    )
+    .await;
+    assert_eq!(gone.status(), StatusCode::NOT_FOUND);
+    workers.iter().for_each(JoinHandle::abort);
 }
 
 fn full() -> tonic::Status {

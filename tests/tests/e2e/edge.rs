@@ -15,17 +15,18 @@ use crate::client::chat_on;
 use crate::fixture::{Deployment, SOON};
 use crate::installation::{Installed, pods_of};
 use crate::parts::SYSTEM;
+use crate::routing;
 
 const HOST: &str = "gateway.test";
-const MODEL: &str = "edge";
-const FREE: &str = "sk-free-0123456789abcdef";
+pub(crate) const MODEL: &str = "edge";
+pub(crate) const FREE: &str = "sk-free-0123456789abcdef";
 const LIMITED: &str = "sk-limited-0123456789abcdef";
 const LATER: &str = "sk-later-0123456789abcdef";
 /// Requests a minute of the limited key: many beside the two gateways, few beside what they answer in a minute.
 const LIMIT: usize = 30;
 
 /// Secrets of the gateways, and the certificate that clients trust.
-struct Secrets {
+pub(crate) struct Secrets {
     kubectl: Kubectl,
     folder: TempDir,
 }
@@ -68,7 +69,7 @@ impl Secrets {
     }
 
     /// Status code and answer of one gateway, and the seconds that it took.
-    fn ask(&self, ip: &str, key: &str, session: &str, body: &Value) -> Result<(u16, Value, f64)> {
+    pub(crate) fn ask(&self, ip: &str, key: &str, session: &str, body: &Value) -> Result<(u16, Value, f64)> {
         let session = format!("x-session-id: {session}");
         let mut words = vec![
             "-w",
@@ -147,7 +148,7 @@ fn two_gateways_keep_limits_and_take_up_secrets() -> Result<()> {
         ensure!(!secrets.knows(ip, LATER)?, "an unknown key gets in");
     }
     limits(&secrets, &ips)?;
-    routing(&secrets, &ips)?;
+    routing::compare(&secrets, &ips)?;
     // Both Secrets change: other clients trust another certificate, and one more key is known.
     secrets.write(&format!("{keys}, {{name: later, key: {LATER}}}]"))?;
     for ip in &ips {
@@ -190,65 +191,6 @@ fn limits(secrets: &Secrets, ips: &[String]) -> Result<()> {
     ensure!(
         (LIMIT * 9 / 10..=most).contains(&served),
         "{served} requests were served in {seconds} s"
-    );
-    Ok(())
-}
-
-/// Conversations of three turns: in turn through both gateways as they are, and with a session of its own for each request, as if the gateways knew nothing of
-/// conversations.
-fn routing(secrets: &Secrets, ips: &[String]) -> Result<()> {
-    const CONVERSATIONS: usize = 8;
-    const TURNS: usize = 3;
-    let mut figures = Vec::new();
-    for (kind, alike) in [("by conversation", true), ("without affinity", false)] {
-        let (mut cached, mut prompt, mut waited) = (0, 0, 0.0);
-        for turn in 0..TURNS {
-            for conversation in 0..CONVERSATIONS {
-                let begins = format!(
-                    "{kind} {conversation}: {}",
-                    "A long story about a llama. ".repeat(60)
-                );
-                let mut messages = vec![json!({"role": "user", "content": begins})];
-                for said in 0..turn {
-                    messages
-                        .push(json!({"role": "assistant", "content": format!("Then {said} llamas came.")}));
-                    messages.push(json!({"role": "user", "content": "And then?"}));
-                }
-                let body = json!({"model": MODEL, "temperature": 0, "max_tokens": 1, "ignore_eos": true, "messages": messages});
-                let session = if alike {
-                    String::new()
-                } else {
-                    format!("{conversation}-{turn}")
-                };
-                let ip = &ips[(conversation + turn) % ips.len()];
-                let (code, answer, seconds) = secrets.ask(ip, FREE, &session, &body)?;
-                ensure!(code == 200, "HTTP {code}: {answer}");
-                if turn > 0 {
-                    let usage = &answer["usage"];
-                    cached += usage["prompt_tokens_details"]["cached_tokens"]
-                        .as_u64()
-                        .unwrap_or_default();
-                    prompt += usage["prompt_tokens"].as_u64().context("no usage")?;
-                    waited += seconds;
-                }
-            }
-        }
-        let requests = CONVERSATIONS * (TURNS - 1);
-        let (hits, mean) = (cached as f64 / prompt as f64, waited / requests as f64);
-        println!(
-            "{kind}: {:.0} % of the prompts' tokens were cached, {:.0} ms to the first token",
-            hits * 100.0,
-            mean * 1000.0
-        );
-        figures.push(hits);
-    }
-    ensure!(
-        figures[0] > 0.8,
-        "conversations do not find their caches: {figures:?}"
-    );
-    ensure!(
-        figures[0] > figures[1] + 0.1,
-        "affinity brings nothing: {figures:?}"
     );
     Ok(())
 }

@@ -22,6 +22,7 @@
 //! | [`rollout`] | changes that go wrong, canaries, names that two want |
 //! | [`secrecy`] | what nobody must read in statuses, Events and logs |
 //! | [`sources`] | a claim, an image and a directory hold the same weights |
+//! | [`routing`] | conversations at two groups: affinity beside the least loaded and beside turns |
 //! | [`scaling`] | up, down, to zero and back |
 //! | [`writes`] | the operator dies at a write of a placement and a new one converges |
 
@@ -47,6 +48,7 @@ mod plugin;
 mod policy;
 mod refusals;
 mod rollout;
+mod routing;
 mod scaling;
 mod secrecy;
 mod sources;

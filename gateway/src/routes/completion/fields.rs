@@ -194,7 +194,7 @@ pub const FIELDS: &[Field] = &[
         Chat,
         "tool_choice",
         Used(
-            "none, auto, required, or a function; the last two give one call that has the parameters' schema",
+            "none, auto, required (at least one call), or a function (one call); arguments then have the parameters' schema",
         ),
     ),
     row(Chat, "parallel_tool_calls", Used("false: at most one call")),

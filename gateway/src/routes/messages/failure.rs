@@ -26,8 +26,18 @@ fn kind(status: StatusCode) -> &'static str {
     }
 }
 
+/// An error of this API.
+#[must_use]
+pub fn write(error: ApiError) -> Response {
+    rewrite_now(error.into_response())
+}
+
 /// Write an error response again in this form; its status and headers stay.
-pub async fn rewrite(mut response: Response) -> Response {
+pub async fn rewrite(response: Response) -> Response {
+    rewrite_now(response)
+}
+
+fn rewrite_now(mut response: Response) -> Response {
     let Some(error) = response.extensions_mut().remove::<ApiError>() else {
         return response;
     };

@@ -57,7 +57,7 @@ pub const FIELDS: &[Field] = &[
         Responses,
         "tool_choice",
         Used(
-            "none, auto, required, or a function; the last two give one call that has the parameters' schema",
+            "none, auto, required (at least one call), or a function (one call); arguments then have the parameters' schema",
         ),
     ),
     row(Responses, "parallel_tool_calls", Used("false: at most one call")),

@@ -94,7 +94,7 @@ fn unanswered(unanswered: Unanswered) -> Status {
 }
 
 /// An error of this gateway's own.
-fn status(error: ApiError) -> Status {
+pub(super) fn status(error: ApiError) -> Status {
     let code = match error.status.as_u16() {
         404 => Code::NotFound,
         408 => Code::DeadlineExceeded,

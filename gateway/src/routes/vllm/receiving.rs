@@ -6,8 +6,7 @@ use std::sync::Arc;
 
 use axum::body::{Body, Bytes};
 use axum::extract::{Request, State};
-use axum::http::header::CONTENT_TYPE;
-use axum::http::{HeaderMap, HeaderName, HeaderValue};
+use axum::http::{HeaderMap, HeaderName};
 use axum::middleware::Next;
 use axum::response::Response;
 use http_body_util::{BodyExt as _, Full};
@@ -17,6 +16,7 @@ use crate::Gateway;
 use crate::budget::Share;
 use crate::error::ApiError;
 use crate::routes::body;
+use crate::routes::form::is_grpc;
 
 /// Bytes before a message: whether it is compressed, and its length (gRPC over HTTP/2, "Length-Prefixed-Message").
 const PREFIX: usize = 5;
@@ -44,9 +44,8 @@ pub(super) async fn receive(State(gateway): State<Arc<Gateway>>, request: Reques
 
 async fn message(gateway: &Gateway, headers: &HeaderMap, body: Body, limit: usize) -> Result<Body, ApiError> {
     let (bytes, share) = body::read_within(gateway, body, limit, PREFIX).await?;
-    let is_grpc = |kind: &HeaderValue| kind.as_bytes().starts_with(b"application/grpc");
     // Others, and messages that are compressed, are refused by the service itself.
-    if headers.get(CONTENT_TYPE).is_some_and(is_grpc) && !headers.contains_key(ENCODING) {
+    if is_grpc(headers) && !headers.contains_key(ENCODING) {
         check(&bytes)?;
     }
     Ok(sharing(bytes.into(), share))

@@ -157,8 +157,7 @@ fn public(target: &Target, paths: &[String], section: &mut Section) -> Result<()
     ensure!(!own.is_empty(), "there are no methods of Llamero's own");
     for path in &own {
         let answer = target.parts.call(&port, &Caller::Plain, path)?;
-        // What the gateway does not serve is not found, as for every path; a client of gRPC says so in its own words.
-        let unknown = matches!(&answer, Answer::Status(_, said) if said.contains("404 Not Found"));
+        let unknown = matches!(&answer, Answer::Status(Code::Unimplemented, _));
         ensure!(
             unknown,
             "{path} at the gateway's port is answered with {answer:?}"
@@ -167,7 +166,7 @@ fn public(target: &Target, paths: &[String], section: &mut Section) -> Result<()
     section.add(
         format!("in plain text: the {} methods of Llamero's own parts", own.len()),
         "gateway, 8000, gRPC",
-        "HTTP 404".to_owned(),
+        "`Unimplemented`".to_owned(),
     );
     Ok(())
 }

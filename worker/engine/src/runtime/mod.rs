@@ -54,7 +54,7 @@ mod tests;
 
 pub use adapters::{AdapterError, AdapterInfo};
 pub use config::RankConfig;
-pub use constraint::Constraint;
+pub use constraint::{Constraint, ConstraintError, Restriction};
 pub use control::RankControl;
 pub use handle::{EngineHandle, Submission, SubmitError};
 pub use load::{HistogramSnapshot, LoadSnapshot};

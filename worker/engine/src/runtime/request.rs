@@ -3,6 +3,7 @@
 use llamero_checkpoint::ContentIdentity;
 
 use crate::pooling::Pooling;
+use crate::runtime::constraint::Restriction;
 use crate::sampling::SamplingParams;
 use crate::schedule::Refusal;
 
@@ -113,8 +114,8 @@ pub enum FinishReason {
 pub enum FailureKind {
     /// The request can never be served anywhere.
     Invalid,
-    /// No token can meet its constraint any more, or the constraint has grown too complex.
-    Unmet,
+    /// No token can meet this restriction any more, or it has grown too complex.
+    Unmet(Restriction),
     /// Prompt and answer are longer than this group holds.
     TooLong,
     /// The adapter that it is for is not there, or no more.

@@ -1,4 +1,4 @@
-//! The likeliest tokens beside a sampled one, for log-probabilities.
+//! The likeliest tokens beside a sampled one, or those of a list, for log-probabilities.
 
 use super::candidates::by_logit;
 use super::mass::Mass;
@@ -20,6 +20,19 @@ pub fn likeliest(count: u16, ranks: &[RowCandidates], mass: &Mass) -> Vec<(u32, 
         *logit = rounded(f64::from(*logit) - total);
     }
     all
+}
+
+/// The log-probabilities at temperature 1 of these tokens, in their order, from a full row of logits. Masked tokens are left out.
+#[must_use]
+pub fn listed(tokens: &[u32], logits: &[f32], mass: &Mass) -> Vec<(u32, f32)> {
+    let Some(total) = mass.raw else { return Vec::new() };
+    let logit = |token: &u32| {
+        let logit = logits.get(usize::try_from(*token).ok()?).copied();
+        Some((*token, logit.filter(|logit| logit.is_finite())?))
+    };
+    let all = tokens.iter().filter_map(logit);
+    all.map(|(token, logit)| (token, rounded(f64::from(logit) - total)))
+        .collect()
 }
 
 #[cfg(test)]
@@ -67,5 +80,10 @@ mod tests {
             assert!((f64::from(*logprob) - (f64::from(logits[*token as usize]) - total.ln())).abs() < 1e-5);
         }
         assert_eq!(likeliest_of(0, vec![of(0..2)]), []);
+        // Tokens by their ids have the same values to the last bit; one is masked, and one there is not.
+        let answers: RowAnswers = [of(0..2)].into_iter().collect();
+        let mass = answers.mass(false, true).unwrap();
+        let asked = [best[2].0, 5, best[0].0, 1_000];
+        assert_eq!(listed(&asked, &logits, &mass), [best[2], best[0]]);
     }
 }

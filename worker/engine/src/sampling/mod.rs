@@ -13,7 +13,7 @@
 //! | [`answers`] | what the ranks have answered to one position |
 //! | [`merge`] | one token from the candidates of all ranks, when that is provably exact |
 //! | [`full_row`] | one token from a full row of logits |
-//! | [`likeliest`] | the likeliest tokens, for log-probabilities |
+//! | [`likeliest`] | the likeliest tokens, or those of a list, for log-probabilities |
 //! | [`penalties`] | everything that is a sparse bias: penalties, logit bias, bans |
 
 pub mod answers;
@@ -33,7 +33,7 @@ mod properties;
 
 pub use answers::RowAnswers;
 pub use full_row::{join_shards, sample_full_row};
-pub use likeliest::likeliest;
+pub use likeliest::{likeliest, listed};
 pub use mass::Mass;
 pub use merge::{Outcome, merge};
 pub use noise::Noise;

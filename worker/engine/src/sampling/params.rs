@@ -32,6 +32,8 @@ pub struct SamplingParams {
     pub bad_words: Vec<Vec<u32>>,
     /// Whether log-probabilities are wanted, and beside each those of so many of the likeliest tokens.
     pub logprobs: Option<u16>,
+    /// Tokens whose log-probabilities are wanted in place of those of the likeliest ones. Takes the full row of every position.
+    pub listed: Vec<u32>,
 }
 
 impl SamplingParams {
@@ -52,6 +54,7 @@ impl SamplingParams {
             ends: Vec::new(),
             bad_words: Vec::new(),
             logprobs: None,
+            listed: Vec::new(),
         }
     }
 

@@ -1,7 +1,7 @@
 //! A list of tokens that an answer may have.
 
 use super::grammars::TokenConstraint;
-use crate::runtime::Constraint;
+use crate::runtime::{Constraint, ConstraintError, Restriction};
 
 /// Restricts an answer to some tokens; one that has a form too, to those of them that the form allows.
 #[derive(Debug, Clone)]
@@ -36,11 +36,11 @@ fn set(tokens: &[u32], vocab_size: u32) -> Vec<u8> {
 }
 
 impl Constraint for AllowedTokens {
-    fn accept(&mut self, token: u32) -> Result<(), String> {
+    fn accept(&mut self, token: u32) -> Result<(), ConstraintError> {
         self.form.as_mut().map_or(Ok(()), |form| form.accept(token))
     }
 
-    fn mask(&mut self) -> Result<Option<Vec<u8>>, String> {
+    fn mask(&mut self) -> Result<Option<Vec<u8>>, ConstraintError> {
         let Some(form) = &mut self.form else {
             return Ok(Some(self.bits.clone()));
         };
@@ -54,7 +54,7 @@ impl Constraint for AllowedTokens {
             .for_each(|(bit, listed)| *bit &= listed);
         if bits.iter().all(|byte| *byte == 0) {
             let message = "the form of the answer allows none of the tokens of allowed_token_ids here; allow more of them";
-            return Err(message.to_owned());
+            return Err(ConstraintError::Unmet(Restriction::TokenList, message.to_owned()));
         }
         Ok(Some(bits))
     }
@@ -90,7 +90,9 @@ mod tests {
         let mut both = AllowedTokens::new(&tokens, &[], VOCAB, Some(Box::new(form)));
         assert_eq!(allowed(&mut both), [token("b")]);
         both.accept(token("b")).unwrap();
-        assert!(both.mask().unwrap_err().contains("allowed_token_ids"));
+        let error = both.mask().unwrap_err();
+        assert!(matches!(error, ConstraintError::Unmet(Restriction::TokenList, _)));
+        assert!(error.to_string().contains("allowed_token_ids"));
     }
 
     #[test]

@@ -22,10 +22,19 @@ pub enum Form {
     Choice(Vec<String>),
     /// A grammar in llguidance's variant of Lark.
     Lark(String),
-    /// A call of one of these tools, as Llama writes it: name, and the schema of its parameters.
-    Call(Vec<(String, String)>),
+    /// A call of one of these tools, as Llama writes it, or calls of them.
+    Call(Calls),
     /// A text, or calls of tools.
     CallOr(CallOr),
+}
+
+/// An answer that is a call, or calls.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Calls {
+    /// Names, and the schemas of their parameters.
+    pub tools: Vec<(String, String)>,
+    /// One call, or else at least one.
+    pub one: bool,
 }
 
 /// Why a form cannot be used, for the user who sent it.
@@ -65,7 +74,7 @@ impl Form {
             Self::Regex(text) => TopLevelGrammar::from_regex(text),
             Self::Lark(text) => TopLevelGrammar::from_lark(text.clone()),
             Self::Choice(texts) => TopLevelGrammar::from_lark(choice(texts)?),
-            Self::Call(tools) => TopLevelGrammar::from_lark(call(tools)?),
+            Self::Call(calls) => TopLevelGrammar::from_lark(calls.lark()?),
             Self::CallOr(either) => either.grammar()?,
         })
     }
@@ -74,7 +83,10 @@ impl Form {
         match self {
             Self::Json(text) | Self::Regex(text) | Self::Lark(text) => text.len(),
             Self::Choice(texts) => texts.iter().map(String::len).sum(),
-            Self::Call(tools) => tools.iter().map(|(name, schema)| name.len() + schema.len()).sum(),
+            Self::Call(calls) => {
+                let tools = calls.tools.iter();
+                tools.map(|(name, schema)| name.len() + schema.len()).sum()
+            }
             Self::CallOr(either) => either.bytes(),
         }
     }
@@ -124,19 +136,26 @@ pub(super) fn object(text: &str) -> Result<Value, FormError> {
     Ok(schema)
 }
 
-/// Each schema is a document of its own, so that its references stay its own.
-fn call(tools: &[(String, String)]) -> Result<String, FormError> {
-    if tools.is_empty() {
-        return Err(FormError::NoChoice("no tool"));
+impl Calls {
+    /// Each schema is a document of its own, so that its references stay its own. Nothing but a semicolon is between calls, so that a model
+    /// behind one chooses between an end and another call, and falls into no white space that only another call would follow.
+    fn lark(&self) -> Result<String, FormError> {
+        if self.tools.is_empty() {
+            return Err(FormError::NoChoice("no tool"));
+        }
+        let names: Vec<String> = (0..self.tools.len())
+            .map(|index| format!("call{index}"))
+            .collect();
+        let more = if self.one { "" } else { " (\";\" \" \"? call)*" };
+        let mut lark = format!("start: call{more}\ncall: {}\n", names.join(" | "));
+        for (index, (name, parameters)) in self.tools.iter().enumerate() {
+            let head = format!("{{\"name\": {}, \"parameters\": ", Value::from(name.as_str()));
+            let (head, schema) = (literal(&head), object(parameters)?);
+            lark +=
+                &format!("call{index}: {head} arguments{index} \"}}\"\narguments{index}: %json {schema}\n");
+        }
+        Ok(lark)
     }
-    let names: Vec<String> = (0..tools.len()).map(|index| format!("call{index}")).collect();
-    let mut lark = format!("start: {}\n", names.join(" | "));
-    for (index, (name, parameters)) in tools.iter().enumerate() {
-        let head = format!("{{\"name\": {}, \"parameters\": ", Value::from(name.as_str()));
-        let (head, schema) = (literal(&head), object(parameters)?);
-        lark += &format!("call{index}: {head} arguments{index} \"}}\"\narguments{index}: %json {schema}\n");
-    }
-    Ok(lark)
 }
 
 fn choice(texts: &[String]) -> Result<String, FormError> {

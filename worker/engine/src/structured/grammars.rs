@@ -12,12 +12,16 @@ use llguidance::{Matcher, ParserFactory};
 use super::calls::Place;
 use super::form::{Form, FormError};
 use super::free_text::FreeText;
-use crate::runtime::Constraint;
+use crate::runtime::{Constraint, ConstraintError, Restriction};
 use crate::text::Tokenizer;
 use crate::text::tool_calls::PYTHON_TAG;
 
 /// Most states of the automaton that splits an answer into terminals; about 2 KB each.
 const MAX_LEXER_STATES: usize = 20_000;
+
+/// How the matcher's messages begin when a form has reached its bounds, or when no token goes on with it (llguidance 1.9, `ParserError::message`
+/// and `StopReason::NoExtensionBias`). All others are faults of its own.
+const UNMET: [&str; 3] = ["lexer error: ", "parser error: ", "NoExtensionBias"];
 
 /// Most forms that are kept compiled.
 const MAX_KEPT: usize = 8;
@@ -180,7 +184,7 @@ impl fmt::Debug for TokenConstraint {
 }
 
 impl Constraint for TokenConstraint {
-    fn accept(&mut self, token: u32) -> Result<(), String> {
+    fn accept(&mut self, token: u32) -> Result<(), ConstraintError> {
         if let Some(text) = &mut self.free_text {
             if text.tag() == Some(token) {
                 self.matcher = text.begin_behind_tag();
@@ -194,7 +198,7 @@ impl Constraint for TokenConstraint {
         self.matcher.consume_token(token).map_err(failed)
     }
 
-    fn mask(&mut self) -> Result<Option<Vec<u8>>, String> {
+    fn mask(&mut self) -> Result<Option<Vec<u8>>, ConstraintError> {
         let free_text = self.free_text.as_ref();
         if free_text.is_some_and(FreeText::is_text) {
             return Ok(None);
@@ -211,10 +215,17 @@ impl Constraint for TokenConstraint {
     }
 }
 
-fn failed(error: impl fmt::Display) -> String {
-    format!(
-        "the form of the answer cannot be enforced any further ({error}); simplify it and send the request again"
-    )
+fn failed(error: impl fmt::Display) -> ConstraintError {
+    let error = error.to_string();
+    // What is behind it is for programs that ask for more words.
+    let why = error.split("\n<").next().unwrap_or_default();
+    if UNMET.iter().any(|begin| why.starts_with(begin)) {
+        let message = format!(
+            "the form of the answer cannot be enforced any further ({why}); simplify it and send the request again"
+        );
+        return ConstraintError::Unmet(Restriction::Form, message);
+    }
+    ConstraintError::Broken(format!("what enforces the form of the answer is broken: {why}"))
 }
 
 fn bitmap(allowed: &SimpleVob, bytes: usize) -> Vec<u8> {
@@ -229,7 +240,8 @@ fn bitmap(allowed: &SimpleVob, bytes: usize) -> Vec<u8> {
 
 #[cfg(test)]
 mod tests {
-    use super::super::testing::{VOCAB, allowed, grammars, walk};
+    use super::super::form::Calls;
+    use super::super::testing::{VOCAB, accepts, allowed, grammars, walk};
     use super::*;
     use crate::text::testing::tokenizer;
     use crate::text::tool_calls::{ToolCallParser, ToolPiece};
@@ -282,7 +294,8 @@ mod tests {
                     r##"{"type": "object", "properties": {}, "additionalProperties": false}"##.to_owned(),
                 ),
             ];
-            let text = walk(&grammars, &Form::Call(tools), seed).unwrap();
+            let calls = Form::Call(Calls { tools, one: true });
+            let text = walk(&grammars, &calls, seed).unwrap();
             let mut parser = ToolCallParser::new(vec!["f".to_owned(), "g".to_owned()], true);
             let pieces = parser.push(&text);
             let [ToolPiece::Begin { name, .. }, ToolPiece::Arguments { text, .. }] = &pieces[..] else {
@@ -299,6 +312,51 @@ mod tests {
                 seed,
             );
             assert!(text.is_none_or(|text| text.matches('a').count() == text.matches('b').count()));
+        }
+    }
+
+    #[test]
+    fn a_required_call_is_one_or_more() {
+        let grammars = grammars();
+        let none = r#"{"type": "object", "properties": {}, "additionalProperties": false}"#;
+        let number =
+            r#"{"properties": {"n": {"type": "integer"}}, "required": ["n"], "additionalProperties": false}"#;
+        let tools = [("f", none), ("g", number)].map(|(name, schema)| (name.to_owned(), schema.to_owned()));
+        let form = |one| {
+            let tools = tools.to_vec();
+            Form::Call(Calls { tools, one })
+        };
+        let (f, g) = (
+            r#"{"name": "f", "parameters": {}}"#,
+            r#"{"name": "g", "parameters": {"n": 1}}"#,
+        );
+        for (text, calls) in [
+            (String::new(), 0),
+            (f.to_owned(), 1),
+            (g.to_owned(), 1),
+            (format!("{f}; {g}"), 2),
+            (format!("{g};{f}; {f}"), 3),
+            (format!("{f}, {g}"), 0),
+            (format!("{f};"), 0),
+            (format!("{f}; no"), 0),
+            (format!("well {f}"), 0),
+        ] {
+            assert_eq!(accepts(&grammars, &form(true), &text), calls == 1, "{text}");
+            assert_eq!(accepts(&grammars, &form(false), &text), calls > 0, "{text}");
+            if calls > 0 {
+                let parser = ToolCallParser::new(vec!["f".to_owned(), "g".to_owned()], false);
+                let mut parser = parser.formed(Vec::new());
+                let mut pieces = parser.push(&text);
+                pieces.extend(parser.finish());
+                let begun = pieces
+                    .iter()
+                    .filter(|piece| matches!(piece, ToolPiece::Begin { .. }));
+                assert_eq!(begun.count(), calls, "{text}: {pieces:?}");
+                assert!(
+                    !pieces.iter().any(|piece| matches!(piece, ToolPiece::Text(_))),
+                    "{pieces:?}"
+                );
+            }
         }
     }
 
@@ -325,6 +383,44 @@ mod tests {
             kept(number);
         }
         assert!(!Arc::ptr_eq(&first, &kept(1)));
+    }
+
+    #[test]
+    fn a_form_that_is_too_complex_is_the_clients_fault_and_a_broken_matcher_is_not() {
+        // Each letter more is twice as many states of the automaton.
+        let form = Form::Regex("(.*a.{14}|.*b.{14}|.*c.{13})+d".to_owned());
+        let mut constraint = grammars().compile(&form, &[]).unwrap();
+        let mut random = 1_u64;
+        let error = (0..100_000).find_map(|_| {
+            random = random.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
+            let letter = [b'a', b'b', b'c'][(random >> 33) as usize % 3];
+            let masked = constraint.mask().err();
+            masked.or_else(|| constraint.accept(letter.into()).err())
+        });
+        let error = error.unwrap();
+        assert!(
+            matches!(error, ConstraintError::Unmet(Restriction::Form, _)),
+            "{error}"
+        );
+        let message = error.to_string();
+        assert!(
+            message.contains("simplify it") && !message.contains('<'),
+            "{message}"
+        );
+
+        let mut constraint = grammars().compile(&Form::Regex("[ab]+".to_owned()), &[]).unwrap();
+        constraint.matcher.test_trigger_lexer_error().unwrap_err();
+        let error = constraint.mask().unwrap_err();
+        assert!(matches!(error, ConstraintError::Broken(_)), "{error}");
+        let message = error.to_string();
+        assert!(
+            message.contains("synthetic error") && !message.contains('<'),
+            "{message}"
+        );
+        // Nor is a token that was not allowed.
+        let mut constraint = grammars().compile(&Form::Regex("[ab]+".to_owned()), &[]).unwrap();
+        let error = constraint.accept(b'z'.into()).unwrap_err();
+        assert!(matches!(error, ConstraintError::Broken(_)), "{error}");
     }
 
     #[test]

@@ -23,5 +23,5 @@ mod testing;
 
 pub use allowed::AllowedTokens;
 pub use calls::{CallOr, Callable};
-pub use form::{Form, FormError};
+pub use form::{Calls, Form, FormError};
 pub use grammars::{Grammars, TokenConstraint};

@@ -13,6 +13,8 @@ pub const MAX_STOP_BYTES: usize = 256;
 pub const MAX_LISTED_TOKENS: usize = 1024;
 /// Most of the likeliest tokens beside each token.
 pub const MAX_LOGPROBS: u16 = 20;
+/// Most tokens whose log-probabilities are listed beside each token.
+pub const MAX_LISTED_LOGPROBS: usize = 128;
 /// Most sequences of tokens that are banned: two for each word that a client may name.
 pub const MAX_BAD_WORDS: usize = 128;
 /// Largest repetition penalty.
@@ -53,6 +55,8 @@ pub struct RequestDraft {
     pub ignore_eos: bool,
     /// Whether log-probabilities are wanted, each with those of so many of the likeliest tokens.
     pub logprobs: Option<u32>,
+    /// Tokens whose log-probabilities are wanted in place of those of the likeliest ones.
+    pub listed_tokens: Vec<u32>,
     /// The same of the prompt's tokens.
     pub prompt_logprobs: Option<u32>,
     /// Lower ones begin first.
@@ -392,7 +396,14 @@ impl RequestDraft {
             ends: Vec::new(),
             bad_words: self.bad_words(limits)?,
             logprobs: logprobs("logprobs", self.logprobs)?,
+            listed: self.listed_tokens(limits)?,
         })
+    }
+
+    fn listed_tokens(&self, limits: RequestLimits) -> Result<Vec<u32>, RequestError> {
+        at_most("output_candidates", self.listed_tokens.len(), MAX_LISTED_LOGPROBS)?;
+        known("output_candidates", &self.listed_tokens, limits)?;
+        Ok(self.listed_tokens.clone())
     }
 
     fn bad_words(&self, limits: RequestLimits) -> Result<Vec<Vec<u32>>, RequestError> {
@@ -601,6 +612,12 @@ mod tests {
             ),
             (|d| d.resume_tokens = vec![100], "resume_token_ids", "0 to 99"),
             (|d| d.allowed_tokens = vec![100], "allowed_token_ids", "0 to 99"),
+            (|d| d.listed_tokens = vec![100], "output_candidates", "0 to 99"),
+            (
+                |d| d.listed_tokens = vec![1; 129],
+                "output_candidates",
+                "at most 128",
+            ),
             (
                 |d| d.allowed_tokens = vec![1; 101],
                 "allowed_token_ids",

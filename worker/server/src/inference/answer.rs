@@ -3,8 +3,8 @@
 use std::borrow::Cow;
 
 use llamero_engine::runtime::{
-    self, AdapterChoice, Constraint, EngineHandle, Event, FailureKind, Sharing, Submission, SubmitError,
-    TokenScore,
+    self, AdapterChoice, Constraint, ConstraintError, EngineHandle, Event, FailureKind, Restriction, Sharing,
+    Submission, SubmitError, TokenScore,
 };
 use llamero_engine::structured::{AllowedTokens, TokenConstraint};
 use llamero_engine::text::tool_calls::{PYTHON_TAG, ToolCallParser, ToolPiece};
@@ -76,8 +76,8 @@ pub struct Answer {
     output_tokens: u32,
     cached_tokens: u32,
     abort: CancellationToken,
-    /// The parameter that restricts its tokens.
-    restricted_by: Cow<'static, str>,
+    /// The parameter with its form.
+    form: Cow<'static, str>,
     /// Set when resumed tokens had ended the answer already.
     over: Option<Ending>,
 }
@@ -126,7 +126,7 @@ pub struct Wishes {
 pub struct Opening {
     request: GenerationRequest,
     constraint: Option<Box<dyn Constraint>>,
-    restricted_by: Cow<'static, str>,
+    form: Cow<'static, str>,
     tools: Option<Tools>,
     sharing: Sharing,
     adapter: Option<AdapterChoice>,
@@ -153,16 +153,15 @@ impl Opening {
         let over = resume(&mut text, tools.as_mut(), &request.resume_tokens);
         let allowed = std::mem::take(&mut request.allowed_tokens);
         let (form, parameter) = constraint.unzip();
-        let mut restricted_by = parameter.unwrap_or_default();
+        let parameter = parameter.unwrap_or_default();
         let constraint: Option<Box<dyn Constraint>> = match (allowed.as_slice(), form) {
             ([], None) => None,
             ([], Some(form)) => Some(form),
             (allowed, form) => {
-                restricted_by = Cow::Borrowed(TOKEN_LIST);
                 let ends = &model.defaults.eos_token_ids;
                 let mut both = AllowedTokens::new(allowed, ends, model.limits.vocab_size, form);
                 if request.resume_tokens.is_empty() {
-                    both.mask().map_err(|why| blame(TOKEN_LIST, &why))?;
+                    both.mask().map_err(|why| unmet(why, &parameter))?;
                 }
                 Some(Box::new(both))
             }
@@ -170,7 +169,7 @@ impl Opening {
         Ok(Self {
             request,
             constraint,
-            restricted_by,
+            form: parameter,
             tools,
             sharing,
             adapter,
@@ -196,7 +195,7 @@ impl Answer {
         let Opening {
             request,
             constraint,
-            restricted_by,
+            form,
             tools,
             sharing,
             adapter,
@@ -235,7 +234,7 @@ impl Answer {
             output_tokens,
             cached_tokens: 0,
             abort,
-            restricted_by,
+            form,
             over,
         })
     }
@@ -381,7 +380,7 @@ impl Answer {
     /// What restricts its tokens is named where it is at fault.
     fn failed(&self, kind: FailureKind, message: String) -> Status {
         match kind {
-            FailureKind::Unmet => blame(&self.restricted_by, &message),
+            FailureKind::Unmet(restriction) => blame(named(restriction, &self.form), &message),
             kind => failed(kind, message),
         }
     }
@@ -415,6 +414,21 @@ fn resume(text: &mut OutputText, mut tools: Option<&mut Tools>, tokens: &[u32]) 
     None
 }
 
+/// The parameter at fault; `form` is the one with the form.
+fn named(restriction: Restriction, form: &str) -> &str {
+    match restriction {
+        Restriction::Form => form,
+        Restriction::TokenList => TOKEN_LIST,
+    }
+}
+
+fn unmet(why: ConstraintError, form: &str) -> Status {
+    match why {
+        ConstraintError::Unmet(restriction, message) => blame(named(restriction, form), &message),
+        ConstraintError::Broken(message) => Status::internal(message),
+    }
+}
+
 fn ending(finished: Finished, token: u32) -> Ending {
     match finished {
         Finished::Stop(Some(string)) => Ending::StopString(string),
@@ -432,7 +446,7 @@ pub(super) fn refused(error: SubmitError) -> Status {
 
 pub(super) fn failed(kind: FailureKind, message: String) -> Status {
     match kind {
-        FailureKind::Invalid | FailureKind::Unmet => Status::invalid_argument(message),
+        FailureKind::Invalid | FailureKind::Unmet(_) => Status::invalid_argument(message),
         FailureKind::TooLong => Status::out_of_range(message),
         FailureKind::NoAdapter => Status::not_found(message),
         FailureKind::Internal => Status::internal(message),

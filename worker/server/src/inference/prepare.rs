@@ -1,7 +1,7 @@
 //! A `CompletionRequest` becomes a request of the engine, with what restricts and reads its answer, up to where it goes on.
 
 use llamero_engine::runtime::{AdapterChoice, Sharing};
-use llamero_engine::structured::{CallOr, Callable, Form};
+use llamero_engine::structured::{CallOr, Callable, Calls, Form};
 use llamero_engine::text::RequestDraft;
 use llamero_engine::text::tool_calls::ToolCallParser;
 use llamero_proto::v1::completion_request::Prompt as Sent;
@@ -130,8 +130,8 @@ impl Offered {
         let must = chat.tool_choice() == ToolChoice::Required;
         Ok(Self {
             tools: tools.iter().map(Tool::read).collect::<Result<_, _>>()?,
-            // A required call is one call.
-            at_most_one: chat.one_tool_call || must,
+            // A tool that is named is called once.
+            at_most_one: chat.one_tool_call || (must && !chat.tool_name.is_empty()),
             required: must.then(|| chat.tool_name.clone()),
         })
     }
@@ -175,7 +175,10 @@ impl Offered {
             let message = format!("'tool_choice' names {required:?}, which is none of the tools");
             return Err(blame("tool_choice", &message));
         }
-        Ok(Form::Call(callable))
+        Ok(Form::Call(Calls {
+            tools: callable,
+            one: self.at_most_one,
+        }))
     }
 
     fn call_or(&self, text: Option<Form>) -> Form {
@@ -271,6 +274,7 @@ fn draft(model: &Model, prompt: Vec<u32>, request: CompletionRequest) -> Result<
         stop_tokens: request.stop_token_ids,
         ignore_eos: request.ignore_eos,
         logprobs: request.logprobs,
+        listed_tokens: Vec::new(),
         prompt_logprobs: request.prompt_logprobs,
         priority: request.priority,
         min_tokens: request.min_tokens,

@@ -7,7 +7,9 @@ use std::time::Duration;
 use llamero_proto::v1::completion_client::CompletionClient;
 use llamero_proto::v1::completion_request::Prompt;
 use llamero_proto::v1::rank_control_client::RankControlClient;
-use llamero_proto::v1::{CompletionChunk, CompletionRequest, FinishReason, Phase, PodReport, WatchRequest};
+use llamero_proto::v1::{
+    CompletionChunk, CompletionRequest, FinishReason, Phase, PodReport, TokenLogprob, WatchRequest,
+};
 use rustix::process::{Pid, Signal, kill_process};
 use serde::Deserialize;
 use tokio::sync::{Mutex, MutexGuard};
@@ -310,12 +312,15 @@ pub(crate) struct Whole {
     pub(crate) output_tokens: u32,
     pub(crate) reason: Option<FinishReason>,
     pub(crate) stop_string: String,
+    /// Of each token, if they were asked for.
+    pub(crate) logprobs: Vec<TokenLogprob>,
 }
 
 impl Whole {
     pub(crate) fn add(&mut self, chunk: CompletionChunk) {
         self.text.push_str(&chunk.text);
         self.token_ids.extend(chunk.token_ids);
+        self.logprobs.extend(chunk.logprobs);
         assert!(chunk.output_tokens >= self.output_tokens, "the count went back");
         self.output_tokens = chunk.output_tokens;
         if let Some(finish) = chunk.finish {

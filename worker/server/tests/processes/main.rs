@@ -25,6 +25,7 @@ mod prompts;
 mod requests;
 mod schemas;
 mod sharding;
+mod striking;
 mod structured;
 mod text;
 mod vllm;

@@ -20,6 +20,8 @@ use crate::structured::formed;
 const SUITE: &str = include_str!("../../../../tests/fixtures/json-schema-suite.json");
 /// Schemas beside those of the suite.
 const GENERATED: u64 = 150;
+/// Of how many tokens the log-probabilities are compared at each position.
+const LIKELIEST: u32 = 8;
 /// Requests that run at once: batch mates come and go.
 const AT_ONCE: usize = 24;
 /// Regular expressions of the kinds that people send, within which `^` and `$` are not needed.
@@ -63,6 +65,8 @@ struct Case {
     name: String,
     form: Form,
     check: Check,
+    /// One of the suite, which has keywords that are refused. All others are served.
+    of_suite: bool,
 }
 
 enum Check {
@@ -74,10 +78,15 @@ enum Check {
 }
 
 impl Case {
-    fn json(name: String, schema: &Value) -> Self {
+    fn json(name: String, schema: &Value, of_suite: bool) -> Self {
         let check = validator(schema).map_or(Check::Refused, Check::Json);
         let form = Form::JsonSchema(schema.to_string());
-        Self { name, form, check }
+        Self {
+            name,
+            form,
+            check,
+            of_suite,
+        }
     }
 
     fn holds(&self, text: &str) -> bool {
@@ -113,17 +122,20 @@ fn cases() -> Vec<Case> {
     let suite: Vec<Entry> = serde_json::from_str(SUITE).unwrap();
     let suite = suite
         .into_iter()
-        .map(|Entry { name, schema }| Case::json(name, &schema));
-    let generated = (0..GENERATED).map(|seed| Case::json(format!("generated {seed}"), &generated(seed)));
+        .map(|Entry { name, schema }| Case::json(name, &schema, true));
+    let generated =
+        (0..GENERATED).map(|seed| Case::json(format!("generated {seed}"), &generated(seed), false));
     let regexes = REGEXES.iter().map(|regex| Case {
         name: (*regex).to_owned(),
         form: Form::Regex((*regex).to_owned()),
         check: Check::Text(Regex::new(&format!("^(?:{regex})$")).unwrap()),
+        of_suite: false,
     });
     let grammars = GRAMMARS.iter().map(|(grammar, holds)| Case {
         name: (*grammar).to_owned(),
         form: Form::Lark((*grammar).to_owned()),
         check: Check::Holds(*holds),
+        of_suite: false,
     });
     suite.chain(generated).chain(regexes).chain(grammars).collect()
 }
@@ -197,8 +209,12 @@ fn value(random: &mut Random, depth: u64) -> Value {
     }
 }
 
+/// The log-probabilities tell of the masks too: the likeliest tokens are among those that a form allows.
 fn request(case: &Case) -> CompletionRequest {
-    formed(case.form.clone(), 1)
+    CompletionRequest {
+        logprobs: Some(LIKELIEST),
+        ..formed(case.form.clone(), 1)
+    }
 }
 
 /// The answers, none for what is refused, beside one that has no form.
@@ -221,33 +237,40 @@ async fn answers(worker: &Worker, cases: &[Case]) -> Vec<Option<Whole>> {
     answers
 }
 
-/// Hold the answers against their forms: how many there are, and how many of them ended by themselves.
-fn check(cases: &[Case], answers: &[Option<Whole>]) -> (usize, usize) {
-    let (mut formed, mut ended) = (0, 0);
+/// Hold the answers against their forms: how many there are, of how many schemas, and how many of them ended by themselves.
+fn check(cases: &[Case], answers: &[Option<Whole>]) -> (usize, usize, usize) {
+    let (mut formed, mut schemas, mut ended) = (0, 0, 0);
     for (case, answer) in cases.iter().zip(answers) {
-        let Some(answer) = answer else { continue };
+        let Some(answer) = answer else {
+            assert!(case.of_suite, "{} is refused", case.name);
+            continue;
+        };
         formed += 1;
+        schemas += usize::from(matches!(case.form, Form::JsonSchema(_)));
+        let listed = answer.logprobs.iter().map(|token| token.token_id);
+        assert!(listed.eq(answer.token_ids.iter().copied()), "{}", case.name);
         if answer.reason == Some(FinishReason::Stop) {
             ended += 1;
             assert!(case.holds(&answer.text), "{}: {:?}", case.name, answer.text);
         }
     }
-    (formed, ended)
+    (formed, schemas, ended)
 }
 
-async fn every_form(worker: &Worker, cases: &[Case], alone: usize) -> Vec<Option<Whole>> {
+async fn every_form(worker: &Worker, cases: &[Case], extent: Extent) -> Vec<Option<Whole>> {
     let whole = answers(worker, cases).await;
-    let (formed, ended) = check(cases, &whole);
+    let (formed, schemas, ended) = check(cases, &whole);
     println!(
-        "{} forms: {formed} were compiled, {ended} answers ended",
+        "{} forms: {formed} were compiled, {schemas} of them schemas, {ended} answers ended",
         cases.len()
     );
+    assert!(schemas >= extent.schemas, "only {schemas} schemas were compiled");
     assert!(ended * 10 >= formed * 6, "only {ended} of {formed} answers ended");
     for (case, among_others) in cases
         .iter()
         .zip(&whole)
         .filter(|(_, answer)| answer.is_some())
-        .take(alone)
+        .take(extent.alone)
     {
         assert_eq!(
             &complete(worker, request(case)).await.ok(),
@@ -259,10 +282,17 @@ async fn every_form(worker: &Worker, cases: &[Case], alone: usize) -> Vec<Option
     whole
 }
 
-async fn on_one_and_three_ranks(cases: &[Case], alone: usize) {
+/// How many answers are compared with those without batch mates, and how many schemas compile at least.
+#[derive(Clone, Copy)]
+struct Extent {
+    alone: usize,
+    schemas: usize,
+}
+
+async fn on_one_and_three_ranks(cases: &[Case], extent: Extent) {
     let _turn = turn().await;
     let worker = Worker::alone(1, &[]).await;
-    let whole = every_form(&worker, cases, alone).await;
+    let whole = every_form(&worker, cases, extent).await;
     drop(worker);
     let worker = Worker::alone(3, &[]).await;
     assert_eq!(
@@ -275,12 +305,20 @@ async fn on_one_and_three_ranks(cases: &[Case], alone: usize) {
 #[tokio::test]
 async fn every_answer_that_ends_has_its_form() {
     let cases: Vec<Case> = cases().into_iter().step_by(11).collect();
-    on_one_and_three_ranks(&cases, 3).await;
+    let extent = Extent {
+        alone: 6,
+        schemas: 24,
+    };
+    on_one_and_three_ranks(&cases, extent).await;
 }
 
 #[tokio::test]
 #[ignore = "takes minutes"]
 async fn every_answer_that_ends_has_its_form_with_all_forms() {
     let cases = cases();
-    on_one_and_three_ranks(&cases, 100).await;
+    let extent = Extent {
+        alone: 100,
+        schemas: 300,
+    };
+    on_one_and_three_ranks(&cases, extent).await;
 }

@@ -44,6 +44,7 @@ async fn forms_tools_figures_and_bans() {
     resuming(&worker).await;
     refusals(&worker).await;
     tools(&worker).await;
+    several_calls(&worker).await;
     strict_tools(&worker).await;
     history_with_a_call(&worker).await;
     figures(&worker).await;
@@ -158,7 +159,7 @@ async fn tools(worker: &Worker) {
             "{arguments} {rest}"
         );
         let (made, ..) = calls(worker, request("", seed)).await;
-        assert!(["weather", "now"].contains(&made[0].0.as_str()));
+        assert!(["weather", "now"].contains(&made[0].0.as_str()), "{made:?}");
     }
     // The form of an answer's text says nothing of an answer that must be a call; another form does.
     let formed = |parameter: &str| CompletionRequest {
@@ -179,6 +180,52 @@ async fn tools(worker: &Worker) {
     .await;
 }
 
+/// Ids of a text's tokens.
+async fn tokens(worker: &Worker, text: &str) -> Vec<u32> {
+    let text = CompletionRequest {
+        prompt: Some(Prompt::Text(text.to_owned())),
+        no_special_tokens: true,
+        ..CompletionRequest::default()
+    };
+    worker.completion().tokenize(text).await.unwrap().into_inner().ids
+}
+
+/// Where calls are required there is at least one, and as many more as the model makes, unless one is asked for: here it would go on for ever.
+async fn several_calls(worker: &Worker) {
+    let none = json!({"type": "object", "properties": {}, "additionalProperties": false});
+    let tool = |name: &str| json!({"type": "function", "function": {"name": name, "parameters": none}});
+    let request = |tool_name: &str, one_tool_call| ChatPrompt {
+        tools_json: json!([tool("sun"), tool("rain")]).to_string(),
+        tool_choice: ToolChoice::Required.into(),
+        tool_name: tool_name.into(),
+        one_tool_call,
+        ..ask("Call the tools, all of them.")
+    };
+    let bias: Vec<(u32, f32)> = tokens(worker, ";")
+        .await
+        .into_iter()
+        .map(|id| (id, 100.0))
+        .collect();
+    for (name, one, several) in [("", false, true), ("", true, false), ("rain", false, false)] {
+        let request = CompletionRequest {
+            prompt: Some(Prompt::Chat(request(name, one))),
+            temperature: Some(0.0),
+            logit_bias: bias.iter().copied().collect(),
+            max_tokens: Some(60),
+            ..CompletionRequest::default()
+        };
+        let (made, text, _) = calls(worker, request).await;
+        assert_eq!(made.len() > 1, several, "{name:?} {one}: {made:?} {text}");
+        // The number of tokens cuts off the last one of several, in its head or behind it.
+        assert!(text.is_empty() || several && text.starts_with(';'), "{text}");
+        let last = usize::from(several && text.is_empty());
+        for (called, arguments) in &made[..made.len() - last] {
+            let arguments: Value = serde_json::from_str(arguments).unwrap();
+            assert!(arguments == json!({}) && called.contains(name), "{made:?}");
+        }
+    }
+}
+
 /// The model decides whether it calls a tool; once it has begun to, a strict tool gets arguments of its schema.
 async fn strict_tools(worker: &Worker) {
     let parameters = json!({"properties": {"days": {"type": "integer", "minimum": 1, "maximum": 7}}, "required": ["days"],
@@ -194,15 +241,7 @@ async fn strict_tools(worker: &Worker) {
         max_tokens: Some(60),
         ..CompletionRequest::default()
     };
-    let tokens = async |text: &str| {
-        let text = CompletionRequest {
-            prompt: Some(Prompt::Text(text.to_owned())),
-            no_special_tokens: true,
-            ..CompletionRequest::default()
-        };
-        worker.completion().tokenize(text).await.unwrap().into_inner().ids
-    };
-    let begun = tokens(r#"[{"name": "weather", "arguments":"#).await;
+    let begun = tokens(worker, r#"[{"name": "weather", "arguments":"#).await;
     for seed in 0..4 {
         let call = CompletionRequest {
             resume_token_ids: begun.clone(),
@@ -218,14 +257,14 @@ async fn strict_tools(worker: &Worker) {
         assert!((1..=7).contains(&value["days"].as_i64().unwrap()), "{value}");
     }
     let text = CompletionRequest {
-        resume_token_ids: tokens(r#"{"weather":"#).await,
+        resume_token_ids: tokens(worker, r#"{"weather":"#).await,
         seed: Some(1),
         ..request.clone()
     };
     let (made, text, _) = calls(worker, text).await;
     assert!(made.is_empty() && !text.is_empty(), "{made:?} {text}");
     let other = CompletionRequest {
-        resume_token_ids: tokens(r#"{"name": "forecast", "parameters":"#).await,
+        resume_token_ids: tokens(worker, r#"{"name": "forecast", "parameters":"#).await,
         ..request.clone()
     };
     refused(worker, other, Code::InvalidArgument, "'tools'").await;

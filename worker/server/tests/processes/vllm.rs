@@ -1,13 +1,14 @@
 //! `vllm.Inference` and `vllm.Control` of a worker.
 
 use tonic::Code;
+use tonic::transport::Channel;
 use vllm_proto::candidate_tokens::Select;
 use vllm_proto::control_client::ControlClient;
 use vllm_proto::finish_info::FinishReason as VllmReason;
 use vllm_proto::inference_client::InferenceClient;
 use vllm_proto::{
     CandidateTokens, DecodingParameters, GenerateRequest, GetModelInfoRequest, GetServerInfoRequest,
-    RandomSampling, ResponseOptions, StoppingCriteria, generate_request,
+    RandomSampling, ResponseOptions, SequenceOutput, StoppingCriteria, generate_request,
 };
 
 use crate::harness::{Worker, turn};
@@ -137,6 +138,8 @@ async fn scores(worker: &Worker) {
     assert_eq!(prompt.candidate_tokens[known..], outputs.candidate_tokens);
     assert!(again.outputs.unwrap().logprobs.is_empty(), "not asked for");
 
+    given_tokens(&mut client, &request, &outputs).await;
+
     let penalised = GenerateRequest {
         decoding: Some(DecodingParameters {
             repetition_penalty: 9.0,
@@ -153,6 +156,48 @@ async fn scores(worker: &Worker) {
             "{token} comes again"
         );
     }
+}
+
+/// Tokens that are named have the values that they have among the likeliest, and unlikely ones have theirs.
+async fn given_tokens(
+    client: &mut InferenceClient<Channel>,
+    request: &GenerateRequest,
+    likeliest: &SequenceOutput,
+) {
+    let first = &likeliest.candidate_tokens[0].tokens;
+    let ids = vec![first[2].id, first[0].id, 17];
+    let mut named = request.clone();
+    let response = named.response.as_mut().unwrap();
+    response.output_candidates = Some(CandidateTokens {
+        select: Some(Select::TokenIds(vllm_proto::TokenIds { ids: ids.clone() })),
+    });
+    let outputs = client.generate(named.clone()).await.unwrap().into_inner();
+    let outputs = outputs.outputs.unwrap();
+    // They change no answer.
+    assert_eq!(
+        (&outputs.token_ids, &outputs.logprobs),
+        (&likeliest.token_ids, &likeliest.logprobs)
+    );
+    assert_eq!(outputs.candidate_tokens.len(), 12);
+    for (given, top) in outputs.candidate_tokens.iter().zip(&likeliest.candidate_tokens) {
+        let of: Vec<u32> = given.tokens.iter().map(|token| token.id).collect();
+        assert_eq!(of, ids);
+        for token in &given.tokens {
+            let among = top.tokens.iter().find(|one| one.id == token.id);
+            match among {
+                Some(same) => assert_eq!(token.logprob, same.logprob),
+                None => assert!(token.logprob < top.tokens[2].logprob, "{token:?} {top:?}"),
+            }
+            assert_eq!(token.rank, 0, "not known");
+        }
+    }
+    let response = named.response.as_mut().unwrap();
+    response.output_candidates = Some(CandidateTokens {
+        select: Some(Select::TokenIds(vllm_proto::TokenIds { ids: vec![1 << 30] })),
+    });
+    let status = client.generate(named).await.unwrap_err();
+    assert_eq!(status.code(), Code::InvalidArgument, "{status}");
+    assert!(status.message().contains("output_candidates"), "{status}");
 }
 
 /// Several answers to a prompt are those that as many requests with their seeds get.

@@ -15,7 +15,7 @@ pub(super) enum Answered {
     Hidden(Vec<f64>),
 }
 
-/// A token, and the likeliest ones beside it when they were asked for.
+/// A token, and the likeliest ones beside it, or those of a list, when they were asked for.
 pub(super) struct Chosen {
     pub(super) sampled: Sampled,
     pub(super) top: Vec<(u32, f32)>,

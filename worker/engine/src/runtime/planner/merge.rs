@@ -7,8 +7,8 @@ use super::requests::Requests;
 use super::row::PlannedRow;
 use crate::mesh::MeshError;
 use crate::sampling::{
-    Noise, Outcome, RowAnswers, Sampled, SamplingError, SamplingParams, join_shards, likeliest, merge,
-    sample_full_row, scored,
+    Noise, Outcome, RowAnswers, Sampled, SamplingError, SamplingParams, join_shards, likeliest, listed,
+    merge, sample_full_row, scored,
 };
 use crate::step::{LogitShard, Place, StepOutput};
 
@@ -215,7 +215,10 @@ fn follow(
         let Some(answers) = answers.get(offset).filter(|_| goes_on) else {
             return Ok(Followed::ToItsEnd);
         };
-        let merged = merge(params, noise(params, row, offset), answers);
+        let merged = match params.listed.is_empty() {
+            true => merge(params, noise(params, row, offset), answers),
+            false => Ok(Outcome::NeedFullRow),
+        };
         match merged.and_then(|outcome| match outcome {
             Outcome::Token(sampled) => with_likeliest(params, sampled, answers).map(Some),
             Outcome::NeedFullRow => Ok(None),
@@ -245,7 +248,11 @@ fn by_row(
     let logits = join_shards(shards)?;
     let mass = answers.mass(params.needs_mass(), params.logprobs.is_some())?;
     let sampled = sample_full_row(params, noise(params, row, offset), &logits, &mass)?;
-    with_likeliest(params, sampled, answers)
+    if params.listed.is_empty() {
+        return with_likeliest(params, sampled, answers);
+    }
+    let top = listed(&params.listed, &logits, &mass);
+    Ok(Chosen { sampled, top })
 }
 
 fn with_likeliest(

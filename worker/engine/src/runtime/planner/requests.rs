@@ -9,7 +9,7 @@ use llamero_settings::losses::Losses;
 use super::choice::Chosen;
 use crate::pooling::Pooled;
 use crate::runtime::adapters::AdapterInfo;
-use crate::runtime::constraint::Constraint;
+use crate::runtime::constraint::{Constraint, ConstraintError};
 use crate::runtime::load::LoadCell;
 use crate::runtime::queue::QueueGauge;
 use crate::runtime::request::{
@@ -69,7 +69,7 @@ struct Constrained {
     /// computes.
     pending: Vec<u32>,
     /// Why no mask could be made: the token sampled without one is of no use.
-    broken: Option<String>,
+    broken: Option<ConstraintError>,
 }
 
 impl Constrained {
@@ -326,7 +326,11 @@ impl Requests {
         if let Some(constrained) = &mut request.constraint {
             constrained.pending.push(sampled.token);
             if let Some(why) = constrained.broken.take() {
-                return Some(Publication::failed(id, FailureKind::Unmet, why));
+                let kind = match why {
+                    ConstraintError::Unmet(restriction, _) => FailureKind::Unmet(restriction),
+                    ConstraintError::Broken(_) => FailureKind::Internal,
+                };
+                return Some(Publication::failed(id, kind, why.to_string()));
             }
         }
         let stopped = request.stop_tokens.contains(&sampled.token);

@@ -4,7 +4,9 @@ use std::sync::mpsc::{Receiver, channel};
 
 use super::group::{Group, LONG, greedy, rest};
 use super::model::{VOCAB, constrained_reference, reference};
-use crate::runtime::{Constraint, Event, FailureKind, FinishReason, GenerationRequest, Submission};
+use crate::runtime::{
+    Constraint, ConstraintError, Event, FailureKind, FinishReason, GenerationRequest, Restriction, Submission,
+};
 use crate::sampling::SamplingParams;
 
 /// A third of the vocabulary, which one depends on all tokens before.
@@ -12,8 +14,8 @@ use crate::sampling::SamplingParams;
 pub(super) struct Thirds {
     sum: u32,
     accepted: usize,
-    /// Fails for the token after so many.
-    fails_at: Option<usize>,
+    /// Fails so for the token after so many.
+    fails: Option<(usize, ConstraintError)>,
 }
 
 impl Thirds {
@@ -25,18 +27,20 @@ impl Thirds {
 }
 
 impl Constraint for Thirds {
-    fn accept(&mut self, token: u32) -> Result<(), String> {
+    fn accept(&mut self, token: u32) -> Result<(), ConstraintError> {
         if token % 3 != self.sum % 3 {
-            return Err(format!("{token} is not allowed"));
+            return Err(ConstraintError::Broken(format!("{token} is not allowed")));
         }
         self.sum = self.sum.wrapping_mul(5).wrapping_add(token);
         self.accepted += 1;
         Ok(())
     }
 
-    fn mask(&mut self) -> Result<Option<Vec<u8>>, String> {
-        if self.fails_at == Some(self.accepted) {
-            return Err("too complex".to_owned());
+    fn mask(&mut self) -> Result<Option<Vec<u8>>, ConstraintError> {
+        if let Some((at, why)) = &self.fails
+            && *at == self.accepted
+        {
+            return Err(why.clone());
         }
         let mut mask = vec![0; VOCAB / 8];
         for token in (0..VOCAB).filter(|token| token % 3 == self.sum as usize % 3) {
@@ -82,6 +86,7 @@ fn request(seed: u64, prompt: &[u32], resume: &[u32]) -> GenerationRequest {
 
 #[test]
 fn masks_are_the_same_in_every_world_and_batch_and_touch_no_other_answer() {
+    let mut masks = Vec::new();
     for world in [1, 3] {
         let group = Group::start(world);
         let requests: Vec<_> = (0..8_u32)
@@ -105,7 +110,14 @@ fn masks_are_the_same_in_every_world_and_batch_and_touch_no_other_answer() {
                 "world {world}, {i}"
             );
         }
+        masks.extend(group.ranks.iter().map(|rank| rank.faults.masks()));
     }
+    // One mask for each token of the answers that have a constraint, on one rank and on each of three.
+    let [one, three @ ..] = &masks[..] else {
+        panic!("no rank")
+    };
+    assert_eq!((one.len(), three.len()), (4 * 24, 3));
+    assert!(three.iter().all(|masks| masks == one));
 }
 
 #[test]
@@ -126,25 +138,38 @@ fn a_resumed_answer_goes_on_under_its_constraint() {
 }
 
 #[test]
-fn a_constraint_that_fails_ends_its_answer_only() {
+fn a_constraint_that_fails_ends_its_answer_only_and_says_whose_fault_it_is() {
     let group = Group::start(2);
-    let failing = Thirds {
-        fails_at: Some(5),
-        ..Thirds::default()
-    };
-    let (_broken, events) = submit(&group, &request(2, &[5], &[]), Some(Box::new(failing)));
-    let other = request(3, &[6], &[]);
-    let (_submission, others) = submit(&group, &other, None);
-    let mut tokens = Vec::new();
-    let message = loop {
-        match events.recv_timeout(LONG).unwrap() {
-            Event::Token { id, .. } => tokens.push(id),
-            Event::Failed { kind, message } => break (kind, message),
-            Event::Accepted { .. } | Event::Started { .. } => {}
-            other => panic!("{other:?}"),
-        }
-    };
-    assert_eq!(message, (FailureKind::Unmet, "too complex".to_owned()));
-    assert_eq!(tokens.len(), 5);
-    assert_eq!(rest(&others).0, reference(&[6], &other.sampling, 24));
+    let message = || "too complex".to_owned();
+    for (why, kind) in [
+        (
+            ConstraintError::Unmet(Restriction::Form, message()),
+            FailureKind::Unmet(Restriction::Form),
+        ),
+        (
+            ConstraintError::Unmet(Restriction::TokenList, message()),
+            FailureKind::Unmet(Restriction::TokenList),
+        ),
+        (ConstraintError::Broken(message()), FailureKind::Internal),
+    ] {
+        let failing = Thirds {
+            fails: Some((5, why)),
+            ..Thirds::default()
+        };
+        let (_broken, events) = submit(&group, &request(2, &[5], &[]), Some(Box::new(failing)));
+        let other = request(3, &[6], &[]);
+        let (_submission, others) = submit(&group, &other, None);
+        let mut tokens = Vec::new();
+        let failed = loop {
+            match events.recv_timeout(LONG).unwrap() {
+                Event::Token { id, .. } => tokens.push(id),
+                Event::Failed { kind, message } => break (kind, message),
+                Event::Accepted { .. } | Event::Started { .. } => {}
+                other => panic!("{other:?}"),
+            }
+        };
+        assert_eq!(failed, (kind, message()));
+        assert_eq!(tokens.len(), 5);
+        assert_eq!(rest(&others).0, reference(&[6], &other.sampling, 24));
+    }
 }

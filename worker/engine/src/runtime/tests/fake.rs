@@ -267,7 +267,7 @@ impl Backend for Fake {
             faults.compute(rows.map(|row| row.tokens.len()).sum());
             formed.last = ticket.0;
         }
-        let mut waited = formed.sample(ticket)?;
+        let mut waited = formed.sample(ticket, &faults)?;
         if let Waited::Done(output) = &mut waited
             && self.faults.is_garbling()
         {
@@ -403,7 +403,7 @@ impl Formed {
         Ok(())
     }
 
-    fn sample(&mut self, ticket: Ticket) -> Result<Waited, BackendError> {
+    fn sample(&mut self, ticket: Ticket, faults: &Faults) -> Result<Waited, BackendError> {
         let tiles = self.tiles();
         if tiles.is_empty() {
             return Ok(Waited::Done(StepOutput::default()));
@@ -435,6 +435,7 @@ impl Formed {
                 }
             }
             for (_, mask) in step.masks.iter().filter(|(of, _)| *of == place) {
+                faults.masked(length, *sum, mask);
                 model::mask(mask, tokens.iter().zip(&mut logits));
             }
             let shard = ShardLogits {

@@ -1,5 +1,6 @@
 //! What tests do to a fake rank from outside, and what they see of it.
 
+use std::collections::BTreeSet;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard};
 use std::time::Duration;
 
@@ -35,7 +36,11 @@ struct State {
     full_rows: u32,
     /// Positions that were computed.
     computed: usize,
+    masks: BTreeSet<Mask>,
 }
+
+/// Length of a history, the bits of what the model makes of it, and the mask of the next position.
+pub(in crate::runtime) type Mask = (u32, u32, Vec<u8>);
 
 impl Faults {
     fn lock(&self) -> MutexGuard<'_, State> {
@@ -131,6 +136,15 @@ impl Faults {
 
     pub(super) fn compute(&self, positions: usize) {
         self.lock().computed += positions;
+    }
+
+    /// All masks that the rank was given.
+    pub(in crate::runtime) fn masks(&self) -> BTreeSet<Mask> {
+        self.lock().masks.clone()
+    }
+
+    pub(super) fn masked(&self, length: u32, sum: f32, mask: &[u8]) {
+        self.lock().masks.insert((length, sum.to_bits(), mask.to_vec()));
     }
 
     pub(super) fn loaded(&self) {

@@ -179,7 +179,12 @@ impl Sequence {
             logprobs,
             ranks,
             candidate_tokens,
-        } = Listed::of(&logprobs, self.selection.logprobs, self.selection.candidates);
+        } = Listed::of(
+            &logprobs,
+            self.selection.logprobs,
+            self.selection.candidates,
+            self.selection.by_id,
+        );
         // In this contract a stop token is a token of the answer, without text.
         if let Some(Ending::StopToken(id)) = ending {
             token_ids.push(id);
@@ -234,10 +239,13 @@ struct Listed {
 }
 
 impl Listed {
-    fn of(tokens: &[Logprob], wanted: bool, candidates: bool) -> Self {
+    /// `by_id`: the candidates are those of a list, not the likeliest ones.
+    fn of(tokens: &[Logprob], wanted: bool, candidates: bool, by_id: bool) -> Self {
         let mut listed = Self::default();
         for token in tokens {
-            let rank = (1..).zip(&token.top).find(|(_, (id, _))| *id == token.id);
+            let rank = (1..)
+                .zip(&token.top)
+                .find(|(_, (id, _))| *id == token.id && !by_id);
             if wanted {
                 listed.logprobs.push(token.logprob);
                 listed.ranks.push(rank.map_or(0, |(rank, _)| rank));
@@ -246,7 +254,7 @@ impl Listed {
                 let infos = (1..).zip(&token.top).map(|(rank, (id, logprob))| TokenInfo {
                     id: *id,
                     logprob: *logprob,
-                    rank,
+                    rank: if by_id { 0 } else { rank },
                 });
                 listed.candidate_tokens.push(CandidateTokenInfo {
                     tokens: infos.collect(),
@@ -276,7 +284,12 @@ async fn scores(
         }
         tokens.append(&mut chunk.prompt_logprobs);
     };
-    let listed = Listed::of(&tokens, selection.prompt_logprobs, selection.prompt_candidates);
+    let listed = Listed::of(
+        &tokens,
+        selection.prompt_logprobs,
+        selection.prompt_candidates,
+        false,
+    );
     prompt.logprobs = listed.logprobs;
     prompt.ranks = listed.ranks;
     prompt.candidate_tokens = listed.candidate_tokens;

@@ -5,6 +5,7 @@ use llamero_engine::runtime::Sharing;
 use llamero_engine::structured::Form;
 use llamero_engine::text::RequestDraft;
 use tonic::Status;
+use vllm_proto::candidate_tokens::Select;
 use vllm_proto::decoding_parameters::StructuredOutput;
 use vllm_proto::generate_request::Prompt;
 use vllm_proto::{
@@ -25,6 +26,8 @@ pub struct OutputSelection {
     pub logprobs: bool,
     /// Candidates beside them.
     pub candidates: bool,
+    /// These are tokens of a list, whose ranks are not known.
+    pub by_id: bool,
     /// Log-probabilities of the prompt's tokens.
     pub prompt_logprobs: bool,
     /// Candidates beside them.
@@ -51,6 +54,20 @@ pub fn draft(model: &Model, mut request: GenerateRequest) -> Result<Asked, Statu
     let form = form(decoding.structured_output.take())?;
     let stopping = request.stopping.unwrap_or_default();
     let response = request.response.unwrap_or_default();
+    let (logprobs, listed_tokens) = beside(
+        response.output_logprobs,
+        response.output_candidates.as_ref(),
+        "response.output_candidates",
+    )?;
+    let (prompt_logprobs, listed) = beside(
+        response.prompt_logprobs,
+        response.prompt_candidates.as_ref(),
+        "response.prompt_candidates",
+    )?;
+    if !listed.is_empty() {
+        let message = "response.prompt_candidates by token_ids is not served; ask for top_n, at most 20";
+        return Err(Status::unimplemented(message));
+    }
     let left = model
         .context_now()
         .saturating_sub(u32::try_from(prompt.len()).unwrap_or(u32::MAX));
@@ -83,16 +100,9 @@ pub fn draft(model: &Model, mut request: GenerateRequest) -> Result<Asked, Statu
         min_tokens: stopping.min_new_tokens,
         include_stop_string: stopping.include_stop_strings,
         show_special_tokens: response.skip_special_tokens == Some(false),
-        logprobs: logprobs(
-            response.output_logprobs,
-            response.output_candidates.as_ref(),
-            "response.output_candidates",
-        )?,
-        prompt_logprobs: logprobs(
-            response.prompt_logprobs,
-            response.prompt_candidates.as_ref(),
-            "response.prompt_candidates",
-        )?,
+        logprobs,
+        listed_tokens,
+        prompt_logprobs,
         priority: request.priority,
         logit_bias: decoding.logit_bias.into_iter().collect(),
         seed: sampling.seed.map(i64::cast_unsigned),
@@ -144,6 +154,10 @@ fn selection(response: &ResponseOptions) -> OutputSelection {
     OutputSelection {
         logprobs: response.output_logprobs,
         candidates: response.output_candidates.is_some(),
+        by_id: response
+            .output_candidates
+            .as_ref()
+            .is_some_and(|candidates| matches!(candidates.select, Some(Select::TokenIds(_)))),
         prompt_logprobs: response.prompt_logprobs,
         prompt_candidates: response.prompt_candidates.is_some(),
         text: response.output_text.unwrap_or(true),
@@ -152,16 +166,28 @@ fn selection(response: &ResponseOptions) -> OutputSelection {
     }
 }
 
-/// How many of the likeliest tokens are wanted beside each, if log-probabilities are wanted at all.
-fn logprobs(wanted: bool, candidates: Option<&CandidateTokens>, name: &str) -> Result<Option<u32>, Status> {
-    use vllm_proto::candidate_tokens::Select;
-    match candidates.map(|candidates| &candidates.select) {
-        None | Some(None) => Ok(wanted.then_some(0)),
-        Some(Some(Select::TopN(most))) => Ok(Some(*most)),
-        Some(Some(Select::TokenIds(_) | Select::All(_))) => Err(Status::unimplemented(format!(
-            "{name} by token_ids or all is not served; ask for top_n, at most 20"
-        ))),
-    }
+/// How many of the likeliest tokens are wanted beside each, if log-probabilities are wanted at all, or which tokens.
+fn beside(
+    wanted: bool,
+    candidates: Option<&CandidateTokens>,
+    name: &str,
+) -> Result<(Option<u32>, Vec<u32>), Status> {
+    Ok(
+        match candidates.and_then(|candidates| candidates.select.as_ref()) {
+            None => (wanted.then_some(0), Vec::new()),
+            Some(Select::TopN(most)) => (Some(*most), Vec::new()),
+            Some(Select::TokenIds(tokens)) if tokens.ids.is_empty() => {
+                let message = format!("{name}.token_ids is empty; name tokens, or leave it out");
+                return Err(Status::invalid_argument(message));
+            }
+            Some(Select::TokenIds(tokens)) => (Some(0), tokens.ids.clone()),
+            Some(Select::All(_)) => {
+                return Err(Status::unimplemented(format!(
+                    "{name} of all tokens is not served; ask for top_n, at most 20, or token_ids"
+                )));
+            }
+        },
+    )
 }
 
 /// The form of the answer.
@@ -269,16 +295,22 @@ mod tests {
         let status = sequences(Some(&many)).unwrap_err();
         assert!(status.message().contains("at most 128"), "{status}");
         assert_eq!(sequences(Some(&RandomSampling::default())).unwrap(), 1);
-        let all = CandidateTokens {
-            select: Some(vllm_proto::candidate_tokens::Select::All(true)),
-        };
-        let status = logprobs(true, Some(&all), "response.output_candidates").unwrap_err();
+        let select = |select| CandidateTokens { select: Some(select) };
+        let all = select(Select::All(true));
+        let status = beside(true, Some(&all), "response.output_candidates").unwrap_err();
         assert!(
             status.message().contains("response.output_candidates"),
             "{status}"
         );
-        assert_eq!(logprobs(true, None, "x").unwrap(), Some(0));
-        assert_eq!(logprobs(false, None, "x").unwrap(), None);
+        let ids = |ids| select(Select::TokenIds(vllm_proto::TokenIds { ids }));
+        assert_eq!(
+            beside(false, Some(&ids(vec![7, 5])), "x").unwrap(),
+            (Some(0), vec![7, 5])
+        );
+        let status = beside(true, Some(&ids(Vec::new())), "x").unwrap_err();
+        assert!(status.message().contains("empty"), "{status}");
+        assert_eq!(beside(true, None, "x").unwrap(), (Some(0), Vec::new()));
+        assert_eq!(beside(false, None, "x").unwrap(), (None, Vec::new()));
         let status = form(Some(StructuredOutput::StructuralTag("x".into()))).unwrap_err();
         assert!(status.message().contains("structural_tag"), "{status}");
     }

@@ -84,7 +84,7 @@ impl Client {
             FailureKind::Internal => {
                 assert!(losses >= 3 && message.contains("were lost"), "{events:?}")
             }
-            FailureKind::Invalid | FailureKind::Unmet | FailureKind::NoAdapter => panic!("{events:?}"),
+            FailureKind::Invalid | FailureKind::Unmet(_) | FailureKind::NoAdapter => panic!("{events:?}"),
         }
         let is_refused = *kind == FailureKind::TooLong;
         assert!(
