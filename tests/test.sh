@@ -18,7 +18,6 @@ fetch() {
   .local/bin/llamero-cluster build
   images/build.sh pause
   images/build.sh toolbox
-  tests/venv.sh openai
   tests/gpu-emulator/toolchain.sh
   tests/supply-chain/tools.sh
   tests/clients/install.sh short
@@ -38,6 +37,7 @@ build() {
   make --no-print-directory model
   end fetch
   make --no-print-directory images
+  tests/supply-chain/images.sh
 }
 
 format() {
