@@ -10,6 +10,7 @@ use llamero_api::group::{Intent, LlamaGroup, LlamaGroupSpec, Member};
 use llamero_api::summary::CheckpointSummary;
 use llamero_api::{LlamaDeployment, crds, labels};
 use llamero_core::observed::{Enrolment, Node, Settings};
+use llamero_core::placement::ANY_NODE;
 use llamero_core::policy::{self, Policy};
 use llamero_core::{revision, sizing};
 use llamero_fuzz::{Shape, Target, drive};
@@ -155,7 +156,11 @@ fn pods(object: &LlamaDeployment, summary: &CheckpointSummary, settings: &Settin
     let key = revision::inspect_key(&object.spec);
     let mut placeholder = placeholder_pod(&group, 255, &settings.placeholder_image, 600);
     placeholder.metadata.name = Some(labels::placeholder_name(&name, 255, MANY));
-    vec![member, inspect_pod(object, &key, None, settings), placeholder]
+    vec![
+        member,
+        inspect_pod(object, &key, (None, ANY_NODE), settings),
+        placeholder,
+    ]
 }
 
 /// Nothing that a tenant writes gets a pod more than its installation lets it have, or a name that Kubernetes refuses.
