@@ -125,6 +125,8 @@ case "${1:-all}" in
   gpu) gpu ;;
   cluster) prepare; cluster ;;
   long)
+    # What is built twice at the end must be the same all the time, and all of it committed: that is said now, not after hours.
+    tests/supply-chain/reproduce.sh --check
     prepare
     # The chat page is tested in a browser, streams behind a proxy.
     tests/cluster/install-debian.sh chromium nginx-light
@@ -134,8 +136,8 @@ case "${1:-all}" in
     tests/load-gateway.sh 600 2000 "$(date +%s)"
     tests/supply-chain/check.sh --advisories
     tests/supply-chain/sbom.sh
-    tests/supply-chain/reproduce.sh
     LLAMERO_LONG=1 cluster
+    tests/supply-chain/reproduce.sh
     ;;
   fetch) fetch ;;
   all) format; build; lint; side_by_side; say "All tests passed" ;;

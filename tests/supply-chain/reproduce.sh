@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Another checkout makes the same images: builds those of this one, and those of its last commit in a clone of another name, and compares the images' IDs.
-# One of the two builds begins from nothing, so it takes half an hour on two cores. Nothing may be changed here and not committed.
+# One of the two builds begins from nothing, so it takes half an hour on two cores. Nothing may be changed here and not committed: `--check` looks at that only.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 root=$PWD
@@ -9,6 +9,8 @@ if [ -n "$changed" ]; then
   printf 'supply-chain: commit or put away what is changed here first, because a clone has only what is committed:\n%s\n' "$changed" >&2
   exit 2
 fi
+if [ "${1:-}" = --check ]; then exit; fi
+commit=$(git rev-parse HEAD)
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
 
@@ -23,6 +25,10 @@ tells() {
 }
 images/build.sh
 tells "$root"
+if [ "$(git rev-parse HEAD)" != "$commit" ] || [ -n "$(git status --porcelain)" ]; then
+  printf 'supply-chain: something was changed here while the images were built; begin again.\n' >&2
+  exit 2
+fi
 clone=$work/another-name
 git clone --quiet --local "$root" "$clone"
 (unset CARGO_TARGET_DIR && cd "$clone" && images/build.sh)

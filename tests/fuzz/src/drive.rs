@@ -2,12 +2,13 @@
 
 use std::collections::BTreeSet;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use std::time::{Duration, Instant};
 
 use rustix::time::{ClockId, clock_gettime};
 
 use crate::corpus;
+use crate::memory;
 use crate::mutate::{Shape, mutate};
 use crate::random::Random;
 
@@ -24,6 +25,9 @@ const HANG: Duration = Duration::from_secs(120);
 /// Inputs with new outcomes that a run changes further.
 const MOST: usize = 2000;
 
+/// Targets whose threads are counted run alone.
+static ALONE: RwLock<()> = RwLock::new(());
+
 /// What takes bad input.
 #[derive(Clone, Copy, Debug)]
 pub struct Target {
@@ -35,6 +39,8 @@ pub struct Target {
     pub factor: usize,
     /// Bytes of memory that it may take beside that.
     pub constant: usize,
+    /// It works on threads of its own, whose memory and time count too.
+    pub threads: bool,
 }
 
 /// Feeds the function that `prepare` gives inputs made from its seeds and the corpus until time is up. It returns the outcome in words.
@@ -42,10 +48,14 @@ pub struct Target {
 /// # Panics
 /// An input makes `take` panic, takes more memory than the target may, or hangs (then the process ends). The input is kept and named.
 pub fn drive<F: FnMut(&[u8]) -> String>(target: Target, prepare: impl FnOnce() -> (Vec<Vec<u8>>, F)) {
+    let _beside_others = (!target.threads).then(|| ALONE.read().unwrap_or_else(PoisonError::into_inner));
+    let _alone = target
+        .threads
+        .then(|| ALONE.write().unwrap_or_else(PoisonError::into_inner));
     let (seeds, mut take) = prepare();
     let long = from_environment("LLAMERO_FUZZ_SECONDS");
     let seed = from_environment("LLAMERO_FUZZ_SEED").unwrap_or(1);
-    let keeps = from_environment("LLAMERO_FUZZ_KEEP").is_some();
+    let keeps = from_environment("LLAMERO_FUZZ_KEEP").is_some_and(|keeps| keeps != 0);
     let mut random = Random::new(seed);
     let mut inputs = corpus::kept(target.name);
     inputs.extend(seeds);
@@ -93,36 +103,55 @@ pub fn drive<F: FnMut(&[u8]) -> String>(target: Target, prepare: impl FnOnce() -
 }
 
 fn one(target: &Target, input: &[u8], watch: &Watch, take: &mut impl FnMut(&[u8]) -> String) -> String {
-    watch.begin(input);
-    let start = computed();
-    let mut taken = Err(());
-    let memory = allocation_counter::measure(|| {
-        taken = catch_unwind(AssertUnwindSafe(|| take(input))).map_err(drop);
-    });
-    let memory = usize::try_from(memory.bytes_max).unwrap_or(usize::MAX);
-    let time = computed().saturating_sub(start);
-    watch.end();
-    let limit = target.factor * input.len() + target.constant;
-    let complaint = match taken {
-        Err(()) => "it panics".to_owned(),
-        Ok(_) if memory > limit => format!("it takes {memory} bytes of memory, {limit} are its bound"),
-        Ok(_) if time > MOST_TIME => {
-            format!("it takes {time:?} of the processor, {MOST_TIME:?} are the bound")
+    match tried(target, input, watch, take) {
+        Ok(outcome) => without_figures(&outcome),
+        Err(complaint) => {
+            let place = corpus::keep(target.name, "failed", input);
+            panic!(
+                "{}: {complaint} on {} bytes, kept as {place:?}",
+                target.name,
+                input.len()
+            );
         }
-        Ok(outcome) => return without_figures(&outcome),
-    };
-    let place = corpus::keep(target.name, "failed", input);
-    panic!(
-        "{}: {complaint} on {} bytes, kept as {place:?}",
-        target.name,
-        input.len()
-    );
+    }
 }
 
-/// Time that this thread has had of a processor.
-fn computed() -> Duration {
-    let now = clock_gettime(ClockId::ThreadCPUTime);
-    Duration::try_from(now).unwrap_or_default()
+/// The outcome of one input, or what is wrong with it.
+fn tried(
+    target: &Target,
+    input: &[u8],
+    watch: &Watch,
+    take: &mut impl FnMut(&[u8]) -> String,
+) -> Result<String, String> {
+    watch.begin(input);
+    let start = computed(target.threads);
+    let mut taken = Err(());
+    let memory = memory::measure(target.threads, || {
+        taken = catch_unwind(AssertUnwindSafe(|| take(input))).map_err(drop);
+    });
+    let time = computed(target.threads).saturating_sub(start);
+    watch.end();
+    let limit = target.factor * input.len() + target.constant;
+    match taken {
+        Err(()) => Err("it panics".to_owned()),
+        Ok(_) if memory > limit => Err(format!(
+            "it takes {memory} bytes of memory, {limit} are its bound"
+        )),
+        Ok(_) if time > MOST_TIME => Err(format!(
+            "it takes {time:?} of the processor, {MOST_TIME:?} are the bound"
+        )),
+        Ok(outcome) => Ok(outcome),
+    }
+}
+
+/// Time that this thread has had of a processor, or all threads of the process.
+fn computed(together: bool) -> Duration {
+    let clock = if together {
+        ClockId::ProcessCPUTime
+    } else {
+        ClockId::ThreadCPUTime
+    };
+    Duration::try_from(clock_gettime(clock)).unwrap_or_default()
 }
 
 /// What kind of outcome it is: words without the names and figures of the input.
@@ -183,5 +212,43 @@ fn from_environment(name: &str) -> Option<u64> {
     match text.parse() {
         Ok(number) => Some(number),
         Err(_) => panic!("{name} is {text:?}; give a whole number"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn memory_of_a_targets_threads_is_held_to_its_bound() {
+        const LARGE: usize = 64 << 20;
+        fn on_a_thread(_: &[u8]) -> String {
+            std::thread::scope(|scope| {
+                scope.spawn(|| drop(std::hint::black_box(vec![1_u8; LARGE])));
+            });
+            String::new()
+        }
+        fn here(_: &[u8]) -> String {
+            drop(std::hint::black_box(vec![1_u8; LARGE]));
+            String::new()
+        }
+        let watch = Watch::start("threads");
+        let target = |threads, constant| Target {
+            name: "threads",
+            shape: Shape::Bytes,
+            factor: 0,
+            constant,
+            threads,
+        };
+        let (small, enough) = (LARGE / 2, LARGE * 2);
+        let takers: [(bool, fn(&[u8]) -> String); 3] = [(true, on_a_thread), (true, here), (false, here)];
+        for (threads, mut take) in takers {
+            let complaint = tried(&target(threads, small), &[], &watch, &mut take).unwrap_err();
+            assert!(complaint.contains("bytes of memory"), "{complaint}");
+            assert_eq!(
+                tried(&target(threads, enough), &[], &watch, &mut take),
+                Ok(String::new())
+            );
+        }
     }
 }

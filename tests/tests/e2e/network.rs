@@ -203,7 +203,14 @@ fn pods_of_the_installation(cluster: &Cluster) -> Result<Vec<Value>> {
         "app.kubernetes.io/part-of=llamero",
     ];
     let pods = cluster.kubectl().get(&words)?;
-    Ok(pods["items"].as_array().cloned().unwrap_or_default())
+    let mut pods = pods["items"].as_array().cloned().unwrap_or_default();
+    pods.retain(stays);
+    Ok(pods)
+}
+
+/// Whether a pod is not about to go, as those of before an upgrade are for a while.
+fn stays(pod: &Value) -> bool {
+    pod["metadata"]["deletionTimestamp"].is_null()
 }
 
 #[test]
@@ -284,7 +291,8 @@ fn metrics_are_for_whom_the_installation_names() -> Result<()> {
         Ok(policy.to_string().contains("scraper").then_some(()))
     })?;
     let system = pods_of_the_installation(cluster)?;
-    let workers = deployment.pods()?;
+    let mut workers = deployment.pods()?;
+    workers.retain(stays);
     let mut targets = Vec::new();
     for (addresses, port) in [
         (addresses(&workers).into_iter().map(str::to_owned).collect(), OPEN),

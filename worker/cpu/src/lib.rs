@@ -53,11 +53,32 @@ mod layout;
 mod leaves;
 mod load;
 mod lora;
+#[cfg_attr(
+    not(test),
+    warn(
+        clippy::arithmetic_side_effects,
+        reason = "sizes come from files and limits: what is too much is refused, and ends no rank"
+    )
+)]
 pub mod memory;
 pub mod pool;
 mod programs;
 mod region;
+#[cfg_attr(
+    not(test),
+    warn(
+        clippy::arithmetic_side_effects,
+        reason = "sizes come from files and limits: what is too much is refused, and ends no rank"
+    )
+)]
 mod shape;
+#[cfg_attr(
+    not(test),
+    warn(
+        clippy::arithmetic_side_effects,
+        reason = "sizes come from files and limits: what is too much is refused, and ends no rank"
+    )
+)]
 mod workspace;
 
 pub use backend::{CpuBackend, CpuOptions};

@@ -1,5 +1,5 @@
 //! The sizes of one rank's part of the model. What would be larger than any memory becomes the largest number, which no plan affords:
-//! this crate is compiled without overflow checks.
+//! limits that nobody can afford are refused with a sentence, and end no rank by an overflow.
 
 use llamero_checkpoint::{LlamaConfig, RankShard, Runs, ShardPlan, TensorId, TensorKind};
 use llamero_engine::LeafLayout;

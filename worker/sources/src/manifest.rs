@@ -10,7 +10,7 @@ use sha2::{Digest as _, Sha256};
 use crate::{Audience, FetchError, Listing, Place, RemoteFile};
 
 /// Name of the file.
-const NAME: &str = "llamero-sources.json";
+pub const NAME: &str = "llamero-sources.json";
 
 /// Written beside the small files of a checkpoint whose weights are read by range.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]

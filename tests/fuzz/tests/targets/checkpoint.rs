@@ -39,6 +39,7 @@ fn safetensors_headers() {
         shape: Shape::Json,
         factor: 200,
         constant: 64 << 10,
+        threads: false,
     };
     drive(target, || {
         (Vec::new(), move |input: &[u8]| {
@@ -66,6 +67,7 @@ fn safetensors_files() {
         shape: Shape::Bytes,
         factor: 200,
         constant: 64 << 10,
+        threads: false,
     };
     let path = Path::new("model.safetensors");
     drive(target, || {
@@ -92,6 +94,7 @@ fn index_files() {
         shape: Shape::Json,
         factor: 200,
         constant: 64 << 10,
+        threads: false,
     };
     drive(target, || {
         (Vec::new(), move |input: &[u8]| {
@@ -109,6 +112,7 @@ fn configurations() {
         shape: Shape::Json,
         factor: 400,
         constant: 1 << 20,
+        threads: false,
     };
     drive(target, || {
         (Vec::new(), move |input: &[u8]| {
@@ -135,6 +139,7 @@ fn manifests_of_presharded_folders() {
         shape: Shape::Json,
         factor: 200,
         constant: 64 << 10,
+        threads: false,
     };
     let digest = "0f".repeat(32);
     let file = |name: &str| json!({"name": name, "bytes": 9, "table": digest});
@@ -169,6 +174,7 @@ fn configurations_of_adapters() {
         shape: Shape::Json,
         factor: 400,
         constant: 64 << 10,
+        threads: false,
     };
     drive(target, || {
         (Vec::new(), move |input: &[u8]| {
@@ -196,6 +202,7 @@ fn headers_of_adapters() {
         shape: Shape::Json,
         factor: 400,
         constant: 64 << 10,
+        threads: false,
     };
     let model = small_model();
     let config = LoraConfig::parse(br#"{"peft_type": "LORA", "r": 2, "lora_alpha": 4}"#).unwrap();
@@ -232,6 +239,7 @@ fn folders_of_adapters() {
         factor: 400,
         // What is hashed at a time.
         constant: 2 << 20,
+        threads: false,
     };
     let (folder, model) = (tempfile::tempdir().unwrap(), small_model());
     drive(target, || {
@@ -297,6 +305,7 @@ fn gguf_files() {
         shape: Shape::Bytes,
         factor: 300,
         constant: 128 << 10,
+        threads: false,
     };
     drive(target, || {
         (vec![small_gguf()], move |input: &[u8]| {

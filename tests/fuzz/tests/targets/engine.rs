@@ -64,6 +64,7 @@ fn tokenizers() {
         // Tables of bytes, ids and merges, and the regular expression's automaton.
         factor: 2000,
         constant: 64 << 20,
+        threads: false,
     };
     drive(target, || {
         let folder = tempfile::tempdir().unwrap();
@@ -95,6 +96,7 @@ fn chat_templates() {
         // The steps of a template are bounded, and so is what each may make.
         factor: 4000,
         constant: 192 << 20,
+        threads: true,
     };
     drive(target, || {
         let tokenizer = tokenizer();
@@ -139,6 +141,7 @@ fn forms_of_answers() {
         shape: Shape::Json,
         factor: 4000,
         constant: 256 << 20,
+        threads: false,
     };
     drive(target, || {
         let tokenizer = tokenizer();
@@ -211,6 +214,7 @@ fn calls_in_answers() {
         shape: Shape::Text,
         factor: 4000,
         constant: 1 << 20,
+        threads: false,
     };
     drive(target, || {
         let take = |input: &[u8]| {

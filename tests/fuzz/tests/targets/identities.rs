@@ -40,6 +40,7 @@ fn signing_requests_and_certificates() {
         shape: Shape::Bytes,
         factor: 400,
         constant: 64 << 10,
+        threads: false,
     };
     drive(target, || {
         (seeds, move |input: &[u8]| {
@@ -75,6 +76,7 @@ fn names_and_bundles() {
         shape: Shape::Text,
         factor: 400,
         constant: 64 << 10,
+        threads: false,
     };
     drive(target, || {
         (seeds, move |input: &[u8]| {

@@ -68,6 +68,7 @@ fn target(name: &'static str) -> Target {
         shape: Shape::Bytes,
         factor: 300,
         constant: 256 << 10,
+        threads: false,
     }
 }
 
@@ -147,6 +148,7 @@ fn sealed_data() {
     let part = stream.get(..2000).unwrap_or_default().to_vec();
     drive(target("data-link"), || {
         let listener = listener();
+        let whole = stream.clone();
         (vec![stream, part], move |input: &[u8]| {
             let (connection, _sender) = heard(&listener, input, LinkKind::Data);
             let mut mesh = mesh(1, connection);
@@ -166,6 +168,7 @@ fn sealed_data() {
                     Err(error) => return format!("{words} {error}"),
                 }
             }
+            assert!(input.starts_with(&whole), "all came, and not all was sent");
             words
         })
     });

@@ -58,6 +58,7 @@ fn handshakes() {
         shape: Shape::Bytes,
         factor: 200,
         constant: 64 << 10,
+        threads: false,
     };
     drive(target, || {
         (seeds, move |input: &[u8]| {
@@ -351,6 +352,7 @@ fn messages_between_ranks() {
         shape: Shape::Bytes,
         factor: 300,
         constant: 128 << 10,
+        threads: false,
     };
     drive(target, || {
         (seeds, move |input: &[u8]| {

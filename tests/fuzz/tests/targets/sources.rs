@@ -6,7 +6,7 @@ use llamero_checkpoint::safetensors::INDEX_NAME;
 use llamero_fuzz::{Shape, Target, drive};
 use llamero_sources::bucket::address::Address;
 use llamero_sources::client::base_url;
-use llamero_sources::{Audience, Listing, Manifest, Repository, web};
+use llamero_sources::{Audience, Listing, Manifest, Repository, manifest, web};
 use serde_json::json;
 
 use crate::outcome;
@@ -23,6 +23,7 @@ fn addresses_of_sources() {
         shape: Shape::Text,
         factor: 200,
         constant: 64 << 10,
+        threads: false,
     };
     drive(target, || {
         (Vec::new(), move |input: &[u8]| {
@@ -71,6 +72,7 @@ fn listings_of_sources() {
         shape: Shape::Json,
         factor: 400,
         constant: 64 << 10,
+        threads: false,
     };
     let files = [
         "config.json",
@@ -88,15 +90,19 @@ fn listings_of_sources() {
         "place": {"kind": "web", "url": "https://example.com/m"},
         "ca_file": null, "needs_keys": false, "listing": listing, "complete": true,
     });
+    let seed = seed.to_string().into_bytes();
     let folder = tempfile::tempdir().unwrap();
+    fs::write(folder.path().join(manifest::NAME), &seed).unwrap();
+    let read = Manifest::read(folder.path());
+    assert!(matches!(read, Ok(Some(_))), "{read:?}");
     drive(target, || {
-        (vec![seed.to_string().into_bytes()], move |input: &[u8]| {
+        (vec![seed], move |input: &[u8]| {
             let mut words = vec![outcome(web::names(input))];
             for name in web::names(input).into_iter().flatten() {
                 assert!(is_plain(&name), "{name:?}");
             }
             fs::write(folder.path().join(INDEX_NAME), input).unwrap();
-            fs::write(folder.path().join("llamero-sources.json"), input).unwrap();
+            fs::write(folder.path().join(manifest::NAME), input).unwrap();
             let mut listing = Listing::of_commit("org/m", input, Audience::CommandLine);
             if let Ok(listing) = &mut listing {
                 let value: serde_json::Value = serde_json::from_slice(input).unwrap_or_default();

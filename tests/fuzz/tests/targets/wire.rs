@@ -30,6 +30,7 @@ fn grpc_messages() {
         shape: Shape::Bytes,
         factor: 400,
         constant: 64 << 10,
+        threads: false,
     };
     drive(target, || {
         (seeds, move |input: &[u8]| {
@@ -51,6 +52,7 @@ fn server_sent_events() {
         shape: Shape::Text,
         factor: 300,
         constant: 64 << 10,
+        threads: false,
     };
     drive(target, || {
         (Vec::new(), move |input: &[u8]| {

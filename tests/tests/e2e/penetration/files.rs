@@ -4,9 +4,11 @@ use std::fs;
 use std::io::{BufRead as _, BufReader};
 use std::os::unix::fs::symlink;
 use std::path::Path;
-use std::process::{Command, Stdio};
+use std::process::{Child, Command, Stdio};
+use std::sync::mpsc;
+use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, bail, ensure};
 use llamero_tests::paths;
 use serde_json::{Value, json};
 
@@ -14,6 +16,8 @@ use super::attempts::Section;
 
 /// Bytes of address space in units of 1,024: a rank of the small model has room in it.
 const SPACE: &str = "2097152";
+/// How long somebody who serves on may take to say why.
+const PATIENCE: Duration = Duration::from_secs(60);
 /// What `llamero-worker` ends with when somebody must change something.
 const UNUSABLE: i32 = 2;
 
@@ -43,25 +47,31 @@ impl Reader {
 /// Makes the folder of an honest checkpoint what it is called.
 type Make = fn(&Path) -> Result<()>;
 
-const HOSTILE: [(&str, Reader, Make); 15] = [
+/// What it is, who reads it, words of the refusal, and how it is made.
+const HOSTILE: [(&str, Reader, &str, Make); 15] = [
     (
         "a tokenizer.json that is nested 100,000 times",
         Reader::Serve,
+        "recursion limit exceeded",
         |folder| {
-            Ok(fs::write(
-                folder.join("tokenizer.json"),
-                "{\"model\":".repeat(100_000),
-            )?)
+            let nested = format!("{}1{}", "{\"model\":".repeat(100_000), "}".repeat(100_000));
+            Ok(fs::write(folder.join("tokenizer.json"), nested)?)
         },
     ),
-    ("a token with the id 2^32 − 1", Reader::Serve, |folder| {
-        change(&folder.join("tokenizer.json"), |tokenizer| {
-            tokenizer["model"]["vocab"]["llamero"] = json!(u32::MAX);
-        })
-    }),
+    (
+        "a token with the id 2^32 − 1",
+        Reader::Serve,
+        "one with the id 4294967295",
+        |folder| {
+            change(&folder.join("tokenizer.json"), |tokenizer| {
+                tokenizer["model"]["vocab"]["llamero"] = json!(u32::MAX);
+            })
+        },
+    ),
     (
         "a chat template with 100,000 nested brackets",
         Reader::ServeWithoutChat,
+        "brackets are nested more than",
         |folder| {
             let template = format!("{{{{ {}1{} }}}}", "(".repeat(100_000), ")".repeat(100_000));
             template_is(folder, &template)
@@ -70,44 +80,55 @@ const HOSTILE: [(&str, Reader, Make); 15] = [
     (
         "a chat template that includes a file of the system",
         Reader::ServeWithoutChat,
+        "unknown statement include",
         |folder| template_is(folder, "{% include '/etc/passwd' %}"),
     ),
     (
         "a GGUF that claims 2^64 − 1 tensors",
         Reader::Convert,
+        "it claims 18446744073709551615 items",
         |folder| gguf(folder, u64::MAX, &[]),
     ),
-    ("a GGUF with a name of 2^63 bytes", Reader::Convert, |folder| {
-        gguf(folder, 1, &[&(1_u64 << 63).to_le_bytes()[..], &[0; 64]].concat())
-    }),
+    (
+        "a GGUF with a name of 2^63 bytes",
+        Reader::Convert,
+        "it claims 9223372036854775808 items",
+        |folder| gguf(folder, 1, &[&(1_u64 << 63).to_le_bytes()[..], &[0; 64]].concat()),
+    ),
     (
         "a GGUF whose tensor has 2^80 elements",
         Reader::Convert,
+        "ends beyond the end of the file",
         |folder| gguf(folder, 1, &gguf_tensor([1 << 40, 1 << 40], 0)),
     ),
     (
         "a GGUF whose tensor lies behind the end of the file",
         Reader::Convert,
+        "ends beyond the end of the file",
         |folder| gguf(folder, 1, &gguf_tensor([16, 2], 1 << 40)),
     ),
     (
         "an adapter whose header is said to have 2^64 − 1 bytes",
         Reader::ServeAdapter("adapters/a"),
+        "a header of 18446744073709551615 bytes",
         |folder| adapter(folder, 4, &u64::MAX.to_le_bytes()),
     ),
     (
         "an adapter with a rank of 2^32 − 1",
         Reader::ServeAdapter("adapters/a"),
-        |folder| adapter(folder, u32::MAX, b"\x02\0\0\0\0\0\0\0{}"),
+        "has rank 4294967295",
+        |folder| adapter(folder, u32::MAX, &small_factors()),
     ),
     (
         "a way out of the folder for adapters",
         Reader::ServeAdapter("../../../etc"),
+        "relative, without ..",
         |_| Ok(()),
     ),
     (
         "a manifest of shards that names a file outside",
         Reader::Inspect,
+        "leads out of the folder",
         |folder| {
             shards(folder, |manifest| {
                 manifest["files"][0]["name"] = json!("../../../etc/passwd")
@@ -117,6 +138,7 @@ const HOSTILE: [(&str, Reader, Make); 15] = [
     (
         "a manifest of shards whose shape overflows",
         Reader::Inspect,
+        "has an impossible shape",
         |folder| {
             shards(folder, |manifest| {
                 manifest["tensors"]["model.norm.weight"]["shape"] = json!([u64::MAX, u64::MAX]);
@@ -126,11 +148,13 @@ const HOSTILE: [(&str, Reader, Make); 15] = [
     (
         "a manifest of shards with blocks of 2^64 − 1 bytes",
         Reader::Inspect,
+        "blocks of 18446744073709551615 bytes",
         |folder| shards(folder, |manifest| manifest["blockBytes"] = json!(u64::MAX)),
     ),
     (
         "a manifest of shards for 2^32 − 1 ranks",
         Reader::Inspect,
+        "2 files for tensor 4294967295",
         |folder| {
             shards(folder, |manifest| {
                 manifest["topology"]["tensor"] = json!(u32::MAX)
@@ -143,9 +167,9 @@ const HOSTILE: [(&str, Reader, Make); 15] = [
 pub(super) fn all() -> Result<Section> {
     let mut section = Section::new(
         "Other files of a checkpoint",
-        "Read by the programs that read them in service, with 2 GiB of address space and twenty seconds. `DIR` is the checkpoint's folder.",
+        "Read by the programs that read them in service, with 2 GiB of address space and twenty seconds, or a minute where it serves on. `DIR` is the checkpoint's folder.",
     );
-    for (what, reader, make) in HOSTILE {
+    for (what, reader, words, make) in HOSTILE {
         let folder = tempfile::tempdir()?;
         honest(folder.path())?;
         make(folder.path())?;
@@ -153,7 +177,12 @@ pub(super) fn all() -> Result<Section> {
             Reader::ServeWithoutChat => warned(folder.path()),
             _ => refused(reader, folder.path()),
         };
-        section.add(what, reader.name(), said.with_context(|| what.to_owned())?);
+        let said = said.with_context(|| what.to_owned())?;
+        ensure!(
+            said.contains(words),
+            "{what} is refused for something else: {said}"
+        );
+        section.add(what, reader.name(), said);
     }
     Ok(section)
 }
@@ -215,6 +244,21 @@ fn adapter(folder: &Path, rank: u32, weights: &[u8]) -> Result<()> {
     let config = json!({"peft_type": "LORA", "r": rank, "lora_alpha": 1});
     fs::write(folder.join("adapter_config.json"), config.to_string())?;
     Ok(fs::write(folder.join("adapter_model.safetensors"), weights)?)
+}
+
+/// A pair of factors of one module, each of one element.
+fn small_factors() -> Vec<u8> {
+    let module = "base_model.model.model.layers.0.self_attn.q_proj";
+    let factor = |from: u32| json!({"dtype": "BF16", "shape": [1, 1], "data_offsets": [from, from + 2]});
+    let header = json!({
+        format!("{module}.lora_A.weight"): factor(0),
+        format!("{module}.lora_B.weight"): factor(2),
+    })
+    .to_string();
+    let mut file = (header.len() as u64).to_le_bytes().to_vec();
+    file.extend(header.as_bytes());
+    file.extend([0; 4]);
+    file
 }
 
 /// A folder for two ranks, but for a change, and without their files.
@@ -288,19 +332,33 @@ fn refused(reader: Reader, folder: &Path) -> Result<String> {
     Ok(last.with_context(|| format!("no error: {said}"))?.to_owned())
 }
 
+/// A program that ends with the attempt, however that ends.
+struct Running(Child);
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
 /// The sentence with which it serves on without chat.
 fn warned(folder: &Path) -> Result<String> {
     const WORDS: &str = "chat is not available: ";
     let mut command = command(Reader::ServeWithoutChat, folder)?;
-    let mut program = command.stderr(Stdio::piped()).spawn()?;
-    let said = program.stderr.take().context("nothing is said")?;
-    let mut lines = BufReader::new(said).lines();
-    let sentence = lines.find_map(|line| {
-        let line = line.ok()?;
-        line.split_once(WORDS)
-            .map(|(_, sentence)| format!("{WORDS}{sentence}"))
+    let mut program = Running(command.stderr(Stdio::piped()).spawn()?);
+    let said = program.0.stderr.take().context("nothing is said")?;
+    let (sender, lines) = mpsc::channel();
+    // Ends with the program.
+    std::thread::spawn(move || {
+        let lines = BufReader::new(said).lines().map_while(Result::ok);
+        lines.for_each(|line| drop(sender.send(line)));
     });
-    program.kill()?;
-    program.wait()?;
-    sentence.context("it served, or ended, without a word about the template")
+    let end = Instant::now() + PATIENCE;
+    while let Ok(line) = lines.recv_timeout(end.saturating_duration_since(Instant::now())) {
+        if let Some((_, sentence)) = line.split_once(WORDS) {
+            return Ok(format!("{WORDS}{sentence}"));
+        }
+    }
+    bail!("it served for {PATIENCE:?}, or ended, without a word about the template")
 }

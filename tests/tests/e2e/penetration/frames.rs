@@ -60,7 +60,7 @@ const HELD: [(&str, &str, &str, &str); 9] = [
         "closed, and peers still get in",
     ),
     (
-        "handshakes with another key at a group that serves, for later eras",
+        "openings with another key at a group that serves, and Hellos for later eras behind such",
         PROCESSES,
         "strangers_on_a_rank_port_disturb_nobody",
         "closed; the group's era and its stream go on, byte for byte",

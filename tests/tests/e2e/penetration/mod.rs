@@ -8,7 +8,7 @@
 //! | [`hostile`] | sources, names and checkpoints that mean harm |
 //! | [`files`] | tokenizers, templates, GGUF, adapters and manifests that do |
 //! | [`tenants`] | keys that ask for models of others, and adapters that are loaded by whom they must not be |
-//! | [`frames`] | frames between ranks; held by tests of the engine |
+//! | [`frames`] | frames between ranks; held by tests of engine and worker |
 //! | [`attempts`] | the page of all that |
 
 mod attempts;

@@ -92,6 +92,11 @@ pub enum AdapterError {
         "the adapter's tensor {0} holds values that are not finite numbers; the file is damaged, or its training diverged"
     )]
     NotFinite(String),
+    /// This rank's part does not lie in the tensor.
+    #[error(
+        "the adapter's tensor {0} ends before this rank's part of it: it was made for another model, or is damaged"
+    )]
+    Outside(String),
     /// The header is larger than that of any adapter.
     #[error(
         "the adapter's weights ask for a header of {length} bytes, and an adapter's has at most {limit}: the file is damaged, \

@@ -222,6 +222,7 @@ mod sse2 {
 ///
 /// # Panics
 /// When the row is not inside of the matrix.
+#[doc(hidden)]
 pub fn pack_row(element: Element, packed: &mut [u8], k: usize, row: usize, from_k: usize, bytes: &[u8]) {
     let size = element.size();
     let start = row / LANES * element.block_bytes(k);

@@ -68,12 +68,12 @@ impl Step {
         row.map_or(&RowOutput::None, |row| &row.output)
     }
 
-    /// Whether the step, not yet computed, writes `block`.
+    /// Whether the step, not yet computed, writes `block`, as far as is known: blocks behind the end of a table may be any.
     pub(super) fn writes(&self, block: u32, block_size: usize) -> bool {
         let written = |span: &Span| {
             let blocks = span.start / block_size..(span.start + span.len).div_ceil(block_size);
             let table = span.table.get(blocks);
-            table.is_some_and(|table| table.contains(&block))
+            table.is_none_or(|table| table.contains(&block))
         };
         matches!(self.phase, Phase::Submitted)
             && (self.spans.iter().any(written) || self.plan.blocks.copies.iter().any(|(_, to)| *to == block))

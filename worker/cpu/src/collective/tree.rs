@@ -224,8 +224,9 @@ impl Collective {
         for (peer, outgoing) in outgoing.iter_mut().enumerate() {
             outgoing.clear();
             let wanted = part(peer, world, n);
-            let parts = roots.chunks_exact(n.max(1)).map(|root| root.get(wanted.clone()));
-            parts.for_each(|part| outgoing.extend_from_slice(part.unwrap_or_default()));
+            for root in roots.chunks_exact(n.max(1)) {
+                outgoing.extend_from_slice(root.get(wanted.clone()).ok_or_else(outside)?);
+            }
         }
         let parts = outgoing.iter().zip(incoming).map(|(out, into)| -> Part<'_> {
             (
@@ -297,32 +298,31 @@ impl Collective {
     /// Give `values`, which all ranks of this stage have alike, to the next stage, which calls [`Self::take_over`].
     ///
     /// # Errors
-    /// [`BackendError::Lost`].
+    /// [`BackendError::Lost`], or [`BackendError::Bug`] when sizes do not fit.
     pub fn pass_on(&mut self, values: &[f32]) -> Result<(), BackendError> {
         let (index, stage) = (self.index(), self.world());
         let peers = self.group.behind().to_vec();
         let by_parts = self.is_cut(values.len(), peers.len());
         let mine = peers.iter().enumerate();
         let mine = mine.filter(|(receiver, _)| receiver % stage == index);
-        let mut frames: Vec<Transfer<'_>> = mine
+        let frames: Option<Vec<Transfer<'_>>> = mine
             .map(|(receiver, peer)| {
                 let wanted = portion(by_parts, receiver, peers.len(), values.len());
-                let values = values.get(wanted).unwrap_or_default();
-                Transfer {
+                Some(Transfer {
                     peer: *peer,
-                    out: Some(bytemuck::cast_slice(values)),
+                    out: Some(bytemuck::cast_slice(values.get(wanted)?)),
                     into: None,
-                }
+                })
             })
             .collect();
-        self.group.transfer(Kind::Stage, &mut frames)
+        self.group.transfer(Kind::Stage, &mut frames.ok_or_else(outside)?)
     }
 
     /// Take from the stage before what its ranks give by [`Self::pass_on`]. Each rank takes all of it from one of them, or, where
     /// it is long, a part, so that it goes over the network once; the parts are gathered then.
     ///
     /// # Errors
-    /// [`BackendError::Lost`]; `values` is then undefined.
+    /// [`BackendError::Lost`], or [`BackendError::Bug`] when sizes do not fit; `values` is then undefined.
     pub fn take_over(&mut self, values: &mut [f32]) -> Result<(), BackendError> {
         let (index, world, n) = (self.index(), self.world(), values.len());
         let senders = self.group.before();
@@ -331,7 +331,7 @@ impl Collective {
         };
         let by_parts = self.is_cut(n, world);
         let wanted = portion(by_parts, index, world, n);
-        let into = values.get_mut(wanted).unwrap_or_default();
+        let into = values.get_mut(wanted).ok_or_else(outside)?;
         let mut frame = [Transfer {
             peer,
             out: None,
@@ -348,6 +348,11 @@ impl Collective {
     fn is_cut(&self, n: usize, ranks: usize) -> bool {
         ranks > 1 && n * size_of::<f32>() * (ranks - 1) >= self.scatter_bytes
     }
+}
+
+/// Nothing in place of a part would look alike on both sides, which then went on with what they had before.
+fn outside() -> BackendError {
+    BackendError::Bug("a rank's part lies behind the end of what the ranks share".into())
 }
 
 /// What the `receiver`-th of `world` ranks takes of `n` values from the stage before.

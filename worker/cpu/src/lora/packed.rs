@@ -166,6 +166,9 @@ impl Reader<'_> {
             // An odd rank gets a row of zeros, since products take inputs by twos.
             let rank = (factors.rank as usize).next_multiple_of(2);
             stacked.extend(self.a(factors, kind, site)?);
+            if stacked.len() != (at + factors.rank as usize) * inputs * ELEMENT {
+                return Err(AdapterError::Outside(factors.a.clone()));
+            }
             at += rank;
             stacked.resize(at * inputs * ELEMENT, 0);
             parts.push(RoleFactor {
@@ -199,8 +202,12 @@ impl Reader<'_> {
         }
         let (_, inputs) = kind.shape(self.config);
         let own = self.own(kind);
-        let rows = whole.chunks_exact(inputs as usize * ELEMENT);
-        Ok(rows.flat_map(|row| take(row, &own, ELEMENT)).collect())
+        let mut columns = Vec::new();
+        for row in whole.chunks_exact(inputs as usize * ELEMENT) {
+            let outside = || AdapterError::Outside(factors.a.clone());
+            columns.extend(take(row, &own, ELEMENT).ok_or_else(outside)?);
+        }
+        Ok(columns)
     }
 
     /// The rows of `B` that are this rank's outputs, each with `rank` values.
@@ -209,7 +216,8 @@ impl Reader<'_> {
         let row_bytes = factors.rank as usize * ELEMENT;
         let rows = match kind {
             TensorKind::O | TensorKind::Down => whole,
-            kind => take(&whole, &self.own(kind), row_bytes),
+            kind => take(&whole, &self.own(kind), row_bytes)
+                .ok_or_else(|| AdapterError::Outside(factors.b.clone()))?,
         };
         let mut padded = Vec::with_capacity(rows.len() / row_bytes * rank * ELEMENT);
         for row in rows.chunks_exact(row_bytes) {
@@ -231,14 +239,27 @@ impl Reader<'_> {
     }
 }
 
-/// The elements of `bytes` whose numbers are in `own`, each of `size` bytes.
-fn take(bytes: &[u8], own: &Runs, size: usize) -> Vec<u8> {
-    let run = |run: &std::ops::Range<u32>| {
-        let part = run.start as usize * size..run.end as usize * size;
-        bytes.get(part).unwrap_or_default()
-    };
-    own.as_slice()
-        .iter()
-        .flat_map(|range| run(range).to_vec())
-        .collect()
+/// The elements of `bytes` whose numbers are in `own`, each of `size` bytes; none where one of them lies behind the end.
+fn take(bytes: &[u8], own: &Runs, size: usize) -> Option<Vec<u8>> {
+    let mut taken = Vec::new();
+    for run in own.as_slice() {
+        let part = (run.start as usize).checked_mul(size)?..(run.end as usize).checked_mul(size)?;
+        taken.extend_from_slice(bytes.get(part)?);
+    }
+    Some(taken)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_lies_behind_the_end_is_not_left_out() {
+        let own = |ranges: [std::ops::Range<u32>; 2]| Runs::new(ranges);
+        assert_eq!(
+            take(&[0, 1, 2, 3, 4, 5], &own([0..1, 2..3]), 2),
+            Some(vec![0, 1, 4, 5])
+        );
+        assert_eq!(take(&[0, 1, 2, 3, 4, 5], &own([0..1, 2..4]), 2), None);
+    }
 }

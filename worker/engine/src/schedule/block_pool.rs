@@ -83,8 +83,11 @@ impl BlockPool {
     }
 
     /// `count` blocks with one user each, and one more user for each of `shared`, which are in use or have a name. `None`
-    /// (and nothing taken) when there are not as many.
+    /// (and nothing taken) when there are not as many, or one of `shared` does not exist.
     pub fn allocate_behind(&mut self, shared: &[u32], count: u32) -> Option<Vec<u32>> {
+        if shared.iter().any(|block| *block >= self.total()) {
+            return None;
+        }
         let idle = shared.iter().filter(|block| self.users(**block) == 0).count();
         if count > self.available().saturating_sub(self::count(idle)) {
             return None;
@@ -200,6 +203,8 @@ mod tests {
             None,
             "the only one left is the shared one"
         );
+        assert_eq!(pool.users(0), 0);
+        assert_eq!(pool.allocate_behind(&[0, 7], 0), None, "there is no such block");
         assert_eq!(pool.users(0), 0);
         assert_eq!(pool.allocate_behind(&[0], 0), Some(vec![]));
     }

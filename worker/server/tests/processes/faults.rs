@@ -1,18 +1,17 @@
 //! Ranks that die, hang, or hear nonsense.
 
-use std::io::Write;
-use std::net::TcpStream;
+use std::io::{ErrorKind, Read, Write};
+use std::net::{SocketAddr, TcpStream};
 use std::time::{Duration, Instant};
 
 use llamero_engine::Era;
-use llamero_engine::mesh::dial::{DialError, dial};
+use llamero_engine::mesh::dial::dial;
+use llamero_engine::mesh::frame::{Header, Kind};
 use llamero_engine::mesh::{GroupKey, Identity, LinkKind, Members, Topology};
 use llamero_proto::v1::{Phase, PodReport, RankReport};
 use rustix::process::Signal;
 
-use crate::harness::{
-    DEADLINE, Worker, all_serve, begin, complete, exists, finish, sampled_story, send, turn,
-};
+use crate::harness::{Worker, all_serve, begin, complete, exists, finish, sampled_story, send, turn};
 
 #[tokio::test]
 async fn a_killed_rank_costs_no_token_and_no_byte() {
@@ -177,8 +176,10 @@ async fn strangers_on_a_rank_port_disturb_nobody() {
     }
 }
 
-/// Speaks the handshake, knows all but the key, and would begin later eras.
+/// Begins the handshake with another key, and goes on to later eras without waiting for a challenge.
 fn dial_with_another_key(to: u32, port: u16, group: &PodReport) {
+    const SOON: Duration = Duration::from_secs(30);
+    let address = SocketAddr::from(([127, 0, 0, 1], port));
     let stranger = Identity {
         group_uid: "group".to_owned(),
         rank: 1 - to,
@@ -186,19 +187,44 @@ fn dial_with_another_key(to: u32, port: u16, group: &PodReport) {
         numerics: "cpu-dpbf16-v1 kv-bf16 adapters-0".to_owned(),
         content: "content".to_owned(),
     };
-    let key = GroupKey::random().unwrap();
     let epoch = group.ranks[0].epoch;
     let era = |generation, epoch| Era { generation, epoch };
-    for era in [era(group.generation, epoch + 1), era(group.generation + 1, 1)] {
-        for link in [LinkKind::Plan, LinkKind::Data] {
-            let hello = stranger.hello(era, to, link);
-            let dialled = dial(([127, 0, 0, 1], port).into(), &hello, &key, DEADLINE);
-            assert!(
-                matches!(dialled, Err(DialError::Unreachable { .. })),
-                "{dialled:?}"
-            );
+    let eras = [era(group.generation, epoch + 1), era(group.generation + 1, 1)];
+    // Whoever is answered by a challenge is told otherwise: the rank does not know this key.
+    let hello = stranger.hello(eras[0], to, LinkKind::Plan);
+    let dialled = dial(address, &hello, &GroupKey::random().unwrap(), SOON);
+    let error = dialled.unwrap_err().to_string();
+    assert!(error.contains("it closed the connection"), "{error}");
+    for era in eras {
+        let mut stream = TcpStream::connect(address).unwrap();
+        stream.set_read_timeout(Some(SOON)).unwrap();
+        stream.write_all(&unanswered(era)).unwrap();
+        let mut heard = Vec::new();
+        // What it does not read before it closes makes a reset of the end.
+        if let Err(error) = stream.read_to_end(&mut heard) {
+            assert_eq!(error.kind(), ErrorKind::ConnectionReset, "{error}");
         }
+        assert!(heard.is_empty(), "{heard:?}");
     }
+}
+
+/// An opening, and a Hello for an era behind it; proofs are bytes that no key makes.
+fn unanswered(era: Era) -> Vec<u8> {
+    let mut bytes = Vec::new();
+    // A number and its proof; a text of 64 bytes, behind its length, and its proof.
+    for (kind, payload) in [
+        (Kind::Opening, vec![7_u8; 64]),
+        (Kind::Hello, [vec![64_u8], vec![7_u8; 96]].concat()),
+    ] {
+        let length = u32::try_from(payload.len()).unwrap();
+        let header = Header {
+            length,
+            ..Header::of(kind, era, 0)
+        };
+        bytes.extend(header.encode());
+        bytes.extend(payload);
+    }
+    bytes
 }
 
 #[tokio::test]

@@ -6,8 +6,10 @@ use serde_json::Value;
 
 use crate::harness::{model_dir, turn};
 
-/// Measurements of which one must be within the bound: others may compute beside them.
+/// Measurements whose median must be within the bound: others may compute beside one of them.
 const TRIES: usize = 3;
+/// The share of decode that docs/performance.md allows.
+const MOST: f64 = 0.03;
 
 /// Of decode at two ranks over TCP, as `bench` measures it: links as they are beside sealed ones, in the same run.
 #[tokio::test]
@@ -21,15 +23,21 @@ async fn sealed_links_cost_no_more_of_decode_than_their_bound() {
             .arg(model_dir())
             .output()
             .unwrap();
+        assert!(
+            output.status.success(),
+            "{}",
+            String::from_utf8_lossy(&output.stderr)
+        );
         let report: Value = serde_json::from_slice(&output.stdout).unwrap();
         let links = &report["links"];
         let (share, most) = (links["sealedShare"].as_f64(), links["most"].as_f64());
         println!("{links}");
-        assert_eq!(most, Some(0.03), "the bound of the issue");
-        if share.unwrap() <= 0.03 {
-            return;
-        }
-        shares.push(share);
+        assert_eq!(most, Some(MOST), "the bound of docs/performance.md");
+        shares.push(share.unwrap());
     }
-    panic!("sealed links cost {shares:?} of decode, at most 0.03 are allowed");
+    shares.sort_by(f64::total_cmp);
+    assert!(
+        shares[TRIES / 2] <= MOST,
+        "sealed links cost {shares:?} of decode, at most {MOST} are allowed"
+    );
 }

@@ -70,8 +70,8 @@ fn stages_take_what_is_theirs() {
     assert!(last.weights > middle.weights / 2);
 }
 
-/// Limits that ask for more than 2⁶⁴ bytes are planned as more than there ever is; without overflow checks, they would come out
-/// as a small need.
+/// Limits that ask for more than 2⁶⁴ bytes are planned as more than there ever is: they neither come out as a small need
+/// nor end the rank.
 #[test]
 fn overflow_outside_kernels_is_noticed() {
     let folder = tiny::checkpoint(true);

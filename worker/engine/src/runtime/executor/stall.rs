@@ -39,7 +39,7 @@ impl Movement {
     }
 
     /// Whether nothing has moved for `limit` although answers of the members `owing` are due. The one with the fewest layers
-    /// is to blame: others wait for it inside the step.
+    /// is to blame: others wait for it inside the step. Where nobody of them is known, the first is, so that the group does not wait for ever.
     pub(super) fn check(
         &self,
         owing: &[usize],
@@ -47,17 +47,15 @@ impl Movement {
         stall: Duration,
         now: Instant,
     ) -> Result<(), MeshError> {
-        if now.duration_since(self.at) < limit {
+        let Some(first) = owing.first().filter(|_| now.duration_since(self.at) >= limit) else {
             return Ok(());
-        }
-        let owing = owing.iter().filter_map(|member| self.members.get(*member));
-        match owing.min_by_key(|member| member.layers) {
-            None => Ok(()),
-            Some(member) => Err(MeshError::Deadline {
-                rank: member.rank,
-                millis: u64::try_from(stall.min(limit).as_millis()).unwrap_or(u64::MAX),
-            }),
-        }
+        };
+        let known = owing.iter().filter_map(|member| self.members.get(*member));
+        let last = known.min_by_key(|member| member.layers);
+        Err(MeshError::Deadline {
+            rank: last.map_or_else(|| u32::try_from(*first).unwrap_or(u32::MAX), |member| member.rank),
+            millis: u64::try_from(stall.min(limit).as_millis()).unwrap_or(u64::MAX),
+        })
     }
 }
 
@@ -86,6 +84,11 @@ mod tests {
         let blamed = |rank| Err(MeshError::Deadline { rank, millis: 30_000 });
         assert_eq!(check(&movement, &[0, 1, 2], 2010), blamed(2));
         assert_eq!(check(&movement, &[0, 2], 2010), blamed(5));
+        assert_eq!(
+            check(&movement, &[9], 2010),
+            blamed(9),
+            "who is not known owes too"
+        );
         assert_eq!(check(&movement, &[], 2010), Ok(()), "an idle group owes nothing");
     }
 }

@@ -93,7 +93,10 @@ impl Merging {
         for (index, row) in rows.iter().enumerate() {
             let at = nth;
             nth += row.answered as usize;
-            let answers = self.answers.get(at..nth).unwrap_or_default();
+            let Some(answers) = self.answers.get(at..nth) else {
+                choices.push((!row.cancelled).then_some(Err(NOT_ANSWERED)));
+                continue;
+            };
             if let Some(top) = row.scores.filter(|_| !row.cancelled) {
                 let scores = answers.iter().map(|answers| scored(top, answers));
                 choices.push(Some(scores.collect::<Result<_, _>>().map(Answered::Scores)));
@@ -110,6 +113,10 @@ impl Merging {
             let params = requests.sampling(row.sequence);
             let params = params.filter(|_| row.samples && !row.cancelled);
             choices.push(params.and_then(|params| {
+                // Without a token it would look like a piece of a prompt, and stand still.
+                if answers.is_empty() {
+                    return Some(Err(NOT_ANSWERED));
+                }
                 let mut chosen = Vec::new();
                 match follow(params, row, answers, &mut chosen) {
                     Ok(Followed::ToItsEnd) => Some(Ok(Answered::Tokens(chosen))),
@@ -156,7 +163,10 @@ impl Merging {
                 return false;
             };
             let answers = answers.get(fetching.at..).unwrap_or_default();
-            let answers = answers.get(..row.answered as usize).unwrap_or(answers);
+            let Some(answers) = answers.get(..row.answered as usize) else {
+                *choice = Some(Err(NOT_ANSWERED));
+                return false;
+            };
             let chosen = &mut fetching.chosen;
             let next = answers.get(chosen.len()).ok_or(NOT_ASKED_FOR);
             let followed = match next.and_then(|next| by_row(params, row, next, chosen.len(), &shards)) {
@@ -187,6 +197,8 @@ impl Fetching {
     }
 }
 
+/// Fewer positions are answered than the row asks for.
+const NOT_ANSWERED: SamplingError = SamplingError::Inconsistent("a position is not answered");
 /// A full row has come for a position behind those that the row answers.
 const NOT_ASKED_FOR: SamplingError = SamplingError::Inconsistent("nobody asked for this position's logits");
 
@@ -274,7 +286,10 @@ fn noise(params: &SamplingParams, row: &PlannedRow, offset: usize) -> Noise {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Arc;
+
     use super::*;
+    use crate::runtime::queue::QueueGauge;
     use crate::schedule::SequenceId;
     use crate::step::RowCandidates;
 
@@ -328,5 +343,25 @@ mod tests {
                 other => panic!("{places:?}: {}", other.is_ok()),
             }
         }
+    }
+
+    #[test]
+    fn a_row_whose_answers_are_missing_is_told_so() {
+        let scored = PlannedRow {
+            scores: Some(0),
+            ..row(1, false)
+        };
+        let mut merging = Merging::new(&[], 1);
+        let requests = Requests::new(Arc::default(), Arc::new(QueueGauge::new(1, 1)), None);
+        merging.choose(&[row(1, false), row(1, true), scored], &requests);
+        let choices = merging.choices.unwrap();
+        assert!(matches!(
+            choices.as_slice(),
+            [
+                Some(Err(SamplingError::Inconsistent(_))),
+                None,
+                Some(Err(SamplingError::Inconsistent(_)))
+            ]
+        ));
     }
 }
