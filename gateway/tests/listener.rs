@@ -317,6 +317,7 @@ async fn taken(served: &Served, enough: impl Fn(usize) -> bool) {
 fn crowded(room_timeout: Duration, stall_timeout: Duration) -> Settings {
     Settings {
         answer_bytes: 10 << 20,
+        waiting_answer_bytes: 8 << 20,
         ..limits(|limits| {
             limits.stall_timeout = stall_timeout;
             limits.room_timeout = room_timeout;
@@ -393,6 +394,37 @@ async fn a_long_answer_without_room_is_refused_in_the_form_of_its_api_or_waits()
     assert_eq!(grpc.unwrap(), (Code::Ok as u32, String::new()));
     taken(&served, |used| used == 0).await;
     drop(unread);
+}
+
+#[tokio::test]
+async fn long_answers_that_wait_are_counted_and_one_more_is_refused_at_once() {
+    let (served, _worker) = with_worker(crowded(LONG, LONG)).await;
+    let unread = post_and_not_read(served.http, "/tokenize", &tokenize(2 << 20)).await;
+    taken(&served, |used| used >= 8 << 20).await;
+    let next = post_and_not_read(served.http, "/tokenize", &tokenize(2 << 20)).await;
+    let answers = &served.gateway.answer_bytes;
+    soon(async {
+        while answers.waiting() < 8 << 20 {
+            tokio::task::yield_now().await;
+        }
+    })
+    .await;
+    let (status, _, error) =
+        soon(async { told(post(served.http, "/tokenize", tokenize(1 << 20)).await).await }).await;
+    assert_eq!(
+        (status, error["error"]["code"].as_str()),
+        (503, Some("too_many_requests"))
+    );
+    // Who waits is served when the first one goes.
+    drop(unread);
+    soon(async {
+        while answers.waiting() > 0 {
+            tokio::task::yield_now().await;
+        }
+    })
+    .await;
+    drop(next);
+    taken(&served, |used| used == 0).await;
 }
 
 #[tokio::test]
