@@ -3,9 +3,6 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-use tokio::sync::Notify;
-use tokio::time::{Instant, timeout_at};
-
 /// So many bytes and no more. Clones share them.
 #[derive(Debug, Clone)]
 pub struct Budget {
@@ -16,8 +13,6 @@ pub struct Budget {
 struct Inner {
     limit: usize,
     used: AtomicUsize,
-    /// Somebody gave bytes back.
-    freed: Notify,
 }
 
 impl Budget {
@@ -28,7 +23,6 @@ impl Budget {
             inner: Arc::new(Inner {
                 limit,
                 used: AtomicUsize::new(0),
-                freed: Notify::new(),
             }),
         }
     }
@@ -41,19 +35,6 @@ impl Budget {
             bytes: 0,
         };
         share.grow(bytes).then_some(share)
-    }
-
-    /// The same, but wait for them until this time at most. Small ones may overtake large ones.
-    pub async fn take_until(&self, bytes: usize, end: Instant) -> Option<Share> {
-        loop {
-            // Made before the look, so that what is given back behind it is not missed.
-            let freed = self.inner.freed.notified();
-            let share = self.take(bytes);
-            if share.is_some() {
-                return share;
-            }
-            timeout_at(end, freed).await.ok()?;
-        }
     }
 
     /// Bytes taken at present.
@@ -97,16 +78,11 @@ impl Share {
 impl Drop for Share {
     fn drop(&mut self) {
         self.inner.used.fetch_sub(self.bytes, Ordering::Relaxed);
-        if self.bytes > 0 {
-            self.inner.freed.notify_waiters();
-        }
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use std::time::Duration;
-
     use super::*;
 
     #[test]
@@ -120,26 +96,5 @@ mod tests {
         assert_eq!(budget.used(), 0);
         assert!(budget.take(usize::MAX).is_none());
         assert!(budget.take(10).is_some());
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn who_waits_gets_what_is_given_back_in_time() {
-        let budget = Budget::new(10);
-        let soon = || Instant::now() + Duration::from_secs(5);
-        let first = budget.take_until(8, soon()).await.unwrap();
-        assert!(budget.take_until(3, soon()).await.is_none());
-        let waiting = tokio::spawn({
-            let budget = budget.clone();
-            async move {
-                budget
-                    .take_until(10, Instant::now() + Duration::from_secs(3600))
-                    .await
-            }
-        });
-        tokio::task::yield_now().await;
-        assert!(!waiting.is_finished());
-        drop(first);
-        assert_eq!(waiting.await.unwrap().unwrap().bytes, 10);
-        assert_eq!(budget.used(), 0);
     }
 }

@@ -13,7 +13,7 @@ use crate::budget::Budget;
 use crate::demand::Demand;
 use crate::discovery::{DeploymentKey, Directory, Found};
 use crate::keys::KeyStore;
-use crate::listener::{Cors, Limits};
+use crate::listener::{Cors, Limits, LongAnswers};
 use crate::metrics::Metrics;
 use crate::quota::Quotas;
 use crate::upstream::dialler::Dialler;
@@ -40,6 +40,8 @@ pub struct Settings {
     pub body_bytes: usize,
     /// Bytes of all long answers that are being sent.
     pub answer_bytes: usize,
+    /// Bytes of those that wait for room among them.
+    pub waiting_answer_bytes: usize,
     /// Bounds of the listener.
     pub limits: Limits,
     /// How long a streaming request waits for the first sign of an answer before it gets its headers; within this time
@@ -68,6 +70,7 @@ impl Default for Settings {
             body_limit: MAX_REQUEST_BYTES,
             body_bytes: 128 << 20,
             answer_bytes: 64 << 20,
+            waiting_answer_bytes: 32 << 20,
             limits: Limits::default(),
             first_chunk_wait: Duration::from_secs(2),
             keep_alive: Duration::from_secs(10),
@@ -94,8 +97,8 @@ pub struct Gateway {
     pub carried_bytes: Budget,
     /// Memory of bodies that are being read.
     pub body_bytes: Budget,
-    /// Memory of long answers that are being sent.
-    pub answer_bytes: Budget,
+    /// Memory of long answers that are being sent, or wait for that.
+    pub answer_bytes: LongAnswers,
     /// Limits of API keys.
     pub quotas: Arc<Quotas>,
     /// Whether the other gateways are known, which keep the limits of API keys with this one. True where nobody looks for them.
@@ -122,7 +125,7 @@ impl Gateway {
             held_bytes: Budget::new(settings.hold_bytes),
             carried_bytes: Budget::new(settings.carried_bytes),
             body_bytes: Budget::new(settings.body_bytes),
-            answer_bytes: Budget::new(settings.answer_bytes),
+            answer_bytes: LongAnswers::new(settings.answer_bytes, settings.waiting_answer_bytes),
             quotas: Quotas::new(
                 settings.quota_patience,
                 settings.dialler.as_ref().map_or(Link::Plain, Dialler::gateway),

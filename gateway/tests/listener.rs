@@ -317,6 +317,7 @@ async fn taken(served: &Served, enough: impl Fn(usize) -> bool) {
 fn crowded(room_timeout: Duration, stall_timeout: Duration) -> Settings {
     Settings {
         answer_bytes: 10 << 20,
+        waiting_answer_bytes: 8 << 20,
         ..limits(|limits| {
             limits.stall_timeout = stall_timeout;
             limits.room_timeout = room_timeout;
@@ -329,13 +330,22 @@ fn tokenize(bytes: usize) -> Value {
     json!({"model": MODEL, "prompt": "x".repeat(bytes)})
 }
 
+/// Status, `retry-after` and body of an answer, which is read at once, so that it keeps no room.
+async fn told(reply: Reply) -> (u16, Option<String>, Value) {
+    let after = reply.header("retry-after").map(str::to_owned);
+    (reply.status().as_u16(), after, reply.json().await)
+}
+
+type Told = (u16, Option<String>, Value);
+
 /// Answers that are too long beside another: as JSON, in Anthropic's form, and over gRPC.
-async fn three_long_answers(served: &Served, worker: &mut Worker) -> (Reply, Reply, Option<(u32, String)>) {
-    let json = post(served.http, "/tokenize", tokenize(2 << 20)).await;
+async fn three_long_answers(served: &Served, worker: &mut Worker) -> (Told, Told, Option<(u32, String)>) {
+    let json = told(post(served.http, "/tokenize", tokenize(2 << 20)).await).await;
     let asked = json!({"model": MODEL, "max_tokens": 5, "messages": [{"role": "user", "content": "hi"}]});
     let (anthropic, ()) = tokio::join!(post(served.http, "/v1/messages", asked), async {
         worker.call().await.answer(&["x".repeat(5 << 20).as_str()]).await;
     });
+    let anthropic = told(anthropic).await;
     let echoed = GenerateRequest {
         model: MODEL.to_owned(),
         prompt: Some(Prompt::Text("x".repeat(3 << 20))),
@@ -358,14 +368,11 @@ async fn a_long_answer_without_room_is_refused_in_the_form_of_its_api_or_waits()
     let unread = post_and_not_read(served.http, "/tokenize", &tokenize(2 << 20)).await;
     taken(&served, |used| used >= 8 << 20).await;
     let (json, anthropic, grpc) = three_long_answers(&served, &mut worker).await;
-    for refused in [&json, &anthropic] {
-        assert_eq!(
-            (refused.status(), refused.header("retry-after")),
-            (StatusCode::SERVICE_UNAVAILABLE, Some("1"))
-        );
+    for (status, after, _) in [&json, &anthropic] {
+        assert_eq!((*status, after.as_deref()), (503, Some("1")));
     }
-    assert_eq!(json.json().await["error"]["code"], "too_many_requests");
-    let error = anthropic.json().await;
+    assert_eq!(json.2["error"]["code"], "too_many_requests");
+    let error = anthropic.2;
     assert_eq!(
         (&error["type"], &error["error"]["type"]),
         (&json!("error"), &json!("overloaded_error")),
@@ -381,12 +388,43 @@ async fn a_long_answer_without_room_is_refused_in_the_form_of_its_api_or_waits()
     let unread = post_and_not_read(served.http, "/tokenize", &tokenize(2 << 20)).await;
     taken(&served, |used| used >= 8 << 20).await;
     let (json, anthropic, grpc) = three_long_answers(&served, &mut worker).await;
-    assert_eq!(json.json().await["count"], 2 << 20);
-    let text = &anthropic.json().await["content"][0]["text"];
+    assert_eq!(json.2["count"], 2 << 20);
+    let text = &anthropic.2["content"][0]["text"];
     assert_eq!(text.as_str().unwrap().len(), 5 << 20);
     assert_eq!(grpc.unwrap(), (Code::Ok as u32, String::new()));
     taken(&served, |used| used == 0).await;
     drop(unread);
+}
+
+#[tokio::test]
+async fn long_answers_that_wait_are_counted_and_one_more_is_refused_at_once() {
+    let (served, _worker) = with_worker(crowded(LONG, LONG)).await;
+    let unread = post_and_not_read(served.http, "/tokenize", &tokenize(2 << 20)).await;
+    taken(&served, |used| used >= 8 << 20).await;
+    let next = post_and_not_read(served.http, "/tokenize", &tokenize(2 << 20)).await;
+    let answers = &served.gateway.answer_bytes;
+    soon(async {
+        while answers.waiting() < 8 << 20 {
+            tokio::task::yield_now().await;
+        }
+    })
+    .await;
+    let (status, _, error) =
+        soon(async { told(post(served.http, "/tokenize", tokenize(1 << 20)).await).await }).await;
+    assert_eq!(
+        (status, error["error"]["code"].as_str()),
+        (503, Some("too_many_requests"))
+    );
+    // Who waits is served when the first one goes.
+    drop(unread);
+    soon(async {
+        while answers.waiting() > 0 {
+            tokio::task::yield_now().await;
+        }
+    })
+    .await;
+    drop(next);
+    taken(&served, |used| used == 0).await;
 }
 
 #[tokio::test]

@@ -6,6 +6,7 @@
 //! | [`accept`] | from the socket to a connection |
 //! | [`connection`] | one connection: protocol, time-outs, orderly end |
 //! | [`cors`] | pages of other origins |
+//! | [`room`] | memory of long answers that are being sent or wait for that |
 //! | [`service`] | one request: caps, its id, the routes |
 //! | [`stream`] | one streamed or long answer: a client that takes nothing of it is cut off |
 //! | [`tls`] | certificates from files, read again when they change |
@@ -14,6 +15,7 @@ pub mod accept;
 pub mod connection;
 pub mod cors;
 pub mod limits;
+pub mod room;
 pub mod service;
 pub mod stream;
 pub mod tls;
@@ -28,10 +30,10 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::Gateway;
-use crate::budget::Budget;
 
 pub use cors::Cors;
 pub use limits::Limits;
+pub use room::LongAnswers;
 pub use tls::Tls;
 
 /// What all connections of a listener have in common.
@@ -45,8 +47,8 @@ pub struct Common {
     pub cors: Option<Cors>,
     /// The routes.
     pub router: Router,
-    /// Memory of long answers that are being sent.
-    pub answers: Budget,
+    /// Memory of long answers.
+    pub answers: LongAnswers,
     /// One permit for each request under way.
     pub requests: Arc<Semaphore>,
     /// Cancelled when running requests are the last ones.

@@ -12,7 +12,8 @@ use tower_service::Service as _;
 
 use super::Common;
 use super::connection::Activity;
-use super::stream::{Guarded, Patience, long, room};
+use super::room::{long, room};
+use super::stream::{Guarded, Patience};
 use crate::error::ApiError;
 use crate::routes::form::ErrorForm;
 

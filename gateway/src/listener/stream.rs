@@ -17,60 +17,14 @@ use tokio::time::{Instant, sleep_until};
 
 use super::connection::Active;
 use super::limits::{SHORT_ANSWER, SLICE, SLOWEST};
-use crate::budget::{Budget, Share};
-use crate::error::ApiError;
+use super::room::{LongAnswers, Room, full};
 use crate::routes::form::ErrorForm;
-
-/// Room for an answer that is there as a whole and [`long`], until it has been sent. One that is longer than all the room goes alone. What
-/// the workers have made is not thrown away for a moment without room: it waits.
-///
-/// # Errors
-/// 503 when clients that do not read have taken it all the time.
-pub async fn room(bytes: u64, answers: &Budget, longest: Duration) -> Result<Room, ApiError> {
-    let share = take(answers.clone(), bytes, longest).await;
-    Ok(Room {
-        share: share.ok_or_else(full)?,
-        bytes,
-    })
-}
-
-/// The bytes of an answer that is there as a whole and long.
-#[must_use]
-pub fn long(body: &Body) -> Option<u64> {
-    let exact = body.size_hint().exact();
-    exact.filter(|&bytes| bytes > SHORT_ANSWER as u64)
-}
-
-async fn take(answers: Budget, bytes: u64, longest: Duration) -> Option<Share> {
-    let all = usize::try_from(bytes).unwrap_or(usize::MAX).min(answers.limit());
-    let share = answers.take_until(all, Instant::now() + longest).await;
-    if share.is_none() {
-        tracing::warn!("clients that read slowly have taken the room for long answers, so one is given up");
-    }
-    share
-}
-
-fn full() -> ApiError {
-    ApiError::unavailable(
-        "too_many_requests",
-        "This gateway holds as many long answers for clients that read slowly as it has memory for; send the request again.",
-        1,
-    )
-}
-
-/// The room of a whole answer.
-#[derive(Debug)]
-pub struct Room {
-    share: Share,
-    /// The answer's.
-    bytes: u64,
-}
 
 /// How long a client is waited for, and for how much.
 #[derive(Debug, Clone)]
 pub struct Patience {
     /// Room for long answers, and long pieces of streams.
-    pub answers: Budget,
+    pub answers: LongAnswers,
     /// How long it may take nothing.
     pub stall_timeout: Duration,
     /// How long a long piece waits for room.
@@ -115,9 +69,9 @@ struct Inner {
     /// What has come and has not been sent of a long piece.
     rest: Bytes,
     /// A long piece that waits for room.
-    waiting: Option<BoxFuture<'static, Option<Share>>>,
+    waiting: Option<BoxFuture<'static, Option<OwnedSemaphorePermit>>>,
     /// The room of what is being sent, and when it must have been sent.
-    room: Option<(Share, Instant)>,
+    room: Option<(OwnedSemaphorePermit, Instant)>,
     patience: Patience,
     active: Active,
     polled: Instant,
@@ -132,7 +86,7 @@ impl fmt::Debug for Inner {
 }
 
 impl Guarded {
-    /// `room` is what [`room`] gave; long pieces of a stream take theirs by themselves.
+    /// `room` is what [`super::room::room`] gave; long pieces of a stream take theirs by themselves.
     #[must_use]
     pub fn new(
         body: Body,
@@ -153,7 +107,7 @@ impl Guarded {
                     body: Some(body),
                     rest: Bytes::new(),
                     waiting: None,
-                    room: room.map(|Room { share, bytes }| (share, patience.end(bytes))),
+                    room: room.map(|Room { permit, bytes }| (permit, patience.end(bytes))),
                     patience,
                     active,
                     polled: Instant::now(),
@@ -214,16 +168,16 @@ impl Inner {
             self.rest = frame.into_data().unwrap_or_default();
             if self.room.is_none() {
                 let (answers, longest) = (self.patience.answers.clone(), self.patience.room_timeout);
-                self.waiting = Some(take(answers, self.rest.len() as u64, longest).boxed());
+                self.waiting = Some(answers.take(self.rest.len(), longest).boxed());
             }
         }
         if let Some(waiting) = &mut self.waiting {
-            let share = ready!(waiting.as_mut().poll(context));
+            let permit = ready!(waiting.as_mut().poll(context));
             self.waiting = None;
-            let Some(share) = share else {
+            let Some(permit) = permit else {
                 return Poll::Ready(self.give_up());
             };
-            self.room = Some((share, self.patience.end(self.rest.len() as u64)));
+            self.room = Some((permit, self.patience.end(self.rest.len() as u64)));
         }
         let slice = self.rest.split_to(SLICE.min(self.rest.len()));
         let slice = Bytes::copy_from_slice(&slice);

@@ -24,7 +24,7 @@ use prost::Message;
 use serde::Serialize;
 use tokio::time::Instant;
 use tonic::metadata::MetadataValue;
-use tonic::{Status, Streaming};
+use tonic::{Code, Status, Streaming};
 
 use crate::Gateway;
 use crate::demand::Counted;
@@ -192,7 +192,7 @@ impl Relay {
                     reason: "the stream ended before the answer did".to_owned(),
                     taken: true,
                 },
-                Err(status) => self.classify(&status),
+                Err(status) => self.classify(&status, true),
             };
             drop(attempt);
             self.failed(&leader, true, failure)?;
@@ -225,7 +225,7 @@ impl Relay {
                         _counted: counted,
                     });
                 }
-                Err(status) => self.failed(&leader, false, self.classify(&status))?,
+                Err(status) => self.failed(&leader, false, self.classify(&status, false))?,
             }
         }
     }
@@ -236,13 +236,14 @@ impl Relay {
     }
 
     /// What a status of a leader means. One that does not have the adapter of an answer that has begun is as good as one with other
-    /// weights: another may still have it.
-    fn classify(&self, status: &Status) -> Failure {
+    /// weights: another may still have it. So is one that does not take an answer which another has begun: leaders of two releases may read its
+    /// form in different ways. `accepted` tells that the leader had taken the request.
+    fn classify(&self, status: &Status, accepted: bool) -> Failure {
+        let begun = !self.request.resume_token_ids.is_empty();
+        let reads_otherwise = begun && !accepted && status.code() == Code::InvalidArgument;
+        let may_lack = self.bound() || !self.request.adapter.is_empty();
         match classify(status, self.bound()) {
-            Failure::Final(error)
-                if error.status == StatusCode::NOT_FOUND
-                    && (self.bound() || !self.request.adapter.is_empty()) =>
-            {
+            Failure::Final(error) if reads_otherwise || may_lack && error.status == StatusCode::NOT_FOUND => {
                 Failure::OtherWeights(error.message)
             }
             failure => failure,

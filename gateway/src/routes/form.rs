@@ -32,16 +32,18 @@ impl ErrorForm {
         }
     }
 
-    /// The whole answer. What is not there is a method that is not served, to clients of gRPC.
+    /// The whole answer. What is not there, or not for POST, is a method that is not served, to clients of gRPC.
     #[must_use]
     pub fn answer(self, error: ApiError) -> Response {
         match self {
             Self::OpenAi => error.into_response(),
             Self::Anthropic => messages::failure::write(error),
-            Self::Grpc if error.status == StatusCode::NOT_FOUND => {
-                Status::unimplemented(error.message).into_http()
-            }
-            Self::Grpc => vllm::status(error).into_http(),
+            Self::Grpc => match error.status {
+                StatusCode::NOT_FOUND | StatusCode::METHOD_NOT_ALLOWED => {
+                    Status::unimplemented(error.message).into_http()
+                }
+                _ => vllm::status(error).into_http(),
+            },
         }
     }
 

@@ -232,6 +232,36 @@ async fn an_answer_goes_on_only_on_the_weights_it_began_on() {
 }
 
 #[tokio::test]
+async fn an_answer_that_one_leader_takes_for_wrong_goes_on_at_another() {
+    let served = gateway(Settings::default()).await;
+    let (mut first, mut older, mut same) = (Worker::start(), Worker::start(), Worker::start());
+    served.publish(MODEL, &[first.address]);
+    let (request, answering) = begun(&served, &mut first, false).await;
+    served.publish(MODEL, &[older.address]);
+    answering.fail(tonic::Status::unavailable("gone")).await;
+    // It reads the form of the answer in another way, and is asked once.
+    let call = older.call().await;
+    assert_eq!(call.request.resume_token_ids, [1]);
+    call.refuse(tonic::Status::invalid_argument(
+        "the resumed tokens have another form",
+    ));
+    served.publish(MODEL, &[older.address, same.address]);
+    let mut answering = same.call().await.accept().await;
+    answering.send("b", &[2], None).await;
+    // What comes to be wrong while it is answered is final.
+    answering
+        .fail(tonic::Status::invalid_argument(
+            "the form cannot be enforced any further",
+        ))
+        .await;
+    let reply = soon(request).await.unwrap();
+    assert_eq!(reply.status(), StatusCode::BAD_REQUEST);
+    let message = reply.json().await["error"]["message"].to_string();
+    assert!(message.contains("any further"), "{message}");
+    assert!(!older.has_call() && !same.has_call());
+}
+
+#[tokio::test]
 async fn other_weights_alone_end_a_stream_with_a_sentence() {
     let settings = Settings {
         continuation_timeout: Duration::from_secs(3),

@@ -301,6 +301,8 @@ async fn what_is_not_served_is_unimplemented_to_clients_of_grpc() {
         "/vllm.Inference/Nothing",
         "/made.up.Service/Method",
         "/nothing",
+        "/v1/models",
+        "/health",
     ] {
         let (status, message) = client.grpc(path, prefix(0)).await.unwrap();
         assert_eq!(status, Code::Unimplemented as u32, "{path}: {message}");

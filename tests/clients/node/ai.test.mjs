@@ -43,7 +43,9 @@ for (const [name, language] of Object.entries(providers)) {
   test(`${name}: a tool is called and its result read`, async () => {
     const called = [];
     const toolChoice = name === "compatible" ? "required" : { type: "tool", toolName: "get_weather" };
-    const steps = { ...ask, prompt: question, tools: { get_weather: weather(called) }, toolChoice };
+    // The provider passes fields that it does not know on as they are.
+    const providerOptions = { llamero: { parallel_tool_calls: false } };
+    const steps = { ...ask, prompt: question, tools: { get_weather: weather(called) }, toolChoice, providerOptions };
     await generateText({ ...steps, stopWhen: isStepCount(2) });
     assert.equal(called.length, 2);
     const stream = streamText({ ...steps, onError: ({ error }) => assert.fail(error) });

@@ -40,7 +40,7 @@ test("chat, whole and streamed", async () => {
 test("a tool is called and its result read", async () => {
   const messages = [{ role: "user", content: question }];
   for (const tool_choice of ["required", { type: "function", function: { name: "get_weather" } }]) {
-    const ask = { model, messages, tools, tool_choice, temperature: 0, max_tokens: 60 };
+    const ask = { model, messages, tools, tool_choice, parallel_tool_calls: false, temperature: 0, max_tokens: 60 };
     const { message } = (await client.chat.completions.create(ask)).choices[0];
     const [call] = message.tool_calls;
     checkWeather(JSON.parse(call.function.arguments));
@@ -115,7 +115,8 @@ test("responses, whole and streamed", async () => {
 
 test("responses call tools and go on from replayed items", async () => {
   const flat = [{ type: "function", strict: true, ...tools[0].function }];
-  const ask = { model, input: question, tools: flat, tool_choice: "required", temperature: 0, max_output_tokens: 60 };
+  const one = { tool_choice: "required", parallel_tool_calls: false, temperature: 0, max_output_tokens: 60 };
+  const ask = { model, input: question, tools: flat, ...one };
   const whole = await client.responses.create(ask);
   const call = whole.output.find((item) => item.type === "function_call");
   checkWeather(JSON.parse(call.arguments));

@@ -31,7 +31,7 @@ def test_a_message_whole_and_streamed(client, model):
     assert (kinds[0], kinds[-1]) == ("message_start", "message_stop")
 
 
-@pytest.mark.parametrize("choice", [{"type": "any"}, {"type": "tool", "name": "get_weather"}])
+@pytest.mark.parametrize("choice", [{"type": "any", "disable_parallel_tool_use": True}, {"type": "tool", "name": "get_weather"}])
 def test_a_tool_is_used_and_its_result_read(client, model, choice):
     ask = dict(model=model, max_tokens=80, messages=ASK_WEATHER, tools=[TOOL], tool_choice=choice, extra_body=GREEDY)
     whole = client.messages.create(**ask)

@@ -41,7 +41,7 @@ def test_an_answer_whole_and_streamed(chat):
 def test_a_tool_is_called_and_its_result_read(chat):
     question = HumanMessage("What is the weather in Lima, in celsius?")
     for choice in ("required", "get_weather"):
-        bound = chat.bind_tools([get_weather], tool_choice=choice)
+        bound = chat.bind_tools([get_weather], tool_choice=choice, parallel_tool_calls=False)
         called = bound.invoke([question])
         [call] = called.tool_calls
         check_weather(call["args"])

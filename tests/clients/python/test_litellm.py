@@ -40,7 +40,8 @@ def test_chat(to):
 
 def test_a_tool_is_called(to):
     question = [{"role": "user", "content": "What is the weather in Lima, in celsius?"}]
-    ask = dict(messages=question, tools=[TOOL], tool_choice="required", temperature=0, max_tokens=60, **to)
+    one = dict(tool_choice="required", parallel_tool_calls=False)
+    ask = dict(messages=question, tools=[TOOL], temperature=0, max_tokens=60, **one, **to)
     message = litellm.completion(**ask).choices[0].message
     check_weather(json.loads(message.tool_calls[0].function.arguments))
     rebuilt = litellm.stream_chunk_builder(list(litellm.completion(stream=True, **ask)), messages=question)

@@ -48,11 +48,12 @@ def test_text(base_url, model):
 def test_a_tool_is_called(llm):
     tool = FunctionTool.from_defaults(get_weather)
     question = "What is the weather in Lima, in celsius?"
-    answer = llm.chat_with_tools([tool], user_msg=question, tool_required=True)
+    ask = dict(user_msg=question, tool_required=True, parallel_tool_calls=False)
+    answer = llm.chat_with_tools([tool], **ask)
     [call] = llm.get_tool_calls_from_response(answer)
     check_weather(call.tool_kwargs)
     assert call.tool_name == "get_weather"
-    last = list(llm.stream_chat_with_tools([tool], user_msg=question, tool_required=True))[-1]
+    last = list(llm.stream_chat_with_tools([tool], **ask))[-1]
     assert [one.tool_kwargs for one in llm.get_tool_calls_from_response(last)] == [call.tool_kwargs]
 
 

@@ -61,11 +61,12 @@ def test_a_tool_question_is_answered(stack, model):
     model = f"llamero/{model}"
     assert model in [one.id for one in stack.models.list()]
     ask = dict(model=model, tools=[TOOL], temperature=0)
-    message = stack.chat.completions.create(messages=[QUESTION], tool_choice="required", max_tokens=60, **ask).choices[0].message
+    call_once = dict(messages=[QUESTION], tool_choice="required", parallel_tool_calls=False, max_tokens=60, **ask)
+    message = stack.chat.completions.create(**call_once).choices[0].message
     [call] = message.tool_calls
     check_weather(json.loads(call.function.arguments))
     arguments = ""
-    for chunk in stack.chat.completions.create(messages=[QUESTION], tool_choice="required", max_tokens=60, stream=True, **ask):
+    for chunk in stack.chat.completions.create(stream=True, **call_once):
         for part in chunk.choices[0].delta.tool_calls or []:
             arguments += part.function.arguments or ""
     assert arguments == call.function.arguments

@@ -29,7 +29,7 @@ def test_chat(client, model):
 def test_a_tool_is_called(client, model):
     question = [{"role": "user", "content": "What is the weather in Lima, in celsius?"}]
     answer = client.chat.completions.create(
-        model=model, messages=question, tools=[TOOL], tool_choice="required", temperature=0, max_tokens=60
+        model=model, messages=question, tools=[TOOL], tool_choice="required", parallel_tool_calls=False, temperature=0, max_tokens=60
     )
     check_weather(json.loads(answer.choices[0].message.tool_calls[0].function.arguments))
 

@@ -99,6 +99,6 @@ def test_a_streamed_chat(ask, model):
 
 def test_a_title(ask, model):
     prompt = f"### Task:\nGenerate a concise title.\n### Chat History:\nUSER: {MESSAGES[1]['content']}"
-    body = {"model": model, "messages": [{"role": "user", "content": prompt}], "stream": False, "max_tokens": 20}
+    body = {"model": model, "messages": [{"role": "user", "content": prompt}], "stream": False, "max_tokens": 20, "temperature": 0}
     with ask("/chat/completions", body) as answer:
         assert json.load(answer)["choices"][0]["message"]["content"].strip()

@@ -79,7 +79,9 @@ def test_stop_and_sampling_fields(client, model):
 
 @pytest.mark.parametrize("choice", ["required", NAMED])
 def test_a_tool_is_called_and_its_result_read(client, model, choice):
-    ask = dict(model=model, messages=ASK_WEATHER, tools=[TOOL], tool_choice=choice, temperature=0, max_tokens=60)
+    ask = dict(
+        model=model, messages=ASK_WEATHER, tools=[TOOL], tool_choice=choice, parallel_tool_calls=False, temperature=0, max_tokens=60
+    )
     whole = client.chat.completions.create(**ask)
     [call] = whole.choices[0].message.tool_calls
     assert call.type == "function" and call.function.name == "get_weather"
@@ -101,8 +103,31 @@ def test_a_tool_is_called_and_its_result_read(client, model, choice):
     assert told.choices[0].finish_reason in ("stop", "length", "tool_calls")
 
 
+def test_several_calls_may_be_made(client, model):
+    """How many is up to the model, and where the tokens end too: all calls but one that was cut off are whole."""
+    question = [{"role": "user", "content": "What is the weather in Lima, and what is it in Cusco, in celsius?"}]
+    ask = dict(model=model, messages=question, tools=[TOOL], tool_choice="required", temperature=0, max_tokens=120)
+    whole = client.chat.completions.create(**ask).choices[0]
+    assert whole.finish_reason in ("tool_calls", "length")
+    calls = [(call.function.name, call.function.arguments) for call in whole.message.tool_calls]
+    ended = calls if whole.finish_reason == "tool_calls" else calls[:-1] or calls
+    for name, arguments in ended:
+        assert name == "get_weather"
+        check_weather(json.loads(arguments))
+    assert len({call.id for call in whole.message.tool_calls}) == len(calls)
+
+    streamed = {}
+    for chunk in client.chat.completions.create(stream=True, **ask):
+        for part in chunk.choices[0].delta.tool_calls or []:
+            name, arguments = streamed.get(part.index, ("", ""))
+            streamed[part.index] = (name + (part.function.name or ""), arguments + (part.function.arguments or ""))
+    assert [streamed[index] for index in sorted(streamed)][: len(ended)] == ended
+
+
 def test_the_helper_for_tools_in_streams(client, model):
-    ask = dict(model=model, messages=ASK_WEATHER, tools=[TOOL], tool_choice="required", temperature=0, max_tokens=60)
+    ask = dict(
+        model=model, messages=ASK_WEATHER, tools=[TOOL], tool_choice="required", parallel_tool_calls=False, temperature=0, max_tokens=60
+    )
     with client.chat.completions.stream(**ask) as stream:
         kinds = [event.type for event in stream]
         final = stream.get_final_completion()
@@ -147,7 +172,9 @@ def test_responses(client, model):
 
 def test_responses_call_tools_and_go_on_from_replayed_items(client, model):
     question = {"role": "user", "content": "What is the weather in Lima, in celsius?"}
-    ask = dict(model=model, input=[question], tools=[RESPONSE_TOOL], tool_choice="required", temperature=0, max_output_tokens=60)
+    # One call, which is not cut off.
+    one = dict(tool_choice="required", parallel_tool_calls=False, temperature=0, max_output_tokens=60)
+    ask = dict(model=model, input=[question], tools=[RESPONSE_TOOL], **one)
     whole = client.responses.create(**ask)
     [call] = [item for item in whole.output if item.type == "function_call"]
     check_weather(json.loads(call.arguments))

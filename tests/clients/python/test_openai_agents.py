@@ -39,7 +39,7 @@ def weather_agent(kind, called):
         called.append(city)
         return "18 degrees"
 
-    settings = ModelSettings(tool_choice="required", temperature=0, max_tokens=60)
+    settings = ModelSettings(tool_choice="required", parallel_tool_calls=False, temperature=0, max_tokens=60)
     return Agent(
         name="weather",
         instructions="Answer with the tool.",

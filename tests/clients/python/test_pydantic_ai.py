@@ -20,6 +20,8 @@ class Review(BaseModel):
 
 
 SETTINGS = ModelSettings(temperature=0, max_tokens=60)
+# Another call could be cut off.
+ONE_CALL = ModelSettings(temperature=0, max_tokens=60, parallel_tool_calls=False)
 
 
 @pytest.fixture(params=["chat", "responses", "messages"])
@@ -43,18 +45,18 @@ def test_an_answer_whole_and_streamed(language_model):
 
 
 def test_an_answer_has_a_type(language_model, request):
-    async def run(output_type):
-        return (await Agent(language_model, output_type=output_type, model_settings=SETTINGS).run("Rate: great food.")).output
+    async def run(output_type, settings):
+        return (await Agent(language_model, output_type=output_type, model_settings=settings).run("Rate: great food.")).output
 
     # With a type, a call of a tool is required.
-    assert isinstance(asyncio.run(run(ToolOutput(Review))), Review)
+    assert isinstance(asyncio.run(run(ToolOutput(Review), ONE_CALL)), Review)
     if "messages" not in request.node.callspec.id:
-        assert isinstance(asyncio.run(run(NativeOutput(Review))), Review)
+        assert isinstance(asyncio.run(run(NativeOutput(Review), SETTINGS)), Review)
 
 
 def test_a_type_is_streamed(language_model):
     async def run():
-        agent = Agent(language_model, output_type=Review, model_settings=SETTINGS)
+        agent = Agent(language_model, output_type=Review, model_settings=ONE_CALL)
         async with agent.run_stream("Rate: great food.") as answer:
             return await answer.get_output()
 

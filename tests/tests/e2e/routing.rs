@@ -43,7 +43,7 @@ impl Figures {
     }
 }
 
-/// Compare the three.
+/// Compare the three by what was cached. How long they waited is told only: one stall of the machine would turn it round.
 pub(crate) fn compare(secrets: &Secrets, ips: &[String]) -> Result<()> {
     let sessions = two_sessions(secrets, &ips[0])?;
     println!("sessions at different groups: {sessions:?}");
@@ -66,7 +66,7 @@ pub(crate) fn compare(secrets: &Secrets, ips: &[String]) -> Result<()> {
     );
     for other in others {
         ensure!(
-            affinity.hits() > other.hits() + 0.1 && affinity.wait() < other.wait(),
+            affinity.hits() > other.hits() + 0.1,
             "affinity brings nothing: {all:?}"
         );
     }

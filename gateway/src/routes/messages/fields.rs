@@ -33,7 +33,9 @@ pub const FIELDS: &[Field] = &[
     row(
         Messages,
         "tool_choice",
-        Used("auto, any, none, or a tool; any and a tool give one call that has the tool's schema"),
+        Used(
+            "auto, none, any (at least one call), or a tool (one call); arguments then have the tool's schema",
+        ),
     ),
     row(Messages, "thinking", Used("type: disabled; others are refused")),
     row(Messages, "metadata", Accepted("keeps books")),

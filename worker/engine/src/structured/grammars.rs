@@ -20,8 +20,12 @@ use crate::text::tool_calls::PYTHON_TAG;
 const MAX_LEXER_STATES: usize = 20_000;
 
 /// How the matcher's messages begin when a form has reached its bounds, or when no token goes on with it (llguidance 1.9, `ParserError::message`
-/// and `StopReason::NoExtensionBias`). All others are faults of its own.
+/// and `StopReason::NoExtensionBias`). All others but [`REFUSED`] are faults of its own.
 const UNMET: [&str; 3] = ["lexer error: ", "parser error: ", "NoExtensionBias"];
+
+/// How the matcher's messages begin when it does not take a token (llguidance 1.9, `TokenParser::apply_token`). Tokens come under its masks, and those let
+/// most tokens of long texts through without a look at each, so the form reached its bounds within this one, unless the mask had forbidden it.
+const REFUSED: &str = "Parser Error: ";
 
 /// Most forms that are kept compiled.
 const MAX_KEPT: usize = 8;
@@ -90,6 +94,7 @@ impl Grammars {
                 free_text: behind_tag.map(|behind_tag| FreeText::new(self.python_tag, behind_tag)),
                 env: Arc::clone(&self.env),
                 bytes: self.vocab_size.div_ceil(8),
+                last_mask: None,
             }
         };
         for token in resumed {
@@ -173,6 +178,8 @@ pub struct TokenConstraint {
     free_text: Option<FreeText>,
     env: TokEnv,
     bytes: usize,
+    /// What may come next, if that was asked.
+    last_mask: Option<SimpleVob>,
 }
 
 impl fmt::Debug for TokenConstraint {
@@ -185,6 +192,7 @@ impl fmt::Debug for TokenConstraint {
 
 impl Constraint for TokenConstraint {
     fn accept(&mut self, token: u32) -> Result<(), ConstraintError> {
+        let mask = self.last_mask.take();
         if let Some(text) = &mut self.free_text {
             if text.tag() == Some(token) {
                 self.matcher = text.begin_behind_tag();
@@ -195,7 +203,9 @@ impl Constraint for TokenConstraint {
             }
             text.take(self.env.tok_trie().token(token));
         }
-        self.matcher.consume_token(token).map_err(failed)
+        let is_forbidden = mask.is_some_and(|mask| !has(&mask, token));
+        let taken = self.matcher.consume_token(token);
+        taken.map_err(|error| failed(error, is_forbidden))
     }
 
     fn mask(&mut self) -> Result<Option<Vec<u8>>, ConstraintError> {
@@ -203,11 +213,14 @@ impl Constraint for TokenConstraint {
         if free_text.is_some_and(FreeText::is_text) {
             return Ok(None);
         }
-        let mut allowed = self.matcher.compute_mask_or_eos().map_err(failed)?;
+        let allowed = self.matcher.compute_mask_or_eos();
+        let mut allowed = allowed.map_err(|error| failed(error, false))?;
         if let Some(tag) = free_text.and_then(FreeText::tag) {
             allowed.allow_token(tag);
         }
-        Ok(Some(bitmap(&allowed, self.bytes)))
+        let bits = bitmap(&allowed, self.bytes);
+        self.last_mask = Some(allowed);
+        Ok(Some(bits))
     }
 
     fn fork(&self) -> Option<Box<dyn Constraint>> {
@@ -215,11 +228,16 @@ impl Constraint for TokenConstraint {
     }
 }
 
-fn failed(error: impl fmt::Display) -> ConstraintError {
+fn has(mask: &SimpleVob, token: u32) -> bool {
+    usize::try_from(token).is_ok_and(|at| at < mask.len()) && mask.is_allowed(token)
+}
+
+/// What an error means, where the last mask is known to have forbidden the token that it came of, or not.
+fn failed(error: impl fmt::Display, is_forbidden: bool) -> ConstraintError {
     let error = error.to_string();
     // What is behind it is for programs that ask for more words.
     let why = error.split("\n<").next().unwrap_or_default();
-    if UNMET.iter().any(|begin| why.starts_with(begin)) {
+    if UNMET.iter().any(|begin| why.starts_with(begin)) || !is_forbidden && why.starts_with(REFUSED) {
         let message = format!(
             "the form of the answer cannot be enforced any further ({why}); simplify it and send the request again"
         );
@@ -417,10 +435,25 @@ mod tests {
             message.contains("synthetic error") && !message.contains('<'),
             "{message}"
         );
-        // Nor is a token that was not allowed.
-        let mut constraint = grammars().compile(&Form::Regex("[ab]+".to_owned()), &[]).unwrap();
-        let error = constraint.accept(b'z'.into()).unwrap_err();
+    }
+
+    #[test]
+    fn a_form_that_takes_an_allowed_token_no_more_is_the_clients_fault_and_a_token_that_it_forbids_is_not() {
+        let grammars = grammars();
+        let constraint = |regex: &str| grammars.compile(&Form::Regex(regex.to_owned()), &[]).unwrap();
+        let mut forbidding = constraint("[ab]+");
+        forbidding.mask().unwrap();
+        let error = forbidding.accept(b'z'.into()).unwrap_err();
         assert!(matches!(error, ConstraintError::Broken(_)), "{error}");
+        // A matcher that takes no more than it has seen stands for one that has reached its bounds within the token.
+        let mut bounded = constraint("[ab]+");
+        bounded.mask().unwrap();
+        bounded.matcher = constraint("c").matcher;
+        let error = bounded.accept(b'a'.into()).unwrap_err();
+        assert!(
+            matches!(error, ConstraintError::Unmet(Restriction::Form, _)),
+            "{error}"
+        );
     }
 
     #[test]
