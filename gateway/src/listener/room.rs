@@ -27,7 +27,7 @@ impl LongAnswers {
     /// Room for `sending` bytes (rounded down to KiB, of which at least one) that are sent, and for `waiting` that are not yet.
     #[must_use]
     pub fn new(sending: usize, waiting: usize) -> Self {
-        // Semaphores count so far, which is 4 TiB here.
+        // So many permits can be taken at once, which are 4 TiB.
         let units = u32::try_from(sending / UNIT).unwrap_or(u32::MAX).max(1);
         Self {
             sending: Arc::new(Semaphore::new(

@@ -266,7 +266,7 @@ impl Relay {
                 self.waiting.refused(leader, Refusal::Busy(until));
             }
             Failure::OtherWeights(reason) => {
-                tracing::warn!(%request, leader = %address, reason, "a leader has other weights than the answer began on");
+                tracing::warn!(%request, leader = %address, reason, "a leader cannot go on with an answer as it began");
                 self.waiting.refused(leader, Refusal::OtherWeights);
             }
             Failure::Lost { reason, taken } => {

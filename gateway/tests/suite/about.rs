@@ -82,9 +82,13 @@ async fn metrics_and_probes_tell_what_happened() {
 
 /// What the program tells until it serves, with these arguments besides.
 #[cfg(feature = "kube")]
-fn told_at_start(arguments: &[&str]) -> String {
-    use std::io::{BufRead as _, BufReader};
-    use std::process::{Command, Stdio};
+async fn told_at_start(arguments: &[&str]) -> String {
+    use std::process::Stdio;
+
+    use tokio::io::{AsyncBufReadExt as _, BufReader};
+    use tokio::process::Command;
+
+    use crate::support::soon;
 
     let ports = ["--http-port=0", "--grpc-port=0", "--health-port=0"];
     let mut gateway = Command::new(env!("CARGO_BIN_EXE_llamero-gateway"))
@@ -93,25 +97,28 @@ fn told_at_start(arguments: &[&str]) -> String {
         .args(arguments)
         .env_remove("RUST_LOG")
         .stderr(Stdio::piped())
+        .kill_on_drop(true)
         .spawn()
         .unwrap();
-    let lines = BufReader::new(gateway.stderr.take().unwrap()).lines();
+    let mut lines = BufReader::new(gateway.stderr.take().unwrap()).lines();
     let mut told = String::new();
-    for line in lines.map_while(Result::ok) {
-        told += &line;
-        if line.contains("serving the OpenAI API") {
-            break;
+    soon(async {
+        while let Some(line) = lines.next_line().await.unwrap() {
+            told += &line;
+            if line.contains("serving the OpenAI API") {
+                break;
+            }
         }
-    }
-    gateway.kill().unwrap();
-    gateway.wait().unwrap();
+    })
+    .await;
+    soon(gateway.kill()).await.unwrap();
     told
 }
 
 #[cfg(feature = "kube")]
-#[test]
-fn a_gateway_without_keys_says_at_start_that_it_is_open() {
-    let open = told_at_start(&[]);
+#[tokio::test]
+async fn a_gateway_without_keys_says_at_start_that_it_is_open() {
+    let open = told_at_start(&[]).await;
     assert!(
         open.contains("WARN") && open.contains("the API is open: whoever reaches it"),
         "{open}"
@@ -119,7 +126,7 @@ fn a_gateway_without_keys_says_at_start_that_it_is_open() {
     let folder = tempfile::tempdir().unwrap();
     let keys = folder.path().join("keys.yaml");
     std::fs::write(&keys, "keys: [{name: alice, key: sk-alice-0123456789}]").unwrap();
-    let closed = told_at_start(&[&format!("--api-keys={}", keys.display())]);
+    let closed = told_at_start(&[&format!("--api-keys={}", keys.display())]).await;
     assert!(
         closed.contains("to holders of keys only") && !closed.contains("WARN"),
         "{closed}"

@@ -1,16 +1,21 @@
 //! Streams with keep-alives, read by the official packages of Python.
 
 use std::path::Path;
-use std::process::Command;
 use std::time::Duration;
 
 use llamero_gateway::Settings;
 use llamero_proto::v1::FinishReason;
 use serde_json::{Value, json};
+use tokio::process::Command;
+use tokio::time::timeout;
 
 use crate::support::{MODEL, with_worker};
 
 const KEEP_ALIVE: Duration = Duration::from_millis(5);
+/// Silence before each piece.
+const SILENCE: Duration = Duration::from_millis(100);
+/// Starting the packages takes most of it.
+const LONGEST: Duration = Duration::from_secs(180);
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn official_packages_read_streams_with_keep_alives() {
@@ -25,7 +30,7 @@ async fn official_packages_read_streams_with_keep_alives() {
         while let Some(call) = worker.next_call().await {
             let mut answering = call.accept().await;
             for (text, finish) in [("a", None), ("b", Some(FinishReason::Stop))] {
-                tokio::time::sleep(KEEP_ALIVE * 12).await;
+                tokio::time::sleep(SILENCE).await;
                 answering.send(text, &[1], finish).await;
             }
         }
@@ -34,10 +39,11 @@ async fn official_packages_read_streams_with_keep_alives() {
     let mut reading = Command::new(root.join("../.local/venv-clients-sdk/bin/python"));
     reading
         .arg(root.join("tests/support/sdks.py"))
-        .args([format!("http://{}", served.http), MODEL.to_owned()]);
-    let output = tokio::task::spawn_blocking(move || reading.output())
+        .args([format!("http://{}", served.http), MODEL.to_owned()])
+        .kill_on_drop(true);
+    let output = timeout(LONGEST, reading.output())
         .await
-        .unwrap();
+        .expect("it takes too long");
     let output = output.expect("run tests/clients/install.sh sdk");
     let complaints = String::from_utf8_lossy(&output.stderr);
     assert!(output.status.success(), "{complaints}");
@@ -46,7 +52,7 @@ async fn official_packages_read_streams_with_keep_alives() {
         assert_eq!(came[0], json!("ab"), "{api}: {came}");
         // Beside what every stream has: an opening, and an end without text.
         let silent = came[1].as_u64().unwrap();
-        assert!(api.ends_with("together") || silent > 5, "{api}: {came}");
+        assert!(api.ends_with("together") || silent > 2, "{api}: {came}");
     }
     assert_eq!(came.as_object().unwrap().len(), 6);
     answering.abort();

@@ -27,7 +27,7 @@ static ASKED: AtomicU32 = AtomicU32::new(0);
 const WORKERS: usize = 6;
 /// In every run the leader is killed at every so many tokens; in the long one at each.
 const STEP: usize = 7;
-/// Tries to kill a leader at a token that comes by itself.
+/// Tries to kill a leader at a token that comes by itself, or as the last one of those that come together.
 const TRIES: usize = 5;
 
 struct Front {
@@ -308,6 +308,7 @@ async fn killed_at_every(step: usize) {
     // Batch mates change no bit of an answer, so all are asked at once.
     let undisturbed = requests.iter().map(|request| stream(&front, request, None));
     let undisturbed = join_all(undisturbed).await;
+    let (mut aims, mut exact) = (0, 0);
     for (number, (request, (undisturbed, tokens))) in requests.iter().zip(undisturbed).enumerate() {
         assert!(
             undisturbed.done && tokens > 3,
@@ -315,22 +316,27 @@ async fn killed_at_every(step: usize) {
         );
         // Which tokens are struck differs from request to request.
         for kill_at in (1 + number % step..tokens).step_by(step) {
-            let mut tries = 0;
-            while tries < TRIES && (tries == 0 || !front.strikes.struck()) {
-                tries += 1;
+            aims += 1;
+            for _ in 0..TRIES {
                 two_serve(&workers).await;
                 let (disturbed, passed) = stream(&front, request, Some(kill_at)).await;
                 assert!(
                     disturbed.same(&undisturbed) && passed == tokens,
                     "request {number}, killed at token {kill_at}:\n{disturbed:?}\nundisturbed:\n{undisturbed:?}"
                 );
+                let struck = front.strikes.struck();
+                let struck =
+                    struck.unwrap_or_else(|| panic!("request {number}: nobody died at token {kill_at}"));
+                if struck == kill_at {
+                    exact += 1;
+                    break;
+                }
             }
-            assert!(
-                front.strikes.struck(),
-                "request {number}: token {kill_at} of {tokens} never came by itself"
-            );
         }
     }
+    println!("{exact} of {aims} times a leader died at the very token");
+    // How tokens fall into pieces is up to the machine, but most come by themselves in some try.
+    assert!(exact * 2 > aims, "{exact} of {aims}");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

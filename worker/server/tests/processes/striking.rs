@@ -1,5 +1,5 @@
-//! Doors before leaders, which count the tokens of each answer and kill the leader behind them when so many have passed: not one token more
-//! gets through, however fast they come.
+//! Doors before leaders, which count the tokens of each answer and kill the leader behind them when so many have passed: no piece more gets
+//! through, however fast they come.
 
 use std::collections::HashMap;
 use std::net::SocketAddr;
@@ -31,18 +31,18 @@ pub(crate) struct Strikes(Mutex<State>);
 struct State {
     tokens: HashMap<String, usize>,
     aim: Option<(String, usize)>,
-    struck: bool,
+    struck: Option<usize>,
 }
 
 impl Strikes {
-    /// Kill the leader that gives a request's token of this number, from 1, over all its answers.
+    /// Kill the leader that gives a request's token of this number, from 1, over all its answers, behind the piece that has it.
     pub(crate) fn aim(&self, request: &str, token: usize) {
         let mut state = self.0.lock().unwrap();
-        (state.aim, state.struck) = (Some((request.to_owned(), token)), false);
+        (state.aim, state.struck) = (Some((request.to_owned(), token)), None);
     }
 
-    /// Whether that came about: two tokens that come together cannot be told apart.
-    pub(crate) fn struck(&self) -> bool {
+    /// Behind which token that came about: those that come together pass together.
+    pub(crate) fn struck(&self) -> Option<usize> {
         self.0.lock().unwrap().struck
     }
 
@@ -55,16 +55,14 @@ impl Strikes {
     fn pass(&self, request: &str, more: usize) -> bool {
         let mut state = self.0.lock().unwrap();
         let tokens = state.tokens.entry(request.to_owned()).or_default();
-        let before = *tokens;
         *tokens += more;
-        let after = *tokens;
-        let Some((of, at)) = &state.aim else { return false };
-        if of != request || !(before + 1..=after).contains(at) {
+        let passed = *tokens;
+        let aim = state.aim.as_ref();
+        if aim.is_none_or(|(of, at)| of != request || passed < *at) {
             return false;
         }
-        state.struck = *at == after;
-        state.aim = None;
-        state.struck
+        (state.aim, state.struck) = (None, Some(passed));
+        true
     }
 }
 

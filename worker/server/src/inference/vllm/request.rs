@@ -18,6 +18,9 @@ use crate::inference::model::Model;
 pub const DEFAULT_NEW_TOKENS: u32 = 20;
 /// Most answers to a prompt, as over HTTP.
 const MAX_SEQUENCES: u32 = 128;
+/// Most of them beside which tokens of a list are told: each token of such an answer takes the logits of the whole vocabulary from all ranks, and all other
+/// answers of its batch wait for them.
+const MAX_LISTED_SEQUENCES: u32 = 4;
 
 /// What the answer is to contain.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -59,6 +62,7 @@ pub fn draft(model: &Model, mut request: GenerateRequest) -> Result<Asked, Statu
         response.output_candidates.as_ref(),
         "response.output_candidates",
     )?;
+    check_listed(sequences, &listed_tokens)?;
     let (prompt_logprobs, listed) = beside(
         response.prompt_logprobs,
         response.prompt_candidates.as_ref(),
@@ -128,6 +132,16 @@ fn sequences(sampling: Option<&RandomSampling>) -> Result<u32, Status> {
             "sampling.num_sequences is {count}; ask for at most {MAX_SEQUENCES}"
         ))),
     }
+}
+
+/// Whether there are so few answers that tokens of a list can be told beside them.
+fn check_listed(sequences: u32, listed_tokens: &[u32]) -> Result<(), Status> {
+    if listed_tokens.is_empty() || sequences <= MAX_LISTED_SEQUENCES {
+        return Ok(());
+    }
+    Err(Status::invalid_argument(format!(
+        "sampling.num_sequences is {sequences}; beside response.output_candidates.token_ids ask for at most {MAX_LISTED_SEQUENCES}, or for top_n"
+    )))
 }
 
 /// The prompt's tokens: all, or the last `keep` where that is not 0.
@@ -295,6 +309,10 @@ mod tests {
         let status = sequences(Some(&many)).unwrap_err();
         assert!(status.message().contains("at most 128"), "{status}");
         assert_eq!(sequences(Some(&RandomSampling::default())).unwrap(), 1);
+        let status = check_listed(5, &[7]).unwrap_err();
+        assert!(status.message().contains("at most 4"), "{status}");
+        check_listed(4, &[7]).unwrap();
+        check_listed(MAX_SEQUENCES, &[]).unwrap();
         let select = |select| CandidateTokens { select: Some(select) };
         let all = select(Select::All(true));
         let status = beside(true, Some(&all), "response.output_candidates").unwrap_err();
