@@ -81,6 +81,7 @@ fn serve(
     let mut buffer = Vec::with_capacity(MAX_HEAD);
     for number in numbers.take_while(|number| *number < schedule.rate * schedule.seconds) {
         let due = begin + Duration::from_secs_f64(number as f64 / schedule.rate as f64);
+        #[allow(clippy::disallowed_methods, reason = "the kernel's clock is what it paces by")]
         thread::sleep(due.saturating_duration_since(Instant::now()));
         let late = due.elapsed();
         stream.write_all(&request)?;

@@ -241,7 +241,8 @@ mod tests {
             threads,
         };
         let (small, enough) = (LARGE / 2, LARGE * 2);
-        let takers: [(bool, fn(&[u8]) -> String); 3] = [(true, on_a_thread), (true, here), (false, here)];
+        type Taker = fn(&[u8]) -> String;
+        let takers: [(bool, Taker); 3] = [(true, on_a_thread), (true, here), (false, here)];
         for (threads, mut take) in takers {
             let complaint = tried(&target(threads, small), &[], &watch, &mut take).unwrap_err();
             assert!(complaint.contains("bytes of memory"), "{complaint}");

@@ -176,7 +176,7 @@ impl Packer<'_> {
             return Err("the embedding has no place of its own in this rank's memory".into());
         };
         let bytes = rows.bf16(&mut scratch.converted)?;
-        let first = rows.first as usize * (bytes.len() / rows.count.max(1) as usize);
+        let first = counted(rows.first)? * (bytes.len() / counted(rows.count.max(1))?);
         self.store(table + first, bytes)
     }
 
@@ -190,14 +190,14 @@ impl Packer<'_> {
             Element::E4m3 => rows.e4m3()?,
         };
         pack_rows(at.element, at.k, bytes, &mut scratch.packed);
-        let first = rows.first as usize;
+        let first = counted(rows.first)?;
         self.store(
             at.weights + first / LANES * at.element.block_bytes(at.k),
             &scratch.packed,
         )?;
         let ones;
         let scales = if rows.scales.is_empty() {
-            ones = vec![1.0; rows.count as usize];
+            ones = vec![1.0; counted(rows.count)?];
             &ones
         } else {
             rows.scales
@@ -213,7 +213,12 @@ impl Packer<'_> {
     }
 }
 
-const _: () = assert!((ROW_MULTIPLE as usize).is_multiple_of(LANES));
+/// Rows of a tensor that is in memory.
+fn counted(rows: u64) -> Result<usize, SinkError> {
+    usize::try_from(rows).map_err(|_| "a tensor has more rows than this machine can count".into())
+}
+
+const _: () = assert!(ROW_MULTIPLE.is_multiple_of(LANES as u64));
 
 #[cfg(test)]
 mod tests;

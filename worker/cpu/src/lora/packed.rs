@@ -201,9 +201,10 @@ impl Reader<'_> {
             return Ok(whole);
         }
         let (_, inputs) = kind.shape(self.config);
+        let width = usize::try_from(inputs).unwrap_or(usize::MAX).max(1);
         let own = self.own(kind);
         let mut columns = Vec::new();
-        for row in whole.chunks_exact(inputs as usize * ELEMENT) {
+        for row in whole.chunks_exact(width.saturating_mul(ELEMENT)) {
             let outside = || AdapterError::Outside(factors.a.clone());
             columns.extend(take(row, &own, ELEMENT).ok_or_else(outside)?);
         }
