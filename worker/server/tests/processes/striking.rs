@@ -97,7 +97,7 @@ pub(crate) async fn doors(workers: &[Worker], strikes: &Arc<Strikes>) -> Vec<Soc
 
 /// An answer on its way.
 enum Passing {
-    Open(Streaming<CompletionChunk>, Door, String),
+    Open(Box<Streaming<CompletionChunk>>, Door, String),
     /// Its leader was killed.
     Struck,
     Over,
@@ -144,7 +144,7 @@ impl Completion for Door {
             .complete(request)
             .await;
         let answer = answer.map_err(lost)?;
-        let passing = Passing::Open(answer.into_inner(), self.clone(), name);
+        let passing = Passing::Open(Box::new(answer.into_inner()), self.clone(), name);
         Ok(Response::new(unfold(passing, Passing::next).boxed()))
     }
 
